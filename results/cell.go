@@ -1,0 +1,194 @@
+package results
+
+import "time"
+
+// Latency is the distribution of one clock, in nanoseconds. A nil percentile
+// has fewer than ten samples beyond it, or, where failures count as infinitely
+// slow, lies among the failures.
+type Latency struct {
+	Count int64  `json:"count"`
+	P50   *int64 `json:"p50"`
+	P90   *int64 `json:"p90"`
+	P95   *int64 `json:"p95"`
+	P99   *int64 `json:"p99"`
+	P999  *int64 `json:"p999"`
+	Max   *int64 `json:"max"`
+	Mean  *int64 `json:"mean"`
+	// Clamped counts samples above the histogram's 60 s, recorded as 60 s.
+	Clamped int64 `json:"clamped,omitempty"`
+}
+
+// OpStats is one op class of one step.
+type OpStats struct {
+	Count       int64   `json:"count"` // scheduled
+	ResponseNS  Latency `json:"response_ns"`
+	ResponseAll Latency `json:"response_all_ns"` // failures as infinitely slow
+	ServiceNS   Latency `json:"service_ns"`
+	Errors      int64   `json:"errors"`
+	SessionLost int64   `json:"session_lost,omitempty"`
+	OverSLO     int64   `json:"over_slo"` // successes slower than the class's bound
+}
+
+// NodeUsage is what one node used during one step.
+type NodeUsage struct {
+	Node       string  `json:"node"`
+	Host       string  `json:"host"`
+	Role       string  `json:"role"`
+	CPUSeconds float64 `json:"cpu_seconds"`
+	RSSBytes   int64   `json:"rss_bytes"`
+}
+
+// HostUsage is what one host used of its budget during one step.
+type HostUsage struct {
+	Host             string  `json:"host"`
+	CPU              float64 `json:"cpu"` // budget in cores
+	Isolated         bool    `json:"isolated"`
+	CPUSeconds       float64 `json:"cpu_seconds"`
+	CPUShare         float64 `json:"cpu_share"`         // of the budget, 1 = all of it
+	ThrottledSeconds float64 `json:"throttled_seconds"` // sum over CPUs of the time that runnable threads were held back
+	ThrottledShare   float64 `json:"throttled_share"`   // share of quota periods in which the host was throttled
+}
+
+// ClientUsage is what the load generator itself used during one step.
+type ClientUsage struct {
+	CPUSeconds   float64 `json:"cpu_seconds"`
+	CPUShare     float64 `json:"cpu_share"` // of the cores that were free for it
+	GCPauseMaxNS int64   `json:"gc_pause_max_ns"`
+	GCPauseSumNS int64   `json:"gc_pause_sum_ns"`
+	OutsideShare float64 `json:"outside_share"` // CPU taken by what is neither client nor target, and steal, as a share of the machine
+}
+
+// Outage is a stretch of failures in the order of intended times.
+type Outage struct {
+	FromNS int64 `json:"from_ns"` // intended time of the first failure, since the start of the step
+	ToNS   int64 `json:"to_ns"`   // intended time of the first success after the last failure
+	Failed int64 `json:"failed"`
+}
+
+// Event is something that happened to the target during a step.
+type Event struct {
+	AtNS int64  `json:"at_ns"`
+	Text string `json:"text"`
+}
+
+// Step is one offered rate in a cell.
+type Step struct {
+	Purpose      string             `json:"purpose"` // warmup, search, confirm, reference, attack
+	OfferedRPS   float64            `json:"offered_rps"`
+	SentRPS      float64            `json:"sent_rps"`
+	CompletedRPS float64            `json:"completed_rps"`
+	Seconds      float64            `json:"seconds"`
+	Schedule     string             `json:"schedule"`
+	CatchUp      string             `json:"catch_up"`
+	ResponseNS   Latency            `json:"response_ns"`     // successes
+	ResponseAll  Latency            `json:"response_all_ns"` // failures as infinitely slow
+	ServiceNS    Latency            `json:"service_ns"`
+	WaitNS       Latency            `json:"wait_ns"`
+	LagNS        Latency            `json:"lag_ns"`
+	Ledger       Ledger             `json:"ledger"`
+	Ops          map[string]OpStats `json:"ops"`
+	Causes       map[string]int64   `json:"causes,omitempty"` // failures by cause
+	Outages      []Outage           `json:"outages,omitempty"`
+	Events       []Event            `json:"events,omitempty"`
+	Hosts        []HostUsage        `json:"hosts,omitempty"`
+	Nodes        []NodeUsage        `json:"nodes,omitempty"`
+	Client       ClientUsage        `json:"client"`
+	SLOMet       bool               `json:"slo_met"`
+	SLOBroken    string             `json:"slo_broken,omitempty"` // what broke it: "feed p99 240ms > 100ms"
+	BytesIn      int64              `json:"bytes_in"`
+	BytesOut     int64              `json:"bytes_out"`
+	ServerCount  *int64             `json:"server_count,omitempty"` // requests by the server's own count
+	OpsHash      string             `json:"ops_hash"`               // of the op sequence, same seed, same hash
+	Valid        bool               `json:"valid"`
+	Warnings     []string           `json:"warnings"`
+}
+
+// Limit is what stopped a cell from going faster.
+type Limit struct {
+	By       string  `json:"by"` // a role, "client" or "unknown"
+	Host     string  `json:"host,omitempty"`
+	Figure   string  `json:"figure,omitempty"` // the evidence: "93% of its CPU budget"
+	CPUShare float64 `json:"cpu_share,omitempty"`
+}
+
+// CellHost is a host of a cell as the tables show it.
+type CellHost struct {
+	Host     string  `json:"host"`
+	CPU      float64 `json:"cpu"`
+	Isolated bool    `json:"isolated"`
+}
+
+// Cell is one configuration times one workload.
+type Cell struct {
+	Stage          string            `json:"stage"`
+	Workload       string            `json:"workload"`
+	Engines        map[string]string `json:"engines"`
+	Versions       map[string]string `json:"versions,omitempty"` // of the engines, by role
+	Driver         string            `json:"driver"`
+	Knobs          map[string]string `json:"knobs"`
+	Topology       string            `json:"topology"` // digest
+	Hosts          []CellHost        `json:"hosts"`
+	Units          float64           `json:"units"`
+	BringUpNS      int64             `json:"bring_up_ns"`
+	CapacityRPS    float64           `json:"capacity_rps"`
+	CapacityLow    float64           `json:"capacity_low"`    // highest rate that met the SLO
+	CapacityHigh   float64           `json:"capacity_high"`   // lowest rate that did not; 0 when none failed
+	CapacityMethod string            `json:"capacity_method"` // "bracket"
+	SLO            string            `json:"slo"`
+	Repeats        []float64         `json:"repeats"`
+	WarmupCutNS    int64             `json:"warmup_cut_ns"` // how much was cut as warm-up
+	Reference      *Step             `json:"reference,omitempty"`
+	Steps          []Step            `json:"steps"`
+	LimitedBy      string            `json:"limited_by"`
+	Limit          Limit             `json:"limit"`
+	Valid          bool              `json:"valid"`
+	Warnings       []string          `json:"warnings"`
+	Error          string            `json:"error,omitempty"` // why the cell could not be measured
+}
+
+// Isolated reports whether every host of the cell was held to its budget.
+func (c Cell) Isolated() bool {
+	for _, h := range c.Hosts {
+		if !h.Isolated {
+			return false
+		}
+	}
+	return true
+}
+
+// Schema is the version of summary.json. Fields may be added, never renamed.
+const Schema = 1
+
+// Run is everything measured by one invocation: summary.json.
+type Run struct {
+	Schema   int      `json:"schema"`
+	Run      string   `json:"run"`
+	Complete bool     `json:"complete"` // false while it runs and after an interruption
+	Cells    []Cell   `json:"cells"`
+	Warnings []string `json:"warnings"`
+}
+
+// Manifest says what was run, on what, so that it can be run again:
+// manifest.json.
+type Manifest struct {
+	Schema    int               `json:"schema"`
+	Run       string            `json:"run"`
+	Command   []string          `json:"command"`
+	Started   time.Time         `json:"started"`
+	Seed      uint64            `json:"seed"`
+	Data      string            `json:"data"`
+	Config    map[string]any    `json:"config"` // effective configuration, from the values that were used
+	Digests   map[string]string `json:"digests"`
+	Version   string            `json:"version"`
+	BinarySHA string            `json:"binary_sha256"`
+	Go        string            `json:"go"`
+	OS        string            `json:"os"`
+	Kernel    string            `json:"kernel"`
+	CPUModel  string            `json:"cpu_model"`
+	Cores     int               `json:"cores"`
+	Budgets   string            `json:"budgets"` // how hosts were isolated: "cgroup v1", "cgroup v2", "not isolated"
+	UnitCPU   float64           `json:"unit_cpu"`
+	Reserve   float64           `json:"reserve_cpu"`
+	Engines   map[string]string `json:"engines"`
+	Warnings  []string          `json:"warnings"`
+}

@@ -1,0 +1,100 @@
+package results
+
+import "fmt"
+
+// Ledger accounts for every op of a step. It closes:
+//
+//	Scheduled = Sent + Unsent + ConnectError
+//	Sent      = OK + HTTPError + TransportError + Timeout + InFlight
+//
+// SessionLost is a part of HTTPError that is counted apart from errors.
+type Ledger struct {
+	Scheduled      int64 `json:"scheduled"`
+	Unsent         int64 `json:"unsent"`
+	ConnectError   int64 `json:"connect_error"`
+	Sent           int64 `json:"sent"`
+	OK             int64 `json:"ok"`
+	HTTPError      int64 `json:"http_error"`
+	TransportError int64 `json:"transport_error"`
+	Timeout        int64 `json:"timeout"`
+	InFlight       int64 `json:"in_flight"`
+	SessionLost    int64 `json:"session_lost"`
+}
+
+// Count adds one outcome to every column but Scheduled, which the schedule
+// alone decides: that is what lets Check find an op that got lost.
+func (l *Ledger) Count(o Outcome) {
+	switch o.Fate {
+	case Unsent:
+		l.Unsent++
+		return
+	case ConnectError:
+		l.ConnectError++
+		return
+	case OK:
+		l.OK++
+	case HTTPError:
+		l.HTTPError++
+	case TransportError:
+		l.TransportError++
+	case Timeout:
+		l.Timeout++
+	case InFlight:
+		l.InFlight++
+	}
+	l.Sent++
+	if o.SessionLost {
+		l.SessionLost++
+	}
+}
+
+// Add adds another ledger, column by column.
+func (l *Ledger) Add(o Ledger) {
+	l.Scheduled += o.Scheduled
+	l.Unsent += o.Unsent
+	l.ConnectError += o.ConnectError
+	l.Sent += o.Sent
+	l.OK += o.OK
+	l.HTTPError += o.HTTPError
+	l.TransportError += o.TransportError
+	l.Timeout += o.Timeout
+	l.InFlight += o.InFlight
+	l.SessionLost += o.SessionLost
+}
+
+// Errors is the number of ops that failed, lost sessions left out.
+func (l Ledger) Errors() int64 {
+	return l.Unsent + l.ConnectError + l.HTTPError - l.SessionLost + l.TransportError + l.Timeout + l.InFlight
+}
+
+// ErrorRate is Errors as a share of Scheduled, 0 when nothing was scheduled.
+func (l Ledger) ErrorRate() float64 {
+	if l.Scheduled == 0 {
+		return 0
+	}
+	return float64(l.Errors()) / float64(l.Scheduled)
+}
+
+// Check says where the ledger does not close, or nil.
+func (l Ledger) Check() error {
+	if sum := l.Sent + l.Unsent + l.ConnectError; l.Scheduled != sum {
+		return fmt.Errorf("ledger does not close: scheduled %d, but sent %d + unsent %d + connect_error %d = %d",
+			l.Scheduled, l.Sent, l.Unsent, l.ConnectError, sum)
+	}
+	if sum := l.OK + l.HTTPError + l.TransportError + l.Timeout + l.InFlight; l.Sent != sum {
+		return fmt.Errorf("ledger does not close: sent %d, but ok %d + http_error %d + transport_error %d + timeout %d + in_flight %d = %d",
+			l.Sent, l.OK, l.HTTPError, l.TransportError, l.Timeout, l.InFlight, sum)
+	}
+	return nil
+}
+
+// CheckServer compares the server's own count of requests with the ledger's:
+// they may differ by what was sent and never answered.
+func (l Ledger) CheckServer(served int64) error {
+	slack := l.TransportError + l.Timeout + l.InFlight
+	if diff := l.Sent - served; diff < 0 || diff > slack {
+		return fmt.Errorf("the server counted %d requests, the client sent %d: off by %d, and only %d were sent without an answer",
+			served, l.Sent, diff, slack)
+	}
+	return nil
+}

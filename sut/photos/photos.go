@@ -1,0 +1,71 @@
+// Package photos holds the records and ids of the photo service: what is
+// stored, and the errors that every store of them returns.
+//
+// It is a leaf: it imports nothing of this module but the sut vocabulary and
+// does no I/O. Times are microseconds since the Unix epoch, UTC. Records are
+// plain values.
+package photos
+
+import "errors"
+
+// Errors that every store returns, wrapped, for the app to tell apart.
+var (
+	ErrNotFound    = errors.New("not found")
+	ErrConflict    = errors.New("conflict")          // the login name exists
+	ErrForbidden   = errors.New("not the owner")     // only the owner may rename or delete
+	ErrUnavailable = errors.New("store unavailable") // the database cannot be reached
+)
+
+// ID identifies a record. Seeded records have small ids (1, 2, 3 ...); ids made
+// at run time come from an IDSource and never collide with them.
+type ID int64
+
+// Processing states of a photo.
+const (
+	StatePending = "pending" // original stored, variants not made yet
+	StateReady   = "ready"
+)
+
+// User is one account.
+type User struct {
+	ID        ID     `json:"id"`
+	Login     string `json:"login"`
+	Name      string `json:"name"`
+	Password  string `json:"-"` // salted digest, see HashPassword
+	CreatedUS int64  `json:"created_us"`
+	Photos    int64  `json:"photos"`
+	Followers int64  `json:"followers"`
+	Following int64  `json:"following"`
+	Version   int64  `json:"version"`
+}
+
+// Photo is one photo's record; its bytes are in the blob store.
+type Photo struct {
+	ID        ID     `json:"id"`
+	UserID    ID     `json:"user_id"`
+	Title     string `json:"title"`
+	State     string `json:"state"`
+	Width     int    `json:"width"`
+	Height    int    `json:"height"`
+	Bytes     int64  `json:"bytes"`
+	CreatedUS int64  `json:"created_us"`
+	Likes     int64  `json:"likes"`
+	Comments  int64  `json:"comments"`
+	Version   int64  `json:"version"` // grows by one with every change
+}
+
+// Comment is one comment on a photo.
+type Comment struct {
+	ID        ID     `json:"id"`
+	PhotoID   ID     `json:"photo_id"`
+	UserID    ID     `json:"user_id"`
+	Text      string `json:"text"`
+	CreatedUS int64  `json:"created_us"`
+}
+
+// Follow says that one user follows another.
+type Follow struct {
+	Follower  ID    `json:"follower"`
+	Followee  ID    `json:"followee"`
+	CreatedUS int64 `json:"created_us"`
+}

@@ -1,0 +1,95 @@
+package sut
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+)
+
+// Host is a unit of capacity and of failure: everything on it shares its
+// budget and dies with it.
+type Host struct {
+	Name        string  `json:"name"`
+	Units       float64 `json:"units"`        // size in units; a balancer has two
+	CPU         float64 `json:"cpu"`          // cores, Units times the size of the unit
+	MemoryBytes int64   `json:"memory_bytes"` // limit
+	Region      string  `json:"region,omitempty"`
+}
+
+// Node is one process on a host.
+type Node struct {
+	Name   string   `json:"name"`
+	Host   string   `json:"host"`
+	Role   Role     `json:"role"`
+	Engine Engine   `json:"engine"`
+	Uses   []string `json:"uses,omitempty"` // names of the nodes that it calls; they start before it
+}
+
+// Topology is the hosts, nodes and links of one configuration, declared.
+type Topology struct {
+	Stage    Stage   `json:"stage"`
+	UnitCPU  float64 `json:"unit_cpu"` // cores per unit
+	Knobs    Knobs   `json:"knobs"`    // effective values, defaults included
+	Hosts    []Host  `json:"hosts"`
+	Nodes    []Node  `json:"nodes"`    // in start order: a node comes after all that it uses
+	Frontend string  `json:"frontend"` // name of the node that clients talk to
+}
+
+// Units is the sum of the sizes of all hosts.
+func (t Topology) Units() float64 {
+	var sum float64
+	for _, h := range t.Hosts {
+		sum += h.Units
+	}
+	return sum
+}
+
+// CPU is the sum of the budgets of all hosts, in cores.
+func (t Topology) CPU() float64 {
+	var sum float64
+	for _, h := range t.Hosts {
+		sum += h.CPU
+	}
+	return sum
+}
+
+// Engines names the engine of each role whose engine can be chosen.
+func (t Topology) Engines() map[Role]Engine {
+	engines := map[Role]Engine{}
+	for _, n := range t.Nodes {
+		if len(EnginesOf(n.Role)) > 1 {
+			engines[n.Role] = n.Engine
+		}
+	}
+	return engines
+}
+
+// Host returns the host of that name.
+func (t Topology) Host(name string) (Host, bool) {
+	for _, h := range t.Hosts {
+		if h.Name == name {
+			return h, true
+		}
+	}
+	return Host{}, false
+}
+
+// Node returns the node of that name.
+func (t Topology) Node(name string) (Node, bool) {
+	for _, n := range t.Nodes {
+		if n.Name == name {
+			return n, true
+		}
+	}
+	return Node{}, false
+}
+
+// Digest identifies the topology: equal topologies have equal digests.
+func (t Topology) Digest() string {
+	text, err := json.Marshal(t)
+	if err != nil {
+		panic("sut: a topology is plain data: " + err.Error())
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:8])
+}

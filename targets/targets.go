@@ -1,0 +1,69 @@
+// Package targets is the vocabulary of running systems that load is aimed at.
+//
+// A target is either a topology that we brought up (targets/local) or an
+// address that somebody gave us (targets/attach). The driver never sees this
+// package: it gets addresses. Nothing here starts a process.
+package targets
+
+import "github.com/stagebench/stagebench/sut"
+
+// State is what a host is doing.
+type State string
+
+// The states of a host.
+const (
+	Starting State = "starting"
+	Serving  State = "serving"
+	Paused   State = "paused"
+	Dead     State = "dead" // killed or crashed; supervision brings it back
+	Stopped  State = "stopped"
+)
+
+// NodeStatus is one node of a target, as `stagebench status` shows it.
+type NodeStatus struct {
+	Node     string     `json:"node"`
+	Host     string     `json:"host"`
+	Role     sut.Role   `json:"role"`
+	Engine   sut.Engine `json:"engine"`
+	Version  string     `json:"version,omitempty"`
+	State    State      `json:"state"`
+	Address  string     `json:"address"` // host:port
+	PID      int        `json:"pid"`
+	Restarts int        `json:"restarts"`
+	Cause    string     `json:"cause,omitempty"` // of the last death
+	ReadyNS  int64      `json:"ready_ns"`        // from start to ready
+}
+
+// Usage is what hosts and nodes have used since they were started. Subtract
+// two of them for a step.
+type Usage struct {
+	Hosts []HostUsage
+	Nodes []NodeUsage
+}
+
+// HostUsage is one host's account with the kernel.
+type HostUsage struct {
+	Host             string
+	CPU              float64 // budget in cores
+	Isolated         bool
+	CPUSeconds       float64
+	ThrottledSeconds float64
+	Periods          int64
+	ThrottledPeriods int64
+}
+
+// NodeUsage is one node's account.
+type NodeUsage struct {
+	Node       string
+	Host       string
+	Role       sut.Role
+	CPUSeconds float64
+	RSSBytes   int64
+}
+
+// Event is something that happened to a target: a kill, a death, a restart.
+type Event struct {
+	UnixNS int64  `json:"unix_ns"`
+	Node   string `json:"node"`
+	Text   string `json:"text"`
+}
