@@ -39,6 +39,7 @@ type Peer struct {
 type Ready struct {
 	Node    string `json:"node"`
 	Address string `json:"address"`           // host:port of its protocol: HTTP for web, lb and blob, PostgreSQL for db
+	Admin   string `json:"admin"`             // host:port that answers /metrics and /healthz over HTTP; may equal Address
 	Version string `json:"version,omitempty"` // of the engine, as it says it
 	PIDs    []int  `json:"pids,omitempty"`    // processes of the native server, besides the node's own
 }
