@@ -61,7 +61,7 @@ type ClientUsage struct {
 // Outage is a stretch of failures in the order of intended times.
 type Outage struct {
 	FromNS int64 `json:"from_ns"` // intended time of the first failure, since the start of the step
-	ToNS   int64 `json:"to_ns"`   // intended time of the first success after the last failure
+	ToNS   int64 `json:"to_ns"`   // intended time of the last failure
 	Failed int64 `json:"failed"`
 }
 

@@ -1,0 +1,93 @@
+// Package hdr turns the outcomes of a step into HDR histograms: per op class,
+// per clock and per interval, and into the figures of a results.Step.
+//
+// Values are nanoseconds with three significant digits, from 1 ns to 60 s; what
+// is larger is recorded as 60 s and counted as clamped. Samples are never
+// "corrected": the clocks start at the intended time, so nothing is missing.
+// Percentiles are nearest rank over merged histograms, never averages of
+// percentiles.
+//
+// A Recorder belongs to one goroutine. The usual order of calls: New, Record
+// for every outcome, Tick when an interval is over, Finish once.
+package hdr
+
+import (
+	"fmt"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"github.com/stagebench/stagebench/results"
+)
+
+// Limits of every histogram.
+const (
+	Highest = 60_000_000_000 // ns
+	Digits  = 3
+	// tailSamples is how many samples must lie beyond a percentile before it is
+	// shown: with fewer it says more about luck than about the system.
+	tailSamples = 10
+)
+
+// Histogram is a distribution of one clock. It is a plain dense HDR histogram
+// that counts what it had to clamp.
+type Histogram struct {
+	h       *hdrhistogram.Histogram
+	clamped int64
+}
+
+// NewHistogram returns an empty histogram.
+func NewHistogram() *Histogram {
+	return &Histogram{h: hdrhistogram.New(1, Highest, Digits)}
+}
+
+// Record adds one value in nanoseconds. Negative values, which only a clock
+// that went backwards could give, are recorded as 0 and counted as clamped.
+func (h *Histogram) Record(ns int64) {
+	if ns < 0 || ns > Highest {
+		h.clamped++
+		ns = min(max(ns, 0), Highest)
+	}
+	if err := h.h.RecordValue(ns); err != nil {
+		panic("hdr: a clamped value was refused: " + err.Error())
+	}
+}
+
+// Merge adds another histogram exactly.
+func (h *Histogram) Merge(o *Histogram) {
+	if dropped := h.h.Merge(o.h); dropped != 0 {
+		panic(fmt.Sprintf("hdr: merging equal histograms dropped %d values", dropped))
+	}
+	h.clamped += o.clamped
+}
+
+// Count is the number of recorded values.
+func (h *Histogram) Count() int64 { return h.h.TotalCount() }
+
+// Latency returns the distribution as it is reported, with failed more values
+// that count as infinitely slow. A percentile is nil when fewer than ten
+// samples lie beyond it, or when it lies among the failures.
+func (h *Histogram) Latency(failed int64) results.Latency {
+	ok := h.h.TotalCount()
+	l := results.Latency{Count: ok + failed, Clamped: h.clamped}
+	l.P50, l.P90, l.P95 = h.at(50, failed), h.at(90, failed), h.at(95, failed)
+	l.P99, l.P999 = h.at(99, failed), h.at(99.9, failed)
+	if ok > 0 && failed == 0 {
+		l.Max = new(h.h.Max())
+		l.Mean = new(int64(h.h.Mean()))
+	}
+	return l
+}
+
+func (h *Histogram) at(percentile float64, failed int64) *int64 {
+	total := h.h.TotalCount() + failed
+	if float64(total)*(100-percentile)/100 < tailSamples-1e-9 {
+		return nil
+	}
+	// The failures sit at the far end: the percentile of all samples is a higher
+	// percentile of the successes, or lies beyond them.
+	rank := percentile * float64(total) / float64(max(h.h.TotalCount(), 1))
+	if rank > 100 || h.h.TotalCount() == 0 {
+		return nil
+	}
+	return new(h.h.ValueAtPercentile(rank))
+}

@@ -1,0 +1,93 @@
+package hdr
+
+import (
+	"fmt"
+	"io"
+	"regexp"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+)
+
+// Log writes interval histograms in the HdrHistogram log format, version 1.3,
+// which Java's HistogramLogProcessor and HistogramLogAnalyzer read. Every line
+// has a tag, <class>-<clock>:
+//
+//	rt  response time of successes      st  service time of successes
+//	ft  response time of failures       wt  wait      lag  the client's own lateness
+//
+// Interval times are absolute seconds since the epoch with base time 0, values
+// are nanoseconds, and the Interval_Max column is in milliseconds.
+//
+// A Log belongs to one goroutine.
+type Log struct {
+	w *hdrhistogram.HistogramLogWriter
+}
+
+// NewLog writes the header. The comment says what the file holds.
+func NewLog(w io.Writer, comment string, start time.Time) (*Log, error) {
+	l := &Log{w: hdrhistogram.NewHistogramLogWriter(w)}
+	for _, write := range []func() error{
+		func() error { return l.w.OutputComment("[" + comment + "]") },
+		l.w.OutputLogFormatVersion,
+		func() error { return l.w.OutputStartTime(start.UnixMilli()) },
+		l.w.OutputLegend,
+	} {
+		if err := write(); err != nil {
+			return nil, fmt.Errorf("write histogram log header: %w", err)
+		}
+	}
+	return l, nil
+}
+
+// tagPattern is what a tag may hold; the library's own check lets commas and
+// spaces at both ends through.
+var tagPattern = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+
+// Write adds one closed interval.
+func (l *Log) Write(i Interval) error {
+	if !tagPattern.MatchString(i.Tag) {
+		return fmt.Errorf("histogram tag %q: want letters, digits, '-' and '_' only", i.Tag)
+	}
+	i.packed.SetTag(i.Tag)
+	i.packed.SetStartTimeMs(i.From.UnixMilli())
+	i.packed.SetEndTimeMs(i.To.UnixMilli())
+	if err := l.w.OutputIntervalPackedHistogram(i.packed); err != nil {
+		return fmt.Errorf("write histogram interval: %w", err)
+	}
+	return nil
+}
+
+// Interval is one closed interval of one tag, packed.
+type Interval struct {
+	Tag      string
+	From, To time.Time
+	packed   *hdrhistogram.PackedHistogram
+}
+
+func pack(tag string, from, to time.Time, h *Histogram) Interval {
+	p := hdrhistogram.NewPacked(1, Highest, Digits)
+	if dropped := p.MergeFrom(h.h); dropped != 0 {
+		panic(fmt.Sprintf("hdr: packing dropped %d values", dropped))
+	}
+	return Interval{Tag: tag, From: from, To: to, packed: p}
+}
+
+// ReadLog reads a log back and merges all intervals by tag.
+func ReadLog(r io.Reader) (map[string]*Histogram, error) {
+	merged := map[string]*Histogram{}
+	reader := hdrhistogram.NewHistogramLogReader(r)
+	for {
+		h, err := reader.NextIntervalHistogram()
+		if err != nil {
+			return nil, fmt.Errorf("read histogram log: %w", err)
+		}
+		if h == nil {
+			return merged, nil
+		}
+		if merged[h.Tag()] == nil {
+			merged[h.Tag()] = NewHistogram()
+		}
+		merged[h.Tag()].Merge(&Histogram{h: h})
+	}
+}

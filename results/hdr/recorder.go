@@ -1,0 +1,254 @@
+package hdr
+
+import (
+	"slices"
+	"sort"
+	"time"
+
+	"github.com/stagebench/stagebench/results"
+)
+
+// outageGap is the longest stretch without a failure inside one outage.
+const outageGap = int64(time.Second)
+
+// maxFailureTimes bounds the memory that outage detection takes; later failures
+// still count, but only extend the last outage.
+const maxFailureTimes = 1 << 20
+
+// Recorder collects the outcomes of one step.
+type Recorder struct {
+	start    time.Time // wall time of the step's time 0
+	bounds   func(class string) int64
+	closed   func(Interval)
+	classes  map[string]*class
+	ledger   results.Ledger
+	causes   map[string]int64
+	failures []int64 // intended times
+	seconds  map[int64]*Second
+	bytesIn  int64
+	bytesOut int64
+	interval int64 // start of the open interval
+	recent   *Histogram
+	lastDone int64
+}
+
+// class holds one op class: the whole step and the open interval.
+type class struct {
+	ledger  results.Ledger
+	overSLO int64
+	total   [clocks]*Histogram
+	open    [clocks]*Histogram
+}
+
+// The clocks that are recorded per class, in the order of tags.
+const (
+	response = iota
+	failed
+	service
+	wait
+	lag
+	clocks
+)
+
+var tags = [clocks]string{"rt", "ft", "st", "wt", "lag"}
+
+// Second is one row of a timeline: what was intended, sent and completed in one
+// second of the step, and the response times of what was completed in it. The
+// three rates are counted by their own clocks and are never the same thing.
+type Second struct {
+	Second                                int64
+	Intended, Sent, Completed, OK, Errors int64
+	P50, P99                              *int64 // ns, of successes completed in this second
+}
+
+// New returns a recorder for a step whose clocks start at start. bound returns
+// the SLO's bound of a class in nanoseconds; closed, if not nil, gets every
+// interval that Tick closes.
+func New(start time.Time, bound func(class string) int64, closed func(Interval)) *Recorder {
+	return &Recorder{
+		start: start, bounds: bound, closed: closed,
+		classes: map[string]*class{}, causes: map[string]int64{}, seconds: map[int64]*Second{},
+		recent: NewHistogram(),
+	}
+}
+
+// Record adds one outcome.
+func (r *Recorder) Record(o results.Outcome) {
+	c := r.class(o.Class)
+	r.ledger.Count(o)
+	c.ledger.Count(o)
+	c.ledger.Scheduled++
+	r.count(o)
+	if o.Fate.Failed() {
+		r.fail(o)
+	}
+	if o.Fate == results.Unsent {
+		return
+	}
+	c.open[lag].Record(o.Lag())
+	r.lastDone = max(r.lastDone, o.Done)
+	if o.Fate == results.ConnectError {
+		c.open[failed].Record(o.Response())
+		return
+	}
+	c.open[wait].Record(o.Wait())
+	r.bytesIn += o.BytesIn
+	r.bytesOut += o.BytesOut
+	if o.Fate != results.OK {
+		c.open[failed].Record(o.Response())
+		return
+	}
+	c.open[response].Record(o.Response())
+	c.open[service].Record(o.Service())
+	r.recent.Record(o.Response())
+	if o.Response() > r.bounds(o.Class) {
+		c.overSLO++
+	}
+}
+
+func (r *Recorder) fail(o results.Outcome) {
+	cause := o.Error
+	if cause == "" {
+		cause = o.Fate.String()
+	}
+	if o.SessionLost {
+		cause = "session lost"
+	} else if len(r.failures) < maxFailureTimes {
+		r.failures = append(r.failures, o.Intended)
+	}
+	r.causes[cause]++
+}
+
+func (r *Recorder) count(o results.Outcome) {
+	r.second(o.Intended).Intended++
+	if o.Fate == results.Unsent {
+		r.second(o.Intended).Errors++
+		return
+	}
+	if o.Sent >= 0 {
+		r.second(o.Sent).Sent++
+	}
+	done := r.second(o.Done)
+	done.Completed++
+	switch {
+	case o.Fate == results.OK:
+		done.OK++
+	case !o.SessionLost:
+		done.Errors++
+	}
+}
+
+func (r *Recorder) second(ns int64) *Second {
+	n := max(ns, 0) / int64(time.Second)
+	s := r.seconds[n]
+	if s == nil {
+		s = &Second{Second: n}
+		r.seconds[n] = s
+	}
+	return s
+}
+
+func (r *Recorder) class(name string) *class {
+	c := r.classes[name]
+	if c == nil {
+		c = &class{}
+		for i := range clocks {
+			c.total[i], c.open[i] = NewHistogram(), NewHistogram()
+		}
+		r.classes[name] = c
+	}
+	return c
+}
+
+// Tick closes the interval that ends at now (nanoseconds since the start of the
+// step) and returns the response times of the successes in it.
+func (r *Recorder) Tick(now int64) results.Latency {
+	from, to := r.start.Add(time.Duration(r.interval)), r.start.Add(time.Duration(now))
+	for _, name := range r.names() {
+		c := r.classes[name]
+		for i, open := range c.open {
+			if open.Count() == 0 {
+				continue
+			}
+			if r.closed != nil {
+				r.closed(pack(name+"-"+tags[i], from, to, open))
+			}
+			c.total[i].Merge(open)
+			open.h.Reset()
+			open.clamped = 0
+		}
+	}
+	recent := r.recent.Latency(0)
+	if recent.Count > 0 {
+		s := r.second(max(now-1, 0))
+		s.P50, s.P99 = recent.P50, recent.P99
+	}
+	r.recent.h.Reset()
+	r.interval = now
+	return recent
+}
+
+// Finish closes the last interval and returns the figures of the step. Rates,
+// validity and usage are filled in by the caller, who knows them.
+func (r *Recorder) Finish(scheduled int64) results.Step {
+	r.Tick(max(r.lastDone, r.interval))
+	r.ledger.Scheduled = scheduled
+	var all [clocks]*Histogram
+	for i := range all {
+		all[i] = NewHistogram()
+	}
+	step := results.Step{Ledger: r.ledger, Ops: map[string]results.OpStats{}, BytesIn: r.bytesIn, BytesOut: r.bytesOut}
+	for _, name := range r.names() {
+		c := r.classes[name]
+		for i := range all {
+			all[i].Merge(c.total[i])
+		}
+		failures := c.ledger.Errors()
+		step.Ops[name] = results.OpStats{
+			Count: c.ledger.Scheduled, Errors: failures, SessionLost: c.ledger.SessionLost, OverSLO: c.overSLO,
+			ResponseNS: c.total[response].Latency(0), ResponseAll: c.total[response].Latency(failures),
+			ServiceNS: c.total[service].Latency(0),
+		}
+	}
+	step.ResponseNS, step.ResponseAll = all[response].Latency(0), all[response].Latency(r.ledger.Errors())
+	step.ServiceNS, step.WaitNS, step.LagNS = all[service].Latency(0), all[wait].Latency(0), all[lag].Latency(0)
+	if len(r.causes) > 0 {
+		step.Causes = r.causes
+	}
+	step.Outages = outages(r.failures)
+	return step
+}
+
+// Timeline returns the seconds of the step in order.
+func (r *Recorder) Timeline() []Second {
+	rows := make([]Second, 0, len(r.seconds))
+	for _, s := range r.seconds {
+		rows = append(rows, *s)
+	}
+	sort.Slice(rows, func(i, j int) bool { return rows[i].Second < rows[j].Second })
+	return rows
+}
+
+func (r *Recorder) names() []string {
+	names := make([]string, 0, len(r.classes))
+	for name := range r.classes {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	return names
+}
+
+// outages groups failures that are less than outageGap apart.
+func outages(intended []int64) []results.Outage {
+	slices.Sort(intended)
+	var found []results.Outage
+	for _, at := range intended {
+		if n := len(found); n > 0 && at-found[n-1].ToNS <= outageGap {
+			found[n-1].ToNS = at
+			found[n-1].Failed++
+			continue
+		}
+		found = append(found, results.Outage{FromNS: at, ToNS: at, Failed: 1})
+	}
+	return found
+}

@@ -1,0 +1,160 @@
+package results
+
+import (
+	"fmt"
+	"math"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// SLO is a service level objective on the response clock: at most one in a
+// hundred ops slower than its bound, failures counted as infinitely slow, and
+// at most ErrorRate of all ops failed.
+type SLO struct {
+	Bound     time.Duration            // p99 of all classes without a bound of their own, taken together
+	Classes   map[string]time.Duration // p99 of single classes
+	ErrorRate float64                  // share of scheduled ops, 0.001 = 0.1 %
+}
+
+// DefaultSLO is what the ladder is measured against: reads and small writes p99
+// below 100 ms, uploads p99 below 1 s, errors below 0.1 %.
+func DefaultSLO() SLO {
+	return SLO{Bound: 100 * time.Millisecond, Classes: map[string]time.Duration{"upload": time.Second}, ErrorRate: 0.001}
+}
+
+// ParseSLO reads the form that String writes: "p99<100ms,upload:p99<1s,errors<0.1%".
+func ParseSLO(text string) (SLO, error) {
+	slo := SLO{Bound: math.MaxInt64, Classes: map[string]time.Duration{}, ErrorRate: 1}
+	for _, term := range strings.Split(text, ",") {
+		if err := slo.term(strings.TrimSpace(term)); err != nil {
+			return SLO{}, fmt.Errorf("slo %q: %w", term, err)
+		}
+	}
+	return slo, nil
+}
+
+func (s *SLO) term(term string) error {
+	name, value, found := strings.Cut(term, "<")
+	if !found {
+		return fmt.Errorf("want terms such as p99<100ms, upload:p99<1s or errors<0.1%%")
+	}
+	if name == "errors" {
+		share, err := strconv.ParseFloat(strings.TrimSuffix(value, "%"), 64)
+		if err != nil || !strings.HasSuffix(value, "%") || !(share >= 0 && share <= 100) {
+			return fmt.Errorf("want a percentage such as errors<0.1%%")
+		}
+		s.ErrorRate = share / 100
+		return nil
+	}
+	bound, err := time.ParseDuration(value)
+	if err != nil || bound <= 0 {
+		return fmt.Errorf("want a duration such as 100ms")
+	}
+	class, percentile, ofClass := strings.Cut(name, ":")
+	switch {
+	case ofClass && percentile == "p99" && class != "":
+		s.Classes[class] = bound
+	case !ofClass && class == "p99":
+		s.Bound = bound
+	default:
+		return fmt.Errorf("want p99, CLASS:p99 or errors on the left of <")
+	}
+	return nil
+}
+
+// String is the form that ParseSLO reads.
+func (s SLO) String() string {
+	var terms []string
+	if s.Bound != math.MaxInt64 {
+		terms = append(terms, "p99<"+s.Bound.String())
+	}
+	for _, class := range s.classes() {
+		terms = append(terms, class+":p99<"+s.Classes[class].String())
+	}
+	if s.ErrorRate < 1 {
+		terms = append(terms, "errors<"+strconv.FormatFloat(s.ErrorRate*100, 'g', -1, 64)+"%")
+	}
+	return strings.Join(terms, ",")
+}
+
+// BoundOf is the bound of a class in nanoseconds.
+func (s SLO) BoundOf(class string) int64 {
+	if bound, ok := s.Classes[class]; ok {
+		return int64(bound)
+	}
+	return int64(s.Bound)
+}
+
+// fewSamples is the number of ops below which the 99th percentile of a class is
+// its maximum; one slow op is then no evidence and is let through.
+const fewSamples = 100
+
+// Judge says whether a step met the objective, and if not, what broke it.
+func (s SLO) Judge(step Step) (met bool, broken string) {
+	if rate := step.Ledger.ErrorRate(); rate > s.ErrorRate {
+		return false, fmt.Sprintf("errors %.2f%% > %s%%%s", rate*100, strconv.FormatFloat(s.ErrorRate*100, 'g', -1, 64), mainCause(step.Causes))
+	}
+	var pooled, pooledOver int64
+	worst, worstShare := "", 0.0
+	for _, class := range sortedClasses(step.Ops) {
+		op := step.Ops[class]
+		over := op.OverSLO + op.Errors
+		if bound, own := s.Classes[class]; own {
+			if over > allowed(op.Count) {
+				return false, fmt.Sprintf("%s p99 > %v (%d of %d ops over it)", class, bound, over, op.Count)
+			}
+			continue
+		}
+		pooled += op.Count
+		pooledOver += over
+		if share := float64(over) / float64(max(op.Count, 1)); share > worstShare {
+			worst, worstShare = class, share
+		}
+	}
+	if pooledOver > allowed(pooled) {
+		return false, fmt.Sprintf("p99 > %v (%.1f%% of ops over it, %s worst with %.1f%%)",
+			s.Bound, 100*float64(pooledOver)/float64(pooled), worst, 100*worstShare)
+	}
+	return true, ""
+}
+
+// allowed is how many of n ops may be over their bound at the 99th percentile.
+func allowed(n int64) int64 {
+	if n < fewSamples {
+		return 1
+	}
+	return n / 100
+}
+
+func (s SLO) classes() []string {
+	names := make([]string, 0, len(s.Classes))
+	for name := range s.Classes {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	return names
+}
+
+func sortedClasses(ops map[string]OpStats) []string {
+	names := make([]string, 0, len(ops))
+	for name := range ops {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	return names
+}
+
+func mainCause(causes map[string]int64) string {
+	name, most := "", int64(0)
+	for cause, n := range causes {
+		if n > most || n == most && cause < name {
+			name, most = cause, n
+		}
+	}
+	if name == "" {
+		return ""
+	}
+	return ", mostly: " + name
+}

@@ -1,0 +1,235 @@
+package driver
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/stagebench/stagebench/workloads"
+)
+
+// Clients is a pool of connections and the sessions of the virtual users. It
+// outlives a run, so that the steps of a cell do not each begin with a storm of
+// new connections and logins.
+type Clients struct {
+	config ClientConfig
+	slots  []*slot
+	users  sync.Map // virtual user (int) -> *session
+	dials  atomic.Int64
+}
+
+// slot is one connection with a source address of its own. One op at a time is
+// in it; a run hands slots out and takes them back.
+type slot struct {
+	index     int
+	transport *http.Transport
+	born      atomic.Int64 // unix ns of the current connection's birth
+	buffer    []byte       // for reading bodies away
+}
+
+// session is what a virtual user's browser remembers.
+type session struct {
+	mu      sync.Mutex
+	cookies []*http.Cookie
+	header  string // of all cookies, ready to send
+	// login counts the logins, so that a 401 can be told to be a lost session,
+	// and so that one op, not each that lost it, starts a new one.
+	login    int
+	renewing int // the login that somebody is replacing
+}
+
+// NewClients returns clients for one target. Close them when done.
+func NewClients(config ClientConfig) (*Clients, error) {
+	if err := config.Validate(); err != nil {
+		return nil, err
+	}
+	c := &Clients{config: config}
+	for i := range config.Connections {
+		c.slots = append(c.slots, c.newSlot(i))
+	}
+	return c, nil
+}
+
+func (c *Clients) newSlot(i int) *slot {
+	s := &slot{index: i, buffer: make([]byte, 16<<10)}
+	dialer := &net.Dialer{Timeout: c.config.DialTimeout}
+	if n := len(c.config.Sources); n > 0 {
+		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.config.Sources[i%n], 0))
+	}
+	s.transport = &http.Transport{
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := dialer.DialContext(ctx, network, address)
+			if err == nil {
+				c.dials.Add(1)
+				s.born.Store(time.Now().UnixNano())
+			}
+			return conn, err
+		},
+		// One op at a time is in a slot, so one connection is all that it needs,
+		// and the bound on connections holds whatever the target does.
+		MaxConnsPerHost:     1,
+		MaxIdleConnsPerHost: 1,
+		DisableCompression:  true,
+		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
+	}
+	return s
+}
+
+// Endpoint is the base URL of the target.
+func (c *Clients) Endpoint() *url.URL { return c.config.Endpoint }
+
+// Connections is the bound on connections.
+func (c *Clients) Connections() int { return len(c.slots) }
+
+// Dials is the number of connections made so far.
+func (c *Clients) Dials() int64 { return c.dials.Load() }
+
+// Close closes all connections.
+func (c *Clients) Close() {
+	for _, s := range c.slots {
+		s.transport.CloseIdleConnections()
+	}
+}
+
+// renew closes the slot's connection when it has lived long enough, so that the
+// next op makes a new one.
+func (c *Clients) renew(s *slot) {
+	if c.config.ConnectionLife > 0 && time.Now().UnixNano()-s.born.Load() > int64(c.config.ConnectionLife) {
+		s.transport.CloseIdleConnections()
+	}
+}
+
+// user returns the session of a virtual user, nil for nobody (-1).
+func (c *Clients) user(user int) *session {
+	if user < 0 {
+		return nil
+	}
+	if found, ok := c.users.Load(user); ok {
+		return found.(*session)
+	}
+	made, _ := c.users.LoadOrStore(user, &session{})
+	return made.(*session)
+}
+
+// attach adds the user's cookies to a request and returns the login that they
+// stand for: 0 for a user who is not logged in.
+func (s *session) attach(h http.Header) (login int) {
+	if s == nil {
+		return 0
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.header != "" {
+		h["Cookie"] = []string{s.header}
+	}
+	return s.login
+}
+
+// keep takes over the cookies of a response; loggedIn says that it answered a
+// login that succeeded.
+func (s *session) keep(h http.Header, loggedIn bool) {
+	if s == nil || len(h["Set-Cookie"]) == 0 && !loggedIn {
+		return
+	}
+	response := http.Response{Header: h}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if loggedIn {
+		s.login++
+	}
+	for _, fresh := range response.Cookies() {
+		s.replace(fresh)
+	}
+	s.header = ""
+	for i, cookie := range s.cookies {
+		if i > 0 {
+			s.header += "; "
+		}
+		s.header += cookie.Name + "=" + cookie.Value
+	}
+}
+
+// stale reports whether nobody has logged the user in again since that login,
+// and makes the caller the one who will.
+func (s *session) stale(login int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.login != login || s.renewing == login {
+		return false
+	}
+	s.renewing = login
+	return true
+}
+
+// replace puts a cookie in the place of its namesake; one that has expired only
+// goes. The caller holds the lock.
+func (s *session) replace(fresh *http.Cookie) {
+	kept := s.cookies[:0]
+	for _, c := range s.cookies {
+		if c.Name != fresh.Name {
+			kept = append(kept, c)
+		}
+	}
+	s.cookies = kept
+	if fresh.MaxAge >= 0 {
+		s.cookies = append(s.cookies, fresh)
+	}
+}
+
+// LogIn starts a session for every virtual user of a workload that has
+// sessions, before anything is measured. Users are spread over the connections.
+func (c *Clients) LogIn(ctx context.Context, workload workloads.Workload, timeout time.Duration) error {
+	login, ok := workload.(workloads.Login)
+	if !ok {
+		return nil
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	lanes := min(len(c.slots), loginLanes)
+	for lane := range lanes {
+		group.Go(func() error {
+			for user := lane; user < workload.Users(); user += lanes {
+				if err := c.logIn(ctx, c.slots[lane], login.LoginOp(user), user, timeout); err != nil {
+					return fmt.Errorf("log in user %d: %w", user, err)
+				}
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+// loginLanes bounds the logins at a time, so that a small host is not flooded
+// before the measurement has begun.
+const loginLanes = 8
+
+func (c *Clients) logIn(ctx context.Context, s *slot, op workloads.Op, user int, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	req, err := c.Request(op)
+	if err != nil {
+		return err
+	}
+	session := c.user(user)
+	session.attach(req.Header)
+	response, err := s.transport.RoundTrip(req.WithContext(ctx))
+	if err != nil {
+		return err
+	}
+	if _, err := drain(response.Body, s.buffer); err != nil {
+		return err
+	}
+	if response.StatusCode >= 400 {
+		return fmt.Errorf("the target answered %s", response.Status)
+	}
+	session.keep(response.Header, true)
+	return nil
+}

@@ -1,0 +1,95 @@
+package drivertest
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/workloads"
+	"github.com/stagebench/stagebench/workloads/driver"
+)
+
+// sessions checks that users keep their cookies, that a lost session is counted
+// apart from errors, and that it is started again once.
+func sessions(t *testing.T, d driver.Driver) {
+	const users = 10
+	var mu sync.Mutex
+	known := map[string]bool{}
+	logins, lost := 0, false
+	server, served := counting(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		if r.URL.Path == "/login" {
+			logins++
+			token := fmt.Sprintf("token-%d", logins)
+			known[token] = true
+			http.SetCookie(w, &http.Cookie{Name: "session", Value: token})
+			http.SetCookie(w, &http.Cookie{Name: "lb", Value: "web-1"})
+			return
+		}
+		if r.URL.Query().Get("n") == "500" && !lost {
+			lost = true
+			clear(known)
+		}
+		session, err := r.Cookie("session")
+		affinity, affinityErr := r.Cookie("lb")
+		if err != nil || affinityErr != nil || !known[session.Value] || affinity.Value != "web-1" {
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	})
+	endpoint, err := url.Parse(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients, err := driver.NewClients(driver.ClientConfig{Endpoint: endpoint, Connections: 8, DialTimeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer clients.Close()
+	workload := shopping{numbered{mod: 1_000_000}, users}
+	if err := clients.LogIn(context.Background(), workload, 5*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	mu.Lock()
+	before := served.Load()
+	if logins != users {
+		t.Errorf("%d logins for %d users", logins, users)
+	}
+	mu.Unlock()
+	y := SendWith(t.Context(), t, d, clients, Setup{Workload: workload, Rate: 1000, Duration: time.Second})
+	y.Check(t, served.Load()-before)
+	l := y.Step.Ledger
+	if l.SessionLost < users || l.SessionLost != l.HTTPError || l.Errors() != 0 {
+		t.Errorf("ledger %+v, want every 401 to be a lost session and none an error", l)
+	}
+	if again := y.Step.Ops["login"].Count; again != users || l.Scheduled != 1000+users {
+		t.Errorf("%d logins of %d scheduled ops, want each of %d users to have logged in once more", again, l.Scheduled, users)
+	}
+	for _, o := range y.Outcomes {
+		if o.Class == "login" && o.Fate != results.OK {
+			t.Errorf("a login ended as %v: %s", o.Fate, o.Error)
+		}
+	}
+}
+
+// shopping is a workload whose users have sessions.
+type shopping struct {
+	numbered
+	users int
+}
+
+func (w shopping) Users() int { return w.users }
+func (w shopping) Op(n uint64) workloads.Op {
+	op := w.numbered.Op(n)
+	op.User = int(n) % w.users
+	return op
+}
+
+func (w shopping) LoginOp(user int) workloads.Op {
+	return workloads.Op{Class: "login", Write: true, Method: http.MethodPost, Path: "/login", User: user}
+}

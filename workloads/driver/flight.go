@@ -1,0 +1,229 @@
+package driver
+
+import (
+	"context"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/workloads"
+)
+
+// lastCall is how long after the end of the schedule an overdue op is still
+// sent, so that the client's own few microseconds of lateness do not turn the
+// last op of every run into an unsent one. What is overdue after it is unsent.
+const lastCall = 100 * time.Millisecond
+
+// Flight is the state of one run that every implementation shares: the clock,
+// the slots, the next op, the outcomes. An implementation decides when and on
+// which goroutine ops are carried; it calls Start, then for each op Due,
+// Dispatch and Carry, and Land at the end. Dispatch and Carry are safe for
+// concurrent use by as many workers as there are connections.
+type Flight struct {
+	clients *Clients
+	plan    Plan
+	base    time.Time    // of the clock
+	began   atomic.Int64 // time 0 of the run, ns since base
+	total   uint64       // ops in the whole schedule
+	next    atomic.Uint64
+	extra   atomic.Int64 // ops called for by lost sessions, not by the schedule
+	free    chan freed
+	timer   *time.Timer
+
+	outcomes chan results.Outcome
+	sunk     chan struct{} // closed when the last outcome was delivered
+
+	stopped  chan struct{} // closed when no more ops may be dispatched
+	stopOnce sync.Once
+	window   atomic.Int64 // ns of the schedule that count
+	ctx      context.Context
+	cancel   context.CancelFunc // gives up what is in flight
+	meter    meter
+	lastDone atomic.Int64
+	service  atomic.Int64 // sum over outcomes
+}
+
+// freed is a slot and the moment at which it became free.
+type freed struct {
+	slot *slot
+	at   int64
+}
+
+// Ticket is one op on its way.
+type Ticket struct {
+	Op      workloads.Op
+	refused error // why the op cannot be made into a request
+	slot    *slot
+	outcome results.Outcome
+	flight  *Flight
+}
+
+// Slot identifies the ticket among those in flight, 0..Connections-1.
+func (t *Ticket) Slot() int { return t.slot.index }
+
+// Sendable reports whether the op can be made into a request; Carry accounts
+// for one that cannot.
+func (t *Ticket) Sendable() bool { return t.refused == nil }
+
+// NewFlight prepares a run. The sink gets its outcomes from one goroutine.
+func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(results.Outcome)) (*Flight, error) {
+	if err := plan.Validate(); err != nil {
+		return nil, err
+	}
+	f := &Flight{
+		clients: clients, plan: plan, base: time.Now(), total: plan.Schedule.Count(plan.Duration),
+		free:     make(chan freed, len(clients.slots)),
+		outcomes: make(chan results.Outcome, 4096), sunk: make(chan struct{}),
+		stopped: make(chan struct{}), timer: time.NewTimer(time.Hour),
+	}
+	for _, s := range clients.slots {
+		f.free <- freed{slot: s}
+	}
+	f.window.Store(int64(plan.Duration))
+	// What is in flight must not die with the caller's context: a run that is
+	// cancelled still waits, within the drain, for its answers.
+	f.ctx, f.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	go func() {
+		defer close(f.sunk)
+		for o := range f.outcomes {
+			sink(o)
+		}
+	}()
+	go f.watch(ctx)
+	return f, nil
+}
+
+// watch ends the dispatching when the schedule is over or the caller cancels.
+func (f *Flight) watch(ctx context.Context) {
+	end := time.NewTimer(f.plan.Duration + lastCall)
+	defer end.Stop()
+	select {
+	case <-end.C:
+		f.stop()
+	case <-f.sunk:
+	case <-ctx.Done():
+		f.window.Store(min(f.Now(), int64(f.plan.Duration)))
+		f.stop()
+		drained := time.NewTimer(f.plan.Drain)
+		defer drained.Stop()
+		select {
+		case <-drained.C:
+			f.cancel()
+		case <-f.sunk:
+		}
+	}
+}
+
+func (f *Flight) stop() { f.stopOnce.Do(func() { close(f.stopped) }) }
+
+// Start makes now the time 0 of the run.
+func (f *Flight) Start() { f.began.Store(int64(time.Since(f.base))) }
+
+// Now is the time since the start.
+func (f *Flight) Now() int64 { return int64(time.Since(f.base)) - f.began.Load() }
+
+// Stopped is closed when no more ops may be dispatched.
+func (f *Flight) Stopped() <-chan struct{} { return f.stopped }
+
+// Due waits until op n is due. It returns false when there is no such op or the
+// run was stopped. It may be called by one goroutine only.
+func (f *Flight) Due(n uint64) bool {
+	select {
+	case <-f.stopped:
+		return false
+	default:
+	}
+	if n >= f.total {
+		return false
+	}
+	wait := f.plan.Schedule.At(n) - time.Duration(f.Now())
+	if wait <= 0 {
+		return true
+	}
+	f.timer.Reset(wait)
+	select {
+	case <-f.timer.C:
+		return true
+	case <-f.stopped:
+		return false
+	}
+}
+
+// Dispatch takes up the next op and a slot for it, waiting for one if need be.
+func (f *Flight) Dispatch() *Ticket {
+	slot := <-f.free
+	n := f.next.Add(1) - 1
+	op := f.plan.Workload.Op(f.plan.First + n)
+	_, err := url.Parse(f.clients.URL(op))
+	return &Ticket{Op: op, refused: err, slot: slot.slot, flight: f, outcome: results.Outcome{
+		Index: op.Index, Class: string(op.Class), Intended: int64(f.plan.Schedule.At(n)),
+		Free: slot.at, Dispatched: f.Now(), Sent: -1, BytesOut: int64(len(op.Body)),
+	}}
+}
+
+// finish delivers an outcome.
+func (f *Flight) finish(o results.Outcome) {
+	if o.Sent >= 0 {
+		f.service.Add(o.Service())
+	}
+	for {
+		last := f.lastDone.Load()
+		if o.Done <= last || f.lastDone.CompareAndSwap(last, o.Done) {
+			break
+		}
+	}
+	f.outcomes <- o
+}
+
+// Land ends the run, once every worker has returned: it accounts for what was
+// never sent and says what the run came to.
+func (f *Flight) Land() Report {
+	f.stop()
+	window := time.Duration(f.window.Load())
+	dispatched := f.next.Load()
+	// An op can be dispatched in the very moment in which the run is cancelled.
+	scheduled := max(f.plan.Schedule.Count(window), dispatched)
+	for n := dispatched; n < scheduled; n++ {
+		op := f.plan.Workload.Op(f.plan.First + n)
+		f.outcomes <- results.Outcome{
+			Index: op.Index, Class: string(op.Class), Intended: int64(f.plan.Schedule.At(n)),
+			Dispatched: -1, Sent: -1, Done: int64(window), Fate: results.Unsent,
+		}
+	}
+	close(f.outcomes)
+	<-f.sunk
+	f.cancel()
+	return Report{
+		Start: f.base.Add(time.Duration(f.began.Load())), Window: window, Elapsed: max(window, time.Duration(f.lastDone.Load())),
+		Scheduled:  int64(scheduled) + f.extra.Load(),
+		InFlightNS: f.meter.integral(), ServiceNS: f.service.Load(),
+	}
+}
+
+// meter integrates the number of ops in flight over time.
+type meter struct {
+	mu    sync.Mutex
+	count int64
+	since int64
+	area  int64
+}
+
+func (m *meter) change(at, by int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	// Two ops can reach the meter in another order than that of their clocks;
+	// time then stands still instead of running backwards.
+	if at > m.since {
+		m.area += m.count * (at - m.since)
+		m.since = at
+	}
+	m.count += by
+}
+
+func (m *meter) integral() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.area
+}
