@@ -93,6 +93,8 @@ type Step struct {
 	Hosts        []HostUsage        `json:"hosts,omitempty"`
 	Nodes        []NodeUsage        `json:"nodes,omitempty"`
 	Client       ClientUsage        `json:"client"`
+	OwnLatencyNS *Latency           `json:"own_latency_ns,omitempty"` // what the engine under the driver would have reported, for comparison
+	CutShort     bool               `json:"cut_short,omitempty"`      // ended early: the SLO could no longer be met
 	SLOMet       bool               `json:"slo_met"`
 	SLOBroken    string             `json:"slo_broken,omitempty"` // what broke it: "feed p99 240ms > 100ms"
 	BytesIn      int64              `json:"bytes_in"`

@@ -1,0 +1,305 @@
+package cell
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/url"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/capacity"
+	"github.com/stagebench/stagebench/results/hdr"
+	"github.com/stagebench/stagebench/results/rundir"
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets/local"
+	"github.com/stagebench/stagebench/workloads"
+	"github.com/stagebench/stagebench/workloads/driver"
+	"github.com/stagebench/stagebench/workloads/pace"
+)
+
+// Times and sizes that are the same in every cell.
+const (
+	opTimeout   = 5 * time.Second
+	drainAtStop = 2 * time.Second
+	dialTimeout = 2 * time.Second
+)
+
+// Bench measures cells. Its fields are the same for all cells of a run.
+type Bench struct {
+	Driver      driver.Driver
+	Plan        Plan
+	SLO         results.SLO
+	Seed        uint64
+	Data        sut.Data
+	Connections int
+	Life        time.Duration // of a connection, 0 = for ever
+	Run         *rundir.Dir
+	Progress    Progress
+	Log         *slog.Logger
+	// Up brings a topology up; node logs go to the directory.
+	Up func(ctx context.Context, t sut.Topology, logDir string) (*local.System, error)
+	// Workload makes a workload by name.
+	Workload func(name string) (workloads.Workload, error)
+}
+
+// Measure measures one cell. What goes wrong is in the cell's Error: a run goes
+// on with the next one. Only ctx ends it early.
+func (b *Bench) Measure(ctx context.Context, topology sut.Topology, workload string) results.Cell {
+	c := b.describe(topology, workload)
+	dir, err := b.Run.Cell(string(topology.Stage) + "/" + workload)
+	if err != nil {
+		c.Error = err.Error()
+		return c
+	}
+	files, err := openFiles(dir, c)
+	if err != nil {
+		c.Error = err.Error()
+		return c
+	}
+	for range b.Plan.Repeats {
+		if err := b.repeat(ctx, &c, topology, dir, files); err != nil {
+			c.Error = err.Error()
+			break
+		}
+	}
+	if err := files.close(); err != nil && c.Error == "" {
+		c.Error = err.Error()
+	}
+	conclude(&c)
+	return c
+}
+
+// describe fills in what is known before anything runs.
+func (b *Bench) describe(t sut.Topology, workload string) results.Cell {
+	c := results.Cell{
+		Stage: string(t.Stage), Workload: workload, Driver: b.Driver.Name(), Knobs: t.Knobs, Topology: t.Digest(),
+		Engines: map[string]string{}, Versions: map[string]string{}, Units: t.Units(), SLO: b.SLO.String(),
+		CapacityMethod: "bracket", Repeats: []float64{}, Warnings: []string{}, Steps: []results.Step{},
+	}
+	for role, engine := range t.Engines() {
+		c.Engines[string(role)] = string(engine)
+	}
+	for _, h := range t.Hosts {
+		c.Hosts = append(c.Hosts, results.CellHost{Host: h.Name, CPU: h.CPU})
+	}
+	return c
+}
+
+// files are the files of a cell that are written while it is measured.
+type files struct {
+	latency  io.WriteCloser
+	log      *hdr.Log
+	timeline *rundir.Timeline
+}
+
+func openFiles(dir *rundir.CellDir, c results.Cell) (files, error) {
+	var f files
+	var err error
+	if f.latency, err = dir.CreateLatency(); err != nil {
+		return f, err
+	}
+	if f.log, err = hdr.NewLog(f.latency, "stagebench "+c.Stage+" "+c.Workload+", nanoseconds", time.Now()); err != nil {
+		return f, err
+	}
+	f.timeline, err = dir.CreateTimeline()
+	return f, err
+}
+
+func (f files) close() error { return errors.Join(f.latency.Close(), f.timeline.Close()) }
+
+// repeat brings the topology up, measures it once and takes it down.
+func (b *Bench) repeat(ctx context.Context, c *results.Cell, topology sut.Topology, dir *rundir.CellDir, f files) (err error) {
+	workload, err := b.Workload(c.Workload)
+	if err != nil {
+		return err
+	}
+	system, err := b.Up(ctx, topology, dir.LogsDir())
+	if err != nil {
+		return err
+	}
+	defer func() {
+		err = errors.Join(err, system.Down(context.WithoutCancel(ctx)))
+	}()
+	c.BringUpNS = int64(system.BringUp())
+	for _, n := range system.Status() {
+		if _, chosen := c.Engines[string(n.Role)]; chosen {
+			c.Versions[string(n.Role)] = n.Version
+		}
+	}
+	stepper, err := b.stepper(ctx, system, topology, workload, f)
+	if err != nil {
+		return err
+	}
+	defer stepper.Clients.Close()
+	if err := stepper.Clients.LogIn(ctx, workload, opTimeout); err != nil {
+		return fmt.Errorf("before the measurement: %w", err)
+	}
+	return b.measure(ctx, c, stepper)
+}
+
+func (b *Bench) stepper(ctx context.Context, system *local.System, topology sut.Topology, workload workloads.Workload, f files) (*Stepper, error) {
+	endpoint, err := url.Parse(system.Endpoints()[0])
+	if err != nil {
+		return nil, err
+	}
+	clients, err := driver.NewClients(driver.ClientConfig{
+		Endpoint: endpoint, Connections: b.Connections, Sources: Sources(endpoint, b.Seed),
+		ConnectionLife: b.Life, DialTimeout: dialTimeout,
+	})
+	if err != nil {
+		return nil, err
+	}
+	cores := float64(runtime.NumCPU())
+	usage, err := system.Usage()
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range usage.Hosts {
+		if h.Isolated {
+			cores -= h.CPU
+		}
+	}
+	admin := system.AdminURL(topology.Frontend)
+	return &Stepper{
+		Driver: b.Driver, Clients: clients, Workload: workload, SLO: b.SLO, Timeout: opTimeout, Drain: drainAtStop,
+		Progress: b.Progress, Target: system, ClientCPU: max(cores, 0.1), Log: f.log, Timeline: f.timeline,
+		Served: func(ctx context.Context) (int64, error) { return Served(ctx, admin) },
+	}, nil
+}
+
+// measure warms up, measures the reference rate and searches for the capacity.
+func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error {
+	steps := func(purpose string, rate float64, d time.Duration) (results.Step, error) {
+		// A schedule of its own for every step, but the same one in every cell:
+		// rows of a table are compared under the same arrivals.
+		schedule, err := pace.Poisson(rate, b.Seed+uint64(s.steps))
+		if err != nil {
+			return results.Step{}, err
+		}
+		step, err := s.Step(ctx, purpose, rate, schedule, d)
+		if err == nil {
+			err = ctx.Err()
+		}
+		c.Steps = append(c.Steps, step)
+		return step, err
+	}
+	if err := b.warmUp(c, steps); err != nil {
+		return err
+	}
+	reference, err := steps("reference", b.Plan.ReferenceRPS, b.Plan.ReferenceSeconds)
+	c.Reference = &reference
+	for i := range c.Hosts {
+		c.Hosts[i].Isolated = i < len(reference.Hosts) && reference.Hosts[i].Isolated
+	}
+	if err != nil {
+		return err
+	}
+	search := capacity.New(b.Plan.Search)
+	for {
+		rate, purpose, ok := search.Next()
+		if !ok {
+			break
+		}
+		d := b.Plan.StepSeconds
+		if purpose == capacity.Confirm {
+			d = b.Plan.ConfirmSeconds
+		}
+		step, err := steps(string(purpose), rate, d)
+		if err != nil {
+			return err
+		}
+		search.Observe(rate, step.SLOMet)
+	}
+	low, high, confirmed := search.Bracket()
+	if low > 0 && !confirmed {
+		c.Warnings = append(c.Warnings, fmt.Sprintf("capacity %.0f/s passed a short step but no confirmation", low))
+	}
+	c.CapacityLow, c.CapacityHigh = low, high
+	c.Repeats = append(c.Repeats, low)
+	return nil
+}
+
+// steady is how much the median of two slices may differ once the warm-up is
+// over.
+const steady = 0.20
+
+// warmUp runs at the reference rate until two slices in a row have about the
+// same median, and says how much was cut.
+func (b *Bench) warmUp(c *results.Cell, steps func(string, float64, time.Duration) (results.Step, error)) error {
+	var last int64
+	for range b.Plan.WarmupSlices {
+		step, err := steps("warmup", b.Plan.ReferenceRPS, b.Plan.WarmupSlice)
+		if err != nil {
+			return err
+		}
+		c.WarmupCutNS += int64(b.Plan.WarmupSlice)
+		if p50 := step.ResponseNS.P50; p50 != nil {
+			if last > 0 && max(float64(*p50)/float64(last), float64(last)/float64(*p50)) <= 1+steady {
+				return nil
+			}
+			last = *p50
+		}
+	}
+	c.Warnings = append(c.Warnings, fmt.Sprintf("not steady after %v of warm-up: the median still moved by more than %.0f%%",
+		time.Duration(c.WarmupCutNS), steady*100))
+	return nil
+}
+
+// conclude draws the cell's own conclusions from its steps.
+func conclude(c *results.Cell) {
+	if n := len(c.Repeats); n > 1 {
+		sorted := slices.Sorted(slices.Values(c.Repeats))
+		c.CapacityMethod = fmt.Sprintf("median of %d repeats with restarted processes, lowest to highest", n)
+		c.CapacityLow, c.CapacityRPS, c.CapacityHigh = sorted[0], sorted[n/2], sorted[n-1]
+	} else {
+		c.CapacityRPS = c.CapacityLow
+	}
+	c.Valid = c.Error == ""
+	var best *results.Step
+	for i := range c.Steps {
+		s := &c.Steps[i]
+		if s.Purpose == "warmup" {
+			continue
+		}
+		if s.SLOMet && (best == nil || s.OfferedRPS >= best.OfferedRPS) && s.OfferedRPS <= c.CapacityRPS*1.0001 {
+			best = s
+		}
+	}
+	if best == nil {
+		c.Limit = results.Limit{By: "unknown", Figure: "no step met the objective"}
+	} else {
+		c.Limit = results.FindLimit(*best)
+	}
+	judgeSteps(c, best)
+	c.LimitedBy = c.Limit.By
+}
+
+// judgeSteps takes over the validity of the steps that the row's figures rest
+// on: the reference, the highest that passed, and the lowest that failed, which
+// says "client" when it was the client that could not keep up.
+func judgeSteps(c *results.Cell, best *results.Step) {
+	doubt := func(s *results.Step) {
+		if s == nil || s.Valid {
+			return
+		}
+		c.Valid = false
+		for _, w := range s.Warnings {
+			c.Warnings = append(c.Warnings, fmt.Sprintf("%s step at %.0f/s: %s", s.Purpose, s.OfferedRPS, w))
+		}
+	}
+	doubt(c.Reference)
+	doubt(best)
+	for i := range c.Steps {
+		s := &c.Steps[i]
+		if s.OfferedRPS == c.CapacityHigh && !s.SLOMet && s.Client.CPUShare > 0.85 {
+			c.Limit = results.Limit{By: "client", Figure: fmt.Sprintf("%.0f%% of its CPU", s.Client.CPUShare*100), CPUShare: s.Client.CPUShare}
+			doubt(s)
+			break
+		}
+	}
+}

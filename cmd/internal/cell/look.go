@@ -1,0 +1,171 @@
+package cell
+
+import (
+	"bufio"
+	"context"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/targets"
+)
+
+// look is what can be seen of client, target and machine at one moment.
+type look struct {
+	at       time.Time
+	client   client
+	machine  machine
+	usage    targets.Usage
+	served   *int64
+	problems []string
+}
+
+func (s *Stepper) look(ctx context.Context) look {
+	l := look{at: time.Now(), client: readClient(), machine: readMachine()}
+	if s.Target != nil {
+		usage, err := s.Target.Usage()
+		if err != nil {
+			l.problems = append(l.problems, "usage of the hosts is not known: "+err.Error())
+		}
+		l.usage = usage
+	}
+	if s.Served != nil {
+		served, err := s.Served(ctx)
+		if err != nil {
+			l.problems = append(l.problems, "the server's own count is not known: "+err.Error())
+		} else {
+			l.served = &served
+		}
+	}
+	return l
+}
+
+// client is what the load generator has used since it was started.
+type client struct {
+	cpu      time.Duration
+	pauses   []time.Duration // of the garbage collector, the latest first
+	pauseEnd []time.Time
+	at       time.Time
+}
+
+func readClient() client {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		panic("cell: getrusage of oneself cannot fail: " + err.Error())
+	}
+	var gc debug.GCStats
+	debug.ReadGCStats(&gc)
+	return client{
+		cpu:    time.Duration(usage.Utime.Nano() + usage.Stime.Nano()),
+		pauses: gc.Pause, pauseEnd: gc.PauseEnd, at: time.Now(),
+	}
+}
+
+// since is what was used from an earlier reading on; cores is what was free.
+func (c client) since(before client, cores float64) results.ClientUsage {
+	u := results.ClientUsage{CPUSeconds: (c.cpu - before.cpu).Seconds()}
+	if elapsed := c.at.Sub(before.at).Seconds(); elapsed > 0 && cores > 0 {
+		u.CPUShare = u.CPUSeconds / elapsed / cores
+	}
+	for i, end := range c.pauseEnd {
+		if end.Before(before.at) {
+			break
+		}
+		u.GCPauseSumNS += int64(c.pauses[i])
+		u.GCPauseMaxNS = max(u.GCPauseMaxNS, int64(c.pauses[i]))
+	}
+	return u
+}
+
+// machine is how long all CPUs were busy, stolen time included, since boot.
+type machine struct {
+	busy, total float64 // seconds
+}
+
+// ticksPerSecond is the unit of /proc/stat, fixed at 100 on Linux.
+const ticksPerSecond = 100
+
+// readMachine reads /proc/stat; where there is none, nothing is known and
+// nothing is held against the run.
+func readMachine() machine {
+	f, err := os.Open("/proc/stat")
+	if err != nil {
+		return machine{}
+	}
+	defer func() { _ = f.Close() }()
+	line, err := bufio.NewReader(f).ReadString('\n')
+	if err != nil {
+		return machine{}
+	}
+	var m machine
+	// user nice system idle iowait irq softirq steal; guest time is in user.
+	for i, field := range strings.Fields(line)[1:] {
+		ticks, err := strconv.ParseFloat(field, 64)
+		if err != nil || i > 7 {
+			break
+		}
+		m.total += ticks / ticksPerSecond
+		if i != 3 && i != 4 {
+			m.busy += ticks / ticksPerSecond
+		}
+	}
+	return m
+}
+
+// outside is the share of the machine that something else than the run took.
+func (m machine) outside(before machine, own float64) float64 {
+	total := m.total - before.total
+	if total <= 0 {
+		return 0
+	}
+	return max(0, (m.busy-before.busy-own)/total)
+}
+
+// fileHeadroom is how many more files this process may open.
+func fileHeadroom() int64 {
+	var limit syscall.Rlimit
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil || syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
+		return -1
+	}
+	return max(0, int64(limit.Cur)-int64(len(open)))
+}
+
+// usageBetween is what hosts and nodes used between two readings.
+func usageBetween(before, after targets.Usage, elapsed time.Duration) ([]results.HostUsage, []results.NodeUsage) {
+	hosts := map[string]targets.HostUsage{}
+	for _, h := range before.Hosts {
+		hosts[h.Host] = h
+	}
+	var used []results.HostUsage
+	for _, h := range after.Hosts {
+		b := hosts[h.Host]
+		u := results.HostUsage{
+			Host: h.Host, CPU: h.CPU, Isolated: h.Isolated,
+			CPUSeconds: h.CPUSeconds - b.CPUSeconds, ThrottledSeconds: h.ThrottledSeconds - b.ThrottledSeconds,
+		}
+		if h.CPU > 0 && elapsed > 0 {
+			u.CPUShare = u.CPUSeconds / elapsed.Seconds() / h.CPU
+		}
+		if periods := h.Periods - b.Periods; periods > 0 {
+			u.ThrottledShare = float64(h.ThrottledPeriods-b.ThrottledPeriods) / float64(periods)
+		}
+		used = append(used, u)
+	}
+	nodes := map[string]targets.NodeUsage{}
+	for _, n := range before.Nodes {
+		nodes[n.Node] = n
+	}
+	var each []results.NodeUsage
+	for _, n := range after.Nodes {
+		each = append(each, results.NodeUsage{
+			Node: n.Node, Host: n.Host, Role: string(n.Role),
+			CPUSeconds: max(0, n.CPUSeconds-nodes[n.Node].CPUSeconds), RSSBytes: n.RSSBytes,
+		})
+	}
+	return used, each
+}

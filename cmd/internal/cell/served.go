@@ -1,0 +1,64 @@
+package cell
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+// requestsMetric counts the finished requests of a web node or a balancer.
+const requestsMetric = "stagebench_http_requests_total"
+
+// Served asks a node for its own count of requests, from its metrics in the
+// Prometheus text format.
+func Served(ctx context.Context, adminURL string) (int64, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, adminURL+"/metrics", nil)
+	if err != nil {
+		return 0, err
+	}
+	response, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = response.Body.Close() }() // read only
+	if response.StatusCode != http.StatusOK {
+		return 0, fmt.Errorf("GET %s/metrics: %s", adminURL, response.Status)
+	}
+	var sum float64
+	lines := bufio.NewScanner(response.Body)
+	for lines.Scan() {
+		line := lines.Text()
+		if !strings.HasPrefix(line, requestsMetric) {
+			continue
+		}
+		value, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)
+		if err != nil {
+			return 0, fmt.Errorf("metric %q: %w", line, err)
+		}
+		sum += value
+	}
+	return int64(sum), lines.Err()
+}
+
+// sourceCount is how many addresses the clients of a loopback target come from.
+const sourceCount = 64
+
+// Sources returns the addresses that clients come from: for a target on the
+// loopback network 127.100+x.y.1 and up, so that what looks at addresses sees
+// many; none, which leaves the choice to the system, for any other target.
+func Sources(endpoint *url.URL, seed uint64) []netip.Addr {
+	host, err := netip.ParseAddr(endpoint.Hostname())
+	if err != nil || !host.Is4() || !host.IsLoopback() {
+		return nil
+	}
+	var sources []netip.Addr
+	for i := range sourceCount {
+		sources = append(sources, netip.AddrFrom4([4]byte{127, byte(100 + seed%100), byte(seed / 100 % 250), byte(1 + i)}))
+	}
+	return sources
+}

@@ -1,0 +1,213 @@
+// Package cell measures: one step at one offered rate, and one cell, which is a
+// configuration of the system under test times a workload.
+//
+// It is where the whole line meets: it brings a topology up (targets/local),
+// aims a workload at it (workloads/driver), records outcomes (results/hdr,
+// results/rundir), follows a search (results/capacity) and judges what came of
+// it (results). It prints nothing; what goes on is told to a Progress.
+//
+// Rates are requests per second. A Stepper or a Bench belongs to one goroutine.
+package cell
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/hdr"
+	"github.com/stagebench/stagebench/results/rundir"
+	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/workloads"
+	"github.com/stagebench/stagebench/workloads/driver"
+	"github.com/stagebench/stagebench/workloads/pace"
+)
+
+// interval is the length of the intervals of histograms and timeline.
+const interval = int64(time.Second)
+
+// opsHashed is how many ops of a step its hash covers.
+const opsHashed = 1000
+
+// Progress is told what is going on.
+type Progress interface {
+	// Step begins a step at an offered rate.
+	Step(purpose string, rate float64)
+	// Sample tells what the last second of the step was like, in nanoseconds.
+	Sample(p50, p99 *int64, completedRPS float64)
+}
+
+// Observed is a target whose own accounts can be read during a step.
+type Observed interface {
+	// Usage is what its hosts and nodes have used since they were started.
+	Usage() (targets.Usage, error)
+	// Events is what has happened to it so far.
+	Events() []targets.Event
+}
+
+// Stepper measures steps of one workload against one target.
+type Stepper struct {
+	Driver   driver.Driver
+	Clients  *driver.Clients
+	Workload workloads.Workload
+	SLO      results.SLO
+	Timeout  time.Duration // of one op
+	Drain    time.Duration // of a step that was cancelled
+	Progress Progress
+
+	// Target is nil for a target of which nothing but its address is known.
+	Target Observed
+	// Served is the target's own count of requests, nil if it has none.
+	Served func(ctx context.Context) (int64, error)
+	// ClientCPU is how many cores the client can use.
+	ClientCPU float64
+
+	Log      *hdr.Log              // nil = not kept
+	Timeline *rundir.Timeline      // nil = not kept
+	Also     func(results.Outcome) // sees every outcome; may be nil
+	next     uint64                // position in the workload
+	second   int                   // of the cell's timeline
+	steps    int
+	logError error
+}
+
+// Step offers the schedule for a duration and returns what came of it. Steps
+// for a search may end early, when the objective can no longer be met.
+func (s *Stepper) Step(ctx context.Context, purpose string, rate float64, schedule pace.Schedule, duration time.Duration) (results.Step, error) {
+	s.Progress.Step(purpose, rate)
+	s.steps++
+	scheduled := schedule.Count(duration)
+	stepContext, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	f := &follower{
+		stepper: s, recorder: hdr.New(time.Now(), s.SLO.BoundOf, s.keep), next: interval,
+		hopeless: func() {}, slo: s.SLO, scheduled: int64(scheduled),
+	}
+	if purpose == "search" || purpose == "confirm" {
+		f.hopeless = giveUp
+	}
+	before := s.look(ctx)
+	report, err := s.Driver.Run(stepContext, s.Clients, driver.Plan{
+		Workload: s.Workload, First: s.next, Schedule: schedule, Duration: duration, Timeout: s.Timeout, Drain: s.Drain,
+	}, f.outcome)
+	if err != nil {
+		return results.Step{}, fmt.Errorf("%s step at %.0f/s: %w", purpose, rate, err)
+	}
+	after := s.look(context.WithoutCancel(ctx))
+	step := f.recorder.Finish(report.Scheduled)
+	step.Purpose, step.OfferedRPS, step.Schedule, step.CatchUp = purpose, rate, schedule.String(), driver.CatchUp
+	step.CutShort = stepContext.Err() != nil && ctx.Err() == nil
+	step.OpsHash = workloads.HashRange(s.Workload, s.next, min(scheduled, opsHashed))
+	s.next += scheduled
+	s.fill(&step, report, before, after)
+	step.SLOMet, step.SLOBroken = s.SLO.Judge(step)
+	results.Assess(&step, results.Evidence{
+		InFlightNS: report.InFlightNS, ServiceNS: report.ServiceNS, Recorded: step.ResponseNS.Count,
+		FDHeadroom: fileHeadroom(), OutsideKnown: s.Target != nil,
+	})
+	s.writeTimeline(f.recorder.Timeline(), step)
+	return step, s.logError
+}
+
+// fill adds the rates, and what target and client used between two looks.
+func (s *Stepper) fill(step *results.Step, report driver.Report, before, after look) {
+	step.Seconds = report.Window.Seconds()
+	completed := step.Ledger.OK + step.Ledger.HTTPError
+	step.SentRPS = float64(step.Ledger.Sent) / max(step.Seconds, 1e-9)
+	step.CompletedRPS = float64(completed) / max(report.Elapsed.Seconds(), 1e-9)
+	step.OwnLatencyNS = report.OwnLatency
+	step.Client = after.client.since(before.client, s.ClientCPU)
+	if s.Target != nil {
+		step.Hosts, step.Nodes = usageBetween(before.usage, after.usage, after.at.Sub(before.at))
+		for _, e := range s.Target.Events() {
+			if at := e.UnixNS - report.Start.UnixNano(); at >= 0 && e.UnixNS <= after.at.UnixNano() {
+				step.Events = append(step.Events, results.Event{AtNS: at, Text: e.Node + ": " + e.Text})
+			}
+		}
+		var used float64
+		for _, h := range step.Hosts {
+			used += h.CPUSeconds
+		}
+		step.Client.OutsideShare = after.machine.outside(before.machine, step.Client.CPUSeconds+used)
+	}
+	step.Warnings = append(append([]string{}, before.problems...), after.problems...)
+	switch {
+	case before.served == nil || after.served == nil:
+	case *after.served < *before.served:
+		step.Warnings = append(step.Warnings, "the server's own count began anew during the step, so it cannot be compared")
+	default:
+		step.ServerCount = new(*after.served - *before.served)
+	}
+}
+
+// keep writes a closed interval to the histogram log.
+func (s *Stepper) keep(i hdr.Interval) {
+	if s.Log == nil || s.logError != nil {
+		return
+	}
+	s.logError = s.Log.Write(i)
+}
+
+func (s *Stepper) writeTimeline(seconds []hdr.Second, step results.Step) {
+	if s.Timeline == nil {
+		return
+	}
+	for i, row := range seconds {
+		var events []string
+		for _, e := range step.Events {
+			if e.AtNS/interval == row.Second || i == len(seconds)-1 && e.AtNS/interval > row.Second {
+				events = append(events, e.Text)
+			}
+		}
+		err := s.Timeline.Write(rundir.TimelineRow{
+			Second: s.second + int(row.Second), Step: fmt.Sprintf("%s-%d", step.Purpose, s.steps), Offered: step.OfferedRPS,
+			Intended: row.Intended, Sent: row.Sent, Completed: row.Completed, OK: row.OK, Errors: row.Errors,
+			P50NS: row.P50, P99NS: row.P99, Events: events,
+		})
+		if err != nil && s.logError == nil {
+			s.logError = err
+		}
+	}
+	if n := len(seconds); n > 0 {
+		s.second += int(seconds[n-1].Second) + 1
+	}
+}
+
+// follower watches one step as its outcomes come in.
+type follower struct {
+	stepper   *Stepper
+	recorder  *hdr.Recorder
+	next      int64 // end of the open interval
+	completed int64 // in the open interval
+	slo       results.SLO
+	scheduled int64
+	over      int64 // pooled classes only
+	errors    int64
+	hopeless  func() // called when the objective can no longer be met
+}
+
+func (f *follower) outcome(o results.Outcome) {
+	for o.Done >= f.next {
+		recent := f.recorder.Tick(f.next)
+		f.stepper.Progress.Sample(recent.P50, recent.P99, float64(f.completed)/(float64(interval)/1e9))
+		f.next += interval
+		f.completed = 0
+	}
+	f.recorder.Record(o)
+	if f.stepper.Also != nil {
+		f.stepper.Also(o)
+	}
+	f.completed++
+	failed := o.Fate.Failed() && !o.SessionLost
+	if failed {
+		f.errors++
+	}
+	if _, own := f.slo.Classes[o.Class]; !own && (failed || o.Response() > f.slo.BoundOf(o.Class)) {
+		f.over++
+	}
+	// More ops have failed, or are too slow, than the whole step may have:
+	// whatever the rest does, the verdict stands.
+	if f.over > f.scheduled/100+1 || float64(f.errors) > f.slo.ErrorRate*float64(f.scheduled)+1 {
+		f.hopeless()
+	}
+}

@@ -1,0 +1,184 @@
+package hdr_test
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/hdr"
+)
+
+func bound(string) int64 { return int64(100 * time.Millisecond) }
+
+func outcome(intended, response int64, fate results.Fate) results.Outcome {
+	o := results.Outcome{Class: "get", Intended: intended, Free: 0, Dispatched: intended, Sent: intended, Done: intended + response, Fate: fate}
+	if fate == results.Unsent || fate == results.ConnectError {
+		o.Sent = -1
+	}
+	return o
+}
+
+func TestPercentilesAgreeWithTheSortedSamples(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	h := hdr.NewHistogram()
+	var values []int64
+	for range 100_000 {
+		v := int64(random.ExpFloat64() * 5e6)
+		values = append(values, v)
+		h.Record(v)
+	}
+	slices.Sort(values)
+	l := h.Latency(0)
+	for _, c := range []struct {
+		name string
+		got  *int64
+		rank float64
+	}{{"p50", l.P50, 0.5}, {"p90", l.P90, 0.9}, {"p99", l.P99, 0.99}, {"p999", l.P999, 0.999}} {
+		want := values[int(c.rank*float64(len(values)))-1]
+		if c.got == nil || absolute(float64(*c.got)/float64(want)-1) > 0.001 {
+			t.Errorf("%s is %v, want %d within 0.1%%", c.name, c.got, want)
+		}
+	}
+}
+
+func absolute(x float64) float64 { return max(x, -x) }
+
+// A percentile with fewer than ten samples beyond it says nothing.
+func TestFewSamplesLeavePercentilesBlank(t *testing.T) {
+	h := hdr.NewHistogram()
+	for i := range int64(999) {
+		h.Record(i)
+	}
+	if l := h.Latency(0); l.P99 != nil || l.P95 == nil {
+		t.Errorf("p99 %v, p95 %v of 999 samples; want none, and some", l.P99, l.P95)
+	}
+	h.Record(1)
+	if l := h.Latency(0); l.P99 == nil || l.P999 != nil {
+		t.Errorf("p99 %v, p999 %v of 1000 samples; want some, and none", l.P99, l.P999)
+	}
+}
+
+// Failures count as infinitely slow: they can make a percentile worse, or leave
+// it without a value, but never better.
+func TestFailuresNeverImproveLatency(t *testing.T) {
+	h := hdr.NewHistogram()
+	for i := range int64(10_000) {
+		h.Record(i + 1)
+	}
+	last := *h.Latency(0).P50
+	for _, failed := range []int64{100, 1000, 5000, 9000} {
+		l := h.Latency(failed)
+		if l.P50 == nil || *l.P50 < last {
+			t.Fatalf("with %d failures p50 is %v, below %d", failed, l.P50, last)
+		}
+		last = *l.P50
+	}
+	if l := h.Latency(101 * 2); l.P99 != nil {
+		t.Errorf("p99 %v with 2%% failures, want none: it lies among the failures", *l.P99)
+	}
+	if l := h.Latency(10_001); l.P50 != nil {
+		t.Errorf("p50 %v with more failures than successes", *l.P50)
+	}
+}
+
+func TestClampsAreCounted(t *testing.T) {
+	h := hdr.NewHistogram()
+	h.Record(hdr.Highest * 2)
+	h.Record(-5)
+	if l := h.Latency(0); l.Clamped != 2 || l.Count != 2 {
+		t.Errorf("clamped %d of %d, want both", l.Clamped, l.Count)
+	}
+}
+
+// What is written interval by interval is, read back and merged, exactly what
+// was recorded.
+func TestLogHoldsWhatWasRecorded(t *testing.T) {
+	var file bytes.Buffer
+	start := time.Unix(1_700_000_000, 0)
+	log, err := hdr.NewLog(&file, "test", start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := hdr.New(start, bound, func(i hdr.Interval) {
+		if err := log.Write(i); err != nil {
+			t.Error(err)
+		}
+	})
+	random := rand.New(rand.NewPCG(3, 4))
+	for i := range int64(5000) {
+		at := i * int64(time.Millisecond)
+		if i%1000 == 999 {
+			r.Tick(at)
+		}
+		fate := results.OK
+		if i%100 == 0 {
+			fate = results.HTTPError
+		}
+		r.Record(outcome(at, int64(random.ExpFloat64()*1e7), fate))
+	}
+	step := r.Finish(5000)
+	merged, err := hdr.ReadLog(&file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := merged["get-rt"].Latency(0); *got.P99 != *step.ResponseNS.P99 || got.Count != step.ResponseNS.Count {
+		t.Errorf("the log says %d samples with p99 %d, the step %d with %d", got.Count, *got.P99, step.ResponseNS.Count, *step.ResponseNS.P99)
+	}
+	for tag, want := range map[string]int64{"get-rt": 4950, "get-ft": 50, "get-st": 4950, "get-wt": 5000, "get-lag": 5000} {
+		if merged[tag] == nil || merged[tag].Count() != want {
+			t.Errorf("%s: %v samples, want %d", tag, merged[tag], want)
+		}
+	}
+}
+
+func TestStepFigures(t *testing.T) {
+	r := hdr.New(time.Now(), bound, nil)
+	for i := range int64(1000) {
+		response := int64(10 * time.Millisecond)
+		if i%50 == 0 {
+			response = int64(150 * time.Millisecond)
+		}
+		r.Record(outcome(i*int64(time.Millisecond), response, results.OK))
+	}
+	for i := range int64(5) {
+		r.Record(outcome(400e6+i, 1, results.ConnectError))
+		r.Record(outcome(990e6, 10, results.Unsent))
+	}
+	s := r.Finish(1010)
+	if err := s.Ledger.Check(); err != nil {
+		t.Error(err)
+	}
+	if op := s.Ops["get"]; op.OverSLO != 20 || op.Errors != 10 || op.Count != 1010 {
+		t.Errorf("class %+v, want 20 over the bound and 10 errors of 1010", op)
+	}
+	if len(s.Outages) != 1 || s.Outages[0].FromNS != 400e6 || s.Outages[0].Failed != 10 {
+		t.Errorf("outages %+v, want one from 400 ms on with 10 failures", s.Outages)
+	}
+	var intended, completed int64
+	for _, row := range r.Timeline() {
+		intended += row.Intended
+		completed += row.OK
+	}
+	if intended != 1010 || completed != 1000 {
+		t.Errorf("timeline has %d intended and %d successes, want 1010 and 1000", intended, completed)
+	}
+}
+
+func TestLogRefusesATagThatWouldBreakIt(t *testing.T) {
+	log, err := hdr.NewLog(&bytes.Buffer{}, "test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := hdr.New(time.Now(), bound, func(i hdr.Interval) {
+		if err := log.Write(i); err == nil {
+			t.Errorf("tag %q was written", i.Tag)
+		}
+	})
+	o := outcome(0, 1, results.OK)
+	o.Class = ",get"
+	r.Record(o)
+	r.Finish(1)
+}

@@ -1,0 +1,160 @@
+package results_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/results"
+)
+
+func TestLedgerFindsWhatIsMissing(t *testing.T) {
+	var l results.Ledger
+	fates := []results.Fate{
+		results.OK, results.OK, results.HTTPError, results.TransportError,
+		results.Timeout, results.InFlight, results.ConnectError, results.Unsent,
+	}
+	for _, fate := range fates {
+		l.Count(results.Outcome{Fate: fate})
+	}
+	l.Scheduled = int64(len(fates))
+	if err := l.Check(); err != nil {
+		t.Error(err)
+	}
+	if l.Errors() != 6 {
+		t.Errorf("%d errors, want 6", l.Errors())
+	}
+	l.Scheduled++
+	if err := l.Check(); err == nil {
+		t.Error("an op that was scheduled and has no fate was not missed")
+	}
+	l.Scheduled--
+	l.OK--
+	if err := l.Check(); err == nil {
+		t.Error("an op that was sent and has no end was not missed")
+	}
+}
+
+func TestServerCountMayDifferByTheUnanswered(t *testing.T) {
+	l := results.Ledger{Scheduled: 100, Sent: 100, OK: 95, TransportError: 3, Timeout: 1, InFlight: 1}
+	for served, agrees := range map[int64]bool{94: false, 95: true, 100: true, 101: false} {
+		if err := l.CheckServer(served); (err == nil) != agrees {
+			t.Errorf("served %d: %v, want agreement %v", served, err, agrees)
+		}
+	}
+}
+
+func TestLostSessionsAreNoErrors(t *testing.T) {
+	var l results.Ledger
+	l.Count(results.Outcome{Fate: results.HTTPError, SessionLost: true})
+	l.Scheduled = 1
+	if l.Errors() != 0 || l.SessionLost != 1 || l.Check() != nil {
+		t.Errorf("ledger %+v: want one lost session, no error, and a closed ledger", l)
+	}
+}
+
+func step(pooled, over, errors int64) results.Step {
+	return results.Step{
+		Ledger: results.Ledger{Scheduled: pooled, Sent: pooled, OK: pooled - errors, HTTPError: errors},
+		Ops:    map[string]results.OpStats{"feed": {Count: pooled, OverSLO: over, Errors: errors}},
+	}
+}
+
+func TestJudge(t *testing.T) {
+	slo := results.DefaultSLO()
+	withUploads := func(s results.Step, n, over int64) results.Step {
+		s.Ops["upload"] = results.OpStats{Count: n, OverSLO: over}
+		return s
+	}
+	for name, c := range map[string]struct {
+		step results.Step
+		met  bool
+		text string
+	}{
+		"all fast":                       {step(1000, 0, 0), true, ""},
+		"exactly one in a hundred slow":  {step(1000, 10, 0), true, ""},
+		"more than one in a hundred":     {step(1000, 11, 0), false, "feed worst"},
+		"too many errors":                {step(1000, 0, 2), false, "errors 0.20%"},
+		"one slow upload of few":         {withUploads(step(1000, 0, 0), 5, 1), true, ""},
+		"two slow uploads of few":        {withUploads(step(1000, 0, 0), 5, 2), false, "upload p99 > 1s"},
+		"slow uploads do not hide reads": {withUploads(step(1000, 11, 0), 1000, 0), false, "feed worst"},
+	} {
+		met, text := slo.Judge(c.step)
+		if met != c.met || !strings.Contains(text, c.text) {
+			t.Errorf("%s: met %v, %q; want %v, %q", name, met, text, c.met, c.text)
+		}
+	}
+}
+
+func TestSLOTextRoundTrip(t *testing.T) {
+	want := results.DefaultSLO().String()
+	if want != "p99<100ms,upload:p99<1s,errors<0.1%" {
+		t.Errorf("the default objective is %q", want)
+	}
+	slo, err := results.ParseSLO(want)
+	if err != nil || slo.String() != want {
+		t.Errorf("%q came back as %q, %v", want, slo, err)
+	}
+	for _, bad := range []string{"", "p99", "p50<1s", "p99<fast", "errors<2", "errors<-1%", "p99<-1s", ":p99<1s", "upload:p50<1s"} {
+		if slo, err := results.ParseSLO(bad); err == nil {
+			t.Errorf("%q was taken as %q", bad, slo)
+		}
+	}
+}
+
+// sound is a step with nothing wrong.
+func sound() (results.Step, results.Evidence) {
+	latency := func(p99 time.Duration) results.Latency {
+		return results.Latency{Count: 1000, P50: new(int64(5 * time.Millisecond)), P99: new(int64(p99)), Max: new(int64(p99))}
+	}
+	return results.Step{
+		Seconds: 10, Ledger: results.Ledger{Scheduled: 1000, Sent: 1000, OK: 1000},
+		ResponseNS: latency(20 * time.Millisecond), LagNS: latency(400 * time.Microsecond), ServerCount: new(int64(1000)),
+	}, results.Evidence{InFlightNS: 1e9, ServiceNS: 1e9, Recorded: 1000, FDHeadroom: 1000, OutsideKnown: true}
+}
+
+// Every rule must be able to fail a step that is sound otherwise.
+func TestEveryRuleOfValidityCanFail(t *testing.T) {
+	s, e := sound()
+	results.Assess(&s, e)
+	if !s.Valid || len(s.Warnings) != 0 {
+		t.Fatalf("a sound step: valid %v, warnings %q", s.Valid, s.Warnings)
+	}
+	for want, spoil := range map[string]func(*results.Step, *results.Evidence){
+		"ledger does not close":       func(s *results.Step, _ *results.Evidence) { s.Ledger.Scheduled++ },
+		"in the histograms":           func(_ *results.Step, e *results.Evidence) { e.Recorded-- },
+		"the server counted":          func(s *results.Step, _ *results.Evidence) { *s.ServerCount = 990 },
+		"the client was late":         func(s *results.Step, _ *results.Evidence) { *s.LagNS.P99 = int64(2 * time.Millisecond) },
+		"the client stood still":      func(s *results.Step, _ *results.Evidence) { *s.LagNS.Max = int64(200 * time.Millisecond) },
+		"of the CPU that it had":      func(s *results.Step, _ *results.Evidence) { s.Client.CPUShare = 0.9 },
+		"garbage collection":          func(s *results.Step, _ *results.Evidence) { s.Client.GCPauseMaxNS = int64(50 * time.Millisecond) },
+		"ran out of local ports":      func(s *results.Step, _ *results.Evidence) { s.Causes = map[string]int64{"no local port free": 1} },
+		"ran out of file descriptors": func(_ *results.Step, e *results.Evidence) { e.FDHeadroom = 0 },
+		"Little's law":                func(_ *results.Step, e *results.Evidence) { e.ServiceNS = 9e8 },
+		"something outside the run":   func(s *results.Step, _ *results.Evidence) { s.Client.OutsideShare = 0.3 },
+	} {
+		s, e := sound()
+		spoil(&s, &e)
+		results.Assess(&s, e)
+		if s.Valid || !strings.Contains(strings.Join(s.Warnings, "\n"), want) {
+			t.Errorf("%s: valid %v, warnings %q", want, s.Valid, s.Warnings)
+		}
+	}
+}
+
+func TestFindLimit(t *testing.T) {
+	s := results.Step{
+		Hosts: []results.HostUsage{{Host: "web-1", CPU: 0.1, CPUShare: 0.6}, {Host: "db-1", CPU: 0.1, CPUShare: 0.93, ThrottledShare: 0.4}},
+		Nodes: []results.NodeUsage{{Node: "blob-1", Host: "db-1", Role: "blob", CPUSeconds: 0.1}, {Node: "db-1", Host: "db-1", Role: "db", CPUSeconds: 0.8}},
+	}
+	if l := results.FindLimit(s); l.By != "db" || l.Host != "db-1" || !strings.HasPrefix(l.Figure, "93%") {
+		t.Errorf("limit %+v, want db with its figure", l)
+	}
+	s.Hosts[1].CPUShare = 0.5
+	if l := results.FindLimit(s); l.By != "unknown" {
+		t.Errorf("limit %+v, want unknown: no host was near its budget", l)
+	}
+	if l := results.FindLimit(results.Step{}); l.By != "unknown" {
+		t.Errorf("limit %+v without hosts", l)
+	}
+}

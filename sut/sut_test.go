@@ -1,0 +1,144 @@
+package sut_test
+
+import (
+	"math"
+	"strings"
+	"testing"
+
+	"github.com/stagebench/stagebench/sut"
+)
+
+// The default hosts and units of every stage, as the ladder fixes them.
+func TestDefaultHosts(t *testing.T) {
+	for stage, want := range map[sut.Stage]struct {
+		hosts string
+		units float64
+	}{
+		sut.Single:  {"host-1", 1},
+		sut.DBSplit: {"web-1 db-1", 2},
+		sut.LB:      {"lb-1 web-1 web-2 web-3 db-1", 6},
+	} {
+		topology, err := sut.Build(stage, nil, 0.1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var hosts []string
+		for _, h := range topology.Hosts {
+			hosts = append(hosts, h.Name)
+		}
+		if got := strings.Join(hosts, " "); got != want.hosts || topology.Units() != want.units {
+			t.Errorf("%s: hosts %s with %v units, want %s with %v", stage, got, topology.Units(), want.hosts, want.units)
+		}
+		if math.Abs(topology.CPU()-want.units*0.1) > 1e-9 {
+			t.Errorf("%s: %v cores, want %v", stage, topology.CPU(), want.units*0.1)
+		}
+	}
+}
+
+// Every topology that can be asked for must be one that can be started.
+func TestTopologiesAreStartable(t *testing.T) {
+	for _, stage := range sut.Stages() {
+		for _, knobs := range []sut.Knobs{nil, {"web.hosts": "1"}, {"web.hosts": "16", "db.cpu": "4", "lb.engine": "haproxy", "db.engine": "postgres"}} {
+			topology, err := sut.Build(stage, knobs, 0.1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			started := map[string]bool{}
+			for _, n := range topology.Nodes {
+				if _, found := topology.Host(n.Host); !found {
+					t.Errorf("%s: node %s is on host %s, which does not exist", stage, n.Name, n.Host)
+				}
+				for _, used := range n.Uses {
+					if !started[used] {
+						t.Errorf("%s: node %s uses %s, which starts later or never", stage, n.Name, used)
+					}
+				}
+				if started[n.Name] {
+					t.Errorf("%s: two nodes are called %s", stage, n.Name)
+				}
+				started[n.Name] = true
+			}
+			if !started[topology.Frontend] {
+				t.Errorf("%s: frontend %s does not exist", stage, topology.Frontend)
+			}
+		}
+	}
+}
+
+func TestDigestTellsTopologiesApart(t *testing.T) {
+	seen := map[string]string{}
+	for name, knobs := range map[string]sut.Knobs{"default": nil, "policy": {"lb.policy": "least_conn"}, "hosts": {"web.hosts": "2"}, "size": {"web.cpu": "2"}} {
+		topology, err := sut.Build(sut.LB, knobs, 0.1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, _ := sut.Build(sut.LB, knobs, 0.1)
+		if topology.Digest() != again.Digest() {
+			t.Errorf("%s: two digests of one topology", name)
+		}
+		if other, taken := seen[topology.Digest()]; taken {
+			t.Errorf("%s and %s have one digest", name, other)
+		}
+		seen[topology.Digest()] = name
+	}
+}
+
+func TestBadKnobsSayWhatIsAllowed(t *testing.T) {
+	for setting, want := range map[string]string{
+		"web.hosts=0":       "from 1 to 16",
+		"web.hosts=many":    "whole number",
+		"web.cpu=NaN":       "number from 0.5 to 32",
+		"lb.policy=random":  "round_robin, least_conn",
+		"lb.polic=x":        "unknown knob",
+		"db.engine=mysql":   "sqlite, postgres",
+		"lb.sticky":         "name=value",
+		"lb.sticky=perhaps": "true, false",
+	} {
+		if _, err := sut.ParseKnobs([]string{setting}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want one with %q", setting, err, want)
+		}
+	}
+	if _, err := sut.ParseKnobs([]string{"web.hosts=1", "web.hosts=2"}); err == nil {
+		t.Error("a knob that is set twice was taken")
+	}
+	if _, err := sut.Build("cluster", nil, 0.1); err == nil || !strings.Contains(err.Error(), "single, db-split, lb") {
+		t.Errorf("unknown stage: %v", err)
+	}
+}
+
+// Defaults must be values that the knob itself allows.
+func TestDefaultsAreAllowed(t *testing.T) {
+	if err := (sut.Knobs{}).With(nil).Validate(); err != nil {
+		t.Error(err)
+	}
+	for _, k := range sut.Catalogue() {
+		if k.Doc == "" || k.Range == "" {
+			t.Errorf("knob %s has no doc or range", k.Name)
+		}
+	}
+}
+
+// The unit never gets under a tenth of a core.
+func TestUnit(t *testing.T) {
+	for _, c := range []struct {
+		cores   int
+		reserve float64
+		want    float64
+	}{{2, 0.5, 0.1}, {8, 0.5, 0.5}, {1, 0.25, 0.1}} {
+		if got := sut.UnitCPU(c.cores, c.reserve); math.Abs(got-c.want) > 1e-9 {
+			t.Errorf("%d cores, %v in reserve: unit %v, want %v", c.cores, c.reserve, got, c.want)
+		}
+	}
+}
+
+func TestDataSizes(t *testing.T) {
+	for _, size := range sut.DataSizes() {
+		counts, known := sut.Data{Size: size}.Counts()
+		if !known || counts.Users < 2 || counts.Photos < counts.Users {
+			t.Errorf("%s: %+v", size, counts)
+		}
+	}
+	if _, known := (sut.Data{Size: "huge"}).Counts(); known {
+		t.Error("an unknown size has counts")
+	}
+}

@@ -1,0 +1,267 @@
+package keys_test
+
+import (
+	"fmt"
+	"math"
+	"testing"
+
+	"github.com/stagebench/stagebench/workloads"
+	"github.com/stagebench/stagebench/workloads/keys"
+)
+
+// distribution is what all of them have in common.
+type distribution interface {
+	Key(random uint64) int
+	String() string
+}
+
+func uniform(t testing.TB, n int) keys.Uniform {
+	t.Helper()
+	d, err := keys.NewUniform(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func zipfian(t testing.TB, n int, theta float64) keys.Zipfian {
+	t.Helper()
+	d, err := keys.NewZipfian(n, theta)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// tally counts the keys of the first draws of a seed.
+func tally(d distribution, n, draws int, seed uint64) []int {
+	counts := make([]int, n)
+	for i := range uint64(draws) {
+		counts[d.Key(workloads.Draw(seed, i, 0))]++
+	}
+	return counts
+}
+
+// exact is the zipfian distribution by its definition, the hottest key first.
+func exact(n int, theta float64) []float64 {
+	p := make([]float64, n)
+	var sum float64
+	for k := range p {
+		p[k] = math.Pow(float64(k+1), -theta)
+		sum += p[k]
+	}
+	for k := range p {
+		p[k] /= sum
+	}
+	return p
+}
+
+// checkChiSquare compares counts with probabilities. Keys that are expected
+// fewer than 20 times are taken together with their neighbours. The seeds are
+// fixed, so a test passes always or never; the bound is that of a
+// one-in-a-thousand test (Wilson and Hilferty's formula).
+func checkChiSquare(t *testing.T, counts []int, p []float64) {
+	t.Helper()
+	var draws int
+	for _, c := range counts {
+		draws += c
+	}
+	var chi, got, want float64
+	cells := 0
+	for k := range counts {
+		got += float64(counts[k])
+		want += p[k] * float64(draws)
+		if want >= 20 || k == len(counts)-1 && want > 0 {
+			chi += (got - want) * (got - want) / want
+			got, want = 0, 0
+			cells++
+		}
+	}
+	df := float64(max(cells-1, 1))
+	bound := df * math.Pow(1-2/(9*df)+3.09*math.Sqrt(2/(9*df)), 3)
+	if chi > bound {
+		t.Errorf("chi-square %.1f over %d cells, want at most %.1f", chi, cells, bound)
+	}
+}
+
+func TestUniformIsUniform(t *testing.T) {
+	for _, n := range []int{1, 2, 7, 1000} {
+		p := make([]float64, n)
+		for k := range p {
+			p[k] = 1 / float64(n)
+		}
+		checkChiSquare(t, tally(uniform(t, n), n, 300_000, 3), p)
+	}
+}
+
+func TestZipfianIsZipfian(t *testing.T) {
+	for _, theta := range []float64{0.01, 0.5, 0.99, 1, 1.000001, 1.2, 3, 10} {
+		for _, n := range []int{1, 2, 3, 10, 1000, 30_000} {
+			t.Run(fmt.Sprintf("theta %v n %d", theta, n), func(t *testing.T) {
+				t.Parallel()
+				checkChiSquare(t, tally(zipfian(t, n, theta), n, 300_000, 4), exact(n, theta))
+			})
+		}
+	}
+}
+
+// The exponent that is most likely to have given these keys is the one asked
+// for: sum of ln(rank) over the draws = its expectation.
+func TestZipfianExponent(t *testing.T) {
+	const n, draws = 3000, 1_000_000
+	for _, theta := range []float64{0.5, 0.99, 1.2} {
+		var got float64
+		for k, c := range tally(zipfian(t, n, theta), n, draws, 5) {
+			got += float64(c) / draws * math.Log(float64(k+1))
+		}
+		low, high := 0.0, 3.0
+		for range 40 {
+			middle := (low + high) / 2
+			var mean float64
+			for k, p := range exact(n, middle) {
+				mean += p * math.Log(float64(k+1))
+			}
+			if mean > got { // too flat
+				low = middle
+			} else {
+				high = middle
+			}
+		}
+		if math.Abs(low-theta) > 0.01 {
+			t.Errorf("fitted exponent %.4f, want %v", low, theta)
+		}
+	}
+}
+
+// Scrambling renames keys and changes nothing else.
+func TestScrambledIsZipfianUnderOtherNames(t *testing.T) {
+	const n, theta = 3000, 0.99
+	s := keys.NewScrambled(zipfian(t, n, theta), 6)
+	counts := tally(s, n, 1_000_000, 7)
+	byRank := make([]int, n)
+	for rank := range byRank {
+		byRank[rank] = counts[s.Ranked(rank)]
+	}
+	checkChiSquare(t, byRank, exact(n, theta))
+}
+
+func TestScrambledIsOneToOne(t *testing.T) {
+	sizes := []int{1000, 1024, 1025, 65_537}
+	for n := 1; n <= 130; n++ {
+		sizes = append(sizes, n)
+	}
+	for _, n := range sizes {
+		for seed := range uint64(5) {
+			s := keys.NewScrambled(zipfian(t, n, 0.99), seed)
+			seen := make([]bool, n)
+			for rank := range n {
+				key := s.Ranked(rank)
+				if key < 0 || key >= n || seen[key] {
+					t.Fatalf("n %d seed %d: rank %d has the key %d, which is outside or taken", n, seed, rank, key)
+				}
+				seen[key] = true
+			}
+		}
+	}
+}
+
+// The hot keys are spread: over many seeds each hot rank falls into each tenth
+// of the keys equally often, and so does the distance between neighbours.
+func TestScrambledSpreadsHotKeys(t *testing.T) {
+	const n, seeds, tenths = 3000, 5000, 10
+	z := zipfian(t, n, 0.99)
+	p := make([]float64, tenths)
+	for i := range p {
+		p[i] = 1.0 / tenths
+	}
+	for rank := range 6 {
+		places, distances := make([]int, tenths), make([]int, tenths)
+		for seed := range uint64(seeds) {
+			s := keys.NewScrambled(z, seed)
+			at, next := s.Ranked(rank), s.Ranked(rank+1)
+			places[at*tenths/n]++
+			distances[(next-at+n)%n*tenths/n]++
+		}
+		checkChiSquare(t, places, p)
+		checkChiSquare(t, distances, p)
+	}
+	// And within one seed, the hottest four hundred ranks.
+	places := make([]int, tenths)
+	s := keys.NewScrambled(z, 1)
+	for rank := range 400 {
+		places[s.Ranked(rank)*tenths/n]++
+	}
+	checkChiSquare(t, places, p)
+}
+
+func TestKeysStayInside(t *testing.T) {
+	randoms := []uint64{0, 1, 1 << 11, 1<<53 - 1, 1 << 63, ^uint64(0) - 1, ^uint64(0)}
+	for i := range uint64(2000) {
+		randoms = append(randoms, workloads.Draw(8, i, 0))
+	}
+	for _, n := range []int{1, 2, 3, 1000, 1_000_000_007, 1 << 40} {
+		all := []distribution{uniform(t, n)}
+		for _, theta := range []float64{1e-9, 0.01, 0.99, 1, 1 + 1e-12, 2, 10} {
+			z := zipfian(t, n, theta)
+			all = append(all, z, keys.NewScrambled(z, 9))
+		}
+		for _, d := range all {
+			for _, random := range randoms {
+				if key := d.Key(random); key < 0 || key >= n {
+					t.Errorf("%v: key %d", d, key)
+				}
+			}
+		}
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	for _, n := range []int{0, -1, 1<<40 + 1} {
+		if _, err := keys.NewUniform(n); err == nil {
+			t.Errorf("uniform over %d was taken", n)
+		}
+		if _, err := keys.NewZipfian(n, 0.99); err == nil {
+			t.Errorf("zipfian over %d was taken", n)
+		}
+	}
+	for _, theta := range []float64{0, -0.99, 10.1, math.NaN(), math.Inf(1)} {
+		if _, err := keys.NewZipfian(10, theta); err == nil {
+			t.Errorf("theta %v was taken", theta)
+		}
+	}
+}
+
+// A workload is stored by its seed alone: these keys must never change.
+func TestKeysAreFixed(t *testing.T) {
+	z := zipfian(t, 3000, 0.99)
+	for _, test := range []struct {
+		d    distribution
+		want string
+	}{
+		{uniform(t, 3000), "[2080 2915 1279 2418 1077 2536 2481 861]"},
+		{z, "[7 0 83 2 148 1 2 272]"},
+		{keys.NewScrambled(z, 1), "[1702 2454 1534 510 1522 9 510 772]"},
+	} {
+		var got []int
+		for i := range uint64(8) {
+			got = append(got, test.d.Key(workloads.Draw(1, i, 0)))
+		}
+		if text := fmt.Sprint(got); text != test.want {
+			t.Errorf("%v: keys %v, want %v", test.d, text, test.want)
+		}
+	}
+}
+
+func BenchmarkKey(b *testing.B) {
+	z := zipfian(b, 30_000, 0.99)
+	for _, d := range []distribution{uniform(b, 30_000), z, keys.NewScrambled(z, 1)} {
+		b.Run(d.String(), func(b *testing.B) {
+			b.ReportAllocs()
+			var n uint64
+			for b.Loop() {
+				d.Key(workloads.Draw(1, n, 0))
+				n++
+			}
+		})
+	}
+}

@@ -1,0 +1,89 @@
+package preset
+
+import (
+	"net/http"
+
+	"github.com/stagebench/stagebench/workloads"
+)
+
+// kind is how an op of one class is made.
+type kind struct {
+	method  string
+	header  map[string]string // shared by all ops of the kind, never written to
+	byOwner bool              // done by the owner of the photo, not by any virtual user
+	path    func(*service, turn) place
+	body    func(*service, turn) []byte // nil = none
+}
+
+// write reports whether ops of this kind change what is stored.
+func (k *kind) write() bool { return k.method != http.MethodGet }
+
+// kinds is what the photo service can be asked for, by class.
+func kinds() map[workloads.Class]kind {
+	html, jpeg, json := accept("text/html"), accept("image/jpeg"), accept("application/json")
+	sendJSON, sendJPEG := send("application/json"), send("image/jpeg")
+	return map[workloads.Class]kind{
+		Page: {method: http.MethodGet, header: html, path: func(*service, turn) place {
+			return plain("/")
+		}},
+		Feed: {method: http.MethodGet, header: json, path: func(w *service, t turn) place {
+			return numbered("/api/feed?user=", w.anyUser(t), "&limit=20")
+		}},
+		Photo: {method: http.MethodGet, header: json, path: func(w *service, t turn) place {
+			return numbered("/api/photos/", w.anyPhoto(t), "")
+		}},
+		Image: {method: http.MethodGet, header: jpeg, path: func(w *service, t turn) place {
+			return numbered("/img/", w.anyPhoto(t), w.variant(t))
+		}},
+		User: {method: http.MethodGet, header: json, path: func(w *service, t turn) place {
+			return numbered("/api/users/", w.anyUser(t), "")
+		}},
+		Me: {method: http.MethodGet, header: json, path: func(*service, turn) place {
+			return plain("/api/me")
+		}},
+		Like: {method: http.MethodPost, header: json, path: func(w *service, t turn) place {
+			return numbered("/api/photos/", w.anyPhoto(t), "/like")
+		}},
+		Comment: {method: http.MethodPost, header: sendJSON, path: func(w *service, t turn) place {
+			return numbered("/api/photos/", w.anyPhoto(t), "/comments")
+		}, body: func(w *service, t turn) []byte {
+			return w.texts.comment(t)
+		}},
+		Rename: {method: http.MethodPatch, header: sendJSON, byOwner: true, path: func(w *service, t turn) place {
+			return numbered("/api/photos/", w.owners[t.by].photo(t), "")
+		}, body: func(w *service, t turn) []byte {
+			return w.texts.title(t)
+		}},
+		Upload: {method: http.MethodPost, header: sendJPEG, path: func(w *service, t turn) place {
+			return w.texts.uploadPath(t)
+		}, body: func(w *service, t turn) []byte {
+			return w.uploads[t.pick(streamKey, len(w.uploads))]
+		}},
+		Follow: {method: http.MethodPost, header: json, path: func(w *service, t turn) place {
+			return numbered("/api/users/", w.otherUser(t), "/follow")
+		}},
+	}
+}
+
+func accept(mediaType string) map[string]string { return map[string]string{"Accept": mediaType} }
+
+// send is the header of a request with a body; every answer to one is JSON.
+func send(mediaType string) map[string]string {
+	return map[string]string{"Accept": "application/json", "Content-Type": mediaType}
+}
+
+// imageVariants is how often each variant of an image is asked for: pages and
+// feeds show thumbnails, a photo's own page the original or a treatment of it.
+func imageVariants() workloads.Mix {
+	return workloads.Mix{
+		{Class: "thumb", Percent: 70},
+		{Class: "original", Percent: 15},
+		{Class: "sharp", Percent: 10},
+		{Class: "blur", Percent: 5},
+	}
+}
+
+// variant picks the rest of an image's path.
+func (w *service) variant(t turn) string {
+	return w.suffixes[w.variants.Pick(t.draw(streamDetail))]
+}

@@ -1,0 +1,64 @@
+package preset
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"sort"
+
+	"github.com/stagebench/stagebench/workloads"
+)
+
+// owner is a virtual user who owns photos.
+type owner struct {
+	user    int       // virtual user
+	photos  []int     // ids, the most popular first
+	weights []float64 // summed up to and with the photo of that position
+}
+
+// findOwners lists the virtual users who own photos. It looks at photos in the
+// order of their popularity among all.
+func findOwners(w *service, photos int, ownerOf func(photo int) int) ([]owner, error) {
+	virtual := make(map[int]int, w.virtual) // user id -> virtual user
+	for v := range w.virtual {
+		virtual[w.userID(v)] = v
+	}
+	all := make([]owner, w.virtual)
+	for rank := range photos {
+		id := 1 + w.photos.Ranked(rank)
+		user := ownerOf(id)
+		if user < 1 || user > w.users {
+			return nil, fmt.Errorf("photo %d is said to belong to user %d: want 1 to %d", id, user, w.users)
+		}
+		if v, found := virtual[user]; found {
+			all[v].add(id, math.Pow(float64(rank+1), -theta))
+		}
+	}
+	var owners []owner
+	for v, o := range all {
+		if len(o.photos) > 0 {
+			o.user = v
+			owners = append(owners, o)
+		}
+	}
+	if owners == nil {
+		return nil, errors.New("no virtual user owns a photo, so nobody can rename one: want more virtual users or more photos")
+	}
+	return owners, nil
+}
+
+func (o *owner) add(photo int, weight float64) {
+	if len(o.weights) > 0 {
+		weight += o.weights[len(o.weights)-1]
+	}
+	o.photos = append(o.photos, photo)
+	o.weights = append(o.weights, weight)
+}
+
+// photo picks one of the owner's photos, each as often, among them, as it is
+// asked for by everybody: renames meet the reads of hot photos.
+func (o *owner) photo(t turn) int {
+	x := workloads.Unit(t.draw(streamKey)) * o.weights[len(o.weights)-1]
+	i := sort.SearchFloat64s(o.weights, x)
+	return o.photos[min(i, len(o.photos)-1)]
+}

@@ -1,0 +1,25 @@
+package preset
+
+import (
+	"math"
+	"testing"
+)
+
+// An owner renames a photo as often, among the owner's own, as it is popular.
+func TestOwnersRenameByPopularity(t *testing.T) {
+	var o owner
+	weights := map[int]float64{31: 0.5, 7: 0.3, 12: 0.2}
+	for _, photo := range []int{31, 7, 12} {
+		o.add(photo, 4*weights[photo]) // the sum is of no importance
+	}
+	const turns = 100_000
+	counts := map[int]int{}
+	for n := range uint64(turns) {
+		counts[o.photo(turn{seed: 1, n: n})]++
+	}
+	for photo, p := range weights {
+		if share := float64(counts[photo]) / turns; math.Abs(share-p) > 3.3*math.Sqrt(p*(1-p)/turns) {
+			t.Errorf("photo %d: share %.4f, want %v", photo, share, p)
+		}
+	}
+}

@@ -1,0 +1,190 @@
+package preset
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+
+	"github.com/stagebench/stagebench/workloads"
+	"github.com/stagebench/stagebench/workloads/keys"
+)
+
+// theta is the exponent of the popularity of photos: YCSB's.
+const theta = 0.99
+
+// service is a workload for the photo service.
+//
+// Virtual user v is the seeded user with id 1 + v*Users/VirtualUsers: they are
+// spread evenly over the ids, so that they follow and own what users in general
+// do, however the data set orders them.
+type service struct {
+	name    string
+	seed    uint64
+	mix     workloads.Mix
+	kinds   []kind // the kind of op of each share of the mix
+	users   int
+	virtual int
+
+	photos   keys.Scrambled // keys are ids - 1
+	variants workloads.Mix  // of images
+	suffixes []string       // the end of an image's path, by position in variants
+	owners   []owner        // the virtual users who own photos; nil when no op asks for one
+	logins   []workloads.Op // by virtual user
+	texts    texts
+	uploads  [][]byte
+}
+
+var (
+	_ workloads.Workload = (*service)(nil)
+	_ workloads.Login    = (*service)(nil)
+)
+
+func newService(s shipped, p Params) (*service, error) {
+	if err := s.mix.Validate(); err != nil {
+		return nil, err
+	}
+	ranks, err := keys.NewZipfian(p.Photos, theta)
+	if err != nil {
+		return nil, fmt.Errorf("photos: %w", err)
+	}
+	w := &service{
+		name: s.name, seed: p.Seed, mix: s.mix,
+		users: p.Users, virtual: p.VirtualUsers,
+		photos:   keys.NewScrambled(ranks, workloads.Draw(p.Seed, 0, streamOrder)),
+		variants: imageVariants(),
+		texts:    newTexts(), uploads: p.Uploads,
+	}
+	for _, v := range w.variants {
+		w.suffixes = append(w.suffixes, "/"+string(v.Class)+".jpg")
+	}
+	all := kinds()
+	for _, share := range s.mix {
+		k, known := all[share.Class]
+		if !known {
+			return nil, fmt.Errorf("class %s: the photo service has no such op", share.Class)
+		}
+		w.kinds = append(w.kinds, k)
+	}
+	if slices.ContainsFunc(w.kinds, func(k kind) bool { return k.byOwner }) {
+		if w.owners, err = findOwners(w, p.Photos, p.Owner); err != nil {
+			return nil, err
+		}
+	}
+	return w, w.prepareLogins(p.Login)
+}
+
+// Name is the name that New was called with.
+func (w *service) Name() string { return w.name }
+
+// Users is the number of virtual users.
+func (w *service) Users() int { return w.virtual }
+
+// Op returns the n-th op.
+func (w *service) Op(n uint64) workloads.Op {
+	i := w.mix.Pick(workloads.Draw(w.seed, n, streamClass))
+	k := &w.kinds[i]
+	t := turn{seed: w.seed, n: n}
+	if k.byOwner {
+		t.by = t.pick(streamUser, len(w.owners))
+		t.user = w.owners[t.by].user
+	} else {
+		t.user = t.pick(streamUser, w.virtual)
+	}
+	op := workloads.Op{
+		Index: n, Class: w.mix[i].Class, Write: k.write(),
+		Method: k.method, Path: k.path(w, t).String(), Header: k.header, User: t.user,
+	}
+	if k.body != nil {
+		op.Body = k.body(w, t)
+	}
+	return op
+}
+
+// LoginOp returns the op that logs a virtual user in.
+func (w *service) LoginOp(user int) workloads.Op { return w.logins[user] }
+
+// prepareLogins makes the login ops: they are needed again and again when a web
+// host takes its sessions with it.
+func (w *service) prepareLogins(credentials func(user int) (login, password string)) error {
+	header := send("application/json")
+	for v := range w.virtual {
+		var c struct {
+			Login    string `json:"login"`
+			Password string `json:"password"`
+		}
+		c.Login, c.Password = credentials(w.userID(v))
+		body, err := json.Marshal(c)
+		if err != nil {
+			return fmt.Errorf("login of user %d: %w", w.userID(v), err)
+		}
+		w.logins = append(w.logins, workloads.Op{
+			Class: Login, Write: true, Method: http.MethodPost, Path: "/api/login", Header: header, Body: body, User: v,
+		})
+	}
+	return nil
+}
+
+// userID is the id of the seeded user that a virtual user is.
+func (w *service) userID(virtual int) int { return 1 + virtual*w.users/w.virtual }
+
+// anyUser picks a user, all equally often.
+func (w *service) anyUser(t turn) int { return 1 + t.pick(streamKey, w.users) }
+
+// otherUser picks a user who is not the one whose turn it is.
+func (w *service) otherUser(t turn) int {
+	id := 1 + t.pick(streamKey, w.users-1)
+	if id >= w.userID(t.user) {
+		id++
+	}
+	return id
+}
+
+// anyPhoto picks a photo by popularity.
+func (w *service) anyPhoto(t turn) int { return 1 + w.photos.Key(t.draw(streamKey)) }
+
+// turn is one op in the making: its place in the workload, and who does it.
+type turn struct {
+	seed, n uint64
+	user    int // virtual user
+	by      int // position of that user among the owners, for ops that only an owner may do
+}
+
+// The streams of random numbers of one op.
+const (
+	streamOrder  = iota // once per workload: which photos are popular
+	streamClass         // what is done
+	streamUser          // by whom
+	streamKey           // to what
+	streamDetail        // how: the variant, the text, the bytes
+)
+
+func (t turn) draw(stream uint64) uint64 { return workloads.Draw(t.seed, t.n, stream) }
+
+func (t turn) pick(stream uint64, n int) int { return workloads.Below(t.draw(stream), n) }
+
+// place is a path in its parts. The number, an id or the number of an op, is put
+// in once the rest is known: one allocation for such a path, none for another.
+type place struct {
+	before string
+	number uint64
+	after  string
+	plain  bool // there is no number
+}
+
+func (p place) String() string {
+	if p.plain {
+		return p.before
+	}
+	var buffer [96]byte
+	text := append(buffer[:0], p.before...)
+	text = strconv.AppendUint(text, p.number, 10)
+	return string(append(text, p.after...))
+}
+
+func plain(path string) place { return place{before: path, plain: true} }
+
+func numbered[N int | uint64](before string, number N, after string) place {
+	return place{before: before, number: uint64(number), after: after}
+}
