@@ -3,23 +3,23 @@ module github.com/stagebench/stagebench
 go 1.26.0
 
 require (
-	github.com/HdrHistogram/hdrhistogram-go v1.4.0
-	github.com/goccy/go-yaml v1.19.2
-	github.com/google/go-cmp v0.7.0
-	github.com/jackc/pgx/v5 v5.12.0
-	github.com/jeroenrinzema/psql-wire v0.20.0
-	github.com/olekukonko/tablewriter v1.1.5
-	github.com/prometheus/client_golang v1.25.0
-	github.com/rogpeppe/go-internal v1.14.1
-	github.com/spf13/cobra v1.10.2
-	github.com/tsenart/vegeta/v12 v12.13.0
-	github.com/vbauerster/mpb/v8 v8.9.3
-	go.uber.org/goleak v1.3.0
-	golang.org/x/image v0.47.0
-	golang.org/x/sync v0.24.0
-	golang.org/x/sys v0.49.0
-	golang.org/x/term v0.47.0
-	zombiezen.com/go/sqlite v1.4.2
+	github.com/HdrHistogram/hdrhistogram-go v1.4.0 // latency histograms that merge exactly, and their log format
+	github.com/goccy/go-yaml v1.19.2 // matrix and workload files; errors name line and column
+	github.com/google/go-cmp v0.7.0 // tests: differences that can be read
+	github.com/jackc/pgx/v5 v5.12.0 // PostgreSQL client and wire types
+	github.com/jeroenrinzema/psql-wire v0.20.0 // the PostgreSQL wire protocol in front of SQLite
+	github.com/olekukonko/tablewriter v1.1.5 // text and Markdown tables
+	github.com/prometheus/client_golang v1.25.0 // metrics of nodes and runs
+	github.com/rogpeppe/go-internal v1.14.1 // tests: command line behaviour as scripts
+	github.com/spf13/cobra v1.10.2 // commands, flags, completion
+	github.com/tsenart/vegeta/v12 v12.13.0 // the default load engine
+	github.com/vbauerster/mpb/v8 v8.9.3 // the progress bar
+	go.uber.org/goleak v1.3.0 // tests: no goroutine outlives its test
+	golang.org/x/image v0.47.0 // scaling of photos
+	golang.org/x/sync v0.24.0 // groups of goroutines that fail together
+	golang.org/x/sys v0.49.0 // kernel interfaces that package syscall lacks
+	golang.org/x/term v0.47.0 // is standard error a terminal
+	zombiezen.com/go/sqlite v1.4.2 // SQLite without cgo, with sessions
 )
 
 require (

@@ -103,10 +103,7 @@ func freeze(t *testing.T, d driver.Driver) {
 			y := Send(context.Background(), t, d, Setup{Endpoint: endpoint, Connections: connections, Rate: rate, Duration: periods * f.Period})
 			log := readLog(t, endpoint)
 			y.Check(t, int64(len(log.Done)))
-			drain := math.Inf(1)
-			if float64(connections) < rate*f.Frozen.Seconds() {
-				drain = f.DrainRate(log, rate, time.Duration(y.Report.Start.UnixNano()-log.StartUnixNS))
-			}
+			drain := f.DrainRate(log, rate, time.Duration(y.Report.Start.UnixNano()-log.StartUnixNS))
 			for percentile, got := range map[float64]*int64{95: y.Step.ResponseNS.P95, 99: y.Step.ResponseNS.P99} {
 				want := f.Exact(percentile, rate, drain)
 				if got == nil || !(math.Abs(float64(*got)/float64(want)-1) <= tolerance()) {

@@ -25,9 +25,10 @@ const LogPath = "/freezer/log"
 type Freezer struct {
 	Frozen, Period time.Duration
 
-	mu    sync.Mutex
-	start time.Time
-	done  []time.Duration
+	mu      sync.Mutex
+	start   time.Time
+	done    []time.Duration
+	waiting []chan struct{} // those who came during the freeze, in order of arrival
 }
 
 // Log is what a freezer has done.
@@ -43,16 +44,16 @@ func (f *Freezer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = json.NewEncoder(w).Encode(f.log()) // the client has gone; there is nobody to tell
 		return
 	}
-	start := f.begun()
-	if left := f.left(time.Since(start)); left > 0 {
-		thaw := time.NewTimer(left)
-		defer thaw.Stop()
+	start, thaw := f.arrive()
+	if thaw != nil {
 		select {
-		case <-thaw.C:
+		case <-thaw:
 		case <-r.Context().Done():
 			return
 		}
 	}
+	// Without a length the answer would leave in two pieces, and its end late.
+	w.Header().Set("Content-Length", "0")
 	w.WriteHeader(http.StatusOK)
 	// The answer counts as given when it has left, not when it was decided on.
 	_ = http.NewResponseController(w).Flush()
@@ -61,13 +62,34 @@ func (f *Freezer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.mu.Unlock()
 }
 
-func (f *Freezer) begun() time.Time {
+// arrive takes a request in. During a freeze it returns what tells the request
+// that its turn has come: those who waited are served in order of arrival.
+func (f *Freezer) arrive() (start time.Time, thaw <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.start.IsZero() {
 		f.start = time.Now()
 	}
-	return f.start
+	left := f.left(time.Since(f.start))
+	if left == 0 {
+		return f.start, nil
+	}
+	if len(f.waiting) == 0 {
+		time.AfterFunc(left, f.thaw)
+	}
+	turn := make(chan struct{})
+	f.waiting = append(f.waiting, turn)
+	return f.start, turn
+}
+
+func (f *Freezer) thaw() {
+	f.mu.Lock()
+	waiting := f.waiting
+	f.waiting = nil
+	f.mu.Unlock()
+	for _, turn := range waiting {
+		close(turn)
+	}
 }
 
 func (f *Freezer) log() Log {

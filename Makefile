@@ -1,0 +1,43 @@
+# Thin on purpose: every target is one command that a person could type.
+# CI calls `make test` (.ci/run), nothing else.
+
+GO       ?= go
+tool     := $(GO) tool -modfile=build/tools/go.mod
+packages := ./...
+
+.PHONY: run build test native lint tidy bench long golden
+
+run: build ## the main job: the whole ladder, with the tables at the end
+	bin/stagebench run
+
+build: ## the one binary
+	$(GO) build -trimpath -o bin/stagebench ./cmd/stagebench
+
+# The order is that of the cost of finding out: lint answers before the long part starts.
+test: native lint tidy ## everything that CI checks
+	$(tool) gotestsum --format pkgname --format-hide-empty-pkg -- -race -vet=off -timeout 8m $(packages)
+
+native: ## the servers that tests of native engines need, where they may be installed
+	build/native
+
+lint: ## gofumpt, go vet, staticcheck
+	@unformatted=$$($(tool) gofumpt -l . ) || exit 1; \
+	if [ -n "$$unformatted" ]; then \
+		echo "not gofumpt-clean:"; echo "$$unformatted"; \
+		echo "run: $(tool) gofumpt -w ."; exit 1; \
+	fi
+	$(GO) vet $(packages)
+	$(tool) staticcheck $(packages)
+
+tidy: ## arrows, words, sizes, state, dependencies, package comments; go.mod itself
+	$(GO) test ./cmd/internal/tidy
+	$(GO) mod tidy -diff
+
+bench: ## benchmarks of the code itself, not of a system under test
+	$(GO) test -run '^$$' -bench . -benchmem $(packages)
+
+long: ## the tests that take minutes; each sets its own bound
+	$(GO) test -tags long -timeout 0 $(packages)
+
+golden: ## rewrites the golden files of every package that has some
+	$(GO) test $$(grep -rl --include='*_test.go' 'flag.Bool("update"' . | xargs -n1 dirname | sort -u) -update

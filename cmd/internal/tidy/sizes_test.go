@@ -1,0 +1,128 @@
+package tidy
+
+import (
+	"fmt"
+	"go/ast"
+	"go/scanner"
+	"go/token"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// Limits. A reader holds one function in mind and finds a file or a package at
+// a glance.
+const (
+	functionLines = 70  // lines with code on them, blank lines and comments not counted
+	fileLines     = 500 // all lines
+	packageFiles  = 12  // without tests
+)
+
+// tooLarge lists what is allowed to be larger than the limits, with its size:
+// functions as "path/file.go Name" or "path/file.go Type.Name", files as
+// "path/file.go", packages as "path". Sizes may only shrink.
+func tooLarge() map[string]int {
+	return map[string]int{}
+}
+
+func TestSizes(t *testing.T) { report(t, repository(t).checkSizes(tooLarge())) }
+
+func (t *tree) checkSizes(exceptions map[string]int) []string {
+	sizes, limits := map[string]int{}, map[string]int{}
+	measure := func(name string, size, limit int) { sizes[name], limits[name] = size, limit }
+	for _, p := range t.packages {
+		files := 0
+		for _, f := range p.files {
+			if !f.test {
+				files++
+			}
+			measure(f.path, strings.Count(t.texts[f.path], "\n"), fileLines)
+			code := codeLines(t.texts[f.path])
+			for _, declaration := range f.syntax.Decls {
+				if function, ok := declaration.(*ast.FuncDecl); ok {
+					measure(f.path+" "+functionName(function), t.linesOf(function, code), functionLines)
+				}
+			}
+		}
+		measure(p.path, files, packageFiles)
+	}
+
+	var problems []string
+	for _, name := range slices.Sorted(maps.Keys(sizes)) {
+		size, limit := sizes[name], limits[name]
+		exception, excepted := exceptions[name]
+		switch {
+		case excepted && size <= limit:
+			problems = append(problems, fmt.Sprintf("sizes: %s is within the limit of %d: remove its exception", name, limit))
+		case excepted && size < exception:
+			problems = append(problems, fmt.Sprintf("sizes: %s has shrunk to %d: lower its exception from %d", name, size, exception))
+		case excepted && size > exception:
+			problems = append(problems, fmt.Sprintf("sizes: %s has grown to %d, its exception is %d", name, size, exception))
+		case !excepted && size > limit:
+			problems = append(problems, fmt.Sprintf("sizes: %s is %d, the limit is %d: split it where its parts have names", name, size, limit))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(exceptions)) {
+		if _, exists := sizes[name]; !exists {
+			problems = append(problems, fmt.Sprintf("sizes: there is no %s: remove its exception", name))
+		}
+	}
+	return problems
+}
+
+// linesOf counts the lines of a function that hold code.
+func (t *tree) linesOf(function *ast.FuncDecl, code map[int]bool) int {
+	count := 0
+	for line := t.set.Position(function.Pos()).Line; line <= t.set.Position(function.End()).Line; line++ {
+		if code[line] {
+			count++
+		}
+	}
+	return count
+}
+
+// codeLines returns the numbers of the lines that hold something else than
+// comments. Every line of a raw string counts.
+func codeLines(source string) map[int]bool {
+	set := token.NewFileSet()
+	f := set.AddFile("", set.Base(), len(source))
+	var s scanner.Scanner
+	s.Init(f, []byte(source), nil, 0)
+	lines := map[int]bool{}
+	for {
+		pos, kind, text := s.Scan()
+		if kind == token.EOF {
+			return lines
+		}
+		if kind == token.SEMICOLON && text == "\n" {
+			continue // inserted by the scanner
+		}
+		first := f.Line(pos)
+		for i := range strings.Count(text, "\n") + 1 {
+			lines[first+i] = true
+		}
+	}
+}
+
+// functionName is "Name" or "Type.Name".
+func functionName(function *ast.FuncDecl) string {
+	if function.Recv == nil || len(function.Recv.List) == 0 {
+		return function.Name.Name
+	}
+	receiver := function.Recv.List[0].Type
+	for {
+		switch r := receiver.(type) {
+		case *ast.StarExpr:
+			receiver = r.X
+		case *ast.IndexExpr:
+			receiver = r.X
+		case *ast.IndexListExpr:
+			receiver = r.X
+		case *ast.Ident:
+			return r.Name + "." + function.Name.Name
+		default:
+			return function.Name.Name
+		}
+	}
+}

@@ -1,0 +1,208 @@
+package live
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func ns(n int64) *int64 { return &n }
+
+// measure is a run of three cells, as its callers see it.
+func measure(p *Progress) {
+	p.Expect(90 * time.Second)
+	for i, name := range []string{"single/read-heavy", "db-split/read-heavy", "lb/read-heavy"} {
+		p.Cell(name, i)
+		p.Step("warmup", 50)
+		time.Sleep(5 * time.Second)
+		p.Step("search", 812.5)
+		for second := range 20 {
+			p.Sample(ns(1_234_567), ns(int64(9_800_000+second*10_000)), 811.7)
+			time.Sleep(time.Second)
+		}
+		if i == 1 {
+			p.Note("killed web-1\nit comes back by itself\x1b[2J")
+		}
+	}
+	p.Step("reference", 99.5)
+	p.Sample(ns(12_000), nil, 99.49)
+	p.Done()
+}
+
+func TestPlainLines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		measure(New(&out, false, 3))
+		want := `cell 1/3 single/read-heavy, 1m30s left
+  warmup 50 rps: no figures
+  search 812 rps: 812 rps completed, p50 1.23ms, p99 9.99ms
+cell 2/3 db-split/read-heavy, 50s left
+  warmup 50 rps: no figures
+killed web-1
+  it comes back by itself [2J
+  search 812 rps: 812 rps completed, p50 1.23ms, p99 9.99ms
+cell 3/3 lb/read-heavy, 25s left
+  warmup 50 rps: no figures
+  search 812 rps: 812 rps completed, p50 1.23ms, p99 9.99ms
+  reference 99.5 rps: 99.5 rps completed, p50 12µs, p99 -
+`
+		if diff := cmp.Diff(want, out.String()); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestBar(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		measure(New(&out, true, 3))
+		text := out.String()
+		for _, want := range []string{
+			"1/3 single/read-heavy [------------] warmup 50 rps, 1m30s left\n",
+			"2/3 db-split/read-heavy [==>--] search 812 rps, p50 1.23ms, p99 9.91ms, 34s left\n",
+			"killed web-1\n  it comes back by itself [2J\n",
+		} {
+			if !strings.Contains(text, want) {
+				t.Errorf("%q is never shown", want)
+			}
+		}
+		// At the end the bar's line is erased: nothing but the note stays.
+		if screen := draw(text); screen != "killed web-1\n  it comes back by itself [2J\n" {
+			t.Errorf("the screen shows %q", screen)
+		}
+	})
+}
+
+// A run that is interrupted calls Done wherever it is.
+func TestDoneAtAnyMoment(t *testing.T) {
+	for _, terminal := range []bool{false, true} {
+		for name, play := range map[string]func(*Progress){
+			"at once":     func(*Progress) {},
+			"in a cell":   func(p *Progress) { p.Cell("a", 0) },
+			"in a step":   func(p *Progress) { p.Cell("a", 0); p.Step("search", 1) },
+			"with a note": func(p *Progress) { p.Note("a") },
+		} {
+			t.Run(fmt.Sprintf("%s, terminal %v", name, terminal), func(t *testing.T) {
+				var out bytes.Buffer
+				p := New(&out, terminal, 1)
+				play(p)
+				p.Done()
+				length := out.Len()
+				p.Done()
+				p.Cell("b", 1)
+				p.Step("search", 2)
+				p.Sample(nil, nil, 3)
+				p.Note("late")
+				if out.Len() != length {
+					t.Errorf("shown after Done: %q", out.String()[length:])
+				}
+			})
+		}
+	}
+}
+
+func TestConcurrentUse(t *testing.T) {
+	for _, terminal := range []bool{false, true} {
+		p := New(io.Discard, terminal, 8)
+		var group sync.WaitGroup
+		for i := range 8 {
+			group.Go(func() {
+				p.Cell(fmt.Sprint(i), i)
+				p.Step("search", 100)
+				p.Sample(ns(1), ns(2), 100)
+				p.Note("note")
+				_, _ = io.WriteString(p, "a line of a logger\n")
+			})
+		}
+		group.Go(p.Done)
+		group.Wait()
+		p.Done()
+	}
+}
+
+type broken struct{}
+
+func (broken) Write([]byte) (int, error) { return 0, errors.New("broken pipe") }
+
+// Whoever closes the terminal must not stop the run.
+func TestBrokenWriter(t *testing.T) {
+	for _, terminal := range []bool{false, true} {
+		synctest.Test(t, func(*testing.T) { measure(New(broken{}, terminal, 3)) })
+	}
+}
+
+// With a real file the library asks the kernel for the terminal's size.
+func TestFileThatIsNoTerminal(t *testing.T) {
+	f, err := os.Create(t.TempDir() + "/stderr")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	p := New(f, true, 1)
+	p.Cell("a", 0)
+	p.Done()
+}
+
+func TestLeft(t *testing.T) {
+	run := time.Unix(0, 0)
+	at := func(d time.Duration) time.Time { return run.Add(d) }
+	for _, test := range []struct {
+		name string
+		view view
+		now  time.Duration
+		want string
+	}{
+		{"nothing known", view{cells: 3, run: run, begun: run}, time.Minute, ""},
+		{"as announced", view{cells: 3, run: run, begun: run, expected: 5 * time.Minute}, 61 * time.Second, "3m59s left"},
+		{"longer than announced", view{cells: 3, run: run, begun: run, expected: time.Minute}, 2 * time.Minute, "almost done"},
+		{"from the first cell", view{cells: 3, index: 1, run: run, begun: at(time.Minute), expected: time.Hour}, 90 * time.Second, "1m30s left"},
+		{"a slow cell", view{cells: 3, index: 1, run: run, begun: at(time.Minute)}, time.Hour, "1m00s left"},
+		{"a slow last cell", view{cells: 2, index: 1, run: run, begun: at(time.Minute)}, time.Hour, "almost done"},
+	} {
+		if got := test.view.leftText(at(test.now)); got != test.want {
+			t.Errorf("%s: %q, want %q", test.name, got, test.want)
+		}
+	}
+}
+
+func TestLatency(t *testing.T) {
+	for want, n := range map[string]int64{
+		"0s": 0, "999ns": 999, "12µs": 12_000, "123µs": 123_400, "1.23ms": 1_234_567, "14.2ms": 14_234_567, "1.23s": 1_234_567_890, "60s": 60_000_000_000,
+	} {
+		if got := latency(&n); strings.Replace(got, "1m0s", "60s", 1) != want {
+			t.Errorf("%d ns is %q, want %q", n, got, want)
+		}
+	}
+}
+
+// draw plays what was written on a screen that knows the one sequence that the
+// library uses: so many lines up, and everything below erased.
+func draw(text string) string {
+	var screen []string
+	for text != "" {
+		if rest, found := strings.CutPrefix(text, "\x1b["); found {
+			var up int
+			n, err := fmt.Sscanf(rest, "%dA\x1b[J", &up)
+			if n == 1 && err == nil {
+				screen = screen[:len(screen)-up]
+				_, text, _ = strings.Cut(rest, "J")
+				continue
+			}
+		}
+		line, rest, _ := strings.Cut(text, "\n")
+		screen, text = append(screen, line+"\n"), rest
+	}
+	return strings.Join(screen, "")
+}

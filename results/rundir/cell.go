@@ -1,0 +1,180 @@
+package rundir
+
+import (
+	"bytes"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// cellName is one or more elements with '/' between them, none of which starts
+// with a dot: it can neither leave the directory nor hide in it.
+var cellName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*(/[A-Za-z0-9_][A-Za-z0-9_.,=+-]*)*$`)
+
+// CellDir is the directory of one cell.
+type CellDir struct {
+	path string
+}
+
+// Cell makes the directory of a cell, for example "lb/read-heavy". Two cells of
+// a run cannot share one, so a second call with one name is refused.
+func (d *Dir) Cell(name string) (*CellDir, error) {
+	if !cellName.MatchString(name) {
+		return nil, fmt.Errorf("cell name %q: want words of letters, digits and any of _ . , = + - with / between them", name)
+	}
+	d.mu.Lock()
+	taken := d.used[name]
+	d.used[name] = true
+	d.mu.Unlock()
+	if taken {
+		return nil, fmt.Errorf("cell name %q is used twice in one run", name)
+	}
+	c := &CellDir{path: filepath.Join(d.path, cellsDir, filepath.FromSlash(name))}
+	if err := os.MkdirAll(c.LogsDir(), 0o755); err != nil {
+		return nil, fmt.Errorf("create cell %s: %w", name, err)
+	}
+	return c, nil
+}
+
+// Path returns the directory of the cell.
+func (c *CellDir) Path() string { return c.path }
+
+// LogsDir returns the directory that the nodes' logs go to. It exists.
+func (c *CellDir) LogsDir() string { return filepath.Join(c.path, "logs") }
+
+// LatencyPath returns the path of the HDR interval log.
+func (c *CellDir) LatencyPath() string { return filepath.Join(c.path, "latency.hlog") }
+
+// TimelinePath returns the path of the timeline.
+func (c *CellDir) TimelinePath() string { return filepath.Join(c.path, "timeline.csv") }
+
+// CreateLatency starts the cell's HDR interval log, over what an earlier
+// attempt may have left. Every whole line written is in the file when Write
+// returns.
+func (c *CellDir) CreateLatency() (io.WriteCloser, error) {
+	f, err := os.Create(c.LatencyPath())
+	if err != nil {
+		return nil, fmt.Errorf("create latency log: %w", err)
+	}
+	return &lineWriter{file: f}, nil
+}
+
+// CreateTimeline starts the cell's timeline, over what an earlier attempt may
+// have left. Every row written is in the file when Write returns.
+func (c *CellDir) CreateTimeline() (*Timeline, error) {
+	f, err := os.Create(c.TimelinePath())
+	if err != nil {
+		return nil, fmt.Errorf("create timeline: %w", err)
+	}
+	lines := &lineWriter{file: f}
+	t := &Timeline{lines: lines, csv: csv.NewWriter(lines)}
+	if err := t.write(timelineHeader()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return t, nil
+}
+
+// TimelineRow is one second of a cell. Rates are requests per second, counts
+// are ops in this second.
+type TimelineRow struct {
+	Second    int      // since the start of the cell's first step, from 0
+	Step      string   // the step it belongs to: its purpose and its place, "search-3"
+	Offered   float64  // the step's offered rate, in rps
+	Intended  int64    // ops whose intended time lies in this second
+	Sent      int64    // ops sent in this second, whenever they were intended
+	Completed int64    // ops that ended in this second with a complete response
+	OK        int64    // of the completed ones, those that succeeded
+	Errors    int64    // ops that failed in this second, in whatever way
+	P50NS     *int64   // response time of the successes of this second; nil = too few
+	P99NS     *int64   // likewise
+	Events    []string // what happened to the target in this second
+}
+
+// Timeline writes timeline.csv: a header, then one line per row. Latencies are
+// in milliseconds there, blank where a row has none; events are joined by "; ".
+type Timeline struct {
+	lines *lineWriter
+	csv   *csv.Writer
+}
+
+func timelineHeader() []string {
+	return []string{"second", "step", "offered", "intended", "sent", "completed", "ok", "errors", "p50_ms", "p99_ms", "events"}
+}
+
+// Write appends a row.
+func (t *Timeline) Write(r TimelineRow) error {
+	count := func(n int64) string { return strconv.FormatInt(n, 10) }
+	return t.write([]string{
+		strconv.Itoa(r.Second), r.Step, strconv.FormatFloat(r.Offered, 'f', -1, 64),
+		count(r.Intended), count(r.Sent), count(r.Completed), count(r.OK), count(r.Errors),
+		milliseconds(r.P50NS), milliseconds(r.P99NS), strings.Join(r.Events, "; "),
+	})
+}
+
+// Close ends the timeline.
+func (t *Timeline) Close() error { return t.lines.Close() }
+
+func (t *Timeline) write(record []string) error {
+	err := t.csv.Write(record)
+	t.csv.Flush()
+	if err := errors.Join(err, t.csv.Error()); err != nil {
+		return fmt.Errorf("write timeline: %w", err)
+	}
+	return nil
+}
+
+func milliseconds(ns *int64) string {
+	if ns == nil {
+		return ""
+	}
+	return strconv.FormatFloat(float64(*ns)/1e6, 'f', 3, 64)
+}
+
+// lineWriter hands whole lines to a file, each batch in one write, and keeps
+// the beginning of a line back until its end comes: what a killed process
+// leaves behind ends with a whole line.
+type lineWriter struct {
+	mu      sync.Mutex
+	file    *os.File
+	partial []byte // guarded by mu
+	err     error  // guarded by mu; the first one, after which nothing is written
+}
+
+// Write takes text in pieces of any size.
+func (w *lineWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err != nil {
+		return 0, w.err
+	}
+	w.partial = append(w.partial, p...)
+	end := bytes.LastIndexByte(p, '\n')
+	if end < 0 {
+		return len(p), nil
+	}
+	whole := len(w.partial) - len(p) + end + 1
+	if _, w.err = w.file.Write(w.partial[:whole]); w.err != nil {
+		return 0, w.err
+	}
+	w.partial = append(w.partial[:0], w.partial[whole:]...)
+	return len(p), nil
+}
+
+// Close writes what is left and closes the file.
+func (w *lineWriter) Close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var err error
+	if w.err == nil {
+		_, err = w.file.Write(w.partial)
+		w.partial, w.err = nil, os.ErrClosed
+	}
+	return errors.Join(err, w.file.Close())
+}

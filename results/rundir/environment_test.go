@@ -1,0 +1,80 @@
+package rundir
+
+import (
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"github.com/stagebench/stagebench/results"
+)
+
+func TestReadEnvironment(t *testing.T) {
+	binary := filepath.Join(t.TempDir(), "stagebench")
+	if err := os.WriteFile(binary, []byte("abc"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	machine := fstest.MapFS{
+		"etc/os-release":            {Data: []byte("NAME=\"Debian GNU/Linux\"\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n")},
+		"proc/sys/kernel/osrelease": {Data: []byte("6.1.0-13-amd64\n")},
+		"proc/cpuinfo":              {Data: []byte("processor\t: 0\nmodel\t\t: 85\nmodel name\t: Example CPU @ 2.00GHz\n")},
+	}
+	e, err := ReadEnvironment(machine, binary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m results.Manifest
+	e.Fill(&m)
+	for what, pair := range map[string][2]string{
+		// The test vector of FIPS 180-2 for "abc".
+		"binary": {m.BinarySHA, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"},
+		"kernel": {m.Kernel, "6.1.0-13-amd64"},
+		"cpu":    {m.CPUModel, "Example CPU @ 2.00GHz"},
+		"os":     {m.OS, runtime.GOOS + "/" + runtime.GOARCH + ", Debian GNU/Linux 12 (bookworm)"},
+		"go":     {m.Go, runtime.Version()},
+	} {
+		if pair[0] != pair[1] {
+			t.Errorf("%s is %q, want %q", what, pair[0], pair[1])
+		}
+	}
+	if m.Cores < 1 || m.Version == "" {
+		t.Errorf("cores %d, version %q", m.Cores, m.Version)
+	}
+}
+
+func TestAMachineThatTellsNothing(t *testing.T) {
+	e, err := ReadEnvironment(fstest.MapFS{}, os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e.Kernel != "unknown" || e.CPUModel != "unknown" || !strings.HasSuffix(e.OS, ", unknown") {
+		t.Errorf("%+v", e)
+	}
+	if _, err := ReadEnvironment(fstest.MapFS{}, filepath.Join(t.TempDir(), "none")); err == nil {
+		t.Error("a binary that is not there was hashed")
+	}
+}
+
+func TestVersion(t *testing.T) {
+	built := func(version string, settings ...debug.BuildSetting) *debug.BuildInfo {
+		return &debug.BuildInfo{Main: debug.Module{Version: version}, Settings: settings}
+	}
+	revision := debug.BuildSetting{Key: "vcs.revision", Value: "0123abc"}
+	for _, test := range []struct {
+		info *debug.BuildInfo
+		want string
+	}{
+		{nil, "unknown"},
+		{built("v1.2.3", revision), "v1.2.3"},
+		{built("(devel)"), "devel"},
+		{built("", revision), "0123abc"},
+		{built("", revision, debug.BuildSetting{Key: "vcs.modified", Value: "true"}), "0123abc with changes"},
+	} {
+		if got := version(test.info); got != test.want {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+}

@@ -1,0 +1,223 @@
+package table
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stagebench/stagebench/results"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// golden compares what the formats make of some tables with files under
+// testdata, one per format.
+func golden(t *testing.T, name string, formats map[Format]string, tables ...Table) {
+	t.Helper()
+	for format, extension := range formats {
+		t.Run(string(format), func(t *testing.T) {
+			var got bytes.Buffer
+			render := func() error { return RenderAll(&got, tables, format) }
+			if len(tables) == 1 {
+				render = func() error { return Render(&got, tables[0], format) }
+			}
+			if err := render(); err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join("testdata", name+extension)
+			if *update {
+				if err := os.WriteFile(path, got.Bytes(), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatalf("%v\nrun: make golden", err)
+			}
+			if diff := cmp.Diff(string(want), got.String()); diff != "" {
+				t.Errorf("%s (-want +got), make golden rewrites it:\n%s", path, diff)
+			}
+		})
+	}
+}
+
+func everyFormat() map[Format]string {
+	return map[Format]string{FormatText: ".txt", FormatMarkdown: ".md", FormatCSV: ".csv", FormatJSON: ".json"}
+}
+
+func TestLadderGolden(t *testing.T) {
+	golden(t, "ladder", everyFormat(), Ladder(plainRun()))
+}
+
+// A run with everything that can go wrong with a cell.
+func TestLadderWithDoubtsGolden(t *testing.T) {
+	golden(t, "doubts", everyFormat(), Ladder(doubtfulRun()))
+}
+
+// Two engines and two values of a knob: every row is compared with its like.
+func TestLadderOfAMatrixGolden(t *testing.T) {
+	golden(t, "matrix", map[Format]string{FormatText: ".txt", FormatJSON: ".json"}, Ladder(matrixRun()))
+}
+
+func TestAttackGolden(t *testing.T) {
+	golden(t, "attack", everyFormat(), Attack(plainStep())...)
+}
+
+func TestAttackWithFailuresGolden(t *testing.T) {
+	golden(t, "attack-failures", everyFormat(), Attack(failingStep())...)
+}
+
+func ns(n int64) *int64 { return &n }
+
+func latency(count int64, p50, p99 int64) results.Latency {
+	l := results.Latency{Count: count, P50: ns(p50), P90: ns(p50 * 2), P95: ns(p50 * 3), P99: ns(p99), Max: ns(p99 * 2), Mean: ns(p50)}
+	if count >= 10_000 {
+		l.P999 = ns(p99 + p99/2)
+	}
+	return l
+}
+
+func hostsOf(isolated bool, names ...string) []results.CellHost {
+	var hosts []results.CellHost
+	for _, name := range names {
+		hosts = append(hosts, results.CellHost{Host: name, CPU: 0.1, Isolated: isolated})
+	}
+	return hosts
+}
+
+func cell(stage, workload string, capacity, low, high float64, hosts ...string) results.Cell {
+	engines := map[string]string{"db": "sqlite"}
+	if stage == "lb" {
+		engines["lb"] = "balance"
+	}
+	return results.Cell{
+		Stage: stage, Workload: workload, Engines: engines, Driver: "vegeta",
+		Knobs: map[string]string{"web.hosts": "3", "lb.policy": "round_robin"},
+		Hosts: hostsOf(true, hosts...), Units: float64(len(hosts)),
+		CapacityRPS: capacity, CapacityLow: low, CapacityHigh: high, CapacityMethod: "bracket",
+		SLO: "p99<100ms,upload:p99<1s,errors<0.1%",
+		Reference: &results.Step{
+			Purpose: "reference", OfferedRPS: 200, Valid: true, Ledger: results.Ledger{Scheduled: 2000, Sent: 2000, OK: 2000},
+			ResponseAll: latency(2000, int64(1e9/capacity), int64(1e10/capacity)),
+		},
+		Limit: results.Limit{By: "web", Host: "web-1", Figure: "93% of its CPU budget", CPUShare: 0.93}, LimitedBy: "web",
+		Valid: true,
+	}
+}
+
+func plainRun() results.Run {
+	run := results.Run{Schema: results.Schema, Run: "20260309-120000-00abcd", Complete: true, Cells: []results.Cell{
+		cell("single", "read-heavy", 420, 400, 441, "host-1"),
+		cell("single", "write-heavy", 300, 290, 310, "host-1"),
+		cell("db-split", "read-heavy", 560, 540, 581, "web-1", "db-1"),
+		cell("db-split", "write-heavy", 395.5, 380, 411, "web-1", "db-1"),
+		cell("lb", "read-heavy", 1180, 1120, 1240, "lb-1", "web-1", "web-2", "web-3", "db-1"),
+		cell("lb", "write-heavy", 702, 680, 725, "lb-1", "web-1", "web-2", "web-3", "db-1"),
+	}}
+	for i := range run.Cells[4:] {
+		run.Cells[4+i].Units = 6
+	}
+	run.Cells[5].Limit = results.Limit{By: "db", Figure: "97% of its CPU budget"}
+	return run
+}
+
+func doubtfulRun() results.Run {
+	run := plainRun()
+	run.Complete = false
+	run.Warnings = []string{"the machine has 2 cores: the driver shares them with the system"}
+	c := run.Cells
+
+	// The client could not keep up; nobody found the ceiling either.
+	c[0].Valid, c[0].CapacityHigh = false, 0
+	c[0].Warnings = []string{"client lag p99 4.2ms > 1ms", "client CPU 91% > 85%"}
+	c[0].Limit = results.Limit{By: "client", Figure: "91% of its CPU"}
+
+	// Nothing met the objective.
+	c[1].CapacityRPS, c[1].CapacityLow, c[1].CapacityHigh = 0, 0, 25
+	c[1].Steps = []results.Step{
+		{OfferedRPS: 50, SLOBroken: "p99 > 100ms (9.0% of ops over it, feed worst with 20.0%)"},
+		{OfferedRPS: 25, SLOBroken: "upload p99 > 1s (3 of 120 ops over it)"},
+	}
+	c[1].Limit = results.Limit{By: "unknown"}
+
+	// It could not be brought up.
+	c[2] = results.Cell{
+		Stage: "db-split", Workload: "read-heavy", Engines: map[string]string{"db": "sqlite"}, Driver: "vegeta", SLO: c[0].SLO,
+		Error: "web-1: exited before it was ready\nsee cells/db-split/read-heavy/logs/web-1.log",
+	}
+
+	// Too few samples, and then failures, at a reference rate of its own.
+	c[3].Reference.OfferedRPS = 100
+	c[3].Reference.ResponseAll = results.Latency{Count: 900, P50: ns(2_000_000)}
+	c[3].Hosts = hostsOf(false, "web-1", "db-1")
+	c[3].Warnings = []string{"client lag p99 4.2ms > 1ms"}
+
+	c[4].Reference.ResponseAll = results.Latency{Count: 2000, P50: ns(2_000_000)}
+	c[4].Reference.Ledger = results.Ledger{Scheduled: 2000, Sent: 2000, OK: 1937, HTTPError: 60, Timeout: 3}
+	c[4].Reference.Valid, c[4].Reference.Warnings = false, []string{"N = X * R is off by 7%"}
+
+	c[5].Reference = nil
+	return run
+}
+
+func matrixRun() results.Run {
+	run := results.Run{Schema: results.Schema, Complete: true}
+	add := func(c results.Cell, engine, hosts string) {
+		c.Engines["db"] = engine
+		c.Knobs = map[string]string{"web.hosts": hosts, "lb.policy": "round_robin"}
+		c.Hosts = hostsOf(false, "host-1")
+		run.Cells = append(run.Cells, c)
+	}
+	for i, engine := range []string{"sqlite", "postgres"} {
+		for j, hosts := range []string{"2", "3"} {
+			add(cell("single", "read-heavy", 400+float64(i*100), 390, 410), engine, hosts)
+			add(cell("lb", "read-heavy", 800+float64(i*100+j*400), 790, 810), engine, hosts)
+		}
+	}
+	return run
+}
+
+func plainStep() results.Step {
+	return results.Step{
+		Purpose: "attack", OfferedRPS: 500, SentRPS: 500.04, CompletedRPS: 499.96, Seconds: 30,
+		Schedule: "constant", CatchUp: "send at once", OpsHash: "9f86d081884c7d65",
+		ResponseNS: latency(15_000, 1_234_567, 9_876_543), ResponseAll: latency(15_000, 1_234_567, 9_876_543),
+		ServiceNS: latency(15_000, 1_134_567, 9_776_543), WaitNS: latency(15_000, 81_234, 412_345), LagNS: latency(15_000, 12_345, 98_765),
+		Ledger: results.Ledger{Scheduled: 15_000, Sent: 15_000, OK: 15_000},
+		Ops: map[string]results.OpStats{
+			"get": {Count: 15_000, ResponseNS: latency(15_000, 1_234_567, 9_876_543), ResponseAll: latency(15_000, 1_234_567, 9_876_543)},
+		},
+		Client:  results.ClientUsage{CPUSeconds: 6.9, CPUShare: 0.23, GCPauseMaxNS: 123_456, OutsideShare: 0.012},
+		BytesIn: 123_456_789, BytesOut: 2_345_678, Valid: true, SLOMet: true,
+	}
+}
+
+func failingStep() results.Step {
+	s := plainStep()
+	s.Valid, s.Warnings = false, []string{"ledger does not close"}
+	s.SLOMet, s.SLOBroken = false, "errors 2.03% > 0.1%, mostly: connection refused"
+	s.Ledger = results.Ledger{
+		Scheduled: 15_000, Unsent: 40, ConnectError: 10, Sent: 14_950,
+		OK: 14_675, HTTPError: 200, TransportError: 50, Timeout: 20, InFlight: 5, SessionLost: 20,
+	}
+	s.ResponseNS.Clamped = 3
+	s.ResponseAll = results.Latency{Count: 15_000, P50: ns(1_334_567), P90: ns(2_500_000), P95: ns(9_000_000)}
+	s.Ops = map[string]results.OpStats{
+		"feed":   {Count: 14_000, Errors: 290, SessionLost: 20, ResponseNS: latency(13_690, 1_234_567, 9_876_543), ResponseAll: s.ResponseAll},
+		"upload": {Count: 500, Errors: 15, ResponseNS: results.Latency{Count: 485, P50: ns(61_234_567), P90: ns(161_234_567), P95: ns(1_261_234_567), Max: ns(2_000_000_000)}, ResponseAll: results.Latency{Count: 500, P50: ns(61_300_000), P90: ns(170_000_000), P95: ns(1_500_000_000)}},
+		"like":   {Count: 500, ResponseNS: latency(500, 3_000_000, 4_000_000), ResponseAll: latency(500, 3_000_000, 4_000_000)},
+	}
+	s.Causes = map[string]int64{"connection refused": 60, "503 Service Unavailable": 180, "timeout": 20, "\x1b[31mred": 5}
+	s.Outages = []results.Outage{{FromNS: 10_002_000_000, ToNS: 10_998_000_000, Failed: 180}}
+	s.Events = []results.Event{{AtNS: 10_001_234_567, Text: "killed web-1"}, {AtNS: 12_345_678_901, Text: "web-1 serves again"}}
+	s.Hosts = []results.HostUsage{
+		{Host: "lb-1", CPU: 0.2, Isolated: true, CPUSeconds: 3.21, CPUShare: 0.535},
+		{Host: "web-1", CPU: 0.1, Isolated: false, CPUSeconds: 2.9, CPUShare: 0.967, ThrottledSeconds: 1.5, ThrottledShare: 0.081},
+	}
+	return s
+}

@@ -1,0 +1,264 @@
+package table
+
+import (
+	"bytes"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"math"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParseFormat(t *testing.T) {
+	for _, f := range Formats() {
+		if got, err := ParseFormat(string(f)); got != f || err != nil {
+			t.Errorf("%s became %s, %v", f, got, err)
+		}
+	}
+	want := `unknown format "xml": want one of table, markdown, csv, json`
+	if _, err := ParseFormat("xml"); err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+func TestMilliseconds(t *testing.T) {
+	for ns, want := range map[int64]string{
+		0: "0", 1: "0.00000100", 12_345: "0.0123", 999_500: "1.00", 1_000_000: "1.00", 9_996_000: "10.0",
+		12_300_000: "12.3", 123_456_000: "123", 999_600_000: "1,000", 1_234_567_000: "1,230", 60_000_000_000: "60,000", -1_500_000: "-1.50",
+	} {
+		if got := Milliseconds(ns); got != want {
+			t.Errorf("%d ns is %q, want %q", ns, got, want)
+		}
+	}
+}
+
+func TestFigures(t *testing.T) {
+	for _, test := range []struct {
+		cell Cell
+		want string
+	}{
+		{Count(0), "0"},
+		{Count(999), "999"},
+		{Count(-1_234_567), "-1,234,567"},
+		{Rate(0.5), "0.5"},
+		{Rate(12.345), "12.3"},
+		{Rate(500.04), "500"},
+		{Rate(999.7), "1,000"},
+		{Rate(1_234.5), "1,234"},
+		{Number(6), "6"},
+		{Number(0.1), "0.1"},
+		{Number(math.NaN()), "NaN"},
+		{Share(0), "0%"},
+		{Share(0.00012), "0.012%"},
+		{Share(0.0203), "2%"},
+		{Share(0.0994), "9.9%"},
+		{Share(0.0996), "10%"},
+		{Share(0.934), "93%"},
+		{Share(12.5), "1,250%"},
+		{YesNo(true), "yes"},
+		{YesNo(false), "NO"},
+		{Blank("why"), "-"},
+	} {
+		if test.cell.Text != test.want {
+			t.Errorf("%v is %q, want %q", test.cell.Value, test.cell.Text, test.want)
+		}
+	}
+}
+
+func TestNotesAreSharedAndNumberedInReadingOrder(t *testing.T) {
+	table := Table{
+		Columns: []Column{{Name: "a"}, {Name: "b"}},
+		Rows: [][]Cell{
+			{Text("1").With("second"), Text("2").With("first", "second")},
+			{Blank("first"), Text("3").With("third", "third")},
+		},
+	}
+	want := ` a      b
+────────────────
+ 1 [1]  2 [1,2]
+ - [2]  3 [3]
+ [1] second
+ [2] first
+ [3] third
+`
+	if diff := cmp.Diff(want, render1(t, table, FormatText)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	var decoded struct{ Rows []struct{ Notes []string } }
+	if err := json.Unmarshal([]byte(render1(t, table, FormatJSON)), &decoded); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"third"}, decoded.Rows[1].Notes[1:]); diff != "" {
+		t.Errorf("notes in JSON (-want +got):\n%s", diff)
+	}
+	if table.Rows[0][0].Text != "1" {
+		t.Error("rendering changed the table")
+	}
+}
+
+func TestKeys(t *testing.T) {
+	for column, want := range map[Column]string{
+		{Name: "Default value"}: "default_value", {Name: "p99.9 ms"}: "p99_9_ms", {Name: "p99 ms", Key: "p99_ns"}: "p99_ns", {Name: " (x) "}: "x",
+	} {
+		if got := column.key(); got != want {
+			t.Errorf("%q has the key %q, want %q", column.Name, got, want)
+		}
+	}
+}
+
+// What the system under test says must not steer a terminal, break a row of
+// Markdown, or end a record of CSV.
+func TestHostileText(t *testing.T) {
+	table := Table{
+		Title:   "a\nb",
+		Columns: []Column{{Name: "cause"}},
+		Rows:    [][]Cell{{Text("\x1b[2J|one\ntwo\r\u009b31m<b>").With("note\x07\nmore")}},
+	}
+	for _, f := range Formats() {
+		got := render1(t, table, f)
+		if strings.ContainsAny(got, "\x1b\x07\r\u009b") && f != FormatJSON {
+			t.Errorf("%s lets control characters through: %q", f, got)
+		}
+		if f == FormatMarkdown && (strings.Count(got, "\n") != 7 || !strings.Contains(got, `\|one; two`)) {
+			t.Errorf("markdown: %q", got)
+		}
+		if f == FormatCSV && strings.Count(got, "\n") != 2 {
+			t.Errorf("csv: %q", got)
+		}
+	}
+}
+
+func TestAudiences(t *testing.T) {
+	table := Table{
+		Columns: []Column{{Name: "both"}, {Name: "person", For: People}, {Key: "machine", For: Machines}},
+		Rows:    [][]Cell{{Text("1"), Text("2"), Text("3")}},
+		Legend:  []string{"explained"},
+	}
+	if got, want := render1(t, table, FormatCSV), "both,machine,notes\n1,3,\n"; got != want {
+		t.Errorf("CSV is %q, want %q", got, want)
+	}
+	if got := render1(t, table, FormatMarkdown); !strings.Contains(got, "| 1    | 2      |") || strings.Contains(got, "machine") || !strings.Contains(got, "- explained") {
+		t.Errorf("Markdown is %q", got)
+	}
+}
+
+func TestMachineFormatsHoldPlainValues(t *testing.T) {
+	table := Table{
+		Columns: []Column{{Name: "n"}, {Name: "x"}, {Name: "b"}, {Name: "s"}, {Name: "none"}, {Name: "i"}},
+		Rows:    [][]Cell{{Count(1_234_567), Rate(1234.5), YesNo(false), Text(`a,"b`), Blank("no figure"), {Value: 7}}},
+		Notes:   []string{"p99<100ms"},
+	}
+	records, err := csv.NewReader(strings.NewReader(render1(t, table, FormatCSV))).ReadAll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"1234567", "1234.5", "false", `a,"b`, "", "7", "no figure; p99<100ms"}, records[1]); diff != "" {
+		t.Errorf("CSV (-want +got):\n%s", diff)
+	}
+	want := `{
+  "title": "",
+  "rows": [
+    {
+      "n": 1234567,
+      "x": 1234.5,
+      "b": false,
+      "s": "a,\"b",
+      "none": null,
+      "i": 7,
+      "notes": [
+        "no figure"
+      ]
+    }
+  ],
+  "notes": [
+    "p99<100ms"
+  ]
+}
+`
+	if diff := cmp.Diff(want, render1(t, table, FormatJSON)); diff != "" {
+		t.Errorf("JSON (-want +got):\n%s", diff)
+	}
+}
+
+func TestTableWithoutRows(t *testing.T) {
+	table := Table{Title: "Nodes", Columns: []Column{{Name: "node"}, {Name: "pid", Align: Right}}}
+	for f, want := range map[Format]string{
+		FormatText:     "Nodes\n node  pid\n",
+		FormatMarkdown: "### Nodes\n\n| node | pid |\n|:-----|----:|\n",
+		FormatCSV:      "node,pid,notes\n",
+		FormatJSON:     "{\n  \"title\": \"Nodes\",\n  \"rows\": [],\n  \"notes\": []\n}\n",
+	} {
+		if diff := cmp.Diff(want, render1(t, table, f)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", f, diff)
+		}
+	}
+}
+
+func TestSeveralTablesAreOneJSONDocument(t *testing.T) {
+	for _, tables := range [][]Table{nil, {{Title: "one"}}, {{Title: "one"}, {Title: "two"}}} {
+		var out bytes.Buffer
+		if err := RenderAll(&out, tables, FormatJSON); err != nil {
+			t.Fatal(err)
+		}
+		var decoded []map[string]any
+		if err := json.Unmarshal(out.Bytes(), &decoded); err != nil || len(decoded) != len(tables) {
+			t.Errorf("%d tables became %q: %v", len(tables), out.String(), err)
+		}
+	}
+}
+
+func TestMistakesAreErrors(t *testing.T) {
+	twice := Table{Columns: []Column{{Name: "a"}, {Name: "A"}}}
+	short := Table{Columns: []Column{{Name: "a"}, {Name: "b"}}, Rows: [][]Cell{{Text("1")}}}
+	strange := Table{Columns: []Column{{Name: "a"}}, Rows: [][]Cell{{{Value: math.Inf(1)}}}}
+	for _, test := range []struct {
+		name   string
+		table  Table
+		format Format
+		want   string
+	}{
+		{"key twice", twice, FormatText, `two columns have the key "a"`},
+		{"reserved key", Table{Columns: []Column{{Name: "notes"}}}, FormatJSON, `the key "notes"`},
+		{"short row", short, FormatMarkdown, "row 1 has 1 cells for 2 columns"},
+		{"no format", Table{}, "", `format "" is none of [table markdown csv json]`},
+		{"infinity", strange, FormatJSON, "column a: json: unsupported value"},
+		{"no plain value", Table{Columns: []Column{{Name: "a"}}, Rows: [][]Cell{{{Value: []int{1}}}}}, FormatCSV, "a cell holds a []int"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if err := Render(new(bytes.Buffer), test.table, test.format); err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want %q in it", err, test.want)
+			}
+			if test.format == FormatJSON {
+				if err := RenderAll(new(bytes.Buffer), []Table{test.table}, test.format); err == nil {
+					t.Error("RenderAll accepts it")
+				}
+			}
+		})
+	}
+}
+
+func TestWriterErrorsAreReturned(t *testing.T) {
+	for _, f := range Formats() {
+		if err := Render(fullDisk{}, Ladder(plainRun()), f); !errors.Is(err, errFull) {
+			t.Errorf("%s: %v", f, err)
+		}
+	}
+}
+
+var errFull = errors.New("no space left on device")
+
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) { return 0, errFull }
+
+func render1(t *testing.T, table Table, f Format) string {
+	t.Helper()
+	var out bytes.Buffer
+	if err := Render(&out, table, f); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}

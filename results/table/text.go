@@ -1,0 +1,158 @@
+package table
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/olekukonko/tablewriter"
+	"github.com/olekukonko/tablewriter/renderer"
+	"github.com/olekukonko/tablewriter/tw"
+)
+
+// renderText writes title, grid, legend and notes for a terminal.
+func renderText(w io.Writer, t Table) error {
+	var out bytes.Buffer
+	if t.Title != "" {
+		fmt.Fprintf(&out, "%s\n", plain(t.Title))
+	}
+	t, notes := numbered(t.only(People))
+	if err := grid(&out, t, renderer.NewBlueprint(tw.Rendition{
+		Borders: tw.BorderNone,
+		Symbols: tw.NewSymbols(tw.StyleLight),
+		Settings: tw.Settings{
+			Separators: tw.Separators{BetweenColumns: tw.Off},
+			Lines:      tw.Lines{ShowHeaderLine: tw.On},
+		},
+	}), plain); err != nil {
+		return err
+	}
+	for _, line := range slices.Concat(notes, t.Notes, t.Legend) {
+		fmt.Fprintf(&out, " %s\n", plain(line))
+	}
+	for line := range bytes.Lines(out.Bytes()) {
+		// The grid pads its last column; a terminal does not need that.
+		if _, err := fmt.Fprintf(w, "%s\n", bytes.TrimRight(line, " \n")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// renderMarkdown writes the same for GitHub and the like.
+func renderMarkdown(w io.Writer, t Table) error {
+	var out bytes.Buffer
+	if t.Title != "" {
+		fmt.Fprintf(&out, "### %s\n\n", escaped(t.Title))
+	}
+	t, notes := numbered(t.only(People))
+	for i := range t.Columns {
+		// Markdown has one line for titles.
+		t.Columns[i].Name = strings.ReplaceAll(t.Columns[i].Name, "\n", " ")
+	}
+	if err := grid(&out, t, renderer.NewMarkdown(), escaped); err != nil {
+		return err
+	}
+	lines := slices.Concat(notes, t.Notes, t.Legend)
+	if len(t.Columns) > 0 && len(lines) > 0 {
+		fmt.Fprintln(&out)
+	}
+	for _, line := range lines {
+		fmt.Fprintf(&out, "- %s\n", escaped(line))
+	}
+	_, err := w.Write(out.Bytes())
+	return err
+}
+
+// grid writes titles and cells. A table with no column for people has none.
+func grid(w io.Writer, t Table, r tw.Renderer, clean func(string) string) error {
+	if len(t.Columns) == 0 {
+		return nil
+	}
+	aligns := make([]tw.Align, len(t.Columns))
+	titles := make([]string, len(t.Columns))
+	for i, c := range t.Columns {
+		titles[i] = c.Name
+		aligns[i] = tw.AlignLeft
+		if c.Align == Right {
+			aligns[i] = tw.AlignRight
+		}
+	}
+	section := tw.CellConfig{
+		Formatting: tw.CellFormatting{AutoFormat: tw.Off, AutoWrap: tw.WrapNone},
+		Alignment:  tw.CellAlignment{PerColumn: aligns},
+	}
+	writer := tablewriter.NewTable(w, tablewriter.WithRenderer(r), tablewriter.WithConfig(tablewriter.Config{Header: section, Row: section}))
+	writer.Header(titles)
+	for _, row := range t.Rows {
+		texts := make([]string, len(row))
+		for i, c := range row {
+			texts[i] = clean(c.Text)
+		}
+		if err := writer.Append(texts); err != nil {
+			return err
+		}
+	}
+	return writer.Render()
+}
+
+// numbered puts marks into the cells that have notes, and returns the notes
+// with their numbers, each text once, in the order in which a reader meets them.
+func numbered(t Table) (Table, []string) {
+	var notes []string
+	marked := t
+	marked.Rows = make([][]Cell, len(t.Rows))
+	for r, row := range t.Rows {
+		marked.Rows[r] = slices.Clone(row)
+		for i, c := range row {
+			var marks []int
+			for _, note := range c.Notes {
+				number := slices.Index(notes, note) + 1
+				if number == 0 {
+					notes = append(notes, note)
+					number = len(notes)
+				}
+				marks = append(marks, number)
+			}
+			marked.Rows[r][i].Text = withMarks(c.Text, marks)
+		}
+	}
+	for i := range notes {
+		notes[i] = fmt.Sprintf("[%d] %s", i+1, notes[i])
+	}
+	return marked, notes
+}
+
+// withMarks appends " [1,2]".
+func withMarks(text string, numbers []int) string {
+	if len(numbers) == 0 {
+		return text
+	}
+	slices.Sort(numbers)
+	var marks []string
+	for _, n := range slices.Compact(numbers) {
+		marks = append(marks, strconv.Itoa(n))
+	}
+	return strings.TrimSpace(text + " [" + strings.Join(marks, ",") + "]")
+}
+
+// plain makes one harmless line of a text. Causes of errors come from the
+// system under test: what it says must not steer the reader's terminal.
+func plain(s string) string {
+	s = strings.ReplaceAll(strings.TrimSpace(s), "\n", "; ")
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+// escaped is plain for a place where '|' ends a cell and '<' begins a tag.
+func escaped(s string) string {
+	return strings.NewReplacer("|", `\|`, "<", `\<`).Replace(plain(s))
+}

@@ -1,0 +1,46 @@
+package attach_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stagebench/stagebench/targets/attach"
+)
+
+func TestLoopbackIsPermitted(t *testing.T) {
+	for _, target := range []string{"http://127.0.0.1:8080/", "http://127.9.9.9/a?b=c", "https://localhost:8443", "http://[::1]:80/"} {
+		if u, err := attach.Parse(t.Context(), target, nil); err != nil || u.String() != target {
+			t.Errorf("%s: %v, %v", target, u, err)
+		}
+	}
+}
+
+func TestStrangersAreRefused(t *testing.T) {
+	for target, want := range map[string]string{
+		"http://192.0.2.1/":            "--allow-host 192.0.2.1",
+		"http://[2001:db8::1]:80/":     "--allow-host 2001:db8::1",
+		"http://0.0.0.0:80/":           "not on the loopback network",
+		"http://no-such-host.invalid/": "want a URL",
+		"127.0.0.1:8080":               "want a URL such as",
+		"ftp://127.0.0.1/":             "not the URL of an HTTP service",
+		"http://":                      "not the URL of an HTTP service",
+		"http://user:pw@127.0.0.1/":    "leave it out",
+	} {
+		_, err := attach.Parse(t.Context(), target, nil)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want one with %q", target, err, want)
+		}
+		if err != nil && strings.Contains(err.Error(), "pw") {
+			t.Errorf("%s: the error shows the password: %v", target, err)
+		}
+	}
+}
+
+func TestAStrangerMayBeAllowedByName(t *testing.T) {
+	if _, err := attach.Parse(t.Context(), "http://192.0.2.1:8080/", []string{"192.0.2.1"}); err != nil {
+		t.Error(err)
+	}
+	if _, err := attach.Parse(t.Context(), "http://192.0.2.2:8080/", []string{"192.0.2.1"}); err == nil {
+		t.Error("a host was let through because another one is allowed")
+	}
+}

@@ -1,0 +1,260 @@
+// Package control lets other invocations act on a system that one invocation
+// keeps up: over HTTP and JSON on a Unix socket that only the same user can
+// reach.
+//
+// Every running system has a socket of its own in one directory; the name of
+// the socket is the id of the system. The package starts and supervises
+// nothing: the System behind Serve does. A socket whose owner has died is
+// removed when it is found.
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets"
+)
+
+// Info says what a running system is.
+type Info struct {
+	ID        string    `json:"id"`
+	Stage     sut.Stage `json:"stage"`
+	Data      sut.Data  `json:"data"`
+	Endpoints []string  `json:"endpoints"` // base URLs for clients
+}
+
+// System is what is controlled.
+type System interface {
+	Observed
+	Actor
+	// Down takes it down and returns when it is gone.
+	Down(ctx context.Context) error
+}
+
+// Observed is a system that can be looked at.
+type Observed interface {
+	Status() []targets.NodeStatus
+	Usage() (targets.Usage, error)
+	Events() []targets.Event
+}
+
+// Actor is a system that things can be done to, by host or node name.
+type Actor interface {
+	Kill(name string) error
+	Pause(name string) error
+	Resume(name string) error
+}
+
+// DefaultDir is where the sockets of this user's systems are.
+func DefaultDir() string {
+	if runtime := os.Getenv("XDG_RUNTIME_DIR"); runtime != "" {
+		return filepath.Join(runtime, "stagebench")
+	}
+	return filepath.Join(os.TempDir(), "stagebench-"+strconv.Itoa(os.Getuid()))
+}
+
+const suffix = ".sock"
+
+// Serve answers on the system's socket until ctx ends or the system was taken
+// down through it. The system is not taken down when ctx ends: its owner does.
+func Serve(ctx context.Context, dir string, info Info, system System) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("control directory: %w", err)
+	}
+	path := filepath.Join(dir, info.ID+suffix)
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		return fmt.Errorf("control socket: %w\nremove it if no stagebench uses it, or set XDG_RUNTIME_DIR to a shorter path", err)
+	}
+	down := make(chan struct{})
+	server := &http.Server{Handler: handler(info, system, down), ReadHeaderTimeout: 10 * time.Second}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	select {
+	case <-ctx.Done():
+	case <-down:
+	case err := <-served:
+		return fmt.Errorf("control socket: %w", err)
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if err := server.Shutdown(last); err != nil {
+		return errors.Join(err, server.Close())
+	}
+	return nil
+}
+
+// failure is the body of an answer that is not 200.
+type failure struct {
+	Error string `json:"error"`
+}
+
+func handler(info Info, system System, down chan<- struct{}) http.Handler {
+	mux := http.NewServeMux()
+	answer := func(w http.ResponseWriter, value any, err error) {
+		w.Header().Set("Content-Type", "application/json")
+		if err != nil {
+			w.WriteHeader(http.StatusConflict)
+			value = failure{err.Error()}
+		}
+		_ = json.NewEncoder(w).Encode(value) // the client has gone; there is nobody to tell
+	}
+	mux.HandleFunc("GET /info", func(w http.ResponseWriter, _ *http.Request) { answer(w, info, nil) })
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answer(w, system.Status(), nil) })
+	mux.HandleFunc("GET /events", func(w http.ResponseWriter, _ *http.Request) { answer(w, system.Events(), nil) })
+	mux.HandleFunc("GET /usage", func(w http.ResponseWriter, _ *http.Request) {
+		usage, err := system.Usage()
+		answer(w, usage, err)
+	})
+	for verb, act := range map[string]func(string) error{"kill": system.Kill, "pause": system.Pause, "resume": system.Resume} {
+		mux.HandleFunc("POST /"+verb+"/{name}", func(w http.ResponseWriter, r *http.Request) {
+			answer(w, struct{}{}, act(r.PathValue("name")))
+		})
+	}
+	mux.HandleFunc("POST /down", func(w http.ResponseWriter, r *http.Request) {
+		// Whoever asked may lose patience; a system half down helps nobody.
+		answer(w, struct{}{}, system.Down(context.WithoutCancel(r.Context())))
+		close(down)
+	})
+	return mux
+}
+
+// List returns the ids of the systems that are up, and removes the sockets of
+// those that have died.
+func List(dir string) ([]string, error) {
+	found, err := filepath.Glob(filepath.Join(dir, "*"+suffix))
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, path := range found {
+		conn, err := net.DialTimeout("unix", path, time.Second)
+		if err != nil {
+			_ = os.Remove(path) // another invocation may have removed it already
+			continue
+		}
+		if err := conn.Close(); err != nil {
+			return nil, err
+		}
+		ids = append(ids, strings.TrimSuffix(filepath.Base(path), suffix))
+	}
+	return ids, nil
+}
+
+// Client acts on one running system. It may be used by many goroutines.
+type Client struct {
+	http *http.Client
+}
+
+// Dial returns the client of a system that is up. Without an id there must be
+// just one.
+func Dial(dir, id string) (*Client, error) {
+	ids, err := List(dir)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case id == "" && len(ids) == 1:
+		id = ids[0]
+	case id == "" && len(ids) > 1:
+		return nil, fmt.Errorf("several systems are up: %s\nsay which one: --system %s", strings.Join(ids, ", "), ids[0])
+	case len(ids) == 0:
+		return nil, errors.New("no system is up\nbring one up first: stagebench up --stage lb")
+	case !contains(ids, id):
+		return nil, fmt.Errorf("no system %q is up\nthese are: %s", id, strings.Join(ids, ", "))
+	}
+	path := filepath.Join(dir, id+suffix)
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", path)
+	}
+	return &Client{http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}, nil
+}
+
+func contains(ids []string, id string) bool {
+	for _, have := range ids {
+		if have == id {
+			return true
+		}
+	}
+	return false
+}
+
+// Info says what the system is.
+func (c *Client) Info(ctx context.Context) (Info, error) {
+	var info Info
+	return info, c.call(ctx, http.MethodGet, "/info", &info)
+}
+
+// Status returns its nodes.
+func (c *Client) Status(ctx context.Context) ([]targets.NodeStatus, error) {
+	var nodes []targets.NodeStatus
+	return nodes, c.call(ctx, http.MethodGet, "/status", &nodes)
+}
+
+// Usage returns what its hosts and nodes have used.
+func (c *Client) Usage(ctx context.Context) (targets.Usage, error) {
+	var usage targets.Usage
+	return usage, c.call(ctx, http.MethodGet, "/usage", &usage)
+}
+
+// Events returns what has happened to it.
+func (c *Client) Events(ctx context.Context) ([]targets.Event, error) {
+	var events []targets.Event
+	return events, c.call(ctx, http.MethodGet, "/events", &events)
+}
+
+// Kill kills a host or a node.
+func (c *Client) Kill(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodPost, "/kill/"+name, nil)
+}
+
+// Pause stops a host or a node.
+func (c *Client) Pause(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodPost, "/pause/"+name, nil)
+}
+
+// Resume lets a paused host or node go on.
+func (c *Client) Resume(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodPost, "/resume/"+name, nil)
+}
+
+// Down takes the system down and returns when it is gone.
+func (c *Client) Down(ctx context.Context) error {
+	return c.call(ctx, http.MethodPost, "/down", nil)
+}
+
+func (c *Client) call(ctx context.Context, method, path string, into any) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://system"+path, nil)
+	if err != nil {
+		return fmt.Errorf("%q is no name of a host or a node\nsee: stagebench status", strings.TrimPrefix(path, "/"))
+	}
+	response, err := c.http.Do(req)
+	if err != nil {
+		return fmt.Errorf("talk to the running system: %w", err)
+	}
+	defer func() { _ = response.Body.Close() }() // read only
+	if response.StatusCode != http.StatusOK {
+		var f failure
+		if err := json.NewDecoder(response.Body).Decode(&f); err != nil || f.Error == "" {
+			return fmt.Errorf("the running system answered %s", response.Status)
+		}
+		return errors.New(f.Error)
+	}
+	if into == nil {
+		_, err = io.Copy(io.Discard, response.Body)
+		return err
+	}
+	return json.NewDecoder(response.Body).Decode(into)
+}

@@ -1,0 +1,152 @@
+package control_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/targets/control"
+)
+
+// fake is a system that remembers what was done to it.
+type fake struct{ done chan string }
+
+func (f fake) Status() []targets.NodeStatus {
+	return []targets.NodeStatus{{Node: "web-1", State: targets.Serving, Role: sut.Web}}
+}
+
+func (f fake) Usage() (targets.Usage, error) {
+	return targets.Usage{Hosts: []targets.HostUsage{{Host: "web-1", CPUSeconds: 1.5}}}, nil
+}
+func (f fake) Events() []targets.Event { return []targets.Event{{Node: "web-1", Text: "killed"}} }
+func (f fake) Kill(name string) error {
+	if name != "web-1" {
+		return errors.New("no host or node " + name)
+	}
+	f.done <- "kill " + name
+	return nil
+}
+func (f fake) Pause(name string) error    { f.done <- "pause " + name; return nil }
+func (f fake) Resume(name string) error   { f.done <- "resume " + name; return nil }
+func (f fake) Down(context.Context) error { f.done <- "down"; return nil }
+
+// serve keeps a fake system up until the test ends.
+func serve(t *testing.T, dir, id string) (fake, <-chan error) {
+	t.Helper()
+	f := fake{done: make(chan string, 10)}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- control.Serve(ctx, dir, control.Info{ID: id, Stage: sut.LB, Endpoints: []string{"http://127.0.0.1:1"}}, f)
+		close(ended)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		for err := range ended {
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	await(t, func() bool {
+		ids, err := control.List(dir)
+		return err == nil && strings.Contains(strings.Join(ids, " "), id)
+	})
+	return f, ended
+}
+
+func await(t *testing.T, happened func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for !happened() {
+		if time.Now().After(deadline) {
+			t.Fatal("it did not happen within 10 s")
+		}
+	}
+}
+
+func TestASystemIsControlled(t *testing.T) {
+	dir := t.TempDir()
+	system, ended := serve(t, dir, "lb-1")
+	c, err := control.Dial(dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	if info, err := c.Info(ctx); err != nil || info.Stage != sut.LB || info.Endpoints[0] != "http://127.0.0.1:1" {
+		t.Errorf("info %+v, %v", info, err)
+	}
+	if nodes, err := c.Status(ctx); err != nil || len(nodes) != 1 || nodes[0].Node != "web-1" {
+		t.Errorf("status %+v, %v", nodes, err)
+	}
+	if usage, err := c.Usage(ctx); err != nil || usage.Hosts[0].CPUSeconds != 1.5 {
+		t.Errorf("usage %+v, %v", usage, err)
+	}
+	if events, err := c.Events(ctx); err != nil || events[0].Text != "killed" {
+		t.Errorf("events %+v, %v", events, err)
+	}
+	for want, act := range map[string]func(context.Context, string) error{"kill web-1": c.Kill, "pause web-1": c.Pause, "resume web-1": c.Resume} {
+		if err := act(ctx, "web-1"); err != nil {
+			t.Error(err)
+		}
+		if got := <-system.done; got != want {
+			t.Errorf("%q was done, want %q", got, want)
+		}
+	}
+	if err := c.Kill(ctx, "web-9"); err == nil || !strings.Contains(err.Error(), "web-9") {
+		t.Errorf("killing a host that does not exist: %v", err)
+	}
+	if err := c.Down(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 0 {
+		t.Errorf("%v is left in the control directory", left)
+	}
+}
+
+func TestWhichSystem(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := control.Dial(dir, ""); err == nil || !strings.Contains(err.Error(), "stagebench up") {
+		t.Errorf("none is up: %v", err)
+	}
+	serve(t, dir, "one")
+	serve(t, dir, "two")
+	if _, err := control.Dial(dir, ""); err == nil || !strings.Contains(err.Error(), "--system one") {
+		t.Errorf("two are up: %v", err)
+	}
+	if _, err := control.Dial(dir, "three"); err == nil || !strings.Contains(err.Error(), "one, two") {
+		t.Errorf("another one is asked for: %v", err)
+	}
+	if _, err := control.Dial(dir, "two"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSocketsOfTheDeadAreRemoved(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "dead.sock")
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener.SetUnlinkOnClose(false) // as when its owner is killed
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if ids, err := control.List(dir); err != nil || len(ids) != 0 {
+		t.Errorf("%v, %v, want none", ids, err)
+	}
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("the socket is still there: %v", err)
+	}
+}

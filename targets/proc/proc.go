@@ -1,0 +1,308 @@
+// Package proc runs one supervised child process: it starts it, waits for
+// ready or exit, keeps its log tail, stops it within a bound and says what it
+// died of.
+//
+// The contract with the child: it reads one document from its standard input,
+// which then stays open for as long as the child shall live; it prints one
+// line on standard output when it is ready; it logs to standard error; it dies
+// when its standard input closes. The last point is what makes orphans
+// impossible: however the parent dies, the kernel closes the pipe. The
+// parent-death signal is not used, for it follows the thread that forked, and
+// Go ends threads when it likes.
+//
+// Every child leads a process group of its own. When it dies, whatever is left
+// of the group is killed before the child is reaped, so a group id is never
+// used after it could have been given to somebody else. Processes that leave
+// the group (a server that calls setsid) are the business of targets/budget.
+//
+// The order of calls is Start, then Stop (or Kill) and Wait. All methods of a
+// Process may be called concurrently and after its death. The package never
+// restarts anything and never reads the documents it carries.
+package proc
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxReadyLine bounds the ready document.
+	maxReadyLine = 64 << 10
+	// logGrace is how long the log of a dead child is still read. It only runs
+	// out when a process that left the group keeps the pipe open.
+	logGrace = 500 * time.Millisecond
+)
+
+// Spec says what to start and how long to wait for it.
+type Spec struct {
+	Name  string   // of the node, in errors
+	Path  string   // executable
+	Args  []string // without the name of the program
+	Env   []string // nil = this process's environment
+	Dir   string   // working directory, "" = this process's
+	Stdin []byte   // the document; standard input stays open after it
+
+	// Log receives standard error, and what follows the ready line on standard
+	// output. It is written by one goroutine at a time and may be nil.
+	Log io.Writer
+
+	ReadyTimeout time.Duration // 0 = 30 s
+	StopTimeout  time.Duration // from SIGTERM to SIGKILL, 0 = 5 s
+	TailLines    int           // how much of the log is kept in memory, 0 = 20 lines
+
+	// Launch starts the command; a budget's leaf does so inside its group.
+	// nil = cmd.Start.
+	Launch func(*exec.Cmd) error
+}
+
+func (s Spec) withDefaults() Spec {
+	if s.ReadyTimeout == 0 {
+		s.ReadyTimeout = 30 * time.Second
+	}
+	if s.StopTimeout == 0 {
+		s.StopTimeout = 5 * time.Second
+	}
+	if s.TailLines == 0 {
+		s.TailLines = 20
+	}
+	if s.Launch == nil {
+		s.Launch = (*exec.Cmd).Start
+	}
+	return s
+}
+
+// Process is a child that became ready.
+type Process struct {
+	spec  Spec
+	cmd   *exec.Cmd
+	stdin *os.File
+	log   *logTail
+
+	firstLine chan firstLine // the outcome of reading the ready line, once
+	ready     []byte
+	done      chan struct{} // closed when exit is set
+	exit      Exit
+
+	mu     sync.Mutex
+	reaped bool // guarded by mu: once true, the pid may belong to somebody else
+}
+
+type firstLine struct {
+	text []byte
+	err  error
+}
+
+// Start starts the child and waits until it is ready. When it exits first,
+// takes longer than ReadyTimeout or ctx ends, the child is killed with its
+// process group and reaped before Start returns. A child that died or was too
+// slow is reported as a *StartError.
+func Start(ctx context.Context, spec Spec) (*Process, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", spec.Name, context.Cause(ctx))
+	}
+	p := &Process{
+		spec:      spec.withDefaults(),
+		firstLine: make(chan firstLine, 1),
+		done:      make(chan struct{}),
+	}
+	p.log = newLogTail(spec.Log, p.spec.TailLines)
+	if err := p.launch(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", spec.Name, err)
+	}
+	if err := p.awaitReady(ctx); err != nil {
+		p.Kill()
+		<-p.done
+		var failed *StartError
+		if errors.As(err, &failed) {
+			failed.Exit = p.exit
+		}
+		return nil, err
+	}
+	return p, nil
+}
+
+// launch forks the child and starts the goroutines that serve its pipes; all
+// of them end with the child.
+func (p *Process) launch() error {
+	var pipes [3]struct{ read, write *os.File }
+	for i := range pipes {
+		var err error
+		if pipes[i].read, pipes[i].write, err = os.Pipe(); err != nil {
+			for _, open := range pipes[:i] {
+				open.read.Close()
+				open.write.Close()
+			}
+			return err
+		}
+	}
+	stdin, stdout, stderr := pipes[0], pipes[1], pipes[2]
+
+	p.cmd = exec.Command(p.spec.Path, p.spec.Args...)
+	p.cmd.Env, p.cmd.Dir = p.spec.Env, p.spec.Dir
+	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = stdin.read, stdout.write, stderr.write
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	err := p.spec.Launch(p.cmd)
+	stdin.read.Close()
+	stdout.write.Close()
+	stderr.write.Close()
+	if err != nil {
+		stdin.write.Close()
+		stdout.read.Close()
+		stderr.read.Close()
+		return err
+	}
+	p.stdin = stdin.write
+	// A child that does not read its document must not hold us: the write ends
+	// when stdin is closed.
+	go func() { _, _ = p.stdin.Write(p.spec.Stdin) }()
+
+	var logs sync.WaitGroup
+	logs.Go(func() { p.readStdout(stdout.read) })
+	logs.Go(func() { _, _ = io.Copy(p.log, stderr.read) })
+	go p.reap(&logs, stdout.read, stderr.read)
+	return nil
+}
+
+// readStdout takes the ready line off standard output and logs what follows.
+func (p *Process) readStdout(stdout io.Reader) {
+	r := bufio.NewReaderSize(stdout, maxReadyLine)
+	line, err := r.ReadSlice('\n')
+	switch {
+	case errors.Is(err, bufio.ErrBufferFull):
+		err = fmt.Errorf("its ready line is longer than %d bytes", maxReadyLine)
+	case err != nil:
+		err = errors.New("it closed its standard output")
+	}
+	p.firstLine <- firstLine{text: append([]byte(nil), line...), err: err}
+	_, _ = io.Copy(p.log, r)
+}
+
+// reap waits for the child's death, kills the rest of its group, and only then
+// lets the kernel forget the pid.
+func (p *Process) reap(logs *sync.WaitGroup, pipes ...*os.File) {
+	for {
+		err := unix.Waitid(unix.P_PID, p.cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	p.mu.Lock()
+	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+	_ = p.cmd.Wait() // what it died of is in ProcessState
+	p.reaped = true
+	p.mu.Unlock()
+
+	p.CloseStdin()
+	for _, pipe := range pipes {
+		_ = pipe.SetReadDeadline(time.Now().Add(logGrace))
+	}
+	logs.Wait()
+	for _, pipe := range pipes {
+		pipe.Close()
+	}
+	p.exit = exitOf(p.cmd.ProcessState, p.log.lines())
+	close(p.done)
+}
+
+// awaitReady waits for ready or exit, whichever is first.
+func (p *Process) awaitReady(ctx context.Context) error {
+	timeout := time.NewTimer(p.spec.ReadyTimeout)
+	defer timeout.Stop()
+	var first firstLine
+	select {
+	case first = <-p.firstLine:
+	case <-ctx.Done():
+		return fmt.Errorf("start %s: %w", p.spec.Name, context.Cause(ctx))
+	case <-timeout.C:
+		return &StartError{Name: p.spec.Name, Reason: fmt.Sprintf("not ready after %v", p.spec.ReadyTimeout)}
+	}
+	if first.err == nil {
+		p.ready = first.text
+		return nil
+	}
+	// Standard output also closes on death, and then the cause of death says
+	// more than the closed pipe does.
+	select {
+	case <-p.done:
+		return &StartError{Name: p.spec.Name, Reason: p.exit.Cause + " before it was ready"}
+	case <-time.After(logGrace):
+		return &StartError{Name: p.spec.Name, Reason: "not ready: " + first.err.Error()}
+	case <-ctx.Done():
+		return fmt.Errorf("start %s: %w", p.spec.Name, context.Cause(ctx))
+	}
+}
+
+// Ready returns the first line that the child printed, with its line end.
+func (p *Process) Ready() []byte { return p.ready }
+
+// PID is the process id of the child.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Signal sends a signal to the child alone. It does nothing after its death.
+func (p *Process) Signal(sig syscall.Signal) error {
+	return p.signal(p.cmd.Process.Pid, sig)
+}
+
+// SignalGroup sends a signal to the child and all that is in its process
+// group.
+func (p *Process) SignalGroup(sig syscall.Signal) error {
+	return p.signal(-p.cmd.Process.Pid, sig)
+}
+
+func (p *Process) signal(pid int, sig syscall.Signal) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reaped {
+		return nil
+	}
+	if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("send %s to %s: %w", unix.SignalName(sig), p.spec.Name, err)
+	}
+	return nil
+}
+
+// CloseStdin closes the child's standard input, which tells it to die.
+func (p *Process) CloseStdin() { p.stdin.Close() }
+
+// Kill sends SIGKILL to the whole process group and does not wait.
+func (p *Process) Kill() { _ = p.SignalGroup(syscall.SIGKILL) }
+
+// Stop ends the child: SIGTERM, so that it drains, and after StopTimeout, or
+// when ctx ends, standard input closes and the whole process group is killed.
+// Standard input stays open until then, because its closing means "die now"
+// and would cut the drain short. A stopped (SIGSTOP) child is continued first.
+func (p *Process) Stop(ctx context.Context) Exit {
+	_ = p.Signal(syscall.SIGTERM)
+	_ = p.SignalGroup(syscall.SIGCONT)
+	bound := time.NewTimer(p.spec.StopTimeout)
+	defer bound.Stop()
+	select {
+	case <-p.done:
+		return p.exit
+	case <-bound.C:
+	case <-ctx.Done():
+	}
+	p.CloseStdin()
+	p.Kill()
+	return p.Wait()
+}
+
+// Done is closed when the child is dead, its group is killed and its log is
+// read to the end.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Wait waits for Done and says how the child ended.
+func (p *Process) Wait() Exit {
+	<-p.done
+	return p.exit
+}

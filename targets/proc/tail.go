@@ -1,0 +1,67 @@
+package proc
+
+import (
+	"bytes"
+	"io"
+	"sync"
+)
+
+// maxTailLine bounds a line in the tail, in bytes; the log sink gets it whole.
+const maxTailLine = 1000
+
+// logTail passes a log on to its sink and keeps the last lines.
+type logTail struct {
+	sink io.Writer // may be nil
+	keep int
+
+	mu      sync.Mutex
+	last    []string // guarded by mu: complete lines, oldest first
+	partial []byte   // guarded by mu: the line that has no end yet
+	broken  error    // guarded by mu: why the sink is not written to any more
+}
+
+func newLogTail(sink io.Writer, keep int) *logTail {
+	return &logTail{sink: sink, keep: keep}
+}
+
+// Write never fails: a full disk must not stop the child, which would hang on
+// its pipe. It costs the log file, and the tail says so.
+func (t *logTail) Write(text []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.sink != nil && t.broken == nil {
+		if _, err := t.sink.Write(text); err != nil {
+			t.broken = err
+			t.add("(log file: " + err.Error() + ")")
+		}
+	}
+	for rest := text; len(rest) > 0; {
+		line, after, ended := bytes.Cut(rest, []byte{'\n'})
+		t.partial = append(t.partial, line[:min(len(line), maxTailLine-len(t.partial))]...)
+		if ended {
+			t.add(string(t.partial))
+			t.partial = t.partial[:0]
+		}
+		rest = after
+	}
+	return len(text), nil
+}
+
+// add appends a line; the caller holds mu.
+func (t *logTail) add(line string) {
+	if len(t.last) == t.keep {
+		t.last = append(t.last[:0], t.last[1:]...)
+	}
+	t.last = append(t.last, line)
+}
+
+// lines returns the tail, oldest line first.
+func (t *logTail) lines() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	tail := append([]string(nil), t.last...)
+	if len(t.partial) > 0 {
+		tail = append(tail, string(t.partial))
+	}
+	return tail
+}
