@@ -1,9 +1,12 @@
 // Package photos holds the records and ids of the photo service: what is
 // stored, and the errors that every store of them returns.
 //
+// It also makes what records need before any store sees them: ids (IDSource),
+// password digests (HashPassword) and the seeded data set (Dataset).
+//
 // It is a leaf: it imports nothing of this module but the sut vocabulary and
 // does no I/O. Times are microseconds since the Unix epoch, UTC. Records are
-// plain values.
+// plain values. IDSource and Dataset may be used by many goroutines at once.
 package photos
 
 import "errors"

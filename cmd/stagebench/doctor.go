@@ -1,0 +1,101 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"runtime"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stagebench/stagebench/cmd/internal/cell"
+	"github.com/stagebench/stagebench/results/table"
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/node"
+	"github.com/stagebench/stagebench/targets/budget"
+)
+
+func doctorCommand(s streams) *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use:     "doctor",
+		Short:   "Say what this machine permits, and how to get the rest",
+		Example: "  stagebench doctor",
+		RunE: func(*cobra.Command, []string) error {
+			f, err := table.ParseFormat(format)
+			if err != nil {
+				return usage(err)
+			}
+			return table.Render(s.out, diagnose(), f)
+		},
+	}
+	formatFlag(cmd, &format)
+	return cmd
+}
+
+// minOpenFiles is what a driver with many connections and a system with as many
+// nodes need.
+const minOpenFiles = 4096
+
+func diagnose() table.Table {
+	t := table.Table{Title: "What this machine permits", Columns: columns("what", "found", "good", "what to do")}
+	row := func(what, found string, good bool, todo string) {
+		if good {
+			todo = ""
+		}
+		t.Rows = append(t.Rows, append(texts(what, found), table.YesNo(good), table.Text(todo)))
+	}
+	cores := runtime.NumCPU()
+	row("cores", fmt.Sprintf("%d: a unit is %.3f cores, the driver keeps %.2f", cores, cell.Unit(cores), cell.Reserve(cores)),
+		cores >= 2, "hosts and driver share one core: figures will be marked invalid")
+	budgets := budget.Detect(budget.Options{})
+	row("CPU and memory budgets", budgets.Describe(), budgets.Isolated(), "run as root, or in a delegated group: systemd-run --user --scope -p Delegate=yes stagebench run")
+	if err := budgets.Close(); err != nil {
+		row("clean-up of groups", err.Error(), false, "remove the groups by hand")
+	}
+	row("loopback addresses", loopback(), loopback() == "127.x.y.z", "hosts share 127.0.0.1 and are told apart by port; on macOS: ifconfig lo0 alias 127.0.0.2")
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err == nil {
+		row("open files", fmt.Sprint(files.Cur), files.Cur >= minOpenFiles, fmt.Sprintf("ulimit -n %d", minOpenFiles))
+	}
+	if cache, err := os.UserCacheDir(); err != nil {
+		row("cache for templates", err.Error(), false, "set HOME or XDG_CACHE_HOME")
+	} else {
+		row("cache for templates", cache, true, "")
+	}
+	for _, role := range []sut.Role{sut.DB, sut.Balance} {
+		for _, engine := range sut.EnginesOf(role) {
+			if !engine.Native() {
+				continue
+			}
+			err := node.Installed(engine)
+			found := "installed"
+			if err != nil {
+				found = "not installed"
+			}
+			row("engine "+string(engine), found, err == nil, installHint(err))
+		}
+	}
+	return t
+}
+
+func installHint(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// loopback says whether hosts can have addresses of their own.
+func loopback() string {
+	listener, err := net.Listen("tcp", "127.77.77.77:0")
+	if err != nil {
+		return "127.0.0.1 only"
+	}
+	if err := errors.Join(listener.Close()); err != nil {
+		return err.Error()
+	}
+	return "127.x.y.z"
+}

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stagebench/stagebench/results/table"
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/workloads/preset"
+)
+
+// listings are what `stagebench list` can list.
+func listings() map[string]func() table.Table {
+	return map[string]func() table.Table{
+		"stages": listStages, "workloads": listWorkloads, "knobs": listKnobs, "engines": listEngines,
+	}
+}
+
+func listCommand(s streams) *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use:       "list stages|workloads|knobs|engines",
+		Short:     "List what there is",
+		Example:   "  stagebench list knobs\n  stagebench list workloads --format json",
+		ValidArgs: []string{"stages", "workloads", "knobs", "engines"},
+		Args:      oneArg("stages, workloads, knobs or engines"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			f, err := table.ParseFormat(format)
+			if err != nil {
+				return usage(err)
+			}
+			list, known := listings()[args[0]]
+			if !known {
+				return usagef("cannot list %q\nwant stages, workloads, knobs or engines", args[0])
+			}
+			return table.Render(s.out, list(), f)
+		},
+	}
+	formatFlag(cmd, &format)
+	return cmd
+}
+
+// formatFlag adds the flag that every command with figures has.
+func formatFlag(cmd *cobra.Command, format *string) {
+	var names []string
+	for _, f := range table.Formats() {
+		names = append(names, string(f))
+	}
+	cmd.Flags().StringVar(format, "format", string(table.FormatText), "how figures are printed: "+strings.Join(names, ", "))
+}
+
+func listStages() table.Table {
+	t := table.Table{Title: "Stages", Columns: columns("stage", "adds", "hosts", "units")}
+	for _, stage := range sut.Stages() {
+		topology, err := sut.Build(stage, nil, 0.1)
+		if err != nil {
+			panic("a stage that is listed can be built: " + err.Error())
+		}
+		var hosts []string
+		for _, h := range topology.Hosts {
+			hosts = append(hosts, h.Name)
+		}
+		t.Rows = append(t.Rows, []table.Cell{table.Text(string(stage)), table.Text(stage.Doc()), table.Text(strings.Join(hosts, " ")), table.Number(topology.Units())})
+	}
+	return t
+}
+
+func listWorkloads() table.Table {
+	t := table.Table{Title: "Workloads", Columns: columns("workload", "what it is", "share of ops in %")}
+	for _, name := range preset.Names() {
+		t.Rows = append(t.Rows, texts(name, preset.Doc(name), preset.Shares(name).String()))
+	}
+	return t
+}
+
+func listKnobs() table.Table {
+	t := table.Table{Title: "Knobs, set with --set knob=value", Columns: columns("knob", "default", "range", "engines", "what it does")}
+	for _, k := range sut.Catalogue() {
+		engines := "all"
+		if len(k.Engines) > 0 {
+			engines = fmt.Sprint(k.Engines)
+		}
+		t.Rows = append(t.Rows, texts(k.Name, k.Default, k.Range, engines, k.Doc))
+	}
+	return t
+}
+
+func listEngines() table.Table {
+	t := table.Table{Title: "Engines", Columns: columns("role", "engine", "kind", "choose with")}
+	for _, role := range []sut.Role{sut.Web, sut.DB, sut.Balance, sut.Blob} {
+		engines := sut.EnginesOf(role)
+		for _, e := range engines {
+			kind, choose := "embedded", "-"
+			if e.Native() {
+				kind = "native, to be installed"
+			}
+			if len(engines) > 1 {
+				choose = fmt.Sprintf("--set %s.engine=%s", role, e)
+			}
+			t.Rows = append(t.Rows, texts(string(role), string(e), kind, choose))
+		}
+	}
+	return t
+}
+
+func columns(names ...string) []table.Column {
+	var cs []table.Column
+	for _, name := range names {
+		cs = append(cs, table.Column{Name: name})
+	}
+	return cs
+}
+
+func texts(values ...string) []table.Cell {
+	var cells []table.Cell
+	for _, v := range values {
+		cells = append(cells, table.Text(v))
+	}
+	return cells
+}

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"context"
+	"io"
+
+	"github.com/spf13/cobra"
+)
+
+// streams are what the process was called with: its arguments and its standard
+// streams.
+type streams struct {
+	args     []string
+	in       io.Reader
+	out, err io.Writer
+	terminal bool // err is a terminal, so progress may redraw itself
+}
+
+// run carries out one command line.
+func run(ctx context.Context, s streams) error {
+	root := &cobra.Command{
+		Use:   "stagebench",
+		Short: "Build a photo service stage by stage, drive it with honest load, and see what every stage buys",
+		Long: `Stagebench runs a photo-sharing service on this machine, stage by stage along
+the classic scaling ladder, drives it with open-loop load whose clocks start at
+the intended time of every request, and shows what every stage buys.
+
+Exit status: 0 done; 1 it failed; 2 wrong usage; 3 the measurement is invalid.`,
+		Example: `  stagebench run                       # the ladder: every stage, two workloads
+  stagebench run --quick               # the same in about a minute
+  stagebench up --stage lb             # keep a system running, to look at it
+  stagebench attack --target http://127.0.0.1:8080/ --rate 500 --duration 30s
+  stagebench doctor                    # what this machine permits`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usagef("unknown command %q\nsee: stagebench --help", args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetArgs(s.args)
+	root.SetIn(s.in)
+	root.SetOut(s.out)
+	root.SetErr(s.err)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usagef("%w\nsee: %s --help", err, cmd.CommandPath())
+	})
+	for _, command := range []*cobra.Command{
+		runCommand(s), upCommand(s), statusCommand(s), killCommand(s), pauseCommand(s), resumeCommand(s), downCommand(s),
+		attackCommand(s), listCommand(s), doctorCommand(s), nodeCommand(s), freezerCommand(s),
+	} {
+		if command.Args == nil {
+			command.Args = noArgs
+		}
+		root.AddCommand(command)
+	}
+	return root.ExecuteContext(ctx)
+}
+
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("%s takes no argument, but %q was given\nsee: %s --help", cmd.CommandPath(), args[0], cmd.CommandPath())
+	}
+	return nil
+}
+
+// oneArg wants exactly one argument and says what it is.
+func oneArg(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return usagef("%s wants one argument, %s, but got %d\nsee: %s --help", cmd.CommandPath(), what, len(args), cmd.CommandPath())
+		}
+		return nil
+	}
+}

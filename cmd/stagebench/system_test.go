@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"os"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/cmd/internal/cell"
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/node"
+	"github.com/stagebench/stagebench/targets/local"
+	"github.com/stagebench/stagebench/workloads"
+	"github.com/stagebench/stagebench/workloads/driver"
+	"github.com/stagebench/stagebench/workloads/driver/vegeta"
+	"github.com/stagebench/stagebench/workloads/pace"
+)
+
+// rig is a system that is up, with the means to load it.
+type rig struct {
+	*local.System
+	topology sut.Topology
+	stepper  *cell.Stepper
+	outcomes []results.Outcome
+}
+
+// silent is a Progress that nobody watches.
+type silent struct{}
+
+func (silent) Step(string, float64)           {}
+func (silent) Sample(*int64, *int64, float64) {}
+
+// templates are shared by all tests of this binary, so that each is built once.
+var templates = sync.OnceValue(func() string {
+	dir, err := os.MkdirTemp("", "stagebench-test-templates-")
+	if err != nil {
+		panic(err)
+	}
+	return dir
+})
+
+func bringUp(t *testing.T, stage sut.Stage, knobs sut.Knobs, workload string) *rig {
+	t.Helper()
+	for _, role := range []sut.Role{sut.DB, sut.Balance} {
+		if err := node.Installed(sut.Engine(knobs[string(role)+".engine"])); err != nil {
+			t.Skip(err)
+		}
+	}
+	data := sut.Data{Size: "small", Seed: 1}
+	up, err := newBringer(data, slog.New(slog.NewTextHandler(io.Discard, nil)), func(string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	up.templates = templates()
+	r := &rig{}
+	if r.topology, err = sut.Build(stage, knobs, cell.Unit(runtime.NumCPU())); err != nil {
+		t.Fatal(err)
+	}
+	if r.System, err = up.up(t.Context(), r.topology, t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Down(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if err := up.budgets.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Logf("%s up after %v, hosts: %s", stage, r.BringUp().Round(time.Millisecond), up.budgets.Describe())
+	load, err := workloadMaker(data)(workload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.connect(t, load)
+	return r
+}
+
+func (r *rig) connect(t *testing.T, load workloads.Workload) {
+	endpoint, err := url.Parse(r.Endpoints()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients, err := driver.NewClients(driver.ClientConfig{
+		Endpoint: endpoint, Connections: 32, Sources: cell.Sources(endpoint, 1), DialTimeout: time.Second,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(clients.Close)
+	if err := clients.LogIn(t.Context(), load, 5*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	r.stepper = &cell.Stepper{
+		Driver: vegeta.Driver{}, Clients: clients, Workload: load, SLO: results.DefaultSLO(), Timeout: 5 * time.Second,
+		Drain: time.Second, Progress: silent{}, Target: r.System, ClientCPU: float64(runtime.NumCPU()),
+		Served: func(ctx context.Context) (int64, error) { return cell.Served(ctx, r.AdminURL(r.topology.Frontend)) },
+		Also:   func(o results.Outcome) { r.outcomes = append(r.outcomes, o) },
+	}
+}
+
+// load offers a constant rate and, in the middle, does something.
+func (r *rig) load(t *testing.T, rate float64, d, at time.Duration, act func()) results.Step {
+	t.Helper()
+	schedule, err := pace.Constant(rate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	acted := make(chan struct{})
+	if act == nil {
+		close(acted)
+	} else {
+		timer := time.AfterFunc(at, func() { defer close(acted); act() })
+		defer timer.Stop()
+	}
+	step, err := r.stepper.Step(t.Context(), "attack", rate, schedule, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-acted
+	if err := step.Ledger.Check(); err != nil {
+		t.Error(err)
+	}
+	return step
+}
+
+// engines are the two ways of running the balancer and the database.
+func engines() map[string]sut.Knobs {
+	return map[string]sut.Knobs{
+		"embedded": {"db.engine": "sqlite", "lb.engine": "balance"},
+		"native":   {"db.engine": "postgres", "lb.engine": "haproxy"},
+	}
+}
+
+// The server's own count and the ledger agree to the request, at every stage.
+func TestLedgerAgreesWithTheServer(t *testing.T) {
+	for name, knobs := range engines() {
+		for _, stage := range sut.Stages() {
+			t.Run(name+"/"+string(stage), func(t *testing.T) {
+				r := bringUp(t, stage, knobs, "write-heavy")
+				step := r.load(t, 60, 3*time.Second, 0, nil)
+				if step.ServerCount == nil || *step.ServerCount != step.Ledger.Sent {
+					t.Errorf("the server counted %v, the client sent %d", step.ServerCount, step.Ledger.Sent)
+				}
+				if step.Ledger.OK != step.Ledger.Scheduled {
+					t.Errorf("ledger %+v causes %v: want nothing but successes", step.Ledger, step.Causes)
+				}
+			})
+		}
+	}
+}
+
+// Killing one of three web hosts costs no more than what was in flight on it and
+// what arrived for it during one health interval; it comes back and gets
+// traffic.
+func TestAWebHostIsKilled(t *testing.T) {
+	const rate, killAt = 120.0, 2 * time.Second
+	for name, knobs := range engines() {
+		t.Run(name, func(t *testing.T) {
+			r := bringUp(t, sut.LB, knobs, "read-heavy")
+			var killed int64
+			start := time.Now()
+			step := r.load(t, rate, 8*time.Second, killAt, func() {
+				killed = int64(time.Since(start))
+				if err := r.Kill("web-2"); err != nil {
+					t.Error(err)
+				}
+			})
+			var inFlight int64
+			for _, o := range r.outcomes {
+				if o.Sent >= 0 && o.Sent <= killed+int64(50*time.Millisecond) && o.Done >= killed {
+					inFlight++
+				}
+			}
+			interval := r.topology.Knobs.Float("lb.health_interval")
+			allowed := inFlight + int64(rate/3*interval)
+			t.Logf("%d failed, %d allowed (%d in flight + %.0f in one interval), %d sessions lost; causes %v; events %v",
+				step.Ledger.Errors(), allowed, inFlight, rate/3*interval, step.Ledger.SessionLost, step.Causes, step.Events)
+			if step.Ledger.Errors() > allowed {
+				t.Errorf("%d failed requests, at most %d allowed", step.Ledger.Errors(), allowed)
+			}
+			if step.Ledger.SessionLost == 0 {
+				t.Error("no session was lost, although they are in the memory of a host that was killed")
+			}
+			r.servesAgain(t, "web-2")
+		})
+	}
+}
+
+// servesAgain waits until requests through the frontend reach a node.
+func (r *rig) servesAgain(t *testing.T, node string) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for time.Now().Before(deadline) {
+		response, err := http.Get(r.Endpoints()[0] + "/api/photos/1")
+		if err != nil {
+			continue
+		}
+		_ = response.Body.Close()
+		if response.Header.Get("X-Served-By") == node && response.StatusCode == http.StatusOK {
+			return
+		}
+	}
+	t.Errorf("%s gets no traffic 20 s after its death: %+v", node, r.Status())
+}
+
+// Killing the only host shows as one outage with its length, and the system
+// recovers.
+func TestTheOnlyHostIsKilled(t *testing.T) {
+	r := bringUp(t, sut.Single, nil, "read-heavy")
+	step := r.load(t, 60, 8*time.Second, 2*time.Second, func() {
+		if err := r.Kill("host-1"); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Logf("ledger %+v causes %v outages %+v events %v", step.Ledger, step.Causes, step.Outages, step.Events)
+	if len(step.Outages) == 0 || step.Outages[0].FromNS < int64(1500*time.Millisecond) {
+		t.Fatalf("outages %+v, want one that begins about 2 s into the step", step.Outages)
+	}
+	if last := step.Outages[len(step.Outages)-1]; last.ToNS > int64(7500*time.Millisecond) {
+		t.Errorf("outages %+v: it did not recover before the end of the step", step.Outages)
+	}
+	if len(step.Events) == 0 {
+		t.Error("the kill is not among the events of the step")
+	}
+}

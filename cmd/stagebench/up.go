@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stagebench/stagebench/cmd/internal/cell"
+	"github.com/stagebench/stagebench/results/table"
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets/control"
+)
+
+// upOptions are the flags of `stagebench up`.
+type upOptions struct {
+	stage, engines, data, logs string
+	set                        []string
+	seed                       uint64
+}
+
+func upCommand(s streams) *cobra.Command {
+	var o upOptions
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Bring a stage up and keep it until Ctrl-C or `stagebench down`",
+		Example: `  stagebench up --stage lb
+  stagebench up --stage lb --engines native --set web.hosts=2
+then, elsewhere:
+  stagebench status
+  stagebench attack --workload read-heavy --rate 100
+  stagebench kill web-2`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), s) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.stage, "stage", string(sut.Single), "stage; see: stagebench list stages")
+	f.StringVar(&o.engines, "engines", "embedded", "embedded (nothing to install) or native (PostgreSQL, HAProxy)")
+	f.StringArrayVar(&o.set, "set", nil, "set a knob, NAME=VALUE; may be repeated; see: stagebench list knobs")
+	f.StringVar(&o.data, "data", "small", "size of the data set")
+	f.StringVar(&o.logs, "logs", "", "directory that keeps the nodes' logs (default: a temporary one)")
+	f.Uint64Var(&o.seed, "seed", 1, "of the data")
+	return cmd
+}
+
+func (o upOptions) run(ctx context.Context, s streams) (err error) {
+	data, err := dataOf(o.data, o.seed)
+	if err != nil {
+		return err
+	}
+	knobs, err := knobsOf(o.engines, o.set)
+	if err != nil {
+		return err
+	}
+	topology, err := sut.Build(sut.Stage(o.stage), knobs, cell.Unit(runtime.NumCPU()))
+	if err != nil {
+		return usagef("%w\nsee: stagebench list stages", err)
+	}
+	if err := missingEngines([]sut.Topology{topology}); err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	up, err := newBringer(data, log, func(text string) { _, _ = fmt.Fprintln(s.err, text) })
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, up.budgets.Close()) }()
+	logs, cleanLogs, err := o.logDir()
+	if err != nil {
+		return err
+	}
+	defer cleanLogs()
+	system, err := up.up(ctx, topology, logs)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, system.Down(context.WithoutCancel(ctx))) }()
+	_, _ = fmt.Fprintf(s.out, "stage %s is up at %s (%v, hosts: %s)\n", topology.Stage, system.Endpoints()[0], system.BringUp().Round(time.Millisecond), up.budgets.Describe())
+	if err := table.Render(s.out, statusTable(system.Status()), table.FormatText); err != nil {
+		return err
+	}
+	_, _ = fmt.Fprintf(s.out, "logs: %s\nCtrl-C or `stagebench down` takes it down\n", logs)
+	info := control.Info{ID: fmt.Sprintf("%s-%d", topology.Stage, os.Getpid()), Stage: topology.Stage, Data: data, Endpoints: system.Endpoints()}
+	return control.Serve(ctx, control.DefaultDir(), info, system)
+}
+
+// logDir returns where the logs go, and what removes them if they are not kept.
+func (o upOptions) logDir() (dir string, clean func(), err error) {
+	if o.logs != "" {
+		dir, err = filepath.Abs(o.logs)
+		return dir, func() {}, errors.Join(err, os.MkdirAll(o.logs, 0o755))
+	}
+	dir, err = os.MkdirTemp("", "stagebench-logs-")
+	return dir, func() { _ = os.RemoveAll(dir) }, err
+}

@@ -1,0 +1,195 @@
+// Package app is the photo service: one HTTP handler that answers the JSON API,
+// the HTML page, the images and the static assets of a web host.
+//
+// It owns the protocol and nothing else. Rows are in the Store, bytes in Blobs,
+// logins in Sessions, and processing is a function: all of them are declared
+// here, in tiers.go, as the service needs them, and given to New. The package
+// opens no connection and starts no goroutine that outlives its request.
+//
+// The usual order of calls: New, serve it for as long as the node lives, Drain
+// when the node is told to stop. All methods may be called concurrently.
+//
+// What a client can rely on:
+//   - Every response carries X-Served-By, the node that answered; every
+//     response that shows a record carries its version in X-Record-Version (of
+//     a list, the highest), so that a client can tell a stale answer.
+//   - Errors are JSON, {"error": what was wrong, "hint": what to do}. What the
+//     client sent wrong is 4xx, never 500.
+//   - When a tier is away, what needs it answers 503 with Retry-After and names
+//     it in X-Degraded (db, blob, session); what does not need it goes on.
+//   - A tier is waited for no longer than Config.TierTimeout, a client's body
+//     no longer than Config.BodyTimeout. How long a client may take for the
+//     header of a request, or to read the response, is for the http.Server to
+//     say.
+//
+// Times are microseconds since the Unix epoch, sizes are bytes.
+package app
+
+import (
+	"cmp"
+	"errors"
+	"log/slog"
+	"net/http"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/stagebench/stagebench/sut/photos"
+)
+
+// Headers of responses.
+const (
+	HeaderServedBy      = "X-Served-By"
+	HeaderRecordVersion = "X-Record-Version"
+	HeaderDegraded      = "X-Degraded"
+)
+
+// SessionCookie is the name of the cookie that holds a session's token.
+const SessionCookie = "session"
+
+// Config is what a web node is made of. All fields up to Now are needed.
+type Config struct {
+	Node     string // name of the node, in X-Served-By
+	Store    Store
+	Blobs    Blobs
+	Sessions Sessions
+	// Process makes the variants of an upload: imaging.Process. Its errors wrap
+	// those of package photos.
+	Process  func(original []byte) (photos.Variants, error)
+	IDs      *photos.IDSource
+	Log      *slog.Logger
+	Registry *prometheus.Registry // gets the app's metrics, and is what /metrics shows
+	Now      func() time.Time
+
+	TierTimeout    time.Duration // for all calls to tiers of one request; 0 = 5 s
+	ReadyTimeout   time.Duration // for the checks of /readyz; 0 = 500 ms
+	BodyTimeout    time.Duration // from the start of a request to the end of its body; 0 = 60 s
+	MaxUploadBytes int64         // of one original; 0 = 8 MiB
+	// UploadMemory bounds the bytes of all uploads that are being read or
+	// processed; an upload above it is told to come back. 0 = 64 MiB.
+	UploadMemory int64
+	// ProcessSlots is how many uploads are processed at once, 0 = GOMAXPROCS:
+	// more would not be faster, and each needs memory for its pixels.
+	ProcessSlots int
+}
+
+func (c Config) withDefaults() (Config, error) {
+	c.TierTimeout = cmp.Or(c.TierTimeout, 5*time.Second)
+	c.ReadyTimeout = cmp.Or(c.ReadyTimeout, 500*time.Millisecond)
+	c.BodyTimeout = cmp.Or(c.BodyTimeout, time.Minute)
+	c.MaxUploadBytes = cmp.Or(c.MaxUploadBytes, 8<<20)
+	c.UploadMemory = cmp.Or(c.UploadMemory, 64<<20)
+	c.ProcessSlots = cmp.Or(c.ProcessSlots, runtime.GOMAXPROCS(0))
+	switch {
+	case c.Node == "":
+		return c, errors.New("app: the node has no name")
+	case c.Store == nil || c.Blobs == nil || c.Sessions == nil:
+		return c, errors.New("app: a store, blobs and sessions are needed")
+	case c.Process == nil || c.IDs == nil:
+		return c, errors.New("app: photo processing and a source of ids are needed")
+	case c.Log == nil || c.Registry == nil || c.Now == nil:
+		return c, errors.New("app: a logger, a registry and a clock are needed")
+	case min(c.TierTimeout, c.ReadyTimeout, c.BodyTimeout) < 0 || min(c.MaxUploadBytes, int64(c.ProcessSlots)) < 0:
+		return c, errors.New("app: no limit may be negative")
+	case c.UploadMemory < c.MaxUploadBytes+formOverhead:
+		return c, errors.New("app: the memory for uploads must hold at least one of the largest")
+	}
+	return c, nil
+}
+
+// App is the photo service of one web node.
+type App struct {
+	config     Config
+	mux        *http.ServeMux
+	operations map[string]http.Handler // by path: for operators, not counted as requests
+	metrics    *metrics
+	page       *pageTemplate
+	assets     map[string]asset
+	outages    map[string]*outage // by tier, for its log lines
+
+	buffers  sync.Pool // of *jsonBuffer
+	memory   *semaphore.Weighted
+	slots    chan struct{}
+	draining atomic.Bool
+
+	servedBy []string // value of HeaderServedBy, shared by all responses
+	noSniff  []string // value of X-Content-Type-Options, likewise
+}
+
+// New returns the service of one node.
+func New(c Config) (*App, error) {
+	c, err := c.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	a := &App{
+		config:   c,
+		mux:      http.NewServeMux(),
+		assets:   loadAssets(),
+		outages:  map[string]*outage{tierDB: {}, tierBlob: {}, tierSession: {}},
+		memory:   semaphore.NewWeighted(c.UploadMemory),
+		slots:    make(chan struct{}, c.ProcessSlots),
+		servedBy: []string{c.Node},
+		noSniff:  []string{"nosniff"},
+	}
+	a.buffers.New = func() any { return newJSONBuffer() }
+	if a.page, err = newPageTemplate(a.assets); err != nil {
+		return nil, err
+	}
+	routes := a.routes()
+	if a.metrics, err = newMetrics(c.Registry, routes); err != nil {
+		return nil, err
+	}
+	a.operations = a.operationsHandlers()
+	a.register(routes)
+	return a, nil
+}
+
+// Drain makes /readyz answer 503, so that balancers send nothing new. Requests
+// that come nevertheless are served.
+func (a *App) Drain() { a.draining.Store(true) }
+
+// ServeHTTP answers one request, and counts it once it is answered.
+func (a *App) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	header := w.Header()
+	header[HeaderServedBy] = a.servedBy
+	header["X-Content-Type-Options"] = a.noSniff
+	if operation := a.operations[r.URL.Path]; operation != nil {
+		operation.ServeHTTP(w, r)
+		return
+	}
+	x := &exchange{ResponseWriter: w, r: r, op: a.metrics.other, begun: a.config.Now()}
+	if r.ContentLength != 0 {
+		// Also for a body that nobody will read: the server does so before it
+		// sends the answer, and without a bound would wait for ever.
+		x.setBodyDeadline(x.begun.Add(a.config.BodyTimeout))
+	}
+	a.metrics.inFlight.Inc()
+	defer a.finish(x)
+	a.mux.ServeHTTP(x, r)
+}
+
+// finish counts an exchange. It runs deferred: a handler that panics is a
+// mistake of ours, answered with a 500 where nothing was sent yet, and must not
+// escape the count or take the process along.
+func (a *App) finish(x *exchange) {
+	cause := recover()
+	if cause != nil && cause != http.ErrAbortHandler {
+		a.config.Log.Error("a handler panicked", "op", x.op.name, "method", x.r.Method, "path", x.r.URL.Path, "panic", cause, "stack", stack())
+		if x.status == 0 {
+			a.refuse(x, &problem{status: http.StatusInternalServerError, message: "this is a mistake in the service", hint: "look into the log of the node that X-Served-By names"})
+			cause = nil
+		}
+	}
+	a.metrics.inFlight.Dec()
+	x.op.count(x.code(), a.config.Now().Sub(x.begun))
+	if cause != nil {
+		// The response has begun: breaking the connection is the only way left to
+		// say that it is not whole.
+		panic(http.ErrAbortHandler)
+	}
+}

@@ -1,0 +1,266 @@
+package app_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stagebench/stagebench/sut/app"
+	"github.com/stagebench/stagebench/sut/photos"
+)
+
+// With a tier away, what needs it says so, and everything else goes on.
+func TestDegradation(t *testing.T) {
+	everything := map[string]request{
+		"page": get("/"), "feed": get("/api/feed?user=1"), "photo": get("/api/photos/1"), "user": get("/api/users/1"),
+		"me": {method: "GET", path: "/api/me"}, "image": get("/img/1/thumb.jpg"), "asset": get("/static/app.js"),
+		"login":  {method: "POST", path: "/api/login", body: `{"login": "user-2", "password": "stagebench"}`, anonymous: true},
+		"logout": {method: "POST", path: "/api/logout"}, "upload": uploadOf(sampleJPEG(8, 8)),
+		"rename": {method: "PATCH", path: "/api/photos/1", body: `{"title": "x"}`}, "delete": {method: "DELETE", path: "/api/photos/1"},
+		"like": {method: "POST", path: "/api/photos/1/like"}, "comment": {method: "POST", path: "/api/photos/1/comments", body: `{"text": "x"}`},
+		"follow": {method: "POST", path: "/api/users/3/follow"}, "health": get("/healthz"), "ready": get("/readyz"), "metrics": get("/metrics"),
+	}
+	for _, test := range []struct {
+		tier string
+		fail func(*service, error)
+		away string // ops that answer 503
+	}{
+		{"db", func(s *service, err error) { s.store.breakWith(err) }, "page feed photo user me login upload rename delete like comment follow"},
+		{"blob", func(s *service, err error) { s.blobs.breakWith(err) }, "image upload"},
+		{"session", func(s *service, err error) { s.sessions.breakWith(err) }, "me login logout upload rename delete like comment follow"},
+	} {
+		for op, r := range everything {
+			for _, cause := range []error{photos.ErrUnavailable, context.DeadlineExceeded} {
+				t.Run(fmt.Sprintf("%s/%s/%v", test.tier, op, cause), func(t *testing.T) {
+					s := newService(t)
+					test.fail(s, cause)
+					w := s.do(r)
+					away := strings.Contains(" "+test.away+" ", " "+op+" ")
+					if got := w.Code == http.StatusServiceUnavailable; got != away || !away && w.Code >= 400 {
+						t.Fatalf("%d %s, away: %t", w.Code, w.Body, away)
+					}
+					if away && (w.Header().Get(app.HeaderDegraded) != test.tier || w.Header().Get("Retry-After") == "") {
+						t.Errorf("headers %v", w.Header())
+					}
+					if away && !strings.Contains(s.log.String(), `"tier":"`+test.tier+`"`) {
+						t.Errorf("the log does not name the tier: %s", s.log)
+					}
+				})
+			}
+		}
+	}
+}
+
+// The page without a database is still a page.
+func TestPageWithoutDatabase(t *testing.T) {
+	s := newService(t)
+	s.store.breakWith(photos.ErrUnavailable)
+	w := s.do(get("/"))
+	if !strings.HasPrefix(w.Header().Get("Content-Type"), "text/html") || !strings.Contains(w.Body.String(), "The database does not answer") {
+		t.Errorf("%v\n%s", w.Header(), w.Body)
+	}
+}
+
+// An outage at hundreds of requests per second must not fill the log.
+func TestOutageIsLoggedOnceASecond(t *testing.T) {
+	at := time.Unix(1_800_000_000, 0)
+	s := newService(t, func(c *app.Config) { c.Now = func() time.Time { return at } })
+	s.store.breakWith(photos.ErrUnavailable)
+	for range 3 {
+		for range 100 {
+			s.do(get("/api/photos/1"))
+		}
+		at = at.Add(time.Second)
+	}
+	lines := strings.Split(strings.TrimSpace(s.log.String()), "\n")
+	if len(lines) != 3 || !strings.Contains(lines[1], `"requests_failed":100`) {
+		t.Errorf("300 failed requests in 3 s wrote %d lines:\n%s", len(lines), s.log)
+	}
+}
+
+// An upload whose record could not be stored leaves no bytes, and one whose
+// bytes could not be stored leaves no record.
+func TestFailedUploadLeavesNothing(t *testing.T) {
+	s := newService(t)
+	bytes, records := s.blobs.count(), len(s.store.photos)
+	s.store.breakWith(photos.ErrUnavailable)
+	if w := s.do(uploadOf(sampleJPEG(8, 8))); w.Code != 503 || s.blobs.count() != bytes {
+		t.Errorf("without a database: %d, %d objects, before %d", w.Code, s.blobs.count(), bytes)
+	}
+	s.store.breakWith(nil)
+	s.blobs.breakWith(photos.ErrUnavailable)
+	if w := s.do(uploadOf(sampleJPEG(8, 8))); w.Code != 503 || len(s.store.photos) != records {
+		t.Errorf("without blobs: %d, %d records, before %d", w.Code, len(s.store.photos), records)
+	}
+	if !strings.Contains(s.log.String(), "bytes of a photo are left behind") {
+		t.Errorf("bytes that could not be removed are not logged: %s", s.log)
+	}
+}
+
+// Bytes are deleted also when the client that asked for it is gone already.
+func TestDeleteGoesOnWithoutTheClient(t *testing.T) {
+	s := newService(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	q := httptest.NewRequestWithContext(ctx, "DELETE", "/api/photos/1", nil)
+	q.Header.Set("Cookie", s.cookie)
+	// The client goes away between the record and the bytes.
+	s.store.onDelete = cancel
+	s.ServeHTTP(httptest.NewRecorder(), q)
+	if _, err := s.blobs.Head(t.Context(), 1, photos.VariantThumb); !errors.Is(err, photos.ErrNotFound) {
+		t.Errorf("the bytes are still there: %v", err)
+	}
+}
+
+// A client that does not wait is no outage.
+func TestClientThatGoesAway(t *testing.T) {
+	s := newService(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	w := httptest.NewRecorder()
+	s.ServeHTTP(w, httptest.NewRequestWithContext(ctx, "GET", "/api/photos/1", nil))
+	if w.Code != 499 || s.log.Len() != 0 {
+		t.Errorf("%d, log %s", w.Code, s.log)
+	}
+}
+
+// A tier that hangs holds a request for the tier timeout and no longer.
+func TestHangingTiers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newService(t, func(c *app.Config) { c.TierTimeout = 3 * time.Second })
+		s.store.breakWith(errHangs)
+		s.blobs.breakWith(errHangs)
+		for path, tier := range map[string]string{"/api/photos/1": "db", "/img/1/thumb.jpg": "blob"} {
+			begun := time.Now()
+			w := s.do(get(path))
+			if took := time.Since(begun); took != 3*time.Second || w.Code != 503 || w.Header().Get(app.HeaderDegraded) != tier {
+				t.Errorf("%s: %d after %s, degraded %q", path, w.Code, took, w.Header().Get(app.HeaderDegraded))
+			}
+		}
+		begun := time.Now()
+		w := s.do(get("/readyz"))
+		if took := time.Since(begun); took != 500*time.Millisecond || w.Code != 200 || w.Header().Get(app.HeaderDegraded) != "blob, db" {
+			t.Errorf("readyz: %d after %s, degraded %q", w.Code, took, w.Header().Get(app.HeaderDegraded))
+		}
+	})
+}
+
+func TestReadiness(t *testing.T) {
+	s := newService(t)
+	check := func(when string, status int, degraded, body string) {
+		t.Helper()
+		w := s.do(get("/readyz"))
+		if w.Code != status || w.Header().Get(app.HeaderDegraded) != degraded || strings.TrimSpace(w.Body.String()) != body || !json.Valid(w.Body.Bytes()) {
+			t.Errorf("%s: %d, degraded %q, %s", when, w.Code, w.Header().Get(app.HeaderDegraded), w.Body)
+		}
+	}
+	check("at first", 200, "", `{"node":"web-1","ready":true,"draining":false,"tiers":{"blob":"ok","db":"ok"}}`)
+	s.store.breakWith(photos.ErrUnavailable)
+	check("without a database", 200, "db", `{"node":"web-1","ready":true,"draining":false,"tiers":{"blob":"ok","db":"fake: store unavailable"}}`)
+	s.store.breakWith(nil)
+	s.Drain()
+	check("draining", 503, "", `{"node":"web-1","ready":false,"draining":true,"tiers":{"blob":"ok","db":"ok"}}`)
+	if w := s.do(get("/api/photos/1")); w.Code != 200 {
+		t.Errorf("a request to a draining node: %d", w.Code)
+	}
+}
+
+// An error that no tier should return, and a panic, are 500s that are logged,
+// counted and survived.
+func TestMistakesOfOurs(t *testing.T) {
+	s := newService(t)
+	s.store.breakWith(errors.New("syntax error at or near SELECT"))
+	w := s.do(get("/api/photos/1"))
+	if w.Code != 500 || strings.Contains(w.Body.String(), "SELECT") || !strings.Contains(s.log.String(), "SELECT") {
+		t.Errorf("%d %s; log %s", w.Code, w.Body, s.log)
+	}
+	s = newService(t, func(c *app.Config) {
+		c.Process = func([]byte) (photos.Variants, error) { panic("index out of range") }
+	})
+	for range 2 { // the second would wait for ever if the first kept its slot
+		if w := s.do(uploadOf(sampleJPEG(8, 8))); w.Code != 500 || !json.Valid(w.Body.Bytes()) {
+			t.Errorf("after a panic: %d %s", w.Code, w.Body)
+		}
+	}
+	if !strings.Contains(s.log.String(), "index out of range") || !strings.Contains(s.log.String(), "stack") {
+		t.Errorf("the panic is not in the log: %s", s.log)
+	}
+	if got := counted(t, s)["upload 500"]; got != 2 {
+		t.Errorf("%v panics are counted", got)
+	}
+	s = newService(t, func(c *app.Config) {
+		c.Process = func([]byte) (photos.Variants, error) { return photos.Variants{}, errors.New("out of paint") }
+	})
+	if w := s.do(uploadOf(sampleJPEG(8, 8))); w.Code != 500 || strings.Contains(w.Body.String(), "paint") {
+		t.Errorf("an untyped error of processing: %d %s", w.Code, w.Body)
+	}
+}
+
+// Uploads beyond the memory set aside for them are told to come back, and the
+// memory is given back afterwards.
+func TestUploadMemoryIsBounded(t *testing.T) {
+	picture := sampleJPEG(8, 8)
+	begun, proceed := make(chan struct{}), make(chan struct{})
+	var blocked atomic.Bool
+	blocked.Store(true)
+	s := newService(t, func(c *app.Config) {
+		c.UploadMemory = c.MaxUploadBytes + 64<<10
+		c.ProcessSlots = 4
+		c.Process = func(original []byte) (photos.Variants, error) {
+			if blocked.Load() {
+				begun <- struct{}{}
+				<-proceed
+			}
+			return fakeProcess(original)
+		}
+	})
+	first := uploadOf(picture)
+	first.unsized = true // may be as large as the largest, so it takes all there is
+	var group sync.WaitGroup
+	group.Go(func() {
+		if w := s.do(first); w.Code != 201 {
+			t.Errorf("the first upload: %d %s", w.Code, w.Body)
+		}
+	})
+	<-begun
+	if w := s.do(uploadOf(picture)); w.Code != 503 || w.Header().Get("Retry-After") == "" || w.Header().Get(app.HeaderDegraded) != "" {
+		t.Errorf("an upload too many: %d %v", w.Code, w.Header())
+	}
+	blocked.Store(false)
+	close(proceed)
+	group.Wait()
+	if w := s.do(uploadOf(picture)); w.Code != 201 {
+		t.Errorf("an upload afterwards: %d %s", w.Code, w.Body)
+	}
+}
+
+// An upload waits for its turn to be processed no longer than for a tier.
+func TestUploadWaitsForItsTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		proceed := make(chan struct{})
+		s := newService(t, func(c *app.Config) {
+			c.ProcessSlots = 1
+			c.Process = func(original []byte) (photos.Variants, error) {
+				<-proceed
+				return fakeProcess(original)
+			}
+		})
+		var group sync.WaitGroup
+		group.Go(func() { s.do(uploadOf(sampleJPEG(8, 8))) })
+		synctest.Wait()
+		w := s.do(uploadOf(sampleJPEG(8, 8)))
+		if w.Code != 503 || w.Header().Get("Retry-After") == "" || w.Header().Get(app.HeaderDegraded) != "" {
+			t.Errorf("%d %v", w.Code, w.Header())
+		}
+		close(proceed)
+		group.Wait()
+	})
+}

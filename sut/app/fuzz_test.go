@@ -1,0 +1,37 @@
+package app_test
+
+import (
+	"encoding/json"
+	"net/url"
+	"testing"
+)
+
+// FuzzUpload sends anything as an upload: it must be taken or refused with a
+// reason, and never break the service.
+func FuzzUpload(f *testing.F) {
+	picture := sampleJPEG(24, 16)
+	valid := form(f, [2]string{"title", "Fog"}, [2]string{"photo", string(picture)})
+	f.Add("image/jpeg", "Fog", picture)
+	f.Add("image/jpeg", "", picture[:len(picture)/2])
+	f.Add("image/jpeg", "", bombJPEG())
+	f.Add("image/jpeg", "\xff\x00", picture)
+	f.Add("image/png", "", []byte("\x89PNG"))
+	f.Add(valid.header["Content-Type"], "", []byte(valid.body))
+	f.Add(valid.header["Content-Type"], "", []byte(valid.body[:len(valid.body)/2]))
+	f.Add("multipart/form-data; boundary=b", "", []byte("--b\r\nContent-Disposition: form-data; name=photo\r\n\r\nx\r\n--b--"))
+	f.Add("multipart/form-data", "", []byte("--"))
+	f.Add("", "", []byte{})
+	s := newService(f)
+	f.Fuzz(func(t *testing.T, contentType, title string, body []byte) {
+		w := s.do(request{
+			method: "POST", path: "/api/photos?title=" + url.QueryEscape(title), body: string(body),
+			header: map[string]string{"Content-Type": contentType},
+		})
+		if w.Code >= 500 || w.Code != 201 && w.Code < 400 {
+			t.Errorf("%d %s", w.Code, w.Body)
+		}
+		if !json.Valid(w.Body.Bytes()) {
+			t.Errorf("the answer is no JSON: %q", w.Body)
+		}
+	})
+}

@@ -1,0 +1,178 @@
+package app
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/stagebench/stagebench/sut/photos"
+)
+
+// statusClientGone counts requests whose client did not wait for the answer.
+// Nobody receives it; nginx uses the same number in its log.
+const statusClientGone = 499
+
+// problem is an answer that says what went wrong.
+type problem struct {
+	status   int
+	message  string // what was wrong
+	hint     string // what to do about it
+	degraded string // the tier that did not answer, for a 503
+	cause    error  // for the log; never sent
+}
+
+func (p *problem) Error() string {
+	if p.cause != nil {
+		return p.message + ": " + p.cause.Error()
+	}
+	return p.message
+}
+
+func (p *problem) Unwrap() error { return p.cause }
+
+func badRequest(hint, format string, args ...any) *problem {
+	return &problem{status: http.StatusBadRequest, message: fmt.Sprintf(format, args...), hint: hint}
+}
+
+func notFound(message, hint string) *problem {
+	return &problem{status: http.StatusNotFound, message: message, hint: hint}
+}
+
+func unauthorised(message string) *problem {
+	return &problem{status: http.StatusUnauthorized, message: message, hint: `log in with POST /api/login {"login": "...", "password": "..."} and send back the cookie "` + SessionCookie + `"`}
+}
+
+func tooLarge(limit int64, what string) *problem {
+	return &problem{status: http.StatusRequestEntityTooLarge, message: what + " is too large", hint: fmt.Sprintf("send at most %d bytes", limit)}
+}
+
+func unsupported(message, hint string) *problem {
+	return &problem{status: http.StatusUnsupportedMediaType, message: message, hint: hint}
+}
+
+// tierProblem turns an error of a tier into an answer; nil stays nil. what is
+// the thing that was asked for.
+func (a *App) tierProblem(x *exchange, tier, what string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case x.r.Context().Err() != nil:
+		return &problem{status: statusClientGone, message: "the client went away", cause: err}
+	case errors.Is(err, photos.ErrNotFound):
+		return notFound(what+" does not exist", "check the id; it may have been deleted")
+	case errors.Is(err, photos.ErrForbidden):
+		return &problem{status: http.StatusForbidden, message: what + " belongs to somebody else", hint: "log in as its owner"}
+	case errors.Is(err, photos.ErrConflict):
+		return &problem{status: http.StatusConflict, message: what + " exists already", hint: "use another name"}
+	case errors.Is(err, photos.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
+		return &problem{
+			status: http.StatusServiceUnavailable, degraded: tier, cause: err,
+			message: "the tier " + tier + " does not answer", hint: "try again in a second; what does not need it still works",
+		}
+	}
+	return &problem{status: http.StatusInternalServerError, message: "this is a mistake in the service", hint: "look into the log of the node that " + HeaderServedBy + " names", cause: err}
+}
+
+// refuse answers an error. Any but a problem is a mistake in the service.
+func (a *App) refuse(x *exchange, err error) {
+	p := a.asProblem(x, err)
+	a.logProblem(x, p)
+	header := x.Header()
+	switch p.status {
+	case http.StatusUnauthorized:
+		// RFC 9110, 11.6.1 wants a challenge; cookies have no registered scheme.
+		header.Set("WWW-Authenticate", `Session realm="stagebench"`)
+	case http.StatusServiceUnavailable:
+		header.Set("Retry-After", "1")
+		if p.degraded != "" {
+			header.Set(HeaderDegraded, p.degraded)
+		}
+	}
+	a.send(x, p.status, 0, struct {
+		Error string `json:"error"`
+		Hint  string `json:"hint"`
+	}{p.message, p.hint})
+}
+
+func (a *App) asProblem(x *exchange, err error) *problem {
+	var p *problem
+	if !errors.As(err, &p) {
+		errors.As(a.tierProblem(x, "", "it", err), &p)
+	}
+	return p
+}
+
+// logProblem logs what the operator should know: what was our fault or a
+// tier's. What clients send wrong is counted, not logged.
+func (a *App) logProblem(x *exchange, p *problem) {
+	switch {
+	case p.status == http.StatusInternalServerError && p.cause != nil:
+		a.config.Log.Error("a request failed", "op", x.op.name, "method", x.r.Method, "path", x.r.URL.Path, "error", p.cause)
+	case p.degraded != "":
+		if failed, log := a.outages[p.degraded].report(a.config.Now()); log {
+			a.config.Log.Warn("a tier does not answer", "tier", p.degraded, "op", x.op.name, "error", p.cause, "requests_failed", failed)
+		}
+	}
+}
+
+// outage thins out the log lines about a tier that is away: at 500 requests/s
+// one line for each would take the CPU of a small host that is needed for what
+// still works.
+type outage struct {
+	logged atomic.Int64 // when, in seconds since the Unix epoch
+	failed atomic.Int64 // requests since then
+}
+
+// report counts a failed request, and says once a second to log how many there
+// were.
+func (o *outage) report(now time.Time) (failed int64, log bool) {
+	failed = o.failed.Add(1)
+	last := o.logged.Load()
+	if now.Unix() == last || !o.logged.CompareAndSwap(last, now.Unix()) {
+		return 0, false
+	}
+	o.failed.Add(-failed)
+	return failed, true
+}
+
+// send writes a JSON response. version is that of the record shown, 0 = none.
+func (a *App) send(x *exchange, status int, version int64, body any) {
+	buffer := a.buffers.Get().(*jsonBuffer)
+	defer a.buffers.Put(buffer)
+	buffer.Reset()
+	if err := buffer.encoder.Encode(body); err != nil {
+		panic("app: records are plain data: " + err.Error())
+	}
+	header := x.Header()
+	header.Set("Content-Type", "application/json")
+	header.Set("Cache-Control", "no-store")
+	header.Set("Content-Length", strconv.Itoa(buffer.Len()))
+	if version != 0 {
+		header.Set(HeaderRecordVersion, strconv.FormatInt(version, 10))
+	}
+	x.WriteHeader(status)
+	// An error here is the client's connection; there is nobody left to tell.
+	_, _ = x.Write(buffer.Bytes())
+}
+
+// jsonBuffer is a buffer that lives through many responses, with its encoder.
+type jsonBuffer struct {
+	bytes.Buffer
+	encoder *json.Encoder
+}
+
+func newJSONBuffer() *jsonBuffer {
+	b := &jsonBuffer{}
+	b.encoder = json.NewEncoder(&b.Buffer)
+	b.encoder.SetEscapeHTML(false)
+	return b
+}
+
+func stack() string { return string(debug.Stack()) }

@@ -1,0 +1,83 @@
+package app
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/stagebench/stagebench/sut/photos"
+)
+
+// showFeed answers GET /api/feed?user=ID&limit=N.
+func (a *App) showFeed(ctx context.Context, x *exchange) error {
+	values, err := query(x)
+	if err != nil {
+		return err
+	}
+	if values.Get("user") == "" {
+		return badRequest("use /api/feed?user=ID&limit=N", "the parameter user is missing")
+	}
+	user, err := parseID("user", values.Get("user"))
+	if err != nil {
+		return err
+	}
+	most, err := limit(values)
+	if err != nil {
+		return err
+	}
+	list, err := a.config.Store.Feed(ctx, user, most)
+	if err != nil {
+		return a.tierProblem(x, tierDB, "the user", err)
+	}
+	if list == nil {
+		list = []photos.Photo{} // [] and not null
+	}
+	a.send(x, http.StatusOK, highestVersion(list), struct {
+		User   photos.ID      `json:"user"`
+		Photos []photos.Photo `json:"photos"`
+	}{user, list})
+	return nil
+}
+
+// showPhoto answers GET /api/photos/{id}.
+func (a *App) showPhoto(ctx context.Context, x *exchange) error {
+	id, err := pathID(x)
+	if err != nil {
+		return err
+	}
+	photo, err := a.config.Store.Photo(ctx, id)
+	if err != nil {
+		return a.tierProblem(x, tierDB, "the photo", err)
+	}
+	a.send(x, http.StatusOK, photo.Version, &photo)
+	return nil
+}
+
+// showUser answers GET /api/users/{id}.
+func (a *App) showUser(ctx context.Context, x *exchange) error {
+	id, err := pathID(x)
+	if err != nil {
+		return err
+	}
+	return a.sendUser(ctx, x, id)
+}
+
+// showMe answers GET /api/me.
+func (a *App) showMe(ctx context.Context, x *exchange) error { return a.sendUser(ctx, x, x.user) }
+
+func (a *App) sendUser(ctx context.Context, x *exchange, id photos.ID) error {
+	user, err := a.config.Store.User(ctx, id)
+	if err != nil {
+		return a.tierProblem(x, tierDB, "the user", err)
+	}
+	a.send(x, http.StatusOK, user.Version, &user)
+	return nil
+}
+
+// highestVersion is what a list says in HeaderRecordVersion.
+func highestVersion(list []photos.Photo) int64 {
+	var highest int64
+	for i := range list {
+		highest = max(highest, list[i].Version)
+	}
+	return highest
+}

@@ -1,0 +1,215 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/stagebench/stagebench/sut/photos"
+)
+
+// who may use a route.
+type who int
+
+const (
+	anyone    who = iota
+	loggedIn      // 401 without a session
+	recognise     // anyone, but a session is looked up
+)
+
+// action carries out one request. The context ends after Config.TierTimeout.
+// An error is answered by refuse, so an action that has begun its response
+// must not return one.
+type action func(ctx context.Context, x *exchange) error
+
+// route is one method on one path.
+type route struct {
+	method  string // GET includes HEAD
+	pattern string // of http.ServeMux, without the method
+	op      string // class of the request in metrics: the names of the workloads' ops
+	who     who
+	action  action
+}
+
+// otherOp is the class of requests that no route answers.
+const otherOp = "other"
+
+// routes is all that the service does.
+func (a *App) routes() []route {
+	return []route{
+		{"GET", "/{$}", "page", recognise, a.showPage},
+		{"GET", "/static/{file...}", "asset", anyone, a.showAsset},
+		{"GET", "/img/{id}/{file}", "image", anyone, a.showImage},
+
+		{"GET", "/api/feed", "feed", anyone, a.showFeed},
+		{"GET", "/api/photos/{id}", "photo", anyone, a.showPhoto},
+		{"GET", "/api/users/{id}", "user", anyone, a.showUser},
+		{"GET", "/api/me", "me", loggedIn, a.showMe},
+
+		{"POST", "/api/login", "login", anyone, a.login},
+		{"POST", "/api/logout", "login", loggedIn, a.logout},
+		{"POST", "/api/photos", "upload", loggedIn, a.upload},
+		{"PATCH", "/api/photos/{id}", "rename", loggedIn, a.rename},
+		{"DELETE", "/api/photos/{id}", "delete", loggedIn, a.delete},
+		{"POST", "/api/photos/{id}/like", "like", loggedIn, a.like},
+		{"POST", "/api/photos/{id}/comments", "comment", loggedIn, a.comment},
+		{"POST", "/api/users/{id}/follow", "follow", loggedIn, a.follow},
+	}
+}
+
+// register puts the routes into the mux, one resource per path. Methods are not
+// left to the mux, whose answer to a wrong one is not JSON.
+func (a *App) register(routes []route) {
+	resources := map[string]*resource{}
+	for _, route := range routes {
+		r := resources[route.pattern]
+		if r == nil {
+			r = &resource{app: a, methods: map[string]*operation{}}
+			resources[route.pattern] = r
+			a.mux.Handle(route.pattern, r)
+		}
+		o := &operation{who: route.who, action: route.action, metrics: a.metrics.byOp[route.op]}
+		r.methods[route.method] = o
+		if route.method == http.MethodGet {
+			r.methods[http.MethodHead] = o
+		}
+	}
+	for _, r := range resources {
+		var allowed []string
+		for method := range r.methods {
+			allowed = append(allowed, method)
+		}
+		slices.Sort(allowed)
+		r.allow = strings.Join(allowed, ", ")
+	}
+	a.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		a.refuse(w.(*exchange), notFound("nothing is at "+r.URL.Path, "GET / shows the page, GET /api/feed?user=1 a feed"))
+	})
+}
+
+// resource is all methods of one path.
+type resource struct {
+	app     *App
+	methods map[string]*operation
+	allow   string // value of the header Allow
+}
+
+// operation is one method of a resource.
+type operation struct {
+	who     who
+	action  action
+	metrics *opMetrics
+}
+
+func (s *resource) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	x := w.(*exchange) // ServeHTTP of App made it
+	operation := s.methods[r.Method]
+	if operation == nil {
+		x.Header().Set("Allow", s.allow)
+		s.app.refuse(x, &problem{status: http.StatusMethodNotAllowed, message: "method " + r.Method + " is not allowed here", hint: "use one of " + s.allow})
+		return
+	}
+	x.op = operation.metrics
+	if err := s.app.carryOut(x, operation); err != nil {
+		s.app.refuse(x, err)
+	}
+}
+
+func (a *App) carryOut(x *exchange, o *operation) error {
+	ctx, cancel := a.bound(x)
+	defer cancel()
+	if o.who != anyone {
+		if err := a.identify(ctx, x); err != nil {
+			// The page is for everybody: without a session it is the same, less the
+			// user's name.
+			if o.who == loggedIn {
+				return err
+			}
+			x.user = 0
+		}
+	}
+	return o.action(ctx, x)
+}
+
+// bound returns the context for the calls to tiers of one request.
+func (a *App) bound(x *exchange) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(x.r.Context(), a.config.TierTimeout)
+}
+
+// identify finds out who is logged in.
+func (a *App) identify(ctx context.Context, x *exchange) error {
+	cookie, err := x.r.Cookie(SessionCookie)
+	if err != nil {
+		return unauthorised("no session")
+	}
+	x.token = cookie.Value
+	x.user, err = a.config.Sessions.User(ctx, x.token)
+	if errors.Is(err, photos.ErrNotFound) {
+		// The cookie is left alone. Where sessions live in web memory this host may
+		// simply be the wrong one, and taking the cookie away would log the user
+		// out of the right one too.
+		a.metrics.sessionsLost.Inc()
+		return unauthorised("the session is not known here")
+	}
+	return a.tierProblem(x, tierSession, "the session", err)
+}
+
+// exchange is one request and the response to it. It is the http.ResponseWriter
+// that handlers see, which is how the status gets counted.
+type exchange struct {
+	http.ResponseWriter
+	r      *http.Request
+	op     *opMetrics
+	begun  time.Time
+	status int       // sent; 0 = not yet
+	user   photos.ID // who is logged in; 0 = nobody
+	token  string    // of the session, if the client sent one
+}
+
+// body returns the body of the request, bounded in bytes, and what to call once
+// it is read. Its time is bounded since ServeHTTP.
+func (x *exchange) body(limit int64) (body io.ReadCloser, done func()) {
+	// The innermost writer is passed, for MaxBytesReader to have the connection
+	// closed after the answer: what is left of the body is not read.
+	body = http.MaxBytesReader(x.ResponseWriter, x.r.Body, limit)
+	// A deadline that passed while we work would look like a client who left.
+	return body, func() { x.setBodyDeadline(time.Time{}) }
+}
+
+// setBodyDeadline bounds the time for the body: a client that sends a byte a
+// minute must not hold the memory that is set aside for its upload.
+func (x *exchange) setBodyDeadline(at time.Time) {
+	// A writer that knows no deadlines is one of a test.
+	_ = http.NewResponseController(x.ResponseWriter).SetReadDeadline(at)
+}
+
+// WriteHeader sends the status, and remembers it.
+func (x *exchange) WriteHeader(status int) {
+	if x.status == 0 && status >= 200 {
+		x.status = status
+	}
+	x.ResponseWriter.WriteHeader(status)
+}
+
+// Write sends a part of the body.
+func (x *exchange) Write(p []byte) (int, error) {
+	if x.status == 0 {
+		x.status = http.StatusOK
+	}
+	return x.ResponseWriter.Write(p)
+}
+
+// Unwrap is for http.ResponseController.
+func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
+
+// code is the status of a finished exchange.
+func (x *exchange) code() int {
+	if x.status == 0 {
+		return http.StatusOK
+	}
+	return x.status
+}

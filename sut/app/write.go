@@ -1,0 +1,178 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"net/http"
+
+	"github.com/stagebench/stagebench/sut/photos"
+)
+
+// login answers POST /api/login.
+func (a *App) login(ctx context.Context, x *exchange) error {
+	var body struct {
+		Login    string `json:"login"`
+		Password string `json:"password"`
+	}
+	if err := readJSON(x, &body, `{"login": "user-1", "password": "..."}`); err != nil {
+		return err
+	}
+	name, err := cleanText("login", body.Login, maxLoginRunes, false)
+	if err != nil {
+		return err
+	}
+	if _, err := cleanText("password", body.Password, maxPasswordRunes, false); err != nil {
+		return err
+	}
+	user, err := a.config.Store.UserByLogin(ctx, name)
+	if err != nil && !errors.Is(err, photos.ErrNotFound) {
+		return a.tierProblem(x, tierDB, "the user", err)
+	}
+	// Unknown logins and wrong passwords get one answer: which logins exist is
+	// nobody's business.
+	if err != nil || !user.CheckPassword(body.Password) {
+		return &problem{status: http.StatusUnauthorized, message: "login or password is wrong", hint: "seeded users log in as user-1, user-2, ... and share one password"}
+	}
+	a.endSession(ctx, x)
+	token, expires, err := a.config.Sessions.Start(ctx, user.ID)
+	if err != nil {
+		return a.tierProblem(x, tierSession, "the session", err)
+	}
+	a.metrics.logins.Inc()
+	// Not Secure: nodes speak plain HTTP on loopback addresses.
+	http.SetCookie(x, &http.Cookie{
+		Name: SessionCookie, Value: token, Path: "/", Expires: expires.UTC(),
+		HttpOnly: true, SameSite: http.SameSiteLaxMode,
+	})
+	a.send(x, http.StatusOK, user.Version, &user)
+	return nil
+}
+
+// endSession ends the session that a client who logs in anew brings along, so
+// that clients who do so again and again hold one each. Whether that worked
+// makes no difference to the new one.
+func (a *App) endSession(ctx context.Context, x *exchange) {
+	if cookie, err := x.r.Cookie(SessionCookie); err == nil {
+		_ = a.config.Sessions.End(ctx, cookie.Value)
+	}
+}
+
+// logout answers POST /api/logout.
+func (a *App) logout(ctx context.Context, x *exchange) error {
+	if err := a.config.Sessions.End(ctx, x.token); err != nil {
+		return a.tierProblem(x, tierSession, "the session", err)
+	}
+	http.SetCookie(x, &http.Cookie{Name: SessionCookie, Path: "/", MaxAge: -1, HttpOnly: true, SameSite: http.SameSiteLaxMode})
+	x.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// changed is what a write to a photo answers.
+type changed struct {
+	Photo   photos.ID `json:"photo_id"`
+	Title   string    `json:"title,omitempty"`
+	Comment photos.ID `json:"comment_id,omitempty"`
+	Version int64     `json:"version"` // of the photo, after the write
+}
+
+// rename answers PATCH /api/photos/{id}.
+func (a *App) rename(ctx context.Context, x *exchange) error {
+	id, err := pathID(x)
+	if err != nil {
+		return err
+	}
+	var body struct {
+		Title string `json:"title"`
+	}
+	if err := readJSON(x, &body, `{"title": "..."}`); err != nil {
+		return err
+	}
+	title, err := cleanText("title", body.Title, maxTitleRunes, false)
+	if err != nil {
+		return err
+	}
+	version, err := a.config.Store.RenamePhoto(ctx, id, x.user, title)
+	if err != nil {
+		return a.tierProblem(x, tierDB, "the photo", err)
+	}
+	a.send(x, http.StatusOK, version, changed{Photo: id, Title: title, Version: version})
+	return nil
+}
+
+// delete answers DELETE /api/photos/{id}. The record goes first: it says who
+// the owner is, and bytes without a record are only lost space, while a record
+// without bytes would be seen.
+func (a *App) delete(ctx context.Context, x *exchange) error {
+	id, err := pathID(x)
+	if err != nil {
+		return err
+	}
+	if err := a.config.Store.DeletePhoto(ctx, id, x.user); err != nil {
+		return a.tierProblem(x, tierDB, "the photo", err)
+	}
+	a.removeBlobs(x, id)
+	x.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// like answers POST /api/photos/{id}/like.
+func (a *App) like(ctx context.Context, x *exchange) error {
+	id, err := pathID(x)
+	if err != nil {
+		return err
+	}
+	version, err := a.config.Store.Like(ctx, id, x.user)
+	if err != nil {
+		return a.tierProblem(x, tierDB, "the photo", err)
+	}
+	a.metrics.likes.Inc()
+	a.send(x, http.StatusOK, version, changed{Photo: id, Version: version})
+	return nil
+}
+
+// comment answers POST /api/photos/{id}/comments.
+func (a *App) comment(ctx context.Context, x *exchange) error {
+	id, err := pathID(x)
+	if err != nil {
+		return err
+	}
+	var body struct {
+		Text string `json:"text"`
+	}
+	if err := readJSON(x, &body, `{"text": "..."}`); err != nil {
+		return err
+	}
+	text, err := cleanText("text", body.Text, maxCommentRunes, true)
+	if err != nil {
+		return err
+	}
+	comment := photos.Comment{ID: a.config.IDs.Next(), PhotoID: id, UserID: x.user, Text: text, CreatedUS: a.config.Now().UnixMicro()}
+	version, err := a.config.Store.Comment(ctx, comment)
+	if err != nil {
+		return a.tierProblem(x, tierDB, "the photo", err)
+	}
+	a.metrics.comments.Inc()
+	a.send(x, http.StatusCreated, version, changed{Photo: id, Comment: comment.ID, Version: version})
+	return nil
+}
+
+// follow answers POST /api/users/{id}/follow.
+func (a *App) follow(ctx context.Context, x *exchange) error {
+	id, err := pathID(x)
+	if err != nil {
+		return err
+	}
+	if id == x.user {
+		return badRequest("follow somebody else", "user %d is you", id)
+	}
+	follow := photos.Follow{Follower: x.user, Followee: id, CreatedUS: a.config.Now().UnixMicro()}
+	if err := a.config.Store.Follow(ctx, follow); err != nil {
+		return a.tierProblem(x, tierDB, "the user", err)
+	}
+	a.metrics.follows.Inc()
+	a.send(x, http.StatusOK, 0, struct {
+		Follower photos.ID `json:"follower"`
+		Followee photos.ID `json:"followee"`
+	}{x.user, id})
+	return nil
+}

@@ -1,0 +1,258 @@
+package balancetest
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+// testKilledHost kills a host that works on three requests: these fail, and no
+// other.
+func testKilledHost(t *testing.T, start Start) {
+	hosts, c := begin(t, start, 3, "round_robin", true)
+	victim := hosts[1]
+	spread(c, 30, 1) // all hosts are known and connected
+	const inFlight = 3
+	var held []<-chan result
+	for range inFlight {
+		held = append(held, c.background(c.request("GET", "/hold", nil, "Cookie", "lb="+victim.name)))
+		await(t, "a request to be held", victim.held)
+	}
+	victim.kill()
+	for _, done := range held {
+		end := <-done
+		if end.err == nil && end.reply.status != http.StatusBadGateway {
+			t.Errorf("a request in flight on a killed host ended with status %d: %s", end.reply.status, end.reply.body)
+		}
+		if end.err == nil {
+			isJSONError(t, end.reply)
+		}
+	}
+	for i := range 60 {
+		pairs := []string{"Cookie", "lb=" + victim.name}
+		if got, err := c.send(c.request("POST", "/who", nil, pairs[:2*(i%2)]...)); err != nil || got.status != 200 {
+			t.Errorf("request %d after the kill: status %d, %v: %s", i, got.status, err, got.body)
+		}
+	}
+	c.awaitUp(victim, false)
+	if down := c.metric("stagebench_lb_upstream_transitions_total", `upstream="web-2"`, `to="down"`); down != 1 {
+		t.Errorf("%v transitions to down, want 1", down)
+	}
+}
+
+// testKilledUnderLoad holds an engine to the promise of the ladder: what fails is
+// what was in flight, plus what arrived until the balancer knew.
+func testKilledUnderLoad(t *testing.T, start Start) {
+	hosts, c := begin(t, start, 3, "round_robin", false)
+	victim := hosts[2]
+	const clients = 8
+	var started, failed, succeeded atomic.Int64
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	for range clients {
+		all.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				started.Add(1)
+				if got, err := c.send(c.request("GET", "/who", nil)); err != nil || got.status != 200 {
+					failed.Add(1)
+				} else {
+					succeeded.Add(1)
+				}
+			}
+		})
+	}
+	more := func(n int64) {
+		t.Helper()
+		want := succeeded.Load() + n
+		eventually(t, "requests to succeed", func() bool { return succeeded.Load() >= want })
+	}
+	more(200)
+	if n := failed.Load(); n > 0 {
+		t.Errorf("%d requests failed before anything was killed", n)
+	}
+	before := started.Load()
+	victim.kill()
+	c.awaitUp(victim, false)
+	arrived := started.Load() - before
+	more(50) // those that were under way when the balancer came to know are done
+	lost := failed.Load()
+	more(200)
+	if n := failed.Load() - lost; n > 0 {
+		t.Errorf("%d requests failed after the balancer knew", n)
+	}
+	close(stop)
+	all.Wait()
+	if bound := clients + arrived; lost > bound {
+		t.Errorf("%d requests failed: more than %d in flight and %d that arrived before the balancer knew", lost, clients, arrived)
+	}
+	t.Logf("%d requests failed; %d clients, %d arrivals before the balancer knew", lost, clients, arrived)
+}
+
+func testRestartedHost(t *testing.T, start Start) {
+	hosts, c := begin(t, start, 2, "round_robin", false)
+	victim := hosts[0]
+	victim.kill()
+	c.awaitUp(victim, false)
+	if counts := spread(c, 20, 1); counts[hosts[1].name] != 20 {
+		t.Errorf("with one host down: %v", counts)
+	}
+	victim.restart(t)
+	c.awaitUp(victim, true)
+	evenly(t, hosts, spread(c, 40, 1))
+	if up := c.metric("stagebench_lb_upstream_transitions_total", `upstream="web-1"`, `to="up"`); up != 1 {
+		t.Errorf("%v transitions to up, want 1", up)
+	}
+}
+
+// testUnhealthyHost: a host may answer and still not be fit for work.
+func testUnhealthyHost(t *testing.T, start Start) {
+	hosts, c := begin(t, start, 2, "round_robin", true)
+	hosts[0].sick.Store(true)
+	c.awaitUp(hosts[0], false)
+	served := hosts[0].served.Load()
+	for range 20 {
+		c.get("/who", "Cookie", "lb=web-1")
+	}
+	if n := hosts[0].served.Load() - served; n > 0 {
+		t.Errorf("a sick host got %d requests", n)
+	}
+	hosts[0].sick.Store(false)
+	c.awaitUp(hosts[0], true)
+	if got := c.get("/who", "Cookie", "lb=web-1"); got.node != "web-1" {
+		t.Errorf("a user of a host that is well again was sent to %s", got.node)
+	}
+}
+
+func testAllDead(t *testing.T, start Start) {
+	hosts, c := begin(t, start, 3, "round_robin", true)
+	c.get("/who")
+	for _, h := range hosts {
+		h.kill()
+	}
+	refused := func(got reply) {
+		t.Helper()
+		if got.status != http.StatusServiceUnavailable {
+			t.Fatalf("status %d, want 503: %s", got.status, got.body)
+		}
+		if seconds, err := strconv.Atoi(got.header.Get("Retry-After")); err != nil || seconds < 1 {
+			t.Errorf("Retry-After %q, want seconds", got.header.Get("Retry-After"))
+		}
+		isJSONError(t, got)
+	}
+	// At once, when nobody knows yet, and with a body that nobody wants.
+	refused(c.do("GET", "/who"))
+	for _, h := range hosts {
+		c.awaitUp(h, false)
+	}
+	for range 20 {
+		refused(c.do("POST", "/who", "Cookie", "lb=web-1"))
+	}
+	if got := c.admin("/readyz"); got.status != http.StatusServiceUnavailable {
+		t.Errorf("/readyz: status %d with all hosts dead", got.status)
+	}
+	hosts[1].restart(t)
+	c.awaitUp(hosts[1], true)
+	if got := c.get("/who"); got.node != hosts[1].name {
+		t.Errorf("%s answered", got.node)
+	}
+}
+
+// isJSONError checks what the balancer says in its own name.
+func isJSONError(t *testing.T, got reply) {
+	t.Helper()
+	var body struct {
+		Error string `json:"error"`
+	}
+	if err := json.Unmarshal([]byte(got.body), &body); err != nil || body.Error == "" || !strings.HasPrefix(got.header.Get("Content-Type"), "application/json") {
+		t.Errorf("status %d came with %s body %q", got.status, got.header.Get("Content-Type"), got.body)
+	}
+}
+
+// testNeverResent: a host that broke off may have carried the request out.
+func testNeverResent(t *testing.T, start Start) {
+	hosts, c := begin(t, start, 2, "round_robin", false)
+	// The balancer holds connections that have been used, where an HTTP client
+	// is tempted to believe that they were just stale.
+	spread(c, 40, 4)
+	served := func() (n int64) {
+		for _, h := range hosts {
+			n += h.served.Load()
+		}
+		return n
+	}
+	for _, method := range []string{"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "POST"} {
+		for _, pairs := range [][]string{nil, {"Idempotency-Key", "1"}} {
+			for _, body := range []io.Reader{nil, strings.NewReader("body")} {
+				if body != nil && method != "POST" && method != "PUT" {
+					continue
+				}
+				before := served()
+				got, err := c.send(c.request(method, "/abort", body, pairs...))
+				if n := served() - before; n != 1 {
+					t.Errorf("%s %v: the hosts got it %d times", method, pairs, n)
+				}
+				if err == nil && got.status != http.StatusBadGateway {
+					t.Errorf("%s %v: status %d, want 502", method, pairs, got.status)
+				}
+				if err == nil && method != "HEAD" {
+					isJSONError(t, got)
+				}
+			}
+		}
+	}
+}
+
+// testRedispatchedBody sends bodies while a host is dead and nobody knows.
+func testRedispatchedBody(t *testing.T, start Start) {
+	hosts, c := begin(t, start, 3, "round_robin", true)
+	hosts[0].kill()
+	const size = 300_000
+	for _, body := range []io.Reader{
+		bytes.NewReader(payload(size)),                      // announced
+		struct{ io.Reader }{bytes.NewReader(payload(size))}, // chunked
+	} {
+		got, err := c.send(c.request("POST", "/upload", body, "Cookie", "lb=web-1"))
+		if err != nil || got.status != 200 || got.body != payloadSum(size) {
+			t.Errorf("status %d, %v, %q, want %q", got.status, err, got.body, payloadSum(size))
+		}
+	}
+}
+
+func testTruncatedResponse(t *testing.T, start Start) {
+	_, c := begin(t, start, 1, "round_robin", false)
+	got, err := c.send(c.request("GET", "/truncate", nil))
+	if !errors.Is(err, errNoBody) {
+		t.Errorf("half a response of status %d ended with %v", got.status, err)
+	}
+}
+
+func testClientAbort(t *testing.T, start Start) {
+	hosts, c := begin(t, start, 1, "round_robin", false)
+	for _, method := range []string{"GET", "POST"} {
+		req := c.request(method, "/hold", nil)
+		ctx, leave := contextOf(t)
+		done := c.background(req.WithContext(ctx))
+		await(t, "the request to arrive", hosts[0].held)
+		leave()
+		if end := <-done; end.err == nil {
+			t.Errorf("a client that left got status %d", end.reply.status)
+		}
+		await(t, "the host to see that the client has left", hosts[0].gone)
+	}
+	eventually(t, "nothing to be in flight", func() bool {
+		return c.metric("stagebench_lb_upstream_in_flight") == 0
+	})
+	c.get("/who")
+}

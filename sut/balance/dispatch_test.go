@@ -1,0 +1,264 @@
+package balance
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// fakeHost stands in for the connections to one host: it plays one move per
+// attempt, and the last one for ever.
+type fakeHost struct {
+	moves    []move
+	attempts int
+	bodies   []string // that it read to the end
+}
+
+// move is what becomes of one attempt.
+type move func(req *http.Request, host *fakeHost) (*http.Response, error)
+
+func (h *fakeHost) RoundTrip(req *http.Request) (*http.Response, error) {
+	play := h.moves[min(h.attempts, len(h.moves)-1)]
+	h.attempts++
+	return play(req, h)
+}
+
+// connect does what the transport does once it has a connection.
+func connect(req *http.Request) *countedConn {
+	conn := &countedConn{Conn: discardConn{}}
+	conn.writes.Store(17) // it has been used before
+	httptrace.ContextClientTrace(req.Context()).GotConn(httptrace.GotConnInfo{Conn: conn, Reused: true})
+	return conn
+}
+
+// discardConn is a connection whose bytes go nowhere.
+type discardConn struct{ net.Conn }
+
+func (discardConn) Write(p []byte) (int, error) { return len(p), nil }
+
+// The moves.
+func answers(req *http.Request, host *fakeHost) (*http.Response, error) {
+	_, _ = connect(req).Write([]byte("request"))
+	if req.Body != nil {
+		body, err := io.ReadAll(req.Body)
+		if err != nil {
+			return nil, err
+		}
+		host.bodies = append(host.bodies, string(body))
+	}
+	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader("ok")), Request: req}, nil
+}
+
+func refuses(req *http.Request, _ *fakeHost) (*http.Response, error) {
+	if req.Body != nil {
+		_ = req.Body.Close() // as the transport does
+	}
+	return nil, &net.OpError{Op: "dial", Err: fmt.Errorf("connect: %w", syscall.ECONNREFUSED)}
+}
+
+func unreachable(*http.Request, *fakeHost) (*http.Response, error) {
+	return nil, &net.OpError{Op: "dial", Err: errors.New("i/o timeout")}
+}
+
+func staleConnection(req *http.Request, _ *fakeHost) (*http.Response, error) {
+	connect(req)
+	return nil, errors.New("server closed idle connection")
+}
+
+func breaksOff(req *http.Request, _ *fakeHost) (*http.Response, error) {
+	_, _ = connect(req).Write([]byte("request"))
+	return nil, io.ErrUnexpectedEOF
+}
+
+func breaksOffInBody(req *http.Request, _ *fakeHost) (*http.Response, error) {
+	connect(req)
+	_, _ = req.Body.Read(make([]byte, 1))
+	return nil, io.ErrUnexpectedEOF
+}
+
+func TestDispatch(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name     string
+		hosts    [][]move
+		body     io.Reader
+		attempts []int  // per host
+		down     string // hosts that are down afterwards
+		answer   string // host that answered, or a part of the error
+	}{
+		{"answered", [][]move{{answers}, {answers}}, nil, []int{1, 0}, "", "web-1"},
+		{"refused goes elsewhere at once", [][]move{{refuses}, {answers}}, nil, []int{1, 1}, "web-1", "web-2"},
+		{"refused with a body", [][]move{{refuses}, {refuses}, {answers}}, strings.NewReader("body"), []int{1, 1, 1}, "web-1 web-2", "web-3"},
+		{"unreachable is left to the checks", [][]move{{unreachable}, {answers}}, nil, []int{1, 1}, "", "web-2"},
+		{"all refuse", [][]move{{refuses}, {refuses}}, nil, []int{1, 1}, "web-1 web-2", errNoUpstream.Error()},
+		{"stale connection is no verdict on the host", [][]move{{staleConnection, answers}}, nil, []int{2}, "", "web-1"},
+		{"stale connection with a body", [][]move{{staleConnection, answers}}, strings.NewReader("body"), []int{2}, "", "web-1"},
+		{"stale connection to a dead host", [][]move{{staleConnection, refuses}, {answers}}, nil, []int{1, 1}, "", "web-2"},
+		{"stale connections for ever", [][]move{{staleConnection}}, nil, []int{5}, "", errNoUpstream.Error()},
+		{"sent is never sent again", [][]move{{breaksOff}, {answers}}, nil, []int{1, 0}, "", "web-1: unexpected EOF"},
+		{"a body in use is never sent again", [][]move{{breaksOffInBody}, {answers}}, strings.NewReader("body"), []int{1, 0}, "", "web-1: unexpected EOF"},
+		{"the client's body breaks off", [][]move{{answers}, {answers}}, brokenBody{}, []int{1, 0}, "", errClientBody.Error()},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			p := poolOf(len(test.hosts), PolicyRoundRobin)
+			hosts := make([]*fakeHost, len(test.hosts))
+			for i, moves := range test.hosts {
+				hosts[i] = &fakeHost{moves: moves}
+				p.upstreams[i].transport.RegisterProtocol("http", hosts[i])
+			}
+			var redispatched atomic.Uint64
+			d := &dispatcher{pool: p, redispatched: &redispatched}
+			req := &http.Request{Method: "POST", URL: &url.URL{Scheme: "http", Path: "/"}, Header: http.Header{}}
+			if test.body != nil {
+				req.Body = io.NopCloser(test.body)
+			}
+			answered := dispatch(t, d, req)
+			if !strings.Contains(answered, test.answer) {
+				t.Errorf("ended with %q, want %q", answered, test.answer)
+			}
+			var attempts []int
+			var down []string
+			total := 0
+			for i, status := range p.status() {
+				attempts = append(attempts, hosts[i].attempts)
+				total += hosts[i].attempts
+				if !status.Up {
+					down = append(down, status.Node)
+				}
+				if status.InFlight != 0 {
+					t.Errorf("%s: %d in flight at the end", status.Node, status.InFlight)
+				}
+				for _, body := range hosts[i].bodies {
+					if body != "body" {
+						t.Errorf("%s got body %q", status.Node, body)
+					}
+				}
+			}
+			if diff := cmp.Diff(test.attempts, attempts); diff != "" {
+				t.Error("attempts (-want +got):\n" + diff)
+			}
+			if got := strings.Join(down, " "); got != test.down {
+				t.Errorf("down: %q, want %q", got, test.down)
+			}
+			if n := redispatched.Load(); strings.HasPrefix(answered, "web-") && !strings.Contains(answered, ":") && n != uint64(total-1) {
+				t.Errorf("%d redispatches of %d attempts", n, total)
+			}
+		})
+	}
+}
+
+// dispatch sends a request and says which host answered, or the error.
+func dispatch(t *testing.T, d *dispatcher, req *http.Request) string {
+	t.Helper()
+	res, err := d.RoundTrip(req)
+	if err != nil {
+		return err.Error()
+	}
+	defer res.Body.Close()
+	inFlight := ""
+	for _, u := range d.pool.status() {
+		if u.InFlight > 0 {
+			inFlight += u.Node
+		}
+	}
+	return inFlight
+}
+
+// brokenBody is the body of a client that has left.
+type brokenBody struct{}
+
+func (brokenBody) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
+
+// TestSendOnceLeavesNoTrace compares what reaches a host with what the client
+// sent: the empty body that keeps the transport from repeating a request must
+// not show.
+func TestSendOnceLeavesNoTrace(t *testing.T) {
+	t.Parallel()
+	wire := newRecorder(t)
+	b := newBalancer(t, Config{}, wire.address)
+	front := serve(t, b)
+	for _, test := range []struct{ name, head, body, want string }{
+		{"GET", "GET /a?b=c HTTP/1.1\r\nHost: h\r\n\r\n", "", "GET /a?b=c HTTP/1.1\r\nHost: h\r\n"},
+		{"HEAD", "HEAD / HTTP/1.1\r\nHost: h\r\n\r\n", "", "HEAD / HTTP/1.1\r\nHost: h\r\n"},
+		{"OPTIONS", "OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n", "", "OPTIONS * HTTP/1.1\r\nHost: h\r\n"},
+		{"DELETE", "DELETE / HTTP/1.1\r\nHost: h\r\n\r\n", "", "DELETE / HTTP/1.1\r\nHost: h\r\n"},
+		{"POST without body", "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n", "", "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n"},
+		{"POST", "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\n", "abc", "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n"},
+		{"GET with body", "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\n", "abc", "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n"},
+		{"hop by hop", "GET / HTTP/1.1\r\nHost: h\r\nConnection: X-Mine, Upgrade\r\nX-Mine: 1\r\nUpgrade: websocket\r\nKeep-Alive: 5\r\nProxy-Connection: x\r\nTe: gzip\r\n\r\n", "", "GET / HTTP/1.1\r\nHost: h\r\n"},
+	} {
+		conn, err := net.Dial("tcp", front)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(conn, test.head+test.body)
+		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+		_ = conn.Close()
+		want := test.want + "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: h\r\nX-Forwarded-Proto: http\r\n\r\n" + test.body
+		if diff := cmp.Diff(want, <-wire.requests); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.name, diff)
+		}
+	}
+}
+
+// recorder is a host that notes the bytes of each request and says 204.
+type recorder struct {
+	address  string
+	requests chan string
+}
+
+func newRecorder(t *testing.T) *recorder {
+	t.Helper()
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	r := &recorder{address: listener.Addr().String(), requests: make(chan string, 1)}
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go r.record(conn)
+		}
+	}()
+	return r
+}
+
+// record reads requests whose bodies are announced or missing.
+func (r *recorder) record(conn net.Conn) {
+	defer conn.Close()
+	var bytesRead bytes.Buffer
+	reader := bufio.NewReader(io.TeeReader(conn, &bytesRead))
+	for {
+		req, err := http.ReadRequest(reader)
+		if err != nil {
+			return
+		}
+		if _, err := io.Copy(io.Discard, req.Body); err != nil {
+			return
+		}
+		r.requests <- bytesRead.String()
+		bytesRead.Reset()
+		_, _ = io.WriteString(conn, "HTTP/1.1 204 No Content\r\n\r\n")
+	}
+}

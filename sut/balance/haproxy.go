@@ -1,0 +1,196 @@
+package balance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stagebench/stagebench/sut"
+)
+
+// HAProxyConfig says which native balancer to describe. The zero value of a
+// field means its default, where one is given.
+type HAProxyConfig struct {
+	// Config is what both engines share.
+	Config
+	// Install is the program to run, as FindHAProxy returned it.
+	Install HAProxyInstall
+	// Dir is the server's private directory. It is made when it does not exist.
+	Dir string
+	// Listen is the address to bind.
+	Listen net.IP
+	// Port is the TCP port to bind, never 0.
+	Port int
+	// Procs is the number of threads; default 1.
+	Procs int
+	// MaxConnections bounds the clients' connections; default 10,000, or less
+	// where the limit on open files allows only less. Those above it wait.
+	MaxConnections int
+	// Drain is how long requests may take to finish once the server was told to
+	// stop; default 10 s.
+	Drain time.Duration
+}
+
+// defaults fills what was left at zero.
+func (c HAProxyConfig) defaults() HAProxyConfig {
+	c.Config = c.Config.defaults()
+	setDefault(&c.Procs, 1)
+	setDefault(&c.MaxConnections, 10_000)
+	setDefault(&c.Drain, 10*time.Second)
+	return c
+}
+
+// validate says what is wrong with a configuration that has its defaults.
+func (c HAProxyConfig) validate() error {
+	switch {
+	case c.Install.Path == "":
+		return errors.New("no HAProxy installation given\nuse the one that FindHAProxy returns")
+	case c.Dir == "":
+		return errors.New("no directory given")
+	case c.Listen == nil:
+		return errors.New("no address to listen on")
+	case c.Port < 1 || c.Port > 65535:
+		return fmt.Errorf("port %d: want 1 to 65535, chosen by the caller", c.Port)
+	case c.Procs < 1:
+		return fmt.Errorf("procs %d: want at least 1", c.Procs)
+	case c.MaxConnections < 1:
+		return fmt.Errorf("max connections %d: want at least 1", c.MaxConnections)
+	case c.Drain < time.Second:
+		return fmt.Errorf("drain %v: want at least 1s", c.Drain)
+	}
+	return c.Config.validate()
+}
+
+// HAProxy describes one HAProxy server. It never starts or supervises it.
+//
+// The order of calls is NewHAProxy, Prepare, Command, Ready until it returns
+// nil. Everything that the server keeps is in its directory.
+//
+// It differs from Balancer in what a client sees when a host dies while it works
+// on a request. Balancer answers 502. HAProxy does so on a connection's first
+// request only; on a later one it closes the connection without an answer, and
+// leaves it to the client to repeat the request. A client that does so by
+// itself, as Go's does for GET, hides the failure from whoever uses it.
+type HAProxy struct {
+	cfg HAProxyConfig
+	// registered is the result of putting the metrics into the registry; Prepare
+	// reports it.
+	registered error
+}
+
+// NewHAProxy describes a server and puts its metrics into the registry. Prepare
+// checks the configuration.
+func NewHAProxy(cfg HAProxyConfig) *HAProxy {
+	h := &HAProxy{cfg: cfg.defaults()}
+	h.registered = h.cfg.Registry.Register(collector{h.Status})
+	return h
+}
+
+// Prepare writes the server's configuration into its directory and has the
+// server check it. It may be called again before a restart.
+func (h *HAProxy) Prepare(ctx context.Context) error {
+	if err := h.cfg.validate(); err != nil {
+		return fmt.Errorf("haproxy: %w", err)
+	}
+	if h.registered != nil {
+		return fmt.Errorf("haproxy: metrics: %w", h.registered)
+	}
+	dir, err := filepath.Abs(h.cfg.Dir)
+	if err != nil {
+		return fmt.Errorf("haproxy: directory: %w", err)
+	}
+	h.cfg.Dir = dir
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("haproxy: directory: %w", err)
+	}
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return fmt.Errorf("haproxy: limit on open files: %w", err)
+	}
+	text := h.cfg.render(connectionsWithin(h.cfg.MaxConnections, files.Max))
+	path := filepath.Join(dir, configName)
+	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
+		return fmt.Errorf("haproxy: configuration: %w", err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return fmt.Errorf("haproxy: configuration: %w", err)
+	}
+	if out, err := h.command(ctx, "-c", "-q", "-f", configName).CombinedOutput(); err != nil {
+		return fmt.Errorf("haproxy: configuration %s: %w\n%s", path, err, out)
+	}
+	return nil
+}
+
+// Command returns the command that runs the server in the foreground, without a
+// master process, not started. It logs to its standard error. The caller may
+// add to its SysProcAttr.
+func (h *HAProxy) Command() *exec.Cmd {
+	return h.command(context.Background(), "-db", "-f", configName)
+}
+
+// command prepares a call of the program in its directory. The paths that it is
+// given are relative to that, because the path of a Unix socket is limited to
+// 107 bytes and the directory's may be longer.
+func (h *HAProxy) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, h.cfg.Install.Path, args...)
+	cmd.Dir = h.cfg.Dir
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "TZ=UTC"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	return cmd
+}
+
+// Ready asks once whether the server serves: nil when it accepts clients.
+func (h *HAProxy) Ready(ctx context.Context) error {
+	rows, err := h.rows(ctx)
+	if err != nil {
+		return fmt.Errorf("haproxy: %w", err)
+	}
+	for _, row := range rows {
+		if row["svname"] == "FRONTEND" && row["status"] == "OPEN" {
+			return nil
+		}
+	}
+	return errors.New("haproxy: it does not listen yet")
+}
+
+// StopSignal is HAProxy's soft stop: it stops listening, closes idle
+// connections, lets requests finish within Config.Drain, and ends.
+func (h *HAProxy) StopSignal() os.Signal { return syscall.SIGUSR1 }
+
+// Version asks the installed program for its version, such as "2.6.12".
+func (h *HAProxy) Version(ctx context.Context) (string, error) {
+	version, err := haproxyVersion(ctx, h.cfg.Install.Path)
+	if err != nil {
+		return "", fmt.Errorf("haproxy: version: %w", err)
+	}
+	return version, nil
+}
+
+// Address is the host:port that the server listens on.
+func (h *HAProxy) Address() string {
+	return net.JoinHostPort(h.cfg.Listen.String(), strconv.Itoa(h.cfg.Port))
+}
+
+// Admin is the operators' side: /metrics, /healthz, /readyz and /status, under
+// the names that Balancer has, translated from the server's own statistics.
+func (h *HAProxy) Admin() http.Handler { return admin(h.cfg.Registry, h.Status) }
+
+// Status asks the server for its hosts and what it has done so far.
+func (h *HAProxy) Status(ctx context.Context) (Status, error) {
+	rows, err := h.rows(ctx)
+	if err != nil {
+		return Status{}, err
+	}
+	status := Status{Node: h.cfg.Node, Engine: sut.HAProxy, Policy: h.cfg.Policy, Sticky: h.cfg.Sticky}
+	return status, status.fill(rows)
+}

@@ -1,0 +1,163 @@
+package balance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stagebench/stagebench/sut"
+)
+
+// TestChecksAreSpreadAndPunctual runs in a bubble of its own time.
+func TestChecksAreSpreadAndPunctual(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBalancer(t, Config{HealthInterval: 900 * time.Millisecond}, "192.0.2.1:80", "192.0.2.2:80", "192.0.2.3:80")
+		began := time.Now()
+		probes := make(chan string, 100)
+		b.probe = func(_ context.Context, address string) error {
+			probes <- fmt.Sprintf("%v %s", time.Since(began), address)
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		if err := b.Run(ctx); err != nil {
+			t.Error(err)
+		}
+		close(probes)
+		var got []string
+		for probe := range probes {
+			got = append(got, probe)
+		}
+		want := []string{
+			"0s 192.0.2.1:80", "300ms 192.0.2.2:80", "600ms 192.0.2.3:80",
+			"900ms 192.0.2.1:80", "1.2s 192.0.2.2:80", "1.5s 192.0.2.3:80",
+			"1.8s 192.0.2.1:80",
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error("(-want +got):\n" + diff)
+		}
+	})
+}
+
+// TestOneCheckDecides: one failure takes a host out, one success brings it back,
+// each at the next check.
+func TestOneCheckDecides(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBalancer(t, Config{HealthInterval: time.Second}, "192.0.2.1:80")
+		var sick atomic.Bool
+		b.probe = func(context.Context, string) error {
+			if sick.Load() {
+				return errors.New("sick")
+			}
+			return nil
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- b.Run(ctx) }()
+
+		up := func() bool { synctest.Wait(); return b.pool.status()[0].Up }
+		time.Sleep(500 * time.Millisecond) // of the bubble's time: between two checks
+		for i, want := range []bool{true, false, true} {
+			sick.Store(!want)
+			time.Sleep(time.Second)
+			if up() != want {
+				t.Errorf("step %d: up is %v one interval after the change", i, !want)
+			}
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestSlowCheckFails: a host that hangs is down after the timeout, and the
+// checks of it never overlap.
+func TestSlowCheckFails(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBalancer(t, Config{HealthInterval: time.Second, HealthTimeout: 2500 * time.Millisecond}, "192.0.2.1:80")
+		var running atomic.Int32
+		b.probe = func(ctx context.Context, _ string) error {
+			if running.Add(1) > 1 {
+				t.Error("two checks of one host at once")
+			}
+			defer running.Add(-1)
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- b.Run(ctx) }()
+		for _, step := range []struct {
+			wait time.Duration
+			up   bool
+		}{{2400 * time.Millisecond, true}, {200 * time.Millisecond, false}} {
+			time.Sleep(step.wait)
+			synctest.Wait()
+			if got := b.pool.status()[0].Up; got != step.up {
+				t.Errorf("after another %v up is %v", step.wait, got)
+			}
+		}
+		cancel()
+		<-done
+	})
+}
+
+func TestProbe(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/hang":
+			<-release
+		case "/moved":
+			http.Redirect(w, r, "/sick", http.StatusFound)
+		case "/sick":
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}))
+	defer server.Close()
+	defer close(release)
+	address := server.Listener.Addr().String()
+	for path, want := range map[string]string{"/healthz": "", "/moved": "", "/sick": "status 503", "/hang": "no answer in time"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		if path == "/hang" {
+			cancel()
+			ctx, cancel = context.WithTimeout(t.Context(), 20*time.Millisecond)
+		}
+		err := newProbe(Config{HealthPath: path}).check(ctx, address)
+		cancel()
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", path, err, want)
+		}
+	}
+	if err := newProbe(Config{HealthPath: "/"}).check(t.Context(), "127.0.0.1:1"); err == nil {
+		t.Error("a host that refuses is well")
+	}
+}
+
+// newBalancer makes a balancer of hosts named web-1 and so on.
+func newBalancer(t testing.TB, cfg Config, addresses ...string) *Balancer {
+	t.Helper()
+	cfg.Node = "lb-1"
+	for i, address := range addresses {
+		cfg.Upstreams = append(cfg.Upstreams, sut.Peer{Node: fmt.Sprintf("web-%d", i+1), Address: address})
+	}
+	b, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}

@@ -1,0 +1,109 @@
+package balance
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/stagebench/stagebench/sut"
+)
+
+// poolOf makes a pool of n hosts that nobody connects to.
+func poolOf(n int, policy string) *pool {
+	cfg := Config{Policy: policy}
+	for i := range n {
+		cfg.Upstreams = append(cfg.Upstreams, sut.Peer{Node: fmt.Sprintf("web-%d", i+1), Address: fmt.Sprintf("192.0.2.%d:80", i+1)})
+	}
+	return newPool(cfg.defaults())
+}
+
+// TestRoundRobinIsExactUnderConcurrency: the counts are exact, and not merely
+// close, however many requests arrive at once.
+func TestRoundRobinIsExactUnderConcurrency(t *testing.T) {
+	t.Parallel()
+	p := poolOf(3, PolicyRoundRobin)
+	var all sync.WaitGroup
+	for range 30 {
+		all.Go(func() {
+			for range 100 {
+				p.release(p.acquire("", nil))
+			}
+		})
+	}
+	all.Wait()
+	for _, u := range p.status() {
+		if u.Requests != 1000 || u.InFlight != 0 {
+			t.Errorf("%s: %d requests, %d in flight, want 1000 and 0", u.Node, u.Requests, u.InFlight)
+		}
+	}
+}
+
+// TestNamedHostLeavesTheTurnAlone: users who stay on their host do not disturb
+// the even spread of the others.
+func TestNamedHostLeavesTheTurnAlone(t *testing.T) {
+	t.Parallel()
+	p := poolOf(3, PolicyRoundRobin)
+	var got []string
+	for range 6 {
+		p.release(p.acquire("web-2", nil))
+		u := p.acquire("web-99", nil)
+		got = append(got, u.peer.Node)
+		p.release(u)
+	}
+	if want := "[web-1 web-2 web-3 web-1 web-2 web-3]"; fmt.Sprint(got) != want {
+		t.Errorf("picked %v, want %s", got, want)
+	}
+}
+
+func TestAcquireLeavesOutWhatWasTried(t *testing.T) {
+	t.Parallel()
+	p := poolOf(3, PolicyLeastConn)
+	var tried []*upstream
+	for range 3 {
+		u := p.acquire("web-2", tried)
+		if u == nil {
+			t.Fatalf("nothing left after %d", len(tried))
+		}
+		tried = append(tried, u)
+	}
+	if tried[0].peer.Node != "web-2" {
+		t.Errorf("first picked %s, want the one asked for", tried[0].peer.Node)
+	}
+	if u := p.acquire("", tried); u != nil {
+		t.Errorf("picked %s a second time", u.peer.Node)
+	}
+}
+
+func TestHostsGoDownAndUp(t *testing.T) {
+	t.Parallel()
+	p := poolOf(2, PolicyRoundRobin)
+	u := p.upstreams[0]
+	sick := errors.New("sick")
+
+	p.checked(u, p.verdictsOf(u), sick)
+	p.checked(u, p.verdictsOf(u), sick)
+	if got := p.status()[0]; got.Up || got.WentDown != 1 || got.Cause != "sick" {
+		t.Errorf("after two bad checks: %+v", got)
+	}
+	if got := p.acquire("web-1", nil); got.peer.Node != "web-2" {
+		t.Error("a host that is down was picked")
+	}
+	p.checked(u, p.verdictsOf(u), nil)
+	if got := p.status()[0]; !got.Up || got.WentUp != 1 || got.Cause != "" {
+		t.Errorf("after a good check: %+v", got)
+	}
+
+	// A check is answered, the host dies, a request is refused, and only then
+	// the result of the check comes in.
+	verdicts := p.verdictsOf(u)
+	p.refused(u, sick)
+	p.checked(u, verdicts, nil)
+	if got := p.status()[0]; got.Up || got.WentDown != 2 {
+		t.Errorf("a stale check brought a dead host back: %+v", got)
+	}
+	p.checked(u, p.verdictsOf(u), nil)
+	if got := p.status()[0]; !got.Up || got.WentUp != 2 {
+		t.Errorf("after a good check: %+v", got)
+	}
+}

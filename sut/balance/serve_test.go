@@ -1,0 +1,270 @@
+package balance
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httptrace"
+	"net/textproto"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/stagebench/stagebench/sut"
+)
+
+// serve puts a balancer on a port and returns the address.
+func serve(t *testing.T, b *Balancer) string {
+	t.Helper()
+	server := httptest.NewServer(b.Handler())
+	t.Cleanup(func() {
+		server.Close()
+		b.Close()
+	})
+	return server.Listener.Addr().String()
+}
+
+// raw sends bytes to a balancer and returns the response, its body read.
+func raw(t *testing.T, address, request string) (*http.Response, string) {
+	t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.WriteString(conn, request)
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatalf("%q: %v", request, err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatalf("%q: %v", request, err)
+	}
+	return res, string(body)
+}
+
+// hostOf runs a handler as a host and returns its address.
+func hostOf(t *testing.T, handler http.HandlerFunc) string {
+	t.Helper()
+	server := httptest.NewServer(handler)
+	t.Cleanup(server.Close)
+	return server.Listener.Addr().String()
+}
+
+// finished waits until a balancer has counted a request with that status.
+func finished(t *testing.T, b *Balancer, code string) {
+	t.Helper()
+	deadline := time.After(time.Minute)
+	for {
+		status, err := b.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if status.Responses[code] > 0 {
+			if n := len(status.Responses); n != 1 {
+				t.Errorf("responses %v, want %s alone", status.Responses, code)
+			}
+			for _, u := range status.Upstreams {
+				if u.InFlight != 0 {
+					t.Errorf("%d in flight at %s", u.InFlight, u.Node)
+				}
+			}
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("no %s was counted: %v", code, status.Responses)
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+func TestOwnAnswers(t *testing.T) {
+	t.Parallel()
+	hang := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+	read := func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }
+	nonsense := func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			panic(err)
+		}
+		_, _ = io.WriteString(conn, "SSH-2.0-OpenSSH_9.2\r\n\r\n")
+		_ = conn.Close()
+	}
+	switches := func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			panic(err)
+		}
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		_ = conn.Close()
+	}
+	for _, test := range []struct {
+		name, request string
+		host          http.HandlerFunc
+		status        int
+	}{
+		{"no answer in time", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", hang, 504},
+		{"no HTTP", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", nonsense, 502},
+		{"protocol switched unasked", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", switches, 502},
+		{"malformed body", "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n", read, 400},
+		{"tunnel", "CONNECT h:80 HTTP/1.1\r\nHost: h:80\r\n\r\n", read, 405},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			b := newBalancer(t, Config{ResponseTimeout: 200 * time.Millisecond, Sticky: true}, hostOf(t, test.host))
+			res, body := raw(t, serve(t, b), test.request)
+			if res.StatusCode != test.status {
+				t.Errorf("status %d, want %d: %s", res.StatusCode, test.status, body)
+			}
+			var says struct{ Error string }
+			if err := json.Unmarshal([]byte(body), &says); err != nil || says.Error == "" {
+				t.Errorf("body %q", body)
+			}
+			if cookies := res.Header["Set-Cookie"]; len(cookies) > 0 {
+				t.Errorf("an error of the balancer's own sets %q", cookies)
+			}
+			finished(t, b, fmt.Sprint(test.status))
+		})
+	}
+}
+
+func TestClientThatLeftIsCounted(t *testing.T) {
+	t.Parallel()
+	arrived := make(chan struct{})
+	b := newBalancer(t, Config{}, hostOf(t, func(_ http.ResponseWriter, r *http.Request) {
+		close(arrived)
+		<-r.Context().Done()
+	}))
+	ctx, leave := context.WithCancel(t.Context())
+	req, err := http.NewRequestWithContext(ctx, "GET", "http://"+serve(t, b)+"/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		<-arrived
+		leave()
+	}()
+	if res, err := http.DefaultTransport.RoundTrip(req); err == nil {
+		t.Errorf("status %d", res.StatusCode)
+		_ = res.Body.Close()
+	}
+	finished(t, b, "499")
+}
+
+func TestEarlyHintsAndTrailersPass(t *testing.T) {
+	t.Parallel()
+	b := newBalancer(t, Config{}, hostOf(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Link", "</site.css>; rel=preload")
+		w.WriteHeader(http.StatusEarlyHints)
+		w.Header().Set("Trailer", "X-Sum")
+		w.WriteHeader(http.StatusOK)
+		_, _ = io.WriteString(w, "body")
+		w.Header().Set("X-Sum", "17")
+	}))
+	var hints []string
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
+		Got1xxResponse: func(code int, header textproto.MIMEHeader) error {
+			hints = append(hints, fmt.Sprint(code, header.Get("Link")))
+			return nil
+		},
+	})
+	req, err := http.NewRequestWithContext(ctx, "GET", "http://"+serve(t, b)+"/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.DefaultTransport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil || string(body) != "body" || res.Trailer.Get("X-Sum") != "17" {
+		t.Errorf("body %q, %v, trailer %v", body, err, res.Trailer)
+	}
+	if want := "[103</site.css>; rel=preload]"; fmt.Sprint(hints) != want {
+		t.Errorf("hints %v, want %s", hints, want)
+	}
+	finished(t, b, "200")
+}
+
+// TestNothingIsLeft: with the servers and the balancer closed, no goroutine
+// remains. Not parallel, as others' goroutines would be in the way.
+func TestNothingIsLeft(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	host := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer host.Close()
+	b := newBalancer(t, Config{HealthInterval: 10 * time.Millisecond}, host.Listener.Addr().String(), "127.0.0.1:1")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- b.Run(ctx) }()
+	front := httptest.NewServer(b.Handler())
+	for range 20 {
+		res, err := front.Client().Get(front.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+	}
+	cancel()
+	<-done
+	front.Close()
+	b.Close()
+}
+
+func TestBadConfigurationIsRefused(t *testing.T) {
+	t.Parallel()
+	good := Config{Node: "lb-1", Upstreams: []sut.Peer{{Node: "web-1", Address: "127.0.0.1:80"}}}
+	if _, err := New(good); err != nil {
+		t.Fatal(err)
+	}
+	peers := func(list ...sut.Peer) func(*Config) { return func(c *Config) { c.Upstreams = list } }
+	for name, test := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"no node":          {func(c *Config) { c.Node = "" }, "node name"},
+		"odd node":         {func(c *Config) { c.Node = "lb 1" }, `node name "lb 1"`},
+		"no upstreams":     {peers(), "no upstreams"},
+		"odd upstream":     {peers(sut.Peer{Node: "web;1", Address: "127.0.0.1:80"}), "upstream name"},
+		"same twice":       {peers(good.Upstreams[0], good.Upstreams[0]), "listed twice"},
+		"no port":          {peers(sut.Peer{Node: "web-1", Address: "127.0.0.1"}), "missing port"},
+		"port 0":           {peers(sut.Peer{Node: "web-1", Address: "127.0.0.1:0"}), "want IP:port"},
+		"name for address": {peers(sut.Peer{Node: "web-1", Address: "example.org:80"}), "want IP:port"},
+		"injection":        {peers(sut.Peer{Node: "web-1", Address: "127.0.0.1:80\nglobal"}), "want IP:port"},
+		"policy":           {func(c *Config) { c.Policy = "random" }, "want round_robin or least_conn"},
+		"interval":         {func(c *Config) { c.HealthInterval = -1 }, "health interval"},
+		"path":             {func(c *Config) { c.HealthPath = "/a b" }, "health path"},
+		"idle":             {func(c *Config) { c.MaxIdlePerUpstream = -1 }, "max idle"},
+	} {
+		cfg := good
+		test.change(&cfg)
+		if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: error %v, want one about %q", name, err, test.want)
+		}
+		h := NewHAProxy(HAProxyConfig{Config: cfg, Install: HAProxyInstall{Path: "/nonexistent"}, Dir: "/nonexistent", Listen: net.IPv4(127, 0, 0, 1), Port: 80})
+		if err := h.Prepare(t.Context()); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: HAProxy's error %v, want one about %q", name, err, test.want)
+		}
+	}
+	// Two balancers cannot share a registry: their figures would be added up.
+	shared := good.defaults()
+	if _, err := New(shared); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(shared); err == nil {
+		t.Error("a second balancer on the same registry was accepted")
+	}
+}

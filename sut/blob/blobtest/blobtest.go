@@ -1,0 +1,155 @@
+// Package blobtest is the conformance kit of blob stores: every implementation
+// passes Run.
+//
+// It keeps no state and starts nothing. Each subtest gets a store of its own.
+package blobtest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"github.com/stagebench/stagebench/sut/photos"
+)
+
+// Store is what an implementation must do. Its methods may be called
+// concurrently; an object that is not there is photos.ErrNotFound.
+type Store interface {
+	Put(ctx context.Context, id photos.ID, v photos.Variant, data []byte) error
+	Get(ctx context.Context, id photos.ID, v photos.Variant) ([]byte, error)
+	Head(ctx context.Context, id photos.ID, v photos.Variant) (size int64, err error)
+	Delete(ctx context.Context, id photos.ID, v photos.Variant) error
+}
+
+// Run checks a kind of store. open returns an empty one, and leaves closing it
+// to t.Cleanup.
+func Run(t *testing.T, open func(t *testing.T) Store) {
+	for _, test := range []struct {
+		name  string
+		check func(*testing.T, Store)
+	}{
+		{"what was put is got", roundTrip},
+		{"what was never put is not found", missing},
+		{"the last put wins whole", replace},
+		{"deleted is gone", deleted},
+		{"variants and ids are apart", apart},
+		{"readers see whole objects while others write", concurrent},
+	} {
+		t.Run(test.name, func(t *testing.T) { test.check(t, open(t)) })
+	}
+}
+
+func roundTrip(t *testing.T, s Store) {
+	random := rand.NewChaCha8([32]byte{1})
+	for _, size := range []int{0, 1, 4095, 4096, 1 << 20} {
+		data := make([]byte, size)
+		_, _ = random.Read(data)
+		id := photos.ID(1<<41 + size)
+		if err := s.Put(t.Context(), id, photos.VariantOriginal, data); err != nil {
+			t.Fatal(err)
+		}
+		want(t, s, id, photos.VariantOriginal, data)
+	}
+}
+
+func missing(t *testing.T, s Store) {
+	for _, object := range []struct {
+		id photos.ID
+		v  photos.Variant
+	}{{1, photos.VariantThumb}, {1 << 60, photos.VariantOriginal}, {0, photos.VariantThumb}, {-1, photos.VariantThumb}, {1, "huge"}} {
+		if _, err := s.Get(t.Context(), object.id, object.v); !errors.Is(err, photos.ErrNotFound) {
+			t.Errorf("get %v: got %v, want not found", object, err)
+		}
+		if _, err := s.Head(t.Context(), object.id, object.v); !errors.Is(err, photos.ErrNotFound) {
+			t.Errorf("head %v: got %v, want not found", object, err)
+		}
+		if err := s.Delete(t.Context(), object.id, object.v); !errors.Is(err, photos.ErrNotFound) {
+			t.Errorf("delete %v: got %v, want not found", object, err)
+		}
+	}
+}
+
+func replace(t *testing.T, s Store) {
+	for _, text := range []string{"a long first version", "short", "and a longer one again"} {
+		if err := s.Put(t.Context(), 5, photos.VariantSharp, []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		want(t, s, 5, photos.VariantSharp, []byte(text))
+	}
+}
+
+func deleted(t *testing.T, s Store) {
+	for range 2 { // the name can be used again
+		if err := s.Put(t.Context(), 9, photos.VariantBlur, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Delete(t.Context(), 9, photos.VariantBlur); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Get(t.Context(), 9, photos.VariantBlur); !errors.Is(err, photos.ErrNotFound) {
+			t.Fatalf("get after delete: %v", err)
+		}
+	}
+}
+
+func apart(t *testing.T, s Store) {
+	for id := photos.ID(1); id <= 60; id++ {
+		for _, v := range photos.AllVariants() {
+			if err := s.Put(t.Context(), id, v, name(id, v)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := s.Delete(t.Context(), 7, photos.VariantThumb); err != nil {
+		t.Fatal(err)
+	}
+	for id := photos.ID(1); id <= 60; id++ {
+		for _, v := range photos.AllVariants() {
+			if id != 7 || v != photos.VariantThumb {
+				want(t, s, id, v, name(id, v))
+			}
+		}
+	}
+}
+
+func concurrent(t *testing.T, s Store) {
+	versions := [][]byte{bytes.Repeat([]byte("a"), 60_000), bytes.Repeat([]byte("b"), 20_000)}
+	if err := s.Put(t.Context(), 1, photos.VariantOriginal, versions[0]); err != nil {
+		t.Fatal(err)
+	}
+	var group sync.WaitGroup
+	for i := range 4 {
+		group.Go(func() {
+			for n := range 25 {
+				if i == 0 {
+					if err := s.Put(t.Context(), 1, photos.VariantOriginal, versions[n%2]); err != nil {
+						t.Error(err)
+					}
+					continue
+				}
+				got, err := s.Get(t.Context(), 1, photos.VariantOriginal)
+				if err != nil || !bytes.Equal(got, versions[0]) && !bytes.Equal(got, versions[1]) {
+					t.Errorf("a reader got %d bytes that nobody wrote, error %v", len(got), err)
+				}
+			}
+		})
+	}
+	group.Wait()
+}
+
+func name(id photos.ID, v photos.Variant) []byte { return []byte(string(v) + string(rune(id))) }
+
+// want checks that an object has these bytes.
+func want(t *testing.T, s Store, id photos.ID, v photos.Variant, data []byte) {
+	t.Helper()
+	got, err := s.Get(t.Context(), id, v)
+	if err != nil || !bytes.Equal(got, data) {
+		t.Fatalf("get %d/%s: %d bytes, error %v; want %d bytes", id, v, len(got), err, len(data))
+	}
+	if size, err := s.Head(t.Context(), id, v); err != nil || size != int64(len(data)) {
+		t.Fatalf("head %d/%s: %d bytes, error %v; want %d", id, v, size, err, len(data))
+	}
+}

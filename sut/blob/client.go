@@ -1,0 +1,145 @@
+package blob
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/stagebench/stagebench/sut/photos"
+)
+
+// ClientConfig says which blob node a client talks to, and how patiently.
+type ClientConfig struct {
+	Address string        // host:port of the node
+	MaxIdle int           // idle connections kept; 0 = 32
+	Timeout time.Duration // of one call, connecting and bytes included; 0 = 5 s
+	// MaxBytes bounds the object that Get accepts; 0 = DefaultMaxBytes.
+	MaxBytes int64
+}
+
+func (c ClientConfig) withDefaults() ClientConfig {
+	if c.MaxIdle == 0 {
+		c.MaxIdle = 32
+	}
+	if c.Timeout == 0 {
+		c.Timeout = 5 * time.Second
+	}
+	if c.MaxBytes == 0 {
+		c.MaxBytes = DefaultMaxBytes
+	}
+	return c
+}
+
+// Client talks to a blob node. Close it when it is no longer needed.
+type Client struct {
+	config ClientConfig
+	http   *http.Client
+}
+
+// NewClient returns a client. It connects on the first call.
+func NewClient(c ClientConfig) *Client {
+	c = c.withDefaults()
+	transport := &http.Transport{
+		DialContext:         (&net.Dialer{Timeout: time.Second}).DialContext,
+		MaxIdleConns:        c.MaxIdle,
+		MaxIdleConnsPerHost: c.MaxIdle,
+		IdleConnTimeout:     90 * time.Second,
+		DisableCompression:  true, // JPEGs do not shrink, and lengths must be those of the bytes
+	}
+	return &Client{config: c, http: &http.Client{Transport: transport, Timeout: c.Timeout}}
+}
+
+// Close closes the idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Put stores an object.
+func (c *Client) Put(ctx context.Context, id photos.ID, v photos.Variant, data []byte) error {
+	response, err := c.call(ctx, http.MethodPut, id, v, data)
+	if err != nil {
+		return err
+	}
+	drain(response)
+	return nil
+}
+
+// Get returns an object.
+func (c *Client) Get(ctx context.Context, id photos.ID, v photos.Variant) ([]byte, error) {
+	response, err := c.call(ctx, http.MethodGet, id, v, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	if response.ContentLength < 0 || response.ContentLength > c.config.MaxBytes {
+		return nil, fmt.Errorf("GET blob %d/%s: %w: it has %d bytes, at most %d are read",
+			id, v, photos.ErrUnavailable, response.ContentLength, c.config.MaxBytes)
+	}
+	data := make([]byte, response.ContentLength)
+	if _, err := io.ReadFull(response.Body, data); err != nil {
+		return nil, fmt.Errorf("GET blob %d/%s: %w: %w", id, v, photos.ErrUnavailable, err)
+	}
+	return data, nil
+}
+
+// Head returns the size of an object.
+func (c *Client) Head(ctx context.Context, id photos.ID, v photos.Variant) (int64, error) {
+	response, err := c.call(ctx, http.MethodHead, id, v, nil)
+	if err != nil {
+		return 0, err
+	}
+	drain(response)
+	return response.ContentLength, nil
+}
+
+// Delete removes an object; one that is not there is photos.ErrNotFound.
+func (c *Client) Delete(ctx context.Context, id photos.ID, v photos.Variant) error {
+	response, err := c.call(ctx, http.MethodDelete, id, v, nil)
+	if err != nil {
+		return err
+	}
+	drain(response)
+	return nil
+}
+
+// call sends a request and returns the response if it is a success.
+func (c *Client) call(ctx context.Context, method string, id photos.ID, v photos.Variant, data []byte) (*http.Response, error) {
+	var body io.Reader
+	if data != nil {
+		body = bytes.NewReader(data)
+	}
+	url := "http://" + c.config.Address + "/blob/" + strconv.FormatInt(int64(id), 10) + "/" + string(v)
+	request, err := http.NewRequestWithContext(ctx, method, url, body)
+	if err != nil {
+		return nil, fmt.Errorf("%s blob %d/%s: %w", method, id, v, err)
+	}
+	// Every method here may be repeated. The key, which is not sent when it is
+	// empty, tells the transport so: without it a PUT or DELETE on a connection
+	// that the node closed when it was restarted would fail for nothing.
+	request.Header["Idempotency-Key"] = nil
+	response, err := c.http.Do(request)
+	if err != nil {
+		return nil, fmt.Errorf("%s blob %d/%s: %w: %w", method, id, v, photos.ErrUnavailable, err)
+	}
+	if response.StatusCode < 300 {
+		return response, nil
+	}
+	defer drain(response)
+	switch {
+	case response.StatusCode == http.StatusNotFound:
+		return nil, fmt.Errorf("%s blob %d/%s: %w", method, id, v, photos.ErrNotFound)
+	case response.StatusCode >= 500: // 507, a full disk, among them
+		return nil, fmt.Errorf("%s blob %d/%s: %w: the node answered %s", method, id, v, photos.ErrUnavailable, response.Status)
+	}
+	return nil, fmt.Errorf("%s blob %d/%s: the node answered %s", method, id, v, response.Status)
+}
+
+// drain reads what is left of a short body, so that the connection can be used
+// again.
+func drain(response *http.Response) {
+	_, _ = io.CopyN(io.Discard, response.Body, 4<<10)
+	response.Body.Close()
+}

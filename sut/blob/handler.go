@@ -1,0 +1,214 @@
+package blob
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/stagebench/stagebench/sut/photos"
+)
+
+// DefaultMaxBytes bounds one object, and so what one request can write.
+const DefaultMaxBytes = 16 << 20
+
+// HandlerConfig says what a blob node serves.
+type HandlerConfig struct {
+	Dir      *Dir
+	MaxBytes int64                 // of one object; 0 = DefaultMaxBytes
+	Log      *slog.Logger          // hears of failures of the disk
+	Registry prometheus.Registerer // gets stagebench_blob_requests_total and stagebench_blob_bytes_total
+}
+
+// NewHandler serves a directory:
+//
+//	PUT    /blob/{id}/{variant}   201; 413 above the bound, 507 when the disk is full
+//	GET    /blob/{id}/{variant}   200 or 404; ranges
+//	HEAD   /blob/{id}/{variant}   the same without the bytes
+//	DELETE /blob/{id}/{variant}   204 or 404
+//
+// Errors have a JSON body, {"error": ..., "hint": ...}.
+func NewHandler(c HandlerConfig) http.Handler {
+	h := &handler{
+		config: c,
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "stagebench_blob_requests_total", Help: "Finished requests for photo bytes, by method and status.",
+		}, []string{"method", "code"}),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "stagebench_blob_bytes_total", Help: "Photo bytes read (out) and written (in).",
+		}, []string{"direction"}),
+	}
+	if h.config.MaxBytes == 0 {
+		h.config.MaxBytes = DefaultMaxBytes
+	}
+	h.in, h.out = h.bytes.WithLabelValues("in"), h.bytes.WithLabelValues("out")
+	c.Registry.MustRegister(h.requests, h.bytes)
+	return h
+}
+
+type handler struct {
+	config   HandlerConfig
+	requests *prometheus.CounterVec
+	bytes    *prometheus.CounterVec
+	in, out  prometheus.Counter
+}
+
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	code := h.serve(w, r)
+	method := r.Method
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPut, http.MethodDelete:
+	default:
+		method = "other" // a client must not be able to make up labels
+	}
+	h.requests.WithLabelValues(method, strconv.Itoa(code)).Inc()
+}
+
+// serve answers one request and returns its status.
+func (h *handler) serve(w http.ResponseWriter, r *http.Request) int {
+	id, v, ok := parsePath(r.URL.Path)
+	if !ok {
+		return refuse(w, http.StatusNotFound, "no such object name", "use /blob/{id}/{variant} with a decimal id and one of original, thumb, sharp, blur")
+	}
+	switch r.Method {
+	case http.MethodGet, http.MethodHead:
+		return h.get(w, r, id, v)
+	case http.MethodPut:
+		return h.put(w, r, id, v)
+	case http.MethodDelete:
+		if err := h.config.Dir.Delete(r.Context(), id, v); err != nil {
+			return h.fail(w, err)
+		}
+		w.WriteHeader(http.StatusNoContent)
+		return http.StatusNoContent
+	}
+	w.Header().Set("Allow", "DELETE, GET, HEAD, PUT")
+	return refuse(w, http.StatusMethodNotAllowed, "method "+r.Method+" is not allowed", "use GET, HEAD, PUT or DELETE")
+}
+
+func (h *handler) get(w http.ResponseWriter, r *http.Request, id photos.ID, v photos.Variant) int {
+	file, size, err := h.config.Dir.Open(id, v)
+	if err != nil {
+		return h.fail(w, err)
+	}
+	defer file.Close()
+	w.Header().Set("Content-Type", "image/jpeg")
+	if r.Header.Get("Range") != "" {
+		served := &countingWriter{ResponseWriter: w, code: http.StatusOK}
+		http.ServeContent(served, r, "", time.Time{}, file)
+		h.out.Add(float64(served.bytes))
+		return served.code
+	}
+	w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
+	if r.Method == http.MethodHead {
+		return http.StatusOK
+	}
+	// An error here is the client's connection; the status is already sent.
+	sent, _ := io.Copy(w, file)
+	h.out.Add(float64(sent))
+	return http.StatusOK
+}
+
+func (h *handler) put(w http.ResponseWriter, r *http.Request, id photos.ID, v photos.Variant) int {
+	if r.ContentLength > h.config.MaxBytes {
+		return h.tooLarge(w)
+	}
+	body := &bodyReader{from: http.MaxBytesReader(w, r.Body, h.config.MaxBytes)}
+	size, err := h.config.Dir.Write(id, v, body)
+	var over *http.MaxBytesError
+	switch {
+	case errors.As(err, &over):
+		return h.tooLarge(w)
+	case body.err != nil:
+		return refuse(w, http.StatusBadRequest, "the body ended early", "send as many bytes as Content-Length says")
+	case err != nil:
+		return h.fail(w, err)
+	}
+	h.in.Add(float64(size))
+	w.WriteHeader(http.StatusCreated)
+	return http.StatusCreated
+}
+
+func (h *handler) tooLarge(w http.ResponseWriter) int {
+	return refuse(w, http.StatusRequestEntityTooLarge, "the object is too large", "send at most "+strconv.FormatInt(h.config.MaxBytes, 10)+" bytes")
+}
+
+// fail answers for an error of the directory.
+func (h *handler) fail(w http.ResponseWriter, err error) int {
+	switch {
+	case errors.Is(err, photos.ErrNotFound):
+		return refuse(w, http.StatusNotFound, "no such object", "it was never stored, or it was deleted")
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		h.config.Log.Error("the disk is full", "error", err)
+		return refuse(w, http.StatusInsufficientStorage, "the disk is full", "delete objects, or give the blob directory more space")
+	}
+	h.config.Log.Error("the blob directory does not work", "error", err)
+	w.Header().Set("Retry-After", "1")
+	return refuse(w, http.StatusServiceUnavailable, "the disk does not answer", "look into the log of the blob node")
+}
+
+// parsePath takes /blob/{id}/{variant} apart.
+func parsePath(path string) (photos.ID, photos.Variant, bool) {
+	rest, found := strings.CutPrefix(path, "/blob/")
+	id, variant, cut := strings.Cut(rest, "/")
+	number, err := strconv.ParseUint(id, 10, 63)
+	v := photos.Variant(variant)
+	return photos.ID(number), v, found && cut && err == nil && number > 0 && v.Valid()
+}
+
+// refuse writes an error and returns its status.
+func refuse(w http.ResponseWriter, code int, message, hint string) int {
+	body, err := json.Marshal(struct {
+		Error string `json:"error"`
+		Hint  string `json:"hint"`
+	}{message, hint})
+	if err != nil {
+		panic("blob: two strings are JSON: " + err.Error())
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(code)
+	// An error here is the client's connection.
+	_, _ = w.Write(body)
+	return code
+}
+
+// bodyReader remembers that reading failed, which is the client's fault, so
+// that it can be told from a write that failed, which is ours.
+type bodyReader struct {
+	from io.Reader
+	err  error
+}
+
+func (b *bodyReader) Read(p []byte) (int, error) {
+	n, err := b.from.Read(p)
+	if err != nil && err != io.EOF {
+		b.err = err
+	}
+	return n, err
+}
+
+// countingWriter learns what http.ServeContent answered.
+type countingWriter struct {
+	http.ResponseWriter
+	code  int
+	bytes int64
+}
+
+func (w *countingWriter) WriteHeader(code int) {
+	w.code = code
+	w.ResponseWriter.WriteHeader(code)
+}
+
+func (w *countingWriter) Write(p []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(p)
+	w.bytes += int64(n)
+	return n, err
+}

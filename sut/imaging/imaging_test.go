@@ -1,0 +1,234 @@
+package imaging_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"image"
+	"image/color"
+	"image/jpeg"
+	"testing"
+
+	"github.com/stagebench/stagebench/sut/imaging"
+	"github.com/stagebench/stagebench/sut/photos"
+)
+
+func TestProcess(t *testing.T) {
+	for _, size := range [][2]int{{160, 120}, {120, 160}, {320, 240}, {1, 1}, {1, 300}, {301, 2}, {2000, 900}} {
+		t.Run(fmt.Sprintf("%dx%d", size[0], size[1]), func(t *testing.T) {
+			v, err := imaging.Process(imaging.Sample(1, size[0], size[1]))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if v.Width != size[0] || v.Height != size[1] {
+				t.Errorf("size is %dx%d", v.Width, v.Height)
+			}
+			if thumb := decode(t, v.Thumb).Bounds(); thumb.Dx() != 128 || thumb.Dy() != 128 {
+				t.Errorf("thumb is %v", thumb)
+			}
+			want := image.Pt(size[0], size[1])
+			if size[0] > 1280 {
+				want = image.Pt(1280, 1280*size[1]/size[0])
+			}
+			for name, bytes := range map[string][]byte{"sharp": v.Sharp, "blur": v.Blur} {
+				if got := decode(t, bytes).Bounds().Size(); got != want {
+					t.Errorf("%s is %v, want %v", name, got, want)
+				}
+			}
+		})
+	}
+}
+
+// Sharpening must raise the contrast between neighbours and blurring lower it,
+// and neither may change the brightness.
+func TestVariantsDoWhatTheySay(t *testing.T) {
+	original := imaging.Sample(3, 160, 120)
+	v, err := imaging.Process(original)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, sharp, blur := decode(t, original), decode(t, v.Sharp), decode(t, v.Blur)
+	if c, s, b := contrast(plain), contrast(sharp), contrast(blur); s < 1.2*c || b > 0.8*c {
+		t.Errorf("contrast of neighbours: original %.1f, sharp %.1f, blur %.1f", c, s, b)
+	}
+	for name, picture := range map[string]image.Image{"sharp": sharp, "blur": blur} {
+		if before, after := brightness(plain), brightness(picture); after < before-3 || after > before+3 {
+			t.Errorf("%s changed the brightness from %.1f to %.1f", name, before, after)
+		}
+	}
+}
+
+func TestProcessReadsEveryKindOfJPEG(t *testing.T) {
+	grey := image.NewGray(image.Rect(0, 0, 40, 30))
+	for i := range grey.Pix {
+		grey.Pix[i] = uint8(i)
+	}
+	var out bytes.Buffer
+	if err := jpeg.Encode(&out, grey, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := imaging.Process(out.Bytes()); err != nil {
+		t.Errorf("greyscale: %v", err)
+	}
+	// Bytes after the end of the picture are common in files of cameras.
+	if _, err := imaging.Process(append(imaging.Sample(1, 32, 32), "trailer"...)); err != nil {
+		t.Errorf("with a trailer: %v", err)
+	}
+}
+
+func TestBadOriginals(t *testing.T) {
+	good := imaging.Sample(1, 160, 120)
+	for _, test := range []struct {
+		name     string
+		original []byte
+		want     error
+	}{
+		{"empty", nil, photos.ErrTruncated},
+		{"text", []byte("GIF89a, and a good day to you"), photos.ErrNotJPEG},
+		{"png", []byte("\x89PNG\r\n\x1a\n0000"), photos.ErrNotJPEG},
+		{"only the marker", good[:2], photos.ErrTruncated},
+		{"header only", good[:100], photos.ErrTruncated},
+		{"half", good[:len(good)/2], photos.ErrTruncated},
+		{"last byte gone", good[:len(good)-1], photos.ErrTruncated},
+		{"noise for a picture", scribble(good), photos.ErrNotJPEG},
+		{"no width", resized(good, 0, 120), photos.ErrNotJPEG},
+		{"no height", resized(good, 160, 0), photos.ErrNotJPEG},
+		{"bomb", resized(good, 65535, 65535), photos.ErrTooManyPixels},
+		{"too wide", resized(good, 4097, 1), photos.ErrTooManyPixels},
+		{"too high", resized(good, 1, 4097), photos.ErrTooManyPixels},
+		{"too many", resized(good, 4000, 3001), photos.ErrTooManyPixels},
+		{"largest that is tried", resized(good, 4000, 3000), photos.ErrNotJPEG},
+		{"a thousand scans", append(bytes.Clone(good), bytes.Repeat([]byte{0xff, 0xda}, 1000)...), photos.ErrNotJPEG},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if _, err := imaging.Process(test.original); !errors.Is(err, test.want) {
+				t.Errorf("got %v, want %v", err, test.want)
+			}
+		})
+	}
+}
+
+func TestSamplesAreDistinctAndRepeatable(t *testing.T) {
+	seen := map[string]uint64{}
+	for seed := range uint64(64) {
+		sample := imaging.Sample(seed, 160, 120)
+		if !bytes.Equal(sample, imaging.Sample(seed, 160, 120)) {
+			t.Fatalf("seed %d gives two pictures", seed)
+		}
+		if other, twice := seen[string(sample)]; twice {
+			t.Fatalf("seeds %d and %d give one picture", seed, other)
+		}
+		seen[string(sample)] = seed
+		if size := len(sample); size < 3_000 || size > 30_000 {
+			t.Errorf("seed %d: %d bytes is not the size of a photograph of 160x120", seed, size)
+		}
+		if picture := decode(t, sample); contrast(picture) < 2 {
+			t.Errorf("seed %d: the picture is blank", seed)
+		}
+	}
+}
+
+// FuzzProcess looks for an input that makes the decoder or us panic, or that is
+// refused with an error that nobody can act on.
+func FuzzProcess(f *testing.F) {
+	good := imaging.Sample(1, 48, 32)
+	f.Add(good)
+	f.Add(good[:len(good)/2])
+	f.Add(resized(good, 65535, 65535))
+	f.Add(resized(good, 47, 33))
+	f.Add(scribble(good))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, original []byte) {
+		width, height, err := imaging.Size(original)
+		if err == nil && width*height > 1<<16 {
+			return // legal, and only slow
+		}
+		v, err := imaging.Process(original)
+		switch {
+		case err == nil:
+			decode(t, v.Thumb)
+			decode(t, v.Sharp)
+			decode(t, v.Blur)
+		case errors.Is(err, photos.ErrNotJPEG), errors.Is(err, photos.ErrTruncated), errors.Is(err, photos.ErrTooManyPixels):
+		default:
+			t.Errorf("untyped error: %v", err)
+		}
+	})
+}
+
+func BenchmarkProcess(b *testing.B) {
+	for _, size := range [][2]int{{160, 120}, {320, 240}, {1280, 960}, {4000, 3000}} {
+		b.Run(fmt.Sprintf("%dx%d", size[0], size[1]), func(b *testing.B) {
+			original := imaging.Sample(1, size[0], size[1])
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := imaging.Process(original); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkSample(b *testing.B) {
+	for b.Loop() {
+		imaging.Sample(1, 160, 120)
+	}
+}
+
+// resized returns a JPEG whose frame header declares another size.
+func resized(original []byte, width, height int) []byte {
+	bomb := bytes.Clone(original)
+	frame := bytes.Index(bomb, []byte{0xff, 0xc0}) // SOF0: length (2), precision (1), height (2), width (2)
+	bomb[frame+5], bomb[frame+6] = byte(height>>8), byte(height)
+	bomb[frame+7], bomb[frame+8] = byte(width>>8), byte(width)
+	return bomb
+}
+
+// scribble returns a JPEG whose quantisation and Huffman tables are ruined.
+func scribble(original []byte) []byte {
+	ruined := bytes.Clone(original)
+	table := bytes.Index(ruined, []byte{0xff, 0xc4})
+	for i := table + 4; i < table+40; i++ {
+		ruined[i] = 0xee
+	}
+	return ruined
+}
+
+func decode(t *testing.T, data []byte) image.Image {
+	t.Helper()
+	picture, err := jpeg.Decode(bytes.NewReader(data))
+	if err != nil {
+		t.Fatalf("a variant is no JPEG: %v", err)
+	}
+	return picture
+}
+
+// contrast is the mean difference of neighbouring grey levels.
+func contrast(picture image.Image) float64 {
+	var sum, n float64
+	bounds := picture.Bounds()
+	for y := bounds.Min.Y; y < bounds.Max.Y; y++ {
+		for x := bounds.Min.X + 1; x < bounds.Max.X; x++ {
+			sum += max(grey(picture, x, y)-grey(picture, x-1, y), grey(picture, x-1, y)-grey(picture, x, y))
+			n++
+		}
+	}
+	return sum / n
+}
+
+func brightness(picture image.Image) float64 {
+	var sum, n float64
+	bounds := picture.Bounds()
+	for y := bounds.Min.Y; y < bounds.Max.Y; y++ {
+		for x := bounds.Min.X; x < bounds.Max.X; x++ {
+			sum += grey(picture, x, y)
+			n++
+		}
+	}
+	return sum / n
+}
+
+func grey(picture image.Image, x, y int) float64 {
+	return float64(color.GrayModel.Convert(picture.At(x, y)).(color.Gray).Y)
+}

@@ -1,0 +1,237 @@
+package node
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/balance"
+	"github.com/stagebench/stagebench/sut/postgres"
+)
+
+// Installed says whether the server of a native engine is there, and if not,
+// how to get it. An embedded engine always is.
+func Installed(engine sut.Engine) error {
+	var err error
+	switch engine {
+	case sut.Postgres:
+		_, err = postgres.Find()
+	case sut.HAProxy:
+		_, err = balance.FindHAProxy()
+	}
+	return err
+}
+
+// server is a native server that a package describes and that is started here.
+type server interface {
+	Prepare(ctx context.Context) error // files and ownership
+	Command() *exec.Cmd                // not started
+	Ready(ctx context.Context) error   // one probe, nil when it serves
+	StopSignal() os.Signal             // asks it to end in order
+	Version(ctx context.Context) (string, error)
+	Address() string
+}
+
+// How long a native server may take to serve, and how often it is asked.
+const (
+	nativeStart = 30 * time.Second
+	nativePoll  = 5 * time.Millisecond
+)
+
+func (b birth) startPostgres(ctx context.Context) (part, error) {
+	install, err := postgres.Find()
+	if err != nil {
+		return part{}, err
+	}
+	port, err := b.freePort()
+	if err != nil {
+		return part{}, err
+	}
+	s := postgres.New(postgres.Config{
+		Install: install, Name: b.config.Node, Dir: b.config.Dir, Listen: net.ParseIP(b.config.Listen), Port: port,
+		Procs: b.config.Procs, Log: b.log,
+	})
+	// A postmaster that dies by SIGKILL would leave its backends behind; SIGQUIT
+	// is its immediate shutdown.
+	p, err := b.startNative(ctx, s, syscall.SIGQUIT)
+	if err != nil {
+		return part{}, err
+	}
+	return b.withAdmin(p)
+}
+
+func (b birth) startHAProxy(ctx context.Context) (part, error) {
+	binary, err := balance.FindHAProxy()
+	if err != nil {
+		return part{}, err
+	}
+	port, err := b.freePort()
+	if err != nil {
+		return part{}, err
+	}
+	s := balance.NewHAProxy(balance.HAProxyConfig{
+		Config: b.balanceConfig(), Install: binary, Dir: filepath.Join(b.config.Dir, "haproxy"),
+		Listen: net.ParseIP(b.config.Listen), Port: port, Procs: b.config.Procs,
+	})
+	p, err := b.startNative(ctx, s, syscall.SIGKILL)
+	if err != nil {
+		return part{}, err
+	}
+	admin, err := b.listen(0)
+	if err != nil {
+		return part{}, errors.Join(err, p.stop(ctx))
+	}
+	return p.with(admin, newHTTPServer(), s.Admin()), nil
+}
+
+// withAdmin adds the admin address of a node whose server has none.
+func (b birth) withAdmin(p part) (part, error) {
+	admin, err := b.listen(0)
+	if err != nil {
+		return part{}, errors.Join(err, p.stop(context.Background()))
+	}
+	return p.with(admin, newHTTPServer(), b.admin()), nil
+}
+
+// with adds an admin listener to a part.
+func (p part) with(admin net.Listener, h *httpServer, handler http.Handler) part {
+	h.serve(admin, handler)
+	p.ready.Admin = admin.Addr().String()
+	inner := p.stop
+	p.stop = func(ctx context.Context) error { return errors.Join(inner(ctx), h.stop(ctx)) }
+	return p
+}
+
+// freePort is the node's old port, or one that nobody has. The host's address
+// is its own, so nobody else takes it before the server does.
+func (b birth) freePort() (int, error) {
+	if b.config.Port != 0 {
+		return b.config.Port, nil
+	}
+	listener, err := b.listen(0)
+	if err != nil {
+		return 0, err
+	}
+	return listener.Addr().(*net.TCPAddr).Port, listener.Close()
+}
+
+// startNative starts a described server as a child that dies with this process,
+// and waits until it serves or exits.
+func (b birth) startNative(ctx context.Context, s server, death syscall.Signal) (part, error) {
+	if err := s.Prepare(ctx); err != nil {
+		return part{}, err
+	}
+	cmd := s.Command()
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = death
+	reader, writer := io.Pipe()
+	cmd.Stdout, cmd.Stderr = writer, writer
+	go b.relay(reader)
+	started, exited := make(chan error, 1), make(chan error, 1)
+	go func() {
+		// The death signal comes when the parent thread ends, so the thread that
+		// started the child must live as long as the child does.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			err = cmd.Wait()
+			_ = writer.Close() // a pipe's writer never fails to close
+			exited <- fmt.Errorf("%s ended: %w", filepath.Base(cmd.Path), orExited(err))
+		}
+	}()
+	if err := <-started; err != nil {
+		return part{}, err
+	}
+	stop := func(ctx context.Context) error { return stopNative(ctx, cmd, s.StopSignal(), exited) }
+	if err := awaitNative(ctx, s, exited); err != nil {
+		return part{}, errors.Join(err, stop(ctx))
+	}
+	version, err := s.Version(ctx)
+	if err != nil {
+		return part{}, errors.Join(err, stop(ctx))
+	}
+	died := make(chan error, 1)
+	relayed := make(chan error, 1)
+	go func() {
+		err := <-exited
+		died <- err
+		relayed <- err
+	}()
+	return part{
+		ready: sut.Ready{Node: b.config.Node, Address: s.Address(), Version: version, PIDs: []int{cmd.Process.Pid}},
+		died:  died,
+		stop:  func(ctx context.Context) error { return stopNative(ctx, cmd, s.StopSignal(), relayed) },
+	}, nil
+}
+
+// relay logs what the server prints.
+func (b birth) relay(r io.Reader) {
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		b.log.Info(lines.Text(), "source", "server")
+	}
+	_, _ = io.Copy(io.Discard, r) // after a line that is too long: the server must not block
+}
+
+func awaitNative(ctx context.Context, s server, exited chan error) error {
+	ctx, cancel := context.WithTimeout(ctx, nativeStart)
+	defer cancel()
+	poll := time.NewTicker(nativePoll)
+	defer poll.Stop()
+	for {
+		err := s.Ready(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-poll.C:
+		case death := <-exited:
+			exited <- death // for the stop that follows
+			return death
+		case <-ctx.Done():
+			return fmt.Errorf("not ready within %v: %w", nativeStart, err)
+		}
+	}
+}
+
+// stopNative asks the server to end and kills it when the time is over.
+func stopNative(ctx context.Context, cmd *exec.Cmd, signal os.Signal, exited <-chan error) error {
+	if err := cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	select {
+	case <-exited:
+		return nil
+	case <-ctx.Done():
+		err := cmd.Process.Kill()
+		<-exited
+		if errors.Is(err, os.ErrProcessDone) {
+			return nil
+		}
+		return errors.Join(ctx.Err(), err)
+	}
+}
+
+// orExited names the end of a server that ended without an error: it was not
+// asked to.
+func orExited(err error) error {
+	if err == nil {
+		return errors.New("exit status 0, but nobody had asked it to")
+	}
+	return err
+}

@@ -1,0 +1,318 @@
+package photos
+
+import (
+	"iter"
+	"math"
+	"math/rand/v2"
+
+	"github.com/stagebench/stagebench/sut"
+)
+
+// SeedEpochUS is the moment at which every seeded data set ends:
+// 2026-01-01T00:00:00Z. Photos, comments and follows are spread over the year
+// before it, accounts over the year before that. It is fixed, and not the time
+// of seeding, so that the same seed gives the same rows on any day.
+const SeedEpochUS = 1_767_225_600_000_000
+
+const yearUS = 365 * 24 * 3600 * 1_000_000
+
+// Dataset is a seeded data set: what a service that has run for a year would
+// hold. The same counts and seed give the same rows on every machine, in the
+// same order.
+//
+// Ids of each kind are 1..N. Who is who needs no look-up:
+//   - user i logs in as sut.SeedLogin(i) with sut.SeedPassword;
+//   - photo p belongs to user (p-1) mod Users + 1, see Owner;
+//   - user 1 has the most followers, then user 2: in-degree falls with the
+//     power 0.8 of the rank (an exponent of 2.25 of the degree distribution,
+//     inside the 2 to 3 of real social networks), so that about half of all
+//     users follow user 1;
+//   - a photo with a higher id is newer.
+//
+// Rows are generated as they are iterated and never kept: a data set holds one
+// counter per user and photo, and so does each iteration of Follows. The
+// denormalised counters of users and photos are exact. A Dataset is immutable
+// and may be iterated by many goroutines at once.
+type Dataset struct {
+	counts sut.DataCounts // asked for
+	seed   uint64
+
+	// The counters; index 0 is unused.
+	followers []int32 // by user: who follow this one
+	following []int32 // by user: whom this one follows
+	posted    []int32 // by user: photos
+	comments  []int32 // by photo
+
+	imageBytes []int64 // by pool image; nil = not known
+}
+
+// NewDataset prepares a data set: it generates every row once to count it,
+// which takes a fraction of a second even for the large size. Users, photos and
+// images must not be 0.
+func NewDataset(counts sut.DataCounts, seed uint64) *Dataset {
+	d := &Dataset{
+		counts:    counts,
+		seed:      seed,
+		followers: make([]int32, counts.Users+1),
+		following: make([]int32, counts.Users+1),
+		posted:    make([]int32, counts.Users+1),
+		comments:  make([]int32, counts.Photos+1),
+	}
+	for follower, followee := range d.edges() {
+		d.following[follower]++
+		d.followers[followee]++
+	}
+	for p := range counts.Photos {
+		d.posted[d.Owner(ID(p+1))]++
+	}
+	draw := newDraw(d.seed, streamCommentPhoto)
+	for c := range counts.Comments {
+		d.comments[d.commented(draw, c+1)]++
+	}
+	return d
+}
+
+// WithImageBytes returns the same data set whose photos know the size of their
+// original: bytes[i] is that of pool image i. Without it Photo.Bytes is 0.
+func (d *Dataset) WithImageBytes(bytes []int64) *Dataset {
+	sized := *d
+	sized.imageBytes = bytes
+	return &sized
+}
+
+// Counts returns what was asked for. Follows may give a few less.
+func (d *Dataset) Counts() sut.DataCounts { return d.counts }
+
+// Owner returns the user to whom a seeded photo belongs.
+func (d *Dataset) Owner(photo ID) ID { return (photo-1)%ID(d.counts.Users) + 1 }
+
+// ImageOf returns the pool image, 0..Images-1, that a seeded photo shows.
+func (d *Dataset) ImageOf(photo ID) int {
+	return int(mix(mix(d.seed^streamImage)^uint64(photo)) % uint64(d.counts.Images))
+}
+
+// ImageSeed returns the seed from which pool image i is drawn.
+func (d *Dataset) ImageSeed(i int) uint64 {
+	return mix(mix(d.seed^streamImageSeed) ^ uint64(i))
+}
+
+// ImageSize returns the width and height of pool image i: mostly 160x120, as
+// the default upload, and some that are upright, square or larger.
+func (d *Dataset) ImageSize(i int) (width, height int) {
+	switch i % 8 {
+	case 3:
+		return 120, 160
+	case 5:
+		return 160, 160
+	case 6:
+		return 240, 180
+	case 7:
+		return 320, 240
+	}
+	return 160, 120
+}
+
+// Images yields every seeded photo with the pool image that it shows, in order
+// of photo ids.
+func (d *Dataset) Images() iter.Seq2[ID, int] {
+	return func(yield func(ID, int) bool) {
+		for p := range d.counts.Photos {
+			if !yield(ID(p+1), d.ImageOf(ID(p+1))) {
+				return
+			}
+		}
+	}
+}
+
+// Users yields every user in order of ids.
+func (d *Dataset) Users() iter.Seq[User] {
+	return func(yield func(User) bool) {
+		draw := newDraw(d.seed, streamUser)
+		for u := 1; u <= d.counts.Users; u++ {
+			rng := draw.at(uint64(u))
+			login := sut.SeedLogin(u)
+			if !yield(User{
+				ID:        ID(u),
+				Login:     login,
+				Name:      personName(rng),
+				Password:  HashPassword(login, sut.SeedPassword),
+				CreatedUS: spread(rng, SeedEpochUS-2*yearUS, u, d.counts.Users),
+				Photos:    int64(d.posted[u]),
+				Followers: int64(d.followers[u]),
+				Following: int64(d.following[u]),
+				Version:   1,
+			}) {
+				return
+			}
+		}
+	}
+}
+
+// Photos yields every photo in order of ids, which is the order of creation.
+func (d *Dataset) Photos() iter.Seq[Photo] {
+	return func(yield func(Photo) bool) {
+		draw := newDraw(d.seed, streamPhoto)
+		for p := 1; p <= d.counts.Photos; p++ {
+			rng := draw.at(uint64(p))
+			image := d.ImageOf(ID(p))
+			width, height := d.ImageSize(image)
+			photo := Photo{
+				ID: ID(p), UserID: d.Owner(ID(p)), State: StateReady, Width: width, Height: height,
+				CreatedUS: spread(rng, SeedEpochUS-yearUS, p, d.counts.Photos),
+				Title:     photoTitle(rng),
+				Comments:  int64(d.comments[p]),
+				Version:   1,
+			}
+			// Likes have no rows of their own, only this count. What is commented
+			// on is also liked, and a few photos are liked out of all proportion.
+			photo.Likes = 3*photo.Comments + int64(min(4/math.Sqrt(1-rng.Float64())-4, 2000))
+			if d.imageBytes != nil {
+				photo.Bytes = d.imageBytes[image]
+			}
+			if !yield(photo) {
+				return
+			}
+		}
+	}
+}
+
+// Comments yields every comment in order of ids, which is not the order of
+// creation. A comment is newer than its photo.
+func (d *Dataset) Comments() iter.Seq[Comment] {
+	return func(yield func(Comment) bool) {
+		photo, body, posted := newDraw(d.seed, streamCommentPhoto), newDraw(d.seed, streamComment), newDraw(d.seed, streamPhoto)
+		for c := 1; c <= d.counts.Comments; c++ {
+			on := d.commented(photo, c)
+			born := spread(posted.at(uint64(on)), SeedEpochUS-yearUS, on, d.counts.Photos)
+			rng := body.at(uint64(c))
+			if !yield(Comment{
+				ID:        ID(c),
+				PhotoID:   ID(on),
+				UserID:    ID(rng.IntN(d.counts.Users) + 1),
+				Text:      commentText(rng),
+				CreatedUS: born + 1 + rng.Int64N(SeedEpochUS-born),
+			}) {
+				return
+			}
+		}
+	}
+}
+
+// Follows yields every follow, the followers in order of ids. No pair comes
+// twice and nobody follows himself.
+func (d *Dataset) Follows() iter.Seq[Follow] {
+	return func(yield func(Follow) bool) {
+		draw := newDraw(d.seed, streamFollowTime)
+		row := uint64(0)
+		for follower, followee := range d.edges() {
+			row++
+			at := SeedEpochUS - yearUS + draw.at(row).Int64N(yearUS)
+			if !yield(Follow{Follower: follower, Followee: followee, CreatedUS: at}) {
+				return
+			}
+		}
+	}
+}
+
+// edges yields the pairs of the follow graph.
+//
+// How many a user follows is Pareto distributed with exponent 2, so that half
+// the mean is the least; whom, falls with the power 0.8 of the rank.
+func (d *Dataset) edges() iter.Seq2[ID, ID] {
+	return func(yield func(ID, ID) bool) {
+		users := d.counts.Users
+		if users < 2 {
+			return
+		}
+		mean := float64(d.counts.Follows) / float64(users)
+		most := min(float64(users-1)/2, 20*mean)
+		draw := newDraw(d.seed, streamFollow)
+		last := make([]int32, users+1) // the last follower who drew this user: finds duplicates without clearing
+		for follower := 1; follower <= users; follower++ {
+			rng := draw.at(uint64(follower))
+			want := int(math.Round(min(mean/2/math.Sqrt(1-rng.Float64()), most)))
+			last[follower] = int32(follower)
+			// A user who wants many soon meets only those drawn before: the bound
+			// on tries is why there may be a few less than asked for.
+			for tries := 4 * want; want > 0 && tries > 0; tries-- {
+				followee := powerLaw(rng, users)
+				if last[followee] == int32(follower) {
+					continue
+				}
+				last[followee] = int32(follower)
+				want--
+				if !yield(ID(follower), ID(followee)) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// commented returns the photo of comment c. Popular photos are scattered over
+// all ids, so that they are neither all old nor all of one user.
+func (d *Dataset) commented(draw *draw, c int) int {
+	rank := powerLaw(draw.at(uint64(c)), d.counts.Photos)
+	return int(mix(mix(d.seed^streamPopular)^uint64(rank))%uint64(d.counts.Photos)) + 1
+}
+
+// powerLaw draws a rank 1..n whose probability falls with the power 0.8 of the
+// rank, by inverting the distribution function of the continuous law. The
+// conversion keeps the compiler from fusing multiplication and addition on
+// machines that can, which would round differently there.
+func powerLaw(rng *rand.Rand, n int) int {
+	span := math.Pow(float64(n+1), 0.2) - 1
+	root := 1 + float64(span*rng.Float64())
+	return min(int(root*root*root*root*root), n)
+}
+
+// spread returns a moment in the i-th of n equal parts of the year from start:
+// moments of growing i grow.
+func spread(rng *rand.Rand, start int64, i, n int) int64 {
+	part := int64(yearUS / n)
+	return start + int64(i-1)*part + rng.Int64N(part)
+}
+
+// Streams keep the random numbers of one kind of row apart from those of all
+// others: a change to one kind leaves the rest as it was.
+const (
+	streamUser uint64 = iota + 1
+	streamPhoto
+	streamComment
+	streamCommentPhoto
+	streamPopular
+	streamFollow
+	streamFollowTime
+	streamImage
+	streamImageSeed
+)
+
+// draw gives each row its own random numbers, found by index and not by
+// history. It is not safe for concurrent use: each iteration has its own.
+type draw struct {
+	key uint64
+	pcg rand.PCG
+	rng *rand.Rand
+}
+
+func newDraw(seed, stream uint64) *draw {
+	d := &draw{key: mix(seed ^ mix(stream))}
+	d.rng = rand.New(&d.pcg)
+	return d
+}
+
+// at returns the random numbers of row i. They are valid until the next call.
+func (d *draw) at(i uint64) *rand.Rand {
+	d.pcg.Seed(d.key, mix(d.key^i))
+	return d.rng
+}
+
+// mix is the finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable
+// pseudorandom number generators, 2014): neighbouring inputs give unrelated
+// outputs.
+func mix(x uint64) uint64 {
+	x += 0x9e3779b97f4a7c15
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}

@@ -1,0 +1,257 @@
+package photos_test
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"iter"
+	"runtime"
+	"slices"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/photos"
+)
+
+// countsOf returns the counts of one of the sizes that are shipped.
+func countsOf(t testing.TB, size string) sut.DataCounts {
+	t.Helper()
+	counts, ok := sut.Data{Size: size}.Counts()
+	if !ok {
+		t.Fatalf("no data set of size %s", size)
+	}
+	return counts
+}
+
+func TestCountersMatchRows(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		counts sut.DataCounts
+	}{
+		{"small", countsOf(t, "small")},
+		{"medium", countsOf(t, "medium")},
+		{"tiny", sut.DataCounts{Users: 2, Photos: 3, Comments: 1, Follows: 2, Images: 1}},
+		{"alone", sut.DataCounts{Users: 1, Photos: 1, Images: 1}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			d := photos.NewDataset(test.counts, 1)
+			posted, comments := map[photos.ID]int64{}, map[photos.ID]int64{}
+			followers, following := map[photos.ID]int64{}, map[photos.ID]int64{}
+			pairs := map[[2]photos.ID]bool{}
+			for f := range d.Follows() {
+				pair := [2]photos.ID{f.Follower, f.Followee}
+				if f.Follower == f.Followee || pairs[pair] {
+					t.Fatalf("follow %v is twice or of oneself", pair)
+				}
+				pairs[pair] = true
+				following[f.Follower]++
+				followers[f.Followee]++
+			}
+			if got, want := len(pairs), test.counts.Follows; got > want*11/10 || got < want*9/10 {
+				t.Errorf("%d follows, want about %d", got, want)
+			}
+			for c := range d.Comments() {
+				comments[c.PhotoID]++
+			}
+			for p := range d.Photos() {
+				posted[p.UserID]++
+				if p.Comments != comments[p.ID] {
+					t.Fatalf("photo %d says %d comments and has %d", p.ID, p.Comments, comments[p.ID])
+				}
+			}
+			for u := range d.Users() {
+				want := [3]int64{posted[u.ID], followers[u.ID], following[u.ID]}
+				if got := [3]int64{u.Photos, u.Followers, u.Following}; got != want {
+					t.Fatalf("user %d says photos, followers, following %v and has %v", u.ID, got, want)
+				}
+			}
+		})
+	}
+}
+
+func TestRowsAreWellFormed(t *testing.T) {
+	counts := countsOf(t, "small")
+	sizes := make([]int64, counts.Images)
+	for i := range sizes {
+		sizes[i] = int64(1000 + i)
+	}
+	d := photos.NewDataset(counts, 1).WithImageBytes(sizes)
+	born := map[photos.ID]int64{}
+	var id photos.ID
+	var last int64
+	for u := range d.Users() {
+		id++
+		if u.ID != id || u.Login != sut.SeedLogin(int(id)) || !u.CheckPassword(sut.SeedPassword) || u.Version != 1 || u.Name == "" || u.CreatedUS <= last {
+			t.Fatalf("user %d: %+v", id, u)
+		}
+		last = u.CreatedUS
+		born[u.ID] = u.CreatedUS
+	}
+	taken := map[photos.ID]int64{}
+	id = 0
+	titles := map[string]bool{}
+	for p := range d.Photos() {
+		id++
+		width, height := d.ImageSize(d.ImageOf(id))
+		if p.ID != id || p.UserID != d.Owner(id) || p.State != photos.StateReady || p.Width != width || p.Height != height ||
+			p.Bytes != int64(1000+d.ImageOf(id)) || p.Likes < 0 || p.Version != 1 || !utf8.ValidString(p.Title) || p.Title == "" {
+			t.Fatalf("photo %d: %+v", id, p)
+		}
+		if p.CreatedUS <= last || p.CreatedUS <= born[p.UserID] || p.CreatedUS > photos.SeedEpochUS {
+			t.Fatalf("photo %d was created at %d: before its owner, an older photo, or after the end", id, p.CreatedUS)
+		}
+		last, taken[p.ID], titles[p.Title] = p.CreatedUS, p.CreatedUS, true
+	}
+	if len(born) != counts.Users || len(taken) != counts.Photos || len(titles) < 500 {
+		t.Errorf("%d users, %d photos, %d different titles", len(born), len(taken), len(titles))
+	}
+	id = 0
+	for c := range d.Comments() {
+		id++
+		if c.ID != id || born[c.UserID] == 0 || c.Text == "" || c.CreatedUS <= taken[c.PhotoID] || c.CreatedUS > photos.SeedEpochUS {
+			t.Fatalf("comment %d: %+v", id, c)
+		}
+	}
+	if int(id) != counts.Comments {
+		t.Errorf("%d comments, want %d", id, counts.Comments)
+	}
+}
+
+// The follow graph has celebrities: few users whom a large share follows, and
+// a long tail whom few follow.
+func TestCelebrities(t *testing.T) {
+	for _, size := range []string{"small", "medium"} {
+		counts := countsOf(t, size)
+		var followers []int64
+		for u := range photos.NewDataset(counts, 3).Users() {
+			followers = append(followers, u.Followers)
+		}
+		share := func(rank int) float64 { return float64(followers[rank-1]) / float64(counts.Users) }
+		if share(1) < 0.4 || share(1) > 0.9 || share(5) < 0.15 {
+			t.Errorf("%s: user 1 is followed by %.2f of all, user 5 by %.2f", size, share(1), share(5))
+		}
+		slices.Sort(followers)
+		mean := float64(counts.Follows) / float64(counts.Users)
+		if median := followers[len(followers)/2]; float64(median) > 0.7*mean {
+			t.Errorf("%s: the median user has %d followers, the mean is %.0f: no long tail", size, median, mean)
+		}
+	}
+}
+
+func TestImagesAreShared(t *testing.T) {
+	counts := countsOf(t, "small")
+	d := photos.NewDataset(counts, 1)
+	shown := make([]int, counts.Images)
+	for _, image := range d.Images() {
+		shown[image]++
+	}
+	seeds := map[uint64]bool{}
+	for i, n := range shown {
+		if n < 10 {
+			t.Errorf("pool image %d is shown by %d photos only", i, n)
+		}
+		seeds[d.ImageSeed(i)] = true
+	}
+	if len(seeds) != counts.Images {
+		t.Errorf("%d seeds for %d images", len(seeds), counts.Images)
+	}
+}
+
+// Seeded rows are compared between machines, engines and versions: a change
+// here makes every stored template and figure a different one, and must be on
+// purpose.
+func TestDatasetIsTheSameEverywhere(t *testing.T) {
+	counts := sut.DataCounts{Users: 50, Photos: 120, Comments: 200, Follows: 600, Images: 8}
+	digest := func(seed uint64) string {
+		d := photos.NewDataset(counts, seed)
+		sum := sha256.New()
+		writeAll(sum, d.Users())
+		writeAll(sum, d.Photos())
+		writeAll(sum, d.Comments())
+		writeAll(sum, d.Follows())
+		for p, image := range d.Images() {
+			fmt.Fprintln(sum, p, image, d.ImageSeed(image))
+		}
+		return fmt.Sprintf("%x", sum.Sum(nil)[:8])
+	}
+	if got, want := digest(1), "78b923ef8b2b368a"; got != want {
+		t.Errorf("seed 1 gives rows %s, want %s", got, want)
+	}
+	if digest(1) == digest(2) {
+		t.Error("two seeds give the same rows")
+	}
+}
+
+func writeAll[Row any](to interface{ Write([]byte) (int, error) }, rows iter.Seq[Row]) {
+	for row := range rows {
+		fmt.Fprintf(to, "%+v\n", row)
+	}
+}
+
+// An iteration that the caller leaves early must stop there.
+func TestIterationStops(t *testing.T) {
+	d := photos.NewDataset(countsOf(t, "small"), 1)
+	var n int
+	for range d.Users() {
+		n++
+		break
+	}
+	for range d.Photos() {
+		n++
+		break
+	}
+	for range d.Comments() {
+		n++
+		break
+	}
+	for range d.Follows() {
+		n++
+		break
+	}
+	for range d.Images() {
+		n++
+		break
+	}
+	if n != 5 {
+		t.Errorf("%d rows were yielded, want one of each of 5 kinds", n)
+	}
+}
+
+// The large data set has 2,650,000 rows; holding them would take hundreds of
+// megabytes.
+func TestLargeStaysSmallInMemory(t *testing.T) {
+	if testing.Short() {
+		t.Skip("generates millions of rows")
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	d := photos.NewDataset(countsOf(t, "large"), 1)
+	next, stop := iter.Pull(d.Follows())
+	defer stop()
+	var follows int
+	for _, more := next(); more && follows < 1_000_000; _, more = next() {
+		follows++
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 8<<20 {
+		t.Errorf("%d bytes are held in the middle of the follows, want at most 8 MiB", grown)
+	}
+	runtime.KeepAlive(d)
+}
+
+func BenchmarkNewDatasetLarge(b *testing.B) {
+	counts := countsOf(b, "large")
+	for b.Loop() {
+		photos.NewDataset(counts, 1)
+	}
+}
+
+func BenchmarkPhotos(b *testing.B) {
+	d := photos.NewDataset(countsOf(b, "small"), 1)
+	for b.Loop() {
+		for range d.Photos() {
+		}
+	}
+}

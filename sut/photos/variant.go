@@ -1,0 +1,46 @@
+package photos
+
+import "errors"
+
+// Variant names one rendering of a photo's bytes, in URLs and in the blob store.
+type Variant string
+
+// The variants of a photo.
+const (
+	VariantOriginal Variant = "original" // as uploaded
+	VariantThumb    Variant = "thumb"    // small square from the middle
+	VariantSharp    Variant = "sharp"    // sharpened
+	VariantBlur     Variant = "blur"     // blurred
+)
+
+// AllVariants lists every variant, the original first.
+func AllVariants() []Variant {
+	return []Variant{VariantOriginal, VariantThumb, VariantSharp, VariantBlur}
+}
+
+// Valid reports whether it is one of AllVariants.
+func (v Variant) Valid() bool {
+	switch v {
+	case VariantOriginal, VariantThumb, VariantSharp, VariantBlur:
+		return true
+	}
+	return false
+}
+
+// Variants is what photo processing makes of an original: three JPEGs.
+type Variants struct {
+	Thumb []byte
+	Sharp []byte
+	Blur  []byte
+
+	Width  int // of the original, in pixels
+	Height int // of the original, in pixels
+}
+
+// Errors of photo processing, wrapped with the detail. All of them mean that
+// the picture is at fault, never the service.
+var (
+	ErrNotJPEG       = errors.New("not a readable JPEG")
+	ErrTruncated     = errors.New("the JPEG ends early")
+	ErrTooManyPixels = errors.New("the JPEG has too many pixels")
+)

@@ -1,0 +1,121 @@
+package postgres
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// makeDir makes the data directory where it does not exist and returns its path
+// without symbolic links, so that every later check follows the same way as the
+// kernel.
+func makeDir(path string) (string, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return "", err
+	}
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", err
+	}
+	return filepath.EvalSymlinks(path)
+}
+
+// isDataDir reports whether the directory holds a data directory; what holds
+// anything else is an error, as it is somebody's.
+func isDataDir(dir string) (bool, error) {
+	_, err := os.Stat(filepath.Join(dir, "PG_VERSION"))
+	if err == nil {
+		return true, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return false, err
+	}
+	if len(entries) > 0 {
+		return false, fmt.Errorf("holds %s and no PG_VERSION: not empty, and no data directory\ngive an empty directory, or one that does not exist", entries[0].Name())
+	}
+	return false, nil
+}
+
+// create fills the empty data directory. The work is done beside it and renamed
+// at the end: a data directory that was interrupted half way looks complete to
+// the server, and would lack the database for ever.
+func (s *Server) create(ctx context.Context) (err error) {
+	staging := s.dir + ".new"
+	if err := os.RemoveAll(staging); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(staging))
+		}
+	}()
+	if err := os.Mkdir(staging, 0o700); err != nil {
+		return err
+	}
+	if err := s.owner.own(staging); err != nil {
+		return err
+	}
+	s.cfg.Log.Info("making a data directory", "dir", s.dir, "version", s.cfg.Install.Version)
+	// Without syncs: what is being made can be made again, and once it serves,
+	// every commit is synced.
+	initdb := s.command(ctx, "initdb", "--pgdata="+staging, "--username="+User, "--auth=trust",
+		"--encoding=UTF8", "--locale=C", "--data-checksums", "--no-sync", "--no-instructions")
+	if err := run(initdb, ""); err != nil {
+		return err
+	}
+	// Single-user mode needs no port, no socket and no waiting. It wants the
+	// name of a database that exists, and each command on a line of its own.
+	single := s.command(ctx, "postgres", "--single", "-F", "-D", staging, "-c", "exit_on_error=on", "postgres")
+	if err := run(single, "CREATE DATABASE "+Database+"\n"); err != nil {
+		return err
+	}
+	// In one step: the target exists, and is empty. (os.Rename refuses that.)
+	return unix.Rename(staging, s.dir)
+}
+
+// run runs a command to its end, with all that it starts; its error carries
+// what the command said last.
+func run(cmd *exec.Cmd, input string) error {
+	var output bytes.Buffer
+	// initdb starts servers of its own, which must not outlive it: they would
+	// write into a directory that is being removed.
+	cmd.SysProcAttr.Setpgid = true
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.Stdin = strings.NewReader(input)
+	cmd.Stdout, cmd.Stderr = &output, &output
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", filepath.Base(cmd.Path), err, lastLines(output.String(), 5))
+	}
+	return nil
+}
+
+// lastLines returns the last n lines of a text.
+func lastLines(text string, n int) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
+
+// writeFile replaces a file of the data directory in one step.
+func writeFile(dir, name, text string) error {
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}

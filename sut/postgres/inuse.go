@@ -1,0 +1,164 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// settle returns nil when no server uses the data directory. One that runs is
+// an error. Processes that outlive a killed one are waited for: to start beside
+// them would have two servers write to the same files.
+//
+// A stale postmaster.pid is left to the server, which recovers from it, unless
+// its process id has since gone to somebody else: then the server would take
+// that one for itself and refuse to start.
+func settle(ctx context.Context, dir string) error {
+	for {
+		lock, err := readLock(dir)
+		if err != nil {
+			return err
+		}
+		users := serversIn(dir)
+		for _, pid := range users {
+			if pid == lock.pid {
+				return fmt.Errorf("a server runs on it: process %d\nstop that one, or choose another directory", pid)
+			}
+		}
+		if len(users) == 0 {
+			if lock.pid != 0 && alive(lock.pid) {
+				return os.Remove(filepath.Join(dir, lockName))
+			}
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("processes of a killed server are still there: %v: %w\nend them, or choose another directory", users, context.Cause(ctx))
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// Release gives back what a killed server left in the kernel: a System V shared
+// memory segment of a few bytes, which would stay until the machine restarts.
+// Call it when the server has gone and is not to be started again; after a
+// clean stop it does nothing.
+func (s *Server) Release() error {
+	if s.dir == "" {
+		return nil
+	}
+	lock, err := readLock(s.dir)
+	if err != nil {
+		return fmt.Errorf("postgres: release: %w", err)
+	}
+	if lock.segment < 0 {
+		return nil
+	}
+	if users := serversIn(s.dir); len(users) > 0 {
+		return fmt.Errorf("postgres: release: data directory %s is in use by %v\nstop the server first", s.dir, users)
+	}
+	if err := removeSegment(lock.segment); err != nil {
+		return fmt.Errorf("postgres: release: shared memory segment %d: %w", lock.segment, err)
+	}
+	return nil
+}
+
+// removeSegment removes a shared memory segment that nobody is attached to; one
+// that has gone already is no error.
+func removeSegment(id int) error {
+	var segment unix.SysvShmDesc
+	_, err := unix.SysvShmCtl(id, unix.IPC_STAT, &segment)
+	if err == nil && segment.Nattch == 0 {
+		_, err = unix.SysvShmCtl(id, unix.IPC_RMID, nil)
+	}
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EIDRM) {
+		return nil
+	}
+	return err
+}
+
+// lockName is the file that a running server keeps in its data directory.
+const lockName = "postmaster.pid"
+
+// lock is what the server wrote into its lock file. Source: PostgreSQL,
+// src/include/utils/pidfile.h.
+type lock struct {
+	pid     int  // line 1; 0 without a file
+	segment int  // line 7, second word: id of its shared memory segment; -1 for none
+	ready   bool // line 8: it accepts connections
+}
+
+// readLock reads the lock file; without one it is empty.
+func readLock(dir string) (lock, error) {
+	text, err := os.ReadFile(filepath.Join(dir, lockName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return lock{segment: -1}, nil
+	}
+	if err != nil {
+		return lock{}, err
+	}
+	return parseLock(string(text)), nil
+}
+
+// parseLock reads a lock file, complete or not: a server that dies early leaves
+// a short one.
+func parseLock(text string) lock {
+	found := lock{segment: -1}
+	for i, line := range strings.Split(text, "\n") {
+		switch i {
+		case 0:
+			found.pid, _ = strconv.Atoi(strings.TrimSpace(line))
+		case 6:
+			if words := strings.Fields(line); len(words) == 2 {
+				if id, err := strconv.Atoi(words[1]); err == nil {
+					found.segment = id
+				}
+			}
+		case 7:
+			found.ready = strings.TrimSpace(line) == "ready"
+		}
+	}
+	return found
+}
+
+// serversIn lists the processes of PostgreSQL that work in a data directory:
+// all of a server's have it as their working directory. Others' processes are
+// invisible to an ordinary user, but then so is their data directory.
+func serversIn(dir string) []int {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil // no such file system: the server's own checks remain
+	}
+	var pids []int
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		process := filepath.Join("/proc", entry.Name())
+		// Both vanish with the process, and a zombie has neither.
+		if cwd, err := os.Readlink(filepath.Join(process, "cwd")); err != nil || cwd != dir {
+			continue
+		}
+		program, err := os.Readlink(filepath.Join(process, "exe"))
+		if err != nil || strings.TrimSuffix(filepath.Base(program), " (deleted)") != "postgres" {
+			continue
+		}
+		pids = append(pids, pid)
+	}
+	return pids
+}
+
+// alive reports whether there is a process of that id.
+func alive(pid int) bool {
+	err := unix.Kill(pid, 0)
+	return err == nil || errors.Is(err, unix.EPERM)
+}

@@ -1,0 +1,356 @@
+package postgres
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+)
+
+// TestServer makes a data directory once, as a harness does, and gives each
+// test the path of the template.
+func TestServer(t *testing.T) {
+	t.Parallel()
+	template := newServer(t, filepath.Join(t.TempDir(), "template"))
+	start(t, template).stop(t, template)
+	for _, test := range []struct {
+		name string
+		run  func(t *testing.T, template string)
+	}{
+		{"has the settings that it should", testSettings},
+		{"never runs as root", testNeverRunsAsRoot},
+		{"stops cleanly with clients connected", testStopsCleanly},
+		{"restarts with all commits after a kill", testKill},
+		{"restarts when its process id was reused", testReusedProcessID},
+		{"is alone on its directory", testSecondServer},
+		{"copies are independent", testCopies},
+		{"listens on a Unix socket", testUnixSocket},
+		{"is forgotten by the kernel when released", testRelease},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			test.run(t, template.dir)
+		})
+	}
+}
+
+func testSettings(t *testing.T, template string) {
+	server := newServer(t, copyOf(t, template))
+	start(t, server)
+
+	var got []string
+	for _, setting := range []string{
+		"server_encoding", "lc_collate", "lc_ctype", "lc_messages", "data_checksums", "fsync", "synchronous_commit", "full_page_writes",
+		"jit", "max_connections", "shared_buffers", "unix_socket_directories", "listen_addresses", "autovacuum", "log_destination",
+		"logging_collector", "max_parallel_workers_per_gather", "cluster_name", "timezone",
+	} {
+		var value string
+		query(t, server, "SELECT current_setting($1)", []any{setting}, &value)
+		got = append(got, setting+"="+value)
+	}
+	want := []string{
+		"server_encoding=UTF8", "lc_collate=C", "lc_ctype=C", "lc_messages=C", "data_checksums=on", "fsync=on", "synchronous_commit=on", "full_page_writes=on",
+		"jit=off", "max_connections=100", "shared_buffers=32MB", "unix_socket_directories=", "listen_addresses=127.0.0.1", "autovacuum=on", "log_destination=stderr",
+		"logging_collector=off", "max_parallel_workers_per_gather=0", "cluster_name=db-1", "timezone=UTC",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error("settings (-want +got):\n" + diff)
+	}
+	var user, database string
+	query(t, server, "SELECT current_user, current_database()", nil, &user, &database)
+	if user != User || database != Database {
+		t.Errorf("connected as %s to %s, want %s to %s", user, database, User, Database)
+	}
+	version, err := server.Version(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var running string
+	query(t, server, "SHOW server_version", nil, &running)
+	if !strings.HasPrefix(running, version) {
+		t.Errorf("Version() = %q, the server says %q", version, running)
+	}
+}
+
+func testNeverRunsAsRoot(t *testing.T, template string) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root has to change users")
+	}
+	server := newServer(t, copyOf(t, template))
+	process := start(t, server)
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", process.pid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if fields := strings.Fields(line); fields[0] == "Uid:" || fields[0] == "Gid:" {
+			for _, id := range fields[1:] {
+				if id == "0" {
+					t.Errorf("the server runs with %s", strings.TrimSpace(line))
+				}
+			}
+		}
+	}
+}
+
+func testStopsCleanly(t *testing.T, template string) {
+	server := newServer(t, copyOf(t, template))
+	process := start(t, server)
+	idle, err := pgx.Connect(t.Context(), server.url())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer idle.Close(context.Background())
+
+	process.signal(t, server.StopSignal())
+	if err := process.wait(t); err != nil {
+		t.Errorf("server exited with %v, want 0", err)
+	}
+	if state := clusterState(t, server); state != "shut down" {
+		t.Errorf("the data directory is left %q, want %q", state, "shut down")
+	}
+	if err := server.Release(); err != nil {
+		t.Errorf("release after a clean stop: %v", err)
+	}
+}
+
+func testKill(t *testing.T, template string) {
+	server := newServer(t, copyOf(t, template))
+	process := start(t, server)
+	query(t, server, "CREATE TABLE t (n bigint PRIMARY KEY)", nil)
+	for n := range 50 {
+		query(t, server, "INSERT INTO t VALUES ($1)", []any{n})
+	}
+
+	// The whole group at once is the death of a host; the postmaster alone
+	// leaves children that end a moment later.
+	for _, kill := range []func(pid int) error{
+		func(pid int) error { return syscall.Kill(-pid, syscall.SIGKILL) },
+		func(pid int) error { return syscall.Kill(pid, syscall.SIGKILL) },
+	} {
+		if err := kill(process.pid()); err != nil {
+			t.Fatal(err)
+		}
+		if err := process.wait(t); err == nil {
+			t.Fatal("a killed server exited with 0")
+		}
+		if _, err := os.Stat(filepath.Join(server.dir, lockName)); err != nil {
+			t.Fatalf("a killed server leaves its lock file: %v", err)
+		}
+		process = start(t, server)
+		var count int
+		query(t, server, "SELECT count(*) FROM t", nil, &count)
+		if count != 50 {
+			t.Fatalf("%d rows after a crash, 50 were committed", count)
+		}
+	}
+}
+
+func testReusedProcessID(t *testing.T, template string) {
+	server := newServer(t, copyOf(t, template))
+	process := start(t, server)
+	lockFile := filepath.Join(server.dir, lockName)
+	text, err := os.ReadFile(lockFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	process.signal(t, server.StopSignal())
+	if err := process.wait(t); err != nil {
+		t.Fatal(err)
+	}
+
+	// A process of the server's own user, as the server ignores those of others.
+	other := server.command(t.Context(), "postgres")
+	other.Path, other.Args = "/bin/sleep", []string{"sleep", "600"}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = other.Process.Kill()
+		_ = other.Wait()
+	}()
+	_, rest, _ := bytes.Cut(text, []byte("\n"))
+	stale := fmt.Appendf(nil, "%d\n%s", other.Process.Pid, rest)
+	if err := os.WriteFile(lockFile, stale, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	start(t, server)
+}
+
+func testSecondServer(t *testing.T, template string) {
+	dir := copyOf(t, template)
+	first := newServer(t, dir)
+	second := newServer(t, dir)
+	if err := second.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	process := start(t, first)
+
+	// Prepared before the first one ran: the server itself refuses.
+	late := launch(t, second)
+	if err := late.wait(t); err == nil {
+		t.Error("a second server on the same directory exited with 0")
+	}
+	if want := "lock file"; !strings.Contains(late.log(), want) {
+		t.Errorf("the second server says nothing of a %s:\n%s", want, late.log())
+	}
+
+	err := second.Prepare(t.Context())
+	if err == nil {
+		t.Fatal("a directory in use was prepared again")
+	}
+	if want := fmt.Sprintf("process %d\nstop that one", process.pid()); !strings.Contains(err.Error(), want) {
+		t.Errorf("error %q does not say %q", err, want)
+	}
+	if err := first.Ready(t.Context()); err != nil {
+		t.Errorf("the first server was disturbed: %v", err)
+	}
+	// Somebody else's server on our port is not ours, whatever a lock file that
+	// a killed server left says.
+	third := New(first.cfg)
+	third.cfg.Dir = copyOf(t, template)
+	if err := third.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(first.dir, lockName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(third.dir, lockName), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := third.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "choose another port") {
+		t.Errorf("Ready() = %v for another server's port", err)
+	}
+	if err := first.Release(); err == nil {
+		t.Error("a running server was released")
+	}
+}
+
+func testCopies(t *testing.T, template string) {
+	first := newServer(t, copyOf(t, template))
+	process := start(t, first)
+	query(t, first, "CREATE TABLE t (text text)", nil)
+	query(t, first, "INSERT INTO t VALUES ('from the first')", nil)
+	process.stop(t, first)
+
+	servers := []*Server{first, newServer(t, copyOf(t, first.dir))}
+	for _, server := range servers {
+		start(t, server)
+	}
+	query(t, servers[0], "INSERT INTO t VALUES ('own')", nil)
+	for i, want := range []int{2, 1} {
+		var count int
+		query(t, servers[i], "SELECT count(*) FROM t", nil, &count)
+		if count != want {
+			t.Errorf("copy %d has %d rows, want %d", i+1, count, want)
+		}
+	}
+}
+
+func TestInterruptedPrepareLeavesNothing(t *testing.T) {
+	t.Parallel()
+	parent := t.TempDir()
+	server := newServer(t, filepath.Join(parent, "data"))
+	ctx, cancel := context.WithCancel(t.Context())
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		// initdb has begun when its directory has content.
+		for ctx.Err() == nil {
+			if entries, _ := os.ReadDir(filepath.Join(parent, "data.new")); len(entries) > 0 {
+				cancel()
+			}
+			runtime.Gosched()
+		}
+	}()
+	err := server.Prepare(ctx)
+	cancel()
+	<-stopped
+	if err == nil {
+		t.Fatal("an interrupted Prepare returned nil")
+	}
+	var found []string
+	if err := filepath.WalkDir(parent, func(path string, _ os.DirEntry, err error) error {
+		found = append(found, strings.TrimPrefix(path, parent))
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"", "/data"}, found); diff != "" {
+		t.Error("files after an interruption (-want +got):\n" + diff)
+	}
+	start(t, server)
+}
+
+func testUnixSocket(t *testing.T, template string) {
+	// The name of a test's own directory is too long for a socket.
+	dir, err := os.MkdirTemp("", "sb")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	server := newServer(t, copyOf(t, template))
+	server.cfg.SocketDir = filepath.Join(dir, "so,ck et")
+	start(t, server)
+	config, err := pgx.ParseConfig(server.url())
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.Host = server.cfg.SocketDir
+	conn, err := pgx.ConnectConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func testRelease(t *testing.T, template string) {
+	server := newServer(t, copyOf(t, template))
+	process := start(t, server)
+	lock, err := readLock(server.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !segmentExists(t, lock.segment) {
+		t.Fatalf("no shared memory segment %d while the server runs", lock.segment)
+	}
+	process.kill(t)
+	if err := server.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if segmentExists(t, lock.segment) {
+		t.Errorf("shared memory segment %d is still there", lock.segment)
+	}
+	if err := server.Release(); err != nil {
+		t.Errorf("second release: %v", err)
+	}
+	start(t, server)
+}
+
+// BenchmarkRestart times what a matrix pays per cell for a database that is
+// copied from a template: Prepare, start, first query answered.
+func BenchmarkRestart(b *testing.B) {
+	server := newServer(b, filepath.Join(b.TempDir(), "data"))
+	start(b, server).stop(b, server)
+	for b.Loop() {
+		process := start(b, server)
+		b.StopTimer()
+		process.stop(b, server)
+		b.StartTimer()
+	}
+}

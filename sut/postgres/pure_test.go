@@ -1,0 +1,195 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParseVersion(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n": "15.18",
+		"postgres (PostgreSQL) 18beta1\n":                        "18",
+		"postgres (PostgreSQL) 9.6.24\n":                         "9.6.24",
+		"postgres (EnterpriseDB)\n":                              "",
+		"":                                                       "",
+	} {
+		if got := parseVersion(text); got != want {
+			t.Errorf("parseVersion(%q) = %q, want %q", text, got, want)
+		}
+	}
+}
+
+func TestChooseInstall(t *testing.T) {
+	t.Parallel()
+	versions := map[string]string{"/path": "15.2", "/old": "13.9", "/15": "15.18", "/9": "9.6.24", "/17": "17.1", "/15.9": "15.9"}
+	version := func(bin string) (string, error) {
+		if v, found := versions[bin]; found {
+			return v, nil
+		}
+		return "", errors.New("no such program")
+	}
+	for _, test := range []struct {
+		name              string
+		preferred, others []string
+		want              string // directory, or a part of the error
+	}{
+		{name: "what is on PATH", preferred: []string{"/path"}, others: []string{"/17"}, want: "/path"},
+		{name: "too old on PATH", preferred: []string{"/old"}, others: []string{"/15", "/17"}, want: "/17"},
+		{name: "newest, by number", others: []string{"/9", "/15.9", "/15", "/old"}, want: "/15"},
+		{name: "broken ones do not count", preferred: []string{"/none"}, others: []string{"/gone", "/15"}, want: "/15"},
+		{name: "only old ones", others: []string{"/9", "/old"}, want: "found only version 13.9 in /old, want 15 or newer\napt-get install postgresql"},
+		{name: "none", want: "no server found on PATH or under /usr/lib/postgresql\napt-get install postgresql"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			install, err := choose(test.preferred, test.others, version)
+			switch {
+			case err != nil && !strings.Contains(err.Error(), test.want):
+				t.Errorf("error %q, want %q", err, test.want)
+			case err == nil && install.Bin != test.want:
+				t.Errorf("chose %s, want %s", install.Bin, test.want)
+			}
+		})
+	}
+}
+
+func TestParseLock(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		text string
+		want lock
+	}{
+		"complete":   {"4711\n/data\n1700000000\n5433\n\n127.0.0.1\n   123456        7\nready   \n", lock{pid: 4711, segment: 7, ready: true}},
+		"incomplete": {"4711\n/data\n1700000000\n5433\n", lock{pid: 4711, segment: -1}},
+		"no segment": {"4711\n/data\n1700000000\n5433\n\n127.0.0.1\n\nstarting\n", lock{pid: 4711, segment: -1}},
+		"empty":      {"", lock{segment: -1}},
+		"nonsense":   {"x\n\n\n\n\n\na b\n", lock{segment: -1}},
+	} {
+		if got := parseLock(test.text); got != test.want {
+			t.Errorf("%s: %+v, want %+v", name, got, test.want)
+		}
+	}
+}
+
+func TestBadConfigurationIsRefused(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	good := Config{Install: Install{Bin: "/nonexistent/bin", Version: "15.18"}, Dir: filepath.Join(dir, "data"), Listen: net.IPv4(127, 0, 0, 1), Port: 5433}
+	for name, test := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"no install":       {func(c *Config) { c.Install = Install{} }, "no PostgreSQL installation"},
+		"no directory":     {func(c *Config) { c.Dir = "" }, "no data directory"},
+		"port 0":           {func(c *Config) { c.Port = 0 }, "port 0"},
+		"port too large":   {func(c *Config) { c.Port = 65536 }, "port 65536"},
+		"everywhere":       {func(c *Config) { c.Listen = net.IPv4zero }, "0.0.0.0 is not a loopback address"},
+		"no address":       {func(c *Config) { c.Listen = nil }, "not a loopback address"},
+		"negative procs":   {func(c *Config) { c.Procs = -1 }, "procs -1"},
+		"tiny buffers":     {func(c *Config) { c.SharedBuffersBytes = 1 }, "128 KiB"},
+		"few connections":  {func(c *Config) { c.MaxConnections = 3 }, "at least 10"},
+		"long socket path": {func(c *Config) { c.SocketDir = "/" + strings.Repeat("x", 100) }, "the system allows 107\nuse a shorter"},
+		"relative socket":  {func(c *Config) { c.SocketDir = "sockets" }, "absolute"},
+	} {
+		cfg := good
+		test.change(&cfg)
+		err := New(cfg).Prepare(context.Background())
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: error %v, want one about %q", name, err, test.want)
+		}
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		t.Errorf("a refused configuration left %v, %v", entries, err)
+	}
+}
+
+func TestForeignDirectoryIsRefused(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "thesis.tex"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	server := New(Config{Install: Install{Bin: "/nonexistent/bin", Version: "15.18"}, Dir: dir, Listen: net.IPv4(127, 0, 0, 1), Port: 5433})
+	err := server.Prepare(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "holds thesis.tex and no PG_VERSION") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestReachOpensParentsButNoHome(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root gives directories to another user")
+	}
+	root, err := user.LookupId("0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := Config{}.defaults().Log
+	stranger := &owner{name: "stranger", uid: 54321, gid: 54321}
+
+	deep := filepath.Join(t.TempDir(), "a", "b")
+	if err := os.MkdirAll(deep, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := stranger.reach(deep, log); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{deep, filepath.Dir(deep)} {
+		info, err := os.Stat(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Mode().Perm() != 0o701 {
+			t.Errorf("%s has mode %o, want 701: passable and no more", dir, info.Mode().Perm())
+		}
+	}
+
+	home, err := os.Stat(root.HomeDir)
+	if err != nil {
+		t.Skip(err)
+	}
+	if home.Mode().Perm()&0o001 != 0 {
+		t.Skipf("everybody may pass through %s", root.HomeDir)
+	}
+	err = stranger.reach(root.HomeDir, log)
+	if err == nil || !strings.Contains(err.Error(), "may not pass through "+root.HomeDir+"\nchoose a directory outside") {
+		t.Errorf("error %v", err)
+	}
+	if after, err := os.Stat(root.HomeDir); err != nil || after.Mode() != home.Mode() {
+		t.Errorf("a home directory's mode became %v, %v", after.Mode(), err)
+	}
+}
+
+func TestPassBitFollowsTheKernel(t *testing.T) {
+	t.Parallel()
+	o := &owner{uid: 100, gid: 200}
+	for want, have := range map[os.FileMode]syscall.Stat_t{
+		0o100: {Uid: 100, Gid: 200},
+		0o010: {Uid: 1, Gid: 200},
+		0o001: {Uid: 1, Gid: 2},
+	} {
+		if got := o.passBit(&have); got != want {
+			t.Errorf("passBit(%d:%d) = %o, want %o", have.Uid, have.Gid, got, want)
+		}
+	}
+}
+
+func TestQuoting(t *testing.T) {
+	t.Parallel()
+	got := []string{quote(`a'b\c`), quote(quoteList("")), quote(quoteList(`/a, "b"`))}
+	want := []string{`'a''b\\c'`, `''`, `'"/a, ""b"""'`}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error("(-want +got):\n" + diff)
+	}
+}

@@ -1,0 +1,77 @@
+package postgres
+
+import (
+	"fmt"
+	"strings"
+)
+
+// hostRules is pg_hba.conf: everybody on loopback, over TCP or the Unix socket,
+// is trusted. Hosts of a topology have addresses of their own in 127.0.0.0/8.
+const hostRules = `# Written by stagebench before each start.
+local  all          all                trust
+host   all          all  127.0.0.0/8   trust
+host   all          all  ::1/128       trust
+local  replication  all                trust
+host   replication  all  127.0.0.0/8   trust
+host   replication  all  ::1/128       trust
+`
+
+// settings is postgresql.conf, whole: what it does not name has PostgreSQL's
+// own default, whatever initdb found on the machine.
+func (c Config) settings() string {
+	var b strings.Builder
+	section := func(comment string) { fmt.Fprintf(&b, "\n# %s\n", comment) }
+	set := func(name string, value any) { fmt.Fprintf(&b, "%s = %s\n", name, quote(fmt.Sprint(value))) }
+
+	b.WriteString("# Written by stagebench before each start.\n")
+	section("Where it listens.")
+	set("listen_addresses", c.Listen)
+	set("port", c.Port)
+	set("unix_socket_directories", quoteList(c.SocketDir))
+	set("max_connections", c.MaxConnections)
+	set("cluster_name", c.Name)
+
+	section("Memory: sized for a small host. Nothing is left in the kernel's shared memory when it is killed.")
+	set("shared_buffers", fmt.Sprintf("%dkB", c.SharedBuffersBytes>>10))
+	set("huge_pages", "off")
+	set("dynamic_shared_memory_type", "mmap")
+
+	section("Durability: a commit that was acknowledged is on disk.")
+	set("fsync", "on")
+	set("synchronous_commit", "on")
+	set("full_page_writes", "on")
+
+	section("Compiling a query costs more than running one of ours; a parallel one needs a second core.")
+	set("jit", "off")
+	set("max_parallel_workers", c.Procs)
+	set("max_parallel_workers_per_gather", min(2, c.Procs-1))
+
+	section("Log to standard error: whoever started the server reads it.")
+	set("log_destination", "stderr")
+	set("logging_collector", "off")
+	set("log_line_prefix", "%m [%p] ")
+
+	section("The same on every machine.")
+	for _, name := range []string{"lc_messages", "lc_monetary", "lc_numeric", "lc_time"} {
+		set(name, "C")
+	}
+	set("timezone", "UTC")
+	set("log_timezone", "UTC")
+	set("datestyle", "iso, mdy")
+	set("default_text_search_config", "pg_catalog.english")
+	return b.String()
+}
+
+// quote writes a value as the configuration file wants it.
+func quote(value string) string {
+	return "'" + strings.ReplaceAll(strings.ReplaceAll(value, `\`, `\\`), "'", "''") + "'"
+}
+
+// quoteList writes one element of a setting that is a comma-separated list, so
+// that a comma or a space in it does not make two. No element stays none.
+func quoteList(element string) string {
+	if element == "" {
+		return ""
+	}
+	return `"` + strings.ReplaceAll(element, `"`, `""`) + `"`
+}

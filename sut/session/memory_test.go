@@ -1,0 +1,96 @@
+package session_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/stagebench/stagebench/sut/photos"
+	"github.com/stagebench/stagebench/sut/session"
+	"github.com/stagebench/stagebench/sut/session/sessiontest"
+)
+
+func TestMemoryConforms(t *testing.T) {
+	sessiontest.Run(t, func(t *testing.T, now func() time.Time) sessiontest.Sessions {
+		return newMemory(t, session.MemoryConfig{Now: now})
+	})
+}
+
+// A host must not run out of memory because clients log in for ever.
+func TestMemoryIsBounded(t *testing.T) {
+	m := newMemory(t, session.MemoryConfig{Max: 3})
+	var tokens []string
+	for user := photos.ID(1); user <= 5; user++ {
+		token, _, err := m.Start(t.Context(), user)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens = append(tokens, token)
+	}
+	if m.Len() != 3 {
+		t.Errorf("%d sessions are held, want 3", m.Len())
+	}
+	for i, token := range tokens {
+		_, err := m.User(t.Context(), token)
+		if gone := err != nil; gone != (i < 2) {
+			t.Errorf("session %d of 5: gone is %t; the two oldest must have made room", i+1, gone)
+		}
+	}
+}
+
+func TestExpiredSessionsMakeRoom(t *testing.T) {
+	at := time.Unix(1_000_000, 0)
+	m := newMemory(t, session.MemoryConfig{Max: 100, TTL: time.Minute, Now: func() time.Time { return at }})
+	for range 100 {
+		for range 10 {
+			if _, _, err := m.Start(t.Context(), 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		at = at.Add(time.Minute)
+	}
+	if m.Len() != 0 {
+		t.Errorf("%d sessions are held after all have expired", m.Len())
+	}
+}
+
+func TestBadConfig(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	for name, config := range map[string]session.MemoryConfig{
+		"no registry":  {},
+		"negative max": {Max: -1, Registry: registry},
+		"negative ttl": {TTL: -1, Registry: registry},
+	} {
+		if _, err := session.NewMemory(config); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+func newMemory(t *testing.T, config session.MemoryConfig) *session.Memory {
+	t.Helper()
+	config.Registry = prometheus.NewRegistry()
+	m, err := session.NewMemory(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func BenchmarkUser(b *testing.B) {
+	m, err := session.NewMemory(session.MemoryConfig{Registry: prometheus.NewRegistry()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	token, _, err := m.Start(b.Context(), 1)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := m.User(b.Context(), token); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,118 @@
+package sqlite
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+)
+
+// Durability says what a commit waits for.
+type Durability string
+
+// The durabilities of a commit.
+const (
+	// Full waits until the disk has the transaction: it survives the loss of
+	// the machine's power. PostgreSQL's default is the same.
+	Full Durability = "full"
+	// Normal waits for the operating system only: a transaction survives the
+	// death of the process, and the last ones may be lost with the machine.
+	Normal Durability = "normal"
+)
+
+// Config says what a node serves and how much it may take.
+type Config struct {
+	// Listener is where clients come in; nil = listen on Address. The Server
+	// owns it and closes it.
+	Listener net.Listener
+	// Address is the loopback host:port to listen on; "" = 127.0.0.1, any port.
+	Address string
+	// Dir holds the database file. It must exist; a file that is not there is
+	// made, empty.
+	Dir string
+	// Statements is the catalogue: what clients may ask for.
+	Statements []Statement
+
+	// MaxConns is how many clients are served at a time; the next one is told
+	// that there are too many. 0 = 100.
+	MaxConns int
+	// ReadConns is how many statements read at the same time; 0 = 4.
+	ReadConns int
+	// MessageBufferSize is the read buffer of each client in bytes and the
+	// largest message that is taken; 0 = 64 KiB.
+	MessageBufferSize int
+	// CacheBytes bounds the page caches of all SQLite connections together;
+	// 0 = 32 MiB. The operating system caches the file besides.
+	CacheBytes int64
+	// Durability is what a commit waits for; "" = Full.
+	Durability Durability
+	// GroupLimit is how many transactions may share one commit, and so one
+	// wait for the disk, when writers are waiting in line; 1 = none share;
+	// 0 = 16.
+	GroupLimit int
+	// IdleInTransaction ends a connection whose client has left a transaction
+	// open for so long without a word: it keeps all other writers waiting.
+	// 0 = 10 s.
+	IdleInTransaction time.Duration
+	// HandshakeTimeout ends a connection that has not introduced itself; 0 = 5 s.
+	HandshakeTimeout time.Duration
+	// Log gets what an operator should know; nil = nothing is logged.
+	Log *slog.Logger
+}
+
+// withDefaults returns the configuration with its defaults filled in, or says
+// what is wrong with it.
+func (c Config) withDefaults() (Config, error) {
+	if c.Dir == "" {
+		return c, errors.New("no directory given for the database")
+	}
+	if c.MaxConns < 0 || c.ReadConns < 0 || c.MessageBufferSize < 0 || c.CacheBytes < 0 || c.GroupLimit < 0 ||
+		c.IdleInTransaction < 0 || c.HandshakeTimeout < 0 {
+		return c, errors.New("limits must not be negative")
+	}
+	setDefault(&c.Address, "127.0.0.1:0")
+	setDefault(&c.MaxConns, 100)
+	setDefault(&c.ReadConns, 4)
+	setDefault(&c.MessageBufferSize, 64<<10)
+	setDefault(&c.CacheBytes, 32<<20)
+	setDefault(&c.Durability, Full)
+	setDefault(&c.GroupLimit, 16)
+	setDefault(&c.IdleInTransaction, 10*time.Second)
+	setDefault(&c.HandshakeTimeout, 5*time.Second)
+	setDefault(&c.Log, slog.New(slog.DiscardHandler))
+	if c.MessageBufferSize < minMessageBuffer {
+		return c, fmt.Errorf("message buffer of %d bytes: want %d or more", c.MessageBufferSize, minMessageBuffer)
+	}
+	if c.Durability != Full && c.Durability != Normal {
+		return c, fmt.Errorf("durability %q: want %s or %s", c.Durability, Full, Normal)
+	}
+	return c, nil
+}
+
+// minMessageBuffer is the smallest sensible message: start-up packets and
+// statements of the catalogue must fit.
+const minMessageBuffer = 4 << 10
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// listen returns the listener to serve, on a loopback address.
+func (c Config) listen() (net.Listener, error) {
+	l := c.Listener
+	if l == nil {
+		var err error
+		if l, err = net.Listen("tcp", c.Address); err != nil {
+			return nil, err
+		}
+	}
+	if a, ok := l.Addr().(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
+		l.Close()
+		return nil, fmt.Errorf("%s is not a loopback address: this node knows no passwords", l.Addr())
+	}
+	return l, nil
+}

@@ -1,0 +1,368 @@
+package sqlite
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	wire "github.com/jeroenrinzema/psql-wire"
+	"github.com/jeroenrinzema/psql-wire/codes"
+	psqlerr "github.com/jeroenrinzema/psql-wire/errors"
+	"github.com/jeroenrinzema/psql-wire/pkg/buffer"
+	"github.com/jeroenrinzema/psql-wire/pkg/types"
+	"zombiezen.com/go/sqlite"
+)
+
+// serverVersion is the PostgreSQL version whose behaviour the node has.
+const serverVersion = "15.0"
+
+// Server is an embedded database node.
+type Server struct {
+	cfg       Config
+	listener  net.Listener
+	wire      *wire.Server
+	catalogue *catalogue
+	unknown   *wire.Statement // stands in for a prepared statement that does not exist
+	writer    *writer
+	readers   *readers
+	reads     atomic.Int64
+	nextPID   atomic.Int32
+
+	serving atomic.Bool   // Serve has begun, or never may
+	served  chan struct{} // closed when nobody is accepted any more
+	stopped chan struct{} // closed when all is closed
+	stop    sync.Once
+	err     error // of the shutdown; set before stopped is closed
+
+	mu       sync.Mutex
+	guards   map[*guard]struct{}
+	sessions map[int32]*session // by process id, for cancelling
+}
+
+// backendKey is what a client must show to cancel its statement.
+type backendKey struct{ pid, secret int32 }
+
+// Stats are counters since the node was made.
+type Stats struct {
+	// Connections is how many clients are connected now.
+	Connections int
+	// Reads is how many statements ran outside of write transactions.
+	Reads int64
+	// Transactions is how many write transactions began.
+	Transactions int64
+	// Commits is how often the disk was waited for: fewer than Transactions
+	// when they came in groups.
+	Commits int64
+}
+
+// New opens the database, makes it where there is none, and listens. Nobody is
+// served before Serve; Shutdown frees everything.
+func New(cfg Config) (_ *Server, err error) {
+	if cfg, err = cfg.withDefaults(); err != nil {
+		return nil, fmt.Errorf("sqlite node: %w", err)
+	}
+	s := &Server{
+		cfg: cfg, served: make(chan struct{}), stopped: make(chan struct{}),
+		guards: map[*guard]struct{}{}, sessions: map[int32]*session{},
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("sqlite node: %w", err), s.free())
+		}
+	}()
+	if s.listener, err = cfg.listen(); err != nil {
+		return nil, err
+	}
+	if s.catalogue, err = newCatalogue(cfg.Statements); err != nil {
+		return nil, err
+	}
+	s.writer = &writer{limit: cfg.GroupLimit}
+	if s.writer.conn, err = openConn(cfg, s.catalogue.size, true); err != nil {
+		return nil, err
+	}
+	if s.readers, err = openReaders(cfg, s.catalogue.size); err != nil {
+		return nil, err
+	}
+	return s, s.speak()
+}
+
+// speak sets up the wire protocol.
+func (s *Server) speak() (err error) {
+	var cache wire.DefaultStatementCache
+	none := &statement{kind: unbacked}
+	if err := cache.Set(context.Background(), "", none.prepared(false)[0]); err != nil {
+		return err
+	}
+	if s.unknown, err = cache.Get(context.Background(), ""); err != nil {
+		return err
+	}
+	s.wire, err = wire.NewServer(s.parse,
+		wire.Logger(slog.New(warnings{s.cfg.Log.Handler()})),
+		wire.MessageBufferSize(s.cfg.MessageBufferSize),
+		wire.GlobalParameters(wire.Parameters{"standard_conforming_strings": "on", "integer_datetimes": "on", "DateStyle": "ISO, MDY", "TimeZone": "UTC"}),
+		wire.Statements(func() wire.StatementCache { return &statements{unknown: s.unknown} }),
+		wire.SessionAuthStrategy(s.admit),
+		wire.BackendKeyData(func(ctx context.Context) (int32, int32) { k := sessionOf(ctx).key; return k.pid, k.secret }),
+		wire.CancelRequest(s.cancel),
+		wire.TxStatus(func(ctx context.Context) types.ServerStatus { return sessionOf(ctx).status }),
+		wire.SyncConn(func(ctx context.Context, broke bool) error { return sessionOf(ctx).sync(broke) }),
+	)
+	return err
+}
+
+// Addr is where the node listens.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// Version says what the engine is.
+func (s *Server) Version() string { return "SQLite " + sqlite.Version }
+
+// Stats returns the counters.
+func (s *Server) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Stats{
+		Connections: len(s.sessions), Reads: s.reads.Load(),
+		Transactions: s.writer.transactions.Load(), Commits: s.writer.commits.Load(),
+	}
+}
+
+// Serve serves clients until Shutdown, or until the context ends, which is a
+// Shutdown that waits for nobody. It returns when everything is closed, and
+// may be called once.
+func (s *Server) Serve(ctx context.Context) error {
+	if !s.serving.CompareAndSwap(false, true) {
+		return errors.New("sqlite node: Serve after Serve or Shutdown")
+	}
+	now, cancel := context.WithCancel(context.Background())
+	cancel()
+	release := context.AfterFunc(ctx, func() { _ = s.Shutdown(now) })
+	defer release()
+	err := s.wire.Serve(gate{Listener: s.listener, server: s})
+	close(s.served)
+	if err != nil {
+		// The listener broke: nobody else will notice.
+		_ = s.Shutdown(now)
+		return fmt.Errorf("sqlite node: %w", err)
+	}
+	<-s.stopped
+	return s.err
+}
+
+// Shutdown takes no new clients, lets those who are inside of a request or a
+// transaction end it, and closes the database, which leaves one file. When the
+// context ends it waits no longer: what is open is rolled back.
+func (s *Server) Shutdown(ctx context.Context) error {
+	first := false
+	s.stop.Do(func() { first = true })
+	if !first {
+		select {
+		case <-s.stopped:
+		case <-ctx.Done():
+			s.cut()
+			<-s.stopped
+		}
+		return s.err
+	}
+	if err := s.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		s.cfg.Log.Warn("closing the listener", "cause", err)
+	}
+	if !s.serving.CompareAndSwap(false, true) {
+		<-s.served
+	}
+	// psql-wire's own shutdown makes idle connections swallow what they are
+	// asked, so it comes last, when there are none.
+	s.mu.Lock()
+	for g := range s.guards {
+		g.drain()
+	}
+	s.mu.Unlock()
+	gone := make(chan struct{})
+	go func() {
+		s.wire.Wait()
+		close(gone)
+	}()
+	select {
+	case <-gone:
+	case <-ctx.Done():
+		s.cut()
+		<-gone
+	}
+	s.err = errors.Join(s.wire.Close(), s.free())
+	close(s.stopped)
+	return s.err
+}
+
+// free closes what New opened, as far as it came.
+func (s *Server) free() (err error) {
+	if s.listener != nil {
+		_ = s.listener.Close()
+	}
+	if s.readers != nil {
+		err = s.readers.close()
+	}
+	if s.writer != nil && s.writer.conn != nil {
+		// The last connection to close moves the log into the file and
+		// removes it.
+		err = errors.Join(err, s.writer.conn.close())
+	}
+	return err
+}
+
+// cut ends every connection now, and what it is doing or waiting for. Their
+// own goroutines find out and clean up.
+func (s *Server) cut() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for g := range s.guards {
+		_ = g.Conn.Close()
+	}
+	for _, n := range s.sessions {
+		n.cancel()
+	}
+}
+
+// gate is the listener as psql-wire sees it: connections come guarded, and a
+// moment without file descriptors is not the end.
+type gate struct {
+	net.Listener
+	server *Server
+}
+
+// Accept waits for the next client.
+func (l gate) Accept() (net.Conn, error) {
+	s := l.server
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		c, err := l.Listener.Accept()
+		if err == nil {
+			g := &guard{Conn: c, server: s, limit: s.cfg.MessageBufferSize, born: time.Now()}
+			s.mu.Lock()
+			s.guards[g] = struct{}{}
+			s.mu.Unlock()
+			return g, nil
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return nil, err
+		}
+		s.cfg.Log.Warn("accepting a client", "cause", err)
+		select {
+		case <-s.stopped:
+			return nil, net.ErrClosed
+		case <-time.After(pause):
+		}
+	}
+}
+
+// Close closes the listener; that it is closed already is no error.
+func (l gate) Close() error {
+	if err := l.Listener.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// sessionKey finds the session in the contexts of psql-wire.
+type sessionKey struct{}
+
+func sessionOf(ctx context.Context) *session { return ctx.Value(sessionKey{}).(*session) }
+
+// admit lets a client in that has introduced itself, if there is room. Any
+// name will do: there is one database, and it has no passwords.
+func (s *Server) admit(ctx context.Context, w *buffer.Writer, _ *buffer.Reader) (context.Context, error) {
+	g := wire.RemoteAddress(ctx).(peer).guard
+	var secret [4]byte
+	rand.Read(secret[:]) // never fails
+	n := &session{server: s, status: idle, key: backendKey{
+		pid: s.nextPID.Add(1) & math.MaxInt32, secret: int32(binary.BigEndian.Uint32(secret[:])),
+	}}
+	s.mu.Lock()
+	full := len(s.sessions) >= s.cfg.MaxConns
+	if !full {
+		s.sessions[n.key.pid] = n
+		g.session = n
+	}
+	s.mu.Unlock()
+	if full {
+		err := psqlerr.WithSeverity(fault(codes.TooManyConnections, "sorry, too many clients already"), psqlerr.LevelFatal)
+		return ctx, errors.Join(io.EOF, wire.WriteUnterminatedError(w, err))
+	}
+	w.Start(types.ServerAuth)
+	w.AddInt32(0) // AuthenticationOk
+	return context.WithValue(ctx, sessionKey{}, n), w.End()
+}
+
+// depart takes back what a client had open when its connection ends.
+func (s *Server) depart(g *guard) {
+	if g.session != nil {
+		_ = g.session.close(false)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.guards, g)
+	if g.session != nil {
+		delete(s.sessions, g.session.key.pid)
+	}
+}
+
+// cancel cancels the statement of the client with that key. As in PostgreSQL
+// nobody hears whether there was one.
+func (s *Server) cancel(_ context.Context, pid, secret int32) error {
+	s.mu.Lock()
+	target := s.sessions[pid]
+	s.mu.Unlock()
+	if target != nil && subtle.ConstantTimeEq(target.key.secret, secret) == 1 {
+		target.cancel()
+	}
+	return nil
+}
+
+// parse finds the statement that a client means.
+func (s *Server) parse(ctx context.Context, q wire.Query) (wire.PreparedStatements, error) {
+	found := s.catalogue.bySQL[q.Query]
+	if found == nil {
+		var err error
+		if found, err = parseControl(q.Query); err != nil {
+			sessionOf(ctx).fail()
+			return nil, err
+		}
+	}
+	if q.SimpleQuery {
+		return found.simple, nil
+	}
+	return found.extended, nil
+}
+
+// statements is the prepared statements of one client. psql-wire ends the
+// connection without a word when it is asked to bind one that is not there;
+// with a stand-in the client hears so.
+type statements struct {
+	wire.DefaultStatementCache
+	unknown *wire.Statement
+}
+
+// Get returns the prepared statement of that name.
+func (c *statements) Get(ctx context.Context, name string) (*wire.Statement, error) {
+	found, err := c.DefaultStatementCache.Get(ctx, name)
+	if found == nil && err == nil {
+		return c.unknown, nil
+	}
+	return found, err
+}
+
+// warnings is a log without what psql-wire says to its developers: at that
+// level it shows every parameter, digests of passwords included.
+type warnings struct{ slog.Handler }
+
+// Enabled reports whether a level is logged.
+func (h warnings) Enabled(ctx context.Context, level slog.Level) bool {
+	return level >= slog.LevelWarn && h.Handler.Enabled(ctx, level)
+}

@@ -1,0 +1,187 @@
+package sqlite
+
+import (
+	"container/list"
+	"sync"
+	"sync/atomic"
+
+	"github.com/jeroenrinzema/psql-wire/codes"
+)
+
+// writer is the one SQLite connection that writes, with the line in front of
+// it. First come, first served.
+//
+// When others are waiting, a transaction that is done does not commit: it
+// leaves its work to the next in line, and the last one, or the one that fills
+// the group, commits for all of them with one wait for the disk. Until then
+// none of them is told that it is done. A member that fails goes back to its
+// savepoint and leaves the others as they are.
+type writer struct {
+	limit int
+
+	// Only who holds the turn touches these.
+	conn  *conn
+	group *group // transactions that are done and wait for a common commit, or nil
+
+	transactions, commits atomic.Int64
+
+	mu   sync.Mutex
+	busy bool      // somebody holds the turn
+	line list.List // of *waiter
+}
+
+// waiter is somebody in line.
+type waiter struct {
+	ready chan struct{}
+	alone bool
+}
+
+// group is a number of transactions that commit together.
+type group struct {
+	members int
+	done    chan struct{}
+	err     error // set before done is closed
+}
+
+// turn is the right to write, from begin to commit or rollback.
+type turn struct {
+	w     *writer
+	first bool // opened the SQLite transaction; later members have a savepoint
+}
+
+// acquire waits in line and begins a transaction. Alone, it never joins a
+// group: what may stay open for long must not keep others from their commit.
+// Cancel, when closed, ends the wait.
+func (w *writer) acquire(cancel func() <-chan struct{}, alone bool) (*turn, error) {
+	w.mu.Lock()
+	if !w.busy {
+		w.busy = true
+		w.mu.Unlock()
+		return w.begin()
+	}
+	me := &waiter{ready: make(chan struct{}), alone: alone}
+	place := w.line.PushBack(me)
+	w.mu.Unlock()
+	select {
+	case <-me.ready:
+		return w.begin()
+	case <-cancel():
+	}
+	w.mu.Lock()
+	select {
+	case <-me.ready:
+		// The turn came in the same moment. It may hold the work of others,
+		// who would wait for ever if it were dropped.
+		w.mu.Unlock()
+		w.leave()
+	default:
+		w.line.Remove(place)
+		w.mu.Unlock()
+	}
+	return nil, errCancelled()
+}
+
+func (w *writer) begin() (*turn, error) {
+	t := &turn{w: w, first: w.group == nil}
+	text := "savepoint member"
+	if t.first {
+		text = "begin immediate"
+	}
+	if err := w.conn.exec(text); err != nil {
+		w.leave()
+		return nil, coded(err)
+	}
+	if t.first {
+		w.group = &group{done: make(chan struct{})}
+	}
+	w.transactions.Add(1)
+	return t, nil
+}
+
+// commit returns when the transaction is as durable as the node promises.
+func (t *turn) commit() error {
+	w := t.w
+	if !t.first {
+		if err := w.conn.exec("release member"); err != nil {
+			t.rollback()
+			return coded(err)
+		}
+	}
+	g := w.group
+	g.members++
+	w.leave()
+	<-g.done
+	return g.err
+}
+
+// rollback takes back what this turn did, and nothing else.
+func (t *turn) rollback() {
+	w := t.w
+	if t.first {
+		// Fails where SQLite has rolled back by itself, after an I/O error for
+		// example, and then there is nothing left to do.
+		_ = w.conn.exec("rollback")
+		w.group = nil
+		w.leave()
+		return
+	}
+	err := w.conn.exec("rollback to member")
+	if err == nil {
+		err = w.conn.exec("release member")
+	}
+	if err != nil || w.conn.AutocommitEnabled() {
+		_ = w.conn.exec("rollback")
+		// SQLite took the whole transaction back: the members that wait for
+		// their commit must hear that it will not come.
+		w.finish(fault(codes.SerializationFailure, "the commit that this transaction was a part of was rolled back"))
+	}
+	w.leave()
+}
+
+// leave hands the turn on: with the group while it may grow and somebody is
+// there to join it, else after committing it.
+func (w *writer) leave() {
+	w.mu.Lock()
+	if next := w.line.Front(); w.group != nil && next != nil && !next.Value.(*waiter).alone && w.group.members < w.limit {
+		w.pass(next)
+		w.mu.Unlock()
+		return
+	}
+	w.mu.Unlock()
+	if w.group != nil {
+		w.settle()
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if next := w.line.Front(); next != nil {
+		w.pass(next)
+		return
+	}
+	w.busy = false
+}
+
+// pass gives the turn to somebody in line; the lock is held.
+func (w *writer) pass(next *list.Element) {
+	close(w.line.Remove(next).(*waiter).ready)
+}
+
+// settle commits the group.
+func (w *writer) settle() {
+	err := w.conn.exec("commit")
+	if err != nil {
+		if !w.conn.AutocommitEnabled() {
+			_ = w.conn.exec("rollback")
+		}
+		w.finish(coded(err))
+		return
+	}
+	w.commits.Add(1)
+	w.finish(nil)
+}
+
+func (w *writer) finish(err error) {
+	g := w.group
+	w.group = nil
+	g.err = err
+	close(g.done)
+}

@@ -1,0 +1,231 @@
+package store
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"strconv"
+	"strings"
+)
+
+// Type is the SQL type of a parameter or of a result column.
+type Type string
+
+// The types that the catalogue uses.
+const (
+	BigInt Type = "bigint" // 64 bits
+	Int    Type = "int"    // 32 bits
+	Text   Type = "text"   // UTF-8 without NUL
+)
+
+// Column is one column of a result.
+type Column struct {
+	Name string
+	Type Type
+}
+
+// Statement is one statement that a Store sends, in the common subset of
+// PostgreSQL and SQLite: parameters are $1, $2 ... in the order of their first
+// appearance, and there are no casts, no functions of time and no other words
+// that only one of the two has.
+type Statement struct {
+	// Name is unique in the catalogue and stable, for logs and tests.
+	Name string
+	// SQL is the text as it is sent; it never changes at run time.
+	SQL string
+	// Params are the types of $1, $2 ...
+	Params []Type
+	// Columns describe the rows that come back; nil if none do.
+	Columns []Column
+	// SQLite is what SQLite runs in place of SQL, where the same table is laid
+	// out better in its own words; empty where it runs SQL itself. Only the
+	// schema has any.
+	SQLite string
+}
+
+// rowsPerInsert is how many rows a bulk insert carries: enough to make the
+// cost of a message small against that of its rows.
+const rowsPerInsert = 50
+
+// The statements of the operations.
+const (
+	userColumns  = `id, login, name, password, created_us, photos, followers, following, version`
+	photoColumns = `id, user_id, title, state, width, height, bytes, created_us, likes, comments, version`
+
+	sqlUser        = `select ` + userColumns + ` from users where id = $1`
+	sqlUserByLogin = `select ` + userColumns + ` from users where login = $1`
+	sqlPhoto       = `select ` + photoColumns + ` from photos where id = $1`
+
+	// The inner query picks the newest from the index alone, so that only the
+	// rows that are shown are fetched whole.
+	sqlFeed = `select ` + photoColumns + ` from photos where id in (` +
+		`select p.id from follows f join photos p on p.user_id = f.followee where f.follower = $1 ` +
+		`order by p.created_us desc, p.id desc limit $2) order by created_us desc, id desc`
+	sqlNewest = `select ` + photoColumns + ` from photos order by created_us desc, id desc limit $1`
+
+	// Inserting from users makes a photo of a user who does not exist no row,
+	// instead of a row that belongs to nobody.
+	sqlAddPhoto = `insert into photos (id, user_id, title, state, width, height, bytes, created_us, likes, comments, version) ` +
+		`select $1, id, $2, $3, $4, $5, $6, $7, $8, $9, $10 from users where id = $11`
+	sqlCountPhoto = `update users set photos = photos + 1, version = version + 1 where id = $1`
+
+	sqlRename     = `update photos set title = $1, version = version + 1 where id = $2 and user_id = $3 returning version`
+	sqlPhotoOwner = `select user_id from photos where id = $1`
+	sqlLike       = `update photos set likes = likes + 1, version = version + 1 where id = $1 returning version`
+
+	sqlCountComment = `update photos set comments = comments + 1, version = version + 1 where id = $1 returning version`
+	sqlAddComment   = `insert into comments (id, photo_id, user_id, text, created_us) ` +
+		`select $1, id, $2, $3, $4 from photos where id = $5`
+
+	// Deleting begins by locking the photo's row: whoever else deletes it waits
+	// here and then finds none, so that the user's counter falls once.
+	sqlLockPhoto      = `update photos set version = version + 1 where id = $1 and user_id = $2`
+	sqlUncountPhoto   = `update users set photos = photos - 1, version = version + 1 where id = $1 and exists (select 1 from photos where id = $2 and user_id = $1)`
+	sqlDeleteComments = `delete from comments where photo_id = $1 and exists (select 1 from photos where id = $1 and user_id = $2)`
+	sqlDeletePhoto    = `delete from photos where id = $1 and user_id = $2`
+	sqlAddFollow      = `insert into follows (follower, followee, created_us) select a.id, b.id, $1 from users a, users b where a.id = $2 and b.id = $3`
+	sqlCountFollowing = `update users set following = following + 1, version = version + 1 where id = $1 and exists (select 1 from follows where follower = $1 and followee = $2)`
+	sqlCountFollower  = `update users set followers = followers + 1, version = version + 1 where id = $1 and exists (select 1 from follows where followee = $1 and follower = $2)`
+	sqlAnalyze        = `analyze`
+	sqlInsertUsers    = `insert into users (` + userColumns + `) values `
+	sqlInsertPhotos   = `insert into photos (` + photoColumns + `) values `
+	sqlInsertComments = `insert into comments (id, photo_id, user_id, text, created_us) values `
+	sqlInsertFollows  = `insert into follows (follower, followee, created_us) values `
+)
+
+// Types of whole rows, in the order of the columns of their tables.
+func userTypes() []Type {
+	return []Type{BigInt, Text, Text, Text, BigInt, BigInt, BigInt, BigInt, BigInt}
+}
+
+func photoTypes() []Type {
+	return []Type{BigInt, BigInt, Text, Text, Int, Int, BigInt, BigInt, BigInt, BigInt, BigInt}
+}
+func commentTypes() []Type { return []Type{BigInt, BigInt, BigInt, Text, BigInt} }
+func followTypes() []Type  { return []Type{BigInt, BigInt, BigInt} }
+
+// Statements is the catalogue: everything that a Store ever sends, but BEGIN,
+// COMMIT, ROLLBACK and an empty ping. An engine that runs a fixed list of
+// statements gets this one.
+func Statements() []Statement {
+	user := columns(userColumns, userTypes())
+	photo := columns(photoColumns, photoTypes())
+	version := []Column{{Name: "version", Type: BigInt}}
+	id := []Type{BigInt}
+	two := []Type{BigInt, BigInt}
+	all := schema()
+	all = append(all, []Statement{
+		{Name: "user", SQL: sqlUser, Params: id, Columns: user},
+		{Name: "user by login", SQL: sqlUserByLogin, Params: []Type{Text}, Columns: user},
+		{Name: "photo", SQL: sqlPhoto, Params: id, Columns: photo},
+		{Name: "feed", SQL: sqlFeed, Params: two, Columns: photo},
+		{Name: "newest", SQL: sqlNewest, Params: id, Columns: photo},
+		{Name: "add photo", SQL: sqlAddPhoto, Params: []Type{BigInt, Text, Text, Int, Int, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt}},
+		{Name: "count photo", SQL: sqlCountPhoto, Params: id},
+		{Name: "rename photo", SQL: sqlRename, Params: []Type{Text, BigInt, BigInt}, Columns: version},
+		{Name: "owner of photo", SQL: sqlPhotoOwner, Params: id, Columns: []Column{{Name: "user_id", Type: BigInt}}},
+		{Name: "like", SQL: sqlLike, Params: id, Columns: version},
+		{Name: "count comment", SQL: sqlCountComment, Params: id, Columns: version},
+		{Name: "add comment", SQL: sqlAddComment, Params: []Type{BigInt, BigInt, Text, BigInt, BigInt}},
+		{Name: "lock photo", SQL: sqlLockPhoto, Params: two},
+		{Name: "uncount photo", SQL: sqlUncountPhoto, Params: two},
+		{Name: "delete comments", SQL: sqlDeleteComments, Params: two},
+		{Name: "delete photo", SQL: sqlDeletePhoto, Params: two},
+		{Name: "add follow", SQL: sqlAddFollow, Params: []Type{BigInt, BigInt, BigInt}},
+		{Name: "count following", SQL: sqlCountFollowing, Params: two},
+		{Name: "count follower", SQL: sqlCountFollower, Params: two},
+		{Name: "analyze", SQL: sqlAnalyze},
+	}...)
+	for _, t := range tables() {
+		for _, rows := range []int{1, rowsPerInsert} {
+			all = append(all, t.insert(rows))
+		}
+	}
+	return all
+}
+
+// table is a table as Load sees it.
+type table struct {
+	name  string
+	into  string // "insert into ... values "
+	types []Type
+}
+
+func tables() []table {
+	return []table{
+		{name: "users", into: sqlInsertUsers, types: userTypes()},
+		{name: "photos", into: sqlInsertPhotos, types: photoTypes()},
+		{name: "comments", into: sqlInsertComments, types: commentTypes()},
+		{name: "follows", into: sqlInsertFollows, types: followTypes()},
+	}
+}
+
+// insert returns the statement that inserts so many rows.
+func (t table) insert(rows int) Statement {
+	s := Statement{Name: "insert " + strconv.Itoa(rows) + " " + t.name}
+	var text strings.Builder
+	text.WriteString(t.into)
+	for row := range rows {
+		if row > 0 {
+			text.WriteString(", ")
+		}
+		for i := range t.types {
+			text.WriteString([]string{"(", ", "}[min(i, 1)])
+			text.WriteByte('$')
+			text.WriteString(strconv.Itoa(row*len(t.types) + i + 1))
+		}
+		text.WriteByte(')')
+		s.Params = append(s.Params, t.types...)
+	}
+	s.SQL = text.String()
+	return s
+}
+
+// columns pairs a list of names, as it stands in a statement, with their types.
+func columns(names string, types []Type) []Column {
+	var all []Column
+	for i, name := range strings.Split(names, ", ") {
+		all = append(all, Column{Name: name, Type: types[i]})
+	}
+	return all
+}
+
+// schema returns the statements that make the tables, each of which does
+// nothing where its object exists. SQLite stores a table in the order of an
+// "integer primary key", or of any other key with "without rowid"; with the
+// common words every read by key would search two trees instead of one.
+func schema() []Statement {
+	one := func(name, common, key, own string) Statement {
+		s := Statement{Name: "create " + name, SQL: common}
+		if key != "" {
+			s.SQLite = strings.Replace(common, key, own, 1)
+		}
+		return s
+	}
+	const id, rowID = "id bigint primary key", "id integer primary key"
+	return []Statement{
+		one("users", `create table if not exists users (id bigint primary key, login text not null unique, name text not null, `+
+			`password text not null, created_us bigint not null, photos bigint not null, followers bigint not null, `+
+			`following bigint not null, version bigint not null)`, id, rowID),
+		one("photos", `create table if not exists photos (id bigint primary key, user_id bigint not null, title text not null, `+
+			`state text not null, width int not null, height int not null, bytes bigint not null, created_us bigint not null, `+
+			`likes bigint not null, comments bigint not null, version bigint not null)`, id, rowID),
+		one("comments", `create table if not exists comments (id bigint primary key, photo_id bigint not null, `+
+			`user_id bigint not null, text text not null, created_us bigint not null)`, id, rowID),
+		one("follows", `create table if not exists follows (follower bigint not null, followee bigint not null, `+
+			`created_us bigint not null, primary key (follower, followee))`, "followee))", "followee)) without rowid"),
+		// Whole for the inner query of the feed: it reads no row of photos.
+		one("photos by user", `create index if not exists photos_by_user on photos (user_id, created_us, id)`, "", ""),
+		one("photos by time", `create index if not exists photos_by_time on photos (created_us, id)`, "", ""),
+		one("comments by photo", `create index if not exists comments_by_photo on comments (photo_id)`, "", ""),
+	}
+}
+
+// SchemaDigest identifies the schema: equal schemas have equal digests. A
+// template of a loaded database is kept under it.
+func SchemaDigest() string {
+	sum := sha256.New()
+	for _, s := range schema() {
+		sum.Write([]byte(s.SQL + "\n" + s.SQLite + "\n"))
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:8])
+}

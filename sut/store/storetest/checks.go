@@ -1,0 +1,269 @@
+package storetest
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stagebench/stagebench/sut/photos"
+)
+
+// nobody and nothing are ids that are never given.
+const (
+	nobody  photos.ID = 1 << 60
+	nothing photos.ID = 1<<60 + 1
+)
+
+func loaded(t *testing.T, k kit) {
+	for _, want := range k.data.users {
+		same(t, "user by id", k.user(t, want.ID), want)
+		got, err := k.UserByLogin(t.Context(), want.Login)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, "user by login", got, want)
+	}
+	for _, want := range k.data.photos {
+		same(t, "photo", k.photo(t, want.ID), want)
+	}
+}
+
+func feed(t *testing.T, k kit) {
+	follows := map[photos.ID][]photos.ID{}
+	for _, f := range k.data.follows {
+		follows[f.Follower] = append(follows[f.Follower], f.Followee)
+	}
+	for _, user := range []photos.ID{1, 2, 9, 27, 60, 61, 120, nobody} {
+		for _, limit := range []int{-1, 0, 1, 7, 20, 1000} {
+			got, err := k.Feed(t.Context(), user, limit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := newestFirst(k.data.photos, limit, func(p photos.Photo) bool { return slices.Contains(follows[user], p.UserID) })
+			same(t, fmt.Sprintf("feed of %d, at most %d", user, limit), got, want)
+		}
+	}
+}
+
+func newest(t *testing.T, k kit) {
+	for _, limit := range []int{-1, 0, 1, 20, 300} {
+		got, err := k.Newest(t.Context(), limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := newestFirst(k.data.photos, limit, func(photos.Photo) bool { return true })
+		same(t, fmt.Sprintf("newest, at most %d", limit), got, want)
+	}
+}
+
+func notFound(t *testing.T, k kit) {
+	ctx := t.Context()
+	_, err := k.User(ctx, nobody)
+	wants(t, "User", err, photos.ErrNotFound)
+	_, err = k.UserByLogin(ctx, "nobody")
+	wants(t, "UserByLogin", err, photos.ErrNotFound)
+	_, err = k.UserByLogin(ctx, "USER-1")
+	wants(t, "UserByLogin in other letters", err, photos.ErrNotFound)
+	_, err = k.Photo(ctx, nothing)
+	wants(t, "Photo", err, photos.ErrNotFound)
+	_, err = k.RenamePhoto(ctx, nothing, 1, "title")
+	wants(t, "RenamePhoto", err, photos.ErrNotFound)
+	wants(t, "DeletePhoto", k.DeletePhoto(ctx, nothing, 1), photos.ErrNotFound)
+	_, err = k.Like(ctx, nothing, 1)
+	wants(t, "Like", err, photos.ErrNotFound)
+	_, err = k.Comment(ctx, photos.Comment{ID: k.ids.next(), PhotoID: nothing, UserID: 1, Text: "?"})
+	wants(t, "Comment", err, photos.ErrNotFound)
+
+	orphan := photos.Photo{ID: k.ids.next(), UserID: nobody, State: photos.StateReady, Version: 1}
+	wants(t, "AddPhoto", k.AddPhoto(ctx, orphan), photos.ErrNotFound)
+	_, err = k.Photo(ctx, orphan.ID)
+	wants(t, "the photo of nobody", err, photos.ErrNotFound)
+
+	before := k.user(t, 1)
+	wants(t, "Follow of nobody", k.Follow(ctx, photos.Follow{Follower: 1, Followee: nobody}), photos.ErrNotFound)
+	wants(t, "Follow by nobody", k.Follow(ctx, photos.Follow{Follower: nobody, Followee: 1}), photos.ErrNotFound)
+	same(t, "the user of these attempts", k.user(t, 1), before)
+}
+
+func forbidden(t *testing.T, k kit) {
+	p := k.newPhoto(t, 1)
+	_, err := k.RenamePhoto(t.Context(), p.ID, 2, "mine now")
+	wants(t, "RenamePhoto", err, photos.ErrForbidden)
+	_, err = k.RenamePhoto(t.Context(), p.ID, nobody, "mine now")
+	wants(t, "RenamePhoto by nobody", err, photos.ErrForbidden)
+	owners := []photos.User{k.user(t, 1), k.user(t, 2)}
+	wants(t, "DeletePhoto", k.DeletePhoto(t.Context(), p.ID, 2), photos.ErrForbidden)
+	same(t, "the photo", k.photo(t, p.ID), p)
+	same(t, "both users", []photos.User{k.user(t, 1), k.user(t, 2)}, owners)
+}
+
+func conflict(t *testing.T, k kit) {
+	ctx := t.Context()
+	p := k.newPhoto(t, 1)
+	before := k.user(t, 1)
+	again := p
+	again.Title = "another"
+	wants(t, "AddPhoto", k.AddPhoto(ctx, again), photos.ErrConflict)
+	same(t, "the photo", k.photo(t, p.ID), p)
+	same(t, "its user", k.user(t, 1), before)
+
+	// The counter is raised before the insert fails: both must be undone.
+	c := photos.Comment{ID: k.data.comments[0].ID, PhotoID: p.ID, UserID: 1, Text: "twice"}
+	_, err := k.Comment(ctx, c)
+	wants(t, "Comment", err, photos.ErrConflict)
+	same(t, "the photo after a comment that failed", k.photo(t, p.ID), p)
+
+	taken := k.data.users[3]
+	taken.ID = 4711
+	err = k.Load(ctx, &data{users: []photos.User{{ID: 4710, Login: "free"}, taken}})
+	wants(t, "Load of a login name", err, photos.ErrConflict)
+	for _, id := range []photos.ID{4710, 4711} {
+		_, err = k.User(ctx, id)
+		wants(t, "a user of that load", err, photos.ErrNotFound)
+	}
+}
+
+func lifecycle(t *testing.T, k kit) {
+	ctx := t.Context()
+	before := k.user(t, 111)
+	p := k.newPhoto(t, 111)
+	same(t, "the new photo", k.photo(t, p.ID), p)
+	version, err := k.RenamePhoto(ctx, p.ID, 111, "renamed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Title, p.Version = "renamed", 2
+	same(t, "version", version, p.Version)
+	same(t, "the renamed photo", k.photo(t, p.ID), p)
+	counted := before
+	counted.Photos++
+	counted.Version++
+	same(t, "the user with a photo more", k.user(t, 111), counted)
+	if err := k.DeletePhoto(ctx, p.ID, 111); err != nil {
+		t.Fatal(err)
+	}
+	_, err = k.Photo(ctx, p.ID)
+	wants(t, "the deleted photo", err, photos.ErrNotFound)
+	before.Version += 2
+	same(t, "the user without it", k.user(t, 111), before)
+	wants(t, "deleting it again", k.DeletePhoto(ctx, p.ID, 111), photos.ErrNotFound)
+}
+
+func counting(t *testing.T, k kit) {
+	p := k.newPhoto(t, 1)
+	for range 3 {
+		version, err := k.Like(t.Context(), p.ID, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Likes++
+		p.Version++
+		same(t, "version after a like", version, p.Version)
+	}
+	for range 2 {
+		version, err := k.Comment(t.Context(), photos.Comment{ID: k.ids.next(), PhotoID: p.ID, UserID: 2, Text: "well", CreatedUS: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Comments++
+		p.Version++
+		same(t, "version after a comment", version, p.Version)
+	}
+	same(t, "the photo", k.photo(t, p.ID), p)
+}
+
+func follows(t *testing.T, k kit) {
+	a, b := k.user(t, 112), k.user(t, 1)
+	for i := range 3 {
+		// Also with the very same record, and with another time.
+		f := photos.Follow{Follower: a.ID, Followee: b.ID, CreatedUS: int64(5 + i/2)}
+		if err := k.Follow(t.Context(), f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.Following++
+	a.Version++
+	b.Followers++
+	b.Version++
+	same(t, "the follower", k.user(t, a.ID), a)
+	same(t, "the followee", k.user(t, b.ID), b)
+	got, err := k.Feed(t.Context(), a.ID, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := newestFirst(k.data.photos, 1, func(p photos.Photo) bool { return p.UserID == b.ID })
+	same(t, "the follower's feed", got, want)
+}
+
+func text(t *testing.T, k kit) {
+	p := k.newPhoto(t, 1)
+	for name, title := range map[string]string{
+		"empty":              "",
+		"spaces":             " \t\r\n ",
+		"quotes":             `it's "quoted" \ and $1 $$ ? :name @x`,
+		"SQL":                "'; drop table users; --",
+		"comment":            "/* */ -- x",
+		"many scripts":       "日本語 עברית العربية हिन्दी ไทย",
+		"beyond the BMP":     "👩‍👩‍👧‍👦 𝒳 🏴󠁧󠁢󠁳󠁣󠁴󠁿",
+		"combining":          "e\u0301 is not é",
+		"marks":              "\ufeff\u200b\u202e\ufffd\ufffe",
+		"control characters": "\x01\x07\x1b[31m\x7f\u0085",
+		"large":              strings.Repeat("ÿ'", 10_000),
+	} {
+		version, err := k.RenamePhoto(t.Context(), p.ID, 1, title)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		p.Title, p.Version = title, version
+		same(t, name, k.photo(t, p.ID), p)
+		_, err = k.UserByLogin(t.Context(), title)
+		wants(t, name+" as a login name", err, photos.ErrNotFound)
+		if _, err := k.Comment(t.Context(), photos.Comment{ID: k.ids.next(), PhotoID: p.ID, UserID: 1, Text: title}); err != nil {
+			t.Fatalf("%s as a comment: %v", name, err)
+		}
+		p = k.photo(t, p.ID)
+	}
+}
+
+func badText(t *testing.T, k kit) {
+	p := k.newPhoto(t, 1)
+	for name, title := range map[string]string{
+		"NUL":         "a\x00b",
+		"broken":      "a\xffb",
+		"surrogate":   "\xed\xa0\x80",
+		"overlong":    "\xc0\xaf",
+		"half a rune": "a\xe2\x82",
+	} {
+		_, err := k.RenamePhoto(t.Context(), p.ID, 1, title)
+		if err == nil {
+			t.Errorf("%s: stored", name)
+		}
+		wants(t, name, err, nil)
+		_, err = k.Comment(t.Context(), photos.Comment{ID: k.ids.next(), PhotoID: p.ID, UserID: 1, Text: title})
+		if err == nil {
+			t.Errorf("%s: stored as a comment", name)
+		}
+	}
+	same(t, "the photo after all these", k.photo(t, p.ID), p)
+}
+
+func cancelled(t *testing.T, k kit) {
+	p := k.newPhoto(t, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := k.Photo(ctx, p.ID)
+	wants(t, "a read", err, nil)
+	if err == nil {
+		t.Error("a read with a cancelled context succeeded")
+	}
+	if _, err = k.Like(ctx, p.ID, 1); err == nil {
+		t.Error("a write with a cancelled context succeeded")
+	}
+	late, cancel := context.WithTimeout(t.Context(), -1)
+	defer cancel()
+	_, err = k.Photo(late, p.ID)
+	wants(t, "a read that is late", err, photos.ErrUnavailable)
+	same(t, "the photo", k.photo(t, p.ID), p)
+}

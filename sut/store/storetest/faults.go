@@ -1,0 +1,232 @@
+package storetest
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/stagebench/stagebench/sut/photos"
+	"github.com/stagebench/stagebench/sut/store"
+)
+
+// Database is a running, empty database that the kit may kill.
+type Database interface {
+	// Address is its host:port, the same after every restart.
+	Address() string
+	// Kill ends it at once, as a crash does, and returns when it is gone.
+	Kill(t *testing.T)
+	// Restart starts it on the same data and returns when it serves.
+	Restart(t *testing.T)
+}
+
+// Faults checks what happens when the database or one of its clients dies.
+func Faults(t *testing.T, db Database) {
+	k := kit{Store: Open(t, db.Address()), data: newData(), ids: &ids{}}
+	if err := k.CreateSchema(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Load(t.Context(), k.data); err != nil {
+		t.Fatal(err)
+	}
+	for _, check := range []struct {
+		name string
+		run  func(*testing.T, kit, Database)
+	}{
+		{"a client that dies in a transaction leaves nothing", deadClient},
+		{"a pool without a free connection is unavailable", exhausted},
+		{"the first requests after a restart succeed", restarted},
+		{"under load nothing acknowledged is lost", killedUnderLoad},
+	} {
+		t.Run(check.name, func(t *testing.T) { check.run(t, k, db) })
+	}
+}
+
+// client is a raw connection that a check can mistreat.
+func client(t *testing.T, db Database) *pgx.Conn {
+	t.Helper()
+	config, err := pgx.ParseConfig("postgres://" + store.User + "@" + db.Address() + "/" + store.Database + "?sslmode=disable")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pgx.ConnectConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	return conn
+}
+
+// statement returns the SQL of that name in the catalogue.
+func statement(t *testing.T, name string) string {
+	t.Helper()
+	for _, s := range Statements() {
+		if s.Name == name {
+			return s.SQL
+		}
+	}
+	t.Fatalf("no statement %q in the catalogue", name)
+	return ""
+}
+
+// likeInside likes a photo in a transaction that it leaves open.
+func likeInside(t *testing.T, conn *pgx.Conn, photo photos.ID) pgx.Tx {
+	t.Helper()
+	tx, err := conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), statement(t, "like"), photo); err != nil {
+		t.Fatal(err)
+	}
+	return tx
+}
+
+func deadClient(t *testing.T, k kit, db Database) {
+	p := k.newPhoto(t, 1)
+	for _, die := range []func(net.Conn) error{
+		net.Conn.Close,
+		func(c net.Conn) error { return c.(*net.TCPConn).SetLinger(0) }, // a reset instead of an end
+	} {
+		conn := client(t, db)
+		likeInside(t, conn, p.ID)
+		socket := conn.PgConn().Conn()
+		if err := errors.Join(die(socket), socket.Close()); err != nil && !errors.Is(err, net.ErrClosed) {
+			t.Fatal(err)
+		}
+		// Waits for the dead client's transaction, and must not for ever.
+		if _, err := k.Like(within(t), p.ID, 1); err != nil {
+			t.Fatal(err)
+		}
+		p.Likes++
+		p.Version++
+		same(t, "the photo", k.photo(t, p.ID), p)
+	}
+}
+
+func exhausted(t *testing.T, k kit, db Database) {
+	p := k.newPhoto(t, 1)
+	tx := likeInside(t, client(t, db), p.ID)
+	small := openWith(t, store.Config{Address: db.Address(), MaxConns: 1, QueryTimeout: 200 * time.Millisecond})
+	for range 3 {
+		_, err := small.Like(t.Context(), p.ID, 1)
+		wants(t, "a like behind another one", err, photos.ErrUnavailable)
+	}
+	concurrently(t, 4, func(int) error {
+		_, err := small.Like(t.Context(), p.ID, 1)
+		wants(t, "a like behind others, without a connection", err, photos.ErrUnavailable)
+		return nil
+	})
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// Whether those that were given up on happen after all is open, as after
+	// any time-out; that the pool is free again is not.
+	if _, err := small.Like(within(t), p.ID, 1); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func restarted(t *testing.T, k kit, db Database) {
+	p := k.newPhoto(t, 1)
+	for range 3 {
+		// Several connections in the pool, each of which goes stale.
+		concurrently(t, 32, func(int) error { return k.Ping(within(t)) })
+		db.Kill(t)
+		_, err := k.Photo(t.Context(), p.ID)
+		wants(t, "a read while it is gone", err, photos.ErrUnavailable)
+		_, err = k.Like(t.Context(), p.ID, 1)
+		wants(t, "a write while it is gone", err, photos.ErrUnavailable)
+		wants(t, "a ping while it is gone", k.Ping(t.Context()), photos.ErrUnavailable)
+		db.Restart(t)
+		if _, err := k.Like(within(t), p.ID, 1); err != nil {
+			t.Fatalf("the first write after the restart: %v", err)
+		}
+		p.Likes++
+		p.Version++
+		same(t, "the photo", k.photo(t, p.ID), p)
+
+		// And with no request in between.
+		concurrently(t, 32, func(int) error { return k.Ping(within(t)) })
+		db.Kill(t)
+		db.Restart(t)
+		concurrently(t, 32, func(i int) (err error) {
+			if i%2 == 0 {
+				_, err = k.Like(within(t), p.ID, 1)
+			} else {
+				_, err = k.Photo(within(t), p.ID)
+			}
+			return err
+		})
+		p.Likes += 16
+		p.Version += 16
+		same(t, "the photo", k.photo(t, p.ID), p)
+	}
+}
+
+// killedUnderLoad: every like that was acknowledged is there, and none that
+// was never asked for; those without an answer may be either.
+func killedUnderLoad(t *testing.T, k kit, db Database) {
+	p := k.newPhoto(t, 1)
+	var acknowledged, unknown, recovered atomic.Int64
+	var up atomic.Bool
+	ctx, stop := context.WithCancel(within(t))
+	enough := make(chan struct{})
+	var once sync.Once
+	var workers sync.WaitGroup
+	for range 12 {
+		workers.Go(func() {
+			for ctx.Err() == nil {
+				again := up.Load()
+				_, err := k.Like(context.WithoutCancel(ctx), p.ID, 1)
+				switch {
+				case err == nil:
+					if acknowledged.Add(1); again && recovered.Add(1) > 100 {
+						once.Do(func() { close(enough) })
+					}
+				case errors.Is(err, photos.ErrUnavailable):
+					unknown.Add(1)
+				default:
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	await(t, func() bool { return acknowledged.Load() > 100 })
+	db.Kill(t)
+	await(t, func() bool { return unknown.Load() > 100 })
+	db.Restart(t)
+	up.Store(true)
+	select {
+	case <-enough:
+	case <-ctx.Done():
+		t.Error("the store did not recover")
+	}
+	stop()
+	workers.Wait()
+	got := k.photo(t, p.ID).Likes
+	if low, high := acknowledged.Load(), acknowledged.Load()+unknown.Load(); got < low || got > high {
+		t.Errorf("the photo has %d likes: %d were acknowledged and %d got no answer", got, low, high-low)
+	}
+}
+
+// await waits until something has come true.
+func await(t *testing.T, done func() bool) {
+	t.Helper()
+	ctx := within(t)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatal("gave up waiting")
+		}
+	}
+}

@@ -1,0 +1,234 @@
+package budget
+
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/stagebench/stagebench/targets/proc"
+)
+
+// treeEnv marks the processes of a tree group: it holds the group's path.
+// Environments are inherited, so a server whose parent was killed, and which
+// therefore hangs below pid 1, is still known for ours.
+const treeEnv = "STAGEBENCH_GROUP"
+
+// treeGroup stands for a cgroup where there is none: its members are the
+// processes that it started, those that carry its mark, and the descendants of
+// both. It accounts and kills; it limits nothing.
+type treeGroup struct {
+	root string // where procfs is found
+	path string // this group in the mark: "PID-START-NAMESPACE-RANDOM/host/node"
+
+	mu       sync.Mutex
+	children []*treeGroup   // guarded by mu
+	started  map[int]uint64 // guarded by mu: pid -> start time
+	carried  uint64         // guarded by mu: ticks of earlier generations of processes
+	seen     uint64         // guarded by mu: most ticks seen of the present one
+}
+
+func newTree(root string) *treeGroup {
+	g := &treeGroup{root: root, path: "0-0-0", started: map[int]uint64{}}
+	if self, err := proc.Self(root); err == nil {
+		g.path = self.String()
+	}
+	// Two managers of one process must not take each other's processes for
+	// their own.
+	g.path += "-" + rand.Text()
+	return g
+}
+
+func (g *treeGroup) child(name string) (group, error) {
+	child := &treeGroup{root: g.root, path: g.path + "/" + name, started: map[int]uint64{}}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.children = append(g.children, child)
+	return child, nil
+}
+
+func (g *treeGroup) start(cmd *exec.Cmd) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if members, err := g.members(); err == nil && len(members) == 0 {
+		g.carried, g.seen = g.carried+g.seen, 0
+	}
+	if cmd.Env == nil {
+		cmd.Env = os.Environ()
+	}
+	cmd.Env = append(cmd.Env, treeEnv+"="+g.path)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	if stat, err := proc.ReadStat(g.root, cmd.Process.Pid); err == nil {
+		g.started[stat.PID] = stat.Start
+	}
+	return nil
+}
+
+func (g *treeGroup) limitCPU(Quota) error    { return nil }
+func (g *treeGroup) limitMemory(int64) error { return nil }
+
+func (g *treeGroup) usage() (Usage, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var sum Usage
+	for _, child := range g.children {
+		usage, err := child.usage()
+		if err != nil {
+			return Usage{}, err
+		}
+		sum.CPUSeconds += usage.CPUSeconds
+		sum.RSSBytes += usage.RSSBytes
+	}
+	if len(g.children) > 0 {
+		return sum, nil
+	}
+	members, err := g.members()
+	if err != nil {
+		return Usage{}, err
+	}
+	var ticks uint64
+	var pages int64
+	for _, stat := range members {
+		ticks += stat.Ticks + stat.ChildTicks
+		pages += stat.RSSPages
+	}
+	// A process that dies without being waited for takes its ticks with it; an
+	// account that goes back would make a negative step.
+	g.seen = max(g.seen, ticks)
+	return Usage{
+		CPUSeconds: float64(g.carried+g.seen) / proc.TicksPerSecond,
+		RSSBytes:   pages * int64(os.Getpagesize()),
+	}, nil
+}
+
+func (g *treeGroup) pids() ([]int, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	members, err := g.members()
+	var pids []int
+	for _, stat := range members {
+		if stat.State != 'Z' && stat.State != 'X' {
+			pids = append(pids, stat.PID)
+		}
+	}
+	return pids, err
+}
+
+// members lists the processes of this group and of those nested in it; the
+// caller holds mu.
+func (g *treeGroup) members() ([]proc.Stat, error) {
+	entries, err := os.ReadDir(filepath.Join(g.root, "proc"))
+	if err != nil {
+		return nil, err
+	}
+	self := os.Getpid()
+	byParent := map[int][]proc.Stat{}
+	var queue []proc.Stat
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil || pid == self {
+			continue
+		}
+		stat, err := proc.ReadStat(g.root, pid)
+		if err != nil {
+			continue // it died meanwhile
+		}
+		byParent[stat.Parent] = append(byParent[stat.Parent], stat)
+		if g.startedHere(stat) || g.marked(pid) {
+			queue = append(queue, stat)
+		}
+	}
+	var members []proc.Stat
+	known := map[int]bool{}
+	for len(queue) > 0 {
+		next := queue[0]
+		queue = queue[1:]
+		if !known[next.PID] {
+			known[next.PID] = true
+			members = append(members, next)
+			queue = append(queue, byParent[next.PID]...)
+		}
+	}
+	return members, nil
+}
+
+// startedHere reports whether this group, or one in it, started the process;
+// the caller holds mu.
+func (g *treeGroup) startedHere(stat proc.Stat) bool {
+	if start, ok := g.started[stat.PID]; ok && start == stat.Start {
+		return true
+	}
+	for _, child := range g.children {
+		child.mu.Lock()
+		here := child.startedHere(stat)
+		child.mu.Unlock()
+		if here {
+			return true
+		}
+	}
+	return false
+}
+
+// marked reports whether the process carries this group's mark, or that of a
+// group in it. The environment of a process of another user cannot be read;
+// without root there is none among ours.
+func (g *treeGroup) marked(pid int) bool {
+	env, err := os.ReadFile(filepath.Join(g.root, "proc", strconv.Itoa(pid), "environ"))
+	if err != nil {
+		return false
+	}
+	for variable := range bytes.SplitSeq(env, []byte{0}) {
+		if path, ok := strings.CutPrefix(string(variable), treeEnv+"="); ok && (path == g.path || strings.HasPrefix(path, g.path+"/")) {
+			return true
+		}
+	}
+	return false
+}
+
+// kill kills what it finds. A pid is held by a descriptor before its start
+// time is compared, so that it cannot become another process in between.
+func (g *treeGroup) kill() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	members, err := g.members()
+	if err != nil {
+		return err
+	}
+	for _, stat := range members {
+		process, err := os.FindProcess(stat.PID)
+		if err != nil {
+			continue
+		}
+		if now, err := proc.ReadStat(g.root, stat.PID); err == nil && now.Start == stat.Start {
+			err := process.Signal(syscall.SIGKILL)
+			if err != nil && !errors.Is(err, os.ErrProcessDone) {
+				return fmt.Errorf("kill process %d: %w", stat.PID, err)
+			}
+		}
+		_ = process.Release()
+	}
+	return nil
+}
+
+func (g *treeGroup) remove() error { return nil }
+
+// residentOf sums up the memory that processes have mapped; pages that they
+// share count for each of them.
+func residentOf(root string, pids []int) int64 {
+	var pages int64
+	for _, pid := range pids {
+		if stat, err := proc.ReadStat(root, pid); err == nil {
+			pages += stat.RSSPages
+		}
+	}
+	return pages * int64(os.Getpagesize())
+}

@@ -1,0 +1,228 @@
+package budget
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"syscall"
+
+	"github.com/stagebench/stagebench/targets/proc"
+)
+
+// v1Group is one group in the hierarchies of cgroup v1. cpu, cpuacct and
+// memory may be hierarchies of their own or share one.
+type v1Group struct {
+	files  filesystem
+	root   string // where procfs is found
+	cpu    string // directory in each hierarchy
+	acct   string
+	memory string   // "" without that hierarchy
+	home   []string // directories of this process's own group, one per hierarchy
+}
+
+// detectV1 makes the manager's own group below this process's group in each
+// hierarchy.
+func (m *Manager) detectV1(found mounts, self proc.Owner) error {
+	if found.v1["cpuacct"] == "" {
+		return errors.New("cgroup v1 without the cpuacct hierarchy; mount it beside cpu")
+	}
+	for _, dir := range found.dirs() {
+		sweep(m.opts, dir)
+	}
+	base := &v1Group{
+		files: m.opts.files, root: m.opts.Root,
+		cpu: found.v1["cpu"], acct: found.v1["cpuacct"], memory: found.v1["memory"],
+	}
+	base.home = base.dirs()
+	top, err := base.makeTop(m.opts.Prefix, self)
+	m.describe = "cgroup v1"
+	if err != nil && base.memory != "" {
+		// CPU without memory is better than nothing.
+		base.memory = ""
+		base.home = base.dirs()
+		top, err = base.makeTop(m.opts.Prefix, self)
+	}
+	if err == nil {
+		err = m.adopt(top)
+	}
+	if err != nil {
+		return fmt.Errorf("%w; %s", err, adviceV1(err))
+	}
+	if base.memory == "" {
+		m.describe += ", no memory limits"
+	} else {
+		// Old kernels count nested groups only when told so. New ones always
+		// do, and some of them refuse the file.
+		_ = base.files.write(filepath.Join(top.memory, "memory.use_hierarchy"), "1")
+	}
+	return nil
+}
+
+func adviceV1(err error) string {
+	if errors.Is(err, syscall.EROFS) {
+		return adviceContainer
+	}
+	return "cgroup v1 cannot be given to ordinary users: run as root"
+}
+
+func (g *v1Group) makeTop(prefix string, self proc.Owner) (*v1Group, error) {
+	for n := 1; ; n++ {
+		top, err := g.nested(topName(prefix, self, n))
+		if !errors.Is(err, fs.ErrExist) {
+			return top, err
+		}
+	}
+}
+
+func (g *v1Group) dirs() []string {
+	dirs := []string{g.cpu}
+	for _, dir := range []string{g.acct, g.memory} {
+		if dir != "" && !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
+}
+
+func (g *v1Group) child(name string) (group, error) {
+	child, err := g.nested(name)
+	if err != nil {
+		return nil, err
+	}
+	return child, nil
+}
+
+func (g *v1Group) nested(name string) (*v1Group, error) {
+	child := &v1Group{files: g.files, root: g.root, home: g.home, cpu: filepath.Join(g.cpu, name), acct: filepath.Join(g.acct, name)}
+	if g.memory != "" {
+		child.memory = filepath.Join(g.memory, name)
+	}
+	for i, dir := range child.dirs() {
+		if err := g.files.mkdir(dir); err != nil {
+			for _, made := range child.dirs()[:i] {
+				_ = g.files.rmdir(made)
+			}
+			return nil, err
+		}
+	}
+	return child, nil
+}
+
+// start moves one thread into the group, forks from it, and moves it back: the
+// child, and every thread that it will ever have, begins where the thread was.
+// Moving the child after its start would leave out the threads that it had
+// made by then.
+func (g *v1Group) start(cmd *exec.Cmd) error {
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		err := g.enter(g.dirs())
+		if err == nil {
+			err = cmd.Start()
+		}
+		// The thread must not come back to the runtime's pool inside the
+		// group: whatever ran on it next would be throttled and accounted
+		// there. If it cannot leave, it stays locked and ends with this
+		// goroutine.
+		if g.enter(g.home) == nil {
+			runtime.UnlockOSThread()
+		}
+		result <- err
+	}()
+	return <-result
+}
+
+// enter moves the calling thread.
+func (g *v1Group) enter(dirs []string) error {
+	tid := strconv.Itoa(syscall.Gettid())
+	for _, dir := range dirs {
+		if err := g.files.write(filepath.Join(dir, "tasks"), tid); err != nil {
+			return fmt.Errorf("move a thread into %s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+// limitCPU takes the old limit off first, so that no step on the way is one
+// that the kernel refuses (a burst larger than the quota).
+func (g *v1Group) limitCPU(q Quota) error {
+	set := func(name, text string) error { return g.files.write(filepath.Join(g.cpu, name), text) }
+	burst := func(text string) error {
+		if err := set("cpu.cfs_burst_us", text); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil // a kernel before 5.14 has no bursts
+	}
+	if err := errors.Join(burst("0"), set("cpu.cfs_quota_us", "-1")); err != nil {
+		return err
+	}
+	if q == (Quota{}) {
+		return nil
+	}
+	if err := set("cpu.cfs_period_us", micros(q.Period)); err != nil {
+		return err
+	}
+	if err := set("cpu.cfs_quota_us", micros(q.Quota)); err != nil {
+		return err
+	}
+	return burst(micros(q.Burst))
+}
+
+func (g *v1Group) limitMemory(bytes int64) error {
+	if g.memory == "" {
+		return nil
+	}
+	limit := strconv.FormatInt(bytes, 10)
+	if err := g.files.write(filepath.Join(g.memory, "memory.limit_in_bytes"), limit); err != nil {
+		return err
+	}
+	// A host that swaps would measure the disk. Without swap accounting the
+	// file does not exist or cannot be written, and then there is nothing to do.
+	_ = g.files.write(filepath.Join(g.memory, "memory.memsw.limit_in_bytes"), limit)
+	return nil
+}
+
+func (g *v1Group) usage() (Usage, error) {
+	nanos, err := readNumber(filepath.Join(g.acct, "cpuacct.usage"))
+	if err != nil {
+		return Usage{}, err
+	}
+	stat, err := readTable(filepath.Join(g.cpu, "cpu.stat"))
+	if err != nil {
+		return Usage{}, err
+	}
+	usage := Usage{
+		CPUSeconds: float64(nanos) / 1e9, ThrottledSeconds: float64(stat["throttled_time"]) / 1e9,
+		Periods: stat["nr_periods"], ThrottledPeriods: stat["nr_throttled"],
+	}
+	if g.memory == "" {
+		pids, err := g.pids()
+		usage.RSSBytes = residentOf(g.root, pids)
+		return usage, err
+	}
+	memory, err := readTable(filepath.Join(g.memory, "memory.stat"))
+	if err != nil {
+		return Usage{}, err
+	}
+	usage.RSSBytes = memory["total_rss"] + memory["total_mapped_file"]
+	oom, err := readTable(filepath.Join(g.memory, "memory.oom_control"))
+	usage.OOMKills = oom["oom_kill"]
+	return usage, err
+}
+
+func (g *v1Group) pids() ([]int, error) { return procsIn(g.cpu) }
+
+func (g *v1Group) kill() error {
+	pids, err := g.pids()
+	if err != nil {
+		return err
+	}
+	return killProcs(pids)
+}
+
+func (g *v1Group) remove() error { return removeGroups(g.files, g.dirs()...) }

@@ -1,0 +1,280 @@
+package budget
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stagebench/stagebench/targets/proc"
+)
+
+// v2Group is one group in the unified hierarchy.
+type v2Group struct {
+	files  filesystem
+	root   string // where procfs is found
+	dir    string
+	enable string // controllers for nested groups, as cgroup.subtree_control takes them: "+cpu +memory"
+}
+
+// detectV2 looks for a group below which ours can be: the own one where it is
+// delegated to us, or else the nearest one above. The kernel wants two things
+// (Documentation/admin-guide/cgroup-v2.rst): a group with nested groups that
+// have controllers holds no process itself, and who starts a process in a
+// group may write to the nearest common ancestor of it and of his own.
+func (m *Manager) detectV2(found mounts, self proc.Owner) error {
+	var above []string
+	for dir := found.v2; ; dir = filepath.Dir(dir) {
+		above = append(above, dir)
+		if dir == found.v2Mount || dir == filepath.Dir(dir) {
+			break
+		}
+	}
+	// Where the cpu controller is given to nested groups already, we change
+	// nothing for others. That is preferred, after the own group.
+	given := func(dir string) bool { return controllers(dir, "cgroup.subtree_control")["cpu"] }
+	tries := []string{found.v2}
+	for _, dir := range above[1:] {
+		if given(dir) {
+			tries = append(tries, dir)
+		}
+	}
+	for _, dir := range above[1:] {
+		if !given(dir) {
+			tries = append(tries, dir)
+		}
+	}
+	var first, last error
+	for _, dir := range tries {
+		if last = m.makeTopV2(dir, found.v2, self); last == nil {
+			return nil
+		}
+		if first == nil {
+			first = last
+		}
+	}
+	// The last try, at the root, says what stopped us. But where the own group
+	// is ours and only lacks the controller, that is what can be helped.
+	if errors.Is(last, fs.ErrPermission) && errors.Is(first, errNoCPUController) &&
+		unix.Access(filepath.Join(found.v2, "cgroup.procs"), unix.W_OK) == nil {
+		last = first
+	}
+	return fmt.Errorf("%w; %s", last, adviceV2(last))
+}
+
+func adviceV2(err error) string {
+	switch {
+	case errors.Is(err, errNoCPUController):
+		return "run as root, or delegate the cpu controller: systemctl edit user@.service, Delegate=cpu memory pids"
+	case errors.Is(err, syscall.EROFS):
+		return adviceContainer
+	default:
+		return "run as root, or in a group of its own: systemd-run --user --scope -p Delegate=yes stagebench ..."
+	}
+}
+
+const adviceContainer = "a container needs a writable cgroup mount: docker run --privileged --cgroupns=private"
+
+var errNoCPUController = errors.New("no cpu controller")
+
+// makeTopV2 tries to make the manager's group below dir.
+func (m *Manager) makeTopV2(dir, own string, self proc.Owner) error {
+	available := controllers(dir, "cgroup.controllers")
+	if !available["cpu"] {
+		return fmt.Errorf("%w in %s", errNoCPUController, dir)
+	}
+	if err := unix.Access(filepath.Join(dir, "cgroup.procs"), unix.W_OK); err != nil {
+		return fmt.Errorf("write to %s: %w", dir, err)
+	}
+	sweep(m.opts, dir)
+	base := &v2Group{files: m.opts.files, root: m.opts.Root, dir: dir, enable: "+cpu"}
+	m.describe = "cgroup v2"
+	if available["memory"] {
+		base.enable = "+cpu +memory"
+	} else {
+		m.describe += ", no memory limits"
+	}
+	var top group
+	var err error
+	for n := 1; ; n++ {
+		top, err = base.child(topName(m.opts.Prefix, self, n))
+		if errors.Is(err, syscall.EBUSY) && dir == own && m.leave(base, self) {
+			continue
+		}
+		if !errors.Is(err, fs.ErrExist) {
+			break
+		}
+	}
+	if err == nil {
+		err = m.adopt(top)
+	}
+	if err != nil {
+		return errors.Join(err, m.home())
+	}
+	return nil
+}
+
+// leave moves this process out of its own group into a nested one, which makes
+// room for controllers. It does so only once and only when nobody else is in
+// the group: other people's processes are not ours to move.
+func (m *Manager) leave(own *v2Group, self proc.Owner) bool {
+	pids, err := procsIn(own.dir)
+	if err != nil || len(pids) != 1 || pids[0] != self.PID {
+		return false
+	}
+	nested := filepath.Join(own.dir, topName(m.opts.Prefix, self, 0))
+	pid := strconv.Itoa(self.PID)
+	if own.files.mkdir(nested) != nil {
+		return false
+	}
+	if own.files.write(filepath.Join(nested, "cgroup.procs"), pid) != nil {
+		_ = own.files.rmdir(nested)
+		return false
+	}
+	m.home = func() error {
+		// A group that gives controllers takes no process back.
+		for field := range strings.FieldsSeq(own.enable) {
+			_ = own.files.write(filepath.Join(own.dir, "cgroup.subtree_control"), "-"+field[1:])
+		}
+		if err := own.files.write(filepath.Join(own.dir, "cgroup.procs"), pid); err != nil {
+			return fmt.Errorf("return to %s: %w", own.dir, err)
+		}
+		m.home = func() error { return nil }
+		return removeGroups(own.files, nested)
+	}
+	return true
+}
+
+// controllers reads a file that lists controllers.
+func controllers(dir, file string) map[string]bool {
+	set := map[string]bool{}
+	text, err := os.ReadFile(filepath.Join(dir, file))
+	if err != nil {
+		return set
+	}
+	for name := range strings.FieldsSeq(string(text)) {
+		set[name] = true
+	}
+	return set
+}
+
+func (g *v2Group) child(name string) (group, error) {
+	given := controllers(g.dir, "cgroup.subtree_control")
+	for field := range strings.FieldsSeq(g.enable) {
+		if !given[field[1:]] {
+			if err := g.files.write(filepath.Join(g.dir, "cgroup.subtree_control"), field); err != nil {
+				return nil, fmt.Errorf("give %s to groups in %s: %w", field[1:], g.dir, err)
+			}
+		}
+	}
+	child := &v2Group{files: g.files, root: g.root, dir: filepath.Join(g.dir, name), enable: g.enable}
+	if err := g.files.mkdir(child.dir); err != nil {
+		return nil, err
+	}
+	return child, nil
+}
+
+// start has the kernel create the child inside the group (clone3,
+// CLONE_INTO_CGROUP, Linux 5.7).
+func (g *v2Group) start(cmd *exec.Cmd) error {
+	dir, err := os.Open(g.dir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
+	return cmd.Start()
+}
+
+func (g *v2Group) limitCPU(q Quota) error {
+	burst := func(text string) error {
+		err := g.files.write(filepath.Join(g.dir, "cpu.max.burst"), text)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // a kernel before 5.14 has no bursts
+		}
+		return err
+	}
+	limit := "max"
+	if q != (Quota{}) {
+		limit = micros(q.Quota) + " " + micros(q.Period)
+	}
+	// The burst may not be larger than the quota at any moment.
+	if err := burst("0"); err != nil {
+		return err
+	}
+	if err := g.files.write(filepath.Join(g.dir, "cpu.max"), limit); err != nil {
+		return err
+	}
+	if q.Burst == 0 {
+		return nil
+	}
+	return burst(micros(q.Burst))
+}
+
+func (g *v2Group) limitMemory(bytes int64) error {
+	if !g.hasMemory() {
+		return nil
+	}
+	if err := g.files.write(filepath.Join(g.dir, "memory.max"), strconv.FormatInt(bytes, 10)); err != nil {
+		return err
+	}
+	// A host that swaps would measure the disk; without swap there is no file.
+	_ = g.files.write(filepath.Join(g.dir, "memory.swap.max"), "0")
+	return nil
+}
+
+func (g *v2Group) hasMemory() bool {
+	return slices.Contains(strings.Fields(g.enable), "+memory")
+}
+
+func (g *v2Group) usage() (Usage, error) {
+	stat, err := readTable(filepath.Join(g.dir, "cpu.stat"))
+	if err != nil {
+		return Usage{}, err
+	}
+	usage := Usage{
+		CPUSeconds: float64(stat["usage_usec"]) / 1e6, ThrottledSeconds: float64(stat["throttled_usec"]) / 1e6,
+		Periods: stat["nr_periods"], ThrottledPeriods: stat["nr_throttled"],
+	}
+	if !g.hasMemory() {
+		pids, err := g.pids()
+		usage.RSSBytes = residentOf(g.root, pids)
+		return usage, err
+	}
+	memory, err := readTable(filepath.Join(g.dir, "memory.stat"))
+	if err != nil {
+		return Usage{}, err
+	}
+	usage.RSSBytes = memory["anon"] + memory["file_mapped"]
+	events, err := readTable(filepath.Join(g.dir, "memory.events"))
+	usage.OOMKills = events["oom_kill"]
+	return usage, err
+}
+
+func (g *v2Group) pids() ([]int, error) { return procsIn(g.dir) }
+
+// kill has the kernel kill all at once (Linux 5.14), or does it one by one.
+func (g *v2Group) kill() error {
+	err := g.files.write(filepath.Join(g.dir, "cgroup.kill"), "1")
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	pids, err := g.pids()
+	if err != nil {
+		return err
+	}
+	return killProcs(pids)
+}
+
+func (g *v2Group) remove() error { return removeGroups(g.files, g.dir) }

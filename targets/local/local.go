@@ -1,0 +1,292 @@
+// Package local turns a topology into processes on this machine and keeps them
+// up: addresses, data templates, budgets, start order, supervision, faults and
+// the way down.
+//
+// Up builds the data template if it is missing, starts every node after those
+// that it uses and returns when all are ready. From then on each node has a
+// supervisor that restarts it on its old address and port when it dies, after
+// a delay that makes the outage real. Down ends everything: no process, no
+// cgroup and no directory of the system is left, also when Up failed or was
+// interrupted half-way. Kill, Pause and Resume are for tests of failure and
+// act on a host or a node with all its processes.
+//
+// The order of calls is Up, anything, Down. All methods may be called
+// concurrently. Times are wall-clock durations; the budgets' units are those
+// of targets/budget. The package never looks into a node: what it knows of one
+// is its NodeConfig, its Ready line and how it died.
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/targets/budget"
+	"github.com/stagebench/stagebench/targets/proc"
+)
+
+// Options say what to bring up, and with what. Binary, Topology and, where the
+// topology has a database or a blob store, Data, TemplateDir and
+// TemplateVersion are required.
+type Options struct {
+	Binary   string   // executable that becomes any node
+	NodeArgs []string // its arguments for that: "node"
+	Env      []string // of the nodes, nil = this process's
+
+	Topology sut.Topology
+	Data     sut.Data
+
+	// TemplateDir caches built data sets. TemplateVersion is a digest of the
+	// schema and the generator: another version is another template.
+	TemplateDir     string
+	TemplateVersion string
+
+	WorkDir string // where the system's private directory is made, "" = the system's temporary directory
+	LogDir  string // where the nodes' logs are kept, "" = with the private directory, and gone with it
+
+	Budgets *budget.Manager // nil = no limits
+	Restart Restart
+
+	ReadyTimeout time.Duration // of one node, 0 = 30 s
+	DrainTimeout time.Duration // of one node on the way down, 0 = 5 s
+
+	Log      *slog.Logger // nil = none
+	Progress func(string) // told about each stage of a bring-up, one at a time; may be nil
+}
+
+// Restart says how dead nodes come back.
+type Restart struct {
+	Never    bool          // they stay dead
+	Delay    time.Duration // from death to the next start, 0 = 1 s
+	MaxDelay time.Duration // bound of the delay in a crash loop, 0 = 30 s
+}
+
+func (o Options) withDefaults() Options {
+	if o.WorkDir == "" {
+		o.WorkDir = os.TempDir()
+	}
+	if o.Restart.Delay == 0 {
+		o.Restart.Delay = time.Second
+	}
+	if o.Restart.MaxDelay == 0 {
+		o.Restart.MaxDelay = 30 * time.Second
+	}
+	if o.ReadyTimeout == 0 {
+		o.ReadyTimeout = 30 * time.Second
+	}
+	if o.DrainTimeout == 0 {
+		o.DrainTimeout = 5 * time.Second
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+// System is a running topology.
+type System struct {
+	opts    Options
+	dir     string // private directory
+	logDir  string
+	hosts   []*host
+	nodes   []*node // in start order
+	bringUp time.Duration
+	budgets func() error // closes the manager if it is ours
+
+	life        context.Context // ends when Down begins: nothing is restarted after it
+	endLife     context.CancelFunc
+	supervisors sync.WaitGroup
+	logs        sync.WaitGroup // goroutines that close log files
+	down        sync.Once
+	downErr     error // set inside down
+
+	progress sync.Mutex // one Progress call at a time
+
+	mu      sync.Mutex
+	changed chan struct{}   // guarded by mu: closed and replaced when a node's state changes
+	events  []targets.Event // guarded by mu
+}
+
+// host is a host of the topology with its place on this machine.
+type host struct {
+	sut.Host
+	address string // IP address
+	budget  *budget.Host
+	nodes   []*node
+	lifted  bool // guarded by System.mu: whether the CPU budget is off
+}
+
+// node is a node of the topology with its process.
+type node struct {
+	sut.Node
+	host *host
+	leaf *budget.Leaf
+	uses []*node
+	dir  string
+
+	// All below are guarded by System.mu.
+	state    targets.State
+	process  *proc.Process // the last one, nil before the first start
+	ready    sut.Ready
+	readyIn  time.Duration
+	since    time.Time // of the last ready
+	restarts int
+	failures int    // deaths in a row that nobody asked for
+	oomKills int64  // of its leaf at its last death
+	cause    string // of the last death
+	asked    bool   // the next death is our doing
+}
+
+// Up brings the topology up. When it fails, or ctx ends, it leaves nothing
+// behind. ctx does not bound the life of the system: Down does.
+func Up(ctx context.Context, opts Options) (*System, error) {
+	opts = opts.withDefaults()
+	if err := validate(opts); err != nil {
+		return nil, fmt.Errorf("bring up %s: %w", opts.Topology.Stage, err)
+	}
+	s := &System{opts: opts, changed: make(chan struct{}), budgets: func() error { return nil }}
+	s.life, s.endLife = context.WithCancel(context.WithoutCancel(ctx))
+	if opts.Budgets == nil {
+		s.opts.Budgets = budget.Unlimited("not asked for")
+		s.budgets = s.opts.Budgets.Close
+	}
+	if err := s.up(ctx); err != nil {
+		err = fmt.Errorf("bring up %s: %w", opts.Topology.Stage, err)
+		if left := s.Down(ctx); left != nil {
+			err = errors.Join(err, left)
+		}
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *System) up(ctx context.Context) error {
+	if err := s.makeDirs(); err != nil {
+		return err
+	}
+	template, err := s.template(ctx)
+	if err != nil {
+		return err
+	}
+	begin := time.Now()
+	if err := s.place(); err != nil {
+		return err
+	}
+	all, ctx := errgroup.WithContext(ctx)
+	for _, n := range s.nodes {
+		all.Go(func() error {
+			if err := s.fill(ctx, n, template); err != nil {
+				return err
+			}
+			if err := s.awaitServing(ctx, n.uses); err != nil {
+				return err
+			}
+			process, err := s.start(ctx, n)
+			if err != nil {
+				return err
+			}
+			s.say("%s is ready", n.Name)
+			s.supervisors.Go(func() { s.supervise(n, process) })
+			return nil
+		})
+	}
+	if err := all.Wait(); err != nil {
+		return err
+	}
+	s.bringUp = time.Since(begin)
+	s.say("%s is up after %v", s.opts.Topology.Stage, s.bringUp.Round(time.Millisecond))
+	return nil
+}
+
+// makeDirs makes the private directory and removes those of killed harnesses.
+// It can be passed through by everybody, because a native server may run as
+// another user, and listed by nobody else.
+func (s *System) makeDirs() error {
+	owner, err := proc.Self("/")
+	if err != nil {
+		return fmt.Errorf("identify this process: %w", err)
+	}
+	if err := os.MkdirAll(s.opts.WorkDir, 0o711); err != nil {
+		return fmt.Errorf("make the work directory: %w", err)
+	}
+	sweepDirs(s.opts.WorkDir)
+	if s.dir, err = os.MkdirTemp(s.opts.WorkDir, dirPrefix+owner.String()+"-"); err != nil {
+		return fmt.Errorf("make a private directory: %w", err)
+	}
+	if err := os.Chmod(s.dir, 0o711); err != nil {
+		return fmt.Errorf("make a private directory: %w", err)
+	}
+	if s.logDir = s.opts.LogDir; s.logDir == "" {
+		s.logDir = filepath.Join(s.dir, logsDir)
+	}
+	if err := os.MkdirAll(s.logDir, 0o755); err != nil {
+		return fmt.Errorf("make the log directory: %w", err)
+	}
+	return nil
+}
+
+// place gives every host its address and budget, and every node its host.
+func (s *System) place() error {
+	addresses := addressesFor(filepath.Base(s.dir), len(s.opts.Topology.Hosts))
+	hosts, nodes := map[string]*host{}, map[string]*node{}
+	for i, declared := range s.opts.Topology.Hosts {
+		limits, err := s.opts.Budgets.NewHost(declared.Name, declared.CPU, declared.MemoryBytes)
+		if err != nil {
+			return err
+		}
+		h := &host{Host: declared, address: addresses[i], budget: limits, lifted: true}
+		s.hosts, hosts[h.Name] = append(s.hosts, h), h
+	}
+	for _, declared := range s.opts.Topology.Nodes {
+		h := hosts[declared.Host]
+		leaf, err := h.budget.Leaf(declared.Name)
+		if err != nil {
+			return err
+		}
+		n := &node{Node: declared, host: h, leaf: leaf, state: targets.Starting, dir: filepath.Join(s.dir, declared.Name)}
+		for _, name := range declared.Uses {
+			n.uses = append(n.uses, nodes[name])
+		}
+		h.nodes = append(h.nodes, n)
+		s.nodes, nodes[n.Name] = append(s.nodes, n), n
+	}
+	return nil
+}
+
+// fill makes a node's directory; a database and a blob store begin with a copy
+// of the template.
+func (s *System) fill(ctx context.Context, n *node, template string) error {
+	var err error
+	switch n.Role {
+	case sut.DB:
+		err = copyTree(ctx, n.dir, filepath.Join(template, templateDB), false)
+	case sut.Blob:
+		err = copyTree(ctx, n.dir, filepath.Join(template, templateBlob), true)
+	default:
+		err = os.Mkdir(n.dir, 0o755)
+	}
+	if err != nil {
+		return fmt.Errorf("fill the directory of %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+// say reports progress to the caller and the log.
+func (s *System) say(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	s.opts.Log.Debug(text)
+	if s.opts.Progress != nil {
+		s.progress.Lock()
+		defer s.progress.Unlock()
+		s.opts.Progress(text)
+	}
+}

@@ -1,0 +1,209 @@
+package local
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/targets/budget"
+	"github.com/stagebench/stagebench/targets/proc"
+)
+
+// awaitServing waits until all these nodes serve.
+func (s *System) awaitServing(ctx context.Context, nodes []*node) error {
+	for {
+		s.mu.Lock()
+		waiting, changed := "", s.changed
+		for _, n := range nodes {
+			if !n.serves() {
+				waiting = n.Name
+			}
+		}
+		s.mu.Unlock()
+		if waiting == "" {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %s: %w", waiting, context.Cause(ctx))
+		}
+	}
+}
+
+// serves reports whether the node became ready and did not die since; the
+// caller holds System.mu.
+func (n *node) serves() bool { return n.state == targets.Serving || n.state == targets.Paused }
+
+// set changes a node's state and wakes those who wait for it; the caller holds
+// mu.
+func (s *System) set(n *node, state targets.State) {
+	n.state = state
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// note records an event; the caller holds mu.
+func (s *System) note(n *node, format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	s.events = append(s.events, targets.Event{UnixNS: time.Now().UnixNano(), Node: n.Name, Text: text})
+	s.opts.Log.Info(text, "node", n.Name)
+}
+
+// settle puts the host's CPU budget in force when all its nodes serve, and
+// lifts it when one has to start: what a start costs is not what is measured.
+// The caller holds mu.
+func (s *System) settle(h *host) error {
+	lift := false
+	for _, n := range h.nodes {
+		lift = lift || n.state == targets.Starting
+	}
+	if lift == h.lifted {
+		return nil
+	}
+	change := h.budget.Apply
+	if lift {
+		change = h.budget.Lift
+	}
+	if err := change(); err != nil {
+		return err
+	}
+	h.lifted = lift
+	return nil
+}
+
+// start starts a node and waits until it is ready.
+func (s *System) start(ctx context.Context, n *node) (*proc.Process, error) {
+	s.mu.Lock()
+	s.set(n, targets.Starting)
+	err := s.settle(n.host)
+	config := s.configFor(n)
+	s.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	begin := time.Now()
+	process, ready, err := s.launch(ctx, n.leaf, config, s.opts.ReadyTimeout, s.opts.DrainTimeout+time.Second)
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		s.set(n, targets.Dead)
+		return nil, err
+	}
+	n.process, n.ready, n.since = process, ready, time.Now()
+	n.readyIn = n.since.Sub(begin)
+	s.set(n, targets.Serving)
+	s.note(n, "serving on %s after %v", ready.Address, n.readyIn.Round(time.Millisecond))
+	return process, s.settle(n.host)
+}
+
+// configFor writes a node's configuration; the caller holds mu.
+func (s *System) configFor(n *node) sut.NodeConfig {
+	config := sut.NodeConfig{
+		Node: n.Name, Host: n.Host, Role: n.Role, Engine: n.Engine,
+		Listen: n.host.address, Dir: n.dir, Procs: procsFor(n.host.CPU),
+		DrainSeconds: s.opts.DrainTimeout.Seconds(),
+		Knobs:        s.opts.Topology.Knobs, Data: s.opts.Data,
+		Uses: map[sut.Role][]sut.Peer{},
+	}
+	for _, used := range n.uses {
+		config.Uses[used.Role] = append(config.Uses[used.Role], sut.Peer{Node: used.Name, Address: used.ready.Address})
+	}
+	if n.ready.Address != "" { // a restart: its peers know the old port
+		config.Port = portOf(n.ready.Address)
+	}
+	return config
+}
+
+func procsFor(cores float64) int {
+	if procs := budget.Procs(cores); procs > 0 {
+		return procs
+	}
+	return runtime.NumCPU()
+}
+
+// launch starts one process of ours inside its group. When it fails, nothing
+// of it is left in the group.
+func (s *System) launch(ctx context.Context, leaf *budget.Leaf, config sut.NodeConfig, readyTimeout, stopTimeout time.Duration) (*proc.Process, sut.Ready, error) {
+	document, err := json.Marshal(config)
+	if err != nil {
+		return nil, sut.Ready{}, fmt.Errorf("write the configuration of %s: %w", config.Node, err)
+	}
+	logFile := filepath.Join(s.logDir, config.Node+".log")
+	log, err := os.OpenFile(logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	if err != nil {
+		return nil, sut.Ready{}, fmt.Errorf("open the log of %s: %w", config.Node, err)
+	}
+	process, err := proc.Start(ctx, proc.Spec{
+		Name: config.Node, Path: s.opts.Binary, Args: s.opts.NodeArgs,
+		Env: s.opts.Env, Stdin: append(document, '\n'), Log: log, Launch: leaf.Start,
+		ReadyTimeout: readyTimeout, StopTimeout: stopTimeout,
+	})
+	if err != nil {
+		log.Close()
+		if killed := leaf.KillAll(); killed != nil {
+			s.opts.Log.Error("a failed start left processes", "node", config.Node, "error", killed)
+		}
+		return nil, sut.Ready{}, err
+	}
+	s.logs.Go(func() {
+		process.Wait()
+		log.Close()
+	})
+	ready, err := parseReady(process.Ready(), config)
+	if err != nil {
+		process.Kill()
+		process.Wait()
+		if killed := leaf.KillAll(); killed != nil {
+			s.opts.Log.Error("a failed start left processes", "node", config.Node, "error", killed)
+		}
+		return nil, sut.Ready{}, fmt.Errorf("%s: %w", config.Node, err)
+	}
+	return process, ready, nil
+}
+
+// parseReady reads a ready line and checks it against what the node was told.
+func parseReady(line []byte, config sut.NodeConfig) (sut.Ready, error) {
+	var ready sut.Ready
+	if err := json.Unmarshal(line, &ready); err != nil {
+		return ready, fmt.Errorf("its ready line %.200q: %w", bytes.TrimSpace(line), err)
+	}
+	if config.Role == sut.Seed { // serves nothing
+		return ready, nil
+	}
+	host, port, err := net.SplitHostPort(ready.Address)
+	switch {
+	case ready.Node != config.Node:
+		return ready, fmt.Errorf("its ready line is that of %q", ready.Node)
+	case err != nil:
+		return ready, fmt.Errorf("its ready line has a bad address: %w", err)
+	case host != config.Listen:
+		return ready, fmt.Errorf("it listens on %s, and was told %s", host, config.Listen)
+	case config.Port != 0 && port != strconv.Itoa(config.Port):
+		return ready, fmt.Errorf("it listens on port %s, and was told %d", port, config.Port)
+	}
+	return ready, nil
+}
+
+// portOf returns the port of an address that parseReady accepted.
+func portOf(address string) int {
+	_, text, err := net.SplitHostPort(address)
+	if err != nil {
+		return 0
+	}
+	port, err := strconv.Atoi(text)
+	if err != nil {
+		return 0
+	}
+	return port
+}

@@ -1,0 +1,269 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/stagebench/stagebench/targets"
+)
+
+// Endpoints lists where clients send their requests.
+func (s *System) Endpoints() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range s.nodes {
+		if n.Name == s.opts.Topology.Frontend {
+			return []string{"http://" + n.ready.Address}
+		}
+	}
+	return nil // validateTopology saw to it that there is one
+}
+
+// Frontend is the name of the node that clients talk to.
+func (s *System) Frontend() string { return s.opts.Topology.Frontend }
+
+// AdminURL is where a node answers /metrics and /healthz; "" for a name that
+// is no node's.
+func (s *System) AdminURL(node string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range s.nodes {
+		if n.Name == node && n.ready.Admin != "" {
+			return "http://" + n.ready.Admin
+		}
+	}
+	return ""
+}
+
+// LogDir is where the nodes' logs are: NODE.log.
+func (s *System) LogDir() string { return s.logDir }
+
+// BringUp is how long it took from the finished template to the readiness of
+// all nodes: copies, start and budgets.
+func (s *System) BringUp() time.Duration { return s.bringUp }
+
+// Status lists the nodes in start order.
+func (s *System) Status() []targets.NodeStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]targets.NodeStatus, len(s.nodes))
+	for i, n := range s.nodes {
+		all[i] = targets.NodeStatus{
+			Node: n.Name, Host: n.Host, Role: n.Role, Engine: n.Engine, Version: n.ready.Version,
+			State: n.state, Address: n.ready.Address, Restarts: n.restarts, Cause: n.cause,
+			ReadyNS: n.readyIn.Nanoseconds(),
+		}
+		if n.process != nil && n.serves() {
+			all[i].PID = n.process.PID()
+		}
+	}
+	return all
+}
+
+// Usage is what hosts and nodes have used since they were started.
+func (s *System) Usage() (targets.Usage, error) {
+	var usage targets.Usage
+	for _, h := range s.hosts {
+		u, err := h.budget.Usage()
+		if err != nil {
+			return targets.Usage{}, err
+		}
+		usage.Hosts = append(usage.Hosts, targets.HostUsage{
+			Host: h.Name, CPU: h.CPU, Isolated: h.budget.Isolated(), CPUSeconds: u.CPUSeconds,
+			ThrottledSeconds: u.ThrottledSeconds, Periods: u.Periods, ThrottledPeriods: u.ThrottledPeriods,
+		})
+	}
+	for _, n := range s.nodes {
+		u, err := n.leaf.Usage()
+		if err != nil {
+			return targets.Usage{}, err
+		}
+		usage.Nodes = append(usage.Nodes, targets.NodeUsage{
+			Node: n.Name, Host: n.Host, Role: n.Role, CPUSeconds: u.CPUSeconds, RSSBytes: u.RSSBytes,
+		})
+	}
+	return usage, nil
+}
+
+// Events lists what has happened so far, oldest first.
+func (s *System) Events() []targets.Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]targets.Event(nil), s.events...)
+}
+
+// members is what a fault acts on: all processes of a host or of a node.
+type members interface {
+	KillAll() error
+	Signal(sig syscall.Signal) error
+}
+
+// find resolves a name. A host comes before a node of the same name, because
+// a host is the unit of failure: everything on it fails with it.
+func (s *System) find(name string) ([]*node, members, error) {
+	for _, h := range s.hosts {
+		if h.Name == name {
+			return h.nodes, h.budget, nil
+		}
+	}
+	var known []string
+	for _, h := range s.hosts {
+		known = append(known, h.Name)
+	}
+	for _, n := range s.nodes {
+		if n.Name == name {
+			return []*node{n}, n.leaf, nil
+		}
+		known = append(known, n.Name)
+	}
+	return nil, nil, fmt.Errorf("there is no host or node %q\nwant one of %v", name, known)
+}
+
+// Kill kills everything on a host, or everything of a node, native servers
+// included, and returns when it is dead. Supervision brings it back.
+func (s *System) Kill(name string) error {
+	nodes, all, err := s.find(name)
+	if err != nil {
+		return err
+	}
+	// The nodes are marked before they die, so that no supervisor takes one
+	// that is about to die for one that serves.
+	if err := s.mark(nodes, name, "kill", func(n *node) bool { return n.serves() || n.state == targets.Starting }, func(n *node) {
+		n.asked = true
+		s.set(n, targets.Dead)
+		s.note(n, "killed on request")
+	}); err != nil {
+		return err
+	}
+	return all.KillAll()
+}
+
+// Pause stops everything on a host, or everything of a node, as SIGSTOP does:
+// connections stay open and nothing answers.
+func (s *System) Pause(name string) error {
+	return s.freeze(name, "pause", syscall.SIGSTOP, targets.Serving, targets.Paused)
+}
+
+// Resume continues what Pause stopped.
+func (s *System) Resume(name string) error {
+	return s.freeze(name, "resume", syscall.SIGCONT, targets.Paused, targets.Serving)
+}
+
+func (s *System) freeze(name, verb string, sig syscall.Signal, from, to targets.State) error {
+	nodes, all, err := s.find(name)
+	if err != nil {
+		return err
+	}
+	if err := s.mark(nodes, name, verb, func(n *node) bool { return n.state == from }, func(n *node) {
+		s.set(n, to)
+		s.note(n, "%sd on request", verb)
+	}); err != nil {
+		return err
+	}
+	return all.Signal(sig)
+}
+
+// mark applies change to the nodes for which it makes sense, and fails when
+// there is none.
+func (s *System) mark(nodes []*node, name, verb string, sensible func(*node) bool, change func(*node)) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.life.Err() != nil {
+		return fmt.Errorf("%s %s: the system is going down", verb, name)
+	}
+	marked := false
+	for _, n := range nodes {
+		if sensible(n) {
+			change(n)
+			marked = true
+		}
+	}
+	if !marked {
+		return fmt.Errorf("%s %s: it is %s", verb, name, nodes[0].state)
+	}
+	return nil
+}
+
+// Down ends the system: each node drains after all that use it are gone, and is
+// killed when it takes too long or ctx ends. Then the groups and the private
+// directory are removed. It may be called again; every call returns when all
+// is gone.
+func (s *System) Down(ctx context.Context) error {
+	s.down.Do(func() { s.downErr = s.end(ctx) })
+	return s.downErr
+}
+
+func (s *System) end(ctx context.Context) error {
+	s.endLife()
+	s.supervisors.Wait()
+	var errs []error
+	for _, h := range s.hosts {
+		// A host drains faster without its budget, and a paused one not at all.
+		errs = append(errs, h.budget.Lift(), h.budget.Signal(syscall.SIGCONT))
+	}
+	s.stopAll(ctx)
+	for _, h := range s.hosts {
+		errs = append(errs, h.budget.Remove())
+	}
+	s.logs.Wait()
+	errs = append(errs, s.budgets())
+	if s.dir != "" {
+		errs = append(errs, os.RemoveAll(s.dir))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("bring down %s: %w", s.opts.Topology.Stage, err)
+	}
+	s.say("%s is down", s.opts.Topology.Stage)
+	return nil
+}
+
+// stopAll stops every node in the reverse of the order in which they came up,
+// independent ones at the same time.
+func (s *System) stopAll(ctx context.Context) {
+	stopped := map[*node]chan struct{}{}
+	for _, n := range s.nodes {
+		stopped[n] = make(chan struct{})
+	}
+	for _, n := range s.nodes {
+		var users []*node
+		for _, other := range s.nodes {
+			for _, used := range other.uses {
+				if used == n {
+					users = append(users, other)
+				}
+			}
+		}
+		go func() {
+			defer close(stopped[n])
+			for _, user := range users {
+				<-stopped[user]
+			}
+			s.stop(ctx, n)
+		}()
+	}
+	for _, done := range stopped {
+		<-done
+	}
+}
+
+func (s *System) stop(ctx context.Context, n *node) {
+	s.mu.Lock()
+	process := n.process
+	s.mu.Unlock()
+	text := "stopped"
+	if process != nil {
+		if exit := process.Stop(ctx); !exit.Clean() {
+			text = "stopped: " + exit.Cause
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n.serves() {
+		s.note(n, "%s", text)
+	}
+	s.set(n, targets.Stopped)
+}

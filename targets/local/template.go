@@ -1,0 +1,296 @@
+package local
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stagebench/stagebench/sut"
+)
+
+const (
+	// A template is a directory with these in it. It is written once and never
+	// again: blob files of running systems are hard links to it.
+	templateDB   = "db"
+	templateBlob = "blob"
+	templateMark = "template.json"
+
+	// templateWork is where a template is built in the private directory.
+	templateWork = "template"
+	templateHost = "template"
+
+	// seedTimeout bounds the generation and loading of a data set; the large
+	// one takes minutes.
+	seedTimeout = 30 * time.Minute
+	// seedExit bounds the end of the seed node after its work is done.
+	seedExit = 10 * time.Second
+	// templateStop bounds the clean stop of the database: it writes back what
+	// was loaded.
+	templateStop = time.Minute
+	// lockPoll is how often a lock that somebody else holds is tried.
+	lockPoll = 20 * time.Millisecond
+)
+
+// templateInfo is the content of templateMark, for people who look into the
+// cache.
+type templateInfo struct {
+	Data    sut.Data   `json:"data"`
+	Engine  sut.Engine `json:"engine"`
+	Version string     `json:"version"`
+	BuiltNS int64      `json:"built_ns"` // how long the building took
+}
+
+func needsTemplate(t sut.Topology) bool {
+	for _, n := range t.Nodes {
+		if n.Role == sut.DB || n.Role == sut.Blob {
+			return true
+		}
+	}
+	return false
+}
+
+// templateEngine is the engine of the topology's databases.
+func templateEngine(t sut.Topology) (sut.Engine, error) {
+	var engine sut.Engine
+	for _, n := range t.Nodes {
+		if n.Role != sut.DB {
+			continue
+		}
+		if engine != "" && n.Engine != engine {
+			return "", fmt.Errorf("databases of two engines, %s and %s, cannot share one data set", engine, n.Engine)
+		}
+		engine = n.Engine
+	}
+	if engine == "" {
+		return "", errors.New("a blob store without a database cannot be filled")
+	}
+	return engine, nil
+}
+
+// template returns the directory of the template for this topology's data and
+// engine, and builds it if it is not there. Of several that want to build the
+// same one, one builds and the others wait.
+func (s *System) template(ctx context.Context) (string, error) {
+	if !needsTemplate(s.opts.Topology) {
+		return "", nil
+	}
+	engine, err := templateEngine(s.opts.Topology)
+	if err != nil {
+		return "", err
+	}
+	info := templateInfo{Data: s.opts.Data, Engine: engine, Version: s.opts.TemplateVersion}
+	key := fmt.Sprintf("%s-%d-%s-%s", info.Data.Size, info.Data.Seed, engine, info.Version)
+	if !plainName(key) {
+		return "", fmt.Errorf("the template name %q is no plain word", key)
+	}
+	dir := filepath.Join(s.opts.TemplateDir, key)
+	if built(dir) {
+		return dir, nil
+	}
+	if err := os.MkdirAll(s.opts.TemplateDir, 0o711); err != nil {
+		return "", fmt.Errorf("make the template directory: %w", err)
+	}
+	unlock, err := lockFile(ctx, dir+".lock")
+	if err != nil {
+		return "", fmt.Errorf("wait for another builder of template %s: %w", key, err)
+	}
+	defer unlock()
+	if built(dir) {
+		return dir, nil
+	}
+	s.say("building the %s data set for %s; it is kept for later runs", info.Data.Size, engine)
+	start := time.Now()
+	if err := s.buildTemplate(ctx, dir, info); err != nil {
+		return "", fmt.Errorf("build template %s: %w", key, err)
+	}
+	s.say("the data set is ready after %v", time.Since(start).Round(time.Millisecond))
+	return dir, nil
+}
+
+// built reports whether a template is there. A directory gets its name when
+// it is complete, so its being there is enough.
+func built(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, templateMark))
+	return err == nil
+}
+
+// buildTemplate fills a database and a blob store below the private directory,
+// where a server that runs as another user can reach its files, and moves them
+// into the cache. The caller holds the template's lock.
+func (s *System) buildTemplate(ctx context.Context, dir string, info templateInfo) error {
+	start := time.Now()
+	work := filepath.Join(s.dir, templateWork)
+	for _, part := range []string{work, filepath.Join(work, templateDB), filepath.Join(work, templateBlob)} {
+		if err := os.Mkdir(part, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := s.load(ctx, work, info.Engine); err != nil {
+		return err
+	}
+	info.BuiltNS = time.Since(start).Nanoseconds()
+	text, err := json.MarshalIndent(info, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(work, templateMark), append(text, '\n'), 0o644); err != nil {
+		return err
+	}
+	return publish(ctx, work, dir)
+}
+
+// load runs the database on an empty directory and a seed node against it, and
+// stops the database cleanly.
+func (s *System) load(ctx context.Context, work string, engine sut.Engine) (err error) {
+	host, err := s.opts.Budgets.NewHost(templateHost, 0, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, host.Remove()) }()
+	addresses := addressesFor(filepath.Base(s.dir), len(s.opts.Topology.Hosts))
+	config := sut.NodeConfig{
+		Node: "template-db", Host: templateHost, Role: sut.DB, Engine: engine,
+		Listen: addresses[len(addresses)-1], Dir: filepath.Join(work, templateDB), Procs: procsFor(0),
+		DrainSeconds: templateStop.Seconds(), Knobs: s.opts.Topology.Knobs, Data: s.opts.Data,
+	}
+	leaf, err := host.Leaf(config.Node)
+	if err != nil {
+		return err
+	}
+	db, ready, err := s.launch(ctx, leaf, config, s.opts.ReadyTimeout, templateStop+time.Second)
+	if err != nil {
+		return err
+	}
+	if err := s.seed(ctx, work, config, ready); err != nil {
+		db.Kill()
+		db.Wait()
+		return err
+	}
+	if exit := db.Stop(ctx); !exit.Clean() {
+		return fmt.Errorf("the loaded database did not stop cleanly: %w", errors.Join(errors.New(causeOf(exit)), context.Cause(ctx)))
+	}
+	return nil
+}
+
+// seed runs the one-shot node that fills the database and the blob directory.
+// It is ready when the work is done, and ends when its standard input closes.
+func (s *System) seed(ctx context.Context, work string, db sut.NodeConfig, ready sut.Ready) (err error) {
+	host, err := s.opts.Budgets.NewHost(templateHost, 0, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, host.Remove()) }()
+	config := db
+	config.Node, config.Role, config.Dir = "template-seed", sut.Seed, filepath.Join(work, templateBlob)
+	config.DrainSeconds = seedExit.Seconds()
+	config.Uses = map[sut.Role][]sut.Peer{sut.DB: {{Node: db.Node, Address: ready.Address}}}
+	leaf, err := host.Leaf(config.Node)
+	if err != nil {
+		return err
+	}
+	seed, _, err := s.launch(ctx, leaf, config, seedTimeout, seedExit)
+	if err != nil {
+		return err
+	}
+	seed.CloseStdin()
+	bound := time.NewTimer(seedExit)
+	defer bound.Stop()
+	select {
+	case <-seed.Done():
+	case <-bound.C:
+		seed.Kill()
+	case <-ctx.Done():
+		seed.Kill()
+	}
+	if exit := seed.Wait(); !exit.Clean() {
+		return fmt.Errorf("%s: %s after its work was done", config.Node, causeOf(exit))
+	}
+	return nil
+}
+
+// publish moves a finished template into the cache under its name, in one
+// step: by then its files are on the disk.
+func publish(ctx context.Context, work, dir string) error {
+	parent, name := filepath.Dir(dir), filepath.Base(dir)
+	staging := "." + name + "."
+	// What an earlier builder left here is dead: we hold the lock.
+	entries, err := os.ReadDir(parent)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if strings.HasPrefix(entry.Name(), staging) {
+			if err := os.RemoveAll(filepath.Join(parent, entry.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	staged, err := os.MkdirTemp(parent, staging)
+	if err != nil {
+		return err
+	}
+	err = moveInto(ctx, staged, work)
+	if err == nil {
+		err = os.Rename(filepath.Join(staged, templateWork), dir)
+	}
+	return errors.Join(err, os.RemoveAll(staged))
+}
+
+// moveInto moves the template below a directory of the cache, which may be on
+// another device, and has the kernel write it out.
+func moveInto(ctx context.Context, staged, work string) error {
+	moved := filepath.Join(staged, templateWork)
+	err := os.Rename(work, moved)
+	if errors.Is(err, unix.EXDEV) {
+		err = copyTree(ctx, moved, work, false)
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Chmod(moved, 0o711); err != nil {
+		return err
+	}
+	cache, err := os.Open(staged)
+	if err != nil {
+		return err
+	}
+	defer cache.Close()
+	if err := unix.Syncfs(int(cache.Fd())); err != nil {
+		return &fs.PathError{Op: "syncfs", Path: staged, Err: err}
+	}
+	return nil
+}
+
+// lockFile takes an exclusive lock that ends with this process at the latest.
+func lockFile(ctx context.Context, path string) (unlock func(), err error) {
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	tick := time.NewTicker(lockPoll)
+	defer tick.Stop()
+	for {
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { file.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			file.Close()
+			return nil, &fs.PathError{Op: "flock", Path: path, Err: err}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			file.Close()
+			return nil, context.Cause(ctx)
+		}
+	}
+}
