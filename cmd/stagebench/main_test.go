@@ -22,7 +22,15 @@ func TestMain(m *testing.M) {
 	if err := os.Setenv(actVariable, "1"); err != nil {
 		panic(err)
 	}
-	testscript.Main(m, map[string]func(){"stagebench": main})
+	testscript.Main(cleaning{m}, map[string]func(){"stagebench": main})
+}
+
+// cleaning removes what the tests of this package share when they are over.
+type cleaning struct{ m *testing.M }
+
+func (c cleaning) Run() int {
+	defer func() { _ = os.RemoveAll(templates()) }()
+	return c.m.Run()
 }
 
 var update = flag.Bool("update", false, "rewrite the golden output in the scripts")

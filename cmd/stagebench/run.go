@@ -67,7 +67,6 @@ row per stage and workload. How long it will take is said before it starts.`,
 	f.Float64Var(&o.reference, "reference", 0, "the common rate in requests/s at which latency is compared; 0 = the mode's own")
 	f.BoolVar(&o.strict, "strict", false, "exit with status 3 when a cell is invalid")
 	formatFlag(cmd, &o.format)
-	cmd.MarkFlagsMutuallyExclusive("quick", "full")
 	return cmd
 }
 
@@ -134,6 +133,8 @@ func (o runOptions) job() (job, error) {
 		return j, usagef("--connections %d\nwant 1 to 10000", o.connections)
 	}
 	switch {
+	case o.quick && o.full:
+		return j, usagef("--quick and --full exclude each other\nuse one of them, or neither")
 	case o.quick:
 		j.plan = cell.Quick()
 	case o.full:

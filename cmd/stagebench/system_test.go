@@ -43,16 +43,16 @@ var templates = sync.OnceValue(func() string {
 	if err != nil {
 		panic(err)
 	}
+	// Native servers are not root, and must get at what is copied from here.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		panic(err)
+	}
 	return dir
 })
 
 func bringUp(t *testing.T, stage sut.Stage, knobs sut.Knobs, workload string) *rig {
 	t.Helper()
-	for _, role := range []sut.Role{sut.DB, sut.Balance} {
-		if err := node.Installed(sut.Engine(knobs[string(role)+".engine"])); err != nil {
-			t.Skip(err)
-		}
-	}
+	skipWithoutEngines(t, knobs)
 	data := sut.Data{Size: "small", Seed: 1}
 	up, err := newBringer(data, slog.New(slog.NewTextHandler(io.Discard, nil)), func(string) {})
 	if err != nil {
@@ -81,6 +81,15 @@ func bringUp(t *testing.T, stage sut.Stage, knobs sut.Knobs, workload string) *r
 	}
 	r.connect(t, load)
 	return r
+}
+
+func skipWithoutEngines(t *testing.T, knobs sut.Knobs) {
+	t.Helper()
+	for _, role := range []sut.Role{sut.DB, sut.Balance} {
+		if err := node.Installed(sut.Engine(knobs[string(role)+".engine"])); err != nil {
+			t.Skip(err)
+		}
+	}
 }
 
 func (r *rig) connect(t *testing.T, load workloads.Workload) {

@@ -153,7 +153,7 @@ func New(c Config) (*App, error) {
 // that come nevertheless are served.
 func (a *App) Drain() { a.draining.Store(true) }
 
-// ServeHTTP answers one request, and counts it once it is answered.
+// ServeHTTP answers one request, and counts it.
 func (a *App) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
 	header[HeaderServedBy] = a.servedBy
@@ -173,9 +173,9 @@ func (a *App) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.mux.ServeHTTP(x, r)
 }
 
-// finish counts an exchange. It runs deferred: a handler that panics is a
-// mistake of ours, answered with a 500 where nothing was sent yet, and must not
-// escape the count or take the process along.
+// finish ends an exchange. It runs deferred: a handler that panics is a mistake
+// of ours, answered with a 500 where nothing was sent yet, and must not escape
+// the figures or take the process along.
 func (a *App) finish(x *exchange) {
 	cause := recover()
 	if cause != nil && cause != http.ErrAbortHandler {
@@ -186,7 +186,8 @@ func (a *App) finish(x *exchange) {
 		}
 	}
 	a.metrics.inFlight.Dec()
-	x.op.count(x.code(), a.config.Now().Sub(x.begun))
+	x.answered(http.StatusOK) // what the server sends for a handler that said nothing
+	x.op.seconds.Observe(a.config.Now().Sub(x.begun).Seconds())
 	if cause != nil {
 		// The response has begun: breaking the connection is the only way left to
 		// say that it is not whole.

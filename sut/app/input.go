@@ -137,8 +137,7 @@ func readBody(x *exchange, limit int64) ([]byte, error) {
 	if x.r.ContentLength > limit {
 		return nil, tooLarge(limit, "the body")
 	}
-	from, done := x.body(limit)
-	defer done()
+	from := x.body(limit)
 	var body []byte
 	var err error
 	if x.r.ContentLength >= 0 {
@@ -150,6 +149,7 @@ func readBody(x *exchange, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, bodyProblem(err)
 	}
+	x.bodyRead()
 	return body, nil
 }
 

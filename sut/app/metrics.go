@@ -2,7 +2,6 @@ package app
 
 import (
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -31,15 +30,9 @@ type opMetrics struct {
 	seconds  prometheus.Observer
 }
 
-// count adds one finished request.
-func (o *opMetrics) count(code int, took time.Duration) {
-	o.requests.WithLabelValues(strconv.Itoa(code)).Inc()
-	o.seconds.Observe(took.Seconds())
-}
-
 func newMetrics(registry prometheus.Registerer, routes []route) (*metrics, error) {
 	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "stagebench_http_requests_total", Help: "Finished requests to the application, by op and status.",
+		Name: "stagebench_http_requests_total", Help: "Answered requests to the application, by op and status.",
 	}, []string{"op", "code"})
 	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "stagebench_http_request_duration_seconds", Help: "Time from the first line of a request to the end of its handler, by op.",

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -170,15 +171,18 @@ type exchange struct {
 	token  string    // of the session, if the client sent one
 }
 
-// body returns the body of the request, bounded in bytes, and what to call once
-// it is read. Its time is bounded since ServeHTTP.
-func (x *exchange) body(limit int64) (body io.ReadCloser, done func()) {
+// body returns the body of the request, bounded in bytes; its time is bounded
+// since ServeHTTP. Once it is read, the caller says so with bodyRead.
+func (x *exchange) body(limit int64) io.ReadCloser {
 	// The innermost writer is passed, for MaxBytesReader to have the connection
 	// closed after the answer: what is left of the body is not read.
-	body = http.MaxBytesReader(x.ResponseWriter, x.r.Body, limit)
-	// A deadline that passed while we work would look like a client who left.
-	return body, func() { x.setBodyDeadline(time.Time{}) }
+	return http.MaxBytesReader(x.ResponseWriter, x.r.Body, limit)
 }
+
+// bodyRead lifts the deadline of a body that is there: if it passed while we
+// work, that would look like a client who left. That of one which is not all
+// there must stay, because the server goes on reading it.
+func (x *exchange) bodyRead() { x.setBodyDeadline(time.Time{}) }
 
 // setBodyDeadline bounds the time for the body: a client that sends a byte a
 // minute must not hold the memory that is set aside for its upload.
@@ -187,29 +191,29 @@ func (x *exchange) setBodyDeadline(at time.Time) {
 	_ = http.NewResponseController(x.ResponseWriter).SetReadDeadline(at)
 }
 
-// WriteHeader sends the status, and remembers it.
+// WriteHeader sends the status.
 func (x *exchange) WriteHeader(status int) {
-	if x.status == 0 && status >= 200 {
-		x.status = status
+	if status >= 200 {
+		x.answered(status)
 	}
 	x.ResponseWriter.WriteHeader(status)
 }
 
 // Write sends a part of the body.
 func (x *exchange) Write(p []byte) (int, error) {
-	if x.status == 0 {
-		x.status = http.StatusOK
-	}
+	x.answered(http.StatusOK)
 	return x.ResponseWriter.Write(p)
+}
+
+// answered counts the request, once, before the first byte of the answer can
+// leave. If it were counted when its handler ends, a client who has the whole
+// answer and asks for the count at once could find it missing.
+func (x *exchange) answered(status int) {
+	if x.status == 0 {
+		x.status = status
+		x.op.requests.WithLabelValues(strconv.Itoa(status)).Inc()
+	}
 }
 
 // Unwrap is for http.ResponseController.
 func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
-
-// code is the status of a finished exchange.
-func (x *exchange) code() int {
-	if x.status == 0 {
-		return http.StatusOK
-	}
-	return x.status
-}

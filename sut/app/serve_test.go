@@ -230,6 +230,7 @@ func TestConcurrentUsers(t *testing.T) {
 		})
 	}
 	group.Wait()
+	server.Close() // waits for the handlers, which end a little after their answers
 	const each = users * rounds
 	if photo := s.store.photos[9]; photo.Likes != 9+each || photo.Comments != 2+each || photo.Version != 9+2*each {
 		t.Errorf("after %d likes and comments the photo is %+v", each, photo)

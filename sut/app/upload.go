@@ -139,13 +139,12 @@ func (a *App) readForm(x *exchange, boundary string, sent *picture) error {
 	if boundary == "" {
 		return badRequest(uploadHint, "the content type has no boundary")
 	}
-	body, done := x.body(a.config.MaxUploadBytes + formOverhead)
-	defer done()
+	body := x.body(a.config.MaxUploadBytes + formOverhead)
 	form := multipart.NewReader(body, boundary)
 	for {
 		part, err := form.NextPart()
 		if err == io.EOF {
-			return nil
+			return x.readEpilogue(body)
 		}
 		if err != nil {
 			return formProblem(err)
@@ -167,6 +166,15 @@ func (a *App) readForm(x *exchange, boundary string, sent *picture) error {
 			return err
 		}
 	}
+}
+
+// readEpilogue reads what may follow the last boundary and means nothing.
+func (x *exchange) readEpilogue(body io.Reader) error {
+	if _, err := io.Copy(io.Discard, body); err != nil {
+		return formProblem(err)
+	}
+	x.bodyRead()
+	return nil
 }
 
 // readPart reads one field of a form.

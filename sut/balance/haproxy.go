@@ -125,7 +125,7 @@ func (h *HAProxy) Prepare(ctx context.Context) error {
 	if err := os.Rename(path+".new", path); err != nil {
 		return fmt.Errorf("haproxy: configuration: %w", err)
 	}
-	if out, err := h.command(ctx, "-c", "-q", "-f", configName).CombinedOutput(); err != nil {
+	if out, err := h.command(ctx, "-c", "-f", configName).CombinedOutput(); err != nil {
 		return fmt.Errorf("haproxy: configuration %s: %w\n%s", path, err, out)
 	}
 	return nil

@@ -2,25 +2,22 @@ package balance_test
 
 import (
 	"bufio"
-	"context"
 	"fmt"
-	"math/rand/v2"
+	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
-	"os/exec"
-	"runtime"
+	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/balance"
 	"github.com/stagebench/stagebench/sut/balance/balancetest"
 )
-
-// patience bounds every wait; nothing here is expected to come near it.
-const patience = 60 * time.Second
 
 func TestHAProxyConforms(t *testing.T) {
 	t.Parallel()
@@ -35,138 +32,204 @@ func TestHAProxyConforms(t *testing.T) {
 	})
 }
 
-// haproxyInstalled finds the server or skips the test.
-func haproxyInstalled(t testing.TB) balance.HAProxyInstall {
+// oneHost is a configuration for a host that runs in this process.
+func oneHost(t testing.TB, handler http.HandlerFunc) balance.Config {
 	t.Helper()
-	install, err := balance.FindHAProxy()
-	if err != nil {
-		t.Skipf("needs Debian's package haproxy: %v", err)
-	}
-	return install
+	server := httptest.NewServer(handler)
+	t.Cleanup(server.Close)
+	return balance.Config{Upstreams: []sut.Peer{{Node: "web-1", Address: server.Listener.Addr().String()}}}
 }
 
-// newHAProxy describes a server on a free port, in a directory of its own.
-func newHAProxy(t testing.TB, install balance.HAProxyInstall, cfg balance.Config) *balance.HAProxy {
+// say answers with a word.
+func say(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") }
+
+// ask sends requests over one connection and returns what came back, each as a
+// status or "closed".
+func ask(t *testing.T, address string, paths ...string) []string {
 	t.Helper()
-	cfg.Node = "lb-1"
-	return balance.NewHAProxy(balance.HAProxyConfig{
-		Config: cfg, Install: install, Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t), MaxConnections: 500,
-	})
-}
-
-// freePort picks a port below those that the system gives to outgoing
-// connections, so that none of them takes it before the server does.
-func freePort(t testing.TB) int {
-	t.Helper()
-	for range 100 {
-		port := 10_000 + rand.IntN(20_000)
-		if listener, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
-			_ = listener.Close()
-			return port
-		}
-	}
-	t.Fatal("no free port")
-	return 0
-}
-
-// process is a server that a test started; it ends with the test.
-type process struct {
-	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
-	err  error         // how it ended; read it after done
-
-	mu    sync.Mutex
-	lines []string // of its log
-}
-
-// launch starts a command without waiting for it to serve.
-func launch(t testing.TB, cmd *exec.Cmd) *process {
-	t.Helper()
-	p := &process{cmd: cmd, done: make(chan struct{})}
-	stderr, err := cmd.StderrPipe()
+	conn, err := net.Dial("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cmd.SysProcAttr == nil {
-		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
 	}
-	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
-	started := make(chan error)
-	go func() {
-		// The death signal comes when the thread ends that started the process.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		defer close(p.done)
-		err := cmd.Start()
-		started <- err
+	reader := bufio.NewReader(conn)
+	var got []string
+	for _, path := range paths {
+		_, _ = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: h\r\n\r\n", path)
+		res, err := http.ReadResponse(reader, nil)
 		if err != nil {
-			return
+			return append(got, "closed")
 		}
-		for lines := bufio.NewScanner(stderr); lines.Scan(); {
-			p.mu.Lock()
-			p.lines = append(p.lines, lines.Text())
-			p.mu.Unlock()
+		if _, err := io.Copy(io.Discard, res.Body); err != nil {
+			t.Fatal(err)
 		}
-		p.err = cmd.Wait()
-	}()
-	if err := <-started; err != nil {
-		t.Fatal(err)
+		got = append(got, fmt.Sprint(res.StatusCode))
 	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = p.wait(t)
-		if t.Failed() {
-			t.Log("log of the server:\n" + p.log())
-		}
-	})
-	return p
+	return got
 }
 
-// startHAProxy prepares and starts a server and waits until it serves.
-func startHAProxy(t testing.TB, h *balance.HAProxy) *process {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	if err := h.Prepare(ctx); err != nil {
+func TestHAProxyRestartsAfterAKill(t *testing.T) {
+	t.Parallel()
+	h := newHAProxy(t, haproxyInstalled(t), oneHost(t, say))
+	for range 2 {
+		p := startHAProxy(t, h)
+		if got := ask(t, h.Address(), "/", "/"); fmt.Sprint(got) != "[200 200]" {
+			t.Errorf("got %v", got)
+		}
+		p.signal(t, syscall.SIGKILL)
+		if err := p.wait(t); err == nil {
+			t.Error("a killed server exited with 0")
+		}
+		if err := h.Ready(t.Context()); err == nil {
+			t.Error("a dead server is ready")
+		}
+		if _, err := h.Status(t.Context()); err == nil {
+			t.Error("a dead server has a status")
+		}
+	}
+}
+
+func TestHAProxyDrains(t *testing.T) {
+	t.Parallel()
+	arrived, release := make(chan struct{}), make(chan struct{})
+	h := newHAProxy(t, haproxyInstalled(t), oneHost(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/hold" {
+			arrived <- struct{}{}
+			<-release
+		}
+		say(w, r)
+	}))
+	p := startHAProxy(t, h)
+	idle, err := net.Dial("tcp", h.Address())
+	if err != nil {
 		t.Fatal(err)
 	}
-	p := launch(t, h.Command())
-	for {
-		err := h.Ready(ctx)
-		if err == nil {
-			return p
+	defer idle.Close()
+	held := make(chan []string)
+	go func() { held <- ask(t, h.Address(), "/hold") }()
+	<-arrived
+	p.signal(t, h.StopSignal())
+	deadline := time.After(patience)
+	for refused := false; !refused; {
+		conn, err := net.Dial("tcp", h.Address())
+		if refused = err != nil; !refused {
+			_ = conn.Close()
 		}
 		select {
-		case <-p.done:
-			t.Fatalf("server ended before it served: %v\n%s", p.err, p.log())
-		case <-ctx.Done():
-			t.Fatalf("server never served: %v\n%s", err, p.log())
+		case <-deadline:
+			t.Fatal("it still listens")
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
-}
-
-func (p *process) log() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return strings.Join(p.lines, "\n")
-}
-
-func (p *process) signal(t testing.TB, signal os.Signal) {
-	t.Helper()
-	if err := p.cmd.Process.Signal(signal); err != nil {
-		t.Fatal(err)
+	close(release)
+	if got := <-held; fmt.Sprint(got) != "[200]" {
+		t.Errorf("a request in flight ended with %v", got)
+	}
+	if err := p.wait(t); err != nil {
+		t.Errorf("it exited with %v, want 0", err)
 	}
 }
 
-// wait returns how the server ended.
-func (p *process) wait(t testing.TB) error {
-	t.Helper()
-	select {
-	case <-p.done:
-		return p.err
-	case <-time.After(patience):
-		t.Fatalf("server does not end\n%s", p.log())
-		return nil
+func TestHAProxyIsAloneOnItsPort(t *testing.T) {
+	t.Parallel()
+	install := haproxyInstalled(t)
+	cfg := oneHost(t, say)
+	cfg.Node = "lb-1"
+	port := freePort(t)
+	describe := func() *balance.HAProxy {
+		return balance.NewHAProxy(balance.HAProxyConfig{Config: cfg, Install: install, Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: port})
+	}
+	first, second := describe(), describe()
+	startHAProxy(t, first)
+	if err := second.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p := launch(t, second.Command())
+	if err := p.wait(t); err == nil {
+		t.Error("a second server on the port exited with 0")
+	}
+	if !strings.Contains(p.log(), "cannot bind") {
+		t.Errorf("it says %q", p.log())
+	}
+}
+
+// TestHAProxyInADeepDirectory: the path of a Unix socket may have 107 bytes, the
+// directory's may have more.
+func TestHAProxyInADeepDirectory(t *testing.T) {
+	t.Parallel()
+	cfg := oneHost(t, say)
+	cfg.Node = "lb-1"
+	dir := filepath.Join(t.TempDir(), strings.Repeat("deep/", 30), "with space")
+	h := balance.NewHAProxy(balance.HAProxyConfig{
+		Config: cfg, Install: haproxyInstalled(t), Dir: dir, Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t), Procs: 2,
+	})
+	startHAProxy(t, h)
+	if got := ask(t, h.Address(), "/"); fmt.Sprint(got) != "[200]" {
+		t.Errorf("got %v", got)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, entry := range entries {
+		names = append(names, entry.Name())
+	}
+	if want := "[haproxy.cfg stats.sock]"; fmt.Sprint(names) != want {
+		t.Errorf("its directory holds %v, want %s", names, want)
+	}
+}
+
+// TestDeathUnderARequest holds the two engines to what the comment of HAProxy
+// says about their difference.
+func TestDeathUnderARequest(t *testing.T) {
+	t.Parallel()
+	host := func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/die" {
+			panic(http.ErrAbortHandler)
+		}
+		say(w, r)
+	}
+	ours := startBalancer(t, balancetest.Setup{Upstreams: oneHost(t, host).Upstreams, HealthInterval: time.Second})
+	native := newHAProxy(t, haproxyInstalled(t), oneHost(t, host))
+	startHAProxy(t, native)
+	for _, test := range []struct {
+		name, address, first, later string
+	}{
+		{"balance", strings.TrimPrefix(ours.URL, "http://"), "[502]", "[200 502]"},
+		{"haproxy", native.Address(), "[502]", "[200 closed]"},
+	} {
+		if got := fmt.Sprint(ask(t, test.address, "/die")); got != test.first {
+			t.Errorf("%s: on the first request %s, want %s", test.name, got, test.first)
+		}
+		if got := fmt.Sprint(ask(t, test.address, "/", "/die")); got != test.later {
+			t.Errorf("%s: on a later request %s, want %s", test.name, got, test.later)
+		}
+	}
+}
+
+func TestHAProxyVersion(t *testing.T) {
+	t.Parallel()
+	install := haproxyInstalled(t)
+	version, err := newHAProxy(t, install, balance.Config{}).Version(t.Context())
+	if err != nil || version != install.Version {
+		t.Errorf("Version() = %q, %v, want %q", version, err, install.Version)
+	}
+}
+
+// TestHAProxyExplainsARefusal: what the server says about its configuration
+// reaches whoever prepares it.
+func TestHAProxyExplainsARefusal(t *testing.T) {
+	t.Parallel()
+	cfg := oneHost(t, say)
+	cfg.Node = "lb-1"
+	h := balance.NewHAProxy(balance.HAProxyConfig{
+		Config: cfg, Install: haproxyInstalled(t), Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t), Procs: 100_000,
+	})
+	if err := h.Prepare(t.Context()); err == nil || !strings.Contains(err.Error(), "nbthread") {
+		t.Errorf("error %v, want the server's own about nbthread", err)
 	}
 }

@@ -157,7 +157,7 @@ func (s *scene) paintTrees() {
 // addGrain adds noise to every pixel and darkens the corners. Without it the
 // JPEGs would be far smaller than photographs of their size are.
 func (s *scene) addGrain() {
-	strength := 0.02 + 0.05*s.rng.Float64()
+	strength := 0.02 + 0.03*s.rng.Float64()
 	for y := range s.height {
 		for x := range s.width {
 			c, grain := s.at(x, y), strength*s.rng.NormFloat64()

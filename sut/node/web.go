@@ -4,9 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"net"
 	"net/http"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
@@ -67,6 +68,10 @@ func (b birth) startWeb(ctx context.Context) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
+	number, err := hostNumber(b.config.Node)
+	if err != nil {
+		return part{}, err
+	}
 	sessions, err := session.NewMemory(session.MemoryConfig{Registry: b.registry})
 	if err != nil {
 		return part{}, err
@@ -74,7 +79,7 @@ func (b birth) startWeb(ctx context.Context) (part, error) {
 	bytes := blob.NewClient(blob.ClientConfig{Address: blobs})
 	service, err := app.New(app.Config{
 		Node: b.config.Node, Store: records, Blobs: bytes, Sessions: sessions, Process: imaging.Process,
-		IDs: photos.NewIDSource(hostNumber(b.config.Node), time.Now), Log: b.log, Registry: b.registry, Now: time.Now,
+		IDs: photos.NewIDSource(number, time.Now), Log: b.log, Registry: b.registry, Now: time.Now,
 	})
 	if err != nil {
 		return part{}, err
@@ -99,11 +104,14 @@ func (b birth) startWeb(ctx context.Context) (part, error) {
 	}, nil
 }
 
-// hostNumber is the part of an id that tells the hosts apart.
-func hostNumber(node string) uint16 {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(node)) // never fails
-	return uint16(h.Sum32())
+// hostNumber is the part of an id that tells the hosts apart: the number at the
+// end of the node's name.
+func hostNumber(node string) (uint16, error) {
+	number, err := strconv.ParseUint(node[strings.LastIndexByte(node, '-')+1:], 10, 16)
+	if err != nil {
+		return 0, fmt.Errorf("web node %q has no number at the end of its name, which its ids are made from", node)
+	}
+	return uint16(number), nil
 }
 
 func (b birth) startBlob() (part, error) {

@@ -1,11 +1,14 @@
 package sqlite
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgtype"
 	wire "github.com/jeroenrinzema/psql-wire"
+	"github.com/jeroenrinzema/psql-wire/codes"
 )
 
 // Type is the SQL type of a parameter or of a result column.
@@ -66,10 +69,9 @@ type Statement struct {
 type kind int
 
 const (
-	read     kind = iota // on a read-only connection, unless a transaction is open
-	write                // in the line of writers
-	control              // begins or ends a transaction, or is answered without SQLite
-	unbacked             // stands for a statement that does not exist
+	read    kind = iota // on a read-only connection, unless a transaction is open
+	write               // in the line of writers
+	control             // begins or ends a transaction, or is answered without SQLite
 )
 
 // statement is a Statement made ready: what is the same for all clients is
@@ -77,24 +79,69 @@ const (
 type statement struct {
 	Statement
 	kind    kind
-	index   int    // of its prepared form in every SQLite connection
-	command string // of its command tag: SELECT, INSERT ...
-	counts  bool   // the tag ends with the number of rows
-	run     func(*session, wire.DataWriter) error
+	index   int    // of what SQLite compiled of it, in every connection
+	command string // its command tag, SELECT or INSERT 0 for example ...
+	counts  bool   // ... to which the number of rows is added
 
+	act   func(*session) error // of a control statement
+	value string               // of its one row, if it has a column
+
+	described        *wire.Statement         // what psql-wire describes to a client
 	extended, simple wire.PreparedStatements // the same, for the two ways to ask
+}
+
+// ready makes the forms of a statement that psql-wire asks for.
+func (s *statement) ready() *statement {
+	oids := make([]uint32, len(s.Params))
+	for i, t := range s.Params {
+		oids[i] = t.oid()
+	}
+	columns := make(wire.Columns, len(s.Columns))
+	for i, col := range s.Columns {
+		columns[i] = wire.Column{Name: col.Name, Oid: col.Type.oid(), Width: col.Type.size()}
+	}
+	made := wire.NewStatement(s.simply, wire.WithParameters(oids), wire.WithColumns(columns))
+	s.simple, s.extended = wire.Prepared(made), wire.Prepared(made)
+	// Only psql-wire's own cache can make one of these; it never fails.
+	var cache wire.DefaultStatementCache
+	_ = cache.Set(context.Background(), "", made)
+	s.described, _ = cache.Get(context.Background(), "")
+	return s
+}
+
+// simply runs the statement for a simple query, in text format.
+func (s *statement) simply(ctx context.Context, w wire.DataWriter, _ []wire.Parameter) error {
+	n := sessionOf(ctx)
+	tag, err := n.run(s, nil, nil, true)
+	if err != nil {
+		return err
+	}
+	if tag == "" {
+		_, err := n.guard.Write(completion(tag))
+		return errors.Join(err, w.Empty())
+	}
+	return w.Complete(tag)
 }
 
 // catalogue holds every statement by its exact text.
 type catalogue struct {
-	bySQL map[string]*statement
-	size  int // of the table of prepared forms
+	bySQL   map[string]*statement
+	size    int        // how many of them SQLite compiles
+	missing *statement // stands for a prepared statement that does not exist
 }
 
 func newCatalogue(statements []Statement) (*catalogue, error) {
 	c := &catalogue{bySQL: map[string]*statement{}}
-	for _, declared := range statements {
-		s := &statement{Statement: declared, kind: write, index: c.size}
+	c.missing = controlling("", func(*session) error {
+		return fault(codes.UndefinedPreparedStatement, "prepared statement does not exist")
+	})
+	for i, declared := range statements {
+		if strings.TrimSpace(declared.SQL) == "" {
+			return nil, fmt.Errorf("statement %d of the catalogue is empty", i)
+		}
+		if _, twice := c.bySQL[declared.SQL]; twice {
+			return nil, fmt.Errorf("statement %q is in the catalogue twice", declared.SQL)
+		}
 		for _, t := range declared.Params {
 			if t.oid() == 0 {
 				return nil, fmt.Errorf("statement %q: unknown type %q", declared.SQL, t)
@@ -105,36 +152,32 @@ func newCatalogue(statements []Statement) (*catalogue, error) {
 				return nil, fmt.Errorf("statement %q: column %s: unknown type %q", declared.SQL, col.Name, col.Type)
 			}
 		}
-		words := strings.Fields(strings.ToUpper(declared.SQL))
-		if len(words) == 0 {
-			return nil, fmt.Errorf("statement %d of the catalogue is empty", c.size)
-		}
-		if s.Local == "" {
-			s.Local = s.SQL
-		}
-		s.command, s.counts = tag(words)
-		if s.command == "SELECT" {
-			// Safe to guess: a statement that writes after all is refused on a
-			// read-only connection.
-			s.kind = read
-		}
-		if _, twice := c.bySQL[s.SQL]; twice {
-			return nil, fmt.Errorf("statement %q is in the catalogue twice", s.SQL)
-		}
-		c.add(s)
-		c.size++
+		c.add(declared)
+	}
+	// What people and probes ask to see whether anybody is there.
+	if probe := "select 1"; c.bySQL[probe] == nil {
+		c.add(Statement{SQL: probe, Columns: []Column{{Name: "?column?", Type: Int}}})
 	}
 	return c, nil
 }
 
-// add makes the forms of a statement that the wire protocol asks for.
-func (c *catalogue) add(s *statement) {
-	s.extended, s.simple = s.prepared(false), s.prepared(true)
-	c.bySQL[s.SQL] = s
+func (c *catalogue) add(declared Statement) {
+	s := &statement{Statement: declared, kind: write, index: c.size}
+	c.size++
+	if s.Local == "" {
+		s.Local = s.SQL
+	}
+	s.command, s.counts = tag(strings.Fields(strings.ToUpper(s.SQL)))
+	if s.command == "SELECT" {
+		// Safe to guess: a statement that writes after all is refused on a
+		// read-only connection.
+		s.kind = read
+	}
+	c.bySQL[s.SQL] = s.ready()
 }
 
-// tag returns the first words of a command tag and whether a number of rows
-// follows them.
+// tag returns the beginning of a command tag and whether a number of rows
+// follows.
 // https://www.postgresql.org/docs/15/protocol-message-formats.html (CommandComplete)
 func tag(words []string) (command string, counts bool) {
 	switch words[0] {
@@ -146,17 +189,4 @@ func tag(words []string) (command string, counts bool) {
 		return strings.Join(words[:min(2, len(words))], " "), false
 	}
 	return words[0], false
-}
-
-// prepared returns the statement as psql-wire wants it.
-func (s *statement) prepared(simple bool) wire.PreparedStatements {
-	oids := make([]uint32, len(s.Params))
-	for i, t := range s.Params {
-		oids[i] = t.oid()
-	}
-	columns := make(wire.Columns, len(s.Columns))
-	for i, col := range s.Columns {
-		columns[i] = wire.Column{Name: col.Name, Oid: col.Type.oid(), Width: col.Type.size()}
-	}
-	return wire.Prepared(wire.NewStatement(s.handler(simple), wire.WithParameters(oids), wire.WithColumns(columns)))
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 
-	wire "github.com/jeroenrinzema/psql-wire"
 	"github.com/jeroenrinzema/psql-wire/codes"
 )
 
@@ -14,86 +13,78 @@ func parseControl(text string) (*statement, error) {
 	text = strip(text)
 	words := strings.Fields(strings.ToLower(text))
 	if len(words) == 0 {
-		return answer("", nil, func(_ *session, w wire.DataWriter) error { return w.Empty() }), nil
+		return controlling("", nil), nil
 	}
 	all := strings.Join(words, " ")
 	switch words[0] {
-	case "begin":
-		return begin(all), nil
-	case "start":
-		if strings.HasPrefix(all, "start transaction") {
-			return begin(all), nil
+	case "begin", "start":
+		if words[0] == "begin" || strings.HasPrefix(all, "start transaction") {
+			readOnly := strings.Contains(all, "read only")
+			return controlling("BEGIN", func(s *session) error { return s.begin(readOnly) }), nil
 		}
 	case "commit", "end":
-		return answer("COMMIT", nil, func(s *session, w wire.DataWriter) error { return s.commit(w) }), nil
+		return controlling(commit, (*session).commit), nil
 	case "rollback", "abort":
 		if len(words) == 1 || len(words) == 2 && (words[1] == "work" || words[1] == "transaction") {
-			return answer("ROLLBACK", nil, func(s *session, w wire.DataWriter) error { return s.rollback(w) }), nil
+			return controlling(rollback, (*session).rollback), nil
 		}
 		return nil, fault(codes.FeatureNotSupported, "this node has no savepoints")
 	case "savepoint", "release":
 		return nil, fault(codes.FeatureNotSupported, "this node has no savepoints")
 	case "set":
-		return set(words)
+		return set(words[1:])
 	case "show":
-		return show(words)
+		return show(strings.Join(words[1:], "_"))
 	case "discard", "deallocate":
 		return forget(words), nil
-	case "select":
-		if all == "select 1" {
-			return answer("SELECT 1", []Column{{Name: "?column?", Type: Int}}, func(_ *session, w wire.DataWriter) error {
-				return rowThenComplete(w, int64(1), "SELECT 1")
-			}), nil
-		}
 	}
 	return nil, fault(codes.Syntax, fmt.Sprintf("statement is not in the catalogue of this node: %.80s", text))
 }
 
-// strip takes leading comments, space and the final semicolon away.
-func strip(text string) string {
-	for {
-		text = strings.TrimSpace(text)
-		if !strings.HasPrefix(text, "--") {
-			return strings.TrimSpace(strings.TrimRight(text, "; \t\r\n"))
-		}
-		_, text, _ = strings.Cut(text, "\n")
+// The statements that are allowed in a transaction that has failed.
+const (
+	commit   = "COMMIT"
+	rollback = "ROLLBACK"
+)
+
+// controlling returns a statement that does something to the session.
+func controlling(command string, act func(*session) error) *statement {
+	if act == nil {
+		act = func(*session) error { return nil }
 	}
+	return (&statement{kind: control, command: command, act: act}).ready()
 }
 
-// answer returns a statement that is run by a function of ours.
-func answer(command string, columns []Column, run func(*session, wire.DataWriter) error) *statement {
-	s := &statement{Statement: Statement{Columns: columns}, kind: control, command: command, run: run}
-	s.extended, s.simple = s.prepared(false), s.prepared(true)
-	return s
+// strip takes leading comments, space and final semicolons away.
+func strip(text string) string {
+	text = strings.TrimSpace(text)
+	for strings.HasPrefix(text, "--") {
+		_, text, _ = strings.Cut(text, "\n")
+		text = strings.TrimSpace(text)
+	}
+	return strings.TrimRight(text, "; \t\r\n")
 }
 
-func begin(all string) *statement {
-	readOnly := strings.Contains(all, "read only")
-	return answer("BEGIN", nil, func(s *session, w wire.DataWriter) error { return s.begin(w, readOnly) })
-}
-
-// set accepts settings that change nothing here, and refuses all others: a
+// set accepts settings that change nothing here and refuses all others: a
 // client must not believe in a time-out that nobody keeps.
 func set(words []string) (*statement, error) {
-	words = words[1:]
 	if len(words) > 0 && (words[0] == "session" || words[0] == "local") {
 		words = words[1:]
 	}
-	if len(words) > 0 {
-		name, _, _ := strings.Cut(words[0], "=")
-		switch name {
-		case "application_name", "client_encoding", "client_min_messages", "datestyle", "extra_float_digits",
-			"intervalstyle", "search_path", "standard_conforming_strings", "time", "timezone", "names":
-			return answer("SET", nil, complete("SET")), nil
-		}
-		return nil, fault(codes.FeatureNotSupported, fmt.Sprintf("this node cannot change %q", name))
+	if len(words) == 0 {
+		return nil, fault(codes.Syntax, "set what?")
 	}
-	return nil, fault(codes.Syntax, "set what?")
+	name, _, _ := strings.Cut(words[0], "=")
+	switch name {
+	case "application_name", "client_encoding", "client_min_messages", "datestyle", "extra_float_digits",
+		"intervalstyle", "names", "search_path", "standard_conforming_strings", "time", "timezone":
+		return controlling("SET", nil), nil
+	}
+	return nil, fault(codes.FeatureNotSupported, fmt.Sprintf("this node cannot change %q", name))
 }
 
 // show answers the settings that clients look at.
-func show(words []string) (*statement, error) {
-	name := strings.Join(words[1:], "_")
+func show(name string) (*statement, error) {
 	value, found := map[string]string{
 		"client_encoding":               "UTF8",
 		"default_transaction_read_only": "off",
@@ -110,34 +101,27 @@ func show(words []string) (*statement, error) {
 	if !found {
 		return nil, fault(codes.UndefinedObject, fmt.Sprintf("unrecognized configuration parameter %q", name))
 	}
-	return answer("SHOW", []Column{{Name: name, Type: Text}}, func(_ *session, w wire.DataWriter) error {
-		return rowThenComplete(w, value, "SHOW")
-	}), nil
+	s := &statement{kind: control, command: "SHOW", value: value, act: func(*session) error { return nil }}
+	s.Columns = []Column{{Name: name, Type: Text}}
+	return s.ready(), nil
 }
 
 // forget drops prepared statements, one or all of them.
 func forget(words []string) *statement {
-	what := words[len(words)-1]
-	command := strings.ToUpper(words[0])
-	if what == "all" || command == "DISCARD" {
+	command, name := strings.ToUpper(words[0]), words[len(words)-1]
+	all := name == "all" || command == "DISCARD"
+	if all {
 		command += " ALL"
 	}
-	return answer(command, nil, func(s *session, w wire.DataWriter) error {
-		if command == "DISCARD ALL" && s.status != idle {
+	return controlling(command, func(s *session) error {
+		switch {
+		case command == "DISCARD ALL" && s.status != idle:
 			return fault(codes.ActiveSQLTransaction, "DISCARD ALL cannot run inside a transaction block")
+		case all:
+			clear(s.names)
+		default:
+			delete(s.names, name)
 		}
-		s.forget(what)
-		return w.Complete(command)
+		return nil
 	})
-}
-
-func complete(tag string) func(*session, wire.DataWriter) error {
-	return func(_ *session, w wire.DataWriter) error { return w.Complete(tag) }
-}
-
-func rowThenComplete(w wire.DataWriter, value any, tag string) error {
-	if err := w.Row([]any{value}); err != nil {
-		return err
-	}
-	return w.Complete(tag)
 }

@@ -1,7 +1,6 @@
 package sqlite
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -43,12 +42,10 @@ type guard struct {
 
 // The bounds of a connection.
 const (
-	flushAt       = 32 << 10         // an answer is sent when it has grown this large
-	maxPackets    = 4                // TLS and GSS may be asked for, each once, and then comes the start
-	writeTimeout  = 10 * time.Second // for a client that does not read its answer
-	keptRest      = 16 << 10         // a buffer larger than this is not kept
-	typedHeader   = 5                // type and length of a message
-	untypedHeader = 4                // a start-up packet has no type
+	flushAt      = 32 << 10         // an answer is sent when it has grown this large
+	maxPackets   = 4                // TLS and GSS may be asked for, each once, and then comes the start
+	writeTimeout = 10 * time.Second // for a client that does not read its answer
+	keptRest     = 16 << 10         // a buffer larger than this is not kept
 )
 
 // Why a client is refused.
@@ -71,8 +68,9 @@ type peer struct {
 // RemoteAddr returns the client's address.
 func (g *guard) RemoteAddr() net.Addr { return peer{Addr: g.Conn.RemoteAddr(), guard: g} }
 
-// Read fills p with whole messages. It is called when all earlier ones have
-// been dealt with, so this is when their answers must be on their way.
+// Read fills p with whole messages; p is psql-wire's whole buffer, of limit
+// bytes. It is called when all earlier messages have been dealt with, so this
+// is when their answers must be on their way.
 func (g *guard) Read(p []byte) (int, error) {
 	n := copy(p, g.rest)
 	g.rest = g.rest[:0]
@@ -166,7 +164,7 @@ func (g *guard) scan(b []byte) (whole int, err error) {
 			return 0, errTooLarge
 		case size > len(message):
 			return whole, nil
-		case message[0] == 'B' && !bindable(message[typedHeader:size]):
+		case !wellFormed(message[0], message[typedHeader:size]):
 			return 0, errProtocol
 		}
 		g.last = message[0]
@@ -197,47 +195,6 @@ func (g *guard) scanStart(b []byte) (int, error) {
 	const request = 1234
 	g.started = binary.BigEndian.Uint16(b[untypedHeader:]) != request
 	return size, nil
-}
-
-// bindable reports whether the lengths in a Bind message add up. psql-wire
-// takes any: a negative one would make it panic.
-func bindable(b []byte) bool {
-	for range 2 { // names of portal and statement
-		end := bytes.IndexByte(b, 0)
-		if end < 0 {
-			return false
-		}
-		b = b[end+1:]
-	}
-	ok := true
-	number := func(size int) int {
-		if !ok || len(b) < size {
-			ok = false
-			return 0
-		}
-		n := int(binary.BigEndian.Uint16(b))
-		if size == 4 {
-			n = int(int32(binary.BigEndian.Uint32(b)))
-		}
-		b = b[size:]
-		return n
-	}
-	skip := func(n int) {
-		if ok = ok && n >= 0 && n <= len(b); ok {
-			b = b[n:]
-		}
-	}
-	skip(2 * number(2)) // formats of the parameters
-	for range number(2) {
-		if n := number(4); n != -1 { // NULL
-			skip(n)
-		}
-		if !ok {
-			return false
-		}
-	}
-	skip(2 * number(2)) // formats of the results
-	return ok && len(b) == 0
 }
 
 // Write gathers the answer.

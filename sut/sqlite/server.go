@@ -32,7 +32,6 @@ type Server struct {
 	listener  net.Listener
 	wire      *wire.Server
 	catalogue *catalogue
-	unknown   *wire.Statement // stands in for a prepared statement that does not exist
 	writer    *writer
 	readers   *readers
 	reads     atomic.Int64
@@ -93,31 +92,24 @@ func New(cfg Config) (_ *Server, err error) {
 	if s.readers, err = openReaders(cfg, s.catalogue.size); err != nil {
 		return nil, err
 	}
-	return s, s.speak()
+	s.wire, err = s.protocol()
+	return s, err
 }
 
-// speak sets up the wire protocol.
-func (s *Server) speak() (err error) {
-	var cache wire.DefaultStatementCache
-	none := &statement{kind: unbacked}
-	if err := cache.Set(context.Background(), "", none.prepared(false)[0]); err != nil {
-		return err
-	}
-	if s.unknown, err = cache.Get(context.Background(), ""); err != nil {
-		return err
-	}
-	s.wire, err = wire.NewServer(s.parse,
+// protocol sets up the wire protocol.
+func (s *Server) protocol() (*wire.Server, error) {
+	return wire.NewServer(s.parse,
 		wire.Logger(slog.New(warnings{s.cfg.Log.Handler()})),
 		wire.MessageBufferSize(s.cfg.MessageBufferSize),
 		wire.GlobalParameters(wire.Parameters{"standard_conforming_strings": "on", "integer_datetimes": "on", "DateStyle": "ISO, MDY", "TimeZone": "UTC"}),
-		wire.Statements(func() wire.StatementCache { return &statements{unknown: s.unknown} }),
+		wire.Statements(func() wire.StatementCache { return statements{missing: s.catalogue.missing} }),
+		wire.Portals(func() wire.PortalCache { return &portals{byName: map[string]*portal{}} }),
 		wire.SessionAuthStrategy(s.admit),
 		wire.BackendKeyData(func(ctx context.Context) (int32, int32) { k := sessionOf(ctx).key; return k.pid, k.secret }),
 		wire.CancelRequest(s.cancel),
 		wire.TxStatus(func(ctx context.Context) types.ServerStatus { return sessionOf(ctx).status }),
 		wire.SyncConn(func(ctx context.Context, broke bool) error { return sessionOf(ctx).sync(broke) }),
 	)
-	return err
 }
 
 // Addr is where the node listens.
@@ -281,7 +273,7 @@ func (s *Server) admit(ctx context.Context, w *buffer.Writer, _ *buffer.Reader) 
 	g := wire.RemoteAddress(ctx).(peer).guard
 	var secret [4]byte
 	rand.Read(secret[:]) // never fails
-	n := &session{server: s, status: idle, key: backendKey{
+	n := &session{server: s, guard: g, names: map[string]*statement{}, status: idle, key: backendKey{
 		pid: s.nextPID.Add(1) & math.MaxInt32, secret: int32(binary.BigEndian.Uint32(secret[:])),
 	}}
 	s.mu.Lock()
@@ -327,35 +319,20 @@ func (s *Server) cancel(_ context.Context, pid, secret int32) error {
 
 // parse finds the statement that a client means.
 func (s *Server) parse(ctx context.Context, q wire.Query) (wire.PreparedStatements, error) {
+	n := sessionOf(ctx)
 	found := s.catalogue.bySQL[q.Query]
 	if found == nil {
 		var err error
 		if found, err = parseControl(q.Query); err != nil {
-			sessionOf(ctx).fail()
+			n.fail()
 			return nil, err
 		}
 	}
+	n.asked = found
 	if q.SimpleQuery {
 		return found.simple, nil
 	}
 	return found.extended, nil
-}
-
-// statements is the prepared statements of one client. psql-wire ends the
-// connection without a word when it is asked to bind one that is not there;
-// with a stand-in the client hears so.
-type statements struct {
-	wire.DefaultStatementCache
-	unknown *wire.Statement
-}
-
-// Get returns the prepared statement of that name.
-func (c *statements) Get(ctx context.Context, name string) (*wire.Statement, error) {
-	found, err := c.DefaultStatementCache.Get(ctx, name)
-	if found == nil && err == nil {
-		return c.unknown, nil
-	}
-	return found, err
 }
 
 // warnings is a log without what psql-wire says to its developers: at that

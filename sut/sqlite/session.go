@@ -1,13 +1,10 @@
 package sqlite
 
 import (
-	"context"
-	"errors"
 	"strconv"
 	"sync"
 
 	wire "github.com/jeroenrinzema/psql-wire"
-	"github.com/jeroenrinzema/psql-wire/codes"
 	"github.com/jeroenrinzema/psql-wire/pkg/types"
 )
 
@@ -27,8 +24,10 @@ const (
 // they must see what the transaction has written.
 type session struct {
 	server *Server
+	guard  *guard
 	key    backendKey
-	wire   *wire.Session // set with the first statement
+	names  map[string]*statement // prepared by the client
+	asked  *statement            // what psql-wire has parsed or looked up last
 
 	status types.ServerStatus
 	turn   *turn // of the transaction that is open, if it writes
@@ -41,96 +40,104 @@ type session struct {
 	running   *conn         // interrupted by cancel
 }
 
-// handler returns the function that psql-wire calls to run the statement.
-func (st *statement) handler(simple bool) wire.PreparedStatementFn {
-	return func(ctx context.Context, w wire.DataWriter, params []wire.Parameter) error {
-		s := sessionOf(ctx)
-		if s.wire == nil {
-			s.wire, _ = wire.GetSession(ctx)
-		}
-		s.begins()
-		defer s.ends()
-		err := s.execute(st, w, params, simple)
-		// A client may drop an answer half way: that is no failure.
-		if err != nil && !errors.Is(err, wire.ErrSuspendedHandlerClosed) {
-			s.fail()
-		}
-		return err
-	}
-}
-
-// execute runs one statement and writes its answer. A simple query is a
-// transaction of its own, so it commits before its client hears of success.
-func (s *session) execute(st *statement, w wire.DataWriter, params []wire.Parameter, simple bool) error {
-	if st.kind == unbacked {
-		return fault(codes.UndefinedPreparedStatement, "prepared statement does not exist")
-	}
-	if st.kind == control {
-		if s.status == failed && st.command != "COMMIT" && st.command != "ROLLBACK" {
-			return errAborted()
-		}
-		return st.run(s, w)
-	}
-	if s.status == failed {
-		return errAborted()
-	}
-	r, err := s.query(st, params)
+// run runs one statement, leaves its rows in the answer and returns its tag. A
+// simple query is a transaction of its own, so it commits before its client
+// hears of success.
+func (s *session) run(st *statement, params []wire.Parameter, formats []wire.FormatCode, simple bool) (tag string, err error) {
+	s.begins()
+	defer s.ends()
+	mark := len(s.guard.out)
+	tag, err = s.execute(st, params, formats)
 	if err == nil && simple {
 		err = s.sync(false)
 	}
 	if err != nil {
-		return err
+		s.guard.out = s.guard.out[:mark]
+		s.fail()
 	}
-	if err := wire.WriteRows(w, r.rows); err != nil {
-		return err
+	return tag, err
+}
+
+func (s *session) execute(st *statement, params []wire.Parameter, formats []wire.FormatCode) (tag string, err error) {
+	if s.status == failed && st.command != commit && st.command != rollback && st.command != "" {
+		return "", errAborted()
 	}
-	if !st.counts {
-		return w.Complete(st.command)
+	if err := checkFormats(formats, len(st.Columns)); err != nil {
+		return "", err
 	}
-	return w.Complete(st.command + " " + strconv.Itoa(r.changed))
+	if st.kind == control {
+		tag := st.command
+		if tag == commit && s.status == failed {
+			tag = rollback // as which it ends
+		}
+		if len(st.Columns) > 0 {
+			s.guard.out = appendText(s.guard.out, st.value)
+		}
+		return tag, st.act(s)
+	}
+	rows, err := s.query(st, params, formats)
+	if err != nil || !st.counts {
+		return st.command, err
+	}
+	return st.command + " " + strconv.Itoa(rows), nil
 }
 
 // query runs a statement of the catalogue on the connection where it belongs.
-func (s *session) query(st *statement, params []wire.Parameter) (result, error) {
+func (s *session) query(st *statement, params []wire.Parameter, formats []wire.FormatCode) (rows int, err error) {
 	if s.turn == nil && (st.kind == read || s.pinned != nil) {
-		return s.read(st, params)
+		c := s.pinned
+		if c == nil {
+			if c, err = s.server.readers.acquire(s.wait); err != nil {
+				return 0, err
+			}
+			defer s.server.readers.release(c)
+		}
+		s.server.reads.Add(1)
+		return s.on(c, true, st, params, formats)
 	}
 	if s.turn == nil {
-		turn, err := s.server.writer.acquire(s.wait, false)
-		if err != nil {
-			return result{}, err
+		if s.turn, err = s.server.writer.acquire(s.wait, false); err != nil {
+			return 0, err
 		}
-		s.turn = turn
 	}
 	// A statement that is interrupted takes the whole SQLite transaction back,
-	// which may be the work of others: see turn. Only a transaction that began
-	// alone may be.
-	c := s.turn.w.conn
-	if s.status == open {
-		return s.interruptible(c, func() (result, error) { return c.run(st, params) })
-	}
-	return c.run(st, params)
+	// which may be the work of others, too. Only a transaction that began alone
+	// may be.
+	return s.on(s.turn.w.conn, s.status == open, st, params, formats)
 }
 
-func (s *session) read(st *statement, params []wire.Parameter) (result, error) {
-	c := s.pinned
-	if c == nil {
-		var err error
-		if c, err = s.server.readers.acquire(s.wait); err != nil {
-			return result{}, err
+// on runs a statement on a connection, interruptible by cancel or not, and
+// clears the interrupt: the next user of the connection would meet it.
+func (s *session) on(c *conn, interruptible bool, st *statement, params []wire.Parameter, formats []wire.FormatCode) (rows int, err error) {
+	if interruptible {
+		s.mu.Lock()
+		if s.cancelled {
+			s.mu.Unlock()
+			return 0, errCancelled()
 		}
-		defer s.server.readers.release(c)
+		s.running = c
+		s.mu.Unlock()
+		defer func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.running = nil
+			if c.interrupted {
+				c.rearm()
+			}
+		}()
 	}
-	s.server.reads.Add(1)
-	return s.interruptible(c, func() (result, error) { return c.run(st, params) })
+	s.guard.out, rows, err = c.run(s.guard.out, st, params, formats)
+	return rows, err
 }
 
 // begin starts a transaction that lasts over round trips.
-func (s *session) begin(w wire.DataWriter, readOnly bool) error {
+func (s *session) begin(readOnly bool) (err error) {
 	switch {
 	case s.status == open:
 		// PostgreSQL warns and goes on.
-	case readOnly && s.turn == nil:
+	case s.turn != nil:
+		// What the pipeline wrote before becomes a part of the transaction.
+	case readOnly:
 		c, err := s.server.readers.acquire(s.wait)
 		if err != nil {
 			return err
@@ -139,37 +146,25 @@ func (s *session) begin(w wire.DataWriter, readOnly bool) error {
 			s.server.readers.release(c)
 			return coded(err)
 		}
-		s.pinned, s.status = c, open
-	case s.turn != nil:
-		s.status = open // what the pipeline wrote before becomes a part of it
+		s.pinned = c
 	default:
-		turn, err := s.server.writer.acquire(s.wait, true)
-		if err != nil {
+		if s.turn, err = s.server.writer.acquire(s.wait, true); err != nil {
 			return err
 		}
-		s.turn, s.status = turn, open
 	}
-	return w.Complete("BEGIN")
+	s.status = open
+	return nil
 }
 
-// commit ends a transaction; a failed one is rolled back and says so.
-func (s *session) commit(w wire.DataWriter) error {
-	if s.status == failed {
-		return s.rollback(w)
-	}
+// commit ends a transaction; one that has failed was rolled back already.
+func (s *session) commit() error {
 	s.status = idle
-	if err := s.close(true); err != nil {
-		return err
-	}
-	return w.Complete("COMMIT")
+	return s.close(true)
 }
 
-func (s *session) rollback(w wire.DataWriter) error {
+func (s *session) rollback() error {
 	s.status = idle
-	if err := s.close(false); err != nil {
-		return err
-	}
-	return w.Complete("ROLLBACK")
+	return s.close(false)
 }
 
 // close gives back what the session holds of the database, with its work
@@ -215,15 +210,6 @@ func (s *session) sync(broke bool) error {
 // holding reports whether others may be waiting for this client.
 func (s *session) holding() bool { return s.turn != nil || s.pinned != nil }
 
-// forget drops one prepared statement of the client, or all.
-func (s *session) forget(name string) {
-	if name == "all" {
-		s.wire.Statements.Close()
-		return
-	}
-	_ = s.wire.Statements.Delete(context.Background(), name)
-}
-
 // begins marks the start of a statement.
 func (s *session) begins() {
 	s.mu.Lock()
@@ -264,24 +250,4 @@ func (s *session) wait() <-chan struct{} {
 		close(s.waiting)
 	}
 	return s.waiting
-}
-
-// interruptible runs something on a connection such that cancel interrupts it,
-// and clears the interrupt: the next user of the connection would meet it.
-func (s *session) interruptible(c *conn, run func() (result, error)) (result, error) {
-	s.mu.Lock()
-	if s.cancelled {
-		s.mu.Unlock()
-		return result{}, errCancelled()
-	}
-	s.running = c
-	s.mu.Unlock()
-	r, err := run()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.running = nil
-	if c.interrupted {
-		c.rearm()
-	}
-	return r, err
 }

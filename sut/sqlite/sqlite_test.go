@@ -21,6 +21,7 @@ import (
 const (
 	nodeDir     = "STAGEBENCH_TEST_NODE_DIR"
 	nodeAddress = "STAGEBENCH_TEST_NODE_ADDRESS"
+	nodeCommits = "STAGEBENCH_TEST_NODE_COMMITS"
 )
 
 func TestMain(m *testing.M) {
@@ -32,7 +33,10 @@ func TestMain(m *testing.M) {
 
 // node serves until its standard input ends.
 func node() int {
-	s, err := sqlite.New(sqlite.Config{Address: os.Getenv(nodeAddress), Dir: os.Getenv(nodeDir), Statements: catalogue()})
+	s, err := sqlite.New(sqlite.Config{
+		Address: os.Getenv(nodeAddress), Dir: os.Getenv(nodeDir),
+		Durability: sqlite.Durability(os.Getenv(nodeCommits)), Statements: catalogue(),
+	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -133,13 +137,14 @@ func TestFaults(t *testing.T) {
 // process is a node in a process of its own.
 type process struct {
 	dir, address string
+	durability   sqlite.Durability
 	cmd          *exec.Cmd
 	stdin        io.Closer
 }
 
 func (p *process) Address() string { return p.address }
 
-func (p *process) Kill(t *testing.T) {
+func (p *process) Kill(t testing.TB) {
 	t.Helper()
 	if err := p.cmd.Process.Kill(); err != nil {
 		t.Error(err)
@@ -148,10 +153,10 @@ func (p *process) Kill(t *testing.T) {
 	p.stdin.Close()
 }
 
-func (p *process) Restart(t *testing.T) {
+func (p *process) Restart(t testing.TB) {
 	t.Helper()
 	p.cmd = exec.Command(os.Args[0])
-	p.cmd.Env = append(os.Environ(), nodeDir+"="+p.dir, nodeAddress+"="+p.address)
+	p.cmd.Env = append(os.Environ(), nodeDir+"="+p.dir, nodeAddress+"="+p.address, nodeCommits+"="+string(p.durability))
 	p.cmd.Stderr = os.Stderr
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {

@@ -56,10 +56,12 @@ const (
 	sqlPhoto       = `select ` + photoColumns + ` from photos where id = $1`
 
 	// The inner query picks the newest from the index alone, so that only the
-	// rows that are shown are fetched whole.
-	sqlFeed = `select ` + photoColumns + ` from photos where id in (` +
-		`select p.id from follows f join photos p on p.user_id = f.followee where f.follower = $1 ` +
-		`order by p.created_us desc, p.id desc limit $2) order by created_us desc, id desc`
+	// rows that are shown are fetched whole. The plus hides the order from the
+	// index by time: PostgreSQL would walk down the photos of all users until
+	// it has met enough of those who are followed.
+	sqlFeed = `select p.id, p.user_id, p.title, p.state, p.width, p.height, p.bytes, p.created_us, p.likes, p.comments, p.version from (` +
+		`select p.id, p.created_us from follows f join photos p on p.user_id = f.followee where f.follower = $1 ` +
+		`order by +p.created_us desc, p.id desc limit $2) n join photos p on p.id = n.id order by n.created_us desc, n.id desc`
 	sqlNewest = `select ` + photoColumns + ` from photos order by created_us desc, id desc limit $1`
 
 	// Inserting from users makes a photo of a user who does not exist no row,

@@ -107,7 +107,7 @@ func (p *postgres) command(name string, args ...string) *exec.Cmd {
 }
 
 // Kill ends the server without letting it write anything more.
-func (p *postgres) Kill(t *testing.T) {
+func (p *postgres) Kill(t testing.TB) {
 	t.Helper()
 	if p.stop != nil {
 		p.stop(syscall.SIGQUIT)
@@ -116,7 +116,7 @@ func (p *postgres) Kill(t *testing.T) {
 }
 
 // Restart starts the server and waits until it answers.
-func (p *postgres) Restart(t *testing.T) {
+func (p *postgres) Restart(t testing.TB) {
 	t.Helper()
 	var log bytes.Buffer
 	cmd := p.command("postgres", "-D", p.data(), "-p", p.port, "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=")

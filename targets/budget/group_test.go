@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -83,6 +84,7 @@ func TestGroupKit(t *testing.T) {
 			"memory is accounted":           accountsMemory,
 			"kill reaches who left":         killReachesWhoLeft,
 			"stop and continue":             stopAndContinue,
+			"this process is never hit":     thisProcessIsNeverHit,
 			"names":                         names,
 			"close removes everything":      closeRemovesEverything,
 		} {
@@ -250,6 +252,38 @@ func stopAndContinue(t *testing.T, m *Manager) {
 	if err := leaf.KillAll(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// thisProcessIsNeverHit kills a host again and again while nodes are started
+// on it. The wrong outcome would be the death of this very process, of which a
+// thread is inside the group during a start.
+func thisProcessIsNeverHit(t *testing.T, m *Manager) {
+	host, leaf := leaf(t, m)
+	stop := make(chan struct{})
+	var killer sync.WaitGroup
+	killer.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := host.KillAll(); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for range 50 {
+		cmd := exec.Command("sleep", "1000")
+		if err := leaf.Start(cmd); err != nil {
+			t.Error(err)
+			break
+		}
+		_ = cmd.Wait() // killed
+	}
+	close(stop)
+	killer.Wait()
 }
 
 func names(t *testing.T, m *Manager) {

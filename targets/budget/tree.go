@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -63,7 +64,8 @@ func (g *treeGroup) start(cmd *exec.Cmd) error {
 	if cmd.Env == nil {
 		cmd.Env = os.Environ()
 	}
-	cmd.Env = append(cmd.Env, treeEnv+"="+g.path)
+	// A new slice: the commands of several nodes may share the old one.
+	cmd.Env = slices.Concat(cmd.Env, []string{treeEnv + "=" + g.path})
 	if err := cmd.Start(); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -215,7 +216,14 @@ func (g *v1Group) usage() (Usage, error) {
 	return usage, err
 }
 
-func (g *v1Group) pids() ([]int, error) { return procsIn(g.cpu) }
+// pids leaves this process out. A group lists a whole process when one thread
+// of it is inside, and a thread of ours is while it starts a node: killing the
+// members would kill the harness.
+func (g *v1Group) pids() ([]int, error) {
+	pids, err := procsIn(g.cpu)
+	self := os.Getpid()
+	return slices.DeleteFunc(pids, func(pid int) bool { return pid == self }), err
+}
 
 func (g *v1Group) kill() error {
 	pids, err := g.pids()

@@ -77,6 +77,9 @@ func Serve(ctx context.Context, dir string, info Info, system System) error {
 	if err != nil {
 		return fmt.Errorf("control socket: %w\nremove it if no stagebench uses it, or set XDG_RUNTIME_DIR to a shorter path", err)
 	}
+	// The last one to go takes the directory with it: os.Remove spares one that
+	// still holds a socket.
+	defer func() { _ = os.Remove(dir) }()
 	down := make(chan struct{})
 	server := &http.Server{Handler: handler(info, system, down), ReadHeaderTimeout: 10 * time.Second}
 	served := make(chan error, 1)

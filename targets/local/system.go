@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -120,7 +122,8 @@ func (s *System) find(name string) ([]*node, members, error) {
 		}
 		known = append(known, n.Name)
 	}
-	return nil, nil, fmt.Errorf("there is no host or node %q\nwant one of %v", name, known)
+	slices.Sort(known)
+	return nil, nil, fmt.Errorf("there is no host or node %q\nwant one of %s", name, strings.Join(slices.Compact(known), ", "))
 }
 
 // Kill kills everything on a host, or everything of a node, native servers

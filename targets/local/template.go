@@ -210,7 +210,11 @@ func (s *System) seed(ctx context.Context, work string, db sut.NodeConfig, ready
 	case <-ctx.Done():
 		seed.Kill()
 	}
-	if exit := seed.Wait(); !exit.Clean() {
+	exit := seed.Wait()
+	if err := context.Cause(ctx); err != nil {
+		return fmt.Errorf("wait for the end of %s: %w", config.Node, err)
+	}
+	if !exit.Clean() {
 		return fmt.Errorf("%s: %s after its work was done", config.Node, causeOf(exit))
 	}
 	return nil

@@ -36,11 +36,11 @@ func validate(opts Options) error {
 		if opts.TemplateDir == "" || opts.TemplateVersion == "" || opts.Data.Size == "" {
 			return errors.New("a database needs a data set, a template directory and a template version")
 		}
-		if err := checkWalkable(opts); err != nil {
+		if _, err := templateEngine(opts.Topology); err != nil {
 			return err
 		}
 	}
-	return nil
+	return checkWalkable(opts)
 }
 
 // validateTopology checks what the ladder guarantees and a hand-made topology

@@ -119,16 +119,16 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 	if err := p.launch(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", spec.Name, err)
 	}
-	if err := p.awaitReady(ctx); err != nil {
-		p.Kill()
-		<-p.done
-		var failed *StartError
-		if errors.As(err, &failed) {
-			failed.Exit = p.exit
-		}
-		return nil, err
+	reason, err := p.awaitReady(ctx)
+	if reason == "" && err == nil {
+		return p, nil
 	}
-	return p, nil
+	p.Kill()
+	<-p.done
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", spec.Name, err)
+	}
+	return nil, &StartError{Name: spec.Name, Reason: reason, Exit: p.exit}
 }
 
 // launch forks the child and starts the goroutines that serve its pipes; all
@@ -214,31 +214,32 @@ func (p *Process) reap(logs *sync.WaitGroup, pipes ...*os.File) {
 	close(p.done)
 }
 
-// awaitReady waits for ready or exit, whichever is first.
-func (p *Process) awaitReady(ctx context.Context) error {
+// awaitReady waits for ready or exit, whichever is first. It returns the reason
+// why the child did not become ready, or the error that ended the waiting.
+func (p *Process) awaitReady(ctx context.Context) (reason string, err error) {
 	timeout := time.NewTimer(p.spec.ReadyTimeout)
 	defer timeout.Stop()
 	var first firstLine
 	select {
 	case first = <-p.firstLine:
 	case <-ctx.Done():
-		return fmt.Errorf("start %s: %w", p.spec.Name, context.Cause(ctx))
+		return "", context.Cause(ctx)
 	case <-timeout.C:
-		return &StartError{Name: p.spec.Name, Reason: fmt.Sprintf("not ready after %v", p.spec.ReadyTimeout)}
+		return fmt.Sprintf("not ready after %v", p.spec.ReadyTimeout), nil
 	}
 	if first.err == nil {
 		p.ready = first.text
-		return nil
+		return "", nil
 	}
 	// Standard output also closes on death, and then the cause of death says
 	// more than the closed pipe does.
 	select {
 	case <-p.done:
-		return &StartError{Name: p.spec.Name, Reason: p.exit.Cause + " before it was ready"}
+		return p.exit.Cause + " before it was ready", nil
 	case <-time.After(logGrace):
-		return &StartError{Name: p.spec.Name, Reason: "not ready: " + first.err.Error()}
+		return "not ready: " + first.err.Error(), nil
 	case <-ctx.Done():
-		return fmt.Errorf("start %s: %w", p.spec.Name, context.Cause(ctx))
+		return "", context.Cause(ctx)
 	}
 }
 

@@ -23,7 +23,9 @@ func spec(t *testing.T, behaviour string) Spec {
 		t.Fatal(err)
 	}
 	return Spec{
-		Name: "node-1", Path: self, Env: append(os.Environ(), childEnv+"="+behaviour),
+		Name: "node-1", Path: self,
+		// A binary built with the race detector lingers for a second at its end.
+		Env:   append(os.Environ(), "GORACE=atexit_sleep_ms=0", childEnv+"="+behaviour),
 		Stdin: []byte("{\"a\":1}\n"), ReadyTimeout: patience, StopTimeout: patience,
 	}
 }

@@ -16,6 +16,10 @@ import (
 // last op of every run into an unsent one. What is overdue after it is unsent.
 const lastCall = 100 * time.Millisecond
 
+// coarse is the last stretch of a wait, for which the runtime's timers are too
+// coarse: an idle Go process waits for them in whole milliseconds.
+const coarse = 2 * time.Millisecond
+
 // Flight is the state of one run that every implementation shares: the clock,
 // the slots, the next op, the outcomes. An implementation decides when and on
 // which goroutine ops are carried; it calls Start, then for each op Due,
@@ -138,17 +142,17 @@ func (f *Flight) Due(n uint64) bool {
 	if n >= f.total {
 		return false
 	}
-	wait := f.plan.Schedule.At(n) - time.Duration(f.Now())
-	if wait <= 0 {
-		return true
+	at := int64(f.plan.Schedule.At(n))
+	if wait := time.Duration(at - f.Now()); wait > coarse {
+		f.timer.Reset(wait - coarse)
+		select {
+		case <-f.timer.C:
+		case <-f.stopped:
+			return false
+		}
 	}
-	f.timer.Reset(wait)
-	select {
-	case <-f.timer.C:
-		return true
-	case <-f.stopped:
-		return false
-	}
+	sleepUntil(f.Now, at)
+	return true
 }
 
 // Dispatch takes up the next op and a slot for it, waiting for one if need be.

@@ -17,7 +17,7 @@ async function ask(path, options) {
     const response = await fetch(path, { method: "POST", ...options });
     if (response.ok) return response;
     const problem = await response.json();
-    say(`${problem.error}: ${problem.hint}`);
+    say(response.status === 401 ? `Please log in: ${problem.error}.` : `${problem.error}: ${problem.hint}`);
   } catch {
     say("The service cannot be reached. Try again in a second.");
   }

@@ -20,9 +20,9 @@ type Database interface {
 	// Address is its host:port, the same after every restart.
 	Address() string
 	// Kill ends it at once, as a crash does, and returns when it is gone.
-	Kill(t *testing.T)
+	Kill(t testing.TB)
 	// Restart starts it on the same data and returns when it serves.
-	Restart(t *testing.T)
+	Restart(t testing.TB)
 }
 
 // Faults checks what happens when the database or one of its clients dies.

@@ -1,0 +1,201 @@
+package balance
+
+import (
+	"errors"
+	"math"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stagebench/stagebench/sut"
+)
+
+func TestHAProxyConfiguration(t *testing.T) {
+	t.Parallel()
+	got := HAProxyConfig{
+		Config: Config{
+			Node: "lb-1", Policy: PolicyLeastConn, Sticky: true, HealthInterval: 1500 * time.Millisecond,
+			Upstreams: []sut.Peer{{Node: "web-1", Address: "127.0.0.2:8001"}, {Node: "web-2", Address: "[::1]:8002"}},
+		},
+		Listen: net.IPv4(127, 0, 0, 1), Port: 8080, Procs: 2,
+	}.defaults().render(1234)
+	want := `# Written by stagebench before each start.
+global
+    nbthread 2
+    maxconn 1234
+    hard-stop-after 10000ms
+    noreuseport
+    stats socket unix@stats.sock mode 600 level admin
+defaults
+    mode http
+    timeout connect 3000ms
+    timeout client 60000ms
+    timeout server 60000ms
+    timeout http-request 60000ms
+    timeout http-keep-alive 300000ms
+    timeout queue 3000ms
+    timeout check 1500ms
+    option http-keep-alive
+    option forwardfor
+    option abortonclose
+    option redispatch 1
+    retries 3
+    retry-on conn-failure
+    http-error status 400 content-type application/json string "{\"error\":\"the request could not be read to its end\"}\n"
+    http-error status 502 content-type application/json string "{\"error\":\"the web host did not answer the request, which may have taken effect\"}\n"
+    http-error status 503 content-type application/json string "{\"error\":\"no web host is up, try again later\"}\n" hdr Retry-After 2
+    http-error status 504 content-type application/json string "{\"error\":\"the web host did not answer in time\"}\n"
+frontend public
+    bind 127.0.0.1:8080
+    http-request set-header X-Forwarded-Host %[req.hdr(Host)]
+    http-request set-header X-Forwarded-Proto http
+    default_backend web
+backend web
+    balance leastconn
+    option httpchk
+    http-check send meth GET uri /healthz ver HTTP/1.1 hdr Host lb-1
+    http-check expect status 200-399
+    cookie lb insert indirect nocache httponly
+    default-server check inter 1500ms fall 1 rise 1 pool-max-conn 1024
+    server web-1 127.0.0.2:8001 cookie web-1
+    server web-2 [::1]:8002 cookie web-2
+`
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error("(-want +got):\n" + diff)
+	}
+}
+
+func TestConnectionsWithinTheFileLimit(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		want  int
+		files uint64
+		got   int
+	}{
+		{10_000, math.MaxUint64, 10_000},
+		{10_000, 1 << 20, 10_000},
+		{10_000, 4096, 1948},
+		{10_000, 1024, 412},
+		{10_000, 100, 1},
+		{500, 4096, 500},
+	} {
+		if got := connectionsWithin(test.want, test.files); got != test.got {
+			t.Errorf("%d connections within %d files: %d, want %d", test.want, test.files, got, test.got)
+		}
+	}
+}
+
+func TestHAProxyStatistics(t *testing.T) {
+	t.Parallel()
+	const header = "# pxname,svname,scur,stot,wredis,status,chkdown,check_status,last_chk,hrsp_1xx,hrsp_2xx,hrsp_3xx,hrsp_4xx,hrsp_5xx,hrsp_other,addr,\n"
+	rows, err := parseStat(header +
+		"public,FRONTEND,1,9,,OPEN,,,,0,5,1,2,3,4,,\n" +
+		`web,web-1,1,5,0,UP,2,L7OK,"OK, and well",0,5,0,0,0,0,127.0.0.1:1,` + "\n" +
+		"web,web-2,0,4,0,DOWN,3,L4CON,Connection refused,0,0,0,0,0,0,127.0.0.1:2,\n" +
+		"web,web-3,0,0,0,DOWN 1/2,0,,,0,0,0,0,0,0,127.0.0.1:3,\n" +
+		"web,BACKEND,1,9,7,UP,0,,,0,5,1,2,3,0,,\n\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got Status
+	if err := got.fill(rows); err != nil {
+		t.Fatal(err)
+	}
+	want := Status{
+		Responses: map[string]uint64{"1xx": 0, "2xx": 5, "3xx": 1, "4xx": 2, "5xx": 3, "other": 4}, Redispatches: 7,
+		Upstreams: []UpstreamStatus{
+			{Node: "web-1", Address: "127.0.0.1:1", Up: true, InFlight: 1, Requests: 5, WentUp: 2, WentDown: 2},
+			{Node: "web-2", Address: "127.0.0.1:2", Requests: 4, WentUp: 2, WentDown: 3, Cause: "health check: L4CON Connection refused"},
+			{Node: "web-3", Address: "127.0.0.1:3", Cause: "health check:"},
+		},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error("(-want +got):\n" + diff)
+	}
+	for text, want := range map[string]string{
+		"":             "said nothing",
+		header:         "no frontend",
+		"# a,\n\"b,\n": "statistics",
+		header + "public,FRONTEND,1,9,,OPEN,,,,x,5,1,2,3,4,,\n": "hrsp_1xx of FRONTEND",
+	} {
+		rows, err := parseStat(text)
+		if err == nil {
+			err = new(Status).fill(rows)
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: error %v, want one about %q", text, err, want)
+		}
+	}
+}
+
+func TestChooseHAProxy(t *testing.T) {
+	t.Parallel()
+	installs := map[string]string{"/old": "1.8.4", "/older": "2.5.14", "/good": "2.6.12", "/new": "3.1.0"}
+	look := func(path string) (HAProxyInstall, error) {
+		if version, found := installs[path]; found {
+			return HAProxyInstall{Path: path, Version: version}, nil
+		}
+		return HAProxyInstall{}, errors.New("no such program")
+	}
+	for _, test := range []struct {
+		paths []string
+		want  string // path, or a part of the error
+	}{
+		{[]string{"/good", "/new"}, "/good"},
+		{[]string{"/none", "/old", "/new"}, "/new"},
+		{[]string{"/none", "/older"}, "found only version 2.5.14 at /older, want 2.6 or newer\napt-get install haproxy"},
+		{[]string{"/none"}, "not found on PATH, in /usr/sbin or /usr/local/sbin\napt-get install haproxy"},
+	} {
+		install, err := chooseHAProxy(test.paths, look)
+		switch {
+		case err != nil && !strings.Contains(err.Error(), test.want):
+			t.Errorf("%v: error %q, want %q", test.paths, err, test.want)
+		case err == nil && install.Path != test.want:
+			t.Errorf("%v: chose %s, want %s", test.paths, install.Path, test.want)
+		}
+	}
+}
+
+func TestParseHAProxyVersion(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"HAProxy version 2.6.12-1+deb12u4 2026/10/17 - https://haproxy.org/\nStatus: x\n": "2.6.12",
+		"HAProxy version 3.2-dev1 2025/01/01":                                             "3.2",
+		"HA-Proxy version 1.8.4-1 2018/02/08\n":                                           "1.8.4",
+		"nginx version: nginx/1.22.1\n":                                                   "",
+	} {
+		got, err := parseHAProxyVersion(text)
+		if got != want || (err == nil) != (want != "") {
+			t.Errorf("%q: %q, %v, want %q", text, got, err, want)
+		}
+	}
+}
+
+func TestHAProxyConfigurationIsRefused(t *testing.T) {
+	t.Parallel()
+	good := HAProxyConfig{
+		Config:  Config{Node: "lb-1", Upstreams: []sut.Peer{{Node: "web-1", Address: "127.0.0.1:80"}}},
+		Install: HAProxyInstall{Path: "/nonexistent", Version: "2.6.12"}, Dir: "/nonexistent", Listen: net.IPv4(127, 0, 0, 1), Port: 8080,
+	}
+	for name, test := range map[string]struct {
+		change func(*HAProxyConfig)
+		want   string
+	}{
+		"no install":  {func(c *HAProxyConfig) { c.Install = HAProxyInstall{} }, "no HAProxy installation"},
+		"no dir":      {func(c *HAProxyConfig) { c.Dir = "" }, "no directory"},
+		"no address":  {func(c *HAProxyConfig) { c.Listen = nil }, "no address"},
+		"port 0":      {func(c *HAProxyConfig) { c.Port = 0 }, "port 0"},
+		"procs":       {func(c *HAProxyConfig) { c.Procs = -1 }, "procs -1"},
+		"connections": {func(c *HAProxyConfig) { c.MaxConnections = -1 }, "max connections -1"},
+		"drain":       {func(c *HAProxyConfig) { c.Drain = 1 }, "drain 1ns"},
+	} {
+		cfg := good
+		test.change(&cfg)
+		if err := NewHAProxy(cfg).Prepare(t.Context()); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: error %v, want one about %q", name, err, test.want)
+		}
+	}
+}

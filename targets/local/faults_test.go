@@ -1,0 +1,239 @@
+package local
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/targets/proc"
+)
+
+// said reports whether an event of the node begins with text.
+func said(system *System, node, text string) bool {
+	return slices.ContainsFunc(system.Events(), func(e targets.Event) bool {
+		return e.Node == node && strings.HasPrefix(e.Text, text)
+	})
+}
+
+func TestAKilledNodeComesBackOnItsPort(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, sut.LB, nil)
+	s.behave("web-2", "forks")
+	system := s.up(t)
+	before := status(t, system, "web-2")
+	server := forkedBy(t, s, before.PID)
+	if err := system.Kill("web-2"); err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range []int{before.PID, server} {
+		if stat, err := proc.ReadStat("/", pid); err == nil && stat.State != 'Z' {
+			t.Errorf("process %d lives on after Kill", pid)
+		}
+	}
+	eventually(t, "web-2 serves again", func() bool { return status(t, system, "web-2").Restarts == 1 })
+	after := status(t, system, "web-2")
+	if after.Address != before.Address || after.PID == before.PID || after.Cause != "killed by SIGKILL on request" {
+		t.Errorf("after %+v, before %+v", after, before)
+	}
+	configOf(t, after.Address)
+	for _, text := range []string{"killed on request", "died: killed by SIGKILL on request", "serving on " + before.Address} {
+		if !said(system, "web-2", text) {
+			t.Errorf("no event %q in %+v", text, system.Events())
+		}
+	}
+	for _, node := range []string{"web-1", "db-1", "lb-1"} {
+		if n := status(t, system, node); n.Restarts != 0 || n.State != targets.Serving {
+			t.Errorf("another node suffered: %+v", n)
+		}
+	}
+}
+
+// forkedBy finds the process that a "forks" node started.
+func forkedBy(t *testing.T, s *stand, parent int) int {
+	t.Helper()
+	for _, pid := range s.processes() {
+		if stat, err := proc.ReadStat("/", pid); err == nil && stat.Parent == parent {
+			return pid
+		}
+	}
+	t.Fatalf("process %d forked nothing", parent)
+	return 0
+}
+
+func TestAKilledHostComesBackInOrder(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, sut.Single, nil)
+	system := s.up(t)
+	addresses := map[string]string{}
+	for _, n := range system.Status() {
+		addresses[n.Node] = n.Address
+	}
+	begin := len(s.trace(t))
+	if err := system.Kill("host-1"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all are restarted", func() bool {
+		return !slices.ContainsFunc(system.Status(), func(n targets.NodeStatus) bool { return n.Restarts != 1 })
+	})
+	trace := s.trace(t)[begin:]
+	at := func(what string) int {
+		return slices.IndexFunc(trace, func(line string) bool { return strings.HasPrefix(line, what) })
+	}
+	for _, used := range []string{"db-1", "blob-1"} {
+		if at("web-1 born") < at(used+" ready") {
+			t.Errorf("web-1 came back before %s:\n%s", used, strings.Join(trace, "\n"))
+		}
+	}
+	for _, n := range system.Status() {
+		if n.Address != addresses[n.Node] {
+			t.Errorf("%s moved from %s to %s", n.Node, addresses[n.Node], n.Address)
+		}
+	}
+}
+
+// TestAHostComesBeforeANodeOfItsName: host db-1 holds the nodes db-1 and
+// blob-1, and the host is the unit of failure.
+func TestAHostComesBeforeANodeOfItsName(t *testing.T) {
+	t.Parallel()
+	system := newStand(t, sut.DBSplit, nil).up(t)
+	if err := system.Kill("db-1"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "both nodes of the host are restarted", func() bool {
+		return status(t, system, "db-1").Restarts == 1 && status(t, system, "blob-1").Restarts == 1
+	})
+}
+
+func TestPauseAndResume(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, sut.LB, nil)
+	s.behave("web-1", "forks")
+	system := s.up(t)
+	pid := status(t, system, "web-1").PID
+	both := []int{pid, forkedBy(t, s, pid)}
+	stopped := func(want bool) func() bool {
+		return func() bool {
+			for _, pid := range both {
+				if stat, err := proc.ReadStat("/", pid); err != nil || (stat.State == 'T') != want {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	if err := system.Resume("web-1"); err == nil || !strings.Contains(err.Error(), "resume web-1: it is serving") {
+		t.Errorf("resumed what was not paused: %v", err)
+	}
+	if err := system.Pause("web-1"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "everything of web-1 is stopped", stopped(true))
+	if got := status(t, system, "web-1").State; got != targets.Paused {
+		t.Errorf("state %s", got)
+	}
+	if err := system.Pause("web-1"); err == nil {
+		t.Error("paused twice")
+	}
+	if err := system.Resume("web-1"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "everything of web-1 goes on", stopped(false))
+	configOf(t, status(t, system, "web-1").Address)
+	// A paused host can be killed, and one that is paused can be taken down.
+	if err := system.Pause("web-1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := system.Kill("web-1"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "web-1 is restarted", func() bool { return status(t, system, "web-1").Restarts == 1 })
+	if err := system.Pause("db-1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := system.Down(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(s.trace(t), "db-1 terminated") {
+		t.Error("the paused node did not drain")
+	}
+}
+
+func TestUnknownNames(t *testing.T) {
+	t.Parallel()
+	system := newStand(t, sut.Single, nil).up(t)
+	for _, act := range []func(string) error{system.Kill, system.Pause, system.Resume} {
+		err := act("web-9")
+		if err == nil || err.Error() != "there is no host or node \"web-9\"\nwant one of blob-1, db-1, host-1, web-1" {
+			t.Errorf("error %v", err)
+		}
+	}
+}
+
+func TestACrashIsExplainedAndRepaired(t *testing.T) {
+	t.Parallel()
+	system := newStand(t, sut.DBSplit, nil).up(t)
+	address := status(t, system, "web-1").Address
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
+	if response, err := client.Post("http://"+address+"/exit", "", nil); err == nil {
+		response.Body.Close()
+		t.Error("the node answered and did not crash")
+	}
+	eventually(t, "web-1 is restarted", func() bool { return status(t, system, "web-1").Restarts == 1 })
+	if n := status(t, system, "web-1"); n.Cause != "exit status 5: giving up: no luck" || n.Address != address {
+		t.Errorf("status %+v", n)
+	}
+	if !said(system, "web-1", "died: exit status 5: giving up: no luck") {
+		t.Errorf("events %+v", system.Events())
+	}
+}
+
+func TestACrashLoopBacksOffAndIsReported(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, sut.LB, nil)
+	s.behave("lb-1", "crashes")
+	system := s.up(t)
+	eventually(t, "the loop is reported", func() bool {
+		return said(system, "lb-1", "crash loop: it died 4 times in a row, the next start is in 160ms")
+	})
+	if n := status(t, system, "lb-1"); !strings.HasPrefix(n.Cause, "exit status 2: panic: out of luck") {
+		t.Errorf("cause %q", n.Cause)
+	}
+	if n := status(t, system, "web-1"); n.State != targets.Serving {
+		t.Errorf("web-1 is %s", n.State)
+	}
+}
+
+func TestNeverRestart(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, sut.DBSplit, nil)
+	s.options.Restart.Never = true
+	system := s.up(t)
+	if err := system.Kill("web-1"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "its death is known", func() bool { return said(system, "web-1", "died: ") })
+	if err := system.Kill("web-1"); err == nil || err.Error() != "kill web-1: it is dead" {
+		t.Errorf("killed twice: %v", err)
+	}
+}
+
+func TestLastWords(t *testing.T) {
+	t.Parallel()
+	for want, tail := range map[string][]string{
+		"":                      nil,
+		"plain":                 {"first", "plain"},
+		"panic: boom":           {"panic: boom", "", "goroutine 1 [running]:", "main.main()"},
+		"fatal error: deadlock": {"x", "fatal error: deadlock", "y"},
+		"stopping: broken":      {`{"msg":"stopping","err":"broken"}`},
+		"stopping: bad":         {`{"msg":"stopping","error":"bad"}`},
+		"only a message":        {`{"msg":"only a message"}`},
+		`{"a":1}`:               {`{"a":1}`},
+	} {
+		if got := lastWords(tail); got != want {
+			t.Errorf("%q gave %q, want %q", tail, got, want)
+		}
+	}
+}

@@ -1,0 +1,265 @@
+package local
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets/budget"
+)
+
+const (
+	// traceEnv names the file in which nodes write what happens to them. As it
+	// is unique to a test, it also finds the test's processes.
+	traceEnv = "STAGEBENCH_LOCAL_TRACE"
+	// harnessEnv makes the test binary bring a system up and wait to be killed.
+	harnessEnv = "STAGEBENCH_LOCAL_HARNESS"
+	// nodeVerb makes the test binary a node.
+	nodeVerb = "test-node"
+	// behaviourKnob precedes a node's name in the knob that makes it misbehave.
+	behaviourKnob = "test."
+)
+
+func TestMain(m *testing.M) {
+	switch {
+	case len(os.Args) > 1 && os.Args[1] == nodeVerb:
+		node, err := newTestNode()
+		if err == nil {
+			err = node.run()
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	case os.Getenv(harnessEnv) != "":
+		if err := harness(os.Getenv(harnessEnv)); err != nil {
+			fmt.Println(err)
+		}
+	default:
+		goleak.VerifyTestMain(m)
+	}
+}
+
+// harness brings a system up, says so, and waits for its end.
+func harness(dir string) error {
+	options := optionsIn(dir)
+	options.Budgets = budget.Detect(budget.Options{Prefix: "stagebench-test-harness"})
+	if _, err := Up(context.Background(), options); err != nil {
+		return err
+	}
+	fmt.Println("up")
+	_, err := io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+// testNode keeps the contract of sut.NodeConfig with a trivial HTTP server,
+// but for the behaviour that a knob asks for.
+type testNode struct {
+	config    sut.NodeConfig
+	behaviour string
+	ended     chan struct{} // closed when standard input is
+}
+
+func newTestNode() (*testNode, error) {
+	decoder := json.NewDecoder(os.Stdin)
+	decoder.DisallowUnknownFields()
+	n := &testNode{ended: make(chan struct{})}
+	if err := decoder.Decode(&n.config); err != nil {
+		return nil, err
+	}
+	n.behaviour = n.config.Knobs[behaviourKnob+n.config.Node]
+	n.trace("born quota=%s port=%v", cpuQuota(os.Getpid()), n.config.Port != 0)
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		close(n.ended)
+	}()
+	return n, nil
+}
+
+// trace writes one line; small appends do not mix.
+func (n *testNode) trace(format string, args ...any) {
+	file, err := os.OpenFile(os.Getenv(traceEnv), os.O_APPEND|os.O_WRONLY|os.O_CREATE, 0o666)
+	if err != nil {
+		return
+	}
+	defer file.Close()
+	fmt.Fprintf(file, "%s %s\n", n.config.Node, fmt.Sprintf(format, args...))
+}
+
+func (n *testNode) run() error {
+	terminated := make(chan os.Signal, 1)
+	signal.Notify(terminated, syscall.SIGTERM)
+	ready := sut.Ready{Node: n.config.Node, Version: "test 1.0"}
+	switch n.behaviour {
+	case "dies early":
+		fmt.Fprintln(os.Stderr, `{"level":"ERROR","msg":"cannot start","error":"disk is full"}`)
+		os.Exit(3)
+	case "never ready":
+		<-n.ended
+		return nil
+	case "talks nonsense":
+		fmt.Println("hello")
+		<-n.ended
+		return nil
+	case "forks":
+		pid, err := forkServer()
+		if err != nil {
+			return err
+		}
+		ready.PIDs = []int{pid}
+	}
+	if n.config.Role == sut.Seed {
+		return n.seed(ready)
+	}
+	if err := n.checkDir(); err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", net.JoinHostPort(n.config.Listen, strconv.Itoa(n.config.Port)))
+	if err != nil {
+		return err
+	}
+	go func() { _ = http.Serve(listener, n.handler()) }()
+	ready.Address = listener.Addr().String()
+	ready.Admin = ready.Address
+	n.trace("ready")
+	if err := json.NewEncoder(os.Stdout).Encode(ready); err != nil {
+		return err
+	}
+	if n.behaviour == "crashes" {
+		panic("out of luck")
+	}
+	select {
+	case <-n.ended:
+		n.trace("orphaned")
+	case <-terminated:
+		n.trace("terminated")
+		if n.behaviour == "ignores SIGTERM" {
+			<-n.ended
+			select {}
+		}
+	}
+	return nil
+}
+
+// seed fills the blob directory and tells the database.
+func (n *testNode) seed(ready sut.Ready) error {
+	if n.behaviour == "fails" {
+		os.Exit(4)
+	}
+	response, err := http.Post("http://"+n.config.Uses[sut.DB][0].Address+"/put", "", nil)
+	if err != nil {
+		return err
+	}
+	response.Body.Close()
+	if err := os.MkdirAll(filepath.Join(n.config.Dir, "ab"), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(n.config.Dir, "ab", "photo.jpg"), []byte("bytes"), 0o640); err != nil {
+		return err
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(ready); err != nil {
+		return err
+	}
+	<-n.ended
+	return nil
+}
+
+// checkDir shows that databases and blob stores begin with their template.
+func (n *testNode) checkDir() error {
+	var want string
+	switch {
+	case n.config.Host == templateHost:
+		return nil
+	case n.config.Role == sut.DB:
+		want = "rows"
+	case n.config.Role == sut.Blob:
+		want = "ab/photo.jpg"
+	default:
+		want = "."
+	}
+	_, err := os.Stat(filepath.Join(n.config.Dir, want))
+	return err
+}
+
+func (n *testNode) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /config", func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(n.config)
+	})
+	mux.HandleFunc("POST /put", func(w http.ResponseWriter, _ *http.Request) {
+		if err := os.WriteFile(filepath.Join(n.config.Dir, "rows"), []byte("seeded"), 0o600); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		}
+	})
+	mux.HandleFunc("POST /exit", func(http.ResponseWriter, *http.Request) {
+		fmt.Fprintln(os.Stderr, `{"level":"ERROR","msg":"giving up","err":"no luck"}`)
+		os.Exit(5)
+	})
+	return mux
+}
+
+// forkServer starts a process in a session of its own, as native servers are.
+func forkServer() (int, error) {
+	cmd := exec.Command("sleep", "1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	return cmd.Process.Pid, nil
+}
+
+// cpuQuota is the quota of the host of a process, "none" where it has no
+// cgroup v1 of ours.
+func cpuQuota(pid int) string {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return "none"
+	}
+	for line := range strings.Lines(string(text)) {
+		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(parts) == 3 && strings.Contains(","+parts[1]+",", ",cpu,") {
+			// The leaf's parent is the host.
+			quota, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", parts[1], filepath.Dir(parts[2]), "cpu.cfs_quota_us"))
+			if err == nil && strings.Contains(parts[2], "stagebench") {
+				return strings.TrimSpace(string(quota))
+			}
+		}
+	}
+	return "none"
+}
+
+// optionsIn are the options of a small system whose files are all in dir.
+func optionsIn(dir string) Options {
+	topology, err := sut.Build(sut.LB, sut.Knobs{"web.hosts": "2"}, 0.1)
+	if err != nil {
+		panic(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	return Options{
+		Binary: self, NodeArgs: []string{nodeVerb}, // A binary built with the race detector lingers for a second at its end.
+		Env:      append(os.Environ(), "GORACE=atexit_sleep_ms=0", traceEnv+"="+filepath.Join(dir, "trace")),
+		Topology: topology, Data: sut.Data{Size: "small", Seed: 1},
+		TemplateDir: filepath.Join(dir, "cache", "templates"), TemplateVersion: "v1",
+		WorkDir: filepath.Join(dir, "work"), LogDir: filepath.Join(dir, "logs"),
+		Restart:      Restart{Delay: 20 * time.Millisecond},
+		ReadyTimeout: patience, DrainTimeout: patience,
+	}
+}

@@ -1,0 +1,105 @@
+package local
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets/proc"
+)
+
+func TestValidate(t *testing.T) {
+	t.Parallel()
+	for want, spoil := range map[string]func(*Options){
+		"no binary":                            func(o *Options) { o.Binary = "" },
+		"a data set, a template directory":     func(o *Options) { o.TemplateVersion = "" },
+		"a topology of 3 hosts and 0 nodes":    func(o *Options) { o.Topology.Nodes = nil },
+		`host "a/b": its name`:                 func(o *Options) { o.Topology.Hosts[0].Name = "a/b" },
+		`host "db-1": its name`:                func(o *Options) { o.Topology.Hosts[0].Name = "db-1" },
+		`node "..": its name`:                  func(o *Options) { o.Topology.Nodes[0].Name = ".." },
+		`node "logs": its name`:                func(o *Options) { o.Topology.Nodes[0].Name = "logs" },
+		`node "blob-1": its name`:              func(o *Options) { o.Topology.Nodes[0].Name = "blob-1" },
+		`node db-1: there is no host "moon"`:   func(o *Options) { o.Topology.Nodes[0].Host = "moon" },
+		`node db-1 uses "web-1", which`:        func(o *Options) { o.Topology.Nodes[0].Uses = []string{"web-1"} },
+		`the frontend "x" is not a node`:       func(o *Options) { o.Topology.Frontend = "x" },
+		`the template name "small-1-sqlite-/"`: func(o *Options) { o.TemplateVersion = "/" },
+		"databases of two engines":             func(o *Options) { o.Topology.Nodes[1].Role, o.Topology.Nodes[1].Engine = sut.DB, sut.Postgres },
+		"a blob store without a database":      func(o *Options) { o.Topology.Nodes[0].Role = sut.Web },
+	} {
+		t.Run(want, func(t *testing.T) {
+			t.Parallel()
+			s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "1"})
+			spoil(&s.options)
+			system, err := Up(t.Context(), s.options)
+			if err == nil {
+				system.Down(t.Context())
+				t.Fatal("it came up")
+			}
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("error %q, want %q in it", err, want)
+			}
+		})
+	}
+}
+
+func TestADirectoryThatADroppedUserCannotReach(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: only root drops to another user")
+	}
+	locked := filepath.Join(t.TempDir(), "locked")
+	if err := os.Mkdir(locked, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s := newStand(t, sut.Single, sut.Knobs{"db.engine": "postgres"})
+	s.options.WorkDir = filepath.Join(locked, "work")
+	if _, err := Up(t.Context(), s.options); err == nil || !strings.Contains(err.Error(), "cannot pass through "+locked) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestAddresses(t *testing.T) {
+	t.Parallel()
+	a, b := addressesFor("one", 3), addressesFor("two", 3)
+	if len(a) != 4 || a[0] == b[0] || a[0] == a[1] || !strings.HasPrefix(a[0], "127.") {
+		t.Errorf("addresses %v and %v", a, b)
+	}
+	for _, address := range a {
+		if strings.HasPrefix(address, "127.0.0.") {
+			t.Errorf("%s is in the network that everybody uses", address)
+		}
+	}
+}
+
+func TestDirectoriesOfTheDeadAreRemoved(t *testing.T) {
+	t.Parallel()
+	parent := t.TempDir()
+	self, err := proc.Self("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	over := exec.Command("true")
+	if err := over.Run(); err != nil {
+		t.Fatal(err)
+	}
+	dead := self
+	dead.PID = over.Process.Pid
+	for name, kept := range map[string]bool{
+		dirPrefix + self.String() + "-1": true,
+		dirPrefix + dead.String() + "-1": false,
+		dirPrefix + "templates":          true,
+		"other-" + dead.String() + "-1":  true,
+	} {
+		dir := filepath.Join(parent, name)
+		if err := os.MkdirAll(filepath.Join(dir, "db-1"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		sweepDirs(parent)
+		if _, err := os.Stat(dir); (err == nil) != kept {
+			t.Errorf("%s is there: %v, want %v", name, err == nil, kept)
+		}
+	}
+}
