@@ -93,9 +93,8 @@ const fewSamples = 100
 
 // Judge says whether a step met the objective, and if not, what broke it.
 func (s SLO) Judge(step Step) (met bool, broken string) {
-	if rate := step.Ledger.ErrorRate(); rate > s.ErrorRate {
-		return false, fmt.Sprintf("errors %.2f%% > %s%%%s", rate*100, strconv.FormatFloat(s.ErrorRate*100, 'g', -1, 64), mainCause(step.Causes))
-	}
+	// Latency first: what a saturated system leaves unsent in the end are errors,
+	// too, but not the news.
 	var pooled, pooledOver int64
 	worst, worstShare := "", 0.0
 	for _, class := range sortedClasses(step.Ops) {
@@ -116,6 +115,9 @@ func (s SLO) Judge(step Step) (met bool, broken string) {
 	if pooledOver > allowed(pooled) {
 		return false, fmt.Sprintf("p99 > %v (%.1f%% of ops over it, %s worst with %.1f%%)",
 			s.Bound, 100*float64(pooledOver)/float64(pooled), worst, 100*worstShare)
+	}
+	if rate := step.Ledger.ErrorRate(); rate > s.ErrorRate {
+		return false, fmt.Sprintf("errors %.2f%% > %s%%%s", rate*100, strconv.FormatFloat(s.ErrorRate*100, 'g', -1, 64), mainCause(step.Causes))
 	}
 	return true, ""
 }

@@ -86,8 +86,8 @@ type statement struct {
 	act   func(*session) error // of a control statement
 	value string               // of its one row, if it has a column
 
-	described        *wire.Statement         // what psql-wire describes to a client
-	extended, simple wire.PreparedStatements // the same, for the two ways to ask
+	parsed    wire.PreparedStatements // what psql-wire gets for the text
+	described *wire.Statement         // and what it describes to clients
 }
 
 // ready makes the forms of a statement that psql-wire asks for.
@@ -101,7 +101,7 @@ func (s *statement) ready() *statement {
 		columns[i] = wire.Column{Name: col.Name, Oid: col.Type.oid(), Width: col.Type.size()}
 	}
 	made := wire.NewStatement(s.simply, wire.WithParameters(oids), wire.WithColumns(columns))
-	s.simple, s.extended = wire.Prepared(made), wire.Prepared(made)
+	s.parsed = wire.Prepared(made)
 	// Only psql-wire's own cache can make one of these; it never fails.
 	var cache wire.DefaultStatementCache
 	_ = cache.Set(context.Background(), "", made)

@@ -41,7 +41,8 @@ type Server struct {
 	served  chan struct{} // closed when nobody is accepted any more
 	stopped chan struct{} // closed when all is closed
 	stop    sync.Once
-	err     error // of the shutdown; set before stopped is closed
+	ended   atomic.Bool // whatever begins now is cancelled
+	err     error       // of the shutdown; set before stopped is closed
 
 	mu       sync.Mutex
 	guards   map[*guard]struct{}
@@ -213,6 +214,7 @@ func (s *Server) free() (err error) {
 // cut ends every connection now, and what it is doing or waiting for. Their
 // own goroutines find out and clean up.
 func (s *Server) cut() {
+	s.ended.Store(true)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for g := range s.guards {
@@ -329,10 +331,7 @@ func (s *Server) parse(ctx context.Context, q wire.Query) (wire.PreparedStatemen
 		}
 	}
 	n.asked = found
-	if q.SimpleQuery {
-		return found.simple, nil
-	}
-	return found.extended, nil
+	return found.parsed, nil
 }
 
 // warnings is a log without what psql-wire says to its developers: at that

@@ -214,7 +214,7 @@ func (s *session) holding() bool { return s.turn != nil || s.pinned != nil }
 func (s *session) begins() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.active, s.cancelled = true, false
+	s.active, s.cancelled = true, s.server.ended.Load()
 }
 
 // ends marks its end: what is cancelled from now on is too late.

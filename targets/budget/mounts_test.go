@@ -7,13 +7,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestFindMounts(t *testing.T) {
-	t.Parallel()
-	for name, c := range map[string]struct {
-		cgroup, mountinfo string
-		v1                map[string]string
-		v2                string
-	}{
+// mountCase is a machine, and where the own group is on it.
+type mountCase struct {
+	cgroup, mountinfo string
+	v1                map[string]string
+	v2                string
+}
+
+func mountCases() map[string]mountCase {
+	return map[string]mountCase{
 		"v1, separate hierarchies, nested in one": {
 			"4:memory:/a/b\n2:cpuacct:/\n1:cpu:/\n0::/\n",
 			`32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
@@ -56,7 +58,12 @@ func TestFindMounts(t *testing.T) {
 			map[string]string{},
 			"/sys/fs/c g",
 		},
-	} {
+	}
+}
+
+func TestFindMounts(t *testing.T) {
+	t.Parallel()
+	for name, c := range mountCases() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			root := t.TempDir()

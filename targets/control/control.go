@@ -16,10 +16,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
@@ -98,6 +100,20 @@ func Serve(ctx context.Context, dir string, info Info, system System) error {
 	return nil
 }
 
+// private refuses a directory that somebody else could reach or has made: the
+// one in /tmp has a name that everybody can guess.
+func private(dir string) error {
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return fmt.Errorf("control directory: %w", err)
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !info.IsDir() || info.Mode().Perm()&0o077 != 0 || !ok || int(stat.Uid) != os.Geteuid() {
+		return fmt.Errorf("control directory %s is not a directory of this user alone\nmake it so: chmod 700 %s, or set XDG_RUNTIME_DIR", dir, dir)
+	}
+	return nil
+}
+
 // failure is the body of an answer that is not 200.
 type failure struct {
 	Error string `json:"error"`
@@ -128,7 +144,10 @@ func handler(info Info, system System, down chan<- struct{}) http.Handler {
 	mux.HandleFunc("POST /down", func(w http.ResponseWriter, r *http.Request) {
 		// Whoever asked may lose patience; a system half down helps nobody.
 		answer(w, struct{}{}, system.Down(context.WithoutCancel(r.Context())))
-		close(down)
+		select {
+		case down <- struct{}{}:
+		default: // somebody else asked too
+		}
 	})
 	return mux
 }
@@ -143,8 +162,17 @@ func List(dir string) ([]string, error) {
 	var ids []string
 	for _, path := range found {
 		conn, err := net.DialTimeout("unix", path, time.Second)
-		if err != nil {
+		if errors.Is(err, syscall.ECONNREFUSED) {
 			_ = os.Remove(path) // another invocation may have removed it already
+			continue
+		}
+		if errors.Is(err, os.ErrNotExist) { // it went down meanwhile
+			continue
+		}
+		if err != nil {
+			// A system that is too busy to answer is up all the same: without
+			// its socket nobody could take it down any more.
+			ids = append(ids, strings.TrimSuffix(filepath.Base(path), suffix))
 			continue
 		}
 		if err := conn.Close(); err != nil {
@@ -220,17 +248,17 @@ func (c *Client) Events(ctx context.Context) ([]targets.Event, error) {
 
 // Kill kills a host or a node.
 func (c *Client) Kill(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodPost, "/kill/"+name, nil)
+	return c.call(ctx, http.MethodPost, "/kill/"+url.PathEscape(name), nil)
 }
 
 // Pause stops a host or a node.
 func (c *Client) Pause(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodPost, "/pause/"+name, nil)
+	return c.call(ctx, http.MethodPost, "/pause/"+url.PathEscape(name), nil)
 }
 
 // Resume lets a paused host or node go on.
 func (c *Client) Resume(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodPost, "/resume/"+name, nil)
+	return c.call(ctx, http.MethodPost, "/resume/"+url.PathEscape(name), nil)
 }
 
 // Down takes the system down and returns when it is gone.

@@ -3,6 +3,7 @@ package local
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -38,11 +39,15 @@ const (
 func TestMain(m *testing.M) {
 	switch {
 	case len(os.Args) > 1 && os.Args[1] == nodeVerb:
-		node, err := newTestNode()
+		node, err := newTestNode(os.Stdout)
 		if err == nil {
 			err = node.run()
 		}
-		if err != nil {
+		var exit exitStatus
+		switch {
+		case errors.As(err, &exit):
+			os.Exit(int(exit))
+		case err != nil:
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -72,13 +77,20 @@ func harness(dir string) error {
 type testNode struct {
 	config    sut.NodeConfig
 	behaviour string
+	out       io.Writer
 	ended     chan struct{} // closed when standard input is
+	crash     chan exitStatus
 }
 
-func newTestNode() (*testNode, error) {
+// exitStatus is the death that a behaviour asks for.
+type exitStatus int
+
+func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+func newTestNode(out io.Writer) (*testNode, error) {
 	decoder := json.NewDecoder(os.Stdin)
 	decoder.DisallowUnknownFields()
-	n := &testNode{ended: make(chan struct{})}
+	n := &testNode{out: out, ended: make(chan struct{}), crash: make(chan exitStatus, 1)}
 	if err := decoder.Decode(&n.config); err != nil {
 		return nil, err
 	}
@@ -108,12 +120,12 @@ func (n *testNode) run() error {
 	switch n.behaviour {
 	case "dies early":
 		fmt.Fprintln(os.Stderr, `{"level":"ERROR","msg":"cannot start","error":"disk is full"}`)
-		os.Exit(3)
+		return exitStatus(3)
 	case "never ready":
 		<-n.ended
 		return nil
 	case "talks nonsense":
-		fmt.Println("hello")
+		fmt.Fprintln(n.out, "hello")
 		<-n.ended
 		return nil
 	case "forks":
@@ -137,7 +149,7 @@ func (n *testNode) run() error {
 	ready.Address = listener.Addr().String()
 	ready.Admin = ready.Address
 	n.trace("ready")
-	if err := json.NewEncoder(os.Stdout).Encode(ready); err != nil {
+	if err := json.NewEncoder(n.out).Encode(ready); err != nil {
 		return err
 	}
 	if n.behaviour == "crashes" {
@@ -146,6 +158,8 @@ func (n *testNode) run() error {
 	select {
 	case <-n.ended:
 		n.trace("orphaned")
+	case status := <-n.crash:
+		return status
 	case <-terminated:
 		n.trace("terminated")
 		if n.behaviour == "ignores SIGTERM" {
@@ -159,7 +173,7 @@ func (n *testNode) run() error {
 // seed fills the blob directory and tells the database.
 func (n *testNode) seed(ready sut.Ready) error {
 	if n.behaviour == "fails" {
-		os.Exit(4)
+		return exitStatus(4)
 	}
 	response, err := http.Post("http://"+n.config.Uses[sut.DB][0].Address+"/put", "", nil)
 	if err != nil {
@@ -172,7 +186,7 @@ func (n *testNode) seed(ready sut.Ready) error {
 	if err := os.WriteFile(filepath.Join(n.config.Dir, "ab", "photo.jpg"), []byte("bytes"), 0o640); err != nil {
 		return err
 	}
-	if err := json.NewEncoder(os.Stdout).Encode(ready); err != nil {
+	if err := json.NewEncoder(n.out).Encode(ready); err != nil {
 		return err
 	}
 	<-n.ended
@@ -208,7 +222,8 @@ func (n *testNode) handler() http.Handler {
 	})
 	mux.HandleFunc("POST /exit", func(http.ResponseWriter, *http.Request) {
 		fmt.Fprintln(os.Stderr, `{"level":"ERROR","msg":"giving up","err":"no luck"}`)
-		os.Exit(5)
+		n.crash <- 5
+		select {} // without an answer
 	})
 	return mux
 }
