@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"errors"
+	"runtime"
 	"slices"
 	"strconv"
 	"testing"
@@ -33,7 +34,7 @@ func never() <-chan struct{} { return nil }
 // member is a goroutine that waits in line, inserts a number and ends its
 // transaction; what comes of it is on the channel.
 func (w *writer) member(n int, end func(*turn) error) <-chan error {
-	before := w.waiting()
+	ahead := w.waiting()
 	done := make(chan error, 1)
 	go func() {
 		t, err := w.acquire(never, false)
@@ -42,13 +43,19 @@ func (w *writer) member(n int, end func(*turn) error) <-chan error {
 		}
 		done <- err
 	}()
-	for w.waiting() == before { // until it is in line: order matters
-	}
+	w.awaitLine(ahead + 1)
 	return done
 }
 
 func (w *writer) insert(n int) error {
 	return w.conn.exec("insert into numbers values (" + strconv.Itoa(n) + ")")
+}
+
+// awaitLine returns when so many are in line: the order of arrival matters.
+func (w *writer) awaitLine(n int) {
+	for w.waiting() < n {
+		runtime.Gosched()
+	}
 }
 
 func (w *writer) waiting() int {
@@ -178,7 +185,11 @@ func TestCommitFails(t *testing.T) {
 	}
 	// The broken reference is found by the commit.
 	second := w.member(2, func(t *turn) error {
-		return errors.Join(w.conn.exec("insert into others values (4711)"), t.commit())
+		if err := w.conn.exec("insert into others values (4711)"); err != nil {
+			t.rollback()
+			return err
+		}
+		return t.commit()
 	})
 	for _, err := range []error{first.commit(), <-second} {
 		if psqlerr.GetCode(err) != codes.ForeignKeyViolation {
@@ -188,8 +199,8 @@ func TestCommitFails(t *testing.T) {
 	if got := w.numbers(t); got != nil {
 		t.Errorf("in the table are %v", got)
 	}
-	if err := <-w.member(5, commitTurn); err != nil {
-		t.Error(err)
+	if err := hold(t, w, false).commit(); err != nil {
+		t.Errorf("the next transaction: %v", err)
 	}
 }
 
@@ -205,8 +216,7 @@ func TestAloneJoinsNoGroup(t *testing.T) {
 		}
 		alone <- turn
 	}()
-	for w.waiting() == 0 {
-	}
+	w.awaitLine(1)
 	if err := first.commit(); err != nil { // does not wait for the other one
 		t.Fatal(err)
 	}
@@ -226,8 +236,7 @@ func TestCancelledInLine(t *testing.T) {
 		_, err := w.acquire(func() <-chan struct{} { return cancel }, false)
 		gone <- err
 	}()
-	for w.waiting() == 0 {
-	}
+	w.awaitLine(1)
 	close(cancel)
 	if err := <-gone; psqlerr.GetCode(err) != codes.QueryCanceled {
 		t.Errorf("got %v, want that it was cancelled", err)
