@@ -16,12 +16,10 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
@@ -74,10 +72,9 @@ func Serve(ctx context.Context, dir string, info Info, system System) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("control directory: %w", err)
 	}
-	path := filepath.Join(dir, info.ID+suffix)
-	listener, err := net.Listen("unix", path)
+	listener, err := listen(filepath.Join(dir, info.ID+suffix))
 	if err != nil {
-		return fmt.Errorf("control socket: %w\nremove it if no stagebench uses it, or set XDG_RUNTIME_DIR to a shorter path", err)
+		return err
 	}
 	// The last one to go takes the directory with it: os.Remove spares one that
 	// still holds a socket.
@@ -100,19 +97,29 @@ func Serve(ctx context.Context, dir string, info Info, system System) error {
 	return nil
 }
 
-// private refuses a directory that somebody else could reach or has made: the
-// one in /tmp has a name that everybody can guess.
-func private(dir string) error {
-	info, err := os.Lstat(dir)
+// listen makes the socket under another name first: between its making and the
+// moment in which it can be connected to, List would take it for a dead one.
+func listen(path string) (net.Listener, error) {
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path + ".new", Net: "unix"})
 	if err != nil {
-		return fmt.Errorf("control directory: %w", err)
+		return nil, fmt.Errorf("control socket: %w\nremove it if no stagebench uses it, or set XDG_RUNTIME_DIR to a shorter path", err)
 	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !info.IsDir() || info.Mode().Perm()&0o077 != 0 || !ok || int(stat.Uid) != os.Geteuid() {
-		return fmt.Errorf("control directory %s is not a directory of this user alone\nmake it so: chmod 700 %s, or set XDG_RUNTIME_DIR", dir, dir)
+	listener.SetUnlinkOnClose(false)
+	if err := os.Rename(path+".new", path); err != nil {
+		return nil, errors.Join(fmt.Errorf("control socket: %w", err), listener.Close())
 	}
-	return nil
+	return socket{listener, path}, nil
 }
+
+// socket is a listener that takes its path with it.
+type socket struct {
+	net.Listener
+	path string
+}
+
+// Close removes the path before the socket stops answering: never the other way
+// round, or it could be a later system's.
+func (s socket) Close() error { return errors.Join(os.Remove(s.path), s.Listener.Close()) }
 
 // failure is the body of an answer that is not 200.
 type failure struct {
@@ -144,10 +151,7 @@ func handler(info Info, system System, down chan<- struct{}) http.Handler {
 	mux.HandleFunc("POST /down", func(w http.ResponseWriter, r *http.Request) {
 		// Whoever asked may lose patience; a system half down helps nobody.
 		answer(w, struct{}{}, system.Down(context.WithoutCancel(r.Context())))
-		select {
-		case down <- struct{}{}:
-		default: // somebody else asked too
-		}
+		close(down)
 	})
 	return mux
 }
@@ -162,17 +166,8 @@ func List(dir string) ([]string, error) {
 	var ids []string
 	for _, path := range found {
 		conn, err := net.DialTimeout("unix", path, time.Second)
-		if errors.Is(err, syscall.ECONNREFUSED) {
-			_ = os.Remove(path) // another invocation may have removed it already
-			continue
-		}
-		if errors.Is(err, os.ErrNotExist) { // it went down meanwhile
-			continue
-		}
 		if err != nil {
-			// A system that is too busy to answer is up all the same: without
-			// its socket nobody could take it down any more.
-			ids = append(ids, strings.TrimSuffix(filepath.Base(path), suffix))
+			_ = os.Remove(path) // another invocation may have removed it already
 			continue
 		}
 		if err := conn.Close(); err != nil {
@@ -248,17 +243,17 @@ func (c *Client) Events(ctx context.Context) ([]targets.Event, error) {
 
 // Kill kills a host or a node.
 func (c *Client) Kill(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodPost, "/kill/"+url.PathEscape(name), nil)
+	return c.call(ctx, http.MethodPost, "/kill/"+name, nil)
 }
 
 // Pause stops a host or a node.
 func (c *Client) Pause(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodPost, "/pause/"+url.PathEscape(name), nil)
+	return c.call(ctx, http.MethodPost, "/pause/"+name, nil)
 }
 
 // Resume lets a paused host or node go on.
 func (c *Client) Resume(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodPost, "/resume/"+url.PathEscape(name), nil)
+	return c.call(ctx, http.MethodPost, "/resume/"+name, nil)
 }
 
 // Down takes the system down and returns when it is gone.

@@ -1,0 +1,71 @@
+//go:build long
+
+package main
+
+import (
+	"math/rand/v2"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/rundir"
+)
+
+// TestInterruptedTwentyTimes sends Ctrl-C at twenty random moments to runs on
+// either engine. It takes about five minutes.
+func TestInterruptedTwentyTimes(t *testing.T) {
+	random := rand.New(rand.NewPCG(21, 22))
+	for i := range 20 {
+		engine := []string{"embedded", "native"}[i%2]
+		if engine == "native" {
+			skipWithoutEngines(t, engines()[engine])
+		}
+		interruptAt(t, time.Duration(random.Int64N(int64(25*time.Second))), "--engines", engine)
+	}
+}
+
+// TestCapacityGrowsWithWebHosts measures one and three web hosts behind the same
+// balancer, database and balancer large enough for the web tier to be the limit,
+// on both engines. It takes about four minutes.
+func TestCapacityGrowsWithWebHosts(t *testing.T) {
+	for name, knobs := range engines() {
+		t.Run(name, func(t *testing.T) {
+			if name == "native" {
+				skipWithoutEngines(t, knobs)
+			}
+			one, three := webHosts(t, name, 1), webHosts(t, name, 3)
+			gain := three.CapacityRPS / one.CapacityRPS
+			t.Logf("%s: 1 web host %.0f/s (%s: %s), 3 web hosts %.0f/s (%s: %s), gain x%.2f", name,
+				one.CapacityRPS, one.LimitedBy, one.Limit.Figure, three.CapacityRPS, three.LimitedBy, three.Limit.Figure, gain)
+			if !(gain >= 2) {
+				t.Errorf("three web hosts give %.2f times the capacity of one, want at least 2", gain)
+			}
+			for _, c := range []results.Cell{one, three} {
+				if !c.Isolated() {
+					t.Error("the hosts were not isolated, so nothing is shown")
+				}
+				if c.LimitedBy != "web" || c.Limit.CPUShare < 0.9 {
+					t.Errorf("limited by %s (%s), want the web tier at 90%% of its budget or more", c.LimitedBy, c.Limit.Figure)
+				}
+			}
+		})
+	}
+}
+
+// webHosts measures stage lb with that many web hosts.
+func webHosts(t *testing.T, engines string, n int) results.Cell {
+	t.Helper()
+	h := startHarness(t, "run", "--stages", "lb", "--workloads", "read-heavy", "--engines", engines, "--out", "runs/scaling",
+		"--set", "db.cpu=5", "--set", "lb.cpu=4", "--set", "web.hosts="+strconv.Itoa(n))
+	if err := h.cmd.Wait(); err != nil {
+		t.Fatalf("%v\n%s", err, h.output.String())
+	}
+	run, _, err := rundir.Read(filepath.Join(h.temp, "runs", "scaling"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("\n%s", h.output.String())
+	return run.Cells[0]
+}
