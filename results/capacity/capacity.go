@@ -50,6 +50,14 @@ type Search struct {
 // New returns a search that has not begun.
 func New(c Config) *Search { return &Search{config: c} }
 
+// Learn takes what is known before the search begins, from a step that was
+// measured for another reason.
+func (s *Search) Learn(rate float64, met bool) {
+	s.next = Explore
+	s.Observe(rate, met)
+	s.steps--
+}
+
 // Next returns the rate to offer and what for; ok is false when the search is
 // over.
 func (s *Search) Next() (rate float64, purpose Purpose, ok bool) {

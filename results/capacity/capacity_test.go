@@ -95,6 +95,19 @@ func TestNoisyEdge(t *testing.T) {
 	}
 }
 
+func TestWhatIsKnownIsNotMeasuredAgain(t *testing.T) {
+	s := capacity.New(config())
+	s.Learn(100, true)
+	if rate, _, _ := s.Next(); rate != 200 {
+		t.Errorf("first rate %v, want 200: 100 is known to pass", rate)
+	}
+	s = capacity.New(config())
+	s.Learn(100, false)
+	if rate, _, _ := s.Next(); rate != 50 {
+		t.Errorf("first rate %v, want 50: 100 is known to fail", rate)
+	}
+}
+
 func TestStepsAreBounded(t *testing.T) {
 	c := config()
 	c.Steps, c.Confirms = 5, 1

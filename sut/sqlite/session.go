@@ -62,9 +62,6 @@ func (s *session) execute(st *statement, params []wire.Parameter, formats []wire
 	if s.status == failed && st.command != commit && st.command != rollback && st.command != "" {
 		return "", errAborted()
 	}
-	if err := checkFormats(formats, len(st.Columns)); err != nil {
-		return "", err
-	}
 	if st.kind == control {
 		tag := st.command
 		if tag == commit && s.status == failed {
@@ -74,6 +71,9 @@ func (s *session) execute(st *statement, params []wire.Parameter, formats []wire
 			s.guard.out = appendText(s.guard.out, st.value)
 		}
 		return tag, st.act(s)
+	}
+	if err := checkFormats(formats, len(st.Columns)); err != nil {
+		return "", err
 	}
 	rows, err := s.query(st, params, formats)
 	if err != nil || !st.counts {

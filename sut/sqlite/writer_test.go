@@ -1,7 +1,6 @@
 package sqlite
 
 import (
-	"errors"
 	"runtime"
 	"slices"
 	"strconv"
@@ -39,7 +38,9 @@ func (w *writer) member(n int, end func(*turn) error) <-chan error {
 	go func() {
 		t, err := w.acquire(never, false)
 		if err == nil {
-			err = errors.Join(w.insert(n), end(t))
+			if err = w.insert(n); err == nil {
+				err = end(t)
+			}
 		}
 		done <- err
 	}()
@@ -193,7 +194,7 @@ func TestCommitFails(t *testing.T) {
 	})
 	for _, err := range []error{first.commit(), <-second} {
 		if psqlerr.GetCode(err) != codes.ForeignKeyViolation {
-			t.Errorf("got %v, want the foreign key violation", err)
+			t.Errorf("got %v, want the broken reference", err)
 		}
 	}
 	if got := w.numbers(t); got != nil {

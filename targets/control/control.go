@@ -16,10 +16,14 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
@@ -69,8 +73,8 @@ const suffix = ".sock"
 // Serve answers on the system's socket until ctx ends or the system was taken
 // down through it. The system is not taken down when ctx ends: its owner does.
 func Serve(ctx context.Context, dir string, info Info, system System) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("control directory: %w", err)
+	if err := private(dir); err != nil {
+		return err
 	}
 	listener, err := listen(filepath.Join(dir, info.ID+suffix))
 	if err != nil {
@@ -95,6 +99,23 @@ func Serve(ctx context.Context, dir string, info Info, system System) error {
 		return errors.Join(err, server.Close())
 	}
 	return nil
+}
+
+// private makes the directory, or makes sure that one that exists is ours alone:
+// whoever could put a socket there could take our commands.
+func private(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("control directory: %w", err)
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return fmt.Errorf("control directory: %w", err)
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	if !info.IsDir() || ok && int(owner.Uid) != os.Getuid() {
+		return fmt.Errorf("control directory %s belongs to somebody else\nset XDG_RUNTIME_DIR to a directory of your own", dir)
+	}
+	return os.Chmod(dir, 0o700)
 }
 
 // listen makes the socket under another name first: between its making and the
@@ -148,10 +169,11 @@ func handler(info Info, system System, down chan<- struct{}) http.Handler {
 			answer(w, struct{}{}, act(r.PathValue("name")))
 		})
 	}
+	var once sync.Once
 	mux.HandleFunc("POST /down", func(w http.ResponseWriter, r *http.Request) {
 		// Whoever asked may lose patience; a system half down helps nobody.
 		answer(w, struct{}{}, system.Down(context.WithoutCancel(r.Context())))
-		close(down)
+		once.Do(func() { close(down) })
 	})
 	return mux
 }
@@ -166,9 +188,12 @@ func List(dir string) ([]string, error) {
 	var ids []string
 	for _, path := range found {
 		conn, err := net.DialTimeout("unix", path, time.Second)
-		if err != nil {
+		if errors.Is(err, syscall.ECONNREFUSED) { // nobody listens: its owner has died
 			_ = os.Remove(path) // another invocation may have removed it already
 			continue
+		}
+		if err != nil {
+			continue // a moment of being busy does not make it dead
 		}
 		if err := conn.Close(); err != nil {
 			return nil, err
@@ -197,7 +222,7 @@ func Dial(dir, id string) (*Client, error) {
 		return nil, fmt.Errorf("several systems are up: %s\nsay which one: --system %s", strings.Join(ids, ", "), ids[0])
 	case len(ids) == 0:
 		return nil, errors.New("no system is up\nbring one up first: stagebench up --stage lb")
-	case !contains(ids, id):
+	case !slices.Contains(ids, id):
 		return nil, fmt.Errorf("no system %q is up\nthese are: %s", id, strings.Join(ids, ", "))
 	}
 	path := filepath.Join(dir, id+suffix)
@@ -206,15 +231,6 @@ func Dial(dir, id string) (*Client, error) {
 		return d.DialContext(ctx, "unix", path)
 	}
 	return &Client{http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}, nil
-}
-
-func contains(ids []string, id string) bool {
-	for _, have := range ids {
-		if have == id {
-			return true
-		}
-	}
-	return false
 }
 
 // Info says what the system is.
@@ -243,17 +259,17 @@ func (c *Client) Events(ctx context.Context) ([]targets.Event, error) {
 
 // Kill kills a host or a node.
 func (c *Client) Kill(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodPost, "/kill/"+name, nil)
+	return c.call(ctx, http.MethodPost, "/kill/"+url.PathEscape(name), nil)
 }
 
 // Pause stops a host or a node.
 func (c *Client) Pause(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodPost, "/pause/"+name, nil)
+	return c.call(ctx, http.MethodPost, "/pause/"+url.PathEscape(name), nil)
 }
 
 // Resume lets a paused host or node go on.
 func (c *Client) Resume(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodPost, "/resume/"+name, nil)
+	return c.call(ctx, http.MethodPost, "/resume/"+url.PathEscape(name), nil)
 }
 
 // Down takes the system down and returns when it is gone.
@@ -264,7 +280,7 @@ func (c *Client) Down(ctx context.Context) error {
 func (c *Client) call(ctx context.Context, method, path string, into any) error {
 	req, err := http.NewRequestWithContext(ctx, method, "http://system"+path, nil)
 	if err != nil {
-		return fmt.Errorf("%q is no name of a host or a node\nsee: stagebench status", strings.TrimPrefix(path, "/"))
+		return err
 	}
 	response, err := c.http.Do(req)
 	if err != nil {

@@ -64,9 +64,13 @@ func serve(t *testing.T, dir, id string) (fake, <-chan error) {
 
 func await(t *testing.T, happened func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.After(10 * time.Second)
+	poll := time.NewTicker(time.Millisecond)
+	defer poll.Stop()
 	for !happened() {
-		if time.Now().After(deadline) {
+		select {
+		case <-poll.C:
+		case <-deadline:
 			t.Fatal("it did not happen within 10 s")
 		}
 	}

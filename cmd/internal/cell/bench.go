@@ -191,7 +191,7 @@ func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error 
 	if err := b.warmUp(c, steps); err != nil {
 		return err
 	}
-	reference, err := steps("reference", b.Plan.ReferenceRPS, b.Plan.ReferenceSeconds)
+	reference, err := steps("reference", b.Plan.ReferenceRPS, b.Plan.Reference)
 	c.Reference = &reference
 	for i := range c.Hosts {
 		c.Hosts[i].Isolated = i < len(reference.Hosts) && reference.Hosts[i].Isolated
@@ -200,16 +200,17 @@ func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error 
 		return err
 	}
 	search := capacity.New(b.Plan.Search)
+	search.Learn(reference.OfferedRPS, reference.SLOMet)
 	for {
 		rate, purpose, ok := search.Next()
 		if !ok {
 			break
 		}
-		d := b.Plan.StepSeconds
+		length := b.Plan.Step
 		if purpose == capacity.Confirm {
-			d = b.Plan.ConfirmSeconds
+			length = b.Plan.Confirm
 		}
-		step, err := steps(string(purpose), rate, d)
+		step, err := steps(string(purpose), rate, length.At(rate))
 		if err != nil {
 			return err
 		}

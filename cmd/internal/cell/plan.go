@@ -11,23 +11,36 @@ import (
 type Plan struct {
 	Mode string // "quick", "default", "full"
 
-	ReferenceRPS     float64       // the rate that all cells have in common
-	ReferenceSeconds time.Duration // long enough for ten samples beyond the 99th percentile
-	StepSeconds      time.Duration // one search step
-	ConfirmSeconds   time.Duration // one confirmation
-	WarmupSlice      time.Duration // one slice of the warm-up
-	WarmupSlices     int           // at most
-	Search           capacity.Config
-	Repeats          int // with restarted processes
+	ReferenceRPS float64       // the rate that all cells have in common
+	Reference    time.Duration // long enough for ten samples beyond the 99th percentile
+	Step         Length        // of a search step
+	Confirm      Length        // of a confirmation
+	WarmupSlice  time.Duration // one slice of the warm-up
+	WarmupSlices int           // at most
+	Search       capacity.Config
+	Repeats      int // with restarted processes
+}
+
+// Length is how long a step lasts: until it should have so many ops, within
+// bounds. At a low rate a short step would be judged by a handful of them.
+type Length struct {
+	Ops      int
+	Min, Max time.Duration
+}
+
+// At is the length at that rate.
+func (l Length) At(rate float64) time.Duration {
+	return min(max(time.Duration(float64(l.Ops)/rate*float64(time.Second)), l.Min), l.Max)
 }
 
 // Quick is a look at the ladder in about a minute.
 func Quick() Plan {
 	p := Default()
 	p.Mode = "quick"
-	p.ReferenceRPS, p.ReferenceSeconds = 100, 3*time.Second
-	p.StepSeconds, p.ConfirmSeconds = time.Second, 1500*time.Millisecond
-	p.WarmupSlice, p.WarmupSlices = 500*time.Millisecond, 2
+	p.Reference = 3 * time.Second
+	p.Step = Length{Ops: 250, Min: time.Second, Max: 2 * time.Second}
+	p.Confirm = Length{Ops: 400, Min: 1500 * time.Millisecond, Max: 2 * time.Second}
+	p.WarmupSlice, p.WarmupSlices = 500*time.Millisecond, 3
 	p.Search.Precision, p.Search.Steps, p.Search.Confirms = 0.25, 5, 1
 	return p
 }
@@ -37,10 +50,11 @@ func Quick() Plan {
 func Default() Plan {
 	return Plan{
 		Mode:         "default",
-		ReferenceRPS: 100, ReferenceSeconds: 10 * time.Second,
-		StepSeconds: 2500 * time.Millisecond, ConfirmSeconds: 4 * time.Second,
+		ReferenceRPS: 100, Reference: 11 * time.Second,
+		Step:        Length{Ops: 800, Min: 2 * time.Second, Max: 4 * time.Second},
+		Confirm:     Length{Ops: 1500, Min: 3 * time.Second, Max: 6 * time.Second},
 		WarmupSlice: time.Second, WarmupSlices: 4,
-		Search:  capacity.Config{Start: 200, Factor: 2, Precision: 0.10, Min: 5, Max: 50_000, Steps: 7, Confirms: 3},
+		Search:  capacity.Config{Start: 200, Factor: 2, Precision: 0.10, Min: 5, Max: 50_000, Steps: 7, Confirms: 2},
 		Repeats: 1,
 	}
 }
@@ -49,30 +63,31 @@ func Default() Plan {
 func Full() Plan {
 	p := Default()
 	p.Mode = "full"
-	p.ReferenceSeconds = 30 * time.Second
-	p.StepSeconds, p.ConfirmSeconds = 10*time.Second, 20*time.Second
+	p.Reference = 30 * time.Second
+	p.Step = Length{Ops: 3000, Min: 5 * time.Second, Max: 15 * time.Second}
+	p.Confirm = Length{Ops: 6000, Min: 10 * time.Second, Max: 30 * time.Second}
 	p.WarmupSlices = 10
 	p.Search.Precision, p.Search.Steps, p.Search.Confirms = 0.05, 12, 5
 	p.Repeats = 5
 	return p
 }
 
-// Times that the estimate counts with, besides what the plan fixes.
+// What the estimate counts with, besides what the plan fixes: typical figures
+// of the default run.
 const (
-	bringUp    = 2500 * time.Millisecond // embedded, template there, users logged in
-	bringUpDB  = 3500 * time.Millisecond // with native engines
-	typicalOps = 5                       // search steps of a cell
-	shutDown   = 500 * time.Millisecond
+	bringUp      = 2 * time.Second // with the users' logins and the way down
+	bringUpDB    = 4 * time.Second // with native engines
+	typicalSteps = 2.5             // search steps that run their whole length; failing ones end early
 )
 
 // Estimate is how long that many cells will take.
 func (p Plan) Estimate(cells int, native bool) time.Duration {
-	one := bringUp + shutDown
+	one := bringUp
 	if native {
-		one = bringUpDB + shutDown
+		one = bringUpDB
 	}
-	one += p.WarmupSlice*time.Duration((p.WarmupSlices+1)/2) + p.ReferenceSeconds + p.ConfirmSeconds
-	one += p.StepSeconds * time.Duration(min(typicalOps, p.Search.Steps))
+	one += p.WarmupSlice*time.Duration((p.WarmupSlices+1)/2) + p.Reference
+	one += time.Duration(typicalSteps*float64(p.Step.Min+p.Step.Max)/2) + p.Confirm.Max
 	return time.Duration(cells*p.Repeats) * one
 }
 

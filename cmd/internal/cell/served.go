@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -50,7 +51,8 @@ const sourceCount = 64
 
 // Sources returns the addresses that clients come from: for a target on the
 // loopback network 127.100+x.y.1 and up, so that what looks at addresses sees
-// many; none, which leaves the choice to the system, for any other target.
+// many; none, which leaves the choice to the system, for any other target, and
+// where no such address can be bound.
 func Sources(endpoint *url.URL, seed uint64) []netip.Addr {
 	host, err := netip.ParseAddr(endpoint.Hostname())
 	if err != nil || !host.Is4() || !host.IsLoopback() {
@@ -60,5 +62,10 @@ func Sources(endpoint *url.URL, seed uint64) []netip.Addr {
 	for i := range sourceCount {
 		sources = append(sources, netip.AddrFrom4([4]byte{127, byte(100 + seed%100), byte(seed / 100 % 250), byte(1 + i)}))
 	}
+	probe, err := net.Listen("tcp", netip.AddrPortFrom(sources[0], 0).String())
+	if err != nil {
+		return nil
+	}
+	_ = probe.Close() // nothing was sent over it
 	return sources
 }

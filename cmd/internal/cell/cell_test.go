@@ -1,0 +1,127 @@
+package cell
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/targets"
+)
+
+func TestServedAddsUpAllSeries(t *testing.T) {
+	page := `# HELP stagebench_http_requests_total Finished requests.
+# TYPE stagebench_http_requests_total counter
+stagebench_http_requests_total{code="200",op="feed"} 1.2e+06
+stagebench_http_requests_total{code="404",op="photo"} 34
+stagebench_uploads_total 5
+`
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/metrics" {
+			http.NotFound(w, r)
+			return
+		}
+		_, _ = w.Write([]byte(page))
+	}))
+	defer server.Close()
+	if served, err := Served(t.Context(), server.URL); err != nil || served != 1_200_034 {
+		t.Errorf("served %d, %v, want 1200034", served, err)
+	}
+	if _, err := Served(t.Context(), server.URL+"/elsewhere"); err == nil {
+		t.Error("a node without metrics was believed")
+	}
+}
+
+func TestSourcesAreForLoopbackOnly(t *testing.T) {
+	for target, want := range map[string]int{"http://127.0.0.1:80": sourceCount, "http://192.0.2.1:80": 0, "http://[::1]:80": 0, "http://localhost:80": 0} {
+		u, err := url.Parse(target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := Sources(u, 7); len(got) != want {
+			t.Errorf("%s: %d addresses, want %d", target, len(got), want)
+		}
+	}
+}
+
+func TestUsageBetweenTwoReadings(t *testing.T) {
+	before := targets.Usage{
+		Hosts: []targets.HostUsage{{Host: "web-1", CPU: 0.1, CPUSeconds: 1, Periods: 100, ThrottledPeriods: 10}},
+		Nodes: []targets.NodeUsage{{Node: "web-1", Host: "web-1", Role: "web", CPUSeconds: 1}},
+	}
+	after := targets.Usage{
+		Hosts: []targets.HostUsage{{Host: "web-1", CPU: 0.1, Isolated: true, CPUSeconds: 1.5, Periods: 1100, ThrottledPeriods: 510}},
+		Nodes: []targets.NodeUsage{{Node: "web-1", Host: "web-1", Role: "web", CPUSeconds: 1.4, RSSBytes: 42}},
+	}
+	hosts, nodes := usageBetween(before, after, 10*time.Second)
+	if h := hosts[0]; h.CPUSeconds != 0.5 || h.CPUShare != 0.5 || h.ThrottledShare != 0.5 || !h.Isolated {
+		t.Errorf("host %+v, want half of a tenth of a core for 10 s, throttled in half of the periods", h)
+	}
+	if n := nodes[0]; n.CPUSeconds < 0.399 || n.CPUSeconds > 0.401 || n.RSSBytes != 42 {
+		t.Errorf("node %+v, want 0.4 s", n)
+	}
+}
+
+// The longer a step must be to have enough ops, the lower the rate.
+func TestLength(t *testing.T) {
+	l := Length{Ops: 1000, Min: 2 * time.Second, Max: 5 * time.Second}
+	for rate, want := range map[float64]time.Duration{100: 5 * time.Second, 250: 4 * time.Second, 10_000: 2 * time.Second} {
+		if got := l.At(rate); got != want {
+			t.Errorf("at %v/s: %v, want %v", rate, got, want)
+		}
+	}
+}
+
+// measured is a cell whose capacity was searched: 100/s and 200/s met, 400/s not.
+func measured() results.Cell {
+	step := func(purpose string, rate float64, met bool, share float64) results.Step {
+		return results.Step{
+			Purpose: purpose, OfferedRPS: rate, SLOMet: met, Valid: true,
+			Hosts: []results.HostUsage{{Host: "web-1", CPU: 0.1, CPUShare: share}},
+			Nodes: []results.NodeUsage{{Node: "web-1", Host: "web-1", Role: "web", CPUSeconds: share}},
+		}
+	}
+	c := results.Cell{CapacityLow: 200, CapacityHigh: 400, Repeats: []float64{200}, CapacityMethod: "bracket"}
+	c.Steps = []results.Step{step("warmup", 100, true, 1), step("reference", 100, true, 0.4), step("search", 400, false, 1), step("confirm", 200, true, 0.92)}
+	c.Reference = &c.Steps[1]
+	return c
+}
+
+func TestConclusions(t *testing.T) {
+	c := measured()
+	conclude(&c)
+	if !c.Valid || c.CapacityRPS != 200 || c.LimitedBy != "web" || !strings.HasPrefix(c.Limit.Figure, "92%") {
+		t.Errorf("cell %+v: want 200/s, limited by web with 92%%", c)
+	}
+
+	c = measured()
+	c.Steps[3].Valid, c.Steps[3].Warnings = false, []string{"the client was late"}
+	conclude(&c)
+	if c.Valid || len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "confirm step at 200/s: the client was late") {
+		t.Errorf("valid %v, warnings %q: want the doubt about the step that the capacity rests on", c.Valid, c.Warnings)
+	}
+
+	c = measured()
+	c.Steps[2].Valid, c.Steps[2].Client.CPUShare = false, 0.95
+	c.Steps[2].Warnings = []string{"the client used 95% of the CPU that it had"}
+	conclude(&c)
+	if c.Valid || c.LimitedBy != "client" {
+		t.Errorf("valid %v, limited by %s: want the client, which was out of CPU where the objective broke", c.Valid, c.LimitedBy)
+	}
+
+	c = measured()
+	c.Repeats = []float64{300, 200, 250, 280, 240}
+	conclude(&c)
+	if c.CapacityRPS != 250 || c.CapacityLow != 200 || c.CapacityHigh != 300 {
+		t.Errorf("capacity %v in %v..%v, want the median 250 in 200..300", c.CapacityRPS, c.CapacityLow, c.CapacityHigh)
+	}
+
+	c = results.Cell{Error: "it did not come up"}
+	conclude(&c)
+	if c.Valid || c.LimitedBy != "unknown" {
+		t.Errorf("a cell that could not be measured is valid %v, limited by %s", c.Valid, c.LimitedBy)
+	}
+}
