@@ -46,9 +46,17 @@ func statusCommand(s streams) *cobra.Command {
 
 func statusTable(nodes []targets.NodeStatus) table.Table {
 	t := table.Table{Title: "Nodes", Columns: []table.Column{
-		{Name: "node"}, {Name: "host"}, {Name: "role"}, {Name: "engine"}, {Name: "version"}, {Name: "state"},
-		{Name: "address"}, {Name: "pid", Align: table.Right}, {Name: "restarts", Align: table.Right},
-		{Name: "ready ms", Key: "ready_ns", Align: table.Right}, {Name: "last death"},
+		{Name: "node"},
+		{Name: "host"},
+		{Name: "role"},
+		{Name: "engine"},
+		{Name: "version"},
+		{Name: "state"},
+		{Name: "address"},
+		{Name: "pid", Align: table.Right},
+		{Name: "restarts", Align: table.Right},
+		{Name: "ready ms", Key: "ready_ns", Align: table.Right},
+		{Name: "last death"},
 	}}
 	for _, n := range nodes {
 		t.Rows = append(t.Rows, append(

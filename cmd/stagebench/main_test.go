@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"os"
 	"os/exec"
@@ -14,22 +15,33 @@ import (
 // can bring up systems whose nodes are this very code.
 const actVariable = "STAGEBENCH_TEST_ACT"
 
+// templatesVariable names the directory of the templates that tests share.
+const templatesVariable = "STAGEBENCH_TEST_TEMPLATES"
+
 func TestMain(m *testing.M) {
 	if os.Getenv(actVariable) != "" {
 		main()
 		return
 	}
-	if err := os.Setenv(actVariable, "1"); err != nil {
+	dir, err := os.MkdirTemp("", "stagebench-test-templates-")
+	if err != nil {
 		panic(err)
 	}
-	testscript.Main(cleaning{m}, map[string]func(){"stagebench": main})
+	// Native servers are not root, and must get at what is copied from here.
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Setenv(templatesVariable, dir), os.Setenv(actVariable, "1")); err != nil {
+		panic(err)
+	}
+	testscript.Main(cleaning{m, dir}, map[string]func(){"stagebench": main})
 }
 
 // cleaning removes what the tests of this package share when they are over.
-type cleaning struct{ m *testing.M }
+type cleaning struct {
+	m   *testing.M
+	dir string
+}
 
 func (c cleaning) Run() int {
-	defer func() { _ = os.RemoveAll(templates()) }()
+	defer func() { _ = os.RemoveAll(c.dir) }()
 	return c.m.Run()
 }
 

@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"os"
 	"runtime"
-	"sync"
 	"testing"
 	"time"
 
@@ -38,17 +37,7 @@ func (silent) Step(string, float64)           {}
 func (silent) Sample(*int64, *int64, float64) {}
 
 // templates are shared by all tests of this binary, so that each is built once.
-var templates = sync.OnceValue(func() string {
-	dir, err := os.MkdirTemp("", "stagebench-test-templates-")
-	if err != nil {
-		panic(err)
-	}
-	// Native servers are not root, and must get at what is copied from here.
-	if err := os.Chmod(dir, 0o755); err != nil {
-		panic(err)
-	}
-	return dir
-})
+func templates() string { return os.Getenv(templatesVariable) }
 
 func bringUp(t *testing.T, stage sut.Stage, knobs sut.Knobs, workload string) *rig {
 	t.Helper()

@@ -50,7 +50,7 @@ const (
 	clocks
 )
 
-var tags = [clocks]string{"rt", "ft", "st", "wt", "lag"}
+func tag(clock int) string { return [clocks]string{"rt", "ft", "st", "wt", "lag"}[clock] }
 
 // Second is one row of a timeline: what was intended, sent and completed in one
 // second of the step, and the response times of what was completed in it. The
@@ -171,7 +171,7 @@ func (r *Recorder) Tick(now int64) results.Latency {
 				continue
 			}
 			if r.closed != nil {
-				r.closed(pack(name+"-"+tags[i], from, to, open))
+				r.closed(pack(name+"-"+tag(i), from, to, open))
 			}
 			c.total[i].Merge(open)
 			open.h.Reset()

@@ -40,6 +40,7 @@ func children() map[string]string {
 	return map[string]string{
 		"targets/proc/child_test.go":                "a child in every way in which one can begin and end",
 		"workloads/driver/drivertest/drivertest.go": "the sender writes its figures for its parent",
+		"workloads/driver/vegeta/bench_test.go":     "the client of the benchmark, alone on its core, writes its figures for its parent",
 		"workloads/driver/drivertest/freeze.go":     "client and server need a process each, or they would wait for each other's scheduler",
 	}
 }
