@@ -156,16 +156,16 @@ func clocks(s results.Step) Table {
 			"lag: the client's own lateness; wait: intended to actual start; service: actual start to end; response: intended start to end",
 		},
 	}
-	for _, clock := range []struct {
-		name    string
-		latency results.Latency
-	}{
-		{"lag", s.LagNS},
-		{"wait", s.WaitNS},
-		{"service", s.ServiceNS},
-		{"response", s.ResponseNS},
-	} {
-		t.Rows = append(t.Rows, append([]Cell{Text(clock.name), Count(clock.latency.Count)}, latencyCells(clock.latency)...))
+	row := func(name string, l results.Latency) {
+		t.Rows = append(t.Rows, append([]Cell{Text(name), Count(l.Count)}, latencyCells(l)...))
+	}
+	row("lag", s.LagNS)
+	row("wait", s.WaitNS)
+	row("service", s.ServiceNS)
+	row("response", s.ResponseNS)
+	if s.OwnLatencyNS != nil {
+		row("engine's own", *s.OwnLatencyNS)
+		t.Legend = append(t.Legend, "engine's own: what the engine under the driver would have reported as latency, for comparison: its clock starts late")
 	}
 	return t
 }

@@ -103,6 +103,7 @@ func TestDispatch(t *testing.T) {
 		{"refused goes elsewhere at once", [][]move{{refuses}, {answers}}, nil, []int{1, 1}, "web-1", "web-2"},
 		{"refused with a body", [][]move{{refuses}, {refuses}, {answers}}, strings.NewReader("body"), []int{1, 1, 1}, "web-1 web-2", "web-3"},
 		{"unreachable is left to the checks", [][]move{{unreachable}, {answers}}, nil, []int{1, 1}, "", "web-2"},
+		{"unreachable is tried once", [][]move{{unreachable}}, nil, []int{1}, "", errNoUpstream.Error()},
 		{"all refuse", [][]move{{refuses}, {refuses}}, nil, []int{1, 1}, "web-1 web-2", errNoUpstream.Error()},
 		{"stale connection is no verdict on the host", [][]move{{staleConnection, answers}}, nil, []int{2}, "", "web-1"},
 		{"stale connection with a body", [][]move{{staleConnection, answers}}, strings.NewReader("body"), []int{2}, "", "web-1"},
@@ -124,7 +125,7 @@ func TestDispatch(t *testing.T) {
 			d := &dispatcher{pool: p, redispatched: &redispatched}
 			req := &http.Request{Method: "POST", URL: &url.URL{Scheme: "http", Path: "/"}, Header: http.Header{}}
 			if test.body != nil {
-				req.Body = io.NopCloser(test.body)
+				req.Body = &closable{Reader: test.body}
 			}
 			answered := dispatch(t, d, req)
 			if !strings.Contains(answered, test.answer) {
@@ -176,6 +177,24 @@ func dispatch(t *testing.T, d *dispatcher, req *http.Request) string {
 		}
 	}
 	return inFlight
+}
+
+// closable is a body that cannot be read once it is closed.
+type closable struct {
+	io.Reader
+	closed bool
+}
+
+func (c *closable) Read(p []byte) (int, error) {
+	if c.closed {
+		return 0, http.ErrBodyReadAfterClose
+	}
+	return c.Reader.Read(p)
+}
+
+func (c *closable) Close() error {
+	c.closed = true
+	return nil
 }
 
 // brokenBody is the body of a client that has left.

@@ -23,7 +23,7 @@ const seederVersion = "1"
 func TemplateVersion() string { return seederVersion + "-" + store.SchemaDigest() }
 
 func (b birth) startSQLite(ctx context.Context) (part, error) {
-	listener, err := b.listen(b.config.Port)
+	listener, admin, err := b.listenBoth()
 	if err != nil {
 		return part{}, err
 	}
@@ -31,11 +31,7 @@ func (b birth) startSQLite(ctx context.Context) (part, error) {
 		Listener: listener, Dir: b.config.Dir, Statements: catalogue(), Log: b.log,
 	})
 	if err != nil {
-		return part{}, errors.Join(err, listener.Close())
-	}
-	admin, err := b.listen(0)
-	if err != nil {
-		return part{}, errors.Join(err, server.Shutdown(ctx))
+		return part{}, errors.Join(err, listener.Close(), admin.Close())
 	}
 	h := newHTTPServer()
 	go func() {

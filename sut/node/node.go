@@ -146,6 +146,17 @@ func (b birth) listen(port int) (net.Listener, error) {
 	return net.Listen("tcp", net.JoinHostPort(b.config.Listen, strconv.Itoa(port)))
 }
 
+// listenBoth binds the node's own port, and another one for its metrics.
+func (b birth) listenBoth() (own, admin net.Listener, err error) {
+	if own, err = b.listen(b.config.Port); err != nil {
+		return nil, nil, err
+	}
+	if admin, err = b.listen(0); err != nil {
+		return nil, nil, errors.Join(err, own.Close())
+	}
+	return own, admin, nil
+}
+
 // one returns the address of the one node of a role that this node calls.
 func (b birth) one(role sut.Role) (string, error) {
 	if peers := b.config.Uses[role]; len(peers) == 1 {

@@ -119,13 +119,9 @@ func (b birth) startBlob() (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	listener, err := b.listen(b.config.Port)
+	listener, admin, err := b.listenBoth()
 	if err != nil {
 		return part{}, err
-	}
-	admin, err := b.listen(0)
-	if err != nil {
-		return part{}, errors.Join(err, listener.Close())
 	}
 	h := newHTTPServer()
 	h.serve(listener, blob.NewHandler(blob.HandlerConfig{Dir: dir, Log: b.log, Registry: b.registry}))
@@ -141,13 +137,9 @@ func (b birth) startBalance(context.Context) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	listener, err := b.listen(b.config.Port)
+	listener, admin, err := b.listenBoth()
 	if err != nil {
 		return part{}, err
-	}
-	admin, err := b.listen(0)
-	if err != nil {
-		return part{}, errors.Join(err, listener.Close())
 	}
 	checking, cancel := context.WithCancel(context.Background())
 	h := newHTTPServer()

@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"container/list"
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -141,14 +142,18 @@ func (t *turn) rollback() {
 // leave hands the turn on: with the group while it may grow and somebody is
 // there to join it, else after committing it.
 func (w *writer) leave() {
-	w.mu.Lock()
-	if next := w.line.Front(); w.group != nil && next != nil && !next.Value.(*waiter).alone && w.group.members < w.limit {
-		w.pass(next)
-		w.mu.Unlock()
+	if w.share() {
 		return
 	}
-	w.mu.Unlock()
 	if w.group != nil {
+		if w.group.members < w.limit {
+			// Waiting for the disk stops a node that has one thread. Those who
+			// are about to get in line do so first and spare themselves a wait.
+			runtime.Gosched()
+			if w.share() {
+				return
+			}
+		}
 		w.settle()
 	}
 	w.mu.Lock()
@@ -158,6 +163,18 @@ func (w *writer) leave() {
 		return
 	}
 	w.busy = false
+}
+
+// share hands the turn on with an open group, if somebody can join it.
+func (w *writer) share() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	next := w.line.Front()
+	if w.group == nil || w.group.members >= w.limit || next == nil || next.Value.(*waiter).alone {
+		return false
+	}
+	w.pass(next)
+	return true
 }
 
 // pass gives the turn to somebody in line; the lock is held.

@@ -27,20 +27,20 @@ const (
 // read runs an operation that changes nothing, and runs it once more where the
 // first attempt hit a broken connection: the database may have been restarted
 // between two requests.
-func (s *Store) read(ctx context.Context, op string, do func(context.Context) error) error {
-	return s.attempt(ctx, op, do, broken)
+func (s *Store) read(ctx context.Context, do func(context.Context) error) error {
+	return s.attempt(ctx, do, broken)
 }
 
 // write runs an operation that changes something, and runs it once more only
 // where it is certain that nothing was changed.
-func (s *Store) write(ctx context.Context, op string, do func(context.Context) error) error {
-	return s.attempt(ctx, op, do, func(err error) bool {
+func (s *Store) write(ctx context.Context, do func(context.Context) error) error {
+	return s.attempt(ctx, do, func(err error) bool {
 		return broken(err) && pgconn.SafeToRetry(err) || isState(err, serializationFailure, deadlockDetected)
 	})
 }
 
 // attempt runs an operation within its time limit, at most twice.
-func (s *Store) attempt(ctx context.Context, op string, do func(context.Context) error, again func(error) bool) error {
+func (s *Store) attempt(ctx context.Context, do func(context.Context) error, again func(error) bool) error {
 	limited, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	err := do(limited)
@@ -50,7 +50,7 @@ func (s *Store) attempt(ctx context.Context, op string, do func(context.Context)
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s: %w", op, classify(ctx, err))
+	return classify(ctx, err)
 }
 
 // classify wraps the error that the package photos has for what happened.

@@ -1,3 +1,16 @@
+// Package store keeps the records of the photo service in an SQL database that
+// is spoken to over the PostgreSQL wire protocol: a PostgreSQL server, or the
+// embedded node of sut/sqlite. Changing one for the other is changing an
+// address.
+//
+// It never holds photo bytes, caches nothing and knows no stage of the ladder.
+// Times are microseconds since the Unix epoch, UTC. A Store may be used by any
+// number of goroutines. The usual order of calls is Open, on an empty database
+// CreateSchema and Load, then everything else, and Close.
+//
+// Every operation is one round trip and is atomic: either a single statement,
+// or several in one pipeline, which both engines run as one transaction. All
+// SQL is in one catalogue, see Statements.
 package store
 
 import (
@@ -87,6 +100,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	}
 	config.ConnConfig.Password = ""
 	config.ConnConfig.Fallbacks = nil
+	config.ConnConfig.ValidateConnect = nil
 	config.ConnConfig.ConnectTimeout = c.ConnectTimeout
 	config.ConnConfig.StatementCacheCapacity = 2 * len(Statements())
 	config.ConnConfig.RuntimeParams = map[string]string{}
@@ -113,43 +127,61 @@ func (s *Store) Close() { s.pool.Close() }
 
 // Ping reports whether the database answers.
 func (s *Store) Ping(ctx context.Context) error {
-	return s.read(ctx, "ping", func(ctx context.Context) error { return s.pool.Ping(ctx) })
+	if err := s.read(ctx, s.pool.Ping); err != nil {
+		return fmt.Errorf("ping: %w", err)
+	}
+	return nil
 }
 
 // User returns a user by id.
 func (s *Store) User(ctx context.Context, id photos.ID) (photos.User, error) {
-	u, err := one(ctx, s, "user", scanUser, sqlUser, id)
-	return u, named(err, "user %d", id)
+	u, err := one(ctx, s, scanUser, sqlUser, id)
+	if err != nil {
+		return u, fmt.Errorf("user %d: %w", id, err)
+	}
+	return u, nil
 }
 
 // UserByLogin returns a user by login name.
 func (s *Store) UserByLogin(ctx context.Context, login string) (photos.User, error) {
-	u, err := one(ctx, s, "user by login", scanUser, sqlUserByLogin, login)
-	return u, named(err, "user %q", login)
+	u, err := one(ctx, s, scanUser, sqlUserByLogin, login)
+	if err != nil {
+		return u, fmt.Errorf("user %q: %w", login, err)
+	}
+	return u, nil
 }
 
 // Photo returns a photo's record by id.
 func (s *Store) Photo(ctx context.Context, id photos.ID) (photos.Photo, error) {
-	p, err := one(ctx, s, "photo", scanPhoto, sqlPhoto, id)
-	return p, named(err, "photo %d", id)
+	p, err := one(ctx, s, scanPhoto, sqlPhoto, id)
+	if err != nil {
+		return p, fmt.Errorf("photo %d: %w", id, err)
+	}
+	return p, nil
 }
 
 // Feed returns the newest photos of the users that a user follows, newest
 // first, and none for a user who follows nobody or does not exist.
 func (s *Store) Feed(ctx context.Context, user photos.ID, limit int) ([]photos.Photo, error) {
-	list, err := s.list(ctx, "feed", limit, sqlFeed, user, limit)
-	return list, named(err, "feed of user %d", user)
+	list, err := s.list(ctx, limit, sqlFeed, user, limit)
+	if err != nil {
+		return nil, fmt.Errorf("feed of user %d: %w", user, err)
+	}
+	return list, nil
 }
 
 // Newest returns the newest photos of all users, newest first.
 func (s *Store) Newest(ctx context.Context, limit int) ([]photos.Photo, error) {
-	list, err := s.list(ctx, "newest", limit, sqlNewest, limit)
-	return list, named(err, "newest photos")
+	list, err := s.list(ctx, limit, sqlNewest, limit)
+	if err != nil {
+		return nil, fmt.Errorf("newest photos: %w", err)
+	}
+	return list, nil
 }
 
 // one reads one row, or fails with ErrNotFound.
-func one[T any](ctx context.Context, s *Store, op string, scan func(pgx.Row) (T, error), sql string, args ...any) (found T, err error) {
-	err = s.read(ctx, op, func(ctx context.Context) (err error) {
+func one[T any](ctx context.Context, s *Store, scan func(pgx.Row) (T, error), sql string, args ...any) (found T, err error) {
+	err = s.read(ctx, func(ctx context.Context) (err error) {
 		found, err = scan(s.pool.QueryRow(ctx, sql, args...))
 		if errors.Is(err, pgx.ErrNoRows) {
 			return photos.ErrNotFound
@@ -159,13 +191,13 @@ func one[T any](ctx context.Context, s *Store, op string, scan func(pgx.Row) (T,
 	return found, err
 }
 
-// list reads at most limit photos.
-func (s *Store) list(ctx context.Context, op string, limit int, sql string, args ...any) (list []photos.Photo, err error) {
+// list reads at most limit photos; none is an empty list.
+func (s *Store) list(ctx context.Context, limit int, sql string, args ...any) (list []photos.Photo, err error) {
 	if limit <= 0 {
-		return nil, nil
+		return []photos.Photo{}, nil
 	}
-	err = s.read(ctx, op, func(ctx context.Context) error {
-		list = nil // of a first attempt that broke off
+	err = s.read(ctx, func(ctx context.Context) error {
+		list = make([]photos.Photo, 0, min(limit, 64)) // anew: a first attempt may have broken off
 		rows, err := s.pool.Query(ctx, sql, args...)
 		if err != nil {
 			return err

@@ -1,8 +1,19 @@
 package store_test
 
 import (
+	"context"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/stagebench/stagebench/sut/store"
 	"github.com/stagebench/stagebench/sut/store/storetest"
 )
 
@@ -16,4 +27,121 @@ func TestPostgres(t *testing.T) {
 func TestPostgresFaults(t *testing.T) {
 	t.Parallel()
 	storetest.Faults(t, startPostgres(t))
+}
+
+// TestDeclaredTypes compares what the catalogue declares with what PostgreSQL
+// makes of it: an engine that knows no types relies on the declaration.
+func TestDeclaredTypes(t *testing.T) {
+	t.Parallel()
+	p := startPostgres(t)
+	if err := storetest.Open(t, p.Address()).CreateSchema(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := p.connect(t.Context(), store.Database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	names := map[uint32]store.Type{pgtype.Int8OID: store.BigInt, pgtype.Int4OID: store.Int, pgtype.TextOID: store.Text}
+	for _, s := range store.Statements() {
+		d, err := conn.Prepare(t.Context(), s.Name, s.SQL)
+		if err != nil {
+			t.Fatalf("%s: %v", s.Name, err)
+		}
+		var params []store.Type
+		for _, oid := range d.ParamOIDs {
+			params = append(params, names[oid])
+		}
+		if diff := cmp.Diff(s.Params, params); diff != "" {
+			t.Errorf("%s: parameters (-declared +PostgreSQL):\n%s", s.Name, diff)
+		}
+		var columns []store.Column
+		for _, f := range d.Fields {
+			columns = append(columns, store.Column{Name: f.Name, Type: names[f.DataTypeOID]})
+		}
+		if diff := cmp.Diff(s.Columns, columns); diff != "" {
+			t.Errorf("%s: columns (-declared +PostgreSQL):\n%s", s.Name, diff)
+		}
+	}
+}
+
+// TestCommonSubset keeps words out of the catalogue that only one engine knows.
+func TestCommonSubset(t *testing.T) {
+	foreign := regexp.MustCompile(`(?i)::|\bany\s*\(|\bfor update\b|\bnow\s*\(|\bcurrent_|\bcast\s*\(|\bilike\b|\bserial\b|\bidentity\b|\bor replace\b|\bpragma\b|\btrigger\b|\bcascade\b|\breferences\b`)
+	parameter := regexp.MustCompile(`\$(\d+)`)
+	names, texts := map[string]bool{}, map[string]bool{}
+	for _, s := range store.Statements() {
+		if names[s.Name] || texts[s.SQL] {
+			t.Errorf("%s is in the catalogue twice", s.Name)
+		}
+		names[s.Name], texts[s.SQL] = true, true
+		if word := foreign.FindString(s.SQL + s.SQLite); word != "" {
+			t.Errorf("%s: %q is not common to both engines", s.Name, word)
+		}
+		seen := 0
+		for _, m := range parameter.FindAllStringSubmatch(s.SQL, -1) {
+			n, _ := strconv.Atoi(m[1])
+			if n > seen+1 {
+				t.Errorf("%s: $%d appears before $%d", s.Name, n, seen+1)
+			}
+			seen = max(seen, n)
+		}
+		if seen != len(s.Params) {
+			t.Errorf("%s has %d parameters and declares %d", s.Name, seen, len(s.Params))
+		}
+		if s.SQLite != "" && !strings.HasPrefix(s.SQL, "create ") {
+			t.Errorf("%s: only the schema may differ between engines", s.Name)
+		}
+	}
+	// The login name is the only secondary key: everything else is unique by
+	// its own id, wherever that was made.
+	unique := slices.DeleteFunc(store.Statements(), func(s store.Statement) bool { return !strings.Contains(s.SQL, "unique") })
+	if len(unique) != 1 || strings.Count(unique[0].SQL, "unique") != 1 || !strings.Contains(unique[0].SQL, "login text not null unique") {
+		t.Errorf("unique are %v, want the login name alone", unique)
+	}
+}
+
+func TestSchemaDigest(t *testing.T) {
+	if d := store.SchemaDigest(); !regexp.MustCompile(`^[0-9a-f]{16}$`).MatchString(d) || d != store.SchemaDigest() {
+		t.Errorf("digest %q", d)
+	}
+}
+
+func TestBadConfigurations(t *testing.T) {
+	for want, c := range map[string]store.Config{
+		"want host:port":       {Address: "localhost"},
+		"must not be negative": {Address: "localhost:1", MaxConns: -1},
+		"limits must":          {Address: "localhost:1", QueryTimeout: -time.Second},
+	} {
+		if _, err := store.Open(t.Context(), c); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: got %v, want %q", c, err, want)
+		}
+	}
+}
+
+// TestEnvironmentIsIgnored: pgx would take whatever the address leaves open
+// from the environment of libpq.
+func TestEnvironmentIsIgnored(t *testing.T) {
+	p := startPostgres(t)
+	for _, name := range []string{"PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGPASSWORD", "PGAPPNAME", "PGOPTIONS"} {
+		t.Setenv(name, "12345")
+	}
+	t.Setenv("PGTARGETSESSIONATTRS", "read-only")
+	t.Setenv("PGSSLMODE", "verify-full")
+	s := storetest.Open(t, p.Address())
+	if err := s.Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func ExampleStatements() {
+	for _, s := range store.Statements() {
+		if s.Name == "like" {
+			fmt.Println(s.SQL)
+			fmt.Println(s.Params, "->", s.Columns)
+		}
+	}
+	// Output:
+	// update photos set likes = likes + 1, version = version + 1 where id = $1 returning version
+	// [bigint] -> [{version bigint}]
 }

@@ -12,7 +12,7 @@ import (
 
 // AddPhoto stores a new photo and counts it on its user.
 func (s *Store) AddPhoto(ctx context.Context, p photos.Photo) error {
-	err := s.write(ctx, "add photo", func(ctx context.Context) error {
+	err := s.write(ctx, func(ctx context.Context) error {
 		var b batch
 		b.add(sqlAddPhoto, p.ID, p.Title, p.State, p.Width, p.Height, p.Bytes, p.CreatedUS, p.Likes, p.Comments, p.Version, p.UserID)
 		b.add(sqlCountPhoto, p.UserID)
@@ -22,26 +22,32 @@ func (s *Store) AddPhoto(ctx context.Context, p photos.Photo) error {
 		}
 		return err
 	})
-	return named(err, "photo %d of user %d", p.ID, p.UserID)
+	if err != nil {
+		return fmt.Errorf("add photo %d of user %d: %w", p.ID, p.UserID, err)
+	}
+	return nil
 }
 
 // RenamePhoto changes a photo's title for its owner and returns the new
 // version.
 func (s *Store) RenamePhoto(ctx context.Context, id, owner photos.ID, title string) (version int64, err error) {
-	err = s.write(ctx, "rename photo", func(ctx context.Context) error {
+	err = s.write(ctx, func(ctx context.Context) error {
 		err := s.pool.QueryRow(ctx, sqlRename, title, id, owner).Scan(&version)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return s.whyNot(ctx, id)
 		}
 		return err
 	})
-	return version, named(err, "photo %d for user %d", id, owner)
+	if err != nil {
+		return 0, fmt.Errorf("rename photo %d for user %d: %w", id, owner, err)
+	}
+	return version, nil
 }
 
 // DeletePhoto deletes a photo with its comments for its owner and uncounts it
 // on the owner.
 func (s *Store) DeletePhoto(ctx context.Context, id, owner photos.ID) error {
-	err := s.write(ctx, "delete photo", func(ctx context.Context) error {
+	err := s.write(ctx, func(ctx context.Context) error {
 		var b batch
 		b.add(sqlLockPhoto, id, owner)
 		b.add(sqlUncountPhoto, owner, id)
@@ -53,7 +59,10 @@ func (s *Store) DeletePhoto(ctx context.Context, id, owner photos.ID) error {
 		}
 		return err
 	})
-	return named(err, "photo %d for user %d", id, owner)
+	if err != nil {
+		return fmt.Errorf("delete photo %d for user %d: %w", id, owner, err)
+	}
+	return nil
 }
 
 // whyNot says why an owner's change found nothing to change.
@@ -72,20 +81,23 @@ func (s *Store) whyNot(ctx context.Context, id photos.ID) error {
 // Like adds one to a photo's likes and returns the new version. Who likes it
 // is not kept: the same user may do it again.
 func (s *Store) Like(ctx context.Context, photo, _ photos.ID) (version int64, err error) {
-	err = s.write(ctx, "like", func(ctx context.Context) error {
+	err = s.write(ctx, func(ctx context.Context) error {
 		err := s.pool.QueryRow(ctx, sqlLike, photo).Scan(&version)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return photos.ErrNotFound
 		}
 		return err
 	})
-	return version, named(err, "photo %d", photo)
+	if err != nil {
+		return 0, fmt.Errorf("like photo %d: %w", photo, err)
+	}
+	return version, nil
 }
 
 // Comment stores a comment, counts it on its photo and returns the photo's new
 // version.
 func (s *Store) Comment(ctx context.Context, c photos.Comment) (version int64, err error) {
-	err = s.write(ctx, "comment", func(ctx context.Context) error {
+	err = s.write(ctx, func(ctx context.Context) error {
 		version = 0
 		var b batch
 		b.returning(&version, sqlCountComment, c.PhotoID)
@@ -96,13 +108,16 @@ func (s *Store) Comment(ctx context.Context, c photos.Comment) (version int64, e
 		}
 		return err
 	})
-	return version, named(err, "comment %d on photo %d", c.ID, c.PhotoID)
+	if err != nil {
+		return 0, fmt.Errorf("comment %d on photo %d: %w", c.ID, c.PhotoID, err)
+	}
+	return version, nil
 }
 
 // Follow makes one user follow another and counts it on both. Doing so again
 // changes nothing.
 func (s *Store) Follow(ctx context.Context, f photos.Follow) error {
-	err := s.write(ctx, "follow", func(ctx context.Context) error {
+	err := s.write(ctx, func(ctx context.Context) error {
 		var b batch
 		// A plain insert: a second one breaks the key, which takes the whole
 		// transaction back, counters included. "On conflict do nothing" would
@@ -128,7 +143,10 @@ func (s *Store) Follow(ctx context.Context, f photos.Follow) error {
 		}
 		return err
 	})
-	return named(err, "user %d following user %d", f.Follower, f.Followee)
+	if err != nil {
+		return fmt.Errorf("user %d follows user %d: %w", f.Follower, f.Followee, err)
+	}
+	return nil
 }
 
 // batch is several statements in one round trip and one transaction: both
@@ -164,12 +182,4 @@ func (b *batch) send(ctx context.Context, s *Store) ([]int64, error) {
 	// Close runs the callbacks; it also returns what goes wrong at the very
 	// end, when the transaction commits.
 	return b.changed, s.pool.SendBatch(ctx, &b.Batch).Close()
-}
-
-// named adds the object of an operation to its error.
-func named(err error, format string, args ...any) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf(format+": %w", append(args, err)...)
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/sut/store"
@@ -129,7 +130,7 @@ func (k kit) newPhoto(t *testing.T, user photos.ID) photos.Photo {
 // same fails the test where two values differ.
 func same(t *testing.T, what string, got, want any) {
 	t.Helper()
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("%s (-want +got):\n%s", what, diff)
 	}
 }
