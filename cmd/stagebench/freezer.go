@@ -24,7 +24,6 @@ the 95th percentile of the response time is 250 ms and the 99th 450 ms, at any
 rate; a load generator that says less has left something out.`,
 		Example: `  stagebench freezer --listen 127.0.0.1:8099 &
   stagebench attack --target http://127.0.0.1:8099/ --rate 1000 --duration 10s --connections 32 --schedule constant`,
-		Hidden: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.Frozen <= 0 || f.Period <= f.Frozen {
 				return usagef("--frozen %v, --period %v\nwant more than 0, and the period longer than the freeze", f.Frozen, f.Period)

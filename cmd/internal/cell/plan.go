@@ -54,7 +54,7 @@ func Default() Plan {
 		Step:        Length{Ops: 800, Min: 2 * time.Second, Max: 4 * time.Second},
 		Confirm:     Length{Ops: 1500, Min: 3 * time.Second, Max: 6 * time.Second},
 		WarmupSlice: time.Second, WarmupSlices: 4,
-		Search:  capacity.Config{Start: 200, Factor: 2, Precision: 0.10, Min: 5, Max: 50_000, Steps: 7, Confirms: 2},
+		Search:  capacity.Config{Start: 200, Factor: 2, Precision: 0.10, Min: 5, Max: 50_000, Steps: 7, Confirms: 3},
 		Repeats: 1,
 	}
 }
