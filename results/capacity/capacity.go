@@ -8,8 +8,10 @@
 // The search is geometric: up by Factor until a step fails (or down until one
 // passes), then bisection at the geometric mean until the bracket is narrow,
 // then a longer step to confirm the highest rate that passed. A rate that does
-// not confirm becomes the upper end and the search goes on below it, so noise
-// can make the answer too low, but a lucky short step cannot make it too high.
+// not confirm becomes the upper end and the search goes on below it, so a lucky
+// short step cannot make the answer too high; and a rate that failed by so
+// little that a hiccup could have done it is offered once more before it is
+// believed, so that one hiccup cannot make it too low.
 package capacity
 
 import "math"
@@ -24,6 +26,16 @@ type Config struct {
 	Steps     int     // bound on the number of search steps
 	Confirms  int     // bound on the number of confirmations
 }
+
+// Outcome is how a step went.
+type Outcome int
+
+// The outcomes of a step. Marginal is a failure that a hiccup could have caused.
+const (
+	Met Outcome = iota
+	Marginal
+	Failed
+)
 
 // Purpose says what a step is for.
 type Purpose string
@@ -45,23 +57,27 @@ type Search struct {
 	confirms int
 	doubt    bool // a confirmation failed: short steps are no longer trusted
 	next     Purpose
+	again    float64 // the rate of a marginal failure that is offered once more; 0 = none
 }
 
 // New returns a search that has not begun.
 func New(c Config) *Search { return &Search{config: c} }
 
 // Learn takes what is known before the search begins, from a step that was
-// measured for another reason.
-func (s *Search) Learn(rate float64, met bool) {
-	s.next = Explore
-	s.Observe(rate, met)
-	s.steps--
+// measured for another reason. A marginal failure teaches nothing.
+func (s *Search) Learn(rate float64, o Outcome) {
+	if o != Marginal {
+		s.note(rate, o == Met, Explore)
+	}
 }
 
 // Next returns the rate to offer and what for; ok is false when the search is
 // over.
 func (s *Search) Next() (rate float64, purpose Purpose, ok bool) {
 	c := s.config
+	if s.again > 0 {
+		return s.again, s.next, true
+	}
 	s.next = Explore
 	switch {
 	case s.doubt:
@@ -109,21 +125,31 @@ func (s *Search) narrow(low float64) bool {
 }
 
 // Observe takes the result of the step that Next asked for last.
-func (s *Search) Observe(rate float64, met bool) {
+func (s *Search) Observe(rate float64, o Outcome) {
+	if o == Marginal && s.again == 0 {
+		s.again = rate
+		return
+	}
+	s.again = 0
 	if s.next == Confirm {
 		s.confirms++
 	} else {
 		s.steps++
 	}
+	s.note(rate, o == Met, s.next)
+}
+
+// note moves the ends of the bracket.
+func (s *Search) note(rate float64, met bool, purpose Purpose) {
 	switch {
-	case met && s.next == Confirm:
+	case met && purpose == Confirm:
 		s.sure = max(s.sure, rate)
 		s.low = max(s.low, rate)
 	case met:
 		s.low = max(s.low, rate)
 		s.passed = append(s.passed, rate)
 	default:
-		s.doubt = s.doubt || s.next == Confirm
+		s.doubt = s.doubt || purpose == Confirm
 		if s.high == 0 || rate < s.high {
 			s.high = rate
 		}

@@ -14,12 +14,21 @@ func config() capacity.Config {
 
 // run drives a search against an oracle and returns the number of steps.
 func run(s *capacity.Search, met func(rate float64, p capacity.Purpose) bool) int {
+	return observe(s, func(rate float64, p capacity.Purpose) capacity.Outcome {
+		if met(rate, p) {
+			return capacity.Met
+		}
+		return capacity.Failed
+	})
+}
+
+func observe(s *capacity.Search, outcome func(rate float64, p capacity.Purpose) capacity.Outcome) int {
 	for steps := 0; ; steps++ {
 		rate, purpose, ok := s.Next()
 		if !ok || steps > 200 {
 			return steps
 		}
-		s.Observe(rate, met(rate, purpose))
+		s.Observe(rate, outcome(rate, purpose))
 	}
 }
 
@@ -97,14 +106,35 @@ func TestNoisyEdge(t *testing.T) {
 
 func TestWhatIsKnownIsNotMeasuredAgain(t *testing.T) {
 	s := capacity.New(config())
-	s.Learn(100, true)
+	s.Learn(100, capacity.Met)
 	if rate, _, _ := s.Next(); rate != 200 {
 		t.Errorf("first rate %v, want 200: 100 is known to pass", rate)
 	}
 	s = capacity.New(config())
-	s.Learn(100, false)
+	s.Learn(100, capacity.Failed)
 	if rate, _, _ := s.Next(); rate != 50 {
 		t.Errorf("first rate %v, want 50: 100 is known to fail", rate)
+	}
+}
+
+// One hiccup at every rate below the truth must not lower the answer, and what
+// fails marginally twice has failed.
+func TestAHiccupIsAskedAgain(t *testing.T) {
+	s := capacity.New(config())
+	s.Learn(100, capacity.Marginal)
+	seen := map[float64]int{}
+	observe(s, func(rate float64, _ capacity.Purpose) capacity.Outcome {
+		seen[rate]++
+		switch {
+		case rate > 640:
+			return capacity.Marginal
+		case seen[rate] == 1:
+			return capacity.Marginal
+		}
+		return capacity.Met
+	})
+	if low, high, confirmed := s.Bracket(); low > 640 || high < 640 || high/low > 1.1+1e-9 || !confirmed {
+		t.Errorf("bracket %v..%v confirmed %v, want 640 in it", low, high, confirmed)
 	}
 }
 
