@@ -30,6 +30,10 @@ type rig struct {
 	outcomes []results.Outcome
 }
 
+// roomy is a unit that is large enough, in cores, for the race detector, which
+// slows nodes down tenfold: these tests are about what is right, not how fast.
+const roomy = 0.3
+
 // silent is a Progress that nobody watches.
 type silent struct{}
 
@@ -49,7 +53,7 @@ func bringUp(t *testing.T, stage sut.Stage, knobs sut.Knobs, workload string) *r
 	}
 	up.templates = templates()
 	r := &rig{}
-	if r.topology, err = sut.Build(stage, knobs, cell.Unit(runtime.NumCPU())); err != nil {
+	if r.topology, err = sut.Build(stage, knobs, roomy); err != nil {
 		t.Fatal(err)
 	}
 	if r.System, err = up.up(t.Context(), r.topology, t.TempDir()); err != nil {

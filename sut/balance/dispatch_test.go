@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -89,94 +90,100 @@ func breaksOffInBody(req *http.Request, _ *fakeHost) (*http.Response, error) {
 	return nil, io.ErrUnexpectedEOF
 }
 
+// dispatchTest is one fate of a request.
+type dispatchTest struct {
+	name     string
+	hosts    [][]move
+	body     io.Reader
+	attempts []int  // per host
+	down     string // hosts that are down afterwards
+	answer   string // host that answered, or a part of the error
+}
+
 func TestDispatch(t *testing.T) {
 	t.Parallel()
-	for _, test := range []struct {
-		name     string
-		hosts    [][]move
-		body     io.Reader
-		attempts []int  // per host
-		down     string // hosts that are down afterwards
-		answer   string // host that answered, or a part of the error
-	}{
+	body := func() io.Reader { return strings.NewReader("body") }
+	for _, test := range []dispatchTest{
 		{"answered", [][]move{{answers}, {answers}}, nil, []int{1, 0}, "", "web-1"},
 		{"refused goes elsewhere at once", [][]move{{refuses}, {answers}}, nil, []int{1, 1}, "web-1", "web-2"},
-		{"refused with a body", [][]move{{refuses}, {refuses}, {answers}}, strings.NewReader("body"), []int{1, 1, 1}, "web-1 web-2", "web-3"},
+		{"refused with a body", [][]move{{refuses}, {refuses}, {answers}}, body(), []int{1, 1, 1}, "web-1 web-2", "web-3"},
 		{"unreachable is left to the checks", [][]move{{unreachable}, {answers}}, nil, []int{1, 1}, "", "web-2"},
 		{"unreachable is tried once", [][]move{{unreachable}}, nil, []int{1}, "", errNoUpstream.Error()},
 		{"all refuse", [][]move{{refuses}, {refuses}}, nil, []int{1, 1}, "web-1 web-2", errNoUpstream.Error()},
 		{"stale connection is no verdict on the host", [][]move{{staleConnection, answers}}, nil, []int{2}, "", "web-1"},
-		{"stale connection with a body", [][]move{{staleConnection, answers}}, strings.NewReader("body"), []int{2}, "", "web-1"},
+		{"stale connection with a body", [][]move{{staleConnection, answers}}, body(), []int{2}, "", "web-1"},
 		{"stale connection to a dead host", [][]move{{staleConnection, refuses}, {answers}}, nil, []int{1, 1}, "", "web-2"},
 		{"stale connections for ever", [][]move{{staleConnection}}, nil, []int{5}, "", errNoUpstream.Error()},
 		{"sent is never sent again", [][]move{{breaksOff}, {answers}}, nil, []int{1, 0}, "", "web-1: unexpected EOF"},
-		{"a body in use is never sent again", [][]move{{breaksOffInBody}, {answers}}, strings.NewReader("body"), []int{1, 0}, "", "web-1: unexpected EOF"},
+		{"a body in use is never sent again", [][]move{{breaksOffInBody}, {answers}}, body(), []int{1, 0}, "", "web-1: unexpected EOF"},
 		{"the client's body breaks off", [][]move{{answers}, {answers}}, brokenBody{}, []int{1, 0}, "", errClientBody.Error()},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			p := poolOf(len(test.hosts), PolicyRoundRobin)
-			hosts := make([]*fakeHost, len(test.hosts))
-			for i, moves := range test.hosts {
-				hosts[i] = &fakeHost{moves: moves}
-				p.upstreams[i].transport.RegisterProtocol("http", hosts[i])
-			}
-			var redispatched atomic.Uint64
-			d := &dispatcher{pool: p, redispatched: &redispatched}
-			req := &http.Request{Method: "POST", URL: &url.URL{Scheme: "http", Path: "/"}, Header: http.Header{}}
-			if test.body != nil {
-				req.Body = &closable{Reader: test.body}
-			}
-			answered := dispatch(t, d, req)
-			if !strings.Contains(answered, test.answer) {
-				t.Errorf("ended with %q, want %q", answered, test.answer)
-			}
-			var attempts []int
-			var down []string
-			total := 0
-			for i, status := range p.status() {
-				attempts = append(attempts, hosts[i].attempts)
-				total += hosts[i].attempts
-				if !status.Up {
-					down = append(down, status.Node)
-				}
-				if status.InFlight != 0 {
-					t.Errorf("%s: %d in flight at the end", status.Node, status.InFlight)
-				}
-				for _, body := range hosts[i].bodies {
-					if body != "body" {
-						t.Errorf("%s got body %q", status.Node, body)
-					}
-				}
-			}
-			if diff := cmp.Diff(test.attempts, attempts); diff != "" {
-				t.Error("attempts (-want +got):\n" + diff)
-			}
-			if got := strings.Join(down, " "); got != test.down {
-				t.Errorf("down: %q, want %q", got, test.down)
-			}
-			if n := redispatched.Load(); strings.HasPrefix(answered, "web-") && !strings.Contains(answered, ":") && n != uint64(total-1) {
-				t.Errorf("%d redispatches of %d attempts", n, total)
-			}
+			test.run(t)
 		})
 	}
 }
 
-// dispatch sends a request and says which host answered, or the error.
-func dispatch(t *testing.T, d *dispatcher, req *http.Request) string {
-	t.Helper()
-	res, err := d.RoundTrip(req)
-	if err != nil {
-		return err.Error()
+func (test dispatchTest) run(t *testing.T) {
+	p := poolOf(len(test.hosts), PolicyRoundRobin)
+	hosts := make([]*fakeHost, len(test.hosts))
+	for i, moves := range test.hosts {
+		hosts[i] = &fakeHost{moves: moves}
+		p.upstreams[i].transport.RegisterProtocol("http", hosts[i])
 	}
-	defer res.Body.Close()
-	inFlight := ""
-	for _, u := range d.pool.status() {
-		if u.InFlight > 0 {
-			inFlight += u.Node
+	var redispatched atomic.Uint64
+	d := &dispatcher{pool: p, redispatched: &redispatched}
+	req := &http.Request{Method: "POST", URL: &url.URL{Scheme: "http", Path: "/"}, Header: http.Header{}}
+	if test.body != nil {
+		req.Body = &closable{Reader: test.body}
+	}
+	answer, err := dispatch(d, req)
+	if err != nil {
+		answer = err.Error()
+	}
+	if !strings.Contains(answer, test.answer) {
+		t.Errorf("ended with %q, want %q", answer, test.answer)
+	}
+	var attempts []int
+	var down []string
+	total := 0
+	for i, status := range p.status() {
+		attempts = append(attempts, hosts[i].attempts)
+		total += hosts[i].attempts
+		if !status.Up {
+			down = append(down, status.Node)
+		}
+		if status.InFlight != 0 {
+			t.Errorf("%s: %d in flight at the end", status.Node, status.InFlight)
+		}
+		if bodies := hosts[i].bodies; len(bodies) > 0 && !slices.Equal(bodies, []string{"body"}) {
+			t.Errorf("%s got bodies %q", status.Node, bodies)
 		}
 	}
-	return inFlight
+	if diff := cmp.Diff(test.attempts, attempts); diff != "" {
+		t.Error("attempts (-want +got):\n" + diff)
+	}
+	if got := strings.Join(down, " "); got != test.down {
+		t.Errorf("down: %q, want %q", got, test.down)
+	}
+	if n := redispatched.Load(); err == nil && n != uint64(total-1) {
+		t.Errorf("%d redispatches of %d attempts", n, total)
+	}
+}
+
+// dispatch sends a request and says which host is working on the answer.
+func dispatch(d *dispatcher, req *http.Request) (host string, err error) {
+	res, err := d.RoundTrip(req)
+	if err != nil {
+		return "", err
+	}
+	for _, u := range d.pool.status() {
+		if u.InFlight > 0 {
+			host += u.Node
+		}
+	}
+	return host, res.Body.Close()
 }
 
 // closable is a body that cannot be read once it is closed.

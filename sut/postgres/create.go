@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -57,12 +58,12 @@ func isDataDir(dir string) (bool, error) {
 // the server, and would lack the database for ever.
 func (s *Server) create(ctx context.Context) (err error) {
 	staging := s.dir + ".new"
-	if err := os.RemoveAll(staging); err != nil {
+	if err := discard(staging); err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, os.RemoveAll(staging))
+			err = errors.Join(err, discard(staging))
 		}
 	}()
 	if err := os.Mkdir(staging, 0o700); err != nil {
@@ -89,14 +90,32 @@ func (s *Server) create(ctx context.Context) (err error) {
 	return unix.Rename(staging, s.dir)
 }
 
+// discard removes what an interrupted create left: files, and the shared memory
+// of a server that was killed.
+func discard(staging string) error {
+	lock, err := readLock(staging)
+	if err != nil {
+		return err
+	}
+	if lock.segment >= 0 {
+		if err := removeSegment(lock.segment); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(staging)
+}
+
 // run runs a command to its end, with all that it starts; its error carries
 // what the command said last.
 func run(cmd *exec.Cmd, input string) error {
 	var output bytes.Buffer
-	// initdb starts servers of its own, which must not outlive it: they would
-	// write into a directory that is being removed.
+	// initdb starts servers of its own. Told to end, it leaves them, and they end
+	// when it is gone, each in order; killed, they would leave shared memory
+	// behind. They hold the output open, so that Wait waits for them, too. A group
+	// of its own keeps an interrupt at the terminal from reaching them.
 	cmd.SysProcAttr.Setpgid = true
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
 	cmd.Stdin = strings.NewReader(input)
 	cmd.Stdout, cmd.Stderr = &output, &output
 	if err := cmd.Run(); err != nil {

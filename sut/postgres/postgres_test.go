@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sys/unix"
 )
 
 // TestServer makes a data directory once, as a harness does, and gives each
@@ -289,6 +290,30 @@ func TestInterruptedPrepareLeavesNothing(t *testing.T) {
 		t.Error("files after an interruption (-want +got):\n" + diff)
 	}
 	start(t, server)
+}
+
+// TestWhatAKilledPrepareLeftIsDiscarded: the next one finds a directory and a
+// shared memory segment.
+func TestWhatAKilledPrepareLeftIsDiscarded(t *testing.T) {
+	t.Parallel()
+	id, err := unix.SysvShmGet(unix.IPC_PRIVATE, 56, unix.IPC_CREAT|0o600)
+	if err != nil {
+		t.Skip(err)
+	}
+	server := newServer(t, filepath.Join(t.TempDir(), "data"))
+	staging := server.cfg.Dir + ".new"
+	if err := os.Mkdir(staging, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"PG_VERSION": "15\n", lockName: fmt.Sprintf("-4711\n\n\n\n\n\n 1234 %d\n", id)} {
+		if err := os.WriteFile(filepath.Join(staging, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start(t, server)
+	if segmentExists(t, id) {
+		t.Errorf("shared memory segment %d is still there", id)
+	}
 }
 
 func testUnixSocket(t *testing.T, template string) {

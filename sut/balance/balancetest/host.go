@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -74,8 +75,10 @@ func newHosts(t *testing.T, n int) []*host {
 // while its host is dead, none of them can take it.
 func listen(t *testing.T) net.Listener {
 	t.Helper()
+	// Not reproducible on purpose: tests that run at once must not meet.
+	random := rand.New(rand.NewPCG(uint64(os.Getpid()), uint64(time.Now().UnixNano())))
 	for range 100 {
-		if listener, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(20_000))); err == nil {
+		if listener, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", 10_000+random.IntN(20_000))); err == nil {
 			return listener
 		}
 	}
@@ -234,16 +237,17 @@ func (h *host) stream(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// contentTime and contentTag are of /content.
-var contentTime = time.Date(2024, 5, 6, 7, 8, 9, 0, time.UTC)
+// contentTime is when /content was changed.
+func contentTime() time.Time { return time.Date(2024, 5, 6, 7, 8, 9, 0, time.UTC) }
 
+// contentTag is the version of /content.
 const contentTag = `"v1-strong"`
 
 // content is a file that can be asked for in parts and on conditions.
 func (h *host) content(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("ETag", contentTag)
 	w.Header().Set("Cache-Control", "public, max-age=31536000, immutable")
-	http.ServeContent(w, r, "photo.jpg", contentTime, bytes.NewReader(payload(10_000)))
+	http.ServeContent(w, r, "photo.jpg", contentTime(), bytes.NewReader(payload(10_000)))
 }
 
 // headers answers with headers that are easily lost.

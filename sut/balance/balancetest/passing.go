@@ -150,7 +150,7 @@ func testContent(t *testing.T, start Start) {
 		{"head", "HEAD", nil, 200, "", "10000", ""},
 		{"fresh by tag", "GET", []string{"If-None-Match", contentTag}, 304, "", "", ""},
 		{"stale by tag", "GET", []string{"If-None-Match", `"v0"`}, 200, content, "10000", ""},
-		{"fresh by time", "GET", []string{"If-Modified-Since", contentTime.Format(http.TimeFormat)}, 304, "", "", ""},
+		{"fresh by time", "GET", []string{"If-Modified-Since", contentTime().Format(http.TimeFormat)}, 304, "", "", ""},
 		{"range", "GET", []string{"Range", "bytes=100-199"}, 206, content[100:200], "100", "bytes 100-199/10000"},
 		{"last bytes", "GET", []string{"Range", "bytes=-5"}, 206, content[9995:], "5", "bytes 9995-9999/10000"},
 		{"range on condition", "GET", []string{"Range", "bytes=0-0", "If-Range", `"v0"`}, 200, content, "10000", ""},
