@@ -1,6 +1,7 @@
 package hdr
 
 import (
+	"runtime"
 	"slices"
 	"sort"
 	"time"
@@ -176,6 +177,9 @@ func (r *Recorder) Tick(now int64) results.Latency {
 			c.total[i].Merge(open)
 			open.h.Reset()
 			open.clamped = 0
+			// Closing an interval takes milliseconds, which on a client with one
+			// or two cores would be lateness of the ops that are due meanwhile.
+			runtime.Gosched()
 		}
 	}
 	recent := r.recent.Latency(0)
