@@ -96,8 +96,7 @@ type Step struct {
 	OwnLatencyNS *Latency           `json:"own_latency_ns,omitempty"` // what the engine under the driver would have reported, for comparison
 	CutShort     bool               `json:"cut_short,omitempty"`      // ended early: the SLO could no longer be met
 	SLOMet       bool               `json:"slo_met"`
-	SLOBroken    string             `json:"slo_broken,omitempty"`   // what broke it: "feed p99 240ms > 100ms"
-	SLOMarginal  bool               `json:"slo_marginal,omitempty"` // broken by so little that a hiccup could have done it
+	SLOBroken    string             `json:"slo_broken,omitempty"` // what broke it: "feed p99 240ms > 100ms"
 	BytesIn      int64              `json:"bytes_in"`
 	BytesOut     int64              `json:"bytes_out"`
 	ServerCount  *int64             `json:"server_count,omitempty"` // requests by the server's own count

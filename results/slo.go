@@ -91,20 +91,9 @@ func (s SLO) BoundOf(class string) int64 {
 // its maximum; one slow op is then no evidence and is let through.
 const fewSamples = 100
 
-// Verdict is what an objective says of a step.
-type Verdict struct {
-	Met    bool
-	Broken string // what broke it: "p99 > 100ms (2.3% of ops over it, like worst with 8.1%)"
-	// Marginal says that it was broken by so little that a single hiccup could
-	// have done it: at most marginalFactor times what is allowed. A search asks
-	// again before it believes a marginal failure.
-	Marginal bool
-}
-
-const marginalFactor = 10
-
-// Judge says whether a step met the objective.
-func (s SLO) Judge(step Step) Verdict {
+// Judge says whether a step met the objective, and if not, what broke it: "p99 >
+// 100ms (2.3% of ops over it, like worst with 8.1%)".
+func (s SLO) Judge(step Step) (met bool, broken string) {
 	// Latency first: what a saturated system leaves unsent in the end are errors,
 	// too, but not the news.
 	var pooled, pooledOver int64
@@ -114,7 +103,7 @@ func (s SLO) Judge(step Step) Verdict {
 		over := op.OverSLO + op.Errors
 		if bound, own := s.Classes[class]; own {
 			if over > allowed(op.Count) {
-				return broken(over, allowed(op.Count), "%s p99 > %v (%d of %d ops over it)", class, bound, over, op.Count)
+				return false, fmt.Sprintf("%s p99 > %v (%d of %d ops over it)", class, bound, over, op.Count)
 			}
 			continue
 		}
@@ -125,18 +114,13 @@ func (s SLO) Judge(step Step) Verdict {
 		}
 	}
 	if pooledOver > allowed(pooled) {
-		return broken(pooledOver, allowed(pooled), "p99 > %v (%.1f%% of ops over it, %s worst with %.1f%%)",
+		return false, fmt.Sprintf("p99 > %v (%.1f%% of ops over it, %s worst with %.1f%%)",
 			s.Bound, 100*float64(pooledOver)/float64(pooled), worst, 100*worstShare)
 	}
 	if rate := step.Ledger.ErrorRate(); rate > s.ErrorRate {
-		most := int64(s.ErrorRate * float64(step.Ledger.Scheduled))
-		return broken(step.Ledger.Errors(), most, "errors %.2f%% > %s%%%s", rate*100, strconv.FormatFloat(s.ErrorRate*100, 'g', -1, 64), mainCause(step.Causes))
+		return false, fmt.Sprintf("errors %.2f%% > %s%%%s", rate*100, strconv.FormatFloat(s.ErrorRate*100, 'g', -1, 64), mainCause(step.Causes))
 	}
-	return Verdict{Met: true}
-}
-
-func broken(count, most int64, format string, args ...any) Verdict {
-	return Verdict{Broken: fmt.Sprintf(format, args...), Marginal: count <= marginalFactor*max(most, 1)}
+	return true, ""
 }
 
 // allowed is how many of n ops may be over their bound at the 99th percentile.

@@ -9,9 +9,8 @@
 // passes), then bisection at the geometric mean until the bracket is narrow,
 // then a longer step to confirm the highest rate that passed. A rate that does
 // not confirm becomes the upper end and the search goes on below it, so a lucky
-// short step cannot make the answer too high; and a rate that failed by so
-// little that a hiccup could have done it is offered once more before it is
-// believed, so that one hiccup cannot make it too low.
+// short step cannot make the answer too high; and a rate counts as failed only
+// when it failed twice in a row, so one hiccup cannot make it too low.
 package capacity
 
 import "math"
@@ -26,16 +25,6 @@ type Config struct {
 	Steps     int     // bound on the number of search steps
 	Confirms  int     // bound on the number of confirmations
 }
-
-// Outcome is how a step went.
-type Outcome int
-
-// The outcomes of a step. Marginal is a failure that a hiccup could have caused.
-const (
-	Met Outcome = iota
-	Marginal
-	Failed
-)
 
 // Purpose says what a step is for.
 type Purpose string
@@ -57,19 +46,15 @@ type Search struct {
 	confirms int
 	doubt    bool // a confirmation failed: short steps are no longer trusted
 	next     Purpose
-	again    float64 // the rate of a marginal failure that is offered once more; 0 = none
+	again    float64 // a rate that has failed once and is offered once more; 0 = none
 }
 
 // New returns a search that has not begun.
 func New(c Config) *Search { return &Search{config: c} }
 
-// Learn takes what is known before the search begins, from a step that was
-// measured for another reason. A marginal failure teaches nothing.
-func (s *Search) Learn(rate float64, o Outcome) {
-	if o != Marginal {
-		s.note(rate, o == Met, Explore)
-	}
-}
+// Learn takes a rate that is known to pass before the search begins, from a step
+// that was measured for another reason.
+func (s *Search) Learn(rate float64) { s.note(rate, true, Explore) }
 
 // Next returns the rate to offer and what for; ok is false when the search is
 // over.
@@ -125,8 +110,8 @@ func (s *Search) narrow(low float64) bool {
 }
 
 // Observe takes the result of the step that Next asked for last.
-func (s *Search) Observe(rate float64, o Outcome) {
-	if o == Marginal && s.again == 0 {
+func (s *Search) Observe(rate float64, met bool) {
+	if !met && s.again == 0 {
 		s.again = rate
 		return
 	}
@@ -136,7 +121,7 @@ func (s *Search) Observe(rate float64, o Outcome) {
 	} else {
 		s.steps++
 	}
-	s.note(rate, o == Met, s.next)
+	s.note(rate, met, s.next)
 }
 
 // note moves the ends of the bracket.

@@ -72,6 +72,10 @@ func (b birth) startWeb(ctx context.Context) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
+	if err := records.Warm(ctx); err != nil {
+		// It serves what needs no database, and warms up under way.
+		b.log.Warn("the database is not there yet", "error", err.Error())
+	}
 	sessions, err := session.NewMemory(session.MemoryConfig{Registry: b.registry})
 	if err != nil {
 		return part{}, err

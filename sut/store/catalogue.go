@@ -109,13 +109,25 @@ func followTypes() []Type  { return []Type{BigInt, BigInt, BigInt} }
 // COMMIT, ROLLBACK and an empty ping. An engine that runs a fixed list of
 // statements gets this one.
 func Statements() []Statement {
+	all := append(schema(), serving()...)
+	all = append(all, Statement{Name: "analyze", SQL: sqlAnalyze})
+	for _, t := range tables() {
+		for _, rows := range []int{1, rowsPerInsert} {
+			all = append(all, t.insert(rows))
+		}
+	}
+	return all
+}
+
+// serving lists the statements that a web host sends; the others make and fill
+// a database.
+func serving() []Statement {
 	user := columns(userColumns, userTypes())
 	photo := columns(photoColumns, photoTypes())
 	version := []Column{{Name: "version", Type: BigInt}}
 	id := []Type{BigInt}
 	two := []Type{BigInt, BigInt}
-	all := schema()
-	all = append(all, []Statement{
+	return []Statement{
 		{Name: "user", SQL: sqlUser, Params: id, Columns: user},
 		{Name: "user by login", SQL: sqlUserByLogin, Params: []Type{Text}, Columns: user},
 		{Name: "photo", SQL: sqlPhoto, Params: id, Columns: photo},
@@ -135,14 +147,7 @@ func Statements() []Statement {
 		{Name: "add follow", SQL: sqlAddFollow, Params: []Type{BigInt, BigInt, BigInt}},
 		{Name: "count following", SQL: sqlCountFollowing, Params: two},
 		{Name: "count follower", SQL: sqlCountFollower, Params: two},
-		{Name: "analyze", SQL: sqlAnalyze},
-	}...)
-	for _, t := range tables() {
-		for _, rows := range []int{1, rowsPerInsert} {
-			all = append(all, t.insert(rows))
-		}
 	}
-	return all
 }
 
 // table is a table as Load sees it.

@@ -200,7 +200,9 @@ func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error 
 		return err
 	}
 	search := capacity.New(b.Plan.Search)
-	search.Learn(reference.OfferedRPS, outcomeOf(reference))
+	if reference.SLOMet {
+		search.Learn(reference.OfferedRPS)
+	}
 	for {
 		rate, purpose, ok := search.Next()
 		if !ok {
@@ -214,7 +216,7 @@ func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error 
 		if err != nil {
 			return err
 		}
-		search.Observe(rate, outcomeOf(step))
+		search.Observe(rate, step.SLOMet)
 	}
 	low, high, confirmed := search.Bracket()
 	if low > 0 && !confirmed {
@@ -223,18 +225,6 @@ func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error 
 	c.CapacityLow, c.CapacityHigh = low, high
 	c.Repeats = append(c.Repeats, low)
 	return nil
-}
-
-// outcomeOf is a step as the search sees it.
-func outcomeOf(s results.Step) capacity.Outcome {
-	switch {
-	case s.SLOMet:
-		return capacity.Met
-	case s.SLOMarginal:
-		return capacity.Marginal
-	default:
-		return capacity.Failed
-	}
 }
 
 // steady is how much the median of two slices may differ once the warm-up is

@@ -100,8 +100,7 @@ func (s *Stepper) Step(ctx context.Context, purpose string, rate float64, schedu
 	step.OpsHash = workloads.HashRange(s.Workload, s.next, min(scheduled, opsHashed))
 	s.next += scheduled
 	s.fill(&step, report, before, after)
-	verdict := s.SLO.Judge(step)
-	step.SLOMet, step.SLOBroken, step.SLOMarginal = verdict.Met, verdict.Broken, verdict.Marginal
+	step.SLOMet, step.SLOBroken = s.SLO.Judge(step)
 	results.Assess(&step, results.Evidence{
 		InFlightNS: report.InFlightNS, ServiceNS: report.ServiceNS, Recorded: step.ResponseNS.Count,
 		FDHeadroom: fileHeadroom(), OutsideKnown: s.Target != nil,
