@@ -26,17 +26,6 @@ import (
 	"github.com/stagebench/stagebench/targets/proc"
 )
 
-// All hosts together weigh a sixteenth of one ordinary process of the harness
-// when both want a CPU at the same moment: budgets are held by quotas, and the
-// load generator should be late as seldom as possible. With hosts of 1.2 of 2
-// cores at 1,800 requests/s the 99th percentile of its lateness fell from 0.39
-// to 0.64 ms to 0.26 to 0.29 ms in three pairs. The kernel's defaults are 1024
-// and 100.
-const (
-	sharesOfHosts = 64
-	weightOfHosts = 6
-)
-
 // Options say how hosts are held to their budgets. The zero value is usable.
 type Options struct {
 	// Prefix begins the names of our groups, "" = "stagebench". Leftovers of a

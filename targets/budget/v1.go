@@ -74,14 +74,9 @@ func adviceV1(err error) string {
 func (g *v1Group) makeTop(prefix string, self proc.Owner) (*v1Group, error) {
 	for n := 1; ; n++ {
 		top, err := g.nested(topName(prefix, self, n))
-		if errors.Is(err, fs.ErrExist) {
-			continue
+		if !errors.Is(err, fs.ErrExist) {
+			return top, err
 		}
-		if err == nil {
-			// Without it the run is as right, only the client a little later.
-			_ = g.files.write(filepath.Join(top.cpu, "cpu.shares"), strconv.Itoa(sharesOfHosts))
-		}
-		return top, err
 	}
 }
 

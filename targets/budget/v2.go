@@ -114,8 +114,6 @@ func (m *Manager) makeTopV2(dir, own string, self proc.Owner) error {
 		}
 	}
 	if err == nil {
-		// Without it the run is as right, only the client a little later.
-		_ = m.opts.files.write(filepath.Join(top.(*v2Group).dir, "cpu.weight"), strconv.Itoa(weightOfHosts))
 		err = m.adopt(top)
 	}
 	if err != nil {

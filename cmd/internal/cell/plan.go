@@ -51,9 +51,9 @@ func Default() Plan {
 	return Plan{
 		Mode:         "default",
 		ReferenceRPS: 100, Reference: 11 * time.Second,
-		Step:        Length{Ops: 800, Min: 2 * time.Second, Max: 4 * time.Second},
-		Confirm:     Length{Ops: 1500, Min: 3 * time.Second, Max: 6 * time.Second},
-		WarmupSlice: time.Second, WarmupSlices: 4,
+		Step:        Length{Ops: 600, Min: 1500 * time.Millisecond, Max: 3 * time.Second},
+		Confirm:     Length{Ops: 1200, Min: 2500 * time.Millisecond, Max: 5 * time.Second},
+		WarmupSlice: time.Second, WarmupSlices: 3,
 		Search:  capacity.Config{Start: 200, Factor: 2, Precision: 0.10, Min: 5, Max: 50_000, Steps: 7, Confirms: 3},
 		Repeats: 1,
 	}
@@ -77,7 +77,7 @@ func Full() Plan {
 const (
 	bringUp      = 2 * time.Second // with the users' logins and the way down
 	bringUpDB    = 4 * time.Second // with native engines
-	typicalSteps = 2.5             // search steps that run their whole length; failing ones end early
+	typicalSteps = 4               // search steps of full length; failing ones end early, but are made twice
 )
 
 // Estimate is how long that many cells will take.
