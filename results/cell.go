@@ -56,6 +56,7 @@ type ClientUsage struct {
 	GCPauseMaxNS int64   `json:"gc_pause_max_ns"`
 	GCPauseSumNS int64   `json:"gc_pause_sum_ns"`
 	OutsideShare float64 `json:"outside_share"` // CPU taken by what is neither client nor target, and steal, as a share of the machine
+	OutsideKnown bool    `json:"outside_known"` // OutsideShare was measured
 }
 
 // Outage is a stretch of failures in the order of intended times.
@@ -88,6 +89,7 @@ type Step struct {
 	Ledger       Ledger             `json:"ledger"`
 	Ops          map[string]OpStats `json:"ops"`
 	Causes       map[string]int64   `json:"causes,omitempty"` // failures by cause
+	LateOps      int64              `json:"late_ops"`         // ops that the client took up later than LagLimit allows
 	Outages      []Outage           `json:"outages,omitempty"`
 	Events       []Event            `json:"events,omitempty"`
 	Hosts        []HostUsage        `json:"hosts,omitempty"`
@@ -133,9 +135,10 @@ type Cell struct {
 	Units          float64           `json:"units"`
 	BringUpNS      int64             `json:"bring_up_ns"`
 	CapacityRPS    float64           `json:"capacity_rps"`
-	CapacityLow    float64           `json:"capacity_low"`    // highest rate that met the SLO
-	CapacityHigh   float64           `json:"capacity_high"`   // lowest rate that did not; 0 when none failed
+	CapacityLow    float64           `json:"capacity_low"`    // highest rate that met the SLO; of several repeats, the lowest one's
+	CapacityHigh   float64           `json:"capacity_high"`   // lowest rate that did not, 0 when none failed; of several repeats, the highest one's capacity
 	CapacityMethod string            `json:"capacity_method"` // "bracket"
+	FailingRPS     float64           `json:"failing_rps"`     // lowest rate that did not meet the SLO, in any repeat; 0 when none failed
 	SLO            string            `json:"slo"`
 	Repeats        []float64         `json:"repeats"`
 	WarmupCutNS    int64             `json:"warmup_cut_ns"` // how much was cut as warm-up

@@ -38,9 +38,12 @@ func TestLedgerFindsWhatIsMissing(t *testing.T) {
 func TestServerCountMayDifferByTheUnanswered(t *testing.T) {
 	l := results.Ledger{Scheduled: 100, Sent: 100, OK: 95, TransportError: 3, Timeout: 1, InFlight: 1}
 	for served, agrees := range map[int64]bool{94: false, 95: true, 100: true, 101: false} {
-		if err := l.CheckServer(served); (err == nil) != agrees {
+		if err := l.CheckServer(served, 0); (err == nil) != agrees {
 			t.Errorf("served %d: %v, want agreement %v", served, err, agrees)
 		}
+	}
+	if err := l.CheckServer(102, 2); err != nil {
+		t.Errorf("two requests that an earlier step had left unanswered: %v", err)
 	}
 }
 
@@ -110,7 +113,8 @@ func sound() (results.Step, results.Evidence) {
 	return results.Step{
 		Seconds: 10, Ledger: results.Ledger{Scheduled: 1000, Sent: 1000, OK: 1000},
 		ResponseNS: latency(20 * time.Millisecond), LagNS: latency(400 * time.Microsecond), ServerCount: new(int64(1000)),
-	}, results.Evidence{InFlightNS: 1e9, ServiceNS: 1e9, Recorded: 1000, FDHeadroom: 1000, OutsideKnown: true}
+		Client: results.ClientUsage{OutsideKnown: true},
+	}, results.Evidence{InFlightNS: 1e9, ServiceNS: 1e9, Recorded: 1000, FDHeadroom: 1000}
 }
 
 // Every rule must be able to fail a step that is sound otherwise.
@@ -124,7 +128,7 @@ func TestEveryRuleOfValidityCanFail(t *testing.T) {
 		"ledger does not close":       func(s *results.Step, _ *results.Evidence) { s.Ledger.Scheduled++ },
 		"in the histograms":           func(_ *results.Step, e *results.Evidence) { e.Recorded-- },
 		"the server counted":          func(s *results.Step, _ *results.Evidence) { *s.ServerCount = 990 },
-		"the client was late":         func(s *results.Step, _ *results.Evidence) { *s.LagNS.P99 = int64(2 * time.Millisecond) },
+		"the client was late":         func(s *results.Step, _ *results.Evidence) { s.LateOps = 11 },
 		"the client stood still":      func(s *results.Step, _ *results.Evidence) { *s.LagNS.Max = int64(200 * time.Millisecond) },
 		"of the CPU that it had":      func(s *results.Step, _ *results.Evidence) { s.Client.CPUShare = 0.9 },
 		"garbage collection":          func(s *results.Step, _ *results.Evidence) { s.Client.GCPauseMaxNS = int64(50 * time.Millisecond) },
@@ -139,6 +143,37 @@ func TestEveryRuleOfValidityCanFail(t *testing.T) {
 		if s.Valid || !strings.Contains(strings.Join(s.Warnings, "\n"), want) {
 			t.Errorf("%s: valid %v, warnings %q", want, s.Valid, s.Warnings)
 		}
+	}
+}
+
+// A few late ops of a short step must be found, too: its percentiles are blank.
+func TestLatenessOfAShortStep(t *testing.T) {
+	s, e := sound()
+	s.Ledger = results.Ledger{Scheduled: 200, Sent: 200, OK: 200}
+	e.Recorded, s.ServerCount, s.LagNS.P99, s.LateOps = 200, nil, nil, 3
+	results.Assess(&s, e)
+	if s.Valid {
+		t.Error("3 late ops of 200 left the step valid")
+	}
+}
+
+func TestLostSessionsAreSaid(t *testing.T) {
+	s, e := sound()
+	s.Ledger.OK, s.Ledger.HTTPError, s.Ledger.SessionLost = 990, 10, 10
+	e.Recorded = 990
+	results.Assess(&s, e)
+	if !s.Valid || len(s.Warnings) != 1 || !strings.Contains(s.Warnings[0], "lost session") {
+		t.Errorf("valid %v, warnings %q: want the lost sessions to be told", s.Valid, s.Warnings)
+	}
+}
+
+func TestObjectiveWithoutLatency(t *testing.T) {
+	slo, err := results.ParseSLO("errors<5%")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if met, text := slo.Judge(step(1000, 0, 60)); met || !strings.HasPrefix(text, "errors 6.00%") {
+		t.Errorf("met %v, %q: want the errors to be what broke it", met, text)
 	}
 }
 

@@ -16,6 +16,9 @@ const (
 	maxGCPause      = 10 * time.Millisecond
 	maxLittleError  = 0.03
 	maxOutsideShare = 0.10
+	// maxQuietSessions is the share of ops that may meet a lost session without a
+	// word about it.
+	maxQuietSessions = 0.001
 	// minLittleSeconds is how much in-flight time a check of Little's law needs:
 	// below it the clock's own resolution is a visible share.
 	minLittleSeconds = 0.05
@@ -23,10 +26,13 @@ const (
 
 // Evidence is what a step's validity is judged by besides its own figures.
 type Evidence struct {
-	InFlightNS, ServiceNS int64 // see driver.Report
+	// InFlightNS is the integral of the number of requests in flight, counted at
+	// the transport, and ServiceNS the sum of the service times that were
+	// recorded. By Little's law they are equal unless something got lost between.
+	InFlightNS, ServiceNS int64
 	Recorded              int64 // successes in the histograms
 	FDHeadroom            int64 // file descriptors that were still free; negative when unknown
-	OutsideKnown          bool  // Client.OutsideShare was measured
+	EarlierUnanswered     int64 // requests that the step before had left unanswered
 }
 
 // Assess sets Valid and adds the warnings of everything that is wrong with the
@@ -47,7 +53,7 @@ func Assess(s *Step, e Evidence) {
 		invalid("%d successes, but %d in the histograms", s.Ledger.OK, e.Recorded)
 	}
 	if s.ServerCount != nil {
-		if err := s.Ledger.CheckServer(*s.ServerCount); err != nil {
+		if err := s.Ledger.CheckServer(*s.ServerCount, e.EarlierUnanswered); err != nil {
 			invalid("%v", err)
 		}
 	}
@@ -58,6 +64,9 @@ func Assess(s *Step, e Evidence) {
 				off*100, float64(e.InFlightNS)/1e9, float64(e.ServiceNS)/1e9)
 		}
 	}
+	if lost := float64(s.Ledger.SessionLost); lost > maxQuietSessions*float64(s.Ledger.Scheduled) {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("%.1f%% of ops met a lost session, which counts neither as an error nor as slow", 100*lost/float64(s.Ledger.Scheduled)))
+	}
 	if s.Ledger.InFlight > 0 {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("%d requests were still in flight when the step was ended", s.Ledger.InFlight))
 	}
@@ -66,14 +75,22 @@ func Assess(s *Step, e Evidence) {
 	}
 }
 
+// LagLimit is how late the client may take an op up: max(1 ms, 5 % of the median
+// response time), in nanoseconds.
+func LagLimit(responseP50 *int64) int64 {
+	limit := int64(maxLag)
+	if responseP50 != nil {
+		limit = max(limit, int64(maxLagShare*float64(*responseP50)))
+	}
+	return limit
+}
+
 // assessClient looks for the ways in which the client is the bottleneck.
 func assessClient(s *Step, e Evidence, invalid func(string, ...any)) {
-	limit := int64(maxLag)
-	if p50 := s.ResponseNS.P50; p50 != nil {
-		limit = max(limit, int64(maxLagShare*float64(*p50)))
-	}
-	if p99 := s.LagNS.P99; p99 != nil && *p99 > limit {
-		invalid("the client was late: lag p99 %v, at most %v allowed", time.Duration(*p99).Round(time.Microsecond), time.Duration(limit).Round(time.Microsecond))
+	// Counted, not read off a percentile: those of short steps are blank.
+	if s.LateOps > allowed(s.Ledger.Sent) {
+		invalid("the client was late: lag above %v for %.1f%% of ops, at most 1%% allowed",
+			time.Duration(LagLimit(s.ResponseNS.P50)).Round(time.Microsecond), 100*float64(s.LateOps)/float64(max(s.Ledger.Sent, 1)))
 	}
 	if stall := s.LagNS.Max; stall != nil && s.Seconds > 0 && float64(*stall)/1e9 > maxStallShare*s.Seconds {
 		invalid("the client stood still for %v, more than %.0f%% of the step", time.Duration(*stall).Round(time.Millisecond), maxStallShare*100)
@@ -90,7 +107,7 @@ func assessClient(s *Step, e Evidence, invalid func(string, ...any)) {
 	if n := s.Causes["too many open files"]; n > 0 || e.FDHeadroom == 0 {
 		invalid("the client ran out of file descriptors")
 	}
-	if e.OutsideKnown && s.Client.OutsideShare > maxOutsideShare {
+	if s.Client.OutsideKnown && s.Client.OutsideShare > maxOutsideShare {
 		invalid("something outside the run took %.0f%% of the machine's CPU, at most %.0f%% allowed", s.Client.OutsideShare*100, maxOutsideShare*100)
 	}
 }

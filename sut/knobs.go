@@ -109,17 +109,13 @@ func (k Knobs) Validate() error {
 	return nil
 }
 
-// With returns a copy with defaults for what is not set and the given values
-// over what is.
-func (k Knobs) With(over Knobs) Knobs {
+// Complete returns a copy with defaults for what is not set.
+func (k Knobs) Complete() Knobs {
 	all := Knobs{}
 	for _, knob := range Catalogue() {
 		all[knob.Name] = knob.Default
 	}
 	for name, value := range k {
-		all[name] = value
-	}
-	for name, value := range over {
 		all[name] = value
 	}
 	return all

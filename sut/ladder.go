@@ -29,7 +29,7 @@ func Build(stage Stage, knobs Knobs, unitCPU float64) (Topology, error) {
 	if err := knobs.Validate(); err != nil {
 		return Topology{}, err
 	}
-	b := builder{knobs: knobs.With(nil), unit: unitCPU}
+	b := builder{knobs: knobs.Complete(), unit: unitCPU}
 	switch stage {
 	case Single:
 		// One machine carries both tiers, so it has one size: the larger one
@@ -74,7 +74,7 @@ type builder struct {
 
 func (b *builder) host(name string, units float64) {
 	b.topology.Hosts = append(b.topology.Hosts, Host{
-		Name: name, Units: units, CPU: units * b.unit,
+		Name: name, Units: units, CPU: max(units*b.unit, minHostCPU),
 		MemoryBytes: int64(max(units, 1) * memoryPerUnit),
 	})
 }

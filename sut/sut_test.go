@@ -108,7 +108,7 @@ func TestBadKnobsSayWhatIsAllowed(t *testing.T) {
 
 // Defaults must be values that the knob itself allows.
 func TestDefaultsAreAllowed(t *testing.T) {
-	if err := (sut.Knobs{}).With(nil).Validate(); err != nil {
+	if err := (sut.Knobs{}).Complete().Validate(); err != nil {
 		t.Error(err)
 	}
 	for _, k := range sut.Catalogue() {

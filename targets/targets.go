@@ -7,10 +7,10 @@ package targets
 
 import "github.com/stagebench/stagebench/sut"
 
-// State is what a host is doing.
+// State is what a node is doing.
 type State string
 
-// The states of a host.
+// The states of a node.
 const (
 	Starting State = "starting"
 	Serving  State = "serving"

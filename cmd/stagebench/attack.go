@@ -7,7 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"runtime"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,6 +17,7 @@ import (
 	"github.com/stagebench/stagebench/results/hdr"
 	"github.com/stagebench/stagebench/results/live"
 	"github.com/stagebench/stagebench/results/table"
+	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/attach"
 	"github.com/stagebench/stagebench/targets/control"
 	"github.com/stagebench/stagebench/workloads"
@@ -61,8 +62,8 @@ is invalid, for example because the client itself could not keep up.`,
 	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "of one request")
 	f.DurationVar(&o.life, "connection-life", 0, "renew connections that are older; 0 = keep them")
 	f.IntVar(&o.connections, "connections", 64, "connections, and so requests in flight at most")
-	f.Uint64Var(&o.seed, "seed", 1, "of arrivals and keys")
-	f.StringVar(&o.data, "data", "small", "the data set that the photo service holds")
+	f.Uint64Var(&o.seed, "seed", 1, "of the arrivals; with --target and --workload also of keys and data set")
+	f.StringVar(&o.data, "data", "small", "with --target and --workload: the data set that the service holds")
 	f.StringSliceVar(&o.allow, "allow-host", nil, "permit load to this host although it is not on the loopback network")
 	f.StringVar(&o.hlog, "hlog", "", "write an HDR interval log to this file")
 	f.StringVar(&o.vegetaOut, "vegeta-results", "", "write every outcome to this file, for `vegeta report` and `vegeta plot`")
@@ -79,10 +80,11 @@ func (o attackOptions) run(ctx context.Context, s streams) error {
 	if err != nil {
 		return err
 	}
-	endpoint, workload, err := o.aim(ctx)
+	aim, err := o.aim(ctx)
 	if err != nil {
 		return err
 	}
+	endpoint, workload := aim.endpoint, aim.workload
 	clients, err := driver.NewClients(driver.ClientConfig{
 		Endpoint: endpoint, Connections: o.connections, Sources: cell.Sources(endpoint, uint64(os.Getpid())),
 		ConnectionLife: o.life, DialTimeout: min(o.timeout, 5*time.Second),
@@ -97,7 +99,10 @@ func (o attackOptions) run(ctx context.Context, s streams) error {
 	progress.Cell(endpoint.Host, 0)
 	stepper := &cell.Stepper{
 		Driver: vegeta.Driver{}, Clients: clients, Workload: workload, SLO: results.DefaultSLO(),
-		Timeout: o.timeout, Drain: time.Second, Progress: progress, ClientCPU: float64(runtime.NumCPU()),
+		Timeout: o.timeout, Drain: time.Second, Progress: progress, ClientCPU: float64(cell.Cores()),
+	}
+	if err := aim.observe(ctx, stepper); err != nil {
+		return err
 	}
 	closeFiles, err := o.files(stepper)
 	if err != nil {
@@ -138,38 +143,78 @@ func (o attackOptions) arrivals() (pace.Schedule, error) {
 	return schedule, nil
 }
 
+// aimed is where the load goes, what it is, and what is known of the target.
+type aimed struct {
+	endpoint *url.URL
+	workload workloads.Workload
+	system   *control.Client // nil for a target of which only the address is known
+	admin    string
+}
+
 // aim finds out where to send what.
-func (o attackOptions) aim(ctx context.Context) (*url.URL, workloads.Workload, error) {
+func (o attackOptions) aim(ctx context.Context) (a aimed, err error) {
 	target, size, seed := o.target, o.data, o.seed
 	if target == "" {
-		client, err := control.Dial(control.DefaultDir(), "")
-		if err != nil {
-			return nil, nil, usagef("no --target given, and %w", err)
+		if a.system, err = control.Dial(control.DefaultDir(), ""); err != nil {
+			return a, usagef("no --target given, and %w", err)
 		}
-		info, err := client.Info(ctx)
+		info, err := a.system.Info(ctx)
 		if err != nil {
-			return nil, nil, err
+			return a, err
 		}
-		target, size, seed = info.Endpoints[0], info.Data.Size, info.Data.Seed
+		target, size, seed, a.admin = info.Endpoints[0], info.Data.Size, info.Data.Seed, info.Admin
 	}
-	endpoint, err := attach.Parse(ctx, target, o.allow)
-	if err != nil {
-		return nil, nil, usage(err)
+	if a.endpoint, err = attach.Parse(ctx, target, o.allow); err != nil {
+		return a, usage(err)
 	}
 	if o.workload == "" {
-		path := endpoint.RequestURI()
-		single, err := workloads.Single(http.MethodGet, path, nil, nil)
-		return &url.URL{Scheme: endpoint.Scheme, Host: endpoint.Host}, single, usage(err)
+		a.workload, err = workloads.Single(http.MethodGet, a.endpoint.RequestURI(), nil, nil)
+		a.endpoint = &url.URL{Scheme: a.endpoint.Scheme, Host: a.endpoint.Host}
+		return a, usage(err)
 	}
+	a.endpoint = &url.URL{Scheme: a.endpoint.Scheme, Host: a.endpoint.Host, Path: strings.TrimSuffix(a.endpoint.Path, "/")}
 	data, err := dataOf(size, seed)
 	if err != nil {
-		return nil, nil, err
+		return a, err
 	}
-	workload, err := workloadMaker(data)(o.workload)
+	if a.workload, err = workloadMaker(data)(o.workload); err != nil {
+		return a, usagef("%w\nsee: stagebench list workloads", err)
+	}
+	return a, nil
+}
+
+// observe lets the stepper read the accounts of a system that is up.
+func (a aimed) observe(ctx context.Context, s *cell.Stepper) error {
+	if a.system == nil {
+		return nil
+	}
+	system := remote{ctx, a.system}
+	usage, err := system.Usage()
 	if err != nil {
-		return nil, nil, usagef("%w\nsee: stagebench list workloads", err)
+		return err
 	}
-	return &url.URL{Scheme: endpoint.Scheme, Host: endpoint.Host}, workload, nil
+	s.Target, s.ClientCPU = system, cell.FreeFor(usage)
+	s.Served = func(ctx context.Context) (int64, error) { return cell.Served(ctx, a.admin) }
+	return nil
+}
+
+// remote is a system that another invocation keeps up, as a stepper sees it.
+type remote struct {
+	ctx    context.Context // Observed takes none: a local system needs none
+	client *control.Client
+}
+
+// Usage asks for what hosts and nodes have used.
+func (r remote) Usage() (targets.Usage, error) { return r.client.Usage(context.WithoutCancel(r.ctx)) }
+
+// Events asks for what has happened; a system that cannot be asked any more has
+// nothing to tell.
+func (r remote) Events() []targets.Event {
+	events, err := r.client.Events(context.WithoutCancel(r.ctx))
+	if err != nil {
+		return nil
+	}
+	return events
 }
 
 // files opens what the user wants to keep; call the result at the end.
@@ -198,8 +243,13 @@ func (o attackOptions) files(s *cell.Stepper) (closeAll func() error, err error)
 	}
 	if o.vegetaOut != "" && failed == nil {
 		if f := create(o.vegetaOut); f != nil {
-			encoder := vegeta.NewEncoder(f, "stagebench", time.Now())
-			s.Also = func(outcome results.Outcome) { failed = errors.Join(failed, encoder.Encode(outcome)) }
+			var encoder *vegeta.Encoder
+			s.Also = func(outcome results.Outcome) {
+				if encoder == nil { // users log in before time 0
+					encoder = vegeta.NewEncoder(f, "stagebench", time.Now().Add(-time.Duration(outcome.Done)))
+				}
+				failed = errors.Join(failed, encoder.Encode(outcome))
+			}
 		}
 	}
 	if failed != nil {

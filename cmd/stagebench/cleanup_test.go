@@ -105,6 +105,7 @@ func (h *harness) gone(t *testing.T, bound time.Duration) {
 		if time.Now().After(deadline) {
 			t.Fatalf("still running after %v: %q", bound, left)
 		}
+		pause()
 	}
 }
 
@@ -180,6 +181,7 @@ func awaitUp(t *testing.T, h *harness) {
 		if h.cmd.Process.Signal(syscall.Signal(0)) != nil {
 			break
 		}
+		pause()
 	}
 	t.Fatalf("it did not come up:\n%s", h.output.String())
 }

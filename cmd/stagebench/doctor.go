@@ -1,11 +1,9 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"os"
-	"runtime"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -47,7 +45,7 @@ func diagnose() table.Table {
 		}
 		t.Rows = append(t.Rows, append(texts(what, found), table.YesNo(good), table.Text(todo)))
 	}
-	cores := runtime.NumCPU()
+	cores := cell.Cores()
 	row("cores", fmt.Sprintf("%d: a unit is %.3f cores, the driver keeps %.2f", cores, cell.Unit(cores), cell.Reserve(cores)),
 		cores >= 2, "hosts and driver share one core: figures will be marked invalid")
 	budgets := budget.Detect(budget.Options{})
@@ -94,7 +92,7 @@ func loopback() string {
 	if err != nil {
 		return "127.0.0.1 only"
 	}
-	if err := errors.Join(listener.Close()); err != nil {
+	if err := listener.Close(); err != nil {
 		return err.Error()
 	}
 	return "127.x.y.z"

@@ -42,14 +42,34 @@ func invalidf(format string, args ...any) error {
 	return statusError{exitInvalid, fmt.Errorf(format, args...)}
 }
 
+// errInterrupted stands for all that a signal cut short.
+var errInterrupted = errors.New("interrupted")
+
+// withoutCancelled puts one errInterrupted in the place of everything that only
+// says that its context was cancelled, and keeps what else went wrong.
+func withoutCancelled(err error) error {
+	if !errors.Is(err, context.Canceled) {
+		return err
+	}
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return errInterrupted
+	}
+	kept := []error{errInterrupted}
+	for _, e := range joined.Unwrap() {
+		if !errors.Is(e, context.Canceled) {
+			kept = append(kept, e)
+		}
+	}
+	return errors.Join(kept...)
+}
+
 // report says what went wrong and returns the exit status.
 func report(w io.Writer, err error) int {
 	if err == nil {
 		return exitDone
 	}
-	if errors.Is(err, context.Canceled) {
-		err = errors.New("interrupted\nwhat had been measured is in the run directory")
-	}
+	err = withoutCancelled(err)
 	_, _ = fmt.Fprintf(w, "stagebench: %v\n", err) // there is nowhere else to say it
 	var s statusError
 	if errors.As(err, &s) {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime"
 	"strings"
 	"time"
 
@@ -106,14 +105,23 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 		return err
 	}
 	bench := &cell.Bench{
-		Driver: vegeta.Driver{}, Plan: j.plan, SLO: j.slo, Seed: o.seed, Data: j.data,
-		Connections: o.connections, Life: o.life, Run: dir, Progress: progress, Log: log,
+		Driver: vegeta.Driver{}, Plan: j.plan, SLO: j.slo, Seed: o.seed,
+		Connections: o.connections, Life: o.life, Run: dir, Progress: progress,
 		Up: up.up, Workload: workloadMaker(j.data),
 	}
 	run := results.Run{Schema: results.Schema, Run: manifest.Run, Warnings: manifest.Warnings}
 	err = measure(ctx, bench, j, &run, progress)
 	progress.Done()
 	return errors.Join(err, o.conclude(s, j, dir, run))
+}
+
+// fits says whether the hosts of a topology leave the driver its reserve.
+func fits(t sut.Topology) error {
+	if spare := float64(cell.Cores()) - t.CPU(); spare < cell.Reserve(cell.Cores()) {
+		return usagef("stage %s wants %.2f cores for its hosts, and the driver %.2f, but there are %d\nuse fewer or smaller hosts: --set web.hosts=N, --set db.cpu=UNITS",
+			t.Stage, t.CPU(), cell.Reserve(cell.Cores()), cell.Cores())
+	}
+	return nil
 }
 
 // job checks the options, before anything is started.
@@ -131,6 +139,9 @@ func (o runOptions) job() (job, error) {
 	}
 	if o.connections < 1 || o.connections > 10_000 {
 		return j, usagef("--connections %d\nwant 1 to 10000", o.connections)
+	}
+	if o.life < 0 {
+		return j, usagef("--connection-life %v\nwant 0, for connections that are kept, or more", o.life)
 	}
 	switch {
 	case o.quick && o.full:
@@ -193,13 +204,12 @@ func (o runOptions) topologies() ([]sut.Topology, error) {
 			return nil, usagef("stage %q is given twice", stage)
 		}
 		seen[stage] = true
-		t, err := sut.Build(sut.Stage(stage), knobs, cell.Unit(runtime.NumCPU()))
+		t, err := sut.Build(sut.Stage(stage), knobs, cell.Unit(cell.Cores()))
 		if err != nil {
 			return nil, usagef("%w\nsee: stagebench list stages", err)
 		}
-		if spare := float64(runtime.NumCPU()) - t.CPU(); spare < cell.Reserve(runtime.NumCPU()) {
-			return nil, usagef("stage %s wants %.2f cores for its hosts, and the driver %.2f, but there are %d\nuse fewer or smaller hosts: --set web.hosts=N, --set db.cpu=UNITS",
-				stage, t.CPU(), cell.Reserve(runtime.NumCPU()), runtime.NumCPU())
+		if err := fits(t); err != nil {
+			return nil, err
 		}
 		all = append(all, t)
 	}
@@ -216,7 +226,7 @@ func (o runOptions) open(s streams, j job, up *bringer) (*rundir.Dir, results.Ma
 			"connection_life": o.life.String(), "knobs": j.topologies[0].Knobs, "workloads": j.workloads,
 		},
 		Digests: map[string]string{}, Budgets: up.budgets.Describe(),
-		UnitCPU: cell.Unit(runtime.NumCPU()), Reserve: cell.Reserve(runtime.NumCPU()),
+		UnitCPU: cell.Unit(cell.Cores()), Reserve: cell.Reserve(cell.Cores()),
 		Engines: map[string]string{}, Warnings: []string{},
 	}
 	for _, t := range j.topologies {
@@ -280,7 +290,9 @@ func (o runOptions) conclude(s streams, j job, dir *rundir.Dir, run results.Run)
 		}
 	}
 	switch {
-	case failed > 0 && run.Complete:
+	case !run.Complete:
+		return nil // whoever interrupted it knows, and has been told where the rest is
+	case failed > 0:
 		return fmt.Errorf("%d of %d cells could not be measured\nthe nodes' logs are below %s", failed, len(run.Cells), dir.Path())
 	case invalid > 0 && o.strict:
 		return invalidf("%d of %d cells are invalid\nthe notes below the table say why", invalid, len(run.Cells))

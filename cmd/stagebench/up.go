@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -57,11 +56,11 @@ func (o upOptions) run(ctx context.Context, s streams) (err error) {
 	if err != nil {
 		return err
 	}
-	topology, err := sut.Build(sut.Stage(o.stage), knobs, cell.Unit(runtime.NumCPU()))
+	topology, err := sut.Build(sut.Stage(o.stage), knobs, cell.Unit(cell.Cores()))
 	if err != nil {
 		return usagef("%w\nsee: stagebench list stages", err)
 	}
-	if err := missingEngines([]sut.Topology{topology}); err != nil {
+	if err := errors.Join(fits(topology), missingEngines([]sut.Topology{topology})); err != nil {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelInfo}))
@@ -85,7 +84,7 @@ func (o upOptions) run(ctx context.Context, s streams) (err error) {
 		return err
 	}
 	_, _ = fmt.Fprintf(s.out, "logs: %s\nCtrl-C or `stagebench down` takes it down\n", logs)
-	info := control.Info{ID: fmt.Sprintf("%s-%d", topology.Stage, os.Getpid()), Stage: topology.Stage, Data: data, Endpoints: system.Endpoints()}
+	info := control.Info{ID: fmt.Sprintf("%s-%d", topology.Stage, os.Getpid()), Stage: topology.Stage, Data: data, Endpoints: system.Endpoints(), Admin: system.AdminURL(topology.Frontend)}
 	return control.Serve(ctx, control.DefaultDir(), info, system)
 }
 

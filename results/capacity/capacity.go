@@ -9,8 +9,9 @@
 // passes), then bisection at the geometric mean until the bracket is narrow,
 // then a longer step to confirm the highest rate that passed. A rate that does
 // not confirm becomes the upper end and the search goes on below it, so a lucky
-// short step cannot make the answer too high; and a rate counts as failed only
-// when it failed twice in a row, so one hiccup cannot make it too low.
+// short step cannot make the answer too high; and a search step counts as failed
+// only when it failed twice in a row, so one hiccup cannot make it too low. A
+// confirmation has one try.
 package capacity
 
 import "math"
@@ -111,7 +112,7 @@ func (s *Search) narrow(low float64) bool {
 
 // Observe takes the result of the step that Next asked for last.
 func (s *Search) Observe(rate float64, met bool) {
-	if !met && s.again == 0 {
+	if !met && s.next == Explore && s.again == 0 {
 		s.again = rate
 		return
 	}

@@ -4,8 +4,8 @@
 // Values are nanoseconds with three significant digits, from 1 ns to 60 s; what
 // is larger is recorded as 60 s and counted as clamped. Samples are never
 // "corrected": the clocks start at the intended time, so nothing is missing.
-// Percentiles are nearest rank over merged histograms, never averages of
-// percentiles.
+// Percentiles are those of merged histograms, never averages of percentiles: the
+// value at rank floor(p*N + 0.5), which is the library's rule.
 //
 // A Recorder belongs to one goroutine. The usual order of calls: New, Record
 // for every outcome, Tick when an interval is over, Finish once.
@@ -91,3 +91,16 @@ func (h *Histogram) at(percentile float64, failed int64) *int64 {
 	}
 	return new(h.h.ValueAtPercentile(rank))
 }
+
+// above is the number of values above a bound, within the histogram's precision.
+func (h *Histogram) above(bound int64) (n int64) {
+	for _, bar := range h.h.Distribution() {
+		if bar.From > bound {
+			n += bar.Count
+		}
+	}
+	return n
+}
+
+// sum is the sum of all values, within the histogram's precision.
+func (h *Histogram) sum() int64 { return int64(h.h.Mean() * float64(h.h.TotalCount())) }

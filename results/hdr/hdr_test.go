@@ -160,7 +160,7 @@ func TestStepFigures(t *testing.T) {
 	var intended, completed int64
 	for _, row := range r.Timeline() {
 		intended += row.Intended
-		completed += row.OK
+		completed += row.Completed
 	}
 	if intended != 1010 || completed != 1000 {
 		t.Errorf("timeline has %d intended and %d successes, want 1010 and 1000", intended, completed)

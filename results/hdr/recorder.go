@@ -13,7 +13,7 @@ import (
 const outageGap = int64(time.Second)
 
 // maxFailureTimes bounds the memory that outage detection takes; later failures
-// still count, but only extend the last outage.
+// still count everywhere else, but are in no outage.
 const maxFailureTimes = 1 << 20
 
 // Recorder collects the outcomes of one step.
@@ -28,9 +28,12 @@ type Recorder struct {
 	seconds  map[int64]*Second
 	bytesIn  int64
 	bytesOut int64
-	interval int64 // start of the open interval
-	recent   *Histogram
-	lastDone int64
+
+	failedService int64 // ns, of ops that were sent and failed
+	interval      int64 // start of the open interval
+	recent        *Histogram
+	lastDone      int64
+	serviceNS     int64
 }
 
 // class holds one op class: the whole step and the open interval.
@@ -93,6 +96,9 @@ func (r *Recorder) Record(o results.Outcome) {
 		return
 	}
 	c.open[wait].Record(o.Wait())
+	if o.Fate != results.OK {
+		r.failedService += o.Service()
+	}
 	r.bytesIn += o.BytesIn
 	r.bytesOut += o.BytesOut
 	if o.Fate != results.OK {
@@ -130,7 +136,9 @@ func (r *Recorder) count(o results.Outcome) {
 		r.second(o.Sent).Sent++
 	}
 	done := r.second(o.Done)
-	done.Completed++
+	if o.Fate == results.OK || o.Fate == results.HTTPError {
+		done.Completed++
+	}
 	switch {
 	case o.Fate == results.OK:
 		done.OK++
@@ -216,12 +224,18 @@ func (r *Recorder) Finish(scheduled int64) results.Step {
 	}
 	step.ResponseNS, step.ResponseAll = all[response].Latency(0), all[response].Latency(r.ledger.Errors())
 	step.ServiceNS, step.WaitNS, step.LagNS = all[service].Latency(0), all[wait].Latency(0), all[lag].Latency(0)
+	step.LateOps = all[lag].above(results.LagLimit(step.ResponseNS.P50))
+	r.serviceNS = all[service].sum() + r.failedService
 	if len(r.causes) > 0 {
 		step.Causes = r.causes
 	}
 	step.Outages = outages(r.failures)
 	return step
 }
+
+// ServiceNS is the sum of the service times of all ops that were sent, those of
+// successes by the histograms. Finish must have been called.
+func (r *Recorder) ServiceNS() int64 { return r.serviceNS }
 
 // Timeline returns the seconds of the step in order.
 func (r *Recorder) Timeline() []Second {

@@ -36,6 +36,10 @@ func overview(s results.Step) Table {
 	case s.SLOMet:
 		slo = Cell{Text: "met", Value: true}
 	}
+	outside := Blank()
+	if s.Client.OutsideKnown {
+		outside = Share(s.Client.OutsideShare)
+	}
 	t := Table{
 		Title: "Load",
 		Columns: []Column{
@@ -61,16 +65,24 @@ func overview(s results.Step) Table {
 			Rate(s.OfferedRPS), Rate(s.SentRPS), Rate(s.CompletedRPS), Share(s.Ledger.ErrorRate()),
 			megabytes(s.BytesIn), megabytes(s.BytesOut),
 			slo, Text(s.SLOBroken),
-			Share(s.Client.CPUShare), Nanoseconds(s.Client.GCPauseMaxNS), Share(s.Client.OutsideShare),
+			Share(s.Client.CPUShare), Nanoseconds(s.Client.GCPauseMaxNS), outside,
 			Text(s.OpsHash), YesNo(s.Valid).With(s.Warnings...),
 		}},
-		Legend: []string{fmt.Sprintf("client: %s of its CPU, longest GC pause %s ms; others took %s of the machine",
-			percent(s.Client.CPUShare), Milliseconds(s.Client.GCPauseMaxNS), percent(s.Client.OutsideShare))},
+		Legend: []string{fmt.Sprintf("client: %s of its CPU, longest GC pause %s ms%s",
+			percent(s.Client.CPUShare), Milliseconds(s.Client.GCPauseMaxNS), othersLegend(s.Client))},
 	}
 	if s.OpsHash != "" {
 		t.Legend = append(t.Legend, "op sequence: "+s.OpsHash)
 	}
 	return t
+}
+
+// othersLegend tells what others took of the machine, where it was measured.
+func othersLegend(c results.ClientUsage) string {
+	if !c.OutsideKnown {
+		return ""
+	}
+	return "; others took " + percent(c.OutsideShare) + " of the machine"
 }
 
 func megabytes(n int64) Cell { return Cell{Text: trimmed(float64(n)/1e6, 3), Value: n} }

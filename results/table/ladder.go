@@ -342,7 +342,7 @@ func isolation(cells []results.Cell) string {
 
 func ladderLegend(cells []results.Cell, engines map[string]string, sameEngines bool) []string {
 	legend := []string{
-		"capacity: the highest offered rate that met the SLO; bracket: the highest that met it..the lowest that did not",
+		"capacity: the highest offered rate that met the SLO and was confirmed by a longer step; bracket: " + bracketLegend(cells),
 		"gain: capacity against the stage before; p50, p99: response time since the intended start, failures as infinitely slow",
 	}
 	var slos, drivers []string
@@ -368,4 +368,14 @@ func ladderLegend(cells []results.Cell, engines map[string]string, sameEngines b
 		legend = append(legend, strings.Join(setting, "; "))
 	}
 	return legend
+}
+
+// bracketLegend says what the bracket holds, which depends on how it was found.
+func bracketLegend(cells []results.Cell) string {
+	for _, c := range cells {
+		if len(c.Repeats) > 1 {
+			return "the lowest..the highest of all repeats"
+		}
+	}
+	return "the highest that met it..the lowest that did not"
 }

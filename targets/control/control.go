@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -36,6 +37,7 @@ type Info struct {
 	Stage     sut.Stage `json:"stage"`
 	Data      sut.Data  `json:"data"`
 	Endpoints []string  `json:"endpoints"` // base URLs for clients
+	Admin     string    `json:"admin"`     // base URL of the metrics of the node that clients talk to
 }
 
 // System is what is controlled.
@@ -73,7 +75,7 @@ const suffix = ".sock"
 // Serve answers on the system's socket until ctx ends or the system was taken
 // down through it. The system is not taken down when ctx ends: its owner does.
 func Serve(ctx context.Context, dir string, info Info, system System) error {
-	if err := private(dir); err != nil {
+	if err := errors.Join(os.MkdirAll(dir, 0o700), private(dir)); err != nil {
 		return err
 	}
 	listener, err := listen(filepath.Join(dir, info.ID+suffix))
@@ -101,12 +103,9 @@ func Serve(ctx context.Context, dir string, info Info, system System) error {
 	return nil
 }
 
-// private makes the directory, or makes sure that one that exists is ours alone:
-// whoever could put a socket there could take our commands.
+// private makes sure that the directory is ours alone: whoever could put a socket
+// there could take our commands.
 func private(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("control directory: %w", err)
-	}
 	info, err := os.Lstat(dir)
 	if err != nil {
 		return fmt.Errorf("control directory: %w", err)
@@ -181,6 +180,11 @@ func handler(info Info, system System, down chan<- struct{}) http.Handler {
 // List returns the ids of the systems that are up, and removes the sockets of
 // those that have died.
 func List(dir string) ([]string, error) {
+	if err := private(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
 	found, err := filepath.Glob(filepath.Join(dir, "*"+suffix))
 	if err != nil {
 		return nil, err

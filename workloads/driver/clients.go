@@ -24,7 +24,6 @@ type Clients struct {
 	config ClientConfig
 	slots  []*slot
 	users  sync.Map // virtual user (int) -> *session
-	dials  atomic.Int64
 }
 
 // slot is one connection with a source address of its own. One op at a time is
@@ -33,7 +32,20 @@ type slot struct {
 	index     int
 	transport *http.Transport
 	born      atomic.Int64 // unix ns of the current connection's birth
+	writes    atomic.Int64 // on all connections so far
 	buffer    []byte       // for reading bodies away
+}
+
+// countedConn counts the writes on a connection, so that a request that never
+// left can be told from one that did.
+type countedConn struct {
+	net.Conn
+	writes *atomic.Int64
+}
+
+func (c countedConn) Write(p []byte) (int, error) {
+	c.writes.Add(1)
+	return c.Conn.Write(p)
 }
 
 // session is what a virtual user's browser remembers.
@@ -68,11 +80,11 @@ func (c *Clients) newSlot(i int) *slot {
 	s.transport = &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			conn, err := dialer.DialContext(ctx, network, address)
-			if err == nil {
-				c.dials.Add(1)
-				s.born.Store(time.Now().UnixNano())
+			if err != nil {
+				return nil, err
 			}
-			return conn, err
+			s.born.Store(time.Now().UnixNano())
+			return countedConn{conn, &s.writes}, nil
 		},
 		// One op at a time is in a slot, so one connection is all that it needs,
 		// and the bound on connections holds whatever the target does.
@@ -89,9 +101,6 @@ func (c *Clients) Endpoint() *url.URL { return c.config.Endpoint }
 
 // Connections is the bound on connections.
 func (c *Clients) Connections() int { return len(c.slots) }
-
-// Dials is the number of connections made so far.
-func (c *Clients) Dials() int64 { return c.dials.Load() }
 
 // Close closes all connections.
 func (c *Clients) Close() {
@@ -170,6 +179,14 @@ func (s *session) stale(login int) bool {
 	return true
 }
 
+// notRenewed says that the login which stale asked for came to nothing: the next
+// op that finds the session lost tries again.
+func (s *session) notRenewed() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.renewing = 0
+}
+
 // replace puts a cookie in the place of its namesake; one that has expired only
 // goes. The caller holds the lock.
 func (s *session) replace(fresh *http.Cookie) {
@@ -228,7 +245,7 @@ func (c *Clients) logIn(ctx context.Context, s *slot, op workloads.Op, user int,
 		return err
 	}
 	if response.StatusCode >= 400 {
-		return fmt.Errorf("the target answered %s", response.Status)
+		return fmt.Errorf("the target answered %s\nis the workload made for this target, and for the data that it holds?", response.Status)
 	}
 	session.keep(response.Header, true)
 	return nil

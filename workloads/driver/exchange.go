@@ -49,7 +49,10 @@ func (c *Clients) URL(op workloads.Op) string {
 // started again in the same slot before that.
 func (t *Ticket) Carry(req *http.Request) (status int, header http.Header, err error) {
 	f := t.flight
-	defer func() { f.free <- freed{slot: t.slot, at: f.Now()} }()
+	// The slot is free from the end of its op on. What comes after that, such as
+	// waiting for whoever takes the outcomes, is the client's own lateness.
+	freeAt := t.outcome.Dispatched
+	defer func() { f.free <- freed{slot: t.slot, at: freeAt} }()
 	if t.refused != nil {
 		t.outcome.Fate, t.outcome.Error, t.outcome.Done = results.ConnectError, "not a request: "+t.refused.Error(), f.Now()
 		f.finish(t.outcome)
@@ -62,23 +65,24 @@ func (t *Ticket) Carry(req *http.Request) (status int, header http.Header, err e
 	if header != nil {
 		session.keep(header, false)
 	}
-	t.outcome.SessionLost = status == http.StatusUnauthorized && login > 0
+	t.outcome.SessionLost = t.outcome.Fate == results.HTTPError && status == http.StatusUnauthorized && login > 0
 	lost := t.outcome.SessionLost
+	freeAt = t.outcome.Done
 	f.finish(t.outcome)
 	if lost && session.stale(login) {
-		t.login(session)
+		freeAt = t.login(session)
 	}
 	f.clients.renew(t.slot)
 	return status, header, err
 }
 
-// login starts the user's session again. It is a step that follows from the one
-// that failed, so its intended time is now.
-func (t *Ticket) login(session *session) {
+// login starts the user's session again and returns when it was done. It is a
+// step that follows from the one that failed, so its intended time is now.
+func (t *Ticket) login(session *session) (done int64) {
 	f := t.flight
 	workload, ok := f.plan.Workload.(workloads.Login)
 	if !ok {
-		return
+		return t.outcome.Done
 	}
 	op := workload.LoginOp(t.Op.User)
 	now := f.Now()
@@ -89,15 +93,20 @@ func (t *Ticket) login(session *session) {
 	req, err := f.clients.Request(op)
 	if err != nil {
 		again.outcome.Fate, again.outcome.Error, again.outcome.Done = results.ConnectError, "not a request: "+err.Error(), now
+		session.notRenewed()
 		f.finish(again.outcome)
-		return
+		return now
 	}
 	session.attach(req.Header)
 	header, err := again.exchange(req)
 	if err == nil {
 		session.keep(header, again.outcome.Fate == results.OK)
 	}
+	if again.outcome.Fate != results.OK {
+		session.notRenewed()
+	}
 	f.finish(again.outcome)
+	return again.outcome.Done
 }
 
 // exchange is one request and its whole response. It fills in the outcome.
@@ -105,7 +114,9 @@ func (t *Ticket) exchange(req *http.Request) (http.Header, error) {
 	f, o := t.flight, &t.outcome
 	ctx, cancel := context.WithTimeout(f.ctx, f.plan.Timeout)
 	defer cancel()
+	var written int64 // on the connection, before this request
 	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) {
+		written = t.slot.writes.Load()
 		// A request that met a connection which the server had just closed is
 		// handed to a second one; it was sent when the first one got it.
 		if o.Sent < 0 {
@@ -113,7 +124,17 @@ func (t *Ticket) exchange(req *http.Request) (http.Header, error) {
 			f.meter.change(o.Sent, 1)
 		}
 	}}
-	response, err := t.slot.transport.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, trace)))
+	req = req.WithContext(httptrace.WithClientTrace(ctx, trace))
+	sendOnce(req)
+	response, err := t.slot.transport.RoundTrip(req)
+	if err != nil && o.Sent >= 0 && ctx.Err() == nil && t.slot.writes.Load() == written {
+		// Nothing had left for the server, so this is the same request, not a
+		// second one: the connection was closed while it was idle.
+		if body := t.Op.Body; len(body) > 0 {
+			req.Body = io.NopCloser(bytes.NewReader(body))
+		}
+		response, err = t.slot.transport.RoundTrip(req)
+	}
 	var header http.Header
 	if err == nil {
 		header = response.Header
@@ -131,6 +152,31 @@ func (t *Ticket) exchange(req *http.Request) (http.Header, error) {
 	o.Error = cause(o, err)
 	return header, err
 }
+
+// sendOnce keeps the transport from sending a request a second time on its own.
+// It does that for methods that it holds idempotent, when a connection dies
+// before the answer: the server would be asked twice, and the failure hidden.
+// The transport cannot repeat a request whose body it cannot rewind, so a
+// request without one gets an empty one, which leaves no trace in what is sent.
+func sendOnce(req *http.Request) {
+	req.GetBody = nil
+	if req.Body == nil || req.Body == http.NoBody {
+		switch req.Method {
+		case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+			// Without this the transport would look for the body's first byte before
+			// it decides to send none, at the price of a goroutine and a timer.
+			req.TransferEncoding = []string{"identity"}
+			req.Body = emptyBody{}
+		}
+	}
+}
+
+// emptyBody is a body without bytes that is not http.NoBody.
+type emptyBody struct{}
+
+func (emptyBody) Read([]byte) (int, error)         { return 0, io.EOF }
+func (emptyBody) WriteTo(io.Writer) (int64, error) { return 0, nil }
+func (emptyBody) Close() error                     { return nil }
 
 // drain reads a body to its end and counts it.
 func drain(body io.ReadCloser, buffer []byte) (int64, error) {

@@ -2,7 +2,7 @@ package driver
 
 import (
 	"context"
-	"net/url"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -160,7 +160,7 @@ func (f *Flight) Dispatch() *Ticket {
 	slot := <-f.free
 	n := f.next.Add(1) - 1
 	op := f.plan.Workload.Op(f.plan.First + n)
-	_, err := url.Parse(f.clients.URL(op))
+	_, err := http.NewRequest(op.Method, f.clients.URL(op), nil)
 	return &Ticket{Op: op, refused: err, slot: slot.slot, flight: f, outcome: results.Outcome{
 		Index: op.Index, Class: string(op.Class), Intended: int64(f.plan.Schedule.At(n)),
 		Free: slot.at, Dispatched: f.Now(), Sent: -1, BytesOut: int64(len(op.Body)),

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/url"
-	"runtime"
 	"slices"
 	"time"
 
@@ -35,12 +33,10 @@ type Bench struct {
 	Plan        Plan
 	SLO         results.SLO
 	Seed        uint64
-	Data        sut.Data
 	Connections int
 	Life        time.Duration // of a connection, 0 = for ever
 	Run         *rundir.Dir
 	Progress    Progress
-	Log         *slog.Logger
 	// Up brings a topology up; node logs go to the directory.
 	Up func(ctx context.Context, t sut.Topology, logDir string) (*local.System, error)
 	// Workload makes a workload by name.
@@ -104,10 +100,12 @@ func openFiles(dir *rundir.CellDir, c results.Cell) (files, error) {
 		return f, err
 	}
 	if f.log, err = hdr.NewLog(f.latency, "stagebench "+c.Stage+" "+c.Workload+", nanoseconds", time.Now()); err != nil {
-		return f, err
+		return f, errors.Join(err, f.latency.Close())
 	}
-	f.timeline, err = dir.CreateTimeline()
-	return f, err
+	if f.timeline, err = dir.CreateTimeline(); err != nil {
+		return f, errors.Join(err, f.latency.Close())
+	}
+	return f, nil
 }
 
 func (f files) close() error { return errors.Join(f.latency.Close(), f.timeline.Close()) }
@@ -154,43 +152,51 @@ func (b *Bench) stepper(ctx context.Context, system *local.System, topology sut.
 	if err != nil {
 		return nil, err
 	}
-	cores := float64(runtime.NumCPU())
 	usage, err := system.Usage()
 	if err != nil {
 		return nil, err
 	}
-	for _, h := range usage.Hosts {
-		if h.Isolated {
-			cores -= h.CPU
-		}
-	}
-	admin := system.AdminURL(topology.Frontend)
 	return &Stepper{
 		Driver: b.Driver, Clients: clients, Workload: workload, SLO: b.SLO, Timeout: opTimeout, Drain: drainAtStop,
-		Progress: b.Progress, Target: system, ClientCPU: max(cores, 0.1), Log: f.log, Timeline: f.timeline,
-		Served: func(ctx context.Context) (int64, error) { return Served(ctx, admin) },
+		Progress: b.Progress, Target: system, ClientCPU: FreeFor(usage), Log: f.log, Timeline: f.timeline,
+		// Asked each time: a node that was restarted has another admin address.
+		Served: func(ctx context.Context) (int64, error) { return Served(ctx, system.AdminURL(topology.Frontend)) },
 	}, nil
 }
 
+const (
+	// referenceSeed and warmupOps keep the warm-up, whose length varies, apart from
+	// what is measured: in arrivals, and in the place in the workload.
+	referenceSeed = 1_000
+	warmupOps     = 1 << 40
+	// maxSpoiled bounds how many steps of a cell are offered again because
+	// something else than the target may have broken them.
+	maxSpoiled = 3
+)
+
 // measure warms up, measures the reference rate and searches for the capacity.
 func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error {
+	offered := uint64(0)
 	steps := func(purpose string, rate float64, d time.Duration) (results.Step, error) {
-		// A schedule of its own for every step, but the same one in every cell:
-		// rows of a table are compared under the same arrivals.
-		schedule, err := pace.Poisson(rate, b.Seed+uint64(s.steps))
+		offered++
+		schedule, err := pace.Poisson(rate, b.Seed+offered)
 		if err != nil {
 			return results.Step{}, err
 		}
 		step, err := s.Step(ctx, purpose, rate, schedule, d)
-		if err == nil {
-			err = ctx.Err()
+		if err != nil {
+			return step, err
 		}
 		c.Steps = append(c.Steps, step)
-		return step, err
+		return step, ctx.Err()
 	}
+	s.next = warmupOps
 	if err := b.warmUp(c, steps); err != nil {
 		return err
 	}
+	// However long the warm-up took: the rows of a table are compared under the
+	// same arrivals and the same ops.
+	offered, s.next = referenceSeed, 0
 	reference, err := steps("reference", b.Plan.ReferenceRPS, b.Plan.Reference)
 	c.Reference = &reference
 	for i := range c.Hosts {
@@ -203,6 +209,7 @@ func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error 
 	if reference.SLOMet {
 		search.Learn(reference.OfferedRPS)
 	}
+	spoiled := 0
 	for {
 		rate, purpose, ok := search.Next()
 		if !ok {
@@ -216,6 +223,11 @@ func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error 
 		if err != nil {
 			return err
 		}
+		// What broke a step that is not valid may have been the client.
+		if !step.SLOMet && !step.Valid && spoiled < maxSpoiled {
+			spoiled++
+			continue
+		}
 		search.Observe(rate, step.SLOMet)
 	}
 	low, high, confirmed := search.Bracket()
@@ -223,6 +235,9 @@ func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error 
 		c.Warnings = append(c.Warnings, fmt.Sprintf("capacity %.0f/s passed a short step but no confirmation", low))
 	}
 	c.CapacityLow, c.CapacityHigh = low, high
+	if high > 0 && (c.FailingRPS == 0 || high < c.FailingRPS) {
+		c.FailingRPS = high
+	}
 	c.Repeats = append(c.Repeats, low)
 	return nil
 }
@@ -235,6 +250,7 @@ const steady = 0.20
 // same median, and says how much was cut.
 func (b *Bench) warmUp(c *results.Cell, steps func(string, float64, time.Duration) (results.Step, error)) error {
 	var last int64
+	c.WarmupCutNS = 0 // of the last repeat
 	for range b.Plan.WarmupSlices {
 		step, err := steps("warmup", b.Plan.ReferenceRPS, b.Plan.WarmupSlice)
 		if err != nil {
@@ -287,10 +303,10 @@ func conclude(c *results.Cell) {
 // says "client" when it was the client that could not keep up.
 func judgeSteps(c *results.Cell, best *results.Step) {
 	doubt := func(s *results.Step) {
-		if s == nil || s.Valid {
+		if s == nil {
 			return
 		}
-		c.Valid = false
+		c.Valid = c.Valid && s.Valid
 		for _, w := range s.Warnings {
 			c.Warnings = append(c.Warnings, fmt.Sprintf("%s step at %.0f/s: %s", s.Purpose, s.OfferedRPS, w))
 		}
@@ -299,10 +315,13 @@ func judgeSteps(c *results.Cell, best *results.Step) {
 	doubt(best)
 	for i := range c.Steps {
 		s := &c.Steps[i]
-		if s.OfferedRPS == c.CapacityHigh && !s.SLOMet && s.Client.CPUShare > 0.85 {
-			c.Limit = results.Limit{By: "client", Figure: fmt.Sprintf("%.0f%% of its CPU", s.Client.CPUShare*100), CPUShare: s.Client.CPUShare}
-			doubt(s)
-			break
+		if s.OfferedRPS != c.FailingRPS || s.SLOMet || s.Valid {
+			continue
 		}
+		if s.Client.CPUShare > 0.85 {
+			c.Limit = results.Limit{By: "client", Figure: fmt.Sprintf("%.0f%% of its CPU", s.Client.CPUShare*100), CPUShare: s.Client.CPUShare}
+		}
+		doubt(s)
+		break
 	}
 }

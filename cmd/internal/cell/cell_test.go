@@ -84,7 +84,7 @@ func measured() results.Cell {
 			Nodes: []results.NodeUsage{{Node: "web-1", Host: "web-1", Role: "web", CPUSeconds: share}},
 		}
 	}
-	c := results.Cell{CapacityLow: 200, CapacityHigh: 400, Repeats: []float64{200}, CapacityMethod: "bracket"}
+	c := results.Cell{CapacityLow: 200, CapacityHigh: 400, FailingRPS: 400, Repeats: []float64{200}, CapacityMethod: "bracket"}
 	c.Steps = []results.Step{step("warmup", 100, true, 1), step("reference", 100, true, 0.4), step("search", 400, false, 1), step("confirm", 200, true, 0.92)}
 	c.Reference = &c.Steps[1]
 	return c

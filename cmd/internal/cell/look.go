@@ -3,6 +3,7 @@ package cell
 import (
 	"bufio"
 	"context"
+	"errors"
 	"os"
 	"runtime/debug"
 	"strconv"
@@ -129,6 +130,9 @@ func (m machine) outside(before machine, own float64) float64 {
 func fileHeadroom() int64 {
 	var limit syscall.Rlimit
 	open, err := os.ReadDir("/proc/self/fd")
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		return 0
+	}
 	if err != nil || syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
 		return -1
 	}

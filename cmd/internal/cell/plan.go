@@ -1,10 +1,12 @@
 package cell
 
 import (
+	"runtime"
 	"time"
 
 	"github.com/stagebench/stagebench/results/capacity"
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets"
 )
 
 // Plan says how long and how finely a cell is measured.
@@ -54,7 +56,7 @@ func Default() Plan {
 		Step:        Length{Ops: 600, Min: 1500 * time.Millisecond, Max: 3 * time.Second},
 		Confirm:     Length{Ops: 1200, Min: 2500 * time.Millisecond, Max: 5 * time.Second},
 		WarmupSlice: time.Second, WarmupSlices: 3,
-		Search:  capacity.Config{Start: 200, Factor: 2, Precision: 0.10, Min: 5, Max: 50_000, Steps: 7, Confirms: 3},
+		Search:  capacity.Config{Start: 200, Factor: 2, Precision: 0.10, Min: 5, Max: 50_000, Steps: 7, Confirms: 4},
 		Repeats: 1,
 	}
 }
@@ -89,6 +91,22 @@ func (p Plan) Estimate(cells int, native bool) time.Duration {
 	one += p.WarmupSlice*time.Duration((p.WarmupSlices+1)/2) + p.Reference
 	one += time.Duration(typicalSteps*float64(p.Step.Min+p.Step.Max)/2) + p.Confirm.Max
 	return time.Duration(cells*p.Repeats) * one
+}
+
+// Cores is how many cores this process may use: those of its affinity, and no
+// more than a quota gives it.
+func Cores() int { return runtime.GOMAXPROCS(0) }
+
+// FreeFor is how many cores are left for the client beside the isolated hosts of
+// a system.
+func FreeFor(usage targets.Usage) float64 {
+	free := float64(Cores())
+	for _, h := range usage.Hosts {
+		if h.Isolated {
+			free -= h.CPU
+		}
+	}
+	return max(free, 0.1)
 }
 
 // Reserve is the part of the machine, in cores, that no host gets: the driver

@@ -10,14 +10,21 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // requestsMetric counts the finished requests of a web node or a balancer.
 const requestsMetric = "stagebench_http_requests_total"
 
+// servedTimeout bounds the question: a node that has stopped answering must not
+// hold the run.
+const servedTimeout = 5 * time.Second
+
 // Served asks a node for its own count of requests, from its metrics in the
 // Prometheus text format.
 func Served(ctx context.Context, adminURL string) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, servedTimeout)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, adminURL+"/metrics", nil)
 	if err != nil {
 		return 0, err

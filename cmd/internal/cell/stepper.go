@@ -12,6 +12,7 @@ package cell
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/stagebench/stagebench/results"
@@ -66,6 +67,7 @@ type Stepper struct {
 	Timeline *rundir.Timeline      // nil = not kept
 	Also     func(results.Outcome) // sees every outcome; may be nil
 	next     uint64                // position in the workload
+	left     int64                 // requests that the last step had left unanswered
 	second   int                   // of the cell's timeline
 	steps    int
 	logError error
@@ -79,6 +81,7 @@ func (s *Stepper) Step(ctx context.Context, purpose string, rate float64, schedu
 	scheduled := schedule.Count(duration)
 	stepContext, giveUp := context.WithCancel(ctx)
 	defer giveUp()
+	before := s.look(ctx)
 	f := &follower{
 		stepper: s, recorder: hdr.New(time.Now(), s.SLO.BoundOf, s.keep), next: interval,
 		hopeless: func() {}, slo: s.SLO, scheduled: int64(scheduled),
@@ -86,7 +89,6 @@ func (s *Stepper) Step(ctx context.Context, purpose string, rate float64, schedu
 	if purpose == "search" || purpose == "confirm" {
 		f.hopeless = giveUp
 	}
-	before := s.look(ctx)
 	report, err := s.Driver.Run(stepContext, s.Clients, driver.Plan{
 		Workload: s.Workload, First: s.next, Schedule: schedule, Duration: duration, Timeout: s.Timeout, Drain: s.Drain,
 	}, f.outcome)
@@ -96,15 +98,16 @@ func (s *Stepper) Step(ctx context.Context, purpose string, rate float64, schedu
 	after := s.look(context.WithoutCancel(ctx))
 	step := f.recorder.Finish(report.Scheduled)
 	step.Purpose, step.OfferedRPS, step.Schedule, step.CatchUp = purpose, rate, schedule.String(), driver.CatchUp
-	step.CutShort = stepContext.Err() != nil && ctx.Err() == nil
+	step.CutShort = report.Window < duration && ctx.Err() == nil
 	step.OpsHash = workloads.HashRange(s.Workload, s.next, min(scheduled, opsHashed))
 	s.next += scheduled
 	s.fill(&step, report, before, after)
 	step.SLOMet, step.SLOBroken = s.SLO.Judge(step)
 	results.Assess(&step, results.Evidence{
-		InFlightNS: report.InFlightNS, ServiceNS: report.ServiceNS, Recorded: step.ResponseNS.Count,
-		FDHeadroom: fileHeadroom(), OutsideKnown: s.Target != nil,
+		InFlightNS: report.InFlightNS, ServiceNS: f.recorder.ServiceNS(), Recorded: step.ResponseNS.Count,
+		FDHeadroom: fileHeadroom(), EarlierUnanswered: s.left,
 	})
+	s.left = step.Ledger.Unanswered()
 	s.writeTimeline(f.recorder.Timeline(), step)
 	return step, s.logError
 }
@@ -128,9 +131,14 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after l
 		for _, h := range step.Hosts {
 			used += h.CPUSeconds
 		}
-		step.Client.OutsideShare = after.machine.outside(before.machine, step.Client.CPUSeconds+used)
+		step.Client.OutsideShare, step.Client.OutsideKnown = after.machine.outside(before.machine, step.Client.CPUSeconds+used), true
 	}
 	step.Warnings = append(append([]string{}, before.problems...), after.problems...)
+	for _, e := range step.Events {
+		if strings.Contains(e.Text, "died") {
+			step.Warnings = append(step.Warnings, e.Text)
+		}
+	}
 	switch {
 	case before.served == nil || after.served == nil:
 	case *after.served < *before.served:
@@ -197,12 +205,16 @@ func (f *follower) outcome(o results.Outcome) {
 	if f.stepper.Also != nil {
 		f.stepper.Also(o)
 	}
-	f.completed++
+	if o.Fate == results.OK || o.Fate == results.HTTPError {
+		f.completed++
+	}
 	failed := o.Fate.Failed() && !o.SessionLost
 	if failed {
 		f.errors++
 	}
-	if _, own := f.slo.Classes[o.Class]; !own && (failed || o.Response() > f.slo.BoundOf(o.Class)) {
+	// As the objective will count it: a lost session is neither slow nor failed.
+	slow := o.Fate == results.OK && o.Response() > f.slo.BoundOf(o.Class)
+	if _, own := f.slo.Classes[o.Class]; !own && (failed || slow) {
 		f.over++
 	}
 	// More ops have failed, or are too slow, than the whole step may have:

@@ -32,6 +32,7 @@ import (
 func Run(t *testing.T, d driver.Driver) {
 	t.Run("ledger", func(t *testing.T) { ledger(t, d) })
 	t.Run("sessions", func(t *testing.T) { sessions(t, d) })
+	t.Run("mishaps", func(t *testing.T) { mishaps(t, d) })
 	t.Run("requests", func(t *testing.T) { requests(t, d) })
 	t.Run("freeze", func(t *testing.T) { freeze(t, d) })
 }
@@ -54,7 +55,7 @@ func (y Tally) Check(t *testing.T, served int64) {
 		t.Errorf("%d outcomes for %d scheduled ops", got, y.Report.Scheduled)
 	}
 	if served >= 0 {
-		if err := y.Step.Ledger.CheckServer(served); err != nil {
+		if err := y.Step.Ledger.CheckServer(served, 0); err != nil {
 			t.Error(err)
 		}
 	}
@@ -167,7 +168,10 @@ func sender(d driver.Driver, endpoint string) error {
 	}
 	s := y.Step
 	figures := struct{ LagMax, ResponseMax, ResponseP90, OwnP90 int64 }{
-		*s.LagNS.Max, *s.ResponseNS.Max, *s.ResponseNS.P90, *y.Report.OwnLatency.P90,
+		*s.LagNS.Max, *s.ResponseNS.Max, *s.ResponseNS.P90, 0,
+	}
+	if own := y.Report.OwnLatency; own != nil && own.P90 != nil {
+		figures.OwnP90 = *own.P90
 	}
 	return json.NewEncoder(os.Stdout).Encode(figures)
 }
