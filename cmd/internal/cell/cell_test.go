@@ -92,14 +92,14 @@ func measured() results.Cell {
 
 func TestConclusions(t *testing.T) {
 	c := measured()
-	conclude(&c)
+	conclude(&c, results.DefaultSLO())
 	if !c.Valid || c.CapacityRPS != 200 || c.LimitedBy != "web" || !strings.HasPrefix(c.Limit.Figure, "92%") {
 		t.Errorf("cell %+v: want 200/s, limited by web with 92%%", c)
 	}
 
 	c = measured()
 	c.Steps[3].Valid, c.Steps[3].Warnings = false, []string{"the client was late"}
-	conclude(&c)
+	conclude(&c, results.DefaultSLO())
 	if c.Valid || len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "confirm step at 200/s: the client was late") {
 		t.Errorf("valid %v, warnings %q: want the doubt about the step that the capacity rests on", c.Valid, c.Warnings)
 	}
@@ -107,20 +107,28 @@ func TestConclusions(t *testing.T) {
 	c = measured()
 	c.Steps[2].Valid, c.Steps[2].Client.CPUShare = false, 0.95
 	c.Steps[2].Warnings = []string{"the client used 95% of the CPU that it had"}
-	conclude(&c)
+	conclude(&c, results.DefaultSLO())
 	if c.Valid || c.LimitedBy != "client" {
 		t.Errorf("valid %v, limited by %s: want the client, which was out of CPU where the objective broke", c.Valid, c.LimitedBy)
 	}
 
 	c = measured()
+	c.Steps[2].Valid, c.Steps[2].LateOps, c.Steps[2].LagNS.Max = false, 20, new(int64(4*time.Millisecond))
+	c.Steps[2].Warnings = []string{"the client was late"}
+	conclude(&c, results.DefaultSLO())
+	if !c.Valid || len(c.Warnings) != 1 {
+		t.Errorf("valid %v, warnings %q: 4 ms of lateness did not break an objective of 100 ms, but are to be told", c.Valid, c.Warnings)
+	}
+
+	c = measured()
 	c.Repeats = []float64{300, 200, 250, 280, 240}
-	conclude(&c)
+	conclude(&c, results.DefaultSLO())
 	if c.CapacityRPS != 250 || c.CapacityLow != 200 || c.CapacityHigh != 300 {
 		t.Errorf("capacity %v in %v..%v, want the median 250 in 200..300", c.CapacityRPS, c.CapacityLow, c.CapacityHigh)
 	}
 
 	c = results.Cell{Error: "it did not come up"}
-	conclude(&c)
+	conclude(&c, results.DefaultSLO())
 	if c.Valid || c.LimitedBy != "unknown" {
 		t.Errorf("a cell that could not be measured is valid %v, limited by %s", c.Valid, c.LimitedBy)
 	}
