@@ -39,11 +39,11 @@ func (l Length) At(rate float64) time.Duration {
 func Quick() Plan {
 	p := Default()
 	p.Mode = "quick"
-	p.Reference = 3 * time.Second
-	p.Step = Length{Ops: 250, Min: time.Second, Max: 2 * time.Second}
-	p.Confirm = Length{Ops: 400, Min: 1500 * time.Millisecond, Max: 2 * time.Second}
-	p.WarmupSlice, p.WarmupSlices = 500*time.Millisecond, 3
-	p.Search.Precision, p.Search.Steps, p.Search.Confirms = 0.25, 5, 1
+	p.Reference = 2500 * time.Millisecond
+	p.Step = Length{Ops: 200, Min: 800 * time.Millisecond, Max: 1500 * time.Millisecond}
+	p.Confirm = Length{Ops: 300, Min: time.Second, Max: 1500 * time.Millisecond}
+	p.WarmupSlice, p.WarmupSlices = 500*time.Millisecond, 2
+	p.Search.Precision, p.Search.Steps, p.Search.Confirms = 0.25, 5, 3
 	return p
 }
 
