@@ -95,7 +95,7 @@ func assessClient(s *Step, e Evidence, invalid func(string, ...any)) {
 	if stall := s.LagNS.Max; stall != nil && s.Seconds > 0 && float64(*stall)/1e9 > maxStallShare*s.Seconds {
 		invalid("the client stood still for %v, more than %.0f%% of the step", time.Duration(*stall).Round(time.Millisecond), maxStallShare*100)
 	}
-	if s.Client.CPUShare > maxClientCPU {
+	if ClientSaturated(*s) {
 		invalid("the client used %.0f%% of the CPU that it had, at most %.0f%% allowed", s.Client.CPUShare*100, maxClientCPU*100)
 	}
 	if s.Client.GCPauseMaxNS > int64(maxGCPause) {
@@ -110,6 +110,17 @@ func assessClient(s *Step, e Evidence, invalid func(string, ...any)) {
 	if s.Client.OutsideKnown && s.Client.OutsideShare > maxOutsideShare {
 		invalid("something outside the run took %.0f%% of the machine's CPU, at most %.0f%% allowed", s.Client.OutsideShare*100, maxOutsideShare*100)
 	}
+}
+
+// ClientSaturated reports whether the client used more of its CPU than it may.
+func ClientSaturated(s Step) bool { return s.Client.CPUShare > maxClientCPU }
+
+// HarmlessLateness reports whether all that is wrong with a step that failed is
+// that the client was late by far less than the objective allows: that did not
+// break it.
+func HarmlessLateness(s Step, slo SLO) bool {
+	return !s.SLOMet && !ClientSaturated(s) && s.Client.OutsideShare <= maxOutsideShare && s.Ledger.Check() == nil &&
+		s.LateOps > 0 && s.LagNS.Max != nil && *s.LagNS.Max < int64(slo.Bound)/10
 }
 
 // minLimitShare is the share of its budget that a host must have used, and

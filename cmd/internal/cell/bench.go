@@ -306,7 +306,7 @@ func judgeSteps(c *results.Cell, best *results.Step, slo results.SLO) {
 		if s == nil {
 			return
 		}
-		c.Valid = c.Valid && (s.Valid || harmless(*s, slo))
+		c.Valid = c.Valid && (s.Valid || results.HarmlessLateness(*s, slo))
 		for _, w := range s.Warnings {
 			c.Warnings = append(c.Warnings, fmt.Sprintf("%s step at %.0f/s: %s", s.Purpose, s.OfferedRPS, w))
 		}
@@ -318,17 +318,10 @@ func judgeSteps(c *results.Cell, best *results.Step, slo results.SLO) {
 		if s.OfferedRPS != c.FailingRPS || s.SLOMet || s.Valid {
 			continue
 		}
-		if s.Client.CPUShare > 0.85 {
+		if results.ClientSaturated(*s) {
 			c.Limit = results.Limit{By: "client", Figure: fmt.Sprintf("%.0f%% of its CPU", s.Client.CPUShare*100), CPUShare: s.Client.CPUShare}
 		}
 		doubt(s)
 		break
 	}
-}
-
-// harmless reports whether all that is wrong with a step that failed is that the
-// client was late by far less than the objective allows: that did not break it.
-func harmless(s results.Step, slo results.SLO) bool {
-	return !s.SLOMet && s.Client.CPUShare <= 0.85 && s.Client.OutsideShare <= 0.10 && s.Ledger.Check() == nil &&
-		s.LateOps > 0 && s.LagNS.Max != nil && *s.LagNS.Max < int64(slo.Bound)/10
 }
