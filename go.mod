@@ -4,9 +4,11 @@ go 1.26.0
 
 require (
 	github.com/HdrHistogram/hdrhistogram-go v1.4.0 // latency histograms that merge exactly, and their log format
+	github.com/goccy/go-yaml v1.19.2 // matrix and workload files; errors name line and column
 	github.com/google/go-cmp v0.7.0 // tests: differences that can be read
 	github.com/jackc/pgx/v5 v5.12.0 // PostgreSQL client and wire types
 	github.com/jeroenrinzema/psql-wire v0.20.0 // the PostgreSQL wire protocol in front of SQLite
+	github.com/klauspost/compress v1.20.1 // compression of texts that knows what is not worth it
 	github.com/olekukonko/tablewriter v1.1.5 // text and Markdown tables
 	github.com/prometheus/client_golang v1.25.0 // metrics of nodes and runs
 	github.com/rogpeppe/go-internal v1.14.1 // tests: command line behaviour as scripts
@@ -15,6 +17,7 @@ require (
 	github.com/vbauerster/mpb/v8 v8.9.3 // the progress bar
 	go.uber.org/goleak v1.3.0 // tests: no goroutine outlives its test
 	golang.org/x/image v0.47.0 // scaling of photos
+	golang.org/x/net v0.59.0 // what a header may contain
 	golang.org/x/sync v0.24.0 // groups of goroutines that fail together
 	golang.org/x/sys v0.49.0 // kernel interfaces that package syscall lacks
 	golang.org/x/term v0.47.0 // is standard error a terminal
@@ -53,7 +56,6 @@ require (
 	github.com/rs/dnscache v0.0.0-20230804202142-fc85eb664529 // indirect
 	github.com/spf13/pflag v1.0.9 // indirect
 	golang.org/x/exp v0.0.0-20250408133849-7e4ce0ab07d0 // indirect
-	golang.org/x/net v0.59.0 // indirect
 	golang.org/x/text v0.43.0 // indirect
 	golang.org/x/tools v0.51.0 // indirect
 	google.golang.org/protobuf v1.36.12 // indirect

@@ -74,7 +74,7 @@ type Event struct {
 
 // Step is one offered rate in a cell.
 type Step struct {
-	Purpose      string             `json:"purpose"` // warmup, search, confirm, reference, attack
+	Purpose      string             `json:"purpose"` // warmup, search, confirm, reference, replay, attack
 	OfferedRPS   float64            `json:"offered_rps"`
 	SentRPS      float64            `json:"sent_rps"`
 	CompletedRPS float64            `json:"completed_rps"`
@@ -107,6 +107,20 @@ type Step struct {
 	Warnings     []string           `json:"warnings"`
 }
 
+// Trace is what became of the lines of a trace that was replayed.
+type Trace struct {
+	Lines          int64            `json:"lines"`
+	Broken         int64            `json:"broken"`          // lines that are no requests
+	OutOfOrder     int64            `json:"out_of_order"`    // requests that were logged after a later one; they were sorted
+	DuplicateTimes int64            `json:"duplicate_times"` // requests at the time of the one before
+	Mapped         int64            `json:"mapped"`          // requests that are sent
+	Skipped        map[string]int64 `json:"skipped"`         // what is not sent, by reason: broken lines, and requests that cannot be asked
+	Paths          int64            `json:"paths"`           // different ones
+	Clients        int64            `json:"clients"`         // different ones
+	SpanNS         int64            `json:"span_ns"`         // from the first to the last request, as logged
+	LengthNS       int64            `json:"length_ns"`       // the same as replayed
+}
+
 // Limit is what stopped a cell from going faster.
 type Limit struct {
 	By       string  `json:"by"` // a role, "client" or "unknown"
@@ -121,6 +135,10 @@ type CellHost struct {
 	CPU      float64 `json:"cpu"`
 	Isolated bool    `json:"isolated"`
 }
+
+// MethodReplay is the capacity method of a cell whose workload has times of its
+// own: no rate is searched for.
+const MethodReplay = "none: a replay has its own times"
 
 // Cell is one configuration times one workload.
 type Cell struct {
@@ -137,11 +155,12 @@ type Cell struct {
 	CapacityRPS    float64           `json:"capacity_rps"`
 	CapacityLow    float64           `json:"capacity_low"`    // highest rate that met the SLO; of several repeats, the lowest one's
 	CapacityHigh   float64           `json:"capacity_high"`   // lowest rate that did not, 0 when none failed; of several repeats, the highest one's capacity
-	CapacityMethod string            `json:"capacity_method"` // "bracket"
+	CapacityMethod string            `json:"capacity_method"` // "bracket", or MethodReplay
 	FailingRPS     float64           `json:"failing_rps"`     // lowest rate that did not meet the SLO, in any repeat; 0 when none failed
 	SLO            string            `json:"slo"`
 	Repeats        []float64         `json:"repeats"`
 	WarmupCutNS    int64             `json:"warmup_cut_ns"` // how much was cut as warm-up
+	Trace          *Trace            `json:"trace,omitempty"`
 	Reference      *Step             `json:"reference,omitempty"`
 	Steps          []Step            `json:"steps"`
 	LimitedBy      string            `json:"limited_by"`

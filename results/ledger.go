@@ -7,7 +7,9 @@ import "fmt"
 //	Scheduled = Sent + Unsent + ConnectError
 //	Sent      = OK + HTTPError + TransportError + Timeout + InFlight
 //
-// SessionLost is a part of HTTPError that is counted apart from errors.
+// SessionLost is a part of HTTPError that is counted apart from errors, and
+// CheckFailed the part whose response was complete but not what the workload
+// asks for.
 type Ledger struct {
 	Scheduled      int64 `json:"scheduled"`
 	Unsent         int64 `json:"unsent"`
@@ -19,6 +21,7 @@ type Ledger struct {
 	Timeout        int64 `json:"timeout"`
 	InFlight       int64 `json:"in_flight"`
 	SessionLost    int64 `json:"session_lost"`
+	CheckFailed    int64 `json:"check_failed"`
 }
 
 // Count adds one outcome to every column but Scheduled, which the schedule
@@ -45,6 +48,9 @@ func (l *Ledger) Count(o Outcome) {
 	l.Sent++
 	if o.SessionLost {
 		l.SessionLost++
+	}
+	if o.CheckFailed {
+		l.CheckFailed++
 	}
 }
 

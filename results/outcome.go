@@ -12,7 +12,7 @@ type Fate uint8
 // The fates of an op; each op has exactly one. ledger.go says how they add up.
 const (
 	OK             Fate = iota // a complete response with a status below 400
-	HTTPError                  // a complete response with a status of 400 or more
+	HTTPError                  // a complete response with a status of 400 or more, or not what the workload asks for
 	TransportError             // sent, but the connection broke before the response was complete
 	Timeout                    // sent, but no complete response within the bound: censored, "at least T"
 	InFlight                   // sent, and neither answered nor given up when the step had to end
@@ -40,8 +40,10 @@ type Outcome struct {
 	Status      int   // HTTP status, 0 without a response
 	BytesIn     int64
 	BytesOut    int64
+	Paced       int64 // how long the client took on purpose to send the body: a slow line of its own
 	Fate        Fate
 	SessionLost bool   // a 401 to a user who had been logged in; counted apart from errors
+	CheckFailed bool   // a complete response that is not what the workload asks for
 	Version     int64  // of the record shown, from the response's header; 0 if it showed none
 	Error       string // for a failure: its cause in a few words, without addresses
 }
@@ -57,5 +59,6 @@ func (o Outcome) Wait() int64 { return o.Sent - o.Intended }
 // Service is the time from the actual start to the end.
 func (o Outcome) Service() int64 { return o.Done - o.Sent }
 
-// Response is what a user who arrived at the intended time felt.
-func (o Outcome) Response() int64 { return o.Done - o.Intended }
+// Response is what a user who arrived at the intended time felt of the target:
+// the time until the end, less what his own slow line took of it.
+func (o Outcome) Response() int64 { return o.Done - o.Intended - min(o.Paced, max(o.Done-o.Sent, 0)) }

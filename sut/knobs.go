@@ -27,14 +27,29 @@ type Knob struct {
 func Catalogue() []Knob {
 	return []Knob{
 		intKnob("web.hosts", 3, 1, 16, "number of web hosts, from stage lb on"),
-		floatKnob("web.cpu", 1, 0.5, 32, "size of each web host in units; at stage single the host has the larger of web.cpu and db.cpu"),
+		sizesKnob("web.cpu", "1", 0.5, 32, "size of each web host in units, or one size for each, as 3,3,1: the last one holds for the rest; at stage single the host has the larger of web.cpu and db.cpu"),
+		sizesKnob("web.weights", "1", 0.1, 100, "share of each web host under lb.policy=weighted_round_robin, as 2,1: the last one holds for the rest"),
+		choiceKnob("web.split", "false", "uploads have web hosts of their own, which the balancer routes them to, from stage lb on", "true", "false"),
+		intKnob("web.upload_hosts", 1, 1, 15, "with web.split: how many of web.hosts take the uploads"),
+		intKnob("web.max_conns", 500, 1, 100_000, "connections that a web host accepts; past them it answers 503 with Retry-After"),
+		choiceKnob("web.gzip", "false", "compress texts for clients that accept it", "true", "false"),
 		floatKnob("db.cpu", 1, 0.5, 32, "size of the database host in units"),
-		floatKnob("lb.cpu", 2, 0.5, 32, "size of each balancer host in units"),
 		choiceKnob("db.engine", string(SQLite), "what realises the database", string(SQLite), string(Postgres)),
+		intKnob("blob.hosts", 0, 0, 16, "hosts for the bytes of photos, from stage db-split on; 0 = they are on the database host"),
+		intKnob("blob.copies", 1, 1, 5, "copies of each photo's bytes on different hosts, by consistent hash; at most blob.hosts, or 1"),
+		floatKnob("blob.cpu", 1, 0.5, 32, "size of each blob host in units"),
+		intKnob("blob.capacity_mb", 0, 0, 1_000_000, "bytes that a blob host holds, in MB; past them it is full; 0 = what the disk holds"),
+		intKnob("lb.hosts", 1, 1, 8, "number of balancer hosts; clients that cannot connect to one fail over to the next"),
+		floatKnob("lb.cpu", 2, 0.5, 32, "size of each balancer host in units"),
 		choiceKnob("lb.engine", string(OwnBalance), "what realises the balancer", string(OwnBalance), string(HAProxy)),
-		choiceKnob("lb.policy", "round_robin", "how the balancer picks a web host", "round_robin", "least_conn"),
-		choiceKnob("lb.sticky", "true", "cookie affinity: a user stays on the web host that holds the session", "true", "false"),
+		choiceKnob("lb.layer", "l7", "l7 balances requests, and may route them; l4 balances connections, and sees addresses only", "l7", "l4"),
+		choiceKnob("lb.policy", "round_robin", "how the balancer picks a web host",
+			"round_robin", "weighted_round_robin", "ip_hash", "least_conn", "least_response_time"),
+		choiceKnob("lb.sticky", "auto", "cookie affinity: a user stays on the web host that holds the session; auto = true at l7, false at l4", "auto", "true", "false"),
+		routesKnob("lb.routes", "what the balancer sends where (l7), first match first, as 'path=/img/* -> web-3; method=POST header=X-Batch:1 -> web-1 web-2'; else anywhere"),
 		floatKnob("lb.health_interval", 1, 0.05, 60, "seconds between two health checks of a web host"),
+		intKnob("lb.eject_after", 5, 0, 1000, "failures in a row that take a web host out until it has been good for a while; 0 = only health checks do"),
+		choiceKnob("log.requests", "failed", "which requests web and balancer nodes log, with their ids", "failed", "all", "none"),
 	}
 }
 
@@ -55,6 +70,28 @@ func floatKnob(name string, def, low, high float64, doc string) Knob {
 			return fmt.Errorf("want a number from %s to %s", text(low), text(high))
 		}
 		return nil
+	}}
+}
+
+// sizesKnob is a list of numbers, one for each host; the last one holds for the
+// rest.
+func sizesKnob(name, def string, low, high float64, doc string) Knob {
+	one := floatKnob(name, low, low, high, doc)
+	return Knob{Name: name, Default: def, Range: one.Range + ", ...", Doc: doc, check: func(v string) error {
+		for _, part := range strings.Split(v, ",") {
+			if err := one.check(part); err != nil {
+				return fmt.Errorf("%w, or several with commas between them", err)
+			}
+		}
+		return nil
+	}}
+}
+
+// routesKnob is a list of routes in the form that ParseRoutes reads.
+func routesKnob(name, doc string) Knob {
+	return Knob{Name: name, Range: "CONDITION... -> HOST...; ...", Doc: doc, check: func(v string) error {
+		_, err := ParseRoutes(v)
+		return err
 	}}
 }
 
@@ -136,6 +173,17 @@ func (k Knobs) Float(name string) float64 {
 	f, err := strconv.ParseFloat(k[name], 64)
 	if err != nil {
 		panic("sut: knob " + name + " is not a validated number: " + err.Error())
+	}
+	return f
+}
+
+// At returns the number that a list of sizes has for the i-th host, under the
+// same condition as Int.
+func (k Knobs) At(name string, i int) float64 {
+	parts := strings.Split(k[name], ",")
+	f, err := strconv.ParseFloat(parts[min(i, len(parts)-1)], 64)
+	if err != nil {
+		panic("sut: knob " + name + " is not a validated list of numbers: " + err.Error())
 	}
 	return f
 }

@@ -1,7 +1,10 @@
 package sut
 
 import (
+	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -30,34 +33,29 @@ func Build(stage Stage, knobs Knobs, unitCPU float64) (Topology, error) {
 		return Topology{}, err
 	}
 	b := builder{knobs: knobs.Complete(), unit: unitCPU}
+	if err := b.settle(); err != nil {
+		return Topology{}, err
+	}
 	switch stage {
 	case Single:
 		// One machine carries both tiers, so it has one size: the larger one
 		// asked for.
-		b.host("host-1", max(b.knobs.Float("web.cpu"), b.knobs.Float("db.cpu")))
+		b.host("host-1", max(b.knobs.At("web.cpu", 0), b.knobs.Float("db.cpu")))
 		b.database("host-1")
-		b.node("web-1", "host-1", Web, App, "db-1", "blob-1")
-		b.topology.Frontend = "web-1"
+		b.blobs("host-1", 0)
+		b.web("web-1", "host-1")
+		b.front("web-1")
 	case DBSplit:
-		b.host("web-1", b.knobs.Float("web.cpu"))
+		b.host("web-1", b.knobs.At("web.cpu", 0))
 		b.host("db-1", b.knobs.Float("db.cpu"))
 		b.database("db-1")
-		b.node("web-1", "web-1", Web, App, "db-1", "blob-1")
-		b.topology.Frontend = "web-1"
+		b.blobs("db-1", b.knobs.Int("blob.hosts"))
+		b.web("web-1", "web-1")
+		b.front("web-1")
 	case LB:
-		b.host("lb-1", b.knobs.Float("lb.cpu"))
-		var webs []string
-		for i := range b.knobs.Int("web.hosts") {
-			webs = append(webs, fmt.Sprintf("web-%d", i+1))
-			b.host(webs[i], b.knobs.Float("web.cpu"))
+		if err := b.balanced(); err != nil {
+			return Topology{}, err
 		}
-		b.host("db-1", b.knobs.Float("db.cpu"))
-		b.database("db-1")
-		for _, web := range webs {
-			b.node(web, web, Web, App, "db-1", "blob-1")
-		}
-		b.node("lb-1", "lb-1", Balance, Engine(b.knobs["lb.engine"]), webs...)
-		b.topology.Frontend = "lb-1"
 	default:
 		return Topology{}, fmt.Errorf("unknown stage %q: want one of %s", stage, stageNames())
 	}
@@ -70,6 +68,93 @@ type builder struct {
 	knobs    Knobs
 	unit     float64
 	topology Topology
+	stores   []string // the nodes that every web node uses
+}
+
+// settle resolves knobs that depend on each other, and refuses what cannot be
+// together.
+func (b *builder) settle() error {
+	l4 := b.knobs["lb.layer"] == "l4"
+	if b.knobs["lb.sticky"] == "auto" {
+		b.knobs["lb.sticky"] = strconv.FormatBool(!l4)
+	}
+	engine := Engine(b.knobs["lb.engine"])
+	hosts, copies := b.knobs.Int("blob.hosts"), b.knobs.Int("blob.copies")
+	switch {
+	case l4 && b.knobs.Bool("lb.sticky"):
+		return errors.New("lb.sticky=true needs lb.layer=l7: a balancer of connections sees no cookies; lb.policy=ip_hash keeps an address on its host")
+	case l4 && (b.knobs.Bool("web.split") || b.knobs["lb.routes"] != ""):
+		return errors.New("web.split and lb.routes need lb.layer=l7: a balancer of connections sees no requests")
+	case engine == HAProxy && b.knobs["lb.policy"] == "least_response_time":
+		return errors.New("lb.policy=least_response_time needs lb.engine=balance: HAProxy has no such algorithm")
+	case b.knobs.Bool("web.split") && b.knobs.Int("web.upload_hosts") >= b.knobs.Int("web.hosts"):
+		return fmt.Errorf("web.split=true needs more web.hosts than web.upload_hosts, and has %s and %s", b.knobs["web.hosts"], b.knobs["web.upload_hosts"])
+	case copies > max(hosts, 1):
+		return fmt.Errorf("blob.copies=%d needs as many blob.hosts, and there are %d", copies, hosts)
+	}
+	return nil
+}
+
+// balanced is several web hosts behind balancers.
+func (b *builder) balanced() error {
+	var balancers, uploads, reads []string
+	for i := range b.knobs.Int("lb.hosts") {
+		balancers = append(balancers, fmt.Sprintf("lb-%d", i+1))
+		b.host(balancers[i], b.knobs.Float("lb.cpu"))
+	}
+	// The hosts for uploads are the first in the order of their names, so that a
+	// change of web.hosts adds and removes hosts for reads.
+	var webs []string
+	for i := range b.knobs.Int("web.hosts") {
+		name := fmt.Sprintf("web-%d", i+1)
+		webs = append(webs, name)
+		b.host(name, b.knobs.At("web.cpu", i))
+		if b.knobs.Bool("web.split") && i < b.knobs.Int("web.upload_hosts") {
+			uploads = append(uploads, name)
+		} else {
+			reads = append(reads, name)
+		}
+	}
+	b.host("db-1", b.knobs.Float("db.cpu"))
+	b.database("db-1")
+	b.blobs("db-1", b.knobs.Int("blob.hosts"))
+	for _, name := range reads {
+		b.web(name, name)
+	}
+	for _, name := range uploads {
+		// Sessions are in the memory of the reading hosts, which they are asked for.
+		b.web(name, name, reads...)
+	}
+	routes, err := ParseRoutes(b.knobs["lb.routes"])
+	if err != nil {
+		panic("sut: lb.routes are not validated: " + err.Error())
+	}
+	for _, route := range routes {
+		for _, name := range route.To {
+			if !slices.Contains(webs, name) {
+				return fmt.Errorf("lb.routes names %s, but there are only %s", name, strings.Join(webs, ", "))
+			}
+		}
+	}
+	if len(uploads) > 0 {
+		for i := range b.topology.Nodes {
+			switch n := &b.topology.Nodes[i]; {
+			case slices.Contains(uploads, n.Name):
+				n.Service = Uploads
+			case n.Role == Web:
+				n.Service = Reads
+			}
+		}
+		routes = append(routes, Route{Method: "POST", Path: "/api/photos", To: uploads}, Route{To: reads})
+	}
+	for _, name := range balancers {
+		b.node(Node{Name: name, Host: name, Role: Balance, Engine: Engine(b.knobs["lb.engine"]), Uses: webs, Routes: routes})
+	}
+	b.front(balancers...)
+	if b.knobs["lb.layer"] == "l4" {
+		b.topology.Counters = webs
+	}
+	return nil
 }
 
 func (b *builder) host(name string, units float64) {
@@ -79,14 +164,39 @@ func (b *builder) host(name string, units float64) {
 	})
 }
 
-func (b *builder) node(name, host string, role Role, engine Engine, uses ...string) {
-	b.topology.Nodes = append(b.topology.Nodes, Node{Name: name, Host: host, Role: role, Engine: engine, Uses: uses})
+func (b *builder) node(n Node) { b.topology.Nodes = append(b.topology.Nodes, n) }
+
+// web puts a web node on a host. It uses the database, the stores of photo
+// bytes, and the others that are named.
+func (b *builder) web(name, host string, others ...string) {
+	var number int
+	if _, err := fmt.Sscanf(name, "web-%d", &number); err != nil {
+		panic("sut: a web node without a number: " + name)
+	}
+	uses := append(append([]string{"db-1"}, b.stores...), others...)
+	b.node(Node{Name: name, Host: host, Role: Web, Engine: App, Uses: uses, Weight: b.knobs.At("web.weights", number-1)})
 }
 
-// database puts the database and the store of photo bytes on a host.
+// front says which nodes clients talk to.
+func (b *builder) front(names ...string) { b.topology.Frontends, b.topology.Counters = names, names }
+
+// database puts the database on a host.
 func (b *builder) database(host string) {
-	b.node("db-1", host, DB, Engine(b.knobs["db.engine"]))
-	b.node("blob-1", host, Blob, Files)
+	b.node(Node{Name: "db-1", Host: host, Role: DB, Engine: Engine(b.knobs["db.engine"])})
+}
+
+// blobs puts the stores of photo bytes on hosts of their own, or one on the
+// host that is named when there are none.
+func (b *builder) blobs(shared string, hosts int) {
+	for i := range max(hosts, 1) {
+		name := fmt.Sprintf("blob-%d", i+1)
+		b.stores = append(b.stores, name)
+		if hosts > 0 {
+			b.host(name, b.knobs.Float("blob.cpu"))
+			shared = name
+		}
+		b.node(Node{Name: name, Host: shared, Role: Blob, Engine: Files})
+	}
 }
 
 func stageNames() string {

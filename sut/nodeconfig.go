@@ -24,16 +24,47 @@ type NodeConfig struct {
 	Procs  int    `json:"procs"`  // GOMAXPROCS, or the like of a native server
 
 	DrainSeconds float64         `json:"drain_seconds"`
-	Uses         map[Role][]Peer `json:"uses,omitempty"` // the nodes that it calls, by role, in topology order
+	Uses         map[Role][]Peer `json:"uses,omitempty"`    // the nodes that it calls, by role, in topology order
+	Service      Service         `json:"service,omitempty"` // of a web node; empty = everything
+	Routes       []Route         `json:"routes,omitempty"`  // of a balancer; none = everything anywhere
 	Knobs        Knobs           `json:"knobs"`
 	Data         Data            `json:"data"` // the seeded data set that the system holds
 }
 
 // Peer is a node that another one calls.
 type Peer struct {
-	Node    string `json:"node"`
-	Address string `json:"address"` // host:port
+	Node    string  `json:"node"`
+	Address string  `json:"address"`          // host:port
+	Weight  float64 `json:"weight,omitempty"` // its share of requests under weighted_round_robin; 0 = 1
 }
+
+// Membership is which web nodes a balancer spreads requests over. A running
+// balancer takes a new one by PUT of its JSON to MembershipPath at its admin
+// address, and answers 204:
+//   - a node that is new takes part once a health check of it was good;
+//   - a node that is listed still is not disturbed;
+//   - a node that is listed no more gets no new request or connection from then
+//     on, and the answer comes when those that it has are finished. When they are
+//     not within the time that the request's header DrainHeader gives, in
+//     seconds, the answer is 504, and they go on.
+//
+// Bad input gets 400 and a JSON error, and changes nothing.
+type Membership struct {
+	Upstreams []Peer  `json:"upstreams"`
+	Routes    []Route `json:"routes,omitempty"`
+}
+
+// The admin interface for memberships.
+const (
+	MembershipPath = "/membership"
+	DrainHeader    = "X-Drain-Seconds"
+)
+
+// RequestIDHeader is the header that carries a request's id through all tiers
+// and their logs. The first tier that meets a request without one gives it one:
+// 32 hexadecimal digits. One that a client sends is kept when it is made of 1 to
+// 64 letters, digits, '-', '_' and '.'.
+const RequestIDHeader = "X-Request-Id"
 
 // Ready is what a node prints when it serves.
 type Ready struct {

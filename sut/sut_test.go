@@ -2,6 +2,7 @@ package sut_test
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"testing"
 
@@ -58,8 +59,10 @@ func TestTopologiesAreStartable(t *testing.T) {
 				}
 				started[n.Name] = true
 			}
-			if !started[topology.Frontend] {
-				t.Errorf("%s: frontend %s does not exist", stage, topology.Frontend)
+			for _, name := range append(slices.Clone(topology.Frontends), topology.Counters...) {
+				if !started[name] {
+					t.Errorf("%s: frontend or counter %s does not exist", stage, name)
+				}
 			}
 		}
 	}
@@ -88,11 +91,11 @@ func TestBadKnobsSayWhatIsAllowed(t *testing.T) {
 		"web.hosts=0":       "from 1 to 16",
 		"web.hosts=many":    "whole number",
 		"web.cpu=NaN":       "number from 0.5 to 32",
-		"lb.policy=random":  "round_robin, least_conn",
+		"lb.policy=random":  "ip_hash, least_conn, least_response_time",
 		"lb.polic=x":        "unknown knob",
 		"db.engine=mysql":   "sqlite, postgres",
 		"lb.sticky":         "name=value",
-		"lb.sticky=perhaps": "true, false",
+		"lb.sticky=perhaps": "auto, true, false",
 	} {
 		if _, err := sut.ParseKnobs([]string{setting}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v, want one with %q", setting, err, want)

@@ -23,16 +23,33 @@ type Node struct {
 	Role   Role     `json:"role"`
 	Engine Engine   `json:"engine"`
 	Uses   []string `json:"uses,omitempty"` // names of the nodes that it calls; they start before it
+
+	Service Service `json:"service,omitempty"` // what a web node offers; empty = everything
+	Weight  float64 `json:"weight,omitempty"`  // of a web node under weighted_round_robin; 0 = 1
+	Routes  []Route `json:"routes,omitempty"`  // of a balancer: what goes where; none = everything anywhere
 }
+
+// Service is a part of the web tier that can be placed on hosts of its own.
+type Service string
+
+// The services that web.split takes apart. The empty Service is both.
+const (
+	Reads   Service = "reads"   // everything but the upload of photos
+	Uploads Service = "uploads" // the upload of photos, and nothing else
+)
 
 // Topology is the hosts, nodes and links of one configuration, declared.
 type Topology struct {
-	Stage    Stage   `json:"stage"`
-	UnitCPU  float64 `json:"unit_cpu"` // cores per unit
-	Knobs    Knobs   `json:"knobs"`    // effective values, defaults included
-	Hosts    []Host  `json:"hosts"`
-	Nodes    []Node  `json:"nodes"`    // in start order: a node comes after all that it uses
-	Frontend string  `json:"frontend"` // name of the node that clients talk to
+	Stage     Stage    `json:"stage"`
+	UnitCPU   float64  `json:"unit_cpu"` // cores per unit
+	Knobs     Knobs    `json:"knobs"`    // effective values, defaults included
+	Hosts     []Host   `json:"hosts"`
+	Nodes     []Node   `json:"nodes"`     // in start order: a node comes after all that it uses
+	Frontends []string `json:"frontends"` // names of the nodes that clients talk to, any of them
+	// Counters names the nodes whose own counts of requests add up to what
+	// clients sent: the frontends, or the web nodes where a balancer of layer 4
+	// sees connections only.
+	Counters []string `json:"counters"`
 }
 
 // Units is the sum of the sizes of all hosts.

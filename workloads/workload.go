@@ -20,6 +20,12 @@ type Op struct {
 	Header map[string]string
 	Body   []byte // shared, never written to
 
+	// BodyRate is how fast the client sends the body, in bytes per second: a slow
+	// line. 0 = as fast as the connection takes it.
+	BodyRate float64
+	// Check says what the response has to be like; nil = a status below 400.
+	Check *Check
+
 	// User is the virtual user who does it, 0..Users-1 of the workload: the
 	// driver sends the cookies of that user and keeps those that come back.
 	// -1 for an op of nobody.

@@ -13,10 +13,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/stagebench/stagebench/cmd/internal/cell"
+	"github.com/stagebench/stagebench/cmd/internal/exit"
+	"github.com/stagebench/stagebench/cmd/internal/load"
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/hdr"
 	"github.com/stagebench/stagebench/results/live"
 	"github.com/stagebench/stagebench/results/table"
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/attach"
 	"github.com/stagebench/stagebench/targets/control"
@@ -36,6 +39,10 @@ type attackOptions struct {
 	data                               string
 	allow                              []string
 	hlog, vegetaOut, format            string
+	method, body, bodyFile             string
+	rateGiven, durationGiven           bool
+	identity                           load.Identity
+	replay                             load.Replay
 }
 
 func attackCommand(s streams) *cobra.Command {
@@ -49,16 +56,23 @@ hide it by slowing the client down. Prints latency by op, the four clocks, and
 the ledger of every scheduled request. Exits with status 3 when the measurement
 is invalid, for example because the client itself could not keep up.`,
 		Example: `  stagebench attack --target http://127.0.0.1:8080/ --rate 500 --duration 30s
-  stagebench attack --workload read-heavy --rate 200       # the system that "stagebench up" keeps`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), s) },
+  stagebench attack --workload read-heavy --rate 200       # the system that "stagebench up" keeps
+  stagebench attack --target http://127.0.0.1:8080/ --workload shop.yaml --rate 200
+  stagebench attack --target http://127.0.0.1:8080/ --workload trace:access.log.gz --speed 10 --max-gap 1s
+  stagebench attack --target https://127.0.0.1:8443/api/items --method POST --body '{"n":1}' \
+      --header 'Content-Type: application/json' --bearer-env API_TOKEN --tls-ca ca.pem`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.rateGiven, o.durationGiven = cmd.Flags().Changed("rate"), cmd.Flags().Changed("duration")
+			return o.run(cmd.Context(), s)
+		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.target, "target", "", "URL to send to; without it, the system that `stagebench up` keeps")
-	f.StringVar(&o.workload, "workload", "", "a workload of the photo service (stagebench list workloads); without it, GET of the URL")
+	f.StringVar(&o.workload, "workload", "", "a workload of the photo service (stagebench list workloads), a workload FILE.yaml, or trace:FILE (an access log); without it, one request for the URL")
 	f.StringVar(&o.schedule, "schedule", "poisson", "arrivals: constant or poisson")
 	f.StringVar(&o.driver, "driver", "vegeta", "what sends the requests: vegeta")
-	f.Float64Var(&o.rate, "rate", 100, "requests/s")
-	f.DurationVar(&o.duration, "duration", 10*time.Second, "length of the schedule")
+	f.Float64Var(&o.rate, "rate", 100, "requests/s; with a trace, send its requests at this rate instead of at their own times")
+	f.DurationVar(&o.duration, "duration", 10*time.Second, "length of the schedule; with a trace at its own times, at most its length")
 	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "of one request")
 	f.DurationVar(&o.life, "connection-life", 0, "renew connections that are older; 0 = keep them")
 	f.IntVar(&o.connections, "connections", 64, "connections, and so requests in flight at most")
@@ -67,38 +81,63 @@ is invalid, for example because the client itself could not keep up.`,
 	f.StringSliceVar(&o.allow, "allow-host", nil, "permit load to this host although it is not on the loopback network")
 	f.StringVar(&o.hlog, "hlog", "", "write an HDR interval log to this file")
 	f.StringVar(&o.vegetaOut, "vegeta-results", "", "write every outcome to this file, for `vegeta report` and `vegeta plot`")
+	f.StringVar(&o.method, "method", http.MethodGet, "without a workload: the method")
+	f.StringVar(&o.body, "body", "", "without a workload: the body")
+	f.StringVar(&o.bodyFile, "body-file", "", "without a workload: the file that holds the body")
+	identityFlags(cmd, &o.identity)
+	replayFlags(cmd, &o.replay)
 	formatFlag(cmd, &o.format)
 	return cmd
+}
+
+// identityFlags say who the clients are.
+func identityFlags(cmd *cobra.Command, i *load.Identity) {
+	f := cmd.Flags()
+	f.StringArrayVar(&i.Headers, "header", nil, "send this header with every request, 'Name: value'; may be repeated")
+	f.StringVar(&i.BasicEnv, "basic-env", "", "basic authentication: the environment variable that holds user:password")
+	f.StringVar(&i.BearerEnv, "bearer-env", "", "bearer authentication: the environment variable that holds the token")
+	f.StringVar(&i.CA, "tls-ca", "", "PEM file of the authorities to trust instead of the system's")
+	f.StringVar(&i.Cert, "tls-cert", "", "PEM file of the client's certificate")
+	f.StringVar(&i.Key, "tls-key", "", "PEM file of its key")
+	f.StringVar(&i.Name, "tls-name", "", "name that the server's certificate must have, if not that of the URL")
+	f.BoolVar(&i.Insecure, "tls-insecure", false, "take any certificate")
+}
+
+// replayFlags say how a trace is replayed.
+func replayFlags(cmd *cobra.Command, r *load.Replay) {
+	f := cmd.Flags()
+	f.Float64Var(&r.Speed, "speed", 1, "with a trace: how many times faster than it was logged")
+	f.DurationVar(&r.MaxGap, "max-gap", 0, "with a trace: gaps longer than this are shortened to it, before --speed; 0 = as logged")
+	f.BoolVar(&r.Loop, "loop", false, "with a trace: begin again at its end, until --duration is over")
 }
 
 func (o attackOptions) run(ctx context.Context, s streams) error {
 	format, err := table.ParseFormat(o.format)
 	if err != nil {
-		return usage(err)
+		return exit.Usage(err)
 	}
-	schedule, err := o.arrivals()
-	if err != nil {
+	if err := o.check(); err != nil {
 		return err
 	}
 	aim, err := o.aim(ctx)
 	if err != nil {
 		return err
 	}
-	endpoint, workload := aim.endpoint, aim.workload
-	clients, err := driver.NewClients(driver.ClientConfig{
-		Endpoint: endpoint, Connections: o.connections, Sources: cell.Sources(endpoint, uint64(os.Getpid())),
-		ConnectionLife: o.life, DialTimeout: min(o.timeout, 5*time.Second),
-	})
+	timing, err := o.timing(aim.load)
 	if err != nil {
-		return usage(err)
+		return err
+	}
+	clients, err := o.clients(aim)
+	if err != nil {
+		return err
 	}
 	defer clients.Close()
 	progress := live.New(s.err, s.terminal, 1)
 	defer progress.Done()
-	progress.Expect(o.duration)
-	progress.Cell(endpoint.Host, 0)
+	progress.Expect(timing.duration)
+	progress.Cell(aim.endpoint.Host, 0)
 	stepper := &cell.Stepper{
-		Driver: vegeta.Driver{}, Clients: clients, Workload: workload, SLO: results.DefaultSLO(),
+		Driver: vegeta.Driver{}, Clients: clients, Workload: aim.load.Workload, SLO: results.DefaultSLO(),
 		Timeout: o.timeout, Drain: time.Second, Progress: progress, ClientCPU: float64(cell.Cores()),
 	}
 	if err := aim.observe(ctx, stepper); err != nil {
@@ -108,79 +147,129 @@ func (o attackOptions) run(ctx context.Context, s streams) error {
 	if err != nil {
 		return err
 	}
-	if err := clients.LogIn(ctx, workload, o.timeout); err != nil {
+	if err := clients.LogIn(ctx, aim.load.Workload, o.timeout); err != nil {
 		return errors.Join(fmt.Errorf("start the users' sessions: %w", err), closeFiles())
 	}
-	step, err := stepper.Step(ctx, "attack", o.rate, schedule, o.duration)
+	step, err := stepper.Step(ctx, "attack", timing.rate, timing.schedule, timing.duration)
 	progress.Done()
 	if err := errors.Join(err, closeFiles()); err != nil {
 		return err
 	}
-	return o.conclude(ctx, s, step, format)
+	return o.conclude(ctx, s, step, aim.load.Trace, format)
 }
 
-// arrivals checks the numbers and makes the schedule.
-func (o attackOptions) arrivals() (pace.Schedule, error) {
+// check looks at what can be judged before anything else is known.
+func (o attackOptions) check() error {
 	switch {
 	case o.duration <= 0 || o.timeout <= 0:
-		return nil, usagef("--duration %v, --timeout %v\nwant more than 0, for example --duration 30s", o.duration, o.timeout)
+		return exit.Usagef("--duration %v, --timeout %v\nwant more than 0, for example --duration 30s", o.duration, o.timeout)
 	case o.driver != "vegeta":
-		return nil, usagef("unknown driver %q\nwant vegeta", o.driver)
+		return exit.Usagef("unknown driver %q\nwant vegeta", o.driver)
+	case o.workload != "" && (o.body != "" || o.bodyFile != "" || o.method != http.MethodGet):
+		return exit.Usagef("--method, --body and --body-file are for one request, and --workload %s has its own\nleave one or the other out", o.workload)
+	case o.body != "" && o.bodyFile != "":
+		return exit.Usagef("--body and --body-file exclude each other\nuse one of them")
 	}
-	var schedule pace.Schedule
+	return exit.Usage(o.replay.Validate())
+}
+
+// clients makes the connections, and says who is at their other end.
+func (o attackOptions) clients(aim aimed) (*driver.Clients, error) {
+	header, err := o.identity.Header(os.Getenv)
+	if err != nil {
+		return nil, exit.Usage(err)
+	}
+	security, err := o.identity.TLS()
+	if err != nil {
+		return nil, exit.Usage(err)
+	}
+	clients, err := driver.NewClients(driver.ClientConfig{
+		Endpoint: aim.endpoint, Addresses: aim.addresses, Connections: o.connections,
+		Sources:        cell.Sources(aim.endpoint, uint64(os.Getpid())),
+		ConnectionLife: o.life, DialTimeout: min(o.timeout, 5*time.Second), Header: header, TLS: security,
+	})
+	return clients, exit.Usage(err)
+}
+
+// timing is when ops are sent.
+type timing struct {
+	schedule pace.Schedule
+	duration time.Duration
+	rate     float64 // on average
+}
+
+// timing makes the schedule: a trace has its own unless a rate was given.
+func (o attackOptions) timing(l load.Load) (timing, error) {
+	if l.Times != nil && !o.rateGiven {
+		t := timing{schedule: l.Times, duration: l.Length}
+		if o.durationGiven || o.replay.Loop {
+			t.duration = o.duration
+			if !o.replay.Loop {
+				t.duration = min(o.duration, l.Length)
+			}
+		}
+		t.rate = float64(t.schedule.Count(t.duration)) / t.duration.Seconds()
+		return t, nil
+	}
+	t := timing{duration: o.duration, rate: o.rate}
 	var err error
 	switch o.schedule {
 	case "constant":
-		schedule, err = pace.Constant(o.rate)
+		t.schedule, err = pace.Constant(o.rate)
 	case "poisson":
-		schedule, err = pace.Poisson(o.rate, o.seed)
+		t.schedule, err = pace.Poisson(o.rate, o.seed)
 	default:
-		return nil, usagef("unknown schedule %q\nwant constant or poisson", o.schedule)
+		return t, exit.Usagef("unknown schedule %q\nwant constant or poisson", o.schedule)
 	}
 	if err != nil {
-		return nil, usagef("--rate: %w\nfor example: --rate 500", err)
+		return t, exit.Usagef("--rate: %w\nfor example: --rate 500", err)
 	}
-	return schedule, nil
+	return t, nil
 }
 
 // aimed is where the load goes, what it is, and what is known of the target.
 type aimed struct {
-	endpoint *url.URL
-	workload workloads.Workload
-	system   *control.Client // nil for a target of which only the address is known
-	admin    string
+	endpoint  *url.URL
+	addresses []string // of several frontends; empty = the endpoint's own
+	load      load.Load
+	system    *control.Client // nil for a target of which only the address is known
 }
 
 // aim finds out where to send what.
 func (o attackOptions) aim(ctx context.Context) (a aimed, err error) {
-	target, size, seed := o.target, o.data, o.seed
-	if target == "" {
+	maker := load.Maker{Data: sut.Data{Size: o.data, Seed: o.seed}, Replay: o.replay}
+	urls := []string{o.target}
+	if o.target == "" {
 		if a.system, err = control.Dial(control.DefaultDir(), ""); err != nil {
-			return a, usagef("no --target given, and %w", err)
+			return a, exit.Usagef("no --target given, and %w", err)
 		}
 		info, err := a.system.Info(ctx)
 		if err != nil {
 			return a, err
 		}
-		target, size, seed, a.admin = info.Endpoints[0], info.Data.Size, info.Data.Seed, info.Admin
+		// What is known to be the photo service gets traces as photos and users.
+		urls, maker.Data, maker.Service = info.Endpoints, info.Data, true
+		if _, a.addresses, err = cell.Endpoint(urls); err != nil {
+			return a, err
+		}
 	}
-	if a.endpoint, err = attach.Parse(ctx, target, o.allow); err != nil {
-		return a, usage(err)
+	if a.endpoint, err = attach.Parse(ctx, urls[0], o.allow); err != nil {
+		return a, exit.Usage(err)
 	}
 	if o.workload == "" {
-		a.workload, err = workloads.Single(http.MethodGet, a.endpoint.RequestURI(), nil, nil)
+		body := []byte(o.body)
+		if o.bodyFile != "" {
+			if body, err = os.ReadFile(o.bodyFile); err != nil {
+				return a, exit.Usagef("--body-file: %w", err)
+			}
+		}
+		a.load.Workload, err = workloads.Single(o.method, a.endpoint.RequestURI(), nil, body)
 		a.endpoint = &url.URL{Scheme: a.endpoint.Scheme, Host: a.endpoint.Host}
-		return a, usage(err)
+		return a, exit.Usage(err)
 	}
 	a.endpoint = &url.URL{Scheme: a.endpoint.Scheme, Host: a.endpoint.Host, Path: strings.TrimSuffix(a.endpoint.Path, "/")}
-	data, err := dataOf(size, seed)
-	if err != nil {
-		return a, err
-	}
-	if a.workload, err = workloadMaker(data)(o.workload); err != nil {
-		return a, usagef("%w\nsee: stagebench list workloads", err)
-	}
-	return a, nil
+	a.load, err = maker.Make(o.workload)
+	return a, exit.Usage(err)
 }
 
 // observe lets the stepper read the accounts of a system that is up.
@@ -194,7 +283,13 @@ func (a aimed) observe(ctx context.Context, s *cell.Stepper) error {
 		return err
 	}
 	s.Target, s.ClientCPU = system, cell.FreeFor(usage)
-	s.Served = func(ctx context.Context) (int64, error) { return cell.Served(ctx, a.admin) }
+	s.Served = func(ctx context.Context) (int64, error) {
+		info, err := a.system.Info(ctx) // asked each time: nodes come and go
+		if err != nil {
+			return 0, err
+		}
+		return cell.Served(ctx, info.Counters)
+	}
 	return nil
 }
 
@@ -258,15 +353,15 @@ func (o attackOptions) files(s *cell.Stepper) (closeAll func() error, err error)
 	return closeAll, nil
 }
 
-func (o attackOptions) conclude(ctx context.Context, s streams, step results.Step, format table.Format) error {
-	if err := table.RenderAll(s.out, table.Attack(step), format); err != nil {
+func (o attackOptions) conclude(ctx context.Context, s streams, step results.Step, trace *results.Trace, format table.Format) error {
+	if err := table.RenderAll(s.out, append(table.Attack(step), table.Traces(trace)...), format); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
 		return errors.New("interrupted: the figures above are those of the time until then")
 	}
 	if !step.Valid {
-		return invalidf("the measurement is invalid: %s\nlower --rate, raise --connections, or give the client more CPU", step.Warnings[0])
+		return exit.Invalidf("the measurement is invalid: %s\nlower --rate, raise --connections, or give the client more CPU", step.Warnings[0])
 	}
 	return nil
 }

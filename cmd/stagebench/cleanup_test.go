@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results/rundir"
 )
 
@@ -119,7 +120,7 @@ func interruptAt(t *testing.T, at time.Duration, args ...string) {
 		t.Fatal(err)
 	}
 	err := h.cmd.Wait()
-	if h.cmd.ProcessState.ExitCode() != exitFailed || !strings.Contains(h.output.String(), "interrupted") {
+	if h.cmd.ProcessState.ExitCode() != exit.Failed || !strings.Contains(h.output.String(), "interrupted") {
 		t.Errorf("interrupted after %v: %v\n%s", at, err, h.output.String())
 	}
 	if left := h.processes(t); len(left) > 0 {
@@ -218,7 +219,7 @@ func (h *harness) call(t *testing.T, args ...string) string {
 	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+h.temp, "XDG_CACHE_HOME="+templates())
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	if err := cmd.Run(); err != nil && cmd.ProcessState.ExitCode() != exitInvalid {
+	if err := cmd.Run(); err != nil && cmd.ProcessState.ExitCode() != exit.Invalid {
 		t.Errorf("stagebench %s: %v\n%s", strings.Join(args, " "), err, errs.String())
 	}
 	return out.String()

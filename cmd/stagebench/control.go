@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results/table"
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/control"
 )
@@ -26,7 +29,7 @@ func statusCommand(s streams) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f, err := table.ParseFormat(format)
 			if err != nil {
-				return usage(err)
+				return exit.Usage(err)
 			}
 			client, err := control.Dial(control.DefaultDir(), id)
 			if err != nil {
@@ -98,6 +101,42 @@ func actCommand(s streams, verb, short, done string, act func(context.Context, *
 				return err
 			}
 			_, err = fmt.Fprintf(s.out, "%s %s\n", done, args[0])
+			return err
+		},
+	}
+	systemFlag(cmd, &id)
+	return cmd
+}
+
+func scaleCommand(s streams) *cobra.Command {
+	var id string
+	cmd := &cobra.Command{
+		Use:   "scale web HOSTS",
+		Short: "Change the number of web hosts while the system serves; no request has to fail for it",
+		Long: `Starts more web hosts and has the balancers use them, or has the balancers leave
+the last ones out, waits until these have finished what they had, and stops them.
+Sessions that live in the memory of a web host go with it.`,
+		Example: "  stagebench scale web 4\n  stagebench scale web 2",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return exit.Usagef("%s wants a tier and a number of hosts\nfor example: stagebench scale web 4", cmd.CommandPath())
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			hosts, err := strconv.Atoi(args[1])
+			if err != nil {
+				return exit.Usagef("%q is no number of hosts\nfor example: stagebench scale web 4", args[1])
+			}
+			client, err := control.Dial(control.DefaultDir(), id)
+			if err != nil {
+				return err
+			}
+			begin := time.Now()
+			if err := client.Scale(cmd.Context(), sut.Role(args[0]), hosts); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(s.out, "%s has %d hosts after %v\n", args[0], hosts, time.Since(begin).Round(time.Millisecond))
 			return err
 		},
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/stagebench/stagebench/cmd/internal/cell"
+	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results/table"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/node"
@@ -24,7 +25,7 @@ func doctorCommand(s streams) *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			f, err := table.ParseFormat(format)
 			if err != nil {
-				return usage(err)
+				return exit.Usage(err)
 			}
 			return table.Render(s.out, diagnose(), f)
 		},

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/workloads/driver/freezer"
 )
 
@@ -26,7 +27,7 @@ rate; a load generator that says less has left something out.`,
   stagebench attack --target http://127.0.0.1:8099/ --rate 1000 --duration 10s --connections 32 --schedule constant`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.Frozen <= 0 || f.Period <= f.Frozen {
-				return usagef("--frozen %v, --period %v\nwant more than 0, and the period longer than the freeze", f.Frozen, f.Period)
+				return exit.Usagef("--frozen %v, --period %v\nwant more than 0, and the period longer than the freeze", f.Frozen, f.Period)
 			}
 			return serveFreezer(cmd.Context(), s, listen, f)
 		},
@@ -40,7 +41,7 @@ rate; a load generator that says less has left something out.`,
 func serveFreezer(ctx context.Context, s streams, listen string, f *freezer.Freezer) error {
 	address, err := net.ResolveTCPAddr("tcp", listen)
 	if err != nil || !address.IP.IsLoopback() {
-		return usagef("--listen %s\nwant a loopback address such as 127.0.0.1:8099", listen)
+		return exit.Usagef("--listen %s\nwant a loopback address such as 127.0.0.1:8099", listen)
 	}
 	listener, err := net.Listen("tcp", listen)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results/table"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/workloads/preset"
@@ -29,11 +30,11 @@ func listCommand(s streams) *cobra.Command {
 		RunE: func(_ *cobra.Command, args []string) error {
 			f, err := table.ParseFormat(format)
 			if err != nil {
-				return usage(err)
+				return exit.Usage(err)
 			}
 			list, known := listings()[args[0]]
 			if !known {
-				return usagef("cannot list %q\nwant stages, workloads, knobs or engines", args[0])
+				return exit.Usagef("cannot list %q\nwant stages, workloads, knobs or engines", args[0])
 			}
 			return table.Render(s.out, list(), f)
 		},

@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/term"
+
+	"github.com/stagebench/stagebench/cmd/internal/exit"
 )
 
 func main() {
@@ -17,5 +19,5 @@ func main() {
 	context.AfterFunc(ctx, stop)
 	terminal := term.IsTerminal(int(os.Stderr.Fd()))
 	err := run(ctx, streams{args: os.Args[1:], in: os.Stdin, out: os.Stdout, err: os.Stderr, terminal: terminal})
-	os.Exit(report(os.Stderr, err))
+	os.Exit(exit.Report(os.Stderr, err))
 }

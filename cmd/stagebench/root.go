@@ -5,6 +5,8 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+
+	"github.com/stagebench/stagebench/cmd/internal/exit"
 )
 
 // streams are what the process was called with: its arguments and its standard
@@ -35,7 +37,7 @@ Exit status: 0 done; 1 it failed; 2 wrong usage; 3 the measurement is invalid.`,
 		SilenceUsage:  true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usagef("unknown command %q\nsee: stagebench --help", args[0])
+				return exit.Usagef("unknown command %q\nsee: stagebench --help", args[0])
 			}
 			return nil
 		},
@@ -46,10 +48,10 @@ Exit status: 0 done; 1 it failed; 2 wrong usage; 3 the measurement is invalid.`,
 	root.SetOut(s.out)
 	root.SetErr(s.err)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usagef("%w\nsee: %s --help", err, cmd.CommandPath())
+		return exit.Usagef("%w\nsee: %s --help", err, cmd.CommandPath())
 	})
 	for _, command := range []*cobra.Command{
-		runCommand(s), upCommand(s), statusCommand(s), killCommand(s), pauseCommand(s), resumeCommand(s), downCommand(s),
+		runCommand(s), upCommand(s), statusCommand(s), killCommand(s), pauseCommand(s), resumeCommand(s), scaleCommand(s), downCommand(s),
 		attackCommand(s), listCommand(s), doctorCommand(s), nodeCommand(s), freezerCommand(s),
 	} {
 		if command.Args == nil {
@@ -62,7 +64,7 @@ Exit status: 0 done; 1 it failed; 2 wrong usage; 3 the measurement is invalid.`,
 
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usagef("%s takes no argument, but %q was given\nsee: %s --help", cmd.CommandPath(), args[0], cmd.CommandPath())
+		return exit.Usagef("%s takes no argument, but %q was given\nsee: %s --help", cmd.CommandPath(), args[0], cmd.CommandPath())
 	}
 	return nil
 }
@@ -71,7 +73,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 func oneArg(what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) != 1 {
-			return usagef("%s wants one argument, %s, but got %d\nsee: %s --help", cmd.CommandPath(), what, len(args), cmd.CommandPath())
+			return exit.Usagef("%s wants one argument, %s, but got %d\nsee: %s --help", cmd.CommandPath(), what, len(args), cmd.CommandPath())
 		}
 		return nil
 	}

@@ -12,6 +12,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/stagebench/stagebench/cmd/internal/cell"
+	"github.com/stagebench/stagebench/cmd/internal/exit"
+	"github.com/stagebench/stagebench/cmd/internal/load"
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/live"
 	"github.com/stagebench/stagebench/results/rundir"
@@ -34,6 +36,7 @@ type runOptions struct {
 	strict            bool
 	life              time.Duration
 	reference         float64
+	replay            load.Replay
 }
 
 func runCommand(s streams) *cobra.Command {
@@ -52,7 +55,7 @@ row per stage and workload. How long it will take is said before it starts.`,
 	}
 	f := cmd.Flags()
 	f.StringSliceVar(&o.stages, "stages", []string{"all"}, "stages to measure, in this order; see: stagebench list stages")
-	f.StringSliceVar(&o.workloads, "workloads", []string{"read-heavy", "write-heavy"}, "workloads to measure; see: stagebench list workloads")
+	f.StringSliceVar(&o.workloads, "workloads", []string{"read-heavy", "write-heavy"}, "workloads to measure: names (stagebench list workloads), a workload FILE.yaml, or trace:FILE (an access log)")
 	f.StringVar(&o.engines, "engines", "embedded", "embedded (nothing to install) or native (PostgreSQL, HAProxy)")
 	f.StringArrayVar(&o.set, "set", nil, "set a knob, NAME=VALUE; may be repeated; see: stagebench list knobs")
 	f.BoolVar(&o.quick, "quick", false, "a coarse look in about a minute")
@@ -65,6 +68,7 @@ row per stage and workload. How long it will take is said before it starts.`,
 	f.StringVar(&o.slo, "slo", results.DefaultSLO().String(), "the objective that capacity is measured against")
 	f.Float64Var(&o.reference, "reference", 0, "the common rate in requests/s at which latency is compared; 0 = the mode's own")
 	f.BoolVar(&o.strict, "strict", false, "exit with status 3 when a cell is invalid")
+	replayFlags(cmd, &o.replay)
 	formatFlag(cmd, &o.format)
 	return cmd
 }
@@ -72,7 +76,7 @@ row per stage and workload. How long it will take is said before it starts.`,
 // job is a run that has been understood: what to measure, and how.
 type job struct {
 	topologies []sut.Topology
-	workloads  []string
+	loads      []load.Load
 	plan       cell.Plan
 	slo        results.SLO
 	data       sut.Data
@@ -87,9 +91,9 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 	if err := missingEngines(j.topologies); err != nil {
 		return err
 	}
-	cells := len(j.topologies) * len(j.workloads)
-	estimate := j.plan.Estimate(cells, o.engines == "native")
-	_, _ = fmt.Fprintf(s.err, "%d cells (%d stages x %d workloads), about %v\n", cells, len(j.topologies), len(j.workloads), estimate.Round(time.Second))
+	cells := len(j.topologies) * len(j.loads)
+	estimate := j.estimate(o.engines == "native")
+	_, _ = fmt.Fprintf(s.err, "%d cells (%d stages x %d workloads), about %v\n", cells, len(j.topologies), len(j.loads), estimate.Round(time.Second))
 
 	progress := live.New(s.err, s.terminal, cells)
 	defer progress.Done()
@@ -107,7 +111,7 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 	bench := &cell.Bench{
 		Driver: vegeta.Driver{}, Plan: j.plan, SLO: j.slo, Seed: o.seed,
 		Connections: o.connections, Life: o.life, Run: dir, Progress: progress,
-		Up: up.up, Workload: workloadMaker(j.data),
+		Up: up.up,
 	}
 	run := results.Run{Schema: results.Schema, Run: manifest.Run, Warnings: manifest.Warnings}
 	err = measure(ctx, bench, j, &run, progress)
@@ -118,7 +122,7 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 // fits says whether the hosts of a topology leave the driver its reserve.
 func fits(t sut.Topology) error {
 	if spare := float64(cell.Cores()) - t.CPU(); spare < cell.Reserve(cell.Cores()) {
-		return usagef("stage %s wants %.2f cores for its hosts, and the driver %.2f, but there are %d\nuse fewer or smaller hosts: --set web.hosts=N, --set db.cpu=UNITS",
+		return exit.Usagef("stage %s wants %.2f cores for its hosts, and the driver %.2f, but there are %d\nuse fewer or smaller hosts: --set web.hosts=N, --set db.cpu=UNITS",
 			t.Stage, t.CPU(), cell.Reserve(cell.Cores()), cell.Cores())
 	}
 	return nil
@@ -126,26 +130,26 @@ func fits(t sut.Topology) error {
 
 // job checks the options, before anything is started.
 func (o runOptions) job() (job, error) {
-	j := job{workloads: o.workloads, plan: cell.Default()}
+	j := job{plan: cell.Default()}
 	var err error
 	if j.format, err = table.ParseFormat(o.format); err != nil {
-		return j, usage(err)
+		return j, exit.Usage(err)
 	}
 	if j.slo, err = results.ParseSLO(o.slo); err != nil {
-		return j, usagef("%w\nfor example: --slo '%s'", err, results.DefaultSLO())
+		return j, exit.Usagef("%w\nfor example: --slo '%s'", err, results.DefaultSLO())
 	}
 	if j.data, err = dataOf(o.data, o.seed); err != nil {
 		return j, err
 	}
 	if o.connections < 1 || o.connections > 10_000 {
-		return j, usagef("--connections %d\nwant 1 to 10000", o.connections)
+		return j, exit.Usagef("--connections %d\nwant 1 to 10000", o.connections)
 	}
 	if o.life < 0 {
-		return j, usagef("--connection-life %v\nwant 0, for connections that are kept, or more", o.life)
+		return j, exit.Usagef("--connection-life %v\nwant 0, for connections that are kept, or more", o.life)
 	}
 	switch {
 	case o.quick && o.full:
-		return j, usagef("--quick and --full exclude each other\nuse one of them, or neither")
+		return j, exit.Usagef("--quick and --full exclude each other\nuse one of them, or neither")
 	case o.quick:
 		j.plan = cell.Quick()
 	case o.full:
@@ -153,33 +157,51 @@ func (o runOptions) job() (job, error) {
 	}
 	if o.reference != 0 {
 		if !(o.reference >= 1 && o.reference <= j.plan.Search.Max) {
-			return j, usagef("--reference %v\nwant 1 to %v requests/s", o.reference, j.plan.Search.Max)
+			return j, exit.Usagef("--reference %v\nwant 1 to %v requests/s", o.reference, j.plan.Search.Max)
 		}
 		j.plan.ReferenceRPS = o.reference
 	}
-	if err := o.checkWorkloads(j.data); err != nil {
+	if j.loads, err = o.loads(j.data); err != nil {
 		return j, err
 	}
 	j.topologies, err = o.topologies()
 	return j, err
 }
 
-func (o runOptions) checkWorkloads(data sut.Data) error {
+func (o runOptions) loads(data sut.Data) ([]load.Load, error) {
 	if len(o.workloads) == 0 {
-		return usagef("no workload given\nsee: stagebench list workloads")
+		return nil, exit.Usagef("no workload given\nsee: stagebench list workloads")
+	}
+	if err := o.replay.Validate(); err != nil {
+		return nil, exit.Usage(err)
+	}
+	if o.replay.Loop {
+		return nil, exit.Usagef("--loop has no end\nrun replays a trace once; stagebench attack --duration D --loop goes on for D")
 	}
 	seen := map[string]bool{}
-	workload := workloadMaker(data)
+	maker := load.Maker{Data: data, Replay: o.replay, Service: true}
+	var loads []load.Load
 	for _, name := range o.workloads {
-		if seen[name] {
-			return usagef("workload %q is given twice", name)
+		l, err := maker.Make(name)
+		if err != nil {
+			return nil, exit.Usage(err)
 		}
-		seen[name] = true
-		if _, err := workload(name); err != nil {
-			return usagef("%w\nsee: stagebench list workloads", err)
+		if seen[l.Workload.Name()] {
+			return nil, exit.Usagef("workload %q is given twice", l.Workload.Name())
 		}
+		seen[l.Workload.Name()] = true
+		loads = append(loads, l)
 	}
-	return nil
+	return loads, nil
+}
+
+// estimate is how long the job will take.
+func (j job) estimate(native bool) time.Duration {
+	var sum time.Duration
+	for _, l := range j.loads {
+		sum += j.plan.Estimate(len(j.topologies), native, l.Length)
+	}
+	return sum
 }
 
 func (o runOptions) topologies() ([]sut.Topology, error) {
@@ -195,18 +217,18 @@ func (o runOptions) topologies() ([]sut.Topology, error) {
 		}
 	}
 	if len(stages) == 0 {
-		return nil, usagef("no stage given\nsee: stagebench list stages")
+		return nil, exit.Usagef("no stage given\nsee: stagebench list stages")
 	}
 	seen := map[string]bool{}
 	var all []sut.Topology
 	for _, stage := range stages {
 		if seen[stage] {
-			return nil, usagef("stage %q is given twice", stage)
+			return nil, exit.Usagef("stage %q is given twice", stage)
 		}
 		seen[stage] = true
 		t, err := sut.Build(sut.Stage(stage), knobs, cell.Unit(cell.Cores()))
 		if err != nil {
-			return nil, usagef("%w\nsee: stagebench list stages", err)
+			return nil, exit.Usagef("%w\nsee: stagebench list stages", err)
 		}
 		if err := fits(t); err != nil {
 			return nil, err
@@ -223,7 +245,7 @@ func (o runOptions) open(s streams, j job, up *bringer) (*rundir.Dir, results.Ma
 		Schema: results.Schema, Run: id, Command: append([]string{"stagebench"}, s.args...), Started: time.Now(), Seed: o.seed, Data: o.data,
 		Config: map[string]any{
 			"mode": j.plan.Mode, "plan": j.plan, "slo": j.slo.String(), "connections": o.connections,
-			"connection_life": o.life.String(), "knobs": j.topologies[0].Knobs, "workloads": j.workloads,
+			"connection_life": o.life.String(), "knobs": j.topologies[0].Knobs, "workloads": o.workloads, "speed": o.replay.Speed, "max_gap": o.replay.MaxGap.String(),
 		},
 		Digests: map[string]string{}, Budgets: up.budgets.Describe(),
 		UnitCPU: cell.Unit(cell.Cores()), Reserve: cell.Reserve(cell.Cores()),
@@ -251,15 +273,15 @@ func (o runOptions) open(s streams, j job, up *bringer) (*rundir.Dir, results.Ma
 // measure measures all cells; the summary is written anew after each of them,
 // so that a run that is killed keeps what it has.
 func measure(ctx context.Context, bench *cell.Bench, j job, run *results.Run, progress *live.Progress) error {
-	for _, workload := range j.workloads {
+	for _, l := range j.loads {
 		for _, topology := range j.topologies {
-			progress.Cell(string(topology.Stage)+" "+workload, len(run.Cells))
-			c := bench.Measure(ctx, topology, workload)
+			progress.Cell(string(topology.Stage)+" "+l.Workload.Name(), len(run.Cells))
+			c := bench.Measure(ctx, topology, l)
 			if c.Error != "" && ctx.Err() == nil {
 				progress.Note(c.Stage + " " + c.Workload + ": " + c.Error)
 			}
 			run.Cells = append(run.Cells, c)
-			run.Complete = len(run.Cells) == len(j.workloads)*len(j.topologies) && ctx.Err() == nil
+			run.Complete = len(run.Cells) == len(j.loads)*len(j.topologies) && ctx.Err() == nil
 			if err := bench.Run.WriteSummary(*run); err != nil {
 				return err
 			}
@@ -273,7 +295,15 @@ func measure(ctx context.Context, bench *cell.Bench, j job, run *results.Run, pr
 
 // conclude prints the table and says how the run ended.
 func (o runOptions) conclude(s streams, j job, dir *rundir.Dir, run results.Run) error {
-	if err := table.Render(s.out, table.Ladder(run), j.format); err != nil {
+	tables := []table.Table{table.Ladder(run)}
+	for _, l := range j.loads {
+		tables = append(tables, table.Traces(l.Trace)...)
+	}
+	render := func() error { return table.RenderAll(s.out, tables, j.format) }
+	if len(tables) == 1 { // JSON is then the ladder itself, and no list
+		render = func() error { return table.Render(s.out, tables[0], j.format) }
+	}
+	if err := render(); err != nil {
 		return err
 	}
 	_, _ = fmt.Fprintf(s.err, "\nThe run is in %s\n", dir.Path())
@@ -295,7 +325,7 @@ func (o runOptions) conclude(s streams, j job, dir *rundir.Dir, run results.Run)
 	case failed > 0:
 		return fmt.Errorf("%d of %d cells could not be measured\nthe nodes' logs are below %s", failed, len(run.Cells), dir.Path())
 	case invalid > 0 && o.strict:
-		return invalidf("%d of %d cells are invalid\nthe notes below the table say why", invalid, len(run.Cells))
+		return exit.Invalidf("%d of %d cells are invalid\nthe notes below the table say why", invalid, len(run.Cells))
 	}
 	return nil
 }

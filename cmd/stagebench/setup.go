@@ -7,15 +7,28 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/spf13/cobra"
+
+	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/sut"
-	"github.com/stagebench/stagebench/sut/imaging"
 	"github.com/stagebench/stagebench/sut/node"
-	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/targets/budget"
 	"github.com/stagebench/stagebench/targets/local"
-	"github.com/stagebench/stagebench/workloads"
-	"github.com/stagebench/stagebench/workloads/preset"
 )
+
+// nodeVerb is the hidden command that becomes a node of the system under test.
+const nodeVerb = "node"
+
+func nodeCommand(s streams) *cobra.Command {
+	return &cobra.Command{
+		Use:    nodeVerb,
+		Short:  "Become a node: configuration on stdin, ready line on stdout, logs on stderr",
+		Hidden: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return node.Run(cmd.Context(), s.in, s.out, s.err)
+		},
+	}
+}
 
 // bringer brings topologies up on this machine.
 type bringer struct {
@@ -48,7 +61,7 @@ func (b *bringer) up(ctx context.Context, t sut.Topology, logDir string) (*local
 	return local.Up(ctx, local.Options{
 		Binary: b.binary, NodeArgs: []string{nodeVerb}, Topology: t, Data: b.data,
 		TemplateDir: b.templates, TemplateVersion: node.TemplateVersion(),
-		LogDir: logDir, Budgets: b.budgets, Log: b.log, Progress: b.progress,
+		LogDir: logDir, Budgets: b.budgets, Log: b.log, Progress: b.progress, Admit: fits,
 	})
 }
 
@@ -56,7 +69,7 @@ func (b *bringer) up(ctx context.Context, t sut.Topology, logDir string) (*local
 func dataOf(size string, seed uint64) (sut.Data, error) {
 	d := sut.Data{Size: size, Seed: seed}
 	if _, known := d.Counts(); !known {
-		return d, usagef("unknown data set %q\nwant one of %v", size, sut.DataSizes())
+		return d, exit.Usagef("unknown data set %q\nwant one of %v", size, sut.DataSizes())
 	}
 	return d, nil
 }
@@ -65,7 +78,7 @@ func dataOf(size string, seed uint64) (sut.Data, error) {
 func knobsOf(engines string, settings []string) (sut.Knobs, error) {
 	given, err := sut.ParseKnobs(settings)
 	if err != nil {
-		return nil, usagef("%w\nsee: stagebench list knobs", err)
+		return nil, exit.Usagef("%w\nsee: stagebench list knobs", err)
 	}
 	knobs := sut.Knobs{}
 	for _, role := range []sut.Role{sut.DB, sut.Balance} {
@@ -74,7 +87,7 @@ func knobsOf(engines string, settings []string) (sut.Knobs, error) {
 			case engines == "embedded" && !e.Native(), engines == "native" && e.Native():
 				knobs[string(role)+".engine"] = string(e)
 			case engines != "embedded" && engines != "native":
-				return nil, usagef("unknown engines %q\nwant embedded or native; one role alone is chosen with --set, for example --set db.engine=postgres", engines)
+				return nil, exit.Usagef("unknown engines %q\nwant embedded or native; one role alone is chosen with --set, for example --set db.engine=postgres", engines)
 			}
 		}
 	}
@@ -82,33 +95,6 @@ func knobsOf(engines string, settings []string) (sut.Knobs, error) {
 		knobs[name] = value
 	}
 	return knobs, nil
-}
-
-// uploadCount is how many different JPEGs are uploaded in turns, of the default
-// size.
-const (
-	uploadCount  = 16
-	uploadWidth  = 160
-	uploadHeight = 120
-)
-
-// workloadMaker returns the function that makes shipped workloads for a data
-// set.
-func workloadMaker(data sut.Data) func(name string) (workloads.Workload, error) {
-	counts, _ := data.Counts()
-	set := photos.NewDataset(counts, data.Seed)
-	var uploads [][]byte
-	for i := range uploadCount {
-		uploads = append(uploads, imaging.Sample(data.Seed+uint64(i), uploadWidth, uploadHeight))
-	}
-	return func(name string) (workloads.Workload, error) {
-		return preset.New(name, preset.Params{
-			Seed: data.Seed, Users: counts.Users, Photos: counts.Photos,
-			Login:   func(user int) (string, string) { return sut.SeedLogin(user), sut.SeedPassword },
-			Owner:   func(photo int) int { return int(set.Owner(photos.ID(photo))) },
-			Uploads: uploads,
-		})
-	}
 }
 
 // missingEngines says which native servers the topologies need and this machine

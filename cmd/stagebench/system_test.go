@@ -5,13 +5,13 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"os"
 	"runtime"
 	"testing"
 	"time"
 
 	"github.com/stagebench/stagebench/cmd/internal/cell"
+	"github.com/stagebench/stagebench/cmd/internal/load"
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/node"
@@ -43,17 +43,39 @@ func (silent) Sample(*int64, *int64, float64) {}
 // templates are shared by all tests of this binary, so that each is built once.
 func templates() string { return os.Getenv(templatesVariable) }
 
+// bringUp brings a stage up on roomy hosts, ready for a shipped workload.
 func bringUp(t *testing.T, stage sut.Stage, knobs sut.Knobs, workload string) *rig {
 	t.Helper()
+	r := bringUpSized(t, stage, knobs, roomy)
+	r.connect(t, shipped(t, workload), driver.ClientConfig{Connections: 32})
+	return r
+}
+
+// smallData is the data set of all tests here.
+func smallData() sut.Data { return sut.Data{Size: "small", Seed: 1} }
+
+// shipped is a workload that we ship.
+func shipped(t *testing.T, name string) workloads.Workload {
+	t.Helper()
+	l, err := load.Maker{Data: smallData(), Service: true}.Make(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l.Workload
+}
+
+// bringUpSized brings a stage up with a unit of that many cores.
+func bringUpSized(t *testing.T, stage sut.Stage, knobs sut.Knobs, unit float64) *rig {
+	t.Helper()
 	skipWithoutEngines(t, knobs)
-	data := sut.Data{Size: "small", Seed: 1}
+	data := smallData()
 	up, err := newBringer(data, slog.New(slog.NewTextHandler(io.Discard, nil)), func(string) {})
 	if err != nil {
 		t.Fatal(err)
 	}
 	up.templates = templates()
 	r := &rig{}
-	if r.topology, err = sut.Build(stage, knobs, roomy); err != nil {
+	if r.topology, err = sut.Build(stage, knobs, unit); err != nil {
 		t.Fatal(err)
 	}
 	if r.System, err = up.up(t.Context(), r.topology, t.TempDir()); err != nil {
@@ -68,11 +90,6 @@ func bringUp(t *testing.T, stage sut.Stage, knobs sut.Knobs, workload string) *r
 		}
 	})
 	t.Logf("%s up after %v, hosts: %s", stage, r.BringUp().Round(time.Millisecond), up.budgets.Describe())
-	load, err := workloadMaker(data)(workload)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.connect(t, load)
 	return r
 }
 
@@ -85,25 +102,26 @@ func skipWithoutEngines(t *testing.T, knobs sut.Knobs) {
 	}
 }
 
-func (r *rig) connect(t *testing.T, load workloads.Workload) {
-	endpoint, err := url.Parse(r.Endpoints()[0])
+// connect makes new clients for a workload, in the place of those before.
+func (r *rig) connect(t *testing.T, workload workloads.Workload, config driver.ClientConfig) {
+	t.Helper()
+	endpoint, addresses, err := cell.Endpoint(r.Endpoints())
 	if err != nil {
 		t.Fatal(err)
 	}
-	clients, err := driver.NewClients(driver.ClientConfig{
-		Endpoint: endpoint, Connections: 32, Sources: cell.Sources(endpoint, 1), DialTimeout: time.Second,
-	})
+	config.Endpoint, config.Addresses, config.Sources, config.DialTimeout = endpoint, addresses, cell.Sources(endpoint, 1), time.Second
+	clients, err := driver.NewClients(config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(clients.Close)
-	if err := clients.LogIn(t.Context(), load, 5*time.Second); err != nil {
+	if err := clients.LogIn(t.Context(), workload, 5*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	r.stepper = &cell.Stepper{
-		Driver: vegeta.Driver{}, Clients: clients, Workload: load, SLO: results.DefaultSLO(), Timeout: 5 * time.Second,
+		Driver: vegeta.Driver{}, Clients: clients, Workload: workload, SLO: results.DefaultSLO(), Timeout: 5 * time.Second,
 		Drain: time.Second, Progress: silent{}, Target: r.System, ClientCPU: float64(runtime.NumCPU()),
-		Served: func(ctx context.Context) (int64, error) { return cell.Served(ctx, r.AdminURL(r.topology.Frontend)) },
+		Served: func(ctx context.Context) (int64, error) { return cell.Served(ctx, r.Counters()) },
 		Also:   func(o results.Outcome) { r.outcomes = append(r.outcomes, o) },
 	}
 }

@@ -7,11 +7,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/stagebench/stagebench/cmd/internal/cell"
+	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results/table"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/targets/control"
@@ -58,7 +60,7 @@ func (o upOptions) run(ctx context.Context, s streams) (err error) {
 	}
 	topology, err := sut.Build(sut.Stage(o.stage), knobs, cell.Unit(cell.Cores()))
 	if err != nil {
-		return usagef("%w\nsee: stagebench list stages", err)
+		return exit.Usagef("%w\nsee: stagebench list stages", err)
 	}
 	if err := errors.Join(fits(topology), missingEngines([]sut.Topology{topology})); err != nil {
 		return err
@@ -79,12 +81,12 @@ func (o upOptions) run(ctx context.Context, s streams) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, system.Down(context.WithoutCancel(ctx))) }()
-	_, _ = fmt.Fprintf(s.out, "stage %s is up at %s (%v, hosts: %s)\n", topology.Stage, system.Endpoints()[0], system.BringUp().Round(time.Millisecond), up.budgets.Describe())
+	_, _ = fmt.Fprintf(s.out, "stage %s is up at %s (%v, hosts: %s)\n", topology.Stage, strings.Join(system.Endpoints(), " and "), system.BringUp().Round(time.Millisecond), up.budgets.Describe())
 	if err := table.Render(s.out, statusTable(system.Status()), table.FormatText); err != nil {
 		return err
 	}
 	_, _ = fmt.Fprintf(s.out, "logs: %s\nCtrl-C or `stagebench down` takes it down\n", logs)
-	info := control.Info{ID: fmt.Sprintf("%s-%d", topology.Stage, os.Getpid()), Stage: topology.Stage, Data: data, Endpoints: system.Endpoints(), Admin: system.AdminURL(topology.Frontend)}
+	info := control.Info{ID: fmt.Sprintf("%s-%d", topology.Stage, os.Getpid()), Stage: topology.Stage, Data: data, LogDir: logs}
 	return control.Serve(ctx, control.DefaultDir(), info, system)
 }
 

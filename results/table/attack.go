@@ -198,6 +198,9 @@ func ledger(l results.Ledger) Table {
 	if l.SessionLost > 0 {
 		t.Legend = append(t.Legend, fmt.Sprintf("of http_error %s are session_lost, which do not count as errors", Count(l.SessionLost).Text))
 	}
+	if l.CheckFailed > 0 {
+		t.Legend = append(t.Legend, fmt.Sprintf("of http_error %s are check_failed: complete responses that are not what the workload asks for", Count(l.CheckFailed).Text))
+	}
 	for _, term := range []struct {
 		key   string
 		count int64
@@ -212,6 +215,7 @@ func ledger(l results.Ledger) Table {
 		{"timeout", l.Timeout},
 		{"in_flight", l.InFlight},
 		{"session_lost", l.SessionLost},
+		{"check_failed", l.CheckFailed},
 	} {
 		t.Columns = append(t.Columns, Column{Key: term.key, For: Machines})
 		t.Rows[0] = append(t.Rows[0], Count(term.count))

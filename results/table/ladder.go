@@ -120,6 +120,9 @@ func capacityCells(c results.Cell) capacityFigures {
 	if c.Error != "" {
 		return capacityFigures{rate: Cell{Text: "failed", Notes: []string{c.Error}}}
 	}
+	if c.CapacityMethod == results.MethodReplay {
+		return capacityFigures{rate: Blank("a replay has its own times: no rate was searched for")}
+	}
 	f := capacityFigures{rate: Rate(c.CapacityRPS), low: Rate(c.CapacityLow), high: Rate(c.CapacityHigh)}
 	f.bracket = Text(f.low.Text + ".." + f.high.Text)
 	if c.CapacityHigh == 0 {
@@ -149,7 +152,7 @@ func broken(steps []results.Step) []string {
 // gain is the ratio of two capacities of the table.
 func gain(c results.Cell, before *results.Cell) Cell {
 	switch {
-	case c.Error != "" || before == nil:
+	case c.Error != "" || before == nil || c.CapacityMethod == results.MethodReplay:
 		return Cell{}
 	case before.Error != "":
 		return Blank("the stage before could not be measured")

@@ -13,10 +13,13 @@
 //   - Every response carries X-Served-By, the node that answered; every
 //     response that shows a record carries its version in X-Record-Version (of
 //     a list, the highest), so that a client can tell a stale answer.
+//   - Every response carries the request's id in X-Request-Id: the one that it
+//     came with, or a new one. Log lines and calls to other tiers have it, too.
 //   - Errors are JSON, {"error": what was wrong, "hint": what to do}. What the
 //     client sent wrong is 4xx, never 500.
-//   - When a tier is away, what needs it answers 503 with Retry-After and names
-//     it in X-Degraded (db, blob, session); what does not need it goes on.
+//   - When a tier is away, what needs it answers 503 with Retry-After; what does
+//     not need it goes on. Whatever was answered without it names it in
+//     X-Degraded (db, blob, session).
 //   - A tier is waited for no longer than Config.TierTimeout, a client's body
 //     no longer than Config.BodyTimeout. How long a client may take for the
 //     header of a request, or to read the response, is for the http.Server to
@@ -27,7 +30,9 @@ package app
 
 import (
 	"cmp"
+	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"runtime"
@@ -38,6 +43,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
@@ -65,6 +71,18 @@ type Config struct {
 	Registry *prometheus.Registry // gets the app's metrics, and is what /metrics shows
 	Now      func() time.Time
 
+	// Service is what this host offers: sut.Reads, sut.Uploads, or both when it is
+	// empty. What it does not offer is 421: it belongs to another host.
+	Service sut.Service
+	// Full reports whether a request came over a connection that is one too many
+	// for this host; it is answered 503, and whoever serves closes the connection.
+	// nil = none is.
+	Full func(context.Context) bool
+	// LogRequests says which requests are logged, a line each with their ids:
+	// LogFailed, which is the default, those answered 500 or more; LogAll or
+	// LogNone. Mistakes of the service are logged whatever it says.
+	LogRequests string
+
 	TierTimeout    time.Duration // for all calls to tiers of one request; 0 = 5 s
 	ReadyTimeout   time.Duration // for the checks of /readyz; 0 = 500 ms
 	BodyTimeout    time.Duration // from the start of a request to the end of its body; 0 = 60 s
@@ -77,7 +95,15 @@ type Config struct {
 	ProcessSlots int
 }
 
+// What of a Config's LogRequests is logged.
+const (
+	LogFailed = "failed"
+	LogAll    = "all"
+	LogNone   = "none"
+)
+
 func (c Config) withDefaults() (Config, error) {
+	c.LogRequests = cmp.Or(c.LogRequests, LogFailed)
 	c.TierTimeout = cmp.Or(c.TierTimeout, 5*time.Second)
 	c.ReadyTimeout = cmp.Or(c.ReadyTimeout, 500*time.Millisecond)
 	c.BodyTimeout = cmp.Or(c.BodyTimeout, time.Minute)
@@ -95,6 +121,10 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("app: a logger, a registry and a clock are needed")
 	case min(c.TierTimeout, c.ReadyTimeout, c.BodyTimeout) < 0 || min(c.MaxUploadBytes, int64(c.ProcessSlots)) < 0:
 		return c, errors.New("app: no limit may be negative")
+	case c.Service != "" && c.Service != sut.Reads && c.Service != sut.Uploads:
+		return c, fmt.Errorf("app: unknown service %q", c.Service)
+	case c.LogRequests != LogFailed && c.LogRequests != LogAll && c.LogRequests != LogNone:
+		return c, fmt.Errorf("app: log requests %q: want %s, %s or %s", c.LogRequests, LogFailed, LogAll, LogNone)
 	case c.UploadMemory < c.MaxUploadBytes+formOverhead:
 		return c, errors.New("app: the memory for uploads must hold at least one of the largest")
 	}
@@ -106,6 +136,7 @@ type App struct {
 	config     Config
 	mux        *http.ServeMux
 	operations map[string]http.Handler // by path: for operators, not counted as requests
+	checks     map[string]http.Handler // those of them that balancers ask for at the public address
 	metrics    *metrics
 	page       *pageTemplate
 	assets     map[string]asset
@@ -116,6 +147,7 @@ type App struct {
 	slots    chan struct{}
 	draining atomic.Bool
 
+	ids      *sut.RequestIDs
 	servedBy []string // value of HeaderServedBy, shared by all responses
 	noSniff  []string // value of X-Content-Type-Options, likewise
 }
@@ -133,6 +165,7 @@ func New(c Config) (*App, error) {
 		outages:  map[string]*outage{tierDB: {}, tierBlob: {}, tierSession: {}},
 		memory:   semaphore.NewWeighted(c.UploadMemory),
 		slots:    make(chan struct{}, c.ProcessSlots),
+		ids:      sut.NewRequestIDs(),
 		servedBy: []string{c.Node},
 		noSniff:  []string{"nosniff"},
 	}
@@ -144,10 +177,25 @@ func New(c Config) (*App, error) {
 	if a.metrics, err = newMetrics(c.Registry, routes); err != nil {
 		return nil, err
 	}
-	a.operations = a.operationsHandlers()
+	a.operations, a.checks = a.operationsHandlers()
 	a.register(routes)
 	return a, nil
 }
+
+// Operations is the operators' side: /healthz, /readyz and /metrics. Balancers
+// find the first two at the public address as well.
+func (a *App) Operations() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if operation := a.operations[r.URL.Path]; operation != nil {
+			operation.ServeHTTP(w, r)
+			return
+		}
+		sendStatus(w, http.StatusNotFound, map[string]string{"error": "nothing is at " + r.URL.Path, "hint": "operators find /healthz, /readyz and /metrics here"})
+	})
+}
+
+// Draining reports whether Drain was called.
+func (a *App) Draining() bool { return a.draining.Load() }
 
 // Drain makes /readyz answer 503, so that balancers send nothing new. Requests
 // that come nevertheless are served.
@@ -158,11 +206,13 @@ func (a *App) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
 	header[HeaderServedBy] = a.servedBy
 	header["X-Content-Type-Options"] = a.noSniff
-	if operation := a.operations[r.URL.Path]; operation != nil {
-		operation.ServeHTTP(w, r)
+	if check := a.checks[r.URL.Path]; check != nil {
+		check.ServeHTTP(w, r)
 		return
 	}
 	x := &exchange{ResponseWriter: w, r: r, op: a.metrics.other, begun: a.config.Now()}
+	x.ctx = requestContext{Context: r.Context(), id: [1]string{a.ids.Of(r.Header)}}
+	header[sut.RequestIDHeader] = x.ctx.id[:]
 	if r.ContentLength != 0 {
 		// Also for a body that nobody will read: the server does so before it
 		// sends the answer, and without a bound would wait for ever.
@@ -170,7 +220,39 @@ func (a *App) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	a.metrics.inFlight.Inc()
 	defer a.finish(x)
+	if a.config.Full != nil && a.config.Full(r.Context()) {
+		a.refuse(x, &problem{status: http.StatusServiceUnavailable, message: "this host has as many connections as it takes", hint: "try again in a second"})
+		return
+	}
 	a.mux.ServeHTTP(x, r)
+}
+
+// requestIDKey is where a request's context has its id.
+type requestIDKey struct{}
+
+// requestContext is the context of one request. It is a part of the exchange,
+// whose id is that of the response's header, too: nothing of it is allocated on
+// its own.
+type requestContext struct {
+	context.Context
+	id [1]string
+}
+
+// Value returns the id, or what the server put into the context.
+func (c *requestContext) Value(key any) any {
+	if _, ours := key.(requestIDKey); ours {
+		return &c.id[0] // a pointer: a string would be copied to the heap
+	}
+	return c.Context.Value(key)
+}
+
+// RequestID returns the id of the request that a context belongs to, "" for any
+// other context. It goes with the calls that are made to other tiers.
+func RequestID(ctx context.Context) string {
+	if id, ok := ctx.Value(requestIDKey{}).(*string); ok {
+		return *id
+	}
+	return ""
 }
 
 // finish ends an exchange. It runs deferred: a handler that panics is a mistake
@@ -179,7 +261,7 @@ func (a *App) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (a *App) finish(x *exchange) {
 	cause := recover()
 	if cause != nil && cause != http.ErrAbortHandler {
-		a.config.Log.Error("a handler panicked", "op", x.op.name, "method", x.r.Method, "path", x.r.URL.Path, "panic", cause, "stack", stack())
+		a.config.Log.Error("a handler panicked", "request_id", x.id(), "op", x.op.name, "method", x.r.Method, "path", x.r.URL.Path, "panic", cause, "stack", stack())
 		if x.status == 0 {
 			a.refuse(x, &problem{status: http.StatusInternalServerError, message: "this is a mistake in the service", hint: "look into the log of the node that X-Served-By names"})
 			cause = nil
@@ -187,7 +269,9 @@ func (a *App) finish(x *exchange) {
 	}
 	a.metrics.inFlight.Dec()
 	x.answered(http.StatusOK) // what the server sends for a handler that said nothing
-	x.op.seconds.Observe(a.config.Now().Sub(x.begun).Seconds())
+	took := a.config.Now().Sub(x.begun)
+	x.op.seconds.Observe(took.Seconds())
+	a.logRequest(x, took)
 	if cause != nil {
 		// The response has begun: breaking the connection is the only way left to
 		// say that it is not whole.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,22 +22,23 @@ import (
 // With a tier away, what needs it says so, and everything else goes on.
 func TestDegradation(t *testing.T) {
 	everything := map[string]request{
-		"page": get("/"), "feed": get("/api/feed?user=1"), "photo": get("/api/photos/1"), "user": get("/api/users/1"),
+		"page": {method: "GET", path: "/"}, "feed": get("/api/feed?user=1"), "photo": get("/api/photos/1"), "user": get("/api/users/1"),
 		"me": {method: "GET", path: "/api/me"}, "image": get("/img/1/thumb.jpg"), "asset": get("/static/app.js"),
 		"login":  {method: "POST", path: "/api/login", body: `{"login": "user-2", "password": "stagebench"}`, anonymous: true},
 		"logout": {method: "POST", path: "/api/logout"}, "upload": uploadOf(sampleJPEG(8, 8)),
 		"rename": {method: "PATCH", path: "/api/photos/1", body: `{"title": "x"}`}, "delete": {method: "DELETE", path: "/api/photos/1"},
 		"like": {method: "POST", path: "/api/photos/1/like"}, "comment": {method: "POST", path: "/api/photos/1/comments", body: `{"text": "x"}`},
-		"follow": {method: "POST", path: "/api/users/3/follow"}, "health": get("/healthz"), "ready": get("/readyz"), "metrics": get("/metrics"),
+		"follow": {method: "POST", path: "/api/users/3/follow"}, "health": get("/healthz"), "ready": get("/readyz"),
 	}
 	for _, test := range []struct {
-		tier string
-		fail func(*service, error)
-		away string // ops that answer 503
+		tier    string
+		fail    func(*service, error)
+		away    string // ops that answer 503
+		without string // ops that answer well, but say that the tier was missing
 	}{
-		{"db", func(s *service, err error) { s.store.breakWith(err) }, "page feed photo user me login upload rename delete like comment follow"},
-		{"blob", func(s *service, err error) { s.blobs.breakWith(err) }, "image upload"},
-		{"session", func(s *service, err error) { s.sessions.breakWith(err) }, "me login logout upload rename delete like comment follow"},
+		{"db", func(s *service, err error) { s.store.breakWith(err) }, "page feed photo user me login upload rename delete like comment follow", "ready"},
+		{"blob", func(s *service, err error) { s.blobs.breakWith(err) }, "image upload", "delete ready"},
+		{"session", func(s *service, err error) { s.sessions.breakWith(err) }, "me login logout upload rename delete like comment follow", "page"},
 	} {
 		for op, r := range everything {
 			for _, cause := range []error{photos.ErrUnavailable, context.DeadlineExceeded} {
@@ -44,11 +46,14 @@ func TestDegradation(t *testing.T) {
 					s := newService(t)
 					test.fail(s, cause)
 					w := s.do(r)
-					away := strings.Contains(" "+test.away+" ", " "+op+" ")
+					away, without := slices.Contains(strings.Fields(test.away), op), slices.Contains(strings.Fields(test.without), op)
 					if got := w.Code == http.StatusServiceUnavailable; got != away || !away && w.Code >= 400 {
 						t.Fatalf("%d %s, away: %t", w.Code, w.Body, away)
 					}
-					if away && (w.Header().Get(app.HeaderDegraded) != test.tier || w.Header().Get("Retry-After") == "") {
+					if got := w.Header().Get(app.HeaderDegraded); got == test.tier != (away || without) {
+						t.Errorf("it says that it is without %q", got)
+					}
+					if away && w.Header().Get("Retry-After") == "" {
 						t.Errorf("headers %v", w.Header())
 					}
 					if away && !strings.Contains(s.log.String(), `"tier":"`+test.tier+`"`) {
@@ -68,12 +73,16 @@ func TestPageWithoutDatabase(t *testing.T) {
 	if !strings.HasPrefix(w.Header().Get("Content-Type"), "text/html") || !strings.Contains(w.Body.String(), "The database does not answer") {
 		t.Errorf("%v\n%s", w.Header(), w.Body)
 	}
+	s.sessions.breakWith(photos.ErrUnavailable)
+	if got := s.do(request{method: "GET", path: "/"}).Header().Get(app.HeaderDegraded); got != "session, db" {
+		t.Errorf("without sessions either, it says that it is without %q", got)
+	}
 }
 
-// An outage at hundreds of requests per second must not fill the log.
+// However many requests find out that a tier is away, it is said once a second.
 func TestOutageIsLoggedOnceASecond(t *testing.T) {
 	at := time.Unix(1_800_000_000, 0)
-	s := newService(t, func(c *app.Config) { c.Now = func() time.Time { return at } })
+	s := newService(t, func(c *app.Config) { c.Now, c.LogRequests = func() time.Time { return at }, app.LogNone })
 	s.store.breakWith(photos.ErrUnavailable)
 	for range 3 {
 		for range 100 {

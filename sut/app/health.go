@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"strings"
 
@@ -12,14 +13,14 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// operationsHandlers are the endpoints for balancers, supervisors and
-// Prometheus. They are not counted as requests of users.
-func (a *App) operationsHandlers() map[string]http.Handler {
-	return map[string]http.Handler{
-		"/healthz": readOnly(a.healthz),
-		"/readyz":  readOnly(a.readyz),
-		"/metrics": readOnly(promhttp.HandlerFor(a.config.Registry, promhttp.HandlerOpts{}).ServeHTTP),
-	}
+// operationsHandlers are the endpoints for supervisors and Prometheus, and those
+// of them that balancers ask for at the public address. They are not counted as
+// requests of users.
+func (a *App) operationsHandlers() (all, checks map[string]http.Handler) {
+	checks = map[string]http.Handler{"/healthz": readOnly(a.healthz), "/readyz": readOnly(a.readyz)}
+	all = maps.Clone(checks)
+	all["/metrics"] = readOnly(promhttp.HandlerFor(a.config.Registry, promhttp.HandlerOpts{}).ServeHTTP)
+	return all, checks
 }
 
 // readOnly refuses what is neither GET nor HEAD.

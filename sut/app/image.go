@@ -130,12 +130,18 @@ func serveBytes(x *exchange, data []byte, etag, mediaType, cacheControl string) 
 		header.Set("Accept-Ranges", "bytes")
 		header.Set("Content-Length", strconv.Itoa(len(data)))
 		x.WriteHeader(http.StatusOK)
-		if x.r.Method != http.MethodHead {
-			_, _ = x.Write(data) // an error is the client's connection
-		}
+		// Also for HEAD, whose body the server leaves out: compression on the way
+		// must see it, for the header to be the one that GET has.
+		_, _ = x.Write(data) // an error is the client's connection
 		return
 	}
-	http.ServeContent(&contentWriter{exchange: x}, x.r, "", time.Time{}, bytes.NewReader(data))
+	r := x.r
+	if r.Method == http.MethodHead {
+		asGet := *r
+		asGet.Method = http.MethodGet
+		r = &asGet
+	}
+	http.ServeContent(&contentWriter{exchange: x}, r, "", time.Time{}, bytes.NewReader(data))
 }
 
 // contentWriter turns the refusals of http.ServeContent, a line of text or

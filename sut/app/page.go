@@ -73,9 +73,9 @@ func (a *App) showPage(ctx context.Context, x *exchange) error {
 		if !errors.As(err, &p) || p.degraded == "" {
 			return err
 		}
-		a.logProblem(x, p)
+		a.noteProblem(x, p)
 		view.Degraded, status = true, p.status
-		header.Set(HeaderDegraded, p.degraded)
+		x.degrade(p.degraded)
 		header.Set("Retry-After", "1")
 	}
 	for i := range newest {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"runtime/debug"
 	"strconv"
@@ -83,7 +84,7 @@ func (a *App) tierProblem(x *exchange, tier, what string, err error) error {
 // refuse answers an error. Any but a problem is a mistake in the service.
 func (a *App) refuse(x *exchange, err error) {
 	p := a.asProblem(x, err)
-	a.logProblem(x, p)
+	a.noteProblem(x, p)
 	header := x.Header()
 	switch p.status {
 	case http.StatusUnauthorized:
@@ -91,9 +92,9 @@ func (a *App) refuse(x *exchange, err error) {
 		header.Set("WWW-Authenticate", `Session realm="stagebench"`)
 	case http.StatusServiceUnavailable:
 		header.Set("Retry-After", "1")
-		if p.degraded != "" {
-			header.Set(HeaderDegraded, p.degraded)
-		}
+	}
+	if p.degraded != "" {
+		x.degrade(p.degraded)
 	}
 	a.send(x, p.status, 0, struct {
 		Error string `json:"error"`
@@ -109,22 +110,48 @@ func (a *App) asProblem(x *exchange, err error) *problem {
 	return p
 }
 
-// logProblem logs what the operator should know: what was our fault or a
-// tier's. What clients send wrong is counted, not logged.
-func (a *App) logProblem(x *exchange, p *problem) {
-	switch {
-	case p.status == http.StatusInternalServerError && p.cause != nil:
-		a.config.Log.Error("a request failed", "op", x.op.name, "method", x.r.Method, "path", x.r.URL.Path, "error", p.cause)
-	case p.degraded != "":
-		if failed, log := a.outages[p.degraded].report(a.config.Now()); log {
-			a.config.Log.Warn("a tier does not answer", "tier", p.degraded, "op", x.op.name, "error", p.cause, "requests_failed", failed)
-		}
+// noteProblem keeps why a request was refused for its line in the log, and says
+// once a second that a tier is away.
+func (a *App) noteProblem(x *exchange, p *problem) {
+	x.cause = p
+	if p.degraded == "" {
+		return
+	}
+	if failed, log := a.outages[p.degraded].report(a.config.Now()); log {
+		a.config.Log.Warn("a tier does not answer", "tier", p.degraded, "request_id", x.id(), "op", x.op.name, "error", p.cause, "requests_failed", failed)
 	}
 }
 
-// outage thins out the log lines about a tier that is away: at 500 requests/s
-// one line for each would take the CPU of a small host that is needed for what
-// still works.
+// degrade says in the response that it was made without a tier.
+func (x *exchange) degrade(tier string) {
+	header := x.Header()
+	if without := header.Get(HeaderDegraded); without != "" && without != tier {
+		tier = without + ", " + tier
+	}
+	header.Set(HeaderDegraded, tier)
+}
+
+// logRequest logs a request that has come to its end, if it is one to be logged.
+func (a *App) logRequest(x *exchange, took time.Duration) {
+	level, cause := slog.LevelInfo, ""
+	switch {
+	case x.status == http.StatusInternalServerError:
+		level = slog.LevelError // a mistake of ours
+	case a.config.LogRequests == LogNone, a.config.LogRequests == LogFailed && x.status < http.StatusInternalServerError:
+		return
+	case x.status > http.StatusInternalServerError:
+		level = slog.LevelWarn
+	}
+	if x.cause != nil {
+		cause = x.cause.Error()
+	}
+	a.config.Log.LogAttrs(&x.ctx, level, "request",
+		slog.String("request_id", x.id()), slog.String("op", x.op.name), slog.String("method", x.r.Method), slog.String("path", clip(x.r.URL.Path)),
+		slog.Int("status", x.status), slog.Int64("duration_ns", int64(took)), slog.Int64("user", int64(x.user)), slog.String("cause", cause))
+}
+
+// outage thins out the log lines about a tier that is away: it is away once,
+// however many requests find out.
 type outage struct {
 	logged atomic.Int64 // when, in seconds since the Unix epoch
 	failed atomic.Int64 // requests since then

@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
@@ -39,6 +41,9 @@ type route struct {
 // otherOp is the class of requests that no route answers.
 const otherOp = "other"
 
+// uploadOp is the op that web.split gives hosts of its own.
+const uploadOp = "upload"
+
 // routes is all that the service does.
 func (a *App) routes() []route {
 	return []route{
@@ -53,7 +58,7 @@ func (a *App) routes() []route {
 
 		{"POST", "/api/login", "login", anyone, a.login},
 		{"POST", "/api/logout", "login", loggedIn, a.logout},
-		{"POST", "/api/photos", "upload", loggedIn, a.upload},
+		{"POST", "/api/photos", uploadOp, loggedIn, a.upload},
 		{"PATCH", "/api/photos/{id}", "rename", loggedIn, a.rename},
 		{"DELETE", "/api/photos/{id}", "delete", loggedIn, a.delete},
 		{"POST", "/api/photos/{id}/like", "like", loggedIn, a.like},
@@ -74,6 +79,9 @@ func (a *App) register(routes []route) {
 			a.mux.Handle(route.pattern, r)
 		}
 		o := &operation{who: route.who, action: route.action, metrics: a.metrics.byOp[route.op]}
+		if !a.offers(route) {
+			o.who, o.action = anyone, a.sendElsewhere
+		}
 		r.methods[route.method] = o
 		if route.method == http.MethodGet {
 			r.methods[http.MethodHead] = o
@@ -88,8 +96,30 @@ func (a *App) register(routes []route) {
 		r.allow = strings.Join(allowed, ", ")
 	}
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		if a.config.Service == sut.Uploads {
+			a.refuse(w.(*exchange), a.sendElsewhere(r.Context(), w.(*exchange)))
+			return
+		}
 		a.refuse(w.(*exchange), notFound("nothing is at "+r.URL.Path, "GET / shows the page, GET /api/feed?user=1 a feed"))
 	})
+}
+
+// offers reports whether a route is part of the service of this host.
+func (a *App) offers(r route) bool {
+	return a.config.Service == "" || (r.op == uploadOp) == (a.config.Service == sut.Uploads)
+}
+
+// sendElsewhere answers what belongs to a host of the other service.
+func (a *App) sendElsewhere(_ context.Context, x *exchange) error {
+	own, other := a.config.Service, sut.Reads
+	if own == sut.Reads {
+		other = sut.Uploads
+	}
+	return &problem{
+		status:  http.StatusMisdirectedRequest,
+		message: fmt.Sprintf("this host serves %s only, and the request belongs to a host for %s", own, other),
+		hint:    "send it to the balancer, which knows the hosts of each service",
+	}
 }
 
 // resource is all methods of one path.
@@ -109,6 +139,10 @@ type operation struct {
 func (s *resource) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := w.(*exchange) // ServeHTTP of App made it
 	operation := s.methods[r.Method]
+	if operation == nil && s.app.config.Service == sut.Uploads {
+		s.app.refuse(x, s.app.sendElsewhere(r.Context(), x))
+		return
+	}
 	if operation == nil {
 		x.Header().Set("Allow", s.allow)
 		s.app.refuse(x, &problem{status: http.StatusMethodNotAllowed, message: "method " + r.Method + " is not allowed here", hint: "use one of " + s.allow})
@@ -130,15 +164,26 @@ func (a *App) carryOut(x *exchange, o *operation) error {
 			if o.who == loggedIn {
 				return err
 			}
-			x.user = 0
+			a.goAnonymous(x, err)
 		}
 	}
 	return o.action(ctx, x)
 }
 
+// goAnonymous goes on without the session that could not be looked up, and says
+// so if that is for want of the tier.
+func (a *App) goAnonymous(x *exchange, err error) {
+	x.user = 0
+	var p *problem
+	if errors.As(err, &p) && p.degraded != "" {
+		a.noteProblem(x, p)
+		x.degrade(p.degraded)
+	}
+}
+
 // bound returns the context for the calls to tiers of one request.
 func (a *App) bound(x *exchange) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(x.r.Context(), a.config.TierTimeout)
+	return context.WithTimeout(&x.ctx, a.config.TierTimeout)
 }
 
 // identify finds out who is logged in.
@@ -166,17 +211,30 @@ type exchange struct {
 	r      *http.Request
 	op     *opMetrics
 	begun  time.Time
-	status int       // sent; 0 = not yet
-	user   photos.ID // who is logged in; 0 = nobody
-	token  string    // of the session, if the client sent one
+	ctx    requestContext // holds the id
+	cause  error          // why it was refused, for the log; nil = it was not
+	status int            // sent; 0 = not yet
+	user   photos.ID      // who is logged in; 0 = nobody
+	token  string         // of the session, if the client sent one
 }
+
+// id returns the id of the request.
+func (x *exchange) id() string { return x.ctx.id[0] }
 
 // body returns the body of the request, bounded in bytes; its time is bounded
 // since ServeHTTP. Once it is read, the caller says so with bodyRead.
 func (x *exchange) body(limit int64) io.ReadCloser {
-	// The innermost writer is passed, for MaxBytesReader to have the connection
-	// closed after the answer: what is left of the body is not read.
-	return http.MaxBytesReader(x.ResponseWriter, x.r.Body, limit)
+	// The innermost writer, which is the server's own, is passed for
+	// MaxBytesReader to have the connection closed after the answer: what is left
+	// of the body is not read.
+	inner := x.ResponseWriter
+	for {
+		wrapper, ok := inner.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return http.MaxBytesReader(inner, x.r.Body, limit)
+		}
+		inner = wrapper.Unwrap()
+	}
 }
 
 // bodyRead lifts the deadline of a body that is there: if it passed while we

@@ -67,11 +67,11 @@ func (a *App) upload(_ context.Context, x *exchange) error {
 		CreatedUS: a.config.Now().UnixMicro(), Version: 1,
 	}
 	if err := a.storeBlobs(ctx, photo.ID, sent.original, variants); err != nil {
-		a.removeBlobs(x, photo.ID)
+		_ = a.removeBlobs(x, photo.ID) // logged
 		return a.tierProblem(x, tierBlob, "the photo", err)
 	}
 	if err := a.config.Store.AddPhoto(ctx, photo); err != nil {
-		a.removeBlobs(x, photo.ID)
+		_ = a.removeBlobs(x, photo.ID) // logged
 		return a.tierProblem(x, tierDB, "the photo", err)
 	}
 	a.metrics.uploads.Inc()
@@ -242,10 +242,10 @@ func (a *App) storeBlobs(ctx context.Context, id photos.ID, original []byte, mad
 }
 
 // removeBlobs removes the bytes of a photo that is no more. It goes on when the
-// client is gone, and a failure is only logged: the bytes cannot be reached by
-// anybody, they take up space.
-func (a *App) removeBlobs(x *exchange, id photos.ID) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(x.r.Context()), cleanupTimeout)
+// client is gone, and a failure is logged and no more: the bytes cannot be
+// reached by anybody, they take up space.
+func (a *App) removeBlobs(x *exchange, id photos.ID) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(&x.ctx), cleanupTimeout)
 	defer cancel()
 	var group errgroup.Group
 	for _, v := range photos.AllVariants() {
@@ -256,7 +256,9 @@ func (a *App) removeBlobs(x *exchange, id photos.ID) {
 			return nil
 		})
 	}
-	if err := group.Wait(); err != nil {
-		a.config.Log.Warn("bytes of a photo are left behind", "photo", id, "error", err)
+	err := group.Wait()
+	if err != nil {
+		a.config.Log.Warn("bytes of a photo are left behind", "request_id", x.id(), "photo", id, "error", err)
 	}
+	return err
 }

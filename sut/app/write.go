@@ -110,7 +110,9 @@ func (a *App) delete(ctx context.Context, x *exchange) error {
 	if err := a.config.Store.DeletePhoto(ctx, id, x.user); err != nil {
 		return a.tierProblem(x, tierDB, "the photo", err)
 	}
-	a.removeBlobs(x, id)
+	if err := a.removeBlobs(x, id); err != nil {
+		x.degrade(tierBlob) // the photo is gone all the same
+	}
 	x.WriteHeader(http.StatusNoContent)
 	return nil
 }

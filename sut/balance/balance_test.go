@@ -2,7 +2,8 @@ package balance_test
 
 import (
 	"context"
-	"net/http/httptest"
+	"errors"
+	"net"
 	"testing"
 	"time"
 
@@ -18,23 +19,27 @@ func TestBalancerConforms(t *testing.T) {
 // startBalancer serves our balancer in this process.
 func startBalancer(t *testing.T, setup balancetest.Setup) balancetest.System {
 	b, err := balance.New(balance.Config{
-		Node: "lb-1", Upstreams: setup.Upstreams, Policy: setup.Policy, Sticky: setup.Sticky,
-		HealthInterval: setup.HealthInterval, HealthTimeout: 5 * time.Second,
+		Node: "lb-1", Upstreams: setup.Upstreams, Routes: setup.Routes, Layer: setup.Layer, Policy: setup.Policy, Sticky: setup.Sticky,
+		HealthInterval: setup.HealthInterval, HealthTimeout: 5 * time.Second, EjectAfter: setup.EjectAfter,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	checked := make(chan error)
-	go func() { checked <- b.Run(ctx) }()
-	server := httptest.NewServer(b.Handler())
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- b.Serve(listener) }()
 	t.Cleanup(func() {
-		cancel()
-		if err := <-checked; err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if err := b.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 			t.Error(err)
 		}
-		server.Close()
-		b.Close()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
 	})
-	return balancetest.System{URL: server.URL, Admin: b.Admin()}
+	return balancetest.System{URL: "http://" + listener.Addr().String(), Admin: b.Admin()}
 }

@@ -1,6 +1,7 @@
 package balance
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -8,9 +9,13 @@ import (
 	"net/http/httptrace"
 	"sync/atomic"
 	"syscall"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
-// errNoUpstream: no host is up, or none could be reached. Nothing was sent.
+// errNoUpstream: no host of the route is up, or none could be reached. Nothing
+// was sent.
 var errNoUpstream = errors.New("no upstream")
 
 // errClientBody: the client's own body broke off or made no sense.
@@ -25,117 +30,176 @@ type lostError struct {
 func (e *lostError) Error() string { return e.node + ": " + e.err.Error() }
 func (e *lostError) Unwrap() error { return e.err }
 
-// dispatcher is the reverse proxy's transport: it picks the host of a request,
-// and another one when the first could not be reached. The reverse proxy makes
-// the requests that it gets for it alone, so that it may change them.
-type dispatcher struct {
-	pool         *pool
-	sticky       bool
-	redispatched *atomic.Uint64
-}
-
-// RoundTrip implements http.RoundTripper.
-func (d *dispatcher) RoundTrip(req *http.Request) (*http.Response, error) {
-	held := ""
-	if d.sticky {
-		held = takeCookie(req.Header, CookieName)
+// RoundTrip implements http.RoundTripper: it picks the host of a request, and
+// another one when the first could not be reached. The reverse proxy makes the
+// requests that it gets for it alone, so that it may change them.
+func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
+	b := x.balancer
+	e := errand{}
+	if b.hashes {
+		e.client = hashAddress(req.RemoteAddr)
 	}
-	var tried []*upstream
-	err := errNoUpstream
+	routes := b.pool.routes.Load()
+	x.route = routes.of(req)
+	if b.cfg.Sticky {
+		x.held = takeCookie(req.Header, CookieName)
+		e.held = x.held
+	}
+	req.Header[sut.RequestIDHeader] = x.id[:]
+	body, err := req.Body, errNoUpstream
 	// Each host is tried once; one that closed an idle connection meanwhile is
 	// tried again, and the bound is for those.
-	for range len(d.pool.upstreams) + 4 {
-		u := d.pool.acquire(held, tried)
+	for bound := len(x.route.group.members) + 4; bound > 0; bound-- {
+		u := b.pool.acquire(x.route.group, e)
 		if u == nil {
-			break
+			now := b.pool.routes.Load()
+			if now == routes {
+				break
+			}
+			// The membership has changed since, and perhaps all hosts with it.
+			routes, x.route = now, now.of(req)
+			continue
 		}
-		a := newAttempt(req.Body)
-		res, failure := a.send(req, u)
+		x.node = u.node
+		res, failure := x.send(req, u, body)
 		if failure == nil {
-			return d.answer(u, res, held)
+			return x.answer(routes, u, res)
 		}
-		d.pool.release(u)
-		switch {
-		case a.clientFailed():
-			return nil, fmt.Errorf("%w: %w", errClientBody, failure)
-		case req.Context().Err() != nil:
-			return nil, failure
-		case a.sent():
-			return nil, &lostError{u.peer.Node, failure}
-		case errors.Is(failure, syscall.ECONNREFUSED):
-			d.pool.refused(u, failure)
+		err, again := x.failed(req.Context(), u, failure)
+		if !again {
+			return nil, err
 		}
-		if a.conn == nil {
-			tried = append(tried, u)
+		if x.attempt.conn == nil {
+			e.tried = append(e.tried, u)
 		}
-		d.redispatched.Add(1)
-		err = fmt.Errorf("%w: %w", errNoUpstream, failure)
+		b.redispatched.Add(1)
+		// What is left of the attempt may still hold the request.
+		req = req.Clone(req.Context())
 	}
 	return nil, err
 }
 
-// answer finishes the response of a host: its end is the end of the request,
-// and a user who does not hold the host's cookie gets it.
-func (d *dispatcher) answer(u *upstream, res *http.Response, held string) (*http.Response, error) {
-	res.Body = &releasingBody{ReadCloser: res.Body, release: func() { d.pool.release(u) }}
+// failed gives a host back that did not answer, with what that says about it,
+// and reports whether another one may be tried.
+func (x *exchange) failed(ctx context.Context, u *upstream, failure error) (err error, again bool) {
+	p := x.balancer.pool
+	took := time.Since(x.attempt.began)
+	switch {
+	case x.attempt.clientFailed():
+		p.release(u, noVerdict, "", 0)
+		return fmt.Errorf("%w: %w", errClientBody, failure), false
+	case ctx.Err() != nil:
+		p.release(u, noVerdict, "", 0)
+		return failure, false
+	case x.attempt.sent():
+		p.release(u, failed, failure.Error(), took)
+		return &lostError{u.node, failure}, false
+	case x.attempt.conn != nil:
+		// It closed a connection that was idle, which it may.
+		p.release(u, noVerdict, "", 0)
+	default:
+		p.release(u, failed, failure.Error(), took)
+		if errors.Is(failure, syscall.ECONNREFUSED) {
+			p.refused(u, failure)
+		}
+	}
+	return fmt.Errorf("%w: %w", errNoUpstream, failure), true
+}
+
+// answer finishes the response of a host: its end is the end of the errand, and
+// a user who does not hold the host's cookie gets it.
+func (x *exchange) answer(routes *routing, u *upstream, res *http.Response) (*http.Response, error) {
+	v, cause := judge(res)
+	x.body = answerBody{ReadCloser: res.Body, exchange: x, upstream: u, verdict: v, cause: cause, took: time.Since(x.attempt.began)}
+	res.Body = &x.body
 	if res.StatusCode == http.StatusSwitchingProtocols {
+		x.body.verdict, x.body.cause = failed, "it switched protocols unasked"
 		_ = res.Body.Close()
-		return nil, &lostError{u.peer.Node, errors.New("it switched protocols unasked")}
+		return nil, &lostError{u.node, errors.New(x.body.cause)}
 	}
-	if d.sticky && held != u.peer.Node {
-		setCookie(res.Header, CookieName, u.peer.Node)
+	if x.balancer.cfg.Sticky && !holds(x.held, u.node) {
+		setCookie(res.Header, CookieName, holdInstead(x.held, routes, x.route.group, u.node))
 	}
+	res.Header[sut.RequestIDHeader] = x.id[:]
 	return res, nil
 }
 
-// releasingBody gives its host back when it is closed.
-type releasingBody struct {
-	io.ReadCloser
-	release func()
-	closed  atomic.Bool
+// judge says what an answer tells about its host. A 503 is how a host says that
+// it is full, or that another tier is away.
+func judge(res *http.Response) (verdict, string) {
+	switch res.StatusCode {
+	case http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout:
+		return failed, res.Status
+	case http.StatusServiceUnavailable:
+		return noVerdict, ""
+	}
+	return succeeded, ""
 }
 
-func (b *releasingBody) Close() error {
-	if b.closed.CompareAndSwap(false, true) {
-		defer b.release()
+// answerBody gives its host back when it is closed, and notices when it breaks
+// off.
+type answerBody struct {
+	io.ReadCloser
+	exchange *exchange
+	upstream *upstream
+	verdict  verdict
+	cause    string
+	took     time.Duration // to the first byte
+	closed   atomic.Bool
+}
+
+func (b *answerBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	// The client's leaving breaks the body, too.
+	if err != nil && err != io.EOF && b.exchange.client.Err() == nil {
+		b.verdict, b.cause = failed, "its answer broke off: "+err.Error()
+		b.exchange.cause = fmt.Errorf("the answer of %s broke off: %w", b.upstream.node, err)
 	}
-	return b.ReadCloser.Close()
+	return n, err
+}
+
+func (b *answerBody) Close() error {
+	if !b.closed.CompareAndSwap(false, true) {
+		return b.ReadCloser.Close()
+	}
+	err := b.ReadCloser.Close()
+	b.exchange.balancer.pool.release(b.upstream, b.verdict, b.cause, b.took)
+	return err
 }
 
 // attempt is one try to send a request to one host. It knows whether anything
 // left for the host.
 type attempt struct {
+	began  time.Time
 	conn   *countedConn // what the request went out on; nil: there was no connection
 	before int64        // writes begun on it by earlier requests
 	body   *attemptBody // nil: none
 }
 
-func newAttempt(body io.ReadCloser) *attempt {
-	if body == nil {
-		return &attempt{}
-	}
-	return &attempt{body: &attemptBody{client: body}}
-}
-
 // send sends the request to the host, once.
-func (a *attempt) send(req *http.Request, u *upstream) (*http.Response, error) {
-	ctx := httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{GotConn: a.gotConn})
-	out := req.WithContext(ctx)
-	url := *req.URL
-	url.Host = u.peer.Address
-	out.URL = &url
-	if a.body != nil {
-		out.Body = a.body
+func (x *exchange) send(req *http.Request, u *upstream, body io.ReadCloser) (*http.Response, error) {
+	x.attempt = attempt{began: time.Now()}
+	// The reverse proxy traces each request that it makes; to add to its trace is
+	// much cheaper than to compose one with it.
+	if trace := httptrace.ContextClientTrace(req.Context()); trace != nil {
+		trace.GotConn = x.gotConn
 	} else {
-		sendOnce(out)
+		req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{GotConn: x.gotConn}))
 	}
-	return u.transport.RoundTrip(out)
+	req.URL.Host = u.address
+	if body != nil {
+		x.attempt.body = &attemptBody{client: body}
+		req.Body = x.attempt.body
+	} else {
+		sendOnce(req, x.balancer.identity)
+	}
+	return u.transport.RoundTrip(req)
 }
 
 // gotConn is called before the first byte is written.
-func (a *attempt) gotConn(info httptrace.GotConnInfo) {
-	a.conn = info.Conn.(*countedConn)
-	a.before = a.conn.writes.Load()
+func (x *exchange) gotConn(info httptrace.GotConnInfo) {
+	x.attempt.conn = info.Conn.(*countedConn)
+	x.attempt.before = x.attempt.conn.writes.Load()
 }
 
 // sent reports, after a failure, whether the host may have seen any of the
@@ -157,12 +221,12 @@ func (a *attempt) clientFailed() bool { return a.body != nil && a.body.failed.Lo
 //
 // The transport cannot repeat a request whose body it cannot rewind, so that it
 // gets one, which is empty and leaves no trace in the request.
-func sendOnce(req *http.Request) {
+func sendOnce(req *http.Request, identity []string) {
 	switch req.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
 		// Without this, the transport would look for the body's first byte before
 		// it decides to send none, at the price of a goroutine and a timer.
-		req.TransferEncoding = []string{"identity"}
+		req.TransferEncoding = identity
 		req.Body = emptyBody{}
 	default:
 		// Here an empty body shows, as one chunked of no length, which is why only

@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -126,19 +125,18 @@ func TestDispatch(t *testing.T) {
 }
 
 func (test dispatchTest) run(t *testing.T) {
-	p := poolOf(len(test.hosts), PolicyRoundRobin)
+	b := &Balancer{pool: poolOf(len(test.hosts), PolicyRoundRobin), identity: []string{"identity"}}
+	p := b.pool
 	hosts := make([]*fakeHost, len(test.hosts))
 	for i, moves := range test.hosts {
 		hosts[i] = &fakeHost{moves: moves}
-		p.upstreams[i].transport.RegisterProtocol("http", hosts[i])
+		p.members[i].transport.RegisterProtocol("http", hosts[i])
 	}
-	var redispatched atomic.Uint64
-	d := &dispatcher{pool: p, redispatched: &redispatched}
 	req := &http.Request{Method: "POST", URL: &url.URL{Scheme: "http", Path: "/"}, Header: http.Header{}}
 	if test.body != nil {
 		req.Body = &closable{Reader: test.body}
 	}
-	answer, err := dispatch(d, req)
+	answer, err := dispatch(b, req)
 	if err != nil {
 		answer = err.Error()
 	}
@@ -167,18 +165,19 @@ func (test dispatchTest) run(t *testing.T) {
 	if got := strings.Join(down, " "); got != test.down {
 		t.Errorf("down: %q, want %q", got, test.down)
 	}
-	if n := redispatched.Load(); err == nil && n != uint64(total-1) {
+	if n := b.redispatched.Load(); err == nil && n != uint64(total-1) {
 		t.Errorf("%d redispatches of %d attempts", n, total)
 	}
 }
 
 // dispatch sends a request and says which host is working on the answer.
-func dispatch(d *dispatcher, req *http.Request) (host string, err error) {
-	res, err := d.RoundTrip(req)
+func dispatch(b *Balancer, req *http.Request) (host string, err error) {
+	x := &exchange{balancer: b, client: req.Context()}
+	res, err := x.RoundTrip(req)
 	if err != nil {
 		return "", err
 	}
-	for _, u := range d.pool.status() {
+	for _, u := range b.pool.status() {
 		if u.InFlight > 0 {
 			host += u.Node
 		}
@@ -231,14 +230,15 @@ func TestSendOnceLeavesNoTrace(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, _ = io.WriteString(conn, test.head+test.body)
+		head := strings.Replace(test.head, "Host: h\r\n", "Host: h\r\nX-Request-Id: 17\r\n", 1)
+		_, _ = io.WriteString(conn, head+test.body)
 		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		_ = res.Body.Close()
 		_ = conn.Close()
-		want := test.want + "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: h\r\nX-Forwarded-Proto: http\r\n\r\n" + test.body
+		want := test.want + "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: h\r\nX-Forwarded-Proto: http\r\nX-Request-Id: 17\r\n\r\n" + test.body
 		select {
 		case got := <-wire.requests:
 			if diff := cmp.Diff(want, got); diff != "" {

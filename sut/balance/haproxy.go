@@ -68,6 +68,9 @@ func (c HAProxyConfig) validate() error {
 	case c.Drain < time.Second:
 		return fmt.Errorf("drain %v: want at least 1s", c.Drain)
 	}
+	if c.Policy == PolicyLeastResponseTime {
+		return fmt.Errorf("policy %s: HAProxy has no such algorithm", c.Policy)
+	}
 	return c.Config.validate()
 }
 
@@ -76,13 +79,23 @@ func (c HAProxyConfig) validate() error {
 // The order of calls is NewHAProxy, Prepare, Command, Ready until it returns
 // nil. Everything that the server keeps is in its directory.
 //
-// It differs from Balancer in what a client sees when a host dies while it works
+// Each route has a backend of its own, and the rest one called web. In all of them
+// every host has a place, and places in reserve for hosts that come later: those
+// that a backend has no use for are in maintenance. So a membership is a matter
+// of the server's runtime interface, and no connection is lost for it.
+//
+// It differs from Balancer in how hosts are ejected: HAProxy counts every answer
+// of 500 and more, also a 503 of a host that says it is full, and an ejected host
+// is back with its next good health check.
+//
+// It also differs in what a client sees when a host dies while it works
 // on a request. Balancer answers 502. HAProxy does so on a connection's first
 // request only; on a later one it closes the connection without an answer, and
 // leaves it to the client to repeat the request. A client that does so by
 // itself, as Go's does for GET, hides the failure from whoever uses it.
 type HAProxy struct {
-	cfg HAProxyConfig
+	cfg    HAProxyConfig
+	places *places
 	// registered is the result of putting the metrics into the registry; Prepare
 	// reports it.
 	registered error
@@ -91,7 +104,8 @@ type HAProxy struct {
 // NewHAProxy describes a server and puts its metrics into the registry. Prepare
 // checks the configuration.
 func NewHAProxy(cfg HAProxyConfig) *HAProxy {
-	h := &HAProxy{cfg: cfg.defaults()}
+	cfg = cfg.defaults()
+	h := &HAProxy{cfg: cfg, places: newPlaces(cfg.Config)}
 	h.registered = h.cfg.Registry.Register(collector{h.Status})
 	return h
 }
@@ -117,7 +131,7 @@ func (h *HAProxy) Prepare(ctx context.Context) error {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
 		return fmt.Errorf("haproxy: limit on open files: %w", err)
 	}
-	text := h.cfg.render(connectionsWithin(h.cfg.MaxConnections, files.Max))
+	text := h.cfg.render(connectionsWithin(h.cfg.MaxConnections, files.Max), h.places.reset())
 	path := filepath.Join(dir, configName)
 	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
 		return fmt.Errorf("haproxy: configuration: %w", err)
@@ -182,8 +196,13 @@ func (h *HAProxy) Address() string {
 }
 
 // Admin is the operators' side: /metrics, /healthz, /readyz and /status, under
-// the names that Balancer has, translated from the server's own statistics.
-func (h *HAProxy) Admin() http.Handler { return admin(h.cfg.Registry, h.Status) }
+// the names that Balancer has, translated from the server's own statistics, and
+// PUT of sut.MembershipPath.
+func (h *HAProxy) Admin() http.Handler {
+	mux := admin(h.cfg.Registry, h.Status)
+	mux.Handle("PUT "+sut.MembershipPath, membershipHandler(h.SetMembership))
+	return mux
+}
 
 // Status asks the server for its hosts and what it has done so far.
 func (h *HAProxy) Status(ctx context.Context) (Status, error) {
@@ -191,6 +210,6 @@ func (h *HAProxy) Status(ctx context.Context) (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
-	status := Status{Node: h.cfg.Node, Engine: sut.HAProxy, Policy: h.cfg.Policy, Sticky: h.cfg.Sticky}
-	return status, status.fill(rows)
+	status := Status{Node: h.cfg.Node, Engine: sut.HAProxy, Layer: h.cfg.Layer, Policy: h.cfg.Policy, Sticky: h.cfg.Sticky}
+	return status, status.fill(rows, h.places)
 }

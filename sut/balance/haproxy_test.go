@@ -24,8 +24,8 @@ func TestHAProxyConforms(t *testing.T) {
 	install := haproxyInstalled(t)
 	balancetest.Run(t, func(t *testing.T, setup balancetest.Setup) balancetest.System {
 		h := newHAProxy(t, install, balance.Config{
-			Upstreams: setup.Upstreams, Policy: setup.Policy, Sticky: setup.Sticky,
-			HealthInterval: setup.HealthInterval, HealthTimeout: 5 * time.Second,
+			Upstreams: setup.Upstreams, Routes: setup.Routes, Layer: setup.Layer, Policy: setup.Policy, Sticky: setup.Sticky,
+			EjectAfter: setup.EjectAfter, HealthInterval: setup.HealthInterval, HealthTimeout: 5 * time.Second,
 		})
 		startHAProxy(t, h)
 		return balancetest.System{URL: "http://" + h.Address(), Admin: h.Admin()}

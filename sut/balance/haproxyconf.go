@@ -3,9 +3,12 @@ package balance
 import (
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
 // Files in the directory of a server.
@@ -29,79 +32,179 @@ func connectionsWithin(want int, files uint64) int {
 	return max(1, (int(files)-own)/2)
 }
 
-// render writes the server's configuration file. Everything in it has passed
-// validate, so that nothing needs quotes.
-func (c HAProxyConfig) render(maxConnections int) string {
-	var b strings.Builder
-	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	setting := func(format string, args ...any) { line("    "+format, args...) }
-	milliseconds := func(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) + "ms" }
-
-	line("# Written by stagebench before each start.")
-	line("global")
-	setting("nbthread %d", c.Procs)
-	setting("maxconn %d", maxConnections)
-	setting("hard-stop-after %s", milliseconds(c.Drain))
+// render writes the server's configuration file for those backends. Everything in
+// it has passed validate, so that nothing needs quotes.
+func (c HAProxyConfig) render(maxConnections int, backends []backend) string {
+	f := &haproxyFile{}
+	f.line("# Written by stagebench before each start.")
+	f.line("global")
+	f.set("nbthread %d", c.Procs)
+	f.set("maxconn %d", maxConnections)
+	f.set("hard-stop-after %s", milliseconds(c.Drain))
 	// With it, a second server on the port would start, and get half of the clients.
-	setting("noreuseport")
-	setting("stats socket unix@%s mode 600 level admin", socketName)
+	f.set("noreuseport")
+	f.set("stats socket unix@%s mode 600 level admin", socketName)
+	f.set("log stderr format raw local0")
+	c.renderDefaults(f)
 
-	line("defaults")
-	setting("mode http")
-	setting("timeout connect %s", milliseconds(c.ConnectTimeout))
-	setting("timeout client %s", milliseconds(c.ResponseTimeout))
-	setting("timeout server %s", milliseconds(c.ResponseTimeout))
-	setting("timeout http-request %s", milliseconds(c.ResponseTimeout))
-	setting("timeout http-keep-alive %s", milliseconds(clientKeepAlive))
-	setting("timeout queue %s", milliseconds(c.ConnectTimeout))
-	setting("timeout check %s", milliseconds(c.HealthTimeout))
-	setting("option http-keep-alive")
-	setting("option forwardfor")
-	// A client that leaves takes its request with it.
-	setting("option abortonclose")
-	// Another host at each retry, and a retry only when nothing was sent.
-	setting("option redispatch 1")
-	setting("retries %d", max(3, len(c.Upstreams)))
-	setting("retry-on conn-failure")
-	c.renderErrors(setting)
-
-	line("frontend public")
-	setting("bind %s", net.JoinHostPort(c.Listen.String(), strconv.Itoa(c.Port)))
-	setting("http-request set-header X-Forwarded-Host %%[req.hdr(Host)]")
-	setting("http-request set-header X-Forwarded-Proto http")
-	setting("default_backend web")
-
-	line("backend web")
-	setting("balance %s", map[string]string{PolicyRoundRobin: "roundrobin", PolicyLeastConn: "leastconn"}[c.Policy])
-	setting("option httpchk")
-	setting("http-check send meth GET uri %s ver HTTP/1.1 hdr Host %s", c.HealthPath, c.Node)
-	setting("http-check expect status 200-399")
-	if c.Sticky {
-		setting("cookie %s insert indirect nocache httponly", CookieName)
+	f.line("frontend public")
+	f.set("bind %s", net.JoinHostPort(c.Listen.String(), strconv.Itoa(c.Port)))
+	if c.Layer == Layer7 {
+		c.renderRequests(f)
 	}
-	setting("default-server check inter %s fall 1 rise 1 pool-max-conn %d", milliseconds(c.HealthInterval), c.MaxIdlePerUpstream)
-	for _, peer := range c.Upstreams {
-		cookie := ""
-		if c.Sticky {
-			cookie = " cookie " + peer.Node
+	for _, b := range backends {
+		if conditions := b.conditions(); conditions != "" {
+			f.set("use_backend %s if %s", b.name, conditions)
+		} else {
+			f.set("default_backend %s", b.name)
 		}
-		setting("server %s %s%s", peer.Node, peer.Address, cookie)
 	}
-	return b.String()
+	for _, b := range backends {
+		c.renderBackend(f, b)
+	}
+	return f.String()
+}
+
+// haproxyFile is a configuration in the making.
+type haproxyFile struct{ strings.Builder }
+
+func (f *haproxyFile) line(format string, args ...any) { fmt.Fprintf(f, format+"\n", args...) }
+func (f *haproxyFile) set(format string, args ...any)  { f.line("    "+format, args...) }
+
+func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) + "ms" }
+
+// connectionLife bounds a connection of layer 4 on which nothing happens: longer
+// than anybody keeps one.
+const connectionLife = 24 * time.Hour
+
+func (c HAProxyConfig) renderDefaults(f *haproxyFile) {
+	f.line("defaults")
+	f.set("timeout connect %s", milliseconds(c.ConnectTimeout))
+	f.set("timeout queue %s", milliseconds(c.ConnectTimeout))
+	f.set("timeout check %s", milliseconds(c.HealthTimeout))
+	// Another host at each retry, and a retry only when nothing was sent.
+	f.set("option redispatch 1")
+	f.set("retries %d", max(3, len(c.Upstreams)))
+	if c.Layer == Layer4 {
+		f.set("mode tcp")
+		f.set("timeout client %s", milliseconds(connectionLife))
+		f.set("timeout server %s", milliseconds(connectionLife))
+		return
+	}
+	f.set("mode http")
+	f.set("timeout client %s", milliseconds(c.ResponseTimeout))
+	f.set("timeout server %s", milliseconds(c.ResponseTimeout))
+	f.set("timeout http-request %s", milliseconds(c.ResponseTimeout))
+	f.set("timeout http-keep-alive %s", milliseconds(clientKeepAlive))
+	f.set("option http-keep-alive")
+	f.set("option forwardfor")
+	// A client that leaves takes its request with it.
+	f.set("option abortonclose")
+	f.set("retry-on conn-failure")
+	c.renderErrors(f.set)
+}
+
+// renderRequests is what happens to each request, whoever gets it: what hosts
+// learn of the client, the request's id, and its line in the log.
+func (c HAProxyConfig) renderRequests(f *haproxyFile) {
+	f.set("http-request set-header X-Forwarded-Host %%[req.hdr(Host)]")
+	f.set("http-request set-header X-Forwarded-Proto http")
+	f.set("acl with_id req.hdr(%s) -m reg ^[A-Za-z0-9._-]{1,64}$", sut.RequestIDHeader)
+	f.set("acl one_id req.hdr_cnt(%s) eq 1", sut.RequestIDHeader)
+	f.set("http-request set-header %s %%[uuid(),regsub(-,,g)] unless one_id with_id", sut.RequestIDHeader)
+	f.set("http-request set-var(txn.id) req.hdr(%s)", sut.RequestIDHeader)
+	f.set("http-request set-var(txn.path) path")
+	f.set("http-after-response set-header %s %%[var(txn.id)]", sut.RequestIDHeader)
+	if c.LogRequests == LogNone {
+		return
+	}
+	f.set("log global")
+	if c.LogRequests == LogFailed {
+		f.set("option dontlog-normal") // errors and 5xx only
+	}
+	f.set(`log-format {\"time\":%%[date(0,ms)],\"level\":\"INFO\",\"msg\":\"request\",\"request_id\":\"%%[var(txn.id)]\",\"method\":\"%%HM\",\"path\":\"%%[var(txn.path),json(utf8s)]\",\"status\":%%ST,\"upstream\":\"%%s\",\"duration_ms\":%%Ta,\"cause\":\"%%tsc\"}`)
+}
+
+// renderBackend writes a backend with all places in it.
+func (c HAProxyConfig) renderBackend(f *haproxyFile, b backend) {
+	f.line("backend %s", b.name)
+	switch c.Policy {
+	case PolicyIPHash:
+		f.set("balance source")
+		f.set("hash-type consistent")
+	case PolicyLeastConn:
+		f.set("balance leastconn")
+	default:
+		f.set("balance roundrobin")
+	}
+	if len(b.route.To) > 0 && c.Layer == Layer7 {
+		c.renderError(f.set, 503, "none of "+strings.Join(b.route.To, ", ")+" is up, try again later")
+	}
+	f.set("option httpchk")
+	f.set("http-check send meth GET uri %s ver HTTP/1.1 hdr Host %s", c.HealthPath, c.Node)
+	f.set("http-check expect status 200-399")
+	if c.Sticky {
+		f.set("cookie %s insert indirect nocache httponly", b.cookie)
+	}
+	server := "default-server check inter %s fall 1 rise 1"
+	if c.Layer == Layer4 {
+		server += " on-marked-down shutdown-sessions"
+	} else {
+		server += fmt.Sprintf(" pool-max-conn %d", c.MaxIdlePerUpstream)
+	}
+	if c.EjectAfter > 0 {
+		server += fmt.Sprintf(" observe %s error-limit %d on-error mark-down", map[string]string{Layer7: "layer7", Layer4: "layer4"}[c.Layer], c.EjectAfter)
+	}
+	f.set(server, milliseconds(c.HealthInterval))
+	for _, p := range b.places {
+		text := fmt.Sprintf("server %s %s weight %d", p.name, p.address, p.weight)
+		if c.Sticky {
+			text += " cookie " + p.name
+		}
+		if !p.used {
+			text += " disabled"
+		}
+		f.set("%s", text)
+	}
+}
+
+// conditions are the route's, as the server writes them; "" for none.
+func (b backend) conditions() string {
+	var all []string
+	add := func(format string, args ...any) { all = append(all, "{ "+fmt.Sprintf(format, args...)+" }") }
+	if b.route.Method != "" {
+		add("method %s", b.route.Method)
+	}
+	if prefix, open := strings.CutSuffix(b.route.Path, "*"); open {
+		add("path -m beg %s", prefix)
+	} else if b.route.Path != "" {
+		add("path -m str %s", b.route.Path)
+	}
+	for fetch, condition := range map[string]string{"req.hdr": b.route.Header, "req.cook": b.route.Cookie} {
+		name, value, valued := strings.Cut(condition, ":")
+		switch {
+		case valued:
+			add("%s(%s) -m str %s", fetch, name, value)
+		case name != "":
+			add("%s(%s) -m found", fetch, name)
+		}
+	}
+	slices.Sort(all) // the same each time
+	return strings.Join(all, " ")
 }
 
 // renderErrors has the server's own errors look like those of Balancer.
-func (c HAProxyConfig) renderErrors(setting func(format string, args ...any)) {
-	retryAfter := int((c.HealthInterval + time.Second - 1) / time.Second)
-	for _, failure := range []struct {
-		code          int
-		text, headers string
-	}{
-		{400, "the request could not be read to its end", ""},
-		{502, "the web host did not answer the request, which may have taken effect", ""},
-		{503, "no web host is up, try again later", fmt.Sprintf(" hdr Retry-After %d", retryAfter)},
-		{504, "the web host did not answer in time", ""},
-	} {
-		setting(`http-error status %d content-type application/json string "{\"error\":\"%s\"}\n"%s`, failure.code, failure.text, failure.headers)
+func (c HAProxyConfig) renderErrors(set func(format string, args ...any)) {
+	c.renderError(set, 400, "the request could not be read to its end")
+	c.renderError(set, 502, "the web host did not answer the request, which may have taken effect")
+	c.renderError(set, 503, "no web host is up, try again later")
+	c.renderError(set, 504, "the web host did not answer in time")
+}
+
+func (c HAProxyConfig) renderError(set func(format string, args ...any), code int, text string) {
+	headers := ""
+	if code == 503 {
+		headers = fmt.Sprintf(" hdr Retry-After %d hdr X-Degraded web", int((c.HealthInterval+time.Second-1)/time.Second))
 	}
+	set(`http-error status %d content-type application/json string "{\"error\":\"%s\"}\n"%s`, code, text, headers)
 }

@@ -2,8 +2,12 @@ package balance
 
 import (
 	"errors"
+	"flag"
+	"fmt"
 	"math"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -13,58 +17,36 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
+var update = flag.Bool("update", false, "rewrite the golden configurations")
+
 func TestHAProxyConfiguration(t *testing.T) {
 	t.Parallel()
-	got := HAProxyConfig{
-		Config: Config{
-			Node: "lb-1", Policy: PolicyLeastConn, Sticky: true, HealthInterval: 1500 * time.Millisecond,
-			Upstreams: []sut.Peer{{Node: "web-1", Address: "127.0.0.2:8001"}, {Node: "web-2", Address: "[::1]:8002"}},
-		},
-		Listen: net.IPv4(127, 0, 0, 1), Port: 8080, Procs: 2,
-	}.defaults().render(1234)
-	want := `# Written by stagebench before each start.
-global
-    nbthread 2
-    maxconn 1234
-    hard-stop-after 10000ms
-    noreuseport
-    stats socket unix@stats.sock mode 600 level admin
-defaults
-    mode http
-    timeout connect 3000ms
-    timeout client 60000ms
-    timeout server 60000ms
-    timeout http-request 60000ms
-    timeout http-keep-alive 300000ms
-    timeout queue 3000ms
-    timeout check 1500ms
-    option http-keep-alive
-    option forwardfor
-    option abortonclose
-    option redispatch 1
-    retries 3
-    retry-on conn-failure
-    http-error status 400 content-type application/json string "{\"error\":\"the request could not be read to its end\"}\n"
-    http-error status 502 content-type application/json string "{\"error\":\"the web host did not answer the request, which may have taken effect\"}\n"
-    http-error status 503 content-type application/json string "{\"error\":\"no web host is up, try again later\"}\n" hdr Retry-After 2
-    http-error status 504 content-type application/json string "{\"error\":\"the web host did not answer in time\"}\n"
-frontend public
-    bind 127.0.0.1:8080
-    http-request set-header X-Forwarded-Host %[req.hdr(Host)]
-    http-request set-header X-Forwarded-Proto http
-    default_backend web
-backend web
-    balance leastconn
-    option httpchk
-    http-check send meth GET uri /healthz ver HTTP/1.1 hdr Host lb-1
-    http-check expect status 200-399
-    cookie lb insert indirect nocache httponly
-    default-server check inter 1500ms fall 1 rise 1 pool-max-conn 1024
-    server web-1 127.0.0.2:8001 cookie web-1
-    server web-2 [::1]:8002 cookie web-2
-`
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error("(-want +got):\n" + diff)
+	hosts := []sut.Peer{{Node: "web-1", Address: "127.0.0.2:8001", Weight: 2}, {Node: "web-2", Address: "[::1]:8002", Weight: 0.5}}
+	for name, cfg := range map[string]Config{
+		"sticky": {Policy: PolicyLeastConn, Sticky: true, HealthInterval: 1500 * time.Millisecond},
+		"routes": {Policy: PolicyWeightedRoundRobin, Sticky: true, EjectAfter: 5, LogRequests: LogAll, Routes: []sut.Route{
+			{Method: "POST", Path: "/api/photos", To: []string{"web-1"}},
+			{Path: "/img/*", Header: "X-Batch:1", Cookie: "beta", To: []string{"web-2", "web-1"}},
+			{To: []string{"web-2"}},
+		}},
+		"layer4": {Policy: PolicyIPHash, Layer: Layer4, EjectAfter: 3},
+	} {
+		cfg.Node, cfg.Upstreams = "lb-1", hosts
+		complete := HAProxyConfig{Config: cfg, Listen: net.IPv4(127, 0, 0, 1), Port: 8080, Procs: 2}.defaults()
+		got := complete.render(1234, newPlaces(complete.Config).reset())
+		path := filepath.Join("testdata", "haproxy-"+name+".cfg")
+		if *update {
+			if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), got); diff != "" {
+			t.Errorf("%s, make golden rewrites it (-want +got):\n%s", path, diff)
+		}
 	}
 }
 
@@ -100,8 +82,13 @@ func TestHAProxyStatistics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var peers []sut.Peer
+	for i := range 3 {
+		peers = append(peers, sut.Peer{Node: fmt.Sprintf("web-%d", i+1), Address: fmt.Sprintf("127.0.0.1:%d", i+1)})
+	}
+	hosts := newPlaces(Config{Upstreams: peers})
 	var got Status
-	if err := got.fill(rows); err != nil {
+	if err := got.fill(rows, hosts); err != nil {
 		t.Fatal(err)
 	}
 	want := Status{
@@ -123,7 +110,7 @@ func TestHAProxyStatistics(t *testing.T) {
 	} {
 		rows, err := parseStat(text)
 		if err == nil {
-			err = new(Status).fill(rows)
+			err = new(Status).fill(rows, hosts)
 		}
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: error %v, want one about %q", text, err, want)

@@ -9,7 +9,10 @@ import (
 func someHosts(random *rand.Rand) (candidates []candidate, available int) {
 	candidates = make([]candidate, 1+random.IntN(12))
 	for i := range candidates {
-		candidates[i] = candidate{available: random.IntN(3) > 0, inFlight: random.IntN(5)}
+		candidates[i] = candidate{
+			available: random.IntN(3) > 0, inFlight: random.IntN(5), weight: float64(1 + random.IntN(5)), name: random.Uint64(),
+			latency: random.Float64() * float64(random.IntN(2)),
+		}
 		if candidates[i].available {
 			available++
 		}
@@ -34,7 +37,7 @@ func TestPoliciesPickWhatIsAvailable(t *testing.T) {
 	t.Parallel()
 	for name, pick := range policies() {
 		forMany(t, func(t *testing.T, random *rand.Rand, candidates []candidate, available int) {
-			got := pick(candidates, random.IntN(len(candidates)+1)-1)
+			got := pick(candidates, turn{last: random.IntN(len(candidates)+1) - 1, client: random.Uint64()})
 			switch {
 			case available == 0 && got != -1:
 				t.Errorf("%s picked %d of none", name, got)
@@ -54,7 +57,7 @@ func TestRoundRobinIsExact(t *testing.T) {
 		counts := make([]int, len(candidates))
 		for round := range 5 {
 			for range available {
-				last = roundRobin(candidates, last)
+				last = roundRobin(candidates, turn{last: last})
 				counts[last]++
 			}
 			for i, n := range counts {
@@ -70,7 +73,7 @@ func TestRoundRobinIsExact(t *testing.T) {
 func TestLeastConnPicksTheLeastBusy(t *testing.T) {
 	t.Parallel()
 	forMany(t, func(t *testing.T, random *rand.Rand, candidates []candidate, _ int) {
-		got := leastConn(candidates, random.IntN(len(candidates)+1)-1)
+		got := leastConn(candidates, turn{last: random.IntN(len(candidates)+1) - 1})
 		for i, c := range candidates {
 			if c.available && c.inFlight < candidates[got].inFlight {
 				t.Errorf("picked %d, and %d is less busy", got, i)
@@ -88,7 +91,7 @@ func TestLeastConnBreaksTiesFairly(t *testing.T) {
 			return
 		}
 		last := random.IntN(len(candidates)+1) - 1
-		least := candidates[leastConn(candidates, last)].inFlight
+		least := candidates[leastConn(candidates, turn{last: last})].inFlight
 		counts, ties := make([]int, len(candidates)), 0
 		for _, c := range candidates {
 			if c.available && c.inFlight == least {
@@ -96,7 +99,7 @@ func TestLeastConnBreaksTiesFairly(t *testing.T) {
 			}
 		}
 		for range 5 * ties {
-			last = leastConn(candidates, last)
+			last = leastConn(candidates, turn{last: last})
 			counts[last]++
 		}
 		for i, n := range counts {
@@ -118,7 +121,7 @@ func TestLeastConnEvensOut(t *testing.T) {
 	}
 	last := -1
 	for n := 1; n <= 600; n++ {
-		last = leastConn(candidates, last)
+		last = leastConn(candidates, turn{last: last})
 		candidates[last].inFlight++
 		for i, c := range candidates {
 			if want := n / 6; c.available && c.inFlight != want && c.inFlight != want+1 {

@@ -27,7 +27,7 @@ func TestRoundRobinIsExactUnderConcurrency(t *testing.T) {
 	for range 30 {
 		all.Go(func() {
 			for range 100 {
-				p.release(p.acquire("", nil))
+				p.release(p.acquire(p.routes.Load().all(), errand{}), succeeded, "", 0)
 			}
 		})
 	}
@@ -44,12 +44,13 @@ func TestRoundRobinIsExactUnderConcurrency(t *testing.T) {
 func TestNamedHostLeavesTheTurnAlone(t *testing.T) {
 	t.Parallel()
 	p := poolOf(3, PolicyRoundRobin)
+	all := p.routes.Load().all()
 	var got []string
 	for range 6 {
-		p.release(p.acquire("web-2", nil))
-		u := p.acquire("web-99", nil)
-		got = append(got, u.peer.Node)
-		p.release(u)
+		p.release(p.acquire(all, errand{held: "web-2"}), succeeded, "", 0)
+		u := p.acquire(all, errand{held: "web-99"})
+		got = append(got, u.node)
+		p.release(u, succeeded, "", 0)
 	}
 	if want := "[web-1 web-2 web-3 web-1 web-2 web-3]"; fmt.Sprint(got) != want {
 		t.Errorf("picked %v, want %s", got, want)
@@ -59,26 +60,27 @@ func TestNamedHostLeavesTheTurnAlone(t *testing.T) {
 func TestAcquireLeavesOutWhatWasTried(t *testing.T) {
 	t.Parallel()
 	p := poolOf(3, PolicyLeastConn)
+	all := p.routes.Load().all()
 	var tried []*upstream
 	for range 3 {
-		u := p.acquire("web-2", tried)
+		u := p.acquire(all, errand{held: "web-2", tried: tried})
 		if u == nil {
 			t.Fatalf("nothing left after %d", len(tried))
 		}
 		tried = append(tried, u)
 	}
-	if tried[0].peer.Node != "web-2" {
-		t.Errorf("first picked %s, want the one asked for", tried[0].peer.Node)
+	if tried[0].node != "web-2" {
+		t.Errorf("first picked %s, want the one asked for", tried[0].node)
 	}
-	if u := p.acquire("", tried); u != nil {
-		t.Errorf("picked %s a second time", u.peer.Node)
+	if u := p.acquire(all, errand{tried: tried}); u != nil {
+		t.Errorf("picked %s a second time", u.node)
 	}
 }
 
 func TestHostsGoDownAndUp(t *testing.T) {
 	t.Parallel()
 	p := poolOf(2, PolicyRoundRobin)
-	u := p.upstreams[0]
+	u := p.members[0]
 	sick := errors.New("sick")
 
 	p.checked(u, p.verdictsOf(u), sick)
@@ -86,7 +88,7 @@ func TestHostsGoDownAndUp(t *testing.T) {
 	if got := p.status()[0]; got.Up || got.WentDown != 1 || got.Cause != "sick" {
 		t.Errorf("after two bad checks: %+v", got)
 	}
-	if got := p.acquire("web-1", nil); got.peer.Node != "web-2" {
+	if got := p.acquire(p.routes.Load().all(), errand{held: "web-1"}); got.node != "web-2" {
 		t.Error("a host that is down was picked")
 	}
 	p.checked(u, p.verdictsOf(u), nil)

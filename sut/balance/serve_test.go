@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -23,10 +24,10 @@ import (
 // serve puts a balancer on a port and returns the address.
 func serve(t *testing.T, b *Balancer) string {
 	t.Helper()
-	server := httptest.NewServer(b.Handler())
+	server := httptest.NewServer(b.handler())
 	t.Cleanup(func() {
 		server.Close()
-		b.Close()
+		b.pool.close()
 	})
 	return server.Listener.Addr().String()
 }
@@ -207,21 +208,24 @@ func TestNothingIsLeft(t *testing.T) {
 	host := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer host.Close()
 	b := newBalancer(t, Config{HealthInterval: 10 * time.Millisecond}, host.Listener.Addr().String(), "127.0.0.1:1")
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- b.Run(ctx) }()
-	front := httptest.NewServer(b.Handler())
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- b.Serve(listener) }()
+	client := &http.Client{Transport: &http.Transport{}}
 	for range 20 {
-		res, err := front.Client().Get(front.URL)
+		res, err := client.Get("http://" + listener.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		_ = res.Body.Close()
 	}
-	cancel()
-	<-done
-	front.Close()
-	b.Close()
+	client.CloseIdleConnections()
+	if err := errors.Join(b.Shutdown(t.Context()), <-served); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestBadConfigurationIsRefused(t *testing.T) {
@@ -244,7 +248,7 @@ func TestBadConfigurationIsRefused(t *testing.T) {
 		"port 0":           {peers(sut.Peer{Node: "web-1", Address: "127.0.0.1:0"}), "want IP:port"},
 		"name for address": {peers(sut.Peer{Node: "web-1", Address: "example.org:80"}), "want IP:port"},
 		"injection":        {peers(sut.Peer{Node: "web-1", Address: "127.0.0.1:80\nglobal"}), "want IP:port"},
-		"policy":           {func(c *Config) { c.Policy = "random" }, "want round_robin or least_conn"},
+		"policy":           {func(c *Config) { c.Policy = "random" }, "want one of ip_hash, least_conn, least_response_time, round_robin, weighted_round_robin"},
 		"interval":         {func(c *Config) { c.HealthInterval = -1 }, "health interval"},
 		"path":             {func(c *Config) { c.HealthPath = "/a b" }, "health path"},
 		"idle":             {func(c *Config) { c.MaxIdlePerUpstream = -1 }, "max idle"},

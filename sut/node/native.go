@@ -81,7 +81,7 @@ func (b birth) startHAProxy(ctx context.Context) (part, error) {
 		return part{}, err
 	}
 	s := balance.NewHAProxy(balance.HAProxyConfig{
-		Config: b.balanceConfig(), Install: binary, Dir: filepath.Join(b.config.Dir, "haproxy"),
+		Config: b.balanceConfig(), Install: binary, Drain: time.Duration(max(b.config.DrainSeconds, 1) * float64(time.Second)), Dir: filepath.Join(b.config.Dir, "haproxy"),
 		Listen: net.ParseIP(b.config.Listen), Port: port, Procs: b.config.Procs,
 	})
 	p, err := b.startNative(ctx, s, syscall.SIGKILL)

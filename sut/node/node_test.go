@@ -29,7 +29,7 @@ type running struct {
 func start(t testing.TB, c sut.NodeConfig) *running {
 	t.Helper()
 	c.Listen, c.Procs, c.DrainSeconds = "127.0.0.1", 2, 5
-	c.Knobs = sut.Knobs{}.Complete()
+	c.Knobs = c.Knobs.Complete()
 	c.Data = sut.Data{Size: "small", Seed: 1}
 	document, err := json.Marshal(c)
 	if err != nil {

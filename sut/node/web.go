@@ -2,9 +2,9 @@ package node
 
 import (
 	"context"
-	"errors"
+	"encoding/json"
 	"fmt"
-	"net"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -12,43 +12,12 @@ import (
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/app"
-	"github.com/stagebench/stagebench/sut/balance"
-	"github.com/stagebench/stagebench/sut/blob"
+	"github.com/stagebench/stagebench/sut/conns"
 	"github.com/stagebench/stagebench/sut/imaging"
 	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/sut/session"
 	"github.com/stagebench/stagebench/sut/store"
 )
-
-// httpServer is a part that serves HTTP on one or two listeners.
-type httpServer struct {
-	servers []*http.Server
-	died    chan error
-}
-
-// serve adds a listener.
-func (h *httpServer) serve(listener net.Listener, handler http.Handler) {
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute}
-	h.servers = append(h.servers, server)
-	go func() {
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			h.died <- err
-		}
-	}()
-}
-
-// stop lets the requests in flight finish, and closes what is left in the end.
-func (h *httpServer) stop(ctx context.Context) error {
-	var errs error
-	for _, server := range h.servers {
-		if err := server.Shutdown(ctx); err != nil {
-			errs = errors.Join(errs, err, server.Close())
-		}
-	}
-	return errs
-}
-
-func newHTTPServer() *httpServer { return &httpServer{died: make(chan error, 4)} }
 
 // dbConns is how many connections one web host keeps to the database. Small
 // hosts gain nothing from more: what waits for a connection here would wait for
@@ -60,7 +29,11 @@ func (b birth) startWeb(ctx context.Context) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	blobs, err := b.one(sut.Blob)
+	number, err := hostNumber(b.config.Node)
+	if err != nil {
+		return part{}, err
+	}
+	bytes, err := b.blobs()
 	if err != nil {
 		return part{}, err
 	}
@@ -68,44 +41,148 @@ func (b birth) startWeb(ctx context.Context) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	number, err := hostNumber(b.config.Node)
-	if err != nil {
-		return part{}, err
-	}
 	if err := records.Warm(ctx); err != nil {
 		// It serves what needs no database, and warms up under way.
 		b.log.Warn("the database is not there yet", "error", err.Error())
 	}
-	sessions, err := session.NewMemory(session.MemoryConfig{Registry: b.registry})
+	sessions, err := b.placeSessions()
 	if err != nil {
 		return part{}, err
 	}
-	bytes := blob.NewClient(blob.ClientConfig{Address: blobs})
+	bound, err := conns.New(b.config.Knobs.Int("web.max_conns"), b.registry)
+	if err != nil {
+		return part{}, err
+	}
 	service, err := app.New(app.Config{
-		Node: b.config.Node, Store: records, Blobs: bytes, Sessions: sessions, Process: imaging.Process,
+		Node: b.config.Node, Store: records, Blobs: bytes, Sessions: sessions.sessions(), Process: imaging.Process,
 		IDs: photos.NewIDSource(number, time.Now), Log: b.log, Registry: b.registry, Now: time.Now,
+		Service: b.config.Service, Full: conns.Refused, LogRequests: b.config.Knobs["log.requests"],
 	})
 	if err != nil {
 		return part{}, err
 	}
-	listener, err := b.listen(b.config.Port)
+	listener, admin, err := b.listenBoth()
 	if err != nil {
 		return part{}, err
 	}
 	h := newHTTPServer()
-	h.serve(listener, service)
-	address := listener.Addr().String()
+	h.serve(admin, b.operators(service, sessions))
+	h.serveBounded(listener, b.public(service, sessions), bound)
 	return part{
-		ready: sut.Ready{Node: b.config.Node, Address: address, Admin: address},
+		ready: sut.Ready{Node: b.config.Node, Address: listener.Addr().String(), Admin: admin.Addr().String()},
 		died:  h.died,
 		stop: func(ctx context.Context) error {
 			service.Drain()
 			err := h.stop(ctx)
 			records.Close()
 			bytes.Close()
+			sessions.close()
 			return err
 		},
 	}, nil
+}
+
+// public is what clients see: the service, and on a host that holds sessions what
+// other web hosts ask about them.
+func (b birth) public(service *app.App, sessions placement) http.Handler {
+	public := http.Handler(service)
+	if b.config.Knobs.Bool("web.gzip") {
+		public = compressed(public)
+	}
+	if sessions.memory == nil {
+		return public
+	}
+	// Not through the service: what a host of another service asks is no request
+	// of a user, and is answered also when this host is full.
+	about := session.Handler(sessions.memory)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == session.Path {
+			about.ServeHTTP(w, r)
+			return
+		}
+		public.ServeHTTP(w, r)
+	})
+}
+
+// webStatus is what a web host says of itself at /status of its admin address.
+type webStatus struct {
+	Node     string      `json:"node"`
+	Service  sut.Service `json:"service,omitempty"` // empty = everything
+	Draining bool        `json:"draining"`
+	MaxConns int         `json:"max_conns"`
+	// Sessions is how many this host holds; a host for uploads holds none.
+	Sessions int `json:"sessions"`
+	// Peers is the hosts that a host for uploads asks for sessions.
+	Peers []sut.Peer `json:"peers,omitempty"`
+}
+
+// operators is the admin side of a web host: what the service shows to them,
+// /status, and on a host for uploads PUT of a membership, which says whom to ask
+// for sessions.
+func (b birth) operators(service *app.App, sessions placement) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", service.Operations())
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		status := webStatus{Node: b.config.Node, Service: b.config.Service, Draining: service.Draining(), MaxConns: b.config.Knobs.Int("web.max_conns")}
+		if sessions.remote != nil {
+			status.Peers = sessions.remote.Peers()
+		} else {
+			status.Sessions = sessions.memory.Len()
+		}
+		sendJSON(w, http.StatusOK, status)
+	})
+	if sessions.remote != nil {
+		mux.HandleFunc("PUT "+sut.MembershipPath, func(w http.ResponseWriter, r *http.Request) {
+			m, err := decodeMembership(r.Body)
+			if err != nil {
+				sendJSON(w, http.StatusBadRequest, map[string]string{"error": err.Error(), "hint": `send {"upstreams": [{"node": "web-2", "address": "127.0.0.1:8080"}]}`})
+				return
+			}
+			sessions.remote.SetPeers(m.Upstreams)
+			w.WriteHeader(http.StatusNoContent)
+		})
+	}
+	return mux
+}
+
+// placement is where the sessions are that a web host knows of: one of the two.
+type placement struct {
+	memory *session.Memory // in this host
+	remote *session.Remote // in the hosts for reads
+}
+
+// placeSessions places sessions in this host's memory; a host that has uploads
+// only asks the others for theirs.
+func (b birth) placeSessions() (placement, error) {
+	if b.config.Service == sut.Uploads {
+		return placement{remote: session.NewRemote(b.config.Uses[sut.Web], app.RequestID)}, nil
+	}
+	memory, err := session.NewMemory(session.MemoryConfig{Host: b.config.Node, Registry: b.registry})
+	return placement{memory: memory}, err
+}
+
+// sessions is the placement as the service sees it.
+func (p placement) sessions() app.Sessions {
+	if p.remote != nil {
+		return p.remote
+	}
+	return p.memory
+}
+
+func (p placement) close() {
+	if p.remote != nil {
+		p.remote.Close()
+	}
+}
+
+// decodeMembership reads a membership strictly.
+func decodeMembership(body io.Reader) (m sut.Membership, err error) {
+	decoder := json.NewDecoder(io.LimitReader(body, 1<<20))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&m); err != nil {
+		return m, fmt.Errorf("membership: %w", err)
+	}
+	return m, checkPeers(m.Upstreams)
 }
 
 // hostNumber is the part of an id that tells the hosts apart: the number at the
@@ -116,65 +193,4 @@ func hostNumber(node string) (uint16, error) {
 		return 0, fmt.Errorf("web node %q has no number at the end of its name, which its ids are made from", node)
 	}
 	return uint16(number), nil
-}
-
-func (b birth) startBlob() (part, error) {
-	dir, err := blob.OpenDir(b.config.Dir)
-	if err != nil {
-		return part{}, err
-	}
-	listener, admin, err := b.listenBoth()
-	if err != nil {
-		return part{}, err
-	}
-	h := newHTTPServer()
-	h.serve(listener, blob.NewHandler(blob.HandlerConfig{Dir: dir, Log: b.log, Registry: b.registry}))
-	h.serve(admin, b.admin())
-	return part{
-		ready: sut.Ready{Node: b.config.Node, Address: listener.Addr().String(), Admin: admin.Addr().String()},
-		died:  h.died, stop: h.stop,
-	}, nil
-}
-
-func (b birth) startBalance(context.Context) (part, error) {
-	balancer, err := balance.New(b.balanceConfig())
-	if err != nil {
-		return part{}, err
-	}
-	listener, admin, err := b.listenBoth()
-	if err != nil {
-		return part{}, err
-	}
-	checking, cancel := context.WithCancel(context.Background())
-	h := newHTTPServer()
-	checked := make(chan struct{})
-	go func() {
-		defer close(checked)
-		if err := balancer.Run(checking); err != nil && checking.Err() == nil {
-			h.died <- fmt.Errorf("health checks: %w", err)
-		}
-	}()
-	h.serve(listener, balancer.Handler())
-	h.serve(admin, balancer.Admin())
-	return part{
-		ready: sut.Ready{Node: b.config.Node, Address: listener.Addr().String(), Admin: admin.Addr().String()},
-		died:  h.died,
-		stop: func(ctx context.Context) error {
-			err := h.stop(ctx)
-			cancel()
-			<-checked
-			balancer.Close()
-			return err
-		},
-	}, nil
-}
-
-// balanceConfig is the same for both engines of the role.
-func (b birth) balanceConfig() balance.Config {
-	return balance.Config{
-		Node: b.config.Node, Upstreams: b.config.Uses[sut.Web],
-		Policy: b.config.Knobs["lb.policy"], Sticky: b.config.Knobs.Bool("lb.sticky"),
-		HealthInterval: time.Duration(b.config.Knobs.Float("lb.health_interval") * float64(time.Second)),
-		Registry:       b.registry, Log: b.log,
-	}
 }

@@ -2,9 +2,12 @@
 // up to cdn, keeps it in the web host's own memory: a session is known to the
 // host that started it and to no other, and dies with it.
 //
+// Remote is for a host that holds none: it asks the one that a token names, whose
+// Handler answers.
+//
 // A session is a token, 128 random bits that nobody can guess, which stands for
-// a user until it expires. The package knows neither cookies nor HTTP. All
-// methods may be called concurrently. A session that is not known, whether it
+// a user until it expires. The package knows no cookies. All methods may be
+// called concurrently. A session that is not known, whether it
 // never was, ended or expired, is photos.ErrNotFound. Every placement passes
 // the conformance kit sessiontest.
 package session
@@ -16,6 +19,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,6 +38,9 @@ type MemoryConfig struct {
 	TTL time.Duration
 	// Now is the clock, nil = time.Now.
 	Now func() time.Time
+	// Host stands at the beginning of each token, "host.", so that others know
+	// whom to ask; "" = it does not.
+	Host string
 	// Registry gets stagebench_sessions_active and stagebench_sessions_evicted_total.
 	Registry prometheus.Registerer
 }
@@ -113,13 +120,13 @@ func (m *Memory) Start(_ context.Context, user photos.ID) (string, time.Time, er
 		m.evicted.Inc()
 	}
 	m.byToken[e.token] = m.byAge.PushBack(e)
-	return hex.EncodeToString(e.token[:]), e.expires, nil
+	return m.prefix() + hex.EncodeToString(e.token[:]), e.expires, nil
 }
 
 // User returns whose session it is.
 func (m *Memory) User(_ context.Context, text string) (photos.ID, error) {
 	now := m.config.Now()
-	t, ok := parse(text)
+	t, ok := m.parse(text)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if element := m.byToken[t]; ok && element != nil {
@@ -133,7 +140,7 @@ func (m *Memory) User(_ context.Context, text string) (photos.ID, error) {
 // End logs a user out. It is no error if the session is not known: the outcome
 // is the same.
 func (m *Memory) End(_ context.Context, text string) error {
-	t, ok := parse(text)
+	t, ok := m.parse(text)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if element := m.byToken[t]; ok && element != nil {
@@ -163,9 +170,18 @@ func (m *Memory) drop(element *list.Element) {
 	delete(m.byToken, m.byAge.Remove(element).(*entry).token)
 }
 
+// prefix is what all tokens of this host begin with.
+func (m *Memory) prefix() string {
+	if m.config.Host == "" {
+		return ""
+	}
+	return m.config.Host + "."
+}
+
 // parse reads a token as a client sent it.
-func parse(text string) (t token, ok bool) {
-	if len(text) != hex.EncodedLen(len(t)) {
+func (m *Memory) parse(text string) (t token, ok bool) {
+	text, ours := strings.CutPrefix(text, m.prefix())
+	if !ours || len(text) != hex.EncodedLen(len(t)) {
 		return t, false
 	}
 	_, err := hex.Decode(t[:], []byte(text))

@@ -33,11 +33,14 @@ import (
 
 // Info says what a running system is.
 type Info struct {
-	ID        string    `json:"id"`
-	Stage     sut.Stage `json:"stage"`
-	Data      sut.Data  `json:"data"`
-	Endpoints []string  `json:"endpoints"` // base URLs for clients
-	Admin     string    `json:"admin"`     // base URL of the metrics of the node that clients talk to
+	ID     string    `json:"id"`
+	Stage  sut.Stage `json:"stage"`
+	Data   sut.Data  `json:"data"`
+	LogDir string    `json:"log_dir"` // where the nodes' logs are: NODE.log
+
+	// Serve fills these in, as they are when somebody asks.
+	Endpoints []string `json:"endpoints"` // base URLs for clients
+	Counters  []string `json:"counters"`  // base URLs of the metrics of the nodes that count what clients send
 }
 
 // System is what is controlled.
@@ -53,6 +56,8 @@ type Observed interface {
 	Status() []targets.NodeStatus
 	Usage() (targets.Usage, error)
 	Events() []targets.Event
+	Endpoints() []string
+	Counters() []string
 }
 
 // Actor is a system that things can be done to, by host or node name.
@@ -60,6 +65,9 @@ type Actor interface {
 	Kill(name string) error
 	Pause(name string) error
 	Resume(name string) error
+	// Scale changes the number of hosts of a tier and returns when it is done. When
+	// ctx ends before, the system is what it was.
+	Scale(ctx context.Context, role sut.Role, hosts int) error
 }
 
 // DefaultDir is where the sockets of this user's systems are.
@@ -156,7 +164,11 @@ func handler(info Info, system System, down chan<- struct{}) http.Handler {
 		}
 		_ = json.NewEncoder(w).Encode(value) // the client has gone; there is nobody to tell
 	}
-	mux.HandleFunc("GET /info", func(w http.ResponseWriter, _ *http.Request) { answer(w, info, nil) })
+	mux.HandleFunc("GET /info", func(w http.ResponseWriter, _ *http.Request) {
+		now := info
+		now.Endpoints, now.Counters = system.Endpoints(), system.Counters()
+		answer(w, now, nil)
+	})
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answer(w, system.Status(), nil) })
 	mux.HandleFunc("GET /events", func(w http.ResponseWriter, _ *http.Request) { answer(w, system.Events(), nil) })
 	mux.HandleFunc("GET /usage", func(w http.ResponseWriter, _ *http.Request) {
@@ -168,6 +180,13 @@ func handler(info Info, system System, down chan<- struct{}) http.Handler {
 			answer(w, struct{}{}, act(r.PathValue("name")))
 		})
 	}
+	mux.HandleFunc("POST /scale/{role}/{hosts}", func(w http.ResponseWriter, r *http.Request) {
+		hosts, err := strconv.Atoi(r.PathValue("hosts"))
+		if err == nil {
+			err = system.Scale(r.Context(), sut.Role(r.PathValue("role")), hosts)
+		}
+		answer(w, struct{}{}, err)
+	})
 	var once sync.Once
 	mux.HandleFunc("POST /down", func(w http.ResponseWriter, r *http.Request) {
 		// Whoever asked may lose patience; a system half down helps nobody.
@@ -274,6 +293,11 @@ func (c *Client) Pause(ctx context.Context, name string) error {
 // Resume lets a paused host or node go on.
 func (c *Client) Resume(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodPost, "/resume/"+url.PathEscape(name), nil)
+}
+
+// Scale changes the number of hosts of a tier and returns when it is done.
+func (c *Client) Scale(ctx context.Context, role sut.Role, hosts int) error {
+	return c.call(ctx, http.MethodPost, "/scale/"+url.PathEscape(string(role))+"/"+strconv.Itoa(hosts), nil)
 }
 
 // Down takes the system down and returns when it is gone.

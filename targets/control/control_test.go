@@ -3,6 +3,7 @@ package control_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -36,6 +37,23 @@ func (f fake) Kill(name string) error {
 func (f fake) Pause(name string) error    { f.done <- "pause " + name; return nil }
 func (f fake) Resume(name string) error   { f.done <- "resume " + name; return nil }
 func (f fake) Down(context.Context) error { f.done <- "down"; return nil }
+func (f fake) Endpoints() []string        { return []string{"http://127.0.0.1:1"} }
+func (f fake) Counters() []string         { return []string{"http://127.0.0.1:2"} }
+func (f fake) Scale(ctx context.Context, role sut.Role, hosts int) error {
+	if role != sut.Web {
+		return fmt.Errorf("scale %s: not possible", role)
+	}
+	f.done <- fmt.Sprintf("scale %s %d", role, hosts)
+	if hosts == endless {
+		<-ctx.Done()
+		f.done <- "taken back"
+		return ctx.Err()
+	}
+	return nil
+}
+
+// endless is a number of hosts that the fake never reaches.
+const endless = 200
 
 // serve keeps a fake system up until the test ends.
 func serve(t *testing.T, dir, id string) (fake, <-chan error) {
@@ -44,7 +62,7 @@ func serve(t *testing.T, dir, id string) (fake, <-chan error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- control.Serve(ctx, dir, control.Info{ID: id, Stage: sut.LB, Endpoints: []string{"http://127.0.0.1:1"}}, f)
+		ended <- control.Serve(ctx, dir, control.Info{ID: id, Stage: sut.LB, LogDir: "/logs"}, f)
 		close(ended)
 	}()
 	t.Cleanup(func() {
@@ -84,7 +102,7 @@ func TestASystemIsControlled(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx := t.Context()
-	if info, err := c.Info(ctx); err != nil || info.Stage != sut.LB || info.Endpoints[0] != "http://127.0.0.1:1" {
+	if info, err := c.Info(ctx); err != nil || info.Stage != sut.LB || info.Endpoints[0] != "http://127.0.0.1:1" || info.Counters[0] != "http://127.0.0.1:2" || info.LogDir != "/logs" {
 		t.Errorf("info %+v, %v", info, err)
 	}
 	if nodes, err := c.Status(ctx); err != nil || len(nodes) != 1 || nodes[0].Node != "web-1" {
@@ -104,6 +122,15 @@ func TestASystemIsControlled(t *testing.T) {
 			t.Errorf("%q was done, want %q", got, want)
 		}
 	}
+	if err := c.Scale(ctx, sut.Web, 4); err != nil {
+		t.Error(err)
+	}
+	if got := <-system.done; got != "scale web 4" {
+		t.Errorf("%q was done, want the scaling", got)
+	}
+	if err := c.Scale(ctx, sut.DB, 4); err == nil || err.Error() != "scale db: not possible" {
+		t.Errorf("scaling the database: %v", err)
+	}
 	if err := c.Kill(ctx, "web-9"); err == nil || !strings.Contains(err.Error(), "web-9") {
 		t.Errorf("killing a host that does not exist: %v", err)
 	}
@@ -120,6 +147,35 @@ func TestASystemIsControlled(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(dir); len(left) != 0 {
 		t.Errorf("%v is left in the control directory", left)
+	}
+}
+
+// Whoever asks for more hosts and goes away has changed nothing.
+func TestAnAbandonedScalingIsTakenBack(t *testing.T) {
+	dir := t.TempDir()
+	system, _ := serve(t, dir, "lb-1")
+	c, err := control.Dial(dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	failed := make(chan error, 1)
+	go func() { failed <- c.Scale(ctx, sut.Web, endless) }()
+	if got := <-system.done; got != "scale web 200" {
+		t.Fatalf("%q was done, want the scaling", got)
+	}
+	cancel()
+	if err := <-failed; !errors.Is(err, context.Canceled) {
+		t.Errorf("the client got %v", err)
+	}
+	select {
+	case got := <-system.done:
+		if got != "taken back" {
+			t.Errorf("%q was done", got)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the system goes on with it 10 s after its client left")
 	}
 }
 

@@ -7,8 +7,9 @@
 // supervisor that restarts it on its old address and port when it dies, after
 // a delay that makes the outage real. Down ends everything: no process, no
 // cgroup and no directory of the system is left, also when Up failed or was
-// interrupted half-way. Kill, Pause and Resume are for tests of failure and
-// act on a host or a node with all its processes.
+// interrupted half-way. Scale adds and drains hosts while the system serves,
+// and takes back what it has begun when it fails. Kill, Pause and Resume are for
+// tests of failure and act on a host or a node with all its processes.
 //
 // The order of calls is Up, anything, Down. All methods may be called
 // concurrently. Times are wall-clock durations; the budgets' units are those
@@ -23,6 +24,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -55,6 +57,9 @@ type Options struct {
 
 	Budgets *budget.Manager // nil = no limits
 	Restart Restart
+	// Admit may refuse a topology that the system is to be scaled to, for example
+	// because the machine is too small for it; nil = all are welcome.
+	Admit func(sut.Topology) error
 
 	ReadyTimeout time.Duration // of one node, 0 = 30 s
 	DrainTimeout time.Duration // of one node on the way down, 0 = 5 s
@@ -97,28 +102,33 @@ type System struct {
 	opts    Options
 	dir     string // private directory
 	logDir  string
-	hosts   []*host
-	nodes   []*node // in start order
 	bringUp time.Duration
 	budgets func() error // closes the manager if it is ours
 
-	life        context.Context // ends when Down begins: nothing is restarted after it
-	endLife     context.CancelFunc
-	supervisors sync.WaitGroup
-	logs        sync.WaitGroup // goroutines that close log files
-	down        sync.Once
-	downErr     error // set inside down
+	life    context.Context // ends when Down begins: nothing is restarted after it
+	endLife context.CancelFunc
+	logs    sync.WaitGroup // goroutines that close log files
+	down    sync.Once
+	downErr error // set inside down
 
 	progress sync.Mutex // one Progress call at a time
 
-	mu      sync.Mutex
-	changed chan struct{}   // guarded by mu: closed and replaced when a node's state changes
-	events  []targets.Event // guarded by mu
+	moving sync.Mutex // held while the topology is changed
+
+	// All below are guarded by mu. The slices are replaced, never written to, so
+	// that whoever has one may go on reading it.
+	mu       sync.Mutex
+	topology sut.Topology
+	hosts    []*host
+	nodes    []*node         // in start order
+	changed  chan struct{}   // closed and replaced when a node's state changes
+	events   []targets.Event // only ever appended to
 }
 
 // host is a host of the topology with its place on this machine.
 type host struct {
 	sut.Host
+	number  int    // among the addresses of the system
 	address string // IP address
 	budget  *budget.Host
 	nodes   []*node
@@ -130,10 +140,15 @@ type node struct {
 	sut.Node
 	host *host
 	leaf *budget.Leaf
-	uses []*node
 	dir  string
 
-	// All below are guarded by System.mu.
+	life    context.Context // ends when the node leaves the system, or the system ends
+	endLife context.CancelFunc
+	watched sync.WaitGroup // its supervisor
+
+	// All below, and what the topology says of its relations, are guarded by
+	// System.mu.
+	uses     []*node
 	state    targets.State
 	process  *proc.Process // the last one, nil before the first start
 	ready    sut.Ready
@@ -144,6 +159,10 @@ type node struct {
 	oomKills int64  // of its leaf at its last death
 	cause    string // of the last death
 	asked    bool   // the next death is our doing
+	held     int    // kills under way that would take a new process, too
+	// launching holds from the writing of a configuration to the readiness, or the
+	// failure, of the process that gets it. A kill meanwhile makes the state Dead.
+	launching bool
 }
 
 // Up brings the topology up. When it fails, or ctx ends, it leaves nothing
@@ -153,7 +172,7 @@ func Up(ctx context.Context, opts Options) (*System, error) {
 	if err := validate(opts); err != nil {
 		return nil, fmt.Errorf("bring up %s: %w", opts.Topology.Stage, err)
 	}
-	s := &System{opts: opts, changed: make(chan struct{}), budgets: func() error { return nil }}
+	s := &System{opts: opts, topology: opts.Topology, changed: make(chan struct{}), budgets: func() error { return nil }}
 	s.life, s.endLife = context.WithCancel(context.WithoutCancel(ctx))
 	if opts.Budgets == nil {
 		s.opts.Budgets = budget.Unlimited("not asked for")
@@ -178,16 +197,28 @@ func (s *System) up(ctx context.Context) error {
 		return err
 	}
 	begin := time.Now()
-	if err := s.place(); err != nil {
+	nodes, err := s.place(s.opts.Topology)
+	if err != nil {
 		return err
 	}
+	if err := s.startAll(ctx, nodes, template); err != nil {
+		return err
+	}
+	s.bringUp = time.Since(begin)
+	s.say("%s is up after %v", s.opts.Topology.Stage, s.bringUp.Round(time.Millisecond))
+	return nil
+}
+
+// startAll fills and starts nodes, each after those that it uses, and has them
+// supervised.
+func (s *System) startAll(ctx context.Context, nodes []*node, template string) error {
 	all, ctx := errgroup.WithContext(ctx)
-	for _, n := range s.nodes {
+	for _, n := range nodes {
 		all.Go(func() error {
 			if err := s.fill(ctx, n, template); err != nil {
 				return err
 			}
-			if err := s.awaitServing(ctx, n.uses); err != nil {
+			if err := s.awaitServing(ctx, s.usedBy(n)); err != nil {
 				return err
 			}
 			process, err := s.start(ctx, n)
@@ -195,16 +226,25 @@ func (s *System) up(ctx context.Context) error {
 				return err
 			}
 			s.say("%s is ready", n.Name)
-			s.supervisors.Go(func() { s.supervise(n, process) })
+			n.watched.Go(func() { s.supervise(n, process) })
 			return nil
 		})
 	}
-	if err := all.Wait(); err != nil {
-		return err
-	}
-	s.bringUp = time.Since(begin)
-	s.say("%s is up after %v", s.opts.Topology.Stage, s.bringUp.Round(time.Millisecond))
-	return nil
+	return all.Wait()
+}
+
+// usedBy returns the nodes that a node uses.
+func (s *System) usedBy(n *node) []*node {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return n.uses
+}
+
+// members returns the hosts and the nodes at this moment.
+func (s *System) members() ([]*host, []*node) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.hosts, s.nodes
 }
 
 // makeDirs makes the private directory and removes those of killed harnesses.
@@ -234,32 +274,68 @@ func (s *System) makeDirs() error {
 	return nil
 }
 
-// place gives every host its address and budget, and every node its host.
-func (s *System) place() error {
-	addresses := addressesFor(filepath.Base(s.dir), len(s.opts.Topology.Hosts))
-	hosts, nodes := map[string]*host{}, map[string]*node{}
-	for i, declared := range s.opts.Topology.Hosts {
+// place gives the hosts and nodes of a topology that are not there yet their
+// addresses, budgets and hosts, and returns those nodes.
+func (s *System) place(t sut.Topology) ([]*node, error) {
+	oldHosts, oldNodes := s.members()
+	hosts, nodes, taken := map[string]*host{}, map[string]*node{}, map[int]bool{}
+	for _, h := range oldHosts {
+		hosts[h.Name], taken[h.number] = h, true
+	}
+	for _, n := range oldNodes {
+		nodes[n.Name] = n
+	}
+	addresses := addressesFor(filepath.Base(s.dir), maxHosts)
+	for _, declared := range t.Hosts {
+		if hosts[declared.Name] != nil {
+			continue
+		}
+		number := 0
+		for taken[number] {
+			number++
+		}
+		taken[number] = true
 		limits, err := s.opts.Budgets.NewHost(declared.Name, declared.CPU, declared.MemoryBytes)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		h := &host{Host: declared, address: addresses[i], budget: limits, lifted: true}
-		s.hosts, hosts[h.Name] = append(s.hosts, h), h
+		h := &host{Host: declared, number: number, address: addresses[number], budget: limits, lifted: true}
+		hosts[h.Name] = h
+		s.join(h, nil)
 	}
-	for _, declared := range s.opts.Topology.Nodes {
+	var placed []*node
+	for _, declared := range t.Nodes {
+		if nodes[declared.Name] != nil {
+			continue
+		}
 		h := hosts[declared.Host]
 		leaf, err := h.budget.Leaf(declared.Name)
 		if err != nil {
-			return err
+			return placed, err
 		}
 		n := &node{Node: declared, host: h, leaf: leaf, state: targets.Starting, dir: filepath.Join(s.dir, declared.Name)}
+		n.life, n.endLife = context.WithCancel(s.life)
 		for _, name := range declared.Uses {
 			n.uses = append(n.uses, nodes[name])
 		}
-		h.nodes = append(h.nodes, n)
-		s.nodes, nodes[n.Name] = append(s.nodes, n), n
+		nodes[n.Name] = n
+		placed = append(placed, n)
+		s.join(nil, n)
 	}
-	return nil
+	return placed, nil
+}
+
+// join makes a host or a node part of the system.
+func (s *System) join(h *host, n *node) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h != nil {
+		s.hosts = append(slices.Clone(s.hosts), h)
+	}
+	if n != nil {
+		n.host.nodes = append(slices.Clone(n.host.nodes), n)
+		s.nodes = append(slices.Clone(s.nodes), n)
+	}
 }
 
 // fill makes a node's directory; a database and a blob store begin with a copy

@@ -177,7 +177,7 @@ func TestEveryStageComesUpAndGoesDown(t *testing.T) {
 					t.Errorf("admin URL %s", url)
 				}
 			}
-			frontend := status(t, system, system.Frontend())
+			frontend := status(t, system, system.opts.Topology.Frontends[0])
 			if got := system.Endpoints(); len(got) != 1 || got[0] != "http://"+frontend.Address {
 				t.Errorf("endpoints %v, the frontend is at %s", got, frontend.Address)
 			}
@@ -226,7 +226,7 @@ func TestNodesAreTold(t *testing.T) {
 		t.Errorf("lb-1 was told %+v", lb)
 	}
 	webs := lb.Uses[sut.Web]
-	if len(webs) != 2 || webs[0] != (sut.Peer{Node: "web-1", Address: status(t, system, "web-1").Address}) || webs[1].Node != "web-2" {
+	if len(webs) != 2 || webs[0] != (sut.Peer{Node: "web-1", Address: status(t, system, "web-1").Address, Weight: 1}) || webs[1].Node != "web-2" {
 		t.Errorf("lb-1 uses %+v", lb.Uses)
 	}
 	web := configOf(t, webs[0].Address)

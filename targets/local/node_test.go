@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -75,11 +76,13 @@ func harness(dir string) error {
 // testNode keeps the contract of sut.NodeConfig with a trivial HTTP server,
 // but for the behaviour that a knob asks for.
 type testNode struct {
-	config    sut.NodeConfig
 	behaviour string
 	out       io.Writer
 	ended     chan struct{} // closed when standard input is
 	crash     chan exitStatus
+
+	config sut.NodeConfig
+	mu     sync.Mutex // guards config.Uses once the node serves
 }
 
 // exitStatus is the death that a behaviour asks for.
@@ -135,6 +138,14 @@ func (n *testNode) run() error {
 		}
 		ready.PIDs = []int{pid}
 	}
+	if n.behaviour == "waits at its restart" && n.config.Port != 0 {
+		// Opening the pipe ends when the test opens its other end.
+		gate, err := os.Open(gateOf(os.Getenv(traceEnv)))
+		if err != nil {
+			return err
+		}
+		gate.Close()
+	}
 	if n.config.Role == sut.Seed {
 		return n.seed(ready)
 	}
@@ -155,6 +166,11 @@ func (n *testNode) run() error {
 	if n.behaviour == "crashes" {
 		panic("out of luck")
 	}
+	if n.behaviour == "ignores SIGTERM" {
+		<-terminated
+		n.trace("terminated")
+		select {} // nor does it end with its standard input
+	}
 	select {
 	case <-n.ended:
 		n.trace("orphaned")
@@ -162,10 +178,6 @@ func (n *testNode) run() error {
 		return status
 	case <-terminated:
 		n.trace("terminated")
-		if n.behaviour == "ignores SIGTERM" {
-			<-n.ended
-			select {}
-		}
 	}
 	return nil
 }
@@ -213,11 +225,41 @@ func (n *testNode) checkDir() error {
 func (n *testNode) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /config", func(w http.ResponseWriter, _ *http.Request) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
 		_ = json.NewEncoder(w).Encode(n.config)
 	})
 	mux.HandleFunc("POST /put", func(w http.ResponseWriter, _ *http.Request) {
 		if err := os.WriteFile(filepath.Join(n.config.Dir, "rows"), []byte("seeded"), 0o600); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
+		}
+	})
+	mux.HandleFunc("PUT "+sut.MembershipPath, func(w http.ResponseWriter, r *http.Request) {
+		var m sut.Membership
+		if err := json.NewDecoder(r.Body).Decode(&m); err != nil || r.Header.Get(sut.DrainHeader) == "" {
+			http.Error(w, "no membership", http.StatusBadRequest)
+			return
+		}
+		var names []string
+		for _, peer := range m.Upstreams {
+			names = append(names, peer.Node)
+		}
+		n.trace("told of %s", strings.Join(names, "+"))
+		switch {
+		case n.behaviour == "refuses" && len(names) > 2:
+			http.Error(w, "too many", http.StatusBadRequest)
+		case n.behaviour == "never drains":
+			w.WriteHeader(http.StatusGatewayTimeout)
+		case n.behaviour == "hangs" && len(names) > 2:
+			<-r.Context().Done()
+		case n.behaviour == "crashes when told":
+			n.crash <- 5
+			select {} // without an answer
+		default:
+			n.mu.Lock()
+			n.config.Uses[sut.Web] = m.Upstreams
+			n.mu.Unlock()
+			w.WriteHeader(http.StatusNoContent)
 		}
 	})
 	mux.HandleFunc("POST /exit", func(http.ResponseWriter, *http.Request) {
@@ -227,6 +269,9 @@ func (n *testNode) handler() http.Handler {
 	})
 	return mux
 }
+
+// gateOf is the named pipe of a test, beside its trace.
+func gateOf(trace string) string { return filepath.Join(filepath.Dir(trace), "gate") }
 
 // forkServer starts a process in a session of its own, as native servers are.
 func forkServer() (int, error) {

@@ -20,22 +20,36 @@ import (
 
 // awaitServing waits until all these nodes serve.
 func (s *System) awaitServing(ctx context.Context, nodes []*node) error {
-	for {
-		s.mu.Lock()
-		waiting, changed := "", s.changed
+	var waiting string
+	err := s.await(ctx, func() bool {
+		waiting = ""
 		for _, n := range nodes {
 			if !n.serves() {
 				waiting = n.Name
 			}
 		}
+		return waiting == ""
+	})
+	if err != nil {
+		return fmt.Errorf("wait for %s: %w", waiting, err)
+	}
+	return nil
+}
+
+// await waits until a condition on nodes' states holds; it is asked with mu held,
+// and again whenever one of them changes.
+func (s *System) await(ctx context.Context, condition func() bool) error {
+	for {
+		s.mu.Lock()
+		holds, changed := condition(), s.changed
 		s.mu.Unlock()
-		if waiting == "" {
+		if holds {
 			return nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("wait for %s: %w", waiting, context.Cause(ctx))
+			return context.Cause(ctx)
 		}
 	}
 }
@@ -87,6 +101,7 @@ func (s *System) start(ctx context.Context, n *node) (*proc.Process, error) {
 	s.set(n, targets.Starting)
 	err := s.settle(n.host)
 	config := s.configFor(n)
+	n.launching = err == nil
 	s.mu.Unlock()
 	if err != nil {
 		return nil, err
@@ -96,6 +111,7 @@ func (s *System) start(ctx context.Context, n *node) (*proc.Process, error) {
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	n.launching = false
 	if err != nil {
 		s.set(n, targets.Dead)
 		return nil, err
@@ -113,11 +129,11 @@ func (s *System) configFor(n *node) sut.NodeConfig {
 		Node: n.Name, Host: n.Host, Role: n.Role, Engine: n.Engine,
 		Listen: n.host.address, Dir: n.dir, Procs: procsFor(n.host.CPU),
 		DrainSeconds: s.opts.DrainTimeout.Seconds(),
-		Knobs:        s.opts.Topology.Knobs, Data: s.opts.Data,
+		Service:      n.Service, Routes: n.Routes, Knobs: s.topology.Knobs, Data: s.opts.Data,
 		Uses: map[sut.Role][]sut.Peer{},
 	}
 	for _, used := range n.uses {
-		config.Uses[used.Role] = append(config.Uses[used.Role], sut.Peer{Node: used.Name, Address: used.ready.Address})
+		config.Uses[used.Role] = append(config.Uses[used.Role], sut.Peer{Node: used.Name, Address: used.ready.Address, Weight: used.Weight})
 	}
 	if n.ready.Address != "" { // a restart: its peers know the old port
 		config.Port = portOf(n.ready.Address)

@@ -20,11 +20,11 @@ const (
 	loopAfter = 3
 )
 
-// supervise restarts a node whenever it dies, until the system's life ends.
+// supervise restarts a node whenever it dies, until its life ends.
 func (s *System) supervise(n *node, process *proc.Process) {
 	for process != nil {
 		select {
-		case <-s.life.Done():
+		case <-n.life.Done():
 			return
 		case <-process.Done():
 		}
@@ -78,22 +78,22 @@ func (s *System) restart(n *node) *proc.Process {
 		wait := time.NewTimer(s.nextDelay(n))
 		select {
 		case <-wait.C:
-		case <-s.life.Done():
+		case <-n.life.Done():
 			wait.Stop()
 			return nil
 		}
 		// After the death of a whole host its nodes come back in the order in
 		// which they came up. Nodes of other hosts do not hold this one up.
 		var before []*node
-		for _, used := range n.uses {
+		for _, used := range s.usedBy(n) {
 			if used.host == n.host {
 				before = append(before, used)
 			}
 		}
-		if s.awaitServing(s.life, before) != nil {
+		if s.awaitServing(n.life, before) != nil || s.awaitLetGo(n) != nil {
 			return nil
 		}
-		process, err := s.start(s.life, n)
+		process, err := s.start(n.life, n)
 		if process != nil {
 			if err != nil {
 				s.opts.Log.Error("a restarted node is not held to its budget", "node", n.Name, "error", err)
@@ -103,7 +103,7 @@ func (s *System) restart(n *node) *proc.Process {
 			s.mu.Unlock()
 			return process
 		}
-		if s.life.Err() != nil {
+		if n.life.Err() != nil {
 			return nil
 		}
 		s.mu.Lock()
@@ -112,6 +112,11 @@ func (s *System) restart(n *node) *proc.Process {
 		s.note(n, "restart: %s", n.cause)
 		s.mu.Unlock()
 	}
+}
+
+// awaitLetGo waits until nothing kills what there is of the node any more.
+func (s *System) awaitLetGo(n *node) error {
+	return s.await(n.life, func() bool { return n.held == 0 })
 }
 
 // nextDelay is how long a dead node stays dead: the configured delay, doubled

@@ -10,23 +10,42 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/targets"
 )
 
-// Endpoints lists where clients send their requests.
-func (s *System) Endpoints() []string {
+// Topology is what the system is at this moment.
+func (s *System) Topology() sut.Topology {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, n := range s.nodes {
-		if n.Name == s.opts.Topology.Frontend {
-			return []string{"http://" + n.ready.Address}
-		}
-	}
-	return nil // validateTopology saw to it that there is one
+	return s.topology
 }
 
-// Frontend is the name of the node that clients talk to.
-func (s *System) Frontend() string { return s.opts.Topology.Frontend }
+// Endpoints lists where clients send their requests: to any of these.
+func (s *System) Endpoints() []string {
+	return s.urls(s.Topology().Frontends, func(n *node) string { return n.ready.Address })
+}
+
+// Counters lists the admin addresses of the nodes whose counts of requests add
+// up to what clients sent. A node that was restarted has another one.
+func (s *System) Counters() []string {
+	return s.urls(s.Topology().Counters, func(n *node) string { return n.ready.Admin })
+}
+
+// urls returns base URLs of the nodes with these names, in the names' order.
+func (s *System) urls(names []string, address func(*node) string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var urls []string
+	for _, name := range names {
+		for _, n := range s.nodes {
+			if n.Name == name {
+				urls = append(urls, "http://"+address(n))
+			}
+		}
+	}
+	return urls
+}
 
 // AdminURL is where a node answers /metrics and /healthz; "" for a name that
 // is no node's.
@@ -69,8 +88,12 @@ func (s *System) Status() []targets.NodeStatus {
 // Usage is what hosts and nodes have used since they were started.
 func (s *System) Usage() (targets.Usage, error) {
 	var usage targets.Usage
-	for _, h := range s.hosts {
+	hosts, nodes := s.members()
+	for _, h := range hosts {
 		u, err := h.budget.Usage()
+		if err != nil && s.left(h) {
+			continue
+		}
 		if err != nil {
 			return targets.Usage{}, err
 		}
@@ -79,8 +102,11 @@ func (s *System) Usage() (targets.Usage, error) {
 			ThrottledSeconds: u.ThrottledSeconds, Periods: u.Periods, ThrottledPeriods: u.ThrottledPeriods,
 		})
 	}
-	for _, n := range s.nodes {
+	for _, n := range nodes {
 		u, err := n.leaf.Usage()
+		if err != nil && s.left(n.host) {
+			continue
+		}
 		if err != nil {
 			return targets.Usage{}, err
 		}
@@ -89,6 +115,12 @@ func (s *System) Usage() (targets.Usage, error) {
 		})
 	}
 	return usage, nil
+}
+
+// left reports whether a host is not part of the system any more.
+func (s *System) left(h *host) bool {
+	hosts, _ := s.members()
+	return !slices.Contains(hosts, h)
 }
 
 // Events lists what has happened so far, oldest first.
@@ -107,6 +139,8 @@ type members interface {
 // find resolves a name. A host comes before a node of the same name, because
 // a host is the unit of failure: everything on it fails with it.
 func (s *System) find(name string) ([]*node, members, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, h := range s.hosts {
 		if h.Name == name {
 			return h.nodes, h.budget, nil
@@ -142,7 +176,20 @@ func (s *System) Kill(name string) error {
 	}); err != nil {
 		return err
 	}
+	s.hold(nodes, 1)
+	defer s.hold(nodes, -1)
 	return all.KillAll()
+}
+
+// hold keeps nodes from being started again while everything of them is being
+// killed, and lets them go.
+func (s *System) hold(nodes []*node, by int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range nodes {
+		n.held += by
+		s.set(n, n.state) // wakes who waits for it
+	}
 }
 
 // Pause stops everything on a host, or everything of a node, as SIGSTOP does:
@@ -202,14 +249,20 @@ func (s *System) Down(ctx context.Context) error {
 
 func (s *System) end(ctx context.Context) error {
 	s.endLife()
-	s.supervisors.Wait()
+	// A move that is under way gives up, and takes back what it has begun.
+	s.moving.Lock()
+	defer s.moving.Unlock()
+	hosts, nodes := s.members()
+	for _, n := range nodes {
+		n.watched.Wait()
+	}
 	var errs []error
-	for _, h := range s.hosts {
+	for _, h := range hosts {
 		// A host drains faster without its budget, and a paused one not at all.
 		errs = append(errs, h.budget.Lift(), h.budget.Signal(syscall.SIGCONT))
 	}
-	s.stopAll(ctx)
-	for _, h := range s.hosts {
+	s.stopAll(ctx, nodes)
+	for _, h := range hosts {
 		errs = append(errs, h.budget.Remove())
 	}
 	s.logs.Wait()
@@ -224,17 +277,17 @@ func (s *System) end(ctx context.Context) error {
 	return nil
 }
 
-// stopAll stops every node in the reverse of the order in which they came up,
+// stopAll stops nodes in the reverse of the order in which they came up,
 // independent ones at the same time.
-func (s *System) stopAll(ctx context.Context) {
+func (s *System) stopAll(ctx context.Context, nodes []*node) {
 	stopped := map[*node]chan struct{}{}
-	for _, n := range s.nodes {
+	for _, n := range nodes {
 		stopped[n] = make(chan struct{})
 	}
-	for _, n := range s.nodes {
+	for _, n := range nodes {
 		var users []*node
-		for _, other := range s.nodes {
-			for _, used := range other.uses {
+		for _, other := range nodes {
+			for _, used := range s.usedBy(other) {
 				if used == n {
 					users = append(users, other)
 				}

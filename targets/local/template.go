@@ -155,7 +155,7 @@ func (s *System) load(ctx context.Context, work string, engine sut.Engine) (err 
 		return err
 	}
 	defer func() { err = errors.Join(err, host.Remove()) }()
-	addresses := addressesFor(filepath.Base(s.dir), len(s.opts.Topology.Hosts))
+	addresses := addressesFor(filepath.Base(s.dir), maxHosts)
 	config := sut.NodeConfig{
 		Node: "template-db", Host: templateHost, Role: sut.DB, Engine: engine,
 		Listen: addresses[len(addresses)-1], Dir: filepath.Join(work, templateDB), Procs: procsFor(0),

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/stagebench/stagebench/sut"
@@ -70,8 +71,13 @@ func validateTopology(t sut.Topology) error {
 		}
 		nodes[n.Name] = true
 	}
-	if !nodes[t.Frontend] {
-		return fmt.Errorf("the frontend %q is not a node", t.Frontend)
+	if len(t.Frontends) == 0 {
+		return errors.New("no frontend: clients have nothing to talk to")
+	}
+	for _, name := range append(slices.Clone(t.Frontends), t.Counters...) {
+		if !nodes[name] {
+			return fmt.Errorf("the frontend or counter %q is not a node", name)
+		}
 	}
 	return nil
 }

@@ -14,20 +14,20 @@ import (
 func TestValidate(t *testing.T) {
 	t.Parallel()
 	for want, spoil := range map[string]func(*Options){
-		"no binary":                            func(o *Options) { o.Binary = "" },
-		"a data set, a template directory":     func(o *Options) { o.TemplateVersion = "" },
-		"a topology of 3 hosts and 0 nodes":    func(o *Options) { o.Topology.Nodes = nil },
-		`host "a/b": its name`:                 func(o *Options) { o.Topology.Hosts[0].Name = "a/b" },
-		`host "db-1": its name`:                func(o *Options) { o.Topology.Hosts[0].Name = "db-1" },
-		`node "..": its name`:                  func(o *Options) { o.Topology.Nodes[0].Name = ".." },
-		`node "logs": its name`:                func(o *Options) { o.Topology.Nodes[0].Name = "logs" },
-		`node "blob-1": its name`:              func(o *Options) { o.Topology.Nodes[0].Name = "blob-1" },
-		`node db-1: there is no host "moon"`:   func(o *Options) { o.Topology.Nodes[0].Host = "moon" },
-		`node db-1 uses "web-1", which`:        func(o *Options) { o.Topology.Nodes[0].Uses = []string{"web-1"} },
-		`the frontend "x" is not a node`:       func(o *Options) { o.Topology.Frontend = "x" },
-		`the template name "small-1-sqlite-/"`: func(o *Options) { o.TemplateVersion = "/" },
-		"databases of two engines":             func(o *Options) { o.Topology.Nodes[1].Role, o.Topology.Nodes[1].Engine = sut.DB, sut.Postgres },
-		"a blob store without a database":      func(o *Options) { o.Topology.Nodes[0].Role = sut.Web },
+		"no binary":                                 func(o *Options) { o.Binary = "" },
+		"a data set, a template directory":          func(o *Options) { o.TemplateVersion = "" },
+		"a topology of 3 hosts and 0 nodes":         func(o *Options) { o.Topology.Nodes = nil },
+		`host "a/b": its name`:                      func(o *Options) { o.Topology.Hosts[0].Name = "a/b" },
+		`host "db-1": its name`:                     func(o *Options) { o.Topology.Hosts[0].Name = "db-1" },
+		`node "..": its name`:                       func(o *Options) { o.Topology.Nodes[0].Name = ".." },
+		`node "logs": its name`:                     func(o *Options) { o.Topology.Nodes[0].Name = "logs" },
+		`node "blob-1": its name`:                   func(o *Options) { o.Topology.Nodes[0].Name = "blob-1" },
+		`node db-1: there is no host "moon"`:        func(o *Options) { o.Topology.Nodes[0].Host = "moon" },
+		`node db-1 uses "web-1", which`:             func(o *Options) { o.Topology.Nodes[0].Uses = []string{"web-1"} },
+		`the frontend or counter "x" is not a node`: func(o *Options) { o.Topology.Frontends = []string{"x"} },
+		`the template name "small-1-sqlite-/"`:      func(o *Options) { o.TemplateVersion = "/" },
+		"databases of two engines":                  func(o *Options) { o.Topology.Nodes[1].Role, o.Topology.Nodes[1].Engine = sut.DB, sut.Postgres },
+		"a blob store without a database":           func(o *Options) { o.Topology.Nodes[0].Role = sut.Web },
 	} {
 		t.Run(want, func(t *testing.T) {
 			t.Parallel()

@@ -34,6 +34,7 @@ type slot struct {
 	born      atomic.Int64 // unix ns of the current connection's birth
 	writes    atomic.Int64 // on all connections so far
 	buffer    []byte       // for reading bodies away
+	kept      []byte       // the body of the last response, if it was to be kept
 }
 
 // countedConn counts the writes on a connection, so that a request that never
@@ -74,12 +75,17 @@ func NewClients(config ClientConfig) (*Clients, error) {
 func (c *Clients) newSlot(i int) *slot {
 	s := &slot{index: i, buffer: make([]byte, 16<<10)}
 	dialer := &net.Dialer{Timeout: c.config.DialTimeout}
+	security := c.config.TLS.Clone() // nil stays nil
+	if security == nil {
+		security = &tls.Config{}
+	}
+	security.MinVersion = max(security.MinVersion, tls.VersionTLS12)
 	if n := len(c.config.Sources); n > 0 {
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.config.Sources[i%n], 0))
 	}
 	s.transport = &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, err := dialer.DialContext(ctx, network, address)
+			conn, err := c.dial(ctx, dialer, network, address, i)
 			if err != nil {
 				return nil, err
 			}
@@ -91,9 +97,25 @@ func (c *Clients) newSlot(i int) *slot {
 		MaxConnsPerHost:     1,
 		MaxIdleConnsPerHost: 1,
 		DisableCompression:  true,
-		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
+		TLSClientConfig:     security,
 	}
 	return s
+}
+
+// dial makes a connection for the i-th slot: at the slot's own address of the
+// target, or at the first after it where one can be made.
+func (c *Clients) dial(ctx context.Context, dialer *net.Dialer, network, address string, i int) (conn net.Conn, err error) {
+	addresses := c.config.Addresses
+	if len(addresses) == 0 {
+		addresses = []string{address}
+	}
+	for n := range addresses {
+		conn, err = dialer.DialContext(ctx, network, addresses[(i+n)%len(addresses)])
+		if err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	return conn, err
 }
 
 // Endpoint is the base URL of the target.
@@ -241,10 +263,10 @@ func (c *Clients) logIn(ctx context.Context, s *slot, op workloads.Op, user int,
 	if err != nil {
 		return err
 	}
-	if _, err := drain(response.Body, s.buffer); err != nil {
+	if _, err := s.drain(response.Body, false); err != nil {
 		return err
 	}
-	if response.StatusCode >= 400 {
+	if !op.Check.Accepts(response.StatusCode) {
 		return fmt.Errorf("the target answered %s\nis the workload made for this target, and for the data that it holds?", response.Status)
 	}
 	session.keep(response.Header, true)

@@ -14,6 +14,7 @@ package driver
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -35,7 +36,9 @@ type Plan struct {
 	First    uint64 // position in the workload of the run's first op
 	Schedule pace.Schedule
 	Duration time.Duration // of the schedule; ops in flight then are still waited for
-	Timeout  time.Duration // of one op, from the moment it was dispatched
+	// Timeout bounds one op, from the moment it was dispatched; what a slow line
+	// of the op's own takes comes on top.
+	Timeout time.Duration
 	// Drain bounds the wait for ops in flight when the run was cancelled.
 	Drain time.Duration
 }
@@ -80,6 +83,15 @@ type Driver interface {
 type ClientConfig struct {
 	// Endpoint is the base URL of the target.
 	Endpoint *url.URL
+	// Addresses are host:port where the endpoint can be reached, any of them.
+	// Connections are spread over them; one that cannot be made at its address is
+	// made at the next. Empty = the endpoint's own.
+	Addresses []string
+	// Header is sent with every request; what an op sets itself wins.
+	Header map[string]string
+	// TLS is for endpoints of scheme https; nil = the system's roots. HTTP/1.1 is
+	// spoken either way: a connection carries one op at a time.
+	TLS *tls.Config
 	// Connections bounds the connections, and with them the ops in flight.
 	Connections int
 	// Sources are the local addresses that connections are made from, in turn;

@@ -26,9 +26,9 @@ func (c *Clients) Request(op workloads.Op) (*http.Request, error) {
 	if err != nil {
 		return nil, err
 	}
-	req := &http.Request{Method: op.Method, URL: u, Host: u.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: make(http.Header, len(op.Header)+1)}
-	for name, value := range op.Header {
-		req.Header.Set(name, value)
+	req := &http.Request{Method: op.Method, URL: u, Host: u.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: c.Header(op)}
+	if host := req.Header.Get("Host"); host != "" {
+		req.Host = host // the library takes it from here, and not from the header
 	}
 	if len(op.Body) > 0 {
 		req.ContentLength = int64(len(op.Body))
@@ -36,6 +36,19 @@ func (c *Clients) Request(op workloads.Op) (*http.Request, error) {
 		req.Body = io.NopCloser(bytes.NewReader(op.Body))
 	}
 	return req, nil
+}
+
+// Header is what an op is sent with: the headers of all requests and its own,
+// which win. The caller may change it.
+func (c *Clients) Header(op workloads.Op) http.Header {
+	header := make(http.Header, len(c.config.Header)+len(op.Header)+2)
+	for name, value := range c.config.Header {
+		header.Set(name, value)
+	}
+	for name, value := range op.Header {
+		header.Set(name, value)
+	}
+	return header
 }
 
 // URL is the whole address of an op.
@@ -112,8 +125,12 @@ func (t *Ticket) login(session *session) (done int64) {
 // exchange is one request and its whole response. It fills in the outcome.
 func (t *Ticket) exchange(req *http.Request) (http.Header, error) {
 	f, o := t.flight, &t.outcome
-	ctx, cancel := context.WithTimeout(f.ctx, f.plan.Timeout)
+	body := newSlowBody(f.ctx, t.Op)
+	ctx, cancel := context.WithTimeout(f.ctx, f.plan.Timeout+body.lasts())
 	defer cancel()
+	if body != nil {
+		req.Body = body
+	}
 	var written int64 // on the connection, before this request
 	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) {
 		written = t.slot.writes.Load()
@@ -130,8 +147,11 @@ func (t *Ticket) exchange(req *http.Request) (http.Header, error) {
 	if err != nil && o.Sent >= 0 && ctx.Err() == nil && t.slot.writes.Load() == written {
 		// Nothing had left for the server, so this is the same request, not a
 		// second one: the connection was closed while it was idle.
-		if body := t.Op.Body; len(body) > 0 {
-			req.Body = io.NopCloser(bytes.NewReader(body))
+		switch {
+		case body != nil:
+			req.Body = newSlowBody(f.ctx, t.Op)
+		case len(t.Op.Body) > 0:
+			req.Body = io.NopCloser(bytes.NewReader(t.Op.Body))
 		}
 		response, err = t.slot.transport.RoundTrip(req)
 	}
@@ -139,7 +159,7 @@ func (t *Ticket) exchange(req *http.Request) (http.Header, error) {
 	if err == nil {
 		header = response.Header
 		o.Status = response.StatusCode
-		o.BytesIn, err = drain(response.Body, t.slot.buffer)
+		o.BytesIn, err = t.slot.drain(response.Body, t.Op.Check.NeedsBody())
 		if version := header[VersionHeader]; len(version) == 1 {
 			o.Version, _ = strconv.ParseInt(version[0], 10, 64)
 		}
@@ -148,9 +168,32 @@ func (t *Ticket) exchange(req *http.Request) (http.Header, error) {
 	if o.Sent >= 0 {
 		f.meter.change(o.Done, -1)
 	}
+	o.Paced = body.slept()
 	o.Fate = fate(o, err, f.ctx.Err() != nil)
 	o.Error = cause(o, err)
+	if err == nil {
+		t.check(header)
+	}
 	return header, err
+}
+
+// check judges a complete response by what the op asks for.
+func (t *Ticket) check(header http.Header) {
+	o, asked := &t.outcome, t.Op.Check
+	if asked == nil {
+		return
+	}
+	wrong := ""
+	switch {
+	case !asked.Accepts(o.Status):
+		wrong = "HTTP " + strconv.Itoa(o.Status)
+	default:
+		wrong = asked.Fails(header, t.slot.kept, o.BytesIn)
+	}
+	o.Fate, o.Error, o.CheckFailed = results.OK, wrong, wrong != "" && o.Status < 400
+	if wrong != "" {
+		o.Fate = results.HTTPError
+	}
 }
 
 // sendOnce keeps the transport from sending a request a second time on its own.
@@ -178,13 +221,18 @@ func (emptyBody) Read([]byte) (int, error)         { return 0, io.EOF }
 func (emptyBody) WriteTo(io.Writer) (int64, error) { return 0, nil }
 func (emptyBody) Close() error                     { return nil }
 
-// drain reads a body to its end and counts it.
-func drain(body io.ReadCloser, buffer []byte) (int64, error) {
+// drain reads a body to its end and counts it; the beginning is kept if asked
+// for.
+func (s *slot) drain(body io.ReadCloser, keep bool) (int64, error) {
 	defer func() { _ = body.Close() }() // it was read to the end, or is already broken
+	s.kept = s.kept[:0]
 	var total int64
 	for {
-		n, err := body.Read(buffer)
+		n, err := body.Read(s.buffer)
 		total += int64(n)
+		if keep {
+			s.kept = append(s.kept, s.buffer[:min(n, workloads.MaxCheckedBody-len(s.kept))]...)
+		}
 		if errors.Is(err, io.EOF) {
 			return total, nil
 		}

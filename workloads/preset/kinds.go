@@ -20,7 +20,7 @@ func (k *kind) write() bool { return k.method != http.MethodGet }
 
 // kinds is what the photo service can be asked for, by class.
 func kinds() map[workloads.Class]kind {
-	html, jpeg, json := accept("text/html"), accept("image/jpeg"), accept("application/json")
+	html, jpeg, json := acceptText("text/html"), accept("image/jpeg"), acceptText("application/json")
 	sendJSON, sendJPEG := send("application/json"), send("image/jpeg")
 	return map[workloads.Class]kind{
 		Page: {method: http.MethodGet, header: html, path: func(*service, turn) place {
@@ -66,6 +66,11 @@ func kinds() map[workloads.Class]kind {
 }
 
 func accept(mediaType string) map[string]string { return map[string]string{"Accept": mediaType} }
+
+// acceptText takes texts compressed, as every browser does.
+func acceptText(mediaType string) map[string]string {
+	return map[string]string{"Accept": mediaType, "Accept-Encoding": "gzip"}
+}
 
 // send is the header of a request with a body; every answer to one is JSON.
 func send(mediaType string) map[string]string {

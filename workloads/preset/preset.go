@@ -1,8 +1,9 @@
 // Package preset holds the workloads that we ship, by name.
 //
 // They ask the photo service for what its users ask for, in fixed shares, so
-// that figures can be compared across versions of everything: read-heavy and
-// write-heavy do not change. Photos are picked zipfian (theta 0.99, hot ones
+// that figures can be compared across versions of everything: read-heavy,
+// write-heavy and slow-upload do not change. FromTrace replays an access log of
+// any site against the service. Photos are picked zipfian (theta 0.99, hot ones
 // spread over all ids), users uniformly.
 //
 // The package sends nothing and knows nothing of how the data set was made: it
@@ -89,7 +90,12 @@ type shipped struct {
 	name string
 	doc  string
 	mix  workloads.Mix
+	line float64 // of users who upload, in bytes per second; 0 = as fast as can be
 }
+
+// slowLine is how fast the users of slow-upload send, in bytes per second: a
+// picture of the default size takes about eight seconds.
+const slowLine = 700
 
 func catalogue() []shipped {
 	return []shipped{
@@ -123,6 +129,20 @@ func catalogue() []shipped {
 				{Class: Upload, Percent: 1},
 				{Class: Follow, Percent: 3},
 			},
+		},
+		{
+			name: "slow-upload",
+			doc:  "80 % reads in the proportions of read-heavy, and uploads over slow lines (700 bytes/s), each of which holds a connection for about 8 s",
+			mix: workloads.Mix{
+				{Class: Feed, Percent: 25},
+				{Class: Photo, Percent: 21},
+				{Class: Image, Percent: 24},
+				{Class: User, Percent: 4.5},
+				{Class: Me, Percent: 4.5},
+				{Class: Page, Percent: 1},
+				{Class: Upload, Percent: 20},
+			},
+			line: slowLine,
 		},
 	}
 }

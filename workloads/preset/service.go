@@ -34,6 +34,7 @@ type service struct {
 	logins   []workloads.Op // by virtual user
 	texts    texts
 	uploads  [][]byte
+	line     float64 // of users who upload, in bytes per second; 0 = as fast as can be
 }
 
 var (
@@ -54,7 +55,7 @@ func newService(s shipped, p Params) (*service, error) {
 		users: p.Users, virtual: p.VirtualUsers,
 		photos:   keys.NewScrambled(ranks, workloads.Draw(p.Seed, 0, streamOrder)),
 		variants: imageVariants(),
-		texts:    newTexts(), uploads: p.Uploads,
+		texts:    newTexts(), uploads: p.Uploads, line: s.line,
 	}
 	for _, v := range w.variants {
 		w.suffixes = append(w.suffixes, "/"+string(v.Class)+".jpg")
@@ -98,6 +99,9 @@ func (w *service) Op(n uint64) workloads.Op {
 	}
 	if k.body != nil {
 		op.Body = k.body(w, t)
+	}
+	if op.Class == Upload {
+		op.BodyRate = w.line
 	}
 	return op
 }

@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"slices"
 	"time"
 
+	"github.com/stagebench/stagebench/cmd/internal/load"
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/capacity"
 	"github.com/stagebench/stagebench/results/hdr"
@@ -39,15 +39,13 @@ type Bench struct {
 	Progress    Progress
 	// Up brings a topology up; node logs go to the directory.
 	Up func(ctx context.Context, t sut.Topology, logDir string) (*local.System, error)
-	// Workload makes a workload by name.
-	Workload func(name string) (workloads.Workload, error)
 }
 
 // Measure measures one cell. What goes wrong is in the cell's Error: a run goes
 // on with the next one. Only ctx ends it early.
-func (b *Bench) Measure(ctx context.Context, topology sut.Topology, workload string) results.Cell {
-	c := b.describe(topology, workload)
-	dir, err := b.Run.Cell(string(topology.Stage) + "/" + workload)
+func (b *Bench) Measure(ctx context.Context, topology sut.Topology, l load.Load) results.Cell {
+	c := b.describe(topology, l)
+	dir, err := b.Run.Cell(c.Stage + "/" + c.Workload)
 	if err != nil {
 		c.Error = err.Error()
 		return c
@@ -58,7 +56,7 @@ func (b *Bench) Measure(ctx context.Context, topology sut.Topology, workload str
 		return c
 	}
 	for range b.Plan.Repeats {
-		if err := b.repeat(ctx, &c, topology, dir, files); err != nil {
+		if err := b.repeat(ctx, &c, topology, l, dir, files); err != nil {
 			c.Error = err.Error()
 			break
 		}
@@ -71,11 +69,14 @@ func (b *Bench) Measure(ctx context.Context, topology sut.Topology, workload str
 }
 
 // describe fills in what is known before anything runs.
-func (b *Bench) describe(t sut.Topology, workload string) results.Cell {
+func (b *Bench) describe(t sut.Topology, l load.Load) results.Cell {
 	c := results.Cell{
-		Stage: string(t.Stage), Workload: workload, Driver: b.Driver.Name(), Knobs: t.Knobs, Topology: t.Digest(),
+		Stage: string(t.Stage), Workload: l.Workload.Name(), Driver: b.Driver.Name(), Knobs: t.Knobs, Topology: t.Digest(),
 		Engines: map[string]string{}, Versions: map[string]string{}, Units: t.Units(), SLO: b.SLO.String(),
-		CapacityMethod: "bracket", Repeats: []float64{}, Warnings: []string{}, Steps: []results.Step{},
+		CapacityMethod: "bracket", Repeats: []float64{}, Warnings: []string{}, Steps: []results.Step{}, Trace: l.Trace,
+	}
+	if l.Times != nil {
+		c.CapacityMethod = results.MethodReplay
 	}
 	for role, engine := range t.Engines() {
 		c.Engines[string(role)] = string(engine)
@@ -111,11 +112,7 @@ func openFiles(dir *rundir.CellDir, c results.Cell) (files, error) {
 func (f files) close() error { return errors.Join(f.latency.Close(), f.timeline.Close()) }
 
 // repeat brings the topology up, measures it once and takes it down.
-func (b *Bench) repeat(ctx context.Context, c *results.Cell, topology sut.Topology, dir *rundir.CellDir, f files) (err error) {
-	workload, err := b.Workload(c.Workload)
-	if err != nil {
-		return err
-	}
+func (b *Bench) repeat(ctx context.Context, c *results.Cell, topology sut.Topology, l load.Load, dir *rundir.CellDir, f files) (err error) {
 	system, err := b.Up(ctx, topology, dir.LogsDir())
 	if err != nil {
 		return err
@@ -129,24 +126,39 @@ func (b *Bench) repeat(ctx context.Context, c *results.Cell, topology sut.Topolo
 			c.Versions[string(n.Role)] = n.Version
 		}
 	}
-	stepper, err := b.stepper(ctx, system, topology, workload, f)
+	stepper, err := b.stepper(ctx, system, l.Workload, f)
 	if err != nil {
 		return err
 	}
 	defer stepper.Clients.Close()
-	if err := stepper.Clients.LogIn(ctx, workload, opTimeout); err != nil {
+	if err := stepper.Clients.LogIn(ctx, l.Workload, opTimeout); err != nil {
 		return fmt.Errorf("before the measurement: %w", err)
+	}
+	if l.Times != nil {
+		return replay(ctx, c, stepper, l)
 	}
 	return b.measure(ctx, c, stepper)
 }
 
-func (b *Bench) stepper(ctx context.Context, system *local.System, topology sut.Topology, workload workloads.Workload, f files) (*Stepper, error) {
-	endpoint, err := url.Parse(system.Endpoints()[0])
+// replay sends a workload that has times of its own, once, as it is. What the
+// trace asked for first is part of it, so nothing warms the target up.
+func replay(ctx context.Context, c *results.Cell, s *Stepper, l load.Load) error {
+	step, err := s.Step(ctx, "replay", l.Rate(), l.Times, l.Length)
+	if err != nil {
+		return err
+	}
+	c.Steps = append(c.Steps, step)
+	settle(c, &step)
+	return ctx.Err()
+}
+
+func (b *Bench) stepper(ctx context.Context, system *local.System, workload workloads.Workload, f files) (*Stepper, error) {
+	endpoint, addresses, err := Endpoint(system.Endpoints())
 	if err != nil {
 		return nil, err
 	}
 	clients, err := driver.NewClients(driver.ClientConfig{
-		Endpoint: endpoint, Connections: b.Connections, Sources: Sources(endpoint, b.Seed),
+		Endpoint: endpoint, Addresses: addresses, Connections: b.Connections, Sources: Sources(endpoint, b.Seed),
 		ConnectionLife: b.Life, DialTimeout: dialTimeout,
 	})
 	if err != nil {
@@ -160,7 +172,7 @@ func (b *Bench) stepper(ctx context.Context, system *local.System, topology sut.
 		Driver: b.Driver, Clients: clients, Workload: workload, SLO: b.SLO, Timeout: opTimeout, Drain: drainAtStop,
 		Progress: b.Progress, Target: system, ClientCPU: FreeFor(usage), Log: f.log, Timeline: f.timeline,
 		// Asked each time: a node that was restarted has another admin address.
-		Served: func(ctx context.Context) (int64, error) { return Served(ctx, system.AdminURL(topology.Frontend)) },
+		Served: func(ctx context.Context) (int64, error) { return Served(ctx, system.Counters()) },
 	}, nil
 }
 
@@ -198,10 +210,7 @@ func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error 
 	// same arrivals and the same ops.
 	offered, s.next = referenceSeed, 0
 	reference, err := steps("reference", b.Plan.ReferenceRPS, b.Plan.Reference)
-	c.Reference = &reference
-	for i := range c.Hosts {
-		c.Hosts[i].Isolated = i < len(reference.Hosts) && reference.Hosts[i].Isolated
-	}
+	settle(c, &reference)
 	if err != nil {
 		return err
 	}
@@ -240,6 +249,14 @@ func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error 
 	}
 	c.Repeats = append(c.Repeats, low)
 	return nil
+}
+
+// settle makes a step the one whose latency the cell is known by.
+func settle(c *results.Cell, step *results.Step) {
+	c.Reference = step
+	for i := range c.Hosts {
+		c.Hosts[i].Isolated = i < len(step.Hosts) && step.Hosts[i].Isolated
+	}
 }
 
 // steady is how much the median of two slices may differ once the warm-up is

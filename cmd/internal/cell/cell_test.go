@@ -27,10 +27,10 @@ stagebench_uploads_total 5
 		_, _ = w.Write([]byte(page))
 	}))
 	defer server.Close()
-	if served, err := Served(t.Context(), server.URL); err != nil || served != 1_200_034 {
+	if served, err := Served(t.Context(), []string{server.URL}); err != nil || served != 1_200_034 {
 		t.Errorf("served %d, %v, want 1200034", served, err)
 	}
-	if _, err := Served(t.Context(), server.URL+"/elsewhere"); err == nil {
+	if _, err := Served(t.Context(), []string{server.URL + "/elsewhere"}); err == nil {
 		t.Error("a node without metrics was believed")
 	}
 }

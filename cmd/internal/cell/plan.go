@@ -82,11 +82,15 @@ const (
 	typicalSteps = 4               // search steps of full length; failing ones end early, but are made twice
 )
 
-// Estimate is how long that many cells will take.
-func (p Plan) Estimate(cells int, native bool) time.Duration {
+// Estimate is how long that many cells of a workload will take, which replays a
+// trace of that length; 0 = it is no trace.
+func (p Plan) Estimate(cells int, native bool, trace time.Duration) time.Duration {
 	one := bringUp
 	if native {
 		one = bringUpDB
+	}
+	if trace > 0 {
+		return time.Duration(cells*p.Repeats) * (one + trace)
 	}
 	one += p.WarmupSlice*time.Duration((p.WarmupSlices+1)/2) + p.Reference
 	one += time.Duration(typicalSteps*float64(p.Step.Min+p.Step.Max)/2) + p.Confirm.Max

@@ -3,6 +3,7 @@ package cell
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -20,11 +21,23 @@ const requestsMetric = "stagebench_http_requests_total"
 // hold the run.
 const servedTimeout = 5 * time.Second
 
-// Served asks a node for its own count of requests, from its metrics in the
-// Prometheus text format.
-func Served(ctx context.Context, adminURL string) (int64, error) {
+// Served asks nodes for their own counts of requests, from their metrics in the
+// Prometheus text format, and returns the sum.
+func Served(ctx context.Context, adminURLs []string) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, servedTimeout)
 	defer cancel()
+	var sum int64
+	for _, url := range adminURLs {
+		served, err := servedBy(ctx, url)
+		if err != nil {
+			return 0, err
+		}
+		sum += served
+	}
+	return sum, nil
+}
+
+func servedBy(ctx context.Context, adminURL string) (int64, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, adminURL+"/metrics", nil)
 	if err != nil {
 		return 0, err
@@ -51,6 +64,25 @@ func Served(ctx context.Context, adminURL string) (int64, error) {
 		sum += value
 	}
 	return int64(sum), lines.Err()
+}
+
+// Endpoint takes apart where a system can be reached: the base URL that requests
+// name, and the addresses of all its frontends.
+func Endpoint(urls []string) (endpoint *url.URL, addresses []string, err error) {
+	for _, text := range urls {
+		u, err := url.Parse(text)
+		if err != nil {
+			return nil, nil, err
+		}
+		if endpoint == nil {
+			endpoint = u
+		}
+		addresses = append(addresses, u.Host)
+	}
+	if endpoint == nil {
+		return nil, nil, errors.New("the system has no endpoint")
+	}
+	return endpoint, addresses, nil
 }
 
 // sourceCount is how many addresses the clients of a loopback target come from.

@@ -33,6 +33,7 @@ func arrows() []arrow {
 		{"workloads", nil, "the vocabulary of load is pure"},
 		{"workloads/keys", []string{"workloads"}, "distributions are pure functions of numbers"},
 		{"workloads/pace", []string{"workloads"}, "schedules are pure functions of numbers"},
+		{"workloads/preset", []string{"workloads", "workloads/keys", "workloads/trace"}, "a trace of any site can be replayed as a workload of ours"},
 		{"workloads/...", []string{"workloads", "workloads/keys", "workloads/pace"}, "what is asked does not depend on who answers"},
 		{"workloads/driver/...", []string{"workloads", "workloads/pace", "workloads/driver", "results", "results/hdr"}, "the driver gets addresses and gives outcomes: it does not know how its target was started"},
 
@@ -44,6 +45,8 @@ func arrows() []arrow {
 
 		{"cmd/stagebench", []string{"..."}, "the program sees the whole line"},
 		{"cmd/internal/cell", []string{"..."}, "measures one cell for the program: brings up, drives, collects"},
+		{"cmd/internal/load", []string{"sut", "sut/photos", "sut/imaging", "workloads/...", "workloads", "results"}, "turns what people write into what is sent: files, traces, the data set's users and photos"},
+		{"cmd/internal/exit", nil, "how the program ends does not depend on what it did"},
 		{"cmd/internal/tidy", nil, "parses the others and runs none of them"},
 	}
 }

@@ -18,9 +18,11 @@ type dependency struct {
 func dependencies() []dependency {
 	return []dependency{
 		{"github.com/HdrHistogram/hdrhistogram-go", "latency histograms that merge exactly, and their log format", []string{"results/hdr"}},
+		{"github.com/goccy/go-yaml", "matrix and workload files; errors name line and column", []string{"workloads/file"}},
 		{"github.com/google/go-cmp", "tests: differences that can be read", nil},
 		{"github.com/jackc/pgx/v5", "PostgreSQL client and wire types", []string{"sut/store/...", "sut/sqlite/...", "sut/postgres/..."}},
 		{"github.com/jeroenrinzema/psql-wire", "the PostgreSQL wire protocol in front of SQLite", []string{"sut/sqlite/..."}},
+		{"github.com/klauspost/compress", "compression of texts that knows what is not worth it", []string{"sut/node"}},
 		{"github.com/olekukonko/tablewriter", "text and Markdown tables", []string{"results/table"}},
 		{"github.com/prometheus/client_golang", "metrics of nodes and runs", []string{"sut/...", "targets/...", "results/live", "cmd/..."}},
 		{"github.com/rogpeppe/go-internal", "tests: command line behaviour as scripts", nil},
@@ -29,6 +31,7 @@ func dependencies() []dependency {
 		{"github.com/vbauerster/mpb/v8", "the progress bar", []string{"results/live"}},
 		{"go.uber.org/goleak", "tests: no goroutine outlives its test", nil},
 		{"golang.org/x/image", "scaling of photos", []string{"sut/imaging"}},
+		{"golang.org/x/net", "what a header may contain", []string{"workloads/file", "cmd/..."}},
 		{"golang.org/x/sync", "groups of goroutines that fail together", []string{"..."}},
 		{"golang.org/x/sys", "kernel interfaces that package syscall lacks", []string{"..."}},
 		{"golang.org/x/term", "is standard error a terminal", []string{"cmd/..."}},

@@ -6,7 +6,8 @@
 // measures time: it waits for events, each with a deadline.
 //
 // Clients of the kit use a new connection for each request and repeat nothing,
-// so that every failure shows.
+// so that every failure shows. So at layer 4, where connections are balanced,
+// a request is a connection.
 package balancetest
 
 import (
@@ -17,23 +18,32 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// Setup is what an engine is asked to balance.
+// Setup is what an engine is asked to balance. A field that is left at zero asks
+// for nothing.
 type Setup struct {
-	// Upstreams are the web hosts, all of them up.
+	// Upstreams are the web hosts, all of them up, with their weights.
 	Upstreams []sut.Peer
-	// Policy is "round_robin" or "least_conn".
+	// Routes say which hosts get which requests.
+	Routes []sut.Route
+	// Layer is "l7", "l4", or empty, which is "l7".
+	Layer string
+	// Policy is "round_robin", "weighted_round_robin", "ip_hash" or "least_conn".
 	Policy string
 	// Sticky asks for the cookie "lb".
 	Sticky bool
 	// HealthInterval is the time between two health checks of a host.
 	HealthInterval time.Duration
+	// EjectAfter is the number of failures in a row that take a host out; 0 =
+	// only health checks do.
+	EjectAfter int
 }
 
 // System is a balancer that serves.
 type System struct {
-	// URL is its public side, without a slash at the end.
+	// URL is its public side, without a slash at the end, at layer 4 too.
 	URL string
-	// Admin answers /metrics, /healthz, /readyz and /status.
+	// Admin answers /metrics, /healthz, /readyz and /status, and takes PUT of
+	// sut.MembershipPath.
 	Admin http.Handler
 }
 
@@ -49,6 +59,8 @@ func Run(t *testing.T, start Start) {
 		{"round robin spreads evenly", testRoundRobin},
 		{"least conn avoids a slow host", testLeastConn},
 		{"least conn spreads evenly when idle", testLeastConnIdle},
+		{"weighted round robin keeps to the weights", testWeighted},
+		{"ip hash keeps an address on its host", testIPHash},
 		{"sticky keeps a user on a host", testSticky},
 		{"sticky ignores unknown hosts", testStickyUnknown},
 		{"sticky moves a user whose host died", testStickyMoves},
@@ -73,6 +85,34 @@ func Run(t *testing.T, start Start) {
 		{"headers pass intact", testHeaders},
 		{"paths and queries pass intact", testPaths},
 		{"hosts learn about the client", testForwarded},
+
+		{"routes send requests to their hosts", testRoutes},
+		{"a route without a host leaves the others alone", testRouteDown},
+		{"sticky holds within a route", testRouteSticky},
+		{"sticky holds a host of each route", testRouteStickyEach},
+
+		{"a host that fails requests is ejected for a while", testEjected},
+		{"a host that fails now and then is not ejected", testNotEjected},
+
+		{"request ids pass through all tiers", testRequestIDs},
+		{"errors carry a request id", testErrorIDs},
+
+		{"a membership change costs no request", testMembershipUnderLoad},
+		{"a new member waits for its health", testMembershipHealth},
+		{"a removed member finishes what it has", testMembershipDrain},
+		{"a membership moves sticky users", testMembershipSticky},
+		{"a membership changes a route's hosts", testMembershipRoute},
+		{"a bad membership changes nothing", testMembershipBad},
+
+		{"layer 4 spreads connections by policy", testLayer4Spread},
+		{"layer 4 keeps a connection on its host", testLayer4Connection},
+		{"layer 4 passes bytes as they are", testLayer4Bytes},
+		{"layer 4 passes the end of one direction", testLayer4HalfClose},
+		{"layer 4 connects to another host", testLayer4Connect},
+		{"layer 4 without a host closes connections", testLayer4AllDead},
+		{"layer 4 closes the connections of a host that is down", testLayer4Down},
+		{"layer 4 membership", testLayer4Membership},
+		{"layer 4 metrics count connections", testLayer4Metrics},
 
 		{"metrics count each request once", testMetrics},
 		{"operators are answered", testAdmin},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -22,7 +23,13 @@ type client struct {
 }
 
 func newClient(t *testing.T, system System) *client {
-	transport := &http.Transport{DisableKeepAlives: true, DisableCompression: true}
+	return newClientFrom(t, system, net.IPv4(127, 0, 0, 1))
+}
+
+// newClientFrom makes a client with a source address of its own.
+func newClientFrom(t *testing.T, system System, source net.IP) *client {
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: source}}
+	transport := &http.Transport{DisableKeepAlives: true, DisableCompression: true, DialContext: dialer.DialContext}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &client{t: t, system: system, http: &http.Client{
 		Transport:     transport,
@@ -123,9 +130,22 @@ func (c *client) background(req *http.Request) <-chan result {
 // admin asks the operators' side.
 func (c *client) admin(path string) reply {
 	c.t.Helper()
+	return c.operate(httptest.NewRequest(http.MethodGet, path, nil))
+}
+
+func (c *client) operate(req *http.Request) reply {
 	recorder := httptest.NewRecorder()
-	c.system.Admin.ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, path, nil))
+	c.system.Admin.ServeHTTP(recorder, req)
 	return reply{status: recorder.Code, header: recorder.Header(), body: recorder.Body.String()}
+}
+
+// status reads the operators' /status.
+func (c *client) status(into any) {
+	c.t.Helper()
+	got := c.admin("/status")
+	if err := json.Unmarshal([]byte(got.body), into); err != nil {
+		c.t.Fatalf("/status: status %d: %v: %s", got.status, err, got.body)
+	}
 }
 
 // metric sums the samples of a metric whose labels contain all the given ones,

@@ -34,6 +34,7 @@ type host struct {
 	release chan struct{} // closed: held requests are answered
 	began   chan struct{} // receives when the first bytes of an upload have arrived
 	next    chan struct{} // send: /stream goes on
+	sent    chan string   // receives what a client of /raw?first=1 sent
 
 	mu     sync.Mutex
 	server *http.Server
@@ -60,7 +61,7 @@ func newHosts(t *testing.T, n int) []*host {
 		h := &host{
 			name: fmt.Sprintf("web-%d", i+1),
 			held: make(chan struct{}, 100), gone: make(chan struct{}, 100), release: make(chan struct{}),
-			began: make(chan struct{}, 100), next: make(chan struct{}),
+			began: make(chan struct{}, 100), next: make(chan struct{}), sent: make(chan string, 1),
 		}
 		listener := listen(t)
 		h.address = listener.Addr().String()
@@ -127,7 +128,7 @@ func (h *host) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", h.healthz)
 	for path, handler := range map[string]http.HandlerFunc{
-		"/who":           func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, h.name) },
+		"/who":           h.who,
 		"/echo":          h.echo,
 		"/echo/":         h.echo,
 		"/hold":          h.hold,
@@ -138,6 +139,9 @@ func (h *host) handler() http.Handler {
 		"/stream":        h.stream,
 		"/content":       h.content,
 		"/headers":       h.headers,
+		"/id":            h.id,
+		"/img/":          h.who,
+		"/raw":           h.raw,
 		"/status/{code}": h.status,
 	} {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
@@ -166,6 +170,37 @@ func (h *host) echo(w http.ResponseWriter, r *http.Request) {
 		Node: h.name, Method: r.Method, Host: r.Host, Target: r.RequestURI, Header: r.Header,
 		TransferEncoding: r.TransferEncoding, Length: r.ContentLength, BodyBytes: len(body), BodySHA: hex.EncodeToString(sum[:]),
 	})
+}
+
+func (h *host) who(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, h.name) }
+
+// id says which id a request came with, and gives it back as the service does.
+func (h *host) id(w http.ResponseWriter, r *http.Request) {
+	id := r.Header.Get(sut.RequestIDHeader)
+	w.Header().Set(sut.RequestIDHeader, id)
+	_, _ = io.WriteString(w, id)
+}
+
+// raw leaves HTTP: it sends back what it gets, once that has come to its end.
+// With ?first=1 it speaks first, ends its own direction, and reads on.
+func (h *host) raw(w http.ResponseWriter, r *http.Request) {
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	defer conn.Close()
+	if r.FormValue("first") != "" {
+		_, _ = io.WriteString(conn, h.name)
+		_ = conn.(*net.TCPConn).CloseWrite()
+		got, _ := io.ReadAll(buffered)
+		h.sent <- string(got)
+		return
+	}
+	got, err := io.ReadAll(buffered)
+	if err != nil {
+		return
+	}
+	_, _ = conn.Write(got)
 }
 
 // hold answers when it is told to, or never.

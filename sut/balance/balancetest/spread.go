@@ -2,6 +2,7 @@ package balancetest
 
 import (
 	"maps"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -11,9 +12,24 @@ import (
 // begin starts hosts and a balancer over them.
 func begin(t *testing.T, start Start, n int, policy string, sticky bool) ([]*host, *client) {
 	t.Helper()
+	return beginWith(t, start, n, Setup{Policy: policy, Sticky: sticky})
+}
+
+// beginWith starts hosts and a balancer over them, in a setup that says the rest.
+func beginWith(t *testing.T, start Start, n int, setup Setup) ([]*host, *client) {
+	t.Helper()
 	hosts := newHosts(t, n)
-	system := start(t, Setup{Upstreams: peers(hosts), Policy: policy, Sticky: sticky, HealthInterval: interval})
-	return hosts, newClient(t, system)
+	setup.Upstreams = peers(hosts)
+	setDefault(&setup.HealthInterval, interval)
+	setDefault(&setup.Policy, "round_robin")
+	return hosts, newClient(t, start(t, setup))
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
 }
 
 // spread asks n times, with so many clients at once, and counts who answered.
@@ -62,6 +78,76 @@ func testRoundRobin(t *testing.T, start Start) {
 	evenly(t, hosts, spread(c, 300, 6))
 }
 
+func testWeighted(t *testing.T, start Start) { weighted(t, start, "l7") }
+
+// weighted gives three hosts the weights 3, 2 and 1.
+func weighted(t *testing.T, start Start, layer string) {
+	hosts := newHosts(t, 3)
+	list := peers(hosts)
+	for i := range list {
+		list[i].Weight = float64(3 - i)
+	}
+	system := start(t, Setup{Upstreams: list, Layer: layer, Policy: "weighted_round_robin", HealthInterval: interval})
+	c := newClient(t, system)
+	for _, clients := range []int{1, 6} {
+		counts := spread(c, 120, clients)
+		for i, h := range hosts {
+			if want := 20 * (3 - i); counts[h.name] < want-2 || counts[h.name] > want+2 {
+				t.Errorf("%d clients: %v, want 60, 40, 20", clients, counts)
+				break
+			}
+		}
+	}
+	// No bursts: of six in a row, each host gets its share.
+	row := spread(c, 6, 1)
+	for i, h := range hosts {
+		if want := 3 - i; row[h.name] < want-1 || row[h.name] > want+1 {
+			t.Errorf("six requests in a row: %v, want 3, 2, 1", row)
+			break
+		}
+	}
+}
+
+func testIPHash(t *testing.T, start Start) { ipHash(t, start, "l7") }
+
+// ipHash has many addresses and a host that dies and comes back.
+func ipHash(t *testing.T, start Start, layer string) {
+	hosts, c := beginWith(t, start, 3, Setup{Layer: layer, Policy: "ip_hash"})
+	const sources = 30
+	homes := func() []string {
+		list := make([]string, sources)
+		for i := range list {
+			from := newClientFrom(t, c.system, net.IPv4(127, 0, 1, byte(10+i)))
+			list[i] = from.get("/who").node
+			for range 2 { // each on a connection of its own, from another port
+				if again := from.get("/who").node; again != list[i] {
+					t.Fatalf("address %d was sent to %s and to %s", i, list[i], again)
+				}
+			}
+		}
+		return list
+	}
+	before := homes()
+	for _, h := range hosts {
+		if !slices.Contains(before, h.name) {
+			t.Errorf("%d addresses, and none is sent to %s", sources, h.name)
+		}
+	}
+	victim := hosts[1]
+	victim.kill()
+	c.awaitUp(victim, false)
+	for i, home := range homes() {
+		if home == victim.name || before[i] != victim.name && home != before[i] {
+			t.Errorf("with %s dead, address %d moved from %s to %s", victim.name, i, before[i], home)
+		}
+	}
+	victim.restart(t)
+	c.awaitUp(victim, true)
+	if after := homes(); !slices.Equal(before, after) {
+		t.Errorf("with all hosts back the addresses are on\n%v, and were on\n%v", after, before)
+	}
+}
+
 func testLeastConnIdle(t *testing.T, start Start) {
 	hosts, c := begin(t, start, 3, "least_conn", false)
 	counts := spread(c, 90, 1)
@@ -72,9 +158,11 @@ func testLeastConnIdle(t *testing.T, start Start) {
 	}
 }
 
-// testLeastConn keeps one host busy with requests that do not end.
-func testLeastConn(t *testing.T, start Start) {
-	hosts, c := begin(t, start, 3, "least_conn", false)
+func testLeastConn(t *testing.T, start Start) { leastConn(t, start, "l7") }
+
+// leastConn keeps one host busy with requests that do not end.
+func leastConn(t *testing.T, start Start, layer string) {
+	hosts, c := beginWith(t, start, 3, Setup{Layer: layer, Policy: "least_conn"})
 	var slow *host
 	held := c.background(c.request("GET", "/hold", nil))
 	eventually(t, "a host to hold a request", func() bool {

@@ -34,6 +34,7 @@ func Run(t *testing.T, d driver.Driver) {
 	t.Run("sessions", func(t *testing.T) { sessions(t, d) })
 	t.Run("mishaps", func(t *testing.T) { mishaps(t, d) })
 	t.Run("requests", func(t *testing.T) { requests(t, d) })
+	t.Run("clients", func(t *testing.T) { clients(t, d) })
 	t.Run("freeze", func(t *testing.T) { freeze(t, d) })
 }
 

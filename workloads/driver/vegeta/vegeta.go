@@ -94,10 +94,7 @@ func (a *attack) Rate(time.Duration) float64 { return 0 }
 func (a *attack) target(t *vegeta.Target) error {
 	ticket := a.flight.Dispatch()
 	a.tickets[ticket.Slot()] = ticket
-	header := make(http.Header, len(ticket.Op.Header)+2)
-	for name, value := range ticket.Op.Header {
-		header.Set(name, value)
-	}
+	header := a.clients.Header(ticket.Op)
 	header[slotHeader] = []string{strconv.Itoa(ticket.Slot())}
 	t.Method, t.URL, t.Body, t.Header = ticket.Op.Method, a.clients.URL(ticket.Op), ticket.Op.Body, header
 	if !ticket.Sendable() {

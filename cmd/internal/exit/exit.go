@@ -1,4 +1,6 @@
-package main
+// Package exit is how the program ends: the statuses, the errors that have one
+// of their own, and the report of an error to people.
+package exit
 
 import (
 	"context"
@@ -9,10 +11,10 @@ import (
 
 // The exit statuses, the only ones there are.
 const (
-	exitDone    = 0 // what was asked for was done
-	exitFailed  = 1 // it failed
-	exitUsage   = 2 // wrong usage: nothing was done
-	exitInvalid = 3 // the measurement is invalid
+	Done       = 0 // what was asked for was done
+	Failed     = 1 // it failed
+	WrongUsage = 2 // wrong usage: nothing was done
+	Invalid    = 3 // the measurement is invalid
 )
 
 // statusError is an error with an exit status of its own.
@@ -24,22 +26,22 @@ type statusError struct {
 func (e statusError) Error() string { return e.err.Error() }
 func (e statusError) Unwrap() error { return e.err }
 
-// usagef is wrong usage; the text says on a second line what to do.
-func usagef(format string, args ...any) error {
-	return statusError{exitUsage, fmt.Errorf(format, args...)}
+// Usagef is wrong usage; the text says on a second line what to do.
+func Usagef(format string, args ...any) error {
+	return statusError{WrongUsage, fmt.Errorf(format, args...)}
 }
 
-// usage turns an error about what the user gave into wrong usage.
-func usage(err error) error {
+// Usage turns an error about what the user gave into wrong usage.
+func Usage(err error) error {
 	if err == nil {
 		return nil
 	}
-	return statusError{exitUsage, err}
+	return statusError{WrongUsage, err}
 }
 
-// invalidf is a measurement that must not be believed.
-func invalidf(format string, args ...any) error {
-	return statusError{exitInvalid, fmt.Errorf(format, args...)}
+// Invalidf is a measurement that must not be believed.
+func Invalidf(format string, args ...any) error {
+	return statusError{Invalid, fmt.Errorf(format, args...)}
 }
 
 // errInterrupted stands for all that a signal cut short.
@@ -64,10 +66,10 @@ func withoutCancelled(err error) error {
 	return errors.Join(kept...)
 }
 
-// report says what went wrong and returns the exit status.
-func report(w io.Writer, err error) int {
+// Report says what went wrong and returns the exit status.
+func Report(w io.Writer, err error) int {
 	if err == nil {
-		return exitDone
+		return Done
 	}
 	err = withoutCancelled(err)
 	_, _ = fmt.Fprintf(w, "stagebench: %v\n", err) // there is nowhere else to say it
@@ -75,5 +77,5 @@ func report(w io.Writer, err error) int {
 	if errors.As(err, &s) {
 		return s.status
 	}
-	return exitFailed
+	return Failed
 }

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/workloads"
+	"github.com/stagebench/stagebench/workloads/driver"
+)
+
+// anonymous is what visitors without a session read: the other ops of a workload
+// are left out.
+type anonymous struct{ all workloads.Workload }
+
+func (anonymous) Name() string { return "anonymous" }
+func (anonymous) Users() int   { return 0 }
+
+// Op returns the n-th visit: the first one that fits in a stretch of ops.
+func (a anonymous) Op(n uint64) workloads.Op {
+	const stretch = 64 // of which half fit: never none
+	for i := range uint64(stretch) {
+		op := a.all.Op(n*stretch + i)
+		if !op.Write && op.Class != "me" {
+			op.Index, op.User = n, -1
+			return op
+		}
+	}
+	panic("a stretch of read-heavy without a visit")
+}
+
+// with returns knobs of a test's own on top of those of the engines.
+func with(engine, own sut.Knobs) sut.Knobs {
+	all := sut.Knobs{}
+	for _, knobs := range []sut.Knobs{engine, own} {
+		for name, value := range knobs {
+			all[name] = value
+		}
+	}
+	return all
+}
+
+// growing is a unit of which the machine has enough for four web hosts.
+const growing = 0.2
+
+// The web tier grows from two hosts to four and shrinks back under load, and no
+// request fails.
+func TestScaleUnderLoad(t *testing.T) {
+	for name, knobs := range engines() {
+		for _, layer := range []string{"l7", "l4"} {
+			t.Run(name+"/"+layer, func(t *testing.T) {
+				r := bringUpSized(t, sut.LB, with(knobs, sut.Knobs{"web.hosts": "2", "lb.sticky": "false", "lb.layer": layer}), growing)
+				// A connection of layer 4 stays on its host until its client renews it.
+				r.connect(t, anonymous{shipped(t, "read-heavy")}, driver.ClientConfig{Connections: 32, ConnectionLife: 500 * time.Millisecond})
+				step := r.load(t, 40, 14*time.Second, time.Second, func() { r.scale(t, 4, 2) })
+				t.Logf("ledger %+v causes %v", step.Ledger, step.Causes)
+				for _, e := range step.Events {
+					t.Logf("%v %s", time.Duration(e.AtNS).Round(time.Millisecond), e.Text)
+				}
+				if step.Ledger.OK != step.Ledger.Scheduled {
+					t.Errorf("%d of %d requests failed, want none", step.Ledger.Errors(), step.Ledger.Scheduled)
+				}
+				if nodes := r.webNodes(); !slices.Equal(nodes, []string{"web-1", "web-2"}) {
+					t.Errorf("web nodes %v, want the two of the beginning", nodes)
+				}
+			})
+		}
+	}
+}
+
+// scale changes the number of web hosts, one number after the other, and waits
+// in between until the last host that came has traffic.
+func (r *rig) scale(t *testing.T, hosts ...int) {
+	for _, n := range hosts {
+		if err := r.Scale(t.Context(), sut.Web, n); err != nil {
+			t.Error(err)
+			return
+		}
+		if n <= 2 {
+			continue
+		}
+		for range 50 { // long enough for the new hosts to be part of what is measured
+			for _, node := range r.webNodes()[2:] {
+				r.servesAgain(t, node)
+			}
+		}
+	}
+}
+
+func (r *rig) webNodes() []string {
+	var names []string
+	for _, n := range r.Status() {
+		if n.Role == sut.Web {
+			names = append(names, n.Node)
+		}
+	}
+	return names
+}
+
+// One of two balancers is killed: what was in flight on it may fail, and from
+// then on its clients use the other.
+func TestABalancerIsKilled(t *testing.T) {
+	const killAt = 2 * time.Second
+	for name, knobs := range engines() {
+		t.Run(name, func(t *testing.T) {
+			r := bringUpSized(t, sut.LB, with(knobs, sut.Knobs{"lb.hosts": "2"}), roomy)
+			r.connect(t, shipped(t, "read-heavy"), driver.ClientConfig{Connections: 32})
+			var killed int64
+			start := time.Now()
+			step := r.load(t, 100, 6*time.Second, killAt, func() {
+				killed = int64(time.Since(start))
+				if err := r.Kill("lb-1"); err != nil {
+					t.Error(err)
+				}
+			})
+			var inFlight int64
+			for _, o := range r.outcomes {
+				if o.Sent >= 0 && o.Sent <= killed+int64(50*time.Millisecond) && o.Done >= killed {
+					inFlight++
+				}
+			}
+			t.Logf("%d failed, %d in flight, %d sessions lost; causes %v", step.Ledger.Errors(), inFlight, step.Ledger.SessionLost, step.Causes)
+			if step.Ledger.Errors() > inFlight || step.Ledger.SessionLost > 0 {
+				t.Errorf("%d failed requests and %d lost sessions: at most %d may fail, and sessions are on web hosts", step.Ledger.Errors(), step.Ledger.SessionLost, inFlight)
+			}
+			if last := step.Outages; len(last) > 0 && last[len(last)-1].ToNS > killed+int64(time.Second) {
+				t.Errorf("outages %+v after the kill at %v: clients did not fail over", last, time.Duration(killed))
+			}
+		})
+	}
+}
+
+// A balancer that routes by path, header and cookie sends each where it belongs.
+func TestRoutesOnTheCommandLine(t *testing.T) {
+	for name, knobs := range engines() {
+		t.Run(name, func(t *testing.T) {
+			r := bringUpSized(t, sut.LB, with(knobs, sut.Knobs{
+				"lb.sticky": "false",
+				"lb.routes": "path=/img/* -> web-3; header=X-Batch:1 -> web-2; cookie=beta -> web-1",
+			}), roomy)
+			get := func(path, header, value string) workloads.Op {
+				op := workloads.Op{Class: "get", Method: "GET", Path: path, User: -1}
+				if header != "" {
+					op.Header = map[string]string{header: value}
+				}
+				return op
+			}
+			for want, op := range map[string]workloads.Op{
+				"web-3": get("/img/1/thumb.jpg", "X-Batch", "1"),
+				"web-2": get("/api/photos/1", "X-Batch", "1"),
+				"web-1": get("/api/photos/1", "Cookie", "a=b; beta=yes"),
+			} {
+				op.Check = &workloads.Check{Header: map[string]string{"X-Served-By": want}}
+				r.connect(t, repeated(op), driver.ClientConfig{Connections: 4})
+				if step := r.load(t, 50, time.Second, 0, nil); step.Ledger.OK != step.Ledger.Scheduled {
+					t.Errorf("%s: ledger %+v causes %v, want all served by %s", op.Path, step.Ledger, step.Causes, want)
+				}
+			}
+		})
+	}
+}
+
+// repeated is a workload of one op.
+type repeated workloads.Op
+
+func (repeated) Name() string { return "repeated" }
+func (repeated) Users() int   { return 0 }
+func (r repeated) Op(n uint64) workloads.Op {
+	op := workloads.Op(r)
+	op.Index = n
+	return op
+}

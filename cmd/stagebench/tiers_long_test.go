@@ -1,0 +1,225 @@
+//go:build long
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/table"
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/workloads"
+	"github.com/stagebench/stagebench/workloads/driver"
+)
+
+// TestLoadAwarePoliciesSpareASlowHost gives one of three web hosts a third of the
+// CPU of the others, and offers the same rate under each policy. It takes about
+// two minutes.
+func TestLoadAwarePoliciesSpareASlowHost(t *testing.T) {
+	const rate, repeats = 330.0, 3
+	policies := []string{"round_robin", "weighted_round_robin", "least_conn", "least_response_time"}
+	p99 := map[string][]int64{}
+	shown := table.Table{Title: fmt.Sprintf("One of three web hosts has a third of the CPU, %.0f requests/s", rate), Columns: []table.Column{
+		{Name: "policy"},
+		{Name: "repeat", Align: table.Right},
+		{Name: "p50 ms", Key: "p50_ns", Align: table.Right},
+		{Name: "p99 ms", Key: "p99_ns", Align: table.Right},
+		{Name: "errors", Align: table.Right},
+		{Name: "slow host's CPU", Key: "cpu_share", Align: table.Right},
+	}}
+	for repeat := range repeats {
+		for _, policy := range policies { // interleaved, so that the machine's mood meets all of them
+			r := bringUpSized(t, sut.LB, sut.Knobs{
+				"lb.policy": policy, "web.cpu": "3,3,1", "web.weights": "3,3,1", "lb.cpu": "4", "db.cpu": "4", "lb.sticky": "false",
+			}, 0.1)
+			r.connect(t, anonymous{shipped(t, "read-heavy")}, driver.ClientConfig{Connections: 64})
+			r.load(t, rate, 3*time.Second, 0, nil) // warm-up
+			step := r.load(t, rate, 8*time.Second, 0, nil)
+			slow := results.HostUsage{}
+			for _, h := range step.Hosts {
+				if h.Host == "web-3" {
+					slow = h
+				}
+			}
+			all := step.ResponseAll
+			shown.Rows = append(shown.Rows, []table.Cell{
+				table.Text(policy), table.Count(int64(repeat + 1)), nanoseconds(all.P50), nanoseconds(all.P99),
+				table.Share(step.Ledger.ErrorRate()), table.Share(slow.CPUShare),
+			})
+			p99[policy] = append(p99[policy], value(all.P99))
+			r.takeDown(t)
+		}
+	}
+	show(t, shown)
+	base := median(p99["round_robin"])
+	for _, policy := range policies[2:] {
+		ratio := float64(base) / float64(median(p99[policy]))
+		t.Logf("round_robin's p99 is %.1f times that of %s (medians of %d)", ratio, policy, repeats)
+		if ratio < 2 {
+			t.Errorf("%s beats round_robin by %.2f times, want at least 2", policy, ratio)
+		}
+	}
+}
+
+// TestSlowUploadsAndReads has slow clients upload while others read: without a
+// split of the web tier they take the connections of every host, with it those of
+// the hosts for uploads only. It takes about three minutes.
+func TestSlowUploadsAndReads(t *testing.T) {
+	const readRate, uploadRate, repeats = 80.0, 20.0, 3
+	size := sut.Knobs{"web.max_conns": "50", "web.cpu": "3", "lb.cpu": "3", "db.cpu": "3"}
+	split := with(size, sut.Knobs{"web.split": "true"})
+	type run struct {
+		name     string
+		knobs    sut.Knobs
+		workload func() workloads.Workload
+		rate     float64
+	}
+	all := shipped(t, "slow-upload")
+	runs := []run{
+		{"split, reads alone", split, func() workloads.Workload { return readsOf{all} }, readRate},
+		{"split, with slow uploads", split, func() workloads.Workload { return all }, readRate + uploadRate},
+		{"no split, with slow uploads", size, func() workloads.Workload { return all }, readRate + uploadRate},
+	}
+	shown := table.Table{Title: fmt.Sprintf("Reads at %.0f/s, slow uploads at %.0f/s, 50 connections per web host", readRate, uploadRate), Columns: []table.Column{
+		{Name: "configuration"},
+		{Name: "repeat", Align: table.Right},
+		{Name: "reads' p50 ms", Key: "p50_ns", Align: table.Right},
+		{Name: "reads' p99 ms", Key: "p99_ns", Align: table.Right},
+		{Name: "reads failed", Key: "failed", Align: table.Right},
+		{Name: "uploads failed", Key: "uploads_failed", Align: table.Right},
+	}}
+	p99, failed := map[string][]int64{}, map[string][]float64{}
+	for repeat := range repeats {
+		for _, c := range runs {
+			r := bringUpSized(t, sut.LB, c.knobs, 0.1)
+			r.connect(t, c.workload(), driver.ClientConfig{Connections: 600})
+			r.load(t, c.rate, 10*time.Second, 0, nil) // until as many slow clients are there as there will be
+			r.outcomes = nil
+			r.load(t, c.rate, 20*time.Second, 0, nil)
+			reads, uploads := tell(r.outcomes)
+			shown.Rows = append(shown.Rows, []table.Cell{
+				table.Text(c.name), table.Count(int64(repeat + 1)), table.Nanoseconds(reads.at(0.5)), table.Nanoseconds(reads.at(0.99)),
+				table.Share(reads.failed()), table.Share(uploads.failed()),
+			})
+			p99[c.name] = append(p99[c.name], reads.at(0.99))
+			failed[c.name] = append(failed[c.name], reads.failed())
+			r.takeDown(t)
+		}
+	}
+	show(t, shown)
+	alone, apart, together := runs[0].name, runs[1].name, runs[2].name
+	if ratio := float64(median(p99[apart])) / float64(median(p99[alone])); ratio > 1.2 || median(failed[apart]) > 0.001 {
+		t.Errorf("with a split, uploads move the reads' p99 by a factor of %.2f and fail %.2f%% of them, want at most 1.2 and none", ratio, 100*median(failed[apart]))
+	} else {
+		t.Logf("with a split, uploads move the reads' p99 by a factor of %.2f", ratio)
+	}
+	if share := median(failed[together]); share < 0.01 && median(p99[together]) < 2*median(p99[alone]) {
+		t.Errorf("without a split reads do not suffer: %.2f%% failed, p99 %v", 100*share, time.Duration(median(p99[together])))
+	}
+}
+
+// takeDown ends the system before the test does.
+func (r *rig) takeDown(t *testing.T) {
+	t.Helper()
+	r.stepper.Clients.Close()
+	if err := r.Down(context.Background()); err != nil {
+		t.Error(err)
+	}
+}
+
+// readsOf is the reads of slow-upload, at the same places in their mix.
+type readsOf struct{ all workloads.Workload }
+
+func (readsOf) Name() string                    { return "reads" }
+func (r readsOf) Users() int                    { return r.all.Users() }
+func (r readsOf) LoginOp(user int) workloads.Op { return r.all.(workloads.Login).LoginOp(user) }
+
+// Op returns the n-th read: the first one in a stretch of ops.
+func (r readsOf) Op(n uint64) workloads.Op {
+	const stretch = 64
+	for i := range uint64(stretch) {
+		if op := r.all.Op(n*stretch + i); !op.Write {
+			op.Index = n
+			return op
+		}
+	}
+	panic("a stretch without a read")
+}
+
+// responses are what users felt, failures as longer than anything.
+type responses []int64
+
+const never = int64(1 << 62)
+
+// tell takes the outcomes of reads and uploads apart.
+func tell(outcomes []results.Outcome) (reads, uploads responses) {
+	for _, o := range outcomes {
+		felt := o.Response()
+		if o.Fate.Failed() {
+			felt = never
+		}
+		switch o.Class {
+		case "upload":
+			uploads = append(uploads, felt)
+		case "login":
+		default:
+			reads = append(reads, felt)
+		}
+	}
+	slices.Sort(reads)
+	return reads, uploads
+}
+
+func (r responses) at(q float64) int64 { return r[min(int(q*float64(len(r))), len(r)-1)] }
+
+func (r responses) failed() float64 {
+	n := 0
+	for _, felt := range r {
+		if felt == never {
+			n++
+		}
+	}
+	return float64(n) / max(float64(len(r)), 1)
+}
+
+func median[T cmp.Ordered](values []T) T {
+	sorted := slices.Sorted(slices.Values(values))
+	return sorted[len(sorted)/2]
+}
+
+// value is a percentile, never where it lies among the failures.
+func value(ns *int64) int64 {
+	if ns == nil {
+		return never
+	}
+	return *ns
+}
+
+func nanoseconds(ns *int64) table.Cell {
+	if ns == nil {
+		return table.Blank("lies among the failures")
+	}
+	return table.Nanoseconds(*ns)
+}
+
+// show prints a table into the test's log.
+func show(t *testing.T, shown table.Table) {
+	t.Helper()
+	var text writer
+	if err := table.Render(&text, shown, table.FormatText); err != nil {
+		t.Error(err)
+	}
+	t.Logf("\n%s", text)
+}
+
+type writer []byte
+
+func (w *writer) Write(p []byte) (int, error) {
+	*w = append(*w, p...)
+	return len(p), nil
+}

@@ -1,0 +1,189 @@
+package balance
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+// begin4 serves a balancer of connections and returns its address.
+func begin4(t *testing.T, b *Balancer) (address string, served chan error) {
+	t.Helper()
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served = make(chan error, 1)
+	go func() { served <- b.Serve(listener) }()
+	return listener.Addr().String(), served
+}
+
+// echoes is a host that sends back what it gets.
+func echoes(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				_, _ = io.Copy(conn, conn)
+			}()
+		}
+	}()
+	return listener.Addr().String()
+}
+
+// call connects and has one word come back.
+func call(t *testing.T, address string) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	say(t, conn)
+	return conn
+}
+
+func say(t *testing.T, conn net.Conn) {
+	t.Helper()
+	word := []byte("hello")
+	_, _ = conn.Write(word)
+	if _, err := io.ReadFull(conn, word); err != nil || string(word) != "hello" {
+		t.Fatalf("%q, %v", word, err)
+	}
+}
+
+// TestLayer4Drains: with a connection open, shutdown waits until it ends, or
+// until its own time is over.
+func TestLayer4Drains(t *testing.T) {
+	t.Parallel()
+	for _, patient := range []bool{true, false} {
+		b := newBalancer(t, Config{Layer: Layer4, HealthInterval: time.Minute}, echoes(t))
+		b.probe = func(context.Context, string) error { return nil }
+		address, served := begin4(t, b)
+		conn := call(t, address)
+		ctx, cancel := context.WithCancel(t.Context())
+		down := make(chan error, 1)
+		go func() { down <- b.Shutdown(ctx) }()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+		if other, err := net.Dial("tcp", address); err == nil {
+			_ = other.Close()
+			t.Error("it accepts while it drains")
+		}
+		say(t, conn)
+		if patient {
+			_ = conn.Close()
+			if err := <-down; err != nil {
+				t.Error(err)
+			}
+		} else {
+			cancel()
+			if err := <-down; !errors.Is(err, context.Canceled) {
+				t.Errorf("error %v, want that of the context", err)
+			}
+			if _, err := conn.Read(make([]byte, 1)); err == nil {
+				t.Error("the connection goes on")
+			}
+		}
+		cancel()
+		if status, _ := b.Status(t.Context()); status.Connections.Active != 0 || status.Upstreams[0].InFlight != 0 {
+			t.Errorf("after the end: %+v, %+v", status.Connections, status.Upstreams)
+		}
+	}
+}
+
+// TestLayer4LeavesNothing: no goroutine remains. Not parallel, as others'
+// goroutines would be in the way.
+func TestLayer4LeavesNothing(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	host := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer host.Close()
+	b := newBalancer(t, Config{Layer: Layer4, HealthInterval: 10 * time.Millisecond}, host.Listener.Addr().String(), "127.0.0.1:1")
+	address, served := begin4(t, b)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	for range 20 {
+		res, err := client.Get("http://" + address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+	}
+	if err := errors.Join(b.Shutdown(t.Context()), <-served); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLayer4FailuresAreCounted: nobody listens anywhere.
+func TestLayer4FailuresAreCounted(t *testing.T) {
+	t.Parallel()
+	b := newBalancer(t, Config{Layer: Layer4, HealthInterval: time.Minute}, "127.0.0.1:1", "127.0.0.1:2")
+	b.probe = func(context.Context, string) error { return nil }
+	address, served := begin4(t, b)
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if n, err := conn.Read(make([]byte, 1)); err == nil {
+		t.Errorf("%d bytes came of no host", n)
+	}
+	if err := errors.Join(b.Shutdown(t.Context()), <-served); err != nil {
+		t.Error(err)
+	}
+	status, _ := b.Status(t.Context())
+	if c := status.Connections; c.Accepted != 1 || c.Failed != 1 || c.Active != 0 {
+		t.Errorf("%+v", c)
+	}
+}
+
+// TestLeastResponseTimeEndToEnd: at layer 7 a host fails at once, and the other
+// gets the work; at layer 4 both are timed.
+func TestLeastResponseTimeEndToEnd(t *testing.T) {
+	t.Parallel()
+	fails := hostOf(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
+	works := hostOf(t, func(http.ResponseWriter, *http.Request) {})
+	b := newBalancer(t, Config{Policy: PolicyLeastResponseTime}, fails, works)
+	front := serve(t, b)
+	for range 200 {
+		raw(t, front, "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+	}
+	if n := b.pool.statusOf(t, "web-1").Requests; n > 40 || n == 0 {
+		t.Errorf("a host that fails at once got %d of 200 requests", n)
+	}
+
+	b4 := newBalancer(t, Config{Layer: Layer4, Policy: PolicyLeastResponseTime, HealthInterval: time.Minute}, echoes(t), echoes(t))
+	b4.probe = func(context.Context, string) error { return nil }
+	address, served := begin4(t, b4)
+	for range 20 {
+		_ = call(t, address).Close()
+	}
+	if err := errors.Join(b4.Shutdown(t.Context()), <-served); err != nil {
+		t.Error(err)
+	}
+	for _, u := range b4.pool.members {
+		if u.requests == 0 || u.latency.ns == 0 {
+			t.Errorf("%s: %d connections, latency %v", u.node, u.requests, u.latency)
+		}
+	}
+}

@@ -1,0 +1,232 @@
+package balance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
+)
+
+// members is a membership of the hosts with these numbers.
+func members(numbers ...int) sut.Membership {
+	var m sut.Membership
+	for _, n := range numbers {
+		m.Upstreams = append(m.Upstreams, sut.Peer{Node: fmt.Sprintf("web-%d", n), Address: fmt.Sprintf("192.0.2.%d:80", n)})
+	}
+	return m
+}
+
+// TestNewMemberIsCheckedAtOnce, and at its own interval from then on. It runs in
+// a bubble of its own time.
+func TestNewMemberIsCheckedAtOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBalancer(t, Config{HealthInterval: time.Second}, "192.0.2.1:80")
+		began := time.Now()
+		probes := make(chan string, 100)
+		b.probe = func(_ context.Context, address string) error {
+			if strings.HasPrefix(address, "192.0.2.2:") {
+				probes <- time.Since(began).String()
+			}
+			return nil
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); b.run(ctx) }()
+		time.Sleep(1500 * time.Millisecond)
+		b.pool.become(members(1, 2))
+		if s := b.pool.statusOf(t, "web-2"); s.Up || s.Cause != "not checked yet" {
+			t.Errorf("before its first check: %+v", s)
+		}
+		if err := b.SetMembership(ctx, members(1, 2)); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if s := b.pool.statusOf(t, "web-2"); !s.Up || s.WentUp != 1 {
+			t.Errorf("after its first check: %+v", s)
+		}
+		time.Sleep(time.Second)
+		// It goes, and so do its checks.
+		if err := b.SetMembership(ctx, members(1)); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(10 * time.Second)
+		cancel()
+		<-done
+		close(probes)
+		var got []string
+		for p := range probes {
+			got = append(got, p)
+		}
+		if want := "[1.5s 2.5s]"; fmt.Sprint(got) != want {
+			t.Errorf("checked at %v, want %s", got, want)
+		}
+	})
+}
+
+// TestLeavingHostComesBack: a host that is still at work when it is a member
+// again is the same, with its counts; who waited for its end need not.
+func TestLeavingHostComesBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := newBalancer(t, Config{}, "192.0.2.1:80", "192.0.2.2:80")
+		u := b.pool.acquire(b.pool.routes.Load().all(), errand{held: "web-1"})
+		first := make(chan error, 1)
+		go func() { first <- b.SetMembership(t.Context(), members(2)) }()
+		synctest.Wait()
+		if s := b.pool.statusOf(t, "web-1"); s.Up || !s.Draining || s.InFlight != 1 {
+			t.Errorf("while it leaves: %+v", s)
+		}
+		if got := b.pool.acquire(b.pool.routes.Load().all(), errand{held: "web-1"}); got.node != "web-2" {
+			t.Error("a host that leaves was picked")
+		}
+		if err := b.SetMembership(t.Context(), members(1, 2)); err != nil {
+			t.Error(err)
+		}
+		if err := <-first; err != nil {
+			t.Error(err)
+		}
+		if s := b.pool.statusOf(t, "web-1"); !s.Up || s.Draining || s.Requests != 1 {
+			t.Errorf("as a member again: %+v", s)
+		}
+		b.pool.release(u, succeeded, "", 0)
+		// Another address is another host.
+		moved := members(1, 2)
+		moved.Upstreams[0].Address = "192.0.2.9:80"
+		if err := b.SetMembership(t.Context(), moved); err != nil {
+			t.Error(err)
+		}
+		if s := b.pool.statusOf(t, "web-1"); s.Up || s.Requests != 0 || s.Address != "192.0.2.9:80" {
+			t.Errorf("at another address: %+v", s)
+		}
+	})
+}
+
+func TestMembershipDoesNotWaitForEver(t *testing.T) {
+	t.Parallel()
+	b := newBalancer(t, Config{}, "192.0.2.1:80", "192.0.2.2:80")
+	u := b.pool.acquire(b.pool.routes.Load().all(), errand{held: "web-1"})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := b.SetMembership(ctx, members(2)); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "web-1") {
+		t.Errorf("error %v, want one about web-1", err)
+	}
+	b.pool.release(u, succeeded, "", 0)
+	if err := b.SetMembership(t.Context(), members(2)); err != nil || len(b.pool.leaving) > 0 {
+		t.Errorf("error %v, leaving %v", err, b.pool.leaving)
+	}
+}
+
+// TestPicksDuringChanges: while the membership changes, who asks gets a host, and
+// every count comes back to 0.
+func TestPicksDuringChanges(t *testing.T) {
+	t.Parallel()
+	b := newBalancer(t, Config{Policy: PolicyWeightedRoundRobin}, "192.0.2.1:80", "192.0.2.2:80", "192.0.2.3:80")
+	p := b.pool
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				routes := p.routes.Load()
+				u := p.acquire(routes.all(), errand{})
+				if u == nil {
+					if routes == p.routes.Load() {
+						t.Error("no host")
+						return
+					}
+					continue
+				}
+				p.release(u, succeeded, "", 0)
+			}
+		})
+	}
+	for range 300 {
+		for _, m := range []sut.Membership{members(3), members(1, 2, 3)} {
+			if err := b.SetMembership(t.Context(), m); err != nil {
+				t.Error(err)
+			}
+			for _, u := range p.unwatched() {
+				p.checked(u, 0, nil)
+			}
+		}
+	}
+	close(stop)
+	all.Wait()
+	for _, s := range p.status() {
+		if s.InFlight != 0 {
+			t.Errorf("%+v", s)
+		}
+	}
+	if len(p.leaving) > 0 {
+		t.Errorf("%d hosts never left", len(p.leaving))
+	}
+}
+
+// TestMembershipChangesConditions: the routes of a membership replace those from
+// before, conditions included.
+func TestMembershipChangesConditions(t *testing.T) {
+	t.Parallel()
+	b := newBalancer(t, Config{}, "192.0.2.1:80", "192.0.2.2:80")
+	req, err := http.NewRequest("GET", "/img/1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	where := func() (nodes string) {
+		for _, u := range b.pool.routes.Load().of(req).group.members {
+			nodes += u.node + " "
+		}
+		return nodes
+	}
+	if got := where(); got != "web-1 web-2 " {
+		t.Errorf("without routes: %s", got)
+	}
+	for path, want := range map[string]string{"/img/*": "web-2 ", "/img/2": "web-1 web-2 ", "/img/1": "web-2 "} {
+		m := members(1, 2)
+		m.Routes = []sut.Route{{Path: path, To: []string{"web-2"}}}
+		if err := b.SetMembership(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+		if got := where(); got != want {
+			t.Errorf("%s: %s, want %s", path, got, want)
+		}
+	}
+}
+
+func TestHeldHosts(t *testing.T) {
+	t.Parallel()
+	p := poolOf(4, PolicyRoundRobin)
+	r := newRouting([]sut.Route{{Path: "/upload", To: []string{"web-1"}}, {To: []string{"web-2", "web-3"}}}, p.members)
+	for _, test := range []struct {
+		held  string
+		group int
+		node  string
+		want  string
+	}{
+		{"", 0, "web-1", "web-1"},
+		{"web-2", 0, "web-1", "web-1:web-2"},       // of another route: kept
+		{"web-1:web-2", 1, "web-3", "web-3:web-1"}, // of the same route: replaced
+		{"web-9:web-2:web-2", 0, "web-1", "web-1:web-2"},
+		{"web-4", 2, "web-3", "web-3"},
+		{strings.Repeat("x:", 1000), 1, "web-2", "web-2"},
+	} {
+		if got := holdInstead(test.held, r, r.groups[test.group], test.node); got != test.want || !holds(got, test.node) {
+			t.Errorf("%q with %s: %q, want %q", test.held, test.node, got, test.want)
+		}
+	}
+	if holds("web-11:xweb-1", "web-1") || holds("", "web-1") {
+		t.Error("holds a host by a part of its name")
+	}
+}

@@ -1,0 +1,392 @@
+package balance
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// picks is how many picks each policy is compared with theory over.
+const picks = 1_000_000
+
+// fleet makes hosts that are up, with these weights.
+func fleet(weights ...float64) []candidate {
+	hosts := make([]candidate, len(weights))
+	for i, w := range weights {
+		hosts[i] = candidate{available: true, weight: w, name: hashName(fmt.Sprintf("web-%d", i+1))}
+	}
+	return hosts
+}
+
+// TestRoundRobinShares: of a million picks every host gets its share, to one.
+func TestRoundRobinShares(t *testing.T) {
+	t.Parallel()
+	hosts, counts, last := fleet(1, 1, 1, 1, 1, 1, 1), [7]int{}, -1
+	for range picks {
+		last = roundRobin(hosts, turn{last: last})
+		counts[last]++
+	}
+	for i, n := range counts {
+		if n != picks/7 && n != picks/7+1 {
+			t.Errorf("host %d: %d picks of %d", i, n, picks)
+		}
+	}
+}
+
+// TestWeightedShares: at no moment of a million picks is a host more than one
+// pick away from its share, whatever the weights.
+func TestWeightedShares(t *testing.T) {
+	t.Parallel()
+	for _, weights := range [][]float64{{1, 1, 1}, {5, 1, 1}, {3, 2, 1}, {0.1, 2.5, 100, 7}} {
+		hosts, counts, sum := fleet(weights...), make([]float64, len(weights)), 0.0
+		for _, w := range weights {
+			sum += w
+		}
+		for n := 1; n <= picks; n++ {
+			counts[weightedRoundRobin(hosts, turn{})]++
+			for i, w := range weights {
+				// A host may be ahead by a pick and behind by the picks of the others
+				// that are ahead.
+				if d := counts[i] - float64(n)*w/sum; d > 1.000001 || d < -float64(len(weights)-1) {
+					t.Fatalf("weights %v: after %d picks host %d is %v off its share", weights, n, i, d)
+				}
+			}
+		}
+	}
+}
+
+// TestWeightedMixes is nginx's own example.
+func TestWeightedMixes(t *testing.T) {
+	t.Parallel()
+	hosts, got := fleet(5, 1, 1), ""
+	for range 14 {
+		got += string(rune('a' + weightedRoundRobin(hosts, turn{})))
+	}
+	if want := "aabacaaaabacaa"; got != want {
+		t.Errorf("picked %s, want %s", got, want)
+	}
+}
+
+// TestWeightedReturnsWithoutABurst: a host that was away for long gets no more
+// than its share when it is back.
+func TestWeightedReturnsWithoutABurst(t *testing.T) {
+	t.Parallel()
+	hosts := fleet(1, 1, 1)
+	hosts[1].available = false
+	for range 10_000 {
+		weightedRoundRobin(hosts, turn{})
+	}
+	hosts[1].available = true
+	counts := [3]int{}
+	for range 30 {
+		counts[weightedRoundRobin(hosts, turn{})]++
+	}
+	if counts[1] < 9 || counts[1] > 11 {
+		t.Errorf("of 30 picks after its return the host got %d", counts[1])
+	}
+}
+
+// source is the n-th of many addresses.
+func source(n int) uint64 {
+	var ip [4]byte
+	binary.BigEndian.PutUint32(ip[:], 10<<24|uint32(n))
+	return hashAddress(netip.AddrPortFrom(netip.AddrFrom4(ip), uint16(n)).String())
+}
+
+// chiSquare is the sum of squared deviations from equal counts, each over what
+// was expected; hosts that should have nothing are left out.
+func chiSquare(counts []int, without int) float64 {
+	total, hosts := 0, 0
+	for i, n := range counts {
+		if i != without {
+			total, hosts = total+n, hosts+1
+		}
+	}
+	want, sum := float64(total)/float64(hosts), 0.0
+	for i, n := range counts {
+		if i != without {
+			sum += (float64(n) - want) * (float64(n) - want) / want
+		}
+	}
+	return sum
+}
+
+// TestIPHashShares spreads a million neighbouring addresses over seven hosts, and
+// then one of these dies. The bounds are exceeded by chance once in a thousand.
+func TestIPHashShares(t *testing.T) {
+	t.Parallel()
+	hosts := fleet(1, 1, 1, 1, 1, 1, 1)
+	home, counts := make([]int8, picks), make([]int, 7)
+	for n := range home {
+		i := ipHash(hosts, turn{client: source(n)})
+		home[n] = int8(i)
+		counts[i]++
+	}
+	if x := chiSquare(counts, -1); x > 22.46 {
+		t.Errorf("chi square %v with 6 degrees of freedom: %v", x, counts)
+	}
+	const dead = 3
+	hosts[dead].available = false
+	moved := make([]int, 7)
+	for n := range home {
+		i := ipHash(hosts, turn{client: source(n)})
+		switch {
+		case home[n] == dead:
+			moved[i]++
+		case int(home[n]) != i:
+			t.Fatalf("address %d moved from host %d to %d, and host %d died", n, home[n], i, dead)
+		}
+	}
+	if x := chiSquare(moved, dead); moved[dead] != 0 || x > 20.52 {
+		t.Errorf("the dead host's addresses went to %v: chi square %v with 5 degrees of freedom", moved, x)
+	}
+	hosts[dead].available = true
+	for n := range home {
+		if i := ipHash(hosts, turn{client: source(n)}); i != int(home[n]) {
+			t.Fatalf("with all hosts back address %d is on host %d, and was on %d", n, i, home[n])
+		}
+	}
+}
+
+func TestHashAddressKnowsAddressesAlone(t *testing.T) {
+	t.Parallel()
+	one := hashAddress("192.0.2.1:1000")
+	for address, same := range map[string]bool{
+		"192.0.2.1:2000": true, "[::ffff:192.0.2.1]:1000": true, "192.0.2.2:1000": false, "[2001:db8::1]:1000": false, "@": false,
+	} {
+		if got := hashAddress(address) == one; got != same {
+			t.Errorf("%s hashes as 192.0.2.1: %v", address, got)
+		}
+	}
+}
+
+// queueing simulates hosts that work on one request at a time, first come first
+// served, for exponentially distributed times. Its clock is in seconds.
+type queueing struct {
+	random *rand.Rand
+	policy policy
+	hosts  []candidate
+	rates  []float64 // requests per second that a host can do
+	broken int       // index of a host that answers with errors at once; -1 for none
+
+	now     float64
+	last    int
+	ends    []float64   // when the host finishes what it is at
+	arrived [][]float64 // when the requests came that are at the host
+	latency []latency
+	picked  []int
+	done    int
+	waited  float64 // sum of the times from coming to finishing
+}
+
+func newQueueing(seed uint64, p policy, rates ...float64) *queueing {
+	q := &queueing{
+		random: rand.New(rand.NewPCG(seed, 0)), policy: p, hosts: fleet(rates...), rates: rates, broken: -1, last: -1,
+		ends: make([]float64, len(rates)), arrived: make([][]float64, len(rates)), latency: make([]latency, len(rates)), picked: make([]int, len(rates)),
+	}
+	for i := range q.ends {
+		q.ends[i] = math.Inf(1)
+	}
+	return q
+}
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+// arrive sends one request to the host that the policy picks.
+func (q *queueing) arrive() {
+	for i := range q.hosts {
+		q.hosts[i].inFlight = len(q.arrived[i])
+		q.hosts[i].latency = q.latency[i].now(seconds(q.now))
+	}
+	i := q.policy(q.hosts, turn{last: q.last})
+	q.last = i
+	q.picked[i]++
+	q.arrived[i] = append(q.arrived[i], q.now)
+	if len(q.arrived[i]) == 1 {
+		q.begin(i)
+	}
+}
+
+func (q *queueing) begin(i int) {
+	q.ends[i] = q.now + q.random.ExpFloat64()/q.rates[i]
+	if i == q.broken {
+		q.ends[i] = q.now + 1e-5
+	}
+}
+
+// next is the host that finishes first.
+func (q *queueing) next() int {
+	first := 0
+	for i, end := range q.ends {
+		if end < q.ends[first] {
+			first = i
+		}
+	}
+	return first
+}
+
+// finish lets that host finish.
+func (q *queueing) finish(i int) {
+	q.now = q.ends[i]
+	took := q.now - q.arrived[i][0]
+	q.latency[i] = q.latency[i].observe(seconds(q.now), seconds(took), i == q.broken)
+	q.waited += took
+	q.done++
+	q.arrived[i] = q.arrived[i][1:]
+	q.ends[i] = math.Inf(1)
+	if len(q.arrived[i]) > 0 {
+		q.begin(i)
+	}
+}
+
+// closed has so many clients, each of which asks again as soon as it is answered.
+func (q *queueing) closed(clients int) *queueing {
+	for range clients {
+		q.arrive()
+	}
+	for n := clients; n < picks; n++ {
+		q.finish(q.next())
+		q.arrive()
+	}
+	return q
+}
+
+// open has requests come at a rate, independently of each other.
+func (q *queueing) open(rate float64) *queueing {
+	at := 0.0
+	for range picks {
+		at += q.random.ExpFloat64() / rate
+		for i := q.next(); q.ends[i] <= at; i = q.next() {
+			q.finish(i)
+		}
+		q.now = at
+		q.arrive()
+	}
+	return q
+}
+
+func (q *queueing) share(i int) float64 { return float64(q.picked[i]) / picks }
+func (q *queueing) mean() float64       { return q.waited / float64(q.done) }
+
+// erlangC is the probability that a request waits in an M/M/n queue with an
+// offered load of a hosts' work. Source: Kleinrock, Queueing Systems I, 1975, 3.5.
+func erlangC(n int, a float64) float64 {
+	sum, term := 0.0, 1.0
+	for k := range n {
+		sum += term
+		term *= a / float64(k+1)
+	}
+	last := term * float64(n) / (float64(n) - a)
+	return last / (sum + last)
+}
+
+// TestLoadAwareSharesOfBusyHosts: with clients enough that no host is ever idle,
+// each host does what it can, and no more is sent to it.
+func TestLoadAwareSharesOfBusyHosts(t *testing.T) {
+	t.Parallel()
+	rates := []float64{100, 200, 400, 300}
+	for name, p := range map[string]policy{PolicyLeastConn: leastConn, PolicyLeastResponseTime: leastResponseTime} {
+		q := newQueueing(1, p, rates...).closed(200)
+		for i, r := range rates {
+			if got, want := q.share(i), r/1000; math.Abs(got-want) > 0.01*want+0.002 {
+				t.Errorf("%s: host of rate %v has a share of %v, want %v", name, r, got, want)
+			}
+		}
+	}
+}
+
+// TestLeastConnIsBetweenTheBounds: joining the shortest of three queues is worse
+// than one queue for all (M/M/3) and better than a queue for each (M/M/1).
+func TestLeastConnIsBetweenTheBounds(t *testing.T) {
+	t.Parallel()
+	const rate, load = 100.0, 0.8
+	q := newQueueing(2, leastConn, rate, rate, rate).open(3 * load * rate)
+	one := 1/rate + erlangC(3, 3*load)/(3*rate*(1-load))
+	each := 1 / (rate * (1 - load))
+	if got := q.mean(); got < one || got > (one+each)/2 {
+		t.Errorf("mean %v s: want at least %v s, and far below %v s", got, one, each)
+	}
+	for i := range 3 {
+		if s := q.share(i); math.Abs(s-1.0/3) > 0.01 {
+			t.Errorf("host %d has a share of %v", i, s)
+		}
+	}
+}
+
+// TestLeastResponseTimeFindsTheFastHost: a host that is four times as fast as the
+// others gets most of a load that it can do, and everybody is served sooner than
+// by the policies that do not look at time.
+func TestLeastResponseTimeFindsTheFastHost(t *testing.T) {
+	t.Parallel()
+	rates := []float64{50, 200, 50}
+	mean := map[string]float64{}
+	for name, p := range policies() {
+		q := newQueueing(3, p, rates...).open(120)
+		mean[name] = q.mean()
+		if name == PolicyLeastResponseTime && q.share(1) < 0.75 {
+			t.Errorf("the fast host has a share of %v", q.share(1))
+		}
+	}
+	if m := mean[PolicyLeastResponseTime]; m > mean[PolicyLeastConn] || m > mean[PolicyRoundRobin]/2 {
+		t.Errorf("mean response in seconds: %v", mean)
+	}
+}
+
+// TestFastErrorsAttractNothing: a host that answers with errors at once looks
+// fastest of all to who measures time alone.
+func TestFastErrorsAttractNothing(t *testing.T) {
+	t.Parallel()
+	q := newQueueing(4, leastResponseTime, 100, 100, 100)
+	q.broken = 1
+	q.open(150)
+	if s := q.share(1); s > 0.01 || s == 0 {
+		t.Errorf("the broken host has a share of %v, want a few tries", s)
+	}
+}
+
+// TestUnknownHostIsTried: with one request, and then not until it answers.
+func TestUnknownHostIsTried(t *testing.T) {
+	t.Parallel()
+	hosts := fleet(1, 1, 1)
+	hosts[0].latency, hosts[2].latency = 1e6, 1e6
+	if i := leastResponseTime(hosts, turn{last: 1}); i != 1 {
+		t.Errorf("picked %d, want the unknown host", i)
+	}
+	hosts[1].inFlight = 1
+	hosts[0].inFlight, hosts[2].inFlight = 500, 600
+	if i := leastResponseTime(hosts, turn{last: 0}); i != 0 {
+		t.Errorf("picked %d, want the known one with least to do", i)
+	}
+}
+
+func TestLatencyFollowsAndFades(t *testing.T) {
+	t.Parallel()
+	var l latency
+	for i := range 1000 {
+		l = l.observe(time.Duration(i)*10*time.Millisecond, 20*time.Millisecond, false)
+	}
+	for i := range 1000 { // ten seconds, five times the decay
+		l = l.observe(10*time.Second+time.Duration(i)*10*time.Millisecond, 5*time.Millisecond, false)
+	}
+	if got := l.now(20 * time.Second); got < 4.9e6 || got > 5.2e6 {
+		t.Errorf("after ten seconds of 5 ms: %v ns", got)
+	}
+	if got := l.now(40 * time.Second); got > 1e3 {
+		t.Errorf("after twenty seconds without news: %v ns", got)
+	}
+	// One failure among many answers is forgiven, a row of them is not.
+	once := l.observe(20*time.Second, time.Millisecond, true)
+	if got := once.now(20 * time.Second); got > 11e6 {
+		t.Errorf("after one failure: %v ns", got)
+	}
+	for range 20 {
+		l = l.observe(20*time.Second, time.Millisecond, true)
+	}
+	if got := l.now(20 * time.Second); got < 1e9 {
+		t.Errorf("after twenty failures: %v ns", got)
+	}
+}

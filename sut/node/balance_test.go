@@ -1,0 +1,179 @@
+package node_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/node"
+)
+
+// balancerNode is a balancer in this process, driven through the contract of
+// nodes, with knobs of its own.
+type balancerNode struct {
+	ready sut.Ready
+	logs  chan []byte // lines; closed at its end
+	drain context.CancelFunc
+	ended chan error
+}
+
+func startBalancer(t *testing.T, knobs sut.Knobs, routes []sut.Route, uses []sut.Peer) *balancerNode {
+	t.Helper()
+	document, err := json.Marshal(sut.NodeConfig{
+		Node: "lb-1", Role: sut.Balance, Engine: sut.OwnBalance, Listen: "127.0.0.1", Procs: 2, DrainSeconds: 5,
+		Uses: map[sut.Role][]sut.Peer{sut.Web: uses}, Routes: routes, Knobs: knobs.Complete(), Data: sut.Data{Size: "small", Seed: 1},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, stdin := io.Pipe()
+	stdout, out := io.Pipe()
+	stderr, errs := io.Pipe()
+	ctx, cancel := context.WithCancel(context.Background())
+	b := &balancerNode{logs: make(chan []byte, 1000), drain: cancel, ended: make(chan error, 1)}
+	go func() {
+		defer close(b.logs)
+		for lines := bufio.NewScanner(stderr); lines.Scan(); {
+			b.logs <- bytes.Clone(lines.Bytes())
+		}
+	}()
+	go func() { _, _ = stdin.Write(document) }()
+	go func() {
+		err := node.Run(ctx, in, out, errs)
+		_, _ = out.CloseWithError(io.EOF), errs.CloseWithError(io.EOF) // a pipe's writer never fails to close
+		b.ended <- err
+	}()
+	if err := json.NewDecoder(stdout).Decode(&b.ready); err != nil {
+		t.Fatalf("no ready line: %v", err)
+	}
+	t.Cleanup(func() {
+		_ = stdin.Close()
+		<-b.ended
+		cancel()
+	})
+	return b
+}
+
+// webs are hosts that say their names.
+func webs(t *testing.T, n int) []sut.Peer {
+	t.Helper()
+	var peers []sut.Peer
+	for i := range n {
+		name := fmt.Sprintf("web-%d", i+1)
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/fail" {
+				w.WriteHeader(http.StatusInternalServerError)
+			}
+			_, _ = io.WriteString(w, name)
+		}))
+		t.Cleanup(server.Close)
+		peers = append(peers, sut.Peer{Node: name, Address: server.Listener.Addr().String(), Weight: float64(n - i)})
+	}
+	return peers
+}
+
+// askFor sends a request on a connection of its own and returns status and body.
+func askFor(t *testing.T, method, url, body string, pairs ...string) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Close = true
+	for i := 0; i+1 < len(pairs); i += 2 {
+		req.Header.Set(pairs[i], pairs[i+1])
+	}
+	response, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	got, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response.StatusCode, string(got)
+}
+
+// TestBalancerNode: knobs, weights and routes of the configuration reach the
+// balancer, and its admin address takes memberships, at both layers.
+func TestBalancerNode(t *testing.T) {
+	for _, layer := range []string{"l7", "l4"} {
+		t.Run(layer, func(t *testing.T) {
+			uses := webs(t, 3)
+			var routes []sut.Route
+			if layer == "l7" {
+				routes = []sut.Route{{Path: "/img/*", To: []string{"web-3"}}}
+			}
+			b := startBalancer(t, sut.Knobs{"lb.layer": layer, "lb.sticky": "false", "lb.policy": "weighted_round_robin", "log.requests": "all"}, routes, uses)
+			url := "http://" + b.ready.Address
+			counts := map[string]int{}
+			for range 60 {
+				_, name := askFor(t, http.MethodGet, url+"/", "")
+				counts[name]++
+			}
+			if counts["web-1"] != 30 || counts["web-2"] != 20 || counts["web-3"] != 10 {
+				t.Errorf("weights 3, 2, 1 give %v of 60", counts)
+			}
+			if _, name := askFor(t, http.MethodGet, url+"/img/1", ""); layer == "l7" && name != "web-3" {
+				t.Errorf("a picture came from %s", name)
+			}
+			m, err := json.Marshal(sut.Membership{Upstreams: uses[1:2]})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if status, body := askFor(t, http.MethodPut, "http://"+b.ready.Admin+sut.MembershipPath, string(m), sut.DrainHeader, "5"); status != http.StatusNoContent {
+				t.Errorf("membership: %d %s", status, body)
+			}
+			for range 10 {
+				if _, name := askFor(t, http.MethodGet, url+"/img/1", ""); name != "web-2" {
+					t.Errorf("%s answered, and is no member", name)
+				}
+			}
+			b.drain()
+			select {
+			case err := <-b.ended:
+				b.ended <- err
+				if err != nil {
+					t.Error(err)
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatal("the node did not end within 20 s")
+			}
+		})
+	}
+}
+
+// TestBalancerNodeLogsRequests: a failed request is found in the log by its id.
+func TestBalancerNodeLogsRequests(t *testing.T) {
+	b := startBalancer(t, sut.Knobs{"lb.sticky": "false"}, nil, webs(t, 1))
+	for _, path := range []string{"/", "/fail"} {
+		if status, _ := askFor(t, http.MethodGet, "http://"+b.ready.Address+path, "", sut.RequestIDHeader, "id"+strings.ReplaceAll(path, "/", "-")); (status == 500) != (path == "/fail") {
+			t.Errorf("%s: status %d", path, status)
+		}
+	}
+	b.drain()
+	for text := range b.logs {
+		var line map[string]any
+		if err := json.Unmarshal(text, &line); err != nil {
+			t.Fatal(err)
+		}
+		if line["msg"] != "request" {
+			continue
+		}
+		if line["request_id"] != "id-fail" || line["status"] != 500.0 || line["upstream"] != "web-1" || line["node"] != "lb-1" {
+			t.Errorf("the first request in the log is %v", line)
+		}
+		return
+	}
+	t.Error("no request in the log")
+}

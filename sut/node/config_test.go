@@ -1,0 +1,66 @@
+package node
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+)
+
+const goodConfig = `{"node":"web-1","host":"web-1","role":"web","engine":"app","listen":"127.0.0.1","port":0,"dir":"/d","procs":1,"drain_seconds":5,"uses":{"db":[{"node":"db-1","address":"127.0.0.1:1"}]},"knobs":{"web.hosts":"2"},"data":{"size":"small","seed":1}}`
+
+func TestConfigIsChecked(t *testing.T) {
+	if config, err := decodeConfig(strings.NewReader(goodConfig)); err != nil || config.Knobs.Int("web.hosts") != 2 || config.Knobs.Int("web.max_conns") != 500 {
+		t.Errorf("config %+v, %v: want it with the defaults of the other knobs", config, err)
+	}
+	for want, change := range map[string][2]string{
+		"unknown field":        {`"port":0`, `"prt":0`},
+		"cannot unmarshal":     {`"port":0`, `"port":"x"`},
+		"want 0 to 65535":      {`"port":0`, `"port":-1`},
+		"want an IP address":   {`127.0.0.1","port`, `localhost","port`},
+		"the node has no name": {`"node":"web-1","host"`, `"node":"","host"`},
+		"want a whole number":  {`"web.hosts":"2"`, `"web.hosts":"two"`},
+		"unknown knob":         {`"web.hosts":"2"`, `"web.host":"2"`},
+		"drain_seconds -1":     {`"drain_seconds":5`, `"drain_seconds":-1`},
+		"no hosts after":       {`"knobs"`, `"routes":[{"path":"/"}],"knobs"`},
+		"unexpected EOF":       {`"seed":1}}`, `"seed":1`},
+		"procs 5000":           {`"procs":1`, `"procs":5000`},
+		`service "writes"`:     {`"procs":1`, `"procs":1,"service":"writes"`},
+		"only web nodes":       {`"role":"web"`, `"role":"db","service":"reads"`},
+		"want host:port":       {`127.0.0.1:1"`, `127.0.0.1"`},
+		"address \"x:0\"":      {`127.0.0.1:1"`, `x:0"`},
+		"has no name":          {`{"node":"db-1"`, `{"node":""`},
+		"is named twice":       {`"db":[`, `"db":[{"node":"db-1","address":"127.0.0.1:2"},`},
+		"weight -1":            {`127.0.0.1:1"`, `127.0.0.1:1","weight":-1`},
+	} {
+		if _, err := decodeConfig(strings.NewReader(strings.Replace(goodConfig, change[0], change[1], 1))); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s instead of %s: error %v, want one with %q", change[1], change[0], err, want)
+		}
+	}
+}
+
+// Whatever comes in, a configuration that is taken can be used: asking it for its
+// knobs does not panic, and it survives being written and read again.
+func FuzzNodeConfig(f *testing.F) {
+	f.Add([]byte(goodConfig))
+	f.Add([]byte(`{"node":"lb-1","role":"lb","engine":"balance","listen":"::1","knobs":{"web.cpu":"3,1","lb.routes":"path=/a -> web-1"},"routes":[{"cookie":"a:b","to":["web-1"]}]}`))
+	f.Add([]byte(`{"node":"x","listen":"127.0.0.1","drain_seconds":1e300}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		config, err := decodeConfig(strings.NewReader(string(text)))
+		if err != nil {
+			return
+		}
+		config.Knobs.Int("web.max_conns")
+		config.Knobs.Float("lb.health_interval")
+		config.Knobs.At("web.cpu", 99)
+		birth{config: config}.balanceConfig()
+		_, _ = hostNumber(config.Node)
+		document, err := json.Marshal(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := decodeConfig(strings.NewReader(string(document)))
+		if err != nil || again.Node != config.Node || len(again.Uses) != len(config.Uses) {
+			t.Fatalf("%v: written as %s", err, document)
+		}
+	})
+}

@@ -1,0 +1,285 @@
+package file
+
+import (
+	"errors"
+	"io/fs"
+	"math"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/stagebench/stagebench/workloads"
+	"github.com/stagebench/stagebench/workloads/keys"
+)
+
+// source is a key as it is written.
+type source struct {
+	Kind     string   `yaml:"kind"` // zipfian, uniform, sequence, choice
+	Theta    *float64 `yaml:"theta"`
+	From     *int     `yaml:"from"`
+	To       *int     `yaml:"to"`
+	Scramble bool     `yaml:"scramble"` // the hot ones are spread over all, not the first
+	Values   []string `yaml:"values"`
+}
+
+// kinds of keys.
+const (
+	zipfian  = "zipfian"
+	uniform  = "uniform"
+	sequence = "sequence"
+	choice   = "choice"
+)
+
+// defaultTheta is YCSB's.
+const defaultTheta = 0.99
+
+// keyName is what a key may be called, and what is one in braces.
+var keyName = regexp.MustCompile(`^[a-z][a-z0-9_-]*$`)
+
+// key builds a key.
+func (r *reader) key(name string, s source, seed, stream uint64) key {
+	at := place{"keys", name}
+	k := key{values: s.Values, stream: stream, from: 1}
+	if !keyName.MatchString(name) || name == "user" || name == "n" {
+		r.wrong(at, "key %q: want a name of lower-case letters, digits, _ and -, and neither user nor n", name)
+	}
+	if s.From != nil {
+		k.from = *s.From
+	}
+	count := len(s.Values)
+	switch {
+	case s.Kind == choice:
+		if count == 0 || s.From != nil || s.To != nil {
+			r.wrong(at, "key %s: a choice wants values, and neither from nor to", name)
+			return k
+		}
+	case len(s.Values) > 0:
+		r.wrong(at.in("values"), "key %s: values are for kind: choice", name)
+	case s.To == nil && s.Kind == sequence:
+		count = math.MaxInt32
+	case s.To == nil || *s.To < k.from || *s.To-k.from < 0:
+		r.wrong(at, "key %s: want from and to, and to not below from", name)
+		return k
+	default:
+		count = *s.To - k.from + 1
+	}
+	if (s.Theta != nil || s.Scramble) && s.Kind != zipfian {
+		r.wrong(at, "key %s: theta and scramble are for kind: zipfian", name)
+	}
+	var err error
+	switch s.Kind {
+	case zipfian:
+		theta := defaultTheta
+		if s.Theta != nil {
+			theta = *s.Theta
+		}
+		var ranks keys.Zipfian
+		if ranks, err = keys.NewZipfian(count, theta); err == nil {
+			k.pick = ranks.Key
+			if s.Scramble {
+				k.pick = keys.NewScrambled(ranks, workloads.Draw(seed, stream, streamOrder)).Key
+			}
+		}
+	case uniform, choice:
+		var all keys.Uniform
+		all, err = keys.NewUniform(count)
+		k.pick = all.Key
+	case sequence:
+		k.cycle = uint64(count)
+	default:
+		r.wrong(at.in("kind"), "key %s: kind %q: want %s, %s, %s or %s", name, s.Kind, zipfian, uniform, sequence, choice)
+	}
+	if err != nil {
+		r.wrong(at, "key %s: %v", name, err)
+	}
+	return k
+}
+
+// template builds a kind of op. Names are those of the keys, in their order.
+func (r *reader) template(at place, o operation, common map[string]string, names []string) template {
+	t := template{class: workloads.Class(o.Class), method: o.Method, rate: o.BodyRate}
+	if t.method == "" {
+		t.method = http.MethodGet
+	}
+	if err := (workloads.Mix{{Class: t.class, Percent: 100}}).Validate(); err != nil {
+		r.wrong(at.in("class"), "class %q: want letters, digits, - and _", o.Class)
+	}
+	if !httpguts.ValidHeaderFieldName(t.method) || strings.ToUpper(t.method) != t.method {
+		r.wrong(at.in("method"), "method %q: want an HTTP method such as GET", o.Method)
+	}
+	t.write = t.method != http.MethodGet && t.method != http.MethodHead && t.method != http.MethodOptions
+	if o.Write != nil {
+		t.write = *o.Write
+	}
+	if !(o.BodyRate >= 0) || math.IsInf(o.BodyRate, 0) {
+		r.wrong(at.in("body_rate"), "body_rate %v: want bytes per second, or 0 for as fast as can be", o.BodyRate)
+	}
+	t.path = r.text(at.in("path"), o.Path, names, true)
+	if sample := t.path.sample(); !strings.HasPrefix(sample, "/") {
+		r.wrong(at.in("path"), "path %q: want a path that starts with a slash", o.Path)
+	} else if _, err := url.ParseRequestURI(sample); err != nil {
+		r.wrong(at.in("path"), "path %q: %v", o.Path, errors.Unwrap(err))
+	}
+	if t.body = r.body(at, o, names); t.body.plain() {
+		t.fixed = []byte(t.body.sample())
+	}
+	r.header(at, &t, common, o.Header, names)
+	t.check = r.check(at.in("check"), o.Check)
+	return t
+}
+
+// body returns the body of an op: a text with keys, or a file as it is.
+func (r *reader) body(at place, o operation, names []string) text {
+	switch {
+	case o.BodyFile == "":
+		return r.text(at.in("body"), o.Body, names, false)
+	case o.Body != "":
+		r.wrong(at.in("body_file"), "body and body_file exclude each other")
+		return text{}
+	}
+	content, err := fs.ReadFile(r.files, o.BodyFile)
+	switch {
+	case err != nil:
+		r.wrong(at.in("body_file"), "body_file: %v", err)
+	case len(content) > maxFile:
+		r.wrong(at.in("body_file"), "body_file %s: %d bytes: want at most %d", o.BodyFile, len(content), maxFile)
+	}
+	return text{parts: []part{{literal: string(content), key: none}}}
+}
+
+// header merges the headers of all ops with those of one, which win.
+func (r *reader) header(at place, t *template, common, own map[string]string, names []string) {
+	t.header = map[string]string{}
+	add := func(at place, from map[string]string) {
+		for name, value := range from {
+			canonical := http.CanonicalHeaderKey(name)
+			if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value) {
+				r.wrong(at.in(name), "header %s: %q: want a header's name and value", name, value)
+				continue
+			}
+			written := r.text(at.in(name), value, names, false)
+			delete(t.header, canonical)
+			t.drawn = slices.DeleteFunc(t.drawn, func(h drawnHeader) bool { return h.name == canonical })
+			if written.plain() {
+				t.header[canonical] = written.sample()
+			} else {
+				t.drawn = append(t.drawn, drawnHeader{canonical, written})
+			}
+		}
+	}
+	add(place{"header"}, common)
+	add(at.in("header"), own)
+}
+
+// check builds what a response has to be like.
+func (r *reader) check(at place, c *check) *workloads.Check {
+	if c == nil {
+		return nil
+	}
+	built := &workloads.Check{Status: c.Status, Header: c.Header, Contains: c.Contains, MinBytes: c.MinBytes, MaxBytes: c.MaxBytes}
+	for i, status := range c.Status {
+		if status < 100 || status > 599 {
+			r.wrong(at.in("status", i), "status %d: want 100 to 599", status)
+		}
+	}
+	for i, expression := range c.Matches {
+		matcher, err := regexp.Compile(expression)
+		if err != nil {
+			r.wrong(at.in("matches", i), "%v", err)
+			continue
+		}
+		built.Matches = append(built.Matches, matcher)
+	}
+	if c.MinBytes < 0 || c.MaxBytes < 0 || c.MaxBytes > 0 && c.MaxBytes < c.MinBytes {
+		r.wrong(at, "min_bytes %d, max_bytes %d: want 0 or more, and the latter not below the former", c.MinBytes, c.MaxBytes)
+	}
+	return built
+}
+
+// text compiles a text with keys in braces.
+func (r *reader) text(at place, written string, names []string, isPath bool) text {
+	var t text
+	literal := func(s string) {
+		if s == "" {
+			return
+		}
+		if n := len(t.parts); n > 0 && t.parts[n-1].key == none {
+			t.parts[n-1].literal += s
+			return
+		}
+		t.parts = append(t.parts, part{literal: s, key: none})
+	}
+	query := false
+	for rest := written; rest != ""; {
+		open := strings.IndexByte(rest, '{')
+		if open < 0 {
+			literal(rest)
+			break
+		}
+		literal(rest[:open])
+		query = query || strings.Contains(rest[:open], "?")
+		rest = rest[open:]
+		if inner, after, found := strings.Cut(rest[1:], "}"); found && keyName.MatchString(inner) {
+			escape := raw
+			switch {
+			case isPath && query:
+				escape = inQuery
+			case isPath:
+				escape = inPath
+			}
+			t.parts = append(t.parts, part{key: r.reference(at, inner, names), escape: escape})
+			rest = after
+			continue
+		}
+		if inner, after, found := strings.Cut(rest[1:], "}}"); found && strings.HasPrefix(inner, "{") && keyName.MatchString(inner[1:]) {
+			literal(inner + "}")
+			rest = after
+			continue
+		}
+		literal("{")
+		rest = rest[1:]
+	}
+	return t
+}
+
+// reference finds what a name in braces stands for.
+func (r *reader) reference(at place, name string, names []string) int {
+	switch name {
+	case "user":
+		return theUser
+	case "n":
+		return theNumber
+	}
+	if i := slices.Index(names, name); i >= 0 {
+		return i
+	}
+	known := append([]string{"user", "n"}, names...)
+	r.wrong(at, "there is no key {%s}: want one of %s; for the text itself write %s", name, strings.Join(known, ", "), "{{"+name+"}}")
+	return none
+}
+
+// key is a source of values.
+type key struct {
+	pick   func(random uint64) int // nil for a sequence
+	from   int
+	cycle  uint64   // length of a sequence
+	values []string // of a choice
+	stream uint64
+}
+
+// appendTo appends the key's value in op n.
+func (k *key) appendTo(to []byte, seed, n uint64) []byte {
+	if k.pick == nil {
+		return strconv.AppendUint(to, uint64(k.from)+n%k.cycle, 10)
+	}
+	i := k.pick(workloads.Draw(seed, n, k.stream))
+	if k.values != nil {
+		return append(to, k.values[i]...)
+	}
+	return strconv.AppendInt(to, int64(k.from+i), 10)
+}

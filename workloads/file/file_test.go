@@ -1,0 +1,242 @@
+package file_test
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stagebench/stagebench/workloads"
+	"github.com/stagebench/stagebench/workloads/file"
+)
+
+func shop(t testing.TB, seed uint64) workloads.Workload {
+	t.Helper()
+	text, err := os.ReadFile("testdata/shop.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := file.Read(text, "shop.yaml", fstest.MapFS{}, seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+func Example() {
+	text, err := os.ReadFile("testdata/shop.yaml")
+	if err != nil {
+		panic(err)
+	}
+	w, err := file.Read(text, "shop.yaml", os.DirFS("testdata"), 1)
+	if err != nil {
+		panic(err)
+	}
+	for n := range uint64(4) {
+		op := w.Op(n)
+		fmt.Println(strings.TrimSpace(fmt.Sprint(op.Class, " ", op.Method, " ", op.Path, " ", string(op.Body), " ", op.Header["X-Order"])))
+	}
+	// Output:
+	// browse GET /items/1045?page=8&colour=deep+blue
+	// buy POST /cart/deep%20blue {"item": 5940, "user": 49, "note": "{item}", "tags": {"n": 1}} o-2
+	// browse GET /items/812?page=3&colour=red
+	// buy POST /cart/red {"item": 1379, "user": 55, "note": "{item}", "tags": {"n": 3}} o-4
+}
+
+// The same file and seed give the same ops; another seed gives others.
+func TestDeterminism(t *testing.T) {
+	a, b, c := workloads.Hash(shop(t, 7), 1000), workloads.Hash(shop(t, 7), 1000), workloads.Hash(shop(t, 8), 1000)
+	if a != b || a == c {
+		t.Errorf("hashes %s and %s for seed 7, %s for seed 8", a, b, c)
+	}
+}
+
+// Classes come as often as their weights say, and keys as their distributions.
+func TestShares(t *testing.T) {
+	const n = 200_000
+	w := shop(t, 3)
+	classes, items := map[workloads.Class]int{}, map[string]int{}
+	for i := range uint64(n) {
+		op := w.Op(i)
+		classes[op.Class]++
+		if op.Class == "browse" {
+			item, _, _ := strings.Cut(op.Path, "?")
+			items[item]++
+		}
+		if op.User < 0 || op.User >= 100 {
+			t.Fatalf("user %d of 100", op.User)
+		}
+	}
+	if got := float64(classes["buy"]) / n; math.Abs(got-0.2) > 0.005 {
+		t.Errorf("buy has a share of %.4f, want 0.2", got)
+	}
+	var zeta float64
+	for rank := 1.0; rank <= 10_000; rank++ {
+		zeta += math.Pow(rank, -0.99)
+	}
+	most := 0
+	for _, count := range items {
+		most = max(most, count)
+	}
+	if got, want := float64(most)/float64(classes["browse"]), 1/zeta; math.Abs(got-want) > 0.1*want {
+		t.Errorf("the hottest item has a share of %.4f, want %.4f", got, want)
+	}
+}
+
+func TestLogin(t *testing.T) {
+	if _, ok := shop(t, 1).(workloads.Login); ok {
+		t.Error("a workload without a login says that it has one")
+	}
+	w, err := file.Read([]byte("users: 5\nlogin: {method: POST, path: /in, body: 'user={user}'}\nops: [{class: me, path: /me}]\n"), "dir/site.yaml", fstest.MapFS{}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	op := w.(workloads.Login).LoginOp(3)
+	if op.Class != "login" || string(op.Body) != "user=3" || op.User != 3 || !op.Write || w.Name() != "site" {
+		t.Errorf("%s: login op %+v", w.Name(), op)
+	}
+}
+
+func TestBodyFile(t *testing.T) {
+	text := "ops: [{class: put, method: PUT, path: /x, body_file: data/picture, body_rate: 100}]"
+	w, err := file.Read([]byte(text), "f.yaml", fstest.MapFS{"data/picture": {Data: []byte("{item}\x00")}}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if op := w.Op(0); string(op.Body) != "{item}\x00" || op.BodyRate != 100 || op.User != -1 {
+		t.Errorf("op %+v: want the file as it is", op)
+	}
+}
+
+// Every problem is told with line and column, and with what would be right.
+func TestProblems(t *testing.T) {
+	for _, test := range problems() {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := file.Read([]byte(test.text), "f.yaml", fstest.MapFS{}, 1)
+			if err == nil {
+				t.Fatal("no error")
+			}
+			if diff := cmp.Diff(test.want, err.Error()); diff != "" {
+				t.Errorf("error (-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+// wrong is a file that is none, and the error that says so.
+type wrong struct{ name, text, want string }
+
+func problems() []wrong {
+	return []wrong{
+		several(),
+		{"not YAML", "ops: [", `f.yaml:1:6: sequence end token ']' not found`},
+		{"unknown field", "ops:\n  - class: a\n    pth: /\n", "f.yaml:3:5: unknown field \"pth\"\nsee: go doc github.com/stagebench/stagebench/workloads/file"},
+		{"wrong type", "users: many\nops: [{class: a, path: /}]", `f.yaml:1:8: cannot unmarshal string into Go struct field document.Users of type int`},
+		{"twice", "users: 1\nusers: 2\n", `f.yaml:2:1: mapping key "users" already defined at [1:1]`},
+		{"nothing", "name: x\n", "f.yaml:1:1: no ops: want at least one, with class, weight and path\n    name: x"},
+		{"body file", "ops: [{class: a, path: /, body_file: ../x}]", "f.yaml:1:38: body_file: open ../x: file does not exist\n    ops: [{class: a, path: /, body_file: ../x}]"},
+		{"login", "login: {path: /, weight: 1}\nops: [{class: a, path: /}]", "f.yaml:1:8: the login's class is login, and it has no weight: it happens when a user needs it\n    login: {path: /, weight: 1}\nf.yaml:1:8: a login without users: want users: 1 or more\n    login: {path: /, weight: 1}"},
+	}
+}
+
+// several is a file with everything wrong at once: all of it is told, in order.
+func several() wrong {
+	return wrong{"several", `users: -1
+keys:
+  item: {kind: zipf, from: 1, to: 9}
+  Item: {kind: uniform, from: 1, to: 9}
+  day: {kind: uniform, from: 9, to: 1}
+  hot: {kind: zipfian, from: 1, to: 9, theta: -1}
+  word: {kind: choice}
+ops:
+  - class: a b
+    weight: 0
+    path: items/{itm}
+  - class: b
+    method: fetch
+    path: /%zz
+    body: x
+    body_file: ../secret
+    check: {status: [99], matches: ['('], min_bytes: 5, max_bytes: 2}
+  - class: b
+    weight: 1
+    path: /
+    header: {"X Y": z}
+    body_rate: -1
+`, `f.yaml:1:8: users -1: want 0 to 1000000
+    users: -1
+f.yaml:3:16: key item: kind "zipf": want zipfian, uniform, sequence or choice
+    item: {kind: zipf, from: 1, to: 9}
+f.yaml:4:9: key "Item": want a name of lower-case letters, digits, _ and -, and neither user nor n
+    Item: {kind: uniform, from: 1, to: 9}
+f.yaml:5:8: key day: want from and to, and to not below from
+    day: {kind: uniform, from: 9, to: 1}
+f.yaml:6:8: key hot: theta -1: want more than 0 and at most 10, for example 0.99
+    hot: {kind: zipfian, from: 1, to: 9, theta: -1}
+f.yaml:7:9: key word: a choice wants values, and neither from nor to
+    word: {kind: choice}
+f.yaml:9:12: class "a b": want letters, digits, - and _
+    - class: a b
+f.yaml:10:13: weight 0: want more than 0, or leave the op out
+    weight: 0
+f.yaml:11:11: there is no key {itm}: want one of user, n, Item, day, hot, item, word; for the text itself write {{itm}}
+    path: items/{itm}
+f.yaml:11:11: path "items/{itm}": want a path that starts with a slash
+    path: items/{itm}
+f.yaml:12:10: op b has no weight: want how often it is asked for, against the others
+    - class: b
+f.yaml:13:13: method "fetch": want an HTTP method such as GET
+    method: fetch
+f.yaml:14:11: path "/%zz": invalid URL escape "%zz"
+    path: /%zz
+f.yaml:16:16: body and body_file exclude each other
+    body_file: ../secret
+f.yaml:17:12: min_bytes 5, max_bytes 2: want 0 or more, and the latter not below the former
+    check: {status: [99], matches: ['('], min_bytes: 5, max_bytes: 2}
+f.yaml:17:22: status 99: want 100 to 599
+    check: {status: [99], matches: ['('], min_bytes: 5, max_bytes: 2}
+f.yaml:17:37: error parsing regexp: missing closing ): ` + "`(`" + `
+    check: {status: [99], matches: ['('], min_bytes: 5, max_bytes: 2}
+f.yaml:18:12: class b is there twice: want another name
+    - class: b
+f.yaml:21:21: header X Y: "z": want a header's name and value
+    header: {"X Y": z}
+f.yaml:22:16: body_rate -1: want bytes per second, or 0 for as fast as can be
+    body_rate: -1`}
+}
+
+func FuzzRead(f *testing.F) {
+	text, err := os.ReadFile("testdata/shop.yaml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(text)
+	f.Add([]byte("users: 5\nlogin: {method: POST, path: '/{user}'}\nops: [{class: a, path: '/{n}?{{x}}', header: {A: '{n}'}}]"))
+	f.Add([]byte("a: &a [*a]\nops: [{class: a, path: /, check: {status: [1e3]}}]"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		w, err := file.Read(text, "f.yaml", fstest.MapFS{"f": {Data: []byte("x")}}, 1)
+		if err != nil {
+			return
+		}
+		for _, n := range []uint64{0, 1, math.MaxUint64} {
+			if op := w.Op(n); op.Class == "" || op.Method == "" || !strings.HasPrefix(op.Path, "/") {
+				t.Fatalf("op %+v", op)
+			}
+		}
+		if login, ok := w.(workloads.Login); ok {
+			login.LoginOp(0)
+		}
+	})
+}
+
+func BenchmarkOp(b *testing.B) {
+	w := shop(b, 1)
+	b.ReportAllocs()
+	for n := uint64(0); b.Loop(); n++ {
+		w.Op(n)
+	}
+}

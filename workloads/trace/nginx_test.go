@@ -1,0 +1,142 @@
+package trace_test
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stagebench/stagebench/workloads/trace"
+)
+
+// What nginx logs of a replay is, replayed again, the same.
+func TestRoundTripThroughNginx(t *testing.T) {
+	binary, err := exec.LookPath("nginx")
+	if err != nil {
+		t.Skip("nginx is not installed (Debian package nginx-light)")
+	}
+	var lines strings.Builder
+	for i, request := range []string{
+		"GET /", "GET /a?b=c&d=%20e", "HEAD /index.html", "POST /form", `GET /quote\"d`, `GET /back\\slash`, "GET /with space",
+		"GET /%D0%B0%D0%B1", `GET /raw\xD0\xB0`, "DELETE /x", "GET //double//slash", "GET /a/../b/./c", "GET /%zz", "GET /q?x=\\\"y\\\"&z=[1]|{2}",
+		"PUT /semi;colon=1,2", "GET /a+b~c!$&'()*@:", "GET /dir/?", "GET /?", "OPTIONS /", "GET /%2F%2f",
+	} {
+		_, _ = fmt.Fprintf(&lines, "192.0.2.%d - - [17/May/2015:10:05:%02d +0000] \"%s HTTP/1.1\" 200 5 \"-\" \"agent\"\n", i%3, i/2, request)
+	}
+	original := read(t, lines.String())
+	if n := original.Stats().Records; n != 20 {
+		t.Fatalf("%d of 20 requests could be read: %+v", n, original.Stats())
+	}
+	first := replay(t, binary, original)
+	second := replay(t, binary, first)
+	if diff := cmp.Diff(asked(original), asked(first)); diff != "" {
+		t.Errorf("nginx logged something else than was sent (-sent +logged)\n%s", diff)
+	}
+	if diff := cmp.Diff(asked(first), asked(second)); diff != "" {
+		t.Errorf("the second replay differs from the first (-first +second)\n%s", diff)
+	}
+}
+
+func asked(t *trace.Trace) (all []string) {
+	for _, r := range t.Records() {
+		all = append(all, r.Method+" "+r.Path)
+	}
+	return all
+}
+
+// replay sends a trace to an nginx of its own, one request after the other, and
+// returns what nginx logged.
+func replay(t *testing.T, binary string, source *trace.Trace) *trace.Trace {
+	t.Helper()
+	dir := t.TempDir()
+	address := startNginx(t, binary, dir)
+	workload, err := source.Workload()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range uint64(len(source.Records())) {
+		op := workload.Op(n)
+		req, err := http.NewRequestWithContext(t.Context(), op.Method, "http://"+address+op.Path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response, err := http.DefaultTransport.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = response.Body.Close()
+	}
+	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+	// nginx writes a line when the response is out, which the client may know first.
+	log := filepath.Join(dir, "access.log")
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		text, err := os.ReadFile(log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Count(string(text), "\n") == len(source.Records()) {
+			return read(t, string(text))
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("nginx logged\n%s", text)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+// startNginx starts an nginx that ends with the test, and returns its address.
+func startNginx(t *testing.T, binary, dir string) string {
+	t.Helper()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := free.Addr().String()
+	config := fmt.Sprintf(`daemon off; master_process off; worker_processes 1; pid %[1]s/pid; error_log stderr emerg;
+events { worker_connections 64; }
+http {
+	access_log %[1]s/access.log combined;
+	client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/proxy; fastcgi_temp_path %[1]s/fastcgi;
+	uwsgi_temp_path %[1]s/uwsgi; scgi_temp_path %[1]s/scgi;
+	server { listen %[2]s; merge_slashes off; location / { return 204; } }
+}
+`, dir, address)
+	path := filepath.Join(dir, "nginx.conf")
+	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := free.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(binary, "-p", dir, "-c", path)
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+	})
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		conn, err := net.Dial("tcp", address)
+		if err == nil {
+			_ = conn.Close()
+			return address
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("nginx does not serve: %v", err)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}

@@ -1,0 +1,312 @@
+package trace_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"math/big"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stagebench/stagebench/workloads/trace"
+)
+
+func read(t testing.TB, text string) *trace.Trace {
+	t.Helper()
+	got, err := trace.Read(strings.NewReader(text), trace.Options{Name: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+// The same three requests in every format that is read.
+func TestFormats(t *testing.T) {
+	want := []trace.Record{
+		{At: 0, Method: "GET", Path: "/a?b=c", Client: 0, Status: 200, Bytes: 12},
+		{At: 1500 * time.Millisecond, Method: "POST", Path: "/d%20e/%22f%22", Client: 1, Status: 404},
+		{At: 2 * time.Second, Method: "HEAD", Path: "/", Client: 0, Status: 200},
+	}
+	for name, text := range map[string]string{
+		"JSON lines": `{"time":"2026-05-17T10:00:00Z","method":"GET","path":"/a?b=c","client":"192.0.2.1","status":200,"bytes":12}
+{"time":"2026-05-17T10:00:01.5Z","method":"post","url":"/d e/\"f\"","client":"2001:db8::1","status":"404"}
+{"time":"2026-05-17T12:00:02+02:00","method":"HEAD","uri":"https://example.org","client":"192.0.2.1","status":200,"bytes":null}
+`,
+		"JSON lines of nginx": `{"msec":1779012000.000,"request":"GET /a?b=c HTTP/2.0","remote_addr":"192.0.2.1","status":"200","body_bytes_sent":"12"}
+{"msec":"1779012001.500","request":"POST /d e/\"f\" HTTP/1.1","remote_addr":"192.0.2.2","status":404}
+{"msec":1779012002.0,"request":"HEAD / HTTP/1.1","remote_addr":"192.0.2.1","status":200}`,
+		"CSV": "\ufeffTime,Method,URL,Client_IP,Status,Bytes\r\n" +
+			"1779012000000,GET,/a?b=c,192.0.2.1,200,12\r\n" +
+			"1779012001500,POST,\"/d e/\"\"f\"\"\",192.0.2.2,404,\r\n" +
+			"1779012002000,HEAD,http://example.org/,192.0.2.1,200,0\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(want, read(t, text).Records()); diff != "" {
+				t.Errorf("records (-want +got)\n%s", diff)
+			}
+			var packed bytes.Buffer
+			for _, part := range []string{text[:20], text[20:]} { // several members, as logs that are appended to have
+				w := gzip.NewWriter(&packed)
+				_, _ = io.WriteString(w, part)
+				_ = w.Close()
+			}
+			if diff := cmp.Diff(want, read(t, packed.String()).Records()); diff != "" {
+				t.Errorf("records of the compressed text (-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+// What is in access logs of servers that face the world.
+func TestAccessLogLines(t *testing.T) {
+	const head = `192.0.2.1 - - [17/May/2015:10:05:03 +0000] `
+	for line, want := range map[string]string{
+		head + `"GET /a HTTP/1.1" 200 5 "-" "agent \"x\""`:                         "GET /a",
+		`2001:db8::1 - jo hn [17/May/2015:10:05:03 +0000] "GET /a HTTP/1.1" 200 5`: "GET /a",
+		head + `"GET /a" 200 5`:                                             "GET /a",
+		head + `"GET /a b HTTP/1.1" 200 5`:                                  "GET /a%20b",
+		head + `"GET /\xD0\xB0\x22\x5C|^ HTTP/1.1" 200 -`:                   "GET /%D0%B0%22%5C%7C%5E",
+		head + `"GET /\"q\"\\ HTTP/1.1" 200 -`:                              "GET /%22q%22%5C",
+		head + `"GET /%41%zz%4 HTTP/1.1" 200 -`:                             "GET /%41%25zz%254",
+		head + `"GET /a#b?c HTTP/1.1" 200 -`:                                "GET /a%23b?c",
+		head + `"GET http://example.org?x=1 HTTP/1.1" 200 -`:                "GET /?x=1",
+		head + `"GET https://example.org/p HTTP/1.1" 200 -`:                 "GET /p",
+		head + `"GET //double HTTP/1.1" 200 -`:                              "GET //double",
+		head + `"\x16\x03\x01\x02\x00\x01\x00" 400 226`:                     "no request line such as GET / HTTP/1.1",
+		head + `"-" 408 -`:                                                  "no request line such as GET / HTTP/1.1",
+		head + `"OPTIONS * HTTP/1.0" 200 -`:                                 "no path",
+		head + `"CONNECT example.org:443 HTTP/1.1" 400 -`:                   "no path",
+		head + `"get /a HTTP/1.1" 400 -`:                                    "no HTTP method",
+		head + `"GET /a HTTP/1.1 200 5`:                                     "not an access log line",
+		`192.0.2.1 - - [41/May/2015:10:05:03 +0000] "GET / HTTP/1.1" 200 5`: "no time that can be read",
+		"hello": "not an access log line",
+	} {
+		got, err := trace.Read(strings.NewReader(line+"\n"+head+`"GET /last HTTP/1.1" 200 5`), trace.Options{Format: trace.Combined})
+		if err != nil {
+			t.Errorf("%s: %v", line, err)
+			continue
+		}
+		found := ""
+		for reason := range got.Stats().Broken {
+			found = reason
+		}
+		if found == "" {
+			found = got.Records()[0].Method + " " + got.Records()[0].Path
+		}
+		if found != want {
+			t.Errorf("%s\ngot  %s\nwant %s", line, found, want)
+		}
+	}
+}
+
+// Lines out of order are sorted; those of one second are spread over it, as the
+// log says no more; those of one finer moment stay together.
+func TestOrderAndDuplicates(t *testing.T) {
+	line := func(second int, path string) string {
+		return fmt.Sprintf("a - - [17/May/2015:10:05:%02d +0000] \"GET %s HTTP/1.1\" 200 5\n", second, path)
+	}
+	got := read(t, line(3, "/1")+line(1, "/2")+line(3, "/3")+line(1, "/4")+line(1, "/5")+line(9, "/6"))
+	var shown []string
+	for _, r := range got.Records() {
+		shown = append(shown, r.Path+" "+r.At.Round(time.Millisecond).String())
+	}
+	want := []string{"/2 0s", "/4 333ms", "/5 667ms", "/1 2s", "/3 2.5s", "/6 8s"}
+	if diff := cmp.Diff(want, shown); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if s := got.Stats(); s.OutOfOrder != 3 || s.DuplicateTimes != 3 || s.Resolution != time.Second || s.Span != 8*time.Second {
+		t.Errorf("stats %+v: want 3 out of order, 3 duplicates", s)
+	}
+	fine := read(t, `{"time":1.5,"path":"/1"}`+"\n"+`{"time":1.5,"path":"/2"}`)
+	if r := fine.Records(); r[1].At != 0 || fine.Stats().DuplicateTimes != 1 {
+		t.Errorf("records %+v, want both at the same time", r)
+	}
+}
+
+// A read goes on over everything that is no request, and says what it was.
+func TestBrokenLines(t *testing.T) {
+	long := `{"time":1,"path":"/` + strings.Repeat("x", 80<<10) + `"}`
+	got := read(t, "\n"+long+"\n{\"time\":1,\"path\":\"/a\"}\n\n{\"time\":1,\n{\"path\":\"/b\"}\n{\"time\":2}\nnull\n")
+	want := map[string]int64{"longer than 64 KiB": 1, "not a JSON object": 2, "no time that can be read": 1, "no path": 1}
+	if diff := cmp.Diff(want, got.Stats().Broken); diff != "" || got.Stats().Lines != 6 || got.Stats().Records != 1 {
+		t.Errorf("stats %+v (-want +got)\n%s", got.Stats(), diff)
+	}
+	if first := got.Stats().Samples[0]; first.Line != 2 {
+		t.Errorf("first broken line %+v, want line 2", first)
+	}
+	for text, want := range map[string]string{
+		"":                   "it is empty",
+		"hello\nworld\n":     "none of its 2 lines is a request: line 1: not an access log line",
+		"time,path\n":        "it is empty",
+		"\x1f\x8bnonsense":   "it looks like gzip",
+		"time,path\n1,2,3\n": "another number of columns than the header",
+	} {
+		if _, err := trace.Read(strings.NewReader(text), trace.Options{}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: error %v, want one with %q", text, err, want)
+		}
+	}
+	if _, err := trace.Read(strings.NewReader("x"), trace.Options{Format: "pcap"}); err == nil {
+		t.Error("an unknown format was taken")
+	}
+}
+
+// A file that breaks off in the middle, as one does that is still being written,
+// is read as far as it goes.
+func TestBrokenOff(t *testing.T) {
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	random := rand.New(rand.NewPCG(1, 2))
+	for i := range 5000 {
+		_, _ = fmt.Fprintf(w, "{\"time\":%d,\"path\":\"/%d\"}\n", 1+i, random.Uint64())
+	}
+	_ = w.Close()
+	got := read(t, packed.String()[:packed.Len()/2])
+	if s := got.Stats(); s.Records < 1000 || s.Records > 4000 || s.Broken["the compressed file breaks off"] != 1 {
+		t.Errorf("stats %+v: want about half of 5000 records and the break", s)
+	}
+}
+
+// One line in twenty is broken: it is read to its end and counted exactly.
+func TestFivePercentBroken(t *testing.T) {
+	random := rand.New(rand.NewPCG(3, 4))
+	var text strings.Builder
+	broken := int64(0)
+	for i := range 10_000 {
+		line := fmt.Sprintf("192.0.2.%d - - [17/May/2015:10:%02d:%02d +0000] \"GET /p/%d HTTP/1.1\" 200 5", i%200, i/60%60, i%60, i)
+		if random.IntN(20) == 0 {
+			broken++
+			line = line[:random.IntN(40)] + "\x00garbage"
+		}
+		text.WriteString(line + "\n")
+	}
+	s := read(t, text.String()).Stats()
+	if s.Lines != 10_000 || s.BrokenLines() != broken || s.Records != 10_000-broken {
+		t.Errorf("stats %+v: want %d broken of 10000", s, broken)
+	}
+}
+
+// The times of a replay are within a nanosecond of the exact ones at its end,
+// however many gaps there are and whatever the speed.
+func TestNoDrift(t *testing.T) {
+	var text strings.Builder
+	random := rand.New(rand.NewPCG(5, 6))
+	at := int64(1_400_000_000_000_000_000)
+	for range 100_000 {
+		at += random.Int64N(3_000_000_000)
+		_, _ = fmt.Fprintf(&text, "{\"time\":%d,\"path\":\"/\"}\n", at)
+	}
+	got := read(t, text.String())
+	for _, speed := range []float64{1, 20, 1.0 / 3, 7.77} {
+		for _, most := range []time.Duration{0, time.Second} {
+			s, err := got.Schedule(trace.Replay{Speed: speed, MaxGap: most})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if off := drift(got, s.At(99_999), speed, most); off > 2 {
+				t.Errorf("speed %v, max gap %v: the last request is %.1f ns off", speed, most, off)
+			}
+		}
+	}
+}
+
+// drift is how far the last intended time is from the exact one, in nanoseconds.
+func drift(t *trace.Trace, last time.Duration, speed float64, most time.Duration) float64 {
+	exact := new(big.Rat)
+	for i, r := range t.Records()[1:] {
+		gap := r.At - t.Records()[i].At
+		if most > 0 {
+			gap = min(gap, most)
+		}
+		exact.Add(exact, new(big.Rat).SetInt64(int64(gap)))
+	}
+	exact.Quo(exact, new(big.Rat).SetFloat64(speed))
+	off, _ := new(big.Rat).Sub(exact, new(big.Rat).SetInt64(int64(last))).Float64()
+	return math.Abs(off)
+}
+
+func TestSchedule(t *testing.T) {
+	got := read(t, `{"time":"2026-01-01T00:00:00.0Z","path":"/"}
+{"time":"2026-01-01T00:00:01.0Z","path":"/"}
+{"time":"2026-01-01T01:00:00.5Z","path":"/"}
+{"time":"2026-01-01T01:00:00.5Z","path":"/"}`)
+	s, err := got.Schedule(trace.Replay{Speed: 2, MaxGap: 3 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	times := func(n uint64) (all []time.Duration) {
+		for i := range n {
+			all = append(all, s.At(i))
+		}
+		return all
+	}
+	ms := time.Millisecond
+	if diff := cmp.Diff([]time.Duration{0, 500 * ms, 2000 * ms, 2000 * ms, math.MaxInt64}, times(5)); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	for d, want := range map[time.Duration]uint64{0: 0, 1: 1, 500 * ms: 1, 501 * ms: 2, 2000 * ms: 2, 2001 * ms: 4, time.Hour: 4} {
+		if got := s.Count(d); got != want {
+			t.Errorf("Count(%v) = %d, want %d", d, got, want)
+		}
+	}
+	if got := got.Length(s); got != 2000*ms+1 {
+		t.Errorf("length %v", got)
+	}
+	if s, err = got.Schedule(trace.Replay{Speed: 2, MaxGap: 3 * time.Second, Loop: true}); err != nil {
+		t.Fatal(err)
+	}
+	round := 2000*ms + 2000*ms/3
+	if got := s.At(5); got != round+500*ms {
+		t.Errorf("second round's second request at %v, want %v", got, round+500*ms)
+	}
+	for n := range uint64(1000) {
+		at := s.At(n)
+		if before, with := s.Count(at), s.Count(at+1); before > n || with <= n {
+			t.Fatalf("request %d is at %v, but %d come before it and %d until then", n, at, before, with)
+		}
+	}
+	for _, bad := range []trace.Replay{{Speed: 0}, {Speed: math.NaN()}, {Speed: math.Inf(1)}, {Speed: 1, MaxGap: -1}} {
+		if _, err := got.Schedule(bad); err == nil {
+			t.Errorf("%+v was taken", bad)
+		}
+	}
+}
+
+// The log of 8,000 real requests that the specification ships.
+func TestSharedLog(t *testing.T) {
+	path := filepath.Join("..", "..", "..", "shared", "data", "access-log", "semicomplete-2015-05.log.gz")
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		t.Skip("the shared data is not beside the repository: " + path)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	got, err := trace.Read(f, trace.Options{Name: "semicomplete"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := got.Stats()
+	t.Logf("%+v", s)
+	if s.Lines != 8000 || s.Records+s.BrokenLines() != 8000 || s.BrokenLines() != 0 || s.OutOfOrder == 0 {
+		t.Errorf("stats %+v: want 8000 lines, all of them requests, some out of order", s)
+	}
+	schedule, err := got.Schedule(trace.Replay{Speed: 20, MaxGap: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if off := drift(got, schedule.At(uint64(s.Records-1)), 20, time.Second); off > 2 {
+		t.Errorf("the last intended time is %.1f ns off", off)
+	}
+	t.Logf("%v as logged, %v as replayed", s.Span, got.Length(schedule))
+}
