@@ -225,3 +225,136 @@ func TestBadBound(t *testing.T) {
 		t.Error("a bound of 0 was taken")
 	}
 }
+
+// A connection that a request has begun to arrive on is in use, long before the
+// server has the whole header.
+func TestBegunRequestsAreNotLost(t *testing.T) {
+	address, registry := serve(t, 2)
+	first, second := dial(t, address), dial(t, address)
+	for i, c := range []client{first, second} {
+		c.send(t, get)
+		if status := c.status(t); status != http.StatusOK {
+			t.Fatalf("status %d", status)
+		}
+		await(t, "it is idle", func() bool { return figure(t, registry, "stagebench_http_connections_idle") == float64(i+1) })
+	}
+	first.send(t, get[:5])
+	await(t, "the server has read it", func() bool { return figure(t, registry, "stagebench_http_connections_idle") == 1 })
+	third, fourth := dial(t, address), dial(t, address)
+	third.send(t, slow) // takes the place of the second, which is idle
+	await(t, "the third is served", func() bool { return figure(t, registry, "stagebench_http_connections_closed_idle_total") == 1 })
+	fourth.send(t, get)
+	if status := fourth.status(t); status != http.StatusServiceUnavailable {
+		t.Errorf("the fourth got %d, want 503", status)
+	}
+	first.send(t, get[5:])
+	if status := first.status(t); status != http.StatusOK {
+		t.Errorf("the request that had begun got %d", status)
+	}
+	third.send(t, "0123456789")
+	if status := third.status(t); status != http.StatusOK {
+		t.Errorf("the slow one got %d", status)
+	}
+}
+
+// Whoever opens connections and says nothing does not keep others out.
+func TestSilentConnectionsMakeRoom(t *testing.T) {
+	address, registry := serve(t, 3)
+	for range 3 {
+		dial(t, address)
+	}
+	await(t, "a request is answered", func() bool {
+		c := dial(t, address)
+		c.send(t, get)
+		return c.status(t) == http.StatusOK
+	})
+	if closed := figure(t, registry, "stagebench_http_connections_closed_idle_total"); closed < 1 {
+		t.Errorf("%v connections were closed for it", closed)
+	}
+}
+
+// Hundreds of silent connections past the bound leave a place for who asks: the
+// oldest of them are closed for it.
+func TestRefusedConnectionsCannotFillTheHost(t *testing.T) {
+	address, registry := serve(t, 1)
+	holder := dial(t, address)
+	holder.send(t, slow)
+	var silent []client
+	for range 600 {
+		silent = append(silent, dial(t, address))
+	}
+	asking := dial(t, address)
+	asking.send(t, get)
+	if status := asking.status(t); status != http.StatusServiceUnavailable {
+		t.Errorf("status %d, want 503", status)
+	}
+	if refused := figure(t, registry, "stagebench_http_connections_refused_total"); refused != 601 {
+		t.Errorf("%v connections were refused, want 601", refused)
+	}
+	if _, err := silent[0].in.ReadByte(); err == nil {
+		t.Error("the oldest silent connection got an answer")
+	}
+	holder.send(t, "0123456789")
+	if status := holder.status(t); status != http.StatusOK {
+		t.Errorf("the slow client got %d", status)
+	}
+}
+
+// A client that is sending a long body hears at once that it is one too many.
+func TestRefusedUploadsAreAnsweredAtOnce(t *testing.T) {
+	address, _ := serve(t, 1)
+	holder := dial(t, address)
+	holder.send(t, slow)
+	for range 100 { // more than there are places: each gives its own back
+		c := dial(t, address)
+		c.send(t, slow+"12345")
+		if status := c.status(t); status != http.StatusServiceUnavailable {
+			t.Fatalf("status %d, want 503", status)
+		}
+	}
+}
+
+// A server that is told to end does so, also while its bound holds it up: the
+// request in flight is answered, and the rest is closed.
+func TestShutdownWhileFull(t *testing.T) {
+	bound, err := conns.New(1, prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun, proceed := make(chan struct{}), make(chan struct{})
+	server := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		close(begun)
+		<-proceed
+	})}
+	bound.Attach(server)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(bound.Listen(inner)) }()
+	address := inner.Addr().String()
+	holder := dial(t, address)
+	holder.send(t, get)
+	<-begun
+	for range 300 { // more than there are places, and none of them silent
+		dial(t, address).send(t, get[:5])
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Shutdown(t.Context()) }()
+	if err := <-served; err != http.ErrServerClosed {
+		t.Errorf("serve ended with %v", err)
+	}
+	close(proceed)
+	if status := holder.status(t); status != http.StatusOK {
+		t.Errorf("the request in flight got %d", status)
+	}
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("no end within 20 s")
+	}
+}
