@@ -1,0 +1,160 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stagebench/stagebench/cmd/internal/exit"
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/compare"
+	"github.com/stagebench/stagebench/results/rundir"
+	"github.com/stagebench/stagebench/results/table"
+)
+
+func compareCommand(s streams) *cobra.Command {
+	var format string
+	var seed uint64
+	cmd := &cobra.Command{
+		Use:   "compare RUN RUN...",
+		Short: "Put runs side by side, with what can be said of the difference",
+		Long: `Prints the figures of two or more runs cell by cell, as ratios to the first one,
+and names what their manifests do not share. A ratio has a 95 % confidence
+interval where both runs repeated the cell with restarted processes (run --full);
+otherwise the brackets of the search decide whether a difference is shown.`,
+		Example: `  stagebench compare runs/before runs/after
+  stagebench compare runs/latest other/run --format markdown`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) < 2 {
+				return exit.Usagef("%s wants at least two directories of runs\nfor example: stagebench compare runs/before runs/after", cmd.CommandPath())
+			}
+			return nil
+		},
+		RunE: func(_ *cobra.Command, args []string) error {
+			f, err := table.ParseFormat(format)
+			if err != nil {
+				return exit.Usage(err)
+			}
+			var runs []compare.Run
+			for _, path := range args {
+				run, manifest, err := rundir.Read(path)
+				if err != nil {
+					return exit.Usagef("%w\nwant the directory of a run, such as runs/latest", err)
+				}
+				runs = append(runs, compare.Run{Run: run, Manifest: manifest})
+			}
+			return table.RenderAll(s.out, comparisonTables(compare.Compare(runs, seed)), f)
+		},
+	}
+	cmd.Flags().Uint64Var(&seed, "seed", 1, "of the resampling behind confidence intervals")
+	formatFlag(cmd, &format)
+	return cmd
+}
+
+// comparisonTables shows a comparison: the figures, then the manifests.
+func comparisonTables(c compare.Comparison) []table.Table {
+	figures := table.Table{Title: "Comparison", Columns: []table.Column{
+		{Name: "stage"},
+		{Name: "workload"},
+		{Name: "knobs"},
+		{Name: "run"},
+		{Name: "capacity\nrps", Key: "capacity_rps", Align: table.Right},
+		{Name: "ratio", Key: "capacity_ratio", Align: table.Right},
+		{Name: "interval", For: table.People, Align: table.Right},
+		{Key: "capacity_ratio_low", For: table.Machines},
+		{Key: "capacity_ratio_high", For: table.Machines},
+		{Key: "repeats", For: table.Machines},
+		{Name: "capacity is", Key: "verdict"},
+		{Name: "p50 ms", Key: "p50_ns", Align: table.Right},
+		{Name: "ratio", Key: "p50_ratio", Align: table.Right},
+		{Name: "p99 ms", Key: "p99_ns", Align: table.Right},
+		{Name: "ratio", Key: "p99_ratio", Align: table.Right},
+		{Name: "limited by", Key: "limited_by"},
+	}, Legend: []string{
+		"ratios are to " + c.Runs[0] + "; p50, p99: response time at the reference rate, failures as infinitely slow",
+		"interval: 95 % confidence from repeats with restarted processes, or, marked ~, what the brackets of single searches leave open",
+	}}
+	for _, row := range c.Rows {
+		for i, cell := range row.Cells {
+			figures.Rows = append(figures.Rows, comparisonRow(row, c.Runs[i], i, cell))
+		}
+	}
+	if len(c.Differences) == 0 {
+		figures.Notes = append(figures.Notes, "the manifests differ in nothing but the runs' ids and times")
+		return []table.Table{figures}
+	}
+	manifests := table.Table{Title: "What the manifests do not share", Columns: []table.Column{{Name: "field"}, {Name: "run"}, {Name: "value"}, {Name: "comparable"}}}
+	for _, d := range c.Differences {
+		comparable := table.YesNo(true)
+		if d.Breaks {
+			comparable = table.YesNo(false).With("runs that differ in " + d.What + " measured different things")
+		}
+		for i, value := range d.Values {
+			manifests.Rows = append(manifests.Rows, []table.Cell{table.Text(d.What), table.Text(c.Runs[i]), table.Text(shortened(value)), comparable})
+			comparable.Notes = nil // once is enough
+		}
+	}
+	return []table.Table{figures, manifests}
+}
+
+func comparisonRow(row compare.Row, run string, i int, cell *results.Cell) []table.Cell {
+	ratio := row.Capacity[i]
+	verdict := table.Text(string(ratio.Verdict))
+	if ratio.Why != "" {
+		verdict = verdict.With(ratio.Why)
+	}
+	interval, low, high := table.Cell{}, table.Cell{}, table.Cell{}
+	if ratio.Low > 0 || ratio.High > 0 {
+		mark := "~"
+		if ratio.Repeats > 0 {
+			mark = ""
+		}
+		low = table.Number(ratio.Low)
+		upper := "?"
+		if !math.IsInf(ratio.High, 1) {
+			high = table.Number(ratio.High)
+			upper = high.Text
+		}
+		interval = table.Text(mark + low.Text + ".." + upper)
+	}
+	cells := append(texts(row.Stage, row.Workload, row.Knobs, run), table.Blank(), ratioCell(ratio), interval, low, high, table.Count(int64(ratio.Repeats)), verdict)
+	if cell == nil || cell.Error != "" {
+		return append(cells, table.Blank(), table.Blank(), table.Blank(), table.Blank(), table.Blank())
+	}
+	if cell.CapacityMethod != results.MethodReplay {
+		cells[4] = table.Rate(cell.CapacityRPS)
+	}
+	p50, p99 := table.Blank(), table.Blank()
+	if r := cell.Reference; r != nil {
+		p50, p99 = percentileCell(r.ResponseAll.P50), percentileCell(r.ResponseAll.P99)
+	}
+	return append(cells, p50, ratioCell(row.P50[i]), p99, ratioCell(row.P99[i]), table.Text(cell.LimitedBy))
+}
+
+func ratioCell(r compare.Ratio) table.Cell {
+	if r.Value == 0 {
+		return table.Blank()
+	}
+	cell := table.Number(r.Value)
+	cell.Text = "x" + cell.Text
+	return cell
+}
+
+func percentileCell(ns *int64) table.Cell {
+	if ns == nil {
+		return table.Blank()
+	}
+	return table.Nanoseconds(*ns)
+}
+
+// shortened keeps what of a long value fits into a table.
+func shortened(value string) string {
+	const most = 60
+	value = strings.ReplaceAll(value, "\n", " ")
+	if len(value) > most {
+		return fmt.Sprintf("%s... (%d bytes)", value[:most], len(value))
+	}
+	return value
+}

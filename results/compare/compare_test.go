@@ -1,0 +1,128 @@
+package compare_test
+
+import (
+	"math"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/compare"
+)
+
+func cell(capacity, high float64, repeats ...float64) results.Cell {
+	return results.Cell{
+		Stage: "lb", Workload: "read-heavy", SLO: "p99<100ms", Valid: true, Knobs: map[string]string{"lb.policy": "round_robin", "web.hosts": "3"},
+		CapacityRPS: capacity, CapacityLow: capacity, CapacityHigh: high, CapacityMethod: "bracket", Repeats: repeats,
+		Reference: &results.Step{OfferedRPS: 100, ResponseAll: results.Latency{Count: 2000, P50: new(int64(1e6)), P99: new(int64(5e6))}},
+	}
+}
+
+func run(id string, cells ...results.Cell) compare.Run {
+	return compare.Run{Run: results.Run{Cells: cells}, Manifest: results.Manifest{Run: id, Data: "small", Cores: 2, Config: map[string]any{"slo": "p99<100ms"}}}
+}
+
+// Without repeats the brackets decide, and no interval is invented.
+func TestBrackets(t *testing.T) {
+	for _, test := range []struct {
+		base, other results.Cell
+		want        compare.Verdict
+		low, high   float64
+	}{
+		{cell(300, 330), cell(320, 350), compare.NoDifference, 320. / 330, 350. / 300},
+		{cell(300, 330), cell(600, 660), compare.Higher, 600. / 330, 660. / 300},
+		{cell(300, 330), cell(100, 110), compare.Lower, 100. / 330, 110. / 300},
+		{cell(300, 330), cell(600, 0), compare.Higher, 600. / 330, math.Inf(1)},
+		{cell(300, 0), cell(600, 660), compare.NoDifference, 0, 660. / 300},
+	} {
+		got := compare.Compare([]compare.Run{run("a", test.base), run("b", test.other)}, 1).Rows[0].Capacity[1]
+		if got.Verdict != test.want || got.Repeats != 0 || math.Abs(got.Low-test.low) > 1e-9 || got.High != test.high {
+			t.Errorf("%v..%v against %v..%v: %+v, want %s in %v..%v", test.other.CapacityLow, test.other.CapacityHigh, test.base.CapacityLow, test.base.CapacityHigh, got, test.want, test.low, test.high)
+		}
+	}
+}
+
+// With repeats there is a confidence interval of the ratio, the same each time,
+// which holds the truth as often as it says.
+func TestRepeats(t *testing.T) {
+	base := cell(300, 320, 290, 300, 310, 305, 295)
+	better := cell(400, 420, 390, 410, 400, 405, 395)
+	same := cell(303, 320, 288, 309, 301, 303, 297)
+	for range 2 {
+		rows := compare.Compare([]compare.Run{run("a", base), run("b", better), run("c", same)}, 7).Rows[0]
+		got := rows.Capacity
+		if got[0].Verdict != compare.Base || got[1].Verdict != compare.Higher || got[1].Repeats != 5 || !(got[1].Low > 1.2 && got[1].High < 1.45) {
+			t.Errorf("better: %+v", got[1])
+		}
+		if got[2].Verdict != compare.NoDifference || !(got[2].Low < 1 && got[2].High > 1) {
+			t.Errorf("same: %+v", got[2])
+		}
+	}
+}
+
+// What cannot be compared says why.
+func TestNotCompared(t *testing.T) {
+	failed := cell(0, 0)
+	failed.Error = "it did not come up"
+	slo := cell(300, 330)
+	slo.SLO = "p99<1s"
+	rate := cell(300, 330)
+	rate.Reference = &results.Step{OfferedRPS: 200, ResponseAll: rate.Reference.ResponseAll}
+	invalid := cell(900, 990)
+	invalid.Valid = false
+	rows := compare.Compare([]compare.Run{run("a", cell(300, 330)), run("b", failed), run("c", slo), run("d", rate), run("e"), run("f", invalid)}, 1).Rows
+	if len(rows) != 1 {
+		t.Fatalf("%d rows, want 1", len(rows))
+	}
+	for i, want := range map[int]string{1: "the cell failed", 2: "another objective", 4: "no such cell"} {
+		if got := rows[0].Capacity[i]; got.Verdict != compare.NotCompared || !strings.Contains(got.Why, want) {
+			t.Errorf("capacity of run %d: %+v, want it not compared: %s", i, got, want)
+		}
+	}
+	if got := rows[0].P99[3]; got.Verdict != compare.NotCompared || !strings.Contains(got.Why, "different loads") {
+		t.Errorf("p99 at another rate: %+v", got)
+	}
+	if got := rows[0].P99[2]; got.Verdict != compare.NotJudged || got.Value != 1 {
+		t.Errorf("p99 at the same rate: %+v, want a ratio without a verdict", got)
+	}
+	if got := rows[0].Capacity[5]; got.Verdict != compare.Higher || !strings.Contains(got.Why, "the cell is not valid") {
+		t.Errorf("an invalid cell: %+v, want the doubt to be told", got)
+	}
+}
+
+// Two runs that differ in a knob are compared in it; cells that differ within a
+// run are rows of their own.
+func TestKnobs(t *testing.T) {
+	other := cell(500, 550)
+	other.Knobs = map[string]string{"lb.policy": "least_conn", "web.hosts": "3"}
+	c := compare.Compare([]compare.Run{run("a", cell(300, 330)), run("b", other)}, 1)
+	if len(c.Rows) != 1 || c.Rows[0].Knobs != "lb.policy=round_robin|least_conn" || c.Rows[0].Capacity[1].Verdict != compare.Higher {
+		t.Errorf("rows %+v", c.Rows)
+	}
+	c = compare.Compare([]compare.Run{run("a", cell(300, 330), other), run("b", cell(300, 330), other)}, 1)
+	if len(c.Rows) != 2 || c.Rows[1].Knobs != "lb.policy=least_conn" || c.Rows[1].Cells[1].CapacityRPS != 500 {
+		t.Errorf("rows %+v", c.Rows)
+	}
+}
+
+func TestManifests(t *testing.T) {
+	a, b := run("a"), run("b")
+	b.Manifest.Data, b.Manifest.Kernel = "large", "6.1"
+	a.Manifest.Config = map[string]any{"knobs": map[string]any{"web.hosts": "3"}, "plan": map[string]any{"x": 1.0, "a": "b"}}
+	b.Manifest.Config = map[string]any{"knobs": map[string]any{"web.hosts": "4"}, "plan": map[string]any{"a": "b", "x": 1.0}}
+	b.Manifest.Engines = map[string]string{"db": "postgres"}
+	want := []compare.Difference{
+		{What: "data", Values: []string{"small", "large"}, Breaks: true},
+		{What: "engines.db", Values: []string{"-", "postgres"}},
+		{What: "kernel", Values: []string{"", "6.1"}},
+		{What: "knobs.web.hosts", Values: []string{"3", "4"}},
+	}
+	if diff := cmp.Diff(want, compare.Compare([]compare.Run{a, b}, 1).Differences); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if !slices.Equal(compare.Compare([]compare.Run{a, b}, 1).Runs, []string{"a", "b"}) {
+		t.Error("the runs are not named")
+	}
+}
