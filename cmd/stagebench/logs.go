@@ -1,0 +1,112 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stagebench/stagebench/cmd/internal/exit"
+	"github.com/stagebench/stagebench/targets/control"
+	"github.com/stagebench/stagebench/targets/logs"
+)
+
+// logsOptions are the flags of `stagebench logs`.
+type logsOptions struct {
+	system, dir, grep, format string
+	since                     time.Duration
+	query                     logs.Query
+}
+
+func logsCommand(s streams) *cobra.Command {
+	var o logsOptions
+	cmd := &cobra.Command{
+		Use:   "logs",
+		Short: "Show the logs of all nodes as one stream, in the order of time",
+		Long: `Merges the logs of all nodes of the system that is up, or of a cell of a run, by
+time, and shows the lines that are asked for. A request has one id in the logs of
+all tiers, and in the header X-Request-Id of its response; requests that
+succeeded are logged with --set log.requests=all.`,
+		Example: `  stagebench logs --level WARN
+  stagebench logs --request 91452cc626864cfdb68ea328bea4263d
+  stagebench logs --follow --node lb-1,web-2 --grep 'status.:50'
+  stagebench logs --dir runs/latest/cells/lb-read-heavy/logs --format json`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), s) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.dir, "dir", "", "directory of logs; without it, those of the system that `stagebench up` keeps")
+	f.StringSliceVar(&o.query.Nodes, "node", nil, "of these nodes only")
+	f.StringVar(&o.query.Level, "level", "", "of this level or above: DEBUG, INFO, WARN, ERROR")
+	f.StringVar(&o.query.Request, "request", "", "of the request with this id")
+	f.StringVar(&o.grep, "grep", "", "whose line matches this regular expression")
+	f.DurationVar(&o.since, "since", 0, "not older than this; 0 = from the beginning")
+	f.BoolVar(&o.query.Follow, "follow", false, "go on with what is written later, until Ctrl-C")
+	f.StringVar(&o.format, "format", "table", "table (a line for people) or json (one object per line)")
+	systemFlag(cmd, &o.system)
+	return cmd
+}
+
+func (o logsOptions) run(ctx context.Context, s streams) error {
+	var err error
+	if o.grep != "" {
+		if o.query.Matches, err = regexp.Compile(o.grep); err != nil {
+			return exit.Usagef("--grep: %w\nwant a regular expression such as 'status.:50'", err)
+		}
+	}
+	if o.since > 0 {
+		o.query.Since = time.Now().Add(-o.since)
+	}
+	if o.format != "table" && o.format != "json" {
+		return exit.Usagef("unknown format %q\nwant table or json", o.format)
+	}
+	o.query.Level = strings.ToUpper(o.query.Level)
+	if err := o.query.Validate(); err != nil {
+		return exit.Usage(err)
+	}
+	dir := o.dir
+	if dir == "" {
+		client, err := control.Dial(control.DefaultDir(), o.system)
+		if err != nil {
+			return exit.Usagef("no --dir given, and %w", err)
+		}
+		info, err := client.Info(ctx)
+		if err != nil {
+			return err
+		}
+		dir = info.LogDir
+	}
+	if _, err := os.Stat(filepath.Join(dir, "logs")); err == nil {
+		dir = filepath.Join(dir, "logs") // a cell was named instead of its logs
+	}
+	err = logs.Stream(ctx, dir, o.query, func(r logs.Record) error { return o.print(s.out, r) })
+	if errors.Is(err, context.Canceled) && o.query.Follow {
+		return nil
+	}
+	return err
+}
+
+func (o logsOptions) print(w io.Writer, r logs.Record) error {
+	if o.format == "json" {
+		fields := map[string]string{}
+		for _, f := range r.Field {
+			fields[f.Name] = f.Value
+		}
+		return json.NewEncoder(w).Encode(struct {
+			Time   time.Time         `json:"time"`
+			Node   string            `json:"node"`
+			Level  string            `json:"level,omitempty"`
+			Text   string            `json:"msg"`
+			Fields map[string]string `json:"fields,omitempty"`
+		}{r.Time, r.Node, r.Level, r.Text, fields})
+	}
+	_, err := fmt.Fprintln(w, r)
+	return err
+}
