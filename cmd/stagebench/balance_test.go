@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -169,5 +170,34 @@ func (repeated) Users() int   { return 0 }
 func (r repeated) Op(n uint64) workloads.Op {
 	op := workloads.Op(r)
 	op.Index = n
+	return op
+}
+
+// One of three blob hosts is killed: with
+// two copies of every photo, all images are still there.
+func TestABlobHostIsKilled(t *testing.T) {
+	r := bringUpSized(t, sut.LB, sut.Knobs{"blob.hosts": "3", "blob.copies": "2", "web.hosts": "2"}, growing)
+	image := workloads.Op{Class: "image", Method: "GET", User: -1}
+	r.connect(t, images(image), driver.ClientConfig{Connections: 16})
+	step := r.load(t, 60, 6*time.Second, 2*time.Second, func() {
+		if err := r.Kill("blob-2"); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Logf("ledger %+v causes %v events %v", step.Ledger, step.Causes, step.Events)
+	// What was in flight on it is asked elsewhere by the web host.
+	if step.Ledger.OK != step.Ledger.Scheduled {
+		t.Errorf("%d of %d images failed, want none: there are two copies", step.Ledger.Errors(), step.Ledger.Scheduled)
+	}
+}
+
+// images asks for the seeded images in turn.
+type images workloads.Op
+
+func (images) Name() string { return "images" }
+func (images) Users() int   { return 0 }
+func (i images) Op(n uint64) workloads.Op {
+	op := workloads.Op(i)
+	op.Index, op.Path = n, fmt.Sprintf("/img/%d/thumb.jpg", 1+n%3000)
 	return op
 }

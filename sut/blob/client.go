@@ -3,6 +3,7 @@ package blob
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
@@ -20,7 +22,13 @@ type ClientConfig struct {
 	Timeout time.Duration // of one call, connecting and bytes included; 0 = 5 s
 	// MaxBytes bounds the object that Get accepts; 0 = DefaultMaxBytes.
 	MaxBytes int64
+	// RequestID returns the id of the request that a call is made for, which goes
+	// with the call; nil = none does.
+	RequestID func(context.Context) string
 }
+
+// errNoAnswer: the node did not answer at all, which one that is full does.
+var errNoAnswer = errors.New("no answer")
 
 func (c ClientConfig) withDefaults() ClientConfig {
 	if c.MaxIdle == 0 {
@@ -120,9 +128,14 @@ func (c *Client) call(ctx context.Context, method string, id photos.ID, v photos
 	// empty, tells the transport so: without it a PUT or DELETE on a connection
 	// that the node closed when it was restarted would fail for nothing.
 	request.Header["Idempotency-Key"] = nil
+	if c.config.RequestID != nil {
+		if requestID := c.config.RequestID(ctx); requestID != "" {
+			request.Header[sut.RequestIDHeader] = []string{requestID}
+		}
+	}
 	response, err := c.http.Do(request)
 	if err != nil {
-		return nil, fmt.Errorf("%s blob %d/%s: %w: %w", method, id, v, photos.ErrUnavailable, err)
+		return nil, fmt.Errorf("%s blob %d/%s: %w: %w: %w", method, id, v, photos.ErrUnavailable, errNoAnswer, err)
 	}
 	if response.StatusCode < 300 {
 		return response, nil

@@ -21,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/stagebench/stagebench/sut/photos"
@@ -213,4 +214,27 @@ func storeError(action string, id photos.ID, v photos.Variant, err error) error 
 		return fmt.Errorf("%s blob %d/%s: %w", action, id, v, photos.ErrNotFound)
 	}
 	return fmt.Errorf("%s blob %d/%s: %w: %w", action, id, v, photos.ErrUnavailable, err)
+}
+
+// size is the bytes of all objects of photos that a host holds. It looks at each
+// of them once.
+func (d *Dir) size(holds func(photos.ID) bool) int64 {
+	var sum int64
+	for _, dir := range d.directories() {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			continue // nothing can be read from it later either
+		}
+		for _, e := range entries {
+			text, _, _ := strings.Cut(e.Name(), "-")
+			id, err := strconv.ParseUint(text, 10, 63)
+			if err != nil || !holds(photos.ID(id)) {
+				continue
+			}
+			if info, err := e.Info(); err == nil {
+				sum += info.Size()
+			}
+		}
+	}
+	return sum
 }

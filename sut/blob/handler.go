@@ -8,11 +8,13 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
@@ -24,12 +26,22 @@ type HandlerConfig struct {
 	Dir      *Dir
 	MaxBytes int64                 // of one object; 0 = DefaultMaxBytes
 	Log      *slog.Logger          // hears of failures of the disk
-	Registry prometheus.Registerer // gets stagebench_blob_requests_total and stagebench_blob_bytes_total
+	Registry prometheus.Registerer // gets stagebench_blob_requests_total, _bytes_total and, with a capacity, _stored_bytes
+
+	// Holds says which photos may be on this host; nil = all. Others do not exist
+	// here, whatever the directory holds: it may be a copy of one that holds all.
+	Holds func(photos.ID) bool
+	// Capacity bounds the bytes that the host holds; past it it is full. 0 = what
+	// the disk holds.
+	Capacity int64
+	// LogRequests says which requests are logged, with their ids: "failed", those
+	// answered 500 or more, which is the default; "all" or "none".
+	LogRequests string
 }
 
 // NewHandler serves a directory:
 //
-//	PUT    /blob/{id}/{variant}   201; 413 above the bound, 507 when the disk is full
+//	PUT    /blob/{id}/{variant}   201; 413 above the bound, 507 when the host is full
 //	GET    /blob/{id}/{variant}   200 or 404; ranges
 //	HEAD   /blob/{id}/{variant}   the same without the bytes
 //	DELETE /blob/{id}/{variant}   204 or 404
@@ -48,6 +60,15 @@ func NewHandler(c HandlerConfig) http.Handler {
 	if h.config.MaxBytes == 0 {
 		h.config.MaxBytes = DefaultMaxBytes
 	}
+	if h.config.Holds == nil {
+		h.config.Holds = func(photos.ID) bool { return true }
+	}
+	if c.Capacity > 0 {
+		h.stored.Store(c.Dir.size(h.config.Holds))
+		c.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "stagebench_blob_stored_bytes", Help: "Photo bytes that the host holds, of which its capacity allows so many.",
+		}, func() float64 { return float64(h.stored.Load()) }))
+	}
 	h.in, h.out = h.bytes.WithLabelValues("in"), h.bytes.WithLabelValues("out")
 	c.Registry.MustRegister(h.requests, h.bytes)
 	return h
@@ -58,10 +79,27 @@ type handler struct {
 	requests *prometheus.CounterVec
 	bytes    *prometheus.CounterVec
 	in, out  prometheus.Counter
+	stored   atomic.Int64 // bytes, where there is a capacity
+}
+
+// sizeOf is the size of an object that is there, else 0.
+func (h *handler) sizeOf(id photos.ID, v photos.Variant) int64 {
+	if h.config.Capacity == 0 || !h.config.Holds(id) {
+		return 0
+	}
+	file, size, err := h.config.Dir.Open(id, v)
+	if err != nil {
+		return 0
+	}
+	_ = file.Close() // read only
+	return size
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	code := h.serve(w, r)
+	if h.config.LogRequests == "all" || code >= 500 && h.config.LogRequests != "none" {
+		h.config.Log.Info("request", "request_id", r.Header.Get(sut.RequestIDHeader), "method", r.Method, "path", r.URL.Path, "status", code)
+	}
 	method := r.Method
 	switch method {
 	case http.MethodGet, http.MethodHead, http.MethodPut, http.MethodDelete:
@@ -77,15 +115,20 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request) int {
 	if !ok {
 		return refuse(w, http.StatusNotFound, "no such object name", "use /blob/{id}/{variant} with a decimal id and one of original, thumb, sharp, blur")
 	}
+	if r.Method != http.MethodPut && !h.config.Holds(id) {
+		return h.fail(w, photos.ErrNotFound)
+	}
 	switch r.Method {
 	case http.MethodGet, http.MethodHead:
 		return h.get(w, r, id, v)
 	case http.MethodPut:
 		return h.put(w, r, id, v)
 	case http.MethodDelete:
+		size := h.sizeOf(id, v)
 		if err := h.config.Dir.Delete(r.Context(), id, v); err != nil {
 			return h.fail(w, err)
 		}
+		h.stored.Add(-size)
 		w.WriteHeader(http.StatusNoContent)
 		return http.StatusNoContent
 	}
@@ -120,20 +163,48 @@ func (h *handler) put(w http.ResponseWriter, r *http.Request, id photos.ID, v ph
 	if r.ContentLength > h.config.MaxBytes {
 		return h.tooLarge(w)
 	}
+	replaced := h.sizeOf(id, v)
+	if !h.reserve(r.ContentLength - replaced) {
+		return refuse(w, http.StatusInsufficientStorage, "the host is full", "delete objects, or give the host more capacity")
+	}
+	code, size := h.store(w, r, id, v)
+	if h.config.Capacity > 0 && (code != http.StatusCreated || r.ContentLength < 0) {
+		h.stored.Add(replaced - max(r.ContentLength, 0))
+		if code == http.StatusCreated {
+			h.stored.Add(size - replaced) // its length was not known before
+		}
+	}
+	return code
+}
+
+// reserve sets space aside, if there is any.
+func (h *handler) reserve(bytes int64) bool {
+	if h.config.Capacity == 0 {
+		return true
+	}
+	if h.stored.Add(bytes) > h.config.Capacity {
+		h.stored.Add(-bytes)
+		return false
+	}
+	return true
+}
+
+// store writes an object and answers.
+func (h *handler) store(w http.ResponseWriter, r *http.Request, id photos.ID, v photos.Variant) (code int, size int64) {
 	body := &bodyReader{from: http.MaxBytesReader(w, r.Body, h.config.MaxBytes)}
 	size, err := h.config.Dir.Write(id, v, body)
 	var over *http.MaxBytesError
 	switch {
 	case errors.As(err, &over):
-		return h.tooLarge(w)
+		return h.tooLarge(w), 0
 	case body.err != nil:
-		return refuse(w, http.StatusBadRequest, "the body ended early", "send as many bytes as Content-Length says")
+		return refuse(w, http.StatusBadRequest, "the body ended early", "send as many bytes as Content-Length says"), 0
 	case err != nil:
-		return h.fail(w, err)
+		return h.fail(w, err), 0
 	}
 	h.in.Add(float64(size))
 	w.WriteHeader(http.StatusCreated)
-	return http.StatusCreated
+	return http.StatusCreated, size
 }
 
 func (h *handler) tooLarge(w http.ResponseWriter) int {

@@ -1,17 +1,39 @@
 package node
 
 import (
+	"fmt"
+	"slices"
+
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/app"
 	"github.com/stagebench/stagebench/sut/blob"
+	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// blobs returns the client of the stores of photo bytes.
-func (b birth) blobs() (*blob.Client, error) {
-	address, err := b.one(sut.Blob)
-	if err != nil {
-		return nil, err
+// blobs returns the stores of photo bytes as one.
+func (b birth) blobs() (*blob.Ring, error) {
+	return blob.NewRing(blob.RingConfig{
+		Peers: b.config.Uses[sut.Blob], Copies: b.config.Knobs.Int("blob.copies"),
+		Client: blob.ClientConfig{RequestID: app.RequestID}, Registry: b.registry,
+	})
+}
+
+// seeded says which photos may be on this host. All hosts begin with a copy of the
+// same template, of which each has its own part only; an uploaded photo may be
+// anywhere.
+func (b birth) seeded() func(photos.ID) bool {
+	hosts, copies := b.config.Knobs.Int("blob.hosts"), b.config.Knobs.Int("blob.copies")
+	counts, known := b.config.Data.Counts()
+	if hosts < 2 || !known {
+		return nil
 	}
-	return blob.NewClient(blob.ClientConfig{Address: address}), nil
+	var names []string
+	for i := range hosts {
+		names = append(names, fmt.Sprintf("blob-%d", i+1))
+	}
+	return func(id photos.ID) bool {
+		return int64(id) > int64(counts.Photos) || slices.Contains(blob.Place(id, names)[:copies], b.config.Node)
+	}
 }
 
 func (b birth) startBlob() (part, error) {
@@ -24,7 +46,10 @@ func (b birth) startBlob() (part, error) {
 		return part{}, err
 	}
 	h := newHTTPServer()
-	h.serve(listener, blob.NewHandler(blob.HandlerConfig{Dir: dir, Log: b.log, Registry: b.registry}))
+	h.serve(listener, blob.NewHandler(blob.HandlerConfig{
+		Dir: dir, Log: b.log, Registry: b.registry, Holds: b.seeded(),
+		Capacity: int64(b.config.Knobs.Int("blob.capacity_mb")) * 1_000_000, LogRequests: b.config.Knobs["log.requests"],
+	}))
 	h.serve(admin, b.admin())
 	return part{
 		ready: sut.Ready{Node: b.config.Node, Address: listener.Addr().String(), Admin: admin.Addr().String()},
