@@ -43,7 +43,7 @@ func Catalogue() []Knob {
 		floatKnob("lb.cpu", 2, 0.5, 32, "size of each balancer host in units"),
 		choiceKnob("lb.engine", string(OwnBalance), "what realises the balancer", string(OwnBalance), string(HAProxy)),
 		choiceKnob("lb.layer", "l7", "l7 balances requests, and may route them; l4 balances connections, and sees addresses only", "l7", "l4"),
-		choiceKnob("lb.policy", "round_robin", "how the balancer picks a web host",
+		choiceKnob("lb.policy", "round_robin", "how the balancer picks a web host; least_response_time with lb.engine=balance only",
 			"round_robin", "weighted_round_robin", "ip_hash", "least_conn", "least_response_time"),
 		choiceKnob("lb.sticky", "auto", "cookie affinity: a user stays on the web host that holds the session; auto = true at l7, false at l4", "auto", "true", "false"),
 		routesKnob("lb.routes", "what the balancer sends where (l7), first match first, as 'path=/img/* -> web-3; method=POST header=X-Batch:1 -> web-1 web-2'; else anywhere"),

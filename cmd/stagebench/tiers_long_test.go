@@ -5,12 +5,17 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/rundir"
 	"github.com/stagebench/stagebench/results/table"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/workloads"
@@ -222,4 +227,32 @@ type writer []byte
 func (w *writer) Write(p []byte) (int, error) {
 	*w = append(*w, p...)
 	return len(p), nil
+}
+
+// TestReplayOfTheSharedLog replays 8,000 lines of a real access log at stage
+// single, twenty times faster than they came. It takes about three minutes.
+func TestReplayOfTheSharedLog(t *testing.T) {
+	path, err := filepath.Abs(filepath.Join("..", "..", "..", "shared", "data", "access-log", "semicomplete-2015-05.log.gz"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		t.Skip("the shared data is not beside the repository")
+	}
+	h := startHarness(t, "run", "--stages", "single", "--workloads", "trace:"+path, "--max-gap", "1s", "--speed", "20", "--out", "runs/replay")
+	if err := h.cmd.Wait(); err != nil {
+		t.Fatalf("%v\n%s", err, h.output.String())
+	}
+	t.Logf("\n%s", h.output.String())
+	run, _, err := rundir.Read(filepath.Join(h.temp, "runs", "replay"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := run.Cells[0]
+	if c.Trace == nil || c.Trace.Lines != 8000 || c.Trace.Mapped != 8000 || c.Trace.OutOfOrder != 7561 {
+		t.Errorf("trace %+v", c.Trace)
+	}
+	if l := c.Reference.Ledger; l.OK != l.Scheduled || l.Scheduled < 8000 || c.Reference.ResponseNS.P99 == nil {
+		t.Errorf("ledger %+v, response %+v", l, c.Reference.ResponseNS)
+	}
 }

@@ -1,0 +1,154 @@
+package load_test
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stagebench/stagebench/cmd/internal/load"
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/workloads"
+)
+
+func maker(service bool) load.Maker {
+	return load.Maker{Data: sut.Data{Size: "small", Seed: 1}, Replay: load.Replay{Speed: 20, MaxGap: time.Second}, Service: service}
+}
+
+func write(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// A trace is photos and users for the photo service, and itself for any other
+// server; either way every line is accounted for.
+func TestTrace(t *testing.T) {
+	path := write(t, "site.jsonl", `{"time":10,"client":"a","path":"/x"}
+{"time":13,"client":"b","method":"PURGE","path":"/y"}
+{"time":12,"client":"b","path":"/z.png"}
+broken
+`)
+	for service, want := range map[bool]struct {
+		first   string
+		mapped  int64
+		skipped map[string]int64
+	}{
+		true:  {"/api/photos/1", 2, map[string]int64{"method PURGE has no counterpart": 1, "broken: not a JSON object": 1}},
+		false: {"/x", 3, map[string]int64{"broken: not a JSON object": 1}},
+	} {
+		l, err := maker(service).Make("trace:" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := l.Workload.Op(0).Path; got != want.first || l.Trace.Mapped != want.mapped || l.Trace.Lines != 4 || l.Trace.OutOfOrder != 1 {
+			t.Errorf("service %t: first path %s, %+v", service, got, l.Trace)
+		}
+		if diff := cmp.Diff(want.skipped, l.Trace.Skipped); diff != "" {
+			t.Errorf("service %t: skipped (-want +got)\n%s", service, diff)
+		}
+		if n := l.Times.Count(l.Length); n != uint64(want.mapped) || l.Length > 150*time.Millisecond {
+			t.Errorf("service %t: %d requests within %v", service, n, l.Length)
+		}
+	}
+}
+
+// The log of 8,000 real requests that the specification ships, against the photo
+// service.
+func TestSharedLog(t *testing.T) {
+	path := filepath.Join("..", "..", "..", "..", "shared", "data", "access-log", "semicomplete-2015-05.log.gz")
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		t.Skip("the shared data is not beside the repository: " + path)
+	}
+	l, err := maker(true).Make("trace:" + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Trace.LengthNS = 0 // compared below
+	want := &results.Trace{
+		Lines: 8000, OutOfOrder: 7561, DuplicateTimes: 4513, Mapped: 8000, Skipped: map[string]int64{}, Paths: 1365, Clients: 1423,
+		SpanNS: int64(237_700 * time.Second),
+	}
+	if diff := cmp.Diff(want, l.Trace); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if _, ok := l.Workload.(workloads.Login); !ok || l.Workload.Users() != 1000 {
+		t.Errorf("%d users, logins %t: want the 1000 seeded users for 1423 clients", l.Workload.Users(), ok)
+	}
+	if l.Length < 180*time.Second || l.Length > 190*time.Second {
+		t.Errorf("length %v", l.Length)
+	}
+}
+
+func TestNames(t *testing.T) {
+	good := write(t, "shop.yaml", "ops: [{class: get, path: /}]")
+	for name, want := range map[string]string{
+		"read-heavy": "", good: "",
+		"reads":                              "unknown workload",
+		write(t, "bad.yaml", "ops: 1"):       "bad.yaml:1:6",
+		"missing.yaml":                       "workload file: open missing.yaml",
+		"trace:missing.log":                  "trace: open missing.log",
+		"trace:" + write(t, "empty.log", ""): "it is empty",
+	} {
+		l, err := maker(true).Make(name)
+		switch {
+		case want == "" && (err != nil || l.Workload == nil || l.Times != nil):
+			t.Errorf("%s: %v", name, err)
+		case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
+			t.Errorf("%s: error %v, want one with %q", name, err, want)
+		}
+	}
+	for _, bad := range []load.Replay{{Speed: 0}, {Speed: 1, MaxGap: -1}} {
+		if bad.Validate() == nil {
+			t.Errorf("%+v was taken", bad)
+		}
+	}
+}
+
+// Secrets come from the environment and are in no message.
+func TestIdentity(t *testing.T) {
+	env := map[string]string{"BASIC": "user:secret", "TOKEN": "secret", "BAD": "secret"}
+	getenv := func(name string) string { return env[name] }
+	for _, test := range []struct {
+		identity load.Identity
+		want     map[string]string
+		problem  string
+	}{
+		{load.Identity{Headers: []string{"x-a: b:c ", "Accept:text/html"}}, map[string]string{"X-A": "b:c", "Accept": "text/html"}, ""},
+		{load.Identity{BasicEnv: "BASIC"}, map[string]string{"Authorization": "Basic dXNlcjpzZWNyZXQ="}, ""},
+		{load.Identity{BearerEnv: "TOKEN"}, map[string]string{"Authorization": "Bearer secret"}, ""},
+		{load.Identity{BearerEnv: "UNSET"}, nil, "--bearer-env UNSET: the variable is not set"},
+		{load.Identity{BasicEnv: "BAD"}, nil, "--basic-env BAD"},
+		{load.Identity{BasicEnv: "BASIC", BearerEnv: "TOKEN"}, nil, "more than one way"},
+		{load.Identity{BearerEnv: "TOKEN", Headers: []string{"authorization: x"}}, nil, "more than one way"},
+		{load.Identity{Headers: []string{"no colon"}}, nil, "want 'Name: value'"},
+		{load.Identity{Headers: []string{"a: 1", "A: 2"}}, nil, "given twice"},
+	} {
+		got, err := test.identity.Header(getenv)
+		switch {
+		case test.problem == "":
+			if diff := cmp.Diff(test.want, got); err != nil || diff != "" {
+				t.Errorf("%+v: %v (-want +got)\n%s", test.identity, err, diff)
+			}
+		case err == nil || !strings.Contains(err.Error(), test.problem) || strings.Contains(err.Error(), "secret"):
+			t.Errorf("%+v: error %v, want one with %q and without the secret", test.identity, err, test.problem)
+		}
+	}
+	if config, err := (load.Identity{}).TLS(); config != nil || err != nil {
+		t.Errorf("TLS without being asked: %v, %v", config, err)
+	}
+	for _, bad := range []load.Identity{{CA: "missing.pem"}, {CA: write(t, "ca.pem", "no PEM")}, {Cert: "a.pem"}} {
+		if _, err := bad.TLS(); err == nil || !strings.Contains(err.Error(), "--tls-") {
+			t.Errorf("%+v: error %v", bad, err)
+		}
+	}
+}
