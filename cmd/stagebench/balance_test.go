@@ -54,7 +54,7 @@ func TestScaleUnderLoad(t *testing.T) {
 				r := bringUpSized(t, sut.LB, with(knobs, sut.Knobs{"web.hosts": "2", "lb.sticky": "false", "lb.layer": layer}), growing)
 				// A connection of layer 4 stays on its host until its client renews it.
 				r.connect(t, anonymous{shipped(t, "read-heavy")}, driver.ClientConfig{Connections: 32, ConnectionLife: 500 * time.Millisecond})
-				step := r.load(t, 40, 14*time.Second, time.Second, func() { r.scale(t, 4, 2) })
+				step := r.load(t, 40, 10*time.Second, time.Second, func() { r.scale(t, 4, 2) })
 				t.Logf("ledger %+v causes %v", step.Ledger, step.Causes)
 				for _, e := range step.Events {
 					t.Logf("%v %s", time.Duration(e.AtNS).Round(time.Millisecond), e.Text)
