@@ -35,7 +35,7 @@ func Catalogue() []Knob {
 		choiceKnob("web.gzip", "false", "compress texts for clients that accept it", "true", "false"),
 		floatKnob("db.cpu", 1, 0.5, 32, "size of the database host in units"),
 		choiceKnob("db.engine", string(SQLite), "what realises the database", string(SQLite), string(Postgres)),
-		intKnob("blob.hosts", 0, 0, 16, "hosts for the bytes of photos, from stage db-split on; 0 = they are on the database host"),
+		intKnob("blob.hosts", 0, 0, 16, "hosts for the bytes of photos, from stage db-split on; 0 = they are on the database host; stage single has none"),
 		intKnob("blob.copies", 1, 1, 5, "copies of each photo's bytes on different hosts, by consistent hash; at most blob.hosts, or 1"),
 		floatKnob("blob.cpu", 1, 0.5, 32, "size of each blob host in units"),
 		intKnob("blob.capacity_mb", 0, 0, 1_000_000, "bytes that a blob host holds, in MB; past them it is full; 0 = what the disk holds"),

@@ -39,17 +39,18 @@ func Build(stage Stage, knobs Knobs, unitCPU float64) (Topology, error) {
 	switch stage {
 	case Single:
 		// One machine carries both tiers, so it has one size: the larger one
-		// asked for.
+		// asked for. It carries the bytes of photos, too.
+		b.knobs["blob.hosts"], b.knobs["blob.copies"] = "0", "1"
 		b.host("host-1", max(b.knobs.At("web.cpu", 0), b.knobs.Float("db.cpu")))
 		b.database("host-1")
-		b.blobs("host-1", 0)
+		b.blobs("host-1")
 		b.web("web-1", "host-1")
 		b.front("web-1")
 	case DBSplit:
 		b.host("web-1", b.knobs.At("web.cpu", 0))
 		b.host("db-1", b.knobs.Float("db.cpu"))
 		b.database("db-1")
-		b.blobs("db-1", b.knobs.Int("blob.hosts"))
+		b.blobs("db-1")
 		b.web("web-1", "web-1")
 		b.front("web-1")
 	case LB:
@@ -117,7 +118,7 @@ func (b *builder) balanced() error {
 	}
 	b.host("db-1", b.knobs.Float("db.cpu"))
 	b.database("db-1")
-	b.blobs("db-1", b.knobs.Int("blob.hosts"))
+	b.blobs("db-1")
 	for _, name := range reads {
 		b.web(name, name)
 	}
@@ -187,7 +188,8 @@ func (b *builder) database(host string) {
 
 // blobs puts the stores of photo bytes on hosts of their own, or one on the
 // host that is named when there are none.
-func (b *builder) blobs(shared string, hosts int) {
+func (b *builder) blobs(shared string) {
+	hosts := b.knobs.Int("blob.hosts")
 	for i := range max(hosts, 1) {
 		name := fmt.Sprintf("blob-%d", i+1)
 		b.stores = append(b.stores, name)

@@ -68,6 +68,18 @@ func TestTopologiesAreStartable(t *testing.T) {
 	}
 }
 
+// One machine has no blob hosts, and its nodes must not be told of any: they
+// would hold a part of the photos only.
+func TestSingleHoldsAllPhotos(t *testing.T) {
+	topology, err := sut.Build(sut.Single, sut.Knobs{"blob.hosts": "3", "blob.copies": "2"}, 0.1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(topology.Hosts) != 1 || topology.Knobs.Int("blob.hosts") != 0 || topology.Knobs.Int("blob.copies") != 1 {
+		t.Errorf("%d hosts, blob.hosts=%s, blob.copies=%s", len(topology.Hosts), topology.Knobs["blob.hosts"], topology.Knobs["blob.copies"])
+	}
+}
+
 func TestDigestTellsTopologiesApart(t *testing.T) {
 	seen := map[string]string{}
 	for name, knobs := range map[string]sut.Knobs{"default": nil, "policy": {"lb.policy": "least_conn"}, "hosts": {"web.hosts": "2"}, "size": {"web.cpu": "2"}} {

@@ -9,7 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -80,13 +83,21 @@ func (c HAProxyConfig) validate() error {
 // nil. Everything that the server keeps is in its directory.
 //
 // Each route has a backend of its own, and the rest one called web. In all of them
-// every host has a place, and places in reserve for hosts that come later: those
-// that a backend has no use for are in maintenance. So a membership is a matter
-// of the server's runtime interface, and no connection is lost for it.
+// every host has a place, and there are places in reserve for hosts that come
+// later: those that a backend has no use for are in maintenance. So a membership
+// is a matter of the server's runtime interface, and no connection is lost for it.
+// A running server has room for 16 hosts with names that it was not started with,
+// and keeps the conditions of its routes; what it says when all hosts of a route
+// are down names those that it was started with. (It could be told to add
+// servers, too, but HAProxy 2.6 takes none with a cookie then.)
 //
 // It differs from Balancer in how hosts are ejected: HAProxy counts every answer
-// of 500 and more, also a 503 of a host that says it is full, and an ejected host
-// is back with its next good health check.
+// of 500 and more but 501 and 505, also a 503 of a host that says it is full, and
+// an ejected host is back with its next good health check. And a host that gets a
+// new address finishes what it has at the old one without anybody waiting for it.
+//
+// Its weights are whole numbers: those of a Config count in tenths, or coarser
+// where the largest is above 25.6.
 //
 // It also differs in what a client sees when a host dies while it works
 // on a request. Balancer answers 502. HAProxy does so on a connection's first
@@ -96,6 +107,9 @@ func (c HAProxyConfig) validate() error {
 type HAProxy struct {
 	cfg    HAProxyConfig
 	places *places
+	// telling is held while the server is told of a membership, so that of two at
+	// once the later one is in force at the end.
+	telling sync.Mutex
 	// registered is the result of putting the metrics into the registry; Prepare
 	// reports it.
 	registered error
@@ -178,7 +192,8 @@ func (h *HAProxy) Ready(ctx context.Context) error {
 }
 
 // StopSignal is HAProxy's soft stop: it stops listening, closes idle
-// connections, lets requests finish within Config.Drain, and ends.
+// connections, lets requests finish within Config.Drain, and ends. A connection
+// on which nothing was ever asked counts as busy, and so do all of layer 4.
 func (h *HAProxy) StopSignal() os.Signal { return syscall.SIGUSR1 }
 
 // Version asks the installed program for its version, such as "2.6.12".
@@ -212,4 +227,86 @@ func (h *HAProxy) Status(ctx context.Context) (Status, error) {
 	}
 	status := Status{Node: h.cfg.Node, Engine: sut.HAProxy, Layer: h.cfg.Layer, Policy: h.cfg.Policy, Sticky: h.cfg.Sticky}
 	return status, status.fill(rows, h.places)
+}
+
+// minHAProxy is the oldest version that is supported, major and minor: Debian
+// 12's.
+const minHAProxyMajor, minHAProxyMinor = 2, 6
+
+// howToInstallHAProxy is the second line of every error about a missing server.
+const howToInstallHAProxy = "apt-get install haproxy"
+
+// HAProxyInstall is an installed HAProxy.
+type HAProxyInstall struct {
+	// Path is the program.
+	Path string
+	// Version is what it says of itself, such as "2.6.12".
+	Version string
+}
+
+// FindHAProxy looks for an installed server: on PATH, then where packages put
+// it, which an ordinary user's PATH leaves out. The second line of its error
+// says how to get one.
+func FindHAProxy() (HAProxyInstall, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	return chooseHAProxy([]string{"haproxy", "/usr/sbin/haproxy", "/usr/local/sbin/haproxy"}, func(path string) (HAProxyInstall, error) {
+		path, err := exec.LookPath(path)
+		if err != nil {
+			return HAProxyInstall{}, err
+		}
+		version, err := haproxyVersion(ctx, path)
+		return HAProxyInstall{Path: path, Version: version}, err
+	})
+}
+
+// chooseHAProxy picks the first that is there and new enough.
+func chooseHAProxy(paths []string, look func(path string) (HAProxyInstall, error)) (HAProxyInstall, error) {
+	var old *HAProxyInstall
+	for _, path := range paths {
+		install, err := look(path)
+		if err != nil {
+			continue
+		}
+		if newEnough(install.Version) {
+			return install, nil
+		}
+		old = &install
+	}
+	if old != nil {
+		return HAProxyInstall{}, fmt.Errorf("haproxy: found only version %s at %s, want %d.%d or newer\n%s",
+			old.Version, old.Path, minHAProxyMajor, minHAProxyMinor, howToInstallHAProxy)
+	}
+	return HAProxyInstall{}, errors.New("haproxy: not found on PATH, in /usr/sbin or /usr/local/sbin\n" + howToInstallHAProxy)
+}
+
+// haproxyVersion asks a program for its version.
+func haproxyVersion(ctx context.Context, path string) (string, error) {
+	out, err := exec.CommandContext(ctx, path, "-v").Output()
+	if err != nil {
+		return "", err
+	}
+	return parseHAProxyVersion(string(out))
+}
+
+// parseHAProxyVersion reads "HAProxy version 2.6.12-1+deb12u4 2026/10/17"; older
+// ones say "HA-Proxy version".
+func parseHAProxyVersion(text string) (string, error) {
+	match := regexp.MustCompile(`^HA-?Proxy version (\d+\.\d+(?:\.\d+)?)`).FindStringSubmatch(text)
+	if match == nil {
+		line, _, _ := strings.Cut(text, "\n")
+		return "", fmt.Errorf("%q is no version of HAProxy", line)
+	}
+	return match[1], nil
+}
+
+// newEnough compares a version with the oldest supported one.
+func newEnough(version string) bool {
+	parts := strings.Split(version, ".")
+	major, _ := strconv.Atoi(parts[0])
+	minor := 0
+	if len(parts) > 1 {
+		minor, _ = strconv.Atoi(parts[1])
+	}
+	return major > minHAProxyMajor || major == minHAProxyMajor && minor >= minHAProxyMinor
 }

@@ -108,6 +108,12 @@ func TestHAProxyDrains(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer idle.Close()
+	_, _ = io.WriteString(idle, "GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+	res, err := http.ReadResponse(bufio.NewReader(idle), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = res.Body.Close() // it came whole
 	held := make(chan []string)
 	go func() { held <- ask(t, h.Address(), "/hold") }()
 	<-arrived

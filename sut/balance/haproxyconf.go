@@ -17,6 +17,10 @@ const (
 	socketName = "stats.sock"
 )
 
+// logLine is the length in bytes at which the server cuts a line of its log: no
+// path comes near it, as a request's headers may have 16 KiB.
+const logLine = 32 << 10
+
 // Idle clients keep their connection this long: longer than the pauses of a
 // user, as a connection that closes under a request looks like a failure.
 const clientKeepAlive = 5 * time.Minute
@@ -44,7 +48,7 @@ func (c HAProxyConfig) render(maxConnections int, backends []backend) string {
 	// With it, a second server on the port would start, and get half of the clients.
 	f.set("noreuseport")
 	f.set("stats socket unix@%s mode 600 level admin", socketName)
-	f.set("log stderr format raw local0")
+	f.set("log stderr len %d format raw local0", logLine)
 	c.renderDefaults(f)
 
 	f.line("frontend public")
@@ -97,6 +101,9 @@ func (c HAProxyConfig) renderDefaults(f *haproxyFile) {
 	f.set("timeout http-request %s", milliseconds(c.ResponseTimeout))
 	f.set("timeout http-keep-alive %s", milliseconds(clientKeepAlive))
 	f.set("option http-keep-alive")
+	// A connection on which nothing was asked ends without a word: the client might
+	// take a 408 for the answer to what it is about to ask.
+	f.set("option http-ignore-probes")
 	f.set("option forwardfor")
 	// A client that leaves takes its request with it.
 	f.set("option abortonclose")
@@ -120,9 +127,9 @@ func (c HAProxyConfig) renderRequests(f *haproxyFile) {
 	}
 	f.set("log global")
 	if c.LogRequests == LogFailed {
-		f.set("option dontlog-normal") // errors and 5xx only
+		f.set("option dontlog-normal") // and Printed leaves out what went well in the end
 	}
-	f.set(`log-format {\"time\":%%[date(0,ms)],\"level\":\"INFO\",\"msg\":\"request\",\"request_id\":\"%%[var(txn.id)]\",\"method\":\"%%HM\",\"path\":\"%%[var(txn.path),json(utf8s)]\",\"status\":%%ST,\"upstream\":\"%%s\",\"duration_ms\":%%Ta,\"cause\":\"%%tsc\"}`)
+	f.set("log-format %s", logFormat)
 }
 
 // renderBackend writes a backend with all places in it.

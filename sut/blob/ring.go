@@ -59,7 +59,8 @@ type RingConfig struct {
 	Peers  []sut.Peer // at least one
 	Copies int        // of each photo on different hosts; 0 = 1
 	// Client is what the clients of all hosts have in common; its Address is not
-	// used.
+	// used. With several hosts its Timeout is 1 s unless it says otherwise, so that
+	// a caller who waits 5 s hears from the hosts after one that hangs.
 	Client ClientConfig
 	// Registry gets stagebench_blob_copies_missing_total.
 	Registry prometheus.Registerer
@@ -104,6 +105,9 @@ func NewRing(c RingConfig) (*Ring, error) {
 	})}
 	if err := c.Registry.Register(r.missing); err != nil {
 		return nil, fmt.Errorf("blob: %w", err)
+	}
+	if len(c.Peers) > 1 && c.Client.Timeout == 0 {
+		c.Client.Timeout = time.Second
 	}
 	for _, peer := range c.Peers {
 		config := c.Client

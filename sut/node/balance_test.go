@@ -28,9 +28,14 @@ type balancerNode struct {
 
 func startBalancer(t *testing.T, knobs sut.Knobs, routes []sut.Route, uses []sut.Peer) *balancerNode {
 	t.Helper()
+	knobs = knobs.Complete()
+	engine := sut.Engine(knobs["lb.engine"])
+	if err := node.Installed(engine); err != nil {
+		t.Skipf("needs Debian's package haproxy: %v", err)
+	}
 	document, err := json.Marshal(sut.NodeConfig{
-		Node: "lb-1", Role: sut.Balance, Engine: sut.OwnBalance, Listen: "127.0.0.1", Procs: 2, DrainSeconds: 5,
-		Uses: map[sut.Role][]sut.Peer{sut.Web: uses}, Routes: routes, Knobs: knobs.Complete(), Data: sut.Data{Size: "small", Seed: 1},
+		Node: "lb-1", Role: sut.Balance, Engine: engine, Listen: "127.0.0.1", Dir: t.TempDir(), Procs: 2, DrainSeconds: 5,
+		Uses: map[sut.Role][]sut.Peer{sut.Web: uses}, Routes: routes, Knobs: knobs, Data: sut.Data{Size: "small", Seed: 1},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -105,16 +110,18 @@ func askFor(t *testing.T, method, url, body string, pairs ...string) (int, strin
 }
 
 // TestBalancerNode: knobs, weights and routes of the configuration reach the
-// balancer, and its admin address takes memberships, at both layers.
+// balancer, and its admin address takes memberships, in both engines at both
+// layers.
 func TestBalancerNode(t *testing.T) {
-	for _, layer := range []string{"l7", "l4"} {
-		t.Run(layer, func(t *testing.T) {
+	for _, name := range []string{"balance l7", "balance l4", "haproxy l7", "haproxy l4"} {
+		t.Run(name, func(t *testing.T) {
+			engine, layer, _ := strings.Cut(name, " ")
 			uses := webs(t, 3)
 			var routes []sut.Route
 			if layer == "l7" {
 				routes = []sut.Route{{Path: "/img/*", To: []string{"web-3"}}}
 			}
-			b := startBalancer(t, sut.Knobs{"lb.layer": layer, "lb.sticky": "false", "lb.policy": "weighted_round_robin", "log.requests": "all"}, routes, uses)
+			b := startBalancer(t, sut.Knobs{"lb.engine": engine, "lb.layer": layer, "lb.sticky": "false", "lb.policy": "weighted_round_robin", "log.requests": "all"}, routes, uses)
 			url := "http://" + b.ready.Address
 			counts := map[string]int{}
 			for range 60 {
@@ -127,7 +134,11 @@ func TestBalancerNode(t *testing.T) {
 			if _, name := askFor(t, http.MethodGet, url+"/img/1", ""); layer == "l7" && name != "web-3" {
 				t.Errorf("a picture came from %s", name)
 			}
-			m, err := json.Marshal(sut.Membership{Upstreams: uses[1:2]})
+			next := sut.Membership{Upstreams: uses[1:2]}
+			if layer == "l7" {
+				next.Routes = []sut.Route{{Path: "/img/*", To: []string{"web-2"}}}
+			}
+			m, err := json.Marshal(next)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -155,7 +166,13 @@ func TestBalancerNode(t *testing.T) {
 
 // TestBalancerNodeLogsRequests: a failed request is found in the log by its id.
 func TestBalancerNodeLogsRequests(t *testing.T) {
-	b := startBalancer(t, sut.Knobs{"lb.sticky": "false"}, nil, webs(t, 1))
+	for _, engine := range []string{"balance", "haproxy"} {
+		t.Run(engine, func(t *testing.T) { logsRequests(t, engine) })
+	}
+}
+
+func logsRequests(t *testing.T, engine string) {
+	b := startBalancer(t, sut.Knobs{"lb.engine": engine, "lb.sticky": "false"}, nil, webs(t, 1))
 	for _, path := range []string{"/", "/fail"} {
 		if status, _ := askFor(t, http.MethodGet, "http://"+b.ready.Address+path, "", sut.RequestIDHeader, "id"+strings.ReplaceAll(path, "/", "-")); (status == 500) != (path == "/fail") {
 			t.Errorf("%s: status %d", path, status)

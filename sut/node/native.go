@@ -81,8 +81,9 @@ func (b birth) startHAProxy(ctx context.Context) (part, error) {
 		return part{}, err
 	}
 	s := balance.NewHAProxy(balance.HAProxyConfig{
-		Config: b.balanceConfig(), Install: binary, Drain: time.Duration(max(b.config.DrainSeconds, 1) * float64(time.Second)), Dir: filepath.Join(b.config.Dir, "haproxy"),
+		Config: b.balanceConfig(), Install: binary, Dir: filepath.Join(b.config.Dir, "haproxy"),
 		Listen: net.ParseIP(b.config.Listen), Port: port, Procs: b.config.Procs,
+		Drain: time.Duration(max(b.config.DrainSeconds, 1) * float64(time.Second)),
 	})
 	p, err := b.startNative(ctx, s, syscall.SIGKILL)
 	if err != nil {
@@ -139,7 +140,7 @@ func (b birth) startNative(ctx context.Context, s server, death syscall.Signal) 
 	cmd.SysProcAttr.Pdeathsig = death
 	reader, writer := io.Pipe()
 	cmd.Stdout, cmd.Stderr = writer, writer
-	go b.relay(reader)
+	go b.relay(reader, s)
 	started, exited := make(chan error, 1), make(chan error, 1)
 	go func() {
 		// The death signal comes when the parent thread ends, so the thread that
@@ -179,11 +180,18 @@ func (b birth) startNative(ctx context.Context, s server, death syscall.Signal) 
 	}, nil
 }
 
-// relay logs what the server prints.
-func (b birth) relay(r io.Reader) {
+// relay logs what the server prints. One that prints more than words for people
+// has a Printed, which reports whether it has logged the line itself.
+func (b birth) relay(r io.Reader, s server) {
+	printed := func(string) bool { return false }
+	if own, has := s.(interface{ Printed(line string) bool }); has {
+		printed = own.Printed
+	}
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
-		b.log.Info(lines.Text(), "source", "server")
+		if !printed(lines.Text()) {
+			b.log.Info(lines.Text(), "source", "server")
+		}
 	}
 	_, _ = io.Copy(io.Discard, r) // after a line that is too long: the server must not block
 }

@@ -168,6 +168,11 @@ func fullHostIsNotDead(t *testing.T, uses map[sut.Role][]sut.Peer) {
 			t.Fatalf("an ordinary request: %s", response.Status)
 		}
 	}
+	// A client may read its answer before the server has called its connection idle.
+	waitFor(t, "all of them are idle", func() bool {
+		_, text := w.admin(t, http.MethodGet, "/metrics", "")
+		return strings.Contains(text, fmt.Sprintf("stagebench_http_connections_idle %d\n", most))
+	})
 	var slow []net.Conn
 	for range most {
 		conn := dialNode(t, w)

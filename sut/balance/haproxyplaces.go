@@ -1,0 +1,410 @@
+package balance
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
+)
+
+// spares is how many hosts a running server can get that it was not started
+// with.
+const spares = 16
+
+// backend is the hosts of one route, with a place for every host that there is or
+// may come.
+type backend struct {
+	name, cookie string
+	route        sut.Route
+	places       []place
+}
+
+// place is a server of a backend in the words of HAProxy.
+type place struct {
+	name, address string
+	weight        int
+	used          bool // by the backend's route
+	draining      bool // at layer 4: not used any more, but connections may lead there
+}
+
+// places knows which host is in which place. Names of places never change: those
+// of the first hosts are the hosts' own.
+type places struct {
+	cfg Config
+
+	mu      sync.Mutex
+	scale   float64 // of weights
+	members sut.Membership
+	place   map[string]string // node -> place, also of nodes that are no members any more
+	peers   map[string]sut.Peer
+	nodes   []string // in the order in which they came
+	reserve []string // places that nobody had yet
+	// The rest is by "backend/place".
+	told   map[string]place  // what the running server was told last
+	joined map[string]uint64 // how often a host joined, and so began as down
+}
+
+func newPlaces(cfg Config) *places {
+	p := &places{cfg: cfg, members: sut.Membership{Upstreams: cfg.Upstreams, Routes: cfg.Routes}}
+	p.reset()
+	return p
+}
+
+// reset gives the members of this moment places of their own name, as a server
+// does that is started with them, and returns the backends.
+func (p *places) reset() []backend {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.place, p.peers, p.nodes, p.reserve = map[string]string{}, map[string]sut.Peer{}, nil, nil
+	p.told, p.joined = map[string]place{}, map[string]uint64{}
+	for _, peer := range p.members.Upstreams {
+		p.place[peer.Node], p.peers[peer.Node] = peer.Node, peer
+		p.nodes = append(p.nodes, peer.Node)
+	}
+	p.rescale()
+	for i := range spares {
+		p.reserve = append(p.reserve, fmt.Sprintf("spare-%d", i+1))
+	}
+	backends := p.backends()
+	for _, b := range backends {
+		for _, now := range b.places {
+			p.told[b.name+"/"+now.name] = now
+		}
+	}
+	return backends
+}
+
+// rescale has the members' weights fit into the server's, which are whole numbers
+// up to 256.
+func (p *places) rescale() {
+	most := 1.0
+	for _, peer := range p.members.Upstreams {
+		most = max(most, peer.Weight)
+	}
+	p.scale = min(10, 256/most)
+}
+
+// backends lists the backends with all places; the caller holds the mutex.
+func (p *places) backends() []backend {
+	var all []backend
+	for i, route := range p.members.Routes {
+		b := backend{name: fmt.Sprintf("route-%d", i+1), cookie: fmt.Sprintf("%s-%d", CookieName, i+1), route: route}
+		if b.conditions() == "" {
+			b.name, b.cookie = "web", CookieName
+		}
+		all = append(all, b)
+		if b.name == "web" {
+			break // nothing comes so far
+		}
+	}
+	if len(all) == 0 || all[len(all)-1].name != "web" {
+		all = append(all, backend{name: "web", cookie: CookieName})
+	}
+	for i := range all {
+		b := &all[i]
+		for _, node := range p.nodes {
+			b.places = append(b.places, place{
+				name: p.place[node], address: p.peers[node].Address, weight: p.weight(p.peers[node]),
+				used: p.member(node) && (b.route.To == nil || slices.Contains(b.route.To, node)),
+			})
+		}
+		for _, name := range p.reserve {
+			b.places = append(b.places, place{name: name, address: nowhere, weight: 1})
+		}
+	}
+	return all
+}
+
+// nowhere is the address of a place that nobody had yet: the discard service,
+// which nobody asks.
+const nowhere = "127.0.0.1:9"
+
+// hashWeight is every host's weight under PolicyIPHash. The server gives a host 16
+// points of the circle for each, and with few points shares are uneven.
+const hashWeight = 16
+
+// weight is a host's weight as the server takes it.
+func (p *places) weight(peer sut.Peer) int {
+	switch p.cfg.Policy {
+	case PolicyWeightedRoundRobin:
+	case PolicyIPHash:
+		return hashWeight
+	default:
+		return 1
+	}
+	weight := peer.Weight
+	setDefault(&weight, 1)
+	return min(max(int(math.Round(weight*p.scale)), 1), 256)
+}
+
+// member reports whether a host is one; the caller holds the mutex.
+func (p *places) member(node string) bool {
+	return slices.ContainsFunc(p.members.Upstreams, func(peer sut.Peer) bool { return peer.Node == node })
+}
+
+// holder says which host is in a place, and whether it is a member; "" for none.
+func (p *places) holder(name string) (node, address string, member bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, node := range p.nodes {
+		if p.place[node] == name {
+			return node, p.peers[node].Address, p.member(node)
+		}
+	}
+	return "", "", false
+}
+
+// order is the hosts in the order in which they came.
+func (p *places) order() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.nodes)
+}
+
+// joins is how often a host joined a backend while the server ran.
+func (p *places) joins(backend, name string) uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.joined[backend+"/"+name]
+}
+
+// step is what a server of a backend becomes, and how.
+type step struct {
+	server   string // "backend/place"
+	now      place
+	joins    bool
+	commands []string
+}
+
+// change makes a membership that of this moment and returns the steps that make
+// it the running server's, and the places of the hosts that left. It is told
+// which places are well in any backend.
+func (p *places) change(m sut.Membership, well map[string]bool) (steps []step, left []string, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.possible(m); err != nil {
+		return nil, nil, err
+	}
+	p.members = m
+	p.rescale()
+	for _, peer := range m.Upstreams {
+		if _, known := p.place[peer.Node]; !known {
+			p.place[peer.Node], p.reserve = p.reserve[0], p.reserve[1:]
+			p.nodes = append(p.nodes, peer.Node)
+		}
+		p.peers[peer.Node] = peer
+	}
+	for _, b := range p.backends() {
+		for _, now := range b.places {
+			server := b.name + "/" + now.name
+			if s := p.step(server, p.told[server], now, well[now.name]); len(s.commands) > 0 {
+				steps = append(steps, s)
+			}
+		}
+	}
+	// No backend loses its last host before it has the next.
+	slices.SortStableFunc(steps, func(a, b step) int { return cmp.Compare(a.rank(), b.rank()) })
+	for _, node := range p.nodes {
+		if !p.member(node) {
+			left = append(left, p.place[node])
+		}
+	}
+	return steps, left, nil
+}
+
+// rank is smaller for steps that come earlier.
+func (s step) rank() int {
+	if s.now.used {
+		return 0
+	}
+	return 1
+}
+
+// done notes that the running server took a step.
+func (p *places) done(s step) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.told[s.server] = s.now
+	if s.joins {
+		p.joined[s.server]++
+	}
+}
+
+// possible says what of a membership a running server cannot become.
+func (p *places) possible(m sut.Membership) error {
+	next := p.cfg
+	next.Upstreams, next.Routes = m.Upstreams, m.Routes
+	if err := next.validate(); err != nil {
+		return err
+	}
+	if !slices.Equal(conditionsOf(m.Routes), conditionsOf(p.members.Routes)) {
+		return errors.New("routes: HAProxy takes other conditions only when it is started")
+	}
+	fresh := 0
+	for _, peer := range m.Upstreams {
+		if _, known := p.place[peer.Node]; !known {
+			fresh++
+		}
+	}
+	if fresh > len(p.reserve) {
+		return fmt.Errorf("%d new hosts: HAProxy has room for %d until it is started again", fresh, len(p.reserve))
+	}
+	return nil
+}
+
+// conditionsOf lists the conditions of those routes that have a backend of their
+// own.
+func conditionsOf(routes []sut.Route) (all []string) {
+	for _, r := range routes {
+		conditions := backend{route: r}.conditions()
+		if conditions == "" {
+			break // the rest of the requests, in the backend that is always there
+		}
+		all = append(all, conditions)
+	}
+	return all
+}
+
+// step makes one server of a backend what it is to be. Source: HAProxy,
+// Management Guide, section 9.3, Unix socket commands.
+func (p *places) step(server string, was, now place, well bool) step {
+	s := step{server: server, now: now}
+	set := func(format string, args ...any) {
+		s.commands = append(s.commands, "set server "+server+" "+fmt.Sprintf(format, args...))
+	}
+	// Its health is known from another backend, or from here when it is draining
+	// with its checks going on.
+	known := was.address == now.address && (was.used || was.draining || well)
+	if now.used && was.weight != now.weight {
+		set("weight %d", now.weight)
+	}
+	switch {
+	case now.used && !known:
+		s.joins = true
+		// The first good check brings it up. In maintenance it could not be down,
+		// and in use it would be up until then.
+		set("state drain")
+		host, port, _ := net.SplitHostPort(now.address) // validated
+		set("addr %s port %s", host, port)
+		set("health down")
+		set("state ready")
+	case now.used && !was.used:
+		set("state ready")
+	case !now.used && was.used && p.cfg.Layer == Layer4:
+		s.now.draining = true
+		set("state drain") // maintenance would close its connections
+	case !now.used && was.used:
+		set("state maint") // users whose cookie names it move, too
+	default:
+		s.now.draining = was.draining
+	}
+	return s
+}
+
+// rest has hosts of layer 4 that left and have finished go into maintenance:
+// nobody has to know any more whether they are well.
+func (p *places) rest() (steps []step) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for server, was := range p.told {
+		if was.draining && !was.used {
+			was.draining = false
+			steps = append(steps, step{server: server, now: was, commands: []string{"set server " + server + " state maint"}})
+		}
+	}
+	return steps
+}
+
+// drainPoll is how often the server is asked whether hosts that left are done.
+const drainPoll = 5 * time.Millisecond
+
+// SetMembership makes other hosts the members while the server runs, as
+// sut.Membership says. Routes keep their conditions. When it fails, the same
+// membership can be asked for again.
+func (h *HAProxy) SetMembership(ctx context.Context, m sut.Membership) error {
+	left, err := h.become(ctx, m)
+	if err != nil {
+		return fmt.Errorf("haproxy: %w", err)
+	}
+	for {
+		rows, err := h.rows(ctx)
+		if err != nil {
+			return fmt.Errorf("haproxy: %w", err)
+		}
+		if !slices.ContainsFunc(rows, func(row map[string]string) bool {
+			return slices.Contains(left, row["svname"]) && row["scur"] != "0"
+		}) {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("haproxy: hosts that left have not finished: %w", ctx.Err())
+		case <-time.After(drainPoll):
+		}
+	}
+	if err := h.retire(ctx, left); err != nil {
+		return fmt.Errorf("haproxy: %w", err)
+	}
+	return nil
+}
+
+// become tells the server of a membership and returns the places of the hosts
+// that left.
+func (h *HAProxy) become(ctx context.Context, m sut.Membership) (left []string, err error) {
+	h.telling.Lock()
+	defer h.telling.Unlock()
+	rows, err := h.rows(ctx)
+	if err != nil {
+		return nil, err
+	}
+	well := map[string]bool{}
+	for _, row := range rows {
+		well[row["svname"]] = well[row["svname"]] || strings.HasPrefix(row["status"], "UP")
+	}
+	steps, left, err := h.places.change(m, well)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errMembership, err)
+	}
+	return left, h.tell(ctx, steps)
+}
+
+// retire tells the server that hosts which left are not needed any more.
+func (h *HAProxy) retire(ctx context.Context, left []string) error {
+	h.telling.Lock()
+	defer h.telling.Unlock()
+	var steps []step
+	for _, s := range h.places.rest() {
+		// Others may have left since, and have not finished.
+		if slices.Contains(left, s.now.name) {
+			steps = append(steps, s)
+		}
+	}
+	return h.tell(ctx, steps)
+}
+
+// tell has the running server take steps. The commands of one go in one line,
+// so that a host has no time to be what it is only in between.
+func (h *HAProxy) tell(ctx context.Context, steps []step) error {
+	for _, s := range steps {
+		answer, err := h.ask(ctx, strings.Join(s.commands, "; "))
+		if err != nil {
+			return err
+		}
+		// Silence is consent, but a new address is always confirmed.
+		for line := range strings.Lines(answer) {
+			if line = strings.TrimSpace(line); line != "" && !strings.HasSuffix(line, "by 'stats socket command'") {
+				return fmt.Errorf("%s: the server said %q", s.commands, line)
+			}
+		}
+		h.places.done(s)
+	}
+	return nil
+}
