@@ -6,6 +6,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Knobs are settings of a topology by name, as text: "lb.policy" -> "least_conn".
@@ -35,6 +36,14 @@ func Catalogue() []Knob {
 		choiceKnob("web.gzip", "false", "compress texts for clients that accept it", "true", "false"),
 		floatKnob("db.cpu", 1, 0.5, 32, "size of the database host in units"),
 		choiceKnob("db.engine", string(SQLite), "what realises the database", string(SQLite), string(Postgres)),
+		intKnob("db.replicas", 2, 0, 8, "database hosts besides the primary, from stage replicas on"),
+		choiceKnob("db.sync", "async", "what a write waits for: async = the primary, sync = db.sync_copies replicas, too", "async", "sync"),
+		intKnob("db.sync_copies", 1, 1, 8, "with db.sync=sync: how many replicas must hold a write before it is acknowledged"),
+		floatKnob("db.sync_timeout", 2, 0.1, 60, "with db.sync=sync: seconds after which a write that too few replicas hold is answered with an error; it may have taken effect"),
+		choiceKnob("db.read_preference", "replica", "where reads go; to the primary when no replica can be read", "replica", "primary"),
+		durationKnob("db.replica_lag", 0, 10*time.Second, "artificial lag: a replica applies each change so long after its commit"),
+		floatKnob("db.probe_interval", 0.2, 0.05, 60, "seconds between two probes of a database, by which its death is detected"),
+		intKnob("db.probe_failures", 3, 1, 100, "failed probes in a row after which a database is taken for dead, and a dead primary replaced by a replica"),
 		intKnob("blob.hosts", 0, 0, 16, "hosts for the bytes of photos, from stage db-split on; 0 = they are on the database host; stage single has none"),
 		intKnob("blob.copies", 1, 1, 5, "copies of each photo's bytes on different hosts, by consistent hash; at most blob.hosts, or 1"),
 		floatKnob("blob.cpu", 1, 0.5, 32, "size of each blob host in units"),
@@ -68,6 +77,16 @@ func floatKnob(name string, def, low, high float64, doc string) Knob {
 		// The comparison is written so that NaN fails it.
 		if f, err := strconv.ParseFloat(v, 64); err != nil || !(f >= low && f <= high) {
 			return fmt.Errorf("want a number from %s to %s", text(low), text(high))
+		}
+		return nil
+	}}
+}
+
+// durationKnob is a time in Go's notation, from 0 on.
+func durationKnob(name string, def, high time.Duration, doc string) Knob {
+	return Knob{Name: name, Default: def.String(), Range: "0s.." + high.String(), Doc: doc, check: func(v string) error {
+		if d, err := time.ParseDuration(v); err != nil || d < 0 || d > high {
+			return fmt.Errorf("want a time from 0s to %v, for example 200ms", high)
 		}
 		return nil
 	}}
@@ -175,6 +194,15 @@ func (k Knobs) Float(name string) float64 {
 		panic("sut: knob " + name + " is not a validated number: " + err.Error())
 	}
 	return f
+}
+
+// Duration returns a time knob, under the same condition as Int.
+func (k Knobs) Duration(name string) time.Duration {
+	d, err := time.ParseDuration(k[name])
+	if err != nil {
+		panic("sut: knob " + name + " is not a validated time: " + err.Error())
+	}
+	return d
 }
 
 // At returns the number that a list of sizes has for the i-th host, under the

@@ -36,6 +36,11 @@ func Build(stage Stage, knobs Knobs, unitCPU float64) (Topology, error) {
 	if err := b.settle(); err != nil {
 		return Topology{}, err
 	}
+	if slices.Index(Stages(), stage) < slices.Index(Stages(), Replicas) {
+		b.knobs["db.replicas"] = "0"
+	} else if copies, replicas := b.knobs.Int("db.sync_copies"), b.knobs.Int("db.replicas"); b.knobs["db.sync"] == "sync" && copies > replicas {
+		return Topology{}, fmt.Errorf("db.sync=sync with db.sync_copies=%d needs as many db.replicas, and there are %d", copies, replicas)
+	}
 	switch stage {
 	case Single:
 		// One machine carries both tiers, so it has one size: the larger one
@@ -53,7 +58,7 @@ func Build(stage Stage, knobs Knobs, unitCPU float64) (Topology, error) {
 		b.blobs("db-1")
 		b.web("web-1", "web-1")
 		b.front("web-1")
-	case LB:
+	case LB, Replicas:
 		if err := b.balanced(); err != nil {
 			return Topology{}, err
 		}
@@ -69,7 +74,8 @@ type builder struct {
 	knobs    Knobs
 	unit     float64
 	topology Topology
-	stores   []string // the nodes that every web node uses
+	// The nodes that every web node uses.
+	databases, stores []string
 }
 
 // settle resolves knobs that depend on each other, and refuses what cannot be
@@ -119,6 +125,7 @@ func (b *builder) balanced() error {
 	b.host("db-1", b.knobs.Float("db.cpu"))
 	b.database("db-1")
 	b.blobs("db-1")
+	b.replicas()
 	for _, name := range reads {
 		b.web(name, name)
 	}
@@ -174,16 +181,28 @@ func (b *builder) web(name, host string, others ...string) {
 	if _, err := fmt.Sscanf(name, "web-%d", &number); err != nil {
 		panic("sut: a web node without a number: " + name)
 	}
-	uses := append(append([]string{"db-1"}, b.stores...), others...)
+	uses := slices.Concat(b.databases, b.stores, others)
 	b.node(Node{Name: name, Host: host, Role: Web, Engine: App, Uses: uses, Weight: b.knobs.At("web.weights", number-1)})
 }
 
 // front says which nodes clients talk to.
 func (b *builder) front(names ...string) { b.topology.Frontends, b.topology.Counters = names, names }
 
-// database puts the database on a host.
+// database puts the database, or its primary, on a host.
 func (b *builder) database(host string) {
-	b.node(Node{Name: "db-1", Host: host, Role: DB, Engine: Engine(b.knobs["db.engine"])})
+	b.databases = append(b.databases, "db-1")
+	b.node(Node{Name: "db-1", Host: host, Role: DB, Engine: Engine(b.knobs["db.engine"]), Replicated: b.knobs.Int("db.replicas") > 0})
+}
+
+// replicas puts the replicas of the database on hosts of their own. They are as
+// large as that of the primary, whose place they may have to take.
+func (b *builder) replicas() {
+	for i := range b.knobs.Int("db.replicas") {
+		name := fmt.Sprintf("db-%d", i+2)
+		b.databases = append(b.databases, name)
+		b.host(name, b.knobs.Float("db.cpu"))
+		b.node(Node{Name: name, Host: name, Role: DB, Engine: Engine(b.knobs["db.engine"]), Replicated: true, Uses: []string{"db-1"}})
+	}
 }
 
 // blobs puts the stores of photo bytes on hosts of their own, or one on the

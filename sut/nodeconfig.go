@@ -24,9 +24,11 @@ type NodeConfig struct {
 	Procs  int    `json:"procs"`  // GOMAXPROCS, or the like of a native server
 
 	DrainSeconds float64         `json:"drain_seconds"`
-	Uses         map[Role][]Peer `json:"uses,omitempty"`    // the nodes that it calls, by role, in topology order
-	Service      Service         `json:"service,omitempty"` // of a web node; empty = everything
-	Routes       []Route         `json:"routes,omitempty"`  // of a balancer; none = everything anywhere
+	Uses         map[Role][]Peer `json:"uses,omitempty"`        // the nodes that it calls, by role, in topology order; of databases the primary first
+	Service      Service         `json:"service,omitempty"`     // of a web node; empty = everything
+	Routes       []Route         `json:"routes,omitempty"`      // of a balancer; none = everything anywhere
+	Replication  *Replication    `json:"replication,omitempty"` // of a database; nil = it has no copies
+	Epoch        int64           `json:"epoch,omitempty"`       // of a web node: that of the databases it uses; 0 = they have no copies
 	Knobs        Knobs           `json:"knobs"`
 	Data         Data            `json:"data"` // the seeded data set that the system holds
 }

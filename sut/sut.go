@@ -15,13 +15,14 @@ type Stage string
 
 // The stages that are built today, in the order of the ladder.
 const (
-	Single  Stage = "single"
-	DBSplit Stage = "db-split"
-	LB      Stage = "lb"
+	Single   Stage = "single"
+	DBSplit  Stage = "db-split"
+	LB       Stage = "lb"
+	Replicas Stage = "replicas"
 )
 
 // Stages lists every stage in the order of the ladder.
-func Stages() []Stage { return []Stage{Single, DBSplit, LB} }
+func Stages() []Stage { return []Stage{Single, DBSplit, LB, Replicas} }
 
 // Doc says in one line what the stage adds to the one below it.
 func (s Stage) Doc() string {
@@ -32,6 +33,8 @@ func (s Stage) Doc() string {
 		return "the database moves to its own host"
 	case LB:
 		return "load balancer, several web hosts on private addresses"
+	case Replicas:
+		return "database replicas take the reads, and one of them the place of a dead primary"
 	}
 	return ""
 }

@@ -24,6 +24,10 @@ type Node struct {
 	Engine Engine   `json:"engine"`
 	Uses   []string `json:"uses,omitempty"` // names of the nodes that it calls; they start before it
 
+	// Replicated is set for a database that has copies. The one that uses no other
+	// is the primary to begin with; which one is later, a failover decides.
+	Replicated bool `json:"replicated,omitempty"`
+
 	Service Service `json:"service,omitempty"` // what a web node offers; empty = everything
 	Weight  float64 `json:"weight,omitempty"`  // of a web node under weighted_round_robin; 0 = 1
 	Routes  []Route `json:"routes,omitempty"`  // of a balancer: what goes where; none = everything anywhere

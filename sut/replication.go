@@ -1,0 +1,57 @@
+package sut
+
+// Replication is what a database node is told about the copies of its database:
+// whom it follows, and since which epoch. A node gets it at birth, and a running
+// one by PUT of its JSON to ReplicationPath at its admin address, which makes it
+// what the document says and answers 200 with its ReplicationStatus:
+//   - without a Primary it becomes the primary of that epoch, which must be
+//     higher than any it has known, and takes writes when it answers;
+//   - with a Primary it follows that one, and answers at once.
+//
+// An epoch lower than one that the node has known gets 409 and changes nothing,
+// as does any document for a primary: one does not step down, it is ended and
+// started again as a replica. Bad input gets 400. Errors are JSON.
+type Replication struct {
+	Epoch   int64 `json:"epoch"`             // from 1 on; one higher with each promotion
+	Primary *Peer `json:"primary,omitempty"` // whom it follows; nil = it is the primary
+}
+
+// ReplicationPath is where a database node's admin address answers GET with its
+// ReplicationStatus, and takes a Replication by PUT.
+const ReplicationPath = "/replication"
+
+// ReplicationStatus is what a database node says of its copy.
+type ReplicationStatus struct {
+	Node    string `json:"node"`
+	Primary bool   `json:"primary"` // it takes writes
+	Epoch   int64  `json:"epoch"`   // of the last primary that it has known
+	// Position is that of the last change that the copy holds. It grows with each
+	// change; those of nodes of one engine can be compared.
+	Position int64 `json:"position"`
+	// Serves says whether it may be read: a primary always, a replica when it has
+	// once had all that its primary had.
+	Serves bool `json:"serves"`
+	// Connected says whether a replica receives changes now.
+	Connected bool `json:"connected"`
+	// LagNS is how long after its commit at the primary the last change, or the
+	// last heartbeat, was applied here; -1 = none was yet.
+	LagNS    int64 `json:"lag_ns"`
+	Rebuilds int64 `json:"rebuilds"` // times that the whole copy was fetched anew
+	// Followers is how far the connected replicas of a primary are, by name.
+	Followers map[string]int64 `json:"followers,omitempty"`
+	Problem   string           `json:"problem,omitempty"` // why it does not serve or is not connected, for people
+}
+
+// Databases is which database nodes a web node uses. A running web node takes a
+// new one by PUT of its JSON to DatabasesPath at its admin address, and answers
+// 204 when no operation that begins from then on goes anywhere else; operations
+// on nodes that are listed no more have failed by then. One with an epoch lower
+// than the last is answered with 409 and changes nothing.
+type Databases struct {
+	Epoch    int64  `json:"epoch"`
+	Primary  Peer   `json:"primary"`
+	Replicas []Peer `json:"replicas,omitempty"` // that may be read
+}
+
+// DatabasesPath is where a web node's admin address takes a Databases.
+const DatabasesPath = "/databases"
