@@ -72,9 +72,35 @@ type Event struct {
 	Text string `json:"text"`
 }
 
+// Stale is what the reads of single records came to that could be compared with
+// what had been acknowledged before they were sent; results/history says how.
+type Stale struct {
+	Reads int64 `json:"reads"` // that could be judged
+	Stale int64 `json:"stale"` // of them, those that showed less than what had been acknowledged
+	// RYWViolations are the stale reads of a user who had himself been acknowledged
+	// more than he was shown: he does not read his own writes.
+	RYWViolations int64 `json:"ryw_violations"`
+	// AgeNS is how long the stale ones were behind: from the answer to the first
+	// write that they should have shown to their sending.
+	AgeNS Latency `json:"age_ns"`
+}
+
+// Share is the part of the reads that was stale.
+func (s Stale) Share() float64 { return float64(s.Stale) / float64(max(s.Reads, 1)) }
+
+// Writes is what became of the writes to single records, as far as their versions
+// tell; results/history says what they cannot tell.
+type Writes struct {
+	Acknowledged     int64 `json:"acknowledged"`
+	Lost             int64 `json:"lost"`              // acknowledged, and gone
+	Ambiguous        int64 `json:"ambiguous"`         // sent, without an answer that says whether they took effect
+	AmbiguousApplied int64 `json:"ambiguous_applied"` // of them, those that did
+	Unread           int64 `json:"unread,omitempty"`  // records that could not be read back
+}
+
 // Step is one offered rate in a cell.
 type Step struct {
-	Purpose      string             `json:"purpose"` // warmup, search, confirm, reference, replay, attack
+	Purpose      string             `json:"purpose"` // warmup, search, confirm, reference, replay, fixed, attack
 	OfferedRPS   float64            `json:"offered_rps"`
 	SentRPS      float64            `json:"sent_rps"`
 	CompletedRPS float64            `json:"completed_rps"`
@@ -92,6 +118,7 @@ type Step struct {
 	LateOps      int64              `json:"late_ops"`         // ops that the client took up later than LagLimit allows
 	Outages      []Outage           `json:"outages,omitempty"`
 	Events       []Event            `json:"events,omitempty"`
+	Stale        *Stale             `json:"stale,omitempty"` // nil = no read of a single record could be judged
 	Hosts        []HostUsage        `json:"hosts,omitempty"`
 	Nodes        []NodeUsage        `json:"nodes,omitempty"`
 	Client       ClientUsage        `json:"client"`
@@ -140,6 +167,15 @@ type CellHost struct {
 // own: no rate is searched for.
 const MethodReplay = "none: a replay has its own times"
 
+// MethodFixed is the capacity method of a cell that was measured at one rate, for
+// example while faults were injected: none is searched for.
+const MethodFixed = "none: one fixed rate"
+
+// Searched reports whether a capacity was searched for.
+func (c Cell) Searched() bool {
+	return c.CapacityMethod != MethodReplay && c.CapacityMethod != MethodFixed
+}
+
 // Cell is one configuration times one workload.
 type Cell struct {
 	Stage          string            `json:"stage"`
@@ -155,13 +191,14 @@ type Cell struct {
 	CapacityRPS    float64           `json:"capacity_rps"`
 	CapacityLow    float64           `json:"capacity_low"`    // highest rate that met the SLO; of several repeats, the lowest one's
 	CapacityHigh   float64           `json:"capacity_high"`   // lowest rate that did not, 0 when none failed; of several repeats, the highest one's capacity
-	CapacityMethod string            `json:"capacity_method"` // "bracket", or MethodReplay
+	CapacityMethod string            `json:"capacity_method"` // "bracket", MethodReplay or MethodFixed
 	FailingRPS     float64           `json:"failing_rps"`     // lowest rate that did not meet the SLO, in any repeat; 0 when none failed
 	SLO            string            `json:"slo"`
 	Repeats        []float64         `json:"repeats"`
 	WarmupCutNS    int64             `json:"warmup_cut_ns"` // how much was cut as warm-up
 	Trace          *Trace            `json:"trace,omitempty"`
 	Reference      *Step             `json:"reference,omitempty"`
+	Writes         *Writes           `json:"writes,omitempty"` // nil = nobody looked for them after the measurement
 	Steps          []Step            `json:"steps"`
 	LimitedBy      string            `json:"limited_by"`
 	Limit          Limit             `json:"limit"`

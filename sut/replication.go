@@ -1,5 +1,7 @@
 package sut
 
+import "cmp"
+
 // Replication is what a database node is told about the copies of its database:
 // whom it follows, and since which epoch. A node gets it at birth, and a running
 // one by PUT of its JSON to ReplicationPath at its admin address, which makes it
@@ -24,7 +26,9 @@ const ReplicationPath = "/replication"
 type ReplicationStatus struct {
 	Node    string `json:"node"`
 	Primary bool   `json:"primary"` // it takes writes
-	Epoch   int64  `json:"epoch"`   // of the last primary that it has known
+	// Following is the node that a replica receives changes from, or tries to.
+	Following string `json:"following,omitempty"`
+	Epoch     int64  `json:"epoch"` // of the last primary that it has known
 	// Position is that of the last change that the copy holds. It grows with each
 	// change; those of nodes of one engine can be compared.
 	Position int64 `json:"position"`
@@ -40,6 +44,11 @@ type ReplicationStatus struct {
 	// Followers is how far the connected replicas of a primary are, by name.
 	Followers map[string]int64 `json:"followers,omitempty"`
 	Problem   string           `json:"problem,omitempty"` // why it does not serve or is not connected, for people
+}
+
+// Before reports whether a copy holds less than another one.
+func (s ReplicationStatus) Before(other ReplicationStatus) bool {
+	return cmp.Or(cmp.Compare(s.Epoch, other.Epoch), cmp.Compare(s.Position, other.Position)) < 0
 }
 
 // Databases is which database nodes a web node uses. A running web node takes a

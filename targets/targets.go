@@ -19,6 +19,15 @@ const (
 	Stopped  State = "stopped"
 )
 
+// Standing is what a database is among its copies.
+type Standing string
+
+// The standings of a database.
+const (
+	Primary Standing = "primary" // takes the writes
+	Replica Standing = "replica"
+)
+
 // NodeStatus is one node of a target, as `stagebench status` shows it.
 type NodeStatus struct {
 	Node     string     `json:"node"`
@@ -30,8 +39,9 @@ type NodeStatus struct {
 	Address  string     `json:"address"` // host:port
 	PID      int        `json:"pid"`
 	Restarts int        `json:"restarts"`
-	Cause    string     `json:"cause,omitempty"` // of the last death
-	ReadyNS  int64      `json:"ready_ns"`        // from start to ready
+	Cause    string     `json:"cause,omitempty"`    // of the last death
+	ReadyNS  int64      `json:"ready_ns"`           // from start to ready
+	Standing Standing   `json:"standing,omitempty"` // of a database that has copies
 }
 
 // Usage is what hosts and nodes have used since they were started. Subtract

@@ -20,6 +20,11 @@ type Op struct {
 	Header map[string]string
 	Body   []byte // shared, never written to
 
+	// Record is the one record that the op shows or changes, as the path at which
+	// it can be read; "" when it is about none, or about several. Ops with the same
+	// Record are held against each other by the versions in their answers.
+	Record string
+
 	// BodyRate is how fast the client sends the body, in bytes per second: a slow
 	// line. 0 = as fast as the connection takes it.
 	BodyRate float64

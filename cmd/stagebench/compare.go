@@ -123,7 +123,7 @@ func comparisonRow(row compare.Row, run string, i int, cell *results.Cell) []tab
 	if cell == nil || cell.Error != "" {
 		return append(cells, table.Blank(), table.Blank(), table.Blank(), table.Blank(), table.Blank())
 	}
-	if cell.CapacityMethod != results.MethodReplay {
+	if cell.Searched() {
 		cells[4] = table.Rate(cell.CapacityRPS)
 	}
 	p50, p99 := table.Blank(), table.Blank()

@@ -54,6 +54,7 @@ func statusTable(nodes []targets.NodeStatus) table.Table {
 		{Name: "role"},
 		{Name: "engine"},
 		{Name: "version"},
+		{Name: "standing"},
 		{Name: "state"},
 		{Name: "address"},
 		{Name: "pid", Align: table.Right},
@@ -63,7 +64,7 @@ func statusTable(nodes []targets.NodeStatus) table.Table {
 	}}
 	for _, n := range nodes {
 		t.Rows = append(t.Rows, append(
-			texts(n.Node, n.Host, string(n.Role), string(n.Engine), n.Version, string(n.State), n.Address),
+			texts(n.Node, n.Host, string(n.Role), string(n.Engine), n.Version, string(n.Standing), string(n.State), n.Address),
 			table.Count(int64(n.PID)), table.Count(int64(n.Restarts)), table.Nanoseconds(n.ReadyNS), table.Text(n.Cause)))
 	}
 	return t
@@ -88,8 +89,12 @@ func resumeCommand(s streams) *cobra.Command {
 func actCommand(s streams, verb, short, done string, act func(context.Context, *control.Client, string) error) *cobra.Command {
 	var id string
 	cmd := &cobra.Command{
-		Use:     verb + " HOST|NODE",
-		Short:   short,
+		Use:   verb + " HOST|NODE",
+		Short: short,
+		Long: short + `.
+
+Of a database with replicas, "primary" and "replica" name the host of the one that
+is the primary at this moment, and of the first replica that serves.`,
 		Example: fmt.Sprintf("  stagebench %s web-2", verb),
 		Args:    oneArg("a host or a node as `stagebench status` names them"),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -19,6 +19,7 @@ import (
 	"github.com/stagebench/stagebench/results/rundir"
 	"github.com/stagebench/stagebench/results/table"
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets/faults"
 	"github.com/stagebench/stagebench/workloads/driver/vegeta"
 )
 
@@ -37,6 +38,9 @@ type runOptions struct {
 	life              time.Duration
 	reference         float64
 	replay            load.Replay
+	rate              float64
+	duration          time.Duration
+	faults            string
 }
 
 func runCommand(s streams) *cobra.Command {
@@ -46,11 +50,22 @@ func runCommand(s streams) *cobra.Command {
 		Short: "Measure the ladder: every stage under every workload",
 		Long: `Brings up each stage in turn on a fresh copy of the data, measures latency at
 one common reference rate and the capacity under the objective, and prints one
-row per stage and workload. How long it will take is said before it starts.`,
+row per stage and workload. How long it will take is said before it starts.
+
+With --rate one rate is measured instead of a capacity. With --faults that is
+done while hosts or nodes fail as a file says:
+
+  - {at: 3s, do: kill, who: primary}     # since the start of the measured step
+  - {at: 6s, do: pause, who: web-2}      # a host, a node, or a role: web, lb, db,
+  - {at: 9s, do: resume, who: web-2}     # blob, and of the databases primary, replica
+  - {at: 12s, do: restart, who: replica} # kill, and say when it serves again
+
+What happened is printed below the table and is in summary.json and timeline.csv.`,
 		Example: `  stagebench run
   stagebench run --quick
   stagebench run --stages lb --workloads read-heavy --set web.hosts=1 --set db.cpu=4
-  stagebench run --engines native --format markdown --out runs/native`,
+  stagebench run --engines native --format markdown --out runs/native
+  stagebench run --stages lb --workloads write-heavy --rate 100 --duration 20s --faults faults.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), s) },
 	}
 	f := cmd.Flags()
@@ -67,6 +82,9 @@ row per stage and workload. How long it will take is said before it starts.`,
 	f.DurationVar(&o.life, "connection-life", 0, "renew connections that are older; 0 = keep them")
 	f.StringVar(&o.slo, "slo", results.DefaultSLO().String(), "the objective that capacity is measured against")
 	f.Float64Var(&o.reference, "reference", 0, "the common rate in requests/s at which latency is compared; 0 = the mode's own")
+	f.Float64Var(&o.rate, "rate", 0, "measure this rate in requests/s instead of searching for the capacity; 0 = search, or with --faults the reference rate")
+	f.DurationVar(&o.duration, "duration", 30*time.Second, "with --rate or --faults: how long")
+	f.StringVar(&o.faults, "faults", "", "a YAML file of what is done to hosts and nodes while one rate is measured")
 	f.BoolVar(&o.strict, "strict", false, "exit with status 3 when a cell is invalid")
 	replayFlags(cmd, &o.replay)
 	formatFlag(cmd, &o.format)
@@ -78,6 +96,7 @@ type job struct {
 	topologies []sut.Topology
 	loads      []load.Load
 	plan       cell.Plan
+	fixed      *cell.Fixed // nil = the capacity is searched for
 	slo        results.SLO
 	data       sut.Data
 	format     table.Format
@@ -111,7 +130,7 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 	bench := &cell.Bench{
 		Driver: vegeta.Driver{}, Plan: j.plan, SLO: j.slo, Seed: o.seed,
 		Connections: o.connections, Life: o.life, Run: dir, Progress: progress,
-		Up: up.up,
+		Fixed: j.fixed, Up: up.up,
 	}
 	run := results.Run{Schema: results.Schema, Run: manifest.Run, Warnings: manifest.Warnings}
 	err = measure(ctx, bench, j, &run, progress)
@@ -164,8 +183,50 @@ func (o runOptions) job() (job, error) {
 	if j.loads, err = o.loads(j.data); err != nil {
 		return j, err
 	}
-	j.topologies, err = o.topologies()
+	if j.topologies, err = o.topologies(); err != nil {
+		return j, err
+	}
+	j.fixed, err = o.fixed(j)
 	return j, err
+}
+
+// fixed is the one rate to measure, and what is done to the target meanwhile; nil
+// when the capacity is to be searched for.
+func (o runOptions) fixed(j job) (*cell.Fixed, error) {
+	if o.rate == 0 && o.faults == "" {
+		return nil, nil
+	}
+	fixed := &cell.Fixed{RPS: o.rate, Duration: o.duration}
+	if o.rate == 0 {
+		fixed.RPS = j.plan.ReferenceRPS
+	}
+	if !(fixed.RPS >= 1 && fixed.RPS <= j.plan.Search.Max) {
+		return nil, exit.Usagef("--rate %v\nwant 1 to %v requests/s", o.rate, j.plan.Search.Max)
+	}
+	if o.duration < time.Second {
+		return nil, exit.Usagef("--duration %v\nwant 1s or more", o.duration)
+	}
+	for _, l := range j.loads {
+		if l.Times != nil {
+			return nil, exit.Usagef("--rate and --faults are for workloads without times of their own, and %s is a trace\nleave one or the other out", l.Workload.Name())
+		}
+	}
+	if o.faults == "" {
+		return fixed, nil
+	}
+	text, err := os.ReadFile(o.faults)
+	if err != nil {
+		return nil, exit.Usagef("--faults: %w", err)
+	}
+	if fixed.Faults, err = faults.Read(text, o.faults); err != nil {
+		return nil, exit.Usage(err)
+	}
+	for _, t := range j.topologies {
+		if err := fixed.Faults.Check(t, o.duration); err != nil {
+			return nil, exit.Usagef("%s: %w", o.faults, err)
+		}
+	}
+	return fixed, nil
 }
 
 func (o runOptions) loads(data sut.Data) ([]load.Load, error) {
@@ -199,7 +260,11 @@ func (o runOptions) loads(data sut.Data) ([]load.Load, error) {
 func (j job) estimate(native bool) time.Duration {
 	var sum time.Duration
 	for _, l := range j.loads {
-		sum += j.plan.Estimate(len(j.topologies), native, l.Length)
+		length := l.Length
+		if j.fixed != nil {
+			length = j.fixed.Duration
+		}
+		sum += j.plan.Estimate(len(j.topologies), native, length)
 	}
 	return sum
 }
@@ -251,6 +316,9 @@ func (o runOptions) open(s streams, j job, up *bringer) (*rundir.Dir, results.Ma
 		UnitCPU: cell.Unit(cell.Cores()), Reserve: cell.Reserve(cell.Cores()),
 		Engines: map[string]string{}, Warnings: []string{},
 	}
+	if j.fixed != nil {
+		m.Config["rate_rps"], m.Config["duration"], m.Config["faults"] = j.fixed.RPS, j.fixed.Duration.String(), j.fixed.Faults.Texts()
+	}
 	for _, t := range j.topologies {
 		m.Digests[string(t.Stage)] = t.Digest()
 		for role, engine := range t.Engines() {
@@ -298,6 +366,9 @@ func (o runOptions) conclude(s streams, j job, dir *rundir.Dir, run results.Run)
 	tables := []table.Table{table.Ladder(run)}
 	for _, l := range j.loads {
 		tables = append(tables, table.Traces(l.Trace)...)
+	}
+	if j.fixed != nil {
+		tables = append(tables, table.Happenings(run)...)
 	}
 	render := func() error { return table.RenderAll(s.out, tables, j.format) }
 	if len(tables) == 1 { // JSON is then the ladder itself, and no list

@@ -64,6 +64,11 @@ func TestLadderOfAMatrixGolden(t *testing.T) {
 	golden(t, "matrix", map[Format]string{FormatText: ".txt", FormatJSON: ".json"}, Ladder(matrixRun()))
 }
 
+// Replicas that are behind, and a primary that died while one rate was measured.
+func TestLadderWithReplicasGolden(t *testing.T) {
+	golden(t, "replicas", everyFormat(), append([]Table{Ladder(replicatedRun())}, Happenings(replicatedRun())...)...)
+}
+
 func TestAttackGolden(t *testing.T) {
 	golden(t, "attack", everyFormat(), Attack(plainStep())...)
 }
@@ -179,6 +184,33 @@ func matrixRun() results.Run {
 			add(cell("lb", "read-heavy", 800+float64(i*100+j*400), 790, 810), engine, hosts)
 		}
 	}
+	return run
+}
+
+func replicatedRun() results.Run {
+	run := plainRun()
+	run.Cells = append(run.Cells[:0:0], run.Cells[4], run.Cells[4], run.Cells[4], run.Cells[4])
+	for i := range run.Cells {
+		c := &run.Cells[i]
+		c.Reference = new(*c.Reference)
+		c.Reference.Stale = &results.Stale{Reads: 900}
+		c.Knobs = map[string]string{"db.replica_lag": []string{"0s", "0s", "200ms", "5ms"}[i]}
+		if i == 0 {
+			continue // no replicas: nothing was looked for
+		}
+		c.Stage, c.Writes = "replicas", &results.Writes{Acknowledged: 4321}
+	}
+	few := run.Cells[2].Reference
+	few.Stale = &results.Stale{Reads: 900, Stale: 123, RYWViolations: 4, AgeNS: results.Latency{Count: 123, P50: ns(90_000_000), P90: ns(180_000_000), Max: ns(204_000_000)}}
+	c := &run.Cells[3]
+	c.CapacityMethod, c.CapacityRPS, c.CapacityLow, c.CapacityHigh = results.MethodFixed, 0, 0, 0
+	c.Limit = results.Limit{By: "unknown", Figure: "no limit was looked for"}
+	c.Writes = &results.Writes{Acknowledged: 4321, Lost: 7, Ambiguous: 12, AmbiguousApplied: 3}
+	c.Reference.Purpose = "fixed"
+	c.Reference.Stale = &results.Stale{Reads: 90_000, Stale: 1234, AgeNS: latency(1234, 3_000_000, 6_000_000)}
+	c.Reference.Events = []results.Event{{AtNS: 3_000_100_000, Text: "db-1: fault: 3s kill primary"}, {AtNS: 3_600_000_000, Text: "db-2: is the primary of epoch 2"}}
+	c.Reference.Outages = []results.Outage{{FromNS: 3_002_000_000, ToNS: 3_650_000_000, Failed: 120}}
+	c.Steps = []results.Step{{Purpose: "warmup", Events: c.Reference.Events}, *c.Reference}
 	return run
 }
 

@@ -38,6 +38,7 @@ func Ladder(run results.Run) Table {
 	for i, c := range cells {
 		t.Rows = append(t.Rows, ladderRow(c, stageBefore(cells[:i], c, varied), varied))
 	}
+	addConsistency(&t, cells, at)
 	if note := isolation(cells); note != "" {
 		t.Notes = append(t.Notes, note)
 	}
@@ -120,8 +121,11 @@ func capacityCells(c results.Cell) capacityFigures {
 	if c.Error != "" {
 		return capacityFigures{rate: Cell{Text: "failed", Notes: []string{c.Error}}}
 	}
-	if c.CapacityMethod == results.MethodReplay {
+	switch c.CapacityMethod {
+	case results.MethodReplay:
 		return capacityFigures{rate: Blank("a replay has its own times: no rate was searched for")}
+	case results.MethodFixed:
+		return capacityFigures{rate: Blank("one rate was asked for: no other was searched for")}
 	}
 	f := capacityFigures{rate: Rate(c.CapacityRPS), low: Rate(c.CapacityLow), high: Rate(c.CapacityHigh)}
 	f.bracket = Text(f.low.Text + ".." + f.high.Text)
@@ -152,7 +156,7 @@ func broken(steps []results.Step) []string {
 // gain is the ratio of two capacities of the table.
 func gain(c results.Cell, before *results.Cell) Cell {
 	switch {
-	case c.Error != "" || before == nil || c.CapacityMethod == results.MethodReplay:
+	case c.Error != "" || before == nil || !c.Searched():
 		return Cell{}
 	case before.Error != "":
 		return Blank("the stage before could not be measured")

@@ -28,7 +28,7 @@ func (b birth) startSQLite(ctx context.Context) (part, error) {
 		return part{}, err
 	}
 	server, err := sqlite.New(sqlite.Config{
-		Listener: listener, Dir: b.config.Dir, Statements: catalogue(), Log: b.log,
+		Listener: listener, Dir: b.config.Dir, Statements: catalogue(), Log: b.log, Replication: b.sqliteReplication(),
 	})
 	if err != nil {
 		return part{}, errors.Join(err, listener.Close(), admin.Close())
@@ -39,7 +39,7 @@ func (b birth) startSQLite(ctx context.Context) (part, error) {
 			h.died <- err
 		}
 	}()
-	h.serve(admin, b.admin())
+	h.serve(admin, b.databaseAdmin(embedded{server}, sqlite.ErrRefused))
 	return part{
 		ready: sut.Ready{Node: b.config.Node, Address: listener.Addr().String(), Admin: admin.Addr().String(), Version: server.Version()},
 		died:  h.died,
@@ -108,7 +108,7 @@ func (b birth) seed(ctx context.Context) (part, error) {
 }
 
 func load(ctx context.Context, address string, set *photos.Dataset) error {
-	s, err := store.Open(ctx, store.Config{Address: address, MaxConns: 1, Name: "seed"})
+	s, err := store.Open(store.Config{Databases: sut.Databases{Primary: sut.Peer{Node: "db-1", Address: address}}, MaxConns: 1, Name: "seed"})
 	if err != nil {
 		return err
 	}

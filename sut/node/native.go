@@ -60,7 +60,7 @@ func (b birth) startPostgres(ctx context.Context) (part, error) {
 	}
 	s := postgres.New(postgres.Config{
 		Install: install, Name: b.config.Node, Dir: b.config.Dir, Listen: net.ParseIP(b.config.Listen), Port: port,
-		Procs: b.config.Procs, Log: b.log,
+		Procs: b.config.Procs, Log: b.log, Replication: b.postgresReplication(),
 	})
 	// A postmaster that dies by SIGKILL would leave its backends behind; SIGQUIT
 	// is its immediate shutdown.
@@ -68,7 +68,7 @@ func (b birth) startPostgres(ctx context.Context) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	return b.withAdmin(p)
+	return b.withAdmin(p.beside(s.Watch), b.databaseAdmin(s, postgres.ErrConflict))
 }
 
 func (b birth) startHAProxy(ctx context.Context) (part, error) {
@@ -89,20 +89,33 @@ func (b birth) startHAProxy(ctx context.Context) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	admin, err := b.listen(0)
-	if err != nil {
-		return part{}, errors.Join(err, p.stop(ctx))
-	}
-	return p.with(admin, newHTTPServer(), s.Admin()), nil
+	return b.withAdmin(p, s.Admin())
 }
 
 // withAdmin adds the admin address of a node whose server has none.
-func (b birth) withAdmin(p part) (part, error) {
+func (b birth) withAdmin(p part, handler http.Handler) (part, error) {
 	admin, err := b.listen(0)
 	if err != nil {
 		return part{}, errors.Join(err, p.stop(context.Background()))
 	}
-	return p.with(admin, newHTTPServer(), b.admin()), nil
+	return p.with(admin, newHTTPServer(), handler), nil
+}
+
+// beside runs something as long as a part lives.
+func (p part) beside(watch func(context.Context)) part {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		watch(ctx)
+	}()
+	inner := p.stop
+	p.stop = func(ctx context.Context) error {
+		cancel()
+		<-done
+		return inner(ctx)
+	}
+	return p
 }
 
 // with adds an admin listener to a part.

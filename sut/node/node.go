@@ -124,6 +124,9 @@ func checkConfig(config sut.NodeConfig) error {
 	case config.Service != "" && config.Role != sut.Web:
 		return fmt.Errorf("service %q: only web nodes have one, and this is a node of role %q", config.Service, config.Role)
 	}
+	if err := checkReplication(config.Replication); err != nil {
+		return err
+	}
 	for role, peers := range config.Uses {
 		if err := checkPeers(peers); err != nil {
 			return fmt.Errorf("uses %s: %w", role, err)

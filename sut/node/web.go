@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -25,7 +24,7 @@ import (
 const dbConns = 8
 
 func (b birth) startWeb(ctx context.Context) (part, error) {
-	db, err := b.one(sut.DB)
+	databases, err := b.databases()
 	if err != nil {
 		return part{}, err
 	}
@@ -37,7 +36,9 @@ func (b birth) startWeb(ctx context.Context) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	records, err := store.Open(ctx, store.Config{Address: db, MaxConns: dbConns, Name: b.config.Node})
+	records, err := store.Open(store.Config{
+		Databases: databases, ReadPrimary: b.config.Knobs["db.read_preference"] == "primary", MaxConns: dbConns, Name: b.config.Node,
+	})
 	if err != nil {
 		return part{}, err
 	}
@@ -66,7 +67,7 @@ func (b birth) startWeb(ctx context.Context) (part, error) {
 		return part{}, err
 	}
 	h := newHTTPServer()
-	h.serve(admin, b.operators(service, sessions))
+	h.serve(admin, b.operators(service, sessions, records))
 	h.serveBounded(listener, b.public(service, sessions), bound)
 	return part{
 		ready: sut.Ready{Node: b.config.Node, Address: listener.Addr().String(), Admin: admin.Addr().String()},
@@ -117,11 +118,12 @@ type webStatus struct {
 }
 
 // operators is the admin side of a web host: what the service shows to them,
-// /status, and on a host for uploads PUT of a membership, which says whom to ask
-// for sessions.
-func (b birth) operators(service *app.App, sessions placement) http.Handler {
+// /status, PUT of the databases to use, and on a host for uploads PUT of a
+// membership, which says whom to ask for sessions.
+func (b birth) operators(service *app.App, sessions placement, records *store.Store) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", service.Operations())
+	mux.Handle("PUT "+sut.DatabasesPath, databasesHandler(records))
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		status := webStatus{Node: b.config.Node, Service: b.config.Service, Draining: service.Draining(), MaxConns: b.config.Knobs.Int("web.max_conns")}
 		if sessions.remote != nil {
@@ -177,9 +179,7 @@ func (p placement) close() {
 
 // decodeMembership reads a membership strictly.
 func decodeMembership(body io.Reader) (m sut.Membership, err error) {
-	decoder := json.NewDecoder(io.LimitReader(body, 1<<20))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&m); err != nil {
+	if err := decodeStrictly(body, &m); err != nil {
 		return m, fmt.Errorf("membership: %w", err)
 	}
 	return m, checkPeers(m.Upstreams)

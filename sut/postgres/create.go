@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -114,6 +115,11 @@ func run(cmd *exec.Cmd, input string) error {
 	// behind. They hold the output open, so that Wait waits for them, too. A group
 	// of its own keeps an interrupt at the terminal from reaching them.
 	cmd.SysProcAttr.Setpgid = true
+	// Nor may it outlive us: it would write where somebody else does by then. The
+	// signal comes when the thread ends that started it.
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGTERM
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
 	cmd.Stdin = strings.NewReader(input)
@@ -128,13 +134,4 @@ func run(cmd *exec.Cmd, input string) error {
 func lastLines(text string, n int) string {
 	lines := strings.Split(strings.TrimSpace(text), "\n")
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
-}
-
-// writeFile replaces a file of the data directory in one step.
-func writeFile(dir, name, text string) error {
-	path := filepath.Join(dir, name)
-	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
 }

@@ -3,7 +3,9 @@
 //
 // It finds an installed server (Find), makes or adopts a data directory
 // (Prepare), and says how to start it (Command), whether it serves (Ready) and
-// how to stop it (StopSignal). It never starts or supervises the server, never
+// how to stop it (StopSignal). A server that is one of several copies says how far
+// it is (ReplicationStatus), and is promoted or follows another one (Become). The
+// package never starts or supervises the server, never
 // touches the system's own instance, never listens beyond loopback and never
 // trades durability for speed: fsync and synchronous_commit are on.
 //
@@ -28,9 +30,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"syscall"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
 // User and Database are the names that a new data directory is made with; the
@@ -69,6 +74,8 @@ type Config struct {
 	SharedBuffersBytes int64
 	// MaxConnections bounds client connections; default 100.
 	MaxConnections int
+	// Replication makes the server one of several copies; nil = there are no others.
+	Replication *Replication
 	// Log receives what Prepare does; default nowhere.
 	Log *slog.Logger
 }
@@ -111,6 +118,11 @@ func (c Config) validate() error {
 	case c.MaxConnections < 10:
 		return fmt.Errorf("max connections %d: want at least 10", c.MaxConnections)
 	}
+	if c.Replication != nil {
+		if err := c.Replication.validate(); err != nil {
+			return err
+		}
+	}
 	if c.SocketDir == "" {
 		return nil
 	}
@@ -135,18 +147,37 @@ type Server struct {
 	// dir is Config.Dir without symbolic links: the server reports it, and
 	// Ready compares it to know that it talks to this server and no other.
 	dir string
+
+	becoming turn       // of who changes what the server is
+	marking  sync.Mutex // held while the marker is changed
+	session  session    // for what is asked again and again
+
+	mu    sync.Mutex
+	state sut.Replication // what the server is now, if it has copies
+	copy  copyState       // what a replica knows of itself since it was prepared
 }
 
 // New describes a server. Prepare checks the configuration.
-func New(cfg Config) *Server { return &Server{cfg: cfg.defaults()} }
+func New(cfg Config) *Server {
+	s := &Server{cfg: cfg.defaults(), becoming: newTurn(), session: session{turn: newTurn()}}
+	if s.cfg.Replication != nil {
+		s.state = s.cfg.Replication.State
+	}
+	return s
+}
 
 // Prepare makes the data directory ready to be started: it makes one when there
 // is none, gives it to the user who runs the server, and writes the server's
 // configuration. It refuses a directory that another server uses. Processes
 // that a killed server left behind are waited for until ctx is done.
 //
+// With a Replication the directory becomes that of a primary or of a replica. A
+// replica whose directory is a copy of what the primary began with, or that has
+// been one before, goes on from there; any other fetches the whole anew from the
+// primary, which must be there for that.
+//
 // It may be called again after the server has gone, however it went. When it is
-// interrupted, the directory is as empty as it was.
+// interrupted, the directory is as it was.
 func (s *Server) Prepare(ctx context.Context) error {
 	if err := s.cfg.validate(); err != nil {
 		return fmt.Errorf("postgres: %w", err)
@@ -178,15 +209,19 @@ func (s *Server) prepareDir(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !made {
+	state := s.begin()
+	if !made && state.Primary == nil {
 		if err := s.create(ctx); err != nil {
 			return err
 		}
 	}
-	if err := writeFile(s.dir, "postgresql.conf", s.cfg.settings()); err != nil {
+	if err := s.prepareCopy(ctx, made, state); err != nil {
 		return err
 	}
-	if err := writeFile(s.dir, "pg_hba.conf", hostRules); err != nil {
+	if err := s.writeOwned(s.dir, "postgresql.conf", s.cfg.settings(state)); err != nil {
+		return err
+	}
+	if err := s.writeOwned(s.dir, "pg_hba.conf", hostRules); err != nil {
 		return err
 	}
 	// The server refuses a directory that others can read.

@@ -99,6 +99,7 @@ func launch(t testing.TB, server *Server) *process {
 			p.mu.Lock()
 			p.lines = append(p.lines, lines.Text())
 			p.mu.Unlock()
+			server.Printed(lines.Text())
 		}
 		p.err = p.cmd.Wait()
 	}()

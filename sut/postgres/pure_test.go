@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
 func TestParseVersion(t *testing.T) {
@@ -99,7 +101,17 @@ func TestBadConfigurationIsRefused(t *testing.T) {
 		"tiny buffers":     {func(c *Config) { c.SharedBuffersBytes = 1 }, "128 KiB"},
 		"few connections":  {func(c *Config) { c.MaxConnections = 3 }, "at least 10"},
 		"long socket path": {func(c *Config) { c.SocketDir = "/" + strings.Repeat("x", 100) }, "the system allows 107\nuse a shorter"},
-		"relative socket":  {func(c *Config) { c.SocketDir = "sockets" }, "absolute"},
+		"nameless replica": {func(c *Config) { c.Replication = &Replication{State: sut.Replication{Epoch: 1}} }, "want 1 to 63 letters"},
+		"no epoch":         {func(c *Config) { c.Replication = &Replication{Node: "db-1"} }, "epoch 0"},
+		"negative copies":  {func(c *Config) { c.Replication = &Replication{Node: "db-1", SyncCopies: -1} }, "-1 synchronous"},
+		"negative lag":     {func(c *Config) { c.Replication = &Replication{Node: "db-1", Lag: -1} }, "lag -1ns"},
+		"primary nowhere": {func(c *Config) {
+			c.Replication = &Replication{Node: "db-2", State: sut.Replication{Epoch: 1, Primary: &sut.Peer{Address: "db-1"}}}
+		}, "address of the primary"},
+		"primary by name": {func(c *Config) {
+			c.Replication = &Replication{Node: "db-2", State: sut.Replication{Epoch: 1, Primary: &sut.Peer{Address: "db-1:5433"}}}
+		}, "want IP:port"},
+		"relative socket": {func(c *Config) { c.SocketDir = "sockets" }, "absolute"},
 	} {
 		cfg := good
 		test.change(&cfg)

@@ -3,6 +3,8 @@ package postgres
 import (
 	"fmt"
 	"strings"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
 // hostRules is pg_hba.conf: everybody on loopback, over TCP or the Unix socket,
@@ -17,8 +19,9 @@ host   replication  all  ::1/128       trust
 `
 
 // settings is postgresql.conf, whole: what it does not name has PostgreSQL's
-// own default, whatever initdb found on the machine.
-func (c Config) settings() string {
+// own default, whatever initdb found on the machine. Of several copies it says
+// whom the server follows now.
+func (c Config) settings(state sut.Replication) string {
 	var b strings.Builder
 	section := func(comment string) { fmt.Fprintf(&b, "\n# %s\n", comment) }
 	set := func(name string, value any) { fmt.Fprintf(&b, "%s = %s\n", name, quote(fmt.Sprint(value))) }
@@ -48,6 +51,12 @@ func (c Config) settings() string {
 	set("random_page_cost", "1.1")
 	set("max_parallel_workers", c.Procs)
 	set("max_parallel_workers_per_gather", min(2, c.Procs-1))
+
+	if c.Replication != nil {
+		r := *c.Replication
+		r.State = state
+		r.settings(section, set)
+	}
 
 	section("Log to standard error: whoever started the server reads it.")
 	set("log_destination", "stderr")

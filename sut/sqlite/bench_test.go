@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/sut/sqlite"
 	"github.com/stagebench/stagebench/sut/store/storetest"
@@ -118,6 +119,74 @@ func benchOps(b *testing.B, s *storetest.Store, node *process) {
 			b.ReportMetric(float64((node.cpu(b)-before).Microseconds())/float64(b.N), "node-us/op")
 		})
 	}
+}
+
+// BenchmarkReplication measures what copies cost a write: with a log that
+// nobody reads, with one replica, and with one that every write waits for.
+func BenchmarkReplication(b *testing.B) {
+	for _, durability := range []sqlite.Durability{sqlite.Full, sqlite.Normal} {
+		base := b.TempDir()
+		seed := &process{dir: base, address: "127.0.0.1:0", durability: durability}
+		seed.Restart(b)
+		s := storetest.Open(b, seed.address)
+		if err := errors.Join(s.CreateSchema(b.Context()), s.Load(b.Context(), benchData{})); err != nil {
+			b.Fatal(err)
+		}
+		seed.Kill(b)
+		start := func(b *testing.B, r *sqlite.Replication) *process {
+			p := &process{dir: b.TempDir(), address: "127.0.0.1:0", durability: durability, replication: r}
+			if err := os.CopyFS(p.dir, os.DirFS(base)); err != nil {
+				b.Fatal(err)
+			}
+			p.Restart(b)
+			b.Cleanup(func() { p.Kill(b) })
+			return p
+		}
+		for _, copies := range []string{"none", "log", "replica", "sync"} {
+			b.Run(string(durability)+"/"+copies, func(b *testing.B) {
+				var log *sqlite.Replication
+				if copies != "none" {
+					log = &sqlite.Replication{Node: "db-1", State: sut.Replication{Epoch: 1}}
+				}
+				if copies == "sync" {
+					log.SyncCopies = 1
+				}
+				primary := start(b, log)
+				if copies == "replica" || copies == "sync" {
+					start(b, &sqlite.Replication{Node: "db-2", State: sut.Replication{Epoch: 1, Primary: &sut.Peer{Node: "db-1", Address: primary.address}}})
+				}
+				s := storetest.Open(b, primary.address)
+				var err error
+				for range 100 { // until the replica is there
+					if _, err = s.Like(b.Context(), 1, 1); err == nil {
+						break
+					}
+				}
+				if err != nil {
+					b.Fatal(err)
+				}
+				benchLikes(b, s, primary)
+			})
+		}
+	}
+}
+
+func benchLikes(b *testing.B, s *storetest.Store, node *process) {
+	b.SetParallelism(8)
+	var seed atomic.Uint64
+	before := node.cpu(b)
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		r := rand.New(rand.NewPCG(1, seed.Add(1)))
+		for pb.Next() {
+			if _, err := s.Like(context.Background(), photos.ID(r.IntN(benchPhotos)+1), 1); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	})
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "ops/s")
+	b.ReportMetric(float64((node.cpu(b)-before).Microseconds())/float64(b.N), "node-us/op")
 }
 
 // cpu is the CPU time that the node has used, in steps of 10 ms.

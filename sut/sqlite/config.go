@@ -57,6 +57,9 @@ type Config struct {
 	IdleInTransaction time.Duration
 	// HandshakeTimeout ends a connection that has not introduced itself; 0 = 5 s.
 	HandshakeTimeout time.Duration
+	// Replication makes the node one of several with the same database; nil =
+	// there is one, and no log of changes.
+	Replication *Replication
 	// Log gets what an operator should know; nil = nothing is logged.
 	Log *slog.Logger
 }
@@ -87,7 +90,27 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Durability != Full && c.Durability != Normal {
 		return c, fmt.Errorf("durability %q: want %s or %s", c.Durability, Full, Normal)
 	}
+	if c.Replication != nil {
+		r, err := c.Replication.withDefaults()
+		if err != nil {
+			return c, err
+		}
+		c.Replication = &r
+	}
 	return c, nil
+}
+
+func (r Replication) withDefaults() (Replication, error) {
+	if r.SyncCopies < 0 || r.SyncTimeout < 0 || r.Lag < 0 || r.KeepEntries < 0 || r.KeepBytes < 0 {
+		return r, errors.New("limits of replication must not be negative")
+	}
+	if r.State.Epoch < 1 {
+		return r, fmt.Errorf("epoch %d: want 1 or more", r.State.Epoch)
+	}
+	setDefault(&r.SyncTimeout, 2*time.Second)
+	setDefault(&r.KeepEntries, 10_000)
+	setDefault(&r.KeepBytes, 64<<20)
+	return r, nil
 }
 
 // minMessageBuffer is the smallest sensible message: start-up packets and

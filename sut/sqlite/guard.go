@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/jeroenrinzema/psql-wire/codes"
+
+	"github.com/stagebench/stagebench/sut/sqlite/replog"
 )
 
 // guard is a client's connection as psql-wire sees it. It lets only whole and
@@ -34,6 +37,7 @@ type guard struct {
 	packets int    // how many start-up packets there were
 	last    byte   // type of the last message let through
 	limited bool   // a read deadline is set
+	replica bool   // it is one, not a client; guarded by the server's lock
 	born    time.Time
 
 	draining atomic.Bool
@@ -53,6 +57,7 @@ var (
 	errProtocol = errors.New("invalid message")
 	errTooLarge = errors.New("message too large")
 	errSilent   = errors.New("no start-up packet in time")
+	errReplica  = errors.New("a replica, not a client") // is no reason to refuse it
 )
 
 // idleInTransaction is PostgreSQL's idle_in_transaction_session_timeout.
@@ -76,6 +81,10 @@ func (g *guard) Read(p []byte) (int, error) {
 	g.rest = g.rest[:0]
 	for {
 		whole, err := g.scan(p[:n])
+		if errors.Is(err, errReplica) {
+			g.server.replication.serve(g, bytes.Clone(p[2*untypedHeader:n]))
+			return 0, io.EOF
+		}
 		if err != nil {
 			return 0, g.refuse(err)
 		}
@@ -187,6 +196,9 @@ func (g *guard) scanStart(b []byte) (int, error) {
 		return 0, errTooLarge
 	case size > len(b):
 		return 0, nil
+	}
+	if g.server.replication != nil && size == 2*untypedHeader && binary.BigEndian.Uint32(b[untypedHeader:]) == replog.StartCode {
+		return 0, errReplica
 	}
 	if g.packets++; g.packets > maxPackets {
 		return 0, errProtocol

@@ -4,8 +4,9 @@
 //
 // It runs a fixed catalogue of statements and nothing else: SQLite alone knows
 // no types of parameters and expressions, and a node needs no more. It never
-// listens on anything but a loopback address, for it knows no passwords. It
-// replicates nothing.
+// listens on anything but a loopback address, for it knows no passwords. With
+// Config.Replication it is one of several nodes with the same database; what
+// changes travels as replog has it, over the port of the clients.
 //
 // What a client sees is what PostgreSQL does: every statement up to a Sync is
 // one transaction, a failure takes all of it back and skips to the Sync, BEGIN
@@ -19,7 +20,10 @@
 // itself, checked and buffered; session.go is what a client has going on;
 // conn.go is a connection to SQLite and the pool of those that read, writer.go
 // the line in front of the one that writes; catalogue.go, control.go and
-// values.go translate between the two worlds.
+// values.go translate between the two worlds. Of replication, replication.go is
+// the node's role, sender.go a replica as its primary sees it, follower.go a
+// primary as its replica sees it, apply.go the repeating of what it sends, and
+// snapshot.go the replacing of a database.
 //
 // A Server may be used by any number of goroutines. The order of calls is New,
 // Serve, Shutdown.
@@ -59,8 +63,10 @@ type Server struct {
 	catalogue *catalogue
 	writer    *writer
 	readers   *readers
-	reads     atomic.Int64
-	nextPID   atomic.Int32
+	// replication is the node's part among several; nil = it is alone.
+	replication *replication
+	reads       atomic.Int64
+	nextPID     atomic.Int32
 
 	serving atomic.Bool   // Serve has begun, or never may
 	served  chan struct{} // closed when nobody is accepted any more
@@ -70,6 +76,8 @@ type Server struct {
 	err     error       // of the shutdown; set before stopped is closed
 
 	mu       sync.Mutex
+	draining bool          // Shutdown has begun
+	left     chan struct{} // closed when it has, and no clients but replicas are there
 	guards   map[*guard]struct{}
 	sessions map[int32]*session // by process id, for cancelling
 }
@@ -97,7 +105,7 @@ func New(cfg Config) (_ *Server, err error) {
 		return nil, fmt.Errorf("sqlite node: %w", err)
 	}
 	s := &Server{
-		cfg: cfg, served: make(chan struct{}), stopped: make(chan struct{}),
+		cfg: cfg, served: make(chan struct{}), stopped: make(chan struct{}), left: make(chan struct{}),
 		guards: map[*guard]struct{}{}, sessions: map[int32]*session{},
 	}
 	defer func() {
@@ -118,8 +126,14 @@ func New(cfg Config) (_ *Server, err error) {
 	if s.readers, err = openReaders(cfg, s.catalogue.size); err != nil {
 		return nil, err
 	}
-	s.wire, err = s.protocol()
-	return s, err
+	if err = s.openReplication(); err != nil {
+		return nil, err
+	}
+	if s.wire, err = s.protocol(); err != nil {
+		return nil, err
+	}
+	s.replication.start()
+	return s, nil
 }
 
 // protocol sets up the wire protocol.
@@ -200,9 +214,13 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	// psql-wire's own shutdown makes idle connections swallow what they are
 	// asked, so it comes last, when there are none.
 	s.mu.Lock()
+	s.draining = true
 	for g := range s.guards {
-		g.drain()
+		if !g.replica {
+			g.drain()
+		}
 	}
+	s.clientsLeft()
 	s.mu.Unlock()
 	gone := make(chan struct{})
 	go func() {
@@ -215,6 +233,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		s.cut()
 		<-gone
 	}
+	s.replication.stop()
 	s.err = errors.Join(s.wire.Close(), s.free())
 	close(s.stopped)
 	return s.err
@@ -240,6 +259,7 @@ func (s *Server) free() (err error) {
 // own goroutines find out and clean up.
 func (s *Server) cut() {
 	s.ended.Store(true)
+	s.replication.cut()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for g := range s.guards {
@@ -319,6 +339,24 @@ func (s *Server) admit(ctx context.Context, w *buffer.Writer, _ *buffer.Reader) 
 	return context.WithValue(ctx, sessionKey{}, n), w.End()
 }
 
+// clientsLeft tells replicas that no more will change when a shutdown has seen
+// the last client go; the lock is held.
+func (s *Server) clientsLeft() {
+	if !s.draining {
+		return
+	}
+	for g := range s.guards {
+		if !g.replica {
+			return
+		}
+	}
+	select {
+	case <-s.left:
+	default:
+		close(s.left)
+	}
+}
+
 // depart takes back what a client had open when its connection ends.
 func (s *Server) depart(g *guard) {
 	if g.session != nil {
@@ -327,6 +365,7 @@ func (s *Server) depart(g *guard) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.guards, g)
+	s.clientsLeft()
 	if g.session != nil {
 		delete(s.sessions, g.session.key.pid)
 	}

@@ -84,6 +84,9 @@ func (s *session) execute(st *statement, params []wire.Parameter, formats []wire
 
 // query runs a statement of the catalogue on the connection where it belongs.
 func (s *session) query(st *statement, params []wire.Parameter, formats []wire.FormatCode) (rows int, err error) {
+	if err := s.server.replication.allows(st.kind == write); err != nil {
+		return 0, err
+	}
 	if s.turn == nil && (st.kind == read || s.pinned != nil) {
 		c := s.pinned
 		if c == nil {
@@ -137,7 +140,10 @@ func (s *session) begin(readOnly bool) (err error) {
 		// PostgreSQL warns and goes on.
 	case s.turn != nil:
 		// What the pipeline wrote before becomes a part of the transaction.
-	case readOnly:
+	case readOnly || s.server.replication.replica():
+		if err := s.server.replication.allows(false); err != nil {
+			return err
+		}
 		c, err := s.server.readers.acquire(s.wait)
 		if err != nil {
 			return err
@@ -148,6 +154,9 @@ func (s *session) begin(readOnly bool) (err error) {
 		}
 		s.pinned = c
 	default:
+		if err := s.server.replication.allows(true); err != nil {
+			return err
+		}
 		if s.turn, err = s.server.writer.acquire(s.wait, true); err != nil {
 			return err
 		}

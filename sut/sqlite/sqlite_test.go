@@ -3,6 +3,7 @@ package sqlite_test
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -22,6 +23,7 @@ const (
 	nodeDir     = "STAGEBENCH_TEST_NODE_DIR"
 	nodeAddress = "STAGEBENCH_TEST_NODE_ADDRESS"
 	nodeCommits = "STAGEBENCH_TEST_NODE_COMMITS"
+	nodeCopies  = "STAGEBENCH_TEST_NODE_COPIES" // a sqlite.Replication
 )
 
 func TestMain(m *testing.M) {
@@ -33,10 +35,17 @@ func TestMain(m *testing.M) {
 
 // node serves until its standard input ends.
 func node() int {
-	s, err := sqlite.New(sqlite.Config{
+	cfg := sqlite.Config{
 		Address: os.Getenv(nodeAddress), Dir: os.Getenv(nodeDir),
 		Durability: sqlite.Durability(os.Getenv(nodeCommits)), Statements: catalogue(),
-	})
+	}
+	if text := os.Getenv(nodeCopies); text != "" {
+		if err := json.Unmarshal([]byte(text), &cfg.Replication); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	s, err := sqlite.New(cfg)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -138,6 +147,7 @@ func TestFaults(t *testing.T) {
 type process struct {
 	dir, address string
 	durability   sqlite.Durability
+	replication  *sqlite.Replication
 	cmd          *exec.Cmd
 	stdin        io.Closer
 }
@@ -157,6 +167,13 @@ func (p *process) Restart(t testing.TB) {
 	t.Helper()
 	p.cmd = exec.Command(os.Args[0])
 	p.cmd.Env = append(os.Environ(), nodeDir+"="+p.dir, nodeAddress+"="+p.address, nodeCommits+"="+string(p.durability))
+	if p.replication != nil {
+		text, err := json.Marshal(p.replication)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.cmd.Env = append(p.cmd.Env, nodeCopies+"="+string(text))
+	}
 	p.cmd.Stderr = os.Stderr
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {

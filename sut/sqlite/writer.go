@@ -18,7 +18,8 @@ import (
 // none of them is told that it is done. A member that fails goes back to its
 // savepoint and leaves the others as they are.
 type writer struct {
-	limit int
+	limit       int
+	replication *replication // nil = there are no copies
 
 	// Only who holds the turn touches these.
 	conn  *conn
@@ -39,9 +40,10 @@ type waiter struct {
 
 // group is a number of transactions that commit together.
 type group struct {
-	members int
-	done    chan struct{}
-	err     error // set before done is closed
+	members  int
+	done     chan struct{}
+	position int64 // in the replication log, 0 = nowhere; set before done is closed
+	err      error // likewise
 }
 
 // turn is the right to write, from begin to commit or rollback.
@@ -54,18 +56,27 @@ type turn struct {
 // group: what may stay open for long must not keep others from their commit.
 // Cancel, when closed, ends the wait.
 func (w *writer) acquire(cancel func() <-chan struct{}, alone bool) (*turn, error) {
+	if err := w.await(cancel, alone); err != nil {
+		return nil, err
+	}
+	return w.begin()
+}
+
+// await waits in line. Who was alone in that may do with the connection what
+// it likes, outside of any transaction, and must leave.
+func (w *writer) await(cancel func() <-chan struct{}, alone bool) error {
 	w.mu.Lock()
 	if !w.busy {
 		w.busy = true
 		w.mu.Unlock()
-		return w.begin()
+		return nil
 	}
 	me := &waiter{ready: make(chan struct{}), alone: alone}
 	place := w.line.PushBack(me)
 	w.mu.Unlock()
 	select {
 	case <-me.ready:
-		return w.begin()
+		return nil
 	case <-cancel():
 	}
 	w.mu.Lock()
@@ -79,7 +90,7 @@ func (w *writer) acquire(cancel func() <-chan struct{}, alone bool) (*turn, erro
 		w.line.Remove(place)
 		w.mu.Unlock()
 	}
-	return nil, errCancelled()
+	return errCancelled()
 }
 
 func (w *writer) begin() (*turn, error) {
@@ -93,13 +104,19 @@ func (w *writer) begin() (*turn, error) {
 		return nil, coded(err)
 	}
 	if t.first {
+		if err := w.replication.begin(); err != nil {
+			_ = w.conn.exec("rollback")
+			w.leave()
+			return nil, coded(err)
+		}
 		w.group = &group{done: make(chan struct{})}
 	}
 	w.transactions.Add(1)
 	return t, nil
 }
 
-// commit returns when the transaction is as durable as the node promises.
+// commit returns when the transaction is as durable as the node promises, and
+// as many replicas have it; nobody in line waits for those.
 func (t *turn) commit() error {
 	w := t.w
 	if !t.first {
@@ -112,13 +129,17 @@ func (t *turn) commit() error {
 	g.members++
 	w.leave()
 	<-g.done
-	return g.err
+	if g.err != nil {
+		return g.err
+	}
+	return w.replication.replicated(g.position)
 }
 
 // rollback takes back what this turn did, and nothing else.
 func (t *turn) rollback() {
 	w := t.w
 	if t.first {
+		w.replication.drop()
 		// Fails where SQLite has rolled back by itself, after an I/O error for
 		// example, and then there is nothing left to do.
 		_ = w.conn.exec("rollback")
@@ -131,6 +152,7 @@ func (t *turn) rollback() {
 		err = w.conn.exec("release member")
 	}
 	if err != nil || w.conn.AutocommitEnabled() {
+		w.replication.drop()
 		_ = w.conn.exec("rollback")
 		// SQLite took the whole transaction back: the members that wait for
 		// their commit must hear that it will not come.
@@ -184,8 +206,12 @@ func (w *writer) pass(next *list.Element) {
 
 // settle commits the group.
 func (w *writer) settle() {
-	err := w.conn.exec("commit")
+	entry, err := w.replication.seal()
+	if err == nil {
+		err = w.conn.exec("commit")
+	}
 	if err != nil {
+		w.replication.drop()
 		if !w.conn.AutocommitEnabled() {
 			_ = w.conn.exec("rollback")
 		}
@@ -193,6 +219,10 @@ func (w *writer) settle() {
 		return
 	}
 	w.commits.Add(1)
+	w.replication.committed(entry)
+	if entry != nil {
+		w.group.position = entry.Position
+	}
 	w.finish(nil)
 }
 

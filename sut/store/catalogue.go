@@ -3,6 +3,7 @@ package store
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -51,6 +52,9 @@ const (
 	userColumns  = `id, login, name, password, created_us, photos, followers, following, version`
 	photoColumns = `id, user_id, title, state, width, height, bytes, created_us, likes, comments, version`
 
+	commentColumns = `id, photo_id, user_id, text, created_us`
+	followColumns  = `follower, followee, created_us`
+
 	sqlUser        = `select ` + userColumns + ` from users where id = $1`
 	sqlUserByLogin = `select ` + userColumns + ` from users where login = $1`
 	sqlPhoto       = `select ` + photoColumns + ` from photos where id = $1`
@@ -90,8 +94,16 @@ const (
 	sqlAnalyze        = `analyze`
 	sqlInsertUsers    = `insert into users (` + userColumns + `) values `
 	sqlInsertPhotos   = `insert into photos (` + photoColumns + `) values `
-	sqlInsertComments = `insert into comments (id, photo_id, user_id, text, created_us) values `
-	sqlInsertFollows  = `insert into follows (follower, followee, created_us) values `
+	sqlInsertComments = `insert into comments (` + commentColumns + `) values `
+	sqlInsertFollows  = `insert into follows (` + followColumns + `) values `
+)
+
+// The statements that read whole tables, a page at a time in the order of the key.
+const (
+	sqlPageUsers    = `select ` + userColumns + ` from users where id > $1 order by id limit $2`
+	sqlPagePhotos   = `select ` + photoColumns + ` from photos where id > $1 order by id limit $2`
+	sqlPageComments = `select ` + commentColumns + ` from comments where id > $1 order by id limit $2`
+	sqlPageFollows  = `select ` + followColumns + ` from follows where (follower, followee) > ($1, $2) order by follower, followee limit $3`
 )
 
 // Types of whole rows, in the order of the columns of their tables.
@@ -115,6 +127,7 @@ func Statements() []Statement {
 		for _, rows := range []int{1, rowsPerInsert} {
 			all = append(all, t.insert(rows))
 		}
+		all = append(all, t.pages())
 	}
 	return all
 }
@@ -150,20 +163,29 @@ func serving() []Statement {
 	}
 }
 
-// table is a table as Load sees it.
+// table is a table as Load and Rows see it. The columns of its key come first.
 type table struct {
 	name  string
 	into  string // "insert into ... values "
+	page  string // reads the rows after a key
+	names string // of the columns
 	types []Type
+	key   int // columns of the key
 }
 
 func tables() []table {
 	return []table{
-		{name: "users", into: sqlInsertUsers, types: userTypes()},
-		{name: "photos", into: sqlInsertPhotos, types: photoTypes()},
-		{name: "comments", into: sqlInsertComments, types: commentTypes()},
-		{name: "follows", into: sqlInsertFollows, types: followTypes()},
+		{name: "users", into: sqlInsertUsers, page: sqlPageUsers, names: userColumns, types: userTypes(), key: 1},
+		{name: "photos", into: sqlInsertPhotos, page: sqlPagePhotos, names: photoColumns, types: photoTypes(), key: 1},
+		{name: "comments", into: sqlInsertComments, page: sqlPageComments, names: commentColumns, types: commentTypes(), key: 1},
+		{name: "follows", into: sqlInsertFollows, page: sqlPageFollows, names: followColumns, types: followTypes(), key: 2},
 	}
+}
+
+// pages returns the statement that reads a page of rows.
+func (t table) pages() Statement {
+	params := append(slices.Clone(t.types[:t.key]), BigInt)
+	return Statement{Name: "page of " + t.name, SQL: t.page, Params: params, Columns: columns(t.names, t.types)}
 }
 
 // insert returns the statement that inserts so many rows.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -18,39 +19,73 @@ import (
 // https://www.postgresql.org/docs/15/errcodes-appendix.html
 const (
 	uniqueViolation      = "23505"
+	readOnly             = "25006"
 	serializationFailure = "40001"
 	deadlockDetected     = "40P01"
 	lockNotAvailable     = "55P03"
 	queryCanceled        = "57014"
 )
 
-// read runs an operation that changes nothing, and runs it once more where the
-// first attempt hit a broken connection: the database may have been restarted
-// between two requests.
-func (s *Store) read(ctx context.Context, do func(context.Context) error) error {
-	return s.attempt(ctx, do, broken)
-}
+// operation does something on one database.
+type operation func(context.Context, *database) error
 
-// write runs an operation that changes something, and runs it once more only
-// where it is certain that nothing was changed.
-func (s *Store) write(ctx context.Context, do func(context.Context) error) error {
-	return s.attempt(ctx, do, func(err error) bool {
-		return broken(err) && pgconn.SafeToRetry(err) || isState(err, serializationFailure, deadlockDetected)
-	})
-}
-
-// attempt runs an operation within its time limit, at most twice.
-func (s *Store) attempt(ctx context.Context, do func(context.Context) error, again func(error) bool) error {
-	limited, cancel := context.WithTimeout(ctx, s.timeout)
+// read runs an operation that changes nothing, on the first database that
+// answers. On each it runs once more where the first attempt hit a broken
+// connection: the database may have been restarted between two requests.
+func (s *Store) read(ctx context.Context, do operation) error {
+	limited, cancel := context.WithTimeout(ctx, s.config.QueryTimeout)
 	defer cancel()
-	err := do(limited)
-	if err != nil && limited.Err() == nil && !unconnected(err) && again(err) {
-		err = do(limited)
+	order := s.readable()
+	for i, d := range order {
+		last := i == len(order)-1
+		err := d.attempt(limited, do, broken, !last)
+		switch {
+		case err == nil:
+			if d.silent.Load() != 0 {
+				d.silent.Store(0)
+			}
+			return nil
+		case last || limited.Err() != nil || !unavailable(err):
+			return classify(ctx, err)
+		}
+		d.silent.Store(time.Now().Add(replicaSilence).UnixNano())
 	}
+	return nil // there is always a last one
+}
+
+// write runs an operation that changes something on the primary, and runs it
+// once more only where it is certain that nothing was changed.
+func (s *Store) write(ctx context.Context, do operation) error {
+	limited, cancel := context.WithTimeout(ctx, s.config.QueryTimeout)
+	defer cancel()
+	err := s.used.Load().primary.attempt(limited, do, func(err error) bool {
+		return broken(err) && pgconn.SafeToRetry(err) || isState(err, serializationFailure, deadlockDetected)
+	}, false)
 	if err == nil {
 		return nil
 	}
 	return classify(ctx, err)
+}
+
+// attempt runs an operation on one database, at most twice, and ends it when the
+// database is given up. Impatient, it leaves time to ask another one.
+func (d *database) attempt(ctx context.Context, do operation, again func(error) bool, impatient bool) error {
+	if impatient {
+		bounded, stop := context.WithTimeout(ctx, replicaPatience)
+		defer stop()
+		ctx = bounded
+	}
+	limited, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(d.life, cancel)()
+	err := do(limited, d)
+	if err != nil && limited.Err() == nil && !unconnected(err) && again(err) {
+		err = do(limited, d)
+	}
+	if err != nil && d.life.Err() != nil {
+		return fmt.Errorf("%w: %w", errGone, err)
+	}
+	return err
 }
 
 // classify wraps the error that the package photos has for what happened.
@@ -81,9 +116,10 @@ func unavailable(err error) bool {
 			strings.HasPrefix(answer.Code, "58"): // I/O errors
 			return true
 		}
-		return slices.Contains([]string{queryCanceled, lockNotAvailable, serializationFailure, deadlockDetected}, answer.Code)
+		// A read-only database is not the primary any more, or not yet.
+		return slices.Contains([]string{readOnly, queryCanceled, lockNotAvailable, serializationFailure, deadlockDetected}, answer.Code)
 	}
-	return errors.Is(err, context.DeadlineExceeded) || unconnected(err) || broken(err)
+	return errors.Is(err, errGone) || errors.Is(err, context.DeadlineExceeded) || unconnected(err) || broken(err)
 }
 
 // broken reports whether a connection that had been made broke.

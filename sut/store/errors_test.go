@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
@@ -58,7 +59,11 @@ func TestClassify(t *testing.T) {
 // TestWritesAreNotRepeated: a write is tried again only where it is certain
 // that it did not happen.
 func TestWritesAreNotRepeated(t *testing.T) {
-	s := &Store{timeout: patience}
+	s, err := Open(Config{Databases: sut.Databases{Primary: sut.Peer{Node: "db-1", Address: "127.0.0.1:1"}}, QueryTimeout: patience})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
 	for _, c := range []struct {
 		name          string
 		err           error
@@ -75,8 +80,8 @@ func TestWritesAreNotRepeated(t *testing.T) {
 		{"no connection", &pgconn.ConnectError{Config: &pgconn.Config{}}, 1, 1},
 	} {
 		var reads, writes int
-		_ = s.read(t.Context(), func(context.Context) error { reads++; return c.err })
-		_ = s.write(t.Context(), func(context.Context) error { writes++; return c.err })
+		_ = s.read(t.Context(), func(context.Context, *database) error { reads++; return c.err })
+		_ = s.write(t.Context(), func(context.Context, *database) error { writes++; return c.err })
 		if reads != c.reads || writes != c.writes {
 			t.Errorf("%s: read %d and written %d times, want %d and %d", c.name, reads, writes, c.reads, c.writes)
 		}

@@ -29,7 +29,7 @@ const (
 // CreateSchema makes the tables and indexes that are not there yet.
 func (s *Store) CreateSchema(ctx context.Context) error {
 	for _, statement := range schema() {
-		if _, err := s.pool.Exec(ctx, statement.SQL); err != nil {
+		if _, err := s.used.Load().primary.pool.Exec(ctx, statement.SQL); err != nil {
 			return fmt.Errorf("%s: %w", statement.Name, classify(ctx, err))
 		}
 	}
@@ -46,7 +46,7 @@ func (s *Store) Load(ctx context.Context, data Data) error {
 			return fmt.Errorf("load %s: %w", t.name, classify(ctx, err))
 		}
 	}
-	if _, err := s.pool.Exec(ctx, sqlAnalyze); err != nil {
+	if _, err := s.used.Load().primary.pool.Exec(ctx, sqlAnalyze); err != nil {
 		return fmt.Errorf("analyze: %w", classify(ctx, err))
 	}
 	return nil
@@ -86,7 +86,7 @@ func (s *Store) loadTable(ctx context.Context, t table, all iter.Seq[[]any]) err
 	defer stop()
 	l := loader{one: t.insert(1).SQL, many: t.insert(rowsPerInsert).SQL, next: next}
 	for !l.done {
-		err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		err := pgx.BeginFunc(ctx, s.used.Load().primary.pool, func(tx pgx.Tx) error {
 			for sent := 0; sent < rowsPerTransaction && !l.done; {
 				batch, rows := l.pipeline()
 				if rows == 0 {

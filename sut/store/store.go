@@ -3,7 +3,10 @@
 // embedded node of sut/sqlite. Changing one for the other is changing an
 // address.
 //
-// It never holds photo bytes, caches nothing and knows no stage of the ladder.
+// The database may have replicas, which take the reads. Which node is the
+// primary is told to it, at first and whenever that changes; it never finds out
+// by itself, so that no two web hosts can hold different opinions for long. It
+// never holds photo bytes, caches nothing and knows no stage of the ladder.
 // Times are microseconds since the Unix epoch, UTC. A Store may be used by any
 // number of goroutines. The usual order of calls is Open, on an empty database
 // CreateSchema and Load, then everything else, and Close.
@@ -17,12 +20,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
@@ -34,10 +38,13 @@ const (
 
 // Config says where the database is and how much of it one Store may take.
 type Config struct {
-	// Address is the host:port of the database.
-	Address string
-	// MaxConns bounds the connections of this Store; 0 = 8. A caller that finds
-	// all of them busy waits.
+	// Databases are those to begin with; SetDatabases changes them.
+	Databases sut.Databases
+	// ReadPrimary sends reads to the primary. Otherwise they go to the replicas,
+	// and to the primary when none of them answers.
+	ReadPrimary bool
+	// MaxConns bounds the connections of this Store to each database; 0 = 8. A
+	// caller that finds all of them busy waits.
 	MaxConns int
 	// QueryTimeout bounds one operation, with the wait for a connection in it;
 	// 0 = 5 s.
@@ -51,11 +58,8 @@ type Config struct {
 // withDefaults returns the configuration with its defaults filled in, or says
 // what is wrong with it.
 func (c Config) withDefaults() (Config, error) {
-	if _, _, err := net.SplitHostPort(c.Address); err != nil {
-		return c, fmt.Errorf("store address %q: want host:port: %w", c.Address, err)
-	}
 	if c.MaxConns < 0 || c.QueryTimeout < 0 || c.ConnectTimeout < 0 {
-		return c, fmt.Errorf("store %s: limits must not be negative", c.Address)
+		return c, fmt.Errorf("store %s: limits must not be negative", c.Databases.Primary.Address)
 	}
 	if c.MaxConns == 0 {
 		c.MaxConns = 8
@@ -81,56 +85,50 @@ func (c Config) withDefaults() (Config, error) {
 // tried twice where that could help. There is no state to repair: as soon as
 // a database answers at the address again, so does the Store.
 type Store struct {
-	pool    *pgxpool.Pool
-	timeout time.Duration
+	config  Config
+	used    atomic.Pointer[databases]
+	turn    atomic.Uint64 // of the replicas
+	setting sync.Mutex    // held by SetDatabases
 }
 
 // Open returns a Store and connects to nothing yet: the first operation does.
-// The context bounds Open alone.
-func Open(ctx context.Context, c Config) (*Store, error) {
+func Open(c Config) (*Store, error) {
 	c, err := c.withDefaults()
 	if err != nil {
 		return nil, err
 	}
-	// pgx reads the environment (PGHOST, PGPASSWORD, a service file ...) for
-	// whatever the text leaves open; only the fields set below are open to it.
-	config, err := pgxpool.ParseConfig(fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable&default_query_exec_mode=cache_statement", User, c.Address, Database))
-	if err != nil {
-		return nil, fmt.Errorf("store %s: %w", c.Address, err)
+	s := &Store{config: c}
+	if err := s.SetDatabases(c.Databases); err != nil {
+		return nil, err
 	}
-	config.ConnConfig.Password = ""
-	config.ConnConfig.Fallbacks = nil
-	config.ConnConfig.ValidateConnect = nil
-	config.ConnConfig.ConnectTimeout = c.ConnectTimeout
-	config.ConnConfig.StatementCacheCapacity = 2 * len(Statements())
-	config.ConnConfig.RuntimeParams = map[string]string{}
-	if c.Name != "" {
-		config.ConnConfig.RuntimeParams["application_name"] = c.Name
-	}
-	config.MaxConns = int32(c.MaxConns)
-	config.MinConns = 0
-	// A connection that went stale is found by looking at its socket, which
-	// costs no round trip, whereas a ping would cost one.
-	config.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
-	config.PrepareConn = func(_ context.Context, conn *pgx.Conn) (bool, error) {
-		return !stale(conn.PgConn().Conn()), nil
-	}
-	pool, err := pgxpool.NewWithConfig(ctx, config)
-	if err != nil {
-		return nil, fmt.Errorf("store %s: %w", c.Address, err)
-	}
-	return &Store{pool: pool, timeout: c.QueryTimeout}, nil
+	return s, nil
 }
 
 // Close ends all connections, after the operations that are under way.
-func (s *Store) Close() { s.pool.Close() }
+func (s *Store) Close() {
+	s.setting.Lock()
+	defer s.setting.Unlock()
+	for _, d := range s.used.Load().all() {
+		d.pool.Close()
+		d.end(errGone)
+	}
+}
 
 // Warm makes all connections and prepares every statement of a serving store on
 // each of them. What is not prepared here is when it is first used; but a host
 // with little CPU is better off when that does not happen under load.
 func (s *Store) Warm(ctx context.Context) error {
-	for range s.pool.Config().MaxConns {
-		c, err := s.pool.Acquire(ctx)
+	for _, d := range s.used.Load().all() {
+		if err := d.warm(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *database) warm(ctx context.Context) error {
+	for range d.pool.Config().MaxConns {
+		c, err := d.pool.Acquire(ctx)
 		if err != nil {
 			return fmt.Errorf("warm up connections: %w", classify(ctx, err))
 		}
@@ -147,7 +145,7 @@ func (s *Store) Warm(ctx context.Context) error {
 
 // Ping reports whether the database answers.
 func (s *Store) Ping(ctx context.Context) error {
-	if err := s.read(ctx, s.pool.Ping); err != nil {
+	if err := s.read(ctx, func(ctx context.Context, d *database) error { return d.pool.Ping(ctx) }); err != nil {
 		return fmt.Errorf("ping: %w", err)
 	}
 	return nil
@@ -201,8 +199,8 @@ func (s *Store) Newest(ctx context.Context, limit int) ([]photos.Photo, error) {
 
 // one reads one row, or fails with ErrNotFound.
 func one[T any](ctx context.Context, s *Store, scan func(pgx.Row) (T, error), sql string, args ...any) (found T, err error) {
-	err = s.read(ctx, func(ctx context.Context) (err error) {
-		found, err = scan(s.pool.QueryRow(ctx, sql, args...))
+	err = s.read(ctx, func(ctx context.Context, d *database) (err error) {
+		found, err = scan(d.pool.QueryRow(ctx, sql, args...))
 		if errors.Is(err, pgx.ErrNoRows) {
 			return photos.ErrNotFound
 		}
@@ -216,9 +214,9 @@ func (s *Store) list(ctx context.Context, limit int, sql string, args ...any) (l
 	if limit <= 0 {
 		return []photos.Photo{}, nil
 	}
-	err = s.read(ctx, func(ctx context.Context) error {
+	err = s.read(ctx, func(ctx context.Context, d *database) error {
 		list = make([]photos.Photo, 0, min(limit, 64)) // anew: a first attempt may have broken off
-		rows, err := s.pool.Query(ctx, sql, args...)
+		rows, err := d.pool.Query(ctx, sql, args...)
 		if err != nil {
 			return err
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/store"
 	"github.com/stagebench/stagebench/sut/store/storetest"
 )
@@ -109,11 +110,11 @@ func TestSchemaDigest(t *testing.T) {
 
 func TestBadConfigurations(t *testing.T) {
 	for want, c := range map[string]store.Config{
-		"want host:port":       {Address: "localhost"},
-		"must not be negative": {Address: "localhost:1", MaxConns: -1},
-		"limits must":          {Address: "localhost:1", QueryTimeout: -time.Second},
+		"want host:port":       {Databases: sut.Databases{Primary: sut.Peer{Address: "localhost"}}},
+		"must not be negative": {Databases: sut.Databases{Primary: sut.Peer{Address: "localhost:1"}}, MaxConns: -1},
+		"limits must":          {Databases: sut.Databases{Primary: sut.Peer{Address: "localhost:1"}}, QueryTimeout: -time.Second},
 	} {
-		if _, err := store.Open(t.Context(), c); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := store.Open(c); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: got %v, want %q", c, err, want)
 		}
 	}

@@ -12,11 +12,11 @@ import (
 
 // AddPhoto stores a new photo and counts it on its user.
 func (s *Store) AddPhoto(ctx context.Context, p photos.Photo) error {
-	err := s.write(ctx, func(ctx context.Context) error {
+	err := s.write(ctx, func(ctx context.Context, d *database) error {
 		var b batch
 		b.add(sqlAddPhoto, p.ID, p.Title, p.State, p.Width, p.Height, p.Bytes, p.CreatedUS, p.Likes, p.Comments, p.Version, p.UserID)
 		b.add(sqlCountPhoto, p.UserID)
-		changed, err := b.send(ctx, s)
+		changed, err := b.send(ctx, d)
 		if err == nil && changed[0] == 0 {
 			return photos.ErrNotFound
 		}
@@ -31,10 +31,10 @@ func (s *Store) AddPhoto(ctx context.Context, p photos.Photo) error {
 // RenamePhoto changes a photo's title for its owner and returns the new
 // version.
 func (s *Store) RenamePhoto(ctx context.Context, id, owner photos.ID, title string) (version int64, err error) {
-	err = s.write(ctx, func(ctx context.Context) error {
-		err := s.pool.QueryRow(ctx, sqlRename, title, id, owner).Scan(&version)
+	err = s.write(ctx, func(ctx context.Context, d *database) error {
+		err := d.pool.QueryRow(ctx, sqlRename, title, id, owner).Scan(&version)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return s.whyNot(ctx, id)
+			return d.whyNot(ctx, id)
 		}
 		return err
 	})
@@ -47,15 +47,15 @@ func (s *Store) RenamePhoto(ctx context.Context, id, owner photos.ID, title stri
 // DeletePhoto deletes a photo with its comments for its owner and uncounts it
 // on the owner.
 func (s *Store) DeletePhoto(ctx context.Context, id, owner photos.ID) error {
-	err := s.write(ctx, func(ctx context.Context) error {
+	err := s.write(ctx, func(ctx context.Context, d *database) error {
 		var b batch
 		b.add(sqlLockPhoto, id, owner)
 		b.add(sqlUncountPhoto, owner, id)
 		b.add(sqlDeleteComments, id, owner)
 		b.add(sqlDeletePhoto, id, owner)
-		changed, err := b.send(ctx, s)
+		changed, err := b.send(ctx, d)
 		if err == nil && changed[0] == 0 {
-			return s.whyNot(ctx, id)
+			return d.whyNot(ctx, id)
 		}
 		return err
 	})
@@ -66,9 +66,9 @@ func (s *Store) DeletePhoto(ctx context.Context, id, owner photos.ID) error {
 }
 
 // whyNot says why an owner's change found nothing to change.
-func (s *Store) whyNot(ctx context.Context, id photos.ID) error {
+func (d *database) whyNot(ctx context.Context, id photos.ID) error {
 	var owner photos.ID
-	err := s.pool.QueryRow(ctx, sqlPhotoOwner, id).Scan(&owner)
+	err := d.pool.QueryRow(ctx, sqlPhotoOwner, id).Scan(&owner)
 	switch {
 	case err == nil:
 		return photos.ErrForbidden
@@ -81,8 +81,8 @@ func (s *Store) whyNot(ctx context.Context, id photos.ID) error {
 // Like adds one to a photo's likes and returns the new version. Who likes it
 // is not kept: the same user may do it again.
 func (s *Store) Like(ctx context.Context, photo, _ photos.ID) (version int64, err error) {
-	err = s.write(ctx, func(ctx context.Context) error {
-		err := s.pool.QueryRow(ctx, sqlLike, photo).Scan(&version)
+	err = s.write(ctx, func(ctx context.Context, d *database) error {
+		err := d.pool.QueryRow(ctx, sqlLike, photo).Scan(&version)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return photos.ErrNotFound
 		}
@@ -97,12 +97,12 @@ func (s *Store) Like(ctx context.Context, photo, _ photos.ID) (version int64, er
 // Comment stores a comment, counts it on its photo and returns the photo's new
 // version.
 func (s *Store) Comment(ctx context.Context, c photos.Comment) (version int64, err error) {
-	err = s.write(ctx, func(ctx context.Context) error {
+	err = s.write(ctx, func(ctx context.Context, d *database) error {
 		version = 0
 		var b batch
 		b.returning(&version, sqlCountComment, c.PhotoID)
 		b.add(sqlAddComment, c.ID, c.UserID, c.Text, c.CreatedUS, c.PhotoID)
-		changed, err := b.send(ctx, s)
+		changed, err := b.send(ctx, d)
 		if err == nil && changed[0] == 0 {
 			return photos.ErrNotFound
 		}
@@ -117,7 +117,7 @@ func (s *Store) Comment(ctx context.Context, c photos.Comment) (version int64, e
 // Follow makes one user follow another and counts it on both. Doing so again
 // changes nothing.
 func (s *Store) Follow(ctx context.Context, f photos.Follow) error {
-	err := s.write(ctx, func(ctx context.Context) error {
+	err := s.write(ctx, func(ctx context.Context, d *database) error {
 		var b batch
 		// A plain insert: a second one breaks the key, which takes the whole
 		// transaction back, counters included. "On conflict do nothing" would
@@ -134,7 +134,7 @@ func (s *Store) Follow(ctx context.Context, f photos.Follow) error {
 			follower()
 			following()
 		}
-		changed, err := b.send(ctx, s)
+		changed, err := b.send(ctx, d)
 		switch {
 		case isState(err, uniqueViolation):
 			return nil
@@ -178,8 +178,8 @@ func (b *batch) queue(sql string, args []any, dest *int64) {
 }
 
 // send runs the batch and returns how many rows each statement changed.
-func (b *batch) send(ctx context.Context, s *Store) ([]int64, error) {
+func (b *batch) send(ctx context.Context, d *database) ([]int64, error) {
 	// Close runs the callbacks; it also returns what goes wrong at the very
 	// end, when the transaction commits.
-	return b.changed, s.pool.SendBatch(ctx, &b.Batch).Close()
+	return b.changed, d.pool.SendBatch(ctx, &b.Batch).Close()
 }

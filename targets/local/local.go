@@ -33,6 +33,7 @@ import (
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/budget"
+	"github.com/stagebench/stagebench/targets/failover"
 	"github.com/stagebench/stagebench/targets/proc"
 )
 
@@ -105,11 +106,12 @@ type System struct {
 	bringUp time.Duration
 	budgets func() error // closes the manager if it is ours
 
-	life    context.Context // ends when Down begins: nothing is restarted after it
-	endLife context.CancelFunc
-	logs    sync.WaitGroup // goroutines that close log files
-	down    sync.Once
-	downErr error // set inside down
+	life     context.Context // ends when Down begins: nothing is restarted after it
+	endLife  context.CancelFunc
+	logs     sync.WaitGroup // goroutines that close log files
+	watching sync.WaitGroup // the supervision of the databases
+	down     sync.Once
+	downErr  error // set inside down
 
 	progress sync.Mutex // one Progress call at a time
 
@@ -123,6 +125,9 @@ type System struct {
 	nodes    []*node         // in start order
 	changed  chan struct{}   // closed and replaced when a node's state changes
 	events   []targets.Event // only ever appended to
+	roles    failover.Roles  // of the databases; Epoch 0 = there are no copies
+
+	failover *failover.Supervisor // nil = there are no copies; set before Up returns
 }
 
 // host is a host of the topology with its place on this machine.
@@ -160,6 +165,7 @@ type node struct {
 	cause    string // of the last death
 	asked    bool   // the next death is our doing
 	held     int    // kills under way that would take a new process, too
+	frozen   bool   // its host is paused: nothing can start on it
 	// launching holds from the writing of a configuration to the readiness, or the
 	// failure, of the process that gets it. A kill meanwhile makes the state Dead.
 	launching bool
@@ -197,6 +203,7 @@ func (s *System) up(ctx context.Context) error {
 		return err
 	}
 	begin := time.Now()
+	s.declareRoles(s.opts.Topology)
 	nodes, err := s.place(s.opts.Topology)
 	if err != nil {
 		return err
@@ -204,6 +211,7 @@ func (s *System) up(ctx context.Context) error {
 	if err := s.startAll(ctx, nodes, template); err != nil {
 		return err
 	}
+	s.superviseCopies()
 	s.bringUp = time.Since(begin)
 	s.say("%s is up after %v", s.opts.Topology.Stage, s.bringUp.Round(time.Millisecond))
 	return nil

@@ -133,7 +133,17 @@ func (s *System) configFor(n *node) sut.NodeConfig {
 		Uses: map[sut.Role][]sut.Peer{},
 	}
 	for _, used := range n.uses {
-		config.Uses[used.Role] = append(config.Uses[used.Role], sut.Peer{Node: used.Name, Address: used.ready.Address, Weight: used.Weight})
+		config.Uses[used.Role] = append(config.Uses[used.Role], used.peer())
+	}
+	// Of databases with copies, which are the ones to use may have changed since
+	// they were declared.
+	switch {
+	case n.Replicated:
+		delete(config.Uses, sut.DB)
+		config.Replication = s.replication(n)
+	case n.Role == sut.Web && s.roles.Epoch > 0:
+		use := s.databases()
+		config.Epoch, config.Uses[sut.DB] = use.Epoch, append([]sut.Peer{use.Primary}, use.Replicas...)
 	}
 	if n.ready.Address != "" { // a restart: its peers know the old port
 		config.Port = portOf(n.ready.Address)

@@ -114,9 +114,14 @@ func (s *System) restart(n *node) *proc.Process {
 	}
 }
 
-// awaitLetGo waits until nothing kills what there is of the node any more.
+// awaitLetGo waits until nothing kills what there is of the node any more and its
+// host is not paused. The node is launching from then on: whoever fences it after
+// that knows that a process is about to be there.
 func (s *System) awaitLetGo(n *node) error {
-	return s.await(n.life, func() bool { return n.held == 0 })
+	return s.await(n.life, func() bool {
+		n.launching = n.launching || n.held == 0 && !n.frozen
+		return n.launching
+	})
 }
 
 // nextDelay is how long a dead node stays dead: the configured delay, doubled

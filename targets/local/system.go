@@ -76,7 +76,7 @@ func (s *System) Status() []targets.NodeStatus {
 		all[i] = targets.NodeStatus{
 			Node: n.Name, Host: n.Host, Role: n.Role, Engine: n.Engine, Version: n.ready.Version,
 			State: n.state, Address: n.ready.Address, Restarts: n.restarts, Cause: n.cause,
-			ReadyNS: n.readyIn.Nanoseconds(),
+			ReadyNS: n.readyIn.Nanoseconds(), Standing: s.standing(n),
 		}
 		if n.process != nil && n.serves() {
 			all[i].PID = n.process.PID()
@@ -137,10 +137,18 @@ type members interface {
 }
 
 // find resolves a name. A host comes before a node of the same name, because
-// a host is the unit of failure: everything on it fails with it.
+// a host is the unit of failure: everything on it fails with it. The standings
+// of databases are names, too: that of the primary's host at this moment, and
+// that of the first replica that serves.
 func (s *System) find(name string) ([]*node, members, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, n := range s.nodes {
+		if standing := s.standing(n); standing != "" && string(standing) == name && (n.serves() || standing == targets.Primary) {
+			name = n.Host
+			break
+		}
+	}
 	for _, h := range s.hosts {
 		if h.Name == name {
 			return h.nodes, h.budget, nil
@@ -195,21 +203,32 @@ func (s *System) hold(nodes []*node, by int) {
 // Pause stops everything on a host, or everything of a node, as SIGSTOP does:
 // connections stay open and nothing answers.
 func (s *System) Pause(name string) error {
-	return s.freeze(name, "pause", syscall.SIGSTOP, targets.Serving, targets.Paused)
+	return s.freeze(name, "pause", syscall.SIGSTOP, func(n *node) bool { return n.state == targets.Serving }, func(n *node) {
+		n.frozen = true
+		s.set(n, targets.Paused)
+	})
 }
 
-// Resume continues what Pause stopped.
+// Resume continues what Pause stopped. A database that was taken for dead and
+// ended meanwhile starts again.
 func (s *System) Resume(name string) error {
-	return s.freeze(name, "resume", syscall.SIGCONT, targets.Paused, targets.Serving)
+	return s.freeze(name, "resume", syscall.SIGCONT, func(n *node) bool { return n.frozen }, func(n *node) {
+		n.frozen = false
+		if n.state == targets.Paused {
+			s.set(n, targets.Serving)
+		} else {
+			s.set(n, n.state) // wakes who waits for it
+		}
+	})
 }
 
-func (s *System) freeze(name, verb string, sig syscall.Signal, from, to targets.State) error {
+func (s *System) freeze(name, verb string, sig syscall.Signal, sensible func(*node) bool, change func(*node)) error {
 	nodes, all, err := s.find(name)
 	if err != nil {
 		return err
 	}
-	if err := s.mark(nodes, name, verb, func(n *node) bool { return n.state == from }, func(n *node) {
-		s.set(n, to)
+	if err := s.mark(nodes, name, verb, sensible, func(n *node) {
+		change(n)
 		s.note(n, "%sd on request", verb)
 	}); err != nil {
 		return err
@@ -249,6 +268,7 @@ func (s *System) Down(ctx context.Context) error {
 
 func (s *System) end(ctx context.Context) error {
 	s.endLife()
+	s.watching.Wait()
 	// A move that is under way gives up, and takes back what it has begun.
 	s.moving.Lock()
 	defer s.moving.Unlock()

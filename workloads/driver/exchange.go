@@ -101,6 +101,7 @@ func (t *Ticket) login(session *session) (done int64) {
 	now := f.Now()
 	again := &Ticket{Op: op, slot: t.slot, flight: f, outcome: results.Outcome{
 		Index: t.Op.Index, Class: string(op.Class), Intended: now, Free: now, Dispatched: now, Sent: -1, BytesOut: int64(len(op.Body)),
+		Record: op.Record, Write: op.Write, User: op.User,
 	}}
 	f.extra.Add(1)
 	req, err := f.clients.Request(op)

@@ -164,6 +164,7 @@ func (f *Flight) Dispatch() *Ticket {
 	return &Ticket{Op: op, refused: err, slot: slot.slot, flight: f, outcome: results.Outcome{
 		Index: op.Index, Class: string(op.Class), Intended: int64(f.plan.Schedule.At(n)),
 		Free: slot.at, Dispatched: f.Now(), Sent: -1, BytesOut: int64(len(op.Body)),
+		Record: op.Record, Write: op.Write, User: op.User,
 	}}
 }
 
@@ -194,6 +195,7 @@ func (f *Flight) Land() Report {
 		f.outcomes <- results.Outcome{
 			Index: op.Index, Class: string(op.Class), Intended: int64(f.plan.Schedule.At(n)),
 			Dispatched: -1, Sent: -1, Done: int64(window), Fate: results.Unsent,
+			Record: op.Record, Write: op.Write, User: op.User,
 		}
 	}
 	close(f.outcomes)

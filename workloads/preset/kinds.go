@@ -2,6 +2,7 @@ package preset
 
 import (
 	"net/http"
+	"strings"
 
 	"github.com/stagebench/stagebench/workloads"
 )
@@ -11,12 +12,26 @@ type kind struct {
 	method  string
 	header  map[string]string // shared by all ops of the kind, never written to
 	byOwner bool              // done by the owner of the photo, not by any virtual user
-	path    func(*service, turn) place
-	body    func(*service, turn) []byte // nil = none
+	// keyed says that the op is about one record with versions: the path without
+	// the action at its end. A user's profile has a version too, but nothing here
+	// changes it, so that no answer about it could be told to be stale; the record
+	// of an upload is named by the answer.
+	keyed  bool
+	action string
+	path   func(*service, turn) place
+	body   func(*service, turn) []byte // nil = none
 }
 
 // write reports whether ops of this kind change what is stored.
 func (k *kind) write() bool { return k.method != http.MethodGet }
+
+// record is the record that an op of this kind with that path is about.
+func (k *kind) record(path string) string {
+	if !k.keyed {
+		return ""
+	}
+	return strings.TrimSuffix(path, k.action)
+}
 
 // kinds is what the photo service can be asked for, by class.
 func kinds() map[workloads.Class]kind {
@@ -29,7 +44,7 @@ func kinds() map[workloads.Class]kind {
 		Feed: {method: http.MethodGet, header: json, path: func(w *service, t turn) place {
 			return numbered("/api/feed?user=", w.anyUser(t), "&limit=20")
 		}},
-		Photo: {method: http.MethodGet, header: json, path: func(w *service, t turn) place {
+		Photo: {method: http.MethodGet, header: json, keyed: true, path: func(w *service, t turn) place {
 			return numbered("/api/photos/", w.anyPhoto(t), "")
 		}},
 		Image: {method: http.MethodGet, header: jpeg, path: func(w *service, t turn) place {
@@ -41,15 +56,15 @@ func kinds() map[workloads.Class]kind {
 		Me: {method: http.MethodGet, header: json, path: func(*service, turn) place {
 			return plain("/api/me")
 		}},
-		Like: {method: http.MethodPost, header: json, path: func(w *service, t turn) place {
+		Like: {method: http.MethodPost, header: json, keyed: true, action: "/like", path: func(w *service, t turn) place {
 			return numbered("/api/photos/", w.anyPhoto(t), "/like")
 		}},
-		Comment: {method: http.MethodPost, header: sendJSON, path: func(w *service, t turn) place {
+		Comment: {method: http.MethodPost, header: sendJSON, keyed: true, action: "/comments", path: func(w *service, t turn) place {
 			return numbered("/api/photos/", w.anyPhoto(t), "/comments")
 		}, body: func(w *service, t turn) []byte {
 			return w.texts.comment(t)
 		}},
-		Rename: {method: http.MethodPatch, header: sendJSON, byOwner: true, path: func(w *service, t turn) place {
+		Rename: {method: http.MethodPatch, header: sendJSON, byOwner: true, keyed: true, path: func(w *service, t turn) place {
 			return numbered("/api/photos/", w.owners[t.by].photo(t), "")
 		}, body: func(w *service, t turn) []byte {
 			return w.texts.title(t)

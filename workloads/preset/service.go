@@ -97,6 +97,7 @@ func (w *service) Op(n uint64) workloads.Op {
 		Index: n, Class: w.mix[i].Class, Write: k.write(),
 		Method: k.method, Path: k.path(w, t).String(), Header: k.header, User: t.user,
 	}
+	op.Record = k.record(op.Path)
 	if k.body != nil {
 		op.Body = k.body(w, t)
 	}

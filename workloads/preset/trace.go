@@ -87,7 +87,7 @@ func (w *replayed) Op(n uint64) workloads.Op {
 		op.Class, op.Path = Image, numbered("/img/", photo, "/thumb.jpg").String()
 	}
 	k := w.kinds[op.Class]
-	op.Header = k.header
+	op.Header, op.Record = k.header, k.record(op.Path)
 	return op
 }
 

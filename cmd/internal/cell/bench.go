@@ -12,6 +12,7 @@ import (
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/capacity"
 	"github.com/stagebench/stagebench/results/hdr"
+	"github.com/stagebench/stagebench/results/history"
 	"github.com/stagebench/stagebench/results/rundir"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/targets/local"
@@ -37,6 +38,8 @@ type Bench struct {
 	Life        time.Duration // of a connection, 0 = for ever
 	Run         *rundir.Dir
 	Progress    Progress
+	// Fixed is what is measured instead of a capacity; nil = the capacity.
+	Fixed *Fixed
 	// Up brings a topology up; node logs go to the directory.
 	Up func(ctx context.Context, t sut.Topology, logDir string) (*local.System, error)
 }
@@ -75,8 +78,11 @@ func (b *Bench) describe(t sut.Topology, l load.Load) results.Cell {
 		Engines: map[string]string{}, Versions: map[string]string{}, Units: t.Units(), SLO: b.SLO.String(),
 		CapacityMethod: "bracket", Repeats: []float64{}, Warnings: []string{}, Steps: []results.Step{}, Trace: l.Trace,
 	}
-	if l.Times != nil {
+	switch {
+	case l.Times != nil:
 		c.CapacityMethod = results.MethodReplay
+	case b.Fixed != nil:
+		c.CapacityMethod = results.MethodFixed
 	}
 	for role, engine := range t.Engines() {
 		c.Engines[string(role)] = string(engine)
@@ -134,10 +140,18 @@ func (b *Bench) repeat(ctx context.Context, c *results.Cell, topology sut.Topolo
 	if err := stepper.Clients.LogIn(ctx, l.Workload, opTimeout); err != nil {
 		return fmt.Errorf("before the measurement: %w", err)
 	}
-	if l.Times != nil {
-		return replay(ctx, c, stepper, l)
+	switch {
+	case l.Times != nil:
+		err = replay(ctx, c, stepper, l)
+	case b.Fixed != nil:
+		err = b.hold(ctx, c, stepper, system)
+	default:
+		err = b.measure(ctx, c, stepper)
 	}
-	return b.measure(ctx, c, stepper)
+	if err != nil {
+		return err
+	}
+	return b.findWrites(ctx, c, stepper, system)
 }
 
 // replay sends a workload that has times of its own, once, as it is. What the
@@ -170,7 +184,7 @@ func (b *Bench) stepper(ctx context.Context, system *local.System, workload work
 	}
 	return &Stepper{
 		Driver: b.Driver, Clients: clients, Workload: workload, SLO: b.SLO, Timeout: opTimeout, Drain: drainAtStop,
-		Progress: b.Progress, Target: system, ClientCPU: FreeFor(usage), Log: f.log, Timeline: f.timeline,
+		Progress: b.Progress, History: history.New(), Target: system, ClientCPU: FreeFor(usage), Log: f.log, Timeline: f.timeline,
 		// Asked each time: a node that was restarted has another admin address.
 		Served: func(ctx context.Context) (int64, error) { return Served(ctx, system.Counters()) },
 	}, nil
@@ -186,12 +200,13 @@ const (
 	maxSpoiled = 3
 )
 
-// measure warms up, measures the reference rate and searches for the capacity.
-func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error {
-	offered := uint64(0)
-	steps := func(purpose string, rate float64, d time.Duration) (results.Step, error) {
-		offered++
-		schedule, err := pace.Poisson(rate, b.Seed+offered)
+// steps returns what makes a step of a cell, each with arrivals of its own. What
+// it points to is the number of the arrivals that were used last.
+func (b *Bench) steps(ctx context.Context, c *results.Cell, s *Stepper) (func(string, float64, time.Duration) (results.Step, error), *uint64) {
+	offered := new(uint64)
+	return func(purpose string, rate float64, d time.Duration) (results.Step, error) {
+		*offered++
+		schedule, err := pace.Poisson(rate, b.Seed+*offered)
 		if err != nil {
 			return results.Step{}, err
 		}
@@ -201,14 +216,19 @@ func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error 
 		}
 		c.Steps = append(c.Steps, step)
 		return step, ctx.Err()
-	}
+	}, offered
+}
+
+// measure warms up, measures the reference rate and searches for the capacity.
+func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error {
+	steps, offered := b.steps(ctx, c, s)
 	s.next = warmupOps
-	if err := b.warmUp(c, steps); err != nil {
+	if err := b.warmUp(c, b.Plan.ReferenceRPS, steps); err != nil {
 		return err
 	}
 	// However long the warm-up took: the rows of a table are compared under the
 	// same arrivals and the same ops.
-	offered, s.next = referenceSeed, 0
+	*offered, s.next = referenceSeed, 0
 	reference, err := steps("reference", b.Plan.ReferenceRPS, b.Plan.Reference)
 	settle(c, &reference)
 	if err != nil {
@@ -263,13 +283,13 @@ func settle(c *results.Cell, step *results.Step) {
 // over.
 const steady = 0.20
 
-// warmUp runs at the reference rate until two slices in a row have about the
+// warmUp runs at a rate until two slices in a row have about the
 // same median, and says how much was cut.
-func (b *Bench) warmUp(c *results.Cell, steps func(string, float64, time.Duration) (results.Step, error)) error {
+func (b *Bench) warmUp(c *results.Cell, rate float64, steps func(string, float64, time.Duration) (results.Step, error)) error {
 	var last int64
 	c.WarmupCutNS = 0 // of the last repeat
 	for range b.Plan.WarmupSlices {
-		step, err := steps("warmup", b.Plan.ReferenceRPS, b.Plan.WarmupSlice)
+		step, err := steps("warmup", rate, b.Plan.WarmupSlice)
 		if err != nil {
 			return err
 		}
@@ -306,9 +326,12 @@ func conclude(c *results.Cell, slo results.SLO) {
 			best = s
 		}
 	}
-	if best == nil {
+	switch {
+	case c.CapacityMethod == results.MethodFixed:
+		c.Limit = results.Limit{By: "unknown", Figure: "no limit was looked for"}
+	case best == nil:
 		c.Limit = results.Limit{By: "unknown", Figure: "no step met the objective"}
-	} else {
+	default:
 		c.Limit = results.FindLimit(*best)
 	}
 	judgeSteps(c, best, slo)

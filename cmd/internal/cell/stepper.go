@@ -10,13 +10,16 @@
 package cell
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/hdr"
+	"github.com/stagebench/stagebench/results/history"
 	"github.com/stagebench/stagebench/results/rundir"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/workloads"
@@ -62,6 +65,11 @@ type Stepper struct {
 	Served func(ctx context.Context) (int64, error)
 	// ClientCPU is how many cores the client can use.
 	ClientCPU float64
+	// During does something to the target while a step lasts, from its start until
+	// ctx ends with it, and says what; nil = nothing.
+	During func(ctx context.Context, start time.Time) []targets.Event
+	// History sees what all steps show of records; nil = none does.
+	History *history.Recorder
 
 	Log      *hdr.Log              // nil = not kept
 	Timeline *rundir.Timeline      // nil = not kept
@@ -70,6 +78,7 @@ type Stepper struct {
 	left     int64                 // requests that the last step had left unanswered
 	second   int                   // of the cell's timeline
 	steps    int
+	began    time.Time // time 0 of the first step
 	logError error
 }
 
@@ -89,9 +98,11 @@ func (s *Stepper) Step(ctx context.Context, purpose string, rate float64, schedu
 	if purpose == "search" || purpose == "confirm" {
 		f.hopeless = giveUp
 	}
+	finish := s.begin(stepContext)
 	report, err := s.Driver.Run(stepContext, s.Clients, driver.Plan{
 		Workload: s.Workload, First: s.next, Schedule: schedule, Duration: duration, Timeout: s.Timeout, Drain: s.Drain,
 	}, f.outcome)
+	done := finish()
 	if err != nil {
 		return results.Step{}, fmt.Errorf("%s step at %.0f/s: %w", purpose, rate, err)
 	}
@@ -101,7 +112,8 @@ func (s *Stepper) Step(ctx context.Context, purpose string, rate float64, schedu
 	step.CutShort = report.Window < duration && ctx.Err() == nil
 	step.OpsHash = workloads.HashRange(s.Workload, s.next, min(scheduled, opsHashed))
 	s.next += scheduled
-	s.fill(&step, report, before, after)
+	s.fill(&step, report, before, after, done)
+	step.Stale = s.stale(report)
 	step.SLOMet, step.SLOBroken = s.SLO.Judge(step)
 	results.Assess(&step, results.Evidence{
 		InFlightNS: report.InFlightNS, ServiceNS: f.recorder.ServiceNS(), Recorded: step.ResponseNS.Count,
@@ -112,8 +124,41 @@ func (s *Stepper) Step(ctx context.Context, purpose string, rate float64, schedu
 	return step, s.logError
 }
 
-// fill adds the rates, and what target and client used between two looks.
-func (s *Stepper) fill(step *results.Step, report driver.Report, before, after look) {
+// begin starts what is done to the target during a step. Call the result when
+// the step is over: it returns what was done.
+func (s *Stepper) begin(ctx context.Context) (finish func() []targets.Event) {
+	if s.During == nil {
+		return func() []targets.Event { return nil }
+	}
+	ctx, end := context.WithCancel(ctx)
+	start, done := time.Now(), make(chan []targets.Event, 1)
+	go func() { done <- s.During(ctx, start) }()
+	return func() []targets.Event {
+		end()
+		return <-done
+	}
+}
+
+// stale judges what the step showed of records.
+func (s *Stepper) stale(report driver.Report) *results.Stale {
+	if s.History == nil {
+		return nil
+	}
+	if s.began.IsZero() {
+		s.began = report.Start
+	}
+	ages := hdr.NewHistogram()
+	stale := s.History.EndStep(int64(report.Start.Sub(s.began)), ages.Record)
+	if stale.Reads == 0 {
+		return nil
+	}
+	stale.AgeNS = ages.Latency(0)
+	return &stale
+}
+
+// fill adds the rates, what target and client used between two looks, and what
+// happened to the target; done is what was done to it on purpose.
+func (s *Stepper) fill(step *results.Step, report driver.Report, before, after look, done []targets.Event) {
 	step.Seconds = report.Window.Seconds()
 	completed := step.Ledger.OK + step.Ledger.HTTPError
 	step.SentRPS = float64(step.Ledger.Sent) / max(step.Seconds, 1e-9)
@@ -122,11 +167,15 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after l
 	step.Client = after.client.since(before.client, s.ClientCPU)
 	if s.Target != nil {
 		step.Hosts, step.Nodes = usageBetween(before.usage, after.usage, after.at.Sub(before.at))
-		for _, e := range s.Target.Events() {
-			if at := e.UnixNS - report.Start.UnixNano(); at >= 0 && e.UnixNS <= after.at.UnixNano() {
-				step.Events = append(step.Events, results.Event{AtNS: at, Text: e.Node + ": " + e.Text})
-			}
+		done = slices.Concat(done, s.Target.Events())
+	}
+	for _, e := range done {
+		if at := e.UnixNS - report.Start.UnixNano(); at >= 0 && e.UnixNS <= after.at.UnixNano() {
+			step.Events = append(step.Events, results.Event{AtNS: at, Text: e.Node + ": " + e.Text})
 		}
+	}
+	slices.SortStableFunc(step.Events, func(a, b results.Event) int { return cmp.Compare(a.AtNS, b.AtNS) })
+	if s.Target != nil {
 		var used float64
 		for _, h := range step.Hosts {
 			used += h.CPUSeconds
@@ -202,6 +251,9 @@ func (f *follower) outcome(o results.Outcome) {
 		f.completed = 0
 	}
 	f.recorder.Record(o)
+	if f.stepper.History != nil {
+		f.stepper.History.Record(o)
+	}
 	if f.stepper.Also != nil {
 		f.stepper.Also(o)
 	}

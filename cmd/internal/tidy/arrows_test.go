@@ -28,7 +28,8 @@ func arrows() []arrow {
 		{"targets", []string{"sut"}, "what a target is made of is said in the words of the system under test"},
 		{"targets/proc", nil, "supervises any child; what the child is does not matter"},
 		{"targets/budget", []string{"targets/proc"}, "holds any child to a budget; what the child is does not matter"},
-		{"targets/...", []string{"sut", "targets", "targets/proc", "targets/budget"}, "targets know the declared system, never the code of its nodes: the system does not know that it is measured"},
+		{"targets/failover", []string{"sut"}, "decides who is the primary; how a node is asked or ended is somebody else's"},
+		{"targets/...", []string{"sut", "targets", "targets/proc", "targets/budget", "targets/failover"}, "targets know the declared system, never the code of its nodes: the system does not know that it is measured"},
 
 		{"workloads", nil, "the vocabulary of load is pure"},
 		{"workloads/keys", []string{"workloads"}, "distributions are pure functions of numbers"},

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/stagebench/stagebench/sut/photos"
+	"github.com/stagebench/stagebench/sut/store"
 )
 
 // nobody and nothing are ids that are never given.
@@ -27,6 +28,34 @@ func loaded(t *testing.T, k kit) {
 	}
 	for _, want := range k.data.photos {
 		same(t, "photo", k.photo(t, want.ID), want)
+	}
+}
+
+// rows: every table is read whole, in order, and has one digest.
+func rows(t *testing.T, k kit) {
+	counts := map[string]int{"users": len(k.data.users), "photos": len(k.data.photos), "comments": len(k.data.comments), "follows": len(k.data.follows)}
+	for _, table := range store.Tables() {
+		seen := map[string]bool{}
+		if err := k.Rows(t.Context(), table, func(r store.Row) error {
+			seen[r.Key] = true
+			if want := k.data.photos[0]; table == "photos" && r.Key == fmt.Sprint(want.ID) && (r.Values["title"] != want.Title || r.Values["bytes"] != want.Bytes || r.Values["width"] != int64(want.Width)) {
+				t.Errorf("photo %s is %v", r.Key, r.Values)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if len(seen) != counts[table] {
+			t.Errorf("%d rows of %s, want %d", len(seen), table, counts[table])
+		}
+	}
+	first, err := k.Digest(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.newPhoto(t, 120)
+	if second, err := k.Digest(t.Context()); err != nil || second == first {
+		t.Errorf("digest %s, %v after a change", second, err)
 	}
 }
 

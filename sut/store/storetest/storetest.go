@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/sut/store"
 )
@@ -48,6 +49,7 @@ func Run(t *testing.T, open func(t *testing.T) *Store) {
 		run  func(*testing.T, kit)
 	}{
 		{"loaded records come back as they went in", loaded},
+		{"all rows can be read", rows},
 		{"a store can be warmed up, also twice", warm},
 		{"feed is the newest photos of who is followed", feed},
 		{"newest are the newest of all", newest},
@@ -72,12 +74,12 @@ func Run(t *testing.T, open func(t *testing.T) *Store) {
 // Open opens a store for the length of a test.
 func Open(t testing.TB, address string) *Store {
 	t.Helper()
-	return openWith(t, store.Config{Address: address, MaxConns: 16, QueryTimeout: patience})
+	return openWith(t, store.Config{Databases: sut.Databases{Primary: sut.Peer{Node: "db-1", Address: address}}, MaxConns: 16, QueryTimeout: patience})
 }
 
 func openWith(t testing.TB, c store.Config) *Store {
 	t.Helper()
-	s, err := store.Open(context.Background(), c)
+	s, err := store.Open(c)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,100 @@
+package cell
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/history"
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/targets/faults"
+	"github.com/stagebench/stagebench/targets/local"
+	"github.com/stagebench/stagebench/workloads/driver"
+)
+
+// Fixed is a cell at one rate, without a search.
+type Fixed struct {
+	RPS      float64
+	Duration time.Duration
+	Faults   faults.Schedule // what is done meanwhile; may be empty
+}
+
+// hold warms up and measures one rate, while faults are injected.
+func (b *Bench) hold(ctx context.Context, c *results.Cell, s *Stepper, system *local.System) error {
+	steps, offered := b.steps(ctx, c, s)
+	s.next = warmupOps
+	if err := b.warmUp(c, b.Fixed.RPS, steps); err != nil {
+		return err
+	}
+	*offered, s.next = referenceSeed, 0
+	if len(b.Fixed.Faults) > 0 {
+		s.During = func(ctx context.Context, start time.Time) []targets.Event {
+			return faults.Run(ctx, b.Fixed.Faults, start, system, system)
+		}
+		defer func() { s.During = nil }()
+	}
+	step, err := steps("fixed", b.Fixed.RPS, b.Fixed.Duration)
+	settle(c, &step)
+	return err
+}
+
+// How records are read back: with replicas that are behind on purpose, their lag
+// comes on top of the patience.
+const (
+	readBackPatience = 5 * time.Second
+	readBackPause    = 50 * time.Millisecond
+)
+
+// findWrites reads every record that was written to back through the target, and
+// adds to the cell what became of the writes. It does so where some can have been
+// lost: when there are replicas, and after faults.
+func (b *Bench) findWrites(ctx context.Context, c *results.Cell, s *Stepper, system *local.System) error {
+	databases := 0
+	t := system.Topology()
+	for _, n := range t.Nodes {
+		if n.Role == sut.DB {
+			databases++
+		}
+	}
+	if databases < 2 && (b.Fixed == nil || len(b.Fixed.Faults) == 0) {
+		return nil
+	}
+	writes, err := FindWrites(ctx, s.History, s.Clients, driver.ReadBack{
+		Timeout: opTimeout, Patience: readBackPatience + t.Knobs.Duration("db.replica_lag"), Pause: readBackPause,
+	})
+	if err != nil {
+		return err
+	}
+	if c.Writes == nil {
+		c.Writes = &results.Writes{}
+	}
+	sum := c.Writes
+	sum.Acknowledged += writes.Acknowledged
+	sum.Lost += writes.Lost
+	sum.Ambiguous += writes.Ambiguous
+	sum.AmbiguousApplied += writes.AmbiguousApplied
+	sum.Unread += writes.Unread
+	if writes.Unread > 0 {
+		c.Warnings = append(c.Warnings, fmt.Sprintf("%d records could not be read back after the measurement: more writes may be lost than were found", writes.Unread))
+	}
+	return nil
+}
+
+// FindWrites reads every record that was written to back, when no op is in flight
+// any more, and says what became of the writes; see history.Resolve for what that
+// cannot tell. Reads go where the target sends them: a replica that is behind is
+// waited for as long as how allows, and what it lacks after that counts as lost.
+func FindWrites(ctx context.Context, seen *history.Recorder, clients *driver.Clients, how driver.ReadBack) (results.Writes, error) {
+	written := seen.Written()
+	want := map[string]int64{}
+	for _, w := range written {
+		want[w.Record] = w.Highest()
+	}
+	readBack, err := clients.Versions(ctx, want, how)
+	if err != nil {
+		return results.Writes{}, err
+	}
+	return history.Resolve(written, readBack), nil
+}

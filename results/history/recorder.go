@@ -1,0 +1,117 @@
+package history
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/stagebench/stagebench/results"
+)
+
+// Recorder collects what outcomes show of records.
+type Recorder struct {
+	records map[string]*record
+	touched []*record // in the open step
+}
+
+// record is one record over a whole cell.
+type record struct {
+	name    string
+	past    Past
+	seen    []Seen // in the open step, on its clock
+	written Written
+	unsure  int64 // ambiguous writes of the open step
+}
+
+// New returns a recorder for a cell of whose records nothing is known.
+func New() *Recorder { return &Recorder{records: map[string]*record{}} }
+
+// Record takes in one outcome of the open step. Ops that are about no single
+// record, and answers that tell nothing about it, are left out.
+func (r *Recorder) Record(o results.Outcome) {
+	if o.Record == "" || o.Sent < 0 {
+		return
+	}
+	answered := o.Fate == results.OK || o.Fate == results.HTTPError
+	shown := answered && o.Version > 0 && o.Status < http.StatusBadRequest
+	gone := answered && !o.Write && o.Status == http.StatusNotFound
+	unsure := o.Write && (!answered || o.Status >= http.StatusInternalServerError)
+	if !shown && !gone && !unsure {
+		return
+	}
+	found := r.records[o.Record]
+	if found == nil {
+		// The name is a part of the op's path, which must not be kept with it.
+		name := strings.Clone(o.Record)
+		found = &record{name: name, written: Written{Record: name}}
+		r.records[name] = found
+	}
+	if len(found.seen) == 0 && found.unsure == 0 {
+		r.touched = append(r.touched, found)
+	}
+	if unsure {
+		found.unsure++
+		return
+	}
+	seen := Seen{Write: o.Write, User: o.User, Sent: o.Sent, Done: o.Done, Version: o.Version}
+	if gone {
+		seen.Version = 0
+	}
+	found.seen = append(found.seen, seen)
+}
+
+// EndStep judges the step that is over. Start is its time 0 on the clock of the
+// cell; age gets the age of every stale read. The result lacks the distribution
+// of the ages.
+func (r *Recorder) EndStep(start int64, age func(ns int64)) results.Stale {
+	var sum results.Stale
+	for _, record := range r.touched {
+		for i := range record.seen {
+			record.seen[i].Sent += start
+			record.seen[i].Done += start
+		}
+		var v Verdict
+		v, record.past = Judge(record.past, record.seen)
+		sum.Reads += v.Reads
+		sum.Stale += int64(len(v.Stale))
+		for _, stale := range v.Stale {
+			age(stale.AgeNS)
+			if stale.OwnWrite {
+				sum.RYWViolations++
+			}
+		}
+		record.remember()
+	}
+	r.touched = r.touched[:0]
+	return sum
+}
+
+// remember keeps of the step what is needed to say what became of the writes.
+func (r *record) remember() {
+	w := &r.written
+	for _, s := range r.seen {
+		existed := s.Version
+		if s.Write {
+			w.Acks = append(w.Acks, Ack{Sent: s.Sent, Done: s.Done, Version: s.Version})
+			existed-- // before it
+		}
+		if existed > 0 && (w.Lowest == 0 || existed < w.Lowest) {
+			w.Lowest = existed
+		}
+	}
+	w.Ambiguous += r.unsure
+	r.seen, r.unsure = nil, 0
+}
+
+// Written lists the records that were written to, or may have been, in the order
+// of their names.
+func (r *Recorder) Written() []Written {
+	var all []Written
+	for _, record := range r.records {
+		if len(record.written.Acks) > 0 || record.written.Ambiguous > 0 {
+			all = append(all, record.written)
+		}
+	}
+	slices.SortFunc(all, func(a, b Written) int { return strings.Compare(a.Record, b.Record) })
+	return all
+}

@@ -1,0 +1,335 @@
+package node_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/node"
+	"github.com/stagebench/stagebench/sut/store/replicatest"
+)
+
+// nodeVerb makes the test binary a node, so that it can be killed.
+const nodeVerb = "test-node"
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == nodeVerb {
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer stop()
+		if err := node.Run(ctx, os.Stdin, os.Stdout, os.Stderr); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func TestReplication(t *testing.T) {
+	for _, engine := range []sut.Engine{sut.SQLite, sut.Postgres} {
+		t.Run(string(engine), func(t *testing.T) {
+			t.Parallel()
+			if err := node.Installed(engine); err != nil {
+				t.Skipf("install the Debian package postgresql: %v", err)
+			}
+			replicatest.Run(t, &engineUnderTest{engine: engine, template: seeded(t, engine), ports: map[string]int{}, dirs: map[string]string{}})
+		})
+	}
+}
+
+// passable is a directory that a server which refuses root can reach.
+func passable(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "stagebench-node-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// seeded makes a database with the small data set, stopped cleanly.
+func seeded(t *testing.T, engine sut.Engine) string {
+	t.Helper()
+	dir := filepath.Join(passable(t), "template")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	db := start(t, sut.NodeConfig{Node: "template", Role: sut.DB, Engine: engine, Dir: dir})
+	start(t, sut.NodeConfig{Node: "seed", Role: sut.Seed, Engine: engine, Dir: t.TempDir(), Uses: map[sut.Role][]sut.Peer{sut.DB: {{Node: "template", Address: db.ready.Address}}}})
+	db.drain()
+	if err := db.end(t); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// engineUnderTest starts nodes as processes of their own.
+type engineUnderTest struct {
+	engine   sut.Engine
+	template string
+	ports    map[string]int    // by test and name
+	dirs     map[string]string // likewise
+}
+
+// Counts implements replicatest.Engine.
+func (e *engineUnderTest) Counts() sut.DataCounts {
+	counts, _ := sut.Data{Size: "small", Seed: 1}.Counts()
+	return counts
+}
+
+// Start implements replicatest.Engine.
+func (e *engineUnderTest) Start(t *testing.T, name string, knobs sut.Knobs, told sut.Replication) replicatest.Node {
+	t.Helper()
+	key := t.Name() + name
+	if e.dirs[key] == "" {
+		e.dirs[key] = filepath.Join(passable(t), name)
+		if out, err := exec.Command("cp", "-a", e.template, e.dirs[key]).CombinedOutput(); err != nil {
+			t.Fatalf("copy the template: %v: %s", err, out)
+		}
+	}
+	config := sut.NodeConfig{
+		Node: name, Host: name, Role: sut.DB, Engine: e.engine, Listen: "127.0.0.1", Port: e.ports[key], Dir: e.dirs[key],
+		Procs: 1, DrainSeconds: 5, Replication: &told, Knobs: knobs.Complete(), Data: sut.Data{Size: "small", Seed: 1},
+	}
+	p := launch(t, config)
+	e.ports[key] = portOf(p.ready.Address)
+	return p
+}
+
+func portOf(address string) int {
+	port, _ := strconv.Atoi(address[strings.LastIndexByte(address, ':')+1:])
+	return port
+}
+
+// nodeProcess is a node that can be killed.
+type nodeProcess struct {
+	cmd    *exec.Cmd
+	stdin  io.Closer
+	ready  sut.Ready
+	exited chan struct{}
+	end    sync.Once
+}
+
+func launch(t *testing.T, config sut.NodeConfig) *nodeProcess {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, nodeVerb)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	log := &logged{t: t, node: config.Node}
+	cmd.Stderr = log
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p := &nodeProcess{cmd: cmd, stdin: stdin, exited: make(chan struct{})}
+	t.Cleanup(func() { p.Kill(t); log.flush() })
+	if err := json.NewEncoder(stdin).Encode(config); err != nil {
+		t.Fatal(err)
+	}
+	err = json.NewDecoder(stdout).Decode(&p.ready)
+	go func() { _ = cmd.Wait(); close(p.exited) }() // how it ended is what the test did to it
+	if err != nil {
+		p.Kill(t)
+		log.flush()
+		t.Fatalf("node %s: no ready line: %v", config.Node, err)
+	}
+	return p
+}
+
+// Address implements replicatest.Node.
+func (p *nodeProcess) Address() string { return p.ready.Address }
+
+// Admin implements replicatest.Node.
+func (p *nodeProcess) Admin() string { return p.ready.Admin }
+
+// Kill implements replicatest.Node.
+func (p *nodeProcess) Kill(t *testing.T) {
+	p.end.Do(func() {
+		all := p.family(t)
+		for _, pid := range all {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have gone with its parent
+		}
+		_ = p.stdin.Close()
+		<-p.exited
+		for _, pid := range all {
+			waitFor(t, "process "+strconv.Itoa(pid)+" is gone", func() bool {
+				state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+				return err != nil || strings.Contains(string(state), ") Z ")
+			})
+		}
+	})
+}
+
+// Pause implements replicatest.Node.
+func (p *nodeProcess) Pause(t *testing.T) { p.signal(t, syscall.SIGSTOP) }
+
+// Resume implements replicatest.Node.
+func (p *nodeProcess) Resume(t *testing.T) { p.signal(t, syscall.SIGCONT) }
+
+func (p *nodeProcess) signal(t *testing.T, sig syscall.Signal) {
+	t.Helper()
+	for _, pid := range p.family(t) {
+		if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// family lists the process and all its descendants: the processes of a server
+// have groups of their own.
+func (p *nodeProcess) family(t *testing.T) []int {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parents := map[int]int{}
+	for _, path := range stats {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // gone
+		}
+		var state string
+		var parent int
+		if _, err := fmt.Sscan(string(text[strings.LastIndexByte(string(text), ')')+1:]), &state, &parent); err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		parents[pid] = parent
+	}
+	all := []int{p.cmd.Process.Pid}
+	for grown := true; grown; {
+		grown = false
+		for _, pid := range slices.Sorted(maps.Keys(parents)) {
+			if slices.Contains(all, parents[pid]) && !slices.Contains(all, pid) {
+				all, grown = append(all, pid), true
+			}
+		}
+	}
+	return all
+}
+
+// logged keeps a node's log for a test that fails.
+type logged struct {
+	t    *testing.T
+	node string
+	mu   sync.Mutex
+	text []byte
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text = append(l.text, p...)
+	return len(p), nil
+}
+
+func (l *logged) flush() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.t.Failed() {
+		l.t.Logf("log of %s:\n%s", l.node, l.text)
+	}
+	l.text = nil
+}
+
+// A web node is told of other databases while it serves.
+func TestDatabasesOfAWebNode(t *testing.T) {
+	dirs := []string{t.TempDir(), t.TempDir()}
+	var dbs []*running
+	blobDirs := []string{t.TempDir(), t.TempDir()} // the same bytes twice
+	for i, dir := range dirs {
+		db := start(t, sut.NodeConfig{Node: fmt.Sprintf("db-%d", i+1), Role: sut.DB, Engine: sut.SQLite, Dir: dir})
+		dbs = append(dbs, db)
+		start(t, sut.NodeConfig{Node: "seed", Role: sut.Seed, Engine: sut.SQLite, Dir: blobDirs[i], Uses: map[sut.Role][]sut.Peer{sut.DB: {db.peer("db-1")}}})
+	}
+	blob := start(t, sut.NodeConfig{Node: "blob-1", Role: sut.Blob, Engine: sut.Files, Dir: blobDirs[0]})
+	// Two databases that know nothing of each other show who was asked.
+	w := start(t, sut.NodeConfig{Node: "web-1", Role: sut.Web, Engine: sut.App, Dir: t.TempDir(), Epoch: 1, Uses: map[sut.Role][]sut.Peer{
+		sut.DB: {dbs[0].peer("db-1"), dbs[1].peer("db-2")}, sut.Blob: {blob.peer("blob-1")},
+	}})
+	s, c := service{url: "http://" + w.ready.Address}, browser(t)
+	login, _ := json.Marshal(map[string]string{"login": sut.SeedLogin(1), "password": sut.SeedPassword})
+	if response, text := s.do(t, c, http.MethodPost, "/api/login", "application/json", login); response.StatusCode >= 300 {
+		t.Fatalf("login: %d %s", response.StatusCode, text)
+	}
+	like := func() string {
+		response, text := s.do(t, c, http.MethodPost, "/api/photos/1/like", "", nil)
+		if response.StatusCode >= 300 {
+			t.Fatalf("like: %d %s", response.StatusCode, text)
+		}
+		return response.Header.Get("X-Record-Version")
+	}
+	read := func() string {
+		response, _ := s.do(t, c, http.MethodGet, "/api/photos/1", "", nil)
+		return response.Header.Get("X-Record-Version")
+	}
+	before := read()
+	if after := like(); after == before || read() != before {
+		t.Errorf("versions %s, then %s at the primary and %s at the replica", before, after, read())
+	}
+	tell := func(document string) int {
+		status, _ := w.admin(t, http.MethodPut, sut.DatabasesPath, document)
+		return status
+	}
+	swapped, _ := json.Marshal(sut.Databases{Epoch: 2, Primary: dbs[1].peer("db-2")})
+	if status := tell(string(swapped)); status != http.StatusNoContent {
+		t.Fatalf("told of another primary: %d", status)
+	}
+	if after := like(); after == before || read() != after {
+		t.Errorf("version %s at the new primary, and %s read", after, read())
+	}
+	old, _ := json.Marshal(sut.Databases{Epoch: 1, Primary: dbs[0].peer("db-1")})
+	for document, want := range map[string]int{
+		string(old): http.StatusConflict, "{": http.StatusBadRequest, `{"epoch":3}`: http.StatusBadRequest, `{"colour":"red"}`: http.StatusBadRequest,
+	} {
+		if status := tell(document); status != want {
+			t.Errorf("%s: %d, want %d", document, status, want)
+		}
+	}
+	// A dead replica costs nothing but a moment.
+	both, _ := json.Marshal(sut.Databases{Epoch: 3, Primary: dbs[1].peer("db-2"), Replicas: []sut.Peer{dbs[0].peer("db-1")}})
+	if status := tell(string(both)); status != http.StatusNoContent {
+		t.Fatalf("told of a replica: %d", status)
+	}
+	_ = dbs[0].stdin.Close()
+	if err := dbs[0].end(t); err != nil {
+		t.Error(err)
+	}
+	if got := read(); got == "" {
+		t.Error("nothing is read when the replica is dead")
+	}
+}

@@ -1,0 +1,279 @@
+package replicatest
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/photos"
+)
+
+func follows(t *testing.T, k *kit) {
+	primary, replica := k.pair(nil)
+	third := k.start("db-3", nil, sut.Replication{Epoch: 1, Primary: primary.at()})
+	third.awaitServing("db-1")
+	var version int64
+	for range 50 {
+		version = primary.like(7)
+	}
+	for _, c := range []*copied{replica, third} {
+		c.awaitVersion(7, version)
+		c.sameAs(primary)
+		if s := c.status(); s.Rebuilds != 0 || s.Primary || s.Epoch != 1 || s.Problem != "" {
+			t.Errorf("%s: %+v", c.name, s)
+		}
+	}
+	s := primary.status()
+	if _, known := s.Followers["db-2"]; !s.Primary || !s.Serves || !known || len(s.Followers) != 2 {
+		t.Errorf("the primary: %+v", s)
+	}
+}
+
+func refusesWrites(t *testing.T, k *kit) {
+	primary, replica := k.pair(nil)
+	if _, err := replica.store.Like(t.Context(), 1, 1); !errors.Is(err, photos.ErrUnavailable) || !strings.Contains(err.Error(), "25006") {
+		t.Errorf("a write on a replica: %v", err)
+	}
+	if p, err := replica.store.Photo(t.Context(), 1); err != nil || p.Version != primary.like(1)-1 {
+		t.Errorf("photo %+v, %v", p, err)
+	}
+}
+
+func largeRows(t *testing.T, k *kit) {
+	primary, replica := k.pair(nil)
+	for i, size := range []int{1, 1000, 30_000, 60_000} {
+		c := photos.Comment{ID: k.id(), PhotoID: photos.ID(i + 1), UserID: 1, Text: strings.Repeat("ü", size/2), CreatedUS: 1}
+		if _, err := primary.store.Comment(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	replica.awaitVersion(4, primary.like(4))
+	replica.sameAs(primary)
+}
+
+func catchesUp(t *testing.T, k *kit) {
+	primary, replica := k.pair(nil)
+	for range 3 {
+		replica.Kill(t)
+		var version int64
+		for range 30 {
+			version = primary.like(3)
+		}
+		replica = k.start("db-2", nil, sut.Replication{Epoch: 1, Primary: primary.at()})
+		replica.awaitServing("db-1")
+		// One that serves has had all that there was when it came back.
+		if p, err := replica.store.Photo(t.Context(), 3); err != nil || p.Version < version {
+			t.Errorf("version %d, %v, want %d: it serves before it has caught up", p.Version, err, version)
+		}
+		if s := replica.status(); s.Rebuilds != 0 {
+			t.Errorf("it was fetched anew: %+v", s)
+		}
+	}
+	replica.sameAs(primary)
+}
+
+func promotes(t *testing.T, k *kit) {
+	primary, replica := k.pair(nil)
+	third := k.start("db-3", nil, sut.Replication{Epoch: 1, Primary: primary.at()})
+	third.awaitServing("db-1")
+	version := primary.like(5)
+	replica.awaitVersion(5, version)
+	third.awaitVersion(5, version)
+	primary.Kill(t)
+	replica.become(sut.Replication{Epoch: 2})
+	if s := replica.status(); !s.Primary || s.Epoch != 2 || !s.Serves {
+		t.Errorf("promoted: %+v", s)
+	}
+	if got := replica.like(5); got != version+1 {
+		t.Errorf("version %d after the promotion, want %d", got, version+1)
+	}
+	third.become(sut.Replication{Epoch: 2, Primary: replica.at()})
+	third.awaitServing("db-2")
+	third.awaitVersion(5, replica.like(5))
+	third.sameAs(replica)
+	if s := third.status(); s.Epoch != 2 || s.Rebuilds != 0 {
+		t.Errorf("a replica of the new primary: %+v", s)
+	}
+}
+
+// oldPrimary: what the old primary had, and nobody else, is not in the copy that
+// it comes back with.
+func oldPrimary(t *testing.T, k *kit) {
+	primary, replica := k.pair(nil)
+	replica.awaitVersion(5, primary.like(5))
+	replica.Pause(t)
+	lost := k.id()
+	if err := primary.store.AddPhoto(t.Context(), photos.Photo{ID: lost, UserID: 1, Title: "lost", State: photos.StateReady, Width: 1, Height: 1, Bytes: 1, CreatedUS: 1, Version: 1}); err != nil {
+		t.Fatal(err)
+	}
+	primary.Kill(t)
+	replica.Resume(t)
+	replica.become(sut.Replication{Epoch: 2})
+	replica.like(6)
+	// What had left the primary may have arrived all the same.
+	_, err := replica.store.Photo(t.Context(), lost)
+	survived := err == nil
+	back := k.start("db-1", nil, sut.Replication{Epoch: 2, Primary: replica.at()})
+	back.awaitServing("db-2")
+	back.awaitVersion(6, replica.like(6))
+	back.sameAs(replica)
+	if _, err := back.store.Photo(t.Context(), lost); (err == nil) != survived {
+		t.Errorf("the lost photo: %v; at the new primary: %v", err, survived)
+	}
+	if _, err := back.store.Like(t.Context(), 1, 1); !errors.Is(err, photos.ErrUnavailable) {
+		t.Errorf("a write on the old primary: %v", err)
+	}
+	// And it can take the place back.
+	replica.Kill(t)
+	back.become(sut.Replication{Epoch: 3})
+	back.like(6)
+}
+
+func oldEpoch(t *testing.T, k *kit) {
+	primary, replica := k.pair(nil)
+	if code, _, text := primary.admin(http.MethodPut, sut.Replication{Epoch: 2, Primary: replica.at()}); code != http.StatusConflict {
+		t.Errorf("a primary steps down: %d %s", code, text)
+	}
+	primary.like(1)
+	primary.Kill(t)
+	replica.become(sut.Replication{Epoch: 5})
+	for _, told := range []sut.Replication{{Epoch: 4}, {Epoch: 5}, {Epoch: 4, Primary: primary.at()}} {
+		if code, _, text := replica.admin(http.MethodPut, told); code != http.StatusConflict {
+			t.Errorf("%+v: %d %s", told, code, text)
+		}
+	}
+	for _, document := range []any{map[string]any{"epoch": 0}, map[string]any{"colour": "red"}, []int{1}} {
+		if code, _, text := replica.admin(http.MethodPut, document); code != http.StatusBadRequest || !strings.Contains(text, "hint") {
+			t.Errorf("%v: %d %s", document, code, text)
+		}
+	}
+	replica.like(1)
+}
+
+func synchronous(t *testing.T, k *kit) {
+	knobs := sut.Knobs{"db.sync": "sync", "db.sync_copies": "1", "db.sync_timeout": "0.5"}
+	primary, replica := k.pair(knobs)
+	for range 20 {
+		version := primary.like(2)
+		// Acknowledged means held; it may be shown a moment later.
+		replica.awaitVersion(2, version)
+	}
+	replica.Pause(t)
+	if _, err := primary.store.Like(t.Context(), 2, 1); !errors.Is(err, photos.ErrUnavailable) {
+		t.Errorf("a write that no replica holds: %v", err)
+	}
+	replica.Resume(t)
+	replica.until("it is connected again", func(s sut.ReplicationStatus) bool { return s.Connected })
+	var version int64
+	replica.until("writes are acknowledged again", func(sut.ReplicationStatus) bool {
+		var err error
+		version, err = primary.store.Like(t.Context(), 2, 1)
+		return err == nil
+	})
+	// Killed at any moment, the primary leaves every acknowledged write behind.
+	primary.Kill(t)
+	replica.become(sut.Replication{Epoch: 2})
+	if p, err := replica.store.Photo(t.Context(), 2); err != nil || p.Version < version {
+		t.Errorf("version %d was acknowledged; after the promotion it is %d, %v", version, p.Version, err)
+	}
+}
+
+func lag(t *testing.T, k *kit) {
+	const want = 200 * time.Millisecond
+	primary, replica := k.pair(sut.Knobs{"db.replica_lag": want.String()})
+	seen := 0
+	for range 5 {
+		begin := time.Now()
+		version := primary.like(9)
+		replica.awaitVersion(9, version)
+		if took := time.Since(begin); took < want {
+			t.Errorf("a write was seen after %v, before the lag of %v", took, want)
+		}
+	}
+	replica.until("the heartbeat's lag is within 20 %", func(s sut.ReplicationStatus) bool {
+		if d := time.Duration(s.LagNS); d > want*8/10 && d < want*12/10 {
+			seen++
+		}
+		return seen >= 5
+	})
+	// A promotion does not wait for what the lag holds back, and loses none of it.
+	version := primary.like(9)
+	replica.until("it has received the write", func(s sut.ReplicationStatus) bool { return primary.status().Followers["db-2"] >= 0 })
+	primary.Kill(t)
+	replica.become(sut.Replication{Epoch: 2})
+	if got := replica.like(9); got != version && got != version+1 {
+		t.Errorf("version %d after the promotion, want %d, or %d if the write had not left", got, version+1, version)
+	}
+}
+
+// random: many clients change everything at once, while the replicas come and
+// go; then all copies are equal.
+func random(t *testing.T, k *kit) {
+	const clients, each = 8, 1250
+	primary, replica := k.pair(nil)
+	third := k.start("db-3", nil, sut.Replication{Epoch: 1, Primary: primary.at()})
+	third.awaitServing("db-1")
+	counts := k.engine.Counts()
+	const seed = 42
+	t.Logf("seed %d", seed)
+	var ids, done atomic.Int64
+	ids.Store(1 << 41)
+	var all sync.WaitGroup
+	for c := range clients {
+		all.Go(func() {
+			r := rand.New(rand.NewPCG(seed, uint64(c)))
+			for range each {
+				if err := change(primary, r, counts, &ids); err != nil && !errors.Is(err, photos.ErrNotFound) && !errors.Is(err, photos.ErrForbidden) {
+					t.Errorf("client %d: %v", c, err)
+					return
+				}
+				done.Add(1)
+			}
+		})
+	}
+	for restarts := int64(1); restarts <= 2; restarts++ {
+		primary.until("the clients are under way", func(sut.ReplicationStatus) bool { return t.Failed() || done.Load() > restarts*clients*each/4 })
+		third.Kill(t)
+		third = k.start("db-3", nil, sut.Replication{Epoch: 1, Primary: primary.at()})
+	}
+	all.Wait()
+	for _, c := range []*copied{replica, third} {
+		c.awaitServing("db-1")
+		c.sameAs(primary)
+	}
+	if p, err := replica.store.Digest(t.Context()); err == nil {
+		t.Logf("%d transactions, digest %s on all copies", done.Load(), p)
+	}
+}
+
+// change is one random transaction.
+func change(c *copied, r *rand.Rand, counts sut.DataCounts, ids *atomic.Int64) error {
+	ctx := context.Background()
+	user, photo := photos.ID(r.IntN(counts.Users)+1), photos.ID(r.IntN(counts.Photos)+1)
+	var err error
+	switch r.IntN(6) {
+	case 0:
+		_, err = c.store.Like(ctx, photo, user)
+	case 1:
+		_, err = c.store.Comment(ctx, photos.Comment{ID: photos.ID(ids.Add(1)), PhotoID: photo, UserID: user, Text: strings.Repeat("x", r.IntN(300)+1), CreatedUS: int64(r.IntN(1000))})
+	case 2:
+		err = c.store.AddPhoto(ctx, photos.Photo{ID: photos.ID(ids.Add(1)), UserID: user, Title: "new", State: photos.StateReady, Width: 1, Height: 1, Bytes: 1, CreatedUS: int64(r.IntN(1000)), Version: 1})
+	case 3:
+		err = c.store.Follow(ctx, photos.Follow{Follower: user, Followee: photos.ID(r.IntN(counts.Users) + 1), CreatedUS: 1})
+	case 4:
+		_, err = c.store.RenamePhoto(ctx, photo, user, "renamed")
+	case 5:
+		// Deletes the photo if it is this user's, and reads who it belongs to if not.
+		if p, found := c.store.Photo(ctx, photo); found == nil {
+			err = c.store.DeletePhoto(ctx, photo, p.UserID)
+		}
+	}
+	return err
+}

@@ -1,0 +1,141 @@
+package store
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"hash"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// rowsPerPage is how many rows one statement of Rows reads.
+const rowsPerPage = 500
+
+// Tables names the tables that Rows reads, in the order in which they are loaded.
+func Tables() []string {
+	var names []string
+	for _, t := range tables() {
+		names = append(names, t.name)
+	}
+	return names
+}
+
+// Row is one row of a table: its values by column, int64 or string.
+type Row struct {
+	Key    string // of the row in its table, for people and for maps
+	Values map[string]any
+}
+
+// Rows reads a whole table in the order of its key, a page at a time. Between two
+// pages the table may change; each row is as it was when its page was read. An
+// error that do returns ends it.
+func (s *Store) Rows(ctx context.Context, name string, do func(Row) error) error {
+	for _, t := range tables() {
+		if t.name != name {
+			continue
+		}
+		last := make([]int64, t.key)
+		for {
+			page, err := s.page(ctx, t, last)
+			if err != nil {
+				return fmt.Errorf("rows of %s: %w", name, err)
+			}
+			for _, row := range page {
+				if err := do(row); err != nil {
+					return err
+				}
+			}
+			if len(page) < rowsPerPage {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("there is no table %q", name)
+}
+
+// page reads the rows after a key, and moves that to the last of them.
+func (s *Store) page(ctx context.Context, t table, after []int64) (page []Row, err error) {
+	var args []any
+	for _, k := range after {
+		args = append(args, k)
+	}
+	statement := t.pages()
+	err = s.read(ctx, func(ctx context.Context, d *database) error {
+		page = nil // anew: a first attempt may have broken off
+		rows, err := d.pool.Query(ctx, statement.SQL, append(args, int64(rowsPerPage))...)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			row, err := scanRow(rows, statement.Columns, t.key)
+			if err != nil {
+				return err
+			}
+			page = append(page, row)
+		}
+		return rows.Err()
+	})
+	if len(page) > 0 {
+		for i, c := range statement.Columns[:t.key] {
+			after[i] = page[len(page)-1].Values[c.Name].(int64)
+		}
+	}
+	return page, err
+}
+
+func scanRow(rows pgx.Rows, columns []Column, key int) (Row, error) {
+	row := Row{Values: make(map[string]any, len(columns))}
+	values := make([]any, len(columns))
+	for i, c := range columns {
+		if c.Type == Text {
+			values[i] = new(string)
+		} else {
+			values[i] = new(int64)
+		}
+	}
+	if err := rows.Scan(values...); err != nil {
+		return row, err
+	}
+	for i, c := range columns {
+		switch v := values[i].(type) {
+		case *string:
+			row.Values[c.Name] = *v
+		case *int64:
+			row.Values[c.Name] = *v
+		}
+		if i < key {
+			if i > 0 {
+				row.Key += "/"
+			}
+			row.Key += fmt.Sprint(row.Values[c.Name])
+		}
+	}
+	return row, nil
+}
+
+// Digest is one value for the contents of all tables: equal contents have equal
+// digests, on any engine.
+func (s *Store) Digest(ctx context.Context) (string, error) {
+	sum := sha256.New()
+	for _, t := range tables() {
+		columns := t.pages().Columns
+		if err := s.Rows(ctx, t.name, func(r Row) error { return r.write(sum, columns) }); err != nil {
+			return "", err
+		}
+		fmt.Fprintf(sum, "end of %s\n", t.name)
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:16]), nil
+}
+
+func (r Row) write(sum hash.Hash, columns []Column) error {
+	for _, c := range columns {
+		if _, err := fmt.Fprintf(sum, "%q ", fmt.Sprint(r.Values[c.Name])); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintln(sum)
+	return err
+}

@@ -1,0 +1,357 @@
+// Package failover keeps one primary among the copies of a database: it probes
+// all copies, takes a dead primary's place with the replica that holds most, and
+// says which copies may be read.
+//
+// It starts and kills nothing itself and speaks no SQL: what it sees and does goes
+// through Copies. It never promotes before the old primary is dead for certain, so
+// that no two can take writes, and never promotes on suspicion alone when there is
+// no replica to promote. One goroutine runs a Supervisor; its records may be read
+// by any number.
+//
+// Times are wall-clock durations. The order of calls is New, Run.
+package failover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
+)
+
+// Copies is what a Supervisor acts on: the nodes of one database, by name.
+type Copies interface {
+	// Look asks a node how its copy stands.
+	Look(ctx context.Context, node string) (sut.ReplicationStatus, error)
+	// Become makes a running node the primary of an epoch, or a replica of that
+	// primary when it is another node.
+	Become(ctx context.Context, node string, epoch int64, primary string) error
+	// Fence ends a node for certain: when it returns, the node takes no writes, and
+	// is not started again before release is called.
+	Fence(ctx context.Context, node string) (release func(), err error)
+	// Use makes these the databases in use: of nodes that are started from now on,
+	// whatever happens, and of the running web nodes. An error means that some of
+	// those could not be told, and that Use must be called again.
+	Use(ctx context.Context, roles Roles) error
+}
+
+// Roles is which node is the primary, since which epoch, and which replicas may
+// be read.
+type Roles struct {
+	Epoch    int64
+	Primary  string
+	Replicas []string
+}
+
+// Config says what is supervised.
+type Config struct {
+	Copies Copies
+	Roles  Roles // to begin with; Replicas are all others, whether they may be read or not
+	// Interval is the time between two probes. A node is dead after Failures probes
+	// in a row that it refused, or when it has been silent for Silence: a busy node
+	// answers late, a dead one not at all.
+	Interval time.Duration
+	Failures int
+	Silence  time.Duration
+	Note     func(node, text string) // is told what happens
+}
+
+// Failover is one change of the primary, with the time that each step took.
+type Failover struct {
+	Epoch    int64  `json:"epoch"` // that it began
+	From     string `json:"from"`
+	To       string `json:"to"`
+	UnixNS   int64  `json:"unix_ns"`   // when the old primary answered last
+	DetectNS int64  `json:"detect_ns"` // from then until it was taken for dead
+	FenceNS  int64  `json:"fence_ns"`
+	// PromoteNS ends when the new primary takes writes, SwitchNS when the web hosts
+	// send it theirs.
+	PromoteNS int64 `json:"promote_ns"`
+	SwitchNS  int64 `json:"switch_ns"`
+	// Position is that of the last change that the new primary held.
+	Position int64 `json:"position"`
+}
+
+// Supervisor watches one database.
+type Supervisor struct {
+	cfg   Config
+	nodes []string
+	seen  map[string]*health
+
+	// The goroutine of Run alone.
+	roles   Roles
+	epoch   int64  // the highest that any node was told
+	stale   bool   // the roles in use are not known to all
+	release func() // of the dead primary, as long as nobody has its place
+
+	mu        sync.Mutex
+	failovers []Failover
+}
+
+// health is what the last probes of a node said.
+type health struct {
+	status   sut.ReplicationStatus
+	err      error
+	answered time.Time // the last time
+	refused  int       // probes in a row since
+}
+
+// Bounds of single steps. A promotion may have to apply what was received.
+const (
+	probeTimeout  = time.Second
+	becomeTimeout = 10 * time.Second
+	fenceTimeout  = 10 * time.Second
+	useTimeout    = 2 * time.Second
+)
+
+// New returns a supervisor of the copies that the roles name.
+func New(cfg Config) *Supervisor {
+	return &Supervisor{
+		cfg: cfg, nodes: append([]string{cfg.Roles.Primary}, cfg.Roles.Replicas...),
+		roles: cfg.Roles, epoch: cfg.Roles.Epoch, seen: map[string]*health{},
+	}
+}
+
+// Failovers lists the changes of the primary so far.
+func (s *Supervisor) Failovers() []Failover {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.failovers)
+}
+
+// Run supervises until ctx ends. All copies serve when it is called.
+func (s *Supervisor) Run(ctx context.Context) {
+	for _, node := range s.nodes {
+		s.seen[node] = &health{answered: time.Now()}
+	}
+	tick := time.NewTicker(s.cfg.Interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		s.probe(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if s.dead(s.roles.Primary) {
+			s.replace(ctx)
+		}
+		s.evict(ctx)
+		s.follow(ctx)
+		s.readable(ctx)
+	}
+}
+
+// probe asks all nodes at once.
+func (s *Supervisor) probe(ctx context.Context) {
+	type answer struct {
+		node   string
+		status sut.ReplicationStatus
+		err    error
+	}
+	answers := make(chan answer, len(s.nodes))
+	for _, node := range s.nodes {
+		go func() {
+			bounded, cancel := context.WithTimeout(ctx, probeTimeout)
+			defer cancel()
+			status, err := s.cfg.Copies.Look(bounded, node)
+			answers <- answer{node, status, err}
+		}()
+	}
+	for range s.nodes {
+		a := <-answers
+		h := s.seen[a.node]
+		h.err = a.err
+		switch {
+		case a.err == nil:
+			h.status, h.answered, h.refused = a.status, time.Now(), 0
+		case !errors.Is(a.err, context.DeadlineExceeded):
+			h.refused++
+		}
+	}
+}
+
+// dead reports whether a node is taken for dead.
+func (s *Supervisor) dead(node string) bool {
+	h := s.seen[node]
+	return h.err != nil && (h.refused >= s.cfg.Failures || time.Since(h.answered) >= s.cfg.Silence)
+}
+
+// best is the replica that holds most of those that answer, "" if none does. One
+// that was promoted, but could not say so in time, is the best.
+func (s *Supervisor) best() string {
+	best := ""
+	for _, node := range s.nodes {
+		h := s.seen[node]
+		if node == s.roles.Primary || h.err != nil || !h.status.Serves || h.status.Primary && h.status.Epoch <= s.roles.Epoch {
+			continue
+		}
+		if best == "" || s.seen[best].status.Before(h.status) {
+			best = node
+		}
+	}
+	return best
+}
+
+// replace puts a replica into the place of the dead primary. When it fails, the
+// next round begins anew, and the primary stays fenced as long as another one may
+// have been promoted.
+func (s *Supervisor) replace(ctx context.Context) {
+	old := s.roles.Primary
+	if s.best() == "" {
+		return // it may come back, and nobody else can take its place
+	}
+	f := Failover{From: old, UnixNS: s.seen[old].answered.UnixNano(), DetectNS: time.Since(s.seen[old].answered).Nanoseconds()}
+	begin := time.Now()
+	if !s.fence(ctx, old, f) {
+		return
+	}
+	f.FenceNS = time.Since(begin).Nanoseconds()
+	// What the old primary sent before it died has arrived by now.
+	s.probe(ctx)
+	if f.To = s.best(); f.To == "" {
+		s.cfg.Note(old, "no replica is left that could take its place")
+		s.letGo()
+		return
+	}
+	begin = time.Now()
+	if to := s.seen[f.To].status; to.Primary {
+		f.Epoch = to.Epoch
+	} else {
+		// Each attempt has an epoch of its own: one that failed may have succeeded.
+		s.epoch++
+		f.Epoch = s.epoch
+		if err := s.become(ctx, f.To, f.Epoch, f.To); err != nil {
+			s.cfg.Note(f.To, "could not be promoted: "+err.Error())
+			return
+		}
+	}
+	f.PromoteNS, f.Position = time.Since(begin).Nanoseconds(), s.seen[f.To].status.Position
+	s.install(ctx, f)
+}
+
+// fence ends the old primary, once.
+func (s *Supervisor) fence(ctx context.Context, old string, f Failover) bool {
+	if s.release != nil {
+		return true
+	}
+	s.cfg.Note(old, fmt.Sprintf("taken for dead: silent for %v", rounded(f.DetectNS)))
+	ctx, cancel := context.WithTimeout(ctx, fenceTimeout)
+	defer cancel()
+	release, err := s.cfg.Copies.Fence(ctx, old)
+	if err != nil {
+		s.cfg.Note(old, "could not be fenced, so that no other may take its place: "+err.Error())
+		return false
+	}
+	s.release = release
+	return true
+}
+
+func (s *Supervisor) letGo() {
+	if s.release != nil {
+		s.release()
+		s.release = nil
+	}
+}
+
+// install makes the promoted replica the primary for all.
+func (s *Supervisor) install(ctx context.Context, f Failover) {
+	begin := time.Now()
+	s.roles = Roles{Epoch: f.Epoch, Primary: f.To}
+	for _, node := range s.nodes {
+		if h := s.seen[node]; node != f.To && node != f.From && h.err == nil && h.status.Serves {
+			s.roles.Replicas = append(s.roles.Replicas, node)
+		}
+	}
+	s.use(ctx)
+	s.letGo()
+	f.SwitchNS = time.Since(begin).Nanoseconds()
+	s.mu.Lock()
+	s.failovers = append(s.failovers, f)
+	s.mu.Unlock()
+	s.cfg.Note(f.To, fmt.Sprintf("is the primary of epoch %d instead of %s: detected after %v, fenced in %v, promoted in %v, in use after %v more",
+		f.Epoch, f.From, rounded(f.DetectNS), rounded(f.FenceNS), rounded(f.PromoteNS), rounded(f.SwitchNS)))
+	// The old one's record is that of a primary, which it will not be.
+	s.seen[f.From] = &health{answered: time.Now(), err: errors.New("not started again yet")}
+	s.seen[f.To].status.Primary = true
+}
+
+func rounded(ns int64) time.Duration { return time.Duration(ns).Round(time.Millisecond) }
+
+// evict ends primaries that are not the one: a promotion that came too late.
+func (s *Supervisor) evict(ctx context.Context) {
+	if s.release != nil {
+		return // it is not known yet which one it will be
+	}
+	for _, node := range s.nodes {
+		if h := s.seen[node]; node == s.roles.Primary || h.err != nil || !h.status.Primary {
+			continue
+		}
+		s.cfg.Note(node, fmt.Sprintf("is a primary besides %s: ended", s.roles.Primary))
+		bounded, cancel := context.WithTimeout(ctx, fenceTimeout)
+		release, err := s.cfg.Copies.Fence(bounded, node)
+		cancel()
+		if err != nil {
+			s.cfg.Note(node, "could not be fenced: "+err.Error())
+			continue
+		}
+		release()
+		s.seen[node].err = errors.New("ended")
+	}
+}
+
+func (s *Supervisor) become(ctx context.Context, node string, epoch int64, primary string) error {
+	bounded, cancel := context.WithTimeout(ctx, becomeTimeout)
+	defer cancel()
+	return s.cfg.Copies.Become(bounded, node, epoch, primary)
+}
+
+// follow has replicas of an older epoch follow the primary of this one.
+func (s *Supervisor) follow(ctx context.Context) {
+	for _, node := range s.nodes {
+		h := s.seen[node]
+		if node == s.roles.Primary || h.err != nil || h.status.Primary || h.status.Following == s.roles.Primary {
+			continue
+		}
+		if err := s.become(ctx, node, s.roles.Epoch, s.roles.Primary); err != nil {
+			s.cfg.Note(node, fmt.Sprintf("does not follow %s: %v", s.roles.Primary, err))
+		}
+	}
+}
+
+// readable says which replicas may be read, when that has changed, or not
+// everybody knows yet.
+func (s *Supervisor) readable(ctx context.Context) {
+	var replicas []string
+	for _, node := range s.nodes {
+		if h := s.seen[node]; node != s.roles.Primary && !s.dead(node) && h.status.Serves && !h.status.Primary {
+			replicas = append(replicas, node)
+		}
+	}
+	if slices.Equal(replicas, s.roles.Replicas) && !s.stale {
+		return
+	}
+	for _, node := range s.nodes {
+		was, is := slices.Contains(s.roles.Replicas, node), slices.Contains(replicas, node)
+		switch {
+		case was && !is:
+			s.cfg.Note(node, "is read no more")
+		case is && !was:
+			s.cfg.Note(node, "has caught up, and is read")
+		}
+	}
+	s.roles.Replicas = replicas
+	s.use(ctx)
+}
+
+func (s *Supervisor) use(ctx context.Context) {
+	bounded, cancel := context.WithTimeout(ctx, useTimeout)
+	defer cancel()
+	s.stale = s.cfg.Copies.Use(bounded, Roles{Epoch: s.roles.Epoch, Primary: s.roles.Primary, Replicas: slices.Clone(s.roles.Replicas)}) != nil
+}

@@ -1,0 +1,232 @@
+package faults_test
+
+import (
+	gocmp "cmp"
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/targets/faults"
+)
+
+func TestRead(t *testing.T) {
+	got, err := faults.Read([]byte(`
+- {at: 3s, do: pause, who: replica}
+- at: 1500ms
+  do: kill
+  who: primary
+- {at: 4s, do: resume, who: replica}
+- {at: 0s, do: restart, who: web-2}
+`), "f.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"0s restart web-2", "1.5s kill primary", "3s pause replica", "4s resume replica"}
+	if diff := cmp.Diff(want, got.Texts()); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestReadRefuses(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                                      "no fault in it",
+		"at: 3s":                                "f.yaml:1:",
+		"- {at: 3s, do: kill, whom: web}":       "f.yaml:1:22: unknown field \"whom\"",
+		"- {at: soon, do: kill, who: web}":      "f.yaml:1:8: at \"soon\": want the time since the start of the step, for example 3s",
+		"- {at: -1s, do: kill, who: web}":       "at \"-1s\"",
+		"- {do: kill, who: web}":                "at \"\"",
+		"- {at: 3s, do: explode, who: web}":     "do \"explode\": want one of kill, pause, resume, restart",
+		"- {at: 3s, do: kill}":                  "who is missing",
+		"- {at: 3s, do: resume, who: web}":      "nothing has paused it by then",
+		"- {at: 1s, do: explode}\n- {do: kill}": "f.yaml:2:",
+		"- {at: 3s, do: [kill":                  "f.yaml:1:",
+		"- {at: 2s, do: pause, who: a}\n- {at: 1s, do: resume, who: a}": "resume a at 1s",
+		strings.Repeat("#", 2<<20):                                      "want at most",
+	} {
+		_, err := faults.Read([]byte(text), "f.yaml")
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.80q: %v, want %q", text, err, want)
+		}
+	}
+}
+
+func TestCheck(t *testing.T) {
+	topology := sut.Topology{
+		Stage: "lb",
+		Hosts: []sut.Host{{Name: "big-1"}, {Name: "db-1"}},
+		Nodes: []sut.Node{{Name: "web-1", Host: "big-1", Role: sut.Web}, {Name: "db-1", Host: "db-1", Role: sut.DB}},
+	}
+	for who, good := range map[string]bool{"big-1": true, "web-1": true, "web": true, "db": true, "primary": true, "replica": false, "lb": false, "web-2": false} {
+		err := faults.Schedule{{At: time.Second, Do: faults.Kill, Who: who}}.Check(topology, 2*time.Second)
+		if (err == nil) != good {
+			t.Errorf("%s: %v", who, err)
+		}
+	}
+	if err := (faults.Schedule{{At: time.Second, Do: faults.Kill, Who: "web"}}).Check(topology, time.Second); err == nil {
+		t.Error("a fault after the end of the step was taken")
+	}
+}
+
+// system is a target that does what it is told in no time, and starts what was
+// killed again after a while.
+type system struct {
+	mu    sync.Mutex
+	nodes []targets.NodeStatus // guarded by mu
+	begin time.Time
+	done  []string // guarded by mu
+}
+
+// Between two looks of who waits for it, so that the one that sees it is known.
+const startsAfter = 305 * time.Millisecond
+
+func (s *system) Status() []targets.NodeStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]targets.NodeStatus(nil), s.nodes...)
+}
+
+// lead makes a database the primary; "" = none is, and all are replicas.
+func (s *system) lead(name string) {
+	for i := range s.nodes {
+		if s.nodes[i].Role == sut.DB {
+			s.nodes[i].Standing = targets.Replica
+			if s.nodes[i].Node == name {
+				s.nodes[i].Standing = targets.Primary
+			}
+		}
+	}
+}
+
+func (s *system) act(verb, name string, state targets.State) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.done = append(s.done, fmt.Sprintf("%v %s %s", time.Since(s.begin), verb, name))
+	for i := range s.nodes {
+		if s.nodes[i].Node == name {
+			s.nodes[i].State = state
+			return nil
+		}
+	}
+	return fmt.Errorf("there is no host or node %q", name)
+}
+
+func (s *system) Kill(name string) error {
+	time.AfterFunc(startsAfter, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for i := range s.nodes {
+			if s.nodes[i].Node == name {
+				s.nodes[i].State, s.nodes[i].Restarts = targets.Serving, s.nodes[i].Restarts+1
+			}
+		}
+	})
+	return s.act("kill", name, targets.Dead)
+}
+func (s *system) Pause(name string) error  { return s.act("pause", name, targets.Paused) }
+func (s *system) Resume(name string) error { return s.act("resume", name, targets.Serving) }
+
+// run plays a file against three web and three database nodes, in a bubble where
+// time is exact, and returns what the target was told and what was said of it.
+func run(t *testing.T, file string, length time.Duration, change func(*system)) (done, said []string) {
+	t.Helper()
+	schedule, err := faults.Read([]byte(file), "f.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		s := &system{begin: time.Now()}
+		for _, name := range []string{"web-1", "web-2", "db-1", "db-2", "db-3"} {
+			role, _, _ := strings.Cut(name, "-")
+			s.nodes = append(s.nodes, targets.NodeStatus{Node: name, Host: name, Role: sut.Role(role), State: targets.Serving})
+		}
+		s.lead("db-1")
+		if change != nil {
+			change(s)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), length)
+		defer cancel()
+		for _, e := range faults.Run(ctx, schedule, s.begin, s, s) {
+			said = append(said, fmt.Sprintf("%v %s: %s", time.Unix(0, e.UnixNS).Sub(s.begin), e.Node, e.Text))
+		}
+		done = s.done
+		time.Sleep(startsAfter) // inside the bubble: what is being started again is over
+	})
+	return done, said
+}
+
+func TestRun(t *testing.T) {
+	for name, test := range map[string]struct {
+		file       string
+		length     time.Duration
+		change     func(*system)
+		done, said []string
+	}{
+		"by name": {
+			file: "- {at: 1s, do: kill, who: web-2}\n- {at: 2s, do: pause, who: db-3}\n- {at: 3s, do: resume, who: db-3}",
+			done: []string{"1s kill web-2", "2s pause db-3", "3s resume db-3"},
+			said: []string{"1s web-2: fault: 1s kill web-2", "2s db-3: fault: 2s pause db-3", "3s db-3: fault: 3s resume db-3"},
+		},
+		"by role: the first that serves, and a resume finds the one that was paused": {
+			file: "- {at: 1s, do: pause, who: replica}\n- {at: 2s, do: kill, who: primary}\n- {at: 3s, do: resume, who: replica}\n- {at: 4s, do: kill, who: web}",
+			done: []string{"1s pause db-2", "2s kill db-1", "3s resume db-2", "4s kill web-1"},
+			said: []string{"1s db-2: fault: 1s pause replica", "2s db-1: fault: 2s kill primary", "3s db-2: fault: 3s resume replica", "4s web-1: fault: 4s kill web"},
+		},
+		"the primary of that moment": {
+			file:   "- {at: 1s, do: kill, who: primary}\n- {at: 2s, do: kill, who: replica}",
+			change: func(s *system) { s.lead("db-3") },
+			done:   []string{"1s kill db-3", "2s kill db-1"},
+			said:   []string{"1s db-3: fault: 1s kill primary", "2s db-1: fault: 2s kill replica"},
+		},
+		"a database without copies is the primary": {
+			file: "- {at: 1s, do: kill, who: primary}",
+			change: func(s *system) {
+				s.nodes = s.nodes[:3]
+				s.nodes[2].Standing = ""
+			},
+			done: []string{"1s kill db-1"},
+			said: []string{"1s db-1: fault: 1s kill primary"},
+		},
+		"restart says when it serves again": {
+			file: "- {at: 1s, do: restart, who: web-1}\n- {at: 1100ms, do: kill, who: web}",
+			done: []string{"1s kill web-1", "1.1s kill web-2"},
+			said: []string{"1s web-1: fault: 1s restart web-1", "1.1s web-2: fault: 1.1s kill web", "1.31s web-1: fault: restart web-1: it serves again after 310ms"},
+		},
+		"nobody to be done to": {
+			file:   "- {at: 1s, do: kill, who: primary}\n- {at: 2s, do: kill, who: lb}\n- {at: 3s, do: kill, who: web-2}",
+			change: func(s *system) { s.lead("") },
+			done:   []string{"3s kill web-2"},
+			said: []string{
+				"1s primary: fault: 1s kill primary: no primary serves at this moment",
+				"2s lb: fault: 2s kill lb: no lb serves at this moment", "3s web-2: fault: 3s kill web-2",
+			},
+		},
+		"the step ends before a fault": {
+			file: "- {at: 1s, do: kill, who: web-1}\n- {at: 2s, do: kill, who: web-2}", length: 1100 * time.Millisecond,
+			done: []string{"1s kill web-1"},
+			said: []string{"1s web-1: fault: 1s kill web-1", "1.1s web-2: fault: 2s kill web-2: not done, the step had ended"},
+		},
+		"the step ends before a restart": {
+			file: "- {at: 1s, do: restart, who: web-1}", length: 1105 * time.Millisecond,
+			done: []string{"1s kill web-1"},
+			said: []string{"1s web-1: fault: 1s restart web-1", "1.105s web-1: fault: restart web-1: it did not serve again before the end of the step"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			done, said := run(t, test.file, gocmp.Or(test.length, time.Minute), test.change)
+			if diff := cmp.Diff(test.done, done); diff != "" {
+				t.Errorf("done (-want +got)\n%s", diff)
+			}
+			if diff := cmp.Diff(test.said, said); diff != "" {
+				t.Errorf("said (-want +got)\n%s", diff)
+			}
+		})
+	}
+}

@@ -1,0 +1,228 @@
+package local
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/targets/failover"
+)
+
+// silence is how long a database may not answer before it is taken for dead. It
+// is longer than the pauses of a host that has used up its budget.
+const silence = 2 * time.Second
+
+// declareRoles sets the first roles of the databases: the one that uses no other
+// is the primary, and all others may be read once they are ready.
+func (s *System) declareRoles(t sut.Topology) {
+	for _, n := range t.Nodes {
+		switch {
+		case !n.Replicated:
+		case len(n.Uses) == 0:
+			s.roles.Epoch, s.roles.Primary = 1, n.Name
+		default:
+			s.roles.Replicas = append(s.roles.Replicas, n.Name)
+		}
+	}
+}
+
+// superviseCopies keeps one of the databases the primary, as long as the system
+// lives, if there are several.
+func (s *System) superviseCopies() {
+	if s.roles.Epoch == 0 {
+		return
+	}
+	knobs := s.topology.Knobs
+	s.failover = failover.New(failover.Config{
+		Copies: copies{s}, Roles: s.roles, Silence: silence,
+		Interval: time.Duration(knobs.Float("db.probe_interval") * float64(time.Second)), Failures: knobs.Int("db.probe_failures"),
+		Note: func(name, text string) {
+			if n := s.node(name); n != nil {
+				s.noted(n, "%s", text)
+			}
+		},
+	})
+	s.watching.Go(func() { s.failover.Run(s.life) })
+}
+
+// Failovers lists the changes of the primary so far.
+func (s *System) Failovers() []failover.Failover {
+	if s.failover == nil {
+		return nil
+	}
+	return s.failover.Failovers()
+}
+
+// standing is what a database is among its copies; the caller holds mu.
+func (s *System) standing(n *node) targets.Standing {
+	switch {
+	case !n.Replicated:
+		return ""
+	case n.Name == s.roles.Primary:
+		return targets.Primary
+	}
+	return targets.Replica
+}
+
+// node returns the node of that name, nil if there is none.
+func (s *System) node(name string) *node {
+	_, nodes := s.members()
+	for _, n := range nodes {
+		if n.Name == name {
+			return n
+		}
+	}
+	return nil
+}
+
+// peer is how others reach a node; the caller holds mu.
+func (n *node) peer() sut.Peer {
+	return sut.Peer{Node: n.Name, Address: n.ready.Address, Weight: n.Weight}
+}
+
+// peers returns those nodes, in that order; the caller holds mu.
+func (s *System) peers(names []string) []sut.Peer {
+	var all []sut.Peer
+	for _, name := range names {
+		if i := slices.IndexFunc(s.nodes, func(n *node) bool { return n.Name == name }); i >= 0 {
+			all = append(all, s.nodes[i].peer())
+		}
+	}
+	return all
+}
+
+// databases are those that web nodes use; the caller holds mu.
+func (s *System) databases() sut.Databases {
+	return sut.Databases{Epoch: s.roles.Epoch, Primary: s.peers([]string{s.roles.Primary})[0], Replicas: s.peers(s.roles.Replicas)}
+}
+
+// replication is what a database is told of its copies; the caller holds mu.
+func (s *System) replication(n *node) *sut.Replication {
+	told := &sut.Replication{Epoch: s.roles.Epoch}
+	if s.roles.Primary != n.Name {
+		told.Primary = &s.peers([]string{s.roles.Primary})[0]
+	}
+	return told
+}
+
+// copies is the system as the supervisor of its databases sees it.
+type copies struct{ *System }
+
+// Look implements failover.Copies.
+func (c copies) Look(ctx context.Context, name string) (status sut.ReplicationStatus, err error) {
+	err = c.call(ctx, c.node(name), http.MethodGet, sut.ReplicationPath, nil, &status)
+	return status, err
+}
+
+// Become implements failover.Copies.
+func (c copies) Become(ctx context.Context, name string, epoch int64, primary string) error {
+	next := sut.Replication{Epoch: epoch}
+	if primary != name {
+		c.mu.Lock()
+		next.Primary = &c.peers([]string{primary})[0]
+		c.mu.Unlock()
+	}
+	return c.call(ctx, c.node(name), http.MethodPut, sut.ReplicationPath, next, nil)
+}
+
+// Fence implements failover.Copies: it kills all processes of the node.
+func (c copies) Fence(ctx context.Context, name string) (release func(), err error) {
+	n := c.node(name)
+	c.mu.Lock()
+	if n.serves() {
+		n.asked = true
+		c.set(n, targets.Dead)
+	}
+	c.note(n, "fenced")
+	c.mu.Unlock()
+	c.hold([]*node{n}, 1)
+	defer func() {
+		if err != nil {
+			c.hold([]*node{n}, -1)
+		}
+	}()
+	if err := n.leaf.KillAll(); err != nil {
+		return nil, err
+	}
+	// A start that had begun before may have got past the first blow.
+	if err := c.await(ctx, func() bool { return !n.launching }); err != nil {
+		return nil, err
+	}
+	if err := n.leaf.KillAll(); err != nil {
+		return nil, err
+	}
+	return func() { c.hold([]*node{n}, -1) }, nil
+}
+
+// Use implements failover.Copies.
+func (c copies) Use(ctx context.Context, roles failover.Roles) error {
+	c.mu.Lock()
+	c.roles = roles
+	databases := c.databases()
+	var told []*node
+	var late error
+	for _, n := range c.nodes {
+		switch {
+		case n.Role != sut.Web:
+		case n.launching || n.state == targets.Paused:
+			late = fmt.Errorf("%s is %s", n.Name, n.state)
+		case n.state == targets.Serving:
+			told = append(told, n)
+		}
+	}
+	c.mu.Unlock()
+	errs := make(chan error, len(told))
+	for _, n := range told {
+		go func() { errs <- c.call(ctx, n, http.MethodPut, sut.DatabasesPath, databases, nil) }()
+	}
+	for range told {
+		late = errors.Join(late, <-errs)
+	}
+	return late
+}
+
+// call asks a node at its admin address.
+func (s *System) call(ctx context.Context, n *node, method, path string, document, answer any) error {
+	s.mu.Lock()
+	admin := n.ready.Admin
+	s.mu.Unlock()
+	var body io.Reader
+	if document != nil {
+		text, err := json.Marshal(document)
+		if err != nil {
+			return fmt.Errorf("write what %s is told: %w", n.Name, err)
+		}
+		body = bytes.NewReader(text)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+admin+path, body)
+	if err != nil {
+		return fmt.Errorf("%s %s of %s: %w", method, path, n.Name, err)
+	}
+	req.Close = true // a connection that is kept may be one to a process that has died
+	response, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("%s: %w", n.Name, err)
+	}
+	defer func() { _ = response.Body.Close() }() // read only
+	text, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s %s of %s: %w", method, path, n.Name, err)
+	case response.StatusCode >= 300:
+		return fmt.Errorf("%s %s of %s: %s: %s", method, path, n.Name, response.Status, bytes.TrimSpace(text))
+	case answer == nil:
+		return nil
+	}
+	if err := json.Unmarshal(text, answer); err != nil {
+		return fmt.Errorf("%s %s of %s: %w", method, path, n.Name, err)
+	}
+	return nil
+}

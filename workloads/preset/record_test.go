@@ -1,0 +1,34 @@
+package preset_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/stagebench/stagebench/workloads"
+	"github.com/stagebench/stagebench/workloads/preset"
+)
+
+// Reads and writes of one photo are about one record; ops that show several, or
+// whose record only the answer names, are about none.
+func TestRecords(t *testing.T) {
+	keyed := map[workloads.Class]bool{preset.Photo: true, preset.Like: true, preset.Comment: true, preset.Rename: true}
+	each(t, func(t *testing.T, w workloads.Workload) {
+		all, seen := forms(), map[workloads.Class]bool{}
+		for n := range uint64(20_000) {
+			op := w.Op(n)
+			want := ""
+			if photo, found := id(t, all[op.Class], op, "photo"); found && keyed[op.Class] {
+				want = fmt.Sprintf("/api/photos/%d", photo)
+				seen[op.Class] = true
+			}
+			if op.Record != want {
+				t.Fatalf("op %d: %s %s is about the record %q, want %q", n, op.Class, op.Path, op.Record, want)
+			}
+		}
+		for _, share := range preset.Shares(w.Name()) {
+			if keyed[share.Class] && !seen[share.Class] {
+				t.Errorf("no %s was asked for", share.Class)
+			}
+		}
+	})
+}
