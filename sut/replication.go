@@ -16,6 +16,12 @@ import "cmp"
 type Replication struct {
 	Epoch   int64 `json:"epoch"`             // from 1 on; one higher with each promotion
 	Primary *Peer `json:"primary,omitempty"` // whom it follows; nil = it is the primary
+	// Origins are the other primaries when there are several and this is one of them:
+	// those that it gets changes from. In a ring that is one, who hands on what it
+	// got from its own; else they are all others, each of whom sends its own. A
+	// primary of several may be told of other origins at any time.
+	Origins []Peer `json:"origins,omitempty"`
+	Several bool   `json:"several,omitempty"` // there are several primaries, also while Origins is empty
 }
 
 // ReplicationPath is where a database node's admin address answers GET with its
@@ -43,12 +49,72 @@ type ReplicationStatus struct {
 	Rebuilds int64 `json:"rebuilds"` // times that the whole copy was fetched anew
 	// Followers is how far the connected replicas of a primary are, by name.
 	Followers map[string]int64 `json:"followers,omitempty"`
+	// Of one of several primaries: the changes of each other origin that were
+	// applied, and the rows for which two origins had changes at the same time, of
+	// which the later one won.
+	Applied   map[string]int64 `json:"applied,omitempty"`
+	Conflicts int64            `json:"conflicts"`
 	Problem   string           `json:"problem,omitempty"` // why it does not serve or is not connected, for people
 }
 
 // Before reports whether a copy holds less than another one.
 func (s ReplicationStatus) Before(other ReplicationStatus) bool {
 	return cmp.Or(cmp.Compare(s.Epoch, other.Epoch), cmp.Compare(s.Position, other.Position)) < 0
+}
+
+// LostPath is where a database node's admin address answers GET with its Lost, and
+// POST of a Replay with a Replayed.
+const LostPath = "/replication/lost"
+
+// Lost is what a database held when it was the primary, and what the one that took
+// its place never got. The node keeps the copy that it had until it is replaced
+// again.
+type Lost struct {
+	Node string `json:"node"`
+	// Epoch is that of the copy that was kept; 0 = none was, because nothing was lost
+	// or the node has always been what it is.
+	Epoch int64 `json:"epoch"`
+	// Commits is how many commits were lost, each of one transaction or of several
+	// that waited for the disk together; heartbeats do not count.
+	Commits int          `json:"commits"`
+	Changes []LostChange `json:"changes"`
+	// Partial says what cannot be seen of what was lost, for people; empty = nothing.
+	Partial string `json:"partial,omitempty"`
+}
+
+// LostChange is one row that was changed, or the last of several changes to it.
+type LostChange struct {
+	Table string `json:"table"`
+	Key   string `json:"key"` // of the row; of several columns with a slash between them
+	Op    Change `json:"op"`
+	AtUS  int64  `json:"at_us,omitempty"` // when it was committed, in microseconds since the Unix epoch; 0 = not known
+	// Old and New are the row by column: of an update those that were changed.
+	Old map[string]any `json:"old,omitempty"`
+	New map[string]any `json:"new,omitempty"`
+}
+
+// Change is what was done to a row.
+type Change string
+
+// The changes of rows.
+const (
+	Inserted Change = "insert"
+	Updated  Change = "update"
+	Deleted  Change = "delete"
+)
+
+// Replay asks a database to do what was lost once more, at the primary that is
+// named.
+type Replay struct {
+	Primary Peer `json:"primary"`
+}
+
+// Replayed says what became of what was lost. Doing it a second time replays
+// likes and renames again, and finds the others in place.
+type Replayed struct {
+	Done    map[string]int `json:"done"`    // operations of the store by name
+	There   int            `json:"there"`   // were in place already
+	Refused []string       `json:"refused"` // could not be done, and why
 }
 
 // Databases is which database nodes a web node uses. A running web node takes a

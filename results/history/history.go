@@ -8,9 +8,9 @@
 //
 // Judge and Resolve are pure functions. A Recorder collects the outcomes that
 // they need and belongs to one goroutine; the usual order of calls is Record for
-// every outcome of a step, EndStep, and Written when the cell is over. It keeps
-// 24 bytes for each acknowledged write of the cell, and until the end of the step
-// 40 for each op on a record.
+// every outcome of a step, EndStep, and Written when the cell is over. It keeps at
+// most 40 bytes for each acknowledged write of the cell, and until the end of the
+// step 40 for each op on a record.
 //
 // Times are nanoseconds on one clock of the cell. Nothing here does I/O.
 package history

@@ -68,7 +68,57 @@ func (b birth) startPostgres(ctx context.Context) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	return b.withAdmin(p.beside(s.Watch), b.databaseAdmin(s, postgres.ErrConflict))
+	p = p.beside(s.Watch).beside(func(ctx context.Context) { p.died <- awaitLost(ctx, s) })
+	return b.withAdmin(p, b.databaseAdmin(native{s, b, install}, postgres.ErrConflict))
+}
+
+// lostPoll is how often a replica is asked whether it can follow at all.
+const lostPoll = time.Second
+
+// awaitLost returns why a replica cannot follow its primary any more, when that is
+// so: the node ends then, and fetches the whole anew when it is started again.
+func awaitLost(ctx context.Context, s *postgres.Server) error {
+	tick := time.NewTicker(lostPoll)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+			if reason := s.Lost(); reason != "" {
+				return errors.New(reason)
+			}
+		}
+	}
+}
+
+// native is the native database as what is replicated.
+type native struct {
+	*postgres.Server
+	birth   birth
+	install postgres.Install
+}
+
+// LostChanges implements replicated. It starts a server on the copy that was kept,
+// for as long as it is asked.
+func (n native) LostChanges(ctx context.Context) (lost sut.Lost, err error) {
+	kept, err := n.KeptCopy(ctx)
+	if err != nil || kept == nil {
+		return sut.Lost{Node: n.birth.config.Node, Changes: []sut.LostChange{}}, err
+	}
+	b := n.birth
+	b.config.Port, b.config.Replication = 0, nil
+	port, err := b.freePort()
+	if err != nil {
+		return lost, err
+	}
+	s := postgres.New(postgres.Config{Install: n.install, Name: b.config.Node + "-kept", Dir: kept.Dir, Listen: net.ParseIP(b.config.Listen), Port: port, Log: b.log})
+	p, err := b.startNative(ctx, s, syscall.SIGQUIT)
+	if err != nil {
+		return lost, err
+	}
+	defer func() { err = errors.Join(err, p.stop(context.WithoutCancel(ctx))) }()
+	return n.LostFrom(ctx, kept, s)
 }
 
 func (b birth) startHAProxy(ctx context.Context) (part, error) {
@@ -179,7 +229,7 @@ func (b birth) startNative(ctx context.Context, s server, death syscall.Signal) 
 	if err != nil {
 		return part{}, errors.Join(err, stop(ctx))
 	}
-	died := make(chan error, 1)
+	died := make(chan error, 2) // of the server, and of who watches it
 	relayed := make(chan error, 1)
 	go func() {
 		err := <-exited

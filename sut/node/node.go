@@ -34,7 +34,7 @@ import (
 type part struct {
 	ready sut.Ready
 	// died delivers the error of a part that ends without being asked.
-	died <-chan error
+	died chan error
 	// stop drains, within the time that ctx leaves.
 	stop func(ctx context.Context) error
 }

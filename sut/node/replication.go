@@ -55,6 +55,8 @@ type replicated interface {
 	// Become makes it what it is told; an error that wraps conflict means that it
 	// must not, and changes nothing.
 	Become(ctx context.Context, next sut.Replication) error
+	// LostChanges says what the copy that it had as a primary held and is gone.
+	LostChanges(ctx context.Context) (sut.Lost, error)
 }
 
 // embedded is the embedded database as what is replicated.
@@ -104,6 +106,7 @@ func (b birth) databaseAdmin(db replicated, conflict error) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", b.admin())
 	mux.Handle(sut.ReplicationPath, replicationHandler(db, conflict))
+	mux.Handle(sut.LostPath, lostHandler(db))
 	return mux
 }
 

@@ -21,8 +21,9 @@ const promotionPoll = 5 * time.Millisecond
 // restart. The epoch is remembered in the data directory, and first: a server that
 // dies half way through a promotion is that of a primary for Prepare.
 //
-// Before a promotion the old primary must have been ended, all its processes: it
-// would go on to acknowledge writes. The error is an ErrConflict for an epoch
+// Before a promotion the old primary must have been ended, all its processes: each
+// of them is a session and a group of its own, and one that is in the middle of a
+// commit acknowledges it after the first process has been killed. The error is an ErrConflict for an epoch
 // lower than one that is known, for a promotion in one that is not higher, and
 // always for a primary; nothing has changed then.
 func (s *Server) Become(ctx context.Context, state sut.Replication) error {

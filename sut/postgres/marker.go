@@ -106,6 +106,7 @@ type control struct {
 	system     string // identifier that initdb gave it
 	clean      bool   // it was stopped in order, and not as a replica
 	checkpoint int64  // position of the last checkpoint
+	timeline   int    // of the last checkpoint
 	recovered  int64  // how far a replica has to apply the log to be consistent; 0 for others
 }
 
@@ -131,6 +132,8 @@ func parseControl(text string) (control, error) {
 			c.system = value
 		case "Database cluster state":
 			c.clean = value == "shut down"
+		case "Latest checkpoint's TimeLineID":
+			c.timeline, err = strconv.Atoi(value)
 		case "Latest checkpoint location":
 			c.checkpoint, err = parsePosition(value)
 		case "Minimum recovery ending location":

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -245,6 +247,102 @@ func testSynchronous(t *testing.T, template string) {
 	}
 	awaitReplica(t, third, primary)
 	if got, want := contents(t, third), contents(t, primary); got != want {
+		t.Errorf("contents %s, want %s", got, want)
+	}
+}
+
+// testNothingAcknowledgedIsLost kills a synchronous primary in the middle of
+// writes, and promotes the replica that holds more.
+func testNothingAcknowledgedIsLost(t *testing.T, template string) {
+	r := Replication{SyncCopies: 1}
+	primary := primaryOf(t, template, r)
+	old := watch(t, primary)
+	best, other := replicaOf(t, template, "db-2", primary, r), replicaOf(t, template, "db-3", primary, r)
+	watch(t, best)
+	watch(t, other)
+	awaitReplica(t, best, primary)
+	awaitReplica(t, other, primary)
+
+	const writers = 4
+	acknowledged := make(chan int, 10_000)
+	var writing sync.WaitGroup
+	for w := range writers {
+		writing.Go(func() {
+			conn, err := pgx.Connect(t.Context(), primary.url())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close(context.Background())
+			for id := w; id < cap(acknowledged); id += writers {
+				if _, err := conn.Exec(t.Context(), "INSERT INTO t VALUES ($1, 'x')", id); err != nil {
+					return // it was killed
+				}
+				acknowledged <- id
+			}
+		})
+	}
+	await(t, "there are writes", func() bool { return len(acknowledged) > 100 })
+	old.kill(t)
+	writing.Wait()
+	close(acknowledged)
+	await(t, "nothing more comes from the dead primary", func() bool {
+		return !status(t, best).Connected && !status(t, other).Connected
+	})
+	if status(t, best).Before(status(t, other)) {
+		best, other = other, best
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := errors.Join(best.Become(ctx, sut.Replication{Epoch: 2}), other.Become(ctx, following(2, best))); err != nil {
+		t.Fatal(err)
+	}
+	query(t, best, "INSERT INTO t VALUES (-1, 'needs the other replica')", nil)
+	awaitReplica(t, other, best)
+	var ids []int
+	for id := range acknowledged {
+		ids = append(ids, id)
+	}
+	for _, server := range []*Server{best, other} {
+		var held int
+		query(t, server, "SELECT count(*) FROM t WHERE id = ANY ($1)", []any{ids}, &held)
+		if held != len(ids) {
+			t.Errorf("%s holds %d of %d acknowledged writes", server.cfg.Name, held, len(ids))
+		}
+	}
+}
+
+// testFrozenPrimary: its replica notices, may be read on, and goes on.
+func testFrozenPrimary(t *testing.T, template string) {
+	primary := primaryOf(t, template, Replication{})
+	watch(t, primary)
+	replica := replicaOf(t, template, "db-2", primary, Replication{})
+	watch(t, replica)
+	awaitReplica(t, replica, primary)
+	// Each process of the server is a session and a group of its own.
+	signal := func(signal syscall.Signal) {
+		t.Helper()
+		for _, pid := range serversIn(primary.dir) {
+			if err := syscall.Kill(pid, signal); err != nil && !errors.Is(err, syscall.ESRCH) {
+				t.Fatal(err)
+			}
+		}
+	}
+	signal(syscall.SIGSTOP)
+	defer signal(syscall.SIGCONT)
+	await(t, "the replica gives the link up", func() bool { return !status(t, replica).Connected })
+	if s := status(t, replica); !s.Serves || s.Problem == "" {
+		t.Errorf("status without a primary: %+v", s)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if s, err := primary.ReplicationStatus(ctx); err == nil {
+		t.Errorf("a frozen server says %+v", s)
+	}
+	signal(syscall.SIGCONT)
+	transactions(t, primary, 10, 20)
+	awaitReplica(t, replica, primary)
+	if got, want := contents(t, replica), contents(t, primary); got != want {
 		t.Errorf("contents %s, want %s", got, want)
 	}
 }

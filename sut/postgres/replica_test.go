@@ -35,6 +35,8 @@ func TestReplication(t *testing.T) {
 		{"a replica that is too far behind is rebuilt", testTooFarBehind},
 		{"a replica takes the place of a dead primary", testPromotion},
 		{"a synchronous write waits for a replica", testSynchronous},
+		{"no acknowledged synchronous write is lost", testNothingAcknowledgedIsLost},
+		{"a frozen primary is noticed", testFrozenPrimary},
 		{"the artificial lag is exact", testLag},
 		{"an artificial lag does not hold a promotion up", testLagAndPromotion},
 		{"histories of the same number are told apart", testTwoPromotions},
@@ -304,12 +306,13 @@ func testInterruptedRebuild(t *testing.T, template string) {
 		t.Fatal(err)
 	}
 	replica.lose("for a test", true)
+	staging := replica.dir + ".new"
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	prepared := make(chan error)
 	go func() { prepared <- replica.Prepare(ctx) }()
 	await(t, "the copy has begun", func() bool {
-		_, err := os.Stat(filepath.Join(replica.dir+".new", "base"))
+		_, err := os.Stat(filepath.Join(staging, "base"))
 		return err == nil
 	})
 	cancel()

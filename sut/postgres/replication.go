@@ -37,8 +37,14 @@ const linkTimeout = 2 * time.Second
 // the server end the wait with success and a mere warning. It is harmless there,
 // as pgx has given the connection up before it cancels, and nobody reads the
 // answer. The write then has taken effect at the primary without having been
-// acknowledged. A cancel by anybody else (pg_cancel_backend) would acknowledge
-// what no replica has. A statement_timeout does not reach that wait.
+// acknowledged. A client must therefore not be configured to read on after its
+// cancel request (pgconn.CancelRequestContextWatcherHandler), and a cancel by
+// anybody else (pg_cancel_backend) acknowledges what no replica has. A
+// statement_timeout does not reach that wait.
+//
+// Of several replicas the one to promote is that with the highest position, asked
+// for when none of them is connected any more. Those that hold more than the
+// promoted one have to fetch the whole anew.
 type Replication struct {
 	// Node is the name that the server has as a replica: 1 to 63 letters, digits,
 	// '-', '_' and '.'.
@@ -107,7 +113,7 @@ func (r Replication) settings(section func(comment string), set func(name string
 	set("hot_standby", "on")
 	set("wal_receiver_timeout", milliseconds(linkTimeout))
 	set("wal_receiver_status_interval", "1s")
-	set("wal_retrieve_retry_interval", "100ms")
+	set("wal_retrieve_retry_interval", "200ms")
 	// Reads of ours are short. What a long one still sees the primary keeps, for
 	// as long as the link lives; without one the changes win after this time.
 	set("hot_standby_feedback", "on")

@@ -104,6 +104,9 @@ func (r Replication) withDefaults() (Replication, error) {
 	if r.SyncCopies < 0 || r.SyncTimeout < 0 || r.Lag < 0 || r.KeepEntries < 0 || r.KeepBytes < 0 {
 		return r, errors.New("limits of replication must not be negative")
 	}
+	if r.Node == "" {
+		return r, errors.New("a node with copies needs a name")
+	}
 	if r.State.Epoch < 1 {
 		return r, fmt.Errorf("epoch %d: want 1 or more", r.State.Epoch)
 	}

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/sqlite"
 )
 
@@ -15,9 +16,16 @@ import (
 // whole transaction back when this happens, with those that share it.
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
+	t.Run("alone", func(t *testing.T) { diskFull(t, nil) })
+	t.Run("with a log", func(t *testing.T) {
+		diskFull(t, &sqlite.Replication{Node: "db-1", State: sut.Replication{Epoch: 1}})
+	})
+}
+
+func diskFull(t *testing.T, r *sqlite.Replication) {
 	value := []sqlite.Column{{Name: "value", Type: sqlite.BigInt}}
 	const little, plenty = "pragma max_page_count = 30", "pragma max_page_count = 100000"
-	s := serve(t, sqlite.Config{Statements: append(notes(), sqlite.Statement{SQL: little, Columns: value}, sqlite.Statement{SQL: plenty, Columns: value})})
+	s := serve(t, sqlite.Config{Replication: r, Statements: append(notes(), sqlite.Statement{SQL: little, Columns: value}, sqlite.Statement{SQL: plenty, Columns: value})})
 	conn := connect(t, s)
 	must(t, conn, create)
 	must(t, conn, little)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -79,6 +81,8 @@ type replication struct {
 	tail      []replog.Entry // the last ones, without a gap
 	tailBytes int
 	followers map[string]*sender
+	needs     map[*sender]int64 // the position after which each needs the log
+	confirmed int64             // the highest position that SyncCopies replicas have had
 
 	// Of a replica.
 	serves    bool
@@ -96,7 +100,7 @@ func (s *Server) openReplication() error {
 		return nil
 	}
 	r := &replication{
-		server: s, cfg: *s.cfg.Replication, changed: make(chan struct{}), followers: map[string]*sender{},
+		server: s, cfg: *s.cfg.Replication, changed: make(chan struct{}), followers: map[string]*sender{}, needs: map[*sender]int64{},
 		wanted: -1, lag: -1, primary: s.cfg.Replication.State.Primary,
 	}
 	if err := r.open(); err != nil {
@@ -215,6 +219,11 @@ func (r *replication) mayBecome(to sut.Replication) error {
 
 func (r *replication) promote(ctx context.Context, epoch int64, old *follower) error {
 	err := old.finish(ctx)
+	r.mu.Lock()
+	if err == nil && r.diverged { // found out meanwhile
+		err = fmt.Errorf("%w: %s", ErrRefused, r.problem)
+	}
+	r.mu.Unlock()
 	if err == nil {
 		err = r.know(epoch)
 	}
@@ -361,7 +370,10 @@ func (r *replication) seal() (*replog.Entry, error) {
 		return nil, nil
 	}
 	r.mu.Lock()
-	epoch := r.known
+	epoch, need := r.known, int64(math.MaxInt64)
+	for _, position := range r.needs {
+		need = min(need, position)
+	}
 	var err error
 	if r.fenced {
 		err = r.errFenced()
@@ -370,6 +382,7 @@ func (r *replication) seal() (*replog.Entry, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.log.Need(need)
 	entry, err := r.log.Seal(epoch, time.Now().UnixMicro())
 	if errors.Is(err, replog.ErrTooLarge) {
 		err = fault(codes.ProgramLimitExceeded, err.Error())
@@ -417,19 +430,13 @@ func (r *replication) replicated(position int64) error {
 	defer late.Stop()
 	for {
 		r.mu.Lock()
-		copies := 0
-		for _, f := range r.followers {
-			if f.acked >= position {
-				copies++
-			}
-		}
-		changed, fenced, ended := r.changed, r.fenced, r.ended
+		changed, confirmed, fenced, ended := r.changed, r.confirmed, r.fenced, r.ended
 		r.mu.Unlock()
 		unsure := func(why string) error {
-			return fault(codes.QueryCanceled, fmt.Sprintf("%d of %d replicas have this transaction, %s; it may have taken effect", copies, r.cfg.SyncCopies, why))
+			return fault(codes.QueryCanceled, fmt.Sprintf("fewer than %d replicas have acknowledged this transaction, %s; it may have taken effect", r.cfg.SyncCopies, why))
 		}
 		switch {
-		case copies >= r.cfg.SyncCopies:
+		case confirmed >= position:
 			return nil
 		case fenced:
 			return unsure("and this primary has been replaced")
@@ -442,6 +449,21 @@ func (r *replication) replicated(position int64) error {
 			return unsure("and the time to wait for more is over")
 		}
 	}
+}
+
+// confirm notes what replicas have acknowledged. It is kept apart from them,
+// for one that goes right afterwards has the transaction all the same. The lock
+// is held.
+func (r *replication) confirm() {
+	if k := r.cfg.SyncCopies; k > 0 && len(r.followers) >= k {
+		var acked []int64
+		for _, f := range r.followers {
+			acked = append(acked, f.acked)
+		}
+		slices.Sort(acked)
+		r.confirmed = max(r.confirmed, acked[len(acked)-k])
+	}
+	r.announce()
 }
 
 // after returns entries of the tail that follow a position, and what is closed

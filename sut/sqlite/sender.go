@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -40,6 +41,7 @@ func (r *replication) serve(g *guard, rest []byte) {
 		r: r, link: g.Conn, in: bufio.NewReader(io.MultiReader(bytes.NewReader(rest), g.Conn)),
 		out: bufio.NewWriterSize(g.Conn, 64<<10), gone: make(chan struct{}),
 	}
+	defer f.needs(math.MaxInt64)
 	err := f.greet()
 	if err == nil {
 		err = f.stream()
@@ -79,6 +81,7 @@ func (f *sender) greet() error {
 		return err
 	}
 	defer disk.close()
+	f.needs(f.hello.Position)
 	welcome, refusal, err := f.answer(disk)
 	switch {
 	case err != nil:
@@ -91,6 +94,16 @@ func (f *sender) greet() error {
 	}
 	f.r.server.cfg.Log.Info("replica gets a snapshot", "replica", f.hello.Node, "position", f.hello.Position, "behind", welcome.Behind)
 	return f.snapshot(disk)
+}
+
+// needs keeps the log after a position for this replica; with the highest
+// number it needs nothing.
+func (f *sender) needs(position int64) {
+	f.r.mu.Lock()
+	defer f.r.mu.Unlock()
+	if f.r.needs[f] = position; position == math.MaxInt64 {
+		delete(f.r.needs, f)
+	}
 }
 
 func (f *sender) known() int64 {
@@ -137,6 +150,8 @@ func (f *sender) answer(disk *conn) (*replog.Welcome, *replog.Refusal, error) {
 
 // snapshot sends the whole database as it is now.
 func (f *sender) snapshot(disk *conn) error {
+	// The snapshot has at least this, and the log goes on from there.
+	f.needs(f.r.at())
 	dir, err := os.MkdirTemp(f.r.server.cfg.Dir, "snapshot-")
 	if err != nil {
 		return err
@@ -247,7 +262,7 @@ func (f *sender) listen() error {
 		f.r.mu.Lock()
 		if position[0] > f.acked {
 			f.acked = position[0]
-			f.r.announce()
+			f.r.confirm()
 		}
 		f.r.mu.Unlock()
 	}
@@ -280,6 +295,7 @@ func (f *sender) send() error {
 				return err
 			}
 			last = entries[len(entries)-1].Position
+			f.needs(last)
 			continue
 		}
 		if f.over(last, left == nil) {

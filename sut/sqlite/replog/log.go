@@ -20,6 +20,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 
 	"zombiezen.com/go/sqlite"
@@ -50,17 +51,24 @@ var (
 )
 
 // Limits bound what a log keeps. When one is exceeded by an eighth the oldest
-// entries go; the last one always stays.
+// entries go; the last one always stays. What Need protects stays until the log
+// has grown to leeway times its limits.
 type Limits struct {
 	Entries int64
 	Bytes   int64 // of changesets
 }
+
+// leeway is how much larger than its limits a log may grow for a replica that
+// is fetching a snapshot: under many writes it would never catch up, if what
+// follows the snapshot were gone when it has it.
+const leeway = 8
 
 // Log is the log of one database, through the connection that writes.
 type Log struct {
 	conn    *sqlite.Conn
 	limits  Limits
 	session *sqlite.Session // records the open transaction, or nil
+	need    int64           // entries after this position stay
 
 	// now is what is committed, next what the open transaction makes of it.
 	now, next state
@@ -78,7 +86,7 @@ type state struct {
 
 // Open makes the tables of the log where there are none.
 func Open(conn *sqlite.Conn, limits Limits) (*Log, error) {
-	l := &Log{conn: conn, limits: limits, version: -1}
+	l := &Log{conn: conn, limits: limits, version: -1, need: math.MaxInt64}
 	for _, statement := range []string{
 		`create table if not exists replication_log (position integer primary key, epoch integer not null, schema text not null, at_us integer not null, changes blob not null)`,
 		`create table if not exists replication_state (id integer primary key check (id = 1), epoch integer not null)`,
@@ -117,6 +125,9 @@ func (l *Log) Epoch() (epoch int64, err error) {
 func (l *Log) Know(epoch int64) error {
 	return run(l.conn, `update replication_state set epoch = max(epoch, ?)`, []any{epoch}, nil)
 }
+
+// Need keeps entries after a position.
+func (l *Log) Need(position int64) { l.need = position }
 
 // Begin starts to record a transaction that has just begun.
 func (l *Log) Begin() error {
@@ -219,28 +230,33 @@ func (l *Log) add(e *Entry) error {
 	if n.last-n.first+1 <= l.limits.Entries+l.limits.Entries/8 && n.bytes <= l.limits.Bytes+l.limits.Bytes/8 {
 		return nil
 	}
-	return l.prune()
+	most := n.last - 1
+	if n.last-n.first < leeway*l.limits.Entries && n.bytes < leeway*l.limits.Bytes {
+		most = min(most, l.need)
+	}
+	return l.prune(most)
 }
 
-// prune takes away what exceeds the limits. Sizes are asked only of entries
-// that go, for this happens between a client and its commit.
-func (l *Log) prune() error {
+// prune takes away what exceeds the limits, but nothing after a position.
+// Sizes are asked only of entries that go, for this happens between a client
+// and its commit.
+func (l *Log) prune(most int64) error {
 	n := &l.next
-	upTo := max(n.first-1, n.last-l.limits.Entries)
-	for {
-		var size int64
-		err := run(l.conn, `select coalesce(sum(length(changes)), 0) from replication_log where position <= ?`, []any{upTo}, func(row *sqlite.Stmt) { size = row.ColumnInt64(0) })
-		if err == nil {
-			err = run(l.conn, `delete from replication_log where position <= ?`, []any{upTo}, nil)
+	for upTo := n.last - l.limits.Entries; ; upTo = n.first - 1 + max(1, (n.last-n.first)/8) {
+		if upTo = min(upTo, most); upTo >= n.first {
+			var size int64
+			err := run(l.conn, `select sum(length(changes)) from replication_log where position <= ?`, []any{upTo}, func(row *sqlite.Stmt) { size = row.ColumnInt64(0) })
+			if err == nil {
+				err = run(l.conn, `delete from replication_log where position <= ?`, []any{upTo}, nil)
+			}
+			if err != nil {
+				return err
+			}
+			n.first, n.bytes = upTo+1, n.bytes-size
 		}
-		if err != nil {
-			return err
-		}
-		n.first, n.bytes = upTo+1, n.bytes-size
-		if n.bytes <= l.limits.Bytes || n.first == n.last {
+		if n.bytes <= l.limits.Bytes || upTo == most {
 			return nil
 		}
-		upTo = min(n.last-1, upTo+max(1, (n.last-n.first)/8))
 	}
 }
 

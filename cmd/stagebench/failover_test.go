@@ -1,0 +1,380 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/cookiejar"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/store"
+	"github.com/stagebench/stagebench/targets"
+)
+
+// commenters write comments through the web tier and remember which of them were
+// acknowledged: each has an id of its own, so that what is lost can be named.
+type commenters struct {
+	base string
+	stop context.CancelFunc
+	all  sync.WaitGroup
+
+	mu    sync.Mutex
+	acked map[string]time.Time // by the id of the comment
+	fails map[string]int       // by cause
+	first atomic.Int64         // unix ns of the first acknowledgement after mark
+	mark  atomic.Int64         // unix ns; 0 = none
+}
+
+// comment starts writers, each of whom is a user with a session.
+func comment(t *testing.T, base string, writers int) *commenters {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &commenters{base: base, stop: cancel, acked: map[string]time.Time{}, fails: map[string]int{}}
+	t.Cleanup(c.end)
+	for i := range writers {
+		jar, err := cookiejar.New(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		transport := &http.Transport{}
+		client := &http.Client{Jar: jar, Timeout: 10 * time.Second, Transport: transport}
+		login := fmt.Sprintf(`{"login":%q,"password":%q}`, sut.SeedLogin(i+1), sut.SeedPassword)
+		if code, text := c.post(ctx, client, "/api/login", login); code != http.StatusOK {
+			t.Fatalf("login: %d %s", code, text)
+		}
+		c.all.Go(func() {
+			defer transport.CloseIdleConnections()
+			for n := 0; ctx.Err() == nil; n++ {
+				c.one(ctx, client, login, fmt.Sprintf("/api/photos/%d/comments", (i*131+n)%3000+1))
+				pause()
+			}
+		})
+	}
+	return c
+}
+
+// one writes one comment. It does not end with ctx, or its fate would be open.
+func (c *commenters) one(ctx context.Context, client *http.Client, login, path string) {
+	code, text := c.post(context.WithoutCancel(ctx), client, path, `{"text":"well done"}`)
+	now := time.Now()
+	var answer struct {
+		Comment json.Number `json:"comment_id"`
+	}
+	if code == http.StatusUnauthorized { // its session died with a web host
+		c.post(context.WithoutCancel(ctx), client, "/api/login", login)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if code/100 != 2 || json.Unmarshal([]byte(text), &answer) != nil || answer.Comment == "" {
+		c.fails[fmt.Sprintf("%d %.120s", code, text)]++
+		return
+	}
+	c.acked[answer.Comment.String()] = now
+	if mark := c.mark.Load(); mark > 0 && now.UnixNano() > mark {
+		c.first.CompareAndSwap(0, now.UnixNano())
+	}
+}
+
+func (c *commenters) post(ctx context.Context, client *http.Client, path, body string) (int, string) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+path, bytes.NewReader([]byte(body)))
+	if err != nil {
+		return 0, err.Error()
+	}
+	req.Header.Set("Content-Type", "application/json")
+	response, err := client.Do(req)
+	if err != nil {
+		return 0, "no answer"
+	}
+	defer func() { _ = response.Body.Close() }() // read to its end
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		return 0, "half an answer"
+	}
+	return response.StatusCode, string(text)
+}
+
+// count is how many comments were acknowledged.
+func (c *commenters) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.acked)
+}
+
+func (c *commenters) end() {
+	c.stop()
+	c.all.Wait()
+}
+
+// missing lists the acknowledged comments that a reading of a store does not find.
+func (c *commenters) missing(held map[string]bool) (lost []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id := range c.acked {
+		if !held[id] {
+			lost = append(lost, id)
+		}
+	}
+	slices.Sort(lost)
+	return lost
+}
+
+// reading is a store on one database alone.
+func (r *rig) reading(t *testing.T, node string) *store.Store {
+	t.Helper()
+	for _, n := range r.Status() {
+		if n.Node == node {
+			s, err := store.Open(store.Config{Databases: sut.Databases{Primary: sut.Peer{Node: node, Address: n.Address}}, MaxConns: 2})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(s.Close)
+			return s
+		}
+	}
+	t.Fatalf("there is no node %s", node)
+	return nil
+}
+
+// comments are the ids of the comments that a database holds.
+func (r *rig) comments(t *testing.T, node string) map[string]bool {
+	t.Helper()
+	held := map[string]bool{}
+	if err := r.reading(t, node).Rows(t.Context(), "comments", func(row store.Row) error {
+		held[row.Key] = true
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return held
+}
+
+// standings are the databases by what they are at this moment.
+func (r *rig) standings() (primary string, replicas []string) {
+	for _, n := range r.Status() {
+		switch n.Standing {
+		case targets.Primary:
+			primary = n.Node
+		case targets.Replica:
+			replicas = append(replicas, n.Node)
+		}
+	}
+	return primary, replicas
+}
+
+// awaitCopies waits until all replicas are read again and hold what the primary
+// does; nobody writes.
+func (r *rig) awaitCopies(t *testing.T) {
+	t.Helper()
+	primary, replicas := r.standings()
+	want, err := r.reading(t, primary).Digest(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for _, name := range replicas {
+		s := r.reading(t, name)
+		for {
+			got, err := s.Digest(t.Context())
+			if err == nil && got == want {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s does not hold what %s does: %s, %v; events %+v", name, primary, got, err, r.Events())
+			}
+			pause()
+		}
+	}
+}
+
+// failovers are the modes in which a primary is lost.
+func failovers() map[string]sut.Knobs {
+	return map[string]sut.Knobs{
+		"embedded/async": {"db.engine": "sqlite", "db.sync": "async"},
+		"embedded/sync":  {"db.engine": "sqlite", "db.sync": "sync"},
+		"native/async":   {"db.engine": "postgres", "db.sync": "async"},
+		"native/sync":    {"db.engine": "postgres", "db.sync": "sync"},
+	}
+}
+
+// lossOf is what one loss of a primary cost.
+type lossOf struct {
+	resumed      time.Duration // from the kill to the first write that was acknowledged
+	acknowledged int
+	lost         []string
+}
+
+// losePrimary kills the primary under writes and waits until all is well again.
+func (r *rig) losePrimary(t *testing.T, c *commenters) lossOf {
+	t.Helper()
+	old, _ := r.standings()
+	at := time.Now()
+	if err := r.Kill(old); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(60 * time.Second)
+	// What arrives until another one is the primary was on its way before.
+	for primary := old; primary == old || c.first.Load() == 0; primary, _ = r.standings() {
+		if primary == old {
+			c.mark.Store(time.Now().UnixNano())
+			c.first.Store(0)
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no write was acknowledged for a minute; fails %v, events %+v", c.fails, r.Events())
+		}
+		pause()
+	}
+	loss := lossOf{resumed: time.Unix(0, c.first.Load()).Sub(at)}
+	for again := c.count() + 50; c.count() < again; {
+		if time.Now().After(deadline) {
+			t.Fatalf("writes did not go on; fails %v, events %+v", c.fails, r.Events())
+		}
+		pause()
+	}
+	return loss
+}
+
+func TestPrimaryIsKilled(t *testing.T) {
+	for name, knobs := range failovers() {
+		t.Run(name, func(t *testing.T) {
+			r := bringUpSized(t, sut.Replicas, with(knobs, sut.Knobs{"blob.hosts": "1"}), roomy)
+			c := comment(t, r.Endpoints()[0], 8)
+			for c.count() < 300 {
+				pause()
+			}
+			loss := r.losePrimary(t, c)
+			c.end()
+			r.awaitCopies(t)
+			primary, _ := r.standings()
+			loss.acknowledged, loss.lost = c.count(), c.missing(r.comments(t, primary))
+			t.Logf("writes resumed after %v; %d acknowledged, %d of them lost; fails %v", loss.resumed.Round(time.Millisecond), loss.acknowledged, len(loss.lost), c.fails)
+			for _, f := range r.Failovers() {
+				t.Logf("failover %+v", f)
+			}
+			if knobs["db.sync"] == "sync" && len(loss.lost) > 0 {
+				t.Errorf("sync lost %d acknowledged writes", len(loss.lost))
+			}
+			r.oldPrimaryIsFenced(t, "db-1")
+		})
+	}
+}
+
+// oldPrimaryIsFenced: who writes to the old primary directly is refused.
+func (r *rig) oldPrimaryIsFenced(t *testing.T, old string) {
+	t.Helper()
+	if primary, _ := r.standings(); primary == old {
+		t.Fatalf("%s is the primary still", old)
+	}
+	if version, err := r.reading(t, old).Like(t.Context(), 1, 1); err == nil {
+		t.Errorf("the old primary took a write: version %d", version)
+	}
+}
+
+// A primary that hangs is replaced; when it goes on, it is a replica, and what
+// it was told meanwhile is nowhere.
+func TestPrimaryIsPaused(t *testing.T) {
+	for name, knobs := range engines() {
+		t.Run(name, func(t *testing.T) {
+			r := bringUpSized(t, sut.Replicas, with(knobs, sut.Knobs{"blob.hosts": "1"}), roomy)
+			c := comment(t, r.Endpoints()[0], 8)
+			for c.count() < 200 {
+				pause()
+			}
+			if err := r.Pause("db-1"); err != nil {
+				t.Fatal(err)
+			}
+			c.mark.Store(time.Now().UnixNano())
+			r.awaitEvent(t, "is the primary of epoch 2")
+			for c.first.Load() == 0 {
+				pause()
+			}
+			if err := r.Resume("db-1"); err != nil {
+				t.Fatal(err)
+			}
+			r.awaitEvent(t, "has caught up, and is read")
+			c.end()
+			r.awaitCopies(t)
+			primary, _ := r.standings()
+			held := r.comments(t, primary)
+			lost := c.missing(held)
+			t.Logf("%d acknowledged, %d lost; fails %v", c.count(), len(lost), c.fails)
+			for _, id := range lost {
+				c.mu.Lock()
+				at := c.acked[id]
+				c.mu.Unlock()
+				// What was acknowledged before takes a moment to arrive.
+				if at.UnixNano() > c.mark.Load()+time.Second.Nanoseconds() {
+					t.Errorf("comment %s was acknowledged after the pause and is lost: two primaries took writes", id)
+				}
+			}
+			if n := len(r.Failovers()); n != 1 {
+				t.Errorf("%d failovers, want one: %+v", n, r.Failovers())
+			}
+			r.oldPrimaryIsFenced(t, "db-1")
+		})
+	}
+}
+
+// awaitEvent waits until something has happened to the system.
+func (r *rig) awaitEvent(t *testing.T, text string) targets.Event {
+	t.Helper()
+	deadline := time.Now().Add(60 * time.Second)
+	for ; time.Now().Before(deadline); pause() {
+		for _, e := range r.Events() {
+			if bytes.Contains([]byte(e.Text), []byte(text)) {
+				return e
+			}
+		}
+	}
+	t.Fatalf("within a minute nothing %s; events %+v", text, r.Events())
+	return targets.Event{}
+}
+
+// Reads go on without the only replica, and without one of two; it comes back and
+// has caught up before it is read.
+func TestReplicaIsKilled(t *testing.T) {
+	for name, knobs := range engines() {
+		for _, replicas := range []string{"1", "2"} {
+			t.Run(name+"/"+replicas, func(t *testing.T) {
+				r := bringUpSized(t, sut.Replicas, with(knobs, sut.Knobs{"db.replicas": replicas, "blob.hosts": "1"}), roomy)
+				c := comment(t, r.Endpoints()[0], 4)
+				for c.count() < 100 {
+					pause()
+				}
+				if err := r.Kill("db-2"); err != nil {
+					t.Fatal(err)
+				}
+				failed := 0
+				for range 300 {
+					response, err := http.Get(r.Endpoints()[0] + "/api/photos/1")
+					if err == nil {
+						_ = response.Body.Close()
+					}
+					if err != nil || response.StatusCode != http.StatusOK {
+						failed++
+					}
+				}
+				if failed > 0 {
+					t.Errorf("%d of 300 reads failed without the replica", failed)
+				}
+				r.awaitEvent(t, "is read no more")
+				r.awaitEvent(t, "has caught up, and is read")
+				c.end()
+				r.awaitCopies(t)
+				if n := len(r.Failovers()); n != 0 {
+					t.Errorf("failovers %+v", r.Failovers())
+				}
+				if lost := c.missing(r.comments(t, "db-1")); len(lost) > 0 {
+					t.Errorf("%d acknowledged writes are lost", len(lost))
+				}
+			})
+		}
+	}
+}

@@ -1,0 +1,235 @@
+package postgres
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/stagebench/stagebench/sut"
+)
+
+// partial is what cannot be seen of what a server lost: the log names the rows by
+// their place only, and the rows themselves know who changed them last.
+const partial = "of a row that was changed several times the last state is known and no earlier one; rows that were deleted are not listed"
+
+// Beheaded is a data directory that was kept when its server began to follow the
+// primary of a later epoch, with what its log says of the transactions behind the
+// point where the histories part.
+type Beheaded struct {
+	Dir   string
+	epoch int64
+	// wrote are the files that each committed transaction wrote to.
+	wrote map[uint32][]string
+}
+
+// KeptCopy reads the log of the data directory that was kept, if there is one.
+// After that a server may be started on it, which LostFrom asks for the rows. It
+// is to be called before: a server that starts writes to the log.
+func (s *Server) KeptCopy(ctx context.Context) (*Beheaded, error) {
+	kept, epoch, err := s.keptDir()
+	if err != nil || kept == "" {
+		return nil, err
+	}
+	own, err := s.readControl(ctx, kept)
+	if err != nil {
+		return nil, fmt.Errorf("postgres: kept copy: %w", err)
+	}
+	fork, err := forkPoint(s.dir, own.timeline)
+	if err != nil {
+		return nil, fmt.Errorf("postgres: kept copy %s: %w", kept, err)
+	}
+	b := &Beheaded{Dir: kept, epoch: epoch, wrote: map[uint32][]string{}}
+	dump := s.command(ctx, "pg_waldump", "--path="+filepath.Join(kept, "pg_wal"), "--timeline="+strconv.Itoa(own.timeline), "--start="+fork)
+	out, err := dump.Output()
+	var failed *exec.ExitError
+	// It ends with an error where the log does, and there only.
+	if err != nil && (!errors.As(err, &failed) || len(out) == 0 && !bytes.Contains(failed.Stderr, []byte("invalid record length"))) {
+		return nil, fmt.Errorf("postgres: kept copy: pg_waldump: %w: %s", err, lastStderr(failed))
+	}
+	return b, b.read(out)
+}
+
+func lastStderr(failed *exec.ExitError) string {
+	if failed == nil {
+		return ""
+	}
+	return lastLines(string(failed.Stderr), 2)
+}
+
+// keptDir is the directory that was kept last, "" if there is none.
+func (s *Server) keptDir() (kept string, epoch int64, err error) {
+	all, err := filepath.Glob(globQuote(s.dir) + ".epoch-*")
+	if err != nil {
+		return "", 0, err
+	}
+	for _, dir := range all {
+		if n, err := strconv.ParseInt(dir[strings.LastIndexByte(dir, '-')+1:], 10, 64); err == nil && n >= epoch {
+			kept, epoch = dir, n
+		}
+	}
+	return kept, epoch, nil
+}
+
+// forkPoint is where a timeline ended in the history of a data directory: the
+// log position that the one who was promoted had reached.
+// https://www.postgresql.org/docs/15/continuous-archiving.html#BACKUP-TIMELINES
+func forkPoint(dir string, timeline int) (string, error) {
+	files, err := filepath.Glob(filepath.Join(globQuote(dir), "pg_wal", "*.history"))
+	if err != nil || len(files) == 0 {
+		return "", errors.Join(err, errors.New("there is no history of timelines"))
+	}
+	slices.Sort(files)
+	text, err := os.ReadFile(files[len(files)-1])
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Fields(line)
+		if len(fields) >= 2 && fields[0] == strconv.Itoa(timeline) {
+			return fields[1], nil
+		}
+	}
+	return "", fmt.Errorf("timeline %d is not in the history", timeline)
+}
+
+// What pg_waldump prints of a record.
+var (
+	recordTx  = regexp.MustCompile(`\btx:\s+(\d+),`)
+	recordRel = regexp.MustCompile(`\brel (\d+/\d+/\d+)\b`)
+)
+
+// read finds the transactions that were committed, and what they wrote.
+func (b *Beheaded) read(dump []byte) error {
+	wrote, committed := map[uint32][]string{}, []uint32{}
+	lines := bufio.NewScanner(bytes.NewReader(dump))
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		found := recordTx.FindStringSubmatch(lines.Text())
+		if found == nil {
+			continue
+		}
+		number, err := strconv.ParseUint(found[1], 10, 32)
+		if err != nil || number == 0 { // 0: of no transaction
+			continue
+		}
+		tx := uint32(number)
+		for _, rel := range recordRel.FindAllStringSubmatch(lines.Text(), -1) {
+			wrote[tx] = append(wrote[tx], rel[1])
+		}
+		if strings.Contains(lines.Text(), "desc: COMMIT") {
+			committed = append(committed, tx)
+		}
+	}
+	for _, tx := range committed {
+		b.wrote[tx] = wrote[tx]
+	}
+	return lines.Err()
+}
+
+// LostFrom asks a server on the kept directory for the rows that the transactions
+// behind the fork left, and the one that replaced it which of them exist there.
+func (s *Server) LostFrom(ctx context.Context, b *Beheaded, kept *Server) (sut.Lost, error) {
+	lost := sut.Lost{Node: s.cfg.Replication.Node, Epoch: b.epoch, Changes: []sut.LostChange{}, Partial: partial}
+	old, err := kept.connect(ctx, "stagebench-lost")
+	if err != nil {
+		return lost, fmt.Errorf("postgres: lost: %w", err)
+	}
+	defer old.Close(ctx)
+	now, err := s.connect(ctx, "stagebench-lost")
+	if err != nil {
+		return lost, fmt.Errorf("postgres: lost: %w", err)
+	}
+	defer now.Close(ctx)
+	beats, err := beatFiles(ctx, old)
+	if err != nil {
+		return lost, fmt.Errorf("postgres: lost: heartbeats: %w", err)
+	}
+	var txs []int64
+	for tx, files := range b.wrote {
+		if slices.ContainsFunc(files, func(f string) bool { return !slices.Contains(beats, f) }) {
+			txs = append(txs, int64(tx))
+		}
+	}
+	slices.Sort(txs)
+	lost.Commits = len(txs)
+	for _, t := range lostTables() {
+		changes, err := t.changes(ctx, old, now, txs)
+		if err != nil {
+			return lost, fmt.Errorf("postgres: lost: %s: %w", t.name, err)
+		}
+		lost.Changes = append(lost.Changes, changes...)
+	}
+	return lost, nil
+}
+
+// beatFiles are the files of the heartbeat, as the log names them.
+func beatFiles(ctx context.Context, conn *pgx.Conn) (files []string, err error) {
+	rows, err := conn.Query(ctx, `SELECT coalesce(nullif(c.reltablespace, 0), d.dattablespace)::text || '/' || d.oid::text || '/' || c.relfilenode::text
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, pg_database d
+		WHERE n.nspname = 'stagebench_replication' AND d.datname = current_database() AND c.relkind IN ('r', 'i')`)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
+
+// lostTable is a table of the service whose rows are looked for.
+type lostTable struct {
+	name string
+	key  []string
+}
+
+// lostTables lists them, what others refer to first.
+func lostTables() []lostTable {
+	return []lostTable{{"users", []string{"id"}}, {"photos", []string{"id"}}, {"comments", []string{"id"}}, {"follows", []string{"follower", "followee"}}}
+}
+
+// changes lists the rows that these transactions changed last.
+func (t lostTable) changes(ctx context.Context, old, now *pgx.Conn, txs []int64) (changes []sut.LostChange, err error) {
+	// A transaction id has 32 bits, and xmin has no comparison.
+	rows, err := old.Query(ctx, "SELECT * FROM "+t.name+" WHERE xmin::text::bigint = ANY($1) ORDER BY "+strings.Join(t.key, ", "), txs)
+	if err != nil {
+		return nil, err
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowToMap)
+	if err != nil {
+		return nil, err
+	}
+	var where []string
+	for i, column := range t.key {
+		where = append(where, fmt.Sprintf("%s = $%d", column, i+1))
+	}
+	for _, row := range all {
+		var key []any
+		var text []string
+		for column, value := range row {
+			if small, ok := value.(int32); ok {
+				row[column] = int64(small)
+			}
+		}
+		for _, column := range t.key {
+			key, text = append(key, row[column]), append(text, fmt.Sprint(row[column]))
+		}
+		var exists bool
+		if err := now.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+t.name+" WHERE "+strings.Join(where, " AND ")+")", key...).Scan(&exists); err != nil {
+			return nil, err
+		}
+		change := sut.LostChange{Table: t.name, Key: strings.Join(text, "/"), Op: sut.Inserted, New: row}
+		if exists {
+			change.Op = sut.Updated
+		}
+		changes = append(changes, change)
+	}
+	return changes, nil
+}

@@ -1,0 +1,94 @@
+package sqlite_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/sqlite"
+	"github.com/stagebench/stagebench/sut/sqlite/replog"
+)
+
+// TestStrangersOfReplication: what is no replica of this node gets nothing, and
+// harms nothing.
+func TestStrangersOfReplication(t *testing.T) {
+	t.Parallel()
+	primary := born(t, template(t), "db-1", nil, nil)
+	alone := withNotes(t, sqlite.Config{})
+	message := func(kind replog.Kind, body string) []byte {
+		var b bytes.Buffer
+		b.Write(replog.Start())
+		if err := replog.Write(&b, kind, []byte(body)); err != nil {
+			t.Fatal(err)
+		}
+		return b.Bytes()
+	}
+	const hello = `{"node":"x","to":"db-1","epoch":1,"position":0,"schema":"other"}`
+	for name, c := range map[string]struct {
+		address string
+		says    []byte
+		want    string // in the answer
+	}{
+		"no copies here":      {alone.Addr().String(), message(replog.KindHello, hello), ""},
+		"no Hello":            {primary.address, message(replog.KindAck, hello), ""},
+		"no document":         {primary.address, message(replog.KindHello, "{"), ""},
+		"too long":            {primary.address, append(replog.Start(), 'H', 0xff, 0xff, 0xff, 0xff), ""},
+		"another schema":      {primary.address, message(replog.KindHello, hello), "schema differs"},
+		"meant for another":   {primary.address, message(replog.KindHello, `{"node":"x","to":"db-9","epoch":99}`), "this is node db-1"},
+		"gone at once":        {primary.address, replog.Start(), ""},
+		"an entry of its own": {primary.address, append(message(replog.KindHello, strings.Replace(hello, "other", replog.NoSchema(), 1)), "E\x00\x00\x00\x00"...), `"snapshot":true`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			link, err := net.Dial("tcp", c.address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer link.Close()
+			if err := link.SetDeadline(time.Now().Add(patience)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := link.Write(c.says); err != nil {
+				t.Fatal(err)
+			}
+			if err := link.(*net.TCPConn).CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			got, _ := io.ReadAll(link) // a reset is an end, too
+			if !strings.Contains(string(got), c.want) {
+				t.Errorf("the answer is %.200q, want %q in it", got, c.want)
+			}
+		})
+	}
+	t.Cleanup(func() {
+		if s := primary.ReplicationStatus(); !s.Primary || s.Problem != "" {
+			t.Errorf("afterwards the primary says %+v", s)
+		}
+	})
+}
+
+func TestBadReplication(t *testing.T) {
+	t.Parallel()
+	for name, r := range map[string]sqlite.Replication{
+		"no epoch":      {Node: "db-1"},
+		"no name":       {State: sut.Replication{Epoch: 1}},
+		"negative lag":  {Node: "db-1", State: sut.Replication{Epoch: 1}, Lag: -1},
+		"negative keep": {Node: "db-1", State: sut.Replication{Epoch: 1}, KeepEntries: -1},
+	} {
+		if _, err := sqlite.New(sqlite.Config{Dir: t.TempDir(), Statements: notes(), Replication: &r}); err == nil {
+			t.Errorf("%s was accepted", name)
+		}
+	}
+	alone := withNotes(t, sqlite.Config{})
+	if err := alone.Become(t.Context(), sut.Replication{Epoch: 2}); !errors.Is(err, sqlite.ErrRefused) {
+		t.Errorf("a node without copies took a role: %v", err)
+	}
+	if s := alone.ReplicationStatus(); !s.Primary || !s.Serves {
+		t.Errorf("a node without copies says %+v", s)
+	}
+}
