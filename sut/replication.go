@@ -78,6 +78,8 @@ type Lost struct {
 	// that waited for the disk together; heartbeats do not count.
 	Commits int          `json:"commits"`
 	Changes []LostChange `json:"changes"`
+	// Replayed is set when all of it has been done once more already.
+	Replayed bool `json:"replayed"`
 	// Partial says what cannot be seen of what was lost, for people; empty = nothing.
 	Partial string `json:"partial,omitempty"`
 }
@@ -109,8 +111,9 @@ type Replay struct {
 	Primary Peer `json:"primary"`
 }
 
-// Replayed says what became of what was lost. Doing it a second time replays
-// likes and renames again, and finds the others in place.
+// Replayed says what became of what was lost. A second time is refused with 409,
+// as likes would count twice; where the first one broke off, it may be begun anew,
+// and what has an id of its own is found in place.
 type Replayed struct {
 	Done    map[string]int `json:"done"`    // operations of the store by name
 	There   int            `json:"there"`   // were in place already

@@ -71,6 +71,32 @@ type NodeUsage struct {
 	RSSBytes   int64
 }
 
+// Failover is one change of the primary of a database with copies, and how long
+// each step of it took.
+type Failover struct {
+	Epoch    int64  `json:"epoch"` // that it began
+	From     string `json:"from"`
+	To       string `json:"to"`
+	UnixNS   int64  `json:"unix_ns"`   // when the old primary answered last
+	DetectNS int64  `json:"detect_ns"` // from then until it was taken for dead
+	FenceNS  int64  `json:"fence_ns"`
+	// PromoteNS ends when the new primary takes writes, SwitchNS when the web hosts
+	// send it theirs.
+	PromoteNS int64 `json:"promote_ns"`
+	SwitchNS  int64 `json:"switch_ns"`
+	// Position is that of the last change that the new primary held.
+	Position int64 `json:"position"`
+}
+
+// Recovery is what failovers have cost, and what could be made good of it.
+type Recovery struct {
+	Failovers []Failover `json:"failovers"`
+	Lost      []sut.Lost `json:"lost"` // by database that kept an old copy
+	// Replayed is what became of it at the primary, by the database that had it;
+	// empty unless that was asked for.
+	Replayed map[string]sut.Replayed `json:"replayed,omitempty"`
+}
+
 // Event is something that happened to a target: a kill, a death, a restart.
 type Event struct {
 	UnixNS int64  `json:"unix_ns"`

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -147,6 +149,107 @@ Sessions that live in the memory of a web host go with it.`,
 	}
 	systemFlag(cmd, &id)
 	return cmd
+}
+
+func recoverCommand(s streams) *cobra.Command {
+	var id, format string
+	var replay bool
+	cmd := &cobra.Command{
+		Use:   "recover",
+		Short: "Show what the failovers of the database have cost, and make good what can be",
+		Long: `Shows each failover with the time of its steps, and what the old primary had
+acknowledged or begun that the replica which took its place never got.
+
+With --replay that is done once more at the primary: comments, photos and follows
+are added with their own ids, likes are added again, titles are set where nobody
+has set another one since. What cannot be done is listed with the reason. The
+embedded database knows every change; of the native one's the rows that were
+added are known, and of a row that was changed only its last state.`,
+		Example: "  stagebench recover\n  stagebench recover --replay\n  stagebench recover --format json",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f, err := table.ParseFormat(format)
+			if err != nil {
+				return exit.Usage(err)
+			}
+			client, err := control.Dial(control.DefaultDir(), id)
+			if err != nil {
+				return err
+			}
+			recovery, err := client.Recover(cmd.Context(), replay)
+			if err != nil {
+				return err
+			}
+			for _, t := range recoveryTables(recovery) {
+				if err := table.Render(s.out, t, f); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&replay, "replay", false, "do what was lost once more at the primary, where it can be done")
+	systemFlag(cmd, &id)
+	formatFlag(cmd, &format)
+	return cmd
+}
+
+func recoveryTables(r targets.Recovery) []table.Table {
+	failovers := table.Table{Title: "Failovers", Columns: []table.Column{
+		{Name: "epoch", Align: table.Right},
+		{Name: "from"},
+		{Name: "to"},
+		{Name: "detect ms", Key: "detect_ns", Align: table.Right},
+		{Name: "fence ms", Key: "fence_ns", Align: table.Right},
+		{Name: "promote ms", Key: "promote_ns", Align: table.Right},
+		{Name: "switch ms", Key: "switch_ns", Align: table.Right},
+	}}
+	for _, f := range r.Failovers {
+		failovers.Rows = append(failovers.Rows, append(append([]table.Cell{table.Count(f.Epoch)}, texts(f.From, f.To)...),
+			table.Nanoseconds(f.DetectNS), table.Nanoseconds(f.FenceNS), table.Nanoseconds(f.PromoteNS), table.Nanoseconds(f.SwitchNS)))
+	}
+	lost := table.Table{Title: "Lost in failovers", Columns: []table.Column{
+		{Name: "node"},
+		{Name: "epoch", Align: table.Right},
+		{Name: "table"},
+		{Name: "change"},
+		{Name: "key"},
+		{Name: "committed"},
+	}}
+	for _, l := range r.Lost {
+		lost.Notes = append(lost.Notes, fmt.Sprintf("%s kept its copy of epoch %d: %d commits with %d changed rows were lost", l.Node, l.Epoch, l.Commits, len(l.Changes)))
+		if l.Replayed {
+			lost.Notes = append(lost.Notes, fmt.Sprintf("%s: it has been done once more already", l.Node))
+		}
+		if l.Partial != "" {
+			lost.Notes = append(lost.Notes, l.Node+": "+l.Partial)
+		}
+		for _, c := range l.Changes {
+			at := ""
+			if c.AtUS > 0 {
+				at = time.UnixMicro(c.AtUS).UTC().Format("2006-01-02T15:04:05.000000Z")
+			}
+			lost.Rows = append(lost.Rows, append(append(texts(l.Node), table.Count(l.Epoch)), texts(c.Table, string(c.Op), c.Key, at)...))
+		}
+	}
+	all := []table.Table{failovers, lost}
+	if r.Replayed == nil {
+		return all
+	}
+	replayed := table.Table{Title: "Done once more", Columns: []table.Column{{Name: "node"}, {Name: "operation"}, {Name: "times", Align: table.Right}}}
+	for _, name := range slices.Sorted(maps.Keys(r.Replayed)) {
+		done := r.Replayed[name]
+		for _, op := range slices.Sorted(maps.Keys(done.Done)) {
+			replayed.Rows = append(replayed.Rows, append(texts(name, op), table.Count(int64(done.Done[op]))))
+		}
+		if done.There > 0 {
+			replayed.Notes = append(replayed.Notes, fmt.Sprintf("%s: %d were in place already", name, done.There))
+		}
+		for _, refused := range done.Refused {
+			replayed.Notes = append(replayed.Notes, name+": not done: "+refused)
+		}
+	}
+	return append(all, replayed)
 }
 
 func downCommand(s streams) *cobra.Command {

@@ -261,8 +261,37 @@ func TestPrimaryIsKilled(t *testing.T) {
 			if knobs["db.sync"] == "sync" && len(loss.lost) > 0 {
 				t.Errorf("sync lost %d acknowledged writes", len(loss.lost))
 			}
+			r.lossIsReported(t, primary, loss.lost)
 			r.oldPrimaryIsFenced(t, "db-1")
 		})
+	}
+}
+
+// lossIsReported: the report of what was lost names every acknowledged write that
+// is gone, and none that is there.
+func (r *rig) lossIsReported(t *testing.T, primary string, lost []string) {
+	t.Helper()
+	recovery, err := r.Recover(t.Context(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	held, reported := r.comments(t, primary), map[string]bool{}
+	for _, l := range recovery.Lost {
+		for _, c := range l.Changes {
+			if c.Table != "comments" || c.Op != sut.Inserted {
+				continue
+			}
+			reported[c.Key] = true
+			if held[c.Key] {
+				t.Errorf("comment %s is reported to be lost and is there", c.Key)
+			}
+		}
+		t.Logf("%s: %d commits with %d changes lost in epoch %d", l.Node, l.Commits, len(l.Changes), l.Epoch)
+	}
+	for _, id := range lost {
+		if !reported[id] {
+			t.Errorf("comment %s was acknowledged, is gone, and the report does not say so", id)
+		}
 	}
 }
 
@@ -314,6 +343,7 @@ func TestPrimaryIsPaused(t *testing.T) {
 					t.Errorf("comment %s was acknowledged after the pause and is lost: two primaries took writes", id)
 				}
 			}
+			r.lossIsReported(t, primary, lost)
 			if n := len(r.Failovers()); n != 1 {
 				t.Errorf("%d failovers, want one: %+v", n, r.Failovers())
 			}

@@ -51,7 +51,7 @@ Exit status: 0 done; 1 it failed; 2 wrong usage; 3 the measurement is invalid.`,
 		return exit.Usagef("%w\nsee: %s --help", err, cmd.CommandPath())
 	})
 	for _, command := range []*cobra.Command{
-		runCommand(s), upCommand(s), statusCommand(s), killCommand(s), pauseCommand(s), resumeCommand(s), scaleCommand(s), logsCommand(s), downCommand(s),
+		runCommand(s), upCommand(s), statusCommand(s), killCommand(s), pauseCommand(s), resumeCommand(s), scaleCommand(s), logsCommand(s), recoverCommand(s), downCommand(s),
 		attackCommand(s), compareCommand(s), listCommand(s), doctorCommand(s), nodeCommand(s), freezerCommand(s),
 	} {
 		if command.Args == nil {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strconv"
 
 	"github.com/stagebench/stagebench/sut"
@@ -13,10 +15,10 @@ import (
 )
 
 // lostHandler says what a database held and is gone, and does it once more.
-func lostHandler(db replicated) http.Handler {
+func (b birth) lostHandler(db replicated) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+sut.LostPath, func(w http.ResponseWriter, r *http.Request) {
-		lost, err := db.LostChanges(r.Context())
+		lost, err := b.lost(r.Context(), db)
 		if err != nil {
 			sendJSON(w, http.StatusInternalServerError, map[string]string{"error": err.Error()})
 			return
@@ -33,10 +35,17 @@ func lostHandler(db replicated) http.Handler {
 			sendJSON(w, http.StatusBadRequest, map[string]string{"error": err.Error(), "hint": `send {"primary": {"node": "db-2", "address": "127.0.0.1:5432"}}`})
 			return
 		}
-		lost, err := db.LostChanges(r.Context())
+		lost, err := b.lost(r.Context(), db)
+		if err == nil && lost.Replayed {
+			sendJSON(w, http.StatusConflict, map[string]string{"error": fmt.Sprintf("what %s lost in epoch %d has been done once more already", lost.Node, lost.Epoch)})
+			return
+		}
 		var done sut.Replayed
 		if err == nil {
 			done, err = replay(r.Context(), order.Primary, lost.Changes)
+		}
+		if err == nil {
+			err = os.WriteFile(b.replayedMark(lost), nil, 0o600)
 		}
 		if err != nil {
 			sendJSON(w, http.StatusInternalServerError, map[string]string{"error": err.Error()})
@@ -45,6 +54,23 @@ func lostHandler(db replicated) http.Handler {
 		sendJSON(w, http.StatusOK, done)
 	})
 	return mux
+}
+
+// lost is what a database lost, and whether that was done once more already.
+func (b birth) lost(ctx context.Context, db replicated) (sut.Lost, error) {
+	lost, err := db.LostChanges(ctx)
+	if err != nil {
+		return lost, err
+	}
+	_, err = os.Stat(b.replayedMark(lost))
+	lost.Replayed = err == nil
+	return lost, nil
+}
+
+// replayedMark is a file that is there when a copy has been replayed. It lies
+// beside the node's directory, which may be replaced.
+func (b birth) replayedMark(lost sut.Lost) string {
+	return fmt.Sprintf("%s.replayed-%d", filepath.Clean(b.config.Dir), lost.Epoch)
 }
 
 // replay does at a primary what was lost, as operations of the store: rows that

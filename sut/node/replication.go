@@ -106,7 +106,7 @@ func (b birth) databaseAdmin(db replicated, conflict error) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", b.admin())
 	mux.Handle(sut.ReplicationPath, replicationHandler(db, conflict))
-	mux.Handle(sut.LostPath, lostHandler(db))
+	mux.Handle(sut.LostPath, b.lostHandler(db))
 	return mux
 }
 

@@ -53,11 +53,16 @@ func (s *Server) KeptCopy(ctx context.Context) (*Beheaded, error) {
 	dump := s.command(ctx, "pg_waldump", "--path="+filepath.Join(kept, "pg_wal"), "--timeline="+strconv.Itoa(own.timeline), "--start="+fork)
 	out, err := dump.Output()
 	var failed *exec.ExitError
-	// It ends with an error where the log does, and there only.
-	if err != nil && (!errors.As(err, &failed) || len(out) == 0 && !bytes.Contains(failed.Stderr, []byte("invalid record length"))) {
+	// It ends with an error where the log does, which may be at once.
+	if err != nil && (!errors.As(err, &failed) || len(out) == 0 && !endOfLog(failed.Stderr)) {
 		return nil, fmt.Errorf("postgres: kept copy: pg_waldump: %w: %s", err, lastStderr(failed))
 	}
 	return b, b.read(out)
+}
+
+// endOfLog reports whether pg_waldump found no record where it was to begin.
+func endOfLog(stderr []byte) bool {
+	return bytes.Contains(stderr, []byte("could not find a valid record")) || bytes.Contains(stderr, []byte("invalid record length"))
 }
 
 func lastStderr(failed *exec.ExitError) string {
@@ -186,13 +191,14 @@ func beatFiles(ctx context.Context, conn *pgx.Conn) (files []string, err error) 
 
 // lostTable is a table of the service whose rows are looked for.
 type lostTable struct {
-	name string
-	key  []string
+	name    string
+	key     []string
+	updated bool // its rows may be updated, so that one that was changed last may have been there
 }
 
 // lostTables lists them, what others refer to first.
 func lostTables() []lostTable {
-	return []lostTable{{"users", []string{"id"}}, {"photos", []string{"id"}}, {"comments", []string{"id"}}, {"follows", []string{"follower", "followee"}}}
+	return []lostTable{{"users", []string{"id"}, true}, {"photos", []string{"id"}, true}, {"comments", []string{"id"}, false}, {"follows", []string{"follower", "followee"}, false}}
 }
 
 // changes lists the rows that these transactions changed last.
@@ -221,8 +227,10 @@ func (t lostTable) changes(ctx context.Context, old, now *pgx.Conn, txs []int64)
 		for _, column := range t.key {
 			key, text = append(key, row[column]), append(text, fmt.Sprint(row[column]))
 		}
-		var exists bool
-		if err := now.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+t.name+" WHERE "+strings.Join(where, " AND ")+")", key...).Scan(&exists); err != nil {
+		exists := false
+		if !t.updated {
+			// Nothing to ask: it was inserted.
+		} else if err := now.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+t.name+" WHERE "+strings.Join(where, " AND ")+")", key...).Scan(&exists); err != nil {
 			return nil, err
 		}
 		change := sut.LostChange{Table: t.name, Key: strings.Join(text, "/"), Op: sut.Inserted, New: row}

@@ -68,6 +68,8 @@ type Actor interface {
 	// Scale changes the number of hosts of a tier and returns when it is done. When
 	// ctx ends before, the system is what it was.
 	Scale(ctx context.Context, role sut.Role, hosts int) error
+	// Recover says what failovers have cost, and does it once more if replay is set.
+	Recover(ctx context.Context, replay bool) (targets.Recovery, error)
 }
 
 // DefaultDir is where the sockets of this user's systems are.
@@ -187,6 +189,12 @@ func handler(info Info, system System, down chan<- struct{}) http.Handler {
 		}
 		answer(w, struct{}{}, err)
 	})
+	for path, replay := range map[string]bool{"GET /recovery": false, "POST /recovery": true} {
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			recovery, err := system.Recover(r.Context(), replay)
+			answer(w, recovery, err)
+		})
+	}
 	var once sync.Once
 	mux.HandleFunc("POST /down", func(w http.ResponseWriter, r *http.Request) {
 		// Whoever asked may lose patience; a system half down helps nobody.
@@ -298,6 +306,17 @@ func (c *Client) Resume(ctx context.Context, name string) error {
 // Scale changes the number of hosts of a tier and returns when it is done.
 func (c *Client) Scale(ctx context.Context, role sut.Role, hosts int) error {
 	return c.call(ctx, http.MethodPost, "/scale/"+url.PathEscape(string(role))+"/"+strconv.Itoa(hosts), nil)
+}
+
+// Recover says what failovers have cost, and has it done once more if replay is
+// set.
+func (c *Client) Recover(ctx context.Context, replay bool) (targets.Recovery, error) {
+	method := http.MethodGet
+	if replay {
+		method = http.MethodPost
+	}
+	var recovery targets.Recovery
+	return recovery, c.call(ctx, method, "/recovery", &recovery)
 }
 
 // Down takes the system down and returns when it is gone.

@@ -39,6 +39,13 @@ func (f fake) Resume(name string) error   { f.done <- "resume " + name; return n
 func (f fake) Down(context.Context) error { f.done <- "down"; return nil }
 func (f fake) Endpoints() []string        { return []string{"http://127.0.0.1:1"} }
 func (f fake) Counters() []string         { return []string{"http://127.0.0.1:2"} }
+func (f fake) Recover(_ context.Context, replay bool) (targets.Recovery, error) {
+	if replay {
+		return targets.Recovery{Replayed: map[string]sut.Replayed{"db-1": {Done: map[string]int{"like": 3}}}}, nil
+	}
+	return targets.Recovery{Failovers: []targets.Failover{{Epoch: 2, From: "db-1", To: "db-2"}}}, nil
+}
+
 func (f fake) Scale(ctx context.Context, role sut.Role, hosts int) error {
 	if role != sut.Web {
 		return fmt.Errorf("scale %s: not possible", role)
@@ -130,6 +137,12 @@ func TestASystemIsControlled(t *testing.T) {
 	}
 	if err := c.Scale(ctx, sut.DB, 4); err == nil || err.Error() != "scale db: not possible" {
 		t.Errorf("scaling the database: %v", err)
+	}
+	if r, err := c.Recover(ctx, false); err != nil || len(r.Failovers) != 1 || r.Failovers[0].To != "db-2" || r.Replayed != nil {
+		t.Errorf("recovery %+v, %v", r, err)
+	}
+	if r, err := c.Recover(ctx, true); err != nil || r.Replayed["db-1"].Done["like"] != 3 {
+		t.Errorf("replay %+v, %v", r, err)
 	}
 	if err := c.Kill(ctx, "web-9"); err == nil || !strings.Contains(err.Error(), "web-9") {
 		t.Errorf("killing a host that does not exist: %v", err)

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets"
 )
 
 // Copies is what a Supervisor acts on: the nodes of one database, by name.
@@ -59,22 +60,6 @@ type Config struct {
 	Note     func(node, text string) // is told what happens
 }
 
-// Failover is one change of the primary, with the time that each step took.
-type Failover struct {
-	Epoch    int64  `json:"epoch"` // that it began
-	From     string `json:"from"`
-	To       string `json:"to"`
-	UnixNS   int64  `json:"unix_ns"`   // when the old primary answered last
-	DetectNS int64  `json:"detect_ns"` // from then until it was taken for dead
-	FenceNS  int64  `json:"fence_ns"`
-	// PromoteNS ends when the new primary takes writes, SwitchNS when the web hosts
-	// send it theirs.
-	PromoteNS int64 `json:"promote_ns"`
-	SwitchNS  int64 `json:"switch_ns"`
-	// Position is that of the last change that the new primary held.
-	Position int64 `json:"position"`
-}
-
 // Supervisor watches one database.
 type Supervisor struct {
 	cfg   Config
@@ -88,7 +73,7 @@ type Supervisor struct {
 	release func() // of the dead primary, as long as nobody has its place
 
 	mu        sync.Mutex
-	failovers []Failover
+	failovers []targets.Failover
 }
 
 // health is what the last probes of a node said.
@@ -116,7 +101,7 @@ func New(cfg Config) *Supervisor {
 }
 
 // Failovers lists the changes of the primary so far.
-func (s *Supervisor) Failovers() []Failover {
+func (s *Supervisor) Failovers() []targets.Failover {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.failovers)
@@ -207,7 +192,7 @@ func (s *Supervisor) replace(ctx context.Context) {
 	if s.best() == "" {
 		return // it may come back, and nobody else can take its place
 	}
-	f := Failover{From: old, UnixNS: s.seen[old].answered.UnixNano(), DetectNS: time.Since(s.seen[old].answered).Nanoseconds()}
+	f := targets.Failover{From: old, UnixNS: s.seen[old].answered.UnixNano(), DetectNS: time.Since(s.seen[old].answered).Nanoseconds()}
 	begin := time.Now()
 	if !s.fence(ctx, old, f) {
 		return
@@ -237,7 +222,7 @@ func (s *Supervisor) replace(ctx context.Context) {
 }
 
 // fence ends the old primary, once.
-func (s *Supervisor) fence(ctx context.Context, old string, f Failover) bool {
+func (s *Supervisor) fence(ctx context.Context, old string, f targets.Failover) bool {
 	if s.release != nil {
 		return true
 	}
@@ -261,7 +246,7 @@ func (s *Supervisor) letGo() {
 }
 
 // install makes the promoted replica the primary for all.
-func (s *Supervisor) install(ctx context.Context, f Failover) {
+func (s *Supervisor) install(ctx context.Context, f targets.Failover) {
 	begin := time.Now()
 	s.roles = Roles{Epoch: f.Epoch, Primary: f.To}
 	for _, node := range s.nodes {

@@ -54,11 +54,52 @@ func (s *System) superviseCopies() {
 }
 
 // Failovers lists the changes of the primary so far.
-func (s *System) Failovers() []failover.Failover {
+func (s *System) Failovers() []targets.Failover {
 	if s.failover == nil {
 		return nil
 	}
 	return s.failover.Failovers()
+}
+
+// Recover says what failovers have cost: what the databases that were the primary
+// held, and the ones that took their place did not get. With replay that is done
+// once more at the primary, where it can.
+func (s *System) Recover(ctx context.Context, replay bool) (targets.Recovery, error) {
+	recovery := targets.Recovery{Failovers: s.Failovers(), Lost: []sut.Lost{}}
+	if s.failover == nil {
+		return recovery, fmt.Errorf("stage %s has one database and no copies of it: nothing can be lost in a failover", s.Topology().Stage)
+	}
+	s.mu.Lock()
+	order := sut.Replay{Primary: s.databases().Primary}
+	var asked []*node
+	for _, n := range s.nodes {
+		if n.Replicated && n.state == targets.Serving && n.Name != s.roles.Primary {
+			asked = append(asked, n)
+		}
+	}
+	s.mu.Unlock()
+	for _, n := range asked {
+		var lost sut.Lost
+		if err := s.call(ctx, n, http.MethodGet, sut.LostPath, nil, &lost); err != nil {
+			return recovery, err
+		}
+		if lost.Epoch == 0 {
+			continue
+		}
+		recovery.Lost = append(recovery.Lost, lost)
+		if !replay || lost.Replayed || len(lost.Changes) == 0 {
+			continue
+		}
+		var done sut.Replayed
+		if err := s.call(ctx, n, http.MethodPost, sut.LostPath, order, &done); err != nil {
+			return recovery, err
+		}
+		if recovery.Replayed == nil {
+			recovery.Replayed = map[string]sut.Replayed{}
+		}
+		recovery.Replayed[n.Name] = done
+	}
+	return recovery, nil
 }
 
 // standing is what a database is among its copies; the caller holds mu.

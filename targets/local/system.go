@@ -178,7 +178,7 @@ func (s *System) Kill(name string) error {
 	// The nodes are marked before they die, so that no supervisor takes one
 	// that is about to die for one that serves.
 	if err := s.mark(nodes, name, "kill", func(n *node) bool { return n.serves() || n.state == targets.Starting }, func(n *node) {
-		n.asked = true
+		n.asked, n.frozen = true, false // a machine that is switched off is not paused any more
 		s.set(n, targets.Dead)
 		s.note(n, "killed on request")
 	}); err != nil {

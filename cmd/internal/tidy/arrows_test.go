@@ -23,12 +23,13 @@ func arrows() []arrow {
 		{"sut", nil, "the vocabulary of the system under test is pure data"},
 		{"sut/photos", []string{"sut"}, "the records are a leaf that everything of the system shares"},
 		{"sut/...", []string{"sut", "sut/photos"}, "tiers meet over their wire protocols, so that any of them can be another server"},
+		{"sut/sqlite", []string{"sut", "sut/photos", "sut/sqlite/replog"}, "the log of changes is a part of the database, that can be read without it"},
 		{"sut/node/...", []string{"sut/..."}, "turns a configuration into a running node: somebody has to know all tiers, and only this does"},
 
 		{"targets", []string{"sut"}, "what a target is made of is said in the words of the system under test"},
 		{"targets/proc", nil, "supervises any child; what the child is does not matter"},
 		{"targets/budget", []string{"targets/proc"}, "holds any child to a budget; what the child is does not matter"},
-		{"targets/failover", []string{"sut"}, "decides who is the primary; how a node is asked or ended is somebody else's"},
+		{"targets/failover", []string{"sut", "targets"}, "decides who is the primary; how a node is asked or ended is somebody else's"},
 		{"targets/...", []string{"sut", "targets", "targets/proc", "targets/budget", "targets/failover"}, "targets know the declared system, never the code of its nodes: the system does not know that it is measured"},
 
 		{"workloads", nil, "the vocabulary of load is pure"},

@@ -114,8 +114,15 @@ func (c *copied) at() *sut.Peer {
 	return &p
 }
 
-// admin asks the node at its admin address.
+// admin asks the node how its copy stands, or tells it what to be.
 func (c *copied) admin(method string, document any) (code int, status sut.ReplicationStatus, text string) {
+	c.kit.t.Helper()
+	code, text = c.ask(method, sut.ReplicationPath, document, &status)
+	return code, status, text
+}
+
+// ask asks the node at its admin address; what it answers with 200 goes to answer.
+func (c *copied) ask(method, path string, document, answer any) (code int, text string) {
 	c.kit.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -127,24 +134,24 @@ func (c *copied) admin(method string, document any) (code int, status sut.Replic
 		}
 		body = bytes.NewReader(encoded)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+c.Admin()+sut.ReplicationPath, body)
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+c.Admin()+path, body)
 	if err != nil {
 		c.kit.t.Fatal(err)
 	}
 	req.Close = true
 	response, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return 0, status, err.Error()
+		return 0, err.Error()
 	}
 	defer func() { _ = response.Body.Close() }() // read only
-	answer, err := io.ReadAll(response.Body)
+	said, err := io.ReadAll(response.Body)
 	if err == nil && response.StatusCode == http.StatusOK {
-		err = json.Unmarshal(answer, &status)
+		err = json.Unmarshal(said, answer)
 	}
 	if err != nil {
-		c.kit.t.Fatalf("%s: %v: %s", c.name, err, answer)
+		c.kit.t.Fatalf("%s: %v: %s", c.name, err, said)
 	}
-	return response.StatusCode, status, string(answer)
+	return response.StatusCode, string(said)
 }
 
 func (c *copied) status() sut.ReplicationStatus {
