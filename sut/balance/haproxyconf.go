@@ -160,7 +160,9 @@ func (c HAProxyConfig) renderBackend(f *haproxyFile, b backend) {
 		server += fmt.Sprintf(" pool-max-conn %d", c.MaxIdlePerUpstream)
 	}
 	if c.EjectAfter > 0 {
-		server += fmt.Sprintf(" observe %s error-limit %d on-error mark-down", map[string]string{Layer7: "layer7", Layer4: "layer4"}[c.Layer], c.EjectAfter)
+		// A 503 counts here, too: when the database is away, all hosts are taken out
+		// for it. So who is down is asked more often, and one that is well is back soon.
+		server += fmt.Sprintf(" downinter %s observe %s error-limit %d on-error mark-down", milliseconds(c.HealthInterval/5), map[string]string{Layer7: "layer7", Layer4: "layer4"}[c.Layer], c.EjectAfter)
 	}
 	f.set(server, milliseconds(c.HealthInterval))
 	for _, p := range b.places {
