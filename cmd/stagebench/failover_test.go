@@ -14,9 +14,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/history"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/store"
 	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/workloads/driver"
 )
 
 // commenters write comments through the web tier and remember which of them were
@@ -407,4 +410,74 @@ func TestReplicaIsKilled(t *testing.T) {
 			})
 		}
 	}
+}
+
+// With replicas that are behind by a known time, no read is older than that and a
+// little; a heartbeat says the same; and reads of the primary are never stale.
+func TestStaleReads(t *testing.T) {
+	const behind, little = 200 * time.Millisecond, 50 * time.Millisecond
+	for name, knobs := range engines() {
+		t.Run(name, func(t *testing.T) {
+			lagging := with(knobs, sut.Knobs{"db.replica_lag": behind.String(), "blob.hosts": "1"})
+			r := bringUpSized(t, sut.Replicas, lagging, roomy)
+			// What else runs on the machine may hold a replica up once, but not each time.
+			for attempt := 1; ; attempt++ {
+				stale := r.stale(t)
+				if stale.Stale == 0 {
+					t.Fatal("nothing was stale: replicas behind by 200 ms were not noticed")
+				}
+				t.Logf("%d of %d reads stale, %d of one's own writes; the oldest by %v", stale.Stale, stale.Reads, stale.RYWViolations, time.Duration(*stale.AgeNS.Max))
+				if time.Duration(*stale.AgeNS.Max) <= behind+little {
+					break
+				}
+				if attempt == 3 {
+					t.Errorf("an age of %v, want at most %v", time.Duration(*stale.AgeNS.Max), behind+little)
+					break
+				}
+			}
+			for _, replica := range []string{"db-2", "db-3"} {
+				if lag := r.lag(t, replica); lag < behind*8/10 || lag > behind*12/10 {
+					t.Errorf("the heartbeat of %s says %v, want %v within 20%%", replica, lag, behind)
+				}
+			}
+			r = bringUpSized(t, sut.Replicas, with(lagging, sut.Knobs{"db.read_preference": "primary"}), roomy)
+			if stale := r.stale(t); stale.Stale != 0 || stale.Reads == 0 {
+				t.Errorf("of the primary, %d of %d reads were stale", stale.Stale, stale.Reads)
+			}
+		})
+	}
+}
+
+// stale is what reads showed under the write-heavy workload.
+func (r *rig) stale(t *testing.T) results.Stale {
+	t.Helper()
+	r.connect(t, shipped(t, "write-heavy"), driver.ClientConfig{Connections: 32})
+	r.stepper.History = history.New()
+	step := r.load(t, 150, 6*time.Second, 0, nil)
+	if step.Stale == nil {
+		t.Fatal("no read was judged")
+	}
+	return *step.Stale
+}
+
+// lag is what a replica's heartbeat says, in the middle of some looks at it.
+func (r *rig) lag(t *testing.T, node string) time.Duration {
+	t.Helper()
+	var seen []int64
+	for range 21 {
+		response, err := http.Get(r.AdminURL(node) + sut.ReplicationPath)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var status sut.ReplicationStatus
+		err = json.NewDecoder(response.Body).Decode(&status)
+		_ = response.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen = append(seen, status.LagNS)
+		<-time.After(50 * time.Millisecond)
+	}
+	slices.Sort(seen)
+	return time.Duration(seen[len(seen)/2])
 }

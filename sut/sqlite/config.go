@@ -111,6 +111,12 @@ func (r Replication) withDefaults() (Replication, error) {
 		return r, fmt.Errorf("epoch %d: want 1 or more", r.State.Epoch)
 	}
 	setDefault(&r.SyncTimeout, 2*time.Second)
+	if r.State.Several {
+		return r.severalDefaults()
+	}
+	if len(r.State.Origins) > 0 {
+		return r, errors.New("a node that is not one of several primaries has no origins")
+	}
 	setDefault(&r.KeepEntries, 10_000)
 	setDefault(&r.KeepBytes, 64<<20)
 	return r, nil

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"sync"
 	"time"
 
@@ -13,6 +12,7 @@ import (
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
+	"github.com/stagebench/stagebench/sut/sqlite/several"
 )
 
 // Replication makes a node one of several with the same database: the primary,
@@ -45,7 +45,7 @@ var ErrRefused = errors.New("refused")
 
 // The rhythm of a connection between two nodes.
 const (
-	beatInterval  = 100 * time.Millisecond
+	beatInterval  = 500 * time.Millisecond
 	silence       = 2 * time.Second  // after which a primary is taken for dead
 	patience      = 30 * time.Second // with a replica that takes or acknowledges nothing
 	tailEntries   = 4096             // kept in memory for replicas that are up to date ...
@@ -59,9 +59,10 @@ const (
 // The log belongs to who holds the writer's turn. On a replica that is the
 // follower alone, for no client gets one.
 type replication struct {
-	server *Server
-	cfg    Replication
-	log    *replog.Log
+	server  *Server
+	cfg     Replication
+	log     *replog.Log
+	several *several.Node // of one of several primaries; nil = there is one
 
 	becoming sync.Mutex // held by Become and by the shutdown
 
@@ -113,7 +114,7 @@ func (s *Server) openReplication() error {
 	if err != nil {
 		return err
 	}
-	if r.primary == nil && known > r.cfg.State.Epoch {
+	if r.primary == nil && !r.cfg.State.Several && known > r.cfg.State.Epoch {
 		return fmt.Errorf("%w: this database has known epoch %d, its node cannot be the primary of epoch %d", ErrRefused, known, r.cfg.State.Epoch)
 	}
 	r.known = max(known, r.cfg.State.Epoch)
@@ -122,7 +123,7 @@ func (s *Server) openReplication() error {
 	}
 	r.serves = r.primary == nil
 	s.replication, s.writer.replication = r, r
-	return nil
+	return r.openSeveral()
 }
 
 // open opens the log on the writer's connection, at birth and after a snapshot.
@@ -139,10 +140,13 @@ func (r *replication) open() (err error) {
 
 // start begins to follow; a primary has nothing to start.
 func (r *replication) start() {
-	if r == nil || r.primary == nil {
-		return
+	switch {
+	case r == nil:
+	case r.several != nil:
+		r.several.Start()
+	case r.primary != nil:
+		r.follower = r.follow(*r.primary)
 	}
-	r.follower = r.follow(*r.primary)
 }
 
 // ReplicationStatus says how the node's copy is. It is that of a lone primary
@@ -158,13 +162,16 @@ func (s *Server) ReplicationStatus() sut.ReplicationStatus {
 		Node: r.cfg.Node, Primary: r.primary == nil && !r.fenced, Epoch: r.known, Position: r.position,
 		Serves: r.serves, Connected: r.connected, LagNS: int64(r.lag), Rebuilds: r.rebuilds, Problem: r.problem,
 	}
-	if r.primary == nil {
+	switch {
+	case r.several != nil:
+		r.several.Status(&status)
+	case r.primary == nil:
 		status.LagNS = -1
 		status.Followers = map[string]int64{}
 		for name, f := range r.followers {
 			status.Followers[name] = f.acked
 		}
-	} else {
+	default:
 		status.Following = r.primary.Node
 	}
 	return status
@@ -188,6 +195,9 @@ func (s *Server) Become(ctx context.Context, to sut.Replication) error {
 	if err != nil {
 		return err
 	}
+	if r.several != nil {
+		return r.becomeOneOf(to)
+	}
 	if to.Primary == nil {
 		return r.promote(ctx, to.Epoch, old)
 	}
@@ -207,6 +217,10 @@ func (r *replication) mayBecome(to sut.Replication) error {
 	switch {
 	case r.ended:
 		return fmt.Errorf("%w: this node is stopping", ErrRefused)
+	case r.several != nil:
+		return r.mayBecomeOneOf(to)
+	case to.Several:
+		return fmt.Errorf("%w: this node is not one of several primaries, it must be started as one", ErrRefused)
 	case r.primary == nil:
 		return fmt.Errorf("%w: this node is the primary of epoch %d; one does not step down", ErrRefused, r.known)
 	case to.Epoch < r.known || to.Epoch == r.known && to.Primary == nil:
@@ -282,6 +296,9 @@ func (r *replication) stop() {
 	if deposed != nil {
 		deposed()
 	}
+	if r.several != nil {
+		r.several.Stop()
+	}
 }
 
 // cut ends all waits for replicas.
@@ -293,6 +310,9 @@ func (r *replication) cut() {
 	defer r.mu.Unlock()
 	r.ended = true
 	r.announce()
+	if r.several != nil {
+		r.several.Cut()
+	}
 }
 
 // allows says whether a client may do that now.
@@ -360,6 +380,9 @@ func (r *replication) begin() error {
 	if err := r.allows(true); err != nil {
 		return err
 	}
+	if r.several != nil {
+		return r.several.Begin()
+	}
 	return r.log.Begin()
 }
 
@@ -368,6 +391,9 @@ func (r *replication) begin() error {
 func (r *replication) seal() (*replog.Entry, error) {
 	if r == nil {
 		return nil, nil
+	}
+	if r.several != nil {
+		return r.sealSeveral()
 	}
 	r.mu.Lock()
 	epoch, need := r.known, int64(math.MaxInt64)
@@ -392,14 +418,22 @@ func (r *replication) seal() (*replog.Entry, error) {
 
 // drop forgets the transaction: it is taken back.
 func (r *replication) drop() {
-	if r != nil {
-		r.log.Drop()
+	if r == nil {
+		return
+	}
+	r.log.Drop()
+	if r.several != nil {
+		r.several.Drop()
 	}
 }
 
 // committed hands what is durable now to the replicas.
 func (r *replication) committed(e *replog.Entry) {
 	if r == nil {
+		return
+	}
+	if r.several != nil {
+		r.several.Committed()
 		return
 	}
 	r.log.Committed()
@@ -449,35 +483,4 @@ func (r *replication) replicated(position int64) error {
 			return unsure("and the time to wait for more is over")
 		}
 	}
-}
-
-// confirm notes what replicas have acknowledged. It is kept apart from them,
-// for one that goes right afterwards has the transaction all the same. The lock
-// is held.
-func (r *replication) confirm() {
-	if k := r.cfg.SyncCopies; k > 0 && len(r.followers) >= k {
-		var acked []int64
-		for _, f := range r.followers {
-			acked = append(acked, f.acked)
-		}
-		slices.Sort(acked)
-		r.confirmed = max(r.confirmed, acked[len(acked)-k])
-	}
-	r.announce()
-}
-
-// after returns entries of the tail that follow a position, and what is closed
-// when there are more. Complete is false when the log on disk must be asked.
-func (r *replication) after(position int64) (entries []replog.Entry, changed <-chan struct{}, complete bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if position >= r.position {
-		return nil, r.changed, true
-	}
-	if len(r.tail) == 0 || r.tail[0].Position > position+1 {
-		return nil, r.changed, false
-	}
-	// A copy, for the tail's array is written to.
-	from := r.tail[position+1-r.tail[0].Position:]
-	return append([]replog.Entry(nil), from[:min(len(from), 256)]...), r.changed, true
 }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
@@ -37,6 +38,10 @@ func (r *replication) serve(g *guard, rest []byte) {
 	g.replica = true
 	s.clientsLeft()
 	s.mu.Unlock()
+	if r.several != nil {
+		r.serveOneOf(g.Conn, rest)
+		return
+	}
 	f := &sender{
 		r: r, link: g.Conn, in: bufio.NewReader(io.MultiReader(bytes.NewReader(rest), g.Conn)),
 		out: bufio.NewWriterSize(g.Conn, 64<<10), gone: make(chan struct{}),
@@ -351,4 +356,35 @@ func (f *sender) fromDisk(after int64) ([]replog.Entry, error) {
 		return nil, fmt.Errorf("the log has no entry %d any more", after+1)
 	}
 	return entries, nil
+}
+
+// confirm notes what replicas have acknowledged. It is kept apart from them,
+// for one that goes right afterwards has the transaction all the same. The lock
+// is held.
+func (r *replication) confirm() {
+	if k := r.cfg.SyncCopies; k > 0 && len(r.followers) >= k {
+		var acked []int64
+		for _, f := range r.followers {
+			acked = append(acked, f.acked)
+		}
+		slices.Sort(acked)
+		r.confirmed = max(r.confirmed, acked[len(acked)-k])
+	}
+	r.announce()
+}
+
+// after returns entries of the tail that follow a position, and what is closed
+// when there are more. Complete is false when the log on disk must be asked.
+func (r *replication) after(position int64) (entries []replog.Entry, changed <-chan struct{}, complete bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if position >= r.position {
+		return nil, r.changed, true
+	}
+	if len(r.tail) == 0 || r.tail[0].Position > position+1 {
+		return nil, r.changed, false
+	}
+	// A copy, for the tail's array is written to.
+	from := r.tail[position+1-r.tail[0].Position:]
+	return append([]replog.Entry(nil), from[:min(len(from), 256)]...), r.changed, true
 }

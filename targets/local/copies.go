@@ -247,8 +247,10 @@ func (s *System) call(ctx context.Context, n *node, method, path string, documen
 	if err != nil {
 		return fmt.Errorf("%s %s of %s: %w", method, path, n.Name, err)
 	}
-	req.Close = true // a connection that is kept may be one to a process that has died
-	response, err := http.DefaultClient.Do(req)
+	// A connection that is kept may be one to a process that has died: what only
+	// looks is asked once more then, on a new one, and is cheaper for the node.
+	req.Close = method != http.MethodGet
+	response, err := s.admin.Do(req)
 	if err != nil {
 		return fmt.Errorf("%s: %w", n.Name, err)
 	}

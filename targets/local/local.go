@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -113,6 +114,8 @@ type System struct {
 	down     sync.Once
 	downErr  error // set inside down
 
+	admin http.Client // asks nodes at their admin addresses
+
 	progress sync.Mutex // one Progress call at a time
 
 	moving sync.Mutex // held while the topology is changed
@@ -179,6 +182,7 @@ func Up(ctx context.Context, opts Options) (*System, error) {
 		return nil, fmt.Errorf("bring up %s: %w", opts.Topology.Stage, err)
 	}
 	s := &System{opts: opts, topology: opts.Topology, changed: make(chan struct{}), budgets: func() error { return nil }}
+	s.admin.Transport = &http.Transport{}
 	s.life, s.endLife = context.WithCancel(context.WithoutCancel(ctx))
 	if opts.Budgets == nil {
 		s.opts.Budgets = budget.Unlimited("not asked for")

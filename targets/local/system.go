@@ -269,6 +269,7 @@ func (s *System) Down(ctx context.Context) error {
 func (s *System) end(ctx context.Context) error {
 	s.endLife()
 	s.watching.Wait()
+	s.admin.CloseIdleConnections()
 	// A move that is under way gives up, and takes back what it has begun.
 	s.moving.Lock()
 	defer s.moving.Unlock()

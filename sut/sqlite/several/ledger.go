@@ -1,0 +1,394 @@
+package several
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"strconv"
+
+	"zombiezen.com/go/sqlite"
+)
+
+// ledger is what a database knows of all changes: the log, how far each origin is,
+// and the version of each row that was changed. It belongs to the writer's turn.
+type ledger struct {
+	conn    *sqlite.Conn
+	limits  Limits
+	self    string          // the origin that this database is
+	session *sqlite.Session // records the open transaction, or nil
+	tables  tables
+
+	// now is what is committed, next what the open transaction makes of it.
+	now, next progress
+}
+
+// progress is how far a database is.
+type progress struct {
+	first, position int64 // of the log; 0 = there is none
+	bytes           int64
+	forks           int64 // versions that were replaced more than once, and how often more
+	hidden          int64 // rows whose UNIQUE key another one has
+	marks           map[string]mark
+}
+
+// mark is the last change of an origin that is known.
+type mark struct{ seq, atUS int64 }
+
+func (p progress) clone() progress {
+	p.marks = maps.Clone(p.marks)
+	return p
+}
+
+// keep is what a log must keep.
+type keep struct {
+	after     int64 // entries after this position
+	horizonUS int64 // deleted rows of this time and later ones
+}
+
+// leeway is how much larger than its limits a log may grow for a node that is
+// connected.
+const leeway = 8
+
+// errGap is met when an entry is not the next one of its origin.
+var errGap = errors.New("changes are missing")
+
+// openLedger makes the tables where there are none. A database without them is a
+// new origin.
+func openLedger(conn *sqlite.Conn, node string, nowUS int64, limits Limits) (*ledger, error) {
+	l := &ledger{conn: conn, limits: limits, now: progress{marks: map[string]mark{}}}
+	l.tables = tables{conn: conn, version: -1}
+	for _, statement := range []string{
+		`create table if not exists replication_changes (position integer primary key, origin text not null, seq integer not null, at_us integer not null, schema text not null, changes blob not null)`,
+		`create unique index if not exists replication_changes_seq on replication_changes (origin, seq)`,
+		`create table if not exists replication_origins (origin text primary key, seq integer not null, at_us integer not null) without rowid`,
+		// The highest version of each row that any primary of several has changed.
+		`create table if not exists replication_rows ("table" text, key blob, at_us integer not null, origin text not null, deleted integer not null, primary key ("table", key)) without rowid`,
+		// The versions that were replaced, and when first.
+		`create table if not exists replication_bases ("table" text, key blob, at_us integer, origin text, replaced_us integer not null, primary key ("table", key, at_us, origin)) without rowid`,
+		`create table if not exists replication_hidden ("table" text, key blob, "row" blob not null, primary key ("table", key)) without rowid`,
+		`create table if not exists replication_self (id integer primary key check (id = 1), origin text not null, forks integer not null)`,
+	} {
+		if err := run(conn, statement, nil, nil); err != nil {
+			return nil, err
+		}
+	}
+	err := run(conn, `insert or ignore into replication_self values (1, ?, 0)`, []any{node + "#" + strconv.FormatInt(nowUS, 36)}, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.load(); err != nil {
+		return nil, err
+	}
+	if nodeOf(l.self) != node {
+		return nil, fmt.Errorf("this database is that of node %s, not %s", nodeOf(l.self), node)
+	}
+	return l, nil
+}
+
+func (l *ledger) load() error {
+	p := &l.now
+	err := run(l.conn, `select origin, forks, (select count(*) from replication_hidden) from replication_self`, nil, func(row *sqlite.Stmt) {
+		l.self, p.forks, p.hidden = row.ColumnText(0), row.ColumnInt64(1), row.ColumnInt64(2)
+	})
+	if err == nil {
+		err = run(l.conn, `select coalesce(min(position), 0), coalesce(max(position), 0), coalesce(sum(length(changes)), 0) from replication_changes`, nil, func(row *sqlite.Stmt) {
+			p.first, p.position, p.bytes = row.ColumnInt64(0), row.ColumnInt64(1), row.ColumnInt64(2)
+		})
+	}
+	if err == nil {
+		err = run(l.conn, `select origin, seq, at_us from replication_origins`, nil, func(row *sqlite.Stmt) {
+			p.marks[row.ColumnText(0)] = mark{seq: row.ColumnInt64(1), atUS: row.ColumnInt64(2)}
+		})
+	}
+	l.next = p.clone()
+	return err
+}
+
+// begin starts to record a transaction that has just begun.
+func (l *ledger) begin() error {
+	session, err := l.conn.CreateSession("")
+	if err != nil {
+		return err
+	}
+	if err := session.Attach(""); err != nil {
+		session.Delete()
+		return err
+	}
+	l.session = session
+	return nil
+}
+
+// recorded ends the recording and returns what changed, without versions.
+func (l *ledger) recorded() (changes []Change, err error) {
+	var set bytes.Buffer
+	err = l.session.WriteChangeset(&set)
+	l.session.Delete()
+	l.session = nil
+	if err != nil || set.Len() == 0 {
+		return nil, err
+	}
+	if err := l.tables.refresh(); err != nil {
+		return nil, err
+	}
+	rows, err := sqlite.NewChangesetIterator(&set)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for {
+		more, err := rows.Next()
+		if err != nil || !more {
+			return changes, err
+		}
+		op, err := rows.Operation()
+		if err != nil {
+			return nil, err
+		}
+		t := l.tables.byName[op.TableName]
+		if t == nil {
+			continue // statistics of SQLite
+		}
+		key, err := keyAt(rows, op.Type, t)
+		if err != nil {
+			return nil, err
+		}
+		c := Change{Table: t.name, Key: appendValues(nil, key)}
+		if op.Type != sqlite.OpDelete {
+			if c.Row, err = t.read(l.conn, key); err != nil {
+				return nil, err
+			}
+		}
+		changes = append(changes, c)
+	}
+}
+
+// keyAt is the key of the row at which the iterator is.
+func keyAt(rows *sqlite.ChangesetIterator, op sqlite.OpType, t *table) ([]any, error) {
+	var key []any
+	for _, i := range t.key {
+		get := rows.Old
+		if op == sqlite.OpInsert {
+			get = rows.New
+		}
+		v, err := get(i)
+		if err != nil {
+			return nil, err
+		}
+		key = append(key, plain(v))
+	}
+	return key, nil
+}
+
+// seal adds a transaction of this origin to the log, before it is committed.
+func (l *ledger) seal(changes []Change, atUS int64, k keep) (position int64, err error) {
+	e := &Entry{Origin: l.self, Seq: l.next.marks[l.self].seq + 1, AtUS: atUS, Schema: l.tables.digest}
+	version := Version{AtUS: atUS, Origin: l.self}
+	touched := map[string]bool{}
+	for i := range changes {
+		c := &changes[i]
+		if c.Base, err = l.version(c.Table, c.Key); err != nil {
+			return 0, err
+		}
+		if err := l.remember(c, version, true); err != nil {
+			return 0, err
+		}
+		touched[c.Table] = true
+		e.Changes = appendChange(e.Changes, c)
+	}
+	if len(e.Changes) > maxChanges {
+		return 0, ErrTooLarge
+	}
+	if l.next.hidden > 0 {
+		for i := range changes {
+			if err := l.unhide(changes[i].Table, changes[i].Key); err != nil {
+				return 0, err
+			}
+		}
+		for name := range touched {
+			if err := l.reveal(l.tables.byName[name]); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return l.next.position + 1, l.add(e, k)
+}
+
+// apply repeats an entry of another origin in an open transaction. One that is
+// known already changes nothing.
+func (l *ledger) apply(e *Entry, k keep) error {
+	known := l.next.marks[e.Origin].seq
+	switch {
+	case e.Seq <= known:
+		return nil
+	case e.Seq > known+1:
+		return fmt.Errorf("%w: change %d of %s after %d", errGap, e.Seq, e.Origin, known)
+	}
+	if err := l.tables.refresh(); err != nil {
+		return err
+	}
+	if e.Schema != l.tables.digest {
+		return fmt.Errorf("%w: change %d of %s was made under %s, this copy has %s", errSchema, e.Seq, e.Origin, e.Schema, l.tables.digest)
+	}
+	changes, err := parseChanges(e.Changes)
+	if err != nil {
+		return err
+	}
+	version := Version{AtUS: e.AtUS, Origin: e.Origin}
+	for i := range changes {
+		c := &changes[i]
+		t := l.tables.byName[c.Table]
+		if t == nil || c.Row != nil && len(c.Row) != len(t.columns) {
+			return fmt.Errorf("%w: change %d of %s is of another table %q", errSchema, e.Seq, e.Origin, c.Table)
+		}
+		last, err := l.version(c.Table, c.Key)
+		if err != nil {
+			return err
+		}
+		wins := version.Compare(last) > 0
+		if err := l.remember(c, version, wins); err != nil {
+			return err
+		}
+		if wins {
+			if err := l.put(t, c, version); err != nil {
+				return fmt.Errorf("change %d of %s to table %s: %w", e.Seq, e.Origin, c.Table, err)
+			}
+		}
+	}
+	return l.add(e, k)
+}
+
+// version is the highest version of a row.
+func (l *ledger) version(table string, key []byte) (v Version, err error) {
+	err = run(l.conn, `select at_us, origin from replication_rows where "table" = ? and key = ?`, []any{table, key}, func(row *sqlite.Stmt) {
+		v = Version{AtUS: row.ColumnInt64(0), Origin: row.ColumnText(1)}
+	})
+	return v, err
+}
+
+// remember notes which version a change has replaced, and its own when it is the
+// highest one.
+func (l *ledger) remember(c *Change, version Version, wins bool) error {
+	err := run(l.conn, `insert or ignore into replication_bases values (?, ?, ?, ?, ?)`, []any{c.Table, c.Key, c.Base.AtUS, c.Base.Origin, version.AtUS}, nil)
+	if err != nil {
+		return err
+	}
+	if l.conn.Changes() == 0 {
+		l.next.forks++
+	}
+	if !wins {
+		return nil
+	}
+	deleted := int64(0)
+	if c.Row == nil {
+		deleted = 1
+	}
+	return run(l.conn, `insert or replace into replication_rows values (?, ?, ?, ?, ?)`, []any{c.Table, c.Key, version.AtUS, version.Origin, deleted}, nil)
+}
+
+// committed says that the transaction is durable.
+func (l *ledger) committed() {
+	if l.next.position != l.now.position {
+		l.now = l.next.clone()
+	}
+}
+
+// drop forgets a transaction that was taken back, or is about to be.
+func (l *ledger) drop() {
+	if l.session != nil {
+		l.session.Delete()
+		l.session = nil
+	}
+	l.next = l.now.clone()
+	l.tables.version = -1 // it may have been the one that changed the schema
+}
+
+// add inserts an entry, and now and then takes the oldest ones away.
+func (l *ledger) add(e *Entry, k keep) error {
+	n := &l.next
+	e.Position = n.position + 1
+	err := run(l.conn, `insert into replication_changes values (?, ?, ?, ?, ?, ?)`, []any{e.Position, e.Origin, e.Seq, e.AtUS, e.Schema, e.Changes}, nil)
+	if err == nil {
+		err = run(l.conn, `insert or replace into replication_origins values (?, ?, ?)`, []any{e.Origin, e.Seq, e.AtUS}, nil)
+	}
+	if err == nil && n.forks != l.now.forks {
+		err = run(l.conn, `update replication_self set forks = ?`, []any{n.forks}, nil)
+	}
+	if err != nil {
+		return err
+	}
+	if n.first == 0 {
+		n.first = e.Position
+	}
+	n.position = e.Position
+	n.bytes += int64(len(e.Changes))
+	n.marks[e.Origin] = mark{seq: e.Seq, atUS: e.AtUS}
+	if n.position-n.first+1 <= l.limits.Entries+l.limits.Entries/8 && n.bytes <= l.limits.Bytes+l.limits.Bytes/8 {
+		return nil
+	}
+	most := n.position - 1
+	if n.position-n.first < leeway*l.limits.Entries && n.bytes < leeway*l.limits.Bytes {
+		most = min(most, k.after)
+	}
+	return l.prune(most, k.horizonUS)
+}
+
+// prune takes away what exceeds the limits, but nothing after a position, and the
+// memory for rows that was of use for those entries only.
+func (l *ledger) prune(most, horizonUS int64) error {
+	n := &l.next
+	before := n.first
+	for upTo := n.position - l.limits.Entries; ; upTo = n.first - 1 + max(1, (n.position-n.first)/8) {
+		if upTo = min(upTo, most); upTo >= n.first {
+			var size int64
+			err := run(l.conn, `select sum(length(changes)) from replication_changes where position <= ?`, []any{upTo}, func(row *sqlite.Stmt) { size = row.ColumnInt64(0) })
+			if err == nil {
+				err = run(l.conn, `delete from replication_changes where position <= ?`, []any{upTo}, nil)
+			}
+			if err != nil {
+				return err
+			}
+			n.first, n.bytes = upTo+1, n.bytes-size
+		}
+		if n.bytes <= l.limits.Bytes || upTo >= most {
+			break
+		}
+	}
+	if n.first == before {
+		return nil
+	}
+	var reachUS int64
+	err := run(l.conn, `select min(at_us) from replication_changes`, nil, func(row *sqlite.Stmt) { reachUS = row.ColumnInt64(0) })
+	if err == nil {
+		err = run(l.conn, `delete from replication_bases where replaced_us < ?`, []any{reachUS}, nil)
+	}
+	if err == nil {
+		err = run(l.conn, `delete from replication_rows where deleted and at_us < ?`, []any{min(reachUS, horizonUS)}, nil)
+	}
+	return err
+}
+
+// run runs a statement with its parameters to its end and calls each for every
+// row. What SQLite prepared is kept by the connection.
+func run(conn *sqlite.Conn, sql string, params []any, each func(*sqlite.Stmt)) error {
+	stmt, err := conn.Prepare(sql)
+	if err != nil {
+		return err
+	}
+	for i, param := range params {
+		bind(stmt, i+1, param)
+	}
+	for {
+		more, err := stmt.Step()
+		if err != nil {
+			_ = stmt.Reset() // the same error once more
+			return err
+		}
+		if !more {
+			return nil
+		}
+		if each != nil {
+			each(stmt)
+		}
+	}
+}

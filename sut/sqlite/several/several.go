@@ -1,0 +1,293 @@
+// Package several makes an embedded database one of several primaries: every
+// node takes writes, each change reaches every node, and of two changes to one
+// row the later one wins everywhere, so that all copies are equal when writes
+// have stopped and all have met.
+//
+// What travels is whole rows. A change carries the version of its row, which is
+// the time of its commit and the origin, and the version that it replaced there.
+// A row's winner is the change of the highest version, in whatever order changes
+// come. Were only the changed columns sent, as SQLite's own changesets do, two
+// concurrent updates of different columns would leave a mixture that depends on
+// their order.
+//
+// A conflict is a version that two changes have replaced, neither knowing the
+// other: one is lost. That is a property of the set of changes, so every node
+// counts the same. A secondary UNIQUE key is settled in the same way: of the
+// rows that want the same value the one of the highest version is in the table.
+// The others are hidden, each of them a conflict for as long as it is, and come
+// back when the value is free. A table may have one such key: with more the
+// outcome could depend on the order.
+//
+// Times are microseconds since 1970 of a hybrid logical clock, see Clock. Each
+// node logs what it commits and what it gets, in the order in which it does, and
+// knows of each origin how far it is: the entry, what it changes and that mark
+// are one transaction, so that nothing is lost or repeated. A database is an
+// origin by its node's name and the time of its first start: one that begins anew
+// under an old name is another origin, and gets the changes of the former.
+//
+// The log is bounded by Limits, and with it the memory for deleted rows and
+// replaced versions: a node that is away for longer cannot catch up and says so,
+// and conflicts with changes older than the log may be counted too low.
+//
+// Begin, Seal, Committed and Drop belong to who holds the writer's turn. All
+// other methods may be called by any goroutine. The order of calls is Open,
+// Start, Stop.
+package several
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math"
+	"strings"
+	"sync"
+	"time"
+
+	"zombiezen.com/go/sqlite"
+
+	"github.com/stagebench/stagebench/sut"
+)
+
+// Host is the database node around it.
+type Host interface {
+	// Turn waits for the right to write outside of any transaction, until cancel
+	// is closed, and returns what gives it back.
+	Turn(cancel func() <-chan struct{}) (leave func(), err error)
+	// Reader opens another connection, which only reads.
+	Reader() (*sqlite.Conn, error)
+	// Left is closed when the node ends and no client is there any more.
+	Left() <-chan struct{}
+}
+
+// Config says who a node is among several.
+type Config struct {
+	Node    string     // its name
+	Origins []sut.Peer // whom it gets changes from at first
+	Lag     time.Duration
+	Limits  Limits
+	Now     func() time.Time // the clock on the wall
+	Log     *slog.Logger
+}
+
+// Limits bound the log. When one is exceeded by an eighth the oldest entries go,
+// unless a connected node has yet to get them: then at eight times the limit.
+type Limits struct {
+	Entries int64
+	Bytes   int64
+}
+
+// Node is a database that is one of several primaries.
+type Node struct {
+	cfg    Config
+	host   Host
+	ledger *ledger // belongs to the writer's turn
+
+	becoming sync.Mutex // held by Become, Start and Stop
+
+	mu      sync.Mutex
+	clock   Clock
+	sealed  int64 // the time of an entry that is not committed yet; 0 = there is none
+	seen    progress
+	heard   map[string]int64 // by origin: all its changes up to that time are here
+	pulls   []*pull
+	links   map[*link]struct{}
+	lag     time.Duration
+	problem string
+	ended   bool
+	changed chan struct{} // closed, and made anew, when there is something to send
+}
+
+// Open makes the tables where there are none. The connection is the one that
+// writes.
+func Open(conn *sqlite.Conn, cfg Config, host Host) (*Node, error) {
+	n := &Node{
+		cfg: cfg, host: host, clock: Clock{Wall: cfg.Now}, heard: map[string]int64{},
+		links: map[*link]struct{}{}, lag: -1, changed: make(chan struct{}),
+	}
+	var err error
+	if n.ledger, err = openLedger(conn, cfg.Node, cfg.Now().UnixMicro(), cfg.Limits); err != nil {
+		return nil, fmt.Errorf("log of several primaries: %w", err)
+	}
+	n.seen = n.ledger.now.clone()
+	for origin, m := range n.seen.marks {
+		n.clock.Observe(m.atUS)
+		n.heard[origin] = m.atUS
+	}
+	return n, nil
+}
+
+// Start begins to get changes.
+func (n *Node) Start() { n.Become(n.cfg.Origins) }
+
+// Become makes the node get its changes from these nodes and no others.
+func (n *Node) Become(origins []sut.Peer) {
+	n.becoming.Lock()
+	defer n.becoming.Unlock()
+	n.mu.Lock()
+	old := n.pulls
+	ended := n.ended
+	n.pulls = nil
+	n.mu.Unlock()
+	for _, p := range old {
+		p.end()
+	}
+	if ended {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, peer := range origins {
+		n.pulls = append(n.pulls, n.pull(peer, len(origins) == 1))
+	}
+}
+
+// Cut ends what is going on with other nodes now.
+func (n *Node) Cut() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.ended = true
+	n.announce()
+}
+
+// Stop ends all that the node does by itself.
+func (n *Node) Stop() {
+	n.Cut()
+	n.Become(nil)
+}
+
+// Status fills in what it knows.
+func (n *Node) Status(s *sut.ReplicationStatus) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s.Position, s.Conflicts, s.LagNS = n.seen.position, n.seen.forks+n.seen.hidden, int64(n.lag)
+	s.Applied, s.Followers, s.Connected = map[string]int64{}, map[string]int64{}, true
+	for origin, m := range n.seen.marks {
+		if origin != n.ledger.self {
+			s.Applied[nodeOf(origin)] += m.seq
+		}
+	}
+	for l := range n.links {
+		s.Followers[l.hello.Node] = max(s.Followers[l.hello.Node], l.acked)
+	}
+	var problems []string
+	if n.problem != "" {
+		problems = append(problems, n.problem)
+	}
+	for _, p := range n.pulls {
+		if _, known := s.Applied[p.peer.Node]; !known {
+			s.Applied[p.peer.Node] = 0
+		}
+		s.Connected = s.Connected && p.connected
+		if p.problem != "" {
+			problems = append(problems, p.peer.Node+": "+p.problem)
+		}
+	}
+	s.Problem = strings.Join(problems, "; ")
+}
+
+// Begin records a transaction of clients that has just begun.
+func (n *Node) Begin() error { return n.ledger.begin() }
+
+// Seal adds a transaction to the log before its commit. It returns the position of
+// its entry, or 0 when nothing changed.
+func (n *Node) Seal() (position int64, err error) {
+	changes, err := n.ledger.recorded()
+	if err != nil || len(changes) == 0 {
+		return 0, err
+	}
+	n.mu.Lock()
+	atUS := n.clock.Next()
+	n.sealed = atUS
+	keep := n.keep()
+	n.mu.Unlock()
+	return n.ledger.seal(changes, atUS, keep)
+}
+
+// Committed says that what was sealed is durable.
+func (n *Node) Committed() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.advance()
+}
+
+// advance lets all see what is durable now; the turn and the lock are held.
+func (n *Node) advance() {
+	n.sealed = 0
+	n.ledger.committed()
+	if n.seen.position != n.ledger.now.position {
+		n.seen = n.ledger.now.clone()
+		n.announce()
+	}
+}
+
+// Drop forgets a transaction that was taken back, or is about to be.
+func (n *Node) Drop() {
+	n.ledger.drop()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.sealed = 0
+}
+
+// announce wakes all who send; the lock is held.
+func (n *Node) announce() {
+	close(n.changed)
+	n.changed = make(chan struct{})
+}
+
+// keep says what the log must keep; the lock is held.
+func (n *Node) keep() keep {
+	k := keep{after: math.MaxInt64, horizonUS: math.MaxInt64}
+	for l := range n.links {
+		k.after = min(k.after, l.sent)
+	}
+	// A deleted row must be remembered while an older change to it may come.
+	heard := map[string]int64{}
+	for _, p := range n.pulls {
+		heard[p.peer.Node] = 0
+	}
+	for origin, atUS := range n.heard {
+		heard[nodeOf(origin)] = max(heard[nodeOf(origin)], atUS)
+	}
+	delete(heard, n.cfg.Node)
+	for _, atUS := range heard {
+		k.horizonUS = min(k.horizonUS, atUS)
+	}
+	return k
+}
+
+// upTo says of each origin up to which time all its changes are committed here.
+// It must be asked before the log is.
+func (n *Node) upTo() map[string]int64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	heard := maps.Clone(n.heard)
+	heard[n.ledger.self] = n.clock.Next()
+	if n.sealed > 0 {
+		heard[n.ledger.self] = n.sealed - 1
+	}
+	return heard
+}
+
+// hears takes in what another node says of that kind, once all that it sent before
+// is applied.
+func (n *Node) hears(heard map[string]int64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for origin, atUS := range heard {
+		if origin == n.ledger.self {
+			continue
+		}
+		n.clock.Observe(atUS)
+		n.heard[origin] = max(n.heard[origin], atUS)
+	}
+}
+
+// errSchema is met when the tables here are not those of a change.
+var errSchema = errors.New("schema differs")
+
+// nodeOf is the name of an origin's node.
+func nodeOf(origin string) string {
+	node, _, _ := strings.Cut(origin, "#")
+	return node
+}

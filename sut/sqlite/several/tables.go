@@ -1,0 +1,310 @@
+package several
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+
+	"zombiezen.com/go/sqlite"
+
+	"github.com/stagebench/stagebench/sut/sqlite/replog"
+)
+
+// maxChanges is the largest entry in bytes: a transaction that changes more fails.
+const maxChanges = replog.MaxChanges
+
+// ErrTooLarge says that a transaction changes more than an entry may hold.
+var ErrTooLarge = errors.New("transaction changes too much to be replicated")
+
+// tables are those of the clients.
+type tables struct {
+	conn    *sqlite.Conn
+	version int64 // of SQLite's schema, for which the rest is right
+	digest  string
+	byName  map[string]*table
+}
+
+// table is how rows of one are read and written.
+type table struct {
+	name    string
+	columns []string
+	key     []int   // the columns of the primary key
+	unique  [][]int // those of the secondary UNIQUE keys
+
+	selects, deletes, inserts string
+	clashes                   []string // of each secondary key: who has these values
+}
+
+// refresh looks at the tables again when they may have changed.
+func (t *tables) refresh() error {
+	var version int64
+	if err := run(t.conn, `pragma schema_version`, nil, func(row *sqlite.Stmt) { version = row.ColumnInt64(0) }); err != nil || version == t.version {
+		return err
+	}
+	digest, err := replog.Schema(t.conn)
+	if err != nil {
+		return err
+	}
+	var names []string
+	err = run(t.conn, `select name from sqlite_schema where type = 'table' and name not like 'sqlite\_%' escape '\' and name not like 'replication\_%' escape '\'`, nil,
+		func(row *sqlite.Stmt) { names = append(names, row.ColumnText(0)) })
+	if err != nil {
+		return err
+	}
+	byName := map[string]*table{}
+	for _, name := range names {
+		if byName[name], err = describe(t.conn, name); err != nil {
+			return err
+		}
+	}
+	t.digest, t.byName, t.version = digest, byName, version
+	return nil
+}
+
+func describe(conn *sqlite.Conn, name string) (*table, error) {
+	t := &table{name: name}
+	err := run(conn, `select name, pk from pragma_table_info(?) order by cid`, []any{name}, func(row *sqlite.Stmt) {
+		if row.ColumnInt64(1) > 0 {
+			t.key = append(t.key, len(t.columns))
+		}
+		t.columns = append(t.columns, row.ColumnText(0))
+	})
+	if err != nil {
+		return nil, err
+	}
+	var indexes []string
+	err = run(conn, `select name, partial from pragma_index_list(?) where "unique" and origin <> 'pk'`, []any{name}, func(row *sqlite.Stmt) {
+		indexes = append(indexes, row.ColumnText(0))
+	})
+	for _, index := range indexes {
+		var columns []int
+		if err == nil {
+			err = run(conn, `select cid from pragma_index_info(?)`, []any{index}, func(row *sqlite.Stmt) { columns = append(columns, row.ColumnInt(0)) })
+		}
+		t.unique = append(t.unique, columns)
+	}
+	if err != nil {
+		return nil, err
+	}
+	all, from, where := t.list(nil), " from "+quote(name)+" where ", t.equals(t.key)
+	t.selects, t.deletes = "select "+all+from+where, "delete"+from+where
+	t.inserts = "insert into " + quote(name) + " (" + all + ") values (?" + strings.Repeat(", ?", len(t.columns)-1) + ")"
+	for _, columns := range t.unique {
+		for _, i := range columns {
+			if i < 0 {
+				return nil, fmt.Errorf("table %s has a UNIQUE index on an expression, which several primaries cannot settle", name)
+			}
+		}
+		t.clashes = append(t.clashes, "select "+t.list(t.key)+from+t.equals(columns))
+	}
+	return t, nil
+}
+
+// list names columns, nil = all.
+func (t *table) list(columns []int) string {
+	var names []string
+	for i := range t.columns {
+		names = append(names, quote(t.columns[i]))
+	}
+	if columns == nil {
+		return strings.Join(names, ", ")
+	}
+	return strings.Join(pick(names, columns), ", ")
+}
+
+func (t *table) equals(columns []int) string {
+	var terms []string
+	for _, i := range columns {
+		terms = append(terms, quote(t.columns[i])+" = ?")
+	}
+	return strings.Join(terms, " and ")
+}
+
+func quote(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
+
+func pick[T any](from []T, which []int) []T {
+	picked := make([]T, 0, len(which))
+	for _, i := range which {
+		picked = append(picked, from[i])
+	}
+	return picked
+}
+
+// read returns the row of that key, nil = there is none.
+func (t *table) read(conn *sqlite.Conn, key []any) (values []any, err error) {
+	err = run(conn, t.selects, key, func(row *sqlite.Stmt) { values = rowOf(row) })
+	return values, err
+}
+
+// clashing returns the keys of the rows that keep a row from being inserted.
+func (t *table) clashing(conn *sqlite.Conn, values []any) (keys [][]any, err error) {
+	for i, columns := range t.unique {
+		// Null is equal to nothing, and finds nothing.
+		err = errors.Join(err, run(conn, t.clashes[i], pick(values, columns), func(row *sqlite.Stmt) { keys = append(keys, rowOf(row)) }))
+	}
+	return keys, err
+}
+
+// put makes a row what its winning change says.
+func (l *ledger) put(t *table, c *Change, version Version) error {
+	key, err := parseValues(c.Key)
+	if err != nil {
+		return err
+	}
+	if err := run(l.conn, t.deletes, key, nil); err != nil {
+		return err
+	}
+	if l.next.hidden > 0 {
+		if err := l.unhide(c.Table, c.Key); err != nil {
+			return err
+		}
+	}
+	if c.Row != nil {
+		if err := l.place(t, c, version); err != nil {
+			return err
+		}
+	}
+	if l.next.hidden > 0 {
+		return l.reveal(t)
+	}
+	return nil
+}
+
+// place inserts a row, unless one of a higher version has its UNIQUE key. Rows of
+// lower versions that do are hidden.
+func (l *ledger) place(t *table, c *Change, version Version) error {
+	holders, err := t.clashing(l.conn, c.Row)
+	if err != nil {
+		return err
+	}
+	for _, holder := range holders {
+		key := appendValues(nil, holder)
+		theirs, err := l.version(c.Table, key)
+		if err != nil {
+			return err
+		}
+		if higher := theirs.Compare(version); higher > 0 || higher == 0 && bytes.Compare(key, c.Key) > 0 {
+			return l.hide(c.Table, c.Key, c.Row)
+		}
+	}
+	for _, holder := range holders {
+		row, err := t.read(l.conn, holder)
+		if err != nil {
+			return err
+		}
+		if row == nil {
+			continue // it held two of the values
+		}
+		if err := run(l.conn, t.deletes, holder, nil); err != nil {
+			return err
+		}
+		if err := l.hide(c.Table, appendValues(nil, holder), row); err != nil {
+			return err
+		}
+	}
+	return run(l.conn, t.inserts, c.Row, nil)
+}
+
+func (l *ledger) hide(table string, key []byte, row []any) error {
+	l.next.hidden++
+	return run(l.conn, `insert into replication_hidden values (?, ?, ?)`, []any{table, key, appendValues(nil, row)}, nil)
+}
+
+func (l *ledger) unhide(table string, key []byte) error {
+	err := run(l.conn, `delete from replication_hidden where "table" = ? and key = ?`, []any{table, key}, nil)
+	l.next.hidden -= int64(l.conn.Changes())
+	return err
+}
+
+// reveal brings back the rows whose UNIQUE key is free, those of the highest
+// versions first.
+func (l *ledger) reveal(t *table) error {
+	type hidden struct{ key, row []byte }
+	var all []hidden
+	err := run(l.conn, `select h.key, h."row" from replication_hidden h left join replication_rows r on r."table" = h."table" and r.key = h.key `+
+		`where h."table" = ? order by r.at_us desc, r.origin desc, h.key desc`, []any{t.name}, func(row *sqlite.Stmt) {
+		all = append(all, hidden{key: blobOf(row, 0), row: blobOf(row, 1)})
+	})
+	if err != nil {
+		return err
+	}
+	for _, h := range all {
+		row, err := parseValues(h.row)
+		if err != nil {
+			return err
+		}
+		holders, err := t.clashing(l.conn, row)
+		if err != nil {
+			return err
+		}
+		if len(holders) > 0 {
+			continue
+		}
+		if err := run(l.conn, t.inserts, row, nil); err != nil {
+			return err
+		}
+		if err := l.unhide(t.name, h.key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func bind(stmt *sqlite.Stmt, i int, value any) {
+	switch v := value.(type) {
+	case int64:
+		stmt.BindInt64(i, v)
+	case float64:
+		stmt.BindFloat(i, v)
+	case string:
+		stmt.BindText(i, v)
+	case []byte:
+		if len(v) == 0 {
+			stmt.BindZeroBlob(i, 0) // no bytes would be null
+			return
+		}
+		stmt.BindBytes(i, v)
+	default:
+		stmt.BindNull(i)
+	}
+}
+
+// rowOf is the row at which a statement is.
+func rowOf(stmt *sqlite.Stmt) []any {
+	values := make([]any, stmt.ColumnCount())
+	for i := range values {
+		switch stmt.ColumnType(i) {
+		case sqlite.TypeInteger:
+			values[i] = stmt.ColumnInt64(i)
+		case sqlite.TypeFloat:
+			values[i] = stmt.ColumnFloat(i)
+		case sqlite.TypeText:
+			values[i] = stmt.ColumnText(i)
+		case sqlite.TypeBlob:
+			values[i] = blobOf(stmt, i)
+		}
+	}
+	return values
+}
+
+func blobOf(stmt *sqlite.Stmt, i int) []byte {
+	blob := make([]byte, stmt.ColumnLen(i))
+	stmt.ColumnBytes(i, blob)
+	return blob
+}
+
+// plain is a value of a changeset.
+func plain(v sqlite.Value) any {
+	switch v.Type() {
+	case sqlite.TypeInteger:
+		return v.Int64()
+	case sqlite.TypeFloat:
+		return v.Float()
+	case sqlite.TypeText:
+		return v.Text()
+	case sqlite.TypeBlob:
+		return bytes.Clone(v.Blob())
+	}
+	return nil
+}
