@@ -37,6 +37,12 @@ func Catalogue() []Knob {
 		floatKnob("db.cpu", 1, 0.5, 32, "size of the database host in units"),
 		choiceKnob("db.engine", string(SQLite), "what realises the database", string(SQLite), string(Postgres)),
 		intKnob("db.replicas", 2, 0, 8, "database hosts besides the primary, from stage replicas on"),
+		func() Knob {
+			k := choiceKnob("db.topology", "primary-replica", "what the copies are: one primary and replicas of it; or several primaries, each of which ships to all others, or in a ring to the next one: the last writer of a row wins",
+				"primary-replica", "multi-primary", "ring")
+			k.Engines = []Engine{SQLite}
+			return k
+		}(),
 		choiceKnob("db.sync", "async", "what a write waits for: async = the primary, sync = db.sync_copies replicas, too", "async", "sync"),
 		intKnob("db.sync_copies", 1, 1, 8, "with db.sync=sync: how many replicas must hold a write before it is acknowledged"),
 		floatKnob("db.sync_timeout", 2, 0.1, 60, "with db.sync=sync: seconds after which a write that too few replicas hold is answered with an error; it may have taken effect"),

@@ -36,10 +36,8 @@ func Build(stage Stage, knobs Knobs, unitCPU float64) (Topology, error) {
 	if err := b.settle(); err != nil {
 		return Topology{}, err
 	}
-	if slices.Index(Stages(), stage) < slices.Index(Stages(), Replicas) {
-		b.knobs["db.replicas"] = "0"
-	} else if copies, replicas := b.knobs.Int("db.sync_copies"), b.knobs.Int("db.replicas"); b.knobs["db.sync"] == "sync" && copies > replicas {
-		return Topology{}, fmt.Errorf("db.sync=sync with db.sync_copies=%d needs as many db.replicas, and there are %d", copies, replicas)
+	if err := b.settleCopies(stage); err != nil {
+		return Topology{}, err
 	}
 	switch stage {
 	case Single:
@@ -98,6 +96,29 @@ func (b *builder) settle() error {
 		return fmt.Errorf("web.split=true needs more web.hosts than web.upload_hosts, and has %s and %s", b.knobs["web.hosts"], b.knobs["web.upload_hosts"])
 	case copies > max(hosts, 1):
 		return fmt.Errorf("blob.copies=%d needs as many blob.hosts, and there are %d", copies, hosts)
+	}
+	return nil
+}
+
+// settleCopies resolves the knobs of the copies of the database.
+func (b *builder) settleCopies(stage Stage) error {
+	if slices.Index(Stages(), stage) < slices.Index(Stages(), Replicas) {
+		b.knobs["db.replicas"], b.knobs["db.topology"] = "0", "primary-replica"
+		return nil
+	}
+	copies, replicas := b.knobs.Int("db.sync_copies"), b.knobs.Int("db.replicas")
+	several, sync := b.knobs["db.topology"] != "primary-replica", b.knobs["db.sync"] == "sync"
+	switch {
+	case sync && copies > replicas:
+		return fmt.Errorf("db.sync=sync with db.sync_copies=%d needs as many db.replicas, and there are %d", copies, replicas)
+	case several && Engine(b.knobs["db.engine"]) != SQLite:
+		return fmt.Errorf("db.topology=%s needs db.engine=sqlite: PostgreSQL 15 cannot tell changes of its own from those that it was sent", b.knobs["db.topology"])
+	case several && sync:
+		return fmt.Errorf("db.topology=%s needs db.sync=async: what would have to hold a write are primaries themselves", b.knobs["db.topology"])
+	case several && b.knobs.Duration("db.replica_lag") > 0:
+		return fmt.Errorf("db.topology=%s has no replicas that could lag: db.replica_lag needs db.topology=primary-replica", b.knobs["db.topology"])
+	case several && replicas == 0:
+		return fmt.Errorf("db.topology=%s needs db.replicas of 1 or more: with 0 there is one database", b.knobs["db.topology"])
 	}
 	return nil
 }
@@ -194,14 +215,19 @@ func (b *builder) database(host string) {
 	b.node(Node{Name: "db-1", Host: host, Role: DB, Engine: Engine(b.knobs["db.engine"]), Replicated: b.knobs.Int("db.replicas") > 0})
 }
 
-// replicas puts the replicas of the database on hosts of their own. They are as
-// large as that of the primary, whose place they may have to take.
+// replicas puts the replicas of the database, or the other primaries, on hosts of
+// their own. They are as large as that of the primary, whose place they may have
+// to take.
 func (b *builder) replicas() {
+	uses := []string{"db-1"}
+	if b.knobs["db.topology"] != "primary-replica" {
+		uses = nil
+	}
 	for i := range b.knobs.Int("db.replicas") {
 		name := fmt.Sprintf("db-%d", i+2)
 		b.databases = append(b.databases, name)
 		b.host(name, b.knobs.Float("db.cpu"))
-		b.node(Node{Name: name, Host: name, Role: DB, Engine: Engine(b.knobs["db.engine"]), Replicated: true, Uses: []string{"db-1"}})
+		b.node(Node{Name: name, Host: name, Role: DB, Engine: Engine(b.knobs["db.engine"]), Replicated: true, Uses: uses})
 	}
 }
 

@@ -80,6 +80,48 @@ func TestSingleHoldsAllPhotos(t *testing.T) {
 	}
 }
 
+// The copies of the database: hosts, who is the primary, and what cannot be
+// together.
+func TestCopies(t *testing.T) {
+	primaries := func(topology sut.Topology) (all []string) {
+		for _, n := range topology.Nodes {
+			if n.Replicated && len(n.Uses) == 0 {
+				all = append(all, n.Name)
+			}
+		}
+		return all
+	}
+	for _, test := range []struct {
+		stage     sut.Stage
+		knobs     sut.Knobs
+		units     float64
+		primaries int
+		wrong     string
+	}{
+		{sut.Replicas, nil, 8, 1, ""},
+		{sut.Replicas, sut.Knobs{"db.replicas": "0"}, 6, 0, ""},
+		{sut.Replicas, sut.Knobs{"db.replicas": "1", "db.sync": "sync"}, 7, 1, ""},
+		{sut.Replicas, sut.Knobs{"db.topology": "ring"}, 8, 3, ""},
+		{sut.LB, sut.Knobs{"db.replicas": "5", "db.topology": "ring"}, 6, 0, ""},
+		{sut.Replicas, sut.Knobs{"db.sync": "sync", "db.sync_copies": "3"}, 0, 0, "needs as many db.replicas"},
+		{sut.Replicas, sut.Knobs{"db.topology": "ring", "db.engine": "postgres"}, 0, 0, "needs db.engine=sqlite"},
+		{sut.Replicas, sut.Knobs{"db.topology": "multi-primary", "db.sync": "sync"}, 0, 0, "needs db.sync=async"},
+		{sut.Replicas, sut.Knobs{"db.topology": "multi-primary", "db.replica_lag": "1s"}, 0, 0, "no replicas that could lag"},
+		{sut.Replicas, sut.Knobs{"db.topology": "multi-primary", "db.replicas": "0"}, 0, 0, "there is one database"},
+	} {
+		topology, err := sut.Build(test.stage, test.knobs, 0.1)
+		if test.wrong != "" {
+			if err == nil || !strings.Contains(err.Error(), test.wrong) {
+				t.Errorf("%v: error %v, want %q", test.knobs, err, test.wrong)
+			}
+			continue
+		}
+		if err != nil || topology.Units() != test.units || len(primaries(topology)) != test.primaries || topology.SeveralPrimaries() != (test.primaries > 1) {
+			t.Errorf("%s %v: %v, %v units, primaries %v", test.stage, test.knobs, err, topology.Units(), primaries(topology))
+		}
+	}
+}
+
 func TestDigestTellsTopologiesApart(t *testing.T) {
 	seen := map[string]string{}
 	for name, knobs := range map[string]sut.Knobs{"default": nil, "policy": {"lb.policy": "least_conn"}, "hosts": {"web.hosts": "2"}, "size": {"web.cpu": "2"}} {
@@ -108,6 +150,8 @@ func TestBadKnobsSayWhatIsAllowed(t *testing.T) {
 		"db.engine=mysql":   "sqlite, postgres",
 		"lb.sticky":         "name=value",
 		"lb.sticky=perhaps": "auto, true, false",
+		"db.replica_lag=5":  "for example 200ms",
+		"db.replica_lag=1m": "from 0s to 10s",
 	} {
 		if _, err := sut.ParseKnobs([]string{setting}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v, want one with %q", setting, err, want)

@@ -25,7 +25,8 @@ type Node struct {
 	Uses   []string `json:"uses,omitempty"` // names of the nodes that it calls; they start before it
 
 	// Replicated is set for a database that has copies. The one that uses no other
-	// is the primary to begin with; which one is later, a failover decides.
+	// is the primary to begin with; which one is later, a failover decides. With
+	// several primaries none uses another.
 	Replicated bool `json:"replicated,omitempty"`
 
 	Service Service `json:"service,omitempty"` // what a web node offers; empty = everything
@@ -83,6 +84,17 @@ func (t Topology) Engines() map[Role]Engine {
 		}
 	}
 	return engines
+}
+
+// SeveralPrimaries reports whether each database takes writes.
+func (t Topology) SeveralPrimaries() bool {
+	primaries := 0
+	for _, n := range t.Nodes {
+		if n.Replicated && len(n.Uses) == 0 {
+			primaries++
+		}
+	}
+	return primaries > 1
 }
 
 // Host returns the host of that name.

@@ -151,10 +151,12 @@ func checkReplication(r *sut.Replication) error {
 		return nil
 	case r.Epoch < 1:
 		return fmt.Errorf("replication: epoch %d: want 1 or more", r.Epoch)
+	case r.Primary != nil && r.Several:
+		return errors.New("replication: one of several primaries follows nobody: it has origins")
 	case r.Primary != nil:
 		return checkPeers([]sut.Peer{*r.Primary})
 	}
-	return nil
+	return checkPeers(r.Origins)
 }
 
 // decodeStrictly reads one JSON document, bounded, of known fields only.

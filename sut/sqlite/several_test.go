@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	createUsers = "create table if not exists users (id bigint primary key, login text not null unique, name text not null)"
+	createUsers = "create table if not exists users (id integer primary key, login text not null unique, name text not null)"
 	addUser     = "insert into users (id, login, name) values ($1, $2, $3)"
 	rename      = "update users set login = $1 where id = $2"
 	callUser    = "update users set name = $1 where id = $2"
@@ -247,22 +247,13 @@ func TestSeveralPartition(t *testing.T) {
 		if all[2].Conflicts != 5 { // notes 1, 3, 100, 4, 5
 			t.Errorf("%d conflicts, want 5", all[2].Conflicts)
 		}
+		// A note is shown as id, size, text without spaces between the numbers.
 		want := []string{
-			"1 0 later", "100 2 later", "2 0 of the first alone", "20 1 grown", "3 0 text", "4 0 lives", "6 0 later",
-			"0 0 seeded", "7 0 seeded", "8 0 seeded", "9 0 seeded",
+			"00seeded", "10later", "1002later", "20of the first alone", "201grown", "30text", "40lives", "60later", "70seeded", "80seeded", "90seeded",
 		}
-		var got []string
-		for _, line := range c.dump(t, 2) {
-			got = append(got, line)
-		}
-		for i, line := range want {
-			want[i] = strings.ReplaceAll(line, " ", "")
-		}
-		for i, line := range got {
-			got[i] = strings.ReplaceAll(line, " ", "")
-		}
-		for i := range want {
-			want[i] = strings.ReplaceAll(want[i], " ", "")
+		got := c.dump(t, 2)
+		for i := range got {
+			got[i] = strings.Replace(got[i], " ", "", 1)
 		}
 		slices.Sort(want)
 		slices.Sort(got)

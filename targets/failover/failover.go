@@ -40,17 +40,18 @@ type Copies interface {
 }
 
 // Roles is which node is the primary, since which epoch, and which replicas may
-// be read.
+// be read; or which of several primaries are alive.
 type Roles struct {
-	Epoch    int64
-	Primary  string
-	Replicas []string
+	Epoch     int64
+	Primary   string // "" = there are several
+	Replicas  []string
+	Primaries []string // when there are several
 }
 
 // Config says what is supervised.
 type Config struct {
 	Copies Copies
-	Roles  Roles // to begin with; Replicas are all others, whether they may be read or not
+	Roles  Roles // to begin with; Replicas are all others, whether they may be read or not, and Primaries all
 	// Interval is the time between two probes. A node is dead after Failures probes
 	// in a row that it refused, or when it has been silent for Silence: a busy node
 	// answers late, a dead one not at all.
@@ -95,9 +96,17 @@ const (
 // New returns a supervisor of the copies that the roles name.
 func New(cfg Config) *Supervisor {
 	return &Supervisor{
-		cfg: cfg, nodes: append([]string{cfg.Roles.Primary}, cfg.Roles.Replicas...),
+		cfg: cfg, nodes: members(cfg.Roles),
 		roles: cfg.Roles, epoch: cfg.Roles.Epoch, seen: map[string]*health{},
 	}
+}
+
+// members lists all nodes.
+func members(r Roles) []string {
+	if r.Primary == "" {
+		return slices.Clone(r.Primaries)
+	}
+	return append([]string{r.Primary}, r.Replicas...)
 }
 
 // Failovers lists the changes of the primary so far.
@@ -123,6 +132,10 @@ func (s *Supervisor) Run(ctx context.Context) {
 		s.probe(ctx)
 		if ctx.Err() != nil {
 			return
+		}
+		if s.roles.Primary == "" {
+			s.spread(ctx)
+			continue
 		}
 		if s.dead(s.roles.Primary) {
 			s.replace(ctx)
@@ -335,8 +348,35 @@ func (s *Supervisor) readable(ctx context.Context) {
 	s.use(ctx)
 }
 
+// spread says which of several primaries take part, when that has changed. When
+// none does, everything is left as it is: one will come back.
+func (s *Supervisor) spread(ctx context.Context) {
+	var alive []string
+	for _, node := range s.nodes {
+		if h := s.seen[node]; !s.dead(node) && (h.err != nil || h.status.Serves) {
+			alive = append(alive, node)
+		}
+	}
+	if len(alive) == 0 || slices.Equal(alive, s.roles.Primaries) && !s.stale {
+		return
+	}
+	for _, node := range s.nodes {
+		was, is := slices.Contains(s.roles.Primaries, node), slices.Contains(alive, node)
+		switch {
+		case was && !is:
+			s.cfg.Note(node, "is used no more")
+		case is && !was:
+			s.cfg.Note(node, "is used again")
+		}
+	}
+	s.roles.Primaries = alive
+	s.use(ctx)
+}
+
 func (s *Supervisor) use(ctx context.Context) {
 	bounded, cancel := context.WithTimeout(ctx, useTimeout)
 	defer cancel()
-	s.stale = s.cfg.Copies.Use(bounded, Roles{Epoch: s.roles.Epoch, Primary: s.roles.Primary, Replicas: slices.Clone(s.roles.Replicas)}) != nil
+	s.stale = s.cfg.Copies.Use(bounded, Roles{
+		Epoch: s.roles.Epoch, Primary: s.roles.Primary, Replicas: slices.Clone(s.roles.Replicas), Primaries: slices.Clone(s.roles.Primaries),
+	}) != nil
 }

@@ -283,6 +283,48 @@ func TestSecondPrimaryIsEnded(t *testing.T) {
 	})
 }
 
+// Of several primaries those that live are used; nobody is promoted or ended.
+func TestSeveralPrimaries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCopies(t)
+		for _, n := range c.nodes {
+			n.Primary, n.Following = true, ""
+		}
+		s := failover.New(failover.Config{
+			Copies: c, Roles: failover.Roles{Epoch: 1, Primaries: []string{"db-1", "db-2", "db-3"}},
+			Interval: 200 * time.Millisecond, Failures: 3, Silence: 2 * time.Second, Note: func(string, string) {},
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { s.Run(ctx); close(done) }()
+		pass(5 * time.Second)
+		if len(c.roles) > 0 {
+			t.Errorf("told %v when nothing had happened", c.roles)
+		}
+		for _, step := range []struct {
+			dead []string
+			want []string
+		}{
+			{[]string{"db-2"}, []string{"db-1", "db-3"}},
+			{[]string{"db-1", "db-2", "db-3"}, []string{"db-1", "db-3"}}, // nobody is left: as it was
+			{nil, []string{"db-1", "db-2", "db-3"}},
+		} {
+			for name := range c.nodes {
+				c.set(name, func(n *copied) { n.dead = slices.Contains(step.dead, name) })
+			}
+			pass(5 * time.Second)
+			if got := c.last(); !slices.Equal(got.Primaries, step.want) || got.Primary != "" {
+				t.Errorf("with %v dead: in use %+v", step.dead, got)
+			}
+		}
+		if len(c.log) > 0 || len(s.Failovers()) > 0 {
+			t.Errorf("did %v", c.log)
+		}
+		cancel()
+		<-done
+	})
+}
+
 func TestWhoCouldNotBeToldIsToldAgain(t *testing.T) {
 	supervise(t, func(t *testing.T, c *copies, s *failover.Supervisor) {
 		c.useFails = 3

@@ -26,6 +26,8 @@ func (s *System) declareRoles(t sut.Topology) {
 	for _, n := range t.Nodes {
 		switch {
 		case !n.Replicated:
+		case t.SeveralPrimaries():
+			s.roles.Epoch, s.roles.Primaries = 1, append(s.roles.Primaries, n.Name)
 		case len(n.Uses) == 0:
 			s.roles.Epoch, s.roles.Primary = 1, n.Name
 		default:
@@ -36,9 +38,15 @@ func (s *System) declareRoles(t sut.Topology) {
 
 // superviseCopies keeps one of the databases the primary, as long as the system
 // lives, if there are several.
-func (s *System) superviseCopies() {
+func (s *System) superviseCopies(ctx context.Context) error {
 	if s.roles.Epoch == 0 {
-		return
+		return nil
+	}
+	if s.roles.Primary == "" {
+		// They have been started at once, and did not know each other's addresses.
+		if err := s.tellOrigins(ctx); err != nil {
+			return err
+		}
 	}
 	knobs := s.topology.Knobs
 	s.failover = failover.New(failover.Config{
@@ -51,6 +59,7 @@ func (s *System) superviseCopies() {
 		},
 	})
 	s.watching.Go(func() { s.failover.Run(s.life) })
+	return nil
 }
 
 // Failovers lists the changes of the primary so far.
@@ -70,7 +79,11 @@ func (s *System) Recover(ctx context.Context, replay bool) (targets.Recovery, er
 		return recovery, fmt.Errorf("stage %s has one database and no copies of it: nothing can be lost in a failover", s.Topology().Stage)
 	}
 	s.mu.Lock()
-	order := sut.Replay{Primary: s.databases().Primary}
+	if s.roles.Primary == "" {
+		s.mu.Unlock()
+		return recovery, errors.New("each of several primaries keeps what it has: nothing is promoted, and nothing lost by that")
+	}
+	order := sut.Replay{Primary: s.peers([]string{s.roles.Primary})[0]}
 	var asked []*node
 	for _, n := range s.nodes {
 		if n.Replicated && n.state == targets.Serving && n.Name != s.roles.Primary {
@@ -107,7 +120,7 @@ func (s *System) standing(n *node) targets.Standing {
 	switch {
 	case !n.Replicated:
 		return ""
-	case n.Name == s.roles.Primary:
+	case n.Name == s.roles.Primary, s.roles.Primary == "":
 		return targets.Primary
 	}
 	return targets.Replica
@@ -140,18 +153,79 @@ func (s *System) peers(names []string) []sut.Peer {
 	return all
 }
 
-// databases are those that web nodes use; the caller holds mu.
-func (s *System) databases() sut.Databases {
+// databases are those that a web node uses; the caller holds mu. Of several
+// primaries each has one of its own, in turn.
+func (s *System) databases(web *node) sut.Databases {
+	if len(s.roles.Primaries) > 0 {
+		turn := 0
+		for _, n := range s.nodes {
+			if n == web {
+				break
+			}
+			if n.Role == sut.Web {
+				turn++
+			}
+		}
+		return sut.Databases{Epoch: s.roles.Epoch, Primary: s.peers(s.roles.Primaries)[turn%len(s.roles.Primaries)]}
+	}
 	return sut.Databases{Epoch: s.roles.Epoch, Primary: s.peers([]string{s.roles.Primary})[0], Replicas: s.peers(s.roles.Replicas)}
 }
 
 // replication is what a database is told of its copies; the caller holds mu.
 func (s *System) replication(n *node) *sut.Replication {
+	if s.roles.Primary == "" {
+		return &sut.Replication{Epoch: s.roles.Epoch, Several: true, Origins: s.origins(n)}
+	}
 	told := &sut.Replication{Epoch: s.roles.Epoch}
 	if s.roles.Primary != n.Name {
 		told.Primary = &s.peers([]string{s.roles.Primary})[0]
 	}
 	return told
+}
+
+// origins are those that one of several primaries gets changes from: the one before
+// it of those that live in a ring, else all others. Those that have no address yet
+// are left out. The caller holds mu.
+func (s *System) origins(n *node) []sut.Peer {
+	var before, others []sut.Peer
+	after := false
+	for _, other := range s.nodes {
+		switch {
+		case other == n:
+			after = true
+		case !other.Replicated || other.ready.Address == "":
+		case s.topology.Knobs["db.topology"] != "ring":
+			others = append(others, other.peer())
+		case !slices.Contains(s.roles.Primaries, other.Name):
+			// Its neighbours are each other's until it comes back.
+		case after:
+			others = append(others, other.peer())
+		default:
+			before = append(before, other.peer())
+		}
+	}
+	if s.topology.Knobs["db.topology"] != "ring" || len(before)+len(others) == 0 {
+		return others
+	}
+	ring := append(others, before...) // in the order after the node: the last one is before it
+	return ring[len(ring)-1:]
+}
+
+// tellOrigins tells each of several primaries whom to get changes from.
+func (s *System) tellOrigins(ctx context.Context) error {
+	s.mu.Lock()
+	told := map[*node]*sut.Replication{}
+	for _, n := range s.nodes {
+		if n.Replicated && n.state == targets.Serving {
+			told[n] = s.replication(n)
+		}
+	}
+	s.mu.Unlock()
+	var errs []error
+	for n, document := range told {
+		errs = append(errs, s.call(ctx, n, http.MethodPut, sut.ReplicationPath, document, nil))
+	}
+	return errors.Join(errs...)
 }
 
 // copies is the system as the supervisor of its databases sees it.
@@ -207,8 +281,7 @@ func (c copies) Fence(ctx context.Context, name string) (release func(), err err
 func (c copies) Use(ctx context.Context, roles failover.Roles) error {
 	c.mu.Lock()
 	c.roles = roles
-	databases := c.databases()
-	var told []*node
+	told := map[*node]sut.Databases{}
 	var late error
 	for _, n := range c.nodes {
 		switch {
@@ -216,12 +289,15 @@ func (c copies) Use(ctx context.Context, roles failover.Roles) error {
 		case n.launching || n.state == targets.Paused:
 			late = fmt.Errorf("%s is %s", n.Name, n.state)
 		case n.state == targets.Serving:
-			told = append(told, n)
+			told[n] = c.databases(n)
 		}
 	}
 	c.mu.Unlock()
+	if roles.Primary == "" {
+		late = errors.Join(late, c.tellOrigins(ctx))
+	}
 	errs := make(chan error, len(told))
-	for _, n := range told {
+	for n, databases := range told {
 		go func() { errs <- c.call(ctx, n, http.MethodPut, sut.DatabasesPath, databases, nil) }()
 	}
 	for range told {

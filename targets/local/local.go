@@ -215,7 +215,9 @@ func (s *System) up(ctx context.Context) error {
 	if err := s.startAll(ctx, nodes, template); err != nil {
 		return err
 	}
-	s.superviseCopies()
+	if err := s.superviseCopies(ctx); err != nil {
+		return err
+	}
 	s.bringUp = time.Since(begin)
 	s.say("%s is up after %v", s.opts.Topology.Stage, s.bringUp.Round(time.Millisecond))
 	return nil

@@ -142,7 +142,7 @@ func (s *System) configFor(n *node) sut.NodeConfig {
 		delete(config.Uses, sut.DB)
 		config.Replication = s.replication(n)
 	case n.Role == sut.Web && s.roles.Epoch > 0:
-		use := s.databases()
+		use := s.databases(n)
 		config.Epoch, config.Uses[sut.DB] = use.Epoch, append([]sut.Peer{use.Primary}, use.Replicas...)
 	}
 	if n.ready.Address != "" { // a restart: its peers know the old port
