@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -36,8 +37,8 @@ type commenters struct {
 	mark  atomic.Int64         // unix ns; 0 = none
 }
 
-// comment starts writers, each of whom is a user with a session.
-func comment(t *testing.T, base string, writers int) *commenters {
+// comment starts writers, each of whom is a user with a session, on so many photos.
+func comment(t *testing.T, base string, writers, photos int) *commenters {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &commenters{base: base, stop: cancel, acked: map[string]time.Time{}, fails: map[string]int{}}
@@ -56,7 +57,7 @@ func comment(t *testing.T, base string, writers int) *commenters {
 		c.all.Go(func() {
 			defer transport.CloseIdleConnections()
 			for n := 0; ctx.Err() == nil; n++ {
-				c.one(ctx, client, login, fmt.Sprintf("/api/photos/%d/comments", (i*131+n)%3000+1))
+				c.one(ctx, client, login, fmt.Sprintf("/api/photos/%d/comments", (i*131+n)%photos+1))
 				pause()
 			}
 		})
@@ -172,28 +173,34 @@ func (r *rig) standings() (primary string, replicas []string) {
 	return primary, replicas
 }
 
-// awaitCopies waits until all replicas are read again and hold what the primary
-// does; nobody writes.
+// awaitCopies waits until all replicas hold what the primary does; nobody writes.
 func (r *rig) awaitCopies(t *testing.T) {
 	t.Helper()
 	primary, replicas := r.standings()
-	want, err := r.reading(t, primary).Digest(t.Context())
-	if err != nil {
-		t.Fatal(err)
+	r.awaitEqual(t, append([]string{primary}, replicas...))
+}
+
+// awaitEqual waits until databases hold the same as the first of them.
+func (r *rig) awaitEqual(t *testing.T, names []string) {
+	t.Helper()
+	var all []*store.Store
+	for _, name := range names {
+		all = append(all, r.reading(t, name))
 	}
 	deadline := time.Now().Add(30 * time.Second)
-	for _, name := range replicas {
-		s := r.reading(t, name)
-		for {
-			got, err := s.Digest(t.Context())
-			if err == nil && got == want {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("%s does not hold what %s does: %s, %v; events %+v", name, primary, got, err, r.Events())
-			}
-			pause()
+	for {
+		digests := map[string]bool{}
+		var errs []error
+		for _, s := range all {
+			digest, err := s.Digest(t.Context())
+			digests[digest], errs = true, append(errs, err)
 		}
+		if err := errors.Join(errs...); err == nil && len(digests) == 1 {
+			return
+		} else if time.Now().After(deadline) {
+			t.Fatalf("%v do not hold the same: %v, %v; events %+v", names, digests, err, r.Events())
+		}
+		pause()
 	}
 }
 
@@ -248,7 +255,7 @@ func TestPrimaryIsKilled(t *testing.T) {
 	for name, knobs := range failovers() {
 		t.Run(name, func(t *testing.T) {
 			r := bringUpSized(t, sut.Replicas, with(knobs, sut.Knobs{"blob.hosts": "1"}), roomy)
-			c := comment(t, r.Endpoints()[0], 8)
+			c := comment(t, r.Endpoints()[0], 8, 3000)
 			for c.count() < 300 {
 				pause()
 			}
@@ -315,7 +322,7 @@ func TestPrimaryIsPaused(t *testing.T) {
 	for name, knobs := range engines() {
 		t.Run(name, func(t *testing.T) {
 			r := bringUpSized(t, sut.Replicas, with(knobs, sut.Knobs{"blob.hosts": "1"}), roomy)
-			c := comment(t, r.Endpoints()[0], 8)
+			c := comment(t, r.Endpoints()[0], 8, 3000)
 			for c.count() < 200 {
 				pause()
 			}
@@ -377,7 +384,7 @@ func TestReplicaIsKilled(t *testing.T) {
 		for _, replicas := range []string{"1", "2"} {
 			t.Run(name+"/"+replicas, func(t *testing.T) {
 				r := bringUpSized(t, sut.Replicas, with(knobs, sut.Knobs{"db.replicas": replicas, "blob.hosts": "1"}), roomy)
-				c := comment(t, r.Endpoints()[0], 4)
+				c := comment(t, r.Endpoints()[0], 4, 3000)
 				for c.count() < 100 {
 					pause()
 				}
@@ -409,6 +416,48 @@ func TestReplicaIsKilled(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// Several primaries take writes at once, one of them dies and comes back; then all
+// hold the same, and every comment that was acknowledged. What two of them wrote to
+// one photo at a time was a conflict, and was counted.
+func TestSeveralPrimaries(t *testing.T) {
+	for _, topology := range []string{"multi-primary", "ring"} {
+		t.Run(topology, func(t *testing.T) {
+			r := bringUpSized(t, sut.Replicas, sut.Knobs{"db.topology": topology, "blob.hosts": "1"}, roomy)
+			c := comment(t, r.Endpoints()[0], 8, 5)
+			for c.count() < 300 {
+				pause()
+			}
+			if err := r.Kill("db-2"); err != nil {
+				t.Fatal(err)
+			}
+			r.awaitEvent(t, "is used no more")
+			for again := c.count() + 200; c.count() < again; {
+				pause()
+			}
+			r.awaitEvent(t, "is used again")
+			for again := c.count() + 200; c.count() < again; {
+				pause()
+			}
+			c.end()
+			r.awaitEqual(t, []string{"db-1", "db-2", "db-3"})
+			if lost := c.missing(r.comments(t, "db-3")); len(lost) > 0 {
+				t.Errorf("%d of %d acknowledged writes are lost", len(lost), c.count())
+			}
+			var conflicts int64
+			for _, node := range []string{"db-1", "db-2", "db-3"} {
+				conflicts += r.replication(t, node).Conflicts
+			}
+			t.Logf("%d comments, %d conflicts; fails %v", c.count(), conflicts, c.fails)
+			if conflicts == 0 {
+				t.Error("three primaries wrote to five photos at a time, and no conflict was counted")
+			}
+			if n := len(r.Failovers()); n > 0 {
+				t.Errorf("failovers %+v", r.Failovers())
+			}
+		})
 	}
 }
 
@@ -460,22 +509,26 @@ func (r *rig) stale(t *testing.T) results.Stale {
 	return *step.Stale
 }
 
+// replication is how a database says that its copy stands.
+func (r *rig) replication(t *testing.T, node string) (status sut.ReplicationStatus) {
+	t.Helper()
+	response, err := http.Get(r.AdminURL(node) + sut.ReplicationPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = response.Body.Close() }() // read only
+	if err := json.NewDecoder(response.Body).Decode(&status); err != nil {
+		t.Fatal(err)
+	}
+	return status
+}
+
 // lag is what a replica's heartbeat says, in the middle of some looks at it.
 func (r *rig) lag(t *testing.T, node string) time.Duration {
 	t.Helper()
 	var seen []int64
 	for range 21 {
-		response, err := http.Get(r.AdminURL(node) + sut.ReplicationPath)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var status sut.ReplicationStatus
-		err = json.NewDecoder(response.Body).Decode(&status)
-		_ = response.Body.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
-		seen = append(seen, status.LagNS)
+		seen = append(seen, r.replication(t, node).LagNS)
 		<-time.After(50 * time.Millisecond)
 	}
 	slices.Sort(seen)
