@@ -96,6 +96,9 @@ type Writes struct {
 	Ambiguous        int64 `json:"ambiguous"`         // sent, without an answer that says whether they took effect
 	AmbiguousApplied int64 `json:"ambiguous_applied"` // of them, those that did
 	Unread           int64 `json:"unread,omitempty"`  // records that could not be read back
+	// Conflicts is how often several primaries had changed one row at a time, by their
+	// own counts: the last writer won, and what the others had written to it is gone.
+	Conflicts int64 `json:"conflicts,omitempty"`
 }
 
 // Step is one offered rate in a cell.

@@ -42,6 +42,12 @@ type NodeStatus struct {
 	Cause    string     `json:"cause,omitempty"`    // of the last death
 	ReadyNS  int64      `json:"ready_ns"`           // from start to ready
 	Standing Standing   `json:"standing,omitempty"` // of a database that has copies
+
+	// Of a database that has copies, as it said when it was probed last: how far a
+	// replica is behind, -1 where that is not known, and how many rows it found that
+	// another primary had changed at the same time.
+	LagNS     int64 `json:"lag_ns,omitempty"`
+	Conflicts int64 `json:"conflicts,omitempty"`
 }
 
 // Usage is what hosts and nodes have used since they were started. Subtract

@@ -74,6 +74,9 @@ func lostCells(c results.Cell) []Cell {
 	}
 	w := c.Writes
 	lost := Count(w.Lost)
+	if w.Conflicts > 0 {
+		lost = lost.With(fmt.Sprintf("several primaries counted %s conflicts: rows that two had changed at a time, of which the later change won", Count(w.Conflicts).Text))
+	}
 	if w.Ambiguous > 0 {
 		lost = lost.With(fmt.Sprintf("at least: of %s writes no answer says whether they took effect, %s did, and these can hide lost ones",
 			Count(w.Ambiguous).Text, Count(w.AmbiguousApplied).Text))

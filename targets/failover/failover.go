@@ -75,6 +75,7 @@ type Supervisor struct {
 
 	mu        sync.Mutex
 	failovers []targets.Failover
+	last      map[string]sut.ReplicationStatus // that each node gave
 }
 
 // health is what the last probes of a node said.
@@ -97,7 +98,7 @@ const (
 func New(cfg Config) *Supervisor {
 	return &Supervisor{
 		cfg: cfg, nodes: members(cfg.Roles),
-		roles: cfg.Roles, epoch: cfg.Roles.Epoch, seen: map[string]*health{},
+		roles: cfg.Roles, epoch: cfg.Roles.Epoch, seen: map[string]*health{}, last: map[string]sut.ReplicationStatus{},
 	}
 }
 
@@ -114,6 +115,15 @@ func (s *Supervisor) Failovers() []targets.Failover {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.failovers)
+}
+
+// Last is what a node said of its copy when it was probed last; ok is false when
+// it never was.
+func (s *Supervisor) Last(node string) (status sut.ReplicationStatus, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	status, ok = s.last[node]
+	return status, ok
 }
 
 // Run supervises until ctx ends. All copies serve when it is called.
@@ -169,6 +179,9 @@ func (s *Supervisor) probe(ctx context.Context) {
 		switch {
 		case a.err == nil:
 			h.status, h.answered, h.refused = a.status, time.Now(), 0
+			s.mu.Lock()
+			s.last[a.node] = a.status
+			s.mu.Unlock()
 		case !errors.Is(a.err, context.DeadlineExceeded):
 			h.refused++
 		}

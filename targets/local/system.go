@@ -78,6 +78,14 @@ func (s *System) Status() []targets.NodeStatus {
 			State: n.state, Address: n.ready.Address, Restarts: n.restarts, Cause: n.cause,
 			ReadyNS: n.readyIn.Nanoseconds(), Standing: s.standing(n),
 		}
+		if n.Replicated && s.failover != nil {
+			if last, known := s.failover.Last(n.Name); known {
+				all[i].Conflicts = last.Conflicts
+				if all[i].Standing == targets.Replica {
+					all[i].LagNS = last.LagNS
+				}
+			}
+		}
 		if n.process != nil && n.serves() {
 			all[i].PID = n.process.PID()
 		}

@@ -76,6 +76,9 @@ func (b *Bench) findWrites(ctx context.Context, c *results.Cell, s *Stepper, sys
 	sum.Ambiguous += writes.Ambiguous
 	sum.AmbiguousApplied += writes.AmbiguousApplied
 	sum.Unread += writes.Unread
+	for _, n := range system.Status() {
+		sum.Conflicts += n.Conflicts
+	}
 	if writes.Unread > 0 {
 		c.Warnings = append(c.Warnings, fmt.Sprintf("%d records could not be read back after the measurement: more writes may be lost than were found", writes.Unread))
 	}

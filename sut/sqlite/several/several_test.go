@@ -181,6 +181,7 @@ func TestConverges(t *testing.T) {
 				}
 			}
 			check(t, books)
+			t.Logf("%+v", books[0].ledger.now)
 		})
 	}
 }
