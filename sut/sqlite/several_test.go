@@ -283,7 +283,9 @@ func TestSeveralLogins(t *testing.T) {
 		if all := c.settle(t); all[0].Conflicts != 1 {
 			t.Errorf("%d conflicts, want 1", all[0].Conflicts)
 		}
-		users := func(i int) string { return strings.Join(slices.DeleteFunc(c.dump(t, i), func(s string) bool { return !strings.HasPrefix(s, "user") }), ",") }
+		users := func(i int) string {
+			return strings.Join(slices.DeleteFunc(c.dump(t, i), func(s string) bool { return !strings.HasPrefix(s, "user") }), ",")
+		}
 		if got := users(0); strings.Contains(got, "earlier") || !strings.Contains(got, "later") || strings.Count(got, "user") != 4 {
 			t.Errorf("the users are %s", got)
 		}

@@ -196,13 +196,13 @@ func (b *book) exchange(from *book, most int) {
 
 func randomStatements(random *rand.Rand) (statements []string) {
 	for range random.IntN(3) + 1 {
-		id, login := random.IntN(5), random.IntN(4)
+		id, login := random.IntN(7), random.IntN(2)
 		statements = append(statements, []string{
 			fmt.Sprintf("insert into users values (%d, 'login %d', 1.5)", id, login),
 			fmt.Sprintf("insert into users values (%d, null, null)", id),
 			fmt.Sprintf("update users set login = 'login %d' where id = %d", login, id),
 			fmt.Sprintf("update users set size = size + 1 where id = %d", id),
-			fmt.Sprintf("update users set id = 6 - id where id = %d", id),
+			fmt.Sprintf("update users set id = 8 - id where id = %d", id),
 			fmt.Sprintf("delete from users where id = %d", id),
 			fmt.Sprintf("insert into likes values (%d, 'ann', x'')", id),
 			fmt.Sprintf("update likes set data = x'0%d' where photo = %d", login, id),
