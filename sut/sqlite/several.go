@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -114,6 +115,34 @@ func (h severalHost) Reader() (*sqlite.Conn, error) {
 		return nil, err
 	}
 	return c.Conn, nil
+}
+
+// Incoming is beside the database.
+func (h severalHost) Incoming() string { return filepath.Join(h.server.cfg.Dir, incomingName) }
+
+// Replace does what a replica does with a snapshot, but keeps nothing: the
+// snapshot has all that was here.
+func (h severalHost) Replace() (*sqlite.Conn, error) {
+	r := h.server.replication
+	r.serving(false)
+	if err := r.replace(false); err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	known := r.known
+	r.mu.Unlock()
+	if err := r.log.Know(known); err != nil {
+		return nil, err
+	}
+	r.serving(true)
+	return h.server.writer.conn.Conn, nil
+}
+
+// serving says whether clients may read and write.
+func (r *replication) serving(serves bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.serves = serves
 }
 
 // Left is closed when the last client has gone.

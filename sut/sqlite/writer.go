@@ -94,6 +94,10 @@ func (w *writer) await(cancel func() <-chan struct{}, alone bool) error {
 }
 
 func (w *writer) begin() (*turn, error) {
+	if w.conn == nil {
+		w.leave()
+		return nil, fault(codes.CannotConnectNow, errNoDatabase.Error())
+	}
 	t := &turn{w: w, first: w.group == nil}
 	text := "savepoint member"
 	if t.first {

@@ -23,7 +23,8 @@ func arrows() []arrow {
 		{"sut", nil, "the vocabulary of the system under test is pure data"},
 		{"sut/photos", []string{"sut"}, "the records are a leaf that everything of the system shares"},
 		{"sut/...", []string{"sut", "sut/photos"}, "tiers meet over their wire protocols, so that any of them can be another server"},
-		{"sut/sqlite", []string{"sut", "sut/photos", "sut/sqlite/replog"}, "the log of changes is a part of the database, that can be read without it"},
+		{"sut/sqlite", []string{"sut", "sut/photos", "sut/sqlite/replog", "sut/sqlite/several"}, "the logs of changes are parts of the database that can be read without it"},
+		{"sut/sqlite/several", []string{"sut", "sut/sqlite/replog"}, "the log of several primaries is written and sent as that of one is"},
 		{"sut/node/...", []string{"sut/..."}, "turns a configuration into a running node: somebody has to know all tiers, and only this does"},
 
 		{"targets", []string{"sut"}, "what a target is made of is said in the words of the system under test"},

@@ -44,6 +44,8 @@ type link struct {
 // Serve gives another node what it asks for until it goes, or this one does. It
 // owns neither the connection nor in, which is what is read from it.
 func (n *Node) Serve(conn net.Conn, in io.Reader) (err error) {
+	n.files.RLock()
+	defer n.files.RUnlock()
 	l := &link{n: n, conn: conn, in: in, out: bufio.NewWriterSize(conn, 64<<10), gone: make(chan struct{})}
 	if l.disk, err = n.host.Reader(); err != nil {
 		return err
@@ -54,12 +56,19 @@ func (n *Node) Serve(conn net.Conn, in io.Reader) (err error) {
 	}
 	n.mu.Lock()
 	n.links[l] = struct{}{}
+	replacing := n.replacing
 	n.mu.Unlock()
 	defer func() {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		delete(n.links, l)
 	}()
+	switch {
+	case replacing:
+		return errors.New("the database is being replaced")
+	case l.hello.Snapshot:
+		return l.snapshot()
+	}
 	heard := make(chan error, 1)
 	go func() {
 		heard <- l.listen()
@@ -90,8 +99,7 @@ func (l *link) greet() error {
 		return err
 	}
 	if kind != kindGreeting {
-		refusal := replog.Refusal{Reason: "this node is one of several primaries and has no replicas"}
-		return errors.Join(errMessage, replog.WriteJSON(l.out, replog.KindRefusal, refusal), l.out.Flush())
+		return errors.Join(errMessage, l.refuse(refusal{Reason: "this node is one of several primaries and has no replicas"}))
 	}
 	if err := json.Unmarshal(body, &l.hello); err != nil {
 		return err
@@ -100,32 +108,36 @@ func (l *link) greet() error {
 	if err != nil {
 		return err
 	}
-	if reason != "" {
-		return errors.Join(replog.WriteJSON(l.out, replog.KindRefusal, replog.Refusal{Reason: reason}), l.out.Flush(), fmt.Errorf("%s is refused: %s", l.hello.Node, reason))
+	if reason.Reason != "" && !(reason.Behind && l.hello.Snapshot) {
+		return errors.Join(l.refuse(reason), fmt.Errorf("%s is refused: %s", l.hello.Node, reason.Reason))
 	}
 	if l.hello.Have == nil {
 		l.hello.Have = map[string]int64{}
 	}
-	return replog.WriteJSON(l.out, replog.KindWelcome, welcome{Origin: l.n.ledger.self})
+	return replog.WriteJSON(l.out, replog.KindWelcome, welcome{Origin: l.n.self})
 }
 
-// refuses says why the other one cannot get what it wants; "" = it can.
-func (l *link) refuses() (reason string, err error) {
+func (l *link) refuse(r refusal) error {
+	return errors.Join(replog.WriteJSON(l.out, replog.KindRefusal, r), l.out.Flush())
+}
+
+// refuses says why the other one cannot get what it wants, if it cannot.
+func (l *link) refuses() (_ refusal, err error) {
 	h, node := &l.hello, l.n.cfg.Node
 	if h.To != node {
-		return fmt.Sprintf("this is node %s, not %s", node, h.To), nil
+		return refusal{Reason: fmt.Sprintf("this is node %s, not %s", node, h.To)}, nil
 	}
 	// One look at all of the log.
 	if err := run(l.disk, "begin", nil, nil); err != nil {
-		return "", err
+		return refusal{}, err
 	}
 	defer func() { err = errors.Join(err, run(l.disk, "rollback", nil, nil)) }()
 	schema, err := replog.Schema(l.disk)
 	if err != nil {
-		return "", err
+		return refusal{}, err
 	}
 	if h.Schema != schema {
-		return fmt.Sprintf("schema differs: %s has %s, %s has %s", node, schema, h.Node, h.Schema), nil
+		return refusal{Reason: fmt.Sprintf("schema differs: %s has %s, %s has %s", node, schema, h.Node, h.Schema), Behind: h.Schema == replog.NoSchema()}, nil
 	}
 	marks := map[string]int64{}
 	err = run(l.disk, `select origin, seq from replication_origins`, nil, func(row *sqlite.Stmt) { marks[row.ColumnText(0)] = row.ColumnInt64(1) })
@@ -133,12 +145,12 @@ func (l *link) refuses() (reason string, err error) {
 		err = run(l.disk, `select coalesce(max(position), 0) from replication_changes`, nil, func(row *sqlite.Stmt) { l.sent = row.ColumnInt64(0) })
 	}
 	if err != nil {
-		return "", err
+		return refusal{}, err
 	}
-	if own := marks[l.n.ledger.self]; h.Have[l.n.ledger.self] > own {
-		return fmt.Sprintf("%s has %d changes of %s, which has only %d itself: it has lost some", h.Node, h.Have[l.n.ledger.self], node, own), nil
+	if own := marks[l.n.self]; h.Have[l.n.self] > own {
+		return refusal{Reason: fmt.Sprintf("%s has %d changes of %s, which has only %d itself: it has lost some", h.Node, h.Have[l.n.self], node, own)}, nil
 	}
-	l.acked = h.Have[l.n.ledger.self]
+	l.acked = h.Have[l.n.self]
 	for origin, seq := range marks {
 		have := h.Have[origin]
 		if have >= seq || !h.wants(origin, node) {
@@ -148,13 +160,14 @@ func (l *link) refuses() (reason string, err error) {
 		err := run(l.disk, `select position from replication_changes where origin = ? and seq = ?`, []any{origin, have + 1}, func(row *sqlite.Stmt) { next = row.ColumnInt64(0) })
 		switch {
 		case err != nil:
-			return "", err
+			return refusal{}, err
 		case next == 0:
-			return fmt.Sprintf("too far behind: %s has change %d of %s, and the log of %s does not reach back to the next one", h.Node, have, origin, node), nil
+			reason := fmt.Sprintf("too far behind: %s has change %d of %s, and the log of %s does not reach back to the next one", h.Node, have, origin, node)
+			return refusal{Reason: reason, Behind: true}, nil
 		}
 		l.sent = min(l.sent, next-1)
 	}
-	return "", nil
+	return refusal{}, nil
 }
 
 // listen takes acknowledgements until the connection ends.
@@ -193,7 +206,7 @@ func (l *link) send() error {
 		// Before the log is looked at: all up to these times is in it.
 		heard := l.n.upTo()
 		l.n.mu.Lock()
-		changed, last, ended := l.n.changed, l.n.seen.position, l.n.ended || left == nil && l.acked >= l.n.seen.marks[l.n.ledger.self].seq
+		changed, last, ended := l.n.changed, l.n.seen.position, l.n.ended || left == nil && l.acked >= l.n.seen.marks[l.n.self].seq
 		l.n.mu.Unlock()
 		if ended {
 			return nil

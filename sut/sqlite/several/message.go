@@ -34,6 +34,15 @@ type hello struct {
 	// All asks for everything that it did not make itself; else it gets what
 	// the other node made.
 	All bool `json:"all"`
+	// Snapshot asks for the whole database instead, as one file.
+	Snapshot bool `json:"snapshot,omitempty"`
+}
+
+// refusal is the other answer.
+type refusal struct {
+	Reason string `json:"reason"`
+	// Behind says that changes alone will not do, but a snapshot may.
+	Behind bool `json:"behind"`
 }
 
 // welcome is the answer: changes follow.

@@ -81,17 +81,11 @@ func (p *pull) receive() error {
 	}
 	defer conn.Close()
 	defer context.AfterFunc(p.ctx, func() { _ = conn.Close() })()
-	h, err := p.hello()
-	if err != nil {
-		return err
+	replaced, in, origin, err := p.introduce(conn, false)
+	if errors.Is(err, errBehind) {
+		_ = conn.Close()
+		return errors.Join(err, p.rebuild(replaced))
 	}
-	out := bufio.NewWriter(conn)
-	_, err = out.Write(replog.Start())
-	if err := errors.Join(err, replog.WriteJSON(out, kindGreeting, h), out.Flush()); err != nil {
-		return err
-	}
-	in := bufio.NewReaderSize(conn, 64<<10)
-	origin, err := p.welcome(conn, in)
 	if err != nil {
 		return err
 	}
@@ -131,8 +125,32 @@ func (p *pull) receive() error {
 	}
 }
 
+// introduce begins a connection. It returns as which origin the other node makes
+// changes, and how often the database here had been replaced when it was said
+// what it has.
+func (p *pull) introduce(conn net.Conn, snapshot bool) (replaced int64, in *bufio.Reader, origin string, err error) {
+	p.n.mu.Lock()
+	replaced = p.n.replaced
+	p.n.mu.Unlock()
+	h, err := p.hello()
+	if err != nil {
+		return replaced, nil, "", err
+	}
+	h.Snapshot = snapshot
+	out := bufio.NewWriter(conn)
+	_, err = out.Write(replog.Start())
+	if err := errors.Join(err, replog.WriteJSON(out, kindGreeting, h), out.Flush()); err != nil {
+		return replaced, nil, "", err
+	}
+	in = bufio.NewReaderSize(conn, 64<<10)
+	origin, err = p.welcome(conn, in)
+	return replaced, in, origin, err
+}
+
 // hello says what this copy has.
 func (p *pull) hello() (*hello, error) {
+	p.n.files.RLock()
+	defer p.n.files.RUnlock()
 	disk, err := p.n.host.Reader()
 	if err != nil {
 		return nil, err
@@ -141,7 +159,7 @@ func (p *pull) hello() (*hello, error) {
 	if err := errors.Join(err, disk.Close()); err != nil {
 		return nil, err
 	}
-	h := &hello{Node: p.n.cfg.Node, Origin: p.n.ledger.self, To: p.peer.Node, Schema: schema, All: p.all, Have: map[string]int64{}}
+	h := &hello{Node: p.n.cfg.Node, Origin: p.n.self, To: p.peer.Node, Schema: schema, All: p.all, Have: map[string]int64{}}
 	p.n.mu.Lock()
 	defer p.n.mu.Unlock()
 	for origin, m := range p.n.seen.marks {
@@ -179,11 +197,15 @@ func (p *pull) welcome(conn net.Conn, in io.Reader) (origin string, err error) {
 	}
 	switch kind {
 	case replog.KindRefusal:
-		var refusal replog.Refusal
-		if err := json.Unmarshal(body, &refusal); err != nil {
+		var r refusal
+		if err := json.Unmarshal(body, &r); err != nil {
 			return "", err
 		}
-		return "", fmt.Errorf("refused: %s", refusal.Reason)
+		err := fmt.Errorf("refused: %s", r.Reason)
+		if r.Behind {
+			err = fmt.Errorf("%w: %s", errBehind, r.Reason)
+		}
+		return "", err
 	case replog.KindWelcome:
 		var w welcome
 		if err := json.Unmarshal(body, &w); err != nil {

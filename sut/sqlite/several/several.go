@@ -26,8 +26,10 @@
 // under an old name is another origin, and gets the changes of the former.
 //
 // The log is bounded by Limits, and with it the memory for deleted rows and
-// replaced versions: a node that is away for longer cannot catch up and says so,
-// and conflicts with changes older than the log may be counted too low.
+// replaced versions. A node that is away for longer fetches the whole database and
+// adds what it alone has; when its own log does not reach back to that, it stays
+// away and says so. Conflicts with changes older than the log may be counted too
+// low.
 //
 // Begin, Seal, Committed and Drop belong to who holds the writer's turn. All
 // other methods may be called by any goroutine. The order of calls is Open,
@@ -58,6 +60,11 @@ type Host interface {
 	Reader() (*sqlite.Conn, error)
 	// Left is closed when the node ends and no client is there any more.
 	Left() <-chan struct{}
+	// Incoming is where the file of a snapshot is to be, and Replace puts it in
+	// the place of the database, of which nobody but the host has a connection
+	// then. The turn is held. It returns the connection that writes.
+	Incoming() string
+	Replace() (*sqlite.Conn, error)
 }
 
 // Config says who a node is among several.
@@ -81,21 +88,25 @@ type Limits struct {
 type Node struct {
 	cfg    Config
 	host   Host
+	self   string  // the origin that this database is
 	ledger *ledger // belongs to the writer's turn
 
-	becoming sync.Mutex // held by Become, Start and Stop
+	becoming   sync.Mutex    // held by Become, Start and Stop
+	rebuilding chan struct{} // holds a value while a snapshot is fetched
+	files      sync.RWMutex  // held by who has a connection of its own to the database; locked to replace it
 
-	mu      sync.Mutex
-	clock   Clock
-	sealed  int64 // the time of an entry that is not committed yet; 0 = there is none
-	seen    progress
-	heard   map[string]int64 // by origin: all its changes up to that time are here
-	pulls   []*pull
-	links   map[*link]struct{}
-	lag     time.Duration
-	problem string
-	ended   bool
-	changed chan struct{} // closed, and made anew, when there is something to send
+	mu        sync.Mutex
+	clock     Clock
+	sealed    int64 // the time of an entry that is not committed yet; 0 = there is none
+	seen      progress
+	heard     map[string]int64 // by origin: all its changes up to that time are here
+	pulls     []*pull
+	links     map[*link]struct{}
+	lag       time.Duration
+	ended     bool
+	replaced  int64 // times that the database was
+	replacing bool
+	changed   chan struct{} // closed, and made anew, when there is something to send
 }
 
 // Open makes the tables where there are none. The connection is the one that
@@ -103,18 +114,25 @@ type Node struct {
 func Open(conn *sqlite.Conn, cfg Config, host Host) (*Node, error) {
 	n := &Node{
 		cfg: cfg, host: host, clock: Clock{Wall: cfg.Now}, heard: map[string]int64{},
-		links: map[*link]struct{}{}, lag: -1, changed: make(chan struct{}),
+		links: map[*link]struct{}{}, lag: -1, changed: make(chan struct{}), rebuilding: make(chan struct{}, 1),
 	}
 	var err error
 	if n.ledger, err = openLedger(conn, cfg.Node, cfg.Now().UnixMicro(), cfg.Limits); err != nil {
 		return nil, fmt.Errorf("log of several primaries: %w", err)
 	}
+	n.self = n.ledger.self
+	n.opened()
+	return n, nil
+}
+
+// opened takes over what the ledger says of a database that was just opened.
+func (n *Node) opened() {
 	n.seen = n.ledger.now.clone()
+	clear(n.heard)
 	for origin, m := range n.seen.marks {
 		n.clock.Observe(m.atUS)
 		n.heard[origin] = m.atUS
 	}
-	return n, nil
 }
 
 // Start begins to get changes.
@@ -163,17 +181,15 @@ func (n *Node) Status(s *sut.ReplicationStatus) {
 	s.Position, s.Conflicts, s.LagNS = n.seen.position, n.seen.forks+n.seen.hidden, int64(n.lag)
 	s.Applied, s.Followers, s.Connected = map[string]int64{}, map[string]int64{}, true
 	for origin, m := range n.seen.marks {
-		if origin != n.ledger.self {
+		if origin != n.self {
 			s.Applied[nodeOf(origin)] += m.seq
 		}
 	}
 	for l := range n.links {
 		s.Followers[l.hello.Node] = max(s.Followers[l.hello.Node], l.acked)
 	}
+	s.Rebuilds, s.Serves = n.replaced, !n.replacing
 	var problems []string
-	if n.problem != "" {
-		problems = append(problems, n.problem)
-	}
 	for _, p := range n.pulls {
 		if _, known := s.Applied[p.peer.Node]; !known {
 			s.Applied[p.peer.Node] = 0
@@ -262,9 +278,9 @@ func (n *Node) upTo() map[string]int64 {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	heard := maps.Clone(n.heard)
-	heard[n.ledger.self] = n.clock.Next()
+	heard[n.self] = n.clock.Next()
 	if n.sealed > 0 {
-		heard[n.ledger.self] = n.sealed - 1
+		heard[n.self] = n.sealed - 1
 	}
 	return heard
 }
@@ -275,7 +291,7 @@ func (n *Node) hears(heard map[string]int64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for origin, atUS := range heard {
-		if origin == n.ledger.self {
+		if origin == n.self {
 			continue
 		}
 		n.clock.Observe(atUS)
