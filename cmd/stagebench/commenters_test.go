@@ -123,4 +123,3 @@ func (c *commenters) missing(held map[string]bool) (lost []string) {
 	slices.Sort(lost)
 	return lost
 }
-

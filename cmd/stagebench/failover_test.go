@@ -5,10 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
-	"net/http/cookiejar"
 	"slices"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
