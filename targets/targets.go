@@ -90,6 +90,9 @@ type Failover struct {
 	// send it theirs.
 	PromoteNS int64 `json:"promote_ns"`
 	SwitchNS  int64 `json:"switch_ns"`
+	// ReplaceNS is from the last answer of the old primary until it was read as a
+	// replica that has caught up; 0 = it is not yet.
+	ReplaceNS int64 `json:"replace_ns"`
 	// Position is that of the last change that the new primary held.
 	Position int64 `json:"position"`
 }

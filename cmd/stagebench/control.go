@@ -211,10 +211,14 @@ func recoveryTables(r targets.Recovery) []table.Table {
 		{Name: "fence ms", Key: "fence_ns", Align: table.Right},
 		{Name: "promote ms", Key: "promote_ns", Align: table.Right},
 		{Name: "switch ms", Key: "switch_ns", Align: table.Right},
+		{Name: "replaced ms", Key: "replace_ns", Align: table.Right},
+	}, Legend: []string{
+		"detect: from the old primary's last answer until it was taken for dead; fence: until it was dead for certain; promote: until the new one took writes;",
+		"switch: until all web hosts sent it theirs; replaced: from the last answer until the old one was a replica that had caught up",
 	}}
 	for _, f := range r.Failovers {
 		failovers.Rows = append(failovers.Rows, append(append([]table.Cell{table.Count(f.Epoch)}, texts(f.From, f.To)...),
-			table.Nanoseconds(f.DetectNS), table.Nanoseconds(f.FenceNS), table.Nanoseconds(f.PromoteNS), table.Nanoseconds(f.SwitchNS)))
+			table.Nanoseconds(f.DetectNS), table.Nanoseconds(f.FenceNS), table.Nanoseconds(f.PromoteNS), table.Nanoseconds(f.SwitchNS), table.Nanoseconds(f.ReplaceNS)))
 	}
 	lost := table.Table{Title: "Lost in failovers", Columns: []table.Column{
 		{Name: "node"},

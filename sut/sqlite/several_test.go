@@ -375,23 +375,65 @@ func writeRandomly(conn *pgx.Conn, random *rand.Rand, transactions int) error {
 	return nil
 }
 
-// TestSeveralTooFarBehind: what no log has any more cannot be caught up with, and the
-// node says so.
-func TestSeveralTooFarBehind(t *testing.T) {
+// TestSeveralSnapshot: who is away for longer than the logs reach back, or has
+// nothing at all, gets a whole database, and what it alone has comes to the others.
+func TestSeveralSnapshot(t *testing.T) {
 	forTopologies(t, func(t *testing.T, by topology) {
 		c := several(t, by, func(cfg *sqlite.Config) { cfg.Replication.KeepEntries = 16 })
+		first, second := connect(t, c.nodes[0].Server), connect(t, c.nodes[1].Server)
+		must(t, second, insert, 99, 0, "early")
+		c.settle(t)
+		c.part(t)
+		must(t, second, insert, 100, 0, "of the one that is away")
+		must(t, second, rewrite, "earlier", 1)
+		must(t, second, rewrite, "stays", 2)
 		c.nodes[1].kill(t)
-		conn := connect(t, c.nodes[0].Server)
 		for i := range 100 {
-			must(t, conn, insert, 100+i, 0, "meanwhile")
+			must(t, first, insert, 1000+i, 0, "meanwhile")
 		}
-		c.nodes[2].await(t, "the rest goes on, or waits for its origin", func(s sut.ReplicationStatus) bool {
-			return s.Applied["db-1"] == 100 || !s.Connected
-		})
+		must(t, first, rewrite, "later", 1)
 		c.nodes[1].start(t)
-		c.nodes[1].await(t, "it says so", func(s sut.ReplicationStatus) bool {
-			return !s.Connected && strings.Contains(s.Problem, "too far behind")
-		})
+		c.heal(t)
+		all := c.settle(t)
+		if all[1].Rebuilds != 1 || all[0].Rebuilds != 0 || all[0].Conflicts != 1 {
+			t.Errorf("the nodes say %+v", all)
+		}
+		if got := strings.Join(c.dump(t, 2), ","); strings.Contains(got, "earlier") || !strings.Contains(got, "stays") || !strings.Contains(got, "away") || strings.Count(got, "meanwhile") != 100 {
+			t.Errorf("the notes are %s", got)
+		}
+		// A new database under an old name.
+		c.nodes[2].kill(t)
+		c.nodes[2].dir = t.TempDir()
+		c.nodes[2].cfg.Dir = c.nodes[2].dir
+		c.nodes[2].start(t)
+		c.settle(t)
+		for i, n := range c.nodes {
+			must(t, connect(t, n.Server), insert, 5000+i, 0, "afterwards")
+		}
+		if all := c.settle(t); all[2].Rebuilds != 1 || all[1].Connected != true {
+			t.Errorf("the nodes say %+v", all)
+		}
+	})
+}
+
+// TestSeveralCannotReturn: changes that were made here and are in no log any more
+// would be lost with a snapshot. The node says so and stays as it is.
+func TestSeveralCannotReturn(t *testing.T) {
+	forTopologies(t, func(t *testing.T, by topology) {
+		c := several(t, by, func(cfg *sqlite.Config) { cfg.Replication.KeepEntries = 16 })
+		c.part(t)
+		for i := range 50 {
+			must(t, connect(t, c.nodes[0].Server), insert, 1000+i, 0, "here")
+			must(t, connect(t, c.nodes[1].Server), insert, 2000+i, 0, "there")
+		}
+		c.heal(t)
+		status := c.nodes[1].await(t, "it says so", func(s sut.ReplicationStatus) bool { return strings.Contains(s.Problem, "in no log any more") })
+		if status.Connected || status.Rebuilds != 0 || !status.Serves {
+			t.Errorf("it says %+v", status)
+		}
+		if n := len(c.dump(t, 1)); n < 60 {
+			t.Errorf("it has %d notes", n)
+		}
 	})
 }
 

@@ -355,10 +355,22 @@ func (s *Supervisor) readable(ctx context.Context) {
 			s.cfg.Note(node, "is read no more")
 		case is && !was:
 			s.cfg.Note(node, "has caught up, and is read")
+			s.replaced(node)
 		}
 	}
 	s.roles.Replicas = replicas
 	s.use(ctx)
+}
+
+// replaced notes that a primary of the past is a replica that is read.
+func (s *Supervisor) replaced(node string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.failovers {
+		if f := &s.failovers[i]; f.From == node && f.ReplaceNS == 0 {
+			f.ReplaceNS = time.Now().UnixNano() - f.UnixNS
+		}
+	}
 }
 
 // spread says which of several primaries take part, when that has changed. When

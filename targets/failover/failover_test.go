@@ -210,6 +210,9 @@ func TestDeadPrimary(t *testing.T) {
 				if got := c.last(); !slices.Equal(got.Replicas, []string{"db-1", "db-2"}) {
 					t.Errorf("in use: %+v", got)
 				}
+				if d := time.Duration(s.Failovers()[0].ReplaceNS); d < 6*time.Second || d > 8*time.Second {
+					t.Errorf("replaced after %v", d)
+				}
 			})
 		})
 	}

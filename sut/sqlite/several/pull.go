@@ -46,7 +46,7 @@ func (p *pull) end() {
 // run connects until it is told to end.
 func (p *pull) run() {
 	defer close(p.done)
-	const shortest, longest = 50 * time.Millisecond, time.Second
+	const shortest, longest, hopeless = 50 * time.Millisecond, time.Second, 30 * time.Second
 	pause := shortest
 	for {
 		err := p.receive()
@@ -56,6 +56,9 @@ func (p *pull) run() {
 		p.n.mu.Lock()
 		if p.connected {
 			pause = shortest
+		}
+		if errors.Is(err, errLost) {
+			pause = hopeless
 		}
 		first := p.connected || p.problem != err.Error()
 		p.connected, p.problem = false, err.Error()
@@ -68,7 +71,7 @@ func (p *pull) run() {
 			return
 		case <-time.After(pause):
 		}
-		pause = min(2*pause, longest)
+		pause = min(2*pause, max(pause, longest))
 	}
 }
 
@@ -84,7 +87,10 @@ func (p *pull) receive() error {
 	replaced, in, origin, err := p.introduce(conn, false)
 	if errors.Is(err, errBehind) {
 		_ = conn.Close()
-		return errors.Join(err, p.rebuild(replaced))
+		if failed := p.rebuild(replaced); failed != nil {
+			err = fmt.Errorf("%w; %w", err, failed)
+		}
+		return err
 	}
 	if err != nil {
 		return err
@@ -267,9 +273,10 @@ func (p *pull) transact(batch []Entry) (err error) {
 		return err
 	}
 	defer leave()
-	n.mu.Lock()
-	k := n.keep()
-	n.mu.Unlock()
+	k, err := n.whole()
+	if err != nil {
+		return err
+	}
 	l := n.ledger
 	if err := run(l.conn, "begin immediate", nil, nil); err != nil {
 		return err

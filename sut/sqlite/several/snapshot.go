@@ -16,8 +16,11 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
 )
 
-// errBehind is met when changes alone will not do.
-var errBehind = errors.New("a snapshot is needed")
+// What may be wrong with a node that was away for long.
+var (
+	errBehind = errors.New("a snapshot is needed")   // changes alone will not do
+	errLost   = errors.New("a snapshot will not do") // it would take away what is only here
+)
 
 // snapshot sends the whole database as it is now.
 func (l *link) snapshot() error {
@@ -104,7 +107,7 @@ func (p *pull) rebuild(replaced int64) error {
 		err = p.install()
 	}
 	if err != nil {
-		return fmt.Errorf("snapshot: %w", err)
+		return err
 	}
 	n.cfg.Log.Info("the database was fetched anew", "from", p.peer.Node)
 	return nil
@@ -135,6 +138,17 @@ func (p *pull) download(conn net.Conn, in io.Reader) (err error) {
 	}
 }
 
+// whole returns what the log must keep, or that there is no database: one that could
+// not be opened after it had been replaced. A restart opens it again.
+func (n *Node) whole() (keep, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.replacing {
+		return keep{}, errors.New("the database has been replaced and could not be opened")
+	}
+	return n.keep(), nil
+}
+
 // install puts the snapshot in the place of the database.
 func (p *pull) install() error {
 	n := p.n
@@ -143,6 +157,9 @@ func (p *pull) install() error {
 		return err
 	}
 	defer leave()
+	if _, err := n.whole(); err != nil {
+		return err
+	}
 	if err := n.ledger.join(n.host.Incoming()); err != nil {
 		return err
 	}
@@ -198,17 +215,16 @@ func (l *ledger) join(path string) (err error) {
 		}
 		for i := range found {
 			err := to.apply(&found[i], keep{after: math.MaxInt64})
-			if errors.Is(err, errGap) && found[i].Origin != l.self {
-				err = nil // its origin still has it
-			}
-			if err != nil {
+			// Those of others their origins still have, and of its own there is a
+			// look at the end.
+			if err != nil && !errors.Is(err, errGap) {
 				return err
 			}
 		}
 		after = following(after, found)
 	}
 	if own, had := to.next.marks[l.self].seq, l.now.marks[l.self].seq; own < had {
-		return fmt.Errorf("%w: %d changes that were made here are in no log any more", errGap, had-own)
+		return fmt.Errorf("%w: of %d changes that were made here and are nowhere else the first are in no log any more", errLost, had-own)
 	}
 	return run(conn, "commit", nil, nil)
 }
