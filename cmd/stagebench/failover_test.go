@@ -376,6 +376,9 @@ func TestStaleReads(t *testing.T) {
 					t.Errorf("the heartbeat of %s says %v, want %v within 20%%", replica, lag, behind)
 				}
 			}
+			if name == "native" {
+				return // where reads go is the store's business, not the engine's
+			}
 			r = bringUpSized(t, sut.Replicas, with(lagging, sut.Knobs{"db.read_preference": "primary"}), roomy)
 			if stale := r.stale(t); stale.Stale != 0 || stale.Reads == 0 {
 				t.Errorf("of the primary, %d of %d reads were stale", stale.Stale, stale.Reads)
@@ -389,7 +392,7 @@ func (r *rig) stale(t *testing.T) results.Stale {
 	t.Helper()
 	r.connect(t, shipped(t, "write-heavy"), driver.ClientConfig{Connections: 32})
 	r.stepper.History = history.New()
-	step := r.load(t, 150, 6*time.Second, 0, nil)
+	step := r.load(t, 150, 4*time.Second, 0, nil)
 	if step.Stale == nil {
 		t.Fatal("no read was judged")
 	}

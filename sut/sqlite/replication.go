@@ -20,8 +20,8 @@ import (
 type Replication struct {
 	// Node is the name of this node, by which its primary knows it.
 	Node string
-	// State is what the node is at birth: the primary of an epoch, or one that
-	// follows it.
+	// State is what the node is at birth: the primary of an epoch, one that
+	// follows it, or one of several primaries.
 	State sut.Replication
 	// SyncCopies is how many replicas must have applied a transaction before
 	// it is acknowledged; 0 = it waits for none.
@@ -33,7 +33,8 @@ type Replication struct {
 	// not before; 0 = at once.
 	Lag time.Duration
 	// KeepEntries and KeepBytes bound the log, and so how far a replica may
-	// fall behind without fetching the whole database; 0 = 10,000 and 64 MiB.
+	// fall behind without fetching the whole database; 0 = 10,000 and 64 MiB,
+	// or 100,000 and 256 MiB of one of several primaries.
 	KeepEntries int
 	KeepBytes   int64
 }
@@ -180,7 +181,7 @@ func (s *Server) ReplicationStatus() sut.ReplicationStatus {
 // Become makes a replica the primary, or lets it follow another one. It
 // returns ErrRefused as sut.Replication says. What a replica has received it
 // applies before it is the primary; should the context end before that, it
-// goes on as a replica.
+// goes on as a replica. One of several primaries gets its changes from others.
 func (s *Server) Become(ctx context.Context, to sut.Replication) error {
 	r := s.replication
 	if r == nil {

@@ -283,6 +283,7 @@ func (f *sender) send() error {
 		return err
 	}
 	var late <-chan time.Time
+	due := false // a heartbeat is
 	left := f.r.server.left
 	for {
 		// Taken before the log is looked at: a heartbeat says that up to its
@@ -306,6 +307,12 @@ func (f *sender) send() error {
 		if f.over(last, left == nil) {
 			return nil
 		}
+		if due {
+			if err := f.beat(now, last); err != nil {
+				return err
+			}
+			due = false
+		}
 		select {
 		case <-changed:
 		case <-f.gone:
@@ -315,9 +322,7 @@ func (f *sender) send() error {
 		case <-late:
 			return nil
 		case <-beat.C:
-			if err := f.beat(now, last); err != nil {
-				return err
-			}
+			due = true
 		}
 	}
 }

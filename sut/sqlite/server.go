@@ -22,8 +22,9 @@
 // the line in front of the one that writes; catalogue.go, control.go and
 // values.go translate between the two worlds. Of replication, replication.go is
 // the node's role, sender.go a replica as its primary sees it, follower.go a
-// primary as its replica sees it, apply.go the repeating of what it sends, and
-// snapshot.go the replacing of a database.
+// primary as its replica sees it, apply.go the repeating of what it sends,
+// snapshot.go the replacing of a database, and several.go what makes the node one
+// of several primaries, which package several is about.
 //
 // A Server may be used by any number of goroutines. The order of calls is New,
 // Serve, Shutdown.

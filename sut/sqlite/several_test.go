@@ -183,11 +183,10 @@ func TestSeveralPrimaries(t *testing.T) {
 	forTopologies(t, func(t *testing.T, by topology) {
 		c := several(t, by, nil)
 		write := func(round int, nodes ...int) {
-			for i := range 50 {
-				for _, node := range nodes {
-					conn := connect(t, c.nodes[node].Server)
+			for _, node := range nodes {
+				conn := connect(t, c.nodes[node].Server)
+				for i := range 50 {
 					must(t, conn, insert, 1000*(node+1)+100*round+i, 0, "note")
-					conn.Close(context.Background())
 				}
 			}
 		}
@@ -410,7 +409,7 @@ func TestSeveralSnapshot(t *testing.T) {
 		for i, n := range c.nodes {
 			must(t, connect(t, n.Server), insert, 5000+i, 0, "afterwards")
 		}
-		if all := c.settle(t); all[2].Rebuilds != 1 || all[1].Connected != true {
+		if all := c.settle(t); all[2].Rebuilds != 1 || all[1].Rebuilds != 1 {
 			t.Errorf("the nodes say %+v", all)
 		}
 	})
@@ -422,9 +421,10 @@ func TestSeveralCannotReturn(t *testing.T) {
 	forTopologies(t, func(t *testing.T, by topology) {
 		c := several(t, by, func(cfg *sqlite.Config) { cfg.Replication.KeepEntries = 16 })
 		c.part(t)
+		first, second := connect(t, c.nodes[0].Server), connect(t, c.nodes[1].Server)
 		for i := range 50 {
-			must(t, connect(t, c.nodes[0].Server), insert, 1000+i, 0, "here")
-			must(t, connect(t, c.nodes[1].Server), insert, 2000+i, 0, "there")
+			must(t, first, insert, 1000+i, 0, "here")
+			must(t, second, insert, 2000+i, 0, "there")
 		}
 		c.heal(t)
 		status := c.nodes[1].await(t, "it says so", func(s sut.ReplicationStatus) bool { return strings.Contains(s.Problem, "in no log any more") })
@@ -479,4 +479,30 @@ func TestSeveralRoles(t *testing.T) {
 	c.nodes[1].await(t, "it is not let in", func(s sut.ReplicationStatus) bool { return !s.Connected && s.Problem != "" })
 	replica := born(t, template(t), "db-9", n, nil)
 	replica.await(t, "it is refused", func(s sut.ReplicationStatus) bool { return strings.Contains(s.Problem, "one of several") })
+}
+
+// BenchmarkSeveral is updates by one client at one of three primaries, next to one
+// with a log and no copies.
+func BenchmarkSeveral(b *testing.B) {
+	update := func(b *testing.B, n *copyOf) {
+		conn := connect(b, n.Server)
+		for i := 0; b.Loop(); i++ {
+			must(b, conn, rewrite, "text", i%10)
+			must(b, conn, grow, 1, i%10)
+		}
+	}
+	b.Run("alone", func(b *testing.B) {
+		update(b, born(b, template(b), "db-1", nil, func(cfg *sqlite.Config) { cfg.Statements = notesAndUsers() }))
+	})
+	b.Run("several", func(b *testing.B) {
+		c := several(b, func(int, int) []int { return nil }, nil)
+		update(b, c.nodes[0])
+	})
+	for name, by := range topologies() {
+		b.Run(name, func(b *testing.B) {
+			c := several(b, by, nil)
+			update(b, c.nodes[0])
+			c.settle(b)
+		})
+	}
 }

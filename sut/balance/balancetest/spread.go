@@ -174,8 +174,9 @@ func leastConn(t *testing.T, start Start, layer string) {
 		return slow != nil
 	})
 	counts := spread(c, 60, 1)
-	// The engine may learn a moment late that a request has ended.
-	if counts[slow.name] > 3 || counts["failed"] > 0 {
+	// The engine may learn late that a request has ended, on a busy machine often;
+	// without the policy it would be 20.
+	if counts[slow.name] > 10 || counts["failed"] > 0 {
 		t.Errorf("%s is busy and got %d of 60 requests: %v", slow.name, counts[slow.name], counts)
 	}
 	close(slow.release)
