@@ -113,3 +113,66 @@ func TestKilledReplica(t *testing.T) {
 		t.Errorf("likes differ: %v and %v", a, b)
 	}
 }
+
+// TestKilledPrimaryOfSeveral kills the process of one of three primaries while all
+// of them are written to: what it acknowledged is everywhere at the end.
+func TestKilledPrimaryOfSeveral(t *testing.T) {
+	t.Parallel()
+	base := seeded(t)
+	own := func(cfg *sqlite.Config) { cfg.Statements, cfg.Replication.State.Several = catalogue(), true }
+	first, third := born(t, base, "db-1", nil, own), born(t, base, "db-3", nil, own)
+	second := apart(t, base, sqlite.Replication{Node: "db-2", State: sut.Replication{Epoch: 1, Several: true, Origins: []sut.Peer{*first.peer(), *third.peer()}}})
+	for n, other := range map[*copyOf]*copyOf{first: third, third: first} {
+		state := sut.Replication{Epoch: 1, Several: true, Origins: []sut.Peer{*other.peer(), {Node: "db-2", Address: second.address}}}
+		if err := n.Become(t.Context(), state); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Each node gets likes of the same photos, and comments of its own.
+	write := func(address string, user photos.ID, from, to int) error {
+		s := storetest.Open(t, address)
+		for i := from; i < to; i++ {
+			if _, err := s.Like(t.Context(), photos.ID(i%10+1), user); err != nil {
+				return err
+			}
+			if _, err := s.Comment(t.Context(), photos.Comment{ID: 1_000_000*user + photos.ID(i), PhotoID: 1, UserID: 1, Text: "text"}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	others := later(func() error {
+		return errors.Join(write(first.address, 1, 0, 100), write(third.address, 3, 0, 100))
+	})
+	for round := range 5 {
+		if err := write(second.address, 2, 20*round, 20*round+20); err != nil {
+			t.Fatal(err)
+		}
+		second.Kill(t)
+		second.Restart(t)
+	}
+	if err := <-others; err != nil {
+		t.Fatal(err)
+	}
+	final := awaitUntil(t, "all have the same", func() [2]sut.ReplicationStatus {
+		return [2]sut.ReplicationStatus{first.ReplicationStatus(), third.ReplicationStatus()}
+	}, func(s [2]sut.ReplicationStatus) bool {
+		// 200 transactions each, which no two clients shared.
+		return s[0].Position == 600 && s[1].Position == 600 && s[0].Followers["db-2"] == 200 && s[1].Followers["db-2"] == 200
+	})
+	if final[0].Conflicts != final[1].Conflicts {
+		t.Errorf("the nodes say %+v", final)
+	}
+	var digests []string
+	for _, address := range []string{first.address, second.address, third.address} {
+		s := storetest.Open(t, address)
+		digest, err := s.Digest(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		digests = append(digests, digest)
+	}
+	if digests[0] != digests[1] || digests[1] != digests[2] {
+		t.Errorf("the copies differ: %q", digests)
+	}
+}
