@@ -104,14 +104,14 @@ func measured(t *testing.T, args ...string) results.Cell {
 }
 
 // TestReplicaModes prints what each mode of the replicas gives and costs, in good
-// times and when a database dies. It takes about 25 minutes.
+// times and when a database dies. It takes about 20 minutes.
 func TestReplicaModes(t *testing.T) {
 	const rate = "100"
 	faults := []struct{ name, schedule string }{
 		{"none", ""},
-		{"primary killed", "- {at: 5s, do: kill, who: primary}\n"},
-		{"primary paused 5 s", "- {at: 5s, do: pause, who: db-1}\n- {at: 10s, do: resume, who: db-1}\n"},
-		{"replica killed", "- {at: 5s, do: kill, who: replica}\n"},
+		{"primary killed", "- {at: 3s, do: kill, who: primary}\n"},
+		{"primary paused for 4 s", "- {at: 3s, do: pause, who: db-1}\n- {at: 7s, do: resume, who: db-1}\n"},
+		{"replica killed", "- {at: 3s, do: kill, who: replica}\n"},
 	}
 	var table strings.Builder
 	table.WriteString("| engine | db.sync | db.read_preference | capacity rps | fault | stale reads | oldest ms | acknowledged | lost | longest outage ms |\n|---|---|---|---|---|---|---|---|---|---|\n")
@@ -122,7 +122,7 @@ func TestReplicaModes(t *testing.T) {
 				knobs := []string{"--workloads", "write-heavy", "--engines", engine, "--set", "blob.hosts=1", "--set", "db.sync=" + sync, "--set", "db.read_preference=" + preference}
 				capacity := measured(t, knobs...).CapacityRPS
 				for _, fault := range faults {
-					args := append([]string{"--rate", rate, "--duration", "20s"}, knobs...)
+					args := append([]string{"--rate", rate, "--duration", "12s"}, knobs...)
 					if fault.schedule != "" {
 						path := filepath.Join(t.TempDir(), "faults.yaml")
 						if err := os.WriteFile(path, []byte(fault.schedule), 0o600); err != nil {

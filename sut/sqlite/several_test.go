@@ -480,29 +480,3 @@ func TestSeveralRoles(t *testing.T) {
 	replica := born(t, template(t), "db-9", n, nil)
 	replica.await(t, "it is refused", func(s sut.ReplicationStatus) bool { return strings.Contains(s.Problem, "one of several") })
 }
-
-// BenchmarkSeveral is updates by one client at one of three primaries, next to one
-// with a log and no copies.
-func BenchmarkSeveral(b *testing.B) {
-	update := func(b *testing.B, n *copyOf) {
-		conn := connect(b, n.Server)
-		for i := 0; b.Loop(); i++ {
-			must(b, conn, rewrite, "text", i%10)
-			must(b, conn, grow, 1, i%10)
-		}
-	}
-	b.Run("alone", func(b *testing.B) {
-		update(b, born(b, template(b), "db-1", nil, func(cfg *sqlite.Config) { cfg.Statements = notesAndUsers() }))
-	})
-	b.Run("several", func(b *testing.B) {
-		c := several(b, func(int, int) []int { return nil }, nil)
-		update(b, c.nodes[0])
-	})
-	for name, by := range topologies() {
-		b.Run(name, func(b *testing.B) {
-			c := several(b, by, nil)
-			update(b, c.nodes[0])
-			c.settle(b)
-		})
-	}
-}
