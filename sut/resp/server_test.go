@@ -1,0 +1,248 @@
+package resp_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/goleak"
+
+	"github.com/stagebench/stagebench/sut/resp"
+	"github.com/stagebench/stagebench/sut/resp/resptest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	for _, shards := range []int{1, 16} {
+		t.Run(fmt.Sprint(shards, " shards"), func(t *testing.T) {
+			resptest.Run(t, func(t *testing.T) string {
+				return resptest.Serve(t, resp.Config{Shards: shards}).Addr().String()
+			})
+		})
+	}
+}
+
+func TestConformanceOfRedis(t *testing.T) {
+	t.Parallel()
+	resptest.Run(t, func(t *testing.T) string { return resptest.Redis(t) })
+}
+
+const patience = 20 * time.Second
+
+func dial(t *testing.T, s *resp.Server) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", s.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	return conn
+}
+
+func until(t *testing.T, what string, reached func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !reached(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("waiting for %s", what)
+		}
+		<-time.After(time.Millisecond)
+	}
+}
+
+// There are no passwords, so nobody from outside may come.
+func TestLoopbackOnly(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = listener.Close() }()
+	if _, err := resp.New(resp.Config{Listener: listener}); err == nil || !strings.Contains(err.Error(), "loopback") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = listener.Close() }()
+	for _, c := range []resp.Config{
+		{},
+		{Listener: listener, MaxBytes: -1},
+		{Listener: listener, Shards: 3},
+		{Listener: listener, Shards: -1},
+		{Listener: listener, Evict: "mru"},
+	} {
+		if _, err := resp.New(c); err == nil {
+			t.Errorf("%+v was taken", c)
+		}
+	}
+}
+
+// A shutdown answers what was read, ends clients that say nothing, and frees the
+// port.
+func TestShutdown(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := resp.New(resp.Config{Listener: listener})
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve() }()
+	silent, half := dial(t, s), dial(t, s)
+	_, _ = io.WriteString(half, "PING\r\n*2\r\n$3\r\nGET\r\n")
+	answer := make([]byte, 7)
+	if _, err := io.ReadFull(half, answer); err != nil || string(answer) != "+PONG\r\n" {
+		t.Fatalf("%q, %v", answer, err)
+	}
+	until(t, "both connections", func() bool { return s.Stats().Conns == 2 })
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := s.Shutdown(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	for _, conn := range []net.Conn{silent, half} {
+		if _, err := conn.Read(answer); err == nil {
+			t.Error("a connection is open still")
+		}
+	}
+	if err := s.Shutdown(ctx); err != nil {
+		t.Errorf("the second time: %v", err)
+	}
+	if _, err := net.Dial("tcp", s.Addr().String()); err == nil {
+		t.Error("it listens still")
+	}
+}
+
+// A client that does not take its answers does not keep the server from ending.
+func TestShutdownWithStuckClient(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := resp.New(resp.Config{Listener: listener})
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve() }()
+	conn := dial(t, s)
+	value := strings.Repeat("x", 1<<20)
+	_, _ = fmt.Fprintf(conn, "*3\r\n$3\r\nSET\r\n$1\r\na\r\n$%d\r\n%s\r\n", len(value), value)
+	_, _ = io.WriteString(conn, strings.Repeat("GET a\r\n", 100))
+	until(t, "the commands", func() bool { return s.Stats().Commands == 101 })
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := s.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
+// What is too long for a command ends the connection before it is stored anywhere.
+func TestMaxCommandBytes(t *testing.T) {
+	t.Parallel()
+	s := resptest.Serve(t, resp.Config{MaxCommandBytes: 1000})
+	for _, breach := range []string{"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$997\r\n", "*1\r\n$1001\r\n", "*1048577\r\n"} {
+		conn := dial(t, s)
+		_, _ = io.WriteString(conn, breach)
+		if answer, err := io.ReadAll(conn); err != nil || !bytes.HasPrefix(answer, []byte("-ERR Protocol error: invalid ")) {
+			t.Errorf("%q: %q, %v", breach, answer, err)
+		}
+	}
+	conn := dial(t, s)
+	_, _ = io.WriteString(conn, "*3\r\n$3\r\nSET\r\n$1\r\na\r\n$996\r\n"+strings.Repeat("x", 996)+"\r\n")
+	answer := make([]byte, 5)
+	if _, err := io.ReadFull(conn, answer); err != nil || string(answer) != "+OK\r\n" {
+		t.Errorf("%q, %v", answer, err)
+	}
+}
+
+// Settings and figures that only the embedded server has.
+func TestFIFOByName(t *testing.T) {
+	t.Parallel()
+	s := resptest.Serve(t, resp.Config{MaxBytes: 1 << 20, Evict: resp.FIFO, Shards: 1})
+	c := resptest.Client(s.Addr().String())
+	defer func() { _ = c.Close() }()
+	if got, err := c.ConfigGet(t.Context(), "maxmemory*").Result(); err != nil || got["maxmemory-policy"] != "allkeys-fifo" || got["maxmemory"] != "1048576" {
+		t.Errorf("%v, %v", got, err)
+	}
+	value := strings.Repeat("x", 10_000)
+	for i := range 200 {
+		if err := c.Set(t.Context(), fmt.Sprint(i), value, 0).Err(); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Get(t.Context(), "0").Err(); err != nil && i < 90 {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Get(t.Context(), "0").Err(); !errors.Is(err, redis.Nil) {
+		t.Error("the oldest stayed because it was asked for")
+	}
+	if stats := s.Stats(); stats.Evicted < 90 || stats.Bytes > 1<<20 || resptest.Figure(t, c, "evicted_keys") != stats.Evicted {
+		t.Errorf("%+v", stats)
+	}
+}
+
+// Many clients at once, settings that change under them, and sums that come out.
+func TestConcurrently(t *testing.T) {
+	t.Parallel()
+	s := resptest.Serve(t, resp.Config{MaxBytes: 4 << 20, Shards: 4, SweepInterval: time.Millisecond})
+	c := resptest.Client(s.Addr().String())
+	defer func() { _ = c.Close() }()
+	const clients, rounds = 8, 300
+	var all sync.WaitGroup
+	for i := range clients {
+		all.Go(func() {
+			for j := range rounds {
+				key := fmt.Sprint("k", (i+j)%50)
+				pipe := c.Pipeline()
+				pipe.Set(t.Context(), key, strings.Repeat("x", j*10), time.Duration(j%3)*time.Millisecond*5)
+				pipe.Get(t.Context(), key)
+				pipe.Expire(t.Context(), key, time.Second)
+				pipe.Del(t.Context(), fmt.Sprint("k", j%50))
+				pipe.IncrBy(t.Context(), fmt.Sprint("sum", i), 1)
+				if _, err := pipe.Exec(t.Context()); err != nil && !errors.Is(err, redis.Nil) {
+					t.Error(err)
+				}
+				if i == 0 && j%20 == 0 {
+					for _, policy := range []string{"allkeys-lfu", "allkeys-fifo", "allkeys-lru"} {
+						if err := c.ConfigSet(t.Context(), "maxmemory-policy", policy).Err(); err != nil {
+							t.Error(err)
+						}
+					}
+				}
+			}
+		})
+	}
+	all.Wait()
+	for i := range clients {
+		if n, err := c.Get(t.Context(), fmt.Sprint("sum", i)).Int(); n != rounds || err != nil {
+			t.Errorf("sum %d is %d, %v", i, n, err)
+		}
+	}
+}

@@ -1,0 +1,189 @@
+package resp
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"path"
+	"strconv"
+	"strings"
+
+	"github.com/tidwall/redcon"
+)
+
+// The settings that CONFIG knows.
+const (
+	settingMemory = "maxmemory"
+	settingEvict  = "maxmemory-policy"
+)
+
+// redisName is what Redis calls a policy, or would.
+func redisName(evict Evict) string {
+	if evict == None {
+		return string(None)
+	}
+	return "allkeys-" + string(evict)
+}
+
+// config is CONFIG GET, SET and RESETSTAT.
+func (s *Server) config(c redcon.Conn, args [][]byte) {
+	switch sub := strings.ToLower(clip(args[1])); {
+	case sub == "get" && len(args) >= 3:
+		s.configGet(c, args[2:])
+	case sub == "set" && len(args) >= 4 && len(args)%2 == 0:
+		s.configSet(c, args[2:])
+	case sub == "resetstat" && len(args) == 2:
+		s.store.resetFigures()
+		c.WriteString("OK")
+	case sub == "get" || sub == "set" || sub == "resetstat":
+		c.WriteError(wrongNumber("config|" + sub))
+	default:
+		c.WriteError("ERR unknown subcommand '" + clip(args[1]) + "'. Try CONFIG HELP.")
+	}
+}
+
+func (s *Server) configGet(c redcon.Conn, patterns [][]byte) {
+	budget, evict := s.store.settings()
+	var found []string
+	for _, setting := range [][2]string{{settingMemory, strconv.FormatInt(budget, 10)}, {settingEvict, redisName(evict)}} {
+		for _, pattern := range patterns {
+			if ok, err := path.Match(strings.ToLower(clip(pattern)), setting[0]); ok && err == nil {
+				found = append(found, setting[0], setting[1])
+				break
+			}
+		}
+	}
+	c.WriteArray(len(found))
+	for _, text := range found {
+		c.WriteBulkString(text)
+	}
+}
+
+// configSet sets all that is named, or nothing.
+func (s *Server) configSet(c redcon.Conn, pairs [][]byte) {
+	budget, evict := int64(-1), Evict("")
+	for i := 0; i < len(pairs); i += 2 {
+		name, value := strings.ToLower(clip(pairs[i])), strings.ToLower(clip(pairs[i+1]))
+		var why string
+		switch name {
+		case settingMemory:
+			var ok bool
+			if budget, ok = memory(value); !ok {
+				why = "argument must be a memory value"
+			}
+		case settingEvict:
+			evict = Evict(strings.TrimPrefix(value, "allkeys-"))
+			if _, err := newPolicy(evict); err != nil || value != redisName(evict) {
+				why = fmt.Sprintf("argument(s) must be one of the following: %s, %s, %s, %s",
+					redisName(LRU), redisName(LFU), redisName(FIFO), redisName(None))
+			}
+		default:
+			c.WriteError("ERR Unknown option or number of arguments for CONFIG SET - '" + clip(pairs[i]) + "'")
+			return
+		}
+		if why != "" {
+			c.WriteError("ERR CONFIG SET failed (possibly related to argument '" + name + "') - " + why)
+			return
+		}
+	}
+	if evict != "" {
+		_ = s.store.setEvict(evict) // known, as above
+	}
+	if budget >= 0 {
+		s.store.setBudget(budget)
+	}
+	c.WriteString("OK")
+}
+
+// memory reads a number of bytes as Redis writes it: 100, 100mb, 1g.
+func memory(text string) (int64, bool) {
+	digits := strings.TrimRight(text, "bgkm")
+	factor := int64(1)
+	switch text[len(digits):] {
+	case "", "b":
+	case "k":
+		factor = 1000
+	case "kb":
+		factor = 1 << 10
+	case "m":
+		factor = 1000 * 1000
+	case "mb":
+		factor = 1 << 20
+	case "g":
+		factor = 1000 * 1000 * 1000
+	case "gb":
+		factor = 1 << 30
+	default:
+		return 0, false
+	}
+	n, err := strconv.ParseInt(digits, 10, 64)
+	return n * factor, err == nil && n >= 0 && n <= math.MaxInt64/factor
+}
+
+// info is INFO: the figures that tools for Redis look for, under its names.
+func (s *Server) info(c redcon.Conn, args [][]byte) {
+	stats := s.Stats()
+	sections := []struct{ name, text string }{
+		{"server", fmt.Sprintf("redis_mode:standalone\r\nuptime_in_seconds:%d\r\n", int64(s.store.now().Sub(s.started).Seconds()))},
+		{"clients", fmt.Sprintf("connected_clients:%d\r\n", stats.Conns)},
+		{"memory", fmt.Sprintf("used_memory:%d\r\nmaxmemory:%d\r\nmaxmemory_policy:%s\r\n", stats.Bytes, stats.MaxBytes, redisName(stats.Evict))},
+		{"stats", fmt.Sprintf("total_connections_received:%d\r\ntotal_commands_processed:%d\r\nexpired_keys:%d\r\nevicted_keys:%d\r\nkeyspace_hits:%d\r\nkeyspace_misses:%d\r\n",
+			stats.Accepted, stats.Commands, stats.Expired, stats.Evicted, stats.Hits, stats.Misses)},
+		{"keyspace", ""},
+	}
+	if stats.Keys > 0 {
+		sections[len(sections)-1].text = fmt.Sprintf("db0:keys=%d,expires=%d,avg_ttl=0\r\n", stats.Keys, stats.Expiring)
+	}
+	var parts []string
+	for _, section := range sections {
+		if wanted(args[1:], section.name) {
+			parts = append(parts, "# "+strings.ToUpper(section.name[:1])+section.name[1:]+"\r\n"+section.text)
+		}
+	}
+	c.WriteBulkString(strings.Join(parts, "\r\n"))
+}
+
+func wanted(names [][]byte, section string) bool {
+	for _, name := range names {
+		if n := strings.ToLower(clip(name)); n == section || n == "all" || n == "default" || n == "everything" {
+			return true
+		}
+	}
+	return len(names) == 0
+}
+
+// client answers what clients say of themselves when they connect.
+func client(_ *Server, c redcon.Conn, args [][]byte) {
+	switch sub := strings.ToLower(clip(args[1])); {
+	case sub == "setinfo" && len(args) == 4, sub == "no-evict" && len(args) == 3, sub == "no-touch" && len(args) == 3:
+		c.WriteString("OK")
+	case sub == "setname" && len(args) == 3:
+		c.SetContext(clip(args[2]))
+		c.WriteString("OK")
+	case sub == "getname" && len(args) == 2:
+		if name, named := c.Context().(string); named {
+			c.WriteBulkString(name)
+		} else {
+			c.WriteNull()
+		}
+	default:
+		c.WriteError("ERR unknown subcommand or wrong number of arguments for '" + clip(args[1]) + "'. Try CLIENT HELP.")
+	}
+}
+
+// describe is COMMAND, which clients ask what commands there are: it describes
+// none.
+func (s *Server) describe(c redcon.Conn, args [][]byte) {
+	var sub string
+	if len(args) > 1 {
+		sub = strings.ToLower(clip(args[1]))
+	}
+	switch cmp.Or(sub, "list") {
+	case "count":
+		c.WriteInt(len(s.table))
+	case "list", "docs", "info":
+		c.WriteArray(0)
+	default:
+		c.WriteError("ERR unknown subcommand '" + clip(args[1]) + "'. Try COMMAND HELP.")
+	}
+}

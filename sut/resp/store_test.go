@@ -1,0 +1,257 @@
+package resp
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"testing"
+	"time"
+)
+
+// fake is a clock that only moves when it is told to.
+type fake struct{ now time.Time }
+
+func newFake() *fake { return &fake{time.UnixMilli(1_000_000)} }
+
+func (f *fake) Now() time.Time          { return f.now }
+func (f *fake) advance(d time.Duration) { f.now = f.now.Add(d) }
+
+func open(t testing.TB, budget int64, evict Evict, shards int, now func() time.Time) *store {
+	t.Helper()
+	s, err := newStore(budget, evict, shards, 1, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// audit counts anew what a shard says of itself.
+func (s *shard) audit() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var used int64
+	expiring := 0
+	for key, e := range s.entries {
+		used += size(len(key), e.value)
+		if e.expires != 0 {
+			if expiring++; int(e.place) >= len(s.expiring) || s.expiring[e.place] != e {
+				return fmt.Errorf("%q is not where it says among those that expire", key)
+			}
+		}
+	}
+	if used != s.used || expiring != len(s.expiring) || s.budget > 0 && used > s.budget {
+		return fmt.Errorf("%d bytes and %d that expire, counted as %d and %d, with a budget of %d", used, expiring, s.used, len(s.expiring), s.budget)
+	}
+	return nil
+}
+
+// Whatever is done, the budget holds after each step, in each shard, and the
+// figures are those of what is there.
+func TestBudgetHolds(t *testing.T) {
+	t.Parallel()
+	for _, evict := range []Evict{LRU, LFU, FIFO, None} {
+		t.Run(string(evict), func(t *testing.T) {
+			t.Parallel()
+			const seed = 11
+			random := rand.New(rand.NewPCG(seed, seed))
+			clock := newFake()
+			s := open(t, 64<<10, evict, 4, clock.Now)
+			model := map[string]string{} // what was stored last, which may be gone
+			for step := range 20_000 {
+				key := fmt.Append(nil, "k", random.IntN(400))
+				sh, now := s.of(key), s.clock()
+				switch random.IntN(12) {
+				case 0:
+					sh.del(key, now)
+					delete(model, string(key))
+				case 1:
+					sh.expire(key, now+random.Int64N(2000)-10, now)
+				case 2:
+					clock.advance(time.Duration(random.IntN(200)) * time.Millisecond)
+				case 3:
+					s.sweep()
+				case 4:
+					if random.IntN(500) == 0 {
+						s.flush()
+					} else if random.IntN(20) == 0 {
+						budget := int64(32<<10 + random.IntN(64<<10))
+						if evict != None { // which cannot shrink
+							s.setBudget(budget)
+						}
+					}
+				case 5, 6, 7:
+					value, found := sh.get(key, now)
+					if want, stored := model[string(key)]; found && (!stored || want != string(value)) {
+						t.Fatalf("seed %d, step %d: %s holds something else than was stored last", seed, step, key)
+					}
+				default:
+					value := bytes.Repeat([]byte{byte(step)}, random.IntN(1<<random.IntN(16)))
+					expires := int64(0)
+					if random.IntN(3) == 0 {
+						expires = now + 1 + random.Int64N(2000)
+					}
+					_, err := sh.set(key, value, expires, always, now)
+					if err == nil {
+						model[string(key)] = string(value)
+					} else if evict != None {
+						delete(model, string(key)) // it goes with what did not fit
+					}
+				}
+				if err := sh.audit(); err != nil {
+					t.Fatalf("seed %d, step %d: %v", seed, step, err)
+				}
+			}
+			for _, sh := range s.shards {
+				if err := sh.audit(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// A value that cannot be stored takes with it what it should have replaced, and
+// nobody else.
+func TestTooLarge(t *testing.T) {
+	t.Parallel()
+	s := open(t, 10_000, LRU, 1, newFake().Now)
+	sh := s.shards[0]
+	for _, key := range []string{"a", "b"} {
+		if _, err := sh.set([]byte(key), []byte("old"), 0, always, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := sh.set([]byte("a"), make([]byte, 20_000), 0, always, 1); err == nil {
+		t.Error("20,000 bytes fit into 10,000")
+	}
+	if _, found := sh.get([]byte("a"), 1); found {
+		t.Error("the old value is read still")
+	}
+	if _, found := sh.get([]byte("b"), 1); !found {
+		t.Error("another key went for nothing")
+	}
+}
+
+func TestExpiry(t *testing.T) {
+	t.Parallel()
+	clock := newFake()
+	s := open(t, 0, LRU, 1, clock.Now)
+	sh := s.shards[0]
+	set := func(key string, ttl int64) {
+		if _, err := sh.set([]byte(key), []byte("1"), s.clock()+ttl, always, s.clock()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	has := func(key string) bool { _, found := sh.get([]byte(key), s.clock()); return found }
+	set("a", 100)
+	clock.advance(100 * time.Millisecond)
+	if !has("a") {
+		t.Error("gone before its time")
+	}
+	clock.advance(time.Millisecond)
+	if has("a") || has("a") {
+		t.Error("there after its time")
+	}
+	if got := s.stats(); got.Expired != 1 || got.Keys != 0 || got.Bytes != 0 || got.Evicted != 0 {
+		t.Errorf("%+v", got)
+	}
+	// A sum keeps the time that it has; a new value has a new one.
+	set("n", 100)
+	if _, err := sh.add([]byte("n"), 1, s.clock()); err != nil {
+		t.Fatal(err)
+	}
+	set("m", 100)
+	if _, err := sh.set([]byte("m"), []byte("1"), 0, always, s.clock()); err != nil {
+		t.Fatal(err)
+	}
+	clock.advance(101 * time.Millisecond)
+	if has("n") || !has("m") {
+		t.Error("a sum lost its time, or a new value kept the old one")
+	}
+	// What has expired is not there for conditions either.
+	set("x", 1)
+	clock.advance(2 * time.Millisecond)
+	if stored, _ := sh.set([]byte("x"), nil, 0, ifThere, s.clock()); stored {
+		t.Error("replaced what had expired")
+	}
+	if stored, _ := sh.set([]byte("x"), nil, 0, ifMissing, s.clock()); !stored {
+		t.Error("what had expired was in the way")
+	}
+}
+
+// The sweep finds nearly all that has expired, without anybody asking, and
+// nothing else.
+func TestSweep(t *testing.T) {
+	t.Parallel()
+	clock := newFake()
+	s := open(t, 0, LRU, 4, clock.Now)
+	for i := range 10_000 {
+		key, expires := fmt.Append(nil, i), int64(0)
+		switch i % 4 {
+		case 1:
+			expires = s.clock() + 3_600_000
+		case 2, 3:
+			expires = s.clock() + 50
+		}
+		if _, err := s.of(key).set(key, key, expires, always, s.clock()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.sweep()
+	if got := s.stats(); got.Expired != 0 || got.Keys != 10_000 || got.Expiring != 7500 {
+		t.Errorf("before their time: %+v", got)
+	}
+	clock.advance(time.Second)
+	for range 100 {
+		s.sweep()
+	}
+	// It stops at a quarter, so that it does not run for the last ones.
+	if got := s.stats(); got.Expired < 4000 || got.Keys < 5000 || got.Keys+got.Expired != 10_000 {
+		t.Errorf("after their time: %+v", got)
+	}
+}
+
+// What is counted is what the runtime allocates, within a tenth.
+func TestAccounting(t *testing.T) {
+	for _, valueBytes := range []int{0, 100, 1000, 10_000} {
+		n := 20_000_000 / (valueBytes + 100)
+		before := allocated()
+		s := open(t, 0, LRU, 16, newFake().Now)
+		value := make([]byte, valueBytes)
+		for i := range n {
+			key := fmt.Appendf(nil, "photo:%08d", i)
+			if _, err := s.of(key).set(key, value, 0, always, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		real, counted := float64(allocated()-before), float64(s.stats().Bytes)
+		runtime.KeepAlive(s)
+		t.Logf("values of %d bytes: %.0f bytes an entry, counted as %.0f", valueBytes, real/float64(n), counted/float64(n))
+		if real > 1.1*counted || real < 0.9*counted {
+			t.Errorf("%.0f bytes are counted as %.0f", real, counted)
+		}
+	}
+}
+
+func allocated() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+func TestSharesAddUp(t *testing.T) {
+	t.Parallel()
+	for _, budget := range []int64{16, 17, 1 << 20, 1<<40 + 7} {
+		for _, shards := range []int{1, 2, 16} {
+			var sum int64
+			for i := range shards {
+				sum += share(budget, shards, i)
+			}
+			if sum != budget {
+				t.Errorf("%d in %d shards: %d", budget, shards, sum)
+			}
+		}
+	}
+}
