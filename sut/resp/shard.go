@@ -38,7 +38,7 @@ func (e *entry) size() int64 { return size(len(e.key), e.value) }
 func (e *entry) gone(now int64) bool { return e.expires != 0 && now > e.expires }
 
 // errFull says that a value does not fit into the budget.
-var errFull = errors.New("OOM command not allowed when used memory > 'maxmemory'.")
+var errFull = errors.New("OOM command not allowed when used memory > 'maxmemory'")
 
 // errInteger is what Redis answers to sums that make no sense.
 var errInteger = errors.New("ERR value is not an integer or out of range")

@@ -1,0 +1,232 @@
+// Package cache is the client of the cache tier that a web host uses: opaque values
+// by key on several hosts that speak Redis' protocol, version 2.
+//
+// It is a client and no more: when to ask, what to store and what to forget when
+// something is written is decided by who uses it. It never retries, as a caller has
+// the database, which is faster than a second timeout, and a write that is done
+// twice may undo another one between. It starts no goroutine but for Load.
+//
+// A host that does not answer costs its own keys only: it is left alone for a second,
+// in which its keys are answered with ErrUnavailable at once, and then tried by a
+// single request. What it missed meanwhile it has missed: a host that comes back with
+// its memory may have values that were deleted while it was away, for as long as they
+// live.
+//
+// All methods may be called concurrently. Usual order of calls: New, then Get, Set,
+// Delete and Load, SetHosts when the hosts change, Close.
+package cache
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/stagebench/stagebench/sut"
+)
+
+// ErrUnavailable says that the host of a key does not answer, or did not a moment ago.
+var ErrUnavailable = errors.New("cache host unavailable")
+
+// errClosed says that a client is not in use any more.
+var errClosed = errors.New("cache: the client is closed")
+
+// Config is what a client is made of.
+type Config struct {
+	Hosts Hosts
+	// Timeout is how long a host may take to connect, and to answer; 0 = 100 ms. A
+	// context that ends before counts, too.
+	Timeout time.Duration
+	// LoadTimeout is how long a load may take whose callers have all gone; 0 = 5 s.
+	LoadTimeout time.Duration
+	MaxConns    int // to each host; 0 = 64
+	// Registry gets stagebench_cache_*.
+	Registry prometheus.Registerer
+}
+
+// Hosts are the cache hosts that there are.
+type Hosts struct {
+	Peers []sut.Peer // at least one; their names decide who has which keys
+	// Down are the names of those that are known to be dead and will be back: the
+	// others have their keys meanwhile, and no other key moves.
+	Down []string
+}
+
+// Client is a client of several cache hosts.
+type Client struct {
+	config  Config
+	table   atomic.Pointer[table]
+	loads   singleflight.Group
+	figures figures
+
+	mu     sync.Mutex // one change of hosts at a time
+	closed bool
+}
+
+// table is which hosts there are; it is never changed.
+type table struct {
+	ring  *ring
+	hosts map[string]*host
+}
+
+// New returns a client. It connects on the first call.
+func New(c Config) (*Client, error) {
+	c.Timeout = cmp.Or(c.Timeout, 100*time.Millisecond)
+	c.LoadTimeout = cmp.Or(c.LoadTimeout, 5*time.Second)
+	c.MaxConns = cmp.Or(c.MaxConns, 64)
+	if c.Timeout < 0 || c.LoadTimeout < 0 || c.MaxConns < 0 {
+		return nil, errors.New("cache: negative limit")
+	}
+	client := &Client{config: c, figures: newFigures()}
+	client.table.Store(&table{})
+	if err := client.SetHosts(c.Hosts); err != nil {
+		return nil, err
+	}
+	if err := client.figures.register(c.Registry); err != nil {
+		client.Close()
+		return nil, fmt.Errorf("cache: %w", err)
+	}
+	return client, nil
+}
+
+// SetHosts changes which hosts there are. Those that stay keep their connections;
+// when it returns, nothing is under way any more to those that went.
+func (c *Client) SetHosts(h Hosts) error {
+	if len(h.Peers) == 0 {
+		return errors.New("cache: no hosts")
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return errClosed
+	}
+	down := map[string]bool{}
+	for _, name := range h.Down {
+		if !slices.ContainsFunc(h.Peers, func(p sut.Peer) bool { return p.Node == name }) {
+			return fmt.Errorf("cache: %s is down, but not among the hosts", name)
+		}
+		down[name] = true
+	}
+	old := c.table.Load().hosts
+	next := &table{hosts: map[string]*host{}}
+	var names []string
+	for _, peer := range h.Peers {
+		if next.hosts[peer.Node] != nil {
+			return fmt.Errorf("cache: there are two hosts %s", peer.Node)
+		}
+		names = append(names, peer.Node)
+		if same := old[peer.Node]; same != nil && same.address == peer.Address {
+			next.hosts[peer.Node] = same
+		} else {
+			next.hosts[peer.Node] = newHost(peer, c.config)
+		}
+	}
+	next.ring = newRing(names, down)
+	c.table.Store(next)
+	for name, h := range old {
+		if next.hosts[name] != h {
+			h.close()
+		}
+	}
+	return nil
+}
+
+// Close ends the client. What is under way is finished first.
+func (c *Client) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	for _, h := range c.table.Load().hosts {
+		h.close()
+	}
+}
+
+// ask does something at the host of a key. The error is of the caller's context, or
+// an ErrUnavailable, or a refusal of the host.
+func (c *Client) ask(ctx context.Context, key string, do func(*host) error) error {
+	for {
+		t := c.table.Load()
+		h := t.hosts[t.ring.owner(key)]
+		err := h.ask(ctx, do)
+		if errors.Is(err, errLeft) && c.table.Load() != t {
+			continue // the hosts changed between the two lines above
+		}
+		if errors.Is(err, errLeft) {
+			return errClosed
+		}
+		c.figures.asked(h.name, err)
+		if err != nil {
+			return fmt.Errorf("cache host %s: %w", h.name, err)
+		}
+		return nil
+	}
+}
+
+// Get returns the value of a key; found is false when the host has none.
+func (c *Client) Get(ctx context.Context, key string) (value []byte, found bool, err error) {
+	err = c.ask(ctx, key, func(h *host) error {
+		value, found, err = h.get(ctx, key)
+		return err
+	})
+	if err != nil {
+		return nil, false, err
+	}
+	c.figures.read(found)
+	return value, found, nil
+}
+
+// Set stores a value for some time, which is rounded up to ms; 0 = until it is
+// evicted.
+func (c *Client) Set(ctx context.Context, key string, value []byte, ttl time.Duration) error {
+	if ttl < 0 {
+		return fmt.Errorf("cache: a time to live of %v", ttl)
+	}
+	return c.ask(ctx, key, func(h *host) error { return h.set(ctx, key, value, ttl) })
+}
+
+// Delete removes a key, whether it is there or not. After an error it may be there
+// still.
+func (c *Client) Delete(ctx context.Context, key string) error {
+	return c.ask(ctx, key, func(h *host) error { return h.delete(ctx, key) })
+}
+
+// Load gets the value of a key from somewhere else: load is called once however many
+// callers there are for a key at the same time, and all get what it returns, which
+// they must not change. Load itself neither asks the cache nor stores.
+//
+// A caller whose context ends gets its error at once; the load goes on for the
+// others, with the values of the first caller's context, but not its end. When load
+// panics, all callers get an error.
+func (c *Client) Load(ctx context.Context, key string, load func(context.Context) ([]byte, error)) (value []byte, shared bool, err error) {
+	first := false
+	result := c.loads.DoChan(key, func() (value any, err error) {
+		first = true
+		c.figures.fills.Inc()
+		// In a goroutine of its own a panic would end the process.
+		defer func() {
+			if p := recover(); p != nil {
+				err = fmt.Errorf("cache: load %s: panic: %v", key, p)
+			}
+		}()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.config.LoadTimeout)
+		defer cancel()
+		return load(ctx)
+	})
+	select {
+	case r := <-result:
+		if !first {
+			c.figures.shared.Inc()
+		}
+		value, _ = r.Val.([]byte)
+		return value, !first, r.Err
+	case <-ctx.Done():
+		return nil, false, ctx.Err()
+	}
+}

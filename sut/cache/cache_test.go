@@ -1,0 +1,502 @@
+package cache_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/cache"
+	"github.com/stagebench/stagebench/sut/resp"
+	"github.com/stagebench/stagebench/sut/resp/resptest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const patience = 20 * time.Second
+
+func connect(t testing.TB, c cache.Config) (*cache.Client, *prometheus.Registry) {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	c.Registry = registry
+	if c.Timeout == 0 {
+		c.Timeout = patience // slow machines are not what is tested
+	}
+	client, err := cache.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	return client, registry
+}
+
+// figure returns the sum of a counter over those of its labels that are given.
+func figure(t *testing.T, registry *prometheus.Registry, name string, labels ...string) (sum float64) {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		if family.GetName() != "stagebench_cache_"+name {
+			continue
+		}
+		for _, metric := range family.Metric {
+			fits := 0
+			for _, pair := range metric.Label {
+				for _, label := range labels {
+					if pair.GetValue() == label {
+						fits++
+					}
+				}
+			}
+			if fits == len(labels) {
+				sum += metric.Counter.GetValue()
+			}
+		}
+	}
+	return sum
+}
+
+func peer(i int, address string) sut.Peer {
+	return sut.Peer{Node: fmt.Sprint("cache-", i+1), Address: address}
+}
+
+// three starts three hosts.
+func three(t *testing.T) ([]*resp.Server, []sut.Peer) {
+	t.Helper()
+	var servers []*resp.Server
+	var peers []sut.Peer
+	for i := range 3 {
+		servers = append(servers, resptest.Serve(t, resp.Config{}))
+		peers = append(peers, peer(i, servers[i].Addr().String()))
+	}
+	return servers, peers
+}
+
+func key(i int) string { return fmt.Sprint("photo:", i) }
+
+func fill(t *testing.T, c *cache.Client, n int) {
+	t.Helper()
+	for i := range n {
+		if err := c.Set(t.Context(), key(i), []byte(key(i)), time.Minute); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// read counts how keys are answered.
+func read(t *testing.T, c *cache.Client, n int) (hits, misses, failed int) {
+	t.Helper()
+	for i := range n {
+		value, found, err := c.Get(t.Context(), key(i))
+		switch {
+		case errors.Is(err, cache.ErrUnavailable):
+			failed++
+		case err != nil:
+			t.Fatal(err)
+		case found && string(value) != key(i):
+			t.Fatalf("%s holds %q", key(i), value)
+		case found:
+			hits++
+		default:
+			misses++
+		}
+	}
+	return hits, misses, failed
+}
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	for name, start := range map[string]func(t *testing.T) string{
+		"resp":  func(t *testing.T) string { return resptest.Serve(t, resp.Config{}).Addr().String() },
+		"redis": func(t *testing.T) string { return resptest.Redis(t) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, registry := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, start(t)), peer(1, start(t))}}})
+			ctx := t.Context()
+			want := func(key string, want []byte) {
+				t.Helper()
+				got, found, err := c.Get(ctx, key)
+				if err != nil || found != (want != nil) || !bytes.Equal(got, want) {
+					t.Errorf("%s: got %q, %v, %v", key, got, found, err)
+				}
+			}
+			want("a", nil)
+			opaque := bytes.Repeat([]byte{0, 1, 254, 255, '\r', '\n'}, 50_000)
+			for _, value := range [][]byte{opaque, []byte("short"), {}} {
+				if err := c.Set(ctx, "a", value, 0); err != nil {
+					t.Fatal(err)
+				}
+				want("a", value)
+			}
+			if err := c.Delete(ctx, "a"); err != nil {
+				t.Fatal(err)
+			}
+			want("a", nil)
+			if err := c.Delete(ctx, "a"); err != nil {
+				t.Errorf("deleting what is gone: %v", err)
+			}
+			if err := c.Set(ctx, "b", []byte("1"), time.Nanosecond); err != nil { // rounded up to 1 ms
+				t.Fatal(err)
+			}
+			for deadline := time.Now().Add(patience); ; {
+				if _, found, err := c.Get(ctx, "b"); err != nil || !found {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatal("it did not expire")
+				}
+			}
+			if err := c.Set(ctx, "b", nil, -time.Second); err == nil {
+				t.Error("a negative time to live was taken")
+			}
+			fill(t, c, 200)
+			if hits, _, _ := read(t, c, 200); hits != 200 {
+				t.Errorf("%d of 200 were found", hits)
+			}
+			if hits, misses, errs := figure(t, registry, "reads_total", "hit"), figure(t, registry, "reads_total", "miss"), figure(t, registry, "errors_total"); hits < 203 || misses < 3 || errs != 0 {
+				t.Errorf("%v hits, %v misses, %v errors", hits, misses, errs)
+			}
+			ended, end := context.WithCancel(ctx)
+			end()
+			if _, _, err := c.Get(ended, "a"); !errors.Is(err, context.Canceled) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// A refusal of a host is an error, and not the end of the host.
+func TestRefusal(t *testing.T) {
+	t.Parallel()
+	s := resptest.Serve(t, resp.Config{MaxBytes: 1000, Evict: resp.None})
+	c, registry := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, s.Addr().String())}}})
+	if err := c.Set(t.Context(), "a", make([]byte, 2000), 0); err == nil || errors.Is(err, cache.ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+	if _, found, err := c.Get(t.Context(), "a"); found || err != nil {
+		t.Errorf("got %v, %v", found, err)
+	}
+	if n := figure(t, registry, "errors_total", "cache-1", "refused"); n != 1 {
+		t.Errorf("%v refusals", n)
+	}
+}
+
+// proxy passes connections on until it is killed.
+type proxy struct {
+	net.Listener
+	mu    sync.Mutex
+	conns []net.Conn
+	all   sync.WaitGroup
+}
+
+func newProxy(t *testing.T, address, to string) *proxy {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{Listener: l}
+	p.all.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			back, err := net.Dial("tcp", to)
+			if err != nil {
+				_ = conn.Close()
+				continue
+			}
+			p.mu.Lock()
+			p.conns = append(p.conns, conn, back)
+			p.mu.Unlock()
+			p.all.Go(func() { _, _ = io.Copy(back, conn); _ = back.Close() })
+			p.all.Go(func() { _, _ = io.Copy(conn, back); _ = conn.Close() })
+		}
+	})
+	t.Cleanup(p.kill)
+	return p
+}
+
+func (p *proxy) kill() {
+	_ = p.Close()
+	p.mu.Lock()
+	for _, conn := range p.conns {
+		_ = conn.Close()
+	}
+	p.mu.Unlock()
+	p.all.Wait()
+}
+
+// A dead host costs its keys and no others; a second later it is tried again, and is
+// back without anybody saying so.
+func TestDeadHost(t *testing.T) {
+	t.Parallel()
+	const n = 600
+	servers, peers := three(t)
+	p := newProxy(t, "127.0.0.1:0", peers[1].Address)
+	peers[1].Address = p.Addr().String()
+	c, registry := connect(t, cache.Config{Hosts: cache.Hosts{Peers: peers}})
+	fill(t, c, n)
+	its := int(servers[1].Stats().Keys)
+	if its < n/5 || its > n*2/5 {
+		t.Fatalf("one of three hosts has %d of %d keys", its, n)
+	}
+	p.kill()
+	if hits, misses, failed := read(t, c, n); hits != n-its || misses != 0 || failed != its {
+		t.Errorf("%d hits, %d misses, %d failed of %d, of which the dead host had %d", hits, misses, failed, n, its)
+	}
+	if got := figure(t, registry, "errors_total", "cache-2", "unavailable"); int(got) != its {
+		t.Errorf("%v errors were counted", got)
+	}
+	revived := newProxy(t, peers[1].Address, servers[1].Addr().String())
+	for deadline := time.Now().Add(patience); ; {
+		if hits, _, _ := read(t, c, n); hits == n {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("it was never asked again")
+		}
+	}
+	// Once it is known to be dead, its keys go to the others, and back.
+	revived.kill()
+	if err := c.SetHosts(cache.Hosts{Peers: peers, Down: []string{"cache-2"}}); err != nil {
+		t.Fatal(err)
+	}
+	if hits, misses, failed := read(t, c, n); hits != n-its || misses != its || failed != 0 {
+		t.Errorf("without it: %d hits, %d misses, %d failed", hits, misses, failed)
+	}
+	peers[1].Address = servers[1].Addr().String()
+	if err := c.SetHosts(cache.Hosts{Peers: peers}); err != nil {
+		t.Fatal(err)
+	}
+	if hits, _, _ := read(t, c, n); hits != n {
+		t.Errorf("with its successor: %d hits of %d", hits, n)
+	}
+}
+
+// silent listens and never answers.
+func silent(t *testing.T) (address string, accepted *atomic.Int64) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted = new(atomic.Int64)
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted.Add(1)
+			all.Go(func() { _, _ = io.Copy(io.Discard, conn); _ = conn.Close() })
+		}
+	})
+	t.Cleanup(func() { _ = l.Close(); all.Wait() })
+	return l.Addr().String(), accepted
+}
+
+// A host that hangs costs one timeout, and then nothing for a second, in which
+// nobody even connects.
+func TestHangingHost(t *testing.T) {
+	t.Parallel()
+	address, accepted := silent(t)
+	c, _ := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, address)}}, Timeout: 10 * time.Millisecond})
+	if _, _, err := c.Get(t.Context(), "a"); !errors.Is(err, cache.ErrUnavailable) {
+		t.Fatalf("got %v", err)
+	}
+	begun, before := time.Now(), accepted.Load()
+	for i := 0; time.Since(begun) < 300*time.Millisecond; i++ {
+		if err := c.Set(t.Context(), key(i), nil, 0); !errors.Is(err, cache.ErrUnavailable) {
+			t.Fatalf("got %v", err)
+		}
+	}
+	if n := accepted.Load(); n != before && time.Since(begun) < 900*time.Millisecond {
+		t.Errorf("%d connections to a host that hangs", n)
+	}
+	// It is tried again, by one of those who ask, however many there are.
+	for deadline := time.Now().Add(patience); accepted.Load() == before; {
+		if time.Now().After(deadline) {
+			t.Fatal("it is never tried again")
+		}
+		var all sync.WaitGroup
+		for range 20 {
+			all.Go(func() { _, _, _ = c.Get(t.Context(), "a") })
+		}
+		all.Wait()
+	}
+	if n := accepted.Load() - before; n > 2 {
+		t.Errorf("%d tries at once", n)
+	}
+}
+
+// A caller with little time says nothing of the host.
+func TestImpatientCaller(t *testing.T) {
+	t.Parallel()
+	address, accepted := silent(t)
+	c, _ := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, address)}}})
+	for i := range 3 {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		if _, _, err := c.Get(ctx, "a"); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, cache.ErrUnavailable) {
+			t.Errorf("call %d: %v", i, err)
+		}
+		cancel()
+	}
+	if accepted.Load() == 0 {
+		t.Error("nobody asked")
+	}
+}
+
+// However many callers there are for a key, there is one load, and all get its value.
+func TestSingleFlight(t *testing.T) {
+	c, registry := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, "127.0.0.1:1")}}})
+	const callers = 500
+	synctest.Test(t, func(t *testing.T) {
+		var loads, own atomic.Int64
+		var all sync.WaitGroup
+		release := make(chan struct{})
+		for range callers {
+			all.Go(func() {
+				value, shared, err := c.Load(t.Context(), "a", func(context.Context) ([]byte, error) {
+					loads.Add(1)
+					<-release
+					return []byte("value"), nil
+				})
+				if string(value) != "value" || err != nil {
+					t.Errorf("got %q, %v", value, err)
+				}
+				if !shared {
+					own.Add(1)
+				}
+			})
+		}
+		synctest.Wait() // all are in it
+		close(release)
+		all.Wait()
+		if loads.Load() != 1 || own.Load() != 1 {
+			t.Errorf("%d loads, of which %d callers had their own", loads.Load(), own.Load())
+		}
+	})
+	if fills, shared := figure(t, registry, "fills_total"), figure(t, registry, "shared_fills_total"); fills != 1 || shared != callers-1 {
+		t.Errorf("%v fills and %v shared ones were counted", fills, shared)
+	}
+}
+
+// The caller that began a load may leave, and the others still get the value. What
+// goes wrong in a load goes to all its callers, and the next one begins anew.
+func TestLoadsOutliveCallers(t *testing.T) {
+	c, _ := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, "127.0.0.1:1")}}})
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		load := func(ctx context.Context) ([]byte, error) {
+			<-release
+			return []byte("value"), ctx.Err()
+		}
+		first, leave := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		all.Go(func() {
+			if _, _, err := c.Load(first, "a", load); !errors.Is(err, context.Canceled) {
+				t.Errorf("got %v", err)
+			}
+		})
+		synctest.Wait()
+		all.Go(func() {
+			if value, shared, err := c.Load(t.Context(), "a", load); string(value) != "value" || !shared || err != nil {
+				t.Errorf("got %q, %v, %v", value, shared, err)
+			}
+		})
+		synctest.Wait()
+		leave()
+		synctest.Wait()
+		close(release)
+		all.Wait()
+
+		wrong := errors.New("no such photo")
+		if _, _, err := c.Load(t.Context(), "a", func(context.Context) ([]byte, error) { return nil, wrong }); !errors.Is(err, wrong) {
+			t.Errorf("got %v", err)
+		}
+		if _, _, err := c.Load(t.Context(), "a", func(context.Context) ([]byte, error) { panic("oops") }); err == nil {
+			t.Error("a panic went unnoticed")
+		}
+		// A load that never ends by itself does end.
+		if _, _, err := c.Load(t.Context(), "a", func(ctx context.Context) ([]byte, error) { <-ctx.Done(); return nil, ctx.Err() }); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// Hosts may come and go under load, and nobody notices but by misses.
+func TestSetHostsUnderLoad(t *testing.T) {
+	t.Parallel()
+	_, peers := three(t)
+	c, registry := connect(t, cache.Config{Hosts: cache.Hosts{Peers: peers}})
+	var all sync.WaitGroup
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	for i := range 4 {
+		all.Go(func() {
+			for j := i; ctx.Err() == nil; j++ {
+				if err := c.Set(t.Context(), key(j%100), []byte(key(j%100)), time.Minute); err != nil {
+					t.Error(err)
+					return
+				}
+				if value, found, err := c.Get(t.Context(), key(j%100)); err != nil || found && string(value) != key(j%100) {
+					t.Errorf("got %q, %v", value, err)
+					return
+				}
+			}
+		})
+	}
+	for i := range 60 {
+		if err := c.SetHosts(cache.Hosts{Peers: peers[:1+i%3]}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	all.Wait()
+	if n := figure(t, registry, "errors_total"); n != 0 {
+		t.Errorf("%v errors", n)
+	}
+}
+
+func TestRefusedConfigs(t *testing.T) {
+	t.Parallel()
+	one := []sut.Peer{peer(0, "127.0.0.1:1")}
+	for _, c := range []cache.Config{
+		{},
+		{Hosts: cache.Hosts{Peers: append(one, one...)}},
+		{Hosts: cache.Hosts{Peers: one, Down: []string{"cache-2"}}},
+		{Hosts: cache.Hosts{Peers: one}, Timeout: -1},
+	} {
+		c.Registry = prometheus.NewRegistry()
+		if client, err := cache.New(c); err == nil {
+			client.Close()
+			t.Errorf("%+v was taken", c)
+		}
+	}
+	c, _ := connect(t, cache.Config{Hosts: cache.Hosts{Peers: one}})
+	c.Close()
+	c.Close()
+	if _, _, err := c.Get(t.Context(), "a"); err == nil || errors.Is(err, cache.ErrUnavailable) {
+		t.Errorf("closed: %v", err)
+	}
+	if err := c.SetHosts(cache.Hosts{Peers: one}); err == nil {
+		t.Error("closed, and takes hosts")
+	}
+}
