@@ -88,6 +88,16 @@ type Stale struct {
 // Share is the part of the reads that was stale.
 func (s Stale) Share() float64 { return float64(s.Stale) / float64(max(s.Reads, 1)) }
 
+// CacheReads is what the web tier found when it asked the cache tier, by its own
+// count.
+type CacheReads struct {
+	Hits   int64 `json:"hits"`
+	Misses int64 `json:"misses"` // those that no cache host answered not included
+}
+
+// HitRatio is the part of the reads that were hits.
+func (c CacheReads) HitRatio() float64 { return float64(c.Hits) / float64(max(c.Hits+c.Misses, 1)) }
+
 // Writes is what became of the writes to single records, as far as their versions
 // tell; results/history says what they cannot tell.
 type Writes struct {
@@ -122,6 +132,7 @@ type Step struct {
 	Outages      []Outage           `json:"outages,omitempty"`
 	Events       []Event            `json:"events,omitempty"`
 	Stale        *Stale             `json:"stale,omitempty"` // nil = no read of a single record could be judged
+	Cache        *CacheReads        `json:"cache,omitempty"` // nil = there is no cache tier, or its users were restarted
 	Hosts        []HostUsage        `json:"hosts,omitempty"`
 	Nodes        []NodeUsage        `json:"nodes,omitempty"`
 	Client       ClientUsage        `json:"client"`

@@ -36,6 +36,11 @@ func Build(stage Stage, knobs Knobs, unitCPU float64) (Topology, error) {
 	if err := b.settle(); err != nil {
 		return Topology{}, err
 	}
+	if slices.Index(Stages(), stage) < slices.Index(Stages(), Caches) {
+		b.knobs["cache.hosts"] = "0"
+	} else if b.knobs.Duration("cache.ttl") == 0 {
+		return Topology{}, errors.New("cache.ttl=0s: want more; cache.feed_ttl alone may be 0s")
+	}
 	if err := b.settleCopies(stage); err != nil {
 		return Topology{}, err
 	}
@@ -56,7 +61,7 @@ func Build(stage Stage, knobs Knobs, unitCPU float64) (Topology, error) {
 		b.blobs("db-1")
 		b.web("web-1", "web-1")
 		b.front("web-1")
-	case LB, Replicas:
+	case LB, Replicas, Caches:
 		if err := b.balanced(); err != nil {
 			return Topology{}, err
 		}
@@ -73,7 +78,7 @@ type builder struct {
 	unit     float64
 	topology Topology
 	// The nodes that every web node uses.
-	databases, stores []string
+	databases, cached, stores []string
 }
 
 // settle resolves knobs that depend on each other, and refuses what cannot be
@@ -147,6 +152,7 @@ func (b *builder) balanced() error {
 	b.database("db-1")
 	b.blobs("db-1")
 	b.replicas()
+	b.caches()
 	for _, name := range reads {
 		b.web(name, name)
 	}
@@ -202,7 +208,7 @@ func (b *builder) web(name, host string, others ...string) {
 	if _, err := fmt.Sscanf(name, "web-%d", &number); err != nil {
 		panic("sut: a web node without a number: " + name)
 	}
-	uses := slices.Concat(b.databases, b.stores, others)
+	uses := slices.Concat(b.databases, b.cached, b.stores, others)
 	b.node(Node{Name: name, Host: host, Role: Web, Engine: App, Uses: uses, Weight: b.knobs.At("web.weights", number-1)})
 }
 
@@ -228,6 +234,16 @@ func (b *builder) replicas() {
 		b.databases = append(b.databases, name)
 		b.host(name, b.knobs.Float("db.cpu"))
 		b.node(Node{Name: name, Host: name, Role: DB, Engine: Engine(b.knobs["db.engine"]), Replicated: true, Uses: uses})
+	}
+}
+
+// caches puts the cache tier on hosts of its own.
+func (b *builder) caches() {
+	for i := range b.knobs.Int("cache.hosts") {
+		name := fmt.Sprintf("cache-%d", i+1)
+		b.cached = append(b.cached, name)
+		b.host(name, b.knobs.Float("cache.cpu"))
+		b.node(Node{Name: name, Host: name, Role: Cache, Engine: Engine(b.knobs["cache.engine"])})
 	}
 }
 

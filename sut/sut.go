@@ -19,10 +19,11 @@ const (
 	DBSplit  Stage = "db-split"
 	LB       Stage = "lb"
 	Replicas Stage = "replicas"
+	Caches   Stage = "cache"
 )
 
 // Stages lists every stage in the order of the ladder.
-func Stages() []Stage { return []Stage{Single, DBSplit, LB, Replicas} }
+func Stages() []Stage { return []Stage{Single, DBSplit, LB, Replicas, Caches} }
 
 // Doc says in one line what the stage adds to the one below it.
 func (s Stage) Doc() string {
@@ -35,6 +36,8 @@ func (s Stage) Doc() string {
 		return "load balancer, several web hosts on private addresses"
 	case Replicas:
 		return "database replicas take the reads, and one of them the place of a dead primary"
+	case Caches:
+		return "cache tier in front of the database"
 	}
 	return ""
 }
@@ -49,8 +52,12 @@ const (
 	DB      Role = "db"
 	Balance Role = "lb"
 	Blob    Role = "blob"
+	Cache   Role = "cache"
 	Seed    Role = "seed"
 )
+
+// Roles lists the roles that a topology may have, in the order of a request's way.
+func Roles() []Role { return []Role{Balance, Web, Cache, DB, Blob} }
 
 // Engine is what realises a role.
 type Engine string
@@ -62,12 +69,14 @@ const (
 	Postgres   Engine = "postgres" // db, native
 	OwnBalance Engine = "balance"  // lb, embedded
 	HAProxy    Engine = "haproxy"  // lb, native
+	RESP       Engine = "resp"     // cache, embedded
+	Redis      Engine = "redis"    // cache, native
 	App        Engine = "app"      // web: always ours
 	Files      Engine = "files"    // blob: always ours
 )
 
 // Native reports whether the engine is a server that must be installed.
-func (e Engine) Native() bool { return e == Postgres || e == HAProxy }
+func (e Engine) Native() bool { return e == Postgres || e == HAProxy || e == Redis }
 
 // EnginesOf lists the engines of a role, the embedded one first.
 func EnginesOf(r Role) []Engine {
@@ -76,6 +85,8 @@ func EnginesOf(r Role) []Engine {
 		return []Engine{SQLite, Postgres}
 	case Balance:
 		return []Engine{OwnBalance, HAProxy}
+	case Cache:
+		return []Engine{RESP, Redis}
 	case Web:
 		return []Engine{App}
 	case Blob:

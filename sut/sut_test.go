@@ -80,6 +80,37 @@ func TestSingleHoldsAllPhotos(t *testing.T) {
 	}
 }
 
+// The cache tier comes on hosts of its own, from its stage on.
+func TestCacheHosts(t *testing.T) {
+	for _, test := range []struct {
+		stage sut.Stage
+		knobs sut.Knobs
+		hosts int
+		units float64
+	}{
+		{sut.Caches, nil, 1, 9},
+		{sut.Caches, sut.Knobs{"cache.hosts": "3", "cache.engine": "redis"}, 3, 11},
+		{sut.Replicas, sut.Knobs{"cache.hosts": "3"}, 0, 8},
+	} {
+		topology, err := sut.Build(test.stage, test.knobs, 0.1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		hosts := 0
+		for _, n := range topology.Nodes {
+			if n.Role == sut.Cache {
+				hosts++
+			}
+		}
+		if hosts != test.hosts || topology.Units() != test.units || topology.Knobs.Int("cache.hosts") != test.hosts {
+			t.Errorf("%s %v: %d cache hosts, %v units", test.stage, test.knobs, hosts, topology.Units())
+		}
+	}
+	if _, err := sut.Build(sut.Caches, sut.Knobs{"cache.ttl": "0s"}, 0.1); err == nil {
+		t.Error("a cache that keeps nothing was taken")
+	}
+}
+
 // The copies of the database: hosts, who is the primary, and what cannot be
 // together.
 func TestCopies(t *testing.T) {

@@ -64,7 +64,7 @@ func diagnose() table.Table {
 	} else {
 		row("cache for templates", cache, true, "")
 	}
-	for _, role := range []sut.Role{sut.DB, sut.Balance} {
+	for _, role := range sut.Roles() {
 		for _, engine := range sut.EnginesOf(role) {
 			if !engine.Native() {
 				continue

@@ -90,7 +90,7 @@ func listKnobs() table.Table {
 
 func listEngines() table.Table {
 	t := table.Table{Title: "Engines", Columns: columns("role", "engine", "kind", "choose with")}
-	for _, role := range []sut.Role{sut.Web, sut.DB, sut.Balance, sut.Blob} {
+	for _, role := range sut.Roles() {
 		engines := sut.EnginesOf(role)
 		for _, e := range engines {
 			kind, choose := "embedded", "-"

@@ -81,8 +81,12 @@ func knobsOf(engines string, settings []string) (sut.Knobs, error) {
 		return nil, exit.Usagef("%w\nsee: stagebench list knobs", err)
 	}
 	knobs := sut.Knobs{}
-	for _, role := range []sut.Role{sut.DB, sut.Balance} {
-		for _, e := range sut.EnginesOf(role) {
+	for _, role := range sut.Roles() {
+		choice := sut.EnginesOf(role)
+		if len(choice) < 2 {
+			continue
+		}
+		for _, e := range choice {
 			switch {
 			case engines == "embedded" && !e.Native(), engines == "native" && e.Native():
 				knobs[string(role)+".engine"] = string(e)

@@ -95,7 +95,7 @@ func bringUpSized(t *testing.T, stage sut.Stage, knobs sut.Knobs, unit float64) 
 
 func skipWithoutEngines(t *testing.T, knobs sut.Knobs) {
 	t.Helper()
-	for _, role := range []sut.Role{sut.DB, sut.Balance} {
+	for _, role := range sut.Roles() {
 		if err := node.Installed(sut.Engine(knobs[string(role)+".engine"])); err != nil {
 			t.Skip(err)
 		}
@@ -155,7 +155,7 @@ func (r *rig) load(t *testing.T, rate float64, d, at time.Duration, act func()) 
 func engines() map[string]sut.Knobs {
 	return map[string]sut.Knobs{
 		"embedded": {"db.engine": "sqlite", "lb.engine": "balance"},
-		"native":   {"db.engine": "postgres", "lb.engine": "haproxy"},
+		"native":   {"db.engine": "postgres", "lb.engine": "haproxy", "cache.engine": "redis"},
 	}
 }
 

@@ -42,6 +42,25 @@ func addConsistency(t *Table, cells []results.Cell, at string) {
 	}
 }
 
+// addCache adds what the web tier found in the cache tier, where there is a row that
+// has one, at the reference rate.
+func addCache(t *Table, cells []results.Cell, at string) {
+	has := func(c results.Cell) bool { return c.Error == "" && c.Reference != nil && c.Reference.Cache != nil }
+	if !slices.ContainsFunc(cells, has) {
+		return
+	}
+	place := slices.IndexFunc(t.Columns, func(c Column) bool { return c.Key == "errors_share" }) + 1
+	t.Columns = slices.Insert(t.Columns, place, Column{Name: "cache hits\n" + at, Key: "cache_hit_ratio", Align: Right}, Column{Key: "cache_reads", For: Machines})
+	for i, c := range cells {
+		row := []Cell{Blank(), Blank()}
+		if has(c) {
+			row = []Cell{Share(c.Reference.Cache.HitRatio()), Count(c.Reference.Cache.Hits + c.Reference.Cache.Misses)}
+		}
+		t.Rows[i] = slices.Insert(t.Rows[i], place, row...)
+	}
+	t.Legend = append(t.Legend, "cache hits: of the keys that the web tier asked the cache tier for, those that were there")
+}
+
 func staleOf(c results.Cell) *results.Stale {
 	if c.Reference == nil || c.Error != "" {
 		return nil

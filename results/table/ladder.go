@@ -39,6 +39,7 @@ func Ladder(run results.Run) Table {
 		t.Rows = append(t.Rows, ladderRow(c, stageBefore(cells[:i], c, varied), varied))
 	}
 	addConsistency(&t, cells, at)
+	addCache(&t, cells, at)
 	if note := isolation(cells); note != "" {
 		t.Notes = append(t.Notes, note)
 	}

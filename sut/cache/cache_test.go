@@ -18,13 +18,12 @@ import (
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/cache"
-	"github.com/stagebench/stagebench/sut/resp"
 	"github.com/stagebench/stagebench/sut/resp/resptest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const patience = 20 * time.Second
+const patience = 20 * time.Second // bounds every wait
 
 func connect(t testing.TB, c cache.Config) (*cache.Client, *prometheus.Registry) {
 	t.Helper()
@@ -74,19 +73,18 @@ func peer(i int, address string) sut.Peer {
 }
 
 // three starts three hosts.
-func three(t *testing.T) ([]*resp.Server, []sut.Peer) {
+func three(t *testing.T) ([]*resptest.Server, []sut.Peer) {
 	t.Helper()
-	var servers []*resp.Server
+	var servers []*resptest.Server
 	var peers []sut.Peer
 	for i := range 3 {
-		servers = append(servers, resptest.Serve(t, resp.Config{}))
+		servers = append(servers, resptest.Serve(t, resptest.Config{}))
 		peers = append(peers, peer(i, servers[i].Addr().String()))
 	}
 	return servers, peers
 }
 
 func key(i int) string { return fmt.Sprint("photo:", i) }
-
 func fill(t *testing.T, c *cache.Client, n int) {
 	t.Helper()
 	for i := range n {
@@ -120,7 +118,7 @@ func read(t *testing.T, c *cache.Client, n int) (hits, misses, failed int) {
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	for name, start := range map[string]func(t *testing.T) string{
-		"resp":  func(t *testing.T) string { return resptest.Serve(t, resp.Config{}).Addr().String() },
+		"resp":  func(t *testing.T) string { return resptest.Serve(t, resptest.Config{}).Addr().String() },
 		"redis": func(t *testing.T) string { return resptest.Redis(t) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -182,7 +180,7 @@ func TestConformance(t *testing.T) {
 // A refusal of a host is an error, and not the end of the host.
 func TestRefusal(t *testing.T) {
 	t.Parallel()
-	s := resptest.Serve(t, resp.Config{MaxBytes: 1000, Evict: resp.None})
+	s := resptest.Serve(t, resptest.Config{MaxBytes: 1000, Evict: "noeviction"})
 	c, registry := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, s.Addr().String())}}})
 	if err := c.Set(t.Context(), "a", make([]byte, 2000), 0); err == nil || errors.Is(err, cache.ErrUnavailable) {
 		t.Errorf("got %v", err)

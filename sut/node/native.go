@@ -18,6 +18,7 @@ import (
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/balance"
 	"github.com/stagebench/stagebench/sut/postgres"
+	"github.com/stagebench/stagebench/sut/resp"
 )
 
 // Installed says whether the server of a native engine is there, and if not,
@@ -29,6 +30,8 @@ func Installed(engine sut.Engine) error {
 		_, err = postgres.Find()
 	case sut.HAProxy:
 		_, err = balance.FindHAProxy()
+	case sut.Redis:
+		_, err = resp.FindRedis()
 	}
 	return err
 }

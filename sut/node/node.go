@@ -205,6 +205,10 @@ func (b birth) start(ctx context.Context) (part, error) {
 		return b.startSQLite(ctx)
 	case b.config.Role == sut.DB && b.config.Engine == sut.Postgres:
 		return b.startPostgres(ctx)
+	case b.config.Role == sut.Cache && b.config.Engine == sut.RESP:
+		return b.startRESP()
+	case b.config.Role == sut.Cache && b.config.Engine == sut.Redis:
+		return b.startRedis(ctx)
 	case b.config.Role == sut.Balance && b.config.Engine == sut.OwnBalance:
 		return b.startBalance(ctx)
 	case b.config.Role == sut.Balance && b.config.Engine == sut.HAProxy:

@@ -46,6 +46,10 @@ func (b birth) startWeb(ctx context.Context) (part, error) {
 		// It serves what needs no database, and warms up under way.
 		b.log.Warn("the database is not there yet", "error", err.Error())
 	}
+	front, closeCache, err := b.cached(records)
+	if err != nil {
+		return part{}, err
+	}
 	sessions, err := b.placeSessions()
 	if err != nil {
 		return part{}, err
@@ -55,7 +59,7 @@ func (b birth) startWeb(ctx context.Context) (part, error) {
 		return part{}, err
 	}
 	service, err := app.New(app.Config{
-		Node: b.config.Node, Store: records, Blobs: bytes, Sessions: sessions.sessions(), Process: imaging.Process,
+		Node: b.config.Node, Store: front, Blobs: bytes, Sessions: sessions.sessions(), Process: imaging.Process,
 		IDs: photos.NewIDSource(number, time.Now), Log: b.log, Registry: b.registry, Now: time.Now,
 		Service: b.config.Service, Full: conns.Refused, LogRequests: b.config.Knobs["log.requests"],
 	})
@@ -75,6 +79,7 @@ func (b birth) startWeb(ctx context.Context) (part, error) {
 		stop: func(ctx context.Context) error {
 			service.Drain()
 			err := h.stop(ctx)
+			closeCache()
 			records.Close()
 			bytes.Close()
 			sessions.close()

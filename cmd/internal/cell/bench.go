@@ -187,6 +187,7 @@ func (b *Bench) stepper(ctx context.Context, system *local.System, workload work
 		Progress: b.Progress, History: history.New(), Target: system, ClientCPU: FreeFor(usage), Log: f.log, Timeline: f.timeline,
 		// Asked each time: a node that was restarted has another admin address.
 		Served: func(ctx context.Context) (int64, error) { return Served(ctx, system.Counters()) },
+		Cached: func(ctx context.Context) (*results.CacheReads, error) { return CacheReads(ctx, system) },
 	}, nil
 }
 

@@ -22,6 +22,7 @@ type look struct {
 	machine  machine
 	usage    targets.Usage
 	served   *int64
+	cached   *results.CacheReads
 	problems []string
 }
 
@@ -40,6 +41,12 @@ func (s *Stepper) look(ctx context.Context) look {
 			l.problems = append(l.problems, "the server's own count is not known: "+err.Error())
 		} else {
 			l.served = &served
+		}
+	}
+	if s.Cached != nil {
+		var err error
+		if l.cached, err = s.Cached(ctx); err != nil {
+			l.problems = append(l.problems, "what the cache tier had is not known: "+err.Error())
 		}
 	}
 	return l

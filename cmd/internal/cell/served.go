@@ -9,13 +9,21 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets/local"
 )
 
-// requestsMetric counts the finished requests of a web node or a balancer.
-const requestsMetric = "stagebench_http_requests_total"
+// Metrics of nodes that are read here.
+const (
+	requestsMetric   = "stagebench_http_requests_total" // the finished requests of a web node or a balancer
+	cacheReadsMetric = "stagebench_cache_reads_total"   // of a web node, by result
+)
 
 // servedTimeout bounds the question: a node that has stopped answering must not
 // hold the run.
@@ -28,7 +36,7 @@ func Served(ctx context.Context, adminURLs []string) (int64, error) {
 	defer cancel()
 	var sum int64
 	for _, url := range adminURLs {
-		served, err := servedBy(ctx, url)
+		served, err := metricOf(ctx, url, requestsMetric)
 		if err != nil {
 			return 0, err
 		}
@@ -37,7 +45,35 @@ func Served(ctx context.Context, adminURLs []string) (int64, error) {
 	return sum, nil
 }
 
-func servedBy(ctx context.Context, adminURL string) (int64, error) {
+// CacheReads asks the web nodes of a system what they have found in the cache tier;
+// nil when it has none.
+func CacheReads(ctx context.Context, system *local.System) (*results.CacheReads, error) {
+	t := system.Topology()
+	if !slices.ContainsFunc(t.Nodes, func(n sut.Node) bool { return n.Role == sut.Cache }) {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, servedTimeout)
+	defer cancel()
+	var reads results.CacheReads
+	for _, n := range t.Nodes {
+		if n.Role != sut.Web {
+			continue
+		}
+		hits, err := metricOf(ctx, system.AdminURL(n.Name), cacheReadsMetric+`{result="hit"}`)
+		if err != nil {
+			return nil, err
+		}
+		misses, err := metricOf(ctx, system.AdminURL(n.Name), cacheReadsMetric+`{result="miss"}`)
+		if err != nil {
+			return nil, err
+		}
+		reads.Hits, reads.Misses = reads.Hits+hits, reads.Misses+misses
+	}
+	return &reads, nil
+}
+
+// metricOf sums the lines of a node's metrics that begin so.
+func metricOf(ctx context.Context, adminURL, prefix string) (int64, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, adminURL+"/metrics", nil)
 	if err != nil {
 		return 0, err
@@ -54,7 +90,7 @@ func servedBy(ctx context.Context, adminURL string) (int64, error) {
 	lines := bufio.NewScanner(response.Body)
 	for lines.Scan() {
 		line := lines.Text()
-		if !strings.HasPrefix(line, requestsMetric) {
+		if !strings.HasPrefix(line, prefix) {
 			continue
 		}
 		value, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)

@@ -63,6 +63,9 @@ type Stepper struct {
 	Target Observed
 	// Served is the target's own count of requests, nil if it has none.
 	Served func(ctx context.Context) (int64, error)
+	// Cached is what the target has found in its cache tier so far; nil = it is not
+	// asked, and what it returns is nil when there is no such tier.
+	Cached func(ctx context.Context) (*results.CacheReads, error)
 	// ClientCPU is how many cores the client can use.
 	ClientCPU float64
 	// During does something to the target while a step lasts, from its start until
@@ -194,6 +197,10 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after l
 		step.Warnings = append(step.Warnings, "the server's own count began anew during the step, so it cannot be compared")
 	default:
 		step.ServerCount = new(*after.served - *before.served)
+	}
+	// Web hosts that were restarted, or have left, count anew.
+	if b, a := before.cached, after.cached; b != nil && a != nil && a.Hits >= b.Hits && a.Misses >= b.Misses {
+		step.Cache = &results.CacheReads{Hits: a.Hits - b.Hits, Misses: a.Misses - b.Misses}
 	}
 }
 

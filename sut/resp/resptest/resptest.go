@@ -22,6 +22,13 @@ import (
 // patience is how long anything may take that is not being measured.
 const patience = 20 * time.Second
 
+// Config and Server are those of the embedded node, for tests that may know it by
+// this kit only.
+type (
+	Config = resp.Config
+	Server = resp.Server
+)
+
 // Serve starts an embedded server on a free port of loopback. The listener of the
 // configuration is not used.
 func Serve(t testing.TB, c resp.Config) *resp.Server {

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/cmd/internal/cell"
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/sut"
+)
+
+// The cache answers what has been asked before. When its host is killed every
+// request goes to the database and none fails; the host comes back empty, and is
+// asked again.
+func TestACacheHostIsKilled(t *testing.T) {
+	for name, knobs := range engines() {
+		t.Run(name, func(t *testing.T) {
+			r := bringUp(t, sut.Caches, knobs, "read-heavy")
+			r.stepper.Cached = func(ctx context.Context) (*results.CacheReads, error) { return cell.CacheReads(ctx, r.System) }
+			whole := r.load(t, 80, 4*time.Second, 0, nil)
+			if whole.Cache == nil || whole.Cache.Hits == 0 || whole.Cache.Misses == 0 {
+				t.Fatalf("what the cache had: %+v", whole.Cache)
+			}
+			killed := r.load(t, 80, 5*time.Second, time.Second, func() {
+				if err := r.Kill("cache-1"); err != nil {
+					t.Error(err)
+				}
+			})
+			t.Logf("hit ratio %.2f, and %.2f while it was away; ledger %+v causes %v", whole.Cache.HitRatio(), killed.Cache.HitRatio(), killed.Ledger, killed.Causes)
+			if killed.Ledger.OK != killed.Ledger.Scheduled {
+				t.Errorf("%d of %d requests failed, want none", killed.Ledger.Errors(), killed.Ledger.Scheduled)
+			}
+			if again := r.load(t, 80, 3*time.Second, 0, nil); again.Cache == nil || again.Cache.Hits == 0 {
+				t.Errorf("it is not asked again: %+v", again.Cache)
+			}
+		})
+	}
+}
+
+// Of three hosts a dead one costs its own keys.
+func TestOneOfThreeCacheHostsIsKilled(t *testing.T) {
+	r := bringUp(t, sut.Caches, sut.Knobs{"cache.hosts": "3", "cache.feed_ttl": "0s"}, "read-heavy")
+	r.stepper.Cached = func(ctx context.Context) (*results.CacheReads, error) { return cell.CacheReads(ctx, r.System) }
+	step := r.load(t, 80, 5*time.Second, time.Second, func() {
+		if err := r.Kill("cache-2"); err != nil {
+			t.Error(err)
+		}
+	})
+	if step.Ledger.OK != step.Ledger.Scheduled {
+		t.Errorf("ledger %+v causes %v: want no failure", step.Ledger, step.Causes)
+	}
+	if step.Cache == nil || step.Cache.Hits == 0 {
+		t.Errorf("the other hosts had nothing: %+v", step.Cache)
+	}
+}
