@@ -92,9 +92,16 @@ func (s *Server) get(c redcon.Conn, args [][]byte) {
 	s.writeValue(c, args[1], s.store.clock())
 }
 
+// flushBytes is how large a value is that is sent at once. redcon sends answers when
+// all commands that came together are answered: many large ones would be in memory.
+const flushBytes = 64 << 10
+
 func (s *Server) writeValue(c redcon.Conn, key []byte, now int64) {
 	if value, found := s.store.of(key).get(key, now); found {
 		c.WriteBulk(value)
+		if w := redcon.BaseWriter(c); w != nil && len(value) >= flushBytes {
+			_ = w.Flush() // the writer keeps the error for the end of the batch
+		}
 	} else {
 		c.WriteNull()
 	}

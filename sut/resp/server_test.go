@@ -152,7 +152,7 @@ func TestShutdownWithStuckClient(t *testing.T) {
 	value := strings.Repeat("x", 1<<20)
 	_, _ = fmt.Fprintf(conn, "*3\r\n$3\r\nSET\r\n$1\r\na\r\n$%d\r\n%s\r\n", len(value), value)
 	_, _ = io.WriteString(conn, strings.Repeat("GET a\r\n", 100))
-	until(t, "the commands", func() bool { return s.Stats().Commands == 101 })
+	until(t, "a command that is answered with more than the client takes", func() bool { return s.Stats().Hits > 0 })
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := s.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
