@@ -91,6 +91,7 @@ func (b birth) cached(records *store.Store) (app.Store, func(), error) {
 	if len(peers) == 0 {
 		return records, func() {}, nil
 	}
+	cache.LogTo(b.log)
 	client, err := cache.New(cache.Config{Hosts: cache.Hosts{Peers: peers}, Registry: b.registry})
 	if err != nil {
 		return nil, nil, err
