@@ -71,7 +71,8 @@ func (b birth) startPostgres(ctx context.Context) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	p = p.beside(s.Watch).beside(func(ctx context.Context) { p.died <- awaitLost(ctx, s) })
+	died := p.died
+	p = p.beside(s.Watch).beside(func(ctx context.Context) { died <- awaitLost(ctx, s) })
 	return b.withAdmin(p, b.databaseAdmin(native{s, b, install}, postgres.ErrConflict))
 }
 
