@@ -50,7 +50,7 @@ func Catalogue() []Knob {
 		durationKnob("db.replica_lag", 0, 10*time.Second, "artificial lag: a replica applies each change so long after its commit"),
 		floatKnob("db.probe_interval", 0.2, 0.05, 60, "seconds between two probes of a database, by which its death is detected"),
 		intKnob("db.probe_failures", 3, 1, 100, "failed probes in a row after which a database is taken for dead, and a dead primary replaced by a replica"),
-		intKnob("cache.hosts", 1, 1, 16, "cache hosts, from stage cache on; keys are spread over them by consistent hashing"),
+		intKnob("cache.hosts", 1, 0, 16, "cache hosts, from stage cache on, 0 = none; keys are spread over them by consistent hashing"),
 		floatKnob("cache.cpu", 1, 0.5, 32, "size of each cache host in units"),
 		choiceKnob("cache.engine", string(RESP), "what realises the cache", string(RESP), string(Redis)),
 		intKnob("cache.memory_mb", 64, 1, 100_000, "budget of each cache host in MiB, for keys, values and what an entry costs besides"),

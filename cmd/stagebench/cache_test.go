@@ -18,11 +18,11 @@ func TestACacheHostIsKilled(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := bringUp(t, sut.Caches, knobs, "read-heavy")
 			r.stepper.Cached = func(ctx context.Context) (*results.CacheReads, error) { return cell.CacheReads(ctx, r.System) }
-			whole := r.load(t, 80, 4*time.Second, 0, nil)
+			whole := r.load(t, 80, 3*time.Second, 0, nil)
 			if whole.Cache == nil || whole.Cache.Hits == 0 || whole.Cache.Misses == 0 {
 				t.Fatalf("what the cache had: %+v", whole.Cache)
 			}
-			killed := r.load(t, 80, 5*time.Second, time.Second, func() {
+			killed := r.load(t, 80, 4*time.Second, time.Second, func() {
 				if err := r.Kill("cache-1"); err != nil {
 					t.Error(err)
 				}
@@ -31,7 +31,7 @@ func TestACacheHostIsKilled(t *testing.T) {
 			if killed.Ledger.OK != killed.Ledger.Scheduled {
 				t.Errorf("%d of %d requests failed, want none", killed.Ledger.Errors(), killed.Ledger.Scheduled)
 			}
-			if again := r.load(t, 80, 3*time.Second, 0, nil); again.Cache == nil || again.Cache.Hits == 0 {
+			if again := r.load(t, 80, 2*time.Second, 0, nil); again.Cache == nil || again.Cache.Hits == 0 {
 				t.Errorf("it is not asked again: %+v", again.Cache)
 			}
 		})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +22,7 @@ type records struct {
 	reads  map[string]int
 	fails  error // of writes
 	hold   chan struct{}
+	held   atomic.Int64 // reads of photos that wait for hold
 }
 
 func newRecords() *records {
@@ -35,6 +37,7 @@ func (r *records) asked(what string) int {
 
 func (r *records) Photo(_ context.Context, id photos.ID) (photos.Photo, error) {
 	if r.hold != nil {
+		r.held.Add(1)
 		<-r.hold
 	}
 	r.mu.Lock()
@@ -195,21 +198,23 @@ func TestAsideSingleFlight(t *testing.T) {
 		r := newRecords()
 		r.hold = make(chan struct{})
 		a, _ := aside(t, r, func(c *cache.AsideConfig) { c.SingleFlight = single })
-		var all, begun sync.WaitGroup
-		begun.Add(readers)
+		var all sync.WaitGroup
 		for range readers {
 			all.Go(func() {
-				begun.Done()
 				if p, err := a.Photo(t.Context(), 1); err != nil || p.Title != "one" {
 					t.Errorf("%+v, %v", p, err)
 				}
 			})
 		}
-		begun.Wait()
+		// One reads for all, who wait for it or come later and hit; or all of them do.
+		want := map[bool]int{true: 1, false: readers}[single]
+		for r.held.Load() < int64(want) {
+			<-time.After(time.Millisecond)
+		}
 		close(r.hold)
 		all.Wait()
-		if n := r.asked("photo"); single && n > 3 || !single && n < 2 {
-			t.Errorf("single flight %t: read %d times for %d readers", single, n, readers)
+		if n := r.asked("photo"); n != want {
+			t.Errorf("single flight %t: read %d times for %d readers, want %d", single, n, readers, want)
 		}
 	}
 }
