@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/cookiejar"
 	"slices"
@@ -24,11 +25,12 @@ type commenters struct {
 	stop context.CancelFunc
 	all  sync.WaitGroup
 
+	first atomic.Int64 // unix ns of the first acknowledgement after mark
+	mark  atomic.Int64 // unix ns; 0 = none
+
 	mu    sync.Mutex
 	acked map[string]time.Time // by the id of the comment
 	fails map[string]int       // by cause
-	first atomic.Int64         // unix ns of the first acknowledgement after mark
-	mark  atomic.Int64         // unix ns; 0 = none
 }
 
 // comment starts writers, each of whom is a user with a session, on so many photos.
@@ -97,6 +99,23 @@ func (c *commenters) post(ctx context.Context, client *http.Client, path, body s
 		return 0, "half an answer"
 	}
 	return response.StatusCode, string(text)
+}
+
+// awaitCount waits until so many comments were acknowledged.
+func (c *commenters) awaitCount(t *testing.T, want int) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); c.count() < want; pause() {
+		if time.Now().After(deadline) {
+			t.Fatalf("within a minute %d comments were acknowledged, want %d; fails %v", c.count(), want, c.failures())
+		}
+	}
+}
+
+// failures counts what was not acknowledged by its cause.
+func (c *commenters) failures() map[string]int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.fails)
 }
 
 // count is how many comments were acknowledged.

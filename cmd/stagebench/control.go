@@ -217,8 +217,12 @@ func recoveryTables(r targets.Recovery) []table.Table {
 		"switch: until all web hosts sent it theirs; replaced: from the last answer until the old one was a replica that had caught up",
 	}}
 	for _, f := range r.Failovers {
+		replaced := table.Blank()
+		if f.ReplaceNS > 0 {
+			replaced = table.Nanoseconds(f.ReplaceNS)
+		}
 		failovers.Rows = append(failovers.Rows, append(append([]table.Cell{table.Count(f.Epoch)}, texts(f.From, f.To)...),
-			table.Nanoseconds(f.DetectNS), table.Nanoseconds(f.FenceNS), table.Nanoseconds(f.PromoteNS), table.Nanoseconds(f.SwitchNS), table.Nanoseconds(f.ReplaceNS)))
+			table.Nanoseconds(f.DetectNS), table.Nanoseconds(f.FenceNS), table.Nanoseconds(f.PromoteNS), table.Nanoseconds(f.SwitchNS), replaced))
 	}
 	lost := table.Table{Title: "Lost in failovers", Columns: []table.Column{
 		{Name: "node"},
@@ -229,7 +233,9 @@ func recoveryTables(r targets.Recovery) []table.Table {
 		{Name: "committed"},
 	}}
 	for _, l := range r.Lost {
-		lost.Notes = append(lost.Notes, fmt.Sprintf("%s kept its copy of epoch %d: %d commits with %d changed rows were lost", l.Node, l.Epoch, l.Commits, len(l.Changes)))
+		if l.Epoch > 0 {
+			lost.Notes = append(lost.Notes, fmt.Sprintf("%s kept its copy of epoch %d: %d commits with %d changed rows were lost", l.Node, l.Epoch, l.Commits, len(l.Changes)))
+		}
 		if l.Replayed {
 			lost.Notes = append(lost.Notes, fmt.Sprintf("%s: it has been done once more already", l.Node))
 		}

@@ -124,14 +124,14 @@ func (r *rig) losePrimary(t *testing.T, c *commenters) lossOf {
 			c.first.Store(0)
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("no write was acknowledged for a minute; fails %v, events %+v", c.fails, r.Events())
+			t.Fatalf("no write was acknowledged for a minute; fails %v, events %+v", c.failures(), r.Events())
 		}
 		pause()
 	}
 	loss := lossOf{resumed: time.Unix(0, c.first.Load()).Sub(at)}
 	for again := c.count() + 50; c.count() < again; {
 		if time.Now().After(deadline) {
-			t.Fatalf("writes did not go on; fails %v, events %+v", c.fails, r.Events())
+			t.Fatalf("writes did not go on; fails %v, events %+v", c.failures(), r.Events())
 		}
 		pause()
 	}
@@ -143,15 +143,13 @@ func TestPrimaryIsKilled(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := bringUpSized(t, sut.Replicas, with(knobs, sut.Knobs{"blob.hosts": "1"}), roomy)
 			c := comment(t, r.Endpoints()[0], 8, 3000)
-			for c.count() < 300 {
-				pause()
-			}
+			c.awaitCount(t, 300)
 			loss := r.losePrimary(t, c)
 			c.end()
 			r.awaitCopies(t)
 			primary, _ := r.standings()
 			loss.acknowledged, loss.lost = c.count(), c.missing(r.comments(t, primary))
-			t.Logf("writes resumed after %v; %d acknowledged, %d of them lost; fails %v", loss.resumed.Round(time.Millisecond), loss.acknowledged, len(loss.lost), c.fails)
+			t.Logf("writes resumed after %v; %d acknowledged, %d of them lost; fails %v", loss.resumed.Round(time.Millisecond), loss.acknowledged, len(loss.lost), c.failures())
 			for _, f := range r.Failovers() {
 				t.Logf("failover %+v", f)
 			}
@@ -159,7 +157,7 @@ func TestPrimaryIsKilled(t *testing.T) {
 				t.Errorf("sync lost %d acknowledged writes", len(loss.lost))
 			}
 			r.lossIsReported(t, primary, loss.lost)
-			r.oldPrimaryIsFenced(t, "db-1")
+			r.oldPrimaryIsFenced(t)
 		})
 	}
 }
@@ -193,8 +191,10 @@ func (r *rig) lossIsReported(t *testing.T, primary string, lost []string) {
 }
 
 // oldPrimaryIsFenced: who writes to the old primary directly is refused.
-func (r *rig) oldPrimaryIsFenced(t *testing.T, old string) {
+func (r *rig) oldPrimaryIsFenced(t *testing.T) {
 	t.Helper()
+	all := r.Failovers()
+	old := all[len(all)-1].From
 	if primary, _ := r.standings(); primary == old {
 		t.Fatalf("%s is the primary still", old)
 	}
@@ -210,27 +210,23 @@ func TestPrimaryIsPaused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := bringUpSized(t, sut.Replicas, with(knobs, sut.Knobs{"blob.hosts": "1"}), roomy)
 			c := comment(t, r.Endpoints()[0], 8, 3000)
-			for c.count() < 200 {
-				pause()
-			}
+			c.awaitCount(t, 200)
 			if err := r.Pause("db-1"); err != nil {
 				t.Fatal(err)
 			}
 			c.mark.Store(time.Now().UnixNano())
 			r.awaitEvent(t, "is the primary of epoch 2")
-			for c.first.Load() == 0 {
-				pause()
-			}
+			c.awaitCount(t, c.count()+50)
 			if err := r.Resume("db-1"); err != nil {
 				t.Fatal(err)
 			}
-			r.awaitEvent(t, "has caught up, and is read")
+			r.awaitBack(t, "db-1")
 			c.end()
 			r.awaitCopies(t)
 			primary, _ := r.standings()
 			held := r.comments(t, primary)
 			lost := c.missing(held)
-			t.Logf("%d acknowledged, %d lost; fails %v", c.count(), len(lost), c.fails)
+			t.Logf("%d acknowledged, %d lost; fails %v", c.count(), len(lost), c.failures())
 			for _, id := range lost {
 				c.mu.Lock()
 				at := c.acked[id]
@@ -244,9 +240,22 @@ func TestPrimaryIsPaused(t *testing.T) {
 			if n := len(r.Failovers()); n != 1 {
 				t.Errorf("%d failovers, want one: %+v", n, r.Failovers())
 			}
-			r.oldPrimaryIsFenced(t, "db-1")
+			r.oldPrimaryIsFenced(t)
 		})
 	}
+}
+
+// awaitBack waits until a database that had died may be read again.
+func (r *rig) awaitBack(t *testing.T, node string) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); pause() {
+		for _, n := range r.Status() {
+			if n.Node == node && n.Restarts > 0 && n.State == targets.Serving && r.replication(t, node).Serves {
+				return
+			}
+		}
+	}
+	t.Fatalf("%s is not back within a minute: %+v; events %+v", node, r.Status(), r.Events())
 }
 
 // awaitEvent waits until something has happened to the system.
@@ -275,9 +284,7 @@ func TestReplicaIsKilled(t *testing.T) {
 			t.Run(name+"/"+replicas, func(t *testing.T) {
 				r := bringUpSized(t, sut.Replicas, with(knobs, sut.Knobs{"db.replicas": replicas, "blob.hosts": "1"}), roomy)
 				c := comment(t, r.Endpoints()[0], 4, 3000)
-				for c.count() < 100 {
-					pause()
-				}
+				c.awaitCount(t, 100)
 				if err := r.Kill("db-2"); err != nil {
 					t.Fatal(err)
 				}
@@ -294,8 +301,7 @@ func TestReplicaIsKilled(t *testing.T) {
 				if failed > 0 {
 					t.Errorf("%d of 300 reads failed without the replica", failed)
 				}
-				r.awaitEvent(t, "is read no more")
-				r.awaitEvent(t, "has caught up, and is read")
+				r.awaitBack(t, "db-2")
 				c.end()
 				r.awaitCopies(t)
 				if n := len(r.Failovers()); n != 0 {
@@ -317,20 +323,13 @@ func TestSeveralPrimaries(t *testing.T) {
 		t.Run(topology, func(t *testing.T) {
 			r := bringUpSized(t, sut.Replicas, sut.Knobs{"db.topology": topology, "blob.hosts": "1"}, roomy)
 			c := comment(t, r.Endpoints()[0], 8, 5)
-			for c.count() < 300 {
-				pause()
-			}
+			c.awaitCount(t, 300)
 			if err := r.Kill("db-2"); err != nil {
 				t.Fatal(err)
 			}
-			r.awaitEvent(t, "is used no more")
-			for again := c.count() + 200; c.count() < again; {
-				pause()
-			}
-			r.awaitEvent(t, "is used again")
-			for again := c.count() + 200; c.count() < again; {
-				pause()
-			}
+			c.awaitCount(t, c.count()+200)
+			r.awaitBack(t, "db-2")
+			c.awaitCount(t, c.count()+200)
 			c.end()
 			r.awaitEqual(t, []string{"db-1", "db-2", "db-3"})
 			if lost := c.missing(r.comments(t, "db-3")); len(lost) > 0 {
@@ -340,7 +339,7 @@ func TestSeveralPrimaries(t *testing.T) {
 			for _, node := range []string{"db-1", "db-2", "db-3"} {
 				conflicts += r.replication(t, node).Conflicts
 			}
-			t.Logf("%d comments, %d conflicts; fails %v", c.count(), conflicts, c.fails)
+			t.Logf("%d comments, %d conflicts; fails %v", c.count(), conflicts, c.failures())
 			if conflicts == 0 {
 				t.Error("three primaries wrote to five photos at a time, and no conflict was counted")
 			}

@@ -79,7 +79,11 @@ func (a *Aside) Photo(ctx context.Context, id photos.ID) (photos.Photo, error) {
 // User returns a user's record, without the digest of the password: who logs in is
 // looked up by name.
 func (a *Aside) User(ctx context.Context, id photos.ID) (photos.User, error) {
-	return through(ctx, a, userKey(id), a.config.TTL, func(ctx context.Context) (photos.User, error) { return a.Records.User(ctx, id) })
+	return through(ctx, a, userKey(id), a.config.TTL, func(ctx context.Context) (photos.User, error) {
+		u, err := a.Records.User(ctx, id)
+		u.Password = ""
+		return u, err
+	})
 }
 
 // Feed returns the newest photos of those whom a user follows.

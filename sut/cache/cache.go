@@ -192,8 +192,9 @@ func (c *Client) Set(ctx context.Context, key string, value []byte, ttl time.Dur
 }
 
 // Delete removes a key, whether it is there or not. After an error it may be there
-// still.
+// still. A Load that begins after it is not answered by one from before.
 func (c *Client) Delete(ctx context.Context, key string) error {
+	c.loads.Forget(key)
 	return c.ask(ctx, key, func(h *host) error { return h.delete(ctx, key) })
 }
 

@@ -8,16 +8,25 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
+	"time"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/sut/store"
 )
 
+// replayBound is how long a replay may take. It goes on when who asked for it has
+// left: half a replay could not be told from a whole one.
+const replayBound = 5 * time.Minute
+
 // lostHandler says what a database held and is gone, and does it once more.
 func (b birth) lostHandler(db replicated) http.Handler {
 	mux := http.NewServeMux()
+	var one sync.Mutex // at a time: it may start a server on what was kept
 	mux.HandleFunc("GET "+sut.LostPath, func(w http.ResponseWriter, r *http.Request) {
+		one.Lock()
+		defer one.Unlock()
 		lost, err := b.lost(r.Context(), db)
 		if err != nil {
 			sendJSON(w, http.StatusInternalServerError, map[string]string{"error": err.Error()})
@@ -35,14 +44,18 @@ func (b birth) lostHandler(db replicated) http.Handler {
 			sendJSON(w, http.StatusBadRequest, map[string]string{"error": err.Error(), "hint": `send {"primary": {"node": "db-2", "address": "127.0.0.1:5432"}}`})
 			return
 		}
-		lost, err := b.lost(r.Context(), db)
+		one.Lock()
+		defer one.Unlock()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), replayBound)
+		defer cancel()
+		lost, err := b.lost(ctx, db)
 		if err == nil && lost.Replayed {
 			sendJSON(w, http.StatusConflict, map[string]string{"error": fmt.Sprintf("what %s lost in epoch %d has been done once more already", lost.Node, lost.Epoch)})
 			return
 		}
 		var done sut.Replayed
 		if err == nil {
-			done, err = replay(r.Context(), order.Primary, lost.Changes)
+			done, err = replay(ctx, order.Primary, lost.Changes)
 		}
 		if err == nil {
 			err = os.WriteFile(b.replayedMark(lost), nil, 0o600)
@@ -106,10 +119,15 @@ func (r *replayer) change(ctx context.Context, c row) error {
 	case c.Table == "follows" && c.Op == sut.Inserted:
 		return r.note("follow", c, r.store.Follow(ctx, photos.Follow{Follower: c.id("follower"), Followee: c.id("followee"), CreatedUS: c.number("created_us")}))
 	case c.Table == "photos" && c.Op == sut.Inserted:
-		return r.note("upload", c, r.store.AddPhoto(ctx, photos.Photo{
+		err := r.store.AddPhoto(ctx, photos.Photo{
 			ID: c.id("id"), UserID: c.id("user_id"), Title: c.text("title"), State: c.text("state"), Width: int(c.number("width")), Height: int(c.number("height")),
 			Bytes: c.number("bytes"), CreatedUS: c.number("created_us"), Version: 1,
-		}))
+		})
+		if noted := r.note("upload", c, err); noted != nil || err != nil {
+			return noted
+		}
+		// Where only the last state of a row is known, it has the likes, too.
+		return r.like(ctx, c, c.number("likes"))
 	case c.Table == "photos" && c.Op == sut.Deleted:
 		return r.note("delete", c, r.store.DeletePhoto(ctx, c.key(), photos.ID(c.before("user_id"))))
 	case c.Table == "photos" && c.Op == sut.Updated:
@@ -128,11 +146,8 @@ func (r *replayer) update(ctx context.Context, c row) error {
 		return nil
 	}
 	if _, liked := c.New["likes"]; liked {
-		for range c.number("likes") - c.before("likes") {
-			_, err := r.store.Like(ctx, c.key(), 0)
-			if err := r.note("like", c, err); err != nil {
-				return err
-			}
+		if err := r.like(ctx, c, c.number("likes")-c.before("likes")); err != nil {
+			return err
 		}
 	}
 	if _, renamed := c.New["title"]; !renamed {
@@ -149,6 +164,17 @@ func (r *replayer) update(ctx context.Context, c row) error {
 	return r.note("rename", c, err)
 }
 
+// like adds likes to a photo.
+func (r *replayer) like(ctx context.Context, c row, times int64) error {
+	for range times {
+		_, err := r.store.Like(ctx, c.key(), 0)
+		if err := r.note("like", c, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // note counts an operation. Only a primary that does not answer ends the replay.
 func (r *replayer) note(op string, c row, err error) error {
 	switch {
@@ -156,7 +182,7 @@ func (r *replayer) note(op string, c row, err error) error {
 		r.done.Done[op]++
 	case errors.Is(err, photos.ErrConflict):
 		r.done.There++
-	case errors.Is(err, photos.ErrUnavailable):
+	case errors.Is(err, photos.ErrUnavailable), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
 	default:
 		r.refuse(c, err)

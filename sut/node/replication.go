@@ -37,7 +37,7 @@ func databasesHandler(records *store.Store) http.Handler {
 			sendJSON(w, http.StatusBadRequest, map[string]string{"error": err.Error(), "hint": `send {"epoch": 2, "primary": {"node": "db-2", "address": "127.0.0.1:5432"}}`})
 			return
 		}
-		switch err := records.SetDatabases(next); {
+		switch err := records.SetDatabases(r.Context(), next); {
 		case errors.Is(err, store.ErrOldEpoch):
 			sendJSON(w, http.StatusConflict, map[string]string{"error": err.Error()})
 		case err != nil:

@@ -90,19 +90,26 @@ func (s *Store) connect(peer sut.Peer) (*database, error) {
 	return d, nil
 }
 
-// retire fails what is under way on the database and closes its connections.
-func (d *database) retire() {
+// retire fails what is under way on the database and closes its connections. It
+// does not wait for that: a database that hangs keeps its connections for a while.
+func (s *Store) retire(d *database) {
 	d.end(errGone)
-	d.pool.Close()
+	s.closing.Go(d.pool.Close)
 }
 
 // SetDatabases changes which databases are used. When it returns, no operation
 // that has not failed goes to one that is not listed, and writes to a database
 // that was the primary and is a replica now have failed, too: whether they took
 // effect is open. An epoch that is lower than the last is ErrOldEpoch.
-func (s *Store) SetDatabases(next sut.Databases) error {
+//
+// When ctx has ended nothing is changed: who asked may have asked for something
+// else since.
+func (s *Store) SetDatabases(ctx context.Context, next sut.Databases) error {
 	s.setting.Lock()
 	defer s.setting.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	now := s.used.Load()
 	if now != nil && next.Epoch < now.epoch {
 		return fmt.Errorf("databases of epoch %d: %w", next.Epoch, ErrOldEpoch)
@@ -131,7 +138,7 @@ func (s *Store) SetDatabases(next sut.Databases) error {
 	if now != nil {
 		for _, d := range now.all() {
 			if !slices.Contains(made.all(), d) {
-				d.retire()
+				s.retire(d)
 			}
 		}
 	}

@@ -87,8 +87,9 @@ func (c Config) withDefaults() (Config, error) {
 type Store struct {
 	config  Config
 	used    atomic.Pointer[databases]
-	turn    atomic.Uint64 // of the replicas
-	setting sync.Mutex    // held by SetDatabases
+	turn    atomic.Uint64  // of the replicas
+	setting sync.Mutex     // held by SetDatabases
+	closing sync.WaitGroup // databases that are not used any more
 }
 
 // Open returns a Store and connects to nothing yet: the first operation does.
@@ -98,7 +99,7 @@ func Open(c Config) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{config: c}
-	if err := s.SetDatabases(c.Databases); err != nil {
+	if err := s.SetDatabases(context.Background(), c.Databases); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -112,6 +113,7 @@ func (s *Store) Close() {
 		d.pool.Close()
 		d.end(errGone)
 	}
+	s.closing.Wait()
 }
 
 // Warm makes all connections and prepares every statement of a serving store on

@@ -69,9 +69,11 @@ type Supervisor struct {
 
 	// The goroutine of Run alone.
 	roles   Roles
-	epoch   int64  // the highest that any node was told
-	stale   bool   // the roles in use are not known to all
-	release func() // of the dead primary, as long as nobody has its place
+	epoch   int64             // the highest that any node was told
+	stale   bool              // the roles in use are not known to all
+	tried   []string          // who was told to take the dead primary's place
+	said    map[string]string // what was noted of a node last
+	release func()            // of the dead primary, as long as nobody has its place
 
 	mu        sync.Mutex
 	failovers []targets.Failover
@@ -90,6 +92,7 @@ type health struct {
 const (
 	probeTimeout  = time.Second
 	becomeTimeout = 10 * time.Second
+	followTimeout = 2 * time.Second
 	fenceTimeout  = 10 * time.Second
 	useTimeout    = 2 * time.Second
 )
@@ -98,7 +101,7 @@ const (
 func New(cfg Config) *Supervisor {
 	return &Supervisor{
 		cfg: cfg, nodes: members(cfg.Roles),
-		roles: cfg.Roles, epoch: cfg.Roles.Epoch, seen: map[string]*health{}, last: map[string]sut.ReplicationStatus{},
+		roles: cfg.Roles, epoch: cfg.Roles.Epoch, seen: map[string]*health{}, last: map[string]sut.ReplicationStatus{}, said: map[string]string{},
 	}
 }
 
@@ -216,6 +219,7 @@ func (s *Supervisor) best() string {
 func (s *Supervisor) replace(ctx context.Context) {
 	old := s.roles.Primary
 	if s.best() == "" {
+		s.abandon(ctx)
 		return // it may come back, and nobody else can take its place
 	}
 	f := targets.Failover{From: old, UnixNS: s.seen[old].answered.UnixNano(), DetectNS: time.Since(s.seen[old].answered).Nanoseconds()}
@@ -226,9 +230,15 @@ func (s *Supervisor) replace(ctx context.Context) {
 	f.FenceNS = time.Since(begin).Nanoseconds()
 	// What the old primary sent before it died has arrived by now.
 	s.probe(ctx)
+	// One that is late may hold more than all others, and what was acknowledged
+	// because of it.
+	for _, node := range s.nodes {
+		if node != old && s.seen[node].err != nil && !s.dead(node) {
+			return
+		}
+	}
 	if f.To = s.best(); f.To == "" {
-		s.cfg.Note(old, "no replica is left that could take its place")
-		s.letGo()
+		s.abandon(ctx)
 		return
 	}
 	begin = time.Now()
@@ -238,8 +248,9 @@ func (s *Supervisor) replace(ctx context.Context) {
 		// Each attempt has an epoch of its own: one that failed may have succeeded.
 		s.epoch++
 		f.Epoch = s.epoch
+		s.tried = append(s.tried, f.To)
 		if err := s.become(ctx, f.To, f.Epoch, f.To); err != nil {
-			s.cfg.Note(f.To, "could not be promoted: "+err.Error())
+			s.note(f.To, "could not be promoted: "+err.Error())
 			return
 		}
 	}
@@ -257,14 +268,49 @@ func (s *Supervisor) fence(ctx context.Context, old string, f targets.Failover) 
 	defer cancel()
 	release, err := s.cfg.Copies.Fence(ctx, old)
 	if err != nil {
-		s.cfg.Note(old, "could not be fenced, so that no other may take its place: "+err.Error())
+		s.note(old, "could not be fenced, so that no other may take its place: "+err.Error())
 		return false
 	}
 	s.release = release
 	return true
 }
 
+// abandon lets a fenced primary come back, because nobody is left who could take
+// its place. Who was told to is ended first, for it may have done so, and the old
+// primary comes back in an epoch that is later than any that was tried: copies that
+// have heard of one would refuse an earlier primary.
+func (s *Supervisor) abandon(ctx context.Context) {
+	if s.release == nil {
+		return
+	}
+	for _, node := range s.tried {
+		bounded, cancel := context.WithTimeout(ctx, fenceTimeout)
+		release, err := s.cfg.Copies.Fence(bounded, node)
+		cancel()
+		if err != nil {
+			s.note(node, "could not be fenced: "+err.Error())
+			return
+		}
+		defer release()
+	}
+	s.note(s.roles.Primary, "no replica is left that could take its place: it may come back")
+	s.epoch++
+	s.roles.Epoch, s.roles.Replicas = s.epoch, nil
+	s.use(ctx)
+	s.seen[s.roles.Primary] = &health{answered: time.Now(), err: errors.New("not started again yet")}
+	s.letGo()
+}
+
+// note says something about a node, once as long as it stays the same.
+func (s *Supervisor) note(node, text string) {
+	if s.said[node] != text {
+		s.said[node] = text
+		s.cfg.Note(node, text)
+	}
+}
+
 func (s *Supervisor) letGo() {
+	s.tried = nil
 	if s.release != nil {
 		s.release()
 		s.release = nil
@@ -309,7 +355,7 @@ func (s *Supervisor) evict(ctx context.Context) {
 		release, err := s.cfg.Copies.Fence(bounded, node)
 		cancel()
 		if err != nil {
-			s.cfg.Note(node, "could not be fenced: "+err.Error())
+			s.note(node, "could not be fenced: "+err.Error())
 			continue
 		}
 		release()
@@ -323,16 +369,21 @@ func (s *Supervisor) become(ctx context.Context, node string, epoch int64, prima
 	return s.cfg.Copies.Become(bounded, node, epoch, primary)
 }
 
-// follow has replicas of an older epoch follow the primary of this one.
+// follow has replicas of another primary, or of an older epoch, follow this one.
 func (s *Supervisor) follow(ctx context.Context) {
 	for _, node := range s.nodes {
 		h := s.seen[node]
-		if node == s.roles.Primary || h.err != nil || h.status.Primary || h.status.Following == s.roles.Primary {
+		if node == s.roles.Primary || h.err != nil || h.status.Primary || h.status.Following == s.roles.Primary && h.status.Epoch >= s.roles.Epoch {
 			continue
 		}
-		if err := s.become(ctx, node, s.roles.Epoch, s.roles.Primary); err != nil {
-			s.cfg.Note(node, fmt.Sprintf("does not follow %s: %v", s.roles.Primary, err))
+		bounded, cancel := context.WithTimeout(ctx, followTimeout)
+		err := s.cfg.Copies.Become(bounded, node, s.roles.Epoch, s.roles.Primary)
+		cancel()
+		if err != nil {
+			s.note(node, fmt.Sprintf("does not follow %s: %v", s.roles.Primary, err))
+			continue
 		}
+		h.status.Following = s.roles.Primary
 	}
 }
 
@@ -341,7 +392,7 @@ func (s *Supervisor) follow(ctx context.Context) {
 func (s *Supervisor) readable(ctx context.Context) {
 	var replicas []string
 	for _, node := range s.nodes {
-		if h := s.seen[node]; node != s.roles.Primary && !s.dead(node) && h.status.Serves && !h.status.Primary {
+		if h := s.seen[node]; node != s.roles.Primary && !s.dead(node) && h.status.Serves && !h.status.Primary && h.status.Following == s.roles.Primary {
 			replicas = append(replicas, node)
 		}
 	}

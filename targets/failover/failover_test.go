@@ -269,6 +269,49 @@ func TestLatePromotion(t *testing.T) {
 	})
 }
 
+// A replica that is late may hold more than the one that answers: it is waited for,
+// as long as it is not dead.
+func TestLateReplicaIsWaitedFor(t *testing.T) {
+	supervise(t, func(t *testing.T, c *copies, s *failover.Supervisor) {
+		c.set("db-3", func(n *copied) { n.Position, n.hung = 105, true })
+		c.set("db-1", func(n *copied) { n.dead = true })
+		pass(1500 * time.Millisecond)
+		c.set("db-3", func(n *copied) { n.hung = false })
+		pass(3 * time.Second)
+		if all := s.Failovers(); len(all) != 1 || all[0].To != "db-3" {
+			t.Errorf("failovers %+v, want to the one that holds most", all)
+		}
+	})
+}
+
+// When nobody is left who could take its place, the old primary comes back, in an
+// epoch that is later than the one that was tried; and who was tried is ended, for
+// it may have become the primary.
+func TestPrimaryComesBackWhenNobodyIsLeft(t *testing.T) {
+	supervise(t, func(t *testing.T, c *copies, s *failover.Supervisor) {
+		c.set("db-3", func(n *copied) { n.dead = true })
+		pass(3 * time.Second)
+		c.set("db-2", func(n *copied) { n.slow, n.Position = true, 105 })
+		c.set("db-1", func(n *copied) { n.dead = true })
+		pass(5 * time.Second) // it is told, and does not answer
+		c.set("db-2", func(n *copied) { n.dead = true })
+		pass(15 * time.Second)
+		if !c.nodes["db-2"].dead || c.nodes["db-1"].fenced {
+			t.Errorf("nodes %+v %+v", *c.nodes["db-1"], *c.nodes["db-2"])
+		}
+		if got := c.last(); got.Primary != "db-1" || got.Epoch != 3 {
+			t.Errorf("in use: %+v, want the old primary in epoch 3", got)
+		}
+		c.set("db-1", func(n *copied) {
+			*n = copied{ReplicationStatus: sut.ReplicationStatus{Epoch: 3, Primary: true, Serves: true}}
+		})
+		pass(5 * time.Second)
+		if all := s.Failovers(); len(all) > 0 || c.nodes["db-1"].dead {
+			t.Errorf("failovers %+v", all)
+		}
+	})
+}
+
 // One that was promoted and hung before it could say so is not the primary when
 // another one has become it.
 func TestSecondPrimaryIsEnded(t *testing.T) {

@@ -20,6 +20,9 @@ import (
 // is longer than the pauses of a host that has used up its budget.
 const silence = 2 * time.Second
 
+// maxAnswer bounds what a node may answer: all that a database has lost, at most.
+const maxAnswer = 256 << 20
+
 // declareRoles sets the first roles of the databases: the one that uses no other
 // is the primary, and all others may be read once they are ready.
 func (s *System) declareRoles(t sut.Topology) {
@@ -86,7 +89,12 @@ func (s *System) Recover(ctx context.Context, replay bool) (targets.Recovery, er
 	order := sut.Replay{Primary: s.peers([]string{s.roles.Primary})[0]}
 	var asked []*node
 	for _, n := range s.nodes {
-		if n.Replicated && n.state == targets.Serving && n.Name != s.roles.Primary {
+		back := !slices.ContainsFunc(recovery.Failovers, func(f targets.Failover) bool { return f.From == n.Name && f.ReplaceNS == 0 })
+		switch {
+		case !n.Replicated:
+		case n.state != targets.Serving || !back && n.Name != s.roles.Primary:
+			recovery.Lost = append(recovery.Lost, sut.Lost{Node: n.Name, Partial: "it is not back yet: what it alone held is not known, ask again"})
+		default:
 			asked = append(asked, n)
 		}
 	}
@@ -94,7 +102,8 @@ func (s *System) Recover(ctx context.Context, replay bool) (targets.Recovery, er
 	for _, n := range asked {
 		var lost sut.Lost
 		if err := s.call(ctx, n, http.MethodGet, sut.LostPath, nil, &lost); err != nil {
-			return recovery, err
+			recovery.Lost = append(recovery.Lost, sut.Lost{Node: n.Name, Partial: "what it alone held is not known: " + err.Error()})
+			continue
 		}
 		if lost.Epoch == 0 {
 			continue
@@ -105,7 +114,7 @@ func (s *System) Recover(ctx context.Context, replay bool) (targets.Recovery, er
 		}
 		var done sut.Replayed
 		if err := s.call(ctx, n, http.MethodPost, sut.LostPath, order, &done); err != nil {
-			return recovery, err
+			done = sut.Replayed{Refused: []string{err.Error()}}
 		}
 		if recovery.Replayed == nil {
 			recovery.Replayed = map[string]sut.Replayed{}
@@ -221,11 +230,15 @@ func (s *System) tellOrigins(ctx context.Context) error {
 		}
 	}
 	s.mu.Unlock()
-	var errs []error
+	errs := make(chan error, len(told))
 	for n, document := range told {
-		errs = append(errs, s.call(ctx, n, http.MethodPut, sut.ReplicationPath, document, nil))
+		go func() { errs <- s.call(ctx, n, http.MethodPut, sut.ReplicationPath, document, nil) }()
 	}
-	return errors.Join(errs...)
+	var all error
+	for range told {
+		all = errors.Join(all, <-errs)
+	}
+	return all
 }
 
 // copies is the system as the supervisor of its databases sees it.
@@ -234,6 +247,9 @@ type copies struct{ *System }
 // Look implements failover.Copies.
 func (c copies) Look(ctx context.Context, name string) (status sut.ReplicationStatus, err error) {
 	err = c.call(ctx, c.node(name), http.MethodGet, sut.ReplicationPath, nil, &status)
+	if err == nil && status.Node != name {
+		err = fmt.Errorf("%s answers at the address of %s", status.Node, name) // which has died, and had its port
+	}
 	return status, err
 }
 
@@ -293,14 +309,18 @@ func (c copies) Use(ctx context.Context, roles failover.Roles) error {
 		}
 	}
 	c.mu.Unlock()
-	if roles.Primary == "" {
-		late = errors.Join(late, c.tellOrigins(ctx))
-	}
-	errs := make(chan error, len(told))
+	errs := make(chan error, len(told)+1)
+	go func() {
+		if roles.Primary == "" {
+			errs <- c.tellOrigins(ctx)
+		} else {
+			errs <- nil
+		}
+	}()
 	for n, databases := range told {
 		go func() { errs <- c.call(ctx, n, http.MethodPut, sut.DatabasesPath, databases, nil) }()
 	}
-	for range told {
+	for range len(told) + 1 {
 		late = errors.Join(late, <-errs)
 	}
 	return late
@@ -331,8 +351,10 @@ func (s *System) call(ctx context.Context, n *node, method, path string, documen
 		return fmt.Errorf("%s: %w", n.Name, err)
 	}
 	defer func() { _ = response.Body.Close() }() // read only
-	text, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
+	text, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
 	switch {
+	case err == nil && len(text) == maxAnswer:
+		return fmt.Errorf("%s %s of %s: the answer is larger than %d MiB", method, path, n.Name, maxAnswer>>20)
 	case err != nil:
 		return fmt.Errorf("%s %s of %s: %w", method, path, n.Name, err)
 	case response.StatusCode >= 300:

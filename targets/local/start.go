@@ -102,6 +102,9 @@ func (s *System) start(ctx context.Context, n *node) (*proc.Process, error) {
 	err := s.settle(n.host)
 	config := s.configFor(n)
 	n.launching = err == nil
+	if err != nil {
+		s.set(n, targets.Dead)
+	}
 	s.mu.Unlock()
 	if err != nil {
 		return nil, err

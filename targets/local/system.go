@@ -152,7 +152,7 @@ func (s *System) find(name string) ([]*node, members, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, n := range s.nodes {
-		if standing := s.standing(n); standing != "" && string(standing) == name && (n.serves() || standing == targets.Primary) {
+		if standing := s.standing(n); standing != "" && string(standing) == name && (n.serves() || n.Name == s.roles.Primary) {
 			name = n.Host
 			break
 		}
