@@ -16,7 +16,8 @@ build: ## the one binary
 # The order is that of the cost of finding out: lint answers before the long part starts.
 test: native lint tidy ## everything that CI checks
 	$(tool) gotestsum --format pkgname --format-hide-empty-pkg -- -race -vet=off -timeout 15m $(packages)
-	$(tool) gotestsum --format pkgname --format-hide-empty-pkg -- -vet=off -count=1 -run 'TestConformance|TestPublished' ./workloads/driver/... ./sut/resp # exactly, which the race detector is too slow for
+	$(tool) gotestsum --format pkgname --format-hide-empty-pkg -- -vet=off -count=1 -run TestConformance ./workloads/driver/... # exactly, which the race detector is too slow for
+	$(tool) gotestsum --format pkgname --format-hide-empty-pkg -- -vet=off -count=1 -p 1 -run 'TestPublished|TestStaleReads' ./sut/resp ./cmd/stagebench # likewise
 
 native: ## the servers that tests of native engines need, where they may be installed
 	build/native
