@@ -287,15 +287,19 @@ func commonRate(cells []results.Cell) (rate float64, common bool) {
 	return rate, common
 }
 
-// variedKnobs lists the knobs that have more than one value among the cells.
+// variedKnobs lists the knobs that have more than one value among the cells of one
+// stage. Between stages some differ because the earlier one has no such hosts: that
+// is what the stage adds, and not another configuration.
 func variedKnobs(cells []results.Cell) []string {
-	first, varied := map[string]string{}, map[string]bool{}
+	type knob struct{ stage, name string }
+	first, varied := map[knob]string{}, map[string]bool{}
 	for _, c := range cells {
 		for name, value := range c.Knobs {
-			if other, seen := first[name]; seen && other != value {
+			k := knob{c.Stage, name}
+			if other, seen := first[k]; seen && other != value {
 				varied[name] = true
 			}
-			first[name] = value
+			first[k] = value
 		}
 	}
 	return slices.Sorted(maps.Keys(varied))

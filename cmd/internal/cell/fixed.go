@@ -41,7 +41,8 @@ func (b *Bench) hold(ctx context.Context, c *results.Cell, s *Stepper, system *l
 }
 
 // How records are read back: with replicas that are behind on purpose, their lag
-// comes on top of the patience.
+// comes on top of the patience, and with a cache the time that an old record may
+// stay there.
 const (
 	readBackPatience = 5 * time.Second
 	readBackPause    = 50 * time.Millisecond
@@ -61,9 +62,11 @@ func (b *Bench) findWrites(ctx context.Context, c *results.Cell, s *Stepper, sys
 	if databases < 2 && (b.Fixed == nil || len(b.Fixed.Faults) == 0) {
 		return nil
 	}
-	writes, err := FindWrites(ctx, s.History, s.Clients, driver.ReadBack{
-		Timeout: opTimeout, Patience: readBackPatience + t.Knobs.Duration("db.replica_lag"), Pause: readBackPause,
-	})
+	patience := readBackPatience + t.Knobs.Duration("db.replica_lag")
+	if t.Knobs.Int("cache.hosts") > 0 {
+		patience += t.Knobs.Duration("cache.ttl")
+	}
+	writes, err := FindWrites(ctx, s.History, s.Clients, driver.ReadBack{Timeout: opTimeout, Patience: patience, Pause: readBackPause})
 	if err != nil {
 		return err
 	}
