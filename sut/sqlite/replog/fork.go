@@ -8,7 +8,7 @@ import "zombiezen.com/go/sqlite"
 // the log has been pruned beyond it, so that nobody knows.
 func Fork(conn *sqlite.Conn, epoch int64) (fork int64, whole bool, err error) {
 	oldest := int64(0)
-	err = run(conn, `select coalesce(max(case when epoch <= ? then position end), 0), coalesce(min(position), 0) from replication_log`, []any{epoch}, func(row *sqlite.Stmt) {
+	err = Run(conn, `select coalesce(max(case when epoch <= ? then position end), 0), coalesce(min(position), 0) from replication_log`, []any{epoch}, func(row *sqlite.Stmt) {
 		fork, oldest = row.ColumnInt64(0), row.ColumnInt64(1)
 	})
 	return fork, fork > 0 || oldest <= 1, err

@@ -92,15 +92,15 @@ func Open(conn *sqlite.Conn, limits Limits) (*Log, error) {
 		`create table if not exists replication_state (id integer primary key check (id = 1), epoch integer not null)`,
 		`insert or ignore into replication_state values (1, 0)`,
 	} {
-		if err := run(conn, statement, nil, nil); err != nil {
+		if err := Run(conn, statement, nil, nil); err != nil {
 			return nil, fmt.Errorf("replication log: %w", err)
 		}
 	}
-	err := run(conn, `select coalesce(min(position), 0), coalesce(max(position), 0), coalesce(sum(length(changes)), 0) from replication_log`, nil, func(row *sqlite.Stmt) {
+	err := Run(conn, `select coalesce(min(position), 0), coalesce(max(position), 0), coalesce(sum(length(changes)), 0) from replication_log`, nil, func(row *sqlite.Stmt) {
 		l.now.first, l.now.last, l.now.bytes = row.ColumnInt64(0), row.ColumnInt64(1), row.ColumnInt64(2)
 	})
 	if err == nil {
-		err = run(conn, `select epoch, at_us from replication_log where position = ?`, []any{l.now.last}, func(row *sqlite.Stmt) {
+		err = Run(conn, `select epoch, at_us from replication_log where position = ?`, []any{l.now.last}, func(row *sqlite.Stmt) {
 			l.now.epoch, l.now.atUS = row.ColumnInt64(0), row.ColumnInt64(1)
 		})
 	}
@@ -117,47 +117,35 @@ func (l *Log) Last() (position, epoch int64) { return l.now.last, l.now.epoch }
 
 // Epoch returns the highest epoch that the database has known.
 func (l *Log) Epoch() (epoch int64, err error) {
-	err = run(l.conn, `select epoch from replication_state`, nil, func(row *sqlite.Stmt) { epoch = row.ColumnInt64(0) })
+	err = Run(l.conn, `select epoch from replication_state`, nil, func(row *sqlite.Stmt) { epoch = row.ColumnInt64(0) })
 	return epoch, err
 }
 
 // Know raises the highest known epoch.
 func (l *Log) Know(epoch int64) error {
-	return run(l.conn, `update replication_state set epoch = max(epoch, ?)`, []any{epoch}, nil)
+	return Run(l.conn, `update replication_state set epoch = max(epoch, ?)`, []any{epoch}, nil)
 }
 
 // Need keeps entries after a position.
 func (l *Log) Need(position int64) { l.need = position }
 
 // Begin starts to record a transaction that has just begun.
-func (l *Log) Begin() error {
-	session, err := l.conn.CreateSession("")
-	if err != nil {
-		return err
-	}
-	// All tables, each when it is changed first. Those of the log are not among
-	// them: they are written when the session has ended.
-	if err := session.Attach(""); err != nil {
-		session.Delete()
-		return err
-	}
-	l.session = session
-	return nil
+func (l *Log) Begin() (err error) {
+	l.session, err = Record(l.conn)
+	return err
 }
 
 // Seal ends the recording, before the transaction is committed, and adds what
 // changed to the log. It returns nil when nothing did.
 func (l *Log) Seal(epoch, nowUS int64) (*Entry, error) {
-	var changes bytes.Buffer
-	err := l.session.WriteChangeset(&changes)
-	l.session.Delete()
+	changes, err := Recorded(l.session)
 	l.session = nil
 	switch {
 	case err != nil:
 		return nil, err
-	case changes.Len() == 0:
+	case len(changes) == 0:
 		return nil, nil
-	case changes.Len() > MaxChanges:
+	case len(changes) > MaxChanges:
 		return nil, ErrTooLarge
 	}
 	schema, err := l.Schema()
@@ -165,7 +153,7 @@ func (l *Log) Seal(epoch, nowUS int64) (*Entry, error) {
 		return nil, err
 	}
 	// A clock that is set back must not make later changes look older.
-	e := &Entry{Position: l.next.last + 1, Epoch: epoch, Schema: schema, AtUS: max(nowUS, l.next.atUS), Changes: changes.Bytes()}
+	e := &Entry{Position: l.next.last + 1, Epoch: epoch, Schema: schema, AtUS: max(nowUS, l.next.atUS), Changes: changes}
 	return e, l.add(e)
 }
 
@@ -217,7 +205,7 @@ func (l *Log) Drop() {
 
 // add inserts an entry, and now and then takes the oldest ones away.
 func (l *Log) add(e *Entry) error {
-	err := run(l.conn, `insert into replication_log values (?, ?, ?, ?, ?)`, []any{e.Position, e.Epoch, e.Schema, e.AtUS, e.Changes}, nil)
+	err := Run(l.conn, `insert into replication_log values (?, ?, ?, ?, ?)`, []any{e.Position, e.Epoch, e.Schema, e.AtUS, e.Changes}, nil)
 	if err != nil {
 		return err
 	}
@@ -245,9 +233,9 @@ func (l *Log) prune(most int64) error {
 	for upTo := n.last - l.limits.Entries; ; upTo = n.first - 1 + max(1, (n.last-n.first)/8) {
 		if upTo = min(upTo, most); upTo >= n.first {
 			var size int64
-			err := run(l.conn, `select sum(length(changes)) from replication_log where position <= ?`, []any{upTo}, func(row *sqlite.Stmt) { size = row.ColumnInt64(0) })
+			err := Run(l.conn, `select sum(length(changes)) from replication_log where position <= ?`, []any{upTo}, func(row *sqlite.Stmt) { size = row.ColumnInt64(0) })
 			if err == nil {
-				err = run(l.conn, `delete from replication_log where position <= ?`, []any{upTo}, nil)
+				err = Run(l.conn, `delete from replication_log where position <= ?`, []any{upTo}, nil)
 			}
 			if err != nil {
 				return err
@@ -264,7 +252,7 @@ func (l *Log) prune(most int64) error {
 // is something in them that changesets do not carry.
 func (l *Log) Schema() (string, error) {
 	var version int64
-	if err := run(l.conn, `pragma schema_version`, nil, func(row *sqlite.Stmt) { version = row.ColumnInt64(0) }); err != nil {
+	if err := Run(l.conn, `pragma schema_version`, nil, func(row *sqlite.Stmt) { version = row.ColumnInt64(0) }); err != nil {
 		return "", err
 	}
 	if version != l.version {
@@ -281,7 +269,7 @@ func (l *Log) Schema() (string, error) {
 func Schema(conn *sqlite.Conn) (string, error) {
 	sum := sha256.New()
 	var tables, triggers []string
-	err := run(conn, `select type, name, coalesce(sql, '') from sqlite_schema where name not like 'sqlite\_%' escape '\' `+
+	err := Run(conn, `select type, name, coalesce(sql, '') from sqlite_schema where name not like 'sqlite\_%' escape '\' `+
 		`and tbl_name not like 'replication\_%' escape '\' order by type, name`, nil, func(row *sqlite.Stmt) {
 		for i := range 3 {
 			fmt.Fprintf(sum, "%q\n", row.ColumnText(i))
@@ -301,7 +289,7 @@ func Schema(conn *sqlite.Conn) (string, error) {
 	}
 	for _, table := range tables {
 		keyed := false
-		err := run(conn, `select 1 from pragma_table_info(?) where pk > 0 and ("notnull" or upper(type) = 'INTEGER')`, []any{table}, func(*sqlite.Stmt) { keyed = true })
+		err := Run(conn, `select 1 from pragma_table_info(?) where pk > 0 and ("notnull" or upper(type) = 'INTEGER')`, []any{table}, func(*sqlite.Stmt) { keyed = true })
 		if err != nil {
 			return "", err
 		}
@@ -317,17 +305,17 @@ func NoSchema() string { return hex.EncodeToString(sha256.New().Sum(nil)[:8]) }
 
 // Position returns the position of the last entry.
 func Position(conn *sqlite.Conn) (position int64, err error) {
-	err = run(conn, `select coalesce(max(position), 0) from replication_log`, nil, func(row *sqlite.Stmt) { position = row.ColumnInt64(0) })
+	err = Run(conn, `select coalesce(max(position), 0) from replication_log`, nil, func(row *sqlite.Stmt) { position = row.ColumnInt64(0) })
 	return position, err
 }
 
 // Holds reports whether the log has that entry, or begins right after it.
 func Holds(conn *sqlite.Conn, position, epoch int64) (holds bool, err error) {
 	if position == 0 {
-		err = run(conn, `select coalesce(min(position), 1) from replication_log`, nil, func(row *sqlite.Stmt) { holds = epoch == 0 && row.ColumnInt64(0) == 1 })
+		err = Run(conn, `select coalesce(min(position), 1) from replication_log`, nil, func(row *sqlite.Stmt) { holds = epoch == 0 && row.ColumnInt64(0) == 1 })
 		return holds, err
 	}
-	err = run(conn, `select epoch from replication_log where position = ?`, []any{position}, func(row *sqlite.Stmt) { holds = row.ColumnInt64(0) == epoch })
+	err = Run(conn, `select epoch from replication_log where position = ?`, []any{position}, func(row *sqlite.Stmt) { holds = row.ColumnInt64(0) == epoch })
 	return holds, err
 }
 
@@ -335,7 +323,7 @@ func Holds(conn *sqlite.Conn, position, epoch int64) (holds bool, err error) {
 // bytes, but one if there is any.
 func Entries(conn *sqlite.Conn, after int64, bytes int) (entries []Entry, err error) {
 	// The bound of positions keeps SQLite from reading blobs that nobody takes.
-	err = run(conn, `select position, epoch, schema, at_us, changes from replication_log where position > ? and position <= ? order by position`, []any{after, after + 256}, func(row *sqlite.Stmt) {
+	err = Run(conn, `select position, epoch, schema, at_us, changes from replication_log where position > ? and position <= ? order by position`, []any{after, after + 256}, func(row *sqlite.Stmt) {
 		if bytes <= 0 {
 			return
 		}
@@ -345,36 +333,4 @@ func Entries(conn *sqlite.Conn, after int64, bytes int) (entries []Entry, err er
 		entries = append(entries, e)
 	})
 	return entries, err
-}
-
-// run runs a statement with its parameters to its end and calls each for every
-// row. What SQLite prepared is kept by the connection.
-func run(conn *sqlite.Conn, sql string, params []any, each func(*sqlite.Stmt)) error {
-	stmt, err := conn.Prepare(sql)
-	if err != nil {
-		return err
-	}
-	for i, param := range params {
-		switch p := param.(type) {
-		case int64:
-			stmt.BindInt64(i+1, p)
-		case string:
-			stmt.BindText(i+1, p)
-		case []byte:
-			stmt.BindBytes(i+1, p)
-		}
-	}
-	for {
-		more, err := stmt.Step()
-		if err != nil {
-			_ = stmt.Reset() // the same error once more
-			return err
-		}
-		if !more {
-			return nil
-		}
-		if each != nil {
-			each(stmt)
-		}
-	}
 }

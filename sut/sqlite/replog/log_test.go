@@ -37,7 +37,7 @@ func database(t *testing.T, limits Limits, statements ...string) (*sqlite.Conn, 
 
 func exec(t *testing.T, conn *sqlite.Conn, sql string, params ...any) {
 	t.Helper()
-	if err := run(conn, sql, params, nil); err != nil {
+	if err := Run(conn, sql, params, nil); err != nil {
 		t.Fatalf("%s: %v", sql, err)
 	}
 }
@@ -170,7 +170,7 @@ func TestRolledBack(t *testing.T) {
 
 func fileOf(t *testing.T, conn *sqlite.Conn) (path string) {
 	t.Helper()
-	if err := run(conn, "select file from pragma_database_list", nil, func(row *sqlite.Stmt) { path = row.ColumnText(0) }); err != nil {
+	if err := Run(conn, "select file from pragma_database_list", nil, func(row *sqlite.Stmt) { path = row.ColumnText(0) }); err != nil {
 		t.Fatal(err)
 	}
 	return path

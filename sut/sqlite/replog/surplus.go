@@ -103,7 +103,7 @@ func (l *Lost) add(conn *sqlite.Conn, columns map[string][]string, e *Entry) (er
 		}
 		c.Position, c.AtUS = e.Position, e.AtUS
 		if columns[c.Table] == nil {
-			err := run(conn, `select name from pragma_table_info(?) order by cid`, []any{c.Table}, func(row *sqlite.Stmt) {
+			err := Run(conn, `select name from pragma_table_info(?) order by cid`, []any{c.Table}, func(row *sqlite.Stmt) {
 				columns[c.Table] = append(columns[c.Table], row.ColumnText(0))
 			})
 			if err != nil {
@@ -152,7 +152,7 @@ func change(rows *sqlite.ChangesetIterator) (*Change, error) {
 			if err != nil {
 				return nil, err
 			}
-			c.Old = append(c.Old, plain(old))
+			c.Old = append(c.Old, Plain(old))
 		}
 		if c.Op != Delete {
 			now, err := rows.New(i)
@@ -164,23 +164,8 @@ func change(rows *sqlite.ChangesetIterator) (*Change, error) {
 			if c.Changed != nil {
 				c.Changed[i] = !c.Key[i] && (c.Old[i] != nil || now.Type() != sqlite.TypeNull)
 			}
-			c.New = append(c.New, plain(now))
+			c.New = append(c.New, Plain(now))
 		}
 	}
 	return c, nil
-}
-
-// plain is a value as Go has it.
-func plain(v sqlite.Value) any {
-	switch v.Type() {
-	case sqlite.TypeInteger:
-		return v.Int64()
-	case sqlite.TypeFloat:
-		return v.Float()
-	case sqlite.TypeText:
-		return v.Text()
-	case sqlite.TypeBlob:
-		return bytes.Clone(v.Blob())
-	}
-	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"strconv"
 
 	"zombiezen.com/go/sqlite"
+
+	"github.com/stagebench/stagebench/sut/sqlite/replog"
 )
 
 // ledger is what a database knows of all changes: the log, how far each origin is,
@@ -69,11 +71,11 @@ func openLedger(conn *sqlite.Conn, node string, nowUS int64, limits Limits) (*le
 		`create table if not exists replication_hidden ("table" text, key blob, "row" blob not null, primary key ("table", key)) without rowid`,
 		`create table if not exists replication_self (id integer primary key check (id = 1), origin text not null, forks integer not null)`,
 	} {
-		if err := run(conn, statement, nil, nil); err != nil {
+		if err := replog.Run(conn, statement, nil, nil); err != nil {
 			return nil, err
 		}
 	}
-	err := run(conn, `insert or ignore into replication_self values (1, ?, 0)`, []any{node + "#" + strconv.FormatInt(nowUS, 36)}, nil)
+	err := replog.Run(conn, `insert or ignore into replication_self values (1, ?, 0)`, []any{node + "#" + strconv.FormatInt(nowUS, 36)}, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -88,16 +90,16 @@ func openLedger(conn *sqlite.Conn, node string, nowUS int64, limits Limits) (*le
 
 func (l *ledger) load() error {
 	p := &l.now
-	err := run(l.conn, `select origin, forks, (select count(*) from replication_hidden) from replication_self`, nil, func(row *sqlite.Stmt) {
+	err := replog.Run(l.conn, `select origin, forks, (select count(*) from replication_hidden) from replication_self`, nil, func(row *sqlite.Stmt) {
 		l.self, p.forks, p.hidden = row.ColumnText(0), row.ColumnInt64(1), row.ColumnInt64(2)
 	})
 	if err == nil {
-		err = run(l.conn, `select coalesce(min(position), 0), coalesce(max(position), 0), coalesce(sum(length(changes)), 0) from replication_changes`, nil, func(row *sqlite.Stmt) {
+		err = replog.Run(l.conn, `select coalesce(min(position), 0), coalesce(max(position), 0), coalesce(sum(length(changes)), 0) from replication_changes`, nil, func(row *sqlite.Stmt) {
 			p.first, p.position, p.bytes = row.ColumnInt64(0), row.ColumnInt64(1), row.ColumnInt64(2)
 		})
 	}
 	if err == nil {
-		err = run(l.conn, `select origin, seq, at_us from replication_origins`, nil, func(row *sqlite.Stmt) {
+		err = replog.Run(l.conn, `select origin, seq, at_us from replication_origins`, nil, func(row *sqlite.Stmt) {
 			p.marks[row.ColumnText(0)] = mark{seq: row.ColumnInt64(1), atUS: row.ColumnInt64(2)}
 		})
 	}
@@ -106,32 +108,22 @@ func (l *ledger) load() error {
 }
 
 // begin starts to record a transaction that has just begun.
-func (l *ledger) begin() error {
-	session, err := l.conn.CreateSession("")
-	if err != nil {
-		return err
-	}
-	if err := session.Attach(""); err != nil {
-		session.Delete()
-		return err
-	}
-	l.session = session
-	return nil
+func (l *ledger) begin() (err error) {
+	l.session, err = replog.Record(l.conn)
+	return err
 }
 
 // recorded ends the recording and returns what changed, without versions.
 func (l *ledger) recorded() (changes []Change, err error) {
-	var set bytes.Buffer
-	err = l.session.WriteChangeset(&set)
-	l.session.Delete()
+	set, err := replog.Recorded(l.session)
 	l.session = nil
-	if err != nil || set.Len() == 0 {
+	if err != nil || len(set) == 0 {
 		return nil, err
 	}
 	if err := l.tables.refresh(); err != nil {
 		return nil, err
 	}
-	rows, err := sqlite.NewChangesetIterator(&set)
+	rows, err := sqlite.NewChangesetIterator(bytes.NewReader(set))
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +167,7 @@ func keyAt(rows *sqlite.ChangesetIterator, op sqlite.OpType, t *table) ([]any, e
 		if err != nil {
 			return nil, err
 		}
-		key = append(key, plain(v))
+		key = append(key, replog.Plain(v))
 	}
 	return key, nil
 }
@@ -260,7 +252,7 @@ func (l *ledger) apply(e *Entry, k keep) error {
 
 // version is the highest version of a row.
 func (l *ledger) version(table string, key []byte) (v Version, err error) {
-	err = run(l.conn, `select at_us, origin from replication_rows where "table" = ? and key = ?`, []any{table, key}, func(row *sqlite.Stmt) {
+	err = replog.Run(l.conn, `select at_us, origin from replication_rows where "table" = ? and key = ?`, []any{table, key}, func(row *sqlite.Stmt) {
 		v = Version{AtUS: row.ColumnInt64(0), Origin: row.ColumnText(1)}
 	})
 	return v, err
@@ -269,7 +261,7 @@ func (l *ledger) version(table string, key []byte) (v Version, err error) {
 // remember notes which version a change has replaced, and its own when it is the
 // highest one.
 func (l *ledger) remember(c *Change, version Version, wins bool) error {
-	err := run(l.conn, `insert or ignore into replication_bases values (?, ?, ?, ?, ?)`, []any{c.Table, c.Key, c.Base.AtUS, c.Base.Origin, version.AtUS}, nil)
+	err := replog.Run(l.conn, `insert or ignore into replication_bases values (?, ?, ?, ?, ?)`, []any{c.Table, c.Key, c.Base.AtUS, c.Base.Origin, version.AtUS}, nil)
 	if err != nil {
 		return err
 	}
@@ -283,7 +275,7 @@ func (l *ledger) remember(c *Change, version Version, wins bool) error {
 	if c.Row == nil {
 		deleted = 1
 	}
-	return run(l.conn, `insert or replace into replication_rows values (?, ?, ?, ?, ?)`, []any{c.Table, c.Key, version.AtUS, version.Origin, deleted}, nil)
+	return replog.Run(l.conn, `insert or replace into replication_rows values (?, ?, ?, ?, ?)`, []any{c.Table, c.Key, version.AtUS, version.Origin, deleted}, nil)
 }
 
 // committed says that the transaction is durable.
@@ -307,12 +299,12 @@ func (l *ledger) drop() {
 func (l *ledger) add(e *Entry, k keep) error {
 	n := &l.next
 	e.Position = n.position + 1
-	err := run(l.conn, `insert into replication_changes values (?, ?, ?, ?, ?, ?)`, []any{e.Position, e.Origin, e.Seq, e.AtUS, e.Schema, e.Changes}, nil)
+	err := replog.Run(l.conn, `insert into replication_changes values (?, ?, ?, ?, ?, ?)`, []any{e.Position, e.Origin, e.Seq, e.AtUS, e.Schema, e.Changes}, nil)
 	if err == nil {
-		err = run(l.conn, `insert or replace into replication_origins values (?, ?, ?)`, []any{e.Origin, e.Seq, e.AtUS}, nil)
+		err = replog.Run(l.conn, `insert or replace into replication_origins values (?, ?, ?)`, []any{e.Origin, e.Seq, e.AtUS}, nil)
 	}
 	if err == nil && n.forks != l.now.forks {
-		err = run(l.conn, `update replication_self set forks = ?`, []any{n.forks}, nil)
+		err = replog.Run(l.conn, `update replication_self set forks = ?`, []any{n.forks}, nil)
 	}
 	if err != nil {
 		return err
@@ -341,9 +333,9 @@ func (l *ledger) prune(most, horizonUS int64) error {
 	for upTo := n.position - l.limits.Entries; ; upTo = n.first - 1 + max(1, (n.position-n.first)/8) {
 		if upTo = min(upTo, most); upTo >= n.first {
 			var size int64
-			err := run(l.conn, `select sum(length(changes)) from replication_changes where position <= ?`, []any{upTo}, func(row *sqlite.Stmt) { size = row.ColumnInt64(0) })
+			err := replog.Run(l.conn, `select sum(length(changes)) from replication_changes where position <= ?`, []any{upTo}, func(row *sqlite.Stmt) { size = row.ColumnInt64(0) })
 			if err == nil {
-				err = run(l.conn, `delete from replication_changes where position <= ?`, []any{upTo}, nil)
+				err = replog.Run(l.conn, `delete from replication_changes where position <= ?`, []any{upTo}, nil)
 			}
 			if err != nil {
 				return err
@@ -358,37 +350,12 @@ func (l *ledger) prune(most, horizonUS int64) error {
 		return nil
 	}
 	var reachUS int64
-	err := run(l.conn, `select min(at_us) from replication_changes`, nil, func(row *sqlite.Stmt) { reachUS = row.ColumnInt64(0) })
+	err := replog.Run(l.conn, `select min(at_us) from replication_changes`, nil, func(row *sqlite.Stmt) { reachUS = row.ColumnInt64(0) })
 	if err == nil {
-		err = run(l.conn, `delete from replication_bases where replaced_us < ?`, []any{reachUS}, nil)
+		err = replog.Run(l.conn, `delete from replication_bases where replaced_us < ?`, []any{reachUS}, nil)
 	}
 	if err == nil {
-		err = run(l.conn, `delete from replication_rows where deleted and at_us < ?`, []any{min(reachUS, horizonUS)}, nil)
+		err = replog.Run(l.conn, `delete from replication_rows where deleted and at_us < ?`, []any{min(reachUS, horizonUS)}, nil)
 	}
 	return err
-}
-
-// run runs a statement with its parameters to its end and calls each for every
-// row. What SQLite prepared is kept by the connection.
-func run(conn *sqlite.Conn, sql string, params []any, each func(*sqlite.Stmt)) error {
-	stmt, err := conn.Prepare(sql)
-	if err != nil {
-		return err
-	}
-	for i, param := range params {
-		bind(stmt, i+1, param)
-	}
-	for {
-		more, err := stmt.Step()
-		if err != nil {
-			_ = stmt.Reset() // the same error once more
-			return err
-		}
-		if !more {
-			return nil
-		}
-		if each != nil {
-			each(stmt)
-		}
-	}
 }

@@ -128,10 +128,10 @@ func (l *link) refuses() (_ refusal, err error) {
 		return refusal{Reason: fmt.Sprintf("this is node %s, not %s", node, h.To)}, nil
 	}
 	// One look at all of the log.
-	if err := run(l.disk, "begin", nil, nil); err != nil {
+	if err := replog.Run(l.disk, "begin", nil, nil); err != nil {
 		return refusal{}, err
 	}
-	defer func() { err = errors.Join(err, run(l.disk, "rollback", nil, nil)) }()
+	defer func() { err = errors.Join(err, replog.Run(l.disk, "rollback", nil, nil)) }()
 	schema, err := replog.Schema(l.disk)
 	if err != nil {
 		return refusal{}, err
@@ -140,9 +140,9 @@ func (l *link) refuses() (_ refusal, err error) {
 		return refusal{Reason: fmt.Sprintf("schema differs: %s has %s, %s has %s", node, schema, h.Node, h.Schema), Behind: h.Schema == replog.NoSchema()}, nil
 	}
 	marks := map[string]int64{}
-	err = run(l.disk, `select origin, seq from replication_origins`, nil, func(row *sqlite.Stmt) { marks[row.ColumnText(0)] = row.ColumnInt64(1) })
+	err = replog.Run(l.disk, `select origin, seq from replication_origins`, nil, func(row *sqlite.Stmt) { marks[row.ColumnText(0)] = row.ColumnInt64(1) })
 	if err == nil {
-		err = run(l.disk, `select coalesce(max(position), 0) from replication_changes`, nil, func(row *sqlite.Stmt) { l.sent = row.ColumnInt64(0) })
+		err = replog.Run(l.disk, `select coalesce(max(position), 0) from replication_changes`, nil, func(row *sqlite.Stmt) { l.sent = row.ColumnInt64(0) })
 	}
 	if err != nil {
 		return refusal{}, err
@@ -157,7 +157,7 @@ func (l *link) refuses() (_ refusal, err error) {
 			continue
 		}
 		var next int64
-		err := run(l.disk, `select position from replication_changes where origin = ? and seq = ?`, []any{origin, have + 1}, func(row *sqlite.Stmt) { next = row.ColumnInt64(0) })
+		err := replog.Run(l.disk, `select position from replication_changes where origin = ? and seq = ?`, []any{origin, have + 1}, func(row *sqlite.Stmt) { next = row.ColumnInt64(0) })
 		switch {
 		case err != nil:
 			return refusal{}, err

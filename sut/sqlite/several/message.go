@@ -96,7 +96,7 @@ func entries(conn *sqlite.Conn, after, to int64, h *hello, node string) (found [
 		all = 1
 	}
 	size := 0
-	err = run(conn, `select position, origin, seq, at_us, schema, changes from replication_changes where position > ? and position <= ? and origin <> ? `+
+	err = replog.Run(conn, `select position, origin, seq, at_us, schema, changes from replication_changes where position > ? and position <= ? and origin <> ? `+
 		`and (? or substr(origin, 1, instr(origin, '#') - 1) in (?, ?)) order by position`,
 		[]any{after, to, h.Origin, all, node, h.Node}, func(row *sqlite.Stmt) {
 			if size > batchBytes || row.ColumnInt64(2) <= h.Have[row.ColumnText(1)] {

@@ -278,7 +278,7 @@ func (p *pull) transact(batch []Entry) (err error) {
 		return err
 	}
 	l := n.ledger
-	if err := run(l.conn, "begin immediate", nil, nil); err != nil {
+	if err := replog.Run(l.conn, "begin immediate", nil, nil); err != nil {
 		return err
 	}
 	for i := range batch {
@@ -287,7 +287,7 @@ func (p *pull) transact(batch []Entry) (err error) {
 		}
 	}
 	if err == nil {
-		err = run(l.conn, "commit", nil, nil)
+		err = replog.Run(l.conn, "commit", nil, nil)
 	}
 	if err != nil {
 		n.Drop()
@@ -313,5 +313,5 @@ func rollback(l *ledger) error {
 	if l.conn.AutocommitEnabled() {
 		return nil
 	}
-	return run(l.conn, "rollback", nil, nil)
+	return replog.Run(l.conn, "rollback", nil, nil)
 }

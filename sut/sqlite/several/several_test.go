@@ -70,7 +70,7 @@ func (b *book) reopen(node string) {
 
 func (b *book) exec(sql string, params ...any) {
 	b.t.Helper()
-	if err := run(b.conn, sql, params, nil); err != nil {
+	if err := replog.Run(b.conn, sql, params, nil); err != nil {
 		b.t.Fatalf("%s: %v", sql, err)
 	}
 }
@@ -83,7 +83,7 @@ func (b *book) transact(keep keep, commit bool, statements ...string) {
 		b.t.Fatal(err)
 	}
 	for _, s := range statements {
-		if err := run(b.conn, s, nil, nil); err != nil && sqlite.ErrCode(err).ToPrimary() != sqlite.ResultConstraint {
+		if err := replog.Run(b.conn, s, nil, nil); err != nil && sqlite.ErrCode(err).ToPrimary() != sqlite.ResultConstraint {
 			b.t.Fatalf("%s: %v", s, err)
 		}
 	}
@@ -133,7 +133,7 @@ func (b *book) made(after int64) []Entry {
 // rows is a table as text.
 func (b *book) rows(table string) (lines []string) {
 	b.t.Helper()
-	if err := run(b.conn, "select * from "+table, nil, func(row *sqlite.Stmt) { lines = append(lines, fmt.Sprintf("%q", rowOf(row))) }); err != nil {
+	if err := replog.Run(b.conn, "select * from "+table, nil, func(row *sqlite.Stmt) { lines = append(lines, fmt.Sprintf("%q", rowOf(row))) }); err != nil {
 		b.t.Fatal(err)
 	}
 	slices.Sort(lines)

@@ -33,7 +33,7 @@ func (l *link) snapshot() error {
 	made := make(chan error, 1)
 	stop := make(chan struct{})
 	l.disk.SetInterrupt(stop)
-	go func() { made <- run(l.disk, "vacuum into ?", []any{path}, nil) }()
+	go func() { made <- replog.Run(l.disk, "vacuum into ?", []any{path}, nil) }()
 	beat := time.NewTicker(beatInterval)
 	defer beat.Stop()
 	for waiting := true; waiting; {
@@ -197,10 +197,10 @@ func (l *ledger) join(path string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
-	if err := run(conn, "begin immediate", nil, nil); err != nil {
+	if err := replog.Run(conn, "begin immediate", nil, nil); err != nil {
 		return err
 	}
-	if err := run(conn, `update replication_self set origin = ?`, []any{l.self}, nil); err != nil {
+	if err := replog.Run(conn, `update replication_self set origin = ?`, []any{l.self}, nil); err != nil {
 		return err
 	}
 	to, err := openLedger(conn, nodeOf(l.self), 0, l.limits)
@@ -226,7 +226,7 @@ func (l *ledger) join(path string) (err error) {
 	if own, had := to.next.marks[l.self].seq, l.now.marks[l.self].seq; own < had {
 		return fmt.Errorf("%w: of %d changes that were made here and are nowhere else the first are in no log any more", errLost, had-own)
 	}
-	return run(conn, "commit", nil, nil)
+	return replog.Run(conn, "commit", nil, nil)
 }
 
 // following is the position up to which the log was read.

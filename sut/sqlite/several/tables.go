@@ -39,7 +39,7 @@ type table struct {
 // refresh looks at the tables again when they may have changed.
 func (t *tables) refresh() error {
 	var version int64
-	if err := run(t.conn, `pragma schema_version`, nil, func(row *sqlite.Stmt) { version = row.ColumnInt64(0) }); err != nil || version == t.version {
+	if err := replog.Run(t.conn, `pragma schema_version`, nil, func(row *sqlite.Stmt) { version = row.ColumnInt64(0) }); err != nil || version == t.version {
 		return err
 	}
 	digest, err := replog.Schema(t.conn)
@@ -47,7 +47,7 @@ func (t *tables) refresh() error {
 		return err
 	}
 	var names []string
-	err = run(t.conn, `select name from sqlite_schema where type = 'table' and name not like 'sqlite\_%' escape '\' and name not like 'replication\_%' escape '\'`, nil,
+	err = replog.Run(t.conn, `select name from sqlite_schema where type = 'table' and name not like 'sqlite\_%' escape '\' and name not like 'replication\_%' escape '\'`, nil,
 		func(row *sqlite.Stmt) { names = append(names, row.ColumnText(0)) })
 	if err != nil {
 		return err
@@ -64,7 +64,7 @@ func (t *tables) refresh() error {
 
 func describe(conn *sqlite.Conn, name string) (*table, error) {
 	t := &table{name: name}
-	err := run(conn, `select name, pk from pragma_table_info(?) order by cid`, []any{name}, func(row *sqlite.Stmt) {
+	err := replog.Run(conn, `select name, pk from pragma_table_info(?) order by cid`, []any{name}, func(row *sqlite.Stmt) {
 		if row.ColumnInt64(1) > 0 {
 			t.key = append(t.key, len(t.columns))
 		}
@@ -74,13 +74,13 @@ func describe(conn *sqlite.Conn, name string) (*table, error) {
 		return nil, err
 	}
 	var indexes []string
-	err = run(conn, `select name, partial from pragma_index_list(?) where "unique" and origin <> 'pk'`, []any{name}, func(row *sqlite.Stmt) {
+	err = replog.Run(conn, `select name, partial from pragma_index_list(?) where "unique" and origin <> 'pk'`, []any{name}, func(row *sqlite.Stmt) {
 		indexes = append(indexes, row.ColumnText(0))
 	})
 	for _, index := range indexes {
 		var columns []int
 		if err == nil {
-			err = run(conn, `select cid from pragma_index_info(?)`, []any{index}, func(row *sqlite.Stmt) { columns = append(columns, row.ColumnInt(0)) })
+			err = replog.Run(conn, `select cid from pragma_index_info(?)`, []any{index}, func(row *sqlite.Stmt) { columns = append(columns, row.ColumnInt(0)) })
 		}
 		t.unique = append(t.unique, columns)
 	}
@@ -133,7 +133,7 @@ func pick[T any](from []T, which []int) []T {
 
 // read returns the row of that key, nil = there is none.
 func (t *table) read(conn *sqlite.Conn, key []any) (values []any, err error) {
-	err = run(conn, t.selects, key, func(row *sqlite.Stmt) { values = rowOf(row) })
+	err = replog.Run(conn, t.selects, key, func(row *sqlite.Stmt) { values = rowOf(row) })
 	return values, err
 }
 
@@ -141,7 +141,7 @@ func (t *table) read(conn *sqlite.Conn, key []any) (values []any, err error) {
 func (t *table) clashing(conn *sqlite.Conn, values []any) (keys [][]any, err error) {
 	for i, columns := range t.unique {
 		// Null is equal to nothing, and finds nothing.
-		err = errors.Join(err, run(conn, t.clashes[i], pick(values, columns), func(row *sqlite.Stmt) { keys = append(keys, rowOf(row)) }))
+		err = errors.Join(err, replog.Run(conn, t.clashes[i], pick(values, columns), func(row *sqlite.Stmt) { keys = append(keys, rowOf(row)) }))
 	}
 	return keys, err
 }
@@ -152,7 +152,7 @@ func (l *ledger) put(t *table, c *Change, version Version) error {
 	if err != nil {
 		return err
 	}
-	if err := run(l.conn, t.deletes, key, nil); err != nil {
+	if err := replog.Run(l.conn, t.deletes, key, nil); err != nil {
 		return err
 	}
 	if l.next.hidden > 0 {
@@ -196,23 +196,23 @@ func (l *ledger) place(t *table, c *Change, version Version) error {
 		if row == nil {
 			continue // it held two of the values
 		}
-		if err := run(l.conn, t.deletes, holder, nil); err != nil {
+		if err := replog.Run(l.conn, t.deletes, holder, nil); err != nil {
 			return err
 		}
 		if err := l.hide(c.Table, appendValues(nil, holder), row); err != nil {
 			return err
 		}
 	}
-	return run(l.conn, t.inserts, c.Row, nil)
+	return replog.Run(l.conn, t.inserts, c.Row, nil)
 }
 
 func (l *ledger) hide(table string, key []byte, row []any) error {
 	l.next.hidden++
-	return run(l.conn, `insert into replication_hidden values (?, ?, ?)`, []any{table, key, appendValues(nil, row)}, nil)
+	return replog.Run(l.conn, `insert into replication_hidden values (?, ?, ?)`, []any{table, key, appendValues(nil, row)}, nil)
 }
 
 func (l *ledger) unhide(table string, key []byte) error {
-	err := run(l.conn, `delete from replication_hidden where "table" = ? and key = ?`, []any{table, key}, nil)
+	err := replog.Run(l.conn, `delete from replication_hidden where "table" = ? and key = ?`, []any{table, key}, nil)
 	l.next.hidden -= int64(l.conn.Changes())
 	return err
 }
@@ -222,7 +222,7 @@ func (l *ledger) unhide(table string, key []byte) error {
 func (l *ledger) reveal(t *table) error {
 	type hidden struct{ key, row []byte }
 	var all []hidden
-	err := run(l.conn, `select h.key, h."row" from replication_hidden h left join replication_rows r on r."table" = h."table" and r.key = h.key `+
+	err := replog.Run(l.conn, `select h.key, h."row" from replication_hidden h left join replication_rows r on r."table" = h."table" and r.key = h.key `+
 		`where h."table" = ? order by r.at_us desc, r.origin desc, h.key desc`, []any{t.name}, func(row *sqlite.Stmt) {
 		all = append(all, hidden{key: blobOf(row, 0), row: blobOf(row, 1)})
 	})
@@ -241,7 +241,7 @@ func (l *ledger) reveal(t *table) error {
 		if len(holders) > 0 {
 			continue
 		}
-		if err := run(l.conn, t.inserts, row, nil); err != nil {
+		if err := replog.Run(l.conn, t.inserts, row, nil); err != nil {
 			return err
 		}
 		if err := l.unhide(t.name, h.key); err != nil {
@@ -249,25 +249,6 @@ func (l *ledger) reveal(t *table) error {
 		}
 	}
 	return nil
-}
-
-func bind(stmt *sqlite.Stmt, i int, value any) {
-	switch v := value.(type) {
-	case int64:
-		stmt.BindInt64(i, v)
-	case float64:
-		stmt.BindFloat(i, v)
-	case string:
-		stmt.BindText(i, v)
-	case []byte:
-		if len(v) == 0 {
-			stmt.BindZeroBlob(i, 0) // no bytes would be null
-			return
-		}
-		stmt.BindBytes(i, v)
-	default:
-		stmt.BindNull(i)
-	}
 }
 
 // rowOf is the row at which a statement is.
@@ -292,19 +273,4 @@ func blobOf(stmt *sqlite.Stmt, i int) []byte {
 	blob := make([]byte, stmt.ColumnLen(i))
 	stmt.ColumnBytes(i, blob)
 	return blob
-}
-
-// plain is a value of a changeset.
-func plain(v sqlite.Value) any {
-	switch v.Type() {
-	case sqlite.TypeInteger:
-		return v.Int64()
-	case sqlite.TypeFloat:
-		return v.Float()
-	case sqlite.TypeText:
-		return v.Text()
-	case sqlite.TypeBlob:
-		return bytes.Clone(v.Blob())
-	}
-	return nil
 }
