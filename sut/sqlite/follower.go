@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -402,26 +401,19 @@ func (f *follower) rebuild(link net.Conn, in io.Reader, w *replog.Welcome) (int6
 }
 
 // download receives a snapshot into a file of its own.
-func (f *follower) download(link net.Conn, in io.Reader) (err error) {
-	file, err := os.Create(filepath.Join(f.r.server.cfg.Dir, incomingName))
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, file.Close()) }()
-	for {
-		kind, body, err := next(link, in)
-		switch {
-		case err != nil:
-			return err
-		case kind == replog.KindBeat:
-			continue
-		case kind != replog.KindSnapshot:
-			return fmt.Errorf("message %q in a snapshot", kind)
-		case len(body) == 0:
-			return file.Sync()
+func (f *follower) download(link net.Conn, in io.Reader) error {
+	return replog.Receive(filepath.Join(f.r.server.cfg.Dir, incomingName), func() ([]byte, error) {
+		for {
+			kind, body, err := next(link, in)
+			switch {
+			case err != nil:
+				return nil, err
+			case kind == replog.KindBeat:
+				continue
+			case kind != replog.KindSnapshot:
+				return nil, fmt.Errorf("message %q in a snapshot", kind)
+			}
+			return body, nil
 		}
-		if _, err := file.Write(body); err != nil {
-			return err
-		}
-	}
+	})
 }

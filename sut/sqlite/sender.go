@@ -9,8 +9,6 @@ import (
 	"io"
 	"math"
 	"net"
-	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -157,54 +155,14 @@ func (f *sender) answer(disk *conn) (*replog.Welcome, *replog.Refusal, error) {
 func (f *sender) snapshot(disk *conn) error {
 	// The snapshot has at least this, and the log goes on from there.
 	f.needs(f.r.at())
-	dir, err := os.MkdirTemp(f.r.server.cfg.Dir, "snapshot-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	path := filepath.Join(dir, fileName)
-	made := make(chan error, 1)
-	go func() { made <- vacuumInto(disk, path) }()
-	beat := time.NewTicker(beatInterval)
-	defer beat.Stop()
-	for waiting := true; waiting; {
-		select {
-		case err := <-made:
-			if err != nil {
-				return fmt.Errorf("snapshot: %w", err)
-			}
-			waiting = false
-		case <-beat.C:
-			// The replica would take silence for death.
-			if err := f.beat(time.Now(), 0); err != nil {
-				disk.interrupt()
-				<-made
-				return err
-			}
-		}
-	}
-	if f.hello.Position, err = positionOf(path); err != nil {
-		return err
-	}
-	file, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	piece := make([]byte, 256<<10)
-	for {
-		n, err := file.Read(piece)
-		if err != nil && !errors.Is(err, io.EOF) {
+	return replog.Snapshot{
+		Conn: disk.Conn, Dir: f.r.server.cfg.Dir, Every: beatInterval, Deadline: f.deadline,
+		Beat: func() error { return f.beat(time.Now(), 0) },
+		Made: func(path string) (err error) {
+			f.hello.Position, err = positionOf(path)
 			return err
-		}
-		if err := f.deadline(); err != nil {
-			return err
-		}
-		// The one without bytes is the end.
-		if err := replog.Write(f.out, replog.KindSnapshot, piece[:n]); err != nil || n == 0 {
-			return err
-		}
-	}
+		},
+	}.Send(f.out)
 }
 
 func (f *sender) deadline() error { return f.link.SetWriteDeadline(time.Now().Add(patience)) }

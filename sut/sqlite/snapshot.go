@@ -24,18 +24,6 @@ const (
 // reading before the database is replaced under them.
 const goodbyeTime = time.Second
 
-// vacuumInto writes a copy of the database as it is now.
-func vacuumInto(c *conn, path string) error {
-	stmt, _, err := c.PrepareTransient("vacuum into ?")
-	if err != nil {
-		return err
-	}
-	defer stmt.Finalize()
-	stmt.BindText(1, path)
-	_, err = stmt.Step()
-	return err
-}
-
 // positionOf returns the last position in the log of a database file.
 func positionOf(path string) (position int64, err error) {
 	c, err := sqlite.OpenConn(path, sqlite.OpenReadOnly)

@@ -7,7 +7,6 @@ import (
 	"io"
 	"math"
 	"net"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -24,56 +23,14 @@ var (
 
 // snapshot sends the whole database as it is now.
 func (l *link) snapshot() error {
-	dir, err := os.MkdirTemp(filepath.Dir(l.n.host.Incoming()), "snapshot-")
+	err := replog.Snapshot{
+		Conn: l.disk, Dir: filepath.Dir(l.n.host.Incoming()), Every: beatInterval, Deadline: l.deadline,
+		Beat: func() error { return l.end(nil) },
+	}.Send(l.out)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	path := filepath.Join(dir, "copy")
-	made := make(chan error, 1)
-	stop := make(chan struct{})
-	l.disk.SetInterrupt(stop)
-	go func() { made <- replog.Run(l.disk, "vacuum into ?", []any{path}, nil) }()
-	beat := time.NewTicker(beatInterval)
-	defer beat.Stop()
-	for waiting := true; waiting; {
-		select {
-		case err := <-made:
-			if err != nil {
-				return fmt.Errorf("snapshot: %w", err)
-			}
-			waiting = false
-		case <-beat.C:
-			// The other node would take silence for death.
-			if err := l.end(nil); err != nil {
-				close(stop)
-				<-made
-				return err
-			}
-		}
-	}
-	file, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	piece := make([]byte, 256<<10)
-	for {
-		n, err := file.Read(piece)
-		if err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		if err := l.deadline(); err != nil {
-			return err
-		}
-		// The one without bytes is the end.
-		if err := replog.Write(l.out, replog.KindSnapshot, piece[:n]); err != nil {
-			return err
-		}
-		if n == 0 {
-			return l.out.Flush()
-		}
-	}
+	return l.out.Flush()
 }
 
 // rebuild fetches the whole database, unless that has been done since it was
@@ -114,28 +71,21 @@ func (p *pull) rebuild(replaced int64) error {
 }
 
 // download receives a snapshot into a file of its own.
-func (p *pull) download(conn net.Conn, in io.Reader) (err error) {
-	file, err := os.Create(p.n.host.Incoming())
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, file.Close()) }()
-	for {
-		kind, body, err := p.next(conn, in)
-		switch {
-		case err != nil:
-			return err
-		case kind == kindUpTo:
-			continue
-		case kind != replog.KindSnapshot:
-			return fmt.Errorf("%w: %q in a snapshot", errMessage, kind)
-		case len(body) == 0:
-			return file.Sync()
+func (p *pull) download(conn net.Conn, in io.Reader) error {
+	return replog.Receive(p.n.host.Incoming(), func() ([]byte, error) {
+		for {
+			kind, body, err := p.next(conn, in)
+			switch {
+			case err != nil:
+				return nil, err
+			case kind == kindUpTo:
+				continue
+			case kind != replog.KindSnapshot:
+				return nil, fmt.Errorf("%w: %q in a snapshot", errMessage, kind)
+			}
+			return body, nil
 		}
-		if _, err := file.Write(body); err != nil {
-			return err
-		}
-	}
+	})
 }
 
 // whole returns what the log must keep, or that there is no database: one that could
