@@ -36,7 +36,7 @@ func Build(stage Stage, knobs Knobs, unitCPU float64) (Topology, error) {
 	if err := b.settle(); err != nil {
 		return Topology{}, err
 	}
-	if slices.Index(Stages(), stage) < slices.Index(Stages(), Caches) {
+	if stage.Before(Caches) {
 		b.knobs["cache.hosts"] = "0"
 	} else if b.knobs.Duration("cache.ttl") == 0 {
 		return Topology{}, errors.New("cache.ttl=0s: want more; cache.feed_ttl alone may be 0s")
@@ -107,7 +107,7 @@ func (b *builder) settle() error {
 
 // settleCopies resolves the knobs of the copies of the database.
 func (b *builder) settleCopies(stage Stage) error {
-	if slices.Index(Stages(), stage) < slices.Index(Stages(), Replicas) {
+	if stage.Before(Replicas) {
 		b.knobs["db.replicas"], b.knobs["db.topology"] = "0", "primary-replica"
 		return nil
 	}

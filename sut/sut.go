@@ -10,6 +10,8 @@
 // goroutines as long as nobody writes to them.
 package sut
 
+import "slices"
+
 // Stage is one rung of the ladder.
 type Stage string
 
@@ -24,6 +26,11 @@ const (
 
 // Stages lists every stage in the order of the ladder.
 func Stages() []Stage { return []Stage{Single, DBSplit, LB, Replicas, Caches} }
+
+// Before reports whether a stage comes before another one on the ladder.
+func (s Stage) Before(other Stage) bool {
+	return slices.Index(Stages(), s) < slices.Index(Stages(), other)
+}
 
 // Doc says in one line what the stage adds to the one below it.
 func (s Stage) Doc() string {

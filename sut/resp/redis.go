@@ -85,11 +85,10 @@ func (r *Redis) Command() *exec.Cmd {
 	if r.cfg.Evict == FIFO {
 		policy = "volatile-ttl"
 	}
-	cmd := exec.Command(r.cfg.Install.Path, "-",
+	cmd := exec.Command(r.cfg.Install.Path, // without a configuration file
 		"--bind", r.cfg.Listen.String(), "--port", strconv.Itoa(r.cfg.Port), "--dir", r.cfg.Dir,
 		"--save", "", "--appendonly", "no", "--daemonize", "no", "--protected-mode", "no",
 		"--maxmemory", strconv.FormatInt(r.cfg.MaxBytes, 10), "--maxmemory-policy", policy)
-	cmd.Args = append(cmd.Args[:1], cmd.Args[2:]...) // no configuration file
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C", "TZ=UTC"}
 	return cmd
 }

@@ -90,11 +90,11 @@ type health struct {
 
 // Bounds of single steps. A promotion may have to apply what was received.
 const (
-	probeTimeout  = time.Second
-	becomeTimeout = 10 * time.Second
-	followTimeout = 2 * time.Second
-	fenceTimeout  = 10 * time.Second
-	useTimeout    = 2 * time.Second
+	probeTimeout   = time.Second
+	promoteTimeout = 10 * time.Second
+	followTimeout  = 2 * time.Second
+	fenceTimeout   = 10 * time.Second
+	useTimeout     = 2 * time.Second
 )
 
 // New returns a supervisor of the copies that the roles name.
@@ -249,7 +249,7 @@ func (s *Supervisor) replace(ctx context.Context) {
 		s.epoch++
 		f.Epoch = s.epoch
 		s.tried = append(s.tried, f.To)
-		if err := s.become(ctx, f.To, f.Epoch, f.To); err != nil {
+		if err := s.become(ctx, f.To, f.Epoch, f.To, promoteTimeout); err != nil {
 			s.note(f.To, "could not be promoted: "+err.Error())
 			return
 		}
@@ -264,15 +264,20 @@ func (s *Supervisor) fence(ctx context.Context, old string, f targets.Failover) 
 		return true
 	}
 	s.cfg.Note(old, fmt.Sprintf("taken for dead: silent for %v", rounded(f.DetectNS)))
+	s.release = s.end(ctx, old)
+	return s.release != nil
+}
+
+// end ends a node for certain. It returns nil when it could not.
+func (s *Supervisor) end(ctx context.Context, node string) (release func()) {
 	ctx, cancel := context.WithTimeout(ctx, fenceTimeout)
 	defer cancel()
-	release, err := s.cfg.Copies.Fence(ctx, old)
+	release, err := s.cfg.Copies.Fence(ctx, node)
 	if err != nil {
-		s.note(old, "could not be fenced, so that no other may take its place: "+err.Error())
-		return false
+		s.note(node, "could not be fenced: "+err.Error())
+		return nil
 	}
-	s.release = release
-	return true
+	return release
 }
 
 // abandon lets a fenced primary come back, because nobody is left who could take
@@ -284,11 +289,8 @@ func (s *Supervisor) abandon(ctx context.Context) {
 		return
 	}
 	for _, node := range s.tried {
-		bounded, cancel := context.WithTimeout(ctx, fenceTimeout)
-		release, err := s.cfg.Copies.Fence(bounded, node)
-		cancel()
-		if err != nil {
-			s.note(node, "could not be fenced: "+err.Error())
+		release := s.end(ctx, node)
+		if release == nil {
 			return
 		}
 		defer release()
@@ -351,20 +353,15 @@ func (s *Supervisor) evict(ctx context.Context) {
 			continue
 		}
 		s.cfg.Note(node, fmt.Sprintf("is a primary besides %s: ended", s.roles.Primary))
-		bounded, cancel := context.WithTimeout(ctx, fenceTimeout)
-		release, err := s.cfg.Copies.Fence(bounded, node)
-		cancel()
-		if err != nil {
-			s.note(node, "could not be fenced: "+err.Error())
-			continue
+		if release := s.end(ctx, node); release != nil {
+			release()
+			s.seen[node].err = errors.New("ended")
 		}
-		release()
-		s.seen[node].err = errors.New("ended")
 	}
 }
 
-func (s *Supervisor) become(ctx context.Context, node string, epoch int64, primary string) error {
-	bounded, cancel := context.WithTimeout(ctx, becomeTimeout)
+func (s *Supervisor) become(ctx context.Context, node string, epoch int64, primary string, timeout time.Duration) error {
+	bounded, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	return s.cfg.Copies.Become(bounded, node, epoch, primary)
 }
@@ -376,10 +373,7 @@ func (s *Supervisor) follow(ctx context.Context) {
 		if node == s.roles.Primary || h.err != nil || h.status.Primary || h.status.Following == s.roles.Primary && h.status.Epoch >= s.roles.Epoch {
 			continue
 		}
-		bounded, cancel := context.WithTimeout(ctx, followTimeout)
-		err := s.cfg.Copies.Become(bounded, node, s.roles.Epoch, s.roles.Primary)
-		cancel()
-		if err != nil {
+		if err := s.become(ctx, node, s.roles.Epoch, s.roles.Primary, followTimeout); err != nil {
 			s.note(node, fmt.Sprintf("does not follow %s: %v", s.roles.Primary, err))
 			continue
 		}

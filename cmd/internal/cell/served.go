@@ -36,11 +36,11 @@ func Served(ctx context.Context, adminURLs []string) (int64, error) {
 	defer cancel()
 	var sum int64
 	for _, url := range adminURLs {
-		served, err := metricOf(ctx, url, requestsMetric)
+		served, err := metricsOf(ctx, url, requestsMetric)
 		if err != nil {
 			return 0, err
 		}
-		sum += served
+		sum += served[0]
 	}
 	return sum, nil
 }
@@ -59,47 +59,44 @@ func CacheReads(ctx context.Context, system *local.System) (*results.CacheReads,
 		if n.Role != sut.Web {
 			continue
 		}
-		hits, err := metricOf(ctx, system.AdminURL(n.Name), cacheReadsMetric+`{result="hit"}`)
+		found, err := metricsOf(ctx, system.AdminURL(n.Name), cacheReadsMetric+`{result="hit"}`, cacheReadsMetric+`{result="miss"}`)
 		if err != nil {
 			return nil, err
 		}
-		misses, err := metricOf(ctx, system.AdminURL(n.Name), cacheReadsMetric+`{result="miss"}`)
-		if err != nil {
-			return nil, err
-		}
-		reads.Hits, reads.Misses = reads.Hits+hits, reads.Misses+misses
+		reads.Hits, reads.Misses = reads.Hits+found[0], reads.Misses+found[1]
 	}
 	return &reads, nil
 }
 
-// metricOf sums the lines of a node's metrics that begin so.
-func metricOf(ctx context.Context, adminURL, prefix string) (int64, error) {
+// metricsOf sums the lines of a node's metrics that begin with each of the prefixes.
+func metricsOf(ctx context.Context, adminURL string, prefixes ...string) ([]int64, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, adminURL+"/metrics", nil)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	response, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer func() { _ = response.Body.Close() }() // read only
 	if response.StatusCode != http.StatusOK {
-		return 0, fmt.Errorf("GET %s/metrics: %s", adminURL, response.Status)
+		return nil, fmt.Errorf("GET %s/metrics: %s", adminURL, response.Status)
 	}
-	var sum float64
+	sums := make([]int64, len(prefixes))
 	lines := bufio.NewScanner(response.Body)
 	for lines.Scan() {
 		line := lines.Text()
-		if !strings.HasPrefix(line, prefix) {
+		i := slices.IndexFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(line, prefix) })
+		if i < 0 {
 			continue
 		}
 		value, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)
 		if err != nil {
-			return 0, fmt.Errorf("metric %q: %w", line, err)
+			return nil, fmt.Errorf("metric %q: %w", line, err)
 		}
-		sum += value
+		sums[i] += int64(value)
 	}
-	return int64(sum), lines.Err()
+	return sums, lines.Err()
 }
 
 // Endpoint takes apart where a system can be reached: the base URL that requests
