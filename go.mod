@@ -4,6 +4,7 @@ go 1.26.0
 
 require (
 	github.com/HdrHistogram/hdrhistogram-go v1.4.0 // latency histograms that merge exactly, and their log format
+	github.com/bradfitz/gomemcache v0.0.0-20260422231931-4d751bb6e37c // client of memcached
 	github.com/goccy/go-yaml v1.19.2 // matrix, workload and fault files; errors name line and column
 	github.com/google/go-cmp v0.7.0 // tests: differences that can be read
 	github.com/jackc/pgx/v5 v5.12.0 // PostgreSQL client and wire types

@@ -83,10 +83,19 @@ type Stale struct {
 	// AgeNS is how long the stale ones were behind: from the answer to the first
 	// write that they should have shown to their sending.
 	AgeNS Latency `json:"age_ns"`
+	// Hits are the reads that a cache answered, StaleHits those of them that were
+	// stale, and HitAgeNS is how long these were behind. They are a part of the
+	// figures above; the rest are answers of the database.
+	Hits      int64   `json:"hits"`
+	StaleHits int64   `json:"stale_hits"`
+	HitAgeNS  Latency `json:"hit_age_ns"`
 }
 
 // Share is the part of the reads that was stale.
 func (s Stale) Share() float64 { return float64(s.Stale) / float64(max(s.Reads, 1)) }
+
+// HitShare is the part of the reads that a cache answered which was stale.
+func (s Stale) HitShare() float64 { return float64(s.StaleHits) / float64(max(s.Hits, 1)) }
 
 // CacheReads is what the web tier found when it asked the cache tier, by its own
 // count.
@@ -97,6 +106,43 @@ type CacheReads struct {
 
 // HitRatio is the part of the reads that were hits.
 func (c CacheReads) HitRatio() float64 { return float64(c.Hits) / float64(max(c.Hits+c.Misses, 1)) }
+
+// DatabaseCalls is what web and cache hosts asked of the databases, by their own
+// count: operations of one round trip each.
+type DatabaseCalls struct {
+	Reads  int64 `json:"reads"`
+	Writes int64 `json:"writes"` // a batch of write-back is one
+}
+
+// CacheNode is what one cache host says of itself: what it counted during one step,
+// and what it held at the end. A host that loads or writes records itself asks its
+// values more often than web hosts ask it.
+type CacheNode struct {
+	Node      string `json:"node"`
+	Hits      int64  `json:"hits"`   // keys that were asked for and there
+	Misses    int64  `json:"misses"` // keys that were asked for and not there
+	Evictions int64  `json:"evictions"`
+	Expired   int64  `json:"expired"`
+	// At the end of the step. Each engine has an idea of its own of the bytes that an
+	// entry takes: they compare with the limit, and not between engines.
+	Entries    int64 `json:"entries"`
+	Bytes      int64 `json:"bytes"`
+	LimitBytes int64 `json:"limit_bytes"` // 0 = none
+	// WriteBack is nil for a host that never writes to the database, and 0 throughout
+	// for one that writes everything through.
+	WriteBack *WriteBack `json:"write_back,omitempty"`
+	// SinceStart says that the counts are those since the host was started: that was
+	// during the step, or the host did not answer at its beginning.
+	SinceStart bool `json:"since_start,omitempty"`
+}
+
+// WriteBack is what became of the acknowledged writes that a cache host holds before
+// it writes them to the database.
+type WriteBack struct {
+	Unflushed int64 `json:"unflushed"` // held at the end of the step
+	Flushed   int64 `json:"flushed"`   // taken by the database
+	Refused   int64 `json:"refused"`   // not taken by it: they are lost
+}
 
 // Writes is what became of the writes to single records, as far as their versions
 // tell; results/history says what they cannot tell.
@@ -133,6 +179,8 @@ type Step struct {
 	Events       []Event            `json:"events,omitempty"`
 	Stale        *Stale             `json:"stale,omitempty"` // nil = no read of a single record could be judged
 	Cache        *CacheReads        `json:"cache,omitempty"` // nil = there is no cache tier, or its users were restarted
+	CacheNodes   []CacheNode        `json:"cache_nodes,omitempty"`
+	Database     *DatabaseCalls     `json:"database,omitempty"` // nil = its users were restarted, or were not asked
 	Hosts        []HostUsage        `json:"hosts,omitempty"`
 	Nodes        []NodeUsage        `json:"nodes,omitempty"`
 	Client       ClientUsage        `json:"client"`

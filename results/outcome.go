@@ -48,6 +48,7 @@ type Outcome struct {
 	Write       bool   // the op changes what is stored
 	User        int    // the virtual user whose op it is, -1 = nobody
 	Version     int64  // of the record shown or written, from the response's header; 0 if it had none
+	Cached      bool   // by the response's header, the record shown was read from a cache
 	Error       string // for a failure: its cause in a few words, without addresses
 }
 

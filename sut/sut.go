@@ -72,20 +72,22 @@ type Engine string
 // The engines that are built today. Embedded engines live in this binary;
 // native ones are servers that must be installed.
 const (
-	SQLite     Engine = "sqlite"   // db, embedded
-	Postgres   Engine = "postgres" // db, native
-	OwnBalance Engine = "balance"  // lb, embedded
-	HAProxy    Engine = "haproxy"  // lb, native
-	RESP       Engine = "resp"     // cache, embedded
-	Redis      Engine = "redis"    // cache, native
-	App        Engine = "app"      // web: always ours
-	Files      Engine = "files"    // blob: always ours
+	SQLite     Engine = "sqlite"    // db, embedded
+	Postgres   Engine = "postgres"  // db, native
+	OwnBalance Engine = "balance"   // lb, embedded
+	HAProxy    Engine = "haproxy"   // lb, native
+	RESP       Engine = "resp"      // cache, embedded
+	Redis      Engine = "redis"     // cache, native
+	Memcached  Engine = "memcached" // cache, native
+	App        Engine = "app"       // web: always ours
+	Files      Engine = "files"     // blob: always ours
 )
 
 // Native reports whether the engine is a server that must be installed.
-func (e Engine) Native() bool { return e == Postgres || e == HAProxy || e == Redis }
+func (e Engine) Native() bool { return e == Postgres || e == HAProxy || e == Redis || e == Memcached }
 
-// EnginesOf lists the engines of a role, the embedded one first.
+// EnginesOf lists the engines of a role: the embedded one first, then the native one
+// that is chosen where nobody names one.
 func EnginesOf(r Role) []Engine {
 	switch r {
 	case DB:
@@ -93,7 +95,7 @@ func EnginesOf(r Role) []Engine {
 	case Balance:
 		return []Engine{OwnBalance, HAProxy}
 	case Cache:
-		return []Engine{RESP, Redis}
+		return []Engine{RESP, Redis, Memcached}
 	case Web:
 		return []Engine{App}
 	case Blob:

@@ -109,6 +109,12 @@ func TestCacheHosts(t *testing.T) {
 	if _, err := sut.Build(sut.Caches, sut.Knobs{"cache.ttl": "0s"}, 0.1); err == nil {
 		t.Error("a cache that keeps nothing was taken")
 	}
+	for _, evict := range []string{"lru", "lfu", "fifo"} {
+		_, err := sut.Build(sut.Caches, sut.Knobs{"cache.engine": "memcached", "cache.evict": evict}, 0.1)
+		if evict == "lru" && err != nil || evict != "lru" && (err == nil || !strings.Contains(err.Error(), "needs cache.engine=resp or redis")) {
+			t.Errorf("memcached with cache.evict=%s: %v", evict, err)
+		}
+	}
 }
 
 // The copies of the database: hosts, who is the primary, and what cannot be

@@ -14,7 +14,7 @@ import (
 // request goes to the database and none fails; the host comes back empty, and is
 // asked again.
 func TestACacheHostIsKilled(t *testing.T) {
-	for _, engine := range []string{"resp", "redis"} {
+	for _, engine := range []string{"resp", "redis", "memcached"} {
 		t.Run(engine, func(t *testing.T) {
 			r := bringUp(t, sut.Caches, sut.Knobs{"cache.engine": engine, "db.replicas": "0", "web.hosts": "1"}, "read-heavy")
 			r.stepper.Cached = func(ctx context.Context) (*results.CacheReads, error) { return cell.CacheReads(ctx, r.System) }
@@ -38,19 +38,12 @@ func TestACacheHostIsKilled(t *testing.T) {
 	}
 }
 
-// Of three hosts a dead one costs its own keys.
-func TestOneOfThreeCacheHostsIsKilled(t *testing.T) {
-	r := bringUp(t, sut.Caches, sut.Knobs{"cache.hosts": "3", "cache.feed_ttl": "0s"}, "read-heavy")
-	r.stepper.Cached = func(ctx context.Context) (*results.CacheReads, error) { return cell.CacheReads(ctx, r.System) }
-	step := r.load(t, 80, 5*time.Second, time.Second, func() {
-		if err := r.Kill("cache-2"); err != nil {
-			t.Error(err)
+// Of several native engines --engines native takes the first, unless one is named.
+func TestNativeCache(t *testing.T) {
+	for want, settings := range map[string][]string{"redis": nil, "memcached": {"cache.engine=memcached"}} {
+		knobs, err := knobsOf("native", settings)
+		if err != nil || knobs["cache.engine"] != want || knobs["db.engine"] != "postgres" {
+			t.Errorf("%v: %v, %v", settings, knobs, err)
 		}
-	})
-	if failed(step) > 0 {
-		t.Errorf("ledger %+v causes %v: want no failure", step.Ledger, step.Causes)
-	}
-	if step.Cache == nil || step.Cache.Hits == 0 {
-		t.Errorf("the other hosts had nothing: %+v", step.Cache)
 	}
 }

@@ -81,15 +81,15 @@ func TestReplicasGrowCapacity(t *testing.T) {
 // but the databases large.
 func replicated(t *testing.T, engines, replicas string) results.Cell {
 	t.Helper()
-	return measured(t, "--workloads", "read-heavy", "--engines", engines,
+	return measured(t, "--stages", "replicas", "--workloads", "read-heavy", "--engines", engines,
 		"--slo", "p99<300ms,upload:p99<2s,errors<0.1%", // by the default one, bursts of a small host end the search before its CPU does
 		"--set", "db.replicas="+replicas, "--set", "web.cpu=2.5", "--set", "lb.cpu=3", "--set", "blob.hosts=1")
 }
 
-// measured runs one cell of stage replicas.
+// measured runs one cell.
 func measured(t *testing.T, args ...string) results.Cell {
 	t.Helper()
-	h := startHarness(t, append([]string{"run", "--stages", "replicas", "--out", "runs/one"}, args...)...)
+	h := startHarness(t, append([]string{"run", "--out", "runs/one"}, args...)...)
 	if err := h.cmd.Wait(); err != nil {
 		t.Fatalf("%v\n%s", err, h.output.String())
 	}
@@ -116,7 +116,7 @@ func TestReplicaModes(t *testing.T) {
 		skipWithoutEngines(t, engines()[engine])
 		for _, sync := range []string{"async", "sync"} {
 			for _, preference := range []string{"replica", "primary"} {
-				knobs := []string{"--workloads", "write-heavy", "--engines", engine, "--set", "blob.hosts=1", "--set", "db.sync=" + sync, "--set", "db.read_preference=" + preference}
+				knobs := []string{"--stages", "replicas", "--workloads", "write-heavy", "--engines", engine, "--set", "blob.hosts=1", "--set", "db.sync=" + sync, "--set", "db.read_preference=" + preference}
 				capacity := measured(t, knobs...).CapacityRPS
 				for _, fault := range faults {
 					args := append([]string{"--rate", rate, "--duration", "12s"}, knobs...)

@@ -89,7 +89,9 @@ func knobsOf(engines string, settings []string) (sut.Knobs, error) {
 		for _, e := range choice {
 			switch {
 			case engines == "embedded" && !e.Native(), engines == "native" && e.Native():
-				knobs[string(role)+".engine"] = string(e)
+				if name := string(role) + ".engine"; knobs[name] == "" { // the first of several
+					knobs[name] = string(e)
+				}
 			case engines != "embedded" && engines != "native":
 				return nil, exit.Usagef("unknown engines %q\nwant embedded or native; one role alone is chosen with --set, for example --set db.engine=postgres", engines)
 			}

@@ -24,6 +24,7 @@ import (
 // Seen is what one op showed of one record.
 type Seen struct {
 	Write   bool
+	Cached  bool  // a read that a cache answered
 	User    int   // virtual user, -1 = nobody
 	Sent    int64 // when the request was handed to a connection
 	Done    int64 // when the answer was complete
@@ -54,11 +55,14 @@ type StaleRead struct {
 	// OwnWrite says that the reader himself had been acknowledged a version above
 	// the one shown: he cannot read his own write.
 	OwnWrite bool
+	// Cached says that a cache answered, and not the database.
+	Cached bool
 }
 
 // Verdict is what the reads of one record came to.
 type Verdict struct {
 	Reads int64 // that could be judged
+	Hits  int64 // of them, those that a cache answered
 	Stale []StaleRead
 }
 
@@ -94,8 +98,11 @@ func Judge(past Past, seen []Seen) (Verdict, Past) {
 			continue // whether there should be a record is not known
 		}
 		v.Reads++
+		if read.Cached {
+			v.Hits++
+		}
 		if age, stale := now.age(read); stale {
-			v.Stale = append(v.Stale, StaleRead{AgeNS: age, OwnWrite: read.User >= 0 && now.own[read.User] > read.Version})
+			v.Stale = append(v.Stale, StaleRead{AgeNS: age, OwnWrite: read.User >= 0 && now.own[read.User] > read.Version, Cached: read.Cached})
 		}
 	}
 	for _, write := range writes {

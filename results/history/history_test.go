@@ -20,10 +20,14 @@ func read(user int, sent, done, version int64) history.Seen {
 	return history.Seen{User: user, Sent: sent, Done: done, Version: version}
 }
 
+func hit(user int, sent, done, version int64) history.Seen {
+	return history.Seen{Cached: true, User: user, Sent: sent, Done: done, Version: version}
+}
+
 func TestJudge(t *testing.T) {
 	for name, test := range map[string]struct {
 		before, seen []history.Seen
-		reads        int64
+		reads, hits  int64
 		want         []history.StaleRead
 	}{
 		"nothing":                  {},
@@ -44,6 +48,10 @@ func TestJudge(t *testing.T) {
 			// 3 was answered before 2: whoever sees 1 misses 3 from 10 on.
 			seen:  []history.Seen{write(1, 0, 20, 2), write(2, 0, 10, 3), read(3, 15, 50, 1), read(3, 30, 50, 2), read(1, 31, 50, 1)},
 			reads: 3, want: []history.StaleRead{{AgeNS: 5}, {AgeNS: 20}, {AgeNS: 21, OwnWrite: true}},
+		},
+		"of what is stale some are hits": {
+			seen:  []history.Seen{write(1, 0, 10, 2), hit(2, 5, 6, 1), hit(2, 15, 16, 1), read(2, 17, 18, 1), hit(2, 19, 20, 2), hit(1, 21, 22, 1)},
+			reads: 5, hits: 4, want: []history.StaleRead{{AgeNS: 5, Cached: true}, {AgeNS: 7}, {AgeNS: 11, OwnWrite: true, Cached: true}},
 		},
 		"own write shown, another's not": {
 			seen:  []history.Seen{write(1, 0, 10, 2), write(2, 11, 20, 3), read(1, 30, 31, 2)},
@@ -72,8 +80,8 @@ func TestJudge(t *testing.T) {
 			_, past := history.Judge(history.Past{}, test.before)
 			slices.Reverse(test.seen) // the order in which outcomes come says nothing
 			v, _ := history.Judge(past, test.seen)
-			if v.Reads != test.reads {
-				t.Errorf("%d reads judged, want %d", v.Reads, test.reads)
+			if v.Reads != test.reads || v.Hits != test.hits {
+				t.Errorf("%d reads and %d hits judged, want %d and %d", v.Reads, v.Hits, test.reads, test.hits)
 			}
 			byAge := cmpopts.SortSlices(func(a, b history.StaleRead) bool { return a.AgeNS < b.AgeNS })
 			if diff := cmp.Diff(test.want, v.Stale, cmpopts.EquateEmpty(), byAge); diff != "" {
@@ -265,26 +273,32 @@ func TestRecorder(t *testing.T) {
 	} {
 		op(o)
 	}
-	var ages []int64
-	age := func(ns int64) { ages = append(ages, ns) }
-	if diff := cmp.Diff(results.Stale{Reads: 2, Stale: 1, RYWViolations: 1}, r.EndStep(1000, age)); diff != "" {
+	var stale []history.StaleRead
+	keep := func(s history.StaleRead) { stale = append(stale, s) }
+	if diff := cmp.Diff(results.Stale{Reads: 2, Stale: 1, RYWViolations: 1}, r.EndStep(1000, keep)); diff != "" {
 		t.Errorf("first step (-want +got)\n%s", diff)
 	}
 	// The second step began 1000 after the first; its reads know of both.
 	op(results.Outcome{Record: "/r", User: 3, Sent: 5, Done: 6, Status: 404, Fate: results.HTTPError})
 	op(shown(true, 10, 4))
 	op(shown(false, 20, 4))
-	if diff := cmp.Diff(results.Stale{Reads: 2, Stale: 1, RYWViolations: 1}, r.EndStep(2000, age)); diff != "" {
+	for _, version := range []int64{3, 4} { // which a cache had
+		o := shown(false, 30, version)
+		o.Cached = true
+		op(o)
+	}
+	if diff := cmp.Diff(results.Stale{Reads: 4, Stale: 2, RYWViolations: 2, Hits: 2, StaleHits: 1}, r.EndStep(2000, keep)); diff != "" {
 		t.Errorf("second step (-want +got)\n%s", diff)
 	}
-	if diff := cmp.Diff([]int64{5, 990}, ages); diff != "" {
-		t.Errorf("ages (-want +got)\n%s", diff)
+	want := []history.StaleRead{{AgeNS: 5, OwnWrite: true}, {AgeNS: 990, OwnWrite: true}, {AgeNS: 15, OwnWrite: true, Cached: true}}
+	if diff := cmp.Diff(want, stale); diff != "" {
+		t.Errorf("stale (-want +got)\n%s", diff)
 	}
-	want := []history.Written{
+	written := []history.Written{
 		{Record: "/new", Ambiguous: 1},
 		{Record: "/r", Acks: []history.Ack{{Sent: 1010, Done: 1015, Version: 2}, {Sent: 2010, Done: 2015, Version: 4}}, Ambiguous: 4, Lowest: 1},
 	}
-	if diff := cmp.Diff(want, r.Written()); diff != "" {
+	if diff := cmp.Diff(written, r.Written()); diff != "" {
 		t.Errorf("written (-want +got)\n%s", diff)
 	}
 }
@@ -311,7 +325,7 @@ func BenchmarkStep(b *testing.B) {
 		for _, o := range outcomes {
 			r.Record(o)
 		}
-		r.EndStep(0, func(int64) {})
+		r.EndStep(0, func(history.StaleRead) {})
 		history.Resolve(r.Written(), map[string]int64{})
 	}
 }

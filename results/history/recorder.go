@@ -53,7 +53,7 @@ func (r *Recorder) Record(o results.Outcome) {
 		found.unsure++
 		return
 	}
-	seen := Seen{Write: o.Write, User: o.User, Sent: o.Sent, Done: o.Done, Version: o.Version}
+	seen := Seen{Write: o.Write, Cached: o.Cached, User: o.User, Sent: o.Sent, Done: o.Done, Version: o.Version}
 	if gone {
 		seen.Version = 0
 	}
@@ -61,9 +61,9 @@ func (r *Recorder) Record(o results.Outcome) {
 }
 
 // EndStep judges the step that is over. Start is its time 0 on the clock of the
-// cell; age gets the age of every stale read. The result lacks the distribution
-// of the ages.
-func (r *Recorder) EndStep(start int64, age func(ns int64)) results.Stale {
+// cell; stale gets every stale read. The result lacks the distributions of the
+// ages.
+func (r *Recorder) EndStep(start int64, stale func(StaleRead)) results.Stale {
 	var sum results.Stale
 	for _, record := range r.touched {
 		for i := range record.seen {
@@ -73,11 +73,15 @@ func (r *Recorder) EndStep(start int64, age func(ns int64)) results.Stale {
 		var v Verdict
 		v, record.past = Judge(record.past, record.seen)
 		sum.Reads += v.Reads
+		sum.Hits += v.Hits
 		sum.Stale += int64(len(v.Stale))
-		for _, stale := range v.Stale {
-			age(stale.AgeNS)
-			if stale.OwnWrite {
+		for _, read := range v.Stale {
+			stale(read)
+			if read.OwnWrite {
 				sum.RYWViolations++
+			}
+			if read.Cached {
+				sum.StaleHits++
 			}
 		}
 		record.remember()

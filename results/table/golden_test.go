@@ -69,6 +69,12 @@ func TestLadderWithReplicasGolden(t *testing.T) {
 	golden(t, "replicas", everyFormat(), append([]Table{Ladder(replicatedRun())}, Happenings(replicatedRun())...)...)
 }
 
+// A cache of which some answers are old, hosts of which one had been restarted, and
+// a stage that has none.
+func TestLadderWithACacheGolden(t *testing.T) {
+	golden(t, "cache", everyFormat(), Ladder(cachedRun()))
+}
+
 func TestAttackGolden(t *testing.T) {
 	golden(t, "attack", everyFormat(), Attack(plainStep())...)
 }
@@ -211,6 +217,29 @@ func replicatedRun() results.Run {
 	c.Reference.Events = []results.Event{{AtNS: 3_000_100_000, Text: "db-1: fault: 3s kill primary"}, {AtNS: 3_600_000_000, Text: "db-2: is the primary of epoch 2"}}
 	c.Reference.Outages = []results.Outage{{FromNS: 3_002_000_000, ToNS: 3_650_000_000, Failed: 120}}
 	c.Steps = []results.Step{{Purpose: "warmup", Events: c.Reference.Events}, *c.Reference}
+	return run
+}
+
+func cachedRun() results.Run {
+	run := replicatedRun()
+	run.Cells = run.Cells[:3]
+	for i := range run.Cells[1:] {
+		c := &run.Cells[1+i]
+		c.Stage = "cache"
+		c.Knobs = map[string]string{"cache.write": []string{"write_around", "write_back"}[i]}
+		c.Reference.Cache = &results.CacheReads{Hits: 8_100, Misses: 900}
+		c.Reference.Database = &results.DatabaseCalls{Reads: 900, Writes: 100 * int64(i)}
+		c.Reference.CacheNodes = []results.CacheNode{
+			{Node: "cache-1", Hits: 5_000, Misses: 600, Evictions: 1_200, Entries: 300, Bytes: 900_000, LimitBytes: 1 << 20},
+			{Node: "cache-2", Hits: 3_100, Misses: 300, Evictions: 34, Entries: 250, Bytes: 700_000, LimitBytes: 1 << 20, SinceStart: i == 1},
+		}
+		s := &results.Stale{Reads: 900, Stale: 23, AgeNS: results.Latency{Count: 23, P50: ns(90_000_000), Max: ns(204_000_000)}, Hits: 800}
+		if i == 0 {
+			s.StaleHits, s.HitAgeNS = 16, results.Latency{Count: 16, P50: ns(5_000_000), Max: ns(12_300_000)}
+		}
+		c.Reference.Stale = s
+	}
+	run.Cells[2].Writes = &results.Writes{Acknowledged: 4321, Lost: 17}
 	return run
 }
 

@@ -38,8 +38,7 @@ func Ladder(run results.Run) Table {
 	for i, c := range cells {
 		t.Rows = append(t.Rows, ladderRow(c, stageBefore(cells[:i], c, varied), varied))
 	}
-	addConsistency(&t, cells, at)
-	addCache(&t, cells, at)
+	addExtras(&t, cells, at)
 	if note := isolation(cells); note != "" {
 		t.Notes = append(t.Notes, note)
 	}

@@ -12,7 +12,8 @@
 // What a client can rely on:
 //   - Every response carries X-Served-By, the node that answered; every
 //     response that shows a record carries its version in X-Record-Version (of
-//     a list, the highest), so that a client can tell a stale answer.
+//     a list, the highest), so that a client can tell a stale answer. A single
+//     record that was read from a cache comes with "X-Cache: hit".
 //   - Every response carries the request's id in X-Request-Id: the one that it
 //     came with, or a new one. Log lines and calls to other tiers have it, too.
 //   - Errors are JSON, {"error": what was wrong, "hint": what to do}. What the
@@ -51,6 +52,7 @@ import (
 const (
 	HeaderServedBy      = "X-Served-By"
 	HeaderRecordVersion = "X-Record-Version"
+	HeaderCache         = "X-Cache" // "hit" when the record shown was read from a cache
 	HeaderDegraded      = "X-Degraded"
 )
 
@@ -150,6 +152,7 @@ type App struct {
 	ids      *sut.RequestIDs
 	servedBy []string // value of HeaderServedBy, shared by all responses
 	noSniff  []string // value of X-Content-Type-Options, likewise
+	hit      []string // value of HeaderCache, likewise
 }
 
 // New returns the service of one node.
@@ -168,6 +171,7 @@ func New(c Config) (*App, error) {
 		ids:      sut.NewRequestIDs(),
 		servedBy: []string{c.Node},
 		noSniff:  []string{"nosniff"},
+		hit:      []string{"hit"},
 	}
 	a.buffers.New = func() any { return newJSONBuffer() }
 	if a.page, err = newPageTemplate(a.assets); err != nil {

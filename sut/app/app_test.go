@@ -152,6 +152,29 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
+// A single record that was read from a cache comes with a header that says so, and
+// nothing else does.
+func TestRecordsFromACache(t *testing.T) {
+	s := newService(t)
+	for id := range s.store.photos {
+		p, u := s.store.photos[id], s.store.users[id]
+		p.Cached, u.Cached = id%2 == 1, id%2 == 1
+		s.store.photos[id], s.store.users[id] = p, u
+	}
+	for path, want := range map[string]string{
+		"/api/photos/5": "hit", "/api/photos/6": "", "/api/users/5": "hit", "/api/users/6": "", "/api/photos/77": "",
+		"/api/feed?user=2": "", "/": "",
+	} {
+		w := s.do(get(path))
+		if got := w.Header().Get(app.HeaderCache); got != want || strings.Contains(strings.ToLower(w.Body.String()), "cached") {
+			t.Errorf("%s: %s %q, want %q\n%s", path, app.HeaderCache, got, want, w.Body)
+		}
+	}
+	if w := s.do(request{method: "GET", path: "/api/me"}); w.Header().Get(app.HeaderCache) != "hit" {
+		t.Errorf("/api/me: %v", w.Header())
+	}
+}
+
 // HEAD answers like GET, without the body. A real server strips it.
 func TestHead(t *testing.T) {
 	s := newService(t)

@@ -48,6 +48,7 @@ func (a *App) showPhoto(ctx context.Context, x *exchange) error {
 	if err != nil {
 		return a.tierProblem(x, tierDB, "the photo", err)
 	}
+	a.noteCached(x, photo.Cached)
 	a.send(x, http.StatusOK, photo.Version, &photo)
 	return nil
 }
@@ -69,8 +70,16 @@ func (a *App) sendUser(ctx context.Context, x *exchange, id photos.ID) error {
 	if err != nil {
 		return a.tierProblem(x, tierDB, "the user", err)
 	}
+	a.noteCached(x, user.Cached)
 	a.send(x, http.StatusOK, user.Version, &user)
 	return nil
+}
+
+// noteCached says that the record which is about to be sent was read from a cache.
+func (a *App) noteCached(x *exchange, cached bool) {
+	if cached {
+		x.Header()[HeaderCache] = a.hit
+	}
 }
 
 // highestVersion is what a list says in HeaderRecordVersion.

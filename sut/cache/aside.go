@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/stagebench/stagebench/sut/photos"
@@ -62,28 +61,23 @@ func NewAside(c AsideConfig) (*Aside, error) {
 	return &Aside{Records: c.Records, config: c}, nil
 }
 
-// Keys of the cache.
-func photoKey(id photos.ID) string { return "photo:" + strconv.FormatInt(int64(id), 10) }
-func userKey(id photos.ID) string  { return "user:" + strconv.FormatInt(int64(id), 10) }
-
-func feedKey(user photos.ID, limit int) string {
-	return "feed:" + strconv.FormatInt(int64(user), 10) + ":" + strconv.Itoa(limit)
-}
-func newestKey(limit int) string { return "newest:" + strconv.Itoa(limit) }
-
 // Photo returns a photo's record.
 func (a *Aside) Photo(ctx context.Context, id photos.ID) (photos.Photo, error) {
-	return through(ctx, a, photoKey(id), a.config.TTL, func(ctx context.Context) (photos.Photo, error) { return a.Records.Photo(ctx, id) })
+	p, hit, err := through(ctx, a, PhotoKey(id).String(), a.config.TTL, func(ctx context.Context) (photos.Photo, error) { return a.Records.Photo(ctx, id) })
+	p.Cached = hit
+	return p, err
 }
 
 // User returns a user's record, without the digest of the password: who logs in is
 // looked up by name.
 func (a *Aside) User(ctx context.Context, id photos.ID) (photos.User, error) {
-	return through(ctx, a, userKey(id), a.config.TTL, func(ctx context.Context) (photos.User, error) {
+	u, hit, err := through(ctx, a, UserKey(id).String(), a.config.TTL, func(ctx context.Context) (photos.User, error) {
 		u, err := a.Records.User(ctx, id)
 		u.Password = ""
 		return u, err
 	})
+	u.Cached = hit
+	return u, err
 }
 
 // Feed returns the newest photos of those whom a user follows.
@@ -91,7 +85,8 @@ func (a *Aside) Feed(ctx context.Context, user photos.ID, limit int) ([]photos.P
 	if a.config.FeedTTL == 0 {
 		return a.Records.Feed(ctx, user, limit)
 	}
-	return through(ctx, a, feedKey(user, limit), a.config.FeedTTL, func(ctx context.Context) ([]photos.Photo, error) { return a.Records.Feed(ctx, user, limit) })
+	list, _, err := through(ctx, a, Key{Feed, user, limit}.String(), a.config.FeedTTL, func(ctx context.Context) ([]photos.Photo, error) { return a.Records.Feed(ctx, user, limit) })
+	return list, err
 }
 
 // Newest returns the newest photos of all.
@@ -99,48 +94,49 @@ func (a *Aside) Newest(ctx context.Context, limit int) ([]photos.Photo, error) {
 	if a.config.FeedTTL == 0 {
 		return a.Records.Newest(ctx, limit)
 	}
-	return through(ctx, a, newestKey(limit), a.config.FeedTTL, func(ctx context.Context) ([]photos.Photo, error) { return a.Records.Newest(ctx, limit) })
+	list, _, err := through(ctx, a, Key{Newest, 0, limit}.String(), a.config.FeedTTL, func(ctx context.Context) ([]photos.Photo, error) { return a.Records.Newest(ctx, limit) })
+	return list, err
 }
 
 // AddPhoto stores a new photo; its user's counts have changed.
 func (a *Aside) AddPhoto(ctx context.Context, photo photos.Photo) error {
 	err := a.Records.AddPhoto(ctx, photo)
-	a.forget(ctx, err, userKey(photo.UserID))
+	a.forget(ctx, err, UserKey(photo.UserID).String())
 	return err
 }
 
 // RenamePhoto changes a title.
 func (a *Aside) RenamePhoto(ctx context.Context, id, owner photos.ID, title string) (int64, error) {
 	version, err := a.Records.RenamePhoto(ctx, id, owner, title)
-	a.forget(ctx, err, photoKey(id))
+	a.forget(ctx, err, PhotoKey(id).String())
 	return version, err
 }
 
 // DeletePhoto deletes a photo; its user's counts have changed.
 func (a *Aside) DeletePhoto(ctx context.Context, id, owner photos.ID) error {
 	err := a.Records.DeletePhoto(ctx, id, owner)
-	a.forget(ctx, err, photoKey(id), userKey(owner))
+	a.forget(ctx, err, PhotoKey(id).String(), UserKey(owner).String())
 	return err
 }
 
 // Like adds a like.
 func (a *Aside) Like(ctx context.Context, photo, user photos.ID) (int64, error) {
 	version, err := a.Records.Like(ctx, photo, user)
-	a.forget(ctx, err, photoKey(photo))
+	a.forget(ctx, err, PhotoKey(photo).String())
 	return version, err
 }
 
 // Comment adds a comment.
 func (a *Aside) Comment(ctx context.Context, comment photos.Comment) (int64, error) {
 	version, err := a.Records.Comment(ctx, comment)
-	a.forget(ctx, err, photoKey(comment.PhotoID))
+	a.forget(ctx, err, PhotoKey(comment.PhotoID).String())
 	return version, err
 }
 
 // Follow makes one user follow another; the counts of both have changed.
 func (a *Aside) Follow(ctx context.Context, follow photos.Follow) error {
 	err := a.Records.Follow(ctx, follow)
-	a.forget(ctx, err, userKey(follow.Follower), userKey(follow.Followee))
+	a.forget(ctx, err, UserKey(follow.Follower).String(), UserKey(follow.Followee).String())
 	return err
 }
 
@@ -159,12 +155,12 @@ func (a *Aside) forget(ctx context.Context, written error, keys ...string) {
 	}
 }
 
-// through reads a value from the cache, or reads it from the records and fills the
-// cache.
-func through[T any](ctx context.Context, a *Aside, key string, ttl time.Duration, read func(context.Context) (T, error)) (value T, err error) {
+// through reads a value from the cache, which is a hit, or reads it from the records
+// and fills the cache.
+func through[T any](ctx context.Context, a *Aside, key string, ttl time.Duration, read func(context.Context) (T, error)) (value T, hit bool, err error) {
 	cached, found, err := a.config.Client.Get(ctx, key)
 	if err == nil && found && json.Unmarshal(cached, &value) == nil {
-		return value, nil
+		return value, true, nil
 	}
 	fill := func(ctx context.Context) (T, []byte, error) {
 		value, err := read(ctx)
@@ -181,18 +177,18 @@ func through[T any](ctx context.Context, a *Aside, key string, ttl time.Duration
 	}
 	if !a.config.SingleFlight {
 		value, _, err = fill(ctx)
-		return value, err
+		return value, false, err
 	}
 	text, _, err := a.config.Client.Load(ctx, key, func(ctx context.Context) ([]byte, error) {
 		_, text, err := fill(ctx)
 		return text, err
 	})
 	if err != nil {
-		return value, err
+		return value, false, err
 	}
 	var fresh T
 	if err := json.Unmarshal(text, &fresh); err != nil {
-		return value, fmt.Errorf("cache %s: %w", key, err)
+		return value, false, fmt.Errorf("cache %s: %w", key, err)
 	}
-	return fresh, nil
+	return fresh, false, nil
 }

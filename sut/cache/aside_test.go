@@ -100,12 +100,12 @@ func aside(t *testing.T, r *records, change func(*cache.AsideConfig)) (*cache.As
 func TestAsideReadsOnce(t *testing.T) {
 	r := newRecords()
 	a, _ := aside(t, r, nil)
-	for range 3 {
-		if p, err := a.Photo(t.Context(), 1); err != nil || p.Title != "one" {
-			t.Fatalf("%+v, %v", p, err)
+	for i := range 3 {
+		if p, err := a.Photo(t.Context(), 1); err != nil || p.Title != "one" || p.Cached != (i > 0) {
+			t.Fatalf("%d: %+v, %v", i, p, err)
 		}
-		if u, err := a.User(t.Context(), 7); err != nil || u.Name != "seven" {
-			t.Fatalf("%+v, %v", u, err)
+		if u, err := a.User(t.Context(), 7); err != nil || u.Name != "seven" || u.Cached != (i > 0) {
+			t.Fatalf("%d: %+v, %v", i, u, err)
 		}
 		if list, err := a.Feed(t.Context(), 7, 20); err != nil || len(list) != 1 {
 			t.Fatalf("%+v, %v", list, err)
@@ -168,7 +168,7 @@ func TestAsideForgetsNothingInVain(t *testing.T) {
 	if _, err := a.Like(t.Context(), 9, 1); !errors.Is(err, photos.ErrNotFound) {
 		t.Errorf("like: %v", err)
 	}
-	if p, err := a.Photo(t.Context(), 9); err != nil || p.Title != "kept" {
+	if p, err := a.Photo(t.Context(), 9); err != nil || p.Title != "kept" || !p.Cached {
 		t.Errorf("%+v, %v", p, err)
 	}
 }
@@ -185,7 +185,7 @@ func TestAsideWithoutACache(t *testing.T) {
 		if _, err := a.Like(t.Context(), 1, 7); err != nil {
 			t.Fatal(err)
 		}
-		if p, err := a.Photo(t.Context(), 1); err != nil || p.Likes != int64(i)+1 {
+		if p, err := a.Photo(t.Context(), 1); err != nil || p.Likes != int64(i)+1 || p.Cached {
 			t.Errorf("%+v, %v", p, err)
 		}
 	}

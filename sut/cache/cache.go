@@ -1,5 +1,6 @@
 // Package cache is the client of the cache tier that a web host uses: opaque values
-// by key on several hosts that speak Redis' protocol, version 2.
+// by key on several hosts that speak Redis' protocol, version 2, or memcached's text
+// protocol.
 //
 // It is a client and no more: when to ask, what to store and what to forget when
 // something is written is decided by who uses it. It never retries, as a caller has
@@ -40,16 +41,29 @@ var errClosed = errors.New("cache: the client is closed")
 
 // Config is what a client is made of.
 type Config struct {
-	Hosts Hosts
+	Hosts    Hosts
+	Protocol Protocol // of all of them
 	// Timeout is how long a host may take to connect, and to answer; 0 = 100 ms. A
 	// context that ends before counts, too.
 	Timeout time.Duration
 	// LoadTimeout is how long a load may take whose callers have all gone; 0 = 5 s.
 	LoadTimeout time.Duration
 	MaxConns    int // to each host; 0 = 64
+	// FailOver has the next host on the ring asked for the keys of one that does not
+	// answer: for hosts that load what they do not have. Without it such a key is a miss.
+	FailOver bool
 	// Registry gets stagebench_cache_*.
 	Registry prometheus.Registerer
 }
+
+// Protocol is how hosts are spoken to.
+type Protocol string
+
+// The protocols. Memcached counts times to live in seconds, and has no Fetch and Apply.
+const (
+	RESP      Protocol = ""
+	Memcached Protocol = "memcached"
+)
 
 // Hosts are the cache hosts that there are.
 type Hosts struct {
@@ -83,6 +97,9 @@ func New(c Config) (*Client, error) {
 	c.MaxConns = cmp.Or(c.MaxConns, 64)
 	if c.Timeout < 0 || c.LoadTimeout < 0 || c.MaxConns < 0 {
 		return nil, errors.New("cache: negative limit")
+	}
+	if c.Protocol != RESP && c.Protocol != Memcached {
+		return nil, fmt.Errorf("cache: unknown protocol %q", c.Protocol)
 	}
 	client := &Client{config: c, figures: newFigures()}
 	client.table.Store(&table{})
@@ -148,30 +165,37 @@ func (c *Client) Close() {
 	}
 }
 
-// ask does something at the host of a key. The error is of the caller's context, or
-// an ErrUnavailable, or a refusal of the host.
-func (c *Client) ask(ctx context.Context, key string, do func(*host) error) error {
-	for {
-		t := c.table.Load()
-		h := t.hosts[t.ring.owner(key)]
+// repeatable says whether doing something twice is the same as doing it once.
+type repeatable bool
+
+// ask does something at the host of a key, or, where that is asked for, at the next
+// one when it does not answer. The error is of the caller's context, or an
+// ErrUnavailable, or a refusal of the host.
+func (c *Client) ask(ctx context.Context, key string, twice repeatable, do func(*host) error) error {
+	for t, tries := c.table.Load(), 0; ; {
+		h := t.hosts[t.ring.nth(key, tries)]
 		err := h.ask(ctx, do)
-		if errors.Is(err, errLeft) && c.table.Load() != t {
-			continue // the hosts changed between the two lines above
-		}
 		if errors.Is(err, errLeft) {
+			if now := c.table.Load(); now != t {
+				t, tries = now, 0 // the hosts changed between the lines above
+				continue
+			}
 			return errClosed
 		}
 		c.figures.asked(h.name, err)
-		if err != nil {
+		if err == nil {
+			return nil
+		}
+		tries++
+		if !c.config.FailOver || tries == len(t.hosts) || !errors.Is(err, errUnasked) && !(bool(twice) && errors.Is(err, ErrUnavailable)) {
 			return fmt.Errorf("cache host %s: %w", h.name, err)
 		}
-		return nil
 	}
 }
 
 // Get returns the value of a key; found is false when the host has none.
 func (c *Client) Get(ctx context.Context, key string) (value []byte, found bool, err error) {
-	err = c.ask(ctx, key, func(h *host) error {
+	err = c.ask(ctx, key, true, func(h *host) error {
 		value, found, err = h.get(ctx, key)
 		return err
 	})
@@ -182,20 +206,44 @@ func (c *Client) Get(ctx context.Context, key string) (value []byte, found bool,
 	return value, found, nil
 }
 
-// Set stores a value for some time, which is rounded up to ms; 0 = until it is
-// evicted.
+// Set stores a value for some time, which is rounded up to ms, or to s for Memcached;
+// 0 = until it is evicted.
 func (c *Client) Set(ctx context.Context, key string, value []byte, ttl time.Duration) error {
 	if ttl < 0 {
 		return fmt.Errorf("cache: a time to live of %v", ttl)
 	}
-	return c.ask(ctx, key, func(h *host) error { return h.set(ctx, key, value, ttl) })
+	return c.ask(ctx, key, true, func(h *host) error { return h.set(ctx, key, value, ttl) })
 }
 
 // Delete removes a key, whether it is there or not. After an error it may be there
 // still. A Load that begins after it is not answered by one from before.
 func (c *Client) Delete(ctx context.Context, key string) error {
 	c.loads.Forget(key)
-	return c.ask(ctx, key, func(h *host) error { return h.delete(ctx, key) })
+	return c.ask(ctx, key, true, func(h *host) error { return h.delete(ctx, key) })
+}
+
+// Fetch has the host of a key load its record, unless it is there, which is a hit. The
+// errors of records come as those of package photos.
+func (c *Client) Fetch(ctx context.Context, key string) (value []byte, hit bool, err error) {
+	err = c.ask(ctx, key, true, func(h *host) error {
+		value, hit, err = h.fetch(ctx, key)
+		return err
+	})
+	if err != nil {
+		return nil, false, asRecords(err)
+	}
+	c.figures.read(hit)
+	return value, hit, nil
+}
+
+// Apply has the host of a key write to its record, and returns the record's new
+// version. After an ErrUnavailable the write may have been done.
+func (c *Client) Apply(ctx context.Context, key string, w Write) (version int64, err error) {
+	err = c.ask(ctx, key, false, func(h *host) error {
+		version, err = h.apply(ctx, key, w)
+		return err
+	})
+	return version, asRecords(err)
 }
 
 // Load gets the value of a key from somewhere else: load is called once however many

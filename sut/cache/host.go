@@ -8,9 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-	"github.com/redis/go-redis/v9/maintnotifications"
-
 	"github.com/stagebench/stagebench/sut"
 )
 
@@ -20,10 +17,36 @@ const silence = time.Second
 // errLeft says that a host is not one any more.
 var errLeft = errors.New("cache: the host has left")
 
+// errUnasked says that a host is unavailable and that nothing was sent to it.
+var errUnasked = fmt.Errorf("%w, and was not asked", ErrUnavailable)
+
+// wire is a host as its protocol has it. An error is judged by who gave it.
+type wire interface {
+	get(ctx context.Context, key string) (value []byte, found bool, err error)
+	set(ctx context.Context, key string, value []byte, ttl time.Duration) error
+	delete(ctx context.Context, key string) error
+	// fetch has the host load what it does not have.
+	fetch(ctx context.Context, key string) (value []byte, hit bool, err error)
+	// apply has the host write.
+	apply(ctx context.Context, key string, w Write) (version int64, err error)
+	judge(err error) verdict
+	close()
+}
+
+// verdict is what an error says of a host.
+type verdict int
+
+const (
+	unanswered verdict = iota // it may have been asked, and did not answer
+	refused                   // it answers, and says no
+	crowded                   // nothing was sent, as all connections are busy
+	unreached                 // nothing was sent, as there is no connection
+)
+
 // host is one cache host as a web host sees it.
 type host struct {
+	wire
 	name, address string
-	redis         *redis.Client
 	silent        atomic.Int64 // unix ns until when it is left alone; 0 = it is well
 
 	using sync.RWMutex // held for reading by requests, for writing by the end
@@ -31,14 +54,13 @@ type host struct {
 }
 
 func newHost(peer sut.Peer, c Config) *host {
-	return &host{name: peer.Node, address: peer.Address, redis: redis.NewClient(&redis.Options{
-		Addr: peer.Address, Protocol: 2, DisableIdentity: true,
-		MaxRetries: -1, DialerRetries: 1, ContextTimeoutEnabled: true,
-		DialTimeout: c.Timeout, ReadTimeout: c.Timeout, WriteTimeout: c.Timeout, PoolTimeout: c.Timeout,
-		PoolSize: c.MaxConns, MaxActiveConns: c.MaxConns, PipelinePoolSize: -1,
-		ReadBufferSize: 4 << 10, WriteBufferSize: 4 << 10,
-		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
-	})}
+	h := &host{name: peer.Node, address: peer.Address}
+	if c.Protocol == Memcached {
+		h.wire = newMemcachedWire(peer.Address, c)
+	} else {
+		h.wire = newRESPWire(peer.Address, c)
+	}
+	return h
 }
 
 // close waits for what is under way, which a timeout bounds.
@@ -47,7 +69,7 @@ func (h *host) close() {
 	defer h.using.Unlock()
 	if !h.left {
 		h.left = true
-		_ = h.redis.Close()
+		h.wire.close()
 	}
 }
 
@@ -58,28 +80,35 @@ func (h *host) ask(ctx context.Context, do func(*host) error) error {
 	if h.left {
 		return errLeft
 	}
+	if err := over(ctx); err != nil {
+		return err
+	}
 	if !h.mayAsk(time.Now()) {
-		return ErrUnavailable
+		return errUnasked
 	}
 	err := do(h)
-	var refused redis.Error
+	said := refused // an answer is one, whatever it says
+	if err != nil {
+		said = h.judge(err)
+	}
 	switch {
-	case err == nil, errors.As(err, &refused):
+	case said == refused:
 		if h.silent.Load() != 0 {
 			h.silent.Store(0)
 		}
+		return err
 	case over(ctx) != nil:
 		// The caller left: that says nothing of the host.
 		return over(ctx)
-	case errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrPoolExhausted):
-		// All connections are busy: it is slow for us, which the ones that are busy will
-		// find out.
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
-	default:
-		h.silent.Store(time.Now().Add(silence).UnixNano())
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	case said == crowded:
+		// It is slow for us, which the connections that are busy will find out.
+		return fmt.Errorf("%w: %w", errUnasked, err)
 	}
-	return err
+	h.silent.Store(time.Now().Add(silence).UnixNano())
+	if said == unreached {
+		return fmt.Errorf("%w: %w", errUnasked, err)
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 
 // over is why a context has ended, or nil. A read that ends at a context's deadline
@@ -96,24 +125,4 @@ func over(ctx context.Context) error {
 func (h *host) mayAsk(now time.Time) bool {
 	until := h.silent.Load()
 	return until == 0 || now.UnixNano() >= until && h.silent.CompareAndSwap(until, now.Add(silence).UnixNano())
-}
-
-func (h *host) get(ctx context.Context, key string) (value []byte, found bool, err error) {
-	value, err = h.redis.Get(ctx, key).Bytes()
-	if errors.Is(err, redis.Nil) {
-		return nil, false, nil
-	}
-	return value, err == nil, err
-}
-
-func (h *host) set(ctx context.Context, key string, value []byte, ttl time.Duration) error {
-	if ttl == 0 {
-		return h.redis.Do(ctx, "SET", key, value).Err()
-	}
-	ms := (ttl + time.Millisecond - 1) / time.Millisecond
-	return h.redis.Do(ctx, "SET", key, value, "PX", int64(ms)).Err()
-}
-
-func (h *host) delete(ctx context.Context, key string) error {
-	return h.redis.Del(ctx, key).Err()
 }

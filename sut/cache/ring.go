@@ -94,6 +94,22 @@ func first(circle []point, slot int, live []bool, load []int, capacity int) uint
 // owner is the name of the host that has a key.
 func (r *ring) owner(key string) string { return r.names[r.owners[hash(key)%slots]] }
 
+// nth is the host that has a key when the n hosts before it do not answer: all that
+// know the same hosts agree. They are in the order of their hashes with the key's slot
+// (rendezvous hashing), so that the keys of a dead host are spread over all others.
+func (r *ring) nth(key string, n int) string {
+	owner := r.owner(key)
+	if n == 0 {
+		return owner
+	}
+	others := slices.DeleteFunc(slices.Clone(r.names), func(name string) bool { return name == owner })
+	slices.SortFunc(others, func(a, b string) int {
+		at := "/" + strconv.FormatUint(hash(key)%slots, 10)
+		return cmp.Or(cmp.Compare(hash(a+at), hash(b+at)), cmp.Compare(a, b))
+	})
+	return others[n-1]
+}
+
 // hash is FNV-1a with the finaliser of MurmurHash3, without which the places of
 // names that differ in their last letter only would be near each other.
 func hash(text string) uint64 {

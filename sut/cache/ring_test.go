@@ -152,3 +152,36 @@ func BenchmarkNewRing(b *testing.B) {
 		newRing(all, nil)
 	}
 }
+
+// When hosts do not answer, all agree on who is next: each host comes once, and the keys
+// of one are spread over all others.
+func TestNth(t *testing.T) {
+	all := names(5)
+	r, other := newRing(all, nil), newRing([]string{all[3], all[0], all[4], all[2], all[1]}, nil)
+	next := map[string]int{}
+	for i := range 10_000 {
+		key := fmt.Sprint("photo:", i)
+		var order []string
+		for n := range all {
+			order = append(order, r.nth(key, n))
+			if o := other.nth(key, n); o != order[n] {
+				t.Fatalf("%s: host %d is %s or %s", key, n, order[n], o)
+			}
+		}
+		if order[0] != r.owner(key) {
+			t.Errorf("%s belongs to %s, and is looked for at %s first", key, r.owner(key), order[0])
+		}
+		if order[0] == all[0] {
+			next[order[1]]++
+		}
+		slices.Sort(order)
+		if !slices.Equal(order, all) {
+			t.Errorf("%s is looked for at %v", key, order)
+		}
+	}
+	for _, name := range all[1:] {
+		if n := next[name]; n < 250 || n > 1000 {
+			t.Errorf("%s is next for %d of some 2,000 keys: %v", name, n, next)
+		}
+	}
+}

@@ -2,10 +2,9 @@ package node
 
 import (
 	"context"
+	"errors"
 	"net"
 	"syscall"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/app"
@@ -18,51 +17,23 @@ import (
 func (b birth) cacheBytes() int64 { return int64(b.config.Knobs.Int("cache.memory_mb")) << 20 }
 
 // startRESP starts the embedded cache node.
-func (b birth) startRESP() (part, error) {
-	listener, admin, err := b.listenBoth()
+func (b birth) startRESP(ctx context.Context) (part, error) {
+	listener, err := b.listen(b.config.Port)
 	if err != nil {
 		return part{}, err
 	}
 	server, err := resp.New(resp.Config{Listener: listener, MaxBytes: b.cacheBytes(), Evict: resp.Evict(b.config.Knobs["cache.evict"])})
 	if err != nil {
-		_ = listener.Close()
-		_ = admin.Close()
-		return part{}, err
+		return part{}, errors.Join(err, listener.Close())
 	}
-	for _, metric := range cacheFigures(server) {
-		b.registry.MustRegister(metric)
-	}
-	h := newHTTPServer()
-	go func() {
-		if err := server.Serve(); err != nil {
-			h.died <- err
+	b.registry.MustRegister(newCacheCollector(func(context.Context) (cacheFigures, error) { return respFigures(server.Stats()), nil }))
+	front := front{close: func(context.Context) error { return nil }, admin: b.admin()}
+	if b.fronted() {
+		if front, err = b.startFront(ctx, server, server.Values()); err != nil {
+			return part{}, errors.Join(err, listener.Close())
 		}
-	}()
-	h.serve(admin, b.admin())
-	return part{
-		ready: sut.Ready{Node: b.config.Node, Address: listener.Addr().String(), Admin: admin.Addr().String()},
-		died:  h.died,
-		stop: func(ctx context.Context) error {
-			if err := server.Shutdown(ctx); err != nil {
-				return err
-			}
-			return h.stop(ctx)
-		},
-	}, nil
-}
-
-// cacheFigures are what a cache node counts, as Prometheus has it.
-func cacheFigures(server *resp.Server) []prometheus.Collector {
-	figure := func(name, help string, value func(resp.Stats) int64) prometheus.Collector {
-		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "stagebench_cache_node_" + name, Help: help}, func() float64 { return float64(value(server.Stats())) })
 	}
-	return []prometheus.Collector{
-		figure("hits_total", "Keys that were asked for and there.", func(s resp.Stats) int64 { return s.Hits }),
-		figure("misses_total", "Keys that were asked for and not there.", func(s resp.Stats) int64 { return s.Misses }),
-		figure("evictions_total", "Entries that went because the budget was used up.", func(s resp.Stats) int64 { return s.Evicted }),
-		figure("bytes", "Bytes of keys, values and their overhead.", func(s resp.Stats) int64 { return s.Bytes }),
-		figure("entries", "Keys that are there.", func(s resp.Stats) int64 { return s.Keys }),
-	}
+	return b.withAdmin(b.serveRESP(server, front), front.admin)
 }
 
 // startRedis starts the native cache node.
@@ -71,16 +42,38 @@ func (b birth) startRedis(ctx context.Context) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	port, err := b.freePort()
+	port, err := b.serverPort()
 	if err != nil {
 		return part{}, err
 	}
 	s := resp.NewRedis(resp.RedisConfig{
 		Install: install, Dir: b.config.Dir, Listen: net.ParseIP(b.config.Listen), Port: port, MaxBytes: b.cacheBytes(), Evict: resp.Evict(b.config.Knobs["cache.evict"]),
 	})
+	return b.startCacheServer(ctx, s, cache.Config{}, func(ctx context.Context) (cacheFigures, error) {
+		stats, err := s.Stats(ctx)
+		return respFigures(stats), err
+	})
+}
+
+// serverPort is the port of a native cache server: that of the node, unless it has a
+// front before it.
+func (b birth) serverPort() (int, error) {
+	if b.fronted() {
+		b.config.Port = 0
+	}
+	return b.freePort()
+}
+
+// startCacheServer starts a native cache server, of which client says how it is spoken
+// to, with a front before it where the cache tier loads or writes records itself.
+func (b birth) startCacheServer(ctx context.Context, s server, client cache.Config, figures func(context.Context) (cacheFigures, error)) (part, error) {
 	p, err := b.startNative(ctx, s, syscall.SIGKILL)
 	if err != nil {
 		return part{}, err
+	}
+	b.registry.MustRegister(newCacheCollector(figures))
+	if b.fronted() {
+		return b.before(ctx, p, client)
 	}
 	return b.withAdmin(p, b.admin())
 }
@@ -92,17 +85,26 @@ func (b birth) cached(records *store.Store) (app.Store, func(), error) {
 		return records, func() {}, nil
 	}
 	cache.LogTo(b.log)
-	client, err := cache.New(cache.Config{Hosts: cache.Hosts{Peers: peers}, Registry: b.registry})
+	config := cache.Config{Hosts: cache.Hosts{Peers: peers}, Registry: b.registry}
+	if b.fronted() {
+		config.Timeout, config.FailOver = clientTimeout, true
+	} else if sut.Engine(b.config.Knobs["cache.engine"]) == sut.Memcached {
+		config.Protocol = cache.Memcached // a front speaks RESP whatever is behind it
+	}
+	client, err := cache.New(config)
 	if err != nil {
 		return nil, nil, err
 	}
-	aside, err := cache.NewAside(cache.AsideConfig{
-		Records: records, Client: client, TTL: b.config.Knobs.Duration("cache.ttl"), FeedTTL: b.config.Knobs.Duration("cache.feed_ttl"),
-		SingleFlight: b.config.Knobs.Bool("cache.single_flight"),
+	knobs := b.config.Knobs
+	tier, err := cache.NewTier(cache.TierConfig{
+		AsideConfig: cache.AsideConfig{
+			Records: records, Client: client, TTL: knobs.Duration("cache.ttl"), FeedTTL: knobs.Duration("cache.feed_ttl"), SingleFlight: knobs.Bool("cache.single_flight"),
+		},
+		ReadThrough: knobs["cache.read"] == "read_through", Writes: knobs["cache.write"] != "write_around",
 	})
 	if err != nil {
 		client.Close()
 		return nil, nil, err
 	}
-	return aside, client.Close, nil
+	return tier, client.Close, nil
 }

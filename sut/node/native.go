@@ -17,6 +17,8 @@ import (
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/balance"
+	"github.com/stagebench/stagebench/sut/cache"
+	"github.com/stagebench/stagebench/sut/memcached"
 	"github.com/stagebench/stagebench/sut/postgres"
 	"github.com/stagebench/stagebench/sut/resp"
 )
@@ -32,6 +34,8 @@ func Installed(engine sut.Engine) error {
 		_, err = balance.FindHAProxy()
 	case sut.Redis:
 		_, err = resp.FindRedis()
+	case sut.Memcached:
+		_, err = memcached.Find()
 	}
 	return err
 }
@@ -144,6 +148,24 @@ func (b birth) startHAProxy(ctx context.Context) (part, error) {
 		return part{}, err
 	}
 	return b.withAdmin(p, s.Admin())
+}
+
+func (b birth) startMemcached(ctx context.Context) (part, error) {
+	install, err := memcached.Find()
+	if err != nil {
+		return part{}, err
+	}
+	port, err := b.serverPort()
+	if err != nil {
+		return part{}, err
+	}
+	s := memcached.New(memcached.Config{
+		Install: install, Listen: net.ParseIP(b.config.Listen), Port: port, MaxBytes: b.cacheBytes(), Procs: b.config.Procs,
+	})
+	return b.startCacheServer(ctx, s, cache.Config{Protocol: cache.Memcached}, func(ctx context.Context) (cacheFigures, error) {
+		figures, err := memcached.Stats(ctx, s.Address())
+		return memcachedFigures(figures), err
+	})
 }
 
 // withAdmin adds the admin address of a node whose server has none.

@@ -63,7 +63,9 @@ func Run(ctx context.Context, in io.Reader, out, errs io.Writer) error {
 	}
 	log := slog.New(slog.NewJSONHandler(errs, nil)).With("node", config.Node, "role", string(config.Role))
 	runtime.GOMAXPROCS(max(config.Procs, 1))
-	debug.SetGCPercent(gcPercent)
+	if config.Role != sut.Cache { // whose heap is large, and is what the host has memory for
+		debug.SetGCPercent(gcPercent)
+	}
 
 	orphaned := make(chan struct{})
 	go func() {
@@ -206,9 +208,11 @@ func (b birth) start(ctx context.Context) (part, error) {
 	case b.config.Role == sut.DB && b.config.Engine == sut.Postgres:
 		return b.startPostgres(ctx)
 	case b.config.Role == sut.Cache && b.config.Engine == sut.RESP:
-		return b.startRESP()
+		return b.startRESP(ctx)
 	case b.config.Role == sut.Cache && b.config.Engine == sut.Redis:
 		return b.startRedis(ctx)
+	case b.config.Role == sut.Cache && b.config.Engine == sut.Memcached:
+		return b.startMemcached(ctx)
 	case b.config.Role == sut.Balance && b.config.Engine == sut.OwnBalance:
 		return b.startBalance(ctx)
 	case b.config.Role == sut.Balance && b.config.Engine == sut.HAProxy:

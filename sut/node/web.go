@@ -18,16 +18,12 @@ import (
 	"github.com/stagebench/stagebench/sut/store"
 )
 
-// dbConns is how many connections one web host keeps to the database. Small
+// dbConns is how many connections one host keeps to the database. Small
 // hosts gain nothing from more: what waits for a connection here would wait for
 // the database's CPU there.
 const dbConns = 8
 
 func (b birth) startWeb(ctx context.Context) (part, error) {
-	databases, err := b.databases()
-	if err != nil {
-		return part{}, err
-	}
 	number, err := hostNumber(b.config.Node)
 	if err != nil {
 		return part{}, err
@@ -36,15 +32,9 @@ func (b birth) startWeb(ctx context.Context) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	records, err := store.Open(store.Config{
-		Databases: databases, ReadPrimary: b.config.Knobs["db.read_preference"] == "primary", MaxConns: dbConns, Name: b.config.Node,
-	})
+	records, err := b.openStore(ctx, false)
 	if err != nil {
 		return part{}, err
-	}
-	if err := records.Warm(ctx); err != nil {
-		// It serves what needs no database, and warms up under way.
-		b.log.Warn("the database is not there yet", "error", err.Error())
 	}
 	front, closeCache, err := b.cached(records)
 	if err != nil {
@@ -86,6 +76,26 @@ func (b birth) startWeb(ctx context.Context) (part, error) {
 			return err
 		},
 	}, nil
+}
+
+// openStore opens the records of the databases that the node uses.
+func (b birth) openStore(ctx context.Context, readPrimary bool) (*store.Store, error) {
+	databases, err := b.databases()
+	if err != nil {
+		return nil, err
+	}
+	records, err := store.Open(store.Config{
+		Databases: databases, ReadPrimary: readPrimary || b.config.Knobs["db.read_preference"] == "primary", MaxConns: dbConns,
+		Name: b.config.Node, Registry: b.registry,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := records.Warm(ctx); err != nil {
+		// It serves what needs no database, and warms up under way.
+		b.log.Warn("the database is not there yet", "error", err.Error())
+	}
+	return records, nil
 }
 
 // public is what clients see: the service, and on a host that holds sessions what

@@ -40,6 +40,7 @@ type User struct {
 	Followers int64  `json:"followers"`
 	Following int64  `json:"following"`
 	Version   int64  `json:"version"`
+	Cached    bool   `json:"-"` // read from a cache; not stored
 }
 
 // Photo is one photo's record; its bytes are in the blob store.
@@ -55,6 +56,7 @@ type Photo struct {
 	Likes     int64  `json:"likes"`
 	Comments  int64  `json:"comments"`
 	Version   int64  `json:"version"` // grows by one with every change
+	Cached    bool   `json:"-"`       // read from a cache; not stored
 }
 
 // Comment is one comment on a photo.

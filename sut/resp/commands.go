@@ -15,10 +15,10 @@ type command struct {
 	run         func(s *Server, c redcon.Conn, args [][]byte)
 }
 
-// commands lists what the server knows, by name in lower case. A name that is not
-// here is answered with an error, HELLO among them: upon it clients fall back to
-// version 2 of the protocol.
-func commands() map[string]command {
+// aboutValues lists the commands on what the server holds, by name in lower case. A
+// name that is in no list is answered with an error, HELLO among them: upon it
+// clients fall back to version 2 of the protocol.
+func aboutValues() map[string]command {
 	return map[string]command{
 		"get":      {2, 2, (*Server).get},
 		"set":      {3, 0, (*Server).set},
@@ -32,14 +32,21 @@ func commands() map[string]command {
 		"incrby":   {3, 3, (*Server).incrBy},
 		"dbsize":   {1, 1, func(s *Server, c redcon.Conn, _ [][]byte) { c.WriteInt64(s.store.stats().Keys) }},
 		"flushall": {1, 2, (*Server).flushAll},
-		"ping":     {1, 2, ping},
-		"echo":     {2, 2, func(_ *Server, c redcon.Conn, args [][]byte) { c.WriteBulk(args[1]) }},
-		"quit":     {1, 0, quit},
-		"select":   {2, 2, selectDB},
 		"info":     {1, 0, (*Server).info},
 		"config":   {2, 0, (*Server).config},
-		"client":   {2, 0, client},
-		"command":  {1, 0, (*Server).describe},
+	}
+}
+
+// aboutConnections lists the commands that have nothing to do with what the server
+// holds.
+func aboutConnections() map[string]command {
+	return map[string]command{
+		"ping":    {1, 2, ping},
+		"echo":    {2, 2, func(_ *Server, c redcon.Conn, args [][]byte) { c.WriteBulk(args[1]) }},
+		"quit":    {1, 0, quit},
+		"select":  {2, 2, selectDB},
+		"client":  {2, 0, client},
+		"command": {1, 0, (*Server).describe},
 	}
 }
 

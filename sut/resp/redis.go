@@ -5,10 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -95,28 +98,99 @@ func (r *Redis) Command() *exec.Cmd {
 
 // Ready asks once whether the server serves.
 func (r *Redis) Ready(ctx context.Context) error {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", r.Address())
-	if err != nil {
-		return fmt.Errorf("redis: %w", err)
-	}
-	defer conn.Close()
-	if until, bounded := ctx.Deadline(); bounded {
-		if err := conn.SetDeadline(until); err != nil {
-			return fmt.Errorf("redis: %w", err)
-		}
-	}
-	if _, err := fmt.Fprint(conn, "PING\r\n"); err != nil {
-		return fmt.Errorf("redis: %w", err)
-	}
-	answer, err := bufio.NewReader(conn).ReadString('\n')
-	if err != nil || answer != "+PONG\r\n" {
+	answer, err := r.ask(ctx, "PING")
+	if err != nil || answer != "+PONG" {
 		return fmt.Errorf("redis: PING was answered with %q: %w", answer, errors.Join(err, errNoPong))
 	}
 	return nil
 }
 
 var errNoPong = errors.New("not ready")
+
+// Stats asks the server for its figures, over a connection of its own. Evict is not
+// among them: Redis has policies that this package has not.
+func (r *Redis) Stats(ctx context.Context) (Stats, error) {
+	text, err := r.ask(ctx, "INFO")
+	if err != nil {
+		return Stats{}, fmt.Errorf("redis: INFO: %w", err)
+	}
+	stats, err := parseInfo(text)
+	if err != nil {
+		return Stats{}, fmt.Errorf("redis: INFO: %w", err)
+	}
+	return stats, nil
+}
+
+// ask sends one command and returns the first line of the answer, or the text when it
+// is a bulk string.
+func (r *Redis) ask(ctx context.Context, command string) (string, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", r.Address())
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = conn.Close() }() // all that was wanted is there
+	// Also when the caller just leaves: the deadline is then the past.
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	if _, err := fmt.Fprintf(conn, "%s\r\n", command); err != nil {
+		return "", err
+	}
+	answer := bufio.NewReader(conn)
+	line, err := answer.ReadString('\n')
+	if err != nil {
+		return line, err
+	}
+	line = strings.TrimSuffix(line, "\r\n")
+	if refusal, refused := strings.CutPrefix(line, "-"); refused {
+		return "", errors.New(refusal)
+	}
+	length, bulk := strings.CutPrefix(line, "$")
+	if !bulk {
+		return line, nil
+	}
+	n, err := strconv.Atoi(length)
+	if err != nil || n < 0 || n > longestInfo {
+		return "", fmt.Errorf("it was answered with a text of %q bytes", length)
+	}
+	text := make([]byte, n)
+	_, err = io.ReadFull(answer, text)
+	return string(text), err
+}
+
+// longestInfo bounds what is believed of an answer's length.
+const longestInfo = 1 << 20
+
+// parseInfo reads the figures of an INFO.
+func parseInfo(text string) (Stats, error) {
+	var stats Stats
+	wanted := map[string]*int64{
+		"keyspace_hits": &stats.Hits, "keyspace_misses": &stats.Misses, "evicted_keys": &stats.Evicted, "expired_keys": &stats.Expired,
+		"used_memory": &stats.Bytes, "maxmemory": &stats.MaxBytes, "connected_clients": &stats.Conns,
+		"total_commands_processed": &stats.Commands, "total_connections_received": &stats.Accepted,
+	}
+	for line := range strings.Lines(text) {
+		name, value, _ := strings.Cut(strings.TrimRight(line, "\r\n"), ":")
+		if name == "db0" { // keys=1,expires=0,avg_ttl=0; there is none when it is empty
+			if _, err := fmt.Sscanf(value, "keys=%d,expires=%d", &stats.Keys, &stats.Expiring); err != nil {
+				return Stats{}, fmt.Errorf("%q: %w", line, err)
+			}
+			continue
+		}
+		figure := wanted[name]
+		if figure == nil {
+			continue
+		}
+		var err error
+		if *figure, err = strconv.ParseInt(value, 10, 64); err != nil {
+			return Stats{}, fmt.Errorf("%s: %w", name, err)
+		}
+		delete(wanted, name)
+	}
+	if len(wanted) > 0 {
+		return Stats{}, fmt.Errorf("it lacks %s", strings.Join(slices.Sorted(maps.Keys(wanted)), ", "))
+	}
+	return stats, nil
+}
 
 // StopSignal ends the server; it has nothing to save.
 func (r *Redis) StopSignal() os.Signal { return syscall.SIGTERM }

@@ -13,7 +13,7 @@
 //
 // Times are in ms on the wire and inside, where the clock is passed in. All
 // methods of Server may be called concurrently. Usual order of calls: New, Serve,
-// Shutdown.
+// Shutdown; Extend before Serve.
 package resp
 
 import (
@@ -21,6 +21,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/bits"
 	"net"
 	"sync"
@@ -44,8 +45,12 @@ type Config struct {
 	// SweepInterval is the time between two looks for entries that have expired; 0 =
 	// 100 ms.
 	SweepInterval time.Duration
-	Seed          uint64           // of what the sweep picks
-	Now           func() time.Time // by which entries expire; nil = time.Now
+	// Front has a server answer commands about the connection (PING and the like) only,
+	// besides those that it is given by Extend: it stands before another one, and holds
+	// nothing itself.
+	Front bool
+	Seed  uint64           // of what the sweep picks
+	Now   func() time.Time // by which entries expire; nil = time.Now
 }
 
 func (c *Config) complete() error {
@@ -74,6 +79,15 @@ func (c *Config) complete() error {
 		c.Now = time.Now
 	}
 	return nil
+}
+
+// table is the commands that the server answers.
+func (c *Config) table() map[string]command {
+	own := aboutConnections()
+	if !c.Front {
+		maps.Copy(own, aboutValues())
+	}
+	return own
 }
 
 // Stats are the figures of a server.
@@ -115,7 +129,7 @@ func New(c Config) (*Server, error) {
 	}
 	return &Server{
 		store: store, listener: newListener(c.Listener, c.MaxCommandBytes), sweeping: c.SweepInterval,
-		table: commands(), started: c.Now(),
+		table: c.table(), started: c.Now(),
 	}, nil
 }
 

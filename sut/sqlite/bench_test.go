@@ -121,6 +121,17 @@ func benchOps(b *testing.B, s *storetest.Store, node *process) {
 	}
 }
 
+func BenchmarkWriteBack(b *testing.B) {
+	for _, durability := range []sqlite.Durability{sqlite.Full, sqlite.Normal} {
+		b.Run(string(durability), func(b *testing.B) {
+			node := &process{dir: b.TempDir(), address: "127.0.0.1:0", durability: durability}
+			node.Restart(b)
+			b.Cleanup(func() { node.Kill(b) })
+			storetest.WriteBack(b, storetest.Open(b, node.address))
+		})
+	}
+}
+
 // BenchmarkReplication measures what copies cost a write: with a log that
 // nobody reads, with one replica, and with one that every write waits for.
 func BenchmarkReplication(b *testing.B) {

@@ -82,6 +82,16 @@ const (
 	sqlAddComment   = `insert into comments (id, photo_id, user_id, text, created_us) ` +
 		`select $1, id, $2, $3, $4 from photos where id = $5`
 
+	// A record that is there already counts as changed, and is locked. One with
+	// this version and anything else in it is another writer's, who made as many
+	// changes. The comments look for the record as the first statement leaves it:
+	// those of a photo that was refused would be there and counted nowhere.
+	sqlWriteBack = `update photos set title = $1, likes = $2, comments = $3, version = $4 where id = $5 and ` +
+		`(version < $4 or version = $4 and title = $1 and likes = $2 and comments = $3)`
+	sqlWriteBackComment = `insert into comments (id, photo_id, user_id, text, created_us) ` +
+		`select $1, id, $2, $3, $4 from photos where id = $5 and title = $6 and likes = $7 and comments = $8 and version = $9 ` +
+		`on conflict do nothing`
+
 	// Deleting begins by locking the photo's row: whoever else deletes it waits
 	// here and then finds none, so that the user's counter falls once.
 	sqlLockPhoto      = `update photos set version = version + 1 where id = $1 and user_id = $2`
@@ -132,8 +142,8 @@ func Statements() []Statement {
 	return all
 }
 
-// serving lists the statements that a web host sends; the others make and fill
-// a database.
+// serving lists the statements that a host sends while it serves; the others
+// make and fill a database.
 func serving() []Statement {
 	user := columns(userColumns, userTypes())
 	photo := columns(photoColumns, photoTypes())
@@ -153,6 +163,8 @@ func serving() []Statement {
 		{Name: "like", SQL: sqlLike, Params: id, Columns: version},
 		{Name: "count comment", SQL: sqlCountComment, Params: id, Columns: version},
 		{Name: "add comment", SQL: sqlAddComment, Params: []Type{BigInt, BigInt, Text, BigInt, BigInt}},
+		{Name: "write back photo", SQL: sqlWriteBack, Params: []Type{Text, BigInt, BigInt, BigInt, BigInt}},
+		{Name: "write back comment", SQL: sqlWriteBackComment, Params: []Type{BigInt, BigInt, Text, BigInt, BigInt, Text, BigInt, BigInt, BigInt}},
 		{Name: "lock photo", SQL: sqlLockPhoto, Params: two},
 		{Name: "uncount photo", SQL: sqlUncountPhoto, Params: two},
 		{Name: "delete comments", SQL: sqlDeleteComments, Params: two},

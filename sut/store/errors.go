@@ -38,6 +38,7 @@ func (s *Store) read(ctx context.Context, do operation) error {
 	order := s.readable()
 	for i, d := range order {
 		last := i == len(order)-1
+		s.reads.Inc()
 		err := d.attempt(limited, do, broken, !last)
 		switch {
 		case err == nil:
@@ -58,6 +59,7 @@ func (s *Store) read(ctx context.Context, do operation) error {
 func (s *Store) write(ctx context.Context, do operation) error {
 	limited, cancel := context.WithTimeout(ctx, s.config.QueryTimeout)
 	defer cancel()
+	s.writes.Inc()
 	err := s.used.Load().primary.attempt(limited, do, func(err error) bool {
 		return broken(err) && pgconn.SafeToRetry(err) || isState(err, serializationFailure, deadlockDetected)
 	}, false)

@@ -29,7 +29,7 @@ type postgres struct {
 }
 
 // startPostgres makes a server with an empty database, or skips the test.
-func startPostgres(t *testing.T) *postgres {
+func startPostgres(t testing.TB) *postgres {
 	t.Helper()
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
 	if len(found) == 0 {
@@ -65,7 +65,7 @@ func startPostgres(t *testing.T) *postgres {
 }
 
 // unprivileged returns an ordinary user to drop to.
-func unprivileged(t *testing.T) *syscall.Credential {
+func unprivileged(t testing.TB) *syscall.Credential {
 	t.Helper()
 	for _, name := range []string{"postgres", "nobody"} {
 		if u, err := user.Lookup(name); err == nil {
@@ -78,7 +78,7 @@ func unprivileged(t *testing.T) *syscall.Credential {
 	return nil
 }
 
-func freePort(t *testing.T) string {
+func freePort(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

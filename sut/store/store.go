@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
@@ -53,6 +54,8 @@ type Config struct {
 	ConnectTimeout time.Duration
 	// Name is what the database sees as the name of the client; optional.
 	Name string
+	// Registry gets stagebench_store_*; nil = nobody does.
+	Registry prometheus.Registerer
 }
 
 // withDefaults returns the configuration with its defaults filled in, or says
@@ -90,6 +93,8 @@ type Store struct {
 	turn    atomic.Uint64  // of the replicas
 	setting sync.Mutex     // held by SetDatabases
 	closing sync.WaitGroup // databases that are not used any more
+
+	reads, writes prometheus.Counter // operations that were sent to a database
 }
 
 // Open returns a Store and connects to nothing yet: the first operation does.
@@ -98,7 +103,15 @@ func Open(c Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{config: c}
+	operations := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "stagebench_store_operations_total", Help: "Operations that were sent to a database, of one round trip each, by kind.",
+	}, []string{"kind"})
+	if c.Registry != nil {
+		if err := c.Registry.Register(operations); err != nil {
+			return nil, fmt.Errorf("store: %w", err)
+		}
+	}
+	s := &Store{config: c, reads: operations.WithLabelValues("read"), writes: operations.WithLabelValues("write")}
 	if err := s.SetDatabases(context.Background(), c.Databases); err != nil {
 		return nil, err
 	}

@@ -30,6 +30,10 @@ func TestPostgresFaults(t *testing.T) {
 	storetest.Faults(t, startPostgres(t))
 }
 
+func BenchmarkWriteBack(b *testing.B) {
+	storetest.WriteBack(b, storetest.Open(b, startPostgres(b).Address()))
+}
+
 // TestDeclaredTypes compares what the catalogue declares with what PostgreSQL
 // makes of it: an engine that knows no types relies on the declaration.
 func TestDeclaredTypes(t *testing.T) {

@@ -162,16 +162,21 @@ func (s *System) peers(names []string) []sut.Peer {
 	return all
 }
 
-// databases are those that a web node uses; the caller holds mu. Of several
-// primaries each has one of its own, in turn.
-func (s *System) databases(web *node) sut.Databases {
+// readsDatabases says whether a node is told which databases to use.
+func (n *node) readsDatabases() bool {
+	return !n.Replicated && slices.ContainsFunc(n.uses, func(used *node) bool { return used.Role == sut.DB })
+}
+
+// databases are those that a node uses; the caller holds mu. Of several primaries
+// each of the same role has one of its own, in turn.
+func (s *System) databases(user *node) sut.Databases {
 	if len(s.roles.Primaries) > 0 {
 		turn := 0
 		for _, n := range s.nodes {
-			if n == web {
+			if n == user {
 				break
 			}
-			if n.Role == sut.Web {
+			if n.Role == user.Role {
 				turn++
 			}
 		}
@@ -301,7 +306,7 @@ func (c copies) Use(ctx context.Context, roles failover.Roles) error {
 	var late error
 	for _, n := range c.nodes {
 		switch {
-		case n.Role != sut.Web:
+		case !n.readsDatabases():
 		case n.launching || n.state == targets.Paused:
 			late = fmt.Errorf("%s is %s", n.Name, n.state)
 		case n.state == targets.Serving:

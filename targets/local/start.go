@@ -144,7 +144,7 @@ func (s *System) configFor(n *node) sut.NodeConfig {
 	case n.Replicated:
 		delete(config.Uses, sut.DB)
 		config.Replication = s.replication(n)
-	case n.Role == sut.Web && s.roles.Epoch > 0:
+	case n.readsDatabases() && s.roles.Epoch > 0:
 		use := s.databases(n)
 		config.Epoch, config.Uses[sut.DB] = use.Epoch, append([]sut.Peer{use.Primary}, use.Replicas...)
 	}

@@ -20,6 +20,13 @@ import (
 // shown.
 const VersionHeader = "X-Record-Version"
 
+// CacheHeader is the response header that is CacheHit when the record shown was
+// A target that reads records from a cache says so in a header of the response.
+const (
+	CacheHeader = "X-Cache"
+	CacheHit    = "hit" // its value when the record shown was read from a cache
+)
+
 // Request builds the HTTP request of an op against the endpoint.
 func (c *Clients) Request(op workloads.Op) (*http.Request, error) {
 	u, err := url.Parse(c.URL(op))
@@ -163,6 +170,9 @@ func (t *Ticket) exchange(req *http.Request) (http.Header, error) {
 		o.BytesIn, err = t.slot.drain(response.Body, t.Op.Check.NeedsBody())
 		if version := header[VersionHeader]; len(version) == 1 {
 			o.Version, _ = strconv.ParseInt(version[0], 10, 64)
+		}
+		if cache := header[CacheHeader]; len(cache) == 1 {
+			o.Cached = cache[0] == CacheHit
 		}
 	}
 	o.Done = f.Now()

@@ -186,8 +186,10 @@ func (b *Bench) stepper(ctx context.Context, system *local.System, workload work
 		Driver: b.Driver, Clients: clients, Workload: workload, SLO: b.SLO, Timeout: opTimeout, Drain: drainAtStop,
 		Progress: b.Progress, History: history.New(), Target: system, ClientCPU: FreeFor(usage), Log: f.log, Timeline: f.timeline,
 		// Asked each time: a node that was restarted has another admin address.
-		Served: func(ctx context.Context) (int64, error) { return Served(ctx, system.Counters()) },
-		Cached: func(ctx context.Context) (*results.CacheReads, error) { return CacheReads(ctx, system) },
+		Served:     func(ctx context.Context) (int64, error) { return Served(ctx, system.Counters()) },
+		Cached:     func(ctx context.Context) (*results.CacheReads, error) { return CacheReads(ctx, system) },
+		CacheHosts: func(ctx context.Context) ([]CacheHost, error) { return CacheHosts(ctx, system) },
+		Database:   func(ctx context.Context) (*results.DatabaseCalls, error) { return DatabaseCalls(ctx, system) },
 	}, nil
 }
 

@@ -42,12 +42,18 @@ type lagging struct {
 // unsure is the record whose writes are never acknowledged.
 const unsure = "/records/unsure"
 
+// cached is the record whose reads a cache answers.
+const cached = "/records/1"
+
 func (s *lagging) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	version := 1
 	switch {
 	case r.Method == http.MethodGet:
+		if r.URL.Path == cached {
+			w.Header().Set(driver.CacheHeader, driver.CacheHit)
+		}
 		for _, at := range s.commits[r.URL.Path] {
 			if time.Since(at) > s.lag {
 				version++
@@ -165,6 +171,9 @@ func TestStaleAnswersAreAsOldAsTheReplicaIsBehind(t *testing.T) {
 		stale := step.Stale
 		if stale == nil || stale.Stale == 0 || stale.RYWViolations == 0 || stale.RYWViolations > stale.Stale || stale.AgeNS.Count != stale.Stale {
 			t.Fatalf("step %d: %+v", i, stale)
+		}
+		if stale.Hits == 0 || stale.StaleHits == 0 || stale.StaleHits == stale.Stale || stale.HitAgeNS.Count != stale.StaleHits {
+			t.Errorf("step %d: one record of three comes from a cache: %+v", i, stale)
 		}
 		reads += stale.Reads
 		rounding := int64(lag) / 500 // of the histogram

@@ -23,6 +23,8 @@ type look struct {
 	usage    targets.Usage
 	served   *int64
 	cached   *results.CacheReads
+	caches   []CacheHost
+	database *results.DatabaseCalls
 	problems []string
 }
 
@@ -47,6 +49,18 @@ func (s *Stepper) look(ctx context.Context) look {
 		var err error
 		if l.cached, err = s.Cached(ctx); err != nil {
 			l.problems = append(l.problems, "what the cache tier had is not known: "+err.Error())
+		}
+	}
+	if s.CacheHosts != nil {
+		var err error
+		if l.caches, err = s.CacheHosts(ctx); err != nil {
+			l.problems = append(l.problems, "what a cache host counted is not known: "+err.Error())
+		}
+	}
+	if s.Database != nil {
+		var err error
+		if l.database, err = s.Database(ctx); err != nil {
+			l.problems = append(l.problems, "what was asked of the databases is not known: "+err.Error())
 		}
 	}
 	return l

@@ -13,17 +13,10 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/stagebench/stagebench/results"
-	"github.com/stagebench/stagebench/sut"
-	"github.com/stagebench/stagebench/targets/local"
 )
 
-// Metrics of nodes that are read here.
-const (
-	requestsMetric   = "stagebench_http_requests_total" // the finished requests of a web node or a balancer
-	cacheReadsMetric = "stagebench_cache_reads_total"   // of a web node, by result
-)
+// requestsMetric is the finished requests of a web node or a balancer.
+const requestsMetric = "stagebench_http_requests_total"
 
 // servedTimeout bounds the question: a node that has stopped answering must not
 // hold the run.
@@ -45,58 +38,46 @@ func Served(ctx context.Context, adminURLs []string) (int64, error) {
 	return sum, nil
 }
 
-// CacheReads asks the web nodes of a system what they have found in the cache tier;
-// nil when it has none.
-func CacheReads(ctx context.Context, system *local.System) (*results.CacheReads, error) {
-	t := system.Topology()
-	if !slices.ContainsFunc(t.Nodes, func(n sut.Node) bool { return n.Role == sut.Cache }) {
-		return nil, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, servedTimeout)
-	defer cancel()
-	var reads results.CacheReads
-	for _, n := range t.Nodes {
-		if n.Role != sut.Web {
-			continue
+// metricsOf sums the series of a node's metrics that begin with each of the prefixes.
+func metricsOf(ctx context.Context, adminURL string, prefixes ...string) ([]int64, error) {
+	sums := make([]int64, len(prefixes))
+	err := scrape(ctx, adminURL, func(series string, value float64) {
+		if i := slices.IndexFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(series, prefix) }); i >= 0 {
+			sums[i] += int64(value)
 		}
-		found, err := metricsOf(ctx, system.AdminURL(n.Name), cacheReadsMetric+`{result="hit"}`, cacheReadsMetric+`{result="miss"}`)
-		if err != nil {
-			return nil, err
-		}
-		reads.Hits, reads.Misses = reads.Hits+found[0], reads.Misses+found[1]
-	}
-	return &reads, nil
+	})
+	return sums, err
 }
 
-// metricsOf sums the lines of a node's metrics that begin with each of the prefixes.
-func metricsOf(ctx context.Context, adminURL string, prefixes ...string) ([]int64, error) {
+// scrape reads a node's metrics in the Prometheus text format. A series is a name,
+// with labels in braces if it has any.
+func scrape(ctx context.Context, adminURL string, each func(series string, value float64)) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, adminURL+"/metrics", nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	response, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = response.Body.Close() }() // read only
 	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("GET %s/metrics: %s", adminURL, response.Status)
+		return fmt.Errorf("GET %s/metrics: %s", adminURL, response.Status)
 	}
-	sums := make([]int64, len(prefixes))
 	lines := bufio.NewScanner(response.Body)
 	for lines.Scan() {
 		line := lines.Text()
-		i := slices.IndexFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(line, prefix) })
-		if i < 0 {
+		if line == "" || line[0] == '#' {
 			continue
 		}
-		value, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)
+		end := strings.LastIndexByte(line, ' ')
+		value, err := strconv.ParseFloat(line[end+1:], 64)
 		if err != nil {
-			return nil, fmt.Errorf("metric %q: %w", line, err)
+			return fmt.Errorf("metric %q: %w", line, err)
 		}
-		sums[i] += int64(value)
+		each(line[:max(end, 0)], value)
 	}
-	return sums, lines.Err()
+	return lines.Err()
 }
 
 // Endpoint takes apart where a system can be reached: the base URL that requests

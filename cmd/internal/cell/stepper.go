@@ -66,6 +66,12 @@ type Stepper struct {
 	// Cached is what the target has found in its cache tier so far; nil = it is not
 	// asked, and what it returns is nil when there is no such tier.
 	Cached func(ctx context.Context) (*results.CacheReads, error)
+	// CacheHosts is what the hosts of the cache tier say of themselves; nil = they are
+	// not asked. Those that do not answer are missing.
+	CacheHosts func(ctx context.Context) ([]CacheHost, error)
+	// Database is what the target has asked of its databases so far; nil = it is not
+	// asked.
+	Database func(ctx context.Context) (*results.DatabaseCalls, error)
 	// ClientCPU is how many cores the client can use.
 	ClientCPU float64
 	// During does something to the target while a step lasts, from its start until
@@ -150,12 +156,17 @@ func (s *Stepper) stale(report driver.Report) *results.Stale {
 	if s.began.IsZero() {
 		s.began = report.Start
 	}
-	ages := hdr.NewHistogram()
-	stale := s.History.EndStep(int64(report.Start.Sub(s.began)), ages.Record)
+	ages, hits := hdr.NewHistogram(), hdr.NewHistogram()
+	stale := s.History.EndStep(int64(report.Start.Sub(s.began)), func(read history.StaleRead) {
+		ages.Record(read.AgeNS)
+		if read.Cached {
+			hits.Record(read.AgeNS)
+		}
+	})
 	if stale.Reads == 0 {
 		return nil
 	}
-	stale.AgeNS = ages.Latency(0)
+	stale.AgeNS, stale.HitAgeNS = ages.Latency(0), hits.Latency(0)
 	return &stale
 }
 
@@ -201,6 +212,10 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after l
 	// Web hosts that were restarted, or have left, count anew.
 	if b, a := before.cached, after.cached; b != nil && a != nil && a.Hits >= b.Hits && a.Misses >= b.Misses {
 		step.Cache = &results.CacheReads{Hits: a.Hits - b.Hits, Misses: a.Misses - b.Misses}
+	}
+	step.CacheNodes = cacheNodesBetween(before.caches, after.caches)
+	if b, a := before.database, after.database; b != nil && a != nil && a.Reads >= b.Reads && a.Writes >= b.Writes {
+		step.Database = &results.DatabaseCalls{Reads: a.Reads - b.Reads, Writes: a.Writes - b.Writes}
 	}
 }
 

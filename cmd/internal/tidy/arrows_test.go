@@ -25,6 +25,7 @@ func arrows() []arrow {
 		{"sut/...", []string{"sut", "sut/photos"}, "tiers meet over their wire protocols, so that any of them can be another server"},
 		{"sut/sqlite", []string{"sut", "sut/photos", "sut/sqlite/replog", "sut/sqlite/several"}, "the logs of changes are parts of the database that can be read without it"},
 		{"sut/sqlite/several", []string{"sut", "sut/sqlite/replog"}, "the log of several primaries is written and sent as that of one is"},
+		{"sut/cache/cachefront", []string{"sut", "sut/photos", "sut/cache"}, "a cache host answers in the words in which its client asks"},
 		{"sut/node/...", []string{"sut/..."}, "turns a configuration into a running node: somebody has to know all tiers, and only this does"},
 
 		{"targets", []string{"sut"}, "what a target is made of is said in the words of the system under test"},

@@ -18,6 +18,7 @@ type dependency struct {
 func dependencies() []dependency {
 	return []dependency{
 		{"github.com/HdrHistogram/hdrhistogram-go", "latency histograms that merge exactly, and their log format", []string{"results/hdr"}},
+		{"github.com/bradfitz/gomemcache", "client of memcached", []string{"sut/cache"}},
 		{"github.com/goccy/go-yaml", "matrix, workload and fault files; errors name line and column", []string{"workloads/file", "targets/faults"}},
 		{"github.com/google/go-cmp", "tests: differences that can be read", nil},
 		{"github.com/jackc/pgx/v5", "PostgreSQL client and wire types", []string{"sut/store/...", "sut/sqlite/...", "sut/postgres/..."}},

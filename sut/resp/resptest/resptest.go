@@ -22,16 +22,25 @@ import (
 // patience is how long anything may take that is not being measured.
 const patience = 20 * time.Second
 
-// Config and Server are those of the embedded node, for tests that may know it by
-// this kit only.
+// Config, Server, Values and Command are those of the embedded node, for tests that may
+// know it by this kit only.
 type (
-	Config = resp.Config
-	Server = resp.Server
+	Config  = resp.Config
+	Server  = resp.Server
+	Values  = resp.Values
+	Command = resp.Command
 )
 
 // Serve starts an embedded server on a free port of loopback. The listener of the
 // configuration is not used.
 func Serve(t testing.TB, c resp.Config) *resp.Server {
+	t.Helper()
+	return ServeFront(t, c, func(*resp.Server) map[string]resp.Command { return nil })
+}
+
+// ServeFront starts an embedded server like Serve, with further commands, which may use
+// what the server holds.
+func ServeFront(t testing.TB, c resp.Config, further func(*resp.Server) map[string]resp.Command) *resp.Server {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -40,6 +49,9 @@ func Serve(t testing.TB, c resp.Config) *resp.Server {
 	c.Listener = listener
 	server, err := resp.New(c)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Extend(further(server)); err != nil {
 		t.Fatal(err)
 	}
 	served := make(chan error, 1)
@@ -64,7 +76,7 @@ func Redis(t testing.TB, settings ...string) string {
 	t.Helper()
 	binary, err := exec.LookPath("redis-server")
 	if err != nil {
-		t.Skip("there is no redis-server here")
+		t.Skipf("needs Debian's package redis-server: %v", err)
 	}
 	for range 5 { // somebody else may take the port before the server does
 		listener, err := net.Listen("tcp", "127.0.0.1:0")

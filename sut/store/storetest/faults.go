@@ -43,6 +43,7 @@ func Faults(t *testing.T, db Database) {
 		{"a pool without a free connection is unavailable", exhausted},
 		{"the first requests after a restart succeed", restarted},
 		{"under load nothing acknowledged is lost", killedUnderLoad},
+		{"a batch is stored once, however often it is sent", killedBack},
 	} {
 		t.Run(check.name, func(t *testing.T) { check.run(t, k, db) })
 	}

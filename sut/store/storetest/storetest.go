@@ -4,7 +4,7 @@
 // It needs an empty database that speaks the PostgreSQL wire protocol. It
 // starts none itself, asserts no wall time and leaves nothing running. Run
 // checks every method, alone and under concurrent use; Faults kills the
-// database and its clients.
+// database and its clients. WriteBack is a benchmark.
 package storetest
 
 import (
@@ -66,6 +66,11 @@ func Run(t *testing.T, open func(t *testing.T) *Store) {
 		{"mutual follows do not deadlock", mutualFollows},
 		{"a photo is deleted once", deletedOnce},
 		{"a photo takes its comments along", deletedWithComments},
+		{"a batch of writes is stored once", writtenBack},
+		{"a batch does not undo what others wrote", refusedBack},
+		{"a batch that fails leaves nothing", wholeBack},
+		{"a batch of 500 is stored", manyBack},
+		{"batches that share photos do not deadlock", crossedBack},
 	} {
 		t.Run(check.name, func(t *testing.T) { check.run(t, k) })
 	}

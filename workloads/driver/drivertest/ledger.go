@@ -138,6 +138,7 @@ func requests(t *testing.T, d driver.Driver) {
 			}
 		}
 		w.Header().Set(driver.VersionHeader, "42")
+		w.Header().Set(driver.CacheHeader, driver.CacheHit)
 		_, _ = w.Write(make([]byte, 100_000))
 	})
 	workload, err := workloads.Single(http.MethodPut, "/a/b?c=d", map[string]string{"X-Test": "yes"}, body)
@@ -149,8 +150,8 @@ func requests(t *testing.T, d driver.Driver) {
 	if y.Step.Ledger.OK != 200 {
 		t.Fatalf("ledger %+v causes %v, want 200 successes", y.Step.Ledger, y.Step.Causes)
 	}
-	if o := y.Outcomes[0]; o.Version != 42 || o.BytesIn != 100_000 || o.BytesOut != int64(len(body)) {
-		t.Errorf("outcome %+v, want version 42, 100000 bytes in, %d out", o, len(body))
+	if o := y.Outcomes[0]; o.Version != 42 || !o.Cached || o.BytesIn != 100_000 || o.BytesOut != int64(len(body)) {
+		t.Errorf("outcome %+v, want version 42 from a cache, 100000 bytes in, %d out", o, len(body))
 	}
 }
 

@@ -1,0 +1,214 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/cmd/internal/cell"
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/history"
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/workloads"
+	"github.com/stagebench/stagebench/workloads/driver"
+)
+
+// comments is the comments of a workload alone.
+type comments struct{ workloads.Workload }
+
+// LoginOp logs in as the whole workload does.
+func (c comments) LoginOp(user int) workloads.Op { return c.Workload.(workloads.Login).LoginOp(user) }
+
+// Op returns the n-th comment: the first one in a stretch of ops.
+func (c comments) Op(n uint64) workloads.Op {
+	const apart = 256 // of which many are comments
+	for k := n * apart; ; k++ {
+		if op := c.Workload.Op(k); op.Class == "comment" {
+			op.Index = n
+			return op
+		}
+	}
+}
+
+// held sums up what the cache hosts say of themselves.
+func (r *rig) held(t *testing.T) (sum results.CacheNode) {
+	t.Helper()
+	hosts, err := cell.CacheHosts(t.Context(), r.System)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum.WriteBack = &results.WriteBack{}
+	for _, h := range hosts {
+		sum.Expired += h.Expired
+		if back := h.WriteBack; back != nil {
+			sum.WriteBack.Unflushed += back.Unflushed
+			sum.WriteBack.Flushed += back.Flushed
+			sum.WriteBack.Refused += back.Refused
+		}
+	}
+	return sum
+}
+
+// A cache host that writes back dies with what it has not flushed: the report of lost
+// writes says how much that is, and so does the database. What was flushed is there.
+func TestWriteBackLosesWhatIsNotFlushed(t *testing.T) {
+	for _, engine := range []string{"resp", "redis"} {
+		t.Run(engine, func(t *testing.T) {
+			knobs := sut.Knobs{"cache.engine": engine, "cache.read": "read_through", "cache.write": "write_back", "cache.flush_interval": "60s", "db.replicas": "0", "web.hosts": "1"}
+			r := bringUp(t, sut.Caches, knobs, "write-heavy")
+			r.connect(t, comments{shipped(t, "write-heavy")}, driver.ClientConfig{Connections: 16})
+			r.stepper.History = history.New()
+			seeded := len(r.comments(t, "db-1"))
+			step := r.load(t, 60, 4*time.Second, 0, nil)
+			if failed(step) > 0 {
+				t.Fatalf("ledger %+v causes %v", step.Ledger, step.Causes)
+			}
+			back := *r.held(t).WriteBack
+			there := len(r.comments(t, "db-1")) - seeded
+			independent := step.Ledger.OK - int64(there)
+			if int64(there) != back.Flushed || back.Unflushed != independent || independent == 0 {
+				t.Errorf("of %d comments %d are in the database; the cache says %+v", step.Ledger.OK, there, back)
+			}
+			if err := r.Kill("cache-1"); err != nil {
+				t.Fatal(err)
+			}
+			r.awaitCache(t)
+			writes, err := cell.FindWrites(t.Context(), r.stepper.History, r.stepper.Clients, driver.ReadBack{Timeout: 10 * time.Second, Patience: time.Second, Pause: 50 * time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if again := len(r.comments(t, "db-1")) - seeded; again != there {
+				t.Errorf("%d comments are in the database, and were %d when the cache died", again, there)
+			}
+			t.Logf("%d acknowledged, %d flushed; lost: %d by the report, %d by the rows", step.Ledger.OK, there, writes.Lost, independent)
+			if writes.Acknowledged != step.Ledger.OK || writes.Lost != independent {
+				t.Errorf("the report says %+v, of %d acknowledged %d are not in the database", writes, step.Ledger.OK, independent)
+			}
+		})
+	}
+}
+
+// awaitCache waits until a killed cache host has been replaced.
+func (r *rig) awaitCache(t *testing.T) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for !slices.ContainsFunc(r.Status(), func(n targets.NodeStatus) bool {
+		return n.Role == sut.Cache && n.Restarts > 0 && n.State == targets.Serving
+	}) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the cache is not back: %+v", r.Status())
+		}
+		pause()
+	}
+}
+
+// A cache host that is stopped in order flushes first.
+func TestWriteBackEndsInOrder(t *testing.T) {
+	r := bringUp(t, sut.Caches, sut.Knobs{"cache.write": "write_back", "cache.flush_interval": "60s", "db.replicas": "0", "web.hosts": "1"}, "write-heavy")
+	r.connect(t, comments{shipped(t, "write-heavy")}, driver.ClientConfig{Connections: 16})
+	seeded := len(r.comments(t, "db-1"))
+	step := r.load(t, 60, 2*time.Second, 0, nil)
+	if step.Ledger.OK == 0 || r.held(t).WriteBack.Unflushed == 0 {
+		t.Fatalf("ledger %+v causes %v; the cache holds %+v", step.Ledger, step.Causes, r.held(t).WriteBack)
+	}
+	for _, n := range r.Status() {
+		if n.Node == "cache-1" {
+			if err := syscall.Kill(n.PID, syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	r.awaitCache(t)
+	if there := len(r.comments(t, "db-1")) - seeded; int64(there) != step.Ledger.OK {
+		t.Errorf("of %d acknowledged comments %d are in the database", step.Ledger.OK, there)
+	}
+}
+
+// Of three hosts a dead one costs its own keys, a third of all, and no request but
+// those in flight on it: look-aside goes to the database, read-through to another
+// cache host.
+func TestOneOfThreeCacheHostsIsKilled(t *testing.T) {
+	for _, read := range []string{"look_aside", "read_through"} {
+		t.Run(read, func(t *testing.T) {
+			r := bringUp(t, sut.Caches, sut.Knobs{"cache.hosts": "3", "cache.feed_ttl": "0s", "cache.ttl": "1h", "cache.read": read, "db.replicas": "0", "web.hosts": "2"}, "read-heavy")
+			r.stepper.Cached = func(ctx context.Context) (*results.CacheReads, error) { return cell.CacheReads(ctx, r.System) }
+			warm := r.load(t, 80, 3*time.Second, 0, nil)
+			hosts, err := cell.CacheHosts(t.Context(), r.System)
+			if err != nil || len(hosts) != 3 {
+				t.Fatal(hosts, err)
+			}
+			all := hosts[0].Entries + hosts[1].Entries + hosts[2].Entries
+			lost := float64(hosts[1].Entries) / float64(all)
+			step := r.load(t, 80, 4*time.Second, time.Second, func() {
+				if err := r.Kill("cache-2"); err != nil {
+					t.Error(err)
+				}
+			})
+			t.Logf("%.1f %% of %d keys lost; hit ratio %.2f before, %.2f with the kill; ledger %+v causes %v", 100*lost, all, warm.Cache.HitRatio(), step.Cache.HitRatio(), step.Ledger, step.Causes)
+			if failed(step) > 0 {
+				t.Errorf("%d requests failed, want none", failed(step))
+			}
+			if all < 50 || lost < 0.2 || lost > 0.40 {
+				t.Errorf("%.1f %% of %d keys were on one of three hosts: want about a third, and not more than 40 %%", 100*lost, all)
+			}
+			if step.Cache == nil || step.Cache.Hits == 0 {
+				t.Errorf("the other hosts had nothing: %+v", step.Cache)
+			}
+		})
+	}
+}
+
+// A feed that all ask for expires again and again, under 500 requests per second. With
+// single flight it is loaded from the database once each time by its cache host, on
+// however many web hosts it is asked for; without, by all who miss it meanwhile.
+func TestStampede(t *testing.T) {
+	for _, single := range []string{"true", "false"} {
+		t.Run("single flight "+single, func(t *testing.T) {
+			r := bringUp(t, sut.Caches, sut.Knobs{
+				"cache.hosts": "2", "cache.read": "read_through", "cache.feed_ttl": "700ms", "cache.single_flight": single, "db.replicas": "0", "web.hosts": "2",
+			}, "read-heavy")
+			r.connect(t, repeated{Class: "feed", Method: "GET", Path: "/api/feed?user=7&limit=100", User: -1}, driver.ClientConfig{Connections: 64})
+			step := r.load(t, 500, 4*time.Second, 0, nil)
+			loads, expired := int64(0), r.held(t).Expired
+			for _, name := range []string{"cache-1", "cache-2"} {
+				loads += r.metric(t, name, "stagebench_cache_node_loads_total")
+			}
+			t.Logf("%d requests, expired %d times, %d loads: %.2f each time", step.Ledger.OK, expired, loads, float64(loads)/float64(expired+1))
+			// What has expired since the last request is not loaded any more.
+			if want := expired + 1; single == "true" && loads != want && loads != want-1 {
+				t.Errorf("%d loads of a key that expired %d times", loads, expired)
+			}
+			if failed(step) > 0 || expired == 0 || loads == 0 {
+				t.Errorf("ledger %+v causes %v", step.Ledger, step.Causes)
+			}
+		})
+	}
+}
+
+// metric is what a node says of a figure.
+func (r *rig) metric(t *testing.T, node, name string) int64 {
+	t.Helper()
+	response, err := http.Get(r.AdminURL(node) + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = response.Body.Close() }() // read only
+	for lines := bufio.NewScanner(response.Body); lines.Scan(); {
+		if text, found := strings.CutPrefix(lines.Text(), name+" "); found {
+			value, err := strconv.ParseFloat(text, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return int64(value)
+		}
+	}
+	t.Fatalf("%s does not say %s", node, name)
+	return 0
+}

@@ -1,0 +1,293 @@
+package cachefront
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/stagebench/stagebench/sut/cache"
+	"github.com/stagebench/stagebench/sut/photos"
+)
+
+// batchRecords is how many records are written in one transaction at most: few
+// enough that nobody else waits long for the primary.
+const batchRecords = 200
+
+// pending is what was acknowledged and is not in the records yet. All methods but
+// the constructor may be called on nil, which holds nothing.
+type pending struct {
+	max int
+
+	mu      sync.Mutex
+	records map[photos.ID]*unflushed
+	keys    map[string]*unflushed // the same, by the key of the cache
+	writes  int64                 // in all of them
+	room    chan struct{}         // closed when records have gone; nil = nobody waits
+}
+
+// unflushed is a record with the writes that the records do not have.
+type unflushed struct {
+	photos.Written
+	text   []byte // of the photo
+	writes int64
+}
+
+func newPending(most int) *pending {
+	return &pending{max: most, records: map[photos.ID]*unflushed{}, keys: map[string]*unflushed{}}
+}
+
+// text is the text of a record that waits.
+func (p *pending) text(key string) (value []byte, found bool) {
+	if p == nil {
+		return nil, false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if u := p.keys[key]; u != nil {
+		return u.text, true
+	}
+	return nil, false
+}
+
+// count is how many writes wait.
+func (p *pending) count() int64 {
+	if p == nil {
+		return 0
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.writes
+}
+
+func (p *pending) get(id photos.ID) (photo photos.Photo, found bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if u := p.records[id]; u != nil {
+		return u.Photo, true
+	}
+	return photo, false
+}
+
+// add takes a write that made a record what it is now; full says that there is enough
+// for one more batch since.
+func (p *pending) add(photo photos.Photo, text []byte, w cache.Write) (full bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	u := p.records[photo.ID]
+	if u == nil {
+		u = &unflushed{}
+		p.records[photo.ID], p.keys[cache.PhotoKey(photo.ID).String()] = u, u
+		full = len(p.records)%batchRecords == 0
+	}
+	u.Photo, u.text = photo, text
+	if w.Comment != nil {
+		u.Comments = append(u.Comments, *w.Comment)
+	}
+	u.writes++
+	p.writes++
+	return full
+}
+
+// ids lists the records that wait.
+func (p *pending) ids() []photos.ID {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ids := make([]photos.ID, 0, len(p.records))
+	for id := range p.records {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids) // so that whoever locks several records locks them in one order
+	return ids
+}
+
+// now is what waits of some records, at this moment.
+func (p *pending) now(ids []photos.ID) (batch []unflushed) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, id := range ids {
+		if u := p.records[id]; u != nil {
+			copied := *u
+			copied.Comments = slices.Clip(u.Comments)
+			batch = append(batch, copied)
+		}
+	}
+	return batch
+}
+
+// done takes away what was written of a record.
+func (p *pending) done(written unflushed) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	u := p.records[written.Photo.ID]
+	u.Comments = u.Comments[len(written.Comments):]
+	u.writes -= written.writes
+	p.writes -= written.writes
+	if u.writes == 0 {
+		p.remove(u)
+	}
+}
+
+// refused takes away all that waits of a record, and returns how many writes it is.
+func (p *pending) refused(id photos.ID) (writes int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	u := p.records[id]
+	p.writes -= u.writes
+	p.remove(u)
+	return u.writes
+}
+
+// remove is called by who holds the lock.
+func (p *pending) remove(u *unflushed) {
+	delete(p.records, u.Photo.ID)
+	delete(p.keys, cache.PhotoKey(u.Photo.ID).String())
+	if p.room != nil {
+		close(p.room)
+		p.room = nil
+	}
+}
+
+// awaitRoom waits until one more record may wait.
+func (p *pending) awaitRoom(ctx context.Context, id photos.ID) error {
+	for {
+		p.mu.Lock()
+		if len(p.records) < p.max || p.records[id] != nil {
+			p.mu.Unlock()
+			return nil
+		}
+		if p.room == nil {
+			p.room = make(chan struct{})
+		}
+		room := p.room
+		p.mu.Unlock()
+		select {
+		case <-room:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %d records wait to be flushed: %w", photos.ErrUnavailable, p.max, ctx.Err())
+		}
+	}
+}
+
+// writeBack takes a write that the records get later. The holder of the key's stripe
+// calls it.
+func (f *Front) writeBack(ctx context.Context, id photos.ID, w cache.Write) (version int64, err error) {
+	photo, err := f.newest(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	if w.Rename != nil && w.Rename.Owner != photo.UserID {
+		return 0, fmt.Errorf("rename photo %d for user %d: %w", id, w.Rename.Owner, photos.ErrForbidden)
+	}
+	change(&photo, w)
+	text, err := json.Marshal(photo)
+	if err != nil {
+		return 0, fmt.Errorf("cachefront: photo %d: %w", id, err)
+	}
+	if f.pending.add(photo, text, w) {
+		select {
+		case f.urgent <- struct{}{}:
+		default: // it has been asked
+		}
+	}
+	return photo.Version, nil
+}
+
+// newest is a photo's record after all writes that came by here.
+func (f *Front) newest(ctx context.Context, id photos.ID) (photo photos.Photo, err error) {
+	if photo, found := f.pending.get(id); found {
+		return photo, nil
+	}
+	if f.config.ReadThrough {
+		value, found, err := f.config.Values.Get(ctx, cache.PhotoKey(id).String())
+		if err == nil && found && json.Unmarshal(value, &photo) == nil {
+			return photo, nil
+		}
+	}
+	f.figures.loads.Inc()
+	return f.config.Records.Photo(ctx, id)
+}
+
+// flushEach flushes at each interval, or when there is enough for a batch.
+func (f *Front) flushEach(ctx context.Context) {
+	tick := time.NewTicker(f.config.FlushInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-f.urgent:
+		case <-ctx.Done():
+			return
+		}
+		if err := f.flush(ctx); err != nil && ctx.Err() == nil {
+			f.config.Log.Warn("what was written cannot be flushed", "writes", f.pending.count(), "error", err.Error())
+		}
+	}
+}
+
+// flush writes what waits, a batch after the other.
+func (f *Front) flush(ctx context.Context) error {
+	for ids := range slices.Chunk(f.pending.ids(), batchRecords) {
+		if err := f.flushThese(ctx, ids); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// flushThese writes what waits of some records, and settles each of them. Its caller
+// holds no stripe.
+func (f *Front) flushThese(ctx context.Context, ids []photos.ID) error {
+	select {
+	case f.flushing <- struct{}{}:
+		defer func() { <-f.flushing }()
+	case <-ctx.Done():
+		return fmt.Errorf("%w: others are flushed: %w", photos.ErrUnavailable, ctx.Err())
+	}
+	batch := f.pending.now(ids)
+	if len(batch) == 0 {
+		return nil
+	}
+	written := make([]photos.Written, len(batch))
+	for i, u := range batch {
+		written[i] = u.Written
+	}
+	bounded, cancel := context.WithTimeout(ctx, f.config.Timeout)
+	defer cancel()
+	refused, err := f.config.Records.WriteBack(bounded, written)
+	if err != nil {
+		f.figures.failed.Inc()
+		return err
+	}
+	f.figures.batches.Inc()
+	for _, u := range batch {
+		f.settle(context.WithoutCancel(ctx), u, slices.Contains(refused, u.Photo.ID))
+	}
+	return nil
+}
+
+// settle notes that a record was written, or refused, and gives it to the values.
+func (f *Front) settle(ctx context.Context, u unflushed, refused bool) {
+	key := cache.PhotoKey(u.Photo.ID).String()
+	s := f.stripe(key)
+	_ = s.hold(ctx) // which has no end; whoever holds it is bounded by a timeout
+	defer s.release()
+	ctx, cancel := context.WithTimeout(ctx, f.config.Timeout)
+	defer cancel()
+	if refused {
+		// Somebody else wrote the record, or deleted it: what is built on another state
+		// of it is lost with the rest.
+		lost := f.pending.refused(u.Photo.ID)
+		f.figures.refused.Add(float64(lost))
+		f.config.Log.Warn("writes were acknowledged and then refused", "photo", int64(u.Photo.ID), "writes", lost)
+		f.drop(ctx, key)
+		return
+	}
+	f.figures.flushed.Add(float64(u.writes))
+	// The value is stored before the record stops to wait, so that nobody reads an
+	// older one in between.
+	f.keep(ctx, key, u.text, f.config.TTL)
+	f.pending.done(u)
+}

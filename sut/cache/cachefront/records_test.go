@@ -1,0 +1,281 @@
+package cachefront_test
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/stagebench/stagebench/sut/photos"
+)
+
+// hook is called with the name of a method of records; it may fail, and may wait.
+type hook func(ctx context.Context, call string) error
+
+// records are records in memory, with the rules of the store.
+type records struct {
+	mu       sync.Mutex
+	photos   map[photos.ID]photos.Photo
+	users    map[photos.ID]photos.User
+	comments map[photos.ID][]photos.Comment // by photo
+	calls    map[string]int                 // by method
+	sent     [][]photos.Written             // to WriteBack, whatever became of it
+	before   hook                           // upon an error of it nothing is done
+	after    hook                           // upon an error of it all is done
+}
+
+// newRecords returns records of two users, the first of whom has so many photos, from 1
+// on.
+func newRecords(n int) *records {
+	r := &records{
+		photos: map[photos.ID]photos.Photo{}, comments: map[photos.ID][]photos.Comment{}, calls: map[string]int{},
+		users: map[photos.ID]photos.User{1: {ID: 1, Name: "one", Password: "secret", Photos: int64(n), Version: 1}, 2: {ID: 2, Name: "two", Version: 1}},
+	}
+	for i := range n {
+		id := photos.ID(i + 1)
+		r.photos[id] = photos.Photo{ID: id, UserID: 1, Title: fmt.Sprint("photo ", id), State: photos.StateReady, Version: 1}
+	}
+	return r
+}
+
+// set sets what is called before and after everything; nil = nothing.
+func (r *records) set(before, after hook) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.before, r.after = before, after
+}
+
+// fail has calls fail, all when none are named.
+func fail(err error, calls ...string) hook {
+	return func(_ context.Context, call string) error {
+		if len(calls) == 0 || slices.Contains(calls, call) {
+			return err
+		}
+		return nil
+	}
+}
+
+// called is how often a method was called.
+func (r *records) called(call string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.calls[call]
+}
+
+// photo is a photo as it is stored, or one without an id.
+func (r *records) photo(id photos.ID) photos.Photo {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.photos[id]
+}
+
+// of lists the comments of a photo.
+func (r *records) of(id photos.ID) []photos.Comment {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.comments[id])
+}
+
+// batches is what WriteBack was called with.
+func (r *records) batches() [][]photos.Written {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.sent)
+}
+
+// do is one call.
+func (r *records) do(ctx context.Context, call string, effect func() error) error {
+	r.mu.Lock()
+	r.calls[call]++
+	before := r.before
+	r.mu.Unlock()
+	if before != nil {
+		if err := before(ctx, call); err != nil {
+			return err
+		}
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", photos.ErrUnavailable, ctx.Err())
+	}
+	r.mu.Lock()
+	err, after := effect(), r.after
+	r.mu.Unlock()
+	if err == nil && after != nil {
+		err = after(ctx, call)
+	}
+	return err
+}
+
+func (r *records) User(ctx context.Context, id photos.ID) (u photos.User, err error) {
+	err = r.do(ctx, "User", func() error {
+		u = r.users[id]
+		return there(u.ID)
+	})
+	return u, err
+}
+
+func (r *records) UserByLogin(context.Context, string) (photos.User, error) {
+	return photos.User{}, photos.ErrNotFound
+}
+
+func there(id photos.ID) error {
+	if id == 0 {
+		return photos.ErrNotFound
+	}
+	return nil
+}
+
+func (r *records) Photo(ctx context.Context, id photos.ID) (p photos.Photo, err error) {
+	err = r.do(ctx, "Photo", func() error {
+		p = r.photos[id]
+		return there(p.ID)
+	})
+	return p, err
+}
+
+// list is the newest of the photos that fit.
+func (r *records) list(limit int, fits func(photos.Photo) bool) (list []photos.Photo) {
+	for _, p := range r.photos {
+		if fits(p) {
+			list = append(list, p)
+		}
+	}
+	slices.SortFunc(list, func(a, b photos.Photo) int { return cmp.Compare(b.ID, a.ID) })
+	return list[:min(limit, len(list))]
+}
+
+// Feed has everybody follow everybody else.
+func (r *records) Feed(ctx context.Context, user photos.ID, limit int) (list []photos.Photo, err error) {
+	err = r.do(ctx, "Feed", func() error {
+		list = r.list(limit, func(p photos.Photo) bool { return p.UserID != user })
+		return nil
+	})
+	return list, err
+}
+
+func (r *records) Newest(ctx context.Context, limit int) (list []photos.Photo, err error) {
+	err = r.do(ctx, "Newest", func() error {
+		list = r.list(limit, func(photos.Photo) bool { return true })
+		return nil
+	})
+	return list, err
+}
+
+func (r *records) AddPhoto(ctx context.Context, p photos.Photo) error {
+	return r.do(ctx, "AddPhoto", func() error {
+		if r.photos[p.ID].ID != 0 {
+			return photos.ErrConflict
+		}
+		if err := there(r.users[p.UserID].ID); err != nil {
+			return err
+		}
+		r.photos[p.ID] = p
+		r.counted(p.UserID, 1)
+		return nil
+	})
+}
+
+func (r *records) counted(user photos.ID, more int64) {
+	u := r.users[user]
+	u.Photos, u.Version = u.Photos+more, u.Version+1
+	r.users[user] = u
+}
+
+func (r *records) DeletePhoto(ctx context.Context, id, owner photos.ID) error {
+	return r.do(ctx, "DeletePhoto", func() error {
+		if err := r.owned(id, owner); err != nil {
+			return err
+		}
+		delete(r.photos, id)
+		delete(r.comments, id)
+		r.counted(owner, -1)
+		return nil
+	})
+}
+
+func (r *records) owned(id, owner photos.ID) error {
+	switch p := r.photos[id]; {
+	case p.ID == 0:
+		return photos.ErrNotFound
+	case p.UserID != owner:
+		return photos.ErrForbidden
+	}
+	return nil
+}
+
+// change changes a photo.
+func (r *records) change(ctx context.Context, call string, id photos.ID, allowed func() error, change func(*photos.Photo)) (version int64, err error) {
+	err = r.do(ctx, call, func() error {
+		if err := allowed(); err != nil {
+			return err
+		}
+		p := r.photos[id]
+		change(&p)
+		p.Version++
+		r.photos[id], version = p, p.Version
+		return nil
+	})
+	return version, err
+}
+
+func (r *records) RenamePhoto(ctx context.Context, id, owner photos.ID, title string) (int64, error) {
+	return r.change(ctx, "RenamePhoto", id, func() error { return r.owned(id, owner) }, func(p *photos.Photo) { p.Title = title })
+}
+
+func (r *records) Like(ctx context.Context, id, _ photos.ID) (int64, error) {
+	return r.change(ctx, "Like", id, func() error { return there(r.photos[id].ID) }, func(p *photos.Photo) { p.Likes++ })
+}
+
+func (r *records) Comment(ctx context.Context, c photos.Comment) (int64, error) {
+	return r.change(ctx, "Comment", c.PhotoID, func() error { return there(r.photos[c.PhotoID].ID) }, func(p *photos.Photo) {
+		p.Comments++
+		r.comments[p.ID] = append(r.comments[p.ID], c)
+	})
+}
+
+func (r *records) Follow(ctx context.Context, f photos.Follow) error {
+	return r.do(ctx, "Follow", func() error {
+		for _, id := range []photos.ID{f.Follower, f.Followee} {
+			u := r.users[id]
+			if err := there(u.ID); err != nil {
+				return err
+			}
+			if id == f.Follower {
+				u.Following++
+			} else {
+				u.Followers++
+			}
+			u.Version++
+			r.users[id] = u
+		}
+		return nil
+	})
+}
+
+// WriteBack is that of the store: all or nothing upon an error, what is there already
+// stays, what is not newer is refused.
+func (r *records) WriteBack(ctx context.Context, written []photos.Written) (refused []photos.ID, err error) {
+	r.mu.Lock()
+	r.sent = append(r.sent, written)
+	r.mu.Unlock()
+	err = r.do(ctx, "WriteBack", func() error {
+		for _, w := range written {
+			p, new := r.photos[w.Photo.ID], w.Photo
+			same := p.Version == new.Version && p.Title == new.Title && p.Likes == new.Likes && p.Comments == new.Comments
+			if p.ID == 0 || !same && p.Version >= new.Version {
+				refused = append(refused, new.ID)
+				continue
+			}
+			p.Title, p.Likes, p.Comments, p.Version = new.Title, new.Likes, new.Comments, new.Version
+			r.photos[p.ID] = p
+			for _, c := range w.Comments {
+				if !slices.ContainsFunc(r.comments[p.ID], func(other photos.Comment) bool { return other.ID == c.ID }) {
+					r.comments[p.ID] = append(r.comments[p.ID], c)
+				}
+			}
+		}
+		return nil
+	})
+	return refused, err
+}

@@ -1,0 +1,268 @@
+package cachefront_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/cache"
+	"github.com/stagebench/stagebench/sut/cache/cachefront"
+	"github.com/stagebench/stagebench/sut/photos"
+	"github.com/stagebench/stagebench/sut/resp/resptest"
+)
+
+func TestMain(m *testing.M) {
+	cache.LogTo(discard()) // which hosts do not answer is known
+	goleak.VerifyTestMain(m)
+}
+
+const patience = 20 * time.Second // bounds every wait
+
+// never is an interval that does not end before the test does.
+const never = time.Hour
+
+// engine is a kind of cache host.
+type engine struct {
+	name string
+	// native starts a server of it, which is spoken to over the protocol; nil = the
+	// embedded node, which has its front in itself.
+	native   func(t testing.TB) (address string, end func())
+	protocol cache.Protocol
+}
+
+// strategy is a value of the knobs cache.read and cache.write.
+type strategy struct{ read, write string }
+
+// options say what a rig is made of.
+type options struct {
+	engine
+	strategy
+	hosts    int              // 0 = 1
+	photos   int              // that there are at first; 0 = 20
+	ttl      time.Duration    // of everything; 0 = 1 min
+	noLists  bool             // lists are not kept
+	interval time.Duration    // of write-back; 0 = never
+	bytes    int64            // that the embedded node may use; 0 = no limit
+	many     bool             // there is no single flight
+	now      func() time.Time // by which values of the embedded node expire; nil = time.Now
+	change   func(*cachefront.Config)
+}
+
+// host is a cache host.
+type host struct {
+	peer     sut.Peer
+	server   *resptest.Server  // that clients speak to; nil = a native server
+	front    *cachefront.Front // nil = there is none
+	registry *prometheus.Registry
+	kill     func() // ends the native server
+}
+
+// rig is a cache tier before records, in one process but for native servers.
+type rig struct {
+	options
+	records *records
+	hosts   []*host
+}
+
+func newRig(t testing.TB, o options) *rig {
+	t.Helper()
+	if o.hosts == 0 {
+		o.hosts = 1
+	}
+	if o.photos == 0 {
+		o.photos = 20
+	}
+	if o.ttl == 0 {
+		o.ttl = time.Minute
+	}
+	if o.interval == 0 {
+		o.interval = never
+	}
+	r := &rig{options: o, records: newRecords(o.photos)}
+	for i := range o.hosts {
+		r.hosts = append(r.hosts, r.newHost(t, fmt.Sprint("cache-", i+1)))
+	}
+	return r
+}
+
+func (r *rig) fronted() bool { return r.read == "read_through" || r.write != "write_around" }
+
+func (r *rig) newHost(t testing.TB, name string) *host {
+	t.Helper()
+	h := &host{peer: sut.Peer{Node: name}, registry: prometheus.NewRegistry()}
+	config := resptest.Config{MaxBytes: r.bytes, Now: r.now}
+	var values cachefront.Values
+	if r.native != nil {
+		if h.peer.Address, h.kill = r.native(t); !r.fronted() {
+			return h
+		}
+		client, err := cache.New(cache.Config{
+			Hosts: cache.Hosts{Peers: []sut.Peer{h.peer}}, Protocol: r.protocol, Timeout: patience, Registry: prometheus.NewRegistry(),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(client.Close)
+		values, config.Front = client, true
+	}
+	h.server = resptest.ServeFront(t, config, func(s *resptest.Server) map[string]resptest.Command {
+		if !r.fronted() {
+			return nil
+		}
+		if values == nil {
+			values = s.Values()
+		}
+		h.front = r.newFront(t, values, h.registry)
+		commands := map[string]resptest.Command{}
+		for name, c := range h.front.Commands() {
+			commands[name] = resptest.Command(c)
+		}
+		return commands
+	})
+	h.peer.Address = h.server.Addr().String()
+	return h
+}
+
+// newFront returns a front that flushes when the test ends.
+func (r *rig) newFront(t testing.TB, values cachefront.Values, registry prometheus.Registerer) *cachefront.Front {
+	t.Helper()
+	c := cachefront.Config{
+		Values: values, Records: r.records, TTL: r.ttl, FeedTTL: r.ttl, SingleFlight: !r.many, ReadThrough: r.read == "read_through",
+		Timeout: patience, Registry: registry, Log: discard(),
+	}
+	if r.noLists {
+		c.FeedTTL = 0
+	}
+	if r.write == "write_back" {
+		c.FlushInterval = r.interval
+	}
+	if r.change != nil {
+		r.change(&c)
+	}
+	f, err := cachefront.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		r.records.set(nil, nil)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := f.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return f
+}
+
+// client returns a client of all hosts.
+func (r *rig) client(t testing.TB) *cache.Client {
+	t.Helper()
+	c := cache.Config{Timeout: patience, FailOver: r.fronted(), Registry: prometheus.NewRegistry()}
+	if !r.fronted() {
+		c.Protocol = r.protocol
+	}
+	for _, h := range r.hosts {
+		c.Hosts.Peers = append(c.Hosts.Peers, h.peer)
+	}
+	client, err := cache.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	return client
+}
+
+// web returns records as a web host has them.
+func (r *rig) web(t testing.TB) *cache.Tier {
+	t.Helper()
+	c := cache.TierConfig{ReadThrough: r.read == "read_through", Writes: r.write != "write_around"}
+	c.AsideConfig = cache.AsideConfig{Records: r.records, Client: r.client(t), TTL: r.ttl, FeedTTL: r.ttl, SingleFlight: !r.many}
+	if r.noLists {
+		c.FeedTTL = 0
+	}
+	tier, err := cache.NewTier(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tier
+}
+
+// flush ends all hosts in order, after which the records have everything.
+func (r *rig) flush(t testing.TB) {
+	t.Helper()
+	for _, h := range r.hosts {
+		h.end(t)
+	}
+}
+
+// end ends a host in order.
+func (h *host) end(t testing.TB) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if h.server == nil {
+		h.kill()
+	} else {
+		if err := h.server.Shutdown(ctx); err != nil {
+			t.Error(err)
+		}
+	}
+	if h.front != nil {
+		if err := h.front.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// figure is the value of stagebench_cache_node_*.
+func (h *host) figure(t testing.TB, name string) float64 {
+	t.Helper()
+	families, err := h.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		if family.GetName() == "stagebench_cache_node_"+name {
+			metric := family.Metric[0]
+			return metric.GetCounter().GetValue() + metric.GetGauge().GetValue()
+		}
+	}
+	t.Fatalf("there is no figure %s", name)
+	return 0
+}
+
+// await waits until something is so.
+func await(t testing.TB, what string, so func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !so(); {
+		if time.Now().After(deadline) {
+			t.Fatal("waited in vain until " + what)
+		}
+		<-time.After(time.Millisecond)
+	}
+}
+
+// wait waits for a channel to be closed.
+func wait(t testing.TB, what string, closed <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-closed:
+	case <-time.After(patience):
+		t.Fatal("waited in vain until " + what)
+	}
+}
+
+// photo reads a photo that has to be there.
+func photo(t testing.TB, web cache.Records, id photos.ID) photos.Photo {
+	t.Helper()
+	p, err := web.Photo(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}

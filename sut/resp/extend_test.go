@@ -1,0 +1,164 @@
+package resp_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stagebench/stagebench/sut/resp"
+	"github.com/stagebench/stagebench/sut/resp/resptest"
+)
+
+// Further commands answer with all kinds of values, and take the place of others.
+func TestExtend(t *testing.T) {
+	t.Parallel()
+	for _, front := range []bool{false, true} {
+		s := resptest.ServeFront(t, resp.Config{Front: front}, func(*resp.Server) map[string]resp.Command {
+			return map[string]resp.Command{
+				"answer": {Least: 1, Most: 2, Run: func(args [][]byte) any {
+					switch kind := string(args[0]); kind {
+					case "nothing":
+						return nil
+					case "text":
+						return bytes.Clone(args[1])
+					case "number":
+						return int64(-5)
+					case "ok":
+						return true
+					case "error":
+						return errors.New("STRANGE error")
+					}
+					return []any{int64(1), []byte("a\r\nb"), nil, []any{[]byte("in it")}}
+				}},
+				"get": {Least: 1, Most: 1, Run: func(args [][]byte) any { return []byte("of " + string(args[0])) }},
+			}
+		})
+		c := resptest.Client(s.Addr().String())
+		defer func() { _ = c.Close() }()
+		for _, test := range []struct {
+			args []any
+			want string
+		}{
+			{[]any{"ANSWER", "nothing"}, "<nil> redis: nil"},
+			{[]any{"answer", "text", ""}, " <nil>"},
+			{[]any{"Answer", "text", "x\r\ny"}, "x\r\ny <nil>"},
+			{[]any{"answer", "number"}, "-5 <nil>"},
+			{[]any{"answer", "ok"}, "OK <nil>"},
+			{[]any{"answer", "error"}, "<nil> STRANGE error"},
+			{[]any{"answer", "list"}, "[1 a\r\nb <nil> [in it]] <nil>"},
+			{[]any{"answer"}, "<nil> ERR wrong number of arguments for 'answer' command"},
+			{[]any{"answer", "1", "2", "3"}, "<nil> ERR wrong number of arguments for 'answer' command"},
+			{[]any{"get", "x"}, "of x <nil>"},
+			{[]any{"PING"}, "PONG <nil>"},
+			{[]any{"COMMAND", "COUNT"}, fmt.Sprint(map[bool]int{false: 21, true: 8}[front], " <nil>")},
+		} {
+			value, err := c.Do(t.Context(), test.args...).Result()
+			if diff := cmp.Diff(test.want, fmt.Sprint(value, " ", err)); diff != "" {
+				t.Errorf("front %t, %q (-want +got)\n%s", front, test.args, diff)
+			}
+		}
+		// What it does not have, it does not know.
+		if err := c.Do(t.Context(), "DBSIZE").Err(); (err != nil) != front {
+			t.Errorf("front %t: DBSIZE: %v", front, err)
+		}
+	}
+}
+
+func TestExtendRefuses(t *testing.T) {
+	t.Parallel()
+	for name, good := range map[string]bool{"Fetch": false, "FETCH": false, "a-name-of-17-long": false, "a-name-of-16-lon": true} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := resp.New(resp.Config{Listener: l})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Extend(map[string]resp.Command{name: {Run: func([][]byte) any { return true }}}); (err == nil) != good {
+			t.Errorf("%q: %v", name, err)
+		}
+		_ = l.Close()
+	}
+}
+
+// A command that takes its time holds up its own connection only, and is answered
+// before an orderly end.
+func TestSlowCommand(t *testing.T) {
+	t.Parallel()
+	begun, release := make(chan struct{}), make(chan struct{})
+	s := resptest.ServeFront(t, resp.Config{}, func(*resp.Server) map[string]resp.Command {
+		return map[string]resp.Command{"slow": {Run: func([][]byte) any {
+			close(begun)
+			<-release
+			return int64(7)
+		}}}
+	})
+	c := resptest.Client(s.Addr().String())
+	defer func() { _ = c.Close() }()
+	var slow sync.WaitGroup
+	slow.Go(func() {
+		if n, err := c.Do(t.Context(), "slow").Int64(); n != 7 || err != nil {
+			t.Errorf("%d, %v", n, err)
+		}
+	})
+	<-begun
+	if err := c.Ping(t.Context()).Err(); err != nil {
+		t.Error(err)
+	}
+	slow.Go(func() {
+		if err := s.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	close(release)
+	slow.Wait()
+}
+
+// Values are those that clients see.
+func TestValues(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1e9, 0)
+	s := resptest.Serve(t, resp.Config{Now: func() time.Time { return now }})
+	c, v, ctx := resptest.Client(s.Addr().String()), s.Values(), t.Context()
+	defer func() { _ = c.Close() }()
+	text := []byte("text")
+	for key, ttl := range map[string]time.Duration{"for ever": 0, "for a second": time.Second, "rounded up": time.Nanosecond} {
+		if err := v.Set(ctx, key, text, ttl); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text[0] = 'n' // which is not what was stored
+	for key, want := range map[string]int64{"for ever": -1, "for a second": 1000, "rounded up": 1} {
+		if ms, err := c.Do(ctx, "PTTL", key).Int64(); ms != want || err != nil {
+			t.Errorf("%s: %d ms, %v, want %d", key, ms, err, want)
+		}
+		if got, err := c.Get(ctx, key).Result(); got != "text" || err != nil {
+			t.Errorf("%s: %q, %v", key, got, err)
+		}
+	}
+	if err := c.Set(ctx, "theirs", "value", 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if got, found, err := v.Get(ctx, "theirs"); string(got) != "value" || !found || err != nil {
+		t.Errorf("%q, %t, %v", got, found, err)
+	}
+	for range 2 {
+		if err := v.Delete(ctx, "theirs"); err != nil {
+			t.Error(err)
+		}
+		if got, found, err := v.Get(ctx, "theirs"); got != nil || found || err != nil {
+			t.Errorf("deleted: %q, %t, %v", got, found, err)
+		}
+	}
+	full := resptest.Serve(t, resp.Config{MaxBytes: 1000, Evict: "noeviction"})
+	if err := full.Values().Set(ctx, "large", make([]byte, 2000), 0); err == nil {
+		t.Error("a value that does not fit was taken")
+	}
+}

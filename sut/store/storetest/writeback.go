@@ -1,0 +1,297 @@
+package storetest
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/sut/photos"
+	"github.com/stagebench/stagebench/sut/store"
+)
+
+// writeBack tells the store of photos, and which of them it must refuse.
+func (k kit) writeBack(t *testing.T, what string, written []photos.Written, refused ...photos.ID) {
+	t.Helper()
+	got, err := k.WriteBack(within(t), written)
+	if err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+	same(t, what+": refused", got, refused)
+}
+
+// comments returns the comments of a photo that are stored.
+func (k kit) comments(t *testing.T, photo photos.ID) (ids []photos.ID) {
+	t.Helper()
+	if err := k.Rows(t.Context(), "comments", func(r store.Row) error {
+		if r.Values["photo_id"] == int64(photo) {
+			ids = append(ids, photos.ID(r.Values["id"].(int64)))
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return ids
+}
+
+// changed is what writes leave of a photo that a cache had: so many likes, a
+// new title, and comments.
+func (k kit) changed(p photos.Photo, likes, comments int) photos.Written {
+	p.Title = "title after " + fmt.Sprint(p.Version)
+	p.Likes += int64(likes)
+	p.Comments += int64(comments)
+	p.Version += int64(likes+comments) + 1
+	w := photos.Written{Photo: p}
+	for i := range comments {
+		w.Comments = append(w.Comments, photos.Comment{ID: k.ids.next(), PhotoID: p.ID, UserID: 2, Text: "it's late", CreatedUS: int64(i)})
+	}
+	return w
+}
+
+func idsOf(comments []photos.Comment) (list []photos.ID) {
+	for _, c := range comments {
+		list = append(list, c.ID)
+	}
+	return list
+}
+
+// writtenBack: many writes of a photo arrive as one, and again, as after an
+// answer that was lost.
+func writtenBack(t *testing.T, k kit) {
+	liked := k.changed(k.newPhoto(t, 1), 1000, 0)
+	both := k.changed(k.newPhoto(t, 1), 2, 3)
+	alone := k.newPhoto(t, 1)
+	for _, what := range []string{"a batch", "the same batch again", "and again"} {
+		k.writeBack(t, what, []photos.Written{both, liked})
+		for _, w := range []photos.Written{liked, both} {
+			same(t, what, k.photo(t, w.Photo.ID), w.Photo)
+			same(t, what+": comments", k.comments(t, w.Photo.ID), idsOf(w.Comments))
+		}
+	}
+	same(t, "a photo of no batch", k.photo(t, alone.ID), alone)
+
+	// The store's own writes go on from there.
+	version, err := k.Like(t.Context(), liked.Photo.ID, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, "version after a like", version, liked.Photo.Version+1)
+	next := k.changed(k.photo(t, liked.Photo.ID), 1, 1)
+	k.writeBack(t, "the next batch", []photos.Written{next})
+	same(t, "the photo after the next batch", k.photo(t, next.Photo.ID), next.Photo)
+	k.writeBack(t, "no photos", nil)
+}
+
+// refusedBack: what a batch knows nothing of stays, and does not keep the rest
+// of the batch from being stored.
+func refusedBack(t *testing.T, k kit) {
+	ctx := t.Context()
+	missing := k.changed(photos.Photo{ID: nothing, UserID: 1, Version: 1}, 1, 1)
+	deleted := k.changed(k.newPhoto(t, 1), 1, 2)
+	if err := k.DeletePhoto(ctx, deleted.Photo.ID, 1); err != nil {
+		t.Fatal(err)
+	}
+	// Behind: others have made more changes. Level: as many, but other ones.
+	behind, level := k.changed(k.newPhoto(t, 1), 1, 1), k.changed(k.newPhoto(t, 1), 0, 1)
+	for id, likes := range map[photos.ID]int64{behind.Photo.ID: 4, level.Photo.ID: 2} {
+		for range likes {
+			if _, err := k.Like(ctx, id, 2); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	same(t, "the version of somebody else", k.photo(t, level.Photo.ID).Version, level.Photo.Version)
+	theirs := []photos.Photo{k.photo(t, behind.Photo.ID), k.photo(t, level.Photo.ID)}
+	good := k.changed(k.newPhoto(t, 1), 1, 1)
+	for _, what := range []string{"a batch with strangers", "the same batch again"} {
+		k.writeBack(t, what, []photos.Written{missing, level, good, behind, deleted},
+			deleted.Photo.ID, behind.Photo.ID, level.Photo.ID, missing.Photo.ID)
+		same(t, what+": the good one", k.photo(t, good.Photo.ID), good.Photo)
+		same(t, what+": comments of the good one", k.comments(t, good.Photo.ID), idsOf(good.Comments))
+		same(t, what+": written by somebody else", []photos.Photo{k.photo(t, behind.Photo.ID), k.photo(t, level.Photo.ID)}, theirs)
+		for _, w := range []photos.Written{missing, deleted, behind, level} {
+			same(t, what+": comments of a refused one", k.comments(t, w.Photo.ID), idsOf(nil))
+		}
+	}
+	_, err := k.Photo(ctx, deleted.Photo.ID)
+	wants(t, "the deleted photo", err, photos.ErrNotFound)
+}
+
+// wholeBack: a batch that fails leaves nothing.
+func wholeBack(t *testing.T, k kit) {
+	good, bad := k.newPhoto(t, 1), k.newPhoto(t, 1)
+	broken := k.changed(bad, 1, 1)
+	broken.Comments[0].Text = "a\x00b"
+	for what, batch := range map[string][]photos.Written{
+		"text that is none": {k.changed(good, 1, 1), broken},
+		"a photo twice":     {k.changed(good, 1, 0), k.changed(good, 2, 0)},
+	} {
+		refused, err := k.WriteBack(t.Context(), batch)
+		if err == nil || refused != nil {
+			t.Errorf("%s: refused %v, error %v", what, refused, err)
+		}
+		wants(t, what, err, nil)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := k.WriteBack(ended, []photos.Written{k.changed(good, 1, 0)}); err == nil {
+		t.Error("a batch with a cancelled context succeeded")
+	}
+	same(t, "the photos", []photos.Photo{k.photo(t, good.ID), k.photo(t, bad.ID)}, []photos.Photo{good, bad})
+	same(t, "comments", k.comments(t, good.ID), idsOf(nil))
+}
+
+// manyBack is a large batch, that is more than the buffers between the store
+// and the database hold.
+func manyBack(t *testing.T, k kit) {
+	const size = 500
+	var batch []photos.Written
+	for i := range size {
+		w := k.changed(k.newPhoto(t, 118), i%7, i%3)
+		for j := range w.Comments {
+			w.Comments[j].Text = fmt.Sprintf("%0500d", i)
+		}
+		batch = append(batch, w)
+	}
+	before := slices.Clone(batch)
+	slices.Reverse(batch)
+	k.writeBack(t, "500 photos", batch)
+	for _, w := range before {
+		same(t, "one of 500", k.photo(t, w.Photo.ID), w.Photo)
+	}
+	same(t, "comments of the last", k.comments(t, before[size-1].Photo.ID), idsOf(before[size-1].Comments))
+}
+
+// crossedBack: batches that share photos, in opposite orders, and the store's
+// own writes between them, end and count nothing twice.
+func crossedBack(t *testing.T, k kit) {
+	ctx := within(t)
+	var batch []photos.Written
+	for range 20 {
+		batch = append(batch, k.changed(k.newPhoto(t, 1), 2, 1))
+	}
+	other := k.newPhoto(t, 1)
+	concurrently(t, 16, func(i int) error {
+		mine := slices.Clone(batch)
+		if i%2 == 0 {
+			slices.Reverse(mine)
+		}
+		if i%4 == 3 {
+			_, err := k.Like(ctx, other.ID, 2)
+			return err
+		}
+		refused, err := k.WriteBack(ctx, mine)
+		if err == nil && len(refused) > 0 {
+			return fmt.Errorf("refused %v", refused)
+		}
+		return err
+	})
+	for _, w := range batch {
+		same(t, "one of all", k.photo(t, w.Photo.ID), w.Photo)
+		same(t, "its comments", k.comments(t, w.Photo.ID), idsOf(w.Comments))
+	}
+	same(t, "likes beside them", k.photo(t, other.ID).Likes, other.Likes+4)
+}
+
+// killedBack: a batch whose fate nobody knows is sent again until it is
+// answered, and then is there once.
+func killedBack(t *testing.T, k kit, db Database) {
+	p := k.newPhoto(t, 1)
+	for range 3 {
+		var batch []photos.Written
+		for range 50 {
+			batch = append(batch, k.changed(k.newPhoto(t, 1), 3, 1))
+		}
+		ctx, sent := within(t), make(chan error, 1)
+		go func() {
+			_, err := k.WriteBack(ctx, batch)
+			sent <- err
+		}()
+		db.Kill(t)
+		if err := <-sent; err != nil {
+			wants(t, "a batch that was cut off", err, photos.ErrUnavailable)
+		}
+		_, err := k.WriteBack(t.Context(), batch)
+		wants(t, "a batch while it is gone", err, photos.ErrUnavailable)
+		db.Restart(t)
+		k.writeBack(t, "the batch again", batch)
+		for _, w := range batch {
+			same(t, "one of the batch", k.photo(t, w.Photo.ID), w.Photo)
+			same(t, "its comments", k.comments(t, w.Photo.ID), idsOf(w.Comments))
+		}
+	}
+	same(t, "a photo of no batch", k.photo(t, p.ID), p)
+}
+
+// WriteBack measures a batch of 100 photos with a like each beside the 100 likes
+// that it stands for, one after another and 16 at a time, in turns. The metrics
+// are microseconds for all 100, and how many times faster the batch is.
+func WriteBack(b *testing.B, s *Store) {
+	const size = 100
+	k := kit{Store: s, data: newData()}
+	if err := s.CreateSchema(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	if err := s.Load(b.Context(), k.data); err != nil {
+		b.Fatal(err)
+	}
+	for _, all := range []struct {
+		name   string
+		atOnce int
+	}{{"one by one", 1}, {"16 at once", 16}} {
+		b.Run(all.name, func(b *testing.B) {
+			var single, batched time.Duration
+			for b.Loop() {
+				began := time.Now()
+				likes(b, s, size, all.atOnce)
+				single += time.Since(began)
+				batch := make([]photos.Written, 0, size)
+				for id := range size {
+					p, err := s.Photo(b.Context(), photos.ID(id+1))
+					if err != nil {
+						b.Fatal(err)
+					}
+					p.Likes++
+					p.Version++
+					batch = append(batch, photos.Written{Photo: p})
+				}
+				began = time.Now()
+				if refused, err := s.WriteBack(b.Context(), batch); err != nil || len(refused) > 0 {
+					b.Fatalf("refused %v, error %v", refused, err)
+				}
+				batched += time.Since(began)
+			}
+			b.ReportMetric(float64(single.Microseconds())/float64(b.N), "likes-us")
+			b.ReportMetric(float64(batched.Microseconds())/float64(b.N), "batch-us")
+			b.ReportMetric(single.Seconds()/batched.Seconds(), "times-faster")
+			b.ReportMetric(0, "ns/op") // of the two and of reading in between
+		})
+	}
+}
+
+// likes likes the first so many photos once each.
+func likes(b *testing.B, s *Store, size, atOnce int) {
+	next := make(chan photos.ID)
+	done := make(chan error, atOnce)
+	for range atOnce {
+		go func() {
+			var failed error
+			for id := range next {
+				if _, err := s.Like(b.Context(), id, 1); err != nil {
+					failed = err
+				}
+			}
+			done <- failed
+		}()
+	}
+	for id := range size {
+		next <- photos.ID(id + 1)
+	}
+	close(next)
+	for range atOnce {
+		if err := <-done; err != nil {
+			b.Error(err)
+		}
+	}
+}
