@@ -67,6 +67,7 @@ type rig struct {
 	options
 	records *records
 	hosts   []*host
+	clients []*cache.Client // of web hosts
 }
 
 func newRig(t testing.TB, o options) *rig {
@@ -166,15 +167,34 @@ func (r *rig) client(t testing.TB) *cache.Client {
 	if !r.fronted() {
 		c.Protocol = r.protocol
 	}
-	for _, h := range r.hosts {
-		c.Hosts.Peers = append(c.Hosts.Peers, h.peer)
-	}
+	c.Hosts.Peers = r.peers()
 	client, err := cache.New(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(client.Close)
+	r.clients = append(r.clients, client)
 	return client
+}
+
+func (r *rig) peers() (peers []sut.Peer) {
+	for _, h := range r.hosts {
+		peers = append(peers, h.peer)
+	}
+	return peers
+}
+
+// down ends a host in order. Clients look for it where nobody is from then on: its port
+// may be another test's a moment later.
+func (r *rig) down(t testing.TB, i int) {
+	t.Helper()
+	r.hosts[i].end(t)
+	r.hosts[i].peer.Address = "127.0.0.1:1"
+	for _, client := range r.clients {
+		if err := client.SetHosts(cache.Hosts{Peers: r.peers()}); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // web returns records as a web host has them.

@@ -279,7 +279,7 @@ func cacheDown(t *testing.T, o options) {
 	web, ctx := r.web(t), t.Context()
 	photo(t, web, 1)
 	must(t)(web.Like(ctx, 1, 1))
-	r.hosts[0].end(t)
+	r.down(t, 0)
 	for i := range int64(3) {
 		if version := must(t)(web.Like(ctx, 1, 1)); version != i+3 {
 			t.Errorf("version %d, want %d", version, i+3)
@@ -319,7 +319,7 @@ func oneDown(t *testing.T, o options) {
 	o.hosts = 2
 	r := newRig(t, o)
 	a, b := r.web(t), r.web(t)
-	r.hosts[0].end(t)
+	r.down(t, 0)
 	for id := photos.ID(1); id <= 20; id++ {
 		if p := photo(t, a, id); p.Likes != 0 {
 			t.Errorf("%+v", p)
