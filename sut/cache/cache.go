@@ -187,7 +187,9 @@ func (c *Client) ask(ctx context.Context, key string, twice repeatable, do func(
 			return nil
 		}
 		tries++
-		if !c.config.FailOver || tries == len(t.hosts) || !errors.Is(err, errUnasked) && !(bool(twice) && errors.Is(err, ErrUnavailable)) {
+		// What a host that is busy may hold unflushed no other host knows of.
+		away := errors.Is(err, errUnasked) || bool(twice) && errors.Is(err, ErrUnavailable) && !errors.Is(err, errBusy)
+		if !c.config.FailOver || !away || tries == len(t.hosts) {
 			return fmt.Errorf("cache host %s: %w", h.name, err)
 		}
 	}

@@ -53,10 +53,11 @@ func (f *figures) read(found bool) {
 	}
 }
 
-// asked notes how a request to a host ended. A caller that left is no error.
+// asked notes how a request to a host ended. A caller that left is no error, and a
+// record that is not there, say, is an answer.
 func (f *figures) asked(host string, err error) {
 	switch {
-	case err == nil, errors.Is(err, context.Canceled):
+	case err == nil, errors.Is(err, context.Canceled), isOfRecords(err):
 	case errors.Is(err, ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
 		f.errors.WithLabelValues(host, "unavailable").Inc()
 	default:

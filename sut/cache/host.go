@@ -17,6 +17,9 @@ const silence = time.Second
 // errLeft says that a host is not one any more.
 var errLeft = errors.New("cache: the host has left")
 
+// errBusy says that a host is there, and that all connections to it are busy.
+var errBusy = fmt.Errorf("%w for now", ErrUnavailable)
+
 // errUnasked says that a host is unavailable and that nothing was sent to it.
 var errUnasked = fmt.Errorf("%w, and was not asked", ErrUnavailable)
 
@@ -102,7 +105,7 @@ func (h *host) ask(ctx context.Context, do func(*host) error) error {
 		return over(ctx)
 	case said == crowded:
 		// It is slow for us, which the connections that are busy will find out.
-		return fmt.Errorf("%w: %w", errUnasked, err)
+		return fmt.Errorf("%w: %w", errBusy, err)
 	}
 	h.silent.Store(time.Now().Add(silence).UnixNano())
 	if said == unreached {

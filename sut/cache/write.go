@@ -95,6 +95,12 @@ func Refuse(err error) error {
 // oneLine is the text of an error as it may stand in an answer.
 func oneLine(err error) string { return strings.NewReplacer("\r", " ", "\n", " ").Replace(err.Error()) }
 
+// isOfRecords says whether a refusal stands for an error of records.
+func isOfRecords(err error) bool {
+	translated := asRecords(err)
+	return errors.Is(translated, photos.ErrNotFound) || errors.Is(translated, photos.ErrForbidden) || errors.Is(translated, photos.ErrConflict)
+}
+
 // asRecords is the reverse of Refuse: an error of the records where a host's refusal
 // stands for one.
 func asRecords(err error) error {

@@ -87,10 +87,15 @@ const (
 	// changes. The comments look for the record as the first statement leaves it:
 	// those of a photo that was refused would be there and counted nowhere.
 	sqlWriteBack = `update photos set title = $1, likes = $2, comments = $3, version = $4 where id = $5 and ` +
-		`(version < $4 or version = $4 and title = $1 and likes = $2 and comments = $3)`
+		`(version = $6 or version = $4 and title = $1 and likes = $2 and comments = $3 and $7 = 1)`
+	// The comments of a photo come before its state, by which they would be told
+	// from those of somebody else no more; so that nobody changes it in between, its
+	// row is locked first.
+	sqlWriteBackLock = `update photos set version = version where id = $1 and ` +
+		`(version = $2 or version = $3 and title = $4 and likes = $5 and comments = $6 and $7 = 1)`
 	sqlWriteBackComment = `insert into comments (id, photo_id, user_id, text, created_us) ` +
-		`select $1, id, $2, $3, $4 from photos where id = $5 and title = $6 and likes = $7 and comments = $8 and version = $9 ` +
-		`on conflict do nothing`
+		`select $1, id, $2, $3, $4 from photos where id = $5 and ` +
+		`(version = $6 or version = $7 and title = $8 and likes = $9 and comments = $10 and $11 = 1) on conflict do nothing`
 
 	// Deleting begins by locking the photo's row: whoever else deletes it waits
 	// here and then finds none, so that the user's counter falls once.
@@ -163,8 +168,9 @@ func serving() []Statement {
 		{Name: "like", SQL: sqlLike, Params: id, Columns: version},
 		{Name: "count comment", SQL: sqlCountComment, Params: id, Columns: version},
 		{Name: "add comment", SQL: sqlAddComment, Params: []Type{BigInt, BigInt, Text, BigInt, BigInt}},
-		{Name: "write back photo", SQL: sqlWriteBack, Params: []Type{Text, BigInt, BigInt, BigInt, BigInt}},
-		{Name: "write back comment", SQL: sqlWriteBackComment, Params: []Type{BigInt, BigInt, Text, BigInt, BigInt, Text, BigInt, BigInt, BigInt}},
+		{Name: "write back photo", SQL: sqlWriteBack, Params: []Type{Text, BigInt, BigInt, BigInt, BigInt, BigInt, Int}},
+		{Name: "lock what is written back", SQL: sqlWriteBackLock, Params: []Type{BigInt, BigInt, BigInt, Text, BigInt, BigInt, Int}},
+		{Name: "write back comment", SQL: sqlWriteBackComment, Params: []Type{BigInt, BigInt, Text, BigInt, BigInt, BigInt, BigInt, Text, BigInt, BigInt, Int}},
 		{Name: "lock photo", SQL: sqlLockPhoto, Params: two},
 		{Name: "uncount photo", SQL: sqlUncountPhoto, Params: two},
 		{Name: "delete comments", SQL: sqlDeleteComments, Params: two},

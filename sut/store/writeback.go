@@ -15,12 +15,13 @@ import (
 // record it takes the title, the counters and the version; the others never
 // change.
 //
-// The same batch may come again, and must after an error, which leaves open
-// whether it was stored: what is there already stays as it is. An error that is
-// not ErrUnavailable will come again, too, for a text that is none for example.
+// After an error, which leaves open whether the batch was stored, the same must
+// come again, marked as Resent: what is there already stays as it is. An error
+// that is not ErrUnavailable will come again, too, for a text that is none for
+// example.
 //
-// Refused are, by rising id, the photos that are gone and those that somebody
-// else has written in the meantime, as far as their versions tell: nothing of
+// Refused are, by rising id, the photos that are gone and those that are not what
+// the writes were made to, because somebody else has written meanwhile: nothing of
 // them is stored, no comment either. A photo may be in a batch once.
 func (s *Store) WriteBack(ctx context.Context, written []photos.Written) (refused []photos.ID, err error) {
 	if len(written) == 0 {
@@ -38,12 +39,18 @@ func (s *Store) WriteBack(ctx context.Context, written []photos.Written) (refuse
 		var b batch
 		at := make([]int, len(written)) // of the photo's own statement
 		for i, w := range written {
-			p := w.Photo
-			at[i] = len(b.changed)
-			b.add(sqlWriteBack, p.Title, p.Likes, p.Comments, p.Version, p.ID)
-			for _, c := range w.Comments {
-				b.add(sqlWriteBackComment, c.ID, c.UserID, c.Text, c.CreatedUS, p.ID, p.Title, p.Likes, p.Comments, p.Version)
+			p, resent := w.Photo, int32(0)
+			if w.Resent {
+				resent = 1
 			}
+			if len(w.Comments) > 0 {
+				b.add(sqlWriteBackLock, p.ID, w.Base, p.Version, p.Title, p.Likes, p.Comments, resent)
+			}
+			for _, c := range w.Comments {
+				b.add(sqlWriteBackComment, c.ID, c.UserID, c.Text, c.CreatedUS, p.ID, w.Base, p.Version, p.Title, p.Likes, p.Comments, resent)
+			}
+			at[i] = len(b.changed)
+			b.add(sqlWriteBack, p.Title, p.Likes, p.Comments, p.Version, p.ID, w.Base, resent)
 		}
 		changed, err := b.send(ctx, d)
 		if err != nil {

@@ -3,6 +3,7 @@ package cachefront
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -33,7 +34,15 @@ type unflushed struct {
 	photos.Written
 	text   []byte // of the photo
 	writes int64
+	// tried is what was sent and not answered: it goes again as it was, and what was
+	// written since then later.
+	tried    *unflushed
+	failures int // of its batches, one after the other
 }
+
+// patience is how often a record may fail by itself, for another reason than that the
+// records are not there, before it is given up.
+const patience = 10
 
 func newPending(most int) *pending {
 	return &pending{max: most, records: map[photos.ID]*unflushed{}, keys: map[string]*unflushed{}}
@@ -78,7 +87,7 @@ func (p *pending) add(photo photos.Photo, text []byte, w cache.Write) (full bool
 	defer p.mu.Unlock()
 	u := p.records[photo.ID]
 	if u == nil {
-		u = &unflushed{}
+		u = &unflushed{Written: photos.Written{Base: photo.Version - 1}}
 		p.records[photo.ID], p.keys[cache.PhotoKey(photo.ID).String()] = u, u
 		full = len(p.records)%batchRecords == 0
 	}
@@ -108,13 +117,30 @@ func (p *pending) now(ids []photos.ID) (batch []unflushed) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, id := range ids {
-		if u := p.records[id]; u != nil {
+		switch u := p.records[id]; {
+		case u == nil:
+		case u.tried != nil:
+			batch = append(batch, *u.tried)
+		default:
 			copied := *u
 			copied.Comments = slices.Clip(u.Comments)
 			batch = append(batch, copied)
 		}
 	}
 	return batch
+}
+
+// failed notes that nobody knows whether these were written.
+func (p *pending) failed(batch []unflushed) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, u := range batch {
+		u.Resent = true
+		waiting := p.records[u.Photo.ID]
+		waiting.failures++
+		u.failures = waiting.failures
+		waiting.tried = &u
+	}
 }
 
 // done takes away what was written of a record.
@@ -125,6 +151,7 @@ func (p *pending) done(written unflushed) {
 	u.Comments = u.Comments[len(written.Comments):]
 	u.writes -= written.writes
 	p.writes -= written.writes
+	u.Base, u.tried, u.failures = written.Photo.Version, nil, 0
 	if u.writes == 0 {
 		p.remove(u)
 	}
@@ -150,8 +177,8 @@ func (p *pending) remove(u *unflushed) {
 	}
 }
 
-// awaitRoom waits until one more record may wait.
-func (p *pending) awaitRoom(ctx context.Context, id photos.ID) error {
+// awaitRoom waits until one more record may wait; urge is called when it has to.
+func (p *pending) awaitRoom(ctx context.Context, id photos.ID, urge func()) error {
 	for {
 		p.mu.Lock()
 		if len(p.records) < p.max || p.records[id] != nil {
@@ -163,6 +190,7 @@ func (p *pending) awaitRoom(ctx context.Context, id photos.ID) error {
 		}
 		room := p.room
 		p.mu.Unlock()
+		urge()
 		select {
 		case <-room:
 		case <-ctx.Done():
@@ -187,12 +215,17 @@ func (f *Front) writeBack(ctx context.Context, id photos.ID, w cache.Write) (ver
 		return 0, fmt.Errorf("cachefront: photo %d: %w", id, err)
 	}
 	if f.pending.add(photo, text, w) {
-		select {
-		case f.urgent <- struct{}{}:
-		default: // it has been asked
-		}
+		f.urge()
 	}
 	return photo.Version, nil
+}
+
+// urge asks the flusher to begin.
+func (f *Front) urge() {
+	select {
+	case f.urgent <- struct{}{}:
+	default: // it has been asked
+	}
 }
 
 // newest is a photo's record after all writes that came by here.
@@ -246,7 +279,12 @@ func (f *Front) flushThese(ctx context.Context, ids []photos.ID) error {
 	case <-ctx.Done():
 		return fmt.Errorf("%w: others are flushed: %w", photos.ErrUnavailable, ctx.Err())
 	}
-	batch := f.pending.now(ids)
+	return f.writeBatch(ctx, f.pending.now(ids))
+}
+
+// writeBatch writes what waits of some records in one transaction. When it is not the
+// records that are unavailable, it is something in the batch: then each has its own.
+func (f *Front) writeBatch(ctx context.Context, batch []unflushed) error {
 	if len(batch) == 0 {
 		return nil
 	}
@@ -257,15 +295,29 @@ func (f *Front) flushThese(ctx context.Context, ids []photos.ID) error {
 	bounded, cancel := context.WithTimeout(ctx, f.config.Timeout)
 	defer cancel()
 	refused, err := f.config.Records.WriteBack(bounded, written)
-	if err != nil {
-		f.figures.failed.Inc()
+	if err == nil {
+		f.figures.batches.Inc()
+		for _, u := range batch {
+			f.settle(context.WithoutCancel(ctx), u, slices.Contains(refused, u.Photo.ID))
+		}
+		return nil
+	}
+	f.figures.failed.Inc()
+	f.pending.failed(batch)
+	switch {
+	case errors.Is(err, photos.ErrUnavailable) || bounded.Err() != nil:
 		return err
+	case len(batch) > 1:
+		for _, u := range batch {
+			u.Resent = true
+			err = errors.Join(err, f.writeBatch(ctx, []unflushed{u}))
+		}
+		return err
+	case batch[0].failures+1 >= patience:
+		f.config.Log.Error("a record cannot be written back and is given up", "photo", int64(batch[0].Photo.ID), "error", err.Error())
+		f.settle(context.WithoutCancel(ctx), batch[0], true)
 	}
-	f.figures.batches.Inc()
-	for _, u := range batch {
-		f.settle(context.WithoutCancel(ctx), u, slices.Contains(refused, u.Photo.ID))
-	}
-	return nil
+	return err
 }
 
 // settle notes that a record was written, or refused, and gives it to the values.

@@ -49,8 +49,9 @@ type Values interface {
 // Records is the store of records behind the cache.
 type Records interface {
 	cache.Records
-	// WriteBack stores the state of records that is newer than the store's, and names
-	// those that are not, or gone. The same may be written twice.
+	// WriteBack stores records as writes have left them, and names those that are gone
+	// or that somebody else has written since. What is marked as resent may be there
+	// already.
 	WriteBack(ctx context.Context, written []photos.Written) (refused []photos.ID, err error)
 }
 

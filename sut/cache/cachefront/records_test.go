@@ -254,7 +254,7 @@ func (r *records) Follow(ctx context.Context, f photos.Follow) error {
 }
 
 // WriteBack is that of the store: all or nothing upon an error, what is there already
-// stays, what is not newer is refused.
+// stays, what was not made to the state that is there is refused.
 func (r *records) WriteBack(ctx context.Context, written []photos.Written) (refused []photos.ID, err error) {
 	r.mu.Lock()
 	r.sent = append(r.sent, written)
@@ -263,7 +263,7 @@ func (r *records) WriteBack(ctx context.Context, written []photos.Written) (refu
 		for _, w := range written {
 			p, new := r.photos[w.Photo.ID], w.Photo
 			same := p.Version == new.Version && p.Title == new.Title && p.Likes == new.Likes && p.Comments == new.Comments
-			if p.ID == 0 || !same && p.Version >= new.Version {
+			if p.ID == 0 || p.Version != w.Base && !(same && w.Resent) {
 				refused = append(refused, new.ID)
 				continue
 			}

@@ -24,7 +24,7 @@ func (f *Front) Apply(ctx context.Context, text string, w cache.Write) (version 
 	s := f.stripe(text)
 	if f.pending != nil && w.Add == nil && w.Delete == nil {
 		// Before the stripe is held, which the flusher may need to make room.
-		if err := f.pending.awaitRoom(ctx, id); err != nil {
+		if err := f.pending.awaitRoom(ctx, id, f.urge); err != nil {
 			return 0, err
 		}
 		if err := s.hold(ctx); err != nil {

@@ -38,11 +38,12 @@ func (k kit) comments(t *testing.T, photo photos.ID) (ids []photos.ID) {
 // changed is what writes leave of a photo that a cache had: so many likes, a
 // new title, and comments.
 func (k kit) changed(p photos.Photo, likes, comments int) photos.Written {
-	p.Title = "title after " + fmt.Sprint(p.Version)
+	base := p.Version
+	p.Title = "title after " + fmt.Sprint(base)
 	p.Likes += int64(likes)
 	p.Comments += int64(comments)
 	p.Version += int64(likes+comments) + 1
-	w := photos.Written{Photo: p}
+	w := photos.Written{Photo: p, Base: base}
 	for i := range comments {
 		w.Comments = append(w.Comments, photos.Comment{ID: k.ids.next(), PhotoID: p.ID, UserID: 2, Text: "it's late", CreatedUS: int64(i)})
 	}
@@ -64,6 +65,7 @@ func writtenBack(t *testing.T, k kit) {
 	alone := k.newPhoto(t, 1)
 	for _, what := range []string{"a batch", "the same batch again", "and again"} {
 		k.writeBack(t, what, []photos.Written{both, liked})
+		both.Resent, liked.Resent = true, true
 		for _, w := range []photos.Written{liked, both} {
 			same(t, what, k.photo(t, w.Photo.ID), w.Photo)
 			same(t, what+": comments", k.comments(t, w.Photo.ID), idsOf(w.Comments))
@@ -104,9 +106,22 @@ func refusedBack(t *testing.T, k kit) {
 	same(t, "the version of somebody else", k.photo(t, level.Photo.ID).Version, level.Photo.Version)
 	theirs := []photos.Photo{k.photo(t, behind.Photo.ID), k.photo(t, level.Photo.ID)}
 	good := k.changed(k.newPhoto(t, 1), 1, 1)
+	// Twin: somebody else has made the same change, which is another one.
+	twin := k.changed(k.newPhoto(t, 1), 0, 1)
+	theirTwin := twin
+	theirTwin.Comments = []photos.Comment{{ID: k.ids.next(), PhotoID: twin.Photo.ID, UserID: 3, Text: "first", CreatedUS: 7}}
+	k.writeBack(t, "the twin", []photos.Written{theirTwin})
+	// Ahead: others have made fewer changes than the batch stands for.
+	ahead := k.changed(k.newPhoto(t, 1), 5, 0)
+	if _, err := k.Like(ctx, ahead.Photo.ID, 2); err != nil {
+		t.Fatal(err)
+	}
 	for _, what := range []string{"a batch with strangers", "the same batch again"} {
-		k.writeBack(t, what, []photos.Written{missing, level, good, behind, deleted},
-			deleted.Photo.ID, behind.Photo.ID, level.Photo.ID, missing.Photo.ID)
+		k.writeBack(t, what, []photos.Written{missing, level, good, twin, ahead, behind, deleted},
+			deleted.Photo.ID, behind.Photo.ID, level.Photo.ID, twin.Photo.ID, ahead.Photo.ID, missing.Photo.ID)
+		good.Resent = true
+		same(t, what+": comments of the twin", k.comments(t, twin.Photo.ID), idsOf(theirTwin.Comments))
+		same(t, what+": the one ahead", k.photo(t, ahead.Photo.ID).Version, ahead.Base+1)
 		same(t, what+": the good one", k.photo(t, good.Photo.ID), good.Photo)
 		same(t, what+": comments of the good one", k.comments(t, good.Photo.ID), idsOf(good.Comments))
 		same(t, what+": written by somebody else", []photos.Photo{k.photo(t, behind.Photo.ID), k.photo(t, level.Photo.ID)}, theirs)
@@ -181,6 +196,9 @@ func crossedBack(t *testing.T, k kit) {
 			_, err := k.Like(ctx, other.ID, 2)
 			return err
 		}
+		for i := range mine {
+			mine[i].Resent = true // by somebody
+		}
 		refused, err := k.WriteBack(ctx, mine)
 		if err == nil && len(refused) > 0 {
 			return fmt.Errorf("refused %v", refused)
@@ -215,6 +233,9 @@ func killedBack(t *testing.T, k kit, db Database) {
 		_, err := k.WriteBack(t.Context(), batch)
 		wants(t, "a batch while it is gone", err, photos.ErrUnavailable)
 		db.Restart(t)
+		for i := range batch {
+			batch[i].Resent = true
+		}
 		k.writeBack(t, "the batch again", batch)
 		for _, w := range batch {
 			same(t, "one of the batch", k.photo(t, w.Photo.ID), w.Photo)
@@ -254,7 +275,7 @@ func WriteBack(b *testing.B, s *Store) {
 					}
 					p.Likes++
 					p.Version++
-					batch = append(batch, photos.Written{Photo: p})
+					batch = append(batch, photos.Written{Photo: p, Base: p.Version - 1})
 				}
 				began = time.Now()
 				if refused, err := s.WriteBack(b.Context(), batch); err != nil || len(refused) > 0 {
