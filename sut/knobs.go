@@ -56,7 +56,7 @@ func Catalogue() []Knob {
 		choiceKnob("cache.read", "look_aside", "who loads what the cache does not have: look_aside = the web host, which stores it in the cache; read_through = the cache host itself (many texts call look-aside read-through)", "look_aside", "read_through"),
 		choiceKnob("cache.write", "write_around", "how a photo is written: write_around = the web host writes to the database and removes it from the cache; write_through = the cache host writes to the database and keeps it; write_back = the cache host acknowledges likes, comments and renames at once and writes them later, in batches", "write_around", "write_through", "write_back"),
 		durationKnob("cache.flush_interval", 500*time.Millisecond, time.Minute, "with write_back, the time between two batches: what a cache host that dies can lose"),
-		intKnob("cache.memory_mb", 64, 1, 100_000, "budget of each cache host in MiB, for keys, values and what an entry costs besides"),
+		floatKnob("cache.memory_mb", 64, 0.1, 100_000, "budget of each cache host in MiB, for keys, values and what an entry costs besides; on memcached at least 1"),
 		choiceKnob("cache.evict", "lru", "who goes when the budget is used up; on redis all are sampled, and fifo is approximated by volatile-ttl; memcached has lru only, for entries of about one size", "lru", "lfu", "fifo"),
 		durationKnob("cache.ttl", time.Minute, time.Hour, "how long the cache keeps a photo or a user that nobody writes"),
 		durationKnob("cache.feed_ttl", 2*time.Second, time.Hour, "how long the cache keeps a feed, which no write removes; 0s = feeds are not cached"),

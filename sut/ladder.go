@@ -36,14 +36,8 @@ func Build(stage Stage, knobs Knobs, unitCPU float64) (Topology, error) {
 	if err := b.settle(); err != nil {
 		return Topology{}, err
 	}
-	if stage.Before(Caches) {
-		b.knobs["cache.hosts"] = "0"
-	} else if b.knobs.Duration("cache.ttl") == 0 {
-		return Topology{}, errors.New("cache.ttl=0s: want more; cache.feed_ttl alone may be 0s")
-	} else if b.knobs["cache.write"] == "write_back" && b.knobs.Duration("cache.flush_interval") == 0 {
-		return Topology{}, errors.New("cache.flush_interval=0s: want more, or cache.write=write_through, which waits for nothing")
-	} else if Engine(b.knobs["cache.engine"]) == Memcached && b.knobs["cache.evict"] != "lru" {
-		return Topology{}, fmt.Errorf("cache.evict=%s needs cache.engine=resp or redis: memcached has lru only", b.knobs["cache.evict"])
+	if err := b.settleCache(stage); err != nil {
+		return Topology{}, err
 	}
 	if err := b.settleCopies(stage); err != nil {
 		return Topology{}, err
@@ -105,6 +99,25 @@ func (b *builder) settle() error {
 		return fmt.Errorf("web.split=true needs more web.hosts than web.upload_hosts, and has %s and %s", b.knobs["web.hosts"], b.knobs["web.upload_hosts"])
 	case copies > max(hosts, 1):
 		return fmt.Errorf("blob.copies=%d needs as many blob.hosts, and there are %d", copies, hosts)
+	}
+	return nil
+}
+
+// settleCache resolves the knobs of the cache tier, and refuses those that do not go
+// together.
+func (b *builder) settleCache(stage Stage) error {
+	memcached := Engine(b.knobs["cache.engine"]) == Memcached
+	switch {
+	case stage.Before(Caches):
+		b.knobs["cache.hosts"] = "0"
+	case b.knobs.Duration("cache.ttl") == 0:
+		return errors.New("cache.ttl=0s: want more; cache.feed_ttl alone may be 0s")
+	case b.knobs["cache.write"] == "write_back" && b.knobs.Duration("cache.flush_interval") == 0:
+		return errors.New("cache.flush_interval=0s: want more, or cache.write=write_through, which waits for nothing")
+	case memcached && b.knobs["cache.evict"] != "lru":
+		return fmt.Errorf("cache.evict=%s needs cache.engine=resp or redis: memcached has lru only", b.knobs["cache.evict"])
+	case memcached && b.knobs.Float("cache.memory_mb") < 1:
+		return fmt.Errorf("cache.memory_mb=%s needs cache.engine=resp or redis: memcached takes no less than 1", b.knobs["cache.memory_mb"])
 	}
 	return nil
 }
@@ -254,7 +267,7 @@ func (b *builder) caches() {
 		b.host(name, b.knobs.Float("cache.cpu"))
 		// A Go heap is collected when it has doubled, and allocators round up: full, the
 		// embedded node takes 2.6 times its budget, Redis 1.1 times.
-		b.topology.Hosts[len(b.topology.Hosts)-1].MemoryBytes += 3 * int64(b.knobs.Int("cache.memory_mb")) << 20
+		b.topology.Hosts[len(b.topology.Hosts)-1].MemoryBytes += int64(3 * b.knobs.Float("cache.memory_mb") * (1 << 20))
 		b.node(Node{Name: name, Host: name, Role: Cache, Engine: Engine(b.knobs["cache.engine"]), Uses: uses})
 	}
 }

@@ -41,11 +41,11 @@ func TestDatabaseLoadFallsByTheHitRatio(t *testing.T) {
 
 // TestCacheStrategyTable prints what each strategy and policy gives and costs: what it
 // can do, how old its answers are, and what is lost when the cache host dies. It takes
-// about 20 minutes.
+// about 15 minutes.
 func TestCacheStrategyTable(t *testing.T) {
 	const rate = "100"
 	kill := filepath.Join(t.TempDir(), "faults.yaml")
-	if err := os.WriteFile(kill, []byte("- {at: 8s, do: kill, who: cache}\n"), 0o600); err != nil {
+	if err := os.WriteFile(kill, []byte("- {at: 12s, do: kill, who: cache}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var table strings.Builder
@@ -54,11 +54,11 @@ func TestCacheStrategyTable(t *testing.T) {
 		for _, write := range []string{"write_around", "write_through", "write_back"} {
 			for _, evict := range []string{"lru", "lfu", "fifo"} {
 				args := []string{
-					"--stages", "cache", "--workloads", "write-heavy", "--set", "db.replicas=0", "--set", "cache.memory_mb=1", "--set", "cache.feed_ttl=30s",
+					"--stages", "cache", "--workloads", "write-heavy", "--set", "db.replicas=0", "--set", "cache.memory_mb=0.2", "--set", "cache.ttl=20s", "--set", "cache.feed_ttl=60s",
 					"--set", "cache.read=" + read, "--set", "cache.write=" + write, "--set", "cache.evict=" + evict,
 				}
-				capacity := measured(t, args...).CapacityRPS
-				c := measured(t, append(args, "--rate", rate, "--duration", "12s", "--faults", kill)...)
+				capacity := measured(t, append(args, "--quick")...).CapacityRPS
+				c := measured(t, append(args, "--rate", rate, "--duration", "18s", "--faults", kill)...)
 				s := c.Reference
 				if s.Cache == nil || s.Stale == nil || c.Writes == nil || s.ResponseNS.P99 == nil {
 					t.Fatalf("%s, %s: %+v", read, write, c)

@@ -131,6 +131,27 @@ func TestWriteBackEndsInOrder(t *testing.T) {
 	}
 }
 
+// The primary dies while a cache host holds writes that it has not flushed: it is told
+// of the new one and flushes there. Nothing that was acknowledged is lost.
+func TestPrimaryDiesBehindAWriteBackCache(t *testing.T) {
+	r := bringUpSized(t, sut.Caches, sut.Knobs{"cache.read": "read_through", "cache.write": "write_back", "db.sync": "sync", "blob.hosts": "1", "web.hosts": "1"}, roomy)
+	c := comment(t, r.Endpoints()[0], 8, 300)
+	c.awaitCount(t, 200)
+	r.losePrimary(t, c)
+	c.end()
+	for deadline := time.Now().Add(time.Minute); r.held(t).WriteBack.Unflushed > 0; pause() {
+		if time.Now().After(deadline) {
+			t.Fatalf("not flushed within a minute: %+v", r.held(t).WriteBack)
+		}
+	}
+	primary, _ := r.standings()
+	back := r.held(t).WriteBack
+	t.Logf("%d acknowledged, the cache says %+v; fails %v", c.count(), *back, c.failures())
+	if lost := c.missing(r.comments(t, primary)); len(lost) > 0 || back.Refused > 0 || primary == "db-1" {
+		t.Errorf("%d of %d acknowledged comments are not in %s", len(lost), c.count(), primary)
+	}
+}
+
 // Of three hosts a dead one costs its own keys, a third of all, and no request but
 // those in flight on it: look-aside goes to the database, read-through to another
 // cache host.

@@ -14,7 +14,7 @@ import (
 )
 
 // cacheBytes is the budget of one cache host.
-func (b birth) cacheBytes() int64 { return int64(b.config.Knobs.Int("cache.memory_mb")) << 20 }
+func (b birth) cacheBytes() int64 { return int64(b.config.Knobs.Float("cache.memory_mb") * (1 << 20)) }
 
 // startRESP starts the embedded cache node.
 func (b birth) startRESP(ctx context.Context) (part, error) {
