@@ -128,8 +128,8 @@ type CacheNode struct {
 	Entries    int64 `json:"entries"`
 	Bytes      int64 `json:"bytes"`
 	LimitBytes int64 `json:"limit_bytes"` // 0 = none
-	// WriteBack is nil for a host that never writes to the database, and 0 throughout
-	// for one that writes everything through.
+	// WriteBack is nil for a host that neither loads nor writes records itself, and 0
+	// throughout for one that writes nothing back.
 	WriteBack *WriteBack `json:"write_back,omitempty"`
 	// SinceStart says that the counts are those since the host was started: that was
 	// during the step, or the host did not answer at its beginning.

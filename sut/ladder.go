@@ -3,6 +3,7 @@ package sut
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -116,8 +117,10 @@ func (b *builder) settleCache(stage Stage) error {
 		return errors.New("cache.flush_interval=0s: want more, or cache.write=write_through, which waits for nothing")
 	case memcached && b.knobs["cache.evict"] != "lru":
 		return fmt.Errorf("cache.evict=%s needs cache.engine=resp or redis: memcached has lru only", b.knobs["cache.evict"])
-	case memcached && b.knobs.Float("cache.memory_mb") < 1:
-		return fmt.Errorf("cache.memory_mb=%s needs cache.engine=resp or redis: memcached takes no less than 1", b.knobs["cache.memory_mb"])
+	case memcached && b.knobs.Float("cache.memory_mb") != math.Trunc(b.knobs.Float("cache.memory_mb")):
+		return fmt.Errorf("cache.memory_mb=%s needs cache.engine=resp or redis: memcached takes whole numbers", b.knobs["cache.memory_mb"])
+	case Engine(b.knobs["cache.engine"]) == Redis && b.knobs.Float("cache.memory_mb") < 2:
+		return fmt.Errorf("cache.memory_mb=%s needs cache.engine=resp: redis takes 1 for its own structures, so give it 2 or more", b.knobs["cache.memory_mb"])
 	}
 	return nil
 }

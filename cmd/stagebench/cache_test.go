@@ -27,6 +27,9 @@ func TestACacheHostIsKilled(t *testing.T) {
 					t.Error(err)
 				}
 			})
+			if killed.Cache == nil {
+				t.Fatal("the web hosts say nothing of the cache")
+			}
 			t.Logf("hit ratio %.2f, and %.2f while it was away; ledger %+v causes %v", whole.Cache.HitRatio(), killed.Cache.HitRatio(), killed.Ledger, killed.Causes)
 			if failed(killed) > 0 {
 				t.Errorf("%d of %d requests failed, want none", failed(killed), killed.Ledger.Scheduled)

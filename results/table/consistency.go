@@ -163,7 +163,11 @@ func staleHitCells(c results.Cell) []Cell {
 	if s == nil || cacheOf(c) == nil {
 		return []Cell{Blank(), Blank(), Blank(), Blank()}
 	}
-	return []Cell{Share(s.HitShare()), oldest(s.HitAgeNS), Count(s.StaleHits), Count(s.Hits)}
+	share := Share(s.HitShare())
+	if s.Hits == 0 {
+		share = Blank()
+	}
+	return []Cell{share, oldest(s.HitAgeNS), Count(s.StaleHits), Count(s.Hits)}
 }
 
 // oldest is the greatest of some ages.

@@ -187,7 +187,8 @@ func (c *Client) ask(ctx context.Context, key string, twice repeatable, do func(
 			return nil
 		}
 		tries++
-		// What a host that is busy may hold unflushed no other host knows of.
+		// What a host that is busy or hangs may hold unflushed no other host knows of: it
+		// is not written past.
 		away := errors.Is(err, errUnasked) || bool(twice) && errors.Is(err, ErrUnavailable) && !errors.Is(err, errBusy)
 		if !c.config.FailOver || !away || tries == len(t.hosts) {
 			return fmt.Errorf("cache host %s: %w", h.name, err)
@@ -241,6 +242,8 @@ func (c *Client) Fetch(ctx context.Context, key string) (value []byte, hit bool,
 // Apply has the host of a key write to its record, and returns the record's new
 // version. After an ErrUnavailable the write may have been done.
 func (c *Client) Apply(ctx context.Context, key string, w Write) (version int64, err error) {
+	// Who asks from now on is not answered by what was read before.
+	defer c.loads.Forget(key)
 	err = c.ask(ctx, key, false, func(h *host) error {
 		version, err = h.apply(ctx, key, w)
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,6 +20,10 @@ var errLeft = errors.New("cache: the host has left")
 
 // errBusy says that a host is there, and that all connections to it are busy.
 var errBusy = fmt.Errorf("%w for now", ErrUnavailable)
+
+// errSilent says that a host did not answer a moment ago, and may be there all the
+// same.
+var errSilent = fmt.Errorf("%w: it does not answer", ErrUnavailable)
 
 // errUnasked says that a host is unavailable and that nothing was sent to it.
 var errUnasked = fmt.Errorf("%w, and was not asked", ErrUnavailable)
@@ -51,6 +56,7 @@ type host struct {
 	wire
 	name, address string
 	silent        atomic.Int64 // unix ns until when it is left alone; 0 = it is well
+	hangs         atomic.Bool  // it is silent and keeps its connections, as one that is paused
 
 	using sync.RWMutex // held for reading by requests, for writing by the end
 	left  bool
@@ -87,6 +93,9 @@ func (h *host) ask(ctx context.Context, do func(*host) error) error {
 		return err
 	}
 	if !h.mayAsk(time.Now()) {
+		if h.hangs.Load() {
+			return errSilent
+		}
 		return errUnasked
 	}
 	err := do(h)
@@ -107,6 +116,8 @@ func (h *host) ask(ctx context.Context, do func(*host) error) error {
 		// It is slow for us, which the connections that are busy will find out.
 		return fmt.Errorf("%w: %w", errBusy, err)
 	}
+	var late net.Error
+	h.hangs.Store(errors.As(err, &late) && late.Timeout() || errors.Is(err, context.DeadlineExceeded))
 	h.silent.Store(time.Now().Add(silence).UnixNano())
 	if said == unreached {
 		return fmt.Errorf("%w: %w", errUnasked, err)

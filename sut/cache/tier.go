@@ -115,7 +115,9 @@ func (t *Tier) apply(ctx context.Context, id photos.ID, w Write, aside func() (i
 // AddPhoto stores a new photo; its user's counts have changed.
 func (t *Tier) AddPhoto(ctx context.Context, photo photos.Photo) error {
 	_, err := t.apply(ctx, photo.ID, Write{Add: &photo}, func() (int64, error) { return 0, t.Aside.AddPhoto(ctx, photo) })
-	t.forget(ctx, err, UserKey(photo.UserID).String())
+	if t.config.Writes {
+		t.forget(ctx, err, UserKey(photo.UserID).String())
+	}
 	return err
 }
 
@@ -127,7 +129,9 @@ func (t *Tier) RenamePhoto(ctx context.Context, id, owner photos.ID, title strin
 // DeletePhoto deletes a photo; its user's counts have changed.
 func (t *Tier) DeletePhoto(ctx context.Context, id, owner photos.ID) error {
 	_, err := t.apply(ctx, id, Write{Delete: &Delete{id, owner}}, func() (int64, error) { return 0, t.Aside.DeletePhoto(ctx, id, owner) })
-	t.forget(ctx, err, UserKey(owner).String())
+	if t.config.Writes {
+		t.forget(ctx, err, UserKey(owner).String())
+	}
 	return err
 }
 

@@ -98,7 +98,8 @@ func oneLine(err error) string { return strings.NewReplacer("\r", " ", "\n", " "
 // isOfRecords says whether a refusal stands for an error of records.
 func isOfRecords(err error) bool {
 	translated := asRecords(err)
-	return errors.Is(translated, photos.ErrNotFound) || errors.Is(translated, photos.ErrForbidden) || errors.Is(translated, photos.ErrConflict)
+	return errors.Is(translated, photos.ErrNotFound) || errors.Is(translated, photos.ErrForbidden) ||
+		errors.Is(translated, photos.ErrConflict) || errors.Is(translated, photos.ErrUnavailable)
 }
 
 // asRecords is the reverse of Refuse: an error of the records where a host's refusal

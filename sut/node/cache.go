@@ -67,13 +67,14 @@ func (b birth) serverPort() (int, error) {
 // startCacheServer starts a native cache server, of which client says how it is spoken
 // to, with a front before it where the cache tier loads or writes records itself.
 func (b birth) startCacheServer(ctx context.Context, s server, client cache.Config, figures func(context.Context) (cacheFigures, error)) (part, error) {
-	p, err := b.startNative(ctx, s, syscall.SIGKILL)
-	if err != nil {
-		return part{}, err
-	}
+	start := func() (part, error) { return b.startNative(ctx, s, syscall.SIGKILL) }
 	b.registry.MustRegister(newCacheCollector(figures))
 	if b.fronted() {
-		return b.before(ctx, p, client)
+		return b.before(ctx, client, start)
+	}
+	p, err := start()
+	if err != nil {
+		return part{}, err
 	}
 	return b.withAdmin(p, b.admin())
 }
@@ -85,17 +86,20 @@ func (b birth) cached(records *store.Store) (app.Store, func(), error) {
 		return records, func() {}, nil
 	}
 	cache.LogTo(b.log)
+	knobs := b.config.Knobs
 	config := cache.Config{Hosts: cache.Hosts{Peers: peers}, Registry: b.registry}
 	if b.fronted() {
-		config.Timeout, config.FailOver = clientTimeout, true
-	} else if sut.Engine(b.config.Knobs["cache.engine"]) == sut.Memcached {
+		config.Timeout = clientTimeout
+		// With write-back a host knows what the database does not; otherwise look-aside
+		// falls to the database.
+		config.FailOver = knobs["cache.read"] == "read_through" || knobs["cache.write"] == "write_back"
+	} else if sut.Engine(knobs["cache.engine"]) == sut.Memcached {
 		config.Protocol = cache.Memcached // a front speaks RESP whatever is behind it
 	}
 	client, err := cache.New(config)
 	if err != nil {
 		return nil, nil, err
 	}
-	knobs := b.config.Knobs
 	tier, err := cache.NewTier(cache.TierConfig{
 		AsideConfig: cache.AsideConfig{
 			Records: records, Client: client, TTL: knobs.Duration("cache.ttl"), FeedTTL: knobs.Duration("cache.feed_ttl"), SingleFlight: knobs.Bool("cache.single_flight"),

@@ -48,8 +48,8 @@ func newCacheCollector(ask func(context.Context) (cacheFigures, error)) *cacheCo
 	return &cacheCollector{
 		ask: ask,
 		figures: []cacheFigure{
-			figure("hits_total", "Keys that were asked for and there.", counter, func(f cacheFigures) int64 { return f.hits }),
-			figure("misses_total", "Keys that were asked for and not there.", counter, func(f cacheFigures) int64 { return f.misses }),
+			figure("hits_total", "Lookups of keys that were there, those of a front before the server included.", counter, func(f cacheFigures) int64 { return f.hits }),
+			figure("misses_total", "Lookups of keys that were not there, those of a front before the server included.", counter, func(f cacheFigures) int64 { return f.misses }),
 			figure("evictions_total", "Entries that went because the budget was used up.", counter, func(f cacheFigures) int64 { return f.evicted }),
 			figure("expired_total", "Entries that went because their time was over.", counter, func(f cacheFigures) int64 { return f.expired }),
 			figure("entries", "Keys that are there.", gauge, func(f cacheFigures) int64 { return f.entries }),

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
@@ -45,7 +47,7 @@ func (b birth) startFront(ctx context.Context, server *resp.Server, values cache
 	}
 	f, err := cachefront.New(cachefront.Config{
 		Values: values, Records: records, TTL: knobs.Duration("cache.ttl"), FeedTTL: knobs.Duration("cache.feed_ttl"),
-		SingleFlight: knobs.Bool("cache.single_flight"), ReadThrough: knobs["cache.read"] == "read_through", FlushInterval: back,
+		SingleFlight: knobs.Bool("cache.single_flight"), FlushInterval: back,
 		Timeout: frontTimeout, Registry: b.registry, Log: b.log,
 	})
 	if err != nil {
@@ -54,7 +56,14 @@ func (b birth) startFront(ctx context.Context, server *resp.Server, values cache
 	}
 	end := func(ctx context.Context) error {
 		defer records.Close()
-		return f.Close(ctx)
+		// What clients take to leave is not taken from the time to flush.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), frontTimeout)
+		defer cancel()
+		err := f.Close(ctx)
+		if err != nil {
+			b.log.Error("writes were acknowledged and are lost", "error", err.Error())
+		}
+		return err
 	}
 	commands := map[string]resp.Command{}
 	for name, c := range f.Commands() {
@@ -69,14 +78,24 @@ func (b birth) startFront(ctx context.Context, server *resp.Server, values cache
 	return front{close: end, admin: admin}, nil
 }
 
-// before puts a front before a native server that has been started, and that a client
-// with this configuration can speak to.
-func (b birth) before(ctx context.Context, native part, client cache.Config) (p part, err error) {
+// before puts a front before a native server, which start starts and a client with
+// this configuration can speak to.
+func (b birth) before(ctx context.Context, client cache.Config, start func() (part, error)) (p part, err error) {
+	// The node's own port first: the server could be given it.
+	listener, err := b.listen(b.config.Port)
+	if err != nil {
+		return part{}, err
+	}
+	native, err := start()
+	if err != nil {
+		return part{}, errors.Join(err, listener.Close())
+	}
 	ends := []func(context.Context) error{native.stop}
 	stop := func(ctx context.Context) (err error) {
-		for i := range ends {
-			err = errors.Join(err, ends[len(ends)-1-i](ctx))
+		for _, end := range slices.Backward(ends) {
+			err = errors.Join(err, end(ctx))
 		}
+		ends = nil
 		return err
 	}
 	defer func() {
@@ -88,13 +107,9 @@ func (b birth) before(ctx context.Context, native part, client cache.Config) (p 
 	client.Hosts, client.Registry = cache.Hosts{Peers: []sut.Peer{{Node: b.config.Node, Address: native.ready.Address}}}, b.registry
 	values, err := cache.New(client)
 	if err != nil {
-		return part{}, err
+		return part{}, errors.Join(err, listener.Close())
 	}
 	ends = append(ends, func(context.Context) error { values.Close(); return nil })
-	listener, err := b.listen(b.config.Port)
-	if err != nil {
-		return part{}, err
-	}
 	server, err := resp.New(resp.Config{Listener: listener, Front: true})
 	if err != nil {
 		return part{}, errors.Join(err, listener.Close())
@@ -104,11 +119,21 @@ func (b birth) before(ctx context.Context, native part, client cache.Config) (p 
 		return part{}, errors.Join(err, listener.Close())
 	}
 	p = b.serveRESP(server, front)
-	ends = append(ends, p.stop)
-	p.stop = stop
-	p.ready.Version, p.ready.PIDs = native.ready.Version, native.ready.PIDs
-	go func() { p.died <- <-native.died }()
-	return b.withAdmin(p, front.admin)
+	ended := sync.OnceValue(func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*frontTimeout)
+		defer cancel()
+		return p.stop(ctx)
+	})
+	ends = append(ends, func(context.Context) error { return ended() })
+	go func() {
+		death := <-native.died
+		// The front is well, and what it has acknowledged is in its own memory.
+		p.died <- errors.Join(death, ended())
+	}()
+	with := p
+	with.stop = stop
+	with.ready.Version, with.ready.PIDs = native.ready.Version, native.ready.PIDs
+	return b.withAdmin(with, front.admin)
 }
 
 // serveRESP serves what a server of RESP answers, and ends it in order: what was

@@ -63,7 +63,7 @@ func Run(ctx context.Context, in io.Reader, out, errs io.Writer) error {
 	}
 	log := slog.New(slog.NewJSONHandler(errs, nil)).With("node", config.Node, "role", string(config.Role))
 	runtime.GOMAXPROCS(max(config.Procs, 1))
-	if config.Role != sut.Cache { // whose heap is large, and is what the host has memory for
+	if config.Engine != sut.RESP { // whose heap is large, and is what the host has memory for
 		debug.SetGCPercent(gcPercent)
 	}
 

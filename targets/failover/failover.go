@@ -34,7 +34,7 @@ type Copies interface {
 	// is not started again before release is called.
 	Fence(ctx context.Context, node string) (release func(), err error)
 	// Use makes these the databases in use: of nodes that are started from now on,
-	// whatever happens, and of the running web nodes. An error means that some of
+	// whatever happens, and of the running nodes that use them. An error means that some of
 	// those could not be told, and that Use must be called again.
 	Use(ctx context.Context, roles Roles) error
 }

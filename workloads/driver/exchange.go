@@ -20,7 +20,6 @@ import (
 // shown.
 const VersionHeader = "X-Record-Version"
 
-// CacheHeader is the response header that is CacheHit when the record shown was
 // A target that reads records from a cache says so in a header of the response.
 const (
 	CacheHeader = "X-Cache"

@@ -189,7 +189,7 @@ func (b *Bench) stepper(ctx context.Context, system *local.System, workload work
 		Served:     func(ctx context.Context) (int64, error) { return Served(ctx, system.Counters()) },
 		Cached:     func(ctx context.Context) (*results.CacheReads, error) { return CacheReads(ctx, system) },
 		CacheHosts: func(ctx context.Context) ([]CacheHost, error) { return CacheHosts(ctx, system) },
-		Database:   func(ctx context.Context) (*results.DatabaseCalls, error) { return DatabaseCalls(ctx, system) },
+		Database:   func(ctx context.Context) ([]Calls, error) { return DatabaseCalls(ctx, system) },
 	}, nil
 }
 

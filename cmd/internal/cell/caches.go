@@ -40,20 +40,51 @@ func CacheReads(ctx context.Context, system *local.System) (*results.CacheReads,
 	return &reads, nil
 }
 
+// Calls is what one node has asked of the databases since it was started.
+type Calls struct {
+	node    string
+	started float64 // seconds since the Unix epoch: tells one life of the node from the next
+	results.DatabaseCalls
+}
+
 // DatabaseCalls asks all nodes of a system that use its databases what they have asked
 // of them.
-func DatabaseCalls(ctx context.Context, system *local.System) (*results.DatabaseCalls, error) {
+func DatabaseCalls(ctx context.Context, system *local.System) (all []Calls, err error) {
 	ctx, cancel := context.WithTimeout(ctx, servedTimeout)
 	defer cancel()
-	var calls results.DatabaseCalls
 	for _, name := range slices.Concat(nodesOf(system, sut.Web), nodesOf(system, sut.Cache)) {
-		found, err := metricsOf(ctx, system.AdminURL(name), storeMetric+`{kind="read"}`, storeMetric+`{kind="write"}`)
+		calls := Calls{node: name}
+		err := scrape(ctx, system.AdminURL(name), func(series string, value float64) {
+			switch series {
+			case startedMetric:
+				calls.started = value
+			case storeMetric + `{kind="read"}`:
+				calls.Reads = int64(value)
+			case storeMetric + `{kind="write"}`:
+				calls.Writes = int64(value)
+			}
+		})
 		if err != nil {
 			return nil, err
 		}
-		calls.Reads, calls.Writes = calls.Reads+found[0], calls.Writes+found[1]
+		all = append(all, calls)
 	}
-	return &calls, nil
+	return all, nil
+}
+
+// callsBetween is what was asked between two looks; nil when one of the nodes was
+// restarted, came or went.
+func callsBetween(before, after []Calls) *results.DatabaseCalls {
+	same := slices.EqualFunc(before, after, func(b, a Calls) bool { return b.node == a.node && b.started == a.started })
+	if !same || len(after) == 0 {
+		return nil
+	}
+	var sum results.DatabaseCalls
+	for i, a := range after {
+		sum.Reads += a.Reads - before[i].Reads
+		sum.Writes += a.Writes - before[i].Writes
+	}
+	return &sum
 }
 
 // CacheHosts asks the cache nodes of a system what they have counted since they were
@@ -141,7 +172,7 @@ func cacheHost(ctx context.Context, name, adminURL string) (CacheHost, error) {
 			host.started = value
 		case name == metric || figure == nil:
 		default:
-			*figure += int64(value) // a front and what is behind it may both have some
+			*figure += int64(value)
 			answered = answered || figure == &host.Hits
 			if figure == &back.Unflushed {
 				host.WriteBack = &back

@@ -24,7 +24,7 @@ type look struct {
 	served   *int64
 	cached   *results.CacheReads
 	caches   []CacheHost
-	database *results.DatabaseCalls
+	database []Calls
 	problems []string
 }
 

@@ -71,7 +71,7 @@ type Stepper struct {
 	CacheHosts func(ctx context.Context) ([]CacheHost, error)
 	// Database is what the target has asked of its databases so far; nil = it is not
 	// asked.
-	Database func(ctx context.Context) (*results.DatabaseCalls, error)
+	Database func(ctx context.Context) ([]Calls, error)
 	// ClientCPU is how many cores the client can use.
 	ClientCPU float64
 	// During does something to the target while a step lasts, from its start until
@@ -214,9 +214,12 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after l
 		step.Cache = &results.CacheReads{Hits: a.Hits - b.Hits, Misses: a.Misses - b.Misses}
 	}
 	step.CacheNodes = cacheNodesBetween(before.caches, after.caches)
-	if b, a := before.database, after.database; b != nil && a != nil && a.Reads >= b.Reads && a.Writes >= b.Writes {
-		step.Database = &results.DatabaseCalls{Reads: a.Reads - b.Reads, Writes: a.Writes - b.Writes}
+	for _, n := range step.CacheNodes {
+		if n.WriteBack != nil && n.WriteBack.Refused > 0 {
+			step.Warnings = append(step.Warnings, fmt.Sprintf("%s: the database refused %d acknowledged writes when they were written back: they are lost", n.Node, n.WriteBack.Refused))
+		}
 	}
+	step.Database = callsBetween(before.database, after.database)
 }
 
 // keep writes a closed interval to the histogram log.

@@ -37,7 +37,7 @@ type unflushed struct {
 	// tried is what was sent and not answered: it goes again as it was, and what was
 	// written since then later.
 	tried    *unflushed
-	failures int // of its batches, one after the other
+	failures int // of this record alone, one after the other
 }
 
 // patience is how often a record may fail by itself, for another reason than that the
@@ -136,11 +136,17 @@ func (p *pending) failed(batch []unflushed) {
 	defer p.mu.Unlock()
 	for _, u := range batch {
 		u.Resent = true
-		waiting := p.records[u.Photo.ID]
-		waiting.failures++
-		u.failures = waiting.failures
-		waiting.tried = &u
+		p.records[u.Photo.ID].tried = &u
 	}
+}
+
+// broken notes that a record cannot be written though the records are there, and
+// returns how often that was so, one after the other.
+func (p *pending) broken(id photos.ID) (times int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.records[id].failures++
+	return p.records[id].failures
 }
 
 // done takes away what was written of a record.
@@ -228,19 +234,26 @@ func (f *Front) urge() {
 	}
 }
 
-// newest is a photo's record after all writes that came by here.
+// newest is a photo's record after all writes that came by here. Without any that waits
+// it is read: what the values have may be from before a time in which another host
+// wrote, and writes built upon that would be refused. When the records are away it is
+// the best there is.
 func (f *Front) newest(ctx context.Context, id photos.ID) (photo photos.Photo, err error) {
 	if photo, found := f.pending.get(id); found {
 		return photo, nil
 	}
-	if f.config.ReadThrough {
-		value, found, err := f.config.Values.Get(ctx, cache.PhotoKey(id).String())
-		if err == nil && found && json.Unmarshal(value, &photo) == nil {
-			return photo, nil
-		}
-	}
 	f.figures.loads.Inc()
-	return f.config.Records.Photo(ctx, id)
+	photo, err = f.config.Records.Photo(ctx, id)
+	if !errors.Is(err, photos.ErrUnavailable) {
+		return photo, err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.config.Timeout)
+	defer cancel()
+	value, found, unasked := f.config.Values.Get(ctx, cache.PhotoKey(id).String())
+	if unasked == nil && found && json.Unmarshal(value, &photo) == nil {
+		return photo, nil
+	}
+	return photo, err
 }
 
 // flushEach flushes at each interval, or when there is enough for a batch.
@@ -260,14 +273,15 @@ func (f *Front) flushEach(ctx context.Context) {
 	}
 }
 
-// flush writes what waits, a batch after the other.
-func (f *Front) flush(ctx context.Context) error {
+// flush writes what waits, a batch after the other, until the records are unavailable.
+func (f *Front) flush(ctx context.Context) (err error) {
 	for ids := range slices.Chunk(f.pending.ids(), batchRecords) {
-		if err := f.flushThese(ctx, ids); err != nil {
+		err = errors.Join(err, f.flushThese(ctx, ids))
+		if errors.Is(err, photos.ErrUnavailable) || ctx.Err() != nil {
 			return err
 		}
 	}
-	return nil
+	return err
 }
 
 // flushThese writes what waits of some records, and settles each of them. Its caller
@@ -308,12 +322,13 @@ func (f *Front) writeBatch(ctx context.Context, batch []unflushed) error {
 	case errors.Is(err, photos.ErrUnavailable) || bounded.Err() != nil:
 		return err
 	case len(batch) > 1:
+		var all error
 		for _, u := range batch {
 			u.Resent = true
-			err = errors.Join(err, f.writeBatch(ctx, []unflushed{u}))
+			all = errors.Join(all, f.writeBatch(ctx, []unflushed{u}))
 		}
-		return err
-	case batch[0].failures+1 >= patience:
+		return all
+	case f.pending.broken(batch[0].Photo.ID) >= patience:
 		f.config.Log.Error("a record cannot be written back and is given up", "photo", int64(batch[0].Photo.ID), "error", err.Error())
 		f.settle(context.WithoutCancel(ctx), batch[0], true)
 	}

@@ -65,9 +65,6 @@ type Config struct {
 	// SingleFlight has one of several requests that miss a key at a time load it, for
 	// all of them.
 	SingleFlight bool
-	// ReadThrough says that nobody stores values but the front. With look-aside others
-	// do, whose values may be old: no write is built upon those.
-	ReadThrough bool
 	// FlushInterval is the time between two batches of write-back; 0 = everything is
 	// written through.
 	FlushInterval time.Duration
@@ -143,12 +140,15 @@ func (f *Front) Close(ctx context.Context) error {
 			return fmt.Errorf("cachefront: %d acknowledged writes were not flushed: %w", left, errors.Join(err, ctx.Err()))
 		case err != nil:
 			select {
-			case <-time.After(f.config.FlushInterval):
+			case <-time.After(min(f.config.FlushInterval, closePause)):
 			case <-ctx.Done():
 			}
 		}
 	}
 }
+
+// closePause is the time between two attempts to flush at the end, at most.
+const closePause = 100 * time.Millisecond
 
 // stripes is into how many parts keys are divided, each with a lock of its own.
 const stripes = 1024

@@ -133,7 +133,7 @@ func (r *rig) newHost(t testing.TB, name string) *host {
 func (r *rig) newFront(t testing.TB, values cachefront.Values, registry prometheus.Registerer) *cachefront.Front {
 	t.Helper()
 	c := cachefront.Config{
-		Values: values, Records: r.records, TTL: r.ttl, FeedTTL: r.ttl, SingleFlight: !r.many, ReadThrough: r.read == "read_through",
+		Values: values, Records: r.records, TTL: r.ttl, FeedTTL: r.ttl, SingleFlight: !r.many,
 		Timeout: patience, Registry: registry, Log: discard(),
 	}
 	if r.noLists {

@@ -67,7 +67,10 @@ func (f *Front) writeThrough(ctx context.Context, text string, w cache.Write) (v
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.config.Timeout)
 	defer cancel()
 	switch {
-	case errors.Is(err, photos.ErrNotFound), errors.Is(err, photos.ErrForbidden), errors.Is(err, photos.ErrConflict):
+	case errors.Is(err, photos.ErrNotFound):
+		f.drop(ctx, text) // somebody else has deleted it
+		return 0, err
+	case errors.Is(err, photos.ErrForbidden), errors.Is(err, photos.ErrConflict):
 		return 0, err // nothing has changed
 	case err != nil, w.Delete != nil:
 		// After an error nobody knows what the record is.
