@@ -73,8 +73,9 @@ func (y Tally) Check(t *testing.T, served int64) {
 			t.Errorf("op %d was dispatched %v before it was due", o.Index, time.Duration(-o.Lag()))
 		}
 	}
-	// Two ops may reach the meter in another order than that of their clocks.
-	if in, out := float64(y.Report.InFlightNS), float64(y.Report.ServiceNS); math.Abs(in-out) > 0.001*max(in, out) {
+	// Two ops may reach the meter in another order than that of their clocks, and on a
+	// busy machine an op may have to wait between the two. (A step allows 3 %.)
+	if in, out := float64(y.Report.InFlightNS), float64(y.Report.ServiceNS); math.Abs(in-out) > 0.01*max(in, out) {
 		t.Errorf("in flight %v by the meter, %v by the outcomes", time.Duration(in), time.Duration(out))
 	}
 }
