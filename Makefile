@@ -16,17 +16,17 @@ build: ## the one binary
 gotestsum := $(tool) gotestsum --format pkgname --format-hide-empty-pkg
 # Whole systems of many processes under load. The race detector would make every node ten
 # times slower, on hosts of a tenth of a core: `make race` does that, without a bound on time.
-systems := ./cmd/stagebench
+systems := ./cmd/stagebench ./sut/node
 
 # The order is that of the cost of finding out: lint answers before the long part starts.
 # A system that a busy machine has held up gets a second chance, and the summary says so.
 test: native lint tidy ## everything that CI checks
-	$(gotestsum) -- -race -vet=off -timeout 15m $$($(GO) list $(packages) | grep -v '/cmd/stagebench$$')
+	$(gotestsum) -- -race -vet=off -timeout 15m $$($(GO) list $(packages) | grep -v -e '/cmd/stagebench$$' -e '/sut/node$$')
 	$(gotestsum) -- -vet=off -count=1 -p 1 -run 'TestConformance|TestPublished' ./workloads/driver/... ./sut/resp # exactly, which the race detector is too slow for
-	$(gotestsum) --rerun-fails=1 --rerun-fails-max-failures=3 --packages='$(systems)' -- -vet=off -count=1 -timeout 15m
+	$(gotestsum) --rerun-fails=1 --rerun-fails-max-failures=3 --packages='$(systems)' -- -vet=off -count=1 -p 1 -timeout 15m
 
 race: ## the tests of whole systems with the race detector
-	$(GO) test -race -timeout 0 $(systems)
+	$(GO) test -race -p 1 -timeout 0 $(systems)
 
 native: ## the servers that tests of native engines need, where they may be installed
 	build/native
