@@ -112,23 +112,27 @@ func (r *rig) awaitCache(t *testing.T) {
 
 // A cache host that is stopped in order flushes first.
 func TestWriteBackEndsInOrder(t *testing.T) {
-	r := bringUp(t, sut.Caches, sut.Knobs{"cache.write": "write_back", "cache.flush_interval": "60s", "db.replicas": "0", "web.hosts": "1"}, "write-heavy")
-	r.connect(t, comments{shipped(t, "write-heavy")}, driver.ClientConfig{Connections: 16})
-	seeded := len(r.comments(t, "db-1"))
-	step := r.load(t, 60, 2*time.Second, 0, nil)
-	if step.Ledger.OK == 0 || r.held(t).WriteBack.Unflushed == 0 {
-		t.Fatalf("ledger %+v causes %v; the cache holds %+v", step.Ledger, step.Causes, r.held(t).WriteBack)
-	}
-	for _, n := range r.Status() {
-		if n.Node == "cache-1" {
-			if err := syscall.Kill(n.PID, syscall.SIGTERM); err != nil {
-				t.Fatal(err)
+	for _, engine := range []string{"resp", "redis"} {
+		t.Run(engine, func(t *testing.T) {
+			r := bringUp(t, sut.Caches, sut.Knobs{"cache.engine": engine, "cache.write": "write_back", "cache.flush_interval": "60s", "db.replicas": "0", "web.hosts": "1"}, "write-heavy")
+			r.connect(t, comments{shipped(t, "write-heavy")}, driver.ClientConfig{Connections: 16})
+			seeded := len(r.comments(t, "db-1"))
+			step := r.load(t, 60, 2*time.Second, 0, nil)
+			if step.Ledger.OK == 0 || r.held(t).WriteBack.Unflushed == 0 {
+				t.Fatalf("ledger %+v causes %v; the cache holds %+v", step.Ledger, step.Causes, r.held(t).WriteBack)
 			}
-		}
-	}
-	r.awaitCache(t)
-	if there := len(r.comments(t, "db-1")) - seeded; int64(there) != step.Ledger.OK {
-		t.Errorf("of %d acknowledged comments %d are in the database", step.Ledger.OK, there)
+			for _, n := range r.Status() {
+				if n.Node == "cache-1" {
+					if err := syscall.Kill(n.PID, syscall.SIGTERM); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			r.awaitCache(t)
+			if there := len(r.comments(t, "db-1")) - seeded; int64(there) != step.Ledger.OK {
+				t.Errorf("of %d acknowledged comments %d are in the database", step.Ledger.OK, there)
+			}
+		})
 	}
 }
 

@@ -80,7 +80,7 @@ func (b birth) startFront(ctx context.Context, server *resp.Server, values cache
 
 // before puts a front before a native server, which start starts and a client with
 // this configuration can speak to.
-func (b birth) before(ctx context.Context, client cache.Config, start func() (part, error)) (p part, err error) {
+func (b birth) before(ctx context.Context, client cache.Config, start func() (part, error)) (_ part, err error) {
 	// The node's own port first: the server could be given it.
 	listener, err := b.listen(b.config.Port)
 	if err != nil {
@@ -118,22 +118,22 @@ func (b birth) before(ctx context.Context, client cache.Config, start func() (pa
 	if err != nil {
 		return part{}, errors.Join(err, listener.Close())
 	}
-	p = b.serveRESP(server, front)
+	served := b.serveRESP(server, front)
 	ended := sync.OnceValue(func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*frontTimeout)
 		defer cancel()
-		return p.stop(ctx)
+		return served.stop(ctx)
 	})
 	ends = append(ends, func(context.Context) error { return ended() })
 	go func() {
 		death := <-native.died
 		// The front is well, and what it has acknowledged is in its own memory.
-		p.died <- errors.Join(death, ended())
+		served.died <- errors.Join(death, ended())
 	}()
-	with := p
-	with.stop = stop
-	with.ready.Version, with.ready.PIDs = native.ready.Version, native.ready.PIDs
-	return b.withAdmin(with, front.admin)
+	whole := served
+	whole.stop = stop
+	whole.ready.Version, whole.ready.PIDs = native.ready.Version, native.ready.PIDs
+	return b.withAdmin(whole, front.admin)
 }
 
 // serveRESP serves what a server of RESP answers, and ends it in order: what was
