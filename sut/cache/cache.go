@@ -50,7 +50,8 @@ type Config struct {
 	LoadTimeout time.Duration
 	MaxConns    int // to each host; 0 = 64
 	// FailOver has the next host on the ring asked for the keys of one that does not
-	// answer: for hosts that load what they do not have. Without it such a key is a miss.
+	// answer: for hosts that load what they do not have, or hold what the database does
+	// not have yet. Without it such a key is a miss.
 	FailOver bool
 	// Registry gets stagebench_cache_*.
 	Registry prometheus.Registerer
