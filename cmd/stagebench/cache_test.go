@@ -18,6 +18,7 @@ func TestACacheHostIsKilled(t *testing.T) {
 		t.Run(engine, func(t *testing.T) {
 			r := bringUp(t, sut.Caches, sut.Knobs{"cache.engine": engine, "db.replicas": "0", "web.hosts": "1"}, "read-heavy")
 			r.stepper.Cached = func(ctx context.Context) (*results.CacheReads, error) { return cell.CacheReads(ctx, r.System) }
+			r.stepper.Database = func(ctx context.Context) ([]cell.Calls, error) { return cell.DatabaseCalls(ctx, r.System) }
 			whole := r.load(t, 80, 3*time.Second, 0, nil)
 			if whole.Cache == nil || whole.Cache.Hits == 0 || whole.Cache.Misses == 0 {
 				t.Fatalf("what the cache had: %+v", whole.Cache)
@@ -27,9 +28,11 @@ func TestACacheHostIsKilled(t *testing.T) {
 					t.Error(err)
 				}
 			})
-			if killed.Cache == nil {
-				t.Fatal("the web hosts say nothing of the cache")
+			if killed.Cache == nil || whole.Database == nil || killed.Database == nil {
+				t.Fatalf("the web hosts say nothing of cache or database: %+v, %+v, %+v", killed.Cache, whole.Database, killed.Database)
 			}
+			each := func(s results.Step) float64 { return float64(s.Database.Reads) / float64(s.Ledger.Sent) }
+			t.Logf("reads of the database per request: %.3f, and %.3f while it was away", each(whole), each(killed))
 			t.Logf("hit ratio %.2f, and %.2f while it was away; ledger %+v causes %v", whole.Cache.HitRatio(), killed.Cache.HitRatio(), killed.Ledger, killed.Causes)
 			if failed(killed) > 0 {
 				t.Errorf("%d of %d requests failed, want none", failed(killed), killed.Ledger.Scheduled)

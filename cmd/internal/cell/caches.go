@@ -53,13 +53,13 @@ func DatabaseCalls(ctx context.Context, system *local.System) (all []Calls, err 
 	ctx, cancel := context.WithTimeout(ctx, servedTimeout)
 	defer cancel()
 	for _, name := range slices.Concat(nodesOf(system, sut.Web), nodesOf(system, sut.Cache)) {
-		calls := Calls{node: name}
+		calls, uses := Calls{node: name}, false
 		err := scrape(ctx, system.AdminURL(name), func(series string, value float64) {
 			switch series {
 			case startedMetric:
 				calls.started = value
 			case storeMetric + `{kind="read"}`:
-				calls.Reads = int64(value)
+				calls.Reads, uses = int64(value), true
 			case storeMetric + `{kind="write"}`:
 				calls.Writes = int64(value)
 			}
@@ -67,7 +67,9 @@ func DatabaseCalls(ctx context.Context, system *local.System) (all []Calls, err 
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, calls)
+		if uses { // a cache host that neither loads nor writes does not
+			all = append(all, calls)
+		}
 	}
 	return all, nil
 }
