@@ -18,13 +18,14 @@ gotestsum := $(tool) gotestsum --format pkgname --format-hide-empty-pkg
 # times slower, on hosts of a tenth of a core: `make race` does that, without a bound on time.
 systems := ./cmd/stagebench ./sut/node
 
-again := --rerun-fails=2 --rerun-fails-max-failures=6
+
+# What a busy machine has held up gets another chance, and the summary says so; a data race
+# gets none.
+again := --rerun-fails=2 --rerun-fails-max-failures=6 --rerun-fails-abort-on-data-race
 
 # The order is that of the cost of finding out: lint answers before the long part starts.
-# What measures, and systems that a busy machine has held up, get another chance, and the
-# summary says so.
 test: native lint tidy ## everything that CI checks
-	$(gotestsum) -- -race -vet=off -timeout 15m $$($(GO) list $(packages) | grep -v -e '/cmd/stagebench$$' -e '/sut/node$$')
+	$(gotestsum) $(again) --packages="$$($(GO) list $(packages) | grep -v -e '/cmd/stagebench$$' -e '/sut/node$$' | tr '\n' ' ')" -- -race -vet=off -timeout 15m
 	$(gotestsum) $(again) --packages='./workloads/driver/... ./sut/resp' -- -vet=off -count=1 -p 1 -run 'TestConformance|TestPublished' # exactly, which the race detector is too slow for
 	$(gotestsum) $(again) --packages='$(systems)' -- -vet=off -count=1 -p 1 -timeout 15m
 

@@ -84,6 +84,19 @@ func (c *client) do(method, path string, pairs ...string) reply {
 	return got
 }
 
+// afterDeath asks for a path just after the death of hosts to which the balancer kept idle
+// connections. Until it has seen these end, it may write a request on one; nobody knows whether
+// that took effect, so it answers 502 and does not repeat it: once for each connection.
+func (c *client) afterDeath(idle int, path string, pairs ...string) reply {
+	c.t.Helper()
+	got := c.do(http.MethodGet, path, pairs...)
+	for ; idle > 0 && got.status == http.StatusBadGateway; idle-- {
+		isJSONError(c.t, got)
+		got = c.do(http.MethodGet, path, pairs...)
+	}
+	return got
+}
+
 // get asks for a path that must be answered with 200.
 func (c *client) get(path string, pairs ...string) reply {
 	c.t.Helper()

@@ -158,7 +158,7 @@ func testAllDead(t *testing.T, start Start) {
 		isJSONError(t, got)
 	}
 	// At once, when nobody knows yet, and with a body that nobody wants.
-	refused(c.do("GET", "/who"))
+	refused(c.afterDeath(1, "/who"))
 	for _, h := range hosts {
 		c.awaitUp(h, false)
 	}

@@ -232,7 +232,7 @@ func testStickyMoves(t *testing.T, start Start) {
 		t.Fatalf("a user of %s was sent to %s", home.name, got.node)
 	}
 	home.kill()
-	moved := c.get("/who", "Cookie", "lb="+home.name)
+	moved := c.afterDeath(1, "/who", "Cookie", "lb="+home.name)
 	value, set := cookieOf(moved.header)
 	if moved.node == home.name || !set || value != moved.node {
 		t.Fatalf("%s answered and set %q", moved.node, moved.header["Set-Cookie"])
