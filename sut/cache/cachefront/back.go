@@ -13,9 +13,10 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// batchRecords is how many records are written in one transaction at most: few
-// enough that nobody else waits long for the primary.
-const batchRecords = 200
+// batchRows is how many rows, of photos and of comments, are written in one
+// transaction at most: few enough that nobody else waits long for the primary. A photo
+// with more comments than that is a batch by itself.
+const batchRows = 200
 
 // pending is what was acknowledged and is not in the records yet. All methods but
 // the constructor may be called on nil, which holds nothing.
@@ -89,7 +90,7 @@ func (p *pending) add(photo photos.Photo, text []byte, w cache.Write) (full bool
 	if u == nil {
 		u = &unflushed{Written: photos.Written{Base: photo.Version - 1}}
 		p.records[photo.ID], p.keys[cache.PhotoKey(photo.ID).String()] = u, u
-		full = len(p.records)%batchRecords == 0
+		full = len(p.records)%batchRows == 0
 	}
 	u.Photo, u.text = photo, text
 	if w.Comment != nil {
@@ -112,22 +113,27 @@ func (p *pending) ids() []photos.ID {
 	return ids
 }
 
-// now is what waits of some records, at this moment.
-func (p *pending) now(ids []photos.ID) (batch []unflushed) {
+// now is what waits of the first of some records, at this moment, and the records that
+// did not find room among so many rows.
+func (p *pending) now(ids []photos.ID, rows int) (batch []unflushed, rest []photos.ID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, id := range ids {
-		switch u := p.records[id]; {
-		case u == nil:
-		case u.tried != nil:
-			batch = append(batch, *u.tried)
-		default:
-			copied := *u
-			copied.Comments = slices.Clip(u.Comments)
-			batch = append(batch, copied)
+	for i, id := range ids {
+		u := p.records[id]
+		if u == nil {
+			continue
 		}
+		if u.tried != nil {
+			u = u.tried
+		}
+		if rows -= 1 + len(u.Comments); rows < 0 && len(batch) > 0 {
+			return batch, ids[i:]
+		}
+		copied := *u
+		copied.Comments = slices.Clip(u.Comments)
+		batch = append(batch, copied)
 	}
-	return batch
+	return batch, nil
 }
 
 // failed notes that nobody knows whether these were written.
@@ -274,26 +280,30 @@ func (f *Front) flushEach(ctx context.Context) {
 }
 
 // flush writes what waits, a batch after the other, until the records are unavailable.
-func (f *Front) flush(ctx context.Context) (err error) {
-	for ids := range slices.Chunk(f.pending.ids(), batchRecords) {
-		err = errors.Join(err, f.flushThese(ctx, ids))
+func (f *Front) flush(ctx context.Context) error {
+	var all error
+	for rest := f.pending.ids(); len(rest) > 0; {
+		var err error
+		rest, err = f.flushSome(ctx, rest)
+		all = errors.Join(all, err)
 		if errors.Is(err, photos.ErrUnavailable) || ctx.Err() != nil {
-			return err
+			break
 		}
 	}
-	return err
+	return all
 }
 
-// flushThese writes what waits of some records, and settles each of them. Its caller
-// holds no stripe.
-func (f *Front) flushThese(ctx context.Context, ids []photos.ID) error {
+// flushSome writes what waits of the first of some records, settles each of them and
+// returns the others. Its caller holds no stripe.
+func (f *Front) flushSome(ctx context.Context, ids []photos.ID) (rest []photos.ID, err error) {
 	select {
 	case f.flushing <- struct{}{}:
 		defer func() { <-f.flushing }()
 	case <-ctx.Done():
-		return fmt.Errorf("%w: others are flushed: %w", photos.ErrUnavailable, ctx.Err())
+		return ids, fmt.Errorf("%w: others are flushed: %w", photos.ErrUnavailable, ctx.Err())
 	}
-	return f.writeBatch(ctx, f.pending.now(ids))
+	batch, rest := f.pending.now(ids, f.rows)
+	return rest, f.writeBatch(ctx, batch)
 }
 
 // writeBatch writes what waits of some records in one transaction. When it is not the
@@ -310,6 +320,7 @@ func (f *Front) writeBatch(ctx context.Context, batch []unflushed) error {
 	defer cancel()
 	refused, err := f.config.Records.WriteBack(bounded, written)
 	if err == nil {
+		f.rows = min(2*f.rows, batchRows)
 		f.figures.batches.Inc()
 		for _, u := range batch {
 			f.settle(context.WithoutCancel(ctx), u, slices.Contains(refused, u.Photo.ID))
@@ -318,6 +329,9 @@ func (f *Front) writeBatch(ctx context.Context, batch []unflushed) error {
 	}
 	f.figures.failed.Inc()
 	f.pending.failed(batch)
+	if bounded.Err() != nil && ctx.Err() == nil { // too much for its time: what is slow gets less
+		f.rows = max(1, f.rows/2)
+	}
 	switch {
 	case errors.Is(err, photos.ErrUnavailable) || bounded.Err() != nil:
 		return err

@@ -36,67 +36,6 @@ func comment(id, photo photos.ID) photos.Comment {
 	return photos.Comment{ID: id, PhotoID: photo, UserID: 2, Text: fmt.Sprint("comment ", id)}
 }
 
-// Nothing comes to the records before its time, and then what was written to a photo
-// comes as one.
-func TestWritesOfAPhotoAreOne(t *testing.T) {
-	t.Parallel()
-	r := newRig(t, back())
-	web, h := r.web(t), r.hosts[0]
-	like(t, web, 1, 250)
-	for i := range photos.ID(3) {
-		must(t)(web.Comment(t.Context(), comment(i+1, 2)))
-	}
-	must(t)(web.RenamePhoto(t.Context(), 2, 1, "new"))
-	if n := h.figure(t, "unflushed"); n != 254 {
-		t.Errorf("%v writes wait", n)
-	}
-	if p := r.records.photo(1); len(r.records.batches()) != 0 || p.Version != 1 {
-		t.Errorf("written before it is flushed: %+v", p)
-	}
-	r.flush(t)
-	one, two := r.records.photo(1), r.records.photo(2)
-	want := [][]photos.Written{{{Photo: one, Base: 1}, {Photo: two, Base: 1, Comments: []photos.Comment{comment(1, 2), comment(2, 2), comment(3, 2)}}}}
-	if diff := cmp.Diff(want, r.records.batches()); diff != "" {
-		t.Errorf("batches (-want +got)\n%s", diff)
-	}
-	if one.Likes != 250 || one.Version != 251 || two.Comments != 3 || two.Title != "new" || two.Version != 5 || len(r.records.of(2)) != 3 {
-		t.Errorf("%+v, %+v, %+v", one, two, r.records.of(2))
-	}
-	for name, want := range map[string]float64{"unflushed": 0, "flushed_total": 254, "flushes_total": 1, "flush_errors_total": 0, "refused_total": 0} {
-		if got := h.figure(t, name); got != want {
-			t.Errorf("%s is %v, want %v", name, got, want)
-		}
-	}
-}
-
-// A record that can never be written is given up, and keeps no other one from being
-// flushed.
-func TestPoisonedBatch(t *testing.T) {
-	t.Parallel()
-	o := back()
-	o.interval = time.Millisecond
-	r := newRig(t, o)
-	web, h := r.web(t), r.hosts[0]
-	r.records.set(func(_ context.Context, call string) error {
-		sent := r.records.batches()
-		if call == "WriteBack" && slices.ContainsFunc(sent[len(sent)-1], func(w photos.Written) bool { return w.Photo.ID == 2 }) {
-			return errors.New("invalid byte sequence")
-		}
-		return nil
-	}, nil)
-	for id := photos.ID(1); id <= 3; id++ {
-		like(t, web, id, 2)
-	}
-	await(t, "all is settled", func() bool { return h.figure(t, "unflushed") == 0 })
-	if flushed, refused := h.figure(t, "flushed_total"), h.figure(t, "refused_total"); flushed != 4 || refused != 2 {
-		t.Errorf("%v writes flushed and %v refused, want 4 and 2", flushed, refused)
-	}
-	r.records.set(nil, nil)
-	if p := photo(t, web, 2); p.Version != 1 {
-		t.Errorf("what was given up is shown: %+v", p)
-	}
-}
-
 // Somebody else, who cannot reach the front, makes the very same write: that is another
 // one, and the one that was acknowledged here is refused and counted.
 func TestTheSameWriteElsewhere(t *testing.T) {
@@ -108,32 +47,6 @@ func TestTheSameWriteElsewhere(t *testing.T) {
 	r.flush(t)
 	if p, refused := r.records.photo(1), h.figure(t, "refused_total"); p.Likes != 1 || refused != 1 {
 		t.Errorf("%+v, %v refused", p, refused)
-	}
-}
-
-// Batches are of 200 photos at most, and begin when there is enough for one.
-func TestBatches(t *testing.T) {
-	t.Parallel()
-	o := back()
-	o.photos = 450
-	r := newRig(t, o)
-	web, writing := r.web(t), newOnce("WriteBack")
-	r.records.set(writing.hook, nil)
-	for id := photos.ID(1); id <= 450; id++ {
-		like(t, web, id, 1)
-	}
-	wait(t, "a batch is written before its time", writing.begun)
-	close(writing.released)
-	r.flush(t)
-	for _, batch := range r.records.batches() {
-		if len(batch) > 200 {
-			t.Errorf("a batch of %d", len(batch))
-		}
-	}
-	for id := photos.ID(1); id <= 450; id++ {
-		if p := r.records.photo(id); p.Version != 2 {
-			t.Errorf("%+v", p)
-		}
 	}
 }
 

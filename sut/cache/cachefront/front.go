@@ -85,6 +85,7 @@ type Front struct {
 	pending *pending // nil = everything is written through
 
 	flushing chan struct{} // held by who writes back
+	rows     int           // that the next batch may have; the holder of flushing may change it
 	urgent   chan struct{} // asks the flusher to begin
 	stop     context.CancelFunc
 	flusher  sync.WaitGroup
@@ -102,7 +103,7 @@ func New(c Config) (*Front, error) {
 	case c.FlushInterval < 0 || c.MaxUnflushed < 0 || c.Timeout < 0:
 		return nil, errors.New("cachefront: negative limit")
 	}
-	f := &Front{config: c, flushing: make(chan struct{}, 1), urgent: make(chan struct{}, 1)}
+	f := &Front{config: c, flushing: make(chan struct{}, 1), rows: batchRows, urgent: make(chan struct{}, 1)}
 	for i := range f.stripes {
 		f.stripes[i].held = make(chan struct{}, 1)
 	}

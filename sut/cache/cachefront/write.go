@@ -53,7 +53,7 @@ func (f *Front) holdFlushed(ctx context.Context, s *stripe, id photos.ID, text s
 			return nil
 		}
 		s.release() // which the flusher needs
-		if err := f.flushThese(ctx, []photos.ID{id}); err != nil {
+		if _, err := f.flushSome(ctx, []photos.ID{id}); err != nil {
 			return err
 		}
 	}
