@@ -36,12 +36,15 @@ type NodeStatus struct {
 	Engine   sut.Engine `json:"engine"`
 	Version  string     `json:"version,omitempty"`
 	State    State      `json:"state"`
-	Address  string     `json:"address"` // host:port
+	Address  string     `json:"address"`         // host:port
+	Admin    string     `json:"admin,omitempty"` // host:port of /metrics; another one after a restart
 	PID      int        `json:"pid"`
 	Restarts int        `json:"restarts"`
 	Cause    string     `json:"cause,omitempty"`    // of the last death
 	ReadyNS  int64      `json:"ready_ns"`           // from start to ready
 	Standing Standing   `json:"standing,omitempty"` // of a database that has copies
+	// Counts says that the node's own count of requests is a part of what clients sent.
+	Counts bool `json:"counts,omitempty"`
 
 	// Of a database that has copies, as it said when it was probed last: how far a
 	// replica is behind, -1 where that is not known, and how many rows it found that

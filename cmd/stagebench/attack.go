@@ -17,6 +17,7 @@ import (
 	"github.com/stagebench/stagebench/cmd/internal/load"
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/hdr"
+	"github.com/stagebench/stagebench/results/history"
 	"github.com/stagebench/stagebench/results/live"
 	"github.com/stagebench/stagebench/results/table"
 	"github.com/stagebench/stagebench/sut"
@@ -283,13 +284,7 @@ func (a aimed) observe(ctx context.Context, s *cell.Stepper) error {
 		return err
 	}
 	s.Target, s.ClientCPU = system, cell.FreeFor(usage)
-	s.Served = func(ctx context.Context) (int64, error) {
-		info, err := a.system.Info(ctx) // asked each time: nodes come and go
-		if err != nil {
-			return 0, err
-		}
-		return cell.Served(ctx, info.Counters)
-	}
+	s.Nodes, s.History = a.system.Status, history.New()
 	return nil
 }
 

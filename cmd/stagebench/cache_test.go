@@ -1,11 +1,9 @@
 package main
 
 import (
-	"context"
 	"testing"
 	"time"
 
-	"github.com/stagebench/stagebench/cmd/internal/cell"
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/sut"
 )
@@ -17,8 +15,6 @@ func TestACacheHostIsKilled(t *testing.T) {
 	for _, engine := range []string{"resp", "redis", "memcached"} {
 		t.Run(engine, func(t *testing.T) {
 			r := bringUp(t, sut.Caches, sut.Knobs{"cache.engine": engine, "db.replicas": "0", "web.hosts": "1"}, "read-heavy")
-			r.stepper.Cached = func(ctx context.Context) (*results.CacheReads, error) { return cell.CacheReads(ctx, r.System) }
-			r.stepper.Database = func(ctx context.Context) ([]cell.Calls, error) { return cell.DatabaseCalls(ctx, r.System) }
 			whole := r.load(t, 80, 3*time.Second, 0, nil)
 			if whole.Cache == nil || whole.Cache.Hits == 0 || whole.Cache.Misses == 0 {
 				t.Fatalf("what the cache had: %+v", whole.Cache)

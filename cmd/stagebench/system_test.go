@@ -15,6 +15,7 @@ import (
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/node"
+	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/local"
 	"github.com/stagebench/stagebench/workloads"
 	"github.com/stagebench/stagebench/workloads/driver"
@@ -121,8 +122,8 @@ func (r *rig) connect(t *testing.T, workload workloads.Workload, config driver.C
 	r.stepper = &cell.Stepper{
 		Driver: vegeta.Driver{}, Clients: clients, Workload: workload, SLO: results.DefaultSLO(), Timeout: 5 * time.Second,
 		Drain: time.Second, Progress: silent{}, Target: r.System, ClientCPU: float64(runtime.NumCPU()),
-		Served: func(ctx context.Context) (int64, error) { return cell.Served(ctx, r.Counters()) },
-		Also:   func(o results.Outcome) { r.outcomes = append(r.outcomes, o) },
+		Nodes: func(context.Context) ([]targets.NodeStatus, error) { return r.Status(), nil },
+		Also:  func(o results.Outcome) { r.outcomes = append(r.outcomes, o) },
 	}
 }
 
@@ -175,7 +176,7 @@ func TestLedgerAgreesWithTheServer(t *testing.T) {
 		for _, stage := range sut.Stages() {
 			t.Run(name+"/"+string(stage), func(t *testing.T) {
 				r := bringUp(t, stage, knobs, "write-heavy")
-				step := r.load(t, 60, 3*time.Second, 0, nil)
+				step := r.load(t, 60, 2*time.Second, 0, nil)
 				if step.ServerCount == nil || *step.ServerCount != step.Ledger.Sent {
 					t.Errorf("the server counted %v, the client sent %d", step.ServerCount, step.Ledger.Sent)
 				}

@@ -46,6 +46,10 @@ type Config struct {
 	// Timeout is how long a host may take to connect, and to answer; 0 = 100 ms. A
 	// context that ends before counts, too.
 	Timeout time.Duration
+	// WorkTimeout is for hosts that load or write records themselves: how long they may
+	// take for everything but Get, which waits for no records. It should leave a caller
+	// time to turn elsewhere. 0 = hosts that do not, for which Timeout holds.
+	WorkTimeout time.Duration
 	// LoadTimeout is how long a load may take whose callers have all gone; 0 = 5 s.
 	LoadTimeout time.Duration
 	MaxConns    int // to each host; 0 = 64
@@ -88,15 +92,41 @@ type Client struct {
 // table is which hosts there are; it is never changed.
 type table struct {
 	ring  *ring
-	hosts map[string]*host
+	hosts map[string]lines
 }
+
+// lines are two ways to one host, each with connections and a silence of its own: a host
+// that is slow to write has not lost its values, and one whose values are slow may
+// still write.
+type lines struct {
+	quick *host // for Get
+	work  *host // for all that may wait for records; the same where nothing does
+}
+
+func newLines(peer sut.Peer, c Config) lines {
+	quick := newHost(peer, c)
+	if c.WorkTimeout == 0 {
+		return lines{quick, quick}
+	}
+	c.Timeout = c.WorkTimeout
+	return lines{quick, newHost(peer, c)}
+}
+
+func (l lines) close() {
+	l.quick.close()
+	l.work.close()
+}
+
+// toValues and toWork choose a line.
+func toValues(l lines) *host { return l.quick }
+func toWork(l lines) *host   { return l.work }
 
 // New returns a client. It connects on the first call.
 func New(c Config) (*Client, error) {
 	c.Timeout = cmp.Or(c.Timeout, 100*time.Millisecond)
 	c.LoadTimeout = cmp.Or(c.LoadTimeout, 5*time.Second)
 	c.MaxConns = cmp.Or(c.MaxConns, 64)
-	if c.Timeout < 0 || c.LoadTimeout < 0 || c.MaxConns < 0 {
+	if c.Timeout < 0 || c.WorkTimeout < 0 || c.LoadTimeout < 0 || c.MaxConns < 0 {
 		return nil, errors.New("cache: negative limit")
 	}
 	if c.Protocol != RESP && c.Protocol != Memcached {
@@ -133,24 +163,24 @@ func (c *Client) SetHosts(h Hosts) error {
 		down[name] = true
 	}
 	old := c.table.Load().hosts
-	next := &table{hosts: map[string]*host{}}
+	next := &table{hosts: map[string]lines{}}
 	var names []string
 	for _, peer := range h.Peers {
-		if next.hosts[peer.Node] != nil {
+		if _, twice := next.hosts[peer.Node]; twice {
 			return fmt.Errorf("cache: there are two hosts %s", peer.Node)
 		}
 		names = append(names, peer.Node)
-		if same := old[peer.Node]; same != nil && same.address == peer.Address {
+		if same, known := old[peer.Node]; known && same.quick.address == peer.Address {
 			next.hosts[peer.Node] = same
 		} else {
-			next.hosts[peer.Node] = newHost(peer, c.config)
+			next.hosts[peer.Node] = newLines(peer, c.config)
 		}
 	}
 	next.ring = newRing(names, down)
 	c.table.Store(next)
-	for name, h := range old {
-		if next.hosts[name] != h {
-			h.close()
+	for name, l := range old {
+		if next.hosts[name] != l {
+			l.close()
 		}
 	}
 	return nil
@@ -161,8 +191,8 @@ func (c *Client) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
-	for _, h := range c.table.Load().hosts {
-		h.close()
+	for _, l := range c.table.Load().hosts {
+		l.close()
 	}
 }
 
@@ -172,9 +202,9 @@ type repeatable bool
 // ask does something at the host of a key, or, where that is asked for, at the next
 // one when it does not answer. The error is of the caller's context, or an
 // ErrUnavailable, or a refusal of the host.
-func (c *Client) ask(ctx context.Context, key string, twice repeatable, do func(*host) error) error {
+func (c *Client) ask(ctx context.Context, key string, line func(lines) *host, twice repeatable, do func(*host) error) error {
 	for t, tries := c.table.Load(), 0; ; {
-		h := t.hosts[t.ring.nth(key, tries)]
+		h := line(t.hosts[t.ring.nth(key, tries)])
 		err := h.ask(ctx, do)
 		if errors.Is(err, errLeft) {
 			if now := c.table.Load(); now != t {
@@ -199,7 +229,7 @@ func (c *Client) ask(ctx context.Context, key string, twice repeatable, do func(
 
 // Get returns the value of a key; found is false when the host has none.
 func (c *Client) Get(ctx context.Context, key string) (value []byte, found bool, err error) {
-	err = c.ask(ctx, key, true, func(h *host) error {
+	err = c.ask(ctx, key, toValues, true, func(h *host) error {
 		value, found, err = h.get(ctx, key)
 		return err
 	})
@@ -216,20 +246,20 @@ func (c *Client) Set(ctx context.Context, key string, value []byte, ttl time.Dur
 	if ttl < 0 {
 		return fmt.Errorf("cache: a time to live of %v", ttl)
 	}
-	return c.ask(ctx, key, true, func(h *host) error { return h.set(ctx, key, value, ttl) })
+	return c.ask(ctx, key, toWork, true, func(h *host) error { return h.set(ctx, key, value, ttl) })
 }
 
 // Delete removes a key, whether it is there or not. After an error it may be there
 // still. A Load that begins after it is not answered by one from before.
 func (c *Client) Delete(ctx context.Context, key string) error {
 	c.loads.Forget(key)
-	return c.ask(ctx, key, true, func(h *host) error { return h.delete(ctx, key) })
+	return c.ask(ctx, key, toWork, true, func(h *host) error { return h.delete(ctx, key) })
 }
 
 // Fetch has the host of a key load its record, unless it is there, which is a hit. The
 // errors of records come as those of package photos.
 func (c *Client) Fetch(ctx context.Context, key string) (value []byte, hit bool, err error) {
-	err = c.ask(ctx, key, true, func(h *host) error {
+	err = c.ask(ctx, key, toWork, true, func(h *host) error {
 		value, hit, err = h.fetch(ctx, key)
 		return err
 	})
@@ -245,7 +275,7 @@ func (c *Client) Fetch(ctx context.Context, key string) (value []byte, hit bool,
 func (c *Client) Apply(ctx context.Context, key string, w Write) (version int64, err error) {
 	// Who asks from now on is not answered by what was read before.
 	defer c.loads.Forget(key)
-	err = c.ask(ctx, key, false, func(h *host) error {
+	err = c.ask(ctx, key, toWork, false, func(h *host) error {
 		version, err = h.apply(ctx, key, w)
 		return err
 	})

@@ -51,7 +51,7 @@ const (
 	unreached                 // nothing was sent, as there is no connection
 )
 
-// host is one cache host as a web host sees it.
+// host is one cache host as a web host sees it over one of its lines.
 type host struct {
 	wire
 	name, address string
@@ -117,9 +117,11 @@ func (h *host) ask(ctx context.Context, do func(*host) error) error {
 		return fmt.Errorf("%w: %w", errBusy, err)
 	}
 	var late net.Error
-	h.hangs.Store(errors.As(err, &late) && late.Timeout() || errors.Is(err, context.DeadlineExceeded))
+	hangs := errors.As(err, &late) && late.Timeout() || errors.Is(err, context.DeadlineExceeded)
+	h.hangs.Store(hangs)
 	h.silent.Store(time.Now().Add(silence).UnixNano())
-	if said == unreached {
+	// One that hangs until nobody can connect to it any more is there all the same.
+	if said == unreached && !hangs {
 		return fmt.Errorf("%w: %w", errUnasked, err)
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -211,6 +212,37 @@ func TestFailOver(t *testing.T) {
 				t.Error("nothing was sent to the host that dies")
 			}
 		})
+	}
+}
+
+// A host that hangs leaves its callers time to turn elsewhere: reads go to the next one,
+// writes fail, as it may hold what nobody else has. That its values are slow says nothing
+// of its work.
+func TestHangingFront(t *testing.T) {
+	t.Parallel()
+	next, asked := serveFake(t, func(string, string) any { return []any{int64(1), []byte(`{"id":1}`)} })
+	address, accepted := silent(t)
+	peers := []sut.Peer{peer(0, address), peer(1, next.Addr().String())}
+	key, id := keyOf(t, peers, 0)
+	c, _ := connect(t, cache.Config{FailOver: true, Hosts: cache.Hosts{Peers: peers}, Timeout: 10 * time.Millisecond, WorkTimeout: 100 * time.Millisecond})
+	request, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, found, err := c.Get(request, key); found || err != nil {
+		t.Errorf("a value of the next host: %t, %v", found, err)
+	}
+	if _, hit, err := c.Fetch(request, key); !hit || err != nil || asked.all() != "fetch "+key {
+		t.Errorf("hit %t, %v; the next host was asked %q", hit, err, asked.all())
+	}
+	for deadline := time.Now().Add(patience); accepted.Load() < 2; { // one for each line
+		if time.Now().After(deadline) {
+			t.Fatal("a host whose values are slow was not asked to work")
+		}
+		runtime.Gosched()
+	}
+	for range 2 {
+		if _, err := c.Apply(request, key, cache.Write{Like: &cache.Like{Photo: id}}); !errors.Is(err, cache.ErrUnavailable) || asked.all() != "fetch "+key {
+			t.Errorf("%v; the next host was asked %q", err, asked.all())
+		}
 	}
 }
 

@@ -89,7 +89,7 @@ func (b birth) cached(records *store.Store) (app.Store, func(), error) {
 	knobs := b.config.Knobs
 	config := cache.Config{Hosts: cache.Hosts{Peers: peers}, Registry: b.registry}
 	if b.fronted() {
-		config.Timeout = clientTimeout
+		config.WorkTimeout = workTimeout
 		// With write-back a host knows what the database does not; otherwise look-aside
 		// falls to the database.
 		config.FailOver = knobs["cache.read"] == "read_through" || knobs["cache.write"] == "write_back"

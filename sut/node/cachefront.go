@@ -15,10 +15,12 @@ import (
 )
 
 // How long a front may take for all that a request needs, and its clients wait for it:
-// longer, so that a front whose database is slow is not taken for one that is dead.
+// longer, so that a front whose database is slow is not taken for one that is dead, and
+// clearly shorter than a web host has for a request, so that when one hangs there is
+// time to ask elsewhere.
 const (
-	frontTimeout  = 5 * time.Second
-	clientTimeout = frontTimeout + 500*time.Millisecond
+	frontTimeout = 3 * time.Second
+	workTimeout  = frontTimeout + 500*time.Millisecond
 )
 
 // front is what a cache host has that loads or writes records itself.

@@ -38,9 +38,8 @@ type Info struct {
 	Data   sut.Data  `json:"data"`
 	LogDir string    `json:"log_dir"` // where the nodes' logs are: NODE.log
 
-	// Serve fills these in, as they are when somebody asks.
+	// Serve fills this in, as it is when somebody asks.
 	Endpoints []string `json:"endpoints"` // base URLs for clients
-	Counters  []string `json:"counters"`  // base URLs of the metrics of the nodes that count what clients send
 }
 
 // System is what is controlled.
@@ -57,7 +56,6 @@ type Observed interface {
 	Usage() (targets.Usage, error)
 	Events() []targets.Event
 	Endpoints() []string
-	Counters() []string
 }
 
 // Actor is a system that things can be done to, by host or node name.
@@ -168,7 +166,7 @@ func handler(info Info, system System, down chan<- struct{}) http.Handler {
 	}
 	mux.HandleFunc("GET /info", func(w http.ResponseWriter, _ *http.Request) {
 		now := info
-		now.Endpoints, now.Counters = system.Endpoints(), system.Counters()
+		now.Endpoints = system.Endpoints()
 		answer(w, now, nil)
 	})
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answer(w, system.Status(), nil) })

@@ -38,7 +38,6 @@ func (f fake) Pause(name string) error    { f.done <- "pause " + name; return ni
 func (f fake) Resume(name string) error   { f.done <- "resume " + name; return nil }
 func (f fake) Down(context.Context) error { f.done <- "down"; return nil }
 func (f fake) Endpoints() []string        { return []string{"http://127.0.0.1:1"} }
-func (f fake) Counters() []string         { return []string{"http://127.0.0.1:2"} }
 func (f fake) Recover(_ context.Context, replay bool) (targets.Recovery, error) {
 	if replay {
 		return targets.Recovery{Replayed: map[string]sut.Replayed{"db-1": {Done: map[string]int{"like": 3}}}}, nil
@@ -109,7 +108,7 @@ func TestASystemIsControlled(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx := t.Context()
-	if info, err := c.Info(ctx); err != nil || info.Stage != sut.LB || info.Endpoints[0] != "http://127.0.0.1:1" || info.Counters[0] != "http://127.0.0.1:2" || info.LogDir != "/logs" {
+	if info, err := c.Info(ctx); err != nil || info.Stage != sut.LB || info.Endpoints[0] != "http://127.0.0.1:1" || info.LogDir != "/logs" {
 		t.Errorf("info %+v, %v", info, err)
 	}
 	if nodes, err := c.Status(ctx); err != nil || len(nodes) != 1 || nodes[0].Node != "web-1" {

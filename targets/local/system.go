@@ -23,24 +23,13 @@ func (s *System) Topology() sut.Topology {
 
 // Endpoints lists where clients send their requests: to any of these.
 func (s *System) Endpoints() []string {
-	return s.urls(s.Topology().Frontends, func(n *node) string { return n.ready.Address })
-}
-
-// Counters lists the admin addresses of the nodes whose counts of requests add
-// up to what clients sent. A node that was restarted has another one.
-func (s *System) Counters() []string {
-	return s.urls(s.Topology().Counters, func(n *node) string { return n.ready.Admin })
-}
-
-// urls returns base URLs of the nodes with these names, in the names' order.
-func (s *System) urls(names []string, address func(*node) string) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var urls []string
-	for _, name := range names {
+	for _, name := range s.topology.Frontends {
 		for _, n := range s.nodes {
 			if n.Name == name {
-				urls = append(urls, "http://"+address(n))
+				urls = append(urls, "http://"+n.ready.Address)
 			}
 		}
 	}
@@ -75,8 +64,8 @@ func (s *System) Status() []targets.NodeStatus {
 	for i, n := range s.nodes {
 		all[i] = targets.NodeStatus{
 			Node: n.Name, Host: n.Host, Role: n.Role, Engine: n.Engine, Version: n.ready.Version,
-			State: n.state, Address: n.ready.Address, Restarts: n.restarts, Cause: n.cause,
-			ReadyNS: n.readyIn.Nanoseconds(), Standing: s.standing(n),
+			State: n.state, Address: n.ready.Address, Admin: n.ready.Admin, Restarts: n.restarts, Cause: n.cause,
+			ReadyNS: n.readyIn.Nanoseconds(), Standing: s.standing(n), Counts: slices.Contains(s.topology.Counters, n.Name),
 		}
 		if n.Replicated && s.failover != nil {
 			if last, known := s.failover.Last(n.Name); known {

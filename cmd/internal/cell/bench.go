@@ -15,6 +15,7 @@ import (
 	"github.com/stagebench/stagebench/results/history"
 	"github.com/stagebench/stagebench/results/rundir"
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/local"
 	"github.com/stagebench/stagebench/workloads"
 	"github.com/stagebench/stagebench/workloads/driver"
@@ -185,11 +186,7 @@ func (b *Bench) stepper(ctx context.Context, system *local.System, workload work
 	return &Stepper{
 		Driver: b.Driver, Clients: clients, Workload: workload, SLO: b.SLO, Timeout: opTimeout, Drain: drainAtStop,
 		Progress: b.Progress, History: history.New(), Target: system, ClientCPU: FreeFor(usage), Log: f.log, Timeline: f.timeline,
-		// Asked each time: a node that was restarted has another admin address.
-		Served:     func(ctx context.Context) (int64, error) { return Served(ctx, system.Counters()) },
-		Cached:     func(ctx context.Context) (*results.CacheReads, error) { return CacheReads(ctx, system) },
-		CacheHosts: func(ctx context.Context) ([]CacheHost, error) { return CacheHosts(ctx, system) },
-		Database:   func(ctx context.Context) ([]Calls, error) { return DatabaseCalls(ctx, system) },
+		Nodes: func(context.Context) ([]targets.NodeStatus, error) { return system.Status(), nil },
 	}, nil
 }
 

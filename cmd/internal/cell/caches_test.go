@@ -2,16 +2,19 @@ package cell
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets"
 )
 
 // figuresOfACacheNode is what /metrics of one without a front says.
@@ -29,11 +32,19 @@ process_start_time_seconds 1.7e+09
 hits_total 99
 `
 
-func metricsPage(t *testing.T, page string) (adminURL string) {
+// nodeThatSays is a node with a page of metrics.
+func nodeThatSays(t *testing.T, name string, role sut.Role, page func() string) targets.NodeStatus {
 	t.Helper()
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(page)) }))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		text := page()
+		if r.URL.Path != "/metrics" || text == "" {
+			http.NotFound(w, r)
+			return
+		}
+		_, _ = w.Write([]byte(text))
+	}))
 	t.Cleanup(server.Close)
-	return server.URL
+	return targets.NodeStatus{Node: name, Role: role, Admin: server.Listener.Addr().String()}
 }
 
 func TestWhatACacheNodeSays(t *testing.T) {
@@ -49,36 +60,56 @@ stagebench_cache_node_refused_total 5
 		page string
 		want results.CacheNode
 	}{{figuresOfACacheNode, plain}, {figuresOfACacheNode + front, back}} {
-		host, err := cacheHost(t.Context(), "cache-1", metricsPage(t, test.page))
+		web := nodeThatSays(t, "web-1", sut.Web, func() string { t.Error("a web host was asked"); return "" })
+		hosts, err := CacheHosts(t.Context(), []targets.NodeStatus{web, nodeThatSays(t, "cache-1", sut.Cache, func() string { return test.page })})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(CacheHost{test.want, 1.7e9}, host, cmp.AllowUnexported(CacheHost{})); diff != "" {
+		if diff := cmp.Diff([]results.CacheNode{test.want}, hosts); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)
 		}
 	}
-	for name, page := range map[string]string{
+	for want, page := range map[string]string{
 		"its server does not answer": "stagebench_cache_node_scrape_errors_total 9\nstagebench_cache_node_unflushed 3\n",
 		"metric":                     "stagebench_cache_node_hits_total many\n",
+		"GET http://":                "",
 	} {
-		if _, err := cacheHost(t.Context(), "cache-1", metricsPage(t, page)); err == nil || !strings.HasPrefix(err.Error(), "cache-1: "+name) {
-			t.Errorf("%s: %v", name, err)
+		hosts, err := CacheHosts(t.Context(), []targets.NodeStatus{nodeThatSays(t, "cache-1", sut.Cache, func() string { return page })})
+		if err == nil || !strings.HasPrefix(err.Error(), "cache-1: "+want) || len(hosts) > 0 {
+			t.Errorf("%q: %+v, %v", page, hosts, err)
 		}
 	}
 }
 
-func TestWhatCacheNodesCountedBetweenTwoLooks(t *testing.T) {
-	host := func(name string, started float64, counted int64, back bool) CacheHost {
-		h := CacheHost{results.CacheNode{
-			Node: name, Hits: counted, Misses: 2 * counted, Evictions: 3 * counted, Expired: 4 * counted, Entries: 10, Bytes: counted, LimitBytes: 30,
-		}, started}
-		if back {
-			h.WriteBack = &results.WriteBack{Unflushed: counted, Flushed: 5 * counted, Refused: 6 * counted}
-		}
-		return h
+// cacheNodeThat has counted so much since it was started.
+func cacheNodeThat(name string, started, counted float64, back bool) count {
+	c := count{node: targets.NodeStatus{Node: name, Role: sut.Cache}, series: map[string]float64{
+		startedMetric: started, cacheNodePrefix + "hits_total": counted, cacheNodePrefix + "misses_total": 2 * counted,
+		cacheNodePrefix + "evictions_total": 3 * counted, cacheNodePrefix + "expired_total": 4 * counted,
+		cacheNodePrefix + "entries": 10, cacheNodePrefix + "bytes": counted, cacheNodePrefix + "limit_bytes": 30,
+	}}
+	if back {
+		c.series[cacheNodePrefix+"unflushed"] = counted
+		c.series[cacheNodePrefix+"flushed_total"] = 5 * counted
+		c.series[cacheNodePrefix+"refused_total"] = 6 * counted
 	}
-	before := []CacheHost{host("cache-1", 100, 7, true), host("cache-2", 100, 7, false), host("cache-4", 100, 7, false)}
-	after := []CacheHost{host("cache-3", 190, 1, false), host("cache-1", 100, 9, true), host("cache-2", 200, 9, false)}
+	return c
+}
+
+// unheard is a node that did not answer.
+func unheard(name string, role sut.Role) count {
+	return count{node: targets.NodeStatus{Node: name, Role: role}, err: errors.New("no answer")}
+}
+
+func TestWhatCacheNodesCountedBetweenTwoLooks(t *testing.T) {
+	before := []count{
+		cacheNodeThat("cache-1", 100, 7, true), cacheNodeThat("cache-2", 100, 7, false), cacheNodeThat("cache-4", 100, 7, false),
+		cacheNodeThat("cache-5", 100, 7, false), unheard("cache-6", sut.Cache),
+	}
+	after := []count{
+		cacheNodeThat("cache-3", 190, 1, false), cacheNodeThat("cache-1", 100, 9, true), cacheNodeThat("cache-2", 200, 9, false), unheard("cache-4", sut.Cache),
+		cacheNodeThat("cache-6", 100, 2, false),
+	}
 	want := []results.CacheNode{
 		{
 			Node: "cache-1", Hits: 2, Misses: 4, Evictions: 6, Expired: 8, Entries: 10, Bytes: 9, LimitBytes: 30,
@@ -86,31 +117,35 @@ func TestWhatCacheNodesCountedBetweenTwoLooks(t *testing.T) {
 		},
 		{Node: "cache-2", Hits: 9, Misses: 18, Evictions: 27, Expired: 36, Entries: 10, Bytes: 9, LimitBytes: 30, SinceStart: true}, // it was restarted
 		{Node: "cache-3", Hits: 1, Misses: 2, Evictions: 3, Expired: 4, Entries: 10, Bytes: 1, LimitBytes: 30, SinceStart: true},    // it is new
-	} // cache-4 does not answer
+		{Node: "cache-6", Hits: 2, Misses: 4, Evictions: 6, Expired: 8, Entries: 10, Bytes: 2, LimitBytes: 30, SinceStart: true},    // it had not answered
+	} // cache-4 does not answer, and cache-5 is gone
 	for range 2 { // looks are not changed by being compared
-		if diff := cmp.Diff(want, cacheNodesBetween(before, after)); diff != "" {
+		if diff := cmp.Diff(want, cacheNodes(spans(before, after))); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)
 		}
 	}
 }
 
-// A step asks the cache hosts before and after; one that does not answer is missing
-// from it, and said to be.
-func TestAStepAsksTheCacheHosts(t *testing.T) {
-	asked := 0
+// A step asks the nodes before and after, each once; one that does not answer is
+// missing from it, and said to be.
+func TestAStepAsksTheNodes(t *testing.T) {
+	var asked atomic.Int64
+	page := func() string {
+		return fmt.Sprintf("stagebench_cache_node_hits_total %d\nprocess_start_time_seconds 100\n", 10*asked.Add(1))
+	}
+	nodes := []targets.NodeStatus{nodeThatSays(t, "cache-1", sut.Cache, page), nodeThatSays(t, "cache-2", sut.Cache, func() string { return "" })}
 	_, steps := offer(t, &lagging{lag: -1}, likes{}, func(s *Stepper) {
-		s.CacheHosts = func(context.Context) ([]CacheHost, error) {
-			asked++
-			host := CacheHost{results.CacheNode{Node: "cache-1", Hits: int64(10 * asked)}, 100}
-			return []CacheHost{host}, fmt.Errorf("cache-2: look %d", asked)
-		}
+		s.Nodes = func(context.Context) ([]targets.NodeStatus, error) { return nodes, nil }
 	})
 	for i, step := range steps {
-		if diff := cmp.Diff([]results.CacheNode{{Node: "cache-1", Hits: 10}}, step.CacheNodes, cmpopts.EquateEmpty()); diff != "" {
+		if diff := cmp.Diff([]results.CacheNode{{Node: "cache-1", Hits: 10}}, step.CacheNodes); diff != "" {
 			t.Errorf("step %d (-want +got)\n%s", i, diff)
 		}
-		if text := strings.Join(step.Warnings, "; "); !strings.Contains(text, fmt.Sprintf("cache-2: look %d", 2*i+1)) || !strings.Contains(text, fmt.Sprintf("look %d", 2*i+2)) {
+		if text := strings.Join(step.Warnings, "; "); strings.Count(text, "what cache-2 counted is not known") != 2 {
 			t.Errorf("step %d: warnings %q", i, step.Warnings)
 		}
+	}
+	if n := asked.Load(); n != 4 {
+		t.Errorf("a node was asked %d times in two steps, want twice in each", n)
 	}
 }

@@ -1,8 +1,6 @@
 package cell
 
 import (
-	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -11,29 +9,6 @@ import (
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/targets"
 )
-
-func TestServedAddsUpAllSeries(t *testing.T) {
-	page := `# HELP stagebench_http_requests_total Finished requests.
-# TYPE stagebench_http_requests_total counter
-stagebench_http_requests_total{code="200",op="feed"} 1.2e+06
-stagebench_http_requests_total{code="404",op="photo"} 34
-stagebench_uploads_total 5
-`
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/metrics" {
-			http.NotFound(w, r)
-			return
-		}
-		_, _ = w.Write([]byte(page))
-	}))
-	defer server.Close()
-	if served, err := Served(t.Context(), []string{server.URL}); err != nil || served != 1_200_034 {
-		t.Errorf("served %d, %v, want 1200034", served, err)
-	}
-	if _, err := Served(t.Context(), []string{server.URL + "/elsewhere"}); err == nil {
-		t.Error("a node without metrics was believed")
-	}
-}
 
 func TestSourcesAreForLoopbackOnly(t *testing.T) {
 	for target, want := range map[string]int{"http://127.0.0.1:80": sourceCount, "http://192.0.2.1:80": 0, "http://[::1]:80": 0, "http://localhost:80": 0} {

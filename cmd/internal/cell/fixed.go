@@ -101,7 +101,7 @@ func awaitFlushed(ctx context.Context, system *local.System, patience time.Durat
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
-		hosts, err := CacheHosts(ctx, system)
+		hosts, err := CacheHosts(ctx, system.Status())
 		var left int64
 		for _, h := range hosts {
 			if h.WriteBack != nil {

@@ -21,10 +21,7 @@ type look struct {
 	client   client
 	machine  machine
 	usage    targets.Usage
-	served   *int64
-	cached   *results.CacheReads
-	caches   []CacheHost
-	database []Calls
+	counts   []count
 	problems []string
 }
 
@@ -37,31 +34,13 @@ func (s *Stepper) look(ctx context.Context) look {
 		}
 		l.usage = usage
 	}
-	if s.Served != nil {
-		served, err := s.Served(ctx)
+	if s.Nodes != nil {
+		nodes, err := s.Nodes(ctx)
 		if err != nil {
-			l.problems = append(l.problems, "the server's own count is not known: "+err.Error())
-		} else {
-			l.served = &served
+			l.problems = append(l.problems, "what the nodes counted is not known: "+err.Error())
 		}
-	}
-	if s.Cached != nil {
-		var err error
-		if l.cached, err = s.Cached(ctx); err != nil {
-			l.problems = append(l.problems, "what the cache tier had is not known: "+err.Error())
-		}
-	}
-	if s.CacheHosts != nil {
-		var err error
-		if l.caches, err = s.CacheHosts(ctx); err != nil {
-			l.problems = append(l.problems, "what a cache host counted is not known: "+err.Error())
-		}
-	}
-	if s.Database != nil {
-		var err error
-		if l.database, err = s.Database(ctx); err != nil {
-			l.problems = append(l.problems, "what was asked of the databases is not known: "+err.Error())
-		}
+		l.counts = readCounts(ctx, nodes)
+		l.problems = append(l.problems, problems(l.counts)...)
 	}
 	return l
 }

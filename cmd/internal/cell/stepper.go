@@ -61,17 +61,9 @@ type Stepper struct {
 
 	// Target is nil for a target of which nothing but its address is known.
 	Target Observed
-	// Served is the target's own count of requests, nil if it has none.
-	Served func(ctx context.Context) (int64, error)
-	// Cached is what the target has found in its cache tier so far; nil = it is not
-	// asked, and what it returns is nil when there is no such tier.
-	Cached func(ctx context.Context) (*results.CacheReads, error)
-	// CacheHosts is what the hosts of the cache tier say of themselves; nil = they are
-	// not asked. Those that do not answer are missing.
-	CacheHosts func(ctx context.Context) ([]CacheHost, error)
-	// Database is what the target has asked of its databases so far; nil = it is not
-	// asked.
-	Database func(ctx context.Context) ([]Calls, error)
+	// Nodes lists the nodes of the target, which are asked before and after a step for
+	// what they have counted; nil for a target of which they are not known.
+	Nodes func(ctx context.Context) ([]targets.NodeStatus, error)
 	// ClientCPU is how many cores the client can use.
 	ClientCPU float64
 	// During does something to the target while a step lasts, from its start until
@@ -202,24 +194,17 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after l
 			step.Warnings = append(step.Warnings, e.Text)
 		}
 	}
-	switch {
-	case before.served == nil || after.served == nil:
-	case *after.served < *before.served:
-		step.Warnings = append(step.Warnings, "the server's own count began anew during the step, so it cannot be compared")
-	default:
-		step.ServerCount = new(*after.served - *before.served)
+	counted := spans(before.counts, after.counts)
+	var why string
+	if step.ServerCount, why = served(counted); why != "" {
+		step.Warnings = append(step.Warnings, why)
 	}
-	// Web hosts that were restarted, or have left, count anew.
-	if b, a := before.cached, after.cached; b != nil && a != nil && a.Hits >= b.Hits && a.Misses >= b.Misses {
-		step.Cache = &results.CacheReads{Hits: a.Hits - b.Hits, Misses: a.Misses - b.Misses}
-	}
-	step.CacheNodes = cacheNodesBetween(before.caches, after.caches)
+	step.Cache, step.CacheNodes, step.Database = cacheReads(counted), cacheNodes(counted), databaseCalls(counted)
 	for _, n := range step.CacheNodes {
 		if n.WriteBack != nil && n.WriteBack.Refused > 0 {
 			step.Warnings = append(step.Warnings, fmt.Sprintf("%s: the database refused %d acknowledged writes when they were written back: they are lost", n.Node, n.WriteBack.Refused))
 		}
 	}
-	step.Database = callsBetween(before.database, after.database)
 }
 
 // keep writes a closed interval to the histogram log.

@@ -1,0 +1,104 @@
+package cell
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets"
+)
+
+// counted is what a node that counts the requests of clients has counted since it was
+// started.
+func counted(name string, role sut.Role, started float64, series map[string]float64) count {
+	c := count{node: targets.NodeStatus{Node: name, Role: role, Counts: true}, series: map[string]float64{startedMetric: started}}
+	for name, value := range series {
+		c.series[name] = value
+	}
+	return c
+}
+
+func requests(ok, failed float64) map[string]float64 {
+	return map[string]float64{requestsMetric + `{code="200",op="feed"}`: ok, requestsMetric + `{code="404",op="photo"}`: failed, "stagebench_uploads_total": 5}
+}
+
+func TestTheServersOwnCount(t *testing.T) {
+	one := func(started, ok float64) count { return counted("web-1", sut.Web, started, requests(ok, 1)) }
+	two := counted("web-2", sut.Web, 150, requests(20, 4))
+	behind := one(100, 99)
+	behind.node.Counts = false
+	for name, test := range map[string]struct {
+		before, after []count
+		want          int64 // -1 = not known
+		why           string
+	}{
+		"all series":           {[]count{one(100, 10)}, []count{one(100, 40)}, 30, ""},
+		"a new node counts":    {[]count{one(100, 10)}, []count{one(100, 40), two}, 54, ""},
+		"others do not":        {[]count{behind, two}, []count{behind, two}, 0, ""},
+		"nobody counts":        {[]count{behind}, []count{behind}, -1, ""},
+		"restarted":            {[]count{one(100, 10)}, []count{one(101, 40)}, -1, "web-1 began"},
+		"gone":                 {[]count{one(100, 10), two}, []count{one(100, 40)}, -1, "web-2 began"},
+		"did not answer":       {[]count{one(100, 10), two}, []count{one(100, 40), counting(unheard("web-2", sut.Web))}, -1, "web-2 began"},
+		"had not answered":     {[]count{one(100, 10), counting(unheard("web-2", sut.Web))}, []count{one(100, 40), two}, -1, "web-2 began"},
+		"is silent throughout": {[]count{counting(unheard("web-2", sut.Web))}, []count{counting(unheard("web-2", sut.Web))}, -1, "web-2 began"},
+	} {
+		got, why := served(spans(test.before, test.after))
+		if got == nil {
+			got = new(int64(-1))
+		}
+		if *got != test.want || !strings.HasPrefix(why, test.why) || (why == "") != (test.why == "") {
+			t.Errorf("%s: %d %q, want %d %q", name, *got, why, test.want, test.why)
+		}
+	}
+}
+
+func counting(c count) count {
+	c.node.Counts = true
+	return c
+}
+
+func reading(name string, role sut.Role, started, hits, misses, reads, writes float64) count {
+	return counted(name, role, started, map[string]float64{
+		cacheReadsMetric + `{result="hit"}`: hits, cacheReadsMetric + `{result="miss"}`: misses, cacheReadsMetric + `{result="error"}`: 7,
+		storeMetric + `{kind="read"}`: reads, storeMetric + `{kind="write"}`: writes,
+	})
+}
+
+func TestCacheReadsAndDatabaseCallsBetweenTwoLooks(t *testing.T) {
+	lone := cacheNodeThat("cache-1", 100, 1, false) // asks no database
+	front := reading("cache-2", sut.Cache, 100, 0, 0, 4, 1)
+	later := reading("cache-2", sut.Cache, 100, 0, 0, 5, 2)
+	web := func(started, n float64) count { return reading("web-1", sut.Web, started, n, 2*n, 3*n, 4*n) }
+	for name, test := range map[string]struct {
+		before, after []count
+		reads         *results.CacheReads
+		calls         *results.DatabaseCalls
+	}{
+		"no cache tier": {[]count{web(100, 1)}, []count{web(100, 11)}, nil, &results.DatabaseCalls{Reads: 30, Writes: 40}},
+		"look-aside":    {[]count{web(100, 1), lone}, []count{web(100, 11), lone}, &results.CacheReads{Hits: 10, Misses: 20}, &results.DatabaseCalls{Reads: 30, Writes: 40}},
+		"a front":       {[]count{web(100, 1), front}, []count{web(100, 11), later}, &results.CacheReads{Hits: 10, Misses: 20}, &results.DatabaseCalls{Reads: 31, Writes: 41}},
+		"a look-aside cache host is restarted": {
+			[]count{web(100, 1), lone}, []count{web(100, 11), cacheNodeThat("cache-1", 120, 1, false)}, &results.CacheReads{Hits: 10, Misses: 20}, &results.DatabaseCalls{Reads: 30, Writes: 40},
+		},
+		"a look-aside cache host is away": {
+			[]count{web(100, 1), lone}, []count{web(100, 11), unheard("cache-1", sut.Cache)}, &results.CacheReads{Hits: 10, Misses: 20}, &results.DatabaseCalls{Reads: 30, Writes: 40},
+		},
+		"a front is away": {[]count{web(100, 1), front}, []count{web(100, 11), unheard("cache-2", sut.Cache)}, &results.CacheReads{Hits: 10, Misses: 20}, nil},
+		// However much it has counted since.
+		"a web host is restarted": {[]count{web(100, 1), lone}, []count{web(120, 11), lone}, &results.CacheReads{Hits: 11, Misses: 22}, nil},
+		"a web host is away":      {[]count{web(100, 1), lone}, []count{unheard("web-1", sut.Web), lone}, nil, nil},
+		"a web host is new":       {[]count{lone}, []count{web(120, 1), lone}, &results.CacheReads{Hits: 1, Misses: 2}, &results.DatabaseCalls{Reads: 3, Writes: 4}},
+		"nothing is known":        {nil, nil, nil, nil},
+	} {
+		all := spans(test.before, test.after)
+		if diff := cmp.Diff(test.reads, cacheReads(all)); diff != "" {
+			t.Errorf("%s: reads (-want +got)\n%s", name, diff)
+		}
+		if diff := cmp.Diff(test.calls, databaseCalls(all)); diff != "" {
+			t.Errorf("%s: calls (-want +got)\n%s", name, diff)
+		}
+	}
+}
