@@ -10,8 +10,9 @@ import (
 )
 
 // Attack shows one step in full: rates and verdict, latencies by op class,
-// the four clocks, the ledger, and, where there were any, failures, outages,
-// events and the use of the hosts.
+// the four clocks, the ledger, and, where there is any, failures, outages, events,
+// stale answers, what the cache tier did, what the databases were asked, and the use of
+// the hosts.
 func Attack(step results.Step) []Table {
 	tables := []Table{overview(step), opsTable(step, "Response time of successes", successes)}
 	if step.Ledger.OK < step.Ledger.Scheduled {
@@ -19,8 +20,8 @@ func Attack(step results.Step) []Table {
 	} else {
 		tables[1].Legend = append(tables[1].Legend, "no op failed: with failures as infinitely slow the figures are the same")
 	}
-	tables = append(tables, clocks(step), ledger(step.Ledger))
-	for _, t := range []Table{causes(step), outages(step), events(step), hosts(step)} {
+	tables = append(tables, clocks(step), ledger(step))
+	for _, t := range []Table{causes(step), outages(step), events(step), staleAnswers(step), cacheTier(step), databases(step), hosts(step)} {
 		if len(t.Rows) > 0 {
 			tables = append(tables, t)
 		}
@@ -183,7 +184,8 @@ func clocks(s results.Step) Table {
 }
 
 // ledger shows the two sums to people and the terms to machines.
-func ledger(l results.Ledger) Table {
+func ledger(s results.Step) Table {
+	l := s.Ledger
 	t := Table{
 		Title: "Ledger",
 		Rows:  [][]Cell{nil},
@@ -194,6 +196,9 @@ func ledger(l results.Ledger) Table {
 				Count(l.Sent).Text, Count(l.OK).Text, Count(l.HTTPError).Text,
 				Count(l.TransportError).Text, Count(l.Timeout).Text, Count(l.InFlight).Text),
 		},
+	}
+	if s.ServerCount != nil {
+		t.Legend = append(t.Legend, fmt.Sprintf("the target itself counted %s requests", Count(*s.ServerCount).Text))
 	}
 	if l.SessionLost > 0 {
 		t.Legend = append(t.Legend, fmt.Sprintf("of http_error %s are session_lost, which do not count as errors", Count(l.SessionLost).Text))

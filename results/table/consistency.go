@@ -104,9 +104,8 @@ func cacheOf(c results.Cell) *results.CacheReads {
 
 func cacheCells(c results.Cell) []Cell {
 	calls := Blank()
-	if c.Reference != nil && c.Error == "" && c.Reference.Database != nil {
-		asked := c.Reference.Database
-		calls = Number(float64(asked.Reads+asked.Writes) / float64(max(c.Reference.Ledger.Sent, 1)))
+	if c.Reference != nil && c.Error == "" {
+		calls = operationsPerRequest(*c.Reference)
 	}
 	reads := cacheOf(c)
 	if reads == nil {

@@ -83,6 +83,10 @@ func TestAttackWithFailuresGolden(t *testing.T) {
 	golden(t, "attack-failures", everyFormat(), Attack(failingStep())...)
 }
 
+func TestAttackOnTiersGolden(t *testing.T) {
+	golden(t, "attack-tiers", everyFormat(), Attack(tiersStep())...)
+}
+
 func ns(n int64) *int64 { return &n }
 
 func latency(count int64, p50, p99 int64) results.Latency {
@@ -256,6 +260,23 @@ func plainStep() results.Step {
 		Client:  results.ClientUsage{CPUSeconds: 6.9, CPUShare: 0.23, GCPauseMaxNS: 123_456, OutsideShare: 0.012, OutsideKnown: true},
 		BytesIn: 123_456_789, BytesOut: 2_345_678, Valid: true, SLOMet: true,
 	}
+}
+
+// tiersStep is against a system with copies of the database and a cache.
+func tiersStep() results.Step {
+	s := plainStep()
+	s.ServerCount = ns(15_000)
+	s.Cache = &results.CacheReads{Hits: 8_100, Misses: 900}
+	s.CacheNodes = []results.CacheNode{
+		{Node: "cache-1", Hits: 5_000, Misses: 600, Evictions: 1_200, Expired: 31, Entries: 300, Bytes: 900_000, LimitBytes: 1 << 20, WriteBack: &results.WriteBack{Unflushed: 7, Flushed: 1_230, Refused: 4}},
+		{Node: "cache-2", SinceStart: true, LimitBytes: 1 << 20},
+	}
+	s.Database = &results.DatabaseCalls{Reads: 900, Writes: 12}
+	s.Stale = &results.Stale{
+		Reads: 900, Stale: 23, RYWViolations: 2, AgeNS: results.Latency{Count: 23, P50: ns(90_000_000), Max: ns(204_000_000)},
+		Hits: 800, StaleHits: 1, HitAgeNS: results.Latency{Count: 1, Max: ns(12_300_000)},
+	}
+	return s
 }
 
 func failingStep() results.Step {

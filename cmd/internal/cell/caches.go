@@ -12,23 +12,24 @@ import (
 	"github.com/stagebench/stagebench/targets"
 )
 
-// cacheReads is what the web nodes have found in the cache tier, as far as it is known;
-// nil when there is no such tier, or nothing is known.
+// cacheReads is what the web nodes have found in the cache tier; nil when there is no
+// such tier, or not all of it is known.
 func cacheReads(all []span) *results.CacheReads {
 	if !slices.ContainsFunc(all, func(s span) bool { return s.after.node.Role == sut.Cache }) {
 		return nil
 	}
-	var reads *results.CacheReads
+	var reads results.CacheReads
 	for _, s := range all {
-		if s.after.node.Role == sut.Web && s.known != nothing {
-			if reads == nil {
-				reads = &results.CacheReads{}
-			}
-			reads.Hits += s.since(cacheReadsMetric + `{result="hit"}`)
-			reads.Misses += s.since(cacheReadsMetric + `{result="miss"}`)
+		if s.after.node.Role != sut.Web {
+			continue
 		}
+		if !s.whole {
+			return nil
+		}
+		reads.Hits += s.since(cacheReadsMetric + `{result="hit"}`)
+		reads.Misses += s.since(cacheReadsMetric + `{result="miss"}`)
 	}
-	return reads
+	return &reads
 }
 
 // databaseCalls is what the nodes that use the databases have asked of them; nil when
@@ -36,10 +37,10 @@ func cacheReads(all []span) *results.CacheReads {
 func databaseCalls(all []span) *results.DatabaseCalls {
 	var sum *results.DatabaseCalls
 	for _, s := range all {
-		if !s.before.has(storeMetric) && !s.after.has(storeMetric) {
+		if s.after.node.Role != sut.Web && !s.before.has(storeMetric) && !s.after.has(storeMetric) {
 			continue // such as a cache host that neither loads nor writes
 		}
-		if s.known != whole {
+		if !s.whole {
 			return nil
 		}
 		if sum == nil {
@@ -59,7 +60,7 @@ func cacheNodes(all []span) (nodes []results.CacheNode) {
 			continue
 		}
 		node := cacheNode(s.after)
-		if s.known != whole || s.before.series == nil {
+		if !s.whole || s.before.series == nil {
 			node.SinceStart = true
 			nodes = append(nodes, node)
 			continue

@@ -97,17 +97,10 @@ func (c count) sum(metric string) (sum int64) {
 // span is what a node counted between two looks.
 type span struct {
 	before, after count
-	known         knowledge
+	// whole says that all of it is known: the node has answered at both looks, or is new
+	// at the second, and was not started anew in between.
+	whole bool
 }
-
-// knowledge is how much of what a node counted in a span is known.
-type knowledge int
-
-const (
-	nothing knowledge = iota // it did not answer at one of the looks, or is gone
-	part                     // it was started anew in between: what it had counted until then is missing
-	whole
-)
 
 var (
 	errGone     = errors.New("it is gone")
@@ -121,15 +114,10 @@ func spans(before, after []count) (all []span) {
 		return slices.IndexFunc(in, func(c count) bool { return c.node.Node == node })
 	}
 	for _, a := range after {
-		s := span{after: a, known: whole} // a node that is new has counted from 0 on
+		s := span{after: a, whole: a.err == nil} // one that is new has counted from 0 on
 		if i := find(before, a.node.Node); i >= 0 {
 			s.before = before[i]
-		}
-		switch {
-		case a.err != nil || s.before.err != nil:
-			s.known = nothing
-		case s.before.series != nil && s.before.series[startedMetric] != a.series[startedMetric]:
-			s.known = part
+			s.whole = s.whole && s.before.err == nil && s.before.series[startedMetric] == a.series[startedMetric]
 		}
 		all = append(all, s)
 	}
@@ -141,17 +129,8 @@ func spans(before, after []count) (all []span) {
 	return all
 }
 
-// since is what a metric grew by, as far as that is known.
-func (s span) since(metric string) int64 {
-	switch s.known {
-	case whole:
-		return s.after.sum(metric) - s.before.sum(metric)
-	case part:
-		return s.after.sum(metric)
-	default:
-		return 0
-	}
-}
+// since is what a metric grew by, in a span that is whole.
+func (s span) since(metric string) int64 { return s.after.sum(metric) - s.before.sum(metric) }
 
 // served is how many requests of clients have ended, by the target's own count; nil when
 // nobody counts them, or not all is known, and then it says why.
@@ -160,7 +139,7 @@ func served(all []span) (requests *int64, why string) {
 		if !s.after.node.Counts {
 			continue
 		}
-		if s.known != whole {
+		if !s.whole {
 			return nil, fmt.Sprintf("%s began to count anew during the step or did not answer, so that the server's own count cannot be compared", s.after.node.Node)
 		}
 		if requests == nil {

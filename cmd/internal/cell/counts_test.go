@@ -1,8 +1,10 @@
 package cell
 
 import (
+	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -88,10 +90,13 @@ func TestCacheReadsAndDatabaseCallsBetweenTwoLooks(t *testing.T) {
 		},
 		"a front is away": {[]count{web(100, 1), front}, []count{web(100, 11), unheard("cache-2", sut.Cache)}, &results.CacheReads{Hits: 10, Misses: 20}, nil},
 		// However much it has counted since.
-		"a web host is restarted": {[]count{web(100, 1), lone}, []count{web(120, 11), lone}, &results.CacheReads{Hits: 11, Misses: 22}, nil},
+		"a web host is restarted": {[]count{web(100, 1), lone}, []count{web(120, 11), lone}, nil, nil},
 		"a web host is away":      {[]count{web(100, 1), lone}, []count{unheard("web-1", sut.Web), lone}, nil, nil},
 		"a web host is new":       {[]count{lone}, []count{web(120, 1), lone}, &results.CacheReads{Hits: 1, Misses: 2}, &results.DatabaseCalls{Reads: 3, Writes: 4}},
-		"nothing is known":        {nil, nil, nil, nil},
+		"a web host is silent throughout": {
+			[]count{web(100, 1), unheard("web-2", sut.Web), lone}, []count{web(100, 11), unheard("web-2", sut.Web), lone}, nil, nil,
+		},
+		"nothing is known": {nil, nil, nil, nil},
 	} {
 		all := spans(test.before, test.after)
 		if diff := cmp.Diff(test.reads, cacheReads(all)); diff != "" {
@@ -100,5 +105,20 @@ func TestCacheReadsAndDatabaseCallsBetweenTwoLooks(t *testing.T) {
 		if diff := cmp.Diff(test.calls, databaseCalls(all)); diff != "" {
 			t.Errorf("%s: calls (-want +got)\n%s", name, diff)
 		}
+	}
+}
+
+// What nodes take to answer is no part of a step: the clocks are read after it at the
+// beginning, and before it at the end.
+func TestClocksAreReadNextToTheStep(t *testing.T) {
+	var asked time.Time
+	page := func() string { asked = time.Now(); return startedMetric + " 1\n" }
+	nodes := []targets.NodeStatus{nodeThatSays(t, "web-1", sut.Web, page)}
+	s := &Stepper{Nodes: func(context.Context) ([]targets.NodeStatus, error) { return nodes, nil }}
+	if l := s.before(t.Context()); l.at.Before(asked) || l.client.at.Before(asked) || len(l.counts) != 1 || len(l.problems) > 0 {
+		t.Errorf("before a step: asked at %v, clocks read at %v and %v", asked, l.at, l.client.at)
+	}
+	if l := s.after(t.Context()); l.at.After(asked) || l.client.at.After(asked) || len(l.counts) != 1 {
+		t.Errorf("after a step: asked at %v, clocks read at %v and %v", asked, l.at, l.client.at)
 	}
 }

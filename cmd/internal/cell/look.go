@@ -25,24 +25,46 @@ type look struct {
 	problems []string
 }
 
-func (s *Stepper) look(ctx context.Context) look {
-	l := look{at: time.Now(), client: readClient(), machine: readMachine()}
-	if s.Target != nil {
-		usage, err := s.Target.Usage()
-		if err != nil {
-			l.problems = append(l.problems, "usage of the hosts is not known: "+err.Error())
-		}
-		l.usage = usage
-	}
-	if s.Nodes != nil {
-		nodes, err := s.Nodes(ctx)
-		if err != nil {
-			l.problems = append(l.problems, "what the nodes counted is not known: "+err.Error())
-		}
-		l.counts = readCounts(ctx, nodes)
-		l.problems = append(l.problems, problems(l.counts)...)
-	}
+// before looks at what counts from now on: the clocks last, so that the time that nodes
+// take to answer is no part of the step.
+func (s *Stepper) before(ctx context.Context) look {
+	l := look{}
+	s.ask(ctx, &l)
+	s.read(&l)
 	return l
+}
+
+// after looks at what has counted until now: the clocks first, for the same reason.
+func (s *Stepper) after(ctx context.Context) look {
+	l := look{}
+	s.read(&l)
+	s.ask(ctx, &l)
+	return l
+}
+
+// read reads the clocks and what the kernel says of client, hosts and machine.
+func (s *Stepper) read(l *look) {
+	l.at, l.client, l.machine = time.Now(), readClient(), readMachine()
+	if s.Target == nil {
+		return
+	}
+	var err error
+	if l.usage, err = s.Target.Usage(); err != nil {
+		l.problems = append(l.problems, "usage of the hosts is not known: "+err.Error())
+	}
+}
+
+// ask asks the nodes for their own counts.
+func (s *Stepper) ask(ctx context.Context, l *look) {
+	if s.Nodes == nil {
+		return
+	}
+	nodes, err := s.Nodes(ctx)
+	if err != nil {
+		l.problems = append(l.problems, "what the nodes counted is not known: "+err.Error())
+	}
+	l.counts = readCounts(ctx, nodes)
+	l.problems = append(l.problems, problems(l.counts)...)
 }
 
 // client is what the load generator has used since it was started.

@@ -91,7 +91,7 @@ func (s *Stepper) Step(ctx context.Context, purpose string, rate float64, schedu
 	scheduled := schedule.Count(duration)
 	stepContext, giveUp := context.WithCancel(ctx)
 	defer giveUp()
-	before := s.look(ctx)
+	before := s.before(ctx)
 	f := &follower{
 		stepper: s, recorder: hdr.New(time.Now(), s.SLO.BoundOf, s.keep), next: interval,
 		hopeless: func() {}, slo: s.SLO, scheduled: int64(scheduled),
@@ -107,7 +107,7 @@ func (s *Stepper) Step(ctx context.Context, purpose string, rate float64, schedu
 	if err != nil {
 		return results.Step{}, fmt.Errorf("%s step at %.0f/s: %w", purpose, rate, err)
 	}
-	after := s.look(context.WithoutCancel(ctx))
+	after := s.after(context.WithoutCancel(ctx))
 	step := f.recorder.Finish(report.Scheduled)
 	step.Purpose, step.OfferedRPS, step.Schedule, step.CatchUp = purpose, rate, schedule.String(), driver.CatchUp
 	step.CutShort = report.Window < duration && ctx.Err() == nil
