@@ -27,10 +27,17 @@ func DefaultSLO() SLO {
 // ParseSLO reads the form that String writes: "p99<100ms,upload:p99<1s,errors<0.1%".
 func ParseSLO(text string) (SLO, error) {
 	slo := SLO{Bound: math.MaxInt64, Classes: map[string]time.Duration{}, ErrorRate: 1}
+	seen := map[string]bool{}
 	for _, term := range strings.Split(text, ",") {
-		if err := slo.term(strings.TrimSpace(term)); err != nil {
+		term = strings.TrimSpace(term)
+		if err := slo.term(term); err != nil {
 			return SLO{}, fmt.Errorf("slo %q: %w", term, err)
 		}
+		name, _, _ := strings.Cut(term, "<")
+		if seen[name] {
+			return SLO{}, fmt.Errorf("slo %q: there is another term for %s: want one", term, name)
+		}
+		seen[name] = true
 	}
 	return slo, nil
 }

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,7 +42,8 @@ type attackOptions struct {
 	allow                              []string
 	hlog, vegetaOut, format            string
 	method, body, bodyFile             string
-	rateGiven, durationGiven           bool
+	// given says which of the flags were, as their defaults mean something else.
+	given struct{ rate, duration, schedule bool }
 	identity                           load.Identity
 	replay                             load.Replay
 }
@@ -63,7 +65,8 @@ is invalid, for example because the client itself could not keep up.`,
   stagebench attack --target https://127.0.0.1:8443/api/items --method POST --body '{"n":1}' \
       --header 'Content-Type: application/json' --bearer-env API_TOKEN --tls-ca ca.pem`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o.rateGiven, o.durationGiven = cmd.Flags().Changed("rate"), cmd.Flags().Changed("duration")
+			changed := cmd.Flags().Changed
+			o.given.rate, o.given.duration, o.given.schedule = changed("rate"), changed("duration"), changed("schedule")
 			return o.run(cmd.Context(), s)
 		},
 	}
@@ -112,6 +115,14 @@ func replayFlags(cmd *cobra.Command, r *load.Replay) {
 	f.BoolVar(&r.Loop, "loop", false, "with a trace: begin again at its end, until --duration is over")
 }
 
+// noTrace refuses to change the times of a trace where there is none.
+func noTrace(r load.Replay, loads []load.Load) error {
+	if !r.Changes() || slices.ContainsFunc(loads, func(l load.Load) bool { return l.Times != nil }) {
+		return nil
+	}
+	return exit.Usagef("--speed, --max-gap and --loop are for a trace, and there is none\nleave them out, or name a trace: trace:FILE")
+}
+
 func (o attackOptions) run(ctx context.Context, s streams) error {
 	format, err := table.ParseFormat(o.format)
 	if err != nil {
@@ -153,10 +164,15 @@ func (o attackOptions) run(ctx context.Context, s streams) error {
 	}
 	step, err := stepper.Step(ctx, "attack", timing.rate, timing.schedule, timing.duration)
 	progress.Done()
-	if err := errors.Join(err, closeFiles()); err != nil {
-		return err
+	err = errors.Join(err, closeFiles())
+	if err != nil && step.Purpose == "" {
+		return err // there was no step
 	}
-	return o.conclude(ctx, s, step, aim.load.Trace, format)
+	if err != nil {
+		err = fmt.Errorf("%w\nthe figures above are whole, what --hlog or --vegeta-results asked for is not: want another place for it", err)
+	}
+	// What was measured is shown even if a file that goes along could not be written.
+	return errors.Join(o.conclude(ctx, s, step, aim.load.Trace, format), err)
 }
 
 // check looks at what can be judged before anything else is known.
@@ -199,11 +215,27 @@ type timing struct {
 	rate     float64 // on average
 }
 
+// suits refuses flags that would change nothing, so that nobody believes they did.
+func (o attackOptions) suits(l load.Load) error {
+	switch {
+	case l.Times == nil:
+		return noTrace(o.replay, []load.Load{l})
+	case o.given.rate && o.replay.Changes():
+		return exit.Usagef("--speed, --max-gap and --loop change the times of a trace, and --rate is in the place of all of them\nleave one or the other out")
+	case !o.given.rate && o.given.schedule:
+		return exit.Usagef("--schedule is for a rate, and %s has times of its own\nleave it out, or give --rate", l.Workload.Name())
+	}
+	return nil
+}
+
 // timing makes the schedule: a trace has its own unless a rate was given.
 func (o attackOptions) timing(l load.Load) (timing, error) {
-	if l.Times != nil && !o.rateGiven {
+	if err := o.suits(l); err != nil {
+		return timing{}, err
+	}
+	if l.Times != nil && !o.given.rate {
 		t := timing{schedule: l.Times, duration: l.Length}
-		if o.durationGiven || o.replay.Loop {
+		if o.given.duration || o.replay.Loop {
 			t.duration = o.duration
 			if !o.replay.Loop {
 				t.duration = min(o.duration, l.Length)
@@ -338,7 +370,9 @@ func (o attackOptions) files(s *cell.Stepper) (closeAll func() error, err error)
 				if encoder == nil { // users log in before time 0
 					encoder = vegeta.NewEncoder(f, "stagebench", time.Now().Add(-time.Duration(outcome.Done)))
 				}
-				failed = errors.Join(failed, encoder.Encode(outcome))
+				if failed == nil { // else each outcome would say the same once more
+					failed = encoder.Encode(outcome)
+				}
 			}
 		}
 	}

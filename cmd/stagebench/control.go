@@ -188,12 +188,7 @@ added are known, and of a row that was changed only its last state.`,
 			if err != nil {
 				return err
 			}
-			for _, t := range recoveryTables(recovery) {
-				if err := table.Render(s.out, t, f); err != nil {
-					return err
-				}
-			}
-			return nil
+			return table.RenderAll(s.out, recoveryTables(recovery), f)
 		},
 	}
 	cmd.Flags().BoolVar(&replay, "replay", false, "do what was lost once more at the primary, where it can be done")

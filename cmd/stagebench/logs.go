@@ -38,7 +38,7 @@ succeeded are logged with --set log.requests=all.`,
 		Example: `  stagebench logs --level WARN
   stagebench logs --request 91452cc626864cfdb68ea328bea4263d
   stagebench logs --follow --node lb-1,web-2 --grep 'status.:50'
-  stagebench logs --dir runs/latest/cells/lb-read-heavy/logs --format json`,
+  stagebench logs --dir runs/latest/cells/lb/read-heavy/logs --format json`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), s) },
 	}
 	f := cmd.Flags()

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,6 +43,8 @@ type runOptions struct {
 	rate              float64
 	duration          time.Duration
 	faults            string
+	sloGiven          bool // and not the default
+	durationGiven     bool
 }
 
 func runCommand(s streams) *cobra.Command {
@@ -56,8 +60,8 @@ With --rate one rate is measured instead of a capacity. With --faults that is
 done while hosts or nodes fail as a file says:
 
   - {at: 3s, do: kill, who: primary}     # since the start of the measured step
-  - {at: 6s, do: pause, who: web-2}      # a host, a node, or a role: web, lb, db,
-  - {at: 9s, do: resume, who: web-2}     # blob, and of the databases primary, replica
+  - {at: 6s, do: pause, who: web-2}      # a host, a node, or a role: lb, web, cache,
+  - {at: 9s, do: resume, who: web-2}     # db, blob, and of the databases primary, replica
   - {at: 12s, do: restart, who: replica} # kill, and say when it serves again
 
 What happened is printed below the table and is in summary.json and timeline.csv.`,
@@ -66,7 +70,10 @@ What happened is printed below the table and is in summary.json and timeline.csv
   stagebench run --stages lb --workloads read-heavy --set web.hosts=1 --set db.cpu=4
   stagebench run --engines native --format markdown --out runs/native
   stagebench run --stages lb --workloads write-heavy --rate 100 --duration 20s --faults faults.yaml`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), s) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.sloGiven, o.durationGiven = cmd.Flags().Changed("slo"), cmd.Flags().Changed("duration")
+			return o.run(cmd.Context(), s)
+		},
 	}
 	f := cmd.Flags()
 	f.StringSliceVar(&o.stages, "stages", []string{"all"}, "stages to measure, in this order; see: stagebench list stages")
@@ -183,6 +190,9 @@ func (o runOptions) job() (job, error) {
 	if j.loads, err = o.loads(j.data); err != nil {
 		return j, err
 	}
+	if err := o.bounds(j); err != nil {
+		return j, err
+	}
 	if j.topologies, err = o.topologies(); err != nil {
 		return j, err
 	}
@@ -193,8 +203,13 @@ func (o runOptions) job() (job, error) {
 // fixed is the one rate to measure, and what is done to the target meanwhile; nil
 // when the capacity is to be searched for.
 func (o runOptions) fixed(j job) (*cell.Fixed, error) {
-	if o.rate == 0 && o.faults == "" {
+	switch {
+	case o.rate == 0 && o.faults == "" && o.durationGiven:
+		return nil, exit.Usagef("--duration is for --rate or --faults: how long the steps of a search are is fixed by its mode\ngive one of them, or choose a mode with --quick or --full")
+	case o.rate == 0 && o.faults == "":
 		return nil, nil
+	case o.rate != 0 && o.reference != 0:
+		return nil, exit.Usagef("--reference is a rate beside the search, and with --rate there is none\nleave one or the other out")
 	}
 	fixed := &cell.Fixed{RPS: o.rate, Duration: o.duration}
 	if o.rate == 0 {
@@ -250,10 +265,36 @@ func (o runOptions) loads(data sut.Data) ([]load.Load, error) {
 		if seen[l.Workload.Name()] {
 			return nil, exit.Usagef("workload %q is given twice", l.Workload.Name())
 		}
+		if rundir.CheckName(l.Workload.Name()) != nil {
+			return nil, exit.Usagef("workload %q cannot have a directory of that name in the run: want letters, digits and any of _ . , = + -\nrename the file, or give a workload file another name in it: name: shop", l.Workload.Name())
+		}
 		seen[l.Workload.Name()] = true
 		loads = append(loads, l)
 	}
-	return loads, nil
+	return loads, noTrace(o.replay, loads)
+}
+
+// bounds refuses an objective for a class that is not there: it would always be
+// met.
+func (o runOptions) bounds(j job) error {
+	if !o.sloGiven {
+		return nil // the default is for all workloads that we ship
+	}
+	var known []string
+	for _, l := range j.loads {
+		classes := l.Classes()
+		if classes == nil {
+			return nil
+		}
+		known = append(known, classes...)
+	}
+	slices.Sort(known)
+	for _, class := range slices.Sorted(maps.Keys(j.slo.Classes)) {
+		if !slices.Contains(known, class) {
+			return exit.Usagef("--slo %s: no workload has ops of class %q\nwant one of %s", o.slo, class, strings.Join(slices.Compact(known), ", "))
+		}
+	}
+	return nil
 }
 
 // estimate is how long the job will take.
@@ -310,7 +351,7 @@ func (o runOptions) open(s streams, j job, up *bringer) (*rundir.Dir, results.Ma
 		Schema: results.Schema, Run: id, Command: append([]string{"stagebench"}, s.args...), Started: time.Now(), Seed: o.seed, Data: o.data,
 		Config: map[string]any{
 			"mode": j.plan.Mode, "plan": j.plan, "slo": j.slo.String(), "connections": o.connections,
-			"connection_life": o.life.String(), "knobs": j.topologies[0].Knobs, "workloads": o.workloads, "speed": o.replay.Speed, "max_gap": o.replay.MaxGap.String(),
+			"connection_life": o.life.String(), "knobs": knobsOfAll(j.topologies), "workloads": o.workloads, "speed": o.replay.Speed, "max_gap": o.replay.MaxGap.String(),
 		},
 		Digests: map[string]string{}, Budgets: up.budgets.Describe(),
 		UnitCPU: cell.Unit(cell.Cores()), Reserve: cell.Reserve(cell.Cores()),
@@ -336,6 +377,23 @@ func (o runOptions) open(s streams, j job, up *bringer) (*rundir.Dir, results.Ma
 	}
 	dir, err := rundir.Create(path, m)
 	return dir, m, err
+}
+
+// knobsOfAll is the knobs as they are in effect, by name: the value that all
+// stages have, or each stage's own where a stage has no such thing and resets it.
+func knobsOfAll(topologies []sut.Topology) map[string]any {
+	all := map[string]any{}
+	for name, value := range topologies[0].Knobs {
+		all[name] = value
+		byStage := map[string]string{}
+		for _, t := range topologies {
+			byStage[string(t.Stage)] = t.Knobs[name]
+			if t.Knobs[name] != value {
+				all[name] = byStage
+			}
+		}
+	}
+	return all
 }
 
 // measure measures all cells; the summary is written anew after each of them,

@@ -18,6 +18,14 @@ import (
 // with a dot: it can neither leave the directory nor hide in it.
 var cellName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*(/[A-Za-z0-9_][A-Za-z0-9_.,=+-]*)*$`)
 
+// CheckName says what is wrong with the name of a cell, or with one element of it.
+func CheckName(name string) error {
+	if !cellName.MatchString(name) {
+		return fmt.Errorf("cell name %q: want words of letters, digits and any of _ . , = + - with / between them", name)
+	}
+	return nil
+}
+
 // CellDir is the directory of one cell.
 type CellDir struct {
 	path string
@@ -26,8 +34,8 @@ type CellDir struct {
 // Cell makes the directory of a cell, for example "lb/read-heavy". Two cells of
 // a run cannot share one, so a second call with one name is refused.
 func (d *Dir) Cell(name string) (*CellDir, error) {
-	if !cellName.MatchString(name) {
-		return nil, fmt.Errorf("cell name %q: want words of letters, digits and any of _ . , = + - with / between them", name)
+	if err := CheckName(name); err != nil {
+		return nil, err
 	}
 	d.mu.Lock()
 	taken := d.used[name]

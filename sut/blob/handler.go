@@ -163,16 +163,16 @@ func (h *handler) put(w http.ResponseWriter, r *http.Request, id photos.ID, v ph
 	if r.ContentLength > h.config.MaxBytes {
 		return h.tooLarge(w)
 	}
+	if r.ContentLength < 0 && h.config.Capacity > 0 {
+		return refuse(w, http.StatusLengthRequired, "the length is not announced", "send Content-Length: space is set aside for it")
+	}
 	replaced := h.sizeOf(id, v)
 	if !h.reserve(r.ContentLength - replaced) {
 		return refuse(w, http.StatusInsufficientStorage, "the host is full", "delete objects, or give the host more capacity")
 	}
-	code, size := h.store(w, r, id, v)
-	if h.config.Capacity > 0 && (code != http.StatusCreated || r.ContentLength < 0) {
-		h.stored.Add(replaced - max(r.ContentLength, 0))
-		if code == http.StatusCreated {
-			h.stored.Add(size - replaced) // its length was not known before
-		}
+	code := h.store(w, r, id, v)
+	if h.config.Capacity > 0 && code != http.StatusCreated {
+		h.stored.Add(replaced - r.ContentLength)
 	}
 	return code
 }
@@ -190,21 +190,21 @@ func (h *handler) reserve(bytes int64) bool {
 }
 
 // store writes an object and answers.
-func (h *handler) store(w http.ResponseWriter, r *http.Request, id photos.ID, v photos.Variant) (code int, size int64) {
+func (h *handler) store(w http.ResponseWriter, r *http.Request, id photos.ID, v photos.Variant) (code int) {
 	body := &bodyReader{from: http.MaxBytesReader(w, r.Body, h.config.MaxBytes)}
 	size, err := h.config.Dir.Write(id, v, body)
 	var over *http.MaxBytesError
 	switch {
 	case errors.As(err, &over):
-		return h.tooLarge(w), 0
+		return h.tooLarge(w)
 	case body.err != nil:
-		return refuse(w, http.StatusBadRequest, "the body ended early", "send as many bytes as Content-Length says"), 0
+		return refuse(w, http.StatusBadRequest, "the body ended early", "send as many bytes as Content-Length says")
 	case err != nil:
-		return h.fail(w, err), 0
+		return h.fail(w, err)
 	}
 	h.in.Add(float64(size))
 	w.WriteHeader(http.StatusCreated)
-	return http.StatusCreated, size
+	return http.StatusCreated
 }
 
 func (h *handler) tooLarge(w http.ResponseWriter) int {

@@ -140,11 +140,13 @@ func (r *Ring) order(id photos.ID) []*host {
 	return append(asked, silent...)
 }
 
-// heard notes whether a host answered.
+// heard notes whether a host answered. A caller who left says nothing of it.
 func (h *host) heard(ctx context.Context, err error) {
 	switch {
-	case errors.Is(err, errNoAnswer) && ctx.Err() == nil:
-		h.silent.Store(time.Now().Add(silence).UnixNano())
+	case errors.Is(err, errNoAnswer):
+		if ctx.Err() == nil {
+			h.silent.Store(time.Now().Add(silence).UnixNano())
+		}
 	case h.silent.Load() != 0:
 		h.silent.Store(0)
 	}

@@ -134,11 +134,12 @@ func (s *shard) put(e *entry, key, value []byte, expires, now int64) error {
 		if v == e {
 			e = nil // it is the oldest, and comes in anew
 		}
-		if s.remove(v); v.gone(now) {
+		if v.gone(now) {
 			s.figures.expired++
 		} else {
 			s.figures.evicted++
 		}
+		s.remove(v)
 	}
 	if e == nil {
 		e = &entry{key: string(key), value: value}

@@ -16,9 +16,9 @@
 //	restart  kill, and an event that says when it served again
 //
 // Who is a host or a node by its name, or a role, which means the first node of
-// that role that serves at that moment: web, lb, db, blob, and of the databases
-// primary and replica. A resume of a role goes to the node that the last pause of
-// that role stopped, and so on for a role that was killed while it was paused.
+// that role that serves at that moment: lb, web, cache, db, blob, and of the
+// databases primary and replica. A resume of a role goes to the node that the last
+// pause of that role stopped, and so does a kill or a restart while it is paused.
 //
 // Read and Schedule.Check are pure. Nothing here knows how a target does what it
 // is asked to.
@@ -135,9 +135,18 @@ func (e entry) fault() (f Fault, field, problem string) {
 	case !slices.Contains(Verbs(), f.Do):
 		return f, "do", fmt.Sprintf("do %q: want one of %s", e.Do, verbList())
 	case e.Who == "":
-		return f, "who", "who is missing: want a host, a node, or a role: web, lb, db, blob, primary, replica"
+		return f, "who", "who is missing: want a host, a node, or a role: " + strings.Join(roles(), ", ")
 	}
 	return f, "", ""
+}
+
+// roles lists the roles that a fault can name, and the standings of a database.
+func roles() []string {
+	var names []string
+	for _, role := range sut.Roles() {
+		names = append(names, string(role))
+	}
+	return append(names, string(targets.Primary), string(targets.Replica))
 }
 
 func verbList() string {

@@ -98,14 +98,16 @@ func (r *runner) do(ctx context.Context, f Fault) {
 // again so far.
 func (r *runner) resolve(f Fault) (name string, restarts map[string]int, err error) {
 	restarts = map[string]int{}
+	paused := map[string]bool{} // others have been started again since, or resumed by their own name
 	nodes := r.members.Status()
 	for _, n := range nodes {
 		restarts[n.Node] = n.Restarts
+		paused[n.Node] = n.State == targets.Paused
 		if n.Host == f.Who || n.Node == f.Who {
 			name = f.Who
 		}
 	}
-	if stopped, found := r.meant[f.Who]; found && f.Do != Pause {
+	if stopped, found := r.meant[f.Who]; found && (f.Do == Resume || f.Do != Pause && paused[stopped]) {
 		return stopped, restarts, nil
 	}
 	if name != "" {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/targets"
@@ -158,6 +159,57 @@ func TestPauseAndResume(t *testing.T) {
 	}
 	if !slices.Contains(s.trace(t), "db-1 terminated") {
 		t.Error("the paused node did not drain")
+	}
+}
+
+// A node that cannot start again leaves its host's budget in force for the others.
+func TestABudgetOutlivesAFailedRestart(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, sut.Single, nil)
+	s.behave("web-1", "dies at its restart")
+	system := s.up(t)
+	if err := system.Kill("web-1"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "web-1 is given up for now, with the budget of its host in force", func() bool {
+		system.mu.Lock()
+		defer system.mu.Unlock()
+		web := system.nodes[slices.IndexFunc(system.nodes, func(n *node) bool { return n.Name == "web-1" })]
+		return web.failures > 1 && web.state == targets.Dead && !web.host.lifted
+	})
+}
+
+// On a host that is paused nothing starts, not even what was dead before; when it goes
+// on, or is switched off and on, it does.
+func TestADeadNodeOfAPausedHost(t *testing.T) {
+	t.Parallel()
+	for name, release := range map[string]func(*System, string) error{"resume": (*System).Resume, "kill": (*System).Kill} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newStand(t, sut.Single, nil)
+			s.options.Restart.Delay = time.Second
+			system := s.up(t)
+			if err := system.Kill("web-1"); err != nil {
+				t.Fatal(err)
+			}
+			if err := system.Pause("host-1"); err != nil {
+				t.Fatal(err)
+			}
+			system.mu.Lock()
+			for _, n := range system.nodes {
+				if !n.frozen {
+					t.Errorf("%s may start on a paused host", n.Name)
+				}
+			}
+			system.mu.Unlock()
+			if err := release(system, "host-1"); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "web-1 serves again", func() bool {
+				n := status(t, system, "web-1")
+				return n.Restarts > 0 && n.State == targets.Serving
+			})
+		})
 	}
 }
 

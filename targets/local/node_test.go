@@ -146,6 +146,9 @@ func (n *testNode) run() error {
 		}
 		gate.Close()
 	}
+	if n.behaviour == "dies at its restart" && n.config.Port != 0 {
+		return exitStatus(3)
+	}
 	if n.config.Role == sut.Seed {
 		return n.seed(ready)
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -117,7 +118,7 @@ func (s *System) start(ctx context.Context, n *node) (*proc.Process, error) {
 	n.launching = false
 	if err != nil {
 		s.set(n, targets.Dead)
-		return nil, err
+		return nil, errors.Join(err, s.settle(n.host)) // the others on it have their budget again
 	}
 	n.process, n.ready, n.since = process, ready, time.Now()
 	n.readyIn = n.since.Sub(begin)

@@ -174,8 +174,12 @@ func (s *System) Kill(name string) error {
 	}
 	// The nodes are marked before they die, so that no supervisor takes one
 	// that is about to die for one that serves.
-	if err := s.mark(nodes, name, "kill", func(n *node) bool { return n.serves() || n.state == targets.Starting }, func(n *node) {
-		n.asked, n.frozen = true, false // a machine that is switched off is not paused any more
+	if err := s.mark(nodes, name, "kill", func(n *node) bool { return n.serves() || n.state == targets.Starting }, func(n *node, lives bool) {
+		n.frozen = false // a machine that is switched off is not paused any more
+		if !lives {
+			return
+		}
+		n.asked = true
 		s.set(n, targets.Dead)
 		s.note(n, "killed on request")
 	}); err != nil {
@@ -200,56 +204,56 @@ func (s *System) hold(nodes []*node, by int) {
 // Pause stops everything on a host, or everything of a node, as SIGSTOP does:
 // connections stay open and nothing answers.
 func (s *System) Pause(name string) error {
-	return s.freeze(name, "pause", syscall.SIGSTOP, func(n *node) bool { return n.state == targets.Serving }, func(n *node) {
-		n.frozen = true
-		s.set(n, targets.Paused)
+	return s.freeze(name, "pause", syscall.SIGSTOP, func(n *node) bool { return n.state == targets.Serving }, func(n *node, serves bool) {
+		n.frozen = true // what is dead cannot start there either
+		if serves {
+			s.set(n, targets.Paused)
+			s.note(n, "paused on request")
+		}
 	})
 }
 
 // Resume continues what Pause stopped. A database that was taken for dead and
 // ended meanwhile starts again.
 func (s *System) Resume(name string) error {
-	return s.freeze(name, "resume", syscall.SIGCONT, func(n *node) bool { return n.frozen }, func(n *node) {
+	return s.freeze(name, "resume", syscall.SIGCONT, func(n *node) bool { return n.frozen }, func(n *node, frozen bool) {
+		if !frozen {
+			return
+		}
 		n.frozen = false
 		if n.state == targets.Paused {
 			s.set(n, targets.Serving)
 		} else {
 			s.set(n, n.state) // wakes who waits for it
 		}
+		s.note(n, "resumed on request")
 	})
 }
 
-func (s *System) freeze(name, verb string, sig syscall.Signal, sensible func(*node) bool, change func(*node)) error {
+func (s *System) freeze(name, verb string, sig syscall.Signal, sensible func(*node) bool, change func(n *node, fits bool)) error {
 	nodes, all, err := s.find(name)
 	if err != nil {
 		return err
 	}
-	if err := s.mark(nodes, name, verb, sensible, func(n *node) {
-		change(n)
-		s.note(n, "%sd on request", verb)
-	}); err != nil {
+	if err := s.mark(nodes, name, verb, sensible, change); err != nil {
 		return err
 	}
 	return all.Signal(sig)
 }
 
-// mark applies change to the nodes for which it makes sense, and fails when
-// there is none.
-func (s *System) mark(nodes []*node, name, verb string, sensible func(*node) bool, change func(*node)) error {
+// mark applies change to nodes, and tells it of each whether it makes sense for it; it
+// fails when that is so for none.
+func (s *System) mark(nodes []*node, name, verb string, sensible func(*node) bool, change func(n *node, fits bool)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.life.Err() != nil {
 		return fmt.Errorf("%s %s: the system is going down", verb, name)
 	}
-	marked := false
-	for _, n := range nodes {
-		if sensible(n) {
-			change(n)
-			marked = true
-		}
-	}
-	if !marked {
+	if !slices.ContainsFunc(nodes, sensible) {
 		return fmt.Errorf("%s %s: it is %s", verb, name, nodes[0].state)
+	}
+	for _, n := range nodes {
+		change(n, sensible(n))
 	}
 	return nil
 }

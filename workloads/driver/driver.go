@@ -39,7 +39,8 @@ type Plan struct {
 	// Timeout bounds one op, from the moment it was dispatched; what a slow line
 	// of the op's own takes comes on top.
 	Timeout time.Duration
-	// Drain bounds the wait for ops in flight when the run was cancelled.
+	// Drain bounds the wait for ops in flight when the run was cancelled, be it
+	// before the end of the schedule or after.
 	Drain time.Duration
 }
 

@@ -156,7 +156,9 @@ func (t *Ticket) exchange(req *http.Request) (http.Header, error) {
 		// second one: the connection was closed while it was idle.
 		switch {
 		case body != nil:
-			req.Body = newSlowBody(f.ctx, t.Op)
+			// Of the first one nothing was read, so it took none of the time.
+			body = newSlowBody(f.ctx, t.Op)
+			req.Body = body
 		case len(t.Op.Body) > 0:
 			req.Body = io.NopCloser(bytes.NewReader(t.Op.Body))
 		}

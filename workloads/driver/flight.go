@@ -99,24 +99,33 @@ func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(resul
 	return f, nil
 }
 
-// watch ends the dispatching when the schedule is over or the caller cancels.
+// watch ends the dispatching when the schedule is over or the caller cancels, and
+// gives up what is in flight when a caller who cancels has waited for the drain.
 func (f *Flight) watch(ctx context.Context) {
 	end := time.NewTimer(f.plan.Duration + lastCall)
 	defer end.Stop()
 	select {
 	case <-end.C:
 		f.stop()
+		// What is in flight may take as long as the timeout; whoever cancels now waits
+		// for it no longer than before.
+		select {
+		case <-f.sunk:
+			return
+		case <-ctx.Done():
+		}
 	case <-f.sunk:
+		return
 	case <-ctx.Done():
 		f.window.Store(min(f.Now(), int64(f.plan.Duration)))
 		f.stop()
-		drained := time.NewTimer(f.plan.Drain)
-		defer drained.Stop()
-		select {
-		case <-drained.C:
-			f.cancel()
-		case <-f.sunk:
-		}
+	}
+	drained := time.NewTimer(f.plan.Drain)
+	defer drained.Stop()
+	select {
+	case <-drained.C:
+		f.cancel()
+	case <-f.sunk:
 	}
 }
 

@@ -118,6 +118,8 @@ func (r *reader) template(at place, o operation, common map[string]string, names
 	}
 	if !(o.BodyRate >= 0) || math.IsInf(o.BodyRate, 0) {
 		r.wrong(at.in("body_rate"), "body_rate %v: want bytes per second, or 0 for as fast as can be", o.BodyRate)
+	} else if o.BodyRate > 0 && o.Body == "" && o.BodyFile == "" {
+		r.wrong(at.in("body_rate"), "body_rate without a body: want a body or a body_file that is sent at it, or leave it out")
 	}
 	t.path = r.text(at.in("path"), o.Path, names, true)
 	if sample := t.path.sample(); !strings.HasPrefix(sample, "/") {
@@ -275,7 +277,11 @@ type key struct {
 // appendTo appends the key's value in op n.
 func (k *key) appendTo(to []byte, seed, n uint64) []byte {
 	if k.pick == nil {
-		return strconv.AppendUint(to, uint64(k.from)+n%k.cycle, 10)
+		value := uint64(k.from) + n%k.cycle
+		if k.from < 0 { // the bits are right, and the sign is to be seen
+			return strconv.AppendInt(to, int64(value), 10)
+		}
+		return strconv.AppendUint(to, value, 10)
 	}
 	i := k.pick(workloads.Draw(seed, n, k.stream))
 	if k.values != nil {

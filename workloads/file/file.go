@@ -116,9 +116,15 @@ func Read(text []byte, name string, files fs.FS, seed uint64) (w workloads.Workl
 		return nil, r.error()
 	}
 	if built.login == nil {
-		return struct{ workloads.Workload }{built}, nil // without LoginOp
+		return struct{ anonymous }{built}, nil // without LoginOp
 	}
 	return built, nil
+}
+
+// anonymous is a workload whose users have no session.
+type anonymous interface {
+	workloads.Workload
+	Classes() []workloads.Class
 }
 
 // decodeError says where the text is no workload file.

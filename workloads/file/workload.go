@@ -53,6 +53,14 @@ func (w *workload) Name() string { return w.name }
 // Users implements workloads.Workload.
 func (w *workload) Users() int { return w.users }
 
+// Classes lists the classes of its ops, without the login's.
+func (w *workload) Classes() (classes []workloads.Class) {
+	for i := range w.ops {
+		classes = append(classes, w.ops[i].class)
+	}
+	return classes
+}
+
 // Op implements workloads.Workload.
 func (w *workload) Op(n uint64) workloads.Op {
 	total := w.upTo[len(w.upTo)-1]

@@ -82,6 +82,14 @@ func (w *service) Name() string { return w.name }
 // Users is the number of virtual users.
 func (w *service) Users() int { return w.virtual }
 
+// Classes lists the classes of its ops, without the login's.
+func (w *service) Classes() (classes []workloads.Class) {
+	for _, share := range w.mix {
+		classes = append(classes, share.Class)
+	}
+	return classes
+}
+
 // Op returns the n-th op.
 func (w *service) Op(n uint64) workloads.Op {
 	i := w.mix.Pick(workloads.Draw(w.seed, n, streamClass))

@@ -72,6 +72,9 @@ type replayed struct {
 	kinds   map[workloads.Class]kind
 }
 
+// Classes lists the classes that a request can become.
+func (w *replayed) Classes() []workloads.Class { return []workloads.Class{Photo, Image, Like} }
+
 // Op returns the n-th op; after the last request of the trace comes the first.
 func (w *replayed) Op(n uint64) workloads.Op {
 	r := &w.records[n%uint64(len(w.records))]

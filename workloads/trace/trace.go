@@ -142,10 +142,14 @@ func (t *Trace) Schedule(r Replay) (pace.Schedule, error) {
 		sum, last = sum+gap, record.At
 		s.at[i] = time.Duration(math.Round(float64(sum) / r.Speed))
 	}
-	end := s.at[len(s.at)-1]
+	end, n := s.at[len(s.at)-1], len(s.at)
 	s.round = end + time.Second
-	if n := len(s.at); n > 1 {
-		s.round = end + max(end/time.Duration(n-1), 1) // one mean gap before it begins again
+	if n > 1 {
+		s.round = end + end/time.Duration(n-1) // one mean gap before it begins again
+	}
+	// Requests of one moment, again and again, are no load but an endless number.
+	if r.Loop && float64(n) > pace.MaxRate*s.round.Seconds() {
+		return nil, fmt.Errorf("replay %s in a loop: %d requests within %v are more than %d per second\nwant a lower speed, a longer max gap, or no loop", t.name, n, s.round, int64(pace.MaxRate))
 	}
 	return s, nil
 }
@@ -227,6 +231,16 @@ type paths struct {
 
 func (p *paths) Name() string { return p.trace.name }
 func (p *paths) Users() int   { return p.clients }
+
+// Classes lists the classes of its ops, one for each method that is in the trace.
+func (p *paths) Classes() (classes []workloads.Class) {
+	for n := range p.trace.records {
+		if class := p.Op(uint64(n)).Class; !slices.Contains(classes, class) {
+			classes = append(classes, class)
+		}
+	}
+	return classes
+}
 
 func (p *paths) Op(n uint64) workloads.Op {
 	r := &p.trace.records[n%uint64(len(p.trace.records))]

@@ -24,6 +24,22 @@ type Load struct {
 	Trace *results.Trace
 }
 
+// Classes lists the classes of its outcomes; nil when they are not known.
+func (l Load) Classes() []string {
+	w, known := l.Workload.(interface{ Classes() []workloads.Class })
+	if !known {
+		return nil
+	}
+	var names []string
+	for _, class := range w.Classes() {
+		names = append(names, string(class))
+	}
+	if login, ok := l.Workload.(workloads.Login); ok && l.Workload.Users() > 0 {
+		names = append(names, string(login.LoginOp(0).Class)) // of users who lose their session
+	}
+	return names
+}
+
 // Rate is how many ops per second the times of a trace come to.
 func (l Load) Rate() float64 {
 	return float64(l.Times.Count(l.Length)) / max(l.Length.Seconds(), 1e-9)

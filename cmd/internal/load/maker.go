@@ -33,6 +33,10 @@ func (r Replay) Validate() error {
 	return nil
 }
 
+// Changes reports whether the times are changed at all, for which there has to be
+// a trace.
+func (r Replay) Changes() bool { return r != Replay{Speed: 1} }
+
 func (r Replay) options() trace.Replay {
 	return trace.Replay{Speed: r.Speed, MaxGap: r.MaxGap, Loop: r.Loop}
 }

@@ -1,8 +1,10 @@
 package vegeta
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"net/http"
 	"time"
 
 	vegeta "github.com/tsenart/vegeta/v12/lib"
@@ -13,8 +15,10 @@ import (
 // Encoder writes outcomes in vegeta's own binary format, so that `vegeta
 // report`, `vegeta plot` and `vegeta encode` read them. Timestamp is the
 // intended time and Latency the response time, both by our clocks: what vegeta
-// makes of them leaves nothing out. An op that was never sent has code 0 and
-// the error "unsent". An Encoder belongs to one goroutine.
+// makes of them leaves nothing out. Vegeta counts codes of 200 to 399 as success,
+// so an op that failed without a status of 400 or above has code 0: one whose
+// answer broke off or failed its check, and one that was never sent, with the
+// error "unsent". An Encoder belongs to one goroutine.
 type Encoder struct {
 	encode vegeta.Encoder
 	start  time.Time
@@ -33,8 +37,11 @@ func (e *Encoder) Encode(o results.Outcome) error {
 		Latency: time.Duration(o.Response()), BytesIn: uint64(o.BytesIn), BytesOut: uint64(o.BytesOut),
 		Error: o.Error, Method: o.Class,
 	}
-	if o.Fate.Failed() && r.Error == "" {
-		r.Error = o.Fate.String()
+	if o.Fate.Failed() {
+		r.Error = cmp.Or(r.Error, o.Fate.String())
+		if o.Status < http.StatusBadRequest {
+			r.Code = 0
+		}
 	}
 	if err := e.encode(&r); err != nil {
 		return fmt.Errorf("write vegeta result %d: %w", o.Index, err)
