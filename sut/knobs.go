@@ -45,7 +45,11 @@ func Catalogue() []Knob {
 		}(),
 		choiceKnob("db.sync", "async", "what a write waits for: async = the primary, sync = db.sync_copies replicas, too", "async", "sync"),
 		intKnob("db.sync_copies", 1, 1, 8, "with db.sync=sync: how many replicas must hold a write before it is acknowledged"),
-		floatKnob("db.sync_timeout", 2, 0.1, 60, "with db.sync=sync: seconds after which a write that too few replicas hold is answered with an error; it may have taken effect"),
+		func() Knob {
+			k := floatKnob("db.sync_timeout", 2, 0.1, 4.5, "with db.sync=sync: seconds after which a write that too few replicas hold is answered with an error; it may have taken effect. PostgreSQL waits as long as a request may take, 5 s")
+			k.Engines = []Engine{SQLite}
+			return k
+		}(),
 		choiceKnob("db.read_preference", "replica", "where reads go; to the primary when no replica can be read", "replica", "primary"),
 		durationKnob("db.replica_lag", 0, 10*time.Second, "artificial lag: a replica applies each change so long after its commit"),
 		floatKnob("db.probe_interval", 0.2, 0.05, 60, "seconds between two probes of a database, by which its death is detected"),

@@ -138,6 +138,8 @@ func (b *builder) settleCopies(stage Stage) error {
 		return fmt.Errorf("db.sync=sync with db.sync_copies=%d needs as many db.replicas, and there are %d", copies, replicas)
 	case several && Engine(b.knobs["db.engine"]) != SQLite:
 		return fmt.Errorf("db.topology=%s needs db.engine=sqlite: PostgreSQL 15 cannot tell changes of its own from those that it was sent", b.knobs["db.topology"])
+	case sync && Engine(b.knobs["db.engine"]) != SQLite && b.knobs["db.sync_timeout"] != Knobs{}.Complete()["db.sync_timeout"]:
+		return fmt.Errorf("db.sync_timeout=%s needs db.engine=sqlite: PostgreSQL waits for its replicas as long as a request may take, 5 s", b.knobs["db.sync_timeout"])
 	case several && sync:
 		return fmt.Errorf("db.topology=%s needs db.sync=async: what would have to hold a write are primaries themselves", b.knobs["db.topology"])
 	case several && b.knobs.Duration("db.replica_lag") > 0:

@@ -35,9 +35,12 @@ type ReplicationStatus struct {
 	// Following is the node that a replica receives changes from, or tries to.
 	Following string `json:"following,omitempty"`
 	Epoch     int64  `json:"epoch"` // of the last primary that it has known
-	// Position is that of the last change that the copy holds. It grows with each
-	// change; those of nodes of one engine can be compared.
-	Position int64 `json:"position"`
+	// HeldEpoch and Position are those of the last change that the copy holds. HeldEpoch
+	// grows with each primary from which changes came, however late these came (of
+	// PostgreSQL it is the timeline), Position with each change; those of nodes of one
+	// engine can be compared.
+	HeldEpoch int64 `json:"held_epoch"`
+	Position  int64 `json:"position"`
 	// Serves says whether it may be read: a primary always, a replica when it has
 	// once had all that its primary had.
 	Serves bool `json:"serves"`
@@ -57,9 +60,20 @@ type ReplicationStatus struct {
 	Problem   string           `json:"problem,omitempty"` // why it does not serve or is not connected, for people
 }
 
-// Before reports whether a copy holds less than another one.
+// Before reports whether a copy holds less than another one. A primary holds what it was
+// promoted with, and maybe writes of its epoch since. For replicas it is not the epoch
+// that counts, which they are told before they hold anything of it, but that of what they
+// hold: a change of a later one covers all of those before it.
 func (s ReplicationStatus) Before(other ReplicationStatus) bool {
-	return cmp.Or(cmp.Compare(s.Epoch, other.Epoch), cmp.Compare(s.Position, other.Position)) < 0
+	return cmp.Or(cmp.Compare(s.reign(), other.reign()), cmp.Compare(s.HeldEpoch, other.HeldEpoch), cmp.Compare(s.Position, other.Position)) < 0
+}
+
+// reign is the epoch of a primary, 0 for others.
+func (s ReplicationStatus) reign() int64 {
+	if s.Primary {
+		return s.Epoch
+	}
+	return 0
 }
 
 // LostPath is where a database node's admin address answers GET with its Lost, and

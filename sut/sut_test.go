@@ -142,6 +142,8 @@ func TestCopies(t *testing.T) {
 		{sut.LB, sut.Knobs{"db.replicas": "5", "db.topology": "ring"}, 6, 0, ""},
 		{sut.Replicas, sut.Knobs{"db.sync": "sync", "db.sync_copies": "3"}, 0, 0, "needs as many db.replicas"},
 		{sut.Replicas, sut.Knobs{"db.topology": "ring", "db.engine": "postgres"}, 0, 0, "needs db.engine=sqlite"},
+		{sut.Replicas, sut.Knobs{"db.sync": "sync", "db.sync_timeout": "1", "db.engine": "postgres"}, 0, 0, "needs db.engine=sqlite"},
+		{sut.Replicas, sut.Knobs{"db.sync": "sync", "db.engine": "postgres"}, 8, 1, ""},
 		{sut.Replicas, sut.Knobs{"db.topology": "multi-primary", "db.sync": "sync"}, 0, 0, "needs db.sync=async"},
 		{sut.Replicas, sut.Knobs{"db.topology": "multi-primary", "db.replica_lag": "1s"}, 0, 0, "no replicas that could lag"},
 		{sut.Replicas, sut.Knobs{"db.topology": "multi-primary", "db.replicas": "0"}, 0, 0, "there is one database"},

@@ -91,8 +91,10 @@ func (s *session) close() {
 type copyState struct {
 	target int64 // what its primary had when it was first asked; 0 = not known yet
 	served bool  // it has had all that
-	lost   string
-	beats  beats
+	// timeline is the latest of what it held whenever it was asked.
+	timeline int64
+	lost     string
+	beats    beats
 }
 
 // begin forgets what was known of the server before this one, and returns what
@@ -114,6 +116,7 @@ func (s *Server) current() sut.Replication {
 // view is what a server says of its own copy.
 type view struct {
 	standby       bool
+	timeline      int64  // of what it holds
 	held, applied int64  // what a replica has on disk, and what of it can be read
 	receiver      string // state of the link to the primary; "streaming" = in order
 	end           int64  // what the primary had when it last sent something; 0 = unknown
@@ -141,7 +144,9 @@ func (s *Server) ReplicationStatus(ctx context.Context) (sut.ReplicationStatus, 
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	status := sut.ReplicationStatus{Node: s.cfg.Replication.Node, Epoch: s.state.Epoch, Position: v.held, Rebuilds: m.Rebuilds}
+	// Who has lost its link does not know any more what came over it.
+	s.copy.timeline = max(s.copy.timeline, v.timeline)
+	status := sut.ReplicationStatus{Node: s.cfg.Replication.Node, Epoch: s.state.Epoch, HeldEpoch: s.copy.timeline, Position: v.held, Rebuilds: m.Rebuilds}
 	if s.state.Primary != nil {
 		status.Following = s.state.Primary.Node
 		s.judgeReplica(&status, v, time.Now())
@@ -154,11 +159,11 @@ func (s *Server) ReplicationStatus(ctx context.Context) (sut.ReplicationStatus, 
 // look asks for a view.
 func look(ctx context.Context, conn *pgx.Conn) (view, error) {
 	var v view
-	err := conn.QueryRow(ctx, `SELECT standby,
+	err := conn.QueryRow(ctx, `SELECT standby, greatest(received_tli, (SELECT timeline_id FROM pg_control_checkpoint())),
 		(CASE WHEN standby THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) ELSE pg_current_wal_lsn() END - '0/0')::bigint,
 		coalesce(pg_last_wal_replay_lsn() - '0/0', 0)::bigint, coalesce(status, ''), coalesce(latest_end_lsn - '0/0', 0)::bigint
 		FROM (SELECT pg_is_in_recovery() AS standby) AS role LEFT JOIN pg_stat_wal_receiver ON true`).
-		Scan(&v.standby, &v.held, &v.applied, &v.receiver, &v.end)
+		Scan(&v.standby, &v.timeline, &v.held, &v.applied, &v.receiver, &v.end)
 	if err != nil || v.standby {
 		return v, err
 	}

@@ -180,6 +180,31 @@ func TestExpiry(t *testing.T) {
 	}
 }
 
+// What goes for another one and has expired is not counted as evicted.
+func TestExpiredVictims(t *testing.T) {
+	t.Parallel()
+	clock := newFake()
+	s := open(t, 100_000, LRU, 1, clock.Now)
+	sh := s.shards[0]
+	fill := func(from, to int, ttl int64) {
+		for i := from; i < to; i++ {
+			if _, err := sh.set(fmt.Append(nil, i), make([]byte, 1_000), s.clock()+ttl, always, s.clock()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	fill(0, 1_000, 10)
+	before := s.stats()
+	if before.Evicted == 0 || before.Expired != 0 {
+		t.Fatalf("%+v", before)
+	}
+	clock.advance(11 * time.Millisecond)
+	fill(1_000, 1_010, 1_000)
+	if after := s.stats(); after.Evicted != before.Evicted || after.Expired == 0 {
+		t.Errorf("before %+v, after %+v", before, after)
+	}
+}
+
 // The sweep finds nearly all that has expired, without anybody asking, and
 // nothing else.
 func TestSweep(t *testing.T) {

@@ -160,7 +160,7 @@ func (s *Server) ReplicationStatus() sut.ReplicationStatus {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	status := sut.ReplicationStatus{
-		Node: r.cfg.Node, Primary: r.primary == nil && !r.fenced, Epoch: r.known, Position: r.position,
+		Node: r.cfg.Node, Primary: r.primary == nil && !r.fenced, Epoch: r.known, HeldEpoch: r.epoch, Position: r.position,
 		Serves: r.serves, Connected: r.connected, LagNS: int64(r.lag), Rebuilds: r.rebuilds, Problem: r.problem,
 	}
 	switch {

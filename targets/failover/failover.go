@@ -71,6 +71,7 @@ type Supervisor struct {
 	roles   Roles
 	epoch   int64             // the highest that any node was told
 	stale   bool              // the roles in use are not known to all
+	answers chan answer       // to probes
 	tried   []string          // who was told to take the dead primary's place
 	said    map[string]string // what was noted of a node last
 	release func()            // of the dead primary, as long as nobody has its place
@@ -78,14 +79,6 @@ type Supervisor struct {
 	mu        sync.Mutex
 	failovers []targets.Failover
 	last      map[string]sut.ReplicationStatus // that each node gave
-}
-
-// health is what the last probes of a node said.
-type health struct {
-	status   sut.ReplicationStatus
-	err      error
-	answered time.Time // the last time
-	refused  int       // probes in a row since
 }
 
 // Bounds of single steps. A promotion may have to apply what was received.
@@ -100,7 +93,7 @@ const (
 // New returns a supervisor of the copies that the roles name.
 func New(cfg Config) *Supervisor {
 	return &Supervisor{
-		cfg: cfg, nodes: members(cfg.Roles),
+		cfg: cfg, nodes: members(cfg.Roles), answers: make(chan answer),
 		roles: cfg.Roles, epoch: cfg.Roles.Epoch, seen: map[string]*health{}, last: map[string]sut.ReplicationStatus{}, said: map[string]string{},
 	}
 }
@@ -143,6 +136,7 @@ func (s *Supervisor) Run(ctx context.Context) {
 		case <-tick.C:
 		}
 		s.probe(ctx)
+		s.gather(ctx, s.cfg.Interval)
 		if ctx.Err() != nil {
 			return
 		}
@@ -157,44 +151,6 @@ func (s *Supervisor) Run(ctx context.Context) {
 		s.follow(ctx)
 		s.readable(ctx)
 	}
-}
-
-// probe asks all nodes at once.
-func (s *Supervisor) probe(ctx context.Context) {
-	type answer struct {
-		node   string
-		status sut.ReplicationStatus
-		err    error
-	}
-	answers := make(chan answer, len(s.nodes))
-	for _, node := range s.nodes {
-		go func() {
-			bounded, cancel := context.WithTimeout(ctx, probeTimeout)
-			defer cancel()
-			status, err := s.cfg.Copies.Look(bounded, node)
-			answers <- answer{node, status, err}
-		}()
-	}
-	for range s.nodes {
-		a := <-answers
-		h := s.seen[a.node]
-		h.err = a.err
-		switch {
-		case a.err == nil:
-			h.status, h.answered, h.refused = a.status, time.Now(), 0
-			s.mu.Lock()
-			s.last[a.node] = a.status
-			s.mu.Unlock()
-		case !errors.Is(a.err, context.DeadlineExceeded):
-			h.refused++
-		}
-	}
-}
-
-// dead reports whether a node is taken for dead.
-func (s *Supervisor) dead(node string) bool {
-	h := s.seen[node]
-	return h.err != nil && (h.refused >= s.cfg.Failures || time.Since(h.answered) >= s.cfg.Silence)
 }
 
 // best is the replica that holds most of those that answer, "" if none does. One
@@ -229,11 +185,15 @@ func (s *Supervisor) replace(ctx context.Context) {
 	}
 	f.FenceNS = time.Since(begin).Nanoseconds()
 	// What the old primary sent before it died has arrived by now.
+	for _, h := range s.seen {
+		h.asked = time.Time{} // what was asked before that says less
+	}
 	s.probe(ctx)
+	s.gather(ctx, probeTimeout)
 	// One that is late may hold more than all others, and what was acknowledged
 	// because of it.
 	for _, node := range s.nodes {
-		if node != old && s.seen[node].err != nil && !s.dead(node) {
+		if h := s.seen[node]; node != old && (h.err != nil || !h.asked.IsZero()) && !s.dead(node) {
 			return
 		}
 	}

@@ -284,6 +284,32 @@ func TestLateReplicaIsWaitedFor(t *testing.T) {
 	})
 }
 
+// A replica that hangs does not keep the death of the primary from being noticed.
+func TestHungReplicaDelaysNothing(t *testing.T) {
+	supervise(t, func(t *testing.T, c *copies, s *failover.Supervisor) {
+		c.set("db-3", func(n *copied) { n.hung = true })
+		pass(5 * time.Second)
+		c.set("db-1", func(n *copied) { n.dead = true })
+		pass(1500 * time.Millisecond)
+		if all := s.Failovers(); len(all) != 1 || all[0].To != "db-2" || all[0].DetectNS > time.Second.Nanoseconds() {
+			t.Errorf("failovers %+v, want one that was detected after three probes", all)
+		}
+	})
+}
+
+// One that has been told of a later epoch, and holds nothing of it, holds less than one
+// that was not told and holds more.
+func TestWhatIsHeldCounts(t *testing.T) {
+	supervise(t, func(t *testing.T, c *copies, s *failover.Supervisor) {
+		c.set("db-2", func(n *copied) { n.Epoch, n.Position = 2, 90 })
+		c.set("db-1", func(n *copied) { n.dead = true })
+		pass(3 * time.Second)
+		if all := s.Failovers(); len(all) != 1 || all[0].To != "db-3" {
+			t.Errorf("failovers %+v, want to the one that holds most", all)
+		}
+	})
+}
+
 // When nobody is left who could take its place, the old primary comes back, in an
 // epoch that is later than the one that was tried; and who was tried is ended, for
 // it may have become the primary.

@@ -1,0 +1,100 @@
+package failover
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
+)
+
+// answer is what a probe found.
+type answer struct {
+	node   string
+	asked  time.Time
+	status sut.ReplicationStatus
+	err    error
+}
+
+// health is what the last probes of a node said.
+type health struct {
+	asked    time.Time // when the probe began that is under way; zero = none is
+	status   sut.ReplicationStatus
+	err      error
+	answered time.Time // the last time
+	refused  int       // probes in a row since
+}
+
+// probe asks all nodes that are not being asked already.
+func (s *Supervisor) probe(ctx context.Context) {
+	for _, node := range s.nodes {
+		h := s.seen[node]
+		if !h.asked.IsZero() {
+			continue
+		}
+		h.asked = time.Now()
+		asked := h.asked
+		go func() {
+			bounded, cancel := context.WithTimeout(ctx, probeTimeout)
+			defer cancel()
+			status, err := s.cfg.Copies.Look(bounded, node)
+			select {
+			case s.answers <- answer{node, asked, status, err}:
+			case <-ctx.Done():
+			}
+		}()
+	}
+}
+
+// gather takes the answers that have come, and waits for those of the living, but no
+// longer than that: one that hangs does not keep the others from being heard, and its
+// answer is taken in a later round.
+func (s *Supervisor) gather(ctx context.Context, patience time.Duration) {
+	enough := time.After(patience)
+	for {
+		for come := true; come; {
+			select {
+			case a := <-s.answers:
+				s.take(a)
+			default:
+				come = false
+			}
+		}
+		if !slices.ContainsFunc(s.nodes, func(node string) bool { return !s.seen[node].asked.IsZero() && !s.dead(node) }) {
+			return
+		}
+		select {
+		case a := <-s.answers:
+			s.take(a)
+		case <-enough:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// take notes an answer, unless it is to a probe that nobody waits for any more.
+func (s *Supervisor) take(a answer) {
+	h := s.seen[a.node]
+	if a.asked != h.asked {
+		return
+	}
+	h.asked, h.err = time.Time{}, a.err
+	switch {
+	case a.err == nil:
+		h.status, h.answered, h.refused = a.status, time.Now(), 0
+		s.mu.Lock()
+		s.last[a.node] = a.status
+		s.mu.Unlock()
+	case !errors.Is(a.err, context.DeadlineExceeded):
+		h.refused++
+	}
+}
+
+// dead reports whether a node is taken for dead.
+func (s *Supervisor) dead(node string) bool {
+	h := s.seen[node]
+	return h.err != nil && (h.refused >= s.cfg.Failures || time.Since(h.answered) >= s.cfg.Silence)
+}
