@@ -21,13 +21,13 @@ systems := ./cmd/stagebench ./sut/node
 
 # What a busy machine has held up gets another chance, and the summary says so; a data race
 # gets none.
-again := --rerun-fails=2 --rerun-fails-max-failures=6 --rerun-fails-abort-on-data-race
+again := --rerun-fails=2 --rerun-fails-max-failures=30 --rerun-fails-abort-on-data-race
 
 # The order is that of the cost of finding out: lint answers before the long part starts.
 test: native lint tidy ## everything that CI checks
-	$(gotestsum) $(again) --packages="$$($(GO) list $(packages) | grep -v -e '/cmd/stagebench$$' -e '/sut/node$$' -e '/tidy$$' | tr '\n' ' ')" -- -race -vet=off -timeout 15m
+	$(gotestsum) $(again) --packages="$$($(GO) list $(packages) | grep -v -e '/cmd/stagebench$$' -e '/sut/node$$' -e '/tidy$$' | tr '\n' ' ')" -- -race -vet=off -timeout 30m
 	$(gotestsum) $(again) --packages='./workloads/driver/... ./sut/resp' -- -vet=off -count=1 -p 1 -run 'TestConformance|TestPublished' # exactly, which the race detector is too slow for
-	$(gotestsum) $(again) --packages='$(systems)' -- -vet=off -count=1 -p 1 -timeout 15m
+	$(gotestsum) $(again) --packages='$(systems)' -- -vet=off -count=1 -p 1 -timeout 30m
 
 race: ## the tests of whole systems with the race detector
 	$(GO) test -race -p 1 -timeout 0 $(systems)

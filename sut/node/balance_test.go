@@ -121,7 +121,10 @@ func TestBalancerNode(t *testing.T) {
 			if layer == "l7" {
 				routes = []sut.Route{{Path: "/img/*", To: []string{"web-3"}}}
 			}
-			b := startBalancer(t, sut.Knobs{"lb.engine": engine, "lb.layer": layer, "lb.sticky": "false", "lb.policy": "weighted_round_robin", "log.requests": "all"}, routes, uses)
+			b := startBalancer(t, sut.Knobs{
+				"lb.engine": engine, "lb.layer": layer, "lb.sticky": "false", "lb.policy": "weighted_round_robin", "log.requests": "all",
+				"lb.health_interval": "60", // no host is held for down in between
+			}, routes, uses)
 			url := "http://" + b.ready.Address
 			counts := map[string]int{}
 			for range 60 {

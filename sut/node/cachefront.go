@@ -58,9 +58,6 @@ func (b birth) startFront(ctx context.Context, server *resp.Server, values cache
 	}
 	end := func(ctx context.Context) error {
 		defer records.Close()
-		// What clients take to leave is not taken from the time to flush.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), frontTimeout)
-		defer cancel()
 		err := f.Close(ctx)
 		if err != nil {
 			b.log.Error("writes were acknowledged and are lost", "error", err.Error())
@@ -121,16 +118,19 @@ func (b birth) before(ctx context.Context, client cache.Config, start func() (pa
 		return part{}, errors.Join(err, listener.Close())
 	}
 	served := b.serveRESP(server, front)
-	ended := sync.OnceValue(func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*frontTimeout)
-		defer cancel()
-		return served.stop(ctx)
-	})
-	ends = append(ends, func(context.Context) error { return ended() })
+	var once sync.Once
+	var ended error
+	end := func(ctx context.Context) error {
+		once.Do(func() { ended = served.stop(ctx) })
+		return ended
+	}
+	ends = append(ends, end)
 	go func() {
 		death := <-native.died
 		// The front is well, and what it has acknowledged is in its own memory.
-		served.died <- errors.Join(death, ended())
+		ctx, cancel := context.WithTimeout(context.Background(), 2*frontTimeout)
+		defer cancel()
+		served.died <- errors.Join(death, end(ctx))
 	}()
 	whole := served
 	whole.stop = stop
@@ -150,6 +150,19 @@ func (b birth) serveRESP(server *resp.Server, f front) part {
 	return part{
 		ready: sut.Ready{Node: b.config.Node, Address: server.Addr().String()},
 		died:  died,
-		stop:  func(ctx context.Context) error { return errors.Join(server.Shutdown(ctx), f.close(ctx)) },
+		stop: func(ctx context.Context) error {
+			// What clients take to leave is not taken from the time to flush.
+			leave, cancel := half(ctx)
+			defer cancel()
+			return errors.Join(server.Shutdown(leave), f.close(ctx))
+		},
 	}
+}
+
+// half is a context with half of the time that there is.
+func half(ctx context.Context) (context.Context, context.CancelFunc) {
+	if deadline, bounded := ctx.Deadline(); bounded {
+		return context.WithTimeout(ctx, time.Until(deadline)/2)
+	}
+	return context.WithCancel(ctx)
 }

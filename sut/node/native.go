@@ -12,6 +12,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -216,6 +218,12 @@ func (b birth) freePort() (int, error) {
 	return listener.Addr().(*net.TCPAddr).Port, listener.Close()
 }
 
+// marks are the variables by which whoever runs nodes knows the processes of each again.
+// A native server has an environment of its own, and is of its node all the same.
+func marks(environment []string) []string {
+	return slices.DeleteFunc(environment, func(v string) bool { return !strings.HasPrefix(v, "STAGEBENCH_") })
+}
+
 // startNative starts a described server as a child that dies with this process,
 // and waits until it serves or exits.
 func (b birth) startNative(ctx context.Context, s server, death syscall.Signal) (part, error) {
@@ -223,6 +231,7 @@ func (b birth) startNative(ctx context.Context, s server, death syscall.Signal) 
 		return part{}, err
 	}
 	cmd := s.Command()
+	cmd.Env = append(cmd.Env, marks(os.Environ())...)
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}

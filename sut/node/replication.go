@@ -163,5 +163,11 @@ func checkReplication(r *sut.Replication) error {
 func decodeStrictly(body io.Reader, into any) error {
 	decoder := json.NewDecoder(io.LimitReader(body, 1<<20))
 	decoder.DisallowUnknownFields()
-	return decoder.Decode(into)
+	if err := decoder.Decode(into); err != nil {
+		return err
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("there is something behind the JSON document")
+	}
+	return nil
 }
