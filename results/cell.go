@@ -193,6 +193,7 @@ type Step struct {
 	ServerCount  *int64             `json:"server_count,omitempty"` // requests by the server's own count
 	OpsHash      string             `json:"ops_hash"`               // of the op sequence, same seed, same hash
 	Valid        bool               `json:"valid"`
+	Invalid      []string           `json:"invalid,omitempty"` // why it is not valid; each of these is also a warning
 	Warnings     []string           `json:"warnings"`
 }
 
@@ -256,11 +257,12 @@ type Cell struct {
 	CapacityMethod string            `json:"capacity_method"` // "bracket", MethodReplay or MethodFixed
 	FailingRPS     float64           `json:"failing_rps"`     // lowest rate that did not meet the SLO, in any repeat; 0 when none failed
 	SLO            string            `json:"slo"`
-	Repeats        []float64         `json:"repeats"`
-	WarmupCutNS    int64             `json:"warmup_cut_ns"` // how much was cut as warm-up
+	Repeats        []float64         `json:"repeats"`                // highest rate that met the SLO, by repeat
+	RepeatsHigh    []float64         `json:"repeats_high,omitempty"` // lowest rate that did not, by repeat; 0 when none failed
+	WarmupCutNS    int64             `json:"warmup_cut_ns"`          // how much was cut as warm-up
 	Trace          *Trace            `json:"trace,omitempty"`
-	Reference      *Step             `json:"reference,omitempty"`
-	Writes         *Writes           `json:"writes,omitempty"` // nil = nobody looked for them after the measurement
+	Reference      *Step             `json:"reference,omitempty"` // the step that the cell's latency is known by; of several repeats, the last one's
+	Writes         *Writes           `json:"writes,omitempty"`    // nil = nobody looked for them after the measurement
 	Steps          []Step            `json:"steps"`
 	LimitedBy      string            `json:"limited_by"`
 	Limit          Limit             `json:"limit"`
@@ -277,6 +279,18 @@ func (c Cell) Isolated() bool {
 		}
 	}
 	return true
+}
+
+// ReferenceSteps are the steps at the rate of Reference that were made for the
+// same purpose, one for each repeat. Reference is the last of them.
+func (c Cell) ReferenceSteps() []*Step {
+	var steps []*Step
+	for i := range c.Steps {
+		if c.Reference != nil && c.Steps[i].Purpose == c.Reference.Purpose {
+			steps = append(steps, &c.Steps[i])
+		}
+	}
+	return steps
 }
 
 // Schema is the version of summary.json. Fields may be added, never renamed.

@@ -1,6 +1,7 @@
 package results_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -98,7 +99,7 @@ func TestSLOTextRoundTrip(t *testing.T) {
 	if err != nil || slo.String() != want {
 		t.Errorf("%q came back as %q, %v", want, slo, err)
 	}
-	for _, bad := range []string{"", "p99", "p50<1s", "p99<fast", "errors<2", "errors<-1%", "p99<-1s", ":p99<1s", "upload:p50<1s"} {
+	for _, bad := range []string{"", "p99", "p50<1s", "p99<fast", "errors<2", "errors<-1%", "p99<-1s", ":p99<1s", "upload:p50<1s", "p99<1s,p99<2s", "errors<100%,errors<1%", "a:p99<1s, a:p99<1s"} {
 		if slo, err := results.ParseSLO(bad); err == nil {
 			t.Errorf("%q was taken as %q", bad, slo)
 		}
@@ -121,8 +122,8 @@ func sound() (results.Step, results.Evidence) {
 func TestEveryRuleOfValidityCanFail(t *testing.T) {
 	s, e := sound()
 	results.Assess(&s, e)
-	if !s.Valid || len(s.Warnings) != 0 {
-		t.Fatalf("a sound step: valid %v, warnings %q", s.Valid, s.Warnings)
+	if !s.Valid || len(s.Invalid) != 0 || len(s.Warnings) != 0 {
+		t.Fatalf("a sound step: valid %v, %q, warnings %q", s.Valid, s.Invalid, s.Warnings)
 	}
 	for want, spoil := range map[string]func(*results.Step, *results.Evidence){
 		"ledger does not close":       func(s *results.Step, _ *results.Evidence) { s.Ledger.Scheduled++ },
@@ -140,8 +141,52 @@ func TestEveryRuleOfValidityCanFail(t *testing.T) {
 		s, e := sound()
 		spoil(&s, &e)
 		results.Assess(&s, e)
-		if s.Valid || !strings.Contains(strings.Join(s.Warnings, "\n"), want) {
-			t.Errorf("%s: valid %v, warnings %q", want, s.Valid, s.Warnings)
+		if s.Valid || len(s.Invalid) != 1 || !strings.Contains(s.Invalid[0], want) || !slices.Equal(s.Warnings, s.Invalid) {
+			t.Errorf("%s: valid %v, %q, warnings %q", want, s.Valid, s.Invalid, s.Warnings)
+		}
+	}
+}
+
+// A client that was late does not excuse what else was wrong, however little that
+// lateness was.
+func TestHarmlessLateness(t *testing.T) {
+	objective := func(text string) results.SLO {
+		slo, err := results.ParseSLO(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slo
+	}
+	late := func(s *results.Step, _ *results.Evidence) { s.LateOps, *s.LagNS.Max = 11, int64(4*time.Millisecond) }
+	for name, test := range map[string]struct {
+		spoil func(*results.Step, *results.Evidence)
+		slo   string
+		want  bool
+	}{
+		"late":                 {nil, "p99<100ms", true},
+		"and it stood still":   {func(s *results.Step, _ *results.Evidence) { s.Seconds = 0.1 }, "p99<100ms", true},
+		"late by too much":     {nil, "p99<40ms", false},
+		"for a class":          {nil, "p99<100ms,upload:p99<40ms", false},
+		"without a bound":      {nil, "errors<1%", false},
+		"only one op is late":  {func(s *results.Step, _ *results.Evidence) { s.LateOps = 1 }, "p99<100ms", false},
+		"the objective is met": {func(s *results.Step, _ *results.Evidence) { s.SLOMet = true }, "p99<100ms", false},
+		"no ports": {func(s *results.Step, _ *results.Evidence) {
+			s.Causes = map[string]int64{"no local port free": 1}
+		}, "p99<100ms", false},
+		"no files":             {func(_ *results.Step, e *results.Evidence) { e.FDHeadroom = 0 }, "p99<100ms", false},
+		"garbage collection":   {func(s *results.Step, _ *results.Evidence) { s.Client.GCPauseMaxNS = 5e7 }, "p99<100ms", false},
+		"Little's law":         {func(_ *results.Step, e *results.Evidence) { e.ServiceNS = 9e8 }, "p99<100ms", false},
+		"the server disagrees": {func(s *results.Step, _ *results.Evidence) { *s.ServerCount = 990 }, "p99<100ms", false},
+		"out of CPU":           {func(s *results.Step, _ *results.Evidence) { s.Client.CPUShare = 0.9 }, "p99<100ms", false},
+	} {
+		s, e := sound()
+		late(&s, &e)
+		if test.spoil != nil {
+			test.spoil(&s, &e)
+		}
+		results.Assess(&s, e)
+		if got := results.HarmlessLateness(s, objective(test.slo)); got != test.want {
+			t.Errorf("%s: harmless %v, want %v: %q", name, got, test.want, s.Invalid)
 		}
 	}
 }
@@ -162,7 +207,7 @@ func TestLostSessionsAreSaid(t *testing.T) {
 	s.Ledger.OK, s.Ledger.HTTPError, s.Ledger.SessionLost = 990, 10, 10
 	e.Recorded = 990
 	results.Assess(&s, e)
-	if !s.Valid || len(s.Warnings) != 1 || !strings.Contains(s.Warnings[0], "lost session") {
+	if !s.Valid || len(s.Invalid) != 0 || len(s.Warnings) != 1 || !strings.Contains(s.Warnings[0], "lost session") {
 		t.Errorf("valid %v, warnings %q: want the lost sessions to be told", s.Valid, s.Warnings)
 	}
 }

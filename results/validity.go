@@ -35,16 +35,18 @@ type Evidence struct {
 	EarlierUnanswered     int64 // requests that the step before had left unanswered
 }
 
-// Assess sets Valid and adds the warnings of everything that is wrong with the
-// step. Nothing is ever hidden: an invalid step keeps its figures.
+// Assess sets Valid, gives the reasons in Invalid, and adds the warnings of
+// everything that is wrong with the step, these reasons included. Nothing is ever
+// hidden: an invalid step keeps its figures.
 func Assess(s *Step, e Evidence) {
-	s.Valid = true
+	s.Valid, s.Invalid = true, nil
 	if s.Warnings == nil {
 		s.Warnings = []string{}
 	}
 	invalid := func(format string, args ...any) {
 		s.Valid = false
-		s.Warnings = append(s.Warnings, fmt.Sprintf(format, args...))
+		why := fmt.Sprintf(format, args...)
+		s.Invalid, s.Warnings = append(s.Invalid, why), append(s.Warnings, why)
 	}
 	if err := s.Ledger.Check(); err != nil {
 		invalid("%v", err)
@@ -87,13 +89,8 @@ func LagLimit(responseP50 *int64) int64 {
 
 // assessClient looks for the ways in which the client is the bottleneck.
 func assessClient(s *Step, e Evidence, invalid func(string, ...any)) {
-	// Counted, not read off a percentile: those of short steps are blank.
-	if s.LateOps > allowed(s.Ledger.Sent) {
-		invalid("the client was late: lag above %v for %.1f%% of ops, at most 1%% allowed",
-			time.Duration(LagLimit(s.ResponseNS.P50)).Round(time.Microsecond), 100*float64(s.LateOps)/float64(max(s.Ledger.Sent, 1)))
-	}
-	if stall := s.LagNS.Max; stall != nil && s.Seconds > 0 && float64(*stall)/1e9 > maxStallShare*s.Seconds {
-		invalid("the client stood still for %v, more than %.0f%% of the step", time.Duration(*stall).Round(time.Millisecond), maxStallShare*100)
+	for _, why := range lateness(*s) {
+		invalid("%s", why)
 	}
 	if ClientSaturated(*s) {
 		invalid("the client used %.0f%% of the CPU that it had, at most %.0f%% allowed", s.Client.CPUShare*100, maxClientCPU*100)
@@ -112,15 +109,36 @@ func assessClient(s *Step, e Evidence, invalid func(string, ...any)) {
 	}
 }
 
+// lateness lists the reasons of a step's invalidity that are in its lag.
+func lateness(s Step) (reasons []string) {
+	// Counted, not read off a percentile: those of short steps are blank.
+	if s.LateOps > allowed(s.Ledger.Sent) {
+		reasons = append(reasons, fmt.Sprintf("the client was late: lag above %v for %.1f%% of ops, at most 1%% allowed",
+			time.Duration(LagLimit(s.ResponseNS.P50)).Round(time.Microsecond), 100*float64(s.LateOps)/float64(max(s.Ledger.Sent, 1))))
+	}
+	if stall := s.LagNS.Max; stall != nil && s.Seconds > 0 && float64(*stall)/1e9 > maxStallShare*s.Seconds {
+		reasons = append(reasons, fmt.Sprintf("the client stood still for %v, more than %.0f%% of the step",
+			time.Duration(*stall).Round(time.Millisecond), maxStallShare*100))
+	}
+	return reasons
+}
+
 // ClientSaturated reports whether the client used more of its CPU than it may.
 func ClientSaturated(s Step) bool { return s.Client.CPUShare > maxClientCPU }
 
 // HarmlessLateness reports whether all that is wrong with a step that failed is
 // that the client was late by far less than the objective allows: that did not
-// break it.
+// break it. An objective without a bound for all ops allows no lateness.
 func HarmlessLateness(s Step, slo SLO) bool {
-	return !s.SLOMet && !ClientSaturated(s) && s.Client.OutsideShare <= maxOutsideShare && s.Ledger.Check() == nil &&
-		s.LateOps > 0 && s.LagNS.Max != nil && *s.LagNS.Max < int64(slo.Bound)/10
+	late := len(lateness(s))
+	if s.SLOMet || late == 0 || late < len(s.Invalid) || s.LagNS.Max == nil || slo.Bound == math.MaxInt64 {
+		return false
+	}
+	strictest := slo.Bound
+	for _, bound := range slo.Classes {
+		strictest = min(strictest, bound)
+	}
+	return *s.LagNS.Max < int64(strictest)/10
 }
 
 // minLimitShare is the share of its budget that a host must have used, and

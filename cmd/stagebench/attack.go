@@ -43,9 +43,9 @@ type attackOptions struct {
 	hlog, vegetaOut, format            string
 	method, body, bodyFile             string
 	// given says which of the flags were, as their defaults mean something else.
-	given struct{ rate, duration, schedule bool }
-	identity                           load.Identity
-	replay                             load.Replay
+	given    struct{ rate, duration, schedule bool }
+	identity load.Identity
+	replay   load.Replay
 }
 
 func attackCommand(s streams) *cobra.Command {
@@ -169,7 +169,7 @@ func (o attackOptions) run(ctx context.Context, s streams) error {
 		return err // there was no step
 	}
 	if err != nil {
-		err = fmt.Errorf("%w\nthe figures above are whole, what --hlog or --vegeta-results asked for is not: want another place for it", err)
+		err = fmt.Errorf("%w\nthe figures above are whole; to have the file, too, name another place by --hlog or --vegeta-results", err)
 	}
 	// What was measured is shown even if a file that goes along could not be written.
 	return errors.Join(o.conclude(ctx, s, step, aim.load.Trace, format), err)
@@ -390,7 +390,7 @@ func (o attackOptions) conclude(ctx context.Context, s streams, step results.Ste
 		return errors.New("interrupted: the figures above are those of the time until then")
 	}
 	if !step.Valid {
-		return exit.Invalidf("the measurement is invalid: %s\nlower --rate, raise --connections, or give the client more CPU", step.Warnings[0])
+		return exit.Invalidf("the measurement is invalid: %s\nlower --rate, raise --connections, or give the client more CPU", step.Invalid[0])
 	}
 	return nil
 }

@@ -33,9 +33,14 @@ func TestACacheHostIsKilled(t *testing.T) {
 			if failed(killed) > 0 {
 				t.Errorf("%d of %d requests failed, want none", failed(killed), killed.Ledger.Scheduled)
 			}
-			if again := r.load(t, 80, 2*time.Second, 0, nil); again.Cache == nil || again.Cache.Hits == 0 {
-				t.Errorf("it is not asked again: %+v", again.Cache)
+			r.awaitCache(t)
+			var again results.Step
+			for range 5 { // a web host takes its time to try a host that was dead
+				if again = r.load(t, 80, 2*time.Second, 0, nil); again.Cache != nil && again.Cache.Hits > 0 {
+					return
+				}
 			}
+			t.Errorf("it is not asked again: %+v", again.Cache)
 		})
 	}
 }

@@ -22,8 +22,9 @@ func compareCommand(s streams) *cobra.Command {
 		Short: "Put runs side by side, with what can be said of the difference",
 		Long: `Prints the figures of two or more runs cell by cell, as ratios to the first one,
 and names what their manifests do not share. A ratio has a 95 % confidence
-interval where both runs repeated the cell with restarted processes (run --full);
-otherwise the brackets of the search decide whether a difference is shown.`,
+interval where both runs repeated the cell with restarted processes (run --full),
+which is never narrower than the brackets of their searches; otherwise these
+brackets alone decide whether a difference is shown.`,
 		Example: `  stagebench compare runs/before runs/after
   stagebench compare runs/latest other/run --format markdown`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -74,7 +75,7 @@ func comparisonTables(c compare.Comparison) []table.Table {
 		{Name: "limited by", Key: "limited_by"},
 	}, Legend: []string{
 		"ratios are to " + c.Runs[0] + "; p50, p99: response time at the reference rate, failures as infinitely slow",
-		"interval: 95 % confidence from repeats with restarted processes, or, marked ~, what the brackets of single searches leave open",
+		"interval: 95 % confidence from repeats with restarted processes and the brackets of their searches, or, marked ~, what brackets alone leave open",
 	}}
 	for _, row := range c.Rows {
 		for i, cell := range row.Cells {

@@ -26,6 +26,10 @@ func TestInterruptedTwentyTimes(t *testing.T) {
 	}
 }
 
+// TestParentKilledInTime wants the nodes of a harness that was killed by SIGKILL to
+// be gone within 2 s.
+func TestParentKilledInTime(t *testing.T) { parentKilled(t, 2*time.Second) }
+
 // TestCapacityGrowsWithWebHosts measures one and three web hosts behind the same
 // balancer, database and balancer large enough for the web tier to be the limit,
 // on both engines. It takes about four minutes.

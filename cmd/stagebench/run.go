@@ -205,7 +205,7 @@ func (o runOptions) job() (job, error) {
 func (o runOptions) fixed(j job) (*cell.Fixed, error) {
 	switch {
 	case o.rate == 0 && o.faults == "" && o.durationGiven:
-		return nil, exit.Usagef("--duration is for --rate or --faults: how long the steps of a search are is fixed by its mode\ngive one of them, or choose a mode with --quick or --full")
+		return nil, exit.Usagef("--duration is for --rate and --faults: the steps of a search are as long as its mode says\ngive one of them, or choose a mode with --quick or --full")
 	case o.rate == 0 && o.faults == "":
 		return nil, nil
 	case o.rate != 0 && o.reference != 0:

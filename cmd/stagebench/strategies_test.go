@@ -80,7 +80,7 @@ func TestWriteBackLosesWhatIsNotFlushed(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.awaitCache(t)
-			writes, err := cell.FindWrites(t.Context(), r.stepper.History, r.stepper.Clients, driver.ReadBack{Timeout: 10 * time.Second, Patience: time.Second, Pause: 50 * time.Millisecond})
+			writes, err := cell.FindWrites(t.Context(), r.stepper.History, r.stepper.Clients, driver.ReadBack{Timeout: 10 * time.Second, Patience: 10 * time.Second, Pause: 50 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -325,8 +325,10 @@ func TestStampede(t *testing.T) {
 				loads += r.metric(t, name, "stagebench_cache_node_loads_total")
 			}
 			t.Logf("%d requests, expired %d times, %d loads: %.2f each time", step.Ledger.OK, expired, loads, float64(loads)/float64(expired+1))
-			// What has expired since the last request is not loaded any more.
-			if want := expired + 1; single == "true" && loads != want && loads != want-1 {
+			// Each host has loaded it once more than it expired there, but for one that was
+			// never asked, and for what has expired since the last request. The second is
+			// asked when the first was held up for longer than the web hosts wait.
+			if single == "true" && (loads < expired || loads > expired+2) {
 				t.Errorf("%d loads of a key that expired %d times", loads, expired)
 			}
 			if failed(step) > 0 || expired == 0 || loads == 0 {

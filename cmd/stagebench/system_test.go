@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -28,7 +29,7 @@ type rig struct {
 	*local.System
 	topology sut.Topology
 	stepper  *cell.Stepper
-	outcomes []results.Outcome
+	outcomes []results.Outcome // of the last step
 }
 
 // roomy is a unit that is large enough, in cores, for the race detector, which
@@ -74,12 +75,17 @@ func bringUpSized(t *testing.T, stage sut.Stage, knobs sut.Knobs, unit float64) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	up.templates = templates()
 	r := &rig{}
 	if r.topology, err = sut.Build(stage, knobs, unit); err != nil {
 		t.Fatal(err)
 	}
-	if r.System, err = up.up(t.Context(), r.topology, t.TempDir()); err != nil {
+	// As the bringer does it, but that a machine which is busy with other things does
+	// not cause failovers: a database that is killed refuses, and is not silent.
+	if r.System, err = local.Up(t.Context(), local.Options{
+		Binary: up.binary, NodeArgs: []string{nodeVerb}, Topology: r.topology, Data: data,
+		TemplateDir: templates(), TemplateVersion: node.TemplateVersion(), LogDir: t.TempDir(), Budgets: up.budgets, Admit: fits,
+		Silence: 10 * time.Second,
+	}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -110,7 +116,7 @@ func (r *rig) connect(t *testing.T, workload workloads.Workload, config driver.C
 	if err != nil {
 		t.Fatal(err)
 	}
-	config.Endpoint, config.Addresses, config.Sources, config.DialTimeout = endpoint, addresses, cell.Sources(endpoint, 1), time.Second
+	config.Endpoint, config.Addresses, config.Sources, config.DialTimeout = endpoint, addresses, cell.Sources(endpoint, 1), 5*time.Second
 	clients, err := driver.NewClients(config)
 	if err != nil {
 		t.Fatal(err)
@@ -137,9 +143,54 @@ func failed(s results.Step) int64 {
 	return s.Ledger.Errors() - s.Ledger.Unsent
 }
 
+// failures are the outcomes of the last step that failed returns the number of.
+func (r *rig) failures() []results.Outcome {
+	return slices.DeleteFunc(slices.Clone(r.outcomes), func(o results.Outcome) bool {
+		return !o.Fate.Failed() || o.Fate == results.Unsent || o.SessionLost
+	})
+}
+
+// killing is when a node was killed, on the clock of a step: it lived until it began,
+// and was dead when it was over.
+type killing struct{ began, over int64 }
+
+// kill offers a constant rate and kills a node, or all of a host, in the middle.
+func (r *rig) kill(t *testing.T, name string, rate float64, d, at time.Duration) (results.Step, killing) {
+	t.Helper()
+	var over time.Time
+	step := r.load(t, rate, d, at, func() {
+		if err := r.Kill(name); err != nil {
+			t.Error(err)
+		}
+		over = time.Now()
+	})
+	const text = "killed on request"
+	for _, said := range r.Events() {
+		for _, e := range step.Events {
+			if said.Text == text && e.Text == said.Node+": "+text {
+				return step, killing{e.AtNS, e.AtNS + over.UnixNano() - said.UnixNS}
+			}
+		}
+	}
+	t.Fatalf("the kill of %s is not among the events of the step: %+v", name, step.Events)
+	return step, killing{}
+}
+
+// inFlight counts the requests of the last step that were in flight at a kill, or were
+// sent before anybody could see it.
+func (r *rig) inFlight(k killing) (n int64) {
+	for _, o := range r.outcomes {
+		if o.Sent >= 0 && o.Sent <= k.over+int64(50*time.Millisecond) && o.Done >= k.began {
+			n++
+		}
+	}
+	return n
+}
+
 // load offers a constant rate and, in the middle, does something.
 func (r *rig) load(t *testing.T, rate float64, d, at time.Duration, act func()) results.Step {
 	t.Helper()
+	r.outcomes = nil
 	schedule, err := pace.Constant(rate)
 	if err != nil {
 		t.Fatal(err)
@@ -192,24 +243,12 @@ func TestLedgerAgreesWithTheServer(t *testing.T) {
 // what arrived for it during one health interval; it comes back and gets
 // traffic.
 func TestAWebHostIsKilled(t *testing.T) {
-	const rate, killAt = 120.0, 2 * time.Second
+	const rate = 120.0
 	for name, knobs := range engines() {
 		t.Run(name, func(t *testing.T) {
 			r := bringUp(t, sut.LB, knobs, "read-heavy")
-			var killed int64
-			start := time.Now()
-			step := r.load(t, rate, 8*time.Second, killAt, func() {
-				killed = int64(time.Since(start))
-				if err := r.Kill("web-2"); err != nil {
-					t.Error(err)
-				}
-			})
-			var inFlight int64
-			for _, o := range r.outcomes {
-				if o.Sent >= 0 && o.Sent <= killed+int64(50*time.Millisecond) && o.Done >= killed {
-					inFlight++
-				}
-			}
+			step, killed := r.kill(t, "web-2", rate, 8*time.Second, 2*time.Second)
+			inFlight := r.inFlight(killed)
 			interval := r.topology.Knobs.Float("lb.health_interval")
 			allowed := inFlight + int64(rate/3*interval)
 			t.Logf("%d failed, %d allowed (%d in flight + %.0f in one interval), %d sessions lost; causes %v; events %v",
@@ -246,21 +285,46 @@ func (r *rig) servesAgain(t *testing.T, node string) {
 // recovers.
 func TestTheOnlyHostIsKilled(t *testing.T) {
 	r := bringUp(t, sut.Single, nil, "read-heavy")
-	step := r.load(t, 60, 8*time.Second, 2*time.Second, func() {
-		if err := r.Kill("host-1"); err != nil {
-			t.Error(err)
-		}
-	})
+	step, killed := r.kill(t, "host-1", 60, 8*time.Second, 2*time.Second)
 	t.Logf("ledger %+v causes %v outages %+v events %v", step.Ledger, step.Causes, step.Outages, step.Events)
-	if len(step.Outages) == 0 || step.Outages[0].FromNS < int64(1500*time.Millisecond) {
-		t.Fatalf("outages %+v, want one that begins about 2 s into the step", step.Outages)
+	failures := r.failures()
+	if len(failures) == 0 || len(step.Outages) == 0 {
+		t.Fatalf("%d failures, outages %+v: want one outage", len(failures), step.Outages)
 	}
-	if last := step.Outages[len(step.Outages)-1]; last.ToNS > int64(7500*time.Millisecond) {
-		t.Errorf("outages %+v: it did not recover before the end of the step", step.Outages)
+	first := failures[0]
+	for _, o := range failures {
+		if first.Intended > o.Intended {
+			first = o
+		}
+		if o.Done < killed.began {
+			t.Errorf("a request failed %v into the step, before the kill at %v: %s", time.Duration(o.Done), time.Duration(killed.began), o.Error)
+		}
 	}
-	if len(step.Events) == 0 {
-		t.Error("the kill is not among the events of the step")
+	if from := step.Outages[0].FromNS; from != first.Intended {
+		t.Errorf("the outage begins at %v, the first request that failed was due at %v", time.Duration(from), time.Duration(first.Intended))
 	}
+	for range 2 { // a slow machine needs longer than a step
+		if r.recovered() {
+			return
+		}
+		step = r.load(t, 60, 8*time.Second, 0, nil)
+		t.Logf("ledger %+v causes %v outages %+v", step.Ledger, step.Causes, step.Outages)
+	}
+	if !r.recovered() {
+		t.Errorf("it did not recover: %+v", r.Status())
+	}
+}
+
+// recovered reports whether, of all that had its turn in the last step, what was due
+// last was answered.
+func (r *rig) recovered() bool {
+	var last results.Outcome
+	for _, o := range r.outcomes {
+		if o.Fate != results.Unsent && o.Intended >= last.Intended {
+			last = o
+		}
+	}
+	return last.Fate == results.OK || last.SessionLost
 }
 
 // pause leaves the core to the system between two looks at it.

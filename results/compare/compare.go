@@ -4,11 +4,11 @@
 // It is pure: it reads no file, prints nothing and draws no random number that
 // its caller did not seed. The first run is the base of all ratios.
 //
-// A ratio comes with a confidence interval only where there are repeats that
-// restarted the processes. Without them the bracket of the search is all that is
-// known of a capacity: where the brackets of two runs overlap, no difference is
-// shown, and where they do not, one is, without a probability. That no
-// difference is shown is a result.
+// Of a capacity a search knows no more than its bracket. A ratio comes with a
+// confidence interval only where there are repeats that restarted the processes;
+// it is never narrower than their brackets. Without repeats, where the brackets of
+// two runs overlap, no difference is shown, and where they do not, one is, without
+// a probability. That no difference is shown is a result.
 package compare
 
 import (
@@ -62,7 +62,7 @@ const (
 // Ratio is a figure of a run against that of the base.
 type Ratio struct {
 	Value     float64 // 0 where there is none
-	Low, High float64 // 95 % confidence interval, or what the brackets allow; 0 where neither is known
+	Low, High float64 // 95 % confidence interval, see bootstrap, or what the brackets allow; 0 where neither is known
 	// Repeats is the number of repeats that the interval rests on, the smaller of
 	// the two runs; 0 = it is no confidence interval.
 	Repeats int
@@ -210,20 +210,52 @@ func capacity(base, cell *results.Cell, seed uint64) Ratio {
 		return Ratio{Verdict: NotCompared, Why: why}
 	case base.SLO != cell.SLO:
 		return Ratio{Verdict: NotCompared, Why: "another objective: " + base.SLO + " and " + cell.SLO}
-	case base.CapacityRPS == 0 || base.CapacityMethod == results.MethodReplay:
+	case !base.Searched() || base.CapacityRPS == 0:
 		return Ratio{Verdict: NotCompared, Why: "the base has no capacity"}
+	case !cell.Searched():
+		return Ratio{Verdict: NotCompared, Why: "the run searched for no capacity"}
 	}
 	r := Ratio{Value: cell.CapacityRPS / base.CapacityRPS, Why: why}
-	if n := min(len(base.Repeats), len(cell.Repeats)); n >= minRepeats {
+	of, to := brackets(cell), brackets(base)
+	if n := min(len(of), len(to)); n >= minRepeats {
 		r.Repeats = n
-		r.Low, r.High = bootstrap(base.Repeats, cell.Repeats, seed)
+		r.Low, r.High = bootstrap(to, of, seed)
 	} else {
 		// The truth is somewhere within each bracket.
-		r.Low = cell.CapacityLow / cmp.Or(base.CapacityHigh, math.Inf(1))
-		r.High = cmp.Or(cell.CapacityHigh, math.Inf(1)) / base.CapacityLow
+		cells, bases := hull(of), hull(to)
+		r.Low, r.High = cells.low/bases.high, cells.high/bases.low
 	}
 	r.Verdict = judge(r.Low, r.High)
 	return r
+}
+
+// bracket is what one search leaves open of a capacity: its high end is infinite
+// where no rate failed.
+type bracket struct{ low, high float64 }
+
+// brackets are those of the repeats of a cell, or the one that it has.
+func brackets(c *results.Cell) []bracket {
+	if len(c.Repeats) < 2 {
+		return []bracket{{c.CapacityLow, cmp.Or(c.CapacityHigh, math.Inf(1))}}
+	}
+	var all []bracket
+	for i, low := range c.Repeats {
+		high := math.Inf(1)
+		if i < len(c.RepeatsHigh) {
+			high = cmp.Or(c.RepeatsHigh[i], high)
+		}
+		all = append(all, bracket{low, high})
+	}
+	return all
+}
+
+// hull is the bracket that holds all others.
+func hull(all []bracket) bracket {
+	h := all[0]
+	for _, b := range all {
+		h.low, h.high = min(h.low, b.low), max(h.high, b.high)
+	}
+	return h
 }
 
 // latency compares a percentile at the reference rate.
@@ -241,19 +273,30 @@ func latency(base, cell *results.Cell, of func(results.Latency) *int64) Ratio {
 	if b == nil || c == nil || *b == 0 {
 		return Ratio{Verdict: NotCompared, Why: "too few samples beyond the percentile, or it lies among the failures"}
 	}
-	return Ratio{Value: float64(*c) / float64(*b), Verdict: NotJudged, Why: joined(why, "one reference step each: no interval")}
+	return Ratio{Value: float64(*c) / float64(*b), Verdict: NotJudged, Why: joined(why, oneEach(base, cell))}
+}
+
+// oneEach says why a ratio of latencies has no interval.
+func oneEach(base, cell *results.Cell) string {
+	if len(base.ReferenceSteps()) > 1 || len(cell.ReferenceSteps()) > 1 {
+		return "one reference step each, of several repeats the last: no interval"
+	}
+	return "one reference step each: no interval"
 }
 
 func joined(parts ...string) string {
 	return strings.Join(slices.DeleteFunc(parts, func(p string) bool { return p == "" }), "; ")
 }
 
-// judge says what an interval of a ratio shows.
+// rounding is how far apart one rate may be that two searches came to.
+const rounding = 1e-9
+
+// judge says what an interval of a ratio shows. Brackets that touch show nothing.
 func judge(low, high float64) Verdict {
 	switch {
-	case low > 1:
+	case low > 1+rounding:
 		return Higher
-	case high < 1 && high > 0:
+	case high < 1-rounding && high > 0:
 		return Lower
 	}
 	return NoDifference
@@ -267,30 +310,40 @@ const (
 )
 
 // bootstrap returns the 95 % interval of the ratio of medians: each run's repeats
-// are drawn again with replacement, and the ratio of the medians is looked at.
+// are drawn again with replacement, and the ratio of the medians is looked at, the
+// least and the most that the brackets drawn allow. The interval goes from the
+// 2.5th percentile of the least to the 97.5th of the most. So repeats that agree,
+// as those of searches on the same rates often do, leave open what one bracket
+// does, and not nothing.
 // Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13,
 // the percentile interval.
-func bootstrap(base, cell []float64, seed uint64) (low, high float64) {
+func bootstrap(base, cell []bracket, seed uint64) (low, high float64) {
 	random := rand.New(rand.NewPCG(seed, resamples))
-	ratios := make([]float64, 0, resamples)
-	for range resamples {
-		if b := median(draw(random, base)); b > 0 {
-			ratios = append(ratios, median(draw(random, cell))/b)
-		}
+	least, most := make([]float64, resamples), make([]float64, resamples)
+	for i := range resamples {
+		b, c := medians(draw(random, base)), medians(draw(random, cell))
+		least[i], most[i] = c.low/b.high, c.high/b.low
 	}
-	if len(ratios) == 0 {
-		return 0, 0
-	}
-	sort.Float64s(ratios)
-	return ratios[len(ratios)*25/1000], ratios[min(len(ratios)*975/1000, len(ratios)-1)]
+	sort.Float64s(least)
+	sort.Float64s(most)
+	return least[resamples*25/1000], most[resamples*975/1000]
 }
 
-func draw(random *rand.Rand, from []float64) []float64 {
-	drawn := make([]float64, len(from))
+func draw(random *rand.Rand, from []bracket) []bracket {
+	drawn := make([]bracket, len(from))
 	for i := range drawn {
 		drawn[i] = from[random.IntN(len(from))]
 	}
 	return drawn
+}
+
+// medians is the median of the low ends and that of the high ends.
+func medians(all []bracket) bracket {
+	var lows, highs []float64
+	for _, b := range all {
+		lows, highs = append(lows, b.low), append(highs, b.high)
+	}
+	return bracket{median(lows), median(highs)}
 }
 
 func median(values []float64) float64 {

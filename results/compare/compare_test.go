@@ -12,10 +12,16 @@ import (
 	"github.com/stagebench/stagebench/results/compare"
 )
 
+// cell is a cell with a bracket, or with the low ends of those of its repeats, which
+// are 2 % wide.
 func cell(capacity, high float64, repeats ...float64) results.Cell {
+	var highs []float64
+	for _, low := range repeats {
+		highs = append(highs, low*1.02)
+	}
 	return results.Cell{
 		Stage: "lb", Workload: "read-heavy", SLO: "p99<100ms", Valid: true, Knobs: map[string]string{"lb.policy": "round_robin", "web.hosts": "3"},
-		CapacityRPS: capacity, CapacityLow: capacity, CapacityHigh: high, CapacityMethod: "bracket", Repeats: repeats,
+		CapacityRPS: capacity, CapacityLow: capacity, CapacityHigh: high, CapacityMethod: "bracket", Repeats: repeats, RepeatsHigh: highs,
 		Reference: &results.Step{OfferedRPS: 100, ResponseAll: results.Latency{Count: 2000, P50: new(int64(1e6)), P99: new(int64(5e6))}},
 	}
 }
@@ -62,6 +68,45 @@ func TestRepeats(t *testing.T) {
 	}
 }
 
+// Searches on the same rates often end at the same one: repeats that agree leave
+// open what their brackets do. So does a run of which each repeat is known against
+// one of a single search.
+func TestNoIntervalIsNarrowerThanTheBrackets(t *testing.T) {
+	equal := func(low, high float64) results.Cell {
+		c := cell(low, low, low, low, low, low, low)
+		for i := range c.RepeatsHigh {
+			c.RepeatsHigh[i] = high
+		}
+		return c
+	}
+	spread := cell(250, 300, 250, 200, 300, 280, 240)
+	spread.CapacityLow, spread.FailingRPS = 200, 204
+	open := equal(400, 0)
+	unknown := equal(400, 420)
+	unknown.RepeatsHigh = nil
+	for name, test := range map[string]struct {
+		base, other results.Cell
+		want        compare.Verdict
+		repeats     int
+		low, high   float64
+	}{
+		"one place apart":         {equal(300, 315), equal(315, 330.75), compare.NoDifference, 5, 1, 330.75 / 300},
+		"up to rounding":          {equal(300, 315), equal(math.Nextafter(315, 400), 330.75), compare.NoDifference, 5, 1, 330.75 / 300},
+		"two places apart":        {equal(300, 315), equal(330.75, 347), compare.Higher, 5, 330.75 / 315, 347. / 300},
+		"nothing failed":          {equal(300, 315), open, compare.Higher, 5, 400. / 315, math.Inf(1)},
+		"in the base, either":     {open, equal(300, 315), compare.Lower, 5, 0, 315. / 400},
+		"of which it is not told": {unknown, equal(300, 315), compare.Lower, 5, 0, 315. / 400},
+		"one search and repeats":  {cell(301, 305), spread, compare.NoDifference, 0, 200. / 305, 306. / 301},
+		"repeats and one search":  {spread, cell(301, 310), compare.NoDifference, 0, 301. / 306, 310. / 200},
+	} {
+		got := compare.Compare([]compare.Run{run("a", test.base), run("b", test.other)}, 1).Rows[0].Capacity[1]
+		near := func(a, b float64) bool { return a == b || math.Abs(a-b) < 1e-9 }
+		if got.Verdict != test.want || got.Repeats != test.repeats || !near(got.Low, test.low) || !near(got.High, test.high) {
+			t.Errorf("%s: %+v, want %s in %v..%v from %d repeats", name, got, test.want, test.low, test.high, test.repeats)
+		}
+	}
+}
+
 // What cannot be compared says why.
 func TestNotCompared(t *testing.T) {
 	failed := cell(0, 0)
@@ -72,11 +117,13 @@ func TestNotCompared(t *testing.T) {
 	rate.Reference = &results.Step{OfferedRPS: 200, ResponseAll: rate.Reference.ResponseAll}
 	invalid := cell(900, 990)
 	invalid.Valid = false
-	rows := compare.Compare([]compare.Run{run("a", cell(300, 330)), run("b", failed), run("c", slo), run("d", rate), run("e"), run("f", invalid)}, 1).Rows
+	fixed := cell(300, 330)
+	fixed.CapacityMethod = results.MethodFixed
+	rows := compare.Compare([]compare.Run{run("a", cell(300, 330)), run("b", failed), run("c", slo), run("d", rate), run("e"), run("f", invalid), run("g", fixed)}, 1).Rows
 	if len(rows) != 1 {
 		t.Fatalf("%d rows, want 1", len(rows))
 	}
-	for i, want := range map[int]string{1: "the cell failed", 2: "another objective", 4: "no such cell"} {
+	for i, want := range map[int]string{1: "the cell failed", 2: "another objective", 4: "no such cell", 6: "searched for no capacity"} {
 		if got := rows[0].Capacity[i]; got.Verdict != compare.NotCompared || !strings.Contains(got.Why, want) {
 			t.Errorf("capacity of run %d: %+v, want it not compared: %s", i, got, want)
 		}
@@ -87,8 +134,23 @@ func TestNotCompared(t *testing.T) {
 	if got := rows[0].P99[2]; got.Verdict != compare.NotJudged || got.Value != 1 {
 		t.Errorf("p99 at the same rate: %+v, want a ratio without a verdict", got)
 	}
+	base := compare.Compare([]compare.Run{run("g", fixed), run("a", cell(300, 330))}, 1).Rows[0]
+	if got := base.Capacity[1]; got.Verdict != compare.NotCompared || !strings.Contains(got.Why, "the base has no capacity") {
+		t.Errorf("against one fixed rate: %+v", got)
+	}
 	if got := rows[0].Capacity[5]; got.Verdict != compare.Higher || !strings.Contains(got.Why, "the cell is not valid") {
 		t.Errorf("an invalid cell: %+v, want the doubt to be told", got)
+	}
+}
+
+// Of several repeats the last is the one whose latency is shown, and a ratio says so.
+func TestLatencyOfRepeats(t *testing.T) {
+	c := cell(300, 330)
+	c.Reference.Purpose = "reference"
+	c.Steps = []results.Step{{Purpose: "warmup"}, *c.Reference, *c.Reference}
+	got := compare.Compare([]compare.Run{run("a", cell(300, 330)), run("b", c)}, 1).Rows[0].P99[1]
+	if got.Verdict != compare.NotJudged || !strings.Contains(got.Why, "of several repeats the last") {
+		t.Errorf("%+v, want the repeats to be told", got)
 	}
 }
 
@@ -112,8 +174,14 @@ func TestManifests(t *testing.T) {
 	b.Manifest.Data, b.Manifest.Kernel = "large", "6.1"
 	a.Manifest.Config = map[string]any{"knobs": map[string]any{"web.hosts": "3"}, "plan": map[string]any{"x": 1.0, "a": "b"}}
 	b.Manifest.Config = map[string]any{"knobs": map[string]any{"web.hosts": "4"}, "plan": map[string]any{"a": "b", "x": 1.0}}
+	b.Manifest.Config["connection_life"], b.Manifest.Config["rate_rps"], b.Manifest.Config["faults"] = "1s", 100.0, []string{"3s kill primary"}
+	a.Manifest.Config["connection_life"], b.Manifest.Config["duration"] = "0s", "30s"
 	b.Manifest.Engines = map[string]string{"db": "postgres"}
 	want := []compare.Difference{
+		{What: "config.connection_life", Values: []string{`"0s"`, `"1s"`}, Breaks: true},
+		{What: "config.duration", Values: []string{"-", `"30s"`}, Breaks: true},
+		{What: "config.faults", Values: []string{"-", `["3s kill primary"]`}, Breaks: true},
+		{What: "config.rate_rps", Values: []string{"-", "100"}, Breaks: true},
 		{What: "data", Values: []string{"small", "large"}, Breaks: true},
 		{What: "engines.db", Values: []string{"-", "postgres"}},
 		{What: "kernel", Values: []string{"", "6.1"}},

@@ -22,7 +22,8 @@ type Difference struct {
 // what is meant to be compared.
 func breaking() []string {
 	return []string{
-		"data", "config.slo", "config.mode", "config.plan", "config.connections", "config.speed", "config.max_gap",
+		"data", "config.slo", "config.mode", "config.plan", "config.connections", "config.connection_life",
+		"config.rate_rps", "config.duration", "config.faults", "config.speed", "config.max_gap",
 		"cpu_model", "cores", "budgets", "unit_cpu", "reserve_cpu", "os",
 	}
 }

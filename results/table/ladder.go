@@ -26,7 +26,7 @@ func Ladder(run results.Run) Table {
 	t := Table{
 		Title:   "Ladder",
 		Columns: ladderColumns(at, perRow),
-		Legend:  ladderLegend(cells, engines, sameEngines),
+		Legend:  ladderLegend(cells, at, engines, sameEngines),
 		Notes:   slices.Clone(run.Warnings),
 	}
 	if sameEngines {
@@ -351,10 +351,13 @@ func isolation(cells []results.Cell) string {
 	return "hosts: not isolated in " + strings.Join(open, ", ")
 }
 
-func ladderLegend(cells []results.Cell, engines map[string]string, sameEngines bool) []string {
+func ladderLegend(cells []results.Cell, at string, engines map[string]string, sameEngines bool) []string {
 	legend := []string{
 		"capacity: the highest offered rate that met the SLO and was confirmed by a longer step; bracket: " + bracketLegend(cells),
 		"gain: capacity against the stage before; p50, p99: response time since the intended start, failures as infinitely slow",
+	}
+	if slices.ContainsFunc(cells, func(c results.Cell) bool { return len(c.ReferenceSteps()) > 1 }) {
+		legend = append(legend, "the figures "+at+" are those of the last repeat; a repeat that is not valid there makes the cell invalid")
 	}
 	var slos, drivers []string
 	for _, c := range cells {

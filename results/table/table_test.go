@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/stagebench/stagebench/results"
 )
 
 func TestParseFormat(t *testing.T) {
@@ -261,4 +263,18 @@ func render1(t *testing.T, table Table, f Format) string {
 		t.Fatal(err)
 	}
 	return out.String()
+}
+
+// Figures of the last of several repeats are not taken for those of all of them.
+func TestLadderOfRepeats(t *testing.T) {
+	run := plainRun()
+	legend := func() string { return strings.Join(Ladder(run).Legend, "\n") }
+	const said = "the figures at 200 rps are those of the last repeat"
+	if strings.Contains(legend(), said) {
+		t.Errorf("without repeats: %s", legend())
+	}
+	run.Cells[0].Steps = []results.Step{*run.Cells[0].Reference, *run.Cells[0].Reference}
+	if !strings.Contains(legend(), said) {
+		t.Errorf("with repeats: %s", legend())
+	}
 }

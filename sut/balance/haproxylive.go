@@ -31,10 +31,10 @@ func (h *HAProxy) ask(ctx context.Context, command string) (string, error) {
 		return "", fmt.Errorf("stats socket: %w", err)
 	}
 	defer conn.Close()
-	// Unblocks the read when the caller gives up.
+	// Unblocks what follows when the caller gives up.
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	if _, err := io.WriteString(conn, command+"\n"); err != nil {
-		return "", fmt.Errorf("stats socket: %w", err)
+		return "", errors.Join(fmt.Errorf("stats socket: %w", err), context.Cause(ctx))
 	}
 	answer, err := io.ReadAll(conn)
 	if err != nil {

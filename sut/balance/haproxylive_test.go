@@ -277,6 +277,7 @@ func TestHAProxyRouteChangesHands(t *testing.T) {
 			}
 		}
 	})
+	defer func() { close(stop); load.Wait() }()
 	for i := range 20 {
 		if err := h.SetMembership(t.Context(), membership((i+1)%2)); err != nil {
 			t.Error(err)
@@ -285,6 +286,4 @@ func TestHAProxyRouteChangesHands(t *testing.T) {
 			t.Errorf("%s answered", name)
 		}
 	}
-	close(stop)
-	load.Wait()
 }

@@ -2,9 +2,13 @@ package balance
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -183,6 +187,31 @@ func TestHAProxyPrinted(t *testing.T) {
 		if got := strings.TrimSpace(log.String()); got != test.log {
 			t.Errorf("%s, logging %s, became\n%s, want\n%s", test.printed, test.logged, got, test.log)
 		}
+	}
+}
+
+// TestHAProxyQuestionIsGivenUp: a caller who gives up in the middle of what it says to
+// the server is told that, and not that a connection is closed.
+func TestHAProxyQuestionIsGivenUp(t *testing.T) {
+	t.Parallel()
+	h := NewHAProxy(HAProxyConfig{Config: Config{Node: "lb-1", Upstreams: []sut.Peer{host(1, 1, 0)}}, Dir: t.TempDir()})
+	listener, err := net.Listen("unix", filepath.Join(h.cfg.Dir, socketName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	ctx, giveUp := context.WithCancel(t.Context())
+	defer giveUp()
+	go func() {
+		conn, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		_, _ = conn.Read(make([]byte, 1)) // and no more
+		giveUp()
+	}()
+	if _, err := h.ask(ctx, strings.Repeat("more than a socket holds", 1<<20)); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v, want that of the context", err)
 	}
 }
 

@@ -41,11 +41,12 @@ func newHAProxy(t testing.TB, install balance.HAProxyInstall, cfg balance.Config
 }
 
 // freePort picks a port below those that the system gives to outgoing
-// connections, so that none of them takes it before the server does.
+// connections, and beside those of balancetest's hosts, so that nobody else takes it
+// before the server does.
 func freePort(t testing.TB) int {
 	t.Helper()
 	for range 100 {
-		port := 10_000 + rand.IntN(20_000)
+		port := 10_000 + rand.IntN(7_000)
 		if listener, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
 			_ = listener.Close()
 			return port

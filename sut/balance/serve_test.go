@@ -115,17 +115,18 @@ func TestOwnAnswers(t *testing.T) {
 	for _, test := range []struct {
 		name, request string
 		host          http.HandlerFunc
+		timeout       time.Duration
 		status        int
 	}{
-		{"no answer in time", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", hang, 504},
-		{"no HTTP", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", nonsense, 502},
-		{"protocol switched unasked", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", switches, 502},
-		{"malformed body", "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n", read, 400},
-		{"tunnel", "CONNECT h:80 HTTP/1.1\r\nHost: h:80\r\n\r\n", read, 405},
+		{"no answer in time", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", hang, 200 * time.Millisecond, 504},
+		{"no HTTP", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", nonsense, time.Minute, 502},
+		{"protocol switched unasked", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", switches, time.Minute, 502},
+		{"malformed body", "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n", read, time.Minute, 400},
+		{"tunnel", "CONNECT h:80 HTTP/1.1\r\nHost: h:80\r\n\r\n", read, time.Minute, 405},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			b := newBalancer(t, Config{ResponseTimeout: 200 * time.Millisecond, Sticky: true}, hostOf(t, test.host))
+			b := newBalancer(t, Config{ResponseTimeout: test.timeout, Sticky: true}, hostOf(t, test.host))
 			res, body := raw(t, serve(t, b), test.request)
 			if res.StatusCode != test.status {
 				t.Errorf("status %d, want %d: %s", res.StatusCode, test.status, body)

@@ -50,11 +50,12 @@ func copyOf(t testing.TB, template string) string {
 }
 
 // freePort picks a port below those that the system gives to outgoing
-// connections, so that none of them takes it before the server does.
+// connections, and beside those of other packages' tests, so that nobody else takes it
+// before the server does.
 func freePort(t testing.TB) int {
 	t.Helper()
 	for range 100 {
-		port := 10_000 + rand.IntN(20_000)
+		port := 23_000 + rand.IntN(6_000)
 		if listener, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
 			_ = listener.Close()
 			return port

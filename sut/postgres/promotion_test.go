@@ -190,8 +190,6 @@ func testSynchronous(t *testing.T, template string) {
 
 	// insert tries to write for a while.
 	insert := func(id int, setting string) error {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
 		conn, err := pgx.Connect(t.Context(), primary.url())
 		if err != nil {
 			t.Fatal(err)
@@ -203,10 +201,12 @@ func testSynchronous(t *testing.T, template string) {
 		if _, err := conn.Exec(t.Context(), setting); err != nil {
 			t.Fatal(err)
 		}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
 		_, err = conn.Exec(ctx, "INSERT INTO t VALUES ($1, 'held by one')", id)
 		return err
 	}
-	for id, setting := range map[int]string{10: "SELECT 1", 11: "SET statement_timeout = '100ms'"} {
+	for id, setting := range map[int]string{10: "SELECT 1", 11: "SET statement_timeout = '2s'"} {
 		if err := insert(id, setting); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("a write without replicas, after %s: %v, want no answer", setting, err)
 		}

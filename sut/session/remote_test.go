@@ -23,7 +23,18 @@ type elsewhere struct {
 }
 
 func (e elsewhere) User(ctx context.Context, token string) (photos.ID, error) {
-	return e.remote.User(ctx, token)
+	return userOf(ctx, e.remote, token)
+}
+
+// userOf asks whose a token is, and again as long as nobody answers in time: the
+// bound of one question is that of a host, and not of a machine that does other things.
+func userOf(ctx context.Context, remote *session.Remote, token string) (user photos.ID, err error) {
+	for range 10 {
+		if user, err = remote.User(ctx, token); !errors.Is(err, context.DeadlineExceeded) {
+			break
+		}
+	}
+	return user, err
 }
 
 // peer serves the sessions of a host to others until the test ends.
@@ -56,11 +67,11 @@ func TestRemoteAsksTheHostOfTheToken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if user, err := remote.User(t.Context(), token); err != nil || user != 42 {
+	if user, err := userOf(t.Context(), remote, token); err != nil || user != 42 {
 		t.Errorf("user %d, %v, want 42", user, err)
 	}
 	for _, forged := range []string{strings.Replace(token, "web-2", "web-1", 1), "web-9" + token[5:], "", "web-2.", token + "0"} {
-		if user, err := remote.User(t.Context(), forged); !errors.Is(err, photos.ErrNotFound) {
+		if user, err := userOf(t.Context(), remote, forged); !errors.Is(err, photos.ErrNotFound) {
 			t.Errorf("token %q is user %d, %v; want nobody", forged, user, err)
 		}
 	}
@@ -102,7 +113,7 @@ func TestRemoteMistrustsAnswers(t *testing.T) {
 			defer server.Close()
 			remote := session.NewRemote([]sut.Peer{{Node: "web-1", Address: server.Listener.Addr().String()}}, nil)
 			defer remote.Close()
-			user, err := remote.User(t.Context(), "web-1.0123")
+			user, err := userOf(t.Context(), remote, "web-1.0123")
 			if err == nil || user != 0 || errors.Is(err, photos.ErrNotFound) || errors.Is(err, photos.ErrUnavailable) != test.unavailable {
 				t.Errorf("user %d, %v", user, err)
 			}
@@ -177,7 +188,7 @@ func TestPeersAreExchangedLive(t *testing.T) {
 	for range 4 {
 		group.Go(func() {
 			for range 50 {
-				if user, err := remote.User(t.Context(), token); err != nil || user != 42 {
+				if user, err := userOf(t.Context(), remote, token); err != nil || user != 42 {
 					t.Errorf("user %d, %v", user, err)
 				}
 			}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -82,6 +83,11 @@ func (c *copyOf) start(t testing.TB) {
 	t.Helper()
 	c.cfg.Address = c.address
 	s, err := sqlite.New(c.cfg)
+	// An outgoing connection may have the port of a dead node for a moment.
+	for deadline := time.Now().Add(patience); errors.Is(err, syscall.EADDRINUSE) && time.Now().Before(deadline); {
+		<-time.After(5 * time.Millisecond)
+		s, err = sqlite.New(c.cfg)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

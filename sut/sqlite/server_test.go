@@ -120,7 +120,7 @@ func TestIdleInTransaction(t *testing.T) {
 
 func TestHandshakeTimeout(t *testing.T) {
 	t.Parallel()
-	s := withNotes(t, sqlite.Config{HandshakeTimeout: 50 * time.Millisecond})
+	s := serve(t, sqlite.Config{HandshakeTimeout: 50 * time.Millisecond})
 	if got := dial(t, s).until(t, ""); got != "FATAL 08P01 EOF" {
 		t.Errorf("got %s", got)
 	}
@@ -257,10 +257,10 @@ func TestShutdownWithoutServe(t *testing.T) {
 	if err := s.Shutdown(context.Background()); err != nil {
 		t.Errorf("the second time: %v", err)
 	}
-	l, err := net.Listen("tcp", s.Addr().String())
-	if err != nil {
-		t.Fatalf("the port is not free: %v", err)
-	}
+	l := awaitUntil(t, "the port is free", func() net.Listener { // an outgoing connection may have had it
+		l, _ := net.Listen("tcp", s.Addr().String())
+		return l
+	}, func(l net.Listener) bool { return l != nil })
 	l.Close()
 }
 
@@ -441,7 +441,7 @@ func FuzzServer(f *testing.F) {
 		&pgproto3.Bind{Parameters: [][]byte{[]byte("2"), nil, []byte("x")}, ParameterFormatCodes: []int16{0, 1, 0}},
 		&pgproto3.Execute{}, &pgproto3.Execute{}, &pgproto3.Sync{},
 	))
-	s := withNotes(f, sqlite.Config{HandshakeTimeout: time.Second})
+	s := withNotes(f, sqlite.Config{HandshakeTimeout: 20 * time.Second})
 	f.Fuzz(func(t *testing.T, started bool, message []byte) {
 		c := dial(t, s)
 		if started {

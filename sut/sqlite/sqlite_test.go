@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"go.uber.org/goleak"
@@ -163,7 +164,22 @@ func (p *process) Kill(t testing.TB) {
 	p.stdin.Close()
 }
 
+// Restart starts the node. An outgoing connection may have its port for a moment.
 func (p *process) Restart(t testing.TB) {
+	t.Helper()
+	err := p.start(t)
+	for deadline := time.Now().Add(patience); err != nil && time.Now().Before(deadline); {
+		p.Kill(t)
+		<-time.After(5 * time.Millisecond)
+		err = p.start(t)
+	}
+	if err != nil {
+		t.Fatalf("the node did not come up: %v", err)
+	}
+}
+
+// start starts the node and returns an error when it ends before it serves.
+func (p *process) start(t testing.TB) error {
 	t.Helper()
 	p.cmd = exec.Command(os.Args[0])
 	p.cmd.Env = append(os.Environ(), nodeDir+"="+p.dir, nodeAddress+"="+p.address, nodeCommits+"="+string(p.durability))
@@ -187,7 +203,8 @@ func (p *process) Restart(t testing.TB) {
 	}
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
-		t.Fatalf("the node did not come up: %v", err)
+		return err
 	}
 	p.address = line[:len(line)-1]
+	return nil
 }

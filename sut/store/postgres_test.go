@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -78,15 +79,20 @@ func unprivileged(t testing.TB) *syscall.Credential {
 	return nil
 }
 
+// freePort picks a port below those that the system gives to outgoing connections, and
+// beside those of other packages' tests, so that nobody else takes it while the server
+// is away.
 func freePort(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		port := strconv.Itoa(29_000 + rand.IntN(1_000))
+		if l, err := net.Listen("tcp", "127.0.0.1:"+port); err == nil {
+			_ = l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
+	t.Fatal("no free port")
+	return ""
 }
 
 func (p *postgres) Address() string { return "127.0.0.1:" + p.port }

@@ -44,7 +44,7 @@ func TestReadRefuses(t *testing.T) {
 		"- {at: -1s, do: kill, who: web}":       "at \"-1s\"",
 		"- {do: kill, who: web}":                "at \"\"",
 		"- {at: 3s, do: explode, who: web}":     "do \"explode\": want one of kill, pause, resume, restart",
-		"- {at: 3s, do: kill}":                  "who is missing",
+		"- {at: 3s, do: kill}":                  "who is missing: want a host, a node, or a role: lb, web, cache, db, blob, primary, replica",
 		"- {at: 3s, do: resume, who: web}":      "nothing has paused it by then",
 		"- {at: 1s, do: explode}\n- {do: kill}": "f.yaml:2:",
 		"- {at: 3s, do: [kill":                  "f.yaml:1:",
@@ -162,22 +162,30 @@ func run(t *testing.T, file string, length time.Duration, change func(*system)) 
 	return done, said
 }
 
+// played is a file, and what comes of it.
+type played struct {
+	file       string
+	length     time.Duration // of the step; 0 = a minute
+	change     func(*system) // before the file is played
+	done, said []string
+}
+
+func (p played) check(t *testing.T) {
+	done, said := run(t, p.file, gocmp.Or(p.length, time.Minute), p.change)
+	if diff := cmp.Diff(p.done, done); diff != "" {
+		t.Errorf("done (-want +got)\n%s", diff)
+	}
+	if diff := cmp.Diff(p.said, said); diff != "" {
+		t.Errorf("said (-want +got)\n%s", diff)
+	}
+}
+
 func TestRun(t *testing.T) {
-	for name, test := range map[string]struct {
-		file       string
-		length     time.Duration
-		change     func(*system)
-		done, said []string
-	}{
+	for name, test := range map[string]played{
 		"by name": {
 			file: "- {at: 1s, do: kill, who: web-2}\n- {at: 2s, do: pause, who: db-3}\n- {at: 3s, do: resume, who: db-3}",
 			done: []string{"1s kill web-2", "2s pause db-3", "3s resume db-3"},
 			said: []string{"1s web-2: fault: 1s kill web-2", "2s db-3: fault: 2s pause db-3", "3s db-3: fault: 3s resume db-3"},
-		},
-		"by role: the first that serves, and a resume finds the one that was paused": {
-			file: "- {at: 1s, do: pause, who: replica}\n- {at: 2s, do: kill, who: primary}\n- {at: 3s, do: resume, who: replica}\n- {at: 4s, do: kill, who: web}",
-			done: []string{"1s pause db-2", "2s kill db-1", "3s resume db-2", "4s kill web-1"},
-			said: []string{"1s db-2: fault: 1s pause replica", "2s db-1: fault: 2s kill primary", "3s db-2: fault: 3s resume replica", "4s web-1: fault: 4s kill web"},
 		},
 		"the primary of that moment": {
 			file:   "- {at: 1s, do: kill, who: primary}\n- {at: 2s, do: kill, who: replica}",
@@ -219,14 +227,31 @@ func TestRun(t *testing.T) {
 			said: []string{"1s web-1: fault: 1s restart web-1", "1.105s web-1: fault: restart web-1: it did not serve again before the end of the step"},
 		},
 	} {
-		t.Run(name, func(t *testing.T) {
-			done, said := run(t, test.file, gocmp.Or(test.length, time.Minute), test.change)
-			if diff := cmp.Diff(test.done, done); diff != "" {
-				t.Errorf("done (-want +got)\n%s", diff)
-			}
-			if diff := cmp.Diff(test.said, said); diff != "" {
-				t.Errorf("said (-want +got)\n%s", diff)
-			}
-		})
+		t.Run(name, test.check)
+	}
+}
+
+// A pause of a role is about one node for as long as it lasts, and no longer.
+func TestPausedRole(t *testing.T) {
+	for name, test := range map[string]played{
+		"by role: the first that serves, and a resume finds the one that was paused": {
+			file: "- {at: 1s, do: pause, who: replica}\n- {at: 2s, do: kill, who: primary}\n- {at: 3s, do: resume, who: replica}\n- {at: 4s, do: kill, who: web}",
+			done: []string{"1s pause db-2", "2s kill db-1", "3s resume db-2", "4s kill web-1"},
+			said: []string{"1s db-2: fault: 1s pause replica", "2s db-1: fault: 2s kill primary", "3s db-2: fault: 3s resume replica", "4s web-1: fault: 4s kill web"},
+		},
+		"a primary that has been killed while it was paused is paused no more": {
+			file: "- {at: 1s, do: pause, who: primary}\n- {at: 2s, do: kill, who: primary}\n- {at: 3s, do: kill, who: primary}\n- {at: 4s, do: resume, who: primary}",
+			change: func(s *system) {
+				time.AfterFunc(2500*time.Millisecond, func() {
+					s.mu.Lock()
+					defer s.mu.Unlock()
+					s.lead("db-2")
+				})
+			},
+			done: []string{"1s pause db-1", "2s kill db-1", "3s kill db-2", "4s resume db-1"},
+			said: []string{"1s db-1: fault: 1s pause primary", "2s db-1: fault: 2s kill primary", "3s db-2: fault: 3s kill primary", "4s db-1: fault: 4s resume primary"},
+		},
+	} {
+		t.Run(name, test.check)
 	}
 }

@@ -16,10 +16,6 @@ import (
 	"github.com/stagebench/stagebench/targets/failover"
 )
 
-// silence is how long a database may not answer before it is taken for dead. It
-// is longer than the pauses of a host that has used up its budget.
-const silence = 2 * time.Second
-
 // maxAnswer bounds what a node may answer: all that a database has lost, at most.
 const maxAnswer = 256 << 20
 
@@ -53,7 +49,7 @@ func (s *System) superviseCopies(ctx context.Context) error {
 	}
 	knobs := s.topology.Knobs
 	s.failover = failover.New(failover.Config{
-		Copies: copies{s}, Roles: s.roles, Silence: silence,
+		Copies: copies{s}, Roles: s.roles, Silence: s.opts.Silence,
 		Interval: time.Duration(knobs.Float("db.probe_interval") * float64(time.Second)), Failures: knobs.Int("db.probe_failures"),
 		Note: func(name, text string) {
 			if n := s.node(name); n != nil {

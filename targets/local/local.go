@@ -65,6 +65,10 @@ type Options struct {
 
 	ReadyTimeout time.Duration // of one node, 0 = 30 s
 	DrainTimeout time.Duration // of one node on the way down, 0 = 5 s
+	// Silence is how long a database that has copies may not answer before it is taken
+	// for dead; 0 = 2 s, which is longer than the pauses of a host that has used up its
+	// budget. One that is dead refuses, which is seen sooner.
+	Silence time.Duration
 
 	Log      *slog.Logger // nil = none
 	Progress func(string) // told about each stage of a bring-up, one at a time; may be nil
@@ -92,6 +96,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.DrainTimeout == 0 {
 		o.DrainTimeout = 5 * time.Second
+	}
+	if o.Silence == 0 {
+		o.Silence = 2 * time.Second
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

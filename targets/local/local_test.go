@@ -312,7 +312,7 @@ func TestFailedBringUps(t *testing.T) {
 		want    []string
 	}{
 		"dies before ready":       {func(s *stand) { s.behave("web-1", "dies early") }, []string{"bring up lb: web-1: exit status 3 before it was ready\n", "disk is full"}},
-		"never ready":             {func(s *stand) { s.behave("lb-1", "never ready"); s.options.ReadyTimeout = 2 * time.Second }, []string{"lb-1: not ready after 2s\n"}},
+		"never ready":             {func(s *stand) { s.behave("lb-1", "never ready"); s.options.ReadyTimeout = 15 * time.Second }, []string{"lb-1: not ready after 15s\n"}},
 		"talks nonsense":          {func(s *stand) { s.behave("blob-1", "talks nonsense") }, []string{`blob-1: its ready line "hello"`}},
 		"the template's database": {func(s *stand) { s.behave("template-db", "dies early") }, []string{"build template small-1-sqlite-v1: template-db: exit status 3"}},
 		"the template's seed":     {func(s *stand) { s.behave("template-seed", "fails") }, []string{"template-seed: exit status 4 before it was ready"}},

@@ -187,11 +187,14 @@ func TestCancelledStartLeavesNoProcess(t *testing.T) {
 	interrupted := errors.New("interrupted")
 	var log lockedBuffer
 	s.Log = &log
+	ended := make(chan error, 1)
 	go func() {
-		eventually(t, "the child runs", func() bool { return strings.Contains(log.String(), "thinking") })
-		cancel(interrupted)
+		_, err := Start(ctx, s)
+		ended <- err
 	}()
-	if _, err := Start(ctx, s); !errors.Is(err, interrupted) {
+	eventually(t, "the child runs", func() bool { return strings.Contains(log.String(), "thinking") })
+	cancel(interrupted)
+	if err := <-ended; !errors.Is(err, interrupted) {
 		t.Fatalf("error %v, want %v", err, interrupted)
 	}
 }

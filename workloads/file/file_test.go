@@ -112,6 +112,28 @@ func TestBodyFile(t *testing.T) {
 	}
 }
 
+// A sequence goes through zero and wraps nowhere.
+func TestSequence(t *testing.T) {
+	for key, want := range map[string]string{
+		"from: -2":                  "/-2 /-1 /0 /1 /2 /3",
+		"from: -2, to: 0":           "/-2 /-1 /0 /-2 /-1 /0",
+		"from: -9, to: -8":          "/-9 /-8 /-9 /-8 /-9 /-8",
+		"from: 9223372036854775806": "/9223372036854775806 /9223372036854775807 /9223372036854775808 /9223372036854775809 /9223372036854775810 /9223372036854775811",
+	} {
+		w, err := file.Read([]byte("keys: {item: {kind: sequence, "+key+"}}\nops: [{class: get, path: '/{item}'}]"), "f.yaml", fstest.MapFS{}, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for n := range uint64(6) {
+			got = append(got, w.Op(n).Path)
+		}
+		if diff := cmp.Diff(want, strings.Join(got, " ")); diff != "" {
+			t.Errorf("%s (-want +got)\n%s", key, diff)
+		}
+	}
+}
+
 // Every problem is told with line and column, and with what would be right.
 func TestProblems(t *testing.T) {
 	for _, test := range problems() {
@@ -139,6 +161,7 @@ func problems() []wrong {
 		{"twice", "users: 1\nusers: 2\n", `f.yaml:2:1: mapping key "users" already defined at [1:1]`},
 		{"nothing", "name: x\n", "f.yaml:1:1: no ops: want at least one, with class, weight and path\n    name: x"},
 		{"body file", "ops: [{class: a, path: /, body_file: ../x}]", "f.yaml:1:38: body_file: open ../x: file does not exist\n    ops: [{class: a, path: /, body_file: ../x}]"},
+		{"rate without a body", "ops: [{class: a, path: /, body_rate: 5}]", "f.yaml:1:38: body_rate without a body: want a body or a body_file that is sent at it, or leave it out\n    ops: [{class: a, path: /, body_rate: 5}]"},
 		{"login", "login: {path: /, weight: 1}\nops: [{class: a, path: /}]", "f.yaml:1:8: the login's class is login, and it has no weight: it happens when a user needs it\n    login: {path: /, weight: 1}\nf.yaml:1:8: a login without users: want users: 1 or more\n    login: {path: /, weight: 1}"},
 	}
 }

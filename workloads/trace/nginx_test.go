@@ -2,6 +2,7 @@ package trace_test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -96,7 +97,15 @@ func replay(t *testing.T, binary string, source *trace.Trace) *trace.Trace {
 // startNginx starts an nginx that ends with the test, and returns its address.
 func startNginx(t *testing.T, binary, dir string) string {
 	t.Helper()
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+	// Below the ports that the system gives to outgoing connections, and beside those of
+	// other packages' tests: nobody takes it before the server does.
+	var free net.Listener
+	var err error
+	for range 100 {
+		if free, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 31_000+rand.IntN(1_000))); err == nil {
+			break
+		}
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

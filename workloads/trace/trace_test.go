@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/stagebench/stagebench/workloads/pace"
 	"github.com/stagebench/stagebench/workloads/trace"
 )
 
@@ -272,6 +273,29 @@ func TestSchedule(t *testing.T) {
 		at := s.At(n)
 		if before, with := s.Count(at), s.Count(at+1); before > n || with <= n {
 			t.Fatalf("request %d is at %v, but %d come before it and %d until then", n, at, before, with)
+		}
+	}
+	// One moment again and again has no rate, and a speed can make one that is none.
+	moment := read(t, `{"time":1.5,"path":"/1"}`+"\n"+`{"time":1.5,"path":"/2"}`)
+	for name, c := range map[string]struct {
+		trace  *trace.Trace
+		replay trace.Replay
+		good   bool
+	}{
+		"one moment":             {moment, trace.Replay{Speed: 1, Loop: true}, false},
+		"one moment, once":       {moment, trace.Replay{Speed: 1}, true},
+		"no gaps left":           {got, trace.Replay{Speed: 1, MaxGap: 1, Loop: true}, false},
+		"no gaps left, once":     {got, trace.Replay{Speed: 1, MaxGap: 1}, true},
+		"above the highest rate": {got, trace.Replay{Speed: 1_000_000, MaxGap: time.Second, Loop: true}, false},
+		"not above it":           {got, trace.Replay{Speed: 100_000, MaxGap: time.Second, Loop: true}, true},
+		"one request, in a loop": {read(t, `{"time":1.5,"path":"/1"}`), trace.Replay{Speed: 1_000_000, Loop: true}, true},
+	} {
+		s, err := c.trace.Schedule(c.replay)
+		if (err == nil) != c.good {
+			t.Errorf("%s: error %v", name, err)
+		}
+		if err == nil && s.Count(10*time.Second) > 10*pace.MaxRate {
+			t.Errorf("%s: %d requests in 10 s", name, s.Count(10*time.Second))
 		}
 	}
 	for _, bad := range []trace.Replay{{Speed: 0}, {Speed: math.NaN()}, {Speed: math.Inf(1)}, {Speed: 1, MaxGap: -1}} {

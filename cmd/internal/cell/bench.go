@@ -59,8 +59,8 @@ func (b *Bench) Measure(ctx context.Context, topology sut.Topology, l load.Load)
 		c.Error = err.Error()
 		return c
 	}
-	for range b.Plan.Repeats {
-		if err := b.repeat(ctx, &c, topology, l, dir, files); err != nil {
+	for n := range b.Plan.Repeats {
+		if err := b.forRepeat(n).repeat(ctx, &c, topology, l, dir, files); err != nil {
 			c.Error = err.Error()
 			break
 		}
@@ -98,7 +98,7 @@ func (b *Bench) describe(t sut.Topology, l load.Load) results.Cell {
 type files struct {
 	latency  io.WriteCloser
 	log      *hdr.Log
-	timeline *rundir.Timeline
+	timeline *timeline
 }
 
 func openFiles(dir *rundir.CellDir, c results.Cell) (files, error) {
@@ -110,13 +110,24 @@ func openFiles(dir *rundir.CellDir, c results.Cell) (files, error) {
 	if f.log, err = hdr.NewLog(f.latency, "stagebench "+c.Stage+" "+c.Workload+", nanoseconds", time.Now()); err != nil {
 		return f, errors.Join(err, f.latency.Close())
 	}
-	if f.timeline, err = dir.CreateTimeline(); err != nil {
+	rows, err := dir.CreateTimeline()
+	if err != nil {
 		return f, errors.Join(err, f.latency.Close())
 	}
+	f.timeline = &timeline{rows: rows}
 	return f, nil
 }
 
-func (f files) close() error { return errors.Join(f.latency.Close(), f.timeline.Close()) }
+func (f files) close() error { return errors.Join(f.latency.Close(), f.timeline.rows.Close()) }
+
+// forRepeat is the bench with the arrivals of one repeat, counted from 0. They are
+// the same in all cells; with those of another repeat the interval shows what they
+// make of the capacity, too.
+func (b *Bench) forRepeat(n int) *Bench {
+	again := *b
+	again.Seed += uint64(n) * repeatSeeds
+	return &again
+}
 
 // repeat brings the topology up, measures it once and takes it down.
 func (b *Bench) repeat(ctx context.Context, c *results.Cell, topology sut.Topology, l load.Load, dir *rundir.CellDir, f files) (err error) {
@@ -185,7 +196,7 @@ func (b *Bench) stepper(ctx context.Context, system *local.System, workload work
 	}
 	return &Stepper{
 		Driver: b.Driver, Clients: clients, Workload: workload, SLO: b.SLO, Timeout: opTimeout, Drain: drainAtStop,
-		Progress: b.Progress, History: history.New(), Target: system, ClientCPU: FreeFor(usage), Log: f.log, Timeline: f.timeline,
+		Progress: b.Progress, History: history.New(), Target: system, ClientCPU: FreeFor(usage), Log: f.log, timeline: f.timeline,
 		Nodes: func(context.Context) ([]targets.NodeStatus, error) { return system.Status(), nil },
 	}, nil
 }
@@ -195,6 +206,8 @@ const (
 	// what is measured: in arrivals, and in the place in the workload.
 	referenceSeed = 1_000
 	warmupOps     = 1 << 40
+	// repeatSeeds is more than the steps of a repeat: no two have the same arrivals.
+	repeatSeeds = 1_000_000
 	// maxSpoiled bounds how many steps of a cell are offered again because
 	// something else than the target may have broken them.
 	maxSpoiled = 3
@@ -267,7 +280,7 @@ func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error 
 	if high > 0 && (c.FailingRPS == 0 || high < c.FailingRPS) {
 		c.FailingRPS = high
 	}
-	c.Repeats = append(c.Repeats, low)
+	c.Repeats, c.RepeatsHigh = append(c.Repeats, low), append(c.RepeatsHigh, high)
 	return nil
 }
 
@@ -327,7 +340,7 @@ func conclude(c *results.Cell, slo results.SLO) {
 		}
 	}
 	switch {
-	case c.CapacityMethod == results.MethodFixed:
+	case !c.Searched():
 		c.Limit = results.Limit{By: "unknown", Figure: "no limit was looked for"}
 	case best == nil:
 		c.Limit = results.Limit{By: "unknown", Figure: "no step met the objective"}
@@ -339,20 +352,29 @@ func conclude(c *results.Cell, slo results.SLO) {
 }
 
 // judgeSteps takes over the validity of the steps that the row's figures rest
-// on: the reference, the highest that passed, and the lowest that failed, which
-// says "client" when it was the client that could not keep up.
+// on: the reference of each repeat, the highest that passed, and the lowest that
+// failed, which says "client" when it was the client that could not keep up.
 func judgeSteps(c *results.Cell, best *results.Step, slo results.SLO) {
-	doubt := func(s *results.Step) {
-		if s == nil {
+	doubted := map[*results.Step]bool{nil: true}
+	doubt := func(s *results.Step, where string) {
+		if doubted[s] {
 			return
 		}
+		doubted[s] = true
 		c.Valid = c.Valid && (s.Valid || results.HarmlessLateness(*s, slo))
 		for _, w := range s.Warnings {
-			c.Warnings = append(c.Warnings, fmt.Sprintf("%s step at %.0f/s: %s", s.Purpose, s.OfferedRPS, w))
+			c.Warnings = append(c.Warnings, fmt.Sprintf("%s step at %.0f/s%s: %s", s.Purpose, s.OfferedRPS, where, w))
 		}
 	}
-	doubt(c.Reference)
-	doubt(best)
+	references := c.ReferenceSteps()
+	for i, s := range references {
+		where := ""
+		if len(references) > 1 {
+			where = fmt.Sprintf(" in repeat %d", i+1)
+		}
+		doubt(s, where)
+	}
+	doubt(best, "")
 	for i := range c.Steps {
 		s := &c.Steps[i]
 		if s.OfferedRPS != c.FailingRPS || s.SLOMet || s.Valid {
@@ -361,7 +383,7 @@ func judgeSteps(c *results.Cell, best *results.Step, slo results.SLO) {
 		if results.ClientSaturated(*s) {
 			c.Limit = results.Limit{By: "client", Figure: fmt.Sprintf("%.0f%% of its CPU", s.Client.CPUShare*100), CPUShare: s.Client.CPUShare}
 		}
-		doubt(s)
+		doubt(s, "")
 		break
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/hdr"
 	"github.com/stagebench/stagebench/targets"
 )
 
@@ -65,6 +66,63 @@ func measured() results.Cell {
 	return c
 }
 
+// A search step ends early only when the objective cannot be met any more: without
+// a bound for the pool, failures in it count for ErrorRate alone.
+func TestHopeless(t *testing.T) {
+	for name, test := range map[string]struct {
+		slo    string
+		failed int // of 1000 ops
+		want   bool
+	}{
+		"failures beyond the 99th percentile": {"p99<100ms,errors<5%", 20, true},
+		"failures that are allowed":           {"p99<100ms,errors<5%", 5, false},
+		"no bound":                            {"errors<5%", 20, false},
+		"a bound for another class":           {"upload:p99<1s,errors<5%", 20, false},
+		"no bound, and too many":              {"errors<5%", 60, true},
+	} {
+		slo, err := results.ParseSLO(test.slo)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := false
+		f := &follower{
+			stepper: &Stepper{}, recorder: hdr.New(time.Now(), slo.BoundOf, nil), next: interval,
+			hopeless: func() { got = true }, slo: slo, scheduled: 1000,
+		}
+		for i := range 1000 {
+			fate := results.OK
+			if i < test.failed {
+				fate = results.HTTPError
+			}
+			f.outcome(results.Outcome{Class: "feed", Fate: fate, Done: 1000})
+		}
+		if got != test.want {
+			t.Errorf("%s: given up %v, want %v", name, got, test.want)
+		}
+		if met, why := slo.Judge(f.recorder.Finish(1000)); met == got {
+			t.Errorf("%s: given up %v, but met %v (%s)", name, got, met, why)
+		}
+	}
+}
+
+// Cells share the arrivals of a repeat, repeats do not share theirs.
+func TestEachRepeatHasArrivalsOfItsOwn(t *testing.T) {
+	b := &Bench{Seed: 7}
+	seen := map[uint64]int{}
+	for n := range Full().Repeats {
+		seed := b.forRepeat(n).Seed
+		if n == 0 && seed != 7 || b.Seed != 7 {
+			t.Errorf("repeat %d: seed %d, of the bench %d, want 7 in the first", n, seed, b.Seed)
+		}
+		for step := range uint64(2 * referenceSeed) {
+			if before, taken := seen[seed+step]; taken {
+				t.Fatalf("repeats %d and %d have the same arrivals", before, n)
+			}
+			seen[seed+step] = n
+		}
+	}
+}
+
 func TestConclusions(t *testing.T) {
 	c := measured()
 	conclude(&c, results.DefaultSLO())
@@ -89,10 +147,16 @@ func TestConclusions(t *testing.T) {
 
 	c = measured()
 	c.Steps[2].Valid, c.Steps[2].LateOps, c.Steps[2].LagNS.Max = false, 20, new(int64(4*time.Millisecond))
-	c.Steps[2].Warnings = []string{"the client was late"}
+	c.Steps[2].Invalid, c.Steps[2].Warnings = []string{"the client was late"}, []string{"the client was late"}
 	conclude(&c, results.DefaultSLO())
 	if !c.Valid || len(c.Warnings) != 1 {
 		t.Errorf("valid %v, warnings %q: 4 ms of lateness did not break an objective of 100 ms, but are to be told", c.Valid, c.Warnings)
+	}
+
+	c.Warnings, c.Steps[2].Invalid = nil, append(c.Steps[2].Invalid, "the client ran out of local ports 3 times")
+	conclude(&c, results.DefaultSLO())
+	if c.Valid {
+		t.Error("a client without local ports was excused because it was also a little late")
 	}
 
 	c = measured()
@@ -100,6 +164,34 @@ func TestConclusions(t *testing.T) {
 	conclude(&c, results.DefaultSLO())
 	if c.CapacityRPS != 250 || c.CapacityLow != 200 || c.CapacityHigh != 300 {
 		t.Errorf("capacity %v in %v..%v, want the median 250 in 200..300", c.CapacityRPS, c.CapacityLow, c.CapacityHigh)
+	}
+
+	// The reference of each repeat is doubted, not that of the last alone.
+	c = measured()
+	c.Steps[1].Valid, c.Steps[1].Warnings = false, []string{"the client was late"}
+	c.Steps = append(c.Steps, c.Steps[1])
+	c.Steps[4].Valid, c.Steps[4].Warnings = true, nil
+	c.Reference = new(c.Steps[4])
+	conclude(&c, results.DefaultSLO())
+	if c.Valid || len(c.Warnings) != 1 || c.Warnings[0] != "reference step at 100/s in repeat 1: the client was late" {
+		t.Errorf("valid %v, warnings %q: want the doubt about the first repeat", c.Valid, c.Warnings)
+	}
+
+	// A step that two figures rest on is doubted once.
+	c = measured()
+	c.CapacityLow, c.Steps[1].Warnings = 100, []string{"5 requests were still in flight"}
+	conclude(&c, results.DefaultSLO())
+	if len(c.Warnings) != 1 {
+		t.Errorf("warnings %q, want one", c.Warnings)
+	}
+
+	for _, method := range []string{results.MethodReplay, results.MethodFixed} {
+		c = measured()
+		c.CapacityMethod, c.Steps, c.CapacityLow = method, c.Steps[1:2], 0
+		conclude(&c, results.DefaultSLO())
+		if !c.Valid || c.LimitedBy != "unknown" || c.Limit.Figure != "no limit was looked for" {
+			t.Errorf("%s: valid %v, limit %+v, want none, although the objective was met", method, c.Valid, c.Limit)
+		}
 	}
 
 	c = results.Cell{Error: "it did not come up"}

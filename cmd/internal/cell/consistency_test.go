@@ -251,12 +251,12 @@ func TestWhatIsDoneDuringAStep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	timeline, err := dir.CreateTimeline()
+	rows, err := dir.CreateTimeline()
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, steps := offer(t, &lagging{lag: -1}, likes{}, func(s *Stepper) {
-		s.Timeline = timeline
+		s.timeline = &timeline{rows: rows}
 		s.During = func(ctx context.Context, start time.Time) []targets.Event {
 			<-ctx.Done() // it ends with the step
 			return []targets.Event{
@@ -265,7 +265,7 @@ func TestWhatIsDoneDuringAStep(t *testing.T) {
 			}
 		}
 	})
-	if err := timeline.Close(); err != nil {
+	if err := rows.Close(); err != nil {
 		t.Fatal(err)
 	}
 	for i, step := range steps {

@@ -13,6 +13,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -73,13 +74,11 @@ type Stepper struct {
 	History *history.Recorder
 
 	Log      *hdr.Log              // nil = not kept
-	Timeline *rundir.Timeline      // nil = not kept
 	Also     func(results.Outcome) // sees every outcome; may be nil
+	timeline *timeline             // nil = not kept
 	next     uint64                // position in the workload
 	left     int64                 // requests that the last step had left unanswered
-	second   int                   // of the cell's timeline
-	steps    int
-	began    time.Time // time 0 of the first step
+	began    time.Time             // time 0 of the first step
 	logError error
 }
 
@@ -87,7 +86,6 @@ type Stepper struct {
 // for a search may end early, when the objective can no longer be met.
 func (s *Stepper) Step(ctx context.Context, purpose string, rate float64, schedule pace.Schedule, duration time.Duration) (results.Step, error) {
 	s.Progress.Step(purpose, rate)
-	s.steps++
 	scheduled := schedule.Count(duration)
 	stepContext, giveUp := context.WithCancel(ctx)
 	defer giveUp()
@@ -121,7 +119,9 @@ func (s *Stepper) Step(ctx context.Context, purpose string, rate float64, schedu
 		FDHeadroom: fileHeadroom(), EarlierUnanswered: s.left,
 	})
 	s.left = step.Ledger.Unanswered()
-	s.writeTimeline(f.recorder.Timeline(), step)
+	if err := s.timeline.write(f.recorder.Timeline(), step); s.logError == nil {
+		s.logError = err
+	}
 	return step, s.logError
 }
 
@@ -215,10 +215,21 @@ func (s *Stepper) keep(i hdr.Interval) {
 	s.logError = s.Log.Write(i)
 }
 
-func (s *Stepper) writeTimeline(seconds []hdr.Second, step results.Step) {
-	if s.Timeline == nil {
-		return
+// timeline is the timeline of a cell. It goes on where it is when the processes
+// are restarted, and a Stepper with them.
+type timeline struct {
+	rows   *rundir.Timeline
+	second int // of the next step's first row
+	steps  int
+}
+
+// write adds the seconds of a step; a nil timeline is not kept.
+func (t *timeline) write(seconds []hdr.Second, step results.Step) error {
+	if t == nil {
+		return nil
 	}
+	t.steps++
+	var failed error
 	for i, row := range seconds {
 		var events []string
 		for _, e := range step.Events {
@@ -226,18 +237,19 @@ func (s *Stepper) writeTimeline(seconds []hdr.Second, step results.Step) {
 				events = append(events, e.Text)
 			}
 		}
-		err := s.Timeline.Write(rundir.TimelineRow{
-			Second: s.second + int(row.Second), Step: fmt.Sprintf("%s-%d", step.Purpose, s.steps), Offered: step.OfferedRPS,
+		err := t.rows.Write(rundir.TimelineRow{
+			Second: t.second + int(row.Second), Step: fmt.Sprintf("%s-%d", step.Purpose, t.steps), Offered: step.OfferedRPS,
 			Intended: row.Intended, Sent: row.Sent, Completed: row.Completed, OK: row.OK, Errors: row.Errors,
 			P50NS: row.P50, P99NS: row.P99, Events: events,
 		})
-		if err != nil && s.logError == nil {
-			s.logError = err
+		if failed == nil {
+			failed = err
 		}
 	}
 	if n := len(seconds); n > 0 {
-		s.second += int(seconds[n-1].Second) + 1
+		t.second += int(seconds[n-1].Second) + 1
 	}
+	return failed
 }
 
 // follower watches one step as its outcomes come in.
@@ -248,7 +260,7 @@ type follower struct {
 	completed int64 // in the open interval
 	slo       results.SLO
 	scheduled int64
-	over      int64 // pooled classes only
+	over      int64 // pooled classes only, when they have a bound
 	errors    int64
 	hopeless  func() // called when the objective can no longer be met
 }
@@ -276,7 +288,8 @@ func (f *follower) outcome(o results.Outcome) {
 	}
 	// As the objective will count it: a lost session is neither slow nor failed.
 	slow := o.Fate == results.OK && o.Response() > f.slo.BoundOf(o.Class)
-	if _, own := f.slo.Classes[o.Class]; !own && (failed || slow) {
+	// Without a bound for the pool, failures in it break nothing but ErrorRate.
+	if _, own := f.slo.Classes[o.Class]; !own && f.slo.Bound != math.MaxInt64 && (failed || slow) {
 		f.over++
 	}
 	// More ops have failed, or are too slow, than the whole step may have:

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -110,6 +111,39 @@ func TestNames(t *testing.T) {
 	for _, bad := range []load.Replay{{Speed: 0}, {Speed: 1, MaxGap: -1}} {
 		if bad.Validate() == nil {
 			t.Errorf("%+v was taken", bad)
+		}
+	}
+}
+
+// The classes of a load are those of its ops, and that of the login where there is
+// one.
+func TestClasses(t *testing.T) {
+	log := write(t, "access.log", `{"time":1,"path":"/a.png"}`+"\n"+`{"time":2,"method":"PUT","path":"/b"}`)
+	users := write(t, "users.yaml", "users: 1\nlogin: {path: /login}\nops: [{class: get, path: /}]")
+	nobody := write(t, "nobody.yaml", "ops: [{class: get, weight: 1, path: /}, {class: put, weight: 2, path: /}]")
+	for _, test := range []struct {
+		service bool
+		name    string
+		want    []string
+	}{
+		{true, "slow-upload", []string{"feed", "photo", "image", "user", "me", "page", "upload", "login"}},
+		{true, "trace:" + log, []string{"photo", "image", "like", "login"}},
+		{false, "trace:" + log, []string{"get", "put"}},
+		{false, users, []string{"get", "login"}},
+		{false, nobody, []string{"get", "put"}},
+	} {
+		l, err := maker(test.service).Make(test.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		classes := l.Classes()
+		if diff := cmp.Diff(test.want, classes); diff != "" {
+			t.Errorf("%s (-want +got)\n%s", test.name, diff)
+		}
+		for n := range uint64(1000) {
+			if class := string(l.Workload.Op(n).Class); !slices.Contains(classes, class) {
+				t.Fatalf("%s: op %d is of class %s", test.name, n, class)
+			}
 		}
 	}
 }

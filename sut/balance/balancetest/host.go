@@ -72,14 +72,15 @@ func newHosts(t *testing.T, n int) []*host {
 	return hosts
 }
 
-// listen binds a port below those that the system gives to outgoing connections:
-// while its host is dead, none of them can take it.
+// listen binds a port below those that the system gives to outgoing connections, and
+// beside those that tests of engines give to these: while its host is dead, nobody
+// else can take it.
 func listen(t *testing.T) net.Listener {
 	t.Helper()
 	// Not reproducible on purpose: tests that run at once must not meet.
 	random := rand.New(rand.NewPCG(uint64(os.Getpid()), uint64(time.Now().UnixNano())))
 	for range 100 {
-		if listener, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", 10_000+random.IntN(20_000))); err == nil {
+		if listener, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", 17_000+random.IntN(6_000))); err == nil {
 			return listener
 		}
 	}

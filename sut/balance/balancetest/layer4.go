@@ -222,7 +222,7 @@ func testLayer4Membership(t *testing.T, start Start) {
 		t.Fatalf("two connections went to %d hosts", len(lines))
 	}
 	next := sut.Membership{Upstreams: peers(hosts[1:])}
-	if got := c.member(next, "0.2"); got.status != http.StatusGatewayTimeout {
+	if got := c.member(next, "5"); got.status != http.StatusGatewayTimeout {
 		t.Errorf("status %d while a connection to a removed host is open, want 504: %s", got.status, got.body)
 	}
 	for name, l := range lines {

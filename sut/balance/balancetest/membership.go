@@ -123,7 +123,7 @@ func testMembershipDrain(t *testing.T, start Start) {
 	await(t, "a request to be held", removed.held)
 	second := c.background(c.request("GET", "/hold", nil, "Cookie", "lb=web-2"))
 	await(t, "a request to be held", kept.held)
-	if got := c.member(sut.Membership{Upstreams: peers(hosts[1:])}, "0.2"); got.status != http.StatusGatewayTimeout {
+	if got := c.member(sut.Membership{Upstreams: peers(hosts[1:])}, "5"); got.status != http.StatusGatewayTimeout {
 		t.Errorf("status %d while a request is in flight on a removed host, want 504: %s", got.status, got.body)
 	} else {
 		isJSONError(t, got)

@@ -47,6 +47,7 @@ func ledger(t *testing.T, d driver.Driver) {
 			t.Errorf("ledger %+v, want some in flight and no more scheduled than until the cancellation", l)
 		}
 	})
+	t.Run("cancelled after the end of the schedule", func(t *testing.T) { cancelledLate(t, d) })
 	t.Run("target killed", func(t *testing.T) { killed(t, d) })
 	t.Run("connections refused", func(t *testing.T) {
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -72,6 +73,25 @@ func ledger(t *testing.T, d driver.Driver) {
 	t.Run("timeouts", func(t *testing.T) { timeouts(t, d) })
 }
 
+// cancelledLate gives up when all is sent and something is never answered: that is
+// waited for no longer than the drain, however long the timeout is.
+func cancelledLate(t *testing.T, d driver.Driver) {
+	const length = 200 * time.Millisecond
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	server, served := counting(t, func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("n") == "3" {
+			time.AfterFunc(5*length, cancel)
+			<-r.Context().Done()
+		}
+	})
+	y := Send(ctx, t, d, Setup{Endpoint: server.URL, Connections: 16, Rate: 100, Duration: length, Timeout: 20 * time.Second, Drain: 50 * time.Millisecond, Workload: numbered{mod: 100}})
+	y.Check(t, served.Load())
+	if l := y.Step.Ledger; l.InFlight != 1 || l.Scheduled != 20 {
+		t.Errorf("ledger %+v, want all of 20 scheduled and the one without an answer in flight", l)
+	}
+}
+
 // timeouts are samples of which only the beginning is known.
 func timeouts(t *testing.T, d driver.Driver) {
 	server, served := counting(t, func(_ http.ResponseWriter, r *http.Request) {
@@ -85,8 +105,10 @@ func timeouts(t *testing.T, d driver.Driver) {
 		if o.Index%10 != 0 {
 			continue
 		}
-		if o.Fate != results.Timeout || time.Duration(o.Service()) < 499*time.Millisecond {
-			t.Errorf("op %d, which is never answered, ended as %v after %v: want a timeout, a censored sample, of at least 500 ms", o.Index, o.Fate, time.Duration(o.Service()))
+		// By the response: the bound begins with the dispatch, and until the request is
+		// sent a connection has to be made.
+		if o.Fate != results.Timeout || time.Duration(o.Response()) < 499*time.Millisecond {
+			t.Errorf("op %d, which is never answered, ended as %v after %v: want a timeout, a censored sample, of at least 500 ms", o.Index, o.Fate, time.Duration(o.Response()))
 		}
 	}
 }

@@ -1,12 +1,18 @@
 package drivertest
 
 import (
+	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httptrace"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/workloads"
 	"github.com/stagebench/stagebench/workloads/driver"
 )
 
@@ -16,6 +22,7 @@ func mishaps(t *testing.T, d driver.Driver) {
 	t.Run("an answer broken off", func(t *testing.T) { brokenOff(t, d) })
 	t.Run("a login that fails once", func(t *testing.T) { failedLogin(t, d) })
 	t.Run("a sink that stalls", func(t *testing.T) { stalledSink(t, d) })
+	t.Run("a slow line over a connection that was closed", func(t *testing.T) { slowAgain(t, d) })
 }
 
 // brokenOff drops every second request of a connection without an answer. The
@@ -90,5 +97,58 @@ func stalledSink(t *testing.T, d driver.Driver) {
 	y.Check(t, served.Load())
 	if late := *y.Step.LagNS.Max; late < int64(300*time.Millisecond) {
 		t.Errorf("lag max %v, although nobody took an outcome for 2.5 s: want the client to be blamed", time.Duration(late))
+	}
+}
+
+// slowAgain closes each connection in the moment in which the next op gets it,
+// before anything of that op has left. The op goes over another connection, and
+// what its slow line takes there is no slowness of the target either.
+func slowAgain(t *testing.T, d driver.Driver) {
+	var ends sync.Map // net.Conn of the server, by the client's address -> *end
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }))
+	server.Config.ConnState = func(c net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			ends.Store(c.RemoteAddr().String(), &end{c.(*net.TCPConn), make(chan struct{})})
+		case http.StateClosed:
+			if e, found := ends.LoadAndDelete(c.RemoteAddr().String()); found {
+				close(e.(*end).closed)
+			}
+		}
+	}
+	server.Start()
+	t.Cleanup(server.Close)
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
+		if e, found := ends.Load(info.Conn.LocalAddr().String()); found && info.Reused {
+			e.(*end).cut(t)
+		}
+	}})
+	op := workloads.Op{Class: "upload", Write: true, Method: http.MethodPost, Path: "/", Body: make([]byte, 200), BodyRate: 2000}
+	y := Send(ctx, t, d, Setup{Endpoint: server.URL, Connections: 1, Rate: 5, Duration: 2 * time.Second, Workload: listed{op}})
+	y.Check(t, -1)
+	// The client may have begun to write in the very moment: such an op is lost.
+	if l := y.Step.Ledger; l.OK < 2 {
+		t.Errorf("ledger %+v, causes %v: want some that went over a second connection", l, y.Step.Causes)
+	}
+	for _, o := range y.Outcomes {
+		if o.Fate == results.OK && o.Paced < int64(80*time.Millisecond) {
+			t.Errorf("op %d: service %v, of that paced %v: want the 100ms that its line takes", o.Index, time.Duration(o.Service()), time.Duration(o.Paced))
+		}
+	}
+}
+
+// end is the server's end of a connection.
+type end struct {
+	conn   *net.TCPConn
+	closed chan struct{} // when the client has closed its own
+}
+
+// cut ends the connection and waits until the client has found out.
+func (e *end) cut(t *testing.T) {
+	_ = e.conn.CloseWrite()
+	select {
+	case <-e.closed:
+	case <-time.After(10 * time.Second):
+		t.Error("a connection that the server has closed was not closed by the client")
 	}
 }

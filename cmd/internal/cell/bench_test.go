@@ -1,0 +1,88 @@
+package cell
+
+import (
+	"encoding/csv"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/rundir"
+	"github.com/stagebench/stagebench/workloads/driver/vegeta"
+	"github.com/stagebench/stagebench/workloads/pace"
+)
+
+// A cell has one timeline: it goes on when the processes are restarted.
+func TestATimelineGoesOnOverRepeats(t *testing.T) {
+	run, err := rundir.Create(t.TempDir()+"/run", results.Manifest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := run.Cell("lb/likes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := openFiles(dir, results.Cell{Stage: "lb", Workload: "likes"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(&lagging{lag: -1, commits: map[string][]time.Time{}})
+	t.Cleanup(server.Close)
+	schedule, err := pace.Constant(200)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		s := &Stepper{
+			Driver: vegeta.Driver{}, Clients: clientsOf(t, server.URL), Workload: likes{}, SLO: results.DefaultSLO(),
+			Timeout: 10 * time.Second, Drain: time.Second, Progress: silent{}, ClientCPU: 1, timeline: f.timeline,
+		}
+		if _, err := s.Step(t.Context(), "fixed", 200, schedule, 100*time.Millisecond); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.close(); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Open(dir.TimelinePath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = file.Close() }()
+	rows, err := csv.NewReader(file).ReadAll()
+	if err != nil || len(rows) < 3 {
+		t.Fatalf("%v: %q, want a header and a row of each repeat", err, rows)
+	}
+	for i, row := range rows[1:] {
+		if i > 0 && row[0] <= rows[i][0] { // of one digit each
+			t.Errorf("row %d is of second %s, after %s", i, row[0], rows[i][0])
+		}
+	}
+	if first, last := rows[1][1], rows[len(rows)-1][1]; first != "fixed-1" || last != "fixed-2" {
+		t.Errorf("the steps are %s and %s, want fixed-1 and fixed-2", first, last)
+	}
+}
+
+// Of each repeat both ends of the bracket are kept.
+func TestARepeatKeepsItsBracket(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}))
+	t.Cleanup(server.Close)
+	s := &Stepper{
+		Driver: vegeta.Driver{}, Clients: clientsOf(t, server.URL), Workload: likes{}, SLO: results.DefaultSLO(),
+		Timeout: 10 * time.Second, Drain: time.Second, Progress: silent{}, ClientCPU: 1,
+	}
+	b := &Bench{SLO: results.DefaultSLO(), Plan: Quick()}
+	b.Plan.Search.Start, b.Plan.Search.Min = 50, 50
+	b.Plan.WarmupSlice, b.Plan.Reference = 100*time.Millisecond, 100*time.Millisecond
+	var c results.Cell
+	if err := b.measure(t.Context(), &c, s); err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Repeats) != 1 || c.Repeats[0] != 0 || len(c.RepeatsHigh) != 1 || c.RepeatsHigh[0] != 50 {
+		t.Errorf("a service that only fails: %v..%v, want 0..50", c.Repeats, c.RepeatsHigh)
+	}
+}

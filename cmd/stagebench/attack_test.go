@@ -1,0 +1,22 @@
+package main
+
+import (
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/table"
+)
+
+// The reason given with exit status 3 is one that made the measurement invalid, and
+// not any warning.
+func TestWhyAnAttackIsInvalid(t *testing.T) {
+	step := results.Step{Warnings: []string{"node web-1 did not answer"}}
+	step.Ledger.Scheduled = 1
+	results.Assess(&step, results.Evidence{})
+	err := attackOptions{}.conclude(t.Context(), streams{out: io.Discard}, step, nil, table.FormatText)
+	if err == nil || !strings.Contains(err.Error(), "invalid: ledger does not close") {
+		t.Errorf("%v, want what made it invalid", err)
+	}
+}

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"encoding/json"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/compare"
+	"github.com/stagebench/stagebench/sut"
+)
+
+// manifestOf is what the manifest of a run over these stages says of its knobs,
+// as it is read back.
+func manifestOf(t *testing.T, replicas string, stages ...sut.Stage) (m results.Manifest) {
+	t.Helper()
+	var all []sut.Topology
+	for _, stage := range stages {
+		topology, err := sut.Build(stage, sut.Knobs{"db.replicas": replicas}, roomy)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, topology)
+	}
+	text, err := json.Marshal(map[string]any{"config": map[string]any{"knobs": knobsOfAll(all)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, &m); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// A knob that the first stage does not have is in the manifest as it is in effect
+// at those that have it, and two runs that differ in it are told to.
+func TestKnobsOfAllStagesAreInTheManifest(t *testing.T) {
+	two, four := manifestOf(t, "2", sut.Stages()...), manifestOf(t, "4", sut.Stages()...)
+	knobs := four.Config["knobs"].(map[string]any)
+	want := map[string]any{"single": "0", "db-split": "0", "lb": "0", "replicas": "4", "cache": "4"}
+	if diff := cmp.Diff(any(want), knobs["db.replicas"]); diff != "" {
+		t.Errorf("db.replicas (-want +got)\n%s", diff)
+	}
+	if got := knobs["web.hosts"]; got != "3" {
+		t.Errorf("web.hosts %v, want the one value that all stages have", got)
+	}
+	if got := manifestOf(t, "4", sut.Replicas).Config["knobs"].(map[string]any)["db.replicas"]; got != "4" {
+		t.Errorf("db.replicas of a run of one stage is %v", got)
+	}
+	var named []string
+	for _, d := range compare.Compare([]compare.Run{{Manifest: two}, {Manifest: four}}, 1).Differences {
+		named = append(named, d.What)
+	}
+	if diff := cmp.Diff([]string{"knobs.db.replicas"}, named); diff != "" {
+		t.Errorf("differences (-want +got)\n%s", diff)
+	}
+}
