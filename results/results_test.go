@@ -195,10 +195,16 @@ func TestHarmlessLateness(t *testing.T) {
 func TestLatenessOfAShortStep(t *testing.T) {
 	s, e := sound()
 	s.Ledger = results.Ledger{Scheduled: 200, Sent: 200, OK: 200}
-	e.Recorded, s.ServerCount, s.LagNS.P99, s.LateOps = 200, nil, nil, 3
+	e.Recorded, s.ServerCount, s.LagNS.P99, s.LagNS.Count, s.LateOps = 200, nil, nil, 200, 3
 	results.Assess(&s, e)
 	if s.Valid {
 		t.Error("3 late ops of 200 left the step valid")
+	}
+	// Of those that were taken up, whether or not they could be sent.
+	s.Ledger = results.Ledger{Scheduled: 200, ConnectError: 200}
+	e.Recorded = 0
+	if results.Assess(&s, e); !slices.ContainsFunc(s.Invalid, func(why string) bool { return strings.Contains(why, "for 1.5% of ops") }) {
+		t.Errorf("invalid because of %q", s.Invalid)
 	}
 }
 

@@ -112,9 +112,9 @@ func assessClient(s *Step, e Evidence, invalid func(string, ...any)) {
 // lateness lists the reasons of a step's invalidity that are in its lag.
 func lateness(s Step) (reasons []string) {
 	// Counted, not read off a percentile: those of short steps are blank.
-	if s.LateOps > allowed(s.Ledger.Sent) {
+	if s.LateOps > allowed(s.LagNS.Count) {
 		reasons = append(reasons, fmt.Sprintf("the client was late: lag above %v for %.1f%% of ops, at most 1%% allowed",
-			time.Duration(LagLimit(s.ResponseNS.P50)).Round(time.Microsecond), 100*float64(s.LateOps)/float64(max(s.Ledger.Sent, 1))))
+			time.Duration(LagLimit(s.ResponseNS.P50)).Round(time.Microsecond), 100*float64(s.LateOps)/float64(max(s.LagNS.Count, 1))))
 	}
 	if stall := s.LagNS.Max; stall != nil && s.Seconds > 0 && float64(*stall)/1e9 > maxStallShare*s.Seconds {
 		reasons = append(reasons, fmt.Sprintf("the client stood still for %v, more than %.0f%% of the step",

@@ -42,7 +42,14 @@ type Plan struct {
 	// Drain bounds the wait for ops in flight when the run was cancelled, be it
 	// before the end of the schedule or after.
 	Drain time.Duration
+	// LastCall is how long after the end of the schedule an overdue op is still sent, so
+	// that the client's own few microseconds of lateness do not turn the last op of every
+	// run into an unsent one; 0 = 100 ms. What is overdue after it is unsent.
+	LastCall time.Duration
 }
+
+// defaultLastCall is what a plan has that does not say.
+const defaultLastCall = 100 * time.Millisecond
 
 // Validate says what is wrong with a plan.
 func (p Plan) Validate() error {
@@ -53,6 +60,8 @@ func (p Plan) Validate() error {
 		return fmt.Errorf("plan: duration %v: want more than 0", p.Duration)
 	case p.Timeout <= 0:
 		return fmt.Errorf("plan: timeout %v: want more than 0", p.Timeout)
+	case p.LastCall < 0:
+		return fmt.Errorf("plan: last call %v: want 0 or more", p.LastCall)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"sync"
@@ -10,11 +11,6 @@ import (
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/workloads"
 )
-
-// lastCall is how long after the end of the schedule an overdue op is still
-// sent, so that the client's own few microseconds of lateness do not turn the
-// last op of every run into an unsent one. What is overdue after it is unsent.
-const lastCall = 100 * time.Millisecond
 
 // coarse is the last stretch of a wait, for which the runtime's timers are too
 // coarse: an idle Go process waits for them in whole milliseconds.
@@ -102,7 +98,7 @@ func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(resul
 // watch ends the dispatching when the schedule is over or the caller cancels, and
 // gives up what is in flight when a caller who cancels has waited for the drain.
 func (f *Flight) watch(ctx context.Context) {
-	end := time.NewTimer(f.plan.Duration + lastCall)
+	end := time.NewTimer(f.plan.Duration + cmp.Or(f.plan.LastCall, defaultLastCall))
 	defer end.Stop()
 	select {
 	case <-end.C:

@@ -9,6 +9,7 @@
 package drivertest
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -89,7 +90,10 @@ type Setup struct {
 	Duration    time.Duration
 	Timeout     time.Duration
 	Drain       time.Duration
-	Watch       func(results.Outcome) // sees each outcome as it comes
+	// LastCall is that of the plan; 0 = long enough for a machine that holds the client up
+	// when the schedule ends.
+	LastCall time.Duration
+	Watch    func(results.Outcome) // sees each outcome as it comes
 }
 
 // Send runs a driver by a constant schedule.
@@ -131,12 +135,10 @@ func send(ctx context.Context, d driver.Driver, clients *driver.Clients, s Setup
 			return y, err
 		}
 	}
-	if s.Timeout == 0 {
-		s.Timeout = 10 * time.Second
-	}
+	s.Timeout, s.LastCall = cmp.Or(s.Timeout, 10*time.Second), cmp.Or(s.LastCall, 20*time.Second)
 	recorder := hdr.New(time.Now(), func(string) int64 { return int64(time.Second) }, nil)
 	y.Report, err = d.Run(ctx, clients, driver.Plan{
-		Workload: s.Workload, Schedule: schedule, Duration: s.Duration, Timeout: s.Timeout, Drain: s.Drain,
+		Workload: s.Workload, Schedule: schedule, Duration: s.Duration, Timeout: s.Timeout, Drain: s.Drain, LastCall: s.LastCall,
 	}, func(o results.Outcome) {
 		if s.Watch != nil {
 			s.Watch(o)

@@ -50,13 +50,7 @@ func ledger(t *testing.T, d driver.Driver) {
 	t.Run("cancelled after the end of the schedule", func(t *testing.T) { cancelledLate(t, d) })
 	t.Run("target killed", func(t *testing.T) { killed(t, d) })
 	t.Run("connections refused", func(t *testing.T) {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		address := listener.Addr().String()
-		_ = listener.Close()
-		y := Send(t.Context(), t, d, Setup{Endpoint: "http://" + address, Connections: 4, Rate: 500, Duration: 500 * time.Millisecond})
+		y := Send(t.Context(), t, d, Setup{Endpoint: "http://127.0.0.1:1", Connections: 4, Rate: 500, Duration: 500 * time.Millisecond})
 		y.Check(t, 0)
 		if l := y.Step.Ledger; l.ConnectError != 250 || y.Step.Causes["connection refused"] != 250 {
 			t.Errorf("ledger %+v causes %v, want 250 refused connections", l, y.Step.Causes)
@@ -64,7 +58,7 @@ func ledger(t *testing.T, d driver.Driver) {
 	})
 	t.Run("ends while behind", func(t *testing.T) {
 		server, served := counting(t, func(_ http.ResponseWriter, r *http.Request) { wait(r, 100*time.Millisecond) })
-		y := Send(t.Context(), t, d, Setup{Endpoint: server.URL, Connections: 4, Rate: 1000, Duration: time.Second})
+		y := Send(t.Context(), t, d, Setup{Endpoint: server.URL, Connections: 4, Rate: 1000, Duration: time.Second, LastCall: 100 * time.Millisecond})
 		y.Check(t, served.Load())
 		if l := y.Step.Ledger; l.Scheduled != 1000 || l.Unsent < 900 {
 			t.Errorf("ledger %+v, want 1000 scheduled and most of them unsent: 4 connections carry 40/s", l)
@@ -81,11 +75,11 @@ func cancelledLate(t *testing.T, d driver.Driver) {
 	defer cancel()
 	server, served := counting(t, func(_ http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Get("n") == "3" {
-			time.AfterFunc(5*length, cancel)
+			time.AfterFunc(10*length, cancel)
 			<-r.Context().Done()
 		}
 	})
-	y := Send(ctx, t, d, Setup{Endpoint: server.URL, Connections: 16, Rate: 100, Duration: length, Timeout: 20 * time.Second, Drain: 50 * time.Millisecond, Workload: numbered{mod: 100}})
+	y := Send(ctx, t, d, Setup{Endpoint: server.URL, Connections: 16, Rate: 100, Duration: length, Timeout: 20 * time.Second, Drain: 50 * time.Millisecond, LastCall: 5 * length, Workload: numbered{mod: 100}})
 	y.Check(t, served.Load())
 	if l := y.Step.Ledger; l.InFlight != 1 || l.Scheduled != 20 {
 		t.Errorf("ledger %+v, want all of 20 scheduled and the one without an answer in flight", l)

@@ -71,7 +71,7 @@ func failedLogin(t *testing.T, d driver.Driver) {
 	}
 	defer clients.Close()
 	workload := shopping{numbered{mod: 10}, 1}
-	if err := clients.LogIn(t.Context(), workload, time.Second); err != nil {
+	if err := clients.LogIn(t.Context(), workload, 30*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	valid.Store(false)

@@ -52,7 +52,7 @@ func sessions(t *testing.T, d driver.Driver) {
 	}
 	defer clients.Close()
 	workload := shopping{numbered{mod: 1_000_000}, users}
-	if err := clients.LogIn(context.Background(), workload, 5*time.Second); err != nil {
+	if err := clients.LogIn(context.Background(), workload, 30*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	mu.Lock()
