@@ -172,8 +172,8 @@ func TestKnobs(t *testing.T) {
 func TestManifests(t *testing.T) {
 	a, b := run("a"), run("b")
 	b.Manifest.Data, b.Manifest.Kernel = "large", "6.1"
-	a.Manifest.Config = map[string]any{"knobs": map[string]any{"web.hosts": "3"}, "plan": map[string]any{"x": 1.0, "a": "b"}}
-	b.Manifest.Config = map[string]any{"knobs": map[string]any{"web.hosts": "4"}, "plan": map[string]any{"a": "b", "x": 1.0}}
+	a.Manifest.Config = map[string]any{"knobs": map[string]any{"web.hosts": "3", "db.replicas": "2"}, "plan": map[string]any{"x": 1.0, "a": "b"}}
+	b.Manifest.Config = map[string]any{"knobs": map[string]any{"web.hosts": "4", "db.replicas": map[string]any{"single": "0", "replicas": "2"}}, "plan": map[string]any{"a": "b", "x": 1.0}}
 	b.Manifest.Config["connection_life"], b.Manifest.Config["rate_rps"], b.Manifest.Config["faults"] = "1s", 100.0, []string{"3s kill primary"}
 	a.Manifest.Config["connection_life"], b.Manifest.Config["duration"] = "0s", "30s"
 	b.Manifest.Engines = map[string]string{"db": "postgres"}
@@ -185,6 +185,7 @@ func TestManifests(t *testing.T) {
 		{What: "data", Values: []string{"small", "large"}, Breaks: true},
 		{What: "engines.db", Values: []string{"-", "postgres"}},
 		{What: "kernel", Values: []string{"", "6.1"}},
+		{What: "knobs.db.replicas", Values: []string{"2", "replicas:2 single:0"}},
 		{What: "knobs.web.hosts", Values: []string{"3", "4"}},
 	}
 	if diff := cmp.Diff(want, compare.Compare([]compare.Run{a, b}, 1).Differences); diff != "" {

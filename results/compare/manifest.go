@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/stagebench/stagebench/results"
 )
@@ -72,7 +73,7 @@ func factsOf(m results.Manifest) map[string]string {
 	for name, value := range m.Config {
 		if nested, ok := value.(map[string]any); ok && name == "knobs" {
 			for knob, setting := range nested {
-				facts["knobs."+knob] = fmt.Sprint(setting)
+				facts["knobs."+knob] = settingText(setting)
 			}
 			continue
 		}
@@ -84,4 +85,17 @@ func factsOf(m results.Manifest) map[string]string {
 		facts["config."+name] = string(text)
 	}
 	return facts
+}
+
+// settingText is the value of a knob: that of all stages, or each stage's own.
+func settingText(setting any) string {
+	byStage, several := setting.(map[string]any)
+	if !several {
+		return fmt.Sprint(setting)
+	}
+	var parts []string
+	for _, stage := range slices.Sorted(maps.Keys(byStage)) {
+		parts = append(parts, fmt.Sprintf("%s:%v", stage, byStage[stage]))
+	}
+	return strings.Join(parts, " ")
 }
