@@ -42,7 +42,7 @@ brackets alone decide whether a difference is shown.`,
 			for _, path := range args {
 				run, manifest, err := rundir.Read(path)
 				if err != nil {
-					return exit.Usagef("%w\nwant the directory of a run, such as runs/latest", err)
+					return exit.Usage(err)
 				}
 				runs = append(runs, compare.Run{Run: run, Manifest: manifest})
 			}

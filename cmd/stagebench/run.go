@@ -334,7 +334,7 @@ func (o runOptions) topologies() ([]sut.Topology, error) {
 		seen[stage] = true
 		t, err := sut.Build(sut.Stage(stage), knobs, cell.Unit(cell.Cores()))
 		if err != nil {
-			return nil, exit.Usagef("%w\nsee: stagebench list stages", err)
+			return nil, exit.Usagef("%w\nsee: stagebench list stages, stagebench list knobs", err)
 		}
 		if err := fits(t); err != nil {
 			return nil, err

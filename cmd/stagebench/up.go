@@ -60,7 +60,7 @@ func (o upOptions) run(ctx context.Context, s streams) (err error) {
 	}
 	topology, err := sut.Build(sut.Stage(o.stage), knobs, cell.Unit(cell.Cores()))
 	if err != nil {
-		return exit.Usagef("%w\nsee: stagebench list stages", err)
+		return exit.Usagef("%w\nsee: stagebench list stages, stagebench list knobs", err)
 	}
 	if err := errors.Join(fits(topology), missingEngines([]sut.Topology{topology})); err != nil {
 		return err
