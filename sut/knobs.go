@@ -46,7 +46,7 @@ func Catalogue() []Knob {
 		choiceKnob("db.sync", "async", "what a write waits for: async = the primary, sync = db.sync_copies replicas, too", "async", "sync"),
 		intKnob("db.sync_copies", 1, 1, 8, "with db.sync=sync: how many replicas must hold a write before it is acknowledged"),
 		func() Knob {
-			k := floatKnob("db.sync_timeout", 2, 0.1, 4.5, "with db.sync=sync: seconds after which a write that too few replicas hold is answered with an error; it may have taken effect. PostgreSQL waits as long as a request may take, 5 s")
+			k := floatKnob("db.sync_timeout", 2, 0.1, 2.5, "with db.sync=sync: seconds after which a write that too few replicas hold is answered with an error; it may have taken effect. PostgreSQL waits as long as a request may take, 5 s")
 			k.Engines = []Engine{SQLite}
 			return k
 		}(),

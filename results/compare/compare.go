@@ -217,6 +217,9 @@ func capacity(base, cell *results.Cell, seed uint64) Ratio {
 	}
 	r := Ratio{Value: cell.CapacityRPS / base.CapacityRPS, Why: why}
 	of, to := brackets(cell), brackets(base)
+	if old(base) || old(cell) {
+		r.Why = joined(r.Why, "a run of an older version does not say what its repeats left open")
+	}
 	if n := min(len(of), len(to)); n >= minRepeats {
 		r.Repeats = n
 		r.Low, r.High = bootstrap(to, of, seed)
@@ -228,6 +231,9 @@ func capacity(base, cell *results.Cell, seed uint64) Ratio {
 	r.Verdict = judge(r.Low, r.High)
 	return r
 }
+
+// old reports whether a cell comes from before repeats kept their brackets.
+func old(c *results.Cell) bool { return len(c.Repeats) > 1 && len(c.RepeatsHigh) < len(c.Repeats) }
 
 // bracket is what one search leaves open of a capacity: its high end is infinite
 // where no rate failed.

@@ -52,7 +52,7 @@ type Config struct {
 	WorkTimeout time.Duration
 	// LoadTimeout is how long a load may take whose callers have all gone; 0 = 5 s.
 	LoadTimeout time.Duration
-	MaxConns    int // to each host; 0 = 64
+	MaxConns    int // to each host, on each of its lines; 0 = 64
 	// FailOver has the next host on the ring asked for the keys of one that does not
 	// answer: for hosts that load what they do not have, or hold what the database does
 	// not have yet. Without it such a key is a miss.
@@ -117,9 +117,17 @@ func (l lines) close() {
 	l.work.close()
 }
 
-// toValues and toWork choose a line.
+// toValues, toWork and toFill choose a line.
 func toValues(l lines) *host { return l.quick }
 func toWork(l lines) *host   { return l.work }
+
+// toFill is for what follows a Get: nobody waits for a host that has not answered that.
+func toFill(l lines) *host {
+	if l.quick.silent.Load() != 0 {
+		return l.quick
+	}
+	return l.work
+}
 
 // New returns a client. It connects on the first call.
 func New(c Config) (*Client, error) {
@@ -246,7 +254,7 @@ func (c *Client) Set(ctx context.Context, key string, value []byte, ttl time.Dur
 	if ttl < 0 {
 		return fmt.Errorf("cache: a time to live of %v", ttl)
 	}
-	return c.ask(ctx, key, toWork, true, func(h *host) error { return h.set(ctx, key, value, ttl) })
+	return c.ask(ctx, key, toFill, true, func(h *host) error { return h.set(ctx, key, value, ttl) })
 }
 
 // Delete removes a key, whether it is there or not. After an error it may be there

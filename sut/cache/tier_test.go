@@ -246,6 +246,21 @@ func TestHangingFront(t *testing.T) {
 	}
 }
 
+// A value is not taken to a host that has just not answered when it was asked for one.
+func TestHangingHostIsNotFilled(t *testing.T) {
+	t.Parallel()
+	address, _ := silent(t)
+	c, _ := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, address)}}, Timeout: 10 * time.Millisecond, WorkTimeout: patience})
+	request, cancel := context.WithTimeout(t.Context(), patience/2)
+	defer cancel()
+	if _, _, err := c.Get(request, "photo:1"); !errors.Is(err, cache.ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+	if err := c.Set(request, "photo:1", nil, time.Minute); !errors.Is(err, cache.ErrUnavailable) || request.Err() != nil {
+		t.Errorf("set: %v", err)
+	}
+}
+
 // When no host answers, the error is that of a host.
 func TestNoHostAnswers(t *testing.T) {
 	t.Parallel()

@@ -89,10 +89,15 @@ func (b birth) cached(records *store.Store) (app.Store, func(), error) {
 	knobs := b.config.Knobs
 	config := cache.Config{Hosts: cache.Hosts{Peers: peers}, Registry: b.registry}
 	if b.fronted() {
-		config.WorkTimeout = workTimeout
-		// With write-back a host knows what the database does not; otherwise look-aside
-		// falls to the database.
-		config.FailOver = knobs["cache.read"] == "read_through" || knobs["cache.write"] == "write_back"
+		// With write-back a host knows what the database does not, so that its values are
+		// waited for, too; otherwise look-aside falls to the database.
+		back := knobs["cache.write"] == "write_back"
+		if back {
+			config.Timeout = workTimeout
+		} else {
+			config.WorkTimeout = workTimeout
+		}
+		config.FailOver = knobs["cache.read"] == "read_through" || back
 	} else if sut.Engine(knobs["cache.engine"]) == sut.Memcached {
 		config.Protocol = cache.Memcached // a front speaks RESP whatever is behind it
 	}

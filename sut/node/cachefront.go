@@ -119,10 +119,22 @@ func (b birth) before(ctx context.Context, client cache.Config, start func() (pa
 	}
 	served := b.serveRESP(server, front)
 	var once sync.Once
-	var ended error
+	ended := make(chan struct{})
+	var failed error
+	// Whoever comes second waits as long as he has time himself.
 	end := func(ctx context.Context) error {
-		once.Do(func() { ended = served.stop(ctx) })
-		return ended
+		once.Do(func() {
+			go func() {
+				defer close(ended)
+				failed = served.stop(ctx)
+			}()
+		})
+		select {
+		case <-ended:
+			return failed
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	ends = append(ends, end)
 	go func() {

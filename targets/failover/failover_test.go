@@ -297,6 +297,21 @@ func TestHungReplicaDelaysNothing(t *testing.T) {
 	})
 }
 
+// What a busy primary did not answer while everybody else was told something is no sign
+// of its death: it is asked anew before it is judged.
+func TestLateAnswerIsNotJudged(t *testing.T) {
+	supervise(t, func(t *testing.T, c *copies, s *failover.Supervisor) {
+		c.set("db-1", func(n *copied) { n.hung = true })
+		c.set("db-3", func(n *copied) { n.slow, n.Following = true, "" }) // to be told takes 2 s
+		pass(900 * time.Millisecond)
+		c.set("db-1", func(n *copied) { n.hung = false })
+		pass(10 * time.Second)
+		if all := s.Failovers(); len(all) > 0 || c.nodes["db-1"].dead {
+			t.Errorf("failovers %+v of a primary that was busy for less than 2 s", all)
+		}
+	})
+}
+
 // One that has been told of a later epoch, and holds nothing of it, holds less than one
 // that was not told and holds more.
 func TestWhatIsHeldCounts(t *testing.T) {

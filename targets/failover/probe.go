@@ -11,10 +11,10 @@ import (
 
 // answer is what a probe found.
 type answer struct {
-	node   string
-	asked  time.Time
-	status sut.ReplicationStatus
-	err    error
+	node      string
+	asked, at time.Time
+	status    sut.ReplicationStatus
+	err       error
 }
 
 // health is what the last probes of a node said.
@@ -26,8 +26,10 @@ type health struct {
 	refused  int       // probes in a row since
 }
 
-// probe asks all nodes that are not being asked already.
+// probe asks all nodes that are not being asked already. What has come since the last
+// round is taken first: nobody is judged by that alone.
 func (s *Supervisor) probe(ctx context.Context) {
+	s.drain()
 	for _, node := range s.nodes {
 		h := s.seen[node]
 		if !h.asked.IsZero() {
@@ -40,7 +42,7 @@ func (s *Supervisor) probe(ctx context.Context) {
 			defer cancel()
 			status, err := s.cfg.Copies.Look(bounded, node)
 			select {
-			case s.answers <- answer{node, asked, status, err}:
+			case s.answers <- answer{node, asked, time.Now(), status, err}:
 			case <-ctx.Done():
 			}
 		}()
@@ -53,14 +55,7 @@ func (s *Supervisor) probe(ctx context.Context) {
 func (s *Supervisor) gather(ctx context.Context, patience time.Duration) {
 	enough := time.After(patience)
 	for {
-		for come := true; come; {
-			select {
-			case a := <-s.answers:
-				s.take(a)
-			default:
-				come = false
-			}
-		}
+		s.drain()
 		if !slices.ContainsFunc(s.nodes, func(node string) bool { return !s.seen[node].asked.IsZero() && !s.dead(node) }) {
 			return
 		}
@@ -75,6 +70,18 @@ func (s *Supervisor) gather(ctx context.Context, patience time.Duration) {
 	}
 }
 
+// drain takes the answers that have come.
+func (s *Supervisor) drain() {
+	for {
+		select {
+		case a := <-s.answers:
+			s.take(a)
+		default:
+			return
+		}
+	}
+}
+
 // take notes an answer, unless it is to a probe that nobody waits for any more.
 func (s *Supervisor) take(a answer) {
 	h := s.seen[a.node]
@@ -84,7 +91,7 @@ func (s *Supervisor) take(a answer) {
 	h.asked, h.err = time.Time{}, a.err
 	switch {
 	case a.err == nil:
-		h.status, h.answered, h.refused = a.status, time.Now(), 0
+		h.status, h.answered, h.refused = a.status, a.at, 0
 		s.mu.Lock()
 		s.last[a.node] = a.status
 		s.mu.Unlock()

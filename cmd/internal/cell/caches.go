@@ -37,7 +37,8 @@ func cacheReads(all []span) *results.CacheReads {
 func databaseCalls(all []span) *results.DatabaseCalls {
 	var sum *results.DatabaseCalls
 	for _, s := range all {
-		if s.after.node.Role != sut.Web && !s.before.has(storeMetric) && !s.after.has(storeMetric) {
+		answered := s.before.series != nil || s.after.series != nil
+		if answered && !s.before.has(storeMetric) && !s.after.has(storeMetric) {
 			continue // such as a cache host that neither loads nor writes
 		}
 		if !s.whole {

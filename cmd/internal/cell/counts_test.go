@@ -2,6 +2,7 @@ package cell
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -105,6 +106,31 @@ func TestCacheReadsAndDatabaseCallsBetweenTwoLooks(t *testing.T) {
 		if diff := cmp.Diff(test.calls, databaseCalls(all)); diff != "" {
 			t.Errorf("%s: calls (-want +got)\n%s", name, diff)
 		}
+	}
+}
+
+// A first look that failed leaves open what was counted before: nothing is said of the
+// step then, and least of all that everything was counted in it.
+func TestAFirstLookThatFailed(t *testing.T) {
+	page := func() string {
+		return startedMetric + " 1\n" + requestsMetric + " 1e6\n" + cacheReadsMetric + `{result="hit"} 5` + "\n" + storeMetric + `{kind="read"} 7` + "\n"
+	}
+	node := nodeThatSays(t, "web-1", sut.Web, page)
+	node.Counts = true
+	looks := 0
+	_, steps := offer(t, &lagging{lag: -1}, likes{}, func(s *Stepper) {
+		s.Nodes = func(context.Context) ([]targets.NodeStatus, error) {
+			if looks++; looks == 1 {
+				return nil, errors.New("no answer")
+			}
+			return []targets.NodeStatus{node}, nil
+		}
+	})
+	if s := steps[0]; s.ServerCount != nil || s.Database != nil || len(s.Warnings) == 0 || !strings.Contains(s.Warnings[0], "no answer") {
+		t.Errorf("server's count %v, databases %v, warnings %q", s.ServerCount, s.Database, s.Warnings)
+	}
+	if s := steps[1]; s.ServerCount == nil || *s.ServerCount != 0 {
+		t.Errorf("the second step: server's count %v", s.ServerCount)
 	}
 }
 

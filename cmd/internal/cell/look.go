@@ -22,6 +22,7 @@ type look struct {
 	machine  machine
 	usage    targets.Usage
 	counts   []count
+	counted  bool // the nodes are known
 	problems []string
 }
 
@@ -62,8 +63,9 @@ func (s *Stepper) ask(ctx context.Context, l *look) {
 	nodes, err := s.Nodes(ctx)
 	if err != nil {
 		l.problems = append(l.problems, "what the nodes counted is not known: "+err.Error())
+		return
 	}
-	l.counts = readCounts(ctx, nodes)
+	l.counts, l.counted = readCounts(ctx, nodes), true
 	l.problems = append(l.problems, problems(l.counts)...)
 }
 

@@ -194,12 +194,14 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after l
 			step.Warnings = append(step.Warnings, e.Text)
 		}
 	}
-	counted := spans(before.counts, after.counts)
-	var why string
-	if step.ServerCount, why = served(counted); why != "" {
-		step.Warnings = append(step.Warnings, why)
+	if before.counted && after.counted {
+		counted := spans(before.counts, after.counts)
+		var why string
+		if step.ServerCount, why = served(counted); why != "" {
+			step.Warnings = append(step.Warnings, why)
+		}
+		step.Cache, step.CacheNodes, step.Database = cacheReads(counted), cacheNodes(counted), databaseCalls(counted)
 	}
-	step.Cache, step.CacheNodes, step.Database = cacheReads(counted), cacheNodes(counted), databaseCalls(counted)
 	for _, n := range step.CacheNodes {
 		if n.WriteBack != nil && n.WriteBack.Refused > 0 {
 			step.Warnings = append(step.Warnings, fmt.Sprintf("%s: the database refused %d acknowledged writes when they were written back: they are lost", n.Node, n.WriteBack.Refused))

@@ -13,10 +13,14 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// batchRows is how many rows, of photos and of comments, are written in one
-// transaction at most: few enough that nobody else waits long for the primary. A photo
-// with more comments than that is a batch by itself.
-const batchRows = 200
+const (
+	// batchRows is how many rows, of photos and of comments, are written in one
+	// transaction at most: few enough that nobody else waits long for the primary.
+	batchRows = 200
+	// portion is how many comments of one photo are in a batch at most. What was sent and
+	// not answered comes again as it was, so it has to be small from the beginning.
+	portion = 50
+)
 
 // pending is what was acknowledged and is not in the records yet. All methods but
 // the constructor may be called on nil, which holds nothing.
@@ -27,6 +31,7 @@ type pending struct {
 	records map[photos.ID]*unflushed
 	keys    map[string]*unflushed // the same, by the key of the cache
 	writes  int64                 // in all of them
+	sealed  bool                  // nothing is taken any more
 	room    chan struct{}         // closed when records have gone; nil = nobody waits
 }
 
@@ -81,11 +86,22 @@ func (p *pending) get(id photos.ID) (photo photos.Photo, found bool) {
 	return photo, false
 }
 
-// add takes a write that made a record what it is now; full says that there is enough
-// for one more batch since.
-func (p *pending) add(photo photos.Photo, text []byte, w cache.Write) (full bool) {
+// seal ends the taking of writes, unless there are some that wait.
+func (p *pending) seal() (sealed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.sealed = p.sealed || p.writes == 0
+	return p.sealed
+}
+
+// add takes a write that made a record what it is now; full says that there is enough
+// for one more batch since. It is not taken when nobody would flush it any more.
+func (p *pending) add(photo photos.Photo, text []byte, w cache.Write) (full, taken bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sealed {
+		return false, false
+	}
 	u := p.records[photo.ID]
 	if u == nil {
 		u = &unflushed{Written: photos.Written{Base: photo.Version - 1}}
@@ -98,7 +114,7 @@ func (p *pending) add(photo photos.Photo, text []byte, w cache.Write) (full bool
 	}
 	u.writes++
 	p.writes++
-	return full
+	return full, true
 }
 
 // ids lists the records that wait.
@@ -113,9 +129,9 @@ func (p *pending) ids() []photos.ID {
 	return ids
 }
 
-// now is what waits of the first of some records, at this moment, and the records that
-// did not find room among so many rows.
-func (p *pending) now(ids []photos.ID, rows int) (batch []unflushed, rest []photos.ID) {
+// now is what waits of the first of some records, at this moment; the rest are those that
+// did not find room among so many rows, and of some in the batch there is more.
+func (p *pending) now(ids []photos.ID, rows int) (batch []unflushed, rest, more []photos.ID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i, id := range ids {
@@ -123,17 +139,31 @@ func (p *pending) now(ids []photos.ID, rows int) (batch []unflushed, rest []phot
 		if u == nil {
 			continue
 		}
+		part := u.part()
 		if u.tried != nil {
-			u = u.tried
+			part = *u.tried
 		}
-		if rows -= 1 + len(u.Comments); rows < 0 && len(batch) > 0 {
-			return batch, ids[i:]
+		if rows -= 1 + len(part.Comments); rows < 0 && len(batch) > 0 {
+			return batch, ids[i:], more
 		}
-		copied := *u
-		copied.Comments = slices.Clip(u.Comments)
-		batch = append(batch, copied)
+		batch = append(batch, part)
+		if part.writes < u.writes {
+			more = append(more, id)
+		}
 	}
-	return batch, nil
+	return batch, nil, more
+}
+
+// part is the record without the comments for which there is no room in one batch: as it
+// would be if these were the last that was written to it.
+func (u *unflushed) part() unflushed {
+	part := *u
+	left := max(len(u.Comments)-portion, 0)
+	part.Comments = slices.Clip(u.Comments[:len(u.Comments)-left])
+	part.Photo.Comments -= int64(left)
+	part.Photo.Version -= int64(left)
+	part.writes -= int64(left)
+	return part
 }
 
 // failed notes that nobody knows whether these were written.
@@ -226,7 +256,11 @@ func (f *Front) writeBack(ctx context.Context, id photos.ID, w cache.Write) (ver
 	if err != nil {
 		return 0, fmt.Errorf("cachefront: photo %d: %w", id, err)
 	}
-	if f.pending.add(photo, text, w) {
+	full, taken := f.pending.add(photo, text, w)
+	if !taken {
+		return 0, fmt.Errorf("%w: the cache host ends", photos.ErrUnavailable)
+	}
+	if full {
 		f.urge()
 	}
 	return photo.Version, nil
@@ -294,7 +328,7 @@ func (f *Front) flush(ctx context.Context) error {
 }
 
 // flushSome writes what waits of the first of some records, settles each of them and
-// returns the others. Its caller holds no stripe.
+// returns the others, those last of which there is more. Its caller holds no stripe.
 func (f *Front) flushSome(ctx context.Context, ids []photos.ID) (rest []photos.ID, err error) {
 	select {
 	case f.flushing <- struct{}{}:
@@ -302,8 +336,11 @@ func (f *Front) flushSome(ctx context.Context, ids []photos.ID) (rest []photos.I
 	case <-ctx.Done():
 		return ids, fmt.Errorf("%w: others are flushed: %w", photos.ErrUnavailable, ctx.Err())
 	}
-	batch, rest := f.pending.now(ids, f.rows)
-	return rest, f.writeBatch(ctx, batch)
+	batch, rest, more := f.pending.now(ids, f.rows)
+	if err := f.writeBatch(ctx, batch); err != nil {
+		return rest, err
+	}
+	return slices.Concat(rest, more), nil
 }
 
 // writeBatch writes what waits of some records in one transaction. When it is not the
@@ -320,7 +357,7 @@ func (f *Front) writeBatch(ctx context.Context, batch []unflushed) error {
 	defer cancel()
 	refused, err := f.config.Records.WriteBack(bounded, written)
 	if err == nil {
-		f.rows = min(2*f.rows, batchRows)
+		f.rows = min(f.rows+batchRows/10, batchRows)
 		f.figures.batches.Inc()
 		for _, u := range batch {
 			f.settle(context.WithoutCancel(ctx), u, slices.Contains(refused, u.Photo.ID))

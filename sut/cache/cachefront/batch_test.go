@@ -110,7 +110,7 @@ func TestBatches(t *testing.T) {
 	}
 }
 
-// Comments count, too: a batch has 200 rows at most, or is one photo.
+// Comments count, too: a batch has 200 rows at most, and 50 comments of each photo.
 func TestBatchesOfComments(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, back())
@@ -123,14 +123,38 @@ func TestBatchesOfComments(t *testing.T) {
 	}
 	r.flush(t)
 	for _, batch := range r.records.batches() {
-		if n := rows(batch); n > 200 && len(batch) > 1 {
+		if n := rows(batch); n > 200 || slices.ContainsFunc(batch, func(w photos.Written) bool { return len(w.Comments) > 50 }) {
 			t.Errorf("%d photos with %d rows", len(batch), n)
 		}
 	}
 	for id := photos.ID(1); id <= 5; id++ {
-		if n := len(r.records.of(id)); n != int(90*id) {
-			t.Errorf("photo %d has %d comments, want %d", id, n, 90*id)
+		p, n := r.records.photo(id), len(r.records.of(id))
+		if n != int(90*id) || p.Comments != int64(n) || p.Version != int64(n)+1 {
+			t.Errorf("photo %d has %d comments, want %d: %+v", id, n, 90*id, p)
 		}
+	}
+}
+
+// A write that comes when all is flushed, and nobody would flush it any more, is not
+// acknowledged.
+func TestWriteAfterTheEnd(t *testing.T) {
+	t.Parallel()
+	r, h, _ := plain(t, back())
+	write := func() error {
+		_, err := h.front.Apply(t.Context(), "photo:1", cache.Write{Like: &cache.Like{Photo: 1, User: 2}})
+		return err
+	}
+	if err := write(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.front.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := write(); !errors.Is(err, photos.ErrUnavailable) {
+		t.Errorf("a write after the end: %v", err)
+	}
+	if p := r.records.photo(1); p.Likes != 1 || h.figure(t, "unflushed") != 0 {
+		t.Errorf("%+v, %v wait", p, h.figure(t, "unflushed"))
 	}
 }
 

@@ -123,8 +123,9 @@ func New(c Config) (*Front, error) {
 	return f, nil
 }
 
-// Close flushes what was acknowledged, and ends. No command may be under way. The
-// error says how many writes are lost because the context ended before.
+// Close flushes what was acknowledged, and ends: a write that is still under way then is
+// not acknowledged. The error says how many writes are lost because the context ended
+// before.
 func (f *Front) Close(ctx context.Context) error {
 	f.stop()
 	f.flusher.Wait()
@@ -133,12 +134,11 @@ func (f *Front) Close(ctx context.Context) error {
 	}
 	for {
 		err := f.flush(ctx)
-		left := f.pending.count()
 		switch {
-		case left == 0:
+		case f.pending.seal():
 			return nil
 		case ctx.Err() != nil:
-			return fmt.Errorf("cachefront: %d acknowledged writes were not flushed: %w", left, errors.Join(err, ctx.Err()))
+			return fmt.Errorf("cachefront: %d acknowledged writes were not flushed: %w", f.pending.count(), errors.Join(err, ctx.Err()))
 		case err != nil:
 			select {
 			case <-time.After(min(f.config.FlushInterval, closePause)):
