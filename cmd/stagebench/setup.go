@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -38,6 +39,7 @@ type bringer struct {
 	budgets   *budget.Manager
 	log       *slog.Logger
 	progress  func(string)
+	silence   time.Duration // after which a database is taken for dead; 0 = that of local.Options
 }
 
 // newBringer looks for what bringing up needs. Close its budgets when done.
@@ -61,7 +63,7 @@ func (b *bringer) up(ctx context.Context, t sut.Topology, logDir string) (*local
 	return local.Up(ctx, local.Options{
 		Binary: b.binary, NodeArgs: []string{nodeVerb}, Topology: t, Data: b.data,
 		TemplateDir: b.templates, TemplateVersion: node.TemplateVersion(),
-		LogDir: logDir, Budgets: b.budgets, Log: b.log, Progress: b.progress, Admit: fits,
+		LogDir: logDir, Budgets: b.budgets, Log: b.log, Progress: b.progress, Admit: fits, Silence: b.silence,
 	})
 }
 

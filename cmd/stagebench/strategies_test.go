@@ -80,7 +80,7 @@ func TestWriteBackLosesWhatIsNotFlushed(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.awaitCache(t)
-			writes, err := cell.FindWrites(t.Context(), r.stepper.History, r.stepper.Clients, driver.ReadBack{Timeout: 10 * time.Second, Patience: 10 * time.Second, Pause: 50 * time.Millisecond})
+			writes, err := cell.FindWrites(t.Context(), r.stepper.History, r.stepper.Clients, driver.ReadBack{Timeout: 10 * time.Second, Patience: 4 * time.Second, Pause: 50 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -316,7 +316,7 @@ func TestStampede(t *testing.T) {
 	for _, single := range []string{"true", "false"} {
 		t.Run("single flight "+single, func(t *testing.T) {
 			r := bringUp(t, sut.Caches, sut.Knobs{
-				"cache.hosts": "2", "cache.read": "read_through", "cache.feed_ttl": "700ms", "cache.single_flight": single, "db.replicas": "0", "web.hosts": "2",
+				"cache.hosts": "2", "cache.read": "read_through", "cache.feed_ttl": "100ms", "cache.single_flight": single, "db.replicas": "0", "web.hosts": "2",
 			}, "read-heavy")
 			r.connect(t, repeated{Class: "feed", Method: "GET", Path: "/api/feed?user=7&limit=100", User: -1}, driver.ClientConfig{Connections: 64})
 			step := r.load(t, 500, 4*time.Second, 0, nil)
@@ -341,7 +341,7 @@ func TestStampede(t *testing.T) {
 // metric is what a node says of a figure.
 func (r *rig) metric(t *testing.T, node, name string) int64 {
 	t.Helper()
-	response, err := http.Get(r.AdminURL(node) + "/metrics")
+	response, err := http.Get(r.adminURL(t, node) + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}

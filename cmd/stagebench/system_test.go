@@ -36,6 +36,10 @@ type rig struct {
 // slows nodes down tenfold: these tests are about what is right, not how fast.
 const roomy = 0.3
 
+// silence is how long a database may not answer in these tests: a machine that is busy
+// with other things causes no failover. One that is killed refuses, and is not silent.
+const silence = 5 * time.Second
+
 // silent is a Progress that nobody watches.
 type silent struct{}
 
@@ -51,6 +55,18 @@ func bringUp(t *testing.T, stage sut.Stage, knobs sut.Knobs, workload string) *r
 	r := bringUpSized(t, stage, knobs, roomy)
 	r.connect(t, shipped(t, workload), driver.ClientConfig{Connections: 32})
 	return r
+}
+
+// adminURL is where a node answers its operators.
+func (r *rig) adminURL(t *testing.T, node string) string {
+	t.Helper()
+	for _, n := range r.Status() {
+		if n.Node == node {
+			return "http://" + n.Admin
+		}
+	}
+	t.Fatalf("there is no node %s", node)
+	return ""
 }
 
 // smallData is the data set of all tests here.
@@ -79,13 +95,8 @@ func bringUpSized(t *testing.T, stage sut.Stage, knobs sut.Knobs, unit float64) 
 	if r.topology, err = sut.Build(stage, knobs, unit); err != nil {
 		t.Fatal(err)
 	}
-	// As the bringer does it, but that a machine which is busy with other things does
-	// not cause failovers: a database that is killed refuses, and is not silent.
-	if r.System, err = local.Up(t.Context(), local.Options{
-		Binary: up.binary, NodeArgs: []string{nodeVerb}, Topology: r.topology, Data: data,
-		TemplateDir: templates(), TemplateVersion: node.TemplateVersion(), LogDir: t.TempDir(), Budgets: up.budgets, Admit: fits,
-		Silence: 10 * time.Second,
-	}); err != nil {
+	up.templates, up.silence = templates(), silence
+	if r.System, err = up.up(t.Context(), r.topology, t.TempDir()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -36,19 +36,6 @@ func (s *System) Endpoints() []string {
 	return urls
 }
 
-// AdminURL is where a node answers /metrics and /healthz; "" for a name that
-// is no node's.
-func (s *System) AdminURL(node string) string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, n := range s.nodes {
-		if n.Name == node && n.ready.Admin != "" {
-			return "http://" + n.ready.Admin
-		}
-	}
-	return ""
-}
-
 // LogDir is where the nodes' logs are: NODE.log.
 func (s *System) LogDir() string { return s.logDir }
 
