@@ -51,6 +51,7 @@ func TestScaleUnderLoad(t *testing.T) {
 	for name, knobs := range engines() {
 		for _, layer := range []string{"l7", "l4"} {
 			t.Run(name+"/"+layer, func(t *testing.T) {
+				t.Parallel()
 				r := bringUpSized(t, sut.LB, with(knobs, sut.Knobs{"web.hosts": "2", "lb.sticky": "false", "lb.layer": layer}), growing)
 				// A connection of layer 4 stays on its host until its client renews it.
 				r.connect(t, anonymous{shipped(t, "read-heavy")}, driver.ClientConfig{Connections: 32, ConnectionLife: 500 * time.Millisecond})
@@ -105,6 +106,7 @@ func TestABalancerIsKilled(t *testing.T) {
 	const connections = 32
 	for name, knobs := range engines() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			r := bringUpSized(t, sut.LB, with(knobs, sut.Knobs{"lb.hosts": "2"}), roomy)
 			r.connect(t, shipped(t, "read-heavy"), driver.ClientConfig{Connections: connections})
 			step, killed := r.kill(t, "lb-1", 100, 6*time.Second, 2*time.Second)

@@ -14,6 +14,7 @@ import (
 func TestACacheHostIsKilled(t *testing.T) {
 	for _, engine := range []string{"resp", "redis", "memcached"} {
 		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
 			r := bringUp(t, sut.Caches, sut.Knobs{"cache.engine": engine, "db.replicas": "0", "web.hosts": "1"}, "read-heavy")
 			whole := r.load(t, 80, 3*time.Second, 0, nil)
 			if whole.Cache == nil || whole.Cache.Hits == 0 || whole.Cache.Misses == 0 {

@@ -143,6 +143,7 @@ func (r *rig) losePrimary(t *testing.T, c *commenters) lossOf {
 func TestPrimaryIsKilled(t *testing.T) {
 	for name, knobs := range failovers() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			r := bringUpSized(t, sut.Replicas, with(knobs, sut.Knobs{"blob.hosts": "1"}), roomy)
 			c := comment(t, r.Endpoints()[0], 8, 3000)
 			c.awaitCount(t, 300)
@@ -210,6 +211,7 @@ func (r *rig) oldPrimaryIsFenced(t *testing.T) {
 func TestPrimaryIsPaused(t *testing.T) {
 	for name, knobs := range engines() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			r := bringUpSized(t, sut.Replicas, with(knobs, sut.Knobs{"blob.hosts": "1"}), roomy)
 			c := comment(t, r.Endpoints()[0], 8, 3000)
 			c.awaitCount(t, 200)
@@ -284,6 +286,7 @@ func TestReplicaIsKilled(t *testing.T) {
 				continue // where reads go is the store's business, not the engine's
 			}
 			t.Run(name+"/"+replicas, func(t *testing.T) {
+				t.Parallel()
 				r := bringUpSized(t, sut.Replicas, with(knobs, sut.Knobs{"db.replicas": replicas, "blob.hosts": "1"}), roomy)
 				c := comment(t, r.Endpoints()[0], 4, 3000)
 				c.awaitCount(t, 100)

@@ -61,6 +61,7 @@ func (r *rig) held(t *testing.T) (sum results.CacheNode) {
 func TestWriteBackLosesWhatIsNotFlushed(t *testing.T) {
 	for _, engine := range []string{"resp", "redis"} {
 		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
 			knobs := sut.Knobs{"cache.engine": engine, "cache.read": "read_through", "cache.write": "write_back", "cache.flush_interval": "60s", "db.replicas": "0", "web.hosts": "1"}
 			r := bringUp(t, sut.Caches, knobs, "write-heavy")
 			r.connect(t, comments{shipped(t, "write-heavy")}, driver.ClientConfig{Connections: 16})
@@ -113,6 +114,7 @@ func (r *rig) awaitCache(t *testing.T) {
 func TestWriteBackEndsInOrder(t *testing.T) {
 	for _, engine := range []string{"resp", "redis"} {
 		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
 			r := bringUp(t, sut.Caches, sut.Knobs{"cache.engine": engine, "cache.write": "write_back", "cache.flush_interval": "60s", "db.replicas": "0", "web.hosts": "1"}, "write-heavy")
 			r.connect(t, comments{shipped(t, "write-heavy")}, driver.ClientConfig{Connections: 16})
 			seeded := len(r.comments(t, "db-1"))
@@ -219,6 +221,7 @@ func TestAsyncPrimaryDiesBehindAWriteBackCache(t *testing.T) {
 func TestWriteBackCacheIsPaused(t *testing.T) {
 	for _, engine := range []string{"resp", "redis"} {
 		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
 			r := bringUpSized(t, sut.Caches, sut.Knobs{
 				"cache.engine": engine, "cache.read": "read_through", "cache.write": "write_back", "db.replicas": "0", "web.hosts": "1",
 			}, roomy)
@@ -278,6 +281,7 @@ func (photosInTurn) Op(n uint64) workloads.Op {
 func TestOneOfThreeCacheHostsIsKilled(t *testing.T) {
 	for _, read := range []string{"look_aside", "read_through"} {
 		t.Run(read, func(t *testing.T) {
+			t.Parallel()
 			r := bringUp(t, sut.Caches, sut.Knobs{"cache.hosts": "3", "cache.feed_ttl": "0s", "cache.ttl": "1h", "cache.read": read, "db.replicas": "0", "web.hosts": "2"}, "read-heavy")
 			r.connect(t, photosInTurn{}, driver.ClientConfig{Connections: 32})
 			warm := r.load(t, 300, 4*time.Second, 0, nil)

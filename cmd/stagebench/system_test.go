@@ -237,6 +237,7 @@ func TestLedgerAgreesWithTheServer(t *testing.T) {
 	for name, knobs := range engines() {
 		for _, stage := range sut.Stages() {
 			t.Run(name+"/"+string(stage), func(t *testing.T) {
+				t.Parallel()
 				r := bringUp(t, stage, knobs, "write-heavy")
 				step := r.load(t, 60, 2*time.Second, 0, nil)
 				if step.ServerCount == nil || *step.ServerCount != step.Ledger.Sent {
@@ -257,6 +258,7 @@ func TestAWebHostIsKilled(t *testing.T) {
 	const rate = 120.0
 	for name, knobs := range engines() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			r := bringUp(t, sut.LB, knobs, "read-heavy")
 			step, killed := r.kill(t, "web-2", rate, 8*time.Second, 2*time.Second)
 			inFlight := r.inFlight(killed)
