@@ -83,20 +83,25 @@ func failedLogin(t *testing.T, d driver.Driver) {
 	}
 }
 
-// stalledSink holds the taker of outcomes up for longer than the buffers last. That is the client's
-// own lateness and no slowness of the target.
+// stalledSink takes no outcome for longer than the buffers last, until nothing is sent any
+// more. That is the client's own lateness and no slowness of the target.
 func stalledSink(t *testing.T, d driver.Driver) {
+	const still = 600 * time.Millisecond
 	server, served := counting(t, func(http.ResponseWriter, *http.Request) {})
 	stalled := false
-	y := Send(t.Context(), t, d, Setup{Endpoint: server.URL, Connections: 4, Rate: 8000, Duration: 3500 * time.Millisecond, Watch: func(o results.Outcome) {
-		if !stalled && o.Intended > int64(200*time.Millisecond) {
-			stalled = true
-			<-time.After(2500 * time.Millisecond)
+	y := Send(t.Context(), t, d, Setup{Endpoint: server.URL, Connections: 4, Rate: 8000, Duration: 2 * time.Second, Watch: func(o results.Outcome) {
+		if stalled || o.Intended < int64(200*time.Millisecond) {
+			return
+		}
+		stalled = true
+		for before := int64(-1); before != served.Load(); {
+			before = served.Load()
+			<-time.After(still)
 		}
 	}})
 	y.Check(t, served.Load())
-	if late := *y.Step.LagNS.Max; late < int64(300*time.Millisecond) {
-		t.Errorf("lag max %v, although nobody took an outcome for 2.5 s: want the client to be blamed", time.Duration(late))
+	if late := *y.Step.LagNS.Max; late < int64(still)/2 {
+		t.Errorf("lag max %v, although nobody took an outcome until nothing was sent for %v: want the client to be blamed", time.Duration(late), still)
 	}
 }
 
