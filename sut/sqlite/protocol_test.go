@@ -26,9 +26,9 @@ const (
 	note    = "select id, size, text from notes where id = $1"
 	all     = "select id, size, text from notes order by id"
 	howMany = "select count(*) from notes"
-	// These two end only when they are interrupted.
-	counting = "with recursive n (i) as (select 1 union all select i + 1 from n) select max(i) from n"
-	endless  = "select (" + counting + ")"
+	// These two are to be interrupted: by themselves they take many seconds.
+	counting = "with recursive n (i) as (select 1 union all select i + 1 from n limit 20000000) select max(i) from n"
+	lengthy  = "select (" + counting + ")"
 	churning = "update notes set size = (" + counting + ")"
 )
 
@@ -42,7 +42,7 @@ func notes() []sqlite.Statement {
 		{SQL: note, Params: []sqlite.Type{sqlite.BigInt}, Columns: row},
 		{SQL: all, Columns: row},
 		{SQL: howMany, Columns: number},
-		{SQL: endless, Columns: number},
+		{SQL: lengthy, Columns: number},
 		{SQL: churning},
 		{SQL: "insert into nowhere values ($1)", Params: []sqlite.Type{sqlite.Text}},
 	}

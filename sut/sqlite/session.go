@@ -234,7 +234,9 @@ func (s *session) ends() {
 }
 
 // cancel ends the statement under way, if there is one: its wait in line, or
-// its work.
+// its work. An interrupt that comes after the library has looked for one, and before
+// SQLite takes the statement's first step, is lost (sqlite3_interrupt is for what runs):
+// the statement then goes on to its end, as if the request had come too late.
 func (s *session) cancel() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

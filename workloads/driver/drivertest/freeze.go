@@ -97,9 +97,15 @@ func precision() (rate, tolerance float64) {
 // freeze compares the driver's percentiles with the exact answer.
 func freeze(t *testing.T, d driver.Driver) {
 	const periods = 2
-	rate, tolerance := precision()
+	most, tolerance := precision()
 	for _, connections := range []int{4, 32, 1000} {
 		t.Run(fmt.Sprintf("%d connections", connections), func(t *testing.T) {
+			rate := most
+			if connections > 32 {
+				// All that came during a freeze is answered at once, in an order that nobody
+				// knows: fewer of them, so that what they take is little beside the freeze.
+				rate *= 0.4
+			}
 			_, lines := child(t, "freezer")
 			lines.Scan()
 			endpoint := "http://" + lines.Text()
