@@ -104,7 +104,7 @@ func freeze(t *testing.T, d driver.Driver) {
 			if connections > 32 {
 				// All that came during a freeze is answered at once, in an order that nobody
 				// knows: fewer of them, so that what they take is little beside the freeze.
-				rate *= 0.4
+				rate = max(0.4*rate, 200)
 			}
 			_, lines := child(t, "freezer")
 			lines.Scan()
