@@ -195,6 +195,7 @@ func TestAsyncPrimaryDiesBehindAWriteBackCache(t *testing.T) {
 	c.awaitCount(t, c.count()+50)
 	c.end()
 	back := r.awaitFlushed(t)
+	r.awaitBack(t, "db-1") // which has the copy that tells what is lost
 	r.awaitCopies(t)
 	primary, _ := r.standings()
 	lost := c.missing(r.comments(t, primary))
