@@ -152,13 +152,8 @@ func (o attackOptions) run(ctx context.Context, s streams) error {
 		Driver: vegeta.Driver{}, Clients: clients, Workload: aim.load.Workload, SLO: results.DefaultSLO(),
 		Timeout: o.timeout, Drain: time.Second, Progress: progress, ClientCPU: float64(cell.Cores()),
 	}
-	if err := aim.observe(ctx, stepper); err != nil {
+	if err := aim.observe(ctx, s, stepper, timing.schedule.Count(timing.duration)); err != nil {
 		return err
-	}
-	if ops := timing.schedule.Count(timing.duration); aim.system != nil && ops <= mostJudged {
-		stepper.History = history.New()
-	} else if aim.system != nil {
-		fmt.Fprintf(s.err, "stale answers are not looked for: %d ops are more than %d\n", ops, uint64(mostJudged))
 	}
 	closeFiles, err := o.files(stepper)
 	if err != nil {
@@ -314,8 +309,9 @@ func (o attackOptions) aim(ctx context.Context) (a aimed, err error) {
 	return a, exit.Usage(err)
 }
 
-// observe lets the stepper read the accounts of a system that is up.
-func (a aimed) observe(ctx context.Context, s *cell.Stepper) error {
+// observe lets the stepper read the accounts of a system that is up, and look for stale
+// answers among so many ops.
+func (a aimed) observe(ctx context.Context, out streams, s *cell.Stepper, ops uint64) error {
 	if a.system == nil {
 		return nil
 	}
@@ -326,6 +322,11 @@ func (a aimed) observe(ctx context.Context, s *cell.Stepper) error {
 	}
 	s.Target, s.ClientCPU = system, cell.FreeFor(usage)
 	s.Nodes = a.system.Status
+	if ops > mostJudged {
+		fmt.Fprintf(out.err, "stale answers are not looked for: %d ops are more than %d\n", ops, uint64(mostJudged))
+		return nil
+	}
+	s.History = history.New()
 	return nil
 }
 

@@ -9,21 +9,13 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/results"
-	"github.com/stagebench/stagebench/results/rundir"
 	"github.com/stagebench/stagebench/workloads/driver/vegeta"
 	"github.com/stagebench/stagebench/workloads/pace"
 )
 
 // A cell has one timeline: it goes on when the processes are restarted.
 func TestATimelineGoesOnOverRepeats(t *testing.T) {
-	run, err := rundir.Create(t.TempDir()+"/run", results.Manifest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, err := run.Cell("lb/likes")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := cellDir(t)
 	f, err := openFiles(dir, results.Cell{Stage: "lb", Workload: "likes"})
 	if err != nil {
 		t.Fatal(err)

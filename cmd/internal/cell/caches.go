@@ -61,19 +61,17 @@ func cacheNodes(all []span) (nodes []results.CacheNode) {
 			continue
 		}
 		node := cacheNode(s.after)
-		if !s.whole || s.before.series == nil {
-			node.SinceStart = true
-			nodes = append(nodes, node)
-			continue
-		}
-		b := cacheNode(s.before)
-		node.Hits -= b.Hits
-		node.Misses -= b.Misses
-		node.Evictions -= b.Evictions
-		node.Expired -= b.Expired
-		if node.WriteBack != nil && b.WriteBack != nil {
-			node.WriteBack.Flushed -= b.WriteBack.Flushed
-			node.WriteBack.Refused -= b.WriteBack.Refused
+		node.SinceStart = !s.whole || s.before.series == nil
+		if !node.SinceStart {
+			b := cacheNode(s.before)
+			node.Hits -= b.Hits
+			node.Misses -= b.Misses
+			node.Evictions -= b.Evictions
+			node.Expired -= b.Expired
+			if node.WriteBack != nil && b.WriteBack != nil {
+				node.WriteBack.Flushed -= b.WriteBack.Flushed
+				node.WriteBack.Refused -= b.WriteBack.Refused
+			}
 		}
 		nodes = append(nodes, node)
 	}

@@ -241,9 +241,9 @@ func TestRecordsThatCannotBeReadBack(t *testing.T) {
 	}
 }
 
-// What is done to a target during a step is among its events, by time, and in the
-// timeline.
-func TestWhatIsDoneDuringAStep(t *testing.T) {
+// cellDir is the directory of a cell in a run of its own.
+func cellDir(t *testing.T) *rundir.CellDir {
+	t.Helper()
 	run, err := rundir.Create(t.TempDir()+"/run", results.Manifest{})
 	if err != nil {
 		t.Fatal(err)
@@ -252,6 +252,13 @@ func TestWhatIsDoneDuringAStep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return dir
+}
+
+// What is done to a target during a step is among its events, by time, and in the
+// timeline.
+func TestWhatIsDoneDuringAStep(t *testing.T) {
+	dir := cellDir(t)
 	rows, err := dir.CreateTimeline()
 	if err != nil {
 		t.Fatal(err)

@@ -180,5 +180,8 @@ func scrape(ctx context.Context, admin string) (map[string]float64, error) {
 		}
 		all[line[:max(end, 0)]] = value
 	}
-	return all, lines.Err()
+	if err := lines.Err(); err != nil {
+		return nil, err
+	}
+	return all, nil
 }
