@@ -23,21 +23,12 @@ type NodeConfig struct {
 	Dir    string `json:"dir"`    // private directory; for db and blob it already holds the copied template
 	Procs  int    `json:"procs"`  // GOMAXPROCS, or the like of a native server
 
-	DrainSeconds float64         `json:"drain_seconds"`
-	Uses         map[Role][]Peer `json:"uses,omitempty"`        // the nodes that it calls, by role, in topology order; of databases the primary first
-	Service      Service         `json:"service,omitempty"`     // of a web node; empty = everything
-	Routes       []Route         `json:"routes,omitempty"`      // of a balancer; none = everything anywhere
-	Replication  *Replication    `json:"replication,omitempty"` // of a database; nil = it has no copies
-	Epoch        int64           `json:"epoch,omitempty"`       // of a web node: that of the databases it uses; 0 = they have no copies
-	Knobs        Knobs           `json:"knobs"`
-	Data         Data            `json:"data"` // the seeded data set that the system holds
-}
-
-// Peer is a node that another one calls.
-type Peer struct {
-	Node    string  `json:"node"`
-	Address string  `json:"address"`          // host:port
-	Weight  float64 `json:"weight,omitempty"` // its share of requests under weighted_round_robin; 0 = 1
+	DrainSeconds float64      `json:"drain_seconds"`
+	Wiring       Wiring       `json:"wiring"`                // its neighbours, to begin with
+	Service      Service      `json:"service,omitempty"`     // of a web node; empty = everything
+	Replication  *Replication `json:"replication,omitempty"` // of a database; nil = it has no copies
+	Knobs        Knobs        `json:"knobs"`
+	Data         Data         `json:"data"` // the seeded data set that the system holds
 }
 
 // Membership is which web nodes a balancer spreads requests over. A running
@@ -56,11 +47,8 @@ type Membership struct {
 	Routes    []Route `json:"routes,omitempty"`
 }
 
-// The admin interface for memberships.
-const (
-	MembershipPath = "/membership"
-	DrainHeader    = "X-Drain-Seconds"
-)
+// MembershipPath is where a balancer takes a Membership.
+const MembershipPath = "/membership"
 
 // RequestIDHeader is the header that carries a request's id through all tiers
 // and their logs. The first tier that meets a request without one gives it one:

@@ -37,9 +37,9 @@ func (b birth) startBalance(context.Context) (part, error) {
 // balanceConfig is the same for both engines of the role.
 func (b birth) balanceConfig() balance.Config {
 	return balance.Config{
-		Node: b.config.Node, Upstreams: b.config.Uses[sut.Web],
+		Node: b.config.Node, Upstreams: b.config.Wiring.Uses[sut.Web],
 		Policy: b.config.Knobs["lb.policy"], Sticky: b.config.Knobs.Bool("lb.sticky"),
-		Layer: b.config.Knobs["lb.layer"], Routes: b.config.Routes,
+		Layer: b.config.Knobs["lb.layer"], Routes: b.config.Wiring.Routes,
 		EjectAfter: b.config.Knobs.Int("lb.eject_after"), LogRequests: b.config.Knobs["log.requests"],
 		HealthInterval: time.Duration(b.config.Knobs.Float("lb.health_interval") * float64(time.Second)),
 		Registry:       b.registry, Log: b.log,

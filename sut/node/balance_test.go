@@ -35,7 +35,7 @@ func startBalancer(t *testing.T, knobs sut.Knobs, routes []sut.Route, uses []sut
 	}
 	document, err := json.Marshal(sut.NodeConfig{
 		Node: "lb-1", Role: sut.Balance, Engine: engine, Listen: "127.0.0.1", Dir: t.TempDir(), Procs: 2, DrainSeconds: 5,
-		Uses: map[sut.Role][]sut.Peer{sut.Web: uses}, Routes: routes, Knobs: knobs, Data: sut.Data{Size: "small", Seed: 1},
+		Wiring: sut.Wiring{Uses: map[sut.Role][]sut.Peer{sut.Web: uses}, Routes: routes}, Knobs: knobs, Data: sut.Data{Size: "small", Seed: 1},
 	})
 	if err != nil {
 		t.Fatal(err)

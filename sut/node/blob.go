@@ -13,7 +13,7 @@ import (
 // blobs returns the stores of photo bytes as one.
 func (b birth) blobs() (*blob.Ring, error) {
 	return blob.NewRing(blob.RingConfig{
-		Peers: b.config.Uses[sut.Blob], Copies: b.config.Knobs.Int("blob.copies"),
+		Peers: b.config.Wiring.Uses[sut.Blob], Copies: b.config.Knobs.Int("blob.copies"),
 		Client: blob.ClientConfig{RequestID: app.RequestID}, Registry: b.registry,
 	})
 }

@@ -81,7 +81,7 @@ func (b birth) startCacheServer(ctx context.Context, s server, client cache.Conf
 
 // cached puts the cache tier, if there is one, in front of the records.
 func (b birth) cached(records *store.Store) (app.Store, func(), error) {
-	peers := b.config.Uses[sut.Cache]
+	peers := b.config.Wiring.Uses[sut.Cache]
 	if len(peers) == 0 {
 		return records, func() {}, nil
 	}

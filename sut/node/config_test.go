@@ -59,7 +59,7 @@ func FuzzNodeConfig(f *testing.F) {
 			t.Fatal(err)
 		}
 		again, err := decodeConfig(strings.NewReader(string(document)))
-		if err != nil || again.Node != config.Node || len(again.Uses) != len(config.Uses) {
+		if err != nil || again.Node != config.Node || len(again.Wiring.Uses) != len(config.Wiring.Uses) {
 			t.Fatalf("%v: written as %s", err, document)
 		}
 	})

@@ -129,12 +129,12 @@ func checkConfig(config sut.NodeConfig) error {
 	if err := checkReplication(config.Replication); err != nil {
 		return err
 	}
-	for role, peers := range config.Uses {
+	for role, peers := range config.Wiring.Uses {
 		if err := checkPeers(peers); err != nil {
 			return fmt.Errorf("uses %s: %w", role, err)
 		}
 	}
-	for _, route := range config.Routes {
+	for _, route := range config.Wiring.Routes {
 		if err := route.Validate(); err != nil {
 			return fmt.Errorf("route to %v: %w", route.To, err)
 		}
@@ -241,10 +241,10 @@ func (b birth) listenBoth() (own, admin net.Listener, err error) {
 
 // one returns the address of the one node of a role that this node calls.
 func (b birth) one(role sut.Role) (string, error) {
-	if peers := b.config.Uses[role]; len(peers) == 1 {
+	if peers := b.config.Wiring.Uses[role]; len(peers) == 1 {
 		return peers[0].Address, nil
 	}
-	return "", fmt.Errorf("role %s uses one %s node, but is told of %d", b.config.Role, role, len(b.config.Uses[role]))
+	return "", fmt.Errorf("role %s uses one %s node, but is told of %d", b.config.Role, role, len(b.config.Wiring.Uses[role]))
 }
 
 func newRegistry() *prometheus.Registry {

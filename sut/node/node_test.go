@@ -80,10 +80,10 @@ func serve(t testing.TB) service {
 	dbDir, blobDir := t.TempDir(), t.TempDir()
 	db := start(t, sut.NodeConfig{Node: "db-1", Role: sut.DB, Engine: sut.SQLite, Dir: dbDir})
 	database := map[sut.Role][]sut.Peer{sut.DB: {{Node: "db-1", Address: db.ready.Address}}}
-	start(t, sut.NodeConfig{Node: "seed", Role: sut.Seed, Engine: sut.SQLite, Dir: blobDir, Uses: database})
+	start(t, sut.NodeConfig{Node: "seed", Role: sut.Seed, Engine: sut.SQLite, Dir: blobDir, Wiring: sut.Wiring{Uses: database}})
 	blob := start(t, sut.NodeConfig{Node: "blob-1", Role: sut.Blob, Engine: sut.Files, Dir: blobDir})
 	database[sut.Blob] = []sut.Peer{{Node: "blob-1", Address: blob.ready.Address}}
-	web := start(t, sut.NodeConfig{Node: "web-1", Role: sut.Web, Engine: sut.App, Dir: t.TempDir(), Uses: database})
+	web := start(t, sut.NodeConfig{Node: "web-1", Role: sut.Web, Engine: sut.App, Dir: t.TempDir(), Wiring: sut.Wiring{Uses: database}})
 	return service{url: "http://" + web.ready.Address, db: db}
 }
 

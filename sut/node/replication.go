@@ -18,11 +18,11 @@ import (
 // databases are those that a web node uses to begin with: the primary is named
 // first.
 func (b birth) databases() (sut.Databases, error) {
-	peers := b.config.Uses[sut.DB]
+	peers := b.config.Wiring.Uses[sut.DB]
 	if len(peers) == 0 {
 		return sut.Databases{}, fmt.Errorf("role %s uses a %s node, but is told of none", b.config.Role, sut.DB)
 	}
-	return sut.Databases{Epoch: b.config.Epoch, Primary: peers[0], Replicas: peers[1:]}, nil
+	return sut.Databases{Epoch: b.config.Wiring.Epoch, Primary: peers[0], Replicas: peers[1:]}, nil
 }
 
 // databasesHandler tells a store of other databases.

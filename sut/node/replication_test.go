@@ -80,7 +80,7 @@ func seeded(t *testing.T, engine sut.Engine) string {
 		t.Fatal(err)
 	}
 	db := start(t, sut.NodeConfig{Node: "template", Role: sut.DB, Engine: engine, Dir: dir})
-	start(t, sut.NodeConfig{Node: "seed", Role: sut.Seed, Engine: engine, Dir: t.TempDir(), Uses: map[sut.Role][]sut.Peer{sut.DB: {{Node: "template", Address: db.ready.Address}}}})
+	start(t, sut.NodeConfig{Node: "seed", Role: sut.Seed, Engine: engine, Dir: t.TempDir(), Wiring: sut.Wiring{Uses: map[sut.Role][]sut.Peer{sut.DB: {{Node: "template", Address: db.ready.Address}}}}})
 	db.drain()
 	if err := db.end(t); err != nil {
 		t.Fatal(err)
@@ -286,13 +286,13 @@ func TestDatabasesOfAWebNode(t *testing.T) {
 	for i, dir := range dirs {
 		db := start(t, sut.NodeConfig{Node: fmt.Sprintf("db-%d", i+1), Role: sut.DB, Engine: sut.SQLite, Dir: dir})
 		dbs = append(dbs, db)
-		start(t, sut.NodeConfig{Node: "seed", Role: sut.Seed, Engine: sut.SQLite, Dir: blobDirs[i], Uses: map[sut.Role][]sut.Peer{sut.DB: {db.peer("db-1")}}})
+		start(t, sut.NodeConfig{Node: "seed", Role: sut.Seed, Engine: sut.SQLite, Dir: blobDirs[i], Wiring: sut.Wiring{Uses: map[sut.Role][]sut.Peer{sut.DB: {db.peer("db-1")}}}})
 	}
 	blob := start(t, sut.NodeConfig{Node: "blob-1", Role: sut.Blob, Engine: sut.Files, Dir: blobDirs[0]})
 	// Two databases that know nothing of each other show who was asked.
-	w := start(t, sut.NodeConfig{Node: "web-1", Role: sut.Web, Engine: sut.App, Dir: t.TempDir(), Epoch: 1, Uses: map[sut.Role][]sut.Peer{
+	w := start(t, sut.NodeConfig{Node: "web-1", Role: sut.Web, Engine: sut.App, Dir: t.TempDir(), Wiring: sut.Wiring{Epoch: 1, Uses: map[sut.Role][]sut.Peer{
 		sut.DB: {dbs[0].peer("db-1"), dbs[1].peer("db-2")}, sut.Blob: {blob.peer("blob-1")},
-	}})
+	}}})
 	s, c := service{url: "http://" + w.ready.Address}, browser(t)
 	login, _ := json.Marshal(map[string]string{"login": sut.SeedLogin(1), "password": sut.SeedPassword})
 	if response, text := s.do(t, c, http.MethodPost, "/api/login", "application/json", login); response.StatusCode >= 300 {

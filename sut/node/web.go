@@ -172,7 +172,7 @@ type placement struct {
 // only asks the others for theirs.
 func (b birth) placeSessions() (placement, error) {
 	if b.config.Service == sut.Uploads {
-		return placement{remote: session.NewRemote(b.config.Uses[sut.Web], app.RequestID)}, nil
+		return placement{remote: session.NewRemote(b.config.Wiring.Uses[sut.Web], app.RequestID)}, nil
 	}
 	memory, err := session.NewMemory(session.MemoryConfig{Host: b.config.Node, Registry: b.registry})
 	return placement{memory: memory}, err

@@ -23,7 +23,7 @@ func tiers(t testing.TB) map[sut.Role][]sut.Peer {
 	blobDir := t.TempDir()
 	db := start(t, sut.NodeConfig{Node: "db-1", Role: sut.DB, Engine: sut.SQLite, Dir: t.TempDir()})
 	uses := map[sut.Role][]sut.Peer{sut.DB: {{Node: "db-1", Address: db.ready.Address}}}
-	start(t, sut.NodeConfig{Node: "seed", Role: sut.Seed, Engine: sut.SQLite, Dir: blobDir, Uses: uses})
+	start(t, sut.NodeConfig{Node: "seed", Role: sut.Seed, Engine: sut.SQLite, Dir: blobDir, Wiring: sut.Wiring{Uses: uses}})
 	blob := start(t, sut.NodeConfig{Node: "blob-1", Role: sut.Blob, Engine: sut.Files, Dir: blobDir})
 	uses[sut.Blob] = []sut.Peer{{Node: "blob-1", Address: blob.ready.Address}}
 	return uses
@@ -32,7 +32,7 @@ func tiers(t testing.TB) map[sut.Role][]sut.Peer {
 // web starts a web node.
 func web(t testing.TB, name string, uses map[sut.Role][]sut.Peer, adjust ...func(*sut.NodeConfig)) *running {
 	t.Helper()
-	c := sut.NodeConfig{Node: name, Role: sut.Web, Engine: sut.App, Dir: t.TempDir(), Uses: uses}
+	c := sut.NodeConfig{Node: name, Role: sut.Web, Engine: sut.App, Dir: t.TempDir(), Wiring: sut.Wiring{Uses: uses}}
 	for _, f := range adjust {
 		f(&c)
 	}

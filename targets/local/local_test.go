@@ -225,12 +225,12 @@ func TestNodesAreTold(t *testing.T) {
 	if lb.Role != sut.Balance || lb.Engine != sut.OwnBalance || lb.Procs != 2 || lb.Knobs["lb.cpu"] != "11" || lb.Data != s.options.Data {
 		t.Errorf("lb-1 was told %+v", lb)
 	}
-	webs := lb.Uses[sut.Web]
+	webs := lb.Wiring.Uses[sut.Web]
 	if len(webs) != 2 || webs[0] != (sut.Peer{Node: "web-1", Address: status(t, system, "web-1").Address, Weight: 1}) || webs[1].Node != "web-2" {
-		t.Errorf("lb-1 uses %+v", lb.Uses)
+		t.Errorf("lb-1 uses %+v", lb.Wiring.Uses)
 	}
 	web := configOf(t, webs[0].Address)
-	if len(web.Uses[sut.DB]) != 1 || len(web.Uses[sut.Blob]) != 1 || web.Procs != 1 {
+	if len(web.Wiring.Uses[sut.DB]) != 1 || len(web.Wiring.Uses[sut.Blob]) != 1 || web.Procs != 1 {
 		t.Errorf("web-1 was told %+v", web)
 	}
 	hosts := map[string]string{}

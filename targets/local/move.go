@@ -195,7 +195,7 @@ func (s *System) tellOne(ctx context.Context, n *node) error {
 	case state != targets.Serving:
 		return nil
 	}
-	document, err := json.Marshal(sut.Membership{Upstreams: config.Uses[sut.Web], Routes: config.Routes})
+	document, err := json.Marshal(sut.Membership{Upstreams: config.Wiring.Uses[sut.Web], Routes: config.Wiring.Routes})
 	if err != nil {
 		return fmt.Errorf("write the membership of %s: %w", n.Name, err)
 	}
@@ -225,7 +225,7 @@ func (s *System) tellOne(ctx context.Context, n *node) error {
 	defer func() { _ = response.Body.Close() }() // read only
 	switch response.StatusCode {
 	case http.StatusNoContent:
-		s.noted(n, "told of %d hosts, after %v", len(config.Uses[sut.Web]), time.Since(begin).Round(time.Millisecond))
+		s.noted(n, "told of %d hosts, after %v", len(config.Wiring.Uses[sut.Web]), time.Since(begin).Round(time.Millisecond))
 		return nil
 	case http.StatusGatewayTimeout:
 		s.noted(n, "hosts that leave still have work after %v", drainBound)

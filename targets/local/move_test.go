@@ -89,7 +89,7 @@ func TestScaleUpAndDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "lb-2 is restarted", func() bool { return status(t, system, "lb-2").Restarts == 1 })
-	if webs := configOf(t, status(t, system, "lb-2").Address).Uses[sut.Web]; len(webs) != 4 {
+	if webs := configOf(t, status(t, system, "lb-2").Address).Wiring.Uses[sut.Web]; len(webs) != 4 {
 		t.Errorf("the restarted lb-2 uses %v", webs)
 	}
 	if err := system.Scale(t.Context(), sut.Web, 2); err != nil {
@@ -190,7 +190,7 @@ func TestScaleIsInterrupted(t *testing.T) {
 // webPeers lists the web nodes that a node uses at this moment.
 func webPeers(t *testing.T, system *System, node string) (names []string) {
 	t.Helper()
-	for _, peer := range configOf(t, status(t, system, node).Address).Uses[sut.Web] {
+	for _, peer := range configOf(t, status(t, system, node).Address).Wiring.Uses[sut.Web] {
 		names = append(names, peer.Node)
 	}
 	return names

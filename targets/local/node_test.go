@@ -82,7 +82,7 @@ type testNode struct {
 	crash     chan exitStatus
 
 	config sut.NodeConfig
-	mu     sync.Mutex // guards config.Uses once the node serves
+	mu     sync.Mutex // guards config.Wiring.Uses once the node serves
 }
 
 // exitStatus is the death that a behaviour asks for.
@@ -190,7 +190,7 @@ func (n *testNode) seed(ready sut.Ready) error {
 	if n.behaviour == "fails" {
 		return exitStatus(4)
 	}
-	response, err := http.Post("http://"+n.config.Uses[sut.DB][0].Address+"/put", "", nil)
+	response, err := http.Post("http://"+n.config.Wiring.Uses[sut.DB][0].Address+"/put", "", nil)
 	if err != nil {
 		return err
 	}
@@ -260,7 +260,7 @@ func (n *testNode) handler() http.Handler {
 			select {} // without an answer
 		default:
 			n.mu.Lock()
-			n.config.Uses[sut.Web] = m.Upstreams
+			n.config.Wiring.Uses[sut.Web] = m.Upstreams
 			n.mu.Unlock()
 			w.WriteHeader(http.StatusNoContent)
 		}

@@ -133,21 +133,21 @@ func (s *System) configFor(n *node) sut.NodeConfig {
 		Node: n.Name, Host: n.Host, Role: n.Role, Engine: n.Engine,
 		Listen: n.host.address, Dir: n.dir, Procs: procsFor(n.host.CPU),
 		DrainSeconds: s.opts.DrainTimeout.Seconds(),
-		Service:      n.Service, Routes: n.Routes, Knobs: s.topology.Knobs, Data: s.opts.Data,
-		Uses: map[sut.Role][]sut.Peer{},
+		Service:      n.Service, Knobs: s.topology.Knobs, Data: s.opts.Data,
+		Wiring: sut.Wiring{Routes: n.Routes, Uses: map[sut.Role][]sut.Peer{}},
 	}
 	for _, used := range n.uses {
-		config.Uses[used.Role] = append(config.Uses[used.Role], used.peer())
+		config.Wiring.Uses[used.Role] = append(config.Wiring.Uses[used.Role], used.peer())
 	}
 	// Of databases with copies, which are the ones to use may have changed since
 	// they were declared.
 	switch {
 	case n.Replicated:
-		delete(config.Uses, sut.DB)
+		delete(config.Wiring.Uses, sut.DB)
 		config.Replication = s.replication(n)
 	case n.readsDatabases() && s.roles.Epoch > 0:
 		use := s.databases(n)
-		config.Epoch, config.Uses[sut.DB] = use.Epoch, append([]sut.Peer{use.Primary}, use.Replicas...)
+		config.Wiring.Epoch, config.Wiring.Uses[sut.DB] = use.Epoch, append([]sut.Peer{use.Primary}, use.Replicas...)
 	}
 	if n.ready.Address != "" { // a restart: its peers know the old port
 		config.Port = portOf(n.ready.Address)

@@ -191,7 +191,7 @@ func (s *System) seed(ctx context.Context, work string, db sut.NodeConfig, ready
 	config := db
 	config.Node, config.Role, config.Dir = "template-seed", sut.Seed, filepath.Join(work, templateBlob)
 	config.DrainSeconds = seedExit.Seconds()
-	config.Uses = map[sut.Role][]sut.Peer{sut.DB: {{Node: db.Node, Address: ready.Address}}}
+	config.Wiring.Uses = map[sut.Role][]sut.Peer{sut.DB: {{Node: db.Node, Address: ready.Address}}}
 	leaf, err := host.Leaf(config.Node)
 	if err != nil {
 		return err
