@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/balance"
+	"github.com/stagebench/stagebench/sut/ladder"
 )
 
 func (b birth) startBalance(context.Context) (part, error) {
@@ -36,12 +36,11 @@ func (b birth) startBalance(context.Context) (part, error) {
 
 // balanceConfig is the same for both engines of the role.
 func (b birth) balanceConfig() balance.Config {
+	s := ladder.LBOf(b.config.Knobs)
 	return balance.Config{
 		Node: b.config.Node, Upstreams: b.config.Wiring.Uses[sut.Web],
-		Policy: b.config.Knobs["lb.policy"], Sticky: b.config.Knobs.Bool("lb.sticky"),
-		Layer: b.config.Knobs["lb.layer"], Routes: b.config.Wiring.Routes,
-		EjectAfter: b.config.Knobs.Int("lb.eject_after"), LogRequests: b.config.Knobs["log.requests"],
-		HealthInterval: time.Duration(b.config.Knobs.Float("lb.health_interval") * float64(time.Second)),
-		Registry:       b.registry, Log: b.log,
+		Policy: s.Policy, Sticky: s.Sticky(), Layer: string(s.Layer), Routes: b.config.Wiring.Routes,
+		EjectAfter: s.EjectAfter, LogRequests: ladder.LogsOf(b.config.Knobs).Requests,
+		HealthInterval: s.HealthInterval, Registry: b.registry, Log: b.log,
 	}
 }

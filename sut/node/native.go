@@ -162,7 +162,7 @@ func (b birth) startMemcached(ctx context.Context) (part, error) {
 		return part{}, err
 	}
 	s := memcached.New(memcached.Config{
-		Install: install, Listen: net.ParseIP(b.config.Listen), Port: port, MaxBytes: b.cacheBytes(), Procs: b.config.Procs,
+		Install: install, Listen: net.ParseIP(b.config.Listen), Port: port, MaxBytes: b.cache().Bytes(), Procs: b.config.Procs,
 	})
 	return b.startCacheServer(ctx, s, cache.Config{Protocol: cache.Memcached}, func(ctx context.Context) (cacheFigures, error) {
 		figures, err := memcached.Stats(ctx, s.Address())
