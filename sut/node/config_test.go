@@ -52,7 +52,7 @@ func FuzzNodeConfig(f *testing.F) {
 		config.Knobs.Int("web.max_conns")
 		config.Knobs.Float("lb.health_interval")
 		config.Knobs.At("web.cpu", 99)
-		birth{config: config}.balanceConfig()
+		birth{config: config}.balancing()
 		_, _ = hostNumber(config.Node)
 		document, err := json.Marshal(config)
 		if err != nil {
