@@ -10,6 +10,7 @@ import (
 	"github.com/stagebench/stagebench/sut/app"
 	"github.com/stagebench/stagebench/sut/cache"
 	"github.com/stagebench/stagebench/sut/ladder"
+	"github.com/stagebench/stagebench/sut/redis"
 	"github.com/stagebench/stagebench/sut/resp"
 	"github.com/stagebench/stagebench/sut/store"
 )
@@ -27,7 +28,7 @@ func (b birth) startRESP(ctx context.Context) (part, error) {
 	if err != nil {
 		return part{}, errors.Join(err, listener.Close())
 	}
-	b.registry.MustRegister(newCacheCollector(func(context.Context) (cacheFigures, error) { return respFigures(server.Stats()), nil }))
+	b.registry.MustRegister(newCacheCollector(func(context.Context) (sut.CacheFigures, error) { return server.Stats().CacheFigures, nil }))
 	front := front{close: func(context.Context) error { return nil }, admin: b.admin()}
 	if b.cache().Loads() {
 		if front, err = b.startFront(ctx, server, server.Values()); err != nil {
@@ -39,7 +40,7 @@ func (b birth) startRESP(ctx context.Context) (part, error) {
 
 // startRedis starts the native cache node.
 func (b birth) startRedis(ctx context.Context) (part, error) {
-	install, err := resp.FindRedis()
+	install, err := redis.Find()
 	if err != nil {
 		return part{}, err
 	}
@@ -47,13 +48,10 @@ func (b birth) startRedis(ctx context.Context) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	s := resp.NewRedis(resp.RedisConfig{
-		Install: install, Dir: b.config.Dir, Listen: net.ParseIP(b.config.Listen), Port: port, MaxBytes: b.cache().Bytes(), Evict: resp.Evict(b.cache().Evict),
+	s := redis.New(redis.Config{
+		Install: install, Dir: b.config.Dir, Listen: net.ParseIP(b.config.Listen), Port: port, MaxBytes: b.cache().Bytes(), Evict: b.cache().Evict,
 	})
-	return b.startCacheServer(ctx, s, cache.Config{}, func(ctx context.Context) (cacheFigures, error) {
-		stats, err := s.Stats(ctx)
-		return respFigures(stats), err
-	})
+	return b.startCacheServer(ctx, s, cache.Config{})
 }
 
 // serverPort is the port of a native cache server: that of the node, unless it has a
@@ -65,11 +63,17 @@ func (b birth) serverPort() (int, error) {
 	return b.freePort()
 }
 
+// cacheServer is a native server that says what it has counted.
+type cacheServer interface {
+	server
+	Stats(ctx context.Context) (sut.CacheFigures, error)
+}
+
 // startCacheServer starts a native cache server, of which client says how it is spoken
 // to, with a front before it where the cache tier loads or writes records itself.
-func (b birth) startCacheServer(ctx context.Context, s server, client cache.Config, figures func(context.Context) (cacheFigures, error)) (part, error) {
+func (b birth) startCacheServer(ctx context.Context, s cacheServer, client cache.Config) (part, error) {
 	start := func() (part, error) { return b.startNative(ctx, s, syscall.SIGKILL) }
-	b.registry.MustRegister(newCacheCollector(figures))
+	b.registry.MustRegister(newCacheCollector(s.Stats))
 	if b.cache().Loads() {
 		return b.before(ctx, client, start)
 	}

@@ -53,7 +53,7 @@ func FuzzNodeConfig(f *testing.F) {
 		}
 		ladder.WebOf(config.Knobs).CPU.At(99)
 		ladder.CacheOf(config.Knobs).Bytes()
-		birth{config: config}.balanceConfig()
+		birth{config: config}.balancing()
 		_, _ = hostNumber(config.Node)
 		document, err := json.Marshal(config)
 		if err != nil {
