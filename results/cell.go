@@ -1,6 +1,9 @@
 package results
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Latency is the distribution of one clock, in nanoseconds. A nil percentile
 // has fewer than ten samples beyond it, or, where failures count as infinitely
@@ -157,6 +160,29 @@ type Writes struct {
 	Conflicts int64 `json:"conflicts,omitempty"`
 }
 
+// Figure is something that the nodes of a tier count or hold, summed over the nodes that report it.
+type Figure struct {
+	Name  string `json:"name"`            // unit last: "cache_evictions"
+	Title string `json:"title,omitempty"` // of its column in tables; "" = it has none
+	Doc   string `json:"doc,omitempty"`   // one sentence
+	Kind  string `json:"kind"`            // "counter": growth over the step; "gauge": value at its end
+	Value *int64 `json:"value"`           // nil = unknown
+	// Unknown lists the nodes that did not answer at the end of the step. The value is unknown then.
+	Unknown []string `json:"unknown,omitempty"`
+	// SinceStart lists the nodes whose part is the count since their start: they were restarted during the
+	// step, or did not answer at its beginning.
+	SinceStart []string `json:"since_start,omitempty"`
+}
+
+// Figure returns the figure of that name, nil if no node reports it.
+func (s Step) Figure(name string) *Figure {
+	i := slices.IndexFunc(s.Figures, func(f Figure) bool { return f.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return &s.Figures[i]
+}
+
 // Step is one offered rate in a cell.
 type Step struct {
 	Purpose      string             `json:"purpose"` // warmup, search, confirm, reference, replay, fixed, attack
@@ -177,8 +203,9 @@ type Step struct {
 	LateOps      int64              `json:"late_ops"`         // ops that the client took up later than LagLimit allows
 	Outages      []Outage           `json:"outages,omitempty"`
 	Events       []Event            `json:"events,omitempty"`
-	Stale        *Stale             `json:"stale,omitempty"` // nil = no read of a single record could be judged
-	Cache        *CacheReads        `json:"cache,omitempty"` // nil = there is no cache tier, or its users were restarted
+	Stale        *Stale             `json:"stale,omitempty"`   // nil = no read of a single record could be judged
+	Figures      []Figure           `json:"figures,omitempty"` // declared figures that some node reports, in declared order
+	Cache        *CacheReads        `json:"cache,omitempty"`   // nil = there is no cache tier, or its users were restarted
 	CacheNodes   []CacheNode        `json:"cache_nodes,omitempty"`
 	Database     *DatabaseCalls     `json:"database,omitempty"` // nil = its users were restarted, or were not asked
 	Hosts        []HostUsage        `json:"hosts,omitempty"`
@@ -194,6 +221,7 @@ type Step struct {
 	OpsHash      string             `json:"ops_hash"`               // of the op sequence, same seed, same hash
 	Valid        bool               `json:"valid"`
 	Invalid      []string           `json:"invalid,omitempty"` // why it is not valid; each of these is also a warning
+	Excused      bool               `json:"excused,omitempty"` // not valid, only because of a lateness that did not break the SLO
 	Warnings     []string           `json:"warnings"`
 }
 
