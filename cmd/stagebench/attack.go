@@ -321,7 +321,7 @@ func (a aimed) observe(ctx context.Context, out streams, s *cell.Stepper, ops ui
 		return err
 	}
 	s.Target, s.ClientCPU = system, cell.FreeFor(usage)
-	s.Nodes = a.system.Status
+	s.Nodes, s.Figures = a.system.Status, cell.Figures()
 	if ops > mostJudged {
 		fmt.Fprintf(out.err, "stale answers are not looked for: %d ops are more than %d\n", ops, uint64(mostJudged))
 		return nil

@@ -68,7 +68,7 @@ func (b *Bench) Measure(ctx context.Context, topology sut.Topology, l load.Load)
 	if err := files.close(); err != nil && c.Error == "" {
 		c.Error = err.Error()
 	}
-	conclude(&c, b.SLO)
+	conclude(&c)
 	return c
 }
 
@@ -197,7 +197,8 @@ func (b *Bench) stepper(ctx context.Context, system *local.System, workload work
 	return &Stepper{
 		Driver: b.Driver, Clients: clients, Workload: workload, SLO: b.SLO, Timeout: opTimeout, Drain: drainAtStop,
 		Progress: b.Progress, History: history.New(), Target: system, ClientCPU: FreeFor(usage), Log: f.log, timeline: f.timeline,
-		Nodes: func(context.Context) ([]targets.NodeStatus, error) { return system.Status(), nil },
+		Nodes:   func(context.Context) ([]targets.NodeStatus, error) { return system.Status(), nil },
+		Figures: Figures(),
 	}, nil
 }
 
@@ -265,8 +266,7 @@ func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error 
 		if err != nil {
 			return err
 		}
-		// What broke a step that is not valid may have been the client.
-		if !step.SLOMet && !step.Valid && spoiled < maxSpoiled {
+		if step.Spoiled() && spoiled < maxSpoiled {
 			spoiled++
 			continue
 		}
@@ -320,7 +320,7 @@ func (b *Bench) warmUp(c *results.Cell, rate float64, steps func(string, float64
 }
 
 // conclude draws the cell's own conclusions from its steps.
-func conclude(c *results.Cell, slo results.SLO) {
+func conclude(c *results.Cell) {
 	if n := len(c.Repeats); n > 1 {
 		sorted := slices.Sorted(slices.Values(c.Repeats))
 		c.CapacityMethod = fmt.Sprintf("median of %d repeats with restarted processes, lowest to highest", n)
@@ -347,21 +347,21 @@ func conclude(c *results.Cell, slo results.SLO) {
 	default:
 		c.Limit = results.FindLimit(*best)
 	}
-	judgeSteps(c, best, slo)
+	judgeSteps(c, best)
 	c.LimitedBy = c.Limit.By
 }
 
 // judgeSteps takes over the validity of the steps that the row's figures rest
 // on: the reference of each repeat, the highest that passed, and the lowest that
 // failed, which says "client" when it was the client that could not keep up.
-func judgeSteps(c *results.Cell, best *results.Step, slo results.SLO) {
+func judgeSteps(c *results.Cell, best *results.Step) {
 	doubted := map[*results.Step]bool{nil: true}
 	doubt := func(s *results.Step, where string) {
 		if doubted[s] {
 			return
 		}
 		doubted[s] = true
-		c.Valid = c.Valid && (s.Valid || results.HarmlessLateness(*s, slo))
+		c.Valid = c.Valid && s.Stands()
 		for _, w := range s.Warnings {
 			c.Warnings = append(c.Warnings, fmt.Sprintf("%s step at %.0f/s%s: %s", s.Purpose, s.OfferedRPS, where, w))
 		}
@@ -380,8 +380,8 @@ func judgeSteps(c *results.Cell, best *results.Step, slo results.SLO) {
 		if s.OfferedRPS != c.FailingRPS || s.SLOMet || s.Valid {
 			continue
 		}
-		if results.ClientSaturated(*s) {
-			c.Limit = results.Limit{By: "client", Figure: fmt.Sprintf("%.0f%% of its CPU", s.Client.CPUShare*100), CPUShare: s.Client.CPUShare}
+		if limit := results.FindLimit(*s); limit.By == "client" {
+			c.Limit = limit
 		}
 		doubt(s, "")
 		break

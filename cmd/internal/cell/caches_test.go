@@ -48,7 +48,7 @@ func nodeThatSays(t *testing.T, name string, role sut.Role, page func() string) 
 }
 
 func TestWhatACacheNodeSays(t *testing.T) {
-	plain := results.CacheNode{Node: "cache-1", Hits: 1_200_000, Misses: 34, Evictions: 5, Expired: 6, Entries: 7, Bytes: 8_000_000, LimitBytes: 16 << 20}
+	plain := results.CacheNode{Node: "cache-1", Hits: 1_200_000, Misses: 34, Evictions: 5, Expired: 6, Entries: 7, Bytes: 8_000_000, LimitBytes: 16 << 20, SinceStart: true}
 	back := plain
 	back.WriteBack = &results.WriteBack{Unflushed: 3, Flushed: 40, Refused: 5}
 	front := `stagebench_cache_node_unflushed{shard="1"} 1
@@ -82,8 +82,8 @@ stagebench_cache_node_refused_total 5
 }
 
 // cacheNodeThat has counted so much since it was started.
-func cacheNodeThat(name string, started, counted float64, back bool) count {
-	c := count{node: targets.NodeStatus{Node: name, Role: sut.Cache}, series: map[string]float64{
+func cacheNodeThat(name string, started, counted float64, back bool) reading {
+	c := reading{node: targets.NodeStatus{Node: name, Role: sut.Cache}, series: map[string]float64{
 		startedMetric: started, cacheNodePrefix + "hits_total": counted, cacheNodePrefix + "misses_total": 2 * counted,
 		cacheNodePrefix + "evictions_total": 3 * counted, cacheNodePrefix + "expired_total": 4 * counted,
 		cacheNodePrefix + "entries": 10, cacheNodePrefix + "bytes": counted, cacheNodePrefix + "limit_bytes": 30,
@@ -97,16 +97,16 @@ func cacheNodeThat(name string, started, counted float64, back bool) count {
 }
 
 // unheard is a node that did not answer.
-func unheard(name string, role sut.Role) count {
-	return count{node: targets.NodeStatus{Node: name, Role: role}, err: errors.New("no answer")}
+func unheard(name string, role sut.Role) reading {
+	return reading{node: targets.NodeStatus{Node: name, Role: role}, err: errors.New("no answer")}
 }
 
-func TestWhatCacheNodesCountedBetweenTwoLooks(t *testing.T) {
-	before := []count{
+func TestWhatCacheNodesCountedBetweenTwoReadings(t *testing.T) {
+	before := []reading{
 		cacheNodeThat("cache-1", 100, 7, true), cacheNodeThat("cache-2", 100, 7, false), cacheNodeThat("cache-4", 100, 7, false),
 		cacheNodeThat("cache-5", 100, 7, false), unheard("cache-6", sut.Cache),
 	}
-	after := []count{
+	after := []reading{
 		cacheNodeThat("cache-3", 190, 1, false), cacheNodeThat("cache-1", 100, 9, true), cacheNodeThat("cache-2", 200, 9, false), unheard("cache-4", sut.Cache),
 		cacheNodeThat("cache-6", 100, 2, false),
 	}
@@ -119,8 +119,8 @@ func TestWhatCacheNodesCountedBetweenTwoLooks(t *testing.T) {
 		{Node: "cache-3", Hits: 1, Misses: 2, Evictions: 3, Expired: 4, Entries: 10, Bytes: 1, LimitBytes: 30, SinceStart: true},    // it is new
 		{Node: "cache-6", Hits: 2, Misses: 4, Evictions: 6, Expired: 8, Entries: 10, Bytes: 2, LimitBytes: 30, SinceStart: true},    // it had not answered
 	} // cache-4 does not answer, and cache-5 is gone
-	for range 2 { // looks are not changed by being compared
-		if diff := cmp.Diff(want, cacheNodes(spans(before, after))); diff != "" {
+	for range 2 { // readings are not changed by being compared
+		if diff := cmp.Diff(want, cacheNodes(deltas(before, after))); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)
 		}
 	}
@@ -136,6 +136,7 @@ func TestAStepAsksTheNodes(t *testing.T) {
 	nodes := []targets.NodeStatus{nodeThatSays(t, "cache-1", sut.Cache, page), nodeThatSays(t, "cache-2", sut.Cache, func() string { return "" })}
 	_, steps := offer(t, &lagging{lag: -1}, likes{}, func(s *Stepper) {
 		s.Nodes = func(context.Context) ([]targets.NodeStatus, error) { return nodes, nil }
+		s.Figures = Figures()
 	})
 	for i, step := range steps {
 		if diff := cmp.Diff([]results.CacheNode{{Node: "cache-1", Hits: 10}}, step.CacheNodes); diff != "" {

@@ -13,7 +13,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -62,9 +61,11 @@ type Stepper struct {
 
 	// Target is nil for a target of which nothing but its address is known.
 	Target Observed
-	// Nodes lists the nodes of the target, which are asked before and after a step for
-	// what they have counted; nil for a target of which they are not known.
+	// Nodes lists the nodes of the target, whose metrics are read before and after a step; nil for a target of
+	// which they are not known.
 	Nodes func(ctx context.Context) ([]targets.NodeStatus, error)
+	// Figures are what the nodes are asked for, besides their count of requests.
+	Figures []Figure
 	// ClientCPU is how many cores the client can use.
 	ClientCPU float64
 	// During does something to the target while a step lasts, from its start until
@@ -92,7 +93,7 @@ func (s *Stepper) Step(ctx context.Context, purpose string, rate float64, schedu
 	before := s.before(ctx)
 	f := &follower{
 		stepper: s, recorder: hdr.New(time.Now(), s.SLO.BoundOf, s.keep), next: interval,
-		hopeless: func() {}, slo: s.SLO, scheduled: int64(scheduled),
+		hopeless: func() {}, tally: results.Tally{SLO: s.SLO, Scheduled: int64(scheduled)},
 	}
 	if purpose == "search" || purpose == "confirm" {
 		f.hopeless = giveUp
@@ -113,8 +114,7 @@ func (s *Stepper) Step(ctx context.Context, purpose string, rate float64, schedu
 	s.next += scheduled
 	s.fill(&step, report, before, after, done)
 	step.Stale = s.stale(report)
-	step.SLOMet, step.SLOBroken = s.SLO.Judge(step)
-	results.Assess(&step, results.Evidence{
+	results.Judge(&step, s.SLO, results.Evidence{
 		InFlightNS: report.InFlightNS, ServiceNS: f.recorder.ServiceNS(), Recorded: step.ResponseNS.Count,
 		FDHeadroom: fileHeadroom(), EarlierUnanswered: s.left,
 	})
@@ -162,9 +162,9 @@ func (s *Stepper) stale(report driver.Report) *results.Stale {
 	return &stale
 }
 
-// fill adds the rates, what target and client used between two looks, and what
+// fill adds the rates, what target and client used between two snapshots, and what
 // happened to the target; done is what was done to it on purpose.
-func (s *Stepper) fill(step *results.Step, report driver.Report, before, after look, done []targets.Event) {
+func (s *Stepper) fill(step *results.Step, report driver.Report, before, after snapshot, done []targets.Event) {
 	step.Seconds = report.Window.Seconds()
 	completed := step.Ledger.OK + step.Ledger.HTTPError
 	step.SentRPS = float64(step.Ledger.Sent) / max(step.Seconds, 1e-9)
@@ -194,18 +194,8 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after l
 			step.Warnings = append(step.Warnings, e.Text)
 		}
 	}
-	if before.counted && after.counted {
-		counted := spans(before.counts, after.counts)
-		var why string
-		if step.ServerCount, why = served(counted); why != "" {
-			step.Warnings = append(step.Warnings, why)
-		}
-		step.Cache, step.CacheNodes, step.Database = cacheReads(counted), cacheNodes(counted), databaseCalls(counted)
-	}
-	for _, n := range step.CacheNodes {
-		if n.WriteBack != nil && n.WriteBack.Refused > 0 {
-			step.Warnings = append(step.Warnings, fmt.Sprintf("%s: the database refused %d acknowledged writes when they were written back: they are lost", n.Node, n.WriteBack.Refused))
-		}
+	if before.known && after.known {
+		fillFigures(step, s.Figures, deltas(before.nodes, after.nodes))
 	}
 }
 
@@ -260,10 +250,7 @@ type follower struct {
 	recorder  *hdr.Recorder
 	next      int64 // end of the open interval
 	completed int64 // in the open interval
-	slo       results.SLO
-	scheduled int64
-	over      int64 // pooled classes only, when they have a bound
-	errors    int64
+	tally     results.Tally
 	hopeless  func() // called when the objective can no longer be met
 }
 
@@ -284,19 +271,7 @@ func (f *follower) outcome(o results.Outcome) {
 	if o.Fate == results.OK || o.Fate == results.HTTPError {
 		f.completed++
 	}
-	failed := o.Fate.Failed() && !o.SessionLost
-	if failed {
-		f.errors++
-	}
-	// As the objective will count it: a lost session is neither slow nor failed.
-	slow := o.Fate == results.OK && o.Response() > f.slo.BoundOf(o.Class)
-	// Without a bound for the pool, failures in it break nothing but ErrorRate.
-	if _, own := f.slo.Classes[o.Class]; !own && f.slo.Bound != math.MaxInt64 && (failed || slow) {
-		f.over++
-	}
-	// More ops have failed, or are too slow, than the whole step may have:
-	// whatever the rest does, the verdict stands.
-	if f.over > f.scheduled/100+1 || float64(f.errors) > f.slo.ErrorRate*float64(f.scheduled)+1 {
+	if f.tally.Count(o) {
 		f.hopeless()
 	}
 }
