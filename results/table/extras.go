@@ -1,0 +1,169 @@
+package table
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/stagebench/stagebench/results"
+)
+
+// extras returns the columns that the ladder has only where some cell has something to show in them, and their
+// legend: what clients saw of the cache tier, the declared figures, stale answers, lost writes. Shares, ages and
+// figures are those of the step at the reference rate, as the latencies are.
+func extras(rows []ladderRow, at string) (fields []Field[ladderRow], legend []string) {
+	readBack := slices.ContainsFunc(rows, func(r ladderRow) bool { return r.Writes != nil })
+	stale := slices.ContainsFunc(rows, func(r ladderRow) bool { s := r.measured().Stale; return s != nil && s.Stale > 0 })
+	cached := slices.ContainsFunc(rows, func(r ladderRow) bool { return r.measured().Cache != nil })
+	figures, docs := figureFields(rows, ladderRow.measured)
+	if cached {
+		figures = slices.Concat(cacheFields(at), figures, []Field[ladderRow]{
+			Numbers("db ops per\nrequest", "database_operations_per_request", func(r ladderRow) Cell {
+				return operationsPerRequest(r.measured())
+			}),
+		})
+		docs = slices.Concat(
+			[]string{"cache hits: of the keys that the web tier asked the cache tier for (cache reads), those that were there"},
+			docs, []string{"db ops per request: round trips to the databases, from web and cache hosts"})
+	}
+	add := func(these []Field[ladderRow], text string) {
+		fields, legend = append(fields, these...), append(legend, text)
+	}
+	if len(figures) > 0 {
+		add(figures, strings.Join(docs, "; "))
+	}
+	if readBack || stale {
+		add(staleFields(at), staleLegend)
+	}
+	if cached {
+		add(staleHitFields(at), "stale hits: of the reads of single records that the cache answered, those that were stale; "+
+			"hit age: for how long they had been")
+	}
+	if readBack {
+		add(lostFields(), "lost writes: acknowledged, and not there when all was read back after the measurement")
+	}
+	return fields, legend
+}
+
+const staleLegend = "stale: reads that showed less than what had been acknowledged before they were sent; " +
+	"age: for how long it had been"
+
+// figureFields returns a column for each declared figure with a title that some row has, and the sentences that
+// explain them.
+func figureFields[R any](rows []R, step func(R) results.Step) (fields []Field[R], docs []string) {
+	seen := map[string]bool{}
+	for _, r := range rows {
+		for _, f := range step(r).Figures {
+			if f.Title == "" || seen[f.Name] {
+				continue
+			}
+			seen[f.Name] = true
+			docs = append(docs, f.Doc)
+			fields = append(fields, Numbers(f.Title, f.Name, func(r R) Cell { return figureCell(step(r).Figure(f.Name)) }))
+		}
+	}
+	return fields, docs
+}
+
+func figureCell(f *results.Figure) Cell {
+	switch {
+	case f == nil:
+		return Blank()
+	case f.Value == nil:
+		return Blank("not known: no answer from " + strings.Join(f.Unknown, ", "))
+	case len(f.SinceStart) > 0:
+		return Count(*f.Value).With("with all since the start of " + strings.Join(f.SinceStart, ", ") +
+			": that was during the step, or it did not answer at the beginning")
+	}
+	return Count(*f.Value)
+}
+
+func cacheFields(at string) []Field[ladderRow] {
+	show := part(func(r ladderRow) *results.CacheReads { return r.measured().Cache }, Blank())
+	return []Field[ladderRow]{
+		Numbers("cache hits\n"+at, "cache_hit_ratio", show(func(c results.CacheReads) Cell { return Share(c.HitRatio()) })),
+		Numbers("cache\nreads", "cache_reads", show(func(c results.CacheReads) Cell { return Count(c.Hits + c.Misses) })),
+	}
+}
+
+func staleFields(at string) []Field[ladderRow] {
+	show := part(func(r ladderRow) *results.Stale { return r.measured().Stale }, Cell{})
+	return []Field[ladderRow]{
+		Numbers("stale\n"+at, "stale_share", show(func(s results.Stale) Cell {
+			if s.RYWViolations == 0 {
+				return Share(s.Share())
+			}
+			return Share(s.Share()).With(fmt.Sprintf("%s of %s stale reads were by the user whose own write they did not show",
+				Count(s.RYWViolations).Text, Count(s.Stale).Text))
+		})),
+		Numbers("age ms\np99", "stale_age_p99_ns", show(func(s results.Stale) Cell {
+			if s.Stale == 0 {
+				return Blank()
+			}
+			return p99(s.AgeNS)
+		})),
+		Numbers("age ms\nmax", "stale_age_max_ns", show(func(s results.Stale) Cell { return longest(s.AgeNS) })),
+		MachineOnly("stale_reads", show(func(s results.Stale) Cell { return Count(s.Stale) })),
+		MachineOnly("judged_reads", show(func(s results.Stale) Cell { return Count(s.Reads) })),
+		MachineOnly("ryw_violations", show(func(s results.Stale) Cell { return Count(s.RYWViolations) })),
+	}
+}
+
+func staleHitFields(at string) []Field[ladderRow] {
+	show := part(func(r ladderRow) *results.Stale {
+		if r.measured().Cache == nil {
+			return nil
+		}
+		return r.measured().Stale
+	}, Blank())
+	return []Field[ladderRow]{
+		Numbers("stale hits\n"+at, "stale_hit_share", show(func(s results.Stale) Cell {
+			if s.Hits == 0 {
+				return Blank()
+			}
+			return Share(s.HitShare())
+		})),
+		Numbers("hit age\nms max", "stale_hit_age_max_ns", show(func(s results.Stale) Cell { return longest(s.HitAgeNS) })),
+		MachineOnly("stale_hits", show(func(s results.Stale) Cell { return Count(s.StaleHits) })),
+		MachineOnly("judged_hits", show(func(s results.Stale) Cell { return Count(s.Hits) })),
+	}
+}
+
+func lostFields() []Field[ladderRow] {
+	show := part(func(r ladderRow) *results.Writes { return r.Writes }, Blank())
+	return []Field[ladderRow]{
+		Numbers("lost\nwrites", "lost_writes", show(func(w results.Writes) Cell {
+			lost := Count(w.Lost)
+			if w.Conflicts > 0 {
+				lost = lost.With(fmt.Sprintf("several primaries counted %s conflicts: "+
+					"rows that two had changed at a time, of which the later change won", Count(w.Conflicts).Text))
+			}
+			if w.Ambiguous > 0 {
+				lost = lost.With(fmt.Sprintf("at least: of %s writes no answer says whether they took effect, "+
+					"%s did, and these can hide lost ones", Count(w.Ambiguous).Text, Count(w.AmbiguousApplied).Text))
+			}
+			return lost
+		})),
+		MachineOnly("acknowledged_writes", show(func(w results.Writes) Cell { return Count(w.Acknowledged) })),
+	}
+}
+
+// Happenings shows what happened during the steps that were measured at one rate:
+// events and outages, each with the cell that it belongs to.
+func Happenings(run results.Run) []Table {
+	var all []Table
+	for _, c := range run.Cells {
+		for _, s := range c.Steps {
+			if s.Purpose != "fixed" {
+				continue
+			}
+			for _, t := range []Table{events(s), outages(s)} {
+				if len(t.Rows) > 0 {
+					t.Title += ": " + c.Stage + " " + c.Workload
+					all = append(all, t)
+				}
+			}
+		}
+	}
+	return all
+}
