@@ -37,17 +37,17 @@ func overview(s results.Step) Table {
 	if s.OpsHash != "" {
 		legend = append(legend, "op sequence: "+s.OpsHash)
 	}
-	return New("Load", []Field[results.Step]{
-		Words("schedule", "", func(s results.Step) Cell { return Text(s.Schedule) }),
-		Words("late ops", "catch_up", func(s results.Step) Cell { return Text(s.CatchUp) }),
-		Numbers("seconds", "", func(s results.Step) Cell { return Number(s.Seconds) }),
-		Numbers("offered rps", "", func(s results.Step) Cell { return Rate(s.OfferedRPS) }),
-		Numbers("sent rps", "", func(s results.Step) Cell { return Rate(s.SentRPS) }),
-		Numbers("completed rps", "", func(s results.Step) Cell { return Rate(s.CompletedRPS) }),
-		Numbers("errors", "errors_share", func(s results.Step) Cell { return Share(s.Ledger.ErrorRate()) }),
-		Numbers("in MB", "bytes_in", func(s results.Step) Cell { return megabytes(s.BytesIn) }),
-		Numbers("out MB", "bytes_out", func(s results.Step) Cell { return megabytes(s.BytesOut) }),
-		Words("SLO", "slo_met", func(s results.Step) Cell {
+	return newTable("Load", []column[results.Step]{
+		words("schedule", "", func(s results.Step) Cell { return Text(s.Schedule) }),
+		words("late ops", "catch_up", func(s results.Step) Cell { return Text(s.CatchUp) }),
+		numbers("seconds", "", func(s results.Step) Cell { return Number(s.Seconds) }),
+		numbers("offered rps", "", func(s results.Step) Cell { return Rate(s.OfferedRPS) }),
+		numbers("sent rps", "", func(s results.Step) Cell { return Rate(s.SentRPS) }),
+		numbers("completed rps", "", func(s results.Step) Cell { return Rate(s.CompletedRPS) }),
+		numbers("errors", "errors_share", func(s results.Step) Cell { return Share(s.Ledger.ErrorRate()) }),
+		numbers("in MB", "bytes_in", func(s results.Step) Cell { return megabytes(s.BytesIn) }),
+		numbers("out MB", "bytes_out", func(s results.Step) Cell { return megabytes(s.BytesOut) }),
+		words("SLO", "slo_met", func(s results.Step) Cell {
 			switch {
 			case s.SLOBroken != "":
 				return Cell{Text: "missed", Value: false, Notes: []string{s.SLOBroken}}
@@ -56,17 +56,17 @@ func overview(s results.Step) Table {
 			}
 			return Blank()
 		}),
-		MachineOnly("slo_broken", func(s results.Step) Cell { return Text(s.SLOBroken) }),
-		MachineOnly("client_cpu_share", func(s results.Step) Cell { return Share(s.Client.CPUShare) }),
-		MachineOnly("client_gc_pause_max_ns", func(s results.Step) Cell { return Nanoseconds(s.Client.GCPauseMaxNS) }),
-		MachineOnly("outside_share", func(s results.Step) Cell {
+		machineOnly("slo_broken", func(s results.Step) Cell { return Text(s.SLOBroken) }),
+		machineOnly("client_cpu_share", func(s results.Step) Cell { return Share(s.Client.CPUShare) }),
+		machineOnly("client_gc_pause_max_ns", func(s results.Step) Cell { return Nanoseconds(s.Client.GCPauseMaxNS) }),
+		machineOnly("outside_share", func(s results.Step) Cell {
 			if !s.Client.OutsideKnown {
 				return Blank()
 			}
 			return Share(s.Client.OutsideShare)
 		}),
-		MachineOnly("ops_hash", func(s results.Step) Cell { return Text(s.OpsHash) }),
-		Words("valid", "", func(s results.Step) Cell { return YesNo(s.Valid).With(s.Warnings...) }),
+		machineOnly("ops_hash", func(s results.Step) Cell { return Text(s.OpsHash) }),
+		words("valid", "", func(s results.Step) Cell { return YesNo(s.Valid).With(s.Warnings...) }),
 	}, []results.Step{s}, legend...)
 }
 
@@ -78,15 +78,15 @@ func othersLegend(c results.ClientUsage) string {
 	return "; others took " + percent(c.OutsideShare) + " of the machine"
 }
 
-// latencyFields are the columns of a distribution.
-func latencyFields[R any](of func(R) results.Latency) []Field[R] {
-	return []Field[R]{
-		Numbers("p50 ms", "p50_ns", func(r R) Cell { return p50(of(r)) }),
-		Numbers("p90 ms", "p90_ns", func(r R) Cell { return percentile(of(r).P90, of(r).Count, 0.90) }),
-		Numbers("p95 ms", "p95_ns", func(r R) Cell { return percentile(of(r).P95, of(r).Count, 0.95) }),
-		Numbers("p99 ms", "p99_ns", func(r R) Cell { return p99(of(r)) }),
-		Numbers("p99.9 ms", "p999_ns", func(r R) Cell { return percentile(of(r).P999, of(r).Count, 0.999) }),
-		Numbers("max ms", "max_ns", func(r R) Cell {
+// latencyColumns are the columns of a distribution.
+func latencyColumns[R any](of func(R) results.Latency) []column[R] {
+	return []column[R]{
+		numbers("p50 ms", "p50_ns", func(r R) Cell { return p50(of(r)) }),
+		numbers("p90 ms", "p90_ns", func(r R) Cell { return percentile(of(r).P90, of(r).Count, 0.90) }),
+		numbers("p95 ms", "p95_ns", func(r R) Cell { return percentile(of(r).P95, of(r).Count, 0.95) }),
+		numbers("p99 ms", "p99_ns", func(r R) Cell { return p99(of(r)) }),
+		numbers("p99.9 ms", "p999_ns", func(r R) Cell { return percentile(of(r).P999, of(r).Count, 0.999) }),
+		numbers("max ms", "max_ns", func(r R) Cell {
 			l := of(r)
 			cell := longest(l)
 			if l.Max == nil && l.Count > 0 {
@@ -123,12 +123,12 @@ func opsTable(s results.Step, title string, clock func(namedOps) results.Latency
 			ResponseNS: s.ResponseNS, ResponseAll: s.ResponseAll,
 		}})
 	}
-	t := New(title, append([]Field[namedOps]{
-		Words("op", "", func(o namedOps) Cell { return Text(o.name) }),
-		Numbers("count", "", func(o namedOps) Cell { return Count(o.Count) }),
-		Numbers("errors", "", func(o namedOps) Cell { return Count(o.Errors) }),
-		Numbers("session lost", "", func(o namedOps) Cell { return Count(o.SessionLost) }),
-	}, latencyFields(clock)...), rows)
+	t := newTable(title, append([]column[namedOps]{
+		words("op", "", func(o namedOps) Cell { return Text(o.name) }),
+		numbers("count", "", func(o namedOps) Cell { return Count(o.Count) }),
+		numbers("errors", "", func(o namedOps) Cell { return Count(o.Errors) }),
+		numbers("session lost", "", func(o namedOps) Cell { return Count(o.SessionLost) }),
+	}, latencyColumns(clock)...), rows)
 	if s.Ledger.SessionLost == 0 {
 		t.setAudience(Machines, "session_lost")
 	}
@@ -155,10 +155,10 @@ func clocks(s results.Step) Table {
 		legend = append(legend, "engine's own: what the engine under the driver would have reported as latency, "+
 			"for comparison: its clock starts late")
 	}
-	return New("Clocks", append([]Field[clock]{
-		Words("clock", "", func(c clock) Cell { return Text(c.name) }),
-		Numbers("samples", "", func(c clock) Cell { return Count(c.Count) }),
-	}, latencyFields(func(c clock) results.Latency { return c.Latency })...), rows, legend...)
+	return newTable("Clocks", append([]column[clock]{
+		words("clock", "", func(c clock) Cell { return Text(c.name) }),
+		numbers("samples", "", func(c clock) Cell { return Count(c.Count) }),
+	}, latencyColumns(func(c clock) results.Latency { return c.Latency })...), rows, legend...)
 }
 
 // ledger shows the two sums to people and the terms to machines.
@@ -181,18 +181,18 @@ func ledger(s results.Step) Table {
 		legend = append(legend, fmt.Sprintf("of http_error %s are check_failed: complete responses that are not what the workload asks for",
 			n(l.CheckFailed)))
 	}
-	t := New("Ledger", []Field[results.Ledger]{
-		MachineOnly("scheduled", func(l results.Ledger) Cell { return Count(l.Scheduled) }),
-		MachineOnly("sent", func(l results.Ledger) Cell { return Count(l.Sent) }),
-		MachineOnly("unsent", func(l results.Ledger) Cell { return Count(l.Unsent) }),
-		MachineOnly("connect_error", func(l results.Ledger) Cell { return Count(l.ConnectError) }),
-		MachineOnly("ok", func(l results.Ledger) Cell { return Count(l.OK) }),
-		MachineOnly("http_error", func(l results.Ledger) Cell { return Count(l.HTTPError) }),
-		MachineOnly("transport_error", func(l results.Ledger) Cell { return Count(l.TransportError) }),
-		MachineOnly("timeout", func(l results.Ledger) Cell { return Count(l.Timeout) }),
-		MachineOnly("in_flight", func(l results.Ledger) Cell { return Count(l.InFlight) }),
-		MachineOnly("session_lost", func(l results.Ledger) Cell { return Count(l.SessionLost) }),
-		MachineOnly("check_failed", func(l results.Ledger) Cell { return Count(l.CheckFailed) }),
+	t := newTable("Ledger", []column[results.Ledger]{
+		machineOnly("scheduled", func(l results.Ledger) Cell { return Count(l.Scheduled) }),
+		machineOnly("sent", func(l results.Ledger) Cell { return Count(l.Sent) }),
+		machineOnly("unsent", func(l results.Ledger) Cell { return Count(l.Unsent) }),
+		machineOnly("connect_error", func(l results.Ledger) Cell { return Count(l.ConnectError) }),
+		machineOnly("ok", func(l results.Ledger) Cell { return Count(l.OK) }),
+		machineOnly("http_error", func(l results.Ledger) Cell { return Count(l.HTTPError) }),
+		machineOnly("transport_error", func(l results.Ledger) Cell { return Count(l.TransportError) }),
+		machineOnly("timeout", func(l results.Ledger) Cell { return Count(l.Timeout) }),
+		machineOnly("in_flight", func(l results.Ledger) Cell { return Count(l.InFlight) }),
+		machineOnly("session_lost", func(l results.Ledger) Cell { return Count(l.SessionLost) }),
+		machineOnly("check_failed", func(l results.Ledger) Cell { return Count(l.CheckFailed) }),
 	}, []results.Ledger{l}, legend...)
 	if err := l.Check(); err != nil {
 		t.Notes = append(t.Notes, err.Error())
@@ -201,37 +201,37 @@ func ledger(s results.Step) Table {
 }
 
 func causes(s results.Step) Table {
-	return New("Failures by cause", []Field[string]{
-		Words("cause", "", Text),
-		Numbers("failed", "", func(cause string) Cell { return Count(s.Causes[cause]) }),
+	return newTable("Failures by cause", []column[string]{
+		words("cause", "", Text),
+		numbers("failed", "", func(cause string) Cell { return Count(s.Causes[cause]) }),
 	}, byCount(s.Causes, func(n int64) int64 { return n }))
 }
 
 func outages(s results.Step) Table {
-	return New("Outages", []Field[results.Outage]{
-		Numbers("from ms", "from_ns", func(o results.Outage) Cell { return instant(o.FromNS) }),
-		Numbers("to ms", "to_ns", func(o results.Outage) Cell { return instant(o.ToNS) }),
-		Numbers("length ms", "length_ns", func(o results.Outage) Cell { return Nanoseconds(o.ToNS - o.FromNS) }),
-		Numbers("failed", "", func(o results.Outage) Cell { return Count(o.Failed) }),
+	return newTable("Outages", []column[results.Outage]{
+		numbers("from ms", "from_ns", func(o results.Outage) Cell { return instant(o.FromNS) }),
+		numbers("to ms", "to_ns", func(o results.Outage) Cell { return instant(o.ToNS) }),
+		numbers("length ms", "length_ns", func(o results.Outage) Cell { return Nanoseconds(o.ToNS - o.FromNS) }),
+		numbers("failed", "", func(o results.Outage) Cell { return Count(o.Failed) }),
 	}, s.Outages, "from and to: intended times of the first and the last failure, since the start of the step")
 }
 
 func events(s results.Step) Table {
-	return New("Events", []Field[results.Event]{
-		Numbers("at ms", "at_ns", func(e results.Event) Cell { return instant(e.AtNS) }),
-		Words("event", "", func(e results.Event) Cell { return Text(e.Text) }),
+	return newTable("Events", []column[results.Event]{
+		numbers("at ms", "at_ns", func(e results.Event) Cell { return instant(e.AtNS) }),
+		words("event", "", func(e results.Event) Cell { return Text(e.Text) }),
 	}, s.Events)
 }
 
 func hosts(s results.Step) Table {
-	t := New("Hosts", []Field[results.HostUsage]{
-		Words("host", "", func(h results.HostUsage) Cell { return Text(h.Host) }),
-		Numbers("budget cores", "cpu", func(h results.HostUsage) Cell { return Number(h.CPU) }),
-		Numbers("CPU s", "cpu_seconds", func(h results.HostUsage) Cell { return Number(h.CPUSeconds) }),
-		Numbers("of budget", "cpu_share", func(h results.HostUsage) Cell { return Share(h.CPUShare) }),
-		Numbers("throttled s", "throttled_seconds", func(h results.HostUsage) Cell { return Number(h.ThrottledSeconds) }),
-		Numbers("throttled periods", "throttled_share", func(h results.HostUsage) Cell { return Share(h.ThrottledShare) }),
-		Words("isolated", "", func(h results.HostUsage) Cell { return YesNo(h.Isolated) }),
+	t := newTable("Hosts", []column[results.HostUsage]{
+		words("host", "", func(h results.HostUsage) Cell { return Text(h.Host) }),
+		numbers("budget cores", "cpu", func(h results.HostUsage) Cell { return Number(h.CPU) }),
+		numbers("CPU s", "cpu_seconds", func(h results.HostUsage) Cell { return Number(h.CPUSeconds) }),
+		numbers("of budget", "cpu_share", func(h results.HostUsage) Cell { return Share(h.CPUShare) }),
+		numbers("throttled s", "throttled_seconds", func(h results.HostUsage) Cell { return Number(h.ThrottledSeconds) }),
+		numbers("throttled periods", "throttled_share", func(h results.HostUsage) Cell { return Share(h.ThrottledShare) }),
+		words("isolated", "", func(h results.HostUsage) Cell { return YesNo(h.Isolated) }),
 	}, s.Hosts)
 	if slices.ContainsFunc(s.Hosts, func(h results.HostUsage) bool { return !h.Isolated }) {
 		t.Notes = append(t.Notes, "hosts: not isolated")

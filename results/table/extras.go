@@ -11,14 +11,14 @@ import (
 // extras returns the columns that the ladder has only where some cell has something to show in them, and their
 // legend: what clients saw of the cache tier, the declared figures, stale answers, lost writes. Shares, ages and
 // figures are those of the step at the reference rate, as the latencies are.
-func extras(rows []ladderRow, at string) (fields []Field[ladderRow], legend []string) {
+func extras(rows []ladderRow, at string) (columns []column[ladderRow], legend []string) {
 	readBack := slices.ContainsFunc(rows, func(r ladderRow) bool { return r.Writes != nil })
 	stale := slices.ContainsFunc(rows, func(r ladderRow) bool { s := r.measured().Stale; return s != nil && s.Stale > 0 })
 	cached := slices.ContainsFunc(rows, func(r ladderRow) bool { return r.measured().Cache != nil })
-	figures, docs := figureFields(rows, ladderRow.measured)
+	figures, docs := figureColumns(rows, ladderRow.measured)
 	if cached {
-		figures = slices.Concat(cacheFields(at), figures, []Field[ladderRow]{
-			Numbers("db ops per\nrequest", "database_operations_per_request", func(r ladderRow) Cell {
+		figures = slices.Concat(cacheColumns(at), figures, []column[ladderRow]{
+			numbers("db ops per\nrequest", "database_operations_per_request", func(r ladderRow) Cell {
 				return operationsPerRequest(r.measured())
 			}),
 		})
@@ -26,31 +26,31 @@ func extras(rows []ladderRow, at string) (fields []Field[ladderRow], legend []st
 			[]string{"cache hits: of the keys that the web tier asked the cache tier for (cache reads), those that were there"},
 			docs, []string{"db ops per request: round trips to the databases, from web and cache hosts"})
 	}
-	add := func(these []Field[ladderRow], text string) {
-		fields, legend = append(fields, these...), append(legend, text)
+	add := func(these []column[ladderRow], text string) {
+		columns, legend = append(columns, these...), append(legend, text)
 	}
 	if len(figures) > 0 {
 		add(figures, strings.Join(docs, "; "))
 	}
 	if readBack || stale {
-		add(staleFields(at), staleLegend)
+		add(staleColumns(at), staleLegend)
 	}
 	if cached {
-		add(staleHitFields(at), "stale hits: of the reads of single records that the cache answered, those that were stale; "+
+		add(staleHitColumns(at), "stale hits: of the reads of single records that the cache answered, those that were stale; "+
 			"hit age: for how long they had been")
 	}
 	if readBack {
-		add(lostFields(), "lost writes: acknowledged, and not there when all was read back after the measurement")
+		add(lostColumns(), "lost writes: acknowledged, and not there when all was read back after the measurement")
 	}
-	return fields, legend
+	return columns, legend
 }
 
 const staleLegend = "stale: reads that showed less than what had been acknowledged before they were sent; " +
 	"age: for how long it had been"
 
-// figureFields returns a column for each declared figure with a title that some row has, and the sentences that
+// figureColumns returns a column for each declared figure with a title that some row has, and the sentences that
 // explain them.
-func figureFields[R any](rows []R, step func(R) results.Step) (fields []Field[R], docs []string) {
+func figureColumns[R any](rows []R, step func(R) results.Step) (columns []column[R], docs []string) {
 	seen := map[string]bool{}
 	for _, r := range rows {
 		for _, f := range step(r).Figures {
@@ -59,10 +59,10 @@ func figureFields[R any](rows []R, step func(R) results.Step) (fields []Field[R]
 			}
 			seen[f.Name] = true
 			docs = append(docs, f.Doc)
-			fields = append(fields, Numbers(f.Title, f.Name, func(r R) Cell { return figureCell(step(r).Figure(f.Name)) }))
+			columns = append(columns, numbers(f.Title, f.Name, func(r R) Cell { return figureCell(step(r).Figure(f.Name)) }))
 		}
 	}
-	return fields, docs
+	return columns, docs
 }
 
 func figureCell(f *results.Figure) Cell {
@@ -78,61 +78,61 @@ func figureCell(f *results.Figure) Cell {
 	return Count(*f.Value)
 }
 
-func cacheFields(at string) []Field[ladderRow] {
+func cacheColumns(at string) []column[ladderRow] {
 	show := part(func(r ladderRow) *results.CacheReads { return r.measured().Cache }, Blank())
-	return []Field[ladderRow]{
-		Numbers("cache hits\n"+at, "cache_hit_ratio", show(func(c results.CacheReads) Cell { return Share(c.HitRatio()) })),
-		Numbers("cache\nreads", "cache_reads", show(func(c results.CacheReads) Cell { return Count(c.Hits + c.Misses) })),
+	return []column[ladderRow]{
+		numbers("cache hits\n"+at, "cache_hit_ratio", show(func(c results.CacheReads) Cell { return Share(c.HitRatio()) })),
+		numbers("cache\nreads", "cache_reads", show(func(c results.CacheReads) Cell { return Count(c.Hits + c.Misses) })),
 	}
 }
 
-func staleFields(at string) []Field[ladderRow] {
+func staleColumns(at string) []column[ladderRow] {
 	show := part(func(r ladderRow) *results.Stale { return r.measured().Stale }, Cell{})
-	return []Field[ladderRow]{
-		Numbers("stale\n"+at, "stale_share", show(func(s results.Stale) Cell {
+	return []column[ladderRow]{
+		numbers("stale\n"+at, "stale_share", show(func(s results.Stale) Cell {
 			if s.RYWViolations == 0 {
 				return Share(s.Share())
 			}
 			return Share(s.Share()).With(fmt.Sprintf("%s of %s stale reads were by the user whose own write they did not show",
 				Count(s.RYWViolations).Text, Count(s.Stale).Text))
 		})),
-		Numbers("age ms\np99", "stale_age_p99_ns", show(func(s results.Stale) Cell {
+		numbers("age ms\np99", "stale_age_p99_ns", show(func(s results.Stale) Cell {
 			if s.Stale == 0 {
 				return Blank()
 			}
 			return p99(s.AgeNS)
 		})),
-		Numbers("age ms\nmax", "stale_age_max_ns", show(func(s results.Stale) Cell { return longest(s.AgeNS) })),
-		MachineOnly("stale_reads", show(func(s results.Stale) Cell { return Count(s.Stale) })),
-		MachineOnly("judged_reads", show(func(s results.Stale) Cell { return Count(s.Reads) })),
-		MachineOnly("ryw_violations", show(func(s results.Stale) Cell { return Count(s.RYWViolations) })),
+		numbers("age ms\nmax", "stale_age_max_ns", show(func(s results.Stale) Cell { return longest(s.AgeNS) })),
+		machineOnly("stale_reads", show(func(s results.Stale) Cell { return Count(s.Stale) })),
+		machineOnly("judged_reads", show(func(s results.Stale) Cell { return Count(s.Reads) })),
+		machineOnly("ryw_violations", show(func(s results.Stale) Cell { return Count(s.RYWViolations) })),
 	}
 }
 
-func staleHitFields(at string) []Field[ladderRow] {
+func staleHitColumns(at string) []column[ladderRow] {
 	show := part(func(r ladderRow) *results.Stale {
 		if r.measured().Cache == nil {
 			return nil
 		}
 		return r.measured().Stale
 	}, Blank())
-	return []Field[ladderRow]{
-		Numbers("stale hits\n"+at, "stale_hit_share", show(func(s results.Stale) Cell {
+	return []column[ladderRow]{
+		numbers("stale hits\n"+at, "stale_hit_share", show(func(s results.Stale) Cell {
 			if s.Hits == 0 {
 				return Blank()
 			}
 			return Share(s.HitShare())
 		})),
-		Numbers("hit age\nms max", "stale_hit_age_max_ns", show(func(s results.Stale) Cell { return longest(s.HitAgeNS) })),
-		MachineOnly("stale_hits", show(func(s results.Stale) Cell { return Count(s.StaleHits) })),
-		MachineOnly("judged_hits", show(func(s results.Stale) Cell { return Count(s.Hits) })),
+		numbers("hit age\nms max", "stale_hit_age_max_ns", show(func(s results.Stale) Cell { return longest(s.HitAgeNS) })),
+		machineOnly("stale_hits", show(func(s results.Stale) Cell { return Count(s.StaleHits) })),
+		machineOnly("judged_hits", show(func(s results.Stale) Cell { return Count(s.Hits) })),
 	}
 }
 
-func lostFields() []Field[ladderRow] {
+func lostColumns() []column[ladderRow] {
 	show := part(func(r ladderRow) *results.Writes { return r.Writes }, Blank())
-	return []Field[ladderRow]{
-		Numbers("lost\nwrites", "lost_writes", show(func(w results.Writes) Cell {
+	return []column[ladderRow]{
+		numbers("lost\nwrites", "lost_writes", show(func(w results.Writes) Cell {
 			lost := Count(w.Lost)
 			if w.Conflicts > 0 {
 				lost = lost.With(fmt.Sprintf("several primaries counted %s conflicts: "+
@@ -144,7 +144,7 @@ func lostFields() []Field[ladderRow] {
 			}
 			return lost
 		})),
-		MachineOnly("acknowledged_writes", show(func(w results.Writes) Cell { return Count(w.Acknowledged) })),
+		machineOnly("acknowledged_writes", show(func(w results.Writes) Cell { return Count(w.Acknowledged) })),
 	}
 }
 

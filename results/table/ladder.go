@@ -30,7 +30,7 @@ func Ladder(run results.Run) Table {
 	}
 	more, moreLegend := extras(rows, at)
 	legend := append(ladderLegend(cells, at, engines, sameEngines), moreLegend...)
-	t := New("Ladder", slices.Concat(ladderFields(at, perRow), more, verdictFields()), rows, legend...)
+	t := newTable("Ladder", slices.Concat(ladderColumns(at, perRow), more, verdictColumns()), rows, legend...)
 	t.Notes = slices.Clone(run.Warnings)
 	if sameEngines {
 		t.setAudience(Machines, "engines")
@@ -62,43 +62,43 @@ func (r ladderRow) measured() results.Step {
 	return *r.Reference
 }
 
-func ladderFields(at string, perRow Audience) []Field[ladderRow] {
-	return []Field[ladderRow]{
-		Words("stage", "", func(r ladderRow) Cell { return Text(r.Stage) }),
-		Words("workload", "", func(r ladderRow) Cell { return Text(r.Workload) }),
-		Words("engines", "", func(r ladderRow) Cell { return Text(allPairs(r.Engines)) }),
-		Words("knobs", "", func(r ladderRow) Cell { return Text(pairs(r.Knobs, r.varied)) }),
-		MachineOnly("driver", func(r ladderRow) Cell { return Text(r.Driver) }),
-		Numbers("hosts\n(units)", "hosts", func(r ladderRow) Cell {
+func ladderColumns(at string, perRow Audience) []column[ladderRow] {
+	return []column[ladderRow]{
+		words("stage", "", func(r ladderRow) Cell { return Text(r.Stage) }),
+		words("workload", "", func(r ladderRow) Cell { return Text(r.Workload) }),
+		words("engines", "", func(r ladderRow) Cell { return Text(allPairs(r.Engines)) }),
+		words("knobs", "", func(r ladderRow) Cell { return Text(pairs(r.Knobs, r.varied)) }),
+		machineOnly("driver", func(r ladderRow) Cell { return Text(r.Driver) }),
+		numbers("hosts\n(units)", "hosts", func(r ladderRow) Cell {
 			return r.ifUp(Cell{Text: fmt.Sprintf("%d (%s)", len(r.Hosts), Number(r.Units).Text), Value: len(r.Hosts)})
 		}),
-		MachineOnly("units", func(r ladderRow) Cell { return r.ifUp(Number(r.Units)) }),
-		MachineOnly("isolated", func(r ladderRow) Cell { return r.ifUp(YesNo(r.Isolated())) }),
-		Numbers("capacity\nrps", "capacity_rps", ladderRow.capacity),
+		machineOnly("units", func(r ladderRow) Cell { return r.ifUp(Number(r.Units)) }),
+		machineOnly("isolated", func(r ladderRow) Cell { return r.ifUp(YesNo(r.Isolated())) }),
+		numbers("capacity\nrps", "capacity_rps", ladderRow.capacity),
 		{Column{Name: "bracket\nrps", Align: Right, For: People}, ladderRow.bracket},
-		MachineOnly("capacity_low", func(r ladderRow) Cell { return r.ifFound(Rate(r.CapacityLow)) }),
-		MachineOnly("capacity_high", func(r ladderRow) Cell {
+		machineOnly("capacity_low", func(r ladderRow) Cell { return r.ifFound(Rate(r.CapacityLow)) }),
+		machineOnly("capacity_high", func(r ladderRow) Cell {
 			if r.CapacityHigh == 0 {
 				return Cell{}
 			}
 			return r.ifFound(Rate(r.CapacityHigh))
 		}),
-		Numbers("gain", "", ladderRow.gain),
+		numbers("gain", "", ladderRow.gain),
 		{Column{Name: "reference\nrps", Key: "reference_rps", Align: Right, For: perRow}, func(r ladderRow) Cell {
 			if r.Reference == nil {
 				return Cell{}
 			}
 			return Rate(r.Reference.OfferedRPS)
 		}},
-		Numbers("p50 ms\n"+at, "p50_ns", atReference(func(s results.Step) Cell { return p50(s.ResponseAll) })),
-		Numbers("p99 ms\n"+at, "p99_ns", atReference(func(s results.Step) Cell { return p99(s.ResponseAll) })),
-		Numbers("errors\n"+at, "errors_share", atReference(func(s results.Step) Cell { return Share(s.Ledger.ErrorRate()) })),
+		numbers("p50 ms\n"+at, "p50_ns", atReference(func(s results.Step) Cell { return p50(s.ResponseAll) })),
+		numbers("p99 ms\n"+at, "p99_ns", atReference(func(s results.Step) Cell { return p99(s.ResponseAll) })),
+		numbers("errors\n"+at, "errors_share", atReference(func(s results.Step) Cell { return Share(s.Ledger.ErrorRate()) })),
 	}
 }
 
-func verdictFields() []Field[ladderRow] {
-	return []Field[ladderRow]{
-		Words("limited by", "limited_by", func(r ladderRow) Cell {
+func verdictColumns() []column[ladderRow] {
+	return []column[ladderRow]{
+		words("limited by", "limited_by", func(r ladderRow) Cell {
 			by := cmp.Or(r.Limit.By, r.LimitedBy)
 			cell := Text(by)
 			if r.Limit.Figure != "" {
@@ -106,15 +106,15 @@ func verdictFields() []Field[ladderRow] {
 			}
 			return cell
 		}),
-		MachineOnly("limited_by_figure", func(r ladderRow) Cell { return textOrNothing(r.Limit.Figure) }),
-		Words("valid", "", func(r ladderRow) Cell {
+		machineOnly("limited_by_figure", func(r ladderRow) Cell { return textOrNothing(r.Limit.Figure) }),
+		words("valid", "", func(r ladderRow) Cell {
 			cell := YesNo(r.Valid && r.Error == "").With(r.Warnings...)
 			if r.Error != "" {
 				cell = cell.With(r.Error)
 			}
 			return cell
 		}),
-		MachineOnly("error", func(r ladderRow) Cell { return textOrNothing(r.Error) }),
+		machineOnly("error", func(r ladderRow) Cell { return textOrNothing(r.Error) }),
 	}
 }
 

@@ -91,28 +91,28 @@ type Column struct {
 	For   Audience
 }
 
-// Field is one column of a table whose rows are values of type R, with what it shows of them.
-type Field[R any] struct {
+// column is one column of a table whose rows are values of type R, with what it shows of them.
+type column[R any] struct {
 	Column
-	Cell func(R) Cell
+	cell func(R) Cell
 }
 
-// Words is a field of words. An empty key stands for the name, as in Column.
-func Words[R any](name, key string, cell func(R) Cell) Field[R] {
-	return Field[R]{Column{Name: name, Key: key}, cell}
+// words is a column of words. An empty key stands for the name, as in Column.
+func words[R any](name, key string, cell func(R) Cell) column[R] {
+	return column[R]{Column{Name: name, Key: key}, cell}
 }
 
-// Numbers is a field of numbers.
-func Numbers[R any](name, key string, cell func(R) Cell) Field[R] {
-	return Field[R]{Column{Name: name, Key: key, Align: Right}, cell}
+// numbers is a column of numbers.
+func numbers[R any](name, key string, cell func(R) Cell) column[R] {
+	return column[R]{Column{Name: name, Key: key, Align: Right}, cell}
 }
 
-// MachineOnly is a field that only machines read.
-func MachineOnly[R any](key string, cell func(R) Cell) Field[R] {
-	return Field[R]{Column{Key: key, For: Machines}, cell}
+// machineOnly is a column that only machines read.
+func machineOnly[R any](key string, cell func(R) Cell) column[R] {
+	return column[R]{Column{Key: key, For: Machines}, cell}
 }
 
-// part returns fields of something that not every row has: those without it get the other cell.
+// part makes cells of something that not every row has. Rows without it get the other cell.
 func part[R, T any](of func(R) *T, other Cell) func(show func(T) Cell) func(R) Cell {
 	return func(show func(T) Cell) func(R) Cell {
 		return func(r R) Cell {
@@ -124,16 +124,16 @@ func part[R, T any](of func(R) *T, other Cell) func(show func(T) Cell) func(R) C
 	}
 }
 
-// New returns a table with one row for each value.
-func New[R any](title string, fields []Field[R], rows []R, legend ...string) Table {
+// newTable returns a table with one row for each value.
+func newTable[R any](title string, columns []column[R], rows []R, legend ...string) Table {
 	t := Table{Title: title, Legend: legend}
-	for _, f := range fields {
-		t.Columns = append(t.Columns, f.Column)
+	for _, c := range columns {
+		t.Columns = append(t.Columns, c.Column)
 	}
 	for _, r := range rows {
-		row := make([]Cell, len(fields))
-		for i, f := range fields {
-			row[i] = f.Cell(r)
+		var row []Cell
+		for _, c := range columns {
+			row = append(row, c.cell(r))
 		}
 		t.Rows = append(t.Rows, row)
 	}

@@ -22,14 +22,14 @@ func staleAnswers(s results.Step) Table {
 			rows = append(rows, reads{"the cache", s.Stale.Hits, s.Stale.StaleHits, s.Stale.HitShare(), s.Stale.HitAgeNS})
 		}
 	}
-	t := New("Stale answers", []Field[reads]{
-		Words("reads of", "", func(r reads) Cell { return Text(r.of) }),
-		Numbers("judged", "", func(r reads) Cell { return Count(r.judged) }),
-		Numbers("stale", "", func(r reads) Cell { return Count(r.stale) }),
-		Numbers("share", "", func(r reads) Cell { return Share(r.share) }),
-		Numbers("age p50 ms", "age_p50_ns", func(r reads) Cell { return p50(r.age) }),
-		Numbers("age p99 ms", "age_p99_ns", func(r reads) Cell { return p99(r.age) }),
-		Numbers("age max ms", "age_max_ns", func(r reads) Cell { return longest(r.age) }),
+	t := newTable("Stale answers", []column[reads]{
+		words("reads of", "", func(r reads) Cell { return Text(r.of) }),
+		numbers("judged", "", func(r reads) Cell { return Count(r.judged) }),
+		numbers("stale", "", func(r reads) Cell { return Count(r.stale) }),
+		numbers("share", "", func(r reads) Cell { return Share(r.share) }),
+		numbers("age p50 ms", "age_p50_ns", func(r reads) Cell { return p50(r.age) }),
+		numbers("age p99 ms", "age_p99_ns", func(r reads) Cell { return p99(r.age) }),
+		numbers("age max ms", "age_max_ns", func(r reads) Cell { return longest(r.age) }),
 	}, rows, staleLegend)
 	if s.Stale != nil && s.Stale.RYWViolations > 0 {
 		t.Notes = append(t.Notes, fmt.Sprintf("%s stale reads were by the user whose own write they did not show",
@@ -62,24 +62,24 @@ func cacheTier(s results.Step) Table {
 		}
 		return c.host.WriteBack
 	}, Blank())
-	t := New("Cache", []Field[cacheCount]{
-		Words("counted by", "node", part(func(c cacheCount) *results.CacheNode { return c.host }, Text("web tier"))(cacheName)),
-		Numbers("hits", "", func(c cacheCount) Cell { return Count(c.Hits) }),
-		Numbers("misses", "", func(c cacheCount) Cell { return Count(c.Misses) }),
-		Numbers("hit ratio", "", func(c cacheCount) Cell {
+	t := newTable("Cache", []column[cacheCount]{
+		words("counted by", "node", part(func(c cacheCount) *results.CacheNode { return c.host }, Text("web tier"))(cacheName)),
+		numbers("hits", "", func(c cacheCount) Cell { return Count(c.Hits) }),
+		numbers("misses", "", func(c cacheCount) Cell { return Count(c.Misses) }),
+		numbers("hit ratio", "", func(c cacheCount) Cell {
 			if c.Hits+c.Misses == 0 {
 				return Blank()
 			}
 			return Share(c.HitRatio())
 		}),
-		Numbers("evictions", "", host(func(n results.CacheNode) Cell { return Count(n.Evictions) })),
-		Numbers("expired", "", host(func(n results.CacheNode) Cell { return Count(n.Expired) })),
-		Numbers("entries", "", host(func(n results.CacheNode) Cell { return Count(n.Entries) })),
-		Numbers("MB", "bytes", host(func(n results.CacheNode) Cell { return megabytes(n.Bytes) })),
-		Numbers("of MB", "limit_bytes", host(func(n results.CacheNode) Cell { return megabytes(n.LimitBytes) })),
-		Numbers("unflushed", "", back(func(w results.WriteBack) Cell { return Count(w.Unflushed) })),
-		Numbers("flushed", "", back(func(w results.WriteBack) Cell { return Count(w.Flushed) })),
-		Numbers("refused", "", back(func(w results.WriteBack) Cell { return Count(w.Refused) })),
+		numbers("evictions", "", host(func(n results.CacheNode) Cell { return Count(n.Evictions) })),
+		numbers("expired", "", host(func(n results.CacheNode) Cell { return Count(n.Expired) })),
+		numbers("entries", "", host(func(n results.CacheNode) Cell { return Count(n.Entries) })),
+		numbers("MB", "bytes", host(func(n results.CacheNode) Cell { return megabytes(n.Bytes) })),
+		numbers("of MB", "limit_bytes", host(func(n results.CacheNode) Cell { return megabytes(n.LimitBytes) })),
+		numbers("unflushed", "", back(func(w results.WriteBack) Cell { return Count(w.Unflushed) })),
+		numbers("flushed", "", back(func(w results.WriteBack) Cell { return Count(w.Flushed) })),
+		numbers("refused", "", back(func(w results.WriteBack) Cell { return Count(w.Refused) })),
 	}, rows)
 	if writesBack {
 		t.Legend = []string{"unflushed: acknowledged writes that the host holds and the database does not have yet; " +
@@ -104,10 +104,10 @@ func databases(s results.Step) Table {
 	if s.Database != nil {
 		rows = append(rows, *s.Database)
 	}
-	return New("Databases", []Field[results.DatabaseCalls]{
-		Numbers("reads", "", func(d results.DatabaseCalls) Cell { return Count(d.Reads) }),
-		Numbers("writes", "", func(d results.DatabaseCalls) Cell { return Count(d.Writes) }),
-		Numbers("ops per request", "operations_per_request", func(results.DatabaseCalls) Cell { return operationsPerRequest(s) }),
+	return newTable("Databases", []column[results.DatabaseCalls]{
+		numbers("reads", "", func(d results.DatabaseCalls) Cell { return Count(d.Reads) }),
+		numbers("writes", "", func(d results.DatabaseCalls) Cell { return Count(d.Writes) }),
+		numbers("ops per request", "operations_per_request", func(results.DatabaseCalls) Cell { return operationsPerRequest(s) }),
 	}, rows, "round trips of web and cache hosts to the databases; a batch of write-back is one")
 }
 
@@ -125,9 +125,9 @@ func figures(s results.Step) Table {
 		return f.Name == "cache_evictions" // the cache table has it host by host
 	})
 	rows := []results.Step{s}
-	fields, legend := figureFields(rows, func(s results.Step) results.Step { return s })
-	if len(fields) == 0 {
+	columns, legend := figureColumns(rows, func(s results.Step) results.Step { return s })
+	if len(columns) == 0 {
 		return Table{}
 	}
-	return New("Figures", fields, rows, legend...)
+	return newTable("Figures", columns, rows, legend...)
 }

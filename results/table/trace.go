@@ -28,22 +28,22 @@ func Traces(traces ...*results.Trace) []Table {
 		}
 	}
 	return slices.DeleteFunc([]Table{
-		New("Trace", []Field[*results.Trace]{
-			Numbers("lines", "", func(t *results.Trace) Cell { return Count(t.Lines) }),
-			Numbers("broken", "", func(t *results.Trace) Cell { return Count(t.Broken) }),
-			Numbers("out of\norder", "out_of_order", func(t *results.Trace) Cell { return Count(t.OutOfOrder) }),
-			Numbers("duplicate\ntimes", "duplicate_times", func(t *results.Trace) Cell { return Count(t.DuplicateTimes) }),
-			Numbers("mapped", "", func(t *results.Trace) Cell { return Count(t.Mapped) }),
-			Numbers("skipped", "", func(t *results.Trace) Cell { return Count(skipped(t)) }),
-			Numbers("paths", "", func(t *results.Trace) Cell { return Count(t.Paths) }),
-			Numbers("clients", "", func(t *results.Trace) Cell { return Count(t.Clients) }),
-			Numbers("span s\nas logged", "span_ns", func(t *results.Trace) Cell { return seconds(t.SpanNS) }),
-			Numbers("length s\nas replayed", "length_ns", func(t *results.Trace) Cell { return seconds(t.LengthNS) }),
+		newTable("Trace", []column[*results.Trace]{
+			numbers("lines", "", func(t *results.Trace) Cell { return Count(t.Lines) }),
+			numbers("broken", "", func(t *results.Trace) Cell { return Count(t.Broken) }),
+			numbers("out of\norder", "out_of_order", func(t *results.Trace) Cell { return Count(t.OutOfOrder) }),
+			numbers("duplicate\ntimes", "duplicate_times", func(t *results.Trace) Cell { return Count(t.DuplicateTimes) }),
+			numbers("mapped", "", func(t *results.Trace) Cell { return Count(t.Mapped) }),
+			numbers("skipped", "", func(t *results.Trace) Cell { return Count(skipped(t)) }),
+			numbers("paths", "", func(t *results.Trace) Cell { return Count(t.Paths) }),
+			numbers("clients", "", func(t *results.Trace) Cell { return Count(t.Clients) }),
+			numbers("span s\nas logged", "span_ns", func(t *results.Trace) Cell { return seconds(t.SpanNS) }),
+			numbers("length s\nas replayed", "length_ns", func(t *results.Trace) Cell { return seconds(t.LengthNS) }),
 		}, traces, "lines = mapped + skipped; of those skipped some are broken lines; "+
 			"requests that were out of order were sorted by their times"),
-		New("Skipped lines", []Field[skip]{
-			Words("reason", "", func(s skip) Cell { return Text(s.reason) }),
-			Numbers("lines", "", func(s skip) Cell { return Count(s.lines) }),
+		newTable("Skipped lines", []column[skip]{
+			words("reason", "", func(s skip) Cell { return Text(s.reason) }),
+			numbers("lines", "", func(s skip) Cell { return Count(s.lines) }),
 		}, skips),
 	}, func(t Table) bool { return len(t.Rows) == 0 })
 }
