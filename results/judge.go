@@ -24,15 +24,14 @@ func Judge(s *Step, slo SLO, e Evidence) {
 	s.Valid = len(s.Invalid) == 0
 	s.Excused = len(late) == len(s.Invalid) && slo.excuses(*s)
 	s.Warnings = append(s.Warnings, s.Invalid...)
-	warn := func(format string, args ...any) { s.Warnings = append(s.Warnings, fmt.Sprintf(format, args...)) }
-	if lost := float64(s.Ledger.SessionLost); lost > maxQuietSessions*float64(s.Ledger.Scheduled) {
-		warn("%.1f%% of ops met a lost session, which counts neither as an error nor as slow", 100*lost/float64(s.Ledger.Scheduled))
+	if lost := float64(s.Ledger.SessionLost) / float64(max(s.Ledger.Scheduled, 1)); lost > maxQuietSessions {
+		s.Warnf("%.1f%% of ops met a lost session, which counts neither as an error nor as slow", 100*lost)
 	}
 	if s.Ledger.InFlight > 0 {
-		warn("%d requests were still in flight when the step was ended", s.Ledger.InFlight)
+		s.Warnf("%d requests were still in flight when the step was ended", s.Ledger.InFlight)
 	}
 	if clamped := s.ResponseNS.Clamped + s.WaitNS.Clamped + s.LagNS.Clamped; clamped > 0 {
-		warn("%d samples above 60 s were recorded as 60 s", clamped)
+		s.Warnf("%d samples above 60 s were recorded as 60 s", clamped)
 	}
 }
 
@@ -200,7 +199,8 @@ func (s SLO) excuses(step Step) bool {
 func (s Step) disturbances(e Evidence) (reasons []string) {
 	add := func(format string, args ...any) { reasons = append(reasons, fmt.Sprintf(format, args...)) }
 	if s.Client.CPUShare > maxClientCPU {
-		add("the client used %.0f%% of the CPU that it had, at most %.0f%% allowed", s.Client.CPUShare*100, maxClientCPU*100)
+		add("the client used %.0f%% of the CPU that it had, at most %.0f%% allowed",
+			s.Client.CPUShare*100, maxClientCPU*100)
 	}
 	if s.Client.GCPauseMaxNS > int64(maxGCPause) {
 		add("a garbage collection stopped the client for %v, at most %v allowed",

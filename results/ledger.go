@@ -74,8 +74,8 @@ func (l Ledger) Check() error {
 			l.Scheduled, l.Sent, l.Unsent, l.ConnectError, sum)
 	}
 	if sum := l.OK + l.HTTPError + l.TransportError + l.Timeout + l.InFlight; l.Sent != sum {
-		return fmt.Errorf("ledger does not close: sent %d, but ok %d + http_error %d + transport_error %d + timeout %d + in_flight %d = %d",
-			l.Sent, l.OK, l.HTTPError, l.TransportError, l.Timeout, l.InFlight, sum)
+		return fmt.Errorf("ledger does not close: "+
+			"sent %d, but ok %d + http_error %d + transport_error %d + timeout %d + in_flight %d = %d", l.Sent, l.OK, l.HTTPError, l.TransportError, l.Timeout, l.InFlight, sum)
 	}
 	return nil
 }
@@ -89,8 +89,8 @@ func (l Ledger) Unanswered() int64 { return l.TransportError + l.Timeout + l.InF
 // finished some of what an earlier step had left unanswered.
 func (l Ledger) CheckServer(served, earlier int64) error {
 	if diff := l.Sent - served; diff < -earlier || diff > l.Unanswered() {
-		return fmt.Errorf("the server counted %d requests, the client sent %d: off by %d, and only %d were sent without an answer, %d by an earlier step",
-			served, l.Sent, diff, l.Unanswered(), earlier)
+		return fmt.Errorf("the server counted %d requests, the client sent %d: off by %d, "+
+			"and only %d were sent without an answer, %d by an earlier step", served, l.Sent, diff, l.Unanswered(), earlier)
 	}
 	return nil
 }

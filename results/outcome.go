@@ -44,7 +44,7 @@ type Outcome struct {
 	Fate        Fate
 	SessionLost bool   // a 401 to a user who had been logged in; counted apart from errors
 	CheckFailed bool   // a complete response that is not what the workload asks for
-	Record      string // the one record that the op is about, by the path at which it can be read; "" = none, or several
+	Record      string // path of the one record that the op is about; "" = none, or several
 	Write       bool   // the op changes what is stored
 	User        int    // the virtual user whose op it is, -1 = nobody
 	Version     int64  // of the record shown or written, from the response's header; 0 if it had none

@@ -22,7 +22,8 @@ type SLO struct {
 // DefaultSLO is what the ladder is measured against: reads and small writes p99
 // below 100 ms, uploads p99 below 1 s, errors below 0.1 %.
 func DefaultSLO() SLO {
-	return SLO{Bound: 100 * time.Millisecond, Classes: map[string]time.Duration{"upload": time.Second}, ErrorRate: 0.001}
+	uploads := map[string]time.Duration{"upload": time.Second}
+	return SLO{Bound: 100 * time.Millisecond, Classes: uploads, ErrorRate: 0.001}
 }
 
 // ParseSLO reads the form that String writes: "p99<100ms,upload:p99<1s,errors<0.1%".

@@ -18,11 +18,12 @@ func Attack(step results.Step) []Table {
 	if step.Ledger.OK < step.Ledger.Scheduled {
 		tables = append(tables, opsTable(step, "Response time, failures as infinitely slow", all))
 	} else {
-		tables[1].Legend = append(tables[1].Legend, "no op failed: with failures as infinitely slow the figures are the same")
+		tables[1].Legend = []string{"no op failed: with failures as infinitely slow the figures are the same"}
 	}
 	tables = append(tables, clocks(step), ledger(step))
 	for _, t := range []Table{
-		causes(step), outages(step), events(step), staleAnswers(step), cacheTier(step), databases(step), figures(step), hosts(step),
+		causes(step), outages(step), events(step), staleAnswers(step), cacheTier(step), databases(step), figures(step),
+		hosts(step),
 	} {
 		if len(t.Rows) > 0 {
 			tables = append(tables, t)
@@ -93,7 +94,8 @@ func latencyColumns[R any](of func(R) results.Latency) []column[R] {
 				cell = amongFailures()
 			}
 			if l.Clamped > 0 {
-				cell = cell.With(fmt.Sprintf("%s samples were longer than the histogram's 60 s and count as 60 s", Count(l.Clamped).Text))
+				cell = cell.With(Count(l.Clamped).Text +
+					" samples were longer than the histogram's 60 s and count as 60 s")
 			}
 			return cell
 		}),
@@ -172,14 +174,14 @@ func ledger(s results.Step) Table {
 			n(l.Sent), n(l.OK), n(l.HTTPError), n(l.TransportError), n(l.Timeout), n(l.InFlight)),
 	}
 	if s.ServerCount != nil {
-		legend = append(legend, fmt.Sprintf("the target itself counted %s requests", n(*s.ServerCount)))
+		legend = append(legend, "the target itself counted "+n(*s.ServerCount)+" requests")
 	}
 	if l.SessionLost > 0 {
-		legend = append(legend, fmt.Sprintf("of http_error %s are session_lost, which do not count as errors", n(l.SessionLost)))
+		legend = append(legend, "of http_error "+n(l.SessionLost)+" are session_lost, which do not count as errors")
 	}
 	if l.CheckFailed > 0 {
-		legend = append(legend, fmt.Sprintf("of http_error %s are check_failed: complete responses that are not what the workload asks for",
-			n(l.CheckFailed)))
+		legend = append(legend, "of http_error "+n(l.CheckFailed)+
+			" are check_failed: complete responses that are not what the workload asks for")
 	}
 	t := newTable("Ledger", []column[results.Ledger]{
 		machineOnly("scheduled", func(l results.Ledger) Cell { return Count(l.Scheduled) }),
@@ -224,14 +226,15 @@ func events(s results.Step) Table {
 }
 
 func hosts(s results.Step) Table {
-	t := newTable("Hosts", []column[results.HostUsage]{
-		words("host", "", func(h results.HostUsage) Cell { return Text(h.Host) }),
-		numbers("budget cores", "cpu", func(h results.HostUsage) Cell { return Number(h.CPU) }),
-		numbers("CPU s", "cpu_seconds", func(h results.HostUsage) Cell { return Number(h.CPUSeconds) }),
-		numbers("of budget", "cpu_share", func(h results.HostUsage) Cell { return Share(h.CPUShare) }),
-		numbers("throttled s", "throttled_seconds", func(h results.HostUsage) Cell { return Number(h.ThrottledSeconds) }),
-		numbers("throttled periods", "throttled_share", func(h results.HostUsage) Cell { return Share(h.ThrottledShare) }),
-		words("isolated", "", func(h results.HostUsage) Cell { return YesNo(h.Isolated) }),
+	type usage = results.HostUsage
+	t := newTable("Hosts", []column[usage]{
+		words("host", "", func(h usage) Cell { return Text(h.Host) }),
+		numbers("budget cores", "cpu", func(h usage) Cell { return Number(h.CPU) }),
+		numbers("CPU s", "cpu_seconds", func(h usage) Cell { return Number(h.CPUSeconds) }),
+		numbers("of budget", "cpu_share", func(h usage) Cell { return Share(h.CPUShare) }),
+		numbers("throttled s", "throttled_seconds", func(h usage) Cell { return Number(h.ThrottledSeconds) }),
+		numbers("throttled periods", "throttled_share", func(h usage) Cell { return Share(h.ThrottledShare) }),
+		words("isolated", "", func(h usage) Cell { return YesNo(h.Isolated) }),
 	}, s.Hosts)
 	if slices.ContainsFunc(s.Hosts, func(h results.HostUsage) bool { return !h.Isolated }) {
 		t.Notes = append(t.Notes, "hosts: not isolated")

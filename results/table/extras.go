@@ -13,7 +13,10 @@ import (
 // figures are those of the step at the reference rate, as the latencies are.
 func extras(rows []ladderRow, at string) (columns []column[ladderRow], legend []string) {
 	readBack := slices.ContainsFunc(rows, func(r ladderRow) bool { return r.Writes != nil })
-	stale := slices.ContainsFunc(rows, func(r ladderRow) bool { s := r.measured().Stale; return s != nil && s.Stale > 0 })
+	stale := slices.ContainsFunc(rows, func(r ladderRow) bool {
+		s := r.measured().Stale
+		return s != nil && s.Stale > 0
+	})
 	cached := slices.ContainsFunc(rows, func(r ladderRow) bool { return r.measured().Cache != nil })
 	figures, docs := figureColumns(rows, ladderRow.measured)
 	if cached {
@@ -22,9 +25,9 @@ func extras(rows []ladderRow, at string) (columns []column[ladderRow], legend []
 				return operationsPerRequest(r.measured())
 			}),
 		})
-		docs = slices.Concat(
-			[]string{"cache hits: of the keys that the web tier asked the cache tier for (cache reads), those that were there"},
-			docs, []string{"db ops per request: round trips to the databases, from web and cache hosts"})
+		docs = append(slices.Insert(docs, 0, "cache hits: of the keys that the web tier asked the cache tier for "+
+			"(cache reads), those that were there"),
+			"db ops per request: round trips to the databases, from web and cache hosts")
 	}
 	add := func(these []column[ladderRow], text string) {
 		columns, legend = append(columns, these...), append(legend, text)
@@ -36,8 +39,8 @@ func extras(rows []ladderRow, at string) (columns []column[ladderRow], legend []
 		add(staleColumns(at), staleLegend)
 	}
 	if cached {
-		add(staleHitColumns(at), "stale hits: of the reads of single records that the cache answered, those that were stale; "+
-			"hit age: for how long they had been")
+		add(staleHitColumns(at), "stale hits: of the reads of single records that the cache answered, "+
+			"those that were stale; hit age: for how long they had been")
 	}
 	if readBack {
 		add(lostColumns(), "lost writes: acknowledged, and not there when all was read back after the measurement")
@@ -59,7 +62,9 @@ func figureColumns[R any](rows []R, step func(R) results.Step) (columns []column
 			}
 			seen[f.Name] = true
 			docs = append(docs, f.Doc)
-			columns = append(columns, numbers(f.Title, f.Name, func(r R) Cell { return figureCell(step(r).Figure(f.Name)) }))
+			columns = append(columns, numbers(f.Title, f.Name, func(r R) Cell {
+				return figureCell(step(r).Figure(f.Name))
+			}))
 		}
 	}
 	return columns, docs
@@ -79,10 +84,11 @@ func figureCell(f *results.Figure) Cell {
 }
 
 func cacheColumns(at string) []column[ladderRow] {
-	show := part(func(r ladderRow) *results.CacheReads { return r.measured().Cache }, Blank())
+	type reads = results.CacheReads
+	show := part(func(r ladderRow) *reads { return r.measured().Cache }, Blank())
 	return []column[ladderRow]{
-		numbers("cache hits\n"+at, "cache_hit_ratio", show(func(c results.CacheReads) Cell { return Share(c.HitRatio()) })),
-		numbers("cache\nreads", "cache_reads", show(func(c results.CacheReads) Cell { return Count(c.Hits + c.Misses) })),
+		numbers("cache hits\n"+at, "cache_hit_ratio", show(func(c reads) Cell { return Share(c.HitRatio()) })),
+		numbers("cache\nreads", "cache_reads", show(func(c reads) Cell { return Count(c.Hits + c.Misses) })),
 	}
 }
 
@@ -93,8 +99,8 @@ func staleColumns(at string) []column[ladderRow] {
 			if s.RYWViolations == 0 {
 				return Share(s.Share())
 			}
-			return Share(s.Share()).With(fmt.Sprintf("%s of %s stale reads were by the user whose own write they did not show",
-				Count(s.RYWViolations).Text, Count(s.Stale).Text))
+			return Share(s.Share()).With(Count(s.RYWViolations).Text + " of " + Count(s.Stale).Text +
+				" stale reads were by the user whose own write they did not show")
 		})),
 		numbers("age ms\np99", "stale_age_p99_ns", show(func(s results.Stale) Cell {
 			if s.Stale == 0 {
@@ -123,7 +129,9 @@ func staleHitColumns(at string) []column[ladderRow] {
 			}
 			return Share(s.HitShare())
 		})),
-		numbers("hit age\nms max", "stale_hit_age_max_ns", show(func(s results.Stale) Cell { return longest(s.HitAgeNS) })),
+		numbers("hit age\nms max", "stale_hit_age_max_ns", show(func(s results.Stale) Cell {
+			return longest(s.HitAgeNS)
+		})),
 		machineOnly("stale_hits", show(func(s results.Stale) Cell { return Count(s.StaleHits) })),
 		machineOnly("judged_hits", show(func(s results.Stale) Cell { return Count(s.Hits) })),
 	}

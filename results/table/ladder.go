@@ -92,7 +92,9 @@ func ladderColumns(at string, perRow Audience) []column[ladderRow] {
 		}},
 		numbers("p50 ms\n"+at, "p50_ns", atReference(func(s results.Step) Cell { return p50(s.ResponseAll) })),
 		numbers("p99 ms\n"+at, "p99_ns", atReference(func(s results.Step) Cell { return p99(s.ResponseAll) })),
-		numbers("errors\n"+at, "errors_share", atReference(func(s results.Step) Cell { return Share(s.Ledger.ErrorRate()) })),
+		numbers("errors\n"+at, "errors_share", atReference(func(s results.Step) Cell {
+			return Share(s.Ledger.ErrorRate())
+		})),
 	}
 }
 
@@ -324,11 +326,14 @@ func isolation(cells []results.Cell) string {
 
 func ladderLegend(cells []results.Cell, at string, engines map[string]string, sameEngines bool) []string {
 	legend := []string{
-		"capacity: the highest offered rate that met the SLO and was confirmed by a longer step; bracket: " + bracketLegend(cells),
-		"gain: capacity against the stage before; p50, p99: response time since the intended start, failures as infinitely slow",
+		"capacity: the highest offered rate that met the SLO and was confirmed by a longer step; " +
+			"bracket: " + bracketLegend(cells),
+		"gain: capacity against the stage before; " +
+			"p50, p99: response time since the intended start, failures as infinitely slow",
 	}
 	if slices.ContainsFunc(cells, func(c results.Cell) bool { return len(c.ReferenceSteps()) > 1 }) {
-		legend = append(legend, "the figures "+at+" are those of the last repeat; a repeat that is not valid there makes the cell invalid")
+		legend = append(legend, "the figures "+at+" are those of the last repeat; "+
+			"a repeat that is not valid there makes the cell invalid")
 	}
 	setting := []string{
 		distinct("SLO: ", " or ", cells, func(c results.Cell) string { return c.SLO }),

@@ -30,7 +30,8 @@ func renderCSV(w io.Writer, t Table) error {
 			}
 			record = append(record, text)
 		}
-		if err := out.Write(append(record, plain(strings.Join(slices.Concat(rowNotes(row), t.Notes), "; ")))); err != nil {
+		notes := strings.Join(slices.Concat(rowNotes(row), t.Notes), "; ")
+		if err := out.Write(append(record, plain(notes))); err != nil {
 			return err
 		}
 	}
@@ -68,10 +69,9 @@ type jsonRow struct {
 func (t Table) object() object {
 	t = t.only(Machines)
 	o := object{Title: t.Title, Rows: []jsonRow{}, Notes: append([]string{}, t.Notes...)}
+	columns := append(t.Columns, Column{Key: "notes"})
 	for _, row := range t.Rows {
-		o.Rows = append(o.Rows, jsonRow{
-			append(slices.Clone(t.Columns), Column{Key: "notes"}), append(slices.Clone(row), Cell{Value: rowNotes(row)}),
-		})
+		o.Rows = append(o.Rows, jsonRow{columns, append(row, Cell{Value: rowNotes(row)})})
 	}
 	return o
 }

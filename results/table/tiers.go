@@ -1,7 +1,6 @@
 package table
 
 import (
-	"fmt"
 	"slices"
 
 	"github.com/stagebench/stagebench/results"
@@ -16,10 +15,15 @@ func staleAnswers(s results.Step) Table {
 		age           results.Latency
 	}
 	var rows []reads
-	if s.Stale != nil {
-		rows = append(rows, reads{"all", s.Stale.Reads, s.Stale.Stale, s.Stale.Share(), s.Stale.AgeNS})
-		if s.Stale.Hits > 0 {
-			rows = append(rows, reads{"the cache", s.Stale.Hits, s.Stale.StaleHits, s.Stale.HitShare(), s.Stale.HitAgeNS})
+	var notes []string
+	if a := s.Stale; a != nil {
+		rows = append(rows, reads{"all", a.Reads, a.Stale, a.Share(), a.AgeNS})
+		if a.Hits > 0 {
+			rows = append(rows, reads{"the cache", a.Hits, a.StaleHits, a.HitShare(), a.HitAgeNS})
+		}
+		if a.RYWViolations > 0 {
+			notes = append(notes, Count(a.RYWViolations).Text+
+				" stale reads were by the user whose own write they did not show")
 		}
 	}
 	t := newTable("Stale answers", []column[reads]{
@@ -31,10 +35,7 @@ func staleAnswers(s results.Step) Table {
 		numbers("age p99 ms", "age_p99_ns", func(r reads) Cell { return p99(r.age) }),
 		numbers("age max ms", "age_max_ns", func(r reads) Cell { return longest(r.age) }),
 	}, rows, staleLegend)
-	if s.Stale != nil && s.Stale.RYWViolations > 0 {
-		t.Notes = append(t.Notes, fmt.Sprintf("%s stale reads were by the user whose own write they did not show",
-			Count(s.Stale.RYWViolations).Text))
-	}
+	t.Notes = notes
 	return t
 }
 
@@ -55,7 +56,8 @@ func cacheTier(s results.Step) Table {
 		rows = append(rows, cacheCount{results.CacheReads{Hits: n.Hits, Misses: n.Misses}, &s.CacheNodes[i]})
 		writesBack = writesBack || n.WriteBack != nil && *n.WriteBack != results.WriteBack{}
 	}
-	host := part(func(c cacheCount) *results.CacheNode { return c.host }, Blank())
+	hostOf := func(c cacheCount) *results.CacheNode { return c.host }
+	host := part(hostOf, Blank())
 	back := part(func(c cacheCount) *results.WriteBack {
 		if c.host == nil {
 			return nil
@@ -63,7 +65,7 @@ func cacheTier(s results.Step) Table {
 		return c.host.WriteBack
 	}, Blank())
 	t := newTable("Cache", []column[cacheCount]{
-		words("counted by", "node", part(func(c cacheCount) *results.CacheNode { return c.host }, Text("web tier"))(cacheName)),
+		words("counted by", "node", part(hostOf, Text("web tier"))(cacheName)),
 		numbers("hits", "", func(c cacheCount) Cell { return Count(c.Hits) }),
 		numbers("misses", "", func(c cacheCount) Cell { return Count(c.Misses) }),
 		numbers("hit ratio", "", func(c cacheCount) Cell {
@@ -107,7 +109,9 @@ func databases(s results.Step) Table {
 	return newTable("Databases", []column[results.DatabaseCalls]{
 		numbers("reads", "", func(d results.DatabaseCalls) Cell { return Count(d.Reads) }),
 		numbers("writes", "", func(d results.DatabaseCalls) Cell { return Count(d.Writes) }),
-		numbers("ops per request", "operations_per_request", func(results.DatabaseCalls) Cell { return operationsPerRequest(s) }),
+		numbers("ops per request", "operations_per_request", func(results.DatabaseCalls) Cell {
+			return operationsPerRequest(s)
+		}),
 	}, rows, "round trips of web and cache hosts to the databases; a batch of write-back is one")
 }
 

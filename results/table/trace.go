@@ -10,35 +10,36 @@ import (
 // Traces shows what became of the lines of replayed traces, and by which reasons
 // requests were not sent; nothing where there was no trace.
 func Traces(traces ...*results.Trace) []Table {
+	type trace = *results.Trace
 	type skip struct {
 		reason string
 		lines  int64
 	}
 	var skips []skip
-	skipped := func(t *results.Trace) (sum int64) {
+	skipped := func(t trace) (sum int64) {
 		for _, lines := range t.Skipped {
 			sum += lines
 		}
 		return sum
 	}
-	traces = slices.DeleteFunc(slices.Clone(traces), func(t *results.Trace) bool { return t == nil })
+	traces = slices.DeleteFunc(slices.Clone(traces), func(t trace) bool { return t == nil })
 	for _, t := range traces {
 		for _, reason := range slices.Sorted(maps.Keys(t.Skipped)) {
 			skips = append(skips, skip{reason, t.Skipped[reason]})
 		}
 	}
 	return slices.DeleteFunc([]Table{
-		newTable("Trace", []column[*results.Trace]{
-			numbers("lines", "", func(t *results.Trace) Cell { return Count(t.Lines) }),
-			numbers("broken", "", func(t *results.Trace) Cell { return Count(t.Broken) }),
-			numbers("out of\norder", "out_of_order", func(t *results.Trace) Cell { return Count(t.OutOfOrder) }),
-			numbers("duplicate\ntimes", "duplicate_times", func(t *results.Trace) Cell { return Count(t.DuplicateTimes) }),
-			numbers("mapped", "", func(t *results.Trace) Cell { return Count(t.Mapped) }),
-			numbers("skipped", "", func(t *results.Trace) Cell { return Count(skipped(t)) }),
-			numbers("paths", "", func(t *results.Trace) Cell { return Count(t.Paths) }),
-			numbers("clients", "", func(t *results.Trace) Cell { return Count(t.Clients) }),
-			numbers("span s\nas logged", "span_ns", func(t *results.Trace) Cell { return seconds(t.SpanNS) }),
-			numbers("length s\nas replayed", "length_ns", func(t *results.Trace) Cell { return seconds(t.LengthNS) }),
+		newTable("Trace", []column[trace]{
+			numbers("lines", "", func(t trace) Cell { return Count(t.Lines) }),
+			numbers("broken", "", func(t trace) Cell { return Count(t.Broken) }),
+			numbers("out of\norder", "out_of_order", func(t trace) Cell { return Count(t.OutOfOrder) }),
+			numbers("duplicate\ntimes", "duplicate_times", func(t trace) Cell { return Count(t.DuplicateTimes) }),
+			numbers("mapped", "", func(t trace) Cell { return Count(t.Mapped) }),
+			numbers("skipped", "", func(t trace) Cell { return Count(skipped(t)) }),
+			numbers("paths", "", func(t trace) Cell { return Count(t.Paths) }),
+			numbers("clients", "", func(t trace) Cell { return Count(t.Clients) }),
+			numbers("span s\nas logged", "span_ns", func(t trace) Cell { return seconds(t.SpanNS) }),
+			numbers("length s\nas replayed", "length_ns", func(t trace) Cell { return seconds(t.LengthNS) }),
 		}, traces, "lines = mapped + skipped; of those skipped some are broken lines; "+
 			"requests that were out of order were sorted by their times"),
 		newTable("Skipped lines", []column[skip]{

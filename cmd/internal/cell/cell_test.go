@@ -111,9 +111,9 @@ func TestEachRepeatHasArrivalsOfItsOwn(t *testing.T) {
 	b := &Bench{Seed: 7}
 	seen := map[uint64]int{}
 	for n := range Full().Repeats {
-		seed := b.forRepeat(n).Seed
-		if n == 0 && seed != 7 || b.Seed != 7 {
-			t.Errorf("repeat %d: seed %d, of the bench %d, want 7 in the first", n, seed, b.Seed)
+		seed := b.seedOf(n)
+		if n == 0 && seed != 7 {
+			t.Errorf("repeat %d: seed %d, want 7 in the first", n, seed)
 		}
 		for step := range uint64(2 * referenceSeed) {
 			if before, taken := seen[seed+step]; taken {

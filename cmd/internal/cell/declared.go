@@ -26,10 +26,13 @@ func Figures() []Figure {
 	web, cache, users := []sut.Role{sut.Web}, []sut.Role{sut.Cache}, []sut.Role{sut.Web, sut.Cache}
 	const reads, operations = "stagebench_cache_reads_total", "stagebench_store_operations_total"
 	return []Figure{
-		{cacheHits, reads + `{result="hit"}`, web, Counter, "", "keys that web hosts asked the cache tier for and that were there"},
-		{cacheMisses, reads + `{result="miss"}`, web, Counter, "", "keys that web hosts asked the cache tier for and that were not there"},
-		{"cache_evictions", "stagebench_cache_node_evictions_total", cache, Counter, "cache\nevictions", "evictions: entries that went because its memory was used up"},
-		{databaseReads, operations + `{kind="read"}`, users, Counter, "", "round trips of web and cache hosts to the databases to read"},
-		{databaseWrites, operations + `{kind="write"}`, users, Counter, "", "round trips of web and cache hosts to the databases to write; a batch of write-back is one"},
+		{cacheHits, reads + `{result="hit"}`, web, Counter, "", "keys that web hosts found in the cache tier"},
+		{cacheMisses, reads + `{result="miss"}`, web, Counter, "", "keys that web hosts did not find there"},
+		{
+			"cache_evictions", "stagebench_cache_node_evictions_total", cache, Counter,
+			"cache\nevictions", "evictions: entries that went because its memory was used up",
+		},
+		{databaseReads, operations + `{kind="read"}`, users, Counter, "", "round trips to the databases to read"},
+		{databaseWrites, operations + `{kind="write"}`, users, Counter, "", "round trips to the databases to write"},
 	}
 }

@@ -169,28 +169,28 @@ func figuresOf(declared []Figure, nodes []delta) (figures []results.Figure) {
 // fillFigures adds what the nodes counted during a step.
 func fillFigures(step *results.Step, declared []Figure, nodes []delta) {
 	step.Figures = figuresOf(declared, nodes)
-	pair := func(one, other string) (a, b int64, known bool) {
-		x, y := step.Figure(one), step.Figure(other)
-		if x == nil || y == nil || x.Value == nil || y.Value == nil || len(x.SinceStart)+len(y.SinceStart) > 0 {
-			return 0, 0, false
+	exact := func(name string) *int64 {
+		if f := step.Figure(name); f != nil && len(f.SinceStart) == 0 {
+			return f.Value
 		}
-		return *x.Value, *y.Value, true
+		return nil
 	}
-	if hits, misses, known := pair(cacheHits, cacheMisses); known {
-		step.Cache = &results.CacheReads{Hits: hits, Misses: misses}
+	if hits, misses := exact(cacheHits), exact(cacheMisses); hits != nil && misses != nil {
+		step.Cache = &results.CacheReads{Hits: *hits, Misses: *misses}
 	}
-	if reads, writes, known := pair(databaseReads, databaseWrites); known {
-		step.Database = &results.DatabaseCalls{Reads: reads, Writes: writes}
+	if reads, writes := exact(databaseReads), exact(databaseWrites); reads != nil && writes != nil {
+		step.Database = &results.DatabaseCalls{Reads: *reads, Writes: *writes}
 	}
 	var unknown string
 	if step.ServerCount, unknown = served(nodes); unknown != "" {
-		step.Warnings = append(step.Warnings, unknown+" began to count anew during the step or did not answer, so that the server's own count cannot be compared")
+		step.Warnf("%s began to count anew during the step or did not answer, "+
+			"so that the server's own count cannot be compared", unknown)
 	}
 	step.CacheNodes = cacheNodes(nodes)
 	for _, n := range step.CacheNodes {
 		if n.WriteBack != nil && n.WriteBack.Refused > 0 {
-			step.Warnings = append(step.Warnings, fmt.Sprintf(
-				"%s: the database refused %d acknowledged writes when they were written back: they are lost", n.Node, n.WriteBack.Refused))
+			step.Warnf("%s: the database refused %d acknowledged writes when they were written back: they are lost",
+				n.Node, n.WriteBack.Refused)
 		}
 	}
 }
@@ -222,11 +222,14 @@ func cacheNodes(nodes []delta) (all []results.CacheNode) {
 		holds := func(name string) int64 { return d.after.sum(cacheNodePrefix + name) }
 		n := results.CacheNode{
 			Node: d.after.node.Node, SinceStart: !d.complete || d.before.series == nil,
-			Hits: count("hits_total"), Misses: count("misses_total"), Evictions: count("evictions_total"), Expired: count("expired_total"),
+			Hits: count("hits_total"), Misses: count("misses_total"),
+			Evictions: count("evictions_total"), Expired: count("expired_total"),
 			Entries: holds("entries"), Bytes: holds("bytes"), LimitBytes: holds("limit_bytes"),
 		}
 		if d.after.has(cacheNodePrefix + "unflushed") {
-			n.WriteBack = &results.WriteBack{Unflushed: holds("unflushed"), Flushed: count("flushed_total"), Refused: count("refused_total")}
+			n.WriteBack = &results.WriteBack{
+				Unflushed: holds("unflushed"), Flushed: count("flushed_total"), Refused: count("refused_total"),
+			}
 		}
 		all = append(all, n)
 	}
@@ -237,7 +240,8 @@ func cacheNodes(nodes []delta) (all []results.CacheNode) {
 // CacheHosts returns what the cache nodes among some have counted since they were started, and what they hold.
 // Nodes that do not answer are missing, and the error says why.
 func CacheHosts(ctx context.Context, nodes []targets.NodeStatus) ([]results.CacheNode, error) {
-	readings := readNodes(ctx, slices.DeleteFunc(slices.Clone(nodes), func(n targets.NodeStatus) bool { return n.Role != sut.Cache }))
+	others := func(n targets.NodeStatus) bool { return n.Role != sut.Cache }
+	readings := readNodes(ctx, slices.DeleteFunc(slices.Clone(nodes), others))
 	var errs []error
 	for _, r := range readings {
 		if r.err != nil {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/targets"
 )
 
@@ -65,9 +66,12 @@ func (s *Stepper) readNodes(ctx context.Context, snap *snapshot) {
 		snap.problems = append(snap.problems, "what the nodes counted is not known: "+err.Error())
 		return
 	}
-	snap.nodes, snap.known = readNodes(ctx, slices.DeleteFunc(slices.Clone(nodes), func(n targets.NodeStatus) bool {
-		return !n.Counts && !slices.ContainsFunc(s.Figures, func(f Figure) bool { return slices.Contains(f.From, n.Role) })
-	})), true
+	var roles []sut.Role
+	for _, f := range s.Figures {
+		roles = append(roles, f.From...)
+	}
+	others := func(n targets.NodeStatus) bool { return !n.Counts && !slices.Contains(roles, n.Role) }
+	snap.nodes, snap.known = readNodes(ctx, slices.DeleteFunc(slices.Clone(nodes), others)), true
 	for _, r := range snap.nodes {
 		if r.err != nil {
 			snap.problems = append(snap.problems, fmt.Sprintf("what %s counted is not known: %v", r.node.Node, r.err))
@@ -170,7 +174,9 @@ func fileHeadroom() int64 {
 }
 
 // usageBetween is what hosts and nodes used between two readings.
-func usageBetween(before, after targets.Usage, elapsed time.Duration) (hosts []results.HostUsage, nodes []results.NodeUsage) {
+func usageBetween(before, after targets.Usage, elapsed time.Duration) (
+	hosts []results.HostUsage, nodes []results.NodeUsage,
+) {
 	for _, h := range after.Hosts {
 		var b targets.HostUsage
 		if i := slices.IndexFunc(before.Hosts, func(b targets.HostUsage) bool { return b.Host == h.Host }); i >= 0 {

@@ -85,7 +85,9 @@ type Stepper struct {
 
 // Step offers the schedule for a duration and returns what came of it. Steps
 // for a search may end early, when the objective can no longer be met.
-func (s *Stepper) Step(ctx context.Context, purpose string, rate float64, schedule pace.Schedule, duration time.Duration) (results.Step, error) {
+func (s *Stepper) Step(
+	ctx context.Context, purpose string, rate float64, schedule pace.Schedule, duration time.Duration,
+) (results.Step, error) {
 	s.Progress.Step(purpose, rate)
 	scheduled := schedule.Count(duration)
 	stepContext, giveUp := context.WithCancel(ctx)
@@ -182,11 +184,12 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after s
 	}
 	slices.SortStableFunc(step.Events, func(a, b results.Event) int { return cmp.Compare(a.AtNS, b.AtNS) })
 	if s.Target != nil {
-		var used float64
+		used := step.Client.CPUSeconds
 		for _, h := range step.Hosts {
 			used += h.CPUSeconds
 		}
-		step.Client.OutsideShare, step.Client.OutsideKnown = after.machine.outside(before.machine, step.Client.CPUSeconds+used), true
+		step.Client.OutsideKnown = true
+		step.Client.OutsideShare = after.machine.outside(before.machine, used)
 	}
 	step.Warnings = append(append([]string{}, before.problems...), after.problems...)
 	for _, e := range step.Events {
@@ -230,9 +233,9 @@ func (t *timeline) write(seconds []hdr.Second, step results.Step) error {
 			}
 		}
 		err := t.rows.Write(rundir.TimelineRow{
-			Second: t.second + int(row.Second), Step: fmt.Sprintf("%s-%d", step.Purpose, t.steps), Offered: step.OfferedRPS,
-			Intended: row.Intended, Sent: row.Sent, Completed: row.Completed, OK: row.OK, Errors: row.Errors,
-			P50NS: row.P50, P99NS: row.P99, Events: events,
+			Second: t.second + int(row.Second), Step: fmt.Sprintf("%s-%d", step.Purpose, t.steps),
+			Offered: step.OfferedRPS, Intended: row.Intended, Sent: row.Sent, Completed: row.Completed,
+			OK: row.OK, Errors: row.Errors, P50NS: row.P50, P99NS: row.P99, Events: events,
 		})
 		if failed == nil {
 			failed = err
