@@ -174,9 +174,9 @@ func LagLimit(responseP50 *int64) int64 {
 func (s Step) lateness() (reasons []string) {
 	// Counted, not read off a percentile: those of short steps are blank.
 	if s.LateOps > allowed(s.LagNS.Count) {
+		limit, share := time.Duration(LagLimit(s.ResponseNS.P50)), float64(s.LateOps)/float64(max(s.LagNS.Count, 1))
 		reasons = append(reasons, fmt.Sprintf("the client was late: lag above %v for %.1f%% of ops, at most 1%% allowed",
-			time.Duration(LagLimit(s.ResponseNS.P50)).Round(time.Microsecond),
-			100*float64(s.LateOps)/float64(max(s.LagNS.Count, 1))))
+			limit.Round(time.Microsecond), 100*share))
 	}
 	if stall := s.LagNS.Max; stall != nil && s.Seconds > 0 && float64(*stall)/1e9 > maxStallShare*s.Seconds {
 		reasons = append(reasons, fmt.Sprintf("the client stood still for %v, more than %.0f%% of the step",
@@ -239,34 +239,19 @@ func FindLimit(s Step) Limit {
 		share := s.Client.CPUShare
 		return Limit{By: "client", Figure: fmt.Sprintf("%.0f%% of its CPU", share*100), CPUShare: share}
 	}
-	var nearest *HostUsage
-	for i := range s.Hosts {
-		h := &s.Hosts[i]
-		if h.CPU > 0 && (nearest == nil || h.CPUShare > nearest.CPUShare) {
-			nearest = h
-		}
-	}
-	if nearest == nil {
+	hosts := slices.DeleteFunc(slices.Clone(s.Hosts), func(h HostUsage) bool { return h.CPU <= 0 })
+	if len(hosts) == 0 {
 		return Limit{By: "unknown", Figure: "no host was measured"}
 	}
+	nearest := slices.MaxFunc(hosts, func(a, b HostUsage) int { return cmp.Compare(a.CPUShare, b.CPUShare) })
 	l := Limit{
 		By: "unknown", Host: nearest.Host, CPUShare: nearest.CPUShare,
 		Figure: fmt.Sprintf("%.0f%% of its CPU, throttled in %.0f%% of periods",
 			nearest.CPUShare*100, nearest.ThrottledShare*100),
 	}
-	if nearest.CPUShare >= minLimitShare || nearest.ThrottledShare >= minThrottledShare {
-		l.By = busiestRole(s.Nodes, nearest.Host)
+	nodes := slices.DeleteFunc(slices.Clone(s.Nodes), func(n NodeUsage) bool { return n.Host != nearest.Host })
+	if len(nodes) > 0 && (nearest.CPUShare >= minLimitShare || nearest.ThrottledShare >= minThrottledShare) {
+		l.By = slices.MaxFunc(nodes, func(a, b NodeUsage) int { return cmp.Compare(a.CPUSeconds, b.CPUSeconds) }).Role
 	}
 	return l
-}
-
-// busiestRole is the role of the node that used most of a host.
-func busiestRole(nodes []NodeUsage, host string) string {
-	role, most := "unknown", -1.0
-	for _, n := range nodes {
-		if n.Host == host && n.CPUSeconds > most {
-			role, most = n.Role, n.CPUSeconds
-		}
-	}
-	return role
 }

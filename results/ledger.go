@@ -27,23 +27,9 @@ type Ledger struct {
 // Count adds one outcome to every column but Scheduled, which the schedule
 // alone decides: that is what lets Check find an op that got lost.
 func (l *Ledger) Count(o Outcome) {
-	switch o.Fate {
-	case Unsent:
-		l.Unsent++
-		return
-	case ConnectError:
-		l.ConnectError++
-		return
-	case OK:
-		l.OK++
-	case HTTPError:
-		l.HTTPError++
-	case TransportError:
-		l.TransportError++
-	case Timeout:
-		l.Timeout++
-	case InFlight:
-		l.InFlight++
+	*[...]*int64{&l.OK, &l.HTTPError, &l.TransportError, &l.Timeout, &l.InFlight, &l.ConnectError, &l.Unsent}[o.Fate]++
+	if o.Fate >= ConnectError {
+		return // never sent
 	}
 	l.Sent++
 	if o.SessionLost {
@@ -75,7 +61,8 @@ func (l Ledger) Check() error {
 	}
 	if sum := l.OK + l.HTTPError + l.TransportError + l.Timeout + l.InFlight; l.Sent != sum {
 		return fmt.Errorf("ledger does not close: "+
-			"sent %d, but ok %d + http_error %d + transport_error %d + timeout %d + in_flight %d = %d", l.Sent, l.OK, l.HTTPError, l.TransportError, l.Timeout, l.InFlight, sum)
+			"sent %d, but ok %d + http_error %d + transport_error %d + timeout %d + in_flight %d = %d",
+			l.Sent, l.OK, l.HTTPError, l.TransportError, l.Timeout, l.InFlight, sum)
 	}
 	return nil
 }
@@ -90,7 +77,8 @@ func (l Ledger) Unanswered() int64 { return l.TransportError + l.Timeout + l.InF
 func (l Ledger) CheckServer(served, earlier int64) error {
 	if diff := l.Sent - served; diff < -earlier || diff > l.Unanswered() {
 		return fmt.Errorf("the server counted %d requests, the client sent %d: off by %d, "+
-			"and only %d were sent without an answer, %d by an earlier step", served, l.Sent, diff, l.Unanswered(), earlier)
+			"and only %d were sent without an answer, %d by an earlier step",
+			served, l.Sent, diff, l.Unanswered(), earlier)
 	}
 	return nil
 }
