@@ -68,12 +68,7 @@ func (b *Bench) repeats(ctx context.Context, c *results.Cell, topology sut.Topol
 	}
 	defer func() { err = cmp.Or(err, files.close()) }()
 	for n := range b.Plan.Repeats {
-		system, err := b.Up(ctx, topology, dir.LogsDir())
-		if err != nil {
-			return err
-		}
-		err = b.repeat(ctx, n, c, system, l, files)
-		if err = errors.Join(err, system.Down(context.WithoutCancel(ctx))); err != nil {
+		if err := b.repeat(ctx, n, c, topology, l, dir.LogsDir(), files); err != nil {
 			return err
 		}
 	}
@@ -84,8 +79,8 @@ func (b *Bench) repeats(ctx context.Context, c *results.Cell, topology sut.Topol
 func (b *Bench) describe(t sut.Topology, l load.Load) results.Cell {
 	c := results.Cell{
 		Stage: string(t.Stage), Workload: l.Workload.Name(), Driver: b.Driver.Name(), Knobs: t.Knobs,
-		Topology: t.Digest(), Engines: map[string]string{}, Versions: map[string]string{}, Units: t.Units(), SLO: b.SLO.String(),
-		CapacityMethod: "bracket", Repeats: []float64{}, Warnings: []string{}, Steps: []results.Step{}, Trace: l.Trace,
+		Topology: t.Digest(), Engines: map[string]string{}, Versions: map[string]string{}, Units: t.Units(),
+		SLO: b.SLO.String(), CapacityMethod: "bracket", Repeats: []float64{}, Warnings: []string{}, Steps: []results.Step{}, Trace: l.Trace,
 	}
 	switch {
 	case l.Times != nil:
@@ -142,10 +137,15 @@ type repeat struct {
 // make of the capacity, too.
 func (b *Bench) seedOf(n int) uint64 { return b.Seed + uint64(n)*repeatSeeds }
 
-// repeat measures a system that is up.
+// repeat brings the topology up, measures it once and takes it down.
 func (b *Bench) repeat(
-	ctx context.Context, n int, c *results.Cell, system *local.System, l load.Load, f files,
-) error {
+	ctx context.Context, n int, c *results.Cell, topology sut.Topology, l load.Load, logs string, f files,
+) (err error) {
+	system, err := b.Up(ctx, topology, logs)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, system.Down(context.WithoutCancel(ctx))) }()
 	c.BringUpNS = int64(system.BringUp())
 	for _, n := range system.Status() {
 		if _, chosen := c.Engines[string(n.Role)]; chosen {
@@ -337,10 +337,8 @@ func conclude(c *results.Cell) {
 	var best *results.Step
 	for i := range c.Steps {
 		s := &c.Steps[i]
-		if s.Purpose == "warmup" {
-			continue
-		}
-		if s.SLOMet && (best == nil || s.OfferedRPS >= best.OfferedRPS) && s.OfferedRPS <= c.CapacityRPS*1.0001 {
+		passed := s.Purpose != "warmup" && s.SLOMet && s.OfferedRPS <= c.CapacityRPS*1.0001
+		if passed && (best == nil || s.OfferedRPS >= best.OfferedRPS) {
 			best = s
 		}
 	}

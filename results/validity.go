@@ -163,11 +163,10 @@ func (s Step) accounts(e Evidence) (reasons []string) {
 // LagLimit is how late the client may take an op up: max(1 ms, 5 % of the median
 // response time), in nanoseconds.
 func LagLimit(responseP50 *int64) int64 {
-	limit := int64(maxLag)
-	if responseP50 != nil {
-		limit = max(limit, int64(maxLagShare*float64(*responseP50)))
+	if responseP50 == nil {
+		return int64(maxLag)
 	}
-	return limit
+	return max(int64(maxLag), int64(maxLagShare*float64(*responseP50)))
 }
 
 // lateness lists the reasons of a step's invalidity that are in its lag.
