@@ -29,11 +29,12 @@ func extras(rows []ladderRow, at string) (columns []column[ladderRow], legend []
 			"(cache reads), those that were there"),
 			"db ops per request: round trips to the databases, from web and cache hosts")
 	}
-	add := func(these []column[ladderRow], text string) {
-		columns, legend = append(columns, these...), append(legend, text)
+	add := func(these []column[ladderRow], texts ...string) {
+		columns, legend = append(columns, these...), append(legend, texts...)
 	}
-	if len(figures) > 0 {
-		add(figures, strings.Join(docs, "; "))
+	add(figures)
+	if len(docs) > 0 {
+		add(nil, strings.Join(docs, "; "))
 	}
 	if readBack || stale {
 		add(staleColumns(at), staleLegend)
@@ -61,7 +62,9 @@ func figureColumns[R any](rows []R, step func(R) results.Step) (columns []column
 				continue
 			}
 			seen[f.Name] = true
-			docs = append(docs, f.Doc)
+			if f.Doc != "" {
+				docs = append(docs, f.Doc)
+			}
 			columns = append(columns, numbers(f.Title, f.Name, func(r R) Cell {
 				return figureCell(step(r).Figure(f.Name))
 			}))

@@ -165,7 +165,7 @@ func (b *Bench) repeat(
 	case l.Times != nil:
 		err = r.replay(ctx, l)
 	case b.Fixed != nil:
-		err = r.hold(ctx, system)
+		err = r.fixedRate(ctx, system)
 	default:
 		err = r.search(ctx)
 	}
@@ -219,7 +219,7 @@ func (r *repeat) replay(ctx context.Context, l load.Load) error {
 		return err
 	}
 	r.cell.Steps = append(r.cell.Steps, step)
-	r.settle(&step)
+	r.setReference(&step)
 	return ctx.Err()
 }
 
@@ -244,7 +244,7 @@ func (r *repeat) search(ctx context.Context) error {
 		return err
 	}
 	reference, err := r.step(ctx, "reference", r.Plan.ReferenceRPS, r.Plan.Reference)
-	r.settle(&reference)
+	r.setReference(&reference)
 	if err != nil {
 		return err
 	}
@@ -285,8 +285,8 @@ func (r *repeat) search(ctx context.Context) error {
 	return nil
 }
 
-// settle makes a step the one whose latency the cell is known by.
-func (r *repeat) settle(step *results.Step) {
+// setReference makes a step the one that gives the latency of the cell.
+func (r *repeat) setReference(step *results.Step) {
 	r.cell.Reference = step
 	for i := range r.cell.Hosts {
 		r.cell.Hosts[i].Isolated = i < len(step.Hosts) && step.Hosts[i].Isolated

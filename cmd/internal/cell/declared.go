@@ -27,7 +27,7 @@ func Figures() []Figure {
 	const reads, operations = "stagebench_cache_reads_total", "stagebench_store_operations_total"
 	return []Figure{
 		{cacheHits, reads + `{result="hit"}`, web, Counter, "", "keys that web hosts found in the cache tier"},
-		{cacheMisses, reads + `{result="miss"}`, web, Counter, "", "keys that web hosts did not find there"},
+		{cacheMisses, reads + `{result="miss"}`, web, Counter, "", "keys that web hosts missed in the cache tier"},
 		{
 			"cache_evictions", "stagebench_cache_node_evictions_total", cache, Counter,
 			"cache\nevictions", "evictions: entries that went because its memory was used up",

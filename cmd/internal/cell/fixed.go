@@ -22,8 +22,8 @@ type Fixed struct {
 	Faults   faults.Schedule // what is done meanwhile; may be empty
 }
 
-// hold warms up and measures one rate, while faults are injected.
-func (r *repeat) hold(ctx context.Context, system *local.System) error {
+// fixedRate warms up and measures one rate, while faults are injected.
+func (r *repeat) fixedRate(ctx context.Context, system *local.System) error {
 	if err := r.warmUp(ctx, r.Fixed.RPS); err != nil {
 		return err
 	}
@@ -33,7 +33,7 @@ func (r *repeat) hold(ctx context.Context, system *local.System) error {
 		}
 	}
 	step, err := r.step(ctx, "fixed", r.Fixed.RPS, r.Fixed.Duration)
-	r.settle(&step)
+	r.setReference(&step)
 	return err
 }
 

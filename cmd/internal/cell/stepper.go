@@ -175,6 +175,12 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after s
 	step.Client = after.client.since(before.client, s.ClientCPU)
 	if s.Target != nil {
 		step.Hosts, step.Nodes = usageBetween(before.usage, after.usage, after.at.Sub(before.at))
+		used := step.Client.CPUSeconds
+		for _, h := range step.Hosts {
+			used += h.CPUSeconds
+		}
+		step.Client.OutsideKnown = true
+		step.Client.OutsideShare = after.machine.outside(before.machine, used)
 		done = slices.Concat(done, s.Target.Events())
 	}
 	for _, e := range done {
@@ -183,14 +189,6 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after s
 		}
 	}
 	slices.SortStableFunc(step.Events, func(a, b results.Event) int { return cmp.Compare(a.AtNS, b.AtNS) })
-	if s.Target != nil {
-		used := step.Client.CPUSeconds
-		for _, h := range step.Hosts {
-			used += h.CPUSeconds
-		}
-		step.Client.OutsideKnown = true
-		step.Client.OutsideShare = after.machine.outside(before.machine, used)
-	}
 	step.Warnings = append(append([]string{}, before.problems...), after.problems...)
 	for _, e := range step.Events {
 		if strings.Contains(e.Text, "died") {
