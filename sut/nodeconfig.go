@@ -23,6 +23,12 @@ type NodeConfig struct {
 	Dir    string `json:"dir"`    // private directory; for db and blob it already holds the copied template
 	Procs  int    `json:"procs"`  // GOMAXPROCS, or the like of a native server
 
+	// IDHost is the host number in the ids that a web node makes, 1 to MaxIDHost.
+	// It is leased to one process: whoever starts nodes gives each start the number
+	// that was given out the longest time ago, of those that no other web node has.
+	// So a process never has the number of a predecessor that ran ahead of the clock.
+	IDHost int `json:"id_host,omitempty"`
+
 	DrainSeconds float64         `json:"drain_seconds"`
 	Uses         map[Role][]Peer `json:"uses,omitempty"`        // the nodes that it calls, by role, in topology order; of databases the primary first
 	Service      Service         `json:"service,omitempty"`     // of a web node; empty = everything
@@ -32,6 +38,9 @@ type NodeConfig struct {
 	Knobs        Knobs           `json:"knobs"`
 	Data         Data            `json:"data"` // the seeded data set that the system holds
 }
+
+// MaxIDHost is the highest host number; 0 is that of seeded records.
+const MaxIDHost = 255
 
 // Peer is a node that another one calls.
 type Peer struct {
@@ -84,8 +93,8 @@ type Data struct {
 	Seed uint64 `json:"seed"`
 }
 
-// DataCounts is how much a data set holds. Ids of seeded users and photos are
-// 1..Users and 1..Photos, so a workload needs nothing but the counts.
+// DataCounts is how much a data set holds. Ids of seeded users are 1..Users;
+// those of photos follow from their indexes, which are 1..Photos.
 type DataCounts struct {
 	Users    int `json:"users"`
 	Photos   int `json:"photos"`

@@ -23,8 +23,7 @@ func (b birth) blobs() (*blob.Ring, error) {
 // anywhere.
 func (b birth) seeded() func(photos.ID) bool {
 	hosts, copies := b.config.Knobs.Int("blob.hosts"), b.config.Knobs.Int("blob.copies")
-	counts, known := b.config.Data.Counts()
-	if hosts < 2 || !known {
+	if hosts < 2 {
 		return nil
 	}
 	var names []string
@@ -32,7 +31,7 @@ func (b birth) seeded() func(photos.ID) bool {
 		names = append(names, fmt.Sprintf("blob-%d", i+1))
 	}
 	return func(id photos.ID) bool {
-		return int64(id) > int64(counts.Photos) || slices.Contains(blob.Place(id, names)[:copies], b.config.Node)
+		return !id.Seeded() || slices.Contains(blob.Place(id, names)[:copies], b.config.Node)
 	}
 }
 

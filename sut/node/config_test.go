@@ -4,9 +4,13 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/postgres"
+	"github.com/stagebench/stagebench/sut/sqlite"
 )
 
-const goodConfig = `{"node":"web-1","host":"web-1","role":"web","engine":"app","listen":"127.0.0.1","port":0,"dir":"/d","procs":1,"drain_seconds":5,"uses":{"db":[{"node":"db-1","address":"127.0.0.1:1"}]},"knobs":{"web.hosts":"2"},"data":{"size":"small","seed":1}}`
+const goodConfig = `{"node":"web-1","host":"web-1","role":"web","engine":"app","listen":"127.0.0.1","port":0,"dir":"/d","procs":1,"id_host":7,"drain_seconds":5,"uses":{"db":[{"node":"db-1","address":"127.0.0.1:1"}]},"knobs":{"web.hosts":"2"},"data":{"size":"small","seed":1}}`
 
 func TestConfigIsChecked(t *testing.T) {
 	if config, err := decodeConfig(strings.NewReader(goodConfig)); err != nil || config.Knobs.Int("web.hosts") != 2 || config.Knobs.Int("web.max_conns") != 500 {
@@ -23,6 +27,8 @@ func TestConfigIsChecked(t *testing.T) {
 		"drain_seconds -1":     {`"drain_seconds":5`, `"drain_seconds":-1`},
 		"no hosts after":       {`"knobs"`, `"routes":[{"path":"/"}],"knobs"`},
 		"unexpected EOF":       {`"seed":1}}`, `"seed":1`},
+		"id_host 256: want 1":  {`"id_host":7`, `"id_host":256`},
+		"id_host 0: want 1":    {`"id_host":7,`, ``},
 		"procs 5000":           {`"procs":1`, `"procs":5000`},
 		`service "writes"`:     {`"procs":1`, `"procs":1,"service":"writes"`},
 		"only web nodes":       {`"role":"web"`, `"role":"db","service":"reads"`},
@@ -35,6 +41,18 @@ func TestConfigIsChecked(t *testing.T) {
 		if _, err := decodeConfig(strings.NewReader(strings.Replace(goodConfig, change[0], change[1], 1))); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s instead of %s: error %v, want one with %q", change[1], change[0], err, want)
 		}
+	}
+}
+
+// Databases of two engines, or of one in two versions, have different files.
+func TestTemplateVersion(t *testing.T) {
+	embedded, err := TemplateVersion(sut.SQLite)
+	if err != nil || !strings.HasSuffix(embedded, "-"+sqlite.LibraryVersion) {
+		t.Errorf("template version of SQLite: %q, %v", embedded, err)
+	}
+	install, missing := postgres.Find()
+	if native, err := TemplateVersion(sut.Postgres); (err == nil) != (missing == nil) || !strings.HasSuffix(native, install.Version) || native == embedded {
+		t.Errorf("template version of PostgreSQL: %q, %v, want one with %q", native, err, install.Version)
 	}
 }
 
@@ -53,7 +71,6 @@ func FuzzNodeConfig(f *testing.F) {
 		config.Knobs.Float("lb.health_interval")
 		config.Knobs.At("web.cpu", 99)
 		birth{config: config}.balanceConfig()
-		_, _ = hostNumber(config.Node)
 		document, err := json.Marshal(config)
 		if err != nil {
 			t.Fatal(err)

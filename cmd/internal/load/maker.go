@@ -154,7 +154,8 @@ func (m Maker) params() (preset.Params, error) {
 	return preset.Params{
 		Seed: m.Data.Seed, Users: counts.Users, Photos: counts.Photos,
 		Login:   func(user int) (string, string) { return sut.SeedLogin(user), sut.SeedPassword },
-		Owner:   func(photo int) int { return int(set.Owner(photos.ID(photo))) },
+		PhotoID: func(photo int) uint64 { return uint64(photos.PhotoID(photo, counts)) },
+		Owner:   func(photo int) int { return int(set.Owner(photo)) },
 		Uploads: uploads,
 	}, nil
 }
