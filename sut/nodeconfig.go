@@ -24,9 +24,10 @@ type NodeConfig struct {
 	Procs  int    `json:"procs"`  // GOMAXPROCS, or the like of a native server
 
 	// IDHost is the host number in the ids that a web node makes, 1 to MaxIDHost.
-	// It is leased to one process: whoever starts nodes gives each start the number
-	// that was given out the longest time ago, of those that no other web node has.
-	// So a process never has the number of a predecessor that ran ahead of the clock.
+	// It is leased to one process. Whoever starts nodes gives numbers in turns, and
+	// leaves out those that other web nodes have, so that a number comes back after
+	// hundreds of starts. By then the clock has passed all ids that were made with it,
+	// also those of a process that died while it was ahead of the clock.
 	IDHost int `json:"id_host,omitempty"`
 
 	DrainSeconds float64         `json:"drain_seconds"`

@@ -16,6 +16,16 @@ const SeedEpochUS = 1_767_225_600_000_000
 
 const yearUS = 365 * 24 * 3600 * 1_000_000
 
+// Owner returns the user to whom the photo with that index, from 1, belongs in
+// every data set of these counts.
+func Owner(photo int, counts sut.DataCounts) ID { return ID((photo-1)%counts.Users + 1) }
+
+// PhotoID returns the id of the photo with that index, from 1, in every data set
+// of these counts.
+func PhotoID(photo int, counts sut.DataCounts) ID {
+	return seededID(photo, BucketOf(Owner(photo, counts)))
+}
+
 // Dataset is a seeded data set: what a service that has run for a year would
 // hold. The same counts and seed give the same rows on every machine, in the
 // same order.
@@ -23,7 +33,7 @@ const yearUS = 365 * 24 * 3600 * 1_000_000
 // Users have the ids 1..N. Photos and comments have indexes 1..N, from which
 // their ids are made. Who is who needs no look-up:
 //   - user i logs in as sut.SeedLogin(i) with sut.SeedPassword;
-//   - photo p has the id PhotoID(p, counts) and belongs to user Owner(p);
+//   - photo p has the id PhotoID(p, counts) and belongs to user Owner(p, counts);
 //   - user 1 has the most followers, then user 2: in-degree falls with the
 //     power 0.8 of the rank (an exponent of 2.25 of the degree distribution,
 //     inside the 2 to 3 of real social networks), so that about half of all
@@ -64,7 +74,7 @@ func NewDataset(counts sut.DataCounts, seed uint64) *Dataset {
 		d.followers[followee]++
 	}
 	for p := range counts.Photos {
-		d.posted[d.Owner(p+1)]++
+		d.posted[Owner(p+1, d.counts)]++
 	}
 	draw := newDraw(d.seed, streamCommentPhoto)
 	for c := range counts.Comments {
@@ -83,9 +93,6 @@ func (d *Dataset) WithImageBytes(bytes []int64) *Dataset {
 
 // Counts returns what was asked for. Follows may give a few less.
 func (d *Dataset) Counts() sut.DataCounts { return d.counts }
-
-// Owner returns the user to whom the photo with that index belongs.
-func (d *Dataset) Owner(photo int) ID { return ownerOf(photo, d.counts) }
 
 // ImageOf returns the pool image, 0..Images-1, that the photo with that index
 // shows.
@@ -159,7 +166,7 @@ func (d *Dataset) Photos() iter.Seq[Photo] {
 			image := d.ImageOf(p)
 			width, height := d.ImageSize(image)
 			photo := Photo{
-				ID: PhotoID(p, d.counts), UserID: d.Owner(p), State: StateReady, Width: width, Height: height,
+				ID: PhotoID(p, d.counts), UserID: Owner(p, d.counts), State: StateReady, Width: width, Height: height,
 				CreatedUS: spread(rng, SeedEpochUS-yearUS, p, d.counts.Photos),
 				Title:     photoTitle(rng),
 				Comments:  int64(d.comments[p]),
@@ -187,9 +194,10 @@ func (d *Dataset) Comments() iter.Seq[Comment] {
 			on := d.commented(photo, c)
 			born := spread(posted.at(uint64(on)), SeedEpochUS-yearUS, on, d.counts.Photos)
 			rng := body.at(uint64(c))
+			id := PhotoID(on, d.counts)
 			if !yield(Comment{
-				ID:        seededID(c, BucketOf(d.Owner(on))),
-				PhotoID:   PhotoID(on, d.counts),
+				ID:        seededID(c, id.Bucket()),
+				PhotoID:   id,
 				UserID:    ID(rng.IntN(d.counts.Users) + 1),
 				Text:      commentText(rng),
 				CreatedUS: born + 1 + rng.Int64N(SeedEpochUS-born),
@@ -257,14 +265,6 @@ func (d *Dataset) commented(draw *draw, c int) int {
 	rank := powerLaw(draw.at(uint64(c)), d.counts.Photos)
 	return int(mix(mix(d.seed^streamPopular)^uint64(rank))%uint64(d.counts.Photos)) + 1
 }
-
-// PhotoID returns the id of the photo with that index, from 1, in every data set
-// of these counts.
-func PhotoID(photo int, counts sut.DataCounts) ID {
-	return seededID(photo, BucketOf(ownerOf(photo, counts)))
-}
-
-func ownerOf(photo int, counts sut.DataCounts) ID { return ID((photo-1)%counts.Users + 1) }
 
 // powerLaw draws a rank 1..n whose probability falls with the power 0.8 of the
 // rank, by inverting the distribution function of the continuous law. The

@@ -95,7 +95,7 @@ func TestRowsAreWellFormed(t *testing.T) {
 	for p := range d.Photos() {
 		index++
 		width, height := d.ImageSize(d.ImageOf(index))
-		if p.ID != photos.PhotoID(index, counts) || p.ID <= newest || !p.ID.Seeded() || p.UserID != d.Owner(index) || p.State != photos.StateReady || p.Width != width || p.Height != height ||
+		if p.ID != photos.PhotoID(index, counts) || p.ID <= newest || !p.ID.Seeded() || p.UserID != photos.Owner(index, counts) || p.State != photos.StateReady || p.Width != width || p.Height != height ||
 			p.Bytes != int64(1000+d.ImageOf(index)) || p.Likes < 0 || p.Version != 1 || !utf8.ValidString(p.Title) || p.Title == "" {
 			t.Fatalf("photo %d: %+v", index, p)
 		}

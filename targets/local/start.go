@@ -131,9 +131,8 @@ func (s *System) start(ctx context.Context, n *node) (*proc.Process, error) {
 	return process, s.settle(n.host)
 }
 
-// lease returns a host number for the ids of a web node that starts, as
-// sut.NodeConfig has it. There are fewer web hosts than numbers. The caller holds
-// mu.
+// lease returns the next host number for ids, see sut.NodeConfig, for a web node
+// that starts. A system has fewer hosts than there are numbers. The caller holds mu.
 func (s *System) lease() int {
 	s.leased = s.leased%sut.MaxIDHost + 1
 	for slices.ContainsFunc(s.nodes, func(n *node) bool { return n.idHost == s.leased }) {

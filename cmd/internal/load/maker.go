@@ -146,7 +146,6 @@ func (m Maker) params() (preset.Params, error) {
 	if !known {
 		return preset.Params{}, fmt.Errorf("unknown data set %q\nwant one of %v", m.Data.Size, sut.DataSizes())
 	}
-	set := photos.NewDataset(counts, m.Data.Seed)
 	var uploads [][]byte
 	for i := range uploadCount {
 		uploads = append(uploads, imaging.Sample(m.Data.Seed+uint64(i), uploadWidth, uploadHeight))
@@ -155,7 +154,7 @@ func (m Maker) params() (preset.Params, error) {
 		Seed: m.Data.Seed, Users: counts.Users, Photos: counts.Photos,
 		Login:   func(user int) (string, string) { return sut.SeedLogin(user), sut.SeedPassword },
 		PhotoID: func(photo int) uint64 { return uint64(photos.PhotoID(photo, counts)) },
-		Owner:   func(photo int) int { return int(set.Owner(photo)) },
+		Owner:   func(photo int) int { return int(photos.Owner(photo, counts)) },
 		Uploads: uploads,
 	}, nil
 }
