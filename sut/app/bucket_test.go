@@ -45,7 +45,8 @@ func TestIDsCarryTheBucketOfTheOwner(t *testing.T) {
 		if w.Code != 201 || json.Unmarshal(w.Body.Bytes(), &made) != nil {
 			t.Fatalf("comment: %d %s", w.Code, w.Body)
 		}
-		if want := photos.BucketOf(owner); made.Photo.Bucket() != want || made.Comment.Bucket() != want || seen[made.Photo] || seen[made.Comment] {
+		want := photos.BucketOf(owner)
+		if made.Photo.Bucket() != want || made.Comment.Bucket() != want || seen[made.Photo] || seen[made.Comment] {
 			t.Fatalf("photo %d, comment %d: buckets %d, %d, want %d, that of user %d, and new ids",
 				made.Photo, made.Comment, made.Photo.Bucket(), made.Comment.Bucket(), want, owner)
 		}
