@@ -51,7 +51,8 @@ func TestTemplateVersion(t *testing.T) {
 		t.Errorf("template version of SQLite: %q, %v", embedded, err)
 	}
 	install, missing := postgres.Find()
-	if native, err := TemplateVersion(sut.Postgres); (err == nil) != (missing == nil) || !strings.HasSuffix(native, install.Version) || native == embedded {
+	native, err := TemplateVersion(sut.Postgres)
+	if (err == nil) != (missing == nil) || !strings.HasSuffix(native, install.Version) || native == embedded {
 		t.Errorf("template version of PostgreSQL: %q, %v, want one with %q", native, err, install.Version)
 	}
 }

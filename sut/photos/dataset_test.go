@@ -95,7 +95,8 @@ func TestRowsAreWellFormed(t *testing.T) {
 	for p := range d.Photos() {
 		index++
 		width, height := d.ImageSize(d.ImageOf(index))
-		if p.ID != photos.PhotoID(index, counts) || p.ID <= newest || !p.ID.Seeded() || p.UserID != photos.Owner(index, counts) || p.State != photos.StateReady || p.Width != width || p.Height != height ||
+		if p.ID != photos.PhotoID(index, counts) || p.ID <= newest || !p.ID.Seeded() || p.UserID != photos.Owner(index, counts) ||
+			p.State != photos.StateReady || p.Width != width || p.Height != height ||
 			p.Bytes != int64(1000+d.ImageOf(index)) || p.Likes < 0 || p.Version != 1 || !utf8.ValidString(p.Title) || p.Title == "" {
 			t.Fatalf("photo %d: %+v", index, p)
 		}
@@ -110,7 +111,8 @@ func TestRowsAreWellFormed(t *testing.T) {
 	newest, index = 0, 0
 	for c := range d.Comments() {
 		index++
-		if c.ID <= newest || !c.ID.Seeded() || taken[c.PhotoID] == 0 || born[c.UserID] == 0 || c.Text == "" || c.CreatedUS <= taken[c.PhotoID] || c.CreatedUS > photos.SeedEpochUS {
+		if c.ID <= newest || !c.ID.Seeded() || taken[c.PhotoID] == 0 || born[c.UserID] == 0 ||
+			c.Text == "" || c.CreatedUS <= taken[c.PhotoID] || c.CreatedUS > photos.SeedEpochUS {
 			t.Fatalf("comment %d: %+v", index, c)
 		}
 		newest = c.ID
@@ -134,7 +136,8 @@ func TestBucketsAgree(t *testing.T) {
 	check := func(what string, id, owner photos.ID) {
 		t.Helper()
 		if id.Bucket() != photos.BucketOf(owner) || seen[id] {
-			t.Fatalf("%s %d: bucket %d, that of user %d is %d; seen before: %t", what, id, id.Bucket(), owner, photos.BucketOf(owner), seen[id])
+			t.Fatalf("%s %d: bucket %d, that of user %d is %d; seen before: %t",
+				what, id, id.Bucket(), owner, photos.BucketOf(owner), seen[id])
 		}
 		seen[id] = true
 	}
