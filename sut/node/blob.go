@@ -24,8 +24,7 @@ func (b birth) blobs() (*blob.Ring, error) {
 // anywhere.
 func (b birth) seeded() func(photos.ID) bool {
 	s := ladder.BlobOf(b.config.Knobs)
-	counts, known := b.config.Data.Counts()
-	if s.Hosts < 2 || !known {
+	if s.Hosts < 2 {
 		return nil
 	}
 	var names []string
@@ -33,7 +32,7 @@ func (b birth) seeded() func(photos.ID) bool {
 		names = append(names, fmt.Sprintf("blob-%d", i+1))
 	}
 	return func(id photos.ID) bool {
-		return int64(id) > int64(counts.Photos) || slices.Contains(blob.Place(id, names)[:s.Copies], b.config.Node)
+		return !id.Seeded() || slices.Contains(blob.Place(id, names)[:s.Copies], b.config.Node)
 	}
 }
 

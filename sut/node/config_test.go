@@ -5,10 +5,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
+	"github.com/stagebench/stagebench/sut/postgres"
+	"github.com/stagebench/stagebench/sut/sqlite"
 )
 
-const goodConfig = `{"node":"web-1","host":"web-1","role":"web","engine":"app","listen":"127.0.0.1","port":0,"dir":"/d","procs":1,"drain_seconds":5,"wiring":{"uses":{"db":[{"node":"db-1","address":"127.0.0.1:1"}]}},"knobs":{"web.hosts":"2"},"data":{"size":"small","seed":1}}`
+const goodConfig = `{"node":"web-1","host":"web-1","role":"web","engine":"app","listen":"127.0.0.1","port":0,"dir":"/d","procs":1,"id_host":7,"drain_seconds":5,"wiring":{"uses":{"db":[{"node":"db-1","address":"127.0.0.1:1"}]}},"knobs":{"web.hosts":"2"},"data":{"size":"small","seed":1}}`
 
 func TestConfigIsChecked(t *testing.T) {
 	if config, err := decodeConfig(strings.NewReader(goodConfig)); err != nil || ladder.WebOf(config.Knobs).Hosts != 2 || ladder.WebOf(config.Knobs).MaxConns != 500 {
@@ -25,6 +28,8 @@ func TestConfigIsChecked(t *testing.T) {
 		"drain_seconds -1":     {`"drain_seconds":5`, `"drain_seconds":-1`},
 		"no hosts after":       {`"wiring":{`, `"wiring":{"routes":[{"path":"/"}],`},
 		"unexpected EOF":       {`"seed":1}}`, `"seed":1`},
+		"id_host 256: want 1":  {`"id_host":7`, `"id_host":256`},
+		"id_host 0: want 1":    {`"id_host":7,`, ``},
 		"procs 5000":           {`"procs":1`, `"procs":5000`},
 		`service "writes"`:     {`"procs":1`, `"procs":1,"service":"writes"`},
 		"only web nodes":       {`"role":"web"`, `"role":"db","service":"reads"`},
@@ -37,6 +42,19 @@ func TestConfigIsChecked(t *testing.T) {
 		if _, err := decodeConfig(strings.NewReader(strings.Replace(goodConfig, change[0], change[1], 1))); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s instead of %s: error %v, want one with %q", change[1], change[0], err, want)
 		}
+	}
+}
+
+// Databases of two engines, or of one in two versions, have different files.
+func TestTemplateVersion(t *testing.T) {
+	embedded, err := TemplateVersion(sut.SQLite)
+	if err != nil || !strings.HasSuffix(embedded, "-"+sqlite.LibraryVersion) {
+		t.Errorf("template version of SQLite: %q, %v", embedded, err)
+	}
+	install, missing := postgres.Find()
+	native, err := TemplateVersion(sut.Postgres)
+	if (err == nil) != (missing == nil) || !strings.HasSuffix(native, install.Version) || native == embedded {
+		t.Errorf("template version of PostgreSQL: %q, %v, want one with %q", native, err, install.Version)
 	}
 }
 
@@ -54,7 +72,6 @@ func FuzzNodeConfig(f *testing.F) {
 		ladder.WebOf(config.Knobs).CPU.At(99)
 		ladder.CacheOf(config.Knobs).Bytes()
 		birth{config: config}.balancing()
-		_, _ = hostNumber(config.Node)
 		document, err := json.Marshal(config)
 		if err != nil {
 			t.Fatal(err)

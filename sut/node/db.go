@@ -9,18 +9,30 @@ import (
 	"github.com/stagebench/stagebench/sut/blob"
 	"github.com/stagebench/stagebench/sut/imaging"
 	"github.com/stagebench/stagebench/sut/photos"
+	"github.com/stagebench/stagebench/sut/postgres"
 	"github.com/stagebench/stagebench/sut/sqlite"
 	"github.com/stagebench/stagebench/sut/store"
 )
 
 // seederVersion is part of a template's identity besides the schema: it changes
 // whenever the seeded rows or bytes do.
-const seederVersion = "1"
+const seederVersion = "2"
 
-// TemplateVersion identifies what a seeded database and a seeded blob directory
-// hold, for a given sut.Data and engine: a template of another version is made
-// anew.
-func TemplateVersion() string { return seederVersion + "-" + store.SchemaDigest() }
+// TemplateVersion identifies what a seeded database of an engine and a seeded
+// blob directory hold, for a given sut.Data: the seeder, the schema, and the
+// version of the engine that writes the files. A template of another version is
+// made anew.
+func TemplateVersion(engine sut.Engine) (string, error) {
+	version := sqlite.LibraryVersion
+	if engine == sut.Postgres {
+		install, err := postgres.Find()
+		if err != nil {
+			return "", err
+		}
+		version = install.Version
+	}
+	return seederVersion + "-" + store.SchemaDigest() + "-" + version, nil
+}
 
 func (b birth) startSQLite(ctx context.Context) (part, error) {
 	listener, admin, err := b.listenBoth()

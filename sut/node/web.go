@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
@@ -25,10 +23,6 @@ import (
 const dbConns = 8
 
 func (b birth) startWeb(ctx context.Context) (part, error) {
-	number, err := hostNumber(b.config.Node)
-	if err != nil {
-		return part{}, err
-	}
 	bytes, err := b.blobs()
 	if err != nil {
 		return part{}, err
@@ -51,7 +45,7 @@ func (b birth) startWeb(ctx context.Context) (part, error) {
 	}
 	service, err := app.New(app.Config{
 		Node: b.config.Node, Store: front, Blobs: bytes, Sessions: sessions.sessions(), Process: imaging.Process,
-		IDs: photos.NewIDSource(number, time.Now), Log: b.log, Registry: b.registry, Now: time.Now,
+		IDs: photos.NewIDSource(uint8(b.config.IDHost), time.Now), Log: b.log, Registry: b.registry, Now: time.Now,
 		Service: b.config.Service, Full: conns.Refused, LogRequests: ladder.LogsOf(b.config.Knobs).Requests,
 	})
 	if err != nil {
@@ -199,14 +193,4 @@ func decodeMembership(body io.Reader) (m sut.Membership, err error) {
 		return m, fmt.Errorf("membership: %w", err)
 	}
 	return m, checkPeers(m.Upstreams)
-}
-
-// hostNumber is the part of an id that tells the hosts apart: the number at the
-// end of the node's name.
-func hostNumber(node string) (uint16, error) {
-	number, err := strconv.ParseUint(node[strings.LastIndexByte(node, '-')+1:], 10, 16)
-	if err != nil {
-		return 0, fmt.Errorf("web node %q has no number at the end of its name, which its ids are made from", node)
-	}
-	return uint16(number), nil
 }
