@@ -67,11 +67,10 @@ func (c *conn) Read(p []byte) (int, error) {
 // reading fails because the server ends.
 func (c *conn) serve() {
 	for !c.quit {
-		err := c.next()
-		if broken := breach(""); errors.As(err, &broken) {
-			c.refuse("ERR " + err.Error())
-		}
-		if err != nil {
+		if err := c.next(); err != nil {
+			if broken := breach(""); errors.As(err, &broken) {
+				c.refuse("ERR " + broken.Error())
+			}
 			break
 		}
 		if len(c.args) > 0 {
@@ -84,9 +83,9 @@ func (c *conn) serve() {
 // next reads a command. Source: the Redis serialization protocol specification,
 // "Sending commands to a Redis server".
 func (c *conn) next() error {
-	const keep = 64 << 10 // a connection does not hold on to what one large command needed
-	if c.args, c.data = c.args[:0], c.data[:0]; cap(c.args) > keep || cap(c.data) > keep {
-		c.args, c.data = nil, nil
+	c.args, c.data = c.args[:0], c.data[:0]
+	if cap(c.args) > 1<<10 || cap(c.data) > 64<<10 {
+		c.args, c.data = nil, nil // so that one large command does not cost memory for ever
 	}
 	line, err := c.line()
 	if err != nil {

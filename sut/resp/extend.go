@@ -23,7 +23,8 @@ func (s *Server) Extend(further map[string]Command) error {
 		if len(name) > longestName || name != strings.ToLower(name) {
 			return fmt.Errorf("resp: command %q: want at most %d letters, in lower case", name, longestName)
 		}
-		s.table[name] = command{f.Least + 1, f.Most + 1, func(_ *Server, c *conn, args [][]byte) { answer(c, f.Run(args[1:])) }}
+		run := func(_ *Server, c *conn, args [][]byte) { answer(c, f.Run(args[1:])) }
+		s.table[name] = command{f.Least + 1, f.Most + 1, run}
 	}
 	return nil
 }

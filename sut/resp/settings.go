@@ -7,6 +7,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // The settings that CONFIG knows.
@@ -120,12 +121,14 @@ func memory(text string) (int64, bool) {
 
 // info is INFO: the figures that tools for Redis look for, under its names.
 func (s *Server) info(c *conn, args [][]byte) {
-	stats := s.Stats()
+	stats, uptime := s.Stats(), s.store.now().Sub(s.started)
 	sections := []struct{ name, text string }{
-		{"server", fmt.Sprintf("redis_mode:standalone\r\nuptime_in_seconds:%d\r\n", int64(s.store.now().Sub(s.started).Seconds()))},
+		{"server", fmt.Sprintf("redis_mode:standalone\r\nuptime_in_seconds:%d\r\n", uptime/time.Second)},
 		{"clients", fmt.Sprintf("connected_clients:%d\r\n", stats.Conns)},
-		{"memory", fmt.Sprintf("used_memory:%d\r\nmaxmemory:%d\r\nmaxmemory_policy:%s\r\n", stats.Bytes, stats.MaxBytes, redisName(stats.Evict))},
-		{"stats", fmt.Sprintf("total_connections_received:%d\r\ntotal_commands_processed:%d\r\nexpired_keys:%d\r\nevicted_keys:%d\r\nkeyspace_hits:%d\r\nkeyspace_misses:%d\r\n",
+		{"memory", fmt.Sprintf("used_memory:%d\r\nmaxmemory:%d\r\nmaxmemory_policy:%s\r\n",
+			stats.Bytes, stats.MaxBytes, redisName(stats.Evict))},
+		{"stats", fmt.Sprintf("total_connections_received:%d\r\ntotal_commands_processed:%d\r\nexpired_keys:%d\r\n"+
+			"evicted_keys:%d\r\nkeyspace_hits:%d\r\nkeyspace_misses:%d\r\n",
 			stats.Accepted, stats.Commands, stats.Expired, stats.Evicted, stats.Hits, stats.Misses)},
 		{"keyspace", ""},
 	}
