@@ -6,9 +6,10 @@ import (
 	"strconv"
 	"time"
 
-	wire "github.com/jeroenrinzema/psql-wire"
-	"github.com/jeroenrinzema/psql-wire/codes"
+	"github.com/jackc/pgx/v5/pgproto3"
 	"zombiezen.com/go/sqlite"
+
+	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
 
 // fileName is the database in its directory.
@@ -102,12 +103,12 @@ func (c *conn) exec(sql string) error {
 // run binds, steps to the end and resets: nothing of the statement is open
 // afterwards, so that no snapshot of the database outlives it. It appends the
 // rows to out and returns how many rows came back or were changed.
-func (c *conn) run(out []byte, s *statement, params []wire.Parameter, formats []wire.FormatCode) (_ []byte, rows int, err error) {
+func (c *conn) run(out []byte, s *wire.Command, with *pgproto3.Bind) (_ []byte, rows int, err error) {
 	stmt, err := c.compile(s)
 	if err != nil {
 		return out, 0, coded(err)
 	}
-	if err := bind(stmt, s.Params, params); err != nil {
+	if err := bind(stmt, s.Params, with); err != nil {
 		return out, 0, err
 	}
 	// Its error is that of the last step once more.
@@ -121,9 +122,9 @@ func (c *conn) run(out []byte, s *statement, params []wire.Parameter, formats []
 			break
 		}
 		rows++
-		out = appendRow(out, stmt, s.Columns, formats)
+		out = appendRow(out, stmt, s.Columns, with.ResultFormatCodes)
 	}
-	if s.kind == write {
+	if !s.Reads {
 		rows = c.Changes()
 	}
 	return out, rows, nil
@@ -131,27 +132,27 @@ func (c *conn) run(out []byte, s *statement, params []wire.Parameter, formats []
 
 // compile returns what SQLite prepared of a statement. The first time it
 // checks that against what was declared.
-func (c *conn) compile(s *statement) (*compiled, error) {
-	if known := c.compiled[s.index]; known != nil {
+func (c *conn) compile(s *wire.Command) (*compiled, error) {
+	if known := c.compiled[s.Index]; known != nil {
 		return known, nil
 	}
 	stmt, trailing, err := c.PrepareTransient(s.Local)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.check(stmt, trailing); err != nil {
+	if err := check(s, stmt, trailing); err != nil {
 		stmt.Finalize()
 		return nil, err
 	}
-	c.compiled[s.index] = &compiled{Stmt: stmt, bound: make([]boundInteger, len(s.Params))}
-	return c.compiled[s.index], nil
+	c.compiled[s.Index] = &compiled{Stmt: stmt, bound: make([]boundInteger, len(s.Params))}
+	return c.compiled[s.Index], nil
 }
 
 // check compares a declaration with what SQLite makes of the text. Parameters
 // are bound by position: $2 before $1 would silently swap them.
-func (s *statement) check(stmt *sqlite.Stmt, trailing int) error {
+func check(s *wire.Command, stmt *sqlite.Stmt, trailing int) error {
 	wrong := func(format string, args ...any) error {
-		return fault(codes.InvalidPreparedStatementDefinition, fmt.Sprintf("catalogue: "+format, args...)+": "+s.SQL)
+		return wire.NewError(wire.InvalidDefinition, fmt.Sprintf("catalogue: "+format, args...)+": "+s.SQL)
 	}
 	if trailing > 0 {
 		return wrong("more than one statement")

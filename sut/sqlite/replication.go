@@ -8,11 +8,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jeroenrinzema/psql-wire/codes"
-
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
 	"github.com/stagebench/stagebench/sut/sqlite/several"
+	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
 
 // Replication makes a node one of several with the same database: the primary,
@@ -327,9 +326,9 @@ func (r *replication) allows(writes bool) error {
 	case writes && r.fenced:
 		return r.errFenced()
 	case writes && r.primary != nil:
-		return fault(codes.ReadOnlySQLTransaction, fmt.Sprintf("this node is a replica and takes no writes, the primary is %s at %s", r.primary.Node, r.primary.Address))
+		return wire.NewError(wire.ReadOnlyTransaction, fmt.Sprintf("this node is a replica and takes no writes, the primary is %s at %s", r.primary.Node, r.primary.Address))
 	case !r.serves:
-		return fault(codes.CannotConnectNow, "replica has not caught up yet")
+		return wire.NewError(wire.CannotConnectNow, "replica has not caught up yet")
 	}
 	return nil
 }
@@ -345,7 +344,7 @@ func (r *replication) replica() bool {
 }
 
 func (r *replication) errFenced() error {
-	return fault(codes.ReadOnlySQLTransaction, fmt.Sprintf("this node was the primary of an older epoch than %d and takes no more writes", r.known))
+	return wire.NewError(wire.ReadOnlyTransaction, fmt.Sprintf("this node was the primary of an older epoch than %d and takes no more writes", r.known))
 }
 
 // fence ends a primary that has met a higher epoch.
@@ -412,7 +411,7 @@ func (r *replication) seal() (*replog.Entry, error) {
 	r.log.Need(need)
 	entry, err := r.log.Seal(epoch, time.Now().UnixMicro())
 	if errors.Is(err, replog.ErrTooLarge) {
-		err = fault(codes.ProgramLimitExceeded, err.Error())
+		err = wire.NewError(wire.LimitExceeded, err.Error())
 	}
 	return entry, err
 }
@@ -468,7 +467,7 @@ func (r *replication) replicated(position int64) error {
 		changed, confirmed, fenced, ended := r.changed, r.confirmed, r.fenced, r.ended
 		r.mu.Unlock()
 		unsure := func(why string) error {
-			return fault(codes.QueryCanceled, fmt.Sprintf("fewer than %d replicas have acknowledged this transaction, %s; it may have taken effect", r.cfg.SyncCopies, why))
+			return wire.NewError(wire.QueryCanceled, fmt.Sprintf("fewer than %d replicas have acknowledged this transaction, %s; it may have taken effect", r.cfg.SyncCopies, why))
 		}
 		switch {
 		case confirmed >= position:

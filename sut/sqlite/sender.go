@@ -30,19 +30,14 @@ type sender struct {
 // serve gives a replica what it asks for until it goes, or the node does. It
 // runs in the goroutine of the connection; rest is what the replica has sent
 // besides its start-up packet.
-func (r *replication) serve(g *guard, rest []byte) {
-	s := r.server
-	s.mu.Lock()
-	g.replica = true
-	s.clientsLeft()
-	s.mu.Unlock()
+func (r *replication) serve(link net.Conn, rest []byte) {
+	in := bufio.NewReader(io.MultiReader(bytes.NewReader(bytes.Clone(rest)), link))
 	if r.several != nil {
-		r.serveOneOf(g.Conn, rest)
+		r.serveOneOf(link, in)
 		return
 	}
 	f := &sender{
-		r: r, link: g.Conn, in: bufio.NewReader(io.MultiReader(bytes.NewReader(rest), g.Conn)),
-		out: bufio.NewWriterSize(g.Conn, 64<<10), gone: make(chan struct{}),
+		r: r, link: link, in: in, out: bufio.NewWriterSize(link, 64<<10), gone: make(chan struct{}),
 	}
 	defer f.needs(math.MaxInt64)
 	err := f.greet()
@@ -50,7 +45,7 @@ func (r *replication) serve(g *guard, rest []byte) {
 		err = f.stream()
 	}
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
-		s.cfg.Log.Warn("replica gone", "replica", f.hello.Node, "cause", err)
+		r.server.cfg.Log.Warn("replica gone", "replica", f.hello.Node, "cause", err)
 	}
 }
 
@@ -242,7 +237,7 @@ func (f *sender) send() error {
 	}
 	var late <-chan time.Time
 	due := false // a heartbeat is
-	left := f.r.server.left
+	left := f.r.server.wire.Left()
 	for {
 		// Taken before the log is looked at: a heartbeat says that up to its
 		// time there was nothing more.

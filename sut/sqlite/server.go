@@ -16,11 +16,10 @@
 // one snapshot, there are no savepoints, and a message larger than
 // Config.MessageBufferSize ends the connection.
 //
-// Files: server.go accepts and ends connections; guard.go is the connection
-// itself, checked and buffered; session.go is what a client has going on;
-// conn.go is a connection to SQLite and the pool of those that read, writer.go
-// the line in front of the one that writes; catalogue.go, control.go and
-// values.go translate between the two worlds. Of replication, replication.go is
+// Files: server.go starts and ends a node; package wire speaks with clients,
+// session.go is what one of them has going on; conn.go is a connection to SQLite
+// and the pool of those that read, writer.go the line in front of the one that
+// writes; values.go translates between the two worlds. Of replication, replication.go is
 // the node's role, sender.go a replica as its primary sees it, follower.go a
 // primary as its replica sees it, apply.go the repeating of what it sends,
 // snapshot.go the replacing of a database, and several.go what makes the node one
@@ -32,59 +31,36 @@ package sqlite
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/subtle"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
-	"math"
 	"net"
 	"sync"
 	"sync/atomic"
-	"time"
 
-	wire "github.com/jeroenrinzema/psql-wire"
-	"github.com/jeroenrinzema/psql-wire/codes"
-	psqlerr "github.com/jeroenrinzema/psql-wire/errors"
-	"github.com/jeroenrinzema/psql-wire/pkg/buffer"
-	"github.com/jeroenrinzema/psql-wire/pkg/types"
 	"zombiezen.com/go/sqlite"
-)
 
-// serverVersion is the PostgreSQL version whose behaviour the node has.
-const serverVersion = "15.0"
+	"github.com/stagebench/stagebench/sut/sqlite/replog"
+	"github.com/stagebench/stagebench/sut/sqlite/wire"
+)
 
 // Server is an embedded database node.
 type Server struct {
 	cfg       Config
 	listener  net.Listener
 	wire      *wire.Server
-	catalogue *catalogue
+	catalogue wire.Catalogue
 	writer    *writer
 	readers   *readers
 	// replication is the node's part among several; nil = it is alone.
 	replication *replication
 	reads       atomic.Int64
-	nextPID     atomic.Int32
 
 	serving atomic.Bool   // Serve has begun, or never may
 	served  chan struct{} // closed when nobody is accepted any more
 	stopped chan struct{} // closed when all is closed
 	stop    sync.Once
-	ended   atomic.Bool // whatever begins now is cancelled
-	err     error       // of the shutdown; set before stopped is closed
-
-	mu       sync.Mutex
-	draining bool          // Shutdown has begun
-	left     chan struct{} // closed when it has, and no clients but replicas are there
-	guards   map[*guard]struct{}
-	sessions map[int32]*session // by process id, for cancelling
+	err     error // of the shutdown; set before stopped is closed
 }
-
-// backendKey is what a client must show to cancel its statement.
-type backendKey struct{ pid, secret int32 }
 
 // Stats are counters since the node was made.
 type Stats struct {
@@ -105,10 +81,7 @@ func New(cfg Config) (_ *Server, err error) {
 	if cfg, err = cfg.withDefaults(); err != nil {
 		return nil, fmt.Errorf("sqlite node: %w", err)
 	}
-	s := &Server{
-		cfg: cfg, served: make(chan struct{}), stopped: make(chan struct{}), left: make(chan struct{}),
-		guards: map[*guard]struct{}{}, sessions: map[int32]*session{},
-	}
+	s := &Server{cfg: cfg, served: make(chan struct{}), stopped: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("sqlite node: %w", err), s.free())
@@ -117,40 +90,30 @@ func New(cfg Config) (_ *Server, err error) {
 	if s.listener, err = cfg.listen(); err != nil {
 		return nil, err
 	}
-	if s.catalogue, err = newCatalogue(cfg.Statements); err != nil {
+	if s.catalogue, err = wire.NewCatalogue(cfg.Statements); err != nil {
 		return nil, err
 	}
 	s.writer = &writer{limit: cfg.GroupLimit}
-	if s.writer.conn, err = openConn(cfg, s.catalogue.size, true); err != nil {
+	if s.writer.conn, err = openConn(cfg, len(s.catalogue), true); err != nil {
 		return nil, err
 	}
-	if s.readers, err = openReaders(cfg, s.catalogue.size); err != nil {
+	if s.readers, err = openReaders(cfg, len(s.catalogue)); err != nil {
 		return nil, err
 	}
 	if err = s.openReplication(); err != nil {
 		return nil, err
 	}
-	if s.wire, err = s.protocol(); err != nil {
-		return nil, err
+	protocol := wire.Config{
+		Catalogue: s.catalogue, NewSession: func() wire.Session { return &session{server: s} },
+		MaxConns: cfg.MaxConns, MessageBytes: cfg.MessageBufferSize,
+		HandshakeTimeout: cfg.HandshakeTimeout, IdleInTransaction: cfg.IdleInTransaction, Log: cfg.Log,
 	}
+	if s.replication != nil {
+		protocol.Replica, protocol.ReplicaCode = s.replication.serve, replog.StartCode
+	}
+	s.wire = wire.New(protocol)
 	s.replication.start()
 	return s, nil
-}
-
-// protocol sets up the wire protocol.
-func (s *Server) protocol() (*wire.Server, error) {
-	return wire.NewServer(s.parse,
-		wire.Logger(slog.New(warnings{s.cfg.Log.Handler()})),
-		wire.MessageBufferSize(s.cfg.MessageBufferSize),
-		wire.GlobalParameters(wire.Parameters{"standard_conforming_strings": "on", "integer_datetimes": "on", "DateStyle": "ISO, MDY", "TimeZone": "UTC"}),
-		wire.Statements(func() wire.StatementCache { return statements{missing: s.catalogue.missing} }),
-		wire.Portals(func() wire.PortalCache { return &portals{byName: map[string]*portal{}} }),
-		wire.SessionAuthStrategy(s.admit),
-		wire.BackendKeyData(func(ctx context.Context) (int32, int32) { k := sessionOf(ctx).key; return k.pid, k.secret }),
-		wire.CancelRequest(s.cancel),
-		wire.TxStatus(func(ctx context.Context) types.ServerStatus { return sessionOf(ctx).status }),
-		wire.SyncConn(func(ctx context.Context, broke bool) error { return sessionOf(ctx).sync(broke) }),
-	)
 }
 
 // Addr is where the node listens.
@@ -161,10 +124,8 @@ func (s *Server) Version() string { return "SQLite " + sqlite.Version }
 
 // Stats returns the counters.
 func (s *Server) Stats() Stats {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	return Stats{
-		Connections: len(s.sessions), Reads: s.reads.Load(),
+		Connections: s.wire.Connections(), Reads: s.reads.Load(),
 		Transactions: s.writer.transactions.Load(), Commits: s.writer.commits.Load(),
 	}
 }
@@ -180,13 +141,8 @@ func (s *Server) Serve(ctx context.Context) error {
 	cancel()
 	release := context.AfterFunc(ctx, func() { _ = s.Shutdown(now) })
 	defer release()
-	err := s.wire.Serve(gate{Listener: s.listener, server: s})
+	s.wire.Serve(s.listener)
 	close(s.served)
-	if err != nil {
-		// The listener broke: nobody else will notice.
-		_ = s.Shutdown(now)
-		return fmt.Errorf("sqlite node: %w", err)
-	}
 	<-s.stopped
 	return s.err
 }
@@ -212,17 +168,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	if !s.serving.CompareAndSwap(false, true) {
 		<-s.served
 	}
-	// psql-wire's own shutdown makes idle connections swallow what they are
-	// asked, so it comes last, when there are none.
-	s.mu.Lock()
-	s.draining = true
-	for g := range s.guards {
-		if !g.replica {
-			g.drain()
-		}
-	}
-	s.clientsLeft()
-	s.mu.Unlock()
+	s.wire.Drain()
 	gone := make(chan struct{})
 	go func() {
 		s.wire.Wait()
@@ -235,9 +181,15 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		<-gone
 	}
 	s.replication.stop()
-	s.err = errors.Join(s.wire.Close(), s.free())
+	s.err = s.free()
 	close(s.stopped)
 	return s.err
+}
+
+// cut ends every connection now.
+func (s *Server) cut() {
+	s.replication.cut()
+	s.wire.Cut()
 }
 
 // free closes what New opened, as far as it came.
@@ -254,156 +206,4 @@ func (s *Server) free() (err error) {
 		err = errors.Join(err, s.writer.conn.close())
 	}
 	return err
-}
-
-// cut ends every connection now, and what it is doing or waiting for. Their
-// own goroutines find out and clean up.
-func (s *Server) cut() {
-	s.ended.Store(true)
-	s.replication.cut()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for g := range s.guards {
-		_ = g.Conn.Close()
-	}
-	for _, n := range s.sessions {
-		n.cancel()
-	}
-}
-
-// gate is the listener as psql-wire sees it: connections come guarded, and a
-// moment without file descriptors is not the end.
-type gate struct {
-	net.Listener
-	server *Server
-}
-
-// Accept waits for the next client.
-func (l gate) Accept() (net.Conn, error) {
-	s := l.server
-	for pause := 5 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		c, err := l.Listener.Accept()
-		if err == nil {
-			g := &guard{Conn: c, server: s, limit: s.cfg.MessageBufferSize, born: time.Now()}
-			s.mu.Lock()
-			s.guards[g] = struct{}{}
-			s.mu.Unlock()
-			return g, nil
-		}
-		if errors.Is(err, net.ErrClosed) {
-			return nil, err
-		}
-		s.cfg.Log.Warn("accepting a client", "cause", err)
-		select {
-		case <-s.stopped:
-			return nil, net.ErrClosed
-		case <-time.After(pause):
-		}
-	}
-}
-
-// Close closes the listener; that it is closed already is no error.
-func (l gate) Close() error {
-	if err := l.Listener.Close(); !errors.Is(err, net.ErrClosed) {
-		return err
-	}
-	return nil
-}
-
-// sessionKey finds the session in the contexts of psql-wire.
-type sessionKey struct{}
-
-func sessionOf(ctx context.Context) *session { return ctx.Value(sessionKey{}).(*session) }
-
-// admit lets a client in that has introduced itself, if there is room. Any
-// name will do: there is one database, and it has no passwords.
-func (s *Server) admit(ctx context.Context, w *buffer.Writer, _ *buffer.Reader) (context.Context, error) {
-	g := wire.RemoteAddress(ctx).(peer).guard
-	var secret [4]byte
-	rand.Read(secret[:]) // never fails
-	n := &session{server: s, guard: g, names: map[string]*statement{}, status: idle, key: backendKey{
-		pid: s.nextPID.Add(1) & math.MaxInt32, secret: int32(binary.BigEndian.Uint32(secret[:])),
-	}}
-	s.mu.Lock()
-	full := len(s.sessions) >= s.cfg.MaxConns
-	if !full {
-		s.sessions[n.key.pid] = n
-		g.session = n
-	}
-	s.mu.Unlock()
-	if full {
-		err := psqlerr.WithSeverity(fault(codes.TooManyConnections, "sorry, too many clients already"), psqlerr.LevelFatal)
-		return ctx, errors.Join(io.EOF, wire.WriteUnterminatedError(w, err))
-	}
-	w.Start(types.ServerAuth)
-	w.AddInt32(0) // AuthenticationOk
-	return context.WithValue(ctx, sessionKey{}, n), w.End()
-}
-
-// clientsLeft tells replicas that no more will change when a shutdown has seen
-// the last client go; the lock is held.
-func (s *Server) clientsLeft() {
-	if !s.draining {
-		return
-	}
-	for g := range s.guards {
-		if !g.replica {
-			return
-		}
-	}
-	select {
-	case <-s.left:
-	default:
-		close(s.left)
-	}
-}
-
-// depart takes back what a client had open when its connection ends.
-func (s *Server) depart(g *guard) {
-	if g.session != nil {
-		_ = g.session.close(false)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.guards, g)
-	s.clientsLeft()
-	if g.session != nil {
-		delete(s.sessions, g.session.key.pid)
-	}
-}
-
-// cancel cancels the statement of the client with that key. As in PostgreSQL
-// nobody hears whether there was one.
-func (s *Server) cancel(_ context.Context, pid, secret int32) error {
-	s.mu.Lock()
-	target := s.sessions[pid]
-	s.mu.Unlock()
-	if target != nil && subtle.ConstantTimeEq(target.key.secret, secret) == 1 {
-		target.cancel()
-	}
-	return nil
-}
-
-// parse finds the statement that a client means.
-func (s *Server) parse(ctx context.Context, q wire.Query) (wire.PreparedStatements, error) {
-	n := sessionOf(ctx)
-	found := s.catalogue.bySQL[q.Query]
-	if found == nil {
-		var err error
-		if found, err = parseControl(q.Query); err != nil {
-			n.fail()
-			return nil, err
-		}
-	}
-	n.asked = found
-	return found.parsed, nil
-}
-
-// warnings is a log without what psql-wire says to its developers: at that
-// level it shows every parameter, digests of passwords included.
-type warnings struct{ slog.Handler }
-
-// Enabled reports whether a level is logged.
-func (h warnings) Enabled(ctx context.Context, level slog.Level) bool {
-	return level >= slog.LevelWarn && h.Handler.Enabled(ctx, level)
 }

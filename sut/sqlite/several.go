@@ -2,21 +2,19 @@ package sqlite
 
 import (
 	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"path/filepath"
 	"slices"
 	"time"
 
-	"github.com/jeroenrinzema/psql-wire/codes"
 	"zombiezen.com/go/sqlite"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
 	"github.com/stagebench/stagebench/sut/sqlite/several"
+	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
 
 // severalDefaults is withDefaults of one of several primaries. There the log is
@@ -84,7 +82,7 @@ func (r *replication) becomeOneOf(to sut.Replication) error {
 func (r *replication) sealSeveral() (*replog.Entry, error) {
 	position, err := r.several.Seal()
 	if errors.Is(err, several.ErrTooLarge) {
-		err = fault(codes.ProgramLimitExceeded, err.Error())
+		err = wire.NewError(wire.LimitExceeded, err.Error())
 	}
 	if err != nil || position == 0 {
 		return nil, err
@@ -93,8 +91,8 @@ func (r *replication) sealSeveral() (*replog.Entry, error) {
 }
 
 // serveOneOf is serve where there are several primaries.
-func (r *replication) serveOneOf(link net.Conn, rest []byte) {
-	if err := r.several.Serve(link, bufio.NewReader(io.MultiReader(bytes.NewReader(rest), link))); err != nil {
+func (r *replication) serveOneOf(link net.Conn, in *bufio.Reader) {
+	if err := r.several.Serve(link, in); err != nil {
 		r.server.cfg.Log.Warn("a node that got changes is gone", "cause", err)
 	}
 }
@@ -146,4 +144,4 @@ func (r *replication) serving(serves bool) {
 }
 
 // Left is closed when the last client has gone.
-func (h severalHost) Left() <-chan struct{} { return h.server.left }
+func (h severalHost) Left() <-chan struct{} { return h.server.wire.Left() }

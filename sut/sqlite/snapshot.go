@@ -92,7 +92,7 @@ func swapFiles(dir string, epoch int64, keep bool) error {
 
 // reopen opens the database that is there now.
 func (s *Server) reopen() (err error) {
-	c, err := openConn(s.cfg, s.catalogue.size, true)
+	c, err := openConn(s.cfg, len(s.catalogue), true)
 	if err != nil {
 		return err
 	}
@@ -100,7 +100,7 @@ func (s *Server) reopen() (err error) {
 	if err := s.replication.open(); err != nil {
 		return err
 	}
-	fresh, err := openReaders(s.cfg, s.catalogue.size)
+	fresh, err := openReaders(s.cfg, len(s.catalogue))
 	if err != nil {
 		return err
 	}
@@ -114,11 +114,7 @@ func (s *Server) reopen() (err error) {
 // emptyReaders takes all readers out of the pool. Statements are cancelled;
 // clients that hold a reader without a word lose their connection.
 func (s *Server) emptyReaders() {
-	s.mu.Lock()
-	for _, n := range s.sessions {
-		n.cancel()
-	}
-	s.mu.Unlock()
+	s.wire.Cancel(false)
 	late := time.NewTimer(goodbyeTime)
 	defer late.Stop()
 	for range s.readers.all {
@@ -127,12 +123,7 @@ func (s *Server) emptyReaders() {
 			continue
 		case <-late.C:
 		}
-		s.mu.Lock()
-		for _, n := range s.sessions {
-			n.cancel()
-			_ = n.guard.Conn.Close()
-		}
-		s.mu.Unlock()
+		s.wire.Cancel(true)
 		<-s.readers.free
 	}
 }

@@ -1,71 +1,56 @@
 package sqlite
 
 import (
-	"errors"
-
-	"github.com/jeroenrinzema/psql-wire/codes"
-	psqlerr "github.com/jeroenrinzema/psql-wire/errors"
 	"zombiezen.com/go/sqlite"
+
+	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
 
-// fault makes an error that the client gets under that SQLSTATE.
-func fault(code codes.Code, text string) error {
-	return psqlerr.WithCode(errors.New(text), code)
-}
-
-// Errors that several places return.
 func errCancelled() error {
-	return fault(codes.QueryCanceled, "canceling statement due to user request")
-}
-
-func errAborted() error {
-	return fault(codes.InFailedSQLTransaction, "current transaction is aborted, commands ignored until end of transaction block")
+	return wire.NewError(wire.QueryCanceled, "canceling statement due to user request")
 }
 
 // coded gives an error of SQLite the SQLSTATE that PostgreSQL has for it.
 // https://www.sqlite.org/rescode.html
 // https://www.postgresql.org/docs/15/errcodes-appendix.html
 func coded(err error) error {
-	if err == nil || psqlerr.GetCode(err) != codes.Uncategorized {
-		return err
-	}
-	return psqlerr.WithCode(err, state(sqlite.ErrCode(err)))
+	return wire.WithState(err, state(sqlite.ErrCode(err)))
 }
 
-func state(result sqlite.ResultCode) codes.Code {
+func state(result sqlite.ResultCode) string {
 	switch result {
 	case sqlite.ResultConstraintUnique, sqlite.ResultConstraintPrimaryKey, sqlite.ResultConstraintRowID:
-		return codes.UniqueViolation
+		return wire.UniqueViolation
 	case sqlite.ResultConstraintNotNull:
-		return codes.NotNullViolation
+		return wire.NotNullViolation
 	case sqlite.ResultConstraintForeignKey:
-		return codes.ForeignKeyViolation
+		return wire.ForeignKeyViolation
 	case sqlite.ResultConstraintCheck:
-		return codes.CheckViolation
+		return wire.CheckViolation
 	case sqlite.ResultBusySnapshot:
-		return codes.SerializationFailure
+		return wire.SerializationFailure
 	}
 	switch result.ToPrimary() {
 	case sqlite.ResultConstraint:
-		return codes.IntegrityConstraintViolation
+		return wire.IntegrityViolation
 	case sqlite.ResultBusy, sqlite.ResultLocked:
-		return codes.LockNotAvailable
+		return wire.LockNotAvailable
 	case sqlite.ResultInterrupt:
-		return codes.QueryCanceled
+		return wire.QueryCanceled
 	case sqlite.ResultReadOnly:
-		return codes.ReadOnlySQLTransaction
+		return wire.ReadOnlyTransaction
 	case sqlite.ResultFull:
-		return codes.DiskFull
+		return wire.DiskFull
 	case sqlite.ResultNoMem:
-		return codes.OutOfMemory
+		return wire.OutOfMemory
 	case sqlite.ResultIOErr, sqlite.ResultCantOpen:
-		return codes.Io
+		return wire.IOError
 	case sqlite.ResultCorrupt, sqlite.ResultNotADB:
-		return codes.DataCorrupted
+		return wire.DataCorrupted
 	case sqlite.ResultTooBig:
-		return codes.ProgramLimitExceeded
+		return wire.LimitExceeded
 	case sqlite.ResultMismatch:
-		return codes.DatatypeMismatch
+		return wire.DatatypeMismatch
 	}
-	return codes.Internal
+	return wire.InternalError
 }

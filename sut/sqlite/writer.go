@@ -6,7 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/jeroenrinzema/psql-wire/codes"
+	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
 
 // writer is the one SQLite connection that writes, with the line in front of
@@ -96,7 +96,7 @@ func (w *writer) await(cancel func() <-chan struct{}, alone bool) error {
 func (w *writer) begin() (*turn, error) {
 	if w.conn == nil {
 		w.leave()
-		return nil, fault(codes.CannotConnectNow, errNoDatabase.Error())
+		return nil, wire.NewError(wire.CannotConnectNow, errNoDatabase.Error())
 	}
 	t := &turn{w: w, first: w.group == nil}
 	text := "savepoint member"
@@ -160,7 +160,7 @@ func (t *turn) rollback() {
 		_ = w.conn.exec("rollback")
 		// SQLite took the whole transaction back: the members that wait for
 		// their commit must hear that it will not come.
-		w.finish(fault(codes.SerializationFailure, "the commit that this transaction was a part of was rolled back"))
+		w.finish(wire.NewError(wire.SerializationFailure, "the commit that this transaction was a part of was rolled back"))
 	}
 	w.leave()
 }

@@ -6,8 +6,7 @@ import (
 	"strconv"
 	"testing"
 
-	"github.com/jeroenrinzema/psql-wire/codes"
-	psqlerr "github.com/jeroenrinzema/psql-wire/errors"
+	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
 
 // testWriter is a writer on a database with one table of numbers.
@@ -155,7 +154,7 @@ func TestGroupIsLost(t *testing.T) {
 		return w.conn.exec("rollback") // as SQLite would
 	})
 	third := w.member(3, commitTurn)
-	if err := first.commit(); psqlerr.GetCode(err) != codes.SerializationFailure {
+	if err := first.commit(); wire.State(err) != wire.SerializationFailure {
 		t.Errorf("the first member got %v, want a serialization failure", err)
 	}
 	if err := <-second; err != nil {
@@ -193,7 +192,7 @@ func TestCommitFails(t *testing.T) {
 		return t.commit()
 	})
 	for _, err := range []error{first.commit(), <-second} {
-		if psqlerr.GetCode(err) != codes.ForeignKeyViolation {
+		if wire.State(err) != wire.ForeignKeyViolation {
 			t.Errorf("got %v, want the broken reference", err)
 		}
 	}
@@ -239,7 +238,7 @@ func TestCancelledInLine(t *testing.T) {
 	}()
 	w.awaitLine(1)
 	close(cancel)
-	if err := <-gone; psqlerr.GetCode(err) != codes.QueryCanceled {
+	if err := <-gone; wire.State(err) != wire.QueryCanceled {
 		t.Errorf("got %v, want that it was cancelled", err)
 	}
 	if err := first.commit(); err != nil {

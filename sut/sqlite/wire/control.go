@@ -1,36 +1,40 @@
-package sqlite
+package wire
 
 import (
 	"fmt"
 	"strings"
-
-	"github.com/jeroenrinzema/psql-wire/codes"
 )
 
-// parseControl understands the statements that need no catalogue: those that
-// clients, poolers and drivers send on their own account.
-func parseControl(text string) (*statement, error) {
+// serverVersion is the PostgreSQL version whose behaviour the node has.
+const serverVersion = "15.0"
+
+// parse finds the statement that a text means: one of the catalogue, or one that clients, poolers and drivers send on
+// their own account.
+func (c Catalogue) parse(text string) (*Command, error) {
+	if found := c[text]; found != nil {
+		return found, nil
+	}
 	text = strip(text)
 	words := strings.Fields(strings.ToLower(text))
 	if len(words) == 0 {
-		return controlling("", nil), nil
+		return control("", nil), nil
 	}
 	all := strings.Join(words, " ")
 	switch words[0] {
 	case "begin", "start":
 		if words[0] == "begin" || strings.HasPrefix(all, "start transaction") {
 			readOnly := strings.Contains(all, "read only")
-			return controlling("BEGIN", func(s *session) error { return s.begin(readOnly) }), nil
+			return control("BEGIN", func(c *conn) error { return c.begin(readOnly) }), nil
 		}
 	case "commit", "end":
-		return controlling(commit, (*session).commit), nil
+		return control(commit, func(c *conn) error { return c.end(true) }), nil
 	case "rollback", "abort":
 		if len(words) == 1 || len(words) == 2 && (words[1] == "work" || words[1] == "transaction") {
-			return controlling(rollback, (*session).rollback), nil
+			return control(rollback, func(c *conn) error { return c.end(false) }), nil
 		}
-		return nil, fault(codes.FeatureNotSupported, "this node has no savepoints")
+		return nil, NewError(FeatureNotSupported, "this node has no savepoints")
 	case "savepoint", "release":
-		return nil, fault(codes.FeatureNotSupported, "this node has no savepoints")
+		return nil, NewError(FeatureNotSupported, "this node has no savepoints")
 	case "set":
 		return set(words[1:])
 	case "show":
@@ -38,7 +42,7 @@ func parseControl(text string) (*statement, error) {
 	case "discard", "deallocate":
 		return forget(words), nil
 	}
-	return nil, fault(codes.Syntax, fmt.Sprintf("statement is not in the catalogue of this node: %.80s", text))
+	return nil, NewError(SyntaxError, fmt.Sprintf("statement is not in the catalogue of this node: %.80s", text))
 }
 
 // The statements that are allowed in a transaction that has failed.
@@ -47,12 +51,12 @@ const (
 	rollback = "ROLLBACK"
 )
 
-// controlling returns a statement that does something to the session.
-func controlling(command string, act func(*session) error) *statement {
+// control returns a statement that the protocol answers; act may be nil.
+func control(tag string, act func(*conn) error) *Command {
 	if act == nil {
-		act = func(*session) error { return nil }
+		act = func(*conn) error { return nil }
 	}
-	return (&statement{kind: control, command: command, act: act}).ready()
+	return &Command{tag: tag, act: act}
 }
 
 // strip takes leading comments, space and final semicolons away.
@@ -65,26 +69,26 @@ func strip(text string) string {
 	return strings.TrimRight(text, "; \t\r\n")
 }
 
-// set accepts settings that change nothing here and refuses all others: a
-// client must not believe in a time-out that nobody keeps.
-func set(words []string) (*statement, error) {
+// set accepts settings that change nothing here and refuses all others: a client must not believe in a time-out that
+// nobody keeps.
+func set(words []string) (*Command, error) {
 	if len(words) > 0 && (words[0] == "session" || words[0] == "local") {
 		words = words[1:]
 	}
 	if len(words) == 0 {
-		return nil, fault(codes.Syntax, "set what?")
+		return nil, NewError(SyntaxError, "SET without a setting")
 	}
 	name, _, _ := strings.Cut(words[0], "=")
 	switch name {
 	case "application_name", "client_encoding", "client_min_messages", "datestyle", "extra_float_digits",
 		"intervalstyle", "names", "search_path", "standard_conforming_strings", "time", "timezone":
-		return controlling("SET", nil), nil
+		return control("SET", nil), nil
 	}
-	return nil, fault(codes.FeatureNotSupported, fmt.Sprintf("this node cannot change %q", name))
+	return nil, NewError(FeatureNotSupported, fmt.Sprintf("this node cannot change %q", name))
 }
 
 // show answers the settings that clients look at.
-func show(name string) (*statement, error) {
+func show(name string) (*Command, error) {
 	value, found := map[string]string{
 		"client_encoding":               "UTF8",
 		"default_transaction_read_only": "off",
@@ -99,28 +103,28 @@ func show(name string) (*statement, error) {
 		"transaction_read_only":         "off",
 	}[name]
 	if !found {
-		return nil, fault(codes.UndefinedObject, fmt.Sprintf("unrecognized configuration parameter %q", name))
+		return nil, NewError(UndefinedObject, fmt.Sprintf("unrecognized configuration parameter %q", name))
 	}
-	s := &statement{kind: control, command: "SHOW", value: value, act: func(*session) error { return nil }}
-	s.Columns = []Column{{Name: name, Type: Text}}
-	return s.ready(), nil
+	s := control("SHOW", nil)
+	s.value, s.Columns = value, []Column{{Name: name, Type: Text}}
+	return s, s.describe()
 }
 
 // forget drops prepared statements, one or all of them.
-func forget(words []string) *statement {
+func forget(words []string) *Command {
 	command, name := strings.ToUpper(words[0]), words[len(words)-1]
 	all := name == "all" || command == "DISCARD"
 	if all {
 		command += " ALL"
 	}
-	return controlling(command, func(s *session) error {
+	return control(command, func(c *conn) error {
 		switch {
-		case command == "DISCARD ALL" && s.status != idle:
-			return fault(codes.ActiveSQLTransaction, "DISCARD ALL cannot run inside a transaction block")
+		case command == "DISCARD ALL" && c.status != idle:
+			return NewError(ActiveTransaction, "DISCARD ALL cannot run inside a transaction block")
 		case all:
-			clear(s.names)
+			clear(c.statements)
 		default:
-			delete(s.names, name)
+			delete(c.statements, name)
 		}
 		return nil
 	})
