@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
@@ -16,8 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 )
 
-// conn is a connection of a client. One goroutine serves it; drain, and what Server does with its session, is called
-// by others.
+// conn is a connection of a client. One goroutine serves it; drain is called by others.
 type conn struct {
 	net     net.Conn
 	server  *Server
@@ -82,8 +80,7 @@ func (c *conn) Read(p []byte) (int, error) {
 				return 0, err
 			}
 		}
-		// Asked after the deadline was set: drain raises the flag and then sets a deadline in the past, so one of the
-		// two is seen.
+		// Asked after the deadline was set: drain does the two in the other order, so one of them is seen.
 		if c.draining.Load() && c.in.Buffered() == 0 && c.quiet() {
 			return 0, fatal(AdminShutdown, "terminating connection due to administrator command")
 		}
@@ -123,17 +120,17 @@ func (c *conn) drain() {
 	_ = c.net.SetReadDeadline(time.Unix(1, 0))
 }
 
-// send adds a message to the answer.
 func (c *conn) send(m pgproto3.BackendMessage) {
 	// An error is one of a list that is too long, which no catalogue has.
 	c.out, _ = m.Encode(c.out)
 }
 
 func (c *conn) sendError(severity string, err error) {
-	c.send(&pgproto3.ErrorResponse{Severity: severity, SeverityUnlocalized: severity, Code: State(err), Message: err.Error()})
+	c.send(&pgproto3.ErrorResponse{
+		Severity: severity, SeverityUnlocalized: severity, Code: State(err), Message: err.Error(),
+	})
 }
 
-// flush sends the answer.
 func (c *conn) flush() error {
 	if len(c.out) == 0 {
 		return nil
@@ -154,7 +151,6 @@ func (c *conn) flush() error {
 	return err
 }
 
-// serve answers a client until the connection ends.
 func (c *conn) serve() {
 	err := c.start()
 	for err == nil {
@@ -174,8 +170,7 @@ func (c *conn) serve() {
 	_ = c.net.Close()
 }
 
-// peek returns the next message without taking it out of the buffer. Its length stands behind prefix bytes, which it
-// does not count.
+// peek returns the next message and leaves it in the buffer. Its length stands behind prefix bytes.
 func (c *conn) peek(prefix, least int) ([]byte, error) {
 	b, err := c.in.Peek(prefix + 4)
 	if err != nil {
@@ -186,7 +181,7 @@ func (c *conn) peek(prefix, least int) ([]byte, error) {
 	case size < least:
 		return nil, fatal(ProtocolViolation, "invalid message")
 	case size > c.in.Size():
-		return nil, fatal(LimitExceeded, fmt.Sprintf("message is larger than the %d bytes that this node takes", c.in.Size()))
+		return nil, fatal(LimitExceeded, "message is larger than the %d bytes that this node takes", c.in.Size())
 	}
 	return c.in.Peek(size)
 }
@@ -203,7 +198,7 @@ func (c *conn) start() error {
 			_, _ = c.in.Discard(startHeader)
 			rest, _ := c.in.Peek(c.in.Buffered())
 			c.server.isReplica(c)
-			c.server.cfg.Replica(c.net, rest)
+			c.server.cfg.Replica(c.net, bufio.NewReader(io.MultiReader(bytes.NewReader(rest), c.net)))
 			return io.EOF
 		}
 		switch code {
@@ -228,7 +223,7 @@ func (c *conn) start() error {
 // greet starts a session. Any name will do: there is one database, and it has no passwords.
 func (c *conn) greet(version uint32, body []byte) error {
 	if version>>16 != pgproto3.ProtocolVersion30>>16 {
-		return fatal(FeatureNotSupported, fmt.Sprintf("unsupported frontend protocol %d.%d: server supports 3.0", version>>16, version&0xffff))
+		return fatal(FeatureNotSupported, "unsupported protocol %d.%d, supported is 3.0", version>>16, version&0xffff)
 	}
 	var unknown []string // options of the protocol
 	for {
@@ -244,7 +239,8 @@ func (c *conn) greet(version uint32, body []byte) error {
 		}
 	}
 	if version != pgproto3.ProtocolVersion30 || len(unknown) > 0 {
-		c.send(&pgproto3.NegotiateProtocolVersion{NewestMinorProtocol: pgproto3.ProtocolVersion30, UnrecognizedOptions: unknown})
+		const newest = pgproto3.ProtocolVersion30
+		c.send(&pgproto3.NegotiateProtocolVersion{NewestMinorProtocol: newest, UnrecognizedOptions: unknown})
 	}
 	if !c.server.admit(c) {
 		return fatal(TooManyConnections, "sorry, too many clients already")

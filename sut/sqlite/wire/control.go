@@ -1,15 +1,13 @@
 package wire
 
 import (
-	"fmt"
 	"strings"
 )
 
 // serverVersion is the PostgreSQL version whose behaviour the node has.
 const serverVersion = "15.0"
 
-// parse finds the statement that a text means: one of the catalogue, or one that clients, poolers and drivers send on
-// their own account.
+// parse finds a statement of the catalogue, or one that drivers and poolers send on their own account.
 func (c Catalogue) parse(text string) (*Command, error) {
 	if found := c[text]; found != nil {
 		return found, nil
@@ -32,9 +30,9 @@ func (c Catalogue) parse(text string) (*Command, error) {
 		if len(words) == 1 || len(words) == 2 && (words[1] == "work" || words[1] == "transaction") {
 			return control(rollback, func(c *conn) error { return c.end(false) }), nil
 		}
-		return nil, NewError(FeatureNotSupported, "this node has no savepoints")
+		return nil, Errorf(FeatureNotSupported, "this node has no savepoints")
 	case "savepoint", "release":
-		return nil, NewError(FeatureNotSupported, "this node has no savepoints")
+		return nil, Errorf(FeatureNotSupported, "this node has no savepoints")
 	case "set":
 		return set(words[1:])
 	case "show":
@@ -42,7 +40,7 @@ func (c Catalogue) parse(text string) (*Command, error) {
 	case "discard", "deallocate":
 		return forget(words), nil
 	}
-	return nil, NewError(SyntaxError, fmt.Sprintf("statement is not in the catalogue of this node: %.80s", text))
+	return nil, Errorf(SyntaxError, "statement is not in the catalogue of this node: %.80s", text)
 }
 
 // The statements that are allowed in a transaction that has failed.
@@ -69,14 +67,13 @@ func strip(text string) string {
 	return strings.TrimRight(text, "; \t\r\n")
 }
 
-// set accepts settings that change nothing here and refuses all others: a client must not believe in a time-out that
-// nobody keeps.
+// set accepts settings that change nothing here and refuses all others: nobody would keep them.
 func set(words []string) (*Command, error) {
 	if len(words) > 0 && (words[0] == "session" || words[0] == "local") {
 		words = words[1:]
 	}
 	if len(words) == 0 {
-		return nil, NewError(SyntaxError, "SET without a setting")
+		return nil, Errorf(SyntaxError, "SET without a setting")
 	}
 	name, _, _ := strings.Cut(words[0], "=")
 	switch name {
@@ -84,7 +81,7 @@ func set(words []string) (*Command, error) {
 		"intervalstyle", "names", "search_path", "standard_conforming_strings", "time", "timezone":
 		return control("SET", nil), nil
 	}
-	return nil, NewError(FeatureNotSupported, fmt.Sprintf("this node cannot change %q", name))
+	return nil, Errorf(FeatureNotSupported, "this node cannot change %q", name)
 }
 
 // show answers the settings that clients look at.
@@ -103,14 +100,13 @@ func show(name string) (*Command, error) {
 		"transaction_read_only":         "off",
 	}[name]
 	if !found {
-		return nil, NewError(UndefinedObject, fmt.Sprintf("unrecognized configuration parameter %q", name))
+		return nil, Errorf(UndefinedObject, "unrecognized configuration parameter %q", name)
 	}
 	s := control("SHOW", nil)
 	s.value, s.Columns = value, []Column{{Name: name, Type: Text}}
 	return s, s.describe()
 }
 
-// forget drops prepared statements, one or all of them.
 func forget(words []string) *Command {
 	command, name := strings.ToUpper(words[0]), words[len(words)-1]
 	all := name == "all" || command == "DISCARD"
@@ -120,7 +116,7 @@ func forget(words []string) *Command {
 	return control(command, func(c *conn) error {
 		switch {
 		case command == "DISCARD ALL" && c.status != idle:
-			return NewError(ActiveTransaction, "DISCARD ALL cannot run inside a transaction block")
+			return Errorf(ActiveTransaction, "DISCARD ALL cannot run inside a transaction block")
 		case all:
 			clear(c.statements)
 		default:

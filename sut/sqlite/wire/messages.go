@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"strconv"
 
@@ -99,14 +98,15 @@ func (c *conn) answer(kind byte, body []byte) error {
 	case 'd', 'c', 'f': // of a copy: PostgreSQL, too, ignores what comes after it has failed
 		return nil
 	default:
-		return fatal(ConnectionDoesNotExist, fmt.Sprintf("unknown message type %q", kind))
+		return fatal(ConnectionDoesNotExist, "unknown message type %q", kind)
 	}
 	return fatal(ProtocolViolation, "invalid message")
 }
 
 // bindLength is the length that a Bind must have, without its header: pgproto3 ignores what comes behind it.
 func bindLength(m *pgproto3.Bind) int {
-	n := len(m.DestinationPortal) + 1 + len(m.PreparedStatement) + 1 + 2 + 2*len(m.ParameterFormatCodes) + 2 + 2 + 2*len(m.ResultFormatCodes)
+	n := len(m.DestinationPortal) + 1 + len(m.PreparedStatement) + 1
+	n += 2 + 2*len(m.ParameterFormatCodes) + 2 + 2 + 2*len(m.ResultFormatCodes)
 	for _, p := range m.Parameters {
 		n += 4 + len(p)
 	}
@@ -148,15 +148,15 @@ func (c *conn) parse(name, text string) error {
 
 func (c *conn) bind(p *portal) error {
 	if p.command = c.statements[p.bind.PreparedStatement]; p.command == nil {
-		return errUndefined(p.bind.PreparedStatement)
+		return Errorf(UndefinedStatement, "prepared statement %q does not exist", p.bind.PreparedStatement)
 	}
 	formats := p.bind.ResultFormatCodes
 	if n := len(p.command.Columns); len(formats) > 1 && len(formats) != n {
-		return NewError(ProtocolViolation, fmt.Sprintf("bind message has %d result formats but query has %d columns", len(formats), n))
+		return Errorf(ProtocolViolation, "bind message has %d result formats but query has %d columns", len(formats), n)
 	}
 	for _, f := range formats {
 		if f != pgproto3.TextFormat && f != pgproto3.BinaryFormat {
-			return NewError(InvalidParameterValue, fmt.Sprintf("unsupported format code: %d", f))
+			return Errorf(InvalidParameterValue, "unsupported format code: %d", f)
 		}
 	}
 	c.portals[p.bind.DestinationPortal] = p
@@ -169,11 +169,11 @@ func (c *conn) describe(kind byte, name string) error {
 	command := c.statements[name]
 	switch p := c.portals[name]; {
 	case kind == 'P' && p == nil:
-		return errNoPortal(name)
+		return Errorf(InvalidCursorName, "portal %q does not exist", name)
 	case kind == 'P':
 		command, formats = p.command, p.bind.ResultFormatCodes
 	case command == nil:
-		return errUndefined(name)
+		return Errorf(UndefinedStatement, "prepared statement %q does not exist", name)
 	default:
 		c.send(&pgproto3.ParameterDescription{ParameterOIDs: command.oids})
 	}
@@ -204,10 +204,10 @@ func Format(formats []int16, i int) int16 {
 func (c *conn) execute(name string, limit uint32) error {
 	p := c.portals[name]
 	if p == nil {
-		return errNoPortal(name)
+		return Errorf(InvalidCursorName, "portal %q does not exist", name)
 	}
 	if p.ran && len(p.rest) == 0 {
-		return NewError(WrongState, fmt.Sprintf("portal %q cannot be run", name))
+		return Errorf(WrongState, "portal %q cannot be run", name)
 	}
 	if !p.ran {
 		p.ran = true
@@ -244,7 +244,6 @@ func (c *conn) complete(tag string) {
 	c.send(&pgproto3.CommandComplete{CommandTag: []byte(tag)})
 }
 
-// forget drops a portal, or a prepared statement with its portals.
 func (c *conn) forget(kind byte, name string) {
 	if kind == 'P' {
 		delete(c.portals, name)
@@ -261,7 +260,8 @@ func (c *conn) forget(kind byte, name string) {
 // run runs a statement, leaves its rows in the answer and returns its tag.
 func (c *conn) run(command *Command, b *pgproto3.Bind) (tag string, err error) {
 	if c.status == failed && command.tag != commit && command.tag != rollback && command.tag != "" {
-		return "", NewError(FailedTransaction, "current transaction is aborted, commands ignored until end of transaction block")
+		const text = "current transaction is aborted, commands ignored until end of transaction block"
+		return "", Errorf(FailedTransaction, text)
 	}
 	if command.act != nil {
 		tag := command.tag
@@ -297,8 +297,7 @@ func (c *conn) end(commit bool) error {
 	return c.session.End(commit)
 }
 
-// fail takes the transaction back at once, so that nobody waits for a client that has yet to notice. After BEGIN the
-// client must still end it.
+// fail takes the transaction back at once: nobody waits for a client that has yet to notice.
 func (c *conn) fail() {
 	if c.status == open {
 		c.status = failed

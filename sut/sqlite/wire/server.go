@@ -13,6 +13,7 @@ import (
 	"crypto/rand"
 	"crypto/subtle"
 	"errors"
+	"io"
 	"log/slog"
 	"math"
 	"net"
@@ -41,19 +42,15 @@ type Session interface {
 
 // Config says whom a server serves and how.
 type Config struct {
-	Catalogue  Catalogue
-	NewSession func() Session
-	// MaxConns is how many clients are served at a time.
-	MaxConns int
-	// MessageBytes is the size of each client's buffer and of the largest message.
-	MessageBytes int
-	// HandshakeTimeout ends a connection that does not introduce itself.
-	HandshakeTimeout time.Duration
-	// IdleInTransaction ends a connection that holds others up without a word.
-	IdleInTransaction time.Duration
-	// Replica serves a connection whose first packet is ReplicaCode; rest is what it has sent after that, and must be
-	// copied. The connection is closed when it returns. nil = there are no replicas.
-	Replica     func(link net.Conn, rest []byte)
+	Catalogue         Catalogue
+	NewSession        func() Session
+	MaxConns          int           // clients that are served at a time
+	MessageBytes      int           // size of each client's buffer and of the largest message
+	HandshakeTimeout  time.Duration // ends a connection that does not introduce itself
+	IdleInTransaction time.Duration // ends a connection that holds others up without a word
+	// Replica serves a connection whose first packet is ReplicaCode; in is what is read from it. The connection is
+	// closed when it returns. nil = there are no replicas.
+	Replica     func(link net.Conn, in io.Reader)
 	ReplicaCode uint32
 	Log         *slog.Logger
 }
@@ -157,7 +154,6 @@ func (s *Server) Cut() {
 	}
 }
 
-// admit gives a client a session, if there is room.
 func (s *Server) admit(c *conn) bool {
 	rand.Read(c.secret[:]) // never fails
 	s.mu.Lock()
@@ -187,7 +183,6 @@ func (s *Server) isReplica(c *conn) {
 	s.clientsLeft()
 }
 
-// depart forgets a connection.
 func (s *Server) depart(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -60,8 +60,10 @@ type Error struct {
 	fatal bool // ends the connection
 }
 
-// NewError returns an error with that SQLSTATE and text.
-func NewError(state, text string) error { return &Error{State: state, error: errors.New(text)} }
+// Errorf returns an error with that SQLSTATE.
+func Errorf(state, format string, args ...any) error {
+	return &Error{State: state, error: fmt.Errorf(format, args...)}
+}
 
 // WithState gives an error a SQLSTATE unless it has one.
 func WithState(err error, state string) error {
@@ -74,15 +76,6 @@ func WithState(err error, state string) error {
 // Unwrap returns the error without its SQLSTATE.
 func (e *Error) Unwrap() error { return e.error }
 
-// fatal is an error that ends the connection.
-func fatal(state, text string) error {
-	return &Error{State: state, error: errors.New(text), fatal: true}
-}
-
-func errUndefined(statement string) error {
-	return NewError(UndefinedStatement, fmt.Sprintf("prepared statement %q does not exist", statement))
-}
-
-func errNoPortal(portal string) error {
-	return NewError(InvalidCursorName, fmt.Sprintf("portal %q does not exist", portal))
+func fatal(state, format string, args ...any) error {
+	return &Error{State: state, error: fmt.Errorf(format, args...), fatal: true}
 }

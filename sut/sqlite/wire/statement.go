@@ -37,8 +37,7 @@ type Column struct {
 	Type Type
 }
 
-// Statement is one statement of the catalogue. SQLite gives no types for parameters and expressions, so they are
-// declared here.
+// Statement is one statement of the catalogue. SQLite gives it no types, so they are declared here.
 type Statement struct {
 	// SQL is the text that clients send. Parameters are $1, $2 ... in the order of their first appearance.
 	SQL string
@@ -50,8 +49,7 @@ type Statement struct {
 	Local string
 }
 
-// Command is a statement that clients can run: one of the catalogue, or one of those that the protocol itself
-// answers.
+// Command is a statement that clients can run: of the catalogue, or answered by the protocol itself.
 type Command struct {
 	Statement
 	Index int  // in the catalogue
@@ -66,7 +64,6 @@ type Command struct {
 	value string            // of its one row, if it has a column
 }
 
-// describe makes what a client is told about the statement.
 func (c *Command) describe() error {
 	for _, t := range c.Params {
 		oid, _ := t.pg()
@@ -80,7 +77,9 @@ func (c *Command) describe() error {
 		if oid == 0 {
 			return fmt.Errorf("statement %q: column %s: unknown type %q", c.SQL, col.Name, col.Type)
 		}
-		c.fields = append(c.fields, pgproto3.FieldDescription{Name: []byte(col.Name), DataTypeOID: oid, DataTypeSize: size, TypeModifier: -1})
+		c.fields = append(c.fields, pgproto3.FieldDescription{
+			Name: []byte(col.Name), DataTypeOID: oid, DataTypeSize: size, TypeModifier: -1,
+		})
 	}
 	return nil
 }

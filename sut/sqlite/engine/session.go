@@ -1,4 +1,4 @@
-package sqlite
+package engine
 
 import (
 	"sync"
@@ -14,7 +14,7 @@ import (
 // COMMIT or ROLLBACK (after BEGIN). Reads go to a read-only connection, unless the session holds a turn: then they
 // must see what the transaction has written.
 type session struct {
-	server *Server
+	db     *DB
 	turn   *turn // of the transaction that is open, if it writes
 	pinned *conn // of BEGIN READ ONLY
 	alone  bool  // the turn is alone in its group
@@ -27,26 +27,29 @@ type session struct {
 	running   *conn         // interrupted by Cancel
 }
 
+// NewSession returns the session of a new client.
+func (db *DB) NewSession() wire.Session { return &session{db: db} }
+
 // Run runs a statement on the connection where it belongs.
 func (s *session) Run(out []byte, st *wire.Command, with *pgproto3.Bind) (_ []byte, rows int, err error) {
 	s.begins()
 	defer s.ends()
-	if err := s.server.replication.allows(!st.Reads); err != nil {
+	if err := s.db.writer.copies.Allows(!st.Reads); err != nil {
 		return out, 0, err
 	}
 	if s.turn == nil && (st.Reads || s.pinned != nil) {
 		c := s.pinned
 		if c == nil {
-			if c, err = s.server.readers.acquire(s.wait); err != nil {
+			if c, err = s.db.reader(s.wait); err != nil {
 				return out, 0, err
 			}
-			defer s.server.readers.release(c)
+			defer func() { s.db.free <- c }()
 		}
-		s.server.reads.Add(1)
+		s.db.reads.Add(1)
 		return s.on(c, true, out, st, with)
 	}
 	if s.turn == nil {
-		if s.turn, err = s.server.writer.acquire(s.wait, false); err != nil {
+		if s.turn, err = s.db.writer.acquire(s.wait, false); err != nil {
 			return out, 0, err
 		}
 	}
@@ -55,9 +58,10 @@ func (s *session) Run(out []byte, st *wire.Command, with *pgproto3.Bind) (_ []by
 	return s.on(s.turn.w.conn, s.alone, out, st, with)
 }
 
-// on runs a statement on a connection, interruptible by Cancel or not, and clears the interrupt: the next user of the
-// connection would meet it.
-func (s *session) on(c *conn, interruptible bool, out []byte, st *wire.Command, with *pgproto3.Bind) (_ []byte, rows int, err error) {
+// on runs a statement on a connection, interruptible by Cancel or not, and clears the interrupt.
+func (s *session) on(
+	c *conn, interruptible bool, out []byte, st *wire.Command, with *pgproto3.Bind,
+) (_ []byte, rows int, err error) {
 	if interruptible {
 		s.mu.Lock()
 		if s.cancelled {
@@ -85,25 +89,25 @@ func (s *session) Begin(readOnly bool) (err error) {
 	if s.turn != nil {
 		return nil
 	}
-	if readOnly || s.server.replication.replica() {
-		if err := s.server.replication.allows(false); err != nil {
+	if readOnly || s.db.writer.copies.Replica() {
+		if err := s.db.writer.copies.Allows(false); err != nil {
 			return err
 		}
-		c, err := s.server.readers.acquire(s.wait)
+		c, err := s.db.reader(s.wait)
 		if err != nil {
 			return err
 		}
 		if err := c.exec("begin"); err != nil {
-			s.server.readers.release(c)
+			s.db.free <- c
 			return coded(err)
 		}
 		s.pinned = c
 		return nil
 	}
-	if err := s.server.replication.allows(true); err != nil {
+	if err := s.db.writer.copies.Allows(true); err != nil {
 		return err
 	}
-	s.turn, err = s.server.writer.acquire(s.wait, true)
+	s.turn, err = s.db.writer.acquire(s.wait, true)
 	s.alone = err == nil
 	return err
 }
@@ -122,7 +126,7 @@ func (s *session) End(commit bool) (err error) {
 	if c := s.pinned; c != nil {
 		s.pinned = nil
 		err = coded(c.exec("rollback"))
-		s.server.readers.release(c)
+		s.db.free <- c
 	}
 	return err
 }
@@ -130,7 +134,6 @@ func (s *session) End(commit bool) (err error) {
 // Holding reports whether others may be waiting for this client.
 func (s *session) Holding() bool { return s.turn != nil || s.pinned != nil }
 
-// begins marks the start of a statement.
 func (s *session) begins() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,4 +1,4 @@
-package sqlite
+package engine
 
 import (
 	"runtime"
@@ -12,11 +12,8 @@ import (
 // testWriter is a writer on a database with one table of numbers.
 func testWriter(t *testing.T) *writer {
 	t.Helper()
-	cfg, err := Config{Dir: t.TempDir()}.withDefaults()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := openConn(cfg, 0, true)
+	cfg := Config{Dir: t.TempDir(), ReadConns: 1, CacheBytes: 1 << 20, Synchronous: "full"}
+	c, err := openConn(cfg, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -24,7 +21,7 @@ func testWriter(t *testing.T) *writer {
 	if err := c.exec("create table numbers (n integer primary key)"); err != nil {
 		t.Fatal(err)
 	}
-	return &writer{limit: 3, conn: c}
+	return &writer{limit: 3, copies: Alone{}, conn: c}
 }
 
 func never() <-chan struct{} { return nil }

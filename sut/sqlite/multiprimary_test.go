@@ -64,13 +64,13 @@ type cluster struct {
 	topology topology
 }
 
-// several starts three primaries on copies of one database, connected.
-func several(t testing.TB, by topology, change func(*sqlite.Config)) *cluster {
+// startPrimaries starts three primaries on copies of one database, connected.
+func startPrimaries(t testing.TB, by topology, change func(*sqlite.Config)) *cluster {
 	t.Helper()
 	base := template(t)
 	c := &cluster{topology: by}
 	for i := range 3 {
-		c.nodes = append(c.nodes, born(t, base, fmt.Sprint("db-", i+1), nil, func(cfg *sqlite.Config) {
+		c.nodes = append(c.nodes, startNode(t, base, fmt.Sprint("db-", i+1), nil, func(cfg *sqlite.Config) {
 			cfg.Statements, cfg.Replication.State.Several = notesAndUsers(), true
 			if change != nil {
 				change(cfg)
@@ -177,11 +177,11 @@ func forTopologies(t *testing.T, test func(*testing.T, topology)) {
 	}
 }
 
-// TestSeveralPrimaries: each change of three nodes arrives at all of them, exactly
+// TestMultiPrimary: each change of three nodes arrives at all of them, exactly
 // once, also while one of them is away and comes back.
-func TestSeveralPrimaries(t *testing.T) {
+func TestMultiPrimary(t *testing.T) {
 	forTopologies(t, func(t *testing.T, by topology) {
-		c := several(t, by, nil)
+		c := startPrimaries(t, by, nil)
 		write := func(round int, nodes ...int) {
 			for _, node := range nodes {
 				conn := connect(t, c.nodes[node].Server)
@@ -218,11 +218,11 @@ func TestSeveralPrimaries(t *testing.T) {
 	})
 }
 
-// TestSeveralPartition: both sides write the same rows, and when they meet the later
+// TestMultiPrimaryPartition: both sides write the same rows, and when they meet the later
 // write of each has won on all.
-func TestSeveralPartition(t *testing.T) {
+func TestMultiPrimaryPartition(t *testing.T) {
 	forTopologies(t, func(t *testing.T, by topology) {
-		c := several(t, by, nil)
+		c := startPrimaries(t, by, nil)
 		first, second := connect(t, c.nodes[0].Server), connect(t, c.nodes[1].Server)
 		must(t, first, insert, 20, 0, "for all")
 		c.settle(t)
@@ -262,12 +262,12 @@ func TestSeveralPartition(t *testing.T) {
 	})
 }
 
-// TestSeveralLogins: names that must be unique are given twice on both sides of a
+// TestMultiPrimaryLogins: names that must be unique are given twice on both sides of a
 // partition. The later one has it everywhere, and the other one comes back when it
 // is free.
-func TestSeveralLogins(t *testing.T) {
+func TestMultiPrimaryLogins(t *testing.T) {
 	forTopologies(t, func(t *testing.T, by topology) {
-		c := several(t, by, nil)
+		c := startPrimaries(t, by, nil)
 		first, second, third := connect(t, c.nodes[0].Server), connect(t, c.nodes[1].Server), connect(t, c.nodes[2].Server)
 		must(t, first, addUser, 1, "ann", "1")
 		must(t, first, addUser, 2, "bob", "2")
@@ -302,13 +302,13 @@ func TestSeveralLogins(t *testing.T) {
 	})
 }
 
-// TestSeveralRandomTransactions runs 1,000 random transactions on each of three
+// TestMultiPrimaryRandomTransactions runs 1,000 random transactions on each of three
 // nodes at the same time, on few rows, while one of them is killed and restarted
 // twice.
-func TestSeveralRandomTransactions(t *testing.T) {
+func TestMultiPrimaryRandomTransactions(t *testing.T) {
 	const seed = 11
 	forTopologies(t, func(t *testing.T, by topology) {
-		c := several(t, by, nil)
+		c := startPrimaries(t, by, nil)
 		var writers errgroup.Group
 		for i := range c.nodes {
 			random := rand.New(rand.NewPCG(seed, uint64(i)))
@@ -374,11 +374,11 @@ func writeRandomly(conn *pgx.Conn, random *rand.Rand, transactions int) error {
 	return nil
 }
 
-// TestSeveralSnapshot: who is away for longer than the logs reach back, or has
+// TestMultiPrimarySnapshot: who is away for longer than the logs reach back, or has
 // nothing at all, gets a whole database, and what it alone has comes to the others.
-func TestSeveralSnapshot(t *testing.T) {
+func TestMultiPrimarySnapshot(t *testing.T) {
 	forTopologies(t, func(t *testing.T, by topology) {
-		c := several(t, by, func(cfg *sqlite.Config) { cfg.Replication.KeepEntries = 16 })
+		c := startPrimaries(t, by, func(cfg *sqlite.Config) { cfg.Replication.KeepEntries = 16 })
 		first, second := connect(t, c.nodes[0].Server), connect(t, c.nodes[1].Server)
 		must(t, second, insert, 99, 0, "early")
 		c.settle(t)
@@ -415,11 +415,11 @@ func TestSeveralSnapshot(t *testing.T) {
 	})
 }
 
-// TestSeveralCannotReturn: changes that were made here and are in no log any more
+// TestMultiPrimaryCannotReturn: changes that were made here and are in no log any more
 // would be lost with a snapshot. The node says so and stays as it is.
-func TestSeveralCannotReturn(t *testing.T) {
+func TestMultiPrimaryCannotReturn(t *testing.T) {
 	forTopologies(t, func(t *testing.T, by topology) {
-		c := several(t, by, func(cfg *sqlite.Config) { cfg.Replication.KeepEntries = 16 })
+		c := startPrimaries(t, by, func(cfg *sqlite.Config) { cfg.Replication.KeepEntries = 16 })
 		c.part(t)
 		first, second := connect(t, c.nodes[0].Server), connect(t, c.nodes[1].Server)
 		for i := range 50 {
@@ -437,9 +437,9 @@ func TestSeveralCannotReturn(t *testing.T) {
 	})
 }
 
-func TestSeveralRoles(t *testing.T) {
+func TestMultiPrimaryRoles(t *testing.T) {
 	t.Parallel()
-	c := several(t, topologies()["multi-primary"], nil)
+	c := startPrimaries(t, topologies()["multi-primary"], nil)
 	n := c.nodes[0]
 	for name, to := range map[string]sut.Replication{
 		"an old epoch":    {Epoch: 0, Several: true},
@@ -466,7 +466,7 @@ func TestSeveralRoles(t *testing.T) {
 	if err := n.Become(t.Context(), sut.Replication{Epoch: 2, Several: true}); !errors.Is(err, sqlite.ErrRefused) {
 		t.Errorf("an epoch below the known one: %v", err)
 	}
-	alone := born(t, template(t), "db-1", nil, nil)
+	alone := startNode(t, template(t), "db-1", nil, nil)
 	if err := alone.Become(t.Context(), sut.Replication{Epoch: 2, Several: true}); !errors.Is(err, sqlite.ErrRefused) {
 		t.Errorf("a lone primary became one of several: %v", err)
 	}
@@ -477,6 +477,6 @@ func TestSeveralRoles(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.nodes[1].await(t, "it is not let in", func(s sut.ReplicationStatus) bool { return !s.Connected && s.Problem != "" })
-	replica := born(t, template(t), "db-9", n, nil)
+	replica := startNode(t, template(t), "db-9", n, nil)
 	replica.await(t, "it is refused", func(s sut.ReplicationStatus) bool { return strings.Contains(s.Problem, "one of several") })
 }

@@ -1,4 +1,4 @@
-package sqlite
+package replication
 
 import (
 	"errors"
@@ -8,7 +8,6 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
 )
 
-// push adds to the queue, when it has room.
 func (f *follower) push(a arrival) error {
 	for {
 		f.mu.Lock()
@@ -36,7 +35,6 @@ func (a arrival) size() int {
 	return 64 + len(a.entry.Changes)
 }
 
-// applyAll applies what is due until it is told to end, or cannot.
 func (f *follower) applyAll() {
 	defer close(f.applied)
 	for {
@@ -51,7 +49,9 @@ func (f *follower) applyAll() {
 		case f.applying.Err() != nil:
 			return
 		case errors.Is(err, replog.ErrSchema):
-			f.stop(fmt.Errorf("%w: %w", errForGood, err))
+			f.silence()
+			<-f.received
+			f.giveUp(fmt.Errorf("%w: %w", errForGood, err))
 			return
 		case errors.Is(err, replog.ErrConflict):
 			f.conflict(err, drops)
@@ -75,19 +75,7 @@ func (f *follower) applyAll() {
 	}
 }
 
-// stop ends a replica that cannot go on.
-func (f *follower) stop(err error) {
-	f.mu.Lock()
-	f.stuck = err
-	f.mu.Unlock()
-	f.silence()
-	<-f.received
-	f.r.disconnected(err)
-	f.r.server.cfg.Log.Error("replication ends", "primary", f.primary.Node, "cause", err)
-}
-
-// conflict throws away what was received and lets the receiver ask for a
-// snapshot.
+// conflict throws away what was received and lets the receiver ask for a snapshot.
 func (f *follower) conflict(err error, drops int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -95,18 +83,15 @@ func (f *follower) conflict(err error, drops int) {
 		return // the database has been replaced meanwhile
 	}
 	f.r.diverges(err.Error())
-	f.r.server.cfg.Log.Error("this copy has diverged", "cause", err)
-	f.queue, f.bytes = nil, 0
-	f.drops++
-	f.wake()
+	f.r.logger.Error("this copy has diverged", "cause", err)
+	f.forget()
 	if f.link != nil {
 		_ = f.link.Close()
 	}
 }
 
-// due waits for the first arrival that may be applied, and returns it with
-// those behind it that may be, too. They stay in the queue. It returns nothing
-// when the end has come.
+// due waits for the first arrival that may be applied, and returns it with those behind it that may be, too. They
+// stay in the queue. It returns nothing when the end has come.
 func (f *follower) due() (batch []arrival, drops int) {
 	for {
 		f.mu.Lock()
@@ -146,22 +131,20 @@ func (f *follower) due() (batch []arrival, drops int) {
 	}
 }
 
-// apply applies a batch in one transaction, takes it out of the queue and
-// acknowledges it.
 func (f *follower) apply(batch []arrival, drops int) error {
 	r := f.r
-	writer := r.server.writer
-	if err := writer.await(f.applying.Done, true); err != nil {
+	leave, err := r.db.Turn(f.applying.Done)
+	if err != nil {
 		return err
 	}
 	f.mu.Lock()
 	stale := f.drops != drops
 	f.mu.Unlock()
 	if stale {
-		writer.leave()
+		leave()
 		return nil
 	}
-	err := r.repeat(batch)
+	err = r.repeat(batch)
 	if err == nil {
 		f.mu.Lock()
 		for _, a := range batch {
@@ -172,7 +155,7 @@ func (f *follower) apply(batch []arrival, drops int) error {
 		f.wake()
 		f.mu.Unlock()
 	}
-	writer.leave()
+	leave()
 	if err == nil {
 		f.acknowledge(r.at())
 	}
@@ -180,32 +163,29 @@ func (f *follower) apply(batch []arrival, drops int) error {
 }
 
 // repeat applies the entries of a batch. The writer's turn is held.
-func (r *replication) repeat(batch []arrival) error {
-	c := r.server.writer.conn
-	if c == nil {
-		return errNoDatabase
+func (r *Node) repeat(batch []arrival) error {
+	c, err := r.db.Conn()
+	if err != nil {
+		return err
 	}
-	began := false
+	var fresh []*replog.Entry
 	for _, a := range batch {
-		if position, _ := r.log.Last(); a.entry == nil || a.position <= position {
-			continue // of a snapshot that came in between
-		}
-		if !began {
-			if err := c.exec("begin immediate"); err != nil {
-				return err
-			}
-			began = true
-		}
-		if err := r.log.Apply(a.entry); err != nil {
-			r.log.Drop()
-			_ = c.exec("rollback")
-			return err
+		// Others are of a snapshot that came in between.
+		if position, _ := r.log.Last(); a.entry != nil && a.position > position {
+			fresh = append(fresh, a.entry)
 		}
 	}
-	if began {
-		if err := c.exec("commit"); err != nil {
+	if len(fresh) > 0 {
+		err := replog.Transact(c, func() error {
+			for _, e := range fresh {
+				if err := r.log.Apply(e); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
 			r.log.Drop()
-			_ = c.exec("rollback")
 			return err
 		}
 		r.log.Committed()
@@ -218,13 +198,8 @@ func (r *replication) repeat(batch []arrival) error {
 	return nil
 }
 
-// errNoDatabase is met between a snapshot that could not be opened and the
-// next one.
-var errNoDatabase = errors.New("there is no database: it was being replaced")
-
-// reached lets clients read when the copy has what its primary had; the lock
-// is held.
-func (r *replication) reached() {
+// reached lets clients read when the copy has what its primary had; the lock is held.
+func (r *Node) reached() {
 	if r.wanted >= 0 && r.position >= r.wanted && !r.diverged && r.connected {
 		r.serves = true
 		r.problem = ""
@@ -232,7 +207,7 @@ func (r *replication) reached() {
 }
 
 // connects notes that a primary has let this replica in, and what it had then.
-func (r *replication) connects(wanted int64) {
+func (r *Node) connects(wanted int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.connected, r.wanted = true, wanted
@@ -244,8 +219,7 @@ func (r *replication) connects(wanted int64) {
 	r.reached()
 }
 
-// disconnected notes why nothing is received.
-func (r *replication) disconnected(cause error) {
+func (r *Node) disconnected(cause error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.connected = false
@@ -257,20 +231,19 @@ func (r *replication) disconnected(cause error) {
 }
 
 // diverges takes the copy from its clients until it is replaced.
-func (r *replication) diverges(why string) {
+func (r *Node) diverges(why string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.diverged, r.serves, r.problem = true, false, why
 }
 
-func (r *replication) complain(err error) {
+func (r *Node) complain(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.problem = err.Error()
 }
 
-// at is the position of this copy.
-func (r *replication) at() int64 {
+func (r *Node) at() int64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.position

@@ -1,26 +1,22 @@
-package sqlite
+package replication
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"path/filepath"
 	"sync"
 	"time"
+
+	"zombiezen.com/go/sqlite"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
 )
 
-// follower is a primary as its replica sees it. One goroutine connects and
-// receives, another one applies: what was received survives the connection,
-// and waits for as long as the artificial lag wants.
+// follower is a primary as its replica sees it. One goroutine connects and receives, another one applies: what was
+// received survives the connection, and waits for as long as the artificial lag wants.
 type follower struct {
-	r       *replication
+	r       *Node
 	primary sut.Peer
 
 	receiving context.Context // ended: receives no more
@@ -36,9 +32,9 @@ type follower struct {
 	drops   int       // times that the queue was thrown away
 	hurry   bool      // apply without lag, then end
 	changed chan struct{}
-	link    net.Conn // nil = not connected
-	ack     error    // of the last acknowledgement that could not be sent
-	stuck   error    // why nothing more can be applied
+	link    *replog.Link // nil = not connected
+	ack     error        // of the last acknowledgement that could not be sent
+	stuck   error        // why nothing more can be applied
 }
 
 // arrival is an entry, or a heartbeat, which has none.
@@ -58,9 +54,9 @@ const (
 // errForGood is an error after which it will not do to try again.
 var errForGood = errors.New("this replica stops")
 
-// follow begins to follow a primary.
-func (r *replication) follow(primary sut.Peer) *follower {
-	f := &follower{r: r, primary: primary, received: make(chan struct{}), applied: make(chan struct{}), changed: make(chan struct{})}
+func (r *Node) follow(primary sut.Peer) *follower {
+	f := &follower{r: r, primary: primary, changed: make(chan struct{})}
+	f.received, f.applied = make(chan struct{}), make(chan struct{})
 	f.receiving, f.silence = context.WithCancel(context.Background())
 	f.applying, f.halt = context.WithCancel(context.Background())
 	go f.receiveAll()
@@ -76,8 +72,7 @@ func (f *follower) abandon() {
 	<-f.applied
 }
 
-// finish receives no more, applies what is there without lag and ends. When
-// that cannot be done in time, or at all, it says why.
+// finish receives no more, applies what is there without lag and ends. Its error says why it could not.
 func (f *follower) finish(ctx context.Context) error {
 	f.silence()
 	<-f.received
@@ -103,7 +98,21 @@ func (f *follower) wake() {
 	f.changed = make(chan struct{})
 }
 
-// receiveAll connects until it is told to end.
+// forget throws away what was received; the lock is held.
+func (f *follower) forget() {
+	f.queue, f.bytes = nil, 0
+	f.drops++
+	f.wake()
+}
+
+func (f *follower) giveUp(err error) {
+	f.mu.Lock()
+	f.stuck = err
+	f.mu.Unlock()
+	f.r.disconnected(err)
+	f.r.logger.Error("replication ends", "primary", f.primary.Node, "cause", err)
+}
+
 func (f *follower) receiveAll() {
 	defer close(f.received)
 	const shortest, longest = 50 * time.Millisecond, time.Second
@@ -113,14 +122,11 @@ func (f *follower) receiveAll() {
 		if f.receiving.Err() != nil {
 			return
 		}
-		f.r.disconnected(err)
 		if errors.Is(err, errForGood) {
-			f.r.server.cfg.Log.Error("replication ends", "primary", f.primary.Node, "cause", err)
-			f.mu.Lock()
-			f.stuck = err
-			f.mu.Unlock()
+			f.giveUp(err)
 			return
 		}
+		f.r.disconnected(err)
 		if welcomed {
 			pause = shortest
 		}
@@ -133,54 +139,38 @@ func (f *follower) receiveAll() {
 	}
 }
 
-// receive receives over one connection until it breaks.
 func (f *follower) receive() (welcomed bool, err error) {
-	dialer := net.Dialer{Timeout: time.Second}
-	link, err := dialer.DialContext(f.receiving, "tcp", f.primary.Address)
-	if err != nil {
-		return false, err
-	}
-	defer link.Close()
-	defer context.AfterFunc(f.receiving, func() { _ = link.Close() })()
 	hello, err := f.hello()
 	if err != nil {
 		return false, err
 	}
-	if err := introduce(link, hello); err != nil {
+	link, err := replog.Dial(f.receiving, f.primary.Address, replog.KindHello, hello)
+	if err != nil {
 		return false, err
 	}
-	in := bufio.NewReaderSize(link, 64<<10)
-	welcome, err := f.welcome(link, in)
+	defer link.Close()
+	welcome, err := f.welcome(link)
 	if err != nil {
 		return false, err
 	}
 	last := hello.Position
 	if welcome.Snapshot {
-		if last, err = f.rebuild(link, in, welcome); err != nil {
+		if last, err = f.rebuild(link, welcome); err != nil {
 			return true, err
 		}
 	}
 	f.setLink(link)
 	defer f.setLink(nil)
 	f.r.connects(welcome.Position)
-	return true, f.take(link, in, last)
+	return true, f.take(link, last)
 }
 
-// introduce begins a connection.
-func introduce(link net.Conn, hello *replog.Hello) error {
-	out := bufio.NewWriter(link)
-	_, err := out.Write(replog.Start())
-	return errors.Join(err, replog.WriteJSON(out, replog.KindHello, hello), out.Flush())
-}
-
-// deposeTime is for how long a promoted replica looks for the one whose place
-// it took.
+// deposeTime is for how long a promoted replica looks for the one whose place it took.
 const deposeTime = 10 * time.Minute
 
-// depose tells an old primary that there is a new one, should it only have
-// been cut off, or hang and come to life again: it fences itself then. It
-// returns a function that ends this.
-func (r *replication) depose(old sut.Peer, epoch int64) (end func()) {
+// depose tells an old primary that there is a new one, should it only have been cut off, or hang and come to life
+// again: it fences itself then. It returns a function that ends this.
+func (r *Node) depose(old sut.Peer, epoch int64) (end func()) {
 	ctx, cancel := context.WithTimeout(context.Background(), deposeTime)
 	done := make(chan struct{})
 	go func() {
@@ -204,24 +194,19 @@ func (r *replication) depose(old sut.Peer, epoch int64) (end func()) {
 	}
 }
 
-// tell returns nil when the other node has heard of the epoch.
-func (r *replication) tell(ctx context.Context, other sut.Peer, epoch int64) error {
-	dialer := net.Dialer{Timeout: time.Second}
-	link, err := dialer.DialContext(ctx, "tcp", other.Address)
+func (r *Node) tell(ctx context.Context, other sut.Peer, epoch int64) error {
+	hello := &replog.Hello{Node: r.cfg.Node, To: other.Node, Epoch: epoch, Position: -1}
+	link, err := replog.Dial(ctx, other.Address, replog.KindHello, hello)
 	if err != nil {
 		return err
 	}
 	defer link.Close()
-	defer context.AfterFunc(ctx, func() { _ = link.Close() })()
-	if err := introduce(link, &replog.Hello{Node: r.cfg.Node, To: other.Node, Epoch: epoch, Position: -1}); err != nil {
-		return err
-	}
 	// Without a deadline: one that hangs reads it when it hangs no more.
-	_, _, err = replog.Read(link, replog.MaxBody)
+	_, _, err = replog.Read(link.Conn, replog.MaxBody)
 	return err
 }
 
-func (f *follower) setLink(link net.Conn) {
+func (f *follower) setLink(link *replog.Link) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.link, f.ack = link, nil
@@ -236,12 +221,12 @@ func (f *follower) hello() (*replog.Hello, error) {
 	if diverged {
 		return h, nil // what it has is no matter, and may not even be there
 	}
-	disk, err := openConn(f.r.server.cfg, 0, false)
+	disk, err := f.r.db.OpenReader()
 	if err != nil {
 		return nil, err
 	}
-	h.Schema, err = replog.Schema(disk.Conn)
-	if err := errors.Join(err, disk.close()); err != nil {
+	h.Schema, err = replog.Schema(disk)
+	if err := errors.Join(err, disk.Close()); err != nil {
 		return nil, err
 	}
 	f.mu.Lock()
@@ -257,53 +242,18 @@ func (f *follower) hello() (*replog.Hello, error) {
 	return h, nil
 }
 
-// next reads a message of the primary, which is never silent for long.
-func next(link net.Conn, in io.Reader) (replog.Kind, []byte, error) {
-	if err := link.SetReadDeadline(time.Now().Add(silence)); err != nil {
-		return 0, nil, err
-	}
-	// The deadline is for silence, not for the size of an entry.
-	return replog.Read(extending{Reader: in, link: link}, replog.MaxBody)
-}
-
-// extending is a reader that gives each of its reads the whole time.
-type extending struct {
-	io.Reader
-	link net.Conn
-}
-
-// Read reads, and sets the deadline for the next read.
-func (e extending) Read(p []byte) (int, error) {
-	n, err := e.Reader.Read(p)
-	if err == nil {
-		err = e.link.SetReadDeadline(time.Now().Add(silence))
-	}
-	return n, err
-}
-
-// welcome reads the answer to the Hello.
-func (f *follower) welcome(link net.Conn, in io.Reader) (*replog.Welcome, error) {
-	kind, body, err := next(link, in)
+func (f *follower) welcome(link *replog.Link) (*replog.Welcome, error) {
+	var w replog.Welcome
+	var refusal replog.Refusal
+	welcomed, err := link.Answer(&w, &refusal)
 	if err != nil {
 		return nil, err
 	}
-	switch kind {
-	case replog.KindRefusal:
-		var refusal replog.Refusal
-		if err := json.Unmarshal(body, &refusal); err != nil {
-			return nil, err
-		}
+	if !welcomed {
 		err := fmt.Errorf("refused by %s: %s", f.primary.Node, refusal.Reason)
 		if refusal.Schema {
 			err = fmt.Errorf("%w: %w", errForGood, err)
 		}
-		return nil, err
-	case replog.KindWelcome:
-	default:
-		return nil, fmt.Errorf("message %q where a Welcome should be", kind)
-	}
-	var w replog.Welcome
-	if err := json.Unmarshal(body, &w); err != nil {
 		return nil, err
 	}
 	f.r.mu.Lock()
@@ -316,9 +266,9 @@ func (f *follower) welcome(link net.Conn, in io.Reader) (*replog.Welcome, error)
 }
 
 // take receives entries and heartbeats that follow a position.
-func (f *follower) take(link net.Conn, in io.Reader, last int64) error {
+func (f *follower) take(link *replog.Link, last int64) error {
 	for {
-		kind, body, err := next(link, in)
+		kind, body, err := link.Next()
 		if err != nil {
 			return err
 		}
@@ -349,49 +299,46 @@ func (f *follower) take(link net.Conn, in io.Reader, last int64) error {
 	}
 }
 
-// acknowledge tells the primary what is applied here. That it cannot be told
-// is found out by who receives.
+// acknowledge tells the primary what is applied here. That it cannot be told is found out by who receives.
 func (f *follower) acknowledge(position int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.link == nil || f.ack != nil {
 		return
 	}
-	if f.ack = f.link.SetWriteDeadline(time.Now().Add(silence)); f.ack == nil {
-		f.ack = replog.WriteNumbers(f.link, replog.KindAck, position)
-	}
-	if f.ack != nil {
+	if f.ack = f.link.Acknowledge(position); f.ack != nil {
 		_ = f.link.Close()
 	}
 }
 
-// rebuild receives a snapshot and puts it in the place of the database. It
-// returns the position that the snapshot has.
-func (f *follower) rebuild(link net.Conn, in io.Reader, w *replog.Welcome) (int64, error) {
+// rebuild puts a received snapshot in the place of the database, and returns its position.
+func (f *follower) rebuild(link *replog.Link, w *replog.Welcome) (int64, error) {
 	r := f.r
 	if !w.Behind {
 		r.diverges("this copy has changes that its primary has not")
 	}
-	if err := f.download(link, in); err != nil {
+	if err := link.Snapshot(r.db.Incoming(), replog.KindBeat); err != nil {
 		return 0, err
 	}
-	writer := r.server.writer
-	if err := writer.await(f.receiving.Done, true); err != nil {
+	leave, err := r.db.Turn(f.receiving.Done)
+	if err != nil {
 		return 0, err
 	}
-	defer writer.leave()
+	defer leave()
 	// From here on it is not what it was, whatever happens.
 	r.diverges("the copy is being replaced")
 	f.mu.Lock()
-	f.queue, f.bytes = nil, 0
-	f.drops++
-	f.wake()
+	f.forget()
 	f.mu.Unlock()
-	if err := r.replace(!w.Behind); err != nil {
-		return 0, err
+	if _, err := positionOf(r.db.Incoming()); err != nil {
+		return 0, fmt.Errorf("snapshot: %w", err)
 	}
-	if err := r.log.Know(w.Epoch); err != nil {
-		return 0, err
+	kept := int64(-1) // where the primary has all, nothing needs to be kept
+	if !w.Behind {
+		_, kept = r.log.Last()
+	}
+	if err := errors.Join(r.db.Replace(kept), r.open(w.Epoch)); err != nil {
+		return 0, fmt.Errorf("snapshot: %w", err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -400,20 +347,11 @@ func (f *follower) rebuild(link net.Conn, in io.Reader, w *replog.Welcome) (int6
 	return r.position, nil
 }
 
-// download receives a snapshot into a file of its own.
-func (f *follower) download(link net.Conn, in io.Reader) error {
-	return replog.Receive(filepath.Join(f.r.server.cfg.Dir, incomingName), func() ([]byte, error) {
-		for {
-			kind, body, err := next(link, in)
-			switch {
-			case err != nil:
-				return nil, err
-			case kind == replog.KindBeat:
-				continue
-			case kind != replog.KindSnapshot:
-				return nil, fmt.Errorf("message %q in a snapshot", kind)
-			}
-			return body, nil
-		}
-	})
+func positionOf(path string) (position int64, err error) {
+	c, err := sqlite.OpenConn(path, sqlite.OpenReadOnly)
+	if err != nil {
+		return 0, err
+	}
+	position, err = replog.Position(c)
+	return position, errors.Join(err, c.Close())
 }

@@ -1,4 +1,4 @@
-package several
+package multiprimary
 
 import (
 	"bufio"
@@ -28,10 +28,10 @@ type book struct {
 	conn   *sqlite.Conn
 	ledger *ledger
 	clock  Clock
-	limits Limits
+	limits replog.Limits
 }
 
-func open(t testing.TB, node string, wall func() time.Time, limits Limits) *book {
+func open(t testing.TB, node string, wall func() time.Time, limits replog.Limits) *book {
 	t.Helper()
 	b := &book{t: t, path: filepath.Join(t.TempDir(), node), clock: Clock{Wall: wall}, limits: limits}
 	b.reopen(node)
@@ -70,7 +70,7 @@ func (b *book) reopen(node string) {
 
 func (b *book) exec(sql string, params ...any) {
 	b.t.Helper()
-	if err := replog.Run(b.conn, sql, params, nil); err != nil {
+	if err := replog.Exec(b.conn, sql, params...); err != nil {
 		b.t.Fatalf("%s: %v", sql, err)
 	}
 }
@@ -79,11 +79,11 @@ func (b *book) exec(sql string, params ...any) {
 func (b *book) transact(keep keep, commit bool, statements ...string) {
 	b.t.Helper()
 	b.exec("begin immediate")
-	if err := b.ledger.begin(); err != nil {
+	if err := b.ledger.Begin(); err != nil {
 		b.t.Fatal(err)
 	}
 	for _, s := range statements {
-		if err := replog.Run(b.conn, s, nil, nil); err != nil && sqlite.ErrCode(err).ToPrimary() != sqlite.ResultConstraint {
+		if err := replog.Exec(b.conn, s); err != nil && sqlite.ErrCode(err).ToPrimary() != sqlite.ResultConstraint {
 			b.t.Fatalf("%s: %v", s, err)
 		}
 	}
@@ -104,7 +104,7 @@ func (b *book) transact(keep keep, commit bool, statements ...string) {
 }
 
 // apply applies entries in one transaction.
-func (b *book) apply(keep keep, all ...Entry) error {
+func (b *book) apply(keep keep, all ...replog.Entry) error {
 	b.t.Helper()
 	b.exec("begin immediate")
 	for i := range all {
@@ -121,13 +121,13 @@ func (b *book) apply(keep keep, all ...Entry) error {
 }
 
 // made returns what a database has made itself after an entry.
-func (b *book) made(after int64) []Entry {
+func (b *book) made(after int64) []replog.Entry {
 	b.t.Helper()
-	found, err := entries(b.conn, 0, b.ledger.now.position, &hello{All: true, Have: map[string]int64{}}, "")
+	found, err := entries(b.conn, 0, b.ledger.now.Last, &hello{All: true, Have: map[string]int64{}}, "")
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	return slices.DeleteFunc(found, func(e Entry) bool { return e.Origin != b.ledger.self || e.Seq <= after })
+	return slices.DeleteFunc(found, func(e replog.Entry) bool { return e.Origin != b.ledger.self || e.Seq <= after })
 }
 
 // rows is a table as text.
@@ -140,7 +140,7 @@ func (b *book) rows(table string) (lines []string) {
 	return lines
 }
 
-func wide() Limits { return Limits{Entries: 1 << 20, Bytes: 1 << 40} }
+func wide() replog.Limits { return replog.Limits{Entries: 1 << 20, Bytes: 1 << 40} }
 
 func all() keep { return keep{horizonUS: 0} }
 
@@ -324,7 +324,7 @@ func TestAppliesOnceAndInOrder(t *testing.T) {
 	if err := to.apply(all(), made[0], made[0], made[1], made[0]); err != nil {
 		t.Fatal(err)
 	}
-	if now := to.ledger.now; now.position != 2 || now.forks != 0 || len(to.rows("users")) != 0 {
+	if now := to.ledger.now; now.Last != 2 || now.forks != 0 || len(to.rows("users")) != 0 {
 		t.Errorf("it is at %+v with %v", now, to.rows("users"))
 	}
 	other := made[1]
@@ -346,7 +346,7 @@ func TestAppliesOnceAndInOrder(t *testing.T) {
 // before all origins are known to be past them.
 func TestPrunes(t *testing.T) {
 	t.Parallel()
-	grow := func(limits Limits, k keep) *book {
+	grow := func(limits replog.Limits, k keep) *book {
 		b := open(t, "a", time.Now, limits)
 		for i := range 60 {
 			b.transact(k, true, fmt.Sprintf("insert into users values (%d, null, null)", i))
@@ -356,21 +356,21 @@ func TestPrunes(t *testing.T) {
 		return b
 	}
 	free := keep{after: math.MaxInt64, horizonUS: math.MaxInt64}
-	b := grow(Limits{Entries: 16, Bytes: 1 << 30}, free)
+	b := grow(replog.Limits{Entries: 16, Bytes: 1 << 30}, free)
 	if n := len(b.rows("replication_changes")); n < 16 || n > 18 {
 		t.Errorf("%d entries, want 16 or few more", n)
 	}
 	if rows, bases := len(b.rows("replication_rows")), len(b.rows("replication_bases")); rows > 11 || bases > 20 {
 		t.Errorf("%d deleted rows and %d bases are remembered for 16 entries", rows, bases)
 	}
-	b = grow(Limits{Entries: 16, Bytes: 1 << 30}, keep{after: 30})
-	if b.ledger.now.first != 31 || len(b.rows("replication_rows")) != 60 {
+	b = grow(replog.Limits{Entries: 16, Bytes: 1 << 30}, keep{after: 30})
+	if b.ledger.now.First != 31 || len(b.rows("replication_rows")) != 60 {
 		t.Errorf("with a follower and an origin that are behind: %+v, %d rows", b.ledger.now, len(b.rows("replication_rows")))
 	}
-	if b = grow(Limits{Entries: 10, Bytes: 1 << 30}, keep{after: 10, horizonUS: math.MaxInt64}); b.ledger.now.first <= 11 {
+	if b = grow(replog.Limits{Entries: 10, Bytes: 1 << 30}, keep{after: 10, horizonUS: math.MaxInt64}); b.ledger.now.First <= 11 {
 		t.Errorf("with a follower that is too far behind: %+v", b.ledger.now)
 	}
-	if b = grow(Limits{Entries: 1000, Bytes: 500}, free); b.ledger.now.bytes > 563 {
+	if b = grow(replog.Limits{Entries: 1000, Bytes: 500}, free); b.ledger.now.Bytes > 563 {
 		t.Errorf("500 bytes: %+v", b.ledger.now)
 	}
 }
@@ -401,24 +401,24 @@ func TestMessages(t *testing.T) {
 		{Table: `quoted "table"`, Key: []byte{}, Row: nil},
 		{Table: "", Key: []byte{}, Row: []any{}},
 	}
-	var e Entry
+	var e replog.Entry
 	for i := range want {
 		e.Changes = appendChange(e.Changes, &want[i])
 	}
 	e.Seq, e.AtUS, e.Origin, e.Schema = 3, -4, "db-1#1", "digest"
 	var b bytes.Buffer
 	w := bufio.NewWriter(&b)
-	if err := writeEntry(w, &e); err != nil {
+	if err := replog.WriteEntry(w, &e); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	kind, body, err := replog.Read(&b, smallMessage)
-	if err != nil || kind != kindChange {
+	kind, body, err := replog.Read(&b, replog.MaxBody)
+	if err != nil || kind != replog.KindEntry {
 		t.Fatal(kind, err)
 	}
-	got, err := parseEntry(body)
+	got, err := replog.ParseEntry(body)
 	if err != nil || !reflect.DeepEqual(*got, e) {
 		t.Errorf("got %+v, %v, want %+v", got, err, e)
 	}
@@ -441,7 +441,7 @@ func FuzzParse(f *testing.F) {
 				t.Errorf("%q became %q, %v", body, again, err)
 			}
 		}
-		_, _ = parseEntry(body)
+		_, _ = replog.ParseEntry(body)
 		_, _ = parseValues(body)
 	})
 }

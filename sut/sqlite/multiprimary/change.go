@@ -1,4 +1,4 @@
-package several
+package multiprimary
 
 import (
 	"cmp"
@@ -7,8 +7,7 @@ import (
 	"math"
 )
 
-// Version is which change to a row it is. Later times are higher, and at the same
-// time the origins decide.
+// Version is which change to a row it is. Later times are higher, and at the same time the origins decide.
 type Version struct {
 	AtUS   int64
 	Origin string
@@ -25,16 +24,6 @@ type Change struct {
 	Key   []byte  // the values of the primary key, as appendValues has them
 	Base  Version // what it replaced; zero = a row that no primary of several had changed
 	Row   []any   // all columns as int64, float64, string, []byte or nil; nil = deleted
-}
-
-// Entry is the changes of one transaction, or of a group that committed together.
-type Entry struct {
-	Position int64  // in the log that it was read from
-	Origin   string // the database that made it ...
-	Seq      int64  // ... and the how manyth of it it is, from 1 on
-	AtUS     int64  // when it was committed
-	Schema   string // digest of the tables
-	Changes  []byte // as appendChange has them
 }
 
 // The types of values.
@@ -78,7 +67,6 @@ func appendChange(out []byte, c *Change) []byte {
 	return appendValues(binary.AppendUvarint(out, uint64(len(c.Row))+1), c.Row)
 }
 
-// parseChanges takes the changes of an entry apart.
 func parseChanges(body []byte) (changes []Change, err error) {
 	r := reader{rest: body}
 	for len(r.rest) > 0 && !r.broken {
@@ -127,13 +115,8 @@ func (r *reader) take(count uint64) []byte {
 }
 
 func (r *reader) varint() int64 {
-	v, size := binary.Varint(r.rest)
-	if size <= 0 {
-		r.rest, r.broken = nil, true
-		return 0
-	}
-	r.rest = r.rest[size:]
-	return v
+	v := r.uvarint() // zigzag, as AppendVarint has it
+	return int64(v>>1) ^ -int64(v&1)
 }
 
 func (r *reader) uvarint() uint64 {

@@ -1,8 +1,7 @@
-package sqlite
+package engine
 
 import (
 	"fmt"
-	"path/filepath"
 	"strconv"
 	"time"
 
@@ -12,16 +11,12 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
 
-// fileName is the database in its directory.
-const fileName = "stagebench.db"
-
-// busyTimeout is how long SQLite waits for a lock that somebody outside this
-// process holds; inside, the line sees to it that nobody meets a lock.
+// busyTimeout is how long SQLite waits for a lock that somebody outside this process holds; inside, the line sees to
+// it that nobody meets a lock.
 const busyTimeout = 2 * time.Second
 
-// conn is one SQLite connection with its compiled statements. One goroutine at
-// a time may use it; interrupt may be called by another one, under the
-// session's lock.
+// conn is one SQLite connection with its compiled statements. One goroutine at a time may use it; interrupt may be
+// called by another one, under the session's lock.
 type conn struct {
 	*sqlite.Conn
 	compiled    []*compiled   // by the index of the statement; nil = not yet
@@ -32,9 +27,8 @@ type conn struct {
 // compiled is a statement as SQLite has prepared it.
 type compiled struct {
 	*sqlite.Stmt
-	// bound are the integers that are bound. Binding a LIMIT makes SQLite plan
-	// the statement anew, even if the value is the one that it had, so what has
-	// not changed is not bound again.
+	// bound are the integers that are bound. Binding a LIMIT makes SQLite plan the statement anew, even if the value
+	// is the one that it had, so what has not changed is not bound again.
 	bound []boundInteger
 }
 
@@ -50,9 +44,8 @@ func (c *compiled) bindInteger(i int, n int64) {
 	}
 }
 
-// openConn opens a connection. The one that writes comes first: it makes the
-// file where there is none.
-func openConn(cfg Config, statements int, writes bool) (*conn, error) {
+// openConn opens a connection. The one that writes comes first: it makes the file where there is none.
+func openConn(cfg Config, writes bool) (*conn, error) {
 	flags := sqlite.OpenReadOnly
 	// Negative is in KiB. Each connection has a cache of its own.
 	pragmas := []string{
@@ -63,17 +56,16 @@ func openConn(cfg Config, statements int, writes bool) (*conn, error) {
 		flags = sqlite.OpenReadWrite | sqlite.OpenCreate
 		pragmas = append(pragmas,
 			"pragma journal_mode = wal",
-			"pragma synchronous = "+string(cfg.Durability),
-			// With a limit ANALYZE keeps no samples of values; with them SQLite
-			// would plan a statement anew for every value that is bound.
+			"pragma synchronous = "+cfg.Synchronous,
+			// With a limit ANALYZE keeps no samples of values, for which SQLite would plan statements anew.
 			"pragma analysis_limit = 1000")
 	}
-	path := filepath.Join(cfg.Dir, fileName)
+	path := cfg.path()
 	c, err := sqlite.OpenConn(path, flags)
 	if err != nil {
 		return nil, err
 	}
-	opened := &conn{Conn: c, compiled: make([]*compiled, statements)}
+	opened := &conn{Conn: c, compiled: make([]*compiled, cfg.Statements)}
 	c.SetBusyTimeout(busyTimeout)
 	opened.rearm()
 	for _, p := range pragmas {
@@ -85,8 +77,7 @@ func openConn(cfg Config, statements int, writes bool) (*conn, error) {
 	return opened, nil
 }
 
-// exec runs a statement without parameters and results. What SQLite prepared
-// is kept.
+// exec runs a statement without parameters and results. What SQLite prepared is kept.
 func (c *conn) exec(sql string) error {
 	stmt, err := c.Prepare(sql)
 	if err != nil {
@@ -100,9 +91,8 @@ func (c *conn) exec(sql string) error {
 	}
 }
 
-// run binds, steps to the end and resets: nothing of the statement is open
-// afterwards, so that no snapshot of the database outlives it. It appends the
-// rows to out and returns how many rows came back or were changed.
+// run binds, steps to the end and resets: nothing of the statement is open afterwards, so that no snapshot of the
+// database outlives it. It appends the rows to out and returns how many rows came back or were changed.
 func (c *conn) run(out []byte, s *wire.Command, with *pgproto3.Bind) (_ []byte, rows int, err error) {
 	stmt, err := c.compile(s)
 	if err != nil {
@@ -130,8 +120,7 @@ func (c *conn) run(out []byte, s *wire.Command, with *pgproto3.Bind) (_ []byte, 
 	return out, rows, nil
 }
 
-// compile returns what SQLite prepared of a statement. The first time it
-// checks that against what was declared.
+// compile returns what SQLite prepared of a statement. The first time it checks that against what was declared.
 func (c *conn) compile(s *wire.Command) (*compiled, error) {
 	if known := c.compiled[s.Index]; known != nil {
 		return known, nil
@@ -148,11 +137,10 @@ func (c *conn) compile(s *wire.Command) (*compiled, error) {
 	return c.compiled[s.Index], nil
 }
 
-// check compares a declaration with what SQLite makes of the text. Parameters
-// are bound by position: $2 before $1 would silently swap them.
+// check compares a declaration with SQLite's view of the text. Parameters are bound by position.
 func check(s *wire.Command, stmt *sqlite.Stmt, trailing int) error {
 	wrong := func(format string, args ...any) error {
-		return wire.NewError(wire.InvalidDefinition, fmt.Sprintf("catalogue: "+format, args...)+": "+s.SQL)
+		return wire.Errorf(wire.InvalidDefinition, "catalogue: "+format+": %s", append(args, s.SQL)...)
 	}
 	if trailing > 0 {
 		return wrong("more than one statement")
@@ -185,7 +173,6 @@ func (c *conn) rearm() {
 	c.SetInterrupt(c.stop)
 }
 
-// close finalizes the statements and closes the connection.
 func (c *conn) close() error {
 	for _, stmt := range c.compiled {
 		if stmt != nil {
@@ -193,54 +180,4 @@ func (c *conn) close() error {
 		}
 	}
 	return c.Close()
-}
-
-// readers is the pool of read-only SQLite connections. Whoever finds all of
-// them busy waits, in the order of arrival.
-type readers struct {
-	free chan *conn
-	all  []*conn
-}
-
-func openReaders(cfg Config, statements int) (*readers, error) {
-	r := &readers{free: make(chan *conn, cfg.ReadConns)}
-	for range cfg.ReadConns {
-		c, err := openConn(cfg, statements, false)
-		if err != nil {
-			r.close()
-			return nil, err
-		}
-		r.all = append(r.all, c)
-		r.free <- c
-	}
-	return r, nil
-}
-
-// acquire takes a connection out of the pool. Cancel, when closed, ends the
-// wait.
-func (r *readers) acquire(cancel func() <-chan struct{}) (*conn, error) {
-	select {
-	case c := <-r.free:
-		return c, nil
-	default:
-	}
-	select {
-	case c := <-r.free:
-		return c, nil
-	case <-cancel():
-		return nil, errCancelled()
-	}
-}
-
-func (r *readers) release(c *conn) { r.free <- c }
-
-// close closes all connections; none may be in use.
-func (r *readers) close() error {
-	var first error
-	for _, c := range r.all {
-		if err := c.close(); err != nil && first == nil {
-			first = err
-		}
-	}
-	return first
 }

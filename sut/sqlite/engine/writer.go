@@ -1,4 +1,4 @@
-package sqlite
+package engine
 
 import (
 	"container/list"
@@ -9,17 +9,14 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
 
-// writer is the one SQLite connection that writes, with the line in front of
-// it. First come, first served.
+// writer is the one SQLite connection that writes, with the line in front of it. First come, first served.
 //
-// When others are waiting, a transaction that is done does not commit: it
-// leaves its work to the next in line, and the last one, or the one that fills
-// the group, commits for all of them with one wait for the disk. Until then
-// none of them is told that it is done. A member that fails goes back to its
-// savepoint and leaves the others as they are.
+// When others are waiting, a transaction that is done does not commit: it leaves its work to the next in line, and
+// the last one, or the one that fills the group, commits for all of them with one wait for the disk. Until then none
+// of them is told that it is done. A member that fails goes back to its savepoint and leaves the others as they are.
 type writer struct {
-	limit       int
-	replication *replication // nil = there are no copies
+	limit  int
+	copies Copies
 
 	// Only who holds the turn touches these.
 	conn  *conn
@@ -38,6 +35,34 @@ type waiter struct {
 	alone bool
 }
 
+// Copies is the node's part in replication. The turn is held, except in Allows, Replica and Wait.
+type Copies interface {
+	// Allows says why a client may not read or write now.
+	Allows(writes bool) error
+	// Replica reports whether the node only repeats what another one does.
+	Replica() bool
+	// Begin records a transaction that has just begun, and Seal adds it to the log before its commit. Position is
+	// that of its entry, 0 when nothing changed.
+	Begin() error
+	Seal() (position int64, err error)
+	// Committed says that what was sealed is durable, Drop that the transaction is taken back.
+	Committed()
+	Drop()
+	// Wait returns when as many copies have an entry as must.
+	Wait(position int64) error
+}
+
+// Alone is the Copies of a database without copies.
+type Alone struct{}
+
+func (Alone) Allows(bool) error    { return nil }
+func (Alone) Replica() bool        { return false }
+func (Alone) Begin() error         { return nil }
+func (Alone) Seal() (int64, error) { return 0, nil }
+func (Alone) Committed()           {}
+func (Alone) Drop()                {}
+func (Alone) Wait(int64) error     { return nil }
+
 // group is a number of transactions that commit together.
 type group struct {
 	members  int
@@ -52,9 +77,8 @@ type turn struct {
 	first bool // opened the SQLite transaction; later members have a savepoint
 }
 
-// acquire waits in line and begins a transaction. Alone, it never joins a
-// group: what may stay open for long must not keep others from their commit.
-// Cancel, when closed, ends the wait.
+// acquire waits in line and begins a transaction. Alone, it never joins a group: what may stay open for long must not
+// keep others from their commit. Cancel, when closed, ends the wait.
 func (w *writer) acquire(cancel func() <-chan struct{}, alone bool) (*turn, error) {
 	if err := w.await(cancel, alone); err != nil {
 		return nil, err
@@ -62,8 +86,7 @@ func (w *writer) acquire(cancel func() <-chan struct{}, alone bool) (*turn, erro
 	return w.begin()
 }
 
-// await waits in line. Who was alone in that may do with the connection what
-// it likes, outside of any transaction, and must leave.
+// await waits in line. Who was alone in that may use the connection outside of transactions, and must leave.
 func (w *writer) await(cancel func() <-chan struct{}, alone bool) error {
 	w.mu.Lock()
 	if !w.busy {
@@ -82,8 +105,7 @@ func (w *writer) await(cancel func() <-chan struct{}, alone bool) error {
 	w.mu.Lock()
 	select {
 	case <-me.ready:
-		// The turn came in the same moment. It may hold the work of others,
-		// who would wait for ever if it were dropped.
+		// The turn came in the same moment. It may hold the work of others, who must not wait for ever.
 		w.mu.Unlock()
 		w.leave()
 	default:
@@ -96,7 +118,7 @@ func (w *writer) await(cancel func() <-chan struct{}, alone bool) error {
 func (w *writer) begin() (*turn, error) {
 	if w.conn == nil {
 		w.leave()
-		return nil, wire.NewError(wire.CannotConnectNow, errNoDatabase.Error())
+		return nil, wire.WithState(ErrNoDatabase, wire.CannotConnectNow)
 	}
 	t := &turn{w: w, first: w.group == nil}
 	text := "savepoint member"
@@ -108,7 +130,7 @@ func (w *writer) begin() (*turn, error) {
 		return nil, coded(err)
 	}
 	if t.first {
-		if err := w.replication.begin(); err != nil {
+		if err := w.copies.Begin(); err != nil {
 			_ = w.conn.exec("rollback")
 			w.leave()
 			return nil, coded(err)
@@ -119,8 +141,7 @@ func (w *writer) begin() (*turn, error) {
 	return t, nil
 }
 
-// commit returns when the transaction is as durable as the node promises, and
-// as many replicas have it; nobody in line waits for those.
+// commit returns when the transaction is as durable as the node promises, and as many replicas have it.
 func (t *turn) commit() error {
 	w := t.w
 	if !t.first {
@@ -136,16 +157,15 @@ func (t *turn) commit() error {
 	if g.err != nil {
 		return g.err
 	}
-	return w.replication.replicated(g.position)
+	return w.copies.Wait(g.position)
 }
 
 // rollback takes back what this turn did, and nothing else.
 func (t *turn) rollback() {
 	w := t.w
 	if t.first {
-		w.replication.drop()
-		// Fails where SQLite has rolled back by itself, after an I/O error for
-		// example, and then there is nothing left to do.
+		w.copies.Drop()
+		// Fails where SQLite has rolled back by itself, after an I/O error for example.
 		_ = w.conn.exec("rollback")
 		w.group = nil
 		w.leave()
@@ -156,25 +176,23 @@ func (t *turn) rollback() {
 		err = w.conn.exec("release member")
 	}
 	if err != nil || w.conn.AutocommitEnabled() {
-		w.replication.drop()
+		w.copies.Drop()
 		_ = w.conn.exec("rollback")
-		// SQLite took the whole transaction back: the members that wait for
-		// their commit must hear that it will not come.
-		w.finish(wire.NewError(wire.SerializationFailure, "the commit that this transaction was a part of was rolled back"))
+		// SQLite took the whole transaction back: the members that wait for their commit must hear of it.
+		w.finish(wire.Errorf(wire.SerializationFailure, "the commit that this transaction was a part of was rolled back"))
 	}
 	w.leave()
 }
 
-// leave hands the turn on: with the group while it may grow and somebody is
-// there to join it, else after committing it.
+// leave hands the turn on: with the group while somebody can join it, else after committing it.
 func (w *writer) leave() {
 	if w.share() {
 		return
 	}
 	if w.group != nil {
 		if w.group.members < w.limit {
-			// Waiting for the disk stops a node that has one thread. Those who
-			// are about to get in line do so first and spare themselves a wait.
+			// Waiting for the disk stops a node that has one thread. Those who are about to get in line do so first
+			// and spare themselves a wait.
 			runtime.Gosched()
 			if w.share() {
 				return
@@ -208,14 +226,13 @@ func (w *writer) pass(next *list.Element) {
 	close(w.line.Remove(next).(*waiter).ready)
 }
 
-// settle commits the group.
 func (w *writer) settle() {
-	entry, err := w.replication.seal()
+	position, err := w.copies.Seal()
 	if err == nil {
 		err = w.conn.exec("commit")
 	}
 	if err != nil {
-		w.replication.drop()
+		w.copies.Drop()
 		if !w.conn.AutocommitEnabled() {
 			_ = w.conn.exec("rollback")
 		}
@@ -223,10 +240,8 @@ func (w *writer) settle() {
 		return
 	}
 	w.commits.Add(1)
-	w.replication.committed(entry)
-	if entry != nil {
-		w.group.position = entry.Position
-	}
+	w.copies.Committed()
+	w.group.position = position
 	w.finish(nil)
 }
 

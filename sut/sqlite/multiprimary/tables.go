@@ -1,4 +1,4 @@
-package several
+package multiprimary
 
 import (
 	"bytes"
@@ -11,18 +11,10 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
 )
 
-// maxChanges is the largest entry in bytes: a transaction that changes more fails.
-const maxChanges = replog.MaxChanges
-
-// ErrTooLarge says that a transaction changes more than an entry may hold.
-var ErrTooLarge = errors.New("transaction changes too much to be replicated")
-
 // tables are those of the clients.
 type tables struct {
-	conn    *sqlite.Conn
-	version int64 // of SQLite's schema, for which the rest is right
-	digest  string
-	byName  map[string]*table
+	digest string // of the schema for which they are right
+	byName map[string]*table
 }
 
 // table is how rows of one are read and written.
@@ -36,29 +28,26 @@ type table struct {
 	clashes                   []string // of each secondary key: who has these values
 }
 
-// refresh looks at the tables again when they may have changed.
-func (t *tables) refresh() error {
-	var version int64
-	if err := replog.Run(t.conn, `pragma schema_version`, nil, func(row *sqlite.Stmt) { version = row.ColumnInt64(0) }); err != nil || version == t.version {
-		return err
-	}
-	digest, err := replog.Schema(t.conn)
-	if err != nil {
+// refresh looks at the tables again when they have changed.
+func (l *ledger) refresh() error {
+	digest, err := l.Schema()
+	if err != nil || digest == l.tables.digest {
 		return err
 	}
 	var names []string
-	err = replog.Run(t.conn, `select name from sqlite_schema where type = 'table' and name not like 'sqlite\_%' escape '\' and name not like 'replication\_%' escape '\'`, nil,
-		func(row *sqlite.Stmt) { names = append(names, row.ColumnText(0)) })
+	const all = `select name from sqlite_schema where type = 'table' ` +
+		`and name not like 'sqlite\_%' escape '\' and name not like 'replication\_%' escape '\'`
+	err = replog.Run(l.conn, all, nil, func(row *sqlite.Stmt) { names = append(names, row.ColumnText(0)) })
 	if err != nil {
 		return err
 	}
 	byName := map[string]*table{}
 	for _, name := range names {
-		if byName[name], err = describe(t.conn, name); err != nil {
+		if byName[name], err = describe(l.conn, name); err != nil {
 			return err
 		}
 	}
-	t.digest, t.byName, t.version = digest, byName, version
+	l.tables = tables{digest: digest, byName: byName}
 	return nil
 }
 
@@ -74,13 +63,16 @@ func describe(conn *sqlite.Conn, name string) (*table, error) {
 		return nil, err
 	}
 	var indexes []string
-	err = replog.Run(conn, `select name, partial from pragma_index_list(?) where "unique" and origin <> 'pk'`, []any{name}, func(row *sqlite.Stmt) {
+	const keys = `select name from pragma_index_list(?) where "unique" and origin <> 'pk'`
+	err = replog.Run(conn, keys, []any{name}, func(row *sqlite.Stmt) {
 		indexes = append(indexes, row.ColumnText(0))
 	})
 	for _, index := range indexes {
 		var columns []int
 		if err == nil {
-			err = replog.Run(conn, `select cid from pragma_index_info(?)`, []any{index}, func(row *sqlite.Stmt) { columns = append(columns, row.ColumnInt(0)) })
+			err = replog.Run(conn, `select cid from pragma_index_info(?)`, []any{index}, func(row *sqlite.Stmt) {
+				columns = append(columns, row.ColumnInt(0))
+			})
 		}
 		t.unique = append(t.unique, columns)
 	}
@@ -141,18 +133,19 @@ func (t *table) read(conn *sqlite.Conn, key []any) (values []any, err error) {
 func (t *table) clashing(conn *sqlite.Conn, values []any) (keys [][]any, err error) {
 	for i, columns := range t.unique {
 		// Null is equal to nothing, and finds nothing.
-		err = errors.Join(err, replog.Run(conn, t.clashes[i], pick(values, columns), func(row *sqlite.Stmt) { keys = append(keys, rowOf(row)) }))
+		err = errors.Join(err, replog.Run(conn, t.clashes[i], pick(values, columns), func(row *sqlite.Stmt) {
+			keys = append(keys, rowOf(row))
+		}))
 	}
 	return keys, err
 }
 
-// put makes a row what its winning change says.
 func (l *ledger) put(t *table, c *Change, version Version) error {
 	key, err := parseValues(c.Key)
 	if err != nil {
 		return err
 	}
-	if err := replog.Run(l.conn, t.deletes, key, nil); err != nil {
+	if err := replog.Exec(l.conn, t.deletes, key...); err != nil {
 		return err
 	}
 	if l.next.hidden > 0 {
@@ -171,8 +164,7 @@ func (l *ledger) put(t *table, c *Change, version Version) error {
 	return nil
 }
 
-// place inserts a row, unless one of a higher version has its UNIQUE key. Rows of
-// lower versions that do are hidden.
+// place inserts a row, unless one of a higher version has its UNIQUE key. Rows of lower versions that do are hidden.
 func (l *ledger) place(t *table, c *Change, version Version) error {
 	holders, err := t.clashing(l.conn, c.Row)
 	if err != nil {
@@ -196,35 +188,36 @@ func (l *ledger) place(t *table, c *Change, version Version) error {
 		if row == nil {
 			continue // it held two of the values
 		}
-		if err := replog.Run(l.conn, t.deletes, holder, nil); err != nil {
+		if err := replog.Exec(l.conn, t.deletes, holder...); err != nil {
 			return err
 		}
 		if err := l.hide(c.Table, appendValues(nil, holder), row); err != nil {
 			return err
 		}
 	}
-	return replog.Run(l.conn, t.inserts, c.Row, nil)
+	return replog.Exec(l.conn, t.inserts, c.Row...)
 }
 
 func (l *ledger) hide(table string, key []byte, row []any) error {
 	l.next.hidden++
-	return replog.Run(l.conn, `insert into replication_hidden values (?, ?, ?)`, []any{table, key, appendValues(nil, row)}, nil)
+	return replog.Exec(l.conn, `insert into replication_hidden values (?, ?, ?)`, table, key, appendValues(nil, row))
 }
 
 func (l *ledger) unhide(table string, key []byte) error {
-	err := replog.Run(l.conn, `delete from replication_hidden where "table" = ? and key = ?`, []any{table, key}, nil)
+	err := replog.Exec(l.conn, `delete from replication_hidden where "table" = ? and key = ?`, table, key)
 	l.next.hidden -= int64(l.conn.Changes())
 	return err
 }
 
-// reveal brings back the rows whose UNIQUE key is free, those of the highest
-// versions first.
+// reveal brings back the rows whose UNIQUE key is free, those of the highest versions first.
 func (l *ledger) reveal(t *table) error {
 	type hidden struct{ key, row []byte }
 	var all []hidden
-	err := replog.Run(l.conn, `select h.key, h."row" from replication_hidden h left join replication_rows r on r."table" = h."table" and r.key = h.key `+
-		`where h."table" = ? order by r.at_us desc, r.origin desc, h.key desc`, []any{t.name}, func(row *sqlite.Stmt) {
-		all = append(all, hidden{key: blobOf(row, 0), row: blobOf(row, 1)})
+	const rows = `select h.key, h."row" from replication_hidden h ` +
+		`left join replication_rows r on r."table" = h."table" and r.key = h.key ` +
+		`where h."table" = ? order by r.at_us desc, r.origin desc, h.key desc`
+	err := replog.Run(l.conn, rows, []any{t.name}, func(row *sqlite.Stmt) {
+		all = append(all, hidden{key: replog.Blob(row, 0), row: replog.Blob(row, 1)})
 	})
 	if err != nil {
 		return err
@@ -241,7 +234,7 @@ func (l *ledger) reveal(t *table) error {
 		if len(holders) > 0 {
 			continue
 		}
-		if err := replog.Run(l.conn, t.inserts, row, nil); err != nil {
+		if err := replog.Exec(l.conn, t.inserts, row...); err != nil {
 			return err
 		}
 		if err := l.unhide(t.name, h.key); err != nil {
@@ -251,7 +244,6 @@ func (l *ledger) reveal(t *table) error {
 	return nil
 }
 
-// rowOf is the row at which a statement is.
 func rowOf(stmt *sqlite.Stmt) []any {
 	values := make([]any, stmt.ColumnCount())
 	for i := range values {
@@ -263,14 +255,8 @@ func rowOf(stmt *sqlite.Stmt) []any {
 		case sqlite.TypeText:
 			values[i] = stmt.ColumnText(i)
 		case sqlite.TypeBlob:
-			values[i] = blobOf(stmt, i)
+			values[i] = replog.Blob(stmt, i)
 		}
 	}
 	return values
-}
-
-func blobOf(stmt *sqlite.Stmt, i int) []byte {
-	blob := make([]byte, stmt.ColumnLen(i))
-	stmt.ColumnBytes(i, blob)
-	return blob
 }
