@@ -87,7 +87,7 @@ func (b birth) cached(records *store.Store) (app.Store, func(), error) {
 	}
 	cache.LogTo(b.log)
 	knobs := b.config.Knobs
-	config := cache.Config{Hosts: cache.Hosts{Peers: peers}, Registry: b.registry}
+	config := cache.Config{Hosts: peers, Registry: b.registry}
 	if b.fronted() {
 		// With write-back a host knows what the database does not, so that its values are
 		// waited for, too; otherwise look-aside falls to the database.

@@ -103,7 +103,7 @@ func (b birth) before(ctx context.Context, client cache.Config, start func() (pa
 		}
 	}()
 	cache.LogTo(b.log)
-	client.Hosts, client.Registry = cache.Hosts{Peers: []sut.Peer{{Node: b.config.Node, Address: native.ready.Address}}}, b.registry
+	client.Hosts, client.Registry = []sut.Peer{{Node: b.config.Node, Address: native.ready.Address}}, b.registry
 	values, err := cache.New(client)
 	if err != nil {
 		return part{}, errors.Join(err, listener.Close())
