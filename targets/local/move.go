@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 )
 
@@ -46,7 +47,7 @@ func (s *System) Scale(ctx context.Context, role sut.Role, hosts int) error {
 	}
 	knobs := maps.Clone(now.Knobs)
 	knobs["web.hosts"] = strconv.Itoa(hosts)
-	next, err := sut.Build(now.Stage, knobs, now.UnitCPU)
+	next, err := ladder.Build(now.Stage, knobs, now.UnitCPU)
 	if err != nil {
 		return fmt.Errorf("scale %s to %d: %w", role, hosts, err)
 	}

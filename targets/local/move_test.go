@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 )
 
@@ -40,7 +41,7 @@ func webNodes(system *System) (names []string) {
 // behave as in the stand.
 func (s *stand) with(t *testing.T, hosts string) sut.Topology {
 	t.Helper()
-	next, err := sut.Build(sut.LB, sut.Knobs{"web.hosts": hosts}, 0.1)
+	next, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": hosts}, 0.1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -339,15 +340,15 @@ func TestScaleIsRefused(t *testing.T) {
 		"want a whole number":        func() error { return system.Scale(t.Context(), sut.Web, 0) },
 		"the machine is too small":   func() error { return system.Scale(t.Context(), sut.Web, 9) },
 		"knob lb.policy from round_robin to least_conn: not possible": func() error {
-			next, err := sut.Build(sut.LB, sut.Knobs{"web.hosts": "2", "lb.policy": "least_conn"}, 0.1)
+			next, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": "2", "lb.policy": "least_conn"}, 0.1)
 			return errors.Join(err, system.move(t.Context(), next))
 		},
 		"from stage lb to single": func() error {
-			next, err := sut.Build(sut.Single, nil, 0.1)
+			next, err := ladder.Build(sut.Single, nil, 0.1)
 			return errors.Join(err, system.move(t.Context(), next))
 		},
 		"host lb-1 would change its size": func() error {
-			next, err := sut.Build(sut.LB, sut.Knobs{"web.hosts": "2"}, 0.2)
+			next, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": "2"}, 0.2)
 			return errors.Join(err, system.move(t.Context(), next))
 		},
 	} {

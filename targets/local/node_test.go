@@ -22,6 +22,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets/budget"
 )
 
@@ -308,7 +309,7 @@ func cpuQuota(pid int) string {
 
 // optionsIn are the options of a small system whose files are all in dir.
 func optionsIn(dir string) Options {
-	topology, err := sut.Build(sut.LB, sut.Knobs{"web.hosts": "2"}, 0.1)
+	topology, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": "2"}, 0.1)
 	if err != nil {
 		panic(err)
 	}
