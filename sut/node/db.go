@@ -108,7 +108,7 @@ func (b birth) seed(ctx context.Context) (part, error) {
 }
 
 func load(ctx context.Context, address string, set *photos.Dataset) error {
-	s, err := store.Open(store.Config{Databases: sut.Databases{Primary: sut.Peer{Node: "db-1", Address: address}}, MaxConns: 1, Name: "seed"})
+	s, err := store.Open(store.Config{Primary: sut.Peer{Node: "db-1", Address: address}, MaxConns: 1, Name: "seed"})
 	if err != nil {
 		return err
 	}

@@ -91,7 +91,7 @@ func (b birth) replayedMark(lost sut.Lost) string {
 // place; counters are raised by what they had been raised by; a title is set
 // where nobody has set another one since.
 func replay(ctx context.Context, primary sut.Peer, changes []sut.LostChange) (sut.Replayed, error) {
-	s, err := store.Open(store.Config{Databases: sut.Databases{Primary: primary}, MaxConns: 1, Name: "recover"})
+	s, err := store.Open(store.Config{Primary: primary, MaxConns: 1, Name: "recover"})
 	if err != nil {
 		return sut.Replayed{}, err
 	}
