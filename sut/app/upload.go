@@ -63,7 +63,7 @@ func (a *App) upload(_ context.Context, x *exchange) error {
 		return err
 	}
 	photo := photos.Photo{
-		ID: a.config.IDs.Next(), UserID: x.user, Title: sent.title, State: photos.StateReady,
+		ID: a.config.IDs.Next(photos.BucketOf(x.user)), UserID: x.user, Title: sent.title, State: photos.StateReady,
 		Width: variants.Width, Height: variants.Height, Bytes: int64(len(sent.original)),
 		CreatedUS: a.config.Now().UnixMicro(), Version: 1,
 	}

@@ -33,10 +33,10 @@ type HandlerConfig struct {
 
 	Node   string // the host's own name
 	Copies int    // of each photo on different hosts; 0 = 1
-	// Seeded is how many photos there were at the beginning, with ids from 1 on. The
-	// directory may hold the bytes of all of them, of which each host shows its own part
-	// only, as its members have it. An uploaded photo may be anywhere.
-	Seeded int
+	// Seeded is the data set that there was at the beginning. The directory may hold the
+	// bytes of all its photos, of which each host shows its own part only, as its members
+	// have it. An uploaded photo may be anywhere.
+	Seeded sut.DataCounts
 	// Capacity bounds the bytes that the host holds; past it it is full. 0 = what
 	// the disk holds.
 	Capacity int64

@@ -49,10 +49,10 @@ type Options struct {
 	Topology sut.Topology
 	Data     sut.Data
 
-	// TemplateDir caches built data sets. TemplateVersion is a digest of the
-	// schema and the generator: another version is another template.
+	// TemplateDir caches built data sets. TemplateVersion returns what the files of
+	// a data set depend on, for an engine: another version is another template.
 	TemplateDir     string
-	TemplateVersion string
+	TemplateVersion func(sut.Engine) (string, error)
 
 	WorkDir string // where the system's private directory is made, "" = the system's temporary directory
 	LogDir  string // where the nodes' logs are kept, "" = with the private directory, and gone with it
@@ -136,6 +136,7 @@ type System struct {
 	changed  chan struct{}   // closed and replaced when a node's state changes
 	events   []targets.Event // only ever appended to
 	roles    failover.Roles  // of the databases; Epoch 0 = there are no copies
+	leased   int             // the last host number for ids that was given out
 
 	failover *failover.Supervisor // nil = there are no copies; set before Up returns
 }
@@ -174,6 +175,7 @@ type node struct {
 	oomKills int64  // of its leaf at its last death
 	cause    string // of the last death
 	asked    bool   // the next death is our doing
+	idHost   int    // of a web node: the host number of its process's ids
 	held     int    // kills under way that would take a new process, too
 	frozen   bool   // its host is paused: nothing can start on it
 	// launching holds from the writing of a configuration to the readiness, or the
