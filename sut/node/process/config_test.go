@@ -53,9 +53,9 @@ func FuzzNodeConfig(f *testing.F) {
 		if err != nil {
 			return
 		}
-		ladder.WebOf(config.Knobs).CPU.At(99)
-		ladder.CacheOf(config.Knobs).Bytes()
-		ladder.LBOf(config.Knobs).Sticky()
+		_ = ladder.WebOf(config.Knobs).CPU.At(99)
+		_ = ladder.CacheOf(config.Knobs).Bytes()
+		_ = ladder.LBOf(config.Knobs).Sticky()
 		document, err := json.Marshal(config)
 		if err != nil {
 			t.Fatal(err)
