@@ -141,7 +141,7 @@ func writeError(w http.ResponseWriter, code int, text string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
 	// The client may have gone; there is nobody else to tell.
-	_ = json.NewEncoder(w).Encode(map[string]string{"error": text})
+	_ = json.NewEncoder(w).Encode(sut.ErrorBody{Error: text})
 }
 
 // cookieOf returns the value of the first cookie of that name.

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"strconv"
 	"strings"
@@ -38,35 +37,43 @@ func (s *Server) Stats(ctx context.Context) (f sut.CacheFigures, err error) {
 	return f, nil
 }
 
-// longestAnswer bounds what is read of an answer.
-const longestAnswer = 1 << 20
-
-// ask sends one command over a connection of its own, and returns the statistics in the
-// answer by name, and its last line.
+// ask sends one command, and returns the statistics in the answer by name, and its last
+// line.
 func (s *Server) ask(ctx context.Context, command string) (told map[string]string, last string, err error) {
+	told = map[string]string{}
+	err = s.lines(ctx, command, func(line string) (end bool, err error) {
+		figure, is := strings.CutPrefix(line, "STAT ")
+		if !is {
+			last = line
+			return true, nil
+		}
+		name, value, _ := strings.Cut(figure, " ")
+		told[name] = value
+		return false, nil
+	})
+	return told, last, err
+}
+
+// lines sends commands over a connection of its own and takes the lines of the answers,
+// as they come, until take says that one was the last.
+func (s *Server) lines(ctx context.Context, command string, take func(line string) (end bool, err error)) error {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "tcp", s.Address())
 	if err != nil {
-		return nil, "", fmt.Errorf("memcached: %w", err)
+		return fmt.Errorf("memcached: %w", err)
 	}
 	defer func() { _ = conn.Close() }() // all that was wanted is there
 	// Also when the caller just leaves: the deadline is then the past.
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
-	if _, err := fmt.Fprintf(conn, "%s\r\n", command); err != nil {
-		return nil, "", fmt.Errorf("memcached: %s: %w", command, err)
-	}
-	told = map[string]string{}
-	for answer := bufio.NewReader(io.LimitReader(conn, longestAnswer)); ; {
-		line, err := answer.ReadString('\n')
-		if err != nil {
-			return nil, "", fmt.Errorf("memcached: %s: %w", command, err)
+	_, err = fmt.Fprintf(conn, "%s\r\n", command)
+	for answer, end := bufio.NewReader(conn), false; err == nil && !end; {
+		var line string
+		if line, err = answer.ReadString('\n'); err == nil {
+			end, err = take(strings.TrimRight(line, "\r\n"))
 		}
-		line = strings.TrimRight(line, "\r\n")
-		figure, is := strings.CutPrefix(line, "STAT ")
-		if !is {
-			return told, line, nil
-		}
-		name, value, _ := strings.Cut(figure, " ")
-		told[name] = value
 	}
+	if err != nil {
+		return fmt.Errorf("memcached: %.40q: %w", command, err)
+	}
+	return nil
 }

@@ -163,9 +163,16 @@ func (n *node) readsDatabases() bool {
 	return !n.Replicated && slices.ContainsFunc(n.uses, func(used *node) bool { return used.Role == sut.DB })
 }
 
+// databases are those that a node uses.
+type databases struct {
+	Epoch    int64
+	Primary  sut.Peer
+	Replicas []sut.Peer // that may be read
+}
+
 // databases are those that a node uses; the caller holds mu. Of several primaries
 // each of the same role has one of its own, in turn.
-func (s *System) databases(user *node) sut.Databases {
+func (s *System) databases(user *node) databases {
 	if len(s.roles.Primaries) > 0 {
 		turn := 0
 		for _, n := range s.nodes {
@@ -176,9 +183,9 @@ func (s *System) databases(user *node) sut.Databases {
 				turn++
 			}
 		}
-		return sut.Databases{Epoch: s.roles.Epoch, Primary: s.peers(s.roles.Primaries)[turn%len(s.roles.Primaries)]}
+		return databases{Epoch: s.roles.Epoch, Primary: s.peers(s.roles.Primaries)[turn%len(s.roles.Primaries)]}
 	}
-	return sut.Databases{Epoch: s.roles.Epoch, Primary: s.peers([]string{s.roles.Primary})[0], Replicas: s.peers(s.roles.Replicas)}
+	return databases{Epoch: s.roles.Epoch, Primary: s.peers([]string{s.roles.Primary})[0], Replicas: s.peers(s.roles.Replicas)}
 }
 
 // replication is what a database is told of its copies; the caller holds mu.
@@ -298,7 +305,7 @@ func (c copies) Fence(ctx context.Context, name string) (release func(), err err
 func (c copies) Use(ctx context.Context, roles failover.Roles) error {
 	c.mu.Lock()
 	c.roles = roles
-	told := map[*node]sut.Databases{}
+	told := map[*node]sut.Wiring{}
 	var late error
 	for _, n := range c.nodes {
 		switch {
@@ -306,7 +313,7 @@ func (c copies) Use(ctx context.Context, roles failover.Roles) error {
 		case n.launching || n.state == targets.Paused:
 			late = fmt.Errorf("%s is %s", n.Name, n.state)
 		case n.state == targets.Serving:
-			told[n] = c.databases(n)
+			told[n] = c.configFor(n).Wiring
 		}
 	}
 	c.mu.Unlock()
@@ -318,8 +325,8 @@ func (c copies) Use(ctx context.Context, roles failover.Roles) error {
 			errs <- nil
 		}
 	}()
-	for n, databases := range told {
-		go func() { errs <- c.call(ctx, n, http.MethodPut, sut.DatabasesPath, databases, nil) }()
+	for n, wiring := range told {
+		go func() { errs <- c.call(ctx, n, http.MethodPut, sut.WiringPath, wiring, nil) }()
 	}
 	for range len(told) + 1 {
 		late = errors.Join(late, <-errs)

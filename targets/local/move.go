@@ -196,13 +196,13 @@ func (s *System) tellOne(ctx context.Context, n *node) error {
 	case state != targets.Serving:
 		return nil
 	}
-	document, err := json.Marshal(sut.Membership{Upstreams: config.Wiring.Uses[sut.Web], Routes: config.Wiring.Routes})
+	document, err := json.Marshal(config.Wiring)
 	if err != nil {
 		return fmt.Errorf("write the membership of %s: %w", n.Name, err)
 	}
 	bounded, cancel := context.WithTimeout(ctx, drainBound+tellBound)
 	defer cancel()
-	req, err := http.NewRequestWithContext(bounded, http.MethodPut, "http://"+admin+sut.MembershipPath, bytes.NewReader(document))
+	req, err := http.NewRequestWithContext(bounded, http.MethodPut, "http://"+admin+sut.WiringPath, bytes.NewReader(document))
 	if err != nil {
 		return fmt.Errorf("tell %s: %w", n.Name, err)
 	}

@@ -238,14 +238,14 @@ func (n *testNode) handler() http.Handler {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 		}
 	})
-	mux.HandleFunc("PUT "+sut.MembershipPath, func(w http.ResponseWriter, r *http.Request) {
-		var m sut.Membership
+	mux.HandleFunc("PUT "+sut.WiringPath, func(w http.ResponseWriter, r *http.Request) {
+		var m sut.Wiring
 		if err := json.NewDecoder(r.Body).Decode(&m); err != nil || r.Header.Get(sut.DrainHeader) == "" {
 			http.Error(w, "no membership", http.StatusBadRequest)
 			return
 		}
 		var names []string
-		for _, peer := range m.Upstreams {
+		for _, peer := range m.Uses[sut.Web] {
 			names = append(names, peer.Node)
 		}
 		n.trace("told of %s", strings.Join(names, "+"))
@@ -261,7 +261,7 @@ func (n *testNode) handler() http.Handler {
 			select {} // without an answer
 		default:
 			n.mu.Lock()
-			n.config.Wiring.Uses[sut.Web] = m.Upstreams
+			n.config.Wiring.Uses[sut.Web] = m.Uses[sut.Web]
 			n.mu.Unlock()
 			w.WriteHeader(http.StatusNoContent)
 		}

@@ -25,7 +25,7 @@ func dependencies() []dependency {
 		{"github.com/klauspost/compress", "compression of texts that knows what is not worth it", []string{"sut/node"}},
 		{"github.com/olekukonko/tablewriter", "text and Markdown tables", []string{"results/table"}},
 		{"github.com/prometheus/client_golang", "metrics of nodes and runs", []string{"sut/...", "targets/...", "results/live", "cmd/..."}},
-		{"github.com/redis/go-redis/v9", "client of the caches", []string{"sut/cache"}},
+		{"github.com/redis/go-redis/v9", "client of the caches", []string{"sut/cache", "sut/redis"}},
 		{"github.com/rogpeppe/go-internal", "tests: command line behaviour as scripts", nil},
 		{"github.com/spf13/cobra", "commands, flags, completion", []string{"cmd/..."}},
 		{"github.com/tsenart/vegeta/v12", "the default load engine", []string{"workloads/driver/vegeta"}},

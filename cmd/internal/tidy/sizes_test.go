@@ -23,7 +23,10 @@ const (
 // functions as "path/file.go Name" or "path/file.go Type.Name", files as
 // "path/file.go", packages as "path". Sizes may only shrink.
 func tooLarge() map[string]int {
-	return map[string]int{}
+	return map[string]int{
+		// One file per engine. What has to do with none is in process and dbadmin.
+		"sut/node": 15,
+	}
 }
 
 func TestSizes(t *testing.T) { report(t, repository(t).checkSizes(tooLarge())) }

@@ -1,14 +1,11 @@
-package node
+package process
 
 import (
 	"encoding/json"
 	"strings"
 	"testing"
 
-	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
-	"github.com/stagebench/stagebench/sut/postgres"
-	"github.com/stagebench/stagebench/sut/sqlite"
 )
 
 const goodConfig = `{"node":"web-1","host":"web-1","role":"web","engine":"app","listen":"127.0.0.1","port":0,"dir":"/d","procs":1,"id_host":7,"drain_seconds":5,"wiring":{"uses":{"db":[{"node":"db-1","address":"127.0.0.1:1"}]}},"knobs":{"web.hosts":"2"},"data":{"size":"small","seed":1}}`
@@ -45,19 +42,6 @@ func TestConfigIsChecked(t *testing.T) {
 	}
 }
 
-// Databases of two engines, or of one in two versions, have different files.
-func TestTemplateVersion(t *testing.T) {
-	embedded, err := TemplateVersion(sut.SQLite)
-	if err != nil || !strings.HasSuffix(embedded, "-"+sqlite.LibraryVersion) {
-		t.Errorf("template version of SQLite: %q, %v", embedded, err)
-	}
-	install, missing := postgres.Find()
-	native, err := TemplateVersion(sut.Postgres)
-	if (err == nil) != (missing == nil) || !strings.HasSuffix(native, install.Version) || native == embedded {
-		t.Errorf("template version of PostgreSQL: %q, %v, want one with %q", native, err, install.Version)
-	}
-}
-
 // Whatever comes in, a configuration that is taken can be used: asking it for its
 // knobs does not panic, and it survives being written and read again.
 func FuzzNodeConfig(f *testing.F) {
@@ -69,9 +53,9 @@ func FuzzNodeConfig(f *testing.F) {
 		if err != nil {
 			return
 		}
-		ladder.WebOf(config.Knobs).CPU.At(99)
-		ladder.CacheOf(config.Knobs).Bytes()
-		birth{config: config}.balancing()
+		_ = ladder.WebOf(config.Knobs).CPU.At(99)
+		_ = ladder.CacheOf(config.Knobs).Bytes()
+		_ = ladder.LBOf(config.Knobs).Sticky()
 		document, err := json.Marshal(config)
 		if err != nil {
 			t.Fatal(err)
