@@ -109,6 +109,16 @@ type Recovery struct {
 	Replayed map[string]sut.Replayed `json:"replayed,omitempty"`
 }
 
+// Scaled is a change of the number of hosts of a tier.
+type Scaled struct {
+	Tier   string `json:"tier"`
+	Hosts  int    `json:"hosts"`
+	TookNS int64  `json:"took_ns"`
+	// Moved is how many keys of a cache, or objects of a blob store, have another host now;
+	// nil = it has none that could move, or it is not known.
+	Moved *int64 `json:"moved,omitempty"`
+}
+
 // Event is something that happened to a target: a kill, a death, a restart.
 type Event struct {
 	UnixNS int64  `json:"unix_ns"`

@@ -12,7 +12,6 @@ import (
 
 	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results/table"
-	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/control"
 )
@@ -148,7 +147,7 @@ Sessions that live in the memory of a web host go with it.`,
 				return err
 			}
 			begin := time.Now()
-			if err := client.Scale(cmd.Context(), sut.Role(args[0]), hosts); err != nil {
+			if _, err := client.Scale(cmd.Context(), args[0], hosts); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(s.out, "%s has %d hosts after %v\n", args[0], hosts, time.Since(begin).Round(time.Millisecond))

@@ -40,7 +40,7 @@ func (s *Supervisor) probe(ctx context.Context) {
 		go func() {
 			bounded, cancel := context.WithTimeout(ctx, probeTimeout)
 			defer cancel()
-			status, err := s.cfg.Copies.Look(bounded, node)
+			status, err := s.cfg.Databases.Probe(bounded, node)
 			select {
 			case s.answers <- answer{node, asked, time.Now(), status, err}:
 			case <-ctx.Done():
@@ -85,7 +85,7 @@ func (s *Supervisor) drain() {
 // take notes an answer, unless it is to a probe that nobody waits for any more.
 func (s *Supervisor) take(a answer) {
 	h := s.seen[a.node]
-	if a.asked != h.asked {
+	if h == nil || a.asked != h.asked {
 		return
 	}
 	h.asked, h.err = time.Time{}, a.err

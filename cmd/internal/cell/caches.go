@@ -38,7 +38,7 @@ func databaseCalls(all []span) *results.DatabaseCalls {
 	var sum *results.DatabaseCalls
 	for _, s := range all {
 		answered := s.before.series != nil || s.after.series != nil
-		if answered && !s.before.has(storeMetric) && !s.after.has(storeMetric) {
+		if answered && !s.before.series.Has(storeMetric) && !s.after.series.Has(storeMetric) {
 			continue // such as a cache host that neither loads nor writes
 		}
 		if !s.whole {
@@ -81,12 +81,12 @@ func cacheNodes(all []span) (nodes []results.CacheNode) {
 
 // cacheNode is what a cache node has counted since it was started, and what it holds.
 func cacheNode(c count) results.CacheNode {
-	of := func(name string) int64 { return c.sum(cacheNodePrefix + name) }
+	of := func(name string) int64 { return c.series.Sum(cacheNodePrefix + name) }
 	node := results.CacheNode{
 		Node: c.node.Node, Hits: of("hits_total"), Misses: of("misses_total"), Evictions: of("evictions_total"), Expired: of("expired_total"),
 		Entries: of("entries"), Bytes: of("bytes"), LimitBytes: of("limit_bytes"),
 	}
-	if c.has(cacheNodePrefix + "unflushed") {
+	if c.series.Has(cacheNodePrefix + "unflushed") {
 		node.WriteBack = &results.WriteBack{Unflushed: of("unflushed"), Flushed: of("flushed_total"), Refused: of("refused_total")}
 	}
 	return node

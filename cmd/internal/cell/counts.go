@@ -1,19 +1,17 @@
 package cell
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/targets/metrics"
 )
 
 // Metrics of nodes that are read here.
@@ -32,8 +30,8 @@ const scrapeTimeout = 5 * time.Second
 // count is what a node has counted since it was started.
 type count struct {
 	node   targets.NodeStatus
-	series map[string]float64 // by name, with labels in braces if there are any
-	err    error              // why it did not say; the series are nil then
+	series metrics.Series
+	err    error // why it did not say; the series are nil then
 }
 
 // readCounts asks the nodes that count what is measured here, each once and all at a
@@ -58,8 +56,8 @@ func readCounts(ctx context.Context, nodes []targets.NodeStatus) []count {
 // read asks the node. One before a server of its own that does not answer has nothing to
 // say of it.
 func (c *count) read(ctx context.Context) {
-	c.series, c.err = scrape(ctx, c.node.Admin)
-	if c.err == nil && c.node.Role == sut.Cache && !c.has(cacheNodePrefix+"hits_total") {
+	c.series, c.err = metrics.Read(ctx, http.DefaultClient, c.node.Admin)
+	if c.err == nil && c.node.Role == sut.Cache && !c.series.Has(cacheNodePrefix+"hits_total") {
 		c.series, c.err = nil, errNoServer
 	}
 }
@@ -72,26 +70,6 @@ func problems(counts []count) (texts []string) {
 		}
 	}
 	return texts
-}
-
-// has tells whether the node counts something.
-func (c count) has(metric string) bool {
-	for series := range c.series {
-		if name, _, _ := strings.Cut(series, "{"); name == metric {
-			return true
-		}
-	}
-	return false
-}
-
-// sum adds up a metric over all its labels, or one series of it.
-func (c count) sum(metric string) (sum int64) {
-	for series, value := range c.series {
-		if name, _, _ := strings.Cut(series, "{"); name == metric || series == metric {
-			sum += int64(value)
-		}
-	}
-	return sum
 }
 
 // span is what a node counted between two looks.
@@ -130,7 +108,9 @@ func spans(before, after []count) (all []span) {
 }
 
 // since is what a metric grew by, in a span that is whole.
-func (s span) since(metric string) int64 { return s.after.sum(metric) - s.before.sum(metric) }
+func (s span) since(metric string) int64 {
+	return s.after.series.Sum(metric) - s.before.series.Sum(metric)
+}
 
 // served is how many requests of clients have ended, by the target's own count; nil when
 // nobody counts them, or not all is known, and then it says why.
@@ -148,40 +128,4 @@ func served(all []span) (requests *int64, why string) {
 		*requests += s.since(requestsMetric)
 	}
 	return requests, ""
-}
-
-// scrape reads the metrics of a node, which it gives in the Prometheus text format at
-// its admin address.
-func scrape(ctx context.Context, admin string) (map[string]float64, error) {
-	url := "http://" + admin + "/metrics"
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return nil, err
-	}
-	response, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = response.Body.Close() }() // read only
-	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("GET %s: %s", url, response.Status)
-	}
-	all := map[string]float64{}
-	lines := bufio.NewScanner(response.Body)
-	for lines.Scan() {
-		line := lines.Text()
-		if line == "" || line[0] == '#' {
-			continue
-		}
-		end := strings.LastIndexByte(line, ' ')
-		value, err := strconv.ParseFloat(line[end+1:], 64)
-		if err != nil {
-			return nil, fmt.Errorf("metric %q: %w", line, err)
-		}
-		all[line[:max(end, 0)]] = value
-	}
-	if err := lines.Err(); err != nil {
-		return nil, err
-	}
-	return all, nil
 }

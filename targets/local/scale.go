@@ -1,0 +1,406 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/targets/metrics"
+)
+
+const (
+	// drainBound is how long the callers of a tier may take to finish what they have at a
+	// host that leaves. Then the host itself finishes what it can, and is stopped.
+	drainBound = 10 * time.Second
+	// handOverBound is how long a host may take to give its keys to others.
+	handOverBound = 5 * time.Minute
+)
+
+// Scale changes the number of hosts of a tier while the system runs: more are started and
+// take part, or the last ones are drained and stopped. No request has to fail for it. It
+// returns when it is done; when it fails, or ctx ends, the system is what it was before.
+func (s *System) Scale(ctx context.Context, tier string, hosts int) (targets.Scaled, error) {
+	begin := time.Now()
+	moved, err := s.scale(ctx, tier, hosts)
+	if err != nil {
+		return targets.Scaled{}, fmt.Errorf("scale %s to %d: %w", tier, hosts, err)
+	}
+	return targets.Scaled{Tier: tier, Hosts: hosts, TookNS: time.Since(begin).Nanoseconds(), Moved: moved}, nil
+}
+
+func (s *System) scale(ctx context.Context, tier string, hosts int) (moved *int64, err error) {
+	all := scalings()
+	i := slices.IndexFunc(all, func(t scaling) bool { return t.Name == tier })
+	if i < 0 {
+		var names []string
+		for _, t := range all {
+			names = append(names, t.Name)
+		}
+		return nil, fmt.Errorf("no such tier can be scaled while the system runs\nwant one of %s", strings.Join(names, ", "))
+	}
+	now := s.Topology()
+	knobs := maps.Clone(now.Knobs)
+	knobs[all[i].Knob] = strconv.Itoa(hosts)
+	next, err := sut.Build(now.Stage, knobs, now.UnitCPU)
+	if err != nil {
+		return nil, err
+	}
+	if nodesOf(next, all[i].Role) < hosts {
+		return nil, fmt.Errorf("stage %s has no tier %s\nsee what each stage adds: stagebench list stages", now.Stage, tier)
+	}
+	for _, k := range []sut.Knobs{now.Knobs, next.Knobs} {
+		if err := all[i].Refuse(k); err != nil {
+			return nil, err
+		}
+	}
+	if s.opts.Admit != nil {
+		if err := s.opts.Admit(next); err != nil {
+			return nil, err
+		}
+	}
+	return s.become(ctx, all[i], next)
+}
+
+// nodesOf counts the nodes of a role.
+func nodesOf(t sut.Topology, r sut.Role) (count int) {
+	for _, n := range t.Nodes {
+		if n.Role == r {
+			count++
+		}
+	}
+	return count
+}
+
+// become makes the system another topology, which differs by the hosts of one tier.
+func (s *System) become(ctx context.Context, t scaling, next sut.Topology) (moved *int64, err error) {
+	if !s.scaling.TryLock() {
+		return nil, errors.New("the system is being changed already: wait until that is done")
+	}
+	defer s.scaling.Unlock()
+	if s.life.Err() != nil {
+		return nil, errors.New("the system is going down")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)()
+	before := s.Topology()
+	if err := errors.Join(difference(before, next), s.obstacle(t, next)); err != nil {
+		return nil, err
+	}
+	back := context.WithoutCancel(ctx) // what was begun is taken back whole; each step is bounded
+	counted := s.countMoved(ctx, t)
+	added, err := s.place(next)
+	if err == nil {
+		err = s.startAll(ctx, added)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.dismiss(back, before))
+	}
+	for _, step := range s.steps(t, next) {
+		if err = step(ctx); err != nil {
+			break
+		}
+	}
+	if err == nil {
+		err = s.awaitRead(ctx, added)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.takeBack(t, before, next))
+	}
+	for _, n := range added {
+		s.noted(n, "takes part")
+	}
+	if now := s.countMoved(ctx, t); counted != nil && now != nil && *now >= *counted {
+		*now -= *counted
+		moved = now
+	}
+	// From here on nobody uses the hosts that leave, so nothing can bring them back.
+	return moved, s.dismiss(back, next)
+}
+
+// takeBack makes the system what it was before a change that failed. Where that is not
+// possible because one of the new databases is the primary by now, or about to become it,
+// the change stays.
+func (s *System) takeBack(t scaling, before, next sut.Topology) error {
+	// On the way down there is nobody left to tell.
+	ctx := s.life
+	if err := s.superviseThose(ctx, t, before); err != nil {
+		s.change(func() {
+			s.adopt(next)
+			s.draining = nil
+		})
+		return fmt.Errorf("and the change stays: %w", err)
+	}
+	var errs []error
+	for _, step := range s.steps(t, before) {
+		if err := step(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("and to take it back: %w", err))
+		}
+	}
+	return errors.Join(append(errs, s.dismiss(context.WithoutCancel(ctx), before))...)
+}
+
+// steps are what makes all nodes work by a topology, in their order. The nodes that it adds
+// serve; those that are not part of it may be stopped at the end.
+func (s *System) steps(t scaling, next sut.Topology) []func(context.Context) error {
+	var leaving []*node
+	tellMembers := func(ctx context.Context) error {
+		if !t.Members {
+			return nil
+		}
+		return s.tellMembers(ctx, t.Role)
+	}
+	return []func(context.Context) error{
+		func(ctx context.Context) error { // the members learn of each other, and keep nothing to themselves
+			s.change(func() {
+				for _, n := range s.nodes {
+					_, stays := next.Node(n.Name)
+					n.joining, n.leaving = false, !stays
+					if !stays {
+						leaving = append(leaving, n)
+					}
+				}
+				if t.Members {
+					s.moving = t.Role
+				}
+			})
+			return tellMembers(ctx)
+		},
+		func(ctx context.Context) error { // nobody calls those that leave any more
+			s.change(func() {
+				s.adopt(next)
+				s.draining = leaving
+			})
+			if err := s.superviseThose(ctx, t, next); err != nil {
+				return err
+			}
+			return s.tellCallers(ctx, t.Role)
+		},
+		func(ctx context.Context) error { // the members hand over what is not theirs
+			s.change(func() { s.moving = "" })
+			return tellMembers(ctx)
+		},
+		func(ctx context.Context) error { // nobody asks those that leave for what others have now
+			if len(leaving) == 0 {
+				return nil
+			}
+			s.change(func() { s.draining = nil })
+			return s.tellCallers(ctx, t.Role)
+		},
+	}
+}
+
+// superviseThose makes the databases of a topology the supervised ones, when it is they
+// whose number changes.
+func (s *System) superviseThose(ctx context.Context, t scaling, next sut.Topology) error {
+	if t.Role != sut.DB {
+		return nil
+	}
+	var names []string
+	for _, n := range next.Nodes {
+		if n.Replicated {
+			names = append(names, n.Name)
+		}
+	}
+	return s.failover.SetNodes(ctx, names)
+}
+
+// awaitRead waits until all replicas among some nodes have caught up, and are read.
+func (s *System) awaitRead(ctx context.Context, added []*node) error {
+	return s.await(ctx, func() bool {
+		return !slices.ContainsFunc(added, func(n *node) bool {
+			return n.Replicated && n.Name != s.roles.Primary && !slices.Contains(s.roles.Replicas, n.Name)
+		})
+	})
+}
+
+// obstacle says why the system cannot be changed at this moment.
+func (s *System) obstacle(t scaling, next sut.Topology) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t.Role == sut.DB && s.roles.Primary == "" {
+		return errors.New("each of several primaries ships to others that it was told of at the start\n" +
+			"bring up another system: stagebench up --set db.replicas=N")
+	}
+	for _, n := range s.nodes {
+		_, stays := next.Node(n.Name)
+		member := t.Members && n.Role == t.Role
+		switch {
+		case !stays && n.Name == s.roles.Primary:
+			return fmt.Errorf("%s would leave, and is the primary now\n"+
+				"keep more replicas, or have another database take its place: stagebench kill primary", n.Name)
+		case n.state == targets.Paused && (member || n.calls(t.Role)):
+			return pausedError(n.Name)
+		case !stays && member && n.state != targets.Serving:
+			return fmt.Errorf("%s would leave, and is %s: it cannot hand over what it holds\n"+
+				"wait until it serves: stagebench status", n.Name, n.state)
+		}
+	}
+	return nil
+}
+
+// difference refuses what cannot be done to a running system.
+func difference(now, next sut.Topology) error {
+	for _, h := range next.Hosts {
+		if old, found := now.Host(h.Name); found && old != h {
+			return fmt.Errorf("host %s would change its size: not possible while the system runs", h.Name)
+		}
+	}
+	for _, n := range next.Nodes {
+		old, found := now.Node(n.Name)
+		old.Uses, old.Routes = n.Uses, n.Routes
+		if found && !reflect.DeepEqual(old, n) {
+			return fmt.Errorf("node %s would become another one: not possible while the system runs", n.Name)
+		}
+	}
+	return nil
+}
+
+// adopt makes a topology the one that callers are told of; the caller holds mu.
+func (s *System) adopt(t sut.Topology) {
+	s.topology = t
+	nodes := map[string]*node{}
+	for _, n := range s.nodes {
+		nodes[n.Name] = n
+	}
+	for _, declared := range t.Nodes {
+		n := nodes[declared.Name]
+		// The rest of what is declared has not changed, and is read without a lock.
+		n.Uses, n.Routes, n.uses = declared.Uses, declared.Routes, nil
+		for _, name := range declared.Uses {
+			n.uses = append(n.uses, nodes[name])
+		}
+	}
+}
+
+// tellCallers tells all nodes that call those of a role. What still has work for hosts that
+// leave finishes it, or fails, with these.
+func (s *System) tellCallers(ctx context.Context, r sut.Role) error {
+	var all errgroup.Group
+	s.mu.Lock()
+	for _, n := range s.nodes {
+		if !n.calls(r) {
+			continue
+		}
+		all.Go(func() error {
+			begin := time.Now()
+			switch err := s.tell(ctx, n, drainBound); {
+			case errors.Is(err, errLate):
+				s.noted(n, "hosts that leave still have work after %v", drainBound)
+			case errors.Is(err, errDead):
+			case err != nil:
+				return err
+			default:
+				s.noted(n, "told of tier %s, after %v", r, time.Since(begin).Round(time.Millisecond))
+			}
+			return nil
+		})
+	}
+	s.mu.Unlock()
+	return all.Wait()
+}
+
+// tellMembers tells the nodes of a role of each other. None may be late, or keep what
+// others have to know: one that is dead has its wiring at its next start, if there is one.
+func (s *System) tellMembers(ctx context.Context, r sut.Role) error {
+	var all errgroup.Group
+	s.mu.Lock()
+	for _, n := range s.nodes {
+		if n.Role != r {
+			continue
+		}
+		leaving := n.leaving
+		all.Go(func() error {
+			err := s.tell(ctx, n, handOverBound)
+			if errors.Is(err, errDead) && !leaving {
+				return nil
+			}
+			if errors.Is(err, errDead) || errors.Is(err, errLate) {
+				return fmt.Errorf("%s has not handed over what it holds: %w", n.Name, err)
+			}
+			return err
+		})
+	}
+	s.mu.Unlock()
+	return all.Wait()
+}
+
+// countMoved returns how many keys or objects the members of a tier have given to others
+// since they were started; nil = not known.
+func (s *System) countMoved(ctx context.Context, t scaling) *int64 {
+	metric := map[sut.Role]string{sut.Cache: "stagebench_cache_node_moved_total", sut.Blob: "stagebench_blob_moved_total"}[t.Role]
+	if metric == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, tellBound)
+	defer cancel()
+	sum := new(int64)
+	for _, n := range s.Status() {
+		if n.Role != t.Role {
+			continue
+		}
+		series, err := metrics.Read(ctx, &s.admin, n.Admin)
+		if err != nil || !series.Has(metric) {
+			return nil
+		}
+		*sum += series.Sum(metric)
+	}
+	return sum
+}
+
+func (s *System) noted(n *node, format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.note(n, format, args...)
+}
+
+// dismiss stops and removes what is not part of the topology. Nobody may use it
+// any more.
+func (s *System) dismiss(ctx context.Context, t sut.Topology) error {
+	s.mu.Lock()
+	var goingHosts []*host
+	var goingNodes []*node
+	s.hosts = slices.DeleteFunc(slices.Clone(s.hosts), func(h *host) bool {
+		_, stays := t.Host(h.Name)
+		if !stays {
+			goingHosts = append(goingHosts, h)
+		}
+		return !stays
+	})
+	s.nodes = slices.DeleteFunc(slices.Clone(s.nodes), func(n *node) bool {
+		_, stays := t.Node(n.Name)
+		if !stays {
+			goingNodes = append(goingNodes, n)
+		}
+		return !stays
+	})
+	s.mu.Unlock()
+	var errs []error
+	for _, n := range goingNodes {
+		n.endLife()
+		n.watched.Wait()
+	}
+	for _, h := range goingHosts {
+		errs = append(errs, h.budget.Lift())
+	}
+	s.stopAll(ctx, goingNodes)
+	for _, n := range goingNodes {
+		s.noted(n, "left")
+		errs = append(errs, os.RemoveAll(n.dir))
+	}
+	for _, h := range goingHosts {
+		errs = append(errs, h.budget.Remove())
+	}
+	return errors.Join(errs...)
+}
