@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -293,14 +294,20 @@ func (n *testNode) wire(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no wiring", http.StatusBadRequest)
 		return
 	}
+	n.trace("told %d of %s", next.Epoch, wired(next))
+	for behaviourOf(n.config.Node) == "waits" {
+		runtime.Gosched()
+	}
 	n.mu.Lock()
-	old := next.Epoch < n.config.Wiring.Epoch
+	known := n.config.Wiring.Epoch
 	n.mu.Unlock()
-	if old {
+	if text, knows := strings.CutPrefix(behaviourOf(n.config.Node), "knows "); knows {
+		known, _ = strconv.ParseInt(text, 10, 64)
+	}
+	if next.Epoch < known {
 		http.Error(w, "an older epoch", http.StatusConflict)
 		return
 	}
-	n.trace("told %d of %s", next.Epoch, wired(next))
 	many, behaviour := false, behaviourOf(n.config.Node)
 	for _, role := range []sut.Role{sut.Web, sut.Cache, sut.Blob} {
 		many = many || len(next.Active(role)) > 2
@@ -315,7 +322,9 @@ func (n *testNode) wire(w http.ResponseWriter, r *http.Request) {
 	case behaviour == "crashes when told":
 		n.crash <- 5
 		select {} // without an answer
-	case behaviour == "crashes when it hands over" && !next.Moving && slices.ContainsFunc(next.Uses[n.config.Role], func(p sut.Peer) bool { return p.Draining }):
+	case behaviour == "keeps its first wiring":
+		w.WriteHeader(http.StatusNoContent)
+	case behaviour == "crashes when it hands over" && !next.Moving && !slices.ContainsFunc(next.Active(n.config.Role), func(p sut.Peer) bool { return p.Node == n.config.Node }):
 		n.crash <- 5
 		select {} // without an answer
 	default:

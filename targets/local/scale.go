@@ -113,7 +113,7 @@ func (s *System) become(ctx context.Context, t scaling, next sut.Topology) (move
 		}
 	}
 	if err == nil {
-		err = s.awaitRead(ctx, added)
+		err = s.awaitRead(ctx, t, added)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.takeBack(t, before, next))
@@ -217,12 +217,19 @@ func (s *System) superviseThose(ctx context.Context, t scaling, next sut.Topolog
 }
 
 // awaitRead waits until all replicas among some nodes have caught up, and are read.
-func (s *System) awaitRead(ctx context.Context, added []*node) error {
-	return s.await(ctx, func() bool {
-		return !slices.ContainsFunc(added, func(n *node) bool {
-			return n.Replicated && n.Name != s.roles.Primary && !slices.Contains(s.roles.Replicas, n.Name)
+func (s *System) awaitRead(ctx context.Context, t scaling, added []*node) error {
+	replicas := slices.DeleteFunc(slices.Clone(added), func(n *node) bool { return !n.Replicated })
+	if len(replicas) == 0 {
+		return nil
+	}
+	if err := s.await(ctx, func() bool {
+		return !slices.ContainsFunc(replicas, func(n *node) bool {
+			return n.Name != s.roles.Primary && !slices.Contains(s.roles.Replicas, n.Name)
 		})
-	})
+	}); err != nil {
+		return err
+	}
+	return s.tellCallers(ctx, t.Role)
 }
 
 // obstacle says why the system cannot be changed at this moment.
