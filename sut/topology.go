@@ -75,16 +75,10 @@ func (t Topology) CPU() float64 {
 	return sum
 }
 
-// Engines names the engine of each role whose engine can be chosen.
-func (t Topology) Engines() map[Role]Engine {
-	engines := map[Role]Engine{}
-	for _, n := range t.Nodes {
-		if len(EnginesOf(n.Role)) > 1 {
-			engines[n.Role] = n.Engine
-		}
-	}
-	return engines
-}
+// Knobs are settings of a topology by name, as text: "lb.policy" -> "least_conn".
+// Those of a topology hold every knob with its effective value. Package ladder
+// reads them as typed settings.
+type Knobs map[string]string
 
 // SeveralPrimaries reports whether each database takes writes.
 func (t Topology) SeveralPrimaries() bool {

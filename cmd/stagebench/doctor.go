@@ -11,7 +11,7 @@ import (
 	"github.com/stagebench/stagebench/cmd/internal/cell"
 	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results/table"
-	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node"
 	"github.com/stagebench/stagebench/targets/budget"
 )
@@ -64,17 +64,17 @@ func diagnose() table.Table {
 	} else {
 		row("cache for templates", cache, true, "")
 	}
-	for _, role := range sut.Roles() {
-		for _, engine := range sut.EnginesOf(role) {
-			if !engine.Native() {
+	for _, tier := range ladder.Tiers() {
+		for _, engine := range tier.Engines {
+			if !engine.Native {
 				continue
 			}
-			err := node.Installed(engine)
+			err := node.Installed(engine.Name)
 			found := "installed"
 			if err != nil {
 				found = "not installed"
 			}
-			row("engine "+string(engine), found, err == nil, installHint(err))
+			row("engine "+string(engine.Name), found, err == nil, installHint(err))
 		}
 	}
 	return t

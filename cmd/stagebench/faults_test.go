@@ -14,6 +14,7 @@ import (
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/rundir"
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets/faults"
 	"github.com/stagebench/stagebench/workloads/driver/vegeta"
 )
@@ -32,7 +33,7 @@ func TestFaultsWhileOneRateIsMeasured(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	topology, err := sut.Build(sut.LB, sut.Knobs{"web.hosts": "2"}, roomy)
+	topology, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": "2"}, roomy)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,7 @@ import (
 
 	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results/table"
-	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/workloads/preset"
 )
 
@@ -54,8 +54,8 @@ func formatFlag(cmd *cobra.Command, format *string) {
 
 func listStages() table.Table {
 	t := table.Table{Title: "Stages", Columns: columns("stage", "adds", "hosts", "units")}
-	for _, stage := range sut.Stages() {
-		topology, err := sut.Build(stage, nil, 0.1)
+	for _, rung := range ladder.Rungs() {
+		topology, err := ladder.Build(rung.Stage, nil, 0.1)
 		if err != nil {
 			panic("a stage that is listed can be built: " + err.Error())
 		}
@@ -63,7 +63,7 @@ func listStages() table.Table {
 		for _, h := range topology.Hosts {
 			hosts = append(hosts, h.Name)
 		}
-		t.Rows = append(t.Rows, []table.Cell{table.Text(string(stage)), table.Text(stage.Doc()), table.Text(strings.Join(hosts, " ")), table.Number(topology.Units())})
+		t.Rows = append(t.Rows, []table.Cell{table.Text(string(rung.Stage)), table.Text(rung.Adds), table.Text(strings.Join(hosts, " ")), table.Number(topology.Units())})
 	}
 	return t
 }
@@ -78,7 +78,7 @@ func listWorkloads() table.Table {
 
 func listKnobs() table.Table {
 	t := table.Table{Title: "Knobs, set with --set knob=value", Columns: columns("knob", "default", "range", "engines", "what it does")}
-	for _, k := range sut.Catalogue() {
+	for _, k := range ladder.Catalogue() {
 		engines := "all"
 		if len(k.Engines) > 0 {
 			engines = fmt.Sprint(k.Engines)
@@ -90,17 +90,16 @@ func listKnobs() table.Table {
 
 func listEngines() table.Table {
 	t := table.Table{Title: "Engines", Columns: columns("role", "engine", "kind", "choose with")}
-	for _, role := range sut.Roles() {
-		engines := sut.EnginesOf(role)
-		for _, e := range engines {
+	for _, tier := range ladder.Tiers() {
+		for _, e := range tier.Engines {
 			kind, choose := "embedded", "-"
-			if e.Native() {
+			if e.Native {
 				kind = "native, to be installed"
 			}
-			if len(engines) > 1 {
-				choose = fmt.Sprintf("--set %s.engine=%s", role, e)
+			if len(tier.Engines) > 1 {
+				choose = fmt.Sprintf("--set %s.engine=%s", tier.Role, e.Name)
 			}
-			t.Rows = append(t.Rows, texts(string(role), string(e), kind, choose))
+			t.Rows = append(t.Rows, texts(string(tier.Role), string(e.Name), kind, choose))
 		}
 	}
 	return t

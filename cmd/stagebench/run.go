@@ -21,6 +21,7 @@ import (
 	"github.com/stagebench/stagebench/results/rundir"
 	"github.com/stagebench/stagebench/results/table"
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets/faults"
 	"github.com/stagebench/stagebench/workloads/driver/vegeta"
 )
@@ -318,8 +319,8 @@ func (o runOptions) topologies() ([]sut.Topology, error) {
 	stages := o.stages
 	if len(stages) == 1 && stages[0] == "all" {
 		stages = nil
-		for _, stage := range sut.Stages() {
-			stages = append(stages, string(stage))
+		for _, rung := range ladder.Rungs() {
+			stages = append(stages, string(rung.Stage))
 		}
 	}
 	if len(stages) == 0 {
@@ -332,7 +333,7 @@ func (o runOptions) topologies() ([]sut.Topology, error) {
 			return nil, exit.Usagef("stage %q is given twice", stage)
 		}
 		seen[stage] = true
-		t, err := sut.Build(sut.Stage(stage), knobs, cell.Unit(cell.Cores()))
+		t, err := ladder.Build(sut.Stage(stage), knobs, cell.Unit(cell.Cores()))
 		if err != nil {
 			return nil, exit.Usagef("%w\nsee: stagebench list stages, stagebench list knobs", err)
 		}
@@ -362,7 +363,7 @@ func (o runOptions) open(s streams, j job, up *bringer) (*rundir.Dir, results.Ma
 	}
 	for _, t := range j.topologies {
 		m.Digests[string(t.Stage)] = t.Digest()
-		for role, engine := range t.Engines() {
+		for role, engine := range ladder.Engines(t) {
 			m.Engines[string(role)] = string(engine)
 		}
 	}

@@ -4,14 +4,17 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node"
 	"github.com/stagebench/stagebench/targets/budget"
 	"github.com/stagebench/stagebench/targets/local"
@@ -78,30 +81,21 @@ func dataOf(size string, seed uint64) (sut.Data, error) {
 
 // knobsOf combines --engines and --set; what --set names wins.
 func knobsOf(engines string, settings []string) (sut.Knobs, error) {
-	given, err := sut.ParseKnobs(settings)
+	given, err := ladder.ParseKnobs(settings)
 	if err != nil {
 		return nil, exit.Usagef("%w\nsee: stagebench list knobs", err)
 	}
 	knobs := sut.Knobs{}
-	for _, role := range sut.Roles() {
-		choice := sut.EnginesOf(role)
-		if len(choice) < 2 {
-			continue
-		}
-		for _, e := range choice {
-			switch {
-			case engines == "embedded" && !e.Native(), engines == "native" && e.Native():
-				if name := string(role) + ".engine"; knobs[name] == "" { // the first of several
-					knobs[name] = string(e)
-				}
-			case engines != "embedded" && engines != "native":
-				return nil, exit.Usagef("unknown engines %q\nwant embedded or native; one role alone is chosen with --set, for example --set db.engine=postgres", engines)
-			}
+	if engines != "embedded" && engines != "native" {
+		return nil, exit.Usagef("unknown engines %q\nwant embedded or native; one role alone is chosen with --set, for example --set db.engine=postgres", engines)
+	}
+	for _, tier := range ladder.Tiers() {
+		first := slices.IndexFunc(tier.Engines, func(e ladder.EngineInfo) bool { return e.Native == (engines == "native") })
+		if len(tier.Engines) > 1 && first >= 0 {
+			knobs[string(tier.Role)+".engine"] = string(tier.Engines[first].Name)
 		}
 	}
-	for name, value := range given {
-		knobs[name] = value
-	}
+	maps.Copy(knobs, given)
 	return knobs, nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/stagebench/stagebench/cmd/internal/load"
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/local"
@@ -92,7 +93,7 @@ func bringUpSized(t *testing.T, stage sut.Stage, knobs sut.Knobs, unit float64) 
 		t.Fatal(err)
 	}
 	r := &rig{}
-	if r.topology, err = sut.Build(stage, knobs, unit); err != nil {
+	if r.topology, err = ladder.Build(stage, knobs, unit); err != nil {
 		t.Fatal(err)
 	}
 	up.templates, up.silence = templates(), silence
@@ -113,8 +114,8 @@ func bringUpSized(t *testing.T, stage sut.Stage, knobs sut.Knobs, unit float64) 
 
 func skipWithoutEngines(t *testing.T, knobs sut.Knobs) {
 	t.Helper()
-	for _, role := range sut.Roles() {
-		if err := node.Installed(sut.Engine(knobs[string(role)+".engine"])); err != nil {
+	for _, tier := range ladder.Tiers() {
+		if err := node.Installed(sut.Engine(knobs[string(tier.Role)+".engine"])); err != nil {
 			t.Skip(err)
 		}
 	}
@@ -235,7 +236,8 @@ func engines() map[string]sut.Knobs {
 // The server's own count and the ledger agree to the request, at every stage.
 func TestLedgerAgreesWithTheServer(t *testing.T) {
 	for name, knobs := range engines() {
-		for _, stage := range sut.Stages() {
+		for _, rung := range ladder.Rungs() {
+			stage := rung.Stage
 			t.Run(name+"/"+string(stage), func(t *testing.T) {
 				t.Parallel()
 				r := bringUp(t, stage, knobs, "write-heavy")
@@ -262,7 +264,7 @@ func TestAWebHostIsKilled(t *testing.T) {
 			r := bringUp(t, sut.LB, knobs, "read-heavy")
 			step, killed := r.kill(t, "web-2", rate, 8*time.Second, 2*time.Second)
 			inFlight := r.inFlight(killed)
-			interval := r.topology.Knobs.Float("lb.health_interval")
+			interval := ladder.LBOf(r.topology.Knobs).HealthInterval.Seconds()
 			allowed := inFlight + int64(rate/3*interval)
 			t.Logf("%d failed, %d allowed (%d in flight + %.0f in one interval), %d sessions lost; causes %v; events %v",
 				failed(step), allowed, inFlight, rate/3*interval, step.Ledger.SessionLost, step.Causes, step.Events)

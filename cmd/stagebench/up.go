@@ -16,6 +16,7 @@ import (
 	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results/table"
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets/control"
 )
 
@@ -58,7 +59,7 @@ func (o upOptions) run(ctx context.Context, s streams) (err error) {
 	if err != nil {
 		return err
 	}
-	topology, err := sut.Build(sut.Stage(o.stage), knobs, cell.Unit(cell.Cores()))
+	topology, err := ladder.Build(sut.Stage(o.stage), knobs, cell.Unit(cell.Cores()))
 	if err != nil {
 		return exit.Usagef("%w\nsee: stagebench list stages, stagebench list knobs", err)
 	}

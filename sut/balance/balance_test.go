@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/balance"
 	"github.com/stagebench/stagebench/sut/balance/balancetest"
 )
@@ -18,10 +21,7 @@ func TestBalancerConforms(t *testing.T) {
 
 // startBalancer serves our balancer in this process.
 func startBalancer(t *testing.T, setup balancetest.Setup) balancetest.System {
-	b, err := balance.New(balance.Config{
-		Node: "lb-1", Upstreams: setup.Upstreams, Routes: setup.Routes, Layer: setup.Layer, Policy: setup.Policy, Sticky: setup.Sticky,
-		HealthInterval: setup.HealthInterval, HealthTimeout: 5 * time.Second, EjectAfter: setup.EjectAfter,
-	})
+	b, err := balance.New(balance.Config{Balancing: setup.Balancing()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,5 +41,33 @@ func startBalancer(t *testing.T, setup balancetest.Setup) balancetest.System {
 			t.Error(err)
 		}
 	})
-	return balancetest.System{URL: "http://" + listener.Addr().String(), Admin: b.Admin()}
+	return balancetest.System{URL: "http://" + listener.Addr().String(), Admin: balancetest.Admin(t, b)}
+}
+
+// TestDeathUnderARequest: a host that dies while it works on a request costs a 502, on
+// a connection's first request and on a later one.
+func TestDeathUnderARequest(t *testing.T) {
+	t.Parallel()
+	host := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/die" {
+			panic(http.ErrAbortHandler)
+		}
+	}))
+	t.Cleanup(host.Close)
+	upstreams := []sut.Peer{{Node: "web-1", Address: host.Listener.Addr().String()}}
+	system := startBalancer(t, balancetest.Setup{Upstreams: upstreams, HealthInterval: time.Second})
+	for _, paths := range [][]string{{"/die"}, {"/", "/die"}} {
+		client := http.Client{Transport: &http.Transport{}}
+		for _, path := range paths {
+			res, err := client.Get(system.URL + path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = res.Body.Close() // it is empty or not of interest
+			if want := map[string]int{"/": 200, "/die": 502}[path]; res.StatusCode != want {
+				t.Errorf("%v: status %d for %s, want %d", paths, res.StatusCode, path, want)
+			}
+		}
+		client.CloseIdleConnections()
+	}
 }

@@ -42,7 +42,7 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 	routes := b.pool.routes.Load()
 	x.route = routes.of(req)
 	if b.cfg.Sticky {
-		x.held = takeCookie(req.Header, CookieName)
+		x.held = takeCookie(req.Header, sut.StickyCookie)
 		e.held = x.held
 	}
 	req.Header[sut.RequestIDHeader] = x.id[:]
@@ -118,7 +118,7 @@ func (x *exchange) answer(routes *routing, u *upstream, res *http.Response) (*ht
 		return nil, &lostError{u.node, errors.New(x.body.cause)}
 	}
 	if x.balancer.cfg.Sticky && !holds(x.held, u.node) {
-		setCookie(res.Header, CookieName, holdInstead(x.held, routes, x.route.group, u.node))
+		setCookie(res.Header, sut.StickyCookie, holdInstead(x.held, routes, x.route.group, u.node))
 	}
 	res.Header[sut.RequestIDHeader] = x.id[:]
 	return res, nil

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
 // fakeHost stands in for the connections to one host: it plays one move per
@@ -125,7 +127,7 @@ func TestDispatch(t *testing.T) {
 }
 
 func (test dispatchTest) run(t *testing.T) {
-	b := &Balancer{pool: poolOf(len(test.hosts), PolicyRoundRobin), identity: []string{"identity"}}
+	b := &Balancer{pool: poolOf(len(test.hosts), sut.PolicyRoundRobin), identity: []string{"identity"}}
 	p := b.pool
 	hosts := make([]*fakeHost, len(test.hosts))
 	for i, moves := range test.hosts {

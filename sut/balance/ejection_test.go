@@ -23,10 +23,10 @@ func misbehave(p *pool, node string, times int) {
 	}
 }
 
-func (p *pool) statusOf(t *testing.T, node string) UpstreamStatus {
+func (p *pool) statusOf(t *testing.T, node string) sut.UpstreamStatus {
 	t.Helper()
 	list := p.status()
-	i := slices.IndexFunc(list, func(s UpstreamStatus) bool { return s.Node == node })
+	i := slices.IndexFunc(list, func(s sut.UpstreamStatus) bool { return s.Node == node })
 	if i < 0 {
 		t.Fatalf("no %s in %+v", node, list)
 	}
@@ -37,7 +37,7 @@ func (p *pool) statusOf(t *testing.T, node string) UpstreamStatus {
 func TestEjectionLastsLongerEachTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		p := poolOf(2, PolicyRoundRobin)
+		p := poolOf(2, sut.PolicyRoundRobin)
 		p.cfg.EjectAfter = 3
 		for n := 1; n <= 4; n++ {
 			misbehave(p, "web-1", 2)
@@ -101,7 +101,7 @@ func TestEjectionIsBounded(t *testing.T) {
 // TestLastHostIsNeverEjected, of all or of a route: a bad host is better than none.
 func TestLastHostIsNeverEjected(t *testing.T) {
 	t.Parallel()
-	p := poolOf(3, PolicyRoundRobin)
+	p := poolOf(3, sut.PolicyRoundRobin)
 	p.cfg.EjectAfter = 1
 	defer p.close()
 	peers := p.cfg.Upstreams
@@ -149,7 +149,7 @@ func TestBrokenAnswersCount(t *testing.T) {
 	})
 	works := hostOf(t, func(http.ResponseWriter, *http.Request) {})
 	var log bytes.Buffer
-	b := newBalancer(t, Config{Sticky: true, EjectAfter: 2, Log: slog.New(slog.NewJSONHandler(&log, nil))}, breaks, works)
+	b := newBalancer(t, Config{Balancing: sut.Balancing{Sticky: true, EjectAfter: 2}, Log: slog.New(slog.NewJSONHandler(&log, nil))}, breaks, works)
 	front := serve(t, b)
 	for range 2 {
 		req, err := http.NewRequest("GET", "http://"+front+"/", nil)
@@ -198,12 +198,12 @@ func TestRequestsAreLogged(t *testing.T) {
 		which string
 		want  []string // of the paths
 	}{
-		{LogFailed, []string{"/500", "/abort"}},
-		{LogAll, []string{"/200", "/500", "/abort"}},
-		{LogNone, nil},
+		{sut.LogFailed, []string{"/500", "/abort"}},
+		{sut.LogAll, []string{"/200", "/500", "/abort"}},
+		{sut.LogNone, nil},
 	} {
 		lines := make(chan line, 10)
-		b := newBalancer(t, Config{LogRequests: test.which, Log: slog.New(slog.NewJSONHandler(writerFunc(func(p []byte) {
+		b := newBalancer(t, Config{Balancing: sut.Balancing{LogRequests: test.which}, Log: slog.New(slog.NewJSONHandler(writerFunc(func(p []byte) {
 			var l line
 			if err := json.Unmarshal(p, &l); err != nil {
 				t.Error(err)

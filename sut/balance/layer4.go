@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
 // forwarder balances connections: it connects each client with a host and passes
@@ -163,10 +165,10 @@ func (f *forwarder) shutdown(ctx context.Context) error {
 }
 
 // status counts connections.
-func (f *forwarder) status() *ConnectionStatus {
+func (f *forwarder) status() *sut.ConnectionStatus {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return &ConnectionStatus{
+	return &sut.ConnectionStatus{
 		Accepted: f.accepted.Load(), Active: len(f.tunnels), Failed: f.failed.Load(), BytesIn: f.in.Load(), BytesOut: f.out.Load(),
 	}
 }

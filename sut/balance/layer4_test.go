@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
 // begin4 serves a balancer of connections and returns its address.
@@ -77,7 +79,7 @@ func say(t *testing.T, conn net.Conn) {
 func TestLayer4Drains(t *testing.T) {
 	t.Parallel()
 	for _, patient := range []bool{true, false} {
-		b := newBalancer(t, Config{Layer: Layer4, HealthInterval: time.Minute}, echoes(t))
+		b := newBalancer(t, Config{Balancing: sut.Balancing{Layer: sut.Layer4, HealthInterval: time.Minute}}, echoes(t))
 		b.probe = func(context.Context, string) error { return nil }
 		address, served := begin4(t, b)
 		conn := call(t, address)
@@ -119,7 +121,7 @@ func TestLayer4LeavesNothing(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	host := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer host.Close()
-	b := newBalancer(t, Config{Layer: Layer4, HealthInterval: 10 * time.Millisecond}, host.Listener.Addr().String(), "127.0.0.1:1")
+	b := newBalancer(t, Config{Balancing: sut.Balancing{Layer: sut.Layer4, HealthInterval: 10 * time.Millisecond}}, host.Listener.Addr().String(), "127.0.0.1:1")
 	address, served := begin4(t, b)
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	for range 20 {
@@ -137,7 +139,7 @@ func TestLayer4LeavesNothing(t *testing.T) {
 // TestLayer4FailuresAreCounted: nobody listens anywhere.
 func TestLayer4FailuresAreCounted(t *testing.T) {
 	t.Parallel()
-	b := newBalancer(t, Config{Layer: Layer4, HealthInterval: time.Minute}, "127.0.0.1:1", "127.0.0.1:2")
+	b := newBalancer(t, Config{Balancing: sut.Balancing{Layer: sut.Layer4, HealthInterval: time.Minute}}, "127.0.0.1:1", "127.0.0.1:2")
 	b.probe = func(context.Context, string) error { return nil }
 	address, served := begin4(t, b)
 	conn, err := net.Dial("tcp", address)
@@ -165,7 +167,7 @@ func TestLeastResponseTimeEndToEnd(t *testing.T) {
 	works := hostOf(t, func(http.ResponseWriter, *http.Request) {})
 	// A machine that held up the one that works makes it the slower one for a while.
 	for attempt := 1; ; attempt++ {
-		b := newBalancer(t, Config{Policy: PolicyLeastResponseTime}, fails, works)
+		b := newBalancer(t, Config{Balancing: sut.Balancing{Policy: sut.PolicyLeastResponseTime}}, fails, works)
 		front := serve(t, b)
 		for range 200 {
 			raw(t, front, "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
@@ -179,7 +181,7 @@ func TestLeastResponseTimeEndToEnd(t *testing.T) {
 		}
 	}
 
-	b4 := newBalancer(t, Config{Layer: Layer4, Policy: PolicyLeastResponseTime, HealthInterval: time.Minute}, echoes(t), echoes(t))
+	b4 := newBalancer(t, Config{Balancing: sut.Balancing{Layer: sut.Layer4, Policy: sut.PolicyLeastResponseTime, HealthInterval: time.Minute}}, echoes(t), echoes(t))
 	b4.probe = func(context.Context, string) error { return nil }
 	address, served := begin4(t, b4)
 	for range 20 {

@@ -28,7 +28,7 @@ func members(numbers ...int) sut.Membership {
 func TestNewMemberIsCheckedAtOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newBalancer(t, Config{HealthInterval: time.Second}, "192.0.2.1:80")
+		b := newBalancer(t, Config{Balancing: sut.Balancing{HealthInterval: time.Second}}, "192.0.2.1:80")
 		began := time.Now()
 		probes := make(chan string, 100)
 		b.probe = func(_ context.Context, address string) error {
@@ -128,7 +128,7 @@ func TestMembershipDoesNotWaitForEver(t *testing.T) {
 // every count comes back to 0.
 func TestPicksDuringChanges(t *testing.T) {
 	t.Parallel()
-	b := newBalancer(t, Config{Policy: PolicyWeightedRoundRobin}, "192.0.2.1:80", "192.0.2.2:80", "192.0.2.3:80")
+	b := newBalancer(t, Config{Balancing: sut.Balancing{Policy: sut.PolicyWeightedRoundRobin}}, "192.0.2.1:80", "192.0.2.2:80", "192.0.2.3:80")
 	p := b.pool
 	stop := make(chan struct{})
 	var all sync.WaitGroup
@@ -207,7 +207,7 @@ func TestMembershipChangesConditions(t *testing.T) {
 
 func TestHeldHosts(t *testing.T) {
 	t.Parallel()
-	p := poolOf(4, PolicyRoundRobin)
+	p := poolOf(4, sut.PolicyRoundRobin)
 	r := newRouting([]sut.Route{{Path: "/upload", To: []string{"web-1"}}, {To: []string{"web-2", "web-3"}}}, p.members)
 	for _, test := range []struct {
 		held  string

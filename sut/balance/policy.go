@@ -4,6 +4,8 @@ import (
 	"math"
 	"net/netip"
 	"time"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
 // candidate is a host as a policy sees it.
@@ -35,11 +37,11 @@ type policy func(candidates []candidate, t turn) int
 // policies lists the policies by name.
 func policies() map[string]policy {
 	return map[string]policy{
-		PolicyRoundRobin:         roundRobin,
-		PolicyWeightedRoundRobin: weightedRoundRobin,
-		PolicyIPHash:             ipHash,
-		PolicyLeastConn:          leastConn,
-		PolicyLeastResponseTime:  leastResponseTime,
+		sut.PolicyRoundRobin:         roundRobin,
+		sut.PolicyWeightedRoundRobin: weightedRoundRobin,
+		sut.PolicyIPHash:             ipHash,
+		sut.PolicyLeastConn:          leastConn,
+		sut.PolicyLeastResponseTime:  leastResponseTime,
 	}
 }
 

@@ -32,7 +32,7 @@ type pool struct {
 // newPool makes a pool whose hosts count as well.
 func newPool(cfg Config) *pool {
 	p := &pool{
-		cfg: cfg, policy: policies()[cfg.Policy], timed: cfg.Policy == PolicyLeastResponseTime,
+		cfg: cfg, policy: policies()[cfg.Policy], timed: cfg.Policy == sut.PolicyLeastResponseTime,
 		log: cfg.Log, began: time.Now(),
 	}
 	for _, peer := range cfg.Upstreams {
@@ -287,17 +287,17 @@ func (p *pool) close() {
 }
 
 // status describes the hosts at one moment: the members, and those that leave.
-func (p *pool) status() []UpstreamStatus {
+func (p *pool) status() []sut.UpstreamStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var list []UpstreamStatus
+	var list []sut.UpstreamStatus
 	known := map[string]bool{}
 	for _, u := range slices.Concat(p.members, p.leaving) {
 		if known[u.node] {
 			continue // left under this name, while another address has it
 		}
 		known[u.node] = true
-		s := UpstreamStatus{
+		s := sut.UpstreamStatus{
 			Node: u.node, Address: u.address, Up: u.up(), Ejected: u.ejected != "", Draining: !u.member(),
 			InFlight: u.inFlight, Requests: u.requests, WentUp: u.wentUp, WentDown: u.wentDown, Ejections: u.ejections,
 		}

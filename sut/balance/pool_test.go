@@ -3,6 +3,7 @@ package balance
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"testing"
 
@@ -11,18 +12,18 @@ import (
 
 // poolOf makes a pool of n hosts that nobody connects to.
 func poolOf(n int, policy string) *pool {
-	cfg := Config{Policy: policy}
+	cfg := sut.Balancing{Policy: policy}
 	for i := range n {
 		cfg.Upstreams = append(cfg.Upstreams, sut.Peer{Node: fmt.Sprintf("web-%d", i+1), Address: fmt.Sprintf("192.0.2.%d:80", i+1)})
 	}
-	return newPool(cfg.defaults())
+	return newPool(Config{Balancing: cfg.Complete(), Log: slog.New(slog.DiscardHandler)})
 }
 
 // TestRoundRobinIsExactUnderConcurrency: the counts are exact, and not merely
 // close, however many requests arrive at once.
 func TestRoundRobinIsExactUnderConcurrency(t *testing.T) {
 	t.Parallel()
-	p := poolOf(3, PolicyRoundRobin)
+	p := poolOf(3, sut.PolicyRoundRobin)
 	var all sync.WaitGroup
 	for range 30 {
 		all.Go(func() {
@@ -43,7 +44,7 @@ func TestRoundRobinIsExactUnderConcurrency(t *testing.T) {
 // the even spread of the others.
 func TestNamedHostLeavesTheTurnAlone(t *testing.T) {
 	t.Parallel()
-	p := poolOf(3, PolicyRoundRobin)
+	p := poolOf(3, sut.PolicyRoundRobin)
 	all := p.routes.Load().all()
 	var got []string
 	for range 6 {
@@ -59,7 +60,7 @@ func TestNamedHostLeavesTheTurnAlone(t *testing.T) {
 
 func TestAcquireLeavesOutWhatWasTried(t *testing.T) {
 	t.Parallel()
-	p := poolOf(3, PolicyLeastConn)
+	p := poolOf(3, sut.PolicyLeastConn)
 	all := p.routes.Load().all()
 	var tried []*upstream
 	for range 3 {
@@ -79,7 +80,7 @@ func TestAcquireLeavesOutWhatWasTried(t *testing.T) {
 
 func TestHostsGoDownAndUp(t *testing.T) {
 	t.Parallel()
-	p := poolOf(2, PolicyRoundRobin)
+	p := poolOf(2, sut.PolicyRoundRobin)
 	u := p.members[0]
 	sick := errors.New("sick")
 

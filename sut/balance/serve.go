@@ -71,8 +71,8 @@ func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
 func (x *exchange) finish(r *http.Request) {
 	b := x.balancer
 	b.finished[x.code].Add(1)
-	bad := x.code >= http.StatusInternalServerError || x.code == statusClientGone || !x.complete
-	if b.cfg.LogRequests == LogNone || b.cfg.LogRequests == LogFailed && !bad {
+	bad := x.code >= http.StatusInternalServerError || x.code == sut.StatusClientGone || !x.complete
+	if b.cfg.LogRequests == sut.LogNone || b.cfg.LogRequests == sut.LogFailed && !bad {
 		return
 	}
 	level, cause := slog.LevelInfo, ""
@@ -117,7 +117,7 @@ func (b *Balancer) fail(w http.ResponseWriter, r *http.Request, err error) {
 		x.refuse(http.StatusServiceUnavailable, x.route.without())
 	case r.Context().Err() != nil:
 		// Nobody is left to read an answer. finish counts the request all the same.
-		x.code, x.cause = statusClientGone, errors.New("the client left")
+		x.code, x.cause = sut.StatusClientGone, errors.New("the client left")
 		panic(http.ErrAbortHandler)
 	case errors.Is(err, errClientBody):
 		x.refuse(http.StatusBadRequest, "the request body could not be read to its end")

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"github.com/stagebench/stagebench/sut"
@@ -126,7 +127,7 @@ func TestOwnAnswers(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			b := newBalancer(t, Config{ResponseTimeout: test.timeout, Sticky: true}, hostOf(t, test.host))
+			b := newBalancer(t, Config{Balancing: sut.Balancing{ResponseTimeout: test.timeout, Sticky: true}}, hostOf(t, test.host))
 			res, body := raw(t, serve(t, b), test.request)
 			if res.StatusCode != test.status {
 				t.Errorf("status %d, want %d: %s", res.StatusCode, test.status, body)
@@ -208,7 +209,7 @@ func TestNothingIsLeft(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	host := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer host.Close()
-	b := newBalancer(t, Config{HealthInterval: 10 * time.Millisecond}, host.Listener.Addr().String(), "127.0.0.1:1")
+	b := newBalancer(t, Config{Balancing: sut.Balancing{HealthInterval: 10 * time.Millisecond}}, host.Listener.Addr().String(), "127.0.0.1:1")
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -231,45 +232,20 @@ func TestNothingIsLeft(t *testing.T) {
 
 func TestBadConfigurationIsRefused(t *testing.T) {
 	t.Parallel()
-	good := Config{Node: "lb-1", Upstreams: []sut.Peer{{Node: "web-1", Address: "127.0.0.1:80"}}}
-	if _, err := New(good); err != nil {
+	if _, err := New(Config{}); err == nil || !strings.Contains(err.Error(), "node name") {
+		t.Errorf("error %v, want one about the node's name", err)
+	}
+}
+
+// TestRegistryIsNotShared: the figures of two balancers would be added up.
+func TestRegistryIsNotShared(t *testing.T) {
+	t.Parallel()
+	b := newBalancer(t, Config{}, "127.0.0.1:80")
+	registry := prometheus.NewRegistry()
+	if _, err := Admin(registry, b); err != nil {
 		t.Fatal(err)
 	}
-	peers := func(list ...sut.Peer) func(*Config) { return func(c *Config) { c.Upstreams = list } }
-	for name, test := range map[string]struct {
-		change func(*Config)
-		want   string
-	}{
-		"no node":          {func(c *Config) { c.Node = "" }, "node name"},
-		"odd node":         {func(c *Config) { c.Node = "lb 1" }, `node name "lb 1"`},
-		"no upstreams":     {peers(), "no upstreams"},
-		"odd upstream":     {peers(sut.Peer{Node: "web;1", Address: "127.0.0.1:80"}), "upstream name"},
-		"same twice":       {peers(good.Upstreams[0], good.Upstreams[0]), "listed twice"},
-		"no port":          {peers(sut.Peer{Node: "web-1", Address: "127.0.0.1"}), "missing port"},
-		"port 0":           {peers(sut.Peer{Node: "web-1", Address: "127.0.0.1:0"}), "want IP:port"},
-		"name for address": {peers(sut.Peer{Node: "web-1", Address: "example.org:80"}), "want IP:port"},
-		"injection":        {peers(sut.Peer{Node: "web-1", Address: "127.0.0.1:80\nglobal"}), "want IP:port"},
-		"policy":           {func(c *Config) { c.Policy = "random" }, "want one of ip_hash, least_conn, least_response_time, round_robin, weighted_round_robin"},
-		"interval":         {func(c *Config) { c.HealthInterval = -1 }, "health interval"},
-		"path":             {func(c *Config) { c.HealthPath = "/a b" }, "health path"},
-		"idle":             {func(c *Config) { c.MaxIdlePerUpstream = -1 }, "max idle"},
-	} {
-		cfg := good
-		test.change(&cfg)
-		if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), test.want) {
-			t.Errorf("%s: error %v, want one about %q", name, err, test.want)
-		}
-		h := NewHAProxy(HAProxyConfig{Config: cfg, Install: HAProxyInstall{Path: "/nonexistent"}, Dir: "/nonexistent", Listen: net.IPv4(127, 0, 0, 1), Port: 80})
-		if err := h.Prepare(t.Context()); err == nil || !strings.Contains(err.Error(), test.want) {
-			t.Errorf("%s: HAProxy's error %v, want one about %q", name, err, test.want)
-		}
-	}
-	// Two balancers cannot share a registry: their figures would be added up.
-	shared := good.defaults()
-	if _, err := New(shared); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := New(shared); err == nil {
+	if _, err := Admin(registry, b); err == nil {
 		t.Error("a second balancer on the same registry was accepted")
 	}
 }

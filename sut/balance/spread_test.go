@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
 // picks is how many picks each policy is compared with theory over.
@@ -289,7 +291,7 @@ func erlangC(n int, a float64) float64 {
 func TestLoadAwareSharesOfBusyHosts(t *testing.T) {
 	t.Parallel()
 	rates := []float64{100, 200, 400, 300}
-	for name, p := range map[string]policy{PolicyLeastConn: leastConn, PolicyLeastResponseTime: leastResponseTime} {
+	for name, p := range map[string]policy{sut.PolicyLeastConn: leastConn, sut.PolicyLeastResponseTime: leastResponseTime} {
 		q := newQueueing(1, p, rates...).closed(200)
 		for i, r := range rates {
 			if got, want := q.share(i), r/1000; math.Abs(got-want) > 0.01*want+0.002 {
@@ -327,11 +329,11 @@ func TestLeastResponseTimeFindsTheFastHost(t *testing.T) {
 	for name, p := range policies() {
 		q := newQueueing(3, p, rates...).open(120)
 		mean[name] = q.mean()
-		if name == PolicyLeastResponseTime && q.share(1) < 0.75 {
+		if name == sut.PolicyLeastResponseTime && q.share(1) < 0.75 {
 			t.Errorf("the fast host has a share of %v", q.share(1))
 		}
 	}
-	if m := mean[PolicyLeastResponseTime]; m > mean[PolicyLeastConn] || m > mean[PolicyRoundRobin]/2 {
+	if m := mean[sut.PolicyLeastResponseTime]; m > mean[sut.PolicyLeastConn] || m > mean[sut.PolicyRoundRobin]/2 {
 		t.Errorf("mean response in seconds: %v", mean)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -16,78 +17,34 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// Status is what a balancer knows of its hosts and has done so far. Metrics,
-// /status and /readyz are three views of it.
-type Status struct {
-	Node   string     `json:"node"`
-	Engine sut.Engine `json:"engine"`
-	Layer  string     `json:"layer"` // Layer7 or Layer4
-	Policy string     `json:"policy"`
-	Sticky bool       `json:"sticky"`
-	// Responses counts requests that have come to their end, by the status that
-	// the client was sent: "200", "503"; "499" when the client left before. HAProxy
-	// only has classes: "2xx", "5xx"; "other" when the client left before. Layer 7
-	// only.
-	Responses map[string]uint64 `json:"responses,omitempty"`
-	// Connections counts those of clients; layer 4 only.
-	Connections *ConnectionStatus `json:"connections,omitempty"`
-	// Redispatches counts requests, at layer 4 connections, that went to another
-	// host than the first one picked, because nothing could be sent to that.
-	Redispatches uint64           `json:"redispatches"`
-	Upstreams    []UpstreamStatus `json:"upstreams"`
+// Engine is a balancer that operators ask and tell, whatever realises it.
+type Engine interface {
+	// Status says what the balancer knows; a native one is asked.
+	Status(ctx context.Context) (sut.BalancerStatus, error)
+	// SetMembership changes the hosts as sut.Membership says. It returns a
+	// sut.ErrMembership for what changes nothing, and ctx's error when hosts have not
+	// finished.
+	SetMembership(ctx context.Context, m sut.Membership) error
 }
-
-// ConnectionStatus is the connections of clients at a balancer of layer 4.
-type ConnectionStatus struct {
-	Accepted uint64 `json:"accepted"`
-	Active   int    `json:"active"`
-	Failed   uint64 `json:"failed"`    // closed because no host could be reached
-	BytesIn  uint64 `json:"bytes_in"`  // from clients to hosts; long transfers are counted in pieces
-	BytesOut uint64 `json:"bytes_out"` // from hosts to clients
-}
-
-// UpstreamStatus is one host of a balancer.
-type UpstreamStatus struct {
-	Node    string `json:"node"`
-	Address string `json:"address"`         // host:port
-	Up      bool   `json:"up"`              // it gets requests
-	Cause   string `json:"cause,omitempty"` // why it is down
-	// Ejected: its health checks may be good, but it failed what it was asked for.
-	Ejected bool `json:"ejected,omitempty"`
-	// Draining: it is no member any more and finishes what it has.
-	Draining  bool   `json:"draining,omitempty"`
-	InFlight  int    `json:"in_flight"` // requests, at layer 4 connections
-	Requests  uint64 `json:"requests"`  // sent to it, or tried to; at layer 4 connections
-	WentUp    uint64 `json:"went_up"`   // times that it came back
-	WentDown  uint64 `json:"went_down"` // ejections are among them
-	Ejections uint64 `json:"ejections"`
-}
-
-// ready reports whether any host is up.
-func (s Status) ready() bool {
-	for _, u := range s.Upstreams {
-		if u.Up {
-			return true
-		}
-	}
-	return false
-}
-
-// statusFunc returns the status of a balancer; the native one has to be asked.
-type statusFunc func(context.Context) (Status, error)
 
 // statusTimeout bounds asking, where the question comes without a bound.
 const statusTimeout = 5 * time.Second
 
-// admin answers operators. An engine adds what it can be told.
-func admin(registry *prometheus.Registry, status statusFunc) *http.ServeMux {
+// Admin answers operators: /metrics of a registry, which gets those of the engine,
+// /healthz, /readyz and /status, and PUT of sut.MembershipPath. All but the last are
+// views of the engine's status.
+func Admin(registry *prometheus.Registry, e Engine) (http.Handler, error) {
+	if err := registry.Register(collector{e}); err != nil {
+		return nil, fmt.Errorf("balance: metrics: %w", err)
+	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	answer := func(pattern string, check func(Status) error) {
+	mux.Handle("PUT "+sut.MembershipPath, membershipHandler(e))
+	answer := func(pattern string, check func(sut.BalancerStatus) error) {
 		mux.HandleFunc("GET "+pattern, func(w http.ResponseWriter, r *http.Request) {
 			ctx, cancel := context.WithTimeout(r.Context(), statusTimeout)
 			defer cancel()
-			s, err := status(ctx)
+			s, err := e.Status(ctx)
 			if err == nil {
 				err = check(s)
 			}
@@ -100,29 +57,24 @@ func admin(registry *prometheus.Registry, status statusFunc) *http.ServeMux {
 			_ = json.NewEncoder(w).Encode(s)
 		})
 	}
-	serves := func(Status) error { return nil }
+	serves := func(sut.BalancerStatus) error { return nil }
 	answer("/healthz", serves)
 	answer("/status", serves)
-	answer("/readyz", func(s Status) error {
-		if !s.ready() {
+	answer("/readyz", func(s sut.BalancerStatus) error {
+		if !slices.ContainsFunc(s.Upstreams, func(u sut.UpstreamStatus) bool { return u.Up }) {
 			return errors.New("no web host is up")
 		}
 		return nil
 	})
-	return mux
+	return mux, nil
 }
-
-// errMembership: a membership makes no sense, or not to this engine.
-var errMembership = errors.New("membership")
 
 // defaultDrain bounds the wait for what hosts have to finish when the request
 // for a membership does not.
 const defaultDrain = 30 * time.Second
 
-// membershipHandler takes a membership as sut.Membership says. The engine's
-// function returns an errMembership for one that changes nothing, and ctx's
-// error when hosts have not finished.
-func membershipHandler(set func(context.Context, sut.Membership) error) http.Handler {
+// membershipHandler takes a membership as sut.Membership says.
+func membershipHandler(e Engine) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		drain, err := drainOf(r.Header.Get(sut.DrainHeader))
 		if err != nil {
@@ -136,10 +88,10 @@ func membershipHandler(set func(context.Context, sut.Membership) error) http.Han
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), drain)
 		defer cancel()
-		switch err := set(ctx, m); {
+		switch err := e.SetMembership(ctx, m); {
 		case err == nil:
 			w.WriteHeader(http.StatusNoContent)
-		case errors.Is(err, errMembership):
+		case errors.Is(err, sut.ErrMembership):
 			writeError(w, http.StatusBadRequest, err.Error())
 		case errors.Is(err, context.DeadlineExceeded):
 			writeError(w, http.StatusGatewayTimeout, err.Error())
@@ -167,10 +119,10 @@ func readMembership(body io.Reader) (sut.Membership, error) {
 	decoder.DisallowUnknownFields()
 	var m sut.Membership
 	if err := decoder.Decode(&m); err != nil {
-		return m, fmt.Errorf("%w: %w", errMembership, err)
+		return m, fmt.Errorf("%w: %w", sut.ErrMembership, err)
 	}
 	if _, err := decoder.Token(); err != io.EOF {
-		return m, fmt.Errorf("%w: more than one JSON document", errMembership)
+		return m, fmt.Errorf("%w: more than one JSON document", sut.ErrMembership)
 	}
 	return m, nil
 }
@@ -206,7 +158,7 @@ var (
 )
 
 // collector renders a status as metrics.
-type collector struct{ status statusFunc }
+type collector struct{ engine Engine }
 
 // Describe implements prometheus.Collector.
 func (collector) Describe(out chan<- *prometheus.Desc) {
@@ -223,7 +175,7 @@ func (collector) Describe(out chan<- *prometheus.Desc) {
 func (c collector) Collect(out chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), statusTimeout)
 	defer cancel()
-	status, err := c.status(ctx)
+	status, err := c.engine.Status(ctx)
 	if err != nil {
 		out <- prometheus.NewInvalidMetric(requestsDesc, fmt.Errorf("balance: status: %w", err))
 		return

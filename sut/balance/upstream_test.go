@@ -21,7 +21,7 @@ import (
 func TestChecksAreSpreadAndPunctual(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newBalancer(t, Config{HealthInterval: 900 * time.Millisecond}, "192.0.2.1:80", "192.0.2.2:80", "192.0.2.3:80")
+		b := newBalancer(t, Config{Balancing: sut.Balancing{HealthInterval: 900 * time.Millisecond}}, "192.0.2.1:80", "192.0.2.2:80", "192.0.2.3:80")
 		began := time.Now()
 		probes := make(chan string, 100)
 		b.probe = func(_ context.Context, address string) error {
@@ -52,7 +52,7 @@ func TestChecksAreSpreadAndPunctual(t *testing.T) {
 func TestOneCheckDecides(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newBalancer(t, Config{HealthInterval: time.Second}, "192.0.2.1:80")
+		b := newBalancer(t, Config{Balancing: sut.Balancing{HealthInterval: time.Second}}, "192.0.2.1:80")
 		var sick atomic.Bool
 		b.probe = func(context.Context, string) error {
 			if sick.Load() {
@@ -83,7 +83,7 @@ func TestOneCheckDecides(t *testing.T) {
 func TestSlowCheckFails(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newBalancer(t, Config{HealthInterval: time.Second, HealthTimeout: 2500 * time.Millisecond}, "192.0.2.1:80")
+		b := newBalancer(t, Config{Balancing: sut.Balancing{HealthInterval: time.Second, HealthTimeout: 2500 * time.Millisecond}}, "192.0.2.1:80")
 		var running atomic.Int32
 		b.probe = func(ctx context.Context, _ string) error {
 			if running.Add(1) > 1 {
@@ -133,13 +133,13 @@ func TestProbe(t *testing.T) {
 			cancel()
 			ctx, cancel = context.WithTimeout(t.Context(), 20*time.Millisecond)
 		}
-		err := newProbe(Config{HealthPath: path}).check(ctx, address)
+		err := newProbe(Config{Balancing: sut.Balancing{HealthPath: path}}).check(ctx, address)
 		cancel()
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", path, err, want)
 		}
 	}
-	if err := newProbe(Config{HealthPath: "/"}).check(t.Context(), "127.0.0.1:1"); err == nil {
+	if err := newProbe(Config{Balancing: sut.Balancing{HealthPath: "/"}}).check(t.Context(), "127.0.0.1:1"); err == nil {
 		t.Error("a host that refuses is well")
 	}
 }

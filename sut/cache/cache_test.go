@@ -262,7 +262,7 @@ func TestDeadHost(t *testing.T) {
 	peers[1].Address = p.Addr().String()
 	c, registry := connect(t, cache.Config{Hosts: cache.Hosts{Peers: peers}})
 	fill(t, c, n)
-	its := int(servers[1].Stats().Keys)
+	its := int(servers[1].Stats().Entries)
 	if its < n/5 || its > n*2/5 {
 		t.Fatalf("one of three hosts has %d of %d keys", its, n)
 	}

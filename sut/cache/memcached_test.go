@@ -229,7 +229,7 @@ func TestFiguresOfMemcached(t *testing.T) {
 	c, registry := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, s.Address())}}, Protocol: cache.Memcached})
 	fill(t, c, n)
 	read(t, c, 2*n)
-	if got := s.Figures(t); got.Hits != n || got.Misses != n || got.Items != n {
+	if got := s.Figures(t); got.Hits != n || got.Misses != n || got.Entries != n {
 		t.Errorf("got %+v", got)
 	}
 	if hits, misses := figure(t, registry, "reads_total", "hit"), figure(t, registry, "reads_total", "miss"); hits != n || misses != n {

@@ -135,7 +135,7 @@ func runAs(uid int) (*syscall.Credential, error) {
 
 // Ready asks once whether the server serves.
 func (s *Server) Ready(ctx context.Context) error {
-	return ask(ctx, s.Address(), "version", func(line string) (bool, error) {
+	return s.ask(ctx, "version", func(line string) (bool, error) {
 		if !strings.HasPrefix(line, "VERSION ") {
 			return true, fmt.Errorf("it was answered with %q", line)
 		}

@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/memcached"
 	"github.com/stagebench/stagebench/sut/memcached/memcachedtest"
 )
@@ -71,7 +72,7 @@ func (s session) set(key string, bytes int, seconds int) string {
 func TestStats(t *testing.T) {
 	t.Parallel()
 	p := memcachedtest.Start(t, 3*mebibyte+1)
-	if got, want := p.Figures(t), (memcached.Figures{MaxBytes: 3 * mebibyte}); got != want {
+	if got, want := p.Figures(t), (sut.CacheFigures{MaxBytes: 3 * mebibyte}); got != want {
 		t.Errorf("at its start: %+v, want %+v", got, want)
 	}
 	s := open(t, p)
@@ -93,7 +94,7 @@ func TestStats(t *testing.T) {
 		t.Errorf("10 values of 100 bytes take %d", got.Bytes)
 	}
 	got.Bytes = 0
-	if want := (memcached.Figures{Hits: 1, Misses: 3, Items: 10, MaxBytes: 3 * mebibyte}); got != want {
+	if want := (sut.CacheFigures{Hits: 1, Misses: 3, Entries: 10, MaxBytes: 3 * mebibyte}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
@@ -111,7 +112,7 @@ func TestExpired(t *testing.T) {
 			t.Fatal("it does not expire")
 		}
 	}
-	if got := p.Figures(t); got.Expired != 1 || got.Items != 0 || got.Evicted != 0 {
+	if got := p.Figures(t); got.Expired != 1 || got.Entries != 0 || got.Evicted != 0 {
 		t.Errorf("got %+v", got)
 	}
 }
@@ -137,7 +138,7 @@ func TestBudget(t *testing.T) {
 			}
 		}
 		got := p.Figures(t)
-		if got.Evicted == 0 || got.Items+got.Evicted != int64(test.values) || got.Bytes > got.MaxBytes || got.MaxBytes != test.budget {
+		if got.Evicted == 0 || got.Entries+got.Evicted != int64(test.values) || got.Bytes > got.MaxBytes || got.MaxBytes != test.budget {
 			t.Errorf("%+v: %+v", test, got)
 		}
 		if got := s.set("large", mebibyte+1, 0); !strings.HasPrefix(got, "SERVER_ERROR ") {
@@ -201,6 +202,12 @@ func TestRefusedConfigs(t *testing.T) {
 	}
 }
 
+// describe is the description of a server that is there already.
+func describe(l net.Listener) *memcached.Server {
+	at := l.Addr().(*net.TCPAddr)
+	return memcached.New(memcached.Config{Listen: at.IP, Port: at.Port})
+}
+
 // What answers with something else, or not at all, has no figures.
 func TestStrangers(t *testing.T) {
 	t.Parallel()
@@ -226,7 +233,7 @@ func TestStrangers(t *testing.T) {
 			_, _ = fmt.Fprint(conn, answer)
 			_ = conn.Close()
 		}()
-		if f, err := memcached.Stats(t.Context(), listener.Addr().String()); err == nil {
+		if f, err := describe(listener).Stats(t.Context()); err == nil {
 			t.Errorf("%s: %+v", name, f)
 		}
 		_ = listener.Close()
@@ -240,7 +247,7 @@ func TestStrangers(t *testing.T) {
 	defer func() { _ = listener.Close() }()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err := memcached.Stats(ctx, listener.Addr().String()); err == nil {
+	if _, err := describe(listener).Stats(ctx); err == nil {
 		t.Error("one that is silent has figures")
 	}
 }

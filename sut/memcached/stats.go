@@ -11,31 +11,21 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
-// Figures is what a server has counted since it was started, and what it holds.
-type Figures struct {
-	Hits, Misses int64 // keys that were asked for
-	Evicted      int64 // entries that went because the budget was used up
-	// Expired is entries that went because their time was over: found so by who asked
-	// for them, by who needed room, or by the server in passing. Those that it has not
-	// come by yet are among the Items.
-	Expired  int64
-	Items    int64
-	Bytes    int64 // of the items, with what each costs besides
-	MaxBytes int64 // the budget
-}
-
-// Stats asks the server at an address for its figures, over a connection of its own.
-func Stats(ctx context.Context, address string) (Figures, error) {
-	var f Figures
+// Stats asks the server for its figures, over a connection of its own. An entry counts
+// as expired when somebody who asked for it or who needed room found it so, or the
+// server in passing.
+func (s *Server) Stats(ctx context.Context) (f sut.CacheFigures, err error) {
 	var reclaimed, crawled int64
 	wanted := map[string]*int64{
 		"get_hits": &f.Hits, "get_misses": &f.Misses, "evictions": &f.Evicted,
 		"get_expired": &f.Expired, "reclaimed": &reclaimed, "crawler_reclaimed": &crawled,
-		"curr_items": &f.Items, "bytes": &f.Bytes, "limit_maxbytes": &f.MaxBytes,
+		"curr_items": &f.Entries, "bytes": &f.Bytes, "limit_maxbytes": &f.MaxBytes,
 	}
-	err := ask(ctx, address, "stats", func(line string) (end bool, err error) {
+	err = s.ask(ctx, "stats", func(line string) (end bool, err error) {
 		if line == "END" {
 			return true, nil
 		}
@@ -58,7 +48,7 @@ func Stats(ctx context.Context, address string) (Figures, error) {
 		err = fmt.Errorf("memcached: stats: the answer lacks %s", strings.Join(slices.Sorted(maps.Keys(wanted)), ", "))
 	}
 	if err != nil {
-		return Figures{}, err
+		return sut.CacheFigures{}, err
 	}
 	f.Expired += reclaimed + crawled
 	return f, nil
@@ -69,9 +59,9 @@ const longestAnswer = 1 << 20
 
 // ask sends one command over a connection of its own and takes the lines of the
 // answer, until take says that one was the last.
-func ask(ctx context.Context, address, command string, take func(line string) (end bool, err error)) error {
+func (s *Server) ask(ctx context.Context, command string, take func(line string) (end bool, err error)) error {
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", address)
+	conn, err := d.DialContext(ctx, "tcp", s.Address())
 	if err != nil {
 		return fmt.Errorf("memcached: %w", err)
 	}

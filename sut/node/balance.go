@@ -4,14 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/balance"
+	"github.com/stagebench/stagebench/sut/ladder"
 )
 
 func (b birth) startBalance(context.Context) (part, error) {
-	balancer, err := balance.New(b.balanceConfig())
+	balancer, err := balance.New(balance.Config{Balancing: b.balancing(), Log: b.log})
+	if err != nil {
+		return part{}, err
+	}
+	operators, err := balance.Admin(b.registry, balancer)
 	if err != nil {
 		return part{}, err
 	}
@@ -25,7 +29,7 @@ func (b birth) startBalance(context.Context) (part, error) {
 			h.died <- fmt.Errorf("serve clients: %w", err)
 		}
 	}()
-	h.serve(admin, balancer.Admin())
+	h.serve(admin, operators)
 	return part{
 		ready: sut.Ready{Node: b.config.Node, Address: listener.Addr().String(), Admin: admin.Addr().String()},
 		died:  h.died,
@@ -34,14 +38,13 @@ func (b birth) startBalance(context.Context) (part, error) {
 	}, nil
 }
 
-// balanceConfig is the same for both engines of the role.
-func (b birth) balanceConfig() balance.Config {
-	return balance.Config{
-		Node: b.config.Node, Upstreams: b.config.Wiring.Uses[sut.Web],
-		Policy: b.config.Knobs["lb.policy"], Sticky: b.config.Knobs.Bool("lb.sticky"),
-		Layer: b.config.Knobs["lb.layer"], Routes: b.config.Wiring.Routes,
-		EjectAfter: b.config.Knobs.Int("lb.eject_after"), LogRequests: b.config.Knobs["log.requests"],
-		HealthInterval: time.Duration(b.config.Knobs.Float("lb.health_interval") * float64(time.Second)),
-		Registry:       b.registry, Log: b.log,
+// balancing is the same for both engines of the role.
+func (b birth) balancing() sut.Balancing {
+	s := ladder.LBOf(b.config.Knobs)
+	return sut.Balancing{
+		Node: b.config.Node, Membership: sut.Membership{Upstreams: b.config.Wiring.Uses[sut.Web], Routes: b.config.Wiring.Routes},
+		Policy: s.Policy, Sticky: s.Sticky(), Layer: string(s.Layer),
+		EjectAfter: s.EjectAfter, LogRequests: ladder.LogsOf(b.config.Knobs).Requests,
+		HealthInterval: s.HealthInterval,
 	}
 }

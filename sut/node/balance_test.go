@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node"
 )
 
@@ -28,7 +29,7 @@ type balancerNode struct {
 
 func startBalancer(t *testing.T, knobs sut.Knobs, routes []sut.Route, uses []sut.Peer) *balancerNode {
 	t.Helper()
-	knobs = knobs.Complete()
+	knobs = ladder.Complete(knobs)
 	engine := sut.Engine(knobs["lb.engine"])
 	if err := node.Installed(engine); err != nil {
 		t.Skipf("needs Debian's package haproxy: %v", err)

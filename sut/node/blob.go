@@ -7,13 +7,14 @@ import (
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/app"
 	"github.com/stagebench/stagebench/sut/blob"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
 // blobs returns the stores of photo bytes as one.
 func (b birth) blobs() (*blob.Ring, error) {
 	return blob.NewRing(blob.RingConfig{
-		Peers: b.config.Wiring.Uses[sut.Blob], Copies: b.config.Knobs.Int("blob.copies"),
+		Peers: b.config.Wiring.Uses[sut.Blob], Copies: ladder.BlobOf(b.config.Knobs).Copies,
 		Client: blob.ClientConfig{RequestID: app.RequestID}, Registry: b.registry,
 	})
 }
@@ -22,17 +23,17 @@ func (b birth) blobs() (*blob.Ring, error) {
 // same template, of which each has its own part only; an uploaded photo may be
 // anywhere.
 func (b birth) seeded() func(photos.ID) bool {
-	hosts, copies := b.config.Knobs.Int("blob.hosts"), b.config.Knobs.Int("blob.copies")
+	s := ladder.BlobOf(b.config.Knobs)
 	counts, known := b.config.Data.Counts()
-	if hosts < 2 || !known {
+	if s.Hosts < 2 || !known {
 		return nil
 	}
 	var names []string
-	for i := range hosts {
+	for i := range s.Hosts {
 		names = append(names, fmt.Sprintf("blob-%d", i+1))
 	}
 	return func(id photos.ID) bool {
-		return int64(id) > int64(counts.Photos) || slices.Contains(blob.Place(id, names)[:copies], b.config.Node)
+		return int64(id) > int64(counts.Photos) || slices.Contains(blob.Place(id, names)[:s.Copies], b.config.Node)
 	}
 }
 
@@ -48,7 +49,7 @@ func (b birth) startBlob() (part, error) {
 	h := newHTTPServer()
 	h.serve(listener, blob.NewHandler(blob.HandlerConfig{
 		Dir: dir, Log: b.log, Registry: b.registry, Holds: b.seeded(),
-		Capacity: int64(b.config.Knobs.Int("blob.capacity_mb")) * 1_000_000, LogRequests: b.config.Knobs["log.requests"],
+		Capacity: int64(ladder.BlobOf(b.config.Knobs).CapacityMB) * 1_000_000, LogRequests: ladder.LogsOf(b.config.Knobs).Requests,
 	}))
 	h.serve(admin, b.admin())
 	return part{

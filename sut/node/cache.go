@@ -9,12 +9,14 @@ import (
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/app"
 	"github.com/stagebench/stagebench/sut/cache"
+	"github.com/stagebench/stagebench/sut/ladder"
+	"github.com/stagebench/stagebench/sut/redis"
 	"github.com/stagebench/stagebench/sut/resp"
 	"github.com/stagebench/stagebench/sut/store"
 )
 
-// cacheBytes is the budget of one cache host.
-func (b birth) cacheBytes() int64 { return int64(b.config.Knobs.Float("cache.memory_mb") * (1 << 20)) }
+// cache is the settings of the cache tier.
+func (b birth) cache() ladder.Cache { return ladder.CacheOf(b.config.Knobs) }
 
 // startRESP starts the embedded cache node.
 func (b birth) startRESP(ctx context.Context) (part, error) {
@@ -22,13 +24,13 @@ func (b birth) startRESP(ctx context.Context) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	server, err := resp.New(resp.Config{Listener: listener, MaxBytes: b.cacheBytes(), Evict: resp.Evict(b.config.Knobs["cache.evict"])})
+	server, err := resp.New(resp.Config{Listener: listener, MaxBytes: b.cache().Bytes(), Evict: resp.Evict(b.cache().Evict)})
 	if err != nil {
 		return part{}, errors.Join(err, listener.Close())
 	}
-	b.registry.MustRegister(newCacheCollector(func(context.Context) (cacheFigures, error) { return respFigures(server.Stats()), nil }))
+	b.registry.MustRegister(newCacheCollector(func(context.Context) (sut.CacheFigures, error) { return server.Stats().CacheFigures, nil }))
 	front := front{close: func(context.Context) error { return nil }, admin: b.admin()}
-	if b.fronted() {
+	if b.cache().Loads() {
 		if front, err = b.startFront(ctx, server, server.Values()); err != nil {
 			return part{}, errors.Join(err, listener.Close())
 		}
@@ -38,7 +40,7 @@ func (b birth) startRESP(ctx context.Context) (part, error) {
 
 // startRedis starts the native cache node.
 func (b birth) startRedis(ctx context.Context) (part, error) {
-	install, err := resp.FindRedis()
+	install, err := redis.Find()
 	if err != nil {
 		return part{}, err
 	}
@@ -46,30 +48,33 @@ func (b birth) startRedis(ctx context.Context) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	s := resp.NewRedis(resp.RedisConfig{
-		Install: install, Dir: b.config.Dir, Listen: net.ParseIP(b.config.Listen), Port: port, MaxBytes: b.cacheBytes(), Evict: resp.Evict(b.config.Knobs["cache.evict"]),
+	s := redis.New(redis.Config{
+		Install: install, Dir: b.config.Dir, Listen: net.ParseIP(b.config.Listen), Port: port, MaxBytes: b.cache().Bytes(), Evict: b.cache().Evict,
 	})
-	return b.startCacheServer(ctx, s, cache.Config{}, func(ctx context.Context) (cacheFigures, error) {
-		stats, err := s.Stats(ctx)
-		return respFigures(stats), err
-	})
+	return b.startCacheServer(ctx, s, cache.Config{})
 }
 
 // serverPort is the port of a native cache server: that of the node, unless it has a
 // front before it.
 func (b birth) serverPort() (int, error) {
-	if b.fronted() {
+	if b.cache().Loads() {
 		b.config.Port = 0
 	}
 	return b.freePort()
 }
 
+// cacheServer is a native server that says what it has counted.
+type cacheServer interface {
+	server
+	Stats(ctx context.Context) (sut.CacheFigures, error)
+}
+
 // startCacheServer starts a native cache server, of which client says how it is spoken
 // to, with a front before it where the cache tier loads or writes records itself.
-func (b birth) startCacheServer(ctx context.Context, s server, client cache.Config, figures func(context.Context) (cacheFigures, error)) (part, error) {
+func (b birth) startCacheServer(ctx context.Context, s cacheServer, client cache.Config) (part, error) {
 	start := func() (part, error) { return b.startNative(ctx, s, syscall.SIGKILL) }
-	b.registry.MustRegister(newCacheCollector(figures))
-	if b.fronted() {
+	b.registry.MustRegister(newCacheCollector(s.Stats))
+	if b.cache().Loads() {
 		return b.before(ctx, client, start)
 	}
 	p, err := start()
@@ -86,19 +91,18 @@ func (b birth) cached(records *store.Store) (app.Store, func(), error) {
 		return records, func() {}, nil
 	}
 	cache.LogTo(b.log)
-	knobs := b.config.Knobs
+	s := b.cache()
 	config := cache.Config{Hosts: cache.Hosts{Peers: peers}, Registry: b.registry}
-	if b.fronted() {
+	if s.Loads() {
 		// With write-back a host knows what the database does not, so that its values are
 		// waited for, too; otherwise look-aside falls to the database.
-		back := knobs["cache.write"] == "write_back"
-		if back {
+		if s.Write == ladder.WriteBack {
 			config.Timeout = workTimeout
 		} else {
 			config.WorkTimeout = workTimeout
 		}
-		config.FailOver = knobs["cache.read"] == "read_through" || back
-	} else if sut.Engine(knobs["cache.engine"]) == sut.Memcached {
+		config.FailOver = s.Read == ladder.ReadThrough || s.Write == ladder.WriteBack
+	} else if s.Engine == sut.Memcached {
 		config.Protocol = cache.Memcached // a front speaks RESP whatever is behind it
 	}
 	client, err := cache.New(config)
@@ -107,9 +111,9 @@ func (b birth) cached(records *store.Store) (app.Store, func(), error) {
 	}
 	tier, err := cache.NewTier(cache.TierConfig{
 		AsideConfig: cache.AsideConfig{
-			Records: records, Client: client, TTL: knobs.Duration("cache.ttl"), FeedTTL: knobs.Duration("cache.feed_ttl"), SingleFlight: knobs.Bool("cache.single_flight"),
+			Records: records, Client: client, TTL: s.TTL, FeedTTL: s.FeedTTL, SingleFlight: s.SingleFlight,
 		},
-		ReadThrough: knobs["cache.read"] == "read_through", Writes: knobs["cache.write"] != "write_around",
+		ReadThrough: s.Read == ladder.ReadThrough, Writes: s.Write != ladder.WriteAround,
 	})
 	if err != nil {
 		client.Close()

@@ -6,55 +6,44 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/stagebench/stagebench/sut/memcached"
-	"github.com/stagebench/stagebench/sut/resp"
+	"github.com/stagebench/stagebench/sut"
 )
 
 // cacheAnswer bounds how long the server of a cache node may take to say what it has
 // counted. Whoever asks the node for its metrics waits as long.
 const cacheAnswer = time.Second
 
-// cacheFigures are what the server of a cache node has counted since it was started,
-// and what it holds. Each engine has an idea of its own of the bytes that an entry
-// takes.
-type cacheFigures struct {
-	hits, misses     int64 // keys that were asked for
-	evicted, expired int64 // entries
-	entries          int64
-	bytes, limit     int64 // limit 0 = none
-}
-
-// cacheFigure is one of them as Prometheus has it.
+// cacheFigure is one of the figures of a cache node as Prometheus has it.
 type cacheFigure struct {
 	desc  *prometheus.Desc
 	kind  prometheus.ValueType
-	value func(cacheFigures) int64
+	value func(sut.CacheFigures) int64
 }
 
 // cacheCollector asks the server of a cache node once for each scrape. One that does
 // not answer has no figures: old ones would look like a server at rest.
 type cacheCollector struct {
-	ask     func(context.Context) (cacheFigures, error)
+	ask     func(context.Context) (sut.CacheFigures, error)
 	figures []cacheFigure
 	errors  prometheus.Counter
 }
 
-func newCacheCollector(ask func(context.Context) (cacheFigures, error)) *cacheCollector {
+func newCacheCollector(ask func(context.Context) (sut.CacheFigures, error)) *cacheCollector {
 	const prefix = "stagebench_cache_node_"
-	figure := func(name, help string, kind prometheus.ValueType, value func(cacheFigures) int64) cacheFigure {
+	figure := func(name, help string, kind prometheus.ValueType, value func(sut.CacheFigures) int64) cacheFigure {
 		return cacheFigure{prometheus.NewDesc(prefix+name, help, nil, nil), kind, value}
 	}
 	const counter, gauge = prometheus.CounterValue, prometheus.GaugeValue
 	return &cacheCollector{
 		ask: ask,
 		figures: []cacheFigure{
-			figure("hits_total", "Lookups of keys that were there, those of a front before the server included.", counter, func(f cacheFigures) int64 { return f.hits }),
-			figure("misses_total", "Lookups of keys that were not there, those of a front before the server included.", counter, func(f cacheFigures) int64 { return f.misses }),
-			figure("evictions_total", "Entries that went because the budget was used up.", counter, func(f cacheFigures) int64 { return f.evicted }),
-			figure("expired_total", "Entries that went because their time was over.", counter, func(f cacheFigures) int64 { return f.expired }),
-			figure("entries", "Keys that are there.", gauge, func(f cacheFigures) int64 { return f.entries }),
-			figure("bytes", "Bytes of keys, values and their overhead.", gauge, func(f cacheFigures) int64 { return f.bytes }),
-			figure("limit_bytes", "The budget in bytes; 0 = none.", gauge, func(f cacheFigures) int64 { return f.limit }),
+			figure("hits_total", "Lookups of keys that were there, those of a front before the server included.", counter, func(f sut.CacheFigures) int64 { return f.Hits }),
+			figure("misses_total", "Lookups of keys that were not there, those of a front before the server included.", counter, func(f sut.CacheFigures) int64 { return f.Misses }),
+			figure("evictions_total", "Entries that went because the budget was used up.", counter, func(f sut.CacheFigures) int64 { return f.Evicted }),
+			figure("expired_total", "Entries that went because their time was over.", counter, func(f sut.CacheFigures) int64 { return f.Expired }),
+			figure("entries", "Keys that are there.", gauge, func(f sut.CacheFigures) int64 { return f.Entries }),
+			figure("bytes", "Bytes of keys, values and their overhead.", gauge, func(f sut.CacheFigures) int64 { return f.Bytes }),
+			figure("limit_bytes", "The budget in bytes; 0 = none.", gauge, func(f sut.CacheFigures) int64 { return f.MaxBytes }),
 		},
 		errors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: prefix + "scrape_errors_total", Help: "Times that the server did not say what it had counted.",
@@ -83,14 +72,4 @@ func (c *cacheCollector) Collect(metrics chan<- prometheus.Metric) {
 		}
 	}
 	c.errors.Collect(metrics)
-}
-
-// respFigures are the figures of a server that counts as Redis does.
-func respFigures(s resp.Stats) cacheFigures {
-	return cacheFigures{hits: s.Hits, misses: s.Misses, evicted: s.Evicted, expired: s.Expired, entries: s.Keys, bytes: s.Bytes, limit: s.MaxBytes}
-}
-
-// memcachedFigures are those of memcached.
-func memcachedFigures(f memcached.Figures) cacheFigures {
-	return cacheFigures{hits: f.Hits, misses: f.Misses, evicted: f.Evicted, expired: f.Expired, entries: f.Items, bytes: f.Bytes, limit: f.MaxBytes}
 }

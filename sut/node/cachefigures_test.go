@@ -13,10 +13,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/redis/go-redis/v9"
+	goredis "github.com/redis/go-redis/v9"
 
-	"github.com/stagebench/stagebench/sut/memcached"
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/memcached/memcachedtest"
+	"github.com/stagebench/stagebench/sut/redis"
 	"github.com/stagebench/stagebench/sut/resp"
 	"github.com/stagebench/stagebench/sut/resp/resptest"
 )
@@ -43,7 +44,7 @@ func gathered(t *testing.T, c prometheus.Collector) map[string]float64 {
 }
 
 // described is the description of a Redis that is there already.
-func described(t *testing.T, address string) *resp.Redis {
+func described(t *testing.T, address string) *redis.Server {
 	t.Helper()
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -53,7 +54,7 @@ func described(t *testing.T, address string) *resp.Redis {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return resp.NewRedis(resp.RedisConfig{Listen: net.ParseIP(host), Port: number})
+	return redis.New(redis.Config{Listen: net.ParseIP(host), Port: number})
 }
 
 // use stores three values of 1000 bytes and reads: six hits and five misses.
@@ -78,7 +79,7 @@ func useRESP(t *testing.T, address string) {
 	use(t, func(key string) error {
 		return client.Set(t.Context(), key, strings.Repeat("x", 1000), 0).Err()
 	}, func(key string) error {
-		if err := client.Get(t.Context(), key).Err(); !errors.Is(err, redis.Nil) {
+		if err := client.Get(t.Context(), key).Err(); !errors.Is(err, goredis.Nil) {
 			return err
 		}
 		return nil
@@ -113,34 +114,28 @@ func useMemcached(t *testing.T, address string) {
 func TestCacheCollector(t *testing.T) {
 	t.Parallel()
 	const limit = 64 << 20
-	type asking = func(context.Context) (cacheFigures, error)
+	type asking = func(context.Context) (sut.CacheFigures, error)
 	for name, begin := range map[string]func(t *testing.T) asking{
 		"resp": func(t *testing.T) asking {
 			server := resptest.Serve(t, resp.Config{MaxBytes: limit})
 			useRESP(t, server.Addr().String())
-			return func(context.Context) (cacheFigures, error) { return respFigures(server.Stats()), nil }
+			return func(context.Context) (sut.CacheFigures, error) { return server.Stats().CacheFigures, nil }
 		},
 		"redis": func(t *testing.T) asking {
 			address := resptest.Redis(t, "--maxmemory", strconv.Itoa(limit))
 			useRESP(t, address)
-			return func(ctx context.Context) (cacheFigures, error) {
-				stats, err := described(t, address).Stats(ctx)
-				return respFigures(stats), err
-			}
+			return described(t, address).Stats
 		},
 		"memcached": func(t *testing.T) asking {
-			address := memcachedtest.Start(t, limit).Address()
-			useMemcached(t, address)
-			return func(ctx context.Context) (cacheFigures, error) {
-				figures, err := memcached.Stats(ctx, address)
-				return memcachedFigures(figures), err
-			}
+			server := memcachedtest.Start(t, limit)
+			useMemcached(t, server.Address())
+			return server.Stats
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ask, asked := begin(t), 0
-			got := gathered(t, newCacheCollector(func(ctx context.Context) (cacheFigures, error) { asked++; return ask(ctx) }))
+			got := gathered(t, newCacheCollector(func(ctx context.Context) (sut.CacheFigures, error) { asked++; return ask(ctx) }))
 			if asked != 1 {
 				t.Errorf("asked %d times for one scrape", asked)
 			}
@@ -167,11 +162,10 @@ func TestCacheCollectorWithoutAnAnswer(t *testing.T) {
 	defer func() { _ = silent.Close() }()
 	server := described(t, silent.Addr().String())
 	var bounded bool
-	collector := newCacheCollector(func(ctx context.Context) (cacheFigures, error) {
+	collector := newCacheCollector(func(ctx context.Context) (sut.CacheFigures, error) {
 		until, has := ctx.Deadline()
 		bounded = has && time.Until(until) <= cacheAnswer
-		stats, err := server.Stats(ctx)
-		return respFigures(stats), err
+		return server.Stats(ctx)
 	})
 	if got := gathered(t, collector); len(got) != 1 || got["scrape_errors_total"] != 1 || !bounded {
 		t.Errorf("silent: %v, bounded %t", got, bounded)
@@ -180,12 +174,12 @@ func TestCacheCollectorWithoutAnAnswer(t *testing.T) {
 	if got := gathered(t, collector); len(got) != 1 || got["scrape_errors_total"] != 2 {
 		t.Errorf("gone: %v", got)
 	}
-	back := newCacheCollector(func(context.Context) (cacheFigures, error) { return cacheFigures{hits: 7}, nil })
+	back := newCacheCollector(func(context.Context) (sut.CacheFigures, error) { return sut.CacheFigures{Hits: 7}, nil })
 	if got := gathered(t, back); len(got) != 8 || got["hits_total"] != 7 {
 		t.Errorf("back again: %v", got)
 	}
-	refused := newCacheCollector(func(context.Context) (cacheFigures, error) {
-		return cacheFigures{hits: 7}, errors.New("half an answer")
+	refused := newCacheCollector(func(context.Context) (sut.CacheFigures, error) {
+		return sut.CacheFigures{Hits: 7}, errors.New("half an answer")
 	})
 	if got := gathered(t, refused); len(got) != 1 {
 		t.Errorf("half an answer: %v", got)

@@ -11,6 +11,7 @@ import (
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/cache"
 	"github.com/stagebench/stagebench/sut/cache/cachefront"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/resp"
 )
 
@@ -29,17 +30,12 @@ type front struct {
 	admin http.Handler // of the node
 }
 
-// fronted says whether the cache tier loads or writes records itself.
-func (b birth) fronted() bool {
-	return b.config.Knobs["cache.read"] == "read_through" || b.config.Knobs["cache.write"] != "write_around"
-}
-
 // startFront has a server answer as a front before values.
 func (b birth) startFront(ctx context.Context, server *resp.Server, values cachefront.Values) (front, error) {
-	knobs := b.config.Knobs
+	s := b.cache()
 	back := time.Duration(0)
-	if knobs["cache.write"] == "write_back" {
-		back = knobs.Duration("cache.flush_interval")
+	if s.Write == ladder.WriteBack {
+		back = s.FlushInterval
 	}
 	// What is written back is built on the newest state of a record, which a replica
 	// may not have yet.
@@ -48,8 +44,8 @@ func (b birth) startFront(ctx context.Context, server *resp.Server, values cache
 		return front{}, err
 	}
 	f, err := cachefront.New(cachefront.Config{
-		Values: values, Records: records, TTL: knobs.Duration("cache.ttl"), FeedTTL: knobs.Duration("cache.feed_ttl"),
-		SingleFlight: knobs.Bool("cache.single_flight"), FlushInterval: back,
+		Values: values, Records: records, TTL: s.TTL, FeedTTL: s.FeedTTL,
+		SingleFlight: s.SingleFlight, FlushInterval: back,
 		Timeout: frontTimeout, Registry: b.registry, Log: b.log,
 	})
 	if err != nil {

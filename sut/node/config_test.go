@@ -4,12 +4,14 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+
+	"github.com/stagebench/stagebench/sut/ladder"
 )
 
-const goodConfig = `{"node":"web-1","host":"web-1","role":"web","engine":"app","listen":"127.0.0.1","port":0,"dir":"/d","procs":1,"drain_seconds":5,"uses":{"db":[{"node":"db-1","address":"127.0.0.1:1"}]},"knobs":{"web.hosts":"2"},"data":{"size":"small","seed":1}}`
+const goodConfig = `{"node":"web-1","host":"web-1","role":"web","engine":"app","listen":"127.0.0.1","port":0,"dir":"/d","procs":1,"drain_seconds":5,"wiring":{"uses":{"db":[{"node":"db-1","address":"127.0.0.1:1"}]}},"knobs":{"web.hosts":"2"},"data":{"size":"small","seed":1}}`
 
 func TestConfigIsChecked(t *testing.T) {
-	if config, err := decodeConfig(strings.NewReader(goodConfig)); err != nil || config.Knobs.Int("web.hosts") != 2 || config.Knobs.Int("web.max_conns") != 500 {
+	if config, err := decodeConfig(strings.NewReader(goodConfig)); err != nil || ladder.WebOf(config.Knobs).Hosts != 2 || ladder.WebOf(config.Knobs).MaxConns != 500 {
 		t.Errorf("config %+v, %v: want it with the defaults of the other knobs", config, err)
 	}
 	for want, change := range map[string][2]string{
@@ -21,7 +23,7 @@ func TestConfigIsChecked(t *testing.T) {
 		"want a whole number":  {`"web.hosts":"2"`, `"web.hosts":"two"`},
 		"unknown knob":         {`"web.hosts":"2"`, `"web.host":"2"`},
 		"drain_seconds -1":     {`"drain_seconds":5`, `"drain_seconds":-1`},
-		"no hosts after":       {`"knobs"`, `"routes":[{"path":"/"}],"knobs"`},
+		"no hosts after":       {`"wiring":{`, `"wiring":{"routes":[{"path":"/"}],`},
 		"unexpected EOF":       {`"seed":1}}`, `"seed":1`},
 		"procs 5000":           {`"procs":1`, `"procs":5000`},
 		`service "writes"`:     {`"procs":1`, `"procs":1,"service":"writes"`},
@@ -42,17 +44,16 @@ func TestConfigIsChecked(t *testing.T) {
 // knobs does not panic, and it survives being written and read again.
 func FuzzNodeConfig(f *testing.F) {
 	f.Add([]byte(goodConfig))
-	f.Add([]byte(`{"node":"lb-1","role":"lb","engine":"balance","listen":"::1","knobs":{"web.cpu":"3,1","lb.routes":"path=/a -> web-1"},"routes":[{"cookie":"a:b","to":["web-1"]}]}`))
+	f.Add([]byte(`{"node":"lb-1","role":"lb","engine":"balance","listen":"::1","knobs":{"web.cpu":"3,1","lb.routes":"path=/a -> web-1"},"wiring":{"routes":[{"cookie":"a:b","to":["web-1"]}]}}`))
 	f.Add([]byte(`{"node":"x","listen":"127.0.0.1","drain_seconds":1e300}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		config, err := decodeConfig(strings.NewReader(string(text)))
 		if err != nil {
 			return
 		}
-		config.Knobs.Int("web.max_conns")
-		config.Knobs.Float("lb.health_interval")
-		config.Knobs.At("web.cpu", 99)
-		birth{config: config}.balanceConfig()
+		ladder.WebOf(config.Knobs).CPU.At(99)
+		ladder.CacheOf(config.Knobs).Bytes()
+		birth{config: config}.balancing()
 		_, _ = hostNumber(config.Node)
 		document, err := json.Marshal(config)
 		if err != nil {

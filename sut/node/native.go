@@ -20,9 +20,10 @@ import (
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/balance"
 	"github.com/stagebench/stagebench/sut/cache"
+	"github.com/stagebench/stagebench/sut/haproxy"
 	"github.com/stagebench/stagebench/sut/memcached"
 	"github.com/stagebench/stagebench/sut/postgres"
-	"github.com/stagebench/stagebench/sut/resp"
+	"github.com/stagebench/stagebench/sut/redis"
 )
 
 // Installed says whether the server of a native engine is there, and if not,
@@ -33,9 +34,9 @@ func Installed(engine sut.Engine) error {
 	case sut.Postgres:
 		_, err = postgres.Find()
 	case sut.HAProxy:
-		_, err = balance.FindHAProxy()
+		_, err = haproxy.Find()
 	case sut.Redis:
-		_, err = resp.FindRedis()
+		_, err = redis.Find()
 	case sut.Memcached:
 		_, err = memcached.Find()
 	}
@@ -132,7 +133,7 @@ func (n native) LostChanges(ctx context.Context) (lost sut.Lost, err error) {
 }
 
 func (b birth) startHAProxy(ctx context.Context) (part, error) {
-	binary, err := balance.FindHAProxy()
+	binary, err := haproxy.Find()
 	if err != nil {
 		return part{}, err
 	}
@@ -140,16 +141,20 @@ func (b birth) startHAProxy(ctx context.Context) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	s := balance.NewHAProxy(balance.HAProxyConfig{
-		Config: b.balanceConfig(), Install: binary, Dir: filepath.Join(b.config.Dir, "haproxy"),
+	s := haproxy.New(haproxy.Config{
+		Balancing: b.balancing(), Log: b.log, Install: binary, Dir: filepath.Join(b.config.Dir, "haproxy"),
 		Listen: net.ParseIP(b.config.Listen), Port: port, Procs: b.config.Procs,
 		Drain: time.Duration(max(b.config.DrainSeconds, 1) * float64(time.Second)),
 	})
+	admin, err := balance.Admin(b.registry, s)
+	if err != nil {
+		return part{}, err
+	}
 	p, err := b.startNative(ctx, s, syscall.SIGKILL)
 	if err != nil {
 		return part{}, err
 	}
-	return b.withAdmin(p, s.Admin())
+	return b.withAdmin(p, admin)
 }
 
 func (b birth) startMemcached(ctx context.Context) (part, error) {
@@ -162,12 +167,9 @@ func (b birth) startMemcached(ctx context.Context) (part, error) {
 		return part{}, err
 	}
 	s := memcached.New(memcached.Config{
-		Install: install, Listen: net.ParseIP(b.config.Listen), Port: port, MaxBytes: b.cacheBytes(), Procs: b.config.Procs,
+		Install: install, Listen: net.ParseIP(b.config.Listen), Port: port, MaxBytes: b.cache().Bytes(), Procs: b.config.Procs,
 	})
-	return b.startCacheServer(ctx, s, cache.Config{Protocol: cache.Memcached}, func(ctx context.Context) (cacheFigures, error) {
-		figures, err := memcached.Stats(ctx, s.Address())
-		return memcachedFigures(figures), err
-	})
+	return b.startCacheServer(ctx, s, cache.Config{Protocol: cache.Memcached})
 }
 
 // withAdmin adds the admin address of a node whose server has none.

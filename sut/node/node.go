@@ -28,6 +28,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 )
 
 // part is the running inside of a node.
@@ -104,7 +105,7 @@ func decodeConfig(in io.Reader) (sut.NodeConfig, error) {
 		return config, err
 	}
 	// A template is built by nodes that are part of no topology, and have no knobs.
-	config.Knobs = config.Knobs.Complete()
+	config.Knobs = ladder.Complete(config.Knobs)
 	return config, checkConfig(config)
 }
 
@@ -139,7 +140,7 @@ func checkConfig(config sut.NodeConfig) error {
 			return fmt.Errorf("route to %v: %w", route.To, err)
 		}
 	}
-	return config.Knobs.Validate()
+	return ladder.Validate(config.Knobs)
 }
 
 // checkPeers says what is wrong with nodes that another one calls.

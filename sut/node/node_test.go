@@ -14,6 +14,7 @@ import (
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/imaging"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node"
 )
 
@@ -29,7 +30,7 @@ type running struct {
 func start(t testing.TB, c sut.NodeConfig) *running {
 	t.Helper()
 	c.Listen, c.Procs, c.DrainSeconds = "127.0.0.1", 2, 5
-	c.Knobs = c.Knobs.Complete()
+	c.Knobs = ladder.Complete(c.Knobs)
 	c.Data = sut.Data{Size: "small", Seed: 1}
 	document, err := json.Marshal(c)
 	if err != nil {

@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"time"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/postgres"
 	"github.com/stagebench/stagebench/sut/sqlite"
 	"github.com/stagebench/stagebench/sut/store"
@@ -73,10 +73,11 @@ func (b birth) sqliteReplication() *sqlite.Replication {
 	if b.config.Replication == nil {
 		return nil
 	}
+	s := ladder.DBOf(b.config.Knobs)
 	return &sqlite.Replication{
-		Node: b.config.Node, State: *b.config.Replication, SyncCopies: b.syncCopies(),
-		SyncTimeout: time.Duration(b.config.Knobs.Float("db.sync_timeout") * float64(time.Second)),
-		Lag:         b.config.Knobs.Duration("db.replica_lag"),
+		Node: b.config.Node, State: *b.config.Replication, SyncCopies: s.SyncCopies(),
+		SyncTimeout: s.SyncTimeout,
+		Lag:         s.ReplicaLag,
 	}
 }
 
@@ -85,17 +86,10 @@ func (b birth) postgresReplication() *postgres.Replication {
 	if b.config.Replication == nil {
 		return nil
 	}
+	s := ladder.DBOf(b.config.Knobs)
 	return &postgres.Replication{
-		Node: b.config.Node, State: *b.config.Replication, SyncCopies: b.syncCopies(), Lag: b.config.Knobs.Duration("db.replica_lag"),
+		Node: b.config.Node, State: *b.config.Replication, SyncCopies: s.SyncCopies(), Lag: s.ReplicaLag,
 	}
-}
-
-// syncCopies is how many replicas must hold a write before it is acknowledged.
-func (b birth) syncCopies() int {
-	if b.config.Knobs["db.sync"] != "sync" {
-		return 0
-	}
-	return b.config.Knobs.Int("db.sync_copies")
 }
 
 // databaseAdmin is the admin side of a database.

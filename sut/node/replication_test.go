@@ -22,6 +22,7 @@ import (
 	"testing"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node"
 	"github.com/stagebench/stagebench/sut/store/replicatest"
 )
@@ -115,7 +116,7 @@ func (e *engineUnderTest) Start(t *testing.T, name string, knobs sut.Knobs, told
 	}
 	config := sut.NodeConfig{
 		Node: name, Host: name, Role: sut.DB, Engine: e.engine, Listen: "127.0.0.1", Port: e.ports[key], Dir: e.dirs[key],
-		Procs: 1, DrainSeconds: 5, Replication: &told, Knobs: knobs.Complete(), Data: sut.Data{Size: "small", Seed: 1},
+		Procs: 1, DrainSeconds: 5, Replication: &told, Knobs: ladder.Complete(knobs), Data: sut.Data{Size: "small", Seed: 1},
 	}
 	return launch(t, config)
 }

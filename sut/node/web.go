@@ -13,6 +13,7 @@ import (
 	"github.com/stagebench/stagebench/sut/app"
 	"github.com/stagebench/stagebench/sut/conns"
 	"github.com/stagebench/stagebench/sut/imaging"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/sut/session"
 	"github.com/stagebench/stagebench/sut/store"
@@ -44,14 +45,14 @@ func (b birth) startWeb(ctx context.Context) (part, error) {
 	if err != nil {
 		return part{}, err
 	}
-	bound, err := conns.New(b.config.Knobs.Int("web.max_conns"), b.registry)
+	bound, err := conns.New(ladder.WebOf(b.config.Knobs).MaxConns, b.registry)
 	if err != nil {
 		return part{}, err
 	}
 	service, err := app.New(app.Config{
 		Node: b.config.Node, Store: front, Blobs: bytes, Sessions: sessions.sessions(), Process: imaging.Process,
 		IDs: photos.NewIDSource(number, time.Now), Log: b.log, Registry: b.registry, Now: time.Now,
-		Service: b.config.Service, Full: conns.Refused, LogRequests: b.config.Knobs["log.requests"],
+		Service: b.config.Service, Full: conns.Refused, LogRequests: ladder.LogsOf(b.config.Knobs).Requests,
 	})
 	if err != nil {
 		return part{}, err
@@ -85,7 +86,7 @@ func (b birth) openStore(ctx context.Context, readPrimary bool) (*store.Store, e
 		return nil, err
 	}
 	records, err := store.Open(store.Config{
-		Databases: databases, ReadPrimary: readPrimary || b.config.Knobs["db.read_preference"] == "primary", MaxConns: dbConns,
+		Databases: databases, ReadPrimary: readPrimary || ladder.DBOf(b.config.Knobs).ReadPreference == ladder.ReadPrimary, MaxConns: dbConns,
 		Name: b.config.Node, Registry: b.registry,
 	})
 	if err != nil {
@@ -102,7 +103,7 @@ func (b birth) openStore(ctx context.Context, readPrimary bool) (*store.Store, e
 // other web hosts ask about them.
 func (b birth) public(service *app.App, sessions placement) http.Handler {
 	public := http.Handler(service)
-	if b.config.Knobs.Bool("web.gzip") {
+	if ladder.WebOf(b.config.Knobs).Gzip {
 		public = compressed(public)
 	}
 	if sessions.memory == nil {
@@ -140,7 +141,7 @@ func (b birth) operators(service *app.App, sessions placement, records *store.St
 	mux.Handle("/", service.Operations())
 	mux.Handle("PUT "+sut.DatabasesPath, databasesHandler(records))
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
-		status := webStatus{Node: b.config.Node, Service: b.config.Service, Draining: service.Draining(), MaxConns: b.config.Knobs.Int("web.max_conns")}
+		status := webStatus{Node: b.config.Node, Service: b.config.Service, Draining: service.Draining(), MaxConns: ladder.WebOf(b.config.Knobs).MaxConns}
 		if sessions.remote != nil {
 			status.Peers = sessions.remote.Peers()
 		} else {

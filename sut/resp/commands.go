@@ -30,7 +30,7 @@ func aboutValues() map[string]command {
 		"ttl":      {2, 2, func(s *Server, c redcon.Conn, args [][]byte) { s.ttl(c, args, 1000) }},
 		"pttl":     {2, 2, func(s *Server, c redcon.Conn, args [][]byte) { s.ttl(c, args, 1) }},
 		"incrby":   {3, 3, (*Server).incrBy},
-		"dbsize":   {1, 1, func(s *Server, c redcon.Conn, _ [][]byte) { c.WriteInt64(s.store.stats().Keys) }},
+		"dbsize":   {1, 1, func(s *Server, c redcon.Conn, _ [][]byte) { c.WriteInt64(s.store.stats().Entries) }},
 		"flushall": {1, 2, (*Server).flushAll},
 		"info":     {1, 0, (*Server).info},
 		"config":   {2, 0, (*Server).config},

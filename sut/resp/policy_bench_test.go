@@ -1,6 +1,10 @@
 package resp
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/stagebench/stagebench/sut/resp/policytest"
+)
 
 // BenchmarkPolicy is one request to a full cache in the store itself, without the
 // network: a read, and on a miss a write that makes somebody go. The hit ratio
@@ -9,10 +13,10 @@ func BenchmarkPolicy(b *testing.B) {
 	for _, evict := range []Evict{LRU, LFU, FIFO} {
 		b.Run(string(evict), func(b *testing.B) {
 			_, ask := sized(b, evict, 1, 5_000)
-			z := newZipf(100_000, 1)
+			z := policytest.NewZipf(100_000, 1)
 			keys := make([]int, 1<<16)
 			for i := range keys {
-				keys[i] = z.next()
+				keys[i] = z.Next()
 				ask(keys[i])
 			}
 			hits := 0

@@ -1,125 +1,15 @@
 package resp
 
 import (
-	"cmp"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
-	"sort"
 	"testing"
 	"time"
+
+	"github.com/stagebench/stagebench/sut/resp/policytest"
 )
-
-// exponent of all distributions here: that of YCSB.
-const exponent = 0.99
-
-// zipf draws ranks from 0 on by inversion of the exact distribution.
-type zipf struct {
-	cumulated []float64
-	random    *rand.Rand
-}
-
-func newZipf(n int, seed uint64) *zipf {
-	z := &zipf{cumulated: make([]float64, n), random: rand.New(rand.NewPCG(seed, 1))}
-	sum := 0.0
-	for i := range n {
-		sum += math.Pow(float64(i+1), -exponent)
-		z.cumulated[i] = sum
-	}
-	return z
-}
-
-func (z *zipf) next() int {
-	return sort.SearchFloat64s(z.cumulated, z.random.Float64()*z.cumulated[len(z.cumulated)-1])
-}
-
-// nextApproximately draws by the approximation that YCSB's generator is made of:
-// Gray, Sundaresan, Englert, Baclawski and Weinberger, Quickly generating
-// billion-record synthetic databases, SIGMOD 1994. It favours popular keys more.
-func (z *zipf) nextApproximately() int {
-	n := float64(len(z.cumulated))
-	total := z.cumulated[len(z.cumulated)-1]
-	eta := (1 - math.Pow(2/n, 1-exponent)) / (1 - z.cumulated[1]/total)
-	u := z.random.Float64()
-	switch {
-	case u*total < 1:
-		return 0
-	case u*total < z.cumulated[1]:
-		return 1
-	}
-	return int(n * math.Pow(eta*u-eta+1, 1/(1-exponent)))
-}
-
-// naive is a cache of a number of keys that finds its victim by looking at all of
-// them. It shares no idea of how with what it is compared with.
-type naive struct {
-	capacity int
-	keys     []int
-	where    map[int]int // index in keys
-	// By index in keys.
-	came, asked, times []int
-	// Among entries that were asked for equally often the one with the lowest order
-	// goes: that of the last request, or of the last halving by what was so before.
-	order               []int
-	now, requests, tick int
-}
-
-func (c *naive) request(evict Evict, key int) (hit bool) {
-	c.now++
-	i, hit := c.where[key]
-	if !hit {
-		if len(c.keys) < c.capacity {
-			i = len(c.keys)
-			c.keys, c.came, c.asked = append(c.keys, 0), append(c.came, 0), append(c.asked, 0)
-			c.times, c.order = append(c.times, 0), append(c.order, 0)
-		} else {
-			i = c.worst(evict)
-			delete(c.where, c.keys[i])
-		}
-		c.keys[i], c.came[i], c.times[i] = key, c.now, 0
-		c.where[key] = i
-	}
-	c.asked[i] = c.now
-	c.times[i] = min(c.times[i]+1, 255)
-	c.tick++
-	c.order[i] = c.tick
-	if c.requests++; c.requests >= 30*len(c.keys) {
-		c.requests = 0
-		all := make([]int, len(c.keys))
-		for i := range all {
-			all[i] = i
-		}
-		slices.SortFunc(all, func(a, b int) int { return cmp.Or(c.times[a]-c.times[b], c.order[a]-c.order[b]) })
-		for _, i := range all {
-			c.times[i] /= 2
-			c.tick++
-			c.order[i] = c.tick
-		}
-	}
-	return hit
-}
-
-func (c *naive) worst(evict Evict) int {
-	worst := 0
-	for i := range c.keys {
-		switch evict {
-		case LRU:
-			if c.asked[i] < c.asked[worst] {
-				worst = i
-			}
-		case FIFO:
-			if c.came[i] < c.came[worst] {
-				worst = i
-			}
-		case LFU:
-			if c.times[i] < c.times[worst] || c.times[i] == c.times[worst] && c.order[i] < c.order[worst] {
-				worst = i
-			}
-		}
-	}
-	return worst
-}
 
 // sized returns a store for so many keys of this test, and how to ask it for one.
 func sized(t testing.TB, evict Evict, shards, keys int) (*store, func(key int) (hit bool)) {
@@ -148,11 +38,11 @@ func sized(t testing.TB, evict Evict, shards, keys int) (*store, func(key int) (
 // che is the hit ratio of LRU by the approximation of Che, Tung and Wang,
 // Hierarchical Web caching systems: modeling, design and experimental results, IEEE
 // JSAC 20(7), 2002: a key is there for as long as it takes to fill the cache.
-func che(z *zipf, capacity int) float64 {
-	n := len(z.cumulated)
+func che(z *policytest.Zipf, capacity int) float64 {
+	n := len(z.Cumulated)
 	p := make([]float64, n)
 	for i := range n {
-		p[i] = math.Pow(float64(i+1), -exponent) / z.cumulated[n-1]
+		p[i] = math.Pow(float64(i+1), -policytest.Exponent) / z.Cumulated[n-1]
 	}
 	there := func(t float64) (keys, hits float64) {
 		for _, p := range p {
@@ -188,14 +78,14 @@ func TestPoliciesAgainstSimulation(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%d%%", evict, percent), func(t *testing.T) {
 				t.Parallel()
 				capacity := keys * percent / 100
-				z := newZipf(keys, 7)
-				simulation := &naive{capacity: capacity, where: map[int]int{}}
+				z := policytest.NewZipf(keys, 7)
+				simulation := policytest.NewNaive(capacity)
 				_, one := sized(t, evict, 1, capacity)
 				_, many := sized(t, evict, 4, capacity)
 				var wanted, single, sharded int
 				for i := range requests {
-					key := z.next()
-					want, got := simulation.request(evict, key), one(key)
+					key := z.Next()
+					want, got := simulation.Request(string(evict), key), one(key)
 					if want != got {
 						t.Fatalf("request %d, for key %d: got a hit: %v, want %v", i, key, got, want)
 					}
@@ -248,14 +138,14 @@ func TestPublishedHitRatios(t *testing.T) {
 			if raced || testing.Short() {
 				t.Skip("millions of requests")
 			}
-			z := newZipf(500_000, 19970531)
+			z := policytest.NewZipf(500_000, 19970531)
 			_, ask := sized(t, test.evict, 1, test.keys)
 			hits := 0
 			for range test.requests {
-				hits += count(ask(z.nextApproximately()))
+				hits += count(ask(z.NextApproximately()))
 			}
 			got := 100 * float64(hits) / float64(test.requests)
-			best := 100 * z.cumulated[test.keys-1] / z.cumulated[len(z.cumulated)-1]
+			best := 100 * z.Cumulated[test.keys-1] / z.Cumulated[len(z.Cumulated)-1]
 			t.Logf("hit ratio %.2f %%, published %.2f %%, best possible %.2f %%", got, test.published, best)
 			near(t, string(test.evict), got, test.published, test.apart)
 		})
@@ -268,11 +158,11 @@ func TestLFUForgets(t *testing.T) {
 	t.Parallel()
 	const keys, capacity = 10_000, 500
 	_, ask := sized(t, LFU, 1, capacity)
-	z := newZipf(keys, 3)
+	z := policytest.NewZipf(keys, 3)
 	ratio := func(shift, requests int) float64 {
 		hits := 0
 		for range requests {
-			hits += count(ask((z.next() + shift) % keys))
+			hits += count(ask((z.Next() + shift) % keys))
 		}
 		return 100 * float64(hits) / float64(requests)
 	}
@@ -298,7 +188,7 @@ func TestChangeOfPolicy(t *testing.T) {
 		}
 	}
 	ask(100)
-	if s.stats().Keys != 100 || !there(s, 0) || there(s, 1) || !there(s, 2) {
+	if s.stats().Entries != 100 || !there(s, 0) || there(s, 1) || !there(s, 2) {
 		t.Error("the order was lost on the way")
 	}
 	if err := s.setEvict(None); err != nil {
@@ -312,7 +202,7 @@ func TestChangeOfPolicy(t *testing.T) {
 		t.Fatal(err)
 	}
 	ask(101)
-	if s.stats().Keys != 100 || !there(s, 101) {
+	if s.stats().Entries != 100 || !there(s, 101) {
 		t.Error("no eviction once they are allowed again")
 	}
 	if err := s.setEvict("mru"); err == nil {

@@ -29,6 +29,8 @@ import (
 	"time"
 
 	"github.com/tidwall/redcon"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
 // Config is what a server is made of.
@@ -90,17 +92,12 @@ func (c *Config) table() map[string]command {
 	return own
 }
 
-// Stats are the figures of a server.
+// Stats are the figures of a server: those of every cache node, and those that INFO
+// tells besides.
 type Stats struct {
-	Keys     int64 // entries, those that expired unnoticed included
-	Expiring int64 // of them, those that will expire
-	Bytes    int64 // that count against the budget
-	MaxBytes int64 // the budget; 0 = no limit
+	sut.CacheFigures
+	Expiring int64 // entries that will expire
 	Evict    Evict // the policy
-	Hits     int64 // keys that were read and there
-	Misses   int64 // keys that were read and not there
-	Evicted  int64 // entries that went for others
-	Expired  int64 // entries whose time was over
 	Commands int64 // that were answered, those with an error included
 	Conns    int64 // connections that are open
 	Accepted int64 // connections that ever were

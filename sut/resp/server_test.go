@@ -38,11 +38,6 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-func TestConformanceOfRedis(t *testing.T) {
-	t.Parallel()
-	resptest.Run(t, func(t *testing.T) string { return resptest.Redis(t) })
-}
-
 const patience = 20 * time.Second
 
 func dial(t *testing.T, s *resp.Server) net.Conn {

@@ -131,8 +131,8 @@ func (s *Server) info(c redcon.Conn, args [][]byte) {
 			stats.Accepted, stats.Commands, stats.Expired, stats.Evicted, stats.Hits, stats.Misses)},
 		{"keyspace", ""},
 	}
-	if stats.Keys > 0 {
-		sections[len(sections)-1].text = fmt.Sprintf("db0:keys=%d,expires=%d,avg_ttl=0\r\n", stats.Keys, stats.Expiring)
+	if stats.Entries > 0 {
+		sections[len(sections)-1].text = fmt.Sprintf("db0:keys=%d,expires=%d,avg_ttl=0\r\n", stats.Entries, stats.Expiring)
 	}
 	var parts []string
 	for _, section := range sections {

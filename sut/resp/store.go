@@ -117,7 +117,7 @@ func (s *store) stats() Stats {
 	all.MaxBytes, all.Evict = s.settings()
 	for _, sh := range s.shards {
 		sh.mu.Lock()
-		all.Keys += int64(len(sh.entries))
+		all.Entries += int64(len(sh.entries))
 		all.Expiring += int64(len(sh.expiring))
 		all.Bytes += sh.used
 		all.Hits += sh.figures.hits

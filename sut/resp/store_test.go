@@ -153,7 +153,7 @@ func TestExpiry(t *testing.T) {
 	if has("a") {
 		t.Error("there after its time")
 	}
-	if got := s.stats(); got.Expired != 1 || got.Keys != 0 || got.Bytes != 0 || got.Evicted != 0 {
+	if got := s.stats(); got.Expired != 1 || got.Entries != 0 || got.Bytes != 0 || got.Evicted != 0 {
 		t.Errorf("%+v", got)
 	}
 	// A sum keeps the time that it has; a new value has a new one.
@@ -224,7 +224,7 @@ func TestSweep(t *testing.T) {
 		}
 	}
 	s.sweep()
-	if got := s.stats(); got.Expired != 0 || got.Keys != 10_000 || got.Expiring != 7500 {
+	if got := s.stats(); got.Expired != 0 || got.Entries != 10_000 || got.Expiring != 7500 {
 		t.Errorf("before their time: %+v", got)
 	}
 	clock.advance(time.Second)
@@ -232,7 +232,7 @@ func TestSweep(t *testing.T) {
 		s.sweep()
 	}
 	// It stops at a quarter, so that it does not run for the last ones.
-	if got := s.stats(); got.Expired < 4000 || got.Keys < 5000 || got.Keys+got.Expired != 10_000 {
+	if got := s.stats(); got.Expired < 4000 || got.Entries < 5000 || got.Entries+got.Expired != 10_000 {
 		t.Errorf("after their time: %+v", got)
 	}
 }

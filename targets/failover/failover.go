@@ -187,8 +187,9 @@ func (s *Supervisor) Run(ctx context.Context) {
 			continue
 		case <-tick.C:
 		}
+		begin := time.Now() // an answer to an earlier probe makes nobody dead
 		s.probe(ctx)
-		s.gather(ctx, s.cfg.Interval)
+		s.gather(ctx, s.cfg.Interval, begin)
 		if ctx.Err() != nil {
 			return
 		}
@@ -241,7 +242,7 @@ func (s *Supervisor) replace(ctx context.Context) {
 		h.asked = time.Time{} // what was asked before that says less
 	}
 	s.probe(ctx)
-	s.gather(ctx, probeTimeout)
+	s.gather(ctx, probeTimeout, time.Now().Add(probeTimeout)) // for the living alone
 	// One that is late may hold more than all others, and what was acknowledged
 	// because of it.
 	for _, node := range s.nodes {

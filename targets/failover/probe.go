@@ -49,14 +49,17 @@ func (s *Supervisor) probe(ctx context.Context) {
 	}
 }
 
-// gather takes the answers that have come, and waits for those of the living, but no
-// longer than that: one that hangs does not keep the others from being heard, and its
-// answer is taken in a later round.
-func (s *Supervisor) gather(ctx context.Context, patience time.Duration) {
+// gather takes the answers that have come, and waits for those of the living and of nodes
+// asked since a time, but no longer than patience: one that hangs does not keep the others
+// from being heard, and its answer is taken in a later round.
+func (s *Supervisor) gather(ctx context.Context, patience time.Duration, since time.Time) {
 	enough := time.After(patience)
 	for {
 		s.drain()
-		if !slices.ContainsFunc(s.nodes, func(node string) bool { return !s.seen[node].asked.IsZero() && !s.dead(node) }) {
+		if !slices.ContainsFunc(s.nodes, func(node string) bool {
+			asked := s.seen[node].asked
+			return !asked.IsZero() && (!s.dead(node) || !asked.Before(since))
+		}) {
 			return
 		}
 		select {

@@ -36,6 +36,7 @@ import (
 	"github.com/goccy/go-yaml/parser"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 )
 
@@ -143,8 +144,8 @@ func (e entry) fault() (f Fault, field, problem string) {
 // roles lists the roles that a fault can name, and the standings of a database.
 func roles() []string {
 	var names []string
-	for _, role := range sut.Roles() {
-		names = append(names, string(role))
+	for _, tier := range ladder.Tiers() {
+		names = append(names, string(tier.Role))
 	}
 	return append(names, string(targets.Primary), string(targets.Replica))
 }

@@ -44,7 +44,7 @@ func TestReadRefuses(t *testing.T) {
 		"- {at: -1s, do: kill, who: web}":       "at \"-1s\"",
 		"- {do: kill, who: web}":                "at \"\"",
 		"- {at: 3s, do: explode, who: web}":     "do \"explode\": want one of kill, pause, resume, restart",
-		"- {at: 3s, do: kill}":                  "who is missing: want a host, a node, or a role: lb, web, cache, db, blob, primary, replica",
+		"- {at: 3s, do: kill}":                  "who is missing: want a host, a node, or a role: lb, web, db, blob, cache, primary, replica",
 		"- {at: 3s, do: resume, who: web}":      "nothing has paused it by then",
 		"- {at: 1s, do: explode}\n- {do: kill}": "f.yaml:2:",
 		"- {at: 3s, do: [kill":                  "f.yaml:1:",

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/failover"
 )
@@ -48,10 +49,10 @@ func (s *System) superviseDatabases(ctx context.Context) error {
 			return err
 		}
 	}
-	knobs := s.topology.Knobs
+	db := ladder.DBOf(s.topology.Knobs)
 	s.failover = failover.New(failover.Config{
 		Databases: databases{s}, Roles: s.roles, Silence: s.opts.Silence,
-		Interval: time.Duration(knobs.Float("db.probe_interval") * float64(time.Second)), Failures: knobs.Int("db.probe_failures"),
+		Interval: db.ProbeInterval, Failures: db.ProbeFailures,
 		Note: func(name, text string) {
 			if n := s.node(name); n != nil {
 				s.noted(n, "%s", text)
@@ -155,7 +156,7 @@ func (s *System) origins(n *node) []sut.Peer {
 		case other == n:
 			after = true
 		case !other.Replicated || other.ready.Address == "":
-		case s.topology.Knobs["db.topology"] != "ring":
+		case ladder.DBOf(s.topology.Knobs).Topology != ladder.Ring:
 			others = append(others, other.peer())
 		case !slices.Contains(s.roles.Primaries, other.Name):
 			// Its neighbours are each other's until it comes back.
@@ -165,7 +166,7 @@ func (s *System) origins(n *node) []sut.Peer {
 			before = append(before, other.peer())
 		}
 	}
-	if s.topology.Knobs["db.topology"] != "ring" || len(before)+len(others) == 0 {
+	if ladder.DBOf(s.topology.Knobs).Topology != ladder.Ring || len(before)+len(others) == 0 {
 		return others
 	}
 	ring := append(others, before...) // in the order after the node: the last one is before it

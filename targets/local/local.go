@@ -32,6 +32,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/budget"
 	"github.com/stagebench/stagebench/targets/failover"
@@ -230,12 +231,11 @@ func (s *System) up(ctx context.Context) error {
 	}
 	// They have been started at once, and did not know each other's addresses.
 	s.change(func() {})
-	for _, t := range scalings() {
-		if !t.Members {
-			continue
-		}
-		if err := s.tellMembers(ctx, t.Role); err != nil {
-			return err
+	for _, t := range ladder.Tiers() {
+		if sharesKeys(t.Role) {
+			if err := s.tellMembers(ctx, t.Role); err != nil {
+				return err
+			}
 		}
 	}
 	if err := s.superviseDatabases(ctx); err != nil {

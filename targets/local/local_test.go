@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/budget"
 	"github.com/stagebench/stagebench/targets/proc"
@@ -37,7 +38,7 @@ func newStand(t *testing.T, stage sut.Stage, knobs sut.Knobs) *stand {
 	t.Helper()
 	dir := t.TempDir()
 	s := &stand{dir: dir, options: optionsIn(dir)}
-	topology, err := sut.Build(stage, knobs, 0.1)
+	topology, err := ladder.Build(stage, knobs, 0.1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +163,8 @@ func configOf(t *testing.T, address string) sut.NodeConfig {
 
 func TestEveryStageComesUpAndGoesDown(t *testing.T) {
 	t.Parallel()
-	for _, stage := range sut.Stages() {
+	for _, rung := range ladder.Rungs() {
+		stage := rung.Stage
 		t.Run(string(stage), func(t *testing.T) {
 			t.Parallel()
 			s := newStand(t, stage, nil)

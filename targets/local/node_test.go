@@ -24,6 +24,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets/budget"
 )
 
@@ -339,7 +340,7 @@ func (n *testNode) wire(w http.ResponseWriter, r *http.Request) {
 // wired is a wiring as a trace has it, such as "web:web-1+web-2-web-3 moving".
 func wired(w sut.Wiring) string {
 	var parts []string
-	for _, role := range sut.Roles() {
+	for _, role := range []sut.Role{sut.Web, sut.Cache, sut.DB, sut.Blob} {
 		text := ""
 		for _, peer := range w.Uses[role] {
 			switch {
@@ -404,7 +405,7 @@ func cpuQuota(pid int) string {
 
 // optionsIn are the options of a small system whose files are all in dir.
 func optionsIn(dir string) Options {
-	topology, err := sut.Build(sut.LB, sut.Knobs{"web.hosts": "2"}, 0.1)
+	topology, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": "2"}, 0.1)
 	if err != nil {
 		panic(err)
 	}

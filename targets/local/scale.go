@@ -4,17 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"reflect"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/metrics"
 )
@@ -39,51 +37,34 @@ func (s *System) Scale(ctx context.Context, tier string, hosts int) (targets.Sca
 	return targets.Scaled{Tier: tier, Hosts: hosts, TookNS: time.Since(begin).Nanoseconds(), Moved: moved}, nil
 }
 
-func (s *System) scale(ctx context.Context, tier string, hosts int) (moved *int64, err error) {
-	all := scalings()
-	i := slices.IndexFunc(all, func(t scaling) bool { return t.Name == tier })
-	if i < 0 {
-		var names []string
-		for _, t := range all {
-			names = append(names, t.Name)
-		}
-		return nil, fmt.Errorf("no such tier can be scaled while the system runs\nwant one of %s", strings.Join(names, ", "))
-	}
-	now := s.Topology()
-	knobs := maps.Clone(now.Knobs)
-	knobs[all[i].Knob] = strconv.Itoa(hosts)
-	next, err := sut.Build(now.Stage, knobs, now.UnitCPU)
+func (s *System) scale(ctx context.Context, name string, hosts int) (moved *int64, err error) {
+	next, scaling, err := ladder.Scale(s.Topology(), name, hosts)
 	if err != nil {
 		return nil, err
 	}
-	if nodesOf(next, all[i].Role) < hosts {
-		return nil, fmt.Errorf("stage %s has no tier %s\nsee what each stage adds: stagebench list stages", now.Stage, tier)
-	}
-	for _, k := range []sut.Knobs{now.Knobs, next.Knobs} {
-		if err := all[i].Refuse(k); err != nil {
-			return nil, err
-		}
+	if hosts < 1 {
+		return nil, errors.New("at least one host stays: without any, those that call them are other nodes")
 	}
 	if s.opts.Admit != nil {
 		if err := s.opts.Admit(next); err != nil {
 			return nil, err
 		}
 	}
-	return s.become(ctx, all[i], next)
+	return s.become(ctx, roleOf(scaling), next)
 }
 
-// nodesOf counts the nodes of a role.
-func nodesOf(t sut.Topology, r sut.Role) (count int) {
-	for _, n := range t.Nodes {
-		if n.Role == r {
-			count++
+// roleOf returns the role of the nodes that are scaled so.
+func roleOf(scaling ladder.Scaling) (r sut.Role) {
+	for _, t := range ladder.Tiers() {
+		if t.Scaling != nil && t.Scaling.Name == scaling.Name {
+			r = t.Role
 		}
 	}
-	return count
+	return r
 }
 
 // become makes the system another topology, which differs by the hosts of one tier.
-func (s *System) become(ctx context.Context, t scaling, next sut.Topology) (moved *int64, err error) {
+func (s *System) become(ctx context.Context, r sut.Role, next sut.Topology) (moved *int64, err error) {
 	if !s.scaling.TryLock() {
 		return nil, errors.New("the system is being changed already: wait until that is done")
 	}
@@ -95,11 +76,11 @@ func (s *System) become(ctx context.Context, t scaling, next sut.Topology) (move
 	defer cancel()
 	defer context.AfterFunc(s.life, cancel)()
 	before := s.Topology()
-	if err := errors.Join(difference(before, next), s.obstacle(t, next)); err != nil {
+	if err := errors.Join(difference(before, next), s.obstacle(r, next)); err != nil {
 		return nil, err
 	}
 	back := context.WithoutCancel(ctx) // what was begun is taken back whole; each step is bounded
-	counted := s.countMoved(ctx, t)
+	counted := s.countMoved(ctx, r)
 	added, err := s.place(next)
 	if err == nil {
 		err = s.startAll(ctx, added)
@@ -107,21 +88,21 @@ func (s *System) become(ctx context.Context, t scaling, next sut.Topology) (move
 	if err != nil {
 		return nil, errors.Join(err, s.dismiss(back, before))
 	}
-	for _, step := range s.steps(t, next) {
+	for _, step := range s.steps(r, next) {
 		if err = step(ctx); err != nil {
 			break
 		}
 	}
 	if err == nil {
-		err = s.awaitRead(ctx, t, added)
+		err = s.awaitRead(ctx, r, added)
 	}
 	if err != nil {
-		return nil, errors.Join(err, s.takeBack(t, before, next))
+		return nil, errors.Join(err, s.takeBack(r, before, next))
 	}
 	for _, n := range added {
 		s.noted(n, "takes part")
 	}
-	if now := s.countMoved(ctx, t); counted != nil && now != nil && *now >= *counted {
+	if now := s.countMoved(ctx, r); counted != nil && now != nil && *now >= *counted {
 		*now -= *counted
 		moved = now
 	}
@@ -132,10 +113,10 @@ func (s *System) become(ctx context.Context, t scaling, next sut.Topology) (move
 // takeBack makes the system what it was before a change that failed. Where that is not
 // possible because one of the new databases is the primary by now, or about to become it,
 // the change stays.
-func (s *System) takeBack(t scaling, before, next sut.Topology) error {
+func (s *System) takeBack(r sut.Role, before, next sut.Topology) error {
 	// On the way down there is nobody left to tell.
 	ctx := s.life
-	if err := s.superviseThose(ctx, t, before); err != nil {
+	if err := s.superviseThose(ctx, r, before); err != nil {
 		s.change(func() {
 			s.adopt(next)
 			s.draining = nil
@@ -143,7 +124,7 @@ func (s *System) takeBack(t scaling, before, next sut.Topology) error {
 		return fmt.Errorf("and the change stays: %w", err)
 	}
 	var errs []error
-	for _, step := range s.steps(t, before) {
+	for _, step := range s.steps(r, before) {
 		if err := step(ctx); err != nil {
 			errs = append(errs, fmt.Errorf("and to take it back: %w", err))
 		}
@@ -153,13 +134,13 @@ func (s *System) takeBack(t scaling, before, next sut.Topology) error {
 
 // steps are what makes all nodes work by a topology, in their order. The nodes that it adds
 // serve; those that are not part of it may be stopped at the end.
-func (s *System) steps(t scaling, next sut.Topology) []func(context.Context) error {
+func (s *System) steps(r sut.Role, next sut.Topology) []func(context.Context) error {
 	var leaving []*node
 	tellMembers := func(ctx context.Context) error {
-		if !t.Members {
+		if !sharesKeys(r) {
 			return nil
 		}
-		return s.tellMembers(ctx, t.Role)
+		return s.tellMembers(ctx, r)
 	}
 	return []func(context.Context) error{
 		func(ctx context.Context) error { // the members learn of each other, and keep nothing to themselves
@@ -171,8 +152,8 @@ func (s *System) steps(t scaling, next sut.Topology) []func(context.Context) err
 						leaving = append(leaving, n)
 					}
 				}
-				if t.Members {
-					s.moving = t.Role
+				if sharesKeys(r) {
+					s.moving = r
 				}
 			})
 			return tellMembers(ctx)
@@ -182,10 +163,10 @@ func (s *System) steps(t scaling, next sut.Topology) []func(context.Context) err
 				s.adopt(next)
 				s.draining = leaving
 			})
-			if err := s.superviseThose(ctx, t, next); err != nil {
+			if err := s.superviseThose(ctx, r, next); err != nil {
 				return err
 			}
-			return s.tellCallers(ctx, t.Role)
+			return s.tellCallers(ctx, r)
 		},
 		func(ctx context.Context) error { // the members hand over what is not theirs
 			s.change(func() { s.moving = "" })
@@ -196,15 +177,15 @@ func (s *System) steps(t scaling, next sut.Topology) []func(context.Context) err
 				return nil
 			}
 			s.change(func() { s.draining = nil })
-			return s.tellCallers(ctx, t.Role)
+			return s.tellCallers(ctx, r)
 		},
 	}
 }
 
 // superviseThose makes the databases of a topology the supervised ones, when it is they
 // whose number changes.
-func (s *System) superviseThose(ctx context.Context, t scaling, next sut.Topology) error {
-	if t.Role != sut.DB {
+func (s *System) superviseThose(ctx context.Context, r sut.Role, next sut.Topology) error {
+	if r != sut.DB {
 		return nil
 	}
 	var names []string
@@ -217,7 +198,7 @@ func (s *System) superviseThose(ctx context.Context, t scaling, next sut.Topolog
 }
 
 // awaitRead waits until all replicas among some nodes have caught up, and are read.
-func (s *System) awaitRead(ctx context.Context, t scaling, added []*node) error {
+func (s *System) awaitRead(ctx context.Context, r sut.Role, added []*node) error {
 	replicas := slices.DeleteFunc(slices.Clone(added), func(n *node) bool { return !n.Replicated })
 	if len(replicas) == 0 {
 		return nil
@@ -229,25 +210,21 @@ func (s *System) awaitRead(ctx context.Context, t scaling, added []*node) error 
 	}); err != nil {
 		return err
 	}
-	return s.tellCallers(ctx, t.Role)
+	return s.tellCallers(ctx, r)
 }
 
 // obstacle says why the system cannot be changed at this moment.
-func (s *System) obstacle(t scaling, next sut.Topology) error {
+func (s *System) obstacle(r sut.Role, next sut.Topology) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if t.Role == sut.DB && s.roles.Primary == "" {
-		return errors.New("each of several primaries ships to others that it was told of at the start\n" +
-			"bring up another system: stagebench up --set db.replicas=N")
-	}
 	for _, n := range s.nodes {
 		_, stays := next.Node(n.Name)
-		member := t.Members && n.Role == t.Role
+		member := sharesKeys(r) && n.Role == r
 		switch {
 		case !stays && n.Name == s.roles.Primary:
 			return fmt.Errorf("%s would leave, and is the primary now\n"+
 				"keep more replicas, or have another database take its place: stagebench kill primary", n.Name)
-		case n.state == targets.Paused && (member || n.calls(t.Role)):
+		case n.state == targets.Paused && (member || n.calls(r)):
 			return pausedError(n.Name)
 		case !stays && member && n.state != targets.Serving:
 			return fmt.Errorf("%s would leave, and is %s: it cannot hand over what it holds\n"+
@@ -345,8 +322,8 @@ func (s *System) tellMembers(ctx context.Context, r sut.Role) error {
 
 // countMoved returns how many keys or objects the members of a tier have given to others
 // since they were started; nil = not known.
-func (s *System) countMoved(ctx context.Context, t scaling) *int64 {
-	metric := map[sut.Role]string{sut.Cache: "stagebench_cache_node_moved_total", sut.Blob: "stagebench_blob_moved_total"}[t.Role]
+func (s *System) countMoved(ctx context.Context, r sut.Role) *int64 {
+	metric := map[sut.Role]string{sut.Cache: "stagebench_cache_node_moved_total", sut.Blob: "stagebench_blob_moved_total"}[r]
 	if metric == "" {
 		return nil
 	}
@@ -354,7 +331,7 @@ func (s *System) countMoved(ctx context.Context, t scaling) *int64 {
 	defer cancel()
 	sum := new(int64)
 	for _, n := range s.Status() {
-		if n.Role != t.Role {
+		if n.Role != r {
 			continue
 		}
 		series, err := metrics.Read(ctx, &s.admin, n.Admin)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 )
 
@@ -337,26 +338,26 @@ func TestScaleIsRefused(t *testing.T) {
 		hosts int
 		want  string
 	}{
-		{"db", 2, "scale db to 2: no such tier can be scaled while the system runs\nwant one of web, cache, blob, replica"},
+		{"db", 2, "scale db to 2: \"db\" cannot change its number of hosts while the system serves\nwant one of: web, replica, blob, cache"},
 		{"web", 0, "want a whole number"},
 		{"web", 9, "the machine is too small"},
-		{"cache", 2, "stage lb has no tier cache\n"},
-		{"replica", 2, "stage lb has no tier replica\n"},
-		{"blob", 2, "cannot leave the database host"},
+		{"cache", 2, "stage lb has no cache hosts\n"},
+		{"replica", 2, "without replicas"},
+		{"blob", 2, "on the database host"},
 	} {
 		if _, err := system.Scale(t.Context(), c.tier, c.hosts); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s to %d: error %v, want one with %q", c.tier, c.hosts, err, c.want)
 		}
 	}
 	scale(t, system, "web", 2) // what it is already
-	larger, err := sut.Build(sut.LB, sut.Knobs{"web.hosts": "2"}, 0.2)
+	larger, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": "2"}, 0.2)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := difference(system.Topology(), larger); err == nil || !strings.Contains(err.Error(), "host lb-1 would change its size") {
 		t.Errorf("another size: %v", err)
 	}
-	moved, err := sut.Build(sut.LB, sut.Knobs{"web.hosts": "2", "blob.hosts": "1"}, 0.1)
+	moved, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": "2", "blob.hosts": "1"}, 0.1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -368,7 +369,7 @@ func TestScaleIsRefused(t *testing.T) {
 func TestASingleHostIsNotScaled(t *testing.T) {
 	t.Parallel()
 	system := newStand(t, sut.Single, nil).up(t)
-	if _, err := system.Scale(t.Context(), "web", 2); err == nil || !strings.Contains(err.Error(), "stage single has no tier web") {
+	if _, err := system.Scale(t.Context(), "web", 2); err == nil || !strings.Contains(err.Error(), "has no balancer") {
 		t.Errorf("scaling a single host: %v", err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets/proc"
 )
 
@@ -109,7 +110,7 @@ func checkWalkable(opts Options) error {
 
 func hasNative(t sut.Topology) bool {
 	for _, n := range t.Nodes {
-		if n.Engine.Native() {
+		if ladder.Native(n.Engine) {
 			return true
 		}
 	}

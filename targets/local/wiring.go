@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/proc"
 )
@@ -37,7 +38,9 @@ var (
 // sharesKeys reports whether the nodes of a role are told of each other, because each key
 // belongs to some of them.
 func sharesKeys(r sut.Role) bool {
-	return slices.ContainsFunc(scalings(), func(t scaling) bool { return t.Role == r && t.Members })
+	return slices.ContainsFunc(ladder.Tiers(), func(t ladder.Tier) bool {
+		return t.Role == r && t.Scaling != nil && t.Scaling.Members
+	})
 }
 
 // change changes what nodes are told of each other.

@@ -15,6 +15,7 @@ import (
 	"github.com/stagebench/stagebench/results/history"
 	"github.com/stagebench/stagebench/results/rundir"
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/local"
 	"github.com/stagebench/stagebench/workloads"
@@ -85,7 +86,7 @@ func (b *Bench) describe(t sut.Topology, l load.Load) results.Cell {
 	case b.Fixed != nil:
 		c.CapacityMethod = results.MethodFixed
 	}
-	for role, engine := range t.Engines() {
+	for role, engine := range ladder.Engines(t) {
 		c.Engines[string(role)] = string(engine)
 	}
 	for _, h := range t.Hosts {

@@ -9,6 +9,7 @@ import (
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/history"
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/faults"
 	"github.com/stagebench/stagebench/targets/local"
@@ -55,24 +56,25 @@ const (
 func (b *Bench) findWrites(ctx context.Context, c *results.Cell, s *Stepper, system *local.System) error {
 	databases := 0
 	t := system.Topology()
+	cache := ladder.CacheOf(t.Knobs)
 	for _, n := range t.Nodes {
 		if n.Role == sut.DB {
 			databases++
 		}
 	}
-	back := t.Knobs.Int("cache.hosts") > 0 && t.Knobs["cache.write"] == "write_back"
+	back := cache.HoldsBack()
 	if databases < 2 && !back && (b.Fixed == nil || len(b.Fixed.Faults) == 0) {
 		return nil
 	}
 	if back {
 		// What is read from the cache before it is flushed is not known to be there.
-		if err := awaitFlushed(ctx, system, t.Knobs.Duration("cache.flush_interval")+readBackPatience); err != nil {
+		if err := awaitFlushed(ctx, system, cache.FlushInterval+readBackPatience); err != nil {
 			c.Warnings = append(c.Warnings, err.Error())
 		}
 	}
-	patience := readBackPatience + t.Knobs.Duration("db.replica_lag")
-	if t.Knobs.Int("cache.hosts") > 0 {
-		patience += t.Knobs.Duration("cache.ttl")
+	patience := readBackPatience + ladder.DBOf(t.Knobs).ReplicaLag
+	if cache.Hosts > 0 {
+		patience += cache.TTL
 	}
 	writes, err := FindWrites(ctx, s.History, s.Clients, driver.ReadBack{Timeout: opTimeout, Patience: patience, Pause: readBackPause})
 	if err != nil {

@@ -5,7 +5,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/results/capacity"
-	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 )
 
@@ -120,4 +120,4 @@ func Reserve(cores int) float64 {
 }
 
 // Unit is the size of the unit on a machine with that many cores.
-func Unit(cores int) float64 { return sut.UnitCPU(cores, Reserve(cores)) }
+func Unit(cores int) float64 { return ladder.UnitCPU(cores, Reserve(cores)) }

@@ -21,6 +21,7 @@ type arrow struct {
 func arrows() []arrow {
 	return []arrow{
 		{"sut", nil, "the vocabulary of the system under test is pure data"},
+		{"sut/ladder", []string{"sut"}, "what a configuration consists of is pure data, whoever starts it"},
 		{"sut/photos", []string{"sut"}, "the records are a leaf that everything of the system shares"},
 		{"sut/...", []string{"sut", "sut/photos"}, "tiers meet over their wire protocols, so that any of them can be another server"},
 		{"sut/sqlite", []string{"sut", "sut/photos", "sut/sqlite/replog", "sut/sqlite/several"}, "the logs of changes are parts of the database that can be read without it"},
@@ -33,7 +34,7 @@ func arrows() []arrow {
 		{"targets/budget", []string{"targets/proc"}, "holds any child to a budget; what the child is does not matter"},
 		{"targets/failover", []string{"sut", "targets"}, "decides who is the primary; how a node is asked or ended is somebody else's"},
 		{"targets/metrics", nil, "reads what any node has counted"},
-		{"targets/...", []string{"sut", "targets", "targets/proc", "targets/budget", "targets/failover", "targets/metrics"}, "targets know the declared system, never the code of its nodes: the system does not know that it is measured"},
+		{"targets/...", []string{"sut", "sut/ladder", "targets", "targets/proc", "targets/budget", "targets/failover", "targets/metrics"}, "targets know the declared system, never the code of its nodes: the system does not know that it is measured"},
 
 		{"workloads", nil, "the vocabulary of load is pure"},
 		{"workloads/keys", []string{"workloads"}, "distributions are pure functions of numbers"},
@@ -59,7 +60,7 @@ func arrows() []arrow {
 // pure lists the packages that do no I/O and read no clock.
 func pure() []string {
 	return []string{
-		"sut", "sut/photos", "workloads", "workloads/keys", "workloads/pace", "workloads/preset",
+		"sut", "sut/ladder", "sut/photos", "workloads", "workloads/keys", "workloads/pace", "workloads/preset",
 		"results", "results/capacity", "results/table",
 	}
 }

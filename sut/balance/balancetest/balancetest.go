@@ -15,7 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/balance"
 )
 
 // Setup is what an engine is asked to balance. A field that is left at zero asks
@@ -38,6 +41,14 @@ type Setup struct {
 	EjectAfter int
 }
 
+// Balancing is what a setup asks for, in the words of the engines.
+func (s Setup) Balancing() sut.Balancing {
+	return sut.Balancing{
+		Node: "lb-1", Membership: sut.Membership{Upstreams: s.Upstreams, Routes: s.Routes}, Layer: s.Layer, Policy: s.Policy, Sticky: s.Sticky,
+		HealthInterval: s.HealthInterval, HealthTimeout: 5 * time.Second, EjectAfter: s.EjectAfter,
+	}
+}
+
 // System is a balancer that serves.
 type System struct {
 	// URL is its public side, without a slash at the end, at layer 4 too.
@@ -45,6 +56,16 @@ type System struct {
 	// Admin answers /metrics, /healthz, /readyz and /status, and takes PUT of
 	// sut.MembershipPath.
 	Admin http.Handler
+}
+
+// Admin is an engine's side for operators, with a registry of its own.
+func Admin(t testing.TB, engine balance.Engine) http.Handler {
+	t.Helper()
+	admin, err := balance.Admin(prometheus.NewRegistry(), engine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return admin
 }
 
 // Start brings a balancer up and has it end with the test.

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/memcached"
 )
 
@@ -78,9 +79,9 @@ func StartAt(t testing.TB, port int, maxBytes int64) *Process {
 }
 
 // Figures asks the server for what it has counted.
-func (p *Process) Figures(t testing.TB) memcached.Figures {
+func (p *Process) Figures(t testing.TB) sut.CacheFigures {
 	t.Helper()
-	f, err := memcached.Stats(t.Context(), p.Address())
+	f, err := p.Stats(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

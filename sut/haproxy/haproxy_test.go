@@ -1,4 +1,4 @@
-package balance_test
+package haproxy_test
 
 import (
 	"bufio"
@@ -15,29 +15,26 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
-	"github.com/stagebench/stagebench/sut/balance"
 	"github.com/stagebench/stagebench/sut/balance/balancetest"
+	"github.com/stagebench/stagebench/sut/haproxy"
 )
 
-func TestHAProxyConforms(t *testing.T) {
+func TestConforms(t *testing.T) {
 	t.Parallel()
 	install := haproxyInstalled(t)
 	balancetest.Run(t, func(t *testing.T, setup balancetest.Setup) balancetest.System {
-		h := newHAProxy(t, install, balance.Config{
-			Upstreams: setup.Upstreams, Routes: setup.Routes, Layer: setup.Layer, Policy: setup.Policy, Sticky: setup.Sticky,
-			EjectAfter: setup.EjectAfter, HealthInterval: setup.HealthInterval, HealthTimeout: 5 * time.Second,
-		})
+		h := newHAProxy(t, install, setup.Balancing())
 		startHAProxy(t, h)
-		return balancetest.System{URL: "http://" + h.Address(), Admin: h.Admin()}
+		return balancetest.System{URL: "http://" + h.Address(), Admin: balancetest.Admin(t, h)}
 	})
 }
 
 // oneHost is a configuration for a host that runs in this process.
-func oneHost(t testing.TB, handler http.HandlerFunc) balance.Config {
+func oneHost(t testing.TB, handler http.HandlerFunc) sut.Balancing {
 	t.Helper()
 	server := httptest.NewServer(handler)
 	t.Cleanup(server.Close)
-	return balance.Config{Upstreams: []sut.Peer{{Node: "web-1", Address: server.Listener.Addr().String()}}}
+	return sut.Balancing{Node: "lb-1", Membership: sut.Membership{Upstreams: []sut.Peer{{Node: "web-1", Address: server.Listener.Addr().String()}}}}
 }
 
 // say answers with a word.
@@ -72,7 +69,7 @@ func ask(t *testing.T, address string, paths ...string) []string {
 	return got
 }
 
-func TestHAProxyRestartsAfterAKill(t *testing.T) {
+func TestRestartsAfterAKill(t *testing.T) {
 	t.Parallel()
 	h := newHAProxy(t, haproxyInstalled(t), oneHost(t, say))
 	for range 2 {
@@ -93,7 +90,7 @@ func TestHAProxyRestartsAfterAKill(t *testing.T) {
 	}
 }
 
-func TestHAProxyDrains(t *testing.T) {
+func TestDrains(t *testing.T) {
 	t.Parallel()
 	arrived, release := make(chan struct{}), make(chan struct{})
 	h := newHAProxy(t, haproxyInstalled(t), oneHost(t, func(w http.ResponseWriter, r *http.Request) {
@@ -140,14 +137,13 @@ func TestHAProxyDrains(t *testing.T) {
 	}
 }
 
-func TestHAProxyIsAloneOnItsPort(t *testing.T) {
+func TestIsAloneOnItsPort(t *testing.T) {
 	t.Parallel()
 	install := haproxyInstalled(t)
 	cfg := oneHost(t, say)
-	cfg.Node = "lb-1"
 	port := freePort(t)
-	describe := func() *balance.HAProxy {
-		return balance.NewHAProxy(balance.HAProxyConfig{Config: cfg, Install: install, Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: port})
+	describe := func() *haproxy.Server {
+		return haproxy.New(haproxy.Config{Balancing: cfg, Install: install, Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: port})
 	}
 	first, second := describe(), describe()
 	startHAProxy(t, first)
@@ -163,15 +159,14 @@ func TestHAProxyIsAloneOnItsPort(t *testing.T) {
 	}
 }
 
-// TestHAProxyInADeepDirectory: the path of a Unix socket may have 107 bytes, the
+// TestInADeepDirectory: the path of a Unix socket may have 107 bytes, the
 // directory's may have more.
-func TestHAProxyInADeepDirectory(t *testing.T) {
+func TestInADeepDirectory(t *testing.T) {
 	t.Parallel()
 	cfg := oneHost(t, say)
-	cfg.Node = "lb-1"
 	dir := filepath.Join(t.TempDir(), strings.Repeat("deep/", 30), "with space")
-	h := balance.NewHAProxy(balance.HAProxyConfig{
-		Config: cfg, Install: haproxyInstalled(t), Dir: dir, Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t), Procs: 2,
+	h := haproxy.New(haproxy.Config{
+		Balancing: cfg, Install: haproxyInstalled(t), Dir: dir, Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t), Procs: 2,
 	})
 	startHAProxy(t, h)
 	if got := ask(t, h.Address(), "/"); fmt.Sprint(got) != "[200]" {
@@ -190,51 +185,41 @@ func TestHAProxyInADeepDirectory(t *testing.T) {
 	}
 }
 
-// TestDeathUnderARequest holds the two engines to what the comment of HAProxy
-// says about their difference.
+// TestDeathUnderARequest holds the server to what the comment of Server says about its
+// difference from the embedded balancer.
 func TestDeathUnderARequest(t *testing.T) {
 	t.Parallel()
-	host := func(w http.ResponseWriter, r *http.Request) {
+	h := newHAProxy(t, haproxyInstalled(t), oneHost(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/die" {
 			panic(http.ErrAbortHandler)
 		}
 		say(w, r)
+	}))
+	startHAProxy(t, h)
+	if got := fmt.Sprint(ask(t, h.Address(), "/die")); got != "[502]" {
+		t.Errorf("on the first request %s, want [502]", got)
 	}
-	ours := startBalancer(t, balancetest.Setup{Upstreams: oneHost(t, host).Upstreams, HealthInterval: time.Second})
-	native := newHAProxy(t, haproxyInstalled(t), oneHost(t, host))
-	startHAProxy(t, native)
-	for _, test := range []struct {
-		name, address, first, later string
-	}{
-		{"balance", strings.TrimPrefix(ours.URL, "http://"), "[502]", "[200 502]"},
-		{"haproxy", native.Address(), "[502]", "[200 closed]"},
-	} {
-		if got := fmt.Sprint(ask(t, test.address, "/die")); got != test.first {
-			t.Errorf("%s: on the first request %s, want %s", test.name, got, test.first)
-		}
-		if got := fmt.Sprint(ask(t, test.address, "/", "/die")); got != test.later {
-			t.Errorf("%s: on a later request %s, want %s", test.name, got, test.later)
-		}
+	if got := fmt.Sprint(ask(t, h.Address(), "/", "/die")); got != "[200 closed]" {
+		t.Errorf("on a later request %s, want [200 closed]", got)
 	}
 }
 
-func TestHAProxyVersion(t *testing.T) {
+func TestVersion(t *testing.T) {
 	t.Parallel()
 	install := haproxyInstalled(t)
-	version, err := newHAProxy(t, install, balance.Config{}).Version(t.Context())
+	version, err := newHAProxy(t, install, sut.Balancing{}).Version(t.Context())
 	if err != nil || version != install.Version {
 		t.Errorf("Version() = %q, %v, want %q", version, err, install.Version)
 	}
 }
 
-// TestHAProxyExplainsARefusal: what the server says about its configuration
+// TestExplainsARefusal: what the server says about its configuration
 // reaches whoever prepares it.
-func TestHAProxyExplainsARefusal(t *testing.T) {
+func TestExplainsARefusal(t *testing.T) {
 	t.Parallel()
 	cfg := oneHost(t, say)
-	cfg.Node = "lb-1"
-	h := balance.NewHAProxy(balance.HAProxyConfig{
-		Config: cfg, Install: haproxyInstalled(t), Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t), Procs: 100_000,
+	h := haproxy.New(haproxy.Config{
+		Balancing: cfg, Install: haproxyInstalled(t), Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t), Procs: 100_000,
 	})
 	if err := h.Prepare(t.Context()); err == nil || !strings.Contains(err.Error(), "nbthread") {
 		t.Errorf("error %v, want the server's own about nbthread", err)

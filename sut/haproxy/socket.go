@@ -1,4 +1,4 @@
-package balance
+package haproxy
 
 import (
 	"context"
@@ -14,10 +14,12 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
 // ask sends one command to the server's stats socket and returns the answer.
-func (h *HAProxy) ask(ctx context.Context, command string) (string, error) {
+func (h *Server) ask(ctx context.Context, command string) (string, error) {
 	// The path of a socket may have 107 bytes, the directory's may be longer:
 	// the way leads through its file descriptor.
 	dir, err := os.Open(h.cfg.Dir)
@@ -45,7 +47,7 @@ func (h *HAProxy) ask(ctx context.Context, command string) (string, error) {
 
 // rows asks for the server's statistics: one row for each frontend, backend and
 // host, by the names of the columns.
-func (h *HAProxy) rows(ctx context.Context) ([]map[string]string, error) {
+func (h *Server) rows(ctx context.Context) ([]map[string]string, error) {
 	text, err := h.ask(ctx, "show stat")
 	if err != nil {
 		return nil, err
@@ -75,20 +77,20 @@ func parseStat(text string) ([]map[string]string, error) {
 }
 
 // fill reads a status out of the server's statistics.
-func (s *Status) fill(rows []map[string]string, places *places) error {
+func fill(s *sut.BalancerStatus, rows []map[string]string, places *places) error {
 	var failed error
-	hosts := map[string]*UpstreamStatus{}
+	hosts := map[string]*sut.UpstreamStatus{}
 	frontend := false
 	for _, values := range rows {
 		row := statRow{values, &failed}
 		switch values["svname"] {
 		case "FRONTEND":
 			frontend = true
-			s.fillFrontend(row)
+			fillFrontend(s, row)
 		case "BACKEND":
 			s.Redispatches += row.number("wredis")
-			if s.Layer == Layer4 {
-				s.connections().Failed += row.number("econ")
+			if s.Layer == sut.Layer4 {
+				connections(s).Failed += row.number("econ")
 			}
 		default:
 			node, address, member := places.holder(values["svname"])
@@ -96,9 +98,9 @@ func (s *Status) fill(rows []map[string]string, places *places) error {
 				continue
 			}
 			if hosts[node] == nil {
-				hosts[node] = &UpstreamStatus{Node: node, Address: address, Draining: !member}
+				hosts[node] = &sut.UpstreamStatus{Node: node, Address: address, Draining: !member}
 			}
-			hosts[node].add(row, places.joins(values["pxname"], values["svname"]))
+			add(hosts[node], row, places.joins(values["pxname"], values["svname"]))
 		}
 	}
 	for _, node := range places.order() {
@@ -131,9 +133,9 @@ func (r statRow) number(column string) uint64 {
 }
 
 // fillFrontend reads what clients did.
-func (s *Status) fillFrontend(row statRow) {
-	if s.Layer == Layer4 {
-		c := s.connections()
+func fillFrontend(s *sut.BalancerStatus, row statRow) {
+	if s.Layer == sut.Layer4 {
+		c := connections(s)
 		c.Accepted, c.Active = row.number("stot"), int(row.number("scur"))
 		c.BytesIn, c.BytesOut = row.number("bin"), row.number("bout")
 		return
@@ -146,7 +148,7 @@ func (s *Status) fillFrontend(row statRow) {
 
 // add adds what a backend knows of a host that joined it so many times while the
 // server ran.
-func (u *UpstreamStatus) add(row statRow, joins uint64) {
+func add(u *sut.UpstreamStatus, row statRow, joins uint64) {
 	u.InFlight += int(row.number("scur"))
 	u.Requests += row.number("stot")
 	status := row.values["status"]
@@ -171,9 +173,9 @@ func (u *UpstreamStatus) add(row statRow, joins uint64) {
 }
 
 // connections is where a balancer of layer 4 counts.
-func (s *Status) connections() *ConnectionStatus {
+func connections(s *sut.BalancerStatus) *sut.ConnectionStatus {
 	if s.Connections == nil {
-		s.Connections = &ConnectionStatus{}
+		s.Connections = &sut.ConnectionStatus{}
 	}
 	return s.Connections
 }
@@ -207,9 +209,9 @@ func causes() map[byte]string {
 
 // Printed takes a line that the server printed and reports whether it was about
 // a request. Such a one goes to Config.Log, as far as LogRequests says, in the
-// words of Balancer; others are left to the caller. The server leaves lines out
+// words of the embedded balancer; others are left to the caller. The server leaves lines out
 // when nobody reads them as fast as it writes.
-func (h *HAProxy) Printed(line string) bool {
+func (h *Server) Printed(line string) bool {
 	var e logEntry
 	if !strings.HasPrefix(line, `{"request_id":`) || json.Unmarshal([]byte(line), &e) != nil {
 		return false
@@ -217,12 +219,12 @@ func (h *HAProxy) Printed(line string) bool {
 	left := strings.HasPrefix(e.End, "C")
 	if e.Status < 0 {
 		if e.Status = 0; left {
-			e.Status = statusClientGone
+			e.Status = sut.StatusClientGone
 		}
 	}
 	broken := !strings.HasPrefix(e.End, "-")
-	bad := e.Status >= http.StatusInternalServerError || e.Status == statusClientGone || broken
-	if h.cfg.LogRequests == LogNone || h.cfg.LogRequests == LogFailed && !bad {
+	bad := e.Status >= http.StatusInternalServerError || e.Status == sut.StatusClientGone || broken
+	if h.cfg.LogRequests == sut.LogNone || h.cfg.LogRequests == sut.LogFailed && !bad {
 		return true
 	}
 	level, cause := slog.LevelInfo, ""

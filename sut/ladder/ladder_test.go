@@ -1,4 +1,4 @@
-package sut_test
+package ladder_test
 
 import (
 	"math"
@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 )
 
 // The default hosts and units of every stage, as the ladder fixes them.
@@ -19,7 +20,7 @@ func TestDefaultHosts(t *testing.T) {
 		sut.DBSplit: {"web-1 db-1", 2},
 		sut.LB:      {"lb-1 web-1 web-2 web-3 db-1", 6},
 	} {
-		topology, err := sut.Build(stage, nil, 0.1)
+		topology, err := ladder.Build(stage, nil, 0.1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -38,9 +39,10 @@ func TestDefaultHosts(t *testing.T) {
 
 // Every topology that can be asked for must be one that can be started.
 func TestTopologiesAreStartable(t *testing.T) {
-	for _, stage := range sut.Stages() {
+	for _, rung := range ladder.Rungs() {
+		stage := rung.Stage
 		for _, knobs := range []sut.Knobs{nil, {"web.hosts": "1"}, {"web.hosts": "16", "db.cpu": "4", "lb.engine": "haproxy", "db.engine": "postgres"}} {
-			topology, err := sut.Build(stage, knobs, 0.1)
+			topology, err := ladder.Build(stage, knobs, 0.1)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -71,11 +73,11 @@ func TestTopologiesAreStartable(t *testing.T) {
 // One machine has no blob hosts, and its nodes must not be told of any: they
 // would hold a part of the photos only.
 func TestSingleHoldsAllPhotos(t *testing.T) {
-	topology, err := sut.Build(sut.Single, sut.Knobs{"blob.hosts": "3", "blob.copies": "2"}, 0.1)
+	topology, err := ladder.Build(sut.Single, sut.Knobs{"blob.hosts": "3", "blob.copies": "2"}, 0.1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(topology.Hosts) != 1 || topology.Knobs.Int("blob.hosts") != 0 || topology.Knobs.Int("blob.copies") != 1 {
+	if len(topology.Hosts) != 1 || ladder.BlobOf(topology.Knobs).Hosts != 0 || ladder.BlobOf(topology.Knobs).Copies != 1 {
 		t.Errorf("%d hosts, blob.hosts=%s, blob.copies=%s", len(topology.Hosts), topology.Knobs["blob.hosts"], topology.Knobs["blob.copies"])
 	}
 }
@@ -92,7 +94,7 @@ func TestCacheHosts(t *testing.T) {
 		{sut.Caches, sut.Knobs{"cache.hosts": "3", "cache.engine": "redis"}, 3, 11},
 		{sut.Replicas, sut.Knobs{"cache.hosts": "3"}, 0, 8},
 	} {
-		topology, err := sut.Build(test.stage, test.knobs, 0.1)
+		topology, err := ladder.Build(test.stage, test.knobs, 0.1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -102,15 +104,15 @@ func TestCacheHosts(t *testing.T) {
 				hosts++
 			}
 		}
-		if hosts != test.hosts || topology.Units() != test.units || topology.Knobs.Int("cache.hosts") != test.hosts {
+		if hosts != test.hosts || topology.Units() != test.units || ladder.CacheOf(topology.Knobs).Hosts != test.hosts {
 			t.Errorf("%s %v: %d cache hosts, %v units", test.stage, test.knobs, hosts, topology.Units())
 		}
 	}
-	if _, err := sut.Build(sut.Caches, sut.Knobs{"cache.ttl": "0s"}, 0.1); err == nil {
+	if _, err := ladder.Build(sut.Caches, sut.Knobs{"cache.ttl": "0s"}, 0.1); err == nil {
 		t.Error("a cache that keeps nothing was taken")
 	}
 	for _, evict := range []string{"lru", "lfu", "fifo"} {
-		_, err := sut.Build(sut.Caches, sut.Knobs{"cache.engine": "memcached", "cache.evict": evict}, 0.1)
+		_, err := ladder.Build(sut.Caches, sut.Knobs{"cache.engine": "memcached", "cache.evict": evict}, 0.1)
 		if evict == "lru" && err != nil || evict != "lru" && (err == nil || !strings.Contains(err.Error(), "needs cache.engine=resp or redis")) {
 			t.Errorf("memcached with cache.evict=%s: %v", evict, err)
 		}
@@ -148,7 +150,7 @@ func TestCopies(t *testing.T) {
 		{sut.Replicas, sut.Knobs{"db.topology": "multi-primary", "db.replica_lag": "1s"}, 0, 0, "no replicas that could lag"},
 		{sut.Replicas, sut.Knobs{"db.topology": "multi-primary", "db.replicas": "0"}, 0, 0, "there is one database"},
 	} {
-		topology, err := sut.Build(test.stage, test.knobs, 0.1)
+		topology, err := ladder.Build(test.stage, test.knobs, 0.1)
 		if test.wrong != "" {
 			if err == nil || !strings.Contains(err.Error(), test.wrong) {
 				t.Errorf("%v: error %v, want %q", test.knobs, err, test.wrong)
@@ -164,11 +166,11 @@ func TestCopies(t *testing.T) {
 func TestDigestTellsTopologiesApart(t *testing.T) {
 	seen := map[string]string{}
 	for name, knobs := range map[string]sut.Knobs{"default": nil, "policy": {"lb.policy": "least_conn"}, "hosts": {"web.hosts": "2"}, "size": {"web.cpu": "2"}} {
-		topology, err := sut.Build(sut.LB, knobs, 0.1)
+		topology, err := ladder.Build(sut.LB, knobs, 0.1)
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, _ := sut.Build(sut.LB, knobs, 0.1)
+		again, _ := ladder.Build(sut.LB, knobs, 0.1)
 		if topology.Digest() != again.Digest() {
 			t.Errorf("%s: two digests of one topology", name)
 		}
@@ -192,24 +194,24 @@ func TestBadKnobsSayWhatIsAllowed(t *testing.T) {
 		"db.replica_lag=5":  "for example 200ms",
 		"db.replica_lag=1m": "from 0s to 10s",
 	} {
-		if _, err := sut.ParseKnobs([]string{setting}); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := ladder.ParseKnobs([]string{setting}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v, want one with %q", setting, err, want)
 		}
 	}
-	if _, err := sut.ParseKnobs([]string{"web.hosts=1", "web.hosts=2"}); err == nil {
+	if _, err := ladder.ParseKnobs([]string{"web.hosts=1", "web.hosts=2"}); err == nil {
 		t.Error("a knob that is set twice was taken")
 	}
-	if _, err := sut.Build("cluster", nil, 0.1); err == nil || !strings.Contains(err.Error(), "single, db-split, lb") {
+	if _, err := ladder.Build("cluster", nil, 0.1); err == nil || !strings.Contains(err.Error(), "single, db-split, lb") {
 		t.Errorf("unknown stage: %v", err)
 	}
 }
 
 // Defaults must be values that the knob itself allows.
 func TestDefaultsAreAllowed(t *testing.T) {
-	if err := (sut.Knobs{}).Complete().Validate(); err != nil {
+	if err := ladder.Validate(ladder.Complete(nil)); err != nil {
 		t.Error(err)
 	}
-	for _, k := range sut.Catalogue() {
+	for _, k := range ladder.Catalogue() {
 		if k.Doc == "" || k.Range == "" {
 			t.Errorf("knob %s has no doc or range", k.Name)
 		}
@@ -223,7 +225,7 @@ func TestUnit(t *testing.T) {
 		reserve float64
 		want    float64
 	}{{2, 0.5, 0.1}, {8, 0.5, 0.5}, {1, 0.25, 0.1}} {
-		if got := sut.UnitCPU(c.cores, c.reserve); math.Abs(got-c.want) > 1e-9 {
+		if got := ladder.UnitCPU(c.cores, c.reserve); math.Abs(got-c.want) > 1e-9 {
 			t.Errorf("%d cores, %v in reserve: unit %v, want %v", c.cores, c.reserve, got, c.want)
 		}
 	}

@@ -1,4 +1,4 @@
-package balance
+package haproxy
 
 import (
 	"bytes"
@@ -22,9 +22,9 @@ func host(number, port int, weight float64) sut.Peer {
 	return sut.Peer{Node: fmt.Sprintf("web-%d", number), Address: fmt.Sprintf("127.0.0.1:%d", port), Weight: weight}
 }
 
-// TestHAProxyMembershipCommands: what a running server is told, for one
+// TestMembershipCommands: what a running server is told, for one
 // membership after the other.
-func TestHAProxyMembershipCommands(t *testing.T) {
+func TestMembershipCommands(t *testing.T) {
 	t.Parallel()
 	first := []sut.Peer{host(1, 1, 0), host(2, 2, 0)}
 	routes := func(to ...string) []sut.Route { return []sut.Route{{Path: "/img/*", To: to}, {To: []string{"web-1"}}} }
@@ -38,31 +38,31 @@ func TestHAProxyMembershipCommands(t *testing.T) {
 		return []string{server + " state drain", server + " addr 127.0.0.1 port " + port, server + " health down", server + " state ready"}
 	}
 	for name, test := range map[string]struct {
-		cfg     Config
+		cfg     sut.Balancing
 		changes []change
 	}{
-		"a host comes, goes and comes back": {Config{}, []change{
+		"a host comes, goes and comes back": {sut.Balancing{}, []change{
 			{sut.Membership{Upstreams: append(first[:2:2], host(3, 3, 0))}, "", join("web/spare-1", "3"), ""},
 			{sut.Membership{Upstreams: first}, "", []string{"web/spare-1 state maint"}, "spare-1"},
 			{sut.Membership{Upstreams: first}, "", nil, "spare-1"},
 			{sut.Membership{Upstreams: append(first[:2:2], host(3, 4, 0))}, "", join("web/spare-1", "4"), ""},
 		}},
-		"a host moves": {Config{}, []change{
+		"a host moves": {sut.Balancing{}, []change{
 			{sut.Membership{Upstreams: []sut.Peer{first[0], host(2, 9, 0)}}, "web-2", join("web/web-2", "9"), ""},
 		}},
-		"connections of a host that left go on": {Config{Layer: Layer4}, []change{
+		"connections of a host that left go on": {sut.Balancing{Layer: sut.Layer4}, []change{
 			{sut.Membership{Upstreams: first[:1]}, "", []string{"web/web-2 state drain"}, "web-2"},
 			{sut.Membership{Upstreams: first}, "", []string{"web/web-2 state ready"}, ""},
 		}},
-		"weights": {Config{Policy: PolicyWeightedRoundRobin}, []change{
+		"weights": {sut.Balancing{Policy: sut.PolicyWeightedRoundRobin}, []change{
 			{sut.Membership{Upstreams: []sut.Peer{host(1, 1, 2.5), host(2, 2, 1)}}, "", []string{"web/web-1 weight 25"}, ""},
 			// The heaviest is as heavy as the server allows.
 			{sut.Membership{Upstreams: []sut.Peer{host(1, 1, 100), host(2, 2, 1)}}, "", []string{"web/web-1 weight 256", "web/web-2 weight 3"}, ""},
 		}},
-		"a route's only host is replaced by one that is well": {Config{Routes: routes("web-1")}, []change{
+		"a route's only host is replaced by one that is well": {sut.Balancing{Membership: sut.Membership{Routes: routes("web-1")}}, []change{
 			{sut.Membership{Upstreams: first, Routes: routes("web-2")}, "web-2", []string{"route-1/web-2 state ready", "route-1/web-1 state maint"}, ""},
 		}},
-		"all points of the circle": {Config{Policy: PolicyIPHash}, []change{
+		"all points of the circle": {sut.Balancing{Policy: sut.PolicyIPHash}, []change{
 			{
 				sut.Membership{Upstreams: append(first[:2:2], host(3, 3, 0))},
 				"",
@@ -72,7 +72,7 @@ func TestHAProxyMembershipCommands(t *testing.T) {
 	} {
 		cfg := test.cfg
 		cfg.Node, cfg.Upstreams = "lb-1", first
-		p := newPlaces(cfg.defaults())
+		p := newPlaces(cfg.Complete())
 		for i, c := range test.changes {
 			steps, left, err := p.change(c.to, map[string]bool{c.well: true})
 			if err != nil {
@@ -96,11 +96,11 @@ func TestHAProxyMembershipCommands(t *testing.T) {
 	}
 }
 
-// TestHAProxyMembershipIsRepeated: what the server was not told is told the next
+// TestMembershipIsRepeated: what the server was not told is told the next
 // time.
-func TestHAProxyMembershipIsRepeated(t *testing.T) {
+func TestMembershipIsRepeated(t *testing.T) {
 	t.Parallel()
-	p := newPlaces(Config{Node: "lb-1", Upstreams: []sut.Peer{host(1, 1, 0), host(2, 2, 0)}}.defaults())
+	p := newPlaces(sut.Balancing{Node: "lb-1", Membership: sut.Membership{Upstreams: []sut.Peer{host(1, 1, 0), host(2, 2, 0)}}}.Complete())
 	for range 2 {
 		steps, _, err := p.change(sut.Membership{Upstreams: []sut.Peer{host(1, 1, 0)}}, nil)
 		if err != nil || len(steps) != 1 {
@@ -109,10 +109,10 @@ func TestHAProxyMembershipIsRepeated(t *testing.T) {
 	}
 }
 
-func TestHAProxyMembershipIsRefused(t *testing.T) {
+func TestMembershipIsRefused(t *testing.T) {
 	t.Parallel()
 	routes := []sut.Route{{Path: "/img/*", To: []string{"web-1"}}}
-	cfg := Config{Node: "lb-1", Upstreams: []sut.Peer{host(1, 1, 0)}, Routes: routes}.defaults()
+	cfg := sut.Balancing{Node: "lb-1", Membership: sut.Membership{Upstreams: []sut.Peer{host(1, 1, 0)}, Routes: routes}}.Complete()
 	var crowd []sut.Peer
 	for i := range spares + 2 {
 		crowd = append(crowd, host(i+1, i+1, 0))
@@ -143,8 +143,8 @@ func TestHAProxyMembershipIsRefused(t *testing.T) {
 	}
 }
 
-// TestHAProxyPrinted: a line of the server becomes one of ours.
-func TestHAProxyPrinted(t *testing.T) {
+// TestPrinted: a line of the server becomes one of ours.
+func TestPrinted(t *testing.T) {
 	t.Parallel()
 	entry := func(status int, upstream, end string) string {
 		return fmt.Sprintf(`{"request_id":"17","method":"GET","path":"\/a\"b","status":%d,"upstream":"%s","duration_ms":5,"end":"%s"}`, status, upstream, end)
@@ -158,15 +158,15 @@ func TestHAProxyPrinted(t *testing.T) {
 		want            bool
 		log             string
 	}{
-		{entry(200, "web-1", "--"), LogAll, true, line("INFO", 200, "web-1", "")},
-		{entry(200, "web-1", "--"), LogFailed, true, ""}, // a second host answered
-		{entry(500, "spare-1", "--"), LogFailed, true, line("WARN", 500, "web-2", "")},
-		{entry(500, "web-1", "--"), LogNone, true, ""},
-		{entry(-1, "web-1", "CD"), LogFailed, true, line("WARN", 499, "web-1", "the client left")},
-		{entry(200, "web-1", "SD"), LogFailed, true, line("WARN", 200, "web-1", "the host broke off or could not be reached")},
-		{entry(503, "<NOSRV>", "SC"), LogFailed, true, line("WARN", 503, "", "the host broke off or could not be reached")},
-		{"[WARNING] (1) : Server web/web-1 is DOWN", LogAll, false, ""},
-		{`{"request_id":"17","method":`, LogAll, false, ""}, // cut
+		{entry(200, "web-1", "--"), sut.LogAll, true, line("INFO", 200, "web-1", "")},
+		{entry(200, "web-1", "--"), sut.LogFailed, true, ""}, // a second host answered
+		{entry(500, "spare-1", "--"), sut.LogFailed, true, line("WARN", 500, "web-2", "")},
+		{entry(500, "web-1", "--"), sut.LogNone, true, ""},
+		{entry(-1, "web-1", "CD"), sut.LogFailed, true, line("WARN", 499, "web-1", "the client left")},
+		{entry(200, "web-1", "SD"), sut.LogFailed, true, line("WARN", 200, "web-1", "the host broke off or could not be reached")},
+		{entry(503, "<NOSRV>", "SC"), sut.LogFailed, true, line("WARN", 503, "", "the host broke off or could not be reached")},
+		{"[WARNING] (1) : Server web/web-1 is DOWN", sut.LogAll, false, ""},
+		{`{"request_id":"17","method":`, sut.LogAll, false, ""}, // cut
 	} {
 		var log bytes.Buffer
 		handler := slog.NewJSONHandler(&log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
@@ -175,9 +175,10 @@ func TestHAProxyPrinted(t *testing.T) {
 			}
 			return a
 		}})
-		h := NewHAProxy(HAProxyConfig{Config: Config{
-			Node: "lb-1", Upstreams: []sut.Peer{host(1, 1, 0)}, LogRequests: test.logged, Log: slog.New(handler),
-		}})
+		h := New(Config{
+			Balancing: sut.Balancing{Node: "lb-1", Membership: sut.Membership{Upstreams: []sut.Peer{host(1, 1, 0)}}, LogRequests: test.logged},
+			Log:       slog.New(handler),
+		})
 		if _, _, err := h.places.change(sut.Membership{Upstreams: []sut.Peer{host(1, 1, 0), host(2, 2, 0)}}, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -190,11 +191,11 @@ func TestHAProxyPrinted(t *testing.T) {
 	}
 }
 
-// TestHAProxyQuestionIsGivenUp: a caller who gives up in the middle of what it says to
+// TestQuestionIsGivenUp: a caller who gives up in the middle of what it says to
 // the server is told that, and not that a connection is closed.
-func TestHAProxyQuestionIsGivenUp(t *testing.T) {
+func TestQuestionIsGivenUp(t *testing.T) {
 	t.Parallel()
-	h := NewHAProxy(HAProxyConfig{Config: Config{Node: "lb-1", Upstreams: []sut.Peer{host(1, 1, 0)}}, Dir: t.TempDir()})
+	h := New(Config{Balancing: sut.Balancing{Node: "lb-1"}, Dir: t.TempDir()})
 	listener, err := net.Listen("unix", filepath.Join(h.cfg.Dir, socketName))
 	if err != nil {
 		t.Fatal(err)
@@ -215,28 +216,28 @@ func TestHAProxyQuestionIsGivenUp(t *testing.T) {
 	}
 }
 
-// TestHAProxyStatisticsOfHosts: a host that joins is not counted as one that went
+// TestStatisticsOfHosts: a host that joins is not counted as one that went
 // down, and one that is ejected is.
-func TestHAProxyStatisticsOfHosts(t *testing.T) {
+func TestStatisticsOfHosts(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		joins uint64
 		row   string // of the server, as JSON
-		want  UpstreamStatus
+		want  sut.UpstreamStatus
 	}{
-		{1, `{"status":"UP","chkdown":"1","hanafail":""}`, UpstreamStatus{Up: true, WentUp: 1}},
-		{1, `{"status":"DOWN","chkdown":"1","hanafail":"","check_status":"L4CON"}`, UpstreamStatus{Cause: "health check: L4CON"}},
-		{1, `{"status":"UP","chkdown":"2","hanafail":""}`, UpstreamStatus{Up: true, WentUp: 2, WentDown: 1}},
-		{0, `{"status":"DOWN","chkdown":"2","hanafail":"1","check_status":"HANA"}`, UpstreamStatus{WentUp: 1, WentDown: 2, Ejections: 1, Ejected: true, Cause: "health check: HANA"}},
-		{0, `{"status":"MAINT","chkdown":"2","hanafail":"1"}`, UpstreamStatus{}},
+		{1, `{"status":"UP","chkdown":"1","hanafail":""}`, sut.UpstreamStatus{Up: true, WentUp: 1}},
+		{1, `{"status":"DOWN","chkdown":"1","hanafail":"","check_status":"L4CON"}`, sut.UpstreamStatus{Cause: "health check: L4CON"}},
+		{1, `{"status":"UP","chkdown":"2","hanafail":""}`, sut.UpstreamStatus{Up: true, WentUp: 2, WentDown: 1}},
+		{0, `{"status":"DOWN","chkdown":"2","hanafail":"1","check_status":"HANA"}`, sut.UpstreamStatus{WentUp: 1, WentDown: 2, Ejections: 1, Ejected: true, Cause: "health check: HANA"}},
+		{0, `{"status":"MAINT","chkdown":"2","hanafail":"1"}`, sut.UpstreamStatus{}},
 	} {
 		values := map[string]string{"scur": "0", "stot": "0"}
 		if err := json.Unmarshal([]byte(test.row), &values); err != nil {
 			t.Fatal(err)
 		}
 		var failed error
-		var got UpstreamStatus
-		got.add(statRow{values, &failed}, test.joins)
+		var got sut.UpstreamStatus
+		add(&got, statRow{values, &failed}, test.joins)
 		if diff := cmp.Diff(test.want, got); diff != "" || failed != nil {
 			t.Errorf("%s: %v (-want +got):\n%s", test.row, failed, diff)
 		}

@@ -1,33 +1,38 @@
 //go:build long
 
-package resp
+package redis_test
 
 import (
 	"bufio"
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/redis"
+	"github.com/stagebench/stagebench/sut/resp/policytest"
 )
 
 // sampling is a Redis server that is asked for keys, and stores those that it does not
 // have.
 type sampling struct {
 	*testing.T
-	server *Redis
+	server *redis.Server
 	conn   net.Conn
 	lines  *bufio.Reader
 	script string
 }
 
 // sample starts a Redis server with a budget.
-func sample(t *testing.T, evict Evict, budget int64) *sampling {
+func sample(t *testing.T, evict string, budget int64) *sampling {
 	t.Helper()
-	install, err := FindRedis()
+	install, err := redis.Find()
 	if err != nil {
 		t.Skip(err)
 	}
@@ -37,7 +42,7 @@ func sample(t *testing.T, evict Evict, budget int64) *sampling {
 	}
 	address := listener.Addr().String()
 	_ = listener.Close()
-	server := NewRedis(RedisConfig{Install: install, Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: listener.Addr().(*net.TCPAddr).Port, MaxBytes: budget, Evict: evict})
+	server := redis.New(redis.Config{Install: install, Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: listener.Addr().(*net.TCPAddr).Port, MaxBytes: budget, Evict: evict})
 	command := server.Command()
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
@@ -97,7 +102,7 @@ func (s *sampling) ask(keys []int) (hits []bool) {
 	return hits
 }
 
-func (s *sampling) stats() Stats {
+func (s *sampling) stats() sut.CacheFigures {
 	stats, err := s.server.Stats(context.Background())
 	if err != nil {
 		s.Fatal(err)
@@ -110,15 +115,15 @@ func (s *sampling) stats() Stats {
 // policies all the same, at 1,000 requests per second. (Asked a hundred times faster,
 // its LRU of 5 % was at 51.7 %, which is that of FIFO, where LRU has 56.9 %.) How many
 // keys its budget holds is counted, and is what the simulation has room for.
-func TestRedisAgainstSimulation(t *testing.T) {
+func TestAgainstSimulation(t *testing.T) {
 	const keys, warm, requests, batch = 10_000, 50_000, 60_000, 10
-	for _, evict := range []Evict{LRU, LFU, FIFO} {
+	for _, evict := range []string{"lru", "lfu", "fifo"} {
 		for _, percent := range []int64{1, 5, 20} {
 			t.Run(fmt.Sprintf("%s/%d%%", evict, percent), func(t *testing.T) {
 				t.Parallel()
 				empty := sample(t, evict, 0).stats().Bytes
 				s := sample(t, evict, empty+keys*percent/100*1200)
-				z := newZipf(keys, 7)
+				z := policytest.NewZipf(keys, 7)
 				var asked []int
 				var got int
 				var room int64
@@ -127,7 +132,7 @@ func TestRedisAgainstSimulation(t *testing.T) {
 				for len(asked) < warm+requests {
 					var these []int
 					for range batch {
-						these = append(these, z.next())
+						these = append(these, z.Next())
 					}
 					paced := len(asked) >= warm
 					asked = append(asked, these...)
@@ -137,22 +142,26 @@ func TestRedisAgainstSimulation(t *testing.T) {
 					}
 					<-tick.C
 					for _, hit := range hits {
-						got += count(hit)
+						if hit {
+							got++
+						}
 					}
 					if len(asked)%1000 == 0 {
-						room = max(room, s.stats().Keys)
+						room = max(room, s.stats().Entries)
 					}
 				}
-				simulation := &naive{capacity: int(room), where: map[int]int{}}
+				simulation := policytest.NewNaive(int(room))
 				want := 0
 				for i, key := range asked {
-					if hit := simulation.request(evict, key); i >= warm {
-						want += count(hit)
+					if hit := simulation.Request(evict, key); hit && i >= warm {
+						want++
 					}
 				}
 				ratio := func(hits int) float64 { return 100 * float64(hits) / requests }
 				t.Logf("%d keys: hit ratio %.2f %%, simulation %.2f %%", room, ratio(got), ratio(want))
-				near(t, "redis", ratio(got), ratio(want), 5)
+				if math.Abs(ratio(got)-ratio(want)) > 5 {
+					t.Errorf("hit ratio %.2f %%, want %.2f %% within 5 points", ratio(got), ratio(want))
+				}
 			})
 		}
 	}

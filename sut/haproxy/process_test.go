@@ -1,4 +1,4 @@
-package balance_test
+package haproxy_test
 
 import (
 	"bufio"
@@ -15,16 +15,17 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stagebench/stagebench/sut/balance"
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/haproxy"
 )
 
 // patience bounds every wait; nothing here is expected to come near it.
 const patience = 60 * time.Second
 
 // haproxyInstalled finds the server or skips the test.
-func haproxyInstalled(t testing.TB) balance.HAProxyInstall {
+func haproxyInstalled(t testing.TB) haproxy.Install {
 	t.Helper()
-	install, err := balance.FindHAProxy()
+	install, err := haproxy.Find()
 	if err != nil {
 		t.Skipf("needs Debian's package haproxy: %v", err)
 	}
@@ -32,11 +33,11 @@ func haproxyInstalled(t testing.TB) balance.HAProxyInstall {
 }
 
 // newHAProxy describes a server on a free port, in a directory of its own.
-func newHAProxy(t testing.TB, install balance.HAProxyInstall, cfg balance.Config) *balance.HAProxy {
+func newHAProxy(t testing.TB, install haproxy.Install, cfg sut.Balancing) *haproxy.Server {
 	t.Helper()
 	cfg.Node = "lb-1"
-	return balance.NewHAProxy(balance.HAProxyConfig{
-		Config: cfg, Install: install, Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t), MaxConnections: 500,
+	return haproxy.New(haproxy.Config{
+		Balancing: cfg, Install: install, Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t), MaxConnections: 500,
 	})
 }
 
@@ -110,7 +111,7 @@ func launch(t testing.TB, cmd *exec.Cmd) *process {
 }
 
 // startHAProxy prepares and starts a server and waits until it serves.
-func startHAProxy(t testing.TB, h *balance.HAProxy) *process {
+func startHAProxy(t testing.TB, h *haproxy.Server) *process {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()

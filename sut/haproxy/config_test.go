@@ -1,4 +1,4 @@
-package balance
+package haproxy
 
 import (
 	"errors"
@@ -19,22 +19,22 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden configurations")
 
-func TestHAProxyConfiguration(t *testing.T) {
+func TestConfiguration(t *testing.T) {
 	t.Parallel()
 	hosts := []sut.Peer{{Node: "web-1", Address: "127.0.0.2:8001", Weight: 2}, {Node: "web-2", Address: "[::1]:8002", Weight: 0.5}}
-	for name, cfg := range map[string]Config{
-		"sticky": {Policy: PolicyLeastConn, Sticky: true, HealthInterval: 1500 * time.Millisecond},
-		"routes": {Policy: PolicyWeightedRoundRobin, Sticky: true, EjectAfter: 5, LogRequests: LogAll, Routes: []sut.Route{
+	for name, cfg := range map[string]sut.Balancing{
+		"sticky": {Policy: sut.PolicyLeastConn, Sticky: true, HealthInterval: 1500 * time.Millisecond},
+		"routes": {Policy: sut.PolicyWeightedRoundRobin, Sticky: true, EjectAfter: 5, LogRequests: sut.LogAll, Membership: sut.Membership{Routes: []sut.Route{
 			{Method: "POST", Path: "/api/photos", To: []string{"web-1"}},
 			{Path: "/img/*", Header: "X-Batch:1", Cookie: "beta", To: []string{"web-2", "web-1"}},
 			{To: []string{"web-2"}},
-		}},
-		"layer4": {Policy: PolicyIPHash, Layer: Layer4, EjectAfter: 3},
+		}}},
+		"layer4": {Policy: sut.PolicyIPHash, Layer: sut.Layer4, EjectAfter: 3},
 	} {
 		cfg.Node, cfg.Upstreams = "lb-1", hosts
-		complete := HAProxyConfig{Config: cfg, Listen: net.IPv4(127, 0, 0, 1), Port: 8080, Procs: 2}.defaults()
-		got := complete.render(1234, newPlaces(complete.Config).reset())
-		path := filepath.Join("testdata", "haproxy-"+name+".cfg")
+		complete := Config{Balancing: cfg, Listen: net.IPv4(127, 0, 0, 1), Port: 8080, Procs: 2}.defaults()
+		got := complete.render(1234, newPlaces(complete.Balancing).reset())
+		path := filepath.Join("testdata", name+".cfg")
 		if *update {
 			if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
 				t.Fatal(err)
@@ -70,7 +70,7 @@ func TestConnectionsWithinTheFileLimit(t *testing.T) {
 	}
 }
 
-func TestHAProxyStatistics(t *testing.T) {
+func TestStatistics(t *testing.T) {
 	t.Parallel()
 	const header = "# pxname,svname,scur,stot,wredis,status,chkdown,check_status,last_chk,hrsp_1xx,hrsp_2xx,hrsp_3xx,hrsp_4xx,hrsp_5xx,hrsp_other,addr,\n"
 	rows, err := parseStat(header +
@@ -86,14 +86,14 @@ func TestHAProxyStatistics(t *testing.T) {
 	for i := range 3 {
 		peers = append(peers, sut.Peer{Node: fmt.Sprintf("web-%d", i+1), Address: fmt.Sprintf("127.0.0.1:%d", i+1)})
 	}
-	hosts := newPlaces(Config{Upstreams: peers})
-	var got Status
-	if err := got.fill(rows, hosts); err != nil {
+	hosts := newPlaces(sut.Balancing{Membership: sut.Membership{Upstreams: peers}})
+	var got sut.BalancerStatus
+	if err := fill(&got, rows, hosts); err != nil {
 		t.Fatal(err)
 	}
-	want := Status{
+	want := sut.BalancerStatus{
 		Responses: map[string]uint64{"1xx": 0, "2xx": 5, "3xx": 1, "4xx": 2, "5xx": 3, "other": 4}, Redispatches: 7,
-		Upstreams: []UpstreamStatus{
+		Upstreams: []sut.UpstreamStatus{
 			{Node: "web-1", Address: "127.0.0.1:1", Up: true, InFlight: 1, Requests: 5, WentUp: 2, WentDown: 2},
 			{Node: "web-2", Address: "127.0.0.1:2", Requests: 4, WentUp: 2, WentDown: 3, Cause: "health check: L4CON Connection refused"},
 			{Node: "web-3", Address: "127.0.0.1:3", Cause: "health check:"},
@@ -110,7 +110,7 @@ func TestHAProxyStatistics(t *testing.T) {
 	} {
 		rows, err := parseStat(text)
 		if err == nil {
-			err = new(Status).fill(rows, hosts)
+			err = fill(new(sut.BalancerStatus), rows, hosts)
 		}
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: error %v, want one about %q", text, err, want)
@@ -118,14 +118,14 @@ func TestHAProxyStatistics(t *testing.T) {
 	}
 }
 
-func TestChooseHAProxy(t *testing.T) {
+func TestChoose(t *testing.T) {
 	t.Parallel()
 	installs := map[string]string{"/old": "1.8.4", "/older": "2.5.14", "/good": "2.6.12", "/new": "3.1.0"}
-	look := func(path string) (HAProxyInstall, error) {
+	look := func(path string) (Install, error) {
 		if version, found := installs[path]; found {
-			return HAProxyInstall{Path: path, Version: version}, nil
+			return Install{Path: path, Version: version}, nil
 		}
-		return HAProxyInstall{}, errors.New("no such program")
+		return Install{}, errors.New("no such program")
 	}
 	for _, test := range []struct {
 		paths []string
@@ -136,7 +136,7 @@ func TestChooseHAProxy(t *testing.T) {
 		{[]string{"/none", "/older"}, "found only version 2.5.14 at /older, want 2.6 or newer\napt-get install haproxy"},
 		{[]string{"/none"}, "not found on PATH, in /usr/sbin or /usr/local/sbin\napt-get install haproxy"},
 	} {
-		install, err := chooseHAProxy(test.paths, look)
+		install, err := choose(test.paths, look)
 		switch {
 		case err != nil && !strings.Contains(err.Error(), test.want):
 			t.Errorf("%v: error %q, want %q", test.paths, err, test.want)
@@ -146,7 +146,7 @@ func TestChooseHAProxy(t *testing.T) {
 	}
 }
 
-func TestParseHAProxyVersion(t *testing.T) {
+func TestParseVersion(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		"HAProxy version 2.6.12-1+deb12u4 2026/10/17 - https://haproxy.org/\nStatus: x\n": "2.6.12",
@@ -154,34 +154,36 @@ func TestParseHAProxyVersion(t *testing.T) {
 		"HA-Proxy version 1.8.4-1 2018/02/08\n":                                           "1.8.4",
 		"nginx version: nginx/1.22.1\n":                                                   "",
 	} {
-		got, err := parseHAProxyVersion(text)
+		got, err := parseVersion(text)
 		if got != want || (err == nil) != (want != "") {
 			t.Errorf("%q: %q, %v, want %q", text, got, err, want)
 		}
 	}
 }
 
-func TestHAProxyConfigurationIsRefused(t *testing.T) {
+func TestConfigurationIsRefused(t *testing.T) {
 	t.Parallel()
-	good := HAProxyConfig{
-		Config:  Config{Node: "lb-1", Upstreams: []sut.Peer{{Node: "web-1", Address: "127.0.0.1:80"}}},
-		Install: HAProxyInstall{Path: "/nonexistent", Version: "2.6.12"}, Dir: "/nonexistent", Listen: net.IPv4(127, 0, 0, 1), Port: 8080,
+	good := Config{
+		Balancing: sut.Balancing{Node: "lb-1", Membership: sut.Membership{Upstreams: []sut.Peer{{Node: "web-1", Address: "127.0.0.1:80"}}}},
+		Install:   Install{Path: "/nonexistent", Version: "2.6.12"}, Dir: "/nonexistent", Listen: net.IPv4(127, 0, 0, 1), Port: 8080,
 	}
 	for name, test := range map[string]struct {
-		change func(*HAProxyConfig)
+		change func(*Config)
 		want   string
 	}{
-		"no install":  {func(c *HAProxyConfig) { c.Install = HAProxyInstall{} }, "no HAProxy installation"},
-		"no dir":      {func(c *HAProxyConfig) { c.Dir = "" }, "no directory"},
-		"no address":  {func(c *HAProxyConfig) { c.Listen = nil }, "no address"},
-		"port 0":      {func(c *HAProxyConfig) { c.Port = 0 }, "port 0"},
-		"procs":       {func(c *HAProxyConfig) { c.Procs = -1 }, "procs -1"},
-		"connections": {func(c *HAProxyConfig) { c.MaxConnections = -1 }, "max connections -1"},
-		"drain":       {func(c *HAProxyConfig) { c.Drain = 1 }, "drain 1ns"},
+		"no install":  {func(c *Config) { c.Install = Install{} }, "no HAProxy installation"},
+		"no dir":      {func(c *Config) { c.Dir = "" }, "no directory"},
+		"no address":  {func(c *Config) { c.Listen = nil }, "no address"},
+		"port 0":      {func(c *Config) { c.Port = 0 }, "port 0"},
+		"procs":       {func(c *Config) { c.Procs = -1 }, "procs -1"},
+		"connections": {func(c *Config) { c.MaxConnections = -1 }, "max connections -1"},
+		"drain":       {func(c *Config) { c.Drain = 1 }, "drain 1ns"},
+		"algorithm":   {func(c *Config) { c.Policy = sut.PolicyLeastResponseTime }, "no such algorithm"},
+		"injection":   {func(c *Config) { c.Upstreams = []sut.Peer{{Node: "web-1", Address: "127.0.0.1:80\nglobal"}} }, "want IP:port"},
 	} {
 		cfg := good
 		test.change(&cfg)
-		if err := NewHAProxy(cfg).Prepare(t.Context()); err == nil || !strings.Contains(err.Error(), test.want) {
+		if err := New(cfg).Prepare(t.Context()); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: error %v, want one about %q", name, err, test.want)
 		}
 	}

@@ -1,11 +1,23 @@
-package balance
+// Package haproxy describes a native HAProxy server, so that somebody else can start
+// it: its files, its command, its configuration text, and what it is asked and told
+// over its runtime socket.
+//
+// It starts nothing itself, but the program for its version and for a check of its
+// configuration. The kit in sut/balance/balancetest holds it to the behaviour of
+// every balancer.
+//
+// The order of calls is Find, New, Prepare, the started Command, Ready until it
+// returns nil, then Status and SetMembership at any time, and StopSignal. All methods
+// but Prepare may be called concurrently.
+package haproxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,13 +33,14 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// HAProxyConfig says which native balancer to describe. The zero value of a
-// field means its default, where one is given.
-type HAProxyConfig struct {
-	// Config is what both engines share.
-	Config
-	// Install is the program to run, as FindHAProxy returned it.
-	Install HAProxyInstall
+// Config says which server to describe. The zero value of a field means its default,
+// where one is given.
+type Config struct {
+	sut.Balancing
+	// Log receives the requests that LogRequests says; default nowhere.
+	Log *slog.Logger
+	// Install is the program to run, as Find returned it.
+	Install Install
 	// Dir is the server's private directory. It is made when it does not exist.
 	Dir string
 	// Listen is the address to bind.
@@ -45,19 +58,20 @@ type HAProxyConfig struct {
 }
 
 // defaults fills what was left at zero.
-func (c HAProxyConfig) defaults() HAProxyConfig {
-	c.Config = c.Config.defaults()
-	setDefault(&c.Procs, 1)
-	setDefault(&c.MaxConnections, 10_000)
-	setDefault(&c.Drain, 10*time.Second)
+func (c Config) defaults() Config {
+	c.Balancing = c.Complete()
+	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
+	c.Procs = cmp.Or(c.Procs, 1)
+	c.MaxConnections = cmp.Or(c.MaxConnections, 10_000)
+	c.Drain = cmp.Or(c.Drain, 10*time.Second)
 	return c
 }
 
 // validate says what is wrong with a configuration that has its defaults.
-func (c HAProxyConfig) validate() error {
+func (c Config) validate() error {
 	switch {
 	case c.Install.Path == "":
-		return errors.New("no HAProxy installation given\nuse the one that FindHAProxy returns")
+		return errors.New("no HAProxy installation given\nuse the one that Find returns")
 	case c.Dir == "":
 		return errors.New("no directory given")
 	case c.Listen == nil:
@@ -70,17 +84,13 @@ func (c HAProxyConfig) validate() error {
 		return fmt.Errorf("max connections %d: want at least 1", c.MaxConnections)
 	case c.Drain < time.Second:
 		return fmt.Errorf("drain %v: want at least 1s", c.Drain)
-	}
-	if c.Policy == PolicyLeastResponseTime {
+	case c.Policy == sut.PolicyLeastResponseTime:
 		return fmt.Errorf("policy %s: HAProxy has no such algorithm", c.Policy)
 	}
-	return c.Config.validate()
+	return c.Validate()
 }
 
-// HAProxy describes one HAProxy server. It never starts or supervises it.
-//
-// The order of calls is NewHAProxy, Prepare, Command, Ready until it returns
-// nil. Everything that the server keeps is in its directory.
+// Server describes one server. Everything that it keeps is in its directory.
 //
 // Each route has a backend of its own, and the rest one called web. In all of them
 // every host has a place, and there are places in reserve for hosts that come
@@ -91,47 +101,38 @@ func (c HAProxyConfig) validate() error {
 // are down names those that it was started with. (It could be told to add
 // servers, too, but HAProxy 2.6 takes none with a cookie then.)
 //
-// It differs from Balancer in how hosts are ejected: HAProxy counts every answer
+// It differs from the embedded balancer in how hosts are ejected: HAProxy counts every answer
 // of 500 and more but 501 and 505, also a 503 of a host that says it is full, and
 // an ejected host is back with its next good health check. And a host that gets a
 // new address finishes what it has at the old one without anybody waiting for it.
 //
-// Its weights are whole numbers: those of a Config count in tenths, or coarser
+// Its weights are whole numbers: those of its hosts count in tenths, or coarser
 // where the largest is above 25.6.
 //
 // It also differs in what a client sees when a host dies while it works
-// on a request. Balancer answers 502. HAProxy does so on a connection's first
+// on a request. The embedded balancer answers 502. HAProxy does so on a connection's first
 // request only; on a later one it closes the connection without an answer, and
 // leaves it to the client to repeat the request. A client that does so by
 // itself, as Go's does for GET, hides the failure from whoever uses it.
-type HAProxy struct {
-	cfg    HAProxyConfig
+type Server struct {
+	cfg    Config
 	places *places
 	// telling is held while the server is told of a membership, so that of two at
 	// once the later one is in force at the end.
 	telling sync.Mutex
-	// registered is the result of putting the metrics into the registry; Prepare
-	// reports it.
-	registered error
 }
 
-// NewHAProxy describes a server and puts its metrics into the registry. Prepare
-// checks the configuration.
-func NewHAProxy(cfg HAProxyConfig) *HAProxy {
+// New describes a server. Prepare checks the configuration.
+func New(cfg Config) *Server {
 	cfg = cfg.defaults()
-	h := &HAProxy{cfg: cfg, places: newPlaces(cfg.Config)}
-	h.registered = h.cfg.Registry.Register(collector{h.Status})
-	return h
+	return &Server{cfg: cfg, places: newPlaces(cfg.Balancing)}
 }
 
 // Prepare writes the server's configuration into its directory and has the
 // server check it. It may be called again before a restart.
-func (h *HAProxy) Prepare(ctx context.Context) error {
+func (h *Server) Prepare(ctx context.Context) error {
 	if err := h.cfg.validate(); err != nil {
 		return fmt.Errorf("haproxy: %w", err)
-	}
-	if h.registered != nil {
-		return fmt.Errorf("haproxy: metrics: %w", h.registered)
 	}
 	dir, err := filepath.Abs(h.cfg.Dir)
 	if err != nil {
@@ -162,14 +163,14 @@ func (h *HAProxy) Prepare(ctx context.Context) error {
 // Command returns the command that runs the server in the foreground, without a
 // master process, not started. It logs to its standard error. The caller may
 // add to its SysProcAttr.
-func (h *HAProxy) Command() *exec.Cmd {
+func (h *Server) Command() *exec.Cmd {
 	return h.command(context.Background(), "-db", "-f", configName)
 }
 
 // command prepares a call of the program in its directory. The paths that it is
 // given are relative to that, because the path of a Unix socket is limited to
 // 107 bytes and the directory's may be longer.
-func (h *HAProxy) command(ctx context.Context, args ...string) *exec.Cmd {
+func (h *Server) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, h.cfg.Install.Path, args...)
 	cmd.Dir = h.cfg.Dir
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "TZ=UTC"}
@@ -178,7 +179,7 @@ func (h *HAProxy) command(ctx context.Context, args ...string) *exec.Cmd {
 }
 
 // Ready asks once whether the server serves: nil when it accepts clients.
-func (h *HAProxy) Ready(ctx context.Context) error {
+func (h *Server) Ready(ctx context.Context) error {
 	rows, err := h.rows(ctx)
 	if err != nil {
 		return fmt.Errorf("haproxy: %w", err)
@@ -194,11 +195,11 @@ func (h *HAProxy) Ready(ctx context.Context) error {
 // StopSignal is HAProxy's soft stop: it stops listening, closes idle
 // connections, lets requests finish within Config.Drain, and ends. A connection
 // on which nothing was ever asked counts as busy, and so do all of layer 4.
-func (h *HAProxy) StopSignal() os.Signal { return syscall.SIGUSR1 }
+func (h *Server) StopSignal() os.Signal { return syscall.SIGUSR1 }
 
 // Version asks the installed program for its version, such as "2.6.12".
-func (h *HAProxy) Version(ctx context.Context) (string, error) {
-	version, err := haproxyVersion(ctx, h.cfg.Install.Path)
+func (h *Server) Version(ctx context.Context) (string, error) {
+	version, err := askVersion(ctx, h.cfg.Install.Path)
 	if err != nil {
 		return "", fmt.Errorf("haproxy: version: %w", err)
 	}
@@ -206,63 +207,54 @@ func (h *HAProxy) Version(ctx context.Context) (string, error) {
 }
 
 // Address is the host:port that the server listens on.
-func (h *HAProxy) Address() string {
+func (h *Server) Address() string {
 	return net.JoinHostPort(h.cfg.Listen.String(), strconv.Itoa(h.cfg.Port))
 }
 
-// Admin is the operators' side: /metrics, /healthz, /readyz and /status, under
-// the names that Balancer has, translated from the server's own statistics, and
-// PUT of sut.MembershipPath.
-func (h *HAProxy) Admin() http.Handler {
-	mux := admin(h.cfg.Registry, h.Status)
-	mux.Handle("PUT "+sut.MembershipPath, membershipHandler(h.SetMembership))
-	return mux
-}
-
 // Status asks the server for its hosts and what it has done so far.
-func (h *HAProxy) Status(ctx context.Context) (Status, error) {
+func (h *Server) Status(ctx context.Context) (sut.BalancerStatus, error) {
 	rows, err := h.rows(ctx)
 	if err != nil {
-		return Status{}, err
+		return sut.BalancerStatus{}, err
 	}
-	status := Status{Node: h.cfg.Node, Engine: sut.HAProxy, Layer: h.cfg.Layer, Policy: h.cfg.Policy, Sticky: h.cfg.Sticky}
-	return status, status.fill(rows, h.places)
+	status := sut.BalancerStatus{Node: h.cfg.Node, Engine: sut.HAProxy, Layer: h.cfg.Layer, Policy: h.cfg.Policy, Sticky: h.cfg.Sticky}
+	return status, fill(&status, rows, h.places)
 }
 
-// minHAProxy is the oldest version that is supported, major and minor: Debian
+// oldest is the oldest version that is supported, major and minor: Debian
 // 12's.
-const minHAProxyMajor, minHAProxyMinor = 2, 6
+const oldestMajor, oldestMinor = 2, 6
 
-// howToInstallHAProxy is the second line of every error about a missing server.
-const howToInstallHAProxy = "apt-get install haproxy"
+// howToInstall is the second line of every error about a missing server.
+const howToInstall = "apt-get install haproxy"
 
-// HAProxyInstall is an installed HAProxy.
-type HAProxyInstall struct {
+// Install is an installed HAProxy.
+type Install struct {
 	// Path is the program.
 	Path string
 	// Version is what it says of itself, such as "2.6.12".
 	Version string
 }
 
-// FindHAProxy looks for an installed server: on PATH, then where packages put
+// Find looks for an installed server: on PATH, then where packages put
 // it, which an ordinary user's PATH leaves out. The second line of its error
 // says how to get one.
-func FindHAProxy() (HAProxyInstall, error) {
+func Find() (Install, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	return chooseHAProxy([]string{"haproxy", "/usr/sbin/haproxy", "/usr/local/sbin/haproxy"}, func(path string) (HAProxyInstall, error) {
+	return choose([]string{"haproxy", "/usr/sbin/haproxy", "/usr/local/sbin/haproxy"}, func(path string) (Install, error) {
 		path, err := exec.LookPath(path)
 		if err != nil {
-			return HAProxyInstall{}, err
+			return Install{}, err
 		}
-		version, err := haproxyVersion(ctx, path)
-		return HAProxyInstall{Path: path, Version: version}, err
+		version, err := askVersion(ctx, path)
+		return Install{Path: path, Version: version}, err
 	})
 }
 
-// chooseHAProxy picks the first that is there and new enough.
-func chooseHAProxy(paths []string, look func(path string) (HAProxyInstall, error)) (HAProxyInstall, error) {
-	var old *HAProxyInstall
+// choose picks the first that is there and new enough.
+func choose(paths []string, look func(path string) (Install, error)) (Install, error) {
+	var old *Install
 	for _, path := range paths {
 		install, err := look(path)
 		if err != nil {
@@ -274,24 +266,24 @@ func chooseHAProxy(paths []string, look func(path string) (HAProxyInstall, error
 		old = &install
 	}
 	if old != nil {
-		return HAProxyInstall{}, fmt.Errorf("haproxy: found only version %s at %s, want %d.%d or newer\n%s",
-			old.Version, old.Path, minHAProxyMajor, minHAProxyMinor, howToInstallHAProxy)
+		return Install{}, fmt.Errorf("haproxy: found only version %s at %s, want %d.%d or newer\n%s",
+			old.Version, old.Path, oldestMajor, oldestMinor, howToInstall)
 	}
-	return HAProxyInstall{}, errors.New("haproxy: not found on PATH, in /usr/sbin or /usr/local/sbin\n" + howToInstallHAProxy)
+	return Install{}, errors.New("haproxy: not found on PATH, in /usr/sbin or /usr/local/sbin\n" + howToInstall)
 }
 
-// haproxyVersion asks a program for its version.
-func haproxyVersion(ctx context.Context, path string) (string, error) {
+// askVersion asks a program for its version.
+func askVersion(ctx context.Context, path string) (string, error) {
 	out, err := exec.CommandContext(ctx, path, "-v").Output()
 	if err != nil {
 		return "", err
 	}
-	return parseHAProxyVersion(string(out))
+	return parseVersion(string(out))
 }
 
-// parseHAProxyVersion reads "HAProxy version 2.6.12-1+deb12u4 2026/10/17"; older
+// parseVersion reads "HAProxy version 2.6.12-1+deb12u4 2026/10/17"; older
 // ones say "HA-Proxy version".
-func parseHAProxyVersion(text string) (string, error) {
+func parseVersion(text string) (string, error) {
 	match := regexp.MustCompile(`^HA-?Proxy version (\d+\.\d+(?:\.\d+)?)`).FindStringSubmatch(text)
 	if match == nil {
 		line, _, _ := strings.Cut(text, "\n")
@@ -308,5 +300,5 @@ func newEnough(version string) bool {
 	if len(parts) > 1 {
 		minor, _ = strconv.Atoi(parts[1])
 	}
-	return major > minHAProxyMajor || major == minHAProxyMajor && minor >= minHAProxyMinor
+	return major > oldestMajor || major == oldestMajor && minor >= oldestMinor
 }

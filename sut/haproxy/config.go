@@ -1,4 +1,4 @@
-package balance
+package haproxy
 
 import (
 	"fmt"
@@ -38,8 +38,8 @@ func connectionsWithin(want int, files uint64) int {
 
 // render writes the server's configuration file for those backends. Everything in
 // it has passed validate, so that nothing needs quotes.
-func (c HAProxyConfig) render(maxConnections int, backends []backend) string {
-	f := &haproxyFile{}
+func (c Config) render(maxConnections int, backends []backend) string {
+	f := &file{}
 	f.line("# Written by stagebench before each start.")
 	f.line("global")
 	f.set("nbthread %d", c.Procs)
@@ -53,7 +53,7 @@ func (c HAProxyConfig) render(maxConnections int, backends []backend) string {
 
 	f.line("frontend public")
 	f.set("bind %s", net.JoinHostPort(c.Listen.String(), strconv.Itoa(c.Port)))
-	if c.Layer == Layer7 {
+	if c.Layer == sut.Layer7 {
 		c.renderRequests(f)
 	}
 	for _, b := range backends {
@@ -69,11 +69,11 @@ func (c HAProxyConfig) render(maxConnections int, backends []backend) string {
 	return f.String()
 }
 
-// haproxyFile is a configuration in the making.
-type haproxyFile struct{ strings.Builder }
+// file is a configuration in the making.
+type file struct{ strings.Builder }
 
-func (f *haproxyFile) line(format string, args ...any) { fmt.Fprintf(f, format+"\n", args...) }
-func (f *haproxyFile) set(format string, args ...any)  { f.line("    "+format, args...) }
+func (f *file) line(format string, args ...any) { fmt.Fprintf(f, format+"\n", args...) }
+func (f *file) set(format string, args ...any)  { f.line("    "+format, args...) }
 
 func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) + "ms" }
 
@@ -81,7 +81,7 @@ func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseco
 // than anybody keeps one.
 const connectionLife = 24 * time.Hour
 
-func (c HAProxyConfig) renderDefaults(f *haproxyFile) {
+func (c Config) renderDefaults(f *file) {
 	f.line("defaults")
 	f.set("timeout connect %s", milliseconds(c.ConnectTimeout))
 	f.set("timeout queue %s", milliseconds(c.ConnectTimeout))
@@ -89,7 +89,7 @@ func (c HAProxyConfig) renderDefaults(f *haproxyFile) {
 	// Another host at each retry, and a retry only when nothing was sent.
 	f.set("option redispatch 1")
 	f.set("retries %d", max(3, len(c.Upstreams)))
-	if c.Layer == Layer4 {
+	if c.Layer == sut.Layer4 {
 		f.set("mode tcp")
 		f.set("timeout client %s", milliseconds(connectionLife))
 		f.set("timeout server %s", milliseconds(connectionLife))
@@ -113,7 +113,7 @@ func (c HAProxyConfig) renderDefaults(f *haproxyFile) {
 
 // renderRequests is what happens to each request, whoever gets it: what hosts
 // learn of the client, the request's id, and its line in the log.
-func (c HAProxyConfig) renderRequests(f *haproxyFile) {
+func (c Config) renderRequests(f *file) {
 	f.set("http-request set-header X-Forwarded-Host %%[req.hdr(Host)]")
 	f.set("http-request set-header X-Forwarded-Proto http")
 	f.set("acl with_id req.hdr(%s) -m reg ^[A-Za-z0-9._-]{1,64}$", sut.RequestIDHeader)
@@ -122,29 +122,29 @@ func (c HAProxyConfig) renderRequests(f *haproxyFile) {
 	f.set("http-request set-var(txn.id) req.hdr(%s)", sut.RequestIDHeader)
 	f.set("http-request set-var(txn.path) path")
 	f.set("http-after-response set-header %s %%[var(txn.id)]", sut.RequestIDHeader)
-	if c.LogRequests == LogNone {
+	if c.LogRequests == sut.LogNone {
 		return
 	}
 	f.set("log global")
-	if c.LogRequests == LogFailed {
+	if c.LogRequests == sut.LogFailed {
 		f.set("option dontlog-normal") // and Printed leaves out what went well in the end
 	}
 	f.set("log-format %s", logFormat)
 }
 
 // renderBackend writes a backend with all places in it.
-func (c HAProxyConfig) renderBackend(f *haproxyFile, b backend) {
+func (c Config) renderBackend(f *file, b backend) {
 	f.line("backend %s", b.name)
 	switch c.Policy {
-	case PolicyIPHash:
+	case sut.PolicyIPHash:
 		f.set("balance source")
 		f.set("hash-type consistent")
-	case PolicyLeastConn:
+	case sut.PolicyLeastConn:
 		f.set("balance leastconn")
 	default:
 		f.set("balance roundrobin")
 	}
-	if len(b.route.To) > 0 && c.Layer == Layer7 {
+	if len(b.route.To) > 0 && c.Layer == sut.Layer7 {
 		c.renderError(f.set, 503, "none of "+strings.Join(b.route.To, ", ")+" is up, try again later")
 	}
 	f.set("option httpchk")
@@ -154,7 +154,7 @@ func (c HAProxyConfig) renderBackend(f *haproxyFile, b backend) {
 		f.set("cookie %s insert indirect nocache httponly", b.cookie)
 	}
 	server := "default-server check inter %s fall 1 rise 1"
-	if c.Layer == Layer4 {
+	if c.Layer == sut.Layer4 {
 		server += " on-marked-down shutdown-sessions"
 	} else {
 		server += fmt.Sprintf(" pool-max-conn %d", c.MaxIdlePerUpstream)
@@ -162,7 +162,7 @@ func (c HAProxyConfig) renderBackend(f *haproxyFile, b backend) {
 	if c.EjectAfter > 0 {
 		// A 503 counts here, too: when the database is away, all hosts are taken out
 		// for it. So who is down is asked more often, and one that is well is back soon.
-		server += fmt.Sprintf(" downinter %s observe %s error-limit %d on-error mark-down", milliseconds(c.HealthInterval/5), map[string]string{Layer7: "layer7", Layer4: "layer4"}[c.Layer], c.EjectAfter)
+		server += fmt.Sprintf(" downinter %s observe %s error-limit %d on-error mark-down", milliseconds(c.HealthInterval/5), map[string]string{sut.Layer7: "layer7", sut.Layer4: "layer4"}[c.Layer], c.EjectAfter)
 	}
 	f.set(server, milliseconds(c.HealthInterval))
 	for _, p := range b.places {
@@ -202,15 +202,15 @@ func (b backend) conditions() string {
 	return strings.Join(all, " ")
 }
 
-// renderErrors has the server's own errors look like those of Balancer.
-func (c HAProxyConfig) renderErrors(set func(format string, args ...any)) {
+// renderErrors has the server's own errors look like those of the embedded balancer.
+func (c Config) renderErrors(set func(format string, args ...any)) {
 	c.renderError(set, 400, "the request could not be read to its end")
 	c.renderError(set, 502, "the web host did not answer the request, which may have taken effect")
 	c.renderError(set, 503, "no web host is up, try again later")
 	c.renderError(set, 504, "the web host did not answer in time")
 }
 
-func (c HAProxyConfig) renderError(set func(format string, args ...any), code int, text string) {
+func (c Config) renderError(set func(format string, args ...any), code int, text string) {
 	headers := ""
 	if code == 503 {
 		headers = fmt.Sprintf(" hdr Retry-After %d hdr X-Degraded web", int((c.HealthInterval+time.Second-1)/time.Second))

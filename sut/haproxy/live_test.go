@@ -1,4 +1,4 @@
-package balance_test
+package haproxy_test
 
 import (
 	"bufio"
@@ -18,7 +18,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
-	"github.com/stagebench/stagebench/sut/balance"
+	"github.com/stagebench/stagebench/sut/haproxy"
 )
 
 // named are hosts in this process that answer with their names.
@@ -41,7 +41,7 @@ func named(t testing.TB, n int) []sut.Peer {
 
 // who asks a path on a connection of its own and returns the status and the name
 // of who answered.
-func who(t testing.TB, h *balance.HAProxy, path, id string) (int, string) {
+func who(t testing.TB, h *haproxy.Server, path, id string) (int, string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+h.Address()+path, nil)
 	if err != nil {
@@ -72,22 +72,25 @@ func until(t testing.TB, what string, condition func() bool) {
 	}
 }
 
-// TestHAProxyLogsRequests: what the server prints becomes lines of the node's
+// TestLogsRequests: what the server prints becomes lines of the node's
 // log, with the host's name also when it came while the server ran.
-func TestHAProxyLogsRequests(t *testing.T) {
+func TestLogsRequests(t *testing.T) {
 	t.Parallel()
 	install := haproxyInstalled(t)
 	for logged, want := range map[string]string{
-		balance.LogNone:   "",
-		balance.LogFailed: "id-2 500 web-2\nid-last 500 web-2\n",
-		balance.LogAll:    "id-1 200 web-2\nid-2 500 web-2\nid-last 500 web-2\n",
+		sut.LogNone:   "",
+		sut.LogFailed: "id-2 500 web-2\nid-last 500 web-2\n",
+		sut.LogAll:    "id-1 200 web-2\nid-2 500 web-2\nid-last 500 web-2\n",
 	} {
 		t.Run(logged, func(t *testing.T) {
 			t.Parallel()
 			hosts := named(t, 2)
 			reader, writer := io.Pipe()
-			h := newHAProxy(t, install, balance.Config{
-				Upstreams: hosts[:1], LogRequests: logged, HealthInterval: 20 * time.Millisecond, Log: slog.New(slog.NewJSONHandler(writer, nil)),
+			h := haproxy.New(haproxy.Config{
+				Balancing: sut.Balancing{
+					Node: "lb-1", Membership: sut.Membership{Upstreams: hosts[:1]}, LogRequests: logged, HealthInterval: 20 * time.Millisecond,
+				},
+				Log: slog.New(slog.NewJSONHandler(writer, nil)), Install: install, Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t),
 			})
 			p := startHAProxy(t, h)
 			if err := h.SetMembership(t.Context(), sut.Membership{Upstreams: hosts[1:]}); err != nil {
@@ -101,7 +104,7 @@ func TestHAProxyLogsRequests(t *testing.T) {
 			for i, path := range []string{long, "/fail", "/fail"} {
 				who(t, h, path, []string{"id-1", "id-2", "id-last"}[i])
 			}
-			if logged != balance.LogNone {
+			if logged != sut.LogNone {
 				until(t, "the last line", func() bool { return strings.Contains(p.log(), `"id-last"`) })
 			}
 			go func() {
@@ -138,9 +141,9 @@ func TestHAProxyLogsRequests(t *testing.T) {
 	}
 }
 
-// TestHAProxyDrainIsBounded: what is still under way when the time is over is
+// TestDrainIsBounded: what is still under way when the time is over is
 // broken off, and its client told.
-func TestHAProxyDrainIsBounded(t *testing.T) {
+func TestDrainIsBounded(t *testing.T) {
 	t.Parallel()
 	arrived := make(chan struct{})
 	cfg := oneHost(t, func(_ http.ResponseWriter, r *http.Request) {
@@ -150,8 +153,8 @@ func TestHAProxyDrainIsBounded(t *testing.T) {
 		}
 	})
 	cfg.Node = "lb-1"
-	h := balance.NewHAProxy(balance.HAProxyConfig{
-		Config: cfg, Install: haproxyInstalled(t), Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t), Drain: time.Second,
+	h := haproxy.New(haproxy.Config{
+		Balancing: cfg, Install: haproxyInstalled(t), Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t), Drain: time.Second,
 	})
 	p := startHAProxy(t, h)
 	held := make(chan []string)
@@ -164,12 +167,12 @@ func TestHAProxyDrainIsBounded(t *testing.T) {
 	}
 }
 
-// TestHAProxyConnectionOutlivesARemoval: at layer 4 a host that left and comes
+// TestConnectionOutlivesARemoval: at layer 4 a host that left and comes
 // back before its connections ended keeps them.
-func TestHAProxyConnectionOutlivesARemoval(t *testing.T) {
+func TestConnectionOutlivesARemoval(t *testing.T) {
 	t.Parallel()
 	hosts := named(t, 2)
-	h := newHAProxy(t, haproxyInstalled(t), balance.Config{Upstreams: hosts, Layer: balance.Layer4, HealthInterval: 20 * time.Millisecond})
+	h := newHAProxy(t, haproxyInstalled(t), sut.Balancing{Membership: sut.Membership{Upstreams: hosts}, Layer: sut.Layer4, HealthInterval: 20 * time.Millisecond})
 	startHAProxy(t, h)
 	conn, err := net.Dial("tcp", h.Address())
 	if err != nil {
@@ -219,12 +222,12 @@ func TestHAProxyConnectionOutlivesARemoval(t *testing.T) {
 	}
 }
 
-// TestHAProxyMembershipsAtOnce: of memberships that come at the same time, one is
+// TestMembershipsAtOnce: of memberships that come at the same time, one is
 // in force at the end, and not a mixture.
-func TestHAProxyMembershipsAtOnce(t *testing.T) {
+func TestMembershipsAtOnce(t *testing.T) {
 	t.Parallel()
 	hosts := named(t, 4)
-	h := newHAProxy(t, haproxyInstalled(t), balance.Config{Upstreams: hosts[:1], HealthInterval: 20 * time.Millisecond})
+	h := newHAProxy(t, haproxyInstalled(t), sut.Balancing{Membership: sut.Membership{Upstreams: hosts[:1]}, HealthInterval: 20 * time.Millisecond})
 	startHAProxy(t, h)
 	var all sync.WaitGroup
 	for i := range 12 {
@@ -251,16 +254,16 @@ func TestHAProxyMembershipsAtOnce(t *testing.T) {
 	}
 }
 
-// TestHAProxyRouteChangesHands: a route goes from its only host to one that is
+// TestRouteChangesHands: a route goes from its only host to one that is
 // known to be well, under load, and no request fails.
-func TestHAProxyRouteChangesHands(t *testing.T) {
+func TestRouteChangesHands(t *testing.T) {
 	t.Parallel()
 	hosts := named(t, 2)
 	membership := func(i int) sut.Membership {
 		return sut.Membership{Upstreams: hosts, Routes: []sut.Route{{Path: "/img/*", To: []string{hosts[i].Node}}}}
 	}
 	// An hour between the checks: nobody waits for one.
-	h := newHAProxy(t, haproxyInstalled(t), balance.Config{Upstreams: hosts, Routes: membership(0).Routes, HealthInterval: time.Hour})
+	h := newHAProxy(t, haproxyInstalled(t), sut.Balancing{Membership: membership(0), HealthInterval: time.Hour})
 	startHAProxy(t, h)
 	stop := make(chan struct{})
 	var load sync.WaitGroup

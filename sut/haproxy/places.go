@@ -1,4 +1,4 @@
-package balance
+package haproxy
 
 import (
 	"cmp"
@@ -38,7 +38,7 @@ type place struct {
 // places knows which host is in which place. Names of places never change: those
 // of the first hosts are the hosts' own.
 type places struct {
-	cfg Config
+	cfg sut.Balancing
 
 	mu      sync.Mutex
 	scale   float64 // of weights
@@ -52,8 +52,8 @@ type places struct {
 	joined map[string]uint64 // how often a host joined, and so began as down
 }
 
-func newPlaces(cfg Config) *places {
-	p := &places{cfg: cfg, members: sut.Membership{Upstreams: cfg.Upstreams, Routes: cfg.Routes}}
+func newPlaces(cfg sut.Balancing) *places {
+	p := &places{cfg: cfg, members: cfg.Membership}
 	p.reset()
 	return p
 }
@@ -96,9 +96,9 @@ func (p *places) rescale() {
 func (p *places) backends() []backend {
 	var all []backend
 	for i, route := range p.members.Routes {
-		b := backend{name: fmt.Sprintf("route-%d", i+1), cookie: fmt.Sprintf("%s-%d", CookieName, i+1), route: route}
+		b := backend{name: fmt.Sprintf("route-%d", i+1), cookie: fmt.Sprintf("%s-%d", sut.StickyCookie, i+1), route: route}
 		if b.conditions() == "" {
-			b.name, b.cookie = "web", CookieName
+			b.name, b.cookie = "web", sut.StickyCookie
 		}
 		all = append(all, b)
 		if b.name == "web" {
@@ -106,7 +106,7 @@ func (p *places) backends() []backend {
 		}
 	}
 	if len(all) == 0 || all[len(all)-1].name != "web" {
-		all = append(all, backend{name: "web", cookie: CookieName})
+		all = append(all, backend{name: "web", cookie: sut.StickyCookie})
 	}
 	for i := range all {
 		b := &all[i]
@@ -127,22 +127,20 @@ func (p *places) backends() []backend {
 // which nobody asks.
 const nowhere = "127.0.0.1:9"
 
-// hashWeight is every host's weight under PolicyIPHash. The server gives a host 16
+// hashWeight is every host's weight under sut.PolicyIPHash. The server gives a host 16
 // points of the circle for each, and with few points shares are uneven.
 const hashWeight = 16
 
 // weight is a host's weight as the server takes it.
 func (p *places) weight(peer sut.Peer) int {
 	switch p.cfg.Policy {
-	case PolicyWeightedRoundRobin:
-	case PolicyIPHash:
+	case sut.PolicyWeightedRoundRobin:
+	case sut.PolicyIPHash:
 		return hashWeight
 	default:
 		return 1
 	}
-	weight := peer.Weight
-	setDefault(&weight, 1)
-	return min(max(int(math.Round(weight*p.scale)), 1), 256)
+	return min(max(int(math.Round(cmp.Or(peer.Weight, 1)*p.scale)), 1), 256)
 }
 
 // member reports whether a host is one; the caller holds the mutex.
@@ -241,8 +239,8 @@ func (p *places) done(s step) {
 // possible says what of a membership a running server cannot become.
 func (p *places) possible(m sut.Membership) error {
 	next := p.cfg
-	next.Upstreams, next.Routes = m.Upstreams, m.Routes
-	if err := next.validate(); err != nil {
+	next.Membership = m
+	if err := next.Validate(); err != nil {
 		return err
 	}
 	if !slices.Equal(conditionsOf(m.Routes), conditionsOf(p.members.Routes)) {
@@ -298,7 +296,7 @@ func (p *places) step(server string, was, now place, well bool) step {
 		set("state ready")
 	case now.used && !was.used:
 		set("state ready")
-	case !now.used && was.used && p.cfg.Layer == Layer4:
+	case !now.used && was.used && p.cfg.Layer == sut.Layer4:
 		s.now.draining = true
 		set("state drain") // maintenance would close its connections
 	case !now.used && was.used:
@@ -329,7 +327,7 @@ const drainPoll = 5 * time.Millisecond
 // SetMembership makes other hosts the members while the server runs, as
 // sut.Membership says. Routes keep their conditions. When it fails, the same
 // membership can be asked for again.
-func (h *HAProxy) SetMembership(ctx context.Context, m sut.Membership) error {
+func (h *Server) SetMembership(ctx context.Context, m sut.Membership) error {
 	left, err := h.become(ctx, m)
 	if err != nil {
 		return fmt.Errorf("haproxy: %w", err)
@@ -358,7 +356,7 @@ func (h *HAProxy) SetMembership(ctx context.Context, m sut.Membership) error {
 
 // become tells the server of a membership and returns the places of the hosts
 // that left.
-func (h *HAProxy) become(ctx context.Context, m sut.Membership) (left []string, err error) {
+func (h *Server) become(ctx context.Context, m sut.Membership) (left []string, err error) {
 	h.telling.Lock()
 	defer h.telling.Unlock()
 	rows, err := h.rows(ctx)
@@ -371,13 +369,13 @@ func (h *HAProxy) become(ctx context.Context, m sut.Membership) (left []string, 
 	}
 	steps, left, err := h.places.change(m, well)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errMembership, err)
+		return nil, fmt.Errorf("%w: %w", sut.ErrMembership, err)
 	}
 	return left, h.tell(ctx, steps)
 }
 
 // retire tells the server that hosts which left are not needed any more.
-func (h *HAProxy) retire(ctx context.Context, left []string) error {
+func (h *Server) retire(ctx context.Context, left []string) error {
 	h.telling.Lock()
 	defer h.telling.Unlock()
 	var steps []step
@@ -392,7 +390,7 @@ func (h *HAProxy) retire(ctx context.Context, left []string) error {
 
 // tell has the running server take steps. The commands of one go in one line,
 // so that a host has no time to be what it is only in between.
-func (h *HAProxy) tell(ctx context.Context, steps []step) error {
+func (h *Server) tell(ctx context.Context, steps []step) error {
 	for _, s := range steps {
 		answer, err := h.ask(ctx, strings.Join(s.commands, "; "))
 		if err != nil {

@@ -1,0 +1,19 @@
+package haproxy_test
+
+import (
+	"testing"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/balance/balancetest"
+)
+
+// BenchmarkHAProxy measures both layers, as BenchmarkBalancer does in sut/balance.
+func BenchmarkHAProxy(b *testing.B) {
+	upstreams := balancetest.BenchHosts(b)
+	for _, layer := range []string{sut.Layer7, sut.Layer4} {
+		b.Run(layer, func(b *testing.B) {
+			h := newHAProxy(b, haproxyInstalled(b), balancetest.BenchConfig(layer, upstreams))
+			balancetest.Bench(b, h.Address(), startHAProxy(b, h).cmd.Process.Pid)
+		})
+	}
+}

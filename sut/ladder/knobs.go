@@ -1,0 +1,237 @@
+package ladder
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
+)
+
+// Knob is one setting, bound to the field of a tier's settings that holds its value, as
+// flags are bound to variables.
+type Knob struct {
+	Name    string
+	Default string
+	// Range is what is allowed, for people: "1..16", "true|false", "a|b|c".
+	Range   string
+	Engines []sut.Engine // that support it; nil = all engines of its tier
+	Doc     string
+	// set reads a value into the field. An error says what is allowed.
+	set func(value string) error
+}
+
+// on returns the knob as one that these engines alone support.
+func (k Knob) on(engines ...sut.Engine) Knob {
+	k.Engines = engines
+	return k
+}
+
+// Catalogue lists all knobs, tier by tier, and those of no tier last.
+func Catalogue() []Knob {
+	var all []Knob
+	for _, t := range Tiers() {
+		all = append(all, t.Knobs...)
+	}
+	return append(all, new(Logs).knobs()...)
+}
+
+// Logs is the settings of logs.
+type Logs struct {
+	Requests string // which requests are logged: "failed", "all" or "none"
+}
+
+// LogsOf returns the settings of logs.
+func LogsOf(k sut.Knobs) Logs {
+	var l Logs
+	read(k, l.knobs())
+	return l
+}
+
+func (l *Logs) knobs() []Knob {
+	return []Knob{
+		choice("log.requests", &l.Requests, "failed", "which requests web and balancer nodes log, with their ids", "all", "none"),
+	}
+}
+
+// ParseKnobs reads "name=value" settings. An unknown name, a value out of range or a name
+// given twice is an error that says what is allowed.
+func ParseKnobs(settings []string) (sut.Knobs, error) {
+	knobs := sut.Knobs{}
+	for _, s := range settings {
+		name, value, found := strings.Cut(s, "=")
+		if !found {
+			return nil, fmt.Errorf("knob %q: want name=value, for example lb.policy=least_conn", s)
+		}
+		if _, twice := knobs[name]; twice {
+			return nil, fmt.Errorf("knob %s is set twice", name)
+		}
+		knobs[name] = value
+	}
+	return knobs, Validate(knobs)
+}
+
+// Validate checks names and values.
+func Validate(k sut.Knobs) error {
+	all := Catalogue()
+	for _, name := range slices.Sorted(maps.Keys(k)) {
+		i := slices.IndexFunc(all, func(known Knob) bool { return known.Name == name })
+		if i < 0 {
+			var names []string
+			for _, known := range all {
+				names = append(names, known.Name)
+			}
+			return fmt.Errorf("unknown knob %q: want one of %s", name, strings.Join(names, ", "))
+		}
+		if err := all[i].set(k[name]); err != nil {
+			return fmt.Errorf("knob %s=%s: %w", name, k[name], err)
+		}
+	}
+	return nil
+}
+
+// Complete returns a copy with defaults for what is not set.
+func Complete(k sut.Knobs) sut.Knobs {
+	all := sut.Knobs{}
+	for _, knob := range Catalogue() {
+		all[knob.Name] = knob.Default
+	}
+	maps.Copy(all, k)
+	return all
+}
+
+// read fills settings from knobs, with defaults for what is not set. The knobs must have
+// been validated; anything else is a mistake in the program.
+func read(k sut.Knobs, bound []Knob) {
+	for _, knob := range bound {
+		value, given := k[knob.Name]
+		if !given {
+			value = knob.Default
+		}
+		if err := knob.set(value); err != nil {
+			panic(fmt.Sprintf("ladder: knob %s=%s was not validated: %v", knob.Name, value, err))
+		}
+	}
+}
+
+// integer is a whole number from low to high.
+func integer(name string, field *int, def, low, high int, doc string) Knob {
+	return Knob{Name: name, Default: strconv.Itoa(def), Range: fmt.Sprintf("%d..%d", low, high), Doc: doc, set: func(v string) error {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < low || n > high {
+			return fmt.Errorf("want a whole number from %d to %d", low, high)
+		}
+		*field = n
+		return nil
+	}}
+}
+
+// number is a number from low to high.
+func number(name string, field *float64, def, low, high float64, doc string) Knob {
+	text := func(f float64) string { return strconv.FormatFloat(f, 'g', -1, 64) }
+	return Knob{Name: name, Default: text(def), Range: text(low) + ".." + text(high), Doc: doc, set: func(v string) error {
+		f, err := strconv.ParseFloat(v, 64)
+		// The comparison is written so that NaN fails it.
+		if err != nil || !(f >= low && f <= high) {
+			return fmt.Errorf("want a number from %s to %s", text(low), text(high))
+		}
+		*field = f
+		return nil
+	}}
+}
+
+// seconds is a time that is given as a number of seconds.
+func seconds(name string, field *time.Duration, def, low, high float64, doc string) Knob {
+	var f float64
+	k := number(name, &f, def, low, high, doc)
+	parse := k.set
+	k.set = func(v string) error {
+		err := parse(v)
+		*field = time.Duration(f * float64(time.Second))
+		return err
+	}
+	return k
+}
+
+// duration is a time in Go's notation, from 0 to high.
+func duration(name string, field *time.Duration, def, high time.Duration, doc string) Knob {
+	return Knob{Name: name, Default: def.String(), Range: "0s.." + high.String(), Doc: doc, set: func(v string) error {
+		d, err := time.ParseDuration(v)
+		if err != nil || d < 0 || d > high {
+			return fmt.Errorf("want a time from 0s to %v, for example 200ms", high)
+		}
+		*field = d
+		return nil
+	}}
+}
+
+// Sizes is one number for each host; the last one holds for the rest.
+type Sizes []float64
+
+// At returns the number of the i-th host, from 0.
+func (s Sizes) At(i int) float64 { return s[min(i, len(s)-1)] }
+
+// sizes is a list of numbers from low to high.
+func sizes(name string, field *Sizes, low, high float64, doc string) Knob {
+	var one float64
+	k := number(name, &one, 1, low, high, doc)
+	parse := k.set
+	k.Range += ", ..."
+	k.set = func(v string) error {
+		*field = nil
+		for _, text := range strings.Split(v, ",") {
+			if err := parse(text); err != nil {
+				return fmt.Errorf("%w, or several with commas between them", err)
+			}
+			*field = append(*field, one)
+		}
+		return nil
+	}
+	return k
+}
+
+// routes is a list of routes in the form that sut.ParseRoutes reads.
+func routes(name string, field *[]sut.Route, doc string) Knob {
+	return Knob{Name: name, Range: "CONDITION... -> HOST...; ...", Doc: doc, set: func(v string) (err error) {
+		*field, err = sut.ParseRoutes(v)
+		return err
+	}}
+}
+
+// truth is true or false.
+func truth(name string, field *bool, def bool, doc string) Knob {
+	return Knob{Name: name, Default: strconv.FormatBool(def), Range: "true|false", Doc: doc, set: func(v string) error {
+		if v != "true" && v != "false" {
+			return fmt.Errorf("want one of true, false")
+		}
+		*field = v == "true"
+		return nil
+	}}
+}
+
+// choice is one of several words, of which the first is the default.
+func choice[T ~string](name string, field *T, def T, doc string, others ...T) Knob {
+	values := []string{string(def)}
+	for _, v := range others {
+		values = append(values, string(v))
+	}
+	return Knob{Name: name, Default: string(def), Range: strings.Join(values, "|"), Doc: doc, set: func(v string) error {
+		if !slices.Contains(values, v) {
+			return fmt.Errorf("want one of %s", strings.Join(values, ", "))
+		}
+		*field = T(v)
+		return nil
+	}}
+}
+
+// engine is the choice of a tier's engine.
+func engine(role sut.Role, field *sut.Engine, engines []EngineInfo, doc string) Knob {
+	var others []sut.Engine
+	for _, e := range engines[1:] {
+		others = append(others, e.Name)
+	}
+	return choice(string(role)+".engine", field, engines[0].Name, doc, others...)
+}

@@ -1,0 +1,122 @@
+package ladder
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
+)
+
+// LB is the settings of the balancers.
+type LB struct {
+	Hosts          int
+	CPU            float64 // size of each host in units
+	Engine         sut.Engine
+	Layer          Layer
+	Policy         string // "round_robin", "least_conn", ...
+	Routes         []sut.Route
+	HealthInterval time.Duration // between two health checks of a web host
+	EjectAfter     int           // failures in a row that take a web host out; 0 = only health checks do
+
+	sticky string // "true", "false", or "auto" until it is checked
+}
+
+// Layer is what a balancer looks at.
+type Layer string
+
+// The layers: of requests, and of connections.
+const (
+	L7 Layer = "l7"
+	L4 Layer = "l4"
+)
+
+// LBOf returns the settings of the balancers.
+func LBOf(k sut.Knobs) LB {
+	var s LB
+	read(k, s.knobs())
+	return s
+}
+
+// Sticky reports whether a cookie keeps a user on one web host.
+func (s LB) Sticky() bool { return s.sticky == "true" || s.sticky == "auto" && s.Layer == L7 }
+
+func (s *LB) knobs() []Knob {
+	return []Knob{
+		integer("lb.hosts", &s.Hosts, 1, 1, 8, "number of balancer hosts; clients that cannot connect to one fail over to the next"),
+		number("lb.cpu", &s.CPU, 2, 0.5, 32, "size of each balancer host in units"),
+		engine(sut.Balance, &s.Engine, lbEngines(), "what realises the balancer"),
+		choice("lb.layer", &s.Layer, L7, "l7 balances requests, and may route them; l4 balances connections, and sees addresses only", L4),
+		choice("lb.policy", &s.Policy, "round_robin", "how the balancer picks a web host; least_response_time with lb.engine=balance only",
+			"weighted_round_robin", "ip_hash", "least_conn", "least_response_time"),
+		choice("lb.sticky", &s.sticky, "auto",
+			"cookie affinity: a user stays on the web host that holds the session; auto = true at l7, false at l4", "true", "false"),
+		routes("lb.routes", &s.Routes, "what the balancer sends where (l7), first match first, "+
+			"as 'path=/img/* -> web-3; method=POST header=X-Batch:1 -> web-1 web-2'; else anywhere"),
+		seconds("lb.health_interval", &s.HealthInterval, 1, 0.05, 60, "seconds between two health checks of a web host"),
+		integer("lb.eject_after", &s.EjectAfter, 5, 0, 1000,
+			"failures in a row that take a web host out until it has been good for a while; 0 = only health checks do"),
+	}
+}
+
+func lbEngines() []EngineInfo {
+	return []EngineInfo{{Name: sut.OwnBalance}, {Name: sut.HAProxy, Native: true}}
+}
+
+func lbTier() Tier {
+	return Tier{
+		Role: sut.Balance, From: sut.LB, Engines: lbEngines(), Knobs: new(LB).knobs(),
+		Calls: func(sut.Knobs) []sut.Role { return []sut.Role{sut.Web} },
+		check: checkLB, place: placeLB,
+	}
+}
+
+func checkLB(_ sut.Stage, k sut.Knobs) error {
+	s := LBOf(k)
+	switch {
+	case s.Layer == L4 && s.Sticky():
+		return errors.New("lb.sticky=true needs lb.layer=l7: a balancer of connections sees no cookies; lb.policy=ip_hash keeps an address on its host")
+	case s.Layer == L4 && (WebOf(k).Split || s.Routes != nil):
+		return errors.New("web.split and lb.routes need lb.layer=l7: a balancer of connections sees no requests")
+	case s.Engine == sut.HAProxy && s.Policy == "least_response_time":
+		return errors.New("lb.policy=least_response_time needs lb.engine=balance: HAProxy has no such algorithm")
+	}
+	k["lb.sticky"] = strconv.FormatBool(s.Sticky())
+	return nil
+}
+
+func placeLB(p *plan) error {
+	s, webs := LBOf(p.knobs), p.names(sut.Web)
+	for _, route := range s.Routes {
+		for _, name := range route.To {
+			if !slices.Contains(webs, name) {
+				return fmt.Errorf("lb.routes names %s, but there are only %s", name, strings.Join(webs, ", "))
+			}
+		}
+	}
+	if uploads := p.offering(sut.Uploads); uploads != nil {
+		s.Routes = append(s.Routes, sut.Route{Method: "POST", Path: "/api/photos", To: uploads}, sut.Route{To: p.offering(sut.Reads)})
+	}
+	for i := range s.Hosts {
+		name := numbered(p.role, i)
+		p.node(sut.Node{Name: name, Host: p.host(name, s.CPU), Engine: s.Engine, Routes: s.Routes})
+	}
+	if s.Layer == L4 {
+		p.counters = webs // the balancers see connections only
+	}
+	return nil
+}
+
+// offering lists the web nodes that offer a service of their own.
+func (p *plan) offering(service sut.Service) []string {
+	var names []string
+	for _, n := range p.nodes {
+		if n.Service == service {
+			names = append(names, n.Name)
+		}
+	}
+	return names
+}

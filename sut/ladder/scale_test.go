@@ -1,0 +1,62 @@
+package ladder_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
+)
+
+func TestScale(t *testing.T) {
+	for _, test := range []struct {
+		stage sut.Stage
+		knobs sut.Knobs
+		name  string
+		hosts int
+		added string // hosts, with + or -
+		wrong string
+	}{
+		{sut.LB, nil, "web", 4, "+web-4", ""},
+		{sut.LB, nil, "web", 2, "-web-3", ""},
+		{sut.LB, nil, "web", 17, "", "from 1 to 16"},
+		{sut.DBSplit, nil, "web", 2, "", "stage db-split has no balancer"},
+		{sut.Caches, nil, "cache", 3, "+cache-2 +cache-3", ""},
+		{sut.Replicas, nil, "cache", 3, "", "stage replicas has no cache hosts"},
+		{sut.LB, sut.Knobs{"blob.hosts": "1"}, "blob", 3, "+blob-2 +blob-3", ""},
+		{sut.LB, nil, "blob", 3, "", "on the database host"},
+		{sut.LB, sut.Knobs{"blob.hosts": "2", "blob.copies": "2"}, "blob", 1, "", "needs as many blob.hosts"},
+		{sut.Replicas, nil, "replica", 3, "+db-4", ""},
+		{sut.Replicas, nil, "replica", 1, "-db-3", ""},
+		{sut.Replicas, sut.Knobs{"db.sync": "sync", "db.sync_copies": "2"}, "replica", 1, "", "needs as many db.replicas"},
+		{sut.Replicas, sut.Knobs{"db.topology": "ring"}, "replica", 3, "", "every database is a primary"},
+		{sut.LB, nil, "replica", 3, "", "without replicas"},
+		{sut.LB, nil, "lb", 2, "", "want one of: web, replica, blob, cache"},
+	} {
+		now, err := ladder.Build(test.stage, test.knobs, 0.1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next, scaling, err := ladder.Scale(now, test.name, test.hosts)
+		if test.wrong != "" {
+			if err == nil || !strings.Contains(err.Error(), test.wrong) {
+				t.Errorf("%s: %s to %d: error %v, want %q", test.stage, test.name, test.hosts, err, test.wrong)
+			}
+			continue
+		}
+		var added []string
+		for _, h := range next.Hosts {
+			if _, had := now.Host(h.Name); !had {
+				added = append(added, "+"+h.Name)
+			}
+		}
+		for _, h := range now.Hosts {
+			if _, has := next.Host(h.Name); !has {
+				added = append(added, "-"+h.Name)
+			}
+		}
+		if got := strings.Join(added, " "); err != nil || got != test.added || scaling.Name != test.name {
+			t.Errorf("%s: %s to %d: %v, %q %+v, want %q", test.stage, test.name, test.hosts, err, got, scaling, test.added)
+		}
+	}
+}

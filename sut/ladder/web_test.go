@@ -1,0 +1,77 @@
+package ladder_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
+)
+
+// What cannot be together is refused with the reason.
+func TestKnobsThatContradict(t *testing.T) {
+	for text, want := range map[string]string{
+		"lb.layer=l4 lb.sticky=true":                      "lb.sticky=true needs lb.layer=l7",
+		"lb.layer=l4 web.split=true":                      "need lb.layer=l7",
+		"lb.engine=haproxy lb.policy=least_response_time": "needs lb.engine=balance",
+		"web.split=true web.hosts=2 web.upload_hosts=2":   "needs more web.hosts",
+		"blob.copies=2":                                   "needs as many blob.hosts",
+		"web.hosts=2 lb.routes=path=/img/*->web-3":        "lb.routes names web-3, but there are only web-1, web-2",
+		"web.cpu=3,x":                                     "want a number from 0.5 to 32",
+		"web.cpu=3,":                                      "want a number from 0.5 to 32",
+	} {
+		knobs, err := ladder.ParseKnobs(strings.Fields(text))
+		if err == nil {
+			_, err = ladder.Build(sut.LB, knobs, 0.1)
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want one with %q", text, err, want)
+		}
+	}
+}
+
+// With a split, uploads go to hosts of their own, and those ask the others for
+// sessions.
+func TestSplitWebTier(t *testing.T) {
+	topology, err := ladder.Build(sut.LB, sut.Knobs{"web.split": "true", "web.weights": "1,2", "web.cpu": "3,1", "lb.hosts": "2", "blob.hosts": "2", "blob.copies": "2"}, 0.1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, n := range topology.Nodes {
+		host, _ := topology.Host(n.Host)
+		got = append(got, strings.TrimSpace(strings.Join([]string{n.Name, string(n.Service), strings.Join(n.Uses, "+")}, " ")))
+		if n.Name == "web-1" && (n.Weight != 1 || host.Units != 3) || n.Name == "web-3" && (n.Weight != 2 || host.Units != 1) {
+			t.Errorf("%s has weight %v on %v units", n.Name, n.Weight, host.Units)
+		}
+	}
+	want := []string{
+		"db-1", "blob-1", "blob-2",
+		"web-2 reads db-1+blob-1+blob-2", "web-3 reads db-1+blob-1+blob-2", "web-1 uploads db-1+blob-1+blob-2+web-2+web-3",
+		"lb-1  web-1+web-2+web-3", "lb-2  web-1+web-2+web-3",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("nodes (-want +got)\n%s", diff)
+	}
+	routes := []sut.Route{{Method: "POST", Path: "/api/photos", To: []string{"web-1"}}, {To: []string{"web-2", "web-3"}}}
+	lb, _ := topology.Node("lb-2")
+	if diff := cmp.Diff(routes, lb.Routes); diff != "" {
+		t.Errorf("routes (-want +got)\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"lb-1", "lb-2"}, topology.Frontends); diff != "" || topology.Knobs["lb.sticky"] != "true" {
+		t.Errorf("frontends %v, sticky %s", topology.Frontends, topology.Knobs["lb.sticky"])
+	}
+}
+
+// A balancer of connections does not know how many requests there were.
+func TestCountersAtLayer4(t *testing.T) {
+	topology, err := ladder.Build(sut.LB, sut.Knobs{"lb.layer": "l4", "web.hosts": "2"}, 0.1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"web-1", "web-2"}, topology.Counters); diff != "" || topology.Knobs["lb.sticky"] != "false" {
+		t.Errorf("counters %v, sticky %s", topology.Counters, topology.Knobs["lb.sticky"])
+	}
+}
