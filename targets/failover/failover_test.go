@@ -422,3 +422,49 @@ func TestWhoCouldNotBeToldIsToldAgain(t *testing.T) {
 		}
 	})
 }
+
+// Replicas come and go while they are supervised: a new one is read when it serves, one
+// that is gone is read no more and never promoted, and the primary does not go.
+func TestReplicasComeAndGo(t *testing.T) {
+	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
+		set := func(names ...string) error { return s.SetNodes(t.Context(), names) }
+		c.mu.Lock()
+		c.nodes["db-4"] = &copied{ReplicationStatus: sut.ReplicationStatus{Node: "db-4", Epoch: 1, Position: 200, Following: "db-1"}}
+		c.mu.Unlock()
+		if err := set("db-1", "db-2", "db-3", "db-4"); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Second)
+		if len(c.roles) > 0 {
+			t.Errorf("in use: %+v: db-4 does not serve yet", c.last())
+		}
+		c.set("db-4", func(n *copied) { n.Serves = true })
+		pass(time.Second)
+		if got := c.last(); !slices.Equal(got.Replicas, []string{"db-2", "db-3", "db-4"}) {
+			t.Errorf("in use: %+v", got)
+		}
+		if err := set("db-2", "db-3"); err == nil || !strings.HasPrefix(err.Error(), "db-1 is the primary now") {
+			t.Errorf("without the primary: %v", err)
+		}
+		if err := set("db-1", "db-2"); err != nil {
+			t.Fatal(err)
+		}
+		if got := c.last(); !slices.Equal(got.Replicas, []string{"db-2"}) {
+			t.Errorf("in use when it returns: %+v", got)
+		}
+		c.set("db-1", func(n *copied) { n.dead = true })
+		pass(250 * time.Millisecond)
+		if err := set("db-1", "db-2", "db-3"); err == nil || !strings.HasPrefix(err.Error(), "the primary db-1 does not answer") {
+			t.Errorf("during a failover: %v", err)
+		}
+		pass(5 * time.Second)
+		if all := s.Failovers(); len(all) != 1 || all[0].To != "db-2" {
+			t.Errorf("failovers %+v, want to db-2: db-4 holds more, and is gone", all)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := s.SetNodes(ctx, []string{"db-2"}); err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("cancelled: %v", err)
+		}
+	})
+}
