@@ -323,8 +323,13 @@ func (s *System) tellMembers(ctx context.Context, r sut.Role) error {
 // countMoved returns how many keys or objects the members of a tier have given to others
 // since they were started; nil = not known.
 func (s *System) countMoved(ctx context.Context, r sut.Role) *int64 {
-	metric := map[sut.Role]string{sut.Cache: "stagebench_cache_node_moved_total", sut.Blob: "stagebench_blob_moved_total"}[r]
-	if metric == "" {
+	var metric string
+	switch r {
+	case sut.Cache:
+		metric = "stagebench_cache_node_moved_total"
+	case sut.Blob:
+		metric = "stagebench_blob_moved_total"
+	default:
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, tellBound)

@@ -191,12 +191,7 @@ func TestAChangeOfMembersIsTakenBack(t *testing.T) {
 			if err := <-done; err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("error %v, want one with %q", err, c.want)
 			}
-			told := map[string][]string{}
-			for _, line := range s.tellings(t, from) {
-				node, text, _ := strings.Cut(line, " ")
-				text = strings.TrimSuffix(strings.ReplaceAll(text, "cache-", ""), " db:db-1+db-2 blob:blob-1")
-				told[node] = append(told[node], strings.TrimPrefix(text, "cache:"))
-			}
+			told := s.toldOfCaches(t, from)
 			if !slices.Equal(told["cache-1"], c.member) || !slices.Equal(told["web-1"], c.web) {
 				t.Errorf("cache-1 was told %q, web-1 %q; want %q and %q", told["cache-1"], told["web-1"], c.member, c.web)
 			}
@@ -211,6 +206,17 @@ func TestAChangeOfMembersIsTakenBack(t *testing.T) {
 			scale(t, system, "cache", 3)
 		})
 	}
+}
+
+// toldOfCaches is what each node was told of cache hosts, by their numbers.
+func (s *stand) toldOfCaches(t *testing.T, from int) map[string][]string {
+	told := map[string][]string{}
+	for _, line := range s.tellings(t, from) {
+		node, text, _ := strings.Cut(line, " ")
+		text = strings.TrimSuffix(strings.ReplaceAll(text, "cache-", ""), " db:db-1+db-2 blob:blob-1")
+		told[node] = append(told[node], strings.TrimPrefix(text, "cache:"))
+	}
+	return told
 }
 
 // Who has to be told and cannot be is in the way of a change, and so is one that leaves and

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/sut"
@@ -30,6 +31,20 @@ func cacheReads(all []span) *results.CacheReads {
 		reads.Misses += s.since(cacheReadsMetric + `{result="miss"}`)
 	}
 	return &reads
+}
+
+// WatchCache is what the web nodes among some find in the cache tier in that time; nil when
+// there is no such tier, or not all of it is known.
+func WatchCache(ctx context.Context, nodes []targets.NodeStatus, d time.Duration) (*results.CacheReads, error) {
+	before := readCounts(ctx, nodes)
+	end := time.NewTimer(d)
+	defer end.Stop()
+	select {
+	case <-end.C:
+		return cacheReads(spans(before, readCounts(ctx, nodes))), nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // databaseCalls is what the nodes that use the databases have asked of them; nil when
