@@ -1,7 +1,6 @@
 package local
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -249,31 +248,17 @@ func (d databases) Fence(ctx context.Context, name string) (release func(), err 
 
 // Use implements failover.Databases. It waits for no node that starts.
 func (d databases) Use(ctx context.Context, roles failover.Roles) error {
-	var clients []*node
-	var late error
-	d.change(func() {
-		d.roles = roles
-		for _, n := range d.nodes {
-			switch {
-			case !n.calls(sut.DB):
-			case n.launching:
-				late = fmt.Errorf("%s is starting", n.Name)
-			default:
-				clients = append(clients, n)
-			}
-		}
-	})
-	var all errgroup.Group
+	d.change(func() { d.roles = roles })
+	var origins errgroup.Group
 	if roles.Primary == "" {
-		all.Go(func() error { return d.tellOrigins(ctx) })
+		origins.Go(func() error { return d.tellOrigins(ctx) })
 	}
-	for _, n := range clients {
-		all.Go(func() error {
-			if err := d.tell(ctx, n, useBound); !errors.Is(err, errDead) && !errors.Is(err, errLate) {
-				return err
-			}
-			return nil
-		})
-	}
-	return cmp.Or(late, all.Wait())
+	var starting error
+	told := d.tellAll(ctx, useBound, func(n *node) bool {
+		if n.calls(sut.DB) && n.launching {
+			starting = fmt.Errorf("%s is starting", n.Name)
+		}
+		return n.calls(sut.DB) && !n.launching
+	}, d.drained)
+	return errors.Join(starting, told, origins.Wait())
 }

@@ -232,10 +232,8 @@ func (s *System) up(ctx context.Context) error {
 	// They have been started at once, and did not know each other's addresses.
 	s.change(func() {})
 	for _, t := range ladder.Tiers() {
-		if sharesKeys(t.Role) {
-			if err := s.tellMembers(ctx, t.Role); err != nil {
-				return err
-			}
+		if err := s.tellMembers(ctx, t.Role); err != nil {
+			return err
 		}
 	}
 	if err := s.superviseDatabases(ctx); err != nil {
@@ -263,7 +261,7 @@ func (s *System) startAll(ctx context.Context, nodes []*node) error {
 				return err
 			}
 			s.say("%s is ready", n.Name)
-			n.watched.Go(func() { s.supervise(n, process) })
+			n.watched.Go(func() { s.keepUp(n, process) })
 			return nil
 		})
 	}

@@ -116,7 +116,7 @@ func (s *System) become(ctx context.Context, r sut.Role, next sut.Topology) (mov
 func (s *System) takeBack(r sut.Role, before, next sut.Topology) error {
 	// On the way down there is nobody left to tell.
 	ctx := s.life
-	if err := s.superviseThose(ctx, r, before); err != nil {
+	if err := s.supervise(ctx, r, before); err != nil {
 		s.change(func() {
 			s.adopt(next)
 			s.draining = nil
@@ -136,15 +136,10 @@ func (s *System) takeBack(r sut.Role, before, next sut.Topology) error {
 // serve; those that are not part of it may be stopped at the end.
 func (s *System) steps(r sut.Role, next sut.Topology) []func(context.Context) error {
 	var leaving []*node
-	tellMembers := func(ctx context.Context) error {
-		if !sharesKeys(r) {
-			return nil
-		}
-		return s.tellMembers(ctx, r)
-	}
 	return []func(context.Context) error{
 		func(ctx context.Context) error { // the members learn of each other, and keep nothing to themselves
 			s.change(func() {
+				s.moving = r
 				for _, n := range s.nodes {
 					_, stays := next.Node(n.Name)
 					n.joining, n.leaving = false, !stays
@@ -152,25 +147,22 @@ func (s *System) steps(r sut.Role, next sut.Topology) []func(context.Context) er
 						leaving = append(leaving, n)
 					}
 				}
-				if sharesKeys(r) {
-					s.moving = r
-				}
 			})
-			return tellMembers(ctx)
+			return s.tellMembers(ctx, r)
 		},
-		func(ctx context.Context) error { // nobody calls those that leave any more
+		func(ctx context.Context) error { // those that leave get nothing new from their callers
 			s.change(func() {
 				s.adopt(next)
 				s.draining = leaving
 			})
-			if err := s.superviseThose(ctx, r, next); err != nil {
+			if err := s.supervise(ctx, r, next); err != nil {
 				return err
 			}
 			return s.tellCallers(ctx, r)
 		},
 		func(ctx context.Context) error { // the members hand over what is not theirs
 			s.change(func() { s.moving = "" })
-			return tellMembers(ctx)
+			return s.tellMembers(ctx, r)
 		},
 		func(ctx context.Context) error { // nobody asks those that leave for what others have now
 			if len(leaving) == 0 {
@@ -182,9 +174,9 @@ func (s *System) steps(r sut.Role, next sut.Topology) []func(context.Context) er
 	}
 }
 
-// superviseThose makes the databases of a topology the supervised ones, when it is they
+// supervise makes the databases of a topology the supervised ones, when it is they
 // whose number changes.
-func (s *System) superviseThose(ctx context.Context, r sut.Role, next sut.Topology) error {
+func (s *System) supervise(ctx context.Context, r sut.Role, next sut.Topology) error {
 	if r != sut.DB {
 		return nil
 	}
@@ -271,49 +263,52 @@ func (s *System) adopt(t sut.Topology) {
 // tellCallers tells all nodes that call those of a role. What still has work for hosts that
 // leave finishes it, or fails, with these.
 func (s *System) tellCallers(ctx context.Context, r sut.Role) error {
-	var all errgroup.Group
-	s.mu.Lock()
-	for _, n := range s.nodes {
-		if !n.calls(r) {
-			continue
-		}
-		all.Go(func() error {
-			begin := time.Now()
-			switch err := s.tell(ctx, n, drainBound); {
-			case errors.Is(err, errLate):
-				s.noted(n, "hosts that leave still have work after %v", drainBound)
-			case errors.Is(err, errDead):
-			case err != nil:
-				return err
-			default:
-				s.noted(n, "told of tier %s, after %v", r, time.Since(begin).Round(time.Millisecond))
-			}
-			return nil
-		})
-	}
-	s.mu.Unlock()
-	return all.Wait()
+	return s.tellAll(ctx, drainBound, func(n *node) bool { return n.calls(r) }, s.drained)
 }
 
-// tellMembers tells the nodes of a role of each other. None may be late, or keep what
-// others have to know: one that is dead has its wiring at its next start, if there is one.
+// drained judges what came of telling a caller; with mu held.
+func (s *System) drained(n *node, err error) error {
+	switch {
+	case errors.Is(err, errLate):
+		s.note(n, "still has work for a node that it calls no more")
+		return nil
+	case errors.Is(err, errDead):
+		return nil
+	}
+	return err
+}
+
+// tellMembers tells the nodes of a role of each other, if they share keys. None may be
+// late, and none that leaves may be dead: others have to know what it holds.
 func (s *System) tellMembers(ctx context.Context, r sut.Role) error {
+	member := func(n *node) bool { return n.Role == r && sharesKeys(r) }
+	return s.tellAll(ctx, handOverBound, member, func(n *node, err error) error {
+		switch {
+		case errors.Is(err, errDead) && !n.leaving:
+			return nil
+		case errors.Is(err, errDead), errors.Is(err, errLate):
+			return fmt.Errorf("%s has not handed over what it holds: %w", n.Name, err)
+		}
+		return err
+	})
+}
+
+// tellAll tells nodes their wirings at the same time, and has what comes of each judged,
+// with mu held.
+func (s *System) tellAll(
+	ctx context.Context, patience time.Duration, which func(*node) bool, judge func(*node, error) error,
+) error {
 	var all errgroup.Group
 	s.mu.Lock()
 	for _, n := range s.nodes {
-		if n.Role != r {
+		if !which(n) {
 			continue
 		}
-		leaving := n.leaving
 		all.Go(func() error {
-			err := s.tell(ctx, n, handOverBound)
-			if errors.Is(err, errDead) && !leaving {
-				return nil
-			}
-			if errors.Is(err, errDead) || errors.Is(err, errLate) {
-				return fmt.Errorf("%s has not handed over what it holds: %w", n.Name, err)
-			}
-			return err
+			err := s.tell(ctx, n, patience)
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return judge(n, err)
 		})
 	}
 	s.mu.Unlock()

@@ -68,7 +68,7 @@ func (s *System) wiringFor(n *node) sut.Wiring {
 	for _, leaving := range s.draining {
 		listed := slices.ContainsFunc(w.Uses[leaving.Role], func(p sut.Peer) bool { return p.Node == leaving.Name })
 		if n.calls(leaving.Role) && !listed { // a database leaves when its supervisor says so
-			w.Uses[leaving.Role] = append(w.Uses[leaving.Role], leaving.drained())
+			w.Uses[leaving.Role] = append(w.Uses[leaving.Role], leaving.drainingPeer())
 		}
 	}
 	if !sharesKeys(n.Role) {
@@ -79,7 +79,7 @@ func (s *System) wiringFor(n *node) sut.Wiring {
 		switch {
 		case member.Role != n.Role || member.ready.Address == "" || member.joining && !n.joining:
 		case member.leaving:
-			w.Uses[n.Role] = append(w.Uses[n.Role], member.drained())
+			w.Uses[n.Role] = append(w.Uses[n.Role], member.drainingPeer())
 		default:
 			w.Uses[n.Role] = append(w.Uses[n.Role], member.peer())
 		}
@@ -113,8 +113,8 @@ func (n *node) peer() sut.Peer {
 	return sut.Peer{Node: n.Name, Address: n.ready.Address, Weight: n.Weight}
 }
 
-// drained is the peer of a node that leaves.
-func (n *node) drained() sut.Peer {
+// drainingPeer is the peer of a node that leaves.
+func (n *node) drainingPeer() sut.Peer {
 	p := n.peer()
 	p.Draining = true
 	return p
@@ -147,7 +147,7 @@ func (s *System) node(name string) *node {
 // is told when it serves. The error is errLate when something goes on after that time, and
 // errDead when nobody could be told; a paused node is an error.
 func (s *System) tell(ctx context.Context, n *node, patience time.Duration) error {
-	for {
+	for told := int64(-1); ; {
 		if err := s.await(ctx, func() bool { return !n.launching }); err != nil {
 			return err
 		}
@@ -174,8 +174,9 @@ func (s *System) tell(ctx context.Context, n *node, patience time.Duration) erro
 			return deathOf(ctx, process, fmt.Errorf("tell %w", err))
 		case refused.status == http.StatusGatewayTimeout:
 			return errLate
-		case refused.status == http.StatusConflict && s.outdated(wiring.Epoch):
-			// Somebody has told it something newer, which may not have come into force.
+		case refused.status == http.StatusConflict && wiring.Epoch != told:
+			// Somebody has told it something newer, which may not be in force yet.
+			told = wiring.Epoch
 		default:
 			return fmt.Errorf("tell %s: %w", n.Name, err)
 		}
@@ -195,13 +196,6 @@ func deathOf(ctx context.Context, process *proc.Process, otherwise error) error 
 	case <-late.C:
 		return otherwise
 	}
-}
-
-// outdated reports whether the wirings have changed since an epoch.
-func (s *System) outdated(epoch int64) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return epoch < s.epoch
 }
 
 func pausedError(node string) error {
