@@ -131,7 +131,8 @@ func scaleCommand(s streams) *cobra.Command {
 	var id string
 	var watch time.Duration
 	var names []string
-	long := "Changes the number of hosts of a tier, and of the knob that says it:\n\n"
+	long := "Changes the number of hosts of a tier while the system serves. What can be scaled, and the\n" +
+		"knob that holds the number:\n\n"
 	for _, t := range ladder.Tiers() {
 		if t.Scaling != nil {
 			names = append(names, t.Scaling.Name)

@@ -148,6 +148,8 @@ func (s *Supervisor) setNodes(ctx context.Context, nodes []string) error {
 	primary := s.roles.Primary
 	missing := func(node string) bool { return !slices.Contains(nodes, node) }
 	switch {
+	case len(nodes) == len(s.nodes) && !slices.ContainsFunc(s.nodes, missing):
+		return nil
 	case primary == "":
 		return errors.New("there are several primaries, which do not come and go")
 	case s.release != nil || s.seen[primary].refused > 0 || s.dead(primary):

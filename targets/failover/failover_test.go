@@ -457,6 +457,9 @@ func TestReplicasComeAndGo(t *testing.T) {
 		if err := set("db-1", "db-2", "db-3"); err == nil || !strings.HasPrefix(err.Error(), "the primary db-1 does not answer") {
 			t.Errorf("during a failover: %v", err)
 		}
+		if err := set("db-2", "db-1"); err != nil {
+			t.Errorf("what they are already: %v", err)
+		}
 		pass(5 * time.Second)
 		if all := s.Failovers(); len(all) != 1 || all[0].To != "db-2" {
 			t.Errorf("failovers %+v, want to db-2: db-4 holds more, and is gone", all)

@@ -244,8 +244,8 @@ func (s *System) up(ctx context.Context) error {
 	return nil
 }
 
-// startAll fills and starts nodes, each after those that it uses, and has them
-// supervised.
+// startAll fills and starts nodes, each after those among them that it uses, and has them
+// supervised. What else it uses has served before, and may be dead at the moment.
 func (s *System) startAll(ctx context.Context, nodes []*node) error {
 	all, ctx := errgroup.WithContext(ctx)
 	for _, n := range nodes {
@@ -253,7 +253,8 @@ func (s *System) startAll(ctx context.Context, nodes []*node) error {
 			if err := s.fill(ctx, n); err != nil {
 				return err
 			}
-			if err := s.awaitServing(ctx, s.usedBy(n)); err != nil {
+			before := slices.DeleteFunc(slices.Clone(s.usedBy(n)), func(used *node) bool { return !slices.Contains(nodes, used) })
+			if err := s.awaitServing(ctx, before); err != nil {
 				return err
 			}
 			process, err := s.start(ctx, n)

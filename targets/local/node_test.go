@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -296,8 +295,10 @@ func (n *testNode) wire(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	n.trace("told %d of %s", next.Epoch, wired(next))
-	for behaviourOf(n.config.Node) == "waits" {
-		runtime.Gosched()
+	poll := time.NewTicker(time.Millisecond)
+	defer poll.Stop()
+	for behaviourOf(n.config.Node) == "waits" && r.Context().Err() == nil {
+		<-poll.C
 	}
 	n.mu.Lock()
 	known := n.config.Wiring.Epoch

@@ -121,7 +121,7 @@ func (s *System) takeBack(r sut.Role, before, next sut.Topology) error {
 			s.adopt(next)
 			s.draining = nil
 		})
-		return fmt.Errorf("and the change stays: %w", err)
+		return errors.Join(fmt.Errorf("and the change stays: %w", err), s.dismiss(context.WithoutCancel(ctx), next))
 	}
 	var errs []error
 	for _, step := range s.steps(r, before) {
@@ -216,6 +216,8 @@ func (s *System) obstacle(r sut.Role, next sut.Topology) error {
 		case !stays && n.Name == s.roles.Primary:
 			return fmt.Errorf("%s would leave, and is the primary now\n"+
 				"keep more replicas, or have another database take its place: stagebench kill primary", n.Name)
+		case r == sut.DB && n.Name == s.roles.Primary && n.state != targets.Serving:
+			return fmt.Errorf("%s is the primary, and is %s\nwait until a database takes its place: stagebench status", n.Name, n.state)
 		case n.state == targets.Paused && (member || n.calls(r)):
 			return pausedError(n.Name)
 		case !stays && member && n.state != targets.Serving:

@@ -308,6 +308,46 @@ func TestReplicasComeAndGo(t *testing.T) {
 	}
 }
 
+// A change of replicas that cannot be taken back, because the primary has died meanwhile,
+// stays, and the system works on with it.
+func TestAChangeOfReplicasStays(t *testing.T) {
+	t.Parallel()
+	s := allTiers(t, sut.Knobs{"db.replicas": "2", "db.probe_failures": "100"})
+	s.options.Restart.Never, s.options.Silence = true, patience // there is no failover meanwhile
+	system := s.up(t)
+	s.behave("web-1", "waits")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		_, err := system.Scale(ctx, "replica", 1)
+		done <- err
+	}()
+	eventually(t, "web-1 is told that db-3 leaves", func() bool {
+		told := s.told(t, "web-1")
+		return len(told) > 0 && strings.Contains(told[len(told)-1], "-db-3")
+	})
+	if err := system.Kill("primary"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "its death is noticed", func() bool {
+		err := system.failover.SetNodes(t.Context(), []string{"db-2"}) // refused, for one reason or the other
+		return strings.Contains(err.Error(), "does not answer")
+	})
+	cancel()
+	if err := <-done; err == nil || !strings.Contains(err.Error(), "and the change stays: the primary db-1 does not answer") {
+		t.Errorf("error %v", err)
+	}
+	s.behave("web-1", "")
+	if count(system, sut.DB) != 2 || system.node("db-3") != nil {
+		t.Errorf("the change did not stay: %+v", system.Status())
+	}
+	if _, err := system.Scale(t.Context(), "replica", 2); err == nil || !strings.Contains(err.Error(), "db-1 is the primary, and is dead") {
+		t.Errorf("without a primary: %v", err)
+	}
+	eventually(t, "db-2 is the primary", func() bool { return len(system.Failovers()) == 1 })
+	scale(t, system, "web", 2)
+}
+
 // A failover in the middle of a change tells the callers something newer: both come into
 // force.
 func TestFailoverDuringAChange(t *testing.T) {
