@@ -16,9 +16,7 @@ import (
 type Balancing struct {
 	// Node is the balancer's own name.
 	Node string
-	// Membership is the hosts that requests are spread over, at least one, and which
-	// of them get which requests. Routes need Layer7.
-	Membership
+	Upstreams
 	// Layer is Layer7 (default), which balances requests, or Layer4, which
 	// balances connections and sees addresses only.
 	Layer string
@@ -50,6 +48,13 @@ type Balancing struct {
 	// they are idle; default 1024. Below the concurrency, each request above it
 	// costs a new connection.
 	MaxIdlePerUpstream int
+}
+
+// Upstreams is the hosts that a balancer spreads requests over, and which of them get
+// which requests.
+type Upstreams struct {
+	Peers  []Peer  // at least one; with a Weight under PolicyWeightedRoundRobin
+	Routes []Route // none = everything anywhere; others need Layer7
 }
 
 // Policies of a Balancing. HAProxy has no PolicyLeastResponseTime.
@@ -133,19 +138,19 @@ func (b Balancing) Validate() error {
 			return fmt.Errorf("%s %v: want at least 1ms", bound.name, bound.value)
 		}
 	}
-	return b.Membership.validate()
+	return b.Upstreams.validate()
 }
 
 // maxWeight bounds weights, so that their sum stays exact enough.
 const maxWeight = 1_000_000
 
 // validate says what is wrong with the hosts and the routes to them.
-func (m Membership) validate() error {
-	if len(m.Upstreams) == 0 {
+func (m Upstreams) validate() error {
+	if len(m.Peers) == 0 {
 		return errors.New("no upstreams: a balancer needs at least one host")
 	}
 	known := map[string]bool{}
-	for _, peer := range m.Upstreams {
+	for _, peer := range m.Peers {
 		address, err := netip.ParseAddrPort(peer.Address)
 		switch {
 		case !nodeName.MatchString(peer.Node):
@@ -171,9 +176,6 @@ func (m Membership) validate() error {
 	}
 	return nil
 }
-
-// ErrMembership says that a membership makes no sense, or not to this engine.
-var ErrMembership = errors.New("membership")
 
 // StatusClientGone counts requests whose client left before the answer. It is
 // never sent; the number is nginx's.

@@ -9,11 +9,11 @@ import (
 
 func TestBalancing(t *testing.T) {
 	t.Parallel()
-	good := sut.Balancing{Node: "lb-1", Membership: sut.Membership{Upstreams: []sut.Peer{{Node: "web-1", Address: "127.0.0.1:80"}}}}
+	good := sut.Balancing{Node: "lb-1", Upstreams: sut.Upstreams{Peers: []sut.Peer{{Node: "web-1", Address: "127.0.0.1:80"}}}}
 	if err := good.Complete().Validate(); err != nil {
 		t.Fatal(err)
 	}
-	peers := func(list ...sut.Peer) func(*sut.Balancing) { return func(c *sut.Balancing) { c.Upstreams = list } }
+	peers := func(list ...sut.Peer) func(*sut.Balancing) { return func(c *sut.Balancing) { c.Peers = list } }
 	for name, test := range map[string]struct {
 		change func(*sut.Balancing)
 		want   string
@@ -22,7 +22,7 @@ func TestBalancing(t *testing.T) {
 		"odd node":         {func(c *sut.Balancing) { c.Node = "lb 1" }, `node name "lb 1"`},
 		"no upstreams":     {peers(), "no upstreams"},
 		"odd upstream":     {peers(sut.Peer{Node: "web;1", Address: "127.0.0.1:80"}), "upstream name"},
-		"same twice":       {peers(good.Upstreams[0], good.Upstreams[0]), "listed twice"},
+		"same twice":       {peers(good.Peers[0], good.Peers[0]), "listed twice"},
 		"no port":          {peers(sut.Peer{Node: "web-1", Address: "127.0.0.1"}), "want IP:port"},
 		"port 0":           {peers(sut.Peer{Node: "web-1", Address: "127.0.0.1:0"}), "want IP:port"},
 		"name for address": {peers(sut.Peer{Node: "web-1", Address: "example.org:80"}), "want IP:port"},

@@ -31,25 +31,6 @@ type NodeConfig struct {
 	Data         Data         `json:"data"` // the seeded data set that the system holds
 }
 
-// Membership is which web nodes a balancer spreads requests over. A running
-// balancer takes a new one by PUT of its JSON to MembershipPath at its admin
-// address, and answers 204:
-//   - a node that is new takes part once a health check of it was good;
-//   - a node that is listed still is not disturbed;
-//   - a node that is listed no more gets no new request or connection from then
-//     on, and the answer comes when those that it has are finished. When they are
-//     not within the time that the request's header DrainHeader gives, in
-//     seconds, the answer is 504, and they go on.
-//
-// Bad input gets 400 and a JSON error, and changes nothing.
-type Membership struct {
-	Upstreams []Peer  `json:"upstreams"`
-	Routes    []Route `json:"routes,omitempty"`
-}
-
-// MembershipPath is where a balancer takes a Membership.
-const MembershipPath = "/membership"
-
 // RequestIDHeader is the header that carries a request's id through all tiers
 // and their logs. The first tier that meets a request without one gives it one:
 // 32 hexadecimal digits. One that a client sends is kept when it is made of 1 to

@@ -133,17 +133,3 @@ type Replayed struct {
 	There   int            `json:"there"`   // were in place already
 	Refused []string       `json:"refused"` // could not be done, and why
 }
-
-// Databases is which database nodes a web node uses. A running web node takes a
-// new one by PUT of its JSON to DatabasesPath at its admin address, and answers
-// 204 when no operation that begins from then on goes anywhere else; operations
-// on nodes that are listed no more have failed by then. One with an epoch lower
-// than the last is answered with 409 and changes nothing.
-type Databases struct {
-	Epoch    int64  `json:"epoch"`
-	Primary  Peer   `json:"primary"`
-	Replicas []Peer `json:"replicas,omitempty"` // that may be read
-}
-
-// DatabasesPath is where a web node's admin address takes a Databases.
-const DatabasesPath = "/databases"

@@ -1,5 +1,7 @@
 package sut
 
+import "errors"
+
 // Wiring is what a node is told about its neighbours: one document for every role.
 // A node gets its first one with its configuration. A running node takes a new one by
 // PUT of its JSON to WiringPath at its admin address:
@@ -44,6 +46,10 @@ func (w Wiring) Active(role Role) []Peer {
 	}
 	return active
 }
+
+// ErrWiring says that a component refuses what a wiring tells it, and that nothing has
+// changed.
+var ErrWiring = errors.New("wiring")
 
 // The admin interface for wirings.
 const (

@@ -24,7 +24,7 @@ func (r *rig) reading(t *testing.T, node string) *store.Store {
 	t.Helper()
 	for _, n := range r.Status() {
 		if n.Node == node {
-			s, err := store.Open(store.Config{Databases: sut.Databases{Primary: sut.Peer{Node: node, Address: n.Address}}, MaxConns: 2})
+			s, err := store.Open(store.Config{Primary: sut.Peer{Node: node, Address: n.Address}, MaxConns: 2})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -7,7 +7,7 @@
 // to the same behaviour.
 //
 // The order of calls is New, Serve in a goroutine, Admin in a server of the
-// caller's, SetMembership at any time, Shutdown. All methods may be called
+// caller's, SetUpstreams at any time, Shutdown. All methods may be called
 // concurrently. State belongs to the instance: two balancers in one process
 // share nothing.
 //
@@ -137,16 +137,16 @@ func (b *Balancer) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// SetMembership changes the hosts while the balancer serves, as sut.Membership
+// SetUpstreams changes the hosts while the balancer serves, as sut.Upstreams
 // says. It returns when the hosts that are members no more have finished what
 // they had; when they do not before ctx ends they go on, and it returns ctx's
 // error. A connection of layer 4 may be open and idle for as long as its client
 // likes, and nobody who sees only bytes can tell when to close it.
-func (b *Balancer) SetMembership(ctx context.Context, m sut.Membership) error {
+func (b *Balancer) SetUpstreams(ctx context.Context, m sut.Upstreams) error {
 	next := b.cfg.Balancing
-	next.Membership = m
+	next.Upstreams = m
 	if err := next.Validate(); err != nil {
-		return fmt.Errorf("%w: %w", sut.ErrMembership, err)
+		return fmt.Errorf("%w: %w", sut.ErrWiring, err)
 	}
 	departures := b.pool.become(m)
 	select {

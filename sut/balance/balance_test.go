@@ -41,7 +41,7 @@ func startBalancer(t *testing.T, setup balancetest.Setup) balancetest.System {
 			t.Error(err)
 		}
 	})
-	return balancetest.System{URL: "http://" + listener.Addr().String(), Admin: balancetest.Admin(t, b)}
+	return balancetest.Serving(t, listener.Addr().String(), b)
 }
 
 // TestDeathUnderARequest: a host that dies while it works on a request costs a 502, on

@@ -38,12 +38,12 @@ func TestMain(m *testing.M) {
 // runChild serves until its standard input closes.
 func runChild(description string) error {
 	layer, membership, _ := strings.Cut(description, " ")
-	var m sut.Membership
+	var m sut.Upstreams
 	if err := json.Unmarshal([]byte(membership), &m); err != nil {
 		return err
 	}
 	debug.SetGCPercent(400) // as in a node
-	b, err := balance.New(balance.Config{Balancing: balancetest.BenchConfig(layer, m.Upstreams)})
+	b, err := balance.New(balance.Config{Balancing: balancetest.BenchConfig(layer, m.Peers)})
 	if err != nil {
 		return err
 	}
@@ -80,7 +80,7 @@ func BenchmarkBalancer(b *testing.B) {
 
 // startChild runs our balancer on one core of its own.
 func startChild(b *testing.B, layer string, upstreams []sut.Peer) (address string, pid int) {
-	membership, err := json.Marshal(sut.Membership{Upstreams: upstreams})
+	membership, err := json.Marshal(sut.Upstreams{Peers: upstreams})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -104,13 +104,13 @@ func TestLastHostIsNeverEjected(t *testing.T) {
 	p := poolOf(3, sut.PolicyRoundRobin)
 	p.cfg.EjectAfter = 1
 	defer p.close()
-	peers := p.cfg.Upstreams
-	p.become(sut.Membership{Upstreams: peers, Routes: []sut.Route{{Path: "/img/*", To: []string{"web-3"}}}})
+	peers := p.cfg.Peers
+	p.become(sut.Upstreams{Peers: peers, Routes: []sut.Route{{Path: "/img/*", To: []string{"web-3"}}}})
 	misbehave(p, "web-3", 5)
 	if got := p.statusOf(t, "web-3"); !got.Up {
 		t.Errorf("the only host of a route is out: %+v", got)
 	}
-	p.become(sut.Membership{Upstreams: peers})
+	p.become(sut.Upstreams{Peers: peers})
 	for _, node := range []string{"web-1", "web-2", "web-3"} {
 		misbehave(p, node, 5)
 	}

@@ -15,10 +15,10 @@ import (
 )
 
 // members is a membership of the hosts with these numbers.
-func members(numbers ...int) sut.Membership {
-	var m sut.Membership
+func members(numbers ...int) sut.Upstreams {
+	var m sut.Upstreams
 	for _, n := range numbers {
-		m.Upstreams = append(m.Upstreams, sut.Peer{Node: fmt.Sprintf("web-%d", n), Address: fmt.Sprintf("192.0.2.%d:80", n)})
+		m.Peers = append(m.Peers, sut.Peer{Node: fmt.Sprintf("web-%d", n), Address: fmt.Sprintf("192.0.2.%d:80", n)})
 	}
 	return m
 }
@@ -45,7 +45,7 @@ func TestNewMemberIsCheckedAtOnce(t *testing.T) {
 		if s := b.pool.statusOf(t, "web-2"); s.Up || s.Cause != "not checked yet" {
 			t.Errorf("before its first check: %+v", s)
 		}
-		if err := b.SetMembership(ctx, members(1, 2)); err != nil {
+		if err := b.SetUpstreams(ctx, members(1, 2)); err != nil {
 			t.Error(err)
 		}
 		synctest.Wait()
@@ -54,7 +54,7 @@ func TestNewMemberIsCheckedAtOnce(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		// It goes, and so do its checks.
-		if err := b.SetMembership(ctx, members(1)); err != nil {
+		if err := b.SetUpstreams(ctx, members(1)); err != nil {
 			t.Error(err)
 		}
 		time.Sleep(10 * time.Second)
@@ -79,7 +79,7 @@ func TestLeavingHostComesBack(t *testing.T) {
 		b := newBalancer(t, Config{}, "192.0.2.1:80", "192.0.2.2:80")
 		u := b.pool.acquire(b.pool.routes.Load().all(), errand{held: "web-1"})
 		first := make(chan error, 1)
-		go func() { first <- b.SetMembership(t.Context(), members(2)) }()
+		go func() { first <- b.SetUpstreams(t.Context(), members(2)) }()
 		synctest.Wait()
 		if s := b.pool.statusOf(t, "web-1"); s.Up || !s.Draining || s.InFlight != 1 {
 			t.Errorf("while it leaves: %+v", s)
@@ -87,7 +87,7 @@ func TestLeavingHostComesBack(t *testing.T) {
 		if got := b.pool.acquire(b.pool.routes.Load().all(), errand{held: "web-1"}); got.node != "web-2" {
 			t.Error("a host that leaves was picked")
 		}
-		if err := b.SetMembership(t.Context(), members(1, 2)); err != nil {
+		if err := b.SetUpstreams(t.Context(), members(1, 2)); err != nil {
 			t.Error(err)
 		}
 		if err := <-first; err != nil {
@@ -99,8 +99,8 @@ func TestLeavingHostComesBack(t *testing.T) {
 		b.pool.release(u, succeeded, "", 0)
 		// Another address is another host.
 		moved := members(1, 2)
-		moved.Upstreams[0].Address = "192.0.2.9:80"
-		if err := b.SetMembership(t.Context(), moved); err != nil {
+		moved.Peers[0].Address = "192.0.2.9:80"
+		if err := b.SetUpstreams(t.Context(), moved); err != nil {
 			t.Error(err)
 		}
 		if s := b.pool.statusOf(t, "web-1"); s.Up || s.Requests != 0 || s.Address != "192.0.2.9:80" {
@@ -115,11 +115,11 @@ func TestMembershipDoesNotWaitForEver(t *testing.T) {
 	u := b.pool.acquire(b.pool.routes.Load().all(), errand{held: "web-1"})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := b.SetMembership(ctx, members(2)); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "web-1") {
+	if err := b.SetUpstreams(ctx, members(2)); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "web-1") {
 		t.Errorf("error %v, want one about web-1", err)
 	}
 	b.pool.release(u, succeeded, "", 0)
-	if err := b.SetMembership(t.Context(), members(2)); err != nil || len(b.pool.leaving) > 0 {
+	if err := b.SetUpstreams(t.Context(), members(2)); err != nil || len(b.pool.leaving) > 0 {
 		t.Errorf("error %v, leaving %v", err, b.pool.leaving)
 	}
 }
@@ -154,8 +154,8 @@ func TestPicksDuringChanges(t *testing.T) {
 		})
 	}
 	for range 300 {
-		for _, m := range []sut.Membership{members(3), members(1, 2, 3)} {
-			if err := b.SetMembership(t.Context(), m); err != nil {
+		for _, m := range []sut.Upstreams{members(3), members(1, 2, 3)} {
+			if err := b.SetUpstreams(t.Context(), m); err != nil {
 				t.Error(err)
 			}
 			for _, u := range p.unwatched() {
@@ -196,7 +196,7 @@ func TestMembershipChangesConditions(t *testing.T) {
 	for path, want := range map[string]string{"/img/*": "web-2 ", "/img/2": "web-1 web-2 ", "/img/1": "web-2 "} {
 		m := members(1, 2)
 		m.Routes = []sut.Route{{Path: path, To: []string{"web-2"}}}
-		if err := b.SetMembership(t.Context(), m); err != nil {
+		if err := b.SetUpstreams(t.Context(), m); err != nil {
 			t.Fatal(err)
 		}
 		if got := where(); got != want {

@@ -35,7 +35,7 @@ func newPool(cfg Config) *pool {
 		cfg: cfg, policy: policies()[cfg.Policy], timed: cfg.Policy == sut.PolicyLeastResponseTime,
 		log: cfg.Log, began: time.Now(),
 	}
-	for _, peer := range cfg.Upstreams {
+	for _, peer := range cfg.Peers {
 		u := newUpstream(cfg, peer)
 		u.well = true
 		p.members = append(p.members, u)
@@ -210,12 +210,12 @@ type departure struct {
 // become makes the hosts of a membership the members and returns those that
 // have something to finish, from this change or an earlier one. A host is the
 // same when its name and address are.
-func (p *pool) become(m sut.Membership) []departure {
+func (p *pool) become(m sut.Upstreams) []departure {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	known := slices.Concat(p.members, p.leaving)
 	p.members = nil
-	for _, peer := range m.Upstreams {
+	for _, peer := range m.Peers {
 		i := slices.IndexFunc(known, func(u *upstream) bool { return u.node == peer.Node && u.address == peer.Address })
 		if i < 0 {
 			u := newUpstream(p.cfg, peer)

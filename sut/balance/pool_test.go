@@ -14,7 +14,7 @@ import (
 func poolOf(n int, policy string) *pool {
 	cfg := sut.Balancing{Policy: policy}
 	for i := range n {
-		cfg.Upstreams = append(cfg.Upstreams, sut.Peer{Node: fmt.Sprintf("web-%d", i+1), Address: fmt.Sprintf("192.0.2.%d:80", i+1)})
+		cfg.Peers = append(cfg.Peers, sut.Peer{Node: fmt.Sprintf("web-%d", i+1), Address: fmt.Sprintf("192.0.2.%d:80", i+1)})
 	}
 	return newPool(Config{Balancing: cfg.Complete(), Log: slog.New(slog.DiscardHandler)})
 }

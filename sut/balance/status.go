@@ -5,10 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,29 +15,23 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// Engine is a balancer that operators ask and tell, whatever realises it.
+// Engine is a balancer that operators ask, whatever realises it.
 type Engine interface {
 	// Status says what the balancer knows; a native one is asked.
 	Status(ctx context.Context) (sut.BalancerStatus, error)
-	// SetMembership changes the hosts as sut.Membership says. It returns a
-	// sut.ErrMembership for what changes nothing, and ctx's error when hosts have not
-	// finished.
-	SetMembership(ctx context.Context, m sut.Membership) error
 }
 
 // statusTimeout bounds asking, where the question comes without a bound.
 const statusTimeout = 5 * time.Second
 
 // Admin answers operators: /metrics of a registry, which gets those of the engine,
-// /healthz, /readyz and /status, and PUT of sut.MembershipPath. All but the last are
-// views of the engine's status.
+// /healthz, /readyz and /status. All are views of the engine's status.
 func Admin(registry *prometheus.Registry, e Engine) (http.Handler, error) {
 	if err := registry.Register(collector{e}); err != nil {
 		return nil, fmt.Errorf("balance: metrics: %w", err)
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	mux.Handle("PUT "+sut.MembershipPath, membershipHandler(e))
 	answer := func(pattern string, check func(sut.BalancerStatus) error) {
 		mux.HandleFunc("GET "+pattern, func(w http.ResponseWriter, r *http.Request) {
 			ctx, cancel := context.WithTimeout(r.Context(), statusTimeout)
@@ -67,64 +59,6 @@ func Admin(registry *prometheus.Registry, e Engine) (http.Handler, error) {
 		return nil
 	})
 	return mux, nil
-}
-
-// defaultDrain bounds the wait for what hosts have to finish when the request
-// for a membership does not.
-const defaultDrain = 30 * time.Second
-
-// membershipHandler takes a membership as sut.Membership says.
-func membershipHandler(e Engine) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		drain, err := drainOf(r.Header.Get(sut.DrainHeader))
-		if err != nil {
-			writeError(w, http.StatusBadRequest, err.Error())
-			return
-		}
-		m, err := readMembership(http.MaxBytesReader(w, r.Body, 1<<20))
-		if err != nil {
-			writeError(w, http.StatusBadRequest, err.Error())
-			return
-		}
-		ctx, cancel := context.WithTimeout(r.Context(), drain)
-		defer cancel()
-		switch err := e.SetMembership(ctx, m); {
-		case err == nil:
-			w.WriteHeader(http.StatusNoContent)
-		case errors.Is(err, sut.ErrMembership):
-			writeError(w, http.StatusBadRequest, err.Error())
-		case errors.Is(err, context.DeadlineExceeded):
-			writeError(w, http.StatusGatewayTimeout, err.Error())
-		default:
-			writeError(w, http.StatusInternalServerError, err.Error())
-		}
-	})
-}
-
-// drainOf reads the header with the bound.
-func drainOf(text string) (time.Duration, error) {
-	if text == "" {
-		return defaultDrain, nil
-	}
-	seconds, err := strconv.ParseFloat(text, 64)
-	if err != nil || !(seconds >= 0 && seconds <= 24*3600) {
-		return 0, fmt.Errorf("%s %q: want seconds from 0 to a day, such as 10", sut.DrainHeader, text)
-	}
-	return time.Duration(seconds * float64(time.Second)), nil
-}
-
-// readMembership reads one JSON document with nothing that is unknown in it.
-func readMembership(body io.Reader) (sut.Membership, error) {
-	decoder := json.NewDecoder(body)
-	decoder.DisallowUnknownFields()
-	var m sut.Membership
-	if err := decoder.Decode(&m); err != nil {
-		return m, fmt.Errorf("%w: %w", sut.ErrMembership, err)
-	}
-	if _, err := decoder.Token(); err != io.EOF {
-		return m, fmt.Errorf("%w: more than one JSON document", sut.ErrMembership)
-	}
-	return m, nil
 }
 
 // The metrics of a balancer.

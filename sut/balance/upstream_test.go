@@ -149,7 +149,7 @@ func newBalancer(t testing.TB, cfg Config, addresses ...string) *Balancer {
 	t.Helper()
 	cfg.Node = "lb-1"
 	for i, address := range addresses {
-		cfg.Upstreams = append(cfg.Upstreams, sut.Peer{Node: fmt.Sprintf("web-%d", i+1), Address: address})
+		cfg.Peers = append(cfg.Peers, sut.Peer{Node: fmt.Sprintf("web-%d", i+1), Address: address})
 	}
 	b, err := New(cfg)
 	if err != nil {

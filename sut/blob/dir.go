@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -216,24 +217,40 @@ func storeError(action string, id photos.ID, v photos.Variant, err error) error 
 	return fmt.Errorf("%s blob %d/%s: %w: %w", action, id, v, photos.ErrUnavailable, err)
 }
 
-// size is the bytes of all objects of photos that a host holds. It looks at each
-// of them once.
+// object is one object of a directory.
+type object struct {
+	id      photos.ID
+	variant photos.Variant
+	entry   fs.DirEntry
+}
+
+// objects lists the objects that are there, in no order. What cannot be read is left
+// out: it cannot be served either.
+func (d *Dir) objects() iter.Seq[object] {
+	return func(yield func(object) bool) {
+		for _, dir := range d.directories() {
+			entries, _ := os.ReadDir(dir)
+			for _, e := range entries {
+				text, rest, _ := strings.Cut(e.Name(), "-")
+				id, err := strconv.ParseUint(text, 10, 63)
+				v := photos.Variant(strings.TrimSuffix(rest, ".jpg"))
+				if err == nil && v.Valid() && !yield(object{photos.ID(id), v, e}) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// size is the bytes of all objects of photos that a host holds.
 func (d *Dir) size(holds func(photos.ID) bool) int64 {
 	var sum int64
-	for _, dir := range d.directories() {
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			continue // nothing can be read from it later either
+	for o := range d.objects() {
+		if !holds(o.id) {
+			continue
 		}
-		for _, e := range entries {
-			text, _, _ := strings.Cut(e.Name(), "-")
-			id, err := strconv.ParseUint(text, 10, 63)
-			if err != nil || !holds(photos.ID(id)) {
-				continue
-			}
-			if info, err := e.Info(); err == nil {
-				sum += info.Size()
-			}
+		if info, err := o.entry.Info(); err == nil {
+			sum += info.Size()
 		}
 	}
 	return sum

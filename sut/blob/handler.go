@@ -1,6 +1,8 @@
 package blob
 
 import (
+	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -8,6 +10,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -26,17 +29,34 @@ type HandlerConfig struct {
 	Dir      *Dir
 	MaxBytes int64                 // of one object; 0 = DefaultMaxBytes
 	Log      *slog.Logger          // hears of failures of the disk
-	Registry prometheus.Registerer // gets stagebench_blob_requests_total, _bytes_total and, with a capacity, _stored_bytes
+	Registry prometheus.Registerer // gets stagebench_blob_requests_total, _bytes_total, _moved_total and, with a capacity, _stored_bytes
 
-	// Holds says which photos may be on this host; nil = all. Others do not exist
-	// here, whatever the directory holds: it may be a copy of one that holds all.
-	Holds func(photos.ID) bool
+	Node   string // the host's own name
+	Copies int    // of each photo on different hosts; 0 = 1
+	// Seeded is how many photos there were at the beginning, with ids from 1 on. The
+	// directory may hold the bytes of all of them, of which each host shows its own part
+	// only, as its members have it. An uploaded photo may be anywhere.
+	Seeded int
 	// Capacity bounds the bytes that the host holds; past it it is full. 0 = what
 	// the disk holds.
 	Capacity int64
 	// LogRequests says which requests are logged, with their ids: "failed", those
 	// answered 500 or more, which is the default; "all" or "none".
 	LogRequests string
+}
+
+// Handler is a blob host. SetMembers tells it which other hosts there are.
+type Handler struct {
+	config     HandlerConfig
+	placements atomic.Pointer[placements] // never nil
+	requests   *prometheus.CounterVec
+	bytes      *prometheus.CounterVec
+	in, out    prometheus.Counter
+	moved      prometheus.Counter
+	stored     atomic.Int64 // bytes, where there is a capacity
+
+	setting sync.Mutex // one change of members at a time
+	settled []string   // the members that objects have been placed on; nil = there were none
 }
 
 // NewHandler serves a directory:
@@ -47,8 +67,9 @@ type HandlerConfig struct {
 //	DELETE /blob/{id}/{variant}   204 or 404
 //
 // Errors have a JSON body, {"error": ..., "hint": ...}.
-func NewHandler(c HandlerConfig) http.Handler {
-	h := &handler{
+func NewHandler(c HandlerConfig) *Handler {
+	c.MaxBytes, c.Copies = cmp.Or(c.MaxBytes, DefaultMaxBytes), cmp.Or(c.Copies, 1)
+	h := &Handler{
 		config: c,
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "stagebench_blob_requests_total", Help: "Finished requests for photo bytes, by method and status.",
@@ -56,35 +77,25 @@ func NewHandler(c HandlerConfig) http.Handler {
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "stagebench_blob_bytes_total", Help: "Photo bytes read (out) and written (in).",
 		}, []string{"direction"}),
+		moved: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "stagebench_blob_moved_total", Help: "Objects that were handed over to other hosts when hosts came or went.",
+		}),
 	}
-	if h.config.MaxBytes == 0 {
-		h.config.MaxBytes = DefaultMaxBytes
-	}
-	if h.config.Holds == nil {
-		h.config.Holds = func(photos.ID) bool { return true }
-	}
+	h.placements.Store(&placements{})
 	if c.Capacity > 0 {
-		h.stored.Store(c.Dir.size(h.config.Holds))
+		h.stored.Store(c.Dir.size(h.holds))
 		c.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "stagebench_blob_stored_bytes", Help: "Photo bytes that the host holds, of which its capacity allows so many.",
 		}, func() float64 { return float64(h.stored.Load()) }))
 	}
 	h.in, h.out = h.bytes.WithLabelValues("in"), h.bytes.WithLabelValues("out")
-	c.Registry.MustRegister(h.requests, h.bytes)
+	c.Registry.MustRegister(h.requests, h.bytes, h.moved)
 	return h
 }
 
-type handler struct {
-	config   HandlerConfig
-	requests *prometheus.CounterVec
-	bytes    *prometheus.CounterVec
-	in, out  prometheus.Counter
-	stored   atomic.Int64 // bytes, where there is a capacity
-}
-
 // sizeOf is the size of an object that is there, else 0.
-func (h *handler) sizeOf(id photos.ID, v photos.Variant) int64 {
-	if h.config.Capacity == 0 || !h.config.Holds(id) {
+func (h *Handler) sizeOf(id photos.ID, v photos.Variant) int64 {
+	if h.config.Capacity == 0 || !h.holds(id) {
 		return 0
 	}
 	file, size, err := h.config.Dir.Open(id, v)
@@ -95,7 +106,7 @@ func (h *handler) sizeOf(id photos.ID, v photos.Variant) int64 {
 	return size
 }
 
-func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	code := h.serve(w, r)
 	if h.config.LogRequests == "all" || code >= 500 && h.config.LogRequests != "none" {
 		h.config.Log.Info("request", "request_id", r.Header.Get(sut.RequestIDHeader), "method", r.Method, "path", r.URL.Path, "status", code)
@@ -110,12 +121,15 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // serve answers one request and returns its status.
-func (h *handler) serve(w http.ResponseWriter, r *http.Request) int {
+func (h *Handler) serve(w http.ResponseWriter, r *http.Request) int {
 	id, v, ok := parsePath(r.URL.Path)
 	if !ok {
 		return refuse(w, http.StatusNotFound, "no such object name", "use /blob/{id}/{variant} with a decimal id and one of original, thumb, sharp, blur")
 	}
-	if r.Method != http.MethodPut && !h.config.Holds(id) {
+	if r.Method != http.MethodPut && !h.holds(id) {
+		if r.Method == http.MethodDelete {
+			_ = h.config.Dir.Delete(r.Context(), id, v) // it may be shown again after a change of members
+		}
 		return h.fail(w, photos.ErrNotFound)
 	}
 	switch r.Method {
@@ -124,11 +138,9 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request) int {
 	case http.MethodPut:
 		return h.put(w, r, id, v)
 	case http.MethodDelete:
-		size := h.sizeOf(id, v)
-		if err := h.config.Dir.Delete(r.Context(), id, v); err != nil {
+		if err := h.delete(r.Context(), id, v); err != nil {
 			return h.fail(w, err)
 		}
-		h.stored.Add(-size)
 		w.WriteHeader(http.StatusNoContent)
 		return http.StatusNoContent
 	}
@@ -136,7 +148,17 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request) int {
 	return refuse(w, http.StatusMethodNotAllowed, "method "+r.Method+" is not allowed", "use GET, HEAD, PUT or DELETE")
 }
 
-func (h *handler) get(w http.ResponseWriter, r *http.Request, id photos.ID, v photos.Variant) int {
+// delete takes an object away.
+func (h *Handler) delete(ctx context.Context, id photos.ID, v photos.Variant) error {
+	size := h.sizeOf(id, v)
+	if err := h.config.Dir.Delete(ctx, id, v); err != nil {
+		return err
+	}
+	h.stored.Add(-size)
+	return nil
+}
+
+func (h *Handler) get(w http.ResponseWriter, r *http.Request, id photos.ID, v photos.Variant) int {
 	file, size, err := h.config.Dir.Open(id, v)
 	if err != nil {
 		return h.fail(w, err)
@@ -159,7 +181,7 @@ func (h *handler) get(w http.ResponseWriter, r *http.Request, id photos.ID, v ph
 	return http.StatusOK
 }
 
-func (h *handler) put(w http.ResponseWriter, r *http.Request, id photos.ID, v photos.Variant) int {
+func (h *Handler) put(w http.ResponseWriter, r *http.Request, id photos.ID, v photos.Variant) int {
 	if r.ContentLength > h.config.MaxBytes {
 		return h.tooLarge(w)
 	}
@@ -178,7 +200,7 @@ func (h *handler) put(w http.ResponseWriter, r *http.Request, id photos.ID, v ph
 }
 
 // reserve sets space aside, if there is any.
-func (h *handler) reserve(bytes int64) bool {
+func (h *Handler) reserve(bytes int64) bool {
 	if h.config.Capacity == 0 {
 		return true
 	}
@@ -190,7 +212,7 @@ func (h *handler) reserve(bytes int64) bool {
 }
 
 // store writes an object and answers.
-func (h *handler) store(w http.ResponseWriter, r *http.Request, id photos.ID, v photos.Variant) (code int) {
+func (h *Handler) store(w http.ResponseWriter, r *http.Request, id photos.ID, v photos.Variant) (code int) {
 	body := &bodyReader{from: http.MaxBytesReader(w, r.Body, h.config.MaxBytes)}
 	size, err := h.config.Dir.Write(id, v, body)
 	var over *http.MaxBytesError
@@ -207,12 +229,12 @@ func (h *handler) store(w http.ResponseWriter, r *http.Request, id photos.ID, v 
 	return http.StatusCreated
 }
 
-func (h *handler) tooLarge(w http.ResponseWriter) int {
+func (h *Handler) tooLarge(w http.ResponseWriter) int {
 	return refuse(w, http.StatusRequestEntityTooLarge, "the object is too large", "send at most "+strconv.FormatInt(h.config.MaxBytes, 10)+" bytes")
 }
 
 // fail answers for an error of the directory.
-func (h *handler) fail(w http.ResponseWriter, err error) int {
+func (h *Handler) fail(w http.ResponseWriter, err error) int {
 	switch {
 	case errors.Is(err, photos.ErrNotFound):
 		return refuse(w, http.StatusNotFound, "no such object", "it was never stored, or it was deleted")

@@ -242,8 +242,11 @@ func TestCapacity(t *testing.T) {
 	put(t, dir, 2, "not held")
 	handler := blob.NewHandler(blob.HandlerConfig{
 		Dir: dir, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(), Capacity: 12,
-		Holds: func(id photos.ID) bool { return id != 2 },
+		Node: "blob-2", Seeded: 2,
 	})
+	if err := handler.SetMembers(t.Context(), []sut.Peer{{Node: "blob-1"}, {Node: "blob-2"}}, true); err != nil {
+		t.Fatal(err)
+	}
 	server := httptest.NewServer(handler)
 	t.Cleanup(server.Close)
 	c := client(t, server.Listener.Addr().String())

@@ -85,7 +85,7 @@ func (r *records) AddPhoto(_ context.Context, p photos.Photo) error {
 // aside puts a cache host in front of records.
 func aside(t *testing.T, r *records, change func(*cache.AsideConfig)) (*cache.Aside, *cache.Client) {
 	t.Helper()
-	client, _ := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, resptest.Serve(t, resptest.Config{}).Addr().String())}}})
+	client, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, resptest.Serve(t, resptest.Config{}).Addr().String())}})
 	config := cache.AsideConfig{Records: r, Client: client, TTL: time.Minute, FeedTTL: time.Minute, SingleFlight: true}
 	if change != nil {
 		change(&config)
@@ -176,7 +176,7 @@ func TestAsideForgetsNothingInVain(t *testing.T) {
 // Without a cache host all is read from the records, and nothing fails.
 func TestAsideWithoutACache(t *testing.T) {
 	r := newRecords()
-	client, _ := connect(t, cache.Config{Timeout: time.Second, Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, "127.0.0.1:1")}}})
+	client, _ := connect(t, cache.Config{Timeout: time.Second, Hosts: []sut.Peer{peer(0, "127.0.0.1:1")}})
 	a, err := cache.NewAside(cache.AsideConfig{Records: r, Client: client, TTL: time.Minute})
 	if err != nil {
 		t.Fatal(err)

@@ -22,15 +22,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/swap"
 )
 
 // ErrUnavailable says that the host of a key does not answer, or did not a moment ago.
@@ -41,8 +40,8 @@ var errClosed = errors.New("cache: the client is closed")
 
 // Config is what a client is made of.
 type Config struct {
-	Hosts    Hosts
-	Protocol Protocol // of all of them
+	Hosts    []sut.Peer // at least one; their names decide who has which keys
+	Protocol Protocol   // of all of them
 	// Timeout is how long a host may take to connect, and to answer; 0 = 100 ms. A
 	// context that ends before counts, too.
 	Timeout time.Duration
@@ -70,28 +69,20 @@ const (
 	Memcached Protocol = "memcached"
 )
 
-// Hosts are the cache hosts that there are.
-type Hosts struct {
-	Peers []sut.Peer // at least one; their names decide who has which keys
-	// Down are the names of those that are known to be dead and will be back: the
-	// others have their keys meanwhile, and no other key moves.
-	Down []string
-}
-
 // Client is a client of several cache hosts.
 type Client struct {
 	config  Config
-	table   atomic.Pointer[table]
+	table   swap.Value[*table]
 	loads   singleflight.Group
 	figures figures
 
-	mu     sync.Mutex // one change of hosts at a time
-	closed bool
+	mu   sync.Mutex // one change of hosts at a time
+	last *table     // in table; nil = the client is closed
 }
 
-// table is which hosts there are; it is never changed.
+// table is which hosts there are; it is never changed. A client that is closed has none.
 type table struct {
-	ring  *ring
+	ring  *Ring
 	hosts map[string]lines
 }
 
@@ -114,7 +105,9 @@ func newLines(peer sut.Peer, c Config) lines {
 
 func (l lines) close() {
 	l.quick.close()
-	l.work.close()
+	if l.work != l.quick {
+		l.work.close()
+	}
 }
 
 // toValues, toWork and toFill choose a line.
@@ -140,9 +133,8 @@ func New(c Config) (*Client, error) {
 	if c.Protocol != RESP && c.Protocol != Memcached {
 		return nil, fmt.Errorf("cache: unknown protocol %q", c.Protocol)
 	}
-	client := &Client{config: c, figures: newFigures()}
-	client.table.Store(&table{})
-	if err := client.SetHosts(c.Hosts); err != nil {
+	client := &Client{config: c, figures: newFigures(), last: &table{}}
+	if err := client.SetHosts(context.Background(), c.Hosts); err != nil {
 		return nil, err
 	}
 	if err := client.figures.register(c.Registry); err != nil {
@@ -152,56 +144,57 @@ func New(c Config) (*Client, error) {
 	return client, nil
 }
 
-// SetHosts changes which hosts there are. Those that stay keep their connections;
-// when it returns, nothing is under way any more to those that went.
-func (c *Client) SetHosts(h Hosts) error {
-	if len(h.Peers) == 0 {
+// SetHosts changes which hosts there are. Those that stay keep their connections. When
+// it returns nil, nothing is under way any more that began with other hosts: a key is
+// asked for at its new host alone. When ctx ends before, it returns ctx's error; the
+// hosts are the new ones all the same.
+func (c *Client) SetHosts(ctx context.Context, hosts []sut.Peer) error {
+	if len(hosts) == 0 {
 		return errors.New("cache: no hosts")
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
+	old := c.last
+	if old == nil {
+		c.mu.Unlock()
 		return errClosed
 	}
-	down := map[string]bool{}
-	for _, name := range h.Down {
-		if !slices.ContainsFunc(h.Peers, func(p sut.Peer) bool { return p.Node == name }) {
-			return fmt.Errorf("cache: %s is down, but not among the hosts", name)
-		}
-		down[name] = true
-	}
-	old := c.table.Load().hosts
 	next := &table{hosts: map[string]lines{}}
 	var names []string
-	for _, peer := range h.Peers {
-		if _, twice := next.hosts[peer.Node]; twice {
-			return fmt.Errorf("cache: there are two hosts %s", peer.Node)
-		}
+	for _, peer := range hosts {
 		names = append(names, peer.Node)
-		if same, known := old[peer.Node]; known && same.quick.address == peer.Address {
+		if same, known := old.hosts[peer.Node]; known && same.quick.address == peer.Address {
 			next.hosts[peer.Node] = same
 		} else {
 			next.hosts[peer.Node] = newLines(peer, c.config)
 		}
 	}
-	next.ring = newRing(names, down)
-	c.table.Store(next)
-	for name, l := range old {
-		if next.hosts[name] != l {
-			l.close()
+	next.ring = NewRing(names)
+	return c.become(ctx, next)
+}
+
+// become replaces the table, and closes the hosts that have left when nothing is under
+// way to them. It unlocks mu, which the caller holds.
+func (c *Client) become(ctx context.Context, next *table) error {
+	c.last = next
+	wait := c.table.Replace(next, func(old *table) {
+		for name, l := range old.hosts {
+			if next == nil || next.hosts[name] != l {
+				l.close()
+			}
 		}
-	}
-	return nil
+	})
+	c.mu.Unlock()
+	return wait(ctx)
 }
 
 // Close ends the client. What is under way is finished first.
 func (c *Client) Close() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.closed = true
-	for _, l := range c.table.Load().hosts {
-		l.close()
+	if c.last == nil {
+		c.mu.Unlock()
+		return
 	}
+	_ = c.become(context.Background(), nil) // which never ends
 }
 
 // repeatable says whether doing something twice is the same as doing it once.
@@ -211,16 +204,14 @@ type repeatable bool
 // one when it does not answer. The error is of the caller's context, or an
 // ErrUnavailable, or a refusal of the host.
 func (c *Client) ask(ctx context.Context, key string, line func(lines) *host, twice repeatable, do func(*host) error) error {
-	for t, tries := c.table.Load(), 0; ; {
+	t, done := c.table.Use()
+	defer done()
+	if t == nil {
+		return errClosed
+	}
+	for tries := 0; ; {
 		h := line(t.hosts[t.ring.nth(key, tries)])
 		err := h.ask(ctx, do)
-		if errors.Is(err, errLeft) {
-			if now := c.table.Load(); now != t {
-				t, tries = now, 0 // the hosts changed between the lines above
-				continue
-			}
-			return errClosed
-		}
 		c.figures.asked(h.name, err)
 		if err == nil {
 			return nil

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -130,7 +131,7 @@ func TestConformance(t *testing.T) {
 			if name == "memcached" {
 				protocol = cache.Memcached
 			}
-			c, registry := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, start(t)), peer(1, start(t))}}, Protocol: protocol})
+			c, registry := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, start(t)), peer(1, start(t))}, Protocol: protocol})
 			ctx := t.Context()
 			want := func(key string, want []byte) {
 				t.Helper()
@@ -188,7 +189,7 @@ func TestConformance(t *testing.T) {
 func TestRefusal(t *testing.T) {
 	t.Parallel()
 	s := resptest.Serve(t, resptest.Config{MaxBytes: 1000, Evict: "noeviction"})
-	c, registry := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, s.Addr().String())}}})
+	c, registry := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, s.Addr().String())}})
 	if err := c.Set(t.Context(), "a", make([]byte, 2000), 0); err == nil || errors.Is(err, cache.ErrUnavailable) {
 		t.Errorf("got %v", err)
 	}
@@ -260,7 +261,7 @@ func TestDeadHost(t *testing.T) {
 	servers, peers := three(t)
 	p := newProxy(t, "127.0.0.1:0", peers[1].Address)
 	peers[1].Address = p.Addr().String()
-	c, registry := connect(t, cache.Config{Hosts: cache.Hosts{Peers: peers}})
+	c, registry := connect(t, cache.Config{Hosts: peers})
 	fill(t, c, n)
 	its := int(servers[1].Stats().Entries)
 	if its < n/5 || its > n*2/5 {
@@ -282,16 +283,9 @@ func TestDeadHost(t *testing.T) {
 			t.Fatal("it was never asked again")
 		}
 	}
-	// Once it is known to be dead, its keys go to the others, and back.
 	revived.kill()
-	if err := c.SetHosts(cache.Hosts{Peers: peers, Down: []string{"cache-2"}}); err != nil {
-		t.Fatal(err)
-	}
-	if hits, misses, failed := read(t, c, n); hits != n-its || misses != its || failed != 0 {
-		t.Errorf("without it: %d hits, %d misses, %d failed", hits, misses, failed)
-	}
 	peers[1].Address = servers[1].Addr().String()
-	if err := c.SetHosts(cache.Hosts{Peers: peers}); err != nil {
+	if err := c.SetHosts(t.Context(), peers); err != nil {
 		t.Fatal(err)
 	}
 	if hits, _, _ := read(t, c, n); hits != n {
@@ -341,7 +335,7 @@ func TestHangingHost(t *testing.T) {
 
 func testHangingHost(t *testing.T, protocol cache.Protocol) {
 	address, accepted := silent(t)
-	c, _ := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, address)}}, Protocol: protocol, Timeout: 10 * time.Millisecond})
+	c, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, address)}, Protocol: protocol, Timeout: 10 * time.Millisecond})
 	if _, _, err := c.Get(t.Context(), "a"); !errors.Is(err, cache.ErrUnavailable) {
 		t.Fatalf("got %v", err)
 	}
@@ -380,7 +374,7 @@ func TestImpatientCaller(t *testing.T) {
 
 func testImpatientCaller(t *testing.T, protocol cache.Protocol) {
 	address, accepted := silent(t)
-	c, _ := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, address)}}, Protocol: protocol})
+	c, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, address)}, Protocol: protocol})
 	begun := time.Now()
 	for i := range 3 {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
@@ -400,11 +394,12 @@ func testImpatientCaller(t *testing.T, protocol cache.Protocol) {
 	}
 }
 
-// Hosts may come and go under load, and nobody notices but by misses.
+// Hosts may come and go under load, and nobody notices but by misses. Those that left
+// keep no connection.
 func TestSetHostsUnderLoad(t *testing.T) {
 	t.Parallel()
-	_, peers := three(t)
-	c, registry := connect(t, cache.Config{Hosts: cache.Hosts{Peers: peers}})
+	servers, peers := three(t)
+	c, registry := connect(t, cache.Config{Hosts: peers})
 	var all sync.WaitGroup
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
@@ -422,9 +417,14 @@ func TestSetHostsUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	for i := range 60 {
-		if err := c.SetHosts(cache.Hosts{Peers: peers[:1+i%3]}); err != nil {
+	for i := range 61 {
+		if err := c.SetHosts(t.Context(), peers[:1+i%3]); err != nil {
 			t.Fatal(err)
+		}
+	}
+	for deadline := time.Now().Add(patience); servers[1].Stats().Conns+servers[2].Stats().Conns > 0; {
+		if time.Now().After(deadline) {
+			t.Fatal("hosts that left keep connections")
 		}
 	}
 	stop()
@@ -434,15 +434,47 @@ func TestSetHostsUnderLoad(t *testing.T) {
 	}
 }
 
+// When SetHosts returns nil, nothing is under way that began with other hosts; one that
+// hangs holds up nothing else.
+func TestSetHostsWaits(t *testing.T) {
+	t.Parallel()
+	address, accepted := silent(t)
+	servers, _ := three(t)
+	c, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, address)}})
+	asking, giveUp := context.WithCancel(t.Context())
+	answered := make(chan error, 1)
+	go func() {
+		_, _, err := c.Get(asking, "a")
+		answered <- err
+	}()
+	for accepted.Load() == 0 {
+		runtime.Gosched()
+	}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	next := []sut.Peer{peer(0, servers[0].Addr().String())}
+	if err := c.SetHosts(ended, next); !errors.Is(err, context.Canceled) {
+		t.Errorf("while a request is under way: %v", err)
+	}
+	if _, _, err := c.Get(t.Context(), "a"); err != nil {
+		t.Errorf("the new host was not asked: %v", err)
+	}
+	giveUp()
+	if err := c.SetHosts(t.Context(), next); err != nil {
+		t.Error(err)
+	}
+	if err := <-answered; !errors.Is(err, context.Canceled) {
+		t.Errorf("the request that hung: %v", err)
+	}
+}
+
 func TestRefusedConfigs(t *testing.T) {
 	t.Parallel()
 	one := []sut.Peer{peer(0, "127.0.0.1:1")}
 	for _, c := range []cache.Config{
 		{},
-		{Hosts: cache.Hosts{Peers: append(one, one...)}},
-		{Hosts: cache.Hosts{Peers: one, Down: []string{"cache-2"}}},
-		{Hosts: cache.Hosts{Peers: one}, Timeout: -1},
-		{Hosts: cache.Hosts{Peers: one}, Protocol: "http"},
+		{Hosts: one, Timeout: -1},
+		{Hosts: one, Protocol: "http"},
 	} {
 		c.Registry = prometheus.NewRegistry()
 		if client, err := cache.New(c); err == nil {
@@ -450,13 +482,13 @@ func TestRefusedConfigs(t *testing.T) {
 			t.Errorf("%+v was taken", c)
 		}
 	}
-	c, _ := connect(t, cache.Config{Hosts: cache.Hosts{Peers: one}})
+	c, _ := connect(t, cache.Config{Hosts: one})
 	c.Close()
 	c.Close()
 	if _, _, err := c.Get(t.Context(), "a"); err == nil || errors.Is(err, cache.ErrUnavailable) {
 		t.Errorf("closed: %v", err)
 	}
-	if err := c.SetHosts(cache.Hosts{Peers: one}); err == nil {
+	if err := c.SetHosts(t.Context(), one); err == nil {
 		t.Error("closed, and takes hosts")
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,9 +13,6 @@ import (
 
 // silence is how long a host that did not answer is left alone.
 const silence = time.Second
-
-// errLeft says that a host is not one any more.
-var errLeft = errors.New("cache: the host has left")
 
 // errBusy says that a host is there, and that all connections to it are busy.
 var errBusy = fmt.Errorf("%w for now", ErrUnavailable)
@@ -57,9 +53,6 @@ type host struct {
 	name, address string
 	silent        atomic.Int64 // unix ns until when it is left alone; 0 = it is well
 	hangs         atomic.Bool  // it is silent and keeps its connections, as one that is paused
-
-	using sync.RWMutex // held for reading by requests, for writing by the end
-	left  bool
 }
 
 func newHost(peer sut.Peer, c Config) *host {
@@ -72,23 +65,8 @@ func newHost(peer sut.Peer, c Config) *host {
 	return h
 }
 
-// close waits for what is under way, which a timeout bounds.
-func (h *host) close() {
-	h.using.Lock()
-	defer h.using.Unlock()
-	if !h.left {
-		h.left = true
-		h.wire.close()
-	}
-}
-
 // ask does something at the host unless it is silent, and notes whether it answers.
 func (h *host) ask(ctx context.Context, do func(*host) error) error {
-	h.using.RLock()
-	defer h.using.RUnlock()
-	if h.left {
-		return errLeft
-	}
 	if err := over(ctx); err != nil {
 		return err
 	}

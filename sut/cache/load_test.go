@@ -14,7 +14,7 @@ import (
 
 // However many callers there are for a key, there is one load, and all get its value.
 func TestSingleFlight(t *testing.T) {
-	c, registry := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, "127.0.0.1:1")}}})
+	c, registry := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, "127.0.0.1:1")}})
 	const callers = 500
 	synctest.Test(t, func(t *testing.T) {
 		var loads, own atomic.Int64
@@ -50,7 +50,7 @@ func TestSingleFlight(t *testing.T) {
 // The caller that began a load may leave, and the others still get the value. What
 // goes wrong in a load goes to all its callers, and the next one begins anew.
 func TestLoadsOutliveCallers(t *testing.T) {
-	c, _ := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, "127.0.0.1:1")}}})
+	c, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, "127.0.0.1:1")}})
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
 		load := func(ctx context.Context) ([]byte, error) {

@@ -22,7 +22,7 @@ import (
 func TestRefusalOfMemcached(t *testing.T) {
 	t.Parallel()
 	s := memcachedtest.Start(t, 1<<20)
-	c, registry := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, s.Address())}}, Protocol: cache.Memcached})
+	c, registry := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, s.Address())}, Protocol: cache.Memcached})
 	refusals := 0
 	refused := func(what string, err error) {
 		t.Helper()
@@ -54,7 +54,7 @@ func TestRefusalOfMemcached(t *testing.T) {
 func TestLongLivesInMemcached(t *testing.T) {
 	t.Parallel()
 	s := memcachedtest.Start(t, 1<<20)
-	c, _ := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, s.Address())}}, Protocol: cache.Memcached})
+	c, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, s.Address())}, Protocol: cache.Memcached})
 	const day = 24 * time.Hour
 	for _, ttl := range []time.Duration{time.Hour, 30 * day, 31 * day, 1000 * day} {
 		if err := c.Set(t.Context(), "a", []byte("1"), ttl); err != nil {
@@ -180,7 +180,7 @@ func (g *gate) crowd(t *testing.T, c *cache.Client, n, conns int, during func())
 func TestMemcachedConnsAreBounded(t *testing.T) {
 	t.Parallel()
 	g := newGate(t)
-	c, _ := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, g.Addr().String())}}, Protocol: cache.Memcached, MaxConns: 3})
+	c, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, g.Addr().String())}, Protocol: cache.Memcached, MaxConns: 3})
 	answered := g.crowd(t, c, 50, 3, func() {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		defer cancel()
@@ -198,7 +198,7 @@ func TestMemcachedConnsAreBounded(t *testing.T) {
 func TestMemcachedStartedAnew(t *testing.T) {
 	t.Parallel()
 	g := newGate(t)
-	c, registry := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, g.Addr().String())}}, Protocol: cache.Memcached})
+	c, registry := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, g.Addr().String())}, Protocol: cache.Memcached})
 	g.crowd(t, c, 10, 10, func() {})
 	g.restart()
 	if _, _, err := c.Get(t.Context(), "a"); !errors.Is(err, cache.ErrUnavailable) {
@@ -226,7 +226,7 @@ func TestFiguresOfMemcached(t *testing.T) {
 	t.Parallel()
 	const n = 100
 	s := memcachedtest.Start(t, 8<<20)
-	c, registry := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, s.Address())}}, Protocol: cache.Memcached})
+	c, registry := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, s.Address())}, Protocol: cache.Memcached})
 	fill(t, c, n)
 	read(t, c, 2*n)
 	if got := s.Figures(t); got.Hits != n || got.Misses != n || got.Entries != n {

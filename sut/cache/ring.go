@@ -16,9 +16,9 @@ const (
 	bound  = 1.15
 )
 
-// ring says which host has which keys, as a pure function of the hosts' names and
-// of which of them are down: all clients that know the same of these agree, so that
-// what one has stored another one finds, and deletes.
+// Ring says which host has which keys, as a pure function of the hosts' names: all
+// clients that know the same hosts agree, so that what one has stored another one
+// finds, and deletes.
 //
 // It is consistent hashing with bounded loads: keys are divided into slots, and a
 // slot belongs to the first host clockwise of it that has fewer slots than its
@@ -27,11 +27,9 @@ const (
 // moment; here it is the number of slots, as a key that moved with the load would be
 // deleted where it is not. So a popular key makes its host busy all the same.
 //
-// When a host is down its slots go to the others, each within its new bound, and no
-// other slot moves; when it is back they return. When hosts come or go for good the
-// circle is another one, and some more slots than theirs move: those that had been
-// pushed on by a bound.
-type ring struct {
+// When hosts come or go the circle is another one, and some more slots than theirs
+// move: those that had been pushed on by a bound.
+type Ring struct {
 	names  []string // in order
 	owners [slots]uint16
 }
@@ -42,37 +40,20 @@ type point struct {
 	host uint16
 }
 
-// newRing places the slots on hosts, of which those that are down get none; when all
-// are down they get them all the same.
-func newRing(names []string, down map[string]bool) *ring {
-	r := &ring{names: slices.Compact(slices.Sorted(slices.Values(names)))}
+// NewRing places the slots on hosts, by their names.
+func NewRing(names []string) *Ring {
+	r := &Ring{names: slices.Compact(slices.Sorted(slices.Values(names)))}
 	circle := make([]point, 0, len(r.names)*points)
-	var live []bool
-	alive := 0
 	for i, name := range r.names {
 		for p := range points {
 			circle = append(circle, point{hash(name + "/" + strconv.Itoa(p)), uint16(i)})
 		}
-		live = append(live, !down[name])
-		if !down[name] {
-			alive++
-		}
 	}
 	slices.SortFunc(circle, func(a, b point) int { return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.host, b.host)) })
-	all := slices.Repeat([]bool{true}, len(r.names))
 	load := make([]int, len(r.names))
 	for slot := range r.owners {
-		r.owners[slot] = first(circle, slot, all, load, capacity(len(r.names)))
+		r.owners[slot] = first(circle, slot, load)
 		load[r.owners[slot]]++
-	}
-	if alive == 0 || alive == len(r.names) {
-		return r
-	}
-	for slot, owner := range r.owners {
-		if !live[owner] {
-			r.owners[slot] = first(circle, slot, live, load, capacity(alive))
-			load[r.owners[slot]]++
-		}
 	}
 	return r
 }
@@ -81,24 +62,25 @@ func newRing(names []string, down map[string]bool) *ring {
 func capacity(hosts int) int { return int(math.Ceil(bound * slots / float64(hosts))) }
 
 // first is the first host clockwise of a slot that may have another one.
-func first(circle []point, slot int, live []bool, load []int, capacity int) uint16 {
-	from, _ := slices.BinarySearchFunc(circle, hash("slot/"+strconv.Itoa(slot)), func(p point, at uint64) int { return cmp.Compare(p.at, at) })
+func first(circle []point, slot int, load []int) uint16 {
+	at := hash("slot/" + strconv.Itoa(slot))
+	from, _ := slices.BinarySearchFunc(circle, at, func(p point, at uint64) int { return cmp.Compare(p.at, at) })
 	for i := range circle {
-		if p := circle[(from+i)%len(circle)]; live[p.host] && load[p.host] < capacity {
+		if p := circle[(from+i)%len(circle)]; load[p.host] < capacity(len(load)) {
 			return p.host
 		}
 	}
 	panic("cache: all hosts are full, although their bounds add up to more than all slots")
 }
 
-// owner is the name of the host that has a key.
-func (r *ring) owner(key string) string { return r.names[r.owners[hash(key)%slots]] }
+// Owner is the name of the host that has a key.
+func (r *Ring) Owner(key string) string { return r.names[r.owners[hash(key)%slots]] }
 
 // nth is the host that has a key when the n hosts before it do not answer: all that
 // know the same hosts agree. They are in the order of their hashes with the key's slot
 // (rendezvous hashing), so that the keys of a dead host are spread over all others.
-func (r *ring) nth(key string, n int) string {
-	owner := r.owner(key)
+func (r *Ring) nth(key string, n int) string {
+	owner := r.Owner(key)
 	if n == 0 {
 		return owner
 	}

@@ -58,7 +58,7 @@ func TestRefusals(t *testing.T) {
 		s, _ := serveFake(t, func(string, string) any {
 			return cache.Refuse(fmt.Errorf("photo 1\r\nof\nlines: %w", sent))
 		})
-		c, _ := connect(t, cache.Config{FailOver: true, Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, s.Addr().String())}}})
+		c, _ := connect(t, cache.Config{FailOver: true, Hosts: []sut.Peer{peer(0, s.Addr().String())}})
 		for range 2 { // the connection is not at odds afterwards
 			_, _, fetched := c.Fetch(t.Context(), "photo:1")
 			_, applied := c.Apply(t.Context(), "photo:1", cache.Write{Like: &cache.Like{Photo: 1}})
@@ -81,12 +81,12 @@ func TestStrangeAnswers(t *testing.T) {
 	t.Parallel()
 	for _, strange := range []any{nil, int64(1), []byte("text"), []any{}, []any{int64(1)}, []any{[]byte("text"), int64(1)}, []any{int64(1), nil}, []any{int64(1), []byte("{}"), int64(1)}} {
 		s, _ := serveFake(t, func(string, string) any { return strange })
-		c, _ := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, s.Addr().String())}}})
+		c, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, s.Addr().String())}})
 		if value, hit, err := c.Fetch(t.Context(), "photo:1"); err == nil || hit || value != nil {
 			t.Errorf("%v was taken for %q, %t", strange, value, hit)
 		}
 		// It is left alone for a second then, like one that does not answer.
-		c, _ = connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, s.Addr().String())}}})
+		c, _ = connect(t, cache.Config{Hosts: []sut.Peer{peer(0, s.Addr().String())}})
 		version, err := c.Apply(t.Context(), "photo:1", cache.Write{Like: &cache.Like{Photo: 1}})
 		if _, number := strange.(int64); (err == nil) != number {
 			t.Errorf("%v was taken for version %d, %v", strange, version, err)
@@ -141,7 +141,7 @@ func keyOf(t *testing.T, peers []sut.Peer, owner int) (key string, id photos.ID)
 		s, a := serveFake(t, func(string, string) any { return int64(1) })
 		probes[i], hosts = sut.Peer{Node: p.Node, Address: s.Addr().String()}, append(hosts, a)
 	}
-	c, _ := connect(t, cache.Config{Hosts: cache.Hosts{Peers: probes}})
+	c, _ := connect(t, cache.Config{Hosts: probes})
 	for id := photos.ID(1); ; id++ {
 		key := cache.PhotoKey(id).String()
 		if _, err := c.Apply(t.Context(), key, cache.Write{Like: &cache.Like{Photo: id}}); err != nil {
@@ -185,7 +185,7 @@ func TestFailOver(t *testing.T) {
 			key, id := keyOf(t, peers, 0)
 			for _, reading := range []bool{true, false} {
 				// A new client, to which no host has been silent yet.
-				c, _ := connect(t, cache.Config{FailOver: test.failOver, Hosts: cache.Hosts{Peers: peers}})
+				c, _ := connect(t, cache.Config{FailOver: test.failOver, Hosts: peers})
 				before := asked.all()
 				var err error
 				want := test.wrote
@@ -224,7 +224,7 @@ func TestHangingFront(t *testing.T) {
 	address, accepted := silent(t)
 	peers := []sut.Peer{peer(0, address), peer(1, next.Addr().String())}
 	key, id := keyOf(t, peers, 0)
-	c, _ := connect(t, cache.Config{FailOver: true, Hosts: cache.Hosts{Peers: peers}, Timeout: 10 * time.Millisecond, WorkTimeout: 100 * time.Millisecond})
+	c, _ := connect(t, cache.Config{FailOver: true, Hosts: peers, Timeout: 10 * time.Millisecond, WorkTimeout: 100 * time.Millisecond})
 	request, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if _, found, err := c.Get(request, key); found || err != nil {
@@ -250,7 +250,7 @@ func TestHangingFront(t *testing.T) {
 func TestHangingHostIsNotFilled(t *testing.T) {
 	t.Parallel()
 	address, _ := silent(t)
-	c, _ := connect(t, cache.Config{Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, address)}}, Timeout: 10 * time.Millisecond, WorkTimeout: patience})
+	c, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, address)}, Timeout: 10 * time.Millisecond, WorkTimeout: patience})
 	request, cancel := context.WithTimeout(t.Context(), patience/2)
 	defer cancel()
 	if _, _, err := c.Get(request, "photo:1"); !errors.Is(err, cache.ErrUnavailable) {
@@ -268,7 +268,7 @@ func TestNoHostAnswers(t *testing.T) {
 	for i := range 3 {
 		peers = append(peers, peer(i, "127.0.0.1:1"))
 	}
-	c, registry := connect(t, cache.Config{FailOver: true, Hosts: cache.Hosts{Peers: peers}})
+	c, registry := connect(t, cache.Config{FailOver: true, Hosts: peers})
 	if _, _, err := c.Fetch(t.Context(), "photo:1"); !errors.Is(err, cache.ErrUnavailable) {
 		t.Errorf("got %v", err)
 	}
@@ -277,7 +277,7 @@ func TestNoHostAnswers(t *testing.T) {
 			t.Errorf("%s was asked %v times", peers[i].Node, n)
 		}
 	}
-	c, _ = connect(t, cache.Config{FailOver: true, Hosts: cache.Hosts{Peers: peers}})
+	c, _ = connect(t, cache.Config{FailOver: true, Hosts: peers})
 	ended, end := context.WithCancel(t.Context())
 	end()
 	if _, err := c.Apply(ended, "photo:1", cache.Write{Like: &cache.Like{Photo: 1}}); !errors.Is(err, context.Canceled) {
@@ -288,7 +288,7 @@ func TestNoHostAnswers(t *testing.T) {
 // tierOf is a tier that reads and writes through, before one host.
 func tierOf(t *testing.T, r *records, address string) *cache.Tier {
 	t.Helper()
-	client, _ := connect(t, cache.Config{FailOver: true, Hosts: cache.Hosts{Peers: []sut.Peer{peer(0, address)}}})
+	client, _ := connect(t, cache.Config{FailOver: true, Hosts: []sut.Peer{peer(0, address)}})
 	tier, err := cache.NewTier(cache.TierConfig{
 		AsideConfig: cache.AsideConfig{Records: r, Client: client, TTL: time.Minute, FeedTTL: time.Minute}, ReadThrough: true, Writes: true,
 	})

@@ -88,7 +88,7 @@ func (c Config) renderDefaults(f *file) {
 	f.set("timeout check %s", milliseconds(c.HealthTimeout))
 	// Another host at each retry, and a retry only when nothing was sent.
 	f.set("option redispatch 1")
-	f.set("retries %d", max(3, len(c.Upstreams)))
+	f.set("retries %d", max(3, len(c.Peers)))
 	if c.Layer == sut.Layer4 {
 		f.set("mode tcp")
 		f.set("timeout client %s", milliseconds(connectionLife))

@@ -24,14 +24,14 @@ func TestConfiguration(t *testing.T) {
 	hosts := []sut.Peer{{Node: "web-1", Address: "127.0.0.2:8001", Weight: 2}, {Node: "web-2", Address: "[::1]:8002", Weight: 0.5}}
 	for name, cfg := range map[string]sut.Balancing{
 		"sticky": {Policy: sut.PolicyLeastConn, Sticky: true, HealthInterval: 1500 * time.Millisecond},
-		"routes": {Policy: sut.PolicyWeightedRoundRobin, Sticky: true, EjectAfter: 5, LogRequests: sut.LogAll, Membership: sut.Membership{Routes: []sut.Route{
+		"routes": {Policy: sut.PolicyWeightedRoundRobin, Sticky: true, EjectAfter: 5, LogRequests: sut.LogAll, Upstreams: sut.Upstreams{Routes: []sut.Route{
 			{Method: "POST", Path: "/api/photos", To: []string{"web-1"}},
 			{Path: "/img/*", Header: "X-Batch:1", Cookie: "beta", To: []string{"web-2", "web-1"}},
 			{To: []string{"web-2"}},
 		}}},
 		"layer4": {Policy: sut.PolicyIPHash, Layer: sut.Layer4, EjectAfter: 3},
 	} {
-		cfg.Node, cfg.Upstreams = "lb-1", hosts
+		cfg.Node, cfg.Peers = "lb-1", hosts
 		complete := Config{Balancing: cfg, Listen: net.IPv4(127, 0, 0, 1), Port: 8080, Procs: 2}.defaults()
 		got := complete.render(1234, newPlaces(complete.Balancing).reset())
 		path := filepath.Join("testdata", name+".cfg")
@@ -86,7 +86,7 @@ func TestStatistics(t *testing.T) {
 	for i := range 3 {
 		peers = append(peers, sut.Peer{Node: fmt.Sprintf("web-%d", i+1), Address: fmt.Sprintf("127.0.0.1:%d", i+1)})
 	}
-	hosts := newPlaces(sut.Balancing{Membership: sut.Membership{Upstreams: peers}})
+	hosts := newPlaces(sut.Balancing{Upstreams: sut.Upstreams{Peers: peers}})
 	var got sut.BalancerStatus
 	if err := fill(&got, rows, hosts); err != nil {
 		t.Fatal(err)
@@ -164,7 +164,7 @@ func TestParseVersion(t *testing.T) {
 func TestConfigurationIsRefused(t *testing.T) {
 	t.Parallel()
 	good := Config{
-		Balancing: sut.Balancing{Node: "lb-1", Membership: sut.Membership{Upstreams: []sut.Peer{{Node: "web-1", Address: "127.0.0.1:80"}}}},
+		Balancing: sut.Balancing{Node: "lb-1", Upstreams: sut.Upstreams{Peers: []sut.Peer{{Node: "web-1", Address: "127.0.0.1:80"}}}},
 		Install:   Install{Path: "/nonexistent", Version: "2.6.12"}, Dir: "/nonexistent", Listen: net.IPv4(127, 0, 0, 1), Port: 8080,
 	}
 	for name, test := range map[string]struct {
@@ -179,7 +179,7 @@ func TestConfigurationIsRefused(t *testing.T) {
 		"connections": {func(c *Config) { c.MaxConnections = -1 }, "max connections -1"},
 		"drain":       {func(c *Config) { c.Drain = 1 }, "drain 1ns"},
 		"algorithm":   {func(c *Config) { c.Policy = sut.PolicyLeastResponseTime }, "no such algorithm"},
-		"injection":   {func(c *Config) { c.Upstreams = []sut.Peer{{Node: "web-1", Address: "127.0.0.1:80\nglobal"}} }, "want IP:port"},
+		"injection":   {func(c *Config) { c.Peers = []sut.Peer{{Node: "web-1", Address: "127.0.0.1:80\nglobal"}} }, "want IP:port"},
 	} {
 		cfg := good
 		test.change(&cfg)

@@ -7,7 +7,7 @@
 // every balancer.
 //
 // The order of calls is Find, New, Prepare, the started Command, Ready until it
-// returns nil, then Status and SetMembership at any time, and StopSignal. All methods
+// returns nil, then Status and SetUpstreams at any time, and StopSignal. All methods
 // but Prepare may be called concurrently.
 package haproxy
 

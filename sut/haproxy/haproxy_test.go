@@ -25,7 +25,7 @@ func TestConforms(t *testing.T) {
 	balancetest.Run(t, func(t *testing.T, setup balancetest.Setup) balancetest.System {
 		h := newHAProxy(t, install, setup.Balancing())
 		startHAProxy(t, h)
-		return balancetest.System{URL: "http://" + h.Address(), Admin: balancetest.Admin(t, h)}
+		return balancetest.Serving(t, h.Address(), h)
 	})
 }
 
@@ -34,7 +34,7 @@ func oneHost(t testing.TB, handler http.HandlerFunc) sut.Balancing {
 	t.Helper()
 	server := httptest.NewServer(handler)
 	t.Cleanup(server.Close)
-	return sut.Balancing{Node: "lb-1", Membership: sut.Membership{Upstreams: []sut.Peer{{Node: "web-1", Address: server.Listener.Addr().String()}}}}
+	return sut.Balancing{Node: "lb-1", Upstreams: sut.Upstreams{Peers: []sut.Peer{{Node: "web-1", Address: server.Listener.Addr().String()}}}}
 }
 
 // say answers with a word.

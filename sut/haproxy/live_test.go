@@ -88,12 +88,12 @@ func TestLogsRequests(t *testing.T) {
 			reader, writer := io.Pipe()
 			h := haproxy.New(haproxy.Config{
 				Balancing: sut.Balancing{
-					Node: "lb-1", Membership: sut.Membership{Upstreams: hosts[:1]}, LogRequests: logged, HealthInterval: 20 * time.Millisecond,
+					Node: "lb-1", Upstreams: sut.Upstreams{Peers: hosts[:1]}, LogRequests: logged, HealthInterval: 20 * time.Millisecond,
 				},
 				Log: slog.New(slog.NewJSONHandler(writer, nil)), Install: install, Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t),
 			})
 			p := startHAProxy(t, h)
-			if err := h.SetMembership(t.Context(), sut.Membership{Upstreams: hosts[1:]}); err != nil {
+			if err := h.SetUpstreams(t.Context(), sut.Upstreams{Peers: hosts[1:]}); err != nil {
 				t.Fatal(err)
 			}
 			until(t, "the new host", func() bool {
@@ -172,7 +172,7 @@ func TestDrainIsBounded(t *testing.T) {
 func TestConnectionOutlivesARemoval(t *testing.T) {
 	t.Parallel()
 	hosts := named(t, 2)
-	h := newHAProxy(t, haproxyInstalled(t), sut.Balancing{Membership: sut.Membership{Upstreams: hosts}, Layer: sut.Layer4, HealthInterval: 20 * time.Millisecond})
+	h := newHAProxy(t, haproxyInstalled(t), sut.Balancing{Upstreams: sut.Upstreams{Peers: hosts}, Layer: sut.Layer4, HealthInterval: 20 * time.Millisecond})
 	startHAProxy(t, h)
 	conn, err := net.Dial("tcp", h.Address())
 	if err != nil {
@@ -197,13 +197,13 @@ func TestConnectionOutlivesARemoval(t *testing.T) {
 	kept := slices.DeleteFunc(slices.Clone(hosts), func(p sut.Peer) bool { return p.Node == first })
 	hurried, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if err := h.SetMembership(hurried, sut.Membership{Upstreams: kept}); !errors.Is(err, context.DeadlineExceeded) {
+	if err := h.SetUpstreams(hurried, sut.Upstreams{Peers: kept}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("with a connection open, the membership ended with %v", err)
 	}
 	if got := name(); got != first {
 		t.Errorf("%s answers, and was %s", got, first)
 	}
-	if err := h.SetMembership(t.Context(), sut.Membership{Upstreams: hosts}); err != nil {
+	if err := h.SetUpstreams(t.Context(), sut.Upstreams{Peers: hosts}); err != nil {
 		t.Fatal(err)
 	}
 	if got := name(); got != first {
@@ -214,7 +214,7 @@ func TestConnectionOutlivesARemoval(t *testing.T) {
 	}
 	// Nobody is on it any more, so it is left alone.
 	_ = conn.Close()
-	if err := h.SetMembership(t.Context(), sut.Membership{Upstreams: kept}); err != nil {
+	if err := h.SetUpstreams(t.Context(), sut.Upstreams{Peers: kept}); err != nil {
 		t.Fatal(err)
 	}
 	if s, err := h.Status(t.Context()); err != nil || len(s.Upstreams) != 1 || s.Upstreams[0].Node == first {
@@ -227,12 +227,12 @@ func TestConnectionOutlivesARemoval(t *testing.T) {
 func TestMembershipsAtOnce(t *testing.T) {
 	t.Parallel()
 	hosts := named(t, 4)
-	h := newHAProxy(t, haproxyInstalled(t), sut.Balancing{Membership: sut.Membership{Upstreams: hosts[:1]}, HealthInterval: 20 * time.Millisecond})
+	h := newHAProxy(t, haproxyInstalled(t), sut.Balancing{Upstreams: sut.Upstreams{Peers: hosts[:1]}, HealthInterval: 20 * time.Millisecond})
 	startHAProxy(t, h)
 	var all sync.WaitGroup
 	for i := range 12 {
 		all.Go(func() {
-			if err := h.SetMembership(t.Context(), sut.Membership{Upstreams: hosts[i%4 : i%4+1]}); err != nil {
+			if err := h.SetUpstreams(t.Context(), sut.Upstreams{Peers: hosts[i%4 : i%4+1]}); err != nil {
 				t.Error(err)
 			}
 		})
@@ -259,11 +259,11 @@ func TestMembershipsAtOnce(t *testing.T) {
 func TestRouteChangesHands(t *testing.T) {
 	t.Parallel()
 	hosts := named(t, 2)
-	membership := func(i int) sut.Membership {
-		return sut.Membership{Upstreams: hosts, Routes: []sut.Route{{Path: "/img/*", To: []string{hosts[i].Node}}}}
+	membership := func(i int) sut.Upstreams {
+		return sut.Upstreams{Peers: hosts, Routes: []sut.Route{{Path: "/img/*", To: []string{hosts[i].Node}}}}
 	}
 	// An hour between the checks: nobody waits for one.
-	h := newHAProxy(t, haproxyInstalled(t), sut.Balancing{Membership: membership(0), HealthInterval: time.Hour})
+	h := newHAProxy(t, haproxyInstalled(t), sut.Balancing{Upstreams: membership(0), HealthInterval: time.Hour})
 	startHAProxy(t, h)
 	stop := make(chan struct{})
 	var load sync.WaitGroup
@@ -282,7 +282,7 @@ func TestRouteChangesHands(t *testing.T) {
 	})
 	defer func() { close(stop); load.Wait() }()
 	for i := range 20 {
-		if err := h.SetMembership(t.Context(), membership((i+1)%2)); err != nil {
+		if err := h.SetUpstreams(t.Context(), membership((i+1)%2)); err != nil {
 			t.Error(err)
 		}
 		if _, name := who(t, h, "/img/1", "id"); name != hosts[(i+1)%2].Node {

@@ -42,7 +42,7 @@ type places struct {
 
 	mu      sync.Mutex
 	scale   float64 // of weights
-	members sut.Membership
+	members sut.Upstreams
 	place   map[string]string // node -> place, also of nodes that are no members any more
 	peers   map[string]sut.Peer
 	nodes   []string // in the order in which they came
@@ -53,7 +53,7 @@ type places struct {
 }
 
 func newPlaces(cfg sut.Balancing) *places {
-	p := &places{cfg: cfg, members: cfg.Membership}
+	p := &places{cfg: cfg, members: cfg.Upstreams}
 	p.reset()
 	return p
 }
@@ -65,7 +65,7 @@ func (p *places) reset() []backend {
 	defer p.mu.Unlock()
 	p.place, p.peers, p.nodes, p.reserve = map[string]string{}, map[string]sut.Peer{}, nil, nil
 	p.told, p.joined = map[string]place{}, map[string]uint64{}
-	for _, peer := range p.members.Upstreams {
+	for _, peer := range p.members.Peers {
 		p.place[peer.Node], p.peers[peer.Node] = peer.Node, peer
 		p.nodes = append(p.nodes, peer.Node)
 	}
@@ -86,7 +86,7 @@ func (p *places) reset() []backend {
 // up to 256.
 func (p *places) rescale() {
 	most := 1.0
-	for _, peer := range p.members.Upstreams {
+	for _, peer := range p.members.Peers {
 		most = max(most, peer.Weight)
 	}
 	p.scale = min(10, 256/most)
@@ -145,7 +145,7 @@ func (p *places) weight(peer sut.Peer) int {
 
 // member reports whether a host is one; the caller holds the mutex.
 func (p *places) member(node string) bool {
-	return slices.ContainsFunc(p.members.Upstreams, func(peer sut.Peer) bool { return peer.Node == node })
+	return slices.ContainsFunc(p.members.Peers, func(peer sut.Peer) bool { return peer.Node == node })
 }
 
 // holder says which host is in a place, and whether it is a member; "" for none.
@@ -185,7 +185,7 @@ type step struct {
 // change makes a membership that of this moment and returns the steps that make
 // it the running server's, and the places of the hosts that left. It is told
 // which places are well in any backend.
-func (p *places) change(m sut.Membership, well map[string]bool) (steps []step, left []string, err error) {
+func (p *places) change(m sut.Upstreams, well map[string]bool) (steps []step, left []string, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.possible(m); err != nil {
@@ -193,7 +193,7 @@ func (p *places) change(m sut.Membership, well map[string]bool) (steps []step, l
 	}
 	p.members = m
 	p.rescale()
-	for _, peer := range m.Upstreams {
+	for _, peer := range m.Peers {
 		if _, known := p.place[peer.Node]; !known {
 			p.place[peer.Node], p.reserve = p.reserve[0], p.reserve[1:]
 			p.nodes = append(p.nodes, peer.Node)
@@ -237,9 +237,9 @@ func (p *places) done(s step) {
 }
 
 // possible says what of a membership a running server cannot become.
-func (p *places) possible(m sut.Membership) error {
+func (p *places) possible(m sut.Upstreams) error {
 	next := p.cfg
-	next.Membership = m
+	next.Upstreams = m
 	if err := next.Validate(); err != nil {
 		return err
 	}
@@ -247,7 +247,7 @@ func (p *places) possible(m sut.Membership) error {
 		return errors.New("routes: HAProxy takes other conditions only when it is started")
 	}
 	fresh := 0
-	for _, peer := range m.Upstreams {
+	for _, peer := range m.Peers {
 		if _, known := p.place[peer.Node]; !known {
 			fresh++
 		}
@@ -324,10 +324,10 @@ func (p *places) rest() (steps []step) {
 // drainPoll is how often the server is asked whether hosts that left are done.
 const drainPoll = 5 * time.Millisecond
 
-// SetMembership makes other hosts the members while the server runs, as
-// sut.Membership says. Routes keep their conditions. When it fails, the same
+// SetUpstreams makes other hosts the members while the server runs, as
+// sut.Upstreams says. Routes keep their conditions. When it fails, the same
 // membership can be asked for again.
-func (h *Server) SetMembership(ctx context.Context, m sut.Membership) error {
+func (h *Server) SetUpstreams(ctx context.Context, m sut.Upstreams) error {
 	left, err := h.become(ctx, m)
 	if err != nil {
 		return fmt.Errorf("haproxy: %w", err)
@@ -356,7 +356,7 @@ func (h *Server) SetMembership(ctx context.Context, m sut.Membership) error {
 
 // become tells the server of a membership and returns the places of the hosts
 // that left.
-func (h *Server) become(ctx context.Context, m sut.Membership) (left []string, err error) {
+func (h *Server) become(ctx context.Context, m sut.Upstreams) (left []string, err error) {
 	h.telling.Lock()
 	defer h.telling.Unlock()
 	rows, err := h.rows(ctx)
@@ -369,7 +369,7 @@ func (h *Server) become(ctx context.Context, m sut.Membership) (left []string, e
 	}
 	steps, left, err := h.places.change(m, well)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", sut.ErrMembership, err)
+		return nil, fmt.Errorf("%w: %w", sut.ErrWiring, err)
 	}
 	return left, h.tell(ctx, steps)
 }

@@ -29,7 +29,7 @@ func TestMembershipCommands(t *testing.T) {
 	first := []sut.Peer{host(1, 1, 0), host(2, 2, 0)}
 	routes := func(to ...string) []sut.Route { return []sut.Route{{Path: "/img/*", To: to}, {To: []string{"web-1"}}} }
 	type change struct {
-		to   sut.Membership
+		to   sut.Upstreams
 		well string   // a place that is well already
 		want []string // without "set server"
 		left string   // places of hosts that left
@@ -42,36 +42,36 @@ func TestMembershipCommands(t *testing.T) {
 		changes []change
 	}{
 		"a host comes, goes and comes back": {sut.Balancing{}, []change{
-			{sut.Membership{Upstreams: append(first[:2:2], host(3, 3, 0))}, "", join("web/spare-1", "3"), ""},
-			{sut.Membership{Upstreams: first}, "", []string{"web/spare-1 state maint"}, "spare-1"},
-			{sut.Membership{Upstreams: first}, "", nil, "spare-1"},
-			{sut.Membership{Upstreams: append(first[:2:2], host(3, 4, 0))}, "", join("web/spare-1", "4"), ""},
+			{sut.Upstreams{Peers: append(first[:2:2], host(3, 3, 0))}, "", join("web/spare-1", "3"), ""},
+			{sut.Upstreams{Peers: first}, "", []string{"web/spare-1 state maint"}, "spare-1"},
+			{sut.Upstreams{Peers: first}, "", nil, "spare-1"},
+			{sut.Upstreams{Peers: append(first[:2:2], host(3, 4, 0))}, "", join("web/spare-1", "4"), ""},
 		}},
 		"a host moves": {sut.Balancing{}, []change{
-			{sut.Membership{Upstreams: []sut.Peer{first[0], host(2, 9, 0)}}, "web-2", join("web/web-2", "9"), ""},
+			{sut.Upstreams{Peers: []sut.Peer{first[0], host(2, 9, 0)}}, "web-2", join("web/web-2", "9"), ""},
 		}},
 		"connections of a host that left go on": {sut.Balancing{Layer: sut.Layer4}, []change{
-			{sut.Membership{Upstreams: first[:1]}, "", []string{"web/web-2 state drain"}, "web-2"},
-			{sut.Membership{Upstreams: first}, "", []string{"web/web-2 state ready"}, ""},
+			{sut.Upstreams{Peers: first[:1]}, "", []string{"web/web-2 state drain"}, "web-2"},
+			{sut.Upstreams{Peers: first}, "", []string{"web/web-2 state ready"}, ""},
 		}},
 		"weights": {sut.Balancing{Policy: sut.PolicyWeightedRoundRobin}, []change{
-			{sut.Membership{Upstreams: []sut.Peer{host(1, 1, 2.5), host(2, 2, 1)}}, "", []string{"web/web-1 weight 25"}, ""},
+			{sut.Upstreams{Peers: []sut.Peer{host(1, 1, 2.5), host(2, 2, 1)}}, "", []string{"web/web-1 weight 25"}, ""},
 			// The heaviest is as heavy as the server allows.
-			{sut.Membership{Upstreams: []sut.Peer{host(1, 1, 100), host(2, 2, 1)}}, "", []string{"web/web-1 weight 256", "web/web-2 weight 3"}, ""},
+			{sut.Upstreams{Peers: []sut.Peer{host(1, 1, 100), host(2, 2, 1)}}, "", []string{"web/web-1 weight 256", "web/web-2 weight 3"}, ""},
 		}},
-		"a route's only host is replaced by one that is well": {sut.Balancing{Membership: sut.Membership{Routes: routes("web-1")}}, []change{
-			{sut.Membership{Upstreams: first, Routes: routes("web-2")}, "web-2", []string{"route-1/web-2 state ready", "route-1/web-1 state maint"}, ""},
+		"a route's only host is replaced by one that is well": {sut.Balancing{Upstreams: sut.Upstreams{Routes: routes("web-1")}}, []change{
+			{sut.Upstreams{Peers: first, Routes: routes("web-2")}, "web-2", []string{"route-1/web-2 state ready", "route-1/web-1 state maint"}, ""},
 		}},
 		"all points of the circle": {sut.Balancing{Policy: sut.PolicyIPHash}, []change{
 			{
-				sut.Membership{Upstreams: append(first[:2:2], host(3, 3, 0))},
+				sut.Upstreams{Peers: append(first[:2:2], host(3, 3, 0))},
 				"",
 				append([]string{"web/spare-1 weight 16"}, join("web/spare-1", "3")...), "",
 			},
 		}},
 	} {
 		cfg := test.cfg
-		cfg.Node, cfg.Upstreams = "lb-1", first
+		cfg.Node, cfg.Peers = "lb-1", first
 		p := newPlaces(cfg.Complete())
 		for i, c := range test.changes {
 			steps, left, err := p.change(c.to, map[string]bool{c.well: true})
@@ -100,9 +100,9 @@ func TestMembershipCommands(t *testing.T) {
 // time.
 func TestMembershipIsRepeated(t *testing.T) {
 	t.Parallel()
-	p := newPlaces(sut.Balancing{Node: "lb-1", Membership: sut.Membership{Upstreams: []sut.Peer{host(1, 1, 0), host(2, 2, 0)}}}.Complete())
+	p := newPlaces(sut.Balancing{Node: "lb-1", Upstreams: sut.Upstreams{Peers: []sut.Peer{host(1, 1, 0), host(2, 2, 0)}}}.Complete())
 	for range 2 {
-		steps, _, err := p.change(sut.Membership{Upstreams: []sut.Peer{host(1, 1, 0)}}, nil)
+		steps, _, err := p.change(sut.Upstreams{Peers: []sut.Peer{host(1, 1, 0)}}, nil)
 		if err != nil || len(steps) != 1 {
 			t.Errorf("%d steps, %v, want 1", len(steps), err)
 		}
@@ -112,23 +112,23 @@ func TestMembershipIsRepeated(t *testing.T) {
 func TestMembershipIsRefused(t *testing.T) {
 	t.Parallel()
 	routes := []sut.Route{{Path: "/img/*", To: []string{"web-1"}}}
-	cfg := sut.Balancing{Node: "lb-1", Membership: sut.Membership{Upstreams: []sut.Peer{host(1, 1, 0)}, Routes: routes}}.Complete()
+	cfg := sut.Balancing{Node: "lb-1", Upstreams: sut.Upstreams{Peers: []sut.Peer{host(1, 1, 0)}, Routes: routes}}.Complete()
 	var crowd []sut.Peer
 	for i := range spares + 2 {
 		crowd = append(crowd, host(i+1, i+1, 0))
 	}
 	all := sut.Route{To: []string{"web-1"}}
 	for name, test := range map[string]struct {
-		m    sut.Membership
+		m    sut.Upstreams
 		want string // part of the error; "" for none
 	}{
-		"no hosts":         {sut.Membership{Routes: routes}, "no upstreams"},
-		"other conditions": {sut.Membership{Upstreams: crowd[:1], Routes: []sut.Route{{Path: "/pictures/*", To: []string{"web-1"}}}}, "other conditions only when it is started"},
-		"a route less":     {sut.Membership{Upstreams: crowd[:1]}, "other conditions only when it is started"},
-		"a route more":     {sut.Membership{Upstreams: crowd[:1], Routes: append(routes[:1:1], sut.Route{Method: "PUT", To: []string{"web-1"}})}, "other conditions"},
-		"the rest":         {sut.Membership{Upstreams: crowd[:1], Routes: append(routes[:1:1], all)}, ""},
-		"full":             {sut.Membership{Upstreams: crowd[:spares+1], Routes: routes}, ""},
-		"too many":         {sut.Membership{Upstreams: crowd, Routes: routes}, "17 new hosts: HAProxy has room for 16"},
+		"no hosts":         {sut.Upstreams{Routes: routes}, "no upstreams"},
+		"other conditions": {sut.Upstreams{Peers: crowd[:1], Routes: []sut.Route{{Path: "/pictures/*", To: []string{"web-1"}}}}, "other conditions only when it is started"},
+		"a route less":     {sut.Upstreams{Peers: crowd[:1]}, "other conditions only when it is started"},
+		"a route more":     {sut.Upstreams{Peers: crowd[:1], Routes: append(routes[:1:1], sut.Route{Method: "PUT", To: []string{"web-1"}})}, "other conditions"},
+		"the rest":         {sut.Upstreams{Peers: crowd[:1], Routes: append(routes[:1:1], all)}, ""},
+		"full":             {sut.Upstreams{Peers: crowd[:spares+1], Routes: routes}, ""},
+		"too many":         {sut.Upstreams{Peers: crowd, Routes: routes}, "17 new hosts: HAProxy has room for 16"},
 	} {
 		p := newPlaces(cfg)
 		_, _, err := p.change(test.m, nil)
@@ -137,7 +137,7 @@ func TestMembershipIsRefused(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
 			t.Errorf("%s: error %v, want one about %q", name, err, test.want)
-		case err != nil && len(p.members.Upstreams) != 1:
+		case err != nil && len(p.members.Peers) != 1:
 			t.Errorf("%s: the members changed", name)
 		}
 	}
@@ -176,10 +176,10 @@ func TestPrinted(t *testing.T) {
 			return a
 		}})
 		h := New(Config{
-			Balancing: sut.Balancing{Node: "lb-1", Membership: sut.Membership{Upstreams: []sut.Peer{host(1, 1, 0)}}, LogRequests: test.logged},
+			Balancing: sut.Balancing{Node: "lb-1", Upstreams: sut.Upstreams{Peers: []sut.Peer{host(1, 1, 0)}}, LogRequests: test.logged},
 			Log:       slog.New(handler),
 		})
-		if _, _, err := h.places.change(sut.Membership{Upstreams: []sut.Peer{host(1, 1, 0), host(2, 2, 0)}}, nil); err != nil {
+		if _, _, err := h.places.change(sut.Upstreams{Peers: []sut.Peer{host(1, 1, 0), host(2, 2, 0)}}, nil); err != nil {
 			t.Fatal(err)
 		}
 		if got := h.Printed(test.printed); got != test.want {

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"slices"
@@ -54,11 +53,8 @@ func (s *Server) Stats(ctx context.Context) (f sut.CacheFigures, err error) {
 	return f, nil
 }
 
-// longestAnswer bounds what is read of an answer.
-const longestAnswer = 1 << 20
-
-// ask sends one command over a connection of its own and takes the lines of the
-// answer, until take says that one was the last.
+// ask sends commands over a connection of its own and takes the lines of the answers,
+// as they come, until take says that one was the last.
 func (s *Server) ask(ctx context.Context, command string, take func(line string) (end bool, err error)) error {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "tcp", s.Address())
@@ -69,16 +65,16 @@ func (s *Server) ask(ctx context.Context, command string, take func(line string)
 	// Also when the caller just leaves: the deadline is then the past.
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
 	if _, err := fmt.Fprintf(conn, "%s\r\n", command); err != nil {
-		return fmt.Errorf("memcached: %s: %w", command, err)
+		return fmt.Errorf("memcached: %.40q: %w", command, err)
 	}
-	for answer := bufio.NewReader(io.LimitReader(conn, longestAnswer)); ; {
+	for answer := bufio.NewReader(conn); ; {
 		line, err := answer.ReadString('\n')
 		if err != nil {
-			return fmt.Errorf("memcached: %s: %w", command, err)
+			return fmt.Errorf("memcached: %.40q: %w", command, err)
 		}
 		end, err := take(strings.TrimRight(line, "\r\n"))
 		if err != nil {
-			return fmt.Errorf("memcached: %s: %w", command, err)
+			return fmt.Errorf("memcached: %.40q: %w", command, err)
 		}
 		if end {
 			return nil

@@ -8,43 +8,58 @@ import (
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/balance"
 	"github.com/stagebench/stagebench/sut/ladder"
+	"github.com/stagebench/stagebench/sut/node/process"
 )
 
-func (b birth) startBalance(context.Context) (part, error) {
-	balancer, err := balance.New(balance.Config{Balancing: b.balancing(), Log: b.log})
+// startBalance starts our own balancer.
+func startBalance(_ context.Context, n process.Node) (c process.Component, err error) {
+	balancer, err := balance.New(balance.Config{Balancing: balancing(n.Config), Log: n.Log})
 	if err != nil {
-		return part{}, err
+		return c, err
 	}
-	operators, err := balance.Admin(b.registry, balancer)
+	if c, err = balances(n, c, balancer); err != nil {
+		return c, err
+	}
+	listener, err := n.Listen()
 	if err != nil {
-		return part{}, err
+		return c, err
 	}
-	listener, admin, err := b.listenBoth()
-	if err != nil {
-		return part{}, err
-	}
-	h := newHTTPServer()
+	c.Ready.Address, c.Died, c.Stop = listener.Addr().String(), make(chan error, 2), balancer.Shutdown
 	go func() {
 		if err := balancer.Serve(listener); err != nil {
-			h.died <- fmt.Errorf("serve clients: %w", err)
+			c.Died <- fmt.Errorf("serve clients: %w", err)
 		}
 	}()
-	h.serve(admin, operators)
-	return part{
-		ready: sut.Ready{Node: b.config.Node, Address: listener.Addr().String(), Admin: admin.Addr().String()},
-		died:  h.died,
-		// The operators' side goes last: who drains a balancer may look at it.
-		stop: func(ctx context.Context) error { return errors.Join(balancer.Shutdown(ctx), h.stop(ctx)) },
-	}, nil
+	return c, nil
 }
 
-// balancing is the same for both engines of the role.
-func (b birth) balancing() sut.Balancing {
-	s := ladder.LBOf(b.config.Knobs)
+// balancer is an engine of the role that spreads requests.
+type balancer interface {
+	balance.Engine
+	SetUpstreams(ctx context.Context, next sut.Upstreams) error
+}
+
+// balances adds to a component what operators ask a balancer, and its neighbours.
+func balances(n process.Node, c process.Component, b balancer) (process.Component, error) {
+	operators, err := balance.Admin(n.Registry, b)
+	if err != nil && c.Stop != nil {
+		err = errors.Join(err, c.Stop(context.Background()))
+	}
+	c.Operators = operators
+	c.Rewire = func(ctx context.Context, w sut.Wiring) error { return b.SetUpstreams(ctx, upstreams(w)) }
+	return c, err
+}
+
+// upstreams are the web hosts of a wiring.
+func upstreams(w sut.Wiring) sut.Upstreams {
+	return sut.Upstreams{Peers: w.Active(sut.Web), Routes: w.Routes}
+}
+
+// balancing is what a balancer does, whatever realises it.
+func balancing(config sut.NodeConfig) sut.Balancing {
+	s := ladder.LBOf(config.Knobs)
 	return sut.Balancing{
-		Node: b.config.Node, Membership: sut.Membership{Upstreams: b.config.Wiring.Uses[sut.Web], Routes: b.config.Wiring.Routes},
-		Policy: s.Policy, Sticky: s.Sticky(), Layer: string(s.Layer),
-		EjectAfter: s.EjectAfter, LogRequests: ladder.LogsOf(b.config.Knobs).Requests,
-		HealthInterval: s.HealthInterval,
+		Node: config.Node, Upstreams: upstreams(config.Wiring), Policy: s.Policy, Sticky: s.Sticky(), Layer: string(s.Layer),
+		EjectAfter: s.EjectAfter, LogRequests: ladder.LogsOf(config.Knobs).Requests, HealthInterval: s.HealthInterval,
 	}
 }

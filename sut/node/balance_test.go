@@ -111,7 +111,7 @@ func askFor(t *testing.T, method, url, body string, pairs ...string) (int, strin
 }
 
 // TestBalancerNode: knobs, weights and routes of the configuration reach the
-// balancer, and its admin address takes memberships, in both engines at both
+// balancer, and its admin address takes wirings, in both engines at both
 // layers.
 func TestBalancerNode(t *testing.T) {
 	for _, name := range []string{"balance l7", "balance l4", "haproxy l7", "haproxy l4"} {
@@ -138,7 +138,8 @@ func TestBalancerNode(t *testing.T) {
 			if _, name := askFor(t, http.MethodGet, url+"/img/1", ""); layer == "l7" && name != "web-3" {
 				t.Errorf("a picture came from %s", name)
 			}
-			next := sut.Membership{Upstreams: uses[1:2]}
+			uses[0].Draining = true // web-3 is not listed any more
+			next := sut.Wiring{Epoch: 1, Uses: map[sut.Role][]sut.Peer{sut.Web: uses[:2]}}
 			if layer == "l7" {
 				next.Routes = []sut.Route{{Path: "/img/*", To: []string{"web-2"}}}
 			}
@@ -146,8 +147,8 @@ func TestBalancerNode(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if status, body := askFor(t, http.MethodPut, "http://"+b.ready.Admin+sut.MembershipPath, string(m), sut.DrainHeader, "5"); status != http.StatusNoContent {
-				t.Errorf("membership: %d %s", status, body)
+			if status, body := askFor(t, http.MethodPut, "http://"+b.ready.Admin+sut.WiringPath, string(m), sut.DrainHeader, "5"); status != http.StatusNoContent {
+				t.Errorf("wiring: %d %s", status, body)
 			}
 			for range 10 {
 				if _, name := askFor(t, http.MethodGet, url+"/img/1", ""); name != "web-2" {

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"errors"
-	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -12,7 +11,9 @@ import (
 	"github.com/stagebench/stagebench/sut/cache"
 	"github.com/stagebench/stagebench/sut/cache/cachefront"
 	"github.com/stagebench/stagebench/sut/ladder"
+	"github.com/stagebench/stagebench/sut/node/process"
 	"github.com/stagebench/stagebench/sut/resp"
+	"github.com/stagebench/stagebench/sut/store"
 )
 
 // How long a front may take for all that a request needs, and its clients wait for it:
@@ -26,139 +27,92 @@ const (
 
 // front is what a cache host has that loads or writes records itself.
 type front struct {
-	close func(context.Context) error
-	admin http.Handler // of the node
+	*cachefront.Front
+	records *store.Store
+	node    process.Node
 }
 
-// startFront has a server answer as a front before values.
-func (b birth) startFront(ctx context.Context, server *resp.Server, values cachefront.Values) (front, error) {
-	s := b.cache()
-	back := time.Duration(0)
+// startFront has a server answer as a front before values, where the cache tier loads
+// or writes records itself; else it returns nil.
+func startFront(ctx context.Context, n process.Node, server *resp.Server, values cachefront.Values) (*front, error) {
+	s := ladder.CacheOf(n.Config.Knobs)
+	if !s.Loads() {
+		return nil, nil
+	}
+	config := cachefront.Config{
+		Values: values, TTL: s.TTL, FeedTTL: s.FeedTTL, SingleFlight: s.SingleFlight, Timeout: frontTimeout, Registry: n.Registry, Log: n.Log,
+	}
 	if s.Write == ladder.WriteBack {
-		back = s.FlushInterval
+		config.FlushInterval = s.FlushInterval
 	}
 	// What is written back is built on the newest state of a record, which a replica
 	// may not have yet.
-	records, err := b.openStore(ctx, back > 0)
+	records, err := openStore(ctx, n, config.FlushInterval > 0)
 	if err != nil {
-		return front{}, err
+		return nil, err
 	}
-	f, err := cachefront.New(cachefront.Config{
-		Values: values, Records: records, TTL: s.TTL, FeedTTL: s.FeedTTL,
-		SingleFlight: s.SingleFlight, FlushInterval: back,
-		Timeout: frontTimeout, Registry: b.registry, Log: b.log,
-	})
+	config.Records = records
+	inner, err := cachefront.New(config)
 	if err != nil {
 		records.Close()
-		return front{}, err
+		return nil, err
 	}
-	end := func(ctx context.Context) error {
-		defer records.Close()
-		err := f.Close(ctx)
-		if err != nil {
-			b.log.Error("writes were acknowledged and are lost", "error", err.Error())
-		}
-		return err
-	}
+	f := &front{inner, records, n}
 	commands := map[string]resp.Command{}
 	for name, c := range f.Commands() {
 		commands[name] = resp.Command(c)
 	}
-	if err := server.Extend(commands); err != nil {
-		return front{}, errors.Join(err, end(ctx))
+	err = server.Extend(commands)
+	if err == nil {
+		err = f.SetMoving(ctx, n.Config.Wiring.Moving)
 	}
-	admin := http.NewServeMux()
-	admin.Handle("/", b.admin())
-	admin.Handle("PUT "+sut.DatabasesPath, databasesHandler(records))
-	return front{close: end, admin: admin}, nil
+	if err != nil {
+		return nil, errors.Join(err, f.close(ctx))
+	}
+	return f, nil
 }
 
-// before puts a front before a native server, which start starts and a client with
-// this configuration can speak to.
-func (b birth) before(ctx context.Context, client cache.Config, start func() (part, error)) (_ part, err error) {
-	// The node's own port first: the server could be given it.
-	listener, err := b.listen(b.config.Port)
-	if err != nil {
-		return part{}, err
+// close flushes what was acknowledged. There is nothing to close without a front.
+func (f *front) close(ctx context.Context) error {
+	if f == nil {
+		return nil
 	}
-	native, err := start()
+	defer f.records.Close()
+	err := f.Close(ctx)
 	if err != nil {
-		return part{}, errors.Join(err, listener.Close())
+		f.node.Log.Error("writes were acknowledged and are lost", "error", err.Error())
 	}
-	ends := []func(context.Context) error{native.stop}
-	stop := func(ctx context.Context) (err error) {
-		for _, end := range slices.Backward(ends) {
-			err = errors.Join(err, end(ctx))
-		}
-		ends = nil
+	return err
+}
+
+// rewire tells a front of other databases, and whether keys move.
+func (f *front) rewire(ctx context.Context, w sut.Wiring) error {
+	if f == nil {
+		return nil
+	}
+	primary, replicas, err := databases(w)
+	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, stop(context.WithoutCancel(ctx)))
-		}
-	}()
-	cache.LogTo(b.log)
-	client.Hosts, client.Registry = cache.Hosts{Peers: []sut.Peer{{Node: b.config.Node, Address: native.ready.Address}}}, b.registry
-	values, err := cache.New(client)
-	if err != nil {
-		return part{}, errors.Join(err, listener.Close())
+	if err := f.records.SetDatabases(primary, replicas); err != nil {
+		return refused("%w", err)
 	}
-	ends = append(ends, func(context.Context) error { values.Close(); return nil })
-	server, err := resp.New(resp.Config{Listener: listener, Front: true})
-	if err != nil {
-		return part{}, errors.Join(err, listener.Close())
-	}
-	front, err := b.startFront(ctx, server, values)
-	if err != nil {
-		return part{}, errors.Join(err, listener.Close())
-	}
-	served := b.serveRESP(server, front)
-	var once sync.Once
-	ended := make(chan struct{})
-	var failed error
-	// Whoever comes second waits as long as he has time himself.
-	end := func(ctx context.Context) error {
-		once.Do(func() {
-			go func() {
-				defer close(ended)
-				failed = served.stop(ctx)
-			}()
-		})
-		select {
-		case <-ended:
-			return failed
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	ends = append(ends, end)
-	go func() {
-		death := <-native.died
-		// The front is well, and what it has acknowledged is in its own memory.
-		ctx, cancel := context.WithTimeout(context.Background(), 2*frontTimeout)
-		defer cancel()
-		served.died <- errors.Join(death, end(ctx))
-	}()
-	whole := served
-	whole.stop = stop
-	whole.ready.Version, whole.ready.PIDs = native.ready.Version, native.ready.PIDs
-	return b.withAdmin(whole, front.admin)
+	return f.SetMoving(ctx, w.Moving)
 }
 
 // serveRESP serves what a server of RESP answers, and ends it in order: what was
 // acknowledged is flushed when nobody can ask any more.
-func (b birth) serveRESP(server *resp.Server, f front) part {
-	died := make(chan error, 2)
+func serveRESP(server *resp.Server, f *front) process.Component {
+	died := make(chan error, 3)
 	go func() {
 		if err := server.Serve(); err != nil {
 			died <- err
 		}
 	}()
-	return part{
-		ready: sut.Ready{Node: b.config.Node, Address: server.Addr().String()},
-		died:  died,
-		stop: func(ctx context.Context) error {
+	return process.Component{
+		Ready: sut.Ready{Address: server.Addr().String()},
+		Died:  died,
+		Stop: func(ctx context.Context) error {
 			// What clients take to leave is not taken from the time to flush.
 			leave, cancel := half(ctx)
 			defer cancel()
@@ -173,4 +127,83 @@ func half(ctx context.Context) (context.Context, context.CancelFunc) {
 		return context.WithTimeout(ctx, time.Until(deadline)/2)
 	}
 	return context.WithCancel(ctx)
+}
+
+// before puts a front before a native server, which a client with this configuration
+// can speak to.
+func before(ctx context.Context, n process.Node, s process.Server, client cache.Config) (_ process.Component, _ *front, err error) {
+	// The node's own port first: the server could be given it.
+	listener, err := n.Listen()
+	if err != nil {
+		return process.Component{}, nil, err
+	}
+	var ends []func(context.Context) error
+	stop := func(ctx context.Context) (err error) {
+		for _, end := range slices.Backward(ends) {
+			err = errors.Join(err, end(ctx))
+		}
+		ends = nil
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, listener.Close(), stop(context.WithoutCancel(ctx)))
+		}
+	}()
+	native, err := n.StartNative(ctx, s, nativeDeath)
+	if err != nil {
+		return process.Component{}, nil, err
+	}
+	ends = append(ends, native.Stop)
+	cache.LogTo(n.Log)
+	client.Hosts, client.Registry = []sut.Peer{{Node: n.Config.Node, Address: native.Ready.Address}}, n.Registry
+	values, err := cache.New(client)
+	if err != nil {
+		return process.Component{}, nil, err
+	}
+	ends = append(ends, func(context.Context) error { values.Close(); return nil })
+	server, err := resp.New(resp.Config{Listener: listener, Front: true})
+	if err != nil {
+		return process.Component{}, nil, err
+	}
+	f, err := startFront(ctx, n, server, values)
+	if err != nil {
+		return process.Component{}, nil, err
+	}
+	served := serveRESP(server, f)
+	end := once(served.Stop)
+	ends = append(ends, end)
+	go func() {
+		death := <-native.Died
+		// The front is well, and what it has acknowledged is in its own memory.
+		ctx, cancel := context.WithTimeout(context.Background(), 2*frontTimeout)
+		defer cancel()
+		served.Died <- errors.Join(death, end(ctx))
+	}()
+	whole := served
+	whole.Stop = stop
+	whole.Ready.Version, whole.Ready.PIDs = native.Ready.Version, native.Ready.PIDs
+	return whole, f, nil
+}
+
+// once returns a stop that may be called twice at a time: whoever comes second waits as
+// long as he has time himself.
+func once(stop func(context.Context) error) func(context.Context) error {
+	var begin sync.Once
+	ended := make(chan struct{})
+	var failed error
+	return func(ctx context.Context) error {
+		begin.Do(func() {
+			go func() {
+				defer close(ended)
+				failed = stop(ctx)
+			}()
+		})
+		select {
+		case <-ended:
+			return failed
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }

@@ -314,29 +314,26 @@ func TestDatabasesOfAWebNode(t *testing.T) {
 	if after := like(); after == before || read() != before {
 		t.Errorf("versions %s, then %s at the primary and %s at the replica", before, after, read())
 	}
-	tell := func(document string) int {
-		status, _ := w.admin(t, http.MethodPut, sut.DatabasesPath, document)
-		return status
+	with := func(epoch int64, databases ...sut.Peer) sut.Wiring {
+		return sut.Wiring{Epoch: epoch, Uses: map[sut.Role][]sut.Peer{sut.DB: databases, sut.Blob: {blob.peer("blob-1")}}}
 	}
-	swapped, _ := json.Marshal(sut.Databases{Epoch: 2, Primary: dbs[1].peer("db-2")})
-	if status := tell(string(swapped)); status != http.StatusNoContent {
-		t.Fatalf("told of another primary: %d", status)
+	leaving := dbs[0].peer("db-1")
+	leaving.Draining = true
+	if status, text := w.rewire(t, with(2, dbs[1].peer("db-2"), leaving)); status != http.StatusNoContent {
+		t.Fatalf("told of another primary: %d %s", status, text)
 	}
 	if after := like(); after == before || read() != after {
 		t.Errorf("version %s at the new primary, and %s read", after, read())
 	}
-	old, _ := json.Marshal(sut.Databases{Epoch: 1, Primary: dbs[0].peer("db-1")})
-	for document, want := range map[string]int{
-		string(old): http.StatusConflict, "{": http.StatusBadRequest, string(old) + "{}": http.StatusBadRequest, `{"epoch":3}`: http.StatusBadRequest, `{"colour":"red"}`: http.StatusBadRequest,
-	} {
-		if status := tell(document); status != want {
-			t.Errorf("%s: %d, want %d", document, status, want)
-		}
+	if status, text := w.rewire(t, with(1, dbs[0].peer("db-1"))); status != http.StatusConflict {
+		t.Errorf("told of what is older: %d %s", status, text)
+	}
+	if status, text := w.rewire(t, with(3)); status != http.StatusBadRequest {
+		t.Errorf("told of no database: %d %s", status, text)
 	}
 	// A dead replica costs nothing but a moment.
-	both, _ := json.Marshal(sut.Databases{Epoch: 3, Primary: dbs[1].peer("db-2"), Replicas: []sut.Peer{dbs[0].peer("db-1")}})
-	if status := tell(string(both)); status != http.StatusNoContent {
-		t.Fatalf("told of a replica: %d", status)
+	if status, text := w.rewire(t, with(3, dbs[1].peer("db-2"), dbs[0].peer("db-1"))); status != http.StatusNoContent {
+		t.Fatalf("told of a replica: %d %s", status, text)
 	}
 	_ = dbs[0].stdin.Close()
 	if err := dbs[0].end(t); err != nil {

@@ -59,13 +59,14 @@ func withPeers(uses map[sut.Role][]sut.Peer, peers ...sut.Peer) map[sut.Role][]s
 	return all
 }
 
-func membership(t *testing.T, peers ...sut.Peer) string {
+// rewire tells a node of other neighbours, and returns its answer.
+func (r *running) rewire(t testing.TB, next sut.Wiring) (status int, text string) {
 	t.Helper()
-	document, err := json.Marshal(sut.Membership{Upstreams: peers})
+	document, err := json.Marshal(next)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(document)
+	return r.admin(t, http.MethodPut, sut.WiringPath, string(document))
 }
 
 // The tests of web nodes share what these use: filling it takes longer than they
@@ -113,23 +114,28 @@ func uploadsAreSplit(t *testing.T, uses map[sut.Role][]sut.Peer) {
 		other := browser(t)
 		late.service().logIn(t, other, 8)
 		upload(other, http.StatusUnauthorized)
-		if status, text := uploads.admin(t, http.MethodPut, sut.MembershipPath, membership(t, reads.peer("web-2"), late.peer("web-3"))); status != http.StatusNoContent {
-			t.Errorf("membership: %d %s", status, text)
+		if status, text := uploads.rewire(t, sut.Wiring{Epoch: 1, Uses: withPeers(uses, reads.peer("web-2"), late.peer("web-3"))}); status != http.StatusNoContent {
+			t.Errorf("wiring: %d %s", status, text)
 		}
 		if _, text := uploads.admin(t, http.MethodGet, "/status", ""); !strings.Contains(text, late.ready.Address) {
 			t.Errorf("status after it: %s", text)
 		}
 		upload(other, http.StatusCreated)
 	})
-	t.Run("bad memberships change nothing", func(t *testing.T) {
-		for _, document := range []string{"", "{", `{"colour":"red"}`, `{"upstreams":[{"node":"","address":"127.0.0.1:1"}]}`, `{"upstreams":[{"node":"web-2","address":"here"}]}`, `[]`} {
-			if status, text := uploads.admin(t, http.MethodPut, sut.MembershipPath, document); status != http.StatusBadRequest || !json.Valid([]byte(text)) {
-				t.Errorf("membership %s: %d %s", document, status, text)
+	t.Run("bad wirings change nothing", func(t *testing.T) {
+		for _, bad := range []map[sut.Role][]sut.Peer{
+			nil, // no database
+			{sut.DB: uses[sut.DB]},
+			{sut.DB: uses[sut.DB], sut.Blob: uses[sut.Blob], sut.Cache: uses[sut.Blob]}, // it was started without a cache
+			{sut.DB: append(uses[sut.DB][:1:1], uses[sut.DB]...), sut.Blob: uses[sut.Blob]},
+		} {
+			if status, text := uploads.rewire(t, sut.Wiring{Epoch: 9, Uses: bad}); status != http.StatusBadRequest || !json.Valid([]byte(text)) {
+				t.Errorf("wiring %v: %d %s", bad, status, text)
 			}
 		}
 		upload(c, http.StatusCreated)
-		if status, _ := reads.admin(t, http.MethodPut, sut.MembershipPath, membership(t)); status != http.StatusNotFound {
-			t.Errorf("a membership for a host that asks nobody: %d", status)
+		if _, text := uploads.admin(t, http.MethodGet, sut.WiringPath, ""); !strings.Contains(text, `"epoch":1,`) {
+			t.Errorf("it acts by %s", text)
 		}
 	})
 	t.Run("a host dies", func(t *testing.T) {
@@ -140,8 +146,8 @@ func uploadsAreSplit(t *testing.T, uses map[sut.Role][]sut.Peer) {
 		if response := upload(c, http.StatusServiceUnavailable); response.Header.Get("X-Degraded") != "session" || response.Header.Get("Retry-After") == "" {
 			t.Errorf("headers %v", response.Header)
 		}
-		if status, text := uploads.admin(t, http.MethodPut, sut.MembershipPath, membership(t)); status != http.StatusNoContent {
-			t.Errorf("membership: %d %s", status, text)
+		if status, text := uploads.rewire(t, sut.Wiring{Epoch: 2, Uses: uses}); status != http.StatusNoContent {
+			t.Errorf("wiring: %d %s", status, text)
 		}
 		upload(c, http.StatusUnauthorized) // who is no member has taken its sessions with it
 	})

@@ -78,3 +78,12 @@ func (v Values) Delete(_ context.Context, key string) error {
 	v.store.of([]byte(key)).del([]byte(key), v.store.clock())
 	return nil
 }
+
+// Drop removes the keys that drop says yes to, of those that are there when it begins,
+// and returns how many there were.
+func (s *Server) Drop(_ context.Context, drop func(key string) bool) (dropped int, err error) {
+	for _, sh := range s.store.shards {
+		dropped += sh.drop(drop)
+	}
+	return dropped, nil
+}

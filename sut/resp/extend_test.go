@@ -162,3 +162,24 @@ func TestValues(t *testing.T) {
 		t.Error("a value that does not fit was taken")
 	}
 }
+
+// Keys are dropped as they are asked for, and what they took is free.
+func TestDrop(t *testing.T) {
+	t.Parallel()
+	s := resptest.Serve(t, resp.Config{})
+	empty := s.Stats().Bytes
+	for i := range 1000 {
+		if err := s.Values().Set(t.Context(), fmt.Sprint("photo:", i), []byte("x"), time.Minute); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if dropped, err := s.Drop(t.Context(), func(key string) bool { return key[len(key)-1] == '7' }); err != nil || dropped != 100 {
+		t.Errorf("dropped %d: %v", dropped, err)
+	}
+	if left := s.Stats().Entries; left != 900 {
+		t.Errorf("%d are left", left)
+	}
+	if _, err := s.Drop(t.Context(), func(string) bool { return true }); err != nil || s.Stats().Bytes != empty {
+		t.Errorf("%d bytes without keys, %v", s.Stats().Bytes, err)
+	}
+}

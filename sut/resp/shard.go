@@ -177,6 +177,19 @@ func (s *shard) remove(e *entry) {
 	s.used -= e.size()
 }
 
+// drop removes the keys that wanted says yes to, and returns how many there were.
+func (s *shard) drop(wanted func(key string) bool) (dropped int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, e := range s.entries {
+		if wanted(key) {
+			s.remove(e)
+			dropped++
+		}
+	}
+	return dropped
+}
+
 func (s *shard) del(key []byte, now int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

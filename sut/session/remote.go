@@ -5,16 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
+	"github.com/stagebench/stagebench/sut/swap"
 )
 
 // Path is where a host answers others about its sessions. The request's header
@@ -59,9 +58,7 @@ func Handler(sessions Lookup) http.Handler {
 type Remote struct {
 	client    *http.Client
 	requestID func(context.Context) string
-
-	mu    sync.RWMutex
-	peers map[string]string // host -> address
+	peers     swap.Value[[]sut.Peer]
 }
 
 // remoteTimeout bounds one question.
@@ -81,29 +78,20 @@ func NewRemote(peers []sut.Peer, requestID func(context.Context) string) *Remote
 		Timeout:   remoteTimeout,
 		Transport: &http.Transport{MaxIdleConnsPerHost: remoteIdle, IdleConnTimeout: time.Minute, DisableCompression: true},
 	}}
-	r.SetPeers(peers)
+	_ = r.SetPeers(context.Background(), peers) // nobody is asked yet
 	return r
 }
 
-// SetPeers replaces the hosts that are asked.
-func (r *Remote) SetPeers(peers []sut.Peer) {
-	addresses := map[string]string{}
-	for _, peer := range peers {
-		addresses[peer.Node] = peer.Address
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.peers = addresses
+// SetPeers replaces the hosts that are asked. It returns when no other one is asked any
+// more, or with ctx's error when that ends before.
+func (r *Remote) SetPeers(ctx context.Context, peers []sut.Peer) error {
+	return r.peers.Replace(slices.Clone(peers), func([]sut.Peer) { r.client.CloseIdleConnections() })(ctx)
 }
 
-// Peers returns the hosts that are asked, by name.
+// Peers returns the hosts that are asked.
 func (r *Remote) Peers() []sut.Peer {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	peers := make([]sut.Peer, 0, len(r.peers))
-	for _, name := range slices.Sorted(maps.Keys(r.peers)) {
-		peers = append(peers, sut.Peer{Node: name, Address: r.peers[name]})
-	}
+	peers, done := r.peers.Use()
+	defer done()
 	return peers
 }
 
@@ -116,13 +104,13 @@ func (r *Remote) Start(context.Context, photos.ID) (string, time.Time, error) {
 // sessions with it; one that does not answer is photos.ErrUnavailable.
 func (r *Remote) User(ctx context.Context, token string) (photos.ID, error) {
 	host, _, _ := strings.Cut(token, ".")
-	r.mu.RLock()
-	address, known := r.peers[host]
-	r.mu.RUnlock()
-	if !known || !plain(token) {
+	peers, done := r.peers.Use()
+	defer done()
+	i := slices.IndexFunc(peers, func(p sut.Peer) bool { return p.Node == host })
+	if i < 0 || !plain(token) {
 		return 0, fmt.Errorf("session: %w", photos.ErrNotFound)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+Path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+peers[i].Address+Path, nil)
 	if err != nil {
 		return 0, fmt.Errorf("session: %w", err)
 	}

@@ -76,11 +76,15 @@ func TestRemoteAsksTheHostOfTheToken(t *testing.T) {
 		}
 	}
 	// A host that is no more is asked no more; one that is told of later is.
-	remote.SetPeers([]sut.Peer{first})
+	if err := remote.SetPeers(t.Context(), []sut.Peer{first}); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := remote.User(t.Context(), token); !errors.Is(err, photos.ErrNotFound) {
 		t.Errorf("error %v, want not found", err)
 	}
-	remote.SetPeers([]sut.Peer{{Node: "web-2", Address: "127.0.0.1:1"}})
+	if err := remote.SetPeers(t.Context(), []sut.Peer{{Node: "web-2", Address: "127.0.0.1:1"}}); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := remote.User(t.Context(), token); !errors.Is(err, photos.ErrUnavailable) {
 		t.Errorf("error %v, want that it does not answer", err)
 	}
@@ -196,8 +200,12 @@ func TestPeersAreExchangedLive(t *testing.T) {
 	}
 	group.Go(func() {
 		for range 50 {
-			remote.SetPeers([]sut.Peer{first, {Node: "web-9", Address: "127.0.0.1:1"}})
-			remote.SetPeers([]sut.Peer{first})
+			if err := remote.SetPeers(t.Context(), []sut.Peer{first, {Node: "web-9", Address: "127.0.0.1:1"}}); err != nil {
+				t.Fatal(err)
+			}
+			if err := remote.SetPeers(t.Context(), []sut.Peer{first}); err != nil {
+				t.Fatal(err)
+			}
 		}
 	})
 	group.Wait()

@@ -15,9 +15,6 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// ErrOldEpoch: databases of a later epoch are known already.
-var ErrOldEpoch = errors.New("databases of a later epoch are in use")
-
 // errGone ends operations on a database that is not used any more.
 var errGone = errors.New("the database has been replaced")
 
@@ -30,7 +27,6 @@ const (
 
 // databases are those in use at one time. They are never changed.
 type databases struct {
-	epoch    int64
 	primary  *database
 	replicas []*database // that reads go to
 }
@@ -97,33 +93,24 @@ func (s *Store) retire(d *database) {
 	s.closing.Go(d.pool.Close)
 }
 
-// SetDatabases changes which databases are used. When it returns, no operation
-// that has not failed goes to one that is not listed, and writes to a database
-// that was the primary and is a replica now have failed, too: whether they took
-// effect is open. An epoch that is lower than the last is ErrOldEpoch.
-//
-// When ctx has ended nothing is changed: who asked may have asked for something
-// else since.
-func (s *Store) SetDatabases(ctx context.Context, next sut.Databases) error {
+// SetDatabases changes which databases are used: the primary, and replicas that may be
+// read. When it returns, no operation that has not failed goes to one that is not
+// listed, and writes to a database that was the primary and is a replica now have
+// failed, too: whether they took effect is open. After an error nothing has changed.
+func (s *Store) SetDatabases(primary sut.Peer, replicas []sut.Peer) error {
 	s.setting.Lock()
 	defer s.setting.Unlock()
-	if err := ctx.Err(); err != nil {
-		return err
-	}
 	now := s.used.Load()
-	if now != nil && next.Epoch < now.epoch {
-		return fmt.Errorf("databases of epoch %d: %w", next.Epoch, ErrOldEpoch)
-	}
 	var known []*database
 	if now != nil {
 		known = now.all()
 	}
-	made := &databases{epoch: next.Epoch}
+	made := &databases{}
 	var err error
-	if made.primary, err = s.reuse(known, next.Primary); err != nil {
+	if made.primary, err = s.reuse(known, primary); err != nil {
 		return err
 	}
-	for _, peer := range next.Replicas {
+	for _, peer := range replicas {
 		// The old primary comes back as another database than it was.
 		if now != nil && now.primary.peer == peer && made.primary != now.primary {
 			known = slices.DeleteFunc(slices.Clone(known), func(d *database) bool { return d == now.primary })

@@ -59,7 +59,7 @@ func TestClassify(t *testing.T) {
 // TestWritesAreNotRepeated: a write is tried again only where it is certain
 // that it did not happen.
 func TestWritesAreNotRepeated(t *testing.T) {
-	s, err := Open(Config{Databases: sut.Databases{Primary: sut.Peer{Node: "db-1", Address: "127.0.0.1:1"}}, QueryTimeout: patience})
+	s, err := Open(Config{Primary: sut.Peer{Node: "db-1", Address: "127.0.0.1:1"}, QueryTimeout: patience})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,8 +39,9 @@ const (
 
 // Config says where the database is and how much of it one Store may take.
 type Config struct {
-	// Databases are those to begin with; SetDatabases changes them.
-	Databases sut.Databases
+	// Primary and Replicas are the databases to begin with; SetDatabases changes them.
+	Primary  sut.Peer
+	Replicas []sut.Peer // that may be read
 	// ReadPrimary sends reads to the primary. Otherwise they go to the replicas,
 	// and to the primary when none of them answers.
 	ReadPrimary bool
@@ -62,7 +63,7 @@ type Config struct {
 // what is wrong with it.
 func (c Config) withDefaults() (Config, error) {
 	if c.MaxConns < 0 || c.QueryTimeout < 0 || c.ConnectTimeout < 0 {
-		return c, fmt.Errorf("store %s: limits must not be negative", c.Databases.Primary.Address)
+		return c, fmt.Errorf("store %s: limits must not be negative", c.Primary.Address)
 	}
 	if c.MaxConns == 0 {
 		c.MaxConns = 8
@@ -112,7 +113,7 @@ func Open(c Config) (*Store, error) {
 		}
 	}
 	s := &Store{config: c, reads: operations.WithLabelValues("read"), writes: operations.WithLabelValues("write")}
-	if err := s.SetDatabases(context.Background(), c.Databases); err != nil {
+	if err := s.SetDatabases(c.Primary, c.Replicas); err != nil {
 		return nil, err
 	}
 	return s, nil

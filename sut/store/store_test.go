@@ -114,9 +114,9 @@ func TestSchemaDigest(t *testing.T) {
 
 func TestBadConfigurations(t *testing.T) {
 	for want, c := range map[string]store.Config{
-		"want host:port":       {Databases: sut.Databases{Primary: sut.Peer{Address: "localhost"}}},
-		"must not be negative": {Databases: sut.Databases{Primary: sut.Peer{Address: "localhost:1"}}, MaxConns: -1},
-		"limits must":          {Databases: sut.Databases{Primary: sut.Peer{Address: "localhost:1"}}, QueryTimeout: -time.Second},
+		"want host:port":       {Primary: sut.Peer{Address: "localhost"}},
+		"must not be negative": {Primary: sut.Peer{Address: "localhost:1"}, MaxConns: -1},
+		"limits must":          {Primary: sut.Peer{Address: "localhost:1"}, QueryTimeout: -time.Second},
 	} {
 		if _, err := store.Open(c); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: got %v, want %q", c, err, want)

@@ -26,7 +26,7 @@ func dependencies() []dependency {
 		{"github.com/klauspost/compress", "compression of texts that knows what is not worth it", []string{"sut/node"}},
 		{"github.com/olekukonko/tablewriter", "text and Markdown tables", []string{"results/table"}},
 		{"github.com/prometheus/client_golang", "metrics of nodes and runs", []string{"sut/...", "targets/...", "results/live", "cmd/..."}},
-		{"github.com/redis/go-redis/v9", "client of the caches", []string{"sut/cache"}},
+		{"github.com/redis/go-redis/v9", "client of the caches", []string{"sut/cache", "sut/redis"}},
 		{"github.com/rogpeppe/go-internal", "tests: command line behaviour as scripts", nil},
 		{"github.com/spf13/cobra", "commands, flags, completion", []string{"cmd/..."}},
 		{"github.com/tidwall/redcon", "the protocol of Redis in front of the embedded cache", []string{"sut/resp"}},

@@ -11,6 +11,7 @@
 package balancetest
 
 import (
+	"context"
 	"net/http"
 	"testing"
 	"time"
@@ -44,7 +45,7 @@ type Setup struct {
 // Balancing is what a setup asks for, in the words of the engines.
 func (s Setup) Balancing() sut.Balancing {
 	return sut.Balancing{
-		Node: "lb-1", Membership: sut.Membership{Upstreams: s.Upstreams, Routes: s.Routes}, Layer: s.Layer, Policy: s.Policy, Sticky: s.Sticky,
+		Node: "lb-1", Upstreams: sut.Upstreams{Peers: s.Upstreams, Routes: s.Routes}, Layer: s.Layer, Policy: s.Policy, Sticky: s.Sticky,
 		HealthInterval: s.HealthInterval, HealthTimeout: 5 * time.Second, EjectAfter: s.EjectAfter,
 	}
 }
@@ -53,19 +54,27 @@ func (s Setup) Balancing() sut.Balancing {
 type System struct {
 	// URL is its public side, without a slash at the end, at layer 4 too.
 	URL string
-	// Admin answers /metrics, /healthz, /readyz and /status, and takes PUT of
-	// sut.MembershipPath.
+	// Admin answers /metrics, /healthz, /readyz and /status.
 	Admin http.Handler
+	Engine
 }
 
-// Admin is an engine's side for operators, with a registry of its own.
-func Admin(t testing.TB, engine balance.Engine) http.Handler {
+// Engine is a balancer as the kit asks and tells it.
+type Engine interface {
+	balance.Engine
+	// SetUpstreams changes the hosts. It returns a sut.ErrWiring for what changes
+	// nothing, and ctx's error when hosts that left have not finished.
+	SetUpstreams(ctx context.Context, next sut.Upstreams) error
+}
+
+// Serving is a balancer that serves at an address.
+func Serving(t testing.TB, address string, engine Engine) System {
 	t.Helper()
 	admin, err := balance.Admin(prometheus.NewRegistry(), engine)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return admin
+	return System{URL: "http://" + address, Admin: admin, Engine: engine}
 }
 
 // Start brings a balancer up and has it end with the test.

@@ -30,7 +30,7 @@ func BenchHosts(b *testing.B) (upstreams []sut.Peer) {
 // BenchConfig is what the ladder asks of a balancer by default.
 func BenchConfig(layer string, upstreams []sut.Peer) sut.Balancing {
 	return sut.Balancing{
-		Node: "lb-1", Membership: sut.Membership{Upstreams: upstreams}, Layer: layer, Sticky: layer == sut.Layer7, EjectAfter: 5,
+		Node: "lb-1", Upstreams: sut.Upstreams{Peers: upstreams}, Layer: layer, Sticky: layer == sut.Layer7, EjectAfter: 5,
 	}
 }
 

@@ -143,12 +143,8 @@ func (c *client) background(req *http.Request) <-chan result {
 // admin asks the operators' side.
 func (c *client) admin(path string) reply {
 	c.t.Helper()
-	return c.operate(httptest.NewRequest(http.MethodGet, path, nil))
-}
-
-func (c *client) operate(req *http.Request) reply {
 	recorder := httptest.NewRecorder()
-	c.system.Admin.ServeHTTP(recorder, req)
+	c.system.Admin.ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, path, nil))
 	return reply{status: recorder.Code, header: recorder.Header(), body: recorder.Body.String()}
 }
 

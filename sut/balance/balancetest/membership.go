@@ -1,38 +1,33 @@
 package balancetest
 
 import (
-	"bytes"
-	"encoding/json"
-	"net/http"
-	"net/http/httptest"
-	"strings"
+	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stagebench/stagebench/sut"
 )
 
-// member asks for a membership and returns the answer. drain is in seconds, as
-// the header carries it.
-func (c *client) member(m sut.Membership, drain string) reply {
-	c.t.Helper()
-	body, err := json.Marshal(m)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	req := httptest.NewRequest(http.MethodPut, sut.MembershipPath, bytes.NewReader(body))
-	req.Header.Set(sut.DrainHeader, drain)
-	return c.operate(req)
+// change changes the hosts, and returns what becomes of it within some time.
+func (c *client) change(next sut.Upstreams, bound time.Duration) error {
+	ctx, cancel := context.WithTimeout(c.t.Context(), bound)
+	defer cancel()
+	return c.system.SetUpstreams(ctx, next)
 }
 
-// become asks for a membership that must be reached.
-func (c *client) become(m sut.Membership) {
+// become changes the hosts, which must succeed.
+func (c *client) become(next sut.Upstreams) {
 	c.t.Helper()
-	if got := c.member(m, "30"); got.status != http.StatusNoContent || got.body != "" {
-		c.t.Fatalf("membership: status %d: %s", got.status, got.body)
+	if err := c.change(next, patience); err != nil {
+		c.t.Fatalf("membership: %v", err)
 	}
 }
+
+// hurry is the time in which hosts that have something left cannot finish.
+const hurry = 5 * time.Second
 
 // testMembershipUnderLoad adds two hosts and removes two of the first, twice.
 func testMembershipUnderLoad(t *testing.T, start Start) {
@@ -65,7 +60,7 @@ func testMembershipUnderLoad(t *testing.T, start Start) {
 	}
 	more()
 	for _, members := range [][]*host{hosts[2:], hosts[:3]} {
-		c.become(sut.Membership{Upstreams: peers(members)})
+		c.become(sut.Upstreams{Peers: peers(members)})
 		served := make([]int64, len(hosts))
 		for i, h := range hosts {
 			served[i] = h.served.Load()
@@ -101,7 +96,7 @@ func testMembershipHealth(t *testing.T, start Start) {
 	hosts := newHosts(t, 2)
 	c := newClient(t, start(t, Setup{Upstreams: peers(hosts[:1]), Policy: "round_robin", HealthInterval: interval}))
 	hosts[1].sick.Store(true)
-	c.become(sut.Membership{Upstreams: peers(hosts)})
+	c.become(sut.Upstreams{Peers: peers(hosts)})
 	for range 20 {
 		c.get("/who")
 	}
@@ -123,10 +118,8 @@ func testMembershipDrain(t *testing.T, start Start) {
 	await(t, "a request to be held", removed.held)
 	second := c.background(c.request("GET", "/hold", nil, "Cookie", "lb=web-2"))
 	await(t, "a request to be held", kept.held)
-	if got := c.member(sut.Membership{Upstreams: peers(hosts[1:])}, "5"); got.status != http.StatusGatewayTimeout {
-		t.Errorf("status %d while a request is in flight on a removed host, want 504: %s", got.status, got.body)
-	} else {
-		isJSONError(t, got)
+	if err := c.change(sut.Upstreams{Peers: peers(hosts[1:])}, hurry); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v while a request is in flight on a removed host, want that it takes too long", err)
 	}
 	if counts := spread(c, 20, 2, "Cookie", "lb=web-1"); counts[kept.name] != 20 {
 		t.Errorf("with one host removed: %v", counts)
@@ -136,7 +129,7 @@ func testMembershipDrain(t *testing.T, start Start) {
 		t.Errorf("the request on the removed host ended with %+v", end)
 	}
 	// With nothing in flight, the same membership is reached at once.
-	c.become(sut.Membership{Upstreams: peers(hosts[1:])})
+	c.become(sut.Upstreams{Peers: peers(hosts[1:])})
 	close(kept.release)
 	if end := <-second; end.err != nil || end.reply.node != kept.name {
 		t.Errorf("the request on the host that stays ended with %+v", end)
@@ -145,7 +138,7 @@ func testMembershipDrain(t *testing.T, start Start) {
 
 func testMembershipSticky(t *testing.T, start Start) {
 	hosts, c := begin(t, start, 3, "round_robin", true)
-	c.become(sut.Membership{Upstreams: peers(hosts[1:])})
+	c.become(sut.Upstreams{Peers: peers(hosts[1:])})
 	moved := c.get("/who", "Cookie", "lb=web-1")
 	if value, set := cookieOf(moved.header); moved.node == "web-1" || !set || value != moved.node {
 		t.Errorf("a user of a removed host: %s answered and set %q", moved.node, moved.header["Set-Cookie"])
@@ -156,7 +149,7 @@ func testMembershipSticky(t *testing.T, start Start) {
 		}
 	}
 	// It comes back, and so may its users.
-	c.become(sut.Membership{Upstreams: peers(hosts)})
+	c.become(sut.Upstreams{Peers: peers(hosts)})
 	c.awaitUp(hosts[0], true)
 	if got := c.get("/who", "Cookie", "lb=web-1"); got.node != "web-1" {
 		t.Errorf("a user of a host that came back was sent to %s", got.node)
@@ -173,7 +166,7 @@ func testMembershipRoute(t *testing.T, start Start) {
 	if got := c.get("/img/17"); got.node != "web-2" {
 		t.Errorf("a picture came from %s", got.node)
 	}
-	c.become(sut.Membership{Upstreams: peers(hosts), Routes: routes("web-2", "web-3")})
+	c.become(sut.Upstreams{Peers: peers(hosts), Routes: routes("web-2", "web-3")})
 	c.awaitUp(hosts[2], true)
 	counts := map[string]int{}
 	for range 20 {
@@ -187,29 +180,22 @@ func testMembershipRoute(t *testing.T, start Start) {
 
 func testMembershipBad(t *testing.T, start Start) {
 	hosts, c := begin(t, start, 2, "round_robin", false)
-	address := hosts[0].address
-	for name, body := range map[string]string{
-		"no JSON":        "hello",
-		"nothing":        "",
-		"unknown field":  `{"upstreams":[{"node":"web-1","address":"` + address + `"}],"colour":"red"}`,
-		"more behind":    `{"upstreams":[{"node":"web-1","address":"` + address + `"}]} {}`,
-		"no hosts":       `{"upstreams":[]}`,
-		"twice":          `{"upstreams":[{"node":"web-1","address":"` + address + `"},{"node":"web-1","address":"` + address + `"}]}`,
-		"bad address":    `{"upstreams":[{"node":"web-1","address":"example.org"}]}`,
-		"bad name":       `{"upstreams":[{"node":"web 1","address":"` + address + `"}]}`,
-		"bad weight":     `{"upstreams":[{"node":"web-1","address":"` + address + `","weight":-1}]}`,
-		"bad route":      `{"upstreams":[{"node":"web-1","address":"` + address + `"}],"routes":[{"path":"img","to":["web-1"]}]}`,
-		"route to other": `{"upstreams":[{"node":"web-1","address":"` + address + `"}],"routes":[{"to":["web-7"]}]}`,
-	} {
-		req := httptest.NewRequest(http.MethodPut, sut.MembershipPath, strings.NewReader(body))
-		got := c.operate(req)
-		if got.status != http.StatusBadRequest {
-			t.Errorf("%s: status %d, want 400: %s", name, got.status, got.body)
-		}
-		isJSONError(t, got)
+	good := peers(hosts[:1])
+	one := func(node, address string, weight float64) sut.Upstreams {
+		return sut.Upstreams{Peers: []sut.Peer{{Node: node, Address: address, Weight: weight}}}
 	}
-	if got := c.member(sut.Membership{Upstreams: peers(hosts[:1])}, "soon"); got.status != http.StatusBadRequest {
-		t.Errorf("a bad bound: status %d, want 400: %s", got.status, got.body)
+	for name, next := range map[string]sut.Upstreams{
+		"no hosts":       {},
+		"twice":          {Peers: append(good[:1:1], good...)},
+		"bad address":    one("web-1", "example.org", 0),
+		"bad name":       one("web 1", hosts[0].address, 0),
+		"bad weight":     one("web-1", hosts[0].address, -1),
+		"bad route":      {Peers: good, Routes: []sut.Route{{Path: "img", To: []string{"web-1"}}}},
+		"route to other": {Peers: good, Routes: []sut.Route{{To: []string{"web-7"}}}},
+	} {
+		if err := c.change(next, patience); !errors.Is(err, sut.ErrWiring) {
+			t.Errorf("%s: %v, want that it is refused", name, err)
+		}
 	}
 	evenly(t, hosts, spread(c, 40, 1))
 }

@@ -32,6 +32,7 @@ type pending struct {
 	keys    map[string]*unflushed // the same, by the key of the cache
 	writes  int64                 // in all of them
 	sealed  bool                  // nothing is taken any more
+	through bool                  // nothing is taken for now
 	room    chan struct{}         // closed when records have gone; nil = nobody waits
 }
 
@@ -94,13 +95,40 @@ func (p *pending) seal() (sealed bool) {
 	return p.sealed
 }
 
-// add takes a write that made a record what it is now; full says that there is enough
-// for one more batch since. It is not taken when nobody would flush it any more.
-func (p *pending) add(photo photos.Photo, text []byte, w cache.Write) (full, taken bool) {
+// pause ends the taking of writes, or has them taken again.
+func (p *pending) pause(through bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.sealed {
-		return false, false
+	p.through = through
+}
+
+// takes reports whether writes are taken.
+func (p *pending) takes() bool {
+	if p == nil {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.through
+}
+
+// Why a write is not taken.
+var (
+	errEnds    = fmt.Errorf("%w: the cache host ends", photos.ErrUnavailable)
+	errThrough = errors.New("everything is written through for now")
+)
+
+// add takes a write that made a record what it is now; full says that there is enough
+// for one more batch since. It is not taken when nobody would flush it any more, or for
+// now.
+func (p *pending) add(photo photos.Photo, text []byte, w cache.Write) (full bool, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.sealed:
+		return false, errEnds
+	case p.through:
+		return false, errThrough
 	}
 	u := p.records[photo.ID]
 	if u == nil {
@@ -114,7 +142,7 @@ func (p *pending) add(photo photos.Photo, text []byte, w cache.Write) (full, tak
 	}
 	u.writes++
 	p.writes++
-	return full, true
+	return full, nil
 }
 
 // ids lists the records that wait.
@@ -256,9 +284,9 @@ func (f *Front) writeBack(ctx context.Context, id photos.ID, w cache.Write) (ver
 	if err != nil {
 		return 0, fmt.Errorf("cachefront: photo %d: %w", id, err)
 	}
-	full, taken := f.pending.add(photo, text, w)
-	if !taken {
-		return 0, fmt.Errorf("%w: the cache host ends", photos.ErrUnavailable)
+	full, err := f.pending.add(photo, text, w)
+	if err != nil {
+		return 0, err
 	}
 	if full {
 		f.urge()

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -396,5 +398,74 @@ func TestOldValuesAreNotBuiltUpon(t *testing.T) {
 		if p := r.records.photo(1); p.Version != want || r.hosts[0].figure(t, "refused_total") != 0 {
 			t.Errorf("%s: %+v", read, p)
 		}
+	}
+}
+
+// While keys move, nothing is held back: the answer comes when all is flushed, and
+// writes go through until it is over. None is lost, whenever it comes.
+func TestMoving(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, back())
+	web, h := r.web(t), r.hosts[0]
+	like(t, web, 1, 3)
+	must(t)(web.Comment(t.Context(), comment(1, 1)))
+	r.records.set(fail(photos.ErrUnavailable, "WriteBack"), nil)
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if err := h.front.SetMoving(ended, true); !errors.Is(err, context.Canceled) {
+		t.Errorf("without records: %v", err)
+	}
+	r.records.set(nil, nil)
+	like(t, web, 1, 1) // after what waits
+	if err := h.front.SetMoving(t.Context(), true); err != nil || h.figure(t, "unflushed") != 0 {
+		t.Errorf("%v, %v writes are held back", err, h.figure(t, "unflushed"))
+	}
+	if p := r.records.photo(1); p.Likes != 4 || p.Comments != 1 {
+		t.Errorf("the records have %+v", p)
+	}
+	like(t, web, 2, 1)
+	if p := r.records.photo(2); p.Likes != 1 {
+		t.Errorf("a write while keys move: %+v", p)
+	}
+	if err := h.front.SetMoving(t.Context(), false); err != nil {
+		t.Error(err)
+	}
+	like(t, web, 2, 1)
+	if p := r.records.photo(2); p.Likes != 1 || h.figure(t, "unflushed") != 1 {
+		t.Errorf("a write after it: %+v, %v writes are held back", p, h.figure(t, "unflushed"))
+	}
+}
+
+func TestMovingUnderLoad(t *testing.T) {
+	t.Parallel()
+	o := back()
+	o.interval = time.Millisecond
+	r := newRig(t, o)
+	web, h := r.web(t), r.hosts[0]
+	ctx, stop := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	var likes atomic.Int64
+	for range 4 {
+		all.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := web.Like(t.Context(), 1, 2); err != nil {
+					t.Error(err)
+				}
+				likes.Add(1)
+			}
+		})
+	}
+	for range 20 {
+		for _, moving := range []bool{true, false} {
+			if err := h.front.SetMoving(t.Context(), moving); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	stop()
+	all.Wait()
+	r.flush(t)
+	if p := r.records.photo(1); p.Likes != likes.Load() || h.figure(t, "refused_total") != 0 {
+		t.Errorf("%d likes were acknowledged, the records have %d, %v were refused", likes.Load(), p.Likes, h.figure(t, "refused_total"))
 	}
 }

@@ -17,7 +17,8 @@
 // and deletions are written through: they come with bytes that are written at once,
 // too.
 //
-// All methods may be called concurrently. Usual order of calls: New, Commands, Close.
+// All methods may be called concurrently. Usual order of calls: New, Commands,
+// SetMoving when cache hosts come or go, Close.
 // Times to live are durations; contexts bound every call.
 package cachefront
 
@@ -132,24 +133,45 @@ func (f *Front) Close(ctx context.Context) error {
 	if f.pending == nil {
 		return nil
 	}
+	return f.flushUntil(ctx, f.pending.seal)
+}
+
+// SetMoving says whether keys are changing their hosts. While they are, everything is
+// written through, since their next host does not know what this one holds back; it
+// returns when all of that is flushed, or with an error when ctx ends before.
+func (f *Front) SetMoving(ctx context.Context, moving bool) error {
+	if f.pending == nil {
+		return nil
+	}
+	f.pending.pause(moving)
+	if !moving {
+		return nil
+	}
+	return f.flushUntil(ctx, func() bool { return f.pending.count() == 0 })
+}
+
+// flushUntil flushes until it is done, which is asked after each attempt.
+func (f *Front) flushUntil(ctx context.Context, done func() bool) error {
+	pause := time.NewTicker(min(f.config.FlushInterval, flushPause))
+	defer pause.Stop()
 	for {
 		err := f.flush(ctx)
 		switch {
-		case f.pending.seal():
+		case done():
 			return nil
 		case ctx.Err() != nil:
 			return fmt.Errorf("cachefront: %d acknowledged writes were not flushed: %w", f.pending.count(), errors.Join(err, ctx.Err()))
 		case err != nil:
 			select {
-			case <-time.After(min(f.config.FlushInterval, closePause)):
+			case <-pause.C:
 			case <-ctx.Done():
 			}
 		}
 	}
 }
 
-// closePause is the time between two attempts to flush at the end, at most.
-const closePause = 100 * time.Millisecond
+// flushPause is the time between two attempts to flush everything, at most.
+const flushPause = 100 * time.Millisecond
 
 // stripes is into how many parts keys are divided, each with a lock of its own.
 const stripes = 1024

@@ -103,7 +103,7 @@ func (r *rig) newHost(t testing.TB, name string) *host {
 			return h
 		}
 		client, err := cache.New(cache.Config{
-			Hosts: cache.Hosts{Peers: []sut.Peer{h.peer}}, Protocol: r.protocol, Timeout: patience, Registry: prometheus.NewRegistry(),
+			Hosts: []sut.Peer{h.peer}, Protocol: r.protocol, Timeout: patience, Registry: prometheus.NewRegistry(),
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -167,7 +167,7 @@ func (r *rig) client(t testing.TB) *cache.Client {
 	if !r.fronted() {
 		c.Protocol = r.protocol
 	}
-	c.Hosts.Peers = r.peers()
+	c.Hosts = r.peers()
 	client, err := cache.New(c)
 	if err != nil {
 		t.Fatal(err)
@@ -191,7 +191,7 @@ func (r *rig) down(t testing.TB, i int) {
 	r.hosts[i].end(t)
 	r.hosts[i].peer.Address = "127.0.0.1:1"
 	for _, client := range r.clients {
-		if err := client.SetHosts(cache.Hosts{Peers: r.peers()}); err != nil {
+		if err := client.SetHosts(t.Context(), r.peers()); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -21,25 +21,34 @@ func (f *Front) Apply(ctx context.Context, text string, w cache.Write) (version 
 	if err != nil {
 		return 0, err
 	}
-	s := f.stripe(text)
-	if f.pending != nil && w.Add == nil && w.Delete == nil {
-		// Before the stripe is held, which the flusher may need to make room.
-		if err := f.pending.awaitRoom(ctx, id, f.urge); err != nil {
-			return 0, err
+	if f.pending.takes() && w.Add == nil && w.Delete == nil {
+		version, err := f.applyLater(ctx, id, text, w)
+		if !errors.Is(err, errThrough) {
+			return version, err
 		}
-		if err := s.hold(ctx); err != nil {
-			return 0, err
-		}
-		defer s.release()
-		defer f.written(s, text)
-		return f.writeBack(ctx, id, w)
 	}
+	s := f.stripe(text)
 	if err := f.holdFlushed(ctx, s, id, text); err != nil {
 		return 0, err
 	}
 	defer s.release()
 	defer f.written(s, text)
 	return f.writeThrough(ctx, text, w)
+}
+
+// applyLater writes back.
+func (f *Front) applyLater(ctx context.Context, id photos.ID, text string, w cache.Write) (version int64, err error) {
+	// Before the stripe is held, which the flusher may need to make room.
+	if err := f.pending.awaitRoom(ctx, id, f.urge); err != nil {
+		return 0, err
+	}
+	s := f.stripe(text)
+	if err := s.hold(ctx); err != nil {
+		return 0, err
+	}
+	defer s.release()
+	defer f.written(s, text)
+	return f.writeBack(ctx, id, w)
 }
 
 // holdFlushed waits for a stripe at a moment when nothing of a record waits to be

@@ -91,7 +91,7 @@ func (k *kit) start(name string, knobs sut.Knobs, told sut.Replication) *copied 
 	c := &copied{Node: k.engine.Start(k.t, name, knobs, told), kit: k, name: name}
 	k.t.Cleanup(func() { c.Kill(k.t) })
 	var err error
-	if c.store, err = store.Open(store.Config{Databases: sut.Databases{Primary: c.peer()}, MaxConns: 8}); err != nil {
+	if c.store, err = store.Open(store.Config{Primary: c.peer(), MaxConns: 8}); err != nil {
 		k.t.Fatal(err)
 	}
 	k.t.Cleanup(c.store.Close)

@@ -79,7 +79,7 @@ func Run(t *testing.T, open func(t *testing.T) *Store) {
 // Open opens a store for the length of a test.
 func Open(t testing.TB, address string) *Store {
 	t.Helper()
-	return openWith(t, store.Config{Databases: sut.Databases{Primary: sut.Peer{Node: "db-1", Address: address}}, MaxConns: 16, QueryTimeout: patience})
+	return openWith(t, store.Config{Primary: sut.Peer{Node: "db-1", Address: address}, MaxConns: 16, QueryTimeout: patience})
 }
 
 func openWith(t testing.TB, c store.Config) *Store {

@@ -1,4 +1,4 @@
-package node
+package dbadmin
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/node/process"
 	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/sut/store"
 )
@@ -20,70 +21,84 @@ import (
 // left: half a replay could not be told from a whole one.
 const replayBound = 5 * time.Minute
 
-// lostHandler says what a database held and is gone, and does it once more.
-func (b birth) lostHandler(db replicated) http.Handler {
-	mux := http.NewServeMux()
-	var one sync.Mutex // at a time: it may start a server on what was kept
+// keeper is a database that may have kept a copy of what it lost.
+type keeper struct {
+	db  Database
+	dir string
+	one sync.Mutex // at a time: it may start a server on what was kept
+}
+
+// addLost adds what a database held and is gone, and has it done once more.
+func addLost(mux *http.ServeMux, k *keeper) {
 	mux.HandleFunc("GET "+sut.LostPath, func(w http.ResponseWriter, r *http.Request) {
-		one.Lock()
-		defer one.Unlock()
-		lost, err := b.lost(r.Context(), db)
+		k.one.Lock()
+		defer k.one.Unlock()
+		lost, err := k.lost(r.Context())
 		if err != nil {
-			sendJSON(w, http.StatusInternalServerError, map[string]string{"error": err.Error()})
+			process.SendError(w, http.StatusInternalServerError, err, "")
 			return
 		}
-		sendJSON(w, http.StatusOK, lost)
+		process.SendJSON(w, http.StatusOK, lost)
 	})
 	mux.HandleFunc("POST "+sut.LostPath, func(w http.ResponseWriter, r *http.Request) {
 		var order sut.Replay
-		err := decodeStrictly(r.Body, &order)
+		err := process.DecodeStrictly(r.Body, &order)
 		if err == nil {
-			err = checkPeers([]sut.Peer{order.Primary})
+			err = process.CheckPeers(order.Primary)
 		}
 		if err != nil {
-			sendJSON(w, http.StatusBadRequest, map[string]string{"error": err.Error(), "hint": `send {"primary": {"node": "db-2", "address": "127.0.0.1:5432"}}`})
+			process.SendError(w, http.StatusBadRequest, err, `send {"primary": {"node": "db-2", "address": "127.0.0.1:5432"}}`)
 			return
 		}
-		one.Lock()
-		defer one.Unlock()
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), replayBound)
-		defer cancel()
-		lost, err := b.lost(ctx, db)
-		if err == nil && lost.Replayed {
-			sendJSON(w, http.StatusConflict, map[string]string{"error": fmt.Sprintf("what %s lost in epoch %d has been done once more already", lost.Node, lost.Epoch)})
-			return
+		done, err := k.replay(r.Context(), order.Primary)
+		switch {
+		case errors.Is(err, errReplayed):
+			process.SendError(w, http.StatusConflict, err, "")
+		case err != nil:
+			process.SendError(w, http.StatusInternalServerError, err, "")
+		default:
+			process.SendJSON(w, http.StatusOK, done)
 		}
-		var done sut.Replayed
-		if err == nil {
-			done, err = replay(ctx, order.Primary, lost.Changes)
-		}
-		if err == nil {
-			err = os.WriteFile(b.replayedMark(lost), nil, 0o600)
-		}
-		if err != nil {
-			sendJSON(w, http.StatusInternalServerError, map[string]string{"error": err.Error()})
-			return
-		}
-		sendJSON(w, http.StatusOK, done)
 	})
-	return mux
+}
+
+// errReplayed says that what was lost has been done once more.
+var errReplayed = errors.New("has been done once more already")
+
+// replay does what was lost once more at a primary, if that has not been done.
+func (k *keeper) replay(ctx context.Context, primary sut.Peer) (done sut.Replayed, err error) {
+	k.one.Lock()
+	defer k.one.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), replayBound)
+	defer cancel()
+	lost, err := k.lost(ctx)
+	if err != nil {
+		return done, err
+	}
+	if lost.Replayed {
+		return done, fmt.Errorf("what %s lost in epoch %d %w", lost.Node, lost.Epoch, errReplayed)
+	}
+	if done, err = replay(ctx, primary, lost.Changes); err != nil {
+		return done, err
+	}
+	return done, os.WriteFile(k.mark(lost), nil, 0o600)
 }
 
 // lost is what a database lost, and whether that was done once more already.
-func (b birth) lost(ctx context.Context, db replicated) (sut.Lost, error) {
-	lost, err := db.LostChanges(ctx)
+func (k *keeper) lost(ctx context.Context) (sut.Lost, error) {
+	lost, err := k.db.LostChanges(ctx)
 	if err != nil {
 		return lost, err
 	}
-	_, err = os.Stat(b.replayedMark(lost))
+	_, err = os.Stat(k.mark(lost))
 	lost.Replayed = err == nil
 	return lost, nil
 }
 
-// replayedMark is a file that is there when a copy has been replayed. It lies
-// beside the node's directory, which may be replaced.
-func (b birth) replayedMark(lost sut.Lost) string {
-	return fmt.Sprintf("%s.replayed-%d", filepath.Clean(b.config.Dir), lost.Epoch)
+// mark is a file that is there when a copy has been replayed. It lies beside the node's
+// directory, which may be replaced.
+func (k *keeper) mark(lost sut.Lost) string {
+	return fmt.Sprintf("%s.replayed-%d", filepath.Clean(k.dir), lost.Epoch)
 }
 
 // replay does at a primary what was lost, as operations of the store: rows that
@@ -91,7 +106,7 @@ func (b birth) replayedMark(lost sut.Lost) string {
 // place; counters are raised by what they had been raised by; a title is set
 // where nobody has set another one since.
 func replay(ctx context.Context, primary sut.Peer, changes []sut.LostChange) (sut.Replayed, error) {
-	s, err := store.Open(store.Config{Databases: sut.Databases{Primary: primary}, MaxConns: 1, Name: "recover"})
+	s, err := store.Open(store.Config{Primary: primary, MaxConns: 1, Name: "recover"})
 	if err != nil {
 		return sut.Replayed{}, err
 	}

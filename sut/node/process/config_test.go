@@ -1,4 +1,4 @@
-package node
+package process
 
 import (
 	"encoding/json"
@@ -53,8 +53,7 @@ func FuzzNodeConfig(f *testing.F) {
 		}
 		ladder.WebOf(config.Knobs).CPU.At(99)
 		ladder.CacheOf(config.Knobs).Bytes()
-		birth{config: config}.balancing()
-		_, _ = hostNumber(config.Node)
+		ladder.LBOf(config.Knobs).Sticky()
 		document, err := json.Marshal(config)
 		if err != nil {
 			t.Fatal(err)

@@ -1,0 +1,39 @@
+package memcached_test
+
+import (
+	"bufio"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/stagebench/stagebench/sut/memcached/memcachedtest"
+)
+
+// Keys are dropped as they are asked for, however many there are and whatever they are
+// called.
+func TestDrop(t *testing.T) {
+	t.Parallel()
+	const n = 5000
+	p := memcachedtest.Start(t, 8*mebibyte)
+	s := open(t, p)
+	w := bufio.NewWriter(s)
+	for i := range n {
+		_, _ = fmt.Fprintf(w, "set photo:%%%d 0 0 1 noreply\r\nx\r\n", i)
+	}
+	_, _ = fmt.Fprint(w, "version\r\n")
+	if err := w.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := s.answers.ReadString('\n'); err != nil || !strings.HasPrefix(line, "VERSION") {
+		t.Fatalf("%q, %v", line, err)
+	}
+	if dropped, err := p.Drop(t.Context(), func(key string) bool { return strings.HasSuffix(key, "7") && key[:7] == "photo:%" }); err != nil || dropped != n/10 {
+		t.Errorf("dropped %d: %v", dropped, err)
+	}
+	if left := p.Figures(t).Entries; left != n-n/10 {
+		t.Errorf("%d are left", left)
+	}
+	if dropped, err := p.Drop(t.Context(), func(string) bool { return false }); err != nil || dropped != 0 {
+		t.Errorf("dropped %d: %v", dropped, err)
+	}
+}

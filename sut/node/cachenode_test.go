@@ -1,0 +1,213 @@
+package node_test
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/node"
+	"github.com/stagebench/stagebench/sut/photos"
+	"github.com/stagebench/stagebench/sut/store"
+)
+
+// cacheTier is web nodes before a cache tier whose hosts come and go.
+type cacheTier struct {
+	uses  map[sut.Role][]sut.Peer // databases and stores of photo bytes
+	knobs sut.Knobs
+	epoch int64
+	hosts map[string]*running // cache nodes by name
+	webs  []*running
+}
+
+// wiring composes the next wiring: active are the cache hosts that stay or come, leaving
+// those that go.
+func (c *cacheTier) wiring(active, leaving []string, moving bool) sut.Wiring {
+	c.epoch++
+	w := sut.Wiring{Epoch: c.epoch, Moving: moving, Uses: maps.Clone(c.uses)}
+	for _, name := range slices.Concat(active, leaving) {
+		peer := sut.Peer{Node: name, Address: "127.0.0.1:1", Draining: slices.Contains(leaving, name)}
+		if host := c.hosts[name]; host != nil {
+			peer.Address = host.ready.Address
+		}
+		w.Uses[sut.Cache] = append(w.Uses[sut.Cache], peer)
+	}
+	return w
+}
+
+func (c *cacheTier) startHost(t *testing.T, name string, w sut.Wiring) {
+	t.Helper()
+	engine := sut.Engine(c.knobs["cache.engine"])
+	c.hosts[name] = start(t, sut.NodeConfig{Node: name, Role: sut.Cache, Engine: engine, Dir: t.TempDir(), Knobs: c.knobs, Wiring: w})
+}
+
+// become changes the cache hosts step by step, as whoever runs the nodes does.
+func (c *cacheTier) become(t *testing.T, from, to []string) {
+	t.Helper()
+	var leaving []string
+	for _, name := range from {
+		if !slices.Contains(to, name) {
+			leaving = append(leaving, name)
+		}
+	}
+	for _, name := range to {
+		if !slices.Contains(from, name) {
+			c.startHost(t, name, c.wiring(to, leaving, true))
+		}
+	}
+	tell := func(node *running, w sut.Wiring) {
+		t.Helper()
+		if status, text := node.rewire(t, w); status != http.StatusNoContent {
+			t.Errorf("told of %+v: %d %s", w, status, text)
+		}
+	}
+	members := slices.Concat(to, leaving)
+	for _, name := range members {
+		tell(c.hosts[name], c.wiring(to, leaving, true))
+	}
+	for _, web := range c.webs {
+		tell(web, c.wiring(to, leaving, false))
+	}
+	for _, name := range members {
+		tell(c.hosts[name], c.wiring(to, leaving, false))
+	}
+	for _, name := range leaving {
+		for _, web := range c.webs {
+			tell(web, c.wiring(to, nil, false))
+		}
+		c.hosts[name].drain()
+		if err := c.hosts[name].end(t); err != nil {
+			t.Error(err)
+		}
+		delete(c.hosts, name)
+	}
+}
+
+// Cache hosts come and go under load: no request fails, no acknowledged write is lost,
+// and nothing old is read afterwards.
+func TestCacheHostsChange(t *testing.T) {
+	uses := tiers(t)
+	for _, engine := range []sut.Engine{sut.RESP, sut.Redis, sut.Memcached} {
+		for _, strategy := range [][2]string{{"look_aside", "write_around"}, {"read_through", "write_through"}, {"read_through", "write_back"}} {
+			t.Run(fmt.Sprint(engine, " ", strategy[0], " ", strategy[1]), func(t *testing.T) {
+				if err := node.Installed(engine); err != nil {
+					t.Skipf("needs its server: %v", err)
+				}
+				cacheHostsChange(t, uses, sut.Knobs{
+					"cache.engine": string(engine), "cache.read": strategy[0], "cache.write": strategy[1], "cache.flush_interval": "50ms", "cache.ttl": "1h",
+				})
+			})
+		}
+	}
+}
+
+const likedPhotos = 40
+
+func cacheHostsChange(t *testing.T, uses map[sut.Role][]sut.Peer, knobs sut.Knobs) {
+	c := &cacheTier{uses: uses, knobs: knobs, hosts: map[string]*running{}}
+	one, three := []string{"cache-1"}, []string{"cache-1", "cache-2", "cache-3"}
+	c.startHost(t, "cache-1", c.wiring(one, nil, false))
+	for n := range 2 {
+		c.webs = append(c.webs, web(t, fmt.Sprintf("web-%d", n+1), c.wiring(one, nil, false).Uses, func(config *sut.NodeConfig) { config.Knobs = knobs }))
+	}
+	stop := c.load(t)
+	for range 2 {
+		c.become(t, one, three)
+		c.become(t, three, one)
+	}
+	stop()
+	c.become(t, one, three)
+	for _, web := range c.webs { // each fills the cache with what the other one then changes
+		client := browser(t)
+		web.service().logIn(t, client, 3)
+		for photo := range likedPhotos {
+			c.read(t, web, client, photo)
+			c.like(t, web, client, photo)
+		}
+	}
+	c.become(t, three, one)
+	records, err := store.Open(store.Config{Primary: uses[sut.DB][0]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer records.Close()
+	for _, web := range c.webs {
+		client := browser(t)
+		for photo := range likedPhotos {
+			want, err := records.Photo(t.Context(), photos.ID(1+photo))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := c.read(t, web, client, photo); got != want.Version {
+				t.Errorf("photo %d is read in version %d, and has version %d", photo, got, want.Version)
+			}
+		}
+	}
+}
+
+// load likes and reads photos at all web nodes. stop ends it, and checks that no
+// acknowledged like is lost.
+func (c *cacheTier) load(t *testing.T) (stop func()) {
+	records, err := store.Open(store.Config{Primary: c.uses[sut.DB][0]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	likes := func() (sum int64) {
+		for photo := range likedPhotos {
+			p, err := records.Photo(t.Context(), photos.ID(1+photo))
+			if err != nil {
+				t.Error(err)
+			}
+			sum += p.Likes
+		}
+		return sum
+	}
+	before := likes()
+	ctx, cancel := context.WithCancel(t.Context())
+	acknowledged := make([]int64, len(c.webs))
+	var all sync.WaitGroup
+	for i, web := range c.webs {
+		client := browser(t)
+		web.service().logIn(t, client, 1+i)
+		all.Go(func() {
+			// Each web node likes photos of its own: of one photo two of them may know
+			// different hosts for a moment, which with write-back is one too many.
+			for photo := i; ctx.Err() == nil; photo += len(c.webs) {
+				c.like(t, web, client, photo%likedPhotos)
+				acknowledged[i]++
+				c.read(t, web, client, (photo+7)%likedPhotos)
+			}
+		})
+	}
+	return func() {
+		cancel()
+		all.Wait()
+		defer records.Close()
+		waitFor(t, "everything is written back", func() bool { return likes() >= before+acknowledged[0]+acknowledged[1] })
+		if now := likes(); now != before+acknowledged[0]+acknowledged[1] {
+			t.Errorf("%d likes, and %v more were acknowledged; there are %d", before, acknowledged, now)
+		}
+	}
+}
+
+func (c *cacheTier) like(t *testing.T, web *running, client *http.Client, photo int) {
+	response, text := web.service().do(t, client, http.MethodPost, fmt.Sprintf("/api/photos/%d/like", photos.ID(1+photo)), "", nil)
+	if response.StatusCode >= 300 || response.Header.Get("X-Degraded") != "" {
+		t.Errorf("like photo %d: %s, degraded %q: %s", photo, response.Status, response.Header.Get("X-Degraded"), text)
+	}
+}
+
+// read returns the version that a photo is read in.
+func (c *cacheTier) read(t *testing.T, web *running, client *http.Client, photo int) (version int64) {
+	response, text := web.service().do(t, client, http.MethodGet, fmt.Sprintf("/api/photos/%d", photos.ID(1+photo)), "", nil)
+	version, err := strconv.ParseInt(response.Header.Get("X-Record-Version"), 10, 64)
+	if response.StatusCode != http.StatusOK || err != nil {
+		t.Errorf("read photo %d: %s %s", photo, response.Status, text)
+	}
+	return version
+}

@@ -1,0 +1,38 @@
+package node
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/blob"
+	"github.com/stagebench/stagebench/sut/ladder"
+	"github.com/stagebench/stagebench/sut/node/process"
+)
+
+// startFiles starts the store of photo bytes.
+func startFiles(ctx context.Context, n process.Node) (c process.Component, err error) {
+	dir, err := blob.OpenDir(n.Config.Dir)
+	if err != nil {
+		return c, err
+	}
+	s := ladder.BlobOf(n.Config.Knobs)
+	counts, _ := n.Config.Data.Counts() // without a data set there are no seeded photos
+	host := blob.NewHandler(blob.HandlerConfig{
+		Dir: dir, Log: n.Log, Registry: n.Registry, Node: n.Config.Node, Copies: s.Copies, Seeded: counts.Photos,
+		Capacity: int64(s.CapacityMB) * 1_000_000, LogRequests: ladder.LogsOf(n.Config.Knobs).Requests,
+	})
+	rewire := func(ctx context.Context, w sut.Wiring) error { return host.SetMembers(ctx, w.Uses[sut.Blob], w.Moving) }
+	if err := rewire(ctx, n.Config.Wiring); err != nil {
+		return c, err
+	}
+	listener, err := n.Listen()
+	if err != nil {
+		return c, err
+	}
+	h := process.NewHTTP()
+	h.Serve(listener, &http.Server{Handler: host})
+	return process.Component{
+		Ready: sut.Ready{Address: listener.Addr().String()}, Died: h.Died, Stop: h.Stop, Operators: n.Operators(), Rewire: rewire,
+	}, nil
+}

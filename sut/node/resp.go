@@ -1,0 +1,32 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"runtime/debug"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
+	"github.com/stagebench/stagebench/sut/node/process"
+	"github.com/stagebench/stagebench/sut/resp"
+)
+
+// startRESP starts the embedded cache.
+func startRESP(ctx context.Context, n process.Node) (c process.Component, err error) {
+	debug.SetGCPercent(100) // its heap is large, and is what the host has memory for
+	listener, err := n.Listen()
+	if err != nil {
+		return c, err
+	}
+	s := ladder.CacheOf(n.Config.Knobs)
+	server, err := resp.New(resp.Config{Listener: listener, MaxBytes: s.Bytes(), Evict: resp.Evict(s.Evict)})
+	if err != nil {
+		return c, errors.Join(err, listener.Close())
+	}
+	n.Registry.MustRegister(newCacheCollector(func(context.Context) (sut.CacheFigures, error) { return server.Stats().CacheFigures, nil }))
+	f, err := startFront(ctx, n, server, server.Values())
+	if err != nil {
+		return c, errors.Join(err, listener.Close())
+	}
+	return cacheNode(n, serveRESP(server, f), server, f), nil
+}

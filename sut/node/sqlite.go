@@ -1,0 +1,70 @@
+package node
+
+import (
+	"context"
+	"errors"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
+	"github.com/stagebench/stagebench/sut/node/dbadmin"
+	"github.com/stagebench/stagebench/sut/node/process"
+	"github.com/stagebench/stagebench/sut/sqlite"
+	"github.com/stagebench/stagebench/sut/store"
+)
+
+// startSQLite starts the embedded database.
+func startSQLite(ctx context.Context, n process.Node) (c process.Component, err error) {
+	listener, err := n.Listen()
+	if err != nil {
+		return c, err
+	}
+	config := sqlite.Config{Listener: listener, Dir: n.Config.Dir, Statements: catalogue(), Log: n.Log}
+	if told := n.Config.Replication; told != nil {
+		s := ladder.DBOf(n.Config.Knobs)
+		config.Replication = &sqlite.Replication{
+			Node: n.Config.Node, State: *told, SyncCopies: s.SyncCopies(), SyncTimeout: s.SyncTimeout, Lag: s.ReplicaLag,
+		}
+	}
+	server, err := sqlite.New(config)
+	if err != nil {
+		return c, errors.Join(err, listener.Close())
+	}
+	died := make(chan error, 2)
+	go func() {
+		if err := server.Serve(context.WithoutCancel(ctx)); err != nil {
+			died <- err
+		}
+	}()
+	operators := n.Operators()
+	if n.Config.Replication != nil {
+		dbadmin.Add(operators, embedded{server}, sqlite.ErrRefused, n.Config.Dir)
+	}
+	return process.Component{
+		Ready: sut.Ready{Address: listener.Addr().String(), Version: server.Version()}, Died: died, Stop: server.Shutdown, Operators: operators,
+	}, nil
+}
+
+// embedded is the embedded database as operators ask it; it always knows.
+type embedded struct{ *sqlite.Server }
+
+// ReplicationStatus implements dbadmin.Database.
+func (e embedded) ReplicationStatus(context.Context) (sut.ReplicationStatus, error) {
+	return e.Server.ReplicationStatus(), nil
+}
+
+// catalogue hands the store's statements to the database node, which has to be
+// told the types that SQLite does not know.
+func catalogue() []sqlite.Statement {
+	var all []sqlite.Statement
+	for _, s := range store.Statements() {
+		t := sqlite.Statement{SQL: s.SQL, Local: s.SQLite}
+		for _, p := range s.Params {
+			t.Params = append(t.Params, sqlite.Type(p))
+		}
+		for _, c := range s.Columns {
+			t.Columns = append(t.Columns, sqlite.Column{Name: c.Name, Type: sqlite.Type(c.Type)})
+		}
+		all = append(all, t)
+	}
+	return all
+}

@@ -1,0 +1,66 @@
+// Package swap holds a value that is replaced while it is in use, such as the hosts
+// that a client calls: who uses it sees one value until they are done, and who
+// replaces it learns when nobody uses an earlier one.
+//
+// All methods may be called concurrently.
+package swap
+
+import (
+	"context"
+	"sync"
+)
+
+// Value holds a T, which must not be changed but replaced. The zero Value holds the
+// zero T.
+type Value[T any] struct {
+	mu     sync.RWMutex
+	now    *generation[T]
+	before chan struct{} // closed when nobody uses an earlier value; nil = there is none
+}
+
+// generation is one value and its users.
+type generation[T any] struct {
+	value T
+	users sync.WaitGroup
+}
+
+// Use returns the value. The caller calls done once, when it does not use the value
+// any more.
+func (v *Value[T]) Use() (value T, done func()) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	if v.now == nil {
+		return value, func() {}
+	}
+	v.now.users.Add(1)
+	return v.now.value, v.now.users.Done
+}
+
+// Replace makes next the value. The function that it returns waits until nobody uses an
+// earlier value, or returns the error of its context. retire is called with the value
+// before when nobody uses that or an earlier one.
+func (v *Value[T]) Replace(next T, retire func(before T)) (wait func(context.Context) error) {
+	over := make(chan struct{})
+	v.mu.Lock()
+	old, before := v.now, v.before
+	v.now, v.before = &generation[T]{value: next}, over
+	v.mu.Unlock()
+	go func() {
+		defer close(over)
+		if before != nil {
+			<-before
+		}
+		if old != nil {
+			old.users.Wait()
+			retire(old.value)
+		}
+	}()
+	return func(ctx context.Context) error {
+		select {
+		case <-over:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

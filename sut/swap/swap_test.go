@@ -1,0 +1,77 @@
+package swap_test
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/stagebench/stagebench/sut/swap"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// Values are retired in their order, each when neither it nor an earlier one is used.
+func TestReplaceWaits(t *testing.T) {
+	var v swap.Value[int]
+	var retired []int
+	retire := func(n int) { retired = append(retired, n) }
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := v.Replace(1, retire)(t.Context()); err != nil || len(retired) > 0 {
+		t.Fatalf("the first value: %v, retired %v", err, retired)
+	}
+	first, done := v.Use()
+	for _, next := range []int{2, 3} {
+		if err := v.Replace(next, retire)(ended); !errors.Is(err, context.Canceled) {
+			t.Errorf("replaced by %d while the first one is used: %v", next, err)
+		}
+	}
+	last, doneLast := v.Use()
+	doneLast()
+	if first != 1 || last != 3 || len(retired) > 0 {
+		t.Errorf("used %d and %d, retired %v", first, last, retired)
+	}
+	done()
+	if err := v.Replace(4, retire)(t.Context()); err != nil || !slices.Equal(retired, []int{1, 2, 3}) {
+		t.Errorf("%v, retired %v", err, retired)
+	}
+}
+
+// Nobody uses a value that has been retired.
+func TestUseUnderChange(t *testing.T) {
+	var v swap.Value[*atomic.Bool]
+	retire := func(gone *atomic.Bool) { gone.Store(true) }
+	_ = v.Replace(new(atomic.Bool), retire)(t.Context())
+	stop := make(chan struct{})
+	var users sync.WaitGroup
+	for range 4 {
+		users.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				value, done := v.Use()
+				if value.Load() {
+					t.Error("a retired value is used")
+				}
+				done()
+				runtime.Gosched()
+			}
+		})
+	}
+	for range 100 {
+		if err := v.Replace(new(atomic.Bool), retire)(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	users.Wait()
+}
