@@ -114,9 +114,11 @@ type Scaled struct {
 	Tier   string `json:"tier"`
 	Hosts  int    `json:"hosts"`
 	TookNS int64  `json:"took_ns"`
-	// Moved is how many keys of a cache, or objects of a blob store, have another host now;
-	// nil = it has none that could move, or it is not known.
+	// Moved is how many keys of a cache, or objects of a blob store, have another host now,
+	// and Held how many keys the cache had just before; nil = there is nothing that could
+	// move, or it is not known.
 	Moved *int64 `json:"moved,omitempty"`
+	Held  *int64 `json:"held,omitempty"`
 }
 
 // Event is something that happened to a target: a kill, a death, a restart.

@@ -185,7 +185,10 @@ type scaler interface {
 
 // scale changes the number of hosts of a tier, and says what that did to its keys.
 func scale(ctx context.Context, out io.Writer, system scaler, tier string, hosts int, watch time.Duration) error {
-	keys, before, err := watchCache(ctx, system, tier, watch)
+	if tier != string(sut.Cache) {
+		watch = 0
+	}
+	before, err := watchCache(ctx, system, watch)
 	if err != nil {
 		return err
 	}
@@ -197,20 +200,22 @@ func scale(ctx context.Context, out io.Writer, system scaler, tier string, hosts
 	if hosts == 1 {
 		text = strings.Replace(text, "hosts", "host", 1)
 	}
-	moved := "an unknown number"
-	if scaled.Moved != nil {
-		moved = table.Count(*scaled.Moved).Text
+	count := func(n *int64) string {
+		if n == nil {
+			return "an unknown number"
+		}
+		return table.Count(*n).Text
 	}
 	switch sut.Role(tier) {
 	case sut.Cache:
-		text += fmt.Sprintf(": %s of %s keys moved to other hosts", moved, keys)
+		text += fmt.Sprintf(": %s of %s keys moved to other hosts", count(scaled.Moved), count(scaled.Held))
 	case sut.Blob:
-		text += fmt.Sprintf(": %s objects moved to other hosts", moved)
+		text += fmt.Sprintf(": %s objects moved to other hosts", count(scaled.Moved))
 	}
-	if _, err := fmt.Fprintln(out, text); err != nil || before == "" {
+	if _, err := fmt.Fprintln(out, text); err != nil || watch <= 0 {
 		return err
 	}
-	_, after, err := watchCache(ctx, system, tier, watch)
+	after, err := watchCache(ctx, system, watch)
 	if err != nil {
 		return err
 	}
@@ -218,38 +223,25 @@ func scale(ctx context.Context, out io.Writer, system scaler, tier string, hosts
 	return err
 }
 
-// watchCache returns how many keys the cache hosts hold, and the hit ratio of the web hosts
-// over a time; "" when another tier is scaled, or it is not to be measured.
-func watchCache(ctx context.Context, system scaler, tier string, d time.Duration) (keys, ratio string, err error) {
-	if tier != string(sut.Cache) {
-		return "", "", nil
+// watchCache returns the hit ratio of the web hosts over a time, if that is more than 0.
+func watchCache(ctx context.Context, system scaler, d time.Duration) (ratio string, err error) {
+	if d <= 0 {
+		return "", nil
 	}
 	nodes, err := system.Status(ctx)
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
-	if d > 0 {
-		reads, err := cell.WatchCache(ctx, nodes, d)
-		switch {
-		case err != nil:
-			return "", "", err
-		case reads == nil:
-			ratio = "not known"
-		case reads.Hits+reads.Misses == 0:
-			ratio = "no reads"
-		default:
-			ratio = strconv.FormatFloat(reads.HitRatio(), 'f', 2, 64)
-		}
+	reads, err := cell.WatchCache(ctx, nodes, d)
+	switch {
+	case err != nil:
+		return "", err
+	case reads == nil:
+		return "not known", nil
+	case reads.Hits+reads.Misses == 0:
+		return "no reads", nil
 	}
-	caches, err := cell.CacheHosts(ctx, nodes)
-	if err != nil {
-		return "an unknown number of", ratio, nil // the change says what is wrong with a host
-	}
-	var sum int64
-	for _, c := range caches {
-		sum += c.Entries
-	}
-	return table.Count(sum).Text, ratio, nil
+	return strconv.FormatFloat(reads.HitRatio(), 'f', 2, 64), nil
 }
 
 func recoverCommand(s streams) *cobra.Command {

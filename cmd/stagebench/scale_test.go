@@ -21,6 +21,7 @@ import (
 type scaled struct {
 	url   string
 	moved *int64
+	held  *int64
 	fails error
 }
 
@@ -30,18 +31,18 @@ func (s scaled) Status(context.Context) ([]targets.NodeStatus, error) {
 }
 
 func (s scaled) Scale(_ context.Context, tier string, hosts int) (targets.Scaled, error) {
-	return targets.Scaled{Tier: tier, Hosts: hosts, TookNS: 412_400_000, Moved: s.moved}, s.fails
+	return targets.Scaled{Tier: tier, Hosts: hosts, TookNS: 412_400_000, Moved: s.moved, Held: s.held}, s.fails
 }
 
 func TestWhatScaleSays(t *testing.T) {
 	var looks atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		n := looks.Add(1)
-		fmt.Fprintf(w, "process_start_time_seconds 1\nstagebench_cache_node_hits_total 0\nstagebench_cache_node_entries 3180\n"+
+		fmt.Fprintf(w, "process_start_time_seconds 1\nstagebench_cache_node_hits_total 0\n"+
 			"stagebench_cache_reads_total{result=\"hit\"} %d\nstagebench_cache_reads_total{result=\"miss\"} %d\n", 3*n, n)
 	}))
 	defer server.Close()
-	moved := int64(2113)
+	moved, held := int64(2113), int64(3180)
 	for _, test := range []struct {
 		tier  string
 		hosts int
@@ -58,7 +59,7 @@ func TestWhatScaleSays(t *testing.T) {
 		{"replica", 2, time.Second, nil, "replica has 2 hosts after 412ms\n"},
 	} {
 		var out bytes.Buffer
-		if err := scale(t.Context(), &out, scaled{url: server.URL, moved: test.moved}, test.tier, test.hosts, test.watch); err != nil {
+		if err := scale(t.Context(), &out, scaled{url: server.URL, moved: test.moved, held: &held}, test.tier, test.hosts, test.watch); err != nil {
 			t.Error(err)
 		}
 		if out.String() != test.want {

@@ -121,9 +121,9 @@ func TestTiersAreScaledUnderLoad(t *testing.T) {
 			t.Run(name+"/"+write, func(t *testing.T) {
 				t.Parallel()
 				r := bringUpSized(t, sut.Caches, with(knobs, sut.Knobs{
-					"web.hosts": "1", "blob.hosts": "1", "db.replicas": "1", "cache.write": write,
-				}), growing)
-				r.connect(t, shipped(t, "write-heavy"), driver.ClientConfig{Connections: 16})
+					"web.hosts": "1", "blob.hosts": "1", "db.replicas": "1", "cache.write": write, "lb.cpu": "1",
+				}), growing-0.02)
+				r.connect(t, shipped(t, "read-heavy"), driver.ClientConfig{Connections: 16})
 				photos := newUploads(t, r.Endpoints()[0])
 				photos.add(t, 20)
 				r.scaleUnderLoad(t, "cache", 3, `^cache has 3 hosts after \S+: [1-9][\d,]* of [1-9][\d,]* keys moved to other hosts\n`+
@@ -150,7 +150,7 @@ func TestTiersAreScaledUnderLoad(t *testing.T) {
 func (r *rig) scaleUnderLoad(t *testing.T, tier string, hosts int, want string) {
 	t.Helper()
 	var out bytes.Buffer
-	step := r.load(t, 30, 6*time.Second, time.Second, func() {
+	step := r.load(t, 40, 6*time.Second, time.Second, func() {
 		if err := scale(t.Context(), &out, scaling{r}, tier, hosts, time.Second); err != nil {
 			t.Error(err)
 		}

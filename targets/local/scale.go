@@ -29,28 +29,28 @@ const (
 // take part, or the last ones are drained and stopped. No request has to fail for it. It
 // returns when it is done; when it fails, or ctx ends, the system is what it was before.
 func (s *System) Scale(ctx context.Context, tier string, hosts int) (targets.Scaled, error) {
-	begin := time.Now()
-	moved, err := s.scale(ctx, tier, hosts)
-	if err != nil {
+	begin, done := time.Now(), targets.Scaled{Tier: tier, Hosts: hosts}
+	if err := s.scale(ctx, &done); err != nil {
 		return targets.Scaled{}, fmt.Errorf("scale %s to %d: %w", tier, hosts, err)
 	}
-	return targets.Scaled{Tier: tier, Hosts: hosts, TookNS: time.Since(begin).Nanoseconds(), Moved: moved}, nil
+	done.TookNS = time.Since(begin).Nanoseconds()
+	return done, nil
 }
 
-func (s *System) scale(ctx context.Context, name string, hosts int) (moved *int64, err error) {
-	next, scaling, err := ladder.Scale(s.Topology(), name, hosts)
+func (s *System) scale(ctx context.Context, wanted *targets.Scaled) error {
+	next, scaling, err := ladder.Scale(s.Topology(), wanted.Tier, wanted.Hosts)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if hosts < 1 {
-		return nil, errors.New("at least one host stays: without any, those that call them are other nodes")
+	if wanted.Hosts < 1 {
+		return errors.New("at least one host stays: without any, those that call them are other nodes")
 	}
 	if s.opts.Admit != nil {
 		if err := s.opts.Admit(next); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return s.become(ctx, roleOf(scaling), next)
+	return s.become(ctx, roleOf(scaling), next, wanted)
 }
 
 // roleOf returns the role of the nodes that are scaled so.
@@ -63,32 +63,32 @@ func roleOf(scaling ladder.Scaling) (r sut.Role) {
 	return r
 }
 
-// become makes the system another topology, which differs by the hosts of one tier.
-func (s *System) become(ctx context.Context, r sut.Role, next sut.Topology) (moved *int64, err error) {
+// become makes the system another topology, which differs by the hosts of one tier, and
+// notes what moved.
+func (s *System) become(ctx context.Context, r sut.Role, next sut.Topology, done *targets.Scaled) error {
 	if !s.scaling.TryLock() {
-		return nil, errors.New("the system is being changed already: wait until that is done")
+		return errors.New("the system is being changed already: wait until that is done")
 	}
 	defer s.scaling.Unlock()
 	if s.life.Err() != nil {
-		return nil, errors.New("the system is going down")
+		return errors.New("the system is going down")
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.life, cancel)()
 	before := s.Topology()
 	if err := errors.Join(difference(before, next), s.obstacle(r, next)); err != nil {
-		return nil, err
+		return err
 	}
 	back := context.WithoutCancel(ctx) // what was begun is taken back whole; each step is bounded
-	counted := s.countMoved(ctx, r)
 	added, err := s.place(next)
 	if err == nil {
 		err = s.startAll(ctx, added)
 	}
 	if err != nil {
-		return nil, errors.Join(err, s.dismiss(back, before))
+		return errors.Join(err, s.dismiss(back, before))
 	}
-	for _, step := range s.steps(r, next) {
+	for _, step := range s.steps(r, next, done) {
 		if err = step(ctx); err != nil {
 			break
 		}
@@ -97,17 +97,13 @@ func (s *System) become(ctx context.Context, r sut.Role, next sut.Topology) (mov
 		err = s.awaitRead(ctx, r, added)
 	}
 	if err != nil {
-		return nil, errors.Join(err, s.takeBack(r, before, next))
+		return errors.Join(err, s.takeBack(r, before, next))
 	}
 	for _, n := range added {
 		s.noted(n, "takes part")
 	}
-	if now := s.countMoved(ctx, r); counted != nil && now != nil && *now >= *counted {
-		*now -= *counted
-		moved = now
-	}
 	// From here on nobody uses the hosts that leave, so nothing can bring them back.
-	return moved, s.dismiss(back, next)
+	return s.dismiss(back, next)
 }
 
 // takeBack makes the system what it was before a change that failed. Where that is not
@@ -124,7 +120,7 @@ func (s *System) takeBack(r sut.Role, before, next sut.Topology) error {
 		return errors.Join(fmt.Errorf("and the change stays: %w", err), s.dismiss(context.WithoutCancel(ctx), next))
 	}
 	var errs []error
-	for _, step := range s.steps(r, before) {
+	for _, step := range s.steps(r, before, new(targets.Scaled)) {
 		if err := step(ctx); err != nil {
 			errs = append(errs, fmt.Errorf("and to take it back: %w", err))
 		}
@@ -134,7 +130,7 @@ func (s *System) takeBack(r sut.Role, before, next sut.Topology) error {
 
 // steps are what makes all nodes work by a topology, in their order. The nodes that it adds
 // serve; those that are not part of it may be stopped at the end.
-func (s *System) steps(r sut.Role, next sut.Topology) []func(context.Context) error {
+func (s *System) steps(r sut.Role, next sut.Topology, done *targets.Scaled) []func(context.Context) error {
 	var leaving []*node
 	return []func(context.Context) error{
 		func(ctx context.Context) error { // the members learn of each other, and keep nothing to themselves
@@ -161,8 +157,16 @@ func (s *System) steps(r sut.Role, next sut.Topology) []func(context.Context) er
 			return s.tellCallers(ctx, r)
 		},
 		func(ctx context.Context) error { // the members hand over what is not theirs
+			before, held := s.countMoved(ctx, r)
 			s.change(func() { s.moving = "" })
-			return s.tellMembers(ctx, r)
+			if err := s.tellMembers(ctx, r); err != nil {
+				return err
+			}
+			if after, _ := s.countMoved(ctx, r); before != nil && after != nil && *after >= *before {
+				*after -= *before
+				done.Moved, done.Held = after, held
+			}
+			return nil
 		},
 		func(ctx context.Context) error { // nobody asks those that leave for what others have now
 			if len(leaving) == 0 {
@@ -317,32 +321,28 @@ func (s *System) tellAll(
 	return all.Wait()
 }
 
-// countMoved returns how many keys or objects the members of a tier have given to others
-// since they were started; nil = not known.
-func (s *System) countMoved(ctx context.Context, r sut.Role) *int64 {
-	var metric string
-	switch r {
-	case sut.Cache:
-		metric = "stagebench_cache_node_moved_total"
-	case sut.Blob:
-		metric = "stagebench_blob_moved_total"
-	default:
-		return nil
+// countMoved returns how many keys or objects the members of a tier have given away since
+// they were started, and how many keys they hold; nil = not known.
+func (s *System) countMoved(ctx context.Context, r sut.Role) (moved, held *int64) {
+	prefix, known := map[sut.Role]string{sut.Cache: "stagebench_cache_node_", sut.Blob: "stagebench_blob_"}[r]
+	if !known {
+		return nil, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, tellBound)
 	defer cancel()
-	sum := new(int64)
+	moved, held = new(int64), new(int64)
 	for _, n := range s.Status() {
 		if n.Role != r {
 			continue
 		}
 		series, err := metrics.Read(ctx, &s.admin, n.Admin)
-		if err != nil || !series.Has(metric) {
-			return nil
+		if err != nil || !series.Has(prefix+"moved_total") {
+			return nil, nil
 		}
-		*sum += series.Sum(metric)
+		*moved += series.Sum(prefix + "moved_total")
+		*held += series.Sum(prefix + "entries")
 	}
-	return sum
+	return moved, held
 }
 
 func (s *System) noted(n *node, format string, args ...any) {
