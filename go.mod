@@ -15,7 +15,6 @@ require (
 	github.com/redis/go-redis/v9 v9.23.0 // client of the caches
 	github.com/rogpeppe/go-internal v1.14.1 // tests: command line behaviour as scripts
 	github.com/spf13/cobra v1.10.2 // commands, flags, completion
-	github.com/tidwall/redcon v1.6.2 // the protocol of Redis in front of the embedded cache
 	github.com/tsenart/vegeta/v12 v12.13.0 // the default load engine
 	github.com/vbauerster/mpb/v8 v8.9.3 // the progress bar
 	go.uber.org/goleak v1.3.0 // tests: no goroutine outlives its test
@@ -58,8 +57,6 @@ require (
 	github.com/remyoudompheng/bigfft v0.0.0-20230129092748-24d4a6f8daec // indirect
 	github.com/rs/dnscache v0.0.0-20230804202142-fc85eb664529 // indirect
 	github.com/spf13/pflag v1.0.9 // indirect
-	github.com/tidwall/btree v1.1.0 // indirect
-	github.com/tidwall/match v1.1.1 // indirect
 	go.uber.org/atomic v1.12.0 // indirect
 	golang.org/x/exp v0.0.0-20250408133849-7e4ce0ab07d0 // indirect
 	golang.org/x/text v0.43.0 // indirect

@@ -1,6 +1,10 @@
 package results
 
-import "time"
+import (
+	"fmt"
+	"slices"
+	"time"
+)
 
 // Latency is the distribution of one clock, in nanoseconds. A nil percentile
 // has fewer than ten samples beyond it, or, where failures count as infinitely
@@ -45,7 +49,7 @@ type HostUsage struct {
 	Isolated         bool    `json:"isolated"`
 	CPUSeconds       float64 `json:"cpu_seconds"`
 	CPUShare         float64 `json:"cpu_share"`         // of the budget, 1 = all of it
-	ThrottledSeconds float64 `json:"throttled_seconds"` // sum over CPUs of the time that runnable threads were held back
+	ThrottledSeconds float64 `json:"throttled_seconds"` // runnable threads held back, summed over CPUs
 	ThrottledShare   float64 `json:"throttled_share"`   // share of quota periods in which the host was throttled
 }
 
@@ -55,7 +59,7 @@ type ClientUsage struct {
 	CPUShare     float64 `json:"cpu_share"` // of the cores that were free for it
 	GCPauseMaxNS int64   `json:"gc_pause_max_ns"`
 	GCPauseSumNS int64   `json:"gc_pause_sum_ns"`
-	OutsideShare float64 `json:"outside_share"` // CPU taken by what is neither client nor target, and steal, as a share of the machine
+	OutsideShare float64 `json:"outside_share"` // of the machine: CPU of other processes, and steal
 	OutsideKnown bool    `json:"outside_known"` // OutsideShare was measured
 }
 
@@ -157,6 +161,34 @@ type Writes struct {
 	Conflicts int64 `json:"conflicts,omitempty"`
 }
 
+// Figure is something that the nodes of a tier count or hold, summed over the nodes that report it.
+type Figure struct {
+	Name  string `json:"name"`            // unit last: "cache_evictions"
+	Title string `json:"title,omitempty"` // of its column in tables; "" = it has none
+	Doc   string `json:"doc,omitempty"`   // one sentence
+	Kind  string `json:"kind"`            // "counter": growth over the step; "gauge": value at its end
+	Value *int64 `json:"value"`           // nil = unknown
+	// Unknown lists the nodes that did not answer at the end of the step. The value is unknown then.
+	Unknown []string `json:"unknown,omitempty"`
+	// SinceStart lists the nodes whose part is the count since their start: they were restarted during the
+	// step, or did not answer at its beginning.
+	SinceStart []string `json:"since_start,omitempty"`
+}
+
+// Figure returns the figure of that name, nil if no node reports it.
+func (s Step) Figure(name string) *Figure {
+	i := slices.IndexFunc(s.Figures, func(f Figure) bool { return f.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return &s.Figures[i]
+}
+
+// Warnf adds a warning.
+func (s *Step) Warnf(format string, args ...any) {
+	s.Warnings = append(s.Warnings, fmt.Sprintf(format, args...))
+}
+
 // Step is one offered rate in a cell.
 type Step struct {
 	Purpose      string             `json:"purpose"` // warmup, search, confirm, reference, replay, fixed, attack
@@ -177,14 +209,15 @@ type Step struct {
 	LateOps      int64              `json:"late_ops"`         // ops that the client took up later than LagLimit allows
 	Outages      []Outage           `json:"outages,omitempty"`
 	Events       []Event            `json:"events,omitempty"`
-	Stale        *Stale             `json:"stale,omitempty"` // nil = no read of a single record could be judged
-	Cache        *CacheReads        `json:"cache,omitempty"` // nil = there is no cache tier, or its users were restarted
+	Stale        *Stale             `json:"stale,omitempty"`   // nil = no read of a single record could be judged
+	Figures      []Figure           `json:"figures,omitempty"` // declared, and reported by some node
+	Cache        *CacheReads        `json:"cache,omitempty"`   // nil = no cache tier, or web nodes were restarted
 	CacheNodes   []CacheNode        `json:"cache_nodes,omitempty"`
 	Database     *DatabaseCalls     `json:"database,omitempty"` // nil = its users were restarted, or were not asked
 	Hosts        []HostUsage        `json:"hosts,omitempty"`
 	Nodes        []NodeUsage        `json:"nodes,omitempty"`
 	Client       ClientUsage        `json:"client"`
-	OwnLatencyNS *Latency           `json:"own_latency_ns,omitempty"` // what the engine under the driver would have reported, for comparison
+	OwnLatencyNS *Latency           `json:"own_latency_ns,omitempty"` // by the engine under the driver, for comparison
 	CutShort     bool               `json:"cut_short,omitempty"`      // ended early: the SLO could no longer be met
 	SLOMet       bool               `json:"slo_met"`
 	SLOBroken    string             `json:"slo_broken,omitempty"` // what broke it: "feed p99 240ms > 100ms"
@@ -194,6 +227,7 @@ type Step struct {
 	OpsHash      string             `json:"ops_hash"`               // of the op sequence, same seed, same hash
 	Valid        bool               `json:"valid"`
 	Invalid      []string           `json:"invalid,omitempty"` // why it is not valid; each of these is also a warning
+	Excused      bool               `json:"excused,omitempty"` // not valid, but lateness did not break the SLO
 	Warnings     []string           `json:"warnings"`
 }
 
@@ -201,10 +235,10 @@ type Step struct {
 type Trace struct {
 	Lines          int64            `json:"lines"`
 	Broken         int64            `json:"broken"`          // lines that are no requests
-	OutOfOrder     int64            `json:"out_of_order"`    // requests that were logged after a later one; they were sorted
+	OutOfOrder     int64            `json:"out_of_order"`    // requests logged after a later one; they were sorted
 	DuplicateTimes int64            `json:"duplicate_times"` // requests at the time of the one before
 	Mapped         int64            `json:"mapped"`          // requests that are sent
-	Skipped        map[string]int64 `json:"skipped"`         // what is not sent, by reason: broken lines, and requests that cannot be asked
+	Skipped        map[string]int64 `json:"skipped"`         // not sent, by reason; broken lines included
 	Paths          int64            `json:"paths"`           // different ones
 	Clients        int64            `json:"clients"`         // different ones
 	SpanNS         int64            `json:"span_ns"`         // from the first to the last request, as logged
@@ -252,16 +286,16 @@ type Cell struct {
 	Units          float64           `json:"units"`
 	BringUpNS      int64             `json:"bring_up_ns"`
 	CapacityRPS    float64           `json:"capacity_rps"`
-	CapacityLow    float64           `json:"capacity_low"`    // highest rate that met the SLO; of several repeats, the lowest one's
-	CapacityHigh   float64           `json:"capacity_high"`   // lowest rate that did not, 0 when none failed; of several repeats, the highest one's capacity
+	CapacityLow    float64           `json:"capacity_low"`    // highest rate that met the SLO; lowest of all repeats
+	CapacityHigh   float64           `json:"capacity_high"`   // lowest rate that did not, 0 = none; of repeats: highest capacity
 	CapacityMethod string            `json:"capacity_method"` // "bracket", MethodReplay or MethodFixed
-	FailingRPS     float64           `json:"failing_rps"`     // lowest rate that did not meet the SLO, in any repeat; 0 when none failed
+	FailingRPS     float64           `json:"failing_rps"`     // lowest rate that did not meet the SLO, in any repeat
 	SLO            string            `json:"slo"`
 	Repeats        []float64         `json:"repeats"`                // highest rate that met the SLO, by repeat
-	RepeatsHigh    []float64         `json:"repeats_high,omitempty"` // lowest rate that did not, by repeat; 0 when none failed
+	RepeatsHigh    []float64         `json:"repeats_high,omitempty"` // lowest rate that did not, by repeat; 0 = none
 	WarmupCutNS    int64             `json:"warmup_cut_ns"`          // how much was cut as warm-up
 	Trace          *Trace            `json:"trace,omitempty"`
-	Reference      *Step             `json:"reference,omitempty"` // the step that the cell's latency is known by; of several repeats, the last one's
+	Reference      *Step             `json:"reference,omitempty"` // the step with the cell's latency, of the last repeat
 	Writes         *Writes           `json:"writes,omitempty"`    // nil = nobody looked for them after the measurement
 	Steps          []Step            `json:"steps"`
 	LimitedBy      string            `json:"limited_by"`
@@ -271,14 +305,14 @@ type Cell struct {
 	Error          string            `json:"error,omitempty"` // why the cell could not be measured
 }
 
+// Warnf adds a warning.
+func (c *Cell) Warnf(format string, args ...any) {
+	c.Warnings = append(c.Warnings, fmt.Sprintf(format, args...))
+}
+
 // Isolated reports whether every host of the cell was held to its budget.
 func (c Cell) Isolated() bool {
-	for _, h := range c.Hosts {
-		if !h.Isolated {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(c.Hosts, func(h CellHost) bool { return !h.Isolated })
 }
 
 // ReferenceSteps are the steps at the rate of Reference that were made for the

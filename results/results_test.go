@@ -83,9 +83,10 @@ func TestJudge(t *testing.T) {
 		"two slow uploads of few":        {withUploads(step(1000, 0, 0), 5, 2), false, "upload p99 > 1s"},
 		"slow uploads do not hide reads": {withUploads(step(1000, 11, 0), 1000, 0), false, "feed worst"},
 	} {
-		met, text := slo.Judge(c.step)
-		if met != c.met || !strings.Contains(text, c.text) {
-			t.Errorf("%s: met %v, %q; want %v, %q", name, met, text, c.met, c.text)
+		s := c.step
+		results.Judge(&s, slo, results.Evidence{})
+		if s.SLOMet != c.met || s.SLOMet != (s.SLOBroken == "") || !strings.Contains(s.SLOBroken, c.text) {
+			t.Errorf("%s: met %v, %q; want %v, %q", name, s.SLOMet, s.SLOBroken, c.met, c.text)
 		}
 	}
 }
@@ -121,7 +122,7 @@ func sound() (results.Step, results.Evidence) {
 // Every rule must be able to fail a step that is sound otherwise.
 func TestEveryRuleOfValidityCanFail(t *testing.T) {
 	s, e := sound()
-	results.Assess(&s, e)
+	results.Judge(&s, results.DefaultSLO(), e)
 	if !s.Valid || len(s.Invalid) != 0 || len(s.Warnings) != 0 {
 		t.Fatalf("a sound step: valid %v, %q, warnings %q", s.Valid, s.Invalid, s.Warnings)
 	}
@@ -140,7 +141,7 @@ func TestEveryRuleOfValidityCanFail(t *testing.T) {
 	} {
 		s, e := sound()
 		spoil(&s, &e)
-		results.Assess(&s, e)
+		results.Judge(&s, results.DefaultSLO(), e)
 		if s.Valid || len(s.Invalid) != 1 || !strings.Contains(s.Invalid[0], want) || !slices.Equal(s.Warnings, s.Invalid) {
 			t.Errorf("%s: valid %v, %q, warnings %q", want, s.Valid, s.Invalid, s.Warnings)
 		}
@@ -167,9 +168,9 @@ func TestHarmlessLateness(t *testing.T) {
 		"and it stood still":   {func(s *results.Step, _ *results.Evidence) { s.Seconds = 0.1 }, "p99<100ms", true},
 		"late by too much":     {nil, "p99<40ms", false},
 		"for a class":          {nil, "p99<100ms,upload:p99<40ms", false},
-		"without a bound":      {nil, "errors<1%", false},
+		"without a bound":      {nil, "upload:p99<1s", false},
 		"only one op is late":  {func(s *results.Step, _ *results.Evidence) { s.LateOps = 1 }, "p99<100ms", false},
-		"the objective is met": {func(s *results.Step, _ *results.Evidence) { s.SLOMet = true }, "p99<100ms", false},
+		"the objective is met": {func(s *results.Step, _ *results.Evidence) { s.Ops = nil }, "p99<100ms", false},
 		"no ports": {func(s *results.Step, _ *results.Evidence) {
 			s.Causes = map[string]int64{"no local port free": 1}
 		}, "p99<100ms", false},
@@ -181,12 +182,14 @@ func TestHarmlessLateness(t *testing.T) {
 	} {
 		s, e := sound()
 		late(&s, &e)
+		// Too slow for every objective.
+		s.Ops = map[string]results.OpStats{"feed": {Count: 1000, OverSLO: 20}, "upload": {Count: 1000, OverSLO: 20}}
 		if test.spoil != nil {
 			test.spoil(&s, &e)
 		}
-		results.Assess(&s, e)
-		if got := results.HarmlessLateness(s, objective(test.slo)); got != test.want {
-			t.Errorf("%s: harmless %v, want %v: %q", name, got, test.want, s.Invalid)
+		results.Judge(&s, objective(test.slo), e)
+		if s.Excused != test.want || s.Stands() != (s.Valid || test.want) || s.SLOMet != (s.Ops == nil) {
+			t.Errorf("%s: excused %v, want %v: %q", name, s.Excused, test.want, s.Invalid)
 		}
 	}
 }
@@ -196,14 +199,14 @@ func TestLatenessOfAShortStep(t *testing.T) {
 	s, e := sound()
 	s.Ledger = results.Ledger{Scheduled: 200, Sent: 200, OK: 200}
 	e.Recorded, s.ServerCount, s.LagNS.P99, s.LagNS.Count, s.LateOps = 200, nil, nil, 200, 3
-	results.Assess(&s, e)
+	results.Judge(&s, results.DefaultSLO(), e)
 	if s.Valid {
 		t.Error("3 late ops of 200 left the step valid")
 	}
 	// Of those that were taken up, whether or not they could be sent.
 	s.Ledger = results.Ledger{Scheduled: 200, ConnectError: 200}
 	e.Recorded = 0
-	if results.Assess(&s, e); !slices.ContainsFunc(s.Invalid, func(why string) bool { return strings.Contains(why, "for 1.5% of ops") }) {
+	if results.Judge(&s, results.DefaultSLO(), e); !slices.ContainsFunc(s.Invalid, func(why string) bool { return strings.Contains(why, "for 1.5% of ops") }) {
 		t.Errorf("invalid because of %q", s.Invalid)
 	}
 }
@@ -212,7 +215,7 @@ func TestLostSessionsAreSaid(t *testing.T) {
 	s, e := sound()
 	s.Ledger.OK, s.Ledger.HTTPError, s.Ledger.SessionLost = 990, 10, 10
 	e.Recorded = 990
-	results.Assess(&s, e)
+	results.Judge(&s, results.DefaultSLO(), e)
 	if !s.Valid || len(s.Invalid) != 0 || len(s.Warnings) != 1 || !strings.Contains(s.Warnings[0], "lost session") {
 		t.Errorf("valid %v, warnings %q: want the lost sessions to be told", s.Valid, s.Warnings)
 	}
@@ -223,8 +226,10 @@ func TestObjectiveWithoutLatency(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if met, text := slo.Judge(step(1000, 0, 60)); met || !strings.HasPrefix(text, "errors 6.00%") {
-		t.Errorf("met %v, %q: want the errors to be what broke it", met, text)
+	s := step(1000, 0, 60)
+	results.Judge(&s, slo, results.Evidence{})
+	if s.SLOMet || !strings.HasPrefix(s.SLOBroken, "errors 6.00%") {
+		t.Errorf("met %v, %q: want the errors to be what broke it", s.SLOMet, s.SLOBroken)
 	}
 }
 
@@ -239,6 +244,10 @@ func TestFindLimit(t *testing.T) {
 	s.Hosts[1].CPUShare = 0.5
 	if l := results.FindLimit(s); l.By != "unknown" {
 		t.Errorf("limit %+v, want unknown: no host was near its budget", l)
+	}
+	s.Client.CPUShare = 0.95
+	if l := results.FindLimit(s); l.By != "client" || l.Figure != "95% of its CPU" {
+		t.Errorf("limit %+v of a step that failed, want the client, which was out of CPU", l)
 	}
 	if l := results.FindLimit(results.Step{}); l.By != "unknown" {
 		t.Errorf("limit %+v without hosts", l)

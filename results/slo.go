@@ -2,8 +2,9 @@ package results
 
 import (
 	"fmt"
+	"maps"
 	"math"
-	"sort"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,7 +22,8 @@ type SLO struct {
 // DefaultSLO is what the ladder is measured against: reads and small writes p99
 // below 100 ms, uploads p99 below 1 s, errors below 0.1 %.
 func DefaultSLO() SLO {
-	return SLO{Bound: 100 * time.Millisecond, Classes: map[string]time.Duration{"upload": time.Second}, ErrorRate: 0.001}
+	uploads := map[string]time.Duration{"upload": time.Second}
+	return SLO{Bound: 100 * time.Millisecond, Classes: uploads, ErrorRate: 0.001}
 }
 
 // ParseSLO reads the form that String writes: "p99<100ms,upload:p99<1s,errors<0.1%".
@@ -77,7 +79,7 @@ func (s SLO) String() string {
 	if s.Bound != math.MaxInt64 {
 		terms = append(terms, "p99<"+s.Bound.String())
 	}
-	for _, class := range s.classes() {
+	for _, class := range slices.Sorted(maps.Keys(s.Classes)) {
 		terms = append(terms, class+":p99<"+s.Classes[class].String())
 	}
 	if s.ErrorRate < 1 {
@@ -92,79 +94,4 @@ func (s SLO) BoundOf(class string) int64 {
 		return int64(bound)
 	}
 	return int64(s.Bound)
-}
-
-// fewSamples is the number of ops below which the 99th percentile of a class is
-// its maximum; one slow op is then no evidence and is let through.
-const fewSamples = 100
-
-// Judge says whether a step met the objective, and if not, what broke it: "p99 >
-// 100ms (2.3% of ops over it, like worst with 8.1%)".
-func (s SLO) Judge(step Step) (met bool, broken string) {
-	// Latency first: what a saturated system leaves unsent in the end are errors,
-	// too, but not the news.
-	var pooled, pooledOver int64
-	worst, worstShare := "", 0.0
-	for _, class := range sortedClasses(step.Ops) {
-		op := step.Ops[class]
-		over := op.OverSLO + op.Errors
-		if bound, own := s.Classes[class]; own {
-			if over > allowed(op.Count) {
-				return false, fmt.Sprintf("%s p99 > %v (%d of %d ops over it)", class, bound, over, op.Count)
-			}
-			continue
-		}
-		pooled += op.Count
-		pooledOver += over
-		if share := float64(over) / float64(max(op.Count, 1)); share > worstShare {
-			worst, worstShare = class, share
-		}
-	}
-	if s.Bound != math.MaxInt64 && pooledOver > allowed(pooled) {
-		return false, fmt.Sprintf("p99 > %v (%.1f%% of ops over it, %s worst with %.1f%%)",
-			s.Bound, 100*float64(pooledOver)/float64(pooled), worst, 100*worstShare)
-	}
-	if rate := step.Ledger.ErrorRate(); rate > s.ErrorRate {
-		return false, fmt.Sprintf("errors %.2f%% > %s%%%s", rate*100, strconv.FormatFloat(s.ErrorRate*100, 'g', -1, 64), mainCause(step.Causes))
-	}
-	return true, ""
-}
-
-// allowed is how many of n ops may be over their bound at the 99th percentile.
-func allowed(n int64) int64 {
-	if n < fewSamples {
-		return 1
-	}
-	return n / 100
-}
-
-func (s SLO) classes() []string {
-	names := make([]string, 0, len(s.Classes))
-	for name := range s.Classes {
-		names = append(names, name)
-	}
-	sort.Strings(names)
-	return names
-}
-
-func sortedClasses(ops map[string]OpStats) []string {
-	names := make([]string, 0, len(ops))
-	for name := range ops {
-		names = append(names, name)
-	}
-	sort.Strings(names)
-	return names
-}
-
-func mainCause(causes map[string]int64) string {
-	name, most := "", int64(0)
-	for cause, n := range causes {
-		if n > most || n == most && cause < name {
-			name, most = cause, n
-		}
-	}
-	if name == "" {
-		return ""
-	}
-	return ", mostly: " + name
 }

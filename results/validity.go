@@ -1,28 +1,45 @@
 package results
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
+	"strconv"
 	"time"
 )
 
-// The limits of validity. A step beyond one of them measured the client, or
-// something outside the run, and not the target.
-const (
-	maxLag          = time.Millisecond // p99, or maxLagShare of the median response if that is more
-	maxLagShare     = 0.05
-	maxStallShare   = 0.01 // of the step: a longer stall of the client moves the 99th percentile by itself
-	maxClientCPU    = 0.85
-	maxGCPause      = 10 * time.Millisecond
-	maxLittleError  = 0.03
-	maxOutsideShare = 0.10
-	// maxQuietSessions is the share of ops that may meet a lost session without a
-	// word about it.
-	maxQuietSessions = 0.001
-	// minLittleSeconds is how much in-flight time a check of Little's law needs:
-	// below it the clock's own resolution is a visible share.
-	minLittleSeconds = 0.05
-)
+// Judge gives the verdicts on a step: whether it met the objective (SLOMet, SLOBroken), and whether its
+// figures can be believed (Valid, Invalid, Excused). Everything that is wrong with the step is added to its
+// warnings. An invalid step keeps its figures.
+func Judge(s *Step, slo SLO, e Evidence) {
+	if s.Warnings == nil {
+		s.Warnings = []string{}
+	}
+	s.SLOBroken = slo.broken(*s)
+	s.SLOMet = s.SLOBroken == ""
+	late := s.lateness()
+	s.Invalid = slices.Concat(s.accounts(e), late, s.disturbances(e))
+	s.Valid = len(s.Invalid) == 0
+	s.Excused = len(late) == len(s.Invalid) && slo.excuses(*s)
+	s.Warnings = append(s.Warnings, s.Invalid...)
+	if lost := float64(s.Ledger.SessionLost) / float64(max(s.Ledger.Scheduled, 1)); lost > maxQuietSessions {
+		s.Warnf("%.1f%% of ops met a lost session, which counts neither as an error nor as slow", 100*lost)
+	}
+	if s.Ledger.InFlight > 0 {
+		s.Warnf("%d requests were still in flight when the step was ended", s.Ledger.InFlight)
+	}
+	if clamped := s.ResponseNS.Clamped + s.WaitNS.Clamped + s.LagNS.Clamped; clamped > 0 {
+		s.Warnf("%d samples above 60 s were recorded as 60 s", clamped)
+	}
+}
+
+// Spoiled reports whether something else than the target may have broken the step: offer it again.
+func (s Step) Spoiled() bool { return !s.SLOMet && !s.Valid }
+
+// Stands reports whether the verdict on the objective can be believed.
+func (s Step) Stands() bool { return s.Valid || s.Excused }
 
 // Evidence is what a step's validity is judged by besides its own figures.
 type Evidence struct {
@@ -35,86 +52,130 @@ type Evidence struct {
 	EarlierUnanswered     int64 // requests that the step before had left unanswered
 }
 
-// Assess sets Valid, gives the reasons in Invalid, and adds the warnings of
-// everything that is wrong with the step, these reasons included. Nothing is ever
-// hidden: an invalid step keeps its figures.
-func Assess(s *Step, e Evidence) {
-	s.Valid, s.Invalid = true, nil
-	if s.Warnings == nil {
-		s.Warnings = []string{}
+// The limits of validity. A step beyond one of them measured the client, or
+// something outside the run, and not the target.
+const (
+	maxLag          = time.Millisecond // p99, or maxLagShare of the median response if that is more
+	maxLagShare     = 0.05
+	maxStallShare   = 0.01 // of the step: a longer stall of the client moves the 99th percentile by itself
+	maxClientCPU    = 0.85
+	maxGCPause      = 10 * time.Millisecond
+	maxLittleError  = 0.03
+	maxOutsideShare = 0.10
+	// maxQuietSessions is the share of ops that may meet a lost session without a warning.
+	maxQuietSessions = 0.001
+	// minLittleSeconds is how much in-flight time a check of Little's law needs:
+	// below it the clock's own resolution is a visible share.
+	minLittleSeconds = 0.05
+)
+
+// fewSamples is the number of ops below which the 99th percentile of a class is
+// its maximum; one slow op is then no evidence and is let through.
+const fewSamples = 100
+
+// allowed is how many of n ops may be over their bound at the 99th percentile.
+func allowed(n int64) int64 {
+	if n < fewSamples {
+		return 1
 	}
-	invalid := func(format string, args ...any) {
-		s.Valid = false
-		why := fmt.Sprintf(format, args...)
-		s.Invalid, s.Warnings = append(s.Invalid, why), append(s.Warnings, why)
+	return n / 100
+}
+
+// broken says what broke the objective, "" if nothing did: "p99 > 100ms (2.3% of ops over it, like worst with 8.1%)".
+func (s SLO) broken(step Step) string {
+	// Latency first: what a saturated system leaves unsent in the end are errors, too, but not the cause.
+	var pooled, pooledOver int64
+	worst, worstShare := "", 0.0
+	for _, class := range slices.Sorted(maps.Keys(step.Ops)) {
+		op := step.Ops[class]
+		over := op.OverSLO + op.Errors
+		if bound, own := s.Classes[class]; own {
+			if over > allowed(op.Count) {
+				return fmt.Sprintf("%s p99 > %v (%d of %d ops over it)", class, bound, over, op.Count)
+			}
+			continue
+		}
+		pooled += op.Count
+		pooledOver += over
+		if share := float64(over) / float64(max(op.Count, 1)); share > worstShare {
+			worst, worstShare = class, share
+		}
 	}
+	if s.Bound != math.MaxInt64 && pooledOver > allowed(pooled) {
+		return fmt.Sprintf("p99 > %v (%.1f%% of ops over it, %s worst with %.1f%%)",
+			s.Bound, 100*float64(pooledOver)/float64(pooled), worst, 100*worstShare)
+	}
+	if rate := step.Ledger.ErrorRate(); rate > s.ErrorRate {
+		return fmt.Sprintf("errors %.2f%% > %s%%%s",
+			rate*100, strconv.FormatFloat(s.ErrorRate*100, 'g', -1, 64), mainCause(step.Causes))
+	}
+	return ""
+}
+
+func mainCause(causes map[string]int64) string {
+	if len(causes) == 0 {
+		return ""
+	}
+	return ", mostly: " + slices.MinFunc(slices.Collect(maps.Keys(causes)), func(a, b string) int {
+		return cmp.Or(cmp.Compare(causes[b], causes[a]), cmp.Compare(a, b))
+	})
+}
+
+// Tally follows a step while it runs.
+type Tally struct {
+	SLO       SLO
+	Scheduled int64 // ops of the whole step
+	over      int64 // failed or too slow, of the classes that share a bound
+	errors    int64
+}
+
+// Count adds an outcome. It reports whether the objective can no longer be met, whatever the rest of the ops do.
+func (t *Tally) Count(o Outcome) (hopeless bool) {
+	// A lost session is neither slow nor failed.
+	failed := o.Fate.Failed() && !o.SessionLost
+	if failed {
+		t.errors++
+	}
+	slow := o.Fate == OK && o.Response() > t.SLO.BoundOf(o.Class)
+	// Without a shared bound, failures count for ErrorRate alone.
+	if _, own := t.SLO.Classes[o.Class]; !own && t.SLO.Bound != math.MaxInt64 && (failed || slow) {
+		t.over++
+	}
+	return t.over > t.Scheduled/100+1 || float64(t.errors) > t.SLO.ErrorRate*float64(t.Scheduled)+1
+}
+
+// accounts lists where the accounts of a step do not agree.
+func (s Step) accounts(e Evidence) (reasons []string) {
 	if err := s.Ledger.Check(); err != nil {
-		invalid("%v", err)
+		reasons = append(reasons, err.Error())
 	}
 	if e.Recorded != s.Ledger.OK {
-		invalid("%d successes, but %d in the histograms", s.Ledger.OK, e.Recorded)
+		reasons = append(reasons, fmt.Sprintf("%d successes, but %d in the histograms", s.Ledger.OK, e.Recorded))
 	}
 	if s.ServerCount != nil {
 		if err := s.Ledger.CheckServer(*s.ServerCount, e.EarlierUnanswered); err != nil {
-			invalid("%v", err)
+			reasons = append(reasons, err.Error())
 		}
 	}
-	assessClient(s, e, invalid)
-	if e.InFlightNS > int64(minLittleSeconds*float64(time.Second)) {
-		if off := math.Abs(float64(e.ServiceNS)/float64(e.InFlightNS) - 1); off > maxLittleError {
-			invalid("Little's law is off by %.1f%%: %.3f s in flight by the transport's count, %.3f s by the outcomes",
-				off*100, float64(e.InFlightNS)/1e9, float64(e.ServiceNS)/1e9)
-		}
-	}
-	if lost := float64(s.Ledger.SessionLost); lost > maxQuietSessions*float64(s.Ledger.Scheduled) {
-		s.Warnings = append(s.Warnings, fmt.Sprintf("%.1f%% of ops met a lost session, which counts neither as an error nor as slow", 100*lost/float64(s.Ledger.Scheduled)))
-	}
-	if s.Ledger.InFlight > 0 {
-		s.Warnings = append(s.Warnings, fmt.Sprintf("%d requests were still in flight when the step was ended", s.Ledger.InFlight))
-	}
-	if clamped := s.ResponseNS.Clamped + s.WaitNS.Clamped + s.LagNS.Clamped; clamped > 0 {
-		s.Warnings = append(s.Warnings, fmt.Sprintf("%d samples above 60 s were recorded as 60 s", clamped))
-	}
+	return reasons
 }
 
 // LagLimit is how late the client may take an op up: max(1 ms, 5 % of the median
 // response time), in nanoseconds.
 func LagLimit(responseP50 *int64) int64 {
-	limit := int64(maxLag)
-	if responseP50 != nil {
-		limit = max(limit, int64(maxLagShare*float64(*responseP50)))
+	if responseP50 == nil {
+		return int64(maxLag)
 	}
-	return limit
-}
-
-// assessClient looks for the ways in which the client is the bottleneck.
-func assessClient(s *Step, e Evidence, invalid func(string, ...any)) {
-	for _, why := range lateness(*s) {
-		invalid("%s", why)
-	}
-	if ClientSaturated(*s) {
-		invalid("the client used %.0f%% of the CPU that it had, at most %.0f%% allowed", s.Client.CPUShare*100, maxClientCPU*100)
-	}
-	if s.Client.GCPauseMaxNS > int64(maxGCPause) {
-		invalid("a garbage collection stopped the client for %v, at most %v allowed", time.Duration(s.Client.GCPauseMaxNS), maxGCPause)
-	}
-	if n := s.Causes["no local port free"]; n > 0 {
-		invalid("the client ran out of local ports %d times", n)
-	}
-	if n := s.Causes["too many open files"]; n > 0 || e.FDHeadroom == 0 {
-		invalid("the client ran out of file descriptors")
-	}
-	if s.Client.OutsideKnown && s.Client.OutsideShare > maxOutsideShare {
-		invalid("something outside the run took %.0f%% of the machine's CPU, at most %.0f%% allowed", s.Client.OutsideShare*100, maxOutsideShare*100)
-	}
+	return max(int64(maxLag), int64(maxLagShare*float64(*responseP50)))
 }
 
 // lateness lists the reasons of a step's invalidity that are in its lag.
-func lateness(s Step) (reasons []string) {
+func (s Step) lateness() (reasons []string) {
 	// Counted, not read off a percentile: those of short steps are blank.
 	if s.LateOps > allowed(s.LagNS.Count) {
+		limit, share := time.Duration(LagLimit(s.ResponseNS.P50)), float64(s.LateOps)/float64(max(s.LagNS.Count, 1))
 		reasons = append(reasons, fmt.Sprintf("the client was late: lag above %v for %.1f%% of ops, at most 1%% allowed",
-			time.Duration(LagLimit(s.ResponseNS.P50)).Round(time.Microsecond), 100*float64(s.LateOps)/float64(max(s.LagNS.Count, 1))))
+			limit.Round(time.Microsecond), 100*share))
 	}
 	if stall := s.LagNS.Max; stall != nil && s.Seconds > 0 && float64(*stall)/1e9 > maxStallShare*s.Seconds {
 		reasons = append(reasons, fmt.Sprintf("the client stood still for %v, more than %.0f%% of the step",
@@ -123,22 +184,43 @@ func lateness(s Step) (reasons []string) {
 	return reasons
 }
 
-// ClientSaturated reports whether the client used more of its CPU than it may.
-func ClientSaturated(s Step) bool { return s.Client.CPUShare > maxClientCPU }
-
-// HarmlessLateness reports whether all that is wrong with a step that failed is
-// that the client was late by far less than the objective allows: that did not
-// break it. An objective without a bound for all ops allows no lateness.
-func HarmlessLateness(s Step, slo SLO) bool {
-	late := len(lateness(s))
-	if s.SLOMet || late == 0 || late < len(s.Invalid) || s.LagNS.Max == nil || slo.Bound == math.MaxInt64 {
+// excuses reports whether the client was late by far less than the objective allows, so that its lateness did
+// not break the step. An objective without a bound for all ops excuses no lateness.
+func (s SLO) excuses(step Step) bool {
+	if step.SLOMet || step.Valid || step.LagNS.Max == nil || s.Bound == math.MaxInt64 {
 		return false
 	}
-	strictest := slo.Bound
-	for _, bound := range slo.Classes {
-		strictest = min(strictest, bound)
+	strictest := slices.Min(append(slices.Collect(maps.Values(s.Classes)), s.Bound))
+	return *step.LagNS.Max < int64(strictest)/10
+}
+
+// disturbances lists how the client, or something outside the run, got between target and figures.
+func (s Step) disturbances(e Evidence) (reasons []string) {
+	add := func(format string, args ...any) { reasons = append(reasons, fmt.Sprintf(format, args...)) }
+	if s.Client.CPUShare > maxClientCPU {
+		add("the client used %.0f%% of the CPU that it had, at most %.0f%% allowed",
+			s.Client.CPUShare*100, maxClientCPU*100)
 	}
-	return *s.LagNS.Max < int64(strictest)/10
+	if s.Client.GCPauseMaxNS > int64(maxGCPause) {
+		add("a garbage collection stopped the client for %v, at most %v allowed",
+			time.Duration(s.Client.GCPauseMaxNS), maxGCPause)
+	}
+	if n := s.Causes["no local port free"]; n > 0 {
+		add("the client ran out of local ports %d times", n)
+	}
+	if n := s.Causes["too many open files"]; n > 0 || e.FDHeadroom == 0 {
+		add("the client ran out of file descriptors")
+	}
+	if s.Client.OutsideKnown && s.Client.OutsideShare > maxOutsideShare {
+		add("something outside the run took %.0f%% of the machine's CPU, at most %.0f%% allowed",
+			s.Client.OutsideShare*100, maxOutsideShare*100)
+	}
+	off := math.Abs(float64(e.ServiceNS)/float64(e.InFlightNS) - 1)
+	if e.InFlightNS > int64(minLittleSeconds*float64(time.Second)) && off > maxLittleError {
+		add("Little's law is off by %.1f%%: %.3f s in flight by the transport's count, %.3f s by the outcomes",
+			off*100, float64(e.InFlightNS)/1e9, float64(e.ServiceNS)/1e9)
+	}
+	return reasons
 }
 
 // minLimitShare is the share of its budget that a host must have used, and
@@ -149,35 +231,26 @@ const (
 	minThrottledShare = 0.50
 )
 
-// FindLimit names the role whose host was nearest its budget at a step.
+// FindLimit names the role whose host was nearest its budget at a step, or the client where a step failed
+// because the client had no CPU left.
 func FindLimit(s Step) Limit {
-	var nearest *HostUsage
-	for i := range s.Hosts {
-		h := &s.Hosts[i]
-		if h.CPU > 0 && (nearest == nil || h.CPUShare > nearest.CPUShare) {
-			nearest = h
-		}
+	if !s.SLOMet && s.Client.CPUShare > maxClientCPU {
+		share := s.Client.CPUShare
+		return Limit{By: "client", Figure: fmt.Sprintf("%.0f%% of its CPU", share*100), CPUShare: share}
 	}
-	if nearest == nil {
+	hosts := slices.DeleteFunc(slices.Clone(s.Hosts), func(h HostUsage) bool { return h.CPU <= 0 })
+	if len(hosts) == 0 {
 		return Limit{By: "unknown", Figure: "no host was measured"}
 	}
+	nearest := slices.MaxFunc(hosts, func(a, b HostUsage) int { return cmp.Compare(a.CPUShare, b.CPUShare) })
 	l := Limit{
 		By: "unknown", Host: nearest.Host, CPUShare: nearest.CPUShare,
-		Figure: fmt.Sprintf("%.0f%% of its CPU, throttled in %.0f%% of periods", nearest.CPUShare*100, nearest.ThrottledShare*100),
+		Figure: fmt.Sprintf("%.0f%% of its CPU, throttled in %.0f%% of periods",
+			nearest.CPUShare*100, nearest.ThrottledShare*100),
 	}
-	if nearest.CPUShare >= minLimitShare || nearest.ThrottledShare >= minThrottledShare {
-		l.By = busiestRole(s.Nodes, nearest.Host)
+	nodes := slices.DeleteFunc(slices.Clone(s.Nodes), func(n NodeUsage) bool { return n.Host != nearest.Host })
+	if len(nodes) > 0 && (nearest.CPUShare >= minLimitShare || nearest.ThrottledShare >= minThrottledShare) {
+		l.By = slices.MaxFunc(nodes, func(a, b NodeUsage) int { return cmp.Compare(a.CPUSeconds, b.CPUSeconds) }).Role
 	}
 	return l
-}
-
-// busiestRole is the role of the node that used most of a host.
-func busiestRole(nodes []NodeUsage, host string) string {
-	role, most := "unknown", -1.0
-	for _, n := range nodes {
-		if n.Host == host && n.CPUSeconds > most {
-			role, most = n.Role, n.CPUSeconds
-		}
-	}
-	return role
 }

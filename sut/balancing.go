@@ -104,7 +104,9 @@ var (
 
 // Validate says what is wrong with a Balancing that is complete.
 func (b Balancing) Validate() error {
-	policies := []string{PolicyIPHash, PolicyLeastConn, PolicyLeastResponseTime, PolicyRoundRobin, PolicyWeightedRoundRobin}
+	policies := []string{
+		PolicyIPHash, PolicyLeastConn, PolicyLeastResponseTime, PolicyRoundRobin, PolicyWeightedRoundRobin,
+	}
 	switch {
 	case !nodeName.MatchString(b.Node):
 		return fmt.Errorf("node name %q: want letters, digits, '_', '.' and '-'", b.Node)

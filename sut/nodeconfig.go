@@ -23,6 +23,13 @@ type NodeConfig struct {
 	Dir    string `json:"dir"`    // private directory; for db and blob it already holds the copied template
 	Procs  int    `json:"procs"`  // GOMAXPROCS, or the like of a native server
 
+	// IDHost is the host number in the ids that a web node makes, 1 to MaxIDHost.
+	// It is leased to one process. Whoever starts nodes gives numbers in turns, and
+	// leaves out those that other web nodes have, so that a number comes back after
+	// hundreds of starts. By then the clock has passed all ids that were made with it,
+	// also those of a process that died while it was ahead of the clock.
+	IDHost int `json:"id_host,omitempty"`
+
 	DrainSeconds float64      `json:"drain_seconds"`
 	Wiring       Wiring       `json:"wiring"`                // its neighbours, to begin with
 	Service      Service      `json:"service,omitempty"`     // of a web node; empty = everything
@@ -30,6 +37,9 @@ type NodeConfig struct {
 	Knobs        Knobs        `json:"knobs"`
 	Data         Data         `json:"data"` // the seeded data set that the system holds
 }
+
+// MaxIDHost is the highest host number; 0 is that of seeded records.
+const MaxIDHost = 255
 
 // RequestIDHeader is the header that carries a request's id through all tiers
 // and their logs. The first tier that meets a request without one gives it one:
@@ -53,8 +63,8 @@ type Data struct {
 	Seed uint64 `json:"seed"`
 }
 
-// DataCounts is how much a data set holds. Ids of seeded users and photos are
-// 1..Users and 1..Photos, so a workload needs nothing but the counts.
+// DataCounts is how much a data set holds. Ids of seeded users are 1..Users;
+// those of photos follow from their indexes, which are 1..Photos.
 type DataCounts struct {
 	Users    int `json:"users"`
 	Photos   int `json:"photos"`

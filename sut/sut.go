@@ -52,3 +52,9 @@ const (
 	App        Engine = "app"       // web: always ours
 	Files      Engine = "files"     // blob: always ours
 )
+
+// ErrorBody is what all nodes answer over HTTP when something goes wrong.
+type ErrorBody struct {
+	Error string `json:"error"`
+	Hint  string `json:"hint,omitempty"` // what to do about it
+}

@@ -22,6 +22,7 @@ import (
 	"github.com/stagebench/stagebench/results/live"
 	"github.com/stagebench/stagebench/results/table"
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/attach"
 	"github.com/stagebench/stagebench/targets/control"
@@ -321,7 +322,7 @@ func (a aimed) observe(ctx context.Context, out streams, s *cell.Stepper, ops ui
 		return err
 	}
 	s.Target, s.ClientCPU = system, cell.FreeFor(usage)
-	s.Nodes = a.system.Status
+	s.Nodes, s.Figures = a.system.Status, ladder.Figures()
 	if ops > mostJudged {
 		fmt.Fprintf(out.err, "stale answers are not looked for: %d ops are more than %d\n", ops, uint64(mostJudged))
 		return nil

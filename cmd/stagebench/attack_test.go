@@ -14,7 +14,7 @@ import (
 func TestWhyAnAttackIsInvalid(t *testing.T) {
 	step := results.Step{Warnings: []string{"node web-1 did not answer"}}
 	step.Ledger.Scheduled = 1
-	results.Assess(&step, results.Evidence{})
+	results.Judge(&step, results.DefaultSLO(), results.Evidence{})
 	err := attackOptions{}.conclude(t.Context(), streams{out: io.Discard}, step, nil, table.FormatText)
 	if err == nil || !strings.Contains(err.Error(), "invalid: ledger does not close") {
 		t.Errorf("%v, want what made it invalid", err)

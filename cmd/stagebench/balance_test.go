@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -143,9 +142,9 @@ func TestRoutesOnTheCommandLine(t *testing.T) {
 				return op
 			}
 			for want, op := range map[string]workloads.Op{
-				"web-3": get("/img/1/thumb.jpg", "X-Batch", "1"),
-				"web-2": get("/api/photos/1", "X-Batch", "1"),
-				"web-1": get("/api/photos/1", "Cookie", "a=b; beta=yes"),
+				"web-3": get(thumbPath(1), "X-Batch", "1"),
+				"web-2": get(photoPath(1), "X-Batch", "1"),
+				"web-1": get(photoPath(1), "Cookie", "a=b; beta=yes"),
 			} {
 				op.Check = &workloads.Check{Header: map[string]string{"X-Served-By": want}}
 				r.connect(t, repeated(op), driver.ClientConfig{Connections: 4})
@@ -194,6 +193,6 @@ func (images) Name() string { return "images" }
 func (images) Users() int   { return 0 }
 func (i images) Op(n uint64) workloads.Op {
 	op := workloads.Op(i)
-	op.Index, op.Path = n, fmt.Sprintf("/img/%d/thumb.jpg", 1+n%3000)
+	op.Index, op.Path = n, thumbPath(int(1+n%3000))
 	return op
 }

@@ -53,7 +53,7 @@ func comment(t *testing.T, base string, writers, photos int) *commenters {
 		c.all.Go(func() {
 			defer transport.CloseIdleConnections()
 			for n := 0; ctx.Err() == nil; n++ {
-				c.one(ctx, client, login, fmt.Sprintf("/api/photos/%d/comments", (i*131+n)%photos+1))
+				c.one(ctx, client, login, photoPath((i*131+n)%photos+1)+"/comments")
 				pause()
 			}
 		})

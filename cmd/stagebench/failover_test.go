@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"slices"
 	"testing"
@@ -295,7 +294,7 @@ func TestReplicaIsKilled(t *testing.T) {
 				}
 				failed := 0
 				for range 300 {
-					response, err := http.Get(r.Endpoints()[0] + "/api/photos/1")
+					response, err := http.Get(r.Endpoints()[0] + photoPath(1))
 					if err == nil {
 						_ = response.Body.Close()
 					}
@@ -365,7 +364,7 @@ func (f fewPhotos) LoginOp(user int) workloads.Op {
 }
 
 func (f fewPhotos) Op(n uint64) workloads.Op {
-	photo := fmt.Sprintf("/api/photos/%d", 1+n/2%5)
+	photo := photoPath(int(1 + n/2%5))
 	if n%2 == 0 {
 		return workloads.Op{Index: n, Class: "photo", Method: "GET", Path: photo, Record: photo, User: -1}
 	}

@@ -65,7 +65,7 @@ func newBringer(data sut.Data, log *slog.Logger, progress func(string)) (*bringe
 func (b *bringer) up(ctx context.Context, t sut.Topology, logDir string) (*local.System, error) {
 	return local.Up(ctx, local.Options{
 		Binary: b.binary, NodeArgs: []string{nodeVerb}, Topology: t, Data: b.data,
-		TemplateDir: b.templates, TemplateVersion: node.TemplateVersion(),
+		TemplateDir: b.templates, TemplateVersion: node.TemplateVersion,
 		LogDir: logDir, Budgets: b.budgets, Log: b.log, Progress: b.progress, Admit: fits, Silence: b.silence,
 	})
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
@@ -237,7 +236,7 @@ func TestWriteBackCacheIsPaused(t *testing.T) {
 				}
 			}
 			during := c.count()
-			for deadline := time.Now().Add(time.Minute); !r.reads(t, "/api/photos/1"); pause() {
+			for deadline := time.Now().Add(time.Minute); !r.reads(t, photoPath(1)); pause() {
 				if time.Now().After(deadline) {
 					t.Fatal("no read was answered within a minute: the database is there")
 				}
@@ -273,7 +272,7 @@ type photosInTurn struct{}
 func (photosInTurn) Name() string { return "photos in turn" }
 func (photosInTurn) Users() int   { return 0 }
 func (photosInTurn) Op(n uint64) workloads.Op {
-	return workloads.Op{Index: n, Class: "photo", Method: "GET", Path: fmt.Sprintf("/api/photos/%d", 1+n%1000), User: -1}
+	return workloads.Op{Index: n, Class: "photo", Method: "GET", Path: photoPath(int(1 + n%1000)), User: -1}
 }
 
 // Of three hosts a dead one costs its own keys, a third of all, and no request but

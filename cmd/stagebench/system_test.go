@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node"
+	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/local"
 	"github.com/stagebench/stagebench/workloads"
@@ -72,6 +74,15 @@ func (r *rig) adminURL(t *testing.T, node string) string {
 
 // smallData is the data set of all tests here.
 func smallData() sut.Data { return sut.Data{Size: "small", Seed: 1} }
+
+// photoPath and thumbPath are where the seeded photo with that index, from 1, is.
+func photoPath(index int) string { return fmt.Sprintf("/api/photos/%d", seededPhoto(index)) }
+func thumbPath(index int) string { return fmt.Sprintf("/img/%d/thumb.jpg", seededPhoto(index)) }
+
+func seededPhoto(index int) photos.ID {
+	counts, _ := smallData().Counts()
+	return photos.PhotoID(index, counts)
+}
 
 // shipped is a workload that we ship.
 func shipped(t *testing.T, name string) workloads.Workload {
@@ -140,8 +151,9 @@ func (r *rig) connect(t *testing.T, workload workloads.Workload, config driver.C
 	r.stepper = &cell.Stepper{
 		Driver: vegeta.Driver{}, Clients: clients, Workload: workload, SLO: results.DefaultSLO(), Timeout: 5 * time.Second,
 		Drain: time.Second, Progress: silent{}, Target: r.System, ClientCPU: float64(runtime.NumCPU()),
-		Nodes: func(context.Context) ([]targets.NodeStatus, error) { return r.Status(), nil },
-		Also:  func(o results.Outcome) { r.outcomes = append(r.outcomes, o) },
+		Nodes:   func(context.Context) ([]targets.NodeStatus, error) { return r.Status(), nil },
+		Figures: ladder.Figures(),
+		Also:    func(o results.Outcome) { r.outcomes = append(r.outcomes, o) },
 	}
 }
 
@@ -284,7 +296,7 @@ func (r *rig) servesAgain(t *testing.T, node string) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for ; time.Now().Before(deadline); pause() {
-		response, err := http.Get(r.Endpoints()[0] + "/api/photos/1")
+		response, err := http.Get(r.Endpoints()[0] + photoPath(1))
 		if err != nil {
 			continue
 		}

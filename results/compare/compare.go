@@ -18,7 +18,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
-	"sort"
 	"strings"
 
 	"github.com/stagebench/stagebench/results"
@@ -78,8 +77,7 @@ func Compare(runs []Run, seed uint64) Comparison {
 		c.Runs = append(c.Runs, r.Manifest.Run)
 	}
 	c.Differences = differences(runs)
-	varied := variedKnobs(runs)
-	for _, row := range align(runs, varied) {
+	for _, row := range align(runs, variedKnobs(runs)) {
 		base := row.Cells[0]
 		for i, cell := range row.Cells {
 			if i == 0 {
@@ -139,24 +137,18 @@ func within(run Run, cell *results.Cell) string {
 
 // variedKnobs lists the knobs that do not have one value in all cells.
 func variedKnobs(runs []Run) []string {
-	values := map[string]map[string]bool{}
+	first, varied := map[string]string{}, map[string]bool{}
 	for _, run := range runs {
 		for _, cell := range run.Cells {
 			for name, value := range cell.Knobs {
-				if values[name] == nil {
-					values[name] = map[string]bool{}
+				if other, seen := first[name]; seen && other != value {
+					varied[name] = true
 				}
-				values[name][value] = true
+				first[name] = value
 			}
 		}
 	}
-	var varied []string
-	for _, name := range slices.Sorted(maps.Keys(values)) {
-		if len(values[name]) > 1 {
-			varied = append(varied, name)
-		}
-	}
-	return varied
+	return slices.Sorted(maps.Keys(varied))
 }
 
 // shownKnobs is the varied knobs of a row: one value where its cells agree, one
@@ -330,8 +322,8 @@ func bootstrap(base, cell []bracket, seed uint64) (low, high float64) {
 		b, c := medians(draw(random, base)), medians(draw(random, cell))
 		least[i], most[i] = c.low/b.high, c.high/b.low
 	}
-	sort.Float64s(least)
-	sort.Float64s(most)
+	slices.Sort(least)
+	slices.Sort(most)
 	return least[resamples*25/1000], most[resamples*975/1000]
 }
 
@@ -353,7 +345,7 @@ func medians(all []bracket) bracket {
 }
 
 func median(values []float64) float64 {
-	sort.Float64s(values)
+	slices.Sort(values)
 	n := len(values)
 	if n%2 == 1 {
 		return values[n/2]

@@ -1,9 +1,10 @@
 package hdr
 
 import (
+	"cmp"
+	"maps"
 	"runtime"
 	"slices"
-	"sort"
 	"time"
 
 	"github.com/stagebench/stagebench/results"
@@ -96,12 +97,10 @@ func (r *Recorder) Record(o results.Outcome) {
 		return
 	}
 	c.open[wait].Record(o.Wait())
-	if o.Fate != results.OK {
-		r.failedService += o.Service()
-	}
 	r.bytesIn += o.BytesIn
 	r.bytesOut += o.BytesOut
 	if o.Fate != results.OK {
+		r.failedService += o.Service()
 		c.open[failed].Record(o.Response())
 		return
 	}
@@ -114,10 +113,7 @@ func (r *Recorder) Record(o results.Outcome) {
 }
 
 func (r *Recorder) fail(o results.Outcome) {
-	cause := o.Error
-	if cause == "" {
-		cause = o.Fate.String()
-	}
+	cause := cmp.Or(o.Error, o.Fate.String())
 	if o.SessionLost {
 		cause = "session lost"
 	} else if len(r.failures) < maxFailureTimes {
@@ -239,22 +235,14 @@ func (r *Recorder) ServiceNS() int64 { return r.serviceNS }
 
 // Timeline returns the seconds of the step in order.
 func (r *Recorder) Timeline() []Second {
-	rows := make([]Second, 0, len(r.seconds))
-	for _, s := range r.seconds {
-		rows = append(rows, *s)
+	var rows []Second
+	for _, n := range slices.Sorted(maps.Keys(r.seconds)) {
+		rows = append(rows, *r.seconds[n])
 	}
-	sort.Slice(rows, func(i, j int) bool { return rows[i].Second < rows[j].Second })
 	return rows
 }
 
-func (r *Recorder) names() []string {
-	names := make([]string, 0, len(r.classes))
-	for name := range r.classes {
-		names = append(names, name)
-	}
-	sort.Strings(names)
-	return names
-}
+func (r *Recorder) names() []string { return slices.Sorted(maps.Keys(r.classes)) }
 
 // outages groups failures that are less than outageGap apart.
 func outages(intended []int64) []results.Outage {

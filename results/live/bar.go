@@ -2,6 +2,7 @@ package live
 
 import (
 	"io"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -54,18 +55,11 @@ func (b *bar) head() string {
 // tail is what stands right of the bar.
 func (b *bar) tail() string {
 	v := b.view.Load()
-	var parts []string
-	for _, part := range []string{v.stepText(), v.figuresText(), v.leftText(time.Now())} {
-		if part != "" {
-			parts = append(parts, part)
-		}
-	}
-	return strings.Join(parts, ", ")
+	parts := []string{v.stepText(), v.figuresText(), v.leftText(time.Now())}
+	return strings.Join(slices.DeleteFunc(parts, func(part string) bool { return part == "" }), ", ")
 }
 
 func (b *bar) cell(v view)    { b.show(v) }
-func (b *bar) step(v view)    { b.show(v) }
-func (b *bar) sample(v view)  { b.show(v) }
 func (b *bar) stepEnd(v view) { b.show(v) }
 
 func (b *bar) show(v view) {
@@ -80,12 +74,7 @@ func (b *bar) show(v view) {
 	b.bar.SetCurrent(min(int64(share*barTotal), barTotal-1))
 }
 
-func (b *bar) print(text string) {
-	if !strings.HasSuffix(text, "\n") {
-		text += "\n"
-	}
-	_, _ = io.WriteString(b.container, text) // see the package comment
-}
+func (b *bar) print(text string) { _, _ = io.WriteString(b.container, text) } // see the package comment
 
 // close erases the bar and waits until nothing draws any more.
 func (b *bar) close() {

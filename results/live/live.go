@@ -33,9 +33,8 @@ type Progress struct {
 // screen is one way to show a view. Its methods are called one at a time.
 type screen interface {
 	cell(v view)       // a cell begins
-	step(v view)       // a step begins
-	sample(v view)     // there are figures
 	stepEnd(v view)    // the step of the view is over
+	show(v view)       // something else has changed
 	print(text string) // whole lines that stay
 	close()
 }
@@ -62,7 +61,7 @@ func New(w io.Writer, terminal bool, cells int) *Progress {
 	if terminal {
 		p.screen = newBar(w, p.now)
 	} else {
-		p.screen = &lines{w: w}
+		p.screen = lines{w}
 	}
 	return p
 }
@@ -87,7 +86,7 @@ func (p *Progress) Step(purpose string, rate float64) {
 	p.do(func() {
 		p.endStep()
 		p.now.purpose, p.now.offered = purpose, rate
-		p.screen.step(p.now)
+		p.screen.show(p.now)
 	})
 }
 
@@ -96,7 +95,7 @@ func (p *Progress) Step(purpose string, rate float64) {
 func (p *Progress) Sample(p50, p99 *int64, rps float64) {
 	p.do(func() {
 		p.now.p50, p.now.p99, p.now.rps, p.now.sampled = p50, p99, rps, true
-		p.screen.sample(p.now)
+		p.screen.show(p.now)
 	})
 }
 
@@ -108,7 +107,7 @@ func (p *Progress) Note(text string) {
 // Write shows whole lines that stay, such as a logger's: a logger that writes
 // past a Progress to the same terminal would be overdrawn by the bar.
 func (p *Progress) Write(text []byte) (int, error) {
-	p.do(func() { p.screen.print(string(text)) })
+	p.do(func() { p.screen.print(strings.TrimSuffix(string(text), "\n") + "\n") })
 	return len(text), nil
 }
 
@@ -216,3 +215,27 @@ func printable(text string) string {
 		return r
 	}, text)
 }
+
+// lines is the screen of a log file: a line where a cell begins and one where
+// a step ends.
+type lines struct{ w io.Writer }
+
+func (l lines) cell(v view) {
+	text := "cell " + v.cellText()
+	if left := v.leftText(time.Now()); left != "" {
+		text += ", " + left
+	}
+	l.print(text + "\n")
+}
+
+func (l lines) stepEnd(v view) {
+	figures := "no figures"
+	if v.sampled {
+		figures = fmt.Sprintf("%s rps completed, %s", rate(v.rps), v.figuresText())
+	}
+	l.print("  " + v.stepText() + ": " + figures + "\n")
+}
+
+func (lines) show(view)           {}
+func (l lines) print(text string) { _, _ = io.WriteString(l.w, text) } // see the package comment
+func (lines) close()              {}

@@ -119,9 +119,7 @@ func (d *Dir) Path() string { return d.path }
 // WriteManifest replaces manifest.json. The schema version is filled in.
 func (d *Dir) WriteManifest(m results.Manifest) error {
 	m.Schema = results.Schema
-	if m.Warnings == nil {
-		m.Warnings = []string{}
-	}
+	m.Warnings = listed(m.Warnings)
 	return d.replace(manifestFile, m)
 }
 
@@ -129,24 +127,16 @@ func (d *Dir) WriteManifest(m results.Manifest) error {
 // lists that are nil are written as empty ones.
 func (d *Dir) WriteSummary(r results.Run) error {
 	r.Schema = results.Schema
-	if r.Warnings == nil {
-		r.Warnings = []string{}
-	}
-	r.Cells = append([]results.Cell{}, r.Cells...)
+	r.Warnings, r.Cells = listed(r.Warnings), listed(r.Cells)
 	for i := range r.Cells {
 		c := &r.Cells[i]
-		if c.Steps == nil {
-			c.Steps = []results.Step{}
-		}
-		if c.Repeats == nil {
-			c.Repeats = []float64{}
-		}
-		if c.Warnings == nil {
-			c.Warnings = []string{}
-		}
+		c.Steps, c.Repeats, c.Warnings = listed(c.Steps), listed(c.Repeats), listed(c.Warnings)
 	}
 	return d.replace(summaryFile, r)
 }
+
+// listed is an empty list instead of none.
+func listed[T any](list []T) []T { return append([]T{}, list...) }
 
 // PointLatest makes the link "latest" beside the run's directory point to it.
 // A file system without links is a reason to go on without, so callers tell

@@ -233,6 +233,10 @@ func cachedRun() results.Run {
 		c.Knobs = map[string]string{"cache.write": []string{"write_around", "write_back"}[i]}
 		c.Reference.Cache = &results.CacheReads{Hits: 8_100, Misses: 900}
 		c.Reference.Database = &results.DatabaseCalls{Reads: 900, Writes: 100 * int64(i)}
+		c.Reference.Figures = []results.Figure{
+			{Name: "cache_hits", Kind: "counter", Value: ns(8_100)},
+			{Name: "cache_evictions", Title: "cache\nevictions", Doc: "evictions: entries that went because its memory was used up", Kind: "counter", Value: ns(1_234), SinceStart: []string{"cache-2"}[:i]},
+		}
 		c.Reference.CacheNodes = []results.CacheNode{
 			{Node: "cache-1", Hits: 5_000, Misses: 600, Evictions: 1_200, Entries: 300, Bytes: 900_000, LimitBytes: 1 << 20},
 			{Node: "cache-2", Hits: 3_100, Misses: 300, Evictions: 34, Entries: 250, Bytes: 700_000, LimitBytes: 1 << 20, SinceStart: i == 1},
@@ -271,6 +275,7 @@ func tiersStep() results.Step {
 		{Node: "cache-1", Hits: 5_000, Misses: 600, Evictions: 1_200, Expired: 31, Entries: 300, Bytes: 900_000, LimitBytes: 1 << 20, WriteBack: &results.WriteBack{Unflushed: 7, Flushed: 1_230, Refused: 4}},
 		{Node: "cache-2", SinceStart: true, LimitBytes: 1 << 20},
 	}
+	s.Figures = []results.Figure{{Name: "cache_evictions", Title: "cache\nevictions", Doc: "evictions: entries that went", Kind: "counter", Value: ns(1_200)}}
 	s.Database = &results.DatabaseCalls{Reads: 900, Writes: 12}
 	s.Stale = &results.Stale{
 		Reads: 900, Stale: 23, RYWViolations: 2, AgeNS: results.Latency{Count: 23, P50: ns(90_000_000), Max: ns(204_000_000)},

@@ -1,6 +1,7 @@
 package table
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -23,22 +24,20 @@ func Ladder(run results.Run) Table {
 	if !common {
 		at, perRow = "at reference", Everyone
 	}
-	t := Table{
-		Title:   "Ladder",
-		Columns: ladderColumns(at, perRow),
-		Legend:  ladderLegend(cells, at, engines, sameEngines),
-		Notes:   slices.Clone(run.Warnings),
+	rows := make([]ladderRow, len(cells))
+	for i, c := range cells {
+		rows[i] = ladderRow{c, stageBefore(cells[:i], c, varied), varied}
 	}
+	more, moreLegend := extras(rows, at)
+	legend := append(ladderLegend(cells, at, engines, sameEngines), moreLegend...)
+	t := newTable("Ladder", slices.Concat(ladderColumns(at, perRow), more, verdictColumns()), rows, legend...)
+	t.Notes = slices.Clone(run.Warnings)
 	if sameEngines {
-		t.setAudience("engines", Machines)
+		t.setAudience(Machines, "engines")
 	}
 	if len(varied) == 0 {
-		t.setAudience("knobs", Machines)
+		t.setAudience(Machines, "knobs")
 	}
-	for i, c := range cells {
-		t.Rows = append(t.Rows, ladderRow(c, stageBefore(cells[:i], c, varied), varied))
-	}
-	addExtras(&t, cells, at)
 	if note := isolation(cells); note != "" {
 		t.Notes = append(t.Notes, note)
 	}
@@ -48,95 +47,120 @@ func Ladder(run results.Run) Table {
 	return t
 }
 
-func ladderColumns(at string, perRow Audience) []Column {
-	return []Column{
-		{Name: "stage"},
-		{Name: "workload"},
-		{Name: "engines"},
-		{Name: "knobs"},
-		{Key: "driver", For: Machines},
-		{Name: "hosts\n(units)", Key: "hosts", Align: Right},
-		{Key: "units", For: Machines},
-		{Key: "isolated", For: Machines},
-		{Name: "capacity\nrps", Key: "capacity_rps", Align: Right},
-		{Name: "bracket\nrps", Align: Right, For: People},
-		{Key: "capacity_low", For: Machines},
-		{Key: "capacity_high", For: Machines},
-		{Name: "gain", Align: Right},
-		{Name: "reference\nrps", Key: "reference_rps", Align: Right, For: perRow},
-		{Name: "p50 ms\n" + at, Key: "p50_ns", Align: Right},
-		{Name: "p99 ms\n" + at, Key: "p99_ns", Align: Right},
-		{Name: "errors\n" + at, Key: "errors_share", Align: Right},
-		{Name: "limited by", Key: "limited_by"},
-		{Key: "limited_by_figure", For: Machines},
-		{Name: "valid"},
-		{Key: "error", For: Machines},
+// ladderRow is a cell of the run with what it is compared with.
+type ladderRow struct {
+	results.Cell
+	before *results.Cell // the stage before; nil = none
+	varied []string      // knobs that tell the cells of the run apart
+}
+
+// measured is the step at the reference rate, the zero step where there is none.
+func (r ladderRow) measured() results.Step {
+	if r.Error != "" || r.Reference == nil {
+		return results.Step{}
+	}
+	return *r.Reference
+}
+
+func ladderColumns(at string, perRow Audience) []column[ladderRow] {
+	return []column[ladderRow]{
+		words("stage", "", func(r ladderRow) Cell { return Text(r.Stage) }),
+		words("workload", "", func(r ladderRow) Cell { return Text(r.Workload) }),
+		words("engines", "", func(r ladderRow) Cell { return Text(allPairs(r.Engines)) }),
+		words("knobs", "", func(r ladderRow) Cell { return Text(pairs(r.Knobs, r.varied)) }),
+		machineOnly("driver", func(r ladderRow) Cell { return Text(r.Driver) }),
+		numbers("hosts\n(units)", "hosts", func(r ladderRow) Cell {
+			return r.ifUp(Cell{Text: fmt.Sprintf("%d (%s)", len(r.Hosts), Number(r.Units).Text), Value: len(r.Hosts)})
+		}),
+		machineOnly("units", func(r ladderRow) Cell { return r.ifUp(Number(r.Units)) }),
+		machineOnly("isolated", func(r ladderRow) Cell { return r.ifUp(YesNo(r.Isolated())) }),
+		numbers("capacity\nrps", "capacity_rps", ladderRow.capacity),
+		{Column{Name: "bracket\nrps", Align: Right, For: People}, ladderRow.bracket},
+		machineOnly("capacity_low", func(r ladderRow) Cell { return r.ifFound(Rate(r.CapacityLow)) }),
+		machineOnly("capacity_high", func(r ladderRow) Cell {
+			if r.CapacityHigh == 0 {
+				return Cell{}
+			}
+			return r.ifFound(Rate(r.CapacityHigh))
+		}),
+		numbers("gain", "", ladderRow.gain),
+		{Column{Name: "reference\nrps", Key: "reference_rps", Align: Right, For: perRow}, func(r ladderRow) Cell {
+			if r.Reference == nil {
+				return Cell{}
+			}
+			return Rate(r.Reference.OfferedRPS)
+		}},
+		numbers("p50 ms\n"+at, "p50_ns", atReference(func(s results.Step) Cell { return p50(s.ResponseAll) })),
+		numbers("p99 ms\n"+at, "p99_ns", atReference(func(s results.Step) Cell { return p99(s.ResponseAll) })),
+		numbers("errors\n"+at, "errors_share", atReference(func(s results.Step) Cell {
+			return Share(s.Ledger.ErrorRate())
+		})),
 	}
 }
 
-func (t *Table) setAudience(key string, reader Audience) {
-	for i := range t.Columns {
-		if t.Columns[i].key() == key {
-			t.Columns[i].For = reader
-		}
+func verdictColumns() []column[ladderRow] {
+	return []column[ladderRow]{
+		words("limited by", "limited_by", func(r ladderRow) Cell {
+			by := cmp.Or(r.Limit.By, r.LimitedBy)
+			cell := Text(by)
+			if r.Limit.Figure != "" {
+				cell.Text = fmt.Sprintf("%s (%s)", by, r.Limit.Figure)
+			}
+			return cell
+		}),
+		machineOnly("limited_by_figure", func(r ladderRow) Cell { return textOrNothing(r.Limit.Figure) }),
+		words("valid", "", func(r ladderRow) Cell {
+			cell := YesNo(r.Valid && r.Error == "").With(r.Warnings...)
+			if r.Error != "" {
+				cell = cell.With(r.Error)
+			}
+			return cell
+		}),
+		machineOnly("error", func(r ladderRow) Cell { return textOrNothing(r.Error) }),
 	}
 }
 
-func ladderRow(c results.Cell, before *results.Cell, varied []string) []Cell {
-	reference := Cell{}
-	p50, p99, errors := referenceFigures(c)
-	if c.Reference != nil {
-		reference = Rate(c.Reference.OfferedRPS)
+// ifUp is blank for a cell that was never brought up.
+func (r ladderRow) ifUp(c Cell) Cell {
+	if len(r.Hosts) == 0 {
+		return Cell{}
 	}
-	capacity := capacityCells(c)
-	limit, size := limitCells(c), sizeCells(c)
-	failure := Cell{}
-	if c.Error != "" {
-		failure = Text(c.Error)
-	}
-	return []Cell{
-		Text(c.Stage), Text(c.Workload), Text(allPairs(c.Engines)), Text(pairs(c.Knobs, varied)), Text(c.Driver),
-		size.hosts, size.units, size.isolated,
-		capacity.rate, capacity.bracket, capacity.low, capacity.high,
-		gain(c, before), reference, p50, p99, errors,
-		limit.by, limit.figure, validity(c), failure,
-	}
+	return c
 }
 
-type sizeFigures struct{ hosts, units, isolated Cell }
-
-// sizeCells are blank for a cell that was never brought up.
-func sizeCells(c results.Cell) sizeFigures {
-	if len(c.Hosts) == 0 {
-		return sizeFigures{}
+// ifFound is blank for a cell without a capacity.
+func (r ladderRow) ifFound(c Cell) Cell {
+	if r.Error != "" || !r.Searched() {
+		return Cell{}
 	}
-	f := sizeFigures{units: Number(c.Units), isolated: YesNo(c.Isolated())}
-	f.hosts = Cell{Text: fmt.Sprintf("%d (%s)", len(c.Hosts), f.units.Text), Value: len(c.Hosts)}
-	return f
+	return c
 }
 
-type capacityFigures struct{ rate, bracket, low, high Cell }
+func (r ladderRow) capacity() Cell {
+	switch {
+	case r.Error != "":
+		return Cell{Text: "failed", Notes: []string{r.Error}}
+	case r.CapacityMethod == results.MethodReplay:
+		return Blank("a replay has its own times: no rate was searched for")
+	case r.CapacityMethod == results.MethodFixed:
+		return Blank("one rate was asked for: no other was searched for")
+	}
+	rate := Rate(r.CapacityRPS)
+	if r.CapacityHigh == 0 {
+		rate = rate.With("no rate was offered that the system could not serve: the capacity is at least this")
+	}
+	if r.CapacityRPS == 0 {
+		rate = rate.With(broken(r.Steps)...)
+	}
+	return rate
+}
 
-func capacityCells(c results.Cell) capacityFigures {
-	if c.Error != "" {
-		return capacityFigures{rate: Cell{Text: "failed", Notes: []string{c.Error}}}
+func (r ladderRow) bracket() Cell {
+	low := Rate(r.CapacityLow).Text
+	if r.CapacityHigh == 0 {
+		return r.ifFound(Text(">=" + low))
 	}
-	switch c.CapacityMethod {
-	case results.MethodReplay:
-		return capacityFigures{rate: Blank("a replay has its own times: no rate was searched for")}
-	case results.MethodFixed:
-		return capacityFigures{rate: Blank("one rate was asked for: no other was searched for")}
-	}
-	f := capacityFigures{rate: Rate(c.CapacityRPS), low: Rate(c.CapacityLow), high: Rate(c.CapacityHigh)}
-	f.bracket = Text(f.low.Text + ".." + f.high.Text)
-	if c.CapacityHigh == 0 {
-		f.bracket, f.high = Text(">="+f.low.Text), Cell{}
-		f.rate = f.rate.With("no rate was offered that the system could not serve: the capacity is at least this")
-	}
-	if c.CapacityRPS == 0 {
-		f.rate = f.rate.With(broken(c.Steps)...)
-	}
-	return f
+	return r.ifFound(Text(low + ".." + Rate(r.CapacityHigh).Text))
 }
 
 // broken says what broke the objective at the lowest rate that missed it.
@@ -154,100 +178,49 @@ func broken(steps []results.Step) []string {
 }
 
 // gain is the ratio of two capacities of the table.
-func gain(c results.Cell, before *results.Cell) Cell {
+func (r ladderRow) gain() Cell {
 	switch {
-	case c.Error != "" || before == nil || !c.Searched():
+	case r.Error != "" || r.before == nil || !r.Searched():
 		return Cell{}
-	case before.Error != "":
+	case r.before.Error != "":
 		return Blank("the stage before could not be measured")
-	case before.CapacityRPS == 0:
+	case r.before.CapacityRPS == 0:
 		return Blank("the stage before has no capacity to compare with")
 	}
-	ratio := c.CapacityRPS / before.CapacityRPS
+	ratio := r.CapacityRPS / r.before.CapacityRPS
 	cell := Cell{Text: "x" + significant(ratio, 2), Value: ratio}
-	if !before.Valid {
+	if !r.before.Valid {
 		return cell.With("the stage before is not valid, so neither is the gain over it")
 	}
 	return cell
 }
 
-// referenceFigures are the latencies and errors at the rate that all stages
-// share. Failures count as infinitely slow: errors never improve latency.
-func referenceFigures(c results.Cell) (p50, p99, errors Cell) {
-	if c.Error != "" {
-		return Cell{}, Cell{}, Cell{}
-	}
-	if c.Reference == nil {
-		missing := Blank("not measured at the reference rate")
-		return missing, missing, missing
-	}
-	l := c.Reference.ResponseAll
-	p50 = percentile(l.P50, l.Count, 0.50)
-	p99 = percentile(l.P99, l.Count, 0.99)
-	errors = Share(c.Reference.Ledger.ErrorRate())
-	if c.Reference.Valid {
-		return p50, p99, errors
-	}
-	doubt := "the step at the reference rate is not valid"
-	if len(c.Reference.Warnings) > 0 {
-		doubt += ": " + strings.Join(c.Reference.Warnings, "; ")
-	}
-	return p50.With(doubt), p99.With(doubt), errors.With(doubt)
-}
-
-// fewBeyond is how many samples have to lie beyond a percentile for it to be
-// given.
-const fewBeyond = 10
-
-// percentile shows a percentile, or says why there is none.
-func percentile(ns *int64, count int64, q float64) Cell {
-	switch {
-	case ns != nil:
-		return Nanoseconds(*ns)
-	case float64(count)*(1-q) < fewBeyond-1e-9: // 1000 * (1 - 0.99) is a little less than 10
-		return Blank(fmt.Sprintf("fewer than %d samples lie beyond this percentile", fewBeyond))
-	}
-	return amongFailures()
-}
-
-func amongFailures() Cell { return Blank("lies among the failures, which count as infinitely slow") }
-
-type limitFigures struct{ by, figure Cell }
-
-func limitCells(c results.Cell) limitFigures {
-	by := c.Limit.By
-	if by == "" {
-		by = c.LimitedBy
-	}
-	f := limitFigures{by: Text(by)}
-	if c.Limit.Figure != "" {
-		f.by.Text = fmt.Sprintf("%s (%s)", by, c.Limit.Figure)
-		f.figure = Text(c.Limit.Figure)
-	}
-	return f
-}
-
-func validity(c results.Cell) Cell {
-	cell := YesNo(c.Valid && c.Error == "").With(c.Warnings...)
-	if c.Error != "" {
-		cell = cell.With(c.Error)
-	}
-	return cell
-}
-
-// byWorkload keeps the order of the run within a workload.
-func byWorkload(cells []results.Cell) []results.Cell {
-	var workloads []string
-	for _, c := range cells {
-		if !slices.Contains(workloads, c.Workload) {
-			workloads = append(workloads, c.Workload)
+// atReference shows a figure at the rate that all stages share, with the doubts about that step. Failures count
+// as infinitely slow: errors never improve latency.
+func atReference(cell func(results.Step) Cell) func(ladderRow) Cell {
+	return func(r ladderRow) Cell {
+		switch {
+		case r.Error != "":
+			return Cell{}
+		case r.Reference == nil:
+			return Blank("not measured at the reference rate")
+		case r.Reference.Valid:
+			return cell(*r.Reference)
 		}
+		doubt := "the step at the reference rate is not valid"
+		if len(r.Reference.Warnings) > 0 {
+			doubt += ": " + strings.Join(r.Reference.Warnings, "; ")
+		}
+		return cell(*r.Reference).With(doubt)
 	}
-	sorted := slices.Clone(cells)
-	slices.SortStableFunc(sorted, func(a, b results.Cell) int {
-		return slices.Index(workloads, a.Workload) - slices.Index(workloads, b.Workload)
-	})
-	return sorted
+}
+
+// byWorkload sorts by the first appearance of a workload, and keeps the order of the run within it.
+func byWorkload(cells []results.Cell) []results.Cell {
+	first := func(c results.Cell) int {
+		return slices.IndexFunc(cells, func(other results.Cell) bool { return other.Workload == c.Workload })
+	}
+	return slices.SortedStableFunc(slices.Values(cells), func(a, b results.Cell) int { return first(a) - first(b) })
 }
 
 func stageBefore(earlier []results.Cell, c results.Cell, varied []string) *results.Cell {
@@ -353,43 +326,47 @@ func isolation(cells []results.Cell) string {
 
 func ladderLegend(cells []results.Cell, at string, engines map[string]string, sameEngines bool) []string {
 	legend := []string{
-		"capacity: the highest offered rate that met the SLO and was confirmed by a longer step; bracket: " + bracketLegend(cells),
-		"gain: capacity against the stage before; p50, p99: response time since the intended start, failures as infinitely slow",
+		"capacity: the highest offered rate that met the SLO and was confirmed by a longer step; " +
+			"bracket: " + bracketLegend(cells),
+		"gain: capacity against the stage before; " +
+			"p50, p99: response time since the intended start, failures as infinitely slow",
 	}
 	if slices.ContainsFunc(cells, func(c results.Cell) bool { return len(c.ReferenceSteps()) > 1 }) {
-		legend = append(legend, "the figures "+at+" are those of the last repeat; a repeat that is not valid there makes the cell invalid")
+		legend = append(legend, "the figures "+at+" are those of the last repeat; "+
+			"a repeat that is not valid there makes the cell invalid")
 	}
-	var slos, drivers []string
-	for _, c := range cells {
-		if c.SLO != "" && !slices.Contains(slos, c.SLO) {
-			slos = append(slos, c.SLO)
-		}
-		if c.Driver != "" && !slices.Contains(drivers, c.Driver) {
-			drivers = append(drivers, c.Driver)
-		}
-	}
-	var setting []string
-	if len(slos) > 0 {
-		setting = append(setting, "SLO: "+strings.Join(slos, " or "))
-	}
-	if len(drivers) > 0 {
-		setting = append(setting, "driver: "+strings.Join(drivers, ", "))
+	setting := []string{
+		distinct("SLO: ", " or ", cells, func(c results.Cell) string { return c.SLO }),
+		distinct("driver: ", ", ", cells, func(c results.Cell) string { return c.Driver }),
 	}
 	if sameEngines && len(engines) > 0 {
 		setting = append(setting, "engines: "+allPairs(engines))
 	}
+	setting = slices.DeleteFunc(setting, func(s string) bool { return s == "" })
 	if len(setting) > 0 {
 		legend = append(legend, strings.Join(setting, "; "))
 	}
 	return legend
 }
 
+// distinct lists the different texts of some cells after a label, nothing where there are none.
+func distinct(label, separator string, cells []results.Cell, of func(results.Cell) string) string {
+	var texts []string
+	for _, c := range cells {
+		if text := of(c); text != "" && !slices.Contains(texts, text) {
+			texts = append(texts, text)
+		}
+	}
+	if len(texts) == 0 {
+		return ""
+	}
+	return label + strings.Join(texts, separator)
+}
+
 // bracketLegend says what the bracket holds, which depends on how it was found.
 func bracketLegend(cells []results.Cell) string {
-	for _, c := range cells {
-		if len(c.Repeats) > 1 {
-			return "the lowest..the highest of all repeats"
-		}
+	if slices.ContainsFunc(cells, func(c results.Cell) bool { return len(c.Repeats) > 1 }) {
+		return "the lowest..the highest of all repeats"
 	}
 	return "the highest that met it..the lowest that did not"
 }

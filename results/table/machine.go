@@ -30,7 +30,8 @@ func renderCSV(w io.Writer, t Table) error {
 			}
 			record = append(record, text)
 		}
-		if err := out.Write(append(record, plain(strings.Join(slices.Concat(rowNotes(row), t.Notes), "; ")))); err != nil {
+		notes := strings.Join(slices.Concat(rowNotes(row), t.Notes), "; ")
+		if err := out.Write(append(record, plain(notes))); err != nil {
 			return err
 		}
 	}
@@ -44,98 +45,61 @@ func (c Cell) csv() (string, error) {
 		return "", nil
 	case string:
 		return plain(v), nil
-	case bool:
-		return strconv.FormatBool(v), nil
-	case int:
-		return strconv.Itoa(v), nil
-	case int64:
-		return strconv.FormatInt(v, 10), nil
+	case bool, int, int64:
+		return fmt.Sprint(v), nil
 	case float64:
 		return strconv.FormatFloat(v, 'f', -1, 64), nil
 	}
 	return "", fmt.Errorf("a cell holds a %T", c.Value)
 }
 
-func renderJSON(w io.Writer, t Table) error {
-	var compact bytes.Buffer
-	if err := t.json(&compact); err != nil {
-		return err
-	}
-	return indent(w, compact.Bytes())
+// object is a table in JSON.
+type object struct {
+	Title string    `json:"title"`
+	Rows  []jsonRow `json:"rows"`
+	Notes []string  `json:"notes"`
 }
 
-func renderJSONArray(w io.Writer, tables []Table) error {
-	var compact bytes.Buffer
-	compact.WriteByte('[')
-	for i, t := range tables {
-		if i > 0 {
-			compact.WriteByte(',')
-		}
-		if err := t.check(); err != nil {
-			return fmt.Errorf("render table %q: %w", t.Title, err)
-		}
-		if err := t.json(&compact); err != nil {
-			return fmt.Errorf("render table %q: %w", t.Title, err)
-		}
-	}
-	compact.WriteByte(']')
-	return indent(w, compact.Bytes())
+// jsonRow is an object whose members keep the order of the columns, which a Go map would lose.
+type jsonRow struct {
+	columns []Column
+	cells   []Cell
 }
 
-// json writes the table as an object whose keys keep the order of the columns,
-// which a Go map would lose.
-func (t Table) json(out *bytes.Buffer) error {
+func (t Table) object() object {
 	t = t.only(Machines)
-	if err := member(out, "{", "title", t.Title); err != nil {
-		return err
+	o := object{Title: t.Title, Rows: []jsonRow{}, Notes: append([]string{}, t.Notes...)}
+	columns := append(t.Columns, Column{Key: "notes"})
+	for _, row := range t.Rows {
+		o.Rows = append(o.Rows, jsonRow{columns, append(row, Cell{Value: rowNotes(row)})})
 	}
-	out.WriteString(`,"rows":[`)
-	for r, row := range t.Rows {
-		open := "{"
-		if r > 0 {
-			open = ",{"
+	return o
+}
+
+// MarshalJSON implements json.Marshaler.
+func (r jsonRow) MarshalJSON() ([]byte, error) {
+	var out bytes.Buffer
+	encoder := json.NewEncoder(&out)
+	encoder.SetEscapeHTML(false) // "p99<100ms" is for people too
+	for i, c := range r.cells {
+		out.WriteByte("{,"[min(i, 1)])
+		if err := encoder.Encode(r.columns[i].key()); err != nil {
+			return nil, err
 		}
-		for i, c := range row {
-			if err := member(out, open, t.Columns[i].key(), c.Value); err != nil {
-				return err
-			}
-			open = ","
+		out.WriteByte(':')
+		if err := encoder.Encode(c.Value); err != nil {
+			return nil, fmt.Errorf("column %s: %w", r.columns[i].key(), err)
 		}
-		if err := member(out, open, "notes", rowNotes(row)); err != nil {
-			return err
-		}
-		out.WriteByte('}')
-	}
-	if err := member(out, "],", "notes", append([]string{}, t.Notes...)); err != nil {
-		return err
 	}
 	out.WriteByte('}')
-	return nil
+	return out.Bytes(), nil
 }
 
-// member writes what comes before it, and then one member of an object.
-func member(out *bytes.Buffer, before, key string, value any) error {
-	out.WriteString(before)
-	encoder := json.NewEncoder(out)
-	encoder.SetEscapeHTML(false) // "p99<100ms" is for people too
-	if err := encoder.Encode(key); err != nil {
-		return err
-	}
-	out.WriteByte(':')
-	if err := encoder.Encode(value); err != nil {
-		return fmt.Errorf("column %s: %w", key, err)
-	}
-	return nil
-}
-
-func indent(w io.Writer, compact []byte) error {
-	var out bytes.Buffer
-	if err := json.Indent(&out, compact, "", "  "); err != nil {
-		return err
-	}
-	out.WriteByte('\n')
-	_, err := w.Write(out.Bytes())
-	return err
+func renderJSON(w io.Writer, value any) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetEscapeHTML(false)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(value)
 }
 
 // rowNotes lists the notes of a row's cells, each once; never nil.

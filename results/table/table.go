@@ -91,6 +91,64 @@ type Column struct {
 	For   Audience
 }
 
+// column is one column of a table whose rows are values of type R, with what it shows of them.
+type column[R any] struct {
+	Column
+	cell func(R) Cell
+}
+
+// words is a column of words. An empty key stands for the name, as in Column.
+func words[R any](name, key string, cell func(R) Cell) column[R] {
+	return column[R]{Column{Name: name, Key: key}, cell}
+}
+
+// numbers is a column of numbers.
+func numbers[R any](name, key string, cell func(R) Cell) column[R] {
+	return column[R]{Column{Name: name, Key: key, Align: Right}, cell}
+}
+
+// machineOnly is a column that only machines read.
+func machineOnly[R any](key string, cell func(R) Cell) column[R] {
+	return column[R]{Column{Key: key, For: Machines}, cell}
+}
+
+// part makes cells of something that not every row has. Rows without it get the other cell.
+func part[R, T any](of func(R) *T, other Cell) func(show func(T) Cell) func(R) Cell {
+	return func(show func(T) Cell) func(R) Cell {
+		return func(r R) Cell {
+			if p := of(r); p != nil {
+				return show(*p)
+			}
+			return other
+		}
+	}
+}
+
+// newTable returns a table with one row for each value.
+func newTable[R any](title string, columns []column[R], rows []R, legend ...string) Table {
+	t := Table{Title: title, Legend: legend}
+	for _, c := range columns {
+		t.Columns = append(t.Columns, c.Column)
+	}
+	for _, r := range rows {
+		var row []Cell
+		for _, c := range columns {
+			row = append(row, c.cell(r))
+		}
+		t.Rows = append(t.Rows, row)
+	}
+	return t
+}
+
+// setAudience says who gets to see the columns with those keys.
+func (t *Table) setAudience(reader Audience, keys ...string) {
+	for i, c := range t.Columns {
+		if slices.Contains(keys, c.key()) {
+			t.Columns[i].For = reader
+		}
+	}
+}
+
 // Cell is one entry of a table.
 type Cell struct {
 	Text  string   // for people
@@ -112,15 +170,23 @@ func Render(w io.Writer, t Table, f Format) error { return render(w, []Table{t},
 // RenderAll writes several tables: with an empty line between them, or in JSON
 // as one array of what Render writes.
 func RenderAll(w io.Writer, tables []Table, f Format) error {
-	if f == FormatJSON {
-		return renderJSONArray(w, tables)
+	if f != FormatJSON {
+		return render(w, tables, f)
 	}
-	return render(w, tables, f)
+	objects := []object{}
+	for _, t := range tables {
+		if err := t.check(); err != nil {
+			return fmt.Errorf("render table %q: %w", t.Title, err)
+		}
+		objects = append(objects, t.object())
+	}
+	return renderJSON(w, objects)
 }
 
 func render(w io.Writer, tables []Table, f Format) error {
 	one := map[Format]func(io.Writer, Table) error{
-		FormatText: renderText, FormatMarkdown: renderMarkdown, FormatCSV: renderCSV, FormatJSON: renderJSON,
+		FormatText: renderText, FormatMarkdown: renderMarkdown, FormatCSV: renderCSV,
+		FormatJSON: func(w io.Writer, t Table) error { return renderJSON(w, t.object()) },
 	}[f]
 	if one == nil {
 		return fmt.Errorf("render table: format %q is none of %v", f, Formats())
@@ -131,10 +197,11 @@ func render(w io.Writer, tables []Table, f Format) error {
 				return fmt.Errorf("render table: %w", err)
 			}
 		}
-		if err := t.check(); err != nil {
-			return fmt.Errorf("render table %q: %w", t.Title, err)
+		err := t.check()
+		if err == nil {
+			err = one(w, t)
 		}
-		if err := one(w, t); err != nil {
+		if err != nil {
 			return fmt.Errorf("render table %q: %w", t.Title, err)
 		}
 	}
@@ -175,19 +242,15 @@ func (c Column) key() string {
 
 // only leaves out what is for somebody else.
 func (t Table) only(reader Audience) Table {
-	shown := func(i int) bool { return t.Columns[i].For == Everyone || t.Columns[i].For == reader }
 	kept := t
 	kept.Columns, kept.Rows = nil, make([][]Cell, len(t.Rows))
 	for i, c := range t.Columns {
-		if shown(i) {
-			kept.Columns = append(kept.Columns, c)
+		if c.For != Everyone && c.For != reader {
+			continue
 		}
-	}
-	for r, row := range t.Rows {
-		for i, c := range row {
-			if shown(i) {
-				kept.Rows[r] = append(kept.Rows[r], c)
-			}
+		kept.Columns = append(kept.Columns, c)
+		for r, row := range t.Rows {
+			kept.Rows[r] = append(kept.Rows[r], row[i])
 		}
 	}
 	return kept

@@ -86,7 +86,8 @@ func grid(w io.Writer, t Table, r tw.Renderer, clean func(string) string) error 
 		Formatting: tw.CellFormatting{AutoFormat: tw.Off, AutoWrap: tw.WrapNone},
 		Alignment:  tw.CellAlignment{PerColumn: aligns},
 	}
-	writer := tablewriter.NewTable(w, tablewriter.WithRenderer(r), tablewriter.WithConfig(tablewriter.Config{Header: section, Row: section}))
+	config := tablewriter.Config{Header: section, Row: section}
+	writer := tablewriter.NewTable(w, tablewriter.WithRenderer(r), tablewriter.WithConfig(config))
 	writer.Header(titles)
 	for _, row := range t.Rows {
 		texts := make([]string, len(row))

@@ -10,43 +10,41 @@ import (
 // Traces shows what became of the lines of replayed traces, and by which reasons
 // requests were not sent; nothing where there was no trace.
 func Traces(traces ...*results.Trace) []Table {
-	t := Table{Title: "Trace", Columns: []Column{
-		{Name: "lines", Align: Right},
-		{Name: "broken", Align: Right},
-		{Name: "out of\norder", Key: "out_of_order", Align: Right},
-		{Name: "duplicate\ntimes", Key: "duplicate_times", Align: Right},
-		{Name: "mapped", Align: Right},
-		{Name: "skipped", Align: Right},
-		{Name: "paths", Align: Right},
-		{Name: "clients", Align: Right},
-		{Name: "span s\nas logged", Key: "span_ns", Align: Right},
-		{Name: "length s\nas replayed", Key: "length_ns", Align: Right},
-	}, Legend: []string{
-		"lines = mapped + skipped; of those skipped some are broken lines; requests that were out of order were sorted by their times",
-	}}
-	skips := Table{Title: "Skipped lines", Columns: []Column{{Name: "reason"}, {Name: "lines", Align: Right}}}
-	for _, trace := range traces {
-		if trace == nil {
-			continue
-		}
-		var skipped int64
-		for _, reason := range slices.Sorted(maps.Keys(trace.Skipped)) {
-			skipped += trace.Skipped[reason]
-			skips.Rows = append(skips.Rows, []Cell{Text(reason), Count(trace.Skipped[reason])})
-		}
-		t.Rows = append(t.Rows, []Cell{
-			Count(trace.Lines), Count(trace.Broken), Count(trace.OutOfOrder), Count(trace.DuplicateTimes),
-			Count(trace.Mapped), Count(skipped), Count(trace.Paths), Count(trace.Clients), seconds(trace.SpanNS), seconds(trace.LengthNS),
-		})
+	type trace = *results.Trace
+	type skip struct {
+		reason string
+		lines  int64
 	}
-	var tables []Table
-	for _, table := range []Table{t, skips} {
-		if len(table.Rows) > 0 {
-			tables = append(tables, table)
+	var skips []skip
+	skipped := func(t trace) (sum int64) {
+		for _, lines := range t.Skipped {
+			sum += lines
+		}
+		return sum
+	}
+	traces = slices.DeleteFunc(slices.Clone(traces), func(t trace) bool { return t == nil })
+	for _, t := range traces {
+		for _, reason := range slices.Sorted(maps.Keys(t.Skipped)) {
+			skips = append(skips, skip{reason, t.Skipped[reason]})
 		}
 	}
-	return tables
+	return slices.DeleteFunc([]Table{
+		newTable("Trace", []column[trace]{
+			numbers("lines", "", func(t trace) Cell { return Count(t.Lines) }),
+			numbers("broken", "", func(t trace) Cell { return Count(t.Broken) }),
+			numbers("out of\norder", "out_of_order", func(t trace) Cell { return Count(t.OutOfOrder) }),
+			numbers("duplicate\ntimes", "duplicate_times", func(t trace) Cell { return Count(t.DuplicateTimes) }),
+			numbers("mapped", "", func(t trace) Cell { return Count(t.Mapped) }),
+			numbers("skipped", "", func(t trace) Cell { return Count(skipped(t)) }),
+			numbers("paths", "", func(t trace) Cell { return Count(t.Paths) }),
+			numbers("clients", "", func(t trace) Cell { return Count(t.Clients) }),
+			numbers("span s\nas logged", "span_ns", func(t trace) Cell { return seconds(t.SpanNS) }),
+			numbers("length s\nas replayed", "length_ns", func(t trace) Cell { return seconds(t.LengthNS) }),
+		}, traces, "lines = mapped + skipped; of those skipped some are broken lines; "+
+			"requests that were out of order were sorted by their times"),
+		newTable("Skipped lines", []column[skip]{
+			words("reason", "", func(s skip) Cell { return Text(s.reason) }),
+			numbers("lines", "", func(s skip) Cell { return Count(s.lines) }),
+		}, skips),
+	}, func(t Table) bool { return len(t.Rows) == 0 })
 }
-
-// seconds shows nanoseconds to people as seconds.
-func seconds(ns int64) Cell { return Cell{Text: significant(float64(ns)/1e9, 4), Value: ns} }

@@ -62,7 +62,7 @@ const SessionCookie = "session"
 // Config is what a web node is made of. All fields up to Now are needed.
 type Config struct {
 	Node     string // name of the node, in X-Served-By
-	Store    Store
+	Store    photos.Records
 	Blobs    Blobs
 	Sessions Sessions
 	// Process makes the variants of an upload: imaging.Process. Its errors wrap
@@ -81,8 +81,8 @@ type Config struct {
 	// nil = none is.
 	Full func(context.Context) bool
 	// LogRequests says which requests are logged, a line each with their ids:
-	// LogFailed, which is the default, those answered 500 or more; LogAll or
-	// LogNone. Mistakes of the service are logged whatever it says.
+	// sut.LogFailed, which is the default, those answered 500 or more; sut.LogAll or
+	// sut.LogNone. Mistakes of the service are logged whatever it says.
 	LogRequests string
 
 	TierTimeout    time.Duration // for all calls to tiers of one request; 0 = 5 s
@@ -97,15 +97,8 @@ type Config struct {
 	ProcessSlots int
 }
 
-// What of a Config's LogRequests is logged.
-const (
-	LogFailed = "failed"
-	LogAll    = "all"
-	LogNone   = "none"
-)
-
 func (c Config) withDefaults() (Config, error) {
-	c.LogRequests = cmp.Or(c.LogRequests, LogFailed)
+	c.LogRequests = cmp.Or(c.LogRequests, sut.LogFailed)
 	c.TierTimeout = cmp.Or(c.TierTimeout, 5*time.Second)
 	c.ReadyTimeout = cmp.Or(c.ReadyTimeout, 500*time.Millisecond)
 	c.BodyTimeout = cmp.Or(c.BodyTimeout, time.Minute)
@@ -125,8 +118,8 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("app: no limit may be negative")
 	case c.Service != "" && c.Service != sut.Reads && c.Service != sut.Uploads:
 		return c, fmt.Errorf("app: unknown service %q", c.Service)
-	case c.LogRequests != LogFailed && c.LogRequests != LogAll && c.LogRequests != LogNone:
-		return c, fmt.Errorf("app: log requests %q: want %s, %s or %s", c.LogRequests, LogFailed, LogAll, LogNone)
+	case c.LogRequests != sut.LogFailed && c.LogRequests != sut.LogAll && c.LogRequests != sut.LogNone:
+		return c, fmt.Errorf("app: log requests %q: want %s, %s or %s", c.LogRequests, sut.LogFailed, sut.LogAll, sut.LogNone)
 	case c.UploadMemory < c.MaxUploadBytes+formOverhead:
 		return c, errors.New("app: the memory for uploads must hold at least one of the largest")
 	}

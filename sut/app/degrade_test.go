@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/app"
 	"github.com/stagebench/stagebench/sut/photos"
 )
@@ -82,7 +83,7 @@ func TestPageWithoutDatabase(t *testing.T) {
 // However many requests find out that a tier is away, it is said once a second.
 func TestOutageIsLoggedOnceASecond(t *testing.T) {
 	at := time.Unix(1_800_000_000, 0)
-	s := newService(t, func(c *app.Config) { c.Now, c.LogRequests = func() time.Time { return at }, app.LogNone })
+	s := newService(t, func(c *app.Config) { c.Now, c.LogRequests = func() time.Time { return at }, sut.LogNone })
 	s.store.breakWith(photos.ErrUnavailable)
 	for range 3 {
 		for range 100 {

@@ -24,9 +24,9 @@ import (
 )
 
 var (
-	_ app.Store    = (*fakeStore)(nil)
-	_ app.Blobs    = (*fakeBlobs)(nil)
-	_ app.Sessions = (*fakeSessions)(nil)
+	_ photos.Records = (*fakeStore)(nil)
+	_ app.Blobs      = (*fakeBlobs)(nil)
+	_ app.Sessions   = (*fakeSessions)(nil)
 )
 
 // broken is a tier's error of the moment; nil = it works.

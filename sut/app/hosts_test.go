@@ -50,7 +50,7 @@ func TestFullHost(t *testing.T) {
 
 // A request's id is kept when it is one, made when it is not, and in the log.
 func TestRequestIDs(t *testing.T) {
-	s := newService(t, func(c *app.Config) { c.LogRequests = app.LogAll })
+	s := newService(t, func(c *app.Config) { c.LogRequests = sut.LogAll })
 	made := ""
 	for sent, kept := range map[string]bool{"abc-1.2_Z": true, "": false, "a b": false, strings.Repeat("x", 65): false} {
 		r := httptest.NewRequest(http.MethodGet, "/api/photos/1", nil)

@@ -13,12 +13,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
 )
-
-// statusClientGone counts requests whose client did not wait for the answer.
-// Nobody receives it; nginx uses the same number in its log.
-const statusClientGone = 499
 
 // problem is an answer that says what went wrong.
 type problem struct {
@@ -65,7 +62,7 @@ func (a *App) tierProblem(x *exchange, tier, what string, err error) error {
 	case err == nil:
 		return nil
 	case x.r.Context().Err() != nil:
-		return &problem{status: statusClientGone, message: "the client went away", cause: err}
+		return &problem{status: sut.StatusClientGone, message: "the client went away", cause: err}
 	case errors.Is(err, photos.ErrNotFound):
 		return notFound(what+" does not exist", "check the id; it may have been deleted")
 	case errors.Is(err, photos.ErrForbidden):
@@ -96,10 +93,7 @@ func (a *App) refuse(x *exchange, err error) {
 	if p.degraded != "" {
 		x.degrade(p.degraded)
 	}
-	a.send(x, p.status, 0, struct {
-		Error string `json:"error"`
-		Hint  string `json:"hint"`
-	}{p.message, p.hint})
+	a.send(x, p.status, 0, sut.ErrorBody{Error: p.message, Hint: p.hint})
 }
 
 func (a *App) asProblem(x *exchange, err error) *problem {
@@ -137,7 +131,7 @@ func (a *App) logRequest(x *exchange, took time.Duration) {
 	switch {
 	case x.status == http.StatusInternalServerError:
 		level = slog.LevelError // a mistake of ours
-	case a.config.LogRequests == LogNone, a.config.LogRequests == LogFailed && x.status < http.StatusInternalServerError:
+	case a.config.LogRequests == sut.LogNone, a.config.LogRequests == sut.LogFailed && x.status < http.StatusInternalServerError:
 		return
 	case x.status > http.StatusInternalServerError:
 		level = slog.LevelWarn

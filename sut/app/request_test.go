@@ -30,7 +30,7 @@ func (o *overheard) note(tier string, ctx context.Context) {
 
 type (
 	heardStore struct {
-		app.Store
+		photos.Records
 		*overheard
 	}
 	heardBlobs struct {
@@ -45,7 +45,7 @@ type (
 
 func (h heardStore) AddPhoto(ctx context.Context, p photos.Photo) error {
 	h.note("db", ctx)
-	return h.Store.AddPhoto(ctx, p)
+	return h.Records.AddPhoto(ctx, p)
 }
 
 func (h heardBlobs) Put(ctx context.Context, id photos.ID, v photos.Variant, data []byte) error {
@@ -122,9 +122,9 @@ func requestsLogged(t *testing.T, s *service) (lines []line) {
 func TestRequestsAreLogged(t *testing.T) {
 	for knob, want := range map[string][]int{
 		"":            {500, 503, 500},
-		app.LogFailed: {500, 503, 500},
-		app.LogAll:    {200, 404, 500, 503, 500},
-		app.LogNone:   {500, 500}, // mistakes of ours
+		sut.LogFailed: {500, 503, 500},
+		sut.LogAll:    {200, 404, 500, 503, 500},
+		sut.LogNone:   {500, 500}, // mistakes of ours
 	} {
 		s := newService(t, func(c *app.Config) {
 			c.LogRequests = knob

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
@@ -62,7 +63,7 @@ func (a *App) upload(_ context.Context, x *exchange) error {
 		return err
 	}
 	photo := photos.Photo{
-		ID: a.config.IDs.Next(), UserID: x.user, Title: sent.title, State: photos.StateReady,
+		ID: a.config.IDs.Next(photos.BucketOf(x.user)), UserID: x.user, Title: sent.title, State: photos.StateReady,
 		Width: variants.Width, Height: variants.Height, Bytes: int64(len(sent.original)),
 		CreatedUS: a.config.Now().UnixMicro(), Version: 1,
 	}
@@ -206,7 +207,7 @@ func (a *App) process(ctx context.Context, x *exchange, original []byte) (photos
 		defer func() { <-a.slots }()
 	case <-ctx.Done():
 		if x.r.Context().Err() != nil {
-			return photos.Variants{}, &problem{status: statusClientGone, message: "the client went away", cause: ctx.Err()}
+			return photos.Variants{}, &problem{status: sut.StatusClientGone, message: "the client went away", cause: ctx.Err()}
 		}
 		return photos.Variants{}, &problem{status: http.StatusServiceUnavailable, message: "too many uploads at once", hint: "try again in a second"}
 	}

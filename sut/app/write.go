@@ -148,7 +148,9 @@ func (a *App) comment(ctx context.Context, x *exchange) error {
 	if err != nil {
 		return err
 	}
-	comment := photos.Comment{ID: a.config.IDs.Next(), PhotoID: id, UserID: x.user, Text: text, CreatedUS: a.config.Now().UnixMicro()}
+	comment := photos.Comment{
+		ID: a.config.IDs.Next(id.Bucket()), PhotoID: id, UserID: x.user, Text: text, CreatedUS: a.config.Now().UnixMicro(),
+	}
 	version, err := a.config.Store.Comment(ctx, comment)
 	if err != nil {
 		return a.tierProblem(x, tierDB, "the photo", err)

@@ -88,7 +88,10 @@ func New(cfg Config) (*Balancer, error) {
 	// What others of the standard library log would not be a line of JSON.
 	quiet := slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug)
 	b.proxy = httputil.ReverseProxy{Rewrite: rewrite, BufferPool: &bufferPool{}, ErrorHandler: b.fail, ErrorLog: quiet}
-	b.server = &http.Server{Handler: b.handler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute, ErrorLog: quiet}
+	b.server = &http.Server{
+		Handler: http.HandlerFunc(b.serve), ErrorLog: quiet,
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute,
+	}
 	if cfg.Layer == sut.Layer4 {
 		b.forwarder = &forwarder{
 			pool: b.pool, dialer: net.Dialer{Timeout: cfg.ConnectTimeout}, hashes: b.hashes,
@@ -185,9 +188,6 @@ func (b *Balancer) run(ctx context.Context) {
 		}
 	}
 }
-
-// handler is the public side at layer 7: every request goes to a host.
-func (b *Balancer) handler() http.Handler { return http.HandlerFunc(b.serve) }
 
 // Status says what the balancer knows of its hosts and has done so far.
 func (b *Balancer) Status(context.Context) (sut.BalancerStatus, error) {

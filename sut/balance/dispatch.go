@@ -110,7 +110,8 @@ func (x *exchange) failed(ctx context.Context, u *upstream, failure error) (err 
 // a user who does not hold the host's cookie gets it.
 func (x *exchange) answer(routes *routing, u *upstream, res *http.Response) (*http.Response, error) {
 	v, cause := judge(res)
-	x.body = answerBody{ReadCloser: res.Body, exchange: x, upstream: u, verdict: v, cause: cause, took: time.Since(x.attempt.began)}
+	took := time.Since(x.attempt.began)
+	x.body = answerBody{ReadCloser: res.Body, exchange: x, upstream: u, verdict: v, cause: cause, took: took}
 	res.Body = &x.body
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		x.body.verdict, x.body.cause = failed, "it switched protocols unasked"

@@ -169,7 +169,8 @@ func (f *forwarder) status() *sut.ConnectionStatus {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return &sut.ConnectionStatus{
-		Accepted: f.accepted.Load(), Active: len(f.tunnels), Failed: f.failed.Load(), BytesIn: f.in.Load(), BytesOut: f.out.Load(),
+		Accepted: f.accepted.Load(), Active: len(f.tunnels), Failed: f.failed.Load(),
+		BytesIn: f.in.Load(), BytesOut: f.out.Load(),
 	}
 }
 

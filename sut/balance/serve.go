@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -86,8 +85,9 @@ func (x *exchange) finish(r *http.Request) {
 		}
 	}
 	b.cfg.Log.LogAttrs(context.Background(), level, "request",
-		slog.String("request_id", x.id[0]), slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", x.code),
-		slog.String("upstream", x.node), slog.Int64("duration_ns", time.Since(x.began).Nanoseconds()), slog.String("cause", cause))
+		slog.String("request_id", x.id[0]), slog.String("method", r.Method), slog.String("path", r.URL.Path),
+		slog.Int("status", x.code), slog.String("upstream", x.node),
+		slog.Int64("duration_ns", time.Since(x.began).Nanoseconds()), slog.String("cause", cause))
 }
 
 // rewrite turns the client's request into the one for a host. What it leaves
@@ -124,7 +124,7 @@ func (b *Balancer) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.As(err, &timeout) && timeout.Timeout():
 		x.refuse(http.StatusGatewayTimeout, "the web host did not answer in time")
 	case errors.As(err, &lost):
-		x.refuse(http.StatusBadGateway, fmt.Sprintf("web host %s did not answer the request, which may have taken effect", lost.node))
+		x.refuse(http.StatusBadGateway, "web host "+lost.node+" did not answer the request, which may have taken effect")
 	default:
 		x.refuse(http.StatusBadGateway, "the web host sent no valid answer")
 	}
@@ -141,7 +141,7 @@ func writeError(w http.ResponseWriter, code int, text string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
 	// The client may have gone; there is nobody else to tell.
-	_ = json.NewEncoder(w).Encode(map[string]string{"error": text})
+	_ = json.NewEncoder(w).Encode(sut.ErrorBody{Error: text})
 }
 
 // cookieOf returns the value of the first cookie of that name.

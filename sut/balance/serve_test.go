@@ -25,7 +25,7 @@ import (
 // serve puts a balancer on a port and returns the address.
 func serve(t *testing.T, b *Balancer) string {
 	t.Helper()
-	server := httptest.NewServer(b.handler())
+	server := httptest.NewServer(http.HandlerFunc(b.serve))
 	t.Cleanup(func() {
 		server.Close()
 		b.pool.close()

@@ -97,8 +97,8 @@ type collector struct{ engine Engine }
 // Describe implements prometheus.Collector.
 func (collector) Describe(out chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{
-		requestsDesc, redispatchesDesc, upstreamRequestsDesc, upstreamInFlightDesc, upstreamConnectionsDesc, upstreamActiveDesc,
-		upstreamUpDesc, upstreamTransitionsDesc, upstreamEjectionsDesc,
+		requestsDesc, redispatchesDesc, upstreamRequestsDesc, upstreamInFlightDesc, upstreamConnectionsDesc,
+		upstreamActiveDesc, upstreamUpDesc, upstreamTransitionsDesc, upstreamEjectionsDesc,
 		connectionsDesc, connectionsActiveDesc, connectionsFailedDesc, connectionBytesDesc,
 	} {
 		out <- desc

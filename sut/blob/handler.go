@@ -33,15 +33,15 @@ type HandlerConfig struct {
 
 	Node   string // the host's own name
 	Copies int    // of each photo on different hosts; 0 = 1
-	// Seeded is how many photos there were at the beginning, with ids from 1 on. The
-	// directory may hold the bytes of all of them, of which each host shows its own part
-	// only, as its members have it. An uploaded photo may be anywhere.
-	Seeded int
+	// Seeded is the data set that there was at the beginning. The directory may hold the
+	// bytes of all its photos, of which each host shows its own part only, as its members
+	// have it. An uploaded photo may be anywhere.
+	Seeded sut.DataCounts
 	// Capacity bounds the bytes that the host holds; past it it is full. 0 = what
 	// the disk holds.
 	Capacity int64
-	// LogRequests says which requests are logged, with their ids: "failed", those
-	// answered 500 or more, which is the default; "all" or "none".
+	// LogRequests says which requests are logged, with their ids: sut.LogFailed, those
+	// answered 500 or more, which is the default; sut.LogAll or sut.LogNone.
 	LogRequests string
 }
 
@@ -108,7 +108,7 @@ func (h *Handler) sizeOf(id photos.ID, v photos.Variant) int64 {
 
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	code := h.serve(w, r)
-	if h.config.LogRequests == "all" || code >= 500 && h.config.LogRequests != "none" {
+	if h.config.LogRequests == sut.LogAll || code >= 500 && h.config.LogRequests != sut.LogNone {
 		h.config.Log.Info("request", "request_id", r.Header.Get(sut.RequestIDHeader), "method", r.Method, "path", r.URL.Path, "status", code)
 	}
 	method := r.Method
@@ -258,10 +258,7 @@ func parsePath(path string) (photos.ID, photos.Variant, bool) {
 
 // refuse writes an error and returns its status.
 func refuse(w http.ResponseWriter, code int, message, hint string) int {
-	body, err := json.Marshal(struct {
-		Error string `json:"error"`
-		Hint  string `json:"hint"`
-	}{message, hint})
+	body, err := json.Marshal(sut.ErrorBody{Error: message, Hint: hint})
 	if err != nil {
 		panic("blob: two strings are JSON: " + err.Error())
 	}

@@ -28,7 +28,7 @@ func owners(id photos.ID, names []string, copies int) []string {
 
 // holds reports whether a photo may be on this host.
 func (h *Handler) holds(id photos.ID) bool {
-	return int64(id) > int64(h.config.Seeded) || h.placements.Load().owns(id, h.config.Node, h.config.Copies)
+	return !id.Seeded() || h.placements.Load().owns(id, h.config.Node, h.config.Copies)
 }
 
 // SetMembers tells the host which hosts there are, itself included. While keys move
@@ -85,7 +85,7 @@ func (h *Handler) show(next placements) {
 	}
 	change := func(from, to *placements) int64 {
 		return h.config.Dir.size(func(id photos.ID) bool {
-			return int64(id) <= int64(h.config.Seeded) &&
+			return id.Seeded() &&
 				!from.owns(id, h.config.Node, h.config.Copies) && to.owns(id, h.config.Node, h.config.Copies)
 		})
 	}
@@ -104,21 +104,21 @@ type handOver struct {
 const pushes = 4
 
 func (m handOver) run(ctx context.Context) error {
-	seeded := make([]bool, m.config.Seeded+1) // those that are there still
+	seeded := map[photos.ID]bool{} // those that are there still
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(pushes)
 	for o := range m.config.Dir.objects() {
 		switch {
 		case ctx.Err() != nil:
-		case int64(o.id) <= int64(m.config.Seeded):
+		case o.id.Seeded():
 			seeded[o.id] = true
 		case !slices.Contains(owners(o.id, m.names, m.config.Copies), m.config.Node):
 			group.Go(func() error { return m.move(ctx, o.id, o.variant) })
 		}
 	}
-	for id, there := range seeded {
-		if id > 0 && !there && ctx.Err() == nil {
-			group.Go(func() error { return m.forget(ctx, photos.ID(id)) })
+	for index := range m.config.Seeded.Photos {
+		if id := photos.PhotoID(1+index, m.config.Seeded); !seeded[id] && ctx.Err() == nil {
+			group.Go(func() error { return m.forget(ctx, id) })
 		}
 	}
 	if err := group.Wait(); err != nil {

@@ -18,8 +18,16 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// seeded is how many photos a member begins with.
-const seeded = 40
+// seeded is how many photos a member begins with, and uploaded is below the ids of
+// others.
+const (
+	seeded   = 40
+	uploaded = 1 << 50
+)
+
+func dataSet() sut.DataCounts { return sut.DataCounts{Users: 7, Photos: seeded} }
+
+func seededID(index int) photos.ID { return photos.PhotoID(index, dataSet()) }
 
 // member is a blob host that begins with a copy of the data set.
 type member struct {
@@ -31,11 +39,11 @@ type member struct {
 func newMember(t *testing.T, n, copies int) *member {
 	t.Helper()
 	m := &member{dir: openDir(t), peer: sut.Peer{Node: fmt.Sprintf("blob-%d", n)}}
-	for id := photos.ID(1); id <= seeded; id++ {
-		put(t, m.dir, id, fmt.Sprint(id))
+	for i := range seeded {
+		put(t, m.dir, seededID(1+i), fmt.Sprint(i))
 	}
 	m.Handler = blob.NewHandler(blob.HandlerConfig{
-		Dir: m.dir, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(), Node: m.peer.Node, Copies: copies, Seeded: seeded,
+		Dir: m.dir, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(), Node: m.peer.Node, Copies: copies, Seeded: dataSet(),
 	})
 	server := httptest.NewServer(m.Handler)
 	t.Cleanup(server.Close)
@@ -114,8 +122,8 @@ func membersChange(t *testing.T, copies int) {
 		rings = append(rings, r)
 	}
 	l := &blobLoad{rings: rings, kept: map[photos.ID]bool{}}
-	for id := photos.ID(1); id <= seeded; id++ {
-		l.kept[id] = true
+	for i := range seeded {
+		l.kept[seededID(1+i)] = true
 	}
 	stop := l.run(t)
 	for range 2 {
@@ -135,7 +143,7 @@ func membersChange(t *testing.T, copies int) {
 		for _, m := range members {
 			_, err := m.dir.Head(t.Context(), id, photos.VariantThumb)
 			belongs := slices.Contains(first, m) // as many as there are copies
-			if there := err == nil; id > seeded && there && !kept || kept && belongs && !there {
+			if there := err == nil; !id.Seeded() && there && !kept || kept && belongs && !there {
 				t.Errorf("photo %d, kept %t, is on %s: %t", id, kept, m.peer.Node, there)
 			}
 		}
@@ -156,7 +164,7 @@ const patience = 20e9
 
 func (l *blobLoad) run(t *testing.T) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
-	l.last.Store(1000)
+	l.last.Store(uploaded)
 	var all sync.WaitGroup
 	for i := range 4 {
 		ring := l.rings[i%len(l.rings)]
@@ -166,7 +174,7 @@ func (l *blobLoad) run(t *testing.T) (stop func()) {
 				if err := ring.Put(t.Context(), id, photos.VariantThumb, []byte("x")); err != nil {
 					t.Errorf("put %d: %v", id, err)
 				}
-				for _, id := range []photos.ID{id, 1 + id%(seeded/2), 1001 + (id-1001)/2} {
+				for _, id := range []photos.ID{id, seededID(1 + int(id%(seeded/2))), uploaded + (id-uploaded)/2} {
 					l.read(t, ring, id)
 				}
 				l.mu.Lock()
@@ -205,7 +213,8 @@ func (l *blobLoad) delete(t *testing.T) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	deleted := 0
-	for id := photos.ID(seeded/2 + 1); id <= seeded && deleted < 3; id++ {
+	for i := seeded/2 + 1; i <= seeded && deleted < 3; i++ {
+		id := seededID(i)
 		if !l.kept[id] {
 			continue
 		}
@@ -223,7 +232,7 @@ func TestHandOverIsRepeated(t *testing.T) {
 	if err := here.SetMembers(t.Context(), []sut.Peer{here.peer}, false); err != nil {
 		t.Fatal(err)
 	}
-	for id := photos.ID(100); id < 120; id++ {
+	for id := photos.ID(uploaded); id < uploaded+20; id++ {
 		put(t, here.dir, id, "x")
 	}
 	away := there.peer
@@ -236,7 +245,7 @@ func TestHandOverIsRepeated(t *testing.T) {
 	if err := here.SetMembers(t.Context(), []sut.Peer{leaving, there.peer}, false); err != nil {
 		t.Error(err)
 	}
-	for id := photos.ID(100); id < 120; id++ {
+	for id := photos.ID(uploaded); id < uploaded+20; id++ {
 		for _, m := range []*member{here, there} { // who leaves keeps serving
 			if _, err := m.dir.Head(t.Context(), id, photos.VariantThumb); err != nil {
 				t.Errorf("%s: %v", m.peer.Node, err)

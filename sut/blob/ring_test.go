@@ -242,7 +242,7 @@ func TestCapacity(t *testing.T) {
 	put(t, dir, 2, "not held")
 	handler := blob.NewHandler(blob.HandlerConfig{
 		Dir: dir, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(), Capacity: 12,
-		Node: "blob-2", Seeded: 2,
+		Node: "blob-2", Seeded: sut.DataCounts{Users: 1, Photos: 2},
 	})
 	if err := handler.SetMembers(t.Context(), []sut.Peer{{Node: "blob-1"}, {Node: "blob-2"}}, true); err != nil {
 		t.Fatal(err)
@@ -254,18 +254,18 @@ func TestCapacity(t *testing.T) {
 	if _, err := c.Get(ctx, 2, photos.VariantThumb); !errors.Is(err, photos.ErrNotFound) {
 		t.Errorf("an object that is another host's: %v", err)
 	}
-	if err := c.Put(ctx, 3, photos.VariantThumb, []byte("12345678")); !errors.Is(err, photos.ErrUnavailable) {
+	if err := c.Put(ctx, uploaded+3, photos.VariantThumb, []byte("12345678")); !errors.Is(err, photos.ErrUnavailable) {
 		t.Errorf("13 bytes on a host of 12: %v", err)
 	}
 	for range 3 { // the same object takes its place once
-		if err := c.Put(ctx, 3, photos.VariantThumb, []byte("1234567")); err != nil {
+		if err := c.Put(ctx, uploaded+3, photos.VariantThumb, []byte("1234567")); err != nil {
 			t.Errorf("12 bytes on a host of 12: %v", err)
 		}
 	}
 	if err := c.Delete(ctx, 1, photos.VariantThumb); err != nil {
 		t.Error(err)
 	}
-	if err := c.Put(ctx, 4, photos.VariantThumb, []byte("12345")); err != nil {
+	if err := c.Put(ctx, uploaded+4, photos.VariantThumb, []byte("12345")); err != nil {
 		t.Errorf("deleting made no room: %v", err)
 	}
 }

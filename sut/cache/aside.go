@@ -10,24 +10,9 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// Records is the store of records that is read when the cache has none.
-type Records interface {
-	User(ctx context.Context, id photos.ID) (photos.User, error)
-	UserByLogin(ctx context.Context, login string) (photos.User, error)
-	Photo(ctx context.Context, id photos.ID) (photos.Photo, error)
-	Feed(ctx context.Context, user photos.ID, limit int) ([]photos.Photo, error)
-	Newest(ctx context.Context, limit int) ([]photos.Photo, error)
-	AddPhoto(ctx context.Context, photo photos.Photo) error
-	RenamePhoto(ctx context.Context, id, owner photos.ID, title string) (version int64, err error)
-	DeletePhoto(ctx context.Context, id, owner photos.ID) error
-	Like(ctx context.Context, photo, user photos.ID) (version int64, err error)
-	Comment(ctx context.Context, comment photos.Comment) (version int64, err error)
-	Follow(ctx context.Context, follow photos.Follow) error
-}
-
 // AsideConfig says how records are cached.
 type AsideConfig struct {
-	Records Records
+	Records photos.Records
 	Client  *Client
 	// TTL is how long a photo or a user is kept, FeedTTL a list of photos, which no
 	// write removes; 0 = lists are not kept.
@@ -46,8 +31,8 @@ type AsideConfig struct {
 // the filling, somebody may write it: what is filled then is old until it expires.
 // That is a property of the strategy and is measured, not mended.
 type Aside struct {
-	Records // what is not cached
-	config  AsideConfig
+	photos.Records // what is not cached
+	config         AsideConfig
 }
 
 // NewAside returns records behind a cache.

@@ -16,7 +16,7 @@ import (
 
 // records counts what it is asked.
 type records struct {
-	cache.Records
+	photos.Records
 	mu     sync.Mutex
 	photos map[photos.ID]photos.Photo
 	reads  map[string]int

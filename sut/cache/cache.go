@@ -263,7 +263,7 @@ func (c *Client) Fetch(ctx context.Context, key string) (value []byte, hit bool,
 		return err
 	})
 	if err != nil {
-		return nil, false, asRecords(err)
+		return nil, false, err
 	}
 	c.figures.read(hit)
 	return value, hit, nil
@@ -278,7 +278,7 @@ func (c *Client) Apply(ctx context.Context, key string, w Write) (version int64,
 		version, err = h.apply(ctx, key, w)
 		return err
 	})
-	return version, asRecords(err)
+	return version, err
 }
 
 // Load gets the value of a key from somewhere else: load is called once however many

@@ -57,7 +57,7 @@ func (f *figures) read(found bool) {
 // record that is not there, say, is an answer.
 func (f *figures) asked(host string, err error) {
 	switch {
-	case err == nil, errors.Is(err, context.Canceled), isOfRecords(err):
+	case err == nil, errors.Is(err, context.Canceled), ofRecords(err):
 	case errors.Is(err, ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
 		f.errors.WithLabelValues(host, "unavailable").Inc()
 	default:

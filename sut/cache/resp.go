@@ -68,7 +68,7 @@ func (w respWire) delete(ctx context.Context, key string) error {
 func (w respWire) fetch(ctx context.Context, key string) (value []byte, hit bool, err error) {
 	answer, err := w.redis.Do(ctx, FetchCommand, key).Result()
 	if err != nil {
-		return nil, false, err
+		return nil, false, asRecords(err)
 	}
 	if parts, isList := answer.([]any); isList && len(parts) == 2 {
 		was, isNumber := parts[0].(int64)
@@ -86,7 +86,7 @@ func (w respWire) apply(ctx context.Context, key string, write Write) (version i
 	}
 	answer, err := w.redis.Do(ctx, ApplyCommand, key, text).Result()
 	if err != nil {
-		return 0, err
+		return 0, asRecords(err)
 	}
 	version, isNumber := answer.(int64)
 	if !isNumber {

@@ -3,6 +3,8 @@ package cache
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
@@ -95,11 +97,9 @@ func Refuse(err error) error {
 // oneLine is the text of an error as it may stand in an answer.
 func oneLine(err error) string { return strings.NewReplacer("\r", " ", "\n", " ").Replace(err.Error()) }
 
-// isOfRecords says whether a refusal stands for an error of records.
-func isOfRecords(err error) bool {
-	translated := asRecords(err)
-	return errors.Is(translated, photos.ErrNotFound) || errors.Is(translated, photos.ErrForbidden) ||
-		errors.Is(translated, photos.ErrConflict) || errors.Is(translated, photos.ErrUnavailable)
+// ofRecords reports whether an error is one of the records.
+func ofRecords(err error) bool {
+	return slices.ContainsFunc(slices.Collect(maps.Values(refusals())), func(known error) bool { return errors.Is(err, known) })
 }
 
 // asRecords is the reverse of Refuse: an error of the records where a host's refusal

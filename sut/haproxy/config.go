@@ -162,7 +162,8 @@ func (c Config) renderBackend(f *file, b backend) {
 	if c.EjectAfter > 0 {
 		// A 503 counts here, too: when the database is away, all hosts are taken out
 		// for it. So who is down is asked more often, and one that is well is back soon.
-		server += fmt.Sprintf(" downinter %s observe %s error-limit %d on-error mark-down", milliseconds(c.HealthInterval/5), map[string]string{sut.Layer7: "layer7", sut.Layer4: "layer4"}[c.Layer], c.EjectAfter)
+		server += fmt.Sprintf(" downinter %s observe layer%c error-limit %d on-error mark-down",
+			milliseconds(c.HealthInterval/5), c.Layer[len("l")], c.EjectAfter)
 	}
 	f.set(server, milliseconds(c.HealthInterval))
 	for _, p := range b.places {

@@ -101,19 +101,19 @@ func (c Config) validate() error {
 // are down names those that it was started with. (It could be told to add
 // servers, too, but HAProxy 2.6 takes none with a cookie then.)
 //
-// It differs from the embedded balancer in how hosts are ejected: HAProxy counts every answer
-// of 500 and more but 501 and 505, also a 503 of a host that says it is full, and
-// an ejected host is back with its next good health check. And a host that gets a
-// new address finishes what it has at the old one without anybody waiting for it.
+// It differs from the embedded balancer in how hosts are ejected: HAProxy counts
+// every answer of 500 and more but 501 and 505, also a 503 of a host that says it is
+// full, and an ejected host is back with its next good health check. And a host that
+// gets a new address finishes what it has at the old one without anybody waiting.
 //
 // Its weights are whole numbers: those of its hosts count in tenths, or coarser
 // where the largest is above 25.6.
 //
-// It also differs in what a client sees when a host dies while it works
-// on a request. The embedded balancer answers 502. HAProxy does so on a connection's first
-// request only; on a later one it closes the connection without an answer, and
-// leaves it to the client to repeat the request. A client that does so by
-// itself, as Go's does for GET, hides the failure from whoever uses it.
+// It also differs in what a client sees when a host dies while it works on a request.
+// The embedded balancer answers 502. HAProxy does so on a connection's first request
+// only; on a later one it closes the connection without an answer, and leaves it to
+// the client to repeat the request. A client that does so by itself, as Go's does for
+// GET, hides the failure from whoever uses it.
 type Server struct {
 	cfg    Config
 	places *places
@@ -217,7 +217,8 @@ func (h *Server) Status(ctx context.Context) (sut.BalancerStatus, error) {
 	if err != nil {
 		return sut.BalancerStatus{}, err
 	}
-	status := sut.BalancerStatus{Node: h.cfg.Node, Engine: sut.HAProxy, Layer: h.cfg.Layer, Policy: h.cfg.Policy, Sticky: h.cfg.Sticky}
+	c := h.cfg
+	status := sut.BalancerStatus{Node: c.Node, Engine: sut.HAProxy, Layer: c.Layer, Policy: c.Policy, Sticky: c.Sticky}
 	return status, fill(&status, rows, h.places)
 }
 

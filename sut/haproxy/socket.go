@@ -236,7 +236,8 @@ func (h *Server) Printed(line string) bool {
 	}
 	node, _, _ := h.places.holder(e.Upstream)
 	h.cfg.Log.LogAttrs(context.Background(), level, "request",
-		slog.String("request_id", e.RequestID), slog.String("method", e.Method), slog.String("path", e.Path), slog.Int("status", e.Status),
-		slog.String("upstream", node), slog.Int64("duration_ns", e.DurationMS*int64(time.Millisecond)), slog.String("cause", cause))
+		slog.String("request_id", e.RequestID), slog.String("method", e.Method), slog.String("path", e.Path),
+		slog.Int("status", e.Status), slog.String("upstream", node),
+		slog.Int64("duration_ns", e.DurationMS*int64(time.Millisecond)), slog.String("cause", cause))
 	return true
 }

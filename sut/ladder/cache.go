@@ -101,7 +101,21 @@ func cacheTier() Tier {
 			return nil
 		},
 		Scaling: &Scaling{Name: "cache", Knob: "cache.hosts", Members: true},
-		check:   checkCache, place: placeCache,
+		Figures: []Figure{
+			{
+				Name: "cache_hits", Metric: `stagebench_cache_reads_total{result="hit"}`, From: []sut.Role{sut.Web}, Kind: Counter,
+				Doc: "keys that web hosts found in the cache tier",
+			},
+			{
+				Name: "cache_misses", Metric: `stagebench_cache_reads_total{result="miss"}`, From: []sut.Role{sut.Web}, Kind: Counter,
+				Doc: "keys that web hosts missed in the cache tier",
+			},
+			{
+				Name: "cache_evictions", Metric: "stagebench_cache_node_evictions_total", From: []sut.Role{sut.Cache}, Kind: Counter,
+				Title: "cache\nevictions", Doc: "evictions: entries that went because its memory was used up",
+			},
+		},
+		check: checkCache, place: placeCache,
 	}
 }
 

@@ -92,7 +92,17 @@ func dbTier() Tier {
 	return Tier{
 		Role: sut.DB, From: sut.Single, Engines: dbEngines(), Knobs: new(DB).knobs(),
 		Scaling: &Scaling{Name: "replica", Knob: "db.replicas", refuse: fixedReplicas},
-		check:   checkDB, place: placeDB,
+		Figures: []Figure{
+			{
+				Name: "database_reads", Metric: `stagebench_store_operations_total{kind="read"}`, From: []sut.Role{sut.Web, sut.Cache},
+				Kind: Counter, Doc: "round trips to the databases to read",
+			},
+			{
+				Name: "database_writes", Metric: `stagebench_store_operations_total{kind="write"}`, From: []sut.Role{sut.Web, sut.Cache},
+				Kind: Counter, Doc: "round trips to the databases to write",
+			},
+		},
+		check: checkDB, place: placeDB,
 	}
 }
 

@@ -115,6 +115,15 @@ type Figure struct {
 	Doc    string // one sentence for people
 }
 
+// Figures lists the figures of all tiers.
+func Figures() []Figure {
+	var all []Figure
+	for _, t := range Tiers() {
+		all = append(all, t.Figures...)
+	}
+	return all
+}
+
 // FigureKind says how a figure of a step is made of readings before and after it.
 type FigureKind string
 

@@ -39,7 +39,7 @@ func (s *Server) Drop(ctx context.Context, drop func(key string) bool) (dropped 
 	}
 	for chunk := range slices.Chunk(slices.DeleteFunc(keys, func(key string) bool { return !drop(key) }), deletions) {
 		answered := 0
-		err := s.ask(ctx, "delete "+strings.Join(chunk, "\r\ndelete "), func(line string) (end bool, err error) {
+		err := s.lines(ctx, "delete "+strings.Join(chunk, "\r\ndelete "), func(line string) (end bool, err error) {
 			switch line {
 			case "DELETED":
 				dropped++
@@ -59,7 +59,7 @@ func (s *Server) Drop(ctx context.Context, drop func(key string) bool) (dropped 
 
 // keys lists the keys that are there.
 func (s *Server) keys(ctx context.Context) (keys []string, err error) {
-	err = s.ask(ctx, "lru_crawler metadump all", func(line string) (end bool, err error) {
+	err = s.lines(ctx, "lru_crawler metadump all", func(line string) (end bool, err error) {
 		name, _, _ := strings.Cut(line, " ")
 		escaped, isKey := strings.CutPrefix(name, "key=")
 		key, err := url.PathUnescape(escaped)

@@ -130,17 +130,17 @@ func runAs(uid int) (*syscall.Credential, error) {
 		}
 		return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), Groups: []uint32{}}, nil
 	}
-	return nil, errors.New("memcached: the server refuses to run as root, and there is neither a user memcache nor nobody\nrun as an ordinary user, or add one: useradd --system memcache")
+	return nil, errors.New("memcached: the server refuses to run as root, and there is no user memcache or nobody\n" +
+		"run as an ordinary user, or add one: useradd --system memcache")
 }
 
 // Ready asks once whether the server serves.
 func (s *Server) Ready(ctx context.Context) error {
-	return s.ask(ctx, "version", func(line string) (bool, error) {
-		if !strings.HasPrefix(line, "VERSION ") {
-			return true, fmt.Errorf("it was answered with %q", line)
-		}
-		return true, nil
-	})
+	_, line, err := s.ask(ctx, "version")
+	if err == nil && !strings.HasPrefix(line, "VERSION ") {
+		return fmt.Errorf("memcached: version was answered with %q", line)
+	}
+	return err
 }
 
 // StopSignal ends the server; it has nothing to save.

@@ -4,9 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"maps"
 	"net"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,44 +16,47 @@ import (
 // as expired when somebody who asked for it or who needed room found it so, or the
 // server in passing.
 func (s *Server) Stats(ctx context.Context) (f sut.CacheFigures, err error) {
+	told, last, err := s.ask(ctx, "stats")
+	if err != nil {
+		return f, err
+	}
+	if last != "END" {
+		return f, fmt.Errorf("memcached: stats was answered with %q", last)
+	}
 	var reclaimed, crawled int64
-	wanted := map[string]*int64{
+	for name, figure := range map[string]*int64{
 		"get_hits": &f.Hits, "get_misses": &f.Misses, "evictions": &f.Evicted,
 		"get_expired": &f.Expired, "reclaimed": &reclaimed, "crawler_reclaimed": &crawled,
 		"curr_items": &f.Entries, "bytes": &f.Bytes, "limit_maxbytes": &f.MaxBytes,
-	}
-	err = s.ask(ctx, "stats", func(line string) (end bool, err error) {
-		if line == "END" {
-			return true, nil
+	} {
+		if *figure, err = strconv.ParseInt(told[name], 10, 64); err != nil {
+			return sut.CacheFigures{}, fmt.Errorf("memcached: stats: %s: %w", name, err)
 		}
-		word, rest, _ := strings.Cut(line, " ")
-		name, value, _ := strings.Cut(rest, " ")
-		if word != "STAT" {
-			return true, fmt.Errorf("it was answered with %q", line)
-		}
-		figure := wanted[name]
-		if figure == nil {
-			return false, nil
-		}
-		if *figure, err = strconv.ParseInt(value, 10, 64); err != nil {
-			return true, fmt.Errorf("%s: %w", name, err)
-		}
-		delete(wanted, name)
-		return false, nil
-	})
-	if err == nil && len(wanted) > 0 {
-		err = fmt.Errorf("memcached: stats: the answer lacks %s", strings.Join(slices.Sorted(maps.Keys(wanted)), ", "))
-	}
-	if err != nil {
-		return sut.CacheFigures{}, err
 	}
 	f.Expired += reclaimed + crawled
 	return f, nil
 }
 
-// ask sends commands over a connection of its own and takes the lines of the answers,
+// ask sends one command, and returns the statistics in the answer by name, and its last
+// line.
+func (s *Server) ask(ctx context.Context, command string) (told map[string]string, last string, err error) {
+	told = map[string]string{}
+	err = s.lines(ctx, command, func(line string) (end bool, err error) {
+		figure, is := strings.CutPrefix(line, "STAT ")
+		if !is {
+			last = line
+			return true, nil
+		}
+		name, value, _ := strings.Cut(figure, " ")
+		told[name] = value
+		return false, nil
+	})
+	return told, last, err
+}
+
+// lines sends commands over a connection of its own and takes the lines of the answers,
 // as they come, until take says that one was the last.
-func (s *Server) ask(ctx context.Context, command string, take func(line string) (end bool, err error)) error {
+func (s *Server) lines(ctx context.Context, command string, take func(line string) (end bool, err error)) error {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "tcp", s.Address())
 	if err != nil {
@@ -64,20 +65,15 @@ func (s *Server) ask(ctx context.Context, command string, take func(line string)
 	defer func() { _ = conn.Close() }() // all that was wanted is there
 	// Also when the caller just leaves: the deadline is then the past.
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
-	if _, err := fmt.Fprintf(conn, "%s\r\n", command); err != nil {
+	_, err = fmt.Fprintf(conn, "%s\r\n", command)
+	for answer, end := bufio.NewReader(conn), false; err == nil && !end; {
+		var line string
+		if line, err = answer.ReadString('\n'); err == nil {
+			end, err = take(strings.TrimRight(line, "\r\n"))
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("memcached: %.40q: %w", command, err)
 	}
-	for answer := bufio.NewReader(conn); ; {
-		line, err := answer.ReadString('\n')
-		if err != nil {
-			return fmt.Errorf("memcached: %.40q: %w", command, err)
-		}
-		end, err := take(strings.TrimRight(line, "\r\n"))
-		if err != nil {
-			return fmt.Errorf("memcached: %.40q: %w", command, err)
-		}
-		if end {
-			return nil
-		}
-	}
+	return nil
 }

@@ -4,9 +4,7 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
@@ -39,10 +37,6 @@ type webNode struct {
 
 // startApp starts a web host.
 func startApp(ctx context.Context, n process.Node) (c process.Component, err error) {
-	number, err := hostNumber(n.Config.Node)
-	if err != nil {
-		return c, err
-	}
 	w := webNode{node: n}
 	if w.bytes, err = blob.NewRing(blob.RingConfig{
 		Peers: n.Config.Wiring.Uses[sut.Blob], Copies: ladder.BlobOf(n.Config.Knobs).Copies,
@@ -68,7 +62,7 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 	}
 	w.app, err = app.New(app.Config{
 		Node: n.Config.Node, Store: front, Blobs: w.bytes, Sessions: sessions, Process: imaging.Process,
-		IDs: photos.NewIDSource(number, time.Now), Log: n.Log, Registry: n.Registry, Now: time.Now,
+		IDs: photos.NewIDSource(uint8(n.Config.IDHost), time.Now), Log: n.Log, Registry: n.Registry, Now: time.Now,
 		Service: n.Config.Service, Full: conns.Refused, LogRequests: ladder.LogsOf(n.Config.Knobs).Requests,
 	})
 	if err != nil {
@@ -205,16 +199,6 @@ func (w *webNode) operators() http.Handler {
 		process.SendJSON(answer, http.StatusOK, status)
 	})
 	return mux
-}
-
-// hostNumber is the part of an id that tells the hosts apart: the number at the
-// end of the node's name.
-func hostNumber(node string) (uint16, error) {
-	number, err := strconv.ParseUint(node[strings.LastIndexByte(node, '-')+1:], 10, 16)
-	if err != nil {
-		return 0, fmt.Errorf("web node %q has no number at the end of its name, which its ids are made from", node)
-	}
-	return uint16(number), nil
 }
 
 // smallestCompressed is the size in bytes below which compression saves next to

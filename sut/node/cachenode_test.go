@@ -12,7 +12,6 @@ import (
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/node"
-	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/sut/store"
 )
 
@@ -139,7 +138,7 @@ func cacheHostsChange(t *testing.T, uses map[sut.Role][]sut.Peer, knobs sut.Knob
 	for _, web := range c.webs {
 		client := browser(t)
 		for photo := range likedPhotos {
-			want, err := records.Photo(t.Context(), photos.ID(1+photo))
+			want, err := records.Photo(t.Context(), seededPhoto(1+photo))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -159,7 +158,7 @@ func (c *cacheTier) load(t *testing.T) (stop func()) {
 	}
 	likes := func() (sum int64) {
 		for photo := range likedPhotos {
-			p, err := records.Photo(t.Context(), photos.ID(1+photo))
+			p, err := records.Photo(t.Context(), seededPhoto(1+photo))
 			if err != nil {
 				t.Error(err)
 			}
@@ -196,7 +195,7 @@ func (c *cacheTier) load(t *testing.T) (stop func()) {
 }
 
 func (c *cacheTier) like(t *testing.T, web *running, client *http.Client, photo int) {
-	response, text := web.service().do(t, client, http.MethodPost, fmt.Sprintf("/api/photos/%d/like", photos.ID(1+photo)), "", nil)
+	response, text := web.service().do(t, client, http.MethodPost, fmt.Sprintf("/api/photos/%d/like", seededPhoto(1+photo)), "", nil)
 	if response.StatusCode >= 300 || response.Header.Get("X-Degraded") != "" {
 		t.Errorf("like photo %d: %s, degraded %q: %s", photo, response.Status, response.Header.Get("X-Degraded"), text)
 	}
@@ -204,7 +203,7 @@ func (c *cacheTier) like(t *testing.T, web *running, client *http.Client, photo 
 
 // read returns the version that a photo is read in.
 func (c *cacheTier) read(t *testing.T, web *running, client *http.Client, photo int) (version int64) {
-	response, text := web.service().do(t, client, http.MethodGet, fmt.Sprintf("/api/photos/%d", photos.ID(1+photo)), "", nil)
+	response, text := web.service().do(t, client, http.MethodGet, fmt.Sprintf("/api/photos/%d", seededPhoto(1+photo)), "", nil)
 	version, err := strconv.ParseInt(response.Header.Get("X-Record-Version"), 10, 64)
 	if response.StatusCode != http.StatusOK || err != nil {
 		t.Errorf("read photo %d: %s %s", photo, response.Status, text)

@@ -17,9 +17,9 @@ func startFiles(ctx context.Context, n process.Node) (c process.Component, err e
 		return c, err
 	}
 	s := ladder.BlobOf(n.Config.Knobs)
-	counts, _ := n.Config.Data.Counts() // without a data set there are no seeded photos
+	seeded, _ := n.Config.Data.Counts() // none without a data set
 	host := blob.NewHandler(blob.HandlerConfig{
-		Dir: dir, Log: n.Log, Registry: n.Registry, Node: n.Config.Node, Copies: s.Copies, Seeded: counts.Photos,
+		Dir: dir, Log: n.Log, Registry: n.Registry, Node: n.Config.Node, Copies: s.Copies, Seeded: seeded,
 		Capacity: int64(s.CapacityMB) * 1_000_000, LogRequests: ladder.LogsOf(n.Config.Knobs).Requests,
 	})
 	rewire := func(ctx context.Context, w sut.Wiring) error { return host.SetMembers(ctx, w.Uses[sut.Blob], w.Moving) }

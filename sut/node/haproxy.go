@@ -11,11 +11,6 @@ import (
 	"github.com/stagebench/stagebench/sut/node/process"
 )
 
-func haproxyInstalled() error {
-	_, err := haproxy.Find()
-	return err
-}
-
 // startHAProxy starts the native balancer.
 func startHAProxy(ctx context.Context, n process.Node) (c process.Component, err error) {
 	install, err := haproxy.Find()

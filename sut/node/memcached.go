@@ -10,11 +10,6 @@ import (
 	"github.com/stagebench/stagebench/sut/node/process"
 )
 
-func memcachedInstalled() error {
-	_, err := memcached.Find()
-	return err
-}
-
 // startMemcached starts the other native cache.
 func startMemcached(ctx context.Context, n process.Node) (c process.Component, err error) {
 	install, err := memcached.Find()

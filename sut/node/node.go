@@ -13,7 +13,11 @@ import (
 	"io"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/haproxy"
+	"github.com/stagebench/stagebench/sut/memcached"
 	"github.com/stagebench/stagebench/sut/node/process"
+	"github.com/stagebench/stagebench/sut/postgres"
+	"github.com/stagebench/stagebench/sut/redis"
 )
 
 // engine is what realises a role.
@@ -23,19 +27,28 @@ type engine struct {
 	// installed says whether a native server is there, and if not, how to get it; nil =
 	// the engine is in this binary.
 	installed func() error
+	version   func() (string, error) // of the files that it writes; databases only
 }
 
 func engines() map[sut.Engine]engine {
 	return map[sut.Engine]engine{
-		sut.App:        {sut.Web, startApp, nil},
-		sut.Files:      {sut.Blob, startFiles, nil},
-		sut.SQLite:     {sut.DB, startSQLite, nil},
-		sut.Postgres:   {sut.DB, startPostgres, postgresInstalled},
-		sut.RESP:       {sut.Cache, startRESP, nil},
-		sut.Redis:      {sut.Cache, startRedis, redisInstalled},
-		sut.Memcached:  {sut.Cache, startMemcached, memcachedInstalled},
-		sut.OwnBalance: {sut.Balance, startBalance, nil},
-		sut.HAProxy:    {sut.Balance, startHAProxy, haproxyInstalled},
+		sut.App:        {role: sut.Web, start: startApp},
+		sut.Files:      {role: sut.Blob, start: startFiles},
+		sut.SQLite:     {role: sut.DB, start: startSQLite, version: sqliteVersion},
+		sut.Postgres:   {role: sut.DB, start: startPostgres, version: postgresVersion, installed: installed(postgres.Find)},
+		sut.RESP:       {role: sut.Cache, start: startRESP},
+		sut.Redis:      {role: sut.Cache, start: startRedis, installed: installed(redis.Find)},
+		sut.Memcached:  {role: sut.Cache, start: startMemcached, installed: installed(memcached.Find)},
+		sut.OwnBalance: {role: sut.Balance, start: startBalance},
+		sut.HAProxy:    {role: sut.Balance, start: startHAProxy, installed: installed(haproxy.Find)},
+	}
+}
+
+// installed says what hinders finding a server.
+func installed[T any](find func() (T, error)) func() error {
+	return func() error {
+		_, err := find()
+		return err
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/stagebench/stagebench/sut/imaging"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node"
+	"github.com/stagebench/stagebench/sut/photos"
 )
 
 // running is a node in this process, driven through its contract.
@@ -31,6 +32,7 @@ func start(t testing.TB, c sut.NodeConfig) *running {
 	t.Helper()
 	c.Listen, c.Procs, c.DrainSeconds = "127.0.0.1", 2, 5
 	c.Knobs = ladder.Complete(c.Knobs)
+	_, _ = fmt.Sscanf(c.Node, "web-%d", &c.IDHost) // other nodes have none
 	c.Data = sut.Data{Size: "small", Seed: 1}
 	document, err := json.Marshal(c)
 	if err != nil {
@@ -86,6 +88,18 @@ func serve(t testing.TB) service {
 	database[sut.Blob] = []sut.Peer{{Node: "blob-1", Address: blob.ready.Address}}
 	web := start(t, sut.NodeConfig{Node: "web-1", Role: sut.Web, Engine: sut.App, Dir: t.TempDir(), Wiring: sut.Wiring{Uses: database}})
 	return service{url: "http://" + web.ready.Address, db: db}
+}
+
+// photoPath and imagePath are where the seeded photo with that index is.
+func photoPath(index int) string { return fmt.Sprintf("/api/photos/%d", seededPhoto(index)) }
+
+func imagePath(index int, variant string) string {
+	return fmt.Sprintf("/img/%d/%s.jpg", seededPhoto(index), variant)
+}
+
+func seededPhoto(index int) photos.ID {
+	counts, _ := sut.Data{Size: "small"}.Counts()
+	return photos.PhotoID(index, counts)
 }
 
 // browser keeps cookies, as users' do.
@@ -182,11 +196,11 @@ func withoutDatabase(t *testing.T, s service, c *http.Client) {
 	if err := s.db.end(t); err != nil {
 		t.Error(err)
 	}
-	if response, _ := s.do(t, c, http.MethodPost, "/api/photos/1/like", "", nil); response.StatusCode != http.StatusServiceUnavailable ||
+	if response, _ := s.do(t, c, http.MethodPost, photoPath(1)+"/like", "", nil); response.StatusCode != http.StatusServiceUnavailable ||
 		response.Header.Get("X-Degraded") != "db" || response.Header.Get("Retry-After") == "" {
 		t.Errorf("a like without a database: %s %v", response.Status, response.Header)
 	}
-	if response, _ := s.do(t, c, http.MethodGet, "/img/1/thumb.jpg", "", nil); response.StatusCode != http.StatusOK {
+	if response, _ := s.do(t, c, http.MethodGet, imagePath(1, "thumb"), "", nil); response.StatusCode != http.StatusOK {
 		t.Errorf("an image without a database: %s", response.Status)
 	}
 }
@@ -214,7 +228,7 @@ func TestContract(t *testing.T) {
 	})
 	for name, document := range map[string]string{
 		"no document": "", "no JSON": "hello", "unknown field": `{"node":"a","colour":"red"}`,
-		"no such engine": `{"node":"a","role":"db","engine":"mysql"}`, "web without database": `{"node":"web-1","role":"web","engine":"app","listen":"127.0.0.1"}`,
+		"no such engine": `{"node":"a","role":"db","engine":"mysql"}`, "web without database": `{"node":"web-1","role":"web","engine":"app","listen":"127.0.0.1","id_host":1}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer

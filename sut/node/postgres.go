@@ -14,9 +14,10 @@ import (
 	"github.com/stagebench/stagebench/sut/postgres"
 )
 
-func postgresInstalled() error {
-	_, err := postgres.Find()
-	return err
+// postgresVersion is the version of the files of the database.
+func postgresVersion() (string, error) {
+	install, err := postgres.Find()
+	return install.Version, err
 }
 
 // A postmaster that dies by SIGKILL would leave its backends behind; SIGQUIT is its

@@ -4,10 +4,10 @@ import (
 	"context"
 
 	"github.com/stagebench/stagebench/sut"
-	"github.com/stagebench/stagebench/sut/app"
 	"github.com/stagebench/stagebench/sut/cache"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node/process"
+	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/sut/store"
 )
 
@@ -47,7 +47,7 @@ func openStore(ctx context.Context, n process.Node, readPrimary bool) (*store.St
 
 // cached puts the cache tier, if there is one, in front of the records. The client of
 // its hosts is nil without.
-func cached(n process.Node, records *store.Store) (app.Store, *cache.Client, error) {
+func cached(n process.Node, records *store.Store) (photos.Records, *cache.Client, error) {
 	hosts := n.Config.Wiring.Active(sut.Cache)
 	if len(hosts) == 0 {
 		return records, nil, nil

@@ -10,11 +10,6 @@ import (
 	"github.com/stagebench/stagebench/sut/redis"
 )
 
-func redisInstalled() error {
-	_, err := redis.Find()
-	return err
-}
-
 // startRedis starts the native cache.
 func startRedis(ctx context.Context, n process.Node) (c process.Component, err error) {
 	install, err := redis.Find()

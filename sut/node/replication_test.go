@@ -300,14 +300,14 @@ func TestDatabasesOfAWebNode(t *testing.T) {
 		t.Fatalf("login: %d %s", response.StatusCode, text)
 	}
 	like := func() string {
-		response, text := s.do(t, c, http.MethodPost, "/api/photos/1/like", "", nil)
+		response, text := s.do(t, c, http.MethodPost, photoPath(1)+"/like", "", nil)
 		if response.StatusCode >= 300 {
 			t.Fatalf("like: %d %s", response.StatusCode, text)
 		}
 		return response.Header.Get("X-Record-Version")
 	}
 	read := func() string {
-		response, _ := s.do(t, c, http.MethodGet, "/api/photos/1", "", nil)
+		response, _ := s.do(t, c, http.MethodGet, photoPath(1), "", nil)
 		return response.Header.Get("X-Record-Version")
 	}
 	before := read()

@@ -14,12 +14,19 @@ import (
 
 // seederVersion is part of a template's identity besides the schema: it changes
 // whenever the seeded rows or bytes do.
-const seederVersion = "1"
+const seederVersion = "2"
 
-// TemplateVersion identifies what a seeded database and a seeded blob directory
-// hold, for a given sut.Data and engine: a template of another version is made
-// anew.
-func TemplateVersion() string { return seederVersion + "-" + store.SchemaDigest() }
+// TemplateVersion identifies what a seeded database of an engine and a seeded
+// blob directory hold, for a given sut.Data: the seeder, the schema, and the
+// version of the engine that writes the files. A template of another version is
+// made anew.
+func TemplateVersion(database sut.Engine) (string, error) {
+	version, err := engines()[database].version()
+	if err != nil {
+		return "", err
+	}
+	return seederVersion + "-" + store.SchemaDigest() + "-" + version, nil
+}
 
 // seed fills an empty database and an empty blob directory. It is ready when
 // both are complete.

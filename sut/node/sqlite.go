@@ -12,6 +12,9 @@ import (
 	"github.com/stagebench/stagebench/sut/store"
 )
 
+// sqliteVersion is the version of the files of the database.
+func sqliteVersion() (string, error) { return sqlite.LibraryVersion, nil }
+
 // startSQLite starts the embedded database.
 func startSQLite(ctx context.Context, n process.Node) (c process.Component, err error) {
 	listener, err := n.Listen()

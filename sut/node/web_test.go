@@ -294,7 +294,7 @@ func textsAreCompressed(t *testing.T, uses map[sut.Role][]sut.Peer) {
 		t.Errorf("asked for again by its tag %s: %s", first.Header.Get("Etag"), again.Status)
 	}
 	// What is small, a part of something, or a picture stays as it is.
-	for path, header := range map[string][]string{"/api/photos/1": accept, "/img/1/original.jpg": accept, "/static/app.css": append(accept, "Range", "bytes=0-1199")} {
+	for path, header := range map[string][]string{photoPath(1): accept, imagePath(1, "original"): accept, "/static/app.css": append(accept, "Range", "bytes=0-1199")} {
 		want, text := send(plain, "GET", path, header...)
 		got, same := send(packed, "GET", path, header...)
 		if got.Header.Get("Content-Encoding") != "" || got.StatusCode != want.StatusCode || !bytes.Equal(text, same) || got.Header.Get("Etag") != want.Header.Get("Etag") {
@@ -328,7 +328,7 @@ func adminAddress(t *testing.T, uses map[sut.Role][]sut.Peer) {
 		contains      string
 	}{
 		"/metrics": {200, 404, "stagebench_http_connections_open"}, "/healthz": {200, 200, "alive"}, "/readyz": {200, 200, `"db":"ok"`},
-		"/status": {200, 404, `"node":"web-1"`}, "/api/photos/1": {404, 200, "error"},
+		"/status": {200, 404, `"node":"web-1"`}, photoPath(1): {404, 200, "error"},
 	} {
 		if status, text := w.admin(t, http.MethodGet, path, ""); status != want.admin || !strings.Contains(text, want.contains) {
 			t.Errorf("operators get %s: %d %s", path, status, text)

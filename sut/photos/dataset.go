@@ -16,18 +16,29 @@ const SeedEpochUS = 1_767_225_600_000_000
 
 const yearUS = 365 * 24 * 3600 * 1_000_000
 
+// Owner returns the user to whom the photo with that index, from 1, belongs in
+// every data set of these counts.
+func Owner(photo int, counts sut.DataCounts) ID { return ID((photo-1)%counts.Users + 1) }
+
+// PhotoID returns the id of the photo with that index, from 1, in every data set
+// of these counts.
+func PhotoID(photo int, counts sut.DataCounts) ID {
+	return seededID(photo, BucketOf(Owner(photo, counts)))
+}
+
 // Dataset is a seeded data set: what a service that has run for a year would
 // hold. The same counts and seed give the same rows on every machine, in the
 // same order.
 //
-// Ids of each kind are 1..N. Who is who needs no look-up:
+// Users have the ids 1..N. Photos and comments have indexes 1..N, from which
+// their ids are made. Who is who needs no look-up:
 //   - user i logs in as sut.SeedLogin(i) with sut.SeedPassword;
-//   - photo p belongs to user (p-1) mod Users + 1, see Owner;
+//   - photo p has the id PhotoID(p, counts) and belongs to user Owner(p, counts);
 //   - user 1 has the most followers, then user 2: in-degree falls with the
 //     power 0.8 of the rank (an exponent of 2.25 of the degree distribution,
 //     inside the 2 to 3 of real social networks), so that about half of all
 //     users follow user 1;
-//   - a photo with a higher id is newer.
+//   - a photo with a higher index has a higher id and is newer.
 //
 // Rows are generated as they are iterated and never kept: a data set holds one
 // counter per user and photo, and so does each iteration of Follows. The
@@ -41,7 +52,7 @@ type Dataset struct {
 	followers []int32 // by user: who follow this one
 	following []int32 // by user: whom this one follows
 	posted    []int32 // by user: photos
-	comments  []int32 // by photo
+	comments  []int32 // by index of the photo
 
 	imageBytes []int64 // by pool image; nil = not known
 }
@@ -63,7 +74,7 @@ func NewDataset(counts sut.DataCounts, seed uint64) *Dataset {
 		d.followers[followee]++
 	}
 	for p := range counts.Photos {
-		d.posted[d.Owner(ID(p+1))]++
+		d.posted[Owner(p+1, d.counts)]++
 	}
 	draw := newDraw(d.seed, streamCommentPhoto)
 	for c := range counts.Comments {
@@ -83,11 +94,9 @@ func (d *Dataset) WithImageBytes(bytes []int64) *Dataset {
 // Counts returns what was asked for. Follows may give a few less.
 func (d *Dataset) Counts() sut.DataCounts { return d.counts }
 
-// Owner returns the user to whom a seeded photo belongs.
-func (d *Dataset) Owner(photo ID) ID { return (photo-1)%ID(d.counts.Users) + 1 }
-
-// ImageOf returns the pool image, 0..Images-1, that a seeded photo shows.
-func (d *Dataset) ImageOf(photo ID) int {
+// ImageOf returns the pool image, 0..Images-1, that the photo with that index
+// shows.
+func (d *Dataset) ImageOf(photo int) int {
 	return int(mix(mix(d.seed^streamImage)^uint64(photo)) % uint64(d.counts.Images))
 }
 
@@ -117,7 +126,7 @@ func (d *Dataset) ImageSize(i int) (width, height int) {
 func (d *Dataset) Images() iter.Seq2[ID, int] {
 	return func(yield func(ID, int) bool) {
 		for p := range d.counts.Photos {
-			if !yield(ID(p+1), d.ImageOf(ID(p+1))) {
+			if !yield(PhotoID(p+1, d.counts), d.ImageOf(p+1)) {
 				return
 			}
 		}
@@ -154,10 +163,10 @@ func (d *Dataset) Photos() iter.Seq[Photo] {
 		draw := newDraw(d.seed, streamPhoto)
 		for p := 1; p <= d.counts.Photos; p++ {
 			rng := draw.at(uint64(p))
-			image := d.ImageOf(ID(p))
+			image := d.ImageOf(p)
 			width, height := d.ImageSize(image)
 			photo := Photo{
-				ID: ID(p), UserID: d.Owner(ID(p)), State: StateReady, Width: width, Height: height,
+				ID: PhotoID(p, d.counts), UserID: Owner(p, d.counts), State: StateReady, Width: width, Height: height,
 				CreatedUS: spread(rng, SeedEpochUS-yearUS, p, d.counts.Photos),
 				Title:     photoTitle(rng),
 				Comments:  int64(d.comments[p]),
@@ -185,9 +194,10 @@ func (d *Dataset) Comments() iter.Seq[Comment] {
 			on := d.commented(photo, c)
 			born := spread(posted.at(uint64(on)), SeedEpochUS-yearUS, on, d.counts.Photos)
 			rng := body.at(uint64(c))
+			id := PhotoID(on, d.counts)
 			if !yield(Comment{
-				ID:        ID(c),
-				PhotoID:   ID(on),
+				ID:        seededID(c, id.Bucket()),
+				PhotoID:   id,
 				UserID:    ID(rng.IntN(d.counts.Users) + 1),
 				Text:      commentText(rng),
 				CreatedUS: born + 1 + rng.Int64N(SeedEpochUS-born),
@@ -249,8 +259,8 @@ func (d *Dataset) edges() iter.Seq2[ID, ID] {
 	}
 }
 
-// commented returns the photo of comment c. Popular photos are scattered over
-// all ids, so that they are neither all old nor all of one user.
+// commented returns the index of the photo of comment c. Popular photos are
+// scattered over all of them, so that they are neither all old nor all of one user.
 func (d *Dataset) commented(draw *draw, c int) int {
 	rank := powerLaw(draw.at(uint64(c)), d.counts.Photos)
 	return int(mix(mix(d.seed^streamPopular)^uint64(rank))%uint64(d.counts.Photos)) + 1

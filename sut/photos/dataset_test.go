@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/stagebench/stagebench/sut"
@@ -77,43 +78,80 @@ func TestRowsAreWellFormed(t *testing.T) {
 	}
 	d := photos.NewDataset(counts, 1).WithImageBytes(sizes)
 	born := map[photos.ID]int64{}
-	var id photos.ID
+	var index int
 	var last int64
 	for u := range d.Users() {
-		id++
-		if u.ID != id || u.Login != sut.SeedLogin(int(id)) || !u.CheckPassword(sut.SeedPassword) || u.Version != 1 || u.Name == "" || u.CreatedUS <= last {
-			t.Fatalf("user %d: %+v", id, u)
+		index++
+		if u.ID != photos.ID(index) || u.Login != sut.SeedLogin(index) || !u.CheckPassword(sut.SeedPassword) || u.Version != 1 || u.Name == "" || u.CreatedUS <= last {
+			t.Fatalf("user %d: %+v", index, u)
 		}
 		last = u.CreatedUS
 		born[u.ID] = u.CreatedUS
 	}
 	taken := map[photos.ID]int64{}
-	id = 0
+	var newest photos.ID
+	index = 0
 	titles := map[string]bool{}
 	for p := range d.Photos() {
-		id++
-		width, height := d.ImageSize(d.ImageOf(id))
-		if p.ID != id || p.UserID != d.Owner(id) || p.State != photos.StateReady || p.Width != width || p.Height != height ||
-			p.Bytes != int64(1000+d.ImageOf(id)) || p.Likes < 0 || p.Version != 1 || !utf8.ValidString(p.Title) || p.Title == "" {
-			t.Fatalf("photo %d: %+v", id, p)
+		index++
+		width, height := d.ImageSize(d.ImageOf(index))
+		if p.ID != photos.PhotoID(index, counts) || p.ID <= newest || !p.ID.Seeded() || p.UserID != photos.Owner(index, counts) ||
+			p.State != photos.StateReady || p.Width != width || p.Height != height ||
+			p.Bytes != int64(1000+d.ImageOf(index)) || p.Likes < 0 || p.Version != 1 || !utf8.ValidString(p.Title) || p.Title == "" {
+			t.Fatalf("photo %d: %+v", index, p)
 		}
 		if p.CreatedUS <= last || p.CreatedUS <= born[p.UserID] || p.CreatedUS > photos.SeedEpochUS {
-			t.Fatalf("photo %d was created at %d: before its owner, an older photo, or after the end", id, p.CreatedUS)
+			t.Fatalf("photo %d was created at %d: before its owner, an older photo, or after the end", index, p.CreatedUS)
 		}
-		last, taken[p.ID], titles[p.Title] = p.CreatedUS, p.CreatedUS, true
+		newest, last, taken[p.ID], titles[p.Title] = p.ID, p.CreatedUS, p.CreatedUS, true
 	}
 	if len(born) != counts.Users || len(taken) != counts.Photos || len(titles) < 500 {
 		t.Errorf("%d users, %d photos, %d different titles", len(born), len(taken), len(titles))
 	}
-	id = 0
+	newest, index = 0, 0
 	for c := range d.Comments() {
-		id++
-		if c.ID != id || born[c.UserID] == 0 || c.Text == "" || c.CreatedUS <= taken[c.PhotoID] || c.CreatedUS > photos.SeedEpochUS {
-			t.Fatalf("comment %d: %+v", id, c)
+		index++
+		if c.ID <= newest || !c.ID.Seeded() || taken[c.PhotoID] == 0 || born[c.UserID] == 0 ||
+			c.Text == "" || c.CreatedUS <= taken[c.PhotoID] || c.CreatedUS > photos.SeedEpochUS {
+			t.Fatalf("comment %d: %+v", index, c)
 		}
+		newest = c.ID
 	}
-	if int(id) != counts.Comments {
-		t.Errorf("%d comments, want %d", id, counts.Comments)
+	if index != counts.Comments {
+		t.Errorf("%d comments, want %d", index, counts.Comments)
+	}
+}
+
+// A user's own bucket, that of his photos and that of the comments on them agree,
+// of seeded records and of those made later. The sources are those of several
+// hosts.
+func TestBucketsAgree(t *testing.T) {
+	const many = 100_000
+	d := photos.NewDataset(sut.DataCounts{Users: many, Photos: many, Comments: many, Images: 1}, 1)
+	var hosts []*photos.IDSource
+	for host := range uint8(4) {
+		hosts = append(hosts, photos.NewIDSource(host+1, time.Now))
+	}
+	owners, seen := map[photos.ID]photos.ID{}, map[photos.ID]bool{}
+	check := func(what string, id, owner photos.ID) {
+		t.Helper()
+		if id.Bucket() != photos.BucketOf(owner) || seen[id] {
+			t.Fatalf("%s %d: bucket %d, that of user %d is %d; seen before: %t",
+				what, id, id.Bucket(), owner, photos.BucketOf(owner), seen[id])
+		}
+		seen[id] = true
+	}
+	for p := range d.Photos() {
+		check("seeded photo", p.ID, p.UserID)
+		owners[p.ID] = p.UserID
+		made := hosts[p.UserID%4].Next(photos.BucketOf(p.UserID))
+		check("photo", made, p.UserID)
+		check("comment", hosts[p.UserID/4%4].Next(made.Bucket()), p.UserID)
+	}
+	clear(seen) // comments are another kind of record
+	for c := range d.Comments() {
+		check("seeded comment", c.ID, owners[c.PhotoID])
+		check("comment", hosts[c.UserID%4].Next(c.PhotoID.Bucket()), owners[c.PhotoID])
 	}
 }
 
@@ -174,7 +212,7 @@ func TestDatasetIsTheSameEverywhere(t *testing.T) {
 		}
 		return fmt.Sprintf("%x", sum.Sum(nil)[:8])
 	}
-	if got, want := digest(1), "04257a9d91e82339"; got != want {
+	if got, want := digest(1), "74adf1417d75871a"; got != want {
 		t.Errorf("seed 1 gives rows %s, want %s", got, want)
 	}
 	if digest(1) == digest(2) {

@@ -19,8 +19,9 @@ var (
 	ErrUnavailable = errors.New("store unavailable") // the database cannot be reached
 )
 
-// ID identifies a record. Seeded records have small ids (1, 2, 3 ...); ids made
-// at run time come from an IDSource and never collide with them.
+// ID identifies a record. Seeded users have the ids 1, 2, 3 ...; ids of photos
+// and comments carry a bucket. Those made at run time come from an IDSource, and
+// are above all seeded ones.
 type ID int64
 
 // Processing states of a photo.

@@ -1,13 +1,17 @@
 package photos_test
 
 import (
+	"math"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
+// Workers share a source: no id comes twice, and each worker sees ids of its
+// bucket grow.
 func TestIDsAreUniqueAndGrow(t *testing.T) {
 	source := photos.NewIDSource(7, time.Now)
 	const workers, each = 8, 5_000
@@ -16,7 +20,7 @@ func TestIDsAreUniqueAndGrow(t *testing.T) {
 	for w := range workers {
 		group.Go(func() {
 			for range each {
-				made[w] = append(made[w], source.Next())
+				made[w] = append(made[w], source.Next(photos.Bucket(w)))
 			}
 		})
 	}
@@ -35,18 +39,60 @@ func TestIDsAreUniqueAndGrow(t *testing.T) {
 	}
 }
 
+// 16 hosts make more ids in one millisecond than it has room for, in few buckets.
 func TestIDsOfHostsDiffer(t *testing.T) {
 	at := time.Date(2026, 5, 1, 0, 0, 0, 0, time.UTC)
-	frozen := func() time.Time { return at }
-	a, b := photos.NewIDSource(1, frozen), photos.NewIDSource(2, frozen)
+	var hosts []*photos.IDSource
+	for host := range uint8(16) {
+		hosts = append(hosts, photos.NewIDSource(255-host, func() time.Time { return at }))
+	}
 	seen := map[photos.ID]bool{}
-	for range 1000 {
-		for _, id := range []photos.ID{a.Next(), b.Next()} {
+	for n := range 1000 {
+		for host, source := range hosts {
+			id := source.Next(photos.Bucket(n % 3))
 			if seen[id] {
-				t.Fatalf("id %d was made by both hosts", id)
+				t.Fatalf("id %d of host %d was made before", id, host)
 			}
 			seen[id] = true
 		}
+	}
+}
+
+// Whatever their buckets, ids of a later millisecond are higher; within one, those
+// of a bucket are.
+func TestIDsAreSortedByTime(t *testing.T) {
+	at := time.Date(2026, 5, 1, 0, 0, 0, 0, time.UTC)
+	source := photos.NewIDSource(255, func() time.Time { return at })
+	var highest photos.ID
+	for range 100 {
+		at = at.Add(time.Millisecond)
+		before, last := highest, map[photos.Bucket]photos.ID{}
+		for n := range 16 {
+			b := photos.Bucket((photos.Buckets - 1) * (n % 2))
+			id := source.Next(b)
+			if id <= before || id <= last[b] || id.Bucket() != b {
+				t.Fatalf("id %d of bucket %d comes after %d of the millisecond before and %d of its bucket", id, b, before, last[b])
+			}
+			highest, last[b] = max(highest, id), id
+		}
+	}
+}
+
+// Users are spread evenly over the buckets. The bound is that of 1 in 1,000, by
+// Wilson and Hilferty's formula; ids are fixed, so it holds always or never.
+func TestBucketsAreUniform(t *testing.T) {
+	const users, df = 100_000, photos.Buckets - 1
+	var counts [photos.Buckets]float64
+	for user := range photos.ID(users) {
+		counts[photos.BucketOf(user+1)]++
+	}
+	var chi float64
+	for _, n := range counts {
+		want := float64(users) / photos.Buckets
+		chi += (n - want) * (n - want) / want
+	}
+	if bound := df * math.Pow(1-2/(9.0*df)+3.09*math.Sqrt(2/(9.0*df)), 3); chi > bound {
+		t.Errorf("chi-square %.1f, want at most %.1f", chi, bound)
 	}
 }
 
@@ -64,11 +110,11 @@ func TestIDsSurviveClocks(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			at := test.at
-			source := photos.NewIDSource(65535, func() time.Time { at = at.Add(-time.Millisecond); return at })
-			previous := photos.ID(1 << 40)
+			source := photos.NewIDSource(255, func() time.Time { at = at.Add(-time.Millisecond); return at })
+			previous := photos.PhotoID(1<<24-1, sut.DataCounts{Users: 1})
 			for range 200 {
-				id := source.Next()
-				if id <= previous {
+				id := source.Next(0)
+				if id <= previous || id.Seeded() {
 					t.Fatalf("id %d does not come after %d", id, previous)
 				}
 				previous = id

@@ -14,12 +14,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -123,11 +121,11 @@ func (s *Server) Stats(ctx context.Context) (sut.CacheFigures, error) {
 	if err != nil {
 		return sut.CacheFigures{}, fmt.Errorf("redis: INFO: %w", err)
 	}
-	figures, err := parseInfo(text)
+	f, err := parseInfo(text)
 	if err != nil {
-		return sut.CacheFigures{}, fmt.Errorf("redis: INFO: %w", err)
+		return f, fmt.Errorf("redis: INFO: %w", err)
 	}
-	return figures, nil
+	return f, nil
 }
 
 // ask sends one command and returns the first line of the answer, or the text when it
@@ -171,27 +169,31 @@ const longestInfo = 1 << 20
 
 // parseInfo reads the figures of an INFO.
 func parseInfo(text string) (f sut.CacheFigures, err error) {
-	wanted := map[string]*int64{
-		"keyspace_hits": &f.Hits, "keyspace_misses": &f.Misses, "evicted_keys": &f.Evicted, "expired_keys": &f.Expired,
-		"used_memory": &f.Bytes, "maxmemory": &f.MaxBytes,
-	}
+	told := map[string]string{"db0": "keys=0,"} // there is no such line when it is empty
 	for line := range strings.Lines(text) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-		figure := wanted[name]
-		if name == "db0" { // keys=1,expires=0,avg_ttl=0; there is none when it is empty
-			figure = &f.Entries
-			value, _, _ = strings.Cut(strings.TrimPrefix(value, "keys="), ",")
-		}
-		if figure == nil {
-			continue
-		}
-		if *figure, err = strconv.ParseInt(value, 10, 64); err != nil {
-			return f, fmt.Errorf("%s: %w", name, err)
-		}
-		delete(wanted, name)
+		told[name] = value
 	}
-	if len(wanted) > 0 {
-		return f, fmt.Errorf("it lacks %s", strings.Join(slices.Sorted(maps.Keys(wanted)), ", "))
+	told["db0"], _, _ = strings.Cut(strings.TrimPrefix(told["db0"], "keys="), ",")
+	for _, wanted := range []struct {
+		name   string
+		figure *int64
+	}{
+		{"keyspace_hits", &f.Hits},
+		{"keyspace_misses", &f.Misses},
+		{"evicted_keys", &f.Evicted},
+		{"expired_keys", &f.Expired},
+		{"db0", &f.Entries},
+		{"used_memory", &f.Bytes},
+		{"maxmemory", &f.MaxBytes},
+	} {
+		value, found := told[wanted.name]
+		if !found {
+			return sut.CacheFigures{}, fmt.Errorf("it lacks %s", wanted.name)
+		}
+		if *wanted.figure, err = strconv.ParseInt(value, 10, 64); err != nil {
+			return sut.CacheFigures{}, fmt.Errorf("%s: %w", wanted.name, err)
+		}
 	}
 	return f, nil
 }

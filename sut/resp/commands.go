@@ -4,15 +4,13 @@ import (
 	"math"
 	"strconv"
 	"strings"
-
-	"github.com/tidwall/redcon"
 )
 
 // command is how one command is answered. Errors have the words of Redis, which
 // clients know.
 type command struct {
 	least, most int // arguments, the name included; most 0 = any number
-	run         func(s *Server, c redcon.Conn, args [][]byte)
+	run         func(s *Server, c *conn, args [][]byte)
 }
 
 // aboutValues lists the commands on what the server holds, by name in lower case. A
@@ -25,12 +23,12 @@ func aboutValues() map[string]command {
 		"mget":     {2, 0, (*Server).mget},
 		"del":      {2, 0, (*Server).del},
 		"exists":   {2, 0, (*Server).exists},
-		"expire":   {3, 3, func(s *Server, c redcon.Conn, args [][]byte) { s.expire(c, args, 1000) }},
-		"pexpire":  {3, 3, func(s *Server, c redcon.Conn, args [][]byte) { s.expire(c, args, 1) }},
-		"ttl":      {2, 2, func(s *Server, c redcon.Conn, args [][]byte) { s.ttl(c, args, 1000) }},
-		"pttl":     {2, 2, func(s *Server, c redcon.Conn, args [][]byte) { s.ttl(c, args, 1) }},
+		"expire":   {3, 3, func(s *Server, c *conn, args [][]byte) { s.expire(c, args, 1000) }},
+		"pexpire":  {3, 3, func(s *Server, c *conn, args [][]byte) { s.expire(c, args, 1) }},
+		"ttl":      {2, 2, func(s *Server, c *conn, args [][]byte) { s.ttl(c, args, 1000) }},
+		"pttl":     {2, 2, func(s *Server, c *conn, args [][]byte) { s.ttl(c, args, 1) }},
 		"incrby":   {3, 3, (*Server).incrBy},
-		"dbsize":   {1, 1, func(s *Server, c redcon.Conn, _ [][]byte) { c.WriteInt64(s.store.stats().Entries) }},
+		"dbsize":   {1, 1, func(s *Server, c *conn, _ [][]byte) { c.number(s.store.stats().Entries) }},
 		"flushall": {1, 2, (*Server).flushAll},
 		"info":     {1, 0, (*Server).info},
 		"config":   {2, 0, (*Server).config},
@@ -42,7 +40,7 @@ func aboutValues() map[string]command {
 func aboutConnections() map[string]command {
 	return map[string]command{
 		"ping":    {1, 2, ping},
-		"echo":    {2, 2, func(_ *Server, c redcon.Conn, args [][]byte) { c.WriteBulk(args[1]) }},
+		"echo":    {2, 2, func(_ *Server, c *conn, args [][]byte) { c.bulk(args[1]) }},
 		"quit":    {1, 0, quit},
 		"select":  {2, 2, selectDB},
 		"client":  {2, 0, client},
@@ -58,24 +56,26 @@ const (
 // longestName is that of the command whose name is longest, or more.
 const longestName = 16
 
-func (s *Server) handle(c redcon.Conn, cmd redcon.Command) {
+func (s *Server) handle(c *conn, args [][]byte) {
 	s.commands.Add(1)
 	// On the stack: every command comes by here.
 	var lower [longestName]byte
-	n := copy(lower[:], cmd.Args[0])
+	n := copy(lower[:], args[0])
 	for i, b := range lower[:n] {
 		if b >= 'A' && b <= 'Z' {
 			lower[i] = b + 'a' - 'A'
 		}
 	}
 	known, found := s.table[string(lower[:n])]
-	switch {
-	case !found || len(cmd.Args[0]) > longestName:
-		c.WriteError(unknown(cmd.Args))
-	case len(cmd.Args) < known.least || known.most > 0 && len(cmd.Args) > known.most:
-		c.WriteError(wrongNumber(string(lower[:n])))
+	switch name := string(lower[:n]); {
+	case !found && (name == "post" || name == "host:"):
+		c.quit = true // HTTP: somebody's browser was made to come here. Redis, too, has no answer
+	case !found || len(args[0]) > longestName:
+		c.refuse(unknown(args))
+	case len(args) < known.least || known.most > 0 && len(args) > known.most:
+		c.refuse(wrongNumber(name))
 	default:
-		known.run(s, c, cmd.Args)
+		known.run(s, c, args)
 	}
 }
 
@@ -95,27 +95,20 @@ func wrongNumber(name string) string {
 	return "ERR wrong number of arguments for '" + name + "' command"
 }
 
-func (s *Server) get(c redcon.Conn, args [][]byte) {
+func (s *Server) get(c *conn, args [][]byte) {
 	s.writeValue(c, args[1], s.store.clock())
 }
 
-// flushBytes is how large a value is that is sent at once. redcon sends answers when
-// all commands that came together are answered: many large ones would be in memory.
-const flushBytes = 64 << 10
-
-func (s *Server) writeValue(c redcon.Conn, key []byte, now int64) {
+func (s *Server) writeValue(c *conn, key []byte, now int64) {
 	if value, found := s.store.of(key).get(key, now); found {
-		c.WriteBulk(value)
-		if w := redcon.BaseWriter(c); w != nil && len(value) >= flushBytes {
-			_ = w.Flush() // the writer keeps the error for the end of the batch
-		}
+		c.bulk(value)
 	} else {
-		c.WriteNull()
+		c.null()
 	}
 }
 
-func (s *Server) mget(c redcon.Conn, args [][]byte) {
-	c.WriteArray(len(args) - 1)
+func (s *Server) mget(c *conn, args [][]byte) {
+	c.array(len(args) - 1)
 	now := s.store.clock()
 	for _, key := range args[1:] {
 		s.writeValue(c, key, now)
@@ -123,7 +116,7 @@ func (s *Server) mget(c redcon.Conn, args [][]byte) {
 }
 
 // set is SET key value [NX | XX] [EX seconds | PX milliseconds].
-func (s *Server) set(c redcon.Conn, args [][]byte) {
+func (s *Server) set(c *conn, args [][]byte) {
 	now := s.store.clock()
 	when, expires := always, int64(0)
 	for i := 3; i < len(args); i++ {
@@ -136,26 +129,26 @@ func (s *Server) set(c redcon.Conn, args [][]byte) {
 			i++
 			n, ok := integer(args[i])
 			if !ok {
-				c.WriteError(integerError)
+				c.refuse(integerError)
 				return
 			}
 			if expires = later(now, n, unit(option)); n <= 0 || expires == 0 {
-				c.WriteError("ERR invalid expire time in 'set' command")
+				c.refuse("ERR invalid expire time in 'set' command")
 				return
 			}
 		default:
-			c.WriteError(syntaxError)
+			c.refuse(syntaxError)
 			return
 		}
 	}
 	stored, err := s.store.of(args[1]).set(args[1], args[2], expires, when, now)
 	switch {
 	case err != nil:
-		c.WriteError(err.Error())
+		c.refuse(err.Error())
 	case stored:
-		c.WriteString("OK")
+		c.simple("OK")
 	default:
-		c.WriteNull()
+		c.null()
 	}
 }
 
@@ -175,30 +168,30 @@ func later(now, n, unit int64) int64 {
 	return now + n*unit
 }
 
-func (s *Server) del(c redcon.Conn, args [][]byte) {
-	now, n := s.store.clock(), 0
+func (s *Server) del(c *conn, args [][]byte) {
+	now, n := s.store.clock(), int64(0)
 	for _, key := range args[1:] {
 		if s.store.of(key).del(key, now) {
 			n++
 		}
 	}
-	c.WriteInt(n)
+	c.number(n)
 }
 
-func (s *Server) exists(c redcon.Conn, args [][]byte) {
-	now, n := s.store.clock(), 0
+func (s *Server) exists(c *conn, args [][]byte) {
+	now, n := s.store.clock(), int64(0)
 	for _, key := range args[1:] {
 		if _, found := s.store.of(key).expiry(key, now); found {
 			n++
 		}
 	}
-	c.WriteInt(n)
+	c.number(n)
 }
 
-func (s *Server) expire(c redcon.Conn, args [][]byte, unit int64) {
+func (s *Server) expire(c *conn, args [][]byte, unit int64) {
 	n, ok := integer(args[2])
 	if !ok {
-		c.WriteError(integerError)
+		c.refuse(integerError)
 		return
 	}
 	now := s.store.clock()
@@ -208,78 +201,77 @@ func (s *Server) expire(c redcon.Conn, args [][]byte, unit int64) {
 		if unit == 1 {
 			name = "pexpire"
 		}
-		c.WriteError("ERR invalid expire time in '" + name + "' command")
+		c.refuse("ERR invalid expire time in '" + name + "' command")
 		return
 	}
 	writeBool(c, s.store.of(args[1]).expire(args[1], at, now))
 }
 
-func writeBool(c redcon.Conn, yes bool) {
+func writeBool(c *conn, yes bool) {
 	if yes {
-		c.WriteInt(1)
+		c.number(1)
 	} else {
-		c.WriteInt(0)
+		c.number(0)
 	}
 }
 
-func (s *Server) ttl(c redcon.Conn, args [][]byte, unit int64) {
+func (s *Server) ttl(c *conn, args [][]byte, unit int64) {
 	now := s.store.clock()
 	switch expires, found := s.store.of(args[1]).expiry(args[1], now); {
 	case !found:
-		c.WriteInt(-2)
+		c.number(-2)
 	case expires == 0:
-		c.WriteInt(-1)
+		c.number(-1)
 	default:
-		c.WriteInt64((expires - now + unit/2) / unit)
+		c.number((expires - now + unit/2) / unit)
 	}
 }
 
-func (s *Server) incrBy(c redcon.Conn, args [][]byte) {
+func (s *Server) incrBy(c *conn, args [][]byte) {
 	delta, ok := integer(args[2])
 	if !ok {
-		c.WriteError(integerError)
+		c.refuse(integerError)
 		return
 	}
 	n, err := s.store.of(args[1]).add(args[1], delta, s.store.clock())
 	if err != nil {
-		c.WriteError(err.Error())
+		c.refuse(err.Error())
 		return
 	}
-	c.WriteInt64(n)
+	c.number(n)
 }
 
-func (s *Server) flushAll(c redcon.Conn, args [][]byte) {
+func (s *Server) flushAll(c *conn, args [][]byte) {
 	if len(args) == 2 {
 		if mode := strings.ToUpper(clip(args[1])); mode != "SYNC" && mode != "ASYNC" {
-			c.WriteError(syntaxError)
+			c.refuse(syntaxError)
 			return
 		}
 	}
 	s.store.flush()
-	c.WriteString("OK")
+	c.simple("OK")
 }
 
-func ping(_ *Server, c redcon.Conn, args [][]byte) {
+func ping(_ *Server, c *conn, args [][]byte) {
 	if len(args) == 2 {
-		c.WriteBulk(args[1])
+		c.bulk(args[1])
 	} else {
-		c.WriteString("PONG")
+		c.simple("PONG")
 	}
 }
 
-func quit(_ *Server, c redcon.Conn, _ [][]byte) {
-	c.ReadPipeline() // what came after is not answered
-	c.WriteString("OK")
-	_ = c.Close()
+func quit(_ *Server, c *conn, _ [][]byte) {
+	c.quit = true // what came after is not answered
+	c.simple("OK")
 }
 
-func selectDB(_ *Server, c redcon.Conn, args [][]byte) {
+func selectDB(_ *Server, c *conn, args [][]byte) {
 	switch n, err := strconv.Atoi(string(args[1])); {
 	case err != nil:
-		c.WriteError(integerError)
+		c.refuse(integerError)
 	case n != 0:
-		c.WriteError("ERR DB index is out of range")
+		c.refuse("ERR DB index is out of range")
 	default:
-		c.WriteString("OK")
+		c.simple("OK")
 	}
 }

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"time"
-
-	"github.com/tidwall/redcon"
 )
 
 // Command is a command that a server has besides its own, or in the place of one.
@@ -25,28 +23,29 @@ func (s *Server) Extend(further map[string]Command) error {
 		if len(name) > longestName || name != strings.ToLower(name) {
 			return fmt.Errorf("resp: command %q: want at most %d letters, in lower case", name, longestName)
 		}
-		s.table[name] = command{f.Least + 1, f.Most + 1, func(_ *Server, c redcon.Conn, args [][]byte) { answer(c, f.Run(args[1:])) }}
+		run := func(_ *Server, c *conn, args [][]byte) { answer(c, f.Run(args[1:])) }
+		s.table[name] = command{f.Least + 1, f.Most + 1, run}
 	}
 	return nil
 }
 
-func answer(c redcon.Conn, value any) {
+func answer(c *conn, value any) {
 	switch v := value.(type) {
 	case []byte:
-		c.WriteBulk(v)
+		c.bulk(v)
 	case int64:
-		c.WriteInt64(v)
+		c.number(v)
 	case bool:
-		c.WriteString("OK")
+		c.simple("OK")
 	case error:
-		c.WriteError(v.Error())
+		c.refuse(v.Error())
 	case []any:
-		c.WriteArray(len(v))
+		c.array(len(v))
 		for _, one := range v {
 			answer(c, one)
 		}
 	default:
-		c.WriteNull()
+		c.null()
 	}
 }
 

@@ -2,13 +2,12 @@ package resp
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net"
 	"testing"
 	"testing/iotest"
 	"time"
-
-	"github.com/tidwall/redcon"
 )
 
 // wire is a connection that a script comes in by, and that swallows the answers.
@@ -23,47 +22,21 @@ func (w *wire) Write(p []byte) (int, error) { return w.out.Write(p) }
 func (w *wire) Close() error                { return nil }
 func (w *wire) RemoteAddr() net.Addr        { return &net.TCPAddr{} }
 
-// one is a listener that has one connection, and then none.
-type one struct {
-	conn chan net.Conn
-}
+// nobody is a listener for a server that is not served.
+type nobody struct{ net.Listener }
 
-func (l *one) Accept() (net.Conn, error) {
-	conn, ok := <-l.conn
-	if !ok {
-		return nil, net.ErrClosed
-	}
-	return conn, nil
-}
-
-func (l *one) Close() error   { return nil }
-func (l *one) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)} }
+func (nobody) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)} }
 
 // play has a server of its own answer what comes in by a reader, through the same
 // doors as a client's bytes, and returns the answers.
 func play(t *testing.T, in io.Reader) string {
 	t.Helper()
-	l := &one{make(chan net.Conn, 1)}
-	s, err := New(Config{Listener: l, MaxBytes: 1 << 20, MaxCommandBytes: 1 << 20, Now: newFake().Now, SweepInterval: time.Hour})
+	s, err := New(Config{Listener: nobody{}, MaxBytes: 1 << 20, MaxCommandBytes: 1 << 20, Now: newFake().Now, SweepInterval: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := &wire{in: in}
-	g := &guard{Conn: w, listener: s.listener, parser: parser{maxCommand: 1 << 20}}
-	l.conn <- g
-	close(l.conn)
-	done := make(chan struct{})
-	var once bool
-	err = redcon.Serve(l, s.handle, nil, func(redcon.Conn, error) {
-		if !once {
-			once = true
-			close(done)
-		}
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	<-done
+	s.newConn(w).serve()
 	for _, sh := range s.store.shards {
 		if err := sh.audit(); err != nil {
 			t.Error(err)
@@ -111,9 +84,9 @@ func FuzzCommands(f *testing.F) {
 		args := append([][]byte{[]byte(names[int(which)%len(names)])}, bytes.Split(data, []byte{0})...)
 		var script []byte
 		for _, command := range [][][]byte{{[]byte("SET"), []byte("a"), []byte("7")}, args, args[:1], args, {[]byte("INFO")}} {
-			script = redcon.AppendArray(script, len(command))
+			script = fmt.Appendf(script, "*%d\r\n", len(command))
 			for _, arg := range command {
-				script = redcon.AppendBulk(script, arg)
+				script = fmt.Appendf(script, "$%d\r\n%s\r\n", len(arg), arg)
 			}
 		}
 		answer := play(t, bytes.NewReader(script))

@@ -28,8 +28,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/tidwall/redcon"
-
 	"github.com/stagebench/stagebench/sut"
 )
 
@@ -105,14 +103,22 @@ type Stats struct {
 
 // Server is a cache node.
 type Server struct {
-	store    *store
-	listener *listener
-	sweeping time.Duration
-	table    map[string]command
-	started  time.Time
+	store      *store
+	listener   net.Listener
+	maxCommand int64
+	sweeping   time.Duration
+	table      map[string]command
+	started    time.Time
 
 	commands, accepted atomic.Int64
-	handlers           sync.WaitGroup // of connections
+
+	running sync.WaitGroup  // a goroutine for each connection, and the sweep
+	open    context.Context // ends when nobody may come any more, by close
+	close   func()
+	ended   chan struct{} // closed when Serve has nothing left to do
+
+	mu    sync.Mutex
+	conns map[*conn]bool // those that are open
 }
 
 // New returns a server that has not begun to serve.
@@ -124,41 +130,71 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("resp: %w", err)
 	}
+	open, shut := context.WithCancel(context.Background())
 	return &Server{
-		store: store, listener: newListener(c.Listener, c.MaxCommandBytes), sweeping: c.SweepInterval,
+		store: store, listener: c.Listener, maxCommand: c.MaxCommandBytes, sweeping: c.SweepInterval,
 		table: c.table(), started: c.Now(),
+		open: open, close: shut, ended: make(chan struct{}), conns: map[*conn]bool{},
 	}, nil
 }
 
 // Addr is where it listens.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
-// Serve answers clients until Shutdown, and returns nil then.
+// acceptPause is the time between two attempts to accept a connection when there are
+// no file descriptors left, say: without it they would keep a core busy.
+const acceptPause = 10 * time.Millisecond
+
+// Serve answers clients until Shutdown, and returns nil then. Call it once.
 func (s *Server) Serve() error {
-	ended := make(chan struct{})
-	var sweeper sync.WaitGroup
-	sweeper.Go(func() {
-		ticker := time.NewTicker(s.sweeping)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-ticker.C:
-				s.store.sweep()
-			case <-ended:
-				return
-			}
+	defer close(s.ended)
+	defer s.running.Wait()
+	s.running.Go(s.sweep)
+	for {
+		conn, err := s.listener.Accept()
+		if err == nil {
+			s.admit(conn)
+			continue
 		}
-	})
-	err := redcon.Serve(s.listener, s.handle,
-		func(redcon.Conn) bool { s.accepted.Add(1); s.handlers.Add(1); return true },
-		func(redcon.Conn, error) { s.handlers.Done() })
-	s.handlers.Wait() // redcon has closed their connections
-	close(ended)
-	sweeper.Wait()
-	if err != nil {
-		return fmt.Errorf("resp: %w", err)
+		select {
+		case <-s.open.Done():
+			return nil
+		case <-time.After(acceptPause):
+		}
 	}
-	return nil
+}
+
+// sweep looks for entries that have expired, as long as clients may come.
+func (s *Server) sweep() {
+	ticker := time.NewTicker(s.sweeping)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			s.store.sweep()
+		case <-s.open.Done():
+			return
+		}
+	}
+}
+
+// admit serves a connection, unless it came too late.
+func (s *Server) admit(accepted net.Conn) {
+	c := s.newConn(accepted)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open.Err() != nil {
+		_ = c.Close()
+		return
+	}
+	s.conns[c] = true
+	s.accepted.Add(1)
+	s.running.Go(func() {
+		c.serve()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.conns, c)
+	})
 }
 
 // Shutdown stops listening, lets each connection finish the commands that were
@@ -166,15 +202,33 @@ func (s *Server) Serve() error {
 // ends are closed as they are, and the error is the context's. Serve returns
 // afterwards.
 func (s *Server) Shutdown(ctx context.Context) error {
-	if err := s.listener.drain(ctx); err != nil {
-		return fmt.Errorf("resp: %w", err)
+	s.mu.Lock()
+	s.close()
+	_ = s.listener.Close() // it may be closed already
+	for c := range s.conns {
+		// The commands that were read are answered before the next read meets this.
+		_ = c.SetReadDeadline(time.Unix(1, 0))
 	}
-	return nil
+	s.mu.Unlock()
+	select {
+	case <-s.ended:
+		return nil
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		_ = c.Close()
+	}
+	return fmt.Errorf("resp: %w", ctx.Err())
 }
 
 // Stats returns the figures since the start or the last CONFIG RESETSTAT.
 func (s *Server) Stats() Stats {
 	stats := s.store.stats()
-	stats.Commands, stats.Accepted, stats.Conns = s.commands.Load(), s.accepted.Load(), s.listener.open()
+	stats.Commands, stats.Accepted = s.commands.Load(), s.accepted.Load()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	stats.Conns = int64(len(s.conns))
 	return stats
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -180,6 +181,28 @@ func TestMaxCommandBytes(t *testing.T) {
 	answer := make([]byte, 5)
 	if _, err := io.ReadFull(conn, answer); err != nil || string(answer) != "+OK\r\n" {
 		t.Errorf("%q, %v", answer, err)
+	}
+}
+
+// A browser that was made to come here is not answered past the header that gives it
+// away, as in Redis.
+func TestHTTP(t *testing.T) {
+	t.Parallel()
+	s := resptest.Serve(t, resp.Config{})
+	for request, want := range map[string]string{
+		"POST / HTTP/1.1\r\nSET a 1\r\n":                 "",
+		"GET / HTTP/1.1\r\nHost: x\r\nSET a 1\r\n":       "-ERR wrong number of arguments for 'get' command\r\n",
+		"SET b \"no end\r\nSET a 1\r\n":                  "-ERR Protocol error: unbalanced quotes in request\r\n",
+		"SET \"b\" \"c d\\n\"\r\nGET b\r\nQUIT\r\nSET a": "+OK\r\n$4\r\nc d\n\r\n+OK\r\n",
+	} {
+		conn := dial(t, s)
+		_, _ = io.WriteString(conn, request)
+		if answer, err := io.ReadAll(conn); string(answer) != want || err != nil && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%q: answered with %q, %v, want %q", request, answer, err, want)
+		}
+	}
+	if n := s.Stats().Entries; n != 1 {
+		t.Errorf("%d keys were set, want that of the last line", n)
 	}
 }
 

@@ -7,8 +7,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
-
-	"github.com/tidwall/redcon"
+	"time"
 )
 
 // The settings that CONFIG knows.
@@ -26,7 +25,7 @@ func redisName(evict Evict) string {
 }
 
 // config is CONFIG GET, SET and RESETSTAT.
-func (s *Server) config(c redcon.Conn, args [][]byte) {
+func (s *Server) config(c *conn, args [][]byte) {
 	switch sub := strings.ToLower(clip(args[1])); {
 	case sub == "get" && len(args) >= 3:
 		s.configGet(c, args[2:])
@@ -34,15 +33,15 @@ func (s *Server) config(c redcon.Conn, args [][]byte) {
 		s.configSet(c, args[2:])
 	case sub == "resetstat" && len(args) == 2:
 		s.store.resetFigures()
-		c.WriteString("OK")
+		c.simple("OK")
 	case sub == "get" || sub == "set" || sub == "resetstat":
-		c.WriteError(wrongNumber("config|" + sub))
+		c.refuse(wrongNumber("config|" + sub))
 	default:
-		c.WriteError("ERR unknown subcommand '" + clip(args[1]) + "'. Try CONFIG HELP.")
+		c.refuse("ERR unknown subcommand '" + clip(args[1]) + "'. Try CONFIG HELP.")
 	}
 }
 
-func (s *Server) configGet(c redcon.Conn, patterns [][]byte) {
+func (s *Server) configGet(c *conn, patterns [][]byte) {
 	budget, evict := s.store.settings()
 	var found []string
 	for _, setting := range [][2]string{{settingMemory, strconv.FormatInt(budget, 10)}, {settingEvict, redisName(evict)}} {
@@ -53,14 +52,14 @@ func (s *Server) configGet(c redcon.Conn, patterns [][]byte) {
 			}
 		}
 	}
-	c.WriteArray(len(found))
+	c.array(len(found))
 	for _, text := range found {
-		c.WriteBulkString(text)
+		c.bulkText(text)
 	}
 }
 
 // configSet sets all that is named, or nothing.
-func (s *Server) configSet(c redcon.Conn, pairs [][]byte) {
+func (s *Server) configSet(c *conn, pairs [][]byte) {
 	budget, evict := int64(-1), Evict("")
 	for i := 0; i < len(pairs); i += 2 {
 		name, value := strings.ToLower(clip(pairs[i])), strings.ToLower(clip(pairs[i+1]))
@@ -78,11 +77,11 @@ func (s *Server) configSet(c redcon.Conn, pairs [][]byte) {
 					redisName(LRU), redisName(LFU), redisName(FIFO), redisName(None))
 			}
 		default:
-			c.WriteError("ERR Unknown option or number of arguments for CONFIG SET - '" + clip(pairs[i]) + "'")
+			c.refuse("ERR Unknown option or number of arguments for CONFIG SET - '" + clip(pairs[i]) + "'")
 			return
 		}
 		if why != "" {
-			c.WriteError("ERR CONFIG SET failed (possibly related to argument '" + name + "') - " + why)
+			c.refuse("ERR CONFIG SET failed (possibly related to argument '" + name + "') - " + why)
 			return
 		}
 	}
@@ -92,7 +91,7 @@ func (s *Server) configSet(c redcon.Conn, pairs [][]byte) {
 	if budget >= 0 {
 		s.store.setBudget(budget)
 	}
-	c.WriteString("OK")
+	c.simple("OK")
 }
 
 // memory reads a number of bytes as Redis writes it: 100, 100mb, 1g.
@@ -121,13 +120,15 @@ func memory(text string) (int64, bool) {
 }
 
 // info is INFO: the figures that tools for Redis look for, under its names.
-func (s *Server) info(c redcon.Conn, args [][]byte) {
-	stats := s.Stats()
+func (s *Server) info(c *conn, args [][]byte) {
+	stats, uptime := s.Stats(), s.store.now().Sub(s.started)
 	sections := []struct{ name, text string }{
-		{"server", fmt.Sprintf("redis_mode:standalone\r\nuptime_in_seconds:%d\r\n", int64(s.store.now().Sub(s.started).Seconds()))},
+		{"server", fmt.Sprintf("redis_mode:standalone\r\nuptime_in_seconds:%d\r\n", uptime/time.Second)},
 		{"clients", fmt.Sprintf("connected_clients:%d\r\n", stats.Conns)},
-		{"memory", fmt.Sprintf("used_memory:%d\r\nmaxmemory:%d\r\nmaxmemory_policy:%s\r\n", stats.Bytes, stats.MaxBytes, redisName(stats.Evict))},
-		{"stats", fmt.Sprintf("total_connections_received:%d\r\ntotal_commands_processed:%d\r\nexpired_keys:%d\r\nevicted_keys:%d\r\nkeyspace_hits:%d\r\nkeyspace_misses:%d\r\n",
+		{"memory", fmt.Sprintf("used_memory:%d\r\nmaxmemory:%d\r\nmaxmemory_policy:%s\r\n",
+			stats.Bytes, stats.MaxBytes, redisName(stats.Evict))},
+		{"stats", fmt.Sprintf("total_connections_received:%d\r\ntotal_commands_processed:%d\r\nexpired_keys:%d\r\n"+
+			"evicted_keys:%d\r\nkeyspace_hits:%d\r\nkeyspace_misses:%d\r\n",
 			stats.Accepted, stats.Commands, stats.Expired, stats.Evicted, stats.Hits, stats.Misses)},
 		{"keyspace", ""},
 	}
@@ -140,7 +141,7 @@ func (s *Server) info(c redcon.Conn, args [][]byte) {
 			parts = append(parts, "# "+strings.ToUpper(section.name[:1])+section.name[1:]+"\r\n"+section.text)
 		}
 	}
-	c.WriteBulkString(strings.Join(parts, "\r\n"))
+	c.bulkText(strings.Join(parts, "\r\n"))
 }
 
 func wanted(names [][]byte, section string) bool {
@@ -153,37 +154,37 @@ func wanted(names [][]byte, section string) bool {
 }
 
 // client answers what clients say of themselves when they connect.
-func client(_ *Server, c redcon.Conn, args [][]byte) {
+func client(_ *Server, c *conn, args [][]byte) {
 	switch sub := strings.ToLower(clip(args[1])); {
 	case sub == "setinfo" && len(args) == 4, sub == "no-evict" && len(args) == 3, sub == "no-touch" && len(args) == 3:
-		c.WriteString("OK")
+		c.simple("OK")
 	case sub == "setname" && len(args) == 3:
-		c.SetContext(clip(args[2]))
-		c.WriteString("OK")
+		c.name = clip(args[2])
+		c.simple("OK")
 	case sub == "getname" && len(args) == 2:
-		if name, named := c.Context().(string); named {
-			c.WriteBulkString(name)
+		if c.name != "" {
+			c.bulkText(c.name)
 		} else {
-			c.WriteNull()
+			c.null()
 		}
 	default:
-		c.WriteError("ERR unknown subcommand or wrong number of arguments for '" + clip(args[1]) + "'. Try CLIENT HELP.")
+		c.refuse("ERR unknown subcommand or wrong number of arguments for '" + clip(args[1]) + "'. Try CLIENT HELP.")
 	}
 }
 
 // describe is COMMAND, which clients ask what commands there are: it describes
 // none.
-func (s *Server) describe(c redcon.Conn, args [][]byte) {
+func (s *Server) describe(c *conn, args [][]byte) {
 	var sub string
 	if len(args) > 1 {
 		sub = strings.ToLower(clip(args[1]))
 	}
 	switch cmp.Or(sub, "list") {
 	case "count":
-		c.WriteInt(len(s.table))
+		c.number(int64(len(s.table)))
 	case "list", "docs", "info":
-		c.WriteArray(0)
+		c.array(0)
 	default:
-		c.WriteError("ERR unknown subcommand '" + clip(args[1]) + "'. Try COMMAND HELP.")
+		c.refuse("ERR unknown subcommand '" + clip(args[1]) + "'. Try COMMAND HELP.")
 	}
 }

@@ -56,6 +56,9 @@ import (
 // serverVersion is the PostgreSQL version whose behaviour the node has.
 const serverVersion = "15.0"
 
+// LibraryVersion is the version of the SQLite library, such as "3.53.1".
+const LibraryVersion = sqlite.Version
+
 // Server is an embedded database node.
 type Server struct {
 	cfg       Config
@@ -157,7 +160,7 @@ func (s *Server) protocol() (*wire.Server, error) {
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
 // Version says what the engine is.
-func (s *Server) Version() string { return "SQLite " + sqlite.Version }
+func (s *Server) Version() string { return "SQLite " + LibraryVersion }
 
 // Stats returns the counters.
 func (s *Server) Stats() Stats {

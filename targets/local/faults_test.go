@@ -25,7 +25,7 @@ func TestAKilledNodeComesBackOnItsPort(t *testing.T) {
 	s.behave("web-2", "forks")
 	system := s.up(t)
 	before := status(t, system, "web-2")
-	server := forkedBy(t, s, before.PID)
+	server, number := forkedBy(t, s, before.PID), configOf(t, before.Address).IDHost
 	if err := system.Kill("web-2"); err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +39,9 @@ func TestAKilledNodeComesBackOnItsPort(t *testing.T) {
 	if after.Address != before.Address || after.PID == before.PID || after.Cause != "killed by SIGKILL on request" {
 		t.Errorf("after %+v, before %+v", after, before)
 	}
-	configOf(t, after.Address)
+	if again := configOf(t, after.Address).IDHost; again == number || again == 0 {
+		t.Errorf("it makes ids as host %d, as its predecessor did as host %d", again, number)
+	}
 	for _, text := range []string{"killed on request", "died: killed by SIGKILL on request", "serving on " + before.Address} {
 		if !said(system, "web-2", text) {
 			t.Errorf("no event %q in %+v", text, system.Events())

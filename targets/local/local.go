@@ -50,10 +50,10 @@ type Options struct {
 	Topology sut.Topology
 	Data     sut.Data
 
-	// TemplateDir caches built data sets. TemplateVersion is a digest of the
-	// schema and the generator: another version is another template.
+	// TemplateDir caches built data sets. TemplateVersion returns what the files of
+	// a data set depend on, for an engine: another version is another template.
 	TemplateDir     string
-	TemplateVersion string
+	TemplateVersion func(sut.Engine) (string, error)
 
 	WorkDir string // where the system's private directory is made, "" = the system's temporary directory
 	LogDir  string // where the nodes' logs are kept, "" = with the private directory, and gone with it
@@ -141,6 +141,7 @@ type System struct {
 	epoch    int64           // of the nodes' wirings: raised with all that they are told of each other
 	moving   sut.Role        // whose nodes are about to hand keys to each other, "" = none
 	draining []*node         // that leave: those who call them may still have requests there
+	leased   int             // the last host number for ids that was given out
 
 	failover *failover.Supervisor // nil = there are no copies; set before Up returns
 }
@@ -181,6 +182,7 @@ type node struct {
 	oomKills int64  // of its leaf at its last death
 	cause    string // of the last death
 	asked    bool   // the next death is our doing
+	idHost   int    // of a web node: the host number of its process's ids
 	held     int    // kills under way that would take a new process, too
 	frozen   bool   // its host is paused: nothing can start on it
 	// launching holds from the writing of a configuration to the readiness, or the

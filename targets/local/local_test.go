@@ -237,6 +237,9 @@ func TestNodesAreTold(t *testing.T) {
 	if len(web.Wiring.Uses[sut.DB]) != 1 || len(web.Wiring.Uses[sut.Blob]) != 1 || web.Procs != 1 {
 		t.Errorf("web-1 was told %+v", web)
 	}
+	if other := configOf(t, webs[1].Address).IDHost; web.IDHost < 1 || other < 1 || web.IDHost == other || lb.IDHost != 0 {
+		t.Errorf("web-1 makes ids as host %d, web-2 as %d, lb-1 as %d", web.IDHost, other, lb.IDHost)
+	}
 	hosts := map[string]string{}
 	for _, n := range system.Status() {
 		address, _, _ := strings.Cut(n.Address, ":")

@@ -405,6 +405,11 @@ func cpuQuota(pid int) string {
 }
 
 // optionsIn are the options of a small system whose files are all in dir.
+// version is a template version that depends on nothing.
+func version(v string) func(sut.Engine) (string, error) {
+	return func(sut.Engine) (string, error) { return v, nil }
+}
+
 func optionsIn(dir string) Options {
 	topology, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": "2"}, 0.1)
 	if err != nil {
@@ -418,7 +423,7 @@ func optionsIn(dir string) Options {
 		Binary: self, NodeArgs: []string{nodeVerb}, // A binary built with the race detector lingers for a second at its end.
 		Env:      append(os.Environ(), "GORACE=atexit_sleep_ms=0", traceEnv+"="+filepath.Join(dir, "trace")),
 		Topology: topology, Data: sut.Data{Size: "small", Seed: 1},
-		TemplateDir: filepath.Join(dir, "cache", "templates"), TemplateVersion: "v1",
+		TemplateDir: filepath.Join(dir, "cache", "templates"), TemplateVersion: version("v1"),
 		WorkDir: filepath.Join(dir, "work"), LogDir: filepath.Join(dir, "logs"),
 		Restart:      Restart{Delay: 20 * time.Millisecond},
 		ReadyTimeout: patience, DrainTimeout: patience,

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"time"
 
@@ -105,6 +106,9 @@ func (s *System) applyBudget(h *host) error {
 func (s *System) start(ctx context.Context, n *node) (*proc.Process, error) {
 	s.mu.Lock()
 	s.set(n, targets.Starting)
+	if n.Role == sut.Web {
+		n.idHost = s.lease()
+	}
 	err := s.applyBudget(n.host)
 	config := s.configFor(n)
 	n.launching = err == nil
@@ -132,13 +136,23 @@ func (s *System) start(ctx context.Context, n *node) (*proc.Process, error) {
 	return process, s.applyBudget(n.host)
 }
 
+// lease returns the next host number for ids, see sut.NodeConfig, for a web node
+// that starts. A system has fewer hosts than there are numbers. The caller holds mu.
+func (s *System) lease() int {
+	s.leased = s.leased%sut.MaxIDHost + 1
+	for slices.ContainsFunc(s.nodes, func(n *node) bool { return n.idHost == s.leased }) {
+		s.leased = s.leased%sut.MaxIDHost + 1
+	}
+	return s.leased
+}
+
 // configFor writes a node's configuration; the caller holds mu.
 func (s *System) configFor(n *node) sut.NodeConfig {
 	config := sut.NodeConfig{
 		Node: n.Name, Host: n.Host, Role: n.Role, Engine: n.Engine,
 		Listen: n.host.address, Dir: n.dir, Procs: procsFor(n.host.CPU),
 		DrainSeconds: s.opts.DrainTimeout.Seconds(),
-		Service:      n.Service, Knobs: s.topology.Knobs, Data: s.opts.Data,
+		IDHost:       n.idHost, Service: n.Service, Knobs: s.topology.Knobs, Data: s.opts.Data,
 		Wiring: s.wiringFor(n),
 	}
 	if n.Replicated {

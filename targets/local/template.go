@@ -86,7 +86,11 @@ func (s *System) findTemplate(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	info := templateInfo{Data: s.opts.Data, Engine: engine, Version: s.opts.TemplateVersion}
+	version, err := s.opts.TemplateVersion(engine)
+	if err != nil {
+		return "", fmt.Errorf("version of the template for %s: %w", engine, err)
+	}
+	info := templateInfo{Data: s.opts.Data, Engine: engine, Version: version}
 	key := fmt.Sprintf("%s-%d-%s-%s", info.Data.Size, info.Data.Seed, engine, info.Version)
 	if !plainName(key) {
 		return "", fmt.Errorf("the template name %q is no plain word", key)

@@ -52,8 +52,8 @@ func TestATemplateIsBuiltOnceByTwoAtOnce(t *testing.T) {
 func TestAnotherVersionIsAnotherTemplate(t *testing.T) {
 	t.Parallel()
 	s := newStand(t, sut.Single, nil)
-	for _, version := range []string{"v1", "v1", "v2"} {
-		s.options.TemplateVersion = version
+	for _, v := range []string{"v1", "v1", "v2"} {
+		s.options.TemplateVersion = version(v)
 		if err := s.up(t).Down(t.Context()); err != nil {
 			t.Fatal(err)
 		}

@@ -35,7 +35,7 @@ func validate(opts Options) error {
 		return err
 	}
 	if needsTemplate(opts.Topology) {
-		if opts.TemplateDir == "" || opts.TemplateVersion == "" || opts.Data.Size == "" {
+		if opts.TemplateDir == "" || opts.TemplateVersion == nil || opts.Data.Size == "" {
 			return errors.New("a database needs a data set, a template directory and a template version")
 		}
 		if _, err := templateEngine(opts.Topology); err != nil {

@@ -1,6 +1,7 @@
 package local
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,7 +16,7 @@ func TestValidate(t *testing.T) {
 	t.Parallel()
 	for want, spoil := range map[string]func(*Options){
 		"no binary":                                 func(o *Options) { o.Binary = "" },
-		"a data set, a template directory":          func(o *Options) { o.TemplateVersion = "" },
+		"a data set, a template directory":          func(o *Options) { o.TemplateVersion = nil },
 		"a topology of 3 hosts and 0 nodes":         func(o *Options) { o.Topology.Nodes = nil },
 		`host "a/b": its name`:                      func(o *Options) { o.Topology.Hosts[0].Name = "a/b" },
 		`host "db-1": its name`:                     func(o *Options) { o.Topology.Hosts[0].Name = "db-1" },
@@ -25,9 +26,12 @@ func TestValidate(t *testing.T) {
 		`node db-1: there is no host "moon"`:        func(o *Options) { o.Topology.Nodes[0].Host = "moon" },
 		`node db-1 uses "web-1", which`:             func(o *Options) { o.Topology.Nodes[0].Uses = []string{"web-1"} },
 		`the frontend or counter "x" is not a node`: func(o *Options) { o.Topology.Frontends = []string{"x"} },
-		`the template name "small-1-sqlite-/"`:      func(o *Options) { o.TemplateVersion = "/" },
-		"databases of two engines":                  func(o *Options) { o.Topology.Nodes[1].Role, o.Topology.Nodes[1].Engine = sut.DB, sut.Postgres },
-		"a blob store without a database":           func(o *Options) { o.Topology.Nodes[0].Role = sut.Web },
+		`the template name "small-1-sqlite-/"`:      func(o *Options) { o.TemplateVersion = version("/") },
+		"version of the template for sqlite: gone": func(o *Options) {
+			o.TemplateVersion = func(sut.Engine) (string, error) { return "", errors.New("gone") }
+		},
+		"databases of two engines":        func(o *Options) { o.Topology.Nodes[1].Role, o.Topology.Nodes[1].Engine = sut.DB, sut.Postgres },
+		"a blob store without a database": func(o *Options) { o.Topology.Nodes[0].Role = sut.Web },
 	} {
 		t.Run(want, func(t *testing.T) {
 			t.Parallel()

@@ -51,10 +51,11 @@ func Read(ctx context.Context, client *http.Client, admin string) (Series, error
 	return all, nil
 }
 
-// Has reports whether the node counts something.
+// Has reports whether the node has a metric, with whatever labels.
 func (s Series) Has(metric string) bool {
+	wanted, _, _ := strings.Cut(metric, "{")
 	for series := range s {
-		if name, _, _ := strings.Cut(series, "{"); name == metric {
+		if name, _, _ := strings.Cut(series, "{"); name == wanted {
 			return true
 		}
 	}

@@ -12,7 +12,7 @@ import (
 // owner is a virtual user who owns photos.
 type owner struct {
 	user    int       // virtual user
-	photos  []int     // ids, the most popular first
+	photos  []uint64  // ids, the most popular first
 	weights []float64 // summed up to and with the photo of that position
 }
 
@@ -25,13 +25,13 @@ func findOwners(w *service, photos int, ownerOf func(photo int) int) ([]owner, e
 	}
 	all := make([]owner, w.virtual)
 	for rank := range photos {
-		id := 1 + w.photos.Ranked(rank)
-		user := ownerOf(id)
+		photo := 1 + w.photos.Ranked(rank)
+		user := ownerOf(photo)
 		if user < 1 || user > w.users {
-			return nil, fmt.Errorf("photo %d is said to belong to user %d: want 1 to %d", id, user, w.users)
+			return nil, fmt.Errorf("photo %d is said to belong to user %d: want 1 to %d", photo, user, w.users)
 		}
 		if v, found := virtual[user]; found {
-			all[v].add(id, math.Pow(float64(rank+1), -theta))
+			all[v].add(w.photoID(photo), math.Pow(float64(rank+1), -theta))
 		}
 	}
 	var owners []owner
@@ -47,7 +47,7 @@ func findOwners(w *service, photos int, ownerOf func(photo int) int) ([]owner, e
 	return owners, nil
 }
 
-func (o *owner) add(photo int, weight float64) {
+func (o *owner) add(photo uint64, weight float64) {
 	if len(o.weights) > 0 {
 		weight += o.weights[len(o.weights)-1]
 	}
@@ -57,7 +57,7 @@ func (o *owner) add(photo int, weight float64) {
 
 // photo picks one of the owner's photos, each as often, among them, as it is
 // asked for by everybody: renames meet the reads of hot photos.
-func (o *owner) photo(t turn) int {
+func (o *owner) photo(t turn) uint64 {
 	x := workloads.Unit(t.draw(streamKey)) * o.weights[len(o.weights)-1]
 	i := sort.SearchFloat64s(o.weights, x)
 	return o.photos[min(i, len(o.photos)-1)]

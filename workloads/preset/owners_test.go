@@ -8,12 +8,12 @@ import (
 // An owner renames a photo as often, among the owner's own, as it is popular.
 func TestOwnersRenameByPopularity(t *testing.T) {
 	var o owner
-	weights := map[int]float64{31: 0.5, 7: 0.3, 12: 0.2}
-	for _, photo := range []int{31, 7, 12} {
+	weights := map[uint64]float64{31: 0.5, 7: 0.3, 12: 0.2}
+	for _, photo := range []uint64{31, 7, 12} {
 		o.add(photo, 4*weights[photo]) // the sum is of no importance
 	}
 	const turns = 100_000
-	counts := map[int]int{}
+	counts := map[uint64]int{}
 	for n := range uint64(turns) {
 		counts[o.photo(turn{seed: 1, n: n})]++
 	}

@@ -7,8 +7,8 @@
 // spread over all ids), users uniformly.
 //
 // The package sends nothing and knows nothing of how the data set was made: it
-// is told how many users and photos there are, who owns which and how a user
-// logs in. A workload is pure in (Params, n) and safe for concurrent use. It
+// is told how many users and photos there are, which ids photos have, who owns
+// which and how a user logs in. A workload is pure in (Params, n) and safe for concurrent use. It
 // also implements workloads.Login.
 package preset
 
@@ -40,14 +40,15 @@ const (
 type Params struct {
 	Seed   uint64
 	Users  int // seeded users, whose ids are 1..Users; at least 2
-	Photos int // seeded photos, whose ids are 1..Photos; at least 1
+	Photos int // seeded photos, whose indexes are 1..Photos; at least 1
 
 	// VirtualUsers is the number of seeded users who have a browser, and with it
 	// a session: all ops are theirs. 0 = 256, or all users where there are fewer.
 	VirtualUsers int
 
 	Login   func(user int) (login, password string) // of a seeded user, by id
-	Owner   func(photo int) (user int)              // of a seeded photo: only the owner may rename
+	PhotoID func(photo int) uint64                  // of a seeded photo, by index
+	Owner   func(photo int) (user int)              // of a seeded photo, by index: only the owner may rename
 	Uploads [][]byte                                // JPEGs to upload, in turns; never written to
 }
 
@@ -72,8 +73,8 @@ func (p Params) validate() error {
 		return fmt.Errorf("%d photos: want at least 1", p.Photos)
 	case p.VirtualUsers < 1 || p.VirtualUsers > p.Users:
 		return fmt.Errorf("%d virtual users: want 1 to %d, the number of users", p.VirtualUsers, p.Users)
-	case p.Login == nil || p.Owner == nil:
-		return errors.New("no Login or no Owner: want both")
+	case p.Login == nil || p.PhotoID == nil || p.Owner == nil:
+		return errors.New("no Login, no PhotoID or no Owner: want all of them")
 	case len(p.Uploads) == 0:
 		return errors.New("no JPEGs to upload: want at least one")
 	}

@@ -33,6 +33,7 @@ func params() preset.Params {
 	return preset.Params{
 		Seed: 1, Users: users, Photos: photos,
 		Login:   func(id int) (string, string) { return "user-" + strconv.Itoa(id), `a "secret"` },
+		PhotoID: func(photo int) uint64 { return uint64(photo) },
 		Owner:   ownerOf,
 		Uploads: [][]byte{[]byte("\xff\xd8 one \xff\xd9"), []byte("\xff\xd8 two \xff\xd9"), []byte("\xff\xd8 three \xff\xd9")},
 	}
@@ -406,8 +407,9 @@ func TestRefusals(t *testing.T) {
 		"0 photos":                            func(p *preset.Params) { p.Photos = 0 },
 		"1001 virtual users: want 1 to 1000":  func(p *preset.Params) { p.VirtualUsers = users + 1 },
 		"-1 virtual users":                    func(p *preset.Params) { p.VirtualUsers = -1 },
-		"no Login or no Owner":                func(p *preset.Params) { p.Owner = nil },
-		"no Login or no Owner: want both":     func(p *preset.Params) { p.Login = nil },
+		"no PhotoID or no Owner":              func(p *preset.Params) { p.Owner = nil },
+		"no PhotoID or no Owner: want all":    func(p *preset.Params) { p.PhotoID = nil },
+		"no Login, no PhotoID or no Owner":    func(p *preset.Params) { p.Login = nil },
 		"no JPEGs":                            func(p *preset.Params) { p.Uploads = nil },
 		"upload 1 is empty":                   func(p *preset.Params) { p.Uploads = [][]byte{{1}, {}} },
 		"said to belong to user 0: want 1 to": func(p *preset.Params) { p.Owner = func(int) int { return 0 } },

@@ -8,6 +8,22 @@ import (
 	"github.com/stagebench/stagebench/workloads/preset"
 )
 
+// Photos are picked by index and asked for by id.
+func TestPhotoIDs(t *testing.T) {
+	each(t, func(t *testing.T, w workloads.Workload) {
+		p := params()
+		p.PhotoID = func(photo int) uint64 { return 1<<50 + uint64(photo) }
+		other, all := load(t, w.Name(), p), forms()
+		for n := range uint64(5_000) {
+			op, moved := w.Op(n), other.Op(n)
+			photo, found := id(t, all[op.Class], op, "photo")
+			if got, _ := id(t, all[op.Class], moved, "photo"); found && got != 1<<50+photo || !found && moved.Path != op.Path {
+				t.Fatalf("op %d: %s with ids of another kind, %s with indexes", n, moved.Path, op.Path)
+			}
+		}
+	})
+}
+
 // Reads and writes of one photo are about one record; ops that show several, or
 // whose record only the answer names, are about none.
 func TestRecords(t *testing.T) {

@@ -27,7 +27,8 @@ type service struct {
 	users   int
 	virtual int
 
-	photos   keys.Scrambled // keys are ids - 1
+	photos   keys.Scrambled // keys are indexes - 1
+	photoID  func(photo int) uint64
 	variants workloads.Mix  // of images
 	suffixes []string       // the end of an image's path, by position in variants
 	owners   []owner        // the virtual users who own photos; nil when no op asks for one
@@ -53,6 +54,7 @@ func newService(s shipped, p Params) (*service, error) {
 	w := &service{
 		name: s.name, seed: p.Seed, mix: s.mix,
 		users: p.Users, virtual: p.VirtualUsers,
+		photoID:  p.PhotoID,
 		photos:   keys.NewScrambled(ranks, workloads.Draw(p.Seed, 0, streamOrder)),
 		variants: imageVariants(),
 		texts:    newTexts(), uploads: p.Uploads, line: s.line,
@@ -154,8 +156,8 @@ func (w *service) otherUser(t turn) int {
 	return id
 }
 
-// anyPhoto picks a photo by popularity.
-func (w *service) anyPhoto(t turn) int { return 1 + w.photos.Key(t.draw(streamKey)) }
+// anyPhoto picks the id of a photo by popularity.
+func (w *service) anyPhoto(t turn) uint64 { return w.photoID(1 + w.photos.Key(t.draw(streamKey))) }
 
 // turn is one op in the making: its place in the workload, and who does it.
 type turn struct {

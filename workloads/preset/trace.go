@@ -67,7 +67,7 @@ func FromTrace(t *trace.Trace, p Params) (workloads.Workload, Mapping, error) {
 type replayed struct {
 	*service
 	records []trace.Record
-	photos  map[string]int // path -> id
+	photos  map[string]int // path -> index of the photo
 	clients map[int]int    // client of the trace -> by first appearance among those that are sent
 	kinds   map[workloads.Class]kind
 }
@@ -78,7 +78,7 @@ func (w *replayed) Classes() []workloads.Class { return []workloads.Class{Photo,
 // Op returns the n-th op; after the last request of the trace comes the first.
 func (w *replayed) Op(n uint64) workloads.Op {
 	r := &w.records[n%uint64(len(w.records))]
-	photo := w.photos[r.Path]
+	photo := w.photoID(w.photos[r.Path])
 	op := workloads.Op{
 		Index: n, Class: Photo, Method: r.Method, Path: numbered("/api/photos/", photo, "").String(),
 		User: w.clients[r.Client] % w.virtual,

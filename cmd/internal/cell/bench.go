@@ -1,6 +1,7 @@
 package cell
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,35 +51,37 @@ type Bench struct {
 // on with the next one. Only ctx ends it early.
 func (b *Bench) Measure(ctx context.Context, topology sut.Topology, l load.Load) results.Cell {
 	c := b.describe(topology, l)
+	if err := b.repeats(ctx, &c, topology, l); err != nil {
+		c.Error = err.Error()
+	}
+	conclude(&c)
+	return c
+}
+
+func (b *Bench) repeats(ctx context.Context, c *results.Cell, topology sut.Topology, l load.Load) (err error) {
 	dir, err := b.Run.Cell(c.Stage + "/" + c.Workload)
 	if err != nil {
-		c.Error = err.Error()
-		return c
+		return err
 	}
-	files, err := openFiles(dir, c)
+	files, err := openFiles(dir, *c)
 	if err != nil {
-		c.Error = err.Error()
-		return c
+		return err
 	}
+	defer func() { err = cmp.Or(err, files.close()) }()
 	for n := range b.Plan.Repeats {
-		if err := b.forRepeat(n).repeat(ctx, &c, topology, l, dir, files); err != nil {
-			c.Error = err.Error()
-			break
+		if err := b.repeat(ctx, n, c, topology, l, dir.LogsDir(), files); err != nil {
+			return err
 		}
 	}
-	if err := files.close(); err != nil && c.Error == "" {
-		c.Error = err.Error()
-	}
-	conclude(&c, b.SLO)
-	return c
+	return nil
 }
 
 // describe fills in what is known before anything runs.
 func (b *Bench) describe(t sut.Topology, l load.Load) results.Cell {
 	c := results.Cell{
-		Stage: string(t.Stage), Workload: l.Workload.Name(), Driver: b.Driver.Name(), Knobs: t.Knobs, Topology: t.Digest(),
-		Engines: map[string]string{}, Versions: map[string]string{}, Units: t.Units(), SLO: b.SLO.String(),
-		CapacityMethod: "bracket", Repeats: []float64{}, Warnings: []string{}, Steps: []results.Step{}, Trace: l.Trace,
+		Stage: string(t.Stage), Workload: l.Workload.Name(), Driver: b.Driver.Name(), Knobs: t.Knobs,
+		Topology: t.Digest(), Engines: map[string]string{}, Versions: map[string]string{}, Units: t.Units(),
+		SLO: b.SLO.String(), CapacityMethod: "bracket", Repeats: []float64{}, Warnings: []string{}, Steps: []results.Step{}, Trace: l.Trace,
 	}
 	switch {
 	case l.Times != nil:
@@ -108,7 +111,8 @@ func openFiles(dir *rundir.CellDir, c results.Cell) (files, error) {
 	if f.latency, err = dir.CreateLatency(); err != nil {
 		return f, err
 	}
-	if f.log, err = hdr.NewLog(f.latency, "stagebench "+c.Stage+" "+c.Workload+", nanoseconds", time.Now()); err != nil {
+	title := "stagebench " + c.Stage + " " + c.Workload + ", nanoseconds"
+	if f.log, err = hdr.NewLog(f.latency, title, time.Now()); err != nil {
 		return f, errors.Join(err, f.latency.Close())
 	}
 	rows, err := dir.CreateTimeline()
@@ -121,31 +125,35 @@ func openFiles(dir *rundir.CellDir, c results.Cell) (files, error) {
 
 func (f files) close() error { return errors.Join(f.latency.Close(), f.timeline.rows.Close()) }
 
-// forRepeat is the bench with the arrivals of one repeat, counted from 0. They are
-// the same in all cells; with those of another repeat the interval shows what they
-// make of the capacity, too.
-func (b *Bench) forRepeat(n int) *Bench {
-	again := *b
-	again.Seed += uint64(n) * repeatSeeds
-	return &again
+// repeat is one measurement of a cell, on processes of its own.
+type repeat struct {
+	*Bench
+	cell    *results.Cell
+	stepper *Stepper
+	seed    uint64 // of the last step's arrivals
 }
 
+// seedOf is where the seeds of the arrivals of a repeat begin, counted from 0. They are
+// the same in all cells; with those of another repeat the interval shows what they
+// make of the capacity, too.
+func (b *Bench) seedOf(n int) uint64 { return b.Seed + uint64(n)*repeatSeeds }
+
 // repeat brings the topology up, measures it once and takes it down.
-func (b *Bench) repeat(ctx context.Context, c *results.Cell, topology sut.Topology, l load.Load, dir *rundir.CellDir, f files) (err error) {
-	system, err := b.Up(ctx, topology, dir.LogsDir())
+func (b *Bench) repeat(
+	ctx context.Context, n int, c *results.Cell, topology sut.Topology, l load.Load, logs string, f files,
+) (err error) {
+	system, err := b.Up(ctx, topology, logs)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		err = errors.Join(err, system.Down(context.WithoutCancel(ctx)))
-	}()
+	defer func() { err = errors.Join(err, system.Down(context.WithoutCancel(ctx))) }()
 	c.BringUpNS = int64(system.BringUp())
 	for _, n := range system.Status() {
 		if _, chosen := c.Engines[string(n.Role)]; chosen {
 			c.Versions[string(n.Role)] = n.Version
 		}
 	}
-	stepper, err := b.stepper(ctx, system, l.Workload, f)
+	stepper, err := b.stepper(system, l.Workload, f)
 	if err != nil {
 		return err
 	}
@@ -153,33 +161,22 @@ func (b *Bench) repeat(ctx context.Context, c *results.Cell, topology sut.Topolo
 	if err := stepper.Clients.LogIn(ctx, l.Workload, opTimeout); err != nil {
 		return fmt.Errorf("before the measurement: %w", err)
 	}
+	r := &repeat{Bench: b, cell: c, stepper: stepper, seed: b.seedOf(n)}
 	switch {
 	case l.Times != nil:
-		err = replay(ctx, c, stepper, l)
+		err = r.replay(ctx, l)
 	case b.Fixed != nil:
-		err = b.hold(ctx, c, stepper, system)
+		err = r.fixedRate(ctx, system)
 	default:
-		err = b.measure(ctx, c, stepper)
+		err = r.search(ctx)
 	}
 	if err != nil {
 		return err
 	}
-	return b.findWrites(ctx, c, stepper, system)
+	return r.findWrites(ctx, system)
 }
 
-// replay sends a workload that has times of its own, once, as it is. What the
-// trace asked for first is part of it, so nothing warms the target up.
-func replay(ctx context.Context, c *results.Cell, s *Stepper, l load.Load) error {
-	step, err := s.Step(ctx, "replay", l.Rate(), l.Times, l.Length)
-	if err != nil {
-		return err
-	}
-	c.Steps = append(c.Steps, step)
-	settle(c, &step)
-	return ctx.Err()
-}
-
-func (b *Bench) stepper(ctx context.Context, system *local.System, workload workloads.Workload, f files) (*Stepper, error) {
+func (b *Bench) stepper(system *local.System, workload workloads.Workload, f files) (*Stepper, error) {
 	endpoint, addresses, err := Endpoint(system.Endpoints())
 	if err != nil {
 		return nil, err
@@ -197,8 +194,9 @@ func (b *Bench) stepper(ctx context.Context, system *local.System, workload work
 	}
 	return &Stepper{
 		Driver: b.Driver, Clients: clients, Workload: workload, SLO: b.SLO, Timeout: opTimeout, Drain: drainAtStop,
-		Progress: b.Progress, History: history.New(), Target: system, ClientCPU: FreeFor(usage), Log: f.log, timeline: f.timeline,
-		Nodes: func(context.Context) ([]targets.NodeStatus, error) { return system.Status(), nil },
+		Progress: b.Progress, History: history.New(), Target: system, ClientCPU: FreeFor(usage),
+		Nodes:   func(context.Context) ([]targets.NodeStatus, error) { return system.Status(), nil },
+		Figures: ladder.Figures(), Log: f.log, timeline: f.timeline,
 	}, nil
 }
 
@@ -214,41 +212,44 @@ const (
 	maxSpoiled = 3
 )
 
-// steps returns what makes a step of a cell, each with arrivals of its own. What
-// it points to is the number of the arrivals that were used last.
-func (b *Bench) steps(ctx context.Context, c *results.Cell, s *Stepper) (func(string, float64, time.Duration) (results.Step, error), *uint64) {
-	offered := new(uint64)
-	return func(purpose string, rate float64, d time.Duration) (results.Step, error) {
-		*offered++
-		schedule, err := pace.Poisson(rate, b.Seed+*offered)
-		if err != nil {
-			return results.Step{}, err
-		}
-		step, err := s.Step(ctx, purpose, rate, schedule, d)
-		if err != nil {
-			return step, err
-		}
-		c.Steps = append(c.Steps, step)
-		return step, ctx.Err()
-	}, offered
-}
-
-// measure warms up, measures the reference rate and searches for the capacity.
-func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error {
-	steps, offered := b.steps(ctx, c, s)
-	s.next = warmupOps
-	if err := b.warmUp(c, b.Plan.ReferenceRPS, steps); err != nil {
-		return err
-	}
-	// However long the warm-up took: the rows of a table are compared under the
-	// same arrivals and the same ops.
-	*offered, s.next = referenceSeed, 0
-	reference, err := steps("reference", b.Plan.ReferenceRPS, b.Plan.Reference)
-	settle(c, &reference)
+// replay sends a workload that has times of its own, once, as it is. What the
+// trace asked for first is part of it, so nothing warms the target up.
+func (r *repeat) replay(ctx context.Context, l load.Load) error {
+	step, err := r.stepper.Step(ctx, "replay", l.Rate(), l.Times, l.Length)
 	if err != nil {
 		return err
 	}
-	search := capacity.New(b.Plan.Search)
+	r.cell.Steps = append(r.cell.Steps, step)
+	r.setReference(&step)
+	return ctx.Err()
+}
+
+// step makes a step of the cell, with arrivals of its own.
+func (r *repeat) step(ctx context.Context, purpose string, rate float64, d time.Duration) (results.Step, error) {
+	r.seed++
+	schedule, err := pace.Poisson(rate, r.seed)
+	if err != nil {
+		return results.Step{}, err
+	}
+	step, err := r.stepper.Step(ctx, purpose, rate, schedule, d)
+	if err != nil {
+		return step, err
+	}
+	r.cell.Steps = append(r.cell.Steps, step)
+	return step, ctx.Err()
+}
+
+// search measures the reference rate and searches for the capacity.
+func (r *repeat) search(ctx context.Context) error {
+	if err := r.warmUp(ctx, r.Plan.ReferenceRPS); err != nil {
+		return err
+	}
+	reference, err := r.step(ctx, "reference", r.Plan.ReferenceRPS, r.Plan.Reference)
+	r.setReference(&reference)
+	if err != nil {
+		return err
+	}
+	search := capacity.New(r.Plan.Search)
 	if reference.SLOMet {
 		search.Learn(reference.OfferedRPS)
 	}
@@ -258,24 +259,24 @@ func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error 
 		if !ok {
 			break
 		}
-		length := b.Plan.Step
+		length := r.Plan.Step
 		if purpose == capacity.Confirm {
-			length = b.Plan.Confirm
+			length = r.Plan.Confirm
 		}
-		step, err := steps(string(purpose), rate, length.At(rate))
+		step, err := r.step(ctx, string(purpose), rate, length.At(rate))
 		if err != nil {
 			return err
 		}
-		// What broke a step that is not valid may have been the client.
-		if !step.SLOMet && !step.Valid && spoiled < maxSpoiled {
+		if step.Spoiled() && spoiled < maxSpoiled {
 			spoiled++
 			continue
 		}
 		search.Observe(rate, step.SLOMet)
 	}
+	c := r.cell
 	low, high, confirmed := search.Bracket()
 	if low > 0 && !confirmed {
-		c.Warnings = append(c.Warnings, fmt.Sprintf("capacity %.0f/s passed a short step but no confirmation", low))
+		c.Warnf("capacity %.0f/s passed a short step but no confirmation", low)
 	}
 	c.CapacityLow, c.CapacityHigh = low, high
 	if high > 0 && (c.FailingRPS == 0 || high < c.FailingRPS) {
@@ -285,11 +286,11 @@ func (b *Bench) measure(ctx context.Context, c *results.Cell, s *Stepper) error 
 	return nil
 }
 
-// settle makes a step the one whose latency the cell is known by.
-func settle(c *results.Cell, step *results.Step) {
-	c.Reference = step
-	for i := range c.Hosts {
-		c.Hosts[i].Isolated = i < len(step.Hosts) && step.Hosts[i].Isolated
+// setReference makes a step the one that gives the latency of the cell.
+func (r *repeat) setReference(step *results.Step) {
+	r.cell.Reference = step
+	for i := range r.cell.Hosts {
+		r.cell.Hosts[i].Isolated = i < len(step.Hosts) && step.Hosts[i].Isolated
 	}
 }
 
@@ -299,15 +300,19 @@ const steady = 0.20
 
 // warmUp runs at a rate until two slices in a row have about the
 // same median, and says how much was cut.
-func (b *Bench) warmUp(c *results.Cell, rate float64, steps func(string, float64, time.Duration) (results.Step, error)) error {
+func (r *repeat) warmUp(ctx context.Context, rate float64) error {
+	first := r.seed
+	r.stepper.next = warmupOps
+	// However long it took: the rows of a table are compared under the same arrivals and the same ops.
+	defer func() { r.seed, r.stepper.next = first+referenceSeed, 0 }()
 	var last int64
-	c.WarmupCutNS = 0 // of the last repeat
-	for range b.Plan.WarmupSlices {
-		step, err := steps("warmup", rate, b.Plan.WarmupSlice)
+	r.cell.WarmupCutNS = 0 // of the last repeat
+	for range r.Plan.WarmupSlices {
+		step, err := r.step(ctx, "warmup", rate, r.Plan.WarmupSlice)
 		if err != nil {
 			return err
 		}
-		c.WarmupCutNS += int64(b.Plan.WarmupSlice)
+		r.cell.WarmupCutNS += int64(r.Plan.WarmupSlice)
 		if p50 := step.ResponseNS.P50; p50 != nil {
 			if last > 0 && max(float64(*p50)/float64(last), float64(last)/float64(*p50)) <= 1+steady {
 				return nil
@@ -315,13 +320,13 @@ func (b *Bench) warmUp(c *results.Cell, rate float64, steps func(string, float64
 			last = *p50
 		}
 	}
-	c.Warnings = append(c.Warnings, fmt.Sprintf("not steady after %v of warm-up: the median still moved by more than %.0f%%",
-		time.Duration(c.WarmupCutNS), steady*100))
+	r.cell.Warnf("not steady after %v of warm-up: the median still moved by more than %.0f%%",
+		time.Duration(r.cell.WarmupCutNS), steady*100)
 	return nil
 }
 
 // conclude draws the cell's own conclusions from its steps.
-func conclude(c *results.Cell, slo results.SLO) {
+func conclude(c *results.Cell) {
 	if n := len(c.Repeats); n > 1 {
 		sorted := slices.Sorted(slices.Values(c.Repeats))
 		c.CapacityMethod = fmt.Sprintf("median of %d repeats with restarted processes, lowest to highest", n)
@@ -333,10 +338,8 @@ func conclude(c *results.Cell, slo results.SLO) {
 	var best *results.Step
 	for i := range c.Steps {
 		s := &c.Steps[i]
-		if s.Purpose == "warmup" {
-			continue
-		}
-		if s.SLOMet && (best == nil || s.OfferedRPS >= best.OfferedRPS) && s.OfferedRPS <= c.CapacityRPS*1.0001 {
+		passed := s.Purpose != "warmup" && s.SLOMet && s.OfferedRPS <= c.CapacityRPS*1.0001
+		if passed && (best == nil || s.OfferedRPS >= best.OfferedRPS) {
 			best = s
 		}
 	}
@@ -348,23 +351,23 @@ func conclude(c *results.Cell, slo results.SLO) {
 	default:
 		c.Limit = results.FindLimit(*best)
 	}
-	judgeSteps(c, best, slo)
+	judgeSteps(c, best)
 	c.LimitedBy = c.Limit.By
 }
 
 // judgeSteps takes over the validity of the steps that the row's figures rest
 // on: the reference of each repeat, the highest that passed, and the lowest that
 // failed, which says "client" when it was the client that could not keep up.
-func judgeSteps(c *results.Cell, best *results.Step, slo results.SLO) {
+func judgeSteps(c *results.Cell, best *results.Step) {
 	doubted := map[*results.Step]bool{nil: true}
 	doubt := func(s *results.Step, where string) {
 		if doubted[s] {
 			return
 		}
 		doubted[s] = true
-		c.Valid = c.Valid && (s.Valid || results.HarmlessLateness(*s, slo))
+		c.Valid = c.Valid && s.Stands()
 		for _, w := range s.Warnings {
-			c.Warnings = append(c.Warnings, fmt.Sprintf("%s step at %.0f/s%s: %s", s.Purpose, s.OfferedRPS, where, w))
+			c.Warnf("%s step at %.0f/s%s: %s", s.Purpose, s.OfferedRPS, where, w)
 		}
 	}
 	references := c.ReferenceSteps()
@@ -381,8 +384,8 @@ func judgeSteps(c *results.Cell, best *results.Step, slo results.SLO) {
 		if s.OfferedRPS != c.FailingRPS || s.SLOMet || s.Valid {
 			continue
 		}
-		if results.ClientSaturated(*s) {
-			c.Limit = results.Limit{By: "client", Figure: fmt.Sprintf("%.0f%% of its CPU", s.Client.CPUShare*100), CPUShare: s.Client.CPUShare}
+		if limit := results.FindLimit(*s); limit.By == "client" {
+			c.Limit = limit
 		}
 		doubt(s, "")
 		break

@@ -71,7 +71,7 @@ func TestARepeatKeepsItsBracket(t *testing.T) {
 	b.Plan.Search.Start, b.Plan.Search.Min = 50, 50
 	b.Plan.WarmupSlice, b.Plan.Reference = 100*time.Millisecond, 100*time.Millisecond
 	var c results.Cell
-	if err := b.measure(t.Context(), &c, s); err != nil {
+	if err := (&repeat{Bench: b, cell: &c, stepper: s}).search(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if len(c.Repeats) != 1 || c.Repeats[0] != 0 || len(c.RepeatsHigh) != 1 || c.RepeatsHigh[0] != 50 {

@@ -23,22 +23,18 @@ type Fixed struct {
 	Faults   faults.Schedule // what is done meanwhile; may be empty
 }
 
-// hold warms up and measures one rate, while faults are injected.
-func (b *Bench) hold(ctx context.Context, c *results.Cell, s *Stepper, system *local.System) error {
-	steps, offered := b.steps(ctx, c, s)
-	s.next = warmupOps
-	if err := b.warmUp(c, b.Fixed.RPS, steps); err != nil {
+// fixedRate warms up and measures one rate, while faults are injected.
+func (r *repeat) fixedRate(ctx context.Context, system *local.System) error {
+	if err := r.warmUp(ctx, r.Fixed.RPS); err != nil {
 		return err
 	}
-	*offered, s.next = referenceSeed, 0
-	if len(b.Fixed.Faults) > 0 {
-		s.During = func(ctx context.Context, start time.Time) []targets.Event {
-			return faults.Run(ctx, b.Fixed.Faults, start, system, system)
+	if len(r.Fixed.Faults) > 0 {
+		r.stepper.During = func(ctx context.Context, start time.Time) []targets.Event {
+			return faults.Run(ctx, r.Fixed.Faults, start, system, system)
 		}
-		defer func() { s.During = nil }()
 	}
-	step, err := steps("fixed", b.Fixed.RPS, b.Fixed.Duration)
-	settle(c, &step)
+	step, err := r.step(ctx, "fixed", r.Fixed.RPS, r.Fixed.Duration)
+	r.setReference(&step)
 	return err
 }
 
@@ -53,7 +49,8 @@ const (
 // findWrites reads every record that was written to back through the target, and
 // adds to the cell what became of the writes. It does so where some can have been
 // lost: when there are replicas or write-back, and after faults.
-func (b *Bench) findWrites(ctx context.Context, c *results.Cell, s *Stepper, system *local.System) error {
+func (r *repeat) findWrites(ctx context.Context, system *local.System) error {
+	c := r.cell
 	databases := 0
 	t := system.Topology()
 	cache := ladder.CacheOf(t.Knobs)
@@ -63,20 +60,21 @@ func (b *Bench) findWrites(ctx context.Context, c *results.Cell, s *Stepper, sys
 		}
 	}
 	back := cache.HoldsBack()
-	if databases < 2 && !back && (b.Fixed == nil || len(b.Fixed.Faults) == 0) {
+	if databases < 2 && !back && (r.Fixed == nil || len(r.Fixed.Faults) == 0) {
 		return nil
 	}
 	if back {
 		// What is read from the cache before it is flushed is not known to be there.
 		if err := awaitFlushed(ctx, system, cache.FlushInterval+readBackPatience); err != nil {
-			c.Warnings = append(c.Warnings, err.Error())
+			c.Warnf("%v", err)
 		}
 	}
 	patience := readBackPatience + ladder.DBOf(t.Knobs).ReplicaLag
 	if cache.Hosts > 0 {
 		patience += cache.TTL
 	}
-	writes, err := FindWrites(ctx, s.History, s.Clients, driver.ReadBack{Timeout: opTimeout, Patience: patience, Pause: readBackPause})
+	how := driver.ReadBack{Timeout: opTimeout, Patience: patience, Pause: readBackPause}
+	writes, err := FindWrites(ctx, r.stepper.History, r.stepper.Clients, how)
 	if err != nil {
 		return err
 	}
@@ -93,7 +91,8 @@ func (b *Bench) findWrites(ctx context.Context, c *results.Cell, s *Stepper, sys
 		sum.Conflicts += n.Conflicts
 	}
 	if writes.Unread > 0 {
-		c.Warnings = append(c.Warnings, fmt.Sprintf("%d records could not be read back after the measurement: more writes may be lost than were found", writes.Unread))
+		c.Warnf("%d records could not be read back after the measurement: more writes may be lost than were found",
+			writes.Unread)
 	}
 	return nil
 }
@@ -116,7 +115,8 @@ func awaitFlushed(ctx context.Context, system *local.System, patience time.Durat
 		select {
 		case <-time.After(readBackPause):
 		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("%d acknowledged writes were not flushed within %v after the measurement", left, patience), err)
+			return errors.Join(fmt.Errorf("%d acknowledged writes were not flushed within %v after the measurement",
+				left, patience), err)
 		}
 	}
 }
@@ -125,7 +125,9 @@ func awaitFlushed(ctx context.Context, system *local.System, patience time.Durat
 // any more, and says what became of the writes; see history.Resolve for what that
 // cannot tell. Reads go where the target sends them: a replica that is behind is
 // waited for as long as how allows, and what it lacks after that counts as lost.
-func FindWrites(ctx context.Context, seen *history.Recorder, clients *driver.Clients, how driver.ReadBack) (results.Writes, error) {
+func FindWrites(
+	ctx context.Context, seen *history.Recorder, clients *driver.Clients, how driver.ReadBack,
+) (results.Writes, error) {
 	written := seen.Written()
 	want := map[string]int64{}
 	for _, w := range written {

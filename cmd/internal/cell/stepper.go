@@ -13,7 +13,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -22,6 +21,7 @@ import (
 	"github.com/stagebench/stagebench/results/hdr"
 	"github.com/stagebench/stagebench/results/history"
 	"github.com/stagebench/stagebench/results/rundir"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/workloads"
 	"github.com/stagebench/stagebench/workloads/driver"
@@ -62,9 +62,11 @@ type Stepper struct {
 
 	// Target is nil for a target of which nothing but its address is known.
 	Target Observed
-	// Nodes lists the nodes of the target, which are asked before and after a step for
-	// what they have counted; nil for a target of which they are not known.
+	// Nodes lists the nodes of the target, whose metrics are read before and after a step; nil for a target of
+	// which they are not known.
 	Nodes func(ctx context.Context) ([]targets.NodeStatus, error)
+	// Figures are what the nodes are asked for, besides their count of requests.
+	Figures []ladder.Figure
 	// ClientCPU is how many cores the client can use.
 	ClientCPU float64
 	// During does something to the target while a step lasts, from its start until
@@ -84,7 +86,9 @@ type Stepper struct {
 
 // Step offers the schedule for a duration and returns what came of it. Steps
 // for a search may end early, when the objective can no longer be met.
-func (s *Stepper) Step(ctx context.Context, purpose string, rate float64, schedule pace.Schedule, duration time.Duration) (results.Step, error) {
+func (s *Stepper) Step(
+	ctx context.Context, purpose string, rate float64, schedule pace.Schedule, duration time.Duration,
+) (results.Step, error) {
 	s.Progress.Step(purpose, rate)
 	scheduled := schedule.Count(duration)
 	stepContext, giveUp := context.WithCancel(ctx)
@@ -92,7 +96,7 @@ func (s *Stepper) Step(ctx context.Context, purpose string, rate float64, schedu
 	before := s.before(ctx)
 	f := &follower{
 		stepper: s, recorder: hdr.New(time.Now(), s.SLO.BoundOf, s.keep), next: interval,
-		hopeless: func() {}, slo: s.SLO, scheduled: int64(scheduled),
+		hopeless: func() {}, tally: results.Tally{SLO: s.SLO, Scheduled: int64(scheduled)},
 	}
 	if purpose == "search" || purpose == "confirm" {
 		f.hopeless = giveUp
@@ -113,8 +117,7 @@ func (s *Stepper) Step(ctx context.Context, purpose string, rate float64, schedu
 	s.next += scheduled
 	s.fill(&step, report, before, after, done)
 	step.Stale = s.stale(report)
-	step.SLOMet, step.SLOBroken = s.SLO.Judge(step)
-	results.Assess(&step, results.Evidence{
+	results.Judge(&step, s.SLO, results.Evidence{
 		InFlightNS: report.InFlightNS, ServiceNS: f.recorder.ServiceNS(), Recorded: step.ResponseNS.Count,
 		FDHeadroom: fileHeadroom(), EarlierUnanswered: s.left,
 	})
@@ -162,9 +165,9 @@ func (s *Stepper) stale(report driver.Report) *results.Stale {
 	return &stale
 }
 
-// fill adds the rates, what target and client used between two looks, and what
+// fill adds the rates, what target and client used between two snapshots, and what
 // happened to the target; done is what was done to it on purpose.
-func (s *Stepper) fill(step *results.Step, report driver.Report, before, after look, done []targets.Event) {
+func (s *Stepper) fill(step *results.Step, report driver.Report, before, after snapshot, done []targets.Event) {
 	step.Seconds = report.Window.Seconds()
 	completed := step.Ledger.OK + step.Ledger.HTTPError
 	step.SentRPS = float64(step.Ledger.Sent) / max(step.Seconds, 1e-9)
@@ -173,6 +176,12 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after l
 	step.Client = after.client.since(before.client, s.ClientCPU)
 	if s.Target != nil {
 		step.Hosts, step.Nodes = usageBetween(before.usage, after.usage, after.at.Sub(before.at))
+		used := step.Client.CPUSeconds
+		for _, h := range step.Hosts {
+			used += h.CPUSeconds
+		}
+		step.Client.OutsideKnown = true
+		step.Client.OutsideShare = after.machine.outside(before.machine, used)
 		done = slices.Concat(done, s.Target.Events())
 	}
 	for _, e := range done {
@@ -181,31 +190,14 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after l
 		}
 	}
 	slices.SortStableFunc(step.Events, func(a, b results.Event) int { return cmp.Compare(a.AtNS, b.AtNS) })
-	if s.Target != nil {
-		var used float64
-		for _, h := range step.Hosts {
-			used += h.CPUSeconds
-		}
-		step.Client.OutsideShare, step.Client.OutsideKnown = after.machine.outside(before.machine, step.Client.CPUSeconds+used), true
-	}
 	step.Warnings = append(append([]string{}, before.problems...), after.problems...)
 	for _, e := range step.Events {
 		if strings.Contains(e.Text, "died") {
 			step.Warnings = append(step.Warnings, e.Text)
 		}
 	}
-	if before.counted && after.counted {
-		counted := spans(before.counts, after.counts)
-		var why string
-		if step.ServerCount, why = served(counted); why != "" {
-			step.Warnings = append(step.Warnings, why)
-		}
-		step.Cache, step.CacheNodes, step.Database = cacheReads(counted), cacheNodes(counted), databaseCalls(counted)
-	}
-	for _, n := range step.CacheNodes {
-		if n.WriteBack != nil && n.WriteBack.Refused > 0 {
-			step.Warnings = append(step.Warnings, fmt.Sprintf("%s: the database refused %d acknowledged writes when they were written back: they are lost", n.Node, n.WriteBack.Refused))
-		}
+	if before.known && after.known {
+		fillFigures(step, s.Figures, deltas(before.nodes, after.nodes))
 	}
 }
 
@@ -240,9 +232,9 @@ func (t *timeline) write(seconds []hdr.Second, step results.Step) error {
 			}
 		}
 		err := t.rows.Write(rundir.TimelineRow{
-			Second: t.second + int(row.Second), Step: fmt.Sprintf("%s-%d", step.Purpose, t.steps), Offered: step.OfferedRPS,
-			Intended: row.Intended, Sent: row.Sent, Completed: row.Completed, OK: row.OK, Errors: row.Errors,
-			P50NS: row.P50, P99NS: row.P99, Events: events,
+			Second: t.second + int(row.Second), Step: fmt.Sprintf("%s-%d", step.Purpose, t.steps),
+			Offered: step.OfferedRPS, Intended: row.Intended, Sent: row.Sent, Completed: row.Completed,
+			OK: row.OK, Errors: row.Errors, P50NS: row.P50, P99NS: row.P99, Events: events,
 		})
 		if failed == nil {
 			failed = err
@@ -260,10 +252,7 @@ type follower struct {
 	recorder  *hdr.Recorder
 	next      int64 // end of the open interval
 	completed int64 // in the open interval
-	slo       results.SLO
-	scheduled int64
-	over      int64 // pooled classes only, when they have a bound
-	errors    int64
+	tally     results.Tally
 	hopeless  func() // called when the objective can no longer be met
 }
 
@@ -284,19 +273,7 @@ func (f *follower) outcome(o results.Outcome) {
 	if o.Fate == results.OK || o.Fate == results.HTTPError {
 		f.completed++
 	}
-	failed := o.Fate.Failed() && !o.SessionLost
-	if failed {
-		f.errors++
-	}
-	// As the objective will count it: a lost session is neither slow nor failed.
-	slow := o.Fate == results.OK && o.Response() > f.slo.BoundOf(o.Class)
-	// Without a bound for the pool, failures in it break nothing but ErrorRate.
-	if _, own := f.slo.Classes[o.Class]; !own && f.slo.Bound != math.MaxInt64 && (failed || slow) {
-		f.over++
-	}
-	// More ops have failed, or are too slow, than the whole step may have:
-	// whatever the rest does, the verdict stands.
-	if f.over > f.scheduled/100+1 || float64(f.errors) > f.slo.ErrorRate*float64(f.scheduled)+1 {
+	if f.tally.Count(o) {
 		f.hopeless()
 	}
 }

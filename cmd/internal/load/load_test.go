@@ -2,6 +2,7 @@ package load_test
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"github.com/stagebench/stagebench/cmd/internal/load"
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/workloads"
 )
 
@@ -34,6 +36,7 @@ func write(t *testing.T, name, text string) string {
 // A trace is photos and users for the photo service, and itself for any other
 // server; either way every line is accounted for.
 func TestTrace(t *testing.T) {
+	counts, _ := maker(true).Data.Counts()
 	path := write(t, "site.jsonl", `{"time":10,"client":"a","path":"/x"}
 {"time":13,"client":"b","method":"PURGE","path":"/y"}
 {"time":12,"client":"b","path":"/z.png"}
@@ -44,7 +47,7 @@ broken
 		mapped  int64
 		skipped map[string]int64
 	}{
-		true:  {"/api/photos/1", 2, map[string]int64{"method PURGE has no counterpart": 1, "broken: not a JSON object": 1}},
+		true:  {fmt.Sprintf("/api/photos/%d", photos.PhotoID(1, counts)), 2, map[string]int64{"method PURGE has no counterpart": 1, "broken: not a JSON object": 1}},
 		false: {"/x", 3, map[string]int64{"broken: not a JSON object": 1}},
 	} {
 		l, err := maker(service).Make("trace:" + path)

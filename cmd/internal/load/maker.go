@@ -146,7 +146,6 @@ func (m Maker) params() (preset.Params, error) {
 	if !known {
 		return preset.Params{}, fmt.Errorf("unknown data set %q\nwant one of %v", m.Data.Size, sut.DataSizes())
 	}
-	set := photos.NewDataset(counts, m.Data.Seed)
 	var uploads [][]byte
 	for i := range uploadCount {
 		uploads = append(uploads, imaging.Sample(m.Data.Seed+uint64(i), uploadWidth, uploadHeight))
@@ -154,7 +153,8 @@ func (m Maker) params() (preset.Params, error) {
 	return preset.Params{
 		Seed: m.Data.Seed, Users: counts.Users, Photos: counts.Photos,
 		Login:   func(user int) (string, string) { return sut.SeedLogin(user), sut.SeedPassword },
-		Owner:   func(photo int) int { return int(set.Owner(photos.ID(photo))) },
+		PhotoID: func(photo int) uint64 { return uint64(photos.PhotoID(photo, counts)) },
+		Owner:   func(photo int) int { return int(photos.Owner(photo, counts)) },
 		Uploads: uploads,
 	}, nil
 }

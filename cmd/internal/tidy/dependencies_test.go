@@ -29,7 +29,6 @@ func dependencies() []dependency {
 		{"github.com/redis/go-redis/v9", "client of the caches", []string{"sut/cache", "sut/redis"}},
 		{"github.com/rogpeppe/go-internal", "tests: command line behaviour as scripts", nil},
 		{"github.com/spf13/cobra", "commands, flags, completion", []string{"cmd/..."}},
-		{"github.com/tidwall/redcon", "the protocol of Redis in front of the embedded cache", []string{"sut/resp"}},
 		{"github.com/tsenart/vegeta/v12", "the default load engine", []string{"workloads/driver/vegeta"}},
 		{"github.com/vbauerster/mpb/v8", "the progress bar", []string{"results/live"}},
 		{"go.uber.org/goleak", "tests: no goroutine outlives its test", nil},

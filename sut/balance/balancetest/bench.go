@@ -20,7 +20,9 @@ import (
 func BenchHosts(b *testing.B) (upstreams []sut.Peer) {
 	body := bytes.Repeat([]byte("x"), 1000)
 	for i := range 3 {
-		host := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(body) }))
+		host := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write(body)
+		}))
 		b.Cleanup(host.Close)
 		upstreams = append(upstreams, sut.Peer{Node: fmt.Sprintf("web-%d", i+1), Address: host.Listener.Addr().String()})
 	}

@@ -26,7 +26,7 @@ func back() options {
 }
 
 // like likes a photo so many times.
-func like(t testing.TB, web cache.Records, id photos.ID, times int) (version int64) {
+func like(t testing.TB, web photos.Records, id photos.ID, times int) (version int64) {
 	t.Helper()
 	for range times {
 		version = must(t)(web.Like(t.Context(), id, 2))

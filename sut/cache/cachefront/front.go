@@ -49,7 +49,7 @@ type Values interface {
 
 // Records is the store of records behind the cache.
 type Records interface {
-	cache.Records
+	photos.Records
 	// WriteBack stores records as writes have left them, and names those that are gone
 	// or that somebody else has written since. What is marked as resent may be there
 	// already.

@@ -278,7 +278,7 @@ func wait(t testing.TB, what string, closed <-chan struct{}) {
 }
 
 // photo reads a photo that has to be there.
-func photo(t testing.TB, web cache.Records, id photos.ID) photos.Photo {
+func photo(t testing.TB, web photos.Records, id photos.ID) photos.Photo {
 	t.Helper()
 	p, err := web.Photo(t.Context(), id)
 	if err != nil {

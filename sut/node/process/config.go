@@ -46,6 +46,8 @@ func checkConfig(config sut.NodeConfig) error {
 		return fmt.Errorf("procs %d: want 1 to %d, or 0 for 1", config.Procs, maxProcs)
 	case !(config.DrainSeconds >= 0 && config.DrainSeconds <= maxDrainSeconds):
 		return fmt.Errorf("drain_seconds %v: want 0 to %d", config.DrainSeconds, maxDrainSeconds)
+	case config.Role == sut.Web && (config.IDHost < 1 || config.IDHost > sut.MaxIDHost):
+		return fmt.Errorf("id_host %d: want 1 to %d, and another number for each web node", config.IDHost, sut.MaxIDHost)
 	case config.Service != "" && config.Service != sut.Reads && config.Service != sut.Uploads:
 		return fmt.Errorf("service %q: want %s, %s, or none for everything", config.Service, sut.Reads, sut.Uploads)
 	case config.Service != "" && config.Role != sut.Web:

@@ -8,7 +8,7 @@ import (
 	"github.com/stagebench/stagebench/sut/ladder"
 )
 
-const goodConfig = `{"node":"web-1","host":"web-1","role":"web","engine":"app","listen":"127.0.0.1","port":0,"dir":"/d","procs":1,"drain_seconds":5,"wiring":{"uses":{"db":[{"node":"db-1","address":"127.0.0.1:1"}]}},"knobs":{"web.hosts":"2"},"data":{"size":"small","seed":1}}`
+const goodConfig = `{"node":"web-1","host":"web-1","role":"web","engine":"app","listen":"127.0.0.1","port":0,"dir":"/d","procs":1,"id_host":7,"drain_seconds":5,"wiring":{"uses":{"db":[{"node":"db-1","address":"127.0.0.1:1"}]}},"knobs":{"web.hosts":"2"},"data":{"size":"small","seed":1}}`
 
 func TestConfigIsChecked(t *testing.T) {
 	if config, err := decodeConfig(strings.NewReader(goodConfig)); err != nil || ladder.WebOf(config.Knobs).Hosts != 2 || ladder.WebOf(config.Knobs).MaxConns != 500 {
@@ -25,6 +25,8 @@ func TestConfigIsChecked(t *testing.T) {
 		"drain_seconds -1":     {`"drain_seconds":5`, `"drain_seconds":-1`},
 		"no hosts after":       {`"wiring":{`, `"wiring":{"routes":[{"path":"/"}],`},
 		"unexpected EOF":       {`"seed":1}}`, `"seed":1`},
+		"id_host 256: want 1":  {`"id_host":7`, `"id_host":256`},
+		"id_host 0: want 1":    {`"id_host":7,`, ``},
 		"procs 5000":           {`"procs":1`, `"procs":5000`},
 		`service "writes"`:     {`"procs":1`, `"procs":1,"service":"writes"`},
 		"only web nodes":       {`"role":"web"`, `"role":"db","service":"reads"`},
@@ -51,9 +53,9 @@ func FuzzNodeConfig(f *testing.F) {
 		if err != nil {
 			return
 		}
-		ladder.WebOf(config.Knobs).CPU.At(99)
-		ladder.CacheOf(config.Knobs).Bytes()
-		ladder.LBOf(config.Knobs).Sticky()
+		_ = ladder.WebOf(config.Knobs).CPU.At(99)
+		_ = ladder.CacheOf(config.Knobs).Bytes()
+		_ = ladder.LBOf(config.Knobs).Sticky()
 		document, err := json.Marshal(config)
 		if err != nil {
 			t.Fatal(err)

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
 // HTTP is servers of HTTP that end together.
@@ -51,10 +53,7 @@ func SendJSON(w http.ResponseWriter, status int, body any) {
 
 // SendError answers operators with an error; hint says what to send instead, "" = nothing.
 func SendError(w http.ResponseWriter, status int, err error, hint string) {
-	SendJSON(w, status, struct {
-		Error string `json:"error"`
-		Hint  string `json:"hint,omitempty"`
-	}{err.Error(), hint})
+	SendJSON(w, status, sut.ErrorBody{Error: err.Error(), Hint: hint})
 }
 
 // DecodeStrictly reads one JSON document, bounded, of known fields only.

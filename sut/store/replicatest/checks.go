@@ -39,10 +39,10 @@ func follows(t *testing.T, k *kit) {
 
 func refusesWrites(t *testing.T, k *kit) {
 	primary, replica := k.pair(nil)
-	if _, err := replica.store.Like(t.Context(), 1, 1); !errors.Is(err, photos.ErrUnavailable) || !strings.Contains(err.Error(), "25006") {
+	if _, err := replica.store.Like(t.Context(), k.photo(1), 1); !errors.Is(err, photos.ErrUnavailable) || !strings.Contains(err.Error(), "25006") {
 		t.Errorf("a write on a replica: %v", err)
 	}
-	if p, err := replica.store.Photo(t.Context(), 1); err != nil || p.Version != primary.like(1)-1 {
+	if p, err := replica.store.Photo(t.Context(), k.photo(1)); err != nil || p.Version != primary.like(1)-1 {
 		t.Errorf("photo %+v, %v", p, err)
 	}
 }
@@ -50,7 +50,7 @@ func refusesWrites(t *testing.T, k *kit) {
 func largeRows(t *testing.T, k *kit) {
 	primary, replica := k.pair(nil)
 	for i, size := range []int{1, 1000, 30_000, 60_000} {
-		c := photos.Comment{ID: k.id(), PhotoID: photos.ID(i + 1), UserID: 1, Text: strings.Repeat("ü", size/2), CreatedUS: 1}
+		c := photos.Comment{ID: k.id(), PhotoID: k.photo(i + 1), UserID: 1, Text: strings.Repeat("ü", size/2), CreatedUS: 1}
 		if _, err := primary.store.Comment(t.Context(), c); err != nil {
 			t.Fatal(err)
 		}
@@ -70,7 +70,7 @@ func catchesUp(t *testing.T, k *kit) {
 		replica = k.start("db-2", nil, sut.Replication{Epoch: 1, Primary: primary.at()})
 		replica.awaitServing("db-1")
 		// One that serves has had all that there was when it came back.
-		if p, err := replica.store.Photo(t.Context(), 3); err != nil || p.Version < version {
+		if p, err := replica.store.Photo(t.Context(), k.photo(3)); err != nil || p.Version < version {
 			t.Errorf("version %d, %v, want %d: it serves before it has caught up", p.Version, err, version)
 		}
 		if s := replica.status(); s.Rebuilds != 0 {
@@ -109,13 +109,13 @@ func promotes(t *testing.T, k *kit) {
 func oldPrimary(t *testing.T, k *kit) {
 	primary, replica := k.pair(nil)
 	replica.awaitVersion(5, primary.like(5))
-	before, err := primary.store.Photo(t.Context(), 5)
+	before, err := primary.store.Photo(t.Context(), k.photo(5))
 	if err != nil {
 		t.Fatal(err)
 	}
 	replica.Kill(t)
 	upload := photos.Photo{ID: k.id(), UserID: 1, Title: "lost", State: photos.StateReady, Width: 1, Height: 2, Bytes: 3, CreatedUS: 4, Version: 1}
-	comment := photos.Comment{ID: k.id(), PhotoID: 5, UserID: 2, Text: "lost, too", CreatedUS: 6}
+	comment := photos.Comment{ID: k.id(), PhotoID: k.photo(5), UserID: 2, Text: "lost, too", CreatedUS: 6}
 	_, err = primary.store.Comment(t.Context(), comment)
 	if err = errors.Join(err, primary.store.AddPhoto(t.Context(), upload)); err != nil {
 		t.Fatal(err)
@@ -132,7 +132,7 @@ func oldPrimary(t *testing.T, k *kit) {
 	if _, err := back.store.Photo(t.Context(), upload.ID); !errors.Is(err, photos.ErrNotFound) {
 		t.Errorf("the lost photo: %v", err)
 	}
-	if _, err := back.store.Like(t.Context(), 1, 1); !errors.Is(err, photos.ErrUnavailable) {
+	if _, err := back.store.Like(t.Context(), k.photo(1), 1); !errors.Is(err, photos.ErrUnavailable) {
 		t.Errorf("a write on the old primary: %v", err)
 	}
 	var lost sut.Lost
@@ -143,7 +143,7 @@ func oldPrimary(t *testing.T, k *kit) {
 	for _, c := range lost.Changes {
 		found[c.Table+"/"+c.Key] = c.Op
 	}
-	if found[fmt.Sprintf("photos/%d", upload.ID)] != sut.Inserted || found[fmt.Sprintf("comments/%d", comment.ID)] != sut.Inserted || found["photos/5"] != sut.Updated {
+	if found[fmt.Sprintf("photos/%d", upload.ID)] != sut.Inserted || found[fmt.Sprintf("comments/%d", comment.ID)] != sut.Inserted || found[fmt.Sprintf("photos/%d", k.photo(5))] != sut.Updated {
 		t.Errorf("found to be lost: %v", found)
 	}
 	var done sut.Replayed
@@ -154,7 +154,7 @@ func oldPrimary(t *testing.T, k *kit) {
 	if code, text := back.ask(http.MethodPost, sut.LostPath, sut.Replay{Primary: replica.peer()}, &done); code != http.StatusConflict {
 		t.Errorf("a second replay: %d %s", code, text)
 	}
-	if p, err := replica.store.Photo(t.Context(), 5); err != nil || p.Comments != before.Comments+1 {
+	if p, err := replica.store.Photo(t.Context(), k.photo(5)); err != nil || p.Comments != before.Comments+1 {
 		t.Errorf("photo %+v, %v: want one comment more than %d", p, err, before.Comments)
 	}
 	// And it can take the place back.
@@ -194,7 +194,7 @@ func synchronous(t *testing.T, k *kit) {
 		replica.awaitVersion(2, version)
 	}
 	replica.Pause(t)
-	if _, err := primary.store.Like(t.Context(), 2, 1); !errors.Is(err, photos.ErrUnavailable) {
+	if _, err := primary.store.Like(t.Context(), k.photo(2), 1); !errors.Is(err, photos.ErrUnavailable) {
 		t.Errorf("a write that no replica holds: %v", err)
 	}
 	replica.Resume(t)
@@ -202,13 +202,13 @@ func synchronous(t *testing.T, k *kit) {
 	var version int64
 	replica.until("writes are acknowledged again", func(sut.ReplicationStatus) bool {
 		var err error
-		version, err = primary.store.Like(t.Context(), 2, 1)
+		version, err = primary.store.Like(t.Context(), k.photo(2), 1)
 		return err == nil
 	})
 	// Killed at any moment, the primary leaves every acknowledged write behind.
 	primary.Kill(t)
 	replica.become(sut.Replication{Epoch: 2})
-	if p, err := replica.store.Photo(t.Context(), 2); err != nil || p.Version < version {
+	if p, err := replica.store.Photo(t.Context(), k.photo(2)); err != nil || p.Version < version {
 		t.Errorf("version %d was acknowledged; after the promotion it is %d, %v", version, p.Version, err)
 	}
 }
@@ -284,7 +284,7 @@ func random(t *testing.T, k *kit) {
 // change is one random transaction.
 func change(c *copied, r *rand.Rand, counts sut.DataCounts, ids *atomic.Int64) error {
 	ctx := context.Background()
-	user, photo := photos.ID(r.IntN(counts.Users)+1), photos.ID(r.IntN(counts.Photos)+1)
+	user, photo := photos.ID(r.IntN(counts.Users)+1), photos.PhotoID(r.IntN(counts.Photos)+1, counts)
 	var err error
 	switch r.IntN(6) {
 	case 0:

@@ -192,21 +192,25 @@ func (c *copied) awaitServing(primary string) {
 	c.until("it serves", func(s sut.ReplicationStatus) bool { return s.Serves && s.Connected && s.Following == primary })
 }
 
-// like adds a like and returns the version that was acknowledged.
-func (c *copied) like(photo photos.ID) int64 {
+// photo is the id of the seeded photo with that index.
+func (k *kit) photo(index int) photos.ID { return photos.PhotoID(index, k.engine.Counts()) }
+
+// like adds a like to the photo with that index and returns the version that was
+// acknowledged.
+func (c *copied) like(photo int) int64 {
 	c.kit.t.Helper()
-	version, err := c.store.Like(context.Background(), photo, 1)
+	version, err := c.store.Like(context.Background(), c.kit.photo(photo), 1)
 	if err != nil {
 		c.kit.t.Fatalf("%s: %v", c.name, err)
 	}
 	return version
 }
 
-// awaitVersion waits until the copy has that version of a photo.
-func (c *copied) awaitVersion(photo photos.ID, version int64) {
+// awaitVersion waits until the copy has that version of the photo with that index.
+func (c *copied) awaitVersion(photo int, version int64) {
 	c.kit.t.Helper()
 	c.until(fmt.Sprintf("it has version %d of photo %d", version, photo), func(sut.ReplicationStatus) bool {
-		p, err := c.store.Photo(context.Background(), photo)
+		p, err := c.store.Photo(context.Background(), c.kit.photo(photo))
 		return err == nil && p.Version >= version
 	})
 }

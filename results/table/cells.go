@@ -1,9 +1,12 @@
 package table
 
 import (
+	"fmt"
 	"math"
 	"strconv"
 	"strings"
+
+	"github.com/stagebench/stagebench/results"
 )
 
 // Text is a cell of words.
@@ -36,6 +39,51 @@ func YesNo(b bool) Cell {
 
 // Blank is the cell of a figure that does not exist, and why.
 func Blank(why ...string) Cell { return Cell{Text: "-", Notes: why} }
+
+// textOrNothing leaves the cell empty where there is no text.
+func textOrNothing(s string) Cell {
+	if s == "" {
+		return Cell{}
+	}
+	return Text(s)
+}
+
+func megabytes(n int64) Cell { return Cell{Text: trimmed(float64(n)/1e6, 3), Value: n} }
+
+// seconds shows nanoseconds to people as seconds.
+func seconds(ns int64) Cell { return Cell{Text: significant(float64(ns)/1e9, 4), Value: ns} }
+
+// instant is a point in time of a step. Points are compared with each other,
+// so they keep every millisecond, unlike durations.
+func instant(ns int64) Cell { return Cell{Text: Count((ns + 500_000) / 1_000_000).Text, Value: ns} }
+
+// fewBeyond is how many samples have to lie beyond a percentile for it to be
+// given.
+const fewBeyond = 10
+
+// percentile shows a percentile, or says why there is none.
+func percentile(ns *int64, count int64, q float64) Cell {
+	switch {
+	case ns != nil:
+		return Nanoseconds(*ns)
+	case float64(count)*(1-q) < fewBeyond-1e-9: // 1000 * (1 - 0.99) is a little less than 10
+		return Blank(fmt.Sprintf("fewer than %d samples lie beyond this percentile", fewBeyond))
+	}
+	return amongFailures()
+}
+
+func p50(l results.Latency) Cell { return percentile(l.P50, l.Count, 0.50) }
+func p99(l results.Latency) Cell { return percentile(l.P99, l.Count, 0.99) }
+
+// longest is the greatest of some durations.
+func longest(l results.Latency) Cell {
+	if l.Count == 0 || l.Max == nil {
+		return Blank()
+	}
+	return Nanoseconds(*l.Max)
+}
+
+func amongFailures() Cell { return Blank("lies among the failures, which count as infinitely slow") }
 
 // Milliseconds is the one way in which tables write a duration: in
 // milliseconds, with three significant digits, without the unit.

@@ -4,69 +4,79 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/targets"
 )
 
-// look is what can be seen of client, target and machine at one moment.
-type look struct {
+// snapshot is the state of client, target and machine at one moment.
+type snapshot struct {
 	at       time.Time
 	client   client
 	machine  machine
 	usage    targets.Usage
-	counts   []count
-	counted  bool // the nodes are known
+	nodes    []reading
+	known    bool // which nodes there are
 	problems []string
 }
 
-// before looks at what counts from now on: the clocks last, so that the time that nodes
-// take to answer is no part of the step.
-func (s *Stepper) before(ctx context.Context) look {
-	l := look{}
-	s.ask(ctx, &l)
-	s.read(&l)
-	return l
+// before takes the snapshot at the beginning of a step. It reads the clocks last, so that the time that nodes take
+// to answer is no part of the step.
+func (s *Stepper) before(ctx context.Context) (snap snapshot) {
+	s.readNodes(ctx, &snap)
+	s.readClocks(&snap)
+	return snap
 }
 
-// after looks at what has counted until now: the clocks first, for the same reason.
-func (s *Stepper) after(ctx context.Context) look {
-	l := look{}
-	s.read(&l)
-	s.ask(ctx, &l)
-	return l
+// after takes the snapshot at the end of a step. It reads the clocks first, for the same reason.
+func (s *Stepper) after(ctx context.Context) (snap snapshot) {
+	s.readClocks(&snap)
+	s.readNodes(ctx, &snap)
+	return snap
 }
 
-// read reads the clocks and what the kernel says of client, hosts and machine.
-func (s *Stepper) read(l *look) {
-	l.at, l.client, l.machine = time.Now(), readClient(), readMachine()
+// readClocks reads the clocks and what the kernel says of client, hosts and machine.
+func (s *Stepper) readClocks(snap *snapshot) {
+	snap.at, snap.client, snap.machine = time.Now(), readClient(), readMachine()
 	if s.Target == nil {
 		return
 	}
 	var err error
-	if l.usage, err = s.Target.Usage(); err != nil {
-		l.problems = append(l.problems, "usage of the hosts is not known: "+err.Error())
+	if snap.usage, err = s.Target.Usage(); err != nil {
+		snap.problems = append(snap.problems, "usage of the hosts is not known: "+err.Error())
 	}
 }
 
-// ask asks the nodes for their own counts.
-func (s *Stepper) ask(ctx context.Context, l *look) {
+// readNodes reads the metrics of the nodes that count requests or report a declared figure.
+func (s *Stepper) readNodes(ctx context.Context, snap *snapshot) {
 	if s.Nodes == nil {
 		return
 	}
 	nodes, err := s.Nodes(ctx)
 	if err != nil {
-		l.problems = append(l.problems, "what the nodes counted is not known: "+err.Error())
+		snap.problems = append(snap.problems, "what the nodes counted is not known: "+err.Error())
 		return
 	}
-	l.counts, l.counted = readCounts(ctx, nodes), true
-	l.problems = append(l.problems, problems(l.counts)...)
+	var roles []sut.Role
+	for _, f := range s.Figures {
+		roles = append(roles, f.From...)
+	}
+	others := func(n targets.NodeStatus) bool { return !n.Counts && !slices.Contains(roles, n.Role) }
+	snap.nodes, snap.known = readNodes(ctx, slices.DeleteFunc(slices.Clone(nodes), others)), true
+	for _, r := range snap.nodes {
+		if r.err != nil {
+			snap.problems = append(snap.problems, fmt.Sprintf("what %s counted is not known: %v", r.node.Node, r.err))
+		}
+	}
 }
 
 // client is what the load generator has used since it was started.
@@ -164,14 +174,14 @@ func fileHeadroom() int64 {
 }
 
 // usageBetween is what hosts and nodes used between two readings.
-func usageBetween(before, after targets.Usage, elapsed time.Duration) ([]results.HostUsage, []results.NodeUsage) {
-	hosts := map[string]targets.HostUsage{}
-	for _, h := range before.Hosts {
-		hosts[h.Host] = h
-	}
-	var used []results.HostUsage
+func usageBetween(before, after targets.Usage, elapsed time.Duration) (
+	hosts []results.HostUsage, nodes []results.NodeUsage,
+) {
 	for _, h := range after.Hosts {
-		b := hosts[h.Host]
+		var b targets.HostUsage
+		if i := slices.IndexFunc(before.Hosts, func(b targets.HostUsage) bool { return b.Host == h.Host }); i >= 0 {
+			b = before.Hosts[i]
+		}
 		u := results.HostUsage{
 			Host: h.Host, CPU: h.CPU, Isolated: h.Isolated,
 			CPUSeconds: h.CPUSeconds - b.CPUSeconds, ThrottledSeconds: h.ThrottledSeconds - b.ThrottledSeconds,
@@ -182,18 +192,16 @@ func usageBetween(before, after targets.Usage, elapsed time.Duration) ([]results
 		if periods := h.Periods - b.Periods; periods > 0 {
 			u.ThrottledShare = float64(h.ThrottledPeriods-b.ThrottledPeriods) / float64(periods)
 		}
-		used = append(used, u)
+		hosts = append(hosts, u)
 	}
-	nodes := map[string]targets.NodeUsage{}
-	for _, n := range before.Nodes {
-		nodes[n.Node] = n
-	}
-	var each []results.NodeUsage
 	for _, n := range after.Nodes {
-		each = append(each, results.NodeUsage{
-			Node: n.Node, Host: n.Host, Role: string(n.Role),
-			CPUSeconds: max(0, n.CPUSeconds-nodes[n.Node].CPUSeconds), RSSBytes: n.RSSBytes,
+		used := n.CPUSeconds
+		if i := slices.IndexFunc(before.Nodes, func(b targets.NodeUsage) bool { return b.Node == n.Node }); i >= 0 {
+			used -= before.Nodes[i].CPUSeconds
+		}
+		nodes = append(nodes, results.NodeUsage{
+			Node: n.Node, Host: n.Host, Role: string(n.Role), CPUSeconds: max(0, used), RSSBytes: n.RSSBytes,
 		})
 	}
-	return used, each
+	return hosts, nodes
 }

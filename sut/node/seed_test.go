@@ -1,0 +1,23 @@
+package node
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/postgres"
+	"github.com/stagebench/stagebench/sut/sqlite"
+)
+
+// Databases of two engines, or of one in two versions, have different files.
+func TestTemplateVersion(t *testing.T) {
+	embedded, err := TemplateVersion(sut.SQLite)
+	if err != nil || !strings.HasSuffix(embedded, "-"+sqlite.LibraryVersion) {
+		t.Errorf("template version of SQLite: %q, %v", embedded, err)
+	}
+	install, missing := postgres.Find()
+	native, err := TemplateVersion(sut.Postgres)
+	if (err == nil) != (missing == nil) || !strings.HasSuffix(native, install.Version) || native == embedded {
+		t.Errorf("template version of PostgreSQL: %q, %v, want one with %q", native, err, install.Version)
+	}
+}
