@@ -38,7 +38,8 @@ func arrows() []arrow {
 		{"targets/proc", nil, "supervises any child; what the child is does not matter"},
 		{"targets/budget", []string{"targets/proc"}, "holds any child to a budget; what the child is does not matter"},
 		{"targets/failover", []string{"sut", "targets"}, "decides who is the primary; how a node is asked or ended is somebody else's"},
-		{"targets/...", []string{"sut", "sut/ladder", "targets", "targets/proc", "targets/budget", "targets/failover"}, "targets know the declared system, never the code of its nodes: the system does not know that it is measured"},
+		{"targets/metrics", nil, "reads what any node has counted"},
+		{"targets/...", []string{"sut", "sut/ladder", "targets", "targets/proc", "targets/budget", "targets/failover", "targets/metrics"}, "targets know the declared system, never the code of its nodes: the system does not know that it is measured"},
 
 		{"workloads", nil, "the vocabulary of load is pure"},
 		{"workloads/keys", []string{"workloads"}, "distributions are pure functions of numbers"},

@@ -17,12 +17,13 @@ import (
 	"github.com/stagebench/stagebench/targets"
 )
 
-// told lists what a node was told of, in order.
+// told lists the wirings that a node was told, in order, without their epochs.
 func (s *stand) told(t *testing.T, node string) (all []string) {
 	t.Helper()
 	for _, line := range s.trace(t) {
-		if names, found := strings.CutPrefix(line, node+" told of "); found {
-			all = append(all, names)
+		if text, found := strings.CutPrefix(line, node+" told "); found {
+			_, wiring, _ := strings.Cut(text, " of ")
+			all = append(all, wiring)
 		}
 	}
 	return all
@@ -37,20 +38,14 @@ func webNodes(system *System) (names []string) {
 	return names
 }
 
-// with returns the topology of stage lb with that many web hosts, in which nodes
-// behave as in the stand.
-func (s *stand) with(t *testing.T, hosts string) sut.Topology {
+// scale changes the number of hosts of a tier.
+func scale(t *testing.T, system *System, tier string, hosts int) targets.Scaled {
 	t.Helper()
-	next, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": hosts}, 0.1)
+	scaled, err := system.Scale(t.Context(), tier, hosts)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, value := range s.options.Topology.Knobs {
-		if strings.HasPrefix(name, behaviourKnob) {
-			next.Knobs[name] = value
-		}
-	}
-	return next
+	return scaled
 }
 
 // Hosts are added, used by those who have to know them, and go again without a
@@ -60,9 +55,7 @@ func TestScaleUpAndDown(t *testing.T) {
 	s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2", "web.upload_hosts": "1", "web.split": "true", "lb.hosts": "2"})
 	system := s.up(t)
 	before := system.Topology().Digest()
-	if err := system.Scale(t.Context(), sut.Web, 4); err != nil {
-		t.Fatal(err)
-	}
+	scale(t, system, "web", 4)
 	if got := webNodes(system); !slices.Equal(got, []string{"web-2", "web-1", "web-3", "web-4"}) {
 		t.Errorf("web nodes %v", got)
 	}
@@ -70,11 +63,11 @@ func TestScaleUpAndDown(t *testing.T) {
 		t.Errorf("the topology is still the old one: %v", system.Topology().Knobs)
 	}
 	for _, node := range []string{"lb-1", "lb-2"} {
-		if got := s.told(t, node); !slices.Equal(got, []string{"web-1+web-2+web-3+web-4"}) {
+		if got := s.told(t, node); !slices.Equal(got, []string{"web:web-1+web-2+web-3+web-4"}) {
 			t.Errorf("%s was told of %v", node, got)
 		}
 	}
-	if got := s.told(t, "web-1"); !slices.Equal(got, []string{"web-2+web-3+web-4"}) {
+	if got := s.told(t, "web-1"); !slices.Equal(got, []string{"web:web-2+web-3+web-4 db:db-1 blob:blob-1"}) {
 		t.Errorf("web-1, which asks the others for sessions, was told of %v", got)
 	}
 	addresses := map[string]bool{}
@@ -93,8 +86,9 @@ func TestScaleUpAndDown(t *testing.T) {
 	if webs := configOf(t, status(t, system, "lb-2").Address).Wiring.Uses[sut.Web]; len(webs) != 4 {
 		t.Errorf("the restarted lb-2 uses %v", webs)
 	}
-	if err := system.Scale(t.Context(), sut.Web, 2); err != nil {
-		t.Fatal(err)
+	scale(t, system, "web", 2)
+	if got, want := s.told(t, "lb-1")[1:], []string{"web:web-1+web-2-web-3-web-4", "web:web-1+web-2"}; !slices.Equal(got, want) {
+		t.Errorf("lb-1 was told of %v, want %v", got, want)
 	}
 	if digest := system.Topology().Digest(); digest != before || len(webNodes(system)) != 2 {
 		t.Errorf("nodes %v: want the system of the beginning", webNodes(system))
@@ -123,16 +117,19 @@ func TestScaleFails(t *testing.T) {
 		node, behaviour, want string
 		told                  []string
 	}{
-		"a host does not start":    {"web-3", "dies early", "disk is full", nil},
-		"a balancer refuses":       {"lb-1", "refuses", "tell lb-1: 400 Bad Request: too many", []string{"web-1+web-2+web-3", "web-1+web-2"}},
-		"a host that cannot drain": {"lb-1", "never drains", "", []string{"web-1+web-2+web-3"}},
+		"a host does not start": {"web-3", "dies early", "disk is full", nil},
+		"a balancer refuses": {
+			"lb-1", "refuses", "tell lb-1: PUT /wiring of lb-1: 400 Bad Request: too many",
+			[]string{"web:web-1+web-2+web-3", "web:web-1+web-2-web-3", "web:web-1+web-2"},
+		},
+		"a host that cannot drain": {"lb-1", "never drains", "", []string{"web:web-1+web-2+web-3"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2"})
 			s.behave(c.node, c.behaviour)
 			system := s.up(t)
-			err := system.move(t.Context(), s.with(t, "3"))
+			_, err := system.Scale(t.Context(), "web", 3)
 			if c.want == "" {
 				if err != nil || len(webNodes(system)) != 3 {
 					t.Errorf("%v, nodes %v: want it done", err, webNodes(system))
@@ -159,10 +156,12 @@ func TestScaleIsInterrupted(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			done := make(chan error, 1)
-			next := s.with(t, "3")
-			go func() { done <- system.move(ctx, next) }()
+			go func() {
+				_, err := system.Scale(ctx, "web", 3)
+				done <- err
+			}()
 			eventually(t, "lb-1 is told", func() bool { return len(s.told(t, "lb-1")) == 1 })
-			if err := system.move(t.Context(), next); err == nil || !strings.Contains(err.Error(), "being changed already") {
+			if _, err := system.Scale(t.Context(), "web", 4); err == nil || !strings.Contains(err.Error(), "being changed already") {
 				t.Errorf("a second change at the same time: %v", err)
 			}
 			if how == "cancelled" {
@@ -181,7 +180,7 @@ func TestScaleIsInterrupted(t *testing.T) {
 			if left, err := os.ReadDir(s.options.WorkDir); err == nil && len(left) > 0 || len(s.processes()) > 0 {
 				t.Errorf("left: %v, processes %v", left, s.processes())
 			}
-			if err := system.move(t.Context(), next); err == nil || !strings.Contains(err.Error(), "going down") {
+			if _, err := system.Scale(t.Context(), "web", 4); err == nil || !strings.Contains(err.Error(), "going down") {
 				t.Errorf("scaling what is down: %v", err)
 			}
 		})
@@ -217,7 +216,10 @@ func TestABalancerThatStartsIsTold(t *testing.T) {
 		})
 	})
 	done := make(chan error, 1)
-	go func() { done <- system.move(t.Context(), s.with(t, "3")) }()
+	go func() {
+		_, err := system.Scale(t.Context(), "web", 3)
+		done <- err
+	}()
 	eventually(t, "the new topology holds", func() bool { return len(system.Topology().Hosts) == 5 })
 	open, err := os.OpenFile(gate, os.O_WRONLY, 0) // waits for lb-1 to open it
 	if err != nil {
@@ -238,9 +240,7 @@ func TestABalancerDiesWhenTold(t *testing.T) {
 	s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2"})
 	s.behave("lb-1", "crashes when told")
 	system := s.up(t)
-	if err := system.move(t.Context(), s.with(t, "3")); err != nil {
-		t.Fatal(err)
-	}
+	scale(t, system, "web", 3)
 	eventually(t, "lb-1 is restarted", func() bool { return status(t, system, "lb-1").Restarts == 1 })
 	if got := webPeers(t, system, "lb-1"); !slices.Equal(got, []string{"web-1", "web-2", "web-3"}) {
 		t.Errorf("lb-1 uses %v", got)
@@ -258,7 +258,7 @@ func TestAPausedBalancerIsInTheWay(t *testing.T) {
 	if err := system.Pause("lb-1"); err != nil {
 		t.Fatal(err)
 	}
-	if err := system.Scale(t.Context(), sut.Web, 3); err == nil || !strings.Contains(err.Error(), "lb-1 is paused") || !strings.HasSuffix(err.Error(), "stagebench resume lb-1") {
+	if _, err := system.Scale(t.Context(), "web", 3); err == nil || !strings.Contains(err.Error(), "lb-1 is paused") || !strings.HasSuffix(err.Error(), "stagebench resume lb-1") {
 		t.Errorf("error %v, want one that says what is in the way", err)
 	}
 	if slices.ContainsFunc(s.trace(t), func(line string) bool { return strings.HasPrefix(line, "web-3 born") }) {
@@ -267,9 +267,7 @@ func TestAPausedBalancerIsInTheWay(t *testing.T) {
 	if err := system.Resume("lb-1"); err != nil {
 		t.Fatal(err)
 	}
-	if err := system.Scale(t.Context(), sut.Web, 3); err != nil {
-		t.Error(err)
-	}
+	scale(t, system, "web", 3)
 	if got := webPeers(t, system, "lb-1"); len(got) != 3 {
 		t.Errorf("lb-1 uses %v", got)
 	}
@@ -305,7 +303,7 @@ func TestScaleSurvivesKills(t *testing.T) {
 		})
 	}
 	for _, hosts := range []int{4, 2, 3, 2, 4} {
-		if err := system.Scale(t.Context(), sut.Web, hosts); err != nil {
+		if _, err := system.Scale(t.Context(), "web", hosts); err != nil {
 			t.Errorf("to %d hosts: %v", hosts, err)
 		}
 	}
@@ -327,7 +325,7 @@ func TestScaleSurvivesKills(t *testing.T) {
 // What a running system cannot become is refused, with the reason.
 func TestScaleIsRefused(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2"})
+	s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2", "db.replicas": "5"})
 	s.options.Admit = func(next sut.Topology) error {
 		if len(next.Hosts) > 8 {
 			return errors.New("the machine is too small")
@@ -335,36 +333,43 @@ func TestScaleIsRefused(t *testing.T) {
 		return nil
 	}
 	system := s.up(t)
-	for want, scale := range map[string]func() error{
-		"only the hosts of tier web": func() error { return system.Scale(t.Context(), sut.DB, 2) },
-		"want a whole number":        func() error { return system.Scale(t.Context(), sut.Web, 0) },
-		"the machine is too small":   func() error { return system.Scale(t.Context(), sut.Web, 9) },
-		"knob lb.policy from round_robin to least_conn: not possible": func() error {
-			next, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": "2", "lb.policy": "least_conn"}, 0.1)
-			return errors.Join(err, system.move(t.Context(), next))
-		},
-		"from stage lb to single": func() error {
-			next, err := ladder.Build(sut.Single, nil, 0.1)
-			return errors.Join(err, system.move(t.Context(), next))
-		},
-		"host lb-1 would change its size": func() error {
-			next, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": "2"}, 0.2)
-			return errors.Join(err, system.move(t.Context(), next))
-		},
+	for _, c := range []struct {
+		tier  string
+		hosts int
+		want  string
+	}{
+		{"db", 2, "scale db to 2: \"db\" cannot change its number of hosts while the system serves\nwant one of: web, replica, blob, cache"},
+		{"web", 0, "want a whole number"},
+		{"web", 9, "the machine is too small"},
+		{"cache", 2, "stage lb has no cache hosts\n"},
+		{"replica", 2, "without replicas"},
+		{"blob", 2, "on the database host"},
 	} {
-		if err := scale(); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("error %v, want one with %q", err, want)
+		if _, err := system.Scale(t.Context(), c.tier, c.hosts); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s to %d: error %v, want one with %q", c.tier, c.hosts, err, c.want)
 		}
 	}
-	if err := system.Scale(t.Context(), sut.Web, 2); err != nil {
-		t.Errorf("scaling to what it is: %v", err)
+	scale(t, system, "web", 2) // what it is already
+	larger, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": "2"}, 0.2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := difference(system.Topology(), larger); err == nil || !strings.Contains(err.Error(), "host lb-1 would change its size") {
+		t.Errorf("another size: %v", err)
+	}
+	moved, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": "2", "blob.hosts": "1"}, 0.1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := difference(system.Topology(), moved); err == nil || !strings.Contains(err.Error(), "node blob-1 would become another one") {
+		t.Errorf("another place: %v", err)
 	}
 }
 
 func TestASingleHostIsNotScaled(t *testing.T) {
 	t.Parallel()
 	system := newStand(t, sut.Single, nil).up(t)
-	if err := system.Scale(t.Context(), sut.Web, 2); err == nil || !strings.Contains(err.Error(), "has no balancer") {
+	if _, err := system.Scale(t.Context(), "web", 2); err == nil || !strings.Contains(err.Error(), "has no balancer") {
 		t.Errorf("scaling a single host: %v", err)
 	}
 }
