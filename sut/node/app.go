@@ -190,7 +190,10 @@ func (w *webNode) operators() http.Handler {
 	mux.Handle("/", w.app.Operations())
 	mux.HandleFunc("GET /status", func(answer http.ResponseWriter, _ *http.Request) {
 		config := w.node.Config
-		status := webStatus{Node: config.Node, Service: config.Service, Draining: w.app.Draining(), MaxConns: ladder.WebOf(config.Knobs).MaxConns}
+		status := webStatus{
+			Node: config.Node, Service: config.Service, Draining: w.app.Draining(),
+			MaxConns: ladder.WebOf(config.Knobs).MaxConns,
+		}
 		if w.remote != nil {
 			status.Peers = w.remote.Peers()
 		} else {
@@ -227,7 +230,8 @@ func compressed(handler http.Handler) http.Handler {
 			// The wrapper would not compress what HEAD shows, and HEAD would show
 			// another representation than GET. The server leaves the body out.
 			asGet := &http.Request{Method: http.MethodGet, Header: r.Header}
-			wrap(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { handler.ServeHTTP(w, r) })).ServeHTTP(&weakener{ResponseWriter: w}, asGet)
+			asHead := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { handler.ServeHTTP(w, r) })
+			wrap(asHead).ServeHTTP(&weakener{ResponseWriter: w}, asGet)
 		default:
 			compressing.ServeHTTP(&weakener{ResponseWriter: w}, r)
 		}

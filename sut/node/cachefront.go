@@ -40,7 +40,8 @@ func startFront(ctx context.Context, n process.Node, server *resp.Server, values
 		return nil, nil
 	}
 	config := cachefront.Config{
-		Values: values, TTL: s.TTL, FeedTTL: s.FeedTTL, SingleFlight: s.SingleFlight, Timeout: frontTimeout, Registry: n.Registry, Log: n.Log,
+		Values: values, TTL: s.TTL, FeedTTL: s.FeedTTL, SingleFlight: s.SingleFlight, Timeout: frontTimeout,
+		Registry: n.Registry, Log: n.Log,
 	}
 	if s.Write == ladder.WriteBack {
 		config.FlushInterval = s.FlushInterval
@@ -131,7 +132,9 @@ func half(ctx context.Context) (context.Context, context.CancelFunc) {
 
 // before puts a front before a native server, which a client with this configuration
 // can speak to.
-func before(ctx context.Context, n process.Node, s process.Server, client cache.Config) (_ process.Component, _ *front, err error) {
+func before(
+	ctx context.Context, n process.Node, s process.Server, client cache.Config,
+) (_ process.Component, _ *front, err error) {
 	// The node's own port first: the server could be given it.
 	listener, err := n.Listen()
 	if err != nil {
