@@ -8,7 +8,6 @@ require (
 	github.com/goccy/go-yaml v1.19.2 // matrix, workload and fault files; errors name line and column
 	github.com/google/go-cmp v0.7.0 // tests: differences that can be read
 	github.com/jackc/pgx/v5 v5.12.0 // PostgreSQL client and wire types
-	github.com/jeroenrinzema/psql-wire v0.20.0 // the PostgreSQL wire protocol in front of SQLite
 	github.com/klauspost/compress v1.20.1 // compression of texts that knows what is not worth it
 	github.com/olekukonko/tablewriter v1.1.5 // text and Markdown tables
 	github.com/prometheus/client_golang v1.25.0 // metrics of nodes and runs

@@ -109,6 +109,18 @@ type Recovery struct {
 	Replayed map[string]sut.Replayed `json:"replayed,omitempty"`
 }
 
+// Scaled is a change of the number of hosts of a tier.
+type Scaled struct {
+	Tier   string `json:"tier"`
+	Hosts  int    `json:"hosts"`
+	TookNS int64  `json:"took_ns"`
+	// Moved is how many keys of a cache, or objects of a blob store, have another host now,
+	// and Held how many keys the cache had just before; nil = there is nothing that could
+	// move, or it is not known.
+	Moved *int64 `json:"moved,omitempty"`
+	Held  *int64 `json:"held,omitempty"`
+}
+
 // Event is something that happened to a target: a kill, a death, a restart.
 type Event struct {
 	UnixNS int64  `json:"unix_ns"`

@@ -74,7 +74,7 @@ func TestScaleUnderLoad(t *testing.T) {
 // in between until the last host that came has traffic.
 func (r *rig) scale(t *testing.T, hosts ...int) {
 	for _, n := range hosts {
-		if err := r.Scale(t.Context(), sut.Web, n); err != nil {
+		if _, err := r.Scale(t.Context(), "web", n); err != nil {
 			t.Error(err)
 			return
 		}

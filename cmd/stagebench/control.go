@@ -3,16 +3,20 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/stagebench/stagebench/cmd/internal/cell"
 	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results/table"
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/control"
 )
@@ -125,16 +129,33 @@ is the primary at this moment, and of the first replica that serves.`,
 
 func scaleCommand(s streams) *cobra.Command {
 	var id string
+	var watch time.Duration
+	var names []string
+	long := "Changes the number of hosts of a tier while the system serves. What can be scaled, and the\n" +
+		"knob that holds the number:\n\n"
+	for _, t := range ladder.Tiers() {
+		if t.Scaling != nil {
+			names = append(names, t.Scaling.Name)
+			long += fmt.Sprintf("  %-8s %s\n", t.Scaling.Name, t.Scaling.Knob)
+		}
+	}
 	cmd := &cobra.Command{
-		Use:   "scale web HOSTS",
-		Short: "Change the number of web hosts while the system serves; no request has to fail for it",
-		Long: `Starts more web hosts and has the balancers use them, or has the balancers leave
-the last ones out, waits until these have finished what they had, and stops them.
-Sessions that live in the memory of a web host go with it.`,
-		Example: "  stagebench scale web 4\n  stagebench scale web 2",
+		Use:   "scale " + strings.Join(names, "|") + " HOSTS",
+		Short: "Change the number of hosts of a tier while the system serves; no request has to fail for it",
+		Long: long + `
+New hosts are started and then used; a replica is used once it has caught up. The
+last hosts get no new requests, finish what they have, and are stopped. When
+something fails, or you interrupt it, the system becomes what it was.
+
+Sessions in the memory of a web host are lost with it. A key of the cache that moves
+is dropped by its old host, and is loaded again when somebody reads it. A photo
+that moves is copied to its new host first. The primary of the database stays.`,
+		Example:   "  stagebench scale web 4\n  stagebench scale cache 3 --watch 10s\n  stagebench scale replica 1",
+		ValidArgs: names,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) != 2 {
-				return exit.Usagef("%s wants a tier and a number of hosts\nfor example: stagebench scale web 4", cmd.CommandPath())
+			if len(args) != 2 || !slices.Contains(names, args[0]) {
+				return exit.Usagef("%s wants one of %s, and a number of hosts\nfor example: stagebench scale web 4",
+					cmd.CommandPath(), strings.Join(names, ", "))
 			}
 			return nil
 		},
@@ -147,16 +168,80 @@ Sessions that live in the memory of a web host go with it.`,
 			if err != nil {
 				return err
 			}
-			begin := time.Now()
-			if err := client.Scale(cmd.Context(), sut.Role(args[0]), hosts); err != nil {
-				return err
-			}
-			_, err = fmt.Fprintf(s.out, "%s has %d hosts after %v\n", args[0], hosts, time.Since(begin).Round(time.Millisecond))
-			return err
+			return scale(cmd.Context(), s.out, client, args[0], hosts, watch)
 		},
 	}
+	cmd.Flags().DurationVar(&watch, "watch", 2*time.Second,
+		"of the cache: how long its hit ratio is measured before the change, and after it; 0s = not at all")
 	systemFlag(cmd, &id)
 	return cmd
+}
+
+// scaler is a system whose tiers can be scaled.
+type scaler interface {
+	Status(ctx context.Context) ([]targets.NodeStatus, error)
+	Scale(ctx context.Context, tier string, hosts int) (targets.Scaled, error)
+}
+
+// scale changes the number of hosts of a tier, and says what that did to its keys.
+func scale(ctx context.Context, out io.Writer, system scaler, tier string, hosts int, watch time.Duration) error {
+	if tier != string(sut.Cache) {
+		watch = 0
+	}
+	before, err := watchCache(ctx, system, watch)
+	if err != nil {
+		return err
+	}
+	scaled, err := system.Scale(ctx, tier, hosts)
+	if err != nil {
+		return err
+	}
+	text := fmt.Sprintf("%s has %d hosts after %v", tier, hosts, time.Duration(scaled.TookNS).Round(time.Millisecond))
+	if hosts == 1 {
+		text = strings.Replace(text, "hosts", "host", 1)
+	}
+	count := func(n *int64) string {
+		if n == nil {
+			return "an unknown number"
+		}
+		return table.Count(*n).Text
+	}
+	switch sut.Role(tier) {
+	case sut.Cache:
+		text += fmt.Sprintf(": %s of %s keys moved to other hosts", count(scaled.Moved), count(scaled.Held))
+	case sut.Blob:
+		text += fmt.Sprintf(": %s objects moved to other hosts", count(scaled.Moved))
+	}
+	if _, err := fmt.Fprintln(out, text); err != nil || watch <= 0 {
+		return err
+	}
+	after, err := watchCache(ctx, system, watch)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "hit ratio of the web hosts: %s in the %v before, %s in the %v after\n", before, watch, after, watch)
+	return err
+}
+
+// watchCache returns the hit ratio of the web hosts over a time, if that is more than 0.
+func watchCache(ctx context.Context, system scaler, d time.Duration) (ratio string, err error) {
+	if d <= 0 {
+		return "", nil
+	}
+	nodes, err := system.Status(ctx)
+	if err != nil {
+		return "", err
+	}
+	reads, err := cell.WatchCache(ctx, nodes, d)
+	switch {
+	case err != nil:
+		return "", err
+	case reads == nil:
+		return "not known", nil
+	case reads.Hits+reads.Misses == 0:
+		return "no reads", nil
+	}
+	return strconv.FormatFloat(reads.HitRatio(), 'f', 2, 64), nil
 }
 
 func recoverCommand(s streams) *cobra.Command {

@@ -220,9 +220,9 @@ func (p *process) cpu(b *testing.B) time.Duration {
 	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
-// BenchmarkSeveral is updates by one client at one of three primaries, next to one
+// BenchmarkMultiPrimary is updates by one client at one of three primaries, next to one
 // with a log and no copies.
-func BenchmarkSeveral(b *testing.B) {
+func BenchmarkMultiPrimary(b *testing.B) {
 	update := func(b *testing.B, n *copyOf) {
 		conn := connect(b, n.Server)
 		for i := 0; b.Loop(); i++ {
@@ -231,15 +231,15 @@ func BenchmarkSeveral(b *testing.B) {
 		}
 	}
 	b.Run("alone", func(b *testing.B) {
-		update(b, born(b, template(b), "db-1", nil, func(cfg *sqlite.Config) { cfg.Statements = notesAndUsers() }))
+		update(b, startNode(b, template(b), "db-1", nil, func(cfg *sqlite.Config) { cfg.Statements = notesAndUsers() }))
 	})
 	b.Run("several", func(b *testing.B) {
-		c := several(b, func(int, int) []int { return nil }, nil)
+		c := startPrimaries(b, func(int, int) []int { return nil }, nil)
 		update(b, c.nodes[0])
 	})
 	for name, by := range topologies() {
 		b.Run(name, func(b *testing.B) {
-			c := several(b, by, nil)
+			c := startPrimaries(b, by, nil)
 			update(b, c.nodes[0])
 			c.settle(b)
 		})

@@ -1,71 +1,83 @@
 package sqlite
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"time"
+
+	"github.com/stagebench/stagebench/sut/sqlite/replog"
+	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
+
+// What a catalogue of statements is made of, and what a node is among several.
+type (
+	Type        = wire.Type
+	Column      = wire.Column
+	Statement   = wire.Statement
+	Replication = replog.Config
+)
+
+// The types that a catalogue may use.
+const (
+	BigInt = wire.BigInt
+	Int    = wire.Int
+	Text   = wire.Text
+)
+
+// ErrRefused is the error of a role that the node must not have: of Become, and of New for a primary of an old epoch.
+const ErrRefused = replog.ErrRefused
 
 // Durability says what a commit waits for.
 type Durability string
 
 // The durabilities of a commit.
 const (
-	// Full waits until the disk has the transaction: it survives the loss of
-	// the machine's power. PostgreSQL's default is the same.
+	// Full waits until the disk has the transaction: it survives a loss of power, as with PostgreSQL's default.
 	Full Durability = "full"
-	// Normal waits for the operating system only: a transaction survives the
-	// death of the process, and the last ones may be lost with the machine.
+	// Normal waits for the operating system only: a transaction survives the death of the process, and the last ones
+	// may be lost with the machine.
 	Normal Durability = "normal"
 )
 
 // Config says what a node serves and how much it may take.
 type Config struct {
-	// Listener is where clients come in; nil = listen on Address. The Server
-	// owns it and closes it.
+	// Listener is where clients come in; nil = listen on Address. The Server owns it and closes it.
 	Listener net.Listener
 	// Address is the loopback host:port to listen on; "" = 127.0.0.1, any port.
 	Address string
-	// Dir holds the database file. It must exist; a file that is not there is
-	// made, empty.
+	// Dir holds the database file. It must exist; a file that is not there is made, empty.
 	Dir string
 	// Statements is the catalogue: what clients may ask for.
 	Statements []Statement
 
-	// MaxConns is how many clients are served at a time; the next one is told
-	// that there are too many. 0 = 100.
+	// MaxConns is how many clients are served at a time; the next one is told that there are too many. 0 = 100.
 	MaxConns int
 	// ReadConns is how many statements read at the same time; 0 = 4.
 	ReadConns int
-	// MessageBufferSize is the read buffer of each client in bytes and the
-	// largest message that is taken; 0 = 64 KiB.
+	// MessageBufferSize is the read buffer of each client in bytes and the largest message that is taken; 0 = 64 KiB.
 	MessageBufferSize int
-	// CacheBytes bounds the page caches of all SQLite connections together;
-	// 0 = 32 MiB. The operating system caches the file besides.
+	// CacheBytes bounds the page caches of all SQLite connections together; 0 = 32 MiB.
 	CacheBytes int64
 	// Durability is what a commit waits for; "" = Full.
 	Durability Durability
-	// GroupLimit is how many transactions may share one commit, and so one
-	// wait for the disk, when writers are waiting in line; 1 = none share;
-	// 0 = 16.
+	// GroupLimit is how many transactions may share one commit, and so one wait for the disk, when writers are
+	// waiting in line; 1 = none share; 0 = 16.
 	GroupLimit int
-	// IdleInTransaction ends a connection whose client has left a transaction
-	// open for so long without a word: it keeps all other writers waiting.
-	// 0 = 10 s.
+	// IdleInTransaction ends a connection whose client has left a transaction open for so long without a word: it
+	// keeps all other writers waiting. 0 = 10 s.
 	IdleInTransaction time.Duration
 	// HandshakeTimeout ends a connection that has not introduced itself; 0 = 5 s.
 	HandshakeTimeout time.Duration
-	// Replication makes the node one of several with the same database; nil =
-	// there is one, and no log of changes.
+	// Replication makes the node one of several with the same database; nil = there is one, and no log of changes.
 	Replication *Replication
 	// Log gets what an operator should know; nil = nothing is logged.
 	Log *slog.Logger
 }
 
-// withDefaults returns the configuration with its defaults filled in, or says
-// what is wrong with it.
+// withDefaults returns the configuration with its defaults filled in, or says what is wrong with it.
 func (c Config) withDefaults() (Config, error) {
 	if c.Dir == "" {
 		return c, errors.New("no directory given for the database")
@@ -74,16 +86,13 @@ func (c Config) withDefaults() (Config, error) {
 		c.IdleInTransaction < 0 || c.HandshakeTimeout < 0 {
 		return c, errors.New("limits must not be negative")
 	}
-	setDefault(&c.Address, "127.0.0.1:0")
-	setDefault(&c.MaxConns, 100)
-	setDefault(&c.ReadConns, 4)
-	setDefault(&c.MessageBufferSize, 64<<10)
-	setDefault(&c.CacheBytes, 32<<20)
-	setDefault(&c.Durability, Full)
-	setDefault(&c.GroupLimit, 16)
-	setDefault(&c.IdleInTransaction, 10*time.Second)
-	setDefault(&c.HandshakeTimeout, 5*time.Second)
-	setDefault(&c.Log, slog.New(slog.DiscardHandler))
+	c.Address = cmp.Or(c.Address, "127.0.0.1:0")
+	c.MaxConns, c.ReadConns, c.GroupLimit = cmp.Or(c.MaxConns, 100), cmp.Or(c.ReadConns, 4), cmp.Or(c.GroupLimit, 16)
+	c.MessageBufferSize, c.CacheBytes = cmp.Or(c.MessageBufferSize, 64<<10), cmp.Or(c.CacheBytes, 32<<20)
+	c.Durability = cmp.Or(c.Durability, Full)
+	c.IdleInTransaction = cmp.Or(c.IdleInTransaction, 10*time.Second)
+	c.HandshakeTimeout = cmp.Or(c.HandshakeTimeout, 5*time.Second)
+	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	if c.MessageBufferSize < minMessageBuffer {
 		return c, fmt.Errorf("message buffer of %d bytes: want %d or more", c.MessageBufferSize, minMessageBuffer)
 	}
@@ -91,7 +100,7 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("durability %q: want %s or %s", c.Durability, Full, Normal)
 	}
 	if c.Replication != nil {
-		r, err := c.Replication.withDefaults()
+		r, err := c.Replication.WithDefaults()
 		if err != nil {
 			return c, err
 		}
@@ -100,38 +109,8 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-func (r Replication) withDefaults() (Replication, error) {
-	if r.SyncCopies < 0 || r.SyncTimeout < 0 || r.Lag < 0 || r.KeepEntries < 0 || r.KeepBytes < 0 {
-		return r, errors.New("limits of replication must not be negative")
-	}
-	if r.Node == "" {
-		return r, errors.New("a node with copies needs a name")
-	}
-	if r.State.Epoch < 1 {
-		return r, fmt.Errorf("epoch %d: want 1 or more", r.State.Epoch)
-	}
-	setDefault(&r.SyncTimeout, 2*time.Second)
-	if r.State.Several {
-		return r.severalDefaults()
-	}
-	if len(r.State.Origins) > 0 {
-		return r, errors.New("a node that is not one of several primaries has no origins")
-	}
-	setDefault(&r.KeepEntries, 10_000)
-	setDefault(&r.KeepBytes, 64<<20)
-	return r, nil
-}
-
-// minMessageBuffer is the smallest sensible message: start-up packets and
-// statements of the catalogue must fit.
+// minMessageBuffer is the smallest sensible message: start-up packets and statements of the catalogue must fit.
 const minMessageBuffer = 4 << 10
-
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
-}
 
 // listen returns the listener to serve, on a loopback address.
 func (c Config) listen() (net.Listener, error) {

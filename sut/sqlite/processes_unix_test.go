@@ -50,7 +50,7 @@ func TestHungPrimary(t *testing.T) {
 	t.Parallel()
 	base := seeded(t)
 	primary := apart(t, base, sqlite.Replication{Node: "db-1", State: sut.Replication{Epoch: 1}})
-	replica := born(t, base, "db-2", &copyOf{name: "db-1", address: primary.address}, func(cfg *sqlite.Config) { cfg.Statements = catalogue() })
+	replica := startNode(t, base, "db-2", &copyOf{name: "db-1", address: primary.address}, func(cfg *sqlite.Config) { cfg.Statements = catalogue() })
 	replica.await(t, "it is connected", func(s sut.ReplicationStatus) bool { return s.Connected && s.Serves })
 	if err := primary.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
@@ -74,7 +74,7 @@ func TestHungPrimary(t *testing.T) {
 func TestKilledReplica(t *testing.T) {
 	t.Parallel()
 	base := seeded(t)
-	primary := born(t, base, "db-1", nil, func(cfg *sqlite.Config) { cfg.Statements = catalogue() })
+	primary := startNode(t, base, "db-1", nil, func(cfg *sqlite.Config) { cfg.Statements = catalogue() })
 	replica := apart(t, base, sqlite.Replication{Node: "db-2", State: sut.Replication{Epoch: 1, Primary: primary.peer()}})
 	s := storetest.Open(t, primary.address)
 	ctx, stop := context.WithCancel(t.Context())
@@ -114,13 +114,13 @@ func TestKilledReplica(t *testing.T) {
 	}
 }
 
-// TestKilledPrimaryOfSeveral kills the process of one of three primaries while all
+// TestKilledMultiPrimary kills the process of one of three primaries while all
 // of them are written to: what it acknowledged is everywhere at the end.
-func TestKilledPrimaryOfSeveral(t *testing.T) {
+func TestKilledMultiPrimary(t *testing.T) {
 	t.Parallel()
 	base := seeded(t)
 	own := func(cfg *sqlite.Config) { cfg.Statements, cfg.Replication.State.Several = catalogue(), true }
-	first, third := born(t, base, "db-1", nil, own), born(t, base, "db-3", nil, own)
+	first, third := startNode(t, base, "db-1", nil, own), startNode(t, base, "db-3", nil, own)
 	second := apart(t, base, sqlite.Replication{Node: "db-2", State: sut.Replication{Epoch: 1, Several: true, Origins: []sut.Peer{*first.peer(), *third.peer()}}})
 	for n, other := range map[*copyOf]*copyOf{first: third, third: first} {
 		state := sut.Replication{Epoch: 1, Several: true, Origins: []sut.Peer{*other.peer(), {Node: "db-2", Address: second.address}}}

@@ -3,8 +3,8 @@ package sqlite_test
 import (
 	"context"
 	"errors"
+	"maps"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,9 +22,9 @@ import (
 func TestPromotion(t *testing.T) {
 	t.Parallel()
 	base := template(t)
-	first := born(t, base, "db-1", nil, nil)
-	second := born(t, base, "db-2", first, nil)
-	third := born(t, base, "db-3", first, nil)
+	first := startNode(t, base, "db-1", nil, nil)
+	second := startNode(t, base, "db-2", first, nil)
+	third := startNode(t, base, "db-3", first, nil)
 	conn := connect(t, first.Server)
 	must(t, conn, insert, 100, 0, "everywhere")
 	caughtUp(t, first, second, third)
@@ -68,21 +68,18 @@ func TestPromotion(t *testing.T) {
 	if s := first.ReplicationStatus(); s.Rebuilds != 1 {
 		t.Errorf("the old primary says %+v", s)
 	}
-	lost, err := replog.Surplus(t.Context(), filepath.Join(first.dir, "stagebench.db.epoch-1"), 1)
+	commits, lost, err := replog.Surplus(t.Context(), filepath.Join(first.dir, "stagebench.db.epoch-1"), 1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if lost.Entries != 2 || lost.FirstUS == 0 || lost.LastUS < lost.FirstUS || len(lost.Changes) != 2 {
-		t.Fatalf("the surplus is %+v", lost)
+	if commits != 2 || len(lost) != 2 || lost[0].AtUS == 0 || lost[1].AtUS < lost[0].AtUS {
+		t.Fatalf("the surplus is %d commits, %+v", commits, lost)
 	}
-	if c := lost.Changes[0]; c.Table != "notes" || c.Op != replog.Insert || !slices.Equal(c.New, []any{int64(101), int64(7), "lost"}) || c.Position != 2 {
+	if c := lost[0]; c.Table != "notes" || c.Op != sut.Inserted || c.Key != "101" || !maps.Equal(c.New, map[string]any{"id": int64(101), "size": int64(7), "text": "lost"}) || c.Old != nil {
 		t.Errorf("the lost insert is %+v", c)
 	}
-	if c := lost.Changes[1]; c.Op != replog.Update || !slices.Equal(c.Old, []any{int64(100), int64(0), nil}) || !slices.Equal(c.New, []any{nil, int64(1), nil}) || !slices.Equal(c.Changed, []bool{false, true, false}) {
+	if c := lost[1]; c.Op != sut.Updated || c.Key != "100" || !maps.Equal(c.Old, map[string]any{"size": int64(0)}) || !maps.Equal(c.New, map[string]any{"size": int64(1)}) {
 		t.Errorf("the lost update is %+v", c)
-	}
-	if n := lost.Tables["notes"]; n != (replog.Counts{Inserts: 1, Updates: 1}) {
-		t.Errorf("counts are %+v", n)
 	}
 
 	// As the primary of its old epoch it is not let in again.
@@ -102,11 +99,11 @@ const deaf = "127.0.0.1:1"
 func TestFencing(t *testing.T) {
 	t.Parallel()
 	base := template(t)
-	primary := born(t, base, "db-1", nil, nil)
+	primary := startNode(t, base, "db-1", nil, nil)
 	open, other := connect(t, primary.Server), connect(t, primary.Server)
 	must(t, open, "begin")
 	must(t, open, insert, 100, 0, "under way")
-	replica := born(t, base, "db-2", primary, func(cfg *sqlite.Config) { cfg.Replication.State.Epoch = 2 })
+	replica := startNode(t, base, "db-2", primary, func(cfg *sqlite.Config) { cfg.Replication.State.Epoch = 2 })
 	status := primary.await(t, "the primary is fenced", func(s sut.ReplicationStatus) bool { return !s.Primary })
 	if !strings.Contains(status.Problem, "db-2") {
 		t.Errorf("the primary says %+v", status)
@@ -131,9 +128,9 @@ func TestFencing(t *testing.T) {
 func TestPromotionAppliesWhatWasReceived(t *testing.T) {
 	t.Parallel()
 	base := template(t)
-	primary := born(t, base, "db-1", nil, nil)
-	replica := born(t, base, "db-2", primary, func(cfg *sqlite.Config) { cfg.Replication.Lag = time.Hour })
-	witness := born(t, base, "db-3", primary, nil)
+	primary := startNode(t, base, "db-1", nil, nil)
+	replica := startNode(t, base, "db-2", primary, func(cfg *sqlite.Config) { cfg.Replication.Lag = time.Hour })
+	witness := startNode(t, base, "db-3", primary, nil)
 	conn := connect(t, primary.Server)
 	for i := range 100 {
 		must(t, conn, insert, 100+i, 0, "received")

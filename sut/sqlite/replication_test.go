@@ -56,8 +56,8 @@ func template(t testing.TB) string {
 	return dir
 }
 
-// born starts a node on a copy of the template; of is nil for the primary.
-func born(t testing.TB, template, name string, of *copyOf, change func(*sqlite.Config)) *copyOf {
+// startNode starts a node on a copy of the template; of is nil for the primary.
+func startNode(t testing.TB, template, name string, of *copyOf, change func(*sqlite.Config)) *copyOf {
 	t.Helper()
 	c := &copyOf{name: name, dir: t.TempDir(), address: "127.0.0.1:0"}
 	if template != "" {
@@ -178,8 +178,8 @@ func wantEqual(t testing.TB, primary *copyOf, copies ...*copyOf) {
 func TestReplicaFollows(t *testing.T) {
 	t.Parallel()
 	base := template(t)
-	primary := born(t, base, "db-1", nil, nil)
-	replica := born(t, base, "db-2", primary, nil)
+	primary := startNode(t, base, "db-1", nil, nil)
+	replica := startNode(t, base, "db-2", primary, nil)
 	conn := connect(t, primary.Server)
 	for i := range 50 {
 		must(t, conn, insert, 100+i, i, "note")
@@ -218,8 +218,8 @@ func TestReplicaFollows(t *testing.T) {
 func TestReplicaRestarts(t *testing.T) {
 	t.Parallel()
 	base := template(t)
-	primary := born(t, base, "db-1", nil, nil)
-	replica := born(t, base, "db-2", primary, nil)
+	primary := startNode(t, base, "db-1", nil, nil)
+	replica := startNode(t, base, "db-2", primary, nil)
 	conn := connect(t, primary.Server)
 	must(t, conn, insert, 100, 0, "before")
 	caughtUp(t, primary, replica)
@@ -246,8 +246,8 @@ func TestSnapshotWhenTooFarBehind(t *testing.T) {
 	t.Parallel()
 	base := template(t)
 	few := func(cfg *sqlite.Config) { cfg.Replication.KeepEntries = 16 }
-	primary := born(t, base, "db-1", nil, few)
-	replica := born(t, base, "db-2", primary, few)
+	primary := startNode(t, base, "db-1", nil, few)
+	replica := startNode(t, base, "db-2", primary, few)
 	conn := connect(t, primary.Server)
 	must(t, conn, insert, 100, 0, "before")
 	caughtUp(t, primary, replica)
@@ -259,7 +259,7 @@ func TestSnapshotWhenTooFarBehind(t *testing.T) {
 	caughtUp(t, primary, replica)
 	must(t, conn, insert, 5000, 0, "after")
 	// A new one without any database gets it in the same way.
-	empty := born(t, "", "db-3", primary, few)
+	empty := startNode(t, "", "db-3", primary, few)
 	caughtUp(t, primary, replica, empty)
 	wantEqual(t, primary, replica, empty)
 	for _, c := range []*copyOf{replica, empty} {
@@ -280,8 +280,8 @@ func TestSchemaMismatchIsRefused(t *testing.T) {
 	base := template(t)
 	const more = "create table others (id integer primary key)"
 	ddl := func(cfg *sqlite.Config) { cfg.Statements = append(notes(), sqlite.Statement{SQL: more}) }
-	primary := born(t, base, "db-1", nil, ddl)
-	replica := born(t, base, "db-2", primary, nil)
+	primary := startNode(t, base, "db-1", nil, ddl)
+	replica := startNode(t, base, "db-2", primary, nil)
 	conn := connect(t, primary.Server)
 	must(t, conn, insert, 100, 0, "fits")
 	caughtUp(t, primary, replica)
@@ -291,7 +291,7 @@ func TestSchemaMismatchIsRefused(t *testing.T) {
 	if status.Position != 1 || !strings.Contains(status.Problem, "schema") {
 		t.Errorf("the replica says %+v", status)
 	}
-	another := born(t, base, "db-3", primary, nil)
+	another := startNode(t, base, "db-3", primary, nil)
 	another.await(t, "a new one is refused", func(s sut.ReplicationStatus) bool {
 		return !s.Serves && strings.Contains(s.Problem, "schema differs")
 	})
@@ -300,8 +300,8 @@ func TestSchemaMismatchIsRefused(t *testing.T) {
 func TestLargeEntries(t *testing.T) {
 	t.Parallel()
 	base := template(t)
-	primary := born(t, base, "db-1", nil, func(cfg *sqlite.Config) { cfg.Replication.KeepBytes = 4 << 20 })
-	replica := born(t, base, "db-2", primary, nil)
+	primary := startNode(t, base, "db-1", nil, func(cfg *sqlite.Config) { cfg.Replication.KeepBytes = 4 << 20 })
+	replica := startNode(t, base, "db-2", primary, nil)
 	conn := connect(t, primary.Server)
 	for round := range 3 {
 		must(t, conn, "begin")
@@ -320,10 +320,10 @@ func TestLargeEntries(t *testing.T) {
 func TestSync(t *testing.T) {
 	t.Parallel()
 	base := template(t)
-	primary := born(t, base, "db-1", nil, func(cfg *sqlite.Config) {
+	primary := startNode(t, base, "db-1", nil, func(cfg *sqlite.Config) {
 		cfg.Replication.SyncCopies, cfg.Replication.SyncTimeout = 1, patience
 	})
-	replica := born(t, base, "db-2", primary, nil)
+	replica := startNode(t, base, "db-2", primary, nil)
 	conn := connect(t, primary.Server)
 	for i := range 20 {
 		must(t, conn, insert, 100+i, 0, "both")
@@ -340,14 +340,14 @@ func TestSync(t *testing.T) {
 	other := connect(t, primary.Server)
 	too := later(func() error { _, err := other.Exec(context.Background(), insert, 201, 0, "alone"); return err })
 	primary.await(t, "the other one, too", func(s sut.ReplicationStatus) bool { return s.Position == 22 })
-	born(t, base, "db-3", primary, func(cfg *sqlite.Config) { cfg.Replication.State.Epoch = 2 })
+	startNode(t, base, "db-3", primary, func(cfg *sqlite.Config) { cfg.Replication.State.Epoch = 2 })
 	wantState(t, "a write that waits for a replica", <-waiting, "57014")
 	wantState(t, "another one", <-too, "57014")
 }
 
 func TestSyncTimeout(t *testing.T) {
 	t.Parallel()
-	primary := born(t, template(t), "db-1", nil, func(cfg *sqlite.Config) {
+	primary := startNode(t, template(t), "db-1", nil, func(cfg *sqlite.Config) {
 		cfg.Replication.SyncCopies, cfg.Replication.SyncTimeout = 2, 20*time.Millisecond
 	})
 	conn := connect(t, primary.Server)
@@ -362,8 +362,8 @@ func TestLagIsExact(t *testing.T) {
 	t.Parallel()
 	const lag = 300 * time.Millisecond
 	base := template(t)
-	primary := born(t, base, "db-1", nil, nil)
-	replica := born(t, base, "db-2", primary, func(cfg *sqlite.Config) { cfg.Replication.Lag = lag })
+	primary := startNode(t, base, "db-1", nil, nil)
+	replica := startNode(t, base, "db-2", primary, func(cfg *sqlite.Config) { cfg.Replication.Lag = lag })
 	replica.await(t, "heartbeats pass", func(s sut.ReplicationStatus) bool { return s.LagNS >= 0 })
 	conn := connect(t, primary.Server)
 	for i := range 20 {
@@ -388,14 +388,14 @@ func TestLagIsExact(t *testing.T) {
 func TestDivergedCopyIsReplaced(t *testing.T) {
 	t.Parallel()
 	base := template(t)
-	primary := born(t, base, "db-1", nil, nil)
+	primary := startNode(t, base, "db-1", nil, nil)
 	wrong := template(t)
 	alone := serve(t, sqlite.Config{Dir: wrong, Statements: notes()})
 	must(t, connect(t, alone), insert, 100, 0, "of its own")
 	if err := alone.Shutdown(ended(t)); err != nil {
 		t.Fatal(err)
 	}
-	replica := born(t, wrong, "db-2", primary, nil)
+	replica := startNode(t, wrong, "db-2", primary, nil)
 	replica.await(t, "it looks like a copy", func(s sut.ReplicationStatus) bool { return s.Serves })
 	held := connect(t, replica.Server) // keeps a reader busy, which must not last
 	must(t, held, "begin read only")
@@ -427,9 +427,9 @@ func TestRandomTransactions(t *testing.T) {
 	t.Parallel()
 	const clients, transactions = 8, 250
 	base := template(t)
-	primary := born(t, base, "db-1", nil, func(cfg *sqlite.Config) { cfg.Replication.KeepEntries = 16 })
-	second := born(t, base, "db-2", primary, nil)
-	third := born(t, base, "db-3", primary, func(cfg *sqlite.Config) { cfg.Replication.Lag = 20 * time.Millisecond })
+	primary := startNode(t, base, "db-1", nil, func(cfg *sqlite.Config) { cfg.Replication.KeepEntries = 16 })
+	second := startNode(t, base, "db-2", primary, nil)
+	third := startNode(t, base, "db-3", primary, func(cfg *sqlite.Config) { cfg.Replication.Lag = 20 * time.Millisecond })
 	var writers errgroup.Group
 	for i := range clients {
 		conn := connect(t, primary.Server)
@@ -448,7 +448,7 @@ func TestRandomTransactions(t *testing.T) {
 		third.kill(t)
 		third.start(t)
 	}
-	fourth := born(t, "", "db-4", primary, nil)
+	fourth := startNode(t, "", "db-4", primary, nil)
 	if err := writers.Wait(); err != nil {
 		t.Fatal(err)
 	}

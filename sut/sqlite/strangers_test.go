@@ -18,7 +18,7 @@ import (
 // harms nothing.
 func TestStrangersOfReplication(t *testing.T) {
 	t.Parallel()
-	primary := born(t, template(t), "db-1", nil, nil)
+	primary := startNode(t, template(t), "db-1", nil, nil)
 	alone := withNotes(t, sqlite.Config{})
 	message := func(kind replog.Kind, body string) []byte {
 		var b bytes.Buffer

@@ -65,7 +65,7 @@ type Actor interface {
 	Resume(name string) error
 	// Scale changes the number of hosts of a tier and returns when it is done. When
 	// ctx ends before, the system is what it was.
-	Scale(ctx context.Context, role sut.Role, hosts int) error
+	Scale(ctx context.Context, tier string, hosts int) (targets.Scaled, error)
 	// Recover says what failovers have cost, and does it once more if replay is set.
 	Recover(ctx context.Context, replay bool) (targets.Recovery, error)
 }
@@ -180,12 +180,13 @@ func handler(info Info, system System, down chan<- struct{}) http.Handler {
 			answer(w, struct{}{}, act(r.PathValue("name")))
 		})
 	}
-	mux.HandleFunc("POST /scale/{role}/{hosts}", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("POST /scale/{tier}/{hosts}", func(w http.ResponseWriter, r *http.Request) {
+		var scaled targets.Scaled
 		hosts, err := strconv.Atoi(r.PathValue("hosts"))
 		if err == nil {
-			err = system.Scale(r.Context(), sut.Role(r.PathValue("role")), hosts)
+			scaled, err = system.Scale(r.Context(), r.PathValue("tier"), hosts)
 		}
-		answer(w, struct{}{}, err)
+		answer(w, scaled, err)
 	})
 	for path, replay := range map[string]bool{"GET /recovery": false, "POST /recovery": true} {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
@@ -302,8 +303,9 @@ func (c *Client) Resume(ctx context.Context, name string) error {
 }
 
 // Scale changes the number of hosts of a tier and returns when it is done.
-func (c *Client) Scale(ctx context.Context, role sut.Role, hosts int) error {
-	return c.call(ctx, http.MethodPost, "/scale/"+url.PathEscape(string(role))+"/"+strconv.Itoa(hosts), nil)
+func (c *Client) Scale(ctx context.Context, tier string, hosts int) (targets.Scaled, error) {
+	var scaled targets.Scaled
+	return scaled, c.call(ctx, http.MethodPost, "/scale/"+url.PathEscape(tier)+"/"+strconv.Itoa(hosts), &scaled)
 }
 
 // Recover says what failovers have cost, and has it done once more if replay is

@@ -45,17 +45,17 @@ func (f fake) Recover(_ context.Context, replay bool) (targets.Recovery, error) 
 	return targets.Recovery{Failovers: []targets.Failover{{Epoch: 2, From: "db-1", To: "db-2"}}}, nil
 }
 
-func (f fake) Scale(ctx context.Context, role sut.Role, hosts int) error {
-	if role != sut.Web {
-		return fmt.Errorf("scale %s: not possible", role)
+func (f fake) Scale(ctx context.Context, tier string, hosts int) (targets.Scaled, error) {
+	if tier != "web" {
+		return targets.Scaled{}, fmt.Errorf("scale %s: not possible", tier)
 	}
-	f.done <- fmt.Sprintf("scale %s %d", role, hosts)
+	f.done <- fmt.Sprintf("scale %s %d", tier, hosts)
 	if hosts == endless {
 		<-ctx.Done()
 		f.done <- "taken back"
-		return ctx.Err()
+		return targets.Scaled{}, ctx.Err()
 	}
-	return nil
+	return targets.Scaled{Tier: tier, Hosts: hosts}, nil
 }
 
 // endless is a number of hosts that the fake never reaches.
@@ -128,13 +128,13 @@ func TestASystemIsControlled(t *testing.T) {
 			t.Errorf("%q was done, want %q", got, want)
 		}
 	}
-	if err := c.Scale(ctx, sut.Web, 4); err != nil {
-		t.Error(err)
+	if scaled, err := c.Scale(ctx, "web", 4); err != nil || scaled.Hosts != 4 {
+		t.Errorf("scaled %+v, %v", scaled, err)
 	}
 	if got := <-system.done; got != "scale web 4" {
 		t.Errorf("%q was done, want the scaling", got)
 	}
-	if err := c.Scale(ctx, sut.DB, 4); err == nil || err.Error() != "scale db: not possible" {
+	if _, err := c.Scale(ctx, "db", 4); err == nil || err.Error() != "scale db: not possible" {
 		t.Errorf("scaling the database: %v", err)
 	}
 	if r, err := c.Recover(ctx, false); err != nil || len(r.Failovers) != 1 || r.Failovers[0].To != "db-2" || r.Replayed != nil {
@@ -173,7 +173,10 @@ func TestAnAbandonedScalingIsTakenBack(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	failed := make(chan error, 1)
-	go func() { failed <- c.Scale(ctx, sut.Web, endless) }()
+	go func() {
+		_, err := c.Scale(ctx, "web", endless)
+		failed <- err
+	}()
 	if got := <-system.done; got != "scale web 200" {
 		t.Fatalf("%q was done, want the scaling", got)
 	}

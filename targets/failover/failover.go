@@ -3,18 +3,19 @@
 // says which copies may be read.
 //
 // It starts and kills nothing itself and speaks no SQL: what it sees and does goes
-// through Copies. It never promotes before the old primary is dead for certain, so
+// through Databases. It never promotes before the old primary is dead for certain, so
 // that no two can take writes, and never promotes on suspicion alone when there is
 // no replica to promote. One goroutine runs a Supervisor; its records may be read
 // by any number.
 //
-// Times are wall-clock durations. The order of calls is New, Run.
+// Times are wall-clock durations. The order of calls is New, Run, and meanwhile SetNodes.
 package failover
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -23,13 +24,13 @@ import (
 	"github.com/stagebench/stagebench/targets"
 )
 
-// Copies is what a Supervisor acts on: the nodes of one database, by name.
-type Copies interface {
-	// Look asks a node how its copy stands.
-	Look(ctx context.Context, node string) (sut.ReplicationStatus, error)
-	// Become makes a running node the primary of an epoch, or a replica of that
+// Databases is what a Supervisor acts on: the nodes of one database, by name.
+type Databases interface {
+	// Probe asks a node how its copy stands.
+	Probe(ctx context.Context, node string) (sut.ReplicationStatus, error)
+	// Assign makes a running node the primary of an epoch, or a replica of that
 	// primary when it is another node.
-	Become(ctx context.Context, node string, epoch int64, primary string) error
+	Assign(ctx context.Context, node string, epoch int64, primary string) error
 	// Fence ends a node for certain: when it returns, the node takes no writes, and
 	// is not started again before release is called.
 	Fence(ctx context.Context, node string) (release func(), err error)
@@ -50,8 +51,8 @@ type Roles struct {
 
 // Config says what is supervised.
 type Config struct {
-	Copies Copies
-	Roles  Roles // to begin with; Replicas are all others, whether they may be read or not, and Primaries all
+	Databases Databases
+	Roles     Roles // to begin with; Replicas are all others, whether they may be read or not, and Primaries all
 	// Interval is the time between two probes. A node is dead after Failures probes
 	// in a row that it refused, or when it has been silent for Silence: a busy node
 	// answers late, a dead one not at all.
@@ -63,11 +64,12 @@ type Config struct {
 
 // Supervisor watches one database.
 type Supervisor struct {
-	cfg   Config
-	nodes []string
-	seen  map[string]*health
+	cfg     Config
+	changes chan change
 
 	// The goroutine of Run alone.
+	nodes   []string
+	seen    map[string]*health
 	roles   Roles
 	epoch   int64             // the highest that any node was told
 	stale   bool              // the roles in use are not known to all
@@ -79,6 +81,12 @@ type Supervisor struct {
 	mu        sync.Mutex
 	failovers []targets.Failover
 	last      map[string]sut.ReplicationStatus // that each node gave
+}
+
+// change asks for other nodes to be supervised.
+type change struct {
+	nodes []string
+	done  chan<- error
 }
 
 // Bounds of single steps. A promotion may have to apply what was received.
@@ -93,7 +101,7 @@ const (
 // New returns a supervisor of the copies that the roles name.
 func New(cfg Config) *Supervisor {
 	return &Supervisor{
-		cfg: cfg, nodes: members(cfg.Roles), answers: make(chan answer),
+		cfg: cfg, changes: make(chan change), nodes: members(cfg.Roles), answers: make(chan answer),
 		roles: cfg.Roles, epoch: cfg.Roles.Epoch, seen: map[string]*health{}, last: map[string]sut.ReplicationStatus{}, said: map[string]string{},
 	}
 }
@@ -122,6 +130,49 @@ func (s *Supervisor) Last(node string) (status sut.ReplicationStatus, ok bool) {
 	return status, ok
 }
 
+// SetNodes makes these the supervised databases while Run is under way. A replica that is
+// new is read once it has caught up; one that is missing is read no more, and never
+// promoted, when SetNodes returns. The primary cannot be missing, and nothing can change
+// while it is dead: that is an error, and nothing has changed.
+func (s *Supervisor) SetNodes(ctx context.Context, nodes []string) error {
+	done := make(chan error, 1)
+	select {
+	case s.changes <- change{nodes, done}:
+		return <-done
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (s *Supervisor) setNodes(ctx context.Context, nodes []string) error {
+	primary := s.roles.Primary
+	missing := func(node string) bool { return !slices.Contains(nodes, node) }
+	switch {
+	case len(nodes) == len(s.nodes) && !slices.ContainsFunc(s.nodes, missing):
+		return nil
+	case primary == "":
+		return errors.New("there are several primaries, which do not come and go")
+	case s.release != nil || s.seen[primary].refused > 0 || s.dead(primary):
+		return fmt.Errorf("the primary %s does not answer\nwait until another database has its place: stagebench status", primary)
+	case missing(primary):
+		return fmt.Errorf("%s is the primary now, and would leave\nhave another database take its place: stagebench kill primary", primary)
+	}
+	for _, node := range nodes {
+		if s.seen[node] == nil {
+			s.seen[node] = &health{answered: time.Now()}
+		}
+	}
+	maps.DeleteFunc(s.seen, func(node string, _ *health) bool { return missing(node) })
+	maps.DeleteFunc(s.said, func(node, _ string) bool { return missing(node) })
+	s.nodes = slices.Clone(nodes)
+	replicas := slices.DeleteFunc(slices.Clone(s.roles.Replicas), missing)
+	if !slices.Equal(replicas, s.roles.Replicas) {
+		s.roles.Replicas = replicas
+		s.use(ctx)
+	}
+	return nil
+}
+
 // Run supervises until ctx ends. All copies serve when it is called.
 func (s *Supervisor) Run(ctx context.Context) {
 	for _, node := range s.nodes {
@@ -133,10 +184,14 @@ func (s *Supervisor) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case c := <-s.changes:
+			c.done <- s.setNodes(ctx, c.nodes)
+			continue
 		case <-tick.C:
 		}
+		begin := time.Now() // an answer to an earlier probe makes nobody dead
 		s.probe(ctx)
-		s.gather(ctx, s.cfg.Interval)
+		s.gather(ctx, s.cfg.Interval, begin)
 		if ctx.Err() != nil {
 			return
 		}
@@ -189,7 +244,7 @@ func (s *Supervisor) replace(ctx context.Context) {
 		h.asked = time.Time{} // what was asked before that says less
 	}
 	s.probe(ctx)
-	s.gather(ctx, probeTimeout)
+	s.gather(ctx, probeTimeout, time.Now().Add(probeTimeout)) // for the living alone
 	// One that is late may hold more than all others, and what was acknowledged
 	// because of it.
 	for _, node := range s.nodes {
@@ -209,7 +264,7 @@ func (s *Supervisor) replace(ctx context.Context) {
 		s.epoch++
 		f.Epoch = s.epoch
 		s.tried = append(s.tried, f.To)
-		if err := s.become(ctx, f.To, f.Epoch, f.To, promoteTimeout); err != nil {
+		if err := s.assign(ctx, f.To, f.Epoch, f.To, promoteTimeout); err != nil {
 			s.note(f.To, "could not be promoted: "+err.Error())
 			return
 		}
@@ -232,7 +287,7 @@ func (s *Supervisor) fence(ctx context.Context, old string, f targets.Failover) 
 func (s *Supervisor) end(ctx context.Context, node string) (release func()) {
 	ctx, cancel := context.WithTimeout(ctx, fenceTimeout)
 	defer cancel()
-	release, err := s.cfg.Copies.Fence(ctx, node)
+	release, err := s.cfg.Databases.Fence(ctx, node)
 	if err != nil {
 		s.note(node, "could not be fenced: "+err.Error())
 		return nil
@@ -320,10 +375,10 @@ func (s *Supervisor) evict(ctx context.Context) {
 	}
 }
 
-func (s *Supervisor) become(ctx context.Context, node string, epoch int64, primary string, timeout time.Duration) error {
+func (s *Supervisor) assign(ctx context.Context, node string, epoch int64, primary string, timeout time.Duration) error {
 	bounded, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	return s.cfg.Copies.Become(bounded, node, epoch, primary)
+	return s.cfg.Databases.Assign(bounded, node, epoch, primary)
 }
 
 // follow has replicas of another primary, or of an older epoch, follow this one.
@@ -333,7 +388,7 @@ func (s *Supervisor) follow(ctx context.Context) {
 		if node == s.roles.Primary || h.err != nil || h.status.Primary || h.status.Following == s.roles.Primary && h.status.Epoch >= s.roles.Epoch {
 			continue
 		}
-		if err := s.become(ctx, node, s.roles.Epoch, s.roles.Primary, followTimeout); err != nil {
+		if err := s.assign(ctx, node, s.roles.Epoch, s.roles.Primary, followTimeout); err != nil {
 			s.note(node, fmt.Sprintf("does not follow %s: %v", s.roles.Primary, err))
 			continue
 		}
@@ -406,7 +461,7 @@ func (s *Supervisor) spread(ctx context.Context) {
 func (s *Supervisor) use(ctx context.Context) {
 	bounded, cancel := context.WithTimeout(ctx, useTimeout)
 	defer cancel()
-	s.stale = s.cfg.Copies.Use(bounded, Roles{
+	s.stale = s.cfg.Databases.Use(bounded, Roles{
 		Epoch: s.roles.Epoch, Primary: s.roles.Primary, Replicas: slices.Clone(s.roles.Replicas), Primaries: slices.Clone(s.roles.Primaries),
 	}) != nil
 }

@@ -17,8 +17,8 @@ import (
 
 var errRefused = errors.New("connection refused")
 
-// copies is three databases in memory.
-type copies struct {
+// databases is three databases in memory.
+type databases struct {
 	t *testing.T
 
 	mu       sync.Mutex
@@ -35,8 +35,8 @@ type copied struct {
 	slow               bool // becomes what it is told, and answers too late
 }
 
-func newCopies(t *testing.T) *copies {
-	c := &copies{t: t, nodes: map[string]*copied{}}
+func newDatabases(t *testing.T) *databases {
+	c := &databases{t: t, nodes: map[string]*copied{}}
 	for _, name := range []string{"db-1", "db-2", "db-3"} {
 		c.nodes[name] = &copied{ReplicationStatus: sut.ReplicationStatus{Node: name, Epoch: 1, Position: 100, Serves: true, Following: "db-1"}}
 	}
@@ -44,7 +44,7 @@ func newCopies(t *testing.T) *copies {
 	return c
 }
 
-func (c *copies) Look(ctx context.Context, name string) (sut.ReplicationStatus, error) {
+func (c *databases) Probe(ctx context.Context, name string) (sut.ReplicationStatus, error) {
 	c.mu.Lock()
 	n := *c.nodes[name]
 	c.mu.Unlock()
@@ -58,7 +58,7 @@ func (c *copies) Look(ctx context.Context, name string) (sut.ReplicationStatus, 
 	return n.ReplicationStatus, nil
 }
 
-func (c *copies) Become(ctx context.Context, name string, epoch int64, primary string) error {
+func (c *databases) Assign(ctx context.Context, name string, epoch int64, primary string) error {
 	c.mu.Lock()
 	n := c.nodes[name]
 	if n.dead || n.hung || n.Primary {
@@ -80,7 +80,7 @@ func (c *copies) Become(ctx context.Context, name string, epoch int64, primary s
 	return nil
 }
 
-func (c *copies) Fence(_ context.Context, name string) (func(), error) {
+func (c *databases) Fence(_ context.Context, name string) (func(), error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n := c.nodes[name]
@@ -93,7 +93,7 @@ func (c *copies) Fence(_ context.Context, name string) (func(), error) {
 	}, nil
 }
 
-func (c *copies) Use(_ context.Context, roles failover.Roles) error {
+func (c *databases) Use(_ context.Context, roles failover.Roles) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.roles = append(c.roles, roles)
@@ -105,7 +105,7 @@ func (c *copies) Use(_ context.Context, roles failover.Roles) error {
 }
 
 // onePrimary: of those that live there is one at most; the mutex is held.
-func (c *copies) onePrimary() {
+func (c *databases) onePrimary() {
 	var all []string
 	for name, n := range c.nodes {
 		if n.Primary && !n.dead {
@@ -117,13 +117,13 @@ func (c *copies) onePrimary() {
 	}
 }
 
-func (c *copies) set(name string, change func(*copied)) {
+func (c *databases) set(name string, change func(*copied)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	change(c.nodes[name])
 }
 
-func (c *copies) last() failover.Roles {
+func (c *databases) last() failover.Roles {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.roles) == 0 {
@@ -133,12 +133,12 @@ func (c *copies) last() failover.Roles {
 }
 
 // supervise runs a test with a supervisor in a bubble of its own time.
-func supervise(t *testing.T, test func(t *testing.T, c *copies, s *failover.Supervisor)) {
+func supervise(t *testing.T, test func(t *testing.T, c *databases, s *failover.Supervisor)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		c := newCopies(t)
+		c := newDatabases(t)
 		s := failover.New(failover.Config{
-			Copies: c, Roles: failover.Roles{Epoch: 1, Primary: "db-1", Replicas: []string{"db-2", "db-3"}},
+			Databases: c, Roles: failover.Roles{Epoch: 1, Primary: "db-1", Replicas: []string{"db-2", "db-3"}},
 			Interval: 200 * time.Millisecond, Failures: 3, Silence: 2 * time.Second,
 			Note: func(node, text string) { t.Logf("%v %s %s", time.Now().Format("05.000"), node, text) },
 		})
@@ -159,7 +159,7 @@ func pass(d time.Duration) {
 }
 
 func TestNothingHappens(t *testing.T) {
-	supervise(t, func(t *testing.T, c *copies, s *failover.Supervisor) {
+	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
 		pass(time.Minute)
 		if len(c.roles) > 0 || len(c.log) > 0 || len(s.Failovers()) > 0 {
 			t.Errorf("told %v, did %v", c.roles, c.log)
@@ -173,7 +173,7 @@ func TestDeadPrimary(t *testing.T) {
 		"hangs":   func(n *copied) { n.hung = true },
 	} {
 		t.Run(name, func(t *testing.T) {
-			supervise(t, func(t *testing.T, c *copies, s *failover.Supervisor) {
+			supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
 				c.set("db-3", func(n *copied) { n.Position = 105 })
 				c.set("db-1", die)
 				pass(5 * time.Second)
@@ -219,7 +219,7 @@ func TestDeadPrimary(t *testing.T) {
 }
 
 func TestBusyPrimaryIsNotDead(t *testing.T) {
-	supervise(t, func(t *testing.T, c *copies, s *failover.Supervisor) {
+	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
 		for range 10 {
 			c.set("db-1", func(n *copied) { n.hung = true })
 			pass(900 * time.Millisecond)
@@ -233,7 +233,7 @@ func TestBusyPrimaryIsNotDead(t *testing.T) {
 }
 
 func TestDeadReplicaIsNotRead(t *testing.T) {
-	supervise(t, func(t *testing.T, c *copies, s *failover.Supervisor) {
+	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
 		c.set("db-2", func(n *copied) { n.dead = true })
 		pass(2 * time.Second)
 		if got := c.last(); got.Epoch != 1 || got.Primary != "db-1" || !slices.Equal(got.Replicas, []string{"db-3"}) {
@@ -255,7 +255,7 @@ func TestDeadReplicaIsNotRead(t *testing.T) {
 
 // A promotion whose answer came too late counts; nobody else is promoted.
 func TestLatePromotion(t *testing.T) {
-	supervise(t, func(t *testing.T, c *copies, s *failover.Supervisor) {
+	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
 		c.set("db-2", func(n *copied) { n.slow, n.Position = true, 105 })
 		c.set("db-1", func(n *copied) { n.dead = true })
 		pass(30 * time.Second)
@@ -272,7 +272,7 @@ func TestLatePromotion(t *testing.T) {
 // A replica that is late may hold more than the one that answers: it is waited for,
 // as long as it is not dead.
 func TestLateReplicaIsWaitedFor(t *testing.T) {
-	supervise(t, func(t *testing.T, c *copies, s *failover.Supervisor) {
+	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
 		c.set("db-3", func(n *copied) { n.Position, n.hung = 105, true })
 		c.set("db-1", func(n *copied) { n.dead = true })
 		pass(1500 * time.Millisecond)
@@ -286,7 +286,7 @@ func TestLateReplicaIsWaitedFor(t *testing.T) {
 
 // A replica that hangs does not keep the death of the primary from being noticed.
 func TestHungReplicaDelaysNothing(t *testing.T) {
-	supervise(t, func(t *testing.T, c *copies, s *failover.Supervisor) {
+	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
 		c.set("db-3", func(n *copied) { n.hung = true })
 		pass(5 * time.Second)
 		c.set("db-1", func(n *copied) { n.dead = true })
@@ -300,7 +300,7 @@ func TestHungReplicaDelaysNothing(t *testing.T) {
 // What a busy primary did not answer while everybody else was told something is no sign
 // of its death: it is asked anew before it is judged.
 func TestLateAnswerIsNotJudged(t *testing.T) {
-	supervise(t, func(t *testing.T, c *copies, s *failover.Supervisor) {
+	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
 		c.set("db-1", func(n *copied) { n.hung = true })
 		c.set("db-3", func(n *copied) { n.slow, n.Following = true, "" }) // to be told takes 2 s
 		pass(900 * time.Millisecond)
@@ -315,7 +315,7 @@ func TestLateAnswerIsNotJudged(t *testing.T) {
 // One that has been told of a later epoch, and holds nothing of it, holds less than one
 // that was not told and holds more.
 func TestWhatIsHeldCounts(t *testing.T) {
-	supervise(t, func(t *testing.T, c *copies, s *failover.Supervisor) {
+	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
 		c.set("db-2", func(n *copied) { n.Epoch, n.Position = 2, 90 })
 		c.set("db-1", func(n *copied) { n.dead = true })
 		pass(3 * time.Second)
@@ -329,7 +329,7 @@ func TestWhatIsHeldCounts(t *testing.T) {
 // epoch that is later than the one that was tried; and who was tried is ended, for
 // it may have become the primary.
 func TestPrimaryComesBackWhenNobodyIsLeft(t *testing.T) {
-	supervise(t, func(t *testing.T, c *copies, s *failover.Supervisor) {
+	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
 		c.set("db-3", func(n *copied) { n.dead = true })
 		pass(3 * time.Second)
 		c.set("db-2", func(n *copied) { n.slow, n.Position = true, 105 })
@@ -356,7 +356,7 @@ func TestPrimaryComesBackWhenNobodyIsLeft(t *testing.T) {
 // One that was promoted and hung before it could say so is not the primary when
 // another one has become it.
 func TestSecondPrimaryIsEnded(t *testing.T) {
-	supervise(t, func(t *testing.T, c *copies, s *failover.Supervisor) {
+	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
 		c.set("db-1", func(n *copied) { n.dead = true })
 		pass(2 * time.Second)
 		c.set("db-3", func(n *copied) { n.Primary = true })
@@ -373,12 +373,12 @@ func TestSecondPrimaryIsEnded(t *testing.T) {
 // Of several primaries those that live are used; nobody is promoted or ended.
 func TestSeveralPrimaries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCopies(t)
+		c := newDatabases(t)
 		for _, n := range c.nodes {
 			n.Primary, n.Following = true, ""
 		}
 		s := failover.New(failover.Config{
-			Copies: c, Roles: failover.Roles{Epoch: 1, Primaries: []string{"db-1", "db-2", "db-3"}},
+			Databases: c, Roles: failover.Roles{Epoch: 1, Primaries: []string{"db-1", "db-2", "db-3"}},
 			Interval: 200 * time.Millisecond, Failures: 3, Silence: 2 * time.Second, Note: func(string, string) {},
 		})
 		ctx, cancel := context.WithCancel(t.Context())
@@ -413,12 +413,61 @@ func TestSeveralPrimaries(t *testing.T) {
 }
 
 func TestWhoCouldNotBeToldIsToldAgain(t *testing.T) {
-	supervise(t, func(t *testing.T, c *copies, s *failover.Supervisor) {
+	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
 		c.useFails = 3
 		c.set("db-1", func(n *copied) { n.dead = true })
 		pass(5 * time.Second)
 		if c.useFails != 0 || c.last().Primary != "db-2" {
 			t.Errorf("%d tries are left, in use %+v", c.useFails, c.last())
+		}
+	})
+}
+
+// Replicas come and go while they are supervised: a new one is read when it serves, one
+// that is gone is read no more and never promoted, and the primary does not go.
+func TestReplicasComeAndGo(t *testing.T) {
+	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
+		set := func(names ...string) error { return s.SetNodes(t.Context(), names) }
+		c.mu.Lock()
+		c.nodes["db-4"] = &copied{ReplicationStatus: sut.ReplicationStatus{Node: "db-4", Epoch: 1, Position: 200, Following: "db-1"}}
+		c.mu.Unlock()
+		if err := set("db-1", "db-2", "db-3", "db-4"); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Second)
+		if len(c.roles) > 0 {
+			t.Errorf("in use: %+v: db-4 does not serve yet", c.last())
+		}
+		c.set("db-4", func(n *copied) { n.Serves = true })
+		pass(time.Second)
+		if got := c.last(); !slices.Equal(got.Replicas, []string{"db-2", "db-3", "db-4"}) {
+			t.Errorf("in use: %+v", got)
+		}
+		if err := set("db-2", "db-3"); err == nil || !strings.HasPrefix(err.Error(), "db-1 is the primary now") {
+			t.Errorf("without the primary: %v", err)
+		}
+		if err := set("db-1", "db-2"); err != nil {
+			t.Fatal(err)
+		}
+		if got := c.last(); !slices.Equal(got.Replicas, []string{"db-2"}) {
+			t.Errorf("in use when it returns: %+v", got)
+		}
+		c.set("db-1", func(n *copied) { n.dead = true })
+		pass(250 * time.Millisecond)
+		if err := set("db-1", "db-2", "db-3"); err == nil || !strings.HasPrefix(err.Error(), "the primary db-1 does not answer") {
+			t.Errorf("during a failover: %v", err)
+		}
+		if err := set("db-2", "db-1"); err != nil {
+			t.Errorf("what they are already: %v", err)
+		}
+		pass(5 * time.Second)
+		if all := s.Failovers(); len(all) != 1 || all[0].To != "db-2" {
+			t.Errorf("failovers %+v, want to db-2: db-4 holds more, and is gone", all)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := s.SetNodes(ctx, []string{"db-2"}); err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("cancelled: %v", err)
 		}
 	})
 }

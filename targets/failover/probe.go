@@ -40,7 +40,7 @@ func (s *Supervisor) probe(ctx context.Context) {
 		go func() {
 			bounded, cancel := context.WithTimeout(ctx, probeTimeout)
 			defer cancel()
-			status, err := s.cfg.Copies.Look(bounded, node)
+			status, err := s.cfg.Databases.Probe(bounded, node)
 			select {
 			case s.answers <- answer{node, asked, time.Now(), status, err}:
 			case <-ctx.Done():
@@ -49,14 +49,17 @@ func (s *Supervisor) probe(ctx context.Context) {
 	}
 }
 
-// gather takes the answers that have come, and waits for those of the living, but no
-// longer than that: one that hangs does not keep the others from being heard, and its
-// answer is taken in a later round.
-func (s *Supervisor) gather(ctx context.Context, patience time.Duration) {
+// gather takes the answers that have come, and waits for those of the living and of nodes
+// asked since a time, but no longer than patience: one that hangs does not keep the others
+// from being heard, and its answer is taken in a later round.
+func (s *Supervisor) gather(ctx context.Context, patience time.Duration, since time.Time) {
 	enough := time.After(patience)
 	for {
 		s.drain()
-		if !slices.ContainsFunc(s.nodes, func(node string) bool { return !s.seen[node].asked.IsZero() && !s.dead(node) }) {
+		if !slices.ContainsFunc(s.nodes, func(node string) bool {
+			asked := s.seen[node].asked
+			return !asked.IsZero() && (!s.dead(node) || !asked.Before(since))
+		}) {
 			return
 		}
 		select {
@@ -85,7 +88,7 @@ func (s *Supervisor) drain() {
 // take notes an answer, unless it is to a probe that nobody waits for any more.
 func (s *Supervisor) take(a answer) {
 	h := s.seen[a.node]
-	if a.asked != h.asked {
+	if h == nil || a.asked != h.asked {
 		return
 	}
 	h.asked, h.err = time.Time{}, a.err

@@ -32,6 +32,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/budget"
 	"github.com/stagebench/stagebench/targets/failover"
@@ -125,7 +126,8 @@ type System struct {
 
 	progress sync.Mutex // one Progress call at a time
 
-	moving sync.Mutex // held while the topology is changed
+	scaling  sync.Mutex // held while the topology is changed
+	template string     // directory of the data that new databases and blob stores begin with
 
 	// All below are guarded by mu. The slices are replaced, never written to, so
 	// that whoever has one may go on reading it.
@@ -136,6 +138,9 @@ type System struct {
 	changed  chan struct{}   // closed and replaced when a node's state changes
 	events   []targets.Event // only ever appended to
 	roles    failover.Roles  // of the databases; Epoch 0 = there are no copies
+	epoch    int64           // of the nodes' wirings: raised with all that they are told of each other
+	moving   sut.Role        // whose nodes are about to hand keys to each other, "" = none
+	draining []*node         // that leave: those who call them may still have requests there
 	leased   int             // the last host number for ids that was given out
 
 	failover *failover.Supervisor // nil = there are no copies; set before Up returns
@@ -165,6 +170,8 @@ type node struct {
 	// All below, and what the topology says of its relations, are guarded by
 	// System.mu.
 	uses     []*node
+	joining  bool // the others of its tier do not know it yet
+	leaving  bool // it is not part of its tier any more
 	state    targets.State
 	process  *proc.Process // the last one, nil before the first start
 	ready    sut.Ready
@@ -190,7 +197,7 @@ func Up(ctx context.Context, opts Options) (*System, error) {
 	if err := validate(opts); err != nil {
 		return nil, fmt.Errorf("bring up %s: %w", opts.Topology.Stage, err)
 	}
-	s := &System{opts: opts, topology: opts.Topology, changed: make(chan struct{}), budgets: func() error { return nil }}
+	s := &System{opts: opts, topology: opts.Topology, epoch: 1, changed: make(chan struct{}), budgets: func() error { return nil }}
 	s.admin.Transport = &http.Transport{}
 	s.life, s.endLife = context.WithCancel(context.WithoutCancel(ctx))
 	if opts.Budgets == nil {
@@ -211,8 +218,8 @@ func (s *System) up(ctx context.Context) error {
 	if err := s.makeDirs(); err != nil {
 		return err
 	}
-	template, err := s.template(ctx)
-	if err != nil {
+	var err error
+	if s.template, err = s.findTemplate(ctx); err != nil {
 		return err
 	}
 	begin := time.Now()
@@ -221,10 +228,17 @@ func (s *System) up(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.startAll(ctx, nodes, template); err != nil {
+	if err := s.startAll(ctx, nodes); err != nil {
 		return err
 	}
-	if err := s.superviseCopies(ctx); err != nil {
+	// They have been started at once, and did not know each other's addresses.
+	s.change(func() {})
+	for _, t := range ladder.Tiers() {
+		if err := s.tellMembers(ctx, t.Role); err != nil {
+			return err
+		}
+	}
+	if err := s.superviseDatabases(ctx); err != nil {
 		return err
 	}
 	s.bringUp = time.Since(begin)
@@ -232,16 +246,17 @@ func (s *System) up(ctx context.Context) error {
 	return nil
 }
 
-// startAll fills and starts nodes, each after those that it uses, and has them
-// supervised.
-func (s *System) startAll(ctx context.Context, nodes []*node, template string) error {
+// startAll fills and starts nodes, each after those among them that it uses, and has them
+// supervised. What else it uses has served before, and may be dead at the moment.
+func (s *System) startAll(ctx context.Context, nodes []*node) error {
 	all, ctx := errgroup.WithContext(ctx)
 	for _, n := range nodes {
 		all.Go(func() error {
-			if err := s.fill(ctx, n, template); err != nil {
+			if err := s.fill(ctx, n); err != nil {
 				return err
 			}
-			if err := s.awaitServing(ctx, s.usedBy(n)); err != nil {
+			before := slices.DeleteFunc(slices.Clone(s.usedBy(n)), func(used *node) bool { return !slices.Contains(nodes, used) })
+			if err := s.awaitServing(ctx, before); err != nil {
 				return err
 			}
 			process, err := s.start(ctx, n)
@@ -249,7 +264,7 @@ func (s *System) startAll(ctx context.Context, nodes []*node, template string) e
 				return err
 			}
 			s.say("%s is ready", n.Name)
-			n.watched.Go(func() { s.supervise(n, process) })
+			n.watched.Go(func() { s.keepUp(n, process) })
 			return nil
 		})
 	}
@@ -337,6 +352,7 @@ func (s *System) place(t sut.Topology) ([]*node, error) {
 			return placed, err
 		}
 		n := &node{Node: declared, host: h, leaf: leaf, state: targets.Starting, dir: filepath.Join(s.dir, declared.Name)}
+		n.joining = len(oldNodes) > 0
 		n.life, n.endLife = context.WithCancel(s.life)
 		for _, name := range declared.Uses {
 			n.uses = append(n.uses, nodes[name])
@@ -363,13 +379,13 @@ func (s *System) join(h *host, n *node) {
 
 // fill makes a node's directory; a database and a blob store begin with a copy
 // of the template.
-func (s *System) fill(ctx context.Context, n *node, template string) error {
+func (s *System) fill(ctx context.Context, n *node) error {
 	var err error
 	switch n.Role {
 	case sut.DB:
-		err = copyTree(ctx, n.dir, filepath.Join(template, templateDB), false)
+		err = copyTree(ctx, n.dir, filepath.Join(s.template, templateDB), false)
 	case sut.Blob:
-		err = copyTree(ctx, n.dir, filepath.Join(template, templateBlob), true)
+		err = copyTree(ctx, n.dir, filepath.Join(s.template, templateBlob), true)
 	default:
 		err = os.Mkdir(n.dir, 0o755)
 	}

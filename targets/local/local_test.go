@@ -55,9 +55,11 @@ func newStand(t *testing.T, stage sut.Stage, knobs sut.Knobs) *stand {
 	return s
 }
 
-// behave makes a node misbehave.
+// behave makes a node misbehave from its next start, or its next wiring, on.
 func (s *stand) behave(node, behaviour string) {
-	s.options.Topology.Knobs[behaviourKnob+node] = behaviour
+	if err := os.WriteFile(filepath.Join(s.dir, behaviourPrefix+node), []byte(behaviour), 0o600); err != nil {
+		panic(err)
+	}
 }
 
 func (s *stand) up(t *testing.T) *System {

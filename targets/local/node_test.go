@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -34,8 +35,9 @@ const (
 	harnessEnv = "STAGEBENCH_LOCAL_HARNESS"
 	// nodeVerb makes the test binary a node.
 	nodeVerb = "test-node"
-	// behaviourKnob precedes a node's name in the knob that makes it misbehave.
-	behaviourKnob = "test."
+	// behaviourPrefix precedes a node's name in the name of the file, beside the trace,
+	// that makes it misbehave.
+	behaviourPrefix = "behaviour-"
 )
 
 func TestMain(m *testing.M) {
@@ -75,7 +77,7 @@ func harness(dir string) error {
 }
 
 // testNode keeps the contract of sut.NodeConfig with a trivial HTTP server,
-// but for the behaviour that a knob asks for.
+// but for the behaviour that a file asks for.
 type testNode struct {
 	behaviour string
 	out       io.Writer
@@ -83,7 +85,8 @@ type testNode struct {
 	crash     chan exitStatus
 
 	config sut.NodeConfig
-	mu     sync.Mutex // guards config.Wiring.Uses once the node serves
+	mu     sync.Mutex // guards config.Wiring, config.Replication and moved once the node serves
+	moved  int        // documents, for want of keys
 }
 
 // exitStatus is the death that a behaviour asks for.
@@ -98,7 +101,7 @@ func newTestNode(out io.Writer) (*testNode, error) {
 	if err := decoder.Decode(&n.config); err != nil {
 		return nil, err
 	}
-	n.behaviour = n.config.Knobs[behaviourKnob+n.config.Node]
+	n.behaviour = behaviourOf(n.config.Node)
 	n.trace("born quota=%s port=%v", cpuQuota(os.Getpid()), n.config.Port != 0)
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
@@ -238,33 +241,27 @@ func (n *testNode) handler() http.Handler {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 		}
 	})
-	mux.HandleFunc("PUT "+sut.WiringPath, func(w http.ResponseWriter, r *http.Request) {
-		var m sut.Wiring
-		if err := json.NewDecoder(r.Body).Decode(&m); err != nil || r.Header.Get(sut.DrainHeader) == "" {
-			http.Error(w, "no membership", http.StatusBadRequest)
+	mux.HandleFunc("PUT "+sut.WiringPath, n.wire)
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		fmt.Fprintf(w, "stagebench_%s_moved_total %d\n", map[sut.Role]string{sut.Cache: "cache_node", sut.Blob: "blob"}[n.config.Role], n.moved)
+	})
+	mux.HandleFunc("GET "+sut.ReplicationPath, func(w http.ResponseWriter, _ *http.Request) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		_ = json.NewEncoder(w).Encode(n.replication())
+	})
+	mux.HandleFunc("PUT "+sut.ReplicationPath, func(w http.ResponseWriter, r *http.Request) {
+		var next sut.Replication
+		if err := json.NewDecoder(r.Body).Decode(&next); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		var names []string
-		for _, peer := range m.Uses[sut.Web] {
-			names = append(names, peer.Node)
-		}
-		n.trace("told of %s", strings.Join(names, "+"))
-		switch {
-		case n.behaviour == "refuses" && len(names) > 2:
-			http.Error(w, "too many", http.StatusBadRequest)
-		case n.behaviour == "never drains":
-			w.WriteHeader(http.StatusGatewayTimeout)
-		case n.behaviour == "hangs" && len(names) > 2:
-			<-r.Context().Done()
-		case n.behaviour == "crashes when told":
-			n.crash <- 5
-			select {} // without an answer
-		default:
-			n.mu.Lock()
-			n.config.Wiring.Uses[sut.Web] = m.Uses[sut.Web]
-			n.mu.Unlock()
-			w.WriteHeader(http.StatusNoContent)
-		}
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.config.Replication = &next
+		_ = json.NewEncoder(w).Encode(n.replication())
 	})
 	mux.HandleFunc("POST /exit", func(http.ResponseWriter, *http.Request) {
 		fmt.Fprintln(os.Stderr, `{"level":"ERROR","msg":"giving up","err":"no luck"}`)
@@ -272,6 +269,106 @@ func (n *testNode) handler() http.Handler {
 		select {} // without an answer
 	})
 	return mux
+}
+
+// replication is what a database says of its copy; the caller holds mu.
+func (n *testNode) replication() sut.ReplicationStatus {
+	told := n.config.Replication
+	if told == nil {
+		return sut.ReplicationStatus{Node: n.config.Node}
+	}
+	status := sut.ReplicationStatus{Node: n.config.Node, Epoch: told.Epoch, Serves: n.behaviour != "never catches up", Primary: told.Primary == nil}
+	if told.Primary != nil {
+		status.Following = told.Primary.Node
+	}
+	return status
+}
+
+// wire takes a wiring. What is traced is the active peers under each role that is not the
+// node's own, or the members of its tier; one that drains has a minus before it.
+func (n *testNode) wire(w http.ResponseWriter, r *http.Request) {
+	var next sut.Wiring
+	decoder := json.NewDecoder(r.Body)
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&next); err != nil || r.Header.Get(sut.DrainHeader) == "" {
+		http.Error(w, "no wiring", http.StatusBadRequest)
+		return
+	}
+	n.trace("told %d of %s", next.Epoch, wired(next))
+	poll := time.NewTicker(time.Millisecond)
+	defer poll.Stop()
+	for behaviourOf(n.config.Node) == "waits" && r.Context().Err() == nil {
+		<-poll.C
+	}
+	n.mu.Lock()
+	known := n.config.Wiring.Epoch
+	n.mu.Unlock()
+	if text, knows := strings.CutPrefix(behaviourOf(n.config.Node), "knows "); knows {
+		known, _ = strconv.ParseInt(text, 10, 64)
+	}
+	if next.Epoch < known {
+		http.Error(w, "an older epoch", http.StatusConflict)
+		return
+	}
+	many, behaviour := false, behaviourOf(n.config.Node)
+	for _, role := range []sut.Role{sut.Web, sut.Cache, sut.Blob} {
+		many = many || len(next.Active(role)) > 2
+	}
+	switch {
+	case behaviour == "refuses" && many:
+		http.Error(w, "too many", http.StatusBadRequest)
+	case behaviour == "never drains":
+		w.WriteHeader(http.StatusGatewayTimeout)
+	case behaviour == "hangs" && many:
+		<-r.Context().Done()
+	case behaviour == "crashes when told":
+		n.crash <- 5
+		select {} // without an answer
+	case behaviour == "keeps its first wiring":
+		w.WriteHeader(http.StatusNoContent)
+	case behaviour == "crashes when it hands over" && !next.Moving && !slices.ContainsFunc(next.Active(n.config.Role), func(p sut.Peer) bool { return p.Node == n.config.Node }):
+		n.crash <- 5
+		select {} // without an answer
+	default:
+		n.mu.Lock()
+		n.config.Wiring = next
+		n.moved++
+		n.mu.Unlock()
+		w.WriteHeader(http.StatusNoContent)
+	}
+}
+
+// wired is a wiring as a trace has it, such as "web:web-1+web-2-web-3 moving".
+func wired(w sut.Wiring) string {
+	var parts []string
+	for _, role := range []sut.Role{sut.Web, sut.Cache, sut.DB, sut.Blob} {
+		text := ""
+		for _, peer := range w.Uses[role] {
+			switch {
+			case peer.Draining:
+				text += "-"
+			case text != "":
+				text += "+"
+			}
+			text += peer.Node
+		}
+		if text != "" {
+			parts = append(parts, string(role)+":"+text)
+		}
+	}
+	if w.Moving {
+		parts = append(parts, "moving")
+	}
+	return strings.Join(parts, " ")
+}
+
+// behaviourOf is how a node misbehaves, "" = not at all.
+func behaviourOf(node string) string {
+	text, err := os.ReadFile(filepath.Join(filepath.Dir(os.Getenv(traceEnv)), behaviourPrefix+node))
+	if err != nil {
+		return ""
+	}
+	return string(text)
 }
 
 // gateOf is the named pipe of a test, beside its trace.

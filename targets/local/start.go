@@ -39,7 +39,7 @@ func (s *System) awaitServing(ctx context.Context, nodes []*node) error {
 }
 
 // await waits until a condition on nodes' states holds; it is asked with mu held,
-// and again whenever one of them changes.
+// and again whenever one of them, or a role of a database, changes.
 func (s *System) await(ctx context.Context, condition func() bool) error {
 	for {
 		s.mu.Lock()
@@ -64,6 +64,11 @@ func (n *node) serves() bool { return n.state == targets.Serving || n.state == t
 // mu.
 func (s *System) set(n *node, state targets.State) {
 	n.state = state
+	s.wake()
+}
+
+// wake wakes those who wait for a change; the caller holds mu.
+func (s *System) wake() {
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
@@ -75,10 +80,10 @@ func (s *System) note(n *node, format string, args ...any) {
 	s.opts.Log.Info(text, "node", n.Name)
 }
 
-// settle puts the host's CPU budget in force when all its nodes serve, and
+// applyBudget puts the host's CPU budget in force when all its nodes serve, and
 // lifts it when one has to start: what a start costs is not what is measured.
 // The caller holds mu.
-func (s *System) settle(h *host) error {
+func (s *System) applyBudget(h *host) error {
 	lift := false
 	for _, n := range h.nodes {
 		lift = lift || n.state == targets.Starting
@@ -104,7 +109,7 @@ func (s *System) start(ctx context.Context, n *node) (*proc.Process, error) {
 	if n.Role == sut.Web {
 		n.idHost = s.lease()
 	}
-	err := s.settle(n.host)
+	err := s.applyBudget(n.host)
 	config := s.configFor(n)
 	n.launching = err == nil
 	if err != nil {
@@ -122,13 +127,13 @@ func (s *System) start(ctx context.Context, n *node) (*proc.Process, error) {
 	n.launching = false
 	if err != nil {
 		s.set(n, targets.Dead)
-		return nil, errors.Join(err, s.settle(n.host)) // the others on it have their budget again
+		return nil, errors.Join(err, s.applyBudget(n.host)) // the others on it have their budget again
 	}
 	n.process, n.ready, n.since = process, ready, time.Now()
 	n.readyIn = n.since.Sub(begin)
 	s.set(n, targets.Serving)
 	s.note(n, "serving on %s after %v", ready.Address, n.readyIn.Round(time.Millisecond))
-	return process, s.settle(n.host)
+	return process, s.applyBudget(n.host)
 }
 
 // lease returns the next host number for ids, see sut.NodeConfig, for a web node
@@ -148,20 +153,10 @@ func (s *System) configFor(n *node) sut.NodeConfig {
 		Listen: n.host.address, Dir: n.dir, Procs: procsFor(n.host.CPU),
 		DrainSeconds: s.opts.DrainTimeout.Seconds(),
 		IDHost:       n.idHost, Service: n.Service, Knobs: s.topology.Knobs, Data: s.opts.Data,
-		Wiring: sut.Wiring{Routes: n.Routes, Uses: map[sut.Role][]sut.Peer{}},
+		Wiring: s.wiringFor(n),
 	}
-	for _, used := range n.uses {
-		config.Wiring.Uses[used.Role] = append(config.Wiring.Uses[used.Role], used.peer())
-	}
-	// Of databases with copies, which are the ones to use may have changed since
-	// they were declared.
-	switch {
-	case n.Replicated:
-		delete(config.Wiring.Uses, sut.DB)
+	if n.Replicated {
 		config.Replication = s.replication(n)
-	case n.readsDatabases() && s.roles.Epoch > 0:
-		use := s.databases(n)
-		config.Wiring.Epoch, config.Wiring.Uses[sut.DB] = use.Epoch, append([]sut.Peer{use.Primary}, use.Replicas...)
 	}
 	if n.ready.Address != "" { // a restart: its peers know the old port
 		config.Port = portOf(n.ready.Address)

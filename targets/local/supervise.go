@@ -20,8 +20,8 @@ const (
 	loopAfter = 3
 )
 
-// supervise restarts a node whenever it dies, until its life ends.
-func (s *System) supervise(n *node, process *proc.Process) {
+// keepUp restarts a node whenever it dies, until its life ends.
+func (s *System) keepUp(n *node, process *proc.Process) {
 	for process != nil {
 		select {
 		case <-n.life.Done():

@@ -258,9 +258,9 @@ func (s *System) end(ctx context.Context) error {
 	s.endLife()
 	s.watching.Wait()
 	s.admin.CloseIdleConnections()
-	// A move that is under way gives up, and takes back what it has begun.
-	s.moving.Lock()
-	defer s.moving.Unlock()
+	// A change of the topology that is under way gives up, and takes back what it has begun.
+	s.scaling.Lock()
+	defer s.scaling.Unlock()
 	hosts, nodes := s.members()
 	for _, n := range nodes {
 		n.watched.Wait()

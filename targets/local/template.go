@@ -75,10 +75,10 @@ func templateEngine(t sut.Topology) (sut.Engine, error) {
 	return engine, nil
 }
 
-// template returns the directory of the template for this topology's data and
+// findTemplate returns the directory of the template for this topology's data and
 // engine, and builds it if it is not there. Of several that want to build the
 // same one, one builds and the others wait.
-func (s *System) template(ctx context.Context) (string, error) {
+func (s *System) findTemplate(ctx context.Context) (string, error) {
 	if !needsTemplate(s.opts.Topology) {
 		return "", nil
 	}

@@ -1,15 +1,12 @@
 package cell
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -17,6 +14,7 @@ import (
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/targets/metrics"
 )
 
 // Declared figures that have a field of their own in results.Step.
@@ -45,8 +43,8 @@ var (
 // reading is what a node has counted since it was started, and what it holds.
 type reading struct {
 	node   targets.NodeStatus
-	series map[string]float64 // by name, with labels in braces if there are any
-	err    error              // why the node did not answer; the series are nil then
+	series metrics.Series
+	err    error // why the node did not answer; the series are nil then
 }
 
 // readNodes reads the metrics of the nodes, all at a time.
@@ -58,9 +56,9 @@ func readNodes(ctx context.Context, nodes []targets.NodeStatus) []reading {
 	for i, n := range nodes {
 		all.Go(func() {
 			r := reading{node: n}
-			r.series, r.err = scrape(ctx, n.Admin)
+			r.series, r.err = metrics.Read(ctx, http.DefaultClient, n.Admin)
 			// A cache node whose server is down answers without the server's metrics.
-			if r.err == nil && n.Role == sut.Cache && !r.has(cacheNodePrefix+"hits_total") {
+			if r.err == nil && n.Role == sut.Cache && !r.series.Has(cacheNodePrefix+"hits_total") {
 				r.series, r.err = nil, errNoServer
 			}
 			readings[i] = r
@@ -68,27 +66,6 @@ func readNodes(ctx context.Context, nodes []targets.NodeStatus) []reading {
 	}
 	all.Wait()
 	return readings
-}
-
-// has reports whether the node has a metric.
-func (r reading) has(metric string) bool {
-	name, _, _ := strings.Cut(metric, "{")
-	for series := range r.series {
-		if of, _, _ := strings.Cut(series, "{"); of == name {
-			return true
-		}
-	}
-	return false
-}
-
-// sum adds up a metric over all its labels, or returns one series of it.
-func (r reading) sum(metric string) (sum int64) {
-	for series, value := range r.series {
-		if name, _, _ := strings.Cut(series, "{"); name == metric || series == metric {
-			sum += int64(value)
-		}
-	}
-	return sum
 }
 
 // delta is two readings of a node, at the beginning and at the end of a step.
@@ -123,16 +100,16 @@ func deltas(before, after []reading) (all []delta) {
 // growth is what a metric grew by. Where that is not known, it is the count since the node was started.
 func (d delta) growth(metric string) int64 {
 	if !d.complete {
-		return d.after.sum(metric)
+		return d.after.series.Sum(metric)
 	}
-	return d.after.sum(metric) - d.before.sum(metric)
+	return d.after.series.Sum(metric) - d.before.series.Sum(metric)
 }
 
 // reports reports whether the node is one that the figure comes from. A node that has never answered counts as
 // one, and a node that answered without the metric does not, such as a cache node that uses no database.
 func (d delta) reports(f ladder.Figure) bool {
 	return slices.Contains(f.From, d.after.node.Role) &&
-		(d.before.series == nil && d.after.series == nil || d.before.has(f.Metric) || d.after.has(f.Metric))
+		(d.before.series == nil && d.after.series == nil || d.before.series.Has(f.Metric) || d.after.series.Has(f.Metric))
 }
 
 // figuresOf returns the figures that some node reports.
@@ -149,7 +126,7 @@ func figuresOf(declared []ladder.Figure, nodes []delta) (figures []results.Figur
 			case d.after.err != nil:
 				figure.Unknown = append(figure.Unknown, name)
 			case f.Kind == ladder.Gauge:
-				sum += d.after.sum(f.Metric)
+				sum += d.after.series.Sum(f.Metric)
 			default:
 				sum += d.growth(f.Metric)
 				if !d.complete {
@@ -220,14 +197,14 @@ func cacheNodes(nodes []delta) (all []results.CacheNode) {
 			continue
 		}
 		count := func(name string) int64 { return d.growth(cacheNodePrefix + name) }
-		holds := func(name string) int64 { return d.after.sum(cacheNodePrefix + name) }
+		holds := func(name string) int64 { return d.after.series.Sum(cacheNodePrefix + name) }
 		n := results.CacheNode{
 			Node: d.after.node.Node, SinceStart: !d.complete || d.before.series == nil,
 			Hits: count("hits_total"), Misses: count("misses_total"),
 			Evictions: count("evictions_total"), Expired: count("expired_total"),
 			Entries: holds("entries"), Bytes: holds("bytes"), LimitBytes: holds("limit_bytes"),
 		}
-		if d.after.has(cacheNodePrefix + "unflushed") {
+		if d.after.series.Has(cacheNodePrefix + "unflushed") {
 			n.WriteBack = &results.WriteBack{
 				Unflushed: holds("unflushed"), Flushed: count("flushed_total"), Refused: count("refused_total"),
 			}
@@ -252,35 +229,20 @@ func CacheHosts(ctx context.Context, nodes []targets.NodeStatus) ([]results.Cach
 	return cacheNodes(deltas(nil, readings)), errors.Join(errs...)
 }
 
-// scrape reads the metrics of a node, which it gives in the Prometheus text format at
-// its admin address.
-func scrape(ctx context.Context, admin string) (map[string]float64, error) {
-	url := "http://" + admin + "/metrics"
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return nil, err
+// WatchCache returns what the web nodes among some find in the cache tier during that time; nil when there is none, or
+// when the count of a node is unknown.
+func WatchCache(ctx context.Context, nodes []targets.NodeStatus, d time.Duration) (*results.CacheReads, error) {
+	others := func(n targets.NodeStatus) bool { return n.Role != sut.Web }
+	webs := slices.DeleteFunc(slices.Clone(nodes), others)
+	before := readNodes(ctx, webs)
+	end := time.NewTimer(d)
+	defer end.Stop()
+	select {
+	case <-end.C:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
-	response, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = response.Body.Close() }() // read only
-	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("GET %s: %s", url, response.Status)
-	}
-	all := map[string]float64{}
-	lines := bufio.NewScanner(response.Body)
-	for lines.Scan() {
-		line := lines.Text()
-		if line == "" || line[0] == '#' {
-			continue
-		}
-		end := strings.LastIndexByte(line, ' ')
-		value, err := strconv.ParseFloat(line[end+1:], 64)
-		if err != nil {
-			return nil, fmt.Errorf("metric %q: %w", line, err)
-		}
-		all[line[:max(end, 0)]] = value
-	}
-	return all, lines.Err()
+	var step results.Step
+	fillFigures(&step, ladder.Figures(), deltas(before, readNodes(ctx, webs)))
+	return step.Cache, nil
 }

@@ -22,7 +22,6 @@ func dependencies() []dependency {
 		{"github.com/goccy/go-yaml", "matrix, workload and fault files; errors name line and column", []string{"workloads/file", "targets/faults"}},
 		{"github.com/google/go-cmp", "tests: differences that can be read", nil},
 		{"github.com/jackc/pgx/v5", "PostgreSQL client and wire types", []string{"sut/store/...", "sut/sqlite/...", "sut/postgres/..."}},
-		{"github.com/jeroenrinzema/psql-wire", "the PostgreSQL wire protocol in front of SQLite", []string{"sut/sqlite/..."}},
 		{"github.com/klauspost/compress", "compression of texts that knows what is not worth it", []string{"sut/node"}},
 		{"github.com/olekukonko/tablewriter", "text and Markdown tables", []string{"results/table"}},
 		{"github.com/prometheus/client_golang", "metrics of nodes and runs", []string{"sut/...", "targets/...", "results/live", "cmd/..."}},

@@ -2,13 +2,13 @@ package replog
 
 import (
 	"bytes"
+	"errors"
 
 	"zombiezen.com/go/sqlite"
 )
 
-// Run runs a statement with its parameters, int64, float64, string, []byte or nil,
-// to its end and calls each, if there is one, for every row. What SQLite prepared
-// is kept by the connection.
+// Run runs a statement with its parameters, int64, float64, string, []byte or nil, to its end and calls each, if
+// there is one, for every row. What SQLite prepared is kept by the connection.
 func Run(conn *sqlite.Conn, sql string, params []any, each func(*sqlite.Stmt)) error {
 	stmt, err := conn.Prepare(sql)
 	if err != nil {
@@ -32,8 +32,31 @@ func Run(conn *sqlite.Conn, sql string, params []any, each func(*sqlite.Stmt)) e
 	}
 }
 
-// Bind sets the i-th parameter of a statement, from 1 on; what is no value of
-// SQLite is null.
+// Exec runs a statement that returns no rows.
+func Exec(conn *sqlite.Conn, sql string, params ...any) error { return Run(conn, sql, params, nil) }
+
+// Number returns the one number that a query returns, 0 when there is no row.
+func Number(conn *sqlite.Conn, sql string, params ...any) (n int64, err error) {
+	err = Run(conn, sql, params, func(row *sqlite.Stmt) { n = row.ColumnInt64(0) })
+	return n, err
+}
+
+// Transact calls do in a transaction of its own, which is taken back when that returns an error.
+func Transact(conn *sqlite.Conn, do func() error) error {
+	err := Exec(conn, "begin immediate")
+	if err != nil {
+		return err
+	}
+	if err = do(); err == nil {
+		err = Exec(conn, "commit")
+	}
+	if err != nil && !conn.AutocommitEnabled() { // else SQLite has taken it back
+		err = errors.Join(err, Exec(conn, "rollback"))
+	}
+	return err
+}
+
+// Bind sets the i-th parameter of a statement, from 1 on; what is no value of SQLite is null.
 func Bind(stmt *sqlite.Stmt, i int, value any) {
 	switch v := value.(type) {
 	case int64:
@@ -53,8 +76,14 @@ func Bind(stmt *sqlite.Stmt, i int, value any) {
 	}
 }
 
-// Plain is a value of a changeset as Go has it: int64, float64, string, []byte or
-// nil.
+// Blob is the value of a column as bytes.
+func Blob(row *sqlite.Stmt, i int) []byte {
+	blob := make([]byte, row.ColumnLen(i))
+	row.ColumnBytes(i, blob)
+	return blob
+}
+
+// Plain is a value of a changeset as Go has it: int64, float64, string, []byte or nil.
 func Plain(v sqlite.Value) any {
 	switch v.Type() {
 	case sqlite.TypeInteger:
@@ -67,28 +96,4 @@ func Plain(v sqlite.Value) any {
 		return bytes.Clone(v.Blob())
 	}
 	return nil
-}
-
-// Record starts to record the transaction that has just begun on a connection.
-// Recorded or Delete ends that.
-func Record(conn *sqlite.Conn) (*sqlite.Session, error) {
-	session, err := conn.CreateSession("")
-	if err != nil {
-		return nil, err
-	}
-	// All tables, each when it is changed first. Those of the log are not among
-	// them: they are written when the session has ended.
-	if err := session.Attach(""); err != nil {
-		session.Delete()
-		return nil, err
-	}
-	return session, nil
-}
-
-// Recorded ends a recording and returns what changed, as a changeset.
-func Recorded(session *sqlite.Session) (changes []byte, err error) {
-	defer session.Delete()
-	var set bytes.Buffer
-	err = session.WriteChangeset(&set)
-	return set.Bytes(), err
 }

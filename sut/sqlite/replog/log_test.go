@@ -37,7 +37,7 @@ func database(t *testing.T, limits Limits, statements ...string) (*sqlite.Conn, 
 
 func exec(t *testing.T, conn *sqlite.Conn, sql string, params ...any) {
 	t.Helper()
-	if err := Run(conn, sql, params, nil); err != nil {
+	if err := Exec(conn, sql, params...); err != nil {
 		t.Fatalf("%s: %v", sql, err)
 	}
 }
@@ -162,8 +162,8 @@ func TestRolledBack(t *testing.T) {
 	if e := transact(t, conn, l, "savepoint s", "insert into notes values (1, 'a')", "rollback to s", "release s", "insert into notes values (2, 'b')"); e.Position != 1 {
 		t.Errorf("got %+v", e)
 	}
-	lost, err := Surplus(t.Context(), fileOf(t, conn), 0)
-	if err != nil || len(lost.Changes) != 1 || lost.Changes[0].New[0] != int64(2) || lost.Changes[0].Columns[1] != "text" {
+	_, lost, err := Surplus(t.Context(), fileOf(t, conn), 0)
+	if err != nil || len(lost) != 1 || lost[0].Key != "2" || lost[0].New["text"] != "b" {
 		t.Errorf("the log has %+v, %v", lost, err)
 	}
 }
@@ -191,19 +191,19 @@ func TestPrunes(t *testing.T) {
 		}
 		return l
 	}
-	if l := grow(t, Limits{Entries: 16, Bytes: 1 << 30}, math.MaxInt64, 100, "a"); l.now.last-l.now.first+1 < 16 || l.now.last-l.now.first+1 > 18 {
+	if l := grow(t, Limits{Entries: 16, Bytes: 1 << 30}, math.MaxInt64, 100, "a"); l.now.Last-l.now.First+1 < 16 || l.now.Last-l.now.First+1 > 18 {
 		t.Errorf("16 entries: %+v", l.now)
 	}
-	if l := grow(t, Limits{Entries: 1000, Bytes: 10_000}, math.MaxInt64, 100, strings.Repeat("a", 1000)); l.now.bytes > 11_250 || l.now.bytes < 8_000 {
+	if l := grow(t, Limits{Entries: 1000, Bytes: 10_000}, math.MaxInt64, 100, strings.Repeat("a", 1000)); l.now.Bytes > 11_250 || l.now.Bytes < 8_000 {
 		t.Errorf("10,000 bytes: %+v", l.now)
 	}
-	if l := grow(t, Limits{Entries: 1000, Bytes: 1}, math.MaxInt64, 3, "a"); l.now.first != 3 {
+	if l := grow(t, Limits{Entries: 1000, Bytes: 1}, math.MaxInt64, 3, "a"); l.now.First != 3 {
 		t.Errorf("the last one must stay: %+v", l.now)
 	}
-	if l := grow(t, Limits{Entries: 16, Bytes: 1 << 30}, 10, 100, "a"); l.now.first != 11 {
+	if l := grow(t, Limits{Entries: 16, Bytes: 1 << 30}, 10, 100, "a"); l.now.First != 11 {
 		t.Errorf("entries after 10 are needed: %+v", l.now)
 	}
-	if l := grow(t, Limits{Entries: 10, Bytes: 1 << 30}, 10, 100, "a"); l.now.first <= 11 {
+	if l := grow(t, Limits{Entries: 10, Bytes: 1 << 30}, 10, 100, "a"); l.now.First <= 11 {
 		t.Errorf("entries after 10 are needed, but not for ever: %+v", l.now)
 	}
 }
@@ -231,11 +231,11 @@ func TestMessages(t *testing.T) {
 
 func FuzzParseEntry(f *testing.F) {
 	f.Add([]byte{})
-	f.Add(make([]byte, 25))
-	f.Add(append(make([]byte, 24), "\x03abcrest"...))
+	f.Add(make([]byte, 34))
+	f.Add(append(make([]byte, 32), "\x02db\x03abcrest"...))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		e, err := ParseEntry(body)
-		if err == nil && 25+len(e.Schema)+len(e.Changes) != len(body) {
+		if err == nil && 34+len(e.Origin)+len(e.Schema)+len(e.Changes) != len(body) {
 			t.Errorf("%q became %+v", body, e)
 		}
 	})

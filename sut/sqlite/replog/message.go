@@ -10,9 +10,8 @@ import (
 	"io"
 )
 
-// Start is the start-up packet by which a connection becomes one of
-// replication: its length and a request code in the style of PostgreSQL's
-// SSLRequest, which no other client sends.
+// Start is the start-up packet by which a connection becomes one of replication: its length and a request code in the
+// style of PostgreSQL's SSLRequest, which no other client sends.
 func Start() []byte {
 	out := binary.BigEndian.AppendUint32(nil, 8)
 	return binary.BigEndian.AppendUint32(out, StartCode)
@@ -21,8 +20,7 @@ func Start() []byte {
 // StartCode is the request code of Start.
 const StartCode = 1234<<16 | 7365
 
-// Kind is the type of a message. Each has a byte of type, 4 bytes of length
-// and a body.
+// Kind is the type of a message. Each has a byte of type, 4 bytes of length and a body.
 type Kind byte
 
 // The messages.
@@ -51,7 +49,7 @@ type Hello struct {
 
 // Welcome is the answer: entries follow, or a snapshot and then entries.
 type Welcome struct {
-	Node     string `json:"node"`
+	Node     string `json:"node"` // of several primaries, the origin as which it makes changes
 	Epoch    int64  `json:"epoch"`
 	Position int64  `json:"position"` // of the primary's last entry
 	Snapshot bool   `json:"snapshot"`
@@ -61,9 +59,9 @@ type Welcome struct {
 
 // Refusal is the other answer.
 type Refusal struct {
-	Epoch  int64  `json:"epoch"`
-	Schema bool   `json:"schema"` // it will not do to try again: the schema differs
 	Reason string `json:"reason"`
+	Schema bool   `json:"schema"` // trying again is of no use: the schema differs
+	Behind bool   `json:"behind"` // changes alone will not do, but a snapshot may
 }
 
 // Write writes a message of one body.
@@ -90,10 +88,12 @@ func WriteNumbers(w io.Writer, kind Kind, numbers ...int64) error {
 	return Write(w, kind, appendNumbers(nil, numbers...))
 }
 
-// WriteEntry writes an entry.
+// WriteEntry writes an entry: numbers, texts with their lengths, changes.
 func WriteEntry(w *bufio.Writer, e *Entry) error {
-	head := appendNumbers(make([]byte, 0, 64), e.Position, e.Epoch, e.AtUS)
-	head = append(append(head, byte(len(e.Schema))), e.Schema...)
+	head := appendNumbers(make([]byte, 0, 128), e.Position, e.Epoch, e.Seq, e.AtUS)
+	for _, text := range []string{e.Origin, e.Schema} {
+		head = append(append(head, byte(len(text))), text...)
+	}
 	header := binary.BigEndian.AppendUint32([]byte{byte(KindEntry)}, uint32(len(head)+len(e.Changes)))
 	for _, part := range [][]byte{header, head, e.Changes} {
 		if _, err := w.Write(part); err != nil {
@@ -103,8 +103,7 @@ func WriteEntry(w *bufio.Writer, e *Entry) error {
 	return nil
 }
 
-// Read reads a message of at most limit bytes. Memory is taken as bytes come,
-// not as the length promises.
+// Read reads a message of at most limit bytes. Memory is taken as bytes come, not as the length promises.
 func Read(r io.Reader, limit int) (Kind, []byte, error) {
 	var header [5]byte
 	if _, err := io.ReadFull(r, header[:]); err != nil {
@@ -138,16 +137,20 @@ func Numbers(body []byte, count int) ([]int64, error) {
 
 // ParseEntry takes the body of an entry apart, which it keeps.
 func ParseEntry(body []byte) (*Entry, error) {
-	const fixed = 25
-	if len(body) < fixed || len(body) < fixed+int(body[fixed-1]) {
-		return nil, errors.New("entry is cut short")
-	}
-	n, err := Numbers(body[:fixed-1], 3)
+	n, err := Numbers(body[:min(len(body), 32)], 4)
 	if err != nil {
 		return nil, err
 	}
-	end := fixed + int(body[fixed-1])
-	return &Entry{Position: n[0], Epoch: n[1], AtUS: n[2], Schema: string(body[fixed:end]), Changes: body[end:]}, nil
+	e := &Entry{Position: n[0], Epoch: n[1], Seq: n[2], AtUS: n[3]}
+	rest := body[32:]
+	for _, text := range []*string{&e.Origin, &e.Schema} {
+		if len(rest) == 0 || len(rest) < 1+int(rest[0]) {
+			return nil, errors.New("entry is cut short")
+		}
+		*text, rest = string(rest[1:1+int(rest[0])]), rest[1+int(rest[0]):]
+	}
+	e.Changes = rest
+	return e, nil
 }
 
 func appendNumbers(out []byte, numbers ...int64) []byte {

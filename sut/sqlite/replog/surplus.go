@@ -5,167 +5,130 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"zombiezen.com/go/sqlite"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
-// Op is what was done to a row.
-type Op string
-
-// The operations of a Change.
-const (
-	Insert Op = "insert"
-	Update Op = "update"
-	Delete Op = "delete"
-)
-
-// Change is one row's change. Values are int64, float64, string, []byte or nil,
-// in the order of the table's columns.
-type Change struct {
-	Position int64 // of the entry
-	AtUS     int64
-	Table    string
-	Op       Op
-	Columns  []string // names
-	Key      []bool   // which columns are the primary key
-	// Changed says which columns an update has changed; nil otherwise.
-	Changed []bool
-	// Old is the row before: of an update the key and the columns that were
-	// changed, of an insert nil.
-	Old []any
-	// New is the row afterwards: of an update the columns that were changed, of
-	// a delete nil.
-	New []any
-}
-
-// Counts is how many rows of a table were changed in which way.
-type Counts struct {
-	Inserts, Updates, Deletes int
-}
-
-// Lost is what a database has after a position: of an old primary, what the
-// one that took its place did not get.
-type Lost struct {
-	Entries         int
-	FirstUS, LastUS int64 // when the first and the last were committed; 0 = none
-	Tables          map[string]Counts
-	Changes         []Change // in order
-}
-
-// Surplus reads what the log of a database file has after a position. The file
-// may be in use by nobody else.
-func Surplus(ctx context.Context, path string, after int64) (_ *Lost, err error) {
+// Surplus reads what the log of a database file has after a position: of an old primary, what the one that took its
+// place did not get. It returns the number of entries and their changes in order. The file may be in use by nobody
+// else.
+func Surplus(ctx context.Context, path string, after int64) (count int, changes []sut.LostChange, err error) {
 	conn, err := sqlite.OpenConn(path, sqlite.OpenReadOnly)
 	if err != nil {
-		return nil, fmt.Errorf("surplus: %w", err)
+		return 0, nil, fmt.Errorf("surplus: %w", err)
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
 	conn.SetInterrupt(ctx.Done())
-	lost := &Lost{Tables: map[string]Counts{}}
-	columns := map[string][]string{}
+	changes = []sut.LostChange{}
 	for {
 		entries, err := Entries(conn, after, 1<<20)
 		if err != nil {
-			return nil, fmt.Errorf("surplus of %s: %w", path, err)
+			return 0, nil, fmt.Errorf("surplus of %s: %w", path, err)
 		}
 		if len(entries) == 0 {
-			return lost, nil
+			return count, changes, nil
 		}
 		for i := range entries {
-			e := &entries[i]
-			if lost.Entries++; lost.Entries == 1 {
-				lost.FirstUS = e.AtUS
+			if changes, err = appendChanges(changes, conn, &entries[i]); err != nil {
+				return 0, nil, fmt.Errorf("surplus of %s: entry %d: %w", path, entries[i].Position, err)
 			}
-			lost.LastUS = e.AtUS
-			if err := lost.add(conn, columns, e); err != nil {
-				return nil, fmt.Errorf("surplus of %s: entry %d: %w", path, e.Position, err)
-			}
-			after = e.Position
 		}
+		count += len(entries)
+		after = entries[len(entries)-1].Position
 	}
 }
 
-// add takes an entry apart.
-func (l *Lost) add(conn *sqlite.Conn, columns map[string][]string, e *Entry) (err error) {
+func appendChanges(to []sut.LostChange, conn *sqlite.Conn, e *Entry) (_ []sut.LostChange, err error) {
 	rows, err := sqlite.NewChangesetIterator(bytes.NewReader(e.Changes))
 	if err != nil {
-		return err
+		return to, err
 	}
 	defer func() { err = errors.Join(err, rows.Close()) }()
 	for {
 		more, err := rows.Next()
 		if err != nil || !more {
-			return err
+			return to, err
 		}
-		c, err := change(rows)
+		c, err := change(conn, rows)
 		if err != nil {
-			return err
+			return to, err
 		}
-		c.Position, c.AtUS = e.Position, e.AtUS
-		if columns[c.Table] == nil {
-			err := Run(conn, `select name from pragma_table_info(?) order by cid`, []any{c.Table}, func(row *sqlite.Stmt) {
-				columns[c.Table] = append(columns[c.Table], row.ColumnText(0))
-			})
-			if err != nil {
-				return err
-			}
-		}
-		c.Columns = columns[c.Table]
-		counts := l.Tables[c.Table]
-		switch c.Op {
-		case Insert:
-			counts.Inserts++
-		case Update:
-			counts.Updates++
-		case Delete:
-			counts.Deletes++
-		}
-		l.Tables[c.Table] = counts
-		l.Changes = append(l.Changes, *c)
+		c.AtUS = e.AtUS
+		to = append(to, c)
 	}
 }
 
-// change reads the change at which the iterator is.
-func change(rows *sqlite.ChangesetIterator) (*Change, error) {
+func change(conn *sqlite.Conn, rows *sqlite.ChangesetIterator) (c sut.LostChange, err error) {
 	op, err := rows.Operation()
 	if err != nil {
-		return nil, err
+		return c, err
 	}
-	c := &Change{Table: op.TableName}
-	if c.Key, err = rows.PrimaryKey(); err != nil {
-		return nil, err
+	c.Table = op.TableName
+	keys, err := rows.PrimaryKey()
+	if err != nil {
+		return c, err
+	}
+	var columns []string
+	err = Run(conn, `select name from pragma_table_info(?) order by cid`, []any{c.Table}, func(row *sqlite.Stmt) {
+		columns = append(columns, row.ColumnText(0))
+	})
+	if err != nil || len(columns) < op.NumColumns {
+		return c, errors.Join(err, fmt.Errorf("table %s has %d columns, its change %d", c.Table, len(columns), op.NumColumns))
 	}
 	switch op.Type {
 	case sqlite.OpInsert:
-		c.Op = Insert
+		c.Op, c.New = sut.Inserted, map[string]any{}
 	case sqlite.OpUpdate:
-		c.Op = Update
-		c.Changed = make([]bool, op.NumColumns)
-	case sqlite.OpDelete:
-		c.Op = Delete
+		c.Op, c.Old, c.New = sut.Updated, map[string]any{}, map[string]any{}
 	default:
-		return nil, fmt.Errorf("unknown operation %v", op.Type)
+		c.Op, c.Old = sut.Deleted, map[string]any{}
 	}
+	var key []string
 	for i := range op.NumColumns {
-		if c.Op != Insert {
-			old, err := rows.Old(i)
-			if err != nil {
-				return nil, err
+		var old, now sqlite.Value
+		if c.Old != nil {
+			if old, err = rows.Old(i); err != nil {
+				return c, err
 			}
-			c.Old = append(c.Old, Plain(old))
 		}
-		if c.Op != Delete {
-			now, err := rows.New(i)
-			if err != nil {
-				return nil, err
+		if c.New != nil {
+			if now, err = rows.New(i); err != nil {
+				return c, err
 			}
-			// What an update has left alone is null on both sides, and so is
-			// the new side of the key, which no update changes.
-			if c.Changed != nil {
-				c.Changed[i] = !c.Key[i] && (c.Old[i] != nil || now.Type() != sqlite.TypeNull)
+		}
+		if keys[i] {
+			value := old
+			if c.Old == nil {
+				value = now
 			}
-			c.New = append(c.New, Plain(now))
+			key = append(key, fmt.Sprint(Plain(value)))
+		}
+		// What an update has left alone is null on both sides; the key is on the old side only.
+		if c.Op == sut.Updated && (keys[i] || old.Type() == sqlite.TypeNull && now.Type() == sqlite.TypeNull) {
+			continue
+		}
+		if c.Old != nil {
+			c.Old[columns[i]] = Plain(old)
+		}
+		if c.New != nil {
+			c.New[columns[i]] = Plain(now)
 		}
 	}
+	c.Key = strings.Join(key, "/")
 	return c, nil
+}
+
+// Fork is the last position of a log whose entry is of that epoch or an earlier one: up to there it is the same as
+// any other log of that epoch that was left behind. It is 0 where a later epoch began with an empty log. whole is
+// false when the log has been pruned beyond it, so that nobody knows.
+func Fork(conn *sqlite.Conn, epoch int64) (fork int64, whole bool, err error) {
+	fork, err = Number(conn, `select coalesce(max(position), 0) from replication_log where epoch <= ?`, epoch)
+	if err != nil || fork > 0 {
+		return fork, true, err
+	}
+	oldest, err := Number(conn, `select coalesce(min(position), 0) from replication_log`)
+	return 0, oldest <= 1, err
 }

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"image"
+	"image/color"
+	"image/jpeg"
+	"io"
+	"net/http"
+	"net/http/cookiejar"
+	"regexp"
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/workloads/driver"
+)
+
+// scaling is a rig as the command scale sees it.
+type scaling struct{ *rig }
+
+func (s scaling) Status(context.Context) ([]targets.NodeStatus, error) { return s.rig.Status(), nil }
+
+// uploads are photos that were uploaded, by the digests of their bytes.
+type uploads struct {
+	base   string
+	client *http.Client
+	held   map[string][32]byte // by path of an image
+}
+
+// newUploads returns a user with a session and no photos yet.
+func newUploads(t *testing.T, base string) *uploads {
+	t.Helper()
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	u := &uploads{base, &http.Client{Jar: jar, Timeout: 10 * time.Second, Transport: transport}, map[string][32]byte{}}
+	login := fmt.Sprintf(`{"login":%q,"password":%q}`, sut.SeedLogin(7), sut.SeedPassword)
+	response, err := u.client.Post(base+"/api/login", "application/json", bytes.NewReader([]byte(login)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		t.Fatalf("login: %s", response.Status)
+	}
+	return u
+}
+
+// add uploads photos that nobody else has.
+func (u *uploads) add(t *testing.T, count int) {
+	t.Helper()
+	for range count {
+		picture := image.NewGray(image.Rect(0, 0, 64, 64))
+		for i := range 64 {
+			picture.SetGray(i, len(u.held)%64, color.Gray{uint8(7*len(u.held) + i)})
+		}
+		var body bytes.Buffer
+		if err := jpeg.Encode(&body, picture, nil); err != nil {
+			t.Error(err)
+		}
+		response, err := u.client.Post(u.base+"/api/photos", "image/jpeg", &body)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		var photo struct {
+			ID json.Number `json:"id"`
+		}
+		err = json.NewDecoder(response.Body).Decode(&photo)
+		if response.Body.Close(); err != nil || response.StatusCode != http.StatusCreated {
+			t.Errorf("upload: %s, %v", response.Status, err)
+			return
+		}
+		for _, variant := range []string{"thumb", "sharp", "original"} {
+			path := fmt.Sprintf("/img/%s/%s.jpg", photo.ID, variant)
+			u.held[path] = u.get(t, path)
+		}
+	}
+}
+
+// get returns the digest of an image.
+func (u *uploads) get(t *testing.T, path string) [32]byte {
+	t.Helper()
+	response, err := u.client.Get(u.base + path)
+	if err != nil {
+		t.Error(err)
+		return [32]byte{}
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != http.StatusOK {
+		t.Errorf("%s: %s, %v", path, response.Status, err)
+	}
+	return sha256.Sum256(text)
+}
+
+// check reads all of them.
+func (u *uploads) check(t *testing.T) {
+	t.Helper()
+	for path, digest := range u.held {
+		if u.get(t, path) != digest {
+			t.Errorf("%s is not what was uploaded", path)
+		}
+	}
+}
+
+// Hosts of the cache and of the blob store and replicas of the database come and go under
+// load: no request fails, what moves is counted, and every photo is still there.
+func TestTiersAreScaledUnderLoad(t *testing.T) {
+	for name, knobs := range engines() {
+		for _, write := range []string{"write_around", "write_back"} {
+			t.Run(name+"/"+write, func(t *testing.T) {
+				t.Parallel()
+				r := bringUpSized(t, sut.Caches, with(knobs, sut.Knobs{
+					"web.hosts": "1", "blob.hosts": "1", "db.replicas": "1", "cache.write": write, "lb.cpu": "1",
+				}), growing-0.02)
+				r.connect(t, shipped(t, "read-heavy"), driver.ClientConfig{Connections: 16})
+				photos := newUploads(t, r.Endpoints()[0])
+				photos.add(t, 20)
+				r.scaleUnderLoad(t, "cache", 3, `^cache has 3 hosts after \S+: [1-9][\d,]* of [1-9][\d,]* keys moved to other hosts\n`+
+					`hit ratio of the web hosts: 0\.\d\d in the 1s before, 0\.\d\d in the 1s after\n$`)
+				r.scaleUnderLoad(t, "cache", 1, `^cache has 1 host after \S+: [1-9][\d,]* of [1-9][\d,]* keys moved to other hosts\n`)
+				r.scaleUnderLoad(t, "blob", 3, `^blob has 3 hosts after \S+: [1-9][\d,]* objects moved to other hosts\n$`)
+				photos.check(t)
+				photos.add(t, 20)
+				r.scaleUnderLoad(t, "blob", 1, `^blob has 1 host after \S+: [1-9][\d,]* objects moved to other hosts\n$`)
+				photos.check(t)
+				r.scaleUnderLoad(t, "replica", 3, `^replica has 3 hosts after \S+\n$`)
+				r.scaleUnderLoad(t, "replica", 1, `^replica has 1 host after \S+\n$`)
+				r.awaitCopies(t)
+				if topology := r.Topology(); topology.Digest() != r.topology.Digest() {
+					t.Errorf("the system is not what it was: %+v", topology.Hosts)
+				}
+			})
+		}
+	}
+}
+
+// scaleUnderLoad changes the number of hosts of a tier while requests come at a constant
+// rate, of which none may fail.
+func (r *rig) scaleUnderLoad(t *testing.T, tier string, hosts int, want string) {
+	t.Helper()
+	var out bytes.Buffer
+	step := r.load(t, 40, 6*time.Second, time.Second, func() {
+		if err := scale(t.Context(), &out, scaling{r}, tier, hosts, time.Second); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Logf("%s%d requests, causes %v", out.String(), step.Ledger.Sent, step.Causes)
+	if !regexp.MustCompile(want).MatchString(out.String()) {
+		t.Errorf("it says %q, want %s", out.String(), want)
+	}
+	if failed(step) > 0 || step.Ledger.SessionLost > 0 {
+		t.Errorf("%s to %d: ledger %+v causes %v, want no failed request", tier, hosts, step.Ledger, step.Causes)
+		for _, e := range step.Events {
+			t.Logf("%v %s", time.Duration(e.AtNS).Round(time.Millisecond), e.Text)
+		}
+	}
+}

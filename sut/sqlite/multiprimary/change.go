@@ -1,0 +1,167 @@
+package multiprimary
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"math"
+)
+
+// Version is which change to a row it is. Later times are higher, and at the same time the origins decide.
+type Version struct {
+	AtUS   int64
+	Origin string
+}
+
+// Compare orders versions.
+func (v Version) Compare(other Version) int {
+	return cmp.Or(cmp.Compare(v.AtUS, other.AtUS), cmp.Compare(v.Origin, other.Origin))
+}
+
+// Change is what became of a row.
+type Change struct {
+	Table string
+	Key   []byte  // the values of the primary key, as appendValues has them
+	Base  Version // what it replaced; zero = a row that no primary of several had changed
+	Row   []any   // all columns as int64, float64, string, []byte or nil; nil = deleted
+}
+
+// The types of values.
+const (
+	tagNull    = 'n'
+	tagInteger = 'i'
+	tagFloat   = 'f'
+	tagText    = 't'
+	tagBlob    = 'b'
+)
+
+func appendValues(out []byte, values []any) []byte {
+	for _, value := range values {
+		switch v := value.(type) {
+		case int64:
+			out = binary.AppendVarint(append(out, tagInteger), v)
+		case float64:
+			out = binary.BigEndian.AppendUint64(append(out, tagFloat), math.Float64bits(v))
+		case string:
+			out = appendBytes(append(out, tagText), v)
+		case []byte:
+			out = appendBytes(append(out, tagBlob), v)
+		default:
+			out = append(out, tagNull)
+		}
+	}
+	return out
+}
+
+func appendBytes[T string | []byte](out []byte, b T) []byte {
+	return append(binary.AppendUvarint(out, uint64(len(b))), b...)
+}
+
+// appendChange adds a change: table, key, base, number of values plus one, values.
+func appendChange(out []byte, c *Change) []byte {
+	out = appendBytes(appendBytes(out, c.Table), c.Key)
+	out = appendBytes(binary.AppendVarint(out, c.Base.AtUS), c.Base.Origin)
+	if c.Row == nil {
+		return binary.AppendUvarint(out, 0)
+	}
+	return appendValues(binary.AppendUvarint(out, uint64(len(c.Row))+1), c.Row)
+}
+
+func parseChanges(body []byte) (changes []Change, err error) {
+	r := reader{rest: body}
+	for len(r.rest) > 0 && !r.broken {
+		c := Change{Table: string(r.bytes()), Key: r.bytes(), Base: Version{AtUS: r.varint()}}
+		c.Base.Origin = string(r.bytes())
+		if count := r.uvarint(); count > 0 {
+			c.Row = r.values(count - 1)
+		}
+		changes = append(changes, c)
+	}
+	if r.broken {
+		return nil, errCutShort
+	}
+	return changes, nil
+}
+
+// parseValues takes a key or a row apart.
+func parseValues(body []byte) ([]any, error) {
+	r := reader{rest: body}
+	values := []any{}
+	for len(r.rest) > 0 && !r.broken {
+		values = append(values, r.value())
+	}
+	if r.broken {
+		return nil, errCutShort
+	}
+	return values, nil
+}
+
+var errCutShort = errors.New("changes are cut short")
+
+// reader takes bytes apart.
+type reader struct {
+	rest   []byte
+	broken bool // something was asked for that is not there
+}
+
+func (r *reader) take(count uint64) []byte {
+	if count > uint64(len(r.rest)) {
+		r.rest, r.broken = nil, true
+		return nil
+	}
+	taken := r.rest[:count]
+	r.rest = r.rest[count:]
+	return taken
+}
+
+func (r *reader) varint() int64 {
+	v := r.uvarint() // zigzag, as AppendVarint has it
+	return int64(v>>1) ^ -int64(v&1)
+}
+
+func (r *reader) uvarint() uint64 {
+	v, size := binary.Uvarint(r.rest)
+	if size <= 0 {
+		r.rest, r.broken = nil, true
+		return 0
+	}
+	r.rest = r.rest[size:]
+	return v
+}
+
+func (r *reader) bytes() []byte { return r.take(r.uvarint()) }
+
+func (r *reader) values(count uint64) []any {
+	values := []any{}
+	for range count {
+		if r.broken {
+			return nil
+		}
+		values = append(values, r.value())
+	}
+	return values
+}
+
+func (r *reader) value() any {
+	tag := r.take(1)
+	if tag == nil {
+		return nil
+	}
+	switch tag[0] {
+	case tagInteger:
+		return r.varint()
+	case tagFloat:
+		if b := r.take(8); b != nil {
+			return math.Float64frombits(binary.BigEndian.Uint64(b))
+		}
+		return nil
+	case tagText:
+		return string(r.bytes())
+	case tagBlob:
+		return append([]byte{}, r.bytes()...)
+	case tagNull:
+		return nil
+	}
+	r.broken = true
+	return nil
+}

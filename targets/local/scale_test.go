@@ -1,0 +1,375 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
+	"github.com/stagebench/stagebench/targets"
+)
+
+// told lists the wirings that a node was told, in order, without their epochs.
+func (s *stand) told(t *testing.T, node string) (all []string) {
+	t.Helper()
+	for _, line := range s.trace(t) {
+		if text, found := strings.CutPrefix(line, node+" told "); found {
+			_, wiring, _ := strings.Cut(text, " of ")
+			all = append(all, wiring)
+		}
+	}
+	return all
+}
+
+func webNodes(system *System) (names []string) {
+	for _, n := range system.Status() {
+		if n.Role == sut.Web && n.State == targets.Serving {
+			names = append(names, n.Node)
+		}
+	}
+	return names
+}
+
+// scale changes the number of hosts of a tier.
+func scale(t *testing.T, system *System, tier string, hosts int) targets.Scaled {
+	t.Helper()
+	scaled, err := system.Scale(t.Context(), tier, hosts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return scaled
+}
+
+// Hosts are added, used by those who have to know them, and go again without a
+// trace.
+func TestScaleUpAndDown(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2", "web.upload_hosts": "1", "web.split": "true", "lb.hosts": "2"})
+	system := s.up(t)
+	before := system.Topology().Digest()
+	scale(t, system, "web", 4)
+	if got := webNodes(system); !slices.Equal(got, []string{"web-2", "web-1", "web-3", "web-4"}) {
+		t.Errorf("web nodes %v", got)
+	}
+	if digest := system.Topology().Digest(); digest == before || system.Topology().Knobs["web.hosts"] != "4" {
+		t.Errorf("the topology is still the old one: %v", system.Topology().Knobs)
+	}
+	for _, node := range []string{"lb-1", "lb-2"} {
+		if got := s.told(t, node); !slices.Equal(got, []string{"web:web-1+web-2+web-3+web-4"}) {
+			t.Errorf("%s was told of %v", node, got)
+		}
+	}
+	if got := s.told(t, "web-1"); !slices.Equal(got, []string{"web:web-2+web-3+web-4 db:db-1 blob:blob-1"}) {
+		t.Errorf("web-1, which asks the others for sessions, was told of %v", got)
+	}
+	addresses := map[string]bool{}
+	for _, n := range system.Status() {
+		host, _, _ := strings.Cut(n.Address, ":")
+		addresses[host] = true
+	}
+	if len(addresses) != 7 {
+		t.Errorf("7 hosts have %d addresses", len(addresses))
+	}
+	// A node that is restarted is told of the hosts that there are now.
+	if err := system.Kill("lb-2"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "lb-2 is restarted", func() bool { return status(t, system, "lb-2").Restarts == 1 })
+	if webs := configOf(t, status(t, system, "lb-2").Address).Wiring.Uses[sut.Web]; len(webs) != 4 {
+		t.Errorf("the restarted lb-2 uses %v", webs)
+	}
+	scale(t, system, "web", 2)
+	if got, want := s.told(t, "lb-1")[1:], []string{"web:web-1+web-2-web-3-web-4", "web:web-1+web-2"}; !slices.Equal(got, want) {
+		t.Errorf("lb-1 was told of %v, want %v", got, want)
+	}
+	if digest := system.Topology().Digest(); digest != before || len(webNodes(system)) != 2 {
+		t.Errorf("nodes %v: want the system of the beginning", webNodes(system))
+	}
+	usage, err := system.Usage()
+	if err != nil || len(usage.Hosts) != 5 {
+		t.Errorf("usage of %d hosts, %v; want 5", len(usage.Hosts), err)
+	}
+	if left, err := filepath.Glob(filepath.Join(system.dir, "web-[34]")); err != nil || len(left) > 0 {
+		t.Errorf("directories are left: %v, %v", left, err)
+	}
+	terminated := 0
+	for _, line := range s.trace(t) {
+		if line == "web-3 terminated" || line == "web-4 terminated" {
+			terminated++
+		}
+	}
+	if terminated != 2 {
+		t.Errorf("%d of 2 nodes were asked to end", terminated)
+	}
+}
+
+// What fails on the way leaves the system as it was.
+func TestScaleFails(t *testing.T) {
+	for name, c := range map[string]struct {
+		node, behaviour, want string
+		told                  []string
+	}{
+		"a host does not start": {"web-3", "dies early", "disk is full", nil},
+		"a balancer refuses": {
+			"lb-1", "refuses", "tell lb-1: PUT /wiring of lb-1: 400 Bad Request: too many",
+			[]string{"web:web-1+web-2+web-3", "web:web-1+web-2-web-3", "web:web-1+web-2"},
+		},
+		"a host that cannot drain": {"lb-1", "never drains", "", []string{"web:web-1+web-2+web-3"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2"})
+			s.behave(c.node, c.behaviour)
+			system := s.up(t)
+			_, err := system.Scale(t.Context(), "web", 3)
+			if c.want == "" {
+				if err != nil || len(webNodes(system)) != 3 {
+					t.Errorf("%v, nodes %v: want it done", err, webNodes(system))
+				}
+			} else if err == nil || !strings.Contains(err.Error(), c.want) || len(webNodes(system)) != 2 || system.Topology().Knobs["web.hosts"] != "2" {
+				t.Errorf("error %v, nodes %v: want one with %q, and what was before", err, webNodes(system), c.want)
+			}
+			if got := s.told(t, "lb-1"); !slices.Equal(got, c.told) {
+				t.Errorf("lb-1 was told of %v, want %v", got, c.told)
+			}
+		})
+	}
+}
+
+// Whoever asked for more hosts may lose patience, and the system may be taken down
+// in the middle: nothing is left either way.
+func TestScaleIsInterrupted(t *testing.T) {
+	for _, how := range []string{"cancelled", "taken down"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2"})
+			s.behave("lb-1", "hangs")
+			system := s.up(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			done := make(chan error, 1)
+			go func() {
+				_, err := system.Scale(ctx, "web", 3)
+				done <- err
+			}()
+			eventually(t, "lb-1 is told", func() bool { return len(s.told(t, "lb-1")) == 1 })
+			if _, err := system.Scale(t.Context(), "web", 4); err == nil || !strings.Contains(err.Error(), "being changed already") {
+				t.Errorf("a second change at the same time: %v", err)
+			}
+			if how == "cancelled" {
+				cancel()
+				if err := <-done; !errors.Is(err, context.Canceled) || len(webNodes(system)) != 2 {
+					t.Errorf("error %v, nodes %v", err, webNodes(system))
+				}
+				return
+			}
+			if err := system.Down(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if err := <-done; err == nil {
+				t.Error("the change is said to be done")
+			}
+			if left, err := os.ReadDir(s.options.WorkDir); err == nil && len(left) > 0 || len(s.processes()) > 0 {
+				t.Errorf("left: %v, processes %v", left, s.processes())
+			}
+			if _, err := system.Scale(t.Context(), "web", 4); err == nil || !strings.Contains(err.Error(), "going down") {
+				t.Errorf("scaling what is down: %v", err)
+			}
+		})
+	}
+}
+
+// webPeers lists the web nodes that a node uses at this moment.
+func webPeers(t *testing.T, system *System, node string) (names []string) {
+	t.Helper()
+	for _, peer := range configOf(t, status(t, system, node).Address).Wiring.Uses[sut.Web] {
+		names = append(names, peer.Node)
+	}
+	return names
+}
+
+// A balancer that is on its way up when hosts are added was given the old list at
+// its birth, and is told of the new one when it serves.
+func TestABalancerThatStartsIsTold(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2"})
+	s.behave("lb-1", "waits at its restart")
+	gate := gateOf(filepath.Join(s.dir, "trace"))
+	if err := syscall.Mkfifo(gate, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	system := s.up(t)
+	if err := system.Kill("lb-1"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "lb-1 is born again", func() bool {
+		return slices.ContainsFunc(s.trace(t), func(line string) bool {
+			return strings.HasPrefix(line, "lb-1 born") && strings.HasSuffix(line, "port=true")
+		})
+	})
+	done := make(chan error, 1)
+	go func() {
+		_, err := system.Scale(t.Context(), "web", 3)
+		done <- err
+	}()
+	eventually(t, "the new topology holds", func() bool { return len(system.Topology().Hosts) == 5 })
+	open, err := os.OpenFile(gate, os.O_WRONLY, 0) // waits for lb-1 to open it
+	if err != nil {
+		t.Fatal(err)
+	}
+	open.Close()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if got := webPeers(t, system, "lb-1"); !slices.Equal(got, []string{"web-1", "web-2", "web-3"}) {
+		t.Errorf("lb-1 uses %v", got)
+	}
+}
+
+// A balancer that dies when it is told comes back with the new list.
+func TestABalancerDiesWhenTold(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2"})
+	s.behave("lb-1", "crashes when told")
+	system := s.up(t)
+	scale(t, system, "web", 3)
+	eventually(t, "lb-1 is restarted", func() bool { return status(t, system, "lb-1").Restarts == 1 })
+	if got := webPeers(t, system, "lb-1"); !slices.Equal(got, []string{"web-1", "web-2", "web-3"}) {
+		t.Errorf("lb-1 uses %v", got)
+	}
+	if told := s.told(t, "lb-1"); len(told) != 1 {
+		t.Errorf("lb-1 was told %d times: want once, its configuration says the rest", len(told))
+	}
+}
+
+// A paused balancer cannot be told, so nothing is begun.
+func TestAPausedBalancerIsInTheWay(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2"})
+	system := s.up(t)
+	if err := system.Pause("lb-1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := system.Scale(t.Context(), "web", 3); err == nil || !strings.Contains(err.Error(), "lb-1 is paused") || !strings.HasSuffix(err.Error(), "stagebench resume lb-1") {
+		t.Errorf("error %v, want one that says what is in the way", err)
+	}
+	if slices.ContainsFunc(s.trace(t), func(line string) bool { return strings.HasPrefix(line, "web-3 born") }) {
+		t.Error("web-3 was started all the same")
+	}
+	if err := system.Resume("lb-1"); err != nil {
+		t.Fatal(err)
+	}
+	scale(t, system, "web", 3)
+	if got := webPeers(t, system, "lb-1"); len(got) != 3 {
+		t.Errorf("lb-1 uses %v", got)
+	}
+}
+
+// Nodes are killed and the system is looked at while hosts come and go, again and
+// again; in the end every node knows the hosts that there are.
+func TestScaleSurvivesKills(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2", "lb.hosts": "2"})
+	system := s.up(t)
+	scaled := make(chan struct{})
+	var others sync.WaitGroup
+	for _, name := range []string{"lb-1", "lb-2", "web-1"} {
+		others.Go(func() {
+			again := time.NewTicker(5 * time.Millisecond)
+			defer again.Stop()
+			for killed := 0; ; {
+				select {
+				case <-scaled:
+					return
+				case <-again.C:
+				}
+				if status(t, system, name).Restarts == killed {
+					if err := system.Kill(name); err == nil {
+						killed++
+					}
+				}
+				if _, err := system.Usage(); err != nil {
+					t.Errorf("usage: %v", err)
+				}
+			}
+		})
+	}
+	for _, hosts := range []int{4, 2, 3, 2, 4} {
+		if _, err := system.Scale(t.Context(), "web", hosts); err != nil {
+			t.Errorf("to %d hosts: %v", hosts, err)
+		}
+	}
+	close(scaled)
+	others.Wait()
+	eventually(t, "all nodes serve", func() bool {
+		return !slices.ContainsFunc(system.Status(), func(n targets.NodeStatus) bool { return n.State != targets.Serving })
+	})
+	for _, lb := range []string{"lb-1", "lb-2"} {
+		if got := webPeers(t, system, lb); !slices.Equal(got, []string{"web-1", "web-2", "web-3", "web-4"}) {
+			t.Errorf("%s uses %v", lb, got)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(system.LogDir(), "web-4.log")); err != nil {
+		t.Errorf("the log of a host that went and came: %v", err)
+	}
+}
+
+// What a running system cannot become is refused, with the reason.
+func TestScaleIsRefused(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2", "db.replicas": "5"})
+	s.options.Admit = func(next sut.Topology) error {
+		if len(next.Hosts) > 8 {
+			return errors.New("the machine is too small")
+		}
+		return nil
+	}
+	system := s.up(t)
+	for _, c := range []struct {
+		tier  string
+		hosts int
+		want  string
+	}{
+		{"db", 2, "scale db to 2: \"db\" cannot change its number of hosts while the system serves\nwant one of: web, replica, blob, cache"},
+		{"web", 0, "want a whole number"},
+		{"web", 9, "the machine is too small"},
+		{"cache", 2, "stage lb has no cache hosts\n"},
+		{"replica", 2, "without replicas"},
+		{"blob", 2, "on the database host"},
+	} {
+		if _, err := system.Scale(t.Context(), c.tier, c.hosts); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s to %d: error %v, want one with %q", c.tier, c.hosts, err, c.want)
+		}
+	}
+	scale(t, system, "web", 2) // what it is already
+	larger, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": "2"}, 0.2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := difference(system.Topology(), larger); err == nil || !strings.Contains(err.Error(), "host lb-1 would change its size") {
+		t.Errorf("another size: %v", err)
+	}
+	moved, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": "2", "blob.hosts": "1"}, 0.1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := difference(system.Topology(), moved); err == nil || !strings.Contains(err.Error(), "node blob-1 would become another one") {
+		t.Errorf("another place: %v", err)
+	}
+}
+
+func TestASingleHostIsNotScaled(t *testing.T) {
+	t.Parallel()
+	system := newStand(t, sut.Single, nil).up(t)
+	if _, err := system.Scale(t.Context(), "web", 2); err == nil || !strings.Contains(err.Error(), "has no balancer") {
+		t.Errorf("scaling a single host: %v", err)
+	}
+}

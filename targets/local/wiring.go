@@ -1,0 +1,273 @@
+package local
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
+	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/targets/proc"
+)
+
+const (
+	// tellBound is how long a node may take to answer, besides the time that what is
+	// under way may take.
+	tellBound = 5 * time.Second
+	// deathBound is how long after its connections broke a process may be known to
+	// be dead: its log is read to the end first.
+	deathBound = 2 * time.Second
+	// maxAnswer bounds what a node may answer: all that a database has lost, at most.
+	maxAnswer = 256 << 20
+)
+
+// What tell returns of a node that knows its wiring, or will know it.
+var (
+	errLate = errors.New("something under way has not ended") // it acts by its wiring
+	errDead = errors.New("the node is dead")                  // its next start has the wiring
+)
+
+// sharesKeys reports whether the nodes of a role are told of each other, because each key
+// belongs to some of them.
+func sharesKeys(r sut.Role) bool {
+	return slices.ContainsFunc(ladder.Tiers(), func(t ladder.Tier) bool {
+		return t.Role == r && t.Scaling != nil && t.Scaling.Members
+	})
+}
+
+// change changes what nodes are told of each other.
+func (s *System) change(change func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.epoch++
+	change()
+	s.wake()
+}
+
+// wiringFor returns what a node is told about its neighbours at this moment; the caller
+// holds mu.
+func (s *System) wiringFor(n *node) sut.Wiring {
+	w := sut.Wiring{Epoch: s.epoch, Routes: n.Routes, Uses: map[sut.Role][]sut.Peer{}}
+	for _, used := range n.uses {
+		w.Uses[used.Role] = append(w.Uses[used.Role], used.peer())
+	}
+	switch {
+	case n.Replicated:
+		delete(w.Uses, sut.DB) // whom it follows is in its sut.Replication
+	case n.calls(sut.DB) && s.roles.Epoch > 0:
+		w.Uses[sut.DB] = s.databasesFor(n)
+	}
+	for _, leaving := range s.draining {
+		listed := slices.ContainsFunc(w.Uses[leaving.Role], func(p sut.Peer) bool { return p.Node == leaving.Name })
+		if n.calls(leaving.Role) && !listed { // a database leaves when its supervisor says so
+			w.Uses[leaving.Role] = append(w.Uses[leaving.Role], leaving.drainingPeer())
+		}
+	}
+	if !sharesKeys(n.Role) {
+		return w
+	}
+	w.Moving = n.joining || s.moving == n.Role
+	for _, member := range s.nodes {
+		switch {
+		case member.Role != n.Role || member.ready.Address == "" || member.joining && !n.joining:
+		case member.leaving:
+			w.Uses[n.Role] = append(w.Uses[n.Role], member.drainingPeer())
+		default:
+			w.Uses[n.Role] = append(w.Uses[n.Role], member.peer())
+		}
+	}
+	return w
+}
+
+// databasesFor lists the databases that a node calls, the primary first. Of several
+// primaries each node of the same role has one of its own, in turn. The caller holds mu.
+func (s *System) databasesFor(n *node) []sut.Peer {
+	if len(s.roles.Primaries) == 0 {
+		return s.peers(append([]string{s.roles.Primary}, s.roles.Replicas...))
+	}
+	turn := 0
+	for _, other := range s.nodes[:slices.Index(s.nodes, n)] {
+		if other.Role == n.Role {
+			turn++
+		}
+	}
+	return s.peers(s.roles.Primaries[turn%len(s.roles.Primaries):][:1])
+}
+
+// calls reports whether a node sends requests to nodes of a role; the caller holds
+// System.mu. A database that follows another one is told so otherwise.
+func (n *node) calls(r sut.Role) bool {
+	return n.Role != sut.DB && slices.ContainsFunc(n.uses, func(used *node) bool { return used.Role == r })
+}
+
+// peer is how others reach a node; the caller holds System.mu.
+func (n *node) peer() sut.Peer {
+	return sut.Peer{Node: n.Name, Address: n.ready.Address, Weight: n.Weight}
+}
+
+// drainingPeer is the peer of a node that leaves.
+func (n *node) drainingPeer() sut.Peer {
+	p := n.peer()
+	p.Draining = true
+	return p
+}
+
+// peers returns those nodes, in that order; the caller holds mu.
+func (s *System) peers(names []string) []sut.Peer {
+	var all []sut.Peer
+	for _, name := range names {
+		if i := slices.IndexFunc(s.nodes, func(n *node) bool { return n.Name == name }); i >= 0 {
+			all = append(all, s.nodes[i].peer())
+		}
+	}
+	return all
+}
+
+// node returns the node of that name, nil if there is none.
+func (s *System) node(name string) *node {
+	_, nodes := s.members()
+	for _, n := range nodes {
+		if n.Name == name {
+			return n
+		}
+	}
+	return nil
+}
+
+// tell gives a node the wiring of this moment, and returns when the node acts by it and
+// nothing is under way that it forbids. A node that starts has an older one, perhaps, and
+// is told when it serves. The error is errLate when something goes on after that time, and
+// errDead when nobody could be told; a paused node is an error.
+func (s *System) tell(ctx context.Context, n *node, patience time.Duration) error {
+	for told := int64(-1); ; {
+		if err := s.await(ctx, func() bool { return !n.launching }); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		wiring, process, state := s.wiringFor(n), n.process, n.state
+		s.mu.Unlock()
+		switch {
+		case state == targets.Paused:
+			return pausedError(n.Name)
+		case state != targets.Serving:
+			return errDead
+		}
+		bounded, cancel := context.WithTimeout(ctx, patience+tellBound)
+		err := s.call(bounded, n.Name, request{
+			method: http.MethodPut, path: sut.WiringPath, document: wiring,
+			drain: strconv.FormatFloat(patience.Seconds(), 'f', -1, 64),
+		})
+		cancel()
+		var refused *refusal
+		switch {
+		case err == nil:
+			return nil
+		case !errors.As(err, &refused):
+			return deathOf(ctx, process, fmt.Errorf("tell %w", err))
+		case refused.status == http.StatusGatewayTimeout:
+			return errLate
+		case refused.status == http.StatusConflict && wiring.Epoch != told:
+			// Somebody has told it something newer, which may not be in force yet.
+			told = wiring.Epoch
+		default:
+			return fmt.Errorf("tell %s: %w", n.Name, err)
+		}
+	}
+}
+
+// deathOf says why a connection broke: of the death of the process, which is errDead, or
+// something else, which is the error that is given.
+func deathOf(ctx context.Context, process *proc.Process, otherwise error) error {
+	late := time.NewTimer(deathBound)
+	defer late.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-process.Done():
+		return errDead
+	case <-late.C:
+		return otherwise
+	}
+}
+
+func pausedError(node string) error {
+	return fmt.Errorf("%s is paused, and could not be told\nlet it go on first: stagebench resume %s", node, node)
+}
+
+// request is what a node is asked at its admin address.
+type request struct {
+	method, path     string
+	document, answer any    // JSON; nil = none
+	drain            string // of sut.DrainHeader
+}
+
+// refusal is an answer that is no success.
+type refusal struct {
+	status int
+	text   string
+}
+
+func (r *refusal) Error() string { return r.text }
+
+// call asks a node at its admin address.
+func (s *System) call(ctx context.Context, name string, r request) error {
+	s.mu.Lock()
+	var admin string
+	for _, n := range s.nodes {
+		if n.Name == name {
+			admin = n.ready.Admin
+		}
+	}
+	s.mu.Unlock()
+	if admin == "" {
+		return fmt.Errorf("there is no node %s", name)
+	}
+	what := r.method + " " + r.path + " of " + name
+	var body io.Reader
+	if r.document != nil {
+		text, err := json.Marshal(r.document)
+		if err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		body = bytes.NewReader(text)
+	}
+	req, err := http.NewRequestWithContext(ctx, r.method, "http://"+admin+r.path, body)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	// A connection that is kept may be one to a process that has died: what only
+	// looks is asked once more then, on a new one, and is cheaper for the node.
+	req.Close = r.method != http.MethodGet
+	req.Header.Set("Content-Type", "application/json")
+	if r.drain != "" {
+		req.Header.Set(sut.DrainHeader, r.drain)
+	}
+	response, err := s.admin.Do(req)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	defer func() { _ = response.Body.Close() }() // read only
+	text, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	switch {
+	case err == nil && len(text) == maxAnswer:
+		return fmt.Errorf("%s: the answer is larger than %d MiB", what, maxAnswer>>20)
+	case err != nil:
+		return fmt.Errorf("%s: %w", what, err)
+	case response.StatusCode >= 300:
+		return &refusal{response.StatusCode, fmt.Sprintf("%s: %s: %s", what, response.Status, bytes.TrimSpace(text))}
+	case r.answer == nil:
+		return nil
+	}
+	if err := json.Unmarshal(text, r.answer); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}

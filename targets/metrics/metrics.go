@@ -1,0 +1,73 @@
+// Package metrics reads what a node has counted: GET /metrics at its admin address, in the
+// Prometheus text format. It computes nothing from it and keeps nothing. All functions may
+// be called concurrently.
+package metrics
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+)
+
+// Series is the values of a node by series: the name of the metric, with its labels in
+// braces if there are any.
+type Series map[string]float64
+
+// Read asks the node at an admin address, host:port.
+func Read(ctx context.Context, client *http.Client, admin string) (Series, error) {
+	url := "http://" + admin + "/metrics"
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = response.Body.Close() }() // read only
+	if response.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("GET %s: %s", url, response.Status)
+	}
+	all := Series{}
+	lines := bufio.NewScanner(response.Body)
+	for lines.Scan() {
+		line := lines.Text()
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		end := strings.LastIndexByte(line, ' ')
+		value, err := strconv.ParseFloat(line[end+1:], 64)
+		if err != nil {
+			return nil, fmt.Errorf("metric %q: %w", line, err)
+		}
+		all[line[:max(end, 0)]] = value
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("GET %s: %w", url, err)
+	}
+	return all, nil
+}
+
+// Has reports whether the node has a metric, with whatever labels.
+func (s Series) Has(metric string) bool {
+	wanted, _, _ := strings.Cut(metric, "{")
+	for series := range s {
+		if name, _, _ := strings.Cut(series, "{"); name == wanted {
+			return true
+		}
+	}
+	return false
+}
+
+// Sum returns the sum of a metric over all its labels, or the value of one series of it.
+func (s Series) Sum(metric string) (sum int64) {
+	for series, value := range s {
+		if name, _, _ := strings.Cut(series, "{"); name == metric || series == metric {
+			sum += int64(value)
+		}
+	}
+	return sum
+}
