@@ -47,7 +47,7 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 	if w.records, err = openStore(ctx, n, false); err != nil {
 		return c, err
 	}
-	front, client, err := cached(n, w.records)
+	records, client, err := cached(n, w.records)
 	if err != nil {
 		return c, err
 	}
@@ -61,7 +61,7 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 		return c, err
 	}
 	w.app, err = app.New(app.Config{
-		Node: n.Config.Node, Store: front, Blobs: w.bytes, Sessions: sessions, Process: imaging.Process,
+		Node: n.Config.Node, Store: records, Blobs: w.bytes, Sessions: sessions, Process: imaging.Process,
 		IDs: photos.NewIDSource(uint8(n.Config.IDHost), time.Now), Log: n.Log, Registry: n.Registry, Now: time.Now,
 		Service: n.Config.Service, Full: conns.Refused, LogRequests: ladder.LogsOf(n.Config.Knobs).Requests,
 	})
