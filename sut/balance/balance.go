@@ -140,10 +140,11 @@ func (b *Balancer) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// SetUpstreams changes the hosts while the balancer serves, as sut.Upstreams
-// says. It returns when the hosts that are members no more have finished what
-// they had; when they do not before ctx ends they go on, and it returns ctx's
-// error. A connection of layer 4 may be open and idle for as long as its client
+// SetUpstreams changes the hosts while the balancer serves. A new host takes part once
+// a health check of it was good. One that is not listed any more gets no new request or
+// connection: SetUpstreams returns when such hosts have finished what they had; when
+// they do not before ctx ends they go on, and it returns ctx's error. An error that wraps
+// sut.ErrWiring means that nothing has changed. A connection of layer 4 may be open and idle for as long as its client
 // likes, and nobody who sees only bytes can tell when to close it.
 func (b *Balancer) SetUpstreams(ctx context.Context, m sut.Upstreams) error {
 	next := b.cfg.Balancing

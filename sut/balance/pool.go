@@ -22,7 +22,7 @@ type pool struct {
 	timed  bool // the policy wants to know how long hosts take
 	log    *slog.Logger
 	began  time.Time
-	routes atomic.Pointer[routing] // replaced with the membership
+	routes atomic.Pointer[routing] // replaced with the members
 
 	mu      sync.Mutex
 	members []*upstream
@@ -207,7 +207,7 @@ type departure struct {
 	over <-chan struct{}
 }
 
-// become makes the hosts of a membership the members and returns those that
+// become makes other hosts the members and returns those that
 // have something to finish, from this change or an earlier one. A host is the
 // same when its name and address are.
 func (p *pool) become(m sut.Upstreams) []departure {

@@ -114,7 +114,9 @@ func (c *Client) Delete(ctx context.Context, id photos.ID, v photos.Variant) err
 }
 
 // call sends a request and returns the response if it is a success.
-func (c *Client) call(ctx context.Context, method string, id photos.ID, v photos.Variant, data []byte) (*http.Response, error) {
+func (c *Client) call(
+	ctx context.Context, method string, id photos.ID, v photos.Variant, data []byte,
+) (*http.Response, error) {
 	var body io.Reader
 	if data != nil {
 		body = bytes.NewReader(data)
@@ -145,7 +147,8 @@ func (c *Client) call(ctx context.Context, method string, id photos.ID, v photos
 	case response.StatusCode == http.StatusNotFound:
 		return nil, fmt.Errorf("%s blob %d/%s: %w", method, id, v, photos.ErrNotFound)
 	case response.StatusCode >= 500: // 507, a full disk, among them
-		return nil, fmt.Errorf("%s blob %d/%s: %w: the node answered %s", method, id, v, photos.ErrUnavailable, response.Status)
+		err = photos.ErrUnavailable
+		return nil, fmt.Errorf("%s blob %d/%s: %w: the node answered %s", method, id, v, err, response.Status)
 	}
 	return nil, fmt.Errorf("%s blob %d/%s: the node answered %s", method, id, v, response.Status)
 }

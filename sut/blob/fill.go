@@ -13,7 +13,9 @@ import (
 // pool image once, when the first photo that shows it comes. The other photos
 // get links, so that 200,000 photos of 256 images cost 256 times the work of
 // processing and one system call per name.
-func Fill(ctx context.Context, dir *Dir, shown iter.Seq2[photos.ID, int], image func(i int) (map[photos.Variant][]byte, error)) error {
+func Fill(
+	ctx context.Context, dir *Dir, shown iter.Seq2[photos.ID, int], image func(i int) (map[photos.Variant][]byte, error),
+) error {
 	first := map[int]photos.ID{} // by image: the photo that holds its bytes
 	for photo, i := range shown {
 		if err := ctx.Err(); err != nil {

@@ -27,9 +27,11 @@ const DefaultMaxBytes = 16 << 20
 // HandlerConfig says what a blob node serves.
 type HandlerConfig struct {
 	Dir      *Dir
-	MaxBytes int64                 // of one object; 0 = DefaultMaxBytes
-	Log      *slog.Logger          // hears of failures of the disk
-	Registry prometheus.Registerer // gets stagebench_blob_requests_total, _bytes_total, _moved_total and, with a capacity, _stored_bytes
+	MaxBytes int64        // of one object; 0 = DefaultMaxBytes
+	Log      *slog.Logger // hears of failures of the disk
+	// Registry gets stagebench_blob_requests_total, _bytes_total, _moved_total and, with a
+	// capacity, _stored_bytes.
+	Registry prometheus.Registerer
 
 	Node   string // the host's own name
 	Copies int    // of each photo on different hosts; 0 = 1
@@ -109,7 +111,8 @@ func (h *Handler) sizeOf(id photos.ID, v photos.Variant) int64 {
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	code := h.serve(w, r)
 	if h.config.LogRequests == sut.LogAll || code >= 500 && h.config.LogRequests != sut.LogNone {
-		h.config.Log.Info("request", "request_id", r.Header.Get(sut.RequestIDHeader), "method", r.Method, "path", r.URL.Path, "status", code)
+		h.config.Log.Info("request", "request_id", r.Header.Get(sut.RequestIDHeader),
+			"method", r.Method, "path", r.URL.Path, "status", code)
 	}
 	method := r.Method
 	switch method {
@@ -124,7 +127,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (h *Handler) serve(w http.ResponseWriter, r *http.Request) int {
 	id, v, ok := parsePath(r.URL.Path)
 	if !ok {
-		return refuse(w, http.StatusNotFound, "no such object name", "use /blob/{id}/{variant} with a decimal id and one of original, thumb, sharp, blur")
+		return refuse(w, http.StatusNotFound, "no such object name",
+			"use /blob/{id}/{variant} with a decimal id and one of original, thumb, sharp, blur")
 	}
 	if r.Method != http.MethodPut && !h.holds(id) {
 		if r.Method == http.MethodDelete {
@@ -186,7 +190,8 @@ func (h *Handler) put(w http.ResponseWriter, r *http.Request, id photos.ID, v ph
 		return h.tooLarge(w)
 	}
 	if r.ContentLength < 0 && h.config.Capacity > 0 {
-		return refuse(w, http.StatusLengthRequired, "the length is not announced", "send Content-Length: space is set aside for it")
+		return refuse(w, http.StatusLengthRequired, "the length is not announced",
+			"send Content-Length: space is set aside for it")
 	}
 	replaced := h.sizeOf(id, v)
 	if !h.reserve(r.ContentLength - replaced) {
@@ -230,7 +235,8 @@ func (h *Handler) store(w http.ResponseWriter, r *http.Request, id photos.ID, v 
 }
 
 func (h *Handler) tooLarge(w http.ResponseWriter) int {
-	return refuse(w, http.StatusRequestEntityTooLarge, "the object is too large", "send at most "+strconv.FormatInt(h.config.MaxBytes, 10)+" bytes")
+	hint := "send at most " + strconv.FormatInt(h.config.MaxBytes, 10) + " bytes"
+	return refuse(w, http.StatusRequestEntityTooLarge, "the object is too large", hint)
 }
 
 // fail answers for an error of the directory.
@@ -240,7 +246,8 @@ func (h *Handler) fail(w http.ResponseWriter, err error) int {
 		return refuse(w, http.StatusNotFound, "no such object", "it was never stored, or it was deleted")
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		h.config.Log.Error("the disk is full", "error", err)
-		return refuse(w, http.StatusInsufficientStorage, "the disk is full", "delete objects, or give the blob directory more space")
+		return refuse(w, http.StatusInsufficientStorage, "the disk is full",
+			"delete objects, or give the blob directory more space")
 	}
 	h.config.Log.Error("the blob directory does not work", "error", err)
 	w.Header().Set("Retry-After", "1")

@@ -18,7 +18,12 @@ type placements [][]string
 // owns reports whether one of the placements has a host among those of a photo. Without
 // any, each host has all photos.
 func (p placements) owns(id photos.ID, node string, copies int) bool {
-	return len(p) == 0 || slices.ContainsFunc(p, func(names []string) bool { return slices.Contains(owners(id, names, copies), node) })
+	for _, names := range p {
+		if slices.Contains(owners(id, names, copies), node) {
+			return true
+		}
+	}
+	return len(p) == 0
 }
 
 // owners are the hosts that a photo's copies belong to.

@@ -127,7 +127,8 @@ func (r *Ring) Check(peers []sut.Peer) error {
 		}
 	}
 	if copies := r.config.Copies; active == 0 || copies < 1 || copies > active {
-		return fmt.Errorf("blob: %d copies on %d hosts: want at least one host, and no more copies than hosts", copies, active)
+		return fmt.Errorf("blob: %d copies on %d hosts: want at least one host, and no more copies than hosts",
+			copies, active)
 	}
 	return nil
 }

@@ -48,7 +48,9 @@ func NewAside(c AsideConfig) (*Aside, error) {
 
 // Photo returns a photo's record.
 func (a *Aside) Photo(ctx context.Context, id photos.ID) (photos.Photo, error) {
-	p, hit, err := through(ctx, a, PhotoKey(id).String(), a.config.TTL, func(ctx context.Context) (photos.Photo, error) { return a.Records.Photo(ctx, id) })
+	p, hit, err := through(ctx, a, PhotoKey(id), a.config.TTL, func(ctx context.Context) (photos.Photo, error) {
+		return a.Records.Photo(ctx, id)
+	})
 	p.Cached = hit
 	return p, err
 }
@@ -56,7 +58,7 @@ func (a *Aside) Photo(ctx context.Context, id photos.ID) (photos.Photo, error) {
 // User returns a user's record, without the digest of the password: who logs in is
 // looked up by name.
 func (a *Aside) User(ctx context.Context, id photos.ID) (photos.User, error) {
-	u, hit, err := through(ctx, a, UserKey(id).String(), a.config.TTL, func(ctx context.Context) (photos.User, error) {
+	u, hit, err := through(ctx, a, UserKey(id), a.config.TTL, func(ctx context.Context) (photos.User, error) {
 		u, err := a.Records.User(ctx, id)
 		u.Password = ""
 		return u, err
@@ -70,7 +72,10 @@ func (a *Aside) Feed(ctx context.Context, user photos.ID, limit int) ([]photos.P
 	if a.config.FeedTTL == 0 {
 		return a.Records.Feed(ctx, user, limit)
 	}
-	list, _, err := through(ctx, a, Key{Feed, user, limit}.String(), a.config.FeedTTL, func(ctx context.Context) ([]photos.Photo, error) { return a.Records.Feed(ctx, user, limit) })
+	key := Key{Feed, user, limit}
+	list, _, err := through(ctx, a, key, a.config.FeedTTL, func(ctx context.Context) ([]photos.Photo, error) {
+		return a.Records.Feed(ctx, user, limit)
+	})
 	return list, err
 }
 
@@ -79,7 +84,10 @@ func (a *Aside) Newest(ctx context.Context, limit int) ([]photos.Photo, error) {
 	if a.config.FeedTTL == 0 {
 		return a.Records.Newest(ctx, limit)
 	}
-	list, _, err := through(ctx, a, Key{Newest, 0, limit}.String(), a.config.FeedTTL, func(ctx context.Context) ([]photos.Photo, error) { return a.Records.Newest(ctx, limit) })
+	key := Key{Newest, 0, limit}
+	list, _, err := through(ctx, a, key, a.config.FeedTTL, func(ctx context.Context) ([]photos.Photo, error) {
+		return a.Records.Newest(ctx, limit)
+	})
 	return list, err
 }
 
@@ -128,7 +136,7 @@ func (a *Aside) Follow(ctx context.Context, follow photos.Follow) error {
 // forget removes what a write has made old. A write that failed without saying
 // that nothing has changed may have changed something.
 func (a *Aside) forget(ctx context.Context, written error, keys ...string) {
-	if errors.Is(written, photos.ErrNotFound) || errors.Is(written, photos.ErrForbidden) || errors.Is(written, photos.ErrConflict) {
+	if ofRecords(written) && !errors.Is(written, photos.ErrUnavailable) {
 		return
 	}
 	// The write is done: who has left does not keep others from seeing it.
@@ -142,7 +150,10 @@ func (a *Aside) forget(ctx context.Context, written error, keys ...string) {
 
 // through reads a value from the cache, which is a hit, or reads it from the records
 // and fills the cache.
-func through[T any](ctx context.Context, a *Aside, key string, ttl time.Duration, read func(context.Context) (T, error)) (value T, hit bool, err error) {
+func through[T any](
+	ctx context.Context, a *Aside, of Key, ttl time.Duration, read func(context.Context) (T, error),
+) (value T, hit bool, err error) {
+	key := of.String()
 	cached, found, err := a.config.Client.Get(ctx, key)
 	if err == nil && found && json.Unmarshal(cached, &value) == nil {
 		return value, true, nil

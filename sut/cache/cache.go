@@ -203,7 +203,9 @@ type repeatable bool
 // ask does something at the host of a key, or, where that is asked for, at the next
 // one when it does not answer. The error is of the caller's context, or an
 // ErrUnavailable, or a refusal of the host.
-func (c *Client) ask(ctx context.Context, key string, line func(lines) *host, twice repeatable, do func(*host) error) error {
+func (c *Client) ask(
+	ctx context.Context, key string, line func(lines) *host, twice repeatable, do func(*host) error,
+) error {
 	t, done := c.table.Use()
 	defer done()
 	if t == nil {
@@ -288,7 +290,9 @@ func (c *Client) Apply(ctx context.Context, key string, w Write) (version int64,
 // A caller whose context ends gets its error at once; the load goes on for the
 // others, with the values of the first caller's context, but not its end. When load
 // panics, all callers get an error.
-func (c *Client) Load(ctx context.Context, key string, load func(context.Context) ([]byte, error)) (value []byte, shared bool, err error) {
+func (c *Client) Load(
+	ctx context.Context, key string, load func(context.Context) ([]byte, error),
+) (value []byte, shared bool, err error) {
 	first := false
 	result := c.loads.DoChan(key, func() (value any, err error) {
 		first = true

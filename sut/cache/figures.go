@@ -29,7 +29,8 @@ func newFigures() figures {
 			Name: "stagebench_cache_fills_total", Help: "Loads of values that the cache did not have.",
 		}),
 		shared: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "stagebench_cache_shared_fills_total", Help: "Requests that got their value from a load that another one had begun.",
+			Name: "stagebench_cache_shared_fills_total",
+			Help: "Requests that got their value from a load that another one had begun.",
 		}),
 	}
 	f.hits, f.misses = f.reads.WithLabelValues("hit"), f.reads.WithLabelValues("miss")

@@ -42,7 +42,8 @@ func (w *memcachedWire) judge(err error) verdict {
 		return crowded
 	case errors.Is(err, errUnasked):
 		return unreached
-	case errors.Is(err, memcache.ErrCacheMiss), errors.Is(err, memcache.ErrMalformedKey), errors.Is(err, errNotOfMemcached), isRefusal(err):
+	case errors.Is(err, memcache.ErrCacheMiss), errors.Is(err, memcache.ErrMalformedKey),
+		errors.Is(err, errNotOfMemcached), isRefusal(err):
 		return refused
 	}
 	return unanswered

@@ -37,7 +37,9 @@ func NewTier(c TierConfig) (*Tier, error) {
 
 // fetch has the cache tier answer with a record. Without a cache host that answers
 // the web host reads it.
-func fetch[T any](ctx context.Context, t *Tier, key Key, aside, records func() (T, error)) (value T, hit bool, err error) {
+func fetch[T any](
+	ctx context.Context, t *Tier, key Key, aside, records func() (T, error),
+) (value T, hit bool, err error) {
 	if !t.config.ReadThrough {
 		value, err = aside()
 		return value, false, err
@@ -123,12 +125,16 @@ func (t *Tier) AddPhoto(ctx context.Context, photo photos.Photo) error {
 
 // RenamePhoto changes a title.
 func (t *Tier) RenamePhoto(ctx context.Context, id, owner photos.ID, title string) (int64, error) {
-	return t.apply(ctx, id, Write{Rename: &Rename{id, owner, title}}, func() (int64, error) { return t.Aside.RenamePhoto(ctx, id, owner, title) })
+	return t.apply(ctx, id, Write{Rename: &Rename{id, owner, title}}, func() (int64, error) {
+		return t.Aside.RenamePhoto(ctx, id, owner, title)
+	})
 }
 
 // DeletePhoto deletes a photo; its user's counts have changed.
 func (t *Tier) DeletePhoto(ctx context.Context, id, owner photos.ID) error {
-	_, err := t.apply(ctx, id, Write{Delete: &Delete{id, owner}}, func() (int64, error) { return 0, t.Aside.DeletePhoto(ctx, id, owner) })
+	_, err := t.apply(ctx, id, Write{Delete: &Delete{id, owner}}, func() (int64, error) {
+		return 0, t.Aside.DeletePhoto(ctx, id, owner)
+	})
 	if t.config.Writes {
 		t.forget(ctx, err, UserKey(owner).String())
 	}
@@ -137,10 +143,14 @@ func (t *Tier) DeletePhoto(ctx context.Context, id, owner photos.ID) error {
 
 // Like adds a like.
 func (t *Tier) Like(ctx context.Context, photo, user photos.ID) (int64, error) {
-	return t.apply(ctx, photo, Write{Like: &Like{photo, user}}, func() (int64, error) { return t.Aside.Like(ctx, photo, user) })
+	return t.apply(ctx, photo, Write{Like: &Like{photo, user}}, func() (int64, error) {
+		return t.Aside.Like(ctx, photo, user)
+	})
 }
 
 // Comment adds a comment.
 func (t *Tier) Comment(ctx context.Context, comment photos.Comment) (int64, error) {
-	return t.apply(ctx, comment.PhotoID, Write{Comment: &comment}, func() (int64, error) { return t.Aside.Comment(ctx, comment) })
+	return t.apply(ctx, comment.PhotoID, Write{Comment: &comment}, func() (int64, error) {
+		return t.Aside.Comment(ctx, comment)
+	})
 }

@@ -3,8 +3,6 @@ package cache
 import (
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
@@ -80,7 +78,8 @@ func (w Write) Photo() (photos.ID, error) {
 // refusals are the words that stand for errors of records.
 func refusals() map[string]error {
 	return map[string]error{
-		"NOTFOUND": photos.ErrNotFound, "FORBIDDEN": photos.ErrForbidden, "CONFLICT": photos.ErrConflict, "UNAVAILABLE": photos.ErrUnavailable,
+		"NOTFOUND": photos.ErrNotFound, "FORBIDDEN": photos.ErrForbidden,
+		"CONFLICT": photos.ErrConflict, "UNAVAILABLE": photos.ErrUnavailable,
 	}
 }
 
@@ -99,7 +98,12 @@ func oneLine(err error) string { return strings.NewReplacer("\r", " ", "\n", " "
 
 // ofRecords reports whether an error is one of the records.
 func ofRecords(err error) bool {
-	return slices.ContainsFunc(slices.Collect(maps.Values(refusals())), func(known error) bool { return errors.Is(err, known) })
+	for _, known := range refusals() {
+		if errors.Is(err, known) {
+			return true
+		}
+	}
+	return false
 }
 
 // asRecords is the reverse of Refuse: an error of the records where a host's refusal

@@ -117,7 +117,7 @@ func (c Config) validate() error {
 type Server struct {
 	cfg    Config
 	places *places
-	// telling is held while the server is told of a membership, so that of two at
+	// telling is held while the server is told of its hosts, so that of two at
 	// once the later one is in force at the end.
 	telling sync.Mutex
 }

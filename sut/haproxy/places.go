@@ -182,7 +182,7 @@ type step struct {
 	commands []string
 }
 
-// change makes a membership that of this moment and returns the steps that make
+// change makes hosts those of this moment and returns the steps that make
 // it the running server's, and the places of the hosts that left. It is told
 // which places are well in any backend.
 func (p *places) change(m sut.Upstreams, well map[string]bool) (steps []step, left []string, err error) {
@@ -236,7 +236,7 @@ func (p *places) done(s step) {
 	}
 }
 
-// possible says what of a membership a running server cannot become.
+// possible says why a running server cannot get other hosts.
 func (p *places) possible(m sut.Upstreams) error {
 	next := p.cfg
 	next.Upstreams = m
@@ -324,9 +324,10 @@ func (p *places) rest() (steps []step) {
 // drainPoll is how often the server is asked whether hosts that left are done.
 const drainPoll = 5 * time.Millisecond
 
-// SetUpstreams makes other hosts the members while the server runs, as
-// sut.Upstreams says. Routes keep their conditions. When it fails, the same
-// membership can be asked for again.
+// SetUpstreams makes other hosts the members while the server runs, and returns when
+// those that left have finished what they had, or with ctx's error. Routes keep their
+// conditions. An error that wraps sut.ErrWiring means that nothing has changed; after
+// another one the same hosts can be asked for again.
 func (h *Server) SetUpstreams(ctx context.Context, m sut.Upstreams) error {
 	left, err := h.become(ctx, m)
 	if err != nil {
@@ -354,7 +355,7 @@ func (h *Server) SetUpstreams(ctx context.Context, m sut.Upstreams) error {
 	return nil
 }
 
-// become tells the server of a membership and returns the places of the hosts
+// become tells the server of its hosts and returns the places of the hosts
 // that left.
 func (h *Server) become(ctx context.Context, m sut.Upstreams) (left []string, err error) {
 	h.telling.Lock()

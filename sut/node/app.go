@@ -47,7 +47,7 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 	if w.records, err = openStore(ctx, n, false); err != nil {
 		return c, err
 	}
-	front, client, err := cached(n, w.records)
+	records, client, err := cached(n, w.records)
 	if err != nil {
 		return c, err
 	}
@@ -61,7 +61,7 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 		return c, err
 	}
 	w.app, err = app.New(app.Config{
-		Node: n.Config.Node, Store: front, Blobs: w.bytes, Sessions: sessions, Process: imaging.Process,
+		Node: n.Config.Node, Store: records, Blobs: w.bytes, Sessions: sessions, Process: imaging.Process,
 		IDs: photos.NewIDSource(uint8(n.Config.IDHost), time.Now), Log: n.Log, Registry: n.Registry, Now: time.Now,
 		Service: n.Config.Service, Full: conns.Refused, LogRequests: ladder.LogsOf(n.Config.Knobs).Requests,
 	})
@@ -190,7 +190,10 @@ func (w *webNode) operators() http.Handler {
 	mux.Handle("/", w.app.Operations())
 	mux.HandleFunc("GET /status", func(answer http.ResponseWriter, _ *http.Request) {
 		config := w.node.Config
-		status := webStatus{Node: config.Node, Service: config.Service, Draining: w.app.Draining(), MaxConns: ladder.WebOf(config.Knobs).MaxConns}
+		status := webStatus{
+			Node: config.Node, Service: config.Service, Draining: w.app.Draining(),
+			MaxConns: ladder.WebOf(config.Knobs).MaxConns,
+		}
 		if w.remote != nil {
 			status.Peers = w.remote.Peers()
 		} else {
@@ -227,7 +230,8 @@ func compressed(handler http.Handler) http.Handler {
 			// The wrapper would not compress what HEAD shows, and HEAD would show
 			// another representation than GET. The server leaves the body out.
 			asGet := &http.Request{Method: http.MethodGet, Header: r.Header}
-			wrap(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { handler.ServeHTTP(w, r) })).ServeHTTP(&weakener{ResponseWriter: w}, asGet)
+			asHead := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { handler.ServeHTTP(w, r) })
+			wrap(asHead).ServeHTTP(&weakener{ResponseWriter: w}, asGet)
 		default:
 			compressing.ServeHTTP(&weakener{ResponseWriter: w}, r)
 		}

@@ -30,25 +30,25 @@ type cacheCollector struct {
 
 func newCacheCollector(ask func(context.Context) (sut.CacheFigures, error)) *cacheCollector {
 	const prefix = "stagebench_cache_node_"
-	figure := func(name, help string, kind prometheus.ValueType, value func(sut.CacheFigures) int64) cacheFigure {
-		return cacheFigure{prometheus.NewDesc(prefix+name, help, nil, nil), kind, value}
+	c := &cacheCollector{ask: ask, errors: prometheus.NewCounter(prometheus.CounterOpts{
+		Name: prefix + "scrape_errors_total", Help: "Times that the server did not say what it had counted.",
+	})}
+	add := func(kind prometheus.ValueType, name, help string, value func(sut.CacheFigures) int64) {
+		c.figures = append(c.figures, cacheFigure{prometheus.NewDesc(prefix+name, help, nil, nil), kind, value})
 	}
 	const counter, gauge = prometheus.CounterValue, prometheus.GaugeValue
-	return &cacheCollector{
-		ask: ask,
-		figures: []cacheFigure{
-			figure("hits_total", "Lookups of keys that were there, those of a front before the server included.", counter, func(f sut.CacheFigures) int64 { return f.Hits }),
-			figure("misses_total", "Lookups of keys that were not there, those of a front before the server included.", counter, func(f sut.CacheFigures) int64 { return f.Misses }),
-			figure("evictions_total", "Entries that went because the budget was used up.", counter, func(f sut.CacheFigures) int64 { return f.Evicted }),
-			figure("expired_total", "Entries that went because their time was over.", counter, func(f sut.CacheFigures) int64 { return f.Expired }),
-			figure("entries", "Keys that are there.", gauge, func(f sut.CacheFigures) int64 { return f.Entries }),
-			figure("bytes", "Bytes of keys, values and their overhead.", gauge, func(f sut.CacheFigures) int64 { return f.Bytes }),
-			figure("limit_bytes", "The budget in bytes; 0 = none.", gauge, func(f sut.CacheFigures) int64 { return f.MaxBytes }),
-		},
-		errors: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: prefix + "scrape_errors_total", Help: "Times that the server did not say what it had counted.",
-		}),
-	}
+	add(counter, "hits_total", "Lookups of keys that were there, those of a front before the server included.",
+		func(f sut.CacheFigures) int64 { return f.Hits })
+	add(counter, "misses_total", "Lookups of keys that were not there, those of a front before the server included.",
+		func(f sut.CacheFigures) int64 { return f.Misses })
+	add(counter, "evictions_total", "Entries that went because the budget was used up.",
+		func(f sut.CacheFigures) int64 { return f.Evicted })
+	add(counter, "expired_total", "Entries that went because their time was over.",
+		func(f sut.CacheFigures) int64 { return f.Expired })
+	add(gauge, "entries", "Keys that are there.", func(f sut.CacheFigures) int64 { return f.Entries })
+	add(gauge, "bytes", "Bytes of keys, values and their overhead.", func(f sut.CacheFigures) int64 { return f.Bytes })
+	add(gauge, "limit_bytes", "The budget in bytes; 0 = none.", func(f sut.CacheFigures) int64 { return f.MaxBytes })
+	return c
 }
 
 // Describe implements prometheus.Collector.

@@ -25,8 +25,8 @@ const (
 	workTimeout  = frontTimeout + 500*time.Millisecond
 )
 
-// front is what a cache host has that loads or writes records itself.
-type front struct {
+// cacheFront is what a cache host has that loads or writes records itself.
+type cacheFront struct {
 	*cachefront.Front
 	records *store.Store
 	node    process.Node
@@ -34,13 +34,14 @@ type front struct {
 
 // startFront has a server answer as a front before values, where the cache tier loads
 // or writes records itself; else it returns nil.
-func startFront(ctx context.Context, n process.Node, server *resp.Server, values cachefront.Values) (*front, error) {
+func startFront(ctx context.Context, n process.Node, server *resp.Server, values cachefront.Values) (*cacheFront, error) {
 	s := ladder.CacheOf(n.Config.Knobs)
 	if !s.Loads() {
 		return nil, nil
 	}
 	config := cachefront.Config{
-		Values: values, TTL: s.TTL, FeedTTL: s.FeedTTL, SingleFlight: s.SingleFlight, Timeout: frontTimeout, Registry: n.Registry, Log: n.Log,
+		Values: values, TTL: s.TTL, FeedTTL: s.FeedTTL, SingleFlight: s.SingleFlight, Timeout: frontTimeout,
+		Registry: n.Registry, Log: n.Log,
 	}
 	if s.Write == ladder.WriteBack {
 		config.FlushInterval = s.FlushInterval
@@ -57,7 +58,7 @@ func startFront(ctx context.Context, n process.Node, server *resp.Server, values
 		records.Close()
 		return nil, err
 	}
-	f := &front{inner, records, n}
+	f := &cacheFront{inner, records, n}
 	commands := map[string]resp.Command{}
 	for name, c := range f.Commands() {
 		commands[name] = resp.Command(c)
@@ -73,7 +74,7 @@ func startFront(ctx context.Context, n process.Node, server *resp.Server, values
 }
 
 // close flushes what was acknowledged. There is nothing to close without a front.
-func (f *front) close(ctx context.Context) error {
+func (f *cacheFront) close(ctx context.Context) error {
 	if f == nil {
 		return nil
 	}
@@ -86,7 +87,7 @@ func (f *front) close(ctx context.Context) error {
 }
 
 // rewire tells a front of other databases, and whether keys move.
-func (f *front) rewire(ctx context.Context, w sut.Wiring) error {
+func (f *cacheFront) rewire(ctx context.Context, w sut.Wiring) error {
 	if f == nil {
 		return nil
 	}
@@ -102,7 +103,7 @@ func (f *front) rewire(ctx context.Context, w sut.Wiring) error {
 
 // serveRESP serves what a server of RESP answers, and ends it in order: what was
 // acknowledged is flushed when nobody can ask any more.
-func serveRESP(server *resp.Server, f *front) process.Component {
+func serveRESP(server *resp.Server, f *cacheFront) process.Component {
 	died := make(chan error, 3)
 	go func() {
 		if err := server.Serve(); err != nil {
@@ -131,7 +132,9 @@ func half(ctx context.Context) (context.Context, context.CancelFunc) {
 
 // before puts a front before a native server, which a client with this configuration
 // can speak to.
-func before(ctx context.Context, n process.Node, s process.Server, client cache.Config) (_ process.Component, _ *front, err error) {
+func before(
+	ctx context.Context, n process.Node, s process.Server, client cache.Config,
+) (_ process.Component, _ *cacheFront, err error) {
 	// The node's own port first: the server could be given it.
 	listener, err := n.Listen()
 	if err != nil {

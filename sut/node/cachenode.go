@@ -41,9 +41,11 @@ func cachePort(n process.Node) (int, error) {
 
 // startCacheServer starts a native cache server, of which client says how it is spoken
 // to, with a front before it where the cache tier loads or writes records itself.
-func startCacheServer(ctx context.Context, n process.Node, s cacheServer, client cache.Config) (c process.Component, err error) {
+func startCacheServer(
+	ctx context.Context, n process.Node, s cacheServer, client cache.Config,
+) (c process.Component, err error) {
 	n.Registry.MustRegister(newCacheCollector(s.Stats))
-	var f *front
+	var f *cacheFront
 	if ladder.CacheOf(n.Config.Knobs).Loads() {
 		c, f, err = before(ctx, n, s, client)
 	} else {
@@ -56,7 +58,7 @@ func startCacheServer(ctx context.Context, n process.Node, s cacheServer, client
 }
 
 // cacheNode adds to a component what every cache node has; f is nil without a front.
-func cacheNode(n process.Node, c process.Component, keys holder, f *front) process.Component {
+func cacheNode(n process.Node, c process.Component, keys holder, f *cacheFront) process.Component {
 	moved := prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "stagebench_cache_node_moved_total", Help: "Entries that were dropped because another host has their keys now.",
 	})
@@ -67,27 +69,35 @@ func cacheNode(n process.Node, c process.Component, keys holder, f *front) proce
 		}
 		return names
 	}
-	settled := members(n.Config.Wiring) // of which no key is another's
+	keepOwn := func(ctx context.Context, names []string) error {
+		ring := cache.NewRing(names)
+		dropped, err := keys.Drop(ctx, func(key string) bool { return ring.Owner(key) != n.Config.Node })
+		moved.Add(float64(dropped))
+		return err
+	}
+	var settled []string // members of which keys have their hosts; nil while keys move
+	if !n.Config.Wiring.Moving {
+		settled = members(n.Config.Wiring)
+	}
 	c.Operators = n.Operators()
-	c.Rewire = func(ctx context.Context, w sut.Wiring) error {
+	c.Rewire = func(ctx context.Context, w sut.Wiring) (err error) {
 		if err := f.rewire(ctx, w); err != nil {
 			return err
 		}
 		next := members(w)
 		switch {
-		case w.Moving:
-			settled = nil
-			return nil
-		case len(next) == 0 || slices.Equal(next, settled):
-			return nil
-		}
-		// What other hosts write from now on is not seen here: a key that came back would
-		// be old.
-		ring := cache.NewRing(next)
-		dropped, err := keys.Drop(ctx, func(key string) bool { return ring.Owner(key) != n.Config.Node })
-		moved.Add(float64(dropped))
-		if err == nil {
-			settled = next
+		case w.Moving && len(settled) > 0:
+			// What this host held for another one that did not answer is old by now, and may
+			// be about to become its own.
+			if err = keepOwn(ctx, settled); err == nil {
+				settled = nil
+			}
+		case !w.Moving && len(next) > 0 && !slices.Equal(next, settled):
+			// What other hosts write from now on is not seen here: a key that came back would
+			// be old.
+			if err = keepOwn(ctx, next); err == nil {
+				settled = next
+			}
 		}
 		return err
 	}

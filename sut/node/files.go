@@ -33,6 +33,7 @@ func startFiles(ctx context.Context, n process.Node) (c process.Component, err e
 	h := process.NewHTTP()
 	h.Serve(listener, &http.Server{Handler: host})
 	return process.Component{
-		Ready: sut.Ready{Address: listener.Addr().String()}, Died: h.Died, Stop: h.Stop, Operators: n.Operators(), Rewire: rewire,
+		Ready: sut.Ready{Address: listener.Addr().String()}, Died: h.Died, Stop: h.Stop,
+		Operators: n.Operators(), Rewire: rewire,
 	}, nil
 }

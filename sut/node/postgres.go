@@ -40,7 +40,9 @@ func startPostgres(ctx context.Context, n process.Node) (c process.Component, er
 	}
 	if told := n.Config.Replication; told != nil {
 		settings := ladder.DBOf(n.Config.Knobs)
-		config.Replication = &postgres.Replication{Node: n.Config.Node, State: *told, SyncCopies: settings.SyncCopies(), Lag: settings.ReplicaLag}
+		config.Replication = &postgres.Replication{
+			Node: n.Config.Node, State: *told, SyncCopies: settings.SyncCopies(), Lag: settings.ReplicaLag,
+		}
 	}
 	s := postgres.New(config)
 	if c, err = n.StartNative(ctx, s, postgresDeath); err != nil {
@@ -97,7 +99,8 @@ func (n native) LostChanges(ctx context.Context) (lost sut.Lost, err error) {
 		return lost, err
 	}
 	s := postgres.New(postgres.Config{
-		Install: n.install, Name: n.node.Config.Node + "-kept", Dir: kept.Dir, Listen: net.ParseIP(n.node.Config.Listen), Port: port, Log: n.node.Log,
+		Install: n.install, Name: n.node.Config.Node + "-kept", Dir: kept.Dir,
+		Listen: net.ParseIP(n.node.Config.Listen), Port: port, Log: n.node.Log,
 	})
 	c, err := beside.StartNative(ctx, s, postgresDeath)
 	if err != nil {

@@ -72,7 +72,9 @@ func cached(n process.Node, records *store.Store) (photos.Records, *cache.Client
 		return nil, nil, err
 	}
 	tier, err := cache.NewTier(cache.TierConfig{
-		AsideConfig: cache.AsideConfig{Records: records, Client: client, TTL: s.TTL, FeedTTL: s.FeedTTL, SingleFlight: s.SingleFlight},
+		AsideConfig: cache.AsideConfig{
+			Records: records, Client: client, TTL: s.TTL, FeedTTL: s.FeedTTL, SingleFlight: s.SingleFlight,
+		},
 		ReadThrough: s.Read == ladder.ReadThrough, Writes: s.Write != ladder.WriteAround,
 	})
 	if err != nil {

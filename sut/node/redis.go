@@ -22,6 +22,7 @@ func startRedis(ctx context.Context, n process.Node) (c process.Component, err e
 	}
 	s := ladder.CacheOf(n.Config.Knobs)
 	return startCacheServer(ctx, n, redis.New(redis.Config{
-		Install: install, Dir: n.Config.Dir, Listen: net.ParseIP(n.Config.Listen), Port: port, MaxBytes: s.Bytes(), Evict: s.Evict,
+		Install: install, Dir: n.Config.Dir, Listen: net.ParseIP(n.Config.Listen), Port: port,
+		MaxBytes: s.Bytes(), Evict: s.Evict,
 	}), cache.Config{})
 }

@@ -23,7 +23,8 @@ func startRESP(ctx context.Context, n process.Node) (c process.Component, err er
 	if err != nil {
 		return c, errors.Join(err, listener.Close())
 	}
-	n.Registry.MustRegister(newCacheCollector(func(context.Context) (sut.CacheFigures, error) { return server.Stats().CacheFigures, nil }))
+	stats := func(context.Context) (sut.CacheFigures, error) { return server.Stats().CacheFigures, nil }
+	n.Registry.MustRegister(newCacheCollector(stats))
 	f, err := startFront(ctx, n, server, server.Values())
 	if err != nil {
 		return c, errors.Join(err, listener.Close())

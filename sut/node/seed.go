@@ -54,7 +54,8 @@ func seed(ctx context.Context, n process.Node) (c process.Component, err error) 
 			return nil, err
 		}
 		return map[photos.Variant][]byte{
-			photos.VariantOriginal: original, photos.VariantThumb: v.Thumb, photos.VariantSharp: v.Sharp, photos.VariantBlur: v.Blur,
+			photos.VariantOriginal: original, photos.VariantThumb: v.Thumb,
+			photos.VariantSharp: v.Sharp, photos.VariantBlur: v.Blur,
 		}, nil
 	})
 	if err != nil {

@@ -43,7 +43,8 @@ func startSQLite(ctx context.Context, n process.Node) (c process.Component, err 
 		dbadmin.Add(operators, embedded{server}, sqlite.ErrRefused, n.Config.Dir)
 	}
 	return process.Component{
-		Ready: sut.Ready{Address: listener.Addr().String(), Version: server.Version()}, Died: died, Stop: server.Shutdown, Operators: operators,
+		Ready: sut.Ready{Address: listener.Addr().String(), Version: server.Version()},
+		Died:  died, Stop: server.Shutdown, Operators: operators,
 	}, nil
 }
 

@@ -408,7 +408,8 @@ func (f *Front) writeBatch(ctx context.Context, batch []unflushed) error {
 		}
 		return all
 	case f.pending.broken(batch[0].Photo.ID) >= patience:
-		f.config.Log.Error("a record cannot be written back and is given up", "photo", int64(batch[0].Photo.ID), "error", err.Error())
+		f.config.Log.Error("a record cannot be written back and is given up",
+			"photo", int64(batch[0].Photo.ID), "error", err.Error())
 		f.settle(context.WithoutCancel(ctx), batch[0], true)
 	}
 	return err

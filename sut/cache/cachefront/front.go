@@ -160,7 +160,8 @@ func (f *Front) flushUntil(ctx context.Context, done func() bool) error {
 		case done():
 			return nil
 		case ctx.Err() != nil:
-			return fmt.Errorf("cachefront: %d acknowledged writes were not flushed: %w", f.pending.count(), errors.Join(err, ctx.Err()))
+			return fmt.Errorf("cachefront: %d acknowledged writes were not flushed: %w",
+				f.pending.count(), errors.Join(err, ctx.Err()))
 		case err != nil:
 			select {
 			case <-pause.C:

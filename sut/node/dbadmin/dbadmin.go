@@ -48,7 +48,8 @@ func addReplication(mux *http.ServeMux, db Database, conflict error) {
 			err = process.CheckReplication(next)
 		}
 		if err != nil {
-			process.SendError(w, http.StatusBadRequest, err, `send {"epoch": 2} to promote, and {"epoch": 2, "primary": {"node": "db-2", "address": "127.0.0.1:5432"}} to follow`)
+			process.SendError(w, http.StatusBadRequest, err, `send {"epoch": 2} to promote, and `+
+				`{"epoch": 2, "primary": {"node": "db-2", "address": "127.0.0.1:5432"}} to follow`)
 			return
 		}
 		switch err := db.Become(r.Context(), next); {

@@ -129,13 +129,18 @@ type replayer struct {
 func (r *replayer) change(ctx context.Context, c row) error {
 	switch {
 	case c.Table == "comments" && c.Op == sut.Inserted:
-		_, err := r.store.Comment(ctx, photos.Comment{ID: c.id("id"), PhotoID: c.id("photo_id"), UserID: c.id("user_id"), Text: c.text("text"), CreatedUS: c.number("created_us")})
+		_, err := r.store.Comment(ctx, photos.Comment{
+			ID: c.id("id"), PhotoID: c.id("photo_id"), UserID: c.id("user_id"), Text: c.text("text"), CreatedUS: c.number("created_us"),
+		})
 		return r.note("comment", c, err)
 	case c.Table == "follows" && c.Op == sut.Inserted:
-		return r.note("follow", c, r.store.Follow(ctx, photos.Follow{Follower: c.id("follower"), Followee: c.id("followee"), CreatedUS: c.number("created_us")}))
+		return r.note("follow", c, r.store.Follow(ctx, photos.Follow{
+			Follower: c.id("follower"), Followee: c.id("followee"), CreatedUS: c.number("created_us"),
+		}))
 	case c.Table == "photos" && c.Op == sut.Inserted:
 		err := r.store.AddPhoto(ctx, photos.Photo{
-			ID: c.id("id"), UserID: c.id("user_id"), Title: c.text("title"), State: c.text("state"), Width: int(c.number("width")), Height: int(c.number("height")),
+			ID: c.id("id"), UserID: c.id("user_id"), Title: c.text("title"), State: c.text("state"),
+			Width: int(c.number("width")), Height: int(c.number("height")),
 			Bytes: c.number("bytes"), CreatedUS: c.number("created_us"), Version: 1,
 		})
 		if noted := r.note("upload", c, err); noted != nil || err != nil {

@@ -69,7 +69,8 @@ const gcPercent = 400
 func Run(ctx context.Context, in io.Reader, out, errs io.Writer, start Start) error {
 	config, err := decodeConfig(in)
 	if err != nil {
-		return fmt.Errorf("node configuration on standard input: %w\nnodes are started by stagebench itself: see stagebench up --help", err)
+		return fmt.Errorf("node configuration on standard input: %w\n"+
+			"nodes are started by stagebench itself: see stagebench up --help", err)
 	}
 	log := slog.New(slog.NewJSONHandler(errs, nil)).With("node", config.Node, "role", string(config.Role))
 	runtime.GOMAXPROCS(max(config.Procs, 1))
@@ -148,7 +149,8 @@ func (n Node) live(ctx context.Context, c Component, orphaned <-chan struct{}) e
 		case <-bounded.Done():
 		}
 	}()
-	if err := c.Stop(bounded); err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
+	err := c.Stop(bounded)
+	if err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("stop node %s: %w", n.Config.Node, err)
 	}
 	return nil
