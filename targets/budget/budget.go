@@ -33,14 +33,6 @@ type Options struct {
 	Prefix string
 	// Root is where /proc and /sys are found, "" = "/".
 	Root string
-	// PeriodScale multiplies every quota period, 0 = 1; see QuotaFor.
-	PeriodScale float64
-	// Burst is the share of a period's quota that an idle host saves up and
-	// may spend in a later period: up to 1, which 0 stands for too; below 0 is
-	// none. The budget still holds over any longer time. Poisson arrivals at
-	// two thirds of a 0.1-core host were throttled in 8 to 17 % of all periods
-	// without it (p99 3.7 to 6.3 ms) and in none with it (1.4 to 2.3 ms).
-	Burst float64
 
 	files filesystem // nil = the kernel's
 }
@@ -51,15 +43,6 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Root == "" {
 		o.Root = "/"
-	}
-	if o.PeriodScale == 0 {
-		o.PeriodScale = 1
-	}
-	switch {
-	case o.Burst == 0:
-		o.Burst = 1
-	case o.Burst < 0:
-		o.Burst = 0
 	}
 	if o.files == nil {
 		o.files = kernelFiles{}
@@ -148,7 +131,7 @@ func (m *Manager) NewHost(name string, cores float64, memoryBytes int64) (*Host,
 	host := &Host{name: name, manager: m, leaves: map[string]*Leaf{}}
 	if cores != 0 {
 		var err error
-		if host.quota, err = QuotaFor(cores, m.opts.PeriodScale, m.opts.Burst); err != nil {
+		if host.quota, err = QuotaFor(cores); err != nil {
 			return nil, fmt.Errorf("host %s: %w", name, err)
 		}
 	}

@@ -437,7 +437,7 @@ func TestABusyHostIsHeldToItsBudget(t *testing.T) {
 	for attempt := 1; ; attempt++ { // the kernel's two accounts are not read at the same instant
 		from, to = to, usageAfter(to.Periods+200)
 		periods := to.Periods - from.Periods
-		used, budget := to.CPUSeconds-from.CPUSeconds, float64(periods)*host.Quota().Quota.Seconds()
+		used, budget := to.CPUSeconds-from.CPUSeconds, float64(periods)*host.quota.Quota.Seconds()
 		t.Logf("%d periods: %.1f ms of CPU, budget %.1f ms, throttled in %d periods for %.2f s",
 			periods, used*1e3, budget*1e3, to.ThrottledPeriods-from.ThrottledPeriods, to.ThrottledSeconds-from.ThrottledSeconds)
 		if used <= 1.15*budget {

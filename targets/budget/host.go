@@ -69,9 +69,6 @@ type Host struct {
 // called.
 func (h *Host) Isolated() bool { return h.manager.isolated && h.quota != Quota{} }
 
-// Quota is the host's CPU budget as the kernel takes it; zero without one.
-func (h *Host) Quota() Quota { return h.quota }
-
 // Leaf makes the group of one node on this host.
 func (h *Host) Leaf(node string) (*Leaf, error) {
 	if err := checkName(node); err != nil {

@@ -171,7 +171,7 @@ func (g *v1Group) limitCPU(q Quota) error {
 	if err := set("cpu.cfs_quota_us", micros(q.Quota)); err != nil {
 		return err
 	}
-	return burst(micros(q.Burst))
+	return burst(micros(q.Quota))
 }
 
 func (g *v1Group) limitMemory(bytes int64) error {

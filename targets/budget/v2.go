@@ -216,10 +216,10 @@ func (g *v2Group) limitCPU(q Quota) error {
 	if err := g.files.write(filepath.Join(g.dir, "cpu.max"), limit); err != nil {
 		return err
 	}
-	if q.Burst == 0 {
+	if q == (Quota{}) {
 		return nil
 	}
-	return burst(micros(q.Burst))
+	return burst(micros(q.Quota))
 }
 
 func (g *v2Group) limitMemory(bytes int64) error {
