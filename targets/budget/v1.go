@@ -32,14 +32,14 @@ func (m *Manager) detectV1(found mounts, self proc.Owner) error {
 	if found.v1["cpuacct"] == "" {
 		return errors.New("cgroup v1 without the cpuacct hierarchy; mount it beside cpu")
 	}
-	for _, dir := range found.dirs() {
-		sweep(m.opts, dir)
-	}
 	base := &v1Group{
 		files: m.opts.files, root: m.opts.Root,
 		cpu: found.v1["cpu"], acct: found.v1["cpuacct"], memory: found.v1["memory"],
 	}
 	base.home = base.dirs()
+	for _, dir := range base.home {
+		sweep(m.opts, dir)
+	}
 	top, err := base.makeTop(m.opts.Prefix, self)
 	m.describe = "cgroup v1"
 	if err != nil && base.memory != "" {
@@ -80,6 +80,8 @@ func (g *v1Group) makeTop(prefix string, self proc.Owner) (*v1Group, error) {
 	}
 }
 
+// dirs are the group's directories without doubles: cpu and cpuacct are often
+// one hierarchy.
 func (g *v1Group) dirs() []string {
 	dirs := []string{g.cpu}
 	for _, dir := range []string{g.acct, g.memory} {
