@@ -19,6 +19,7 @@ package budget
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -105,6 +106,16 @@ func (m *Manager) detect() error {
 	}
 	m.isolated = err == nil
 	return err
+}
+
+// makeTop makes the manager's own group below base, under the first name that is
+// free.
+func (m *Manager) makeTop(base group, self proc.Owner) (group, error) {
+	for n := 1; ; n++ {
+		if top, err := base.child(topName(m.opts.Prefix, self, n)); !errors.Is(err, fs.ErrExist) {
+			return top, err
+		}
+	}
 }
 
 // adopt makes a group the manager's own once the kernel has shown that it

@@ -40,13 +40,13 @@ func (m *Manager) detectV1(found mounts, self proc.Owner) error {
 	for _, dir := range base.home {
 		sweep(m.opts, dir)
 	}
-	top, err := base.makeTop(m.opts.Prefix, self)
+	top, err := m.makeTop(base, self)
 	m.describe = "cgroup v1"
 	if err != nil && base.memory != "" {
 		// CPU without memory is better than nothing.
 		base.memory = ""
 		base.home = base.dirs()
-		top, err = base.makeTop(m.opts.Prefix, self)
+		top, err = m.makeTop(base, self)
 	}
 	if err == nil {
 		err = m.adopt(top)
@@ -56,10 +56,6 @@ func (m *Manager) detectV1(found mounts, self proc.Owner) error {
 	}
 	if base.memory == "" {
 		m.describe += ", no memory limits"
-	} else {
-		// Old kernels count nested groups only when told so. New ones always
-		// do, and some of them refuse the file.
-		_ = base.files.write(filepath.Join(top.memory, "memory.use_hierarchy"), "1")
 	}
 	return nil
 }
@@ -69,15 +65,6 @@ func adviceV1(err error) string {
 		return adviceContainer
 	}
 	return "cgroup v1 cannot be given to ordinary users: run as root"
-}
-
-func (g *v1Group) makeTop(prefix string, self proc.Owner) (*v1Group, error) {
-	for n := 1; ; n++ {
-		top, err := g.nested(topName(prefix, self, n))
-		if !errors.Is(err, fs.ErrExist) {
-			return top, err
-		}
-	}
 }
 
 // dirs are the group's directories without doubles: cpu and cpuacct are often
@@ -93,15 +80,10 @@ func (g *v1Group) dirs() []string {
 }
 
 func (g *v1Group) child(name string) (group, error) {
-	child, err := g.nested(name)
-	if err != nil {
-		return nil, err
+	child := &v1Group{
+		files: g.files, root: g.root, home: g.home,
+		cpu: filepath.Join(g.cpu, name), acct: filepath.Join(g.acct, name),
 	}
-	return child, nil
-}
-
-func (g *v1Group) nested(name string) (*v1Group, error) {
-	child := &v1Group{files: g.files, root: g.root, home: g.home, cpu: filepath.Join(g.cpu, name), acct: filepath.Join(g.acct, name)}
 	if g.memory != "" {
 		child.memory = filepath.Join(g.memory, name)
 	}
@@ -112,6 +94,11 @@ func (g *v1Group) nested(name string) (*v1Group, error) {
 			}
 			return nil, err
 		}
+	}
+	if g.memory != "" {
+		// Old kernels count nested groups only when told so. New ones always
+		// do, and some of them refuse the file.
+		_ = g.files.write(filepath.Join(child.memory, "memory.use_hierarchy"), "1")
 	}
 	return child, nil
 }

@@ -102,16 +102,9 @@ func (m *Manager) makeTopV2(dir, own string, self proc.Owner) error {
 	} else {
 		m.describe += ", no memory limits"
 	}
-	var top group
-	var err error
-	for n := 1; ; n++ {
-		top, err = base.child(topName(m.opts.Prefix, self, n))
-		if errors.Is(err, syscall.EBUSY) && dir == own && m.leave(base, self) {
-			continue
-		}
-		if !errors.Is(err, fs.ErrExist) {
-			break
-		}
+	top, err := m.makeTop(base, self)
+	if errors.Is(err, syscall.EBUSY) && dir == own && m.leave(base, self) {
+		top, err = m.makeTop(base, self)
 	}
 	if err == nil {
 		err = m.adopt(top)
