@@ -1,8 +1,6 @@
 package budget
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -51,6 +49,21 @@ func (kernelFiles) write(file, text string) error {
 	defer f.Close()
 	_, err = f.WriteString(text)
 	return err
+}
+
+// setting is a text for a control file.
+type setting struct{ file, text string }
+
+// set writes control files in the order given. Those of bursts may be missing: a
+// kernel before 5.14 has none.
+func set(files filesystem, dir string, settings ...setting) error {
+	for _, s := range settings {
+		err := files.write(filepath.Join(dir, s.file), s.text)
+		if err != nil && (!strings.Contains(s.file, "burst") || !errors.Is(err, fs.ErrNotExist)) {
+			return err
+		}
+	}
+	return nil
 }
 
 // procsIn lists the processes of a group and of those nested in it.
@@ -176,6 +189,19 @@ func readNumber(file string) (int64, error) {
 	return n, nil
 }
 
+// withMemory adds what the memory controller accounts in dir: two figures of its
+// stat, and the kills in the file of its events.
+func (u Usage) withMemory(dir, anonymous, mapped, events string) (Usage, error) {
+	stat, err := readTable(filepath.Join(dir, "memory.stat"))
+	if err != nil {
+		return Usage{}, err
+	}
+	u.RSSBytes = stat[anonymous] + stat[mapped]
+	kills, err := readTable(filepath.Join(dir, events))
+	u.OOMKills = kills["oom_kill"]
+	return u, err
+}
+
 // readTable reads a control file of lines "name number". Other lines are left
 // out.
 func readTable(file string) (map[string]int64, error) {
@@ -184,14 +210,13 @@ func readTable(file string) (map[string]int64, error) {
 		return nil, err
 	}
 	table := map[string]int64{}
-	lines := bufio.NewScanner(bytes.NewReader(text))
-	for lines.Scan() {
-		name, value, _ := strings.Cut(lines.Text(), " ")
+	for line := range strings.SplitSeq(string(text), "\n") {
+		name, value, _ := strings.Cut(line, " ")
 		if n, err := strconv.ParseInt(value, 10, 64); err == nil {
 			table[name] = n
 		}
 	}
-	return table, lines.Err()
+	return table, nil
 }
 
 func micros(d time.Duration) string { return strconv.FormatInt(d.Microseconds(), 10) }

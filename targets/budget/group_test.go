@@ -199,7 +199,7 @@ func accountSurvivesRestarts(t *testing.T, m *Manager) {
 }
 
 func accountsMemory(t *testing.T, m *Manager) {
-	if g, ok := m.top.(*v2Group); ok && !g.hasMemory() {
+	if g, ok := m.top.(*v2Group); ok && !slices.Contains(g.enable, "memory") {
 		t.Log("without the memory controller: by process")
 	}
 	host, leaf := leaf(t, m)

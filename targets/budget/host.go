@@ -45,8 +45,8 @@ type group interface {
 	usage() (Usage, error)
 	// pids lists the live members, those of nested groups included.
 	pids() ([]int, error)
-	// kill sends SIGKILL to all members once.
-	kill() error
+	// kill sends SIGKILL once to all members, which pids has just listed.
+	kill(pids []int) error
 	// remove removes the empty group and the groups in it. A group that does
 	// not exist any more is no error.
 	remove() error
@@ -212,7 +212,7 @@ func killAll(g group, name string) error {
 			return true, err
 		}
 		left = pids
-		return false, g.kill()
+		return false, g.kill(pids)
 	})
 	switch {
 	case errors.Is(gone, errBound):

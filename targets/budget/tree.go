@@ -196,9 +196,9 @@ func (g *treeGroup) marked(pid int) bool {
 	return false
 }
 
-// kill kills what it finds. A pid is held by a descriptor before its start
+// kill kills what it finds now. A pid is held by a descriptor before its start
 // time is compared, so that it cannot become another process in between.
-func (g *treeGroup) kill() error {
+func (g *treeGroup) kill([]int) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	members, err := g.members()
@@ -223,14 +223,15 @@ func (g *treeGroup) kill() error {
 
 func (g *treeGroup) remove() error { return nil }
 
-// residentOf sums up the memory that processes have mapped; pages that they
-// share count for each of them.
-func residentOf(root string, pids []int) int64 {
+// residentOf sums up the memory that the processes of a group have mapped; pages
+// that they share count for each of them.
+func residentOf(root string, g group) (int64, error) {
+	pids, err := g.pids()
 	var pages int64
 	for _, pid := range pids {
 		if stat, err := proc.ReadStat(root, pid); err == nil {
 			pages += stat.RSSPages
 		}
 	}
-	return pages * int64(os.Getpagesize())
+	return pages * int64(os.Getpagesize()), err
 }

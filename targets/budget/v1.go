@@ -3,7 +3,6 @@ package budget
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -141,26 +140,12 @@ func (g *v1Group) enter(dirs []string) error {
 // limitCPU takes the old limit off first, so that no step on the way is one
 // that the kernel refuses (a burst larger than the quota).
 func (g *v1Group) limitCPU(q Quota) error {
-	set := func(name, text string) error { return g.files.write(filepath.Join(g.cpu, name), text) }
-	burst := func(text string) error {
-		if err := set("cpu.cfs_burst_us", text); !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		return nil // a kernel before 5.14 has no bursts
+	settings := []setting{{"cpu.cfs_burst_us", "0"}, {"cpu.cfs_quota_us", "-1"}}
+	if q != (Quota{}) {
+		settings = append(settings, setting{"cpu.cfs_period_us", micros(q.Period)},
+			setting{"cpu.cfs_quota_us", micros(q.Quota)}, setting{"cpu.cfs_burst_us", micros(q.Quota)})
 	}
-	if err := errors.Join(burst("0"), set("cpu.cfs_quota_us", "-1")); err != nil {
-		return err
-	}
-	if q == (Quota{}) {
-		return nil
-	}
-	if err := set("cpu.cfs_period_us", micros(q.Period)); err != nil {
-		return err
-	}
-	if err := set("cpu.cfs_quota_us", micros(q.Quota)); err != nil {
-		return err
-	}
-	return burst(micros(q.Quota))
+	return set(g.files, g.cpu, settings...)
 }
 
 func (g *v1Group) limitMemory(bytes int64) error {
@@ -191,18 +176,10 @@ func (g *v1Group) usage() (Usage, error) {
 		Periods: stat["nr_periods"], ThrottledPeriods: stat["nr_throttled"],
 	}
 	if g.memory == "" {
-		pids, err := g.pids()
-		usage.RSSBytes = residentOf(g.root, pids)
+		usage.RSSBytes, err = residentOf(g.root, g)
 		return usage, err
 	}
-	memory, err := readTable(filepath.Join(g.memory, "memory.stat"))
-	if err != nil {
-		return Usage{}, err
-	}
-	usage.RSSBytes = memory["total_rss"] + memory["total_mapped_file"]
-	oom, err := readTable(filepath.Join(g.memory, "memory.oom_control"))
-	usage.OOMKills = oom["oom_kill"]
-	return usage, err
+	return usage.withMemory(g.memory, "total_rss", "total_mapped_file", "memory.oom_control")
 }
 
 // pids leaves this process out. A group lists a whole process when one thread
@@ -214,12 +191,6 @@ func (g *v1Group) pids() ([]int, error) {
 	return slices.DeleteFunc(pids, func(pid int) bool { return pid == self }), err
 }
 
-func (g *v1Group) kill() error {
-	pids, err := g.pids()
-	if err != nil {
-		return err
-	}
-	return killProcs(pids)
-}
+func (g *v1Group) kill(pids []int) error { return killProcs(pids) }
 
 func (g *v1Group) remove() error { return removeGroups(g.files, g.dirs()...) }
