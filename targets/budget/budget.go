@@ -17,10 +17,12 @@
 package budget
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
-	"path/filepath"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 
@@ -38,19 +40,6 @@ type Options struct {
 	files filesystem // nil = the kernel's
 }
 
-func (o Options) withDefaults() Options {
-	if o.Prefix == "" {
-		o.Prefix = "stagebench"
-	}
-	if o.Root == "" {
-		o.Root = "/"
-	}
-	if o.files == nil {
-		o.files = kernelFiles{}
-	}
-	return o
-}
-
 // Manager makes hosts.
 type Manager struct {
 	opts     Options
@@ -64,15 +53,21 @@ type Manager struct {
 	closed bool             // guarded by mu
 }
 
+func newManager(opts Options) *Manager {
+	opts.Prefix, opts.Root = cmp.Or(opts.Prefix, "stagebench"), cmp.Or(opts.Root, "/")
+	if opts.files == nil {
+		opts.files = kernelFiles{}
+	}
+	return &Manager{opts: opts, hosts: map[string]*Host{}, home: func() error { return nil }}
+}
+
 // Detect finds out what this machine permits and removes the groups of
 // harnesses that were killed. It never fails: where no budget can be enforced,
 // the manager accounts only, and Describe says why and what to do about it.
 func Detect(opts Options) *Manager {
-	opts = opts.withDefaults()
-	m := &Manager{opts: opts, hosts: map[string]*Host{}, home: func() error { return nil }}
+	m := newManager(opts)
 	if err := m.detect(); err != nil {
-		m.top = newTree(opts.Root)
-		m.describe = "not isolated: " + err.Error()
+		m.account(err.Error())
 	}
 	return m
 }
@@ -80,11 +75,14 @@ func Detect(opts Options) *Manager {
 // Unlimited returns a manager that accounts by the process tree and enforces
 // nothing. The reason is what Describe says.
 func Unlimited(reason string) *Manager {
-	opts := Options{}.withDefaults()
-	return &Manager{
-		opts: opts, hosts: map[string]*Host{}, home: func() error { return nil },
-		top: newTree(opts.Root), describe: "not isolated: " + reason,
-	}
+	m := newManager(Options{})
+	m.account(reason)
+	return m
+}
+
+// account makes the manager account by the process tree.
+func (m *Manager) account(reason string) {
+	m.top, m.describe = newTree(m.opts.Root), "not isolated: "+reason
 }
 
 func (m *Manager) detect() error {
@@ -139,7 +137,7 @@ func (m *Manager) Isolated() bool { return m.isolated }
 // no limit. The CPU budget is in force from Apply on, the memory limit at once.
 // Several hosts may have one name.
 func (m *Manager) NewHost(name string, cores float64, memoryBytes int64) (*Host, error) {
-	host := &Host{name: name, manager: m, leaves: map[string]*Leaf{}}
+	host := &Host{unit: unit{kind: "host", name: name}, manager: m, leaves: map[string]*Leaf{}}
 	if cores != 0 {
 		var err error
 		if host.quota, err = QuotaFor(cores); err != nil {
@@ -175,10 +173,7 @@ func (m *Manager) NewHost(name string, cores float64, memoryBytes int64) (*Host,
 // manager's own groups. It may be called again.
 func (m *Manager) Close() error {
 	m.mu.Lock()
-	hosts := make([]*Host, 0, len(m.hosts))
-	for _, host := range m.hosts {
-		hosts = append(hosts, host)
-	}
+	hosts := slices.Collect(maps.Values(m.hosts))
 	closed := m.closed
 	m.closed = true
 	m.mu.Unlock()
@@ -204,7 +199,7 @@ func (m *Manager) forget(h *Host) {
 
 // checkName refuses what is not one plain path element.
 func checkName(name string) error {
-	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00\n") || filepath.Base(name) != name {
+	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00\n") {
 		return errors.New("want a name that can be a directory")
 	}
 	return nil
