@@ -69,16 +69,9 @@ func (o Owner) Gone(root string) bool {
 	return stat.Start != o.Start || stat.State == 'Z'
 }
 
-func pidNamespace(root string) uint64 {
-	link, err := os.Readlink(filepath.Join(root, "proc/self/ns/pid"))
-	if err != nil {
-		return 0
-	}
-	text := strings.TrimSuffix(strings.TrimPrefix(link, "pid:["), "]")
-	inode, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		return 0
-	}
+func pidNamespace(root string) (inode uint64) {
+	link, _ := os.Readlink(filepath.Join(root, "proc/self/ns/pid"))
+	_, _ = fmt.Sscanf(link, "pid:[%d]", &inode)
 	return inode
 }
 
