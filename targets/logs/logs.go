@@ -188,14 +188,13 @@ func (s *source) advance() error {
 		if len(s.partial) < maxLine {
 			s.partial = append(s.partial, piece...)
 		}
-		if errors.Is(err, bufio.ErrBufferFull) {
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
 			continue
-		}
-		if err != nil && !errors.Is(err, io.EOF) {
+		case errors.Is(err, io.EOF):
+			return err // the rest may be on its way
+		case err != nil:
 			return fmt.Errorf("logs: %s: %w", s.node, err)
-		}
-		if err != nil {
-			return io.EOF // the rest may be on its way
 		}
 		line := strings.TrimRight(string(s.partial), "\r\n")
 		s.partial = s.partial[:0]
