@@ -72,22 +72,3 @@ func pack(tag string, from, to time.Time, h *Histogram) Interval {
 	}
 	return Interval{Tag: tag, From: from, To: to, packed: p}
 }
-
-// ReadLog reads a log back and merges all intervals by tag.
-func ReadLog(r io.Reader) (map[string]*Histogram, error) {
-	merged := map[string]*Histogram{}
-	reader := hdrhistogram.NewHistogramLogReader(r)
-	for {
-		h, err := reader.NextIntervalHistogram()
-		if err != nil {
-			return nil, fmt.Errorf("read histogram log: %w", err)
-		}
-		if h == nil {
-			return merged, nil
-		}
-		if merged[h.Tag()] == nil {
-			merged[h.Tag()] = NewHistogram()
-		}
-		merged[h.Tag()].Merge(&Histogram{h: h})
-	}
-}
