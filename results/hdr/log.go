@@ -46,29 +46,15 @@ var tagPattern = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
 // Write adds one closed interval.
 func (l *Log) Write(i Interval) error {
-	if !tagPattern.MatchString(i.Tag) {
-		return fmt.Errorf("histogram tag %q: want letters, digits, '-' and '_' only", i.Tag)
+	if tag := i.h.Tag(); !tagPattern.MatchString(tag) {
+		return fmt.Errorf("histogram tag %q: want letters, digits, '-' and '_' only", tag)
 	}
-	i.packed.SetTag(i.Tag)
-	i.packed.SetStartTimeMs(i.From.UnixMilli())
-	i.packed.SetEndTimeMs(i.To.UnixMilli())
-	if err := l.w.OutputIntervalPackedHistogram(i.packed); err != nil {
+	if err := l.w.OutputIntervalHistogram(i.h); err != nil {
 		return fmt.Errorf("write histogram interval: %w", err)
 	}
 	return nil
 }
 
-// Interval is one closed interval of one tag, packed.
-type Interval struct {
-	Tag      string
-	From, To time.Time
-	packed   *hdrhistogram.PackedHistogram
-}
-
-func pack(tag string, from, to time.Time, h *Histogram) Interval {
-	p := hdrhistogram.NewPacked(1, Highest, Digits)
-	if dropped := p.MergeFrom(h.h); dropped != 0 {
-		panic(fmt.Sprintf("hdr: packing dropped %d values", dropped))
-	}
-	return Interval{Tag: tag, From: from, To: to, packed: p}
-}
+// Interval is one closed interval of one tag. It holds until the function that
+// got it returns.
+type Interval struct{ h *hdrhistogram.Histogram }
