@@ -107,18 +107,17 @@ func (m *Manager) detect() error {
 }
 
 // makeTop makes the manager's own group below base, under the first name that is
-// free.
-func (m *Manager) makeTop(base group, self proc.Owner) (group, error) {
-	for n := 1; ; n++ {
-		if top, err := base.child(topName(m.opts.Prefix, self, n)); !errors.Is(err, fs.ErrExist) {
-			return top, err
-		}
+// free, once the kernel has shown that it takes a CPU limit there: it may be built
+// without them.
+func (m *Manager) makeTop(base group, self proc.Owner) error {
+	var top group
+	err := fs.ErrExist
+	for n := 1; errors.Is(err, fs.ErrExist); n++ {
+		top, err = base.child(topName(m.opts.Prefix, self, n))
 	}
-}
-
-// adopt makes a group the manager's own once the kernel has shown that it
-// takes a CPU limit there: it may be built without them.
-func (m *Manager) adopt(top group) error {
+	if err != nil {
+		return err
+	}
 	if err := top.limitCPU(Quota{}); err != nil {
 		return errors.Join(fmt.Errorf("this kernel takes no CPU limits: %w", err), top.remove())
 	}

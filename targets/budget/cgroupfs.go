@@ -107,14 +107,11 @@ func killProcs(pids []int) error {
 func removeGroups(files filesystem, dirs ...string) error {
 	for _, dir := range dirs {
 		err := within(removeBound, func() (bool, error) {
-			switch err := removeNested(files, dir); {
-			case err == nil:
-				return true, nil
-			case errors.Is(err, syscall.EBUSY):
+			err := removeNested(files, dir)
+			if errors.Is(err, syscall.EBUSY) {
 				return false, nil
-			default:
-				return false, err
 			}
+			return true, err
 		})
 		if errors.Is(err, errBound) {
 			return fmt.Errorf("remove %s: it was still busy after %v", dir, removeBound)

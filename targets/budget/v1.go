@@ -39,16 +39,13 @@ func (m *Manager) detectV1(found mounts, self proc.Owner) error {
 	for _, dir := range base.home {
 		sweep(m.opts, dir)
 	}
-	top, err := m.makeTop(base, self)
+	err := m.makeTop(base, self)
 	m.describe = "cgroup v1"
 	if err != nil && base.memory != "" {
 		// CPU without memory is better than nothing.
 		base.memory = ""
 		base.home = base.dirs()
-		top, err = m.makeTop(base, self)
-	}
-	if err == nil {
-		err = m.adopt(top)
+		err = m.makeTop(base, self)
 	}
 	if err != nil {
 		return fmt.Errorf("%w; %s", err, adviceV1(err))

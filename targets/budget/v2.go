@@ -92,12 +92,9 @@ func (m *Manager) makeTopV2(dir, own string, self proc.Owner) error {
 	} else {
 		m.describe += ", no memory limits"
 	}
-	top, err := m.makeTop(base, self)
+	err := m.makeTop(base, self)
 	if errors.Is(err, syscall.EBUSY) && dir == own && m.leave(base, self) {
-		top, err = m.makeTop(base, self)
-	}
-	if err == nil {
-		err = m.adopt(top)
+		err = m.makeTop(base, self)
 	}
 	if err != nil {
 		return errors.Join(err, m.home())
