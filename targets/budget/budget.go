@@ -18,6 +18,7 @@ package budget
 
 import (
 	"cmp"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -80,9 +81,10 @@ func Unlimited(reason string) *Manager {
 	return m
 }
 
-// account makes the manager account by the process tree.
+// account makes the manager account by the process tree. The random name keeps
+// managers from taking each other's processes for their own.
 func (m *Manager) account(reason string) {
-	m.top, m.describe = newTree(m.opts.Root), "not isolated: "+reason
+	m.top, m.describe = newTree(m.opts.Root, rand.Text()), "not isolated: "+reason
 }
 
 func (m *Manager) detect() error {

@@ -2,7 +2,6 @@ package budget
 
 import (
 	"bytes"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -27,7 +26,7 @@ const treeEnv = "STAGEBENCH_GROUP"
 // both. It accounts and kills; it limits nothing.
 type treeGroup struct {
 	root string // where procfs is found
-	path string // this group in the mark: "PID-START-NAMESPACE-RANDOM/host/node"
+	path string // this group in the mark: "MANAGER/host/node"
 
 	mu       sync.Mutex
 	children []*treeGroup   // guarded by mu
@@ -36,19 +35,12 @@ type treeGroup struct {
 	seen     uint64         // guarded by mu: most ticks seen of the present one
 }
 
-func newTree(root string) *treeGroup {
-	g := &treeGroup{root: root, path: "0-0-0", started: map[int]uint64{}}
-	if self, err := proc.Self(root); err == nil {
-		g.path = self.String()
-	}
-	// Two managers of one process must not take each other's processes for
-	// their own.
-	g.path += "-" + rand.Text()
-	return g
+func newTree(root, path string) *treeGroup {
+	return &treeGroup{root: root, path: path, started: map[int]uint64{}}
 }
 
 func (g *treeGroup) child(name string) (group, error) {
-	child := &treeGroup{root: g.root, path: g.path + "/" + name, started: map[int]uint64{}}
+	child := newTree(g.root, g.path+"/"+name)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.children = append(g.children, child)
@@ -206,10 +198,7 @@ func (g *treeGroup) kill([]int) error {
 		return err
 	}
 	for _, stat := range members {
-		process, err := os.FindProcess(stat.PID)
-		if err != nil {
-			continue
-		}
+		process, _ := os.FindProcess(stat.PID) // never fails here
 		if now, err := proc.ReadStat(g.root, stat.PID); err == nil && now.Start == stat.Start {
 			err := process.Signal(syscall.SIGKILL)
 			if err != nil && !errors.Is(err, os.ErrProcessDone) {

@@ -1,6 +1,7 @@
 package budget
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -47,9 +48,7 @@ func (m *Manager) detectV2(found mounts, self proc.Owner) error {
 		if last = m.makeTopV2(dir, found.v2, self); last == nil {
 			return nil
 		}
-		if first == nil {
-			first = last
-		}
+		first = cmp.Or(first, last)
 	}
 	// The last try, at the root, says what stopped us. But where the own group
 	// is ours and only lacks the controller, that is what can be helped.
