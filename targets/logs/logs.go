@@ -254,13 +254,9 @@ func (r *Record) parseJSON(line string) bool {
 	parsed := *r
 	parsed.Text = ""
 	for decoder.More() {
-		token, err := decoder.Token()
-		name, isName := token.(string)
-		if err != nil || !isName {
-			return false
-		}
 		var raw json.RawMessage
-		if decoder.Decode(&raw) != nil {
+		name, err := decoder.Token()
+		if err != nil || decoder.Decode(&raw) != nil {
 			return false
 		}
 		value := string(raw)
@@ -278,7 +274,7 @@ func (r *Record) parseJSON(line string) bool {
 		case "node":
 			// It is the file's, which is known.
 		default:
-			parsed.Field = append(parsed.Field, Field{name, value})
+			parsed.Field = append(parsed.Field, Field{fmt.Sprint(name), value})
 		}
 	}
 	if _, err := decoder.Token(); err != nil {
