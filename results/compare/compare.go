@@ -78,13 +78,9 @@ func Compare(runs []Run, seed uint64) Comparison {
 	}
 	c.Differences = differences(runs)
 	for _, row := range align(runs, variedKnobs(runs)) {
-		base := row.Cells[0]
-		for i, cell := range row.Cells {
-			if i == 0 {
-				self := Ratio{Value: 1, Verdict: Base}
-				row.Capacity, row.P50, row.P99 = append(row.Capacity, self), append(row.P50, self), append(row.P99, self)
-				continue
-			}
+		base, self := row.Cells[0], Ratio{Value: 1, Verdict: Base}
+		row.Capacity, row.P50, row.P99 = []Ratio{self}, []Ratio{self}, []Ratio{self}
+		for _, cell := range row.Cells[1:] {
 			row.Capacity = append(row.Capacity, capacity(base, cell, seed))
 			row.P50 = append(row.P50, latency(base, cell, func(l results.Latency) *int64 { return l.P50 }))
 			row.P99 = append(row.P99, latency(base, cell, func(l results.Latency) *int64 { return l.P99 }))
