@@ -151,10 +151,7 @@ func topName(prefix string, owner proc.Owner, n int) string {
 // (a native server whose wrapper was killed) is killed. Errors are not
 // reported: what cannot be removed now is in nobody's way.
 func sweep(opts Options, base string) {
-	entries, err := os.ReadDir(base)
-	if err != nil {
-		return
-	}
+	entries, _ := os.ReadDir(base)
 	for _, entry := range entries {
 		name, ours := strings.CutPrefix(entry.Name(), opts.Prefix+"-")
 		owner, _, ok := proc.ParseOwner(name)

@@ -176,10 +176,7 @@ func (g *treeGroup) startedHere(stat proc.Stat) bool {
 // group in it. The environment of a process of another user cannot be read;
 // without root there is none among ours.
 func (g *treeGroup) marked(pid int) bool {
-	env, err := os.ReadFile(filepath.Join(g.root, "proc", strconv.Itoa(pid), "environ"))
-	if err != nil {
-		return false
-	}
+	env, _ := os.ReadFile(filepath.Join(g.root, "proc", strconv.Itoa(pid), "environ"))
 	for variable := range bytes.SplitSeq(env, []byte{0}) {
 		if path, ok := strings.CutPrefix(string(variable), treeEnv+"="); ok && (path == g.path || strings.HasPrefix(path, g.path+"/")) {
 			return true
