@@ -154,7 +154,7 @@ func sweep(opts Options, base string) {
 	entries, _ := os.ReadDir(base)
 	for _, entry := range entries {
 		name, ours := strings.CutPrefix(entry.Name(), opts.Prefix+"-")
-		owner, _, ok := proc.ParseOwner(name)
+		owner, ok := proc.ParseOwner(name)
 		if !entry.IsDir() || !ours || !ok || !owner.Gone(opts.Root) {
 			continue
 		}

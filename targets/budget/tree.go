@@ -92,7 +92,7 @@ func (g *treeGroup) usage() (Usage, error) {
 	var ticks uint64
 	var pages int64
 	for _, stat := range members {
-		ticks += stat.Ticks + stat.ChildTicks
+		ticks += stat.Ticks
 		pages += stat.RSSPages
 	}
 	// A process that dies without being waited for takes its ticks with it; an
