@@ -1,6 +1,7 @@
 package hdr
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"regexp"
@@ -27,15 +28,9 @@ type Log struct {
 // NewLog writes the header. The comment says what the file holds.
 func NewLog(w io.Writer, comment string, start time.Time) (*Log, error) {
 	l := &Log{w: hdrhistogram.NewHistogramLogWriter(w)}
-	for _, write := range []func() error{
-		func() error { return l.w.OutputComment("[" + comment + "]") },
-		l.w.OutputLogFormatVersion,
-		func() error { return l.w.OutputStartTime(start.UnixMilli()) },
-		l.w.OutputLegend,
-	} {
-		if err := write(); err != nil {
-			return nil, fmt.Errorf("write histogram log header: %w", err)
-		}
+	if err := cmp.Or(l.w.OutputComment("["+comment+"]"), l.w.OutputLogFormatVersion(),
+		l.w.OutputStartTime(start.UnixMilli()), l.w.OutputLegend()); err != nil {
+		return nil, fmt.Errorf("write histogram log header: %w", err)
 	}
 	return l, nil
 }
