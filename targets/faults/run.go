@@ -82,7 +82,7 @@ func (r *runner) do(ctx context.Context, f Fault) {
 	case Restart:
 		if err = r.target.Kill(name); err == nil {
 			begin := time.Now()
-			r.waits.Go(func() { r.awaitServing(ctx, name, before, begin) })
+			r.waits.Go(func() { r.note(name, "fault: restart %s: %s", name, r.awaitServing(ctx, name, before, begin)) })
 		}
 	}
 	if err != nil {
@@ -122,8 +122,8 @@ func (r *runner) resolve(f Fault) (name string, restarts map[string]int, err err
 }
 
 // awaitServing waits until everything of that name has been started again and
-// serves.
-func (r *runner) awaitServing(ctx context.Context, name string, before map[string]int, begin time.Time) {
+// serves, and says how that went.
+func (r *runner) awaitServing(ctx context.Context, name string, before map[string]int, begin time.Time) string {
 	ticker := time.NewTicker(statusPause)
 	defer ticker.Stop()
 	for {
@@ -135,18 +135,15 @@ func (r *runner) awaitServing(ctx context.Context, name string, before map[strin
 			}
 		}
 		if !found {
-			r.note(name, "fault: restart %s: it is no part of the system any more", name)
-			return
+			return "it is no part of the system any more"
 		}
 		if !waiting {
-			r.note(name, "fault: restart %s: it serves again after %v", name, time.Since(begin).Round(time.Millisecond))
-			return
+			return fmt.Sprintf("it serves again after %v", time.Since(begin).Round(time.Millisecond))
 		}
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
-			r.note(name, "fault: restart %s: it did not serve again before the end of the step", name)
-			return
+			return "it did not serve again before the end of the step"
 		}
 	}
 }
