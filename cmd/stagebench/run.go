@@ -367,11 +367,9 @@ func (o runOptions) open(s streams, j job, up *bringer) (*rundir.Dir, results.Ma
 			m.Engines[string(role)] = string(engine)
 		}
 	}
-	environment, err := rundir.ReadEnvironment(os.DirFS("/"), up.binary)
-	if err != nil {
+	if err := rundir.FillEnvironment(&m, os.DirFS("/"), up.binary); err != nil {
 		return nil, m, err
 	}
-	environment.Fill(&m)
 	path := o.out
 	if path == "" {
 		path = rundir.DefaultPath(id)

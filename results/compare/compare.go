@@ -78,13 +78,9 @@ func Compare(runs []Run, seed uint64) Comparison {
 	}
 	c.Differences = differences(runs)
 	for _, row := range align(runs, variedKnobs(runs)) {
-		base := row.Cells[0]
-		for i, cell := range row.Cells {
-			if i == 0 {
-				self := Ratio{Value: 1, Verdict: Base}
-				row.Capacity, row.P50, row.P99 = append(row.Capacity, self), append(row.P50, self), append(row.P99, self)
-				continue
-			}
+		base, self := row.Cells[0], Ratio{Value: 1, Verdict: Base}
+		row.Capacity, row.P50, row.P99 = []Ratio{self}, []Ratio{self}, []Ratio{self}
+		for _, cell := range row.Cells[1:] {
 			row.Capacity = append(row.Capacity, capacity(base, cell, seed))
 			row.P50 = append(row.P50, latency(base, cell, func(l results.Latency) *int64 { return l.P50 }))
 			row.P99 = append(row.P99, latency(base, cell, func(l results.Latency) *int64 { return l.P99 }))
@@ -164,7 +160,7 @@ func shownKnobs(cells []*results.Cell, varied []string) string {
 			}
 			values = append(values, value)
 		}
-		if len(slices.Compact(slices.Clone(values))) == 1 {
+		if !differ(values) {
 			values = values[:1]
 		}
 		parts = append(parts, name+"="+strings.Join(values, "|"))
@@ -233,16 +229,17 @@ type bracket struct{ low, high float64 }
 
 // brackets are those of the repeats of a cell, or the one that it has.
 func brackets(c *results.Cell) []bracket {
-	if len(c.Repeats) < 2 {
-		return []bracket{{c.CapacityLow, cmp.Or(c.CapacityHigh, math.Inf(1))}}
+	lows, highs := c.Repeats, c.RepeatsHigh
+	if len(lows) < 2 {
+		lows, highs = []float64{c.CapacityLow}, []float64{c.CapacityHigh}
 	}
 	var all []bracket
-	for i, low := range c.Repeats {
-		high := math.Inf(1)
-		if i < len(c.RepeatsHigh) {
-			high = cmp.Or(c.RepeatsHigh[i], high)
+	for i, low := range lows {
+		b := bracket{low, math.Inf(1)}
+		if i < len(highs) {
+			b.high = cmp.Or(highs[i], b.high)
 		}
-		all = append(all, bracket{low, high})
+		all = append(all, b)
 	}
 	return all
 }

@@ -33,32 +33,29 @@ func breaking() []string {
 // always differ, and the digests of topologies follow from the knobs.
 func differences(runs []Run) []Difference {
 	var all []map[string]string
-	names := map[string]bool{}
+	names := map[string]string{}
 	for _, r := range runs {
-		facts := factsOf(r.Manifest)
-		for name := range facts {
-			names[name] = true
-		}
-		all = append(all, facts)
+		all = append(all, factsOf(r.Manifest))
+		maps.Copy(names, all[len(all)-1])
 	}
 	var found []Difference
 	for _, name := range slices.Sorted(maps.Keys(names)) {
 		d := Difference{What: name, Breaks: slices.Contains(breaking(), name)}
-		same := true
-		for i := range all {
-			value, known := all[i][name]
+		for _, facts := range all {
+			value, known := facts[name]
 			if !known {
 				value = "-"
 			}
 			d.Values = append(d.Values, value)
-			same = same && value == d.Values[0]
 		}
-		if !same {
+		if differ(d.Values) {
 			found = append(found, d)
 		}
 	}
 	return found
 }
+
+func differ(values []string) bool { return len(slices.Compact(slices.Clone(values))) > 1 }
 
 // factsOf is a manifest as text by field.
 func factsOf(m results.Manifest) map[string]string {

@@ -21,8 +21,8 @@ import (
 
 // Limits of every histogram.
 const (
-	Highest = 60_000_000_000 // ns
-	Digits  = 3
+	highest = 60_000_000_000 // ns
+	digits  = 3
 	// tailSamples is how many samples must lie beyond a percentile before it is
 	// shown: with fewer it says more about luck than about the system.
 	tailSamples = 10
@@ -37,15 +37,15 @@ type Histogram struct {
 
 // NewHistogram returns an empty histogram.
 func NewHistogram() *Histogram {
-	return &Histogram{h: hdrhistogram.New(1, Highest, Digits)}
+	return &Histogram{h: hdrhistogram.New(1, highest, digits)}
 }
 
 // Record adds one value in nanoseconds. Negative values, which only a clock
 // that went backwards could give, are recorded as 0 and counted as clamped.
 func (h *Histogram) Record(ns int64) {
-	if ns < 0 || ns > Highest {
+	if ns < 0 || ns > highest {
 		h.clamped++
-		ns = min(max(ns, 0), Highest)
+		ns = min(max(ns, 0), highest)
 	}
 	if err := h.h.RecordValue(ns); err != nil {
 		panic("hdr: a clamped value was refused: " + err.Error())

@@ -1,6 +1,7 @@
 package hdr
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"regexp"
@@ -27,15 +28,9 @@ type Log struct {
 // NewLog writes the header. The comment says what the file holds.
 func NewLog(w io.Writer, comment string, start time.Time) (*Log, error) {
 	l := &Log{w: hdrhistogram.NewHistogramLogWriter(w)}
-	for _, write := range []func() error{
-		func() error { return l.w.OutputComment("[" + comment + "]") },
-		l.w.OutputLogFormatVersion,
-		func() error { return l.w.OutputStartTime(start.UnixMilli()) },
-		l.w.OutputLegend,
-	} {
-		if err := write(); err != nil {
-			return nil, fmt.Errorf("write histogram log header: %w", err)
-		}
+	if err := cmp.Or(l.w.OutputComment("["+comment+"]"), l.w.OutputLogFormatVersion(),
+		l.w.OutputStartTime(start.UnixMilli()), l.w.OutputLegend()); err != nil {
+		return nil, fmt.Errorf("write histogram log header: %w", err)
 	}
 	return l, nil
 }
@@ -46,48 +41,15 @@ var tagPattern = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
 // Write adds one closed interval.
 func (l *Log) Write(i Interval) error {
-	if !tagPattern.MatchString(i.Tag) {
-		return fmt.Errorf("histogram tag %q: want letters, digits, '-' and '_' only", i.Tag)
+	if tag := i.h.Tag(); !tagPattern.MatchString(tag) {
+		return fmt.Errorf("histogram tag %q: want letters, digits, '-' and '_' only", tag)
 	}
-	i.packed.SetTag(i.Tag)
-	i.packed.SetStartTimeMs(i.From.UnixMilli())
-	i.packed.SetEndTimeMs(i.To.UnixMilli())
-	if err := l.w.OutputIntervalPackedHistogram(i.packed); err != nil {
+	if err := l.w.OutputIntervalHistogram(i.h); err != nil {
 		return fmt.Errorf("write histogram interval: %w", err)
 	}
 	return nil
 }
 
-// Interval is one closed interval of one tag, packed.
-type Interval struct {
-	Tag      string
-	From, To time.Time
-	packed   *hdrhistogram.PackedHistogram
-}
-
-func pack(tag string, from, to time.Time, h *Histogram) Interval {
-	p := hdrhistogram.NewPacked(1, Highest, Digits)
-	if dropped := p.MergeFrom(h.h); dropped != 0 {
-		panic(fmt.Sprintf("hdr: packing dropped %d values", dropped))
-	}
-	return Interval{Tag: tag, From: from, To: to, packed: p}
-}
-
-// ReadLog reads a log back and merges all intervals by tag.
-func ReadLog(r io.Reader) (map[string]*Histogram, error) {
-	merged := map[string]*Histogram{}
-	reader := hdrhistogram.NewHistogramLogReader(r)
-	for {
-		h, err := reader.NextIntervalHistogram()
-		if err != nil {
-			return nil, fmt.Errorf("read histogram log: %w", err)
-		}
-		if h == nil {
-			return merged, nil
-		}
-		if merged[h.Tag()] == nil {
-			merged[h.Tag()] = NewHistogram()
-		}
-		merged[h.Tag()].Merge(&Histogram{h: h})
-	}
-}
+// Interval is one closed interval of one tag. It holds until the function that
+// got it returns.
+type Interval struct{ h *hdrhistogram.Histogram }

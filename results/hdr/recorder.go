@@ -20,7 +20,7 @@ const maxFailureTimes = 1 << 20
 // Recorder collects the outcomes of one step.
 type Recorder struct {
 	start    time.Time // wall time of the step's time 0
-	bounds   func(class string) int64
+	bound    func(class string) int64
 	closed   func(Interval)
 	classes  map[string]*class
 	ledger   results.Ledger
@@ -71,7 +71,7 @@ type Second struct {
 // interval that Tick closes.
 func New(start time.Time, bound func(class string) int64, closed func(Interval)) *Recorder {
 	return &Recorder{
-		start: start, bounds: bound, closed: closed,
+		start: start, bound: bound, closed: closed,
 		classes: map[string]*class{}, causes: map[string]int64{}, seconds: map[int64]*Second{},
 		recent: NewHistogram(),
 	}
@@ -107,7 +107,7 @@ func (r *Recorder) Record(o results.Outcome) {
 	c.open[response].Record(o.Response())
 	c.open[service].Record(o.Service())
 	r.recent.Record(o.Response())
-	if o.Response() > r.bounds(o.Class) {
+	if o.Response() > r.bound(o.Class) {
 		c.overSLO++
 	}
 }
@@ -168,7 +168,7 @@ func (r *Recorder) class(name string) *class {
 // Tick closes the interval that ends at now (nanoseconds since the start of the
 // step) and returns the response times of the successes in it.
 func (r *Recorder) Tick(now int64) results.Latency {
-	from, to := r.start.Add(time.Duration(r.interval)), r.start.Add(time.Duration(now))
+	from, to := r.start.Add(time.Duration(r.interval)).UnixMilli(), r.start.Add(time.Duration(now)).UnixMilli()
 	for _, name := range r.names() {
 		c := r.classes[name]
 		for i, open := range c.open {
@@ -176,7 +176,10 @@ func (r *Recorder) Tick(now int64) results.Latency {
 				continue
 			}
 			if r.closed != nil {
-				r.closed(pack(name+"-"+tag(i), from, to, open))
+				open.h.SetTag(name + "-" + tag(i))
+				open.h.SetStartTimeMs(from)
+				open.h.SetEndTimeMs(to)
+				r.closed(Interval{open.h})
 			}
 			c.total[i].Merge(open)
 			open.h.Reset()

@@ -16,11 +16,9 @@ type Recorder struct {
 
 // record is one record over a whole cell.
 type record struct {
-	name    string
 	past    Past
 	seen    []Seen // in the open step, on its clock
 	written Written
-	unsure  int64 // ambiguous writes of the open step
 }
 
 // New returns a recorder for a cell of whose records nothing is known.
@@ -43,15 +41,15 @@ func (r *Recorder) Record(o results.Outcome) {
 	if found == nil {
 		// The name is a part of the op's path, which must not be kept with it.
 		name := strings.Clone(o.Record)
-		found = &record{name: name, written: Written{Record: name}}
+		found = &record{written: Written{Record: name}}
 		r.records[name] = found
 	}
-	if len(found.seen) == 0 && found.unsure == 0 {
-		r.touched = append(r.touched, found)
-	}
 	if unsure {
-		found.unsure++
+		found.written.Ambiguous++
 		return
+	}
+	if len(found.seen) == 0 {
+		r.touched = append(r.touched, found)
 	}
 	seen := Seen{Write: o.Write, Cached: o.Cached, User: o.User, Sent: o.Sent, Done: o.Done, Version: o.Version}
 	if gone {
@@ -103,8 +101,7 @@ func (r *record) remember() {
 			w.Lowest = existed
 		}
 	}
-	w.Ambiguous += r.unsure
-	r.seen, r.unsure = nil, 0
+	r.seen = nil
 }
 
 // Written lists the records that were written to, or may have been, in the order

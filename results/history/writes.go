@@ -2,6 +2,7 @@ package history
 
 import (
 	"cmp"
+	"math"
 	"slices"
 
 	"github.com/stagebench/stagebench/results"
@@ -75,12 +76,10 @@ func Resolve(written []Written, readBack map[string]int64) results.Writes {
 func lost(acks []Ack, final int64) (n int64) {
 	bySent := slices.SortedStableFunc(slices.Values(acks), func(a, b Ack) int { return cmp.Compare(a.Sent, b.Sent) })
 	// lowest[i] is the lowest version of the writes that were sent from the i-th on.
-	lowest := make([]int64, len(bySent))
-	for i := len(bySent) - 1; i >= 0; i-- {
-		lowest[i] = bySent[i].Version
-		if i+1 < len(bySent) {
-			lowest[i] = min(lowest[i], lowest[i+1])
-		}
+	lowest := make([]int64, len(bySent)+1)
+	lowest[len(bySent)] = math.MaxInt64
+	for i, a := range slices.Backward(bySent) {
+		lowest[i] = min(a.Version, lowest[i+1])
 	}
 	copies := map[int64]int{}
 	for _, a := range acks {
@@ -90,7 +89,7 @@ func lost(acks []Ack, final int64) (n int64) {
 	for _, a := range byDone {
 		copies[a.Version]-- // what is left are the copies acknowledged later
 		after, _ := slices.BinarySearchFunc(bySent, a.Done+1, func(b Ack, sent int64) int { return cmp.Compare(b.Sent, sent) })
-		if a.Version > final || copies[a.Version] > 0 || after < len(bySent) && lowest[after] <= a.Version {
+		if a.Version > final || copies[a.Version] > 0 || lowest[after] <= a.Version {
 			n++
 		}
 	}

@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 )
 
 // cellName is one or more elements with '/' between them, none of which starts
@@ -37,22 +37,19 @@ func (d *Dir) Cell(name string) (*CellDir, error) {
 	if err := CheckName(name); err != nil {
 		return nil, err
 	}
-	d.mu.Lock()
-	taken := d.used[name]
-	d.used[name] = true
-	d.mu.Unlock()
-	if taken {
-		return nil, fmt.Errorf("cell name %q is used twice in one run", name)
-	}
 	c := &CellDir{path: filepath.Join(d.path, cellsDir, filepath.FromSlash(name))}
-	if err := os.MkdirAll(c.LogsDir(), 0o755); err != nil {
+	err := os.MkdirAll(c.path, 0o755)
+	if err == nil {
+		err = os.Mkdir(c.LogsDir(), 0o755)
+	}
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		return nil, fmt.Errorf("cell name %q is used twice in one run", name)
+	case err != nil:
 		return nil, fmt.Errorf("create cell %s: %w", name, err)
 	}
 	return c, nil
 }
-
-// Path returns the directory of the cell.
-func (c *CellDir) Path() string { return c.path }
 
 // LogsDir returns the directory that the nodes' logs go to. It exists.
 func (c *CellDir) LogsDir() string { return filepath.Join(c.path, "logs") }
@@ -64,14 +61,14 @@ func (c *CellDir) LatencyPath() string { return filepath.Join(c.path, "latency.h
 func (c *CellDir) TimelinePath() string { return filepath.Join(c.path, "timeline.csv") }
 
 // CreateLatency starts the cell's HDR interval log, over what an earlier
-// attempt may have left. Every whole line written is in the file when Write
-// returns.
+// attempt may have left. What is written is in the file when Write returns; as
+// hdr.Log writes whole lines, what a killed process leaves ends with one.
 func (c *CellDir) CreateLatency() (io.WriteCloser, error) {
 	f, err := os.Create(c.LatencyPath())
 	if err != nil {
 		return nil, fmt.Errorf("create latency log: %w", err)
 	}
-	return &lineWriter{file: f}, nil
+	return f, nil
 }
 
 // CreateTimeline starts the cell's timeline, over what an earlier attempt may
@@ -81,9 +78,10 @@ func (c *CellDir) CreateTimeline() (*Timeline, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create timeline: %w", err)
 	}
-	lines := &lineWriter{file: f}
-	t := &Timeline{lines: lines, csv: csv.NewWriter(lines)}
-	if err := t.write(timelineHeader()); err != nil {
+	t := &Timeline{file: f}
+	if err := t.write([]string{
+		"second", "step", "offered", "intended", "sent", "completed", "ok", "errors", "p50_ms", "p99_ms", "events",
+	}); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return t, nil
@@ -107,14 +105,7 @@ type TimelineRow struct {
 
 // Timeline writes timeline.csv: a header, then one line per row. Latencies are
 // in milliseconds there, blank where a row has none; events are joined by "; ".
-type Timeline struct {
-	lines *lineWriter
-	csv   *csv.Writer
-}
-
-func timelineHeader() []string {
-	return []string{"second", "step", "offered", "intended", "sent", "completed", "ok", "errors", "p50_ms", "p99_ms", "events"}
-}
+type Timeline struct{ file *os.File }
 
 // Write appends a row.
 func (t *Timeline) Write(r TimelineRow) error {
@@ -127,12 +118,16 @@ func (t *Timeline) Write(r TimelineRow) error {
 }
 
 // Close ends the timeline.
-func (t *Timeline) Close() error { return t.lines.Close() }
+func (t *Timeline) Close() error { return t.file.Close() }
 
 func (t *Timeline) write(record []string) error {
-	err := t.csv.Write(record)
-	t.csv.Flush()
-	if err := errors.Join(err, t.csv.Error()); err != nil {
+	// One write for each line, however long: a killed process leaves whole lines.
+	var line bytes.Buffer
+	err := csv.NewWriter(&line).WriteAll([][]string{record})
+	if err == nil {
+		_, err = t.file.Write(line.Bytes())
+	}
+	if err != nil {
 		return fmt.Errorf("write timeline: %w", err)
 	}
 	return nil
@@ -143,46 +138,4 @@ func milliseconds(ns *int64) string {
 		return ""
 	}
 	return strconv.FormatFloat(float64(*ns)/1e6, 'f', 3, 64)
-}
-
-// lineWriter hands whole lines to a file, each batch in one write, and keeps
-// the beginning of a line back until its end comes: what a killed process
-// leaves behind ends with a whole line.
-type lineWriter struct {
-	mu      sync.Mutex
-	file    *os.File
-	partial []byte // guarded by mu
-	err     error  // guarded by mu; the first one, after which nothing is written
-}
-
-// Write takes text in pieces of any size.
-func (w *lineWriter) Write(p []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.err != nil {
-		return 0, w.err
-	}
-	w.partial = append(w.partial, p...)
-	end := bytes.LastIndexByte(p, '\n')
-	if end < 0 {
-		return len(p), nil
-	}
-	whole := len(w.partial) - len(p) + end + 1
-	if _, w.err = w.file.Write(w.partial[:whole]); w.err != nil {
-		return 0, w.err
-	}
-	w.partial = append(w.partial[:0], w.partial[whole:]...)
-	return len(p), nil
-}
-
-// Close writes what is left and closes the file.
-func (w *lineWriter) Close() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	var err error
-	if w.err == nil {
-		_, err = w.file.Write(w.partial)
-		w.partial, w.err = nil, os.ErrClosed
-	}
-	return errors.Join(err, w.file.Close())
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/stagebench/stagebench/results"
 )
 
-func TestReadEnvironment(t *testing.T) {
+func TestFillEnvironment(t *testing.T) {
 	binary := filepath.Join(t.TempDir(), "stagebench")
 	if err := os.WriteFile(binary, []byte("abc"), 0o600); err != nil {
 		t.Fatal(err)
@@ -22,12 +22,10 @@ func TestReadEnvironment(t *testing.T) {
 		"proc/sys/kernel/osrelease": {Data: []byte("6.1.0-13-amd64\n")},
 		"proc/cpuinfo":              {Data: []byte("processor\t: 0\nmodel\t\t: 85\nmodel name\t: Example CPU @ 2.00GHz\n")},
 	}
-	e, err := ReadEnvironment(machine, binary)
-	if err != nil {
+	var m results.Manifest
+	if err := FillEnvironment(&m, machine, binary); err != nil {
 		t.Fatal(err)
 	}
-	var m results.Manifest
-	e.Fill(&m)
 	for what, pair := range map[string][2]string{
 		// The test vector of FIPS 180-2 for "abc".
 		"binary": {m.BinarySHA, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"},
@@ -46,14 +44,14 @@ func TestReadEnvironment(t *testing.T) {
 }
 
 func TestAMachineThatTellsNothing(t *testing.T) {
-	e, err := ReadEnvironment(fstest.MapFS{}, os.Args[0])
-	if err != nil {
+	var m results.Manifest
+	if err := FillEnvironment(&m, fstest.MapFS{}, os.Args[0]); err != nil {
 		t.Fatal(err)
 	}
-	if e.Kernel != "unknown" || e.CPUModel != "unknown" || !strings.HasSuffix(e.OS, ", unknown") {
-		t.Errorf("%+v", e)
+	if m.Kernel != "unknown" || m.CPUModel != "unknown" || !strings.HasSuffix(m.OS, ", unknown") {
+		t.Errorf("%+v", m)
 	}
-	if _, err := ReadEnvironment(fstest.MapFS{}, filepath.Join(t.TempDir(), "none")); err == nil {
+	if err := FillEnvironment(&m, fstest.MapFS{}, filepath.Join(t.TempDir(), "none")); err == nil {
 		t.Error("a binary that is not there was hashed")
 	}
 }

@@ -27,7 +27,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"github.com/stagebench/stagebench/results"
@@ -40,12 +39,7 @@ const (
 )
 
 // Dir is the directory of one run.
-type Dir struct {
-	path string
-
-	mu   sync.Mutex
-	used map[string]bool // guarded by mu: names of the cells handed out
-}
+type Dir struct{ path string }
 
 // NewID returns the id of a run that starts now: ids sort by time, and the tag,
 // a random number, keeps two runs of one second apart.
@@ -73,7 +67,7 @@ func Create(path string, m results.Manifest) (*Dir, error) {
 	case err != nil:
 		return nil, fmt.Errorf("create run directory: %w\nchoose another one with --out DIR", err)
 	}
-	d := &Dir{path: path, used: map[string]bool{}}
+	d := &Dir{path: path}
 	// The summary comes first: a manifest promises that there is one.
 	if err := d.WriteSummary(results.Run{Run: m.Run}); err != nil {
 		return nil, err
@@ -85,32 +79,37 @@ func occupied(path string) error {
 	return fmt.Errorf("%s already holds a run\nchoose another directory with --out DIR, or remove this one first", path)
 }
 
-// Open returns the directory of a run that exists, to read it or to go on with
-// it. A run of another schema version is refused.
-func Open(path string) (*Dir, error) {
-	d := &Dir{path: path, used: map[string]bool{}}
-	if _, err := d.manifest(); err != nil {
-		return nil, err
-	}
-	return d, nil
-}
-
 // Read returns the summary and the manifest of the run in a directory, whether
-// it is complete, still running or was killed.
-func Read(path string) (results.Run, results.Manifest, error) {
-	d := &Dir{path: path}
-	m, err := d.manifest()
+// it is complete, still running or was killed. A run of another schema version is
+// refused.
+func Read(path string) (r results.Run, m results.Manifest, err error) {
+	if err = read(path, manifestFile, &m, &m.Schema); err == nil {
+		err = read(path, summaryFile, &r, &r.Schema)
+	}
 	if err != nil {
 		return results.Run{}, results.Manifest{}, err
 	}
-	var r results.Run
-	if err := d.read(summaryFile, &r); err != nil {
-		return results.Run{}, results.Manifest{}, err
-	}
-	if err := d.checkSchema(summaryFile, r.Schema); err != nil {
-		return results.Run{}, results.Manifest{}, err
-	}
 	return r, m, nil
+}
+
+// read reads a file of the run in dir into a value, whose field is schema.
+func read(dir, name string, into any, schema *int) error {
+	path := filepath.Join(dir, name)
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s is not a run: it has no %s\nname a directory that a run was written to, such as runs/latest", dir, name)
+	}
+	if err != nil {
+		return fmt.Errorf("read run: %w", err)
+	}
+	if err := json.Unmarshal(text, into); err != nil {
+		return fmt.Errorf("read run: %s: %w", path, err)
+	}
+	if *schema != results.Schema {
+		return fmt.Errorf("%s has schema version %d, and only version %d can be read\nuse the stagebench that wrote it (\"version\" in %s)",
+			path, *schema, results.Schema, filepath.Join(dir, manifestFile))
+	}
+	return nil
 }
 
 // Path returns the directory's path as it was given.
@@ -141,58 +140,33 @@ func listed[T any](list []T) []T { return append([]T{}, list...) }
 // PointLatest makes the link "latest" beside the run's directory point to it.
 // A file system without links is a reason to go on without, so callers tell
 // the user at most.
-func (d *Dir) PointLatest() error {
+func (d *Dir) PointLatest() (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("point latest to %s: %w", d.path, err)
+		}
+	}()
 	path, err := filepath.Abs(d.path)
 	if err != nil {
-		return fmt.Errorf("point latest to %s: %w", d.path, err)
+		return err
 	}
 	link := filepath.Join(filepath.Dir(path), "latest")
 	if info, err := os.Lstat(link); err == nil && info.Mode().Type() != fs.ModeSymlink {
-		return fmt.Errorf("point latest to %s: %s is not a link", d.path, link)
+		return fmt.Errorf("%s is not a link", link)
 	}
 	// A link cannot be replaced, only renamed over: no reader ever finds none.
 	// What an earlier attempt left under the temporary name goes first.
 	fresh := path + ".latest"
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("point latest to %s: %w", d.path, err)
+		return err
 	}
 	if err := os.Symlink(filepath.Base(path), fresh); err != nil {
-		return fmt.Errorf("point latest to %s: %w", d.path, err)
+		return err
 	}
 	if err := os.Rename(fresh, link); err != nil {
-		return errors.Join(fmt.Errorf("point latest to %s: %w", d.path, err), os.Remove(fresh))
+		return errors.Join(err, os.Remove(fresh))
 	}
 	return nil
-}
-
-func (d *Dir) manifest() (results.Manifest, error) {
-	var m results.Manifest
-	if err := d.read(manifestFile, &m); err != nil {
-		return m, err
-	}
-	return m, d.checkSchema(manifestFile, m.Schema)
-}
-
-func (d *Dir) read(name string, into any) error {
-	text, err := os.ReadFile(filepath.Join(d.path, name))
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s is not a run: it has no %s\nname a directory that a run was written to, such as runs/latest", d.path, name)
-	}
-	if err != nil {
-		return fmt.Errorf("read run: %w", err)
-	}
-	if err := json.Unmarshal(text, into); err != nil {
-		return fmt.Errorf("read run: %s: %w", filepath.Join(d.path, name), err)
-	}
-	return nil
-}
-
-func (d *Dir) checkSchema(name string, schema int) error {
-	if schema == results.Schema {
-		return nil
-	}
-	return fmt.Errorf("%s has schema version %d, and only version %d can be read\nuse the stagebench that wrote it (\"version\" in %s)",
-		filepath.Join(d.path, name), schema, results.Schema, filepath.Join(d.path, manifestFile))
 }
 
 // replace writes a file under a temporary name and renames it, so that a

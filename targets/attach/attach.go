@@ -32,29 +32,15 @@ func Parse(ctx context.Context, target string, allowed []string) (*url.URL, erro
 	if slices.ContainsFunc(allowed, func(host string) bool { return strings.EqualFold(host, u.Hostname()) }) {
 		return u, nil
 	}
-	addresses, err := resolve(ctx, u.Hostname())
+	addresses, err := net.DefaultResolver.LookupIPAddr(ctx, u.Hostname())
 	if err != nil {
 		return nil, fmt.Errorf("target %q: %w\nwant a URL such as http://127.0.0.1:8080/", target, err)
 	}
 	for _, address := range addresses {
-		if !address.IsLoopback() {
-			return nil, fmt.Errorf("target %q is at %s, which is not on the loopback network\nif this service is yours to load: --allow-host %s", target, address, u.Hostname())
+		if !address.IP.IsLoopback() {
+			return nil, fmt.Errorf("target %q is at %s, which is not on the loopback network\nif this service is yours to load: --allow-host %s",
+				target, address.IP, u.Hostname())
 		}
 	}
 	return u, nil
-}
-
-func resolve(ctx context.Context, host string) ([]net.IP, error) {
-	if address := net.ParseIP(host); address != nil {
-		return []net.IP{address}, nil
-	}
-	found, err := net.DefaultResolver.LookupIPAddr(ctx, host)
-	if err != nil {
-		return nil, err
-	}
-	var addresses []net.IP
-	for _, a := range found {
-		addresses = append(addresses, a.IP)
-	}
-	return addresses, nil
 }

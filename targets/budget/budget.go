@@ -17,9 +17,13 @@
 package budget
 
 import (
+	"cmp"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"path/filepath"
+	"io/fs"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 
@@ -33,38 +37,8 @@ type Options struct {
 	Prefix string
 	// Root is where /proc and /sys are found, "" = "/".
 	Root string
-	// PeriodScale multiplies every quota period, 0 = 1; see QuotaFor.
-	PeriodScale float64
-	// Burst is the share of a period's quota that an idle host saves up and
-	// may spend in a later period: up to 1, which 0 stands for too; below 0 is
-	// none. The budget still holds over any longer time. Poisson arrivals at
-	// two thirds of a 0.1-core host were throttled in 8 to 17 % of all periods
-	// without it (p99 3.7 to 6.3 ms) and in none with it (1.4 to 2.3 ms).
-	Burst float64
 
 	files filesystem // nil = the kernel's
-}
-
-func (o Options) withDefaults() Options {
-	if o.Prefix == "" {
-		o.Prefix = "stagebench"
-	}
-	if o.Root == "" {
-		o.Root = "/"
-	}
-	if o.PeriodScale == 0 {
-		o.PeriodScale = 1
-	}
-	switch {
-	case o.Burst == 0:
-		o.Burst = 1
-	case o.Burst < 0:
-		o.Burst = 0
-	}
-	if o.files == nil {
-		o.files = kernelFiles{}
-	}
-	return o
 }
 
 // Manager makes hosts.
@@ -80,15 +54,21 @@ type Manager struct {
 	closed bool             // guarded by mu
 }
 
+func newManager(opts Options) *Manager {
+	opts.Prefix, opts.Root = cmp.Or(opts.Prefix, "stagebench"), cmp.Or(opts.Root, "/")
+	if opts.files == nil {
+		opts.files = kernelFiles{}
+	}
+	return &Manager{opts: opts, hosts: map[string]*Host{}, home: func() error { return nil }}
+}
+
 // Detect finds out what this machine permits and removes the groups of
 // harnesses that were killed. It never fails: where no budget can be enforced,
 // the manager accounts only, and Describe says why and what to do about it.
 func Detect(opts Options) *Manager {
-	opts = opts.withDefaults()
-	m := &Manager{opts: opts, hosts: map[string]*Host{}, home: func() error { return nil }}
+	m := newManager(opts)
 	if err := m.detect(); err != nil {
-		m.top = newTree(opts.Root)
-		m.describe = "not isolated: " + err.Error()
+		m.account(err.Error())
 	}
 	return m
 }
@@ -96,11 +76,15 @@ func Detect(opts Options) *Manager {
 // Unlimited returns a manager that accounts by the process tree and enforces
 // nothing. The reason is what Describe says.
 func Unlimited(reason string) *Manager {
-	opts := Options{}.withDefaults()
-	return &Manager{
-		opts: opts, hosts: map[string]*Host{}, home: func() error { return nil },
-		top: newTree(opts.Root), describe: "not isolated: " + reason,
-	}
+	m := newManager(Options{})
+	m.account(reason)
+	return m
+}
+
+// account makes the manager account by the process tree. The random name keeps
+// managers from taking each other's processes for their own.
+func (m *Manager) account(reason string) {
+	m.top, m.describe = newTree(m.opts.Root, rand.Text()), "not isolated: "+reason
 }
 
 func (m *Manager) detect() error {
@@ -124,9 +108,18 @@ func (m *Manager) detect() error {
 	return err
 }
 
-// adopt makes a group the manager's own once the kernel has shown that it
-// takes a CPU limit there: it may be built without them.
-func (m *Manager) adopt(top group) error {
+// makeTop makes the manager's own group below base, under the first name that is
+// free, once the kernel has shown that it takes a CPU limit there: it may be built
+// without them.
+func (m *Manager) makeTop(base group, self proc.Owner) error {
+	var top group
+	err := fs.ErrExist
+	for n := 1; errors.Is(err, fs.ErrExist); n++ {
+		top, err = base.child(topName(m.opts.Prefix, self, n))
+	}
+	if err != nil {
+		return err
+	}
 	if err := top.limitCPU(Quota{}); err != nil {
 		return errors.Join(fmt.Errorf("this kernel takes no CPU limits: %w", err), top.remove())
 	}
@@ -145,10 +138,10 @@ func (m *Manager) Isolated() bool { return m.isolated }
 // no limit. The CPU budget is in force from Apply on, the memory limit at once.
 // Several hosts may have one name.
 func (m *Manager) NewHost(name string, cores float64, memoryBytes int64) (*Host, error) {
-	host := &Host{name: name, manager: m, leaves: map[string]*Leaf{}}
+	host := &Host{unit: unit{kind: "host", name: name}, manager: m, leaves: map[string]*Leaf{}}
 	if cores != 0 {
 		var err error
-		if host.quota, err = QuotaFor(cores, m.opts.PeriodScale, m.opts.Burst); err != nil {
+		if host.quota, err = QuotaFor(cores); err != nil {
 			return nil, fmt.Errorf("host %s: %w", name, err)
 		}
 	}
@@ -181,10 +174,7 @@ func (m *Manager) NewHost(name string, cores float64, memoryBytes int64) (*Host,
 // manager's own groups. It may be called again.
 func (m *Manager) Close() error {
 	m.mu.Lock()
-	hosts := make([]*Host, 0, len(m.hosts))
-	for _, host := range m.hosts {
-		hosts = append(hosts, host)
-	}
+	hosts := slices.Collect(maps.Values(m.hosts))
 	closed := m.closed
 	m.closed = true
 	m.mu.Unlock()
@@ -210,7 +200,7 @@ func (m *Manager) forget(h *Host) {
 
 // checkName refuses what is not one plain path element.
 func checkName(name string) error {
-	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00\n") || filepath.Base(name) != name {
+	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00\n") {
 		return errors.New("want a name that can be a directory")
 	}
 	return nil

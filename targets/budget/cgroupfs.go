@@ -1,8 +1,6 @@
 package budget
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -53,6 +51,21 @@ func (kernelFiles) write(file, text string) error {
 	return err
 }
 
+// setting is a text for a control file.
+type setting struct{ file, text string }
+
+// set writes control files in the order given. Those of bursts may be missing: a
+// kernel before 5.14 has none.
+func set(files filesystem, dir string, settings ...setting) error {
+	for _, s := range settings {
+		err := files.write(filepath.Join(dir, s.file), s.text)
+		if err != nil && (!strings.Contains(s.file, "burst") || !errors.Is(err, fs.ErrNotExist)) {
+			return err
+		}
+	}
+	return nil
+}
+
 // procsIn lists the processes of a group and of those nested in it.
 func procsIn(dir string) ([]int, error) {
 	var pids []int
@@ -94,14 +107,11 @@ func killProcs(pids []int) error {
 func removeGroups(files filesystem, dirs ...string) error {
 	for _, dir := range dirs {
 		err := within(removeBound, func() (bool, error) {
-			switch err := removeNested(files, dir); {
-			case err == nil:
-				return true, nil
-			case errors.Is(err, syscall.EBUSY):
+			err := removeNested(files, dir)
+			if errors.Is(err, syscall.EBUSY) {
 				return false, nil
-			default:
-				return false, err
 			}
+			return true, err
 		})
 		if errors.Is(err, errBound) {
 			return fmt.Errorf("remove %s: it was still busy after %v", dir, removeBound)
@@ -141,13 +151,10 @@ func topName(prefix string, owner proc.Owner, n int) string {
 // (a native server whose wrapper was killed) is killed. Errors are not
 // reported: what cannot be removed now is in nobody's way.
 func sweep(opts Options, base string) {
-	entries, err := os.ReadDir(base)
-	if err != nil {
-		return
-	}
+	entries, _ := os.ReadDir(base)
 	for _, entry := range entries {
 		name, ours := strings.CutPrefix(entry.Name(), opts.Prefix+"-")
-		owner, _, ok := proc.ParseOwner(name)
+		owner, ok := proc.ParseOwner(name)
 		if !entry.IsDir() || !ours || !ok || !owner.Gone(opts.Root) {
 			continue
 		}
@@ -176,6 +183,19 @@ func readNumber(file string) (int64, error) {
 	return n, nil
 }
 
+// withMemory adds what the memory controller accounts in dir: two figures of its
+// stat, and the kills in the file of its events.
+func (u Usage) withMemory(dir, anonymous, mapped, events string) (Usage, error) {
+	stat, err := readTable(filepath.Join(dir, "memory.stat"))
+	if err != nil {
+		return Usage{}, err
+	}
+	u.RSSBytes = stat[anonymous] + stat[mapped]
+	kills, err := readTable(filepath.Join(dir, events))
+	u.OOMKills = kills["oom_kill"]
+	return u, err
+}
+
 // readTable reads a control file of lines "name number". Other lines are left
 // out.
 func readTable(file string) (map[string]int64, error) {
@@ -184,14 +204,13 @@ func readTable(file string) (map[string]int64, error) {
 		return nil, err
 	}
 	table := map[string]int64{}
-	lines := bufio.NewScanner(bytes.NewReader(text))
-	for lines.Scan() {
-		name, value, _ := strings.Cut(lines.Text(), " ")
+	for line := range strings.SplitSeq(string(text), "\n") {
+		name, value, _ := strings.Cut(line, " ")
 		if n, err := strconv.ParseInt(value, 10, 64); err == nil {
 			table[name] = n
 		}
 	}
-	return table, lines.Err()
+	return table, nil
 }
 
 func micros(d time.Duration) string { return strconv.FormatInt(d.Microseconds(), 10) }

@@ -54,13 +54,12 @@ func realV2(t *testing.T) *Manager {
 	if err != nil {
 		t.Fatal(err)
 	}
-	opts := Options{Prefix: prefix(t)}.withDefaults()
-	base := &v2Group{files: opts.files, root: "/", dir: found.v2}
-	top, err := base.child(topName(opts.Prefix, self, 1))
-	if err != nil {
+	m = newManager(Options{Prefix: prefix(t)})
+	base := &v2Group{files: m.opts.files, root: "/", dir: found.v2}
+	if m.top, err = base.child(topName(m.opts.Prefix, self, 1)); err != nil {
 		t.Skipf("needs a writable cgroup v2 hierarchy: %v", err)
 	}
-	return &Manager{opts: opts, top: top, hosts: map[string]*Host{}, home: func() error { return nil }}
+	return m
 }
 
 // prefix keeps the groups of tests apart from those of anybody else.
@@ -118,7 +117,7 @@ func leaf(t *testing.T, m *Manager) (*Host, *Leaf) {
 func bornInside(t *testing.T, m *Manager) {
 	_, leaf := leaf(t, m)
 	c := launch(t, "threads", leaf.Start)
-	pids, err := leaf.PIDs()
+	pids, err := leaf.group.pids()
 	if err != nil || !slices.Equal(pids, []int{c.cmd.Process.Pid}) {
 		t.Fatalf("the leaf holds %v, %v; want %d", pids, err, c.cmd.Process.Pid)
 	}
@@ -199,7 +198,7 @@ func accountSurvivesRestarts(t *testing.T, m *Manager) {
 }
 
 func accountsMemory(t *testing.T, m *Manager) {
-	if g, ok := m.top.(*v2Group); ok && !g.hasMemory() {
+	if g, ok := m.top.(*v2Group); ok && !slices.Contains(g.enable, "memory") {
 		t.Log("without the memory controller: by process")
 	}
 	host, leaf := leaf(t, m)
@@ -220,7 +219,7 @@ func killReachesWhoLeft(t *testing.T, m *Manager) {
 	forked := c.pid(t)
 	// The one that forked dies first, so that the other hangs below pid 1.
 	c.end()
-	if pids, err := leaf.PIDs(); err != nil || !slices.Equal(pids, []int{forked}) {
+	if pids, err := leaf.group.pids(); err != nil || !slices.Equal(pids, []int{forked}) {
 		t.Fatalf("the leaf holds %v, %v; want %d", pids, err, forked)
 	}
 	if err := host.KillAll(); err != nil {
@@ -437,7 +436,7 @@ func TestABusyHostIsHeldToItsBudget(t *testing.T) {
 	for attempt := 1; ; attempt++ { // the kernel's two accounts are not read at the same instant
 		from, to = to, usageAfter(to.Periods+200)
 		periods := to.Periods - from.Periods
-		used, budget := to.CPUSeconds-from.CPUSeconds, float64(periods)*host.Quota().Quota.Seconds()
+		used, budget := to.CPUSeconds-from.CPUSeconds, float64(periods)*host.quota.Quota.Seconds()
 		t.Logf("%d periods: %.1f ms of CPU, budget %.1f ms, throttled in %d periods for %.2f s",
 			periods, used*1e3, budget*1e3, to.ThrottledPeriods-from.ThrottledPeriods, to.ThrottledSeconds-from.ThrottledSeconds)
 		if used <= 1.15*budget {

@@ -45,19 +45,25 @@ type group interface {
 	usage() (Usage, error)
 	// pids lists the live members, those of nested groups included.
 	pids() ([]int, error)
-	// kill sends SIGKILL to all members once.
-	kill() error
+	// kill sends SIGKILL once to all members, which pids has just listed.
+	kill(pids []int) error
 	// remove removes the empty group and the groups in it. A group that does
 	// not exist any more is no error.
 	remove() error
 }
 
+// unit is a group with a name, for errors.
+type unit struct {
+	kind  string // "host", "node"
+	name  string
+	group group
+}
+
 // Host is a unit of capacity: a group with limits.
 type Host struct {
-	name      string
+	unit
 	groupName string
 	manager   *Manager
-	group     group
 	quota     Quota // zero = no CPU limit
 
 	mu      sync.Mutex
@@ -68,9 +74,6 @@ type Host struct {
 // Isolated reports whether the host is held to a CPU budget once Apply was
 // called.
 func (h *Host) Isolated() bool { return h.manager.isolated && h.quota != Quota{} }
-
-// Quota is the host's CPU budget as the kernel takes it; zero without one.
-func (h *Host) Quota() Quota { return h.quota }
 
 // Leaf makes the group of one node on this host.
 func (h *Host) Leaf(node string) (*Leaf, error) {
@@ -89,49 +92,27 @@ func (h *Host) Leaf(node string) (*Leaf, error) {
 	if err != nil {
 		return nil, fmt.Errorf("node %s: %w", node, err)
 	}
-	leaf := &Leaf{name: node, group: group}
+	leaf := &Leaf{unit{"node", node, group}}
 	h.leaves[node] = leaf
 	return leaf, nil
 }
 
 // Apply puts the CPU budget in force. It is called when the host's nodes are
 // ready: 20 ms of CPU to start would be 200 ms at a tenth of a core.
-func (h *Host) Apply() error {
-	if !h.Isolated() {
-		return nil
-	}
-	if err := h.group.limitCPU(h.quota); err != nil {
-		return fmt.Errorf("apply the CPU budget of host %s: %w", h.name, err)
-	}
-	return nil
-}
+func (h *Host) Apply() error { return h.limit("apply", h.quota) }
 
 // Lift takes the CPU budget off, for a restart or for the end.
-func (h *Host) Lift() error {
+func (h *Host) Lift() error { return h.limit("lift", Quota{}) }
+
+func (h *Host) limit(what string, q Quota) error {
 	if !h.Isolated() {
 		return nil
 	}
-	if err := h.group.limitCPU(Quota{}); err != nil {
-		return fmt.Errorf("lift the CPU budget of host %s: %w", h.name, err)
+	if err := h.group.limitCPU(q); err != nil {
+		return fmt.Errorf("%s the CPU budget of host %s: %w", what, h.name, err)
 	}
 	return nil
 }
-
-// Usage is the host's account.
-func (h *Host) Usage() (Usage, error) {
-	usage, err := h.group.usage()
-	if err != nil {
-		return Usage{}, fmt.Errorf("read the usage of host %s: %w", h.name, err)
-	}
-	return usage, nil
-}
-
-// Signal sends a signal to every process on the host.
-func (h *Host) Signal(sig syscall.Signal) error { return signalAll(h.group, h.name, sig) }
-
-// KillAll kills every process on the host, whoever started it, and waits,
-// bounded, until all are gone.
-func (h *Host) KillAll() error { return killAll(h.group, h.name) }
 
 // Remove kills what is left on the host and removes its groups. It may be
 // called again.
@@ -150,10 +131,7 @@ func (h *Host) Remove() error {
 }
 
 // Leaf is the group of one node.
-type Leaf struct {
-	name  string
-	group group
-}
+type Leaf struct{ unit }
 
 // Start starts a command inside the leaf. The command must not have been
 // started; waiting for it is the caller's business.
@@ -164,33 +142,24 @@ func (l *Leaf) Start(cmd *exec.Cmd) error {
 	return nil
 }
 
-// Usage is the node's account; it goes on over restarts.
-func (l *Leaf) Usage() (Usage, error) {
-	usage, err := l.group.usage()
+// Usage is the account of the host, or of the node, where it goes on over
+// restarts.
+func (u *unit) Usage() (Usage, error) {
+	usage, err := u.group.usage()
 	if err != nil {
-		return Usage{}, fmt.Errorf("read the usage of node %s: %w", l.name, err)
+		return Usage{}, fmt.Errorf("read the usage of %s %s: %w", u.kind, u.name, err)
 	}
 	return usage, nil
 }
 
-// PIDs lists the live processes of the node, native servers included.
-func (l *Leaf) PIDs() ([]int, error) { return l.group.pids() }
-
-// Signal sends a signal to every process of the node.
-func (l *Leaf) Signal(sig syscall.Signal) error { return signalAll(l.group, l.name, sig) }
-
-// KillAll kills every process of the node and waits, bounded, until all are
-// gone.
-func (l *Leaf) KillAll() error { return killAll(l.group, l.name) }
-
-// signalAll signals every process of a group once, also those forked
-// meanwhile.
-func signalAll(g group, name string, sig syscall.Signal) error {
+// Signal sends a signal once to every process of the host or node, native
+// servers included, also to those forked meanwhile.
+func (u *unit) Signal(sig syscall.Signal) error {
 	sent := map[int]bool{}
 	for range signalPasses {
-		pids, err := g.pids()
+		pids, err := u.group.pids()
 		if err != nil {
-			return fmt.Errorf("signal %s: %w", name, err)
+			return fmt.Errorf("signal %s: %w", u.name, err)
 		}
 		pids = slices.DeleteFunc(pids, func(pid int) bool { return sent[pid] })
 		if len(pids) == 0 {
@@ -199,29 +168,30 @@ func signalAll(g group, name string, sig syscall.Signal) error {
 		for _, pid := range pids {
 			sent[pid] = true
 			if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
-				return fmt.Errorf("signal %s, process %d: %w", name, pid, err)
+				return fmt.Errorf("signal %s, process %d: %w", u.name, pid, err)
 			}
 		}
 	}
 	return nil
 }
 
-// killAll kills until nothing is left, or killBound is over.
-func killAll(g group, name string) error {
+// KillAll kills every process of the host or node, whoever started it, until
+// nothing is left or killBound is over.
+func (u *unit) KillAll() error {
 	var left []int
 	gone := within(killBound, func() (bool, error) {
-		pids, err := g.pids()
+		pids, err := u.group.pids()
 		if err != nil || len(pids) == 0 {
 			return true, err
 		}
 		left = pids
-		return false, g.kill()
+		return false, u.group.kill(pids)
 	})
 	switch {
 	case errors.Is(gone, errBound):
-		return fmt.Errorf("kill %s: processes %v survived SIGKILL for %v", name, left, killBound)
+		return fmt.Errorf("kill %s: processes %v survived SIGKILL for %v", u.name, left, killBound)
 	case gone != nil:
-		return fmt.Errorf("kill %s: %w", name, gone)
+		return fmt.Errorf("kill %s: %w", u.name, gone)
 	}
 	return nil
 }

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -89,30 +87,8 @@ func groupDir(mountRoot, mountPoint, path string) string {
 	return filepath.Join(mountPoint, rel)
 }
 
-// unescape undoes the octal escapes of mountinfo (\040 is a space).
+// unescape undoes the octal escapes of mountinfo: the kernel writes these four
+// characters so (fs/proc_namespace.c, show_mountinfo).
 func unescape(field string) string {
-	var b strings.Builder
-	for i := 0; i < len(field); i++ {
-		if field[i] == '\\' && i+3 < len(field) {
-			if code, err := strconv.ParseUint(field[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(code))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(field[i])
-	}
-	return b.String()
-}
-
-// dirs returns the own group's directories in the v1 hierarchies that are
-// used, without doubles: cpu and cpuacct are often one hierarchy.
-func (m mounts) dirs() []string {
-	var dirs []string
-	for _, controller := range []string{"cpu", "cpuacct", "memory"} {
-		if dir := m.v1[controller]; dir != "" && !slices.Contains(dirs, dir) {
-			dirs = append(dirs, dir)
-		}
-	}
-	return dirs
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(field)
 }

@@ -19,38 +19,27 @@ const (
 )
 
 // Quota is a CPU budget as the kernel takes it: in every Period the host runs
-// for at most Quota, summed over all CPUs, plus what it saved up to Burst.
-type Quota struct {
-	Quota  time.Duration
-	Period time.Duration
-	Burst  time.Duration
-}
+// for at most Quota, summed over all CPUs. An idle host saves up one more quota,
+// its burst, which it may spend in a later period; the budget still holds over
+// any longer time. Poisson arrivals at two thirds of a 0.1-core host were
+// throttled in 8 to 17 % of all periods without a burst (p99 3.7 to 6.3 ms) and
+// in none with it (1.4 to 2.3 ms).
+type Quota struct{ Quota, Period time.Duration }
 
 // QuotaFor returns the quota of a host with that many cores. The period is
 // 5 ms, or as long as a quota of 1 ms makes it: 0.1 cores get 1 ms in 10 ms,
-// 0.3 cores 1.5 ms in 5 ms. scale multiplies the period (1 = as said) to see
-// whether a measurement depends on it; the kernel's limits still hold, so a
-// host whose quota is at 1 ms already has no shorter period: compare the
-// periods of two scales before comparing what was measured. burst is a share
-// of the quota, from 0 to 1.
-func QuotaFor(cores, scale, burst float64) (Quota, error) {
+// 0.3 cores 1.5 ms in 5 ms.
+func QuotaFor(cores float64) (Quota, error) {
 	if !(cores > 0) || math.IsInf(cores, 0) {
 		return Quota{}, fmt.Errorf("a budget of %v cores: want more than 0", cores)
-	}
-	if !(scale > 0) || !(burst >= 0 && burst <= 1) {
-		return Quota{}, fmt.Errorf("period scale %v and burst %v: want more than 0, and 0 to 1", scale, burst)
 	}
 	shortest := time.Duration(math.Ceil(minQuota.Seconds()/cores*1e6-1e-6)) * time.Microsecond
 	if shortest > maxPeriod {
 		return Quota{}, fmt.Errorf("a budget of %v cores: the kernel enforces no less than %v", cores, minQuota.Seconds()/maxPeriod.Seconds())
 	}
-	period := time.Duration(float64(max(basePeriod, shortest)) * scale).Round(time.Microsecond)
-	period = min(max(period, shortest, minQuota), maxPeriod)
+	period := max(basePeriod, shortest)
 	quota := max(time.Duration(cores*float64(period)).Round(time.Microsecond), minQuota)
-	return Quota{
-		Quota: quota, Period: period,
-		Burst: time.Duration(burst * float64(quota)).Round(time.Microsecond),
-	}, nil
+	return Quota{Quota: quota, Period: period}, nil
 }
 
 // Procs is the number of threads that a node of a host with that many cores

@@ -2,7 +2,6 @@ package budget
 
 import (
 	"bytes"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -27,7 +26,7 @@ const treeEnv = "STAGEBENCH_GROUP"
 // both. It accounts and kills; it limits nothing.
 type treeGroup struct {
 	root string // where procfs is found
-	path string // this group in the mark: "PID-START-NAMESPACE-RANDOM/host/node"
+	path string // this group in the mark: "MANAGER/host/node"
 
 	mu       sync.Mutex
 	children []*treeGroup   // guarded by mu
@@ -36,19 +35,12 @@ type treeGroup struct {
 	seen     uint64         // guarded by mu: most ticks seen of the present one
 }
 
-func newTree(root string) *treeGroup {
-	g := &treeGroup{root: root, path: "0-0-0", started: map[int]uint64{}}
-	if self, err := proc.Self(root); err == nil {
-		g.path = self.String()
-	}
-	// Two managers of one process must not take each other's processes for
-	// their own.
-	g.path += "-" + rand.Text()
-	return g
+func newTree(root, path string) *treeGroup {
+	return &treeGroup{root: root, path: path, started: map[int]uint64{}}
 }
 
 func (g *treeGroup) child(name string) (group, error) {
-	child := &treeGroup{root: g.root, path: g.path + "/" + name, started: map[int]uint64{}}
+	child := newTree(g.root, g.path+"/"+name)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.children = append(g.children, child)
@@ -100,7 +92,7 @@ func (g *treeGroup) usage() (Usage, error) {
 	var ticks uint64
 	var pages int64
 	for _, stat := range members {
-		ticks += stat.Ticks + stat.ChildTicks
+		ticks += stat.Ticks
 		pages += stat.RSSPages
 	}
 	// A process that dies without being waited for takes its ticks with it; an
@@ -184,10 +176,7 @@ func (g *treeGroup) startedHere(stat proc.Stat) bool {
 // group in it. The environment of a process of another user cannot be read;
 // without root there is none among ours.
 func (g *treeGroup) marked(pid int) bool {
-	env, err := os.ReadFile(filepath.Join(g.root, "proc", strconv.Itoa(pid), "environ"))
-	if err != nil {
-		return false
-	}
+	env, _ := os.ReadFile(filepath.Join(g.root, "proc", strconv.Itoa(pid), "environ"))
 	for variable := range bytes.SplitSeq(env, []byte{0}) {
 		if path, ok := strings.CutPrefix(string(variable), treeEnv+"="); ok && (path == g.path || strings.HasPrefix(path, g.path+"/")) {
 			return true
@@ -196,9 +185,9 @@ func (g *treeGroup) marked(pid int) bool {
 	return false
 }
 
-// kill kills what it finds. A pid is held by a descriptor before its start
+// kill kills what it finds now. A pid is held by a descriptor before its start
 // time is compared, so that it cannot become another process in between.
-func (g *treeGroup) kill() error {
+func (g *treeGroup) kill([]int) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	members, err := g.members()
@@ -206,10 +195,7 @@ func (g *treeGroup) kill() error {
 		return err
 	}
 	for _, stat := range members {
-		process, err := os.FindProcess(stat.PID)
-		if err != nil {
-			continue
-		}
+		process, _ := os.FindProcess(stat.PID) // never fails here
 		if now, err := proc.ReadStat(g.root, stat.PID); err == nil && now.Start == stat.Start {
 			err := process.Signal(syscall.SIGKILL)
 			if err != nil && !errors.Is(err, os.ErrProcessDone) {
@@ -223,14 +209,15 @@ func (g *treeGroup) kill() error {
 
 func (g *treeGroup) remove() error { return nil }
 
-// residentOf sums up the memory that processes have mapped; pages that they
-// share count for each of them.
-func residentOf(root string, pids []int) int64 {
+// residentOf sums up the memory that the processes of a group have mapped; pages
+// that they share count for each of them.
+func residentOf(root string, g group) (int64, error) {
+	pids, err := g.pids()
 	var pages int64
 	for _, pid := range pids {
 		if stat, err := proc.ReadStat(root, pid); err == nil {
 			pages += stat.RSSPages
 		}
 	}
-	return pages * int64(os.Getpagesize())
+	return pages * int64(os.Getpagesize()), err
 }

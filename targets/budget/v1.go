@@ -3,7 +3,6 @@ package budget
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,34 +31,27 @@ func (m *Manager) detectV1(found mounts, self proc.Owner) error {
 	if found.v1["cpuacct"] == "" {
 		return errors.New("cgroup v1 without the cpuacct hierarchy; mount it beside cpu")
 	}
-	for _, dir := range found.dirs() {
-		sweep(m.opts, dir)
-	}
 	base := &v1Group{
 		files: m.opts.files, root: m.opts.Root,
 		cpu: found.v1["cpu"], acct: found.v1["cpuacct"], memory: found.v1["memory"],
 	}
 	base.home = base.dirs()
-	top, err := base.makeTop(m.opts.Prefix, self)
+	for _, dir := range base.home {
+		sweep(m.opts, dir)
+	}
+	err := m.makeTop(base, self)
 	m.describe = "cgroup v1"
 	if err != nil && base.memory != "" {
 		// CPU without memory is better than nothing.
 		base.memory = ""
 		base.home = base.dirs()
-		top, err = base.makeTop(m.opts.Prefix, self)
-	}
-	if err == nil {
-		err = m.adopt(top)
+		err = m.makeTop(base, self)
 	}
 	if err != nil {
 		return fmt.Errorf("%w; %s", err, adviceV1(err))
 	}
 	if base.memory == "" {
 		m.describe += ", no memory limits"
-	} else {
-		// Old kernels count nested groups only when told so. New ones always
-		// do, and some of them refuse the file.
-		_ = base.files.write(filepath.Join(top.memory, "memory.use_hierarchy"), "1")
 	}
 	return nil
 }
@@ -71,15 +63,8 @@ func adviceV1(err error) string {
 	return "cgroup v1 cannot be given to ordinary users: run as root"
 }
 
-func (g *v1Group) makeTop(prefix string, self proc.Owner) (*v1Group, error) {
-	for n := 1; ; n++ {
-		top, err := g.nested(topName(prefix, self, n))
-		if !errors.Is(err, fs.ErrExist) {
-			return top, err
-		}
-	}
-}
-
+// dirs are the group's directories without doubles: cpu and cpuacct are often
+// one hierarchy.
 func (g *v1Group) dirs() []string {
 	dirs := []string{g.cpu}
 	for _, dir := range []string{g.acct, g.memory} {
@@ -91,15 +76,10 @@ func (g *v1Group) dirs() []string {
 }
 
 func (g *v1Group) child(name string) (group, error) {
-	child, err := g.nested(name)
-	if err != nil {
-		return nil, err
+	child := &v1Group{
+		files: g.files, root: g.root, home: g.home,
+		cpu: filepath.Join(g.cpu, name), acct: filepath.Join(g.acct, name),
 	}
-	return child, nil
-}
-
-func (g *v1Group) nested(name string) (*v1Group, error) {
-	child := &v1Group{files: g.files, root: g.root, home: g.home, cpu: filepath.Join(g.cpu, name), acct: filepath.Join(g.acct, name)}
 	if g.memory != "" {
 		child.memory = filepath.Join(g.memory, name)
 	}
@@ -110,6 +90,11 @@ func (g *v1Group) nested(name string) (*v1Group, error) {
 			}
 			return nil, err
 		}
+	}
+	if g.memory != "" {
+		// Old kernels count nested groups only when told so. New ones always
+		// do, and some of them refuse the file.
+		_ = g.files.write(filepath.Join(child.memory, "memory.use_hierarchy"), "1")
 	}
 	return child, nil
 }
@@ -152,26 +137,12 @@ func (g *v1Group) enter(dirs []string) error {
 // limitCPU takes the old limit off first, so that no step on the way is one
 // that the kernel refuses (a burst larger than the quota).
 func (g *v1Group) limitCPU(q Quota) error {
-	set := func(name, text string) error { return g.files.write(filepath.Join(g.cpu, name), text) }
-	burst := func(text string) error {
-		if err := set("cpu.cfs_burst_us", text); !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		return nil // a kernel before 5.14 has no bursts
+	settings := []setting{{"cpu.cfs_burst_us", "0"}, {"cpu.cfs_quota_us", "-1"}}
+	if q != (Quota{}) {
+		settings = append(settings, setting{"cpu.cfs_period_us", micros(q.Period)},
+			setting{"cpu.cfs_quota_us", micros(q.Quota)}, setting{"cpu.cfs_burst_us", micros(q.Quota)})
 	}
-	if err := errors.Join(burst("0"), set("cpu.cfs_quota_us", "-1")); err != nil {
-		return err
-	}
-	if q == (Quota{}) {
-		return nil
-	}
-	if err := set("cpu.cfs_period_us", micros(q.Period)); err != nil {
-		return err
-	}
-	if err := set("cpu.cfs_quota_us", micros(q.Quota)); err != nil {
-		return err
-	}
-	return burst(micros(q.Burst))
+	return set(g.files, g.cpu, settings...)
 }
 
 func (g *v1Group) limitMemory(bytes int64) error {
@@ -202,18 +173,10 @@ func (g *v1Group) usage() (Usage, error) {
 		Periods: stat["nr_periods"], ThrottledPeriods: stat["nr_throttled"],
 	}
 	if g.memory == "" {
-		pids, err := g.pids()
-		usage.RSSBytes = residentOf(g.root, pids)
+		usage.RSSBytes, err = residentOf(g.root, g)
 		return usage, err
 	}
-	memory, err := readTable(filepath.Join(g.memory, "memory.stat"))
-	if err != nil {
-		return Usage{}, err
-	}
-	usage.RSSBytes = memory["total_rss"] + memory["total_mapped_file"]
-	oom, err := readTable(filepath.Join(g.memory, "memory.oom_control"))
-	usage.OOMKills = oom["oom_kill"]
-	return usage, err
+	return usage.withMemory(g.memory, "total_rss", "total_mapped_file", "memory.oom_control")
 }
 
 // pids leaves this process out. A group lists a whole process when one thread
@@ -225,12 +188,6 @@ func (g *v1Group) pids() ([]int, error) {
 	return slices.DeleteFunc(pids, func(pid int) bool { return pid == self }), err
 }
 
-func (g *v1Group) kill() error {
-	pids, err := g.pids()
-	if err != nil {
-		return err
-	}
-	return killProcs(pids)
-}
+func (g *v1Group) kill(pids []int) error { return killProcs(pids) }
 
 func (g *v1Group) remove() error { return removeGroups(g.files, g.dirs()...) }

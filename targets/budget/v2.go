@@ -1,6 +1,7 @@
 package budget
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -22,7 +23,7 @@ type v2Group struct {
 	files  filesystem
 	root   string // where procfs is found
 	dir    string
-	enable string // controllers for nested groups, as cgroup.subtree_control takes them: "+cpu +memory"
+	enable []string // controllers for nested groups
 }
 
 // detectV2 looks for a group below which ours can be: the own one where it is
@@ -31,35 +32,23 @@ type v2Group struct {
 // have controllers holds no process itself, and who starts a process in a
 // group may write to the nearest common ancestor of it and of his own.
 func (m *Manager) detectV2(found mounts, self proc.Owner) error {
-	var above []string
-	for dir := found.v2; ; dir = filepath.Dir(dir) {
-		above = append(above, dir)
-		if dir == found.v2Mount || dir == filepath.Dir(dir) {
-			break
-		}
-	}
 	// Where the cpu controller is given to nested groups already, we change
 	// nothing for others. That is preferred, after the own group.
-	given := func(dir string) bool { return controllers(dir, "cgroup.subtree_control")["cpu"] }
-	tries := []string{found.v2}
-	for _, dir := range above[1:] {
-		if given(dir) {
-			tries = append(tries, dir)
-		}
-	}
-	for _, dir := range above[1:] {
-		if !given(dir) {
-			tries = append(tries, dir)
+	own, given, others := []string{found.v2}, []string(nil), []string(nil)
+	for dir := found.v2; dir != found.v2Mount && dir != filepath.Dir(dir); {
+		dir = filepath.Dir(dir)
+		if slices.Contains(controllers(dir, "cgroup.subtree_control"), "cpu") {
+			given = append(given, dir)
+		} else {
+			others = append(others, dir)
 		}
 	}
 	var first, last error
-	for _, dir := range tries {
+	for _, dir := range slices.Concat(own, given, others) {
 		if last = m.makeTopV2(dir, found.v2, self); last == nil {
 			return nil
 		}
-		if first == nil {
-			first = last
-		}
+		first = cmp.Or(first, last)
 	}
 	// The last try, at the root, says what stopped us. But where the own group
 	// is ours and only lacks the controller, that is what can be helped.
@@ -88,33 +77,23 @@ var errNoCPUController = errors.New("no cpu controller")
 // makeTopV2 tries to make the manager's group below dir.
 func (m *Manager) makeTopV2(dir, own string, self proc.Owner) error {
 	available := controllers(dir, "cgroup.controllers")
-	if !available["cpu"] {
+	if !slices.Contains(available, "cpu") {
 		return fmt.Errorf("%w in %s", errNoCPUController, dir)
 	}
 	if err := unix.Access(filepath.Join(dir, "cgroup.procs"), unix.W_OK); err != nil {
 		return fmt.Errorf("write to %s: %w", dir, err)
 	}
 	sweep(m.opts, dir)
-	base := &v2Group{files: m.opts.files, root: m.opts.Root, dir: dir, enable: "+cpu"}
+	base := &v2Group{files: m.opts.files, root: m.opts.Root, dir: dir, enable: []string{"cpu"}}
 	m.describe = "cgroup v2"
-	if available["memory"] {
-		base.enable = "+cpu +memory"
+	if slices.Contains(available, "memory") {
+		base.enable = []string{"cpu", "memory"}
 	} else {
 		m.describe += ", no memory limits"
 	}
-	var top group
-	var err error
-	for n := 1; ; n++ {
-		top, err = base.child(topName(m.opts.Prefix, self, n))
-		if errors.Is(err, syscall.EBUSY) && dir == own && m.leave(base, self) {
-			continue
-		}
-		if !errors.Is(err, fs.ErrExist) {
-			break
-		}
-	}
-	if err == nil {
-		err = m.adopt(top)
+	err := m.makeTop(base, self)
+	if errors.Is(err, syscall.EBUSY) && dir == own && m.leave(base, self) {
+		err = m.makeTop(base, self)
 	}
 	if err != nil {
 		return errors.Join(err, m.home())
@@ -141,8 +120,8 @@ func (m *Manager) leave(own *v2Group, self proc.Owner) bool {
 	}
 	m.home = func() error {
 		// A group that gives controllers takes no process back.
-		for field := range strings.FieldsSeq(own.enable) {
-			_ = own.files.write(filepath.Join(own.dir, "cgroup.subtree_control"), "-"+field[1:])
+		for _, name := range own.enable {
+			_ = own.files.write(filepath.Join(own.dir, "cgroup.subtree_control"), "-"+name)
 		}
 		if err := own.files.write(filepath.Join(own.dir, "cgroup.procs"), pid); err != nil {
 			return fmt.Errorf("return to %s: %w", own.dir, err)
@@ -153,25 +132,18 @@ func (m *Manager) leave(own *v2Group, self proc.Owner) bool {
 	return true
 }
 
-// controllers reads a file that lists controllers.
-func controllers(dir, file string) map[string]bool {
-	set := map[string]bool{}
-	text, err := os.ReadFile(filepath.Join(dir, file))
-	if err != nil {
-		return set
-	}
-	for name := range strings.FieldsSeq(string(text)) {
-		set[name] = true
-	}
-	return set
+// controllers reads a file that lists controllers; without it there are none.
+func controllers(dir, file string) []string {
+	text, _ := os.ReadFile(filepath.Join(dir, file))
+	return strings.Fields(string(text))
 }
 
 func (g *v2Group) child(name string) (group, error) {
 	given := controllers(g.dir, "cgroup.subtree_control")
-	for field := range strings.FieldsSeq(g.enable) {
-		if !given[field[1:]] {
-			if err := g.files.write(filepath.Join(g.dir, "cgroup.subtree_control"), field); err != nil {
-				return nil, fmt.Errorf("give %s to groups in %s: %w", field[1:], g.dir, err)
+	for _, name := range g.enable {
+		if !slices.Contains(given, name) {
+			if err := g.files.write(filepath.Join(g.dir, "cgroup.subtree_control"), "+"+name); err != nil {
+				return nil, fmt.Errorf("give %s to groups in %s: %w", name, g.dir, err)
 			}
 		}
 	}
@@ -197,33 +169,18 @@ func (g *v2Group) start(cmd *exec.Cmd) error {
 	return cmd.Start()
 }
 
+// limitCPU never lets the burst be larger than the quota, which the kernel refuses.
 func (g *v2Group) limitCPU(q Quota) error {
-	burst := func(text string) error {
-		err := g.files.write(filepath.Join(g.dir, "cpu.max.burst"), text)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // a kernel before 5.14 has no bursts
-		}
-		return err
-	}
-	limit := "max"
+	settings := []setting{{"cpu.max.burst", "0"}, {"cpu.max", "max"}}
 	if q != (Quota{}) {
-		limit = micros(q.Quota) + " " + micros(q.Period)
+		settings[1].text = micros(q.Quota) + " " + micros(q.Period)
+		settings = append(settings, setting{"cpu.max.burst", micros(q.Quota)})
 	}
-	// The burst may not be larger than the quota at any moment.
-	if err := burst("0"); err != nil {
-		return err
-	}
-	if err := g.files.write(filepath.Join(g.dir, "cpu.max"), limit); err != nil {
-		return err
-	}
-	if q.Burst == 0 {
-		return nil
-	}
-	return burst(micros(q.Burst))
+	return set(g.files, g.dir, settings...)
 }
 
 func (g *v2Group) limitMemory(bytes int64) error {
-	if !g.hasMemory() {
+	if !slices.Contains(g.enable, "memory") {
 		return nil
 	}
 	if err := g.files.write(filepath.Join(g.dir, "memory.max"), strconv.FormatInt(bytes, 10)); err != nil {
@@ -232,10 +189,6 @@ func (g *v2Group) limitMemory(bytes int64) error {
 	// A host that swaps would measure the disk; without swap there is no file.
 	_ = g.files.write(filepath.Join(g.dir, "memory.swap.max"), "0")
 	return nil
-}
-
-func (g *v2Group) hasMemory() bool {
-	return slices.Contains(strings.Fields(g.enable), "+memory")
 }
 
 func (g *v2Group) usage() (Usage, error) {
@@ -247,31 +200,19 @@ func (g *v2Group) usage() (Usage, error) {
 		CPUSeconds: float64(stat["usage_usec"]) / 1e6, ThrottledSeconds: float64(stat["throttled_usec"]) / 1e6,
 		Periods: stat["nr_periods"], ThrottledPeriods: stat["nr_throttled"],
 	}
-	if !g.hasMemory() {
-		pids, err := g.pids()
-		usage.RSSBytes = residentOf(g.root, pids)
+	if !slices.Contains(g.enable, "memory") {
+		usage.RSSBytes, err = residentOf(g.root, g)
 		return usage, err
 	}
-	memory, err := readTable(filepath.Join(g.dir, "memory.stat"))
-	if err != nil {
-		return Usage{}, err
-	}
-	usage.RSSBytes = memory["anon"] + memory["file_mapped"]
-	events, err := readTable(filepath.Join(g.dir, "memory.events"))
-	usage.OOMKills = events["oom_kill"]
-	return usage, err
+	return usage.withMemory(g.dir, "anon", "file_mapped", "memory.events")
 }
 
 func (g *v2Group) pids() ([]int, error) { return procsIn(g.dir) }
 
 // kill has the kernel kill all at once (Linux 5.14), or does it one by one.
-func (g *v2Group) kill() error {
+func (g *v2Group) kill(pids []int) error {
 	err := g.files.write(filepath.Join(g.dir, "cgroup.kill"), "1")
 	if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	pids, err := g.pids()
-	if err != nil {
 		return err
 	}
 	return killProcs(pids)

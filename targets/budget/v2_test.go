@@ -30,7 +30,7 @@ func give(t *testing.T, fake *fakeV2, path, controllers string) {
 
 func detectFake(t *testing.T, root string, fake *fakeV2) *Manager {
 	t.Helper()
-	m := Detect(Options{Prefix: "sb", Root: root, Burst: 1, files: fake})
+	m := Detect(Options{Prefix: "sb", Root: root, files: fake})
 	t.Cleanup(func() {
 		if err := m.Close(); err != nil {
 			t.Error(err)

@@ -51,8 +51,10 @@ const (
 	Restart Verb = "restart"
 )
 
-// Verbs lists the verbs as they are explained.
-func Verbs() []Verb { return []Verb{Kill, Pause, Resume, Restart} }
+// verbs lists the verbs as they are explained.
+func verbs() []string {
+	return []string{string(Kill), string(Pause), string(Resume), string(Restart)}
+}
 
 // Fault is one thing that is done.
 type Fault struct {
@@ -133,8 +135,8 @@ func (e entry) fault() (f Fault, field, problem string) {
 	switch {
 	case err != nil || at < 0:
 		return f, "at", fmt.Sprintf("at %q: want the time since the start of the step, for example 3s", e.At)
-	case !slices.Contains(Verbs(), f.Do):
-		return f, "do", fmt.Sprintf("do %q: want one of %s", e.Do, verbList())
+	case !slices.Contains(verbs(), e.Do):
+		return f, "do", fmt.Sprintf("do %q: want one of %s", e.Do, strings.Join(verbs(), ", "))
 	case e.Who == "":
 		return f, "who", "who is missing: want a host, a node, or a role: " + strings.Join(roles(), ", ")
 	}
@@ -148,14 +150,6 @@ func roles() []string {
 		names = append(names, string(tier.Role))
 	}
 	return append(names, string(targets.Primary), string(targets.Replica))
-}
-
-func verbList() string {
-	var names []string
-	for _, v := range Verbs() {
-		names = append(names, string(v))
-	}
-	return strings.Join(names, ", ")
 }
 
 // order finds what cannot come after what was before.

@@ -153,7 +153,7 @@ func run(t *testing.T, file string, length time.Duration, change func(*system)) 
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), length)
 		defer cancel()
-		for _, e := range faults.Run(ctx, schedule, s.begin, s, s) {
+		for _, e := range faults.Run(ctx, schedule, s.begin, s) {
 			said = append(said, fmt.Sprintf("%v %s: %s", time.Unix(0, e.UnixNS).Sub(s.begin), e.Node, e.Text))
 		}
 		done = s.done

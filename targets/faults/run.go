@@ -16,10 +16,7 @@ type Target interface {
 	Kill(name string) error
 	Pause(name string) error
 	Resume(name string) error
-}
-
-// Members is who can be meant at a moment.
-type Members interface {
+	// Status is who can be meant at a moment.
 	Status() []targets.NodeStatus
 }
 
@@ -29,8 +26,8 @@ const statusPause = 10 * time.Millisecond
 // Run does what the schedule says, its times counted from start, and returns when
 // all of it is done or ctx ends. The events say what was done and what could not
 // be, in the order of their times; their node is the one that a role stood for.
-func Run(ctx context.Context, s Schedule, start time.Time, target Target, members Members) []targets.Event {
-	r := &runner{target: target, members: members, meant: map[string]string{}}
+func Run(ctx context.Context, s Schedule, start time.Time, target Target) []targets.Event {
+	r := &runner{target: target, meant: map[string]string{}}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for _, fault := range s {
@@ -51,10 +48,9 @@ func Run(ctx context.Context, s Schedule, start time.Time, target Target, member
 
 // runner is one run of a schedule.
 type runner struct {
-	target  Target
-	members Members
-	meant   map[string]string // role -> the node that its last pause stopped
-	waits   sync.WaitGroup    // for what is to serve again
+	target Target
+	meant  map[string]string // role -> the node that its last pause stopped
+	waits  sync.WaitGroup    // for what is to serve again
 
 	mu     sync.Mutex
 	events []targets.Event // guarded by mu
@@ -86,7 +82,7 @@ func (r *runner) do(ctx context.Context, f Fault) {
 	case Restart:
 		if err = r.target.Kill(name); err == nil {
 			begin := time.Now()
-			r.waits.Go(func() { r.awaitServing(ctx, name, before, begin) })
+			r.waits.Go(func() { r.note(name, "fault: restart %s: %s", name, r.awaitServing(ctx, name, before, begin)) })
 		}
 	}
 	if err != nil {
@@ -99,7 +95,7 @@ func (r *runner) do(ctx context.Context, f Fault) {
 func (r *runner) resolve(f Fault) (name string, restarts map[string]int, err error) {
 	restarts = map[string]int{}
 	paused := map[string]bool{} // others have been started again since, or resumed by their own name
-	nodes := r.members.Status()
+	nodes := r.target.Status()
 	for _, n := range nodes {
 		restarts[n.Node] = n.Restarts
 		paused[n.Node] = n.State == targets.Paused
@@ -126,31 +122,28 @@ func (r *runner) resolve(f Fault) (name string, restarts map[string]int, err err
 }
 
 // awaitServing waits until everything of that name has been started again and
-// serves.
-func (r *runner) awaitServing(ctx context.Context, name string, before map[string]int, begin time.Time) {
+// serves, and says how that went.
+func (r *runner) awaitServing(ctx context.Context, name string, before map[string]int, begin time.Time) string {
 	ticker := time.NewTicker(statusPause)
 	defer ticker.Stop()
 	for {
 		found, waiting := false, false
-		for _, n := range r.members.Status() {
+		for _, n := range r.target.Status() {
 			if n.Host == name || n.Node == name {
 				found = true
 				waiting = waiting || n.State != targets.Serving || n.Restarts == before[n.Node]
 			}
 		}
 		if !found {
-			r.note(name, "fault: restart %s: it is no part of the system any more", name)
-			return
+			return "it is no part of the system any more"
 		}
 		if !waiting {
-			r.note(name, "fault: restart %s: it serves again after %v", name, time.Since(begin).Round(time.Millisecond))
-			return
+			return fmt.Sprintf("it serves again after %v", time.Since(begin).Round(time.Millisecond))
 		}
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
-			r.note(name, "fault: restart %s: it did not serve again before the end of the step", name)
-			return
+			return "it did not serve again before the end of the step"
 		}
 	}
 }

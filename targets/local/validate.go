@@ -126,7 +126,7 @@ func sweepDirs(parent string) {
 	}
 	for _, entry := range entries {
 		name, ours := strings.CutPrefix(entry.Name(), dirPrefix)
-		if owner, _, ok := proc.ParseOwner(name); ours && ok && entry.IsDir() && owner.Gone("/") {
+		if owner, ok := proc.ParseOwner(name); ours && ok && entry.IsDir() && owner.Gone("/") {
 			_ = os.RemoveAll(filepath.Join(parent, entry.Name()))
 		}
 	}

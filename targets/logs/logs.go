@@ -12,7 +12,7 @@ package logs
 
 import (
 	"bufio"
-	"container/heap"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -147,7 +147,7 @@ func (s *stream) close() {
 
 // pass merges what the logs hold at this moment.
 func (s *stream) pass(ctx context.Context, q Query, each func(Record) error) error {
-	var waiting queue
+	var waiting []*source
 	for _, source := range s.open {
 		if err := source.advance(); err == nil {
 			waiting = append(waiting, source)
@@ -155,20 +155,16 @@ func (s *stream) pass(ctx context.Context, q Query, each func(Record) error) err
 			return err
 		}
 	}
-	heap.Init(&waiting)
 	for len(waiting) > 0 && ctx.Err() == nil {
-		first := waiting[0]
+		first := slices.MinFunc(waiting, byTime) // of one for each node, which are few
 		if q.wants(first.next) {
 			if err := each(first.next); err != nil {
 				return err
 			}
 		}
-		switch err := first.advance(); {
-		case err == nil:
-			heap.Fix(&waiting, 0)
-		case errors.Is(err, io.EOF):
-			heap.Pop(&waiting)
-		default:
+		if err := first.advance(); errors.Is(err, io.EOF) {
+			waiting = slices.DeleteFunc(waiting, func(s *source) bool { return s == first })
+		} else if err != nil {
 			return err
 		}
 	}
@@ -192,14 +188,13 @@ func (s *source) advance() error {
 		if len(s.partial) < maxLine {
 			s.partial = append(s.partial, piece...)
 		}
-		if errors.Is(err, bufio.ErrBufferFull) {
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
 			continue
-		}
-		if err != nil && !errors.Is(err, io.EOF) {
+		case errors.Is(err, io.EOF):
+			return err // the rest may be on its way
+		case err != nil:
 			return fmt.Errorf("logs: %s: %w", s.node, err)
-		}
-		if err != nil {
-			return io.EOF // the rest may be on its way
 		}
 		line := strings.TrimRight(string(s.partial), "\r\n")
 		s.partial = s.partial[:0]
@@ -212,23 +207,9 @@ func (s *source) advance() error {
 	}
 }
 
-// queue orders sources by the time of their next record; equal times by node.
-type queue []*source
-
-func (q queue) Len() int { return len(q) }
-func (q queue) Less(i, j int) bool {
-	if order := q[i].next.Time.Compare(q[j].next.Time); order != 0 {
-		return order < 0
-	}
-	return q[i].node < q[j].node
-}
-func (q queue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
-func (q *queue) Push(x any)   { *q = append(*q, x.(*source)) }
-func (q *queue) Pop() any {
-	old := *q
-	last := old[len(old)-1]
-	*q = old[:len(old)-1]
-	return last
+// byTime orders sources by the time of their next record; equal times by node.
+func byTime(a, b *source) int {
+	return cmp.Or(a.next.Time.Compare(b.next.Time), strings.Compare(a.node, b.node))
 }
 
 // parse understands a line as far as it can. Before is the time of a line that
@@ -273,13 +254,9 @@ func (r *Record) parseJSON(line string) bool {
 	parsed := *r
 	parsed.Text = ""
 	for decoder.More() {
-		token, err := decoder.Token()
-		name, isName := token.(string)
-		if err != nil || !isName {
-			return false
-		}
 		var raw json.RawMessage
-		if decoder.Decode(&raw) != nil {
+		name, err := decoder.Token()
+		if err != nil || decoder.Decode(&raw) != nil {
 			return false
 		}
 		value := string(raw)
@@ -297,7 +274,7 @@ func (r *Record) parseJSON(line string) bool {
 		case "node":
 			// It is the file's, which is known.
 		default:
-			parsed.Field = append(parsed.Field, Field{name, value})
+			parsed.Field = append(parsed.Field, Field{fmt.Sprint(name), value})
 		}
 	}
 	if _, err := decoder.Token(); err != nil {

@@ -1,8 +1,8 @@
 package proc
 
 import (
+	"cmp"
 	"fmt"
-	"os"
 	"strings"
 	"syscall"
 
@@ -20,22 +20,13 @@ type Exit struct {
 // Clean reports whether the child exited by itself with status 0.
 func (e Exit) Clean() bool { return e.Signal == 0 && e.Status == 0 }
 
-func exitOf(state *os.ProcessState, tail []string) Exit {
-	status, ok := state.Sys().(syscall.WaitStatus)
-	if !ok {
-		return Exit{Cause: state.String(), Status: state.ExitCode(), Tail: tail}
+func exitOf(status syscall.WaitStatus, tail []string) Exit {
+	if !status.Signaled() {
+		return Exit{Cause: fmt.Sprintf("exit status %d", status.ExitStatus()), Status: status.ExitStatus(), Tail: tail}
 	}
-	if status.Signaled() {
-		return Exit{Cause: "killed by " + signalName(status.Signal()), Status: -1, Signal: status.Signal(), Tail: tail}
-	}
-	return Exit{Cause: fmt.Sprintf("exit status %d", status.ExitStatus()), Status: status.ExitStatus(), Tail: tail}
-}
-
-func signalName(sig syscall.Signal) string {
-	if name := unix.SignalName(sig); name != "" {
-		return name
-	}
-	return fmt.Sprintf("signal %d", int(sig)) // real-time signals have no name
+	sig := status.Signal()
+	name := cmp.Or(unix.SignalName(sig), fmt.Sprintf("signal %d", int(sig))) // real-time signals have no name
+	return Exit{Cause: "killed by " + name, Status: -1, Signal: sig, Tail: tail}
 }
 
 // StartError says that a child never became ready, and what it last said.

@@ -36,23 +36,19 @@ func (o Owner) String() string {
 	return fmt.Sprintf("%d-%d-%d", o.PID, o.Start, o.Namespace)
 }
 
-// ParseOwner reads what String wrote, and returns what follows it after one
-// more dash.
-func ParseOwner(text string) (o Owner, rest string, ok bool) {
+// ParseOwner reads what String wrote, alone or with another dash behind it.
+func ParseOwner(text string) (o Owner, ok bool) {
 	parts := strings.SplitN(text, "-", 4)
 	if len(parts) < 3 {
-		return Owner{}, "", false
+		return Owner{}, false
 	}
 	pid, err1 := strconv.Atoi(parts[0])
 	start, err2 := strconv.ParseUint(parts[1], 10, 64)
 	namespace, err3 := strconv.ParseUint(parts[2], 10, 64)
-	if err1 != nil || err2 != nil || err3 != nil || pid <= 0 {
-		return Owner{}, "", false
+	if errors.Join(err1, err2, err3) != nil || pid <= 0 {
+		return Owner{}, false
 	}
-	if len(parts) == 4 {
-		rest = parts[3]
-	}
-	return Owner{PID: pid, Start: start, Namespace: namespace}, rest, true
+	return Owner{PID: pid, Start: start, Namespace: namespace}, true
 }
 
 // Gone reports whether the owner is surely dead. A process of another pid
@@ -69,28 +65,20 @@ func (o Owner) Gone(root string) bool {
 	return stat.Start != o.Start || stat.State == 'Z'
 }
 
-func pidNamespace(root string) uint64 {
-	link, err := os.Readlink(filepath.Join(root, "proc/self/ns/pid"))
-	if err != nil {
-		return 0
-	}
-	text := strings.TrimSuffix(strings.TrimPrefix(link, "pid:["), "]")
-	inode, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		return 0
-	}
+func pidNamespace(root string) (inode uint64) {
+	link, _ := os.Readlink(filepath.Join(root, "proc/self/ns/pid"))
+	_, _ = fmt.Sscanf(link, "pid:[%d]", &inode)
 	return inode
 }
 
 // Stat is the part of /proc/PID/stat that is used here; see proc(5).
 type Stat struct {
-	PID        int
-	State      byte // R, S, D, Z, T ...
-	Parent     int
-	Ticks      uint64 // CPU time, user and system, in clock ticks
-	ChildTicks uint64 // the same of children that it waited for
-	Start      uint64 // in clock ticks since boot
-	RSSPages   int64
+	PID      int
+	State    byte // R, S, D, Z, T ...
+	Parent   int
+	Ticks    uint64 // CPU time, user and system, of it and of children that it waited for, in clock ticks
+	Start    uint64 // in clock ticks since boot
+	RSSPages int64
 }
 
 // TicksPerSecond is the unit of the times in Stat. The kernel gives it to user
@@ -127,7 +115,6 @@ func parseStat(text string) (Stat, error) {
 	}
 	return Stat{
 		State: fields[0][0], Parent: int(n[1]),
-		Ticks: n[11] + n[12], ChildTicks: n[13] + n[14],
-		Start: n[19], RSSPages: int64(n[21]),
+		Ticks: n[11] + n[12] + n[13] + n[14], Start: n[19], RSSPages: int64(n[21]),
 	}, nil
 }

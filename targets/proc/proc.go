@@ -22,6 +22,7 @@ package proc
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -38,6 +39,8 @@ import (
 const (
 	// maxReadyLine bounds the ready document.
 	maxReadyLine = 64 << 10
+	// tailLines is how many lines of the log are kept in memory.
+	tailLines = 20
 	// logGrace is how long the log of a dead child is still read. It only runs
 	// out when a process that left the group keeps the pipe open.
 	logGrace = 500 * time.Millisecond
@@ -49,36 +52,17 @@ type Spec struct {
 	Path  string   // executable
 	Args  []string // without the name of the program
 	Env   []string // nil = this process's environment
-	Dir   string   // working directory, "" = this process's
 	Stdin []byte   // the document; standard input stays open after it
 
 	// Log receives standard error, and what follows the ready line on standard
-	// output. It is written by one goroutine at a time and may be nil.
+	// output. It is written by one goroutine at a time.
 	Log io.Writer
 
-	ReadyTimeout time.Duration // 0 = 30 s
-	StopTimeout  time.Duration // from SIGTERM to SIGKILL, 0 = 5 s
-	TailLines    int           // how much of the log is kept in memory, 0 = 20 lines
+	ReadyTimeout time.Duration
+	StopTimeout  time.Duration // from SIGTERM to SIGKILL
 
 	// Launch starts the command; a budget's leaf does so inside its group.
-	// nil = cmd.Start.
 	Launch func(*exec.Cmd) error
-}
-
-func (s Spec) withDefaults() Spec {
-	if s.ReadyTimeout == 0 {
-		s.ReadyTimeout = 30 * time.Second
-	}
-	if s.StopTimeout == 0 {
-		s.StopTimeout = 5 * time.Second
-	}
-	if s.TailLines == 0 {
-		s.TailLines = 20
-	}
-	if s.Launch == nil {
-		s.Launch = (*exec.Cmd).Start
-	}
-	return s
 }
 
 // Process is a child that became ready.
@@ -88,18 +72,13 @@ type Process struct {
 	stdin *os.File
 	log   *logTail
 
-	firstLine chan firstLine // the outcome of reading the ready line, once
-	ready     []byte
+	firstLine chan error    // gets the outcome of reading the ready line, once
+	ready     []byte        // set by then
 	done      chan struct{} // closed when exit is set
 	exit      Exit
 
-	mu     sync.Mutex
-	reaped bool // guarded by mu: once true, the pid may belong to somebody else
-}
-
-type firstLine struct {
-	text []byte
-	err  error
+	mu   sync.Mutex
+	dead bool // guarded by mu: once true, the pid may soon belong to somebody else
 }
 
 // Start starts the child and waits until it is ready. When it exits first,
@@ -111,11 +90,9 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 		return nil, fmt.Errorf("start %s: %w", spec.Name, context.Cause(ctx))
 	}
 	p := &Process{
-		spec:      spec.withDefaults(),
-		firstLine: make(chan firstLine, 1),
-		done:      make(chan struct{}),
+		spec: spec, log: &logTail{sink: spec.Log, keep: tailLines},
+		firstLine: make(chan error, 1), done: make(chan struct{}),
 	}
-	p.log = newLogTail(spec.Log, p.spec.TailLines)
 	if err := p.launch(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", spec.Name, err)
 	}
@@ -134,42 +111,33 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 // launch forks the child and starts the goroutines that serve its pipes; all
 // of them end with the child.
 func (p *Process) launch() error {
-	var pipes [3]struct{ read, write *os.File }
-	for i := range pipes {
-		var err error
-		if pipes[i].read, pipes[i].write, err = os.Pipe(); err != nil {
-			for _, open := range pipes[:i] {
-				open.read.Close()
-				open.write.Close()
-			}
-			return err
-		}
-	}
-	stdin, stdout, stderr := pipes[0], pipes[1], pipes[2]
-
-	p.cmd = exec.Command(p.spec.Path, p.spec.Args...)
-	p.cmd.Env, p.cmd.Dir = p.spec.Env, p.spec.Dir
-	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = stdin.read, stdout.write, stderr.write
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	err := p.spec.Launch(p.cmd)
-	stdin.read.Close()
-	stdout.write.Close()
-	stderr.write.Close()
+	stdin, document, err := os.Pipe()
 	if err != nil {
-		stdin.write.Close()
-		stdout.read.Close()
-		stderr.read.Close()
 		return err
 	}
-	p.stdin = stdin.write
+	output, stdout, err := os.Pipe()
+	if err != nil {
+		stdin.Close()
+		document.Close()
+		return err
+	}
+	p.cmd = exec.Command(p.spec.Path, p.spec.Args...)
+	p.cmd.Env, p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = p.spec.Env, stdin, stdout, p.log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	p.cmd.WaitDelay = logGrace
+	err = p.spec.Launch(p.cmd)
+	stdin.Close()
+	stdout.Close()
+	if err != nil {
+		document.Close()
+		output.Close()
+		return err
+	}
+	p.stdin = document
 	// A child that does not read its document must not hold us: the write ends
 	// when stdin is closed.
 	go func() { _, _ = p.stdin.Write(p.spec.Stdin) }()
-
-	var logs sync.WaitGroup
-	logs.Go(func() { p.readStdout(stdout.read) })
-	logs.Go(func() { _, _ = io.Copy(p.log, stderr.read) })
-	go p.reap(&logs, stdout.read, stderr.read)
+	go p.reap(output)
 	return nil
 }
 
@@ -183,13 +151,16 @@ func (p *Process) readStdout(stdout io.Reader) {
 	case err != nil:
 		err = errors.New("it closed its standard output")
 	}
-	p.firstLine <- firstLine{text: append([]byte(nil), line...), err: err}
+	p.ready = bytes.Clone(line)
+	p.firstLine <- err
 	_, _ = io.Copy(p.log, r)
 }
 
 // reap waits for the child's death, kills the rest of its group, and only then
-// lets the kernel forget the pid.
-func (p *Process) reap(logs *sync.WaitGroup, pipes ...*os.File) {
+// lets the kernel forget the pid. Meanwhile it has standard output read.
+func (p *Process) reap(stdout *os.File) {
+	var output sync.WaitGroup
+	output.Go(func() { p.readStdout(stdout) })
 	for {
 		err := unix.Waitid(unix.P_PID, p.cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
 		if !errors.Is(err, unix.EINTR) {
@@ -198,19 +169,15 @@ func (p *Process) reap(logs *sync.WaitGroup, pipes ...*os.File) {
 	}
 	p.mu.Lock()
 	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
-	_ = p.cmd.Wait() // what it died of is in ProcessState
-	p.reaped = true
+	p.dead = true
 	p.mu.Unlock()
 
 	p.CloseStdin()
-	for _, pipe := range pipes {
-		_ = pipe.SetReadDeadline(time.Now().Add(logGrace))
-	}
-	logs.Wait()
-	for _, pipe := range pipes {
-		pipe.Close()
-	}
-	p.exit = exitOf(p.cmd.ProcessState, p.log.lines())
+	_ = stdout.SetReadDeadline(time.Now().Add(logGrace))
+	_ = p.cmd.Wait() // what it died of is in ProcessState
+	output.Wait()
+	stdout.Close()
+	p.exit = exitOf(p.cmd.ProcessState.Sys().(syscall.WaitStatus), p.log.lines())
 	close(p.done)
 }
 
@@ -219,16 +186,15 @@ func (p *Process) reap(logs *sync.WaitGroup, pipes ...*os.File) {
 func (p *Process) awaitReady(ctx context.Context) (reason string, err error) {
 	timeout := time.NewTimer(p.spec.ReadyTimeout)
 	defer timeout.Stop()
-	var first firstLine
+	var unready error
 	select {
-	case first = <-p.firstLine:
+	case unready = <-p.firstLine:
 	case <-ctx.Done():
 		return "", context.Cause(ctx)
 	case <-timeout.C:
 		return fmt.Sprintf("not ready after %v", p.spec.ReadyTimeout), nil
 	}
-	if first.err == nil {
-		p.ready = first.text
+	if unready == nil {
 		return "", nil
 	}
 	// Standard output also closes on death, and then the cause of death says
@@ -237,7 +203,7 @@ func (p *Process) awaitReady(ctx context.Context) (reason string, err error) {
 	case <-p.done:
 		return p.exit.Cause + " before it was ready", nil
 	case <-time.After(logGrace):
-		return "not ready: " + first.err.Error(), nil
+		return "not ready: " + unready.Error(), nil
 	case <-ctx.Done():
 		return "", context.Cause(ctx)
 	}
@@ -263,7 +229,7 @@ func (p *Process) SignalGroup(sig syscall.Signal) error {
 func (p *Process) signal(pid int, sig syscall.Signal) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.reaped {
+	if p.dead {
 		return nil
 	}
 	if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {

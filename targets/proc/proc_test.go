@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,7 +28,8 @@ func spec(t *testing.T, behaviour string) Spec {
 		Name: "node-1", Path: self,
 		// A binary built with the race detector lingers for a second at its end.
 		Env:   append(os.Environ(), "GORACE=atexit_sleep_ms=0", childEnv+"="+behaviour),
-		Stdin: []byte("{\"a\":1}\n"), ReadyTimeout: patience, StopTimeout: patience,
+		Stdin: []byte("{\"a\":1}\n"), Log: io.Discard, ReadyTimeout: patience, StopTimeout: patience,
+		Launch: (*exec.Cmd).Start,
 	}
 }
 
@@ -260,7 +263,7 @@ func forkedPID(t *testing.T, p *Process) int {
 func TestLogTail(t *testing.T) {
 	t.Parallel()
 	var sink bytes.Buffer
-	tail := newLogTail(&sink, 2)
+	tail := logTail{sink: &sink, keep: 2}
 	long := strings.Repeat("y", 3*maxTailLine)
 	for _, text := range []string{"one\ntw", "o\nthree\n", long, "\nopen"} {
 		if _, err := tail.Write([]byte(text)); err != nil {
@@ -278,7 +281,7 @@ func TestLogTail(t *testing.T) {
 
 func TestLogTailSurvivesItsSink(t *testing.T) {
 	t.Parallel()
-	tail := newLogTail(brokenWriter{}, 5)
+	tail := logTail{sink: brokenWriter{}, keep: 5}
 	for range 3 {
 		if n, err := tail.Write([]byte("line\n")); n != 5 || err != nil {
 			t.Fatalf("write: %d, %v", n, err)

@@ -3,6 +3,7 @@ package proc
 import (
 	"bytes"
 	"io"
+	"slices"
 	"sync"
 )
 
@@ -11,7 +12,7 @@ const maxTailLine = 1000
 
 // logTail passes a log on to its sink and keeps the last lines.
 type logTail struct {
-	sink io.Writer // may be nil
+	sink io.Writer
 	keep int
 
 	mu      sync.Mutex
@@ -20,16 +21,12 @@ type logTail struct {
 	broken  error    // guarded by mu: why the sink is not written to any more
 }
 
-func newLogTail(sink io.Writer, keep int) *logTail {
-	return &logTail{sink: sink, keep: keep}
-}
-
 // Write never fails: a full disk must not stop the child, which would hang on
 // its pipe. It costs the log file, and the tail says so.
 func (t *logTail) Write(text []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.sink != nil && t.broken == nil {
+	if t.broken == nil {
 		if _, err := t.sink.Write(text); err != nil {
 			t.broken = err
 			t.add("(log file: " + err.Error() + ")")
@@ -50,7 +47,7 @@ func (t *logTail) Write(text []byte) (int, error) {
 // add appends a line; the caller holds mu.
 func (t *logTail) add(line string) {
 	if len(t.last) == t.keep {
-		t.last = append(t.last[:0], t.last[1:]...)
+		t.last = slices.Delete(t.last, 0, 1)
 	}
 	t.last = append(t.last, line)
 }
@@ -59,7 +56,7 @@ func (t *logTail) add(line string) {
 func (t *logTail) lines() []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	tail := append([]string(nil), t.last...)
+	tail := slices.Clone(t.last)
 	if len(t.partial) > 0 {
 		tail = append(tail, string(t.partial))
 	}

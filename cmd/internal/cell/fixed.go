@@ -30,7 +30,7 @@ func (r *repeat) fixedRate(ctx context.Context, system *local.System) error {
 	}
 	if len(r.Fixed.Faults) > 0 {
 		r.stepper.During = func(ctx context.Context, start time.Time) []targets.Event {
-			return faults.Run(ctx, r.Fixed.Faults, start, system, system)
+			return faults.Run(ctx, r.Fixed.Faults, start, system)
 		}
 	}
 	step, err := r.step(ctx, "fixed", r.Fixed.RPS, r.Fixed.Duration)
