@@ -33,7 +33,6 @@ func TestServer(t *testing.T) {
 		{"restarts when its process id was reused", testReusedProcessID},
 		{"is alone on its directory", testSecondServer},
 		{"copies are independent", testCopies},
-		{"listens on a Unix socket", testUnixSocket},
 		{"is forgotten by the kernel when released", testRelease},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -313,34 +312,6 @@ func TestWhatAKilledPrepareLeftIsDiscarded(t *testing.T) {
 	start(t, server)
 	if segmentExists(t, id) {
 		t.Errorf("shared memory segment %d is still there", id)
-	}
-}
-
-func testUnixSocket(t *testing.T, template string) {
-	// The name of a test's own directory is too long for a socket.
-	dir, err := os.MkdirTemp("", "sb")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	server := newServer(t, copyOf(t, template))
-	server.cfg.SocketDir = filepath.Join(dir, "so,ck et")
-	start(t, server)
-	config, err := pgx.ParseConfig(server.url())
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.Host = server.cfg.SocketDir
-	conn, err := pgx.ConnectConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := conn.Close(t.Context()); err != nil {
-		t.Error(err)
 	}
 }
 

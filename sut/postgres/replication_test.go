@@ -139,7 +139,7 @@ func TestReplicationSettings(t *testing.T) {
 	state := sut.Replication{Epoch: 1, Primary: &sut.Peer{Node: "db-1", Address: "127.0.0.2:5433"}}
 	read := func(r *Replication, state sut.Replication) map[string]string {
 		have := map[string]string{}
-		for line := range strings.Lines(Config{Replication: r}.defaults().settings(state)) {
+		for line := range strings.Lines(Config{Replication: r}.settings(state)) {
 			if name, value, found := strings.Cut(strings.TrimSpace(line), " = "); found {
 				have[name] = value
 			}
