@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,10 +38,12 @@ type Beheaded struct {
 // After that a server may be started on it, which LostFrom asks for the rows. It
 // is to be called before: a server that starts writes to the log.
 func (s *Server) KeptCopy(ctx context.Context) (*Beheaded, error) {
-	kept, epoch, err := s.keptDir()
-	if err != nil || kept == "" {
+	epochs, err := s.keptEpochs()
+	if err != nil || epochs == nil {
 		return nil, err
 	}
+	epoch := slices.Max(epochs)
+	kept := KeptDir(s.dir, epoch)
 	own, err := s.readControl(ctx, kept)
 	if err != nil {
 		return nil, fmt.Errorf("postgres: kept copy: %w", err)
@@ -50,52 +53,33 @@ func (s *Server) KeptCopy(ctx context.Context) (*Beheaded, error) {
 		return nil, fmt.Errorf("postgres: kept copy %s: %w", kept, err)
 	}
 	b := &Beheaded{Dir: kept, epoch: epoch, wrote: map[uint32][]string{}}
-	dump := s.command(ctx, "pg_waldump", "--path="+filepath.Join(kept, "pg_wal"), "--timeline="+strconv.Itoa(own.timeline), "--start="+fork)
+	dump := s.command(ctx, "pg_waldump", "--path="+filepath.Join(kept, "pg_wal"),
+		"--timeline="+strconv.Itoa(own.timeline), "--start="+fork)
 	out, err := dump.Output()
-	var failed *exec.ExitError
-	// It ends with an error where the log does, which may be at once.
-	if err != nil && (!errors.As(err, &failed) || len(out) == 0 && !endOfLog(failed.Stderr)) {
-		return nil, fmt.Errorf("postgres: kept copy: pg_waldump: %w: %s", err, lastStderr(failed))
+	said := ""
+	failed, ended := errors.AsType[*exec.ExitError](err)
+	if ended {
+		said = string(failed.Stderr)
+	}
+	// It ends with an error where the log does, which may be at once: then it finds
+	// no record where it is to begin.
+	atOnce := strings.Contains(said, "could not find a valid record") || strings.Contains(said, "invalid record length")
+	if err != nil && (!ended || len(out) == 0 && !atOnce) {
+		return nil, fmt.Errorf("postgres: kept copy: pg_waldump: %w: %s", err, lastLines(said, 2))
 	}
 	return b, b.read(out)
-}
-
-// endOfLog reports whether pg_waldump found no record where it was to begin.
-func endOfLog(stderr []byte) bool {
-	return bytes.Contains(stderr, []byte("could not find a valid record")) || bytes.Contains(stderr, []byte("invalid record length"))
-}
-
-func lastStderr(failed *exec.ExitError) string {
-	if failed == nil {
-		return ""
-	}
-	return lastLines(string(failed.Stderr), 2)
-}
-
-// keptDir is the directory that was kept last, "" if there is none.
-func (s *Server) keptDir() (kept string, epoch int64, err error) {
-	all, err := filepath.Glob(globQuote(s.dir) + ".epoch-*")
-	if err != nil {
-		return "", 0, err
-	}
-	for _, dir := range all {
-		if n, err := strconv.ParseInt(dir[strings.LastIndexByte(dir, '-')+1:], 10, 64); err == nil && n >= epoch {
-			kept, epoch = dir, n
-		}
-	}
-	return kept, epoch, nil
 }
 
 // forkPoint is where a timeline ended in the history of a data directory: the
 // log position that the one who was promoted had reached.
 // https://www.postgresql.org/docs/15/continuous-archiving.html#BACKUP-TIMELINES
 func forkPoint(dir string, timeline int) (string, error) {
-	files, err := filepath.Glob(filepath.Join(globQuote(dir), "pg_wal", "*.history"))
+	wal := os.DirFS(filepath.Join(dir, "pg_wal"))
+	files, err := fs.Glob(wal, "*.history")
 	if err != nil || len(files) == 0 {
 		return "", errors.Join(err, errors.New("there is no history of timelines"))
 	}
-	slices.Sort(files)
-	text, err := os.ReadFile(files[len(files)-1])
+	text, err := fs.ReadFile(wal, slices.Max(files))
 	if err != nil {
 		return "", err
 	}

@@ -171,14 +171,14 @@ func (s *Server) prepareDir(ctx context.Context) error {
 	}
 	state := s.begin()
 	if !made && state.Primary == nil {
-		if err := s.create(ctx); err != nil {
+		if err := s.stage(func(staging string) error { return s.create(ctx, staging) }); err != nil {
 			return err
 		}
 	}
 	if err := s.prepareCopy(ctx, made, state); err != nil {
 		return err
 	}
-	if err := s.writeOwned(s.dir, "postgresql.conf", s.cfg.settings(state)); err != nil {
+	if err := s.writeSettings(state); err != nil {
 		return err
 	}
 	if err := s.writeOwned(s.dir, "pg_hba.conf", hostRules); err != nil {
@@ -242,8 +242,11 @@ func (s *Server) Ready(ctx context.Context) error {
 }
 
 // url is how a client of the server connects.
-func (s *Server) url() string {
-	return fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable", User, s.Address(), Database)
+func (s *Server) url() string { return urlOf(s.Address()) }
+
+// urlOf is how a client of the server at an address connects.
+func urlOf(address string) string {
+	return fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable", User, address, Database)
 }
 
 // StopSignal is PostgreSQL's fast shutdown: transactions are rolled back,

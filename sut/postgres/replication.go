@@ -137,11 +137,6 @@ func conninfo(primary sut.Peer, name string) string {
 		host, port, User, name, linkTimeout.Milliseconds())
 }
 
-// peerURL is how a client of a peer connects.
-func peerURL(peer sut.Peer) string {
-	return fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable", User, peer.Address, Database)
-}
-
 // promotionPoll is how often a server is asked whether its promotion is over.
 // PostgreSQL's own wait looks every 100 ms.
 const promotionPoll = 5 * time.Millisecond
@@ -210,10 +205,8 @@ func (s *Server) promote(ctx context.Context, state sut.Replication) error {
 	if err := s.updateMarker(func(m *marker) { m.Fork = fork }); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	s.state = state
-	s.mu.Unlock()
-	return s.writeOwned(s.dir, "postgresql.conf", s.cfg.settings(state))
+	s.setState(state)
+	return s.writeSettings(state)
 }
 
 // awaitPromotion promotes a server and waits until it takes writes. It returns
@@ -255,13 +248,11 @@ func (s *Server) follow(ctx context.Context, state sut.Replication) error {
 	} else if err := s.updateMarker(func(m *marker) { m.Epoch = state.Epoch }); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	s.state = state
-	s.mu.Unlock()
+	s.setState(state)
 	if diverged {
 		return nil
 	}
-	if err := s.writeOwned(s.dir, "postgresql.conf", s.cfg.settings(state)); err != nil {
+	if err := s.writeSettings(state); err != nil {
 		return err
 	}
 	// The server starts its receiver anew when it finds another primary.
@@ -280,11 +271,7 @@ func (s *Server) divergesFrom(ctx context.Context, state sut.Replication) (bool,
 	if err != nil || m.Epoch == state.Epoch {
 		return false, err
 	}
-	var v view
-	err = s.ask(ctx, func(conn *pgx.Conn) (err error) {
-		v, err = look(ctx, conn)
-		return err
-	})
+	v, err := s.look(ctx)
 	if err != nil {
 		return false, err
 	}

@@ -72,6 +72,11 @@ func (c Config) settings(state sut.Replication) string {
 	return b.String()
 }
 
+// writeSettings replaces the server's configuration.
+func (s *Server) writeSettings(state sut.Replication) error {
+	return s.writeOwned(s.dir, "postgresql.conf", s.cfg.settings(state))
+}
+
 // quote writes a value as the configuration file wants it.
 func quote(value string) string {
 	return "'" + strings.ReplaceAll(strings.ReplaceAll(value, `\`, `\\`), "'", "''") + "'"

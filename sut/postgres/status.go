@@ -113,6 +113,12 @@ func (s *Server) current() sut.Replication {
 	return s.state
 }
 
+func (s *Server) setState(state sut.Replication) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state = state
+}
+
 // view is what a server says of its own copy.
 type view struct {
 	standby       bool
@@ -130,11 +136,7 @@ func (s *Server) ReplicationStatus(ctx context.Context) (sut.ReplicationStatus, 
 	if s.cfg.Replication == nil {
 		return sut.ReplicationStatus{}, errors.New("postgres: replication status: the server has no copies")
 	}
-	var v view
-	err := s.ask(ctx, func(conn *pgx.Conn) (err error) {
-		v, err = look(ctx, conn)
-		return err
-	})
+	v, err := s.look(ctx)
 	if err != nil {
 		return sut.ReplicationStatus{}, fmt.Errorf("postgres: replication status: %w", err)
 	}
@@ -156,16 +158,20 @@ func (s *Server) ReplicationStatus(ctx context.Context) (sut.ReplicationStatus, 
 	return status, nil
 }
 
-// look asks for a view.
-func look(ctx context.Context, conn *pgx.Conn) (view, error) {
-	var v view
+// look asks the server for its view.
+func (s *Server) look(ctx context.Context) (v view, err error) {
+	err = s.ask(ctx, func(conn *pgx.Conn) error { return v.read(ctx, conn) })
+	return v, err
+}
+
+func (v *view) read(ctx context.Context, conn *pgx.Conn) error {
 	err := conn.QueryRow(ctx, `SELECT standby, greatest(received_tli, (SELECT timeline_id FROM pg_control_checkpoint())),
 		(CASE WHEN standby THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) ELSE pg_current_wal_lsn() END - '0/0')::bigint,
 		coalesce(pg_last_wal_replay_lsn() - '0/0', 0)::bigint, coalesce(status, ''), coalesce(latest_end_lsn - '0/0', 0)::bigint
 		FROM (SELECT pg_is_in_recovery() AS standby) AS role LEFT JOIN pg_stat_wal_receiver ON true`).
 		Scan(&v.standby, &v.timeline, &v.held, &v.applied, &v.receiver, &v.end)
 	if err != nil || v.standby {
-		return v, err
+		return err
 	}
 	v.followers = map[string]int64{}
 	// One that reconnects may be there twice for a moment. What fetches a whole
@@ -173,7 +179,7 @@ func look(ctx context.Context, conn *pgx.Conn) (view, error) {
 	rows, err := conn.Query(ctx, `SELECT application_name, coalesce(max(flush_lsn) - '0/0', 0)::bigint FROM pg_stat_replication
 		WHERE state IN ('catchup', 'streaming') GROUP BY 1`)
 	if err != nil {
-		return v, err
+		return err
 	}
 	var name string
 	var position int64
@@ -181,7 +187,7 @@ func look(ctx context.Context, conn *pgx.Conn) (view, error) {
 		v.followers[name] = position
 		return nil
 	})
-	return v, err
+	return err
 }
 
 // judgeReplica fills what a replica's status says of its reads. The caller holds
