@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,20 +29,18 @@ func settle(ctx context.Context, dir string) error {
 			return err
 		}
 		users := serversIn(dir)
-		for _, pid := range users {
-			if pid == lock.pid {
-				return fmt.Errorf("a server runs on it: process %d\nstop that one, or choose another directory", pid)
-			}
-		}
-		if len(users) == 0 {
-			if lock.pid != 0 && alive(lock.pid) {
-				return os.Remove(filepath.Join(dir, lockName))
-			}
+		switch {
+		case slices.Contains(users, lock.pid):
+			return fmt.Errorf("a server runs on it: process %d\nstop that one, or choose another directory", lock.pid)
+		case len(users) == 0 && lock.pid != 0 && alive(lock.pid):
+			return os.Remove(filepath.Join(dir, lockName))
+		case len(users) == 0:
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("processes of a killed server are still there: %v: %w\nend them, or choose another directory", users, context.Cause(ctx))
+			return fmt.Errorf("processes of a killed server are still there: %v: %w\n"+
+				"end them, or choose another directory", users, context.Cause(ctx))
 		case <-time.After(5 * time.Millisecond):
 		}
 	}

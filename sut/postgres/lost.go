@@ -22,7 +22,8 @@ import (
 
 // partial is what cannot be seen of what a server lost: the log names the rows by
 // their place only, and the rows themselves know who changed them last.
-const partial = "of a row that was changed several times the last state is known and no earlier one; rows that were deleted are not listed"
+const partial = "of a row that was changed several times the last state is known and no earlier one; " +
+	"rows that were deleted are not listed"
 
 // Beheaded is a data directory that was kept when its server began to follow the
 // primary of a later epoch, with what its log says of the transactions behind the
@@ -164,7 +165,8 @@ func (s *Server) LostFrom(ctx context.Context, b *Beheaded, kept *Server) (sut.L
 
 // beatFiles are the files of the heartbeat, as the log names them.
 func beatFiles(ctx context.Context, conn *pgx.Conn) (files []string, err error) {
-	rows, err := conn.Query(ctx, `SELECT coalesce(nullif(c.reltablespace, 0), d.dattablespace)::text || '/' || d.oid::text || '/' || c.relfilenode::text
+	rows, err := conn.Query(ctx, `SELECT
+		concat_ws('/', coalesce(nullif(c.reltablespace, 0), d.dattablespace), d.oid, c.relfilenode)
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, pg_database d
 		WHERE n.nspname = 'stagebench_replication' AND d.datname = current_database() AND c.relkind IN ('r', 'i')`)
 	if err != nil {
@@ -182,13 +184,19 @@ type lostTable struct {
 
 // lostTables lists them, what others refer to first.
 func lostTables() []lostTable {
-	return []lostTable{{"users", []string{"id"}, true}, {"photos", []string{"id"}, true}, {"comments", []string{"id"}, false}, {"follows", []string{"follower", "followee"}, false}}
+	return []lostTable{
+		{"users", []string{"id"}, true},
+		{"photos", []string{"id"}, true},
+		{"comments", []string{"id"}, false},
+		{"follows", []string{"follower", "followee"}, false},
+	}
 }
 
 // changes lists the rows that these transactions changed last.
 func (t lostTable) changes(ctx context.Context, old, now *pgx.Conn, txs []int64) (changes []sut.LostChange, err error) {
 	// A transaction id has 32 bits, and xmin has no comparison.
-	rows, err := old.Query(ctx, "SELECT * FROM "+t.name+" WHERE xmin::text::bigint = ANY($1) ORDER BY "+strings.Join(t.key, ", "), txs)
+	rows, err := old.Query(ctx,
+		"SELECT * FROM "+t.name+" WHERE xmin::text::bigint = ANY($1) ORDER BY "+strings.Join(t.key, ", "), txs)
 	if err != nil {
 		return nil, err
 	}
@@ -200,6 +208,7 @@ func (t lostTable) changes(ctx context.Context, old, now *pgx.Conn, txs []int64)
 	for i, column := range t.key {
 		where = append(where, fmt.Sprintf("%s = $%d", column, i+1))
 	}
+	find := "SELECT EXISTS (SELECT FROM " + t.name + " WHERE " + strings.Join(where, " AND ") + ")"
 	for _, row := range all {
 		var key []any
 		var text []string
@@ -212,10 +221,10 @@ func (t lostTable) changes(ctx context.Context, old, now *pgx.Conn, txs []int64)
 			key, text = append(key, row[column]), append(text, fmt.Sprint(row[column]))
 		}
 		exists := false
-		if !t.updated {
-			// Nothing to ask: it was inserted.
-		} else if err := now.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+t.name+" WHERE "+strings.Join(where, " AND ")+")", key...).Scan(&exists); err != nil {
-			return nil, err
+		if t.updated { // else there is nothing to ask: it was inserted
+			if err := now.QueryRow(ctx, find, key...).Scan(&exists); err != nil {
+				return nil, err
+			}
 		}
 		change := sut.LostChange{Table: t.name, Key: strings.Join(text, "/"), Op: sut.Inserted, New: row}
 		if exists {

@@ -35,6 +35,7 @@ import (
 	"syscall"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/stagebench/stagebench/sut"
 )
@@ -106,9 +107,9 @@ type Server struct {
 	// Ready compares it to know that it talks to this server and no other.
 	dir string
 
-	becoming turn       // of who changes what the server is
-	marking  sync.Mutex // held while the marker is changed
-	session  session    // for what is asked again and again
+	becoming *semaphore.Weighted // of one: who has it may change what the server is
+	marking  sync.Mutex          // held while the marker is changed
+	session  session             // for what is asked again and again
 
 	mu    sync.Mutex
 	state sut.Replication // what the server is now, if it has copies
@@ -119,7 +120,7 @@ type Server struct {
 func New(cfg Config) *Server {
 	cfg.Procs = cmp.Or(cfg.Procs, 1)
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
-	s := &Server{cfg: cfg, becoming: newTurn(), session: session{turn: newTurn()}}
+	s := &Server{cfg: cfg, becoming: semaphore.NewWeighted(1), session: session{turn: semaphore.NewWeighted(1)}}
 	if s.cfg.Replication != nil {
 		s.state = s.cfg.Replication.State
 	}
@@ -185,10 +186,7 @@ func (s *Server) prepareDir(ctx context.Context) error {
 		return err
 	}
 	// The server refuses a directory that others can read.
-	if err := os.Chmod(s.dir, 0o700); err != nil {
-		return err
-	}
-	return s.owner.own(s.dir)
+	return errors.Join(os.Chmod(s.dir, 0o700), s.owner.own(s.dir))
 }
 
 // Command returns the command that runs the server in the foreground, not

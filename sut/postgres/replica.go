@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -28,10 +27,7 @@ const (
 // server without copies, one that has no part in a replication any more.
 func (s *Server) prepareCopy(ctx context.Context, made bool, state sut.Replication) error {
 	if s.cfg.Replication == nil {
-		if err := os.Remove(filepath.Join(s.dir, markerName)); !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		return nil
+		return os.RemoveAll(filepath.Join(s.dir, markerName))
 	}
 	// The server's programs read it.
 	if err := s.owner.own(s.dir); err != nil {
@@ -50,7 +46,8 @@ func (s *Server) preparePrimary(ctx context.Context, state sut.Replication) erro
 		return err
 	}
 	if standby {
-		return fmt.Errorf("%s is in it: it is that of a replica, which was never promoted\nstart it as a replica and promote it, or remove the file", standbyName)
+		return fmt.Errorf("%s is in it: it is that of a replica, which was never promoted\n"+
+			"start it as a replica and promote it, or remove the file", standbyName)
 	}
 	m, found, err := readMarker(s.dir)
 	if err != nil {
@@ -79,13 +76,9 @@ func (s *Server) preparePrimary(ctx context.Context, state sut.Replication) erro
 // prepareReplica makes a data directory that of a replica: what is there, when it
 // can follow the primary, or a new copy of the whole.
 func (s *Server) prepareReplica(ctx context.Context, made bool, state sut.Replication) error {
-	var m marker
-	found := false
-	if made {
-		var err error
-		if m, found, err = readMarker(s.dir); err != nil {
-			return err
-		}
+	m, found, err := readMarker(s.dir) // none when nothing is made
+	if err != nil {
+		return err
 	}
 	if err := checkEpoch(state, m); err != nil {
 		return err
@@ -159,7 +152,8 @@ func (s *Server) judge(ctx context.Context, state sut.Replication, made, found b
 	p, err := askPrimary(ctx, *state.Primary, patience, position)
 	switch {
 	case err != nil && found && ctx.Err() == nil:
-		s.cfg.Log.Warn("the primary does not answer; the replica starts with what it has", "primary", state.Primary.Address, "error", err)
+		s.cfg.Log.Warn("the primary does not answer; the replica starts with what it has",
+			"primary", state.Primary.Address, "error", err)
 		return verdict{}, nil
 	case err != nil:
 		return verdict{}, err
@@ -218,7 +212,8 @@ func viewPrimary(ctx context.Context, primary sut.Peer, position int64) (primary
 	var view primaryView
 	var standby bool
 	var text string
-	if err := conn.QueryRow(ctx, "SELECT pg_is_in_recovery(), pg_read_file('"+markerName+"')").Scan(&standby, &text); err != nil {
+	err = conn.QueryRow(ctx, "SELECT pg_is_in_recovery(), pg_read_file($1)", markerName).Scan(&standby, &text)
+	if err != nil {
 		return primaryView{}, err
 	}
 	if standby {
@@ -231,7 +226,8 @@ func viewPrimary(ctx context.Context, primary sut.Peer, position int64) (primary
 	// the log of a replica continues through promotions.
 	at := formatPosition(position)
 	err = conn.QueryRow(ctx, `SELECT $1::text::pg_lsn > pg_current_wal_lsn(), EXISTS (SELECT FROM pg_ls_waldir()
-		WHERE length(name) = 24 AND right(name, 16) = right(pg_walfile_name($1::text::pg_lsn + 1), 16))`, at).Scan(&view.ahead, &view.kept)
+		WHERE length(name) = 24 AND right(name, 16) = right(pg_walfile_name($1::text::pg_lsn + 1), 16))`, at).
+		Scan(&view.ahead, &view.kept)
 	return view, err
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/stagebench/stagebench/sut"
 )
@@ -16,26 +17,10 @@ import (
 // still be taken for one that has all that it should.
 const lagMargin = time.Second
 
-// turn lets one goroutine at a time in, and gives up waiting with a context.
-type turn chan struct{}
-
-func newTurn() turn { return make(turn, 1) }
-
-func (t turn) take(ctx context.Context) error {
-	select {
-	case t <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-func (t turn) give() { <-t }
-
 // session is one connection to the server for what is asked again and again: a
 // new one each time would cost a process of the server.
 type session struct {
-	turn turn // whoever has it may use the rest
+	turn *semaphore.Weighted // of one: whoever has it may use the rest
 	conn *pgx.Conn
 	kept bool // a Watch runs, which closes the connection at its end
 }
@@ -43,10 +28,10 @@ type session struct {
 // ask runs f on the session's connection. It makes a new one when there is none
 // or when it turns out that the server has closed it.
 func (s *Server) ask(ctx context.Context, f func(conn *pgx.Conn) error) error {
-	if err := s.session.turn.take(ctx); err != nil {
+	if err := s.session.turn.Acquire(ctx, 1); err != nil {
 		return err
 	}
-	defer s.session.turn.give()
+	defer s.session.turn.Release(1)
 	if s.session.conn != nil {
 		err := f(s.session.conn)
 		if err == nil || !s.session.conn.IsClosed() || ctx.Err() != nil {
@@ -148,7 +133,10 @@ func (s *Server) ReplicationStatus(ctx context.Context) (sut.ReplicationStatus, 
 	defer s.mu.Unlock()
 	// Who has lost its link does not know any more what came over it.
 	s.copy.timeline = max(s.copy.timeline, v.timeline)
-	status := sut.ReplicationStatus{Node: s.cfg.Replication.Node, Epoch: s.state.Epoch, HeldEpoch: s.copy.timeline, Position: v.held, Rebuilds: m.Rebuilds}
+	status := sut.ReplicationStatus{
+		Node: s.cfg.Replication.Node, Epoch: s.state.Epoch, HeldEpoch: s.copy.timeline,
+		Position: v.held, Rebuilds: m.Rebuilds,
+	}
 	if s.state.Primary != nil {
 		status.Following = s.state.Primary.Node
 		s.judgeReplica(&status, v, time.Now())
@@ -165,9 +153,12 @@ func (s *Server) look(ctx context.Context) (v view, err error) {
 }
 
 func (v *view) read(ctx context.Context, conn *pgx.Conn) error {
-	err := conn.QueryRow(ctx, `SELECT standby, greatest(received_tli, (SELECT timeline_id FROM pg_control_checkpoint())),
-		(CASE WHEN standby THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) ELSE pg_current_wal_lsn() END - '0/0')::bigint,
-		coalesce(pg_last_wal_replay_lsn() - '0/0', 0)::bigint, coalesce(status, ''), coalesce(latest_end_lsn - '0/0', 0)::bigint
+	err := conn.QueryRow(ctx, `SELECT standby,
+		greatest(received_tli, (SELECT timeline_id FROM pg_control_checkpoint())),
+		(CASE WHEN standby THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
+			ELSE pg_current_wal_lsn() END - '0/0')::bigint,
+		coalesce(pg_last_wal_replay_lsn() - '0/0', 0)::bigint,
+		coalesce(status, ''), coalesce(latest_end_lsn - '0/0', 0)::bigint
 		FROM (SELECT pg_is_in_recovery() AS standby) AS role LEFT JOIN pg_stat_wal_receiver ON true`).
 		Scan(&v.standby, &v.timeline, &v.held, &v.applied, &v.receiver, &v.end)
 	if err != nil || v.standby {
@@ -176,8 +167,8 @@ func (v *view) read(ctx context.Context, conn *pgx.Conn) error {
 	v.followers = map[string]int64{}
 	// One that reconnects may be there twice for a moment. What fetches a whole
 	// copy has another state.
-	rows, err := conn.Query(ctx, `SELECT application_name, coalesce(max(flush_lsn) - '0/0', 0)::bigint FROM pg_stat_replication
-		WHERE state IN ('catchup', 'streaming') GROUP BY 1`)
+	rows, err := conn.Query(ctx, `SELECT application_name, coalesce(max(flush_lsn) - '0/0', 0)::bigint
+		FROM pg_stat_replication WHERE state IN ('catchup', 'streaming') GROUP BY 1`)
 	if err != nil {
 		return err
 	}
@@ -229,11 +220,9 @@ func (s *Server) Lost() string {
 // Printed is to be given each line that the server logs; it finds those that say
 // that a replica is lost. It returns false: the line is for people, too.
 func (s *Server) Printed(line string) bool {
-	reason, diverged := lostReason(line)
-	if reason == "" || s.cfg.Replication == nil {
-		return false
+	if reason, diverged := lostReason(line); reason != "" && s.cfg.Replication != nil {
+		s.lose(reason, diverged)
 	}
-	s.lose(reason, diverged)
 	return false
 }
 
@@ -262,7 +251,8 @@ func lostReason(line string) (reason string, diverged bool) {
 	case has("could not receive data from WAL stream") && has("has already been removed"):
 		return "it is too far behind: the primary has removed the log that it needs", false
 	case has("before current recovery point"),
-		has("could not start WAL streaming") && (has("is not in this server's history") || has("is ahead of the WAL flush position")),
+		has("could not start WAL streaming") && has("is not in this server's history"),
+		has("could not start WAL streaming") && has("is ahead of the WAL flush position"),
 		has("highest timeline") && has("is behind recovery timeline"),
 		has("system identifier differs between the primary and standby"):
 		return "it has diverged: it holds what the primary does not", true
