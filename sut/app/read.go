@@ -40,11 +40,7 @@ func (a *App) showFeed(ctx context.Context, x *exchange) error {
 
 // showPhoto answers GET /api/photos/{id}.
 func (a *App) showPhoto(ctx context.Context, x *exchange) error {
-	id, err := pathID(x)
-	if err != nil {
-		return err
-	}
-	photo, err := a.config.Store.Photo(ctx, id)
+	photo, err := a.config.Store.Photo(ctx, x.named)
 	if err != nil {
 		return a.tierProblem(x, tierDB, "the photo", err)
 	}
@@ -54,13 +50,7 @@ func (a *App) showPhoto(ctx context.Context, x *exchange) error {
 }
 
 // showUser answers GET /api/users/{id}.
-func (a *App) showUser(ctx context.Context, x *exchange) error {
-	id, err := pathID(x)
-	if err != nil {
-		return err
-	}
-	return a.sendUser(ctx, x, id)
-}
+func (a *App) showUser(ctx context.Context, x *exchange) error { return a.sendUser(ctx, x, x.named) }
 
 // showMe answers GET /api/me.
 func (a *App) showMe(ctx context.Context, x *exchange) error { return a.sendUser(ctx, x, x.user) }
