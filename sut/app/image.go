@@ -107,10 +107,7 @@ func cacheControl(version string) string {
 // etagOf is a strong entity tag: it changes with any byte.
 func etagOf(data []byte) string {
 	sum := sha256.Sum256(data)
-	var tag [2 + 2*12]byte
-	tag[0], tag[len(tag)-1] = '"', '"'
-	hex.Encode(tag[1:], sum[:12])
-	return string(tag[:])
+	return `"` + hex.EncodeToString(sum[:12]) + `"`
 }
 
 // serveBytes answers GET and HEAD of something that is in memory, with

@@ -209,6 +209,16 @@ func (a *App) send(x *exchange, status int, version int64, body any) {
 	x.reply(status, "application/json", "no-store", buffer.Bytes())
 }
 
+// answer sends what the database returned, or says why it did not. what is the thing
+// that was asked for.
+func (a *App) answer(x *exchange, what string, err error, status int, version int64, body any) error {
+	if err != nil {
+		return a.tierProblem(x, tierDB, what, err)
+	}
+	a.send(x, status, version, body)
+	return nil
+}
+
 // showVersion says which version of a record the response shows, 0 = none.
 func (x *exchange) showVersion(version int64) {
 	if version != 0 {

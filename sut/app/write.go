@@ -92,11 +92,8 @@ func (a *App) rename(ctx context.Context, x *exchange) error {
 		return err
 	}
 	version, err := a.config.Store.RenamePhoto(ctx, x.named, x.user, title)
-	if err != nil {
-		return a.tierProblem(x, tierDB, "the photo", err)
-	}
-	a.send(x, http.StatusOK, version, changed{Photo: x.named, Title: title, Version: version})
-	return nil
+	now := changed{Photo: x.named, Title: title, Version: version}
+	return a.answer(x, "the photo", err, http.StatusOK, version, now)
 }
 
 // delete answers DELETE /api/photos/{id}. The record goes first: it says who
@@ -116,12 +113,10 @@ func (a *App) delete(ctx context.Context, x *exchange) error {
 // like answers POST /api/photos/{id}/like.
 func (a *App) like(ctx context.Context, x *exchange) error {
 	version, err := a.config.Store.Like(ctx, x.named, x.user)
-	if err != nil {
-		return a.tierProblem(x, tierDB, "the photo", err)
+	if err == nil {
+		a.metrics.likes.Inc()
 	}
-	a.metrics.likes.Inc()
-	a.send(x, http.StatusOK, version, changed{Photo: x.named, Version: version})
-	return nil
+	return a.answer(x, "the photo", err, http.StatusOK, version, changed{Photo: x.named, Version: version})
 }
 
 // comment answers POST /api/photos/{id}/comments.
@@ -141,12 +136,11 @@ func (a *App) comment(ctx context.Context, x *exchange) error {
 		CreatedUS: a.config.Now().UnixMicro(),
 	}
 	version, err := a.config.Store.Comment(ctx, comment)
-	if err != nil {
-		return a.tierProblem(x, tierDB, "the photo", err)
+	if err == nil {
+		a.metrics.comments.Inc()
 	}
-	a.metrics.comments.Inc()
-	a.send(x, http.StatusCreated, version, changed{Photo: x.named, Comment: comment.ID, Version: version})
-	return nil
+	now := changed{Photo: x.named, Comment: comment.ID, Version: version}
+	return a.answer(x, "the photo", err, http.StatusCreated, version, now)
 }
 
 // follow answers POST /api/users/{id}/follow.

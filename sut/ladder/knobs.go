@@ -1,6 +1,7 @@
 package ladder
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -108,10 +109,7 @@ func settings[T any, P interface {
 }](k sut.Knobs) T {
 	var s T
 	for _, knob := range P(&s).knobs() {
-		value, given := k[knob.Name]
-		if !given {
-			value = knob.Default
-		}
+		value := cmp.Or(k[knob.Name], knob.Default)
 		if err := knob.set(value); err != nil {
 			panic(fmt.Sprintf("ladder: knob %s=%s was not validated: %v", knob.Name, value, err))
 		}
