@@ -101,7 +101,7 @@ var (
 
 // read finds the transactions that were committed, and what they wrote.
 func (b *Beheaded) read(dump []byte) error {
-	wrote, committed := map[uint32][]string{}, []uint32{}
+	wrote := map[uint32][]string{}
 	lines := bufio.NewScanner(bytes.NewReader(dump))
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
@@ -118,11 +118,8 @@ func (b *Beheaded) read(dump []byte) error {
 			wrote[tx] = append(wrote[tx], rel[1])
 		}
 		if strings.Contains(lines.Text(), "desc: COMMIT") {
-			committed = append(committed, tx)
+			b.wrote[tx] = wrote[tx]
 		}
-	}
-	for _, tx := range committed {
-		b.wrote[tx] = wrote[tx]
 	}
 	return lines.Err()
 }
@@ -177,9 +174,11 @@ func beatFiles(ctx context.Context, conn *pgx.Conn) (files []string, err error) 
 
 // lostTable is a table of the service whose rows are looked for.
 type lostTable struct {
-	name    string
-	key     []string
-	updated bool // its rows may be updated, so that one that was changed last may have been there
+	name string
+	key  []string
+	// updated: its rows, whose key is id, may be updated, so that one that was changed
+	// last may have been there.
+	updated bool
 }
 
 // lostTables lists them, what others refer to first.
@@ -204,29 +203,24 @@ func (t lostTable) changes(ctx context.Context, old, now *pgx.Conn, txs []int64)
 	if err != nil {
 		return nil, err
 	}
-	var where []string
-	for i, column := range t.key {
-		where = append(where, fmt.Sprintf("%s = $%d", column, i+1))
-	}
-	find := "SELECT EXISTS (SELECT FROM " + t.name + " WHERE " + strings.Join(where, " AND ") + ")"
+	find := "SELECT EXISTS (SELECT FROM " + t.name + " WHERE id = $1)"
 	for _, row := range all {
-		var key []any
-		var text []string
+		var key []string
 		for column, value := range row {
 			if small, ok := value.(int32); ok {
 				row[column] = int64(small)
 			}
 		}
 		for _, column := range t.key {
-			key, text = append(key, row[column]), append(text, fmt.Sprint(row[column]))
+			key = append(key, fmt.Sprint(row[column]))
 		}
 		exists := false
 		if t.updated { // else there is nothing to ask: it was inserted
-			if err := now.QueryRow(ctx, find, key...).Scan(&exists); err != nil {
+			if err := now.QueryRow(ctx, find, row["id"]).Scan(&exists); err != nil {
 				return nil, err
 			}
 		}
-		change := sut.LostChange{Table: t.name, Key: strings.Join(text, "/"), Op: sut.Inserted, New: row}
+		change := sut.LostChange{Table: t.name, Key: strings.Join(key, "/"), Op: sut.Inserted, New: row}
 		if exists {
 			change.Op = sut.Updated
 		}
