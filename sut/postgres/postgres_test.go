@@ -48,8 +48,10 @@ func testSettings(t *testing.T, template string) {
 
 	var got []string
 	for _, setting := range []string{
-		"server_encoding", "lc_collate", "lc_ctype", "lc_messages", "data_checksums", "fsync", "synchronous_commit", "full_page_writes",
-		"jit", "max_connections", "shared_buffers", "unix_socket_directories", "listen_addresses", "autovacuum", "log_destination",
+		"server_encoding", "lc_collate", "lc_ctype", "lc_messages", "data_checksums", "fsync", "synchronous_commit",
+		"full_page_writes",
+		"jit", "max_connections", "shared_buffers", "unix_socket_directories", "listen_addresses", "autovacuum",
+		"log_destination",
 		"logging_collector", "max_parallel_workers_per_gather", "cluster_name", "timezone",
 	} {
 		var value string
@@ -57,8 +59,10 @@ func testSettings(t *testing.T, template string) {
 		got = append(got, setting+"="+value)
 	}
 	want := []string{
-		"server_encoding=UTF8", "lc_collate=C", "lc_ctype=C", "lc_messages=C", "data_checksums=on", "fsync=on", "synchronous_commit=on", "full_page_writes=on",
-		"jit=off", "max_connections=100", "shared_buffers=32MB", "unix_socket_directories=", "listen_addresses=127.0.0.1", "autovacuum=on", "log_destination=stderr",
+		"server_encoding=UTF8", "lc_collate=C", "lc_ctype=C", "lc_messages=C", "data_checksums=on", "fsync=on",
+		"synchronous_commit=on", "full_page_writes=on",
+		"jit=off", "max_connections=100", "shared_buffers=32MB", "unix_socket_directories=", "listen_addresses=127.0.0.1",
+		"autovacuum=on", "log_destination=stderr",
 		"logging_collector=off", "max_parallel_workers_per_gather=0", "cluster_name=db-1", "timezone=UTC",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -304,7 +308,10 @@ func TestWhatAKilledPrepareLeftIsDiscarded(t *testing.T) {
 	if err := os.Mkdir(staging, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for name, text := range map[string]string{"PG_VERSION": "15\n", lockName: fmt.Sprintf("-4711\n\n\n\n\n\n 1234 %d\n", id)} {
+	for name, text := range map[string]string{
+		"PG_VERSION": "15\n",
+		lockName:     fmt.Sprintf("-4711\n\n\n\n\n\n 1234 %d\n", id),
+	} {
 		if err := os.WriteFile(filepath.Join(staging, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
