@@ -47,13 +47,12 @@ func (a *App) showPage(ctx context.Context, x *exchange) error {
 	view := pageView{Node: a.config.Node, User: x.user, Photos: newest, ImageVersion: imageVersion}
 	header, status := x.Header(), http.StatusOK
 	if err = a.tierProblem(x, tierDB, "the page", err); err != nil {
-		var p *problem
-		if !errors.As(err, &p) || p.degraded == "" {
+		p, ok := errors.AsType[*problem](err)
+		if !ok || p.degraded == "" {
 			return err
 		}
 		a.noteProblem(x, p)
 		view.Degraded, status = true, p.status
-		x.degrade(p.degraded)
 		header.Set("Retry-After", "1")
 	}
 	var page bytes.Buffer

@@ -108,7 +108,10 @@ func (a *App) tierProblem(x *exchange, tier, what string, err error) error {
 
 // refuse answers an error. Any but a problem is a mistake in the service.
 func (a *App) refuse(x *exchange, err error) {
-	p := a.asProblem(x, err)
+	p, ok := errors.AsType[*problem](err)
+	if !ok {
+		errors.As(a.tierProblem(x, "", "it", err), &p)
+	}
 	a.noteProblem(x, p)
 	header := x.Header()
 	switch p.status {
@@ -118,30 +121,20 @@ func (a *App) refuse(x *exchange, err error) {
 	case http.StatusServiceUnavailable:
 		header.Set("Retry-After", "1")
 	}
-	if p.degraded != "" {
-		x.degrade(p.degraded)
-	}
 	a.send(x, p.status, 0, struct {
 		Error string `json:"error"`
 		Hint  string `json:"hint"`
 	}{p.message, p.hint})
 }
 
-func (a *App) asProblem(x *exchange, err error) *problem {
-	var p *problem
-	if !errors.As(err, &p) {
-		errors.As(a.tierProblem(x, "", "it", err), &p)
-	}
-	return p
-}
-
-// noteProblem keeps why a request was refused for its line in the log, and says
-// once a second that a tier is away.
+// noteProblem keeps why a request was refused for its line in the log. If a tier is
+// away, it says so in the response, and once a second in the log.
 func (a *App) noteProblem(x *exchange, p *problem) {
 	x.cause = p
 	if p.degraded == "" {
 		return
 	}
+	x.degrade(p.degraded)
 	if failed, log := a.outages[p.degraded].report(a.config.Now()); log {
 		a.config.Log.Warn("a tier does not answer", "tier", p.degraded, "request_id", x.id(), "op", x.op.name,
 			"error", p.cause, "requests_failed", failed)

@@ -41,14 +41,15 @@ func (a *App) showPhoto(ctx context.Context, x *exchange) error {
 	return a.answer(x, "the photo", err, http.StatusOK, photo.Version, &photo)
 }
 
-// showUser answers GET /api/users/{id}.
-func (a *App) showUser(ctx context.Context, x *exchange) error { return a.sendUser(ctx, x, x.named) }
-
 // showMe answers GET /api/me.
-func (a *App) showMe(ctx context.Context, x *exchange) error { return a.sendUser(ctx, x, x.user) }
+func (a *App) showMe(ctx context.Context, x *exchange) error {
+	x.named = x.user
+	return a.showUser(ctx, x)
+}
 
-func (a *App) sendUser(ctx context.Context, x *exchange, id photos.ID) error {
-	user, err := a.config.Store.User(ctx, id)
+// showUser answers GET /api/users/{id}.
+func (a *App) showUser(ctx context.Context, x *exchange) error {
+	user, err := a.config.Store.User(ctx, x.named)
 	a.noteCached(x, user.Cached)
 	return a.answer(x, "the user", err, http.StatusOK, user.Version, &user)
 }

@@ -154,12 +154,15 @@ func (a *App) carryOut(x *exchange, o *operation) error {
 	defer cancel()
 	if o.who != anyone {
 		if err := a.identify(ctx, x); err != nil {
-			// The page is for everybody: without a session it is the same, less the
-			// user's name.
 			if o.who == loggedIn {
 				return err
 			}
-			a.goAnonymous(x, err)
+			// The page is for everybody: without a session it is the same, less the
+			// user's name, and says so if that is for want of the tier.
+			x.user = 0
+			if p, ok := errors.AsType[*problem](err); ok && p.degraded != "" {
+				a.noteProblem(x, p)
+			}
 		}
 	}
 	if o.named {
@@ -170,17 +173,6 @@ func (a *App) carryOut(x *exchange, o *operation) error {
 		x.named = id
 	}
 	return o.action(ctx, x)
-}
-
-// goAnonymous goes on without the session that could not be looked up, and says
-// so if that is for want of the tier.
-func (a *App) goAnonymous(x *exchange, err error) {
-	x.user = 0
-	var p *problem
-	if errors.As(err, &p) && p.degraded != "" {
-		a.noteProblem(x, p)
-		x.degrade(p.degraded)
-	}
 }
 
 // bound returns the context for the calls to tiers of one request.

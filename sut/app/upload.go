@@ -143,7 +143,12 @@ func (a *App) readForm(x *exchange, boundary string, sent *picture) error {
 	for {
 		part, err := form.NextPart()
 		if err == io.EOF {
-			return x.readEpilogue(body)
+			// What may follow the last boundary means nothing.
+			if _, err := io.Copy(io.Discard, body); err != nil {
+				return formProblem(err)
+			}
+			x.bodyRead()
+			return nil
 		}
 		if err != nil {
 			return formProblem(err)
@@ -166,15 +171,6 @@ func (a *App) readForm(x *exchange, boundary string, sent *picture) error {
 			return err
 		}
 	}
-}
-
-// readEpilogue reads what may follow the last boundary and means nothing.
-func (x *exchange) readEpilogue(body io.Reader) error {
-	if _, err := io.Copy(io.Discard, body); err != nil {
-		return formProblem(err)
-	}
-	x.bodyRead()
-	return nil
 }
 
 // readPart reads one field of a form.
