@@ -34,14 +34,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"html/template"
 	"log/slog"
 	"net/http"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/stagebench/stagebench/sut"
@@ -86,7 +89,6 @@ type Config struct {
 	LogRequests string
 
 	TierTimeout    time.Duration // for all calls to tiers of one request; 0 = 5 s
-	ReadyTimeout   time.Duration // for the checks of /readyz; 0 = 500 ms
 	BodyTimeout    time.Duration // from the start of a request to the end of its body; 0 = 60 s
 	MaxUploadBytes int64         // of one original; 0 = 8 MiB
 	// UploadMemory bounds the bytes of all uploads that are being read or
@@ -100,7 +102,6 @@ type Config struct {
 func (c Config) withDefaults() (Config, error) {
 	c.LogRequests = cmp.Or(c.LogRequests, sut.LogFailed)
 	c.TierTimeout = cmp.Or(c.TierTimeout, 5*time.Second)
-	c.ReadyTimeout = cmp.Or(c.ReadyTimeout, 500*time.Millisecond)
 	c.BodyTimeout = cmp.Or(c.BodyTimeout, time.Minute)
 	c.MaxUploadBytes = cmp.Or(c.MaxUploadBytes, 8<<20)
 	c.UploadMemory = cmp.Or(c.UploadMemory, 64<<20)
@@ -114,7 +115,7 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("app: photo processing and a source of ids are needed")
 	case c.Log == nil || c.Registry == nil || c.Now == nil:
 		return c, errors.New("app: a logger, a registry and a clock are needed")
-	case min(c.TierTimeout, c.ReadyTimeout, c.BodyTimeout) < 0 || min(c.MaxUploadBytes, int64(c.ProcessSlots)) < 0:
+	case min(c.TierTimeout, c.BodyTimeout) < 0 || min(c.MaxUploadBytes, int64(c.ProcessSlots)) < 0:
 		return c, errors.New("app: no limit may be negative")
 	case c.Service != "" && c.Service != sut.Reads && c.Service != sut.Uploads:
 		return c, fmt.Errorf("app: unknown service %q", c.Service)
@@ -128,14 +129,13 @@ func (c Config) withDefaults() (Config, error) {
 
 // App is the photo service of one web node.
 type App struct {
-	config     Config
-	mux        *http.ServeMux
-	operations map[string]http.Handler // by path: for operators, not counted as requests
-	checks     map[string]http.Handler // those of them that balancers ask for at the public address
-	metrics    *metrics
-	page       *pageTemplate
-	assets     map[string]asset
-	outages    map[string]*outage // by tier, for its log lines
+	config  Config
+	mux     *http.ServeMux
+	checks  map[string]http.Handler // by path: for operators and balancers, not counted as requests
+	metrics *metrics
+	page    *template.Template
+	assets  map[string]asset
+	outages map[string]*outage // by tier, for its log lines
 
 	buffers  sync.Pool // of *jsonBuffer
 	memory   *semaphore.Weighted
@@ -167,14 +167,10 @@ func New(c Config) (*App, error) {
 		hit:      []string{"hit"},
 	}
 	a.buffers.New = func() any { return newJSONBuffer() }
-	if a.page, err = newPageTemplate(a.assets); err != nil {
-		return nil, err
-	}
+	a.page = newPage(a.assets)
+	a.checks = map[string]http.Handler{"/healthz": readOnly(a.healthz), "/readyz": readOnly(a.readyz)}
 	routes := a.routes()
-	if a.metrics, err = newMetrics(c.Registry, routes); err != nil {
-		return nil, err
-	}
-	a.operations, a.checks = a.operationsHandlers()
+	a.metrics = newMetrics(c.Registry, routes)
 	a.register(routes)
 	return a, nil
 }
@@ -182,12 +178,17 @@ func New(c Config) (*App, error) {
 // Operations is the operators' side: /healthz, /readyz and /metrics. Balancers
 // find the first two at the public address as well.
 func (a *App) Operations() http.Handler {
+	metrics := readOnly(promhttp.HandlerFor(a.config.Registry, promhttp.HandlerOpts{}).ServeHTTP)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if operation := a.operations[r.URL.Path]; operation != nil {
-			operation.ServeHTTP(w, r)
-			return
+		switch check := a.checks[r.URL.Path]; {
+		case check != nil:
+			check.ServeHTTP(w, r)
+		case r.URL.Path == "/metrics":
+			metrics.ServeHTTP(w, r)
+		default:
+			sendError(w, http.StatusNotFound, "nothing is at "+r.URL.Path,
+				"operators find /healthz, /readyz and /metrics here")
 		}
-		sendStatus(w, http.StatusNotFound, map[string]string{"error": "nothing is at " + r.URL.Path, "hint": "operators find /healthz, /readyz and /metrics here"})
 	})
 }
 
@@ -218,7 +219,7 @@ func (a *App) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.metrics.inFlight.Inc()
 	defer a.finish(x)
 	if a.config.Full != nil && a.config.Full(r.Context()) {
-		a.refuse(x, &problem{status: http.StatusServiceUnavailable, message: "this host has as many connections as it takes", hint: "try again in a second"})
+		a.refuse(x, busy("this host has as many connections as it takes"))
 		return
 	}
 	a.mux.ServeHTTP(x, r)
@@ -258,9 +259,10 @@ func RequestID(ctx context.Context) string {
 func (a *App) finish(x *exchange) {
 	cause := recover()
 	if cause != nil && cause != http.ErrAbortHandler {
-		a.config.Log.Error("a handler panicked", "request_id", x.id(), "op", x.op.name, "method", x.r.Method, "path", x.r.URL.Path, "panic", cause, "stack", stack())
+		a.config.Log.Error("a handler panicked", "request_id", x.id(), "op", x.op.name,
+			"method", x.r.Method, "path", x.r.URL.Path, "panic", cause, "stack", string(debug.Stack()))
 		if x.status == 0 {
-			a.refuse(x, &problem{status: http.StatusInternalServerError, message: "this is a mistake in the service", hint: "look into the log of the node that X-Served-By names"})
+			a.refuse(x, mistake(nil))
 			cause = nil
 		}
 	}

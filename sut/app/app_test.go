@@ -36,7 +36,10 @@ type service struct {
 // has its bytes.
 func newService(t testing.TB, adjust ...func(*app.Config)) *service {
 	t.Helper()
-	s := &service{store: newFakeStore(), blobs: &fakeBlobs{}, sessions: newFakeSessions(time.Now), registry: prometheus.NewRegistry(), log: &bytes.Buffer{}}
+	s := &service{
+		store: newFakeStore(), blobs: &fakeBlobs{}, sessions: newFakeSessions(time.Now),
+		registry: prometheus.NewRegistry(), log: &bytes.Buffer{},
+	}
 	config := app.Config{
 		Node: "web-1", Store: s.store, Blobs: s.blobs, Sessions: s.sessions, Process: fakeProcess,
 		IDs: photos.NewIDSource(1, time.Now), Log: slog.New(slog.NewJSONHandler(s.log, nil)), Registry: s.registry,
@@ -96,7 +99,10 @@ func (s *service) do(r request) *httptest.ResponseRecorder {
 func get(path string) request { return request{method: "GET", path: path, anonymous: true} }
 
 func uploadOf(body []byte) request {
-	return request{method: "POST", path: "/api/photos", body: string(body), header: map[string]string{"Content-Type": "image/jpeg"}}
+	return request{
+		method: "POST", path: "/api/photos", body: string(body),
+		header: map[string]string{"Content-Type": "image/jpeg"},
+	}
 }
 
 // TestAnswers holds the status, the headers and the body of what works.
@@ -120,14 +126,30 @@ func TestAnswers(t *testing.T) {
 		{"asset", get("/static/app.css"), 200, "", "main {"},
 		{"login", request{method: "POST", path: "/api/login", body: login, anonymous: true}, 200, "1", `"login":"user-2"`},
 		{"logout", request{method: "POST", path: "/api/logout"}, 204, "", ""},
-		{"upload", uploadOf(sampleJPEG(16, 12)), 201, "1", `"user_id":1,"title":"Untitled","state":"ready","width":16,"height":12`},
-		{"rename", request{method: "PATCH", path: "/api/photos/1", body: `{"title": "New"}`}, 200, "2", `{"photo_id":1,"title":"New","version":2}`},
+		{
+			"upload", uploadOf(sampleJPEG(16, 12)), 201, "1",
+			`"user_id":1,"title":"Untitled","state":"ready","width":16,"height":12`,
+		},
+		{
+			"rename",
+			request{method: "PATCH", path: "/api/photos/1", body: `{"title": "New"}`},
+			200, "2",
+			`{"photo_id":1,"title":"New","version":2}`,
+		},
 		{"delete", request{method: "DELETE", path: "/api/photos/1"}, 204, "", ""},
 		{"like", request{method: "POST", path: "/api/photos/7/like"}, 200, "8", `{"photo_id":7,"version":8}`},
-		{"comment", request{method: "POST", path: "/api/photos/7/comments", body: `{"text": "Nice"}`}, 201, "8", `"photo_id":7,"comment_id":`},
+		{
+			"comment",
+			request{method: "POST", path: "/api/photos/7/comments", body: `{"text": "Nice"}`},
+			201, "8",
+			`"photo_id":7,"comment_id":`,
+		},
 		{"follow", request{method: "POST", path: "/api/users/7/follow"}, 200, "", `{"follower":1,"followee":7}`},
 		{"health", get("/healthz"), 200, "", `{"node":"web-1","status":"alive"}`},
-		{"readiness", get("/readyz"), 200, "", `{"node":"web-1","ready":true,"draining":false,"tiers":{"blob":"ok","db":"ok"}}`},
+		{
+			"readiness", get("/readyz"), 200, "",
+			`{"node":"web-1","ready":true,"draining":false,"tiers":{"blob":"ok","db":"ok"}}`,
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := newService(t).do(test.request)
@@ -166,7 +188,8 @@ func TestRecordsFromACache(t *testing.T) {
 		"/api/feed?user=2": "", "/": "",
 	} {
 		w := s.do(get(path))
-		if got := w.Header().Get(app.HeaderCache); got != want || strings.Contains(strings.ToLower(w.Body.String()), "cached") {
+		if got := w.Header().Get(app.HeaderCache); got != want ||
+			strings.Contains(strings.ToLower(w.Body.String()), "cached") {
 			t.Errorf("%s: %s %q, want %q\n%s", path, app.HeaderCache, got, want, w.Body)
 		}
 	}
@@ -180,7 +203,10 @@ func TestHead(t *testing.T) {
 	s := newService(t)
 	server := httptest.NewServer(s)
 	defer server.Close()
-	for _, path := range []string{"/", "/api/feed?user=3", "/api/photos/5", "/api/users/5", "/img/3/thumb.jpg", "/static/app.js", "/healthz", "/readyz"} {
+	for _, path := range []string{
+		"/", "/api/feed?user=3", "/api/photos/5", "/api/users/5", "/img/3/thumb.jpg",
+		"/static/app.js", "/healthz", "/readyz",
+	} {
 		full, err := server.Client().Get(server.URL + path)
 		if err != nil {
 			t.Fatal(err)
@@ -192,7 +218,8 @@ func TestHead(t *testing.T) {
 			t.Fatal(err)
 		}
 		head.Body.Close()
-		if head.StatusCode != 200 || full.StatusCode != 200 || head.Header.Get("Content-Type") != full.Header.Get("Content-Type") ||
+		if head.StatusCode != 200 || full.StatusCode != 200 ||
+			head.Header.Get("Content-Type") != full.Header.Get("Content-Type") ||
 			head.Header.Get("Etag") != full.Header.Get("Etag") {
 			t.Errorf("%s: HEAD %d %v, GET %d %v", path, head.StatusCode, head.Header, full.StatusCode, full.Header)
 		}
@@ -206,9 +233,13 @@ func TestHead(t *testing.T) {
 // ones before.
 func TestLifecycle(t *testing.T) {
 	s := newService(t)
-	login := s.do(request{method: "POST", path: "/api/login", body: `{"login": "user-4", "password": "stagebench"}`, anonymous: true})
+	login := s.do(request{
+		method: "POST", path: "/api/login", body: `{"login": "user-4", "password": "stagebench"}`,
+		anonymous: true,
+	})
 	cookies := login.Result().Cookies()
-	if len(cookies) != 1 || cookies[0].Name != app.SessionCookie || !cookies[0].HttpOnly || cookies[0].SameSite != http.SameSiteLaxMode || cookies[0].Path != "/" {
+	if len(cookies) != 1 || cookies[0].Name != app.SessionCookie || !cookies[0].HttpOnly ||
+		cookies[0].SameSite != http.SameSiteLaxMode || cookies[0].Path != "/" {
 		t.Fatalf("login gives cookies %v", cookies)
 	}
 	s.cookie = cookies[0].Name + "=" + cookies[0].Value
@@ -221,13 +252,15 @@ func TestLifecycle(t *testing.T) {
 		t.Fatalf("upload: %d %s, %v", uploaded.Code, uploaded.Body, err)
 	}
 	where := "/api/photos/" + strconv.FormatInt(int64(photo.ID), 10)
-	if photo.Title != "Robert'); DROP TABLE photos;--" || photo.UserID != 4 || photo.ID <= 1<<40 || photo.Bytes != int64(len(original)) ||
+	if photo.Title != "Robert'); DROP TABLE photos;--" || photo.UserID != 4 || photo.ID <= 1<<40 ||
+		photo.Bytes != int64(len(original)) ||
 		photo.CreatedUS == 0 || uploaded.Header().Get("Location") != where {
 		t.Errorf("uploaded %+v at %s", photo, uploaded.Header().Get("Location"))
 	}
 	for _, v := range photos.AllVariants() {
 		image := s.do(get(fmt.Sprintf("/img/%d/%s.jpg", photo.ID, v)))
-		if image.Code != 200 || !bytes.Equal(image.Body.Bytes(), original) || image.Header().Get("Content-Type") != "image/jpeg" {
+		if image.Code != 200 || !bytes.Equal(image.Body.Bytes(), original) ||
+			image.Header().Get("Content-Type") != "image/jpeg" {
 			t.Errorf("%s: %d, %d bytes", v, image.Code, image.Body.Len())
 		}
 	}
@@ -239,11 +272,13 @@ func TestLifecycle(t *testing.T) {
 	} {
 		version++
 		if w := s.do(change); w.Code >= 300 || w.Header().Get(app.HeaderRecordVersion) != strconv.FormatInt(version, 10) {
-			t.Errorf("%s %s: %d %s, version %s, want %d", change.method, change.path, w.Code, w.Body, w.Header().Get(app.HeaderRecordVersion), version)
+			t.Errorf("%s %s: %d %s, version %s, want %d", change.method, change.path, w.Code, w.Body,
+				w.Header().Get(app.HeaderRecordVersion), version)
 		}
 	}
 	read := s.do(get(where))
-	if err := json.Unmarshal(read.Body.Bytes(), &photo); err != nil || photo.Title != "Smørrebrød" || photo.Likes != 1 || photo.Comments != 1 || photo.Version != 4 {
+	if err := json.Unmarshal(read.Body.Bytes(), &photo); err != nil || photo.Title != "Smørrebrød" || photo.Likes != 1 ||
+		photo.Comments != 1 || photo.Version != 4 {
 		t.Errorf("the photo is now %+v, %v", photo, err)
 	}
 	if got := s.store.comments[0]; got.Text != "two\nlines" || got.UserID != 4 || got.PhotoID != photo.ID {
@@ -287,7 +322,10 @@ func form(t testing.TB, fields ...[2]string) request {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	return request{method: "POST", path: "/api/photos", body: body.String(), header: map[string]string{"Content-Type": w.FormDataContentType()}}
+	return request{
+		method: "POST", path: "/api/photos", body: body.String(),
+		header: map[string]string{"Content-Type": w.FormDataContentType()},
+	}
 }
 
 func TestMultipartUpload(t *testing.T) {
@@ -304,7 +342,8 @@ func TestMultipartUpload(t *testing.T) {
 		s := newService(t)
 		w := s.do(form(t, test.fields...))
 		var photo photos.Photo
-		if err := json.Unmarshal(w.Body.Bytes(), &photo); err != nil || w.Code != 201 || photo.Title != test.title || photo.Width != 20 {
+		if err := json.Unmarshal(w.Body.Bytes(), &photo); err != nil || w.Code != 201 || photo.Title != test.title ||
+			photo.Width != 20 {
 			t.Errorf("%s: %d %s, %v", name, w.Code, w.Body, err)
 		}
 	}
@@ -313,7 +352,10 @@ func TestMultipartUpload(t *testing.T) {
 // A user who logs in again holds one session, not two.
 func TestLoginEndsTheOldSession(t *testing.T) {
 	s := newService(t)
-	if w := s.do(request{method: "POST", path: "/api/login", body: `{"login": "user-2", "password": "stagebench"}`}); w.Code != 200 {
+	if w := s.do(request{
+		method: "POST", path: "/api/login",
+		body: `{"login": "user-2", "password": "stagebench"}`,
+	}); w.Code != 200 {
 		t.Fatalf("login: %d %s", w.Code, w.Body)
 	}
 	if w := s.do(request{method: "GET", path: "/api/me"}); w.Code != 401 {
@@ -338,7 +380,8 @@ func TestConfigIsChecked(t *testing.T) {
 	} {
 		good := app.Config{
 			Node: "web-1", Store: newFakeStore(), Blobs: &fakeBlobs{}, Sessions: newFakeSessions(time.Now), Process: fakeProcess,
-			IDs: photos.NewIDSource(1, time.Now), Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(), Now: time.Now, MaxUploadBytes: 1 << 20,
+			IDs: photos.NewIDSource(1, time.Now), Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(),
+			Now: time.Now, MaxUploadBytes: 1 << 20,
 		}
 		spoil(&good)
 		if _, err := app.New(good); err == nil {

@@ -85,19 +85,26 @@ func badLogins() []bad {
 		{"login is no JSON", jsonTo("POST", "/api/login", "user-1"), 400},
 		{"login is empty", jsonTo("POST", "/api/login", ""), 400},
 		{"login ends early", jsonTo("POST", "/api/login", `{"login": "us`), 400},
-		{"login has an unknown field", jsonTo("POST", "/api/login", `{"login": "user-1", "password": "stagebench", "admin": true}`), 400},
+		{
+			"login has an unknown field",
+			jsonTo("POST", "/api/login", `{"login": "user-1", "password": "stagebench", "admin": true}`), 400,
+		},
 		{"login is a number", jsonTo("POST", "/api/login", `{"login": 1, "password": "x"}`), 400},
 		{"login is a list", jsonTo("POST", "/api/login", `[]`), 400},
 		{"login is null", jsonTo("POST", "/api/login", `null`), 400},
 		{"login comes twice", jsonTo("POST", "/api/login", `{"login": "user-1", "password": "stagebench"} {}`), 400},
 		{"login without a name", jsonTo("POST", "/api/login", `{"password": "stagebench"}`), 400},
 		{"login without a password", jsonTo("POST", "/api/login", `{"login": "user-1"}`), 400},
-		{"login is too long", jsonTo("POST", "/api/login", fmt.Sprintf(`{"login": %q, "password": "x"}`, strings.Repeat("a", 65))), 400},
+		{"login is too long", jsonTo("POST", "/api/login",
+			fmt.Sprintf(`{"login": %q, "password": "x"}`, strings.Repeat("a", 65))), 400},
 		{"login has a NUL", jsonTo("POST", "/api/login", `{"login": "user\u0000", "password": "x"}`), 400},
 		{"login is no UTF-8", jsonTo("POST", "/api/login", "{\"login\": \"\xff\", \"password\": \"x\"}"), 400},
 		{"login nests", jsonTo("POST", "/api/login", strings.Repeat("[", 20_000)), 400},
 		{"login is oversized", jsonTo("POST", "/api/login", `{"login": "`+strings.Repeat("a", 64<<10)+`"}`), 413},
-		{"login is a form", request{method: "POST", path: "/api/login", body: "login=user-1", header: map[string]string{"Content-Type": "application/x-www-form-urlencoded"}}, 415},
+		{"login is a form", request{
+			method: "POST", path: "/api/login", body: "login=user-1",
+			header: map[string]string{"Content-Type": "application/x-www-form-urlencoded"},
+		}, 415},
 		{"login of nobody", jsonTo("POST", "/api/login", `{"login": "nobody", "password": "stagebench"}`), 401},
 		{"login with another password", jsonTo("POST", "/api/login", `{"login": "user-1", "password": "guess"}`), 401},
 		{"login is SQL", jsonTo("POST", "/api/login", `{"login": "' OR 1=1 --", "password": "x"}`), 401},
@@ -110,9 +117,19 @@ func badWrites() []bad {
 	compressed.header["Content-Encoding"] = "gzip"
 	return []bad{
 		{"comment has no type", request{method: "POST", path: comments, body: `"x"`}, 415},
-		{"comment is text", request{method: "POST", path: comments, body: `x`, header: map[string]string{"Content-Type": "text/plain"}}, 415},
-		{"comment type is malformed", request{method: "POST", path: comments, body: `x`, header: map[string]string{"Content-Type": "application/json; ="}}, 415},
-		{"comment in UTF-16", request{method: "POST", path: comments, body: `{}`, header: map[string]string{"Content-Type": "application/json; charset=utf-16"}}, 415},
+		{"comment is text", request{
+			method: "POST", path: comments, body: `x`,
+			header: map[string]string{"Content-Type": "text/plain"},
+		}, 415},
+		{
+			"comment type is malformed",
+			request{method: "POST", path: comments, body: `x`, header: map[string]string{"Content-Type": "application/json; ="}},
+			415,
+		},
+		{"comment in UTF-16", request{
+			method: "POST", path: comments, body: `{}`,
+			header: map[string]string{"Content-Type": "application/json; charset=utf-16"},
+		}, 415},
 		{"comment is compressed", compressed, 415},
 		{"comment is empty", jsonTo("POST", comments, `{"text": " \n "}`), 400},
 		{"comment is too long", jsonTo("POST", comments, fmt.Sprintf(`{"text": %q}`, long)), 400},
@@ -169,7 +186,8 @@ func badForms(t testing.TB) []bad {
 		{"form without a boundary", upload("multipart/form-data", "x"), 400},
 		{"form is empty", upload("multipart/form-data; boundary=b", ""), 400},
 		{"form is text", upload("multipart/form-data; boundary=b", "hello"), 400},
-		{"form ends early", upload("multipart/form-data; boundary=b", "--b\r\nContent-Disposition: form-data; name=\"photo\"\r\n\r\nhalf"), 400},
+		{"form ends early", upload("multipart/form-data; boundary=b",
+			"--b\r\nContent-Disposition: form-data; name=\"photo\"\r\n\r\nhalf"), 400},
 		{"form has no photo", form(t, [2]string{"title", "x"}), 400},
 		{"form has an empty photo", form(t, [2]string{"photo", ""}), 400},
 		{"form has two photos", form(t, [2]string{"photo", picture}, [2]string{"photo", picture}), 400},
@@ -199,7 +217,10 @@ func withoutSession() (list []bad) {
 		r.anonymous = true
 		list = append(list, bad{r.method + " " + r.path + " without a session", r, 401})
 		stale := r
-		stale.header = map[string]string{"Content-Type": r.header["Content-Type"], "Cookie": "session=0123456789abcdef0123456789abcdef"}
+		stale.header = map[string]string{
+			"Content-Type": r.header["Content-Type"],
+			"Cookie":       "session=0123456789abcdef0123456789abcdef",
+		}
 		list = append(list, bad{r.method + " " + r.path + " with a stale session", stale, 401})
 	}
 	return list
@@ -245,7 +266,8 @@ func TestBadInput(t *testing.T) {
 func TestAllowedMethods(t *testing.T) {
 	s := newService(t)
 	for path, want := range map[string]string{
-		"/": "GET, HEAD", "/api/photos": "POST", "/api/photos/1": "DELETE, GET, HEAD, PATCH", "/api/me": "GET, HEAD", "/img/1/thumb.jpg": "GET, HEAD",
+		"/": "GET, HEAD", "/api/photos": "POST", "/api/photos/1": "DELETE, GET, HEAD, PATCH", "/api/me": "GET, HEAD",
+		"/img/1/thumb.jpg": "GET, HEAD",
 	} {
 		if got := s.do(request{method: "OPTIONS", path: path}).Header().Get("Allow"); got != want {
 			t.Errorf("%s allows %q, want %q", path, got, want)
@@ -264,7 +286,8 @@ func TestBodyEndsEarly(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintf(conn, "POST /api/photos HTTP/1.1\r\nHost: x\r\nCookie: %s\r\nContent-Type: %s\r\nContent-Length: 100\r\n\r\n--b\r\n", s.cookie, contentType)
+		fmt.Fprintf(conn, "POST /api/photos HTTP/1.1\r\nHost: x\r\nCookie: %s\r\nContent-Type: %s\r\nContent-Length: "+
+			"100\r\n\r\n--b\r\n", s.cookie, contentType)
 		if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
@@ -290,7 +313,8 @@ func TestSlowBody(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nCookie: %s\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 65536\r\n\r\n--b\r\n", path, s.cookie)
+		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nCookie: %s\r\nContent-Type: multipart/form-data; "+
+			"boundary=b\r\nContent-Length: 65536\r\n\r\n--b\r\n", path, s.cookie)
 		want := "HTTP/1.1 408 Request Timeout"
 		if path == "/api/login" {
 			want = "HTTP/1.1 415 Unsupported Media Type" // refused unread
@@ -313,7 +337,8 @@ func TestOversizedUploadIsRefusedEarly(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	fmt.Fprintf(conn, "POST /api/photos HTTP/1.1\r\nHost: x\r\nCookie: %s\r\nContent-Type: image/jpeg\r\nContent-Length: 1000000000\r\nExpect: 100-continue\r\n\r\n", s.cookie)
+	fmt.Fprintf(conn, "POST /api/photos HTTP/1.1\r\nHost: x\r\nCookie: %s\r\nContent-Type: "+
+		"image/jpeg\r\nContent-Length: 1000000000\r\nExpect: 100-continue\r\n\r\n", s.cookie)
 	answer, err := io.ReadAll(conn)
 	if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 413 Request Entity Too Large") {
 		t.Errorf("answer %q, error %v", answer, err)

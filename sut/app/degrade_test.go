@@ -23,13 +23,19 @@ import (
 // With a tier away, what needs it says so, and everything else goes on.
 func TestDegradation(t *testing.T) {
 	everything := map[string]request{
-		"page": {method: "GET", path: "/"}, "feed": get("/api/feed?user=1"), "photo": get("/api/photos/1"), "user": get("/api/users/1"),
-		"me": {method: "GET", path: "/api/me"}, "image": get("/img/1/thumb.jpg"), "asset": get("/static/app.js"),
-		"login":  {method: "POST", path: "/api/login", body: `{"login": "user-2", "password": "stagebench"}`, anonymous: true},
+		"page": {method: "GET", path: "/"}, "feed": get("/api/feed?user=1"), "photo": get("/api/photos/1"),
+		"user": get("/api/users/1"),
+		"me":   {method: "GET", path: "/api/me"}, "image": get("/img/1/thumb.jpg"), "asset": get("/static/app.js"),
+		"login": {
+			method: "POST", path: "/api/login", body: `{"login": "user-2", "password": "stagebench"}`,
+			anonymous: true,
+		},
 		"logout": {method: "POST", path: "/api/logout"}, "upload": uploadOf(sampleJPEG(8, 8)),
-		"rename": {method: "PATCH", path: "/api/photos/1", body: `{"title": "x"}`}, "delete": {method: "DELETE", path: "/api/photos/1"},
-		"like": {method: "POST", path: "/api/photos/1/like"}, "comment": {method: "POST", path: "/api/photos/1/comments", body: `{"text": "x"}`},
-		"follow": {method: "POST", path: "/api/users/3/follow"}, "health": get("/healthz"), "ready": get("/readyz"),
+		"rename":  {method: "PATCH", path: "/api/photos/1", body: `{"title": "x"}`},
+		"delete":  {method: "DELETE", path: "/api/photos/1"},
+		"like":    {method: "POST", path: "/api/photos/1/like"},
+		"comment": {method: "POST", path: "/api/photos/1/comments", body: `{"text": "x"}`},
+		"follow":  {method: "POST", path: "/api/users/3/follow"}, "health": get("/healthz"), "ready": get("/readyz"),
 	}
 	for _, test := range []struct {
 		tier    string
@@ -37,9 +43,15 @@ func TestDegradation(t *testing.T) {
 		away    string // ops that answer 503
 		without string // ops that answer well, but say that the tier was missing
 	}{
-		{"db", func(s *service, err error) { s.store.breakWith(err) }, "page feed photo user me login upload rename delete like comment follow", "ready"},
+		{
+			"db", func(s *service, err error) { s.store.breakWith(err) },
+			"page feed photo user me login upload rename delete like comment follow", "ready",
+		},
 		{"blob", func(s *service, err error) { s.blobs.breakWith(err) }, "image upload", "delete ready"},
-		{"session", func(s *service, err error) { s.sessions.breakWith(err) }, "me login logout upload rename delete like comment follow", "page"},
+		{
+			"session", func(s *service, err error) { s.sessions.breakWith(err) },
+			"me login logout upload rename delete like comment follow", "page",
+		},
 	} {
 		for op, r := range everything {
 			for _, cause := range []error{photos.ErrUnavailable, context.DeadlineExceeded} {
@@ -71,7 +83,8 @@ func TestPageWithoutDatabase(t *testing.T) {
 	s := newService(t)
 	s.store.breakWith(photos.ErrUnavailable)
 	w := s.do(get("/"))
-	if !strings.HasPrefix(w.Header().Get("Content-Type"), "text/html") || !strings.Contains(w.Body.String(), "The database does not answer") {
+	if !strings.HasPrefix(w.Header().Get("Content-Type"), "text/html") ||
+		!strings.Contains(w.Body.String(), "The database does not answer") {
 		t.Errorf("%v\n%s", w.Header(), w.Body)
 	}
 	s.sessions.breakWith(photos.ErrUnavailable)
@@ -157,7 +170,8 @@ func TestHangingTiers(t *testing.T) {
 		}
 		begun := time.Now()
 		w := s.do(get("/readyz"))
-		if took := time.Since(begun); took != 500*time.Millisecond || w.Code != 200 || w.Header().Get(app.HeaderDegraded) != "blob, db" {
+		if took := time.Since(begun); took != 500*time.Millisecond || w.Code != 200 ||
+			w.Header().Get(app.HeaderDegraded) != "blob, db" {
 			t.Errorf("readyz: %d after %s, degraded %q", w.Code, took, w.Header().Get(app.HeaderDegraded))
 		}
 	})
@@ -168,13 +182,15 @@ func TestReadiness(t *testing.T) {
 	check := func(when string, status int, degraded, body string) {
 		t.Helper()
 		w := s.do(get("/readyz"))
-		if w.Code != status || w.Header().Get(app.HeaderDegraded) != degraded || strings.TrimSpace(w.Body.String()) != body || !json.Valid(w.Body.Bytes()) {
+		if w.Code != status || w.Header().Get(app.HeaderDegraded) != degraded || strings.TrimSpace(w.Body.String()) != body ||
+			!json.Valid(w.Body.Bytes()) {
 			t.Errorf("%s: %d, degraded %q, %s", when, w.Code, w.Header().Get(app.HeaderDegraded), w.Body)
 		}
 	}
 	check("at first", 200, "", `{"node":"web-1","ready":true,"draining":false,"tiers":{"blob":"ok","db":"ok"}}`)
 	s.store.breakWith(photos.ErrUnavailable)
-	check("without a database", 200, "db", `{"node":"web-1","ready":true,"draining":false,"tiers":{"blob":"ok","db":"fake: store unavailable"}}`)
+	check("without a database", 200, "db",
+		`{"node":"web-1","ready":true,"draining":false,"tiers":{"blob":"ok","db":"fake: store unavailable"}}`)
 	s.store.breakWith(nil)
 	s.Drain()
 	check("draining", 503, "", `{"node":"web-1","ready":false,"draining":true,"tiers":{"blob":"ok","db":"ok"}}`)
@@ -241,7 +257,8 @@ func TestUploadMemoryIsBounded(t *testing.T) {
 		}
 	})
 	<-begun
-	if w := s.do(uploadOf(picture)); w.Code != 503 || w.Header().Get("Retry-After") == "" || w.Header().Get(app.HeaderDegraded) != "" {
+	if w := s.do(uploadOf(picture)); w.Code != 503 || w.Header().Get("Retry-After") == "" ||
+		w.Header().Get(app.HeaderDegraded) != "" {
 		t.Errorf("an upload too many: %d %v", w.Code, w.Header())
 	}
 	blocked.Store(false)

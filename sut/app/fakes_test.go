@@ -61,10 +61,16 @@ type fakeStore struct {
 }
 
 func newFakeStore() *fakeStore {
-	s := &fakeStore{users: map[photos.ID]photos.User{}, photos: map[photos.ID]photos.Photo{}, follows: map[[2]photos.ID]bool{}}
+	s := &fakeStore{
+		users: map[photos.ID]photos.User{}, photos: map[photos.ID]photos.Photo{},
+		follows: map[[2]photos.ID]bool{},
+	}
 	for id := photos.ID(1); id <= 9; id++ {
 		login := sut.SeedLogin(int(id))
-		s.users[id] = photos.User{ID: id, Login: login, Name: "Ada Weber", Password: photos.HashPassword(login, sut.SeedPassword), Version: 1}
+		s.users[id] = photos.User{
+			ID: id, Login: login, Name: "Ada Weber",
+			Password: photos.HashPassword(login, sut.SeedPassword), Version: 1,
+		}
 		s.photos[id] = photos.Photo{
 			ID: id, UserID: id, Title: fmt.Sprintf("Photo %d", id), State: photos.StateReady, Width: 160, Height: 120,
 			CreatedUS: photos.SeedEpochUS + int64(id), Likes: int64(id), Comments: 2, Version: int64(id),
@@ -132,7 +138,8 @@ func (s *fakeStore) list(ctx context.Context, limit int, keep func(photos.Photo)
 	if err != nil {
 		return nil, err
 	}
-	newest := slices.SortedFunc(maps.Values(s.photos), func(a, b photos.Photo) int { return cmp.Compare(b.CreatedUS, a.CreatedUS) })
+	newest := slices.SortedFunc(maps.Values(s.photos),
+		func(a, b photos.Photo) int { return cmp.Compare(b.CreatedUS, a.CreatedUS) })
 	newest = slices.DeleteFunc(newest, func(p photos.Photo) bool { return !keep(p) })
 	return newest[:min(limit, len(newest))], nil
 }
@@ -302,7 +309,9 @@ func fakeProcess(original []byte) (photos.Variants, error) {
 	if err != nil {
 		return photos.Variants{}, fmt.Errorf("%w: %w", photos.ErrNotJPEG, err)
 	}
-	return photos.Variants{Thumb: original, Sharp: original, Blur: original, Width: config.Width, Height: config.Height}, nil
+	return photos.Variants{
+		Thumb: original, Sharp: original, Blur: original, Width: config.Width, Height: config.Height,
+	}, nil
 }
 
 // sampleJPEG is a small picture.

@@ -18,7 +18,8 @@ func FuzzUpload(f *testing.F) {
 	f.Add("image/png", "", []byte("\x89PNG"))
 	f.Add(valid.header["Content-Type"], "", []byte(valid.body))
 	f.Add(valid.header["Content-Type"], "", []byte(valid.body[:len(valid.body)/2]))
-	f.Add("multipart/form-data; boundary=b", "", []byte("--b\r\nContent-Disposition: form-data; name=photo\r\n\r\nx\r\n--b--"))
+	f.Add("multipart/form-data; boundary=b", "",
+		[]byte("--b\r\nContent-Disposition: form-data; name=photo\r\n\r\nx\r\n--b--"))
 	f.Add("multipart/form-data", "", []byte("--"))
 	f.Add("", "", []byte{})
 	s := newService(f)

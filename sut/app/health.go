@@ -4,31 +4,22 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"maps"
 	"net/http"
 	"strings"
-
-	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"time"
 
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// operationsHandlers are the endpoints for supervisors and Prometheus, and those
-// of them that balancers ask for at the public address. They are not counted as
-// requests of users.
-func (a *App) operationsHandlers() (all, checks map[string]http.Handler) {
-	checks = map[string]http.Handler{"/healthz": readOnly(a.healthz), "/readyz": readOnly(a.readyz)}
-	all = maps.Clone(checks)
-	all["/metrics"] = readOnly(promhttp.HandlerFor(a.config.Registry, promhttp.HandlerOpts{}).ServeHTTP)
-	return all, checks
-}
+// readyTimeout is how long the checks of /readyz may take.
+const readyTimeout = 500 * time.Millisecond
 
 // readOnly refuses what is neither GET nor HEAD.
 func readOnly(serve http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			w.Header().Set("Allow", "GET, HEAD")
-			sendStatus(w, http.StatusMethodNotAllowed, map[string]string{"error": "method " + r.Method + " is not allowed here", "hint": "use GET"})
+			sendError(w, http.StatusMethodNotAllowed, "method "+r.Method+" is not allowed here", "use GET")
 			return
 		}
 		serve(w, r)
@@ -57,7 +48,7 @@ type readiness struct {
 // a balancer that drops hosts because the database is down drops all of them,
 // and with them the images, assets and honest 503s that they still serve. What
 // is away is said in the body and in X-Degraded, for people and alarms. The
-// answer takes Config.ReadyTimeout at most; a balancer must wait longer than
+// answer takes readyTimeout at most; a balancer must wait longer than
 // that, or use /healthz.
 func (a *App) readyz(w http.ResponseWriter, r *http.Request) {
 	answer := readiness{Node: a.config.Node, Draining: a.draining.Load(), Tiers: a.checkTiers(r.Context())}
@@ -84,7 +75,7 @@ const tierOK = "ok"
 // checkTiers asks the store and the blobs for something, both at once. "Not
 // found" is an answer like any other.
 func (a *App) checkTiers(ctx context.Context) map[string]string {
-	ctx, cancel := context.WithTimeout(ctx, a.config.ReadyTimeout)
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	db, blob := make(chan error, 1), make(chan error, 1)
 	go func() {
@@ -121,13 +112,13 @@ func verdict(ctx context.Context, answer <-chan error) string {
 	return err.Error()
 }
 
+func sendError(w http.ResponseWriter, status int, message, hint string) {
+	sendStatus(w, status, map[string]string{"error": message, "hint": hint})
+}
+
 func sendStatus(w http.ResponseWriter, status int, body any) {
-	text, err := json.Marshal(body)
-	if err != nil {
-		panic("app: a status is plain data: " + err.Error())
-	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_, _ = w.Write(append(text, '\n')) // an error is the client's connection
+	_ = json.NewEncoder(w).Encode(body) // a status is plain data: an error is the client's connection
 }

@@ -22,7 +22,10 @@ func TestServices(t *testing.T) {
 		for path, want := range map[string]struct {
 			method string
 			status int
-		}{"/api/feed?user=1": {http.MethodGet, want.feed}, "/api/photos": {http.MethodPost, want.upload}, "/healthz": {http.MethodGet, http.StatusOK}} {
+		}{
+			"/api/feed?user=1": {http.MethodGet, want.feed}, "/api/photos": {http.MethodPost, want.upload},
+			"/healthz": {http.MethodGet, http.StatusOK},
+		} {
 			w := httptest.NewRecorder()
 			s.ServeHTTP(w, httptest.NewRequest(want.method, path, nil))
 			if w.Code != want.status {
@@ -38,7 +41,8 @@ func TestFullHost(t *testing.T) {
 	s := newService(t, func(c *app.Config) { c.Full = func(context.Context) bool { return true } })
 	w := httptest.NewRecorder()
 	s.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/api/feed?user=1", nil))
-	if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" || !strings.Contains(w.Body.String(), "as many connections as it takes") {
+	if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" ||
+		!strings.Contains(w.Body.String(), "as many connections as it takes") {
 		t.Errorf("answered %d %v %s", w.Code, w.Header(), w.Body)
 	}
 	w = httptest.NewRecorder()
@@ -61,7 +65,8 @@ func TestRequestIDs(t *testing.T) {
 		if kept != (id == sent) || len(id) < 9 || id == made {
 			t.Errorf("sent with the id %q, answered with %q", sent, id)
 		}
-		if !strings.Contains(s.log.String(), `"request_id":"`+id+`","op":"photo","method":"GET","path":"/api/photos/1","status":200`) {
+		if !strings.Contains(s.log.String(),
+			`"request_id":"`+id+`","op":"photo","method":"GET","path":"/api/photos/1","status":200`) {
 			t.Errorf("no line of the log has the id %s:\n%s", id, s.log)
 		}
 		made = id

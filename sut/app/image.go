@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
-	"encoding/json"
 	"net/http"
 	"strconv"
 	"strings"
@@ -39,7 +38,9 @@ type asset struct {
 
 // loadAssets reads the embedded files, by name.
 func loadAssets() map[string]asset {
-	mediaTypes := map[string]string{"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
+	mediaTypes := map[string]string{
+		"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml",
+	}
 	assets := map[string]asset{}
 	entries, err := static.ReadDir("static")
 	for _, entry := range entries {
@@ -75,10 +76,6 @@ func (a *App) showAsset(_ context.Context, x *exchange) error {
 
 // showImage answers GET /img/{id}/{variant}.jpg?v=N. It needs no database.
 func (a *App) showImage(ctx context.Context, x *exchange) error {
-	id, err := pathID(x)
-	if err != nil {
-		return err
-	}
 	name, isJPEG := strings.CutSuffix(x.r.PathValue("file"), ".jpg")
 	variant := photos.Variant(name)
 	if !isJPEG || !variant.Valid() {
@@ -92,7 +89,7 @@ func (a *App) showImage(ctx context.Context, x *exchange) error {
 	if _, err := strconv.ParseUint(version, 10, 63); version != "" && err != nil {
 		return badRequest("use a decimal number, or leave it out", "v is not a version: %q", clip(version))
 	}
-	data, err := a.config.Blobs.Get(ctx, id, variant)
+	data, err := a.config.Blobs.Get(ctx, x.named, variant)
 	if err != nil {
 		return a.tierProblem(x, tierBlob, "the image", err)
 	}
@@ -110,31 +107,26 @@ func cacheControl(version string) string {
 // etagOf is a strong entity tag: it changes with any byte.
 func etagOf(data []byte) string {
 	sum := sha256.Sum256(data)
-	var tag [2 + 2*12]byte
-	tag[0], tag[len(tag)-1] = '"', '"'
-	hex.Encode(tag[1:], sum[:12])
-	return string(tag[:])
+	return `"` + hex.EncodeToString(sum[:12]) + `"`
 }
 
 // serveBytes answers GET and HEAD of something that is in memory, with
 // conditions and ranges.
 func serveBytes(x *exchange, data []byte, etag, mediaType, cacheControl string) {
 	header := x.Header()
-	header.Set("Content-Type", mediaType)
-	header.Set("Cache-Control", cacheControl)
 	header.Set("Etag", etag)
 	asked := x.r.Header
 	if asked["Range"] == nil && asked["If-None-Match"] == nil && asked["If-Match"] == nil {
 		// Nearly every request. http.ServeContent would do the same and allocate
 		// a copy buffer for it.
 		header.Set("Accept-Ranges", "bytes")
-		header.Set("Content-Length", strconv.Itoa(len(data)))
-		x.WriteHeader(http.StatusOK)
 		// Also for HEAD, whose body the server leaves out: compression on the way
 		// must see it, for the header to be the one that GET has.
-		_, _ = x.Write(data) // an error is the client's connection
+		x.reply(http.StatusOK, mediaType, cacheControl, data)
 		return
 	}
+	header.Set("Content-Type", mediaType)
+	header.Set("Cache-Control", cacheControl)
 	r := x.r
 	if r.Method == http.MethodHead {
 		asGet := *r
@@ -158,20 +150,11 @@ func (w *contentWriter) WriteHeader(status int) {
 		return
 	}
 	w.refused = true
-	answer := map[string]string{"error": "the range lies outside of the content", "hint": "Content-Range says how long it is"}
+	body := `{"error":"the range lies outside of the content","hint":"Content-Range says how long it is"}`
 	if status == http.StatusPreconditionFailed {
-		answer = map[string]string{"error": "the content is not the one in If-Match", "hint": "read it again, Etag names the present one"}
+		body = `{"error":"the content is not the one in If-Match","hint":"read it again, Etag names the present one"}`
 	}
-	body, err := json.Marshal(answer)
-	if err != nil {
-		panic("app: strings are JSON: " + err.Error())
-	}
-	header := w.Header()
-	header.Set("Content-Type", "application/json")
-	header.Set("Cache-Control", "no-store")
-	header.Set("Content-Length", strconv.Itoa(len(body)))
-	w.exchange.WriteHeader(status)
-	_, _ = w.exchange.Write(body) // an error is the client's connection
+	w.reply(status, "application/json", "no-store", []byte(body))
 }
 
 // Write sends a part of the body, unless a refusal has taken its place.

@@ -29,17 +29,13 @@ const (
 	maxLimit         = 100
 )
 
-// pathID reads the id in the path.
-func pathID(x *exchange) (photos.ID, error) {
-	return parseID("the id in the path", x.r.PathValue("id"))
-}
-
 // parseID reads an id: decimal digits and nothing else.
 func parseID(name, text string) (photos.ID, error) {
 	// ParseUint takes no sign, which ParseInt would.
 	n, err := strconv.ParseUint(text, 10, 63)
 	if err != nil || n == 0 {
-		return 0, badRequest("ids are decimal numbers from 1 up to 9223372036854775807", "%s is not an id: %q", name, clip(text))
+		return 0, badRequest("ids are decimal numbers from 1 up to 9223372036854775807",
+			"%s is not an id: %q", name, clip(text))
 	}
 	return photos.ID(n), nil
 }
@@ -64,7 +60,8 @@ func limit(values url.Values) (int, error) {
 	}
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 1 || n > maxLimit {
-		return 0, badRequest(fmt.Sprintf("use a number from 1 to %d, or leave it out for %d", maxLimit, defaultLimit), "limit is out of range: %q", clip(text))
+		return 0, badRequest(fmt.Sprintf("use a number from 1 to %d, or leave it out for %d", maxLimit, defaultLimit),
+			"limit is out of range: %q", clip(text))
 	}
 	return n, nil
 }
@@ -115,9 +112,10 @@ func jsonFault(err error) string {
 // checkContentType refuses a body of another media type, and one that is
 // compressed.
 func checkContentType(x *exchange, want, hint string) error {
-	got, parameters, err := mime.ParseMediaType(x.r.Header.Get("Content-Type"))
+	sent := x.r.Header.Get("Content-Type")
+	got, parameters, err := mime.ParseMediaType(sent)
 	if err != nil || got != want {
-		return unsupported(fmt.Sprintf("the content type is %q", clip(x.r.Header.Get("Content-Type"))), hint+" with Content-Type: "+want)
+		return unsupported(fmt.Sprintf("the content type is %q", clip(sent)), hint+" with Content-Type: "+want)
 	}
 	if charset := parameters["charset"]; charset != "" && !strings.EqualFold(charset, "utf-8") {
 		return unsupported(fmt.Sprintf("the charset is %q", clip(charset)), "encode the body in UTF-8")
@@ -127,7 +125,8 @@ func checkContentType(x *exchange, want, hint string) error {
 
 func checkEncoding(x *exchange) error {
 	if encoding := x.r.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
-		return unsupported(fmt.Sprintf("the content encoding is %q", clip(encoding)), "send the body as it is, without compression")
+		return unsupported(fmt.Sprintf("the content encoding is %q", clip(encoding)),
+			"send the body as it is, without compression")
 	}
 	return nil
 }
@@ -160,7 +159,7 @@ func bodyProblem(err error) error {
 	case errors.As(err, &over):
 		return tooLarge(over.Limit, "the body")
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return &problem{status: http.StatusRequestTimeout, message: "the body did not arrive in time", hint: "send it faster, or send less"}
+		return refusal(http.StatusRequestTimeout, "the body did not arrive in time", "send it faster, or send less")
 	}
 	// The client may also be gone, but then nobody reads which of the two it was.
 	return badRequest("send as many bytes as Content-Length says", "the body ended early")

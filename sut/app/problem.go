@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"runtime/debug"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -35,24 +34,49 @@ func (p *problem) Error() string {
 
 func (p *problem) Unwrap() error { return p.cause }
 
-func badRequest(hint, format string, args ...any) *problem {
-	return &problem{status: http.StatusBadRequest, message: fmt.Sprintf(format, args...), hint: hint}
+// because adds the cause of a problem.
+func (p *problem) because(cause error) *problem {
+	p.cause = cause
+	return p
 }
 
-func notFound(message, hint string) *problem {
-	return &problem{status: http.StatusNotFound, message: message, hint: hint}
+func refusal(status int, message, hint string) *problem {
+	return &problem{status: status, message: message, hint: hint}
 }
+
+func badRequest(hint, format string, args ...any) *problem {
+	return refusal(http.StatusBadRequest, fmt.Sprintf(format, args...), hint)
+}
+
+func notFound(message, hint string) *problem { return refusal(http.StatusNotFound, message, hint) }
 
 func unauthorised(message string) *problem {
-	return &problem{status: http.StatusUnauthorized, message: message, hint: `log in with POST /api/login {"login": "...", "password": "..."} and send back the cookie "` + SessionCookie + `"`}
+	return refusal(http.StatusUnauthorized, message, `log in with POST /api/login {"login": "...", "password": "..."} `+
+		`and send back the cookie "`+SessionCookie+`"`)
 }
 
 func tooLarge(limit int64, what string) *problem {
-	return &problem{status: http.StatusRequestEntityTooLarge, message: what + " is too large", hint: fmt.Sprintf("send at most %d bytes", limit)}
+	return refusal(http.StatusRequestEntityTooLarge, what+" is too large", fmt.Sprintf("send at most %d bytes", limit))
 }
 
 func unsupported(message, hint string) *problem {
-	return &problem{status: http.StatusUnsupportedMediaType, message: message, hint: hint}
+	return refusal(http.StatusUnsupportedMediaType, message, hint)
+}
+
+// busy is about what the host has no room for at the moment.
+func busy(message string) *problem {
+	return refusal(http.StatusServiceUnavailable, message, "try again in a second")
+}
+
+// clientGone counts a request whose client did not wait for the answer.
+func clientGone(cause error) *problem {
+	return refusal(sut.StatusClientGone, "the client went away", "").because(cause)
+}
+
+// mistake is one of ours.
+func mistake(cause error) *problem {
+	return refusal(http.StatusInternalServerError, "this is a mistake in the service",
+		"look into the log of the node that "+HeaderServedBy+" names").because(cause)
 }
 
 // tierProblem turns an error of a tier into an answer; nil stays nil. what is
@@ -62,25 +86,29 @@ func (a *App) tierProblem(x *exchange, tier, what string, err error) error {
 	case err == nil:
 		return nil
 	case x.r.Context().Err() != nil:
-		return &problem{status: sut.StatusClientGone, message: "the client went away", cause: err}
+		return clientGone(err)
 	case errors.Is(err, photos.ErrNotFound):
 		return notFound(what+" does not exist", "check the id; it may have been deleted")
 	case errors.Is(err, photos.ErrForbidden):
-		return &problem{status: http.StatusForbidden, message: what + " belongs to somebody else", hint: "log in as its owner"}
+		return refusal(http.StatusForbidden, what+" belongs to somebody else", "log in as its owner")
 	case errors.Is(err, photos.ErrConflict):
-		return &problem{status: http.StatusConflict, message: what + " exists already", hint: "use another name"}
+		return refusal(http.StatusConflict, what+" exists already", "use another name")
 	case errors.Is(err, photos.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
 		return &problem{
 			status: http.StatusServiceUnavailable, degraded: tier, cause: err,
-			message: "the tier " + tier + " does not answer", hint: "try again in a second; what does not need it still works",
+			message: "the tier " + tier + " does not answer",
+			hint:    "try again in a second; what does not need it still works",
 		}
 	}
-	return &problem{status: http.StatusInternalServerError, message: "this is a mistake in the service", hint: "look into the log of the node that " + HeaderServedBy + " names", cause: err}
+	return mistake(err)
 }
 
 // refuse answers an error. Any but a problem is a mistake in the service.
 func (a *App) refuse(x *exchange, err error) {
-	p := a.asProblem(x, err)
+	p, ok := errors.AsType[*problem](err)
+	if !ok {
+		errors.As(a.tierProblem(x, "", "it", err), &p)
+	}
 	a.noteProblem(x, p)
 	header := x.Header()
 	switch p.status {
@@ -90,29 +118,20 @@ func (a *App) refuse(x *exchange, err error) {
 	case http.StatusServiceUnavailable:
 		header.Set("Retry-After", "1")
 	}
-	if p.degraded != "" {
-		x.degrade(p.degraded)
-	}
 	a.send(x, p.status, 0, sut.ErrorBody{Error: p.message, Hint: p.hint})
 }
 
-func (a *App) asProblem(x *exchange, err error) *problem {
-	var p *problem
-	if !errors.As(err, &p) {
-		errors.As(a.tierProblem(x, "", "it", err), &p)
-	}
-	return p
-}
-
-// noteProblem keeps why a request was refused for its line in the log, and says
-// once a second that a tier is away.
+// noteProblem keeps why a request was refused for its line in the log. If a tier is
+// away, it says so in the response, and once a second in the log.
 func (a *App) noteProblem(x *exchange, p *problem) {
 	x.cause = p
 	if p.degraded == "" {
 		return
 	}
+	x.degrade(p.degraded)
 	if failed, log := a.outages[p.degraded].report(a.config.Now()); log {
-		a.config.Log.Warn("a tier does not answer", "tier", p.degraded, "request_id", x.id(), "op", x.op.name, "error", p.cause, "requests_failed", failed)
+		a.config.Log.Warn("a tier does not answer", "tier", p.degraded, "request_id", x.id(), "op", x.op.name,
+			"error", p.cause, "requests_failed", failed)
 	}
 }
 
@@ -131,7 +150,8 @@ func (a *App) logRequest(x *exchange, took time.Duration) {
 	switch {
 	case x.status == http.StatusInternalServerError:
 		level = slog.LevelError // a mistake of ours
-	case a.config.LogRequests == sut.LogNone, a.config.LogRequests == sut.LogFailed && x.status < http.StatusInternalServerError:
+	case a.config.LogRequests == sut.LogNone,
+		a.config.LogRequests == sut.LogFailed && x.status < http.StatusInternalServerError:
 		return
 	case x.status > http.StatusInternalServerError:
 		level = slog.LevelWarn
@@ -140,8 +160,9 @@ func (a *App) logRequest(x *exchange, took time.Duration) {
 		cause = x.cause.Error()
 	}
 	a.config.Log.LogAttrs(&x.ctx, level, "request",
-		slog.String("request_id", x.id()), slog.String("op", x.op.name), slog.String("method", x.r.Method), slog.String("path", clip(x.r.URL.Path)),
-		slog.Int("status", x.status), slog.Int64("duration_ns", int64(took)), slog.Int64("user", int64(x.user)), slog.String("cause", cause))
+		slog.String("request_id", x.id()), slog.String("op", x.op.name),
+		slog.String("method", x.r.Method), slog.String("path", clip(x.r.URL.Path)), slog.Int("status", x.status),
+		slog.Int64("duration_ns", int64(took)), slog.Int64("user", int64(x.user)), slog.String("cause", cause))
 }
 
 // outage thins out the log lines about a tier that is away: it is away once,
@@ -171,16 +192,36 @@ func (a *App) send(x *exchange, status int, version int64, body any) {
 	if err := buffer.encoder.Encode(body); err != nil {
 		panic("app: records are plain data: " + err.Error())
 	}
-	header := x.Header()
-	header.Set("Content-Type", "application/json")
-	header.Set("Cache-Control", "no-store")
-	header.Set("Content-Length", strconv.Itoa(buffer.Len()))
-	if version != 0 {
-		header.Set(HeaderRecordVersion, strconv.FormatInt(version, 10))
+	x.showVersion(version)
+	x.reply(status, "application/json", "no-store", buffer.Bytes())
+}
+
+// answer sends what the database returned, or says why it did not. what is the thing
+// that was asked for.
+func (a *App) answer(x *exchange, what string, err error, status int, version int64, body any) error {
+	if err != nil {
+		return a.tierProblem(x, tierDB, what, err)
 	}
+	a.send(x, status, version, body)
+	return nil
+}
+
+// showVersion says which version of a record the response shows, 0 = none.
+func (x *exchange) showVersion(version int64) {
+	if version != 0 {
+		x.Header().Set(HeaderRecordVersion, strconv.FormatInt(version, 10))
+	}
+}
+
+// reply writes a whole response.
+func (x *exchange) reply(status int, mediaType, cacheControl string, body []byte) {
+	header := x.Header()
+	header.Set("Content-Type", mediaType)
+	header.Set("Cache-Control", cacheControl)
+	header.Set("Content-Length", strconv.Itoa(len(body)))
 	x.WriteHeader(status)
 	// An error here is the client's connection; there is nobody left to tell.
-	_, _ = x.Write(buffer.Bytes())
+	_, _ = x.Write(body)
 }
 
 // jsonBuffer is a buffer that lives through many responses, with its encoder.
@@ -195,5 +236,3 @@ func newJSONBuffer() *jsonBuffer {
 	b.encoder.SetEscapeHTML(false)
 	return b
 }
-
-func stack() string { return string(debug.Stack()) }

@@ -25,54 +25,33 @@ func (a *App) showFeed(ctx context.Context, x *exchange) error {
 		return err
 	}
 	list, err := a.config.Store.Feed(ctx, user, most)
-	if err != nil {
-		return a.tierProblem(x, tierDB, "the user", err)
-	}
 	if list == nil {
 		list = []photos.Photo{} // [] and not null
 	}
-	a.send(x, http.StatusOK, highestVersion(list), struct {
+	return a.answer(x, "the user", err, http.StatusOK, highestVersion(list), struct {
 		User   photos.ID      `json:"user"`
 		Photos []photos.Photo `json:"photos"`
 	}{user, list})
-	return nil
 }
 
 // showPhoto answers GET /api/photos/{id}.
 func (a *App) showPhoto(ctx context.Context, x *exchange) error {
-	id, err := pathID(x)
-	if err != nil {
-		return err
-	}
-	photo, err := a.config.Store.Photo(ctx, id)
-	if err != nil {
-		return a.tierProblem(x, tierDB, "the photo", err)
-	}
+	photo, err := a.config.Store.Photo(ctx, x.named)
 	a.noteCached(x, photo.Cached)
-	a.send(x, http.StatusOK, photo.Version, &photo)
-	return nil
+	return a.answer(x, "the photo", err, http.StatusOK, photo.Version, &photo)
+}
+
+// showMe answers GET /api/me.
+func (a *App) showMe(ctx context.Context, x *exchange) error {
+	x.named = x.user
+	return a.showUser(ctx, x)
 }
 
 // showUser answers GET /api/users/{id}.
 func (a *App) showUser(ctx context.Context, x *exchange) error {
-	id, err := pathID(x)
-	if err != nil {
-		return err
-	}
-	return a.sendUser(ctx, x, id)
-}
-
-// showMe answers GET /api/me.
-func (a *App) showMe(ctx context.Context, x *exchange) error { return a.sendUser(ctx, x, x.user) }
-
-func (a *App) sendUser(ctx context.Context, x *exchange, id photos.ID) error {
-	user, err := a.config.Store.User(ctx, id)
-	if err != nil {
-		return a.tierProblem(x, tierDB, "the user", err)
-	}
+	user, err := a.config.Store.User(ctx, x.named)
 	a.noteCached(x, user.Cached)
-	a.send(x, http.StatusOK, user.Version, &user)
-	return nil
+	return a.answer(x, "the user", err, http.StatusOK, user.Version, &user)
 }
 
 // noteCached says that the record which is about to be sent was read from a cache.

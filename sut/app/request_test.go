@@ -67,7 +67,8 @@ func (h heardSessions) User(ctx context.Context, token string) (photos.ID, error
 func TestRequestIDsGoToTiers(t *testing.T) {
 	heard := &overheard{ids: map[string]string{}}
 	s := newService(t, func(c *app.Config) {
-		c.Store, c.Blobs, c.Sessions = heardStore{c.Store, heard}, heardBlobs{c.Blobs, heard}, heardSessions{c.Sessions, heard}
+		c.Store, c.Blobs, c.Sessions = heardStore{c.Store, heard}, heardBlobs{c.Blobs, heard},
+			heardSessions{c.Sessions, heard}
 	})
 	s.store.breakWith(photos.ErrUnavailable) // so that the bytes are removed again
 	r := uploadOf(sampleJPEG(8, 8))
@@ -144,10 +145,12 @@ func TestRequestsAreLogged(t *testing.T) {
 		}
 		for i, l := range lines {
 			failed := l.Status >= 500
-			if l.Status != want[i] || l.DurationNS == nil || l.Method == "" || l.Path == "" || l.Op == "" || failed == (l.Level == "INFO") || failed && l.Cause == "" {
+			if l.Status != want[i] || l.DurationNS == nil || l.Method == "" || l.Path == "" || l.Op == "" ||
+				failed == (l.Level == "INFO") || failed && l.Cause == "" {
 				t.Errorf("log requests %q: line %d is %+v, want status %d", knob, i, l, want[i])
 			}
-			if l.Op == "like" && (l.User != 1 || l.Path != "/api/photos/3/like" || !strings.Contains(l.Cause, "store unavailable")) {
+			if l.Op == "like" && (l.User != 1 || l.Path != "/api/photos/3/like" ||
+				!strings.Contains(l.Cause, "store unavailable")) {
 				t.Errorf("the like is logged as %+v", l)
 			}
 		}
@@ -207,7 +210,8 @@ func TestMisdirectedRequests(t *testing.T) {
 func wantMisdirected(t *testing.T, r request, w *httptest.ResponseRecorder, belongs string) {
 	t.Helper()
 	var body struct{ Error, Hint string }
-	if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil || w.Code != http.StatusMisdirectedRequest || !strings.Contains(body.Error, "belongs to a host for "+belongs) || body.Hint == "" {
+	if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil || w.Code != http.StatusMisdirectedRequest ||
+		!strings.Contains(body.Error, "belongs to a host for "+belongs) || body.Hint == "" {
 		t.Errorf("%s %s: %d %s, %v; want 421 and that it belongs to %s", r.method, r.path, w.Code, w.Body, err, belongs)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -78,9 +79,10 @@ func (a *App) register(routes []route) {
 			resources[route.pattern] = r
 			a.mux.Handle(route.pattern, r)
 		}
-		o := &operation{who: route.who, action: route.action, metrics: a.metrics.byOp[route.op]}
+		o := &operation{route: route, metrics: a.metrics.byOp[route.op], named: strings.Contains(route.pattern, "{id}")}
 		if !a.offers(route) {
-			o.who, o.action = anyone, a.sendElsewhere
+			o.who, o.named = anyone, false
+			o.action = func(context.Context, *exchange) error { return a.elsewhere() }
 		}
 		r.methods[route.method] = o
 		if route.method == http.MethodGet {
@@ -88,19 +90,14 @@ func (a *App) register(routes []route) {
 		}
 	}
 	for _, r := range resources {
-		var allowed []string
-		for method := range r.methods {
-			allowed = append(allowed, method)
-		}
-		slices.Sort(allowed)
-		r.allow = strings.Join(allowed, ", ")
+		r.allow = strings.Join(slices.Sorted(maps.Keys(r.methods)), ", ")
 	}
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		p := notFound("nothing is at "+r.URL.Path, "GET / shows the page, GET /api/feed?user=1 a feed")
 		if a.config.Service == sut.Uploads {
-			a.refuse(w.(*exchange), a.sendElsewhere(r.Context(), w.(*exchange)))
-			return
+			p = a.elsewhere()
 		}
-		a.refuse(w.(*exchange), notFound("nothing is at "+r.URL.Path, "GET / shows the page, GET /api/feed?user=1 a feed"))
+		a.refuse(w.(*exchange), p)
 	})
 }
 
@@ -109,17 +106,15 @@ func (a *App) offers(r route) bool {
 	return a.config.Service == "" || (r.op == uploadOp) == (a.config.Service == sut.Uploads)
 }
 
-// sendElsewhere answers what belongs to a host of the other service.
-func (a *App) sendElsewhere(_ context.Context, x *exchange) error {
+// elsewhere answers what belongs to a host of the other service.
+func (a *App) elsewhere() *problem {
 	own, other := a.config.Service, sut.Reads
 	if own == sut.Reads {
 		other = sut.Uploads
 	}
-	return &problem{
-		status:  http.StatusMisdirectedRequest,
-		message: fmt.Sprintf("this host serves %s only, and the request belongs to a host for %s", own, other),
-		hint:    "send it to the balancer, which knows the hosts of each service",
-	}
+	return refusal(http.StatusMisdirectedRequest,
+		fmt.Sprintf("this host serves %s only, and the request belongs to a host for %s", own, other),
+		"send it to the balancer, which knows the hosts of each service")
 }
 
 // resource is all methods of one path.
@@ -131,26 +126,26 @@ type resource struct {
 
 // operation is one method of a resource.
 type operation struct {
-	who     who
-	action  action
+	route
+	named   bool // its path has an id
 	metrics *opMetrics
 }
 
 func (s *resource) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := w.(*exchange) // ServeHTTP of App made it
 	operation := s.methods[r.Method]
-	if operation == nil && s.app.config.Service == sut.Uploads {
-		s.app.refuse(x, s.app.sendElsewhere(r.Context(), x))
-		return
-	}
-	if operation == nil {
+	switch {
+	case operation != nil:
+		x.op = operation.metrics
+		if err := s.app.carryOut(x, operation); err != nil {
+			s.app.refuse(x, err)
+		}
+	case s.app.config.Service == sut.Uploads:
+		s.app.refuse(x, s.app.elsewhere())
+	default:
 		x.Header().Set("Allow", s.allow)
-		s.app.refuse(x, &problem{status: http.StatusMethodNotAllowed, message: "method " + r.Method + " is not allowed here", hint: "use one of " + s.allow})
-		return
-	}
-	x.op = operation.metrics
-	if err := s.app.carryOut(x, operation); err != nil {
-		s.app.refuse(x, err)
+		s.app.refuse(x, refusal(http.StatusMethodNotAllowed,
+			"method "+r.Method+" is not allowed here", "use one of "+s.allow))
 	}
 }
 
@@ -159,26 +154,25 @@ func (a *App) carryOut(x *exchange, o *operation) error {
 	defer cancel()
 	if o.who != anyone {
 		if err := a.identify(ctx, x); err != nil {
-			// The page is for everybody: without a session it is the same, less the
-			// user's name.
 			if o.who == loggedIn {
 				return err
 			}
-			a.goAnonymous(x, err)
+			// The page is for everybody: without a session it is the same, less the
+			// user's name, and says so if that is for want of the tier.
+			x.user = 0
+			if p, ok := errors.AsType[*problem](err); ok && p.degraded != "" {
+				a.noteProblem(x, p)
+			}
 		}
 	}
-	return o.action(ctx, x)
-}
-
-// goAnonymous goes on without the session that could not be looked up, and says
-// so if that is for want of the tier.
-func (a *App) goAnonymous(x *exchange, err error) {
-	x.user = 0
-	var p *problem
-	if errors.As(err, &p) && p.degraded != "" {
-		a.noteProblem(x, p)
-		x.degrade(p.degraded)
+	if o.named {
+		id, err := parseID("the id in the path", x.r.PathValue("id"))
+		if err != nil {
+			return err
+		}
+		x.named = id
 	}
+	return o.action(ctx, x)
 }
 
 // bound returns the context for the calls to tiers of one request.
@@ -215,6 +209,7 @@ type exchange struct {
 	cause  error          // why it was refused, for the log; nil = it was not
 	status int            // sent; 0 = not yet
 	user   photos.ID      // who is logged in; 0 = nobody
+	named  photos.ID      // the photo or the user that the path names; 0 = it names none
 	token  string         // of the session, if the client sent one
 }
 

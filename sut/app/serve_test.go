@@ -24,10 +24,12 @@ func TestImagesAreCacheable(t *testing.T) {
 	const whole = "thumb of 3, twenty bytes or more"
 	plain := s.do(get("/img/3/thumb.jpg"))
 	tag := plain.Header().Get("Etag")
-	if plain.Code != 200 || plain.Body.String() != whole || !strings.HasPrefix(tag, `"`) || plain.Header().Get("Cache-Control") != "public, max-age=60" {
+	if plain.Code != 200 || plain.Body.String() != whole || !strings.HasPrefix(tag, `"`) ||
+		plain.Header().Get("Cache-Control") != "public, max-age=60" {
 		t.Errorf("%d %v", plain.Code, plain.Header())
 	}
-	if got := s.do(get("/img/3/thumb.jpg?v=1")).Header().Get("Cache-Control"); got != "public, max-age=31536000, immutable" {
+	got := s.do(get("/img/3/thumb.jpg?v=1")).Header().Get("Cache-Control")
+	if got != "public, max-age=31536000, immutable" {
 		t.Errorf("a versioned URL has Cache-Control %q", got)
 	}
 	if other := s.do(get("/img/3/blur.jpg")).Header().Get("Etag"); other == tag {
@@ -43,13 +45,25 @@ func TestImagesAreCacheable(t *testing.T) {
 		{"any tag", "If-None-Match", "*", 304, ""},
 		{"another tag", "If-None-Match", `"x"`, 200, whole},
 		{"match", "If-Match", tag, 200, whole},
-		{"no match", "If-Match", `"x"`, 412, `{"error":"the content is not the one in If-Match","hint":"read it again, Etag names the present one"}`},
+		{
+			"no match", "If-Match", `"x"`, 412,
+			`{"error":"the content is not the one in If-Match","hint":"read it again, Etag names the present one"}`,
+		},
 		{"first bytes", "Range", "bytes=0-4", 206, "thumb"},
 		{"last bytes", "Range", "bytes=-4", 206, "more"},
 		{"open end", "Range", "bytes=28-", 206, "more"},
-		{"beyond the end", "Range", "bytes=99-", 416, `{"error":"the range lies outside of the content","hint":"Content-Range says how long it is"}`},
-		{"backwards", "Range", "bytes=9-2", 416, `{"error":"the range lies outside of the content","hint":"Content-Range says how long it is"}`},
-		{"not bytes", "Range", "pages=1-2", 416, `{"error":"the range lies outside of the content","hint":"Content-Range says how long it is"}`},
+		{
+			"beyond the end", "Range", "bytes=99-", 416,
+			`{"error":"the range lies outside of the content","hint":"Content-Range says how long it is"}`,
+		},
+		{
+			"backwards", "Range", "bytes=9-2", 416,
+			`{"error":"the range lies outside of the content","hint":"Content-Range says how long it is"}`,
+		},
+		{
+			"not bytes", "Range", "pages=1-2", 416,
+			`{"error":"the range lies outside of the content","hint":"Content-Range says how long it is"}`,
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r := get("/img/3/thumb.jpg?v=1")
@@ -61,7 +75,8 @@ func TestImagesAreCacheable(t *testing.T) {
 			if test.status == 304 && w.Header().Get("Etag") != tag {
 				t.Errorf("304 without the tag: %v", w.Header())
 			}
-			if test.status >= 400 && (w.Header().Get("Content-Type") != "application/json" || w.Header().Get("Cache-Control") != "no-store") {
+			if test.status >= 400 && (w.Header().Get("Content-Type") != "application/json" ||
+				w.Header().Get("Cache-Control") != "no-store") {
 				t.Errorf("a refusal has %v", w.Header())
 			}
 		})
@@ -81,7 +96,8 @@ func TestAssets(t *testing.T) {
 		_, rest, found := strings.Cut(page, "/static/"+name+"?v=")
 		version, _, _ := strings.Cut(rest, `"`)
 		w := s.do(get("/static/" + name + "?v=" + version))
-		if !found || w.Code != 200 || !strings.Contains(w.Header().Get("Cache-Control"), "immutable") || w.Header().Get("Etag") != `"`+version+`"` {
+		if !found || w.Code != 200 || !strings.Contains(w.Header().Get("Cache-Control"), "immutable") ||
+			w.Header().Get("Etag") != `"`+version+`"` {
 			t.Errorf("%s: linked %t, %d %v", name, found, w.Code, w.Header())
 		}
 	}
@@ -143,7 +159,8 @@ func counted(t *testing.T, s *service) map[string]float64 {
 func TestRequestsAreCounted(t *testing.T) {
 	s := newService(t)
 	for _, r := range []request{
-		get("/"), get("/api/feed?user=1"), get("/api/feed?user=x"), get("/api/photos/1"), get("/api/photos/999"), get("/api/users/1"),
+		get("/"), get("/api/feed?user=1"), get("/api/feed?user=x"), get("/api/photos/1"), get("/api/photos/999"),
+		get("/api/users/1"),
 		get("/api/me"),
 		{method: "GET", path: "/api/me"},
 		get("/img/1/thumb.jpg"),
@@ -168,10 +185,12 @@ func TestRequestsAreCounted(t *testing.T) {
 	got := counted(t, s)
 	want := map[string]float64{
 		"page 200": 1, "feed 200": 1, "feed 400": 1, "photo 200": 1, "photo 404": 1, "user 200": 1, "me 200": 1, "me 401": 1,
-		"image 200": 2, "asset 200": 1, "login 200": 1, "login 204": 1, "upload 201": 1, "rename 200": 1, "like 200": 1, "comment 201": 1,
-		"follow 200": 1, "delete 204": 1, "other 404": 1, "other 405": 1, "other 307": 1,
-		"stagebench_uploads_total": 1, "stagebench_likes_total": 1, "stagebench_comments_total": 1, "stagebench_follows_total": 1,
-		"stagebench_logins_total": 1, "stagebench_sessions_lost_total": 0, "stagebench_http_requests_in_flight": 0,
+		"image 200": 2, "asset 200": 1, "login 200": 1, "login 204": 1, "upload 201": 1, "rename 200": 1, "like 200": 1,
+		"comment 201": 1,
+		"follow 200":  1, "delete 204": 1, "other 404": 1, "other 405": 1, "other 307": 1,
+		"stagebench_uploads_total": 1, "stagebench_likes_total": 1, "stagebench_comments_total": 1,
+		"stagebench_follows_total": 1,
+		"stagebench_logins_total":  1, "stagebench_sessions_lost_total": 0, "stagebench_http_requests_in_flight": 0,
 		"stagebench_upload_bytes_total": float64(len(sampleJPEG(8, 8))), "stagebench_http_request_duration_seconds": 0,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -236,7 +255,10 @@ func TestConcurrentUsers(t *testing.T) {
 		t.Errorf("after %d likes and comments the photo is %+v", each, photo)
 	}
 	got := counted(t, s)
-	for _, name := range []string{"like 200", "comment 201", "upload 201", "feed 200", "page 200", "image 200", "stagebench_uploads_total"} {
+	for _, name := range []string{
+		"like 200", "comment 201", "upload 201", "feed 200", "page 200", "image 200",
+		"stagebench_uploads_total",
+	} {
 		if got[name] != each {
 			t.Errorf("%s is counted %v times, want %d", name, got[name], each)
 		}

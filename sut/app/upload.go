@@ -2,6 +2,7 @@ package app
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,7 +15,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
@@ -26,7 +26,8 @@ const (
 	// untitled is the title of a photo whose owner gave none.
 	untitled = "Untitled"
 
-	uploadHint = "send a JPEG as the body with Content-Type: image/jpeg, or as the field photo of a multipart/form-data form"
+	uploadHint = "send a JPEG as the body with Content-Type: image/jpeg, " +
+		"or as the field photo of a multipart/form-data form"
 
 	// cleanupTimeout bounds the removal of bytes that nobody will ask for.
 	cleanupTimeout = 2 * time.Second
@@ -94,7 +95,7 @@ func (a *App) reserve(x *exchange) (release func(), err error) {
 		bytes = most
 	}
 	if !a.memory.TryAcquire(bytes) {
-		return nil, &problem{status: http.StatusServiceUnavailable, message: "too many uploads at once", hint: "try again in a second"}
+		return nil, busy("too many uploads at once")
 	}
 	return func() { a.memory.Release(bytes) }, nil
 }
@@ -127,10 +128,7 @@ func (a *App) readPicture(x *exchange) (picture, error) {
 	if len(sent.original) == 0 {
 		return picture{}, badRequest(uploadHint, "there is no picture in the request")
 	}
-	if sent.title == "" {
-		sent.title = untitled
-	}
-	sent.title, err = cleanText("title", sent.title, maxTitleRunes, false)
+	sent.title, err = cleanText("title", cmp.Or(sent.title, untitled), maxTitleRunes, false)
 	return sent, err
 }
 
@@ -145,7 +143,12 @@ func (a *App) readForm(x *exchange, boundary string, sent *picture) error {
 	for {
 		part, err := form.NextPart()
 		if err == io.EOF {
-			return x.readEpilogue(body)
+			// What may follow the last boundary means nothing.
+			if _, err := io.Copy(io.Discard, body); err != nil {
+				return formProblem(err)
+			}
+			x.bodyRead()
+			return nil
 		}
 		if err != nil {
 			return formProblem(err)
@@ -161,21 +164,13 @@ func (a *App) readForm(x *exchange, boundary string, sent *picture) error {
 			title, err = readPart(part, 4*maxTitleRunes, "the title")
 			sent.title = string(title)
 		default:
-			return badRequest("send the fields photo and title, and no others", "the form has the unknown field %q", clip(part.FormName()))
+			return badRequest("send the fields photo and title, and no others",
+				"the form has the unknown field %q", clip(part.FormName()))
 		}
 		if err != nil {
 			return err
 		}
 	}
-}
-
-// readEpilogue reads what may follow the last boundary and means nothing.
-func (x *exchange) readEpilogue(body io.Reader) error {
-	if _, err := io.Copy(io.Discard, body); err != nil {
-		return formProblem(err)
-	}
-	x.bodyRead()
-	return nil
 }
 
 // readPart reads one field of a form.
@@ -207,16 +202,17 @@ func (a *App) process(ctx context.Context, x *exchange, original []byte) (photos
 		defer func() { <-a.slots }()
 	case <-ctx.Done():
 		if x.r.Context().Err() != nil {
-			return photos.Variants{}, &problem{status: sut.StatusClientGone, message: "the client went away", cause: ctx.Err()}
+			return photos.Variants{}, clientGone(ctx.Err())
 		}
-		return photos.Variants{}, &problem{status: http.StatusServiceUnavailable, message: "too many uploads at once", hint: "try again in a second"}
+		return photos.Variants{}, busy("too many uploads at once")
 	}
 	variants, err := a.config.Process(original)
 	switch {
 	case err == nil:
 		return variants, nil
 	case errors.Is(err, photos.ErrTooManyPixels):
-		return variants, &problem{status: http.StatusRequestEntityTooLarge, message: err.Error(), hint: "scale the picture down before uploading it"}
+		return variants, refusal(http.StatusRequestEntityTooLarge, err.Error(),
+			"scale the picture down before uploading it")
 	case errors.Is(err, photos.ErrTruncated):
 		return variants, badRequest("send the whole file", "%v", err)
 	case errors.Is(err, photos.ErrNotJPEG):

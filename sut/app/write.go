@@ -31,7 +31,8 @@ func (a *App) login(ctx context.Context, x *exchange) error {
 	// Unknown logins and wrong passwords get one answer: which logins exist is
 	// nobody's business.
 	if err != nil || !user.CheckPassword(body.Password) {
-		return &problem{status: http.StatusUnauthorized, message: "login or password is wrong", hint: "seeded users log in as user-1, user-2, ... and share one password"}
+		return refusal(http.StatusUnauthorized, "login or password is wrong",
+			"seeded users log in as user-1, user-2, ... and share one password")
 	}
 	a.endSession(ctx, x)
 	token, expires, err := a.config.Sessions.Start(ctx, user.ID)
@@ -39,13 +40,16 @@ func (a *App) login(ctx context.Context, x *exchange) error {
 		return a.tierProblem(x, tierSession, "the session", err)
 	}
 	a.metrics.logins.Inc()
-	// Not Secure: nodes speak plain HTTP on loopback addresses.
-	http.SetCookie(x, &http.Cookie{
-		Name: SessionCookie, Value: token, Path: "/", Expires: expires.UTC(),
-		HttpOnly: true, SameSite: http.SameSiteLaxMode,
-	})
+	setCookie(x, http.Cookie{Value: token, Expires: expires.UTC()})
 	a.send(x, http.StatusOK, user.Version, &user)
 	return nil
+}
+
+// setCookie sets the cookie of a session. It is not Secure: nodes speak plain HTTP on
+// loopback addresses.
+func setCookie(x *exchange, c http.Cookie) {
+	c.Name, c.Path, c.HttpOnly, c.SameSite = SessionCookie, "/", true, http.SameSiteLaxMode
+	http.SetCookie(x, &c)
 }
 
 // endSession ends the session that a client who logs in anew brings along, so
@@ -62,7 +66,7 @@ func (a *App) logout(ctx context.Context, x *exchange) error {
 	if err := a.config.Sessions.End(ctx, x.token); err != nil {
 		return a.tierProblem(x, tierSession, "the session", err)
 	}
-	http.SetCookie(x, &http.Cookie{Name: SessionCookie, Path: "/", MaxAge: -1, HttpOnly: true, SameSite: http.SameSiteLaxMode})
+	setCookie(x, http.Cookie{MaxAge: -1})
 	x.WriteHeader(http.StatusNoContent)
 	return nil
 }
@@ -77,10 +81,6 @@ type changed struct {
 
 // rename answers PATCH /api/photos/{id}.
 func (a *App) rename(ctx context.Context, x *exchange) error {
-	id, err := pathID(x)
-	if err != nil {
-		return err
-	}
 	var body struct {
 		Title string `json:"title"`
 	}
@@ -91,26 +91,19 @@ func (a *App) rename(ctx context.Context, x *exchange) error {
 	if err != nil {
 		return err
 	}
-	version, err := a.config.Store.RenamePhoto(ctx, id, x.user, title)
-	if err != nil {
-		return a.tierProblem(x, tierDB, "the photo", err)
-	}
-	a.send(x, http.StatusOK, version, changed{Photo: id, Title: title, Version: version})
-	return nil
+	version, err := a.config.Store.RenamePhoto(ctx, x.named, x.user, title)
+	now := changed{Photo: x.named, Title: title, Version: version}
+	return a.answer(x, "the photo", err, http.StatusOK, version, now)
 }
 
 // delete answers DELETE /api/photos/{id}. The record goes first: it says who
 // the owner is, and bytes without a record are only lost space, while a record
 // without bytes would be seen.
 func (a *App) delete(ctx context.Context, x *exchange) error {
-	id, err := pathID(x)
-	if err != nil {
-		return err
-	}
-	if err := a.config.Store.DeletePhoto(ctx, id, x.user); err != nil {
+	if err := a.config.Store.DeletePhoto(ctx, x.named, x.user); err != nil {
 		return a.tierProblem(x, tierDB, "the photo", err)
 	}
-	if err := a.removeBlobs(x, id); err != nil {
+	if err := a.removeBlobs(x, x.named); err != nil {
 		x.degrade(tierBlob) // the photo is gone all the same
 	}
 	x.WriteHeader(http.StatusNoContent)
@@ -119,25 +112,15 @@ func (a *App) delete(ctx context.Context, x *exchange) error {
 
 // like answers POST /api/photos/{id}/like.
 func (a *App) like(ctx context.Context, x *exchange) error {
-	id, err := pathID(x)
-	if err != nil {
-		return err
+	version, err := a.config.Store.Like(ctx, x.named, x.user)
+	if err == nil {
+		a.metrics.likes.Inc()
 	}
-	version, err := a.config.Store.Like(ctx, id, x.user)
-	if err != nil {
-		return a.tierProblem(x, tierDB, "the photo", err)
-	}
-	a.metrics.likes.Inc()
-	a.send(x, http.StatusOK, version, changed{Photo: id, Version: version})
-	return nil
+	return a.answer(x, "the photo", err, http.StatusOK, version, changed{Photo: x.named, Version: version})
 }
 
 // comment answers POST /api/photos/{id}/comments.
 func (a *App) comment(ctx context.Context, x *exchange) error {
-	id, err := pathID(x)
-	if err != nil {
-		return err
-	}
 	var body struct {
 		Text string `json:"text"`
 	}
@@ -149,27 +132,23 @@ func (a *App) comment(ctx context.Context, x *exchange) error {
 		return err
 	}
 	comment := photos.Comment{
-		ID: a.config.IDs.Next(id.Bucket()), PhotoID: id, UserID: x.user, Text: text, CreatedUS: a.config.Now().UnixMicro(),
+		ID: a.config.IDs.Next(x.named.Bucket()), PhotoID: x.named, UserID: x.user, Text: text,
+		CreatedUS: a.config.Now().UnixMicro(),
 	}
 	version, err := a.config.Store.Comment(ctx, comment)
-	if err != nil {
-		return a.tierProblem(x, tierDB, "the photo", err)
+	if err == nil {
+		a.metrics.comments.Inc()
 	}
-	a.metrics.comments.Inc()
-	a.send(x, http.StatusCreated, version, changed{Photo: id, Comment: comment.ID, Version: version})
-	return nil
+	now := changed{Photo: x.named, Comment: comment.ID, Version: version}
+	return a.answer(x, "the photo", err, http.StatusCreated, version, now)
 }
 
 // follow answers POST /api/users/{id}/follow.
 func (a *App) follow(ctx context.Context, x *exchange) error {
-	id, err := pathID(x)
-	if err != nil {
-		return err
+	if x.named == x.user {
+		return badRequest("follow somebody else", "user %d is you", x.user)
 	}
-	if id == x.user {
-		return badRequest("follow somebody else", "user %d is you", id)
-	}
-	follow := photos.Follow{Follower: x.user, Followee: id, CreatedUS: a.config.Now().UnixMicro()}
+	follow := photos.Follow{Follower: x.user, Followee: x.named, CreatedUS: a.config.Now().UnixMicro()}
 	if err := a.config.Store.Follow(ctx, follow); err != nil {
 		return a.tierProblem(x, tierDB, "the user", err)
 	}
@@ -177,6 +156,6 @@ func (a *App) follow(ctx context.Context, x *exchange) error {
 	a.send(x, http.StatusOK, 0, struct {
 		Follower photos.ID `json:"follower"`
 		Followee photos.ID `json:"followee"`
-	}{x.user, id})
+	}{x.user, x.named})
 	return nil
 }

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 const (
@@ -66,35 +67,28 @@ func New(most int, registry prometheus.Registerer) (*Bound, error) {
 	if most < 1 {
 		return nil, fmt.Errorf("connections: a bound of %d: want 1 or more", most)
 	}
+	auto := promauto.With(registry)
 	b := &Bound{
 		most: most,
-		refused: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "stagebench_http_connections_refused_total", Help: "Connections past the bound, answered 503 unless they asked for the host's health.",
+		refused: auto.NewCounter(prometheus.CounterOpts{
+			Name: "stagebench_http_connections_refused_total",
+			Help: "Connections past the bound, answered 503 unless they asked for the host's health.",
 		}),
-		closed: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "stagebench_http_connections_closed_idle_total", Help: "Idle and silent connections closed to make room for new ones.",
+		closed: auto.NewCounter(prometheus.CounterOpts{
+			Name: "stagebench_http_connections_closed_idle_total",
+			Help: "Idle and silent connections closed to make room for new ones.",
 		}),
 	}
 	b.changed.L = &b.mu
-	open := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "stagebench_http_connections_open", Help: "Connections within the bound.",
-	}, func() float64 {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		return float64(b.open)
-	})
-	idle := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "stagebench_http_connections_idle", Help: "Connections within the bound that wait for their next request.",
-	}, func() float64 {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		return float64(b.idle.Len())
-	})
-	for _, metric := range []prometheus.Collector{open, idle, b.refused, b.closed} {
-		if err := registry.Register(metric); err != nil {
-			return nil, fmt.Errorf("connections: %w", err)
-		}
+	gauge := func(name, help string, read func() int) {
+		auto.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return float64(read())
+		})
 	}
+	gauge("stagebench_http_connections_open", "Connections within the bound.", func() int { return b.open })
+	gauge("stagebench_http_connections_idle", "Connections within the bound that wait for their next request.", b.idle.Len)
 	return b, nil
 }
 
@@ -162,8 +156,8 @@ func (b *Bound) enter(accepted net.Conn) *conn {
 // least and that no request has arrived on. Its server sees that and does the
 // rest. The caller holds the mutex.
 func (b *Bound) dropOne(unused *list.List, age time.Duration) bool {
-	looked := 0
-	for place := unused.Front(); place != nil && looked < looks; place = place.Next() {
+	place := unused.Front()
+	for looked := 0; place != nil && looked < looks; looked++ {
 		c := place.Value.(*conn)
 		if age > 0 && time.Since(c.since) < age {
 			return false // those after it are younger
@@ -174,7 +168,7 @@ func (b *Bound) dropOne(unused *list.List, age time.Duration) bool {
 			_ = c.Conn.Close() // nobody is waiting for anything on it
 			return true
 		}
-		looked++
+		place = place.Next()
 	}
 	return false
 }

@@ -175,7 +175,9 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 			t.Fatalf("status %d", status)
 		}
 		// The server says that a connection is idle after its client has the answer.
-		await(t, "it is idle", func() bool { return figure(t, registry, "stagebench_http_connections_idle") == float64(min(i+1, 2)) })
+		await(t, "it is idle", func() bool {
+			return figure(t, registry, "stagebench_http_connections_idle") == float64(min(i+1, 2))
+		})
 	}
 	if _, err := all[0].in.ReadByte(); err == nil {
 		t.Error("the longest idle connection is still open")
@@ -184,7 +186,8 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 	if status := all[1].status(t); status != http.StatusOK {
 		t.Errorf("the other one got %d", status)
 	}
-	if closed, refused := figure(t, registry, "stagebench_http_connections_closed_idle_total"), figure(t, registry, "stagebench_http_connections_refused_total"); closed != 1 || refused != 0 {
+	if closed, refused := figure(t, registry, "stagebench_http_connections_closed_idle_total"),
+		figure(t, registry, "stagebench_http_connections_refused_total"); closed != 1 || refused != 0 {
 		t.Errorf("%v closed, %v refused, want 1 and 0", closed, refused)
 	}
 }
@@ -198,7 +201,8 @@ func TestManyAtOnce(t *testing.T) {
 	statuses := map[int]int{}
 	for range 200 {
 		all.Go(func() {
-			request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+address+"/slow", strings.NewReader("0123456789"))
+			request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+address+"/slow",
+				strings.NewReader("0123456789"))
 			if err != nil {
 				t.Error(err)
 				return
@@ -214,7 +218,8 @@ func TestManyAtOnce(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if statuses[http.StatusOK] == 0 || statuses[http.StatusOK]+statuses[http.StatusServiceUnavailable] < 150 || len(statuses) > 2 {
+	if statuses[http.StatusOK] == 0 || statuses[http.StatusOK]+statuses[http.StatusServiceUnavailable] < 150 ||
+		len(statuses) > 2 {
 		t.Errorf("statuses %v of 200 requests", statuses)
 	}
 	await(t, "all have left", func() bool { return figure(t, registry, "stagebench_http_connections_open") == 0 })
@@ -242,7 +247,8 @@ func TestBegunRequestsAreNotLost(t *testing.T) {
 	await(t, "the server has read it", func() bool { return figure(t, registry, "stagebench_http_connections_idle") == 1 })
 	third, fourth := dial(t, address), dial(t, address)
 	third.send(t, slow) // takes the place of the second, which is idle
-	await(t, "the third is served", func() bool { return figure(t, registry, "stagebench_http_connections_closed_idle_total") == 1 })
+	await(t, "the third is served",
+		func() bool { return figure(t, registry, "stagebench_http_connections_closed_idle_total") == 1 })
 	fourth.send(t, get)
 	if status := fourth.status(t); status != http.StatusServiceUnavailable {
 		t.Errorf("the fourth got %d, want 503", status)

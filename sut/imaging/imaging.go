@@ -36,41 +36,30 @@ const (
 const (
 	thumbSide   = 128  // the thumbnail is a square
 	displaySide = 1280 // longer originals are scaled down for the sharp and blur variants, which bounds the work
-	quality     = 85   // of the JPEGs written, 1..100
+	quality     = 85   // of the JPEGs written
 )
-
-// Variants is what Process makes of an original.
-type Variants = photos.Variants
 
 // Process makes the variants of an original. Errors wrap photos.ErrNotJPEG,
 // photos.ErrTruncated or photos.ErrTooManyPixels, and nothing else. The size is
 // checked before a single pixel is decoded.
 //
 // The EXIF orientation is not applied, and no metadata reaches the variants.
-func Process(original []byte) (Variants, error) {
+func Process(original []byte) (photos.Variants, error) {
 	width, height, err := Size(original)
 	if err != nil {
-		return Variants{}, err
+		return photos.Variants{}, err
 	}
 	decoded, err := jpeg.Decode(bytes.NewReader(original))
 	if err != nil {
-		return Variants{}, classify(original, err)
+		return photos.Variants{}, classify(original, err)
 	}
 	display := fit(decoded)
-	v := Variants{Width: width, Height: height}
-	for _, variant := range []struct {
-		to      *[]byte
-		picture *image.RGBA
-	}{
-		{&v.Thumb, thumb(display)},
-		{&v.Sharp, convolve(display, sharpen())},
-		{&v.Blur, convolve(display, gaussian(blurRadius, blurSigma))},
-	} {
-		if *variant.to, err = encode(variant.picture); err != nil {
-			return Variants{}, err
-		}
-	}
-	return v, nil
+	return photos.Variants{
+		Thumb: encode(thumb(display), quality),
+		Sharp: encode(convolve(display, sharpen()), quality),
+		Blur:  encode(convolve(display, gaussian(blurRadius, blurSigma)), quality),
+		Width: width, Height: height,
+	}, nil
 }
 
 // Size returns the dimensions that a JPEG declares, without decoding it. It
@@ -115,7 +104,8 @@ func thumb(picture *image.RGBA) *image.RGBA {
 	side := min(bounds.Dx(), bounds.Dy())
 	corner := bounds.Min.Add(image.Pt((bounds.Dx()-side)/2, (bounds.Dy()-side)/2))
 	square := image.NewRGBA(image.Rect(0, 0, thumbSide, thumbSide))
-	draw.CatmullRom.Scale(square, square.Bounds(), picture, image.Rectangle{Min: corner, Max: corner.Add(image.Pt(side, side))}, draw.Src, nil)
+	middle := image.Rectangle{Min: corner, Max: corner.Add(image.Pt(side, side))}
+	draw.CatmullRom.Scale(square, square.Bounds(), picture, middle, draw.Src, nil)
 	return square
 }
 
@@ -135,10 +125,11 @@ func fit(picture image.Image) *image.RGBA {
 	return display
 }
 
-func encode(picture *image.RGBA) ([]byte, error) {
+// encode returns a picture as a JPEG. Its quality is 1..100.
+func encode(picture *image.RGBA, quality int) []byte {
 	var out bytes.Buffer
 	if err := jpeg.Encode(&out, picture, &jpeg.Options{Quality: quality}); err != nil {
-		return nil, fmt.Errorf("encode a variant: %w", err)
+		panic(fmt.Sprintf("imaging: a buffer takes every byte, and %v is a size of a JPEG: %v", picture.Rect.Size(), err))
 	}
-	return out.Bytes(), nil
+	return out.Bytes()
 }

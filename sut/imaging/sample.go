@@ -1,11 +1,8 @@
 package imaging
 
 import (
-	"bytes"
-	"fmt"
 	"image"
 	"image/color"
-	"image/jpeg"
 	"math"
 	"math/rand/v2"
 )
@@ -24,11 +21,7 @@ func Sample(seed uint64, width, height int) []byte {
 		s.paintTrees()
 	}
 	s.addGrain()
-	var out bytes.Buffer
-	if err := jpeg.Encode(&out, s.picture, &jpeg.Options{Quality: 90}); err != nil {
-		panic(fmt.Sprintf("imaging: a buffer takes every byte, and %dx%d is a size of a JPEG: %v", width, height, err))
-	}
-	return out.Bytes()
+	return encode(s.picture, 90)
 }
 
 // scene is a picture being painted.

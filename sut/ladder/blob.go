@@ -17,11 +17,7 @@ type Blob struct {
 }
 
 // BlobOf returns the settings of the blob hosts.
-func BlobOf(k sut.Knobs) Blob {
-	var s Blob
-	read(k, s.knobs())
-	return s
-}
+func BlobOf(k sut.Knobs) Blob { return settings[Blob](k) }
 
 func (s *Blob) knobs() []Knob {
 	return []Knob{

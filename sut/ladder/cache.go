@@ -45,11 +45,7 @@ const (
 )
 
 // CacheOf returns the settings of the cache hosts.
-func CacheOf(k sut.Knobs) Cache {
-	var s Cache
-	read(k, s.knobs())
-	return s
-}
+func CacheOf(k sut.Knobs) Cache { return settings[Cache](k) }
 
 // Bytes is the budget of each host.
 func (s Cache) Bytes() int64 { return int64(s.MemoryMB * (1 << 20)) }
@@ -66,24 +62,29 @@ func (s *Cache) knobs() []Knob {
 		integer("cache.hosts", &s.Hosts, 1, 0, 16,
 			"cache hosts, from stage cache on, 0 = none; keys are spread over them by consistent hashing"),
 		number("cache.cpu", &s.CPU, 1, 0.5, 32, "size of each cache host in units"),
-		engine(sut.Cache, &s.Engine, cacheEngines(), "what realises the cache; memcached counts times to live in whole seconds"),
-		choice("cache.read", &s.Read, LookAside, "who loads what the cache does not have: look_aside = the web host, which stores it in the "+
-			"cache; read_through = the cache host itself (many texts call look-aside read-through)", ReadThrough),
-		choice("cache.write", &s.Write, WriteAround, "how a photo is written: write_around = the web host writes to the database and removes "+
-			"it from the cache; write_through = the cache host writes to the database and keeps it; write_back = the cache host acknowledges "+
-			"likes, comments and renames at once and writes them later, in batches, and reads from the primary alone, "+
-			"whatever db.read_preference says", WriteThrough, WriteBack),
-		duration("cache.flush_interval", &s.FlushInterval, 500*time.Millisecond, time.Minute, "with write_back, the time between two batches: "+
-			"what a cache host that dies can lose, and more while the database is slow or away"),
-		number("cache.memory_mb", &s.MemoryMB, 64, 0.1, 100_000, "budget of each cache host in MiB, for keys, values and what an entry costs "+
-			"besides; on redis, which counts its own structures, too, at least 2, on memcached whole numbers"),
-		choice("cache.evict", &s.Evict, "lru", "which entry is evicted when the budget is used up; on redis all are sampled, and fifo is "+
-			"approximated by volatile-ttl; memcached has lru only, for entries of about one size", "lfu", "fifo"),
-		duration("cache.ttl", &s.TTL, time.Minute, time.Hour, "how long the cache keeps a photo or a user that nobody writes"),
+		engine(sut.Cache, &s.Engine, cacheEngines(),
+			"what realises the cache; memcached counts times to live in whole seconds"),
+		choice("cache.read", &s.Read, LookAside, "who loads what the cache does not have: look_aside = the web host, "+
+			"which stores it in the cache; read_through = the cache host itself "+
+			"(many texts call look-aside read-through)", ReadThrough),
+		choice("cache.write", &s.Write, WriteAround, "how a photo is written: write_around = the web host writes to the "+
+			"database and removes it from the cache; write_through = the cache host writes to the database and keeps it; "+
+			"write_back = the cache host acknowledges likes, comments and renames at once and writes them later, "+
+			"in batches, and reads from the primary alone, whatever db.read_preference says", WriteThrough, WriteBack),
+		duration("cache.flush_interval", &s.FlushInterval, 500*time.Millisecond, time.Minute, "with write_back, "+
+			"the time between two batches: what a cache host that dies can lose, and more while the database is slow or away"),
+		number("cache.memory_mb", &s.MemoryMB, 64, 0.1, 100_000, "budget of each cache host in MiB, for keys, values "+
+			"and what an entry costs besides; on redis, which counts its own structures, too, at least 2, "+
+			"on memcached whole numbers"),
+		choice("cache.evict", &s.Evict, "lru", "which entry is evicted when the budget is used up; on redis all are "+
+			"sampled, and fifo is approximated by volatile-ttl; memcached has lru only, for entries of about one size",
+			"lfu", "fifo"),
+		duration("cache.ttl", &s.TTL, time.Minute, time.Hour,
+			"how long the cache keeps a photo or a user that nobody writes"),
 		duration("cache.feed_ttl", &s.FeedTTL, 2*time.Second, time.Hour,
 			"how long the cache keeps a feed, which no write removes; 0s = feeds are not cached"),
-		truth("cache.single_flight", &s.SingleFlight, true, "of several requests on a web host, or with read_through on the cache host, that "+
-			"miss a key at a time, one reads it from the database for all"),
+		truth("cache.single_flight", &s.SingleFlight, true, "of several requests on a web host, or with read_through "+
+			"on the cache host, that miss a key at a time, one reads it from the database for all"),
 	}
 }
 
@@ -103,16 +104,17 @@ func cacheTier() Tier {
 		Scaling: &Scaling{Name: "cache", Knob: "cache.hosts", Members: true},
 		Figures: []Figure{
 			{
-				Name: "cache_hits", Metric: `stagebench_cache_reads_total{result="hit"}`, From: []sut.Role{sut.Web}, Kind: Counter,
-				Doc: "keys that web hosts found in the cache tier",
+				Name: "cache_hits", Metric: `stagebench_cache_reads_total{result="hit"}`,
+				From: []sut.Role{sut.Web}, Kind: Counter, Doc: "keys that web hosts found in the cache tier",
 			},
 			{
-				Name: "cache_misses", Metric: `stagebench_cache_reads_total{result="miss"}`, From: []sut.Role{sut.Web}, Kind: Counter,
-				Doc: "keys that web hosts missed in the cache tier",
+				Name: "cache_misses", Metric: `stagebench_cache_reads_total{result="miss"}`,
+				From: []sut.Role{sut.Web}, Kind: Counter, Doc: "keys that web hosts missed in the cache tier",
 			},
 			{
-				Name: "cache_evictions", Metric: "stagebench_cache_node_evictions_total", From: []sut.Role{sut.Cache}, Kind: Counter,
-				Title: "cache\nevictions", Doc: "evictions: entries that went because its memory was used up",
+				Name: "cache_evictions", Metric: "stagebench_cache_node_evictions_total",
+				From: []sut.Role{sut.Cache}, Kind: Counter, Title: "cache\nevictions",
+				Doc: "evictions: entries that went because its memory was used up",
 			},
 		},
 		check: checkCache, place: placeCache,
@@ -132,9 +134,11 @@ func checkCache(stage sut.Stage, k sut.Knobs) error {
 	case memcached && s.Evict != "lru":
 		return fmt.Errorf("cache.evict=%s needs cache.engine=resp or redis: memcached has lru only", s.Evict)
 	case memcached && s.MemoryMB != float64(int64(s.MemoryMB)):
-		return fmt.Errorf("cache.memory_mb=%s needs cache.engine=resp or redis: memcached takes whole numbers", k["cache.memory_mb"])
+		return fmt.Errorf("cache.memory_mb=%s needs cache.engine=resp or redis: memcached takes whole numbers",
+			k["cache.memory_mb"])
 	case s.Engine == sut.Redis && s.MemoryMB < 2:
-		return fmt.Errorf("cache.memory_mb=%s needs cache.engine=resp: redis takes 1 for its own structures, so give it 2 or more", k["cache.memory_mb"])
+		return fmt.Errorf("cache.memory_mb=%s needs cache.engine=resp: redis takes 1 for its own structures, "+
+			"so give it 2 or more", k["cache.memory_mb"])
 	}
 	return nil
 }

@@ -45,11 +45,7 @@ const (
 )
 
 // DBOf returns the settings of the database hosts.
-func DBOf(k sut.Knobs) DB {
-	var s DB
-	read(k, s.knobs())
-	return s
-}
+func DBOf(k sut.Knobs) DB { return settings[DB](k) }
 
 // SyncCopies is how many replicas must hold a write before it is acknowledged.
 func (s DB) SyncCopies() int {
@@ -67,16 +63,20 @@ func (s *DB) knobs() []Knob {
 		number("db.cpu", &s.CPU, 1, 0.5, 32, "size of the database host in units"),
 		engine(sut.DB, &s.Engine, dbEngines(), "what realises the database"),
 		integer("db.replicas", &s.Replicas, 2, 0, 8, "database hosts besides the primary, from stage replicas on"),
-		choice("db.topology", &s.Topology, PrimaryReplica, "what the copies are: one primary and replicas of it; or several primaries, "+
-			"each of which ships to all others, or in a ring to the next one: the last writer of a row wins", MultiPrimary, Ring).on(sut.SQLite),
-		choice("db.sync", &s.sync, "async", "what a write waits for: async = the primary, sync = db.sync_copies replicas, too", "sync"),
+		choice("db.topology", &s.Topology, PrimaryReplica, "what the copies are: one primary and replicas of it; "+
+			"or several primaries, each of which ships to all others, or in a ring to the next one: "+
+			"the last writer of a row wins", MultiPrimary, Ring).on(sut.SQLite),
+		choice("db.sync", &s.sync, "async",
+			"what a write waits for: async = the primary, sync = db.sync_copies replicas, too", "sync"),
 		integer("db.sync_copies", &s.syncCopies, 1, 1, 8,
 			"with db.sync=sync: how many replicas must hold a write before it is acknowledged"),
-		seconds("db.sync_timeout", &s.SyncTimeout, defaultSyncTimeout, 0.1, 2.5, "with db.sync=sync: seconds after which a write that too few "+
-			"replicas hold is answered with an error; it may have taken effect. PostgreSQL waits as long as a request may take, 5 s").on(sut.SQLite),
+		seconds("db.sync_timeout", &s.SyncTimeout, defaultSyncTimeout, 0.1, 2.5, "with db.sync=sync: seconds after which "+
+			"a write that too few replicas hold is answered with an error; it may have taken effect. "+
+			"PostgreSQL waits as long as a request may take, 5 s").on(sut.SQLite),
 		choice("db.read_preference", &s.ReadPreference, ReadReplica,
 			"where reads go; to the primary when no replica can be read", ReadPrimary),
-		duration("db.replica_lag", &s.ReplicaLag, 0, 10*time.Second, "artificial lag: a replica applies each change so long after its commit"),
+		duration("db.replica_lag", &s.ReplicaLag, 0, 10*time.Second,
+			"artificial lag: a replica applies each change so long after its commit"),
 		seconds("db.probe_interval", &s.ProbeInterval, 0.2, 0.05, 60,
 			"seconds between two probes of a database, by which its death is detected"),
 		integer("db.probe_failures", &s.ProbeFailures, 3, 1, 100,
@@ -94,12 +94,12 @@ func dbTier() Tier {
 		Scaling: &Scaling{Name: "replica", Knob: "db.replicas", refuse: fixedReplicas},
 		Figures: []Figure{
 			{
-				Name: "database_reads", Metric: `stagebench_store_operations_total{kind="read"}`, From: []sut.Role{sut.Web, sut.Cache},
-				Kind: Counter, Doc: "round trips to the databases to read",
+				Name: "database_reads", Metric: `stagebench_store_operations_total{kind="read"}`,
+				From: []sut.Role{sut.Web, sut.Cache}, Kind: Counter, Doc: "round trips to the databases to read",
 			},
 			{
-				Name: "database_writes", Metric: `stagebench_store_operations_total{kind="write"}`, From: []sut.Role{sut.Web, sut.Cache},
-				Kind: Counter, Doc: "round trips to the databases to write",
+				Name: "database_writes", Metric: `stagebench_store_operations_total{kind="write"}`,
+				From: []sut.Role{sut.Web, sut.Cache}, Kind: Counter, Doc: "round trips to the databases to write",
 			},
 		},
 		check: checkDB, place: placeDB,
@@ -110,9 +110,11 @@ func dbTier() Tier {
 func fixedReplicas(t sut.Topology) error {
 	switch s := DBOf(t.Knobs); {
 	case s.Replicas == 0:
-		return errors.New("a database without replicas keeps no log of changes for one\nbring the system up at stage replicas or later, with db.replicas of 1 or more")
+		return errors.New("a database without replicas keeps no log of changes for one\n" +
+			"bring the system up at stage replicas or later, with db.replicas of 1 or more")
 	case s.Topology != PrimaryReplica:
-		return fmt.Errorf("with db.topology=%s every database is a primary: only replicas can come and go\nbring the system up with db.topology=primary-replica", s.Topology)
+		return fmt.Errorf("with db.topology=%s every database is a primary: only replicas can come and go\n"+
+			"bring the system up with db.topology=primary-replica", s.Topology)
 	}
 	return nil
 }
@@ -126,15 +128,20 @@ func checkDB(stage sut.Stage, k sut.Knobs) error {
 	several, sync := s.Topology != PrimaryReplica, s.SyncCopies() > 0
 	switch {
 	case s.SyncCopies() > s.Replicas:
-		return fmt.Errorf("db.sync=sync with db.sync_copies=%d needs as many db.replicas, and there are %d", s.SyncCopies(), s.Replicas)
+		return fmt.Errorf("db.sync=sync with db.sync_copies=%d needs as many db.replicas, and there are %d",
+			s.SyncCopies(), s.Replicas)
 	case several && s.Engine != sut.SQLite:
-		return fmt.Errorf("db.topology=%s needs db.engine=sqlite: PostgreSQL 15 cannot tell changes of its own from those that it was sent", s.Topology)
+		return fmt.Errorf("db.topology=%s needs db.engine=sqlite: "+
+			"PostgreSQL 15 cannot tell changes of its own from those that it was sent", s.Topology)
 	case sync && s.Engine != sut.SQLite && s.SyncTimeout != defaultSyncTimeout*time.Second:
-		return fmt.Errorf("db.sync_timeout=%s needs db.engine=sqlite: PostgreSQL waits for its replicas as long as a request may take, 5 s", k["db.sync_timeout"])
+		return fmt.Errorf("db.sync_timeout=%s needs db.engine=sqlite: "+
+			"PostgreSQL waits for its replicas as long as a request may take, 5 s", k["db.sync_timeout"])
 	case several && sync:
-		return fmt.Errorf("db.topology=%s needs db.sync=async: what would have to hold a write are primaries themselves", s.Topology)
+		return fmt.Errorf("db.topology=%s needs db.sync=async: what would have to hold a write are primaries themselves",
+			s.Topology)
 	case several && s.ReplicaLag > 0:
-		return fmt.Errorf("db.topology=%s has no replicas that could lag: db.replica_lag needs db.topology=primary-replica", s.Topology)
+		return fmt.Errorf("db.topology=%s has no replicas that could lag: db.replica_lag needs db.topology=primary-replica",
+			s.Topology)
 	case several && s.Replicas == 0:
 		return fmt.Errorf("db.topology=%s needs db.replicas of 1 or more: with 0 there is one database", s.Topology)
 	}

@@ -1,6 +1,7 @@
 package ladder
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -45,15 +46,12 @@ type Logs struct {
 }
 
 // LogsOf returns the settings of logs.
-func LogsOf(k sut.Knobs) Logs {
-	var l Logs
-	read(k, l.knobs())
-	return l
-}
+func LogsOf(k sut.Knobs) Logs { return settings[Logs](k) }
 
 func (l *Logs) knobs() []Knob {
 	return []Knob{
-		choice("log.requests", &l.Requests, "failed", "which requests web and balancer nodes log, with their ids", "all", "none"),
+		choice("log.requests", &l.Requests, "failed",
+			"which requests web and balancer nodes log, with their ids", "all", "none"),
 	}
 }
 
@@ -103,30 +101,34 @@ func Complete(k sut.Knobs) sut.Knobs {
 	return all
 }
 
-// read fills settings from knobs, with defaults for what is not set. The knobs must have
-// been validated; anything else is a mistake in the program.
-func read(k sut.Knobs, bound []Knob) {
-	for _, knob := range bound {
-		value, given := k[knob.Name]
-		if !given {
-			value = knob.Default
-		}
+// settings reads settings from knobs, with defaults for what is not set. The knobs must
+// have been validated; anything else is a mistake in the program.
+func settings[T any, P interface {
+	*T
+	knobs() []Knob
+}](k sut.Knobs) T {
+	var s T
+	for _, knob := range P(&s).knobs() {
+		value := cmp.Or(k[knob.Name], knob.Default)
 		if err := knob.set(value); err != nil {
 			panic(fmt.Sprintf("ladder: knob %s=%s was not validated: %v", knob.Name, value, err))
 		}
 	}
+	return s
 }
 
 // integer is a whole number from low to high.
 func integer(name string, field *int, def, low, high int, doc string) Knob {
-	return Knob{Name: name, Default: strconv.Itoa(def), Range: fmt.Sprintf("%d..%d", low, high), Doc: doc, set: func(v string) error {
+	k := Knob{Name: name, Default: strconv.Itoa(def), Range: fmt.Sprintf("%d..%d", low, high), Doc: doc}
+	k.set = func(v string) error {
 		n, err := strconv.Atoi(v)
 		if err != nil || n < low || n > high {
 			return fmt.Errorf("want a whole number from %d to %d", low, high)
 		}
 		*field = n
 		return nil
-	}}
+	}
+	return k
 }
 
 // number is a number from low to high.
@@ -201,28 +203,27 @@ func routes(name string, field *[]sut.Route, doc string) Knob {
 	}}
 }
 
-// truth is true or false.
-func truth(name string, field *bool, def bool, doc string) Knob {
-	return Knob{Name: name, Default: strconv.FormatBool(def), Range: "true|false", Doc: doc, set: func(v string) error {
-		if v != "true" && v != "false" {
-			return fmt.Errorf("want one of true, false")
-		}
-		*field = v == "true"
-		return nil
-	}}
-}
-
 // choice is one of several words, of which the first is the default.
 func choice[T ~string](name string, field *T, def T, doc string, others ...T) Knob {
 	values := []string{string(def)}
 	for _, v := range others {
 		values = append(values, string(v))
 	}
-	return Knob{Name: name, Default: string(def), Range: strings.Join(values, "|"), Doc: doc, set: func(v string) error {
+	return oneOf(name, string(def), doc, values, func(v string) { *field = T(v) })
+}
+
+// truth is true or false.
+func truth(name string, field *bool, def bool, doc string) Knob {
+	values := []string{"true", "false"}
+	return oneOf(name, strconv.FormatBool(def), doc, values, func(v string) { *field = v == "true" })
+}
+
+func oneOf(name, def, doc string, values []string, put func(string)) Knob {
+	return Knob{Name: name, Default: def, Range: strings.Join(values, "|"), Doc: doc, set: func(v string) error {
 		if !slices.Contains(values, v) {
 			return fmt.Errorf("want one of %s", strings.Join(values, ", "))
 		}
-		*field = T(v)
+		put(v)
 		return nil
 	}}
 }

@@ -89,7 +89,8 @@ func Scale(now sut.Topology, name string, hosts int) (sut.Topology, Scaling, err
 			names = append(names, t.Scaling.Name)
 			continue
 		case before(now.Stage, t.From):
-			return now, *t.Scaling, fmt.Errorf("stage %s has no %s hosts\nbring up a later one: stagebench up --stage %s", now.Stage, name, t.From)
+			return now, *t.Scaling, fmt.Errorf("stage %s has no %s hosts\n"+
+				"bring up a later one: stagebench up --stage %s", now.Stage, name, t.From)
 		case t.Scaling.refuse != nil:
 			if err := t.Scaling.refuse(now); err != nil {
 				return now, *t.Scaling, err
@@ -100,7 +101,8 @@ func Scale(now sut.Topology, name string, hosts int) (sut.Topology, Scaling, err
 		next, err := Build(now.Stage, knobs, now.UnitCPU)
 		return next, *t.Scaling, err
 	}
-	return now, Scaling{}, fmt.Errorf("%q cannot change its number of hosts while the system serves\nwant one of: %s", name, strings.Join(names, ", "))
+	return now, Scaling{}, fmt.Errorf("%q cannot change its number of hosts while the system serves\n"+
+		"want one of: %s", name, strings.Join(names, ", "))
 }
 
 // Figure is something that nodes count or hold, shown with each step.
@@ -135,7 +137,9 @@ const (
 
 // Native reports whether an engine is a server that must be installed.
 func Native(engine sut.Engine) bool {
-	return slices.ContainsFunc(Tiers(), func(t Tier) bool { return slices.Contains(t.Engines, EngineInfo{engine, true}) })
+	return slices.ContainsFunc(Tiers(), func(t Tier) bool {
+		return slices.Contains(t.Engines, EngineInfo{engine, true})
+	})
 }
 
 // Engines names the engine of each role of a topology whose engine can be chosen.
@@ -176,7 +180,7 @@ func Build(stage sut.Stage, knobs sut.Knobs, unitCPU float64) (sut.Topology, err
 		return sut.Topology{}, err
 	}
 	p := &plan{stage: stage, knobs: Complete(knobs), unit: unitCPU, hosts: map[sut.Role][]sut.Host{}}
-	if !slices.ContainsFunc(Rungs(), func(r Rung) bool { return r.Stage == stage }) {
+	if position(stage) < 0 {
 		var names []string
 		for _, r := range Rungs() {
 			names = append(names, string(r.Stage))
@@ -205,13 +209,13 @@ func Build(stage sut.Stage, knobs sut.Knobs, unitCPU float64) (sut.Topology, err
 	return topology, nil
 }
 
-// before reports whether a stage comes before another one on the ladder.
-func before(stage, other sut.Stage) bool {
-	at := func(s sut.Stage) int {
-		return slices.IndexFunc(Rungs(), func(r Rung) bool { return r.Stage == s })
-	}
-	return at(stage) < at(other)
+// position is the place of a stage on the ladder, from 0; -1 = it has none.
+func position(stage sut.Stage) int {
+	return slices.IndexFunc(Rungs(), func(r Rung) bool { return r.Stage == stage })
 }
+
+// before reports whether a stage comes before another one on the ladder.
+func before(stage, other sut.Stage) bool { return position(stage) < position(other) }
 
 // plan is a topology in the making.
 type plan struct {
@@ -253,7 +257,7 @@ func (p *plan) placeAll(tiers []Tier, placed map[sut.Role]bool) error {
 func (p *plan) host(name string, units float64) string {
 	if p.stage == sut.Single {
 		name = "host-1"
-		for role, hosts := range maps.All(p.hosts) {
+		for role, hosts := range p.hosts {
 			units = max(units, hosts[0].Units)
 			delete(p.hosts, role)
 		}
@@ -285,9 +289,14 @@ func (p *plan) node(n sut.Node) {
 
 // names lists the nodes of a role, in the order of their numbers.
 func (p *plan) names(role sut.Role) []string {
+	return p.those(func(n sut.Node) bool { return n.Role == role })
+}
+
+// those lists the nodes that fit, in the order of their numbers.
+func (p *plan) those(fit func(sut.Node) bool) []string {
 	var names []string
 	for _, n := range p.nodes {
-		if n.Role == role {
+		if fit(n) {
 			names = append(names, n.Name)
 		}
 	}

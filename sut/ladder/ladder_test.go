@@ -41,7 +41,11 @@ func TestDefaultHosts(t *testing.T) {
 func TestTopologiesAreStartable(t *testing.T) {
 	for _, rung := range ladder.Rungs() {
 		stage := rung.Stage
-		for _, knobs := range []sut.Knobs{nil, {"web.hosts": "1"}, {"web.hosts": "16", "db.cpu": "4", "lb.engine": "haproxy", "db.engine": "postgres"}} {
+		for _, knobs := range []sut.Knobs{
+			nil,
+			{"web.hosts": "1"},
+			{"web.hosts": "16", "db.cpu": "4", "lb.engine": "haproxy", "db.engine": "postgres"},
+		} {
 			topology, err := ladder.Build(stage, knobs, 0.1)
 			if err != nil {
 				t.Fatal(err)
@@ -78,7 +82,8 @@ func TestSingleHoldsAllPhotos(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(topology.Hosts) != 1 || ladder.BlobOf(topology.Knobs).Hosts != 0 || ladder.BlobOf(topology.Knobs).Copies != 1 {
-		t.Errorf("%d hosts, blob.hosts=%s, blob.copies=%s", len(topology.Hosts), topology.Knobs["blob.hosts"], topology.Knobs["blob.copies"])
+		t.Errorf("%d hosts, blob.hosts=%s, blob.copies=%s", len(topology.Hosts), topology.Knobs["blob.hosts"],
+			topology.Knobs["blob.copies"])
 	}
 }
 
@@ -113,7 +118,8 @@ func TestCacheHosts(t *testing.T) {
 	}
 	for _, evict := range []string{"lru", "lfu", "fifo"} {
 		_, err := ladder.Build(sut.Caches, sut.Knobs{"cache.engine": "memcached", "cache.evict": evict}, 0.1)
-		if evict == "lru" && err != nil || evict != "lru" && (err == nil || !strings.Contains(err.Error(), "needs cache.engine=resp or redis")) {
+		if evict == "lru" && err != nil ||
+			evict != "lru" && (err == nil || !strings.Contains(err.Error(), "needs cache.engine=resp or redis")) {
 			t.Errorf("memcached with cache.evict=%s: %v", evict, err)
 		}
 	}
@@ -144,7 +150,12 @@ func TestCopies(t *testing.T) {
 		{sut.LB, sut.Knobs{"db.replicas": "5", "db.topology": "ring"}, 6, 0, ""},
 		{sut.Replicas, sut.Knobs{"db.sync": "sync", "db.sync_copies": "3"}, 0, 0, "needs as many db.replicas"},
 		{sut.Replicas, sut.Knobs{"db.topology": "ring", "db.engine": "postgres"}, 0, 0, "needs db.engine=sqlite"},
-		{sut.Replicas, sut.Knobs{"db.sync": "sync", "db.sync_timeout": "1", "db.engine": "postgres"}, 0, 0, "needs db.engine=sqlite"},
+		{
+			sut.Replicas,
+			sut.Knobs{"db.sync": "sync", "db.sync_timeout": "1", "db.engine": "postgres"},
+			0, 0,
+			"needs db.engine=sqlite",
+		},
 		{sut.Replicas, sut.Knobs{"db.sync": "sync", "db.engine": "postgres"}, 8, 1, ""},
 		{sut.Replicas, sut.Knobs{"db.topology": "multi-primary", "db.sync": "sync"}, 0, 0, "needs db.sync=async"},
 		{sut.Replicas, sut.Knobs{"db.topology": "multi-primary", "db.replica_lag": "1s"}, 0, 0, "no replicas that could lag"},
@@ -157,7 +168,8 @@ func TestCopies(t *testing.T) {
 			}
 			continue
 		}
-		if err != nil || topology.Units() != test.units || len(primaries(topology)) != test.primaries || topology.SeveralPrimaries() != (test.primaries > 1) {
+		if err != nil || topology.Units() != test.units || len(primaries(topology)) != test.primaries ||
+			topology.SeveralPrimaries() != (test.primaries > 1) {
 			t.Errorf("%s %v: %v, %v units, primaries %v", test.stage, test.knobs, err, topology.Units(), primaries(topology))
 		}
 	}
@@ -165,7 +177,10 @@ func TestCopies(t *testing.T) {
 
 func TestDigestTellsTopologiesApart(t *testing.T) {
 	seen := map[string]string{}
-	for name, knobs := range map[string]sut.Knobs{"default": nil, "policy": {"lb.policy": "least_conn"}, "hosts": {"web.hosts": "2"}, "size": {"web.cpu": "2"}} {
+	for name, knobs := range map[string]sut.Knobs{
+		"default": nil, "policy": {"lb.policy": "least_conn"},
+		"hosts": {"web.hosts": "2"}, "size": {"web.cpu": "2"},
+	} {
 		topology, err := ladder.Build(sut.LB, knobs, 0.1)
 		if err != nil {
 			t.Fatal(err)

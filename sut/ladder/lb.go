@@ -35,25 +35,24 @@ const (
 )
 
 // LBOf returns the settings of the balancers.
-func LBOf(k sut.Knobs) LB {
-	var s LB
-	read(k, s.knobs())
-	return s
-}
+func LBOf(k sut.Knobs) LB { return settings[LB](k) }
 
 // Sticky reports whether a cookie keeps a user on one web host.
 func (s LB) Sticky() bool { return s.sticky == "true" || s.sticky == "auto" && s.Layer == L7 }
 
 func (s *LB) knobs() []Knob {
 	return []Knob{
-		integer("lb.hosts", &s.Hosts, 1, 1, 8, "number of balancer hosts; clients that cannot connect to one fail over to the next"),
+		integer("lb.hosts", &s.Hosts, 1, 1, 8,
+			"number of balancer hosts; clients that cannot connect to one fail over to the next"),
 		number("lb.cpu", &s.CPU, 2, 0.5, 32, "size of each balancer host in units"),
 		engine(sut.Balance, &s.Engine, lbEngines(), "what realises the balancer"),
-		choice("lb.layer", &s.Layer, L7, "l7 balances requests, and may route them; l4 balances connections, and sees addresses only", L4),
-		choice("lb.policy", &s.Policy, "round_robin", "how the balancer picks a web host; least_response_time with lb.engine=balance only",
+		choice("lb.layer", &s.Layer, L7,
+			"l7 balances requests, and may route them; l4 balances connections, and sees addresses only", L4),
+		choice("lb.policy", &s.Policy, "round_robin",
+			"how the balancer picks a web host; least_response_time with lb.engine=balance only",
 			"weighted_round_robin", "ip_hash", "least_conn", "least_response_time"),
-		choice("lb.sticky", &s.sticky, "auto",
-			"cookie affinity: a user stays on the web host that holds the session; auto = true at l7, false at l4", "true", "false"),
+		choice("lb.sticky", &s.sticky, "auto", "cookie affinity: a user stays on the web host that holds the session; "+
+			"auto = true at l7, false at l4", "true", "false"),
 		routes("lb.routes", &s.Routes, "what the balancer sends where (l7), first match first, "+
 			"as 'path=/img/* -> web-3; method=POST header=X-Batch:1 -> web-1 web-2'; else anywhere"),
 		seconds("lb.health_interval", &s.HealthInterval, 1, 0.05, 60, "seconds between two health checks of a web host"),
@@ -78,7 +77,8 @@ func checkLB(_ sut.Stage, k sut.Knobs) error {
 	s := LBOf(k)
 	switch {
 	case s.Layer == L4 && s.Sticky():
-		return errors.New("lb.sticky=true needs lb.layer=l7: a balancer of connections sees no cookies; lb.policy=ip_hash keeps an address on its host")
+		return errors.New("lb.sticky=true needs lb.layer=l7: a balancer of connections sees no cookies; " +
+			"lb.policy=ip_hash keeps an address on its host")
 	case s.Layer == L4 && (WebOf(k).Split || s.Routes != nil):
 		return errors.New("web.split and lb.routes need lb.layer=l7: a balancer of connections sees no requests")
 	case s.Engine == sut.HAProxy && s.Policy == "least_response_time":
@@ -97,8 +97,12 @@ func placeLB(p *plan) error {
 			}
 		}
 	}
-	if uploads := p.offering(sut.Uploads); uploads != nil {
-		s.Routes = append(s.Routes, sut.Route{Method: "POST", Path: "/api/photos", To: uploads}, sut.Route{To: p.offering(sut.Reads)})
+	offering := func(service sut.Service) []string {
+		return p.those(func(n sut.Node) bool { return n.Service == service })
+	}
+	if uploads := offering(sut.Uploads); uploads != nil {
+		s.Routes = append(s.Routes,
+			sut.Route{Method: "POST", Path: "/api/photos", To: uploads}, sut.Route{To: offering(sut.Reads)})
 	}
 	for i := range s.Hosts {
 		name := numbered(p.role, i)
@@ -108,15 +112,4 @@ func placeLB(p *plan) error {
 		p.counters = webs // the balancers see connections only
 	}
 	return nil
-}
-
-// offering lists the web nodes that offer a service of their own.
-func (p *plan) offering(service sut.Service) []string {
-	var names []string
-	for _, n := range p.nodes {
-		if n.Service == service {
-			names = append(names, n.Name)
-		}
-	}
-	return names
 }

@@ -18,20 +18,17 @@ type Web struct {
 }
 
 // WebOf returns the settings of the web hosts.
-func WebOf(k sut.Knobs) Web {
-	var s Web
-	read(k, s.knobs())
-	return s
-}
+func WebOf(k sut.Knobs) Web { return settings[Web](k) }
 
 func (s *Web) knobs() []Knob {
 	return []Knob{
 		integer("web.hosts", &s.Hosts, 3, 1, 16, "number of web hosts, from stage lb on"),
-		sizes("web.cpu", &s.CPU, 0.5, 32, "size of each web host in units, or one size for each, as 3,3,1: the last one holds for the rest; "+
-			"at stage single the host has the larger of web.cpu and db.cpu"),
+		sizes("web.cpu", &s.CPU, 0.5, 32, "size of each web host in units, or one size for each, as 3,3,1: "+
+			"the last one holds for the rest; at stage single the host has the larger of web.cpu and db.cpu"),
 		sizes("web.weights", &s.Weights, 0.1, 100,
 			"share of each web host under lb.policy=weighted_round_robin, as 2,1: the last one holds for the rest"),
-		truth("web.split", &s.Split, false, "uploads have web hosts of their own, which the balancer routes them to, from stage lb on"),
+		truth("web.split", &s.Split, false,
+			"uploads have web hosts of their own, which the balancer routes them to, from stage lb on"),
 		integer("web.upload_hosts", &s.UploadHosts, 1, 1, 15, "with web.split: how many of web.hosts take the uploads"),
 		integer("web.max_conns", &s.MaxConns, 500, 1, 100_000,
 			"connections that a web host accepts; past them it answers 503 with Retry-After"),
@@ -51,14 +48,16 @@ func webTier() Tier {
 // unbalanced says why a single web host has to stay alone.
 func unbalanced(t sut.Topology) error {
 	if before(t.Stage, sut.LB) {
-		return fmt.Errorf("stage %s has no balancer to spread requests over several hosts\nbring up a stage that has one: stagebench up --stage %s", t.Stage, sut.LB)
+		return fmt.Errorf("stage %s has no balancer to spread requests over several hosts\n"+
+			"bring up a stage that has one: stagebench up --stage %s", t.Stage, sut.LB)
 	}
 	return nil
 }
 
 func checkWeb(_ sut.Stage, k sut.Knobs) error {
 	if s := WebOf(k); s.Split && s.UploadHosts >= s.Hosts {
-		return fmt.Errorf("web.split=true needs more web.hosts than web.upload_hosts, and has %d and %d", s.Hosts, s.UploadHosts)
+		return fmt.Errorf("web.split=true needs more web.hosts than web.upload_hosts, and has %d and %d",
+			s.Hosts, s.UploadHosts)
 	}
 	return nil
 }

@@ -35,15 +35,20 @@ func TestKnobsThatContradict(t *testing.T) {
 // With a split, uploads go to hosts of their own, and those ask the others for
 // sessions.
 func TestSplitWebTier(t *testing.T) {
-	topology, err := ladder.Build(sut.LB, sut.Knobs{"web.split": "true", "web.weights": "1,2", "web.cpu": "3,1", "lb.hosts": "2", "blob.hosts": "2", "blob.copies": "2"}, 0.1)
+	topology, err := ladder.Build(sut.LB, sut.Knobs{
+		"web.split": "true", "web.weights": "1,2", "web.cpu": "3,1",
+		"lb.hosts": "2", "blob.hosts": "2", "blob.copies": "2",
+	}, 0.1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var got []string
 	for _, n := range topology.Nodes {
 		host, _ := topology.Host(n.Host)
-		got = append(got, strings.TrimSpace(strings.Join([]string{n.Name, string(n.Service), strings.Join(n.Uses, "+")}, " ")))
-		if n.Name == "web-1" && (n.Weight != 1 || host.Units != 3) || n.Name == "web-3" && (n.Weight != 2 || host.Units != 1) {
+		row := []string{n.Name, string(n.Service), strings.Join(n.Uses, "+")}
+		got = append(got, strings.TrimSpace(strings.Join(row, " ")))
+		if n.Name == "web-1" && (n.Weight != 1 || host.Units != 3) ||
+			n.Name == "web-3" && (n.Weight != 2 || host.Units != 1) {
 			t.Errorf("%s has weight %v on %v units", n.Name, n.Weight, host.Units)
 		}
 	}
@@ -60,7 +65,8 @@ func TestSplitWebTier(t *testing.T) {
 	if diff := cmp.Diff(routes, lb.Routes); diff != "" {
 		t.Errorf("routes (-want +got)\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{"lb-1", "lb-2"}, topology.Frontends); diff != "" || topology.Knobs["lb.sticky"] != "true" {
+	if diff := cmp.Diff([]string{"lb-1", "lb-2"}, topology.Frontends); diff != "" ||
+		topology.Knobs["lb.sticky"] != "true" {
 		t.Errorf("frontends %v, sticky %s", topology.Frontends, topology.Knobs["lb.sticky"])
 	}
 }
@@ -71,7 +77,8 @@ func TestCountersAtLayer4(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"web-1", "web-2"}, topology.Counters); diff != "" || topology.Knobs["lb.sticky"] != "false" {
+	if diff := cmp.Diff([]string{"web-1", "web-2"}, topology.Counters); diff != "" ||
+		topology.Knobs["lb.sticky"] != "false" {
 		t.Errorf("counters %v, sticky %s", topology.Counters, topology.Knobs["lb.sticky"])
 	}
 }

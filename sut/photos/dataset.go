@@ -73,8 +73,8 @@ func NewDataset(counts sut.DataCounts, seed uint64) *Dataset {
 		d.following[follower]++
 		d.followers[followee]++
 	}
-	for p := range counts.Photos {
-		d.posted[Owner(p+1, d.counts)]++
+	for p := 1; p <= counts.Photos; p++ {
+		d.posted[Owner(p, counts)]++
 	}
 	draw := newDraw(d.seed, streamCommentPhoto)
 	for c := range counts.Comments {
@@ -166,7 +166,8 @@ func (d *Dataset) Photos() iter.Seq[Photo] {
 			image := d.ImageOf(p)
 			width, height := d.ImageSize(image)
 			photo := Photo{
-				ID: PhotoID(p, d.counts), UserID: Owner(p, d.counts), State: StateReady, Width: width, Height: height,
+				ID: PhotoID(p, d.counts), UserID: Owner(p, d.counts), State: StateReady,
+				Width: width, Height: height,
 				CreatedUS: spread(rng, SeedEpochUS-yearUS, p, d.counts.Photos),
 				Title:     photoTitle(rng),
 				Comments:  int64(d.comments[p]),
@@ -189,7 +190,8 @@ func (d *Dataset) Photos() iter.Seq[Photo] {
 // creation. A comment is newer than its photo.
 func (d *Dataset) Comments() iter.Seq[Comment] {
 	return func(yield func(Comment) bool) {
-		photo, body, posted := newDraw(d.seed, streamCommentPhoto), newDraw(d.seed, streamComment), newDraw(d.seed, streamPhoto)
+		photo, posted := newDraw(d.seed, streamCommentPhoto), newDraw(d.seed, streamPhoto)
+		body := newDraw(d.seed, streamComment)
 		for c := 1; c <= d.counts.Comments; c++ {
 			on := d.commented(photo, c)
 			born := spread(posted.at(uint64(on)), SeedEpochUS-yearUS, on, d.counts.Photos)

@@ -82,7 +82,8 @@ func TestRowsAreWellFormed(t *testing.T) {
 	var last int64
 	for u := range d.Users() {
 		index++
-		if u.ID != photos.ID(index) || u.Login != sut.SeedLogin(index) || !u.CheckPassword(sut.SeedPassword) || u.Version != 1 || u.Name == "" || u.CreatedUS <= last {
+		if u.ID != photos.ID(index) || u.Login != sut.SeedLogin(index) || !u.CheckPassword(sut.SeedPassword) ||
+			u.Version != 1 || u.Name == "" || u.CreatedUS <= last {
 			t.Fatalf("user %d: %+v", index, u)
 		}
 		last = u.CreatedUS
@@ -95,9 +96,11 @@ func TestRowsAreWellFormed(t *testing.T) {
 	for p := range d.Photos() {
 		index++
 		width, height := d.ImageSize(d.ImageOf(index))
-		if p.ID != photos.PhotoID(index, counts) || p.ID <= newest || !p.ID.Seeded() || p.UserID != photos.Owner(index, counts) ||
+		if p.ID != photos.PhotoID(index, counts) || p.ID <= newest || !p.ID.Seeded() ||
+			p.UserID != photos.Owner(index, counts) ||
 			p.State != photos.StateReady || p.Width != width || p.Height != height ||
-			p.Bytes != int64(1000+d.ImageOf(index)) || p.Likes < 0 || p.Version != 1 || !utf8.ValidString(p.Title) || p.Title == "" {
+			p.Bytes != int64(1000+d.ImageOf(index)) || p.Likes < 0 || p.Version != 1 || !utf8.ValidString(p.Title) ||
+			p.Title == "" {
 			t.Fatalf("photo %d: %+v", index, p)
 		}
 		if p.CreatedUS <= last || p.CreatedUS <= born[p.UserID] || p.CreatedUS > photos.SeedEpochUS {

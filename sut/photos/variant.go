@@ -1,6 +1,9 @@
 package photos
 
-import "errors"
+import (
+	"errors"
+	"slices"
+)
 
 // Variant names one rendering of a photo's bytes, in URLs and in the blob store.
 type Variant string
@@ -19,13 +22,7 @@ func AllVariants() []Variant {
 }
 
 // Valid reports whether it is one of AllVariants.
-func (v Variant) Valid() bool {
-	switch v {
-	case VariantOriginal, VariantThumb, VariantSharp, VariantBlur:
-		return true
-	}
-	return false
-}
+func (v Variant) Valid() bool { return slices.Contains(AllVariants(), v) }
 
 // Variants is what photo processing makes of an original: three JPEGs.
 type Variants struct {

@@ -37,27 +37,31 @@ func makeDir(path string) (string, error) {
 // isDataDir reports whether the directory holds a data directory; what holds
 // anything else is an error, as it is somebody's.
 func isDataDir(dir string) (bool, error) {
-	_, err := os.Stat(filepath.Join(dir, "PG_VERSION"))
-	if err == nil {
-		return true, nil
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return false, err
+	made, err := exists(filepath.Join(dir, "PG_VERSION"))
+	if made || err != nil {
+		return made, err
 	}
 	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return false, err
-	}
 	if len(entries) > 0 {
-		return false, fmt.Errorf("holds %s and no PG_VERSION: not empty, and no data directory\ngive an empty directory, or one that does not exist", entries[0].Name())
+		err = fmt.Errorf("holds %s and no PG_VERSION: not empty, and no data directory\n"+
+			"give an empty directory, or one that does not exist", entries[0].Name())
 	}
-	return false, nil
+	return false, err
 }
 
-// create fills the empty data directory. The work is done beside it and renamed
-// at the end: a data directory that was interrupted half way looks complete to
-// the server, and would lack the database for ever.
-func (s *Server) create(ctx context.Context) (err error) {
+// exists reports whether there is a file.
+func exists(path string) (bool, error) {
+	_, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// stage has fill make the data directory beside its place, and renames it at the
+// end: one that was interrupted half way looks complete to the server, and would
+// lack the database for ever.
+func (s *Server) stage(fill func(staging string) error) (err error) {
 	staging := s.dir + ".new"
 	if err := discard(staging); err != nil {
 		return err
@@ -73,6 +77,15 @@ func (s *Server) create(ctx context.Context) (err error) {
 	if err := s.owner.own(staging); err != nil {
 		return err
 	}
+	if err := fill(staging); err != nil {
+		return err
+	}
+	// In one step: the target may exist, and is empty. (os.Rename refuses that.)
+	return unix.Rename(staging, s.dir)
+}
+
+// create makes a data directory with an empty database.
+func (s *Server) create(ctx context.Context, staging string) error {
 	s.cfg.Log.Info("making a data directory", "dir", s.dir, "version", s.cfg.Install.Version)
 	// Without syncs: what is being made can be made again, and once it serves,
 	// every commit is synced.
@@ -84,11 +97,7 @@ func (s *Server) create(ctx context.Context) (err error) {
 	// Single-user mode needs no port, no socket and no waiting. It wants the
 	// name of a database that exists, and each command on a line of its own.
 	single := s.command(ctx, "postgres", "--single", "-F", "-D", staging, "-c", "exit_on_error=on", "postgres")
-	if err := run(single, "CREATE DATABASE "+Database+"\n"); err != nil {
-		return err
-	}
-	// In one step: the target exists, and is empty. (os.Rename refuses that.)
-	return unix.Rename(staging, s.dir)
+	return run(single, "CREATE DATABASE "+Database+"\n")
 }
 
 // discard removes what an interrupted create left: files, and the shared memory

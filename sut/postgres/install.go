@@ -61,15 +61,17 @@ func choose(preferred, others []string, version func(bin string) (string, error)
 		return found
 	}
 	newest := installs(others)
-	slices.SortStableFunc(newest, func(a, b Install) int { return compareVersions(b.Version, a.Version) })
+	slices.SortStableFunc(newest, func(a, b Install) int {
+		return slices.Compare(versionNumbers(b.Version), versionNumbers(a.Version))
+	})
 	all := append(installs(preferred), newest...)
-	for _, install := range all {
-		if major(install.Version) >= minMajor {
-			return install, nil
-		}
+	newEnough := func(install Install) bool { return versionNumbers(install.Version)[0] >= minMajor }
+	if i := slices.IndexFunc(all, newEnough); i >= 0 {
+		return all[i], nil
 	}
 	if len(all) > 0 {
-		return Install{}, fmt.Errorf("postgres: found only version %s in %s, want %d or newer\n%s", all[0].Version, all[0].Bin, minMajor, howToInstall)
+		return Install{}, fmt.Errorf("postgres: found only version %s in %s, want %d or newer\n%s",
+			all[0].Version, all[0].Bin, minMajor, howToInstall)
 	}
 	return Install{}, errors.New("postgres: no server found on PATH or under /usr/lib/postgresql\n" + howToInstall)
 }
@@ -82,7 +84,7 @@ func programVersion(ctx context.Context, bin string) (string, error) {
 	}
 	version := parseVersion(string(out))
 	if version == "" {
-		return "", fmt.Errorf("%s is no version of PostgreSQL", strconv.Quote(strings.TrimSpace(string(out))))
+		return "", fmt.Errorf("%q is no version of PostgreSQL", strings.TrimSpace(string(out)))
 	}
 	return version, nil
 }
@@ -96,14 +98,6 @@ func parseVersion(text string) string {
 	}
 	return match[1]
 }
-
-// compareVersions orders versions number by number.
-func compareVersions(a, b string) int {
-	return slices.Compare(versionNumbers(a), versionNumbers(b))
-}
-
-// major is the first number of a version.
-func major(version string) int { return versionNumbers(version)[0] }
 
 // versionNumbers splits "15.18" into 15 and 18; what is no number counts as 0.
 func versionNumbers(version string) []int {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,20 +29,18 @@ func settle(ctx context.Context, dir string) error {
 			return err
 		}
 		users := serversIn(dir)
-		for _, pid := range users {
-			if pid == lock.pid {
-				return fmt.Errorf("a server runs on it: process %d\nstop that one, or choose another directory", pid)
-			}
-		}
-		if len(users) == 0 {
-			if lock.pid != 0 && alive(lock.pid) {
-				return os.Remove(filepath.Join(dir, lockName))
-			}
+		switch {
+		case slices.Contains(users, lock.pid):
+			return fmt.Errorf("a server runs on it: process %d\nstop that one, or choose another directory", lock.pid)
+		case len(users) == 0 && lock.pid != 0 && alive(lock.pid):
+			return os.Remove(filepath.Join(dir, lockName))
+		case len(users) == 0:
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("processes of a killed server are still there: %v: %w\nend them, or choose another directory", users, context.Cause(ctx))
+			return fmt.Errorf("processes of a killed server are still there: %v: %w\n"+
+				"end them, or choose another directory", users, context.Cause(ctx))
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
@@ -111,19 +110,12 @@ func readLock(dir string) (lock, error) {
 // parseLock reads a lock file, complete or not: a server that dies early leaves
 // a short one.
 func parseLock(text string) lock {
-	found := lock{segment: -1}
-	for i, line := range strings.Split(text, "\n") {
-		switch i {
-		case 0:
-			found.pid, _ = strconv.Atoi(strings.TrimSpace(line))
-		case 6:
-			if words := strings.Fields(line); len(words) == 2 {
-				if id, err := strconv.Atoi(words[1]); err == nil {
-					found.segment = id
-				}
-			}
-		case 7:
-			found.ready = strings.TrimSpace(line) == "ready"
+	lines := append(strings.Split(text, "\n"), make([]string, 8)...)
+	found := lock{segment: -1, ready: strings.TrimSpace(lines[7]) == "ready"}
+	found.pid, _ = strconv.Atoi(strings.TrimSpace(lines[0]))
+	if words := strings.Fields(lines[6]); len(words) == 2 {
+		if id, err := strconv.Atoi(words[1]); err == nil {
+			found.segment = id
 		}
 	}
 	return found
@@ -133,26 +125,17 @@ func parseLock(text string) lock {
 // all of a server's have it as their working directory. Others' processes are
 // invisible to an ordinary user, but then so is their data directory.
 func serversIn(dir string) []int {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil // no such file system: the server's own checks remain
-	}
+	entries, _ := os.ReadDir("/proc") // without it the server's own checks remain
 	var pids []int
 	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err != nil {
-			continue
-		}
 		process := filepath.Join("/proc", entry.Name())
 		// Both vanish with the process, and a zombie has neither.
-		if cwd, err := os.Readlink(filepath.Join(process, "cwd")); err != nil || cwd != dir {
-			continue
+		cwd, _ := os.Readlink(filepath.Join(process, "cwd"))
+		program, _ := os.Readlink(filepath.Join(process, "exe"))
+		pid, err := strconv.Atoi(entry.Name())
+		if err == nil && cwd == dir && strings.TrimSuffix(filepath.Base(program), " (deleted)") == "postgres" {
+			pids = append(pids, pid)
 		}
-		program, err := os.Readlink(filepath.Join(process, "exe"))
-		if err != nil || strings.TrimSuffix(filepath.Base(program), " (deleted)") != "postgres" {
-			continue
-		}
-		pids = append(pids, pid)
 	}
 	return pids
 }

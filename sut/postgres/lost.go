@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,7 +22,8 @@ import (
 
 // partial is what cannot be seen of what a server lost: the log names the rows by
 // their place only, and the rows themselves know who changed them last.
-const partial = "of a row that was changed several times the last state is known and no earlier one; rows that were deleted are not listed"
+const partial = "of a row that was changed several times the last state is known and no earlier one; " +
+	"rows that were deleted are not listed"
 
 // Beheaded is a data directory that was kept when its server began to follow the
 // primary of a later epoch, with what its log says of the transactions behind the
@@ -37,10 +39,12 @@ type Beheaded struct {
 // After that a server may be started on it, which LostFrom asks for the rows. It
 // is to be called before: a server that starts writes to the log.
 func (s *Server) KeptCopy(ctx context.Context) (*Beheaded, error) {
-	kept, epoch, err := s.keptDir()
-	if err != nil || kept == "" {
+	epochs, err := s.keptEpochs()
+	if err != nil || epochs == nil {
 		return nil, err
 	}
+	epoch := slices.Max(epochs)
+	kept := KeptDir(s.dir, epoch)
 	own, err := s.readControl(ctx, kept)
 	if err != nil {
 		return nil, fmt.Errorf("postgres: kept copy: %w", err)
@@ -50,52 +54,33 @@ func (s *Server) KeptCopy(ctx context.Context) (*Beheaded, error) {
 		return nil, fmt.Errorf("postgres: kept copy %s: %w", kept, err)
 	}
 	b := &Beheaded{Dir: kept, epoch: epoch, wrote: map[uint32][]string{}}
-	dump := s.command(ctx, "pg_waldump", "--path="+filepath.Join(kept, "pg_wal"), "--timeline="+strconv.Itoa(own.timeline), "--start="+fork)
+	dump := s.command(ctx, "pg_waldump", "--path="+filepath.Join(kept, "pg_wal"),
+		"--timeline="+strconv.Itoa(own.timeline), "--start="+fork)
 	out, err := dump.Output()
-	var failed *exec.ExitError
-	// It ends with an error where the log does, which may be at once.
-	if err != nil && (!errors.As(err, &failed) || len(out) == 0 && !endOfLog(failed.Stderr)) {
-		return nil, fmt.Errorf("postgres: kept copy: pg_waldump: %w: %s", err, lastStderr(failed))
+	said := ""
+	failed, ended := errors.AsType[*exec.ExitError](err)
+	if ended {
+		said = string(failed.Stderr)
+	}
+	// It ends with an error where the log does, which may be at once: then it finds
+	// no record where it is to begin.
+	atOnce := strings.Contains(said, "could not find a valid record") || strings.Contains(said, "invalid record length")
+	if err != nil && (!ended || len(out) == 0 && !atOnce) {
+		return nil, fmt.Errorf("postgres: kept copy: pg_waldump: %w: %s", err, lastLines(said, 2))
 	}
 	return b, b.read(out)
-}
-
-// endOfLog reports whether pg_waldump found no record where it was to begin.
-func endOfLog(stderr []byte) bool {
-	return bytes.Contains(stderr, []byte("could not find a valid record")) || bytes.Contains(stderr, []byte("invalid record length"))
-}
-
-func lastStderr(failed *exec.ExitError) string {
-	if failed == nil {
-		return ""
-	}
-	return lastLines(string(failed.Stderr), 2)
-}
-
-// keptDir is the directory that was kept last, "" if there is none.
-func (s *Server) keptDir() (kept string, epoch int64, err error) {
-	all, err := filepath.Glob(globQuote(s.dir) + ".epoch-*")
-	if err != nil {
-		return "", 0, err
-	}
-	for _, dir := range all {
-		if n, err := strconv.ParseInt(dir[strings.LastIndexByte(dir, '-')+1:], 10, 64); err == nil && n >= epoch {
-			kept, epoch = dir, n
-		}
-	}
-	return kept, epoch, nil
 }
 
 // forkPoint is where a timeline ended in the history of a data directory: the
 // log position that the one who was promoted had reached.
 // https://www.postgresql.org/docs/15/continuous-archiving.html#BACKUP-TIMELINES
 func forkPoint(dir string, timeline int) (string, error) {
-	files, err := filepath.Glob(filepath.Join(globQuote(dir), "pg_wal", "*.history"))
+	wal := os.DirFS(filepath.Join(dir, "pg_wal"))
+	files, err := fs.Glob(wal, "*.history")
 	if err != nil || len(files) == 0 {
 		return "", errors.Join(err, errors.New("there is no history of timelines"))
 	}
-	slices.Sort(files)
-	text, err := os.ReadFile(files[len(files)-1])
+	text, err := fs.ReadFile(wal, slices.Max(files))
 	if err != nil {
 		return "", err
 	}
@@ -116,7 +101,7 @@ var (
 
 // read finds the transactions that were committed, and what they wrote.
 func (b *Beheaded) read(dump []byte) error {
-	wrote, committed := map[uint32][]string{}, []uint32{}
+	wrote := map[uint32][]string{}
 	lines := bufio.NewScanner(bytes.NewReader(dump))
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
@@ -133,11 +118,8 @@ func (b *Beheaded) read(dump []byte) error {
 			wrote[tx] = append(wrote[tx], rel[1])
 		}
 		if strings.Contains(lines.Text(), "desc: COMMIT") {
-			committed = append(committed, tx)
+			b.wrote[tx] = wrote[tx]
 		}
-	}
-	for _, tx := range committed {
-		b.wrote[tx] = wrote[tx]
 	}
 	return lines.Err()
 }
@@ -180,7 +162,8 @@ func (s *Server) LostFrom(ctx context.Context, b *Beheaded, kept *Server) (sut.L
 
 // beatFiles are the files of the heartbeat, as the log names them.
 func beatFiles(ctx context.Context, conn *pgx.Conn) (files []string, err error) {
-	rows, err := conn.Query(ctx, `SELECT coalesce(nullif(c.reltablespace, 0), d.dattablespace)::text || '/' || d.oid::text || '/' || c.relfilenode::text
+	rows, err := conn.Query(ctx, `SELECT
+		concat_ws('/', coalesce(nullif(c.reltablespace, 0), d.dattablespace), d.oid, c.relfilenode)
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, pg_database d
 		WHERE n.nspname = 'stagebench_replication' AND d.datname = current_database() AND c.relkind IN ('r', 'i')`)
 	if err != nil {
@@ -191,20 +174,28 @@ func beatFiles(ctx context.Context, conn *pgx.Conn) (files []string, err error) 
 
 // lostTable is a table of the service whose rows are looked for.
 type lostTable struct {
-	name    string
-	key     []string
-	updated bool // its rows may be updated, so that one that was changed last may have been there
+	name string
+	key  []string
+	// updated: its rows, whose key is id, may be updated, so that one that was changed
+	// last may have been there.
+	updated bool
 }
 
 // lostTables lists them, what others refer to first.
 func lostTables() []lostTable {
-	return []lostTable{{"users", []string{"id"}, true}, {"photos", []string{"id"}, true}, {"comments", []string{"id"}, false}, {"follows", []string{"follower", "followee"}, false}}
+	return []lostTable{
+		{"users", []string{"id"}, true},
+		{"photos", []string{"id"}, true},
+		{"comments", []string{"id"}, false},
+		{"follows", []string{"follower", "followee"}, false},
+	}
 }
 
 // changes lists the rows that these transactions changed last.
 func (t lostTable) changes(ctx context.Context, old, now *pgx.Conn, txs []int64) (changes []sut.LostChange, err error) {
 	// A transaction id has 32 bits, and xmin has no comparison.
-	rows, err := old.Query(ctx, "SELECT * FROM "+t.name+" WHERE xmin::text::bigint = ANY($1) ORDER BY "+strings.Join(t.key, ", "), txs)
+	rows, err := old.Query(ctx,
+		"SELECT * FROM "+t.name+" WHERE xmin::text::bigint = ANY($1) ORDER BY "+strings.Join(t.key, ", "), txs)
 	if err != nil {
 		return nil, err
 	}
@@ -212,28 +203,24 @@ func (t lostTable) changes(ctx context.Context, old, now *pgx.Conn, txs []int64)
 	if err != nil {
 		return nil, err
 	}
-	var where []string
-	for i, column := range t.key {
-		where = append(where, fmt.Sprintf("%s = $%d", column, i+1))
-	}
+	find := "SELECT EXISTS (SELECT FROM " + t.name + " WHERE id = $1)"
 	for _, row := range all {
-		var key []any
-		var text []string
+		var key []string
 		for column, value := range row {
 			if small, ok := value.(int32); ok {
 				row[column] = int64(small)
 			}
 		}
 		for _, column := range t.key {
-			key, text = append(key, row[column]), append(text, fmt.Sprint(row[column]))
+			key = append(key, fmt.Sprint(row[column]))
 		}
 		exists := false
-		if !t.updated {
-			// Nothing to ask: it was inserted.
-		} else if err := now.QueryRow(ctx, "SELECT EXISTS (SELECT FROM "+t.name+" WHERE "+strings.Join(where, " AND ")+")", key...).Scan(&exists); err != nil {
-			return nil, err
+		if t.updated { // else there is nothing to ask: it was inserted
+			if err := now.QueryRow(ctx, find, row["id"]).Scan(&exists); err != nil {
+				return nil, err
+			}
 		}
-		change := sut.LostChange{Table: t.name, Key: strings.Join(text, "/"), Op: sut.Inserted, New: row}
+		change := sut.LostChange{Table: t.name, Key: strings.Join(key, "/"), Op: sut.Inserted, New: row}
 		if exists {
 			change.Op = sut.Updated
 		}

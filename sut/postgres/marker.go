@@ -92,15 +92,6 @@ func (s *Server) writeOwned(dir, name, text string) error {
 	return os.Rename(path+".new", path)
 }
 
-// isStandby reports whether a data directory is that of a replica.
-func isStandby(dir string) (bool, error) {
-	_, err := os.Stat(filepath.Join(dir, standbyName))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
 // control is what a server notes about its data directory.
 type control struct {
 	system     string // identifier that initdb gave it

@@ -37,7 +37,8 @@ func serverOwner() (*owner, error) {
 		}
 		return &owner{name: name, uid: uint32(uid), gid: uint32(gid)}, nil
 	}
-	return nil, errors.New("the server refuses to run as root, and there is neither a user postgres nor nobody\nrun as an ordinary user, or add one: useradd --system postgres")
+	return nil, errors.New("the server refuses to run as root, and there is neither a user postgres nor nobody\n" +
+		"run as an ordinary user, or add one: useradd --system postgres")
 }
 
 // credential is what a process of the owner runs with: no other groups.
@@ -82,13 +83,14 @@ func (o *owner) reach(dir string, log *slog.Logger) error {
 		}
 		have := info.Sys().(*syscall.Stat_t)
 		if need := o.passBit(have); info.Mode().Perm()&need == 0 {
+			const refused = "user %s, who runs the server because it refuses root, may not pass through %s"
 			if isHome(dir, have.Uid) {
-				return fmt.Errorf("user %s, who runs the server because it refuses root, may not pass through %s\n"+
-					"choose a directory outside of it, for example under /var/tmp, or allow it: chmod o+x %s", o.name, dir, dir)
+				return fmt.Errorf(refused+"\nchoose a directory outside of it, for example under /var/tmp, "+
+					"or allow it: chmod o+x %s", o.name, dir, dir)
 			}
 			if err := os.Chmod(dir, info.Mode()|need); err != nil {
-				return fmt.Errorf("user %s, who runs the server because it refuses root, may not pass through %s: %w\n"+
-					"choose a directory that it may reach, for example under /var/tmp", o.name, dir, err)
+				return fmt.Errorf(refused+": %w\nchoose a directory that it may reach, for example under /var/tmp",
+					o.name, dir, err)
 			}
 			log.Info("made a directory passable for the server's user", "dir", dir, "user", o.name)
 		}

@@ -21,6 +21,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,7 @@ import (
 	"syscall"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/stagebench/stagebench/sut"
 )
@@ -45,16 +47,19 @@ const (
 	Database = "stagebench"
 )
 
-// socketLimit is the longest path of a Unix socket: sun_path holds 108 bytes
-// and the kernel wants the last one for a zero.
-const socketLimit = 107
+// maxConnections bounds client connections, and sharedBuffers is the server's own
+// page cache, in bytes.
+const (
+	maxConnections = 100
+	sharedBuffers  = 32 << 20
+)
 
 // Config says which server to describe. The zero value of a field means its
 // default, where one is given.
 type Config struct {
 	// Install is the server to run, as Find returned it.
 	Install Install
-	// Name appears in the titles of the server's processes; default "stagebench".
+	// Name appears in the titles of the server's processes.
 	Name string
 	// Dir is the data directory. It is made when it does not exist, filled when
 	// it is empty, and used as it is when it holds a data directory, for example
@@ -65,39 +70,13 @@ type Config struct {
 	Listen net.IP
 	// Port is the TCP port to bind, never 0.
 	Port int
-	// SocketDir is the directory of the server's Unix socket; empty for none.
-	SocketDir string
 	// Procs is the number of cores that the server may count on; default 1. It
 	// bounds the workers of a parallel query: with one core there are none.
 	Procs int
-	// SharedBuffersBytes is the server's own page cache; default 32 MiB.
-	SharedBuffersBytes int64
-	// MaxConnections bounds client connections; default 100.
-	MaxConnections int
 	// Replication makes the server one of several copies; nil = there are no others.
 	Replication *Replication
 	// Log receives what Prepare does; default nowhere.
 	Log *slog.Logger
-}
-
-// defaults fills what was left at zero.
-func (c Config) defaults() Config {
-	if c.Name == "" {
-		c.Name = "stagebench"
-	}
-	if c.Procs == 0 {
-		c.Procs = 1
-	}
-	if c.SharedBuffersBytes == 0 {
-		c.SharedBuffersBytes = 32 << 20
-	}
-	if c.MaxConnections == 0 {
-		c.MaxConnections = 100
-	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
-	return c
 }
 
 // validate says what is wrong with a configuration that has its defaults.
@@ -108,36 +87,16 @@ func (c Config) validate() error {
 	case c.Dir == "":
 		return errors.New("no data directory given")
 	case !c.Listen.IsLoopback():
-		return fmt.Errorf("listen address %v is not a loopback address: the server trusts every connection\nuse 127.0.0.1 or another 127.x.y.z", c.Listen)
+		return fmt.Errorf("listen address %v is not a loopback address: the server trusts every connection\n"+
+			"use 127.0.0.1 or another 127.x.y.z", c.Listen)
 	case c.Port < 1 || c.Port > 65535:
 		return fmt.Errorf("port %d: want 1 to 65535, chosen by the caller", c.Port)
 	case c.Procs < 1:
 		return fmt.Errorf("procs %d: want at least 1", c.Procs)
-	case c.SharedBuffersBytes < 128<<10:
-		return fmt.Errorf("shared buffers of %d bytes: PostgreSQL wants at least 128 KiB", c.SharedBuffersBytes)
-	case c.MaxConnections < 10:
-		return fmt.Errorf("max connections %d: want at least 10", c.MaxConnections)
-	}
-	if c.Replication != nil {
-		if err := c.Replication.validate(); err != nil {
-			return err
-		}
-	}
-	if c.SocketDir == "" {
-		return nil
-	}
-	if !filepath.IsAbs(c.SocketDir) {
-		return fmt.Errorf("socket directory %q: want an absolute path", c.SocketDir)
-	}
-	if socket := c.socket(); len(socket) > socketLimit {
-		return fmt.Errorf("socket path %s has %d bytes, the system allows %d\nuse a shorter socket directory, or none", socket, len(socket), socketLimit)
+	case c.Replication != nil:
+		return c.Replication.validate()
 	}
 	return nil
-}
-
-// socket is the path that the server gives to its Unix socket.
-func (c Config) socket() string {
-	return filepath.Join(c.SocketDir, ".s.PGSQL."+strconv.Itoa(c.Port))
 }
 
 // Server describes one PostgreSQL server.
@@ -148,9 +107,9 @@ type Server struct {
 	// Ready compares it to know that it talks to this server and no other.
 	dir string
 
-	becoming turn       // of who changes what the server is
-	marking  sync.Mutex // held while the marker is changed
-	session  session    // for what is asked again and again
+	becoming *semaphore.Weighted // of one: who has it may change what the server is
+	marking  sync.Mutex          // held while the marker is changed
+	session  session             // for what is asked again and again
 
 	mu    sync.Mutex
 	state sut.Replication // what the server is now, if it has copies
@@ -159,7 +118,9 @@ type Server struct {
 
 // New describes a server. Prepare checks the configuration.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg.defaults(), becoming: newTurn(), session: session{turn: newTurn()}}
+	cfg.Procs = cmp.Or(cfg.Procs, 1)
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
+	s := &Server{cfg: cfg, becoming: semaphore.NewWeighted(1), session: session{turn: semaphore.NewWeighted(1)}}
 	if s.cfg.Replication != nil {
 		s.state = s.cfg.Replication.State
 	}
@@ -211,48 +172,21 @@ func (s *Server) prepareDir(ctx context.Context) error {
 	}
 	state := s.begin()
 	if !made && state.Primary == nil {
-		if err := s.create(ctx); err != nil {
+		if err := s.stage(func(staging string) error { return s.create(ctx, staging) }); err != nil {
 			return err
 		}
 	}
 	if err := s.prepareCopy(ctx, made, state); err != nil {
 		return err
 	}
-	if err := s.writeOwned(s.dir, "postgresql.conf", s.cfg.settings(state)); err != nil {
+	if err := s.writeSettings(state); err != nil {
 		return err
 	}
 	if err := s.writeOwned(s.dir, "pg_hba.conf", hostRules); err != nil {
 		return err
 	}
 	// The server refuses a directory that others can read.
-	if err := os.Chmod(s.dir, 0o700); err != nil {
-		return err
-	}
-	if s.cfg.SocketDir != "" {
-		if err := s.prepareSocketDir(); err != nil {
-			return err
-		}
-	}
-	return s.owner.own(s.dir)
-}
-
-// prepareSocketDir makes the directory of the Unix socket, private to the user
-// who runs the server. One that exists keeps its owner: it may be shared.
-func (s *Server) prepareSocketDir() error {
-	if err := os.MkdirAll(filepath.Dir(s.cfg.SocketDir), 0o755); err != nil {
-		return err
-	}
-	err := os.Mkdir(s.cfg.SocketDir, 0o700)
-	if errors.Is(err, os.ErrExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if err := s.owner.reach(filepath.Dir(s.cfg.SocketDir), s.cfg.Log); err != nil {
-		return err
-	}
-	return s.owner.own(s.cfg.SocketDir)
+	return errors.Join(os.Chmod(s.dir, 0o700), s.owner.own(s.dir))
 }
 
 // Command returns the command that runs the server in the foreground, not
@@ -306,22 +240,19 @@ func (s *Server) Ready(ctx context.Context) error {
 }
 
 // url is how a client of the server connects.
-func (s *Server) url() string {
-	return fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable", User, s.Address(), Database)
+func (s *Server) url() string { return urlOf(s.Address()) }
+
+// urlOf is how a client of the server at an address connects.
+func urlOf(address string) string {
+	return fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable", User, address, Database)
 }
 
 // StopSignal is PostgreSQL's fast shutdown: transactions are rolled back,
 // clients disconnected, and the data directory is left clean.
 func (s *Server) StopSignal() os.Signal { return os.Interrupt }
 
-// Version asks the installed program for its version, such as "15.18".
-func (s *Server) Version(ctx context.Context) (string, error) {
-	version, err := programVersion(ctx, s.cfg.Install.Bin)
-	if err != nil {
-		return "", fmt.Errorf("postgres: version: %w", err)
-	}
-	return version, nil
-}
+// Version is that of the installed program, such as "15.18".
+func (s *Server) Version(context.Context) (string, error) { return s.cfg.Install.Version, nil }
 
 // Address is the host:port that the server listens on.
 func (s *Server) Address() string {

@@ -33,7 +33,6 @@ func TestServer(t *testing.T) {
 		{"restarts when its process id was reused", testReusedProcessID},
 		{"is alone on its directory", testSecondServer},
 		{"copies are independent", testCopies},
-		{"listens on a Unix socket", testUnixSocket},
 		{"is forgotten by the kernel when released", testRelease},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -49,8 +48,10 @@ func testSettings(t *testing.T, template string) {
 
 	var got []string
 	for _, setting := range []string{
-		"server_encoding", "lc_collate", "lc_ctype", "lc_messages", "data_checksums", "fsync", "synchronous_commit", "full_page_writes",
-		"jit", "max_connections", "shared_buffers", "unix_socket_directories", "listen_addresses", "autovacuum", "log_destination",
+		"server_encoding", "lc_collate", "lc_ctype", "lc_messages", "data_checksums", "fsync", "synchronous_commit",
+		"full_page_writes",
+		"jit", "max_connections", "shared_buffers", "unix_socket_directories", "listen_addresses", "autovacuum",
+		"log_destination",
 		"logging_collector", "max_parallel_workers_per_gather", "cluster_name", "timezone",
 	} {
 		var value string
@@ -58,8 +59,10 @@ func testSettings(t *testing.T, template string) {
 		got = append(got, setting+"="+value)
 	}
 	want := []string{
-		"server_encoding=UTF8", "lc_collate=C", "lc_ctype=C", "lc_messages=C", "data_checksums=on", "fsync=on", "synchronous_commit=on", "full_page_writes=on",
-		"jit=off", "max_connections=100", "shared_buffers=32MB", "unix_socket_directories=", "listen_addresses=127.0.0.1", "autovacuum=on", "log_destination=stderr",
+		"server_encoding=UTF8", "lc_collate=C", "lc_ctype=C", "lc_messages=C", "data_checksums=on", "fsync=on",
+		"synchronous_commit=on", "full_page_writes=on",
+		"jit=off", "max_connections=100", "shared_buffers=32MB", "unix_socket_directories=", "listen_addresses=127.0.0.1",
+		"autovacuum=on", "log_destination=stderr",
 		"logging_collector=off", "max_parallel_workers_per_gather=0", "cluster_name=db-1", "timezone=UTC",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -305,7 +308,10 @@ func TestWhatAKilledPrepareLeftIsDiscarded(t *testing.T) {
 	if err := os.Mkdir(staging, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for name, text := range map[string]string{"PG_VERSION": "15\n", lockName: fmt.Sprintf("-4711\n\n\n\n\n\n 1234 %d\n", id)} {
+	for name, text := range map[string]string{
+		"PG_VERSION": "15\n",
+		lockName:     fmt.Sprintf("-4711\n\n\n\n\n\n 1234 %d\n", id),
+	} {
 		if err := os.WriteFile(filepath.Join(staging, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -313,34 +319,6 @@ func TestWhatAKilledPrepareLeftIsDiscarded(t *testing.T) {
 	start(t, server)
 	if segmentExists(t, id) {
 		t.Errorf("shared memory segment %d is still there", id)
-	}
-}
-
-func testUnixSocket(t *testing.T, template string) {
-	// The name of a test's own directory is too long for a socket.
-	dir, err := os.MkdirTemp("", "sb")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	server := newServer(t, copyOf(t, template))
-	server.cfg.SocketDir = filepath.Join(dir, "so,ck et")
-	start(t, server)
-	config, err := pgx.ParseConfig(server.url())
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.Host = server.cfg.SocketDir
-	conn, err := pgx.ConnectConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := conn.Close(t.Context()); err != nil {
-		t.Error(err)
 	}
 }
 

@@ -105,7 +105,8 @@ func testTwoPromotions(t *testing.T, template string) {
 	old.kill(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	if err := errors.Join(first.Become(ctx, sut.Replication{Epoch: 2}), witness.Become(ctx, following(2, first))); err != nil {
+	if err := errors.Join(first.Become(ctx, sut.Replication{Epoch: 2}),
+		witness.Become(ctx, following(2, first))); err != nil {
 		t.Fatal(err)
 	}
 	query(t, first, "INSERT INTO t VALUES (2, 'first')", nil)
@@ -239,7 +240,8 @@ func testSynchronous(t *testing.T, template string) {
 	if s := status(t, primary); len(s.Followers) != 0 {
 		t.Errorf("followers %v", s.Followers)
 	}
-	third := newCopy(t, filepath.Join(t.TempDir(), "data"), "db-3", Replication{SyncCopies: 1, State: following(1, primary)})
+	third := newCopy(t, filepath.Join(t.TempDir(), "data"), "db-3",
+		Replication{SyncCopies: 1, State: following(1, primary)})
 	watch(t, third)
 	awaitReplica(t, third, primary)
 	if err := insert(20, "SELECT 1"); err != nil {

@@ -4,14 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"golang.org/x/sys/unix"
 
 	"github.com/stagebench/stagebench/sut"
 )
@@ -27,10 +27,7 @@ const (
 // server without copies, one that has no part in a replication any more.
 func (s *Server) prepareCopy(ctx context.Context, made bool, state sut.Replication) error {
 	if s.cfg.Replication == nil {
-		if err := os.Remove(filepath.Join(s.dir, markerName)); !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		return nil
+		return os.RemoveAll(filepath.Join(s.dir, markerName))
 	}
 	// The server's programs read it.
 	if err := s.owner.own(s.dir); err != nil {
@@ -44,12 +41,13 @@ func (s *Server) prepareCopy(ctx context.Context, made bool, state sut.Replicati
 
 // preparePrimary makes a data directory that of a primary.
 func (s *Server) preparePrimary(ctx context.Context, state sut.Replication) error {
-	standby, err := isStandby(s.dir)
+	standby, err := exists(filepath.Join(s.dir, standbyName))
 	if err != nil {
 		return err
 	}
 	if standby {
-		return fmt.Errorf("%s is in it: it is that of a replica, which was never promoted\nstart it as a replica and promote it, or remove the file", standbyName)
+		return fmt.Errorf("%s is in it: it is that of a replica, which was never promoted\n"+
+			"start it as a replica and promote it, or remove the file", standbyName)
 	}
 	m, found, err := readMarker(s.dir)
 	if err != nil {
@@ -78,13 +76,9 @@ func (s *Server) preparePrimary(ctx context.Context, state sut.Replication) erro
 // prepareReplica makes a data directory that of a replica: what is there, when it
 // can follow the primary, or a new copy of the whole.
 func (s *Server) prepareReplica(ctx context.Context, made bool, state sut.Replication) error {
-	var m marker
-	found := false
-	if made {
-		var err error
-		if m, found, err = readMarker(s.dir); err != nil {
-			return err
-		}
+	m, found, err := readMarker(s.dir) // none when nothing is made
+	if err != nil {
+		return err
 	}
 	if err := checkEpoch(state, m); err != nil {
 		return err
@@ -94,7 +88,7 @@ func (s *Server) prepareReplica(ctx context.Context, made bool, state sut.Replic
 		return err
 	}
 	if verdict.reason != "" {
-		return s.rebuild(ctx, state, made, m, verdict)
+		return s.stage(func(staging string) error { return s.rebuild(ctx, staging, state, made, m, verdict) })
 	}
 	// The file comes first: a directory with a marker and without the file would
 	// be taken for one that had been a primary.
@@ -142,7 +136,7 @@ func (s *Server) judge(ctx context.Context, state sut.Replication, made, found b
 	if err != nil {
 		return verdict{}, err
 	}
-	standby, err := isStandby(s.dir)
+	standby, err := exists(filepath.Join(s.dir, standbyName))
 	if err != nil {
 		return verdict{}, err
 	}
@@ -158,7 +152,8 @@ func (s *Server) judge(ctx context.Context, state sut.Replication, made, found b
 	p, err := askPrimary(ctx, *state.Primary, patience, position)
 	switch {
 	case err != nil && found && ctx.Err() == nil:
-		s.cfg.Log.Warn("the primary does not answer; the replica starts with what it has", "primary", state.Primary.Address, "error", err)
+		s.cfg.Log.Warn("the primary does not answer; the replica starts with what it has",
+			"primary", state.Primary.Address, "error", err)
 		return verdict{}, nil
 	case err != nil:
 		return verdict{}, err
@@ -209,7 +204,7 @@ func askPrimary(ctx context.Context, primary sut.Peer, patience time.Duration, p
 // viewPrimary asks the primary once. It says nothing about one that is no
 // primary yet: what it holds may still change its course.
 func viewPrimary(ctx context.Context, primary sut.Peer, position int64) (primaryView, error) {
-	conn, err := pgx.Connect(ctx, peerURL(primary))
+	conn, err := pgx.Connect(ctx, urlOf(primary.Address))
 	if err != nil {
 		return primaryView{}, err
 	}
@@ -217,7 +212,8 @@ func viewPrimary(ctx context.Context, primary sut.Peer, position int64) (primary
 	var view primaryView
 	var standby bool
 	var text string
-	if err := conn.QueryRow(ctx, "SELECT pg_is_in_recovery(), pg_read_file('"+markerName+"')").Scan(&standby, &text); err != nil {
+	err = conn.QueryRow(ctx, "SELECT pg_is_in_recovery(), pg_read_file($1)", markerName).Scan(&standby, &text)
+	if err != nil {
 		return primaryView{}, err
 	}
 	if standby {
@@ -230,30 +226,18 @@ func viewPrimary(ctx context.Context, primary sut.Peer, position int64) (primary
 	// the log of a replica continues through promotions.
 	at := formatPosition(position)
 	err = conn.QueryRow(ctx, `SELECT $1::text::pg_lsn > pg_current_wal_lsn(), EXISTS (SELECT FROM pg_ls_waldir()
-		WHERE length(name) = 24 AND right(name, 16) = right(pg_walfile_name($1::text::pg_lsn + 1), 16))`, at).Scan(&view.ahead, &view.kept)
+		WHERE length(name) = 24 AND right(name, 16) = right(pg_walfile_name($1::text::pg_lsn + 1), 16))`, at).
+		Scan(&view.ahead, &view.kept)
 	return view, err
 }
 
 // rebuild fetches the whole from the primary. The old directory is replaced only
 // when the new one is complete.
-func (s *Server) rebuild(ctx context.Context, state sut.Replication, made bool, old marker, v verdict) (err error) {
+func (s *Server) rebuild(
+	ctx context.Context, staging string, state sut.Replication, made bool, old marker, v verdict,
+) error {
 	begin := time.Now()
 	s.cfg.Log.Info("fetching the whole copy anew", "dir", s.dir, "primary", state.Primary.Address, "reason", v.reason)
-	staging := s.dir + ".new"
-	if err := discard(staging); err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, discard(staging))
-		}
-	}()
-	if err := os.Mkdir(staging, 0o700); err != nil {
-		return err
-	}
-	if err := s.owner.own(staging); err != nil {
-		return err
-	}
 	view, err := askPrimary(ctx, *state.Primary, patiently, 0)
 	if err != nil {
 		return err
@@ -276,7 +260,7 @@ func (s *Server) rebuild(ctx context.Context, state sut.Replication, made bool, 
 		return err
 	}
 	s.cfg.Log.Info("fetched the whole copy anew", "dir", s.dir, "took", time.Since(begin))
-	return unix.Rename(staging, s.dir)
+	return nil
 }
 
 // putAway makes room for the new data directory.
@@ -290,12 +274,12 @@ func (s *Server) putAway(made bool, old marker, v verdict) error {
 	if !v.keep {
 		return os.RemoveAll(s.dir)
 	}
-	earlier, err := filepath.Glob(globQuote(s.dir) + ".epoch-*")
+	earlier, err := s.keptEpochs()
 	if err != nil {
 		return err
 	}
-	for _, dir := range earlier {
-		if err := os.RemoveAll(dir); err != nil {
+	for _, epoch := range earlier {
+		if err := os.RemoveAll(KeptDir(s.dir, epoch)); err != nil {
 			return err
 		}
 	}
@@ -306,16 +290,19 @@ func (s *Server) putAway(made bool, old marker, v verdict) error {
 // epoch, when that may hold what its primary does not: that of a primary which
 // was replaced, above all. Only the last one is kept. It is as its server left
 // it, and can be started as a server without Replication.
-func KeptDir(dir string, epoch int64) string { return fmt.Sprintf("%s.epoch-%d", dir, epoch) }
+func KeptDir(dir string, epoch int64) string { return dir + keptMark + strconv.FormatInt(epoch, 10) }
 
-// globQuote takes the meaning from what filepath.Glob would take for a pattern.
-func globQuote(path string) string {
-	quoted := make([]byte, 0, len(path))
-	for _, c := range []byte(path) {
-		if c == '*' || c == '?' || c == '[' || c == '\\' {
-			quoted = append(quoted, '\\')
+const keptMark = ".epoch-"
+
+// keptEpochs lists the epochs of the directories that were kept, in no order.
+func (s *Server) keptEpochs() (epochs []int64, err error) {
+	entries, err := os.ReadDir(filepath.Dir(s.dir))
+	for _, entry := range entries {
+		if text, found := strings.CutPrefix(entry.Name(), filepath.Base(s.dir)+keptMark); found {
+			if epoch, err := strconv.ParseInt(text, 10, 64); err == nil {
+				epochs = append(epochs, epoch)
+			}
 		}
-		quoted = append(quoted, c)
 	}
-	return string(quoted)
+	return epochs, err
 }

@@ -136,7 +136,8 @@ func awaitReplica(t testing.TB, replica, primary *Server) sut.ReplicationStatus 
 func contents(t testing.TB, server *Server) string {
 	t.Helper()
 	var text string
-	query(t, server, "SELECT count(*) || ' rows ' || md5(coalesce(string_agg(id || text, ',' ORDER BY id), '')) FROM t", nil, &text)
+	query(t, server, "SELECT count(*) || ' rows ' || md5(coalesce(string_agg(id || text, ',' ORDER BY id), '')) FROM t",
+		nil, &text)
 	return text
 }
 
@@ -349,7 +350,8 @@ func testMistakes(t *testing.T, template string) {
 
 	cfg := replica.cfg
 	cfg.Replication = &Replication{Node: "db-2", State: sut.Replication{Epoch: 2}}
-	if err := New(cfg).Prepare(t.Context()); err == nil || !strings.Contains(err.Error(), "never promoted\nstart it as a replica") {
+	if err := New(cfg).Prepare(t.Context()); err == nil ||
+		!strings.Contains(err.Error(), "never promoted\nstart it as a replica") {
 		t.Errorf("a replica's directory as a primary: %v", err)
 	}
 	cfg.Replication = &Replication{Node: "db-2", State: following(5, primary)}

@@ -132,14 +132,9 @@ func (r Replication) settings(section func(comment string), set func(name string
 // theirs never waits for replicas: it would wait for the one that it is to make.
 func conninfo(primary sut.Peer, name string) string {
 	host, port, _ := net.SplitHostPort(primary.Address) // validated
-	return fmt.Sprintf("host=%s port=%s user=%s dbname=replication application_name=%s connect_timeout=2 tcp_user_timeout=%d "+
-		"sslmode=disable gssencmode=disable options='-c synchronous_commit=local'",
+	return fmt.Sprintf("host=%s port=%s user=%s dbname=replication application_name=%s connect_timeout=2 "+
+		"tcp_user_timeout=%d sslmode=disable gssencmode=disable options='-c synchronous_commit=local'",
 		host, port, User, name, linkTimeout.Milliseconds())
-}
-
-// peerURL is how a client of a peer connects.
-func peerURL(peer sut.Peer) string {
-	return fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable", User, peer.Address, Database)
 }
 
 // promotionPoll is how often a server is asked whether its promotion is over.
@@ -154,9 +149,11 @@ const promotionPoll = 5 * time.Millisecond
 //
 // Before a promotion the old primary must have been ended, all its processes: each
 // of them is a session and a group of its own, and one that is in the middle of a
-// commit acknowledges it after the first process has been killed. The error is an ErrConflict for an epoch
-// lower than one that is known, for a promotion in one that is not higher, and
-// always for a primary; nothing has changed then.
+// commit acknowledges it after the first process has been killed.
+//
+// The error is an ErrConflict for an epoch lower than one that is known, for a
+// promotion in one that is not higher, and always for a primary; nothing has
+// changed then.
 func (s *Server) Become(ctx context.Context, state sut.Replication) error {
 	if s.cfg.Replication == nil {
 		return errors.New("postgres: become: the server has no copies")
@@ -164,14 +161,15 @@ func (s *Server) Become(ctx context.Context, state sut.Replication) error {
 	if err := validateState(state); err != nil {
 		return fmt.Errorf("postgres: become: %w", err)
 	}
-	if err := s.becoming.take(ctx); err != nil {
+	if err := s.becoming.Acquire(ctx, 1); err != nil {
 		return fmt.Errorf("postgres: become: %w", err)
 	}
-	defer s.becoming.give()
+	defer s.becoming.Release(1)
 	now := s.current()
 	switch {
 	case now.Primary == nil:
-		return fmt.Errorf("postgres: become: %w: it is the primary of epoch %d\nend it and start it as a replica", ErrConflict, now.Epoch)
+		return fmt.Errorf("postgres: become: %w: it is the primary of epoch %d\n"+
+			"end it and start it as a replica", ErrConflict, now.Epoch)
 	case state.Epoch < now.Epoch, state.Epoch == now.Epoch && state.Primary == nil:
 		return fmt.Errorf("postgres: become: %w: epoch %d is known, %d is not newer", ErrConflict, now.Epoch, state.Epoch)
 	}
@@ -210,10 +208,8 @@ func (s *Server) promote(ctx context.Context, state sut.Replication) error {
 	if err := s.updateMarker(func(m *marker) { m.Fork = fork }); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	s.state = state
-	s.mu.Unlock()
-	return s.writeOwned(s.dir, "postgresql.conf", s.cfg.settings(state))
+	s.setState(state)
+	return s.writeSettings(state)
 }
 
 // awaitPromotion promotes a server and waits until it takes writes. It returns
@@ -255,13 +251,11 @@ func (s *Server) follow(ctx context.Context, state sut.Replication) error {
 	} else if err := s.updateMarker(func(m *marker) { m.Epoch = state.Epoch }); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	s.state = state
-	s.mu.Unlock()
+	s.setState(state)
 	if diverged {
 		return nil
 	}
-	if err := s.writeOwned(s.dir, "postgresql.conf", s.cfg.settings(state)); err != nil {
+	if err := s.writeSettings(state); err != nil {
 		return err
 	}
 	// The server starts its receiver anew when it finds another primary.
@@ -280,17 +274,14 @@ func (s *Server) divergesFrom(ctx context.Context, state sut.Replication) (bool,
 	if err != nil || m.Epoch == state.Epoch {
 		return false, err
 	}
-	var v view
-	err = s.ask(ctx, func(conn *pgx.Conn) (err error) {
-		v, err = look(ctx, conn)
-		return err
-	})
+	v, err := s.look(ctx)
 	if err != nil {
 		return false, err
 	}
 	primary, err := askPrimary(ctx, *state.Primary, briefly, v.applied)
 	if err != nil {
-		s.cfg.Log.Warn("the primary to follow does not answer; what it holds is not compared", "primary", state.Primary.Address, "error", err)
+		s.cfg.Log.Warn("the primary to follow does not answer; what it holds is not compared",
+			"primary", state.Primary.Address, "error", err)
 		return false, nil
 	}
 	return !primary.continues(m.Epoch, v.applied), nil

@@ -13,7 +13,10 @@ import (
 
 func TestPositions(t *testing.T) {
 	t.Parallel()
-	for text, want := range map[string]int64{"0/16B3748": 0x16B3748, "A/0": 0xA00000000, "7FFFFFFF/FFFFFFFF": math.MaxInt64} {
+	for text, want := range map[string]int64{
+		"0/16B3748": 0x16B3748, "A/0": 0xA00000000,
+		"7FFFFFFF/FFFFFFFF": math.MaxInt64,
+	} {
 		got, err := parsePosition(text)
 		if err != nil || got != want {
 			t.Errorf("parsePosition(%q) = %d, %v, want %d", text, got, err, want)
@@ -32,18 +35,28 @@ func TestPositions(t *testing.T) {
 func TestParseControl(t *testing.T) {
 	t.Parallel()
 	text := func(state, recovered string) string {
-		return "pg_control version number:            1300\nDatabase system identifier:           7321\nDatabase cluster state:               " + state +
-			"\npg_control last modified:             Tue Nov  1 10:00:00 2022\nLatest checkpoint location:           0/30000A8\n" +
-			"Latest checkpoint's REDO location:    0/3000070\nMinimum recovery ending location:     " + recovered + "\n"
+		return "pg_control version number:            1300\n" +
+			"Database system identifier:           7321\n" +
+			"Database cluster state:               " + state + "\n" +
+			"pg_control last modified:             Tue Nov  1 10:00:00 2022\n" +
+			"Latest checkpoint location:           0/30000A8\n" +
+			"Latest checkpoint's REDO location:    0/3000070\n" +
+			"Minimum recovery ending location:     " + recovered + "\n"
 	}
 	for name, test := range map[string]struct {
 		text string
 		want control
 	}{
-		"stopped":          {text("shut down", "0/0"), control{system: "7321", clean: true, checkpoint: 0x30000A8}},
-		"killed":           {text("in production", "0/0"), control{system: "7321", checkpoint: 0x30000A8}},
-		"replica, stopped": {text("shut down in recovery", "0/3000120"), control{system: "7321", checkpoint: 0x30000A8, recovered: 0x3000120}},
-		"replica, killed":  {text("in archive recovery", "0/3000120"), control{system: "7321", checkpoint: 0x30000A8, recovered: 0x3000120}},
+		"stopped": {text("shut down", "0/0"), control{system: "7321", clean: true, checkpoint: 0x30000A8}},
+		"killed":  {text("in production", "0/0"), control{system: "7321", checkpoint: 0x30000A8}},
+		"replica, stopped": {
+			text("shut down in recovery", "0/3000120"),
+			control{system: "7321", checkpoint: 0x30000A8, recovered: 0x3000120},
+		},
+		"replica, killed": {
+			text("in archive recovery", "0/3000120"),
+			control{system: "7321", checkpoint: 0x30000A8, recovered: 0x3000120},
+		},
 	} {
 		got, err := parseControl(test.text)
 		if err != nil || got != test.want {
@@ -63,15 +76,20 @@ func TestLostReason(t *testing.T) {
 		reason   string
 		diverged bool
 	}{
-		"FATAL:  could not receive data from WAL stream: ERROR:  requested WAL segment 000000010000000000000003 has already been removed":               {"too far behind", false},
-		"LOG:  new timeline 2 forked off current database system timeline 1 before current recovery point 0/5000000":                                    {"diverged", true},
-		"FATAL:  could not start WAL streaming: ERROR:  requested starting point 0/5000000 on timeline 1 is not in this server's history":               {"diverged", true},
-		"FATAL:  could not start WAL streaming: ERROR:  requested starting point 0/5000000 is ahead of the WAL flush position of this server 0/4000000": {"diverged", true},
-		"FATAL:  highest timeline 1 of the primary is behind recovery timeline 2":                                                                       {"diverged", true},
-		"FATAL:  database system identifier differs between the primary and standby":                                                                    {"diverged", true},
-		"ERROR:  requested WAL segment 000000010000000000000003 has already been removed":                                                               {}, // said by the primary
-		"FATAL:  could not connect to the primary server: connection to server at \"127.0.0.1\", port 5433 failed: Connection refused":                  {},
-		"LOG:  started streaming WAL from primary at 0/3000000 on timeline 1":                                                                           {},
+		"FATAL:  could not receive data from WAL stream: ERROR:  requested WAL segment 000000010000000000000003 has " +
+			"already been removed": {"too far behind", false},
+		"LOG:  new timeline 2 forked off current database system timeline 1 before current recovery " +
+			"point 0/5000000": {"diverged", true},
+		"FATAL:  could not start WAL streaming: ERROR:  requested starting point 0/5000000 on timeline 1 is not in this " +
+			"server's history": {"diverged", true},
+		"FATAL:  could not start WAL streaming: ERROR:  requested starting point 0/5000000 is ahead of the WAL flush " +
+			"position of this server 0/4000000": {"diverged", true},
+		"FATAL:  highest timeline 1 of the primary is behind recovery timeline 2":         {"diverged", true},
+		"FATAL:  database system identifier differs between the primary and standby":      {"diverged", true},
+		"ERROR:  requested WAL segment 000000010000000000000003 has already been removed": {}, // said by the primary
+		"FATAL:  could not connect to the primary server: connection to server at \"127.0.0.1\", port 5433 failed: " +
+			"Connection refused": {},
+		"LOG:  started streaming WAL from primary at 0/3000000 on timeline 1": {},
 	} {
 		reason, diverged := lostReason(line)
 		if !strings.Contains(reason, want.reason) || (reason == "") != (want.reason == "") || diverged != want.diverged {
@@ -139,7 +157,7 @@ func TestReplicationSettings(t *testing.T) {
 	state := sut.Replication{Epoch: 1, Primary: &sut.Peer{Node: "db-1", Address: "127.0.0.2:5433"}}
 	read := func(r *Replication, state sut.Replication) map[string]string {
 		have := map[string]string{}
-		for line := range strings.Lines(Config{Replication: r}.defaults().settings(state)) {
+		for line := range strings.Lines(Config{Replication: r}.settings(state)) {
 			if name, value, found := strings.Cut(strings.TrimSpace(line), " = "); found {
 				have[name] = value
 			}
@@ -149,8 +167,10 @@ func TestReplicationSettings(t *testing.T) {
 	copies := &Replication{Node: "db-2", SyncCopies: 2, Lag: 1500 * time.Millisecond, State: state}
 	have := read(copies, state)
 	for name, value := range map[string]string{
-		"synchronous_standby_names": `'ANY 2 (*)'`, "recovery_min_apply_delay": `'1500ms'`, "wal_keep_size": `'64MB'`, "wal_sender_timeout": `'2000ms'`,
-		"primary_conninfo": `'host=127.0.0.2 port=5433 user=stagebench dbname=replication application_name=db-2 connect_timeout=2 tcp_user_timeout=2000 ` +
+		"synchronous_standby_names": `'ANY 2 (*)'`, "recovery_min_apply_delay": `'1500ms'`, "wal_keep_size": `'64MB'`,
+		"wal_sender_timeout": `'2000ms'`,
+		"primary_conninfo": `'host=127.0.0.2 port=5433 user=stagebench dbname=replication application_name=db-2 ` +
+			`connect_timeout=2 tcp_user_timeout=2000 ` +
 			`sslmode=disable gssencmode=disable options=''-c synchronous_commit=local'''`,
 	} {
 		if diff := cmp.Diff(value, have[name]); diff != "" {

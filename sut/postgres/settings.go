@@ -7,13 +7,11 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// hostRules is pg_hba.conf: everybody on loopback, over TCP or the Unix socket,
-// is trusted. Hosts of a topology have addresses of their own in 127.0.0.0/8.
+// hostRules is pg_hba.conf: everybody on loopback is trusted. Hosts of a topology
+// have addresses of their own in 127.0.0.0/8.
 const hostRules = `# Written by stagebench before each start.
-local  all          all                trust
 host   all          all  127.0.0.0/8   trust
 host   all          all  ::1/128       trust
-local  replication  all                trust
 host   replication  all  127.0.0.0/8   trust
 host   replication  all  ::1/128       trust
 `
@@ -30,12 +28,12 @@ func (c Config) settings(state sut.Replication) string {
 	section("Where it listens.")
 	set("listen_addresses", c.Listen)
 	set("port", c.Port)
-	set("unix_socket_directories", quoteList(c.SocketDir))
-	set("max_connections", c.MaxConnections)
+	set("unix_socket_directories", "")
+	set("max_connections", maxConnections)
 	set("cluster_name", c.Name)
 
 	section("Memory: sized for a small host. Nothing is left in the kernel's shared memory when it is killed.")
-	set("shared_buffers", fmt.Sprintf("%dkB", c.SharedBuffersBytes>>10))
+	set("shared_buffers", fmt.Sprintf("%dkB", sharedBuffers>>10))
 	set("huge_pages", "off")
 	set("dynamic_shared_memory_type", "mmap")
 
@@ -74,16 +72,12 @@ func (c Config) settings(state sut.Replication) string {
 	return b.String()
 }
 
+// writeSettings replaces the server's configuration.
+func (s *Server) writeSettings(state sut.Replication) error {
+	return s.writeOwned(s.dir, "postgresql.conf", s.cfg.settings(state))
+}
+
 // quote writes a value as the configuration file wants it.
 func quote(value string) string {
 	return "'" + strings.ReplaceAll(strings.ReplaceAll(value, `\`, `\\`), "'", "''") + "'"
-}
-
-// quoteList writes one element of a setting that is a comma-separated list, so
-// that a comma or a space in it does not make two. No element stays none.
-func quoteList(element string) string {
-	if element == "" {
-		return ""
-	}
-	return `"` + strings.ReplaceAll(element, `"`, `""`) + `"`
 }

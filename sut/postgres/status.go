@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/stagebench/stagebench/sut"
 )
@@ -16,26 +17,10 @@ import (
 // still be taken for one that has all that it should.
 const lagMargin = time.Second
 
-// turn lets one goroutine at a time in, and gives up waiting with a context.
-type turn chan struct{}
-
-func newTurn() turn { return make(turn, 1) }
-
-func (t turn) take(ctx context.Context) error {
-	select {
-	case t <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-func (t turn) give() { <-t }
-
 // session is one connection to the server for what is asked again and again: a
 // new one each time would cost a process of the server.
 type session struct {
-	turn turn // whoever has it may use the rest
+	turn *semaphore.Weighted // of one: whoever has it may use the rest
 	conn *pgx.Conn
 	kept bool // a Watch runs, which closes the connection at its end
 }
@@ -43,10 +28,10 @@ type session struct {
 // ask runs f on the session's connection. It makes a new one when there is none
 // or when it turns out that the server has closed it.
 func (s *Server) ask(ctx context.Context, f func(conn *pgx.Conn) error) error {
-	if err := s.session.turn.take(ctx); err != nil {
+	if err := s.session.turn.Acquire(ctx, 1); err != nil {
 		return err
 	}
-	defer s.session.turn.give()
+	defer s.session.turn.Release(1)
 	if s.session.conn != nil {
 		err := f(s.session.conn)
 		if err == nil || !s.session.conn.IsClosed() || ctx.Err() != nil {
@@ -113,6 +98,12 @@ func (s *Server) current() sut.Replication {
 	return s.state
 }
 
+func (s *Server) setState(state sut.Replication) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state = state
+}
+
 // view is what a server says of its own copy.
 type view struct {
 	standby       bool
@@ -130,11 +121,7 @@ func (s *Server) ReplicationStatus(ctx context.Context) (sut.ReplicationStatus, 
 	if s.cfg.Replication == nil {
 		return sut.ReplicationStatus{}, errors.New("postgres: replication status: the server has no copies")
 	}
-	var v view
-	err := s.ask(ctx, func(conn *pgx.Conn) (err error) {
-		v, err = look(ctx, conn)
-		return err
-	})
+	v, err := s.look(ctx)
 	if err != nil {
 		return sut.ReplicationStatus{}, fmt.Errorf("postgres: replication status: %w", err)
 	}
@@ -146,7 +133,10 @@ func (s *Server) ReplicationStatus(ctx context.Context) (sut.ReplicationStatus, 
 	defer s.mu.Unlock()
 	// Who has lost its link does not know any more what came over it.
 	s.copy.timeline = max(s.copy.timeline, v.timeline)
-	status := sut.ReplicationStatus{Node: s.cfg.Replication.Node, Epoch: s.state.Epoch, HeldEpoch: s.copy.timeline, Position: v.held, Rebuilds: m.Rebuilds}
+	status := sut.ReplicationStatus{
+		Node: s.cfg.Replication.Node, Epoch: s.state.Epoch, HeldEpoch: s.copy.timeline,
+		Position: v.held, Rebuilds: m.Rebuilds,
+	}
 	if s.state.Primary != nil {
 		status.Following = s.state.Primary.Node
 		s.judgeReplica(&status, v, time.Now())
@@ -156,24 +146,31 @@ func (s *Server) ReplicationStatus(ctx context.Context) (sut.ReplicationStatus, 
 	return status, nil
 }
 
-// look asks for a view.
-func look(ctx context.Context, conn *pgx.Conn) (view, error) {
-	var v view
-	err := conn.QueryRow(ctx, `SELECT standby, greatest(received_tli, (SELECT timeline_id FROM pg_control_checkpoint())),
-		(CASE WHEN standby THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) ELSE pg_current_wal_lsn() END - '0/0')::bigint,
-		coalesce(pg_last_wal_replay_lsn() - '0/0', 0)::bigint, coalesce(status, ''), coalesce(latest_end_lsn - '0/0', 0)::bigint
+// look asks the server for its view.
+func (s *Server) look(ctx context.Context) (v view, err error) {
+	err = s.ask(ctx, func(conn *pgx.Conn) error { return v.read(ctx, conn) })
+	return v, err
+}
+
+func (v *view) read(ctx context.Context, conn *pgx.Conn) error {
+	err := conn.QueryRow(ctx, `SELECT standby,
+		greatest(received_tli, (SELECT timeline_id FROM pg_control_checkpoint())),
+		(CASE WHEN standby THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
+			ELSE pg_current_wal_lsn() END - '0/0')::bigint,
+		coalesce(pg_last_wal_replay_lsn() - '0/0', 0)::bigint,
+		coalesce(status, ''), coalesce(latest_end_lsn - '0/0', 0)::bigint
 		FROM (SELECT pg_is_in_recovery() AS standby) AS role LEFT JOIN pg_stat_wal_receiver ON true`).
 		Scan(&v.standby, &v.timeline, &v.held, &v.applied, &v.receiver, &v.end)
 	if err != nil || v.standby {
-		return v, err
+		return err
 	}
 	v.followers = map[string]int64{}
 	// One that reconnects may be there twice for a moment. What fetches a whole
 	// copy has another state.
-	rows, err := conn.Query(ctx, `SELECT application_name, coalesce(max(flush_lsn) - '0/0', 0)::bigint FROM pg_stat_replication
-		WHERE state IN ('catchup', 'streaming') GROUP BY 1`)
+	rows, err := conn.Query(ctx, `SELECT application_name, coalesce(max(flush_lsn) - '0/0', 0)::bigint
+		FROM pg_stat_replication WHERE state IN ('catchup', 'streaming') GROUP BY 1`)
 	if err != nil {
-		return v, err
+		return err
 	}
 	var name string
 	var position int64
@@ -181,7 +178,7 @@ func look(ctx context.Context, conn *pgx.Conn) (view, error) {
 		v.followers[name] = position
 		return nil
 	})
-	return v, err
+	return err
 }
 
 // judgeReplica fills what a replica's status says of its reads. The caller holds
@@ -223,11 +220,9 @@ func (s *Server) Lost() string {
 // Printed is to be given each line that the server logs; it finds those that say
 // that a replica is lost. It returns false: the line is for people, too.
 func (s *Server) Printed(line string) bool {
-	reason, diverged := lostReason(line)
-	if reason == "" || s.cfg.Replication == nil {
-		return false
+	if reason, diverged := lostReason(line); reason != "" && s.cfg.Replication != nil {
+		s.lose(reason, diverged)
 	}
-	s.lose(reason, diverged)
 	return false
 }
 
@@ -256,7 +251,8 @@ func lostReason(line string) (reason string, diverged bool) {
 	case has("could not receive data from WAL stream") && has("has already been removed"):
 		return "it is too far behind: the primary has removed the log that it needs", false
 	case has("before current recovery point"),
-		has("could not start WAL streaming") && (has("is not in this server's history") || has("is ahead of the WAL flush position")),
+		has("could not start WAL streaming") && has("is not in this server's history"),
+		has("could not start WAL streaming") && has("is ahead of the WAL flush position"),
 		has("highest timeline") && has("is behind recovery timeline"),
 		has("system identifier differs between the primary and standby"):
 		return "it has diverged: it holds what the primary does not", true

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,16 +30,16 @@ const (
 // short queries a second. After a promotion it makes a checkpoint, as those who
 // fetch a copy would have to wait for one.
 func (s *Server) Watch(ctx context.Context) {
-	if s.cfg.Replication == nil || s.session.turn.take(ctx) != nil {
+	if s.cfg.Replication == nil || s.session.turn.Acquire(ctx, 1) != nil {
 		return
 	}
 	s.session.kept = true
-	s.session.turn.give()
+	s.session.turn.Release(1)
 	var checkpoints sync.WaitGroup
 	defer func() {
 		checkpoints.Wait()
-		_ = s.session.turn.take(context.Background()) // never fails
-		defer s.session.turn.give()
+		_ = s.session.turn.Acquire(context.Background(), 1) // never fails
+		defer s.session.turn.Release(1)
 		s.session.kept = false
 		s.session.close()
 	}()
@@ -132,13 +133,7 @@ func (b *beats) see(now, beat time.Time) {
 
 // forget drops the sightings that are too old to count.
 func (b *beats) forget(now time.Time) {
-	keep := b.seen[:0]
-	for _, s := range b.seen {
-		if now.Sub(s.at) <= beatWindow {
-			keep = append(keep, s)
-		}
-	}
-	b.seen = keep
+	b.seen = slices.DeleteFunc(b.seen, func(s sighting) bool { return now.Sub(s.at) > beatWindow })
 }
 
 // lag is how late changes are applied, in nanoseconds: the age of a beat when it
