@@ -112,7 +112,7 @@ func (r *reader) template(at place, o operation, common map[string]string, names
 	if !httpguts.ValidHeaderFieldName(t.method) || strings.ToUpper(t.method) != t.method {
 		r.wrong(at.in("method"), "method %q: want an HTTP method such as GET", o.Method)
 	}
-	t.write = t.method != http.MethodGet && t.method != http.MethodHead && t.method != http.MethodOptions
+	t.write = workloads.Writes(t.method)
 	if o.Write != nil {
 		t.write = *o.Write
 	}

@@ -93,7 +93,7 @@ func (m Maker) trace(path string) (l Load, err error) {
 		return l, fmt.Errorf("trace: %w", err)
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	t, err := trace.Read(f, trace.Options{Name: filepath.Base(path)})
+	t, err := trace.Read(f, filepath.Base(path))
 	if err != nil {
 		return l, err
 	}
