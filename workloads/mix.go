@@ -57,16 +57,6 @@ func (m Mix) Pick(random uint64) int {
 	return len(m) - 1 // rounding may leave a rest of 1e-14
 }
 
-// Percent is the share of a class, 0 for one that the mix does not have.
-func (m Mix) Percent(class Class) float64 {
-	for _, s := range m {
-		if s.Class == class {
-			return s.Percent
-		}
-	}
-	return 0
-}
-
 // String shows the mix as it is written in documents: "feed 30, photo 25".
 func (m Mix) String() string {
 	var parts []string

@@ -70,8 +70,8 @@ func listStages() table.Table {
 
 func listWorkloads() table.Table {
 	t := table.Table{Title: "Workloads", Columns: columns("workload", "what it is", "share of ops in %")}
-	for _, name := range preset.Names() {
-		t.Rows = append(t.Rows, texts(name, preset.Doc(name), preset.Shares(name).String()))
+	for _, w := range preset.Catalogue() {
+		t.Rows = append(t.Rows, texts(w.Name, w.Doc, w.Mix.String()))
 	}
 	return t
 }

@@ -18,12 +18,9 @@ type kind struct {
 	// of an upload is named by the answer.
 	keyed  bool
 	action string
-	path   func(*service, turn) place
+	path   func(*service, turn) string
 	body   func(*service, turn) []byte // nil = none
 }
-
-// write reports whether ops of this kind change what is stored.
-func (k *kind) write() bool { return k.method != http.MethodGet }
 
 // record is the record that an op of this kind with that path is about.
 func (k *kind) record(path string) string {
@@ -38,43 +35,43 @@ func kinds() map[workloads.Class]kind {
 	html, jpeg, json := acceptText("text/html"), accept("image/jpeg"), acceptText("application/json")
 	sendJSON, sendJPEG := send("application/json"), send("image/jpeg")
 	return map[workloads.Class]kind{
-		Page: {method: http.MethodGet, header: html, path: func(*service, turn) place {
-			return plain("/")
+		Page: {method: http.MethodGet, header: html, path: func(*service, turn) string {
+			return "/"
 		}},
-		Feed: {method: http.MethodGet, header: json, path: func(w *service, t turn) place {
+		Feed: {method: http.MethodGet, header: json, path: func(w *service, t turn) string {
 			return numbered("/api/feed?user=", w.anyUser(t), "&limit=20")
 		}},
-		Photo: {method: http.MethodGet, header: json, keyed: true, path: func(w *service, t turn) place {
+		Photo: {method: http.MethodGet, header: json, keyed: true, path: func(w *service, t turn) string {
 			return numbered("/api/photos/", w.anyPhoto(t), "")
 		}},
-		Image: {method: http.MethodGet, header: jpeg, path: func(w *service, t turn) place {
+		Image: {method: http.MethodGet, header: jpeg, path: func(w *service, t turn) string {
 			return numbered("/img/", w.anyPhoto(t), w.variant(t))
 		}},
-		User: {method: http.MethodGet, header: json, path: func(w *service, t turn) place {
+		User: {method: http.MethodGet, header: json, path: func(w *service, t turn) string {
 			return numbered("/api/users/", w.anyUser(t), "")
 		}},
-		Me: {method: http.MethodGet, header: json, path: func(*service, turn) place {
-			return plain("/api/me")
+		Me: {method: http.MethodGet, header: json, path: func(*service, turn) string {
+			return "/api/me"
 		}},
-		Like: {method: http.MethodPost, header: json, keyed: true, action: "/like", path: func(w *service, t turn) place {
+		Like: {method: http.MethodPost, header: json, keyed: true, action: "/like", path: func(w *service, t turn) string {
 			return numbered("/api/photos/", w.anyPhoto(t), "/like")
 		}},
-		Comment: {method: http.MethodPost, header: sendJSON, keyed: true, action: "/comments", path: func(w *service, t turn) place {
+		Comment: {method: http.MethodPost, header: sendJSON, keyed: true, action: "/comments", path: func(w *service, t turn) string {
 			return numbered("/api/photos/", w.anyPhoto(t), "/comments")
 		}, body: func(w *service, t turn) []byte {
 			return w.texts.comment(t)
 		}},
-		Rename: {method: http.MethodPatch, header: sendJSON, byOwner: true, keyed: true, path: func(w *service, t turn) place {
+		Rename: {method: http.MethodPatch, header: sendJSON, byOwner: true, keyed: true, path: func(w *service, t turn) string {
 			return numbered("/api/photos/", w.owners[t.by].photo(t), "")
 		}, body: func(w *service, t turn) []byte {
 			return w.texts.title(t)
 		}},
-		Upload: {method: http.MethodPost, header: sendJPEG, path: func(w *service, t turn) place {
+		Upload: {method: http.MethodPost, header: sendJPEG, path: func(w *service, t turn) string {
 			return w.texts.uploadPath(t)
 		}, body: func(w *service, t turn) []byte {
 			return w.uploads[t.pick(streamKey, len(w.uploads))]
 		}},
-		Follow: {method: http.MethodPost, header: json, path: func(w *service, t turn) place {
+		Follow: {method: http.MethodPost, header: json, path: func(w *service, t turn) string {
 			return numbered("/api/users/", w.otherUser(t), "/follow")
 		}},
 	}

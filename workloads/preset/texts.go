@@ -38,12 +38,10 @@ func (x *texts) title(t turn) []byte {
 	return finish(x.titles[t.pick(streamDetail, len(x.titles))], t.n)
 }
 
-func (x *texts) uploadPath(t turn) place {
+func (x *texts) uploadPath(t turn) string {
 	return numbered(x.uploads[t.pick(streamDetail, len(x.uploads))], t.n, "")
 }
 
 func finish(beginning string, n uint64) []byte {
-	const most = 20 + len(`"}`) // digits of the largest number, and the end
-	body := append(make([]byte, 0, len(beginning)+most), beginning...)
-	return append(strconv.AppendUint(body, n, 10), `"}`...)
+	return append(strconv.AppendUint([]byte(beginning), n, 10), `"}`...)
 }

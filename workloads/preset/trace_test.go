@@ -29,7 +29,7 @@ func TestFromTrace(t *testing.T) {
 	}
 	p := params()
 	p.Photos, p.Owner = 2, func(int) int { return 1 }
-	w, mapping, err := preset.FromTrace(source, p)
+	w, sent, skipped, err := preset.FromTrace(source, p)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,11 +55,11 @@ func TestFromTrace(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("ops (-want +got)\n%s", diff)
 	}
-	skipped := map[string]int64{"method PROPFIND has no counterpart": 1, "method DELETE has no counterpart": 1}
-	if diff := cmp.Diff(skipped, mapping.Skipped); diff != "" || mapping.Paths != 3 || mapping.Clients != 3 || w.Users() != 3 {
-		t.Errorf("mapping %+v, %d users (-want +got)\n%s", mapping, w.Users(), diff)
+	left := map[string]int64{"method PROPFIND has no counterpart": 1, "method DELETE has no counterpart": 1}
+	if diff := cmp.Diff(left, skipped); diff != "" || w.Users() != 3 {
+		t.Errorf("%d users, skipped (-want +got)\n%s", w.Users(), diff)
 	}
-	schedule, err := mapping.Trace.Schedule(trace.Replay{Speed: 1})
+	schedule, err := sent.Schedule(trace.Replay{Speed: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func TestFromTrace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := preset.FromTrace(none, p); err == nil || !strings.Contains(err.Error(), "no request of it has a counterpart") {
+	if _, _, _, err := preset.FromTrace(none, p); err == nil || !strings.Contains(err.Error(), "no request of it has a counterpart") {
 		t.Errorf("error %v", err)
 	}
 }

@@ -128,8 +128,7 @@ func (m Maker) mapped(t *trace.Trace) (workloads.Workload, *trace.Trace, map[str
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	workload, mapping, err := preset.FromTrace(t, params)
-	return workload, mapping.Trace, mapping.Skipped, err
+	return preset.FromTrace(t, params)
 }
 
 // uploadCount is how many different JPEGs are uploaded in turns, of the default
