@@ -70,12 +70,7 @@ func percent(p float64) string { return strconv.FormatFloat(p, 'g', 6, 64) }
 
 // valid reports whether the class can be a name in logs, tables and labels.
 func (c Class) valid() bool {
-	for _, r := range c {
-		switch {
-		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '-', r == '_':
-		default:
-			return false
-		}
-	}
-	return c != ""
+	return c != "" && !strings.ContainsFunc(string(c), func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_'
+	})
 }

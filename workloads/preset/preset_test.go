@@ -341,12 +341,12 @@ func top(counts map[int]int) (key, count, total int) {
 func TestSameSeedSameOps(t *testing.T) {
 	each(t, func(t *testing.T, w workloads.Workload) {
 		const ops = 5000
-		again := workloads.Hash(load(t, w.Name(), params()), ops)
+		again := workloads.Hash(load(t, w.Name(), params()), 0, ops)
 		other := params()
 		other.Seed = 2
-		if hash := workloads.Hash(w, ops); hash != again {
+		if hash := workloads.Hash(w, 0, ops); hash != again {
 			t.Errorf("one seed gave the hashes %s and %s", hash, again)
-		} else if hash == workloads.Hash(load(t, w.Name(), other), ops) {
+		} else if hash == workloads.Hash(load(t, w.Name(), other), 0, ops) {
 			t.Error("two seeds gave the same ops")
 		}
 		for n := ops - 1; n >= 0; n -= 7 {
@@ -360,11 +360,11 @@ func TestSameSeedSameOps(t *testing.T) {
 func TestConcurrentUse(t *testing.T) {
 	each(t, func(t *testing.T, w workloads.Workload) {
 		const ops = 5000
-		want := workloads.Hash(load(t, w.Name(), params()), ops)
+		want := workloads.Hash(load(t, w.Name(), params()), 0, ops)
 		var workers sync.WaitGroup
 		for range 4 {
 			workers.Go(func() {
-				if got := workloads.Hash(w, ops); got != want {
+				if got := workloads.Hash(w, 0, ops); got != want {
 					t.Errorf("hash %s, to a caller who is alone %s", got, want)
 				}
 			})
@@ -447,7 +447,7 @@ func TestGolden(t *testing.T) {
 			}
 			text.WriteByte('\n')
 		}
-		fmt.Fprintf(&text, "hash of 10000 ops: %s\n", workloads.Hash(w, 10_000))
+		fmt.Fprintf(&text, "hash of 10000 ops: %s\n", workloads.Hash(w, 0, 10_000))
 		file := filepath.Join("testdata", w.Name()+".golden")
 		if *update {
 			if err := os.WriteFile(file, []byte(text.String()), 0o644); err != nil {
@@ -481,7 +481,7 @@ func BenchmarkOp(b *testing.B) {
 func BenchmarkHash(b *testing.B) {
 	w := load(b, "write-heavy", params())
 	for b.Loop() {
-		workloads.Hash(w, 10_000)
+		workloads.Hash(w, 0, 10_000)
 	}
 }
 
