@@ -125,10 +125,6 @@ func noTrace(r load.Replay, loads []load.Load) error {
 }
 
 func (o attackOptions) run(ctx context.Context, s streams) error {
-	format, err := table.ParseFormat(o.format)
-	if err != nil {
-		return exit.Usage(err)
-	}
 	if err := o.check(); err != nil {
 		return err
 	}
@@ -173,7 +169,7 @@ func (o attackOptions) run(ctx context.Context, s streams) error {
 		err = fmt.Errorf("%w\nthe figures above are whole; to have the file, too, name another place by --hlog or --vegeta-results", err)
 	}
 	// What was measured is shown even if a file that goes along could not be written.
-	return errors.Join(o.conclude(ctx, s, step, aim.load.Trace, format), err)
+	return errors.Join(o.conclude(ctx, s, step, aim.load.Trace), err)
 }
 
 // mostJudged is of how many ops the versions are kept until the end of an attack, to find
@@ -360,30 +356,28 @@ func (o attackOptions) files(s *cell.Stepper) (closeAll func() error, err error)
 		}
 		return failed
 	}
-	create := func(name string) *os.File {
-		f, err := os.Create(name)
-		if err != nil {
-			failed = errors.Join(failed, err)
+	create := func(name string) *os.File { // nil when none is wanted, or something has failed
+		if name == "" || failed != nil {
+			return nil
+		}
+		var f *os.File
+		if f, failed = os.Create(name); failed != nil {
 			return nil
 		}
 		opened = append(opened, f)
 		return f
 	}
-	if o.hlog != "" {
-		if f := create(o.hlog); f != nil {
-			s.Log, failed = hdr.NewLog(f, "stagebench attack, nanoseconds", time.Now())
-		}
+	if f := create(o.hlog); f != nil {
+		s.Log, failed = hdr.NewLog(f, "stagebench attack, nanoseconds", time.Now())
 	}
-	if o.vegetaOut != "" && failed == nil {
-		if f := create(o.vegetaOut); f != nil {
-			var encoder *vegeta.Encoder
-			s.Also = func(outcome results.Outcome) {
-				if encoder == nil { // users log in before time 0
-					encoder = vegeta.NewEncoder(f, "stagebench", time.Now().Add(-time.Duration(outcome.Done)))
-				}
-				if failed == nil { // else each outcome would say the same once more
-					failed = encoder.Encode(outcome)
-				}
+	if f := create(o.vegetaOut); f != nil {
+		var encoder *vegeta.Encoder
+		s.Also = func(outcome results.Outcome) {
+			if encoder == nil { // users log in before time 0
+				encoder = vegeta.NewEncoder(f, "stagebench", time.Now().Add(-time.Duration(outcome.Done)))
+			}
+			if failed == nil { // else each outcome would say the same once more
+				failed = encoder.Encode(outcome)
 			}
 		}
 	}
@@ -393,8 +387,8 @@ func (o attackOptions) files(s *cell.Stepper) (closeAll func() error, err error)
 	return closeAll, nil
 }
 
-func (o attackOptions) conclude(ctx context.Context, s streams, step results.Step, trace *results.Trace, format table.Format) error {
-	if err := table.RenderAll(s.out, append(table.Attack(step), table.Traces(trace)...), format); err != nil {
+func (o attackOptions) conclude(ctx context.Context, s streams, step results.Step, trace *results.Trace) error {
+	if err := table.RenderAll(s.out, append(table.Attack(step), table.Traces(trace)...), table.Format(o.format)); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {

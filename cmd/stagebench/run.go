@@ -107,7 +107,6 @@ type job struct {
 	fixed      *cell.Fixed // nil = the capacity is searched for
 	slo        results.SLO
 	data       sut.Data
-	format     table.Format
 }
 
 func (o runOptions) run(ctx context.Context, s streams) (err error) {
@@ -130,7 +129,7 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, up.budgets.Close()) }()
+	defer func() { err = errors.Join(err, up.Budgets.Close()) }()
 	dir, manifest, err := o.open(s, j, up)
 	if err != nil {
 		return err
@@ -159,9 +158,6 @@ func fits(t sut.Topology) error {
 func (o runOptions) job() (job, error) {
 	j := job{plan: cell.Default()}
 	var err error
-	if j.format, err = table.ParseFormat(o.format); err != nil {
-		return j, exit.Usage(err)
-	}
 	if j.slo, err = results.ParseSLO(o.slo); err != nil {
 		return j, exit.Usagef("%w\nfor example: --slo '%s'", err, results.DefaultSLO())
 	}
@@ -346,7 +342,7 @@ func (o runOptions) topologies() ([]sut.Topology, error) {
 }
 
 // open makes the run directory and writes the manifest.
-func (o runOptions) open(s streams, j job, up *bringer) (*rundir.Dir, results.Manifest, error) {
+func (o runOptions) open(s streams, j job, up bringer) (*rundir.Dir, results.Manifest, error) {
 	id := rundir.NewID(time.Now(), uint32(os.Getpid()))
 	m := results.Manifest{
 		Schema: results.Schema, Run: id, Command: append([]string{"stagebench"}, s.args...), Started: time.Now(), Seed: o.seed, Data: o.data,
@@ -354,7 +350,7 @@ func (o runOptions) open(s streams, j job, up *bringer) (*rundir.Dir, results.Ma
 			"mode": j.plan.Mode, "plan": j.plan, "slo": j.slo.String(), "connections": o.connections,
 			"connection_life": o.life.String(), "knobs": knobsOfAll(j.topologies), "workloads": o.workloads, "speed": o.replay.Speed, "max_gap": o.replay.MaxGap.String(),
 		},
-		Digests: map[string]string{}, Budgets: up.budgets.Describe(),
+		Digests: map[string]string{}, Budgets: up.Budgets.Describe(),
 		UnitCPU: cell.Unit(cell.Cores()), Reserve: cell.Reserve(cell.Cores()),
 		Engines: map[string]string{}, Warnings: []string{},
 	}
@@ -367,7 +363,7 @@ func (o runOptions) open(s streams, j job, up *bringer) (*rundir.Dir, results.Ma
 			m.Engines[string(role)] = string(engine)
 		}
 	}
-	environment, err := rundir.ReadEnvironment(os.DirFS("/"), up.binary)
+	environment, err := rundir.ReadEnvironment(os.DirFS("/"), up.Binary)
 	if err != nil {
 		return nil, m, err
 	}
@@ -429,11 +425,13 @@ func (o runOptions) conclude(s streams, j job, dir *rundir.Dir, run results.Run)
 	if j.fixed != nil {
 		tables = append(tables, table.Happenings(run)...)
 	}
-	render := func() error { return table.RenderAll(s.out, tables, j.format) }
-	if len(tables) == 1 { // JSON is then the ladder itself, and no list
-		render = func() error { return table.Render(s.out, tables[0], j.format) }
+	var err error
+	if format := table.Format(o.format); len(tables) == 1 { // JSON is then the ladder itself, and no list
+		err = table.Render(s.out, tables[0], format)
+	} else {
+		err = table.RenderAll(s.out, tables, format)
 	}
-	if err := render(); err != nil {
+	if err != nil {
 		return err
 	}
 	_, _ = fmt.Fprintf(s.err, "\nThe run is in %s\n", dir.Path())
