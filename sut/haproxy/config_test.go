@@ -88,7 +88,7 @@ func TestStatistics(t *testing.T) {
 	}
 	hosts := newPlaces(sut.Balancing{Membership: sut.Membership{Upstreams: peers}})
 	var got sut.BalancerStatus
-	if err := fill(&got, rows, hosts); err != nil {
+	if err := hosts.fill(&got, rows); err != nil {
 		t.Fatal(err)
 	}
 	want := sut.BalancerStatus{
@@ -110,7 +110,7 @@ func TestStatistics(t *testing.T) {
 	} {
 		rows, err := parseStat(text)
 		if err == nil {
-			err = fill(new(sut.BalancerStatus), rows, hosts)
+			err = hosts.fill(new(sut.BalancerStatus), rows)
 		}
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: error %v, want one about %q", text, err, want)

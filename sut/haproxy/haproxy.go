@@ -218,7 +218,7 @@ func (h *Server) Status(ctx context.Context) (sut.BalancerStatus, error) {
 		return sut.BalancerStatus{}, err
 	}
 	status := sut.BalancerStatus{Node: h.cfg.Node, Engine: sut.HAProxy, Layer: h.cfg.Layer, Policy: h.cfg.Policy, Sticky: h.cfg.Sticky}
-	return status, fill(&status, rows, h.places)
+	return status, h.places.fill(&status, rows)
 }
 
 // oldest is the oldest version that is supported, major and minor: Debian
@@ -294,11 +294,7 @@ func parseVersion(text string) (string, error) {
 
 // newEnough compares a version with the oldest supported one.
 func newEnough(version string) bool {
-	parts := strings.Split(version, ".")
-	major, _ := strconv.Atoi(parts[0])
-	minor := 0
-	if len(parts) > 1 {
-		minor, _ = strconv.Atoi(parts[1])
-	}
+	var major, minor int
+	_, _ = fmt.Sscanf(version, "%d.%d", &major, &minor) // parseVersion has found both
 	return major > oldestMajor || major == oldestMajor && minor >= oldestMinor
 }
