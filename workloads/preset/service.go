@@ -33,9 +33,9 @@ type service struct {
 	suffixes []string       // the end of an image's path, by position in variants
 	owners   []owner        // the virtual users who own photos; nil when no op asks for one
 	logins   []workloads.Op // by virtual user
-	texts    texts
-	uploads  [][]byte
-	line     float64 // of users who upload, in bytes per second; 0 = as fast as can be
+	texts
+	uploads [][]byte
+	line    float64 // of users who upload, in bytes per second; 0 = as fast as can be
 }
 
 var (
@@ -109,7 +109,7 @@ func (w *service) Op(n uint64) workloads.Op {
 	}
 	op := workloads.Op{
 		Index: n, Class: w.mix[i].Class, Write: workloads.Writes(k.method),
-		Method: k.method, Path: k.path(w, t), Header: k.header, User: t.user,
+		Method: k.method, Path: k.target(w, t), Header: k.header, User: t.user,
 	}
 	op.Record = k.record(op.Path)
 	if k.body != nil {
@@ -149,19 +149,25 @@ func (w *service) prepareLogins(credentials func(user int) (login, password stri
 func (w *service) userID(virtual int) int { return 1 + virtual*w.users/w.virtual }
 
 // anyUser picks a user, all equally often.
-func (w *service) anyUser(t turn) int { return 1 + t.pick(streamKey, w.users) }
+func (w *service) anyUser(t turn) uint64 { return uint64(1 + t.pick(streamKey, w.users)) }
 
 // otherUser picks a user who is not the one whose turn it is.
-func (w *service) otherUser(t turn) int {
+func (w *service) otherUser(t turn) uint64 {
 	id := 1 + t.pick(streamKey, w.users-1)
 	if id >= w.userID(t.user) {
 		id++
 	}
-	return id
+	return uint64(id)
 }
 
 // anyPhoto picks the id of a photo by popularity.
 func (w *service) anyPhoto(t turn) uint64 { return w.photoID(1 + w.photos.Key(t.draw(streamKey))) }
+
+// ownPhoto picks the id of a photo of the owner whose turn it is.
+func (w *service) ownPhoto(t turn) uint64 { return w.owners[t.by].photo(t) }
+
+// upload picks the bytes of an upload.
+func (w *service) upload(t turn) []byte { return w.uploads[t.pick(streamKey, len(w.uploads))] }
 
 // turn is one op in the making: its place in the workload, and who does it.
 type turn struct {
@@ -184,9 +190,9 @@ func (t turn) draw(stream uint64) uint64 { return workloads.Draw(t.seed, t.n, st
 func (t turn) pick(stream uint64, n int) int { return workloads.Below(t.draw(stream), n) }
 
 // numbered is a path with an id or the number of an op in it, made by one allocation.
-func numbered[N int | uint64](before string, number N, after string) string {
+func numbered(before string, number uint64, after string) string {
 	var buffer [96]byte
 	text := append(buffer[:0], before...)
-	text = strconv.AppendUint(text, uint64(number), 10)
+	text = strconv.AppendUint(text, number, 10)
 	return string(append(text, after...))
 }

@@ -10,7 +10,7 @@ import (
 type texts struct {
 	comments []string // beginnings of JSON bodies
 	titles   []string // beginnings of JSON bodies
-	uploads  []string // beginnings of paths
+	paths    []string // beginnings of paths
 }
 
 func newTexts() texts {
@@ -24,7 +24,7 @@ func newTexts() texts {
 		for _, second := range []string{"at the harbour", "in the old town", "by the lake", "on the bridge", "at home"} {
 			title := first + " " + second + " #"
 			t.titles = append(t.titles, `{"title":"`+title)
-			t.uploads = append(t.uploads, "/api/photos?title="+url.QueryEscape(title))
+			t.paths = append(t.paths, "/api/photos?title="+url.QueryEscape(title))
 		}
 	}
 	return t
@@ -39,7 +39,7 @@ func (x *texts) title(t turn) []byte {
 }
 
 func (x *texts) uploadPath(t turn) string {
-	return numbered(x.uploads[t.pick(streamDetail, len(x.uploads))], t.n, "")
+	return numbered(x.paths[t.pick(streamDetail, len(x.paths))], t.n, "")
 }
 
 func finish(beginning string, n uint64) []byte {
