@@ -49,9 +49,6 @@ type Config struct {
 	Port int
 	// Procs is the number of threads; default 1.
 	Procs int
-	// MaxConnections bounds the clients' connections; default 10,000, or less
-	// where the limit on open files allows only less. Those above it wait.
-	MaxConnections int
 	// Drain is how long requests may take to finish once the server was told to
 	// stop; default 10 s.
 	Drain time.Duration
@@ -62,7 +59,6 @@ func (c Config) defaults() Config {
 	c.Balancing = c.Complete()
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	c.Procs = cmp.Or(c.Procs, 1)
-	c.MaxConnections = cmp.Or(c.MaxConnections, 10_000)
 	c.Drain = cmp.Or(c.Drain, 10*time.Second)
 	return c
 }
@@ -80,8 +76,6 @@ func (c Config) validate() error {
 		return fmt.Errorf("port %d: want 1 to 65535, chosen by the caller", c.Port)
 	case c.Procs < 1:
 		return fmt.Errorf("procs %d: want at least 1", c.Procs)
-	case c.MaxConnections < 1:
-		return fmt.Errorf("max connections %d: want at least 1", c.MaxConnections)
 	case c.Drain < time.Second:
 		return fmt.Errorf("drain %v: want at least 1s", c.Drain)
 	case c.Policy == sut.PolicyLeastResponseTime:
@@ -146,7 +140,7 @@ func (h *Server) Prepare(ctx context.Context) error {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
 		return fmt.Errorf("haproxy: limit on open files: %w", err)
 	}
-	text := h.cfg.render(connectionsWithin(h.cfg.MaxConnections, files.Max), h.places.reset())
+	text := h.cfg.render(connectionsWithin(files.Max), h.places.reset())
 	path := filepath.Join(dir, configName)
 	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
 		return fmt.Errorf("haproxy: configuration: %w", err)

@@ -2,7 +2,6 @@ package driver
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"net"
 	"net/http"
@@ -77,11 +76,6 @@ func NewClients(config ClientConfig) (*Clients, error) {
 func (c *Clients) newSlot(i int) *slot {
 	s := &slot{index: i, buffer: make([]byte, 16<<10)}
 	dialer := &net.Dialer{Timeout: c.config.DialTimeout}
-	security := c.config.TLS.Clone() // nil stays nil
-	if security == nil {
-		security = &tls.Config{}
-	}
-	security.MinVersion = max(security.MinVersion, tls.VersionTLS12)
 	if n := len(c.config.Sources); n > 0 {
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.config.Sources[i%n], 0))
 	}
@@ -99,7 +93,7 @@ func (c *Clients) newSlot(i int) *slot {
 		MaxConnsPerHost:     1,
 		MaxIdleConnsPerHost: 1,
 		DisableCompression:  true,
-		TLSClientConfig:     security,
+		TLSClientConfig:     c.config.TLS,
 	}
 	return s
 }
