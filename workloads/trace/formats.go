@@ -95,7 +95,15 @@ func timeNames() []string {
 }
 
 // fields returns a record from its columns by name.
-func fields(get func(names ...string) string) (e entry, err error) {
+func fields(value func(name string) (text string, found bool)) (e entry, err error) {
+	get := func(names ...string) string {
+		for _, name := range names {
+			if text, found := value(name); found {
+				return text
+			}
+		}
+		return ""
+	}
 	if e.time, err = readTime(get(timeNames()...)); err != nil {
 		return e, err
 	}
@@ -158,21 +166,12 @@ func (jsonLines) parse(line string) (entry, error) {
 	if err := json.Unmarshal([]byte(line), &object); err != nil {
 		return entry{}, errJSON
 	}
-	return fields(func(names ...string) string {
-		for _, name := range names {
-			raw, found := object[name]
-			if !found {
-				continue
-			}
-			var text string
-			if json.Unmarshal(raw, &text) == nil {
-				return text
-			}
-			if text = string(raw); text != "null" {
-				return text // a number, as it is written
-			}
+	return fields(func(name string) (text string, found bool) {
+		raw, found := object[name]
+		if found && json.Unmarshal(raw, &text) != nil {
+			text = string(raw) // a number, as it is written
 		}
-		return ""
+		return text, found
 	})
 }
 
@@ -200,13 +199,9 @@ func (c *csvLines) parse(line string) (entry, error) {
 	if len(values) != c.width {
 		return entry{}, errColumns
 	}
-	return fields(func(names ...string) string {
-		for _, name := range names {
-			if i, found := c.columns[name]; found {
-				return values[i]
-			}
-		}
-		return ""
+	return fields(func(name string) (string, bool) {
+		i, found := c.columns[name]
+		return values[i], found
 	})
 }
 
