@@ -22,6 +22,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -178,12 +179,10 @@ func (h *Server) Ready(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("haproxy: %w", err)
 	}
-	for _, row := range rows {
-		if row["svname"] == "FRONTEND" && row["status"] == "OPEN" {
-			return nil
-		}
+	if !slices.ContainsFunc(rows, func(row map[string]string) bool { return row["svname"] == "FRONTEND" && row["status"] == "OPEN" }) {
+		return errors.New("haproxy: it does not listen yet")
 	}
-	return errors.New("haproxy: it does not listen yet")
+	return nil
 }
 
 // StopSignal is HAProxy's soft stop: it stops listening, closes idle
