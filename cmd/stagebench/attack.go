@@ -44,7 +44,7 @@ type attackOptions struct {
 	hlog, vegetaOut, format            string
 	method, body, bodyFile             string
 	// given says which of the flags were, as their defaults mean something else.
-	given    struct{ rate, duration, schedule bool }
+	given    func(flag string) bool
 	identity load.Identity
 	replay   load.Replay
 }
@@ -66,8 +66,7 @@ is invalid, for example because the client itself could not keep up.`,
   stagebench attack --target https://127.0.0.1:8443/api/items --method POST --body '{"n":1}' \
       --header 'Content-Type: application/json' --bearer-env API_TOKEN --tls-ca ca.pem`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			changed := cmd.Flags().Changed
-			o.given.rate, o.given.duration, o.given.schedule = changed("rate"), changed("duration"), changed("schedule")
+			o.given = cmd.Flags().Changed
 			return o.run(cmd.Context(), s)
 		},
 	}
@@ -221,9 +220,9 @@ func (o attackOptions) suits(l load.Load) error {
 	switch {
 	case l.Times == nil:
 		return noTrace(o.replay, []load.Load{l})
-	case o.given.rate && o.replay.Changes():
+	case o.given("rate") && o.replay.Changes():
 		return exit.Usagef("--speed, --max-gap and --loop change the times of a trace, and --rate is in the place of all of them\nleave one or the other out")
-	case !o.given.rate && o.given.schedule:
+	case !o.given("rate") && o.given("schedule"):
 		return exit.Usagef("--schedule is for a rate, and %s has times of its own\nleave it out, or give --rate", l.Workload.Name())
 	}
 	return nil
@@ -234,13 +233,13 @@ func (o attackOptions) timing(l load.Load) (timing, error) {
 	if err := o.suits(l); err != nil {
 		return timing{}, err
 	}
-	if l.Times != nil && !o.given.rate {
+	if l.Times != nil && !o.given("rate") {
 		t := timing{schedule: l.Times, duration: l.Length}
-		if o.given.duration || o.replay.Loop {
+		switch {
+		case o.replay.Loop:
 			t.duration = o.duration
-			if !o.replay.Loop {
-				t.duration = min(o.duration, l.Length)
-			}
+		case o.given("duration"):
+			t.duration = min(o.duration, l.Length)
 		}
 		t.rate = float64(t.schedule.Count(t.duration)) / t.duration.Seconds()
 		return t, nil

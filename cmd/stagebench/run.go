@@ -44,8 +44,7 @@ type runOptions struct {
 	rate              float64
 	duration          time.Duration
 	faults            string
-	sloGiven          bool // and not the default
-	durationGiven     bool
+	given             func(flag string) bool
 }
 
 func runCommand(s streams) *cobra.Command {
@@ -72,7 +71,7 @@ What happened is printed below the table and is in summary.json and timeline.csv
   stagebench run --engines native --format markdown --out runs/native
   stagebench run --stages lb --workloads write-heavy --rate 100 --duration 20s --faults faults.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o.sloGiven, o.durationGiven = cmd.Flags().Changed("slo"), cmd.Flags().Changed("duration")
+			o.given = cmd.Flags().Changed
 			return o.run(cmd.Context(), s)
 		},
 	}
@@ -201,7 +200,7 @@ func (o runOptions) job() (job, error) {
 // when the capacity is to be searched for.
 func (o runOptions) fixed(j job) (*cell.Fixed, error) {
 	switch {
-	case o.rate == 0 && o.faults == "" && o.durationGiven:
+	case o.rate == 0 && o.faults == "" && o.given("duration"):
 		return nil, exit.Usagef("--duration is for --rate and --faults: the steps of a search are as long as its mode says\ngive one of them, or choose a mode with --quick or --full")
 	case o.rate == 0 && o.faults == "":
 		return nil, nil
@@ -251,7 +250,6 @@ func (o runOptions) loads(data sut.Data) ([]load.Load, error) {
 	if o.replay.Loop {
 		return nil, exit.Usagef("--loop has no end\nrun replays a trace once; stagebench attack --duration D --loop goes on for D")
 	}
-	seen := map[string]bool{}
 	maker := load.Maker{Data: data, Replay: o.replay, Service: true}
 	var loads []load.Load
 	for _, name := range o.workloads {
@@ -259,13 +257,13 @@ func (o runOptions) loads(data sut.Data) ([]load.Load, error) {
 		if err != nil {
 			return nil, exit.Usage(err)
 		}
-		if seen[l.Workload.Name()] {
-			return nil, exit.Usagef("workload %q is given twice", l.Workload.Name())
+		name := l.Workload.Name()
+		if slices.ContainsFunc(loads, func(before load.Load) bool { return before.Workload.Name() == name }) {
+			return nil, exit.Usagef("workload %q is given twice", name)
 		}
-		if rundir.CheckName(l.Workload.Name()) != nil {
-			return nil, exit.Usagef("workload %q cannot have a directory of that name in the run: want letters, digits and any of _ . , = + -\nrename the file, or give a workload file another name in it: name: shop", l.Workload.Name())
+		if rundir.CheckName(name) != nil {
+			return nil, exit.Usagef("workload %q cannot have a directory of that name in the run: want letters, digits and any of _ . , = + -\nrename the file, or give a workload file another name in it: name: shop", name)
 		}
-		seen[l.Workload.Name()] = true
 		loads = append(loads, l)
 	}
 	return loads, noTrace(o.replay, loads)
@@ -274,7 +272,7 @@ func (o runOptions) loads(data sut.Data) ([]load.Load, error) {
 // bounds refuses an objective for a class that is not there: it would always be
 // met.
 func (o runOptions) bounds(j job) error {
-	if !o.sloGiven {
+	if !o.given("slo") {
 		return nil // the default is for all workloads that we ship
 	}
 	var known []string
@@ -322,13 +320,11 @@ func (o runOptions) topologies() ([]sut.Topology, error) {
 	if len(stages) == 0 {
 		return nil, exit.Usagef("no stage given\nsee: stagebench list stages")
 	}
-	seen := map[string]bool{}
 	var all []sut.Topology
-	for _, stage := range stages {
-		if seen[stage] {
+	for i, stage := range stages {
+		if slices.Contains(stages[:i], stage) {
 			return nil, exit.Usagef("stage %q is given twice", stage)
 		}
-		seen[stage] = true
 		t, err := ladder.Build(sut.Stage(stage), knobs, cell.Unit(cell.Cores()))
 		if err != nil {
 			return nil, exit.Usagef("%w\nsee: stagebench list stages, stagebench list knobs", err)
