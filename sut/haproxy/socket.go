@@ -35,10 +35,10 @@ func (h *Server) ask(ctx context.Context, command string) (string, error) {
 	defer conn.Close()
 	// Unblocks what follows when the caller gives up.
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	if _, err := io.WriteString(conn, command+"\n"); err != nil {
-		return "", errors.Join(fmt.Errorf("stats socket: %w", err), context.Cause(ctx))
+	var answer []byte
+	if _, err = io.WriteString(conn, command+"\n"); err == nil {
+		answer, err = io.ReadAll(conn)
 	}
-	answer, err := io.ReadAll(conn)
 	if err != nil {
 		return "", errors.Join(fmt.Errorf("stats socket: %w", err), context.Cause(ctx))
 	}

@@ -102,10 +102,8 @@ func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(resul
 // watch ends the dispatching when the schedule is over or the caller cancels, and
 // gives up what is in flight when a caller who cancels has waited for the drain.
 func (f *Flight) watch(ctx context.Context) {
-	end := time.NewTimer(f.plan.Duration + cmp.Or(f.plan.LastCall, defaultLastCall))
-	defer end.Stop()
 	select {
-	case <-end.C:
+	case <-time.After(f.plan.Duration + cmp.Or(f.plan.LastCall, defaultLastCall)):
 		f.stop()
 		// What is in flight may take as long as the timeout; whoever cancels now waits
 		// for it no longer than before.
@@ -120,10 +118,8 @@ func (f *Flight) watch(ctx context.Context) {
 		f.window.Store(min(f.Now(), int64(f.plan.Duration)))
 		f.stop()
 	}
-	drained := time.NewTimer(f.plan.Drain)
-	defer drained.Stop()
 	select {
-	case <-drained.C:
+	case <-time.After(f.plan.Drain):
 		f.cancel()
 	case <-f.sunk:
 	}

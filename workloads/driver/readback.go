@@ -58,21 +58,16 @@ func (c *Clients) Versions(ctx context.Context, want map[string]int64, how ReadB
 // settle looks at a record until it shows the version, or patience ends; it looks
 // at least once.
 func (c *Clients) settle(ctx, patient context.Context, s *slot, path string, want int64, how ReadBack) (highest int64, known bool) {
-	pause := time.NewTimer(0)
-	defer pause.Stop()
-	for first := true; ; first = false {
-		if !first {
-			pause.Reset(how.Pause)
-			select {
-			case <-pause.C:
-			case <-patient.Done():
-				return highest, known
-			}
-		}
+	for {
 		if version, ok := c.version(ctx, s, path, how.Timeout); ok {
 			highest, known = max(highest, version), true
 		}
-		if known && highest >= want || patient.Err() != nil {
+		if known && highest >= want {
+			return highest, known
+		}
+		select {
+		case <-time.After(how.Pause):
+		case <-patient.Done():
 			return highest, known
 		}
 	}
