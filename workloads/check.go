@@ -1,12 +1,12 @@
 package workloads
 
 import (
+	"bytes"
 	"fmt"
+	"maps"
 	"net/http"
 	"regexp"
 	"slices"
-	"sort"
-	"strconv"
 	"strings"
 )
 
@@ -50,12 +50,7 @@ func (c *Check) Fails(header http.Header, body []byte, length int64) string {
 	if c == nil {
 		return ""
 	}
-	names := make([]string, 0, len(c.Header))
-	for name := range c.Header {
-		names = append(names, name)
-	}
-	sort.Strings(names) // the same cause each time
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(c.Header)) { // the same cause each time
 		values := header.Values(name)
 		if len(values) == 0 || !strings.Contains(strings.Join(values, ", "), c.Header[name]) {
 			return fmt.Sprintf("check: header %s without %q", name, c.Header[name])
@@ -63,13 +58,12 @@ func (c *Check) Fails(header http.Header, body []byte, length int64) string {
 	}
 	switch {
 	case length < c.MinBytes:
-		return "check: body below " + strconv.FormatInt(c.MinBytes, 10) + " bytes"
+		return fmt.Sprintf("check: body below %d bytes", c.MinBytes)
 	case c.MaxBytes > 0 && length > c.MaxBytes:
-		return "check: body above " + strconv.FormatInt(c.MaxBytes, 10) + " bytes"
+		return fmt.Sprintf("check: body above %d bytes", c.MaxBytes)
 	}
-	text := string(body)
 	for _, want := range c.Contains {
-		if !strings.Contains(text, want) {
+		if !bytes.Contains(body, []byte(want)) {
 			return fmt.Sprintf("check: body without %q", want)
 		}
 	}

@@ -6,13 +6,10 @@ import (
 	"encoding/hex"
 )
 
-// Hash identifies the first n ops of a workload: two op sequences with the same
-// hash ask for the same things in the same order, on behalf of the same users.
+// Hash identifies the n ops of a workload from position first on: two op sequences with
+// the same hash ask for the same things in the same order, on behalf of the same users.
 // It covers method, path, class, user and body of each op.
-func Hash(w Workload, n uint64) string { return HashRange(w, 0, n) }
-
-// HashRange is Hash for the n ops from position first on.
-func HashRange(w Workload, first, n uint64) string {
+func Hash(w Workload, first, n uint64) string {
 	digest := sha256.New()
 	var line []byte
 	for i := range n {

@@ -31,7 +31,7 @@ func TestHashCoversWhatIsAsked(t *testing.T) {
 		"no body":      change(func(op *workloads.Op) { op.Body = nil }),
 		"border moved": change(func(op *workloads.Op) { op.Path, op.Class = "/al", "ike" }),
 	} {
-		hash := workloads.Hash(w, 1)
+		hash := workloads.Hash(w, 0, 1)
 		if other, twice := seen[hash]; twice {
 			t.Errorf("%s and %s have the same hash", name, other)
 		}
@@ -41,10 +41,10 @@ func TestHashCoversWhatIsAsked(t *testing.T) {
 
 func TestHashOfARange(t *testing.T) {
 	ops := listed{{Path: "/0"}, {Path: "/1"}, {Path: "/2"}, {Path: "/3"}}
-	if a, b := workloads.HashRange(ops, 1, 2), workloads.Hash(ops[1:], 2); a != b {
+	if a, b := workloads.Hash(ops, 1, 2), workloads.Hash(ops[1:], 0, 2); a != b {
 		t.Errorf("ops 1 and 2 have the hash %s, on their own %s", a, b)
 	}
-	if a, b := workloads.Hash(ops, 3), workloads.Hash(ops, 4); a == b {
+	if a, b := workloads.Hash(ops, 0, 3), workloads.Hash(ops, 0, 4); a == b {
 		t.Error("one op more did not change the hash")
 	}
 }

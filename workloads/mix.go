@@ -57,16 +57,6 @@ func (m Mix) Pick(random uint64) int {
 	return len(m) - 1 // rounding may leave a rest of 1e-14
 }
 
-// Percent is the share of a class, 0 for one that the mix does not have.
-func (m Mix) Percent(class Class) float64 {
-	for _, s := range m {
-		if s.Class == class {
-			return s.Percent
-		}
-	}
-	return 0
-}
-
 // String shows the mix as it is written in documents: "feed 30, photo 25".
 func (m Mix) String() string {
 	var parts []string
@@ -80,12 +70,7 @@ func percent(p float64) string { return strconv.FormatFloat(p, 'g', 6, 64) }
 
 // valid reports whether the class can be a name in logs, tables and labels.
 func (c Class) valid() bool {
-	for _, r := range c {
-		switch {
-		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '-', r == '_':
-		default:
-			return false
-		}
-	}
-	return c != ""
+	return c != "" && !strings.ContainsFunc(string(c), func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_'
+	})
 }

@@ -22,11 +22,16 @@ func Single(method, path string, header map[string]string, body []byte) (Workloa
 	}
 	return same{Op{
 		Class:  class,
-		Write:  method != http.MethodGet && method != http.MethodHead && method != http.MethodOptions,
+		Write:  Writes(method),
 		Method: method, Path: path,
 		Header: maps.Clone(header), Body: bytes.Clone(body),
 		User: -1,
 	}}, nil
+}
+
+// Writes reports whether a request by that method is meant to change something.
+func Writes(method string) bool {
+	return method != http.MethodGet && method != http.MethodHead && method != http.MethodOptions
 }
 
 // same is the workload of one op.

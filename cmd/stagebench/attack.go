@@ -44,7 +44,7 @@ type attackOptions struct {
 	hlog, vegetaOut, format            string
 	method, body, bodyFile             string
 	// given says which of the flags were, as their defaults mean something else.
-	given    struct{ rate, duration, schedule bool }
+	given    func(flag string) bool
 	identity load.Identity
 	replay   load.Replay
 }
@@ -66,8 +66,7 @@ is invalid, for example because the client itself could not keep up.`,
   stagebench attack --target https://127.0.0.1:8443/api/items --method POST --body '{"n":1}' \
       --header 'Content-Type: application/json' --bearer-env API_TOKEN --tls-ca ca.pem`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			changed := cmd.Flags().Changed
-			o.given.rate, o.given.duration, o.given.schedule = changed("rate"), changed("duration"), changed("schedule")
+			o.given = cmd.Flags().Changed
 			return o.run(cmd.Context(), s)
 		},
 	}
@@ -125,10 +124,6 @@ func noTrace(r load.Replay, loads []load.Load) error {
 }
 
 func (o attackOptions) run(ctx context.Context, s streams) error {
-	format, err := table.ParseFormat(o.format)
-	if err != nil {
-		return exit.Usage(err)
-	}
 	if err := o.check(); err != nil {
 		return err
 	}
@@ -173,7 +168,7 @@ func (o attackOptions) run(ctx context.Context, s streams) error {
 		err = fmt.Errorf("%w\nthe figures above are whole; to have the file, too, name another place by --hlog or --vegeta-results", err)
 	}
 	// What was measured is shown even if a file that goes along could not be written.
-	return errors.Join(o.conclude(ctx, s, step, aim.load.Trace, format), err)
+	return errors.Join(o.conclude(ctx, s, step, aim.load.Trace), err)
 }
 
 // mostJudged is of how many ops the versions are kept until the end of an attack, to find
@@ -225,9 +220,9 @@ func (o attackOptions) suits(l load.Load) error {
 	switch {
 	case l.Times == nil:
 		return noTrace(o.replay, []load.Load{l})
-	case o.given.rate && o.replay.Changes():
+	case o.given("rate") && o.replay.Changes():
 		return exit.Usagef("--speed, --max-gap and --loop change the times of a trace, and --rate is in the place of all of them\nleave one or the other out")
-	case !o.given.rate && o.given.schedule:
+	case !o.given("rate") && o.given("schedule"):
 		return exit.Usagef("--schedule is for a rate, and %s has times of its own\nleave it out, or give --rate", l.Workload.Name())
 	}
 	return nil
@@ -238,13 +233,13 @@ func (o attackOptions) timing(l load.Load) (timing, error) {
 	if err := o.suits(l); err != nil {
 		return timing{}, err
 	}
-	if l.Times != nil && !o.given.rate {
+	if l.Times != nil && !o.given("rate") {
 		t := timing{schedule: l.Times, duration: l.Length}
-		if o.given.duration || o.replay.Loop {
+		switch {
+		case o.replay.Loop:
 			t.duration = o.duration
-			if !o.replay.Loop {
-				t.duration = min(o.duration, l.Length)
-			}
+		case o.given("duration"):
+			t.duration = min(o.duration, l.Length)
 		}
 		t.rate = float64(t.schedule.Count(t.duration)) / t.duration.Seconds()
 		return t, nil
@@ -360,30 +355,28 @@ func (o attackOptions) files(s *cell.Stepper) (closeAll func() error, err error)
 		}
 		return failed
 	}
-	create := func(name string) *os.File {
-		f, err := os.Create(name)
-		if err != nil {
-			failed = errors.Join(failed, err)
+	create := func(name string) *os.File { // nil when none is wanted, or something has failed
+		if name == "" || failed != nil {
+			return nil
+		}
+		var f *os.File
+		if f, failed = os.Create(name); failed != nil {
 			return nil
 		}
 		opened = append(opened, f)
 		return f
 	}
-	if o.hlog != "" {
-		if f := create(o.hlog); f != nil {
-			s.Log, failed = hdr.NewLog(f, "stagebench attack, nanoseconds", time.Now())
-		}
+	if f := create(o.hlog); f != nil {
+		s.Log, failed = hdr.NewLog(f, "stagebench attack, nanoseconds", time.Now())
 	}
-	if o.vegetaOut != "" && failed == nil {
-		if f := create(o.vegetaOut); f != nil {
-			var encoder *vegeta.Encoder
-			s.Also = func(outcome results.Outcome) {
-				if encoder == nil { // users log in before time 0
-					encoder = vegeta.NewEncoder(f, "stagebench", time.Now().Add(-time.Duration(outcome.Done)))
-				}
-				if failed == nil { // else each outcome would say the same once more
-					failed = encoder.Encode(outcome)
-				}
+	if f := create(o.vegetaOut); f != nil {
+		var encoder *vegeta.Encoder
+		s.Also = func(outcome results.Outcome) {
+			if encoder == nil { // users log in before time 0
+				encoder = vegeta.NewEncoder(f, "stagebench", time.Now().Add(-time.Duration(outcome.Done)))
+			}
+			if failed == nil { // else each outcome would say the same once more
+				failed = encoder.Encode(outcome)
 			}
 		}
 	}
@@ -393,8 +386,8 @@ func (o attackOptions) files(s *cell.Stepper) (closeAll func() error, err error)
 	return closeAll, nil
 }
 
-func (o attackOptions) conclude(ctx context.Context, s streams, step results.Step, trace *results.Trace, format table.Format) error {
-	if err := table.RenderAll(s.out, append(table.Attack(step), table.Traces(trace)...), format); err != nil {
+func (o attackOptions) conclude(ctx context.Context, s streams, step results.Step, trace *results.Trace) error {
+	if err := table.RenderAll(s.out, append(table.Attack(step), table.Traces(trace)...), table.Format(o.format)); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {

@@ -15,7 +15,7 @@ func TestWhyAnAttackIsInvalid(t *testing.T) {
 	step := results.Step{Warnings: []string{"node web-1 did not answer"}}
 	step.Ledger.Scheduled = 1
 	results.Judge(&step, results.DefaultSLO(), results.Evidence{})
-	err := attackOptions{}.conclude(t.Context(), streams{out: io.Discard}, step, nil, table.FormatText)
+	err := attackOptions{format: string(table.FormatText)}.conclude(t.Context(), streams{out: io.Discard}, step, nil)
 	if err == nil || !strings.Contains(err.Error(), "invalid: ledger does not close") {
 		t.Errorf("%v, want what made it invalid", err)
 	}

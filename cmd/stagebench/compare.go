@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -34,10 +35,6 @@ brackets alone decide whether a difference is shown.`,
 			return nil
 		},
 		RunE: func(_ *cobra.Command, args []string) error {
-			f, err := table.ParseFormat(format)
-			if err != nil {
-				return exit.Usage(err)
-			}
 			var runs []compare.Run
 			for _, path := range args {
 				run, manifest, err := rundir.Read(path)
@@ -46,7 +43,7 @@ brackets alone decide whether a difference is shown.`,
 				}
 				runs = append(runs, compare.Run{Run: run, Manifest: manifest})
 			}
-			return table.RenderAll(s.out, comparisonTables(compare.Compare(runs, seed)), f)
+			return table.RenderAll(s.out, comparisonTables(compare.Compare(runs, seed)), table.Format(format))
 		},
 	}
 	cmd.Flags().Uint64Var(&seed, "seed", 1, "of the resampling behind confidence intervals")
@@ -106,23 +103,22 @@ func comparisonRow(row compare.Row, run string, i int, cell *results.Cell) []tab
 	if ratio.Why != "" {
 		verdict = verdict.With(ratio.Why)
 	}
-	interval, low, high := table.Cell{}, table.Cell{}, table.Cell{}
+	var interval, low, high table.Cell
 	if ratio.Low > 0 || ratio.High > 0 {
-		mark := "~"
-		if ratio.Repeats > 0 {
-			mark = ""
-		}
 		low = table.Number(ratio.Low)
 		upper := "?"
 		if !math.IsInf(ratio.High, 1) {
 			high = table.Number(ratio.High)
 			upper = high.Text
 		}
-		interval = table.Text(mark + low.Text + ".." + upper)
+		interval = table.Text(low.Text + ".." + upper)
+		if ratio.Repeats == 0 {
+			interval = table.Text("~" + interval.Text)
+		}
 	}
 	cells := append(texts(row.Stage, row.Workload, row.Knobs, run), table.Blank(), ratioCell(ratio), interval, low, high, table.Count(int64(ratio.Repeats)), verdict)
 	if cell == nil || cell.Error != "" {
-		return append(cells, table.Blank(), table.Blank(), table.Blank(), table.Blank(), table.Blank())
+		return append(cells, slices.Repeat([]table.Cell{table.Blank()}, 5)...)
 	}
 	if cell.Searched() {
 		cells[4] = table.Rate(cell.CapacityRPS)

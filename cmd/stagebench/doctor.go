@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/stagebench/stagebench/cmd/internal/cell"
-	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results/table"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node"
@@ -22,13 +21,7 @@ func doctorCommand(s streams) *cobra.Command {
 		Use:     "doctor",
 		Short:   "Say what this machine permits, and how to get the rest",
 		Example: "  stagebench doctor",
-		RunE: func(*cobra.Command, []string) error {
-			f, err := table.ParseFormat(format)
-			if err != nil {
-				return exit.Usage(err)
-			}
-			return table.Render(s.out, diagnose(), f)
-		},
+		RunE:    func(*cobra.Command, []string) error { return table.Render(s.out, diagnose(), table.Format(format)) },
 	}
 	formatFlag(cmd, &format)
 	return cmd
@@ -59,11 +52,11 @@ func diagnose() table.Table {
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err == nil {
 		row("open files", fmt.Sprint(files.Cur), files.Cur >= minOpenFiles, fmt.Sprintf("ulimit -n %d", minOpenFiles))
 	}
-	if cache, err := os.UserCacheDir(); err != nil {
-		row("cache for templates", err.Error(), false, "set HOME or XDG_CACHE_HOME")
-	} else {
-		row("cache for templates", cache, true, "")
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		cache = err.Error()
 	}
+	row("cache for templates", cache, err == nil, "set HOME or XDG_CACHE_HOME")
 	for _, tier := range ladder.Tiers() {
 		for _, engine := range tier.Engines {
 			if !engine.Native {
@@ -74,17 +67,10 @@ func diagnose() table.Table {
 			if err != nil {
 				found = "not installed"
 			}
-			row("engine "+string(engine.Name), found, err == nil, installHint(err))
+			row("engine "+string(engine.Name), found, err == nil, fmt.Sprint(err))
 		}
 	}
 	return t
-}
-
-func installHint(err error) string {
-	if err == nil {
-		return ""
-	}
-	return err.Error()
 }
 
 // loopback says whether hosts can have addresses of their own.

@@ -27,9 +27,9 @@ func TestFaultsWhileOneRateIsMeasured(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	up.templates = templates()
+	up.TemplateDir = templates()
 	defer func() {
-		if err := up.budgets.Close(); err != nil {
+		if err := up.Budgets.Close(); err != nil {
 			t.Error(err)
 		}
 	}()

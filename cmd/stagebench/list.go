@@ -28,28 +28,29 @@ func listCommand(s streams) *cobra.Command {
 		ValidArgs: []string{"stages", "workloads", "knobs", "engines"},
 		Args:      oneArg("stages, workloads, knobs or engines"),
 		RunE: func(_ *cobra.Command, args []string) error {
-			f, err := table.ParseFormat(format)
-			if err != nil {
-				return exit.Usage(err)
-			}
 			list, known := listings()[args[0]]
 			if !known {
 				return exit.Usagef("cannot list %q\nwant stages, workloads, knobs or engines", args[0])
 			}
-			return table.Render(s.out, list(), f)
+			return table.Render(s.out, list(), table.Format(format))
 		},
 	}
 	formatFlag(cmd, &format)
 	return cmd
 }
 
-// formatFlag adds the flag that every command with figures has.
+// formatFlag adds the flag that every command with figures has. A format that there is not
+// is refused before the command runs.
 func formatFlag(cmd *cobra.Command, format *string) {
 	var names []string
 	for _, f := range table.Formats() {
 		names = append(names, string(f))
 	}
 	cmd.Flags().StringVar(format, "format", string(table.FormatText), "how figures are printed: "+strings.Join(names, ", "))
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		_, err := table.ParseFormat(*format)
+		return exit.Usage(err)
+	}
 }
 
 func listStages() table.Table {
@@ -70,8 +71,8 @@ func listStages() table.Table {
 
 func listWorkloads() table.Table {
 	t := table.Table{Title: "Workloads", Columns: columns("workload", "what it is", "share of ops in %")}
-	for _, name := range preset.Names() {
-		t.Rows = append(t.Rows, texts(name, preset.Doc(name), preset.Shares(name).String()))
+	for _, w := range preset.Catalogue() {
+		t.Rows = append(t.Rows, texts(w.Name, w.Doc, w.Mix.String()))
 	}
 	return t
 }

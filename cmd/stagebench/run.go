@@ -44,8 +44,7 @@ type runOptions struct {
 	rate              float64
 	duration          time.Duration
 	faults            string
-	sloGiven          bool // and not the default
-	durationGiven     bool
+	given             func(flag string) bool
 }
 
 func runCommand(s streams) *cobra.Command {
@@ -72,7 +71,7 @@ What happened is printed below the table and is in summary.json and timeline.csv
   stagebench run --engines native --format markdown --out runs/native
   stagebench run --stages lb --workloads write-heavy --rate 100 --duration 20s --faults faults.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o.sloGiven, o.durationGiven = cmd.Flags().Changed("slo"), cmd.Flags().Changed("duration")
+			o.given = cmd.Flags().Changed
 			return o.run(cmd.Context(), s)
 		},
 	}
@@ -107,7 +106,6 @@ type job struct {
 	fixed      *cell.Fixed // nil = the capacity is searched for
 	slo        results.SLO
 	data       sut.Data
-	format     table.Format
 }
 
 func (o runOptions) run(ctx context.Context, s streams) (err error) {
@@ -130,7 +128,7 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, up.budgets.Close()) }()
+	defer func() { err = errors.Join(err, up.Budgets.Close()) }()
 	dir, manifest, err := o.open(s, j, up)
 	if err != nil {
 		return err
@@ -159,9 +157,6 @@ func fits(t sut.Topology) error {
 func (o runOptions) job() (job, error) {
 	j := job{plan: cell.Default()}
 	var err error
-	if j.format, err = table.ParseFormat(o.format); err != nil {
-		return j, exit.Usage(err)
-	}
 	if j.slo, err = results.ParseSLO(o.slo); err != nil {
 		return j, exit.Usagef("%w\nfor example: --slo '%s'", err, results.DefaultSLO())
 	}
@@ -205,7 +200,7 @@ func (o runOptions) job() (job, error) {
 // when the capacity is to be searched for.
 func (o runOptions) fixed(j job) (*cell.Fixed, error) {
 	switch {
-	case o.rate == 0 && o.faults == "" && o.durationGiven:
+	case o.rate == 0 && o.faults == "" && o.given("duration"):
 		return nil, exit.Usagef("--duration is for --rate and --faults: the steps of a search are as long as its mode says\ngive one of them, or choose a mode with --quick or --full")
 	case o.rate == 0 && o.faults == "":
 		return nil, nil
@@ -255,7 +250,6 @@ func (o runOptions) loads(data sut.Data) ([]load.Load, error) {
 	if o.replay.Loop {
 		return nil, exit.Usagef("--loop has no end\nrun replays a trace once; stagebench attack --duration D --loop goes on for D")
 	}
-	seen := map[string]bool{}
 	maker := load.Maker{Data: data, Replay: o.replay, Service: true}
 	var loads []load.Load
 	for _, name := range o.workloads {
@@ -263,13 +257,13 @@ func (o runOptions) loads(data sut.Data) ([]load.Load, error) {
 		if err != nil {
 			return nil, exit.Usage(err)
 		}
-		if seen[l.Workload.Name()] {
-			return nil, exit.Usagef("workload %q is given twice", l.Workload.Name())
+		name := l.Workload.Name()
+		if slices.ContainsFunc(loads, func(before load.Load) bool { return before.Workload.Name() == name }) {
+			return nil, exit.Usagef("workload %q is given twice", name)
 		}
-		if rundir.CheckName(l.Workload.Name()) != nil {
-			return nil, exit.Usagef("workload %q cannot have a directory of that name in the run: want letters, digits and any of _ . , = + -\nrename the file, or give a workload file another name in it: name: shop", l.Workload.Name())
+		if rundir.CheckName(name) != nil {
+			return nil, exit.Usagef("workload %q cannot have a directory of that name in the run: want letters, digits and any of _ . , = + -\nrename the file, or give a workload file another name in it: name: shop", name)
 		}
-		seen[l.Workload.Name()] = true
 		loads = append(loads, l)
 	}
 	return loads, noTrace(o.replay, loads)
@@ -278,7 +272,7 @@ func (o runOptions) loads(data sut.Data) ([]load.Load, error) {
 // bounds refuses an objective for a class that is not there: it would always be
 // met.
 func (o runOptions) bounds(j job) error {
-	if !o.sloGiven {
+	if !o.given("slo") {
 		return nil // the default is for all workloads that we ship
 	}
 	var known []string
@@ -326,13 +320,11 @@ func (o runOptions) topologies() ([]sut.Topology, error) {
 	if len(stages) == 0 {
 		return nil, exit.Usagef("no stage given\nsee: stagebench list stages")
 	}
-	seen := map[string]bool{}
 	var all []sut.Topology
-	for _, stage := range stages {
-		if seen[stage] {
+	for i, stage := range stages {
+		if slices.Contains(stages[:i], stage) {
 			return nil, exit.Usagef("stage %q is given twice", stage)
 		}
-		seen[stage] = true
 		t, err := ladder.Build(sut.Stage(stage), knobs, cell.Unit(cell.Cores()))
 		if err != nil {
 			return nil, exit.Usagef("%w\nsee: stagebench list stages, stagebench list knobs", err)
@@ -346,7 +338,7 @@ func (o runOptions) topologies() ([]sut.Topology, error) {
 }
 
 // open makes the run directory and writes the manifest.
-func (o runOptions) open(s streams, j job, up *bringer) (*rundir.Dir, results.Manifest, error) {
+func (o runOptions) open(s streams, j job, up bringer) (*rundir.Dir, results.Manifest, error) {
 	id := rundir.NewID(time.Now(), uint32(os.Getpid()))
 	m := results.Manifest{
 		Schema: results.Schema, Run: id, Command: append([]string{"stagebench"}, s.args...), Started: time.Now(), Seed: o.seed, Data: o.data,
@@ -354,7 +346,7 @@ func (o runOptions) open(s streams, j job, up *bringer) (*rundir.Dir, results.Ma
 			"mode": j.plan.Mode, "plan": j.plan, "slo": j.slo.String(), "connections": o.connections,
 			"connection_life": o.life.String(), "knobs": knobsOfAll(j.topologies), "workloads": o.workloads, "speed": o.replay.Speed, "max_gap": o.replay.MaxGap.String(),
 		},
-		Digests: map[string]string{}, Budgets: up.budgets.Describe(),
+		Digests: map[string]string{}, Budgets: up.Budgets.Describe(),
 		UnitCPU: cell.Unit(cell.Cores()), Reserve: cell.Reserve(cell.Cores()),
 		Engines: map[string]string{}, Warnings: []string{},
 	}
@@ -367,7 +359,7 @@ func (o runOptions) open(s streams, j job, up *bringer) (*rundir.Dir, results.Ma
 			m.Engines[string(role)] = string(engine)
 		}
 	}
-	if err := rundir.FillEnvironment(&m, os.DirFS("/"), up.binary); err != nil {
+	if err := rundir.FillEnvironment(&m, os.DirFS("/"), up.Binary); err != nil {
 		return nil, m, err
 	}
 	path := o.out
@@ -427,11 +419,13 @@ func (o runOptions) conclude(s streams, j job, dir *rundir.Dir, run results.Run)
 	if j.fixed != nil {
 		tables = append(tables, table.Happenings(run)...)
 	}
-	render := func() error { return table.RenderAll(s.out, tables, j.format) }
-	if len(tables) == 1 { // JSON is then the ladder itself, and no list
-		render = func() error { return table.Render(s.out, tables[0], j.format) }
+	var err error
+	if format := table.Format(o.format); len(tables) == 1 { // JSON is then the ladder itself, and no list
+		err = table.Render(s.out, tables[0], format)
+	} else {
+		err = table.RenderAll(s.out, tables, format)
 	}
-	if err := render(); err != nil {
+	if err != nil {
 		return err
 	}
 	_, _ = fmt.Fprintf(s.err, "\nThe run is in %s\n", dir.Path())

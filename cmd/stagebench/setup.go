@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -34,40 +33,30 @@ func nodeCommand(s streams) *cobra.Command {
 	}
 }
 
-// bringer brings topologies up on this machine.
-type bringer struct {
-	binary    string
-	templates string
-	data      sut.Data
-	budgets   *budget.Manager
-	log       *slog.Logger
-	progress  func(string)
-	silence   time.Duration // after which a database is taken for dead; 0 = that of local.Options
-}
+// bringer brings topologies up on this machine: the options that all of them share.
+type bringer local.Options
 
 // newBringer looks for what bringing up needs. Close its budgets when done.
-func newBringer(data sut.Data, log *slog.Logger, progress func(string)) (*bringer, error) {
+func newBringer(data sut.Data, log *slog.Logger, progress func(string)) (b bringer, err error) {
 	binary, err := os.Executable()
 	if err != nil {
-		return nil, fmt.Errorf("find our own binary, which every node runs: %w", err)
+		return b, fmt.Errorf("find our own binary, which every node runs: %w", err)
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		cache = os.TempDir()
 	}
-	return &bringer{
-		binary: binary, templates: filepath.Join(cache, "stagebench", "templates"),
-		data: data, budgets: budget.Detect(budget.Options{}), log: log, progress: progress,
+	return bringer{
+		Binary: binary, NodeArgs: []string{nodeVerb}, Data: data,
+		TemplateDir: filepath.Join(cache, "stagebench", "templates"), TemplateVersion: node.TemplateVersion,
+		Budgets: budget.Detect(budget.Options{}), Admit: fits, Log: log, Progress: progress,
 	}, nil
 }
 
 // up brings a topology up; the logs of its nodes go to logDir.
-func (b *bringer) up(ctx context.Context, t sut.Topology, logDir string) (*local.System, error) {
-	return local.Up(ctx, local.Options{
-		Binary: b.binary, NodeArgs: []string{nodeVerb}, Topology: t, Data: b.data,
-		TemplateDir: b.templates, TemplateVersion: node.TemplateVersion,
-		LogDir: logDir, Budgets: b.budgets, Log: b.log, Progress: b.progress, Admit: fits, Silence: b.silence,
-	})
+func (b bringer) up(ctx context.Context, t sut.Topology, logDir string) (*local.System, error) {
+	b.Topology, b.LogDir = t, logDir
+	return local.Up(ctx, local.Options(b))
 }
 
 // dataOf checks the name of a data set.

@@ -107,7 +107,7 @@ func bringUpSized(t *testing.T, stage sut.Stage, knobs sut.Knobs, unit float64) 
 	if r.topology, err = ladder.Build(stage, knobs, unit); err != nil {
 		t.Fatal(err)
 	}
-	up.templates, up.silence = templates(), silence
+	up.TemplateDir, up.Silence = templates(), silence
 	if r.System, err = up.up(t.Context(), r.topology, t.TempDir()); err != nil {
 		t.Fatal(err)
 	}
@@ -115,11 +115,11 @@ func bringUpSized(t *testing.T, stage sut.Stage, knobs sut.Knobs, unit float64) 
 		if err := r.Down(context.Background()); err != nil {
 			t.Error(err)
 		}
-		if err := up.budgets.Close(); err != nil {
+		if err := up.Budgets.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	t.Logf("%s up after %v, hosts: %s", stage, r.BringUp().Round(time.Millisecond), up.budgets.Describe())
+	t.Logf("%s up after %v, hosts: %s", stage, r.BringUp().Round(time.Millisecond), up.Budgets.Describe())
 	return r
 }
 

@@ -71,7 +71,7 @@ func (o upOptions) run(ctx context.Context, s streams) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, up.budgets.Close()) }()
+	defer func() { err = errors.Join(err, up.Budgets.Close()) }()
 	logs, cleanLogs, err := o.logDir()
 	if err != nil {
 		return err
@@ -82,7 +82,7 @@ func (o upOptions) run(ctx context.Context, s streams) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, system.Down(context.WithoutCancel(ctx))) }()
-	_, _ = fmt.Fprintf(s.out, "stage %s is up at %s (%v, hosts: %s)\n", topology.Stage, strings.Join(system.Endpoints(), " and "), system.BringUp().Round(time.Millisecond), up.budgets.Describe())
+	_, _ = fmt.Fprintf(s.out, "stage %s is up at %s (%v, hosts: %s)\n", topology.Stage, strings.Join(system.Endpoints(), " and "), system.BringUp().Round(time.Millisecond), up.Budgets.Describe())
 	if err := table.Render(s.out, statusTable(system.Status()), table.FormatText); err != nil {
 		return err
 	}

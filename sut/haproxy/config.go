@@ -25,13 +25,16 @@ const logLine = 32 << 10
 // user, as a connection that closes under a request looks like a failure.
 const clientKeepAlive = 5 * time.Minute
 
+// mostConnections bounds the clients' connections. Those above it wait.
+const mostConnections = 10_000
+
 // connectionsWithin returns how many clients' connections fit into a limit on
 // open files. HAProxy uses two for each, and a number of its own, and refuses
 // to start when it is promised more than it can get.
-func connectionsWithin(want int, files uint64) int {
+func connectionsWithin(files uint64) int {
 	const own = 200
-	if files/2 > uint64(want+own) {
-		return want
+	if files/2 > mostConnections+own {
+		return mostConnections
 	}
 	return max(1, (int(files)-own)/2)
 }

@@ -22,6 +22,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -49,9 +50,6 @@ type Config struct {
 	Port int
 	// Procs is the number of threads; default 1.
 	Procs int
-	// MaxConnections bounds the clients' connections; default 10,000, or less
-	// where the limit on open files allows only less. Those above it wait.
-	MaxConnections int
 	// Drain is how long requests may take to finish once the server was told to
 	// stop; default 10 s.
 	Drain time.Duration
@@ -62,7 +60,6 @@ func (c Config) defaults() Config {
 	c.Balancing = c.Complete()
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	c.Procs = cmp.Or(c.Procs, 1)
-	c.MaxConnections = cmp.Or(c.MaxConnections, 10_000)
 	c.Drain = cmp.Or(c.Drain, 10*time.Second)
 	return c
 }
@@ -80,8 +77,6 @@ func (c Config) validate() error {
 		return fmt.Errorf("port %d: want 1 to 65535, chosen by the caller", c.Port)
 	case c.Procs < 1:
 		return fmt.Errorf("procs %d: want at least 1", c.Procs)
-	case c.MaxConnections < 1:
-		return fmt.Errorf("max connections %d: want at least 1", c.MaxConnections)
 	case c.Drain < time.Second:
 		return fmt.Errorf("drain %v: want at least 1s", c.Drain)
 	case c.Policy == sut.PolicyLeastResponseTime:
@@ -146,7 +141,7 @@ func (h *Server) Prepare(ctx context.Context) error {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
 		return fmt.Errorf("haproxy: limit on open files: %w", err)
 	}
-	text := h.cfg.render(connectionsWithin(h.cfg.MaxConnections, files.Max), h.places.reset())
+	text := h.cfg.render(connectionsWithin(files.Max), h.places.reset())
 	path := filepath.Join(dir, configName)
 	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
 		return fmt.Errorf("haproxy: configuration: %w", err)
@@ -184,12 +179,10 @@ func (h *Server) Ready(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("haproxy: %w", err)
 	}
-	for _, row := range rows {
-		if row["svname"] == "FRONTEND" && row["status"] == "OPEN" {
-			return nil
-		}
+	if !slices.ContainsFunc(rows, func(row map[string]string) bool { return row["svname"] == "FRONTEND" && row["status"] == "OPEN" }) {
+		return errors.New("haproxy: it does not listen yet")
 	}
-	return errors.New("haproxy: it does not listen yet")
+	return nil
 }
 
 // StopSignal is HAProxy's soft stop: it stops listening, closes idle
@@ -219,7 +212,7 @@ func (h *Server) Status(ctx context.Context) (sut.BalancerStatus, error) {
 	}
 	c := h.cfg
 	status := sut.BalancerStatus{Node: c.Node, Engine: sut.HAProxy, Layer: c.Layer, Policy: c.Policy, Sticky: c.Sticky}
-	return status, fill(&status, rows, h.places)
+	return status, h.places.fill(&status, rows)
 }
 
 // oldest is the oldest version that is supported, major and minor: Debian
@@ -295,11 +288,7 @@ func parseVersion(text string) (string, error) {
 
 // newEnough compares a version with the oldest supported one.
 func newEnough(version string) bool {
-	parts := strings.Split(version, ".")
-	major, _ := strconv.Atoi(parts[0])
-	minor := 0
-	if len(parts) > 1 {
-		minor, _ = strconv.Atoi(parts[1])
-	}
+	var major, minor int
+	_, _ = fmt.Sscanf(version, "%d.%d", &major, &minor) // parseVersion has found both
 	return major > oldestMajor || major == oldestMajor && minor >= oldestMinor
 }

@@ -95,19 +95,16 @@ func (p *places) rescale() {
 // backends lists the backends with all places; the caller holds the mutex.
 func (p *places) backends() []backend {
 	var all []backend
+	web := backend{name: "web", cookie: sut.StickyCookie}
 	for i, route := range p.members.Routes {
 		b := backend{name: fmt.Sprintf("route-%d", i+1), cookie: fmt.Sprintf("%s-%d", sut.StickyCookie, i+1), route: route}
 		if b.conditions() == "" {
-			b.name, b.cookie = "web", sut.StickyCookie
+			web.route = route
+			break // nothing comes further
 		}
 		all = append(all, b)
-		if b.name == "web" {
-			break // nothing comes so far
-		}
 	}
-	if len(all) == 0 || all[len(all)-1].name != "web" {
-		all = append(all, backend{name: "web", cookie: sut.StickyCookie})
-	}
+	all = append(all, web)
 	for i := range all {
 		b := &all[i]
 		for _, node := range p.nodes {
@@ -148,30 +145,13 @@ func (p *places) member(node string) bool {
 	return slices.ContainsFunc(p.members.Peers, func(peer sut.Peer) bool { return peer.Node == node })
 }
 
-// holder says which host is in a place, and whether it is a member; "" for none.
-func (p *places) holder(name string) (node, address string, member bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, node := range p.nodes {
-		if p.place[node] == name {
-			return node, p.peers[node].Address, p.member(node)
-		}
+// holder says which host is in a place; "" for none. The caller holds the mutex.
+func (p *places) holder(name string) string {
+	i := slices.IndexFunc(p.nodes, func(node string) bool { return p.place[node] == name })
+	if i < 0 {
+		return ""
 	}
-	return "", "", false
-}
-
-// order is the hosts in the order in which they came.
-func (p *places) order() []string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return slices.Clone(p.nodes)
-}
-
-// joins is how often a host joined a backend while the server ran.
-func (p *places) joins(backend, name string) uint64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.joined[backend+"/"+name]
+	return p.nodes[i]
 }
 
 // step is what a server of a backend becomes, and how.
@@ -193,6 +173,7 @@ func (p *places) change(m sut.Upstreams, well map[string]bool) (steps []step, le
 	}
 	p.members = m
 	p.rescale()
+	var others []step
 	for _, peer := range m.Peers {
 		if _, known := p.place[peer.Node]; !known {
 			p.place[peer.Node], p.reserve = p.reserve[0], p.reserve[1:]
@@ -203,27 +184,22 @@ func (p *places) change(m sut.Upstreams, well map[string]bool) (steps []step, le
 	for _, b := range p.backends() {
 		for _, now := range b.places {
 			server := b.name + "/" + now.name
-			if s := p.step(server, p.told[server], now, well[now.name]); len(s.commands) > 0 {
+			switch s := p.step(server, p.told[server], now, well[now.name]); {
+			case len(s.commands) == 0:
+			case now.used:
 				steps = append(steps, s)
+			default:
+				others = append(others, s)
 			}
 		}
 	}
-	// No backend loses its last host before it has the next.
-	slices.SortStableFunc(steps, func(a, b step) int { return cmp.Compare(a.rank(), b.rank()) })
 	for _, node := range p.nodes {
 		if !p.member(node) {
 			left = append(left, p.place[node])
 		}
 	}
-	return steps, left, nil
-}
-
-// rank is smaller for steps that come earlier.
-func (s step) rank() int {
-	if s.now.used {
-		return 0
-	}
-	return 1
+	// No backend loses its last host before it has the next.
+	return append(steps, others...), left, nil
 }
 
 // done notes that the running server took a step.
@@ -330,29 +306,33 @@ const drainPoll = 5 * time.Millisecond
 // another one the same hosts can be asked for again.
 func (h *Server) SetUpstreams(ctx context.Context, m sut.Upstreams) error {
 	left, err := h.become(ctx, m)
+	if err == nil {
+		err = h.awaitIdle(ctx, left)
+	}
+	if err == nil {
+		err = h.retire(ctx, left)
+	}
 	if err != nil {
 		return fmt.Errorf("haproxy: %w", err)
 	}
+	return nil
+}
+
+// awaitIdle waits until the hosts in those places have finished what they had.
+func (h *Server) awaitIdle(ctx context.Context, left []string) error {
 	for {
 		rows, err := h.rows(ctx)
-		if err != nil {
-			return fmt.Errorf("haproxy: %w", err)
-		}
-		if !slices.ContainsFunc(rows, func(row map[string]string) bool {
+		if err != nil || !slices.ContainsFunc(rows, func(row map[string]string) bool {
 			return slices.Contains(left, row["svname"]) && row["scur"] != "0"
 		}) {
-			break
+			return err
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("haproxy: hosts that left have not finished: %w", ctx.Err())
+			return fmt.Errorf("hosts that left have not finished: %w", ctx.Err())
 		case <-time.After(drainPoll):
 		}
 	}
-	if err := h.retire(ctx, left); err != nil {
-		return fmt.Errorf("haproxy: %w", err)
-	}
-	return nil
 }
 
 // become tells the server of its hosts and returns the places of the hosts

@@ -37,7 +37,7 @@ func newHAProxy(t testing.TB, install haproxy.Install, cfg sut.Balancing) *hapro
 	t.Helper()
 	cfg.Node = "lb-1"
 	return haproxy.New(haproxy.Config{
-		Balancing: cfg, Install: install, Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t), MaxConnections: 500,
+		Balancing: cfg, Install: install, Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t),
 	})
 }
 

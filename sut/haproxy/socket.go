@@ -35,10 +35,10 @@ func (h *Server) ask(ctx context.Context, command string) (string, error) {
 	defer conn.Close()
 	// Unblocks what follows when the caller gives up.
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	if _, err := io.WriteString(conn, command+"\n"); err != nil {
-		return "", errors.Join(fmt.Errorf("stats socket: %w", err), context.Cause(ctx))
+	var answer []byte
+	if _, err = io.WriteString(conn, command+"\n"); err == nil {
+		answer, err = io.ReadAll(conn)
 	}
-	answer, err := io.ReadAll(conn)
 	if err != nil {
 		return "", errors.Join(fmt.Errorf("stats socket: %w", err), context.Cause(ctx))
 	}
@@ -77,7 +77,9 @@ func parseStat(text string) ([]map[string]string, error) {
 }
 
 // fill reads a status out of the server's statistics.
-func fill(s *sut.BalancerStatus, rows []map[string]string, places *places) error {
+func (p *places) fill(s *sut.BalancerStatus, rows []map[string]string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	var failed error
 	hosts := map[string]*sut.UpstreamStatus{}
 	frontend := false
@@ -93,17 +95,18 @@ func fill(s *sut.BalancerStatus, rows []map[string]string, places *places) error
 				connections(s).Failed += row.number("econ")
 			}
 		default:
-			node, address, member := places.holder(values["svname"])
+			node := p.holder(values["svname"])
+			member := p.member(node)
 			if node == "" || !member && row.number("scur") == 0 {
 				continue
 			}
 			if hosts[node] == nil {
-				hosts[node] = &sut.UpstreamStatus{Node: node, Address: address, Draining: !member}
+				hosts[node] = &sut.UpstreamStatus{Node: node, Address: p.peers[node].Address, Draining: !member}
 			}
-			add(hosts[node], row, places.joins(values["pxname"], values["svname"]))
+			add(hosts[node], row, p.joined[values["pxname"]+"/"+values["svname"]])
 		}
 	}
-	for _, node := range places.order() {
+	for _, node := range p.nodes {
 		if u := hosts[node]; u != nil {
 			if u.Up {
 				u.Cause, u.Ejected = "", false
@@ -234,7 +237,9 @@ func (h *Server) Printed(line string) bool {
 	if broken {
 		cause = causes()[e.End[0]]
 	}
-	node, _, _ := h.places.holder(e.Upstream)
+	h.places.mu.Lock()
+	node := h.places.holder(e.Upstream)
+	h.places.mu.Unlock()
 	h.cfg.Log.LogAttrs(context.Background(), level, "request",
 		slog.String("request_id", e.RequestID), slog.String("method", e.Method), slog.String("path", e.Path),
 		slog.Int("status", e.Status), slog.String("upstream", node),

@@ -117,15 +117,15 @@ var errNoPong = errors.New("not ready")
 
 // Stats asks the server for its figures, over a connection of its own.
 func (s *Server) Stats(ctx context.Context) (sut.CacheFigures, error) {
+	var figures sut.CacheFigures
 	text, err := s.ask(ctx, "INFO")
+	if err == nil {
+		figures, err = parseInfo(text)
+	}
 	if err != nil {
 		return sut.CacheFigures{}, fmt.Errorf("redis: INFO: %w", err)
 	}
-	f, err := parseInfo(text)
-	if err != nil {
-		return f, fmt.Errorf("redis: INFO: %w", err)
-	}
-	return f, nil
+	return figures, nil
 }
 
 // ask sends one command and returns the first line of the answer, or the text when it

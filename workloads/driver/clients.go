@@ -2,12 +2,13 @@ package driver
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -75,11 +76,6 @@ func NewClients(config ClientConfig) (*Clients, error) {
 func (c *Clients) newSlot(i int) *slot {
 	s := &slot{index: i, buffer: make([]byte, 16<<10)}
 	dialer := &net.Dialer{Timeout: c.config.DialTimeout}
-	security := c.config.TLS.Clone() // nil stays nil
-	if security == nil {
-		security = &tls.Config{}
-	}
-	security.MinVersion = max(security.MinVersion, tls.VersionTLS12)
 	if n := len(c.config.Sources); n > 0 {
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.config.Sources[i%n], 0))
 	}
@@ -97,7 +93,7 @@ func (c *Clients) newSlot(i int) *slot {
 		MaxConnsPerHost:     1,
 		MaxIdleConnsPerHost: 1,
 		DisableCompression:  true,
-		TLSClientConfig:     security,
+		TLSClientConfig:     c.config.TLS,
 	}
 	return s
 }
@@ -180,13 +176,11 @@ func (s *session) keep(h http.Header, loggedIn bool) {
 	for _, fresh := range response.Cookies() {
 		s.replace(fresh)
 	}
-	s.header = ""
-	for i, cookie := range s.cookies {
-		if i > 0 {
-			s.header += "; "
-		}
-		s.header += cookie.Name + "=" + cookie.Value
+	var pairs []string
+	for _, cookie := range s.cookies {
+		pairs = append(pairs, cookie.Name+"="+cookie.Value)
 	}
+	s.header = strings.Join(pairs, "; ")
 }
 
 // stale reports whether nobody has logged the user in again since that login,
@@ -212,13 +206,7 @@ func (s *session) notRenewed() {
 // replace puts a cookie in the place of its namesake; one that has expired only
 // goes. The caller holds the lock.
 func (s *session) replace(fresh *http.Cookie) {
-	kept := s.cookies[:0]
-	for _, c := range s.cookies {
-		if c.Name != fresh.Name {
-			kept = append(kept, c)
-		}
-	}
-	s.cookies = kept
+	s.cookies = slices.DeleteFunc(s.cookies, func(c *http.Cookie) bool { return c.Name == fresh.Name })
 	if fresh.MaxAge >= 0 {
 		s.cookies = append(s.cookies, fresh)
 	}
@@ -251,19 +239,9 @@ func (c *Clients) LogIn(ctx context.Context, workload workloads.Workload, timeou
 const loginLanes = 8
 
 func (c *Clients) logIn(ctx context.Context, s *slot, op workloads.Op, user int, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	req, err := c.Request(op)
-	if err != nil {
-		return err
-	}
 	session := c.user(user)
-	session.attach(req.Header)
-	response, err := s.transport.RoundTrip(req.WithContext(ctx))
+	response, err := c.ask(ctx, s, op, session, timeout)
 	if err != nil {
-		return err
-	}
-	if _, err := s.drain(response.Body, false); err != nil {
 		return err
 	}
 	if !op.Check.Accepts(response.StatusCode) {
@@ -271,4 +249,22 @@ func (c *Clients) logIn(ctx context.Context, s *slot, op workloads.Op, user int,
 	}
 	session.keep(response.Header, true)
 	return nil
+}
+
+// ask carries an op out beside all measurements and returns its answer, whose body has been
+// read.
+func (c *Clients) ask(ctx context.Context, s *slot, op workloads.Op, session *session, timeout time.Duration) (*http.Response, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	req, err := c.Request(op)
+	if err != nil {
+		return nil, err
+	}
+	session.attach(req.Header)
+	response, err := s.transport.RoundTrip(req.WithContext(ctx))
+	if err != nil {
+		return nil, err
+	}
+	_, err = s.drain(response.Body, false)
+	return response, err
 }

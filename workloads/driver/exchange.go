@@ -73,26 +73,30 @@ func (t *Ticket) Carry(req *http.Request) (status int, header http.Header, err e
 	freeAt := t.outcome.Dispatched
 	defer func() { f.free <- freed{slot: t.slot, at: freeAt} }()
 	if t.refused != nil {
-		t.outcome.Fate, t.outcome.Error, t.outcome.Done = results.ConnectError, "not a request: "+t.refused.Error(), f.Now()
-		f.finish(t.outcome)
+		t.refuse()
 		return 0, nil, t.refused
 	}
 	session := f.clients.user(t.Op.User)
 	login := session.attach(req.Header)
 	header, err = t.exchange(req)
-	status = t.outcome.Status
+	o := &t.outcome
 	if header != nil {
 		session.keep(header, false)
 	}
-	t.outcome.SessionLost = t.outcome.Fate == results.HTTPError && status == http.StatusUnauthorized && login > 0
-	lost := t.outcome.SessionLost
-	freeAt = t.outcome.Done
-	f.finish(t.outcome)
-	if lost && session.stale(login) {
+	o.SessionLost = o.Fate == results.HTTPError && o.Status == http.StatusUnauthorized && login > 0
+	freeAt = o.Done
+	f.outcomes <- *o
+	if o.SessionLost && session.stale(login) {
 		freeAt = t.login(session)
 	}
 	f.clients.renew(t.slot)
-	return status, header, err
+	return o.Status, header, err
+}
+
+// refuse accounts for an op that cannot be made into a request.
+func (t *Ticket) refuse() {
+	t.outcome.Fate, t.outcome.Error, t.outcome.Done = results.ConnectError, "not a request: "+t.refused.Error(), t.flight.Now()
+	t.flight.outcomes <- t.outcome
 }
 
 // login starts the user's session again and returns when it was done. It is a
@@ -104,17 +108,14 @@ func (t *Ticket) login(session *session) (done int64) {
 		return t.outcome.Done
 	}
 	op := workload.LoginOp(t.Op.User)
+	op.Index = t.Op.Index
 	now := f.Now()
-	again := &Ticket{Op: op, slot: t.slot, flight: f, outcome: results.Outcome{
-		Index: t.Op.Index, Class: string(op.Class), Intended: now, Free: now, Dispatched: now, Sent: -1, BytesOut: int64(len(op.Body)),
-		Record: op.Record, Write: op.Write, User: op.User,
-	}}
-	f.extra.Add(1)
 	req, err := f.clients.Request(op)
+	again := f.ticket(op, err, freed{t.slot, now}, now, now)
+	f.extra.Add(1)
 	if err != nil {
-		again.outcome.Fate, again.outcome.Error, again.outcome.Done = results.ConnectError, "not a request: "+err.Error(), now
 		session.notRenewed()
-		f.finish(again.outcome)
+		again.refuse()
 		return now
 	}
 	session.attach(req.Header)
@@ -125,7 +126,7 @@ func (t *Ticket) login(session *session) (done int64) {
 	if again.outcome.Fate != results.OK {
 		session.notRenewed()
 	}
-	f.finish(again.outcome)
+	f.outcomes <- again.outcome
 	return again.outcome.Done
 }
 
@@ -195,11 +196,8 @@ func (t *Ticket) check(header http.Header) {
 	if asked == nil {
 		return
 	}
-	wrong := ""
-	switch {
-	case !asked.Accepts(o.Status):
-		wrong = "HTTP " + strconv.Itoa(o.Status)
-	default:
+	wrong := "HTTP " + strconv.Itoa(o.Status)
+	if asked.Accepts(o.Status) {
 		wrong = asked.Fails(header, t.slot.kept, o.BytesIn)
 	}
 	o.Fate, o.Error, o.CheckFailed = results.OK, wrong, wrong != "" && o.Status < 400

@@ -34,15 +34,15 @@ type Flight struct {
 
 	outcomes chan results.Outcome
 	sunk     chan struct{} // closed when the last outcome was delivered
+	// Over the outcomes that were delivered; to be read when all are.
+	lastDone, service int64
 
-	stopped  chan struct{} // closed when no more ops may be dispatched
-	stopOnce sync.Once
-	window   atomic.Int64 // ns of the schedule that count
-	ctx      context.Context
-	cancel   context.CancelFunc // gives up what is in flight
-	meter    meter
-	lastDone atomic.Int64
-	service  atomic.Int64 // sum over outcomes
+	dispatching context.Context // ends when no more ops may be dispatched
+	stop        context.CancelFunc
+	window      atomic.Int64 // ns of the schedule that count
+	ctx         context.Context
+	cancel      context.CancelFunc // gives up what is in flight
+	meter       meter
 }
 
 // freed is a slot and the moment at which it became free.
@@ -75,9 +75,9 @@ func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(resul
 	f := &Flight{
 		clients: clients, plan: plan, base: time.Now(), total: plan.Schedule.Count(plan.Duration),
 		free:     make(chan freed, len(clients.slots)),
-		outcomes: make(chan results.Outcome, 4096), sunk: make(chan struct{}),
-		stopped: make(chan struct{}), timer: time.NewTimer(time.Hour),
+		outcomes: make(chan results.Outcome, 4096), sunk: make(chan struct{}), timer: time.NewTimer(time.Hour),
 	}
+	f.dispatching, f.stop = context.WithCancel(context.Background())
 	for _, s := range clients.slots {
 		f.free <- freed{slot: s}
 	}
@@ -88,6 +88,10 @@ func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(resul
 	go func() {
 		defer close(f.sunk)
 		for o := range f.outcomes {
+			if o.Sent >= 0 {
+				f.service += o.Service()
+			}
+			f.lastDone = max(f.lastDone, o.Done)
 			sink(o)
 		}
 	}()
@@ -98,10 +102,8 @@ func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(resul
 // watch ends the dispatching when the schedule is over or the caller cancels, and
 // gives up what is in flight when a caller who cancels has waited for the drain.
 func (f *Flight) watch(ctx context.Context) {
-	end := time.NewTimer(f.plan.Duration + cmp.Or(f.plan.LastCall, defaultLastCall))
-	defer end.Stop()
 	select {
-	case <-end.C:
+	case <-time.After(f.plan.Duration + cmp.Or(f.plan.LastCall, defaultLastCall)):
 		f.stop()
 		// What is in flight may take as long as the timeout; whoever cancels now waits
 		// for it no longer than before.
@@ -116,16 +118,12 @@ func (f *Flight) watch(ctx context.Context) {
 		f.window.Store(min(f.Now(), int64(f.plan.Duration)))
 		f.stop()
 	}
-	drained := time.NewTimer(f.plan.Drain)
-	defer drained.Stop()
 	select {
-	case <-drained.C:
+	case <-time.After(f.plan.Drain):
 		f.cancel()
 	case <-f.sunk:
 	}
 }
-
-func (f *Flight) stop() { f.stopOnce.Do(func() { close(f.stopped) }) }
 
 // Start makes now the time 0 of the run.
 func (f *Flight) Start() { f.began.Store(int64(time.Since(f.base))) }
@@ -134,17 +132,12 @@ func (f *Flight) Start() { f.began.Store(int64(time.Since(f.base))) }
 func (f *Flight) Now() int64 { return int64(time.Since(f.base)) - f.began.Load() }
 
 // Stopped is closed when no more ops may be dispatched.
-func (f *Flight) Stopped() <-chan struct{} { return f.stopped }
+func (f *Flight) Stopped() <-chan struct{} { return f.dispatching.Done() }
 
 // Due waits until op n is due. It returns false when there is no such op or the
 // run was stopped. It may be called by one goroutine only.
 func (f *Flight) Due(n uint64) bool {
-	select {
-	case <-f.stopped:
-		return false
-	default:
-	}
-	if n >= f.total {
+	if n >= f.total || f.dispatching.Err() != nil {
 		return false
 	}
 	at := int64(f.plan.Schedule.At(n))
@@ -152,7 +145,7 @@ func (f *Flight) Due(n uint64) bool {
 		f.timer.Reset(wait - coarse)
 		select {
 		case <-f.timer.C:
-		case <-f.stopped:
+		case <-f.Stopped():
 			return false
 		}
 	}
@@ -166,25 +159,22 @@ func (f *Flight) Dispatch() *Ticket {
 	n := f.next.Add(1) - 1
 	op := f.plan.Workload.Op(f.plan.First + n)
 	_, err := http.NewRequest(op.Method, f.clients.URL(op), nil)
-	return &Ticket{Op: op, refused: err, slot: slot.slot, flight: f, outcome: results.Outcome{
-		Index: op.Index, Class: string(op.Class), Intended: int64(f.plan.Schedule.At(n)),
-		Free: slot.at, Dispatched: f.Now(), Sent: -1, BytesOut: int64(len(op.Body)),
-		Record: op.Record, Write: op.Write, User: op.User,
-	}}
+	return f.ticket(op, err, slot, int64(f.plan.Schedule.At(n)), f.Now())
 }
 
-// finish delivers an outcome.
-func (f *Flight) finish(o results.Outcome) {
-	if o.Sent >= 0 {
-		f.service.Add(o.Service())
+// ticket is for an op that has got a slot.
+func (f *Flight) ticket(op workloads.Op, refused error, slot freed, intended, dispatched int64) *Ticket {
+	t := &Ticket{Op: op, refused: refused, slot: slot.slot, flight: f, outcome: outcomeOf(op, intended)}
+	t.outcome.Free, t.outcome.Dispatched, t.outcome.BytesOut = slot.at, dispatched, int64(len(op.Body))
+	return t
+}
+
+// outcomeOf is the outcome of an op that was not dispatched yet.
+func outcomeOf(op workloads.Op, intended int64) results.Outcome {
+	return results.Outcome{
+		Index: op.Index, Class: string(op.Class), Intended: intended, Dispatched: -1, Sent: -1,
+		Record: op.Record, Write: op.Write, User: op.User,
 	}
-	for {
-		last := f.lastDone.Load()
-		if o.Done <= last || f.lastDone.CompareAndSwap(last, o.Done) {
-			break
-		}
-	}
-	f.outcomes <- o
 }
 
 // Land ends the run, once every worker has returned: it accounts for what was
@@ -196,24 +186,21 @@ func (f *Flight) Land() Report {
 	// An op can be dispatched in the very moment in which the run is cancelled.
 	scheduled := max(f.plan.Schedule.Count(window), dispatched)
 	for n := dispatched; n < scheduled; n++ {
-		op := f.plan.Workload.Op(f.plan.First + n)
-		f.outcomes <- results.Outcome{
-			Index: op.Index, Class: string(op.Class), Intended: int64(f.plan.Schedule.At(n)),
-			Dispatched: -1, Sent: -1, Done: int64(window), Fate: results.Unsent,
-			Record: op.Record, Write: op.Write, User: op.User,
-		}
+		o := outcomeOf(f.plan.Workload.Op(f.plan.First+n), int64(f.plan.Schedule.At(n)))
+		o.Done, o.Fate = int64(window), results.Unsent
+		f.outcomes <- o
 	}
 	close(f.outcomes)
 	<-f.sunk
 	f.cancel()
 	return Report{
-		Start: f.base.Add(time.Duration(f.began.Load())), Window: window, Elapsed: max(window, time.Duration(f.lastDone.Load())),
+		Start: f.base.Add(time.Duration(f.began.Load())), Window: window, Elapsed: max(window, time.Duration(f.lastDone)),
 		Scheduled:  int64(scheduled) + f.extra.Load(),
-		InFlightNS: f.meter.integral(), ServiceNS: f.service.Load(),
+		InFlightNS: f.meter.area, ServiceNS: f.service,
 	}
 }
 
-// meter integrates the number of ops in flight over time.
+// meter integrates the number of ops in flight over time. Its area may be read when none is.
 type meter struct {
 	mu    sync.Mutex
 	count int64
@@ -231,10 +218,4 @@ func (m *meter) change(at, by int64) {
 		m.since = at
 	}
 	m.count += by
-}
-
-func (m *meter) integral() int64 {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.area
 }

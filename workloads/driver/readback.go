@@ -5,9 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/stagebench/stagebench/workloads"
 )
@@ -29,48 +28,28 @@ type ReadBack struct {
 // read at all are not in it. No op may be in flight. It returns an error only
 // when ctx ends.
 func (c *Clients) Versions(ctx context.Context, want map[string]int64, how ReadBack) (map[string]int64, error) {
-	type shown struct {
-		path    string
-		version int64
-	}
-	paths, answers := make(chan string), make(chan shown)
 	patient, cancel := context.WithTimeout(ctx, how.Patience)
 	defer cancel()
-	group, groupContext := errgroup.WithContext(ctx)
-	group.Go(func() error {
-		defer close(paths)
-		for path := range want {
-			select {
-			case paths <- path:
-			case <-groupContext.Done():
-				return groupContext.Err()
+	lanes := make(chan *slot, loginLanes)
+	for _, s := range c.slots[:min(len(c.slots), loginLanes)] {
+		lanes <- s
+	}
+	var readers sync.WaitGroup
+	var mu sync.Mutex
+	found := map[string]int64{}
+	for path, version := range want {
+		lane := <-lanes
+		readers.Go(func() {
+			defer func() { lanes <- lane }()
+			if shown, known := c.settle(ctx, patient, lane, path, version, how); known {
+				mu.Lock()
+				defer mu.Unlock()
+				found[path] = shown
 			}
-		}
-		return nil
-	})
-	for lane := range min(len(c.slots), loginLanes) {
-		group.Go(func() error {
-			for path := range paths {
-				version, known := c.settle(groupContext, patient, c.slots[lane], path, want[path], how)
-				if known {
-					answers <- shown{path, version}
-				}
-			}
-			return groupContext.Err()
 		})
 	}
-	found := map[string]int64{}
-	collected := make(chan struct{})
-	go func() {
-		defer close(collected)
-		for a := range answers {
-			found[a.path] = a.version
-		}
-	}()
-	err := group.Wait()
-	close(answers)
-	<-collected
-	if err != nil {
+	readers.Wait()
+	if err := ctx.Err(); err != nil {
 		return found, fmt.Errorf("read the records back: %w", err)
 	}
 	return found, nil
@@ -79,21 +58,16 @@ func (c *Clients) Versions(ctx context.Context, want map[string]int64, how ReadB
 // settle looks at a record until it shows the version, or patience ends; it looks
 // at least once.
 func (c *Clients) settle(ctx, patient context.Context, s *slot, path string, want int64, how ReadBack) (highest int64, known bool) {
-	pause := time.NewTimer(0)
-	defer pause.Stop()
-	for first := true; ; first = false {
-		if !first {
-			pause.Reset(how.Pause)
-			select {
-			case <-pause.C:
-			case <-patient.Done():
-				return highest, known
-			}
-		}
+	for {
 		if version, ok := c.version(ctx, s, path, how.Timeout); ok {
 			highest, known = max(highest, version), true
 		}
-		if known && highest >= want || patient.Err() != nil {
+		if known && highest >= want {
+			return highest, known
+		}
+		select {
+		case <-time.After(how.Pause):
+		case <-patient.Done():
 			return highest, known
 		}
 	}
@@ -101,17 +75,8 @@ func (c *Clients) settle(ctx, patient context.Context, s *slot, path string, wan
 
 // version asks for a record once.
 func (c *Clients) version(ctx context.Context, s *slot, path string, timeout time.Duration) (version int64, ok bool) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	req, err := c.Request(workloads.Op{Method: http.MethodGet, Path: path, User: -1})
+	response, err := c.ask(ctx, s, workloads.Op{Method: http.MethodGet, Path: path}, nil, timeout)
 	if err != nil {
-		return 0, false
-	}
-	response, err := s.transport.RoundTrip(req.WithContext(ctx))
-	if err != nil {
-		return 0, false
-	}
-	if _, err := s.drain(response.Body, false); err != nil {
 		return 0, false
 	}
 	if response.StatusCode == http.StatusNotFound {

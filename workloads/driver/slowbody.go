@@ -69,10 +69,8 @@ func (b *slowBody) Read(p []byte) (int, error) {
 	// Against the start, so that the lateness of one piece does not add to the
 	// next.
 	if wait := b.due(b.sent+n) - begin.Sub(b.start); wait > 0 {
-		timer := time.NewTimer(wait)
-		defer timer.Stop()
 		select {
-		case <-timer.C:
+		case <-time.After(wait):
 		case <-b.ctx.Done():
 			return 0, b.ctx.Err()
 		}

@@ -38,8 +38,11 @@ const (
 // defaultTheta is YCSB's.
 const defaultTheta = 0.99
 
-// keyName is what a key may be called, and what is one in braces.
-var keyName = regexp.MustCompile(`^[a-z][a-z0-9_-]*$`)
+// keyName is what a key may be called, and inBraces where its text or its value stands.
+var (
+	keyName  = regexp.MustCompile(`^[a-z][a-z0-9_-]*$`)
+	inBraces = regexp.MustCompile(`\{\{[a-z][a-z0-9_-]*\}\}|\{[a-z][a-z0-9_-]*\}`)
+)
 
 // key builds a key.
 func (r *reader) key(name string, s source, seed, stream uint64) key {
@@ -112,7 +115,7 @@ func (r *reader) template(at place, o operation, common map[string]string, names
 	if !httpguts.ValidHeaderFieldName(t.method) || strings.ToUpper(t.method) != t.method {
 		r.wrong(at.in("method"), "method %q: want an HTTP method such as GET", o.Method)
 	}
-	t.write = t.method != http.MethodGet && t.method != http.MethodHead && t.method != http.MethodOptions
+	t.write = workloads.Writes(t.method)
 	if o.Write != nil {
 		t.write = *o.Write
 	}
@@ -142,7 +145,7 @@ func (r *reader) body(at place, o operation, names []string) text {
 		return r.text(at.in("body"), o.Body, names, false)
 	case o.Body != "":
 		r.wrong(at.in("body_file"), "body and body_file exclude each other")
-		return text{}
+		return nil
 	}
 	content, err := fs.ReadFile(r.files, o.BodyFile)
 	switch {
@@ -151,7 +154,7 @@ func (r *reader) body(at place, o operation, names []string) text {
 	case len(content) > maxFile:
 		r.wrong(at.in("body_file"), "body_file %s: %d bytes: want at most %d", o.BodyFile, len(content), maxFile)
 	}
-	return text{parts: []part{{literal: string(content), key: none}}}
+	return text{{literal: string(content), key: none}}
 }
 
 // header merges the headers of all ops with those of one, which win.
@@ -207,45 +210,32 @@ func (r *reader) check(at place, c *check) *workloads.Check {
 func (r *reader) text(at place, written string, names []string, isPath bool) text {
 	var t text
 	literal := func(s string) {
-		if s == "" {
-			return
+		if n := len(t); n > 0 && t[n-1].key == none {
+			t[n-1].literal += s
+		} else if s != "" {
+			t = append(t, part{literal: s, key: none})
 		}
-		if n := len(t.parts); n > 0 && t.parts[n-1].key == none {
-			t.parts[n-1].literal += s
-			return
-		}
-		t.parts = append(t.parts, part{literal: s, key: none})
 	}
-	query := false
-	for rest := written; rest != ""; {
-		open := strings.IndexByte(rest, '{')
-		if open < 0 {
-			literal(rest)
-			break
+	end := 0
+	for _, found := range inBraces.FindAllStringIndex(written, -1) {
+		before := written[:found[0]]
+		literal(before[end:])
+		end = found[1]
+		name := written[found[0]+1 : end-1]
+		if strings.HasPrefix(name, "{") {
+			literal(name)
+			continue
 		}
-		literal(rest[:open])
-		query = query || strings.Contains(rest[:open], "?")
-		rest = rest[open:]
-		if inner, after, found := strings.Cut(rest[1:], "}"); found && keyName.MatchString(inner) {
-			escape := raw
-			switch {
-			case isPath && query:
-				escape = inQuery
-			case isPath:
-				escape = inPath
+		p := part{key: r.reference(at, name, names)}
+		if isPath {
+			p.escape = url.PathEscape
+			if strings.Contains(before, "?") {
+				p.escape = url.QueryEscape
 			}
-			t.parts = append(t.parts, part{key: r.reference(at, inner, names), escape: escape})
-			rest = after
-			continue
 		}
-		if inner, after, found := strings.Cut(rest[1:], "}}"); found && strings.HasPrefix(inner, "{") && keyName.MatchString(inner[1:]) {
-			literal(inner + "}")
-			rest = after
-			continue
-		}
-		literal("{")
-		rest = rest[1:]
+		t = append(t, p)
 	}
+	literal(written[end:])
 	return t
 }
 

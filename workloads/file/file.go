@@ -38,10 +38,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math"
 	"path"
 	"slices"
-	"sort"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -221,11 +221,7 @@ func (r *reader) workload(d document, seed uint64) *workload {
 	if d.Users < 0 || d.Users > most {
 		r.wrong(place{"users"}, "users %d: want 0 to %d", d.Users, most)
 	}
-	names := make([]string, 0, len(d.Keys))
-	for name := range d.Keys {
-		names = append(names, name)
-	}
-	sort.Strings(names) // the order of streams does not depend on that of a map
+	names := slices.Sorted(maps.Keys(d.Keys)) // the order of streams does not depend on that of a map
 	for i, name := range names {
 		w.keys = append(w.keys, r.key(name, d.Keys[name], seed, streamKeys+uint64(i)))
 	}

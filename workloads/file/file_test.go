@@ -49,7 +49,7 @@ func Example() {
 
 // The same file and seed give the same ops; another seed gives others.
 func TestDeterminism(t *testing.T) {
-	a, b, c := workloads.Hash(shop(t, 7), 1000), workloads.Hash(shop(t, 7), 1000), workloads.Hash(shop(t, 8), 1000)
+	a, b, c := workloads.Hash(shop(t, 7), 0, 1000), workloads.Hash(shop(t, 7), 0, 1000), workloads.Hash(shop(t, 8), 0, 1000)
 	if a != b || a == c {
 		t.Errorf("hashes %s and %s for seed 7, %s for seed 8", a, b, c)
 	}

@@ -1,7 +1,8 @@
 package file
 
 import (
-	"net/url"
+	"bytes"
+	"maps"
 	"sort"
 	"strconv"
 
@@ -33,7 +34,7 @@ type template struct {
 	write  bool
 	method string
 	path   text
-	header map[string]string // shared, never written to
+	header map[string]string // shared, never written to; not nil
 	drawn  []drawnHeader     // headers with keys in them
 	body   text
 	fixed  []byte // the body, if it is the same in every op
@@ -78,18 +79,15 @@ func (w *workload) Op(n uint64) workloads.Op {
 func (w *workload) make(t *template, n uint64, user int) workloads.Op {
 	op := workloads.Op{
 		Index: n, Class: t.class, Write: t.write, Method: t.method, Header: t.header, User: user,
-		BodyRate: t.rate, Check: t.check, Path: string(w.render(&t.path, n, user)),
+		BodyRate: t.rate, Check: t.check, Path: string(w.render(t.path, n, user)),
 	}
 	if op.Body = t.fixed; !t.body.plain() {
-		op.Body = w.render(&t.body, n, user)
+		op.Body = w.render(t.body, n, user)
 	}
 	if len(t.drawn) > 0 {
-		op.Header = make(map[string]string, len(t.header)+len(t.drawn))
-		for name, value := range t.header {
-			op.Header[name] = value
-		}
+		op.Header = maps.Clone(t.header)
 		for i := range t.drawn {
-			op.Header[t.drawn[i].name] = string(w.render(&t.drawn[i].value, n, user))
+			op.Header[t.drawn[i].name] = string(w.render(t.drawn[i].value, n, user))
 		}
 	}
 	return op
@@ -100,13 +98,13 @@ func (w *workload) make(t *template, n uint64, user int) workloads.Op {
 func (w *workload) LoginOp(user int) workloads.Op { return w.make(w.login, uint64(user), user) }
 
 // text is a text with keys in it.
-type text struct{ parts []part }
+type text []part
 
 // part is a literal, or what a key's value is put in for.
 type part struct {
 	literal string
-	key     int // position among the keys, theUser, theNumber, or none for a literal
-	escape  escape
+	key     int                 // position among the keys, theUser, theNumber, or none for a literal
+	escape  func(string) string // how a value is written; nil = as it is
 }
 
 // What a part stands for that is no key.
@@ -116,24 +114,15 @@ const (
 	theNumber = -3
 )
 
-// escape is how a value is written.
-type escape uint8
-
-const (
-	raw     escape = iota
-	inPath         // percent-encoded for a path segment
-	inQuery        // percent-encoded for a query
-)
-
 // plain reports whether the text is the same in every op.
 func (t text) plain() bool {
-	return len(t.parts) == 0 || len(t.parts) == 1 && t.parts[0].key == none
+	return len(t) == 0 || len(t) == 1 && t[0].key == none
 }
 
 // sample is the text with 1 for every value.
 func (t text) sample() string {
 	var s string
-	for _, p := range t.parts {
+	for _, p := range t {
 		if p.key == none {
 			s += p.literal
 		} else {
@@ -144,11 +133,11 @@ func (t text) sample() string {
 }
 
 // render puts the values of op n in.
-func (w *workload) render(t *text, n uint64, user int) []byte {
+func (w *workload) render(t text, n uint64, user int) []byte {
 	var buffer [128]byte
 	out := buffer[:0]
-	for i := range t.parts {
-		p := &t.parts[i]
+	for i := range t {
+		p := &t[i]
 		switch p.key {
 		case none:
 			out = append(out, p.literal...)
@@ -158,17 +147,12 @@ func (w *workload) render(t *text, n uint64, user int) []byte {
 			out = strconv.AppendUint(out, n, 10)
 		default:
 			k := &w.keys[p.key]
-			if p.escape == raw || k.values == nil {
+			if p.escape == nil || k.values == nil {
 				out = k.appendTo(out, w.seed, n)
 				continue
 			}
-			value := string(k.appendTo(nil, w.seed, n))
-			if p.escape == inPath {
-				out = append(out, url.PathEscape(value)...)
-			} else {
-				out = append(out, url.QueryEscape(value)...)
-			}
+			out = append(out, p.escape(string(k.appendTo(nil, w.seed, n)))...)
 		}
 	}
-	return append([]byte(nil), out...)
+	return bytes.Clone(out)
 }

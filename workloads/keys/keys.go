@@ -34,6 +34,3 @@ func NewUniform(n int) (Uniform, error) { return Uniform{n}, checkCount(n) }
 
 // Key returns the key that random bits stand for.
 func (d Uniform) Key(random uint64) int { return workloads.Below(random, d.n) }
-
-// String shows the distribution: "uniform over 1000".
-func (d Uniform) String() string { return fmt.Sprintf("uniform over %d", d.n) }

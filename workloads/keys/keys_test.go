@@ -12,7 +12,6 @@ import (
 // distribution is what all of them have in common.
 type distribution interface {
 	Key(random uint64) int
-	String() string
 }
 
 func uniform(t testing.TB, n int) keys.Uniform {
@@ -208,7 +207,7 @@ func TestKeysStayInside(t *testing.T) {
 		for _, d := range all {
 			for _, random := range randoms {
 				if key := d.Key(random); key < 0 || key >= n {
-					t.Errorf("%v: key %d", d, key)
+					t.Errorf("%+v: key %d", d, key)
 				}
 			}
 		}
@@ -247,7 +246,7 @@ func TestKeysAreFixed(t *testing.T) {
 			got = append(got, test.d.Key(workloads.Draw(1, i, 0)))
 		}
 		if text := fmt.Sprint(got); text != test.want {
-			t.Errorf("%v: keys %v, want %v", test.d, text, test.want)
+			t.Errorf("%+v: keys %v, want %v", test.d, text, test.want)
 		}
 	}
 }
@@ -255,7 +254,7 @@ func TestKeysAreFixed(t *testing.T) {
 func BenchmarkKey(b *testing.B) {
 	z := zipfian(b, 30_000, 0.99)
 	for _, d := range []distribution{uniform(b, 30_000), z, keys.NewScrambled(z, 1)} {
-		b.Run(d.String(), func(b *testing.B) {
+		b.Run(fmt.Sprintf("%T", d), func(b *testing.B) {
 			b.ReportAllocs()
 			var n uint64
 			for b.Loop() {

@@ -1,7 +1,6 @@
 package keys
 
 import (
-	"fmt"
 	"math/bits"
 
 	"github.com/stagebench/stagebench/workloads"
@@ -30,9 +29,6 @@ func (s Scrambled) Key(random uint64) int { return s.order.at(s.ranks.Key(random
 // Ranked returns the key that is asked for most often after rank others: rank 0
 // is the hottest.
 func (s Scrambled) Ranked(rank int) int { return s.order.at(rank) }
-
-// String shows the distribution: "scrambled zipfian 0.99 over 3000".
-func (s Scrambled) String() string { return fmt.Sprintf("scrambled %v", s.ranks) }
 
 // permutation is a one-to-one map of 0..n-1 onto itself, without a table.
 //

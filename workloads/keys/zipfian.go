@@ -59,9 +59,6 @@ func (z Zipfian) Key(random uint64) int {
 	}
 }
 
-// String shows the distribution: "zipfian 0.99 over 3000".
-func (z Zipfian) String() string { return fmt.Sprintf("zipfian %v over %d", z.theta, z.n) }
-
 // weight is the probability of a rank, up to a factor.
 func (z Zipfian) weight(rank float64) float64 { return math.Exp(-z.theta * math.Log(rank)) }
 

@@ -13,70 +13,60 @@ type kind struct {
 	header  map[string]string // shared by all ops of the kind, never written to
 	byOwner bool              // done by the owner of the photo, not by any virtual user
 	// keyed says that the op is about one record with versions: the path without
-	// the action at its end. A user's profile has a version too, but nothing here
+	// what comes after the id. A user's profile has a version too, but nothing here
 	// changes it, so that no answer about it could be told to be stale; the record
 	// of an upload is named by the answer.
-	keyed  bool
-	action string
-	path   func(*service, turn) place
-	body   func(*service, turn) []byte // nil = none
+	keyed bool
+	// before and after are the path around the id; without id, before is all of it.
+	before, after string
+	id            func(*service, turn) uint64
+	path          func(*service, turn) string // in the place of the three
+	body          func(*service, turn) []byte // nil = none
 }
-
-// write reports whether ops of this kind change what is stored.
-func (k *kind) write() bool { return k.method != http.MethodGet }
 
 // record is the record that an op of this kind with that path is about.
 func (k *kind) record(path string) string {
 	if !k.keyed {
 		return ""
 	}
-	return strings.TrimSuffix(path, k.action)
+	return strings.TrimSuffix(path, k.after)
+}
+
+// target is the path of an op of this kind.
+func (k *kind) target(w *service, t turn) string {
+	switch {
+	case k.path != nil:
+		return k.path(w, t)
+	case k.id == nil:
+		return k.before
+	}
+	return numbered(k.before, k.id(w, t), k.after)
 }
 
 // kinds is what the photo service can be asked for, by class.
 func kinds() map[workloads.Class]kind {
+	const get, post, patch = http.MethodGet, http.MethodPost, http.MethodPatch
 	html, jpeg, json := acceptText("text/html"), accept("image/jpeg"), acceptText("application/json")
 	sendJSON, sendJPEG := send("application/json"), send("image/jpeg")
+	user, photo := (*service).anyUser, (*service).anyPhoto
 	return map[workloads.Class]kind{
-		Page: {method: http.MethodGet, header: html, path: func(*service, turn) place {
-			return plain("/")
-		}},
-		Feed: {method: http.MethodGet, header: json, path: func(w *service, t turn) place {
-			return numbered("/api/feed?user=", w.anyUser(t), "&limit=20")
-		}},
-		Photo: {method: http.MethodGet, header: json, keyed: true, path: func(w *service, t turn) place {
-			return numbered("/api/photos/", w.anyPhoto(t), "")
-		}},
-		Image: {method: http.MethodGet, header: jpeg, path: func(w *service, t turn) place {
-			return numbered("/img/", w.anyPhoto(t), w.variant(t))
-		}},
-		User: {method: http.MethodGet, header: json, path: func(w *service, t turn) place {
-			return numbered("/api/users/", w.anyUser(t), "")
-		}},
-		Me: {method: http.MethodGet, header: json, path: func(*service, turn) place {
-			return plain("/api/me")
-		}},
-		Like: {method: http.MethodPost, header: json, keyed: true, action: "/like", path: func(w *service, t turn) place {
-			return numbered("/api/photos/", w.anyPhoto(t), "/like")
-		}},
-		Comment: {method: http.MethodPost, header: sendJSON, keyed: true, action: "/comments", path: func(w *service, t turn) place {
-			return numbered("/api/photos/", w.anyPhoto(t), "/comments")
-		}, body: func(w *service, t turn) []byte {
-			return w.texts.comment(t)
-		}},
-		Rename: {method: http.MethodPatch, header: sendJSON, byOwner: true, keyed: true, path: func(w *service, t turn) place {
-			return numbered("/api/photos/", w.owners[t.by].photo(t), "")
-		}, body: func(w *service, t turn) []byte {
-			return w.texts.title(t)
-		}},
-		Upload: {method: http.MethodPost, header: sendJPEG, path: func(w *service, t turn) place {
-			return w.texts.uploadPath(t)
-		}, body: func(w *service, t turn) []byte {
-			return w.uploads[t.pick(streamKey, len(w.uploads))]
-		}},
-		Follow: {method: http.MethodPost, header: json, path: func(w *service, t turn) place {
-			return numbered("/api/users/", w.otherUser(t), "/follow")
-		}},
+		Page:  {method: get, header: html, before: "/"},
+		Feed:  {method: get, header: json, before: "/api/feed?user=", id: user, after: "&limit=20"},
+		Photo: {method: get, header: json, keyed: true, before: "/api/photos/", id: photo},
+		Image: {method: get, header: jpeg, path: (*service).imagePath},
+		User:  {method: get, header: json, before: "/api/users/", id: user},
+		Me:    {method: get, header: json, before: "/api/me"},
+		Like:  {method: post, header: json, keyed: true, before: "/api/photos/", id: photo, after: "/like"},
+		Comment: {
+			method: post, header: sendJSON, keyed: true, before: "/api/photos/", id: photo, after: "/comments",
+			body: (*service).comment,
+		},
+		Rename: {
+			method: patch, header: sendJSON, byOwner: true, keyed: true, before: "/api/photos/", id: (*service).ownPhoto,
+			body: (*service).title,
+		},
+		Upload: {method: post, header: sendJPEG, path: (*service).uploadPath, body: (*service).upload},
+		Follow: {method: post, header: json, before: "/api/users/", id: (*service).otherUser, after: "/follow"},
 	}
 }
 
@@ -103,7 +93,7 @@ func imageVariants() workloads.Mix {
 	}
 }
 
-// variant picks the rest of an image's path.
-func (w *service) variant(t turn) string {
-	return w.suffixes[w.variants.Pick(t.draw(streamDetail))]
+// imagePath picks a photo and the variant of it.
+func (w *service) imagePath(t turn) string {
+	return numbered("/img/", w.anyPhoto(t), w.suffixes[w.variants.Pick(t.draw(streamDetail))])
 }

@@ -42,37 +42,24 @@ type Params struct {
 	Users  int // seeded users, whose ids are 1..Users; at least 2
 	Photos int // seeded photos, whose indexes are 1..Photos; at least 1
 
-	// VirtualUsers is the number of seeded users who have a browser, and with it
-	// a session: all ops are theirs. 0 = 256, or all users where there are fewer.
-	VirtualUsers int
-
 	Login   func(user int) (login, password string) // of a seeded user, by id
 	PhotoID func(photo int) uint64                  // of a seeded photo, by index
 	Owner   func(photo int) (user int)              // of a seeded photo, by index: only the owner may rename
 	Uploads [][]byte                                // JPEGs to upload, in turns; never written to
 }
 
-// defaultVirtualUsers is enough for every web host to hold many sessions, and
-// few enough to log in within a second.
-const defaultVirtualUsers = 256
+// mostVirtual is of how many seeded users at most all ops are: each of them has a browser,
+// and with it a session. It is enough for every web host to hold many sessions, and few
+// enough to log in within a second.
+const mostVirtual = 256
 
-// withDefaults fills in what may be left out.
-func (p Params) withDefaults() Params {
-	if p.VirtualUsers == 0 {
-		p.VirtualUsers = min(defaultVirtualUsers, p.Users)
-	}
-	return p
-}
-
-// validate says what is wrong with parameters that are complete.
+// validate says what is wrong with parameters.
 func (p Params) validate() error {
 	switch {
 	case p.Users < 2:
 		return fmt.Errorf("%d users: want at least 2, for one to follow another", p.Users)
 	case p.Photos < 1:
 		return fmt.Errorf("%d photos: want at least 1", p.Photos)
-	case p.VirtualUsers < 1 || p.VirtualUsers > p.Users:
-		return fmt.Errorf("%d virtual users: want 1 to %d, the number of users", p.VirtualUsers, p.Users)
 	case p.Login == nil || p.PhotoID == nil || p.Owner == nil:
 		return errors.New("no Login, no PhotoID or no Owner: want all of them")
 	case len(p.Uploads) == 0:
@@ -86,11 +73,11 @@ func (p Params) validate() error {
 	return nil
 }
 
-// shipped is one workload as the catalogue has it.
-type shipped struct {
-	name string
-	doc  string
-	mix  workloads.Mix
+// Shipped is one workload as the catalogue has it.
+type Shipped struct {
+	Name string
+	Doc  string // what it consists of, in one line
+	Mix  workloads.Mix
 	line float64 // of users who upload, in bytes per second; 0 = as fast as can be
 }
 
@@ -98,12 +85,13 @@ type shipped struct {
 // picture of the default size takes about eight seconds.
 const slowLine = 700
 
-func catalogue() []shipped {
-	return []shipped{
+// Catalogue lists the workloads in the order in which they are shown.
+func Catalogue() []Shipped {
+	return []Shipped{
 		{
-			name: "read-heavy",
-			doc:  "95 % reads: feeds, photos and images, now and then a like or an upload",
-			mix: workloads.Mix{
+			Name: "read-heavy",
+			Doc:  "95 % reads: feeds, photos and images, now and then a like or an upload",
+			Mix: workloads.Mix{
 				{Class: Feed, Percent: 30},
 				{Class: Photo, Percent: 25},
 				{Class: Image, Percent: 29},
@@ -117,9 +105,9 @@ func catalogue() []shipped {
 			},
 		},
 		{
-			name: "write-heavy",
-			doc:  "50 % writes: likes and comments above all, then renames, follows and uploads",
-			mix: workloads.Mix{
+			Name: "write-heavy",
+			Doc:  "50 % writes: likes and comments above all, then renames, follows and uploads",
+			Mix: workloads.Mix{
 				{Class: Feed, Percent: 15},
 				{Class: Photo, Percent: 15},
 				{Class: Image, Percent: 15},
@@ -132,9 +120,9 @@ func catalogue() []shipped {
 			},
 		},
 		{
-			name: "slow-upload",
-			doc:  "80 % reads in the proportions of read-heavy, and uploads over slow lines (700 bytes/s), each of which holds a connection for about 8 s",
-			mix: workloads.Mix{
+			Name: "slow-upload",
+			Doc:  "80 % reads in the proportions of read-heavy, and uploads over slow lines (700 bytes/s), each of which holds a connection for about 8 s",
+			Mix: workloads.Mix{
 				{Class: Feed, Percent: 25},
 				{Class: Photo, Percent: 21},
 				{Class: Image, Percent: 24},
@@ -148,50 +136,20 @@ func catalogue() []shipped {
 	}
 }
 
-// Names lists the workloads in the order in which they are shown.
-func Names() []string {
-	var names []string
-	for _, s := range catalogue() {
-		names = append(names, s.name)
-	}
-	return names
-}
-
-// Doc says in one line what a workload consists of; "" for an unknown name.
-func Doc(name string) string {
-	s, _ := find(name)
-	return s.doc
-}
-
-// Shares returns the mix of a workload; nil for an unknown name.
-func Shares(name string) workloads.Mix {
-	s, _ := find(name)
-	return s.mix
-}
-
 // New returns the workload of that name. One that renames asks for the owner of
 // each photo once, which takes time in proportion to Photos.
 func New(name string, p Params) (workloads.Workload, error) {
-	s, known := find(name)
-	if !known {
-		return nil, fmt.Errorf("unknown workload %q: want one of %s", name, strings.Join(Names(), ", "))
-	}
-	p = p.withDefaults()
-	if err := p.validate(); err != nil {
-		return nil, fmt.Errorf("workload %s: %w", name, err)
-	}
-	service, err := newService(s, p)
-	if err != nil {
-		return nil, fmt.Errorf("workload %s: %w", name, err)
-	}
-	return service, nil
-}
-
-func find(name string) (shipped, bool) {
-	for _, s := range catalogue() {
-		if s.name == name {
-			return s, true
+	var names []string
+	for _, s := range Catalogue() {
+		if s.Name != name {
+			names = append(names, s.Name)
+			continue
 		}
+		service, err := newService(s, p, mostVirtual)
+		if err != nil {
+			return nil, fmt.Errorf("workload %s: %w", name, err)
+		}
+		return service, nil
 	}
-	return shipped{}, false
+	return nil, fmt.Errorf("unknown workload %q: want one of %s", name, strings.Join(names, ", "))
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -48,12 +49,18 @@ func load(t testing.TB, name string, p preset.Params) workloads.Workload {
 	return w
 }
 
+// shares is the mix of a workload that is shipped.
+func shares(w workloads.Workload) workloads.Mix {
+	all := preset.Catalogue()
+	return all[slices.IndexFunc(all, func(s preset.Shipped) bool { return s.Name == w.Name() })].Mix
+}
+
 // each runs a test on every workload that is shipped.
 func each(t *testing.T, test func(t *testing.T, w workloads.Workload)) {
-	for _, name := range preset.Names() {
-		t.Run(name, func(t *testing.T) {
+	for _, s := range preset.Catalogue() {
+		t.Run(s.Name, func(t *testing.T) {
 			t.Parallel()
-			test(t, load(t, name, params()))
+			test(t, load(t, s.Name, params()))
 		})
 	}
 }
@@ -68,13 +75,13 @@ func TestSharesAreThoseOfTheLadder(t *testing.T) {
 		"slow-upload": "feed 25, photo 21, image 24, user 4.5, me 4.5, page 1, upload 20",
 	}
 	got := map[string]string{}
-	for _, name := range preset.Names() {
-		got[name] = preset.Shares(name).String()
-		if err := preset.Shares(name).Validate(); err != nil {
-			t.Errorf("%s: %v", name, err)
+	for _, s := range preset.Catalogue() {
+		got[s.Name] = s.Mix.String()
+		if err := s.Mix.Validate(); err != nil {
+			t.Errorf("%s: %v", s.Name, err)
 		}
-		if doc := preset.Doc(name); doc == "" || strings.Contains(doc, "\n") {
-			t.Errorf("%s: the description %q is not one line", name, doc)
+		if s.Doc == "" || strings.Contains(s.Doc, "\n") {
+			t.Errorf("%s: the description %q is not one line", s.Name, s.Doc)
 		}
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -131,7 +138,7 @@ func TestMixIsKept(t *testing.T) {
 			}
 		}
 		percent := map[string]float64{}
-		for _, s := range preset.Shares(w.Name()) {
+		for _, s := range shares(w) {
 			percent[string(s.Class)] = s.Percent
 		}
 		checkChiSquare(t, counts, percent)
@@ -270,7 +277,7 @@ func TestOnlyOwnersRename(t *testing.T) {
 
 func TestNobodyFollowsThemselves(t *testing.T) {
 	p := params()
-	p.Users, p.Photos, p.VirtualUsers = 2, 5, 2
+	p.Users, p.Photos = 2, 5
 	p.Owner = func(int) int { return 1 }
 	w := load(t, "write-heavy", p)
 	form := forms()[preset.Follow]
@@ -307,7 +314,7 @@ func TestPopularity(t *testing.T) {
 		hottest, _, _ := top(asked[preset.Photo])
 		for _, class := range []workloads.Class{preset.Photo, preset.Image, preset.Like, preset.Comment} {
 			photo, count, total := top(asked[class])
-			if preset.Shares(w.Name()).Percent(class) == 0 {
+			if !slices.ContainsFunc(shares(w), func(s workloads.Share) bool { return s.Class == class }) {
 				continue
 			}
 			p := 1 / zeta
@@ -334,12 +341,12 @@ func top(counts map[int]int) (key, count, total int) {
 func TestSameSeedSameOps(t *testing.T) {
 	each(t, func(t *testing.T, w workloads.Workload) {
 		const ops = 5000
-		again := workloads.Hash(load(t, w.Name(), params()), ops)
+		again := workloads.Hash(load(t, w.Name(), params()), 0, ops)
 		other := params()
 		other.Seed = 2
-		if hash := workloads.Hash(w, ops); hash != again {
+		if hash := workloads.Hash(w, 0, ops); hash != again {
 			t.Errorf("one seed gave the hashes %s and %s", hash, again)
-		} else if hash == workloads.Hash(load(t, w.Name(), other), ops) {
+		} else if hash == workloads.Hash(load(t, w.Name(), other), 0, ops) {
 			t.Error("two seeds gave the same ops")
 		}
 		for n := ops - 1; n >= 0; n -= 7 {
@@ -353,11 +360,11 @@ func TestSameSeedSameOps(t *testing.T) {
 func TestConcurrentUse(t *testing.T) {
 	each(t, func(t *testing.T, w workloads.Workload) {
 		const ops = 5000
-		want := workloads.Hash(load(t, w.Name(), params()), ops)
+		want := workloads.Hash(load(t, w.Name(), params()), 0, ops)
 		var workers sync.WaitGroup
 		for range 4 {
 			workers.Go(func() {
-				if got := workloads.Hash(w, ops); got != want {
+				if got := workloads.Hash(w, 0, ops); got != want {
 					t.Errorf("hash %s, to a caller who is alone %s", got, want)
 				}
 			})
@@ -405,8 +412,6 @@ func TestRefusals(t *testing.T) {
 	for want, change := range map[string]func(p *preset.Params){
 		"1 users: want at least 2":            func(p *preset.Params) { p.Users = 1 },
 		"0 photos":                            func(p *preset.Params) { p.Photos = 0 },
-		"1001 virtual users: want 1 to 1000":  func(p *preset.Params) { p.VirtualUsers = users + 1 },
-		"-1 virtual users":                    func(p *preset.Params) { p.VirtualUsers = -1 },
 		"no PhotoID or no Owner":              func(p *preset.Params) { p.Owner = nil },
 		"no PhotoID or no Owner: want all":    func(p *preset.Params) { p.PhotoID = nil },
 		"no Login, no PhotoID or no Owner":    func(p *preset.Params) { p.Login = nil },
@@ -425,9 +430,6 @@ func TestRefusals(t *testing.T) {
 	if want := `unknown workload "reads": want one of read-heavy, write-heavy, slow-upload`; err == nil || err.Error() != want {
 		t.Errorf("error %v, want %q", err, want)
 	}
-	if preset.Doc("reads") != "" || preset.Shares("reads") != nil {
-		t.Error("an unknown workload has a description or shares")
-	}
 }
 
 // The first ops of each workload are fixed: figures are compared across
@@ -445,7 +447,7 @@ func TestGolden(t *testing.T) {
 			}
 			text.WriteByte('\n')
 		}
-		fmt.Fprintf(&text, "hash of 10000 ops: %s\n", workloads.Hash(w, 10_000))
+		fmt.Fprintf(&text, "hash of 10000 ops: %s\n", workloads.Hash(w, 0, 10_000))
 		file := filepath.Join("testdata", w.Name()+".golden")
 		if *update {
 			if err := os.WriteFile(file, []byte(text.String()), 0o644); err != nil {
@@ -463,9 +465,9 @@ func TestGolden(t *testing.T) {
 }
 
 func BenchmarkOp(b *testing.B) {
-	for _, name := range preset.Names() {
-		b.Run(name, func(b *testing.B) {
-			w := load(b, name, params())
+	for _, s := range preset.Catalogue() {
+		b.Run(s.Name, func(b *testing.B) {
+			w := load(b, s.Name, params())
 			b.ReportAllocs()
 			var n uint64
 			for b.Loop() {
@@ -479,7 +481,7 @@ func BenchmarkOp(b *testing.B) {
 func BenchmarkHash(b *testing.B) {
 	w := load(b, "write-heavy", params())
 	for b.Loop() {
-		workloads.Hash(w, 10_000)
+		workloads.Hash(w, 0, 10_000)
 	}
 }
 

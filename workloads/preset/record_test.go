@@ -41,7 +41,7 @@ func TestRecords(t *testing.T) {
 				t.Fatalf("op %d: %s %s is about the record %q, want %q", n, op.Class, op.Path, op.Record, want)
 			}
 		}
-		for _, share := range preset.Shares(w.Name()) {
+		for _, share := range shares(w) {
 			if keyed[share.Class] && !seen[share.Class] {
 				t.Errorf("no %s was asked for", share.Class)
 			}

@@ -16,7 +16,7 @@ const theta = 0.99
 
 // service is a workload for the photo service.
 //
-// Virtual user v is the seeded user with id 1 + v*Users/VirtualUsers: they are
+// Virtual user v is the seeded user with id 1 + v*users/virtual: they are
 // spread evenly over the ids, so that they follow and own what users in general
 // do, however the data set orders them.
 type service struct {
@@ -33,9 +33,9 @@ type service struct {
 	suffixes []string       // the end of an image's path, by position in variants
 	owners   []owner        // the virtual users who own photos; nil when no op asks for one
 	logins   []workloads.Op // by virtual user
-	texts    texts
-	uploads  [][]byte
-	line     float64 // of users who upload, in bytes per second; 0 = as fast as can be
+	texts
+	uploads [][]byte
+	line    float64 // of users who upload, in bytes per second; 0 = as fast as can be
 }
 
 var (
@@ -43,8 +43,12 @@ var (
 	_ workloads.Login    = (*service)(nil)
 )
 
-func newService(s shipped, p Params) (*service, error) {
-	if err := s.mix.Validate(); err != nil {
+// newService returns a workload whose ops are those of so many users at most.
+func newService(s Shipped, p Params, virtual int) (*service, error) {
+	if err := p.validate(); err != nil {
+		return nil, err
+	}
+	if err := s.Mix.Validate(); err != nil {
 		return nil, err
 	}
 	ranks, err := keys.NewZipfian(p.Photos, theta)
@@ -52,8 +56,8 @@ func newService(s shipped, p Params) (*service, error) {
 		return nil, fmt.Errorf("photos: %w", err)
 	}
 	w := &service{
-		name: s.name, seed: p.Seed, mix: s.mix,
-		users: p.Users, virtual: p.VirtualUsers,
+		name: s.Name, seed: p.Seed, mix: s.Mix,
+		users: p.Users, virtual: min(virtual, p.Users),
 		photoID:  p.PhotoID,
 		photos:   keys.NewScrambled(ranks, workloads.Draw(p.Seed, 0, streamOrder)),
 		variants: imageVariants(),
@@ -63,7 +67,7 @@ func newService(s shipped, p Params) (*service, error) {
 		w.suffixes = append(w.suffixes, "/"+string(v.Class)+".jpg")
 	}
 	all := kinds()
-	for _, share := range s.mix {
+	for _, share := range s.Mix {
 		k, known := all[share.Class]
 		if !known {
 			return nil, fmt.Errorf("class %s: the photo service has no such op", share.Class)
@@ -104,8 +108,8 @@ func (w *service) Op(n uint64) workloads.Op {
 		t.user = t.pick(streamUser, w.virtual)
 	}
 	op := workloads.Op{
-		Index: n, Class: w.mix[i].Class, Write: k.write(),
-		Method: k.method, Path: k.path(w, t).String(), Header: k.header, User: t.user,
+		Index: n, Class: w.mix[i].Class, Write: workloads.Writes(k.method),
+		Method: k.method, Path: k.target(w, t), Header: k.header, User: t.user,
 	}
 	op.Record = k.record(op.Path)
 	if k.body != nil {
@@ -145,19 +149,25 @@ func (w *service) prepareLogins(credentials func(user int) (login, password stri
 func (w *service) userID(virtual int) int { return 1 + virtual*w.users/w.virtual }
 
 // anyUser picks a user, all equally often.
-func (w *service) anyUser(t turn) int { return 1 + t.pick(streamKey, w.users) }
+func (w *service) anyUser(t turn) uint64 { return uint64(1 + t.pick(streamKey, w.users)) }
 
 // otherUser picks a user who is not the one whose turn it is.
-func (w *service) otherUser(t turn) int {
+func (w *service) otherUser(t turn) uint64 {
 	id := 1 + t.pick(streamKey, w.users-1)
 	if id >= w.userID(t.user) {
 		id++
 	}
-	return id
+	return uint64(id)
 }
 
 // anyPhoto picks the id of a photo by popularity.
 func (w *service) anyPhoto(t turn) uint64 { return w.photoID(1 + w.photos.Key(t.draw(streamKey))) }
+
+// ownPhoto picks the id of a photo of the owner whose turn it is.
+func (w *service) ownPhoto(t turn) uint64 { return w.owners[t.by].photo(t) }
+
+// upload picks the bytes of an upload.
+func (w *service) upload(t turn) []byte { return w.uploads[t.pick(streamKey, len(w.uploads))] }
 
 // turn is one op in the making: its place in the workload, and who does it.
 type turn struct {
@@ -179,27 +189,10 @@ func (t turn) draw(stream uint64) uint64 { return workloads.Draw(t.seed, t.n, st
 
 func (t turn) pick(stream uint64, n int) int { return workloads.Below(t.draw(stream), n) }
 
-// place is a path in its parts. The number, an id or the number of an op, is put
-// in once the rest is known: one allocation for such a path, none for another.
-type place struct {
-	before string
-	number uint64
-	after  string
-	plain  bool // there is no number
-}
-
-func (p place) String() string {
-	if p.plain {
-		return p.before
-	}
+// numbered is a path with an id or the number of an op in it, made by one allocation.
+func numbered(before string, number uint64, after string) string {
 	var buffer [96]byte
-	text := append(buffer[:0], p.before...)
-	text = strconv.AppendUint(text, p.number, 10)
-	return string(append(text, p.after...))
-}
-
-func plain(path string) place { return place{before: path, plain: true} }
-
-func numbered[N int | uint64](before string, number N, after string) place {
-	return place{before: before, number: uint64(number), after: after}
+	text := append(buffer[:0], before...)
+	text = strconv.AppendUint(text, number, 10)
+	return string(append(text, after...))
 }

@@ -10,7 +10,7 @@ import (
 type texts struct {
 	comments []string // beginnings of JSON bodies
 	titles   []string // beginnings of JSON bodies
-	uploads  []string // beginnings of paths
+	paths    []string // beginnings of paths
 }
 
 func newTexts() texts {
@@ -24,7 +24,7 @@ func newTexts() texts {
 		for _, second := range []string{"at the harbour", "in the old town", "by the lake", "on the bridge", "at home"} {
 			title := first + " " + second + " #"
 			t.titles = append(t.titles, `{"title":"`+title)
-			t.uploads = append(t.uploads, "/api/photos?title="+url.QueryEscape(title))
+			t.paths = append(t.paths, "/api/photos?title="+url.QueryEscape(title))
 		}
 	}
 	return t
@@ -38,12 +38,10 @@ func (x *texts) title(t turn) []byte {
 	return finish(x.titles[t.pick(streamDetail, len(x.titles))], t.n)
 }
 
-func (x *texts) uploadPath(t turn) place {
-	return numbered(x.uploads[t.pick(streamDetail, len(x.uploads))], t.n, "")
+func (x *texts) uploadPath(t turn) string {
+	return numbered(x.paths[t.pick(streamDetail, len(x.paths))], t.n, "")
 }
 
 func finish(beginning string, n uint64) []byte {
-	const most = 20 + len(`"}`) // digits of the largest number, and the end
-	body := append(make([]byte, 0, len(beginning)+most), beginning...)
-	return append(strconv.AppendUint(body, n, 10), `"}`...)
+	return append(strconv.AppendUint([]byte(beginning), n, 10), `"}`...)
 }

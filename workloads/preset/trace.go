@@ -1,7 +1,6 @@
 package preset
 
 import (
-	"errors"
 	"fmt"
 	"net/http"
 	"path"
@@ -11,27 +10,16 @@ import (
 	"github.com/stagebench/stagebench/workloads/trace"
 )
 
-// Mapping says what became of the requests of a trace.
-type Mapping struct {
-	Trace   *trace.Trace     // the requests that are sent, with their times
-	Skipped map[string]int64 // the others, by reason
-	Paths   int              // different paths, each a photo
-	Photos  int              // that there are: with more paths, some share one
-	Clients int              // different addresses, each a user
-	Users   int              // that there are: with more clients, some share one
-}
-
 // FromTrace returns a workload that asks the photo service for what a trace asked
 // another site for: each path becomes a photo, each client address a virtual
-// user, and methods are kept. GET of a picture is an image, any other GET a
+// user, as long as there are enough of them, and methods are kept. GET of a picture is an image, any other GET a
 // photo's record, HEAD the same without the body, POST a like. What the service
 // has no such operation for is skipped.
 //
-// The ops are in step with the records of Mapping.Trace, whose Schedule has
-// their times.
-func FromTrace(t *trace.Trace, p Params) (workloads.Workload, Mapping, error) {
-	m := Mapping{Photos: p.Photos}
-	m.Trace, m.Skipped = t.Keep(func(r trace.Record) string {
+// The ops are in step with the records of the trace that is returned, whose Schedule has
+// their times. Skipped counts the other requests by reason.
+func FromTrace(t *trace.Trace, p Params) (w workloads.Workload, sent *trace.Trace, skipped map[string]int64, err error) {
+	sent, skipped = t.Keep(func(r trace.Record) string {
 		switch r.Method {
 		case http.MethodGet, http.MethodHead, http.MethodPost:
 			return ""
@@ -39,7 +27,7 @@ func FromTrace(t *trace.Trace, p Params) (workloads.Workload, Mapping, error) {
 		return "method " + r.Method + " has no counterpart"
 	})
 	photos, clients := map[string]int{}, map[int]int{}
-	for _, r := range m.Trace.Records() {
+	for _, r := range sent.Records() {
 		if _, known := photos[r.Path]; !known {
 			photos[r.Path] = 1 + len(photos)%max(p.Photos, 1)
 		}
@@ -48,19 +36,13 @@ func FromTrace(t *trace.Trace, p Params) (workloads.Workload, Mapping, error) {
 		}
 	}
 	if len(photos) == 0 {
-		return nil, m, fmt.Errorf("trace %s: %w", t.Name(), errors.New("no request of it has a counterpart in the photo service\nwant requests by GET, HEAD or POST"))
+		return nil, nil, nil, fmt.Errorf("trace %s: no request of it has a counterpart in the photo service\nwant requests by GET, HEAD or POST", t.Name())
 	}
-	p.VirtualUsers = min(len(clients), p.Users)
-	m.Paths, m.Clients, m.Users = len(photos), len(clients), p.VirtualUsers
-	p = p.withDefaults()
-	if err := p.validate(); err != nil {
-		return nil, m, fmt.Errorf("trace %s: %w", t.Name(), err)
-	}
-	users, err := newService(shipped{name: t.Name(), mix: workloads.Mix{{Class: Photo, Percent: 100}}}, p)
+	users, err := newService(Shipped{Name: t.Name(), Mix: workloads.Mix{{Class: Photo, Percent: 100}}}, p, len(clients))
 	if err != nil {
-		return nil, m, fmt.Errorf("trace %s: %w", t.Name(), err)
+		return nil, nil, nil, fmt.Errorf("trace %s: %w", t.Name(), err)
 	}
-	return &replayed{service: users, records: m.Trace.Records(), photos: photos, clients: clients, kinds: kinds()}, m, nil
+	return &replayed{service: users, records: sent.Records(), photos: photos, clients: clients, kinds: kinds()}, sent, skipped, nil
 }
 
 // replayed is a trace as a workload of the photo service, whose users it has.
@@ -80,14 +62,14 @@ func (w *replayed) Op(n uint64) workloads.Op {
 	r := &w.records[n%uint64(len(w.records))]
 	photo := w.photoID(w.photos[r.Path])
 	op := workloads.Op{
-		Index: n, Class: Photo, Method: r.Method, Path: numbered("/api/photos/", photo, "").String(),
+		Index: n, Class: Photo, Method: r.Method, Path: numbered("/api/photos/", photo, ""),
 		User: w.clients[r.Client] % w.virtual,
 	}
 	switch {
 	case r.Method == http.MethodPost:
 		op.Class, op.Write, op.Path = Like, true, op.Path+"/like"
 	case isPicture(r.Path):
-		op.Class, op.Path = Image, numbered("/img/", photo, "/thumb.jpg").String()
+		op.Class, op.Path = Image, numbered("/img/", photo, "/thumb.jpg")
 	}
 	k := w.kinds[op.Class]
 	op.Header, op.Record = k.header, k.record(op.Path)

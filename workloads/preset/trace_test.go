@@ -23,13 +23,13 @@ func TestFromTrace(t *testing.T) {
 		`{"time":6,"client":"b","method":"DELETE","path":"/other"}`,
 		`{"time":7,"client":"b","method":"GET","path":"/other"}`,
 	}
-	source, err := trace.Read(strings.NewReader(strings.Join(lines, "\n")), trace.Options{Name: "site"})
+	source, err := trace.Read(strings.NewReader(strings.Join(lines, "\n")), "site")
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := params()
 	p.Photos, p.Owner = 2, func(int) int { return 1 }
-	w, mapping, err := preset.FromTrace(source, p)
+	w, sent, skipped, err := preset.FromTrace(source, p)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,11 +55,11 @@ func TestFromTrace(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("ops (-want +got)\n%s", diff)
 	}
-	skipped := map[string]int64{"method PROPFIND has no counterpart": 1, "method DELETE has no counterpart": 1}
-	if diff := cmp.Diff(skipped, mapping.Skipped); diff != "" || mapping.Paths != 3 || mapping.Clients != 3 || w.Users() != 3 {
-		t.Errorf("mapping %+v, %d users (-want +got)\n%s", mapping, w.Users(), diff)
+	left := map[string]int64{"method PROPFIND has no counterpart": 1, "method DELETE has no counterpart": 1}
+	if diff := cmp.Diff(left, skipped); diff != "" || w.Users() != 3 {
+		t.Errorf("%d users, skipped (-want +got)\n%s", w.Users(), diff)
 	}
-	schedule, err := mapping.Trace.Schedule(trace.Replay{Speed: 1})
+	schedule, err := sent.Schedule(trace.Replay{Speed: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,11 +70,11 @@ func TestFromTrace(t *testing.T) {
 		t.Errorf("login op %+v", op)
 	}
 
-	none, err := trace.Read(strings.NewReader(lines[2]), trace.Options{Name: "site"})
+	none, err := trace.Read(strings.NewReader(lines[2]), "site")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := preset.FromTrace(none, p); err == nil || !strings.Contains(err.Error(), "no request of it has a counterpart") {
+	if _, _, _, err := preset.FromTrace(none, p); err == nil || !strings.Contains(err.Error(), "no request of it has a counterpart") {
 		t.Errorf("error %v", err)
 	}
 }

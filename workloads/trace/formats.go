@@ -44,32 +44,23 @@ func (combined) parse(line string) (e entry, err error) {
 	if e.time, err = time.Parse(commonTime, text); err != nil {
 		return e, errNoTime
 	}
-	request, rest, found := quoted(rest)
+	request, found := quoted(rest)
 	if !found {
 		return e, errLine
 	}
 	e.client = client
-	if e.method, e.target, err = requestLine(request); err != nil {
-		return e, err
-	}
-	fields := strings.Fields(rest)
-	if len(fields) > 0 {
-		e.status = number(fields[0])
-	}
-	if len(fields) > 1 {
-		e.bytes = int64(number(fields[1]))
-	}
-	return e, nil
+	e.method, e.target, err = requestLine(request)
+	return e, err
 }
 
 // quoted reads a text to its closing quote and undoes the escapes of Apache and
 // nginx: \" \\ \xHH.
-func quoted(text string) (value, rest string, found bool) {
+func quoted(text string) (value string, found bool) {
 	var b strings.Builder
 	for i := 0; i < len(text); i++ {
 		switch c := text[i]; {
 		case c == '"':
-			return b.String(), text[i+1:], true
+			return b.String(), true
 		case c == '\\' && i+3 < len(text) && text[i+1] == 'x' && isHex(text[i+2]) && isHex(text[i+3]):
 			n, _ := strconv.ParseUint(text[i+2:i+4], 16, 8)
 			b.WriteByte(byte(n))
@@ -81,7 +72,7 @@ func quoted(text string) (value, rest string, found bool) {
 			b.WriteByte(c)
 		}
 	}
-	return "", "", false
+	return "", false
 }
 
 // requestLine takes "GET /path HTTP/1.1" apart. Without the version it is one of
@@ -104,7 +95,15 @@ func timeNames() []string {
 }
 
 // fields returns a record from its columns by name.
-func fields(get func(names ...string) string) (e entry, err error) {
+func fields(value func(name string) (text string, found bool)) (e entry, err error) {
+	get := func(names ...string) string {
+		for _, name := range names {
+			if text, found := value(name); found {
+				return text
+			}
+		}
+		return ""
+	}
 	if e.time, err = readTime(get(timeNames()...)); err != nil {
 		return e, err
 	}
@@ -119,8 +118,6 @@ func fields(get func(names ...string) string) (e entry, err error) {
 		e.method = "GET"
 	}
 	e.client = get("client", "client_ip", "clientip", "remote_addr", "ip", "remote_host")
-	e.status = number(get("status", "code", "response", "status_code"))
-	e.bytes = int64(number(get("bytes", "body_bytes_sent", "bytes_sent", "size")))
 	return e, nil
 }
 
@@ -169,21 +166,12 @@ func (jsonLines) parse(line string) (entry, error) {
 	if err := json.Unmarshal([]byte(line), &object); err != nil {
 		return entry{}, errJSON
 	}
-	return fields(func(names ...string) string {
-		for _, name := range names {
-			raw, found := object[name]
-			if !found {
-				continue
-			}
-			var text string
-			if json.Unmarshal(raw, &text) == nil {
-				return text
-			}
-			if text = string(raw); text != "null" {
-				return text // a number, as it is written
-			}
+	return fields(func(name string) (text string, found bool) {
+		raw, found := object[name]
+		if found && json.Unmarshal(raw, &text) != nil {
+			text = string(raw) // a number, as it is written
 		}
-		return ""
+		return text, found
 	})
 }
 
@@ -211,13 +199,9 @@ func (c *csvLines) parse(line string) (entry, error) {
 	if len(values) != c.width {
 		return entry{}, errColumns
 	}
-	return fields(func(names ...string) string {
-		for _, name := range names {
-			if i, found := c.columns[name]; found {
-				return values[i]
-			}
-		}
-		return ""
+	return fields(func(name string) (string, bool) {
+		i, found := c.columns[name]
+		return values[i], found
 	})
 }
 
@@ -237,15 +221,6 @@ func splitCSV(line string) ([]string, error) {
 	r := csv.NewReader(strings.NewReader(line))
 	r.FieldsPerRecord = -1
 	return r.Read()
-}
-
-// number is a whole number, 0 for anything else, such as the - of a log.
-func number(text string) int {
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 0 {
-		return 0
-	}
-	return n
 }
 
 // sendable returns the path and query of a request in a form in which they can

@@ -13,32 +13,32 @@ import (
 func FuzzCombined(f *testing.F) {
 	f.Add([]byte(`192.0.2.1 - jo [17/May/2015:10:05:03 +0000] "GET /a\x22?b HTTP/1.1" 200 5 "-" "agent"`))
 	f.Add([]byte("::1 - - [17/May/2015:10:05:03 +0000] \"\\x16\\x03\" 400 0\n- - [] \"\" \n"))
-	fuzz(f, trace.Combined)
+	fuzz(f)
 }
 
 func FuzzJSONLines(f *testing.F) {
 	f.Add([]byte(`{"time":"2026-05-17T10:00:00Z","method":"GET","path":"/a?b=c","client":"192.0.2.1","status":200}`))
 	f.Add([]byte(`{"msec":1e99,"request":"GET / HTTP/1.1"}` + "\n{\"ts\":9223372036854775807,\"uri\":\"/%\"}"))
-	fuzz(f, trace.JSONLines)
+	fuzz(f)
 }
 
 func FuzzCSV(f *testing.F) {
 	f.Add([]byte("time,method,path,client\n1,GET,/a,b\n2,\"PO\"\"ST\",/,\n"))
 	f.Add([]byte("ts,ts,url\n1.99999999999999999999,2,//\n"))
-	fuzz(f, trace.CSV)
+	fuzz(f)
 }
 
 func FuzzRead(f *testing.F) {
 	f.Add([]byte("\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"))
 	f.Add([]byte("time,path\n1,/\n"))
 	f.Add([]byte("{\"time\":1,\"path\":\"/\"}"))
-	fuzz(f, trace.Auto)
+	fuzz(f)
 }
 
 // fuzz holds whatever could be read to what every trace promises.
-func fuzz(f *testing.F, format trace.Format) {
+func fuzz(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte) {
-		got, err := trace.Read(bytes.NewReader(text), trace.Options{Format: format})
+		got, err := trace.Read(bytes.NewReader(text), "fuzz")
 		if err != nil {
 			return
 		}

@@ -11,30 +11,11 @@ import (
 	"time"
 )
 
-// Format is how the lines of a trace are written.
-type Format string
-
-// The formats. Auto looks at the first lines.
-const (
-	Auto      Format = ""
-	Combined  Format = "combined" // NCSA common and combined log format, of Apache, nginx and others
-	JSONLines Format = "jsonl"    // one JSON object per line
-	CSV       Format = "csv"      // with a header that names the columns
-)
-
-// Options say what is read.
-type Options struct {
-	Name   string // of the trace: its file, for errors and tables
-	Format Format
-}
-
 const (
 	// maxLine is the longest line in bytes that is looked at.
 	maxLine = 64 << 10
 	// lookAhead is how many lines the format is guessed from.
 	lookAhead = 50
-	// maxSamples is how many broken lines are remembered.
-	maxSamples = 5
 	// maxReasons bounds the different reasons that are counted apart.
 	maxReasons = 50
 )
@@ -44,8 +25,6 @@ type entry struct {
 	time           time.Time
 	method, target string // the target as it was logged
 	client         string
-	status         int
-	bytes          int64
 }
 
 // parser understands the lines of one format. What is wrong with a line is said
@@ -57,34 +36,31 @@ type parser interface {
 // errHeader is for a line that is no record and not broken either.
 var errHeader = errors.New("a header")
 
-// Read reads a trace to its end. Gzip is recognised. It fails when reading fails
+// Read reads a trace of that name to its end: an access log, JSON lines, or CSV with a
+// header that names the columns; gzip is recognised. It fails when reading fails
 // or no line could be understood; a file that breaks off, as one does that is
 // still being written, is read as far as it goes and the break is counted.
-func Read(r io.Reader, o Options) (*Trace, error) {
+func Read(r io.Reader, name string) (*Trace, error) {
 	lines, err := newLines(r)
 	if err != nil {
-		return nil, fmt.Errorf("trace %s: %w", o.Name, err)
+		return nil, fmt.Errorf("trace %s: %w", name, err)
 	}
-	b := builder{trace: &Trace{name: o.Name}, clients: map[string]int{}, paths: map[string]string{}}
+	b := builder{trace: &Trace{name: name}, clients: map[string]int{}, paths: map[string]string{}}
 	b.trace.stats.Broken = map[string]int64{}
-	p, err := lines.parser(o.Format)
-	if err != nil {
-		return nil, fmt.Errorf("trace %s: %w", o.Name, err)
-	}
-	for {
-		line, number, err := lines.next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil && !errors.Is(err, errTooLong) && !errors.Is(err, errBrokenOff) {
-			return nil, fmt.Errorf("trace %s: line %d: %w", o.Name, number, err)
+	p := lines.guess()
+	for number := int64(1); ; number++ {
+		line, err := lines.next()
+		switch {
+		case errors.Is(err, io.EOF):
+			return b.finish()
+		case errors.Is(err, errBrokenOff):
+			b.add(p, line, number, err)
+			return b.finish()
+		case err != nil && !errors.Is(err, errTooLong):
+			return nil, fmt.Errorf("trace %s: line %d: %w", name, number, err)
 		}
 		b.add(p, line, number, err)
-		if errors.Is(err, errBrokenOff) {
-			break
-		}
 	}
-	return b.finish()
 }
 
 // builder collects the records of a trace.
@@ -92,6 +68,7 @@ type builder struct {
 	trace   *Trace
 	times   []time.Time
 	latest  time.Time
+	broken  string // the first line that is no request, and why
 	clients map[string]int
 	paths   map[string]string // each path once, however many ask for it
 }
@@ -114,7 +91,7 @@ func (b *builder) add(p parser, line string, number int64, err error) {
 		path, err = sendable(e.method, e.target)
 	}
 	if err != nil {
-		b.broken(err.Error(), number)
+		b.skip(err.Error(), number)
 		return
 	}
 	if known, found := b.paths[path]; found {
@@ -133,17 +110,17 @@ func (b *builder) add(p parser, line string, number int64, err error) {
 		b.latest = e.time
 	}
 	b.times = append(b.times, e.time)
-	b.trace.records = append(b.trace.records, Record{Method: e.method, Path: path, Client: client, Status: e.status, Bytes: e.bytes})
+	b.trace.records = append(b.trace.records, Record{Method: e.method, Path: path, Client: client})
 }
 
-func (b *builder) broken(reason string, line int64) {
+func (b *builder) skip(reason string, line int64) {
 	s := &b.trace.stats
 	if _, known := s.Broken[reason]; !known && len(s.Broken) >= maxReasons {
 		reason = "other"
 	}
 	s.Broken[reason]++
-	if len(s.Samples) < maxSamples {
-		s.Samples = append(s.Samples, Sample{line, reason})
+	if b.broken == "" {
+		b.broken = fmt.Sprintf("line %d: %s", line, reason)
 	}
 }
 
@@ -151,11 +128,11 @@ func (b *builder) broken(reason string, line int64) {
 func (b *builder) finish() (*Trace, error) {
 	t := b.trace
 	if len(t.records) == 0 {
-		if len(t.stats.Samples) == 0 {
-			return nil, fmt.Errorf("trace %s: it is empty\nwant an access log, JSON lines, or CSV with a header", t.name)
+		why := "it is empty"
+		if b.broken != "" {
+			why = fmt.Sprintf("none of its %d lines is a request: %s", t.stats.Lines, b.broken)
 		}
-		first := t.stats.Samples[0]
-		return nil, fmt.Errorf("trace %s: none of its %d lines is a request: line %d: %s\nwant an access log, JSON lines, or CSV with a header", t.name, t.stats.Lines, first.Line, first.Reason)
+		return nil, fmt.Errorf("trace %s: %s\nwant an access log, JSON lines, or CSV with a header", t.name, why)
 	}
 	order := make([]int, len(t.records))
 	for i := range order {
@@ -164,13 +141,11 @@ func (b *builder) finish() (*Trace, error) {
 	slices.SortStableFunc(order, func(i, j int) int { return b.times[i].Compare(b.times[j]) })
 	records := make([]Record, len(order))
 	begin := b.times[order[0]]
-	t.stats.Resolution = time.Second
+	wholeSeconds := true
 	for to, from := range order {
 		records[to] = t.records[from]
 		records[to].At = b.times[from].Sub(begin)
-		if b.times[from].Nanosecond() != 0 {
-			t.stats.Resolution = time.Nanosecond
-		}
+		wholeSeconds = wholeSeconds && b.times[from].Nanosecond() == 0
 		if to > 0 && records[to].At == records[to-1].At {
 			t.stats.DuplicateTimes++
 		}
@@ -178,7 +153,7 @@ func (b *builder) finish() (*Trace, error) {
 	t.records = records
 	t.stats.Records, t.stats.Clients, t.stats.Paths = int64(len(records)), len(b.clients), len(b.paths)
 	t.stats.Span = records[len(records)-1].At
-	if t.stats.Resolution == time.Second {
+	if wholeSeconds {
 		spread(records)
 	}
 	return t, nil
@@ -209,9 +184,8 @@ var (
 // lines reads a text line by line, and remembers those that it has looked at in
 // advance.
 type lines struct {
-	in     *bufio.Reader
-	ahead  []result
-	number int64
+	in    *bufio.Reader
+	ahead []result
 }
 
 // result is what reading a line came to.
@@ -233,16 +207,14 @@ func newLines(r io.Reader) (*lines, error) {
 	return &lines{in: in}, nil
 }
 
-// next returns the next line without its end, and its number.
-func (l *lines) next() (line string, number int64, err error) {
-	l.number++
-	if len(l.ahead) > 0 {
-		first := l.ahead[0]
-		l.ahead = l.ahead[1:]
-		return first.line, l.number, first.err
+// next returns the next line without its end.
+func (l *lines) next() (line string, err error) {
+	if len(l.ahead) == 0 {
+		return l.read()
 	}
-	line, err = l.read()
-	return line, l.number, err
+	first := l.ahead[0]
+	l.ahead = l.ahead[1:]
+	return first.line, first.err
 }
 
 func (l *lines) read() (string, error) {
@@ -266,22 +238,7 @@ func (l *lines) read() (string, error) {
 	return strings.TrimRight(string(text), "\r\n"), nil
 }
 
-// parser returns the parser of a format, or of the one in which the first lines
-// make sense.
-func (l *lines) parser(format Format) (parser, error) {
-	switch format {
-	case Combined:
-		return combined{}, nil
-	case JSONLines:
-		return jsonLines{}, nil
-	case CSV:
-		return &csvLines{}, nil
-	case Auto:
-		return l.guess(), nil
-	}
-	return nil, fmt.Errorf("unknown format %q\nwant %s, %s or %s", format, Combined, JSONLines, CSV)
-}
-
+// guess returns the parser of the format in which the first lines make sense.
 func (l *lines) guess() parser {
 	for len(l.ahead) < lookAhead {
 		line, err := l.read()

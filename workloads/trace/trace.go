@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net/http"
 	"slices"
 	"sort"
 	"strconv"
@@ -31,8 +30,6 @@ type Record struct {
 	Method string
 	Path   string // path and query, fit to be sent
 	Client int    // index of the client's address, by first appearance
-	Status int    // that was answered; 0 = not said
-	Bytes  int64  // that were answered; 0 = not said
 }
 
 // Stats says what a trace was made of.
@@ -40,19 +37,11 @@ type Stats struct {
 	Lines          int64            // without empty ones and a CSV header
 	Records        int64            // requests
 	Broken         map[string]int64 // other lines, by reason
-	Samples        []Sample         // the first broken lines
 	OutOfOrder     int64            // requests that were logged after a later one
 	DuplicateTimes int64            // requests at the very time of the one before
 	Clients        int              // different addresses
 	Paths          int              // different paths
 	Span           time.Duration    // from the first to the last request
-	Resolution     time.Duration    // of the times: a second, or finer
-}
-
-// Sample is a broken line.
-type Sample struct {
-	Line   int64 // from 1
-	Reason string
 }
 
 // BrokenLines is the number of lines that are no requests.
@@ -130,14 +119,12 @@ func (t *Trace) Schedule(r Replay) (pace.Schedule, error) {
 	s := &schedule{name: t.name, replay: r, at: make([]time.Duration, len(t.records))}
 	// Summed as whole nanoseconds of the log and divided once, so that no rounding
 	// adds up: the last time is within a nanosecond of the exact one.
-	var sum, last time.Duration
+	var sum time.Duration
+	last := t.records[0].At
 	for i, record := range t.records {
 		gap := record.At - last
-		if r.MaxGap > 0 && i > 0 {
+		if r.MaxGap > 0 {
 			gap = min(gap, r.MaxGap)
-		}
-		if i == 0 {
-			gap = 0
 		}
 		sum, last = sum+gap, record.At
 		s.at[i] = time.Duration(math.Round(float64(sum) / r.Speed))
@@ -214,13 +201,8 @@ func (t *Trace) Workload() (workloads.Workload, error) {
 	if len(t.records) == 0 {
 		return nil, errors.New("trace " + t.name + ": there is no request to send")
 	}
-	return &paths{t, t.clients()}, nil
-}
-
-// clients is one more than the highest index of a client.
-func (t *Trace) clients() int {
 	last := slices.MaxFunc(t.records, func(a, b Record) int { return a.Client - b.Client })
-	return last.Client + 1
+	return &paths{t, last.Client + 1}, nil
 }
 
 // paths is a trace as a workload.
@@ -246,6 +228,6 @@ func (p *paths) Op(n uint64) workloads.Op {
 	r := &p.trace.records[n%uint64(len(p.trace.records))]
 	return workloads.Op{
 		Index: n, Class: workloads.Class(strings.ToLower(r.Method)), Method: r.Method, Path: r.Path, User: r.Client,
-		Write: r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodOptions,
+		Write: workloads.Writes(r.Method),
 	}
 }

@@ -113,7 +113,7 @@ func (s *Stepper) Step(
 	step := f.recorder.Finish(report.Scheduled)
 	step.Purpose, step.OfferedRPS, step.Schedule, step.CatchUp = purpose, rate, schedule.String(), driver.CatchUp
 	step.CutShort = report.Window < duration && ctx.Err() == nil
-	step.OpsHash = workloads.HashRange(s.Workload, s.next, min(scheduled, opsHashed))
+	step.OpsHash = workloads.Hash(s.Workload, s.next, min(scheduled, opsHashed))
 	s.next += scheduled
 	s.fill(&step, report, before, after, done)
 	step.Stale = s.stale(report)

@@ -6,28 +6,22 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/imaging"
 	"github.com/stagebench/stagebench/sut/photos"
-	"github.com/stagebench/stagebench/workloads"
 	"github.com/stagebench/stagebench/workloads/file"
 	"github.com/stagebench/stagebench/workloads/preset"
 	"github.com/stagebench/stagebench/workloads/trace"
 )
 
-// Replay says how the times of a trace are changed.
-type Replay struct {
-	Speed  float64       // how many times faster than it was logged
-	MaxGap time.Duration // longer gaps are shortened to it, before Speed; 0 = none is
-	Loop   bool          // begin again at the end
-}
+// Replay says how the times of a trace are changed, in the words of the flags.
+type Replay trace.Replay
 
 // Validate says what is wrong with the settings.
 func (r Replay) Validate() error {
-	if err := r.options().Validate(); err != nil {
+	if err := trace.Replay(r).Validate(); err != nil {
 		return fmt.Errorf("--speed %v, --max-gap %v: %w", r.Speed, r.MaxGap, err)
 	}
 	return nil
@@ -36,10 +30,6 @@ func (r Replay) Validate() error {
 // Changes reports whether the times are changed at all, for which there has to be
 // a trace.
 func (r Replay) Changes() bool { return r != Replay{Speed: 1} }
-
-func (r Replay) options() trace.Replay {
-	return trace.Replay{Speed: r.Speed, MaxGap: r.MaxGap, Loop: r.Loop}
-}
 
 // Maker makes loads by name.
 type Maker struct {
@@ -93,20 +83,23 @@ func (m Maker) trace(path string) (l Load, err error) {
 		return l, fmt.Errorf("trace: %w", err)
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	t, err := trace.Read(f, trace.Options{Name: filepath.Base(path)})
+	t, err := trace.Read(f, filepath.Base(path))
 	if err != nil {
 		return l, err
 	}
 	skipped := map[string]int64{}
 	if m.Service {
-		l.Workload, t, skipped, err = m.mapped(t)
+		var params preset.Params
+		if params, err = m.params(); err == nil {
+			l.Workload, t, skipped, err = preset.FromTrace(t, params)
+		}
 	} else {
 		l.Workload, err = t.Workload()
 	}
 	if err != nil {
 		return l, err
 	}
-	if l.Times, err = t.Schedule(m.Replay.options()); err != nil {
+	if l.Times, err = t.Schedule(trace.Replay(m.Replay)); err != nil {
 		return l, err
 	}
 	l.Length = t.Length(l.Times)
@@ -120,16 +113,6 @@ func (m Maker) trace(path string) (l Load, err error) {
 		l.Trace.Skipped["broken: "+reason] = n
 	}
 	return l, nil
-}
-
-// mapped makes a trace of any site into one of the photo service.
-func (m Maker) mapped(t *trace.Trace) (workloads.Workload, *trace.Trace, map[string]int64, error) {
-	params, err := m.params()
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	workload, mapping, err := preset.FromTrace(t, params)
-	return workload, mapping.Trace, mapping.Skipped, err
 }
 
 // uploadCount is how many different JPEGs are uploaded in turns, of the default

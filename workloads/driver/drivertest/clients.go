@@ -3,12 +3,10 @@ package drivertest
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"io"
 	"log"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"regexp"
 	"sync/atomic"
 	"testing"
@@ -190,12 +188,10 @@ func turnedAway(t *testing.T, d driver.Driver) {
 }
 
 // makeClients makes clients that end with the test.
-func makeClients(t *testing.T, endpoint string, config driver.ClientConfig) *driver.Clients {
+func makeClients(t testing.TB, endpoint string, config driver.ClientConfig) *driver.Clients {
 	t.Helper()
-	u, err := url.Parse(endpoint)
-	config.Endpoint, config.DialTimeout = u, 5*time.Second
-	clients, made := driver.NewClients(config)
-	if err := errors.Join(err, made); err != nil {
+	clients, err := newClients(endpoint, config)
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(clients.Close)

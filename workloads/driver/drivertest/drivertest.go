@@ -99,12 +99,7 @@ type Setup struct {
 // Send runs a driver by a constant schedule.
 func Send(ctx context.Context, t testing.TB, d driver.Driver, s Setup) Tally {
 	t.Helper()
-	clients, err := newClients(s.Endpoint, s.Connections)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer clients.Close()
-	return SendWith(ctx, t, d, clients, s)
+	return SendWith(ctx, t, d, makeClients(t, s.Endpoint, driver.ClientConfig{Connections: s.Connections}), s)
 }
 
 // SendWith is Send over clients that exist already.
@@ -117,12 +112,12 @@ func SendWith(ctx context.Context, t testing.TB, d driver.Driver, clients *drive
 	return y
 }
 
-func newClients(endpoint string, connections int) (*driver.Clients, error) {
-	u, err := url.Parse(endpoint)
-	if err != nil {
+func newClients(endpoint string, config driver.ClientConfig) (c *driver.Clients, err error) {
+	if config.Endpoint, err = url.Parse(endpoint); err != nil {
 		return nil, err
 	}
-	return driver.NewClients(driver.ClientConfig{Endpoint: u, Connections: connections, DialTimeout: 5 * time.Second})
+	config.DialTimeout = 5 * time.Second
+	return driver.NewClients(config)
 }
 
 func send(ctx context.Context, d driver.Driver, clients *driver.Clients, s Setup) (y Tally, err error) {
@@ -153,9 +148,9 @@ func send(ctx context.Context, d driver.Driver, clients *driver.Clients, s Setup
 	return y, nil
 }
 
-// sender is what the child of the paused test does.
-func sender(d driver.Driver, endpoint string) error {
-	clients, err := newClients(endpoint, 16)
+// sendForParent drives the parent's server for 4 s and prints the figures.
+func sendForParent(d driver.Driver, endpoint string) error {
+	clients, err := newClients(endpoint, driver.ClientConfig{Connections: 16})
 	if err != nil {
 		return err
 	}
@@ -171,9 +166,7 @@ func sender(d driver.Driver, endpoint string) error {
 		return err
 	}
 	s := y.Step
-	figures := struct{ LagMax, ResponseMax, ResponseP90, OwnP90 int64 }{
-		*s.LagNS.Max, *s.ResponseNS.Max, *s.ResponseNS.P90, 0,
-	}
+	figures := pausedFigures{*s.LagNS.Max, *s.ResponseNS.Max, *s.ResponseNS.P90, 0}
 	if own := y.Report.OwnLatency; own != nil && own.P90 != nil {
 		figures.OwnP90 = *own.P90
 	}

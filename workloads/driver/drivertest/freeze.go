@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"slices"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -28,13 +27,18 @@ const roleVariable = "STAGEBENCH_DRIVERTEST_ROLE"
 // need a process of their own, because client and server in one process share a
 // scheduler and would wait for each other.
 func Main(m *testing.M, d driver.Driver) {
+	var err error
 	switch os.Getenv(roleVariable) {
 	case "freezer":
-		serveFreezer()
+		err = serveFreezer()
 	case "sender":
-		sendForParent(d)
+		err = sendForParent(d, os.Getenv("STAGEBENCH_DRIVERTEST_ENDPOINT"))
 	default:
 		os.Exit(m.Run())
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 }
 
@@ -43,17 +47,16 @@ func frozen() *freezer.Freezer {
 }
 
 // serveFreezer prints its address and serves until stdin closes.
-func serveFreezer() {
+func serveFreezer() error {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		return err
 	}
 	fmt.Println(listener.Addr())
 	server := &http.Server{Handler: frozen(), ReadHeaderTimeout: time.Minute}
 	go func() { _ = server.Serve(listener) }()
 	_, _ = io.Copy(io.Discard, os.Stdin)
-	_ = server.Close()
+	return server.Close()
 }
 
 // child starts the test binary in a role; it ends when the test does. The lines
@@ -160,6 +163,9 @@ func readLog(t *testing.T, endpoint string) freezer.Log {
 // pausedFor is how long the client is stopped.
 const pausedFor = time.Second
 
+// pausedFigures is what the client then tells, in nanoseconds.
+type pausedFigures struct{ LagMax, ResponseMax, ResponseP90, OwnP90 int64 }
+
 // paused stops the client itself, by SIGSTOP: the pause must be in its lag and
 // in its response times.
 func paused(t *testing.T) {
@@ -177,8 +183,8 @@ func paused(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines.Scan()
-	var figures struct{ LagMax, ResponseMax, ResponseP90, OwnP90 int64 }
-	if err := json.NewDecoder(strings.NewReader(lines.Text())).Decode(&figures); err != nil {
+	var figures pausedFigures
+	if err := json.Unmarshal(lines.Bytes(), &figures); err != nil {
 		t.Fatalf("%v in %q", err, lines.Text())
 	}
 	t.Logf("lag max %v, response p90 %v max %v; the engine's own latency would have said p90 %v",
@@ -191,14 +197,6 @@ func paused(t *testing.T) {
 	// A quarter of all ops fell into the pause: at p90 they are 0.6 s late.
 	if low := int64(pausedFor / 2); figures.ResponseP90 < low {
 		t.Errorf("a quarter of all ops fell into a pause of %v, but response p90 is %v", pausedFor, time.Duration(figures.ResponseP90))
-	}
-}
-
-// sendForParent drives the parent's server for 4 s and prints its figures.
-func sendForParent(d driver.Driver) {
-	if err := sender(d, os.Getenv("STAGEBENCH_DRIVERTEST_ENDPOINT")); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
 	}
 }
 

@@ -65,11 +65,7 @@ func failedLogin(t *testing.T, d driver.Driver) {
 			http.SetCookie(w, &http.Cookie{Name: "session", Value: "token"})
 		}
 	})
-	clients, err := newClients(server.URL, 1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer clients.Close()
+	clients := makeClients(t, server.URL, driver.ClientConfig{Connections: 1})
 	workload := shopping{numbered{mod: 10}, 1}
 	if err := clients.LogIn(t.Context(), workload, 30*time.Second); err != nil {
 		t.Fatal(err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"net/url"
 	"sync"
 	"testing"
 	"time"
@@ -42,15 +41,7 @@ func sessions(t *testing.T, d driver.Driver) {
 			w.WriteHeader(http.StatusUnauthorized)
 		}
 	})
-	endpoint, err := url.Parse(server.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	clients, err := driver.NewClients(driver.ClientConfig{Endpoint: endpoint, Connections: 8, DialTimeout: time.Second})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer clients.Close()
+	clients := makeClients(t, server.URL, driver.ClientConfig{Connections: 8})
 	workload := shopping{numbered{mod: 1_000_000}, users}
 	if err := clients.LogIn(context.Background(), workload, 30*time.Second); err != nil {
 		t.Fatal(err)

@@ -52,20 +52,15 @@ func (Driver) Run(ctx context.Context, clients *driver.Clients, plan driver.Plan
 		vegeta.Redirects(vegeta.NoFollow), vegeta.MaxBody(0),
 		vegeta.Timeout(0), // the flight bounds each op, and can tell why it ended
 	)
-	done := make(chan struct{})
 	go func() {
-		select {
-		case <-flight.Stopped():
-			// A tick that no worker takes would hold the attack beyond its end.
-			attacker.Stop()
-		case <-done:
-		}
+		<-flight.Stopped() // at the latest when the flight lands
+		// A tick that no worker takes would hold the attack beyond its end.
+		attacker.Stop()
 	}()
 	own := hdr.NewHistogram()
 	for result := range attacker.Attack(a.target, a, 0, "") {
 		own.Record(int64(result.Latency))
 	}
-	close(done)
 	report := flight.Land()
 	report.OwnLatency = new(own.Latency(0))
 	return report, nil
