@@ -420,6 +420,24 @@ func TestPortalInParts(t *testing.T) {
 	}
 }
 
+// TestSkipsToSync: after an error nothing but the Sync is answered, not even a simple query.
+func TestSkipsToSync(t *testing.T) {
+	t.Parallel()
+	f := speak(t, withNotes(t, sqlite.Config{}))
+	f.SendParse(&pgproto3.Parse{Query: "no such thing"})
+	f.SendQuery(&pgproto3.Query{String: all})
+	f.SendDescribe(&pgproto3.Describe{ObjectType: 'S'})
+	f.SendSync(&pgproto3.Sync{})
+	f.SendQuery(&pgproto3.Query{String: "begin"})
+	if err := f.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	got := f.until(t, "ReadyForQuery") + " " + f.until(t, "ReadyForQuery")
+	if want := "ErrorResponse ReadyForQuery CommandComplete ReadyForQuery"; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
 // raw is a client that speaks the protocol message by message.
 type raw struct {
 	*pgproto3.Frontend

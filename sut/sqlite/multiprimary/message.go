@@ -11,8 +11,8 @@ const (
 	// kindGreeting has the hello of who wants changes. It is not a Hello, so that a primary that is alone does not
 	// take it for one of its replicas.
 	kindGreeting replog.Kind = 'P'
-	// kindUpTo is the end of a batch, and a heartbeat. It says of origins up to which time all their changes have been
-	// sent; empty = there are more.
+	// kindUpTo is the end of a batch, and a heartbeat. It says of origins up to which time all their changes have
+	// been sent; empty = there are more.
 	kindUpTo replog.Kind = 'T'
 )
 

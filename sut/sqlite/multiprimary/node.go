@@ -19,9 +19,9 @@
 // time of its first start: one that begins anew under an old name is another origin, and gets the changes of the
 // former.
 //
-// The log is bounded by replog.Limits, and with it the memory for deleted rows and replaced versions. A node that is away
-// for longer fetches the whole database and adds what it alone has; when its own log does not reach back to that, it
-// stays away and says so. Conflicts with changes older than the log may be counted too low.
+// The log is bounded by replog.Limits, and with it the memory for deleted rows and replaced versions. A node that is
+// away for longer fetches the whole database and adds what it alone has; when its own log does not reach back to
+// that, it stays away and says so. Conflicts with changes older than the log may be counted too low.
 //
 // A Node may be used by any number of goroutines, except that what engine.Copies says belongs to the writer's turn.
 // The order of calls is Open, Start, Cut, Stop.

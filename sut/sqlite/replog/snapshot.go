@@ -15,8 +15,8 @@ import (
 const snapshotPiece = 256 << 10
 
 // Snapshot makes a copy of the database in dir and sends it in messages of KindSnapshot, the last of which is empty.
-// It flushes nothing. Beat is called each time while the copy is made, for the other node would take silence for death;
-// made is called with the file of the copy before it is sent. The connection is used by nobody else meanwhile.
+// It flushes nothing. Beat is called each time while the copy is made, for the other node would take silence for
+// death; made is called with the file of the copy before it is sent. The connection is used by nobody else meanwhile.
 func (f *Feed) Snapshot(
 	conn *sqlite.Conn, dir string, every time.Duration, beat func() error, made func(path string) error,
 ) error {

@@ -27,10 +27,11 @@ func (c *conn) next() error {
 	}
 	kind := message[0]
 	c.last = kind
-	if !c.skipping || kind == 'S' || kind == 'X' {
-		err = c.answer(kind, message[messageHeader:])
+	defer func() { _, _ = c.in.Discard(len(message)) }()
+	if c.skipping && kind != 'S' && kind != 'X' {
+		return nil
 	}
-	_, _ = c.in.Discard(len(message))
+	err = c.answer(kind, message[messageHeader:])
 	if e := (*Error)(nil); err == io.EOF || errors.As(err, &e) && e.fatal {
 		return err
 	}
@@ -70,7 +71,7 @@ func (c *conn) answer(kind byte, body []byte) error {
 		}
 	case 'D':
 		var m pgproto3.Describe
-		if m.Decode(body) == nil {
+		if m.Decode(body) == nil && (m.ObjectType == 'S' || m.ObjectType == 'P') {
 			return c.describe(m.ObjectType, m.Name)
 		}
 	case 'E':
@@ -80,7 +81,7 @@ func (c *conn) answer(kind byte, body []byte) error {
 		}
 	case 'C':
 		var m pgproto3.Close
-		if m.Decode(body) == nil {
+		if m.Decode(body) == nil && (m.ObjectType == 'S' || m.ObjectType == 'P') {
 			c.forget(m.ObjectType, m.Name)
 			c.send(&pgproto3.CloseComplete{})
 			return nil
