@@ -59,6 +59,7 @@ type Handler struct {
 
 	setting sync.Mutex // one change of members at a time
 	settled []string   // the members that objects have been placed on; nil = there were none
+	moving  bool       // objects may be placed on others, too
 }
 
 // NewHandler serves a directory:

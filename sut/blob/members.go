@@ -58,12 +58,16 @@ func (h *Handler) SetMembers(ctx context.Context, members []sut.Peer, moving boo
 		return nil // it is told of nobody, and has all photos
 	}
 	before := h.settled
+	if !moving && !h.moving && !draining && slices.Equal(names, before) {
+		return nil // it is told of something else
+	}
 	shown := placements{names}
 	if (moving || draining) && before != nil {
 		shown = placements{before, names}
 	}
 	h.show(shown)
 	if moving {
+		h.moving = true
 		return nil
 	}
 	if before != nil {
@@ -77,7 +81,7 @@ func (h *Handler) SetMembers(ctx context.Context, members []sut.Peer, moving boo
 		}
 	}
 	if !draining {
-		h.settled = names
+		h.settled, h.moving = names, false
 	}
 	return nil
 }
