@@ -130,10 +130,10 @@ func (s *Supervisor) Last(node string) (status sut.ReplicationStatus, ok bool) {
 	return status, ok
 }
 
-// SetNodes makes these the supervised databases while Run is under way. A replica that is
-// new is read once it has caught up; one that is missing is read no more, and never
-// promoted, when SetNodes returns. The primary cannot be missing, and nothing can change
-// while it is dead: that is an error, and nothing has changed.
+// SetNodes changes which databases are supervised while Run is under way. A new replica
+// serves reads once it has caught up. When SetNodes returns, a removed replica serves no
+// reads and is never promoted. It is an error, and changes nothing, to remove the primary,
+// or to change anything while the primary does not answer.
 func (s *Supervisor) SetNodes(ctx context.Context, nodes []string) error {
 	done := make(chan error, 1)
 	select {
@@ -151,11 +151,11 @@ func (s *Supervisor) setNodes(ctx context.Context, nodes []string) error {
 	case len(nodes) == len(s.nodes) && !slices.ContainsFunc(s.nodes, missing):
 		return nil
 	case primary == "":
-		return errors.New("there are several primaries, which do not come and go")
+		return errors.New("the databases of a multi-primary system are fixed")
 	case s.release != nil || s.seen[primary].refused > 0 || s.dead(primary):
-		return fmt.Errorf("the primary %s does not answer\nwait until another database has its place: stagebench status", primary)
+		return fmt.Errorf("the primary %s does not answer\nwait for the failover: stagebench status", primary)
 	case missing(primary):
-		return fmt.Errorf("%s is the primary now, and would leave\nhave another database take its place: stagebench kill primary", primary)
+		return fmt.Errorf("%s is the primary now\nstart a failover first: stagebench kill primary", primary)
 	}
 	for _, node := range nodes {
 		if s.seen[node] == nil {

@@ -49,9 +49,9 @@ func (s *Supervisor) probe(ctx context.Context) {
 	}
 }
 
-// gather takes the answers that have come, and waits for those of the living and of nodes
-// asked since a time, but no longer than patience: one that hangs does not keep the others
-// from being heard, and its answer is taken in a later round.
+// gather takes answers until every node has answered that is alive, or was probed since a
+// time, but no longer than patience: a node that hangs does not delay the others. Its
+// answer is taken in a later round.
 func (s *Supervisor) gather(ctx context.Context, patience time.Duration, since time.Time) {
 	enough := time.After(patience)
 	for {

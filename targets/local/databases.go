@@ -16,8 +16,7 @@ import (
 	"github.com/stagebench/stagebench/targets/failover"
 )
 
-// useBound is how long what is under way at a database that is used no more may hold up
-// the news of another one.
+// useBound is how long requests at a database that is no longer used may delay a failover.
 const useBound = time.Second
 
 // declareRoles sets the first roles of the databases: the one that uses no other
@@ -246,7 +245,7 @@ func (d databases) Fence(ctx context.Context, name string) (release func(), err 
 	return func() { d.hold([]*node{n}, -1) }, nil
 }
 
-// Use implements failover.Databases. It waits for no node that starts.
+// Use implements failover.Databases. It does not wait for nodes that are starting.
 func (d databases) Use(ctx context.Context, roles failover.Roles) error {
 	d.change(func() { d.roles = roles })
 	var origins errgroup.Group

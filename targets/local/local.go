@@ -138,9 +138,9 @@ type System struct {
 	changed  chan struct{}   // closed and replaced when a node's state changes
 	events   []targets.Event // only ever appended to
 	roles    failover.Roles  // of the databases; Epoch 0 = there are no copies
-	epoch    int64           // of the nodes' wirings: raised with all that they are told of each other
-	moving   sut.Role        // whose nodes are about to hand keys to each other, "" = none
-	draining []*node         // that leave: those who call them may still have requests there
+	epoch    int64           // of the wirings, raised with every change
+	moving   sut.Role        // whose keys are about to move, "" = none
+	draining []*node         // leaving nodes that callers may still have requests at
 	leased   int             // the last host number for ids that was given out
 
 	failover *failover.Supervisor // nil = there are no copies; set before Up returns
@@ -170,8 +170,8 @@ type node struct {
 	// All below, and what the topology says of its relations, are guarded by
 	// System.mu.
 	uses     []*node
-	joining  bool // the others of its tier do not know it yet
-	leaving  bool // it is not part of its tier any more
+	joining  bool // the other members of its tier do not know it yet
+	leaving  bool // it is no longer a member of its tier
 	state    targets.State
 	process  *proc.Process // the last one, nil before the first start
 	ready    sut.Ready
@@ -231,7 +231,7 @@ func (s *System) up(ctx context.Context) error {
 	if err := s.startAll(ctx, nodes); err != nil {
 		return err
 	}
-	// They have been started at once, and did not know each other's addresses.
+	// Members were started at the same time, without knowing each other's addresses.
 	s.change(func() {})
 	for _, t := range ladder.Tiers() {
 		if err := s.tellMembers(ctx, t.Role); err != nil {
@@ -246,8 +246,8 @@ func (s *System) up(ctx context.Context) error {
 	return nil
 }
 
-// startAll fills and starts nodes, each after those among them that it uses, and has them
-// supervised. What else it uses has served before, and may be dead at the moment.
+// startAll fills and starts nodes, each after the nodes of the list that it uses, and
+// supervises them. Other nodes that it uses have served before, and may be dead now.
 func (s *System) startAll(ctx context.Context, nodes []*node) error {
 	all, ctx := errgroup.WithContext(ctx)
 	for _, n := range nodes {

@@ -18,16 +18,17 @@ import (
 )
 
 const (
-	// drainBound is how long the callers of a tier may take to finish what they have at a
-	// host that leaves. Then the host itself finishes what it can, and is stopped.
+	// drainBound is how long callers may take to finish their requests at a leaving host.
+	// After that the host itself finishes what it can, and is stopped.
 	drainBound = 10 * time.Second
-	// handOverBound is how long a host may take to give its keys to others.
+	// handOverBound is how long a host may take to hand its keys to their new owners.
 	handOverBound = 5 * time.Minute
 )
 
-// Scale changes the number of hosts of a tier while the system runs: more are started and
-// take part, or the last ones are drained and stopped. No request has to fail for it. It
-// returns when it is done; when it fails, or ctx ends, the system is what it was before.
+// Scale changes the number of hosts of a tier while the system serves: it starts new hosts,
+// or drains and stops the last ones. No request has to fail. Scale returns when the change
+// is complete. When it fails or ctx ends, the system is rolled back, unless the error says
+// that the change stays.
 func (s *System) Scale(ctx context.Context, tier string, hosts int) (targets.Scaled, error) {
 	begin, done := time.Now(), targets.Scaled{Tier: tier, Hosts: hosts}
 	if err := s.scale(ctx, &done); err != nil {
@@ -43,7 +44,7 @@ func (s *System) scale(ctx context.Context, wanted *targets.Scaled) error {
 		return err
 	}
 	if wanted.Hosts < 1 {
-		return errors.New("at least one host stays: without any, those that call them are other nodes")
+		return errors.New("at least one host must stay\nbring up a system without them instead: stagebench up")
 	}
 	if s.opts.Admit != nil {
 		if err := s.opts.Admit(next); err != nil {
@@ -53,7 +54,7 @@ func (s *System) scale(ctx context.Context, wanted *targets.Scaled) error {
 	return s.become(ctx, roleOf(scaling), next, wanted)
 }
 
-// roleOf returns the role of the nodes that are scaled so.
+// roleOf returns the role of the tier that is scaled.
 func roleOf(scaling ladder.Scaling) (r sut.Role) {
 	for _, t := range ladder.Tiers() {
 		if t.Scaling != nil && t.Scaling.Name == scaling.Name {
@@ -63,8 +64,8 @@ func roleOf(scaling ladder.Scaling) (r sut.Role) {
 	return r
 }
 
-// become makes the system another topology, which differs by the hosts of one tier, and
-// notes what moved.
+// become changes the topology, which differs in the hosts of one tier, and fills in what
+// moved.
 func (s *System) become(ctx context.Context, r sut.Role, next sut.Topology, done *targets.Scaled) error {
 	if !s.scaling.TryLock() {
 		return errors.New("the system is being changed already: wait until that is done")
@@ -80,7 +81,7 @@ func (s *System) become(ctx context.Context, r sut.Role, next sut.Topology, done
 	if err := errors.Join(difference(before, next), s.obstacle(r, next)); err != nil {
 		return err
 	}
-	back := context.WithoutCancel(ctx) // what was begun is taken back whole; each step is bounded
+	back := context.WithoutCancel(ctx) // a rollback is not cancelled; each of its steps is bounded
 	added, err := s.place(next)
 	if err == nil {
 		err = s.startAll(ctx, added)
@@ -97,21 +98,19 @@ func (s *System) become(ctx context.Context, r sut.Role, next sut.Topology, done
 		err = s.awaitRead(ctx, r, added)
 	}
 	if err != nil {
-		return errors.Join(err, s.takeBack(r, before, next))
+		return errors.Join(err, s.rollBack(r, before, next))
 	}
 	for _, n := range added {
 		s.noted(n, "takes part")
 	}
-	// From here on nobody uses the hosts that leave, so nothing can bring them back.
+	// No node calls the leaving hosts any more, so the change cannot be rolled back.
 	return s.dismiss(back, next)
 }
 
-// takeBack makes the system what it was before a change that failed. Where that is not
-// possible because one of the new databases is the primary by now, or about to become it,
-// the change stays.
-func (s *System) takeBack(r sut.Role, before, next sut.Topology) error {
-	// On the way down there is nobody left to tell.
-	ctx := s.life
+// rollBack undoes a change that failed, in the order of the change. It keeps the change when
+// the supervisor of the databases refuses: the primary is dead, or is one of the new nodes.
+func (s *System) rollBack(r sut.Role, before, next sut.Topology) error {
+	ctx := s.life // on the way down no node has to be told
 	if err := s.supervise(ctx, r, before); err != nil {
 		s.change(func() {
 			s.adopt(next)
@@ -122,18 +121,18 @@ func (s *System) takeBack(r sut.Role, before, next sut.Topology) error {
 	var errs []error
 	for _, step := range s.steps(r, before, new(targets.Scaled)) {
 		if err := step(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("and to take it back: %w", err))
+			errs = append(errs, fmt.Errorf("and to roll back: %w", err))
 		}
 	}
 	return errors.Join(append(errs, s.dismiss(context.WithoutCancel(ctx), before))...)
 }
 
-// steps are what makes all nodes work by a topology, in their order. The nodes that it adds
-// serve; those that are not part of it may be stopped at the end.
+// steps returns the steps of a change, in order. New nodes must serve before the first one;
+// leaving nodes may be stopped after the last one.
 func (s *System) steps(r sut.Role, next sut.Topology, done *targets.Scaled) []func(context.Context) error {
 	var leaving []*node
 	return []func(context.Context) error{
-		func(ctx context.Context) error { // the members learn of each other, and keep nothing to themselves
+		func(ctx context.Context) error { // members learn that keys move, and hold back no write
 			s.change(func() {
 				s.moving = r
 				for _, n := range s.nodes {
@@ -146,7 +145,7 @@ func (s *System) steps(r sut.Role, next sut.Topology, done *targets.Scaled) []fu
 			})
 			return s.tellMembers(ctx, r)
 		},
-		func(ctx context.Context) error { // those that leave get nothing new from their callers
+		func(ctx context.Context) error { // callers send nothing new to leaving nodes
 			s.change(func() {
 				s.adopt(next)
 				s.draining = leaving
@@ -156,7 +155,7 @@ func (s *System) steps(r sut.Role, next sut.Topology, done *targets.Scaled) []fu
 			}
 			return s.tellCallers(ctx, r)
 		},
-		func(ctx context.Context) error { // the members hand over what is not theirs
+		func(ctx context.Context) error { // members hand keys over to their new owners
 			before, held := s.countMoved(ctx, r)
 			s.change(func() { s.moving = "" })
 			if err := s.tellMembers(ctx, r); err != nil {
@@ -168,7 +167,7 @@ func (s *System) steps(r sut.Role, next sut.Topology, done *targets.Scaled) []fu
 			}
 			return nil
 		},
-		func(ctx context.Context) error { // nobody asks those that leave for what others have now
+		func(ctx context.Context) error { // callers forget the leaving nodes
 			if len(leaving) == 0 {
 				return nil
 			}
@@ -178,8 +177,7 @@ func (s *System) steps(r sut.Role, next sut.Topology, done *targets.Scaled) []fu
 	}
 }
 
-// supervise makes the databases of a topology the supervised ones, when it is they
-// whose number changes.
+// supervise has the databases of a topology supervised, when replicas are scaled.
 func (s *System) supervise(ctx context.Context, r sut.Role, next sut.Topology) error {
 	if r != sut.DB {
 		return nil
@@ -193,7 +191,7 @@ func (s *System) supervise(ctx context.Context, r sut.Role, next sut.Topology) e
 	return s.failover.SetNodes(ctx, names)
 }
 
-// awaitRead waits until all replicas among some nodes have caught up, and are read.
+// awaitRead waits until all new replicas have caught up and serve reads.
 func (s *System) awaitRead(ctx context.Context, r sut.Role, added []*node) error {
 	replicas := slices.DeleteFunc(slices.Clone(added), func(n *node) bool { return !n.Replicated })
 	if len(replicas) == 0 {
@@ -209,7 +207,7 @@ func (s *System) awaitRead(ctx context.Context, r sut.Role, added []*node) error
 	return s.tellCallers(ctx, r)
 }
 
-// obstacle says why the system cannot be changed at this moment.
+// obstacle returns why the system cannot be changed at this moment.
 func (s *System) obstacle(r sut.Role, next sut.Topology) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -218,21 +216,21 @@ func (s *System) obstacle(r sut.Role, next sut.Topology) error {
 		member := sharesKeys(r) && n.Role == r
 		switch {
 		case !stays && n.Name == s.roles.Primary:
-			return fmt.Errorf("%s would leave, and is the primary now\n"+
-				"keep more replicas, or have another database take its place: stagebench kill primary", n.Name)
+			return fmt.Errorf("%s would be removed, and is the primary now\n"+
+				"keep more replicas, or start a failover first: stagebench kill primary", n.Name)
 		case r == sut.DB && n.Name == s.roles.Primary && n.state != targets.Serving:
-			return fmt.Errorf("%s is the primary, and is %s\nwait until a database takes its place: stagebench status", n.Name, n.state)
+			return fmt.Errorf("the primary %s is %s\nwait for the failover: stagebench status", n.Name, n.state)
 		case n.state == targets.Paused && (member || n.calls(r)):
 			return pausedError(n.Name)
 		case !stays && member && n.state != targets.Serving:
-			return fmt.Errorf("%s would leave, and is %s: it cannot hand over what it holds\n"+
+			return fmt.Errorf("%s would be removed, and is %s: it cannot hand over its keys\n"+
 				"wait until it serves: stagebench status", n.Name, n.state)
 		}
 	}
 	return nil
 }
 
-// difference refuses what cannot be done to a running system.
+// difference returns an error for a change that a running node cannot follow.
 func difference(now, next sut.Topology) error {
 	for _, h := range next.Hosts {
 		if old, found := now.Host(h.Name); found && old != h {
@@ -249,7 +247,7 @@ func difference(now, next sut.Topology) error {
 	return nil
 }
 
-// adopt makes a topology the one that callers are told of; the caller holds mu.
+// adopt makes a topology the one that callers work by; the caller holds mu.
 func (s *System) adopt(t sut.Topology) {
 	s.topology = t
 	nodes := map[string]*node{}
@@ -266,17 +264,17 @@ func (s *System) adopt(t sut.Topology) {
 	}
 }
 
-// tellCallers tells all nodes that call those of a role. What still has work for hosts that
-// leave finishes it, or fails, with these.
+// tellCallers tells all nodes that call a role. Requests that are still under way at a
+// leaving host after drainBound end with that host.
 func (s *System) tellCallers(ctx context.Context, r sut.Role) error {
 	return s.tellAll(ctx, drainBound, func(n *node) bool { return n.calls(r) }, s.drained)
 }
 
-// drained judges what came of telling a caller; with mu held.
+// drained judges the answer of a caller; mu is held.
 func (s *System) drained(n *node, err error) error {
 	switch {
 	case errors.Is(err, errLate):
-		s.note(n, "still has work for a node that it calls no more")
+		s.note(n, "still has requests at a node that leaves")
 		return nil
 	case errors.Is(err, errDead):
 		return nil
@@ -284,8 +282,8 @@ func (s *System) drained(n *node, err error) error {
 	return err
 }
 
-// tellMembers tells the nodes of a role of each other, if they share keys. None may be
-// late, and none that leaves may be dead: others have to know what it holds.
+// tellMembers tells the nodes of a role about each other, if they share keys. A late node
+// and a leaving node that is dead are errors: their keys were not handed over.
 func (s *System) tellMembers(ctx context.Context, r sut.Role) error {
 	member := func(n *node) bool { return n.Role == r && sharesKeys(r) }
 	return s.tellAll(ctx, handOverBound, member, func(n *node, err error) error {
@@ -293,14 +291,14 @@ func (s *System) tellMembers(ctx context.Context, r sut.Role) error {
 		case errors.Is(err, errDead) && !n.leaving:
 			return nil
 		case errors.Is(err, errDead), errors.Is(err, errLate):
-			return fmt.Errorf("%s has not handed over what it holds: %w", n.Name, err)
+			return fmt.Errorf("%s has not handed over its keys: %w", n.Name, err)
 		}
 		return err
 	})
 }
 
-// tellAll tells nodes their wirings at the same time, and has what comes of each judged,
-// with mu held.
+// tellAll sends nodes their wirings, all at a time, and returns the first error that judge
+// makes of their answers. mu is held while judge runs.
 func (s *System) tellAll(
 	ctx context.Context, patience time.Duration, which func(*node) bool, judge func(*node, error) error,
 ) error {
@@ -321,8 +319,8 @@ func (s *System) tellAll(
 	return all.Wait()
 }
 
-// countMoved returns how many keys or objects the members of a tier have given away since
-// they were started, and how many keys they hold; nil = not known.
+// countMoved returns how many keys or objects the members of a tier have handed over since
+// they were started, and how many keys they hold; nil = unknown.
 func (s *System) countMoved(ctx context.Context, r sut.Role) (moved, held *int64) {
 	prefix, known := map[sut.Role]string{sut.Cache: "stagebench_cache_node_", sut.Blob: "stagebench_blob_"}[r]
 	if !known {
@@ -351,8 +349,7 @@ func (s *System) noted(n *node, format string, args ...any) {
 	s.note(n, format, args...)
 }
 
-// dismiss stops and removes what is not part of the topology. Nobody may use it
-// any more.
+// dismiss stops and removes the hosts and nodes that are not part of the topology.
 func (s *System) dismiss(ctx context.Context, t sut.Topology) error {
 	s.mu.Lock()
 	var goingHosts []*host

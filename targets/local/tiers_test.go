@@ -158,12 +158,12 @@ func TestAChangeOfMembersIsTakenBack(t *testing.T) {
 			[]string{"1+2+3", "1-2-3", "1"},
 		},
 		"a member is late": {
-			1, 2, "cache-2", "never drains", false, "cache-2 has not handed over what it holds: something under way has not ended",
+			1, 2, "cache-2", "never drains", false, "cache-2 has not handed over its keys: it did not finish in time",
 			[]string{"1+2 moving", "1-2 moving", "1-2"},
 			[]string{"1-2", "1"},
 		},
 		"one that leaves dies": {
-			2, 1, "cache-2", "crashes when it hands over", false, "cache-2 has not handed over what it holds: the node is dead",
+			2, 1, "cache-2", "crashes when it hands over", false, "cache-2 has not handed over its keys: the node is dead",
 			[]string{"1-2 moving", "1-2", "1+2 moving", "1+2"},
 			[]string{"1-2", "1+2"},
 		},
@@ -244,7 +244,7 @@ func TestWhoIsInTheWay(t *testing.T) {
 	if err := system.Kill("cache-3"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := system.Scale(t.Context(), "cache", 2); err == nil || !strings.Contains(err.Error(), "cache-3 would leave, and is dead") {
+	if _, err := system.Scale(t.Context(), "cache", 2); err == nil || !strings.Contains(err.Error(), "cache-3 would be removed, and is dead") {
 		t.Errorf("cache-3 is dead: %v", err)
 	}
 	scale(t, system, "cache", 4)
@@ -292,7 +292,7 @@ func TestReplicasComeAndGo(t *testing.T) {
 	if got := s.tellings(t, from); !slices.Contains(got, "cache-1 cache:cache-1 db:db-1+db-2-db-3-db-4") {
 		t.Errorf("a cache host that loads records was told %q", got)
 	}
-	if _, err := system.Scale(t.Context(), "replica", 0); err == nil || !strings.Contains(err.Error(), "at least one host stays") {
+	if _, err := system.Scale(t.Context(), "replica", 0); err == nil || !strings.Contains(err.Error(), "at least one host must stay") {
 		t.Errorf("no replicas at all: %v", err)
 	}
 	if err := system.Kill("primary"); err != nil {
@@ -306,7 +306,7 @@ func TestReplicasComeAndGo(t *testing.T) {
 	}
 	eventually(t, "db-2 is read", func() bool { return strings.Contains(uses(), "+db-2") })
 	if primary := system.roles.Primary; primary == "db-3" {
-		if _, err := system.Scale(t.Context(), "replica", 1); err == nil || !strings.Contains(err.Error(), "db-3 would leave, and is the primary now") {
+		if _, err := system.Scale(t.Context(), "replica", 1); err == nil || !strings.Contains(err.Error(), "db-3 would be removed, and is the primary now") {
 			t.Errorf("the primary would leave: %v", err)
 		}
 	}
@@ -345,7 +345,7 @@ func TestAChangeOfReplicasStays(t *testing.T) {
 	if count(system, sut.DB) != 2 || system.node("db-3") != nil {
 		t.Errorf("the change did not stay: %+v", system.Status())
 	}
-	if _, err := system.Scale(t.Context(), "replica", 2); err == nil || !strings.Contains(err.Error(), "db-1 is the primary, and is dead") {
+	if _, err := system.Scale(t.Context(), "replica", 2); err == nil || !strings.Contains(err.Error(), "the primary db-1 is dead") {
 		t.Errorf("without a primary: %v", err)
 	}
 	eventually(t, "db-2 is the primary", func() bool { return len(system.Failovers()) == 1 })

@@ -19,31 +19,30 @@ import (
 )
 
 const (
-	// tellBound is how long a node may take to answer, besides the time that what is
-	// under way may take.
+	// tellBound is how long a node may take to answer, besides the time to drain.
 	tellBound = 5 * time.Second
 	// deathBound is how long after its connections broke a process may be known to
 	// be dead: its log is read to the end first.
 	deathBound = 2 * time.Second
-	// maxAnswer bounds what a node may answer: all that a database has lost, at most.
+	// maxAnswer bounds an answer. The largest lists what a database has lost.
 	maxAnswer = 256 << 20
 )
 
-// What tell returns of a node that knows its wiring, or will know it.
+// Errors of tell after which a node acts by its wiring all the same, now or after its next
+// start.
 var (
-	errLate = errors.New("something under way has not ended") // it acts by its wiring
-	errDead = errors.New("the node is dead")                  // its next start has the wiring
+	errLate = errors.New("it did not finish in time")
+	errDead = errors.New("the node is dead")
 )
 
-// sharesKeys reports whether the nodes of a role are told of each other, because each key
-// belongs to some of them.
+// sharesKeys reports whether the nodes of a role share keys, and so have to know each other.
 func sharesKeys(r sut.Role) bool {
 	return slices.ContainsFunc(ladder.Tiers(), func(t ladder.Tier) bool {
 		return t.Role == r && t.Scaling != nil && t.Scaling.Members
 	})
 }
 
-// change changes what nodes are told of each other.
+// change changes the state that wirings are composed of, and raises their epoch.
 func (s *System) change(change func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -52,8 +51,7 @@ func (s *System) change(change func()) {
 	s.wake()
 }
 
-// wiringFor returns what a node is told about its neighbours at this moment; the caller
-// holds mu.
+// wiringFor returns the wiring of a node at this moment; the caller holds mu.
 func (s *System) wiringFor(n *node) sut.Wiring {
 	w := sut.Wiring{Epoch: s.epoch, Routes: n.Routes, Uses: map[sut.Role][]sut.Peer{}}
 	for _, used := range n.uses {
@@ -61,13 +59,13 @@ func (s *System) wiringFor(n *node) sut.Wiring {
 	}
 	switch {
 	case n.Replicated:
-		delete(w.Uses, sut.DB) // whom it follows is in its sut.Replication
+		delete(w.Uses, sut.DB) // its sut.Replication names its primary
 	case n.calls(sut.DB) && s.roles.Epoch > 0:
 		w.Uses[sut.DB] = s.databasesFor(n)
 	}
 	for _, leaving := range s.draining {
 		listed := slices.ContainsFunc(w.Uses[leaving.Role], func(p sut.Peer) bool { return p.Node == leaving.Name })
-		if n.calls(leaving.Role) && !listed { // a database leaves when its supervisor says so
+		if n.calls(leaving.Role) && !listed { // a database is listed until its supervisor removes it
 			w.Uses[leaving.Role] = append(w.Uses[leaving.Role], leaving.drainingPeer())
 		}
 	}
@@ -102,8 +100,8 @@ func (s *System) databasesFor(n *node) []sut.Peer {
 	return s.peers(s.roles.Primaries[turn%len(s.roles.Primaries):][:1])
 }
 
-// calls reports whether a node sends requests to nodes of a role; the caller holds
-// System.mu. A database that follows another one is told so otherwise.
+// calls reports whether a node sends requests to nodes of a role. Replication is not
+// counted. The caller holds System.mu.
 func (n *node) calls(r sut.Role) bool {
 	return n.Role != sut.DB && slices.ContainsFunc(n.uses, func(used *node) bool { return used.Role == r })
 }
@@ -113,7 +111,7 @@ func (n *node) peer() sut.Peer {
 	return sut.Peer{Node: n.Name, Address: n.ready.Address, Weight: n.Weight}
 }
 
-// drainingPeer is the peer of a node that leaves.
+// drainingPeer is how others reach a leaving node; the caller holds System.mu.
 func (n *node) drainingPeer() sut.Peer {
 	p := n.peer()
 	p.Draining = true
@@ -142,10 +140,10 @@ func (s *System) node(name string) *node {
 	return nil
 }
 
-// tell gives a node the wiring of this moment, and returns when the node acts by it and
-// nothing is under way that it forbids. A node that starts has an older one, perhaps, and
-// is told when it serves. The error is errLate when something goes on after that time, and
-// errDead when nobody could be told; a paused node is an error.
+// tell sends a node its wiring. It returns when the node acts by it and has drained. A node
+// that is starting is told when it serves, because its configuration may be older. The
+// error is errLate when draining takes longer than patience, errDead when the node is dead
+// or dies; a paused node is an error.
 func (s *System) tell(ctx context.Context, n *node, patience time.Duration) error {
 	for told := int64(-1); ; {
 		if err := s.await(ctx, func() bool { return !n.launching }); err != nil {
@@ -175,7 +173,7 @@ func (s *System) tell(ctx context.Context, n *node, patience time.Duration) erro
 		case refused.status == http.StatusGatewayTimeout:
 			return errLate
 		case refused.status == http.StatusConflict && wiring.Epoch != told:
-			// Somebody has told it something newer, which may not be in force yet.
+			// Another call has sent a newer wiring, but the node may still be draining for it.
 			told = wiring.Epoch
 		default:
 			return fmt.Errorf("tell %s: %w", n.Name, err)
@@ -183,8 +181,8 @@ func (s *System) tell(ctx context.Context, n *node, patience time.Duration) erro
 	}
 }
 
-// deathOf says why a connection broke: of the death of the process, which is errDead, or
-// something else, which is the error that is given.
+// deathOf returns errDead when a connection broke because the process died, and the other
+// error when the process lives.
 func deathOf(ctx context.Context, process *proc.Process, otherwise error) error {
 	late := time.NewTimer(deathBound)
 	defer late.Stop()
@@ -243,8 +241,8 @@ func (s *System) call(ctx context.Context, name string, r request) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	// A connection that is kept may be one to a process that has died: what only
-	// looks is asked once more then, on a new one, and is cheaper for the node.
+	// A connection that was kept may lead to a process that has died. A GET is repeated on a
+	// new one by the client; anything else gets a new one from the start.
 	req.Close = r.method != http.MethodGet
 	req.Header.Set("Content-Type", "application/json")
 	if r.drain != "" {
