@@ -126,7 +126,8 @@ func TestLogHoldsWhatWasRecorded(t *testing.T) {
 	merged := readLog(t, &file)
 	got := merged["get-rt"]
 	if p99 := got.ValueAtPercentile(99); p99 != *step.ResponseNS.P99 || got.TotalCount() != step.ResponseNS.Count {
-		t.Errorf("the log says %d samples with p99 %d, the step %d with %d", got.TotalCount(), p99, step.ResponseNS.Count, *step.ResponseNS.P99)
+		t.Errorf("the log says %d samples with p99 %d, the step %d with %d",
+			got.TotalCount(), p99, step.ResponseNS.Count, *step.ResponseNS.P99)
 	}
 	for tag, want := range map[string]int64{"get-rt": 4950, "get-ft": 50, "get-st": 4950, "get-wt": 5000, "get-lag": 5000} {
 		if merged[tag] == nil || merged[tag].TotalCount() != want {

@@ -20,9 +20,10 @@ const unknown = "unknown"
 
 // FillEnvironment says in a manifest with which binary and on which machine a run
 // is made. It reads the machine's facts from the file system at root (that is
-// os.DirFS("/")) and hashes the binary, which takes a tenth of a second. Facts that the machine does not tell are "unknown"; a binary that
-// cannot be read is an error. On Linux /proc/self/exe is the binary that runs,
-// even after a newer one took its place.
+// os.DirFS("/")) and hashes the binary, which takes a tenth of a second. Facts
+// that the machine does not tell are "unknown"; a binary that cannot be read is an
+// error. On Linux /proc/self/exe is the binary that runs, even after a newer one
+// took its place.
 func FillEnvironment(m *results.Manifest, root fs.FS, binary string) error {
 	f, err := os.Open(binary)
 	if err != nil {

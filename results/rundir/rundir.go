@@ -97,7 +97,8 @@ func read(dir, name string, into any, schema *int) error {
 	path := filepath.Join(dir, name)
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s is not a run: it has no %s\nname a directory that a run was written to, such as runs/latest", dir, name)
+		return fmt.Errorf("%s is not a run: it has no %s\nname a directory that a run was written to, such as runs/latest",
+			dir, name)
 	}
 	if err != nil {
 		return fmt.Errorf("read run: %w", err)
@@ -106,7 +107,8 @@ func read(dir, name string, into any, schema *int) error {
 		return fmt.Errorf("read run: %s: %w", path, err)
 	}
 	if *schema != results.Schema {
-		return fmt.Errorf("%s has schema version %d, and only version %d can be read\nuse the stagebench that wrote it (\"version\" in %s)",
+		return fmt.Errorf("%s has schema version %d, and only version %d can be read\n"+
+			"use the stagebench that wrote it (\"version\" in %s)",
 			path, *schema, results.Schema, filepath.Join(dir, manifestFile))
 	}
 	return nil

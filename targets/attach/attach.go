@@ -38,8 +38,8 @@ func Parse(ctx context.Context, target string, allowed []string) (*url.URL, erro
 	}
 	for _, address := range addresses {
 		if !address.IP.IsLoopback() {
-			return nil, fmt.Errorf("target %q is at %s, which is not on the loopback network\nif this service is yours to load: --allow-host %s",
-				target, address.IP, u.Hostname())
+			return nil, fmt.Errorf("target %q is at %s, which is not on the loopback network\n"+
+				"if this service is yours to load: --allow-host %s", target, address.IP, u.Hostname())
 		}
 	}
 	return u, nil
