@@ -33,10 +33,6 @@ func statusCommand(s streams) *cobra.Command {
 		Short:   "Show the nodes of the system that is up",
 		Example: "  stagebench status\n  stagebench status --format json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := table.ParseFormat(format)
-			if err != nil {
-				return exit.Usage(err)
-			}
 			client, err := control.Dial(control.DefaultDir(), id)
 			if err != nil {
 				return err
@@ -45,7 +41,7 @@ func statusCommand(s streams) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return table.Render(s.out, statusTable(nodes), f)
+			return table.Render(s.out, statusTable(nodes), table.Format(format))
 		},
 	}
 	systemFlag(cmd, &id)
@@ -261,10 +257,6 @@ added are known, and of a row that was changed only its last state.`,
 		Example: "  stagebench recover\n  stagebench recover --replay\n  stagebench recover --format json",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f, err := table.ParseFormat(format)
-			if err != nil {
-				return exit.Usage(err)
-			}
 			client, err := control.Dial(control.DefaultDir(), id)
 			if err != nil {
 				return err
@@ -273,7 +265,7 @@ added are known, and of a row that was changed only its last state.`,
 			if err != nil {
 				return err
 			}
-			return table.RenderAll(s.out, recoveryTables(recovery), f)
+			return table.RenderAll(s.out, recoveryTables(recovery), table.Format(format))
 		},
 	}
 	cmd.Flags().BoolVar(&replay, "replay", false, "do what was lost once more at the primary, where it can be done")
