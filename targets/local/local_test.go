@@ -57,7 +57,9 @@ func newStand(t *testing.T, stage sut.Stage, knobs sut.Knobs) *stand {
 
 // behave makes a node misbehave from its next start, or its next wiring, on.
 func (s *stand) behave(node, behaviour string) {
-	if err := os.WriteFile(filepath.Join(s.dir, behaviourPrefix+node), []byte(behaviour), 0o600); err != nil {
+	// The node may be reading it: it sees the old behaviour or the new one, never half of it.
+	path := filepath.Join(s.dir, behaviourPrefix+node)
+	if err := errors.Join(os.WriteFile(path+".new", []byte(behaviour), 0o600), os.Rename(path+".new", path)); err != nil {
 		panic(err)
 	}
 }
