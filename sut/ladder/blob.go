@@ -36,7 +36,7 @@ func blobTier() Tier {
 		Role: sut.Blob, From: sut.Single, Engines: []EngineInfo{{Name: sut.Files}}, Knobs: new(Blob).knobs(),
 		// It calls nobody, but may have to share the host of the database.
 		Calls:   nil,
-		Scaling: &Scaling{Name: "blob", Knob: "blob.hosts", Members: true, refuse: sharedBlob},
+		Scaling: &Scaling{Name: "blob", Knob: "blob.hosts", Members: true, Stores: true, refuse: sharedBlob},
 		check:   checkBlob, place: placeBlob,
 	}
 }

@@ -73,13 +73,14 @@ type Scaling struct {
 	Name    string // what is scaled, as people name it: "web", "replica"
 	Knob    string // the number of hosts
 	Members bool   // its nodes share keys, so that keys move when hosts come or go
+	Stores  bool   // its nodes hold what no other tier has: none is stopped before it has handed that over
 	// refuse says why a system cannot be scaled; nil = each that has the tier can.
 	refuse func(sut.Topology) error
 }
 
 // Scale returns the topology with another number of hosts of the tier that is scaled by
-// that name, and how. It refuses what a system cannot do while it serves.
-func Scale(now sut.Topology, name string, hosts int) (sut.Topology, Scaling, error) {
+// that name, and the tier. It refuses what a system cannot do while it serves.
+func Scale(now sut.Topology, name string, hosts int) (sut.Topology, Tier, error) {
 	var names []string
 	for _, t := range Tiers() {
 		switch {
@@ -89,19 +90,19 @@ func Scale(now sut.Topology, name string, hosts int) (sut.Topology, Scaling, err
 			names = append(names, t.Scaling.Name)
 			continue
 		case before(now.Stage, t.From):
-			return now, *t.Scaling, fmt.Errorf("stage %s has no %s hosts\n"+
+			return now, t, fmt.Errorf("stage %s has no %s hosts\n"+
 				"bring up a later one: stagebench up --stage %s", now.Stage, name, t.From)
 		case t.Scaling.refuse != nil:
 			if err := t.Scaling.refuse(now); err != nil {
-				return now, *t.Scaling, err
+				return now, t, err
 			}
 		}
 		knobs := maps.Clone(now.Knobs)
 		knobs[t.Scaling.Knob] = strconv.Itoa(hosts)
 		next, err := Build(now.Stage, knobs, now.UnitCPU)
-		return next, *t.Scaling, err
+		return next, t, err
 	}
-	return now, Scaling{}, fmt.Errorf("%q cannot change its number of hosts while the system serves\n"+
+	return now, Tier{}, fmt.Errorf("%q cannot change its number of hosts while the system serves\n"+
 		"want one of: %s", name, strings.Join(names, ", "))
 }
 

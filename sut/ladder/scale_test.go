@@ -37,7 +37,7 @@ func TestScale(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		next, scaling, err := ladder.Scale(now, test.name, test.hosts)
+		next, tier, err := ladder.Scale(now, test.name, test.hosts)
 		if test.wrong != "" {
 			if err == nil || !strings.Contains(err.Error(), test.wrong) {
 				t.Errorf("%s: %s to %d: error %v, want %q", test.stage, test.name, test.hosts, err, test.wrong)
@@ -55,8 +55,8 @@ func TestScale(t *testing.T) {
 				added = append(added, "-"+h.Name)
 			}
 		}
-		if got := strings.Join(added, " "); err != nil || got != test.added || scaling.Name != test.name {
-			t.Errorf("%s: %s to %d: %v, %q %+v, want %q", test.stage, test.name, test.hosts, err, got, scaling, test.added)
+		if got := strings.Join(added, " "); err != nil || got != test.added || tier.Scaling.Name != test.name {
+			t.Errorf("%s: %s to %d: %v, %q %s, want %q", test.stage, test.name, test.hosts, err, got, tier.Role, test.added)
 		}
 	}
 }

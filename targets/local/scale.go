@@ -39,7 +39,7 @@ func (s *System) Scale(ctx context.Context, tier string, hosts int) (targets.Sca
 }
 
 func (s *System) scale(ctx context.Context, wanted *targets.Scaled) error {
-	next, scaling, err := ladder.Scale(s.Topology(), wanted.Tier, wanted.Hosts)
+	next, tier, err := ladder.Scale(s.Topology(), wanted.Tier, wanted.Hosts)
 	if err != nil {
 		return err
 	}
@@ -51,17 +51,7 @@ func (s *System) scale(ctx context.Context, wanted *targets.Scaled) error {
 			return err
 		}
 	}
-	return s.become(ctx, roleOf(scaling), next, wanted)
-}
-
-// roleOf returns the role of the tier that is scaled.
-func roleOf(scaling ladder.Scaling) (r sut.Role) {
-	for _, t := range ladder.Tiers() {
-		if t.Scaling != nil && t.Scaling.Name == scaling.Name {
-			r = t.Role
-		}
-	}
-	return r
+	return s.become(ctx, tier.Role, next, wanted)
 }
 
 // become changes the topology, which differs in the hosts of one tier, and fills in what
@@ -109,13 +99,11 @@ func (s *System) become(ctx context.Context, r sut.Role, next sut.Topology, done
 
 // rollBack undoes a change that failed, in the order of the change. It keeps the change when
 // the supervisor of the databases refuses: the primary is dead, or is one of the new nodes.
+// Hosts that may hold what no other has are kept when one could not hand that back.
 func (s *System) rollBack(r sut.Role, before, next sut.Topology) error {
 	ctx := s.life // on the way down no node has to be told
 	if err := s.supervise(ctx, r, before); err != nil {
-		s.change(func() {
-			s.adopt(next)
-			s.draining = nil
-		})
+		s.endChange(next)
 		return errors.Join(fmt.Errorf("and the change stays: %w", err), s.dismiss(context.WithoutCancel(ctx), next))
 	}
 	var errs []error
@@ -124,7 +112,24 @@ func (s *System) rollBack(r sut.Role, before, next sut.Topology) error {
 			errs = append(errs, fmt.Errorf("and to roll back: %w", err))
 		}
 	}
+	if errs != nil && stores(r) && len(next.Hosts) > len(before.Hosts) {
+		s.endChange(next)
+		errs = append(errs, errors.New("and all hosts stay, as they may hold what no other has: scale again when all serve"),
+			s.tellCallers(ctx, r), s.tellMembers(ctx, r))
+		return errors.Join(errs...)
+	}
 	return errors.Join(append(errs, s.dismiss(context.WithoutCancel(ctx), before))...)
+}
+
+// endChange makes a topology the one that all work by: nothing moves any more.
+func (s *System) endChange(t sut.Topology) {
+	s.change(func() {
+		s.adopt(t)
+		s.moving, s.draining = "", nil
+		for _, n := range s.nodes {
+			n.leaving = false
+		}
+	})
 }
 
 // steps returns the steps of a change, in order. New nodes must serve before the first one;

@@ -212,6 +212,24 @@ func TestAChangeOfMembersIsTakenBack(t *testing.T) {
 	}
 }
 
+// A blob host that could not hand back what it got is not stopped when a change fails: no
+// other host may have that. All hosts stay, and the change can be asked for again.
+func TestHostsThatHoldDataStay(t *testing.T) {
+	t.Parallel()
+	s := allTiers(t, nil)
+	system := s.up(t)
+	s.behave("blob-2", "never drains")
+	if _, err := system.Scale(t.Context(), "blob", 2); err == nil || !strings.Contains(err.Error(), "and all hosts stay") {
+		t.Errorf("error %v, want one that says that all hosts stay", err)
+	}
+	if status(t, system, "blob-2").State != targets.Serving || count(system, sut.Blob) != 2 {
+		t.Error("blob-2 has left, or is no part of the topology")
+	}
+	s.behave("blob-2", "")
+	scale(t, system, "blob", 1)
+	scale(t, system, "blob", 2)
+}
+
 // toldOfCaches is what each node was told of cache hosts, by their numbers.
 func (s *stand) toldOfCaches(t *testing.T, from int) map[string][]string {
 	told := map[string][]string{}

@@ -42,6 +42,13 @@ func sharesKeys(r sut.Role) bool {
 	})
 }
 
+// stores reports whether the nodes of a role hold what no other tier has.
+func stores(r sut.Role) bool {
+	return slices.ContainsFunc(ladder.Tiers(), func(t ladder.Tier) bool {
+		return t.Role == r && t.Scaling != nil && t.Scaling.Stores
+	})
+}
+
 // change changes the state that wirings are composed of, and raises their epoch.
 func (s *System) change(change func()) {
 	s.mu.Lock()
