@@ -13,15 +13,6 @@ import (
 // rowsPerPage is how many rows one statement of Rows reads.
 const rowsPerPage = 500
 
-// Tables names the tables that Rows reads, in the order in which they are loaded.
-func Tables() []string {
-	var names []string
-	for _, t := range tables() {
-		names = append(names, t.name)
-	}
-	return names
-}
-
 // Row is one row of a table: its values by column, int64 or string.
 type Row struct {
 	Key    string // of the row in its table, for people and for maps
