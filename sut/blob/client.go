@@ -66,9 +66,9 @@ func (c *Client) Get(ctx context.Context, id photos.ID, v photos.Variant) ([]byt
 		return nil, err
 	}
 	defer response.Body.Close()
-	if response.ContentLength < 0 || response.ContentLength > DefaultMaxBytes {
+	if response.ContentLength < 0 || response.ContentLength > MaxBytes {
 		return nil, fmt.Errorf("GET blob %d/%s: %w: it has %d bytes, at most %d are read",
-			id, v, photos.ErrUnavailable, response.ContentLength, DefaultMaxBytes)
+			id, v, photos.ErrUnavailable, response.ContentLength, MaxBytes)
 	}
 	data := make([]byte, response.ContentLength)
 	if _, err := io.ReadFull(response.Body, data); err != nil {

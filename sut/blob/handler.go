@@ -21,13 +21,12 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// DefaultMaxBytes bounds one object, and so what one request can write.
-const DefaultMaxBytes = 16 << 20
+// MaxBytes bounds one object, and so what one request can write.
+const MaxBytes = 16 << 20
 
 // HandlerConfig says what a blob node serves.
 type HandlerConfig struct {
 	Dir      *Dir
-	MaxBytes int64                 // of one object; 0 = DefaultMaxBytes
 	Log      *slog.Logger          // hears of failures of the disk
 	Registry prometheus.Registerer // gets stagebench_blob_requests_total, _bytes_total, _moved_total and, with a capacity, _stored_bytes
 
@@ -68,7 +67,7 @@ type Handler struct {
 //
 // Errors have a JSON body, {"error": ..., "hint": ...}.
 func NewHandler(c HandlerConfig) *Handler {
-	c.MaxBytes, c.Copies = cmp.Or(c.MaxBytes, DefaultMaxBytes), cmp.Or(c.Copies, 1)
+	c.Copies = cmp.Or(c.Copies, 1)
 	h := &Handler{
 		config: c,
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -178,8 +177,8 @@ func (h *Handler) get(w http.ResponseWriter, r *http.Request, id photos.ID, v ph
 }
 
 func (h *Handler) put(w http.ResponseWriter, r *http.Request, id photos.ID, v photos.Variant) int {
-	if r.ContentLength > h.config.MaxBytes {
-		return h.tooLarge(w)
+	if r.ContentLength > MaxBytes {
+		return tooLarge(w)
 	}
 	if r.ContentLength < 0 && h.config.Capacity > 0 {
 		return refuse(w, http.StatusLengthRequired, "the length is not announced", "send Content-Length: space is set aside for it")
@@ -209,12 +208,12 @@ func (h *Handler) reserve(bytes int64) bool {
 
 // store writes an object and answers.
 func (h *Handler) store(w http.ResponseWriter, r *http.Request, id photos.ID, v photos.Variant) (code int) {
-	body := &bodyReader{from: http.MaxBytesReader(w, r.Body, h.config.MaxBytes)}
+	body := &bodyReader{from: http.MaxBytesReader(w, r.Body, MaxBytes)}
 	size, err := h.config.Dir.Write(id, v, body)
 	var over *http.MaxBytesError
 	switch {
 	case errors.As(err, &over):
-		return h.tooLarge(w)
+		return tooLarge(w)
 	case body.err != nil:
 		return refuse(w, http.StatusBadRequest, "the body ended early", "send as many bytes as Content-Length says")
 	case err != nil:
@@ -225,8 +224,8 @@ func (h *Handler) store(w http.ResponseWriter, r *http.Request, id photos.ID, v 
 	return http.StatusCreated
 }
 
-func (h *Handler) tooLarge(w http.ResponseWriter) int {
-	return refuse(w, http.StatusRequestEntityTooLarge, "the object is too large", "send at most "+strconv.FormatInt(h.config.MaxBytes, 10)+" bytes")
+func tooLarge(w http.ResponseWriter) int {
+	return refuse(w, http.StatusRequestEntityTooLarge, "the object is too large", "send at most "+strconv.Itoa(MaxBytes)+" bytes")
 }
 
 // fail answers for an error of the directory.
