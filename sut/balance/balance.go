@@ -67,7 +67,8 @@ type Balancer struct {
 
 	checks   sync.WaitGroup
 	shutting sync.Once
-	ended    chan struct{} // closed when the checks are to end
+	life     context.Context // of the checks, until end
+	end      context.CancelFunc
 }
 
 // New makes a balancer. Hosts count as up until a check or a refused connection
@@ -79,12 +80,12 @@ func New(cfg Config) (*Balancer, error) {
 	}
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	b := &Balancer{
-		cfg: cfg, pool: newPool(cfg), probe: newProbe(cfg).check, joined: make(chan struct{}, 1), ended: make(chan struct{}),
+		cfg: cfg, pool: newPool(cfg), probe: newProbe(cfg), joined: make(chan struct{}, 1), ids: sut.NewRequestIDs(),
 		hashes: cfg.Policy == sut.PolicyIPHash, identity: []string{"identity"},
 		// By then each host has been looked at again.
 		retryAfter: strconv.Itoa(int((cfg.HealthInterval + time.Second - 1) / time.Second)),
 	}
-	b.ids = sut.NewRequestIDs()
+	b.life, b.end = context.WithCancel(context.Background())
 	// What others of the standard library log would not be a line of JSON.
 	quiet := slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug)
 	b.proxy = httputil.ReverseProxy{Rewrite: rewrite, BufferPool: &bufferPool{}, ErrorHandler: b.fail, ErrorLog: quiet}
@@ -105,12 +106,7 @@ func New(cfg Config) (*Balancer, error) {
 // hosts, until Shutdown: it returns nil then, and what went wrong otherwise. Call
 // it once.
 func (b *Balancer) Serve(listener net.Listener) error {
-	ctx, cancel := context.WithCancel(context.Background())
-	b.checks.Go(func() {
-		<-b.ended
-		cancel()
-	})
-	b.checks.Go(func() { b.run(ctx) })
+	b.checks.Go(func() { b.run(b.life) })
 	serve := b.server.Serve
 	if b.forwarder != nil {
 		serve = b.forwarder.serve
@@ -133,7 +129,7 @@ func (b *Balancer) Shutdown(ctx context.Context) error {
 		} else if err = b.server.Shutdown(ctx); err != nil {
 			err = errors.Join(err, b.server.Close())
 		}
-		close(b.ended)
+		b.end()
 		b.checks.Wait()
 		b.pool.close()
 	})

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
@@ -82,28 +81,22 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 // failed gives a host back that did not answer, with what that says about it,
 // and reports whether another one may be tried.
 func (x *exchange) failed(ctx context.Context, u *upstream, failure error) (err error, again bool) {
-	p := x.balancer.pool
-	took := time.Since(x.attempt.began)
+	p, took, v := x.balancer.pool, time.Since(x.attempt.began), noVerdict
 	switch {
 	case x.attempt.clientFailed():
-		p.release(u, noVerdict, "", 0)
-		return fmt.Errorf("%w: %w", errClientBody, failure), false
+		err = fmt.Errorf("%w: %w", errClientBody, failure)
 	case ctx.Err() != nil:
-		p.release(u, noVerdict, "", 0)
-		return failure, false
+		err = failure
 	case x.attempt.sent():
-		p.release(u, failed, failure.Error(), took)
-		return &lostError{u.node, failure}, false
-	case x.attempt.conn != nil:
-		// It closed a connection that was idle, which it may.
-		p.release(u, noVerdict, "", 0)
+		v, err = failed, &lostError{u.node, failure}
+	case x.attempt.conn != nil: // it closed a connection that was idle, which it may
+		again, err = true, fmt.Errorf("%w: %w", errNoUpstream, failure)
 	default:
-		p.release(u, failed, failure.Error(), took)
-		if errors.Is(failure, syscall.ECONNREFUSED) {
-			p.refused(u, failure)
-		}
+		p.unreached(u, failure, took)
+		return fmt.Errorf("%w: %w", errNoUpstream, failure), true
 	}
-	return fmt.Errorf("%w: %w", errNoUpstream, failure), true
+	p.release(u, v, failure.Error(), took)
+	return err, again
 }
 
 // answer finishes the response of a host: its end is the end of the errand, and

@@ -126,10 +126,7 @@ func (f *forwarder) connect(ctx context.Context, t *tunnel) *upstream {
 			f.pool.release(u, noVerdict, "", 0)
 			return nil
 		}
-		f.pool.release(u, failed, err.Error(), time.Since(began))
-		if errors.Is(err, syscall.ECONNREFUSED) {
-			f.pool.refused(u, err)
-		}
+		f.pool.unreached(u, err, time.Since(began))
 		e.tried = append(e.tried, u)
 		f.redispatched.Add(1)
 	}

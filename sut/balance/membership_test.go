@@ -222,7 +222,7 @@ func TestHeldHosts(t *testing.T) {
 		{"web-4", 2, "web-3", "web-3"},
 		{strings.Repeat("x:", 1000), 1, "web-2", "web-2"},
 	} {
-		if got := holdInstead(test.held, r, r.groups[test.group], test.node); got != test.want || !holds(got, test.node) {
+		if got := holdInstead(test.held, r, (*r)[test.group].group, test.node); got != test.want || !holds(got, test.node) {
 			t.Errorf("%q with %s: %q, want %q", test.held, test.node, got, test.want)
 		}
 	}

@@ -168,10 +168,6 @@ func (l latency) observe(at, took time.Duration, failed bool) latency {
 	return latency{faded + sample*share, at}
 }
 
-// hashName and hashAddress are the same in every process: FNV-1a, and then a
-// finaliser, because FNV alone hardly changes the high bits of short inputs.
-func hashName(name string) uint64 { return hashBytes(name) }
-
 // hashAddress hashes a client's "IP:port" without the port. What is no address
 // hashes like all others of the kind.
 func hashAddress(address string) uint64 {
@@ -183,6 +179,8 @@ func hashAddress(address string) uint64 {
 	return hashBytes(ip[:])
 }
 
+// hashBytes is the same in every process: FNV-1a, and then a finaliser, because FNV
+// alone hardly changes the high bits of short inputs.
 func hashBytes[T string | []byte](data T) uint64 {
 	hash := uint64(14695981039346656037)
 	for i := range len(data) {

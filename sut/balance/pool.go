@@ -1,6 +1,7 @@
 package balance
 
 import (
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/textproto"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
@@ -102,13 +104,17 @@ func (u *upstream) take() *upstream {
 	return u
 }
 
-// refused takes a host out that refused a connection: nobody listens there, and
-// to wait for the next check would only cost other requests a detour.
-func (p *pool) refused(u *upstream, err error) {
-	p.mu.Lock()
-	u.verdicts++
-	p.mu.Unlock()
-	p.set(u, err)
+// unreached gives a host back that no connection could be made to. One that refused it
+// is taken out: nobody listens there, and to wait for the next check would only cost
+// other requests a detour.
+func (p *pool) unreached(u *upstream, err error, took time.Duration) {
+	p.release(u, failed, err.Error(), took)
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		p.mu.Lock()
+		u.verdicts++
+		p.mu.Unlock()
+		p.set(u, err)
+	}
 }
 
 // verdictsOf is taken before a check and handed to checked after it.
@@ -309,11 +315,9 @@ func (p *pool) status() []sut.UpstreamStatus {
 	return list
 }
 
-// routing says which hosts get which requests. It never changes.
-type routing struct {
-	routes []route  // the first that matches counts; the last matches all
-	groups []*group // of the routes, in their order
-}
+// routing says which hosts get which requests: the first route that matches counts, and
+// the last matches all. It never changes.
+type routing []route
 
 // route is a sut.Route, taken apart.
 type route struct {
@@ -328,28 +332,17 @@ type route struct {
 
 // newRouting adds to the routes one that matches all requests, to all hosts.
 func newRouting(routes []sut.Route, members []*upstream) *routing {
-	r := &routing{}
+	var r routing
 	for _, declared := range routes {
-		var hosts []*upstream
-		for _, u := range members {
-			if slices.Contains(declared.To, u.node) {
-				hosts = append(hosts, u)
-			}
-		}
-		r.add(newRoute(declared), hosts)
+		others := func(u *upstream) bool { return !slices.Contains(declared.To, u.node) }
+		r = append(r, newRoute(declared, slices.DeleteFunc(slices.Clone(members), others)))
 	}
-	r.add(route{}, members)
-	return r
+	r = append(r, route{group: newGroup(members)})
+	return &r
 }
 
-func (r *routing) add(rt route, hosts []*upstream) {
-	rt.group = newGroup(hosts)
-	r.routes = append(r.routes, rt)
-	r.groups = append(r.groups, rt.group)
-}
-
-func newRoute(declared sut.Route) route {
-	r := route{method: declared.Method, hosts: strings.Join(declared.To, ", ")}
+func newRoute(declared sut.Route, hosts []*upstream) route {
+	r := route{method: declared.Method, hosts: strings.Join(declared.To, ", "), group: newGroup(hosts)}
 	r.path, r.prefix = strings.CutSuffix(declared.Path, "*")
 	name, value, found := strings.Cut(declared.Header, ":")
 	r.header, r.headerValue, r.anyHeader = textproto.CanonicalMIMEHeaderKey(name), value, !found
@@ -359,17 +352,18 @@ func newRoute(declared sut.Route) route {
 }
 
 // of returns the route of a request.
-func (r *routing) of(req *http.Request) *route {
-	for i := range r.routes {
-		if rt := &r.routes[i]; rt.matches(req) {
-			return rt
+func (r routing) of(req *http.Request) *route {
+	last := len(r) - 1
+	for i := range last {
+		if r[i].matches(req) {
+			return &r[i]
 		}
 	}
-	return &r.routes[len(r.routes)-1] // not reached: it matches all
+	return &r[last]
 }
 
 // all returns the group of all hosts.
-func (r *routing) all() *group { return r.groups[len(r.groups)-1] }
+func (r routing) all() *group { return r[len(r)-1].group }
 
 func (r *route) matches(req *http.Request) bool {
 	switch {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/stagebench/stagebench/sut"
@@ -100,7 +101,7 @@ func TestHostsGoDownAndUp(t *testing.T) {
 	// A check is answered, the host dies, a request is refused, and only then
 	// the result of the check comes in.
 	verdicts := p.verdictsOf(u)
-	p.refused(u, sick)
+	p.unreached(p.acquire(p.routes.Load().all(), errand{held: "web-1"}), syscall.ECONNREFUSED, 0)
 	p.checked(u, verdicts, nil)
 	if got := p.status()[0]; got.Up || got.WentDown != 2 {
 		t.Errorf("a stale check brought a dead host back: %+v", got)

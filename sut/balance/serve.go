@@ -166,18 +166,14 @@ func takeCookie(header http.Header, name string) string {
 	if !slices.ContainsFunc(header["Cookie"], maybe) {
 		return ""
 	}
-	value, found := "", false
+	value, _ := cookieOf(header, name)
 	var kept []string
 	for _, line := range header["Cookie"] {
 		var pairs []string
 		for pair := range strings.SplitSeq(line, ";") {
 			pair = textproto.TrimString(pair)
-			key, text, _ := strings.Cut(pair, "=")
-			switch {
-			case key != name:
+			if key, _, _ := strings.Cut(pair, "="); key != name {
 				pairs = append(pairs, pair)
-			case !found:
-				value, found = strings.Trim(text, `"`), true
 			}
 		}
 		if len(pairs) > 0 {
@@ -206,9 +202,8 @@ const heldSeparator = ":"
 
 // holds reports whether a cookie's value lists a host.
 func holds(held, node string) bool {
-	for rest := held; rest != ""; {
-		var name string
-		if name, rest, _ = strings.Cut(rest, heldSeparator); name == node {
+	for name := range strings.SplitSeq(held, heldSeparator) {
+		if name == node {
 			return true
 		}
 	}

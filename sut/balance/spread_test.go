@@ -19,7 +19,7 @@ const picks = 1_000_000
 func fleet(weights ...float64) []candidate {
 	hosts := make([]candidate, len(weights))
 	for i, w := range weights {
-		hosts[i] = candidate{available: true, weight: w, name: hashName(fmt.Sprintf("web-%d", i+1))}
+		hosts[i] = candidate{available: true, weight: w, name: hashBytes(fmt.Sprintf("web-%d", i+1))}
 	}
 	return hosts
 }

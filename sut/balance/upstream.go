@@ -1,6 +1,7 @@
 package balance
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,17 +47,12 @@ type upstream struct {
 
 func newUpstream(cfg Config, peer sut.Peer) *upstream {
 	return &upstream{
-		node: peer.Node, address: peer.Address, hash: hashName(peer.Node), weight: weightOf(peer),
+		node: peer.Node, address: peer.Address, hash: hashBytes(peer.Node), weight: weightOf(peer),
 		transport: newTransport(cfg), gone: make(chan struct{}), tunnels: map[*tunnel]struct{}{},
 	}
 }
 
-func weightOf(peer sut.Peer) float64 {
-	if peer.Weight == 0 {
-		return 1
-	}
-	return peer.Weight
-}
+func weightOf(peer sut.Peer) float64 { return cmp.Or(peer.Weight, 1) }
 
 // fit reports whether the host can be given work; member whether it may.
 func (u *upstream) fit() bool    { return u.well && u.ejected == "" }
@@ -187,9 +183,9 @@ func (p *pool) eject(u *upstream, cause string) {
 // lastOfAny reports whether a host is the last one that is up for all requests
 // or for those of a route.
 func (p *pool) lastOfAny(u *upstream) bool {
-	for _, g := range p.routes.Load().groups {
+	for _, r := range *p.routes.Load() {
 		other := func(m *upstream) bool { return m != u && m.up() }
-		if slices.Contains(g.members, u) && !slices.ContainsFunc(g.members, other) {
+		if slices.Contains(r.group.members, u) && !slices.ContainsFunc(r.group.members, other) {
 			return true
 		}
 	}
@@ -227,38 +223,32 @@ func (b *Balancer) watch(ctx context.Context, u *upstream, offset time.Duration)
 	}
 }
 
-// probe asks hosts for their health.
-type probe struct {
-	client *http.Client
-	path   string
-}
-
-func newProbe(cfg Config) *probe {
-	return &probe{path: cfg.HealthPath, client: &http.Client{
+// newProbe makes a check of a host's health: it returns nil when the host at the address
+// is well.
+func newProbe(cfg Config) func(ctx context.Context, address string) error {
+	client := &http.Client{
 		// A new connection each time: an old one would not show that the host
 		// accepts no more.
 		Transport:     &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{}).DialContext},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
-}
-
-// check returns nil when the host at the address is well.
-func (p *probe) check(ctx context.Context, address string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+p.path, nil)
-	if err != nil {
-		return err
 	}
-	res, err := p.client.Do(req)
-	if errors.Is(err, context.DeadlineExceeded) {
-		return errors.New("health check: no answer in time")
+	return func(ctx context.Context, address string) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+cfg.HealthPath, nil)
+		if err != nil {
+			return err
+		}
+		res, err := client.Do(req)
+		if errors.Is(err, context.DeadlineExceeded) {
+			return errors.New("health check: no answer in time")
+		}
+		if err != nil {
+			return fmt.Errorf("health check: %w", err)
+		}
+		// The connection is not used again, so that the body need not be read.
+		_ = res.Body.Close()
+		if res.StatusCode < 200 || res.StatusCode > 399 {
+			return fmt.Errorf("health check: status %d", res.StatusCode)
+		}
+		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("health check: %w", err)
-	}
-	// The connection is not used again, so that the body need not be read.
-	_ = res.Body.Close()
-	if res.StatusCode < 200 || res.StatusCode > 399 {
-		return fmt.Errorf("health check: status %d", res.StatusCode)
-	}
-	return nil
 }

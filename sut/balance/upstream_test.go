@@ -133,13 +133,13 @@ func TestProbe(t *testing.T) {
 			cancel()
 			ctx, cancel = context.WithTimeout(t.Context(), 20*time.Millisecond)
 		}
-		err := newProbe(Config{Balancing: sut.Balancing{HealthPath: path}}).check(ctx, address)
+		err := newProbe(Config{Balancing: sut.Balancing{HealthPath: path}})(ctx, address)
 		cancel()
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", path, err, want)
 		}
 	}
-	if err := newProbe(Config{Balancing: sut.Balancing{HealthPath: "/"}}).check(t.Context(), "127.0.0.1:1"); err == nil {
+	if err := newProbe(Config{Balancing: sut.Balancing{HealthPath: "/"}})(t.Context(), "127.0.0.1:1"); err == nil {
 		t.Error("a host that refuses is well")
 	}
 }

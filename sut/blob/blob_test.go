@@ -150,8 +150,8 @@ func TestHandlerRefusals(t *testing.T) {
 		{"other path", "GET", "/", nil, nil, 404},
 		{"wrong method", "POST", "/blob/77/thumb", strings.NewReader("x"), nil, 405},
 		{"made-up method", "GRAB", "/blob/77/thumb", nil, nil, 405},
-		{"too large", "PUT", "/blob/77/thumb", bytes.NewReader(make([]byte, 1<<20+1)), nil, 413},
-		{"too large, no length", "PUT", "/blob/77/thumb", struct{ io.Reader }{bytes.NewReader(make([]byte, 1<<20+1))}, nil, 413},
+		{"too large", "PUT", "/blob/77/thumb", bytes.NewReader(make([]byte, blob.MaxBytes+1)), nil, 413},
+		{"too large, no length", "PUT", "/blob/77/thumb", struct{ io.Reader }{bytes.NewReader(make([]byte, blob.MaxBytes+1))}, nil, 413},
 		{"delete unknown", "DELETE", "/blob/77/thumb", nil, nil, 404},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -300,12 +300,12 @@ func put(t *testing.T, dir *blob.Dir, id photos.ID, text string) {
 	}
 }
 
-// serve starts a node with objects of at most 1 MiB.
+// serve starts a node.
 func serve(t *testing.T, dir *blob.Dir) (*httptest.Server, *prometheus.Registry) {
 	t.Helper()
 	registry := prometheus.NewRegistry()
 	server := httptest.NewServer(blob.NewHandler(blob.HandlerConfig{
-		Dir: dir, MaxBytes: 1 << 20, Log: slog.New(slog.DiscardHandler), Registry: registry,
+		Dir: dir, Log: slog.New(slog.DiscardHandler), Registry: registry,
 	}))
 	t.Cleanup(server.Close)
 	return server, registry

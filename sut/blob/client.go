@@ -2,6 +2,7 @@ package blob
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,30 +19,17 @@ import (
 // ClientConfig says which blob node a client talks to, and how patiently.
 type ClientConfig struct {
 	Address string        // host:port of the node
-	MaxIdle int           // idle connections kept; 0 = 32
 	Timeout time.Duration // of one call, connecting and bytes included; 0 = 5 s
-	// MaxBytes bounds the object that Get accepts; 0 = DefaultMaxBytes.
-	MaxBytes int64
 	// RequestID returns the id of the request that a call is made for, which goes
 	// with the call; nil = none does.
 	RequestID func(context.Context) string
 }
 
+// maxIdle is how many idle connections a client keeps.
+const maxIdle = 32
+
 // errNoAnswer: the node did not answer at all, which one that is full does.
 var errNoAnswer = errors.New("no answer")
-
-func (c ClientConfig) withDefaults() ClientConfig {
-	if c.MaxIdle == 0 {
-		c.MaxIdle = 32
-	}
-	if c.Timeout == 0 {
-		c.Timeout = 5 * time.Second
-	}
-	if c.MaxBytes == 0 {
-		c.MaxBytes = DefaultMaxBytes
-	}
-	return c
-}
 
 // Client talks to a blob node. Close it when it is no longer needed.
 type Client struct {
@@ -51,11 +39,11 @@ type Client struct {
 
 // NewClient returns a client. It connects on the first call.
 func NewClient(c ClientConfig) *Client {
-	c = c.withDefaults()
+	c.Timeout = cmp.Or(c.Timeout, 5*time.Second)
 	transport := &http.Transport{
 		DialContext:         (&net.Dialer{Timeout: time.Second}).DialContext,
-		MaxIdleConns:        c.MaxIdle,
-		MaxIdleConnsPerHost: c.MaxIdle,
+		MaxIdleConns:        maxIdle,
+		MaxIdleConnsPerHost: maxIdle,
 		IdleConnTimeout:     90 * time.Second,
 		DisableCompression:  true, // JPEGs do not shrink, and lengths must be those of the bytes
 	}
@@ -67,12 +55,8 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // Put stores an object.
 func (c *Client) Put(ctx context.Context, id photos.ID, v photos.Variant, data []byte) error {
-	response, err := c.call(ctx, http.MethodPut, id, v, data)
-	if err != nil {
-		return err
-	}
-	drain(response)
-	return nil
+	_, err := c.size(ctx, http.MethodPut, id, v, data)
+	return err
 }
 
 // Get returns an object.
@@ -82,9 +66,9 @@ func (c *Client) Get(ctx context.Context, id photos.ID, v photos.Variant) ([]byt
 		return nil, err
 	}
 	defer response.Body.Close()
-	if response.ContentLength < 0 || response.ContentLength > c.config.MaxBytes {
+	if response.ContentLength < 0 || response.ContentLength > MaxBytes {
 		return nil, fmt.Errorf("GET blob %d/%s: %w: it has %d bytes, at most %d are read",
-			id, v, photos.ErrUnavailable, response.ContentLength, c.config.MaxBytes)
+			id, v, photos.ErrUnavailable, response.ContentLength, MaxBytes)
 	}
 	data := make([]byte, response.ContentLength)
 	if _, err := io.ReadFull(response.Body, data); err != nil {
@@ -95,22 +79,23 @@ func (c *Client) Get(ctx context.Context, id photos.ID, v photos.Variant) ([]byt
 
 // Head returns the size of an object.
 func (c *Client) Head(ctx context.Context, id photos.ID, v photos.Variant) (int64, error) {
-	response, err := c.call(ctx, http.MethodHead, id, v, nil)
+	return c.size(ctx, http.MethodHead, id, v, nil)
+}
+
+// Delete removes an object; one that is not there is photos.ErrNotFound.
+func (c *Client) Delete(ctx context.Context, id photos.ID, v photos.Variant) error {
+	_, err := c.size(ctx, http.MethodDelete, id, v, nil)
+	return err
+}
+
+// size sends a request and returns the length that the answer announces.
+func (c *Client) size(ctx context.Context, method string, id photos.ID, v photos.Variant, data []byte) (int64, error) {
+	response, err := c.call(ctx, method, id, v, data)
 	if err != nil {
 		return 0, err
 	}
 	drain(response)
 	return response.ContentLength, nil
-}
-
-// Delete removes an object; one that is not there is photos.ErrNotFound.
-func (c *Client) Delete(ctx context.Context, id photos.ID, v photos.Variant) error {
-	response, err := c.call(ctx, http.MethodDelete, id, v, nil)
-	if err != nil {
-		return err
-	}
-	drain(response)
-	return nil
 }
 
 // call sends a request and returns the response if it is a success.

@@ -21,14 +21,13 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// DefaultMaxBytes bounds one object, and so what one request can write.
-const DefaultMaxBytes = 16 << 20
+// MaxBytes bounds one object, and so what one request can write.
+const MaxBytes = 16 << 20
 
 // HandlerConfig says what a blob node serves.
 type HandlerConfig struct {
-	Dir      *Dir
-	MaxBytes int64        // of one object; 0 = DefaultMaxBytes
-	Log      *slog.Logger // hears of failures of the disk
+	Dir *Dir
+	Log *slog.Logger // hears of failures of the disk
 	// Registry gets stagebench_blob_requests_total, _bytes_total, _moved_total and, with a
 	// capacity, _stored_bytes.
 	Registry prometheus.Registerer
@@ -71,7 +70,7 @@ type Handler struct {
 //
 // Errors have a JSON body, {"error": ..., "hint": ...}.
 func NewHandler(c HandlerConfig) *Handler {
-	c.MaxBytes, c.Copies = cmp.Or(c.MaxBytes, DefaultMaxBytes), cmp.Or(c.Copies, 1)
+	c.Copies = cmp.Or(c.Copies, 1)
 	h := &Handler{
 		config: c,
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -101,11 +100,7 @@ func (h *Handler) sizeOf(id photos.ID, v photos.Variant) int64 {
 	if h.config.Capacity == 0 || !h.holds(id) {
 		return 0
 	}
-	file, size, err := h.config.Dir.Open(id, v)
-	if err != nil {
-		return 0
-	}
-	_ = file.Close() // read only
+	size, _ := h.config.Dir.Head(context.Background(), id, v) // 0 with an error
 	return size
 }
 
@@ -187,8 +182,8 @@ func (h *Handler) get(w http.ResponseWriter, r *http.Request, id photos.ID, v ph
 }
 
 func (h *Handler) put(w http.ResponseWriter, r *http.Request, id photos.ID, v photos.Variant) int {
-	if r.ContentLength > h.config.MaxBytes {
-		return h.tooLarge(w)
+	if r.ContentLength > MaxBytes {
+		return tooLarge(w)
 	}
 	if r.ContentLength < 0 && h.config.Capacity > 0 {
 		return refuse(w, http.StatusLengthRequired, "the length is not announced",
@@ -219,12 +214,12 @@ func (h *Handler) reserve(bytes int64) bool {
 
 // store writes an object and answers.
 func (h *Handler) store(w http.ResponseWriter, r *http.Request, id photos.ID, v photos.Variant) (code int) {
-	body := &bodyReader{from: http.MaxBytesReader(w, r.Body, h.config.MaxBytes)}
+	body := &bodyReader{from: http.MaxBytesReader(w, r.Body, MaxBytes)}
 	size, err := h.config.Dir.Write(id, v, body)
 	var over *http.MaxBytesError
 	switch {
 	case errors.As(err, &over):
-		return h.tooLarge(w)
+		return tooLarge(w)
 	case body.err != nil:
 		return refuse(w, http.StatusBadRequest, "the body ended early", "send as many bytes as Content-Length says")
 	case err != nil:
@@ -235,8 +230,8 @@ func (h *Handler) store(w http.ResponseWriter, r *http.Request, id photos.ID, v 
 	return http.StatusCreated
 }
 
-func (h *Handler) tooLarge(w http.ResponseWriter) int {
-	hint := "send at most " + strconv.FormatInt(h.config.MaxBytes, 10) + " bytes"
+func tooLarge(w http.ResponseWriter) int {
+	hint := "send at most " + strconv.Itoa(MaxBytes) + " bytes"
 	return refuse(w, http.StatusRequestEntityTooLarge, "the object is too large", hint)
 }
 
@@ -266,10 +261,7 @@ func parsePath(path string) (photos.ID, photos.Variant, bool) {
 
 // refuse writes an error and returns its status.
 func refuse(w http.ResponseWriter, code int, message, hint string) int {
-	body, err := json.Marshal(sut.ErrorBody{Error: message, Hint: hint})
-	if err != nil {
-		panic("blob: two strings are JSON: " + err.Error())
-	}
+	body, _ := json.Marshal(sut.ErrorBody{Error: message, Hint: hint}) // two strings are always JSON
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(code)

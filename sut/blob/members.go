@@ -176,7 +176,7 @@ func (m handOver) move(ctx context.Context, id photos.ID, v photos.Variant) erro
 	if _, err := m.config.Dir.Head(ctx, id, v); errors.Is(err, photos.ErrNotFound) {
 		// Whoever has deleted it meanwhile may have asked the new owner before it was there.
 		for _, client := range pushed {
-			if err := client.Delete(ctx, id, v); err != nil && !errors.Is(err, photos.ErrNotFound) {
+			if err := gone(client.Delete(ctx, id, v)); err != nil {
 				return err
 			}
 		}
@@ -185,10 +185,15 @@ func (m handOver) move(ctx context.Context, id photos.ID, v photos.Variant) erro
 	if stays {
 		return nil
 	}
-	if err := m.delete(ctx, id, v); err != nil && !errors.Is(err, photos.ErrNotFound) {
-		return err
+	return gone(m.delete(ctx, id, v))
+}
+
+// gone is why an object may not be gone after it was deleted.
+func gone(deleted error) error {
+	if errors.Is(deleted, photos.ErrNotFound) {
+		return nil
 	}
-	return nil
+	return deleted
 }
 
 // forget has the new owners of a photo of the data set delete it, which they may hold
@@ -203,7 +208,7 @@ func (m handOver) forget(ctx context.Context, id photos.ID) error {
 			continue
 		}
 		for _, v := range photos.AllVariants() {
-			if err := m.clients[name].Delete(ctx, id, v); err != nil && !errors.Is(err, photos.ErrNotFound) {
+			if err := gone(m.clients[name].Delete(ctx, id, v)); err != nil {
 				return err
 			}
 		}

@@ -27,24 +27,14 @@ import (
 // Thaler and Ravishankar, Using Name-Based Mappings to Increase Hit Rates,
 // IEEE/ACM Transactions on Networking 6(1), 1998.
 func Place(id photos.ID, hosts []string) []string {
-	type candidate struct {
-		host  string
-		score uint64
-	}
-	all := make([]candidate, len(hosts))
-	for i, host := range hosts {
+	score := func(host string) uint64 {
 		h := fnv.New64a()
 		_, _ = h.Write([]byte(host)) // never fails
-		all[i] = candidate{host, scramble(h.Sum64() ^ scramble(uint64(id)))}
+		return scramble(h.Sum64() ^ scramble(uint64(id)))
 	}
-	slices.SortFunc(all, func(a, b candidate) int {
-		return cmp.Or(-cmp.Compare(a.score, b.score), cmp.Compare(a.host, b.host))
+	return slices.SortedFunc(slices.Values(hosts), func(a, b string) int {
+		return cmp.Or(cmp.Compare(score(b), score(a)), cmp.Compare(a, b))
 	})
-	order := make([]string, len(all))
-	for i, c := range all {
-		order[i] = c.host
-	}
-	return order
 }
 
 // scramble is the finaliser of MurmurHash3: each input bit changes half of the

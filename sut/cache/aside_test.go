@@ -83,14 +83,14 @@ func (r *records) AddPhoto(_ context.Context, p photos.Photo) error {
 }
 
 // aside puts a cache host in front of records.
-func aside(t *testing.T, r *records, change func(*cache.AsideConfig)) (*cache.Aside, *cache.Client) {
+func aside(t *testing.T, r *records, change func(*cache.AsideConfig)) (*cache.Tier, *cache.Client) {
 	t.Helper()
 	client, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, resptest.Serve(t, resptest.Config{}).Addr().String())}})
 	config := cache.AsideConfig{Records: r, Client: client, TTL: time.Minute, FeedTTL: time.Minute, SingleFlight: true}
 	if change != nil {
 		change(&config)
 	}
-	a, err := cache.NewAside(config)
+	a, err := cache.NewTier(cache.TierConfig{AsideConfig: config})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +177,7 @@ func TestAsideForgetsNothingInVain(t *testing.T) {
 func TestAsideWithoutACache(t *testing.T) {
 	r := newRecords()
 	client, _ := connect(t, cache.Config{Timeout: time.Second, Hosts: []sut.Peer{peer(0, "127.0.0.1:1")}})
-	a, err := cache.NewAside(cache.AsideConfig{Records: r, Client: client, TTL: time.Minute})
+	a, err := cache.NewTier(cache.TierConfig{AsideConfig: cache.AsideConfig{Records: r, Client: client, TTL: time.Minute}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +224,7 @@ func TestBadAside(t *testing.T) {
 	r := newRecords()
 	_, client := aside(t, r, nil)
 	for _, c := range []cache.AsideConfig{{}, {Records: r}, {Client: client}, {Records: r, Client: client}, {Records: r, Client: client, TTL: time.Second, FeedTTL: -1}} {
-		if _, err := cache.NewAside(c); err == nil {
+		if _, err := cache.NewTier(cache.TierConfig{AsideConfig: c}); err == nil {
 			t.Errorf("%+v was taken", c)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -52,12 +53,8 @@ func (w *memcachedWire) judge(err error) verdict {
 // isRefusal reports whether a host has answered with one of the three errors of the
 // protocol, which the library has in the text of its own only.
 func isRefusal(err error) bool {
-	for _, word := range []string{`"SERVER_ERROR `, `"CLIENT_ERROR `, `"ERROR\r\n"`} {
-		if strings.Contains(err.Error(), word) {
-			return true
-		}
-	}
-	return false
+	words := []string{`"SERVER_ERROR `, `"CLIENT_ERROR `, `"ERROR\r\n"`}
+	return slices.ContainsFunc(words, func(word string) bool { return strings.Contains(err.Error(), word) })
 }
 
 func (w *memcachedWire) get(ctx context.Context, key string) (value []byte, found bool, err error) {
@@ -123,7 +120,7 @@ func (w *memcachedWire) with(ctx context.Context, do func(*memcache.Client) erro
 	if err != nil && w.judge(err) == unanswered && over(ctx) == nil {
 		// The connections that wait are of the same host: when it was started anew, each
 		// of them would cost a request to find that out.
-		w.drop()
+		w.close()
 	}
 	return err
 }
@@ -161,8 +158,8 @@ func (w *memcachedWire) put(l *link) {
 	w.idle = append(w.idle, l)
 }
 
-// drop closes all connections that are not in use.
-func (w *memcachedWire) drop() {
+// close closes all connections that are not in use.
+func (w *memcachedWire) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, l := range w.idle {
@@ -170,8 +167,6 @@ func (w *memcachedWire) drop() {
 	}
 	w.idle = nil
 }
-
-func (w *memcachedWire) close() { w.drop() }
 
 // link is a client that has one connection. One request uses it at a time.
 type link struct {

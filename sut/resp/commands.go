@@ -168,20 +168,20 @@ func later(now, n, unit int64) int64 {
 	return now + n*unit
 }
 
-func (s *Server) del(c *conn, args [][]byte) {
-	now, n := s.store.clock(), int64(0)
-	for _, key := range args[1:] {
-		if s.store.of(key).del(key, now) {
-			n++
-		}
-	}
-	c.number(n)
-}
+func (s *Server) del(c *conn, args [][]byte) { s.count(c, args[1:], (*shard).del) }
 
 func (s *Server) exists(c *conn, args [][]byte) {
+	s.count(c, args[1:], func(sh *shard, key []byte, now int64) bool {
+		_, found := sh.expiry(key, now)
+		return found
+	})
+}
+
+// count does something to keys, and answers for how many of them it was so.
+func (s *Server) count(c *conn, keys [][]byte, do func(sh *shard, key []byte, now int64) bool) {
 	now, n := s.store.clock(), int64(0)
-	for _, key := range args[1:] {
-		if _, found := s.store.of(key).expiry(key, now); found {
+	for _, key := range keys {
+		if do(s.store.of(key), key, now) {
 			n++
 		}
 	}
@@ -194,25 +194,12 @@ func (s *Server) expire(c *conn, args [][]byte, unit int64) {
 		c.refuse(integerError)
 		return
 	}
-	now := s.store.clock()
-	at := later(now, n, unit)
+	at := later(s.store.clock(), n, unit)
 	if at == 0 && n != 0 {
-		name := "expire"
-		if unit == 1 {
-			name = "pexpire"
-		}
-		c.refuse("ERR invalid expire time in '" + name + "' command")
+		c.refuse("ERR invalid expire time in '" + strings.ToLower(clip(args[0])) + "' command")
 		return
 	}
-	writeBool(c, s.store.of(args[1]).expire(args[1], at, now))
-}
-
-func writeBool(c *conn, yes bool) {
-	if yes {
-		c.number(1)
-	} else {
-		c.number(0)
-	}
+	s.count(c, args[1:2], func(sh *shard, key []byte, now int64) bool { return sh.expire(key, at, now) })
 }
 
 func (s *Server) ttl(c *conn, args [][]byte, unit int64) {

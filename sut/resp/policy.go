@@ -89,21 +89,6 @@ func join(a, b list) list {
 	return list{head: a.head, tail: b.tail}
 }
 
-// lru lets go who was not asked for the longest: exactly, where Redis compares a
-// sample of five.
-type lru struct{ order list }
-
-func (p *lru) add(e *entry)    { p.order.pushFront(e) }
-func (p *lru) remove(e *entry) { p.order.remove(e) }
-func (p *lru) victim() *entry  { return p.order.tail }
-
-func (p *lru) touch(e *entry) {
-	if p.order.head != e {
-		p.order.remove(e)
-		p.order.pushFront(e)
-	}
-}
-
 // fifo lets go who has been there the longest. An entry that is read or written
 // anew keeps its place: only one that was gone comes in at the end of the queue.
 type fifo struct{ order list }
@@ -112,3 +97,14 @@ func (p *fifo) add(e *entry)    { p.order.pushFront(e) }
 func (p *fifo) touch(*entry)    {}
 func (p *fifo) remove(e *entry) { p.order.remove(e) }
 func (p *fifo) victim() *entry  { return p.order.tail }
+
+// lru lets go who was not asked for the longest: exactly, where Redis compares a
+// sample of five. It is a queue that an entry enters anew when it is asked for.
+type lru struct{ fifo }
+
+func (p *lru) touch(e *entry) {
+	if p.order.head != e {
+		p.order.remove(e)
+		p.order.pushFront(e)
+	}
+}

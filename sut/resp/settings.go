@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -45,11 +46,12 @@ func (s *Server) configGet(c *conn, patterns [][]byte) {
 	budget, evict := s.store.settings()
 	var found []string
 	for _, setting := range [][2]string{{settingMemory, strconv.FormatInt(budget, 10)}, {settingEvict, redisName(evict)}} {
-		for _, pattern := range patterns {
-			if ok, err := path.Match(strings.ToLower(clip(pattern)), setting[0]); ok && err == nil {
-				found = append(found, setting[0], setting[1])
-				break
-			}
+		matches := func(pattern []byte) bool {
+			ok, err := path.Match(strings.ToLower(clip(pattern)), setting[0])
+			return ok && err == nil
+		}
+		if slices.ContainsFunc(patterns, matches) {
+			found = append(found, setting[0], setting[1])
 		}
 	}
 	c.array(len(found))
@@ -97,26 +99,11 @@ func (s *Server) configSet(c *conn, pairs [][]byte) {
 // memory reads a number of bytes as Redis writes it: 100, 100mb, 1g.
 func memory(text string) (int64, bool) {
 	digits := strings.TrimRight(text, "bgkm")
-	factor := int64(1)
-	switch text[len(digits):] {
-	case "", "b":
-	case "k":
-		factor = 1000
-	case "kb":
-		factor = 1 << 10
-	case "m":
-		factor = 1000 * 1000
-	case "mb":
-		factor = 1 << 20
-	case "g":
-		factor = 1000 * 1000 * 1000
-	case "gb":
-		factor = 1 << 30
-	default:
-		return 0, false
-	}
+	factor, known := map[string]int64{
+		"": 1, "b": 1, "k": 1e3, "kb": 1 << 10, "m": 1e6, "mb": 1 << 20, "g": 1e9, "gb": 1 << 30,
+	}[text[len(digits):]]
 	n, err := strconv.ParseInt(digits, 10, 64)
-	return n * factor, err == nil && n >= 0 && n <= math.MaxInt64/factor
+	return n * factor, known && err == nil && n >= 0 && n <= math.MaxInt64/factor
 }
 
 // info is INFO: the figures that tools for Redis look for, under its names.
@@ -145,12 +132,9 @@ func (s *Server) info(c *conn, args [][]byte) {
 }
 
 func wanted(names [][]byte, section string) bool {
-	for _, name := range names {
-		if n := strings.ToLower(clip(name)); n == section || n == "all" || n == "default" || n == "everything" {
-			return true
-		}
-	}
-	return len(names) == 0
+	return len(names) == 0 || slices.ContainsFunc(names, func(name []byte) bool {
+		return slices.Contains([]string{section, "all", "default", "everything"}, strings.ToLower(clip(name)))
+	})
 }
 
 // client answers what clients say of themselves when they connect.

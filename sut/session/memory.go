@@ -13,6 +13,7 @@
 package session
 
 import (
+	"cmp"
 	"container/list"
 	"context"
 	"crypto/rand"
@@ -46,12 +47,7 @@ type MemoryConfig struct {
 }
 
 func (c MemoryConfig) withDefaults() (MemoryConfig, error) {
-	if c.Max == 0 {
-		c.Max = 100_000
-	}
-	if c.TTL == 0 {
-		c.TTL = 24 * time.Hour
-	}
+	c.Max, c.TTL = cmp.Or(c.Max, 100_000), cmp.Or(c.TTL, 24*time.Hour)
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -126,10 +122,9 @@ func (m *Memory) Start(_ context.Context, user photos.ID) (string, time.Time, er
 // User returns whose session it is.
 func (m *Memory) User(_ context.Context, text string) (photos.ID, error) {
 	now := m.config.Now()
-	t, ok := m.parse(text)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if element := m.byToken[t]; ok && element != nil {
+	if element := m.find(text); element != nil {
 		if e := element.Value.(*entry); now.Before(e.expires) {
 			return e.user, nil
 		}
@@ -140,10 +135,9 @@ func (m *Memory) User(_ context.Context, text string) (photos.ID, error) {
 // End logs a user out. It is no error if the session is not known: the outcome
 // is the same.
 func (m *Memory) End(_ context.Context, text string) error {
-	t, ok := m.parse(text)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if element := m.byToken[t]; ok && element != nil {
+	if element := m.find(text); element != nil {
 		m.drop(element)
 	}
 	return nil
@@ -178,12 +172,16 @@ func (m *Memory) prefix() string {
 	return m.config.Host + "."
 }
 
-// parse reads a token as a client sent it.
-func (m *Memory) parse(text string) (t token, ok bool) {
+// find returns the session of a token as a client sent it, or nil. The caller holds the
+// lock.
+func (m *Memory) find(text string) *list.Element {
+	var t token
 	text, ours := strings.CutPrefix(text, m.prefix())
 	if !ours || len(text) != hex.EncodedLen(len(t)) {
-		return t, false
+		return nil
 	}
-	_, err := hex.Decode(t[:], []byte(text))
-	return t, err == nil
+	if _, err := hex.Decode(t[:], []byte(text)); err != nil {
+		return nil
+	}
+	return m.byToken[t]
 }

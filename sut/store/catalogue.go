@@ -107,18 +107,6 @@ const (
 	sqlCountFollowing = `update users set following = following + 1, version = version + 1 where id = $1 and exists (select 1 from follows where follower = $1 and followee = $2)`
 	sqlCountFollower  = `update users set followers = followers + 1, version = version + 1 where id = $1 and exists (select 1 from follows where followee = $1 and follower = $2)`
 	sqlAnalyze        = `analyze`
-	sqlInsertUsers    = `insert into users (` + userColumns + `) values `
-	sqlInsertPhotos   = `insert into photos (` + photoColumns + `) values `
-	sqlInsertComments = `insert into comments (` + commentColumns + `) values `
-	sqlInsertFollows  = `insert into follows (` + followColumns + `) values `
-)
-
-// The statements that read whole tables, a page at a time in the order of the key.
-const (
-	sqlPageUsers    = `select ` + userColumns + ` from users where id > $1 order by id limit $2`
-	sqlPagePhotos   = `select ` + photoColumns + ` from photos where id > $1 order by id limit $2`
-	sqlPageComments = `select ` + commentColumns + ` from comments where id > $1 order by id limit $2`
-	sqlPageFollows  = `select ` + followColumns + ` from follows where (follower, followee) > ($1, $2) order by follower, followee limit $3`
 )
 
 // Types of whole rows, in the order of the columns of their tables.
@@ -183,42 +171,42 @@ func serving() []Statement {
 
 // table is a table as Load and Rows see it. The columns of its key come first.
 type table struct {
-	name  string
-	into  string // "insert into ... values "
-	page  string // reads the rows after a key
-	names string // of the columns
-	types []Type
-	key   int // columns of the key
+	name    string
+	columns string // their names
+	types   []Type
+	key     int    // columns of the key
+	page    string // asks for the rows after a key, and for their order
 }
 
 func tables() []table {
+	const byID = "id > $1 order by id limit $2"
 	return []table{
-		{name: "users", into: sqlInsertUsers, page: sqlPageUsers, names: userColumns, types: userTypes(), key: 1},
-		{name: "photos", into: sqlInsertPhotos, page: sqlPagePhotos, names: photoColumns, types: photoTypes(), key: 1},
-		{name: "comments", into: sqlInsertComments, page: sqlPageComments, names: commentColumns, types: commentTypes(), key: 1},
-		{name: "follows", into: sqlInsertFollows, page: sqlPageFollows, names: followColumns, types: followTypes(), key: 2},
+		{"users", userColumns, userTypes(), 1, byID},
+		{"photos", photoColumns, photoTypes(), 1, byID},
+		{"comments", commentColumns, commentTypes(), 1, byID},
+		{"follows", followColumns, followTypes(), 2, "(follower, followee) > ($1, $2) order by follower, followee limit $3"},
 	}
 }
 
-// pages returns the statement that reads a page of rows.
+// pages returns the statement that reads a page of rows, in the order of the key.
 func (t table) pages() Statement {
-	params := append(slices.Clone(t.types[:t.key]), BigInt)
-	return Statement{Name: "page of " + t.name, SQL: t.page, Params: params, Columns: columns(t.names, t.types)}
+	return Statement{
+		Name: "page of " + t.name, SQL: "select " + t.columns + " from " + t.name + " where " + t.page,
+		Params: append(slices.Clone(t.types[:t.key]), BigInt), Columns: columns(t.columns, t.types),
+	}
 }
 
 // insert returns the statement that inserts so many rows.
 func (t table) insert(rows int) Statement {
 	s := Statement{Name: "insert " + strconv.Itoa(rows) + " " + t.name}
 	var text strings.Builder
-	text.WriteString(t.into)
+	text.WriteString("insert into " + t.name + " (" + t.columns + ") values ")
 	for row := range rows {
 		if row > 0 {
 			text.WriteString(", ")
 		}
 		for i := range t.types {
-			text.WriteString([]string{"(", ", "}[min(i, 1)])
-			text.WriteByte('$')
-			text.WriteString(strconv.Itoa(row*len(t.types) + i + 1))
+			text.WriteString([]string{"($", ", $"}[min(i, 1)] + strconv.Itoa(row*len(t.types)+i+1))
 		}
 		text.WriteByte(')')
 		s.Params = append(s.Params, t.types...)

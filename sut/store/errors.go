@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/stagebench/stagebench/sut/photos"
@@ -63,9 +64,6 @@ func (s *Store) write(ctx context.Context, do operation) error {
 	err := s.used.Load().primary.attempt(limited, do, func(err error) bool {
 		return broken(err) && pgconn.SafeToRetry(err) || isState(err, serializationFailure, deadlockDetected)
 	}, false)
-	if err == nil {
-		return nil
-	}
 	return classify(ctx, err)
 }
 
@@ -90,11 +88,20 @@ func (d *database) attempt(ctx context.Context, do operation, again func(error) 
 	return err
 }
 
-// classify wraps the error that the package photos has for what happened.
+// wrap says of an error what was being done.
+func wrap(err *error, format string, args ...any) {
+	if *err != nil {
+		*err = fmt.Errorf(format+": %w", append(args, *err)...)
+	}
+}
+
+// classify wraps the error that the package photos has for what happened, if any did.
 func classify(ctx context.Context, err error) error {
 	switch {
-	case errors.Is(err, photos.ErrNotFound), errors.Is(err, photos.ErrForbidden):
+	case err == nil, errors.Is(err, photos.ErrNotFound), errors.Is(err, photos.ErrForbidden):
 		return err
+	case errors.Is(err, pgx.ErrNoRows):
+		return photos.ErrNotFound
 	case errors.Is(ctx.Err(), context.Canceled):
 		// The caller gave up: that says nothing about the database.
 		return fmt.Errorf("%w: %w", context.Canceled, err)

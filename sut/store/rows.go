@@ -13,15 +13,6 @@ import (
 // rowsPerPage is how many rows one statement of Rows reads.
 const rowsPerPage = 500
 
-// Tables names the tables that Rows reads, in the order in which they are loaded.
-func Tables() []string {
-	var names []string
-	for _, t := range tables() {
-		names = append(names, t.name)
-	}
-	return names
-}
-
 // Row is one row of a table: its values by column, int64 or string.
 type Row struct {
 	Key    string // of the row in its table, for people and for maps
@@ -63,20 +54,14 @@ func (s *Store) page(ctx context.Context, t table, after []int64) (page []Row, e
 	}
 	statement := t.pages()
 	err = s.read(ctx, func(ctx context.Context, d *database) error {
-		page = nil // anew: a first attempt may have broken off
 		rows, err := d.pool.Query(ctx, statement.SQL, append(args, int64(rowsPerPage))...)
 		if err != nil {
 			return err
 		}
-		defer rows.Close()
-		for rows.Next() {
-			row, err := scanRow(rows, statement.Columns, t.key)
-			if err != nil {
-				return err
-			}
-			page = append(page, row)
-		}
-		return rows.Err()
+		page, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Row, error) {
+			return scanRow(row, statement.Columns, t.key)
+		})
+		return err
 	})
 	if len(page) > 0 {
 		for i, c := range statement.Columns[:t.key] {
@@ -86,7 +71,7 @@ func (s *Store) page(ctx context.Context, t table, after []int64) (page []Row, e
 	return page, err
 }
 
-func scanRow(rows pgx.Rows, columns []Column, key int) (Row, error) {
+func scanRow(scanned pgx.Row, columns []Column, key int) (Row, error) {
 	row := Row{Values: make(map[string]any, len(columns))}
 	values := make([]any, len(columns))
 	for i, c := range columns {
@@ -96,7 +81,7 @@ func scanRow(rows pgx.Rows, columns []Column, key int) (Row, error) {
 			values[i] = new(int64)
 		}
 	}
-	if err := rows.Scan(values...); err != nil {
+	if err := scanned.Scan(values...); err != nil {
 		return row, err
 	}
 	for i, c := range columns {

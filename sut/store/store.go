@@ -17,8 +17,8 @@
 package store
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -65,15 +65,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.MaxConns < 0 || c.QueryTimeout < 0 || c.ConnectTimeout < 0 {
 		return c, fmt.Errorf("store %s: limits must not be negative", c.Primary.Address)
 	}
-	if c.MaxConns == 0 {
-		c.MaxConns = 8
-	}
-	if c.QueryTimeout == 0 {
-		c.QueryTimeout = 5 * time.Second
-	}
-	if c.ConnectTimeout == 0 {
-		c.ConnectTimeout = 2 * time.Second
-	}
+	c.MaxConns = cmp.Or(c.MaxConns, 8)
+	c.QueryTimeout = cmp.Or(c.QueryTimeout, 5*time.Second)
+	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, 2*time.Second)
 	return c, nil
 }
 
@@ -160,66 +154,46 @@ func (d *database) warm(ctx context.Context) error {
 }
 
 // Ping reports whether the database answers.
-func (s *Store) Ping(ctx context.Context) error {
-	if err := s.read(ctx, func(ctx context.Context, d *database) error { return d.pool.Ping(ctx) }); err != nil {
-		return fmt.Errorf("ping: %w", err)
-	}
-	return nil
+func (s *Store) Ping(ctx context.Context) (err error) {
+	defer wrap(&err, "ping")
+	return s.read(ctx, func(ctx context.Context, d *database) error { return d.pool.Ping(ctx) })
 }
 
 // User returns a user by id.
-func (s *Store) User(ctx context.Context, id photos.ID) (photos.User, error) {
-	u, err := one(ctx, s, scanUser, sqlUser, id)
-	if err != nil {
-		return u, fmt.Errorf("user %d: %w", id, err)
-	}
-	return u, nil
+func (s *Store) User(ctx context.Context, id photos.ID) (u photos.User, err error) {
+	defer wrap(&err, "user %d", id)
+	return one(ctx, s, scanUser, sqlUser, id)
 }
 
 // UserByLogin returns a user by login name.
-func (s *Store) UserByLogin(ctx context.Context, login string) (photos.User, error) {
-	u, err := one(ctx, s, scanUser, sqlUserByLogin, login)
-	if err != nil {
-		return u, fmt.Errorf("user %q: %w", login, err)
-	}
-	return u, nil
+func (s *Store) UserByLogin(ctx context.Context, login string) (u photos.User, err error) {
+	defer wrap(&err, "user %q", login)
+	return one(ctx, s, scanUser, sqlUserByLogin, login)
 }
 
 // Photo returns a photo's record by id.
-func (s *Store) Photo(ctx context.Context, id photos.ID) (photos.Photo, error) {
-	p, err := one(ctx, s, scanPhoto, sqlPhoto, id)
-	if err != nil {
-		return p, fmt.Errorf("photo %d: %w", id, err)
-	}
-	return p, nil
+func (s *Store) Photo(ctx context.Context, id photos.ID) (p photos.Photo, err error) {
+	defer wrap(&err, "photo %d", id)
+	return one(ctx, s, scanPhoto, sqlPhoto, id)
 }
 
 // Feed returns the newest photos of the users that a user follows, newest
 // first, and none for a user who follows nobody or does not exist.
-func (s *Store) Feed(ctx context.Context, user photos.ID, limit int) ([]photos.Photo, error) {
-	list, err := s.list(ctx, limit, sqlFeed, user, limit)
-	if err != nil {
-		return nil, fmt.Errorf("feed of user %d: %w", user, err)
-	}
-	return list, nil
+func (s *Store) Feed(ctx context.Context, user photos.ID, limit int) (list []photos.Photo, err error) {
+	defer wrap(&err, "feed of user %d", user)
+	return s.list(ctx, limit, sqlFeed, user, limit)
 }
 
 // Newest returns the newest photos of all users, newest first.
-func (s *Store) Newest(ctx context.Context, limit int) ([]photos.Photo, error) {
-	list, err := s.list(ctx, limit, sqlNewest, limit)
-	if err != nil {
-		return nil, fmt.Errorf("newest photos: %w", err)
-	}
-	return list, nil
+func (s *Store) Newest(ctx context.Context, limit int) (list []photos.Photo, err error) {
+	defer wrap(&err, "newest photos")
+	return s.list(ctx, limit, sqlNewest, limit)
 }
 
 // one reads one row, or fails with ErrNotFound.
 func one[T any](ctx context.Context, s *Store, scan func(pgx.Row) (T, error), sql string, args ...any) (found T, err error) {
 	err = s.read(ctx, func(ctx context.Context, d *database) (err error) {
 		found, err = scan(d.pool.QueryRow(ctx, sql, args...))
-		if errors.Is(err, pgx.ErrNoRows) {
-			return photos.ErrNotFound
-		}
 		return err
 	})
 	return found, err
@@ -231,20 +205,13 @@ func (s *Store) list(ctx context.Context, limit int, sql string, args ...any) (l
 		return []photos.Photo{}, nil
 	}
 	err = s.read(ctx, func(ctx context.Context, d *database) error {
-		list = make([]photos.Photo, 0, min(limit, 64)) // anew: a first attempt may have broken off
 		rows, err := d.pool.Query(ctx, sql, args...)
 		if err != nil {
 			return err
 		}
-		defer rows.Close()
-		for rows.Next() {
-			p, err := scanPhoto(rows)
-			if err != nil {
-				return err
-			}
-			list = append(list, p)
-		}
-		return rows.Err()
+		scan := func(row pgx.CollectableRow) (photos.Photo, error) { return scanPhoto(row) }
+		list, err = pgx.AppendRows(make([]photos.Photo, 0, min(limit, 64)), rows, scan)
+		return err
 	})
 	return list, err
 }

@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/jackc/pgx/v5"
 
@@ -11,113 +10,81 @@ import (
 )
 
 // AddPhoto stores a new photo and counts it on its user.
-func (s *Store) AddPhoto(ctx context.Context, p photos.Photo) error {
-	err := s.write(ctx, func(ctx context.Context, d *database) error {
+func (s *Store) AddPhoto(ctx context.Context, p photos.Photo) (err error) {
+	defer wrap(&err, "add photo %d of user %d", p.ID, p.UserID)
+	return s.write(ctx, func(ctx context.Context, d *database) error {
 		var b batch
 		b.add(sqlAddPhoto, p.ID, p.Title, p.State, p.Width, p.Height, p.Bytes, p.CreatedUS, p.Likes, p.Comments, p.Version, p.UserID)
 		b.add(sqlCountPhoto, p.UserID)
-		changed, err := b.send(ctx, d)
-		if err == nil && changed[0] == 0 {
-			return photos.ErrNotFound
-		}
-		return err
+		return b.sendFound(ctx, d)
 	})
-	if err != nil {
-		return fmt.Errorf("add photo %d of user %d: %w", p.ID, p.UserID, err)
-	}
-	return nil
 }
 
 // RenamePhoto changes a photo's title for its owner and returns the new
 // version.
 func (s *Store) RenamePhoto(ctx context.Context, id, owner photos.ID, title string) (version int64, err error) {
+	defer wrap(&err, "rename photo %d for user %d", id, owner)
 	err = s.write(ctx, func(ctx context.Context, d *database) error {
 		err := d.pool.QueryRow(ctx, sqlRename, title, id, owner).Scan(&version)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return d.whyNot(ctx, id)
-		}
-		return err
+		return d.whyNot(ctx, id, err)
 	})
-	if err != nil {
-		return 0, fmt.Errorf("rename photo %d for user %d: %w", id, owner, err)
-	}
-	return version, nil
+	return version, err
 }
 
 // DeletePhoto deletes a photo with its comments for its owner and uncounts it
 // on the owner.
-func (s *Store) DeletePhoto(ctx context.Context, id, owner photos.ID) error {
-	err := s.write(ctx, func(ctx context.Context, d *database) error {
+func (s *Store) DeletePhoto(ctx context.Context, id, owner photos.ID) (err error) {
+	defer wrap(&err, "delete photo %d for user %d", id, owner)
+	return s.write(ctx, func(ctx context.Context, d *database) error {
 		var b batch
 		b.add(sqlLockPhoto, id, owner)
 		b.add(sqlUncountPhoto, owner, id)
 		b.add(sqlDeleteComments, id, owner)
 		b.add(sqlDeletePhoto, id, owner)
-		changed, err := b.send(ctx, d)
-		if err == nil && changed[0] == 0 {
-			return d.whyNot(ctx, id)
-		}
-		return err
+		return d.whyNot(ctx, id, b.sendFound(ctx, d))
 	})
-	if err != nil {
-		return fmt.Errorf("delete photo %d for user %d: %w", id, owner, err)
-	}
-	return nil
 }
 
-// whyNot says why an owner's change found nothing to change.
-func (d *database) whyNot(ctx context.Context, id photos.ID) error {
-	var owner photos.ID
-	err := d.pool.QueryRow(ctx, sqlPhotoOwner, id).Scan(&owner)
-	switch {
-	case err == nil:
-		return photos.ErrForbidden
-	case errors.Is(err, pgx.ErrNoRows):
-		return photos.ErrNotFound
+// whyNot says why an owner's change found nothing to change, if that is how it ended.
+func (d *database) whyNot(ctx context.Context, id photos.ID, changed error) error {
+	if !errors.Is(changed, pgx.ErrNoRows) {
+		return changed
 	}
-	return err
+	var owner photos.ID
+	if err := d.pool.QueryRow(ctx, sqlPhotoOwner, id).Scan(&owner); err != nil {
+		return err
+	}
+	return photos.ErrForbidden
 }
 
 // Like adds one to a photo's likes and returns the new version. Who likes it
 // is not kept: the same user may do it again.
 func (s *Store) Like(ctx context.Context, photo, _ photos.ID) (version int64, err error) {
+	defer wrap(&err, "like photo %d", photo)
 	err = s.write(ctx, func(ctx context.Context, d *database) error {
-		err := d.pool.QueryRow(ctx, sqlLike, photo).Scan(&version)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return photos.ErrNotFound
-		}
-		return err
+		return d.pool.QueryRow(ctx, sqlLike, photo).Scan(&version)
 	})
-	if err != nil {
-		return 0, fmt.Errorf("like photo %d: %w", photo, err)
-	}
-	return version, nil
+	return version, err
 }
 
 // Comment stores a comment, counts it on its photo and returns the photo's new
 // version.
 func (s *Store) Comment(ctx context.Context, c photos.Comment) (version int64, err error) {
+	defer wrap(&err, "comment %d on photo %d", c.ID, c.PhotoID)
 	err = s.write(ctx, func(ctx context.Context, d *database) error {
-		version = 0
 		var b batch
 		b.returning(&version, sqlCountComment, c.PhotoID)
 		b.add(sqlAddComment, c.ID, c.UserID, c.Text, c.CreatedUS, c.PhotoID)
-		changed, err := b.send(ctx, d)
-		if err == nil && changed[0] == 0 {
-			return photos.ErrNotFound
-		}
-		return err
+		return b.sendFound(ctx, d)
 	})
-	if err != nil {
-		return 0, fmt.Errorf("comment %d on photo %d: %w", c.ID, c.PhotoID, err)
-	}
-	return version, nil
+	return version, err
 }
 
 // Follow makes one user follow another and counts it on both. Doing so again
 // changes nothing.
-func (s *Store) Follow(ctx context.Context, f photos.Follow) error {
-	err := s.write(ctx, func(ctx context.Context, d *database) error {
+func (s *Store) Follow(ctx context.Context, f photos.Follow) (err error) {
+	defer wrap(&err, "user %d follows user %d", f.Follower, f.Followee)
+	return s.write(ctx, func(ctx context.Context, d *database) error {
 		var b batch
 		// A plain insert: a second one breaks the key, which takes the whole
 		// transaction back, counters included. "On conflict do nothing" would
@@ -134,19 +101,12 @@ func (s *Store) Follow(ctx context.Context, f photos.Follow) error {
 			follower()
 			following()
 		}
-		changed, err := b.send(ctx, d)
-		switch {
-		case isState(err, uniqueViolation):
+		err := b.sendFound(ctx, d)
+		if isState(err, uniqueViolation) {
 			return nil
-		case err == nil && changed[0] == 0:
-			return photos.ErrNotFound
 		}
 		return err
 	})
-	if err != nil {
-		return fmt.Errorf("user %d follows user %d: %w", f.Follower, f.Followee, err)
-	}
-	return nil
 }
 
 // batch is several statements in one round trip and one transaction: both
@@ -157,13 +117,11 @@ type batch struct {
 }
 
 // add queues a statement that returns no rows.
-func (b *batch) add(sql string, args ...any) { b.queue(sql, args, nil) }
+func (b *batch) add(sql string, args ...any) { b.returning(nil, sql, args...) }
 
 // returning queues a statement whose one column goes to dest; no row leaves it
 // as it is.
-func (b *batch) returning(dest *int64, sql string, args ...any) { b.queue(sql, args, dest) }
-
-func (b *batch) queue(sql string, args []any, dest *int64) {
+func (b *batch) returning(dest *int64, sql string, args ...any) {
 	i := len(b.changed)
 	b.changed = append(b.changed, 0)
 	b.Queue(sql, args...).Query(func(rows pgx.Rows) error {
@@ -182,4 +140,14 @@ func (b *batch) send(ctx context.Context, d *database) ([]int64, error) {
 	// Close runs the callbacks; it also returns what goes wrong at the very
 	// end, when the transaction commits.
 	return b.changed, d.pool.SendBatch(ctx, &b.Batch).Close()
+}
+
+// sendFound runs the batch, and fails with pgx.ErrNoRows when its first statement
+// changed nothing.
+func (b *batch) sendFound(ctx context.Context, d *database) error {
+	changed, err := b.send(ctx, d)
+	if err == nil && changed[0] == 0 {
+		return pgx.ErrNoRows
+	}
+	return err
 }

@@ -27,12 +27,13 @@ func (s *Store) WriteBack(ctx context.Context, written []photos.Written) (refuse
 	if len(written) == 0 {
 		return nil, nil
 	}
+	defer wrap(&err, "write back %d photos", len(written))
 	// Rows are locked in the order of their ids: two batches that share photos
 	// would otherwise deadlock.
 	written = slices.SortedFunc(slices.Values(written), func(a, b photos.Written) int { return cmp.Compare(a.Photo.ID, b.Photo.ID) })
 	for i, w := range written[1:] {
 		if w.Photo.ID == written[i].Photo.ID {
-			return nil, fmt.Errorf("write back %d photos: photo %d is there twice", len(written), w.Photo.ID)
+			return nil, fmt.Errorf("photo %d is there twice", w.Photo.ID)
 		}
 	}
 	err = s.write(ctx, func(ctx context.Context, d *database) error {
@@ -64,8 +65,5 @@ func (s *Store) WriteBack(ctx context.Context, written []photos.Written) (refuse
 		}
 		return nil
 	})
-	if err != nil {
-		return nil, fmt.Errorf("write back %d photos: %w", len(written), err)
-	}
-	return refused, nil
+	return refused, err
 }

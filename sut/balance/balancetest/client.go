@@ -12,6 +12,8 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -138,6 +140,23 @@ func (c *client) background(req *http.Request) <-chan result {
 		done <- result{got, err}
 	}()
 	return done
+}
+
+// keepOn has n goroutines do something again and again, until it returns false or end is
+// called, which may be done twice.
+func keepOn(n int, do func() bool) (end func()) {
+	var stop atomic.Bool
+	var all sync.WaitGroup
+	for range n {
+		all.Go(func() {
+			for !stop.Load() && do() {
+			}
+		})
+	}
+	return func() {
+		stop.Store(true)
+		all.Wait()
+	}
 }
 
 // admin asks the operators' side.

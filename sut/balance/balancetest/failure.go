@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -62,31 +61,20 @@ func testKilledUnderLoad(t *testing.T, start Start) {
 	const clients = 8
 	var started, succeeded, failed, failedLate atomic.Int64
 	var known atomic.Bool // the balancer knows
-	stop := make(chan struct{})
-	var all sync.WaitGroup
-	for range clients {
-		all.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				late := known.Load()
-				started.Add(1)
-				got, err := c.send(c.request("GET", "/who", nil))
-				switch {
-				case err == nil && got.status == 200:
-					succeeded.Add(1)
-				case late:
-					failedLate.Add(1)
-				default:
-					failed.Add(1)
-				}
-			}
-		})
-	}
-	end := sync.OnceFunc(func() { close(stop); all.Wait() })
+	end := keepOn(clients, func() bool {
+		late := known.Load()
+		started.Add(1)
+		got, err := c.send(c.request("GET", "/who", nil))
+		switch {
+		case err == nil && got.status == 200:
+			succeeded.Add(1)
+		case late:
+			failedLate.Add(1)
+		default:
+			failed.Add(1)
+		}
+		return true
+	})
 	defer end()
 	more := func(n int64) {
 		t.Helper()
@@ -172,13 +160,19 @@ func testAllDead(t *testing.T, start Start) {
 	for range 20 {
 		refused(c.do("POST", "/who", "Cookie", "lb=web-1"))
 	}
+	c.revive(hosts[1])
+}
+
+// revive restarts the first of the hosts, all of which are dead.
+func (c *client) revive(h *host) {
+	c.t.Helper()
 	if got := c.admin("/readyz"); got.status != http.StatusServiceUnavailable {
-		t.Errorf("/readyz: status %d with all hosts dead", got.status)
+		c.t.Errorf("/readyz: status %d with all hosts dead", got.status)
 	}
-	hosts[1].restart(t)
-	c.awaitUp(hosts[1], true)
-	if got := c.get("/who"); got.node != hosts[1].name {
-		t.Errorf("%s answered", got.node)
+	h.restart(c.t)
+	c.awaitUp(h, true)
+	if got := c.get("/who"); got.node != h.name {
+		c.t.Errorf("%s answered", got.node)
 	}
 }
 

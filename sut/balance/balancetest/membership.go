@@ -3,7 +3,6 @@ package balancetest
 import (
 	"context"
 	"errors"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -34,25 +33,15 @@ func testMembershipUnderLoad(t *testing.T, start Start) {
 	hosts := newHosts(t, 5)
 	c := newClient(t, start(t, Setup{Upstreams: peers(hosts[:3]), Policy: "round_robin", HealthInterval: interval}))
 	var succeeded atomic.Int64
-	stop := make(chan struct{})
-	var all sync.WaitGroup
-	for range 6 {
-		all.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				if got, err := c.send(c.request("GET", "/who", nil)); err != nil || got.status != 200 {
-					t.Errorf("status %d, %v: %s", got.status, err, got.body)
-					return
-				}
-				succeeded.Add(1)
-			}
-		})
-	}
-	defer func() { close(stop); all.Wait() }()
+	end := keepOn(6, func() bool {
+		if got, err := c.send(c.request("GET", "/who", nil)); err != nil || got.status != 200 {
+			t.Errorf("status %d, %v: %s", got.status, err, got.body)
+			return false
+		}
+		succeeded.Add(1)
+		return true
+	})
+	defer end()
 	more := func() {
 		t.Helper()
 		want := succeeded.Load() + 100

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -149,12 +150,7 @@ func (p *pending) add(photo photos.Photo, text []byte, w cache.Write) (full bool
 func (p *pending) ids() []photos.ID {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	ids := make([]photos.ID, 0, len(p.records))
-	for id := range p.records {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids) // so that whoever locks several records locks them in one order
-	return ids
+	return slices.Sorted(maps.Keys(p.records)) // so that whoever locks several records locks them in one order
 }
 
 // now is what waits of the first of some records, at this moment; the rest are those that
@@ -269,9 +265,18 @@ func (p *pending) awaitRoom(ctx context.Context, id photos.ID, urge func()) erro
 	}
 }
 
-// writeBack takes a write that the records get later. The holder of the key's stripe
-// calls it.
-func (f *Front) writeBack(ctx context.Context, id photos.ID, w cache.Write) (version int64, err error) {
+// applyLater takes a write that the records get later.
+func (f *Front) applyLater(ctx context.Context, id photos.ID, key string, w cache.Write) (version int64, err error) {
+	// Before the stripe is held, which the flusher may need to make room.
+	if err := f.pending.awaitRoom(ctx, id, f.urge); err != nil {
+		return 0, err
+	}
+	s := f.stripe(key)
+	if err := s.hold(ctx); err != nil {
+		return 0, err
+	}
+	defer s.release()
+	defer f.written(s, key)
 	photo, err := f.newest(ctx, id)
 	if err != nil {
 		return 0, err

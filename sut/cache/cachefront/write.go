@@ -36,21 +36,6 @@ func (f *Front) Apply(ctx context.Context, text string, w cache.Write) (version 
 	return f.writeThrough(ctx, text, w)
 }
 
-// applyLater writes back.
-func (f *Front) applyLater(ctx context.Context, id photos.ID, text string, w cache.Write) (version int64, err error) {
-	// Before the stripe is held, which the flusher may need to make room.
-	if err := f.pending.awaitRoom(ctx, id, f.urge); err != nil {
-		return 0, err
-	}
-	s := f.stripe(text)
-	if err := s.hold(ctx); err != nil {
-		return 0, err
-	}
-	defer s.release()
-	defer f.written(s, text)
-	return f.writeBack(ctx, id, w)
-}
-
 // holdFlushed waits for a stripe at a moment when nothing of a record waits to be
 // flushed.
 func (f *Front) holdFlushed(ctx context.Context, s *stripe, id photos.ID, text string) error {

@@ -34,7 +34,7 @@ func loaded(t *testing.T, k kit) {
 // rows: every table is read whole, in order, and has one digest.
 func rows(t *testing.T, k kit) {
 	counts := map[string]int{"users": len(k.data.users), "photos": len(k.data.photos), "comments": len(k.data.comments), "follows": len(k.data.follows)}
-	for _, table := range store.Tables() {
+	for _, table := range []string{"users", "photos", "comments", "follows"} {
 		seen := map[string]bool{}
 		if err := k.Rows(t.Context(), table, func(r store.Row) error {
 			seen[r.Key] = true
