@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgproto3"
 	"zombiezen.com/go/sqlite"
+	"zombiezen.com/go/sqlite/sqlitex"
 
 	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
@@ -78,18 +79,7 @@ func openConn(cfg Config, writes bool) (*conn, error) {
 }
 
 // exec runs a statement without parameters and results. What SQLite prepared is kept.
-func (c *conn) exec(sql string) error {
-	stmt, err := c.Prepare(sql)
-	if err != nil {
-		return err
-	}
-	for {
-		more, err := stmt.Step()
-		if err != nil || !more {
-			return err
-		}
-	}
-}
+func (c *conn) exec(sql string) error { return sqlitex.Execute(c.Conn, sql, nil) }
 
 // run binds, steps to the end and resets: nothing of the statement is open afterwards, so that no snapshot of the
 // database outlives it. It appends the rows to out and returns how many rows came back or were changed.
