@@ -338,9 +338,6 @@ func (n *Node) hears(heard map[string]int64) {
 	}
 }
 
-// errSchema is met when the tables here are not those of a change.
-var errSchema = errors.New("schema differs")
-
 func nodeOf(origin string) string {
 	node, _, _ := strings.Cut(origin, "#")
 	return node
