@@ -7,6 +7,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"os"
@@ -109,8 +110,8 @@ func (db *DB) Turn(cancel func() <-chan struct{}) (leave func(), err error) {
 }
 
 // Exclusively calls do with the turn and the connection that writes. It returns ErrNoDatabase where there is none.
-func (db *DB) Exclusively(cancel func() <-chan struct{}, do func(*sqlite.Conn) error) error {
-	leave, err := db.Turn(cancel)
+func (db *DB) Exclusively(do func(*sqlite.Conn) error) error {
+	leave, err := db.Turn(context.Background().Done)
 	if err != nil {
 		return err
 	}
@@ -130,13 +131,13 @@ func (db *DB) Conn() (*sqlite.Conn, error) {
 	return db.writer.conn.Conn, nil
 }
 
-// OpenReader opens another connection, which only reads.
-func (db *DB) OpenReader() (*sqlite.Conn, error) {
+// Read calls do with a connection of its own, which only reads.
+func (db *DB) Read(do func(*sqlite.Conn) error) error {
 	c, err := openConn(db.cfg, false)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return c.Conn, nil
+	return errors.Join(do(c.Conn), c.Close())
 }
 
 // Dir is where the files of the database are.

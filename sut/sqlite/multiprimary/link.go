@@ -36,19 +36,17 @@ type link struct {
 // Serve gives another node what it asks for until it goes, or this one does. It owns neither the connection nor in,
 // which is what is read from it.
 func (n *Node) Serve(conn net.Conn, in io.Reader) {
-	if err := n.serve(conn, in); err != nil {
+	l := &link{Feed: replog.NewFeed(conn, in), n: n, conn: conn}
+	n.files.RLock()
+	defer n.files.RUnlock()
+	if err := n.db.Read(l.serve); err != nil {
 		n.logger.Warn("a node that got changes is gone", "cause", err)
 	}
 }
 
-func (n *Node) serve(conn net.Conn, in io.Reader) (err error) {
-	n.files.RLock()
-	defer n.files.RUnlock()
-	l := &link{Feed: replog.NewFeed(conn, in), n: n, conn: conn}
-	if l.disk, err = n.db.OpenReader(); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.disk.Close()) }()
+func (l *link) serve(disk *sqlite.Conn) error {
+	n := l.n
+	l.disk = disk
 	if err := l.greet(); err != nil {
 		return err
 	}

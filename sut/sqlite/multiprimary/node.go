@@ -139,7 +139,7 @@ func (n *Node) Become(_ context.Context, to sut.Replication) error {
 }
 
 func (n *Node) know(epoch int64) error {
-	err := n.db.Exclusively(func() <-chan struct{} { return nil }, func(conn *sqlite.Conn) error {
+	err := n.db.Exclusively(func(conn *sqlite.Conn) error {
 		_, err := replog.Know(conn, epoch)
 		return err
 	})

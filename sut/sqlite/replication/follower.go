@@ -221,12 +221,11 @@ func (f *follower) hello() (*replog.Hello, error) {
 	if diverged {
 		return h, nil // what it has is no matter, and may not even be there
 	}
-	disk, err := f.r.db.OpenReader()
+	err := f.r.db.Read(func(disk *sqlite.Conn) (err error) {
+		h.Schema, err = replog.Schema(disk)
+		return err
+	})
 	if err != nil {
-		return nil, err
-	}
-	h.Schema, err = replog.Schema(disk)
-	if err := errors.Join(err, disk.Close()); err != nil {
 		return nil, err
 	}
 	f.mu.Lock()

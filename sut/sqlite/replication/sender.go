@@ -47,11 +47,10 @@ func (f *sender) greet() error {
 		return errors.Join(f.Refuse(refusal), io.EOF)
 	}
 	f.r.fence(f.hello.Epoch, f.hello.Node)
-	disk, err := f.r.db.OpenReader()
-	if err != nil {
-		return err
-	}
-	defer disk.Close()
+	return f.r.db.Read(f.welcome)
+}
+
+func (f *sender) welcome(disk *sqlite.Conn) error {
 	f.needs(f.hello.Position)
 	welcome, refusal, err := f.answer(disk)
 	switch {
@@ -214,20 +213,15 @@ func (f *sender) over(last int64, left bool) bool {
 }
 
 // fromDisk reads what memory has no more.
-func (f *sender) fromDisk(after int64) ([]replog.Entry, error) {
-	disk, err := f.r.db.OpenReader()
-	if err != nil {
-		return nil, err
+func (f *sender) fromDisk(after int64) (entries []replog.Entry, err error) {
+	err = f.r.db.Read(func(disk *sqlite.Conn) (err error) {
+		entries, err = replog.Entries(disk, after, 1<<20)
+		return err
+	})
+	if err == nil && (len(entries) == 0 || entries[0].Position != after+1) {
+		err = fmt.Errorf("the log has no entry %d any more", after+1)
 	}
-	defer disk.Close()
-	entries, err := replog.Entries(disk, after, 1<<20)
-	if err != nil {
-		return nil, err
-	}
-	if len(entries) == 0 || entries[0].Position != after+1 {
-		return nil, fmt.Errorf("the log has no entry %d any more", after+1)
-	}
-	return entries, nil
+	return entries, err
 }
 
 // confirm notes what replicas have acknowledged. It is kept apart from them, for one that goes right afterwards has
