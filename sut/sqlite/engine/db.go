@@ -103,15 +103,15 @@ func (db *DB) Stats() (reads, transactions, commits int64) {
 	return db.reads.Load(), db.writer.transactions.Load(), db.writer.commits.Load()
 }
 
-// Turn waits in the line of writers until cancel is closed. Who has the turn may use Conn outside of any transaction
+// Turn waits in the line of writers until the context ends. Who has the turn may use Conn outside of any transaction
 // of clients, and must leave.
-func (db *DB) Turn(cancel func() <-chan struct{}) (leave func(), err error) {
-	return db.writer.leave, db.writer.await(cancel, true)
+func (db *DB) Turn(ctx context.Context) (leave func(), err error) {
+	return db.writer.leave, db.writer.await(ctx.Done, true)
 }
 
 // Exclusively calls do with the turn and the connection that writes. It returns ErrNoDatabase where there is none.
 func (db *DB) Exclusively(do func(*sqlite.Conn) error) error {
-	leave, err := db.Turn(context.Background().Done)
+	leave, err := db.Turn(context.Background())
 	if err != nil {
 		return err
 	}

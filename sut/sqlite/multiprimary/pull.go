@@ -58,10 +58,8 @@ func (p *pull) run() {
 		if first {
 			p.n.logger.Warn("no changes from another primary", "origin", p.peer.Node, "cause", err)
 		}
-		select {
-		case <-p.ctx.Done():
+		if !replog.Pause(p.ctx, pause) {
 			return
-		case <-time.After(pause):
 		}
 		pause = min(2*pause, max(pause, longest))
 	}
@@ -188,9 +186,7 @@ func (p *pull) apply(batch []replog.Entry) error {
 			due++
 		}
 		if due == 0 {
-			select {
-			case <-time.After(wait):
-			case <-p.ctx.Done():
+			if !replog.Pause(p.ctx, wait) {
 				return p.ctx.Err()
 			}
 			due = 1
@@ -205,7 +201,7 @@ func (p *pull) apply(batch []replog.Entry) error {
 
 func (p *pull) transact(batch []replog.Entry) (err error) {
 	n := p.n
-	leave, err := n.db.Turn(p.ctx.Done)
+	leave, err := n.db.Turn(p.ctx)
 	if err != nil {
 		return err
 	}

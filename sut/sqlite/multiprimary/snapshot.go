@@ -68,7 +68,7 @@ func (n *Node) whole() (keep, error) {
 
 func (p *pull) install() error {
 	n := p.n
-	leave, err := n.db.Turn(p.ctx.Done)
+	leave, err := n.db.Turn(p.ctx)
 	if err != nil {
 		return err
 	}
