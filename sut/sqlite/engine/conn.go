@@ -16,6 +16,9 @@ import (
 // it that nobody meets a lock.
 const busyTimeout = 2 * time.Second
 
+// cacheBytes bounds the page caches of all connections together.
+const cacheBytes = 32 << 20
+
 // conn is one SQLite connection with its compiled statements. One goroutine at a time may use it; interrupt may be
 // called by another one, under the session's lock.
 type conn struct {
@@ -50,7 +53,7 @@ func openConn(cfg Config, writes bool) (*conn, error) {
 	flags := sqlite.OpenReadOnly
 	// Negative is in KiB. Each connection has a cache of its own.
 	pragmas := []string{
-		"pragma cache_size = -" + strconv.FormatInt(max(cfg.CacheBytes/int64(cfg.ReadConns+1)>>10, 64), 10),
+		"pragma cache_size = -" + strconv.Itoa(max(cacheBytes/(cfg.ReadConns+1)>>10, 64)),
 		"pragma temp_store = memory",
 	}
 	if writes {

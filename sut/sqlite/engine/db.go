@@ -24,7 +24,6 @@ type Config struct {
 	Dir         string // of its files
 	Statements  int    // in the catalogue
 	ReadConns   int    // connections that read
-	CacheBytes  int64  // of all connections together
 	Synchronous string // SQLite's setting of that name
 	GroupLimit  int    // transactions that may share a commit
 	Log         *slog.Logger
