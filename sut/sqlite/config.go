@@ -57,10 +57,6 @@ type Config struct {
 	MaxConns int
 	// ReadConns is how many statements read at the same time; 0 = 4.
 	ReadConns int
-	// MessageBufferSize is the read buffer of each client in bytes and the largest message that is taken; 0 = 64 KiB.
-	MessageBufferSize int
-	// CacheBytes bounds the page caches of all SQLite connections together; 0 = 32 MiB.
-	CacheBytes int64
 	// Durability is what a commit waits for; "" = Full.
 	Durability Durability
 	// GroupLimit is how many transactions may share one commit, and so one wait for the disk, when writers are
@@ -82,20 +78,15 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Dir == "" {
 		return c, errors.New("no directory given for the database")
 	}
-	if c.MaxConns < 0 || c.ReadConns < 0 || c.MessageBufferSize < 0 || c.CacheBytes < 0 || c.GroupLimit < 0 ||
-		c.IdleInTransaction < 0 || c.HandshakeTimeout < 0 {
+	if c.MaxConns < 0 || c.ReadConns < 0 || c.GroupLimit < 0 || c.IdleInTransaction < 0 || c.HandshakeTimeout < 0 {
 		return c, errors.New("limits must not be negative")
 	}
 	c.Address = cmp.Or(c.Address, "127.0.0.1:0")
 	c.MaxConns, c.ReadConns, c.GroupLimit = cmp.Or(c.MaxConns, 100), cmp.Or(c.ReadConns, 4), cmp.Or(c.GroupLimit, 16)
-	c.MessageBufferSize, c.CacheBytes = cmp.Or(c.MessageBufferSize, 64<<10), cmp.Or(c.CacheBytes, 32<<20)
 	c.Durability = cmp.Or(c.Durability, Full)
 	c.IdleInTransaction = cmp.Or(c.IdleInTransaction, 10*time.Second)
 	c.HandshakeTimeout = cmp.Or(c.HandshakeTimeout, 5*time.Second)
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
-	if c.MessageBufferSize < minMessageBuffer {
-		return c, fmt.Errorf("message buffer of %d bytes: want %d or more", c.MessageBufferSize, minMessageBuffer)
-	}
 	if c.Durability != Full && c.Durability != Normal {
 		return c, fmt.Errorf("durability %q: want %s or %s", c.Durability, Full, Normal)
 	}
@@ -108,9 +99,6 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	return c, nil
 }
-
-// minMessageBuffer is the smallest sensible message: start-up packets and statements of the catalogue must fit.
-const minMessageBuffer = 4 << 10
 
 // listen returns the listener to serve, on a loopback address.
 func (c Config) listen() (net.Listener, error) {

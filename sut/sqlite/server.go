@@ -13,8 +13,8 @@
 // What a client sees is what PostgreSQL does: every statement up to a Sync is one transaction, a failure takes all of
 // it back and skips to the Sync, BEGIN to COMMIT is a transaction across round trips, and a client that dies inside
 // of one leaves nothing behind. What differs: one transaction writes at a time (others wait in line, in the order of
-// their arrival), BEGIN READ ONLY sees one snapshot, there are no savepoints, and a message larger than
-// Config.MessageBufferSize ends the connection.
+// their arrival), BEGIN READ ONLY sees one snapshot, there are no savepoints, and a message larger than 64 KiB ends
+// the connection.
 //
 // A Server may be used by any number of goroutines. The order of calls is New, Serve, Shutdown.
 package sqlite
@@ -121,13 +121,13 @@ func New(cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	if s.db, err = engine.Open(engine.Config{
-		Dir: cfg.Dir, Statements: len(catalogue), ReadConns: cfg.ReadConns, CacheBytes: cfg.CacheBytes,
+		Dir: cfg.Dir, Statements: len(catalogue), ReadConns: cfg.ReadConns,
 		Synchronous: string(cfg.Durability), GroupLimit: cfg.GroupLimit, Log: cfg.Log,
 	}); err != nil {
 		return nil, err
 	}
 	protocol := wire.Config{
-		Catalogue: catalogue, NewSession: s.db.NewSession, MaxConns: cfg.MaxConns, MessageBytes: cfg.MessageBufferSize,
+		Catalogue: catalogue, NewSession: s.db.NewSession, MaxConns: cfg.MaxConns,
 		HandshakeTimeout: cfg.HandshakeTimeout, IdleInTransaction: cfg.IdleInTransaction, Log: cfg.Log,
 	}
 	if r := cfg.Replication; r != nil {

@@ -288,7 +288,6 @@ func TestBadConfigurations(t *testing.T) {
 	for want, cfg := range map[string]sqlite.Config{
 		"no directory":                 {Statements: notes()},
 		"must not be negative":         {Dir: t.TempDir(), MaxConns: -1},
-		"want 4096 or more":            {Dir: t.TempDir(), MessageBufferSize: 100},
 		`durability "maybe"`:           {Dir: t.TempDir(), Durability: "maybe"},
 		"not a loopback address":       {Dir: t.TempDir(), Address: "0.0.0.0:0"},
 		"unable to open":               {Dir: filepath.Join(t.TempDir(), "nowhere")},
@@ -333,8 +332,8 @@ func TestSettings(t *testing.T) {
 		for _, sql := range []string{"pragma synchronous", "pragma journal_mode", "pragma cache_size"} {
 			pragmas = append(pragmas, sqlite.Statement{SQL: sql, Columns: []sqlite.Column{{Name: "value", Type: sqlite.Text}}})
 		}
-		conn := connect(t, serve(t, sqlite.Config{Statements: pragmas, Durability: durability, CacheBytes: 5 << 20, ReadConns: 4}))
-		for i, want := range []string{string(rune('0' + want)), "wal", "-1024"} {
+		conn := connect(t, serve(t, sqlite.Config{Statements: pragmas, Durability: durability, ReadConns: 7}))
+		for i, want := range []string{string(rune('0' + want)), "wal", "-4096"} {
 			var got string
 			if err := conn.QueryRow(context.Background(), pragmas[i].SQL).Scan(&got); err != nil || got != want {
 				t.Errorf("durability %q: %s is %q, %v, want %q", durability, pragmas[i].SQL, got, err, want)
@@ -368,7 +367,7 @@ func frame(kind byte, size int, body string) []byte {
 
 func TestMalformedMessages(t *testing.T) {
 	t.Parallel()
-	s := withNotes(t, sqlite.Config{MessageBufferSize: 8 << 10})
+	s := withNotes(t, sqlite.Config{})
 	conn := connect(t, s)
 	start := frame(0, 10, "\x00\x03\x00\x00u\x00") // without the end of the list
 	ssl := frame(0, 8, "\x04\xd2\x16\x2f")
@@ -388,7 +387,7 @@ func TestMalformedMessages(t *testing.T) {
 		"half a message":               {false, append(bytes.Clone(ssl), 0, 0), ""},
 		"a length that is too small":   {true, frame('Q', 3, ""), "FATAL 08P01 EOF"},
 		"a length of -1":               {true, frame('Q', -1, ""), "FATAL 54000 EOF"},
-		"a message that is too large":  {true, frame('Q', 8<<10, ""), "FATAL 54000 EOF"},
+		"a message that is too large":  {true, frame('Q', 64<<10, ""), "FATAL 54000 EOF"},
 		"a query without an end":       {true, frame('Q', 8, "abcd"), "FATAL 08P01 EOF"},
 		"a query with something more":  {true, frame('Q', 8, "a\x00cd"), "FATAL 08P01 EOF"},
 		"an unknown message":           {true, frame('?', 4, ""), "FATAL 08003 EOF"},

@@ -47,8 +47,9 @@ type reading struct {
 	err    error // why the node did not answer; the series are nil then
 }
 
-// readNodes reads the metrics of the nodes, all at a time.
-func readNodes(ctx context.Context, nodes []targets.NodeStatus) []reading {
+// readNodes reads the metrics of those nodes that are wanted, all at a time.
+func readNodes(ctx context.Context, nodes []targets.NodeStatus, wanted func(targets.NodeStatus) bool) []reading {
+	nodes = slices.DeleteFunc(slices.Clone(nodes), func(n targets.NodeStatus) bool { return !wanted(n) })
 	ctx, cancel := context.WithTimeout(ctx, scrapeTimeout)
 	defer cancel()
 	readings := make([]reading, len(nodes))
@@ -218,8 +219,7 @@ func cacheNodes(nodes []delta) (all []results.CacheNode) {
 // CacheHosts returns what the cache nodes among some have counted since they were started, and what they hold.
 // Nodes that do not answer are missing, and the error says why.
 func CacheHosts(ctx context.Context, nodes []targets.NodeStatus) ([]results.CacheNode, error) {
-	others := func(n targets.NodeStatus) bool { return n.Role != sut.Cache }
-	readings := readNodes(ctx, slices.DeleteFunc(slices.Clone(nodes), others))
+	readings := readNodes(ctx, nodes, func(n targets.NodeStatus) bool { return n.Role == sut.Cache })
 	var errs []error
 	for _, r := range readings {
 		if r.err != nil {
@@ -232,9 +232,8 @@ func CacheHosts(ctx context.Context, nodes []targets.NodeStatus) ([]results.Cach
 // WatchCache returns what the web nodes among some find in the cache tier during that time; nil when there is none, or
 // when the count of a node is unknown.
 func WatchCache(ctx context.Context, nodes []targets.NodeStatus, d time.Duration) (*results.CacheReads, error) {
-	others := func(n targets.NodeStatus) bool { return n.Role != sut.Web }
-	webs := slices.DeleteFunc(slices.Clone(nodes), others)
-	before := readNodes(ctx, webs)
+	webs := func(n targets.NodeStatus) bool { return n.Role == sut.Web }
+	before := readNodes(ctx, nodes, webs)
 	end := time.NewTimer(d)
 	defer end.Stop()
 	select {
@@ -243,6 +242,6 @@ func WatchCache(ctx context.Context, nodes []targets.NodeStatus, d time.Duration
 		return nil, context.Cause(ctx)
 	}
 	var step results.Step
-	fillFigures(&step, ladder.Figures(), deltas(before, readNodes(ctx, webs)))
+	fillFigures(&step, ladder.Figures(), deltas(before, readNodes(ctx, nodes, webs)))
 	return step.Cache, nil
 }

@@ -70,8 +70,8 @@ func (s *Stepper) readNodes(ctx context.Context, snap *snapshot) {
 	for _, f := range s.Figures {
 		roles = append(roles, f.From...)
 	}
-	others := func(n targets.NodeStatus) bool { return !n.Counts && !slices.Contains(roles, n.Role) }
-	snap.nodes, snap.known = readNodes(ctx, slices.DeleteFunc(slices.Clone(nodes), others)), true
+	wanted := func(n targets.NodeStatus) bool { return n.Counts || slices.Contains(roles, n.Role) }
+	snap.nodes, snap.known = readNodes(ctx, nodes, wanted), true
 	for _, r := range snap.nodes {
 		if r.err != nil {
 			snap.problems = append(snap.problems, fmt.Sprintf("what %s counted is not known: %v", r.node.Node, r.err))

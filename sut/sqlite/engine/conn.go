@@ -7,6 +7,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgproto3"
 	"zombiezen.com/go/sqlite"
+	"zombiezen.com/go/sqlite/sqlitex"
 
 	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
@@ -14,6 +15,9 @@ import (
 // busyTimeout is how long SQLite waits for a lock that somebody outside this process holds; inside, the line sees to
 // it that nobody meets a lock.
 const busyTimeout = 2 * time.Second
+
+// cacheBytes bounds the page caches of all connections together.
+const cacheBytes = 32 << 20
 
 // conn is one SQLite connection with its compiled statements. One goroutine at a time may use it; interrupt may be
 // called by another one, under the session's lock.
@@ -49,7 +53,7 @@ func openConn(cfg Config, writes bool) (*conn, error) {
 	flags := sqlite.OpenReadOnly
 	// Negative is in KiB. Each connection has a cache of its own.
 	pragmas := []string{
-		"pragma cache_size = -" + strconv.FormatInt(max(cfg.CacheBytes/int64(cfg.ReadConns+1)>>10, 64), 10),
+		"pragma cache_size = -" + strconv.Itoa(max(cacheBytes/(cfg.ReadConns+1)>>10, 64)),
 		"pragma temp_store = memory",
 	}
 	if writes {
@@ -78,18 +82,7 @@ func openConn(cfg Config, writes bool) (*conn, error) {
 }
 
 // exec runs a statement without parameters and results. What SQLite prepared is kept.
-func (c *conn) exec(sql string) error {
-	stmt, err := c.Prepare(sql)
-	if err != nil {
-		return err
-	}
-	for {
-		more, err := stmt.Step()
-		if err != nil || !more {
-			return err
-		}
-	}
-}
+func (c *conn) exec(sql string) error { return sqlitex.Execute(c.Conn, sql, nil) }
 
 // run binds, steps to the end and resets: nothing of the statement is open afterwards, so that no snapshot of the
 // database outlives it. It appends the rows to out and returns how many rows came back or were changed.

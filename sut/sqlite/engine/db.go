@@ -7,6 +7,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"os"
@@ -23,7 +24,6 @@ type Config struct {
 	Dir         string // of its files
 	Statements  int    // in the catalogue
 	ReadConns   int    // connections that read
-	CacheBytes  int64  // of all connections together
 	Synchronous string // SQLite's setting of that name
 	GroupLimit  int    // transactions that may share a commit
 	Log         *slog.Logger
@@ -102,15 +102,15 @@ func (db *DB) Stats() (reads, transactions, commits int64) {
 	return db.reads.Load(), db.writer.transactions.Load(), db.writer.commits.Load()
 }
 
-// Turn waits in the line of writers until cancel is closed. Who has the turn may use Conn outside of any transaction
+// Turn waits in the line of writers until the context ends. Who has the turn may use Conn outside of any transaction
 // of clients, and must leave.
-func (db *DB) Turn(cancel func() <-chan struct{}) (leave func(), err error) {
-	return db.writer.leave, db.writer.await(cancel, true)
+func (db *DB) Turn(ctx context.Context) (leave func(), err error) {
+	return db.writer.leave, db.writer.await(ctx.Done, true)
 }
 
 // Exclusively calls do with the turn and the connection that writes. It returns ErrNoDatabase where there is none.
-func (db *DB) Exclusively(cancel func() <-chan struct{}, do func(*sqlite.Conn) error) error {
-	leave, err := db.Turn(cancel)
+func (db *DB) Exclusively(do func(*sqlite.Conn) error) error {
+	leave, err := db.Turn(context.Background())
 	if err != nil {
 		return err
 	}
@@ -130,13 +130,13 @@ func (db *DB) Conn() (*sqlite.Conn, error) {
 	return db.writer.conn.Conn, nil
 }
 
-// OpenReader opens another connection, which only reads.
-func (db *DB) OpenReader() (*sqlite.Conn, error) {
+// Read calls do with a connection of its own, which only reads.
+func (db *DB) Read(do func(*sqlite.Conn) error) error {
 	c, err := openConn(db.cfg, false)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return c.Conn, nil
+	return errors.Join(do(c.Conn), c.Close())
 }
 
 // Dir is where the files of the database are.

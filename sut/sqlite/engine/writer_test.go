@@ -12,7 +12,7 @@ import (
 // testWriter is a writer on a database with one table of numbers.
 func testWriter(t *testing.T) *writer {
 	t.Helper()
-	cfg := Config{Dir: t.TempDir(), ReadConns: 1, CacheBytes: 1 << 20, Synchronous: "full"}
+	cfg := Config{Dir: t.TempDir(), ReadConns: 1, Synchronous: "full"}
 	c, err := openConn(cfg, true)
 	if err != nil {
 		t.Fatal(err)

@@ -57,14 +57,11 @@ func appendBytes[T string | []byte](out []byte, b T) []byte {
 	return append(binary.AppendUvarint(out, uint64(len(b))), b...)
 }
 
-// appendChange adds a change: table, key, base, number of values plus one, values.
+// appendChange adds a change: table, key, base, row. A row has a column, so that one without bytes is none.
 func appendChange(out []byte, c *Change) []byte {
 	out = appendBytes(appendBytes(out, c.Table), c.Key)
 	out = appendBytes(binary.AppendVarint(out, c.Base.AtUS), c.Base.Origin)
-	if c.Row == nil {
-		return binary.AppendUvarint(out, 0)
-	}
-	return appendValues(binary.AppendUvarint(out, uint64(len(c.Row))+1), c.Row)
+	return appendBytes(out, appendValues(nil, c.Row))
 }
 
 func parseChanges(body []byte) (changes []Change, err error) {
@@ -72,8 +69,10 @@ func parseChanges(body []byte) (changes []Change, err error) {
 	for len(r.rest) > 0 && !r.broken {
 		c := Change{Table: string(r.bytes()), Key: r.bytes(), Base: Version{AtUS: r.varint()}}
 		c.Base.Origin = string(r.bytes())
-		if count := r.uvarint(); count > 0 {
-			c.Row = r.values(count - 1)
+		if row := r.bytes(); len(row) > 0 {
+			if c.Row, err = parseValues(row); err != nil {
+				return nil, err
+			}
 		}
 		changes = append(changes, c)
 	}
@@ -130,17 +129,6 @@ func (r *reader) uvarint() uint64 {
 }
 
 func (r *reader) bytes() []byte { return r.take(r.uvarint()) }
-
-func (r *reader) values(count uint64) []any {
-	values := []any{}
-	for range count {
-		if r.broken {
-			return nil
-		}
-		values = append(values, r.value())
-	}
-	return values
-}
 
 func (r *reader) value() any {
 	tag := r.take(1)

@@ -206,7 +206,7 @@ func (l *ledger) apply(e *replog.Entry, k keep) error {
 		return err
 	}
 	if e.Schema != l.tables.digest {
-		return fmt.Errorf("%w: change %d of %s is for %s, not %s", errSchema, e.Seq, e.Origin, e.Schema, l.tables.digest)
+		return fmt.Errorf("%w: change %d of %s is for %s, not %s", replog.ErrSchema, e.Seq, e.Origin, e.Schema, l.tables.digest)
 	}
 	changes, err := parseChanges(e.Changes)
 	if err != nil {
@@ -217,7 +217,7 @@ func (l *ledger) apply(e *replog.Entry, k keep) error {
 		c := &changes[i]
 		t := l.tables.byName[c.Table]
 		if t == nil || c.Row != nil && len(c.Row) != len(t.columns) {
-			return fmt.Errorf("%w: change %d of %s is of another table %q", errSchema, e.Seq, e.Origin, c.Table)
+			return fmt.Errorf("%w: change %d of %s is of another table %q", replog.ErrSchema, e.Seq, e.Origin, c.Table)
 		}
 		last, err := l.version(c.Table, c.Key)
 		if err != nil {

@@ -36,19 +36,17 @@ type link struct {
 // Serve gives another node what it asks for until it goes, or this one does. It owns neither the connection nor in,
 // which is what is read from it.
 func (n *Node) Serve(conn net.Conn, in io.Reader) {
-	if err := n.serve(conn, in); err != nil {
+	l := &link{Feed: replog.NewFeed(conn, in, beatInterval, n.left), n: n, conn: conn}
+	n.files.RLock()
+	defer n.files.RUnlock()
+	if err := n.db.Read(l.serve); err != nil {
 		n.logger.Warn("a node that got changes is gone", "cause", err)
 	}
 }
 
-func (n *Node) serve(conn net.Conn, in io.Reader) (err error) {
-	n.files.RLock()
-	defer n.files.RUnlock()
-	l := &link{Feed: replog.NewFeed(conn, in), n: n, conn: conn}
-	if l.disk, err = n.db.OpenReader(); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.disk.Close()) }()
+func (l *link) serve(disk *sqlite.Conn) error {
+	n := l.n
+	l.disk = disk
 	if err := l.greet(); err != nil {
 		return err
 	}
@@ -152,17 +150,13 @@ func (l *link) refuses() (_ replog.Refusal, err error) {
 // send sends what is new, as soon as it is. It returns nil when the other node has gone, or this one stops and the
 // other one has everything that was made here.
 func (l *link) send() error {
-	beat := time.NewTicker(beatInterval)
-	defer beat.Stop()
-	var late <-chan time.Time
-	left := l.n.left
-	due := true
+	l.Due = true
 	for {
 		// Before the log is looked at: all up to these times is in it.
 		heard := l.n.upTo()
 		l.n.mu.Lock()
 		changed, last := l.n.changed, l.n.seen.Last
-		ended := l.n.ended || left == nil && l.acked >= l.n.seen.marks[l.n.self].seq
+		ended := l.n.ended || l.Left && l.acked >= l.n.seen.marks[l.n.self].seq
 		l.n.mu.Unlock()
 		if ended {
 			return nil
@@ -171,28 +165,17 @@ func (l *link) send() error {
 		if err != nil {
 			return err
 		}
-		if sent || due {
+		if sent || l.Due {
 			if more {
 				heard = nil
 			}
-			due = false
+			l.Due = false
 			if err := l.end(heard); err != nil {
 				return err
 			}
 		}
-		if more {
-			continue
-		}
-		select {
-		case <-changed:
-		case <-l.Gone:
+		if !more && !l.Wait(changed) {
 			return nil
-		case <-left:
-			left, late = nil, time.After(replog.Farewell)
-		case <-late:
-			return nil
-		case <-beat.C:
-			due = true
 		}
 	}
 }

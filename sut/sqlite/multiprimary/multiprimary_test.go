@@ -399,7 +399,7 @@ func TestMessages(t *testing.T) {
 	want := []Change{
 		{Table: "t", Key: appendValues(nil, []any{int64(-1), "a"}), Base: Version{AtUS: 7, Origin: "db-1#1"}, Row: []any{int64(math.MinInt64), "a\x00b", 1.5, []byte{}, []byte("x"), nil}},
 		{Table: `quoted "table"`, Key: []byte{}, Row: nil},
-		{Table: "", Key: []byte{}, Row: []any{}},
+		{Table: "", Key: []byte{}, Row: []any{nil}},
 	}
 	var e replog.Entry
 	for i := range want {

@@ -139,7 +139,7 @@ func (n *Node) Become(_ context.Context, to sut.Replication) error {
 }
 
 func (n *Node) know(epoch int64) error {
-	err := n.db.Exclusively(func() <-chan struct{} { return nil }, func(conn *sqlite.Conn) error {
+	err := n.db.Exclusively(func(conn *sqlite.Conn) error {
 		_, err := replog.Know(conn, epoch)
 		return err
 	})
@@ -337,9 +337,6 @@ func (n *Node) hears(heard map[string]int64) {
 		n.heard[origin] = max(n.heard[origin], atUS)
 	}
 }
-
-// errSchema is met when the tables here are not those of a change.
-var errSchema = errors.New("schema differs")
 
 func nodeOf(origin string) string {
 	node, _, _ := strings.Cut(origin, "#")

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"time"
 
+	"zombiezen.com/go/sqlite"
+
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
 )
@@ -56,10 +58,8 @@ func (p *pull) run() {
 		if first {
 			p.n.logger.Warn("no changes from another primary", "origin", p.peer.Node, "cause", err)
 		}
-		select {
-		case <-p.ctx.Done():
+		if !replog.Pause(p.ctx, pause) {
 			return
-		case <-time.After(pause):
 		}
 		pause = min(2*pause, max(pause, longest))
 	}
@@ -138,20 +138,18 @@ func (p *pull) introduce(snapshot bool) (link *replog.Link, replaced int64, orig
 func (p *pull) hello() (*hello, error) {
 	p.n.files.RLock()
 	defer p.n.files.RUnlock()
-	disk, err := p.n.db.OpenReader()
+	h := &hello{Node: p.n.cfg.Node, Origin: p.n.self, To: p.peer.Node, All: p.all, Have: map[string]int64{}}
+	err := p.n.db.Read(func(disk *sqlite.Conn) (err error) {
+		h.Schema, err = replog.Schema(disk)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	schema, err := replog.Schema(disk)
-	if err := errors.Join(err, disk.Close()); err != nil {
-		return nil, err
-	}
-	have := map[string]int64{}
-	h := &hello{Node: p.n.cfg.Node, Origin: p.n.self, To: p.peer.Node, Schema: schema, All: p.all, Have: have}
 	p.n.mu.Lock()
 	defer p.n.mu.Unlock()
 	for origin, m := range p.n.seen.marks {
-		have[origin] = m.seq
+		h.Have[origin] = m.seq
 	}
 	return h, nil
 }
@@ -188,9 +186,7 @@ func (p *pull) apply(batch []replog.Entry) error {
 			due++
 		}
 		if due == 0 {
-			select {
-			case <-time.After(wait):
-			case <-p.ctx.Done():
+			if !replog.Pause(p.ctx, wait) {
 				return p.ctx.Err()
 			}
 			due = 1
@@ -205,7 +201,7 @@ func (p *pull) apply(batch []replog.Entry) error {
 
 func (p *pull) transact(batch []replog.Entry) (err error) {
 	n := p.n
-	leave, err := n.db.Turn(p.ctx.Done)
+	leave, err := n.db.Turn(p.ctx)
 	if err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ var (
 
 func (l *link) snapshot() error {
 	beat, made := func() error { return l.end(nil) }, func(string) error { return nil }
-	err := l.Snapshot(l.disk, l.n.db.Dir(), beatInterval, beat, made)
+	err := l.Snapshot(l.disk, l.n.db.Dir(), beat, made)
 	if err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func (n *Node) whole() (keep, error) {
 
 func (p *pull) install() error {
 	n := p.n
-	leave, err := n.db.Turn(p.ctx.Done)
+	leave, err := n.db.Turn(p.ctx)
 	if err != nil {
 		return err
 	}

@@ -64,13 +64,9 @@ func (f *follower) applyAll() {
 			f.stuck = err
 		}
 		f.mu.Unlock()
-		if hurry {
-			return // nobody receives who could mend it
-		}
-		select {
-		case <-f.applying.Done():
+		// In a hurry nobody receives who could mend it.
+		if hurry || !replog.Pause(f.applying, beatInterval) {
 			return
-		case <-time.After(beatInterval):
 		}
 	}
 }
@@ -133,7 +129,7 @@ func (f *follower) due() (batch []arrival, drops int) {
 
 func (f *follower) apply(batch []arrival, drops int) error {
 	r := f.r
-	leave, err := r.db.Turn(f.applying.Done)
+	leave, err := r.db.Turn(f.applying)
 	if err != nil {
 		return err
 	}

@@ -130,10 +130,8 @@ func (f *follower) receiveAll() {
 		if welcomed {
 			pause = shortest
 		}
-		select {
-		case <-f.receiving.Done():
+		if !replog.Pause(f.receiving, pause) {
 			return
-		case <-time.After(pause):
 		}
 		pause = min(2*pause, longest)
 	}
@@ -176,16 +174,7 @@ func (r *Node) depose(old sut.Peer, epoch int64) (end func()) {
 	go func() {
 		defer close(done)
 		defer cancel()
-		for {
-			err := r.tell(ctx, old, epoch)
-			if err == nil {
-				return
-			}
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(time.Second):
-			}
+		for r.tell(ctx, old, epoch) != nil && replog.Pause(ctx, time.Second) {
 		}
 	}()
 	return func() {
@@ -221,12 +210,11 @@ func (f *follower) hello() (*replog.Hello, error) {
 	if diverged {
 		return h, nil // what it has is no matter, and may not even be there
 	}
-	disk, err := f.r.db.OpenReader()
+	err := f.r.db.Read(func(disk *sqlite.Conn) (err error) {
+		h.Schema, err = replog.Schema(disk)
+		return err
+	})
 	if err != nil {
-		return nil, err
-	}
-	h.Schema, err = replog.Schema(disk)
-	if err := errors.Join(err, disk.Close()); err != nil {
 		return nil, err
 	}
 	f.mu.Lock()
@@ -320,7 +308,7 @@ func (f *follower) rebuild(link *replog.Link, w *replog.Welcome) (int64, error) 
 	if err := link.Snapshot(r.db.Incoming(), replog.KindBeat); err != nil {
 		return 0, err
 	}
-	leave, err := r.db.Turn(f.receiving.Done)
+	leave, err := r.db.Turn(f.receiving)
 	if err != nil {
 		return 0, err
 	}

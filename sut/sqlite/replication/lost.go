@@ -2,8 +2,9 @@ package replication
 
 import (
 	"context"
-	"errors"
 	"fmt"
+
+	"zombiezen.com/go/sqlite"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
@@ -19,7 +20,12 @@ func (r *Node) LostChanges(ctx context.Context) (sut.Lost, error) {
 		return lost, err
 	}
 	lost.Epoch = epoch
-	fork, whole, err := r.forkOf(epoch)
+	var fork int64 // the last position that both copies have
+	var whole bool // the log does not begin after it
+	err = r.db.Read(func(disk *sqlite.Conn) (err error) {
+		fork, whole, err = replog.Fork(disk, epoch)
+		return err
+	})
 	if err != nil {
 		return lost, fmt.Errorf("where the logs part: %w", err)
 	}
@@ -29,14 +35,4 @@ func (r *Node) LostChanges(ctx context.Context) (sut.Lost, error) {
 	}
 	lost.Commits, lost.Changes, err = replog.Surplus(ctx, kept, fork)
 	return lost, err
-}
-
-// forkOf is the last position that both copies have; whole is false when the log begins after it.
-func (r *Node) forkOf(epoch int64) (fork int64, whole bool, err error) {
-	c, err := r.db.OpenReader()
-	if err != nil {
-		return 0, false, err
-	}
-	defer func() { err = errors.Join(err, c.Close()) }()
-	return replog.Fork(c, epoch)
 }

@@ -223,7 +223,7 @@ func (r *Node) know(epoch int64) error {
 	if epoch <= known {
 		return nil
 	}
-	err := r.db.Exclusively(func() <-chan struct{} { return nil }, func(conn *sqlite.Conn) error {
+	err := r.db.Exclusively(func(conn *sqlite.Conn) error {
 		_, err := replog.Know(conn, epoch)
 		return err
 	})

@@ -25,7 +25,7 @@ type sender struct {
 // Serve gives a replica what it asks for until it goes, or the node does. It owns neither the connection nor in,
 // which is what is read from it.
 func (r *Node) Serve(link net.Conn, in io.Reader) {
-	f := &sender{Feed: replog.NewFeed(link, in), r: r}
+	f := &sender{Feed: replog.NewFeed(link, in, beatInterval, r.left), r: r}
 	defer f.needs(math.MaxInt64)
 	err := f.greet()
 	if err == nil {
@@ -47,11 +47,10 @@ func (f *sender) greet() error {
 		return errors.Join(f.Refuse(refusal), io.EOF)
 	}
 	f.r.fence(f.hello.Epoch, f.hello.Node)
-	disk, err := f.r.db.OpenReader()
-	if err != nil {
-		return err
-	}
-	defer disk.Close()
+	return f.r.db.Read(f.welcome)
+}
+
+func (f *sender) welcome(disk *sqlite.Conn) error {
 	f.needs(f.hello.Position)
 	welcome, refusal, err := f.answer(disk)
 	switch {
@@ -112,7 +111,7 @@ func (f *sender) snapshot(disk *sqlite.Conn) error {
 	// The snapshot has at least this, and the log goes on from there.
 	f.needs(f.r.at())
 	beat := func() error { return f.beat(time.Now(), 0) }
-	return f.Snapshot(disk, f.r.db.Dir(), beatInterval, beat, func(path string) (err error) {
+	return f.Snapshot(disk, f.r.db.Dir(), beat, func(path string) (err error) {
 		f.hello.Position, err = positionOf(path)
 		return err
 	})
@@ -152,15 +151,10 @@ func (f *sender) stream() error {
 // send returns nil when the replica or the role of this node has gone, or the node stops and the replica has
 // everything.
 func (f *sender) send() error {
-	beat := time.NewTicker(beatInterval)
-	defer beat.Stop()
 	last := f.hello.Position
 	if err := f.beat(time.Now(), last); err != nil {
 		return err
 	}
-	var late <-chan time.Time
-	due := false // a heartbeat is
-	left := f.r.left
 	for {
 		// Taken before the log is looked at: a heartbeat says that up to its time there was nothing more.
 		now := time.Now()
@@ -184,50 +178,37 @@ func (f *sender) send() error {
 			f.needs(last)
 			continue
 		}
-		if f.over(last, left == nil) {
+		if f.over(last) {
 			return nil
 		}
-		if due {
+		if f.Due {
 			if err := f.beat(now, last); err != nil {
 				return err
 			}
-			due = false
+			f.Due = false
 		}
-		select {
-		case <-changed:
-		case <-f.Gone:
+		if !f.Wait(changed) {
 			return nil
-		case <-left:
-			left, late = nil, time.After(replog.Farewell)
-		case <-late:
-			return nil
-		case <-beat.C:
-			due = true
 		}
 	}
 }
 
-func (f *sender) over(last int64, left bool) bool {
+func (f *sender) over(last int64) bool {
 	f.r.mu.Lock()
 	defer f.r.mu.Unlock()
-	return f.r.fenced || f.r.ended || left && f.acked >= last
+	return f.r.fenced || f.r.ended || f.Left && f.acked >= last
 }
 
 // fromDisk reads what memory has no more.
-func (f *sender) fromDisk(after int64) ([]replog.Entry, error) {
-	disk, err := f.r.db.OpenReader()
-	if err != nil {
-		return nil, err
+func (f *sender) fromDisk(after int64) (entries []replog.Entry, err error) {
+	err = f.r.db.Read(func(disk *sqlite.Conn) (err error) {
+		entries, err = replog.Entries(disk, after, 1<<20)
+		return err
+	})
+	if err == nil && (len(entries) == 0 || entries[0].Position != after+1) {
+		err = fmt.Errorf("the log has no entry %d any more", after+1)
 	}
-	defer disk.Close()
-	entries, err := replog.Entries(disk, after, 1<<20)
-	if err != nil {
-		return nil, err
-	}
-	if len(entries) == 0 || entries[0].Position != after+1 {
-		return nil, fmt.Errorf("the log has no entry %d any more", after+1)
-	}
-	return entries, nil
+	return entries, err
 }
 
 // confirm notes what replicas have acknowledged. It is kept apart from them, for one that goes right afterwards has

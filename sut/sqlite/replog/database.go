@@ -5,35 +5,22 @@ import (
 	"errors"
 
 	"zombiezen.com/go/sqlite"
+	"zombiezen.com/go/sqlite/sqlitex"
 )
 
-// Run runs a statement with its parameters, int64, float64, string, []byte or nil, to its end and calls each, if
-// there is one, for every row. What SQLite prepared is kept by the connection.
+// Run runs a statement with its parameters, int64, float64, string, []byte or nil, to its end and calls each for
+// every row. What SQLite prepared is kept by the connection.
 func Run(conn *sqlite.Conn, sql string, params []any, each func(*sqlite.Stmt)) error {
-	stmt, err := conn.Prepare(sql)
-	if err != nil {
-		return err
-	}
-	for i, param := range params {
-		Bind(stmt, i+1, param)
-	}
-	for {
-		more, err := stmt.Step()
-		if err != nil {
-			_ = stmt.Reset() // the same error once more
-			return err
-		}
-		if !more {
-			return nil
-		}
-		if each != nil {
-			each(stmt)
-		}
-	}
+	return sqlitex.Execute(conn, sql, &sqlitex.ExecOptions{Args: params, ResultFunc: func(row *sqlite.Stmt) error {
+		each(row)
+		return nil
+	}})
 }
 
 // Exec runs a statement that returns no rows.
-func Exec(conn *sqlite.Conn, sql string, params ...any) error { return Run(conn, sql, params, nil) }
+func Exec(conn *sqlite.Conn, sql string, params ...any) error {
+	return sqlitex.Execute(conn, sql, &sqlitex.ExecOptions{Args: params})
+}
 
 // Number returns the one number that a query returns, 0 when there is no row.
 func Number(conn *sqlite.Conn, sql string, params ...any) (n int64, err error) {
@@ -54,26 +41,6 @@ func Transact(conn *sqlite.Conn, do func() error) error {
 		err = errors.Join(err, Exec(conn, "rollback"))
 	}
 	return err
-}
-
-// Bind sets the i-th parameter of a statement, from 1 on; what is no value of SQLite is null.
-func Bind(stmt *sqlite.Stmt, i int, value any) {
-	switch v := value.(type) {
-	case int64:
-		stmt.BindInt64(i, v)
-	case float64:
-		stmt.BindFloat(i, v)
-	case string:
-		stmt.BindText(i, v)
-	case []byte:
-		if len(v) == 0 {
-			stmt.BindZeroBlob(i, 0) // no bytes would be null
-			return
-		}
-		stmt.BindBytes(i, v)
-	default:
-		stmt.BindNull(i)
-	}
 }
 
 // Blob is the value of a column as bytes.

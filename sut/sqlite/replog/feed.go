@@ -19,14 +19,24 @@ var ErrMessage = errors.New("message out of place")
 // Feed is the other end of a Link: entries go out and acknowledgements come back.
 type Feed struct {
 	*bufio.Writer
-	Gone chan struct{} // closed when the other node is heard no more
-	conn net.Conn
-	in   io.Reader
+	Due  bool // a heartbeat is
+	Left bool // this node stops, and no client is there any more
+
+	conn  net.Conn
+	in    io.Reader
+	every time.Duration    // between heartbeats
+	left  <-chan struct{}  // closed when Left is to be set
+	late  <-chan time.Time // after that, when it has been waited for long enough
+	beat  <-chan time.Time
+	gone  chan struct{} // closed when the other node is heard no more
 }
 
-// NewFeed returns the feed of a connection; in is what is read from it.
-func NewFeed(conn net.Conn, in io.Reader) *Feed {
-	return &Feed{Writer: bufio.NewWriterSize(conn, 64<<10), Gone: make(chan struct{}), conn: conn, in: in}
+// NewFeed returns the feed of a connection; in is what is read from it. Left is closed when this node stops and no
+// client is there any more.
+func NewFeed(conn net.Conn, in io.Reader, every time.Duration, left <-chan struct{}) *Feed {
+	return &Feed{
+		Writer: bufio.NewWriterSize(conn, 64<<10), conn: conn, in: in, every: every, left: left, gone: make(chan struct{}),
+	}
 }
 
 // Hello reads the first message of the other node.
@@ -34,14 +44,19 @@ func (f *Feed) Hello(kind Kind, hello any) error {
 	if err := f.conn.SetDeadline(time.Now().Add(HandshakeTime)); err != nil {
 		return err
 	}
-	got, body, err := Read(f.in, smallMessage)
-	if err == nil && got != kind {
-		err = fmt.Errorf("%w: %q where a hello should be", ErrMessage, got)
-	}
+	body, err := f.expect(kind, "a hello")
 	if err != nil {
 		return err
 	}
 	return json.Unmarshal(body, hello)
+}
+
+func (f *Feed) expect(kind Kind, what string) ([]byte, error) {
+	got, body, err := Read(f.in, smallMessage)
+	if err == nil && got != kind {
+		err = fmt.Errorf("%w: %q where %s should be", ErrMessage, got, what)
+	}
+	return body, err
 }
 
 // Refuse is the answer to a hello that ends the connection.
@@ -65,13 +80,16 @@ func (f *Feed) Run(acknowledged func(int64), send func() error) error {
 	heard := make(chan error, 1)
 	go func() {
 		heard <- f.listen(acknowledged)
-		close(f.Gone)
+		close(f.gone)
 	}()
+	beat := time.NewTicker(f.every)
+	defer beat.Stop()
+	f.beat = beat.C
 	err := send()
 	// Ends listen.
 	_ = f.Flush()
 	_ = f.conn.Close()
-	<-f.Gone
+	<-f.gone
 	if err == nil {
 		err = <-heard
 	}
@@ -81,15 +99,29 @@ func (f *Feed) Run(acknowledged func(int64), send func() error) error {
 	return err
 }
 
+// Wait waits, in what Run calls, until there is something to send: something has changed, or a heartbeat is due. It
+// returns false when the other node has gone, or this one has waited for it for long enough.
+func (f *Feed) Wait(changed <-chan struct{}) bool {
+	select {
+	case <-changed:
+	case <-f.beat:
+		f.Due = true
+	case <-f.left:
+		f.Left, f.left, f.late = true, nil, time.After(Farewell)
+	case <-f.late:
+		return false
+	case <-f.gone:
+		return false
+	}
+	return true
+}
+
 func (f *Feed) listen(acknowledged func(int64)) error {
 	for {
 		if err := f.conn.SetReadDeadline(time.Now().Add(Patience)); err != nil {
 			return err
 		}
-		kind, body, err := Read(f.in, smallMessage)
-		if err == nil && kind != KindAck {
-			err = fmt.Errorf("%w: %q where an acknowledgement should be", ErrMessage, kind)
-		}
+		body, err := f.expect(KindAck, "an acknowledgement")
 		if err != nil {
 			return err
 		}

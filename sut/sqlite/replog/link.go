@@ -19,6 +19,16 @@ const (
 	Farewell      = time.Second // for the last acknowledgement to come
 )
 
+// Pause waits for that long. It returns false when the context ends before that.
+func Pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
 // Link is a connection to a node that sends changes, and is never silent for long.
 type Link struct {
 	net.Conn

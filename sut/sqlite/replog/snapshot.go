@@ -17,16 +17,14 @@ const snapshotPiece = 256 << 10
 // Snapshot makes a copy of the database in dir and sends it in messages of KindSnapshot, the last of which is empty.
 // It flushes nothing. Beat is called each time while the copy is made, for the other node would take silence for
 // death; made is called with the file of the copy before it is sent. The connection is used by nobody else meanwhile.
-func (f *Feed) Snapshot(
-	conn *sqlite.Conn, dir string, every time.Duration, beat func() error, made func(path string) error,
-) error {
+func (f *Feed) Snapshot(conn *sqlite.Conn, dir string, beat func() error, made func(path string) error) error {
 	dir, err := os.MkdirTemp(dir, "snapshot-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "copy")
-	if err := copyTo(path, conn, every, beat); err != nil {
+	if err := copyTo(path, conn, f.every, beat); err != nil {
 		return err
 	}
 	if err := made(path); err != nil {

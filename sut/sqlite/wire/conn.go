@@ -47,6 +47,7 @@ const (
 
 // The bounds of a connection.
 const (
+	messageBytes = 64 << 10         // size of each client's buffer and of the largest message
 	flushAt      = 32 << 10         // an answer is sent when it has grown this large
 	maxPackets   = 4                // TLS and GSS may be asked for, each once, and then comes the start
 	writeTimeout = 10 * time.Second // for a client that does not read its answer

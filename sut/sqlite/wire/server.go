@@ -45,7 +45,6 @@ type Config struct {
 	Catalogue         Catalogue
 	NewSession        func() Session
 	MaxConns          int           // clients that are served at a time
-	MessageBytes      int           // size of each client's buffer and of the largest message
 	HandshakeTimeout  time.Duration // ends a connection that does not introduce itself
 	IdleInTransaction time.Duration // ends a connection that holds others up without a word
 	// Replica serves a connection whose first packet is ReplicaCode; in is what is read from it. The connection is
@@ -86,7 +85,7 @@ func (s *Server) Serve(l net.Listener) {
 				net: link, server: s, since: time.Now(), status: idle,
 				statements: map[string]*Command{}, portals: map[string]*portal{},
 			}
-			c.in = bufio.NewReaderSize(c, s.cfg.MessageBytes)
+			c.in = bufio.NewReaderSize(c, messageBytes)
 			s.mu.Lock()
 			s.conns[c] = struct{}{}
 			s.mu.Unlock()
