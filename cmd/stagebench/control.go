@@ -202,11 +202,14 @@ func scale(ctx context.Context, out io.Writer, system scaler, tier string, hosts
 		}
 		return table.Count(*n).Text
 	}
-	switch sut.Role(tier) {
-	case sut.Cache:
-		text += fmt.Sprintf(": %s of %s keys moved to other hosts", count(scaled.Moved), count(scaled.Held))
-	case sut.Blob:
-		text += fmt.Sprintf(": %s objects moved to other hosts", count(scaled.Moved))
+	for _, t := range ladder.Tiers() {
+		switch s := t.Scaling; {
+		case s == nil || s.Name != tier || !s.Members:
+		case s.Held == "":
+			text += fmt.Sprintf(": %s %s moved to other hosts", count(scaled.Moved), s.Keys)
+		default:
+			text += fmt.Sprintf(": %s of %s %s moved to other hosts", count(scaled.Moved), count(scaled.Held), s.Keys)
+		}
 	}
 	if _, err := fmt.Fprintln(out, text); err != nil || watch <= 0 {
 		return err

@@ -35,9 +35,12 @@ func blobTier() Tier {
 	return Tier{
 		Role: sut.Blob, From: sut.Single, Engines: []EngineInfo{{Name: sut.Files}}, Knobs: new(Blob).knobs(),
 		// It calls nobody, but may have to share the host of the database.
-		Calls:   nil,
-		Scaling: &Scaling{Name: "blob", Knob: "blob.hosts", Members: true, Stores: true, refuse: sharedBlob},
-		check:   checkBlob, place: placeBlob,
+		Calls: nil,
+		Scaling: &Scaling{
+			Name: "blob", Knob: "blob.hosts", Members: true, Stores: true, refuse: sharedBlob,
+			Keys: "objects", Moved: "stagebench_blob_moved_total",
+		},
+		check: checkBlob, place: placeBlob,
 	}
 }
 

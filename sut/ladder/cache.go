@@ -101,7 +101,10 @@ func cacheTier() Tier {
 			}
 			return nil
 		},
-		Scaling: &Scaling{Name: "cache", Knob: "cache.hosts", Members: true},
+		Scaling: &Scaling{
+			Name: "cache", Knob: "cache.hosts", Members: true,
+			Keys: "keys", Moved: "stagebench_cache_node_moved_total", Held: "stagebench_cache_node_entries",
+		},
 		Figures: []Figure{
 			{
 				Name: "cache_hits", Metric: `stagebench_cache_reads_total{result="hit"}`,

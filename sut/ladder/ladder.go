@@ -73,7 +73,11 @@ type Scaling struct {
 	Name    string // what is scaled, as people name it: "web", "replica"
 	Knob    string // the number of hosts
 	Members bool   // its nodes share keys, so that keys move when hosts come or go
-	Stores  bool   // its nodes hold what no other tier has: none is stopped before it has handed that over
+	Keys    string // what moves then, as people call it: "keys", "objects"
+	// Moved and Held are the metrics of its nodes that count the keys that they have handed
+	// over, and those that they hold; "" = nobody counts them.
+	Moved, Held string
+	Stores      bool // its nodes hold what no other tier has: none is stopped before it has handed that over
 	// refuse says why a system cannot be scaled; nil = each that has the tier can.
 	refuse func(sut.Topology) error
 }

@@ -112,7 +112,7 @@ func (s *System) rollBack(r sut.Role, before, next sut.Topology) error {
 			errs = append(errs, fmt.Errorf("and to roll back: %w", err))
 		}
 	}
-	if errs != nil && stores(r) && len(next.Hosts) > len(before.Hosts) {
+	if errs != nil && scalingOf(r).Stores && len(next.Hosts) > len(before.Hosts) {
 		s.endChange(next)
 		errs = append(errs, errors.New("and all hosts stay, as they may hold what no other has: scale again when all serve"),
 			s.tellCallers(ctx, r), s.tellMembers(ctx, r))
@@ -218,7 +218,7 @@ func (s *System) obstacle(r sut.Role, next sut.Topology) error {
 	defer s.mu.Unlock()
 	for _, n := range s.nodes {
 		_, stays := next.Node(n.Name)
-		member := sharesKeys(r) && n.Role == r
+		member := scalingOf(r).Members && n.Role == r
 		switch {
 		case !stays && n.Name == s.roles.Primary:
 			return fmt.Errorf("%s would be removed, and is the primary now\n"+
@@ -290,7 +290,7 @@ func (s *System) drained(n *node, err error) error {
 // tellMembers tells the nodes of a role about each other, if they share keys. A late node
 // and a leaving node that is dead are errors: their keys were not handed over.
 func (s *System) tellMembers(ctx context.Context, r sut.Role) error {
-	member := func(n *node) bool { return n.Role == r && sharesKeys(r) }
+	member := func(n *node) bool { return n.Role == r && scalingOf(r).Members }
 	return s.tellAll(ctx, handOverBound, member, func(n *node, err error) error {
 		switch {
 		case errors.Is(err, errDead) && !n.leaving:
@@ -327,8 +327,8 @@ func (s *System) tellAll(
 // countMoved returns how many keys or objects the members of a tier have handed over since
 // they were started, and how many keys they hold; nil = unknown.
 func (s *System) countMoved(ctx context.Context, r sut.Role) (moved, held *int64) {
-	prefix, known := map[sut.Role]string{sut.Cache: "stagebench_cache_node_", sut.Blob: "stagebench_blob_"}[r]
-	if !known {
+	scaling := scalingOf(r)
+	if scaling.Moved == "" {
 		return nil, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, tellBound)
@@ -339,11 +339,11 @@ func (s *System) countMoved(ctx context.Context, r sut.Role) (moved, held *int64
 			continue
 		}
 		series, err := metrics.Read(ctx, &s.admin, n.Admin)
-		if err != nil || !series.Has(prefix+"moved_total") {
+		if err != nil || !series.Has(scaling.Moved) {
 			return nil, nil
 		}
-		*moved += series.Sum(prefix + "moved_total")
-		*held += series.Sum(prefix + "entries")
+		*moved += series.Sum(scaling.Moved)
+		*held += series.Sum(scaling.Held)
 	}
 	return moved, held
 }

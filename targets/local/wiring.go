@@ -35,18 +35,14 @@ var (
 	errDead = errors.New("the node is dead")
 )
 
-// sharesKeys reports whether the nodes of a role share keys, and so have to know each other.
-func sharesKeys(r sut.Role) bool {
-	return slices.ContainsFunc(ladder.Tiers(), func(t ladder.Tier) bool {
-		return t.Role == r && t.Scaling != nil && t.Scaling.Members
-	})
-}
-
-// stores reports whether the nodes of a role hold what no other tier has.
-func stores(r sut.Role) bool {
-	return slices.ContainsFunc(ladder.Tiers(), func(t ladder.Tier) bool {
-		return t.Role == r && t.Scaling != nil && t.Scaling.Stores
-	})
+// scalingOf returns how the tier of a role is scaled, the zero Scaling if it is not.
+func scalingOf(r sut.Role) ladder.Scaling {
+	for _, t := range ladder.Tiers() {
+		if t.Role == r && t.Scaling != nil {
+			return *t.Scaling
+		}
+	}
+	return ladder.Scaling{}
 }
 
 // change changes the state that wirings are composed of, and raises their epoch.
@@ -76,7 +72,7 @@ func (s *System) wiringFor(n *node) sut.Wiring {
 			w.Uses[leaving.Role] = append(w.Uses[leaving.Role], leaving.drainingPeer())
 		}
 	}
-	if !sharesKeys(n.Role) {
+	if !scalingOf(n.Role).Members {
 		return w
 	}
 	w.Moving = n.joining || s.moving == n.Role
