@@ -1,6 +1,7 @@
 package tidy
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -60,6 +61,16 @@ func TestChecks(t *testing.T) {
 			compare(t, test.check(example(t, test.files)), test.want)
 		})
 	}
+}
+
+// The files that start an engine each do not make a package large, others do.
+func TestEnginesDoNotCount(t *testing.T) {
+	files := "-- go.mod --\nmodule m\n"
+	for i := range 20 {
+		files += fmt.Sprintf("-- a/engine%d.go --\npackage a\n\nfunc startIt%d(_ context.Context, n process.Node) (c process.Component, err error) { return }\n", i, i)
+		files += fmt.Sprintf("-- b/other%d.go --\npackage b\n\nfunc startIt%d(n process.Node) error { return nil }\n", i, i)
+	}
+	compare(t, example(t, files).checkSizes(nil), []string{"b is 20, the limit is 12"})
 }
 
 func TestSizeExceptionsOnlyShrink(t *testing.T) {
