@@ -80,8 +80,8 @@ func (t Topology) CPU() float64 {
 // reads them as typed settings.
 type Knobs map[string]string
 
-// SeveralPrimaries reports whether each database takes writes.
-func (t Topology) SeveralPrimaries() bool {
+// MultiPrimary reports whether each database takes writes.
+func (t Topology) MultiPrimary() bool {
 	primaries := 0
 	for _, n := range t.Nodes {
 		if n.Replicated && len(n.Uses) == 0 {

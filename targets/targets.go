@@ -19,13 +19,13 @@ const (
 	Stopped  State = "stopped"
 )
 
-// Standing is what a database is among its copies.
-type Standing string
+// ReplicationRole is what a database is among its copies.
+type ReplicationRole string
 
 // The standings of a database.
 const (
-	Primary Standing = "primary" // takes the writes
-	Replica Standing = "replica"
+	Primary ReplicationRole = "primary" // takes the writes
+	Replica ReplicationRole = "replica"
 )
 
 // NodeStatus is one node of a target, as `stagebench status` shows it.
@@ -42,7 +42,7 @@ type NodeStatus struct {
 	Restarts int        `json:"restarts"`
 	Cause    string     `json:"cause,omitempty"`    // of the last death
 	ReadyNS  int64      `json:"ready_ns"`           // from start to ready
-	Standing Standing   `json:"standing,omitempty"` // of a database that has copies
+	ReplicationRole ReplicationRole   `json:"replication_role,omitempty"` // of a database that has copies
 	// Counts says that the node's own count of requests is a part of what clients sent.
 	Counts bool `json:"counts,omitempty"`
 

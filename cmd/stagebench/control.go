@@ -56,7 +56,7 @@ func statusTable(nodes []targets.NodeStatus) table.Table {
 		{Name: "role"},
 		{Name: "engine"},
 		{Name: "version"},
-		{Name: "standing"},
+		{Name: "replication_role"},
 		{Name: "lag ms", Key: "lag_ns", Align: table.Right},
 		{Name: "state"},
 		{Name: "address"},
@@ -67,14 +67,14 @@ func statusTable(nodes []targets.NodeStatus) table.Table {
 	}}
 	for _, n := range nodes {
 		lag := table.Blank()
-		if n.Standing == targets.Replica && n.LagNS >= 0 {
+		if n.ReplicationRole == targets.Replica && n.LagNS >= 0 {
 			lag = table.Nanoseconds(n.LagNS)
 		}
 		if n.Conflicts > 0 {
 			t.Notes = append(t.Notes, fmt.Sprintf("%s: %d conflicts with other primaries; the last writer of a row won", n.Node, n.Conflicts))
 		}
 		t.Rows = append(t.Rows, append(append(append(
-			texts(n.Node, n.Host, string(n.Role), string(n.Engine), n.Version, string(n.Standing)), lag), texts(string(n.State), n.Address)...),
+			texts(n.Node, n.Host, string(n.Role), string(n.Engine), n.Version, string(n.ReplicationRole)), lag), texts(string(n.State), n.Address)...),
 			table.Count(int64(n.PID)), table.Count(int64(n.Restarts)), table.Nanoseconds(n.ReadyNS), table.Text(n.Cause)))
 	}
 	return t

@@ -48,10 +48,10 @@ func (r *rig) comments(t *testing.T, node string) map[string]bool {
 	return held
 }
 
-// standings are the databases by what they are at this moment.
-func (r *rig) standings() (primary string, replicas []string) {
+// databaseRoles are the databases by what they are at this moment.
+func (r *rig) databaseRoles() (primary string, replicas []string) {
 	for _, n := range r.Status() {
-		switch n.Standing {
+		switch n.ReplicationRole {
 		case targets.Primary:
 			primary = n.Node
 		case targets.Replica:
@@ -64,7 +64,7 @@ func (r *rig) standings() (primary string, replicas []string) {
 // awaitCopies waits until all replicas hold what the primary does; nobody writes.
 func (r *rig) awaitCopies(t *testing.T) {
 	t.Helper()
-	primary, replicas := r.standings()
+	primary, replicas := r.databaseRoles()
 	r.awaitEqual(t, append([]string{primary}, replicas...))
 }
 
@@ -112,14 +112,14 @@ type lossOf struct {
 // losePrimary kills the primary under writes and waits until all is well again.
 func (r *rig) losePrimary(t *testing.T, c *commenters) lossOf {
 	t.Helper()
-	old, _ := r.standings()
+	old, _ := r.databaseRoles()
 	at := time.Now()
 	if err := r.Kill(old); err != nil {
 		t.Fatal(err)
 	}
 	deadline := time.Now().Add(60 * time.Second)
 	// What arrives until another one is the primary was on its way before.
-	for primary := old; primary == old || c.first.Load() == 0; primary, _ = r.standings() {
+	for primary := old; primary == old || c.first.Load() == 0; primary, _ = r.databaseRoles() {
 		if primary == old {
 			c.mark.Store(time.Now().UnixNano())
 			c.first.Store(0)
@@ -149,7 +149,7 @@ func TestPrimaryIsKilled(t *testing.T) {
 			loss := r.losePrimary(t, c)
 			c.end()
 			r.awaitCopies(t)
-			primary, _ := r.standings()
+			primary, _ := r.databaseRoles()
 			loss.acknowledged, loss.lost = c.count(), c.missing(r.comments(t, primary))
 			t.Logf("writes resumed after %v; %d acknowledged, %d of them lost; fails %v", loss.resumed.Round(time.Millisecond), loss.acknowledged, len(loss.lost), c.failures())
 			for _, f := range r.Failovers() {
@@ -197,7 +197,7 @@ func (r *rig) oldPrimaryIsFenced(t *testing.T) {
 	t.Helper()
 	all := r.Failovers()
 	old := all[len(all)-1].From
-	if primary, _ := r.standings(); primary == old {
+	if primary, _ := r.databaseRoles(); primary == old {
 		t.Fatalf("%s is the primary still", old)
 	}
 	if version, err := r.reading(t, old).Like(t.Context(), 1, 1); err == nil {
@@ -226,7 +226,7 @@ func TestPrimaryIsPaused(t *testing.T) {
 			r.awaitBack(t, "db-1")
 			c.end()
 			r.awaitCopies(t)
-			primary, _ := r.standings()
+			primary, _ := r.databaseRoles()
 			held := r.comments(t, primary)
 			lost := c.missing(held)
 			t.Logf("%d acknowledged, %d lost; fails %v", c.count(), len(lost), c.failures())
@@ -322,7 +322,7 @@ func TestReplicaIsKilled(t *testing.T) {
 // Several primaries take writes at once, one of them dies and comes back; then all
 // hold the same, and every comment that was acknowledged. What two of them wrote to
 // one photo at a time was a conflict, and was counted.
-func TestSeveralPrimaries(t *testing.T) {
+func TestMultiPrimary(t *testing.T) {
 	for _, topology := range []string{"multi-primary", "ring"} {
 		t.Run(topology, func(t *testing.T) {
 			r := bringUpSized(t, sut.Replicas, sut.Knobs{"db.topology": topology, "blob.hosts": "1"}, roomy)

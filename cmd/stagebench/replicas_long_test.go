@@ -34,7 +34,7 @@ func TestPrimaryIsKilledTenTimes(t *testing.T) {
 				loss := r.losePrimary(t, c)
 				c.end()
 				r.awaitCopies(t)
-				primary, _ := r.standings()
+				primary, _ := r.databaseRoles()
 				loss.lost = c.missing(r.comments(t, primary))
 				t.Logf("kill %d: writes resumed after %v; %d acknowledged, %d lost", kill, loss.resumed.Round(time.Millisecond), c.count(), len(loss.lost))
 				r.lossIsReported(t, primary, loss.lost)

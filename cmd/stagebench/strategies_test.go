@@ -145,7 +145,7 @@ func TestPrimaryDiesBehindAWriteBackCache(t *testing.T) {
 	r.losePrimary(t, c)
 	c.end()
 	back := r.awaitFlushed(t)
-	primary, _ := r.standings()
+	primary, _ := r.databaseRoles()
 	t.Logf("%d acknowledged, the cache says %+v; fails %v", c.count(), back, c.failures())
 	if lost := c.missing(r.comments(t, primary)); len(lost) > 0 || back.Refused > 0 || primary == "db-1" {
 		t.Errorf("%d of %d acknowledged comments are not in %s", len(lost), c.count(), primary)
@@ -196,7 +196,7 @@ func TestAsyncPrimaryDiesBehindAWriteBackCache(t *testing.T) {
 	back := r.awaitFlushed(t)
 	r.awaitBack(t, "db-1") // which has the copy that tells what is lost
 	r.awaitCopies(t)
-	primary, _ := r.standings()
+	primary, _ := r.databaseRoles()
 	lost := c.missing(r.comments(t, primary))
 	recovery, err := r.Recover(t.Context(), false)
 	if err != nil {

@@ -45,7 +45,7 @@ func serveFake(t *testing.T, answer func(command, key string) any) (*resptest.Se
 			return answer(name, string(args[0]))
 		}}
 	}
-	return resptest.ServeFront(t, resptest.Config{}, func(*resptest.Server) map[string]resptest.Command {
+	return resptest.ServeProxy(t, resptest.Config{}, func(*resptest.Server) map[string]resptest.Command {
 		return map[string]resptest.Command{cache.FetchCommand: command("fetch"), cache.ApplyCommand: command("apply")}
 	}), a
 }

@@ -169,7 +169,7 @@ func TestCopies(t *testing.T) {
 			continue
 		}
 		if err != nil || topology.Units() != test.units || len(primaries(topology)) != test.primaries ||
-			topology.SeveralPrimaries() != (test.primaries > 1) {
+			topology.MultiPrimary() != (test.primaries > 1) {
 			t.Errorf("%s %v: %v, %v units, primaries %v", test.stage, test.knobs, err, topology.Units(), primaries(topology))
 		}
 	}

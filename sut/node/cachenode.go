@@ -45,7 +45,7 @@ func startCacheServer(
 	ctx context.Context, n process.Node, s cacheServer, client cache.Config,
 ) (c process.Component, err error) {
 	n.Registry.MustRegister(newCacheCollector(s.Stats))
-	var f *cacheFront
+	var f *cacheProxy
 	if ladder.CacheOf(n.Config.Knobs).Loads() {
 		c, f, err = before(ctx, n, s, client)
 	} else {
@@ -58,7 +58,7 @@ func startCacheServer(
 }
 
 // cacheNode adds to a component what every cache node has; f is nil without a front.
-func cacheNode(n process.Node, c process.Component, keys holder, f *cacheFront) process.Component {
+func cacheNode(n process.Node, c process.Component, keys holder, f *cacheProxy) process.Component {
 	moved := prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "stagebench_cache_node_moved_total", Help: "Entries that were dropped because another host has their keys now.",
 	})

@@ -25,7 +25,7 @@ func startRESP(ctx context.Context, n process.Node) (c process.Component, err er
 	}
 	stats := func(context.Context) (sut.CacheFigures, error) { return server.Stats().CacheFigures, nil }
 	n.Registry.MustRegister(newCacheCollector(stats))
-	f, err := startFront(ctx, n, server, server.Values())
+	f, err := startProxy(ctx, n, server, server.Values())
 	if err != nil {
 		return c, errors.Join(err, listener.Close())
 	}

@@ -19,7 +19,7 @@ import (
 func TestExtend(t *testing.T) {
 	t.Parallel()
 	for _, front := range []bool{false, true} {
-		s := resptest.ServeFront(t, resp.Config{Front: front}, func(*resp.Server) map[string]resp.Command {
+		s := resptest.ServeProxy(t, resp.Config{Proxy: front}, func(*resp.Server) map[string]resp.Command {
 			return map[string]resp.Command{
 				"answer": {Least: 1, Most: 2, Run: func(args [][]byte) any {
 					switch kind := string(args[0]); kind {
@@ -93,7 +93,7 @@ func TestExtendRefuses(t *testing.T) {
 func TestSlowCommand(t *testing.T) {
 	t.Parallel()
 	begun, release := make(chan struct{}), make(chan struct{})
-	s := resptest.ServeFront(t, resp.Config{}, func(*resp.Server) map[string]resp.Command {
+	s := resptest.ServeProxy(t, resp.Config{}, func(*resp.Server) map[string]resp.Command {
 		return map[string]resp.Command{"slow": {Run: func([][]byte) any {
 			close(begun)
 			<-release

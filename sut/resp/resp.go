@@ -45,10 +45,10 @@ type Config struct {
 	// SweepInterval is the time between two looks for entries that have expired; 0 =
 	// 100 ms.
 	SweepInterval time.Duration
-	// Front has a server answer commands about the connection (PING and the like) only,
+	// Proxy has a server answer commands about the connection (PING and the like) only,
 	// besides those that it is given by Extend: it stands before another one, and holds
 	// nothing itself.
-	Front bool
+	Proxy bool
 	Seed  uint64           // of what the sweep picks
 	Now   func() time.Time // by which entries expire; nil = time.Now
 }
@@ -84,7 +84,7 @@ func (c *Config) complete() error {
 // table is the commands that the server answers.
 func (c *Config) table() map[string]command {
 	own := aboutConnections()
-	if !c.Front {
+	if !c.Proxy {
 		maps.Copy(own, aboutValues())
 	}
 	return own

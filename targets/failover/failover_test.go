@@ -371,7 +371,7 @@ func TestSecondPrimaryIsEnded(t *testing.T) {
 }
 
 // Of several primaries those that live are used; nobody is promoted or ended.
-func TestSeveralPrimaries(t *testing.T) {
+func TestMultiPrimary(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newDatabases(t)
 		for _, n := range c.nodes {

@@ -97,9 +97,9 @@ func (s *system) Status() []targets.NodeStatus {
 func (s *system) lead(name string) {
 	for i := range s.nodes {
 		if s.nodes[i].Role == sut.DB {
-			s.nodes[i].Standing = targets.Replica
+			s.nodes[i].ReplicationRole = targets.Replica
 			if s.nodes[i].Node == name {
-				s.nodes[i].Standing = targets.Primary
+				s.nodes[i].ReplicationRole = targets.Primary
 			}
 		}
 	}
@@ -197,7 +197,7 @@ func TestRun(t *testing.T) {
 			file: "- {at: 1s, do: kill, who: primary}",
 			change: func(s *system) {
 				s.nodes = s.nodes[:3]
-				s.nodes[2].Standing = ""
+				s.nodes[2].ReplicationRole = ""
 			},
 			done: []string{"1s kill db-1"},
 			said: []string{"1s db-1: fault: 1s kill primary"},

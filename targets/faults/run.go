@@ -110,7 +110,7 @@ func (r *runner) resolve(f Fault) (name string, restarts map[string]int, err err
 		return name, restarts, nil
 	}
 	for _, n := range nodes {
-		standing := n.Standing
+		standing := n.ReplicationRole
 		if n.Role == sut.DB && standing == "" {
 			standing = targets.Primary // it has no copies
 		}

@@ -25,7 +25,7 @@ func (s *System) declareRoles(t sut.Topology) {
 	for _, n := range t.Nodes {
 		switch {
 		case !n.Replicated:
-		case t.SeveralPrimaries():
+		case t.MultiPrimary():
 			s.roles.Epoch, s.roles.Primaries = 1, append(s.roles.Primaries, n.Name)
 		case len(n.Uses) == 0:
 			s.roles.Epoch, s.roles.Primary = 1, n.Name
@@ -121,7 +121,7 @@ func (s *System) Recover(ctx context.Context, replay bool) (targets.Recovery, er
 }
 
 // standing is what a database is among its copies; the caller holds mu.
-func (s *System) standing(n *node) targets.Standing {
+func (s *System) replicationRole(n *node) targets.ReplicationRole {
 	switch {
 	case !n.Replicated:
 		return ""

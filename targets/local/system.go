@@ -52,12 +52,12 @@ func (s *System) Status() []targets.NodeStatus {
 		all[i] = targets.NodeStatus{
 			Node: n.Name, Host: n.Host, Role: n.Role, Engine: n.Engine, Version: n.ready.Version,
 			State: n.state, Address: n.ready.Address, Admin: n.ready.Admin, Restarts: n.restarts, Cause: n.cause,
-			ReadyNS: n.readyIn.Nanoseconds(), Standing: s.standing(n), Counts: slices.Contains(s.topology.Counters, n.Name),
+			ReadyNS: n.readyIn.Nanoseconds(), ReplicationRole: s.replicationRole(n), Counts: slices.Contains(s.topology.Counters, n.Name),
 		}
 		if n.Replicated && s.failover != nil {
 			if last, known := s.failover.Last(n.Name); known {
 				all[i].Conflicts = last.Conflicts
-				if all[i].Standing == targets.Replica {
+				if all[i].ReplicationRole == targets.Replica {
 					all[i].LagNS = last.LagNS
 				}
 			}
@@ -128,7 +128,7 @@ func (s *System) find(name string) ([]*node, members, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, n := range s.nodes {
-		if standing := s.standing(n); standing != "" && string(standing) == name && (n.serves() || n.Name == s.roles.Primary) {
+		if standing := s.replicationRole(n); standing != "" && string(standing) == name && (n.serves() || n.Name == s.roles.Primary) {
 			name = n.Host
 			break
 		}

@@ -299,7 +299,7 @@ func TestReplicasComeAndGo(t *testing.T) {
 	if got := uses(); got != "cache:cache-1 db:db-1+db-2+db-3+db-4 blob:blob-1" {
 		t.Errorf("web-1 uses %s", got)
 	}
-	if got := status(t, system, "db-4"); got.Standing != targets.Replica || got.State != targets.Serving {
+	if got := status(t, system, "db-4"); got.ReplicationRole != targets.Replica || got.State != targets.Serving {
 		t.Errorf("%+v", got)
 	}
 	from := len(s.trace(t))

@@ -31,7 +31,7 @@ func arrows() []arrow {
 		{"sut/sqlite/replog", []string{"sut"}, "the log of changes and its messages can be read without a node"},
 		{"sut/sqlite/replication", []string{"sut", "sut/sqlite/wire", "sut/sqlite/engine", "sut/sqlite/replog"}, "the copies of one primary know nothing of several"},
 		{"sut/sqlite/multiprimary", []string{"sut", "sut/sqlite/wire", "sut/sqlite/engine", "sut/sqlite/replog"}, "several primaries know nothing of replicas"},
-		{"sut/cache/cachefront", []string{"sut", "sut/photos", "sut/cache"}, "a cache host answers in the words in which its client asks"},
+		{"sut/cache/cacheproxy", []string{"sut", "sut/photos", "sut/cache"}, "a cache host answers in the words in which its client asks"},
 		{"sut/node/...", []string{"sut/..."}, "turns a configuration into a running node: somebody has to know all tiers, and only this does"},
 
 		{"targets", []string{"sut"}, "what a target is made of is said in the words of the system under test"},

@@ -35,12 +35,12 @@ type (
 // configuration is not used.
 func Serve(t testing.TB, c resp.Config) *resp.Server {
 	t.Helper()
-	return ServeFront(t, c, func(*resp.Server) map[string]resp.Command { return nil })
+	return ServeProxy(t, c, func(*resp.Server) map[string]resp.Command { return nil })
 }
 
-// ServeFront starts an embedded server like Serve, with further commands, which may use
+// ServeProxy starts an embedded server like Serve, with further commands, which may use
 // what the server holds.
-func ServeFront(t testing.TB, c resp.Config, further func(*resp.Server) map[string]resp.Command) *resp.Server {
+func ServeProxy(t testing.TB, c resp.Config, further func(*resp.Server) map[string]resp.Command) *resp.Server {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

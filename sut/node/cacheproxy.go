@@ -9,7 +9,7 @@ import (
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/cache"
-	"github.com/stagebench/stagebench/sut/cache/cachefront"
+	"github.com/stagebench/stagebench/sut/cache/cacheproxy"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node/process"
 	"github.com/stagebench/stagebench/sut/resp"
@@ -21,26 +21,26 @@ import (
 // clearly shorter than a web host has for a request, so that when one hangs there is
 // time to ask elsewhere.
 const (
-	frontTimeout = 3 * time.Second
-	workTimeout  = frontTimeout + 500*time.Millisecond
+	proxyTimeout = 3 * time.Second
+	workTimeout  = proxyTimeout + 500*time.Millisecond
 )
 
-// cacheFront is what a cache host has that loads or writes records itself.
-type cacheFront struct {
-	*cachefront.Front
+// cacheProxy is what a cache host has that loads or writes records itself.
+type cacheProxy struct {
+	*cacheproxy.Proxy
 	records *store.Store
 	node    process.Node
 }
 
-// startFront has a server answer as a front before values, where the cache tier loads
+// startProxy has a server answer as a front before values, where the cache tier loads
 // or writes records itself; else it returns nil.
-func startFront(ctx context.Context, n process.Node, server *resp.Server, values cachefront.Values) (*cacheFront, error) {
+func startProxy(ctx context.Context, n process.Node, server *resp.Server, values cacheproxy.Values) (*cacheProxy, error) {
 	s := ladder.CacheOf(n.Config.Knobs)
 	if !s.Loads() {
 		return nil, nil
 	}
-	config := cachefront.Config{
-		Values: values, TTL: s.TTL, FeedTTL: s.FeedTTL, SingleFlight: s.SingleFlight, Timeout: frontTimeout,
+	config := cacheproxy.Config{
+		Values: values, TTL: s.TTL, FeedTTL: s.FeedTTL, SingleFlight: s.SingleFlight, Timeout: proxyTimeout,
 		Registry: n.Registry, Log: n.Log,
 	}
 	if s.Write == ladder.WriteBack {
@@ -53,12 +53,12 @@ func startFront(ctx context.Context, n process.Node, server *resp.Server, values
 		return nil, err
 	}
 	config.Records = records
-	inner, err := cachefront.New(config)
+	inner, err := cacheproxy.New(config)
 	if err != nil {
 		records.Close()
 		return nil, err
 	}
-	f := &cacheFront{inner, records, n}
+	f := &cacheProxy{inner, records, n}
 	commands := map[string]resp.Command{}
 	for name, c := range f.Commands() {
 		commands[name] = resp.Command(c)
@@ -74,7 +74,7 @@ func startFront(ctx context.Context, n process.Node, server *resp.Server, values
 }
 
 // close flushes what was acknowledged. There is nothing to close without a front.
-func (f *cacheFront) close(ctx context.Context) error {
+func (f *cacheProxy) close(ctx context.Context) error {
 	if f == nil {
 		return nil
 	}
@@ -87,7 +87,7 @@ func (f *cacheFront) close(ctx context.Context) error {
 }
 
 // rewire tells a front of other databases, and whether keys move.
-func (f *cacheFront) rewire(ctx context.Context, w sut.Wiring) error {
+func (f *cacheProxy) rewire(ctx context.Context, w sut.Wiring) error {
 	if f == nil {
 		return nil
 	}
@@ -103,7 +103,7 @@ func (f *cacheFront) rewire(ctx context.Context, w sut.Wiring) error {
 
 // serveRESP serves what a server of RESP answers, and ends it in order: what was
 // acknowledged is flushed when nobody can ask any more.
-func serveRESP(server *resp.Server, f *cacheFront) process.Component {
+func serveRESP(server *resp.Server, f *cacheProxy) process.Component {
 	died := make(chan error, 3)
 	go func() {
 		if err := server.Serve(); err != nil {
@@ -134,7 +134,7 @@ func half(ctx context.Context) (context.Context, context.CancelFunc) {
 // can speak to.
 func before(
 	ctx context.Context, n process.Node, s process.Server, client cache.Config,
-) (_ process.Component, _ *cacheFront, err error) {
+) (_ process.Component, _ *cacheProxy, err error) {
 	// The node's own port first: the server could be given it.
 	listener, err := n.Listen()
 	if err != nil {
@@ -165,11 +165,11 @@ func before(
 		return process.Component{}, nil, err
 	}
 	ends = append(ends, func(context.Context) error { values.Close(); return nil })
-	server, err := resp.New(resp.Config{Listener: listener, Front: true})
+	server, err := resp.New(resp.Config{Listener: listener, Proxy: true})
 	if err != nil {
 		return process.Component{}, nil, err
 	}
-	f, err := startFront(ctx, n, server, values)
+	f, err := startProxy(ctx, n, server, values)
 	if err != nil {
 		return process.Component{}, nil, err
 	}
@@ -179,7 +179,7 @@ func before(
 	go func() {
 		death := <-native.Died
 		// The front is well, and what it has acknowledged is in its own memory.
-		ctx, cancel := context.WithTimeout(context.Background(), 2*frontTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*proxyTimeout)
 		defer cancel()
 		served.Died <- errors.Join(death, end(ctx))
 	}()

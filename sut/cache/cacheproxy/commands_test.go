@@ -1,4 +1,4 @@
-package cachefront_test
+package cacheproxy_test
 
 import (
 	"encoding/json"
@@ -10,7 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 
-	"github.com/stagebench/stagebench/sut/cache/cachefront"
+	"github.com/stagebench/stagebench/sut/cache/cacheproxy"
 	"github.com/stagebench/stagebench/sut/resp/resptest"
 )
 
@@ -97,27 +97,27 @@ func TestCommands(t *testing.T) {
 
 func TestRefusedConfigs(t *testing.T) {
 	t.Parallel()
-	good := cachefront.Config{Values: newValues(), Records: newRecords(1), TTL: time.Second, Registry: prometheus.NewRegistry(), Log: discard()}
-	for name, change := range map[string]func(*cachefront.Config){
-		"values":        func(c *cachefront.Config) { c.Values = nil },
-		"records":       func(c *cachefront.Config) { c.Records = nil },
-		"registry":      func(c *cachefront.Config) { c.Registry = nil },
-		"log":           func(c *cachefront.Config) { c.Log = nil },
-		"TTL":           func(c *cachefront.Config) { c.TTL = 0 },
-		"FeedTTL":       func(c *cachefront.Config) { c.FeedTTL = -1 },
-		"FlushInterval": func(c *cachefront.Config) { c.FlushInterval = -1 },
-		"MaxUnflushed":  func(c *cachefront.Config) { c.MaxUnflushed = -1 },
-		"Timeout":       func(c *cachefront.Config) { c.Timeout = -1 },
+	good := cacheproxy.Config{Values: newValues(), Records: newRecords(1), TTL: time.Second, Registry: prometheus.NewRegistry(), Log: discard()}
+	for name, change := range map[string]func(*cacheproxy.Config){
+		"values":        func(c *cacheproxy.Config) { c.Values = nil },
+		"records":       func(c *cacheproxy.Config) { c.Records = nil },
+		"registry":      func(c *cacheproxy.Config) { c.Registry = nil },
+		"log":           func(c *cacheproxy.Config) { c.Log = nil },
+		"TTL":           func(c *cacheproxy.Config) { c.TTL = 0 },
+		"FeedTTL":       func(c *cacheproxy.Config) { c.FeedTTL = -1 },
+		"FlushInterval": func(c *cacheproxy.Config) { c.FlushInterval = -1 },
+		"MaxUnflushed":  func(c *cacheproxy.Config) { c.MaxUnflushed = -1 },
+		"Timeout":       func(c *cacheproxy.Config) { c.Timeout = -1 },
 	} {
 		c := good
 		change(&c)
-		if f, err := cachefront.New(c); err == nil {
+		if f, err := cacheproxy.New(c); err == nil {
 			_ = f.Close(t.Context())
 			t.Errorf("bad %s was taken", name)
 		}
 	}
 	for i := range 2 {
-		f, err := cachefront.New(good)
+		f, err := cacheproxy.New(good)
 		if (err == nil) != (i == 0) {
 			t.Errorf("front %d of one registry: %v", i, err)
 		}

@@ -1,4 +1,4 @@
-package cachefront
+package cacheproxy
 
 import (
 	"context"
@@ -266,7 +266,7 @@ func (p *pending) awaitRoom(ctx context.Context, id photos.ID, urge func()) erro
 }
 
 // applyLater takes a write that the records get later.
-func (f *Front) applyLater(ctx context.Context, id photos.ID, key string, w cache.Write) (version int64, err error) {
+func (f *Proxy) applyLater(ctx context.Context, id photos.ID, key string, w cache.Write) (version int64, err error) {
 	// Before the stripe is held, which the flusher may need to make room.
 	if err := f.pending.awaitRoom(ctx, id, f.urge); err != nil {
 		return 0, err
@@ -287,7 +287,7 @@ func (f *Front) applyLater(ctx context.Context, id photos.ID, key string, w cach
 	change(&photo, w)
 	text, err := json.Marshal(photo)
 	if err != nil {
-		return 0, fmt.Errorf("cachefront: photo %d: %w", id, err)
+		return 0, fmt.Errorf("cacheproxy: photo %d: %w", id, err)
 	}
 	full, err := f.pending.add(photo, text, w)
 	if err != nil {
@@ -300,7 +300,7 @@ func (f *Front) applyLater(ctx context.Context, id photos.ID, key string, w cach
 }
 
 // urge asks the flusher to begin.
-func (f *Front) urge() {
+func (f *Proxy) urge() {
 	select {
 	case f.urgent <- struct{}{}:
 	default: // it has been asked
@@ -311,7 +311,7 @@ func (f *Front) urge() {
 // it is read: what the values have may be from before a time in which another host
 // wrote, and writes built upon that would be refused. When the records are away it is
 // the best there is.
-func (f *Front) newest(ctx context.Context, id photos.ID) (photo photos.Photo, err error) {
+func (f *Proxy) newest(ctx context.Context, id photos.ID) (photo photos.Photo, err error) {
 	if photo, found := f.pending.get(id); found {
 		return photo, nil
 	}
@@ -330,7 +330,7 @@ func (f *Front) newest(ctx context.Context, id photos.ID) (photo photos.Photo, e
 }
 
 // flushEach flushes at each interval, or when there is enough for a batch.
-func (f *Front) flushEach(ctx context.Context) {
+func (f *Proxy) flushEach(ctx context.Context) {
 	tick := time.NewTicker(f.config.FlushInterval)
 	defer tick.Stop()
 	for {
@@ -347,7 +347,7 @@ func (f *Front) flushEach(ctx context.Context) {
 }
 
 // flush writes what waits, a batch after the other, until the records are unavailable.
-func (f *Front) flush(ctx context.Context) error {
+func (f *Proxy) flush(ctx context.Context) error {
 	var all error
 	for rest := f.pending.ids(); len(rest) > 0; {
 		var err error
@@ -362,7 +362,7 @@ func (f *Front) flush(ctx context.Context) error {
 
 // flushSome writes what waits of the first of some records, settles each of them and
 // returns the others, those last of which there is more. Its caller holds no stripe.
-func (f *Front) flushSome(ctx context.Context, ids []photos.ID) (rest []photos.ID, err error) {
+func (f *Proxy) flushSome(ctx context.Context, ids []photos.ID) (rest []photos.ID, err error) {
 	select {
 	case f.flushing <- struct{}{}:
 		defer func() { <-f.flushing }()
@@ -378,7 +378,7 @@ func (f *Front) flushSome(ctx context.Context, ids []photos.ID) (rest []photos.I
 
 // writeBatch writes what waits of some records in one transaction. When it is not the
 // records that are unavailable, it is something in the batch: then each has its own.
-func (f *Front) writeBatch(ctx context.Context, batch []unflushed) error {
+func (f *Proxy) writeBatch(ctx context.Context, batch []unflushed) error {
 	if len(batch) == 0 {
 		return nil
 	}
@@ -421,7 +421,7 @@ func (f *Front) writeBatch(ctx context.Context, batch []unflushed) error {
 }
 
 // settle notes that a record was written, or refused, and gives it to the values.
-func (f *Front) settle(ctx context.Context, u unflushed, refused bool) {
+func (f *Proxy) settle(ctx context.Context, u unflushed, refused bool) {
 	key := cache.PhotoKey(u.Photo.ID).String()
 	s := f.stripe(key)
 	_ = s.hold(ctx) // which has no end; whoever holds it is bounded by a timeout

@@ -1,4 +1,4 @@
-package cachefront
+package cacheproxy
 
 import (
 	"bytes"
@@ -24,7 +24,7 @@ type Command struct {
 
 // Commands lists what a front answers, by name: GET, SET and DEL as Redis has them, for
 // look-aside, and the two that have it load and write.
-func (f *Front) Commands() map[string]Command {
+func (f *Proxy) Commands() map[string]Command {
 	return map[string]Command{
 		"get": f.command(1, 1, func(ctx context.Context, args []string) (any, error) {
 			value, found, err := f.Get(ctx, args[0])
@@ -56,7 +56,7 @@ func truth(yes bool) int64 {
 }
 
 // command bounds a command in time, and answers what it says.
-func (f *Front) command(least, most int, run func(ctx context.Context, args []string) (any, error)) Command {
+func (f *Proxy) command(least, most int, run func(ctx context.Context, args []string) (any, error)) Command {
 	return Command{Least: least, Most: most, Run: func(args [][]byte) any {
 		ctx, cancel := context.WithTimeout(context.Background(), f.config.Timeout)
 		defer cancel()
@@ -73,7 +73,7 @@ func (f *Front) command(least, most int, run func(ctx context.Context, args []st
 }
 
 // set is SET key value PX milliseconds.
-func (f *Front) set(ctx context.Context, args []string) (any, error) {
+func (f *Proxy) set(ctx context.Context, args []string) (any, error) {
 	ttl := f.config.TTL
 	switch {
 	case len(args) == 4 && strings.EqualFold(args[2], "px"):
@@ -92,7 +92,7 @@ func (f *Front) set(ctx context.Context, args []string) (any, error) {
 }
 
 // apply is APPLY key write.
-func (f *Front) apply(ctx context.Context, args []string) (any, error) {
+func (f *Proxy) apply(ctx context.Context, args []string) (any, error) {
 	var w cache.Write
 	text := json.NewDecoder(bytes.NewReader([]byte(args[1])))
 	text.DisallowUnknownFields()

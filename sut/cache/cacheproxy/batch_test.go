@@ -1,4 +1,4 @@
-package cachefront_test
+package cacheproxy_test
 
 import (
 	"context"
@@ -10,7 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/stagebench/stagebench/sut/cache"
-	"github.com/stagebench/stagebench/sut/cache/cachefront"
+	"github.com/stagebench/stagebench/sut/cache/cacheproxy"
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
@@ -162,7 +162,7 @@ func TestWriteAfterTheEnd(t *testing.T) {
 // and whole ones again.
 func TestBatchesForSlowRecords(t *testing.T) {
 	t.Parallel()
-	o := withChange(back(), func(c *cachefront.Config) { c.Timeout = 100 * time.Millisecond })
+	o := withChange(back(), func(c *cacheproxy.Config) { c.Timeout = 100 * time.Millisecond })
 	o.photos, o.interval = 200, time.Millisecond
 	r := newRig(t, o)
 	h := r.hosts[0]

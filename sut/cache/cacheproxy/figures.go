@@ -1,4 +1,4 @@
-package cachefront
+package cacheproxy
 
 import "github.com/prometheus/client_golang/prometheus"
 

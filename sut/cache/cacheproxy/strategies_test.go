@@ -1,4 +1,4 @@
-package cachefront_test
+package cacheproxy_test
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-// Package cachefront is what a cache host does by itself: it loads records that it
+// Package cacheproxy is what a cache host does by itself: it loads records that it
 // does not have (read-through), and writes them, at once (write-through) or later in
 // batches (write-back). It stands before the values of the cache, which are those of
 // the embedded node or those of a server beside it, and is asked over RESP, by the
@@ -20,7 +20,7 @@
 // All methods may be called concurrently. Usual order of calls: New, Commands,
 // SetMoving when cache hosts come or go, Close.
 // Times to live are durations; contexts bound every call.
-package cachefront
+package cacheproxy
 
 import (
 	"cmp"
@@ -77,8 +77,8 @@ type Config struct {
 	Log          *slog.Logger
 }
 
-// Front loads and writes what a cache host is asked for.
-type Front struct {
+// Proxy loads and writes what a cache host is asked for.
+type Proxy struct {
 	config  Config
 	figures figures
 	flights singleflight.Group
@@ -93,18 +93,18 @@ type Front struct {
 }
 
 // New returns a front; with write-back it begins to flush.
-func New(c Config) (*Front, error) {
+func New(c Config) (*Proxy, error) {
 	c.Timeout = cmp.Or(c.Timeout, 5*time.Second)
 	c.MaxUnflushed = cmp.Or(c.MaxUnflushed, 10_000)
 	switch {
 	case c.Values == nil || c.Records == nil || c.Log == nil || c.Registry == nil:
-		return nil, errors.New("cachefront: values, records, a log and a registry are needed")
+		return nil, errors.New("cacheproxy: values, records, a log and a registry are needed")
 	case c.TTL <= 0 || c.FeedTTL < 0:
-		return nil, fmt.Errorf("cachefront: times to live of %v and %v: want more than 0, and 0 or more", c.TTL, c.FeedTTL)
+		return nil, fmt.Errorf("cacheproxy: times to live of %v and %v: want more than 0, and 0 or more", c.TTL, c.FeedTTL)
 	case c.FlushInterval < 0 || c.MaxUnflushed < 0 || c.Timeout < 0:
-		return nil, errors.New("cachefront: negative limit")
+		return nil, errors.New("cacheproxy: negative limit")
 	}
-	f := &Front{config: c, flushing: make(chan struct{}, 1), rows: batchRows, urgent: make(chan struct{}, 1)}
+	f := &Proxy{config: c, flushing: make(chan struct{}, 1), rows: batchRows, urgent: make(chan struct{}, 1)}
 	for i := range f.stripes {
 		f.stripes[i].held = make(chan struct{}, 1)
 	}
@@ -116,7 +116,7 @@ func New(c Config) (*Front, error) {
 	f.figures = newFigures(f.pending)
 	if err := f.figures.register(c.Registry); err != nil {
 		f.stop()
-		return nil, fmt.Errorf("cachefront: %w", err)
+		return nil, fmt.Errorf("cacheproxy: %w", err)
 	}
 	if f.pending != nil {
 		f.flusher.Go(func() { f.flushEach(back) })
@@ -127,7 +127,7 @@ func New(c Config) (*Front, error) {
 // Close flushes what was acknowledged, and ends: a write that is still under way then is
 // not acknowledged. The error says how many writes are lost because the context ended
 // before.
-func (f *Front) Close(ctx context.Context) error {
+func (f *Proxy) Close(ctx context.Context) error {
 	f.stop()
 	f.flusher.Wait()
 	if f.pending == nil {
@@ -139,7 +139,7 @@ func (f *Front) Close(ctx context.Context) error {
 // SetMoving says whether keys are changing their hosts. While they are, everything is
 // written through, since their next host does not know what this one holds back; it
 // returns when all of that is flushed, or with an error when ctx ends before.
-func (f *Front) SetMoving(ctx context.Context, moving bool) error {
+func (f *Proxy) SetMoving(ctx context.Context, moving bool) error {
 	if f.pending == nil {
 		return nil
 	}
@@ -151,7 +151,7 @@ func (f *Front) SetMoving(ctx context.Context, moving bool) error {
 }
 
 // flushUntil flushes until it is done, which is asked after each attempt.
-func (f *Front) flushUntil(ctx context.Context, done func() bool) error {
+func (f *Proxy) flushUntil(ctx context.Context, done func() bool) error {
 	pause := time.NewTicker(min(f.config.FlushInterval, flushPause))
 	defer pause.Stop()
 	for {
@@ -160,7 +160,7 @@ func (f *Front) flushUntil(ctx context.Context, done func() bool) error {
 		case done():
 			return nil
 		case ctx.Err() != nil:
-			return fmt.Errorf("cachefront: %d acknowledged writes were not flushed: %w",
+			return fmt.Errorf("cacheproxy: %d acknowledged writes were not flushed: %w",
 				f.pending.count(), errors.Join(err, ctx.Err()))
 		case err != nil:
 			select {
@@ -183,7 +183,7 @@ type stripe struct {
 	writes uint64 // that there were; the holder may read and change it
 }
 
-func (f *Front) stripe(key string) *stripe {
+func (f *Proxy) stripe(key string) *stripe {
 	h := uint32(2166136261) // FNV-1a
 	for i := range len(key) {
 		h = (h ^ uint32(key[i])) * 16777619
@@ -204,7 +204,7 @@ func (s *stripe) hold(ctx context.Context) error {
 func (s *stripe) release() { <-s.held }
 
 // Get returns what there is of a key, and loads nothing.
-func (f *Front) Get(ctx context.Context, key string) (value []byte, found bool, err error) {
+func (f *Proxy) Get(ctx context.Context, key string) (value []byte, found bool, err error) {
 	if value, found := f.pending.text(key); found {
 		return value, true, nil
 	}
@@ -213,7 +213,7 @@ func (f *Front) Get(ctx context.Context, key string) (value []byte, found bool, 
 
 // Set stores a value that somebody else has read. What has been written and not
 // flushed is newer, and stays.
-func (f *Front) Set(ctx context.Context, key string, value []byte, ttl time.Duration) error {
+func (f *Proxy) Set(ctx context.Context, key string, value []byte, ttl time.Duration) error {
 	s := f.stripe(key)
 	if err := s.hold(ctx); err != nil {
 		return err
@@ -226,7 +226,7 @@ func (f *Front) Set(ctx context.Context, key string, value []byte, ttl time.Dura
 }
 
 // Delete removes a value that a write elsewhere has made old.
-func (f *Front) Delete(ctx context.Context, key string) error {
+func (f *Proxy) Delete(ctx context.Context, key string) error {
 	s := f.stripe(key)
 	if err := s.hold(ctx); err != nil {
 		return err
@@ -238,14 +238,14 @@ func (f *Front) Delete(ctx context.Context, key string) error {
 
 // written notes a write that is done: what was read before it is neither stored nor
 // given to those who ask from now on. The holder of the key's stripe calls it.
-func (f *Front) written(s *stripe, key string) {
+func (f *Proxy) written(s *stripe, key string) {
 	s.writes++
 	f.flights.Forget(key)
 }
 
 // Fetch returns the text of a record, from the cache or, when it has none, from the
 // records; hit says which.
-func (f *Front) Fetch(ctx context.Context, text string) (value []byte, hit bool, err error) {
+func (f *Proxy) Fetch(ctx context.Context, text string) (value []byte, hit bool, err error) {
 	key, err := cache.ParseKey(text)
 	if err != nil {
 		return nil, false, err
@@ -270,7 +270,7 @@ func (f *Front) Fetch(ctx context.Context, text string) (value []byte, hit bool,
 }
 
 // load reads a record and keeps it, unless it was written meanwhile.
-func (f *Front) load(ctx context.Context, key cache.Key) ([]byte, error) {
+func (f *Proxy) load(ctx context.Context, key cache.Key) ([]byte, error) {
 	text := key.String()
 	s := f.stripe(text)
 	if err := s.hold(ctx); err != nil {
@@ -307,7 +307,7 @@ func (f *Front) load(ctx context.Context, key cache.Key) ([]byte, error) {
 }
 
 // read reads what a key stands for from the records, with its time to live.
-func (f *Front) read(ctx context.Context, key cache.Key) (record any, ttl time.Duration, err error) {
+func (f *Proxy) read(ctx context.Context, key cache.Key) (record any, ttl time.Duration, err error) {
 	switch key.Kind {
 	case cache.PhotoRecord:
 		record, err = f.config.Records.Photo(ctx, key.ID)
@@ -325,14 +325,14 @@ func (f *Front) read(ctx context.Context, key cache.Key) (record any, ttl time.D
 
 // keep stores a value. When that fails, whatever the values had is removed; when that
 // fails, too, it is old until its time is over.
-func (f *Front) keep(ctx context.Context, key string, value []byte, ttl time.Duration) {
+func (f *Proxy) keep(ctx context.Context, key string, value []byte, ttl time.Duration) {
 	if err := f.config.Values.Set(ctx, key, value, ttl); err != nil {
 		f.figures.errors.Inc()
 		f.drop(ctx, key)
 	}
 }
 
-func (f *Front) drop(ctx context.Context, key string) {
+func (f *Proxy) drop(ctx context.Context, key string) {
 	if err := f.config.Values.Delete(ctx, key); err != nil {
 		f.figures.errors.Inc()
 	}

@@ -1,4 +1,4 @@
-package cachefront_test
+package cacheproxy_test
 
 import (
 	"context"
@@ -11,7 +11,7 @@ import (
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/cache"
-	"github.com/stagebench/stagebench/sut/cache/cachefront"
+	"github.com/stagebench/stagebench/sut/cache/cacheproxy"
 	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/sut/resp/resptest"
 )
@@ -50,14 +50,14 @@ type options struct {
 	bytes    int64            // that the embedded node may use; 0 = no limit
 	many     bool             // there is no single flight
 	now      func() time.Time // by which values of the embedded node expire; nil = time.Now
-	change   func(*cachefront.Config)
+	change   func(*cacheproxy.Config)
 }
 
 // host is a cache host.
 type host struct {
 	peer     sut.Peer
 	server   *resptest.Server  // that clients speak to; nil = a native server
-	front    *cachefront.Front // nil = there is none
+	front    *cacheproxy.Proxy // nil = there is none
 	registry *prometheus.Registry
 	kill     func() // ends the native server
 }
@@ -97,7 +97,7 @@ func (r *rig) newHost(t testing.TB, name string) *host {
 	t.Helper()
 	h := &host{peer: sut.Peer{Node: name}, registry: prometheus.NewRegistry()}
 	config := resptest.Config{MaxBytes: r.bytes, Now: r.now}
-	var values cachefront.Values
+	var values cacheproxy.Values
 	if r.native != nil {
 		if h.peer.Address, h.kill = r.native(t); !r.fronted() {
 			return h
@@ -109,9 +109,9 @@ func (r *rig) newHost(t testing.TB, name string) *host {
 			t.Fatal(err)
 		}
 		t.Cleanup(client.Close)
-		values, config.Front = client, true
+		values, config.Proxy = client, true
 	}
-	h.server = resptest.ServeFront(t, config, func(s *resptest.Server) map[string]resptest.Command {
+	h.server = resptest.ServeProxy(t, config, func(s *resptest.Server) map[string]resptest.Command {
 		if !r.fronted() {
 			return nil
 		}
@@ -130,9 +130,9 @@ func (r *rig) newHost(t testing.TB, name string) *host {
 }
 
 // newFront returns a front that flushes when the test ends.
-func (r *rig) newFront(t testing.TB, values cachefront.Values, registry prometheus.Registerer) *cachefront.Front {
+func (r *rig) newFront(t testing.TB, values cacheproxy.Values, registry prometheus.Registerer) *cacheproxy.Proxy {
 	t.Helper()
-	c := cachefront.Config{
+	c := cacheproxy.Config{
 		Values: values, Records: r.records, TTL: r.ttl, FeedTTL: r.ttl, SingleFlight: !r.many,
 		Timeout: patience, Registry: registry, Log: discard(),
 	}
@@ -145,7 +145,7 @@ func (r *rig) newFront(t testing.TB, values cachefront.Values, registry promethe
 	if r.change != nil {
 		r.change(&c)
 	}
-	f, err := cachefront.New(c)
+	f, err := cacheproxy.New(c)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package cachefront_test
+package cacheproxy_test
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/stagebench/stagebench/sut/cache"
-	"github.com/stagebench/stagebench/sut/cache/cachefront"
+	"github.com/stagebench/stagebench/sut/cache/cacheproxy"
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
@@ -67,7 +67,7 @@ func (v *values) Delete(ctx context.Context, key string) error {
 
 // counted counts what is looked for among values.
 type counted struct {
-	cachefront.Values
+	cacheproxy.Values
 	looked *atomic.Int64
 }
 
@@ -125,7 +125,7 @@ func TestSingleFlight(t *testing.T) {
 		var late, looked atomic.Int64 // minutes, and times that a value was looked for
 		o.write, o.many = "write_through", !single
 		o.now = func() time.Time { return time.Unix(1e9, 0).Add(time.Duration(late.Load()) * time.Minute) }
-		r := newRig(t, withChange(o, func(c *cachefront.Config) { c.Values = counted{c.Values, &looked} }))
+		r := newRig(t, withChange(o, func(c *cacheproxy.Config) { c.Values = counted{c.Values, &looked} }))
 		photo(t, r.web(t), 1)
 		late.Add(2) // the value has expired
 		looked.Store(0)

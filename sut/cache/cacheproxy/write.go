@@ -1,4 +1,4 @@
-package cachefront
+package cacheproxy
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 // Apply writes to a photo's record, and returns its new version, which is 0 after a
 // deletion. It is acknowledged when the records have it, or with write-back when the
 // front has.
-func (f *Front) Apply(ctx context.Context, text string, w cache.Write) (version int64, err error) {
+func (f *Proxy) Apply(ctx context.Context, text string, w cache.Write) (version int64, err error) {
 	id, err := w.Photo()
 	if err == nil && cache.PhotoKey(id).String() != text {
 		err = fmt.Errorf("a write to photo %d does not belong to the key %.100q", id, text)
@@ -38,7 +38,7 @@ func (f *Front) Apply(ctx context.Context, text string, w cache.Write) (version 
 
 // holdFlushed waits for a stripe at a moment when nothing of a record waits to be
 // flushed.
-func (f *Front) holdFlushed(ctx context.Context, s *stripe, id photos.ID, text string) error {
+func (f *Proxy) holdFlushed(ctx context.Context, s *stripe, id photos.ID, text string) error {
 	for {
 		if err := s.hold(ctx); err != nil {
 			return err
@@ -55,7 +55,7 @@ func (f *Front) holdFlushed(ctx context.Context, s *stripe, id photos.ID, text s
 
 // writeThrough writes to the records and then to the values. The holder of the key's
 // stripe calls it.
-func (f *Front) writeThrough(ctx context.Context, text string, w cache.Write) (version int64, err error) {
+func (f *Proxy) writeThrough(ctx context.Context, text string, w cache.Write) (version int64, err error) {
 	version, err = f.write(ctx, w)
 	// The write may be done: the values hear of it even when its time is over.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.config.Timeout)
@@ -81,7 +81,7 @@ func (f *Front) writeThrough(ctx context.Context, text string, w cache.Write) (v
 }
 
 // write writes to the records.
-func (f *Front) write(ctx context.Context, w cache.Write) (version int64, err error) {
+func (f *Proxy) write(ctx context.Context, w cache.Write) (version int64, err error) {
 	r := f.config.Records
 	switch {
 	case w.Like != nil:
@@ -98,7 +98,7 @@ func (f *Front) write(ctx context.Context, w cache.Write) (version int64, err er
 
 // after is the text of a record after a write that gave it a version, if that
 // follows from what the values have: another front may have written in between.
-func (f *Front) after(ctx context.Context, text string, w cache.Write, version int64) (value []byte, known bool) {
+func (f *Proxy) after(ctx context.Context, text string, w cache.Write, version int64) (value []byte, known bool) {
 	var photo photos.Photo
 	if w.Add != nil {
 		photo = *w.Add

@@ -1,4 +1,4 @@
-package cachefront_test
+package cacheproxy_test
 
 import (
 	"bytes"
@@ -16,7 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/stagebench/stagebench/sut/cache"
-	"github.com/stagebench/stagebench/sut/cache/cachefront"
+	"github.com/stagebench/stagebench/sut/cache/cacheproxy"
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
@@ -237,7 +237,7 @@ func TestUnflushedIsNotEvicted(t *testing.T) {
 // is refused when that takes too long; those that wait already may be written to.
 func TestBackpressure(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, withChange(back(), func(c *cachefront.Config) { c.MaxUnflushed = 5 }))
+	r := newRig(t, withChange(back(), func(c *cacheproxy.Config) { c.MaxUnflushed = 5 }))
 	web, f := r.web(t), r.hosts[0].front
 	for id := photos.ID(1); id <= 5; id++ {
 		like(t, web, id, 1)
@@ -274,7 +274,7 @@ func TestBackpressure(t *testing.T) {
 	}
 }
 
-func withChange(o options, change func(*cachefront.Config)) options {
+func withChange(o options, change func(*cacheproxy.Config)) options {
 	o.change = change
 	return o
 }
@@ -331,7 +331,7 @@ func TestKilled(t *testing.T) {
 	t.Parallel()
 	registry, r := prometheus.NewRegistry(), &rig{options: back(), records: newRecords(300)}
 	h := &host{registry: registry}
-	f, err := cachefront.New(cachefront.Config{
+	f, err := cacheproxy.New(cacheproxy.Config{
 		Values: newValues(), Records: r.records, TTL: time.Minute, FlushInterval: time.Millisecond, Registry: registry, Log: discard(),
 	})
 	if err != nil {
