@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/history"
 	"github.com/stagebench/stagebench/sut"
@@ -192,7 +194,12 @@ func (r *rig) lossIsReported(t *testing.T, primary string, lost []string) {
 	}
 }
 
-// oldPrimaryIsFenced: who writes to the old primary directly is refused.
+// readOnly is the SQLSTATE with which a replica refuses a write: read_only_sql_transaction.
+// Source: PostgreSQL, Appendix A.
+const readOnly = "25006"
+
+// oldPrimaryIsFenced checks that the old primary refuses a write that is sent to it
+// directly, because it is a replica now. Any other error shows nothing.
 func (r *rig) oldPrimaryIsFenced(t *testing.T) {
 	t.Helper()
 	all := r.Failovers()
@@ -200,8 +207,10 @@ func (r *rig) oldPrimaryIsFenced(t *testing.T) {
 	if primary, _ := r.databaseRoles(); primary == old {
 		t.Fatalf("%s is the primary still", old)
 	}
-	if version, err := r.reading(t, old).Like(t.Context(), 1, 1); err == nil {
-		t.Errorf("the old primary took a write: version %d", version)
+	version, err := r.reading(t, old).Like(t.Context(), 1, 1)
+	var refused *pgconn.PgError
+	if !errors.As(err, &refused) || refused.Code != readOnly {
+		t.Errorf("a write to the old primary gave version %d, error %v, want SQLSTATE %s", version, err, readOnly)
 	}
 }
 
@@ -457,7 +466,7 @@ func (r *rig) lag(t *testing.T, node string) time.Duration {
 	var seen []int64
 	for range 21 {
 		seen = append(seen, r.replication(t, node).LagNS)
-		<-time.After(50 * time.Millisecond)
+		pause()
 	}
 	slices.Sort(seen)
 	return time.Duration(seen[len(seen)/2])

@@ -354,5 +354,12 @@ func (r *rig) recovered() bool {
 	return last.Fate == results.OK || last.SessionLost
 }
 
-// pause leaves the core to the system between two looks at it.
-func pause() { <-time.After(5 * time.Millisecond) }
+// pollInterval leaves the cores to the system between two questions.
+const pollInterval = 5 * time.Millisecond
+
+// pause waits for the next question to a system in other processes: it tells nobody when
+// something has happened.
+func pause() {
+	timer := time.NewTimer(pollInterval)
+	<-timer.C
+}

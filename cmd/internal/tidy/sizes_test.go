@@ -6,9 +6,11 @@ import (
 	"go/scanner"
 	"go/token"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 // Limits. A reader holds one function in mind and finds a file or a package at
@@ -17,6 +19,8 @@ const (
 	functionLines = 70  // lines with code on them, blank lines and comments not counted
 	fileLines     = 500 // all lines
 	packageFiles  = 12  // without tests, and without those that start one engine each
+
+	lineCharacters = 120 // a tab is one character
 )
 
 // tooLarge lists what is allowed to be larger than the limits, with its size:
@@ -25,6 +29,31 @@ const (
 func tooLarge() map[string]int { return map[string]int{} }
 
 func TestSizes(t *testing.T) { report(t, repository(t).checkSizes(tooLarge())) }
+
+func TestWidth(t *testing.T) { report(t, repository(t).checkWidth()) }
+
+// checkWidth finds lines of Go files, the Makefile and documents that are too wide. What a
+// document quotes, in tables and code blocks, keeps its width.
+func (t *tree) checkWidth() []string {
+	var problems []string
+	for _, name := range slices.Sorted(maps.Keys(t.texts)) {
+		document := path.Ext(name) == ".md"
+		if path.Ext(name) != ".go" && path.Base(name) != "Makefile" && !document || strings.Contains(name, "testdata/") {
+			continue
+		}
+		quoted := false
+		for number, line := range strings.Split(t.texts[name], "\n") {
+			if document && strings.HasPrefix(line, "```") {
+				quoted = !quoted
+			}
+			width := utf8.RuneCountInString(line)
+			if width > lineCharacters && !quoted && !(document && strings.HasPrefix(line, "|")) {
+				problems = append(problems, fmt.Sprintf("width: %s:%d: %d characters, the limit is %d: break the line", name, number+1, width, lineCharacters))
+			}
+		}
+	}
+	return problems
+}
 
 func (t *tree) checkSizes(exceptions map[string]int) []string {
 	sizes, limits := map[string]int{}, map[string]int{}

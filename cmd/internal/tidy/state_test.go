@@ -141,24 +141,20 @@ func (f *file) constant(value ast.Expr) bool {
 	return false
 }
 
-// checkSleeps finds tests that wait for time to pass instead of for an event.
+// checkSleeps finds tests that wait for time to pass instead of for an event. The
+// statement `<-time.After(d)` is a sleep in any file: as a case of a select it is a
+// timeout, which is allowed.
 func (t *tree) checkSleeps(exceptions map[string]string) []string {
 	var problems []string
 	needed := map[string]bool{}
 	for _, p := range t.packages {
 		for _, f := range p.files {
-			if !f.test {
-				continue
-			}
-			for _, u := range f.uses("time") {
-				if u.name != "Sleep" || f.inBubble(u.pos) {
-					continue
-				}
+			for _, pos := range f.sleeps() {
 				if _, excepted := exceptions[f.path]; excepted {
 					needed[f.path] = true
 					continue
 				}
-				problems = append(problems, fmt.Sprintf("sleeps: %s: a test sleeps: wait for the event, with a deadline", t.at(u.pos)))
+				problems = append(problems, fmt.Sprintf("sleeps: %s: this sleeps: wait for the event, with a deadline", t.at(pos)))
 			}
 		}
 	}
@@ -168,6 +164,39 @@ func (t *tree) checkSleeps(exceptions map[string]string) []string {
 		}
 	}
 	return problems
+}
+
+// sleeps returns where a file sleeps, in order.
+func (f *file) sleeps() []token.Pos {
+	var found []token.Pos
+	after := map[token.Pos]bool{} // calls of time.After
+	for _, u := range f.uses("time") {
+		switch {
+		case f.inBubble(u.pos):
+		case u.name == "Sleep" && f.test:
+			found = append(found, u.pos)
+		case u.name == "After":
+			after[u.pos] = true
+		}
+	}
+	cases := map[ast.Stmt]bool{} // of select statements
+	ast.Inspect(f.syntax, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.CommClause:
+			cases[n.Comm] = true
+		case *ast.ExprStmt:
+			receive, ok := n.X.(*ast.UnaryExpr)
+			if !ok || cases[n] {
+				return true
+			}
+			if call, ok := receive.X.(*ast.CallExpr); ok && after[call.Fun.Pos()] {
+				found = append(found, n.Pos())
+			}
+		}
+		return true
+	})
+	slices.Sort(found)
+	return found
 }
 
 // inBubble reports whether a place is inside a call of synctest.Test, where

@@ -12,6 +12,7 @@ import (
 // TestChecks shows of every check that it finds what it is there to find, and
 // nothing else. Each case is a small tree with all the problems it should have.
 func TestChecks(t *testing.T) {
+	wide := strings.Repeat("é", lineCharacters+1) + "\n"
 	for _, test := range []struct {
 		name  string
 		check func(*tree) []string
@@ -36,6 +37,10 @@ func TestChecks(t *testing.T) {
 		{"text", (*tree).checkText, textExample(), []string{
 			"README.md:1:", "README.md:2:", "a/testdata/x.txt:1:", "a/testdata/x.txt:2:", "build/ci.yaml:1:",
 		}},
+		{"wide lines", (*tree).checkWidth, "-- go.mod --\nmodule m\n-- a/testdata/x.txt --\n" + wide + "-- a/a.go --\npackage a\n// " + wide +
+			"-- Makefile --\n" + wide + "-- README.md --\n| " + wide + "```\n" + wide + "```\n" + wide, []string{
+			"Makefile:1: 121 characters", "README.md:5: 121 characters", "a/a.go:2: 124 characters",
+		}},
 		{"state", (*tree).checkState, stateExample, []string{
 			"a/a.go:8: blank import of embed/fake", "a/a.go:19: package variable table", "a/a.go:20: package variable zero",
 			"a/a.go:22: package variable two", "a/a.go:26: func init", "a/a.go:29: rand.IntN draws", "a/a_test.go:7: package variable counter",
@@ -43,7 +48,7 @@ func TestChecks(t *testing.T) {
 		{"sleeps", func(t *tree) []string {
 			return t.checkSleeps(map[string]string{"a/b_test.go": "why", "a/c_test.go": "why"})
 		}, sleepsExample, []string{
-			"a/a_test.go:11: a test sleeps", "a/c_test.go does not sleep: remove its exception",
+			"a/a.go:5: this sleeps", "a/a_test.go:11: this sleeps", "a/c_test.go does not sleep: remove its exception",
 		}},
 		{"process", func(t *tree) []string {
 			return t.checkProcess(map[string]string{"a/child_test.go": "why", "a/idle_test.go": "why"})
@@ -319,7 +324,13 @@ func TestA(t *testing.T) {
 -- a/a.go --
 package a
 import "time"
-func wait() { time.Sleep(1) }
+func wait() {
+	time.Sleep(1)
+	<-time.After(1)
+	select {
+	case <-time.After(1):
+	}
+}
 -- a/b_test.go --
 package a
 import "time"
