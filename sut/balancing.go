@@ -81,7 +81,7 @@ const (
 // StickyCookie is the cookie that names the host a user stays on.
 const StickyCookie = "lb"
 
-// Complete returns a copy with defaults for what is not set.
+// Complete returns a copy in which fields that are not set have their defaults.
 func (b Balancing) Complete() Balancing {
 	b.Layer = cmp.Or(b.Layer, Layer7)
 	b.Policy = cmp.Or(b.Policy, PolicyRoundRobin)

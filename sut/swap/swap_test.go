@@ -46,7 +46,7 @@ func TestReplaceWaits(t *testing.T) {
 // A value in use is never a retired one.
 func TestUseDuringReplace(t *testing.T) {
 	var v swap.Value[*atomic.Bool]
-	retire := func(gone *atomic.Bool) { gone.Store(true) }
+	retire := func(old *atomic.Bool) { old.Store(true) }
 	_ = v.Replace(new(atomic.Bool), retire)(t.Context())
 	stop := make(chan struct{})
 	var users sync.WaitGroup

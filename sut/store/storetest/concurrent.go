@@ -114,7 +114,7 @@ func deletedWithComments(t *testing.T, k kit) {
 	p, other := k.newPhoto(t, 117), k.newPhoto(t, 117)
 	var comments []photos.Comment
 	for range 40 {
-		comments = append(comments, photos.Comment{ID: k.ids.next(), PhotoID: p.ID, UserID: 1, Text: "soon gone"})
+		comments = append(comments, photos.Comment{ID: k.ids.next(), PhotoID: p.ID, UserID: 1, Text: "on a deleted photo"})
 	}
 	concurrently(t, len(comments), func(i int) error {
 		if i == len(comments)/2 {
