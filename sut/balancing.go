@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// Balancing is what a balancer spreads over which hosts, and how; each engine takes
-// it. The zero value of a field means its default, where one is given.
+// Balancing is the configuration of a balancer, the same for every engine. The zero
+// value of a field means its default, where one is given.
 type Balancing struct {
 	// Node is the balancer's own name.
 	Node string
@@ -20,50 +20,49 @@ type Balancing struct {
 	// Layer is Layer7 (default), which balances requests, or Layer4, which
 	// balances connections and sees addresses only.
 	Layer string
-	// Policy is how a host is picked; default PolicyRoundRobin.
+	// Policy selects how a host is picked; default PolicyRoundRobin.
 	Policy string
-	// Sticky keeps a user on the host that answered first, by the cookie
-	// StickyCookie.
+	// Sticky keeps a user on the host that served the first request. The cookie
+	// StickyCookie names that host.
 	Sticky bool
-	// HealthInterval is the time between two checks of a host; default 1 s.
-	// One failed check takes it out, one good check brings it back.
+	// HealthInterval is the time between two health checks of a host; default 1 s.
+	// One failed check marks the host down. One passed check marks it up.
 	HealthInterval time.Duration
 	// HealthTimeout bounds a check; default the longer of HealthInterval and 1 s.
 	HealthTimeout time.Duration
-	// HealthPath is what a check asks for; default "/healthz". A status of 200
-	// to 399 is good.
+	// HealthPath is the path that a check requests; default "/healthz". A status
+	// of 200 to 399 passes.
 	HealthPath string
-	// EjectAfter is the number of failures in a row, of requests or connections,
-	// that take a host out although its checks are good; 0 = never.
+	// EjectAfter is the number of consecutive failed requests or connections after
+	// which a host is ejected, even if its checks pass; 0 = never.
 	EjectAfter int
-	// LogRequests says which requests are logged, with their ids: LogFailed
+	// LogRequests selects which requests are logged, with their ids: LogFailed
 	// (default), LogAll or LogNone.
 	LogRequests string
 	// ConnectTimeout bounds connecting to a host; default 3 s.
 	ConnectTimeout time.Duration
-	// ResponseTimeout bounds the wait for a host's answer, from the end of the
-	// request to the headers; default 60 s.
+	// ResponseTimeout bounds the time from the end of the request to the header of
+	// the host's response; default 60 s.
 	ResponseTimeout time.Duration
-	// MaxIdlePerUpstream bounds the connections to one host that are kept while
-	// they are idle; default 1024. Below the concurrency, each request above it
-	// costs a new connection.
+	// MaxIdlePerUpstream bounds the idle connections that are kept to one host;
+	// default 1024. When it is lower than the number of concurrent requests, the
+	// requests above it each need a new connection.
 	MaxIdlePerUpstream int
 }
 
-// Upstreams is the hosts that a balancer spreads requests over, and which of them get
-// which requests.
+// Upstreams is the hosts of a balancer and the routes to them.
 type Upstreams struct {
-	Peers  []Peer  // at least one; with a Weight under PolicyWeightedRoundRobin
-	Routes []Route // none = everything anywhere; others need Layer7
+	Peers  []Peer  // at least one; Weight counts under PolicyWeightedRoundRobin
+	Routes []Route // empty = every host gets every request; routes need Layer7
 }
 
 // Policies of a Balancing. HAProxy has no PolicyLeastResponseTime.
 const (
-	PolicyRoundRobin         = "round_robin"          // each in turn
-	PolicyWeightedRoundRobin = "weighted_round_robin" // each in turn, in proportion to its weight
-	PolicyIPHash             = "ip_hash"              // by the client's address, always the same
-	PolicyLeastConn          = "least_conn"           // the one with the fewest requests in flight
-	PolicyLeastResponseTime  = "least_response_time"  // the one that should answer first
+	PolicyRoundRobin         = "round_robin"          // each host in turn
+	PolicyWeightedRoundRobin = "weighted_round_robin" // each host in turn, in proportion to its weight
+	PolicyIPHash             = "ip_hash"              // the same host for the same client address
+	PolicyLeastConn          = "least_conn"           // the host with the fewest requests in flight
+	PolicyLeastResponseTime  = "least_response_time"  // the host with the shortest expected response time
 )
 
 // Layers of a Balancing.
@@ -82,7 +81,7 @@ const (
 // StickyCookie is the cookie that names the host a user stays on.
 const StickyCookie = "lb"
 
-// Complete returns a copy with defaults for what is not set.
+// Complete returns a copy in which fields that are not set have their defaults.
 func (b Balancing) Complete() Balancing {
 	b.Layer = cmp.Or(b.Layer, Layer7)
 	b.Policy = cmp.Or(b.Policy, PolicyRoundRobin)
@@ -96,13 +95,13 @@ func (b Balancing) Complete() Balancing {
 	return b
 }
 
-// What may stand in a configuration file, a cookie and a label without quotes.
+// These forms need no quotes in a configuration file, a cookie or a metric label.
 var (
 	nodeName   = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
 	healthPath = regexp.MustCompile(`^/[A-Za-z0-9_./~-]*$`)
 )
 
-// Validate says what is wrong with a Balancing that is complete.
+// Validate returns the first error in a Balancing that Complete returned.
 func (b Balancing) Validate() error {
 	policies := []string{
 		PolicyIPHash, PolicyLeastConn, PolicyLeastResponseTime, PolicyRoundRobin, PolicyWeightedRoundRobin,
@@ -115,13 +114,13 @@ func (b Balancing) Validate() error {
 	case b.Layer != Layer7 && b.Layer != Layer4:
 		return fmt.Errorf("layer %q: want %s or %s", b.Layer, Layer7, Layer4)
 	case b.Layer == Layer4 && b.Sticky:
-		return errors.New("sticky needs layer l7: a balancer of connections sees no cookies")
+		return errors.New("sticky needs layer l7: a layer 4 balancer does not see cookies")
 	case b.Layer == Layer4 && len(b.Routes) > 0:
-		return errors.New("routes need layer l7: a balancer of connections sees no requests")
+		return errors.New("routes need layer l7: a layer 4 balancer does not see requests")
 	case !slices.Contains([]string{LogFailed, LogAll, LogNone}, b.LogRequests):
 		return fmt.Errorf("log requests %q: want %s, %s or %s", b.LogRequests, LogFailed, LogAll, LogNone)
 	case b.EjectAfter < 0:
-		return fmt.Errorf("eject after %d: want a number of failures, or 0 for never", b.EjectAfter)
+		return fmt.Errorf("eject after %d: want a number of failures, or 0 to never eject", b.EjectAfter)
 	case !healthPath.MatchString(b.HealthPath):
 		return fmt.Errorf("health path %q: want a plain path, such as /healthz", b.HealthPath)
 	case b.MaxIdlePerUpstream < 1:
@@ -143,10 +142,10 @@ func (b Balancing) Validate() error {
 	return b.Upstreams.validate()
 }
 
-// maxWeight bounds weights, so that their sum stays exact enough.
+// maxWeight bounds a weight. The sum of much larger weights would lose precision.
 const maxWeight = 1_000_000
 
-// validate says what is wrong with the hosts and the routes to them.
+// validate returns the first error in the hosts and the routes to them.
 func (m Upstreams) validate() error {
 	if len(m.Peers) == 0 {
 		return errors.New("no upstreams: a balancer needs at least one host")
@@ -172,43 +171,43 @@ func (m Upstreams) validate() error {
 		}
 		for _, node := range route.To {
 			if !known[node] {
-				return fmt.Errorf("route %d: %s is none of the upstreams", i+1, node)
+				return fmt.Errorf("route %d: %s is not one of the upstreams", i+1, node)
 			}
 		}
 	}
 	return nil
 }
 
-// StatusClientGone counts requests whose client left before the answer. It is
-// never sent; the number is nginx's.
+// StatusClientGone is the status under which a request is counted when its client
+// disconnected before the response. It is never sent. nginx uses the same number.
 const StatusClientGone = 499
 
-// BalancerStatus is what a balancer knows of its hosts and has done so far.
+// BalancerStatus is the state of a balancer and its counters since it started.
 type BalancerStatus struct {
 	Node   string `json:"node"`
 	Engine Engine `json:"engine"`
 	Layer  string `json:"layer"` // Layer7 or Layer4
 	Policy string `json:"policy"`
 	Sticky bool   `json:"sticky"`
-	// Responses counts requests that have come to their end, by the status that
-	// the client was sent: "200", "503"; "499" when the client left before. HAProxy
-	// only has classes: "2xx", "5xx"; "other" when the client left before. Layer 7
-	// only.
+	// Responses counts finished requests by the status that was sent to the client,
+	// such as "200" or "503". "499" is a client that disconnected early. HAProxy
+	// counts by class instead, "2xx" or "5xx", and such a client as "other".
+	// Layer 7 only.
 	Responses map[string]uint64 `json:"responses,omitempty"`
-	// Connections counts those of clients; layer 4 only.
+	// Connections counts the connections of clients; layer 4 only.
 	Connections *ConnectionStatus `json:"connections,omitempty"`
-	// Redispatches counts requests, at layer 4 connections, that went to another
-	// host than the first one picked, because nothing could be sent to that.
+	// Redispatches counts requests (at layer 4, connections) that went to a second
+	// host because nothing could be sent to the host picked first.
 	Redispatches uint64           `json:"redispatches"`
 	Upstreams    []UpstreamStatus `json:"upstreams"`
 }
 
-// ConnectionStatus is the connections of clients at a balancer of layer 4.
+// ConnectionStatus counts the connections of clients at a layer 4 balancer.
 type ConnectionStatus struct {
 	Accepted uint64 `json:"accepted"`
 	Active   int    `json:"active"`
 	Failed   uint64 `json:"failed"`    // closed because no host could be reached
-	BytesIn  uint64 `json:"bytes_in"`  // from clients to hosts; long transfers are counted in pieces
+	BytesIn  uint64 `json:"bytes_in"`  // from clients to hosts; also grows during a long transfer
 	BytesOut uint64 `json:"bytes_out"` // from hosts to clients
 }
 
@@ -216,15 +215,15 @@ type ConnectionStatus struct {
 type UpstreamStatus struct {
 	Node    string `json:"node"`
 	Address string `json:"address"`         // host:port
-	Up      bool   `json:"up"`              // it gets requests
+	Up      bool   `json:"up"`              // the balancer sends it requests
 	Cause   string `json:"cause,omitempty"` // why it is down
-	// Ejected: its health checks may be good, but it failed what it was asked for.
+	// Ejected means that requests to the host failed. Its health checks may pass.
 	Ejected bool `json:"ejected,omitempty"`
-	// Draining: it is no member any more and finishes what it has.
+	// Draining means that the host was removed and still finishes its requests.
 	Draining  bool   `json:"draining,omitempty"`
-	InFlight  int    `json:"in_flight"` // requests, at layer 4 connections
-	Requests  uint64 `json:"requests"`  // sent to it, or tried to; at layer 4 connections
-	WentUp    uint64 `json:"went_up"`   // times that it came back
-	WentDown  uint64 `json:"went_down"` // ejections are among them
+	InFlight  int    `json:"in_flight"` // requests; at layer 4, connections
+	Requests  uint64 `json:"requests"`  // attempts to send one; at layer 4, connections
+	WentUp    uint64 `json:"went_up"`   // changes from down to up
+	WentDown  uint64 `json:"went_down"` // changes from up to down, ejections included
 	Ejections uint64 `json:"ejections"`
 }

@@ -9,7 +9,8 @@ import (
 
 func TestBalancing(t *testing.T) {
 	t.Parallel()
-	good := sut.Balancing{Node: "lb-1", Upstreams: sut.Upstreams{Peers: []sut.Peer{{Node: "web-1", Address: "127.0.0.1:80"}}}}
+	peer := sut.Peer{Node: "web-1", Address: "127.0.0.1:80"}
+	good := sut.Balancing{Node: "lb-1", Upstreams: sut.Upstreams{Peers: []sut.Peer{peer}}}
 	if err := good.Complete().Validate(); err != nil {
 		t.Fatal(err)
 	}
@@ -27,10 +28,13 @@ func TestBalancing(t *testing.T) {
 		"port 0":           {peers(sut.Peer{Node: "web-1", Address: "127.0.0.1:0"}), "want IP:port"},
 		"name for address": {peers(sut.Peer{Node: "web-1", Address: "example.org:80"}), "want IP:port"},
 		"injection":        {peers(sut.Peer{Node: "web-1", Address: "127.0.0.1:80\nglobal"}), "want IP:port"},
-		"policy":           {func(c *sut.Balancing) { c.Policy = "random" }, "want one of ip_hash, least_conn, least_response_time, round_robin, weighted_round_robin"},
-		"interval":         {func(c *sut.Balancing) { c.HealthInterval = -1 }, "health interval"},
-		"path":             {func(c *sut.Balancing) { c.HealthPath = "/a b" }, "health path"},
-		"idle":             {func(c *sut.Balancing) { c.MaxIdlePerUpstream = -1 }, "max idle"},
+		"policy": {
+			func(c *sut.Balancing) { c.Policy = "random" },
+			"want one of ip_hash, least_conn, least_response_time, round_robin, weighted_round_robin",
+		},
+		"interval": {func(c *sut.Balancing) { c.HealthInterval = -1 }, "health interval"},
+		"path":     {func(c *sut.Balancing) { c.HealthPath = "/a b" }, "health path"},
+		"idle":     {func(c *sut.Balancing) { c.MaxIdlePerUpstream = -1 }, "max idle"},
 	} {
 		cfg := good
 		test.change(&cfg)

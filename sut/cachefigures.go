@@ -1,14 +1,14 @@
 package sut
 
-// CacheFigures is what the server of a cache node has counted since it was started, and
-// what it holds. Each engine has an idea of its own of the bytes that an entry takes.
+// CacheFigures is the counters of a cache server since it started, and its current
+// contents. The bytes that an entry takes depend on the engine.
 type CacheFigures struct {
-	Hits    int64 // keys that were read and there
-	Misses  int64 // keys that were read and not there
-	Evicted int64 // entries that went because the budget was used up
-	Expired int64 // entries whose time was over
-	// Entries is the keys that are there, those that expired unnoticed included.
+	Hits    int64 // reads of a key that was present
+	Misses  int64 // reads of a key that was absent
+	Evicted int64 // entries removed because memory was full
+	Expired int64 // entries removed because their time to live was over
+	// Entries counts the keys in memory. It includes expired keys that are not yet removed.
 	Entries  int64
-	Bytes    int64 // of the entries, with what each costs besides
-	MaxBytes int64 // the budget; 0 = no limit
+	Bytes    int64 // memory of the entries, overhead included
+	MaxBytes int64 // memory budget; 0 = no limit
 }

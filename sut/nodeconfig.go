@@ -2,15 +2,15 @@ package sut
 
 import "strconv"
 
-// NodeConfig is what a node is told at birth: one JSON document on its
-// standard input. Unknown fields are errors.
+// NodeConfig is the configuration with which a node starts: one JSON document on
+// its standard input. Unknown fields are errors.
 //
 // The contract of a node (sut/node keeps it, targets/local relies on it):
 //   - it reads exactly one NodeConfig from stdin and leaves stdin open;
-//   - it binds Listen, on Port, or on a free port when Port is 0;
+//   - it binds the address Listen on Port, or on any free port when Port is 0;
 //   - it prints one Ready as a JSON line on stdout once it serves;
 //   - it logs JSON lines to stderr;
-//   - it dies when stdin closes, so that no orphan can exist;
+//   - it exits when stdin closes, so no process outlives its parent;
 //   - on SIGTERM it drains and exits 0 within DrainSeconds.
 type NodeConfig struct {
 	Node   string `json:"node"`
@@ -19,41 +19,39 @@ type NodeConfig struct {
 	Engine Engine `json:"engine"`
 
 	Listen string `json:"listen"` // IP address to bind
-	Port   int    `json:"port"`   // 0 = any free port; a restarted node gets its old one
+	Port   int    `json:"port"`   // 0 = any free port; a restarted node gets the port that it had
 	Dir    string `json:"dir"`    // private directory; for db and blob it already holds the copied template
-	Procs  int    `json:"procs"`  // GOMAXPROCS, or the like of a native server
+	Procs  int    `json:"procs"`  // GOMAXPROCS, or the equivalent setting of a native server
 
-	// IDHost is the host number in the ids that a web node makes, 1 to MaxIDHost.
-	// It is leased to one process. Whoever starts nodes gives numbers in turns, and
-	// leaves out those that other web nodes have, so that a number comes back after
-	// hundreds of starts. By then the clock has passed all ids that were made with it,
-	// also those of a process that died while it was ahead of the clock.
+	// IDHost is the host number in the ids that a web node generates, 1 to MaxIDHost.
+	// No two running web nodes have the same number. The starter assigns numbers in
+	// rotation, so a number is reused only after hundreds of starts. An earlier reuse
+	// could repeat ids of a crashed process whose ids were ahead of the clock.
 	IDHost int `json:"id_host,omitempty"`
 
 	DrainSeconds float64      `json:"drain_seconds"`
-	Wiring       Wiring       `json:"wiring"`                // its neighbours, to begin with
-	Service      Service      `json:"service,omitempty"`     // of a web node; empty = everything
-	Replication  *Replication `json:"replication,omitempty"` // of a database; nil = it has no copies
+	Wiring       Wiring       `json:"wiring"`                // its neighbours at the start
+	Service      Service      `json:"service,omitempty"`     // web nodes only; empty = all services
+	Replication  *Replication `json:"replication,omitempty"` // databases only; nil = no replication
 	Knobs        Knobs        `json:"knobs"`
 	Data         Data         `json:"data"` // the seeded data set that the system holds
 }
 
-// MaxIDHost is the highest host number; 0 is that of seeded records.
+// MaxIDHost is the highest host number. Seeded records have the host number 0.
 const MaxIDHost = 255
 
 // RequestIDHeader is the header that carries a request's id through all tiers
-// and their logs. The first tier that meets a request without one gives it one:
-// 32 hexadecimal digits. One that a client sends is kept when it is made of 1 to
-// 64 letters, digits, '-', '_' and '.'.
+// and their logs. A client may send an id of 1 to 64 letters, digits, '-', '_'
+// and '.'. Otherwise the first tier generates one: 32 hexadecimal digits.
 const RequestIDHeader = "X-Request-Id"
 
-// Ready is what a node prints when it serves.
+// Ready is the document that a node prints when it serves.
 type Ready struct {
 	Node    string `json:"node"`
 	Address string `json:"address"`           // host:port of its protocol: HTTP for web, lb and blob, PostgreSQL for db
 	Admin   string `json:"admin"`             // host:port that answers /metrics and /healthz over HTTP; may equal Address
-	Version string `json:"version,omitempty"` // of the engine, as it says it
-	PIDs    []int  `json:"pids,omitempty"`    // processes of the native server, besides the node's own
+	Version string `json:"version,omitempty"` // the version that the engine reports
+	PIDs    []int  `json:"pids,omitempty"`    // processes of the native server; the node's own process is not listed
 }
 
 // Data identifies a seeded data set: the same Data gives the same rows and the
@@ -63,21 +61,21 @@ type Data struct {
 	Seed uint64 `json:"seed"`
 }
 
-// DataCounts is how much a data set holds. Ids of seeded users are 1..Users;
-// those of photos follow from their indexes, which are 1..Photos.
+// DataCounts is the number of records in a data set. Seeded users have the ids
+// 1..Users. The ids of seeded photos are computed from their indexes, 1..Photos.
 type DataCounts struct {
 	Users    int `json:"users"`
 	Photos   int `json:"photos"`
 	Comments int `json:"comments"`
-	Follows  int `json:"follows"` // target; the power law gives a few less after duplicates
+	Follows  int `json:"follows"` // upper bound: a few are duplicates and are dropped
 	Images   int `json:"images"`  // distinct JPEGs in the pool that seeded photos share
 }
 
 // DataSizes lists the sizes from small to large.
 func DataSizes() []string { return []string{"small", "medium", "large"} }
 
-// Counts returns what a data set of this size holds; ok is false for an
-// unknown size.
+// Counts returns the number of records in a data set of this size; ok is false
+// for an unknown size.
 func (d Data) Counts() (c DataCounts, ok bool) {
 	switch d.Size {
 	case "small":

@@ -7,21 +7,21 @@ import (
 	"sync/atomic"
 )
 
-// RequestIDs makes ids that nobody else makes: a random half that was drawn once,
-// and a count. It may be used by many goroutines.
+// RequestIDs generates unique request ids. An id is a random prefix, drawn once per
+// RequestIDs, and a counter. It is safe for concurrent use.
 type RequestIDs struct {
 	prefix uint64
 	count  atomic.Uint64
 }
 
-// NewRequestIDs returns a source of ids of its own.
+// NewRequestIDs returns a generator with a new random prefix.
 func NewRequestIDs() *RequestIDs {
-	var half [8]byte
-	_, _ = rand.Read(half[:]) // never fails
-	return &RequestIDs{prefix: binary.BigEndian.Uint64(half[:])}
+	var prefix [8]byte
+	_, _ = rand.Read(prefix[:]) // never fails
+	return &RequestIDs{prefix: binary.BigEndian.Uint64(prefix[:])}
 }
 
-// Of returns the id that a request came with, or a new one.
+// Of returns the id in the request's header if it is valid, else a new one.
 func (g *RequestIDs) Of(header map[string][]string) string {
 	if sent := header[RequestIDHeader]; len(sent) == 1 && validID(sent[0]) {
 		return sent[0]
@@ -34,8 +34,7 @@ func (g *RequestIDs) Of(header map[string][]string) string {
 	return string(text[:])
 }
 
-// validID reports whether an id of a client's is one that RequestIDHeader
-// lets pass.
+// validID reports whether an id has the form that RequestIDHeader allows.
 func validID(id string) bool {
 	for i := range len(id) {
 		switch c := id[i]; {

@@ -7,20 +7,19 @@ import (
 	"strings"
 )
 
-// Route says which web nodes get the requests that fulfil all its conditions.
-// A condition that is empty is fulfilled by every request. Of several routes
-// the first that matches counts. When none of its nodes is up the request has
-// no host, even if others have one.
+// Route sends the requests that match all its conditions to some web nodes. An
+// empty condition matches every request. The first route that matches a request
+// decides. When none of its nodes is up, the request fails, even if a later route
+// matches it.
 type Route struct {
 	Method string   `json:"method,omitempty"`
-	Path   string   `json:"path,omitempty"`   // the whole path, or with a '*' at its end everything that begins like it
-	Header string   `json:"header,omitempty"` // NAME, which must be there, or NAME:VALUE
-	Cookie string   `json:"cookie,omitempty"` // NAME, which must be there, or NAME:VALUE
+	Path   string   `json:"path,omitempty"`   // an exact path, or a prefix followed by '*'
+	Header string   `json:"header,omitempty"` // NAME for any value, or NAME:VALUE
+	Cookie string   `json:"cookie,omitempty"` // NAME for any value, or NAME:VALUE
 	To     []string `json:"to"`               // names of nodes
 }
 
-// What a condition can be made of: what stands in a configuration file of any
-// engine without quotes.
+// These forms need no quotes in the configuration file of any engine.
 var (
 	routeMethod = regexp.MustCompile(`^[A-Z]+$`)
 	routePath   = regexp.MustCompile(`^/[A-Za-z0-9_./~-]*\*?$`)
@@ -28,14 +27,14 @@ var (
 	routeNode   = regexp.MustCompile(`^[a-z0-9_-]+$`)
 )
 
-// Validate says what is wrong with a route.
+// Validate returns the first error in a route.
 func (r Route) Validate() error {
 	for _, condition := range []struct {
 		name, value, want string
 		form              *regexp.Regexp
 	}{
 		{"method", r.Method, "a method such as POST", routeMethod},
-		{"path", r.Path, "a path such as /api/photos, or /img/* for all that begins like it", routePath},
+		{"path", r.Path, "a path such as /api/photos, or a prefix such as /img/*", routePath},
 		{"header", r.Header, "NAME or NAME:VALUE", routePair},
 		{"cookie", r.Cookie, "NAME or NAME:VALUE", routePair},
 	} {
@@ -54,8 +53,8 @@ func (r Route) Validate() error {
 	return nil
 }
 
-// ParseRoutes reads routes as people write them: conditions, an arrow, hosts,
-// and a semicolon between two routes.
+// ParseRoutes reads routes from text. A route is conditions, an arrow and hosts. A
+// semicolon separates two routes.
 //
 //	path=/img/* -> web-3; method=POST header=X-Batch:1 -> web-1 web-2
 func ParseRoutes(text string) ([]Route, error) {
@@ -66,7 +65,8 @@ func ParseRoutes(text string) ([]Route, error) {
 	for _, line := range strings.Split(text, ";") {
 		conditions, hosts, found := strings.Cut(line, "->")
 		if !found {
-			return nil, fmt.Errorf("route %q: want CONDITION... -> HOST..., for example path=/img/* -> web-3", strings.TrimSpace(line))
+			return nil, fmt.Errorf("route %q: want CONDITION... -> HOST..., for example path=/img/* -> web-3",
+				strings.TrimSpace(line))
 		}
 		route := Route{To: strings.Fields(hosts)}
 		for _, condition := range strings.Fields(conditions) {
@@ -84,12 +84,13 @@ func ParseRoutes(text string) ([]Route, error) {
 
 func (r *Route) add(condition string) error {
 	name, value, found := strings.Cut(condition, "=")
-	field, known := map[string]*string{"method": &r.Method, "path": &r.Path, "header": &r.Header, "cookie": &r.Cookie}[name]
+	fields := map[string]*string{"method": &r.Method, "path": &r.Path, "header": &r.Header, "cookie": &r.Cookie}
+	field, known := fields[name]
 	switch {
 	case !known || !found || value == "":
 		return fmt.Errorf("condition %q: want method=, path=, header= or cookie= with a value", condition)
 	case *field != "":
-		return fmt.Errorf("condition %q: the route has a %s already", condition, name)
+		return fmt.Errorf("condition %q: the route already has a %s", condition, name)
 	}
 	*field = value
 	return nil

@@ -23,7 +23,7 @@ func TestParseRoutes(t *testing.T) {
 		"path=/a ->":                  "no hosts after ->",
 		"host=a -> web-1":             `condition "host=a": want method=`,
 		"path= -> web-1":              `condition "path=": want method=`,
-		"path=/a path=/b -> web-1":    "has a path already",
+		"path=/a path=/b -> web-1":    "already has a path",
 		"path=a -> web-1":             `path "a": want a path`,
 		"path=/a*b -> web-1":          `path "/a*b": want a path`,
 		"method=post -> web-1":        `method "post": want a method`,

@@ -22,11 +22,11 @@ const (
 	Caches   Stage = "cache"
 )
 
-// Role is what a node does in the system.
+// Role is the function of a node in the system.
 type Role string
 
-// The roles of nodes. Seed is a one-shot node that fills an empty database and
-// an empty blob directory, so that the result can be kept as a template.
+// The roles of nodes. A Seed node fills an empty database and an empty blob
+// directory, which are then kept as a template, and exits.
 const (
 	Web     Role = "web"
 	DB      Role = "db"
@@ -36,7 +36,7 @@ const (
 	Seed    Role = "seed"
 )
 
-// Engine is what realises a role.
+// Engine is the implementation of a role.
 type Engine string
 
 // The engines that are built today. Embedded engines live in this binary;
@@ -49,11 +49,11 @@ const (
 	RESP       Engine = "resp"      // cache, embedded
 	Redis      Engine = "redis"     // cache, native
 	Memcached  Engine = "memcached" // cache, native
-	App        Engine = "app"       // web: always ours
-	Files      Engine = "files"     // blob: always ours
+	App        Engine = "app"       // web, embedded; there is no native one
+	Files      Engine = "files"     // blob, embedded; there is no native one
 )
 
-// ErrorBody is what all nodes answer over HTTP when something goes wrong.
+// ErrorBody is the body of every HTTP error response of a node.
 type ErrorBody struct {
 	Error string `json:"error"`
 	Hint  string `json:"hint,omitempty"` // what to do about it

@@ -10,8 +10,8 @@ import (
 // budget and dies with it.
 type Host struct {
 	Name        string  `json:"name"`
-	Units       float64 `json:"units"`        // size in units; a balancer has two
-	CPU         float64 `json:"cpu"`          // cores, Units times the size of the unit
+	Units       float64 `json:"units"`        // size in units; a balancer has 2 by default
+	CPU         float64 `json:"cpu"`          // cores: Units times the size of a unit
 	MemoryBytes int64   `json:"memory_bytes"` // limit
 	Region      string  `json:"region,omitempty"`
 }
@@ -24,20 +24,20 @@ type Node struct {
 	Engine Engine   `json:"engine"`
 	Uses   []string `json:"uses,omitempty"` // names of the nodes that it calls; they start before it
 
-	// Replicated is set for a database that has copies. The one that uses no other
-	// is the primary to begin with; which one is later, a failover decides. With
-	// several primaries none uses another.
+	// Replicated is true for a database of a replicated tier. The database that uses
+	// no other is the first primary. A failover may promote another one later. In a
+	// multi-primary topology no database uses another.
 	Replicated bool `json:"replicated,omitempty"`
 
-	Service Service `json:"service,omitempty"` // what a web node offers; empty = everything
-	Weight  float64 `json:"weight,omitempty"`  // of a web node under weighted_round_robin; 0 = 1
-	Routes  []Route `json:"routes,omitempty"`  // of a balancer: what goes where; none = everything anywhere
+	Service Service `json:"service,omitempty"` // the service of a web node; empty = all services
+	Weight  float64 `json:"weight,omitempty"`  // web nodes under weighted_round_robin; 0 = 1
+	Routes  []Route `json:"routes,omitempty"`  // balancers only; empty = every host gets every request
 }
 
-// Service is a part of the web tier that can be placed on hosts of its own.
+// Service is a part of the web tier that can run on hosts of its own.
 type Service string
 
-// The services that web.split takes apart. The empty Service is both.
+// The services that web.split separates. The empty Service is both.
 const (
 	Reads   Service = "reads"   // everything but the upload of photos
 	Uploads Service = "uploads" // the upload of photos, and nothing else
@@ -49,11 +49,11 @@ type Topology struct {
 	UnitCPU   float64  `json:"unit_cpu"` // cores per unit
 	Knobs     Knobs    `json:"knobs"`    // effective values, defaults included
 	Hosts     []Host   `json:"hosts"`
-	Nodes     []Node   `json:"nodes"`     // in start order: a node comes after all that it uses
-	Frontends []string `json:"frontends"` // names of the nodes that clients talk to, any of them
-	// Counters names the nodes whose own counts of requests add up to what
-	// clients sent: the frontends, or the web nodes where a balancer of layer 4
-	// sees connections only.
+	Nodes     []Node   `json:"nodes"`     // in start order: a node comes after all nodes that it uses
+	Frontends []string `json:"frontends"` // names of the nodes that clients talk to; any of them serves any request
+	// Counters names the nodes whose request counters add up to the requests that
+	// clients sent. These are the frontends, or the web nodes behind layer 4
+	// balancers, which see only connections.
 	Counters []string `json:"counters"`
 }
 
@@ -75,12 +75,12 @@ func (t Topology) CPU() float64 {
 	return sum
 }
 
-// Knobs are settings of a topology by name, as text: "lb.policy" -> "least_conn".
-// Those of a topology hold every knob with its effective value. Package ladder
-// reads them as typed settings.
+// Knobs maps the names of settings to their values as text: "lb.policy" ->
+// "least_conn". The Knobs of a Topology hold every knob with its effective value.
+// Package ladder reads them as typed settings.
 type Knobs map[string]string
 
-// MultiPrimary reports whether each database takes writes.
+// MultiPrimary reports whether more than one database takes writes.
 func (t Topology) MultiPrimary() bool {
 	primaries := 0
 	for _, n := range t.Nodes {

@@ -2,27 +2,27 @@ package sut
 
 import "errors"
 
-// Wiring is what a node is told about its neighbours: one document for every role.
-// A node gets its first one with its configuration. A running node takes a new one by
-// PUT of its JSON to WiringPath at its admin address:
-//   - 204: the node acts by it. Nothing that begins from now on goes to a node that is
-//     not listed or is draining, and what was under way there has ended.
-//   - 504: the same, but something under way has not ended within the time that the
-//     header DrainHeader gives, in seconds. It goes on.
-//   - 409: the epoch is lower than that of a document that the node has. Nothing changed.
-//   - 400: the document is wrong. Nothing changed.
+// Wiring lists the neighbours of a node, in one document for every role. A node gets its
+// first one in its NodeConfig. A running node takes a new one by PUT of its JSON to
+// WiringPath at its admin address:
+//   - 204: the wiring is in effect. New calls go only to nodes that are listed and not
+//     draining. All calls to the other nodes have ended.
+//   - 504: the wiring is in effect, but calls to the other nodes did not end within the
+//     time in the header DrainHeader, in seconds. These calls go on.
+//   - 409: the epoch is lower than the epoch of the node's wiring. Nothing changed.
+//   - 400: the wiring is invalid. Nothing changed.
 //
 // The same document may be sent again. Errors are JSON: {"error": ..., "hint": ...}.
 type Wiring struct {
-	Epoch int64 `json:"epoch"` // grows with each change of the system; 0 = a node that is alone
-	// Uses is the nodes that the node calls, by role, in the order of the topology. Of
-	// databases the primary is first. Under its own role a node finds all members of its
-	// tier, itself included, where the tier shares its keys among them.
+	Epoch int64 `json:"epoch"` // grows with each change of the system; 0 = a node without a system
+	// Uses is the nodes that this node calls, by role, in the order of the topology. The
+	// primary is the first of the databases. If the node's tier spreads keys over its
+	// nodes, the node's own role lists all of them, this node included.
 	Uses map[Role][]Peer `json:"uses,omitempty"`
-	// Routes says what a balancer sends where; none = everything anywhere.
+	// Routes are the routes of a balancer; empty = every host gets every request.
 	Routes []Route `json:"routes,omitempty"`
-	// Moving says that keys change their owner within the node's tier until the next
-	// document: a node must keep nothing to itself that another one needs to know.
+	// Moving is true while keys move between the nodes of the node's tier. A node must
+	// then not hold back a write that the next owner of its key needs.
 	Moving bool `json:"moving,omitempty"`
 }
 
@@ -31,8 +31,8 @@ type Peer struct {
 	Node    string  `json:"node"`
 	Address string  `json:"address"`          // host:port
 	Weight  float64 `json:"weight,omitempty"` // its share of requests under weighted_round_robin; 0 = 1
-	// Draining is set for a node that is about to leave: it gets nothing new. A store of
-	// photo bytes may still be asked for what no other has.
+	// Draining is true for a node that will be removed. It gets no new requests, except
+	// that a draining blob node is still read for objects that no other node has.
 	Draining bool `json:"draining,omitempty"`
 }
 
@@ -47,8 +47,7 @@ func (w Wiring) Active(role Role) []Peer {
 	return active
 }
 
-// ErrWiring says that a component refuses what a wiring tells it, and that nothing has
-// changed.
+// ErrWiring means that a component rejected a wiring. Nothing changed.
 var ErrWiring = errors.New("wiring")
 
 // The admin interface for wirings.

@@ -1,30 +1,31 @@
 // Package app is the photo service: one HTTP handler that answers the JSON API,
 // the HTML page, the images and the static assets of a web host.
 //
-// It owns the protocol and nothing else. Rows are in the Store, bytes in Blobs,
-// logins in Sessions, and processing is a function: all of them are declared
-// here, in tiers.go, as the service needs them, and given to New. The package
-// opens no connection and starts no goroutine that outlives its request.
+// The package implements the HTTP protocol only. Records are in the Store, bytes in
+// Blobs, logins in Sessions, and image processing is a function. All of them are
+// given to New. The package opens no connection and starts no goroutine that
+// outlives its request.
 //
-// The usual order of calls: New, serve it for as long as the node lives, Drain
-// when the node is told to stop. All methods may be called concurrently.
+// The usual order of calls is New, then serve requests, then Drain before the node
+// stops. All methods may be called concurrently.
 //
-// What a client can rely on:
-//   - Every response carries X-Served-By, the node that answered; every
-//     response that shows a record carries its version in X-Record-Version (of
-//     a list, the highest), so that a client can tell a stale answer. A single
-//     record that was read from a cache comes with "X-Cache: hit".
-//   - Every response carries the request's id in X-Request-Id: the one that it
-//     came with, or a new one. Log lines and calls to other tiers have it, too.
-//   - Errors are JSON, {"error": what was wrong, "hint": what to do}. What the
-//     client sent wrong is 4xx, never 500.
-//   - When a tier is away, what needs it answers 503 with Retry-After; what does
-//     not need it goes on. Whatever was answered without it names it in
-//     X-Degraded (db, blob, session).
-//   - A tier is waited for no longer than Config.TierTimeout, a client's body
-//     no longer than Config.BodyTimeout. How long a client may take for the
-//     header of a request, or to read the response, is for the http.Server to
-//     say.
+// A client can rely on these rules:
+//   - Every response names the node that served it in X-Served-By.
+//   - A response that shows a record has the record's version in X-Record-Version,
+//     so that a client can detect a stale response. A list has the highest version
+//     of its records.
+//   - A single record that was read from a cache has the header "X-Cache: hit".
+//   - Every response has the request's id in X-Request-Id. It is the client's id if
+//     that is valid, and else a new one. Log lines and calls to other tiers have the
+//     same id.
+//   - Errors are JSON: {"error": what was wrong, "hint": what to do}. A client's
+//     error is 4xx, never 500.
+//   - When a tier is down, requests that need it get 503 with Retry-After. Other
+//     requests still work. A response that lacks a tier names it in X-Degraded (db,
+//     blob, session).
+//   - A request waits for other tiers at most Config.TierTimeout, and for the
+//     client's body at most Config.BodyTimeout. The http.Server bounds the time to
+//     read the request header and to write the response.
 //
 // Times are microseconds since the Unix epoch, sizes are bytes.
 package app
@@ -62,40 +63,40 @@ const (
 // SessionCookie is the name of the cookie that holds a session's token.
 const SessionCookie = "session"
 
-// Config is what a web node is made of. All fields up to Now are needed.
+// Config is the configuration of a web node. All fields up to Now are required.
 type Config struct {
-	Node     string // name of the node, in X-Served-By
+	Node     string // name of the node, sent in X-Served-By
 	Store    photos.Records
 	Blobs    Blobs
 	Sessions Sessions
-	// Process makes the variants of an upload: imaging.Process. Its errors wrap
-	// those of package photos.
+	// Process makes the variants of an upload, as imaging.Process does. Its errors
+	// wrap ErrTooManyPixels, ErrTruncated or ErrNotJPEG of package photos.
 	Process  func(original []byte) (photos.Variants, error)
 	IDs      *photos.IDSource
 	Log      *slog.Logger
-	Registry *prometheus.Registry // gets the app's metrics, and is what /metrics shows
+	Registry *prometheus.Registry // receives the app's metrics; /metrics shows all of it
 	Now      func() time.Time
 
-	// Service is what this host offers: sut.Reads, sut.Uploads, or both when it is
-	// empty. What it does not offer is 421: it belongs to another host.
+	// Service is the service of this host: sut.Reads, sut.Uploads, or "" for both. A
+	// request for another service gets 421.
 	Service sut.Service
-	// Full reports whether a request came over a connection that is one too many
-	// for this host; it is answered 503, and whoever serves closes the connection.
-	// nil = none is.
+	// Full reports whether a request came over a connection above the limit of this
+	// host. Such a request gets 503; the server must close the connection. nil = no
+	// limit.
 	Full func(context.Context) bool
-	// LogRequests says which requests are logged, a line each with their ids:
-	// sut.LogFailed, which is the default, those answered 500 or more; sut.LogAll or
-	// sut.LogNone. Mistakes of the service are logged whatever it says.
+	// LogRequests selects which requests are logged, one line each: sut.LogFailed
+	// (default), those with a status of 500 or more; sut.LogAll; or sut.LogNone.
+	// Requests with status 500 are always logged, because they are bugs.
 	LogRequests string
 
-	TierTimeout    time.Duration // for all calls to tiers of one request; 0 = 5 s
+	TierTimeout    time.Duration // for all calls of one request to other tiers; 0 = 5 s
 	BodyTimeout    time.Duration // from the start of a request to the end of its body; 0 = 60 s
-	MaxUploadBytes int64         // of one original; 0 = 8 MiB
+	MaxUploadBytes int64         // size of one original; 0 = 8 MiB
 	// UploadMemory bounds the bytes of all uploads that are being read or
-	// processed; an upload above it is told to come back. 0 = 64 MiB.
+	// processed. An upload above it gets 503. 0 = 64 MiB.
 	UploadMemory int64
-	// ProcessSlots is how many uploads are processed at once, 0 = GOMAXPROCS:
-	// more would not be faster, and each needs memory for its pixels.
+	// ProcessSlots is the number of uploads that are processed at once; 0 =
+	// GOMAXPROCS. A higher number needs more memory and is not faster.
 	ProcessSlots int
 }
 
@@ -110,19 +111,19 @@ func (c Config) withDefaults() (Config, error) {
 	case c.Node == "":
 		return c, errors.New("app: the node has no name")
 	case c.Store == nil || c.Blobs == nil || c.Sessions == nil:
-		return c, errors.New("app: a store, blobs and sessions are needed")
+		return c, errors.New("app: Store, Blobs and Sessions are required")
 	case c.Process == nil || c.IDs == nil:
-		return c, errors.New("app: photo processing and a source of ids are needed")
+		return c, errors.New("app: Process and IDs are required")
 	case c.Log == nil || c.Registry == nil || c.Now == nil:
-		return c, errors.New("app: a logger, a registry and a clock are needed")
+		return c, errors.New("app: Log, Registry and Now are required")
 	case min(c.TierTimeout, c.BodyTimeout) < 0 || min(c.MaxUploadBytes, int64(c.ProcessSlots)) < 0:
-		return c, errors.New("app: no limit may be negative")
+		return c, errors.New("app: a limit is negative")
 	case c.Service != "" && c.Service != sut.Reads && c.Service != sut.Uploads:
 		return c, fmt.Errorf("app: unknown service %q", c.Service)
 	case c.LogRequests != sut.LogFailed && c.LogRequests != sut.LogAll && c.LogRequests != sut.LogNone:
 		return c, fmt.Errorf("app: log requests %q: want %s, %s or %s", c.LogRequests, sut.LogFailed, sut.LogAll, sut.LogNone)
 	case c.UploadMemory < c.MaxUploadBytes+formOverhead:
-		return c, errors.New("app: the memory for uploads must hold at least one of the largest")
+		return c, errors.New("app: UploadMemory must hold at least one upload of the maximum size")
 	}
 	return c, nil
 }
@@ -131,7 +132,7 @@ func (c Config) withDefaults() (Config, error) {
 type App struct {
 	config  Config
 	mux     *http.ServeMux
-	checks  map[string]http.Handler // by path: for operators and balancers, not counted as requests
+	checks  map[string]http.Handler // health checks by path; they are not counted as requests
 	metrics *metrics
 	page    *template.Template
 	assets  map[string]asset
@@ -175,8 +176,8 @@ func New(c Config) (*App, error) {
 	return a, nil
 }
 
-// Operations is the operators' side: /healthz, /readyz and /metrics. Balancers
-// find the first two at the public address as well.
+// Operations returns the handler of the admin address: /healthz, /readyz and
+// /metrics. The public address serves the first two as well, for balancers.
 func (a *App) Operations() http.Handler {
 	metrics := readOnly(promhttp.HandlerFor(a.config.Registry, promhttp.HandlerOpts{}).ServeHTTP)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -186,8 +187,8 @@ func (a *App) Operations() http.Handler {
 		case r.URL.Path == "/metrics":
 			metrics.ServeHTTP(w, r)
 		default:
-			sendError(w, http.StatusNotFound, "nothing is at "+r.URL.Path,
-				"operators find /healthz, /readyz and /metrics here")
+			sendError(w, http.StatusNotFound, "there is nothing at "+r.URL.Path,
+				"this address serves /healthz, /readyz and /metrics")
 		}
 	})
 }
@@ -195,8 +196,8 @@ func (a *App) Operations() http.Handler {
 // Draining reports whether Drain was called.
 func (a *App) Draining() bool { return a.draining.Load() }
 
-// Drain makes /readyz answer 503, so that balancers send nothing new. Requests
-// that come nevertheless are served.
+// Drain makes /readyz answer 503, so that balancers send no new requests. Requests
+// that still arrive are served.
 func (a *App) Drain() { a.draining.Store(true) }
 
 // ServeHTTP answers one request, and counts it.
@@ -212,40 +213,39 @@ func (a *App) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x.ctx = requestContext{Context: r.Context(), id: [1]string{a.ids.Of(r.Header)}}
 	header[sut.RequestIDHeader] = x.ctx.id[:]
 	if r.ContentLength != 0 {
-		// Also for a body that nobody will read: the server does so before it
-		// sends the answer, and without a bound would wait for ever.
+		// Also for a request whose handler does not read the body: the server reads
+		// the rest of it, and without a deadline would wait forever.
 		x.setBodyDeadline(x.begun.Add(a.config.BodyTimeout))
 	}
 	a.metrics.inFlight.Inc()
 	defer a.finish(x)
 	if a.config.Full != nil && a.config.Full(r.Context()) {
-		a.refuse(x, busy("this host has as many connections as it takes"))
+		a.refuse(x, busy("this host has reached its maximum number of connections"))
 		return
 	}
 	a.mux.ServeHTTP(x, r)
 }
 
-// requestIDKey is where a request's context has its id.
+// requestIDKey is the key of the request id in a request's context.
 type requestIDKey struct{}
 
-// requestContext is the context of one request. It is a part of the exchange,
-// whose id is that of the response's header, too: nothing of it is allocated on
-// its own.
+// requestContext is the context of one request. The exchange contains it, and the
+// response header shares its id, so it needs no allocation of its own.
 type requestContext struct {
 	context.Context
 	id [1]string
 }
 
-// Value returns the id, or what the server put into the context.
+// Value returns the request id, or a value of the server's context.
 func (c *requestContext) Value(key any) any {
 	if _, ours := key.(requestIDKey); ours {
-		return &c.id[0] // a pointer: a string would be copied to the heap
+		return &c.id[0] // a pointer, because a string would be copied to the heap
 	}
 	return c.Context.Value(key)
 }
 
-// RequestID returns the id of the request that a context belongs to, "" for any
-// other context. It goes with the calls that are made to other tiers.
+// RequestID returns the request id in a context, or "" if the context belongs to no
+// request. Clients of other tiers send it with their calls.
 func RequestID(ctx context.Context) string {
 	if id, ok := ctx.Value(requestIDKey{}).(*string); ok {
 		return *id
@@ -253,27 +253,27 @@ func RequestID(ctx context.Context) string {
 	return ""
 }
 
-// finish ends an exchange. It runs deferred: a handler that panics is a mistake
-// of ours, answered with a 500 where nothing was sent yet, and must not escape
-// the figures or take the process along.
+// finish ends an exchange: it recovers from a panic, counts and logs the request. It
+// must run deferred. A handler that panics is a bug. It must not stop the process, and
+// its request must still be counted. The client gets a 500 if nothing was sent yet.
 func (a *App) finish(x *exchange) {
 	cause := recover()
 	if cause != nil && cause != http.ErrAbortHandler {
 		a.config.Log.Error("a handler panicked", "request_id", x.id(), "op", x.op.name,
 			"method", x.r.Method, "path", x.r.URL.Path, "panic", cause, "stack", string(debug.Stack()))
 		if x.status == 0 {
-			a.refuse(x, mistake(nil))
+			a.refuse(x, internalError(nil))
 			cause = nil
 		}
 	}
 	a.metrics.inFlight.Dec()
-	x.answered(http.StatusOK) // what the server sends for a handler that said nothing
+	x.answered(http.StatusOK) // the server sends 200 if the handler sent nothing
 	took := a.config.Now().Sub(x.begun)
 	x.op.seconds.Observe(took.Seconds())
 	a.logRequest(x, took)
 	if cause != nil {
-		// The response has begun: breaking the connection is the only way left to
-		// say that it is not whole.
+		// Part of the response was sent. Only a broken connection can tell the client
+		// that it is incomplete.
 		panic(http.ErrAbortHandler)
 	}
 }

@@ -21,7 +21,7 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// service is an app with its fakes.
+// service is an app with fakes of its tiers.
 type service struct {
 	*app.App
 	store    *fakeStore
@@ -29,7 +29,7 @@ type service struct {
 	sessions *fakeSessions
 	registry *prometheus.Registry
 	log      *bytes.Buffer
-	cookie   string // of user 1
+	cookie   string // session cookie of user 1
 }
 
 // newService returns a service in which user 1 is logged in and every photo
@@ -66,7 +66,7 @@ func newService(t testing.TB, adjust ...func(*app.Config)) *service {
 	return s
 }
 
-// request is one request, and how it is sent.
+// request is one request and the way it is sent.
 type request struct {
 	method, path string
 	body         string
@@ -75,7 +75,7 @@ type request struct {
 	unsized      bool // without a Content-Length
 }
 
-// do answers a request.
+// do sends a request to the service and returns the response.
 func (s *service) do(r request) *httptest.ResponseRecorder {
 	var body io.Reader = strings.NewReader(r.body)
 	if r.unsized {
@@ -105,7 +105,7 @@ func uploadOf(body []byte) request {
 	}
 }
 
-// TestAnswers holds the status, the headers and the body of what works.
+// Every route answers a correct request with this status, version and body.
 func TestAnswers(t *testing.T) {
 	login := fmt.Sprintf(`{"login": "user-2", "password": %q}`, sut.SeedPassword)
 	for _, test := range []struct {
@@ -113,7 +113,7 @@ func TestAnswers(t *testing.T) {
 		request  request
 		status   int
 		version  string // X-Record-Version
-		contains string // the body
+		contains string // part of the body
 	}{
 		{"page", get("/"), 200, "9", "<title>Photos</title>"},
 		{"feed", get("/api/feed?user=3&limit=2"), 200, "4", `{"user":3,"photos":[{"id":4,`},
@@ -160,22 +160,21 @@ func TestAnswers(t *testing.T) {
 				t.Errorf("record version %q, want %q", got, test.version)
 			}
 			if w.Header().Get(app.HeaderServedBy) != "web-1" || w.Header().Get("X-Content-Type-Options") != "nosniff" {
-				t.Errorf("headers every response has are missing: %v", w.Header())
+				t.Errorf("the response lacks a header that every response must have: %v", w.Header())
 			}
 			if strings.HasPrefix(w.Body.String(), "{") {
 				if got := w.Header().Get("Content-Type"); got != "application/json" {
-					t.Errorf("JSON is sent as %s", got)
+					t.Errorf("JSON has the content type %s", got)
 				}
 				if strings.Contains(w.Body.String(), "assword") {
-					t.Errorf("a password leaks: %s", w.Body)
+					t.Errorf("the body contains a password: %s", w.Body)
 				}
 			}
 		})
 	}
 }
 
-// A single record that was read from a cache comes with a header that says so, and
-// nothing else does.
+// Only the response for a single record that was read from a cache has X-Cache: hit.
 func TestRecordsFromACache(t *testing.T) {
 	s := newService(t)
 	for id := range s.store.photos {
@@ -198,7 +197,8 @@ func TestRecordsFromACache(t *testing.T) {
 	}
 }
 
-// HEAD answers like GET, without the body. A real server strips it.
+// HEAD answers like GET, without the body. The test needs a real server, because the
+// server drops the body.
 func TestHead(t *testing.T) {
 	s := newService(t)
 	server := httptest.NewServer(s)
@@ -229,8 +229,8 @@ func TestHead(t *testing.T) {
 	}
 }
 
-// TestLifecycle is the life of a user and a photo, each step relying on the
-// ones before.
+// A user logs in, uploads, changes and deletes a photo, and logs out. Each step relies
+// on the steps before it.
 func TestLifecycle(t *testing.T) {
 	s := newService(t)
 	login := s.do(request{
@@ -240,7 +240,7 @@ func TestLifecycle(t *testing.T) {
 	cookies := login.Result().Cookies()
 	if len(cookies) != 1 || cookies[0].Name != app.SessionCookie || !cookies[0].HttpOnly ||
 		cookies[0].SameSite != http.SameSiteLaxMode || cookies[0].Path != "/" {
-		t.Fatalf("login gives cookies %v", cookies)
+		t.Fatalf("login set the cookies %v", cookies)
 	}
 	s.cookie = cookies[0].Name + "=" + cookies[0].Value
 	original := sampleJPEG(40, 30)
@@ -279,7 +279,7 @@ func TestLifecycle(t *testing.T) {
 	read := s.do(get(where))
 	if err := json.Unmarshal(read.Body.Bytes(), &photo); err != nil || photo.Title != "Smørrebrød" || photo.Likes != 1 ||
 		photo.Comments != 1 || photo.Version != 4 {
-		t.Errorf("the photo is now %+v, %v", photo, err)
+		t.Errorf("after the changes the photo is %+v, %v", photo, err)
 	}
 	if got := s.store.comments[0]; got.Text != "two\nlines" || got.UserID != 4 || got.PhotoID != photo.ID {
 		t.Errorf("the comment is %+v", got)
@@ -293,8 +293,8 @@ func TestLifecycle(t *testing.T) {
 		}
 	}
 	logout := s.do(request{method: "POST", path: "/api/logout"})
-	if gone := logout.Result().Cookies(); logout.Code != 204 || len(gone) != 1 || gone[0].MaxAge >= 0 {
-		t.Errorf("logout: %d, cookies %v", logout.Code, gone)
+	if removed := logout.Result().Cookies(); logout.Code != 204 || len(removed) != 1 || removed[0].MaxAge >= 0 {
+		t.Errorf("logout: %d, cookies %v", logout.Code, removed)
 	}
 	if w := s.do(request{method: "GET", path: "/api/me"}); w.Code != 401 {
 		t.Errorf("me after logout: %d", w.Code)
@@ -359,7 +359,7 @@ func TestLoginEndsTheOldSession(t *testing.T) {
 		t.Fatalf("login: %d %s", w.Code, w.Body)
 	}
 	if w := s.do(request{method: "GET", path: "/api/me"}); w.Code != 401 {
-		t.Errorf("the session before still works: %d", w.Code)
+		t.Errorf("the old session is still valid: %d", w.Code)
 	}
 }
 

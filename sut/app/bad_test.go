@@ -14,7 +14,7 @@ import (
 	"github.com/stagebench/stagebench/sut/app"
 )
 
-// bad is a request that is at fault, and what it gets.
+// bad is a bad request and the status that it must get.
 type bad struct {
 	name    string
 	request request
@@ -29,7 +29,7 @@ func upload(contentType, body string) request {
 	return request{method: "POST", path: "/api/photos", body: body, header: map[string]string{"Content-Type": contentType}}
 }
 
-// badRequests lists what a client can get wrong.
+// badRequests lists the errors that a client can make.
 func badRequests(t testing.TB) []bad {
 	return slices.Concat(badReads(), badLogins(), badWrites(), badUploads(), badForms(t), withoutSession())
 }
@@ -53,12 +53,12 @@ func badReads() []bad {
 		{"id has 64 bits", get("/api/users/9223372036854775808"), 400},
 		{"id is very long", get("/api/photos/" + strings.Repeat("9", 5000)), 400},
 		{"id is SQL", get("/api/photos/1%27%20OR%20%271%27=%271"), 400},
-		{"id is no UTF-8", get("/api/photos/%ff%fe"), 400},
+		{"id is not UTF-8", get("/api/photos/%ff%fe"), 400},
 		{"id has a NUL", get("/api/users/1%00"), 400},
 		{"photo does not exist", get("/api/photos/4000000"), 404},
 		{"user does not exist", get("/api/users/4000000"), 404},
 
-		{"feed of whom", get("/api/feed"), 400},
+		{"feed without a user", get("/api/feed"), 400},
 		{"feed of text", get("/api/feed?user=me"), 400},
 		{"limit is zero", get("/api/feed?user=1&limit=0"), 400},
 		{"limit is negative", get("/api/feed?user=1&limit=-5"), 400},
@@ -82,7 +82,7 @@ func badReads() []bad {
 
 func badLogins() []bad {
 	return []bad{
-		{"login is no JSON", jsonTo("POST", "/api/login", "user-1"), 400},
+		{"login is not JSON", jsonTo("POST", "/api/login", "user-1"), 400},
 		{"login is empty", jsonTo("POST", "/api/login", ""), 400},
 		{"login ends early", jsonTo("POST", "/api/login", `{"login": "us`), 400},
 		{
@@ -98,15 +98,15 @@ func badLogins() []bad {
 		{"login is too long", jsonTo("POST", "/api/login",
 			fmt.Sprintf(`{"login": %q, "password": "x"}`, strings.Repeat("a", 65))), 400},
 		{"login has a NUL", jsonTo("POST", "/api/login", `{"login": "user\u0000", "password": "x"}`), 400},
-		{"login is no UTF-8", jsonTo("POST", "/api/login", "{\"login\": \"\xff\", \"password\": \"x\"}"), 400},
+		{"login is not UTF-8", jsonTo("POST", "/api/login", "{\"login\": \"\xff\", \"password\": \"x\"}"), 400},
 		{"login nests", jsonTo("POST", "/api/login", strings.Repeat("[", 20_000)), 400},
 		{"login is oversized", jsonTo("POST", "/api/login", `{"login": "`+strings.Repeat("a", 64<<10)+`"}`), 413},
 		{"login is a form", request{
 			method: "POST", path: "/api/login", body: "login=user-1",
 			header: map[string]string{"Content-Type": "application/x-www-form-urlencoded"},
 		}, 415},
-		{"login of nobody", jsonTo("POST", "/api/login", `{"login": "nobody", "password": "stagebench"}`), 401},
-		{"login with another password", jsonTo("POST", "/api/login", `{"login": "user-1", "password": "guess"}`), 401},
+		{"login of an unknown user", jsonTo("POST", "/api/login", `{"login": "nobody", "password": "stagebench"}`), 401},
+		{"login with a wrong password", jsonTo("POST", "/api/login", `{"login": "user-1", "password": "guess"}`), 401},
 		{"login is SQL", jsonTo("POST", "/api/login", `{"login": "' OR 1=1 --", "password": "x"}`), 401},
 	}
 }
@@ -171,8 +171,8 @@ func badUploads() []bad {
 		{"upload a bomb", upload("image/jpeg", string(bombJPEG())), 413},
 		{"upload too much", upload("image/jpeg", strings.Repeat("x", 64<<10+1)), 413},
 		{"upload far too much", upload("image/jpeg", strings.Repeat("x", 1<<20)), 413},
-		{"upload too much without saying", unsized, 413},
-		{"title is no UTF-8", titled("?title=%ff"), 400},
+		{"upload too much without a length", unsized, 413},
+		{"title is not UTF-8", titled("?title=%ff"), 400},
 		{"title has a NUL", titled("?title=a%00b"), 400},
 		{"title is too long", titled("?title=" + strings.Repeat("a", 201)), 400},
 		{"title is blank", titled("?title=+"), 400},
@@ -197,12 +197,12 @@ func badForms(t testing.TB) []bad {
 		{"form has a large photo", form(t, [2]string{"photo", strings.Repeat("x", 64<<10+1)}), 413},
 		{"form has a large title", form(t, [2]string{"title", strings.Repeat("x", 801)}, [2]string{"photo", picture}), 413},
 		{"form is oversized", form(t, [2]string{"photo", strings.Repeat("x", 1<<20)}), 413},
-		{"form title is no UTF-8", form(t, [2]string{"title", "\xff"}, [2]string{"photo", picture}), 400},
+		{"form title is not UTF-8", form(t, [2]string{"title", "\xff"}, [2]string{"photo", picture}), 400},
 	}
 }
 
-// withoutSession lists what needs a session, asked for without one and with
-// one that nobody knows.
+// withoutSession lists the requests that need a session, without a session and with an
+// unknown one.
 func withoutSession() (list []bad) {
 	for _, r := range []request{
 		{method: "GET", path: "/api/me"},
@@ -226,8 +226,8 @@ func withoutSession() (list []bad) {
 	return list
 }
 
-// Bad input gets a 4xx whose JSON says what was wrong and what to do, changes
-// nothing, and is no news for the operator.
+// Bad input gets a 4xx with an error and a hint in JSON. It changes nothing and is not
+// logged.
 func TestBadInput(t *testing.T) {
 	for _, test := range badRequests(t) {
 		t.Run(test.name, func(t *testing.T) {
@@ -239,10 +239,10 @@ func TestBadInput(t *testing.T) {
 			}
 			var answer struct{ Error, Hint string }
 			if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil || answer.Error == "" || answer.Hint == "" {
-				t.Errorf("the body is no error with a hint: %s", w.Body)
+				t.Errorf("the body lacks an error or a hint: %s", w.Body)
 			}
 			if len(answer.Error) > 300 {
-				t.Errorf("the error repeats %d bytes", len(answer.Error))
+				t.Errorf("the error is too long: %d bytes", len(answer.Error))
 			}
 			if w.Header().Get("Content-Type") != "application/json" || w.Header().Get(app.HeaderServedBy) != "web-1" {
 				t.Errorf("headers %v", w.Header())
@@ -275,8 +275,8 @@ func TestAllowedMethods(t *testing.T) {
 	}
 }
 
-// A body that ends before its length says so is the client's fault; it comes
-// over a real connection, where the server sees the end.
+// A body that is shorter than its Content-Length gets 400. The test uses a real
+// connection, because only there can the server see the end.
 func TestBodyEndsEarly(t *testing.T) {
 	s := newService(t)
 	server := httptest.NewServer(s)
@@ -299,8 +299,8 @@ func TestBodyEndsEarly(t *testing.T) {
 	}
 }
 
-// A client that stops in the middle of its body is not waited for for ever,
-// and what was set aside for its upload is given back.
+// A client that stops sending in the middle of its body gets 408, and the memory
+// reserved for its upload is released.
 func TestSlowBody(t *testing.T) {
 	s := newService(t, func(c *app.Config) {
 		c.BodyTimeout = 50 * time.Millisecond
@@ -317,7 +317,7 @@ func TestSlowBody(t *testing.T) {
 			"boundary=b\r\nContent-Length: 65536\r\n\r\n--b\r\n", path, s.cookie)
 		want := "HTTP/1.1 408 Request Timeout"
 		if path == "/api/login" {
-			want = "HTTP/1.1 415 Unsupported Media Type" // refused unread
+			want = "HTTP/1.1 415 Unsupported Media Type" // refused before the body is read
 		}
 		answer, err := io.ReadAll(conn)
 		if err != nil || !strings.HasPrefix(string(answer), want) {
@@ -327,7 +327,8 @@ func TestSlowBody(t *testing.T) {
 	}
 }
 
-// An oversized upload is refused before it was sent, over a real connection.
+// An oversized upload is refused before the client sends its body. The test uses a real
+// connection.
 func TestOversizedUploadIsRefusedEarly(t *testing.T) {
 	s := newService(t)
 	server := httptest.NewServer(s)

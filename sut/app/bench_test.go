@@ -8,15 +8,15 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// discard is a ResponseWriter that keeps nothing but the header.
+// discard is a ResponseWriter that drops the body.
 type discard struct{ header http.Header }
 
 func (d *discard) Header() http.Header         { return d.header }
 func (d *discard) WriteHeader(int)             {}
 func (d *discard) Write(p []byte) (int, error) { return len(p), nil }
 
-// BenchmarkHandlers is the service's own cost per request: tiers answer from
-// memory, and no bytes go over a connection.
+// BenchmarkHandlers measures the service's own cost per request. The tiers answer from
+// memory, and there is no network connection.
 func BenchmarkHandlers(b *testing.B) {
 	s := newService(b)
 	for id := photos.ID(100); id < 130; id++ {

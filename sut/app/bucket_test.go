@@ -11,11 +11,10 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// An uploaded photo has the bucket of its owner, and so have the comments on it,
-// whoever writes them.
+// An uploaded photo and all comments on it have the bucket of the photo's owner.
 func TestIDsCarryTheBucketOfTheOwner(t *testing.T) {
 	t.Parallel()
-	const many, users = 10_000, 5_000 // that ids of 100,000 agree is checked where they are made
+	const uploads, users = 10_000, 5_000 // package photos checks the ids of 100,000 users
 	s := newService(t, func(c *app.Config) {
 		c.Process = func([]byte) (photos.Variants, error) { return photos.Variants{Width: 1, Height: 1}, nil }
 		c.Blobs, c.Log = noBlobs{}, slog.New(slog.DiscardHandler)
@@ -30,7 +29,7 @@ func TestIDsCarryTheBucketOfTheOwner(t *testing.T) {
 		cookies = append(cookies, app.SessionCookie+"="+token)
 	}
 	seen := map[photos.ID]bool{}
-	for n := range many {
+	for n := range uploads {
 		owner := photos.ID(n%users + 1)
 		s.cookie = cookies[owner-1]
 		var made struct {
@@ -47,14 +46,14 @@ func TestIDsCarryTheBucketOfTheOwner(t *testing.T) {
 		}
 		want := photos.BucketOf(owner)
 		if made.Photo.Bucket() != want || made.Comment.Bucket() != want || seen[made.Photo] || seen[made.Comment] {
-			t.Fatalf("photo %d, comment %d: buckets %d, %d, want %d, that of user %d, and new ids",
+			t.Fatalf("photo %d, comment %d: buckets %d, %d, want bucket %d of user %d and new ids",
 				made.Photo, made.Comment, made.Photo.Bucket(), made.Comment.Bucket(), want, owner)
 		}
 		seen[made.Photo], seen[made.Comment] = true, true
 	}
 }
 
-// noBlobs takes everything and keeps nothing.
+// noBlobs accepts objects and stores nothing.
 type noBlobs struct{ app.Blobs }
 
 func (noBlobs) Put(context.Context, photos.ID, photos.Variant, []byte) error { return nil }

@@ -20,7 +20,7 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// With a tier away, what needs it says so, and everything else goes on.
+// When a tier is down, requests that need it get 503 and name it. Other requests work.
 func TestDegradation(t *testing.T) {
 	everything := map[string]request{
 		"page": {method: "GET", path: "/"}, "feed": get("/api/feed?user=1"), "photo": get("/api/photos/1"),
@@ -38,10 +38,10 @@ func TestDegradation(t *testing.T) {
 		"follow":  {method: "POST", path: "/api/users/3/follow"}, "health": get("/healthz"), "ready": get("/readyz"),
 	}
 	for _, test := range []struct {
-		tier    string
-		fail    func(*service, error)
-		away    string // ops that answer 503
-		without string // ops that answer well, but say that the tier was missing
+		tier     string
+		fail     func(*service, error)
+		failing  string // ops that get 503
+		degraded string // ops that succeed, but name the tier in X-Degraded
 	}{
 		{
 			"db", func(s *service, err error) { s.store.breakWith(err) },
@@ -59,17 +59,18 @@ func TestDegradation(t *testing.T) {
 					s := newService(t)
 					test.fail(s, cause)
 					w := s.do(r)
-					away, without := slices.Contains(strings.Fields(test.away), op), slices.Contains(strings.Fields(test.without), op)
-					if got := w.Code == http.StatusServiceUnavailable; got != away || !away && w.Code >= 400 {
-						t.Fatalf("%d %s, away: %t", w.Code, w.Body, away)
+					failing := slices.Contains(strings.Fields(test.failing), op)
+					degraded := slices.Contains(strings.Fields(test.degraded), op)
+					if got := w.Code == http.StatusServiceUnavailable; got != failing || !failing && w.Code >= 400 {
+						t.Fatalf("%d %s, want 503: %t", w.Code, w.Body, failing)
 					}
-					if got := w.Header().Get(app.HeaderDegraded); got == test.tier != (away || without) {
-						t.Errorf("it says that it is without %q", got)
+					if got := w.Header().Get(app.HeaderDegraded); got == test.tier != (failing || degraded) {
+						t.Errorf("%s is %q", app.HeaderDegraded, got)
 					}
-					if away && w.Header().Get("Retry-After") == "" {
+					if failing && w.Header().Get("Retry-After") == "" {
 						t.Errorf("headers %v", w.Header())
 					}
-					if away && !strings.Contains(s.log.String(), `"tier":"`+test.tier+`"`) {
+					if failing && !strings.Contains(s.log.String(), `"tier":"`+test.tier+`"`) {
 						t.Errorf("the log does not name the tier: %s", s.log)
 					}
 				})
@@ -78,7 +79,7 @@ func TestDegradation(t *testing.T) {
 	}
 }
 
-// The page without a database is still a page.
+// When the database is down, the page is still HTML and says so.
 func TestPageWithoutDatabase(t *testing.T) {
 	s := newService(t)
 	s.store.breakWith(photos.ErrUnavailable)
@@ -89,11 +90,11 @@ func TestPageWithoutDatabase(t *testing.T) {
 	}
 	s.sessions.breakWith(photos.ErrUnavailable)
 	if got := s.do(request{method: "GET", path: "/"}).Header().Get(app.HeaderDegraded); got != "session, db" {
-		t.Errorf("without sessions either, it says that it is without %q", got)
+		t.Errorf("without database and sessions, %s is %q", app.HeaderDegraded, got)
 	}
 }
 
-// However many requests find out that a tier is away, it is said once a second.
+// Requests that fail because a tier is down write one log line per second together.
 func TestOutageIsLoggedOnceASecond(t *testing.T) {
 	at := time.Unix(1_800_000_000, 0)
 	s := newService(t, func(c *app.Config) { c.Now, c.LogRequests = func() time.Time { return at }, sut.LogNone })
@@ -110,8 +111,8 @@ func TestOutageIsLoggedOnceASecond(t *testing.T) {
 	}
 }
 
-// An upload whose record could not be stored leaves no bytes, and one whose
-// bytes could not be stored leaves no record.
+// An upload whose record cannot be stored leaves no bytes. An upload whose bytes cannot
+// be stored leaves no record.
 func TestFailedUploadLeavesNothing(t *testing.T) {
 	s := newService(t)
 	bytes, records := s.blobs.count(), len(s.store.photos)
@@ -124,18 +125,18 @@ func TestFailedUploadLeavesNothing(t *testing.T) {
 	if w := s.do(uploadOf(sampleJPEG(8, 8))); w.Code != 503 || len(s.store.photos) != records {
 		t.Errorf("without blobs: %d, %d records, before %d", w.Code, len(s.store.photos), records)
 	}
-	if !strings.Contains(s.log.String(), "bytes of a photo are left behind") {
+	if !strings.Contains(s.log.String(), "cannot remove the bytes of a photo") {
 		t.Errorf("bytes that could not be removed are not logged: %s", s.log)
 	}
 }
 
-// Bytes are deleted also when the client that asked for it is gone already.
+// The bytes of a deleted photo are removed even if the client disconnects.
 func TestDeleteGoesOnWithoutTheClient(t *testing.T) {
 	s := newService(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	q := httptest.NewRequestWithContext(ctx, "DELETE", "/api/photos/1", nil)
 	q.Header.Set("Cookie", s.cookie)
-	// The client goes away between the record and the bytes.
+	// The client disconnects after the record is deleted and before the bytes are.
 	s.store.onDelete = cancel
 	s.ServeHTTP(httptest.NewRecorder(), q)
 	if _, err := s.blobs.Head(t.Context(), 1, photos.VariantThumb); !errors.Is(err, photos.ErrNotFound) {
@@ -143,8 +144,8 @@ func TestDeleteGoesOnWithoutTheClient(t *testing.T) {
 	}
 }
 
-// A client that does not wait is no outage.
-func TestClientThatGoesAway(t *testing.T) {
+// A client that disconnects is not reported as an outage.
+func TestClientDisconnects(t *testing.T) {
 	s := newService(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -155,7 +156,7 @@ func TestClientThatGoesAway(t *testing.T) {
 	}
 }
 
-// A tier that hangs holds a request for the tier timeout and no longer.
+// A request waits for a tier that hangs at most for TierTimeout.
 func TestHangingTiers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newService(t, func(c *app.Config) { c.TierTimeout = 3 * time.Second })
@@ -199,9 +200,9 @@ func TestReadiness(t *testing.T) {
 	}
 }
 
-// An error that no tier should return, and a panic, are 500s that are logged,
-// counted and survived.
-func TestMistakesOfOurs(t *testing.T) {
+// An unexpected error of a tier and a panic get 500. They are logged and counted, and the
+// service continues.
+func TestInternalErrors(t *testing.T) {
 	s := newService(t)
 	s.store.breakWith(errors.New("syntax error at or near SELECT"))
 	w := s.do(get("/api/photos/1"))
@@ -211,7 +212,7 @@ func TestMistakesOfOurs(t *testing.T) {
 	s = newService(t, func(c *app.Config) {
 		c.Process = func([]byte) (photos.Variants, error) { panic("index out of range") }
 	})
-	for range 2 { // the second would wait for ever if the first kept its slot
+	for range 2 { // the second would wait forever if the first did not release its slot
 		if w := s.do(uploadOf(sampleJPEG(8, 8))); w.Code != 500 || !json.Valid(w.Body.Bytes()) {
 			t.Errorf("after a panic: %d %s", w.Code, w.Body)
 		}
@@ -220,7 +221,7 @@ func TestMistakesOfOurs(t *testing.T) {
 		t.Errorf("the panic is not in the log: %s", s.log)
 	}
 	if got := counted(t, s)["upload 500"]; got != 2 {
-		t.Errorf("%v panics are counted", got)
+		t.Errorf("%v panics were counted, want 2", got)
 	}
 	s = newService(t, func(c *app.Config) {
 		c.Process = func([]byte) (photos.Variants, error) { return photos.Variants{}, errors.New("out of paint") }
@@ -230,8 +231,8 @@ func TestMistakesOfOurs(t *testing.T) {
 	}
 }
 
-// Uploads beyond the memory set aside for them are told to come back, and the
-// memory is given back afterwards.
+// An upload above UploadMemory gets 503 with Retry-After. An upload that ends releases
+// its memory.
 func TestUploadMemoryIsBounded(t *testing.T) {
 	picture := sampleJPEG(8, 8)
 	begun, proceed := make(chan struct{}), make(chan struct{})
@@ -249,7 +250,7 @@ func TestUploadMemoryIsBounded(t *testing.T) {
 		}
 	})
 	first := uploadOf(picture)
-	first.unsized = true // may be as large as the largest, so it takes all there is
+	first.unsized = true // without a length, it reserves the maximum
 	var group sync.WaitGroup
 	group.Go(func() {
 		if w := s.do(first); w.Code != 201 {
@@ -259,7 +260,7 @@ func TestUploadMemoryIsBounded(t *testing.T) {
 	<-begun
 	if w := s.do(uploadOf(picture)); w.Code != 503 || w.Header().Get("Retry-After") == "" ||
 		w.Header().Get(app.HeaderDegraded) != "" {
-		t.Errorf("an upload too many: %d %v", w.Code, w.Header())
+		t.Errorf("an upload above the limit: %d %v", w.Code, w.Header())
 	}
 	blocked.Store(false)
 	close(proceed)
@@ -269,8 +270,8 @@ func TestUploadMemoryIsBounded(t *testing.T) {
 	}
 }
 
-// An upload waits for its turn to be processed no longer than for a tier.
-func TestUploadWaitsForItsTurn(t *testing.T) {
+// An upload waits for a processing slot at most for TierTimeout.
+func TestUploadWaitsForSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		proceed := make(chan struct{})
 		s := newService(t, func(c *app.Config) {

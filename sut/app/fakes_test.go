@@ -29,7 +29,7 @@ var (
 	_ app.Sessions   = (*fakeSessions)(nil)
 )
 
-// broken is a tier's error of the moment; nil = it works.
+// broken is the error that a tier returns at present; nil = the tier works.
 type broken struct{ err atomic.Pointer[error] }
 
 func (b *broken) breakWith(err error) { b.err.Store(&err) }
@@ -48,8 +48,8 @@ func (b *broken) now(ctx context.Context) error {
 // errHangs makes a tier wait until the caller gives up.
 var errHangs = errors.New("hangs")
 
-// fakeStore is a Store in memory. Users 1 to 9 exist, and each owns the photo
-// of the same id and follows the user after.
+// fakeStore is a Store in memory. It has the users 1 to 9. Each owns the photo with the
+// same id and follows the next user.
 type fakeStore struct {
 	broken
 	mu       sync.Mutex
@@ -181,7 +181,7 @@ func (s *fakeStore) Comment(ctx context.Context, comment photos.Comment) (int64,
 	})
 }
 
-// change changes a photo; owner 0 is anybody.
+// change changes a photo. It checks the owner unless that is 0.
 func (s *fakeStore) change(ctx context.Context, id, owner photos.ID, do func(*photos.Photo)) (int64, error) {
 	unlock, err := s.lock(ctx)
 	defer unlock()
@@ -335,7 +335,7 @@ func bombJPEG() []byte {
 	return bomb
 }
 
-// The fakes keep the promises of what they stand for.
+// The fakes pass the conformance kits of the tiers that they replace.
 func TestFakesConform(t *testing.T) {
 	blobtest.Run(t, func(*testing.T) blobtest.Store { return &fakeBlobs{} })
 	sessiontest.Run(t, func(_ *testing.T, now func() time.Time) sessiontest.Sessions { return newFakeSessions(now) })

@@ -6,8 +6,7 @@ import (
 	"testing"
 )
 
-// FuzzUpload sends anything as an upload: it must be taken or refused with a
-// reason, and never break the service.
+// FuzzUpload sends arbitrary uploads. Each must be stored or get a 4xx with JSON.
 func FuzzUpload(f *testing.F) {
 	picture := sampleJPEG(24, 16)
 	valid := form(f, [2]string{"title", "Fog"}, [2]string{"photo", string(picture)})
@@ -32,7 +31,7 @@ func FuzzUpload(f *testing.F) {
 			t.Errorf("%d %s", w.Code, w.Body)
 		}
 		if !json.Valid(w.Body.Bytes()) {
-			t.Errorf("the answer is no JSON: %q", w.Body)
+			t.Errorf("the response is not JSON: %q", w.Body)
 		}
 	})
 }

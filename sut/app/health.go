@@ -11,10 +11,10 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// readyTimeout is how long the checks of /readyz may take.
+// readyTimeout bounds the checks of /readyz.
 const readyTimeout = 500 * time.Millisecond
 
-// readOnly refuses what is neither GET nor HEAD.
+// readOnly answers 405 to methods other than GET and HEAD.
 func readOnly(serve http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
@@ -26,9 +26,8 @@ func readOnly(serve http.HandlerFunc) http.Handler {
 	})
 }
 
-// healthz says that the process lives and answers. It asks nobody else: a
-// supervisor that restarted web hosts because the database is down would only
-// add to the trouble.
+// healthz reports that the process is alive. It calls no other tier. Otherwise a
+// supervisor would restart web hosts because the database is down.
 func (a *App) healthz(w http.ResponseWriter, _ *http.Request) {
 	sendStatus(w, http.StatusOK, map[string]string{"node": a.config.Node, "status": "alive"})
 }
@@ -41,26 +40,25 @@ type readiness struct {
 	Tiers    map[string]string `json:"tiers"` // "ok", or why not
 }
 
-// readyz says whether a balancer should send requests here: 200 unless the node
+// readyz reports whether a balancer should send requests here: 200 unless the node
 // is draining.
 //
-// A tier that is away does not make it 503. All web hosts share their tiers, so
-// a balancer that drops hosts because the database is down drops all of them,
-// and with them the images, assets and honest 503s that they still serve. What
-// is away is said in the body and in X-Degraded, for people and alarms. The
-// answer takes readyTimeout at most; a balancer must wait longer than
-// that, or use /healthz.
+// A tier that is down does not make it 503. All web hosts share their tiers, so a
+// balancer would remove all web hosts when the database is down, and nobody could
+// get images and assets, which need no database. The body and X-Degraded name the
+// tiers that are down, for people and alerts. The response takes readyTimeout at
+// most. A balancer must wait longer than that, or use /healthz.
 func (a *App) readyz(w http.ResponseWriter, r *http.Request) {
 	answer := readiness{Node: a.config.Node, Draining: a.draining.Load(), Tiers: a.checkTiers(r.Context())}
 	answer.Ready = !answer.Draining
-	var away []string
+	var down []string
 	for _, tier := range []string{tierBlob, tierDB} {
 		if answer.Tiers[tier] != tierOK {
-			away = append(away, tier)
+			down = append(down, tier)
 		}
 	}
-	if away != nil {
-		w.Header().Set(HeaderDegraded, strings.Join(away, ", "))
+	if down != nil {
+		w.Header().Set(HeaderDegraded, strings.Join(down, ", "))
 	}
 	status := http.StatusOK
 	if answer.Draining {
@@ -72,8 +70,8 @@ func (a *App) readyz(w http.ResponseWriter, r *http.Request) {
 
 const tierOK = "ok"
 
-// checkTiers asks the store and the blobs for something, both at once. "Not
-// found" is an answer like any other.
+// checkTiers reads one object from the store and one from the blobs, concurrently.
+// A tier that answers "not found" is up.
 func (a *App) checkTiers(ctx context.Context) map[string]string {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
@@ -86,17 +84,18 @@ func (a *App) checkTiers(ctx context.Context) map[string]string {
 		_, err := a.config.Blobs.Head(ctx, 1, photos.VariantThumb)
 		blob <- err
 	}()
-	return map[string]string{tierDB: verdict(ctx, db), tierBlob: verdict(ctx, blob)}
+	return map[string]string{tierDB: tierStatus(ctx, db), tierBlob: tierStatus(ctx, blob)}
 }
 
-// verdict waits for the answer of a tier, but not for one that ignores the
-// context.
-func verdict(ctx context.Context, answer <-chan error) string {
+// tierStatus returns tierOK, or why a tier is down. It does not wait for the answer
+// beyond the end of the context, even if the tier ignores the context.
+func tierStatus(ctx context.Context, answer <-chan error) string {
 	var err error
 	select {
 	case err = <-answer:
 	case <-ctx.Done():
-		// Both may have happened: what is there counts.
+		// If both channels are ready, select may pick this one. An answer that has
+		// arrived must still count.
 		select {
 		case err = <-answer:
 		default:
@@ -120,5 +119,5 @@ func sendStatus(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body) // a status is plain data: an error is the client's connection
+	_ = json.NewEncoder(w).Encode(body) // it can fail only if the client's connection fails
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/stagebench/stagebench/sut/app"
 )
 
-// A host of one service sends what belongs to the other one away.
+// A host of one service answers 421 to requests for the other service.
 func TestServices(t *testing.T) {
 	for service, want := range map[sut.Service]struct{ feed, upload int }{
 		"":          {http.StatusOK, http.StatusUnauthorized},
@@ -35,14 +35,13 @@ func TestServices(t *testing.T) {
 	}
 }
 
-// A request over a connection too many is told so; whether the host lives is not
-// a matter of how full it is.
+// A request on a connection above the limit gets 503. The health check still succeeds.
 func TestFullHost(t *testing.T) {
 	s := newService(t, func(c *app.Config) { c.Full = func(context.Context) bool { return true } })
 	w := httptest.NewRecorder()
 	s.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/api/feed?user=1", nil))
 	if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" ||
-		!strings.Contains(w.Body.String(), "as many connections as it takes") {
+		!strings.Contains(w.Body.String(), "maximum number of connections") {
 		t.Errorf("answered %d %v %s", w.Code, w.Header(), w.Body)
 	}
 	w = httptest.NewRecorder()
@@ -52,7 +51,7 @@ func TestFullHost(t *testing.T) {
 	}
 }
 
-// A request's id is kept when it is one, made when it is not, and in the log.
+// A valid id of a client is kept, an invalid one is replaced. The log has the id.
 func TestRequestIDs(t *testing.T) {
 	s := newService(t, func(c *app.Config) { c.LogRequests = sut.LogAll })
 	made := ""
@@ -67,7 +66,7 @@ func TestRequestIDs(t *testing.T) {
 		}
 		if !strings.Contains(s.log.String(),
 			`"request_id":"`+id+`","op":"photo","method":"GET","path":"/api/photos/1","status":200`) {
-			t.Errorf("no line of the log has the id %s:\n%s", id, s.log)
+			t.Errorf("no log line has the id %s:\n%s", id, s.log)
 		}
 		made = id
 	}

@@ -14,16 +14,16 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// Cache-Control of images and assets. A URL with a version never shows anything
-// else; one without is looked at again after a minute.
+// Cache-Control of images and assets. The content of a URL with a version never
+// changes. A URL without a version is revalidated after a minute.
 const (
 	cacheForever = "public, max-age=31536000, immutable"
 	cacheShortly = "public, max-age=60"
 )
 
-// imageVersion is the v of the image URLs that the page shows. The bytes of a
-// photo never change after its upload; raise it when processing makes other
-// variants of the same original.
+// imageVersion is the parameter v of the image URLs on the page. The bytes of a
+// photo never change after its upload. Increase imageVersion when the processing of
+// originals changes.
 const imageVersion = 1
 
 //go:embed static
@@ -52,12 +52,12 @@ func loadAssets() map[string]asset {
 		assets[entry.Name()] = asset{data: data, etag: etagOf(data), mediaType: mediaTypes[extension]}
 	}
 	if err != nil {
-		panic("app: the embedded assets are part of the program: " + err.Error())
+		panic("app: cannot read the embedded assets: " + err.Error())
 	}
 	return assets
 }
 
-// url is where an asset is, with its content as the version.
+// url is the path of an asset, with the hash of its content as the version.
 func (a asset) url(name string) string { return "/static/" + name + "?v=" + strings.Trim(a.etag, `"`) }
 
 // showAsset answers GET /static/{file}. It needs no other tier.
@@ -87,7 +87,7 @@ func (a *App) showImage(ctx context.Context, x *exchange) error {
 	}
 	version := values.Get("v")
 	if _, err := strconv.ParseUint(version, 10, 63); version != "" && err != nil {
-		return badRequest("use a decimal number, or leave it out", "v is not a version: %q", clip(version))
+		return badRequest("send a decimal number as v, or leave v out", "v is not a version: %q", clip(version))
 	}
 	data, err := a.config.Blobs.Get(ctx, x.named, variant)
 	if err != nil {
@@ -110,18 +110,18 @@ func etagOf(data []byte) string {
 	return `"` + hex.EncodeToString(sum[:12]) + `"`
 }
 
-// serveBytes answers GET and HEAD of something that is in memory, with
-// conditions and ranges.
+// serveBytes answers GET and HEAD with data from memory. It supports conditional
+// requests and ranges.
 func serveBytes(x *exchange, data []byte, etag, mediaType, cacheControl string) {
 	header := x.Header()
 	header.Set("Etag", etag)
 	asked := x.r.Header
 	if asked["Range"] == nil && asked["If-None-Match"] == nil && asked["If-Match"] == nil {
-		// Nearly every request. http.ServeContent would do the same and allocate
-		// a copy buffer for it.
+		// Nearly every request takes this path. http.ServeContent would do the same,
+		// but it would allocate a copy buffer.
 		header.Set("Accept-Ranges", "bytes")
-		// Also for HEAD, whose body the server leaves out: compression on the way
-		// must see it, for the header to be the one that GET has.
+		// HEAD writes the body, too, and the server drops it. Otherwise a compressing
+		// writer would send other headers for HEAD than for GET.
 		x.reply(http.StatusOK, mediaType, cacheControl, data)
 		return
 	}
@@ -136,28 +136,28 @@ func serveBytes(x *exchange, data []byte, etag, mediaType, cacheControl string) 
 	http.ServeContent(&contentWriter{exchange: x}, r, "", time.Time{}, bytes.NewReader(data))
 }
 
-// contentWriter turns the refusals of http.ServeContent, a line of text or
-// nothing, into problems like all others.
+// contentWriter replaces the error responses of http.ServeContent, which are plain
+// text or empty, by JSON.
 type contentWriter struct {
 	*exchange
 	refused bool
 }
 
-// WriteHeader sends the status, or the whole refusal.
+// WriteHeader sends the status. For an error it sends the complete response.
 func (w *contentWriter) WriteHeader(status int) {
 	if status < 400 {
 		w.exchange.WriteHeader(status)
 		return
 	}
 	w.refused = true
-	body := `{"error":"the range lies outside of the content","hint":"Content-Range says how long it is"}`
+	body := `{"error":"the range lies outside of the content","hint":"read its length in Content-Range"}`
 	if status == http.StatusPreconditionFailed {
-		body = `{"error":"the content is not the one in If-Match","hint":"read it again, Etag names the present one"}`
+		body = `{"error":"the content does not match If-Match","hint":"read it again and use its current Etag"}`
 	}
 	w.reply(status, "application/json", "no-store", []byte(body))
 }
 
-// Write sends a part of the body, unless a refusal has taken its place.
+// Write sends a part of the body. After an error response it drops the data.
 func (w *contentWriter) Write(p []byte) (int, error) {
 	if w.refused {
 		return len(p), nil

@@ -18,7 +18,7 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// Bounds of what a client may send, besides those of Config.
+// Limits of a client's input. Config has further limits.
 const (
 	maxJSONBytes     = 64 << 10
 	maxTitleRunes    = 200
@@ -31,7 +31,7 @@ const (
 
 // parseID reads an id: decimal digits and nothing else.
 func parseID(name, text string) (photos.ID, error) {
-	// ParseUint takes no sign, which ParseInt would.
+	// ParseInt would accept a sign.
 	n, err := strconv.ParseUint(text, 10, 63)
 	if err != nil || n == 0 {
 		return 0, badRequest("ids are decimal numbers from 1 up to 9223372036854775807",
@@ -52,7 +52,7 @@ func query(x *exchange) (url.Values, error) {
 	return values, nil
 }
 
-// limit reads how many records a list may have.
+// limit reads the maximum number of records of a list.
 func limit(values url.Values) (int, error) {
 	text := values.Get("limit")
 	if text == "" {
@@ -66,8 +66,8 @@ func limit(values url.Values) (int, error) {
 	return n, nil
 }
 
-// readJSON reads a JSON object into a struct. Fields that the struct does not
-// have are refused: a client that misspells one should hear of it.
+// readJSON reads a JSON object into a struct. Unknown fields are errors, so that a
+// client notices a misspelled name. example is shown in the hints.
 func readJSON(x *exchange, into any, example string) error {
 	hint := "send " + example
 	if err := checkContentType(x, "application/json", hint); err != nil {
@@ -78,7 +78,8 @@ func readJSON(x *exchange, into any, example string) error {
 		return err
 	}
 	if !utf8.Valid(body) {
-		// The decoder would replace bad bytes and store what nobody sent.
+		// The decoder would replace invalid bytes, and the store would keep a text that
+		// the client never sent.
 		return badRequest("encode the body in UTF-8", "the body is not valid UTF-8")
 	}
 	decoder := json.NewDecoder(bytes.NewReader(body))
@@ -87,12 +88,12 @@ func readJSON(x *exchange, into any, example string) error {
 		return badRequest(hint, "%s", jsonFault(err))
 	}
 	if _, err := decoder.Token(); err != io.EOF {
-		return badRequest(hint, "something follows the JSON object")
+		return badRequest(hint, "the body has more data after the JSON object")
 	}
 	return nil
 }
 
-// jsonFault says in words of the client what a JSON decoder found.
+// jsonFault describes the error of a JSON decoder to the client.
 func jsonFault(err error) string {
 	var syntax *json.SyntaxError
 	var mismatch *json.UnmarshalTypeError
@@ -109,8 +110,8 @@ func jsonFault(err error) string {
 	return strings.TrimPrefix(err.Error(), "json: ")
 }
 
-// checkContentType refuses a body of another media type, and one that is
-// compressed.
+// checkContentType refuses a body with another media type or charset, and a
+// compressed body.
 func checkContentType(x *exchange, want, hint string) error {
 	sent := x.r.Header.Get("Content-Type")
 	got, parameters, err := mime.ParseMediaType(sent)
@@ -161,14 +162,14 @@ func bodyProblem(err error) error {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return refusal(http.StatusRequestTimeout, "the body did not arrive in time", "send it faster, or send less")
 	}
-	// The client may also be gone, but then nobody reads which of the two it was.
+	// If the client disconnected instead, nobody reads this response.
 	return badRequest("send as many bytes as Content-Length says", "the body ended early")
 }
 
-// cleanText checks what a person typed and trims the space around it. Control
-// characters are refused, line breaks too unless lines are allowed: PostgreSQL
-// does not store NUL, and a title that clears a terminal helps nobody. Anything
-// else, quotes and SQL included, is just text.
+// cleanText checks a text that a person typed and trims the space around it. Control
+// characters are refused, because PostgreSQL cannot store NUL and escape sequences
+// could harm a terminal. If lines is true, line breaks and tabs are allowed. All
+// other characters are allowed, including quotes.
 func cleanText(name, text string, maxRunes int, lines bool) (string, error) {
 	if !utf8.ValidString(text) {
 		return "", badRequest("encode it in UTF-8", "%s is not valid UTF-8", name)
@@ -188,7 +189,7 @@ func cleanText(name, text string, maxRunes int, lines bool) (string, error) {
 	return text, nil
 }
 
-// clip shortens what is repeated to the client, whose input may be of any size.
+// clip shortens a client's input to at most 64 bytes, for error messages and logs.
 func clip(text string) string {
 	const most = 64
 	if len(text) <= most {

@@ -6,5 +6,5 @@ import (
 	"go.uber.org/goleak"
 )
 
-// Nothing that a request starts may outlive it.
+// No goroutine of a request may outlive it.
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

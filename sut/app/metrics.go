@@ -7,12 +7,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// metrics are the figures of one node. Labels are bounded: ops are those of the
-// routes, codes those that the service sends.
+// metrics are the Prometheus metrics of one node. The label op has one value per
+// kind of route, so the number of series is bounded.
 type metrics struct {
 	inFlight prometheus.Gauge
 	byOp     map[string]*opMetrics
-	other    *opMetrics // of requests that no route answers
+	other    *opMetrics // requests without a route
 
 	uploads      prometheus.Counter
 	uploadBytes  prometheus.Counter
@@ -23,21 +23,21 @@ type metrics struct {
 	sessionsLost prometheus.Counter
 }
 
-// opMetrics are the figures of one class of requests, looked up once.
+// opMetrics are the metrics of one op. They are looked up once, at the start.
 type opMetrics struct {
 	name     string
 	requests *prometheus.CounterVec // by code
 	seconds  prometheus.Observer
 }
 
-// newMetrics registers the metrics. A registry takes them once.
+// newMetrics registers the metrics. It panics if the registry already has them.
 func newMetrics(registry prometheus.Registerer, routes []route) *metrics {
 	auto := promauto.With(registry)
 	counter := func(name, help string) prometheus.Counter {
 		return auto.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	}
 	requests := auto.NewCounterVec(prometheus.CounterOpts{
-		Name: "stagebench_http_requests_total", Help: "Answered requests to the application, by op and status.",
+		Name: "stagebench_http_requests_total", Help: "Answered requests, by op and status. Health checks are not counted.",
 	}, []string{"op", "code"})
 	seconds := auto.NewHistogramVec(prometheus.HistogramOpts{
 		Name:                            "stagebench_http_request_duration_seconds",
@@ -47,27 +47,27 @@ func newMetrics(registry prometheus.Registerer, routes []route) *metrics {
 		NativeHistogramMaxBucketNumber:  100,
 		NativeHistogramMinResetDuration: time.Hour,
 	}, []string{"op"})
-	of := func(op string) *opMetrics {
+	newOp := func(op string) *opMetrics {
 		counts := requests.MustCurryWith(prometheus.Labels{"op": op})
 		return &opMetrics{name: op, requests: counts, seconds: seconds.WithLabelValues(op)}
 	}
 	m := &metrics{
 		inFlight: auto.NewGauge(prometheus.GaugeOpts{
-			Name: "stagebench_http_requests_in_flight", Help: "Requests being answered.",
+			Name: "stagebench_http_requests_in_flight", Help: "Requests that are being served.",
 		}),
 		byOp:         map[string]*opMetrics{},
-		other:        of(otherOp),
+		other:        newOp(otherOp),
 		uploads:      counter("stagebench_uploads_total", "Photos uploaded."),
 		uploadBytes:  counter("stagebench_upload_bytes_total", "Bytes of the originals of uploaded photos."),
 		likes:        counter("stagebench_likes_total", "Likes given."),
 		comments:     counter("stagebench_comments_total", "Comments written."),
-		follows:      counter("stagebench_follows_total", "Users followed, again included."),
+		follows:      counter("stagebench_follows_total", "Follow requests that succeeded, repeated ones included."),
 		logins:       counter("stagebench_logins_total", "Sessions started."),
-		sessionsLost: counter("stagebench_sessions_lost_total", "Requests with a session that this host does not know."),
+		sessionsLost: counter("stagebench_sessions_lost_total", "Requests with a session that is unknown to this host."),
 	}
 	for _, route := range routes {
 		if m.byOp[route.op] == nil {
-			m.byOp[route.op] = of(route.op)
+			m.byOp[route.op] = newOp(route.op)
 		}
 	}
 	return m

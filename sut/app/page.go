@@ -13,17 +13,17 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// pagePhotos is how many photos the page shows.
+// pagePhotos is the number of photos on the page.
 const pagePhotos = 24
 
 //go:embed page.html
 var pageHTML string
 
-// contentPolicy lets the page load nothing but what this service serves.
+// contentPolicy allows the page to load only content of this service.
 const contentPolicy = "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; " +
 	"base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
-// newPage returns the template of the page. It shows a pageView.
+// newPage returns the template of the page. Its data is a pageView.
 func newPage(assets map[string]asset) *template.Template {
 	return template.Must(template.New("page").Funcs(template.FuncMap{
 		"asset": func(name string) string { return assets[name].url(name) },
@@ -31,17 +31,17 @@ func newPage(assets map[string]asset) *template.Template {
 	}).Parse(pageHTML))
 }
 
-// pageView is what the page shows.
+// pageView is the data of the page.
 type pageView struct {
 	Node         string
-	User         photos.ID // logged in; 0 = nobody
-	Degraded     bool      // there is no database, so there are no photos
+	User         photos.ID // the user who is logged in; 0 = nobody
+	Degraded     bool      // the database is down, so there are no photos
 	Photos       []photos.Photo
 	ImageVersion int
 }
 
-// showPage answers GET /. Without a database it is shown without photos, and
-// says so to people as well as in the header.
+// showPage answers GET /. When the database is down, the page has no photos. Its text
+// and its header say so.
 func (a *App) showPage(ctx context.Context, x *exchange) error {
 	newest, err := a.config.Store.Newest(ctx, pagePhotos)
 	view := pageView{Node: a.config.Node, User: x.user, Photos: newest, ImageVersion: imageVersion}

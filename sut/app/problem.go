@@ -16,13 +16,13 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// problem is an answer that says what went wrong.
+// problem is an error response.
 type problem struct {
 	status   int
 	message  string // what was wrong
 	hint     string // what to do about it
-	degraded string // the tier that did not answer, for a 503
-	cause    error  // for the log; never sent
+	degraded string // the tier that is down, if that is why the status is 503
+	cause    error  // logged, never sent
 }
 
 func (p *problem) Error() string {
@@ -34,7 +34,7 @@ func (p *problem) Error() string {
 
 func (p *problem) Unwrap() error { return p.cause }
 
-// because adds the cause of a problem.
+// because sets the cause of a problem.
 func (p *problem) because(cause error) *problem {
 	p.cause = cause
 	return p
@@ -63,24 +63,24 @@ func unsupported(message, hint string) *problem {
 	return refusal(http.StatusUnsupportedMediaType, message, hint)
 }
 
-// busy is about what the host has no room for at the moment.
+// busy refuses a request that the host has no capacity for at the moment.
 func busy(message string) *problem {
 	return refusal(http.StatusServiceUnavailable, message, "try again in a second")
 }
 
-// clientGone counts a request whose client did not wait for the answer.
+// clientGone is the result of a request whose client disconnected early.
 func clientGone(cause error) *problem {
-	return refusal(sut.StatusClientGone, "the client went away", "").because(cause)
+	return refusal(sut.StatusClientGone, "the client disconnected", "").because(cause)
 }
 
-// mistake is one of ours.
-func mistake(cause error) *problem {
-	return refusal(http.StatusInternalServerError, "this is a mistake in the service",
-		"look into the log of the node that "+HeaderServedBy+" names").because(cause)
+// internalError is a bug in the service.
+func internalError(cause error) *problem {
+	return refusal(http.StatusInternalServerError, "there is a bug in the service",
+		"look in the log of the node that "+HeaderServedBy+" names").because(cause)
 }
 
-// tierProblem turns an error of a tier into an answer; nil stays nil. what is
-// the thing that was asked for.
+// tierProblem turns an error of a tier into a problem. It returns nil for nil. what
+// names the requested object in the message.
 func (a *App) tierProblem(x *exchange, tier, what string, err error) error {
 	switch {
 	case err == nil:
@@ -90,20 +90,21 @@ func (a *App) tierProblem(x *exchange, tier, what string, err error) error {
 	case errors.Is(err, photos.ErrNotFound):
 		return notFound(what+" does not exist", "check the id; it may have been deleted")
 	case errors.Is(err, photos.ErrForbidden):
-		return refusal(http.StatusForbidden, what+" belongs to somebody else", "log in as its owner")
+		return refusal(http.StatusForbidden, what+" belongs to another user", "log in as its owner")
 	case errors.Is(err, photos.ErrConflict):
-		return refusal(http.StatusConflict, what+" exists already", "use another name")
+		return refusal(http.StatusConflict, what+" already exists", "use another name")
 	case errors.Is(err, photos.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
 		return &problem{
 			status: http.StatusServiceUnavailable, degraded: tier, cause: err,
 			message: "the tier " + tier + " does not answer",
-			hint:    "try again in a second; what does not need it still works",
+			hint:    "try again in a second; requests that do not need this tier still work",
 		}
 	}
-	return mistake(err)
+	return internalError(err)
 }
 
-// refuse answers an error. Any but a problem is a mistake in the service.
+// refuse sends the response for an error. An error that is not a problem is an error of
+// a tier.
 func (a *App) refuse(x *exchange, err error) {
 	p, ok := errors.AsType[*problem](err)
 	if !ok {
@@ -113,7 +114,8 @@ func (a *App) refuse(x *exchange, err error) {
 	header := x.Header()
 	switch p.status {
 	case http.StatusUnauthorized:
-		// RFC 9110, 11.6.1 wants a challenge; cookies have no registered scheme.
+		// RFC 9110, 11.6.1 requires a challenge. There is no registered scheme for
+		// cookies.
 		header.Set("WWW-Authenticate", `Session realm="stagebench"`)
 	case http.StatusServiceUnavailable:
 		header.Set("Retry-After", "1")
@@ -121,8 +123,8 @@ func (a *App) refuse(x *exchange, err error) {
 	a.send(x, p.status, 0, sut.ErrorBody{Error: p.message, Hint: p.hint})
 }
 
-// noteProblem keeps why a request was refused for its line in the log. If a tier is
-// away, it says so in the response, and once a second in the log.
+// noteProblem records why a request failed, for its log line. If a tier is down, it
+// names the tier in the response, and in the log once a second.
 func (a *App) noteProblem(x *exchange, p *problem) {
 	x.cause = p
 	if p.degraded == "" {
@@ -135,7 +137,7 @@ func (a *App) noteProblem(x *exchange, p *problem) {
 	}
 }
 
-// degrade says in the response that it was made without a tier.
+// degrade adds a tier to HeaderDegraded.
 func (x *exchange) degrade(tier string) {
 	header := x.Header()
 	if without := header.Get(HeaderDegraded); without != "" && without != tier {
@@ -144,12 +146,12 @@ func (x *exchange) degrade(tier string) {
 	header.Set(HeaderDegraded, tier)
 }
 
-// logRequest logs a request that has come to its end, if it is one to be logged.
+// logRequest logs a finished request if Config.LogRequests selects it.
 func (a *App) logRequest(x *exchange, took time.Duration) {
 	level, cause := slog.LevelInfo, ""
 	switch {
 	case x.status == http.StatusInternalServerError:
-		level = slog.LevelError // a mistake of ours
+		level = slog.LevelError // a bug in the service
 	case a.config.LogRequests == sut.LogNone,
 		a.config.LogRequests == sut.LogFailed && x.status < http.StatusInternalServerError:
 		return
@@ -165,15 +167,15 @@ func (a *App) logRequest(x *exchange, took time.Duration) {
 		slog.Int64("duration_ns", int64(took)), slog.Int64("user", int64(x.user)), slog.String("cause", cause))
 }
 
-// outage thins out the log lines about a tier that is away: it is away once,
-// however many requests find out.
+// outage limits the log lines about a tier that is down to one per second. It is safe
+// for concurrent use.
 type outage struct {
-	logged atomic.Int64 // when, in seconds since the Unix epoch
-	failed atomic.Int64 // requests since then
+	logged atomic.Int64 // time of the last log line, in seconds since the Unix epoch
+	failed atomic.Int64 // failed requests since then
 }
 
-// report counts a failed request, and says once a second to log how many there
-// were.
+// report counts a failed request. log is true once a second; failed is then the number
+// of failed requests to log.
 func (o *outage) report(now time.Time) (failed int64, log bool) {
 	failed = o.failed.Add(1)
 	last := o.logged.Load()
@@ -184,20 +186,20 @@ func (o *outage) report(now time.Time) (failed int64, log bool) {
 	return failed, true
 }
 
-// send writes a JSON response. version is that of the record shown, 0 = none.
+// send writes a JSON response. version is the version of the record in it, 0 = none.
 func (a *App) send(x *exchange, status int, version int64, body any) {
 	buffer := a.buffers.Get().(*jsonBuffer)
 	defer a.buffers.Put(buffer)
 	buffer.Reset()
 	if err := buffer.encoder.Encode(body); err != nil {
-		panic("app: records are plain data: " + err.Error())
+		panic("app: cannot encode a response: " + err.Error())
 	}
 	x.showVersion(version)
 	x.reply(status, "application/json", "no-store", buffer.Bytes())
 }
 
-// answer sends what the database returned, or says why it did not. what is the thing
-// that was asked for.
+// answer sends the result of a database call, or returns its error as a problem. what
+// names the requested object.
 func (a *App) answer(x *exchange, what string, err error, status int, version int64, body any) error {
 	if err != nil {
 		return a.tierProblem(x, tierDB, what, err)
@@ -206,25 +208,25 @@ func (a *App) answer(x *exchange, what string, err error, status int, version in
 	return nil
 }
 
-// showVersion says which version of a record the response shows, 0 = none.
+// showVersion sets HeaderRecordVersion; 0 = the response shows no record.
 func (x *exchange) showVersion(version int64) {
 	if version != 0 {
 		x.Header().Set(HeaderRecordVersion, strconv.FormatInt(version, 10))
 	}
 }
 
-// reply writes a whole response.
+// reply writes a complete response.
 func (x *exchange) reply(status int, mediaType, cacheControl string, body []byte) {
 	header := x.Header()
 	header.Set("Content-Type", mediaType)
 	header.Set("Cache-Control", cacheControl)
 	header.Set("Content-Length", strconv.Itoa(len(body)))
 	x.WriteHeader(status)
-	// An error here is the client's connection; there is nobody left to tell.
+	// Write fails only if the client's connection fails; nobody can receive the error.
 	_, _ = x.Write(body)
 }
 
-// jsonBuffer is a buffer that lives through many responses, with its encoder.
+// jsonBuffer is a reusable buffer and its JSON encoder.
 type jsonBuffer struct {
 	bytes.Buffer
 	encoder *json.Encoder

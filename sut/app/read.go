@@ -54,14 +54,14 @@ func (a *App) showUser(ctx context.Context, x *exchange) error {
 	return a.answer(x, "the user", err, http.StatusOK, user.Version, &user)
 }
 
-// noteCached says that the record which is about to be sent was read from a cache.
+// noteCached sets HeaderCache if the record was read from a cache.
 func (a *App) noteCached(x *exchange, cached bool) {
 	if cached {
 		x.Header()[HeaderCache] = a.hit
 	}
 }
 
-// highestVersion is what a list says in HeaderRecordVersion.
+// highestVersion is the value of HeaderRecordVersion for a list.
 func highestVersion(list []photos.Photo) int64 {
 	var highest int64
 	for i := range list {

@@ -16,77 +16,77 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// overheard is tiers that note whose request each call belongs to.
-type overheard struct {
+// tierCalls records the request id of the last call to each tier.
+type tierCalls struct {
 	mu  sync.Mutex
 	ids map[string]string // tier -> id
 }
 
-func (o *overheard) note(tier string, ctx context.Context) {
+func (o *tierCalls) note(tier string, ctx context.Context) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.ids[tier] = app.RequestID(ctx)
 }
 
 type (
-	heardStore struct {
+	recordingStore struct {
 		photos.Records
-		*overheard
+		*tierCalls
 	}
-	heardBlobs struct {
+	recordingBlobs struct {
 		app.Blobs
-		*overheard
+		*tierCalls
 	}
-	heardSessions struct {
+	recordingSessions struct {
 		app.Sessions
-		*overheard
+		*tierCalls
 	}
 )
 
-func (h heardStore) AddPhoto(ctx context.Context, p photos.Photo) error {
+func (h recordingStore) AddPhoto(ctx context.Context, p photos.Photo) error {
 	h.note("db", ctx)
 	return h.Records.AddPhoto(ctx, p)
 }
 
-func (h heardBlobs) Put(ctx context.Context, id photos.ID, v photos.Variant, data []byte) error {
+func (h recordingBlobs) Put(ctx context.Context, id photos.ID, v photos.Variant, data []byte) error {
 	h.note("blob", ctx)
 	return h.Blobs.Put(ctx, id, v, data)
 }
 
-func (h heardBlobs) Delete(ctx context.Context, id photos.ID, v photos.Variant) error {
+func (h recordingBlobs) Delete(ctx context.Context, id photos.ID, v photos.Variant) error {
 	h.note("blob delete", ctx)
 	return h.Blobs.Delete(ctx, id, v)
 }
 
-func (h heardSessions) User(ctx context.Context, token string) (photos.ID, error) {
+func (h recordingSessions) User(ctx context.Context, token string) (photos.ID, error) {
 	h.note("session", ctx)
 	return h.Sessions.User(ctx, token)
 }
 
-// A request's id goes to all tiers, also with what is cleaned up after it.
+// All calls to tiers carry the request's id, including the calls of a cleanup.
 func TestRequestIDsGoToTiers(t *testing.T) {
-	heard := &overheard{ids: map[string]string{}}
+	calls := &tierCalls{ids: map[string]string{}}
 	s := newService(t, func(c *app.Config) {
-		c.Store, c.Blobs, c.Sessions = heardStore{c.Store, heard}, heardBlobs{c.Blobs, heard},
-			heardSessions{c.Sessions, heard}
+		c.Store, c.Blobs, c.Sessions = recordingStore{c.Store, calls}, recordingBlobs{c.Blobs, calls},
+			recordingSessions{c.Sessions, calls}
 	})
-	s.store.breakWith(photos.ErrUnavailable) // so that the bytes are removed again
+	s.store.breakWith(photos.ErrUnavailable) // makes the upload remove the bytes again
 	r := uploadOf(sampleJPEG(8, 8))
 	r.header[sut.RequestIDHeader] = "upload-17"
 	if w := s.do(r); w.Code != http.StatusServiceUnavailable || w.Header().Get(sut.RequestIDHeader) != "upload-17" {
 		t.Errorf("%d %v", w.Code, w.Header())
 	}
 	for _, tier := range []string{"db", "blob", "blob delete", "session"} {
-		if heard.ids[tier] != "upload-17" {
-			t.Errorf("the call to %s belongs to request %q", tier, heard.ids[tier])
+		if calls.ids[tier] != "upload-17" {
+			t.Errorf("the call to %s belongs to request %q", tier, calls.ids[tier])
 		}
 	}
 	if id := app.RequestID(t.Context()); id != "" {
-		t.Errorf("a context of no request has the id %q", id)
+		t.Errorf("a context without a request has the id %q", id)
 	}
 }
 
-// line is one line of a log.
+// line is one log line.
 type line struct {
 	Level      string `json:"level"`
 	Message    string `json:"msg"`
@@ -100,7 +100,7 @@ type line struct {
 	Cause      string `json:"cause"`
 }
 
-// requestsLogged returns the lines about requests.
+// requestsLogged returns the log lines of requests.
 func requestsLogged(t *testing.T, s *service) (lines []line) {
 	t.Helper()
 	for text := range strings.Lines(s.log.String()) {
@@ -109,7 +109,7 @@ func requestsLogged(t *testing.T, s *service) (lines []line) {
 			t.Fatalf("%v: %s", err, text)
 		}
 		if l.RequestID == "" {
-			t.Errorf("a line about a request without its id: %s", text)
+			t.Errorf("a log line lacks the request id: %s", text)
 		}
 		if l.Message == "request" {
 			lines = append(lines, l)
@@ -118,14 +118,13 @@ func requestsLogged(t *testing.T, s *service) (lines []line) {
 	return lines
 }
 
-// Which requests are logged is what the knob says, each in one line that holds
-// all that is asked for when somebody searches for it.
+// LogRequests selects which requests are logged. Each has one line with all its fields.
 func TestRequestsAreLogged(t *testing.T) {
 	for knob, want := range map[string][]int{
 		"":            {500, 503, 500},
 		sut.LogFailed: {500, 503, 500},
 		sut.LogAll:    {200, 404, 500, 503, 500},
-		sut.LogNone:   {500, 500}, // mistakes of ours
+		sut.LogNone:   {500, 500}, // bugs are always logged
 	} {
 		s := newService(t, func(c *app.Config) {
 			c.LogRequests = knob
@@ -157,8 +156,8 @@ func TestRequestsAreLogged(t *testing.T) {
 	}
 }
 
-// An id that a client makes up cannot put anything into the log or the header.
-func TestMadeUpIDsAreReplaced(t *testing.T) {
+// An invalid id of a client is replaced, so it cannot inject text into logs or headers.
+func TestInvalidIDsAreReplaced(t *testing.T) {
 	s := newService(t)
 	own := regexp.MustCompile(`^[0-9a-f]{32}$`)
 	known := map[string]bool{}
@@ -177,8 +176,8 @@ func TestMadeUpIDsAreReplaced(t *testing.T) {
 	}
 }
 
-// A host for uploads takes uploads and nothing else, whatever it is; one for
-// reads takes everything but them. Both say where the rest belongs.
+// A host for uploads accepts only uploads. A host for reads accepts everything else. For
+// other requests, both name the service that they belong to.
 func TestMisdirectedRequests(t *testing.T) {
 	for _, r := range []request{
 		get("/"), get("/nothing"), get("/api/photos"), get("/api/photos/1"), get("/img/1/thumb.jpg"), get("/static/app.css"),
@@ -216,7 +215,7 @@ func wantMisdirected(t *testing.T, r request, w *httptest.ResponseRecorder, belo
 	}
 }
 
-// The operators' side shows the metrics, which the public does not see.
+// The admin handler serves the metrics. The public handler does not.
 func TestOperations(t *testing.T) {
 	s := newService(t)
 	for path, want := range map[string]struct {

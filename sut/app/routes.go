@@ -16,60 +16,59 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// who may use a route.
-type who int
+// access says which clients may use a route.
+type access int
 
 const (
-	anyone    who = iota
-	loggedIn      // 401 without a session
-	recognise     // anyone, but a session is looked up
+	public   access = iota // no session is looked up
+	private                // a session is required, else 401
+	personal               // no session is required, but one is looked up
 )
 
-// action carries out one request. The context ends after Config.TierTimeout.
-// An error is answered by refuse, so an action that has begun its response
-// must not return one.
+// action serves one request. The context ends after Config.TierTimeout. refuse answers
+// a returned error, so an action that has started its response must return nil.
 type action func(ctx context.Context, x *exchange) error
 
 // route is one method on one path.
 type route struct {
 	method  string // GET includes HEAD
 	pattern string // of http.ServeMux, without the method
-	op      string // class of the request in metrics: the names of the workloads' ops
-	who     who
+	op      string // the op in metrics; workloads use the same names
+	access  access
 	action  action
 }
 
-// otherOp is the class of requests that no route answers.
+// otherOp is the op of requests without a route.
 const otherOp = "other"
 
-// uploadOp is the op that web.split gives hosts of its own.
+// uploadOp is the op of the service sut.Uploads.
 const uploadOp = "upload"
 
-// routes is all that the service does.
+// routes lists all routes of the service.
 func (a *App) routes() []route {
 	return []route{
-		{"GET", "/{$}", "page", recognise, a.showPage},
-		{"GET", "/static/{file...}", "asset", anyone, a.showAsset},
-		{"GET", "/img/{id}/{file}", "image", anyone, a.showImage},
+		{"GET", "/{$}", "page", personal, a.showPage},
+		{"GET", "/static/{file...}", "asset", public, a.showAsset},
+		{"GET", "/img/{id}/{file}", "image", public, a.showImage},
 
-		{"GET", "/api/feed", "feed", anyone, a.showFeed},
-		{"GET", "/api/photos/{id}", "photo", anyone, a.showPhoto},
-		{"GET", "/api/users/{id}", "user", anyone, a.showUser},
-		{"GET", "/api/me", "me", loggedIn, a.showMe},
+		{"GET", "/api/feed", "feed", public, a.showFeed},
+		{"GET", "/api/photos/{id}", "photo", public, a.showPhoto},
+		{"GET", "/api/users/{id}", "user", public, a.showUser},
+		{"GET", "/api/me", "me", private, a.showMe},
 
-		{"POST", "/api/login", "login", anyone, a.login},
-		{"POST", "/api/logout", "login", loggedIn, a.logout},
-		{"POST", "/api/photos", uploadOp, loggedIn, a.upload},
-		{"PATCH", "/api/photos/{id}", "rename", loggedIn, a.rename},
-		{"DELETE", "/api/photos/{id}", "delete", loggedIn, a.delete},
-		{"POST", "/api/photos/{id}/like", "like", loggedIn, a.like},
-		{"POST", "/api/photos/{id}/comments", "comment", loggedIn, a.comment},
-		{"POST", "/api/users/{id}/follow", "follow", loggedIn, a.follow},
+		{"POST", "/api/login", "login", public, a.login},
+		{"POST", "/api/logout", "login", private, a.logout},
+		{"POST", "/api/photos", uploadOp, private, a.upload},
+		{"PATCH", "/api/photos/{id}", "rename", private, a.rename},
+		{"DELETE", "/api/photos/{id}", "delete", private, a.delete},
+		{"POST", "/api/photos/{id}/like", "like", private, a.like},
+		{"POST", "/api/photos/{id}/comments", "comment", private, a.comment},
+		{"POST", "/api/users/{id}/follow", "follow", private, a.follow},
 	}
 }
 
-// register puts the routes into the mux, one resource per path. Methods are not
-// left to the mux, whose answer to a wrong one is not JSON.
+// register adds the routes to the mux, one resource per path. The resource checks the
+// method, because the mux would answer a wrong method without JSON.
 func (a *App) register(routes []route) {
 	resources := map[string]*resource{}
 	for _, route := range routes {
@@ -81,8 +80,8 @@ func (a *App) register(routes []route) {
 		}
 		o := &operation{route: route, metrics: a.metrics.byOp[route.op], named: strings.Contains(route.pattern, "{id}")}
 		if !a.offers(route) {
-			o.who, o.named = anyone, false
-			o.action = func(context.Context, *exchange) error { return a.elsewhere() }
+			o.access, o.named = public, false
+			o.action = func(context.Context, *exchange) error { return a.misdirected() }
 		}
 		r.methods[route.method] = o
 		if route.method == http.MethodGet {
@@ -93,28 +92,28 @@ func (a *App) register(routes []route) {
 		r.allow = strings.Join(slices.Sorted(maps.Keys(r.methods)), ", ")
 	}
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		p := notFound("nothing is at "+r.URL.Path, "GET / shows the page, GET /api/feed?user=1 a feed")
+		p := notFound("there is nothing at "+r.URL.Path, "GET / shows the page, GET /api/feed?user=1 a feed")
 		if a.config.Service == sut.Uploads {
-			p = a.elsewhere()
+			p = a.misdirected()
 		}
 		a.refuse(w.(*exchange), p)
 	})
 }
 
-// offers reports whether a route is part of the service of this host.
+// offers reports whether a route belongs to the service of this host.
 func (a *App) offers(r route) bool {
 	return a.config.Service == "" || (r.op == uploadOp) == (a.config.Service == sut.Uploads)
 }
 
-// elsewhere answers what belongs to a host of the other service.
-func (a *App) elsewhere() *problem {
+// misdirected refuses a request that belongs to a host of the other service.
+func (a *App) misdirected() *problem {
 	own, other := a.config.Service, sut.Reads
 	if own == sut.Reads {
 		other = sut.Uploads
 	}
 	return refusal(http.StatusMisdirectedRequest,
 		fmt.Sprintf("this host serves %s only, and the request belongs to a host for %s", own, other),
-		"send it to the balancer, which knows the hosts of each service")
+		"send it to the balancer, which routes it to a host of that service")
 }
 
 // resource is all methods of one path.
@@ -127,12 +126,12 @@ type resource struct {
 // operation is one method of a resource.
 type operation struct {
 	route
-	named   bool // its path has an id
+	named   bool // the path has an id
 	metrics *opMetrics
 }
 
 func (s *resource) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := w.(*exchange) // ServeHTTP of App made it
+	x := w.(*exchange) // App.ServeHTTP passes it
 	operation := s.methods[r.Method]
 	switch {
 	case operation != nil:
@@ -141,7 +140,7 @@ func (s *resource) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			s.app.refuse(x, err)
 		}
 	case s.app.config.Service == sut.Uploads:
-		s.app.refuse(x, s.app.elsewhere())
+		s.app.refuse(x, s.app.misdirected())
 	default:
 		x.Header().Set("Allow", s.allow)
 		s.app.refuse(x, refusal(http.StatusMethodNotAllowed,
@@ -152,13 +151,13 @@ func (s *resource) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (a *App) carryOut(x *exchange, o *operation) error {
 	ctx, cancel := a.bound(x)
 	defer cancel()
-	if o.who != anyone {
+	if o.access != public {
 		if err := a.identify(ctx, x); err != nil {
-			if o.who == loggedIn {
+			if o.access == private {
 				return err
 			}
-			// The page is for everybody: without a session it is the same, less the
-			// user's name, and says so if that is for want of the tier.
+			// Without a session the page lacks only the user's name. If the session tier
+			// is down, the response says so.
 			x.user = 0
 			if p, ok := errors.AsType[*problem](err); ok && p.degraded != "" {
 				a.noteProblem(x, p)
@@ -175,12 +174,12 @@ func (a *App) carryOut(x *exchange, o *operation) error {
 	return o.action(ctx, x)
 }
 
-// bound returns the context for the calls to tiers of one request.
+// bound returns the context for a request's calls to other tiers.
 func (a *App) bound(x *exchange) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(&x.ctx, a.config.TierTimeout)
 }
 
-// identify finds out who is logged in.
+// identify looks up the user of the request's session and sets x.user.
 func (a *App) identify(ctx context.Context, x *exchange) error {
 	cookie, err := x.r.Cookie(SessionCookie)
 	if err != nil {
@@ -189,39 +188,38 @@ func (a *App) identify(ctx context.Context, x *exchange) error {
 	x.token = cookie.Value
 	x.user, err = a.config.Sessions.User(ctx, x.token)
 	if errors.Is(err, photos.ErrNotFound) {
-		// The cookie is left alone. Where sessions live in web memory this host may
-		// simply be the wrong one, and taking the cookie away would log the user
-		// out of the right one too.
+		// The cookie stays. If web hosts keep sessions in memory, another host may know
+		// this session, and removing the cookie would log the user out there.
 		a.metrics.sessionsLost.Inc()
-		return unauthorised("the session is not known here")
+		return unauthorised("this host does not know the session")
 	}
 	return a.tierProblem(x, tierSession, "the session", err)
 }
 
-// exchange is one request and the response to it. It is the http.ResponseWriter
-// that handlers see, which is how the status gets counted.
+// exchange is one request and its response. Handlers get it as their
+// http.ResponseWriter, so that it can count the status.
 type exchange struct {
 	http.ResponseWriter
 	r      *http.Request
 	op     *opMetrics
 	begun  time.Time
 	ctx    requestContext // holds the id
-	cause  error          // why it was refused, for the log; nil = it was not
-	status int            // sent; 0 = not yet
-	user   photos.ID      // who is logged in; 0 = nobody
-	named  photos.ID      // the photo or the user that the path names; 0 = it names none
-	token  string         // of the session, if the client sent one
+	cause  error          // why the request failed, for the log; nil = it did not
+	status int            // the status that was sent; 0 = none yet
+	user   photos.ID      // the user who is logged in; 0 = nobody
+	named  photos.ID      // the id in the path, of a photo or a user; 0 = none
+	token  string         // session token; "" = the client sent none
 }
 
 // id returns the id of the request.
 func (x *exchange) id() string { return x.ctx.id[0] }
 
-// body returns the body of the request, bounded in bytes; its time is bounded
-// since ServeHTTP. Once it is read, the caller says so with bodyRead.
+// body returns the body of the request, limited to a number of bytes. ServeHTTP has
+// set its deadline. The caller must call bodyRead once it has read the whole body.
 func (x *exchange) body(limit int64) io.ReadCloser {
-	// The innermost writer, which is the server's own, is passed for
-	// MaxBytesReader to have the connection closed after the answer: what is left
-	// of the body is not read.
+	// MaxBytesReader needs the server's own writer, which is the innermost one. It makes
+	// the server close the connection after the response instead of reading the rest of
+	// a body that is too large.
 	inner := x.ResponseWriter
 	for {
 		wrapper, ok := inner.(interface{ Unwrap() http.ResponseWriter })
@@ -232,15 +230,15 @@ func (x *exchange) body(limit int64) io.ReadCloser {
 	}
 }
 
-// bodyRead lifts the deadline of a body that is there: if it passed while we
-// work, that would look like a client who left. That of one which is not all
-// there must stay, because the server goes on reading it.
+// bodyRead removes the deadline of a body that was read completely. A deadline that
+// expires later, during processing, would look like a client that disconnected. An
+// incomplete body keeps its deadline, because the server goes on reading it.
 func (x *exchange) bodyRead() { x.setBodyDeadline(time.Time{}) }
 
-// setBodyDeadline bounds the time for the body: a client that sends a byte a
-// minute must not hold the memory that is set aside for its upload.
+// setBodyDeadline sets the deadline for the body. Without it, a client that sends one
+// byte per minute would hold the memory of its upload.
 func (x *exchange) setBodyDeadline(at time.Time) {
-	// A writer that knows no deadlines is one of a test.
+	// Only the ResponseWriter of a test does not support deadlines.
 	_ = http.NewResponseController(x.ResponseWriter).SetReadDeadline(at)
 }
 
@@ -258,9 +256,9 @@ func (x *exchange) Write(p []byte) (int, error) {
 	return x.ResponseWriter.Write(p)
 }
 
-// answered counts the request, once, before the first byte of the answer can
-// leave. If it were counted when its handler ends, a client who has the whole
-// answer and asks for the count at once could find it missing.
+// answered counts the request once, before the first byte of the response is sent. If
+// the request were counted after its handler, a client could read the complete response
+// and then scrape metrics that do not count it yet.
 func (x *exchange) answered(status int) {
 	if x.status == 0 {
 		x.status = status

@@ -17,7 +17,7 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 func TestImagesAreCacheable(t *testing.T) {
 	s := newService(t)
@@ -33,7 +33,7 @@ func TestImagesAreCacheable(t *testing.T) {
 		t.Errorf("a versioned URL has Cache-Control %q", got)
 	}
 	if other := s.do(get("/img/3/blur.jpg")).Header().Get("Etag"); other == tag {
-		t.Error("two variants have one tag")
+		t.Error("two variants have the same tag")
 	}
 	for _, test := range []struct {
 		name, header, value string
@@ -47,22 +47,22 @@ func TestImagesAreCacheable(t *testing.T) {
 		{"match", "If-Match", tag, 200, whole},
 		{
 			"no match", "If-Match", `"x"`, 412,
-			`{"error":"the content is not the one in If-Match","hint":"read it again, Etag names the present one"}`,
+			`{"error":"the content does not match If-Match","hint":"read it again and use its current Etag"}`,
 		},
 		{"first bytes", "Range", "bytes=0-4", 206, "thumb"},
 		{"last bytes", "Range", "bytes=-4", 206, "more"},
 		{"open end", "Range", "bytes=28-", 206, "more"},
 		{
 			"beyond the end", "Range", "bytes=99-", 416,
-			`{"error":"the range lies outside of the content","hint":"Content-Range says how long it is"}`,
+			`{"error":"the range lies outside of the content","hint":"read its length in Content-Range"}`,
 		},
 		{
 			"backwards", "Range", "bytes=9-2", 416,
-			`{"error":"the range lies outside of the content","hint":"Content-Range says how long it is"}`,
+			`{"error":"the range lies outside of the content","hint":"read its length in Content-Range"}`,
 		},
 		{
 			"not bytes", "Range", "pages=1-2", 416,
-			`{"error":"the range lies outside of the content","hint":"Content-Range says how long it is"}`,
+			`{"error":"the range lies outside of the content","hint":"read its length in Content-Range"}`,
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -88,7 +88,8 @@ func TestImagesAreCacheable(t *testing.T) {
 	}
 }
 
-// The page links its assets by content, so that they may be kept for ever.
+// The page links each asset with the hash of its content, so that caches may keep it
+// forever.
 func TestAssets(t *testing.T) {
 	s := newService(t)
 	page := s.do(get("/")).Body.String()
@@ -130,7 +131,8 @@ func TestPageGolden(t *testing.T) {
 	}
 }
 
-// counted returns the finished requests by "op code".
+// counted returns the counters and gauges by metric name, and finished requests by "op
+// code".
 func counted(t *testing.T, s *service) map[string]float64 {
 	t.Helper()
 	families, err := s.registry.Gather()
@@ -154,8 +156,8 @@ func counted(t *testing.T, s *service) map[string]float64 {
 	return all
 }
 
-// Every finished request is counted once, under its op and status; health
-// checks and scrapes are not requests of users.
+// Every finished request is counted once, by op and status. Health checks and scrapes
+// are not counted.
 func TestRequestsAreCounted(t *testing.T) {
 	s := newService(t)
 	for _, r := range []request{
@@ -204,8 +206,7 @@ func TestRequestsAreCounted(t *testing.T) {
 	}
 }
 
-// Many users at once, over real connections: nothing is lost, nothing is mixed
-// up, and the counts agree.
+// Concurrent users over real connections lose no writes, and the counters are exact.
 func TestConcurrentUsers(t *testing.T) {
 	s := newService(t)
 	server := httptest.NewServer(s)

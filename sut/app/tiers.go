@@ -7,14 +7,14 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// Tiers that a request can miss, as HeaderDegraded names them.
+// The names of tiers in HeaderDegraded.
 const (
 	tierDB      = "db"
 	tierBlob    = "blob"
 	tierSession = "session"
 )
 
-// BlobReader reads the bytes of photos. The caller does not write to them.
+// BlobReader reads the bytes of photos. The caller must not modify them.
 type BlobReader interface {
 	Get(ctx context.Context, id photos.ID, v photos.Variant) ([]byte, error)
 	Head(ctx context.Context, id photos.ID, v photos.Variant) (size int64, err error)
@@ -26,15 +26,15 @@ type BlobWriter interface {
 	Delete(ctx context.Context, id photos.ID, v photos.Variant) error
 }
 
-// Blobs keeps the bytes of photos. Its errors wrap photos.ErrNotFound and
-// ErrUnavailable; any other is taken for a mistake in the blob store.
+// Blobs stores the bytes of photos. Its errors wrap photos.ErrNotFound or
+// photos.ErrUnavailable. Any other error is answered with 500.
 type Blobs interface {
 	BlobReader
 	BlobWriter
 }
 
-// Sessions keeps who is logged in. A token that stands for nobody is
-// photos.ErrNotFound; ending it is no error.
+// Sessions stores which user a session token belongs to. For an unknown or expired
+// token, User returns photos.ErrNotFound and End returns nil.
 type Sessions interface {
 	Start(ctx context.Context, user photos.ID) (token string, expires time.Time, err error)
 	User(ctx context.Context, token string) (photos.ID, error)

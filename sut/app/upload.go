@@ -19,17 +19,17 @@ import (
 )
 
 const (
-	// formOverhead is what a multipart form may have besides the picture:
+	// formOverhead bounds the bytes of a multipart form besides the picture:
 	// boundaries, headers of parts, the title.
 	formOverhead = 64 << 10
 
-	// untitled is the title of a photo whose owner gave none.
+	// untitled is the title of a photo that was uploaded without one.
 	untitled = "Untitled"
 
 	uploadHint = "send a JPEG as the body with Content-Type: image/jpeg, " +
 		"or as the field photo of a multipart/form-data form"
 
-	// cleanupTimeout bounds the removal of bytes that nobody will ask for.
+	// cleanupTimeout bounds the removal of the bytes of a photo without a record.
 	cleanupTimeout = 2 * time.Second
 )
 
@@ -39,12 +39,12 @@ type picture struct {
 	title    string
 }
 
-// upload answers POST /api/photos: process, store the bytes, then the record.
-// The record comes last because it is what makes the photo visible.
+// upload answers POST /api/photos. It processes the picture, stores the bytes, and then
+// the record. The record comes last because it makes the photo visible.
 //
-// When the record could not be stored the bytes are removed. If the database
-// did commit and only its answer got lost, a record without bytes stays: the
-// client was told 503, and its next attempt makes a photo of its own.
+// If the record cannot be stored, upload removes the bytes. If the database did commit
+// and only its response was lost, a record without bytes remains. The client got 503,
+// and its retry creates another photo.
 func (a *App) upload(_ context.Context, x *exchange) error {
 	release, err := a.reserve(x)
 	if err != nil {
@@ -55,8 +55,7 @@ func (a *App) upload(_ context.Context, x *exchange) error {
 	if err != nil {
 		return err
 	}
-	// The context that came with the request has been running while a slow
-	// client was sending.
+	// The context passed to upload may have expired while a slow client was sending.
 	ctx, cancel := a.bound(x)
 	defer cancel()
 	variants, err := a.process(ctx, x, sent.original)
@@ -69,11 +68,11 @@ func (a *App) upload(_ context.Context, x *exchange) error {
 		CreatedUS: a.config.Now().UnixMicro(), Version: 1,
 	}
 	if err := a.storeBlobs(ctx, photo.ID, sent.original, variants); err != nil {
-		_ = a.removeBlobs(x, photo.ID) // logged
+		_ = a.removeBlobs(x, photo.ID) // it logs its error
 		return a.tierProblem(x, tierBlob, "the photo", err)
 	}
 	if err := a.config.Store.AddPhoto(ctx, photo); err != nil {
-		_ = a.removeBlobs(x, photo.ID) // logged
+		_ = a.removeBlobs(x, photo.ID) // it logs its error
 		return a.tierProblem(x, tierDB, "the photo", err)
 	}
 	a.metrics.uploads.Inc()
@@ -83,8 +82,8 @@ func (a *App) upload(_ context.Context, x *exchange) error {
 	return nil
 }
 
-// reserve sets memory for an upload aside before a byte of it is read. Without
-// it, many large uploads at once would take the host down for everybody.
+// reserve reserves memory for an upload before any byte of it is read. Without it, many
+// large uploads at once would exhaust the memory of the host.
 func (a *App) reserve(x *exchange) (release func(), err error) {
 	most := a.config.MaxUploadBytes + formOverhead
 	bytes := x.r.ContentLength
@@ -100,7 +99,7 @@ func (a *App) reserve(x *exchange) (release func(), err error) {
 	return func() { a.memory.Release(bytes) }, nil
 }
 
-// readPicture reads an upload in either of its forms.
+// readPicture reads an upload: a plain JPEG or a multipart form.
 func (a *App) readPicture(x *exchange) (picture, error) {
 	mediaType, parameters, err := mime.ParseMediaType(x.r.Header.Get("Content-Type"))
 	if err != nil {
@@ -132,8 +131,8 @@ func (a *App) readPicture(x *exchange) (picture, error) {
 	return sent, err
 }
 
-// readForm reads a multipart form part by part. Nothing but the picture and
-// the title is kept, and nothing is written to disk.
+// readForm reads a multipart form part by part. It keeps only the picture and the
+// title, and writes nothing to disk.
 func (a *App) readForm(x *exchange, boundary string, sent *picture) error {
 	if boundary == "" {
 		return badRequest(uploadHint, "the content type has no boundary")
@@ -143,7 +142,7 @@ func (a *App) readForm(x *exchange, boundary string, sent *picture) error {
 	for {
 		part, err := form.NextPart()
 		if err == io.EOF {
-			// What may follow the last boundary means nothing.
+			// Bytes after the last boundary have no meaning.
 			if _, err := io.Copy(io.Discard, body); err != nil {
 				return formProblem(err)
 			}
@@ -156,7 +155,7 @@ func (a *App) readForm(x *exchange, boundary string, sent *picture) error {
 		switch part.FormName() {
 		case "photo":
 			if sent.original != nil {
-				return badRequest("upload one photo per request", "the field photo comes twice")
+				return badRequest("upload one photo per request", "the form has the field photo twice")
 			}
 			sent.original, err = readPart(part, a.config.MaxUploadBytes, "the photo")
 		case "title":
@@ -164,7 +163,7 @@ func (a *App) readForm(x *exchange, boundary string, sent *picture) error {
 			title, err = readPart(part, 4*maxTitleRunes, "the title")
 			sent.title = string(title)
 		default:
-			return badRequest("send the fields photo and title, and no others",
+			return badRequest("send only the fields photo and title",
 				"the form has the unknown field %q", clip(part.FormName()))
 		}
 		if err != nil {
@@ -195,7 +194,7 @@ func formProblem(err error) error {
 	return err
 }
 
-// process makes the variants when it is this upload's turn.
+// process waits for one of Config.ProcessSlots, and makes the variants.
 func (a *App) process(ctx context.Context, x *exchange, original []byte) (photos.Variants, error) {
 	select {
 	case a.slots <- struct{}{}:
@@ -238,9 +237,9 @@ func (a *App) storeBlobs(ctx context.Context, id photos.ID, original []byte, mad
 	return group.Wait()
 }
 
-// removeBlobs removes the bytes of a photo that is no more. It goes on when the
-// client is gone, and a failure is logged and no more: the bytes cannot be
-// reached by anybody, they take up space.
+// removeBlobs removes the bytes of a photo without a record. It continues after the
+// client disconnects. It logs a failure. The bytes that remain then only take up space,
+// because no record refers to them.
 func (a *App) removeBlobs(x *exchange, id photos.ID) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(&x.ctx), cleanupTimeout)
 	defer cancel()
@@ -255,7 +254,7 @@ func (a *App) removeBlobs(x *exchange, id photos.ID) error {
 	}
 	err := group.Wait()
 	if err != nil {
-		a.config.Log.Warn("bytes of a photo are left behind", "request_id", x.id(), "photo", id, "error", err)
+		a.config.Log.Warn("cannot remove the bytes of a photo", "request_id", x.id(), "photo", id, "error", err)
 	}
 	return err
 }

@@ -28,8 +28,8 @@ func (a *App) login(ctx context.Context, x *exchange) error {
 	if err != nil && !errors.Is(err, photos.ErrNotFound) {
 		return a.tierProblem(x, tierDB, "the user", err)
 	}
-	// Unknown logins and wrong passwords get one answer: which logins exist is
-	// nobody's business.
+	// An unknown login and a wrong password get the same response. Otherwise a client
+	// could find out which logins exist.
 	if err != nil || !user.CheckPassword(body.Password) {
 		return refusal(http.StatusUnauthorized, "login or password is wrong",
 			"seeded users log in as user-1, user-2, ... and share one password")
@@ -45,16 +45,16 @@ func (a *App) login(ctx context.Context, x *exchange) error {
 	return nil
 }
 
-// setCookie sets the cookie of a session. It is not Secure: nodes speak plain HTTP on
+// setCookie sets the session cookie. It is not Secure, because nodes use plain HTTP on
 // loopback addresses.
 func setCookie(x *exchange, c http.Cookie) {
 	c.Name, c.Path, c.HttpOnly, c.SameSite = SessionCookie, "/", true, http.SameSiteLaxMode
 	http.SetCookie(x, &c)
 }
 
-// endSession ends the session that a client who logs in anew brings along, so
-// that clients who do so again and again hold one each. Whether that worked
-// makes no difference to the new one.
+// endSession ends the session that a client has when it logs in. Otherwise a client
+// that logs in repeatedly would leave many sessions behind. Errors are ignored, because
+// the new session does not depend on the old one.
 func (a *App) endSession(ctx context.Context, x *exchange) {
 	if cookie, err := x.r.Cookie(SessionCookie); err == nil {
 		_ = a.config.Sessions.End(ctx, cookie.Value)
@@ -71,7 +71,7 @@ func (a *App) logout(ctx context.Context, x *exchange) error {
 	return nil
 }
 
-// changed is what a write to a photo answers.
+// changed is the response to a write to a photo.
 type changed struct {
 	Photo   photos.ID `json:"photo_id"`
 	Title   string    `json:"title,omitempty"`
@@ -96,15 +96,15 @@ func (a *App) rename(ctx context.Context, x *exchange) error {
 	return a.answer(x, "the photo", err, http.StatusOK, version, now)
 }
 
-// delete answers DELETE /api/photos/{id}. The record goes first: it says who
-// the owner is, and bytes without a record are only lost space, while a record
-// without bytes would be seen.
+// delete answers DELETE /api/photos/{id}. It deletes the record first. The record names
+// the owner, and if the bytes cannot be deleted they only take up space. A record
+// without bytes would be visible.
 func (a *App) delete(ctx context.Context, x *exchange) error {
 	if err := a.config.Store.DeletePhoto(ctx, x.named, x.user); err != nil {
 		return a.tierProblem(x, tierDB, "the photo", err)
 	}
 	if err := a.removeBlobs(x, x.named); err != nil {
-		x.degrade(tierBlob) // the photo is gone all the same
+		x.degrade(tierBlob) // the photo is deleted nevertheless
 	}
 	x.WriteHeader(http.StatusNoContent)
 	return nil

@@ -14,17 +14,17 @@ const (
 	sharpenSigma  = 0.8
 )
 
-// sharpenAmount is how much of what the blur removes is added back on top.
+// sharpenAmount is the factor of the difference from the blurred copy in sharpen.
 const sharpenAmount = 1.2
 
-// yieldRows is the number of rows between two offers to run somebody else.
+// yieldRows is the number of rows after which convolve yields the processor.
 const yieldRows = 4
 
-// fixed is the unit of kernel weights: they are whole numbers of 1/fixed.
+// fixed is the fixed-point representation of the kernel weight 1.
 const fixed = 1 << 14
 
-// kernel is a square of weights, (2*radius+1) squared, row by row. They sum to
-// fixed, so that the brightness of the picture stays.
+// kernel is a square matrix of weights with sides of 2*radius+1, row by row. The weights
+// sum to fixed, so the kernel does not change the brightness of a picture.
 type kernel struct {
 	radius  int
 	weights []int32
@@ -48,7 +48,7 @@ func gaussian(radius int, sigma float64) kernel {
 		k.weights[i] = int32(w / sum * fixed)
 		left -= k.weights[i]
 	}
-	k.weights[len(raw)/2] += left // what rounding took
+	k.weights[len(raw)/2] += left // compensates for rounding
 	return k
 }
 
@@ -65,18 +65,18 @@ func sharpen() kernel {
 	return k
 }
 
-// convolve applies a kernel to every pixel; beyond the border the nearest
-// pixel counts. Alpha is set to opaque: JPEGs have none.
+// convolve applies a kernel to every pixel. Outside the picture it uses the nearest pixel
+// of the border. The result is opaque, because JPEGs have no alpha.
 //
-// It yields the processor every few rows. On a small host with GOMAXPROCS=1
-// the runtime would take it away only after 10 ms, and every other request of
-// the host would wait that long behind one upload.
+// convolve yields the processor every yieldRows rows. Without this, on a host with
+// GOMAXPROCS=1, the runtime would preempt it only after 10 ms, and one upload would delay
+// every other request by that time.
 func convolve(src *image.RGBA, k kernel) *image.RGBA {
 	bounds := src.Bounds()
 	width, height := bounds.Dx(), bounds.Dy()
 	dst := image.NewRGBA(image.Rect(0, 0, width, height))
 	side := 2*k.radius + 1
-	padded := make([]uint8, side*(width+2*k.radius)*4) // a ring of rows, each with its border
+	padded := make([]uint8, side*(width+2*k.radius)*4) // a ring of padded rows
 	rows := make([][]uint8, side)
 	for y := -k.radius; y < k.radius; y++ {
 		pad(ringRow(padded, y+k.radius, side), src, y, k.radius)
@@ -94,13 +94,14 @@ func convolve(src *image.RGBA, k kernel) *image.RGBA {
 	return dst
 }
 
-// ringRow returns the n-th row of a ring of that many rows.
+// ringRow returns row n of a ring buffer with this number of rows.
 func ringRow(ring []uint8, n, rows int) []uint8 {
 	length := len(ring) / rows
 	return ring[n%rows*length:][:length]
 }
 
-// pad copies row y of a picture between two borders of its outermost pixels.
+// pad copies row y of a picture to row, and repeats its outermost pixels radius times on
+// both sides.
 func pad(row []uint8, src *image.RGBA, y, radius int) {
 	width := src.Rect.Dx()
 	y = min(max(y, 0), src.Rect.Dy()-1)
@@ -132,5 +133,5 @@ func convolveRow(dst []uint8, rows [][]uint8, k kernel) {
 	}
 }
 
-// level brings a sum of weighted levels back to 0..255.
+// level scales a weighted sum to a level of 0..255.
 func level(sum int32) uint8 { return uint8(min(max((sum+fixed/2)/fixed, 0), 255)) }

@@ -1,13 +1,12 @@
-// Package imaging is the work that the service does on pictures: it crops an
-// uploaded JPEG to a thumbnail and makes a sharpened and a blurred copy
-// (Process), and it paints the pictures of the seeded data set (Sample).
+// Package imaging processes pictures. Process makes a thumbnail, a sharpened and a
+// blurred copy of an uploaded JPEG. Sample paints the pictures of the seeded data set.
 //
-// It knows no storage and no network, keeps no state and starts no goroutine:
-// all functions are pure and may be called concurrently. Sizes are in pixels.
+// All functions are pure and may be called concurrently. They use no storage and no
+// network. Sizes are in pixels.
 //
-// The work is real and costs real CPU, about 5 ms for a picture of 160x120 and
-// 15 ms for 320x240 on one core of a current server: plain convolutions over
-// every pixel, no assembly, no cache. One call uses one core.
+// Process takes about 5 ms of CPU for a picture of 160x120 pixels and 15 ms for 320x240,
+// on one core of a current server. It uses plain convolutions over every pixel, without
+// assembly and without a cache. One call uses one core.
 package imaging
 
 import (
@@ -23,27 +22,27 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// Limits of an original. A JPEG of a few kilobytes can declare 65535x65535
-// pixels, which would take 12 GB to decode; a progressive one can hold a
-// million scans of a few bytes each, every one of them a pass over all pixels.
+// Limits of an original. A JPEG of a few kilobytes can declare 65535x65535 pixels, which
+// would take 12 GB to decode. A progressive JPEG can have a million scans of a few bytes
+// each, and the decoder passes over all pixels for each scan.
 const (
 	MaxSide   = 4096       // width and height, in pixels
 	MaxPixels = 12_000_000 // width times height
-	MaxScans  = 100        // about ten is what encoders write
+	MaxScans  = 100        // encoders write about ten
 )
 
 // Sizes and weights of the variants.
 const (
 	thumbSide   = 128  // the thumbnail is a square
-	displaySide = 1280 // longer originals are scaled down for the sharp and blur variants, which bounds the work
-	quality     = 85   // of the JPEGs written
+	displaySide = 1280 // maximum side of the sharp and blur variants; it bounds the work
+	quality     = 85   // quality of the written JPEGs, 1 to 100
 )
 
-// Process makes the variants of an original. Errors wrap photos.ErrNotJPEG,
-// photos.ErrTruncated or photos.ErrTooManyPixels, and nothing else. The size is
-// checked before a single pixel is decoded.
+// Process makes the variants of an original. Every error wraps photos.ErrNotJPEG,
+// photos.ErrTruncated or photos.ErrTooManyPixels. The size is checked before any pixel is
+// decoded.
 //
-// The EXIF orientation is not applied, and no metadata reaches the variants.
+// The EXIF orientation is not applied. The variants have no metadata.
 func Process(original []byte) (photos.Variants, error) {
 	width, height, err := Size(original)
 	if err != nil {
@@ -62,8 +61,8 @@ func Process(original []byte) (photos.Variants, error) {
 	}, nil
 }
 
-// Size returns the dimensions that a JPEG declares, without decoding it. It
-// refuses what Process would refuse to decode, with the same errors.
+// Size returns the dimensions that a JPEG declares, in pixels, without decoding it. It
+// checks the limits and returns the same errors as Process.
 func Size(original []byte) (width, height int, err error) {
 	config, err := jpeg.DecodeConfig(bytes.NewReader(original))
 	if err != nil {
@@ -74,20 +73,20 @@ func Size(original []byte) (width, height int, err error) {
 	case width < 1 || height < 1:
 		return 0, 0, fmt.Errorf("%w: it is %dx%d", photos.ErrNotJPEG, width, height)
 	case width > MaxSide || height > MaxSide || width*height > MaxPixels:
-		return 0, 0, fmt.Errorf("%w: it is %dx%d, at most %dx%d and %d million are read",
+		return 0, 0, fmt.Errorf("%w: it is %dx%d, the limits are %dx%d and %d million pixels",
 			photos.ErrTooManyPixels, width, height, MaxSide, MaxSide, MaxPixels/1_000_000)
 	}
-	// Inside compressed data the byte FF is always followed by 00, so this finds
-	// every start-of-scan marker and besides those at most a few in metadata.
+	// This counts every start-of-scan marker, and possibly a few more in metadata. It finds
+	// none in compressed data, where 00 or a restart marker always follows the byte FF.
 	if scans := bytes.Count(original, []byte{0xff, 0xda}); scans > MaxScans {
-		return 0, 0, fmt.Errorf("%w: it has %d scans, at most %d are read", photos.ErrNotJPEG, scans, MaxScans)
+		return 0, 0, fmt.Errorf("%w: it has %d scans, the limit is %d", photos.ErrNotJPEG, scans, MaxScans)
 	}
 	return width, height, nil
 }
 
-// classify turns an error of the decoder into one of ours. The decoder calls
-// data that stops in the middle of a code malformed; what tells the two apart
-// is whether the end-of-image marker came after the last scan began.
+// classify turns an error of the decoder into an error of package photos. For data that
+// stops in the middle of a code, the decoder reports malformed data. Such data is
+// truncated if it has no end-of-image marker after the start of the last scan.
 func classify(original []byte, err error) error {
 	begun := bytes.HasPrefix(original, []byte{0xff, 0xd8})
 	lastScan := original[max(bytes.LastIndex(original, []byte{0xff, 0xda}), 0):]
@@ -98,7 +97,7 @@ func classify(original []byte, err error) error {
 	return fmt.Errorf("%w: %v", photos.ErrNotJPEG, err)
 }
 
-// thumb cuts the largest square from the middle and scales it.
+// thumb returns the largest square from the middle, scaled to thumbSide.
 func thumb(picture *image.RGBA) *image.RGBA {
 	bounds := picture.Bounds()
 	side := min(bounds.Dx(), bounds.Dy())
@@ -109,7 +108,8 @@ func thumb(picture *image.RGBA) *image.RGBA {
 	return square
 }
 
-// fit copies a picture, scaled down to displaySide where it is longer.
+// fit returns a copy of a picture. A copy whose longer side would exceed displaySide is
+// scaled down.
 func fit(picture image.Image) *image.RGBA {
 	bounds := picture.Bounds()
 	width, height := bounds.Dx(), bounds.Dy()
@@ -129,7 +129,8 @@ func fit(picture image.Image) *image.RGBA {
 func encode(picture *image.RGBA, quality int) []byte {
 	var out bytes.Buffer
 	if err := jpeg.Encode(&out, picture, &jpeg.Options{Quality: quality}); err != nil {
-		panic(fmt.Sprintf("imaging: a buffer takes every byte, and %v is a size of a JPEG: %v", picture.Rect.Size(), err))
+		// A buffer accepts every byte, so only an invalid size can be the reason.
+		panic(fmt.Sprintf("imaging: cannot encode a JPEG of the size %v: %v", picture.Rect.Size(), err))
 	}
 	return out.Bytes()
 }

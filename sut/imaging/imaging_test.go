@@ -39,9 +39,9 @@ func TestProcess(t *testing.T) {
 	}
 }
 
-// Sharpening must raise the contrast between neighbours and blurring lower it,
-// and neither may change the brightness.
-func TestVariantsDoWhatTheySay(t *testing.T) {
+// Sharpening raises the contrast of neighbouring pixels, and blurring lowers it. Neither
+// changes the brightness.
+func TestSharpAndBlurChangeContrast(t *testing.T) {
 	original := imaging.Sample(3, 160, 120)
 	v, err := imaging.Process(original)
 	if err != nil {
@@ -70,7 +70,7 @@ func TestProcessReadsEveryKindOfJPEG(t *testing.T) {
 	if _, err := imaging.Process(out.Bytes()); err != nil {
 		t.Errorf("greyscale: %v", err)
 	}
-	// Bytes after the end of the picture are common in files of cameras.
+	// Cameras often write bytes after the end of the picture.
 	if _, err := imaging.Process(append(imaging.Sample(1, 32, 32), "trailer"...)); err != nil {
 		t.Errorf("with a trailer: %v", err)
 	}
@@ -128,8 +128,8 @@ func TestSamplesAreDistinctAndRepeatable(t *testing.T) {
 	}
 }
 
-// FuzzProcess looks for an input that makes the decoder or us panic, or that is
-// refused with an error that nobody can act on.
+// FuzzProcess looks for an input that causes a panic, or an error that does not wrap an
+// error of package photos.
 func FuzzProcess(f *testing.F) {
 	good := imaging.Sample(1, 48, 32)
 	f.Add(good)
@@ -185,7 +185,7 @@ func resized(original []byte, width, height int) []byte {
 	return bomb
 }
 
-// scribble returns a JPEG whose quantisation and Huffman tables are ruined.
+// scribble returns a JPEG with corrupt quantisation and Huffman tables.
 func scribble(original []byte) []byte {
 	ruined := bytes.Clone(original)
 	table := bytes.Index(ruined, []byte{0xff, 0xc4})
@@ -199,12 +199,12 @@ func decode(t *testing.T, data []byte) image.Image {
 	t.Helper()
 	picture, err := jpeg.Decode(bytes.NewReader(data))
 	if err != nil {
-		t.Fatalf("a variant is no JPEG: %v", err)
+		t.Fatalf("a variant is not a JPEG: %v", err)
 	}
 	return picture
 }
 
-// contrast is the mean difference of neighbouring grey levels.
+// contrast is the mean difference between neighbouring grey levels.
 func contrast(picture image.Image) float64 {
 	var sum, n float64
 	bounds := picture.Bounds()

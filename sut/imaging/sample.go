@@ -7,10 +7,10 @@ import (
 	"math/rand/v2"
 )
 
-// Sample paints a landscape and returns it as a JPEG: a sky with a sun, ranges
-// of hills, a foreground with trees or water, and the grain of a film. The same
-// seed and size give the same bytes (of one version of the JPEG encoder), other
-// seeds give other pictures. Width and height must lie in 1..MaxSide.
+// Sample paints a landscape and returns it as a JPEG. It has a sky with a sun, ranges of
+// hills, a foreground with trees or water, and film grain. The same seed and size give the
+// same bytes with the same version of the JPEG encoder. Different seeds give different
+// pictures. Width and height must be in 1..MaxSide.
 func Sample(seed uint64, width, height int) []byte {
 	s := newScene(rand.New(rand.NewPCG(seed, 0x5ca1ab1e)), width, height)
 	s.paintSky()
@@ -32,9 +32,9 @@ type scene struct {
 	height  int
 
 	horizon float64 // share of the height that is sky
-	zenith  rgb     // colours of the sky from top to horizon
-	haze    rgb
-	earth   rgb // colour of the nearest hill
+	zenith  rgb     // colour of the sky at the top
+	haze    rgb     // colour of the sky at the horizon
+	earth   rgb     // colour of the nearest hill
 	sun     struct{ x, y, radius float64 }
 }
 
@@ -96,8 +96,8 @@ func (s *scene) paintSky() {
 	}
 }
 
-// paintHills paints ranges from far to near, each darker and nearer in colour
-// to the ground.
+// paintHills paints ranges of hills from far to near. Nearer ranges are more similar to
+// the colour of the earth.
 func (s *scene) paintHills() {
 	ranges := 2 + s.rng.IntN(3)
 	for i := range ranges {
@@ -116,7 +116,7 @@ func (s *scene) paintHills() {
 	}
 }
 
-// paintWater turns the lower part into a lake that mirrors what is above it.
+// paintWater turns the lower part into a lake that mirrors the part above it.
 func (s *scene) paintWater() {
 	shore := int(float64(s.height) * (0.72 + 0.1*s.rng.Float64()))
 	waves := s.newRidge(40)
@@ -130,7 +130,7 @@ func (s *scene) paintWater() {
 	}
 }
 
-// paintTrees puts firs into the foreground.
+// paintTrees paints firs in the foreground.
 func (s *scene) paintTrees() {
 	for range 4 + s.rng.IntN(8) {
 		foot := (0.85 + 0.15*s.rng.Float64()) * float64(s.height)
@@ -147,8 +147,8 @@ func (s *scene) paintTrees() {
 	}
 }
 
-// addGrain adds noise to every pixel and darkens the corners. Without it the
-// JPEGs would be far smaller than photographs of their size are.
+// addGrain adds noise to every pixel and darkens the corners. Without it, the JPEGs would
+// be much smaller than photographs of the same dimensions.
 func (s *scene) addGrain() {
 	strength := 0.02 + 0.03*s.rng.Float64()
 	for y := range s.height {
@@ -161,7 +161,7 @@ func (s *scene) addGrain() {
 	}
 }
 
-// ridge is a smooth random line: four octaves of value noise, 0 to 1.
+// ridge is a smooth random function with values from 0 to 1: four octaves of value noise.
 type ridge struct {
 	points []float64
 	scale  float64 // bumps per unit of length
@@ -179,7 +179,7 @@ func (r ridge) at(x float64) float64 {
 	var sum float64
 	weight, scale := 0.5, r.scale
 	for range 4 {
-		at := x*scale + 1000 // keeps it positive
+		at := x*scale + 1000 // the offset keeps it positive
 		i := int(at)
 		t := at - float64(i)
 		t = t * t * (3 - 2*t)

@@ -8,12 +8,12 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// Blob is the settings of the hosts for the bytes of photos.
+// Blob is the settings of the blob hosts, which store the bytes of photos.
 type Blob struct {
 	Hosts      int     // 0 = the bytes are on the database host
-	Copies     int     // of each photo, on different hosts
+	Copies     int     // copies of each photo, on different hosts
 	CPU        float64 // size of each host in units
-	CapacityMB int     // bytes that a host holds, in MB; 0 = what the disk holds
+	CapacityMB int     // capacity of a host in MB; 0 = limited by the disk only
 }
 
 // BlobOf returns the settings of the blob hosts.
@@ -22,20 +22,18 @@ func BlobOf(k sut.Knobs) Blob { return settings[Blob](k) }
 func (s *Blob) knobs() []Knob {
 	return []Knob{
 		integer("blob.hosts", &s.Hosts, 0, 0, 16, "hosts for the bytes of photos, from stage db-split on; "+
-			"0 = they are on the database host; stage single has none"),
+			"0 = the database host stores them; stage single has no blob hosts"),
 		integer("blob.copies", &s.Copies, 1, 1, 5,
 			"copies of each photo's bytes on different hosts, by consistent hash; at most blob.hosts, or 1"),
 		number("blob.cpu", &s.CPU, 1, 0.5, 32, "size of each blob host in units"),
 		integer("blob.capacity_mb", &s.CapacityMB, 0, 0, 1_000_000,
-			"bytes that a blob host holds, in MB; past them it is full; 0 = what the disk holds"),
+			"capacity of a blob host in MB; 0 = limited by the disk only"),
 	}
 }
 
 func blobTier() Tier {
 	return Tier{
 		Role: sut.Blob, From: sut.Single, Engines: []EngineInfo{{Name: sut.Files}}, Knobs: new(Blob).knobs(),
-		// It calls nobody, but may have to share the host of the database.
-		Calls: nil,
 		Scaling: &Scaling{
 			Name: "blob", Knob: "blob.hosts", Members: true, Stores: true, refuse: sharedBlob,
 			Keys: "objects", Moved: "stagebench_blob_moved_total",
@@ -44,17 +42,18 @@ func blobTier() Tier {
 	}
 }
 
-// sharedBlob says why a blob node without a host of its own has to stay alone.
+// sharedBlob refuses to scale a blob node that shares the database host.
 func sharedBlob(t sut.Topology) error {
 	if BlobOf(t.Knobs).Hosts == 0 {
-		return errors.New("photo bytes are on the database host\nbring the system up with blob.hosts of 1 or more")
+		return errors.New("photo bytes are on the database host, so there are no blob hosts to scale\n" +
+			"bring the system up with blob.hosts=1 or more")
 	}
 	return nil
 }
 
 func checkBlob(stage sut.Stage, k sut.Knobs) error {
 	if s := BlobOf(k); s.Copies > max(s.Hosts, 1) {
-		return fmt.Errorf("blob.copies=%d needs as many blob.hosts, and there are %d", s.Copies, s.Hosts)
+		return fmt.Errorf("blob.copies=%d needs blob.hosts of at least %d, not %d", s.Copies, s.Copies, s.Hosts)
 	}
 	if stage == sut.Single {
 		k["blob.hosts"], k["blob.copies"] = "0", "1"
@@ -67,6 +66,7 @@ func placeBlob(p *plan) error {
 	for i := range max(s.Hosts, 1) {
 		n := sut.Node{Name: numbered(p.role, i), Engine: sut.Files}
 		if s.Hosts == 0 {
+			// Tiers places the database tier before this one.
 			db := slices.IndexFunc(p.nodes, func(n sut.Node) bool { return n.Role == sut.DB })
 			n.Host = p.nodes[db].Host
 		} else {

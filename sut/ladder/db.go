@@ -12,33 +12,35 @@ import (
 type DB struct {
 	CPU            float64 // size of each host in units
 	Engine         sut.Engine
-	Replicas       int // hosts besides the primary; 0 before stage replicas
+	Replicas       int // hosts besides the first primary; 0 before stage replicas
 	Topology       DBTopology
-	SyncTimeout    time.Duration // how long a write waits for SyncCopies
+	SyncTimeout    time.Duration // how long a write waits for SyncCopies replicas
 	ReadPreference ReadPreference
-	ReplicaLag     time.Duration // artificial
-	ProbeInterval  time.Duration // between two probes of a database
-	ProbeFailures  int           // in a row, after which it is taken for dead
+	ReplicaLag     time.Duration // artificial lag
+	ProbeInterval  time.Duration // time between two probes of a database
+	ProbeFailures  int           // consecutive failed probes after which a database counts as dead
 
 	sync       string
 	syncCopies int
 }
 
-// DBTopology is what the copies of the database are.
+// DBTopology is the way in which the databases replicate.
 type DBTopology string
 
-// One primary and replicas of it; or several primaries, each of which ships to all
-// others, or in a ring to the next one.
+// With PrimaryReplica, one primary ships changes to replicas. With MultiPrimary, every
+// database is a primary and ships changes to all others. With Ring, every database is a
+// primary and ships changes to the next one in the ring.
 const (
 	PrimaryReplica DBTopology = "primary-replica"
 	MultiPrimary   DBTopology = "multi-primary"
 	Ring           DBTopology = "ring"
 )
 
-// ReadPreference is where reads go.
+// ReadPreference selects the databases that serve reads.
 type ReadPreference string
 
-// Reads go to the replicas, as long as one can be read, or to the primary.
+// With ReadReplica, reads go to replicas while one can be read, and else to the primary.
+// With ReadPrimary, all reads go to the primary.
 const (
 	ReadReplica ReadPreference = "replica"
 	ReadPrimary ReadPreference = "primary"
@@ -47,7 +49,7 @@ const (
 // DBOf returns the settings of the database hosts.
 func DBOf(k sut.Knobs) DB { return settings[DB](k) }
 
-// SyncCopies is how many replicas must hold a write before it is acknowledged.
+// SyncCopies is the number of replicas that must hold a write before it is acknowledged.
 func (s DB) SyncCopies() int {
 	if s.sync != "sync" {
 		return 0
@@ -55,32 +57,32 @@ func (s DB) SyncCopies() int {
 	return s.syncCopies
 }
 
-// defaultSyncTimeout is in seconds.
-const defaultSyncTimeout = 2
+const defaultSyncTimeout = 2 // seconds
 
 func (s *DB) knobs() []Knob {
 	return []Knob{
-		number("db.cpu", &s.CPU, 1, 0.5, 32, "size of the database host in units"),
-		engine(sut.DB, &s.Engine, dbEngines(), "what realises the database"),
-		integer("db.replicas", &s.Replicas, 2, 0, 8, "database hosts besides the primary, from stage replicas on"),
-		choice("db.topology", &s.Topology, PrimaryReplica, "what the copies are: one primary and replicas of it; "+
-			"or several primaries, each of which ships to all others, or in a ring to the next one: "+
-			"the last writer of a row wins", MultiPrimary, Ring).on(sut.SQLite),
+		number("db.cpu", &s.CPU, 1, 0.5, 32, "size of each database host in units"),
+		engine(sut.DB, &s.Engine, dbEngines(), "implementation of the database"),
+		integer("db.replicas", &s.Replicas, 2, 0, 8, "database hosts besides the first primary, from stage replicas on"),
+		choice("db.topology", &s.Topology, PrimaryReplica, "how the databases replicate: one primary ships changes to "+
+			"replicas; or every database is a primary and ships changes to all others (multi-primary), "+
+			"or to the next one (ring), and the last writer of a row wins", MultiPrimary, Ring).on(sut.SQLite),
 		choice("db.sync", &s.sync, "async",
-			"what a write waits for: async = the primary, sync = db.sync_copies replicas, too", "sync"),
+			"when a write is acknowledged: async = when the primary holds it; sync = when db.sync_copies replicas hold it, too",
+			"sync"),
 		integer("db.sync_copies", &s.syncCopies, 1, 1, 8,
-			"with db.sync=sync: how many replicas must hold a write before it is acknowledged"),
-		seconds("db.sync_timeout", &s.SyncTimeout, defaultSyncTimeout, 0.1, 2.5, "with db.sync=sync: seconds after which "+
-			"a write that too few replicas hold is answered with an error; it may have taken effect. "+
-			"PostgreSQL waits as long as a request may take, 5 s").on(sut.SQLite),
+			"with db.sync=sync: number of replicas that must hold a write before it is acknowledged"),
+		seconds("db.sync_timeout", &s.SyncTimeout, defaultSyncTimeout, 0.1, 2.5, "with db.sync=sync: seconds that a write "+
+			"waits for its replicas; then the client gets an error, but the write may have taken effect. "+
+			"PostgreSQL waits until the request times out, 5 s").on(sut.SQLite),
 		choice("db.read_preference", &s.ReadPreference, ReadReplica,
-			"where reads go; to the primary when no replica can be read", ReadPrimary),
+			"which databases serve reads; the primary does when no replica can be read", ReadPrimary),
 		duration("db.replica_lag", &s.ReplicaLag, 0, 10*time.Second,
-			"artificial lag: a replica applies each change so long after its commit"),
+			"artificial lag: a replica applies each change this long after its commit"),
 		seconds("db.probe_interval", &s.ProbeInterval, 0.2, 0.05, 60,
-			"seconds between two probes of a database, by which its death is detected"),
+			"seconds between two probes of a database, which detect that it is dead"),
 		integer("db.probe_failures", &s.ProbeFailures, 3, 1, 100,
-			"failed probes in a row after which a database is taken for dead, and a dead primary replaced by a replica"),
+			"consecutive failed probes after which a database counts as dead, and a replica replaces a dead primary"),
 	}
 }
 
@@ -95,25 +97,25 @@ func dbTier() Tier {
 		Figures: []Figure{
 			{
 				Name: "database_reads", Metric: `stagebench_store_operations_total{kind="read"}`,
-				From: []sut.Role{sut.Web, sut.Cache}, Kind: Counter, Doc: "round trips to the databases to read",
+				From: []sut.Role{sut.Web, sut.Cache}, Kind: Counter, Doc: "read round trips to the databases",
 			},
 			{
 				Name: "database_writes", Metric: `stagebench_store_operations_total{kind="write"}`,
-				From: []sut.Role{sut.Web, sut.Cache}, Kind: Counter, Doc: "round trips to the databases to write",
+				From: []sut.Role{sut.Web, sut.Cache}, Kind: Counter, Doc: "write round trips to the databases",
 			},
 		},
 		check: checkDB, place: placeDB,
 	}
 }
 
-// fixedReplicas says why the number of copies cannot change.
+// fixedReplicas refuses to scale databases that have no replication log or no replicas.
 func fixedReplicas(t sut.Topology) error {
 	switch s := DBOf(t.Knobs); {
 	case s.Replicas == 0:
-		return errors.New("a database without replicas keeps no log of changes for one\n" +
-			"bring the system up at stage replicas or later, with db.replicas of 1 or more")
+		return errors.New("the database was started without replicas, so it keeps no replication log\n" +
+			"bring the system up at stage replicas or later, with db.replicas=1 or more")
 	case s.Topology != PrimaryReplica:
-		return fmt.Errorf("with db.topology=%s every database is a primary: only replicas can come and go\n"+
+		return fmt.Errorf("with db.topology=%s every database is a primary, and only replicas can be added or removed\n"+
 			"bring the system up with db.topology=primary-replica", s.Topology)
 	}
 	return nil
@@ -125,31 +127,30 @@ func checkDB(stage sut.Stage, k sut.Knobs) error {
 		return nil
 	}
 	s := DBOf(k)
-	several, sync := s.Topology != PrimaryReplica, s.SyncCopies() > 0
+	multiPrimary, sync := s.Topology != PrimaryReplica, s.SyncCopies() > 0
 	switch {
 	case s.SyncCopies() > s.Replicas:
-		return fmt.Errorf("db.sync=sync with db.sync_copies=%d needs as many db.replicas, and there are %d",
-			s.SyncCopies(), s.Replicas)
-	case several && s.Engine != sut.SQLite:
+		return fmt.Errorf("db.sync=sync with db.sync_copies=%d needs db.replicas of at least %d, not %d",
+			s.SyncCopies(), s.SyncCopies(), s.Replicas)
+	case multiPrimary && s.Engine != sut.SQLite:
 		return fmt.Errorf("db.topology=%s needs db.engine=sqlite: "+
-			"PostgreSQL 15 cannot tell changes of its own from those that it was sent", s.Topology)
+			"PostgreSQL 15 would send a change back to the database that it came from", s.Topology)
 	case sync && s.Engine != sut.SQLite && s.SyncTimeout != defaultSyncTimeout*time.Second:
 		return fmt.Errorf("db.sync_timeout=%s needs db.engine=sqlite: "+
-			"PostgreSQL waits for its replicas as long as a request may take, 5 s", k["db.sync_timeout"])
-	case several && sync:
-		return fmt.Errorf("db.topology=%s needs db.sync=async: what would have to hold a write are primaries themselves",
-			s.Topology)
-	case several && s.ReplicaLag > 0:
+			"PostgreSQL waits for its replicas until the request times out, 5 s", k["db.sync_timeout"])
+	case multiPrimary && sync:
+		return fmt.Errorf("db.topology=%s needs db.sync=async: there are no replicas that could hold a write", s.Topology)
+	case multiPrimary && s.ReplicaLag > 0:
 		return fmt.Errorf("db.topology=%s has no replicas that could lag: db.replica_lag needs db.topology=primary-replica",
 			s.Topology)
-	case several && s.Replicas == 0:
-		return fmt.Errorf("db.topology=%s needs db.replicas of 1 or more: with 0 there is one database", s.Topology)
+	case multiPrimary && s.Replicas == 0:
+		return fmt.Errorf("db.topology=%s needs db.replicas=1 or more: with 0 there is only one database", s.Topology)
 	}
 	return nil
 }
 
-// placeDB places the primary and its replicas, or several primaries. All are of one size,
-// as a replica may have to take the primary's place.
+// placeDB places the primary and its replicas, or all primaries. All hosts have the same
+// size, because a failover can make any replica the primary.
 func placeDB(p *plan) error {
 	s := DBOf(p.knobs)
 	for i := range s.Replicas + 1 {

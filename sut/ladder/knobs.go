@@ -12,26 +12,26 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// Knob is one setting, bound to the field of a tier's settings that holds its value, as
-// flags are bound to variables.
+// Knob is one setting. It is bound to the field that holds its value, as a flag is bound
+// to a variable.
 type Knob struct {
 	Name    string
 	Default string
-	// Range is what is allowed, for people: "1..16", "true|false", "a|b|c".
+	// Range shows the allowed values to people: "1..16", "true|false", "a|b|c".
 	Range   string
-	Engines []sut.Engine // that support it; nil = all engines of its tier
+	Engines []sut.Engine // the engines that support it; nil = all engines of its tier
 	Doc     string
-	// set reads a value into the field. An error says what is allowed.
+	// set parses a value and stores it in the field. Its error names the allowed values.
 	set func(value string) error
 }
 
-// on returns the knob as one that these engines alone support.
+// on returns the knob, restricted to these engines.
 func (k Knob) on(engines ...sut.Engine) Knob {
 	k.Engines = engines
 	return k
 }
 
-// Catalogue lists all knobs, tier by tier, and those of no tier last.
+// Catalogue lists all knobs, tier by tier. Knobs without a tier come last.
 func Catalogue() []Knob {
 	var all []Knob
 	for _, t := range Tiers() {
@@ -55,8 +55,8 @@ func (l *Logs) knobs() []Knob {
 	}
 }
 
-// ParseKnobs reads "name=value" settings. An unknown name, a value out of range or a name
-// given twice is an error that says what is allowed.
+// ParseKnobs reads "name=value" settings. An unknown name, a value out of range and a
+// repeated name are errors. The error names the allowed names or values.
 func ParseKnobs(settings []string) (sut.Knobs, error) {
 	knobs := sut.Knobs{}
 	for _, s := range settings {
@@ -64,7 +64,7 @@ func ParseKnobs(settings []string) (sut.Knobs, error) {
 		if !found {
 			return nil, fmt.Errorf("knob %q: want name=value, for example lb.policy=least_conn", s)
 		}
-		if _, twice := knobs[name]; twice {
+		if _, repeated := knobs[name]; repeated {
 			return nil, fmt.Errorf("knob %s is set twice", name)
 		}
 		knobs[name] = value
@@ -91,7 +91,7 @@ func Validate(k sut.Knobs) error {
 	return nil
 }
 
-// Complete returns a copy with defaults for what is not set.
+// Complete returns a copy in which every knob that is not set has its default.
 func Complete(k sut.Knobs) sut.Knobs {
 	all := sut.Knobs{}
 	for _, knob := range Catalogue() {
@@ -101,8 +101,8 @@ func Complete(k sut.Knobs) sut.Knobs {
 	return all
 }
 
-// settings reads settings from knobs, with defaults for what is not set. The knobs must
-// have been validated; anything else is a mistake in the program.
+// settings reads settings from validated knobs. A knob that is not set has its default.
+// settings panics on an invalid value, because only a bug can pass one.
 func settings[T any, P interface {
 	*T
 	knobs() []Knob
@@ -136,7 +136,7 @@ func number(name string, field *float64, def, low, high float64, doc string) Kno
 	text := func(f float64) string { return strconv.FormatFloat(f, 'g', -1, 64) }
 	return Knob{Name: name, Default: text(def), Range: text(low) + ".." + text(high), Doc: doc, set: func(v string) error {
 		f, err := strconv.ParseFloat(v, 64)
-		// The comparison is written so that NaN fails it.
+		// f < low || f > high would accept NaN.
 		if err != nil || !(f >= low && f <= high) {
 			return fmt.Errorf("want a number from %s to %s", text(low), text(high))
 		}
@@ -145,7 +145,7 @@ func number(name string, field *float64, def, low, high float64, doc string) Kno
 	}}
 }
 
-// seconds is a time that is given as a number of seconds.
+// seconds is a duration, given as a number of seconds.
 func seconds(name string, field *time.Duration, def, low, high float64, doc string) Knob {
 	var f float64
 	k := number(name, &f, def, low, high, doc)
@@ -158,19 +158,19 @@ func seconds(name string, field *time.Duration, def, low, high float64, doc stri
 	return k
 }
 
-// duration is a time in Go's notation, from 0 to high.
+// duration is a duration in Go's notation, from 0 to high.
 func duration(name string, field *time.Duration, def, high time.Duration, doc string) Knob {
 	return Knob{Name: name, Default: def.String(), Range: "0s.." + high.String(), Doc: doc, set: func(v string) error {
 		d, err := time.ParseDuration(v)
 		if err != nil || d < 0 || d > high {
-			return fmt.Errorf("want a time from 0s to %v, for example 200ms", high)
+			return fmt.Errorf("want a duration from 0s to %v, for example 200ms", high)
 		}
 		*field = d
 		return nil
 	}}
 }
 
-// Sizes is one number for each host; the last one holds for the rest.
+// Sizes is one number for each host. The last number applies to all further hosts.
 type Sizes []float64
 
 // At returns the number of the i-th host, from 0.
@@ -186,7 +186,7 @@ func sizes(name string, field *Sizes, low, high float64, doc string) Knob {
 		*field = nil
 		for _, text := range strings.Split(v, ",") {
 			if err := parse(text); err != nil {
-				return fmt.Errorf("%w, or several with commas between them", err)
+				return fmt.Errorf("%w, or a list separated by commas", err)
 			}
 			*field = append(*field, one)
 		}
@@ -195,7 +195,7 @@ func sizes(name string, field *Sizes, low, high float64, doc string) Knob {
 	return k
 }
 
-// routes is a list of routes in the form that sut.ParseRoutes reads.
+// routes is a list of routes, parsed by sut.ParseRoutes.
 func routes(name string, field *[]sut.Route, doc string) Knob {
 	return Knob{Name: name, Range: "CONDITION... -> HOST...; ...", Doc: doc, set: func(v string) (err error) {
 		*field, err = sut.ParseRoutes(v)
@@ -203,7 +203,7 @@ func routes(name string, field *[]sut.Route, doc string) Knob {
 	}}
 }
 
-// choice is one of several words, of which the first is the default.
+// choice is one word of a list: def or one of others.
 func choice[T ~string](name string, field *T, def T, doc string, others ...T) Knob {
 	values := []string{string(def)}
 	for _, v := range others {
@@ -228,7 +228,7 @@ func oneOf(name, def, doc string, values []string, put func(string)) Knob {
 	}}
 }
 
-// engine is the choice of a tier's engine.
+// engine is the choice of a tier's engine. The first engine is the default.
 func engine(role sut.Role, field *sut.Engine, engines []EngineInfo, doc string) Knob {
 	var others []sut.Engine
 	for _, e := range engines[1:] {

@@ -1,16 +1,16 @@
 // Package ladder turns a stage and its knobs into a topology. It is pure: it starts
 // nothing, opens nothing and reads no clock.
 //
-// A Tier is one value per role, in a file of its own: the engines that realise it, its
-// knobs, what it refuses, where its hosts and nodes are placed, which other tiers it
-// calls, whether its hosts may come and go while it serves, and the figures that it
-// reports. Whatever is listed, started, scaled, measured and shown follows from these
-// values, so that a new tier is one file here and one line in Tiers.
+// Each role has one Tier value in a file of its own. It holds the engines of the role,
+// its knobs, the checks of these knobs, the placement of its hosts and nodes, the tiers
+// that it calls, how it scales while it serves, and the figures that it reports.
+// Listing, starting, scaling and measuring all read these values. A new tier is
+// therefore one file here and one line in Tiers.
 //
-// Knobs are text where people and files meet them, and typed settings for everybody
-// else: CacheOf(knobs).Read is a ReadStrategy. The usual order of calls is ParseKnobs,
-// Build, and then the settings of Topology.Knobs. All functions may be called
-// concurrently; CPU is counted in cores, memory in bytes.
+// Command lines and files hold knobs as text. Code reads them as typed settings:
+// CacheOf(knobs).Read is a ReadStrategy. The usual order of calls is ParseKnobs, Build,
+// and then the settings of Topology.Knobs. All functions may be called concurrently. CPU
+// is counted in cores, memory in bytes.
 package ladder
 
 import (
@@ -24,7 +24,7 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// Rung is a stage with what it adds to the one below it.
+// Rung is a stage and a text that says what it adds to the stage before it.
 type Rung struct {
 	Stage sut.Stage
 	Adds  string
@@ -36,7 +36,7 @@ func Rungs() []Rung {
 		{sut.Single, "everything on one host: web and database"},
 		{sut.DBSplit, "the database moves to its own host"},
 		{sut.LB, "load balancer, several web hosts on private addresses"},
-		{sut.Replicas, "database replicas take the reads, and one of them the place of a dead primary"},
+		{sut.Replicas, "database replicas serve reads, and one is promoted when the primary fails"},
 		{sut.Caches, "cache tier in front of the database"},
 	}
 }
@@ -46,44 +46,44 @@ func Tiers() []Tier {
 	return []Tier{lbTier(), webTier(), dbTier(), blobTier(), cacheTier()}
 }
 
-// Tier is all hosts of one role, and what is particular to them.
+// Tier is the definition of all hosts of one role.
 type Tier struct {
 	Role    sut.Role
 	From    sut.Stage    // the first stage that has it
-	Engines []EngineInfo // the embedded one first, then the one that --engines native chooses
+	Engines []EngineInfo // the embedded engine first, then the engine that --engines native selects
 	Knobs   []Knob
-	Calls   func(sut.Knobs) []sut.Role // the roles that its nodes call, which start before it; nil = none
-	Scaling *Scaling                   // nil = its hosts cannot come and go while it serves
+	Calls   func(sut.Knobs) []sut.Role // the roles that its nodes call; these start first; nil = none
+	Scaling *Scaling                   // nil = the number of hosts cannot change while it serves
 	Figures []Figure
 
-	// check completes knobs that depend on others, and refuses what cannot go together.
+	// check sets knobs that depend on the stage or on other knobs, and refuses conflicts.
 	check func(stage sut.Stage, knobs sut.Knobs) error
 	// place adds hosts and nodes.
 	place func(*plan) error
 }
 
-// EngineInfo is an engine that realises a role.
+// EngineInfo is an engine of a role.
 type EngineInfo struct {
 	Name   sut.Engine
-	Native bool // a server that must be installed; else it is in this binary
+	Native bool // a server that must be installed; false = the engine is in this binary
 }
 
 // Scaling says how the number of a tier's hosts changes while the system serves.
 type Scaling struct {
-	Name    string // what is scaled, as people name it: "web", "replica"
-	Knob    string // the number of hosts
-	Members bool   // its nodes share keys, so that keys move when hosts come or go
-	Keys    string // what moves then, as people call it: "keys", "objects"
-	// Moved and Held are the metrics of its nodes that count the keys that they have handed
-	// over, and those that they hold; "" = nobody counts them.
+	Name    string // name on the command line: "web", "replica"
+	Knob    string // the knob that holds the number of hosts
+	Members bool   // keys are spread over its nodes, and move when a host is added or removed
+	Keys    string // the word for these keys in messages: "keys", "objects"
+	// Moved and Held are metrics of the nodes: the keys that were moved to other nodes,
+	// and the keys that the nodes hold; "" = there is no such metric.
 	Moved, Held string
-	Stores      bool // its nodes hold what no other tier has: none is stopped before it has handed that over
-	// refuse says why a system cannot be scaled; nil = each that has the tier can.
+	Stores      bool // no other tier has its data: a node stops only after it has moved its data
+	// refuse returns why a system cannot be scaled; nil = every system with the tier can.
 	refuse func(sut.Topology) error
 }
 
-// Scale returns the topology with another number of hosts of the tier that is scaled by
-// that name, and the tier. It refuses what a system cannot do while it serves.
+// Scale returns the topology with another number of hosts in one tier, and that tier. name
+// is a Scaling.Name. Scale refuses a change that is impossible while the system serves.
 func Scale(now sut.Topology, name string, hosts int) (sut.Topology, Tier, error) {
 	var names []string
 	for _, t := range Tiers() {
@@ -95,7 +95,7 @@ func Scale(now sut.Topology, name string, hosts int) (sut.Topology, Tier, error)
 			continue
 		case before(now.Stage, t.From):
 			return now, t, fmt.Errorf("stage %s has no %s hosts\n"+
-				"bring up a later one: stagebench up --stage %s", now.Stage, name, t.From)
+				"bring up a later stage: stagebench up --stage %s", now.Stage, name, t.From)
 		case t.Scaling.refuse != nil:
 			if err := t.Scaling.refuse(now); err != nil {
 				return now, t, err
@@ -106,19 +106,19 @@ func Scale(now sut.Topology, name string, hosts int) (sut.Topology, Tier, error)
 		next, err := Build(now.Stage, knobs, now.UnitCPU)
 		return next, t, err
 	}
-	return now, Tier{}, fmt.Errorf("%q cannot change its number of hosts while the system serves\n"+
+	return now, Tier{}, fmt.Errorf("the number of %q hosts cannot change while the system serves\n"+
 		"want one of: %s", name, strings.Join(names, ", "))
 }
 
-// Figure is something that nodes count or hold, shown with each step.
+// Figure is a counter or gauge of nodes that is reported for each step.
 type Figure struct {
-	Name string // in summary.json and CSV, with the unit last: "cache_evictions"
-	// Metric is the Prometheus metric at the admin addresses of the nodes that report it.
-	// It is summed over its labels, unless it names one series: `x{kind="read"}`.
+	Name string // name in summary.json and CSV, with the unit last: "cache_evictions"
+	// Metric is a Prometheus metric at the admin addresses of nodes with the roles From. It
+	// is summed over its labels, or names one series: `x{kind="read"}`.
 	Metric string
-	From   []sut.Role // the roles whose nodes report it
+	From   []sut.Role
 	Kind   FigureKind
-	Title  string // of its column in tables; "" = it has none
+	Title  string // title of its column in tables; "" = no column
 	Doc    string // one sentence for people
 }
 
@@ -131,13 +131,13 @@ func Figures() []Figure {
 	return all
 }
 
-// FigureKind says how a figure of a step is made of readings before and after it.
+// FigureKind says how a figure is computed from scrapes before and after a step.
 type FigureKind string
 
-// The kinds of figures, each summed over the nodes that report it.
+// The kinds of figures. Both are summed over the nodes that report them.
 const (
-	Counter FigureKind = "counter" // growth during the step
-	Gauge   FigureKind = "gauge"   // value at its end
+	Counter FigureKind = "counter" // delta between the scrapes
+	Gauge   FigureKind = "gauge"   // value at the end of the step
 )
 
 // Native reports whether an engine is a server that must be installed.
@@ -147,7 +147,7 @@ func Native(engine sut.Engine) bool {
 	})
 }
 
-// Engines names the engine of each role of a topology whose engine can be chosen.
+// Engines returns the engines of a topology, for the roles that have a choice of engines.
 func Engines(t sut.Topology) map[sut.Role]sut.Engine {
 	engines := map[sut.Role]sut.Engine{}
 	for _, tier := range Tiers() {
@@ -161,25 +161,25 @@ func Engines(t sut.Topology) map[sut.Role]sut.Engine {
 }
 
 // TableUnits is the number of units that the largest stage of the ladder needs. The unit
-// is the same in every stage and in every selection of stages, so that rows can be
-// compared: (cores - reserve) / TableUnits.
+// is (cores - reserve) / TableUnits. It is the same in every stage, so rows of a table can
+// be compared, whichever stages were selected.
 const TableUnits = 15
 
-// minHostCPU is the smallest host, in cores: below it the kernel's own accounting
-// dominates what is measured.
+// minHostCPU is the smallest size of a host in cores. Below it, the kernel's accounting
+// of CPU time dominates the measurements.
 const minHostCPU = 0.1
 
 // memoryPerUnit is the memory limit of a host of one unit.
 const memoryPerUnit = 512 << 20
 
-// UnitCPU returns the size of the unit in cores on a machine with that many cores, of
-// which the load driver keeps reserve for itself.
+// UnitCPU returns the size of the unit in cores. cores is the number of cores of the
+// machine; reserve is the part of them that the load driver keeps for itself.
 func UnitCPU(cores int, reserve float64) float64 {
 	return max((float64(cores)-reserve)/TableUnits, minHostCPU)
 }
 
-// Build returns the topology of a stage; knobs that are not set get their defaults. An
-// error says which knob or stage is wrong and what is allowed.
+// Build returns the topology of a stage. A knob that is not set has its default. An error
+// names the wrong knob or stage and the allowed values.
 func Build(stage sut.Stage, knobs sut.Knobs, unitCPU float64) (sut.Topology, error) {
 	if err := Validate(knobs); err != nil {
 		return sut.Topology{}, err
@@ -214,7 +214,7 @@ func Build(stage sut.Stage, knobs sut.Knobs, unitCPU float64) (sut.Topology, err
 	return topology, nil
 }
 
-// position is the place of a stage on the ladder, from 0; -1 = it has none.
+// position is the index of a stage on the ladder, from 0; -1 = unknown stage.
 func position(stage sut.Stage) int {
 	return slices.IndexFunc(Rungs(), func(r Rung) bool { return r.Stage == stage })
 }
@@ -222,19 +222,19 @@ func position(stage sut.Stage) int {
 // before reports whether a stage comes before another one on the ladder.
 func before(stage, other sut.Stage) bool { return position(stage) < position(other) }
 
-// plan is a topology in the making.
+// plan is a topology under construction.
 type plan struct {
 	stage    sut.Stage
 	knobs    sut.Knobs
-	unit     float64
-	role     sut.Role // of the tier that is placed
-	calls    []sut.Role
-	hosts    map[sut.Role][]sut.Host // by the role of the tier that they belong to
+	unit     float64    // cores
+	role     sut.Role   // role of the tier that is being placed
+	calls    []sut.Role // roles that this tier calls
+	hosts    map[sut.Role][]sut.Host
 	nodes    []sut.Node
 	counters []string // nil = the frontends
 }
 
-// placeAll places each tier after those that it calls.
+// placeAll places every tier of the stage. A tier comes after the tiers that it calls.
 func (p *plan) placeAll(tiers []Tier, placed map[sut.Role]bool) error {
 	for _, t := range tiers {
 		if placed[t.Role] || before(p.stage, t.From) {
@@ -257,8 +257,8 @@ func (p *plan) placeAll(tiers []Tier, placed map[sut.Role]bool) error {
 	return nil
 }
 
-// host adds a host of that many units and returns its name. At stage single there is one
-// host, as large as the largest that is asked for.
+// host adds a host and returns its name. At stage single all tiers share one host, which
+// gets the size of the largest.
 func (p *plan) host(name string, units float64) string {
 	if p.stage == sut.Single {
 		name = "host-1"
@@ -280,8 +280,8 @@ func (p *plan) memory(bytes int64) {
 	hosts[len(hosts)-1].MemoryBytes += bytes
 }
 
-// node adds a node of the tier. It calls all nodes of the roles that its tier calls, and
-// those that Uses names.
+// node adds a node of the tier. The node uses all nodes of the roles that its tier calls,
+// and the nodes that n.Uses already names.
 func (p *plan) node(n sut.Node) {
 	n.Role = p.role
 	var uses []string
@@ -294,14 +294,14 @@ func (p *plan) node(n sut.Node) {
 
 // names lists the nodes of a role, in the order of their numbers.
 func (p *plan) names(role sut.Role) []string {
-	return p.those(func(n sut.Node) bool { return n.Role == role })
+	return p.filter(func(n sut.Node) bool { return n.Role == role })
 }
 
-// those lists the nodes that fit, in the order of their numbers.
-func (p *plan) those(fit func(sut.Node) bool) []string {
+// filter lists the nodes for which keep is true, in the order of their numbers.
+func (p *plan) filter(keep func(sut.Node) bool) []string {
 	var names []string
 	for _, n := range p.nodes {
-		if fit(n) {
+		if keep(n) {
 			names = append(names, n.Name)
 		}
 	}
@@ -309,5 +309,5 @@ func (p *plan) those(fit func(sut.Node) bool) []string {
 	return names
 }
 
-// numbered is the name of the i-th node of a role, from 0.
+// numbered is the name of the node of a role with index i, from 0.
 func numbered(role sut.Role, i int) string { return fmt.Sprintf("%s-%d", role, i+1) }

@@ -10,7 +10,7 @@ import (
 	"github.com/stagebench/stagebench/sut/ladder"
 )
 
-// The default hosts and units of every stage, as the ladder fixes them.
+// Each stage has these hosts and units by default.
 func TestDefaultHosts(t *testing.T) {
 	for stage, want := range map[sut.Stage]struct {
 		hosts string
@@ -37,7 +37,7 @@ func TestDefaultHosts(t *testing.T) {
 	}
 }
 
-// Every topology that can be asked for must be one that can be started.
+// Build never returns a topology that cannot be started.
 func TestTopologiesAreStartable(t *testing.T) {
 	for _, rung := range ladder.Rungs() {
 		stage := rung.Stage
@@ -74,8 +74,8 @@ func TestTopologiesAreStartable(t *testing.T) {
 	}
 }
 
-// One machine has no blob hosts, and its nodes must not be told of any: they
-// would hold a part of the photos only.
+// Stage single has no blob hosts, and its knobs must say so. Otherwise its one blob node
+// would store only a part of the photos.
 func TestSingleHoldsAllPhotos(t *testing.T) {
 	topology, err := ladder.Build(sut.Single, sut.Knobs{"blob.hosts": "3", "blob.copies": "2"}, 0.1)
 	if err != nil {
@@ -87,7 +87,7 @@ func TestSingleHoldsAllPhotos(t *testing.T) {
 	}
 }
 
-// The cache tier comes on hosts of its own, from its stage on.
+// The cache tier has hosts of its own, from stage cache on.
 func TestCacheHosts(t *testing.T) {
 	for _, test := range []struct {
 		stage sut.Stage
@@ -114,7 +114,7 @@ func TestCacheHosts(t *testing.T) {
 		}
 	}
 	if _, err := ladder.Build(sut.Caches, sut.Knobs{"cache.ttl": "0s"}, 0.1); err == nil {
-		t.Error("a cache that keeps nothing was taken")
+		t.Error("cache.ttl=0s was accepted")
 	}
 	for _, evict := range []string{"lru", "lfu", "fifo"} {
 		_, err := ladder.Build(sut.Caches, sut.Knobs{"cache.engine": "memcached", "cache.evict": evict}, 0.1)
@@ -125,9 +125,8 @@ func TestCacheHosts(t *testing.T) {
 	}
 }
 
-// The copies of the database: hosts, who is the primary, and what cannot be
-// together.
-func TestCopies(t *testing.T) {
+// The database knobs decide the number of hosts and primaries. Conflicts are refused.
+func TestDatabaseTopologies(t *testing.T) {
 	primaries := func(topology sut.Topology) (all []string) {
 		for _, n := range topology.Nodes {
 			if n.Replicated && len(n.Uses) == 0 {
@@ -148,7 +147,7 @@ func TestCopies(t *testing.T) {
 		{sut.Replicas, sut.Knobs{"db.replicas": "1", "db.sync": "sync"}, 7, 1, ""},
 		{sut.Replicas, sut.Knobs{"db.topology": "ring"}, 8, 3, ""},
 		{sut.LB, sut.Knobs{"db.replicas": "5", "db.topology": "ring"}, 6, 0, ""},
-		{sut.Replicas, sut.Knobs{"db.sync": "sync", "db.sync_copies": "3"}, 0, 0, "needs as many db.replicas"},
+		{sut.Replicas, sut.Knobs{"db.sync": "sync", "db.sync_copies": "3"}, 0, 0, "needs db.replicas of at least 3, not 2"},
 		{sut.Replicas, sut.Knobs{"db.topology": "ring", "db.engine": "postgres"}, 0, 0, "needs db.engine=sqlite"},
 		{
 			sut.Replicas,
@@ -159,7 +158,7 @@ func TestCopies(t *testing.T) {
 		{sut.Replicas, sut.Knobs{"db.sync": "sync", "db.engine": "postgres"}, 8, 1, ""},
 		{sut.Replicas, sut.Knobs{"db.topology": "multi-primary", "db.sync": "sync"}, 0, 0, "needs db.sync=async"},
 		{sut.Replicas, sut.Knobs{"db.topology": "multi-primary", "db.replica_lag": "1s"}, 0, 0, "no replicas that could lag"},
-		{sut.Replicas, sut.Knobs{"db.topology": "multi-primary", "db.replicas": "0"}, 0, 0, "there is one database"},
+		{sut.Replicas, sut.Knobs{"db.topology": "multi-primary", "db.replicas": "0"}, 0, 0, "there is only one database"},
 	} {
 		topology, err := ladder.Build(test.stage, test.knobs, 0.1)
 		if test.wrong != "" {
@@ -175,7 +174,7 @@ func TestCopies(t *testing.T) {
 	}
 }
 
-func TestDigestTellsTopologiesApart(t *testing.T) {
+func TestDigestIdentifiesTopology(t *testing.T) {
 	seen := map[string]string{}
 	for name, knobs := range map[string]sut.Knobs{
 		"default": nil, "policy": {"lb.policy": "least_conn"},
@@ -187,10 +186,10 @@ func TestDigestTellsTopologiesApart(t *testing.T) {
 		}
 		again, _ := ladder.Build(sut.LB, knobs, 0.1)
 		if topology.Digest() != again.Digest() {
-			t.Errorf("%s: two digests of one topology", name)
+			t.Errorf("%s: one topology has two digests", name)
 		}
-		if other, taken := seen[topology.Digest()]; taken {
-			t.Errorf("%s and %s have one digest", name, other)
+		if other, found := seen[topology.Digest()]; found {
+			t.Errorf("%s and %s have the same digest", name, other)
 		}
 		seen[topology.Digest()] = name
 	}
@@ -214,14 +213,14 @@ func TestBadKnobsSayWhatIsAllowed(t *testing.T) {
 		}
 	}
 	if _, err := ladder.ParseKnobs([]string{"web.hosts=1", "web.hosts=2"}); err == nil {
-		t.Error("a knob that is set twice was taken")
+		t.Error("a knob that is set twice was accepted")
 	}
 	if _, err := ladder.Build("cluster", nil, 0.1); err == nil || !strings.Contains(err.Error(), "single, db-split, lb") {
 		t.Errorf("unknown stage: %v", err)
 	}
 }
 
-// Defaults must be values that the knob itself allows.
+// The default of each knob is one of its allowed values.
 func TestDefaultsAreAllowed(t *testing.T) {
 	if err := ladder.Validate(ladder.Complete(nil)); err != nil {
 		t.Error(err)
@@ -233,7 +232,7 @@ func TestDefaultsAreAllowed(t *testing.T) {
 	}
 }
 
-// The unit never gets under a tenth of a core.
+// The unit is at least a tenth of a core.
 func TestUnit(t *testing.T) {
 	for _, c := range []struct {
 		cores   int

@@ -19,16 +19,16 @@ type LB struct {
 	Layer          Layer
 	Policy         string // "round_robin", "least_conn", ...
 	Routes         []sut.Route
-	HealthInterval time.Duration // between two health checks of a web host
-	EjectAfter     int           // failures in a row that take a web host out; 0 = only health checks do
+	HealthInterval time.Duration // time between two health checks of a web host
+	EjectAfter     int           // consecutive failures after which a web host is ejected; 0 = never
 
-	sticky string // "true", "false", or "auto" until it is checked
+	sticky string // "true", "false", or "auto"; checkLB replaces "auto"
 }
 
-// Layer is what a balancer looks at.
+// Layer is the network layer at which a balancer works.
 type Layer string
 
-// The layers: of requests, and of connections.
+// An L7 balancer forwards requests, an L4 balancer forwards connections.
 const (
 	L7 Layer = "l7"
 	L4 Layer = "l4"
@@ -45,19 +45,20 @@ func (s *LB) knobs() []Knob {
 		integer("lb.hosts", &s.Hosts, 1, 1, 8,
 			"number of balancer hosts; clients that cannot connect to one fail over to the next"),
 		number("lb.cpu", &s.CPU, 2, 0.5, 32, "size of each balancer host in units"),
-		engine(sut.Balance, &s.Engine, lbEngines(), "what realises the balancer"),
+		engine(sut.Balance, &s.Engine, lbEngines(), "implementation of the balancer"),
 		choice("lb.layer", &s.Layer, L7,
-			"l7 balances requests, and may route them; l4 balances connections, and sees addresses only", L4),
+			"l7 balances requests, and may route them; l4 balances connections, and sees only addresses", L4),
 		choice("lb.policy", &s.Policy, "round_robin",
-			"how the balancer picks a web host; least_response_time with lb.engine=balance only",
+			"how the balancer picks a web host; least_response_time needs lb.engine=balance",
 			"weighted_round_robin", "ip_hash", "least_conn", "least_response_time"),
 		choice("lb.sticky", &s.sticky, "auto", "cookie affinity: a user stays on the web host that holds the session; "+
 			"auto = true at l7, false at l4", "true", "false"),
-		routes("lb.routes", &s.Routes, "what the balancer sends where (l7), first match first, "+
-			"as 'path=/img/* -> web-3; method=POST header=X-Batch:1 -> web-1 web-2'; else anywhere"),
+		routes("lb.routes", &s.Routes, "which web hosts get which requests (l7); the first match decides, "+
+			"for example 'path=/img/* -> web-3; method=POST header=X-Batch:1 -> web-1 web-2'; "+
+			"a request without a match may go to any web host"),
 		seconds("lb.health_interval", &s.HealthInterval, 1, 0.05, 60, "seconds between two health checks of a web host"),
 		integer("lb.eject_after", &s.EjectAfter, 5, 0, 1000,
-			"failures in a row that take a web host out until it has been good for a while; 0 = only health checks do"),
+			"consecutive failures after which a web host is ejected for a while; 0 = only health checks mark it down"),
 	}
 }
 
@@ -77,10 +78,10 @@ func checkLB(_ sut.Stage, k sut.Knobs) error {
 	s := LBOf(k)
 	switch {
 	case s.Layer == L4 && s.Sticky():
-		return errors.New("lb.sticky=true needs lb.layer=l7: a balancer of connections sees no cookies; " +
-			"lb.policy=ip_hash keeps an address on its host")
+		return errors.New("lb.sticky=true needs lb.layer=l7: a layer 4 balancer does not see cookies; " +
+			"lb.policy=ip_hash keeps a client address on one host")
 	case s.Layer == L4 && (WebOf(k).Split || s.Routes != nil):
-		return errors.New("web.split and lb.routes need lb.layer=l7: a balancer of connections sees no requests")
+		return errors.New("web.split and lb.routes need lb.layer=l7: a layer 4 balancer does not see requests")
 	case s.Engine == sut.HAProxy && s.Policy == "least_response_time":
 		return errors.New("lb.policy=least_response_time needs lb.engine=balance: HAProxy has no such algorithm")
 	}
@@ -93,12 +94,12 @@ func placeLB(p *plan) error {
 	for _, route := range s.Routes {
 		for _, name := range route.To {
 			if !slices.Contains(webs, name) {
-				return fmt.Errorf("lb.routes names %s, but there are only %s", name, strings.Join(webs, ", "))
+				return fmt.Errorf("lb.routes names %s, but the web hosts are %s", name, strings.Join(webs, ", "))
 			}
 		}
 	}
 	offering := func(service sut.Service) []string {
-		return p.those(func(n sut.Node) bool { return n.Service == service })
+		return p.filter(func(n sut.Node) bool { return n.Service == service })
 	}
 	if uploads := offering(sut.Uploads); uploads != nil {
 		s.Routes = append(s.Routes,

@@ -14,7 +14,7 @@ func TestScale(t *testing.T) {
 		knobs sut.Knobs
 		name  string
 		hosts int
-		added string // hosts, with + or -
+		delta string // added and removed hosts, with + or -
 		wrong string
 	}{
 		{sut.LB, nil, "web", 4, "+web-4", ""},
@@ -25,10 +25,15 @@ func TestScale(t *testing.T) {
 		{sut.Replicas, nil, "cache", 3, "", "stage replicas has no cache hosts"},
 		{sut.LB, sut.Knobs{"blob.hosts": "1"}, "blob", 3, "+blob-2 +blob-3", ""},
 		{sut.LB, nil, "blob", 3, "", "on the database host"},
-		{sut.LB, sut.Knobs{"blob.hosts": "2", "blob.copies": "2"}, "blob", 1, "", "needs as many blob.hosts"},
+		{sut.LB, sut.Knobs{"blob.hosts": "2", "blob.copies": "2"}, "blob", 1, "", "needs blob.hosts of at least 2, not 1"},
 		{sut.Replicas, nil, "replica", 3, "+db-4", ""},
 		{sut.Replicas, nil, "replica", 1, "-db-3", ""},
-		{sut.Replicas, sut.Knobs{"db.sync": "sync", "db.sync_copies": "2"}, "replica", 1, "", "needs as many db.replicas"},
+		{
+			sut.Replicas,
+			sut.Knobs{"db.sync": "sync", "db.sync_copies": "2"},
+			"replica", 1, "",
+			"needs db.replicas of at least 2, not 1",
+		},
 		{sut.Replicas, sut.Knobs{"db.topology": "ring"}, "replica", 3, "", "every database is a primary"},
 		{sut.LB, nil, "replica", 3, "", "without replicas"},
 		{sut.LB, nil, "lb", 2, "", "want one of: web, replica, blob, cache"},
@@ -44,19 +49,19 @@ func TestScale(t *testing.T) {
 			}
 			continue
 		}
-		var added []string
+		var delta []string
 		for _, h := range next.Hosts {
 			if _, had := now.Host(h.Name); !had {
-				added = append(added, "+"+h.Name)
+				delta = append(delta, "+"+h.Name)
 			}
 		}
 		for _, h := range now.Hosts {
 			if _, has := next.Host(h.Name); !has {
-				added = append(added, "-"+h.Name)
+				delta = append(delta, "-"+h.Name)
 			}
 		}
-		if got := strings.Join(added, " "); err != nil || got != test.added || tier.Scaling.Name != test.name {
-			t.Errorf("%s: %s to %d: %v, %q %s, want %q", test.stage, test.name, test.hosts, err, got, tier.Role, test.added)
+		if got := strings.Join(delta, " "); err != nil || got != test.delta || tier.Scaling.Name != test.name {
+			t.Errorf("%s: %s to %d: %v, %q %s, want %q", test.stage, test.name, test.hosts, err, got, tier.Role, test.delta)
 		}
 	}
 }

@@ -8,11 +8,11 @@ import (
 
 // Web is the settings of the web hosts.
 type Web struct {
-	Hosts       int   // from stage lb on; one before
-	CPU         Sizes // of each host in units
-	Weights     Sizes // under lb.policy=weighted_round_robin
+	Hosts       int   // from stage lb on; before it there is one
+	CPU         Sizes // size of each host in units
+	Weights     Sizes // weight of each host under lb.policy=weighted_round_robin
 	Split       bool  // uploads have hosts of their own
-	UploadHosts int   // of Hosts, with Split
+	UploadHosts int   // with Split: how many of Hosts serve uploads
 	MaxConns    int   // connections that a host accepts
 	Gzip        bool
 }
@@ -23,16 +23,16 @@ func WebOf(k sut.Knobs) Web { return settings[Web](k) }
 func (s *Web) knobs() []Knob {
 	return []Knob{
 		integer("web.hosts", &s.Hosts, 3, 1, 16, "number of web hosts, from stage lb on"),
-		sizes("web.cpu", &s.CPU, 0.5, 32, "size of each web host in units, or one size for each, as 3,3,1: "+
-			"the last one holds for the rest; at stage single the host has the larger of web.cpu and db.cpu"),
-		sizes("web.weights", &s.Weights, 0.1, 100,
-			"share of each web host under lb.policy=weighted_round_robin, as 2,1: the last one holds for the rest"),
+		sizes("web.cpu", &s.CPU, 0.5, 32, "size of the web hosts in units: one size, or one for each host, such as 3,3,1; "+
+			"the last size applies to all further hosts; at stage single the host has the larger of web.cpu and db.cpu"),
+		sizes("web.weights", &s.Weights, 0.1, 100, "share of each web host under lb.policy=weighted_round_robin, "+
+			"such as 2,1; the last share applies to all further hosts"),
 		truth("web.split", &s.Split, false,
-			"uploads have web hosts of their own, which the balancer routes them to, from stage lb on"),
-		integer("web.upload_hosts", &s.UploadHosts, 1, 1, 15, "with web.split: how many of web.hosts take the uploads"),
+			"uploads have web hosts of their own, and the balancer routes uploads to them, from stage lb on"),
+		integer("web.upload_hosts", &s.UploadHosts, 1, 1, 15, "with web.split: how many of web.hosts serve uploads"),
 		integer("web.max_conns", &s.MaxConns, 500, 1, 100_000,
-			"connections that a web host accepts; past them it answers 503 with Retry-After"),
-		truth("web.gzip", &s.Gzip, false, "compress texts for clients that accept it"),
+			"maximum connections of a web host; requests on further connections get 503 with Retry-After"),
+		truth("web.gzip", &s.Gzip, false, "compress text responses for clients that accept it"),
 	}
 }
 
@@ -45,7 +45,7 @@ func webTier() Tier {
 	}
 }
 
-// unbalanced says why a single web host has to stay alone.
+// unbalanced refuses to scale web hosts without a balancer in front of them.
 func unbalanced(t sut.Topology) error {
 	if before(t.Stage, sut.LB) {
 		return fmt.Errorf("stage %s has no balancer to spread requests over several hosts\n"+
@@ -56,7 +56,7 @@ func unbalanced(t sut.Topology) error {
 
 func checkWeb(_ sut.Stage, k sut.Knobs) error {
 	if s := WebOf(k); s.Split && s.UploadHosts >= s.Hosts {
-		return fmt.Errorf("web.split=true needs more web.hosts than web.upload_hosts, and has %d and %d",
+		return fmt.Errorf("web.split=true needs more web.hosts (%d) than web.upload_hosts (%d)",
 			s.Hosts, s.UploadHosts)
 	}
 	return nil
@@ -75,7 +75,8 @@ func placeWeb(p *plan) error {
 		case !s.Split:
 			p.node(n)
 		case i < s.UploadHosts:
-			// The first ones, so that a change of web.hosts adds and removes hosts for reads.
+			// Uploads get the first hosts. Otherwise scaling web.hosts would add or remove
+			// upload hosts instead of hosts for reads.
 			n.Service = sut.Uploads
 			uploads = append(uploads, n)
 		default:
@@ -83,7 +84,7 @@ func placeWeb(p *plan) error {
 			p.node(n)
 		}
 	}
-	// Sessions are in the memory of the reading hosts, which the others ask for them.
+	// The hosts for reads hold the sessions. Upload hosts ask them.
 	reads := p.names(p.role)
 	for _, n := range uploads {
 		n.Uses = reads

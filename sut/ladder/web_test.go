@@ -10,15 +10,15 @@ import (
 	"github.com/stagebench/stagebench/sut/ladder"
 )
 
-// What cannot be together is refused with the reason.
+// Conflicting knobs are refused with the reason.
 func TestKnobsThatContradict(t *testing.T) {
 	for text, want := range map[string]string{
 		"lb.layer=l4 lb.sticky=true":                      "lb.sticky=true needs lb.layer=l7",
 		"lb.layer=l4 web.split=true":                      "need lb.layer=l7",
 		"lb.engine=haproxy lb.policy=least_response_time": "needs lb.engine=balance",
 		"web.split=true web.hosts=2 web.upload_hosts=2":   "needs more web.hosts",
-		"blob.copies=2":                                   "needs as many blob.hosts",
-		"web.hosts=2 lb.routes=path=/img/*->web-3":        "lb.routes names web-3, but there are only web-1, web-2",
+		"blob.copies=2":                                   "needs blob.hosts of at least 2, not 0",
+		"web.hosts=2 lb.routes=path=/img/*->web-3":        "lb.routes names web-3, but the web hosts are web-1, web-2",
 		"web.cpu=3,x":                                     "want a number from 0.5 to 32",
 		"web.cpu=3,":                                      "want a number from 0.5 to 32",
 	} {
@@ -32,8 +32,8 @@ func TestKnobsThatContradict(t *testing.T) {
 	}
 }
 
-// With a split, uploads go to hosts of their own, and those ask the others for
-// sessions.
+// With web.split, uploads have hosts of their own. These use the other web hosts, which
+// hold the sessions.
 func TestSplitWebTier(t *testing.T) {
 	topology, err := ladder.Build(sut.LB, sut.Knobs{
 		"web.split": "true", "web.weights": "1,2", "web.cpu": "3,1",
@@ -71,7 +71,8 @@ func TestSplitWebTier(t *testing.T) {
 	}
 }
 
-// A balancer of connections does not know how many requests there were.
+// Behind a layer 4 balancer the web hosts count the requests, because the balancer sees
+// only connections.
 func TestCountersAtLayer4(t *testing.T) {
 	topology, err := ladder.Build(sut.LB, sut.Knobs{"lb.layer": "l4", "web.hosts": "2"}, 0.1)
 	if err != nil {

@@ -8,58 +8,55 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// SeedEpochUS is the moment at which every seeded data set ends:
-// 2026-01-01T00:00:00Z. Photos, comments and follows are spread over the year
-// before it, accounts over the year before that. It is fixed, and not the time
-// of seeding, so that the same seed gives the same rows on any day.
+// SeedEpochUS is the end of every seeded data set: 2026-01-01T00:00:00Z. Photos, comments
+// and follows were created in the year before it, accounts in the year before that. It is
+// a constant, so that the same seed gives the same rows on any day.
 const SeedEpochUS = 1_767_225_600_000_000
 
 const yearUS = 365 * 24 * 3600 * 1_000_000
 
-// Owner returns the user to whom the photo with that index, from 1, belongs in
-// every data set of these counts.
+// Owner returns the owner of the photo with an index, from 1, in every data set of these
+// counts.
 func Owner(photo int, counts sut.DataCounts) ID { return ID((photo-1)%counts.Users + 1) }
 
-// PhotoID returns the id of the photo with that index, from 1, in every data set
-// of these counts.
+// PhotoID returns the id of the photo with an index, from 1, in every data set of these
+// counts.
 func PhotoID(photo int, counts sut.DataCounts) ID {
 	return seededID(photo, BucketOf(Owner(photo, counts)))
 }
 
-// Dataset is a seeded data set: what a service that has run for a year would
-// hold. The same counts and seed give the same rows on every machine, in the
-// same order.
+// Dataset is a seeded data set, similar to the data of a service after its first year. The
+// same counts and seed give the same rows in the same order on every machine.
 //
-// Users have the ids 1..N. Photos and comments have indexes 1..N, from which
-// their ids are made. Who is who needs no look-up:
+// Users have the ids 1..N. Photos and comments have indexes 1..N, from which their ids are
+// computed. The relations between records are known without a lookup:
 //   - user i logs in as sut.SeedLogin(i) with sut.SeedPassword;
 //   - photo p has the id PhotoID(p, counts) and belongs to user Owner(p, counts);
-//   - user 1 has the most followers, then user 2: in-degree falls with the
-//     power 0.8 of the rank (an exponent of 2.25 of the degree distribution,
-//     inside the 2 to 3 of real social networks), so that about half of all
-//     users follow user 1;
+//   - user 1 has the most followers, then user 2: the number of followers decreases
+//     with the power 0.8 of the rank, and about half of all users follow user 1. The
+//     exponent of the degree distribution is 2.25; real social networks have 2 to 3;
 //   - a photo with a higher index has a higher id and is newer.
 //
-// Rows are generated as they are iterated and never kept: a data set holds one
-// counter per user and photo, and so does each iteration of Follows. The
-// denormalised counters of users and photos are exact. A Dataset is immutable
-// and may be iterated by many goroutines at once.
+// Rows are generated during iteration and not stored. A Dataset holds only counters per
+// user and photo, and an iteration of Follows one more number per user. The denormalised
+// counters of users and photos are exact. A Dataset is immutable and safe for concurrent
+// iteration.
 type Dataset struct {
-	counts sut.DataCounts // asked for
+	counts sut.DataCounts // requested counts
 	seed   uint64
 
-	// The counters; index 0 is unused.
-	followers []int32 // by user: who follow this one
-	following []int32 // by user: whom this one follows
-	posted    []int32 // by user: photos
-	comments  []int32 // by index of the photo
+	// Counters. Index 0 is unused.
+	followers []int32 // by user: number of followers
+	following []int32 // by user: number of followed users
+	posted    []int32 // by user: number of photos
+	comments  []int32 // by index of the photo: number of comments
 
 	imageBytes []int64 // by pool image; nil = not known
 }
 
-// NewDataset prepares a data set: it generates every row once to count it,
-// which takes a fraction of a second even for the large size. Users, photos and
-// images must not be 0.
+// NewDataset returns a data set. It generates rows once to count them, which takes a
+// fraction of a second even for the large size. The counts of users, photos and images
+// must not be 0.
 func NewDataset(counts sut.DataCounts, seed uint64) *Dataset {
 	d := &Dataset{
 		counts:    counts,
@@ -83,30 +80,29 @@ func NewDataset(counts sut.DataCounts, seed uint64) *Dataset {
 	return d
 }
 
-// WithImageBytes returns the same data set whose photos know the size of their
-// original: bytes[i] is that of pool image i. Without it Photo.Bytes is 0.
+// WithImageBytes returns the same data set with Photo.Bytes set: bytes[i] is the size of
+// pool image i. Without it, Photo.Bytes is 0.
 func (d *Dataset) WithImageBytes(bytes []int64) *Dataset {
 	sized := *d
 	sized.imageBytes = bytes
 	return &sized
 }
 
-// Counts returns what was asked for. Follows may give a few less.
+// Counts returns the requested counts. Follows may yield a few rows less.
 func (d *Dataset) Counts() sut.DataCounts { return d.counts }
 
-// ImageOf returns the pool image, 0..Images-1, that the photo with that index
-// shows.
+// ImageOf returns the pool image, 0..Images-1, of the photo with an index.
 func (d *Dataset) ImageOf(photo int) int {
 	return int(mix(mix(d.seed^streamImage)^uint64(photo)) % uint64(d.counts.Images))
 }
 
-// ImageSeed returns the seed from which pool image i is drawn.
+// ImageSeed returns the seed from which pool image i is painted.
 func (d *Dataset) ImageSeed(i int) uint64 {
 	return mix(mix(d.seed^streamImageSeed) ^ uint64(i))
 }
 
-// ImageSize returns the width and height of pool image i: mostly 160x120, as
-// the default upload, and some that are upright, square or larger.
+// ImageSize returns the width and height of pool image i. Most images have the size of the
+// default upload, 160x120. Some are upright, square or larger.
 func (d *Dataset) ImageSize(i int) (width, height int) {
 	switch i % 8 {
 	case 3:
@@ -121,8 +117,7 @@ func (d *Dataset) ImageSize(i int) (width, height int) {
 	return 160, 120
 }
 
-// Images yields every seeded photo with the pool image that it shows, in order
-// of photo ids.
+// Images yields every seeded photo and its pool image, in order of photo ids.
 func (d *Dataset) Images() iter.Seq2[ID, int] {
 	return func(yield func(ID, int) bool) {
 		for p := range d.counts.Photos {
@@ -173,8 +168,8 @@ func (d *Dataset) Photos() iter.Seq[Photo] {
 				Comments:  int64(d.comments[p]),
 				Version:   1,
 			}
-			// Likes have no rows of their own, only this count. What is commented
-			// on is also liked, and a few photos are liked out of all proportion.
+			// Likes are only counted and have no rows. Photos with comments get more
+			// likes, and a few photos get very many.
 			photo.Likes = 3*photo.Comments + int64(min(4/math.Sqrt(1-rng.Float64())-4, 2000))
 			if d.imageBytes != nil {
 				photo.Bytes = d.imageBytes[image]
@@ -210,8 +205,8 @@ func (d *Dataset) Comments() iter.Seq[Comment] {
 	}
 }
 
-// Follows yields every follow, the followers in order of ids. No pair comes
-// twice and nobody follows himself.
+// Follows yields every follow, in order of the followers' ids. No pair is repeated, and no
+// user follows himself.
 func (d *Dataset) Follows() iter.Seq[Follow] {
 	return func(yield func(Follow) bool) {
 		draw := newDraw(d.seed, streamFollowTime)
@@ -226,10 +221,11 @@ func (d *Dataset) Follows() iter.Seq[Follow] {
 	}
 }
 
-// edges yields the pairs of the follow graph.
+// edges yields the pairs of the follow graph: follower and followee.
 //
-// How many a user follows is Pareto distributed with exponent 2, so that half
-// the mean is the least; whom, falls with the power 0.8 of the rank.
+// The number of users that a user follows has a Pareto distribution with exponent 2, whose
+// minimum is half the mean. The probability to be followed decreases with the power 0.8 of
+// the rank.
 func (d *Dataset) edges() iter.Seq2[ID, ID] {
 	return func(yield func(ID, ID) bool) {
 		users := d.counts.Users
@@ -239,13 +235,13 @@ func (d *Dataset) edges() iter.Seq2[ID, ID] {
 		mean := float64(d.counts.Follows) / float64(users)
 		most := min(float64(users-1)/2, 20*mean)
 		draw := newDraw(d.seed, streamFollow)
-		last := make([]int32, users+1) // the last follower who drew this user: finds duplicates without clearing
+		last := make([]int32, users+1) // by followee: the last follower, which detects duplicates
 		for follower := 1; follower <= users; follower++ {
 			rng := draw.at(uint64(follower))
 			want := int(math.Round(min(mean/2/math.Sqrt(1-rng.Float64()), most)))
 			last[follower] = int32(follower)
-			// A user who wants many soon meets only those drawn before: the bound
-			// on tries is why there may be a few less than asked for.
+			// A user who follows many others draws many duplicates. The limit of tries
+			// bounds the time, so a few follows may be missing.
 			for tries := 4 * want; want > 0 && tries > 0; tries-- {
 				followee := powerLaw(rng, users)
 				if last[followee] == int32(follower) {
@@ -261,32 +257,31 @@ func (d *Dataset) edges() iter.Seq2[ID, ID] {
 	}
 }
 
-// commented returns the index of the photo of comment c. Popular photos are
-// scattered over all of them, so that they are neither all old nor all of one user.
+// commented returns the index of the photo of comment c. A hash scatters the popular
+// photos over all indexes, so that they have different ages and owners.
 func (d *Dataset) commented(draw *draw, c int) int {
 	rank := powerLaw(draw.at(uint64(c)), d.counts.Photos)
 	return int(mix(mix(d.seed^streamPopular)^uint64(rank))%uint64(d.counts.Photos)) + 1
 }
 
-// powerLaw draws a rank 1..n whose probability falls with the power 0.8 of the
-// rank, by inverting the distribution function of the continuous law. The
-// conversion keeps the compiler from fusing multiplication and addition on
-// machines that can, which would round differently there.
+// powerLaw draws a rank 1..n. Its probability decreases with the power 0.8 of the rank. It
+// inverts the distribution function of the continuous law. The conversion to float64
+// prevents a fused multiply-add, which would round differently on some machines.
 func powerLaw(rng *rand.Rand, n int) int {
-	span := math.Pow(float64(n+1), 0.2) - 1
-	root := 1 + float64(span*rng.Float64())
+	factor := math.Pow(float64(n+1), 0.2) - 1
+	root := 1 + float64(factor*rng.Float64())
 	return min(int(root*root*root*root*root), n)
 }
 
-// spread returns a moment in the i-th of n equal parts of the year from start:
-// moments of growing i grow.
+// spread returns a random time in the interval i, from 1, of n equal intervals of the year
+// that begins at start. The time grows with i.
 func spread(rng *rand.Rand, start int64, i, n int) int64 {
-	part := int64(yearUS / n)
-	return start + int64(i-1)*part + rng.Int64N(part)
+	interval := int64(yearUS / n)
+	return start + int64(i-1)*interval + rng.Int64N(interval)
 }
 
-// Streams keep the random numbers of one kind of row apart from those of all
-// others: a change to one kind leaves the rest as it was.
+// Each kind of row has a random stream of its own. A change to one kind therefore does not
+// change the others.
 const (
 	streamUser uint64 = iota + 1
 	streamPhoto
@@ -299,8 +294,8 @@ const (
 	streamImageSeed
 )
 
-// draw gives each row its own random numbers, found by index and not by
-// history. It is not safe for concurrent use: each iteration has its own.
+// draw generates the random numbers of each row from the row's index, independently of
+// other rows. It is not safe for concurrent use; each iteration has its own.
 type draw struct {
 	key uint64
 	pcg rand.PCG
@@ -313,15 +308,14 @@ func newDraw(seed, stream uint64) *draw {
 	return d
 }
 
-// at returns the random numbers of row i. They are valid until the next call.
+// at returns the generator for row i. It is valid until the next call.
 func (d *draw) at(i uint64) *rand.Rand {
 	d.pcg.Seed(d.key, mix(d.key^i))
 	return d.rng
 }
 
-// mix is the finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable
-// pseudorandom number generators, 2014): neighbouring inputs give unrelated
-// outputs.
+// mix is the finaliser of SplitMix64, a hash of 64 bits (Steele, Lea, Flood: Fast
+// splittable pseudorandom number generators, 2014).
 func mix(x uint64) uint64 {
 	x += 0x9e3779b97f4a7c15
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9

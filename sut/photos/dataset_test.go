@@ -14,7 +14,7 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// countsOf returns the counts of one of the sizes that are shipped.
+// countsOf returns the counts of a size in sut.DataSizes.
 func countsOf(t testing.TB, size string) sut.DataCounts {
 	t.Helper()
 	counts, ok := sut.Data{Size: size}.Counts()
@@ -42,7 +42,7 @@ func TestCountersMatchRows(t *testing.T) {
 			for f := range d.Follows() {
 				pair := [2]photos.ID{f.Follower, f.Followee}
 				if f.Follower == f.Followee || pairs[pair] {
-					t.Fatalf("follow %v is twice or of oneself", pair)
+					t.Fatalf("follow %v is a duplicate or a user following himself", pair)
 				}
 				pairs[pair] = true
 				following[f.Follower]++
@@ -104,7 +104,8 @@ func TestRowsAreWellFormed(t *testing.T) {
 			t.Fatalf("photo %d: %+v", index, p)
 		}
 		if p.CreatedUS <= last || p.CreatedUS <= born[p.UserID] || p.CreatedUS > photos.SeedEpochUS {
-			t.Fatalf("photo %d was created at %d: before its owner, an older photo, or after the end", index, p.CreatedUS)
+			t.Fatalf("photo %d was created at %d: before its owner or the previous photo, or after SeedEpochUS",
+				index, p.CreatedUS)
 		}
 		newest, last, taken[p.ID], titles[p.Title] = p.ID, p.CreatedUS, p.CreatedUS, true
 	}
@@ -125,9 +126,8 @@ func TestRowsAreWellFormed(t *testing.T) {
 	}
 }
 
-// A user's own bucket, that of his photos and that of the comments on them agree,
-// of seeded records and of those made later. The sources are those of several
-// hosts.
+// A user, the user's photos and the comments on them have the same bucket. This holds for
+// seeded and for new records of all hosts.
 func TestBucketsAgree(t *testing.T) {
 	const many = 100_000
 	d := photos.NewDataset(sut.DataCounts{Users: many, Photos: many, Comments: many, Images: 1}, 1)
@@ -151,15 +151,14 @@ func TestBucketsAgree(t *testing.T) {
 		check("photo", made, p.UserID)
 		check("comment", hosts[p.UserID/4%4].Next(made.Bucket()), p.UserID)
 	}
-	clear(seen) // comments are another kind of record
+	clear(seen) // comments may have the same ids as photos
 	for c := range d.Comments() {
 		check("seeded comment", c.ID, owners[c.PhotoID])
 		check("comment", hosts[c.UserID%4].Next(c.PhotoID.Bucket()), owners[c.PhotoID])
 	}
 }
 
-// The follow graph has celebrities: few users whom a large share follows, and
-// a long tail whom few follow.
+// In the follow graph, a few users have very many followers, and most users have few.
 func TestCelebrities(t *testing.T) {
 	for _, size := range []string{"small", "medium"} {
 		counts := countsOf(t, size)
@@ -169,7 +168,7 @@ func TestCelebrities(t *testing.T) {
 		}
 		share := func(rank int) float64 { return float64(followers[rank-1]) / float64(counts.Users) }
 		if share(1) < 0.4 || share(1) > 0.9 || share(5) < 0.15 {
-			t.Errorf("%s: user 1 is followed by %.2f of all, user 5 by %.2f", size, share(1), share(5))
+			t.Errorf("%s: the share of users that follow user 1 is %.2f, user 5 %.2f", size, share(1), share(5))
 		}
 		slices.Sort(followers)
 		mean := float64(counts.Follows) / float64(counts.Users)
@@ -189,7 +188,7 @@ func TestImagesAreShared(t *testing.T) {
 	seeds := map[uint64]bool{}
 	for i, n := range shown {
 		if n < 10 {
-			t.Errorf("pool image %d is shown by %d photos only", i, n)
+			t.Errorf("only %d photos show pool image %d", n, i)
 		}
 		seeds[d.ImageSeed(i)] = true
 	}
@@ -198,9 +197,8 @@ func TestImagesAreShared(t *testing.T) {
 	}
 }
 
-// Seeded rows are compared between machines, engines and versions: a change
-// here makes every stored template and figure a different one, and must be on
-// purpose.
+// Seeded rows are the same on all machines and in all versions. A change invalidates stored
+// templates and makes results incomparable, so it must be deliberate.
 func TestDatasetIsTheSameEverywhere(t *testing.T) {
 	counts := sut.DataCounts{Users: 50, Photos: 120, Comments: 200, Follows: 600, Images: 8}
 	digest := func(seed uint64) string {
@@ -219,7 +217,7 @@ func TestDatasetIsTheSameEverywhere(t *testing.T) {
 		t.Errorf("seed 1 gives rows %s, want %s", got, want)
 	}
 	if digest(1) == digest(2) {
-		t.Error("two seeds give the same rows")
+		t.Error("two seeds give identical rows")
 	}
 }
 
@@ -229,7 +227,7 @@ func writeAll[Row any](to interface{ Write([]byte) (int, error) }, rows iter.Seq
 	}
 }
 
-// An iteration that the caller leaves early must stop there.
+// An iteration stops when the caller leaves it early.
 func TestIterationStops(t *testing.T) {
 	d := photos.NewDataset(countsOf(t, "small"), 1)
 	var n int
@@ -258,8 +256,8 @@ func TestIterationStops(t *testing.T) {
 	}
 }
 
-// The large data set has 2,650,000 rows; holding them would take hundreds of
-// megabytes.
+// The large data set has 2,650,000 rows. A Dataset must not hold them: they would take
+// hundreds of megabytes.
 func TestLargeStaysSmallInMemory(t *testing.T) {
 	if testing.Short() {
 		t.Skip("generates millions of rows")
@@ -277,7 +275,7 @@ func TestLargeStaysSmallInMemory(t *testing.T) {
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 8<<20 {
-		t.Errorf("%d bytes are held in the middle of the follows, want at most 8 MiB", grown)
+		t.Errorf("%d bytes are held during the iteration of follows, want at most 8 MiB", grown)
 	}
 	runtime.KeepAlive(d)
 }

@@ -8,13 +8,13 @@ import (
 // Layout of the id of a photo or a comment, from the high bits down:
 //
 //	 1 bit   0: ids are positive
-//	41 bits  milliseconds since idEpoch, until the year 2094; of a seeded record its index, from 1
+//	41 bits  milliseconds since idEpoch, until the year 2094; in a seeded record its index, from 1
 //	10 bits  bucket of the photo's owner
 //	 8 bits  host number of the IDSource; 0 = seeded
 //	 4 bits  sequence within the millisecond
 //
-// A comment lives with its photo, so it carries the bucket of the photo's owner,
-// not that of its author. Users have the ids 1..N, without such parts.
+// A comment is stored with its photo, so its id has the bucket of the photo's owner and
+// not of the comment's author. Users have the ids 1..N without this layout.
 const (
 	sequenceBits = 4
 	hostBits     = 8
@@ -26,60 +26,58 @@ const (
 	// idEpoch is 2025-01-01T00:00:00Z, in milliseconds since the Unix epoch.
 	idEpoch = 1_735_689_600_000
 
-	// minMillis is above the index of every seeded record and below the time of
-	// every other one, even when the clock is wrong.
+	// minMillis is above the index of every seeded record. IDSource never uses a lower
+	// time, even if the clock is wrong.
 	minMillis = 1 << 24
 )
 
 // Buckets is the number of buckets. Rows are placed on shards by bucket.
 const Buckets = 1 << bucketBits
 
-// Bucket is a share of all users with what they own, from 0 to Buckets-1.
+// Bucket is a group of users and their records, from 0 to Buckets-1.
 type Bucket uint16
 
-// BucketOf returns the bucket of a user, and of all his photos: a hash of his
-// id by the finaliser of SplitMix64, see mix.
+// BucketOf returns the bucket of a user and of all photos of the user. It is a hash of the
+// user's id, see mix.
 func BucketOf(user ID) Bucket { return Bucket(mix(uint64(user)) % Buckets) }
 
-// Bucket returns the bucket that the id of a photo or a comment carries. It
-// means nothing for the id of a user, see BucketOf.
+// Bucket returns the bucket in the id of a photo or a comment. It has no meaning for the
+// id of a user; use BucketOf.
 func (id ID) Bucket() Bucket { return Bucket(id >> bucketShift % Buckets) }
 
-// Seeded reports whether the id of a photo or a comment is that of a seeded
-// record.
+// Seeded reports whether the id of a photo or a comment belongs to a seeded record.
 func (id ID) Seeded() bool { return id>>timeShift < minMillis }
 
-// seededID returns the id of the seeded photo or comment with that index, from
-// 1. Ids grow with the index and are below those of every IDSource.
+// seededID returns the id of the seeded photo or comment with an index, from 1. Ids grow
+// with the index and are below the ids of every IDSource.
 func seededID(index int, b Bucket) ID { return ID(index)<<timeShift | ID(b)<<bucketShift }
 
-// IDSource makes ids that no other source makes, without asking anybody: time,
-// host and sequence together are unique. All methods may be called concurrently.
+// IDSource generates unique ids without coordination: the combination of time, host and
+// sequence is unique. All methods may be called concurrently.
 //
-// Ids of one source grow from one millisecond to the next, whatever their
-// buckets. Within a millisecond, ids of one bucket grow, and those of several
-// buckets are in the order of the buckets. Ids of several hosts interleave by
-// time.
+// Ids of one source grow from one millisecond to the next, whatever their buckets. Within
+// a millisecond, ids are in the order of their buckets, and ids of one bucket grow. Ids of
+// different hosts interleave by time.
 type IDSource struct {
 	host ID
 	now  func() time.Time
 
-	// last is the time and sequence of the last id, in one number. When the 16
-	// ids of a millisecond are spent, adding one carries into the next
-	// millisecond: the source runs ahead of the clock rather than repeat itself,
-	// and does the same when the clock steps back.
+	// last is the time and sequence of the last id, in one number. After 16 ids in one
+	// millisecond, adding 1 carries into the next millisecond, so the source runs ahead
+	// of the clock. It does the same when the clock steps back. Otherwise it would repeat
+	// ids.
 	last atomic.Int64
 }
 
-// NewIDSource returns the source of one host. A host number must not be used
-// again before the clock has passed all ids that were made with it: the ids
-// would be made twice. See sut.NodeConfig for how this is kept.
+// NewIDSource returns the source of one host. A host number may be reused only after the
+// clock has passed all ids that were generated with it. Otherwise ids are repeated. See
+// sut.NodeConfig.IDHost.
 func NewIDSource(host uint8, now func() time.Time) *IDSource {
 	return &IDSource{host: ID(host), now: now}
 }
 
-// Next returns an id that no source has returned before. It is above all ids of
-// seeded records.
+// Next returns an id that no source has returned before. It is higher than all ids of
+// seeded photos and comments.
 func (s *IDSource) Next(b Bucket) ID {
 	for {
 		last := s.last.Load()

@@ -1,27 +1,27 @@
-// Package photos holds the records and ids of the photo service: what is
-// stored, and the errors that every store of them returns.
+// Package photos defines the records and ids of the photo service, and the errors that
+// every store of records returns.
 //
-// It also makes what records need before any store sees them: ids (IDSource),
-// password digests (HashPassword) and the seeded data set (Dataset).
+// It also generates ids (IDSource), password digests (HashPassword) and the seeded data
+// set (Dataset).
 //
-// It is a leaf: it imports nothing of this module but the sut vocabulary and
-// does no I/O. Times are microseconds since the Unix epoch, UTC. Records are
-// plain values. IDSource and Dataset may be used by many goroutines at once.
+// The package imports only package sut of this module and does no I/O. Times are
+// microseconds since the Unix epoch, UTC. Records are plain values. IDSource and Dataset
+// are safe for concurrent use.
 package photos
 
 import "errors"
 
-// Errors that every store returns, wrapped, for the app to tell apart.
+// Errors that the errors of every store wrap.
 var (
 	ErrNotFound    = errors.New("not found")
-	ErrConflict    = errors.New("conflict")          // the login name exists
+	ErrConflict    = errors.New("conflict")          // the login name or the id already exists
 	ErrForbidden   = errors.New("not the owner")     // only the owner may rename or delete
-	ErrUnavailable = errors.New("store unavailable") // the database cannot be reached
+	ErrUnavailable = errors.New("store unavailable") // it cannot be reached or does not answer in time
 )
 
-// ID identifies a record. Seeded users have the ids 1, 2, 3 ...; ids of photos
-// and comments carry a bucket. Those made at run time come from an IDSource, and
-// are above all seeded ones.
+// ID identifies a record. Seeded users have the ids 1, 2, 3 ... The id of a photo or a
+// comment contains a bucket. An IDSource generates the ids of new photos and comments.
+// These are higher than the ids of seeded ones.
 type ID int64
 
 // Processing states of a photo.
@@ -44,7 +44,7 @@ type User struct {
 	Cached    bool   `json:"-"` // read from a cache; not stored
 }
 
-// Photo is one photo's record; its bytes are in the blob store.
+// Photo is the record of one photo. Its bytes are in the blob store.
 type Photo struct {
 	ID        ID     `json:"id"`
 	UserID    ID     `json:"user_id"`
@@ -56,7 +56,7 @@ type Photo struct {
 	CreatedUS int64  `json:"created_us"`
 	Likes     int64  `json:"likes"`
 	Comments  int64  `json:"comments"`
-	Version   int64  `json:"version"` // grows by one with every change
+	Version   int64  `json:"version"` // each change adds 1
 	Cached    bool   `json:"-"`       // read from a cache; not stored
 }
 

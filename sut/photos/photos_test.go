@@ -10,8 +10,8 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// Workers share a source: no id comes twice, and each worker sees ids of its
-// bucket grow.
+// Goroutines that share a source never get the same id, and each gets growing ids of its
+// bucket.
 func TestIDsAreUniqueAndGrow(t *testing.T) {
 	source := photos.NewIDSource(7, time.Now)
 	const workers, each = 8, 5_000
@@ -29,7 +29,7 @@ func TestIDsAreUniqueAndGrow(t *testing.T) {
 	for w, ids := range made {
 		for i, id := range ids {
 			if seen[id] {
-				t.Fatalf("id %d was made twice", id)
+				t.Fatalf("id %d was returned twice", id)
 			}
 			seen[id] = true
 			if i > 0 && id <= ids[i-1] {
@@ -39,7 +39,7 @@ func TestIDsAreUniqueAndGrow(t *testing.T) {
 	}
 }
 
-// 16 hosts make more ids in one millisecond than it has room for, in few buckets.
+// The ids of 16 hosts differ, even if each generates more ids than fit into a millisecond.
 func TestIDsOfHostsDiffer(t *testing.T) {
 	at := time.Date(2026, 5, 1, 0, 0, 0, 0, time.UTC)
 	var hosts []*photos.IDSource
@@ -51,15 +51,15 @@ func TestIDsOfHostsDiffer(t *testing.T) {
 		for host, source := range hosts {
 			id := source.Next(photos.Bucket(n % 3))
 			if seen[id] {
-				t.Fatalf("id %d of host %d was made before", id, host)
+				t.Fatalf("id %d of host %d was returned before", id, host)
 			}
 			seen[id] = true
 		}
 	}
 }
 
-// Whatever their buckets, ids of a later millisecond are higher; within one, those
-// of a bucket are.
+// Ids of a later millisecond are higher, whatever their buckets. Within a millisecond, later
+// ids of one bucket are higher.
 func TestIDsAreSortedByTime(t *testing.T) {
 	at := time.Date(2026, 5, 1, 0, 0, 0, 0, time.UTC)
 	source := photos.NewIDSource(255, func() time.Time { return at })
@@ -78,8 +78,9 @@ func TestIDsAreSortedByTime(t *testing.T) {
 	}
 }
 
-// Users are spread evenly over the buckets. The bound is that of 1 in 1,000, by
-// Wilson and Hilferty's formula; ids are fixed, so it holds always or never.
+// Users are spread evenly over the buckets. The bound of chi-square has a probability of
+// error of 1 in 1,000 (Wilson and Hilferty's formula). The ids are fixed, so the test is
+// deterministic.
 func TestBucketsAreUniform(t *testing.T) {
 	const users, df = 100_000, photos.Buckets - 1
 	var counts [photos.Buckets]float64
@@ -96,8 +97,7 @@ func TestBucketsAreUniform(t *testing.T) {
 	}
 }
 
-// A clock that is wrong must not produce an id that a seeded record has, nor
-// one that went before.
+// With a wrong clock, ids still grow and never equal the id of a seeded record.
 func TestIDsSurviveClocks(t *testing.T) {
 	for _, test := range []struct {
 		name string
@@ -134,13 +134,13 @@ func TestPasswords(t *testing.T) {
 		}
 	}
 	if photos.HashPassword("user-2", "stagebench") == user.Password {
-		t.Error("two logins with one password share a digest: the salt is missing")
+		t.Error("two logins with the same password have the same digest: the salt is missing")
 	}
 	if photos.HashPassword("a", "bc") == photos.HashPassword("ab", "c") {
-		t.Error("login and password run into each other")
+		t.Error("login and password have no separator in the digest")
 	}
 	if (photos.User{Login: "x"}).CheckPassword("") {
-		t.Error("a user without a digest let somebody in")
+		t.Error("a user without a digest accepted a password")
 	}
 }
 

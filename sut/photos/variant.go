@@ -24,7 +24,7 @@ func AllVariants() []Variant {
 // Valid reports whether it is one of AllVariants.
 func (v Variant) Valid() bool { return slices.Contains(AllVariants(), v) }
 
-// Variants is what photo processing makes of an original: three JPEGs.
+// Variants is the result of processing an original: three JPEGs and the original's size.
 type Variants struct {
 	Thumb []byte
 	Sharp []byte
@@ -34,8 +34,8 @@ type Variants struct {
 	Height int // of the original, in pixels
 }
 
-// Errors of photo processing, wrapped with the detail. All of them mean that
-// the picture is at fault, never the service.
+// Errors of photo processing. All of them mean that the uploaded picture is bad, not that
+// the service failed.
 var (
 	ErrNotJPEG       = errors.New("not a readable JPEG")
 	ErrTruncated     = errors.New("the JPEG ends early")

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// Words of the seeded data set. They are plain ASCII on purpose: what stores do
-// with the rest is a matter for tests and not for seeds.
+// Words of the seeded data set. They are plain ASCII on purpose. Tests, not seeded data,
+// check that stores support other characters.
 const (
 	givenNames = "Ada Alan Amara Anna Barbara Carla Chen Dmitri Edsger Elena Fatima Frances Grace Hana Hedy " +
 		"Ibrahim Ines Ivan Jonas Joan Kwame Katherine Ken Lena Leslie Linus Lucia Malik Margaret Marta Mei Niklaus " +

@@ -1,16 +1,15 @@
 package photos
 
-// Written is a photo's record as it is after writes that the store has not
-// seen: what a write-back cache has to tell the store.
+// Written is a photo after writes that a write-back cache has not yet sent to the store.
 type Written struct {
-	// Photo is the whole record after the writes. Its Version is the stored
-	// one and one more for each write, however many of them are told at once.
+	// Photo is the complete record after the writes. Its Version is Base plus the number
+	// of writes.
 	Photo Photo
-	// Base is the version that the writes were made to.
+	// Base is the stored version before the writes.
 	Base int64
-	// Comments are those that the writes added; Photo.Comments counts them.
+	// Comments are the comments that the writes added. Photo.Comments includes them.
 	Comments []Comment
-	// Resent says that the same was told before and that no answer came: the store
-	// may have it already.
+	// Resent means that the same Written was sent before without a response. The store may
+	// already have it.
 	Resent bool
 }

@@ -1,15 +1,13 @@
-// Package session keeps who is logged in. Memory, the placement of the stages
-// up to cdn, keeps it in the web host's own memory: a session is known to the
-// host that started it and to no other, and dies with it.
+// Package session stores which user a session belongs to. Memory keeps sessions in the
+// memory of one web host. Only that host knows its sessions, and they end with it.
 //
-// Remote is for a host that holds none: it asks the one that a token names, whose
-// Handler answers.
+// Remote is for a web host without sessions. It asks the host that the token names, and
+// the Handler of that host answers.
 //
-// A session is a token, 128 random bits that nobody can guess, which stands for
-// a user until it expires. The package knows no cookies. All methods may be
-// called concurrently. A session that is not known, whether it
-// never was, ended or expired, is photos.ErrNotFound. Every placement passes
-// the conformance kit sessiontest.
+// A session is a token with 128 random bits. It identifies a user until it expires. The
+// package does not know cookies. All methods may be called concurrently. A session that
+// is unknown, ended or expired is photos.ErrNotFound. Memory and Remote pass the
+// conformance kit sessiontest.
 package session
 
 import (
@@ -31,16 +29,15 @@ import (
 
 // MemoryConfig bounds the sessions of one host.
 type MemoryConfig struct {
-	// Max is how many sessions are kept, 0 = 100,000, which take about 25 MB.
-	// One more takes the place of the oldest: a user who logs in is let in, and
-	// the one who has been logged in longest must do so again.
+	// Max is the maximum number of sessions; 0 = 100,000, which take about 25 MB. When
+	// it is reached, a new session evicts the oldest one.
 	Max int
-	// TTL is how long a session lasts from its start, 0 = 24 hours.
+	// TTL is the time from the start of a session to its expiry; 0 = 24 hours.
 	TTL time.Duration
-	// Now is the clock, nil = time.Now.
+	// Now is the clock; nil = time.Now.
 	Now func() time.Time
-	// Host stands at the beginning of each token, "host.", so that others know
-	// whom to ask; "" = it does not.
+	// Host is the prefix of each token, followed by a dot. Other hosts find this host by
+	// it; "" = no prefix.
 	Host string
 	// Registry gets stagebench_sessions_active and stagebench_sessions_evicted_total.
 	Registry prometheus.Registerer
@@ -55,7 +52,7 @@ func (c MemoryConfig) withDefaults() (MemoryConfig, error) {
 	case c.Max < 0 || c.TTL < 0:
 		return c, fmt.Errorf("sessions: max %d and ttl %s must not be negative", c.Max, c.TTL)
 	case c.Registry == nil:
-		return c, errors.New("sessions: a registry is needed")
+		return c, errors.New("sessions: Registry is required")
 	}
 	return c, nil
 }
@@ -66,8 +63,8 @@ type Memory struct {
 	evicted prometheus.Counter
 
 	mu sync.Mutex
-	// byAge holds *entry from the oldest to the newest, which is also the order
-	// in which they expire: all live equally long.
+	// byAge holds *entry from the oldest to the newest. All sessions have the same TTL,
+	// so this is also the order in which they expire.
 	byAge   *list.List
 	byToken map[token]*list.Element
 }
@@ -88,7 +85,8 @@ func NewMemory(c MemoryConfig) (*Memory, error) {
 	}
 	m := &Memory{config: c, byAge: list.New(), byToken: map[token]*list.Element{}}
 	m.evicted = prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "stagebench_sessions_evicted_total", Help: "Sessions that ended because the host had no room for more.",
+		Name: "stagebench_sessions_evicted_total",
+		Help: "Sessions that were evicted because the host had reached its maximum number.",
 	})
 	active := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "stagebench_sessions_active", Help: "Sessions that this host holds.",
@@ -105,8 +103,7 @@ func NewMemory(c MemoryConfig) (*Memory, error) {
 func (m *Memory) Start(_ context.Context, user photos.ID) (string, time.Time, error) {
 	now := m.config.Now()
 	e := &entry{user: user, expires: now.Add(m.config.TTL)}
-	// Since Go 1.24 it returns no error: the program ends if there is no
-	// randomness.
+	// rand.Read never returns an error (since Go 1.24).
 	_, _ = rand.Read(e.token[:])
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -119,7 +116,7 @@ func (m *Memory) Start(_ context.Context, user photos.ID) (string, time.Time, er
 	return m.prefix() + hex.EncodeToString(e.token[:]), e.expires, nil
 }
 
-// User returns whose session it is.
+// User returns the user of a session.
 func (m *Memory) User(_ context.Context, text string) (photos.ID, error) {
 	now := m.config.Now()
 	m.mu.Lock()
@@ -132,8 +129,7 @@ func (m *Memory) User(_ context.Context, text string) (photos.ID, error) {
 	return 0, fmt.Errorf("session: %w", photos.ErrNotFound)
 }
 
-// End logs a user out. It is no error if the session is not known: the outcome
-// is the same.
+// End logs a user out. An unknown session is not an error.
 func (m *Memory) End(_ context.Context, text string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -143,7 +139,7 @@ func (m *Memory) End(_ context.Context, text string) error {
 	return nil
 }
 
-// Len returns how many sessions are held, expired ones left out.
+// Len returns the number of sessions that have not expired.
 func (m *Memory) Len() int {
 	now := m.config.Now()
 	m.mu.Lock()
@@ -152,19 +148,19 @@ func (m *Memory) Len() int {
 	return m.byAge.Len()
 }
 
-// dropExpired forgets sessions that are over. The caller holds the lock.
+// dropExpired removes expired sessions. The caller holds the lock.
 func (m *Memory) dropExpired(now time.Time) {
 	for oldest := m.byAge.Front(); oldest != nil && !now.Before(oldest.Value.(*entry).expires); oldest = m.byAge.Front() {
 		m.drop(oldest)
 	}
 }
 
-// drop forgets one session. The caller holds the lock.
+// drop removes one session. The caller holds the lock.
 func (m *Memory) drop(element *list.Element) {
 	delete(m.byToken, m.byAge.Remove(element).(*entry).token)
 }
 
-// prefix is what all tokens of this host begin with.
+// prefix is the prefix of all tokens of this host.
 func (m *Memory) prefix() string {
 	if m.config.Host == "" {
 		return ""
@@ -172,8 +168,8 @@ func (m *Memory) prefix() string {
 	return m.config.Host + "."
 }
 
-// find returns the session of a token as a client sent it, or nil. The caller holds the
-// lock.
+// find returns the session of a token, or nil. The token may be any text, because a client
+// sent it. The caller holds the lock.
 func (m *Memory) find(text string) *list.Element {
 	var t token
 	text, ours := strings.CutPrefix(text, m.prefix())

@@ -17,7 +17,7 @@ func TestMemoryConforms(t *testing.T) {
 	})
 }
 
-// A host must not run out of memory because clients log in for ever.
+// Repeated logins do not exhaust the memory of a host.
 func TestMemoryIsBounded(t *testing.T) {
 	m := newMemory(t, session.MemoryConfig{Max: 3})
 	var tokens []string
@@ -33,13 +33,13 @@ func TestMemoryIsBounded(t *testing.T) {
 	}
 	for i, token := range tokens {
 		_, err := m.User(t.Context(), token)
-		if gone := err != nil; gone != (i < 2) {
-			t.Errorf("session %d of 5: gone is %t; the two oldest must have made room", i+1, gone)
+		if evicted := err != nil; evicted != (i < 2) {
+			t.Errorf("session %d of 5: evicted is %t, want the two oldest to be evicted", i+1, evicted)
 		}
 	}
 }
 
-func TestExpiredSessionsMakeRoom(t *testing.T) {
+func TestExpiredSessionsAreRemoved(t *testing.T) {
 	at := time.Unix(1_000_000, 0)
 	m := newMemory(t, session.MemoryConfig{Max: 100, TTL: time.Minute, Now: func() time.Time { return at }})
 	for range 100 {

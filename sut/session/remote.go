@@ -16,24 +16,22 @@ import (
 	"github.com/stagebench/stagebench/sut/swap"
 )
 
-// Path is where a host answers others about its sessions. The request's header
-// names the token, which is the secret: who has it is the user anyway.
+// Path is the path at which a web host serves Handler to other hosts. It needs no
+// authentication: the request carries the token, and the token is the secret.
 const Path = "/internal/session"
 
-// tokenHeader carries the token that is asked about; in an answer, userHeader
-// carries whose it is.
+// A request has the token in tokenHeader. The response has the user in userHeader.
 const (
 	tokenHeader = "X-Session-Token"
 	userHeader  = "X-Session-User"
 )
 
-// Lookup is sessions that can be asked about.
+// Lookup looks up the user of a session.
 type Lookup interface {
 	User(ctx context.Context, token string) (photos.ID, error)
 }
 
-// Handler answers other hosts: 204 with the user, 404 for a token that stands for
-// nobody.
+// Handler serves lookups of other hosts: 204 with the user, or 404 for an unknown token.
 func Handler(sessions Lookup) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
@@ -54,22 +52,22 @@ func Handler(sessions Lookup) http.Handler {
 	})
 }
 
-// Remote is the sessions of other hosts. It starts none.
+// Remote looks up sessions at other hosts. It cannot start or end a session.
 type Remote struct {
 	client    *http.Client
 	requestID func(context.Context) string
 	peers     swap.Value[[]sut.Peer]
 }
 
-// remoteTimeout bounds one question.
+// remoteTimeout bounds one lookup.
 const remoteTimeout = time.Second
 
-// remoteIdle is how many connections to one host are kept.
+// remoteIdle is the maximum number of idle connections to one host.
 const remoteIdle = 64
 
-// NewRemote returns sessions that are asked for at those hosts, by the names
-// that stand in their tokens. requestID returns the id of the request that a
-// context belongs to, which goes along; nil = none does. Close it when done.
+// NewRemote returns a Remote for these hosts. Tokens name the hosts by Peer.Node.
+// requestID returns the id of the request that a context belongs to, and Remote sends it
+// with each lookup; nil = no id is sent. The caller must close the Remote.
 func NewRemote(peers []sut.Peer, requestID func(context.Context) string) *Remote {
 	if requestID == nil {
 		requestID = func(context.Context) string { return "" }
@@ -78,30 +76,30 @@ func NewRemote(peers []sut.Peer, requestID func(context.Context) string) *Remote
 		Timeout:   remoteTimeout,
 		Transport: &http.Transport{MaxIdleConnsPerHost: remoteIdle, IdleConnTimeout: time.Minute, DisableCompression: true},
 	}}
-	_ = r.SetPeers(context.Background(), peers) // nobody is asked yet
+	_ = r.SetPeers(context.Background(), peers) // cannot fail: there are no earlier lookups
 	return r
 }
 
-// SetPeers replaces the hosts that are asked. It returns when no other one is asked any
-// more, or with ctx's error when that ends before.
+// SetPeers replaces the hosts. It waits until all lookups at earlier hosts have ended, or
+// returns the error of ctx.
 func (r *Remote) SetPeers(ctx context.Context, peers []sut.Peer) error {
 	return r.peers.Replace(slices.Clone(peers), func([]sut.Peer) { r.client.CloseIdleConnections() })(ctx)
 }
 
-// Peers returns the hosts that are asked.
+// Peers returns the hosts. The caller must not modify them.
 func (r *Remote) Peers() []sut.Peer {
 	peers, done := r.peers.Use()
 	defer done()
 	return peers
 }
 
-// Start refuses: a session would not be known where the user's next requests go.
+// Start always returns an error, because this host cannot store a session.
 func (r *Remote) Start(context.Context, photos.ID) (string, time.Time, error) {
-	return "", time.Time{}, errors.New("session: this host holds no sessions, so it starts none")
+	return "", time.Time{}, errors.New("session: this host stores no sessions, so it cannot start one")
 }
 
-// User asks the host that the token names. A host that is no more has taken its
-// sessions with it; one that does not answer is photos.ErrUnavailable.
+// User asks the host that the token names. If that host is not one of the peers, the error
+// is photos.ErrNotFound. If it does not answer, the error is photos.ErrUnavailable.
 func (r *Remote) User(ctx context.Context, token string) (photos.ID, error) {
 	host, _, _ := strings.Cut(token, ".")
 	peers, done := r.peers.Use()
@@ -122,8 +120,8 @@ func (r *Remote) User(ctx context.Context, token string) (photos.ID, error) {
 	if err != nil {
 		return 0, fmt.Errorf("session: %w: %w", photos.ErrUnavailable, err)
 	}
-	defer func() { _ = response.Body.Close() }()      // read only
-	_, _ = io.CopyN(io.Discard, response.Body, 1<<10) // so that the connection can be used again
+	defer func() { _ = response.Body.Close() }()      // only read, so Close loses nothing
+	_, _ = io.CopyN(io.Discard, response.Body, 1<<10) // a read body allows to reuse the connection
 	switch response.StatusCode {
 	case http.StatusNoContent:
 		user, err := strconv.ParseInt(response.Header.Get(userHeader), 10, 64)
@@ -137,15 +135,16 @@ func (r *Remote) User(ctx context.Context, token string) (photos.ID, error) {
 	return 0, fmt.Errorf("session: %s answered %s: %w", host, response.Status, photos.ErrUnavailable)
 }
 
-// plain reports whether a token, which somebody made up, can stand in a header.
+// plain reports whether a token has only characters that a header may have. A client may
+// have sent any text.
 func plain(token string) bool {
 	return !strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
-// End refuses: sessions end where they are.
+// End always returns an error, because this host stores no session.
 func (r *Remote) End(context.Context, string) error {
-	return errors.New("session: this host holds no sessions, so it ends none")
+	return errors.New("session: this host stores no sessions, so it cannot end one")
 }
 
-// Close closes the connections that are kept.
+// Close closes idle connections.
 func (r *Remote) Close() { r.client.CloseIdleConnections() }

@@ -16,18 +16,18 @@ import (
 	"github.com/stagebench/stagebench/sut/session/sessiontest"
 )
 
-// elsewhere is sessions that one host starts and another asks for.
-type elsewhere struct {
+// twoHosts starts and ends sessions on one host and looks them up from another.
+type twoHosts struct {
 	*session.Memory
 	remote *session.Remote
 }
 
-func (e elsewhere) User(ctx context.Context, token string) (photos.ID, error) {
-	return userOf(ctx, e.remote, token)
+func (h twoHosts) User(ctx context.Context, token string) (photos.ID, error) {
+	return userOf(ctx, h.remote, token)
 }
 
-// userOf asks whose a token is, and again as long as nobody answers in time: the
-// bound of one question is that of a host, and not of a machine that does other things.
+// userOf looks up the user of a token. It retries timeouts, because a busy test machine may
+// exceed the timeout of one lookup.
 func userOf(ctx context.Context, remote *session.Remote, token string) (user photos.ID, err error) {
 	for range 10 {
 		if user, err = remote.User(ctx, token); !errors.Is(err, context.DeadlineExceeded) {
@@ -37,7 +37,7 @@ func userOf(ctx context.Context, remote *session.Remote, token string) (user pho
 	return user, err
 }
 
-// peer serves the sessions of a host to others until the test ends.
+// peer serves the sessions of a host until the test ends.
 func peer(t *testing.T, name string, sessions session.Lookup) sut.Peer {
 	t.Helper()
 	mux := http.NewServeMux()
@@ -52,11 +52,11 @@ func TestRemoteConforms(t *testing.T) {
 		m := newMemory(t, session.MemoryConfig{Now: now, Host: "web-1"})
 		remote := session.NewRemote([]sut.Peer{peer(t, "web-1", m)}, nil)
 		t.Cleanup(remote.Close)
-		return elsewhere{m, remote}
+		return twoHosts{m, remote}
 	})
 }
 
-// The host that a token names is asked, and no other.
+// A lookup asks only the host that the token names.
 func TestRemoteAsksTheHostOfTheToken(t *testing.T) {
 	one := newMemory(t, session.MemoryConfig{Host: "web-1"})
 	two := newMemory(t, session.MemoryConfig{Host: "web-2"})
@@ -70,12 +70,13 @@ func TestRemoteAsksTheHostOfTheToken(t *testing.T) {
 	if user, err := userOf(t.Context(), remote, token); err != nil || user != 42 {
 		t.Errorf("user %d, %v, want 42", user, err)
 	}
-	for _, forged := range []string{strings.Replace(token, "web-2", "web-1", 1), "web-9" + token[5:], "", "web-2.", token + "0"} {
+	otherHost := strings.Replace(token, "web-2", "web-1", 1)
+	for _, forged := range []string{otherHost, "web-9" + token[5:], "", "web-2.", token + "0"} {
 		if user, err := userOf(t.Context(), remote, forged); !errors.Is(err, photos.ErrNotFound) {
-			t.Errorf("token %q is user %d, %v; want nobody", forged, user, err)
+			t.Errorf("token %q is user %d, %v; want not found", forged, user, err)
 		}
 	}
-	// A host that is no more is asked no more; one that is told of later is.
+	// SetPeers removes and adds hosts.
 	if err := remote.SetPeers(t.Context(), []sut.Peer{first}); err != nil {
 		t.Fatal(err)
 	}
@@ -86,31 +87,32 @@ func TestRemoteAsksTheHostOfTheToken(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := remote.User(t.Context(), token); !errors.Is(err, photos.ErrUnavailable) {
-		t.Errorf("error %v, want that it does not answer", err)
+		t.Errorf("error %v, want unavailable", err)
 	}
 	if _, _, err := remote.Start(t.Context(), 1); err == nil {
-		t.Error("a session was started where it would not be found again")
+		t.Error("Remote started a session")
 	}
 	if err := remote.End(t.Context(), token); err == nil {
-		t.Error("a session was ended where it is not")
+		t.Error("Remote ended a session")
 	}
 }
 
-// What a host answers that is none of ours, or in trouble, is no verdict on the
-// user: the tier is away.
-func TestRemoteMistrustsAnswers(t *testing.T) {
+// An unexpected response is an error, but never "not found": it says nothing about the
+// session.
+func TestRemoteRejectsBadResponses(t *testing.T) {
+	redirect := func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) }
 	for name, test := range map[string]struct {
 		answer      http.HandlerFunc
 		unavailable bool
 	}{
-		"it is overloaded":    {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }, true},
-		"it is another one":   {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusMisdirectedRequest) }, true},
-		"it breaks off":       {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, true},
-		"it names nobody":     {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }, false},
-		"it names user 0":     {answerUser("0"), false},
-		"it names user -1":    {answerUser("-1"), false},
-		"it names a man":      {answerUser("bob"), false},
-		"it sends on forever": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) }, true},
+		"overloaded":        {answerStatus(http.StatusServiceUnavailable), true},
+		"another service":   {answerStatus(http.StatusMisdirectedRequest), true},
+		"connection broken": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, true},
+		"redirect loop":     {redirect, true},
+		"no user":           {answerStatus(http.StatusNoContent), false},
+		"user 0":            {answerUser("0"), false},
+		"user -1":           {answerUser("-1"), false},
+		"user is text":      {answerUser("bob"), false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			server := httptest.NewServer(test.answer)
@@ -118,11 +120,16 @@ func TestRemoteMistrustsAnswers(t *testing.T) {
 			remote := session.NewRemote([]sut.Peer{{Node: "web-1", Address: server.Listener.Addr().String()}}, nil)
 			defer remote.Close()
 			user, err := userOf(t.Context(), remote, "web-1.0123")
-			if err == nil || user != 0 || errors.Is(err, photos.ErrNotFound) || errors.Is(err, photos.ErrUnavailable) != test.unavailable {
+			if err == nil || user != 0 || errors.Is(err, photos.ErrNotFound) ||
+				errors.Is(err, photos.ErrUnavailable) != test.unavailable {
 				t.Errorf("user %d, %v", user, err)
 			}
 		})
 	}
+}
+
+func answerStatus(status int) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }
 }
 
 func answerUser(user string) http.HandlerFunc {
@@ -132,8 +139,8 @@ func answerUser(user string) http.HandlerFunc {
 	}
 }
 
-// A host that hangs is waited for no longer than the request may take.
-func TestRemoteGivesUp(t *testing.T) {
+// A lookup at a host that hangs ends with the context of the request.
+func TestRemoteIsCancelled(t *testing.T) {
 	asked, release := make(chan struct{}), make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 		close(asked)
@@ -148,13 +155,14 @@ func TestRemoteGivesUp(t *testing.T) {
 		<-asked
 		cancel()
 	}()
-	if _, err := remote.User(ctx, "web-1.0123"); !errors.Is(err, photos.ErrUnavailable) || !errors.Is(err, context.Canceled) {
+	_, err := remote.User(ctx, "web-1.0123")
+	if !errors.Is(err, photos.ErrUnavailable) || !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 }
 
-// The id of the user's request goes along, so that it is found in all logs.
-func TestRemotePassesRequestIDsOn(t *testing.T) {
+// A lookup carries the request's id, so that the logs of all hosts have it.
+func TestRemoteSendsRequestID(t *testing.T) {
 	got := make(chan string, 2)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		got <- r.Header.Get(sut.RequestIDHeader)
@@ -162,13 +170,15 @@ func TestRemotePassesRequestIDsOn(t *testing.T) {
 	}))
 	defer server.Close()
 	type key struct{}
-	remote := session.NewRemote([]sut.Peer{{Node: "web-1", Address: server.Listener.Addr().String()}}, func(ctx context.Context) string {
+	requestID := func(ctx context.Context) string {
 		id, _ := ctx.Value(key{}).(string)
 		return id
-	})
+	}
+	remote := session.NewRemote([]sut.Peer{{Node: "web-1", Address: server.Listener.Addr().String()}}, requestID)
 	defer remote.Close()
 	for _, id := range []string{"upload-17", ""} {
-		if _, err := remote.User(context.WithValue(t.Context(), key{}, id), "web-1.0123"); !errors.Is(err, photos.ErrNotFound) {
+		ctx := context.WithValue(t.Context(), key{}, id)
+		if _, err := remote.User(ctx, "web-1.0123"); !errors.Is(err, photos.ErrNotFound) {
 			t.Error(err)
 		}
 		if sent := <-got; sent != id {
@@ -177,9 +187,8 @@ func TestRemotePassesRequestIDsOn(t *testing.T) {
 	}
 }
 
-// Hosts come and go while sessions are asked for, and a session is found whenever
-// its host is among them.
-func TestPeersAreExchangedLive(t *testing.T) {
+// Lookups succeed while other hosts are added and removed.
+func TestSetPeersDuringLookups(t *testing.T) {
 	m := newMemory(t, session.MemoryConfig{Host: "web-1"})
 	first := peer(t, "web-1", m)
 	token, _, err := m.Start(t.Context(), 42)
@@ -200,11 +209,11 @@ func TestPeersAreExchangedLive(t *testing.T) {
 	}
 	group.Go(func() {
 		for range 50 {
-			if err := remote.SetPeers(t.Context(), []sut.Peer{first, {Node: "web-9", Address: "127.0.0.1:1"}}); err != nil {
-				t.Fatal(err)
-			}
-			if err := remote.SetPeers(t.Context(), []sut.Peer{first}); err != nil {
-				t.Fatal(err)
+			more := []sut.Peer{first, {Node: "web-9", Address: "127.0.0.1:1"}}
+			err := errors.Join(remote.SetPeers(t.Context(), more), remote.SetPeers(t.Context(), []sut.Peer{first}))
+			if err != nil {
+				t.Error(err)
+				return
 			}
 		}
 	})
@@ -214,7 +223,7 @@ func TestPeersAreExchangedLive(t *testing.T) {
 	}
 }
 
-// Who may ask is everybody who has the token; what else is asked is refused.
+// The handler answers 405 to methods other than GET.
 func TestHandlerAnswersGETOnly(t *testing.T) {
 	m := newMemory(t, session.MemoryConfig{Host: "web-1"})
 	for method, want := range map[string]int{http.MethodGet: 404, http.MethodPost: 405, http.MethodDelete: 405} {

@@ -24,27 +24,26 @@ type Column struct {
 	Type Type
 }
 
-// Statement is one statement that a Store sends, in the common subset of
-// PostgreSQL and SQLite: parameters are $1, $2 ... in the order of their first
-// appearance, and there are no casts, no functions of time and no other words
-// that only one of the two has.
+// Statement is one statement that a Store sends. It uses the common subset of
+// PostgreSQL and SQLite. Parameters are $1, $2 ... in the order of their first
+// appearance. There are no casts, no functions of time and no other words that only
+// one engine has.
 type Statement struct {
 	// Name is unique in the catalogue and stable, for logs and tests.
 	Name string
-	// SQL is the text as it is sent; it never changes at run time.
+	// SQL is the text that is sent. It never changes at run time.
 	SQL string
 	// Params are the types of $1, $2 ...
 	Params []Type
-	// Columns describe the rows that come back; nil if none do.
+	// Columns describe the returned rows; nil = the statement returns no rows.
 	Columns []Column
-	// SQLite is what SQLite runs in place of SQL, where the same table is laid
-	// out better in its own words; empty where it runs SQL itself. Only the
-	// schema has any.
+	// SQLite is the text that SQLite runs instead of SQL, to get a better table
+	// layout; empty = SQLite runs SQL. Only statements of the schema have it.
 	SQLite string
 }
 
-// rowsPerInsert is how many rows a bulk insert carries: enough to make the
-// cost of a message small against that of its rows.
+// rowsPerInsert is the number of rows of a bulk insert. It is large enough that the
+// cost per message is small compared to the cost of the rows.
 const rowsPerInsert = 50
 
 // The statements of the operations.
@@ -59,18 +58,20 @@ const (
 	sqlUserByLogin = `select ` + userColumns + ` from users where login = $1`
 	sqlPhoto       = `select ` + photoColumns + ` from photos where id = $1`
 
-	// The inner query picks the newest from the index alone, so that only the
-	// rows that are shown are fetched whole. The plus hides the order from the
-	// index by time: PostgreSQL would walk down the photos of all users until
-	// it has met enough of those who are followed.
-	sqlFeed = `select p.id, p.user_id, p.title, p.state, p.width, p.height, p.bytes, p.created_us, p.likes, p.comments, p.version from (` +
+	// The inner query finds the newest photos with an index alone. The outer query
+	// then reads full rows only for these. The plus prevents PostgreSQL from using the
+	// index by time: it would scan the photos of all users until it has found enough
+	// photos of followed users.
+	sqlFeed = `select p.id, p.user_id, p.title, p.state, p.width, p.height, p.bytes, p.created_us, ` +
+		`p.likes, p.comments, p.version from (` +
 		`select p.id, p.created_us from follows f join photos p on p.user_id = f.followee where f.follower = $1 ` +
-		`order by +p.created_us desc, p.id desc limit $2) n join photos p on p.id = n.id order by n.created_us desc, n.id desc`
+		`order by +p.created_us desc, p.id desc limit $2) n join photos p on p.id = n.id ` +
+		`order by n.created_us desc, n.id desc`
 	sqlNewest = `select ` + photoColumns + ` from photos order by created_us desc, id desc limit $1`
 
-	// Inserting from users makes a photo of a user who does not exist no row,
-	// instead of a row that belongs to nobody.
-	sqlAddPhoto = `insert into photos (id, user_id, title, state, width, height, bytes, created_us, likes, comments, version) ` +
+	// The insert selects from users, so it inserts no row if the user does not exist.
+	sqlAddPhoto = `insert into photos ` +
+		`(id, user_id, title, state, width, height, bytes, created_us, likes, comments, version) ` +
 		`select $1, id, $2, $3, $4, $5, $6, $7, $8, $9, $10 from users where id = $11`
 	sqlCountPhoto = `update users set photos = photos + 1, version = version + 1 where id = $1`
 
@@ -82,34 +83,40 @@ const (
 	sqlAddComment   = `insert into comments (id, photo_id, user_id, text, created_us) ` +
 		`select $1, id, $2, $3, $4 from photos where id = $5`
 
-	// A record that is there already counts as changed, and is locked. One with
-	// this version and anything else in it is another writer's, who made as many
-	// changes. The comments look for the record as the first statement leaves it:
-	// those of a photo that was refused would be there and counted nowhere.
+	// The three statements of a write-back run in one transaction: lock the photo's
+	// row, insert the comments, update the photo. All have the same condition: the row
+	// has the base version, or the batch is resent and the row already has the new
+	// state. A row with the new version but another state was changed by another
+	// writer, so it is refused. The comments come before the update: after it, the
+	// condition could no longer tell a stored batch from the same state written by
+	// another writer. The lock prevents a concurrent change between the statements,
+	// which could leave comments of a refused photo.
 	sqlWriteBack = `update photos set title = $1, likes = $2, comments = $3, version = $4 where id = $5 and ` +
 		`(version = $6 or version = $4 and title = $1 and likes = $2 and comments = $3 and $7 = 1)`
-	// The comments of a photo come before its state, by which they would be told
-	// from those of somebody else no more; so that nobody changes it in between, its
-	// row is locked first.
 	sqlWriteBackLock = `update photos set version = version where id = $1 and ` +
 		`(version = $2 or version = $3 and title = $4 and likes = $5 and comments = $6 and $7 = 1)`
 	sqlWriteBackComment = `insert into comments (id, photo_id, user_id, text, created_us) ` +
 		`select $1, id, $2, $3, $4 from photos where id = $5 and ` +
 		`(version = $6 or version = $7 and title = $8 and likes = $9 and comments = $10 and $11 = 1) on conflict do nothing`
 
-	// Deleting begins by locking the photo's row: whoever else deletes it waits
-	// here and then finds none, so that the user's counter falls once.
-	sqlLockPhoto      = `update photos set version = version + 1 where id = $1 and user_id = $2`
-	sqlUncountPhoto   = `update users set photos = photos - 1, version = version + 1 where id = $1 and exists (select 1 from photos where id = $2 and user_id = $1)`
-	sqlDeleteComments = `delete from comments where photo_id = $1 and exists (select 1 from photos where id = $1 and user_id = $2)`
-	sqlDeletePhoto    = `delete from photos where id = $1 and user_id = $2`
-	sqlAddFollow      = `insert into follows (follower, followee, created_us) select a.id, b.id, $1 from users a, users b where a.id = $2 and b.id = $3`
-	sqlCountFollowing = `update users set following = following + 1, version = version + 1 where id = $1 and exists (select 1 from follows where follower = $1 and followee = $2)`
-	sqlCountFollower  = `update users set followers = followers + 1, version = version + 1 where id = $1 and exists (select 1 from follows where followee = $1 and follower = $2)`
-	sqlAnalyze        = `analyze`
+	// A delete first locks the photo's row. A concurrent delete waits here and then
+	// finds no row. Without the lock, the user's counter could decrease twice.
+	sqlLockPhoto    = `update photos set version = version + 1 where id = $1 and user_id = $2`
+	sqlUncountPhoto = `update users set photos = photos - 1, version = version + 1 where id = $1 ` +
+		`and exists (select 1 from photos where id = $2 and user_id = $1)`
+	sqlDeleteComments = `delete from comments where photo_id = $1 ` +
+		`and exists (select 1 from photos where id = $1 and user_id = $2)`
+	sqlDeletePhoto = `delete from photos where id = $1 and user_id = $2`
+	sqlAddFollow   = `insert into follows (follower, followee, created_us) ` +
+		`select a.id, b.id, $1 from users a, users b where a.id = $2 and b.id = $3`
+	sqlCountFollowing = `update users set following = following + 1, version = version + 1 where id = $1 ` +
+		`and exists (select 1 from follows where follower = $1 and followee = $2)`
+	sqlCountFollower = `update users set followers = followers + 1, version = version + 1 where id = $1 ` +
+		`and exists (select 1 from follows where followee = $1 and follower = $2)`
+	sqlAnalyze = `analyze`
 )
 
-// Types of whole rows, in the order of the columns of their tables.
+// The types of all columns of a table, in their order.
 func userTypes() []Type {
 	return []Type{BigInt, Text, Text, Text, BigInt, BigInt, BigInt, BigInt, BigInt}
 }
@@ -120,9 +127,8 @@ func photoTypes() []Type {
 func commentTypes() []Type { return []Type{BigInt, BigInt, BigInt, Text, BigInt} }
 func followTypes() []Type  { return []Type{BigInt, BigInt, BigInt} }
 
-// Statements is the catalogue: everything that a Store ever sends, but BEGIN,
-// COMMIT, ROLLBACK and an empty ping. An engine that runs a fixed list of
-// statements gets this one.
+// Statements is the catalogue of all statements that a Store sends, except BEGIN,
+// COMMIT, ROLLBACK and an empty ping. The embedded engine runs only these.
 func Statements() []Statement {
 	all := append(schema(), serving()...)
 	all = append(all, Statement{Name: "analyze", SQL: sqlAnalyze})
@@ -135,8 +141,8 @@ func Statements() []Statement {
 	return all
 }
 
-// serving lists the statements that a host sends while it serves; the others
-// make and fill a database.
+// serving lists the statements that a host sends while it serves. The other statements
+// create and fill a database.
 func serving() []Statement {
 	user := columns(userColumns, userTypes())
 	photo := columns(photoColumns, photoTypes())
@@ -149,7 +155,10 @@ func serving() []Statement {
 		{Name: "photo", SQL: sqlPhoto, Params: id, Columns: photo},
 		{Name: "feed", SQL: sqlFeed, Params: two, Columns: photo},
 		{Name: "newest", SQL: sqlNewest, Params: id, Columns: photo},
-		{Name: "add photo", SQL: sqlAddPhoto, Params: []Type{BigInt, Text, Text, Int, Int, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt}},
+		{
+			Name: "add photo", SQL: sqlAddPhoto,
+			Params: []Type{BigInt, Text, Text, Int, Int, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt},
+		},
 		{Name: "count photo", SQL: sqlCountPhoto, Params: id},
 		{Name: "rename photo", SQL: sqlRename, Params: []Type{Text, BigInt, BigInt}, Columns: version},
 		{Name: "owner of photo", SQL: sqlPhotoOwner, Params: id, Columns: []Column{{Name: "user_id", Type: BigInt}}},
@@ -157,8 +166,14 @@ func serving() []Statement {
 		{Name: "count comment", SQL: sqlCountComment, Params: id, Columns: version},
 		{Name: "add comment", SQL: sqlAddComment, Params: []Type{BigInt, BigInt, Text, BigInt, BigInt}},
 		{Name: "write back photo", SQL: sqlWriteBack, Params: []Type{Text, BigInt, BigInt, BigInt, BigInt, BigInt, Int}},
-		{Name: "lock what is written back", SQL: sqlWriteBackLock, Params: []Type{BigInt, BigInt, BigInt, Text, BigInt, BigInt, Int}},
-		{Name: "write back comment", SQL: sqlWriteBackComment, Params: []Type{BigInt, BigInt, Text, BigInt, BigInt, BigInt, BigInt, Text, BigInt, BigInt, Int}},
+		{
+			Name: "lock photo for write-back", SQL: sqlWriteBackLock,
+			Params: []Type{BigInt, BigInt, BigInt, Text, BigInt, BigInt, Int},
+		},
+		{
+			Name: "write back comment", SQL: sqlWriteBackComment,
+			Params: []Type{BigInt, BigInt, Text, BigInt, BigInt, BigInt, BigInt, Text, BigInt, BigInt, Int},
+		},
 		{Name: "lock photo", SQL: sqlLockPhoto, Params: two},
 		{Name: "uncount photo", SQL: sqlUncountPhoto, Params: two},
 		{Name: "delete comments", SQL: sqlDeleteComments, Params: two},
@@ -169,13 +184,13 @@ func serving() []Statement {
 	}
 }
 
-// table is a table as Load and Rows see it. The columns of its key come first.
+// table describes a table for Load and Rows. The columns of its key come first.
 type table struct {
 	name    string
-	columns string // their names
+	columns string // names, separated by ", "
 	types   []Type
-	key     int    // columns of the key
-	page    string // asks for the rows after a key, and for their order
+	key     int    // number of columns of the key
+	page    string // condition, order and limit of a page of rows after a key
 }
 
 func tables() []table {
@@ -196,7 +211,7 @@ func (t table) pages() Statement {
 	}
 }
 
-// insert returns the statement that inserts so many rows.
+// insert returns the statement that inserts this number of rows.
 func (t table) insert(rows int) Statement {
 	s := Statement{Name: "insert " + strconv.Itoa(rows) + " " + t.name}
 	var text strings.Builder
@@ -215,7 +230,7 @@ func (t table) insert(rows int) Statement {
 	return s
 }
 
-// columns pairs a list of names, as it stands in a statement, with their types.
+// columns returns the columns for names, separated by ", ", and their types.
 func columns(names string, types []Type) []Column {
 	var all []Column
 	for i, name := range strings.Split(names, ", ") {
@@ -224,10 +239,10 @@ func columns(names string, types []Type) []Column {
 	return all
 }
 
-// schema returns the statements that make the tables, each of which does
-// nothing where its object exists. SQLite stores a table in the order of an
-// "integer primary key", or of any other key with "without rowid"; with the
-// common words every read by key would search two trees instead of one.
+// schema returns the statements that create the tables and indexes. A statement does
+// nothing if its object exists. SQLite stores a table in the order of an "integer
+// primary key", or of another key with "without rowid". With the common SQL, every
+// read by key would search two trees instead of one.
 func schema() []Statement {
 	one := func(name, common, key, own string) Statement {
 		s := Statement{Name: "create " + name, SQL: common}
@@ -238,25 +253,26 @@ func schema() []Statement {
 	}
 	const id, rowID = "id bigint primary key", "id integer primary key"
 	return []Statement{
-		one("users", `create table if not exists users (id bigint primary key, login text not null unique, name text not null, `+
-			`password text not null, created_us bigint not null, photos bigint not null, followers bigint not null, `+
-			`following bigint not null, version bigint not null)`, id, rowID),
-		one("photos", `create table if not exists photos (id bigint primary key, user_id bigint not null, title text not null, `+
-			`state text not null, width int not null, height int not null, bytes bigint not null, created_us bigint not null, `+
-			`likes bigint not null, comments bigint not null, version bigint not null)`, id, rowID),
+		one("users", `create table if not exists users (id bigint primary key, login text not null unique, `+
+			`name text not null, password text not null, created_us bigint not null, photos bigint not null, `+
+			`followers bigint not null, following bigint not null, version bigint not null)`, id, rowID),
+		one("photos", `create table if not exists photos (id bigint primary key, user_id bigint not null, `+
+			`title text not null, state text not null, width int not null, height int not null, bytes bigint not null, `+
+			`created_us bigint not null, likes bigint not null, comments bigint not null, version bigint not null)`, id, rowID),
 		one("comments", `create table if not exists comments (id bigint primary key, photo_id bigint not null, `+
 			`user_id bigint not null, text text not null, created_us bigint not null)`, id, rowID),
 		one("follows", `create table if not exists follows (follower bigint not null, followee bigint not null, `+
 			`created_us bigint not null, primary key (follower, followee))`, "followee))", "followee)) without rowid"),
-		// Whole for the inner query of the feed: it reads no row of photos.
+		// The index has all columns of the feed's inner query, which then reads no row
+		// of photos.
 		one("photos by user", `create index if not exists photos_by_user on photos (user_id, created_us, id)`, "", ""),
 		one("photos by time", `create index if not exists photos_by_time on photos (created_us, id)`, "", ""),
 		one("comments by photo", `create index if not exists comments_by_photo on comments (photo_id)`, "", ""),
 	}
 }
 
-// SchemaDigest identifies the schema: equal schemas have equal digests. A
-// template of a loaded database is kept under it.
+// SchemaDigest identifies the schema: equal schemas have equal digests. It is part of
+// the name of a template of a loaded database.
 func SchemaDigest() string {
 	sum := sha256.New()
 	for _, s := range schema() {

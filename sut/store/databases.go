@@ -15,20 +15,21 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// errGone ends operations on a database that is not used any more.
-var errGone = errors.New("the database has been replaced")
+// errRemoved ends operations on a database that was removed by SetDatabases or Close.
+var errRemoved = errors.New("the database has been replaced")
 
-// How long a read waits for one replica when another database could answer it,
-// and how long a replica that did not answer is asked last.
 const (
-	replicaPatience = time.Second
-	replicaSilence  = time.Second
+	// replicaTimeout bounds the wait for a replica when another database could serve
+	// the read.
+	replicaTimeout = time.Second
+	// replicaBackoff is the time for which a replica that failed is tried last.
+	replicaBackoff = time.Second
 )
 
-// databases are those in use at one time. They are never changed.
+// databases are the databases in use at one time. The value is immutable.
 type databases struct {
 	primary  *database
-	replicas []*database // that reads go to
+	replicas []*database // databases that serve reads
 }
 
 // all lists every database once.
@@ -39,23 +40,24 @@ func (d *databases) all() []*database {
 	return append([]*database{d.primary}, d.replicas...)
 }
 
-// database is the connections to one of them.
+// database is a pool of connections to one database.
 type database struct {
-	peer   sut.Peer
-	pool   *pgxpool.Pool
-	life   context.Context // ends, with errGone, when it is not used any more
-	end    context.CancelCauseFunc
-	silent atomic.Int64 // unix ns until when it is asked last
+	peer    sut.Peer
+	pool    *pgxpool.Pool
+	life    context.Context // ends with errRemoved when the database is removed
+	end     context.CancelCauseFunc
+	backoff atomic.Int64 // until this time it is tried last; Unix ns
 }
 
-// connect returns a database, with a pool that connects when it is first used.
+// connect returns a database. Its pool connects at first use.
 func (s *Store) connect(peer sut.Peer) (*database, error) {
 	if _, _, err := net.SplitHostPort(peer.Address); err != nil {
 		return nil, fmt.Errorf("store address %q: want host:port: %w", peer.Address, err)
 	}
-	// pgx reads the environment (PGHOST, PGPASSWORD, a service file ...) for
-	// whatever the text leaves open; only the fields set below are open to it.
-	config, err := pgxpool.ParseConfig(fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable&default_query_exec_mode=cache_statement", User, peer.Address, Database))
+	// pgx takes settings that the URL lacks from the environment (PGHOST, PGPASSWORD, a
+	// service file ...). The fields that are set below override these.
+	config, err := pgxpool.ParseConfig(fmt.Sprintf(
+		"postgres://%s@%s/%s?sslmode=disable&default_query_exec_mode=cache_statement", User, peer.Address, Database))
 	if err != nil {
 		return nil, fmt.Errorf("store %s: %w", peer.Address, err)
 	}
@@ -70,33 +72,33 @@ func (s *Store) connect(peer sut.Peer) (*database, error) {
 	}
 	config.MaxConns = int32(s.config.MaxConns)
 	config.MinConns = 0
-	// A connection that went stale is found by looking at its socket, which
-	// costs no round trip, whereas a ping would cost one.
+	// PrepareConn detects a stale connection by its socket. A ping would cost a round
+	// trip.
 	config.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
 	config.PrepareConn = func(_ context.Context, conn *pgx.Conn) (bool, error) {
 		return !stale(conn.PgConn().Conn()), nil
 	}
 	d := &database{peer: peer}
-	// The pool outlives the call that makes it.
+	// The pool outlives this call.
 	d.life, d.end = context.WithCancelCause(context.Background())
 	if d.pool, err = pgxpool.NewWithConfig(d.life, config); err != nil {
-		d.end(errGone)
+		d.end(errRemoved)
 		return nil, fmt.Errorf("store %s: %w", peer.Address, err)
 	}
 	return d, nil
 }
 
-// retire fails what is under way on the database and closes its connections. It
-// does not wait for that: a database that hangs keeps its connections for a while.
+// retire cancels all operations on a database and closes its connections. It does not
+// wait, because the connections to a database that hangs close late.
 func (s *Store) retire(d *database) {
-	d.end(errGone)
+	d.end(errRemoved)
 	s.closing.Go(d.pool.Close)
 }
 
-// SetDatabases changes which databases are used: the primary, and replicas that may be
-// read. When it returns, no operation that has not failed goes to one that is not
-// listed, and writes to a database that was the primary and is a replica now have
-// failed, too: whether they took effect is open. After an error nothing has changed.
+// SetDatabases replaces the databases in use: the primary, and the replicas that serve
+// reads. When it returns, operations on databases that are no longer listed are
+// cancelled. So are operations on an old primary that is now a replica. A cancelled
+// write may or may not have taken effect. After an error nothing has changed.
 func (s *Store) SetDatabases(primary sut.Peer, replicas []sut.Peer) error {
 	s.setting.Lock()
 	defer s.setting.Unlock()
@@ -111,7 +113,8 @@ func (s *Store) SetDatabases(primary sut.Peer, replicas []sut.Peer) error {
 		return err
 	}
 	for _, peer := range replicas {
-		// The old primary comes back as another database than it was.
+		// An old primary that is now a replica gets a new pool, so that its writes are
+		// cancelled.
 		if now != nil && now.primary.peer == peer && made.primary != now.primary {
 			known = slices.DeleteFunc(slices.Clone(known), func(d *database) bool { return d == now.primary })
 		}
@@ -132,7 +135,7 @@ func (s *Store) SetDatabases(primary sut.Peer, replicas []sut.Peer) error {
 	return nil
 }
 
-// reuse returns the database of a peer, one that is known if possible.
+// reuse returns the known database of a peer, or a new one.
 func (s *Store) reuse(known []*database, peer sut.Peer) (*database, error) {
 	if i := slices.IndexFunc(known, func(d *database) bool { return d.peer == peer }); i >= 0 {
 		return known[i], nil
@@ -140,8 +143,8 @@ func (s *Store) reuse(known []*database, peer sut.Peer) (*database, error) {
 	return s.connect(peer)
 }
 
-// readable lists where a read may go, in the order in which it is tried: the
-// replicas in turn, those that were silent lately after the primary.
+// readable lists the databases for a read, in the order in which they are tried:
+// replicas in rotation, then the primary, then replicas that failed recently.
 func (s *Store) readable() []*database {
 	used := s.used.Load()
 	if s.config.ReadPrimary || len(used.replicas) == 0 {
@@ -150,14 +153,14 @@ func (s *Store) readable() []*database {
 	now := time.Now().UnixNano()
 	order := make([]*database, 0, len(used.replicas)+1)
 	first := int(s.turn.Add(1) % uint64(len(used.replicas)))
-	var silent []*database
+	var failed []*database
 	for i := range used.replicas {
 		d := used.replicas[(first+i)%len(used.replicas)]
-		if d.silent.Load() > now {
-			silent = append(silent, d)
+		if d.backoff.Load() > now {
+			failed = append(failed, d)
 		} else {
 			order = append(order, d)
 		}
 	}
-	return append(append(order, used.primary), silent...)
+	return append(append(order, used.primary), failed...)
 }

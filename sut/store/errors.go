@@ -16,7 +16,7 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// SQLSTATE codes that a Store tells apart.
+// SQLSTATE codes that a Store distinguishes.
 // https://www.postgresql.org/docs/15/errcodes-appendix.html
 const (
 	uniqueViolation      = "23505"
@@ -27,12 +27,12 @@ const (
 	queryCanceled        = "57014"
 )
 
-// operation does something on one database.
+// operation runs statements on one database.
 type operation func(context.Context, *database) error
 
-// read runs an operation that changes nothing, on the first database that
-// answers. On each it runs once more where the first attempt hit a broken
-// connection: the database may have been restarted between two requests.
+// read runs a read-only operation on the first database that answers. It retries once
+// on the same database if a connection was broken, because a database that was
+// restarted breaks the connections in the pool.
 func (s *Store) read(ctx context.Context, do operation) error {
 	limited, cancel := context.WithTimeout(ctx, s.config.QueryTimeout)
 	defer cancel()
@@ -43,20 +43,20 @@ func (s *Store) read(ctx context.Context, do operation) error {
 		err := d.attempt(limited, do, broken, !last)
 		switch {
 		case err == nil:
-			if d.silent.Load() != 0 {
-				d.silent.Store(0)
+			if d.backoff.Load() != 0 {
+				d.backoff.Store(0)
 			}
 			return nil
 		case last || limited.Err() != nil || !unavailable(err):
 			return classify(ctx, err)
 		}
-		d.silent.Store(time.Now().Add(replicaSilence).UnixNano())
+		d.backoff.Store(time.Now().Add(replicaBackoff).UnixNano())
 	}
-	return nil // there is always a last one
+	return nil // not reached: order is never empty
 }
 
-// write runs an operation that changes something on the primary, and runs it
-// once more only where it is certain that nothing was changed.
+// write runs an operation on the primary. It retries once, and only if the first
+// attempt certainly changed nothing.
 func (s *Store) write(ctx context.Context, do operation) error {
 	limited, cancel := context.WithTimeout(ctx, s.config.QueryTimeout)
 	defer cancel()
@@ -67,11 +67,13 @@ func (s *Store) write(ctx context.Context, do operation) error {
 	return classify(ctx, err)
 }
 
-// attempt runs an operation on one database, at most twice, and ends it when the
-// database is given up. Impatient, it leaves time to ask another one.
-func (d *database) attempt(ctx context.Context, do operation, again func(error) bool, impatient bool) error {
-	if impatient {
-		bounded, stop := context.WithTimeout(ctx, replicaPatience)
+// attempt runs an operation on one database. It runs it a second time if retry returns
+// true for the error. It cancels the operation when the database is removed. If
+// alternative is true, another database can serve the operation, so the attempt takes
+// at most replicaTimeout.
+func (d *database) attempt(ctx context.Context, do operation, retry func(error) bool, alternative bool) error {
+	if alternative {
+		bounded, stop := context.WithTimeout(ctx, replicaTimeout)
 		defer stop()
 		ctx = bounded
 	}
@@ -79,23 +81,23 @@ func (d *database) attempt(ctx context.Context, do operation, again func(error) 
 	defer cancel()
 	defer context.AfterFunc(d.life, cancel)()
 	err := do(limited, d)
-	if err != nil && limited.Err() == nil && !unconnected(err) && again(err) {
+	if err != nil && limited.Err() == nil && !unconnected(err) && retry(err) {
 		err = do(limited, d)
 	}
 	if err != nil && d.life.Err() != nil {
-		return fmt.Errorf("%w: %w", errGone, err)
+		return fmt.Errorf("%w: %w", errRemoved, err)
 	}
 	return err
 }
 
-// wrap says of an error what was being done.
+// wrap adds the operation and its object to an error.
 func wrap(err *error, format string, args ...any) {
 	if *err != nil {
 		*err = fmt.Errorf(format+": %w", append(args, *err)...)
 	}
 }
 
-// classify wraps the error that the package photos has for what happened, if any did.
+// classify wraps an error with the matching error of package photos, if there is one.
 func classify(ctx context.Context, err error) error {
 	switch {
 	case err == nil, errors.Is(err, photos.ErrNotFound), errors.Is(err, photos.ErrForbidden):
@@ -103,7 +105,7 @@ func classify(ctx context.Context, err error) error {
 	case errors.Is(err, pgx.ErrNoRows):
 		return photos.ErrNotFound
 	case errors.Is(ctx.Err(), context.Canceled):
-		// The caller gave up: that says nothing about the database.
+		// The caller cancelled. The database is not necessarily unavailable.
 		return fmt.Errorf("%w: %w", context.Canceled, err)
 	case isState(err, uniqueViolation):
 		return fmt.Errorf("%w: %w", photos.ErrConflict, err)
@@ -125,13 +127,13 @@ func unavailable(err error) bool {
 			strings.HasPrefix(answer.Code, "58"): // I/O errors
 			return true
 		}
-		// A read-only database is not the primary any more, or not yet.
-		return slices.Contains([]string{readOnly, queryCanceled, lockNotAvailable, serializationFailure, deadlockDetected}, answer.Code)
+		// A read-only database is no longer the primary, or not yet promoted.
+		return isState(err, readOnly, queryCanceled, lockNotAvailable, serializationFailure, deadlockDetected)
 	}
-	return errors.Is(err, errGone) || errors.Is(err, context.DeadlineExceeded) || unconnected(err) || broken(err)
+	return errors.Is(err, errRemoved) || errors.Is(err, context.DeadlineExceeded) || unconnected(err) || broken(err)
 }
 
-// broken reports whether a connection that had been made broke.
+// broken reports whether an established connection broke.
 func broken(err error) bool {
 	var answer *pgconn.PgError
 	if errors.As(err, &answer) {
@@ -148,7 +150,7 @@ func unconnected(err error) bool {
 	return errors.As(err, &connect)
 }
 
-// isState reports whether the database answered with one of those codes.
+// isState reports whether the database answered with one of these SQLSTATE codes.
 func isState(err error, codes ...string) bool {
 	var answer *pgconn.PgError
 	return errors.As(err, &answer) && slices.Contains(codes, answer.Code)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -22,7 +23,7 @@ func TestClassify(t *testing.T) {
 		name string
 		ctx  context.Context
 		err  error
-		want error // nil = none of the package photos
+		want error // nil = no error of package photos
 	}{
 		{"not found", t.Context(), photos.ErrNotFound, photos.ErrNotFound},
 		{"forbidden", t.Context(), photos.ErrForbidden, photos.ErrForbidden},
@@ -40,13 +41,13 @@ func TestClassify(t *testing.T) {
 		{"time-out", t.Context(), context.DeadlineExceeded, photos.ErrUnavailable},
 		{"end of connection", t.Context(), io.ErrUnexpectedEOF, photos.ErrUnavailable},
 		{"reset", t.Context(), &net.OpError{Op: "read", Err: errors.New("reset")}, photos.ErrUnavailable},
-		{"a caller who gave up", cancelled, io.ErrUnexpectedEOF, nil},
-		{"a caller who gave up what is not found", cancelled, photos.ErrNotFound, photos.ErrNotFound},
-		{"a mistake of ours", t.Context(), errors.New("cannot scan"), nil},
+		{"cancelled by the caller", cancelled, io.ErrUnexpectedEOF, nil},
+		{"not found, then cancelled by the caller", cancelled, photos.ErrNotFound, photos.ErrNotFound},
+		{"a bug", t.Context(), errors.New("cannot scan"), nil},
 	} {
 		got := classify(c.ctx, c.err)
 		if !errors.Is(got, c.err) {
-			t.Errorf("%s: %v has lost its cause", c.name, got)
+			t.Errorf("%s: %v does not wrap its cause", c.name, got)
 		}
 		for _, e := range []error{photos.ErrNotFound, photos.ErrForbidden, photos.ErrConflict, photos.ErrUnavailable} {
 			if errors.Is(got, e) != (e == c.want) {
@@ -56,10 +57,9 @@ func TestClassify(t *testing.T) {
 	}
 }
 
-// TestWritesAreNotRepeated: a write is tried again only where it is certain
-// that it did not happen.
+// A write is retried only if it certainly had no effect.
 func TestWritesAreNotRepeated(t *testing.T) {
-	s, err := Open(Config{Primary: sut.Peer{Node: "db-1", Address: "127.0.0.1:1"}, QueryTimeout: patience})
+	s, err := Open(Config{Primary: sut.Peer{Node: "db-1", Address: "127.0.0.1:1"}, QueryTimeout: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func TestWritesAreNotRepeated(t *testing.T) {
 		reads, writes int
 	}{
 		{"success", nil, 1, 1},
-		{"the answer got lost", io.ErrUnexpectedEOF, 2, 1},
+		{"the response was lost", io.ErrUnexpectedEOF, 2, 1},
 		{"closed by the database", &pgconn.PgError{Code: "57P01"}, 2, 1},
 		{"rolled back for certain", &pgconn.PgError{Code: "40001"}, 1, 2},
 		{"deadlock", &pgconn.PgError{Code: "40P01"}, 1, 2},
@@ -88,10 +88,7 @@ func TestWritesAreNotRepeated(t *testing.T) {
 	}
 }
 
-// patience is a time-out that no test meets.
-const patience = 1 << 40
-
-// unsent is an error that pgx calls safe to retry.
+// unsent is an error that pgx reports as safe to retry.
 type unsent struct{ error }
 
 func (unsent) SafeToRetry() bool { return true }

@@ -10,8 +10,8 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// Data is a seeded data set. Its counters are taken as they are: a user says
-// how many photos and followers it has, a photo how many comments.
+// Data is a seeded data set. Load stores its counters unchanged and does not verify
+// them.
 type Data interface {
 	Users() iter.Seq[photos.User]
 	Photos() iter.Seq[photos.Photo]
@@ -19,14 +19,14 @@ type Data interface {
 	Follows() iter.Seq[photos.Follow]
 }
 
-// The sizes of bulk loading, in rows and bytes.
+// The sizes of bulk loading.
 const (
-	rowsPerTransaction = 50_000   // bounds the log that one transaction leaves
-	rowsPerPipeline    = 1_000    // in one round trip
-	textPerInsert      = 16 << 10 // of one statement: a node refuses messages of 64 KiB
+	rowsPerTransaction = 50_000   // bounds the size of a transaction in the database's log
+	rowsPerPipeline    = 1_000    // rows per round trip
+	textPerInsert      = 16 << 10 // bytes of text per statement; the embedded node refuses messages of 64 KiB
 )
 
-// CreateSchema makes the tables and indexes that are not there yet.
+// CreateSchema creates the tables and indexes that do not exist.
 func (s *Store) CreateSchema(ctx context.Context) error {
 	for _, statement := range schema() {
 		if _, err := s.used.Load().primary.pool.Exec(ctx, statement.SQL); err != nil {
@@ -36,10 +36,9 @@ func (s *Store) CreateSchema(ctx context.Context) error {
 	return nil
 }
 
-// Load fills an empty database in a few large transactions, not bound by
-// QueryTimeout, and lets the database count what it has, so that its plans do
-// not change during a measurement. After an error the database holds a part of
-// the data and should be thrown away.
+// Load fills an empty database in a few large transactions, without QueryTimeout. It
+// then analyzes the tables, so that query plans do not change during a measurement.
+// After an error the database holds a part of the data and must be discarded.
 func (s *Store) Load(ctx context.Context, data Data) error {
 	for i, t := range tables() {
 		if err := s.loadTable(ctx, t, rowsOf(data)[i]); err != nil {
@@ -59,7 +58,9 @@ func rowsOf(data Data) []iter.Seq[[]any] {
 			return []any{u.ID, u.Login, u.Name, u.Password, u.CreatedUS, u.Photos, u.Followers, u.Following, u.Version}
 		}),
 		rows(data.Photos(), func(p photos.Photo) []any {
-			return []any{p.ID, p.UserID, p.Title, p.State, p.Width, p.Height, p.Bytes, p.CreatedUS, p.Likes, p.Comments, p.Version}
+			return []any{
+				p.ID, p.UserID, p.Title, p.State, p.Width, p.Height, p.Bytes, p.CreatedUS, p.Likes, p.Comments, p.Version,
+			}
 		}),
 		rows(data.Comments(), func(c photos.Comment) []any {
 			return []any{c.ID, c.PhotoID, c.UserID, c.Text, c.CreatedUS}
@@ -106,7 +107,7 @@ func (s *Store) loadTable(ctx context.Context, t table, all iter.Seq[[]any]) err
 	return nil
 }
 
-// loader turns rows into statements.
+// loader turns rows into insert statements.
 type loader struct {
 	one, many string
 	next      func() ([]any, bool)
@@ -136,8 +137,8 @@ func (l *loader) pipeline() (batch *pgx.Batch, rows int) {
 	return batch, rows
 }
 
-// flush queues the pending rows: a full set as one statement, others one by
-// one, since the catalogue has no more than these two.
+// flush queues the pending rows: rowsPerInsert rows as one statement, fewer rows one by
+// one. The catalogue has only these two inserts.
 func (l *loader) flush(batch *pgx.Batch, pending [][]any) {
 	if len(pending) < rowsPerInsert {
 		for _, row := range pending {
@@ -152,7 +153,7 @@ func (l *loader) flush(batch *pgx.Batch, pending [][]any) {
 	batch.Queue(l.many, args...)
 }
 
-// textOf returns the bytes of a row's texts.
+// textOf returns the number of bytes of a row's texts.
 func textOf(row []any) (n int) {
 	for _, v := range row {
 		if s, ok := v.(string); ok {

@@ -21,15 +21,15 @@ import (
 	"github.com/stagebench/stagebench/sut/store"
 )
 
-// postgres is a PostgreSQL server for the length of a test: no more than the
-// tests of this package need.
+// postgres is a PostgreSQL server that runs until the end of a test.
 type postgres struct {
 	bin, dir, port string
-	as             *syscall.Credential // PostgreSQL refuses root
+	as             *syscall.Credential // the user to run as, because PostgreSQL refuses root; nil = the current one
 	stop           func(os.Signal)
 }
 
-// startPostgres makes a server with an empty database, or skips the test.
+// startPostgres starts a server with an empty database. It skips the test if PostgreSQL is
+// not installed.
 func startPostgres(t testing.TB) *postgres {
 	t.Helper()
 	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
@@ -65,7 +65,7 @@ func startPostgres(t testing.TB) *postgres {
 	return p
 }
 
-// unprivileged returns an ordinary user to drop to.
+// unprivileged returns an ordinary user. It skips the test if there is none.
 func unprivileged(t testing.TB) *syscall.Credential {
 	t.Helper()
 	for _, name := range []string{"postgres", "nobody"} {
@@ -79,9 +79,9 @@ func unprivileged(t testing.TB) *syscall.Credential {
 	return nil
 }
 
-// freePort picks a port below those that the system gives to outgoing connections, and
-// beside those of other packages' tests, so that nobody else takes it while the server
-// is away.
+// freePort returns a free port from a range that only this package's tests use and that is
+// below the system's ephemeral ports. Another process could otherwise take the port while
+// the server is down.
 func freePort(t testing.TB) string {
 	t.Helper()
 	for range 100 {
@@ -107,12 +107,13 @@ func (p *postgres) command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(p.bin, name), args...)
 	cmd.Dir = p.dir
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
-	// It dies with the thread that started it, so that thread must live on.
+	// The server is killed when the thread that started it exits. Restart keeps that
+	// thread.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: p.as, Pdeathsig: syscall.SIGKILL}
 	return cmd
 }
 
-// Kill ends the server without letting it write anything more.
+// Kill stops the server at once, without a checkpoint.
 func (p *postgres) Kill(t testing.TB) {
 	t.Helper()
 	if p.stop != nil {
@@ -125,7 +126,8 @@ func (p *postgres) Kill(t testing.TB) {
 func (p *postgres) Restart(t testing.TB) {
 	t.Helper()
 	var log bytes.Buffer
-	cmd := p.command("postgres", "-D", p.data(), "-p", p.port, "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=")
+	cmd := p.command("postgres", "-D", p.data(), "-p", p.port,
+		"-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=")
 	cmd.Stdout, cmd.Stderr = &log, &log
 	started, exited := make(chan error), make(chan struct{})
 	go func() {
@@ -147,6 +149,8 @@ func (p *postgres) Restart(t testing.TB) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
 	for {
 		conn, err := p.connect(ctx, "postgres")
 		if err == nil {
@@ -154,9 +158,9 @@ func (p *postgres) Restart(t testing.TB) {
 			return
 		}
 		select {
-		case <-time.After(10 * time.Millisecond):
+		case <-tick.C:
 		case <-exited:
-			t.Fatalf("PostgreSQL ended: %s", log.String())
+			t.Fatalf("PostgreSQL exited: %s", log.String())
 		case <-ctx.Done():
 			t.Fatalf("PostgreSQL does not answer: %v", err)
 		}

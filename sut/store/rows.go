@@ -10,18 +10,17 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// rowsPerPage is how many rows one statement of Rows reads.
+// rowsPerPage is the number of rows that one statement of Rows reads.
 const rowsPerPage = 500
 
-// Row is one row of a table: its values by column, int64 or string.
+// Row is one row of a table.
 type Row struct {
-	Key    string // of the row in its table, for people and for maps
-	Values map[string]any
+	Key    string         // primary key as text; a slash separates the columns of a composite key
+	Values map[string]any // by column: int64 or string
 }
 
-// Rows reads a whole table in the order of its key, a page at a time. Between two
-// pages the table may change; each row is as it was when its page was read. An
-// error that do returns ends it.
+// Rows reads a table in the order of its key, page by page, and calls do with each row.
+// The table may change between two pages. Rows returns the first error of do.
 func (s *Store) Rows(ctx context.Context, name string, do func(Row) error) error {
 	for _, t := range tables() {
 		if t.name != name {
@@ -43,10 +42,10 @@ func (s *Store) Rows(ctx context.Context, name string, do func(Row) error) error
 			}
 		}
 	}
-	return fmt.Errorf("there is no table %q", name)
+	return fmt.Errorf("unknown table %q", name)
 }
 
-// page reads the rows after a key, and moves that to the last of them.
+// page reads a page of rows after the key after, and sets after to the last key read.
 func (s *Store) page(ctx context.Context, t table, after []int64) (page []Row, err error) {
 	var args []any
 	for _, k := range after {
@@ -101,8 +100,8 @@ func scanRow(scanned pgx.Row, columns []Column, key int) (Row, error) {
 	return row, nil
 }
 
-// Digest is one value for the contents of all tables: equal contents have equal
-// digests, on any engine.
+// Digest returns a hash of all tables. Equal contents have equal digests on every
+// engine.
 func (s *Store) Digest(ctx context.Context) (string, error) {
 	sum := sha256.New()
 	for _, t := range tables() {

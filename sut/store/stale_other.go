@@ -4,5 +4,6 @@ package store
 
 import "net"
 
-// stale cannot look at a socket here: the operation finds out.
+// stale cannot inspect a socket on this system. The next operation detects a stale
+// connection.
 func stale(net.Conn) bool { return false }

@@ -7,9 +7,9 @@ import (
 	"syscall"
 )
 
-// stale reports whether the other side has closed an idle connection, or has
-// said something unasked: a database says nothing on an idle connection but
-// that it ends it. It looks at the socket's receive queue without waiting.
+// stale reports whether the database has closed an idle connection or sent data on it.
+// The only message on an idle connection is that the database ends it. stale inspects
+// the receive queue of the socket and does not wait.
 func stale(conn net.Conn) bool {
 	socket, ok := conn.(syscall.Conn)
 	if !ok {
@@ -20,8 +20,8 @@ func stale(conn net.Conn) bool {
 		return true
 	}
 	open := false
-	// Control, and not Read: pgx may have left a goroutine behind that reads
-	// from the idle connection, and Read would wait for it.
+	// raw.Read would wait if a goroutine of pgx is reading from the idle connection.
+	// Control does not wait.
 	err = raw.Control(func(fd uintptr) {
 		var one [1]byte
 		_, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK)

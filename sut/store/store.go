@@ -1,19 +1,18 @@
-// Package store keeps the records of the photo service in an SQL database that
-// is spoken to over the PostgreSQL wire protocol: a PostgreSQL server, or the
-// embedded node of sut/sqlite. Changing one for the other is changing an
-// address.
+// Package store keeps the records of the photo service in an SQL database. It uses the
+// PostgreSQL wire protocol, so the database is a PostgreSQL server or the embedded node
+// of sut/sqlite. Only the address differs.
 //
-// The database may have replicas, which take the reads. Which node is the
-// primary is told to it, at first and whenever that changes; it never finds out
-// by itself, so that no two web hosts can hold different opinions for long. It
-// never holds photo bytes, caches nothing and knows no stage of the ladder.
-// Times are microseconds since the Unix epoch, UTC. A Store may be used by any
-// number of goroutines. The usual order of calls is Open, on an empty database
-// CreateSchema and Load, then everything else, and Close.
+// The database may have replicas that serve reads. Config and SetDatabases name the
+// primary. The store never detects a primary itself, because two web hosts could then
+// disagree about it. The store never holds photo bytes, caches nothing and does not
+// know the stages of the ladder. Times are microseconds since the Unix epoch, UTC. A
+// Store is safe for concurrent use. The usual order of calls is Open, CreateSchema and
+// Load if the database is empty, other methods, Close.
 //
-// Every operation is one round trip and is atomic: either a single statement,
-// or several in one pipeline, which both engines run as one transaction. All
-// SQL is in one catalogue, see Statements.
+// Every operation is atomic. It is one round trip, except that a refused rename or
+// delete needs a second one to find the reason. An operation is a single statement, or
+// a pipeline of statements that both engines run as one transaction. All SQL is in one
+// catalogue, see Statements.
 package store
 
 import (
@@ -37,30 +36,28 @@ const (
 	User     = "stagebench"
 )
 
-// Config says where the database is and how much of it one Store may take.
+// Config is the configuration of a Store.
 type Config struct {
-	// Primary and Replicas are the databases to begin with; SetDatabases changes them.
+	// Primary and Replicas are the first databases. SetDatabases changes them.
 	Primary  sut.Peer
-	Replicas []sut.Peer // that may be read
-	// ReadPrimary sends reads to the primary. Otherwise they go to the replicas,
-	// and to the primary when none of them answers.
+	Replicas []sut.Peer // databases that serve reads
+	// ReadPrimary sends all reads to the primary. Otherwise reads go to the replicas,
+	// and to the primary if no replica answers.
 	ReadPrimary bool
-	// MaxConns bounds the connections of this Store to each database; 0 = 8. A
-	// caller that finds all of them busy waits.
+	// MaxConns bounds the connections of this Store to each database; 0 = 8. When
+	// all connections are busy, an operation waits.
 	MaxConns int
-	// QueryTimeout bounds one operation, with the wait for a connection in it;
-	// 0 = 5 s.
+	// QueryTimeout bounds one operation, including the wait for a connection; 0 = 5 s.
 	QueryTimeout time.Duration
 	// ConnectTimeout bounds one attempt to connect; 0 = 2 s.
 	ConnectTimeout time.Duration
-	// Name is what the database sees as the name of the client; optional.
+	// Name is the application name that the database shows for this client; optional.
 	Name string
-	// Registry gets stagebench_store_*; nil = nobody does.
+	// Registry gets the metrics stagebench_store_*; nil = they are not exported.
 	Registry prometheus.Registerer
 }
 
-// withDefaults returns the configuration with its defaults filled in, or says
-// what is wrong with it.
+// withDefaults returns the configuration with defaults, or the first error in it.
 func (c Config) withDefaults() (Config, error) {
 	if c.MaxConns < 0 || c.QueryTimeout < 0 || c.ConnectTimeout < 0 {
 		return c, fmt.Errorf("store %s: limits must not be negative", c.Primary.Address)
@@ -71,35 +68,35 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// Store is the client of one database. Its methods return errors that wrap
-// those of the package photos:
+// Store is the client of one database and its replicas. Its methods return errors that
+// wrap errors of package photos:
 //
 //	ErrNotFound     there is no such record
-//	ErrForbidden    somebody else owns it
+//	ErrForbidden    another user owns the record
 //	ErrConflict     the login name, or the id of a new record, is taken
 //	ErrUnavailable  the database could not be reached or did not answer in time
 //
-// After ErrUnavailable a write may or may not have happened; reads have been
-// tried twice where that could help. There is no state to repair: as soon as
-// a database answers at the address again, so does the Store.
+// After ErrUnavailable a write may or may not have taken effect. The Store recovers by
+// itself once the database answers at its address again.
 type Store struct {
 	config  Config
 	used    atomic.Pointer[databases]
-	turn    atomic.Uint64  // of the replicas
-	setting sync.Mutex     // held by SetDatabases
-	closing sync.WaitGroup // databases that are not used any more
+	turn    atomic.Uint64  // rotates the replicas
+	setting sync.Mutex     // held by SetDatabases and Close
+	closing sync.WaitGroup // removed databases whose connections are closing
 
-	reads, writes prometheus.Counter // operations that were sent to a database
+	reads, writes prometheus.Counter // operations sent to a database
 }
 
-// Open returns a Store and connects to nothing yet: the first operation does.
+// Open returns a Store. It connects at the first operation.
 func Open(c Config) (*Store, error) {
 	c, err := c.withDefaults()
 	if err != nil {
 		return nil, err
 	}
 	operations := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "stagebench_store_operations_total", Help: "Operations that were sent to a database, of one round trip each, by kind.",
+		Name: "stagebench_store_operations_total",
+		Help: "Operations sent to a database, by kind. An operation is one round trip.",
 	}, []string{"kind"})
 	if c.Registry != nil {
 		if err := c.Registry.Register(operations); err != nil {
@@ -113,20 +110,20 @@ func Open(c Config) (*Store, error) {
 	return s, nil
 }
 
-// Close ends all connections, after the operations that are under way.
+// Close waits for running operations and closes all connections.
 func (s *Store) Close() {
 	s.setting.Lock()
 	defer s.setting.Unlock()
 	for _, d := range s.used.Load().all() {
 		d.pool.Close()
-		d.end(errGone)
+		d.end(errRemoved)
 	}
 	s.closing.Wait()
 }
 
-// Warm makes all connections and prepares every statement of a serving store on
-// each of them. What is not prepared here is when it is first used; but a host
-// with little CPU is better off when that does not happen under load.
+// Warm opens all connections and prepares on each all statements of a serving host.
+// Without Warm, statements are prepared at first use, which costs a small host CPU
+// under load.
 func (s *Store) Warm(ctx context.Context) error {
 	for _, d := range s.used.Load().all() {
 		if err := d.warm(ctx); err != nil {
@@ -142,7 +139,8 @@ func (d *database) warm(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("warm up connections: %w", classify(ctx, err))
 		}
-		// Held until all are made, or the pool would hand out the same one again.
+		// The connections stay acquired until the end. Otherwise the pool would return
+		// the same one again.
 		defer c.Release()
 		for _, statement := range serving() {
 			if _, err := c.Conn().Prepare(ctx, statement.SQL, statement.SQL); err != nil {
@@ -177,8 +175,8 @@ func (s *Store) Photo(ctx context.Context, id photos.ID) (p photos.Photo, err er
 	return one(ctx, s, scanPhoto, sqlPhoto, id)
 }
 
-// Feed returns the newest photos of the users that a user follows, newest
-// first, and none for a user who follows nobody or does not exist.
+// Feed returns the newest photos of the users that a user follows, newest first. The
+// list is empty for a user who follows nobody or does not exist.
 func (s *Store) Feed(ctx context.Context, user photos.ID, limit int) (list []photos.Photo, err error) {
 	defer wrap(&err, "feed of user %d", user)
 	return s.list(ctx, limit, sqlFeed, user, limit)
@@ -190,8 +188,10 @@ func (s *Store) Newest(ctx context.Context, limit int) (list []photos.Photo, err
 	return s.list(ctx, limit, sqlNewest, limit)
 }
 
-// one reads one row, or fails with ErrNotFound.
-func one[T any](ctx context.Context, s *Store, scan func(pgx.Row) (T, error), sql string, args ...any) (found T, err error) {
+// one reads one row. If there is none, it returns ErrNotFound.
+func one[T any](
+	ctx context.Context, s *Store, scan func(pgx.Row) (T, error), sql string, args ...any,
+) (found T, err error) {
 	err = s.read(ctx, func(ctx context.Context, d *database) (err error) {
 		found, err = scan(d.pool.QueryRow(ctx, sql, args...))
 		return err
@@ -199,7 +199,7 @@ func one[T any](ctx context.Context, s *Store, scan func(pgx.Row) (T, error), sq
 	return found, err
 }
 
-// list reads at most limit photos; none is an empty list.
+// list reads at most limit photos.
 func (s *Store) list(ctx context.Context, limit int, sql string, args ...any) (list []photos.Photo, err error) {
 	if limit <= 0 {
 		return []photos.Photo{}, nil
@@ -222,6 +222,7 @@ func scanUser(row pgx.Row) (u photos.User, err error) {
 }
 
 func scanPhoto(row pgx.Row) (p photos.Photo, err error) {
-	err = row.Scan(&p.ID, &p.UserID, &p.Title, &p.State, &p.Width, &p.Height, &p.Bytes, &p.CreatedUS, &p.Likes, &p.Comments, &p.Version)
+	err = row.Scan(&p.ID, &p.UserID, &p.Title, &p.State, &p.Width, &p.Height, &p.Bytes, &p.CreatedUS, &p.Likes,
+		&p.Comments, &p.Version)
 	return p, err
 }

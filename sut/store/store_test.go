@@ -34,8 +34,8 @@ func BenchmarkWriteBack(b *testing.B) {
 	storetest.WriteBack(b, storetest.Open(b, startPostgres(b).Address()))
 }
 
-// TestDeclaredTypes compares what the catalogue declares with what PostgreSQL
-// makes of it: an engine that knows no types relies on the declaration.
+// The types in the catalogue are those that PostgreSQL infers. The embedded engine infers
+// no types and relies on the catalogue.
 func TestDeclaredTypes(t *testing.T) {
 	t.Parallel()
 	p := startPostgres(t)
@@ -70,9 +70,10 @@ func TestDeclaredTypes(t *testing.T) {
 	}
 }
 
-// TestCommonSubset keeps words out of the catalogue that only one engine knows.
+// The catalogue has no SQL that only one engine supports.
 func TestCommonSubset(t *testing.T) {
-	foreign := regexp.MustCompile(`(?i)::|\bany\s*\(|\bfor update\b|\bnow\s*\(|\bcurrent_|\bcast\s*\(|\bilike\b|\bserial\b|\bidentity\b|\bor replace\b|\bpragma\b|\btrigger\b|\bcascade\b|\breferences\b`)
+	foreign := regexp.MustCompile(`(?i)::|\bany\s*\(|\bfor update\b|\bnow\s*\(|\bcurrent_|\bcast\s*\(|\bilike\b|` +
+		`\bserial\b|\bidentity\b|\bor replace\b|\bpragma\b|\btrigger\b|\bcascade\b|\breferences\b`)
 	parameter := regexp.MustCompile(`\$(\d+)`)
 	names, texts := map[string]bool{}, map[string]bool{}
 	for _, s := range store.Statements() {
@@ -98,11 +99,12 @@ func TestCommonSubset(t *testing.T) {
 			t.Errorf("%s: only the schema may differ between engines", s.Name)
 		}
 	}
-	// The login name is the only secondary key: everything else is unique by
-	// its own id, wherever that was made.
-	unique := slices.DeleteFunc(store.Statements(), func(s store.Statement) bool { return !strings.Contains(s.SQL, "unique") })
-	if len(unique) != 1 || strings.Count(unique[0].SQL, "unique") != 1 || !strings.Contains(unique[0].SQL, "login text not null unique") {
-		t.Errorf("unique are %v, want the login name alone", unique)
+	// The login name is the only unique column besides the primary keys.
+	unique := slices.DeleteFunc(store.Statements(),
+		func(s store.Statement) bool { return !strings.Contains(s.SQL, "unique") })
+	if len(unique) != 1 || strings.Count(unique[0].SQL, "unique") != 1 ||
+		!strings.Contains(unique[0].SQL, "login text not null unique") {
+		t.Errorf("statements with unique are %v, want only the login name to be unique", unique)
 	}
 }
 
@@ -124,8 +126,7 @@ func TestBadConfigurations(t *testing.T) {
 	}
 }
 
-// TestEnvironmentIsIgnored: pgx would take whatever the address leaves open
-// from the environment of libpq.
+// A Store ignores the environment variables of libpq.
 func TestEnvironmentIsIgnored(t *testing.T) {
 	p := startPostgres(t)
 	for _, name := range []string{"PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGPASSWORD", "PGAPPNAME", "PGOPTIONS"} {

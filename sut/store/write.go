@@ -9,19 +9,20 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// AddPhoto stores a new photo and counts it on its user.
+// AddPhoto stores a new photo and increments the photo counter of its user.
 func (s *Store) AddPhoto(ctx context.Context, p photos.Photo) (err error) {
 	defer wrap(&err, "add photo %d of user %d", p.ID, p.UserID)
 	return s.write(ctx, func(ctx context.Context, d *database) error {
 		var b batch
-		b.add(sqlAddPhoto, p.ID, p.Title, p.State, p.Width, p.Height, p.Bytes, p.CreatedUS, p.Likes, p.Comments, p.Version, p.UserID)
+		b.add(sqlAddPhoto, p.ID, p.Title, p.State, p.Width, p.Height, p.Bytes, p.CreatedUS, p.Likes, p.Comments,
+			p.Version, p.UserID)
 		b.add(sqlCountPhoto, p.UserID)
 		return b.sendFound(ctx, d)
 	})
 }
 
-// RenamePhoto changes a photo's title for its owner and returns the new
-// version.
+// RenamePhoto changes a photo's title and returns the new version. Only the owner may
+// rename it.
 func (s *Store) RenamePhoto(ctx context.Context, id, owner photos.ID, title string) (version int64, err error) {
 	defer wrap(&err, "rename photo %d for user %d", id, owner)
 	err = s.write(ctx, func(ctx context.Context, d *database) error {
@@ -31,8 +32,8 @@ func (s *Store) RenamePhoto(ctx context.Context, id, owner photos.ID, title stri
 	return version, err
 }
 
-// DeletePhoto deletes a photo with its comments for its owner and uncounts it
-// on the owner.
+// DeletePhoto deletes a photo and its comments, and decrements the photo counter of its
+// owner. Only the owner may delete it.
 func (s *Store) DeletePhoto(ctx context.Context, id, owner photos.ID) (err error) {
 	defer wrap(&err, "delete photo %d for user %d", id, owner)
 	return s.write(ctx, func(ctx context.Context, d *database) error {
@@ -45,7 +46,8 @@ func (s *Store) DeletePhoto(ctx context.Context, id, owner photos.ID) (err error
 	})
 }
 
-// whyNot says why an owner's change found nothing to change, if that is how it ended.
+// whyNot replaces pgx.ErrNoRows of a change by its reason: pgx.ErrNoRows if the photo does
+// not exist, photos.ErrForbidden if it has another owner.
 func (d *database) whyNot(ctx context.Context, id photos.ID, changed error) error {
 	if !errors.Is(changed, pgx.ErrNoRows) {
 		return changed
@@ -57,8 +59,8 @@ func (d *database) whyNot(ctx context.Context, id photos.ID, changed error) erro
 	return photos.ErrForbidden
 }
 
-// Like adds one to a photo's likes and returns the new version. Who likes it
-// is not kept: the same user may do it again.
+// Like increments a photo's likes and returns the new version. The user is not stored, so
+// the same user may like a photo repeatedly.
 func (s *Store) Like(ctx context.Context, photo, _ photos.ID) (version int64, err error) {
 	defer wrap(&err, "like photo %d", photo)
 	err = s.write(ctx, func(ctx context.Context, d *database) error {
@@ -67,8 +69,8 @@ func (s *Store) Like(ctx context.Context, photo, _ photos.ID) (version int64, er
 	return version, err
 }
 
-// Comment stores a comment, counts it on its photo and returns the photo's new
-// version.
+// Comment stores a comment, increments the comment counter of its photo and returns the
+// photo's new version.
 func (s *Store) Comment(ctx context.Context, c photos.Comment) (version int64, err error) {
 	defer wrap(&err, "comment %d on photo %d", c.ID, c.PhotoID)
 	err = s.write(ctx, func(ctx context.Context, d *database) error {
@@ -80,20 +82,19 @@ func (s *Store) Comment(ctx context.Context, c photos.Comment) (version int64, e
 	return version, err
 }
 
-// Follow makes one user follow another and counts it on both. Doing so again
-// changes nothing.
+// Follow makes one user follow another and increments the counters of both. A repeated
+// Follow changes nothing.
 func (s *Store) Follow(ctx context.Context, f photos.Follow) (err error) {
 	defer wrap(&err, "user %d follows user %d", f.Follower, f.Followee)
 	return s.write(ctx, func(ctx context.Context, d *database) error {
 		var b batch
-		// A plain insert: a second one breaks the key, which takes the whole
-		// transaction back, counters included. "On conflict do nothing" would
-		// leave the counters without a way to know.
+		// A repeated insert violates the key, which rolls back the transaction with its
+		// counters. With "on conflict do nothing" the counters would be incremented again.
 		b.add(sqlAddFollow, f.CreatedUS, f.Follower, f.Followee)
 		following := func() { b.add(sqlCountFollowing, f.Follower, f.Followee) }
 		follower := func() { b.add(sqlCountFollower, f.Followee, f.Follower) }
-		// Users are locked in the order of their ids: two who follow each other
-		// at the same moment would otherwise deadlock.
+		// Users are locked in the order of their ids. Otherwise two users who follow each
+		// other at the same time would deadlock.
 		if f.Follower < f.Followee {
 			following()
 			follower()
@@ -109,18 +110,18 @@ func (s *Store) Follow(ctx context.Context, f photos.Follow) (err error) {
 	})
 }
 
-// batch is several statements in one round trip and one transaction: both
-// engines run what comes before a Sync as one.
+// batch is a pipeline of statements: one round trip and one transaction. Both engines run
+// all statements before a Sync message as one transaction.
 type batch struct {
 	pgx.Batch
-	changed []int64
+	changed []int64 // by statement: rows changed
 }
 
 // add queues a statement that returns no rows.
 func (b *batch) add(sql string, args ...any) { b.returning(nil, sql, args...) }
 
-// returning queues a statement whose one column goes to dest; no row leaves it
-// as it is.
+// returning queues a statement that returns one column, and stores its value in dest. If
+// the statement returns no row, dest is unchanged.
 func (b *batch) returning(dest *int64, sql string, args ...any) {
 	i := len(b.changed)
 	b.changed = append(b.changed, 0)
@@ -135,15 +136,13 @@ func (b *batch) returning(dest *int64, sql string, args ...any) {
 	})
 }
 
-// send runs the batch and returns how many rows each statement changed.
+// send runs the batch and returns the number of rows that each statement changed.
 func (b *batch) send(ctx context.Context, d *database) ([]int64, error) {
-	// Close runs the callbacks; it also returns what goes wrong at the very
-	// end, when the transaction commits.
+	// Close runs the callbacks. It also returns an error of the commit.
 	return b.changed, d.pool.SendBatch(ctx, &b.Batch).Close()
 }
 
-// sendFound runs the batch, and fails with pgx.ErrNoRows when its first statement
-// changed nothing.
+// sendFound runs the batch. It returns pgx.ErrNoRows if the first statement changed no row.
 func (b *batch) sendFound(ctx context.Context, d *database) error {
 	changed, err := b.send(ctx, d)
 	if err == nil && changed[0] == 0 {

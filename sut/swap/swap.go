@@ -1,6 +1,6 @@
-// Package swap holds a value that is replaced while it is in use, such as the hosts
-// that a client calls: who uses it sees one value until they are done, and who
-// replaces it learns when nobody uses an earlier one.
+// Package swap holds a value that can be replaced while it is in use, such as the
+// hosts that a client calls. A user keeps the same value until it is done. The caller
+// of Replace can wait until nobody uses an earlier value.
 //
 // All methods may be called concurrently.
 package swap
@@ -10,12 +10,12 @@ import (
 	"sync"
 )
 
-// Value holds a T, which must not be changed but replaced. The zero Value holds the
+// Value holds a T. The T must be replaced and never modified. The zero Value holds the
 // zero T.
 type Value[T any] struct {
 	mu     sync.RWMutex
 	now    *generation[T]
-	before chan struct{} // closed when nobody uses an earlier value; nil = there is none
+	before chan struct{} // closed when nobody uses an earlier value; nil = no earlier value
 }
 
 // generation is one value and its users.
@@ -24,8 +24,8 @@ type generation[T any] struct {
 	users sync.WaitGroup
 }
 
-// Use returns the value. The caller calls done once, when it does not use the value
-// any more.
+// Use returns the value. The caller must call done exactly once, when it no longer
+// uses the value.
 func (v *Value[T]) Use() (value T, done func()) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
@@ -36,9 +36,9 @@ func (v *Value[T]) Use() (value T, done func()) {
 	return v.now.value, v.now.users.Done
 }
 
-// Replace makes next the value. The function that it returns waits until nobody uses an
-// earlier value, or returns the error of its context. retire is called with the value
-// before when nobody uses that or an earlier one.
+// Replace makes next the value. The returned function waits until nobody uses an earlier
+// value, or returns the error of its context. Replace calls retire with the previous
+// value, on another goroutine, once nobody uses that or an earlier value.
 func (v *Value[T]) Replace(next T, retire func(before T)) (wait func(context.Context) error) {
 	over := make(chan struct{})
 	v.mu.Lock()

@@ -16,7 +16,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// Values are retired in their order, each when neither it nor an earlier one is used.
+// Values are retired in order, each once nobody uses it or an earlier value.
 func TestReplaceWaits(t *testing.T) {
 	var v swap.Value[int]
 	var retired []int
@@ -29,7 +29,7 @@ func TestReplaceWaits(t *testing.T) {
 	first, done := v.Use()
 	for _, next := range []int{2, 3} {
 		if err := v.Replace(next, retire)(ended); !errors.Is(err, context.Canceled) {
-			t.Errorf("replaced by %d while the first one is used: %v", next, err)
+			t.Errorf("replaced by %d while the first value is in use: %v", next, err)
 		}
 	}
 	last, doneLast := v.Use()
@@ -43,10 +43,10 @@ func TestReplaceWaits(t *testing.T) {
 	}
 }
 
-// Nobody uses a value that has been retired.
-func TestUseUnderChange(t *testing.T) {
+// A value in use is never a retired one.
+func TestUseDuringReplace(t *testing.T) {
 	var v swap.Value[*atomic.Bool]
-	retire := func(gone *atomic.Bool) { gone.Store(true) }
+	retire := func(old *atomic.Bool) { old.Store(true) }
 	_ = v.Replace(new(atomic.Bool), retire)(t.Context())
 	stop := make(chan struct{})
 	var users sync.WaitGroup
@@ -60,7 +60,7 @@ func TestUseUnderChange(t *testing.T) {
 				}
 				value, done := v.Use()
 				if value.Load() {
-					t.Error("a retired value is used")
+					t.Error("a retired value is in use")
 				}
 				done()
 				runtime.Gosched()

@@ -338,7 +338,7 @@ func TestScaleIsRefused(t *testing.T) {
 		hosts int
 		want  string
 	}{
-		{"db", 2, "scale db to 2: \"db\" cannot change its number of hosts while the system serves\nwant one of: web, replica, blob, cache"},
+		{"db", 2, "scale db to 2: the number of \"db\" hosts cannot change while the system serves\nwant one of: web, replica, blob, cache"},
 		{"web", 0, "want a whole number"},
 		{"web", 9, "the machine is too small"},
 		{"cache", 2, "stage lb has no cache hosts\n"},

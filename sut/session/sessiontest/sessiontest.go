@@ -1,7 +1,7 @@
-// Package sessiontest is the conformance kit of session placements: every one
-// passes Run.
+// Package sessiontest is the conformance kit of session stores. Every implementation must
+// pass Run.
 //
-// It keeps no state and starts nothing. Each subtest gets sessions of its own.
+// It keeps no state and starts nothing. Each subtest opens a new session store.
 package sessiontest
 
 import (
@@ -15,24 +15,24 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// Sessions is what a placement must do.
+// Sessions is the interface of a session store.
 type Sessions interface {
 	Start(ctx context.Context, user photos.ID) (token string, expires time.Time, err error)
 	User(ctx context.Context, token string) (photos.ID, error)
 	End(ctx context.Context, token string) error
 }
 
-// Run checks a placement. open returns one without sessions whose clock is now.
+// Run checks a session store. open returns an empty one that uses now as its clock.
 func Run(t *testing.T, open func(t *testing.T, now func() time.Time) Sessions) {
 	for _, test := range []struct {
 		name  string
 		check func(*testing.T, Sessions, *clock)
 	}{
-		{"a session is its user's until it ends", life},
-		{"an expired session is gone", expiry},
-		{"only the token opens a session", guesses},
-		{"a user may have several", several},
-		{"many at once", concurrent},
+		{"a session identifies its user until it ends", lifecycle},
+		{"an expired session is not found", expiry},
+		{"a guessed token is not found", guesses},
+		{"a user may have two sessions", twoSessions},
+		{"sessions are safe for concurrent use", concurrent},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := &clock{at: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)}
@@ -41,7 +41,7 @@ func Run(t *testing.T, open func(t *testing.T, now func() time.Time) Sessions) {
 	}
 }
 
-// clock is a time that the test moves.
+// clock is a clock that the test sets.
 type clock struct {
 	mu sync.Mutex
 	at time.Time
@@ -59,14 +59,14 @@ func (c *clock) set(at time.Time) {
 	c.at = at
 }
 
-func life(t *testing.T, s Sessions, c *clock) {
+func lifecycle(t *testing.T, s Sessions, c *clock) {
 	token, expires := start(t, s, 42)
 	if !expires.After(c.now()) {
-		t.Errorf("it expires at %s, and now is %s", expires, c.now())
+		t.Errorf("the session expires at %s, and now is %s", expires, c.now())
 	}
 	want(t, s, token, 42)
 	want(t, s, token, 42)
-	for range 2 { // ending twice is no error
+	for range 2 { // ending it twice is not an error
 		if err := s.End(t.Context(), token); err != nil {
 			t.Errorf("end: %v", err)
 		}
@@ -89,7 +89,9 @@ func guesses(t *testing.T, s Sessions, _ *clock) {
 	if len(token) < 22 {
 		t.Errorf("token %q has less than 128 bits", token)
 	}
-	for _, guess := range []string{"", " ", "0", token[1:], token + "0", "00000000000000000000000000000000", "zz" + token[2:], "\x00\xff", token + "\n"} {
+	for _, guess := range []string{
+		"", " ", "0", token[1:], token + "0", "00000000000000000000000000000000", "zz" + token[2:], "\x00\xff", token + "\n",
+	} {
 		wantNone(t, s, guess)
 		if err := s.End(t.Context(), guess); err != nil {
 			t.Errorf("end %q: %v", guess, err)
@@ -98,11 +100,11 @@ func guesses(t *testing.T, s Sessions, _ *clock) {
 	want(t, s, token, 42)
 }
 
-func several(t *testing.T, s Sessions, _ *clock) {
+func twoSessions(t *testing.T, s Sessions, _ *clock) {
 	first, _ := start(t, s, 42)
 	second, _ := start(t, s, 42)
 	if first == second {
-		t.Fatal("two sessions have one token")
+		t.Fatal("two sessions have the same token")
 	}
 	if err := s.End(t.Context(), first); err != nil {
 		t.Fatal(err)
@@ -123,7 +125,7 @@ func concurrent(t *testing.T, s Sessions, _ *clock) {
 					return
 				}
 				if got, err := s.User(t.Context(), token); err != nil || got != user {
-					failed <- fmt.Errorf("user %d has the session of user %d, error %w", user, got, err)
+					failed <- fmt.Errorf("the session of user %d identifies user %d, error %w", user, got, err)
 					return
 				}
 				if err := s.End(t.Context(), token); err != nil {
@@ -152,13 +154,13 @@ func start(t *testing.T, s Sessions, user photos.ID) (string, time.Time) {
 func want(t *testing.T, s Sessions, token string, user photos.ID) {
 	t.Helper()
 	if got, err := s.User(t.Context(), token); err != nil || got != user {
-		t.Errorf("session is of user %d, error %v; want user %d", got, err, user)
+		t.Errorf("the session identifies user %d, error %v, want user %d", got, err, user)
 	}
 }
 
 func wantNone(t *testing.T, s Sessions, token string) {
 	t.Helper()
 	if got, err := s.User(t.Context(), token); !errors.Is(err, photos.ErrNotFound) {
-		t.Errorf("token %q opens a session of user %d, error %v; want none", token, got, err)
+		t.Errorf("token %q identifies user %d, error %v, want not found", token, got, err)
 	}
 }

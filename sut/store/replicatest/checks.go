@@ -24,7 +24,7 @@ func follows(t *testing.T, k *kit) {
 	for range 50 {
 		version = primary.like(7)
 	}
-	for _, c := range []*copied{replica, third} {
+	for _, c := range []*member{replica, third} {
 		c.awaitVersion(7, version)
 		c.sameAs(primary)
 		if s := c.status(); s.Rebuilds != 0 || s.Primary || s.Epoch != 1 || s.Problem != "" {
@@ -39,7 +39,8 @@ func follows(t *testing.T, k *kit) {
 
 func refusesWrites(t *testing.T, k *kit) {
 	primary, replica := k.pair(nil)
-	if _, err := replica.store.Like(t.Context(), k.photo(1), 1); !errors.Is(err, photos.ErrUnavailable) || !strings.Contains(err.Error(), "25006") {
+	if _, err := replica.store.Like(t.Context(), k.photo(1), 1); !errors.Is(err, photos.ErrUnavailable) ||
+		!strings.Contains(err.Error(), "25006") {
 		t.Errorf("a write on a replica: %v", err)
 	}
 	if p, err := replica.store.Photo(t.Context(), k.photo(1)); err != nil || p.Version != primary.like(1)-1 {
@@ -69,12 +70,12 @@ func catchesUp(t *testing.T, k *kit) {
 		}
 		replica = k.start("db-2", nil, sut.Replication{Epoch: 1, Primary: primary.at()})
 		replica.awaitServing("db-1")
-		// One that serves has had all that there was when it came back.
+		// A replica that serves holds all writes from before its restart.
 		if p, err := replica.store.Photo(t.Context(), k.photo(3)); err != nil || p.Version < version {
 			t.Errorf("version %d, %v, want %d: it serves before it has caught up", p.Version, err, version)
 		}
 		if s := replica.status(); s.Rebuilds != 0 {
-			t.Errorf("it was fetched anew: %+v", s)
+			t.Errorf("the replica was rebuilt: %+v", s)
 		}
 	}
 	replica.sameAs(primary)
@@ -88,14 +89,14 @@ func promotes(t *testing.T, k *kit) {
 	replica.awaitVersion(5, version)
 	third.awaitVersion(5, version)
 	primary.Kill(t)
-	replica.become(sut.Replication{Epoch: 2})
+	replica.setRole(sut.Replication{Epoch: 2})
 	if s := replica.status(); !s.Primary || s.Epoch != 2 || !s.Serves {
 		t.Errorf("promoted: %+v", s)
 	}
 	if got := replica.like(5); got != version+1 {
 		t.Errorf("version %d after the promotion, want %d", got, version+1)
 	}
-	third.become(sut.Replication{Epoch: 2, Primary: replica.at()})
+	third.setRole(sut.Replication{Epoch: 2, Primary: replica.at()})
 	third.awaitServing("db-2")
 	third.awaitVersion(5, replica.like(5))
 	third.sameAs(replica)
@@ -104,8 +105,8 @@ func promotes(t *testing.T, k *kit) {
 	}
 }
 
-// oldPrimary: what the old primary had, and nobody else, is not in the copy that
-// it comes back with, but is known, and can be done once more.
+// An old primary that returns as a replica has lost the writes that only it had. It lists
+// them, and they can be replayed.
 func oldPrimary(t *testing.T, k *kit) {
 	primary, replica := k.pair(nil)
 	replica.awaitVersion(5, primary.like(5))
@@ -114,7 +115,10 @@ func oldPrimary(t *testing.T, k *kit) {
 		t.Fatal(err)
 	}
 	replica.Kill(t)
-	upload := photos.Photo{ID: k.id(), UserID: 1, Title: "lost", State: photos.StateReady, Width: 1, Height: 2, Bytes: 3, CreatedUS: 4, Version: 1}
+	upload := photos.Photo{
+		ID: k.id(), UserID: 1, Title: "lost", State: photos.StateReady,
+		Width: 1, Height: 2, Bytes: 3, CreatedUS: 4, Version: 1,
+	}
 	comment := photos.Comment{ID: k.id(), PhotoID: k.photo(5), UserID: 2, Text: "lost, too", CreatedUS: 6}
 	_, err = primary.store.Comment(t.Context(), comment)
 	if err = errors.Join(err, primary.store.AddPhoto(t.Context(), upload)); err != nil {
@@ -123,7 +127,7 @@ func oldPrimary(t *testing.T, k *kit) {
 	primary.like(5)
 	primary.Kill(t)
 	replica = k.start("db-2", nil, sut.Replication{Epoch: 1, Primary: primary.at()})
-	replica.become(sut.Replication{Epoch: 2})
+	replica.setRole(sut.Replication{Epoch: 2})
 	replica.like(6)
 	back := k.start("db-1", nil, sut.Replication{Epoch: 2, Primary: replica.at()})
 	back.awaitServing("db-2")
@@ -136,49 +140,56 @@ func oldPrimary(t *testing.T, k *kit) {
 		t.Errorf("a write on the old primary: %v", err)
 	}
 	var lost sut.Lost
-	if code, text := back.ask(http.MethodGet, sut.LostPath, nil, &lost); code != http.StatusOK || lost.Epoch != 1 || lost.Commits != 3 {
-		t.Fatalf("what was lost: %d %s", code, text)
+	if code, text := back.ask(http.MethodGet, sut.LostPath, nil, &lost); code != http.StatusOK ||
+		lost.Epoch != 1 || lost.Commits != 3 {
+		t.Fatalf("lost changes: %d %s", code, text)
 	}
 	found := map[string]sut.Change{}
 	for _, c := range lost.Changes {
 		found[c.Table+"/"+c.Key] = c.Op
 	}
-	if found[fmt.Sprintf("photos/%d", upload.ID)] != sut.Inserted || found[fmt.Sprintf("comments/%d", comment.ID)] != sut.Inserted || found[fmt.Sprintf("photos/%d", k.photo(5))] != sut.Updated {
-		t.Errorf("found to be lost: %v", found)
+	if found[fmt.Sprintf("photos/%d", upload.ID)] != sut.Inserted ||
+		found[fmt.Sprintf("comments/%d", comment.ID)] != sut.Inserted ||
+		found[fmt.Sprintf("photos/%d", k.photo(5))] != sut.Updated {
+		t.Errorf("lost changes: %v", found)
 	}
+	replay := sut.Replay{Primary: replica.peer()}
 	var done sut.Replayed
-	if code, text := back.ask(http.MethodPost, sut.LostPath, sut.Replay{Primary: replica.peer()}, &done); code != http.StatusOK || done.Done["comment"] != 1 || done.Done["upload"] != 1 {
+	if code, text := back.ask(http.MethodPost, sut.LostPath, replay, &done); code != http.StatusOK ||
+		done.Done["comment"] != 1 || done.Done["upload"] != 1 {
 		t.Errorf("replay: %d %s", code, text)
 	}
 	t.Logf("replayed: %+v", done)
-	if code, text := back.ask(http.MethodPost, sut.LostPath, sut.Replay{Primary: replica.peer()}, &done); code != http.StatusConflict {
+	if code, text := back.ask(http.MethodPost, sut.LostPath, replay, &done); code != http.StatusConflict {
 		t.Errorf("a second replay: %d %s", code, text)
 	}
 	if p, err := replica.store.Photo(t.Context(), k.photo(5)); err != nil || p.Comments != before.Comments+1 {
-		t.Errorf("photo %+v, %v: want one comment more than %d", p, err, before.Comments)
+		t.Errorf("photo %+v, %v, want %d comments", p, err, before.Comments+1)
 	}
-	// And it can take the place back.
+	// The old primary can be promoted again.
 	back.sameAs(replica)
 	replica.Kill(t)
-	back.become(sut.Replication{Epoch: 3})
+	back.setRole(sut.Replication{Epoch: 3})
 	back.like(6)
 }
 
 func oldEpoch(t *testing.T, k *kit) {
 	primary, replica := k.pair(nil)
-	if code, _, text := primary.admin(http.MethodPut, sut.Replication{Epoch: 2, Primary: replica.at()}); code != http.StatusConflict {
+	stepDown := sut.Replication{Epoch: 2, Primary: replica.at()}
+	if code, _, text := primary.admin(http.MethodPut, stepDown); code != http.StatusConflict {
 		t.Errorf("a primary steps down: %d %s", code, text)
 	}
 	primary.like(1)
 	primary.Kill(t)
-	replica.become(sut.Replication{Epoch: 5})
-	for _, told := range []sut.Replication{{Epoch: 4}, {Epoch: 5}, {Epoch: 4, Primary: primary.at()}} {
-		if code, _, text := replica.admin(http.MethodPut, told); code != http.StatusConflict {
-			t.Errorf("%+v: %d %s", told, code, text)
+	replica.setRole(sut.Replication{Epoch: 5})
+	for _, role := range []sut.Replication{{Epoch: 4}, {Epoch: 5}, {Epoch: 4, Primary: primary.at()}} {
+		if code, _, text := replica.admin(http.MethodPut, role); code != http.StatusConflict {
+			t.Errorf("%+v: %d %s", role, code, text)
 		}
 	}
 	for _, document := range []any{map[string]any{"epoch": 0}, map[string]any{"colour": "red"}, []int{1}} {
-		if code, _, text := replica.admin(http.MethodPut, document); code != http.StatusBadRequest || !strings.Contains(text, "hint") {
+		if code, _, text := replica.admin(http.MethodPut, document); code != http.StatusBadRequest ||
+			!strings.Contains(text, "hint") {
 			t.Errorf("%v: %d %s", document, code, text)
 		}
 	}
@@ -190,7 +201,7 @@ func synchronous(t *testing.T, k *kit) {
 	primary, replica := k.pair(knobs)
 	for range 20 {
 		version := primary.like(2)
-		// Acknowledged means held; it may be shown a moment later.
+		// The replica holds an acknowledged write, but may apply it a moment later.
 		replica.awaitVersion(2, version)
 	}
 	replica.Pause(t)
@@ -198,16 +209,16 @@ func synchronous(t *testing.T, k *kit) {
 		t.Errorf("a write that no replica holds: %v", err)
 	}
 	replica.Resume(t)
-	replica.until("it is connected again", func(s sut.ReplicationStatus) bool { return s.Connected })
+	replica.eventually("it is connected again", func(s sut.ReplicationStatus) bool { return s.Connected })
 	var version int64
-	replica.until("writes are acknowledged again", func(sut.ReplicationStatus) bool {
+	replica.eventually("writes are acknowledged again", func(sut.ReplicationStatus) bool {
 		var err error
 		version, err = primary.store.Like(t.Context(), k.photo(2), 1)
 		return err == nil
 	})
-	// Killed at any moment, the primary leaves every acknowledged write behind.
+	// The promoted replica has every acknowledged write.
 	primary.Kill(t)
-	replica.become(sut.Replication{Epoch: 2})
+	replica.setRole(sut.Replication{Epoch: 2})
 	if p, err := replica.store.Photo(t.Context(), k.photo(2)); err != nil || p.Version < version {
 		t.Errorf("version %d was acknowledged; after the promotion it is %d, %v", version, p.Version, err)
 	}
@@ -222,27 +233,28 @@ func lag(t *testing.T, k *kit) {
 		version := primary.like(9)
 		replica.awaitVersion(9, version)
 		if took := time.Since(begin); took < want {
-			t.Errorf("a write was seen after %v, before the lag of %v", took, want)
+			t.Errorf("the replica shows a write after %v, before the lag of %v", took, want)
 		}
 	}
-	replica.until("the heartbeat's lag is within 20 %", func(s sut.ReplicationStatus) bool {
+	replica.eventually("the heartbeat's lag is within 20 %", func(s sut.ReplicationStatus) bool {
 		if d := time.Duration(s.LagNS); d > want*8/10 && d < want*12/10 {
 			seen++
 		}
 		return seen >= 5
 	})
-	// A promotion does not wait for what the lag holds back, and loses none of it.
+	// A promotion does not wait for the lag, and keeps the changes that were held back.
 	version := primary.like(9)
-	replica.until("it has received the write", func(s sut.ReplicationStatus) bool { return primary.status().Followers["db-2"] >= 0 })
+	replica.eventually("it has received the write", func(sut.ReplicationStatus) bool {
+		return primary.status().Followers["db-2"] >= 0
+	})
 	primary.Kill(t)
-	replica.become(sut.Replication{Epoch: 2})
+	replica.setRole(sut.Replication{Epoch: 2})
 	if got := replica.like(9); got != version && got != version+1 {
-		t.Errorf("version %d after the promotion, want %d, or %d if the write had not left", got, version+1, version)
+		t.Errorf("version %d after the promotion, want %d, or %d if the write was not sent", got, version+1, version)
 	}
 }
 
-// random: many clients change everything at once, while the replicas come and
-// go; then all copies are equal.
+// After concurrent random changes, during which a replica restarts, all copies are equal.
 func random(t *testing.T, k *kit) {
 	const clients, each = 8, 1250
 	primary, replica := k.pair(nil)
@@ -258,7 +270,8 @@ func random(t *testing.T, k *kit) {
 		all.Go(func() {
 			r := rand.New(rand.NewPCG(seed, uint64(c)))
 			for range each {
-				if err := change(primary, r, counts, &ids); err != nil && !errors.Is(err, photos.ErrNotFound) && !errors.Is(err, photos.ErrForbidden) {
+				if err := change(primary, r, counts, &ids); err != nil &&
+					!errors.Is(err, photos.ErrNotFound) && !errors.Is(err, photos.ErrForbidden) {
 					t.Errorf("client %d: %v", c, err)
 					return
 				}
@@ -267,12 +280,14 @@ func random(t *testing.T, k *kit) {
 		})
 	}
 	for restarts := int64(1); restarts <= 2; restarts++ {
-		primary.until("the clients are under way", func(sut.ReplicationStatus) bool { return t.Failed() || done.Load() > restarts*clients*each/4 })
+		primary.eventually("the clients have made progress", func(sut.ReplicationStatus) bool {
+			return t.Failed() || done.Load() > restarts*clients*each/4
+		})
 		third.Kill(t)
 		third = k.start("db-3", nil, sut.Replication{Epoch: 1, Primary: primary.at()})
 	}
 	all.Wait()
-	for _, c := range []*copied{replica, third} {
+	for _, c := range []*member{replica, third} {
 		c.awaitServing("db-1")
 		c.sameAs(primary)
 	}
@@ -281,8 +296,8 @@ func random(t *testing.T, k *kit) {
 	}
 }
 
-// change is one random transaction.
-func change(c *copied, r *rand.Rand, counts sut.DataCounts, ids *atomic.Int64) error {
+// change runs one random transaction.
+func change(c *member, r *rand.Rand, counts sut.DataCounts, ids *atomic.Int64) error {
 	ctx := context.Background()
 	user, photo := photos.ID(r.IntN(counts.Users)+1), photos.PhotoID(r.IntN(counts.Photos)+1, counts)
 	var err error
@@ -290,15 +305,22 @@ func change(c *copied, r *rand.Rand, counts sut.DataCounts, ids *atomic.Int64) e
 	case 0:
 		_, err = c.store.Like(ctx, photo, user)
 	case 1:
-		_, err = c.store.Comment(ctx, photos.Comment{ID: photos.ID(ids.Add(1)), PhotoID: photo, UserID: user, Text: strings.Repeat("x", r.IntN(300)+1), CreatedUS: int64(r.IntN(1000))})
+		_, err = c.store.Comment(ctx, photos.Comment{
+			ID: photos.ID(ids.Add(1)), PhotoID: photo, UserID: user,
+			Text: strings.Repeat("x", r.IntN(300)+1), CreatedUS: int64(r.IntN(1000)),
+		})
 	case 2:
-		err = c.store.AddPhoto(ctx, photos.Photo{ID: photos.ID(ids.Add(1)), UserID: user, Title: "new", State: photos.StateReady, Width: 1, Height: 1, Bytes: 1, CreatedUS: int64(r.IntN(1000)), Version: 1})
+		err = c.store.AddPhoto(ctx, photos.Photo{
+			ID: photos.ID(ids.Add(1)), UserID: user, Title: "new", State: photos.StateReady,
+			Width: 1, Height: 1, Bytes: 1, CreatedUS: int64(r.IntN(1000)), Version: 1,
+		})
 	case 3:
-		err = c.store.Follow(ctx, photos.Follow{Follower: user, Followee: photos.ID(r.IntN(counts.Users) + 1), CreatedUS: 1})
+		followee := photos.ID(r.IntN(counts.Users) + 1)
+		err = c.store.Follow(ctx, photos.Follow{Follower: user, Followee: followee, CreatedUS: 1})
 	case 4:
 		_, err = c.store.RenamePhoto(ctx, photo, user, "renamed")
 	case 5:
-		// Deletes the photo if it is this user's, and reads who it belongs to if not.
+		// Only the owner may delete the photo, so the owner is read first.
 		if p, found := c.store.Photo(ctx, photo); found == nil {
 			err = c.store.DeletePhoto(ctx, photo, p.UserID)
 		}

@@ -1,10 +1,9 @@
-// Package replicatest is the conformance kit of databases with copies: the nodes
-// of both engines pass it, and those of any third must.
+// Package replicatest is the conformance kit of replicated databases. The nodes of every
+// engine must pass it.
 //
-// It needs nodes that it may start, kill and pause, each on a copy of one seeded
-// template. It drives them as others do: over SQL, through a store, and over
-// their admin address, as sut.Replication describes it. It asserts no wall time
-// of the machine.
+// The kit starts, kills and pauses nodes, each on a copy of one seeded template. It uses
+// them as the system does: through a store over SQL, and over the admin address as
+// sut.Replication describes. It asserts no wall time of the machine.
 package replicatest
 
 import (
@@ -22,21 +21,20 @@ import (
 	"github.com/stagebench/stagebench/sut/store"
 )
 
-// Engine makes nodes of one engine.
+// Engine starts nodes of one engine.
 type Engine interface {
-	// Start starts the node of that name: the first time on a copy of the template,
-	// later on what it left. It returns when the node is ready.
-	Start(t *testing.T, name string, knobs sut.Knobs, told sut.Replication) Node
-	// Counts is what the template holds.
+	// Start starts a node. The first start of a name uses a copy of the template, later
+	// starts use the node's existing data. Start returns when the node is ready.
+	Start(t *testing.T, name string, knobs sut.Knobs, role sut.Replication) Node
+	// Counts is the number of records in the template.
 	Counts() sut.DataCounts
 }
 
 // Node is a running database node.
 type Node interface {
-	Address() string // of its SQL
-	Admin() string   // host:port
-	// Kill ends it with all its processes as SIGKILL does, and returns when it is
-	// gone.
+	Address() string // host:port of its SQL interface
+	Admin() string   // host:port of its admin address
+	// Kill kills all its processes, as SIGKILL does, and returns when they have exited.
 	Kill(t *testing.T)
 	Pause(t *testing.T)
 	Resume(t *testing.T)
@@ -51,16 +49,16 @@ func Run(t *testing.T, engine Engine) {
 		name string
 		run  func(*testing.T, *kit)
 	}{
-		{"copies of one template follow without being fetched", follows},
+		{"copies of the template replicate without a rebuild", follows},
 		{"replicas refuse writes", refusesWrites},
-		{"large rows arrive", largeRows},
-		{"a replica catches up after its death", catchesUp},
-		{"a replica takes the place of the primary", promotes},
-		{"an old primary comes back as a replica", oldPrimary},
+		{"large rows are replicated", largeRows},
+		{"a replica catches up after a restart", catchesUp},
+		{"a replica is promoted", promotes},
+		{"an old primary returns as a replica", oldPrimary},
 		{"an old epoch is refused", oldEpoch},
 		{"sync waits for a replica", synchronous},
 		{"an artificial lag is exact", lag},
-		{"random transactions make equal copies", random},
+		{"random transactions result in equal copies", random},
 	} {
 		t.Run(check.name, func(t *testing.T) {
 			check.run(t, &kit{t: t, engine: engine, next: photos.ID(1 << 40)})
@@ -72,11 +70,11 @@ func Run(t *testing.T, engine Engine) {
 type kit struct {
 	t      *testing.T
 	engine Engine
-	next   photos.ID // of new records
+	next   photos.ID // last id of a new record
 }
 
-// copied is a node with a store that reads and writes it alone.
-type copied struct {
+// member is a node and a store that uses only this node.
+type member struct {
 	Node
 	kit   *kit
 	name  string
@@ -86,9 +84,9 @@ type copied struct {
 func (k *kit) id() photos.ID { k.next++; return k.next }
 
 // start starts a node.
-func (k *kit) start(name string, knobs sut.Knobs, told sut.Replication) *copied {
+func (k *kit) start(name string, knobs sut.Knobs, role sut.Replication) *member {
 	k.t.Helper()
-	c := &copied{Node: k.engine.Start(k.t, name, knobs, told), kit: k, name: name}
+	c := &member{Node: k.engine.Start(k.t, name, knobs, role), kit: k, name: name}
 	k.t.Cleanup(func() { c.Kill(k.t) })
 	var err error
 	if c.store, err = store.Open(store.Config{Primary: c.peer(), MaxConns: 8}); err != nil {
@@ -98,8 +96,8 @@ func (k *kit) start(name string, knobs sut.Knobs, told sut.Replication) *copied 
 	return c
 }
 
-// pair starts a primary and a replica that serves.
-func (k *kit) pair(knobs sut.Knobs) (primary, replica *copied) {
+// pair starts a primary and a replica, and waits until the replica serves.
+func (k *kit) pair(knobs sut.Knobs) (primary, replica *member) {
 	k.t.Helper()
 	primary = k.start("db-1", knobs, sut.Replication{Epoch: 1})
 	replica = k.start("db-2", knobs, sut.Replication{Epoch: 1, Primary: primary.at()})
@@ -107,22 +105,23 @@ func (k *kit) pair(knobs sut.Knobs) (primary, replica *copied) {
 	return primary, replica
 }
 
-func (c *copied) peer() sut.Peer { return sut.Peer{Node: c.name, Address: c.Address()} }
+func (c *member) peer() sut.Peer { return sut.Peer{Node: c.name, Address: c.Address()} }
 
-func (c *copied) at() *sut.Peer {
+func (c *member) at() *sut.Peer {
 	p := c.peer()
 	return &p
 }
 
-// admin asks the node how its copy stands, or tells it what to be.
-func (c *copied) admin(method string, document any) (code int, status sut.ReplicationStatus, text string) {
+// admin gets the node's replication status, or puts a replication role.
+func (c *member) admin(method string, document any) (code int, status sut.ReplicationStatus, text string) {
 	c.kit.t.Helper()
 	code, text = c.ask(method, sut.ReplicationPath, document, &status)
 	return code, status, text
 }
 
-// ask asks the node at its admin address; what it answers with 200 goes to answer.
-func (c *copied) ask(method, path string, document, answer any) (code int, text string) {
+// ask sends a request to the node's admin address. It decodes the body of a 200 into
+// answer.
+func (c *member) ask(method, path string, document, answer any) (code int, text string) {
 	c.kit.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -144,32 +143,32 @@ func (c *copied) ask(method, path string, document, answer any) (code int, text 
 		return 0, err.Error()
 	}
 	defer func() { _ = response.Body.Close() }() // read only
-	said, err := io.ReadAll(response.Body)
+	received, err := io.ReadAll(response.Body)
 	if err == nil && response.StatusCode == http.StatusOK {
-		err = json.Unmarshal(said, answer)
+		err = json.Unmarshal(received, answer)
 	}
 	if err != nil {
-		c.kit.t.Fatalf("%s: %v: %s", c.name, err, said)
+		c.kit.t.Fatalf("%s: %v: %s", c.name, err, received)
 	}
-	return response.StatusCode, string(said)
+	return response.StatusCode, string(received)
 }
 
-func (c *copied) status() sut.ReplicationStatus {
+func (c *member) status() sut.ReplicationStatus {
 	c.kit.t.Helper()
 	_, status, _ := c.admin(http.MethodGet, nil)
 	return status
 }
 
-// become tells the node what to be.
-func (c *copied) become(told sut.Replication) {
+// setRole gives the node a replication role.
+func (c *member) setRole(role sut.Replication) {
 	c.kit.t.Helper()
-	if code, _, text := c.admin(http.MethodPut, told); code != http.StatusOK {
-		c.kit.t.Fatalf("%s becomes %+v: %d %s", c.name, told, code, text)
+	if code, _, text := c.admin(http.MethodPut, role); code != http.StatusOK {
+		c.kit.t.Fatalf("%s: set role %+v: %d %s", c.name, role, code, text)
 	}
 }
 
-// until waits for a condition on the node's status.
-func (c *copied) until(what string, holds func(sut.ReplicationStatus) bool) sut.ReplicationStatus {
+// eventually waits for a condition on the node's status.
+func (c *member) eventually(what string, holds func(sut.ReplicationStatus) bool) sut.ReplicationStatus {
 	c.kit.t.Helper()
 	deadline := time.Now().Add(patience)
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -183,21 +182,22 @@ func (c *copied) until(what string, holds func(sut.ReplicationStatus) bool) sut.
 		last = text
 		<-tick.C
 	}
-	c.kit.t.Fatalf("%s: not within %v: %s: %s", c.name, patience, what, last)
+	c.kit.t.Fatalf("%s: condition not met within %v: %s; last status: %s", c.name, patience, what, last)
 	return sut.ReplicationStatus{}
 }
 
-func (c *copied) awaitServing(primary string) {
+func (c *member) awaitServing(primary string) {
 	c.kit.t.Helper()
-	c.until("it serves", func(s sut.ReplicationStatus) bool { return s.Serves && s.Connected && s.Following == primary })
+	c.eventually("it serves", func(s sut.ReplicationStatus) bool {
+		return s.Serves && s.Connected && s.Following == primary
+	})
 }
 
-// photo is the id of the seeded photo with that index.
+// photo is the id of the seeded photo with an index, from 1.
 func (k *kit) photo(index int) photos.ID { return photos.PhotoID(index, k.engine.Counts()) }
 
-// like adds a like to the photo with that index and returns the version that was
-// acknowledged.
-func (c *copied) like(photo int) int64 {
+// like likes a photo by its index and returns the acknowledged version.
+func (c *member) like(photo int) int64 {
 	c.kit.t.Helper()
 	version, err := c.store.Like(context.Background(), c.kit.photo(photo), 1)
 	if err != nil {
@@ -206,23 +206,24 @@ func (c *copied) like(photo int) int64 {
 	return version
 }
 
-// awaitVersion waits until the copy has that version of the photo with that index.
-func (c *copied) awaitVersion(photo int, version int64) {
+// awaitVersion waits until the node has this or a later version of a photo.
+func (c *member) awaitVersion(photo int, version int64) {
 	c.kit.t.Helper()
-	c.until(fmt.Sprintf("it has version %d of photo %d", version, photo), func(sut.ReplicationStatus) bool {
+	c.eventually(fmt.Sprintf("it has version %d of photo %d", version, photo), func(sut.ReplicationStatus) bool {
 		p, err := c.store.Photo(context.Background(), c.kit.photo(photo))
 		return err == nil && p.Version >= version
 	})
 }
 
-// sameAs waits until a copy holds what another one does, which is at rest.
-func (c *copied) sameAs(other *copied) {
+// sameAs waits until the node holds the same data as another one. The other node must not
+// change meanwhile.
+func (c *member) sameAs(other *member) {
 	c.kit.t.Helper()
 	want, err := other.store.Digest(context.Background())
 	if err != nil {
 		c.kit.t.Fatal(err)
 	}
-	c.until("it holds what "+other.name+" does", func(sut.ReplicationStatus) bool {
+	c.eventually("it holds the same data as "+other.name, func(sut.ReplicationStatus) bool {
 		got, err := c.store.Digest(context.Background())
 		return err == nil && got == want
 	})

@@ -11,7 +11,7 @@ import (
 	"github.com/stagebench/stagebench/sut/store"
 )
 
-// nobody and nothing are ids that are never given.
+// No user has the id nobody, and no photo has the id nothing.
 const (
 	nobody  photos.ID = 1 << 60
 	nothing photos.ID = 1<<60 + 1
@@ -31,14 +31,18 @@ func loaded(t *testing.T, k kit) {
 	}
 }
 
-// rows: every table is read whole, in order, and has one digest.
+// Rows reads every row of every table. The digest changes with the data.
 func rows(t *testing.T, k kit) {
-	counts := map[string]int{"users": len(k.data.users), "photos": len(k.data.photos), "comments": len(k.data.comments), "follows": len(k.data.follows)}
+	counts := map[string]int{
+		"users": len(k.data.users), "photos": len(k.data.photos),
+		"comments": len(k.data.comments), "follows": len(k.data.follows),
+	}
 	for _, table := range []string{"users", "photos", "comments", "follows"} {
 		seen := map[string]bool{}
 		if err := k.Rows(t.Context(), table, func(r store.Row) error {
 			seen[r.Key] = true
-			if want := k.data.photos[0]; table == "photos" && r.Key == fmt.Sprint(want.ID) && (r.Values["title"] != want.Title || r.Values["bytes"] != want.Bytes || r.Values["width"] != int64(want.Width)) {
+			if want := k.data.photos[0]; table == "photos" && r.Key == fmt.Sprint(want.ID) &&
+				(r.Values["title"] != want.Title || r.Values["bytes"] != want.Bytes || r.Values["width"] != int64(want.Width)) {
 				t.Errorf("photo %s is %v", r.Key, r.Values)
 			}
 			return nil
@@ -70,7 +74,8 @@ func feed(t *testing.T, k kit) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := newestFirst(k.data.photos, limit, func(p photos.Photo) bool { return slices.Contains(follows[user], p.UserID) })
+			followed := func(p photos.Photo) bool { return slices.Contains(follows[user], p.UserID) }
+			want := newestFirst(k.data.photos, limit, followed)
 			same(t, fmt.Sprintf("feed of %d, at most %d", user, limit), got, want)
 		}
 	}
@@ -94,7 +99,7 @@ func notFound(t *testing.T, k kit) {
 	_, err = k.UserByLogin(ctx, "nobody")
 	wants(t, "UserByLogin", err, photos.ErrNotFound)
 	_, err = k.UserByLogin(ctx, "USER-1")
-	wants(t, "UserByLogin in other letters", err, photos.ErrNotFound)
+	wants(t, "UserByLogin in upper case", err, photos.ErrNotFound)
 	_, err = k.Photo(ctx, nothing)
 	wants(t, "Photo", err, photos.ErrNotFound)
 	_, err = k.RenamePhoto(ctx, nothing, 1, "title")
@@ -108,12 +113,12 @@ func notFound(t *testing.T, k kit) {
 	orphan := photos.Photo{ID: k.ids.next(), UserID: nobody, State: photos.StateReady, Version: 1}
 	wants(t, "AddPhoto", k.AddPhoto(ctx, orphan), photos.ErrNotFound)
 	_, err = k.Photo(ctx, orphan.ID)
-	wants(t, "the photo of nobody", err, photos.ErrNotFound)
+	wants(t, "the photo of a user who does not exist", err, photos.ErrNotFound)
 
 	before := k.user(t, 1)
 	wants(t, "Follow of nobody", k.Follow(ctx, photos.Follow{Follower: 1, Followee: nobody}), photos.ErrNotFound)
 	wants(t, "Follow by nobody", k.Follow(ctx, photos.Follow{Follower: nobody, Followee: 1}), photos.ErrNotFound)
-	same(t, "the user of these attempts", k.user(t, 1), before)
+	same(t, "the user after failed follows", k.user(t, 1), before)
 }
 
 func forbidden(t *testing.T, k kit) {
@@ -138,11 +143,11 @@ func conflict(t *testing.T, k kit) {
 	same(t, "the photo", k.photo(t, p.ID), p)
 	same(t, "its user", k.user(t, 1), before)
 
-	// The counter is raised before the insert fails: both must be undone.
+	// The counter is incremented before the insert fails. Both must be rolled back.
 	c := photos.Comment{ID: k.data.comments[0].ID, PhotoID: p.ID, UserID: 1, Text: "twice"}
 	_, err := k.Comment(ctx, c)
 	wants(t, "Comment", err, photos.ErrConflict)
-	same(t, "the photo after a comment that failed", k.photo(t, p.ID), p)
+	same(t, "the photo after a failed comment", k.photo(t, p.ID), p)
 
 	taken := k.data.users[3]
 	taken.ID = 4711
@@ -169,14 +174,14 @@ func lifecycle(t *testing.T, k kit) {
 	counted := before
 	counted.Photos++
 	counted.Version++
-	same(t, "the user with a photo more", k.user(t, 111), counted)
+	same(t, "the user after the upload", k.user(t, 111), counted)
 	if err := k.DeletePhoto(ctx, p.ID, 111); err != nil {
 		t.Fatal(err)
 	}
 	_, err = k.Photo(ctx, p.ID)
 	wants(t, "the deleted photo", err, photos.ErrNotFound)
 	before.Version += 2
-	same(t, "the user without it", k.user(t, 111), before)
+	same(t, "the user after the deletion", k.user(t, 111), before)
 	wants(t, "deleting it again", k.DeletePhoto(ctx, p.ID, 111), photos.ErrNotFound)
 }
 
@@ -192,7 +197,8 @@ func counting(t *testing.T, k kit) {
 		same(t, "version after a like", version, p.Version)
 	}
 	for range 2 {
-		version, err := k.Comment(t.Context(), photos.Comment{ID: k.ids.next(), PhotoID: p.ID, UserID: 2, Text: "well", CreatedUS: 1})
+		c := photos.Comment{ID: k.ids.next(), PhotoID: p.ID, UserID: 2, Text: "well", CreatedUS: 1}
+		version, err := k.Comment(t.Context(), c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -206,7 +212,7 @@ func counting(t *testing.T, k kit) {
 func follows(t *testing.T, k kit) {
 	a, b := k.user(t, 112), k.user(t, 1)
 	for i := range 3 {
-		// Also with the very same record, and with another time.
+		// The first repetition has the same time, the second another time.
 		f := photos.Follow{Follower: a.ID, Followee: b.ID, CreatedUS: int64(5 + i/2)}
 		if err := k.Follow(t.Context(), f); err != nil {
 			t.Fatal(err)
@@ -249,7 +255,8 @@ func text(t *testing.T, k kit) {
 		same(t, name, k.photo(t, p.ID), p)
 		_, err = k.UserByLogin(t.Context(), title)
 		wants(t, name+" as a login name", err, photos.ErrNotFound)
-		if _, err := k.Comment(t.Context(), photos.Comment{ID: k.ids.next(), PhotoID: p.ID, UserID: 1, Text: title}); err != nil {
+		c := photos.Comment{ID: k.ids.next(), PhotoID: p.ID, UserID: 1, Text: title}
+		if _, err := k.Comment(t.Context(), c); err != nil {
 			t.Fatalf("%s as a comment: %v", name, err)
 		}
 		p = k.photo(t, p.ID)
@@ -275,7 +282,7 @@ func badText(t *testing.T, k kit) {
 			t.Errorf("%s: stored as a comment", name)
 		}
 	}
-	same(t, "the photo after all these", k.photo(t, p.ID), p)
+	same(t, "the photo after these attempts", k.photo(t, p.ID), p)
 }
 
 func cancelled(t *testing.T, k kit) {
@@ -293,6 +300,6 @@ func cancelled(t *testing.T, k kit) {
 	late, cancel := context.WithTimeout(t.Context(), -1)
 	defer cancel()
 	_, err = k.Photo(late, p.ID)
-	wants(t, "a read that is late", err, photos.ErrUnavailable)
+	wants(t, "a read after its deadline", err, photos.ErrUnavailable)
 	same(t, "the photo", k.photo(t, p.ID), p)
 }

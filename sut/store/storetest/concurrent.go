@@ -11,7 +11,7 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// concurrently runs something so many times at once, each with its number.
+// concurrently calls do concurrently, with i from 0 to times-1.
 func concurrently(t *testing.T, times int, do func(i int) error) {
 	t.Helper()
 	var g errgroup.Group
@@ -28,8 +28,7 @@ func concurrently(t *testing.T, times int, do func(i int) error) {
 	}
 }
 
-// writers: versions are given once each and without a gap, and counters are
-// the sums of what was done.
+// Concurrent writes get consecutive versions, each once, and all are counted.
 func writers(t *testing.T, k kit) {
 	const times = 200
 	ctx := within(t)
@@ -43,7 +42,8 @@ func writers(t *testing.T, k kit) {
 		case 0, 1:
 			version, err = k.Like(ctx, p.ID, photos.ID(i))
 		case 2:
-			version, err = k.Comment(ctx, photos.Comment{ID: k.ids.next(), PhotoID: p.ID, UserID: photos.ID(i), Text: "at once"})
+			c := photos.Comment{ID: k.ids.next(), PhotoID: p.ID, UserID: photos.ID(i), Text: "at once"}
+			version, err = k.Comment(ctx, c)
 		case 3:
 			if version, err = k.RenamePhoto(ctx, p.ID, 113, "at once"); err == nil {
 				err = k.AddPhoto(ctx, photos.Photo{ID: k.ids.next(), UserID: 113, State: photos.StateReady, Version: 1})
@@ -57,7 +57,7 @@ func writers(t *testing.T, k kit) {
 	slices.Sort(versions)
 	for i, v := range versions {
 		if want := p.Version + int64(i) + 1; v != want {
-			t.Fatalf("the versions given are %v: want each from %d to %d once", versions, p.Version+1, p.Version+times)
+			t.Fatalf("the versions are %v, want each from %d to %d once", versions, p.Version+1, p.Version+times)
 		}
 	}
 	p.Likes, p.Comments, p.Version, p.Title = times/2, times/4, p.Version+times, "at once"
@@ -82,8 +82,8 @@ func mutualFollows(t *testing.T, k kit) {
 		u.Followers++
 		u.Version += 2
 	}
-	same(t, "one of them", k.user(t, a.ID), a)
-	same(t, "the other one", k.user(t, b.ID), b)
+	same(t, "the first user", k.user(t, a.ID), a)
+	same(t, "the second user", k.user(t, b.ID), b)
 }
 
 func deletedOnce(t *testing.T, k kit) {
@@ -107,14 +107,14 @@ func deletedOnce(t *testing.T, k kit) {
 	same(t, "the owner", k.user(t, 116), before)
 }
 
-// deletedWithComments: a comment that comes while its photo is deleted is
-// either deleted too or never was. Which ids are free afterwards shows it.
+// A comment that is written while its photo is deleted is deleted, too, or refused. All
+// ids of the comments must be free afterwards.
 func deletedWithComments(t *testing.T, k kit) {
 	ctx := within(t)
 	p, other := k.newPhoto(t, 117), k.newPhoto(t, 117)
 	var comments []photos.Comment
 	for range 40 {
-		comments = append(comments, photos.Comment{ID: k.ids.next(), PhotoID: p.ID, UserID: 1, Text: "soon gone"})
+		comments = append(comments, photos.Comment{ID: k.ids.next(), PhotoID: p.ID, UserID: 1, Text: "on a deleted photo"})
 	}
 	concurrently(t, len(comments), func(i int) error {
 		if i == len(comments)/2 {
@@ -129,7 +129,7 @@ func deletedWithComments(t *testing.T, k kit) {
 	for _, c := range comments {
 		c.PhotoID = other.ID
 		if _, err := k.Comment(ctx, c); err != nil {
-			t.Fatalf("a comment of the deleted photo is still there: %v", err)
+			t.Fatalf("a comment of the deleted photo still exists: %v", err)
 		}
 	}
 	same(t, "comments of the other photo", k.photo(t, other.ID).Comments, int64(len(comments)))

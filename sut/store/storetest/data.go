@@ -10,9 +10,9 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// data is a small data set with what stores get wrong: photos of the same
-// microsecond, users without photos, users whom nobody follows, more rows than
-// one statement of a bulk load carries.
+// data is a small data set with cases that are easy to get wrong: photos of the same
+// microsecond, users without photos, users without followers, and more rows than one
+// statement of a bulk load inserts.
 type data struct {
 	users    []photos.User
 	photos   []photos.Photo
@@ -34,7 +34,7 @@ func newData() *data {
 		})
 	}
 	for i := range testUsers * photosPerUser {
-		user := &d.users[i%(testUsers-10)] // the last ten have none
+		user := &d.users[i%(testUsers-10)] // the last ten users have no photos
 		user.Photos++
 		d.photos = append(d.photos, photos.Photo{
 			ID: photos.ID(i + 1), UserID: user.ID, Title: fmt.Sprintf("photo %d", i+1), State: photos.StateReady,
@@ -62,18 +62,19 @@ func (d *data) follow(follower, followee int) {
 	d.users[follower-1].Following++
 	d.users[followee-1].Followers++
 	d.follows = append(d.follows, photos.Follow{
-		Follower: photos.ID(follower), Followee: photos.ID(followee), CreatedUS: int64(1_700_000_300_000_000 + len(d.follows)),
+		Follower: photos.ID(follower), Followee: photos.ID(followee),
+		CreatedUS: int64(1_700_000_300_000_000 + len(d.follows)),
 	})
 }
 
-// Users, Photos, Comments and Follows are what store.Load takes.
+// Users, Photos, Comments and Follows implement store.Data.
 func (d *data) Users() iter.Seq[photos.User]       { return slices.Values(d.users) }
 func (d *data) Photos() iter.Seq[photos.Photo]     { return slices.Values(d.photos) }
 func (d *data) Comments() iter.Seq[photos.Comment] { return slices.Values(d.comments) }
 func (d *data) Follows() iter.Seq[photos.Follow]   { return slices.Values(d.follows) }
 
-// newestFirst is the model of a feed: what of the photos is kept, newest
-// first, those of one microsecond by falling id.
+// newestFirst is the model of a feed: the photos for which keep is true, newest first.
+// Photos of the same microsecond are in descending order of id.
 func newestFirst(all []photos.Photo, limit int, keep func(photos.Photo) bool) []photos.Photo {
 	var list []photos.Photo
 	for _, p := range all {
@@ -90,7 +91,7 @@ func newestFirst(all []photos.Photo, limit int, keep func(photos.Photo) bool) []
 	return list[:limit]
 }
 
-// ids gives out ids that no loaded record has.
+// ids generates ids that no loaded record has.
 type ids struct{ last atomic.Int64 }
 
 func (i *ids) next() photos.ID { return photos.ID(1<<40 + i.last.Add(1)) }

@@ -18,9 +18,9 @@ import (
 
 // Database is a running, empty database that the kit may kill.
 type Database interface {
-	// Address is its host:port, the same after every restart.
+	// Address is its host:port. A restart does not change it.
 	Address() string
-	// Kill ends it at once, as a crash does, and returns when it is gone.
+	// Kill stops it at once, as a crash does, and returns when it has exited.
 	Kill(t testing.TB)
 	// Restart starts it on the same data and returns when it serves.
 	Restart(t testing.TB)
@@ -39,20 +39,21 @@ func Faults(t *testing.T, db Database) {
 		name string
 		run  func(*testing.T, kit, Database)
 	}{
-		{"a client that dies in a transaction leaves nothing", deadClient},
+		{"the transaction of a dead client is rolled back", deadClient},
 		{"a pool without a free connection is unavailable", exhausted},
 		{"the first requests after a restart succeed", restarted},
-		{"under load nothing acknowledged is lost", killedUnderLoad},
-		{"a batch is stored once, however often it is sent", killedBack},
+		{"a crash under load loses no acknowledged write", killedUnderLoad},
+		{"a batch that is sent repeatedly is stored once", batchDuringCrash},
 	} {
 		t.Run(check.name, func(t *testing.T) { check.run(t, k, db) })
 	}
 }
 
-// client is a raw connection that a check can mistreat.
+// client opens a raw connection, which a check can break.
 func client(t *testing.T, db Database) *pgx.Conn {
 	t.Helper()
-	config, err := pgx.ParseConfig("postgres://" + store.User + "@" + db.Address() + "/" + store.Database + "?sslmode=disable")
+	url := "postgres://" + store.User + "@" + db.Address() + "/" + store.Database + "?sslmode=disable"
+	config, err := pgx.ParseConfig(url)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +65,7 @@ func client(t *testing.T, db Database) *pgx.Conn {
 	return conn
 }
 
-// statement returns the SQL of that name in the catalogue.
+// statement returns the SQL of a statement of the catalogue.
 func statement(t *testing.T, name string) string {
 	t.Helper()
 	for _, s := range Statements() {
@@ -76,7 +77,7 @@ func statement(t *testing.T, name string) string {
 	return ""
 }
 
-// likeInside likes a photo in a transaction that it leaves open.
+// likeInside likes a photo in a transaction and leaves the transaction open.
 func likeInside(t *testing.T, conn *pgx.Conn, photo photos.ID) pgx.Tx {
 	t.Helper()
 	tx, err := conn.Begin(t.Context())
@@ -93,7 +94,7 @@ func deadClient(t *testing.T, k kit, db Database) {
 	p := k.newPhoto(t, 1)
 	for _, die := range []func(net.Conn) error{
 		net.Conn.Close,
-		func(c net.Conn) error { return c.(*net.TCPConn).SetLinger(0) }, // a reset instead of an end
+		func(c net.Conn) error { return c.(*net.TCPConn).SetLinger(0) }, // sends RST instead of FIN
 	} {
 		conn := client(t, db)
 		likeInside(t, conn, p.ID)
@@ -101,7 +102,7 @@ func deadClient(t *testing.T, k kit, db Database) {
 		if err := errors.Join(die(socket), socket.Close()); err != nil && !errors.Is(err, net.ErrClosed) {
 			t.Fatal(err)
 		}
-		// Waits for the dead client's transaction, and must not for ever.
+		// The like waits until the database rolls back the dead client's transaction.
 		if _, err := k.Like(within(t), p.ID, 1); err != nil {
 			t.Fatal(err)
 		}
@@ -114,21 +115,23 @@ func deadClient(t *testing.T, k kit, db Database) {
 func exhausted(t *testing.T, k kit, db Database) {
 	p := k.newPhoto(t, 1)
 	tx := likeInside(t, client(t, db), p.ID)
-	small := openWith(t, store.Config{Primary: sut.Peer{Node: "db-1", Address: db.Address()}, MaxConns: 1, QueryTimeout: 200 * time.Millisecond})
+	small := openWith(t, store.Config{
+		Primary: sut.Peer{Node: "db-1", Address: db.Address()}, MaxConns: 1, QueryTimeout: 200 * time.Millisecond,
+	})
 	for range 3 {
 		_, err := small.Like(t.Context(), p.ID, 1)
-		wants(t, "a like behind another one", err, photos.ErrUnavailable)
+		wants(t, "a like that waits for a row lock", err, photos.ErrUnavailable)
 	}
 	concurrently(t, 4, func(int) error {
 		_, err := small.Like(t.Context(), p.ID, 1)
-		wants(t, "a like behind others, without a connection", err, photos.ErrUnavailable)
+		wants(t, "a like that waits for a connection", err, photos.ErrUnavailable)
 		return nil
 	})
 	if err := tx.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	// Whether those that were given up on happen after all is open, as after
-	// any time-out; that the pool is free again is not.
+	// The likes that timed out may or may not take effect, so the check does not count
+	// them. It requires that the pool has a free connection again.
 	if _, err := small.Like(within(t), p.ID, 1); err != nil {
 		t.Fatal(err)
 	}
@@ -137,14 +140,14 @@ func exhausted(t *testing.T, k kit, db Database) {
 func restarted(t *testing.T, k kit, db Database) {
 	p := k.newPhoto(t, 1)
 	for range 3 {
-		// Several connections in the pool, each of which goes stale.
+		// The pings open many connections in the pool. The kill makes all of them stale.
 		concurrently(t, 32, func(int) error { return k.Ping(within(t)) })
 		db.Kill(t)
 		_, err := k.Photo(t.Context(), p.ID)
-		wants(t, "a read while it is gone", err, photos.ErrUnavailable)
+		wants(t, "a read while the database is down", err, photos.ErrUnavailable)
 		_, err = k.Like(t.Context(), p.ID, 1)
-		wants(t, "a write while it is gone", err, photos.ErrUnavailable)
-		wants(t, "a ping while it is gone", k.Ping(t.Context()), photos.ErrUnavailable)
+		wants(t, "a write while the database is down", err, photos.ErrUnavailable)
+		wants(t, "a ping while the database is down", k.Ping(t.Context()), photos.ErrUnavailable)
 		db.Restart(t)
 		if _, err := k.Like(within(t), p.ID, 1); err != nil {
 			t.Fatalf("the first write after the restart: %v", err)
@@ -153,7 +156,7 @@ func restarted(t *testing.T, k kit, db Database) {
 		p.Version++
 		same(t, "the photo", k.photo(t, p.ID), p)
 
-		// And with no request in between.
+		// The same without a request while the database is down.
 		concurrently(t, 32, func(int) error { return k.Ping(within(t)) })
 		db.Kill(t)
 		db.Restart(t)
@@ -171,8 +174,8 @@ func restarted(t *testing.T, k kit, db Database) {
 	}
 }
 
-// killedUnderLoad: every like that was acknowledged is there, and none that
-// was never asked for; those without an answer may be either.
+// After a crash under load, every acknowledged like is stored. A like that failed may or
+// may not be stored.
 func killedUnderLoad(t *testing.T, k kit, db Database) {
 	p := k.newPhoto(t, 1)
 	var acknowledged, unknown, recovered atomic.Int64
@@ -184,11 +187,11 @@ func killedUnderLoad(t *testing.T, k kit, db Database) {
 	for range 12 {
 		workers.Go(func() {
 			for ctx.Err() == nil {
-				again := up.Load()
+				restarted := up.Load()
 				_, err := k.Like(context.WithoutCancel(ctx), p.ID, 1)
 				switch {
 				case err == nil:
-					if acknowledged.Add(1); again && recovered.Add(1) > 100 {
+					if acknowledged.Add(1); restarted && recovered.Add(1) > 100 {
 						once.Do(func() { close(enough) })
 					}
 				case errors.Is(err, photos.ErrUnavailable):
@@ -200,9 +203,9 @@ func killedUnderLoad(t *testing.T, k kit, db Database) {
 			}
 		})
 	}
-	await(t, func() bool { return acknowledged.Load() > 100 })
+	eventually(t, func() bool { return acknowledged.Load() > 100 })
 	db.Kill(t)
-	await(t, func() bool { return unknown.Load() > 100 })
+	eventually(t, func() bool { return unknown.Load() > 100 })
 	db.Restart(t)
 	up.Store(true)
 	select {
@@ -214,12 +217,12 @@ func killedUnderLoad(t *testing.T, k kit, db Database) {
 	workers.Wait()
 	got := k.photo(t, p.ID).Likes
 	if low, high := acknowledged.Load(), acknowledged.Load()+unknown.Load(); got < low || got > high {
-		t.Errorf("the photo has %d likes: %d were acknowledged and %d got no answer", got, low, high-low)
+		t.Errorf("the photo has %d likes: %d were acknowledged and %d failed", got, low, high-low)
 	}
 }
 
-// await waits until something has come true.
-func await(t *testing.T, done func() bool) {
+// eventually waits until done returns true.
+func eventually(t *testing.T, done func() bool) {
 	t.Helper()
 	ctx := within(t)
 	tick := time.NewTicker(time.Millisecond)
@@ -228,7 +231,7 @@ func await(t *testing.T, done func() bool) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			t.Fatal("gave up waiting")
+			t.Fatalf("the condition did not become true within %v", patience)
 		}
 	}
 }

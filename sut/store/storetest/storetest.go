@@ -1,10 +1,10 @@
-// Package storetest is the conformance kit of the photo service's store: both
-// database engines pass it, and any third one must.
+// Package storetest is the conformance kit of the photo service's store. Every database
+// engine must pass it.
 //
-// It needs an empty database that speaks the PostgreSQL wire protocol. It
-// starts none itself, asserts no wall time and leaves nothing running. Run
-// checks every method, alone and under concurrent use; Faults kills the
-// database and its clients. WriteBack is a benchmark.
+// The kit needs an empty database that speaks the PostgreSQL wire protocol. It starts no
+// database, asserts no wall time and leaves nothing running. Run checks every method,
+// alone and under concurrent use. Faults kills the database and its clients. WriteBack is
+// a benchmark.
 package storetest
 
 import (
@@ -21,11 +21,11 @@ import (
 	"github.com/stagebench/stagebench/sut/store"
 )
 
-// Store is what the kit checks.
+// Store is the client that the kit checks.
 type Store = store.Store
 
-// patience bounds every wait of the kit. It is long, since a passing test
-// never waits for it.
+// patience bounds every wait of the kit. It is long, because only a failing test reaches
+// it.
 const patience = 30 * time.Second
 
 // Run checks a store on an empty database. It calls open once.
@@ -33,7 +33,7 @@ func Run(t *testing.T, open func(t *testing.T) *Store) {
 	s := open(t)
 	k := kit{Store: s, data: newData(), ids: &ids{}}
 	ctx := t.Context()
-	for range 2 { // the second time it must do nothing
+	for range 2 { // the second call must do nothing
 		if err := s.CreateSchema(ctx); err != nil {
 			t.Fatal(err)
 		}
@@ -48,38 +48,40 @@ func Run(t *testing.T, open func(t *testing.T) *Store) {
 		name string
 		run  func(*testing.T, kit)
 	}{
-		{"loaded records come back as they went in", loaded},
+		{"loaded records are read unchanged", loaded},
 		{"all rows can be read", rows},
-		{"a store can be warmed up, also twice", warm},
-		{"feed is the newest photos of who is followed", feed},
-		{"newest are the newest of all", newest},
-		{"what does not exist is not found", notFound},
-		{"only the owner may", forbidden},
-		{"an id or a login name is given once", conflict},
+		{"a store can be warmed up repeatedly", warm},
+		{"a feed is the newest photos of followed users", feed},
+		{"newest is the newest photos of all users", newest},
+		{"missing records are not found", notFound},
+		{"only the owner may change a photo", forbidden},
+		{"ids and login names are unique", conflict},
 		{"a photo is added, renamed and deleted", lifecycle},
-		{"likes and comments count", counting},
+		{"likes and comments are counted", counting},
 		{"following is idempotent", follows},
-		{"text is kept as it is", text},
-		{"text that is none is refused", badText},
-		{"a cancelled caller is told so", cancelled},
-		{"200 concurrent writers add up", writers},
+		{"text is stored unchanged", text},
+		{"invalid text is refused", badText},
+		{"a cancelled operation returns an error", cancelled},
+		{"200 concurrent writes are all counted", writers},
 		{"mutual follows do not deadlock", mutualFollows},
-		{"a photo is deleted once", deletedOnce},
-		{"a photo takes its comments along", deletedWithComments},
-		{"a batch of writes is stored once", writtenBack},
-		{"a batch does not undo what others wrote", refusedBack},
-		{"a batch that fails leaves nothing", wholeBack},
-		{"a batch of 500 is stored", manyBack},
-		{"batches that share photos do not deadlock", crossedBack},
+		{"a photo is deleted only once", deletedOnce},
+		{"deleting a photo deletes its comments", deletedWithComments},
+		{"a batch of writes is stored once", batchResent},
+		{"a batch does not overwrite other writers", batchRefused},
+		{"a failed batch changes nothing", batchAtomic},
+		{"a batch of 500 photos is stored", batchLarge},
+		{"batches that share photos do not deadlock", batchesCrossed},
 	} {
 		t.Run(check.name, func(t *testing.T) { check.run(t, k) })
 	}
 }
 
-// Open opens a store for the length of a test.
+// Open opens a store and closes it at the end of the test.
 func Open(t testing.TB, address string) *Store {
 	t.Helper()
-	return openWith(t, store.Config{Primary: sut.Peer{Node: "db-1", Address: address}, MaxConns: 16, QueryTimeout: patience})
+	return openWith(t, store.Config{
+		Primary: sut.Peer{Node: "db-1", Address: address}, MaxConns: 16, QueryTimeout: patience,
+	})
 }
 
 func openWith(t testing.TB, c store.Config) *Store {
@@ -92,17 +94,17 @@ func openWith(t testing.TB, c store.Config) *Store {
 	return s
 }
 
-// Statements is the catalogue that a database needs to know.
+// Statements is the catalogue of statements that a database must support.
 func Statements() []store.Statement { return store.Statements() }
 
-// kit is a store with what was loaded into it.
+// kit is a store and the data that was loaded into it. All checks share one database.
 type kit struct {
 	*Store
 	data *data
-	ids  *ids // of new records: checks share one database
+	ids  *ids // ids for new records
 }
 
-// warm comes before most other checks, so that they run on prepared statements.
+// warm runs before most other checks, so that these use prepared statements.
 func warm(t *testing.T, k kit) {
 	for range 2 {
 		if err := k.Warm(t.Context()); err != nil {
@@ -111,7 +113,7 @@ func warm(t *testing.T, k kit) {
 	}
 }
 
-// user returns a user's record now.
+// user reads a user's record.
 func (k kit) user(t *testing.T, id photos.ID) photos.User {
 	t.Helper()
 	u, err := k.User(t.Context(), id)
@@ -121,7 +123,7 @@ func (k kit) user(t *testing.T, id photos.ID) photos.User {
 	return u
 }
 
-// photo returns a photo's record now.
+// photo reads a photo's record.
 func (k kit) photo(t *testing.T, id photos.ID) photos.Photo {
 	t.Helper()
 	p, err := k.Photo(t.Context(), id)
@@ -135,7 +137,7 @@ func (k kit) photo(t *testing.T, id photos.ID) photos.Photo {
 func (k kit) newPhoto(t *testing.T, user photos.ID) photos.Photo {
 	t.Helper()
 	p := photos.Photo{
-		ID: k.ids.next(), UserID: user, Title: "a new one", State: photos.StatePending,
+		ID: k.ids.next(), UserID: user, Title: "a new photo", State: photos.StatePending,
 		Width: 160, Height: 120, Bytes: 1 << 33, CreatedUS: 10, Version: 1,
 	}
 	if err := k.AddPhoto(t.Context(), p); err != nil {
@@ -144,7 +146,7 @@ func (k kit) newPhoto(t *testing.T, user photos.ID) photos.Photo {
 	return p
 }
 
-// same fails the test where two values differ.
+// same fails the test if two values differ.
 func same(t *testing.T, what string, got, want any) {
 	t.Helper()
 	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
@@ -152,8 +154,8 @@ func same(t *testing.T, what string, got, want any) {
 	}
 }
 
-// wants fails the test where an error is not the one of the package photos,
-// and none of the others.
+// wants fails the test unless err wraps want and no other error of package photos. If want
+// is nil, err must wrap none of them.
 func wants(t *testing.T, what string, err, want error) {
 	t.Helper()
 	for _, e := range []error{photos.ErrNotFound, photos.ErrConflict, photos.ErrForbidden, photos.ErrUnavailable} {
@@ -164,8 +166,7 @@ func wants(t *testing.T, what string, err, want error) {
 	}
 }
 
-// within returns a context that ends with the test or with the patience of the
-// kit.
+// within returns a context that ends with the test or after patience.
 func within(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)

@@ -11,7 +11,7 @@ import (
 	"github.com/stagebench/stagebench/sut/store"
 )
 
-// writeBack tells the store of photos, and which of them it must refuse.
+// writeBack sends a batch to the store and checks which photos it refuses.
 func (k kit) writeBack(t *testing.T, what string, written []photos.Written, refused ...photos.ID) {
 	t.Helper()
 	got, err := k.WriteBack(within(t), written)
@@ -21,7 +21,7 @@ func (k kit) writeBack(t *testing.T, what string, written []photos.Written, refu
 	same(t, what+": refused", got, refused)
 }
 
-// comments returns the comments of a photo that are stored.
+// comments returns the ids of a photo's stored comments.
 func (k kit) comments(t *testing.T, photo photos.ID) (ids []photos.ID) {
 	t.Helper()
 	if err := k.Rows(t.Context(), "comments", func(r store.Row) error {
@@ -35,8 +35,8 @@ func (k kit) comments(t *testing.T, photo photos.ID) (ids []photos.ID) {
 	return ids
 }
 
-// changed is what writes leave of a photo that a cache had: so many likes, a
-// new title, and comments.
+// changed returns a photo after writes that only a cache holds: one new title, likes and
+// comments.
 func (k kit) changed(p photos.Photo, likes, comments int) photos.Written {
 	base := p.Version
 	p.Title = "title after " + fmt.Sprint(base)
@@ -45,7 +45,9 @@ func (k kit) changed(p photos.Photo, likes, comments int) photos.Written {
 	p.Version += int64(likes+comments) + 1
 	w := photos.Written{Photo: p, Base: base}
 	for i := range comments {
-		w.Comments = append(w.Comments, photos.Comment{ID: k.ids.next(), PhotoID: p.ID, UserID: 2, Text: "it's late", CreatedUS: int64(i)})
+		w.Comments = append(w.Comments, photos.Comment{
+			ID: k.ids.next(), PhotoID: p.ID, UserID: 2, Text: "it's late", CreatedUS: int64(i),
+		})
 	}
 	return w
 }
@@ -57,13 +59,12 @@ func idsOf(comments []photos.Comment) (list []photos.ID) {
 	return list
 }
 
-// writtenBack: many writes of a photo arrive as one, and again, as after an
-// answer that was lost.
-func writtenBack(t *testing.T, k kit) {
+// A batch that is resent, as after a lost response, is stored only once.
+func batchResent(t *testing.T, k kit) {
 	liked := k.changed(k.newPhoto(t, 1), 1000, 0)
 	both := k.changed(k.newPhoto(t, 1), 2, 3)
 	alone := k.newPhoto(t, 1)
-	for _, what := range []string{"a batch", "the same batch again", "and again"} {
+	for _, what := range []string{"a batch", "the batch resent", "the batch resent twice"} {
 		k.writeBack(t, what, []photos.Written{both, liked})
 		both.Resent, liked.Resent = true, true
 		for _, w := range []photos.Written{liked, both} {
@@ -71,9 +72,9 @@ func writtenBack(t *testing.T, k kit) {
 			same(t, what+": comments", k.comments(t, w.Photo.ID), idsOf(w.Comments))
 		}
 	}
-	same(t, "a photo of no batch", k.photo(t, alone.ID), alone)
+	same(t, "a photo outside the batch", k.photo(t, alone.ID), alone)
 
-	// The store's own writes go on from there.
+	// Direct writes continue from the version of the batch.
 	version, err := k.Like(t.Context(), liked.Photo.ID, 2)
 	if err != nil {
 		t.Fatal(err)
@@ -85,16 +86,16 @@ func writtenBack(t *testing.T, k kit) {
 	k.writeBack(t, "no photos", nil)
 }
 
-// refusedBack: what a batch knows nothing of stays, and does not keep the rest
-// of the batch from being stored.
-func refusedBack(t *testing.T, k kit) {
+// A photo that another writer has changed is refused. The rest of the batch is stored.
+func batchRefused(t *testing.T, k kit) {
 	ctx := t.Context()
 	missing := k.changed(photos.Photo{ID: nothing, UserID: 1, Version: 1}, 1, 1)
 	deleted := k.changed(k.newPhoto(t, 1), 1, 2)
 	if err := k.DeletePhoto(ctx, deleted.Photo.ID, 1); err != nil {
 		t.Fatal(err)
 	}
-	// Behind: others have made more changes. Level: as many, but other ones.
+	// behind: another writer has made more changes. level: another writer has made the
+	// same number of changes, but different ones.
 	behind, level := k.changed(k.newPhoto(t, 1), 1, 1), k.changed(k.newPhoto(t, 1), 0, 1)
 	for id, likes := range map[photos.ID]int64{behind.Photo.ID: 4, level.Photo.ID: 2} {
 		for range likes {
@@ -103,44 +104,47 @@ func refusedBack(t *testing.T, k kit) {
 			}
 		}
 	}
-	same(t, "the version of somebody else", k.photo(t, level.Photo.ID).Version, level.Photo.Version)
+	same(t, "the version of the other writer", k.photo(t, level.Photo.ID).Version, level.Photo.Version)
 	theirs := []photos.Photo{k.photo(t, behind.Photo.ID), k.photo(t, level.Photo.ID)}
 	good := k.changed(k.newPhoto(t, 1), 1, 1)
-	// Twin: somebody else has made the same change, which is another one.
+	// twin: another writer has reached the same state with another comment.
 	twin := k.changed(k.newPhoto(t, 1), 0, 1)
 	theirTwin := twin
-	theirTwin.Comments = []photos.Comment{{ID: k.ids.next(), PhotoID: twin.Photo.ID, UserID: 3, Text: "first", CreatedUS: 7}}
+	theirTwin.Comments = []photos.Comment{
+		{ID: k.ids.next(), PhotoID: twin.Photo.ID, UserID: 3, Text: "first", CreatedUS: 7},
+	}
 	k.writeBack(t, "the twin", []photos.Written{theirTwin})
-	// Ahead: others have made fewer changes than the batch stands for.
+	// ahead: another writer has made fewer changes than the batch.
 	ahead := k.changed(k.newPhoto(t, 1), 5, 0)
 	if _, err := k.Like(ctx, ahead.Photo.ID, 2); err != nil {
 		t.Fatal(err)
 	}
-	for _, what := range []string{"a batch with strangers", "the same batch again"} {
+	for _, what := range []string{"a batch with conflicts", "the same batch again"} {
 		k.writeBack(t, what, []photos.Written{missing, level, good, twin, ahead, behind, deleted},
 			deleted.Photo.ID, behind.Photo.ID, level.Photo.ID, twin.Photo.ID, ahead.Photo.ID, missing.Photo.ID)
 		good.Resent = true
 		same(t, what+": comments of the twin", k.comments(t, twin.Photo.ID), idsOf(theirTwin.Comments))
-		same(t, what+": the one ahead", k.photo(t, ahead.Photo.ID).Version, ahead.Base+1)
-		same(t, what+": the good one", k.photo(t, good.Photo.ID), good.Photo)
-		same(t, what+": comments of the good one", k.comments(t, good.Photo.ID), idsOf(good.Comments))
-		same(t, what+": written by somebody else", []photos.Photo{k.photo(t, behind.Photo.ID), k.photo(t, level.Photo.ID)}, theirs)
+		same(t, what+": version of ahead", k.photo(t, ahead.Photo.ID).Version, ahead.Base+1)
+		same(t, what+": good", k.photo(t, good.Photo.ID), good.Photo)
+		same(t, what+": comments of good", k.comments(t, good.Photo.ID), idsOf(good.Comments))
+		same(t, what+": photos of the other writer",
+			[]photos.Photo{k.photo(t, behind.Photo.ID), k.photo(t, level.Photo.ID)}, theirs)
 		for _, w := range []photos.Written{missing, deleted, behind, level} {
-			same(t, what+": comments of a refused one", k.comments(t, w.Photo.ID), idsOf(nil))
+			same(t, what+": comments of a refused photo", k.comments(t, w.Photo.ID), idsOf(nil))
 		}
 	}
 	_, err := k.Photo(ctx, deleted.Photo.ID)
 	wants(t, "the deleted photo", err, photos.ErrNotFound)
 }
 
-// wholeBack: a batch that fails leaves nothing.
-func wholeBack(t *testing.T, k kit) {
+// A batch that fails changes nothing.
+func batchAtomic(t *testing.T, k kit) {
 	good, bad := k.newPhoto(t, 1), k.newPhoto(t, 1)
 	broken := k.changed(bad, 1, 1)
 	broken.Comments[0].Text = "a\x00b"
 	for what, batch := range map[string][]photos.Written{
-		"text that is none": {k.changed(good, 1, 1), broken},
-		"a photo twice":     {k.changed(good, 1, 0), k.changed(good, 2, 0)},
+		"invalid text":  {k.changed(good, 1, 1), broken},
+		"a photo twice": {k.changed(good, 1, 0), k.changed(good, 2, 0)},
 	} {
 		refused, err := k.WriteBack(t.Context(), batch)
 		if err == nil || refused != nil {
@@ -157,9 +161,8 @@ func wholeBack(t *testing.T, k kit) {
 	same(t, "comments", k.comments(t, good.ID), idsOf(nil))
 }
 
-// manyBack is a large batch, that is more than the buffers between the store
-// and the database hold.
-func manyBack(t *testing.T, k kit) {
+// A batch that exceeds the buffers between the store and the database is stored.
+func batchLarge(t *testing.T, k kit) {
 	const size = 500
 	var batch []photos.Written
 	for i := range size {
@@ -178,9 +181,9 @@ func manyBack(t *testing.T, k kit) {
 	same(t, "comments of the last", k.comments(t, before[size-1].Photo.ID), idsOf(before[size-1].Comments))
 }
 
-// crossedBack: batches that share photos, in opposite orders, and the store's
-// own writes between them, end and count nothing twice.
-func crossedBack(t *testing.T, k kit) {
+// Concurrent batches of the same photos in opposite orders do not deadlock, and count
+// nothing twice. Direct writes run at the same time.
+func batchesCrossed(t *testing.T, k kit) {
 	ctx := within(t)
 	var batch []photos.Written
 	for range 20 {
@@ -197,7 +200,7 @@ func crossedBack(t *testing.T, k kit) {
 			return err
 		}
 		for i := range mine {
-			mine[i].Resent = true // by somebody
+			mine[i].Resent = true // another goroutine may have sent it first
 		}
 		refused, err := k.WriteBack(ctx, mine)
 		if err == nil && len(refused) > 0 {
@@ -206,15 +209,14 @@ func crossedBack(t *testing.T, k kit) {
 		return err
 	})
 	for _, w := range batch {
-		same(t, "one of all", k.photo(t, w.Photo.ID), w.Photo)
+		same(t, "a photo of the batch", k.photo(t, w.Photo.ID), w.Photo)
 		same(t, "its comments", k.comments(t, w.Photo.ID), idsOf(w.Comments))
 	}
-	same(t, "likes beside them", k.photo(t, other.ID).Likes, other.Likes+4)
+	same(t, "direct likes", k.photo(t, other.ID).Likes, other.Likes+4)
 }
 
-// killedBack: a batch whose fate nobody knows is sent again until it is
-// answered, and then is there once.
-func killedBack(t *testing.T, k kit, db Database) {
+// A batch that is interrupted by a crash and resent after the restart is stored once.
+func batchDuringCrash(t *testing.T, k kit, db Database) {
 	p := k.newPhoto(t, 1)
 	for range 3 {
 		var batch []photos.Written
@@ -228,26 +230,26 @@ func killedBack(t *testing.T, k kit, db Database) {
 		}()
 		db.Kill(t)
 		if err := <-sent; err != nil {
-			wants(t, "a batch that was cut off", err, photos.ErrUnavailable)
+			wants(t, "a batch interrupted by the crash", err, photos.ErrUnavailable)
 		}
 		_, err := k.WriteBack(t.Context(), batch)
-		wants(t, "a batch while it is gone", err, photos.ErrUnavailable)
+		wants(t, "a batch while the database is down", err, photos.ErrUnavailable)
 		db.Restart(t)
 		for i := range batch {
 			batch[i].Resent = true
 		}
-		k.writeBack(t, "the batch again", batch)
+		k.writeBack(t, "the batch resent", batch)
 		for _, w := range batch {
-			same(t, "one of the batch", k.photo(t, w.Photo.ID), w.Photo)
+			same(t, "a photo of the batch", k.photo(t, w.Photo.ID), w.Photo)
 			same(t, "its comments", k.comments(t, w.Photo.ID), idsOf(w.Comments))
 		}
 	}
-	same(t, "a photo of no batch", k.photo(t, p.ID), p)
+	same(t, "a photo outside the batch", k.photo(t, p.ID), p)
 }
 
-// WriteBack measures a batch of 100 photos with a like each beside the 100 likes
-// that it stands for, one after another and 16 at a time, in turns. The metrics
-// are microseconds for all 100, and how many times faster the batch is.
+// WriteBack is a benchmark. It compares a batch of 100 photos with one like each to 100
+// direct likes, sent one by one or 16 at once. The metrics are the microseconds for all
+// 100, and the ratio of both.
 func WriteBack(b *testing.B, s *Store) {
 	const size = 100
 	k := kit{Store: s, data: newData()}
@@ -286,12 +288,12 @@ func WriteBack(b *testing.B, s *Store) {
 			b.ReportMetric(float64(single.Microseconds())/float64(b.N), "likes-us")
 			b.ReportMetric(float64(batched.Microseconds())/float64(b.N), "batch-us")
 			b.ReportMetric(single.Seconds()/batched.Seconds(), "times-faster")
-			b.ReportMetric(0, "ns/op") // of the two and of reading in between
+			b.ReportMetric(0, "ns/op") // hidden: it would include the reads between the two
 		})
 	}
 }
 
-// likes likes the first so many photos once each.
+// likes likes each of the first size photos once.
 func likes(b *testing.B, s *Store, size, atOnce int) {
 	next := make(chan photos.ID)
 	done := make(chan error, atOnce)
