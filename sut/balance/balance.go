@@ -1,23 +1,22 @@
-// Package balance is the load-balancer node: it spreads HTTP requests, or at
-// layer 4 connections, over upstream hosts, keeps users on theirs, and leaves
-// out hosts that are down or fail what they are asked for.
+// Package balance is the load-balancer node. It spreads HTTP requests (layer 7)
+// or connections (layer 4) over upstream hosts, keeps a user on one host, and
+// skips hosts that are down or that fail requests.
 //
-// Balancer serves in this process, over the standard library's reverse proxy.
-// Admin answers operators for any engine; the kit in balancetest holds all engines
-// to the same behaviour.
+// Balancer serves in this process and uses the standard library's reverse proxy.
+// Admin serves the operator endpoints of any engine. The test kit in balancetest
+// checks that all engines behave the same.
 //
-// The order of calls is New, Serve in a goroutine, Admin in a server of the
-// caller's, SetUpstreams at any time, Shutdown. All methods may be called
-// concurrently. State belongs to the instance: two balancers in one process
-// share nothing.
+// The order of calls is New, Serve in a goroutine, Admin in the caller's own HTTP
+// server, SetUpstreams at any time, Shutdown. All methods may be called
+// concurrently. Two balancers in one process share no state.
 //
-// No request is sent twice: one that could not be sent, because no connection was
-// made or the connection turned out dead before the first byte, goes to another
-// host; one that was sent and not answered has failed, whatever its method. Nothing
-// is cached, compressed, queued or switched to another protocol (WebSocket), and
-// paths, queries and bodies are not judged.
+// A balancer never sends a request twice. If no byte of a request was sent, because
+// no connection was made or the connection was already dead, the request goes to
+// another host. If a request was sent and got no answer, it has failed, whatever
+// its method. A balancer does not cache, compress, queue, or switch protocols
+// (WebSocket), and it does not validate paths, queries or bodies.
 //
-// Times are time.Duration; counts are since the start of the instance.
+// Times are time.Duration. Counts start at 0 with the instance.
 package balance
 
 import (
@@ -37,42 +36,42 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// Config says what to balance, and how. The zero value of a field means its
+// Config is the configuration of a Balancer. The zero value of a field means its
 // default, where one is given.
 type Config struct {
 	sut.Balancing
-	// Log receives what becomes of hosts, and the requests that LogRequests says;
-	// default nowhere.
+	// Log receives the changes of hosts between up and down, and the requests that
+	// LogRequests selects. Default: no log.
 	Log *slog.Logger
 }
 
-// Balancer is our own load balancer.
+// Balancer is the embedded load balancer.
 type Balancer struct {
 	cfg          Config
 	pool         *pool
 	probe        func(ctx context.Context, address string) error // one health check
-	joined       chan struct{}                                   // receives when there may be new members
+	joined       chan struct{}                                   // receives after the members may have changed
 	redispatched atomic.Uint64
 
 	// Layer 7.
-	proxy      httputil.ReverseProxy // each request has a copy
+	proxy      httputil.ReverseProxy // a template, copied for each request
 	server     *http.Server
 	ids        *sut.RequestIDs
-	hashes     bool                // the policy wants to know the client's address
-	identity   []string            // a Transfer-Encoding, never changed
-	retryAfter string              // seconds, for a client that found no host
-	finished   [1000]atomic.Uint64 // requests that came to their end, by status
+	hashes     bool                // the policy needs the hash of the client's address
+	identity   []string            // the Transfer-Encoding "identity"; read only
+	retryAfter string              // Retry-After header, in seconds, sent when no host is up
+	finished   [1000]atomic.Uint64 // finished requests, by status
 
 	forwarder *forwarder // layer 4
 
-	checks   sync.WaitGroup
-	shutting sync.Once
-	life     context.Context // of the checks, until end
-	end      context.CancelFunc
+	checks       sync.WaitGroup
+	shutdownOnce sync.Once
+	checkCtx     context.Context // of the health checks
+	stopChecks   context.CancelFunc
 }
 
-// New makes a balancer. Hosts count as up until a check or a refused connection
-// says otherwise.
+// New makes a balancer. Hosts count as up until a health check fails or a
+// connection is refused.
 func New(cfg Config) (*Balancer, error) {
 	cfg.Balancing = cfg.Complete()
 	if err := cfg.Validate(); err != nil {
@@ -82,11 +81,11 @@ func New(cfg Config) (*Balancer, error) {
 	b := &Balancer{
 		cfg: cfg, pool: newPool(cfg), probe: newProbe(cfg), joined: make(chan struct{}, 1), ids: sut.NewRequestIDs(),
 		hashes: cfg.Policy == sut.PolicyIPHash, identity: []string{"identity"},
-		// By then each host has been looked at again.
+		// Each host is checked again within this time.
 		retryAfter: strconv.Itoa(int((cfg.HealthInterval + time.Second - 1) / time.Second)),
 	}
-	b.life, b.end = context.WithCancel(context.Background())
-	// What others of the standard library log would not be a line of JSON.
+	b.checkCtx, b.stopChecks = context.WithCancel(context.Background())
+	// Without this, the standard library would log lines that are not JSON.
 	quiet := slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug)
 	b.proxy = httputil.ReverseProxy{Rewrite: rewrite, BufferPool: &bufferPool{}, ErrorHandler: b.fail, ErrorLog: quiet}
 	b.server = &http.Server{
@@ -103,10 +102,10 @@ func New(cfg Config) (*Balancer, error) {
 }
 
 // Serve serves clients on a listener, at the configured layer, and checks the
-// hosts, until Shutdown: it returns nil then, and what went wrong otherwise. Call
+// hosts. It returns nil after Shutdown, and an error when the listener fails. Call
 // it once.
 func (b *Balancer) Serve(listener net.Listener) error {
-	b.checks.Go(func() { b.run(b.life) })
+	b.checks.Go(func() { b.run(b.checkCtx) })
 	serve := b.server.Serve
 	if b.forwarder != nil {
 		serve = b.forwarder.serve
@@ -117,47 +116,47 @@ func (b *Balancer) Serve(listener net.Listener) error {
 	return nil
 }
 
-// Shutdown stops accepting clients, lets requests in flight finish, at layer 4
-// connections, breaks those that are left when ctx ends, and ends the health
-// checks. Then nothing of the balancer is left. It returns the error of ctx when
-// anything was broken.
+// Shutdown stops accepting clients and waits for the requests in flight, at layer 4
+// for the open connections. When ctx ends first, it closes the remaining ones and
+// returns the error of ctx. It then stops the health checks. No goroutine and no
+// connection remains after it.
 func (b *Balancer) Shutdown(ctx context.Context) error {
 	var err error
-	b.shutting.Do(func() {
+	b.shutdownOnce.Do(func() {
 		if b.forwarder != nil {
 			err = b.forwarder.shutdown(ctx)
 		} else if err = b.server.Shutdown(ctx); err != nil {
 			err = errors.Join(err, b.server.Close())
 		}
-		b.end()
+		b.stopChecks()
 		b.checks.Wait()
 		b.pool.close()
 	})
 	return err
 }
 
-// SetUpstreams changes the hosts while the balancer serves. A new host takes part once
-// a health check of it was good. One that is not listed any more gets no new request or
-// connection: SetUpstreams returns when such hosts have finished what they had; when
-// they do not before ctx ends they go on, and it returns ctx's error. An error that wraps
-// sut.ErrWiring means that nothing has changed. A connection of layer 4 may be open and idle for as long as its client
-// likes, and nobody who sees only bytes can tell when to close it.
+// SetUpstreams replaces the hosts while the balancer serves. A new host gets requests
+// after its first good health check. A removed host gets no new request or connection
+// and finishes what it has in flight. SetUpstreams returns when all removed hosts have
+// drained. If ctx ends first, it returns the error of ctx, and the hosts continue to
+// drain. At layer 4 this is likely: a client may keep an idle connection open without
+// limit. An error that wraps sut.ErrWiring means that nothing has changed.
 func (b *Balancer) SetUpstreams(ctx context.Context, m sut.Upstreams) error {
 	next := b.cfg.Balancing
 	next.Upstreams = m
 	if err := next.Validate(); err != nil {
 		return fmt.Errorf("%w: %w", sut.ErrWiring, err)
 	}
-	departures := b.pool.become(m)
+	departures := b.pool.setMembers(m)
 	select {
 	case b.joined <- struct{}{}:
-	default: // it is to look already
+	default: // run is already notified
 	}
 	for _, d := range departures {
 		select {
 		case <-d.over:
 		case <-ctx.Done():
-			return fmt.Errorf("balance: %s has not finished: %w", d.node, ctx.Err())
+			return fmt.Errorf("balance: %s still has requests or connections in flight: %w", d.node, ctx.Err())
 		}
 	}
 	return nil
@@ -169,7 +168,7 @@ func (b *Balancer) run(ctx context.Context) {
 	defer checks.Wait()
 	first := b.pool.unwatched()
 	for i, u := range first {
-		// Spread over the interval, so that the hosts are not all asked at once.
+		// Spread the checks over the interval: they would all start at once otherwise.
 		offset := b.cfg.HealthInterval * time.Duration(i) / time.Duration(len(first))
 		checks.Go(func() { b.watch(ctx, u, offset) })
 	}
@@ -178,7 +177,7 @@ func (b *Balancer) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-b.joined:
-			// A new host waits for its first check.
+			// Check a new host at once: it gets no requests before its first check.
 			for _, u := range b.pool.unwatched() {
 				checks.Go(func() { b.watch(ctx, u, 0) })
 			}
@@ -186,7 +185,8 @@ func (b *Balancer) run(ctx context.Context) {
 	}
 }
 
-// Status says what the balancer knows of its hosts and has done so far.
+// Status returns the state of the hosts and the counts since the start. The error
+// is always nil.
 func (b *Balancer) Status(context.Context) (sut.BalancerStatus, error) {
 	status := sut.BalancerStatus{
 		Node: b.cfg.Node, Engine: sut.OwnBalance, Layer: b.cfg.Layer, Policy: b.cfg.Policy, Sticky: b.cfg.Sticky,

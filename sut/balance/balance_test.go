@@ -19,7 +19,7 @@ func TestBalancerConforms(t *testing.T) {
 	balancetest.Run(t, startBalancer)
 }
 
-// startBalancer serves our balancer in this process.
+// startBalancer runs the embedded balancer in this process.
 func startBalancer(t *testing.T, setup balancetest.Setup) balancetest.System {
 	b, err := balance.New(balance.Config{Balancing: setup.Balancing()})
 	if err != nil {
@@ -44,9 +44,9 @@ func startBalancer(t *testing.T, setup balancetest.Setup) balancetest.System {
 	return balancetest.Serving(t, listener.Addr().String(), b)
 }
 
-// TestDeathUnderARequest: a host that dies while it works on a request costs a 502, on
-// a connection's first request and on a later one.
-func TestDeathUnderARequest(t *testing.T) {
+// TestHostDiesDuringRequest: the client gets a 502 when the host dies while it works on
+// a request, both on a new connection and on a reused one.
+func TestHostDiesDuringRequest(t *testing.T) {
 	t.Parallel()
 	host := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/die" {
@@ -63,7 +63,7 @@ func TestDeathUnderARequest(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_ = res.Body.Close() // it is empty or not of interest
+			_ = res.Body.Close()
 			if want := map[string]int{"/": 200, "/die": 502}[path]; res.StatusCode != want {
 				t.Errorf("%v: status %d for %s, want %d", paths, res.StatusCode, path, want)
 			}

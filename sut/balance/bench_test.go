@@ -19,9 +19,10 @@ import (
 	"github.com/stagebench/stagebench/sut/balance/balancetest"
 )
 
-// childVariable holds the membership of a balancer, as JSON, behind its layer and
-// a space: with it, the test program is that balancer, in a process of its own, so
-// that its CPU time can be told from that of clients and hosts.
+// childVariable is an environment variable. When it is set, the test program runs a
+// balancer as a separate process, so that the balancer's CPU time can be measured
+// separately from that of clients and hosts. Its value is the layer, a space, and the
+// upstreams as JSON.
 const childVariable = "STAGEBENCH_BALANCE_CHILD"
 
 func TestMain(m *testing.M) {
@@ -35,14 +36,14 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// runChild serves until its standard input closes.
+// runChild serves until its standard input is closed.
 func runChild(description string) error {
 	layer, membership, _ := strings.Cut(description, " ")
 	var m sut.Upstreams
 	if err := json.Unmarshal([]byte(membership), &m); err != nil {
 		return err
 	}
-	debug.SetGCPercent(400) // as in a node
+	debug.SetGCPercent(400) // the same value as in a node
 	b, err := balance.New(balance.Config{Balancing: balancetest.BenchConfig(layer, m.Peers)})
 	if err != nil {
 		return err
@@ -62,9 +63,8 @@ func runChild(description string) error {
 	return errors.Join(b.Shutdown(ctx), <-served)
 }
 
-// BenchmarkBalancer compares the two layers on one core with the way without a
-// balancer; BenchmarkHAProxy in sut/haproxy does the same. See balancetest.Bench for
-// what the figures are.
+// BenchmarkBalancer compares the two layers on one core with direct access to a host.
+// BenchmarkHAProxy in sut/haproxy does the same. balancetest.Bench documents the figures.
 //
 //	go test -run '^$' -bench . -benchtime 100000x ./sut/balance ./sut/haproxy
 func BenchmarkBalancer(b *testing.B) {
@@ -78,7 +78,7 @@ func BenchmarkBalancer(b *testing.B) {
 	}
 }
 
-// startChild runs our balancer on one core of its own.
+// startChild runs the embedded balancer in a separate process that uses one core.
 func startChild(b *testing.B, layer string, upstreams []sut.Peer) (address string, pid int) {
 	membership, err := json.Marshal(sut.Upstreams{Peers: upstreams})
 	if err != nil {
@@ -100,10 +100,10 @@ func startChild(b *testing.B, layer string, upstreams []sut.Peer) (address strin
 	}
 	b.Cleanup(func() {
 		_ = stdin.Close()
-		_ = cmd.Wait() // it says on its standard error what went wrong
+		_ = cmd.Wait() // the child prints its error on standard error
 	})
 	if _, err := fmt.Fscan(stdout, &address); err != nil {
-		b.Fatalf("the balancer says no address: %v", err)
+		b.Fatalf("the balancer printed no address: %v", err)
 	}
 	return address, cmd.Process.Pid
 }

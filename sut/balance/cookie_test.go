@@ -44,8 +44,9 @@ func TestTakeCookie(t *testing.T) {
 	}
 }
 
-// TestTakeCookieAgreesWithNetHTTP draws cookie headers and compares with the
-// standard library, which parses and so changes more than it may.
+// TestTakeCookieAgreesWithNetHTTP compares takeCookie with the standard library on
+// random cookie headers. takeCookie itself cannot use that parser, because it would
+// change other cookies.
 func TestTakeCookieAgreesWithNetHTTP(t *testing.T) {
 	t.Parallel()
 	parts := []string{"lb=web-1", "lb=web-2", "a=1", "b=2", "session=x", "lbx=3"}
@@ -75,7 +76,8 @@ func TestTakeCookieAgreesWithNetHTTP(t *testing.T) {
 			left = append(left, cookie.String())
 		}
 		if got != want || !slices.Equal(left, remain) {
-			t.Fatalf("seed %d: of %q took %q and left %q, want %q and %q", seed, lines, got, left, want, remain)
+			t.Fatalf("seed %d, header %q: value %q, remaining cookies %q, want %q and %q",
+				seed, lines, got, left, want, remain)
 		}
 	}
 }

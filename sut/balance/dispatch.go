@@ -13,14 +13,14 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// errNoUpstream: no host of the route is up, or none could be reached. Nothing
-// was sent.
+// errNoUpstream means that no host of the route is up or reachable. No byte of the
+// request was sent.
 var errNoUpstream = errors.New("no upstream")
 
-// errClientBody: the client's own body broke off or made no sense.
+// errClientBody means that the client's body was truncated or malformed.
 var errClientBody = errors.New("request body")
 
-// lostError: the request was sent to a host and got no answer.
+// lostError means that the request was sent to a host and got no answer.
 type lostError struct {
 	node string
 	err  error
@@ -29,33 +29,33 @@ type lostError struct {
 func (e *lostError) Error() string { return e.node + ": " + e.err.Error() }
 func (e *lostError) Unwrap() error { return e.err }
 
-// RoundTrip implements http.RoundTripper: it picks the host of a request, and
-// another one when the first could not be reached. The reverse proxy makes the
-// requests that it gets for it alone, so that it may change them.
+// RoundTrip implements http.RoundTripper. It picks a host for the request, and another
+// one when the first is unreachable. It may change the request, because the reverse
+// proxy makes a copy for each call.
 func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 	b := x.balancer
-	e := errand{}
+	want := pick{}
 	if b.hashes {
-		e.client = hashAddress(req.RemoteAddr)
+		want.client = hashAddress(req.RemoteAddr)
 	}
 	routes := b.pool.routes.Load()
 	x.route = routes.of(req)
 	if b.cfg.Sticky {
-		x.held = takeCookie(req.Header, sut.StickyCookie)
-		e.held = x.held
+		x.sticky = takeCookie(req.Header, sut.StickyCookie)
+		want.sticky = x.sticky
 	}
 	req.Header[sut.RequestIDHeader] = x.id[:]
 	body, err := req.Body, errNoUpstream
-	// Each host is tried once; one that closed an idle connection meanwhile is
-	// tried again, and the bound is for those.
-	for bound := len(x.route.group.members) + 4; bound > 0; bound-- {
-		u := b.pool.acquire(x.route.group, e)
+	// Each host is tried once. A host that had closed an idle connection is tried
+	// again. The limit prevents an endless loop of such retries.
+	for limit := len(x.route.group.members) + 4; limit > 0; limit-- {
+		u := b.pool.acquire(x.route.group, want)
 		if u == nil {
 			now := b.pool.routes.Load()
 			if now == routes {
 				break
 			}
-			// The membership has changed since, and perhaps all hosts with it.
+			// The members have changed. The new ones may include hosts that are up.
 			routes, x.route = now, now.of(req)
 			continue
 		}
@@ -64,23 +64,23 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 		if failure == nil {
 			return x.answer(routes, u, res)
 		}
-		err, again := x.failed(req.Context(), u, failure)
-		if !again {
+		err, retry := x.failed(req.Context(), u, failure)
+		if !retry {
 			return nil, err
 		}
 		if x.attempt.conn == nil {
-			e.tried = append(e.tried, u)
+			want.tried = append(want.tried, u)
 		}
 		b.redispatched.Add(1)
-		// What is left of the attempt may still hold the request.
+		// A goroutine of the failed attempt may still read the request.
 		req = req.Clone(req.Context())
 	}
 	return nil, err
 }
 
-// failed gives a host back that did not answer, with what that says about it,
-// and reports whether another one may be tried.
-func (x *exchange) failed(ctx context.Context, u *upstream, failure error) (err error, again bool) {
+// failed releases a host that sent no answer. It returns the error for the client and
+// whether the request may be sent to a host again.
+func (x *exchange) failed(ctx context.Context, u *upstream, failure error) (err error, retry bool) {
 	p, took, v := x.balancer.pool, time.Since(x.attempt.began), noVerdict
 	switch {
 	case x.attempt.clientFailed():
@@ -89,37 +89,37 @@ func (x *exchange) failed(ctx context.Context, u *upstream, failure error) (err 
 		err = failure
 	case x.attempt.sent():
 		v, err = failed, &lostError{u.node, failure}
-	case x.attempt.conn != nil: // it closed a connection that was idle, which it may
-		again, err = true, fmt.Errorf("%w: %w", errNoUpstream, failure)
+	case x.attempt.conn != nil: // the host closed an idle connection, which is no failure
+		retry, err = true, fmt.Errorf("%w: %w", errNoUpstream, failure)
 	default:
-		p.unreached(u, failure, took)
+		p.unreachable(u, failure, took)
 		return fmt.Errorf("%w: %w", errNoUpstream, failure), true
 	}
 	p.release(u, v, failure.Error(), took)
-	return err, again
+	return err, retry
 }
 
-// answer finishes the response of a host: its end is the end of the errand, and
-// a user who does not hold the host's cookie gets it.
+// answer prepares the response of a host for the client. The end of its body releases
+// the host. The answer sets the sticky cookie unless the client's cookie lists the host.
 func (x *exchange) answer(routes *routing, u *upstream, res *http.Response) (*http.Response, error) {
 	v, cause := judge(res)
 	took := time.Since(x.attempt.began)
 	x.body = answerBody{ReadCloser: res.Body, exchange: x, upstream: u, verdict: v, cause: cause, took: took}
 	res.Body = &x.body
 	if res.StatusCode == http.StatusSwitchingProtocols {
-		x.body.verdict, x.body.cause = failed, "it switched protocols unasked"
+		x.body.verdict, x.body.cause = failed, "it switched protocols without a request to do so"
 		_ = res.Body.Close()
 		return nil, &lostError{u.node, errors.New(x.body.cause)}
 	}
-	if x.balancer.cfg.Sticky && !holds(x.held, u.node) {
-		setCookie(res.Header, sut.StickyCookie, holdInstead(x.held, routes, x.route.group, u.node))
+	if x.balancer.cfg.Sticky && !listsNode(x.sticky, u.node) {
+		setCookie(res.Header, sut.StickyCookie, stickyValue(x.sticky, routes, x.route.group, u.node))
 	}
 	res.Header[sut.RequestIDHeader] = x.id[:]
 	return res, nil
 }
 
-// judge says what an answer tells about its host. A 503 is how a host says that
-// it is full, or that another tier is away.
+// judge returns the verdict on a host that sent an answer. A 503 is no failure of the
+// host: it means that the host is at capacity or that another tier is down.
 func judge(res *http.Response) (verdict, string) {
 	switch res.StatusCode {
 	case http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout:
@@ -130,8 +130,8 @@ func judge(res *http.Response) (verdict, string) {
 	return succeeded, ""
 }
 
-// answerBody gives its host back when it is closed, and notices when it breaks
-// off.
+// answerBody is the body of a host's answer. Close releases the host. Read detects
+// an answer that breaks off.
 type answerBody struct {
 	io.ReadCloser
 	exchange *exchange
@@ -144,7 +144,7 @@ type answerBody struct {
 
 func (b *answerBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	// The client's leaving breaks the body, too.
+	// When the client leaves, Read fails too. That is no failure of the host.
 	if err != nil && err != io.EOF && b.exchange.client.Err() == nil {
 		b.verdict, b.cause = failed, "its answer broke off: "+err.Error()
 		b.exchange.cause = fmt.Errorf("the answer of %s broke off: %w", b.upstream.node, err)
@@ -161,20 +161,20 @@ func (b *answerBody) Close() error {
 	return err
 }
 
-// attempt is one try to send a request to one host. It knows whether anything
-// left for the host.
+// attempt is one attempt to send a request to one host. It records whether any byte
+// may have been sent.
 type attempt struct {
 	began  time.Time
-	conn   *countedConn // what the request went out on; nil: there was no connection
-	before int64        // writes begun on it by earlier requests
-	body   *attemptBody // nil: none
+	conn   *countedConn // nil when no connection was made
+	before int64        // writes started on conn by earlier requests
+	body   *attemptBody // nil when the request has no body
 }
 
 // send sends the request to the host, once.
 func (x *exchange) send(req *http.Request, u *upstream, body io.ReadCloser) (*http.Response, error) {
 	x.attempt = attempt{began: time.Now()}
-	// The reverse proxy traces each request that it makes; to add to its trace is
-	// much cheaper than to compose one with it.
+	// The reverse proxy traces each of its requests. Adding to its trace is much
+	// cheaper than combining it with a second one.
 	if trace := httptrace.ContextClientTrace(req.Context()); trace != nil {
 		trace.GotConn = x.gotConn
 	} else {
@@ -196,8 +196,8 @@ func (x *exchange) gotConn(info httptrace.GotConnInfo) {
 	x.attempt.before = x.attempt.conn.writes.Load()
 }
 
-// sent reports, after a failure, whether the host may have seen any of the
-// request. When it says no, the attempt will never touch the client's body.
+// sent reports, after a failure, whether the host may have received a part of the
+// request. When it returns false, the attempt can no longer read the client's body.
 func (a *attempt) sent() bool {
 	if a.conn != nil && a.conn.writes.Load() != a.before {
 		return true
@@ -205,33 +205,32 @@ func (a *attempt) sent() bool {
 	return a.body != nil && !a.body.state.CompareAndSwap(bodyUntouched, bodyDetached)
 }
 
-// clientFailed reports whether the client's own body was what failed.
+// clientFailed reports whether the failure was in the client's body.
 func (a *attempt) clientFailed() bool { return a.body != nil && a.body.failed.Load() }
 
-// sendOnce keeps the transport from sending a request without a body a second
-// time on its own. It does that for methods that it holds idempotent, when an
-// idle connection dies under them: but the host may have carried the request
-// out, and its work would be done twice and counted twice.
+// sendOnce prevents the transport from retrying a request without a body. The
+// transport retries idempotent methods when an idle connection dies. But the host may
+// have executed the request, so a retry could execute and count it twice.
 //
-// The transport cannot repeat a request whose body it cannot rewind, so that it
-// gets one, which is empty and leaves no trace in the request.
+// The transport does not retry a request whose body it cannot rewind. So sendOnce adds
+// an empty body, which does not change the bytes of the request.
 func sendOnce(req *http.Request, identity []string) {
 	switch req.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
-		// Without this, the transport would look for the body's first byte before
-		// it decides to send none, at the price of a goroutine and a timer.
+		// Without this, the transport would probe the body for its first byte, which
+		// costs a goroutine and a timer.
 		req.TransferEncoding = identity
 		req.Body = emptyBody{}
 	default:
-		// Here an empty body shows, as one chunked of no length, which is why only
-		// those get it that the transport would repeat.
+		// With these methods an empty body changes the request: it is sent chunked.
+		// So only requests that the transport would retry get one.
 		if req.Header["Idempotency-Key"] != nil || req.Header["X-Idempotency-Key"] != nil {
 			req.Body = emptyBody{}
 		}
 	}
 }
 
-// emptyBody is a body without bytes that is not http.NoBody.
+// emptyBody is an empty body. The transport treats it differently from http.NoBody.
 type emptyBody struct{}
 
 func (emptyBody) Read([]byte) (int, error)         { return 0, io.EOF }
@@ -241,15 +240,15 @@ func (emptyBody) Close() error                     { return nil }
 // States of an attemptBody.
 const (
 	bodyUntouched int32 = iota
-	bodyReading         // the transport has begun to read it
-	bodyDetached        // the attempt is over and the body belongs to the next
+	bodyReading         // the transport has started to read it
+	bodyDetached        // the attempt has ended, and the next attempt owns the body
 )
 
 // attemptBody lends the client's body to one attempt.
 type attemptBody struct {
 	client io.ReadCloser
 	state  atomic.Int32
-	failed atomic.Bool // the client's body broke
+	failed atomic.Bool // reading the client's body failed
 }
 
 func (b *attemptBody) Read(p []byte) (int, error) {

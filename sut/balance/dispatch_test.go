@@ -21,37 +21,37 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// fakeHost stands in for the connections to one host: it plays one move per
-// attempt, and the last one for ever.
+// fakeHost replaces the transport of one host. It uses one reaction per attempt, and
+// repeats the last one.
 type fakeHost struct {
-	moves    []move
-	attempts int
-	bodies   []string // that it read to the end
+	reactions []reaction
+	attempts  int
+	bodies    []string // bodies that it read completely
 }
 
-// move is what becomes of one attempt.
-type move func(req *http.Request, host *fakeHost) (*http.Response, error)
+// reaction is the result of one attempt.
+type reaction func(req *http.Request, host *fakeHost) (*http.Response, error)
 
 func (h *fakeHost) RoundTrip(req *http.Request) (*http.Response, error) {
-	play := h.moves[min(h.attempts, len(h.moves)-1)]
+	react := h.reactions[min(h.attempts, len(h.reactions)-1)]
 	h.attempts++
-	return play(req, h)
+	return react(req, h)
 }
 
-// connect does what the transport does once it has a connection.
+// connect calls the trace as the transport does when it has a connection.
 func connect(req *http.Request) *countedConn {
 	conn := &countedConn{Conn: discardConn{}}
-	conn.writes.Store(17) // it has been used before
+	conn.writes.Store(17) // earlier requests used the connection
 	httptrace.ContextClientTrace(req.Context()).GotConn(httptrace.GotConnInfo{Conn: conn, Reused: true})
 	return conn
 }
 
-// discardConn is a connection whose bytes go nowhere.
+// discardConn is a connection that discards all bytes.
 type discardConn struct{ net.Conn }
 
 func (discardConn) Write(p []byte) (int, error) { return len(p), nil }
 
-// The moves.
+// The reactions.
 func answers(req *http.Request, host *fakeHost) (*http.Response, error) {
 	_, _ = connect(req).Write([]byte("request"))
 	if req.Body != nil {
@@ -61,7 +61,8 @@ func answers(req *http.Request, host *fakeHost) (*http.Response, error) {
 		}
 		host.bodies = append(host.bodies, string(body))
 	}
-	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader("ok")), Request: req}, nil
+	body := io.NopCloser(strings.NewReader("ok"))
+	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: body, Request: req}, nil
 }
 
 func refuses(req *http.Request, _ *fakeHost) (*http.Response, error) {
@@ -91,10 +92,10 @@ func breaksOffInBody(req *http.Request, _ *fakeHost) (*http.Response, error) {
 	return nil, io.ErrUnexpectedEOF
 }
 
-// dispatchTest is one fate of a request.
+// dispatchTest is one request with the expected attempts.
 type dispatchTest struct {
 	name     string
-	hosts    [][]move
+	hosts    [][]reaction
 	body     io.Reader
 	attempts []int  // per host
 	down     string // hosts that are down afterwards
@@ -105,19 +106,91 @@ func TestDispatch(t *testing.T) {
 	t.Parallel()
 	body := func() io.Reader { return strings.NewReader("body") }
 	for _, test := range []dispatchTest{
-		{"answered", [][]move{{answers}, {answers}}, nil, []int{1, 0}, "", "web-1"},
-		{"refused goes elsewhere at once", [][]move{{refuses}, {answers}}, nil, []int{1, 1}, "web-1", "web-2"},
-		{"refused with a body", [][]move{{refuses}, {refuses}, {answers}}, body(), []int{1, 1, 1}, "web-1 web-2", "web-3"},
-		{"unreachable is left to the checks", [][]move{{unreachable}, {answers}}, nil, []int{1, 1}, "", "web-2"},
-		{"unreachable is tried once", [][]move{{unreachable}}, nil, []int{1}, "", errNoUpstream.Error()},
-		{"all refuse", [][]move{{refuses}, {refuses}}, nil, []int{1, 1}, "web-1 web-2", errNoUpstream.Error()},
-		{"stale connection is no verdict on the host", [][]move{{staleConnection, answers}}, nil, []int{2}, "", "web-1"},
-		{"stale connection with a body", [][]move{{staleConnection, answers}}, body(), []int{2}, "", "web-1"},
-		{"stale connection to a dead host", [][]move{{staleConnection, refuses}, {answers}}, nil, []int{1, 1}, "", "web-2"},
-		{"stale connections for ever", [][]move{{staleConnection}}, nil, []int{5}, "", errNoUpstream.Error()},
-		{"sent is never sent again", [][]move{{breaksOff}, {answers}}, nil, []int{1, 0}, "", "web-1: unexpected EOF"},
-		{"a body in use is never sent again", [][]move{{breaksOffInBody}, {answers}}, body(), []int{1, 0}, "", "web-1: unexpected EOF"},
-		{"the client's body breaks off", [][]move{{answers}, {answers}}, brokenBody{}, []int{1, 0}, "", errClientBody.Error()},
+		{"answered", [][]reaction{{answers}, {answers}}, nil, []int{1, 0}, "", "web-1"},
+		{
+			"a refused request goes to another host at once",
+			[][]reaction{{refuses}, {answers}},
+			nil,
+			[]int{1, 1},
+			"web-1", "web-2",
+		},
+		{
+			"refused with a body",
+			[][]reaction{{refuses}, {refuses}, {answers}},
+			body(),
+			[]int{1, 1, 1},
+			"web-1 web-2", "web-3",
+		},
+		{
+			"an unreachable host stays up until a check fails",
+			[][]reaction{{unreachable}, {answers}},
+			nil,
+			[]int{1, 1},
+			"", "web-2",
+		},
+		{
+			"an unreachable host is tried once",
+			[][]reaction{{unreachable}},
+			nil,
+			[]int{1},
+			"", errNoUpstream.Error(),
+		},
+		{
+			"all hosts refuse",
+			[][]reaction{{refuses}, {refuses}},
+			nil,
+			[]int{1, 1},
+			"web-1 web-2", errNoUpstream.Error(),
+		},
+		{
+			"a stale connection is no failure of the host",
+			[][]reaction{{staleConnection, answers}},
+			nil,
+			[]int{2},
+			"", "web-1",
+		},
+		{
+			"stale connection with a body",
+			[][]reaction{{staleConnection, answers}},
+			body(),
+			[]int{2},
+			"", "web-1",
+		},
+		{
+			"stale connection to a dead host",
+			[][]reaction{{staleConnection, refuses}, {answers}},
+			nil,
+			[]int{1, 1},
+			"", "web-2",
+		},
+		{
+			"only stale connections",
+			[][]reaction{{staleConnection}},
+			nil,
+			[]int{5},
+			"", errNoUpstream.Error(),
+		},
+		{
+			"a request that was sent is not sent again",
+			[][]reaction{{breaksOff}, {answers}},
+			nil,
+			[]int{1, 0},
+			"", "web-1: unexpected EOF",
+		},
+		{
+			"a request whose body was read is not sent again",
+			[][]reaction{{breaksOffInBody}, {answers}},
+			body(),
+			[]int{1, 0},
+			"", "web-1: unexpected EOF",
+		},
+		{
+			"the client's body breaks off",
+			[][]reaction{{answers}, {answers}},
+			brokenBody{},
+			[]int{1, 0},
+			"", errClientBody.Error(),
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -130,8 +203,8 @@ func (test dispatchTest) run(t *testing.T) {
 	b := &Balancer{pool: poolOf(len(test.hosts), sut.PolicyRoundRobin), identity: []string{"identity"}}
 	p := b.pool
 	hosts := make([]*fakeHost, len(test.hosts))
-	for i, moves := range test.hosts {
-		hosts[i] = &fakeHost{moves: moves}
+	for i, reactions := range test.hosts {
+		hosts[i] = &fakeHost{reactions: reactions}
 		p.members[i].transport.RegisterProtocol("http", hosts[i])
 	}
 	req := &http.Request{Method: "POST", URL: &url.URL{Scheme: "http", Path: "/"}, Header: http.Header{}}
@@ -143,7 +216,7 @@ func (test dispatchTest) run(t *testing.T) {
 		answer = err.Error()
 	}
 	if !strings.Contains(answer, test.answer) {
-		t.Errorf("ended with %q, want %q", answer, test.answer)
+		t.Errorf("result %q, want %q", answer, test.answer)
 	}
 	var attempts []int
 	var down []string
@@ -172,7 +245,7 @@ func (test dispatchTest) run(t *testing.T) {
 	}
 }
 
-// dispatch sends a request and says which host is working on the answer.
+// dispatch sends a request and returns the name of the host that answered.
 func dispatch(b *Balancer, req *http.Request) (host string, err error) {
 	x := &exchange{balancer: b, client: req.Context()}
 	res, err := x.RoundTrip(req)
@@ -187,7 +260,7 @@ func dispatch(b *Balancer, req *http.Request) (host string, err error) {
 	return host, res.Body.Close()
 }
 
-// closable is a body that cannot be read once it is closed.
+// closable is a body that cannot be read after Close.
 type closable struct {
 	io.Reader
 	closed bool
@@ -210,25 +283,39 @@ type brokenBody struct{}
 
 func (brokenBody) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
-// TestSendOnceLeavesNoTrace compares what reaches a host with what the client
-// sent: the empty body that keeps the transport from repeating a request must
-// not show.
+// TestSendOnceLeavesNoTrace compares the bytes at the host with those of the client. The
+// empty body that prevents retries of the transport must not change them.
 func TestSendOnceLeavesNoTrace(t *testing.T) {
 	t.Parallel()
 	wire := newRecorder(t)
 	b := newBalancer(t, Config{}, wire.address)
-	front := serve(t, b)
+	address := serve(t, b)
 	for _, test := range []struct{ name, head, body, want string }{
 		{"GET", "GET /a?b=c HTTP/1.1\r\nHost: h\r\n\r\n", "", "GET /a?b=c HTTP/1.1\r\nHost: h\r\n"},
 		{"HEAD", "HEAD / HTTP/1.1\r\nHost: h\r\n\r\n", "", "HEAD / HTTP/1.1\r\nHost: h\r\n"},
 		{"OPTIONS", "OPTIONS / HTTP/1.1\r\nHost: h\r\n\r\n", "", "OPTIONS / HTTP/1.1\r\nHost: h\r\n"},
 		{"DELETE", "DELETE / HTTP/1.1\r\nHost: h\r\n\r\n", "", "DELETE / HTTP/1.1\r\nHost: h\r\n"},
-		{"POST without body", "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n", "", "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n"},
-		{"POST", "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\n", "abc", "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n"},
-		{"GET with body", "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\n", "abc", "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n"},
-		{"hop by hop", "GET / HTTP/1.1\r\nHost: h\r\nConnection: X-Mine, Upgrade\r\nX-Mine: 1\r\nUpgrade: websocket\r\nKeep-Alive: 5\r\nProxy-Connection: x\r\nTe: gzip\r\n\r\n", "", "GET / HTTP/1.1\r\nHost: h\r\n"},
+		{
+			"POST without body", "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n", "",
+			"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n",
+		},
+		{
+			"POST", "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\n", "abc",
+			"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n",
+		},
+		{
+			"GET with body", "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\n", "abc",
+			"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n",
+		},
+		{
+			"hop-by-hop headers",
+			"GET / HTTP/1.1\r\nHost: h\r\nConnection: X-Mine, Upgrade\r\nX-Mine: 1\r\n" +
+				"Upgrade: websocket\r\nKeep-Alive: 5\r\nProxy-Connection: x\r\nTe: gzip\r\n\r\n",
+			"",
+			"GET / HTTP/1.1\r\nHost: h\r\n",
+		},
 	} {
-		conn, err := net.Dial("tcp", front)
+		conn, err := net.Dial("tcp", address)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -240,19 +327,20 @@ func TestSendOnceLeavesNoTrace(t *testing.T) {
 		}
 		_ = res.Body.Close()
 		_ = conn.Close()
-		want := test.want + "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: h\r\nX-Forwarded-Proto: http\r\nX-Request-Id: 17\r\n\r\n" + test.body
+		want := test.want + "X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: h\r\n" +
+			"X-Forwarded-Proto: http\r\nX-Request-Id: 17\r\n\r\n" + test.body
 		select {
 		case got := <-wire.requests:
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", test.name, diff)
 			}
 		case <-time.After(time.Minute):
-			t.Fatalf("%s: nothing reached the host; the client got %s", test.name, res.Status)
+			t.Fatalf("%s: the host received no request; the client got %s", test.name, res.Status)
 		}
 	}
 }
 
-// recorder is a host that notes the bytes of each request and says 204.
+// recorder is a host that records the bytes of each request and answers 204.
 type recorder struct {
 	address  string
 	requests chan string
@@ -278,7 +366,7 @@ func newRecorder(t *testing.T) *recorder {
 	return r
 }
 
-// record reads requests whose bodies are announced or missing.
+// record reads and answers the requests of one connection.
 func (r *recorder) record(conn net.Conn) {
 	defer conn.Close()
 	var bytesRead bytes.Buffer

@@ -15,10 +15,10 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// misbehave has a host fail so many errands in a row.
+// misbehave makes consecutive requests to a host fail.
 func misbehave(p *pool, node string, times int) {
 	for range times {
-		u := p.acquire(p.routes.Load().all(), errand{held: node})
+		u := p.acquire(p.routes.Load().all(), pick{sticky: node})
 		p.release(u, failed, "500 Internal Server Error", time.Millisecond)
 	}
 }
@@ -33,7 +33,8 @@ func (p *pool) statusOf(t *testing.T, node string) sut.UpstreamStatus {
 	return list[i]
 }
 
-// TestEjectionLastsLongerEachTime runs in a bubble of its own time.
+// TestEjectionLastsLongerEachTime: each ejection is longer than the one before, and time
+// without ejections shortens the next one.
 func TestEjectionLastsLongerEachTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -46,12 +47,12 @@ func TestEjectionLastsLongerEachTime(t *testing.T) {
 			}
 			misbehave(p, "web-1", 1)
 			got := p.statusOf(t, "web-1")
-			want := fmt.Sprintf("ejected for %ds after 3 failures in a row, the last: 500 Internal Server Error", n)
+			want := fmt.Sprintf("ejected for %ds after 3 consecutive failures, the last: 500 Internal Server Error", n)
 			if got.Up || !got.Ejected || got.Cause != want || got.Ejections != uint64(n) || got.WentDown != uint64(n) {
 				t.Errorf("after ejection %d: %+v, want cause %q", n, got, want)
 			}
-			// A good check is no reason to come back: they were good all the time.
-			p.checked(p.members[0], p.verdictsOf(p.members[0]), nil)
+			// A good check does not end an ejection.
+			p.checked(p.members[0], p.refusalsOf(p.members[0]), nil)
 			time.Sleep(time.Duration(n)*time.Second - time.Millisecond)
 			synctest.Wait()
 			if p.statusOf(t, "web-1").Up {
@@ -63,18 +64,18 @@ func TestEjectionLastsLongerEachTime(t *testing.T) {
 				t.Errorf("after the end of ejection %d: %+v", n, got)
 			}
 		}
-		// Twenty good seconds take two ejections back: the next is the third.
+		// Twenty seconds without ejections subtract 2 from the multiplier 4.
 		time.Sleep(20 * time.Second)
 		misbehave(p, "web-1", 3)
 		if got := p.statusOf(t, "web-1"); !strings.HasPrefix(got.Cause, "ejected for 3s") {
-			t.Errorf("after good behaviour: %q", got.Cause)
+			t.Errorf("after a time without ejections: %q", got.Cause)
 		}
-		// It becomes unwell while it is ejected, and stays out at the end.
-		p.checked(p.members[0], p.verdictsOf(p.members[0]), fmt.Errorf("sick"))
+		// A check fails during the ejection: the host stays down after its end.
+		p.checked(p.members[0], p.refusalsOf(p.members[0]), fmt.Errorf("sick"))
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if got := p.statusOf(t, "web-1"); got.Up || got.Ejected || got.Cause != "sick" {
-			t.Errorf("unwell after its ejection: %+v", got)
+			t.Errorf("unhealthy after its ejection: %+v", got)
 		}
 		p.close()
 	})
@@ -82,35 +83,38 @@ func TestEjectionLastsLongerEachTime(t *testing.T) {
 
 func TestEjectionIsBounded(t *testing.T) {
 	t.Parallel()
-	for n, want := range map[int]time.Duration{1: time.Second, 2: 2 * time.Second, 30: 30 * time.Second, 31: 30 * time.Second, 1 << 40: 30 * time.Second} {
+	for n, want := range map[int]time.Duration{
+		1: time.Second, 2: 2 * time.Second, 30: 30 * time.Second, 31: 30 * time.Second, 1 << 40: 30 * time.Second,
+	} {
 		if got := ejectionTime(n); got != want {
-			t.Errorf("ejection %d lasts %v, want %v", n, got, want)
+			t.Errorf("multiplier %d: ejection of %v, want %v", n, got, want)
 		}
 	}
 	for _, test := range []struct {
-		strikes int
-		behaved time.Duration
-		want    int
+		multiplier int
+		quiet      time.Duration
+		want       int
 	}{{3, 9 * time.Second, 3}, {3, 10 * time.Second, 2}, {3, time.Hour, 0}, {0, 0, 0}} {
-		if got := strikesAfter(test.strikes, test.behaved); got != test.want {
-			t.Errorf("%d strikes and %v: %d, want %d", test.strikes, test.behaved, got, test.want)
+		if got := decayMultiplier(test.multiplier, test.quiet); got != test.want {
+			t.Errorf("multiplier %d after %v: %d, want %d", test.multiplier, test.quiet, got, test.want)
 		}
 	}
 }
 
-// TestLastHostIsNeverEjected, of all or of a route: a bad host is better than none.
+// TestLastHostIsNeverEjected: the last host that is up, of all hosts or of a route, is
+// not ejected.
 func TestLastHostIsNeverEjected(t *testing.T) {
 	t.Parallel()
 	p := poolOf(3, sut.PolicyRoundRobin)
 	p.cfg.EjectAfter = 1
 	defer p.close()
 	peers := p.cfg.Peers
-	p.become(sut.Upstreams{Peers: peers, Routes: []sut.Route{{Path: "/img/*", To: []string{"web-3"}}}})
+	p.setMembers(sut.Upstreams{Peers: peers, Routes: []sut.Route{{Path: "/img/*", To: []string{"web-3"}}}})
 	misbehave(p, "web-3", 5)
 	if got := p.statusOf(t, "web-3"); !got.Up {
-		t.Errorf("the only host of a route is out: %+v", got)
+		t.Errorf("the only host of a route is down: %+v", got)
 	}
-	p.become(sut.Upstreams{Peers: peers})
+	p.setMembers(sut.Upstreams{Peers: peers})
 	for _, node := range []string{"web-1", "web-2", "web-3"} {
 		misbehave(p, node, 5)
 	}
@@ -130,7 +134,7 @@ func TestWhatCountsAsFailure(t *testing.T) {
 	for code, want := range map[int]verdict{
 		200: succeeded, 301: succeeded, 404: succeeded, 429: succeeded, 501: succeeded,
 		500: failed, 502: failed, 504: failed,
-		503: noVerdict, // a host that is full says so
+		503: noVerdict, // the host is at capacity
 	} {
 		if got, _ := judge(&http.Response{StatusCode: code, Status: fmt.Sprint(code)}); got != want {
 			t.Errorf("status %d: verdict %d, want %d", code, got, want)
@@ -138,7 +142,7 @@ func TestWhatCountsAsFailure(t *testing.T) {
 	}
 }
 
-// TestBrokenAnswersCount: the headers were good, and the body broke off.
+// TestBrokenAnswersCount: an answer whose body breaks off counts as a failure.
 func TestBrokenAnswersCount(t *testing.T) {
 	t.Parallel()
 	breaks := hostOf(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -148,11 +152,10 @@ func TestBrokenAnswersCount(t *testing.T) {
 		panic(http.ErrAbortHandler)
 	})
 	works := hostOf(t, func(http.ResponseWriter, *http.Request) {})
-	var log bytes.Buffer
-	b := newBalancer(t, Config{Balancing: sut.Balancing{Sticky: true, EjectAfter: 2}, Log: slog.New(slog.NewJSONHandler(&log, nil))}, breaks, works)
-	front := serve(t, b)
+	b := newBalancer(t, Config{Balancing: sut.Balancing{Sticky: true, EjectAfter: 2}}, breaks, works)
+	address := serve(t, b)
 	for range 2 {
-		req, err := http.NewRequest("GET", "http://"+front+"/", nil)
+		req, err := http.NewRequest("GET", "http://"+address+"/", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -162,7 +165,7 @@ func TestBrokenAnswersCount(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n, err := new(bytes.Buffer).ReadFrom(res.Body); err == nil {
-			t.Errorf("a whole answer of %d bytes", n)
+			t.Errorf("a complete answer of %d bytes, want one that breaks off", n)
 		}
 		_ = res.Body.Close()
 	}
@@ -171,21 +174,35 @@ func TestBrokenAnswersCount(t *testing.T) {
 	}
 }
 
-// TestRequestsAreLogged looks at the lines: which requests have one, and what
-// it says.
+// logLine is one line of the balancer's log.
+type logLine struct {
+	Level      string
+	Msg        string
+	RequestID  string `json:"request_id"`
+	Method     string
+	Path       string
+	Status     int
+	Upstream   string
+	DurationNS int64 `json:"duration_ns"`
+	Cause      string
+}
+
+// logsRequestsTo returns a logger that sends each line about a request to a channel.
+func logsRequestsTo(t *testing.T, lines chan<- logLine) *slog.Logger {
+	return slog.New(slog.NewJSONHandler(writerFunc(func(p []byte) {
+		var l logLine
+		if err := json.Unmarshal(p, &l); err != nil {
+			t.Error(err)
+		}
+		if l.Msg == "request" {
+			lines <- l
+		}
+	}), nil))
+}
+
+// TestRequestsAreLogged checks which requests are logged and the content of the lines.
 func TestRequestsAreLogged(t *testing.T) {
 	t.Parallel()
-	type line struct {
-		Level      string
-		Msg        string
-		RequestID  string `json:"request_id"`
-		Method     string
-		Path       string
-		Status     int
-		Upstream   string
-		DurationNS int64 `json:"duration_ns"`
-		Cause      string
-	}
 	host := hostOf(t, func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/500":
@@ -196,31 +213,25 @@ func TestRequestsAreLogged(t *testing.T) {
 	})
 	for _, test := range []struct {
 		which string
-		want  []string // of the paths
+		want  []string // paths
 	}{
 		{sut.LogFailed, []string{"/500", "/abort"}},
 		{sut.LogAll, []string{"/200", "/500", "/abort"}},
 		{sut.LogNone, nil},
 	} {
-		lines := make(chan line, 10)
-		b := newBalancer(t, Config{Balancing: sut.Balancing{LogRequests: test.which}, Log: slog.New(slog.NewJSONHandler(writerFunc(func(p []byte) {
-			var l line
-			if err := json.Unmarshal(p, &l); err != nil {
-				t.Error(err)
-			}
-			if l.Msg == "request" {
-				lines <- l
-			}
-		}), nil))}, host)
-		front := serve(t, b)
+		lines := make(chan logLine, 10)
+		balancing := sut.Balancing{LogRequests: test.which}
+		b := newBalancer(t, Config{Balancing: balancing, Log: logsRequestsTo(t, lines)}, host)
+		address := serve(t, b)
 		for _, path := range []string{"/200", "/500", "/abort"} {
-			raw(t, front, "GET "+path+"?secret=1 HTTP/1.1\r\nHost: h\r\nX-Request-Id: id-of-"+path[1:]+"\r\n\r\n")
+			raw(t, address, "GET "+path+"?secret=1 HTTP/1.1\r\nHost: h\r\nX-Request-Id: id-of-"+path[1:]+"\r\n\r\n")
 		}
 		for _, path := range test.want {
 			select {
 			case l := <-lines:
-				if l.Path != path || l.RequestID != "id-of-"+path[1:] || l.Method != "GET" || l.Upstream != "web-1" || l.DurationNS <= 0 ||
-					(path == "/abort") != (l.Cause != "") || (l.Level == "WARN") != (l.Status >= 500) {
+				if l.Path != path || l.RequestID != "id-of-"+path[1:] || l.Method != "GET" || l.Upstream != "web-1" ||
+					l.DurationNS <= 0 || (path == "/abort") != (l.Cause != "") ||
+					(l.Level == "WARN") != (l.Status >= 500) {
 					t.Errorf("%s: %+v, want a line for %s", test.which, l, path)
 				}
 			case <-time.After(time.Minute):
@@ -229,13 +240,13 @@ func TestRequestsAreLogged(t *testing.T) {
 		}
 		select {
 		case l := <-lines:
-			t.Errorf("%s: %+v was not to be logged", test.which, l)
+			t.Errorf("%s: unexpected line %+v", test.which, l)
 		default:
 		}
 	}
 }
 
-// writerFunc takes what is logged, a line at a time.
+// writerFunc is a function as an io.Writer.
 type writerFunc func(p []byte)
 
 func (f writerFunc) Write(p []byte) (int, error) {

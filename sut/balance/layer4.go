@@ -15,25 +15,26 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// forwarder balances connections: it connects each client with a host and passes
-// bytes both ways until both sides have ended theirs. It reads nothing of them,
-// and has no bound on how long a connection may be idle.
+// forwarder balances connections. It connects each client with a host and forwards
+// bytes both ways until both sides have closed. It does not interpret the bytes, and
+// it has no idle timeout.
 type forwarder struct {
 	pool         *pool
 	dialer       net.Dialer
-	hashes       bool // the policy wants to know the client's address
+	hashes       bool // the policy needs the hash of the client's address
 	redispatched *atomic.Uint64
 
-	accepted, failed, in, out atomic.Uint64
-	tunnelling                sync.WaitGroup
+	accepted, failed atomic.Uint64 // connections
+	in, out          atomic.Uint64 // bytes from clients, to clients
+	tunnelling       sync.WaitGroup
 
 	mu       sync.Mutex
 	listener net.Listener
-	tunnels  map[*tunnel]struct{} // of all hosts
+	tunnels  map[*tunnel]struct{} // open tunnels of all hosts
 	stopped  bool
 }
 
-// serve accepts clients until shutdown, and returns http.ErrServerClosed then.
+// serve accepts clients. It returns http.ErrServerClosed after shutdown.
 func (f *forwarder) serve(listener net.Listener) error {
 	f.mu.Lock()
 	f.listener = listener
@@ -50,8 +51,8 @@ func (f *forwarder) serve(listener net.Listener) error {
 		case errors.Is(err, net.ErrClosed):
 			return http.ErrServerClosed
 		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ECONNABORTED):
-			// It passes, and clients wait in the kernel's queue until then.
-			f.pool.log.Warn("a connection could not be accepted", "cause", err)
+			// These errors are temporary. Clients wait in the kernel's accept queue.
+			f.pool.log.Warn("connection not accepted, trying again", "cause", err, "pause", acceptPause)
 			time.Sleep(acceptPause)
 		default:
 			return fmt.Errorf("balance: accept: %w", err)
@@ -59,10 +60,10 @@ func (f *forwarder) serve(listener net.Listener) error {
 	}
 }
 
-// acceptPause is how long the forwarder waits when it is out of files.
+// acceptPause is the pause before the next accept after a temporary error.
 const acceptPause = 20 * time.Millisecond
 
-// begin takes a client over.
+// begin starts a tunnel for a new client.
 func (f *forwarder) begin(client *net.TCPConn) {
 	f.accepted.Add(1)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -82,7 +83,8 @@ func (f *forwarder) begin(client *net.TCPConn) {
 	})
 }
 
-// carry connects a client with a host and returns when both have ended.
+// carry connects a client with a host, forwards bytes, and returns when both sides
+// have closed.
 func (f *forwarder) carry(ctx context.Context, t *tunnel) {
 	defer t.close()
 	u := f.connect(ctx, t)
@@ -91,49 +93,49 @@ func (f *forwarder) carry(ctx context.Context, t *tunnel) {
 		return
 	}
 	if !f.pool.attach(u, t) {
-		t.close() // it went down meanwhile, and did not know of this connection
+		t.close() // the host went down before attach, so change could not close this tunnel
 	}
 	t.pass(&f.in, &f.out, func(took time.Duration) { f.pool.answered(u, took) })
 	f.pool.detach(u, t)
 	f.pool.release(u, noVerdict, "", 0)
 }
 
-// connect connects to a host, to another one when the first cannot be reached,
-// and returns nil when none can.
+// connect connects to a host, and to another one when the first is unreachable. It
+// returns nil when no host is reachable or ctx ends.
 func (f *forwarder) connect(ctx context.Context, t *tunnel) *upstream {
-	e := errand{}
+	want := pick{}
 	if f.hashes {
-		e.client = hashAddress(t.client.RemoteAddr().String())
+		want.client = hashAddress(t.client.RemoteAddr().String())
 	}
 	routes := f.pool.routes.Load()
 	for {
-		u := f.pool.acquire(routes.all(), e)
+		u := f.pool.acquire(routes.all(), want)
 		if u == nil {
 			now := f.pool.routes.Load()
 			if now == routes {
 				return nil
 			}
-			routes = now // the membership has changed since, and perhaps all hosts with it
+			routes = now // the members have changed, and may include hosts that are up
 			continue
 		}
 		began := time.Now()
 		conn, err := f.dialer.DialContext(ctx, "tcp", u.address)
 		switch {
 		case err == nil:
-			t.lead(conn.(*net.TCPConn))
+			t.setHost(conn.(*net.TCPConn))
 			return u
 		case ctx.Err() != nil:
 			f.pool.release(u, noVerdict, "", 0)
 			return nil
 		}
-		f.pool.unreached(u, err, time.Since(began))
-		e.tried = append(e.tried, u)
+		f.pool.unreachable(u, err, time.Since(began))
+		want.tried = append(want.tried, u)
 		f.redispatched.Add(1)
 	}
 }
 
-// shutdown accepts nobody any more, waits for the connections to end, and closes
-// those that are left when ctx ends.
+// shutdown stops accepting clients and waits for the open connections. When ctx ends
+// first, it closes the remaining ones and returns the error of ctx.
 func (f *forwarder) shutdown(ctx context.Context) error {
 	f.mu.Lock()
 	f.stopped = true
@@ -161,7 +163,7 @@ func (f *forwarder) shutdown(ctx context.Context) error {
 	return errors.Join(err, ctx.Err())
 }
 
-// status counts connections.
+// status returns the counts of connections and bytes.
 func (f *forwarder) status() *sut.ConnectionStatus {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -171,17 +173,17 @@ func (f *forwarder) status() *sut.ConnectionStatus {
 	}
 }
 
-// tunnel is a client's connection and the one to its host.
+// tunnel is a client's connection together with its connection to a host.
 type tunnel struct {
 	client *net.TCPConn
-	cancel context.CancelFunc // gives up connecting
+	cancel context.CancelFunc // cancels a connection attempt to a host
 
 	mu     sync.Mutex
 	host   *net.TCPConn // nil until it is connected
 	closed bool
 }
 
-// close breaks both connections; once is enough.
+// close closes both connections. Further calls do nothing.
 func (t *tunnel) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -190,14 +192,15 @@ func (t *tunnel) close() {
 	}
 	t.closed = true
 	t.cancel()
-	_ = t.client.Close() // there is nobody to tell
+	_ = t.client.Close() // nothing can be done about an error
 	if t.host != nil {
 		_ = t.host.Close()
 	}
 }
 
-// lead has the tunnel lead to a host. When it was broken meanwhile, so is this.
-func (t *tunnel) lead(host *net.TCPConn) {
+// setHost sets the connection to the host. It closes the connection if the tunnel is
+// closed already.
+func (t *tunnel) setHost(host *net.TCPConn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.host = host
@@ -206,12 +209,12 @@ func (t *tunnel) lead(host *net.TCPConn) {
 	}
 }
 
-// pass passes bytes both ways until both sides have ended. It says when the host
-// has answered: the time between the first bytes of the client, or the beginning
-// when the host speaks first, and those of the host.
+// pass forwards bytes both ways until both sides have closed. When the first bytes of
+// the host arrive, it calls answered with the time since the first bytes of the
+// client, or since the start when the host sends first.
 func (t *tunnel) pass(in, out *atomic.Uint64, answered func(took time.Duration)) {
 	began := time.Now()
-	var asked atomic.Int64 // ns since then
+	var asked atomic.Int64 // first bytes of the client, in ns since began
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -222,17 +225,17 @@ func (t *tunnel) pass(in, out *atomic.Uint64, answered func(took time.Duration))
 }
 
 const (
-	// relayBuffer is for the short messages that most are: each direction of an
-	// idle connection keeps one.
+	// relayBuffer is the buffer size of one direction, in bytes. It is small because
+	// idle connections keep their buffers and most messages are short.
 	relayBuffer = 4 << 10
-	// spliceBytes is how many bytes the kernel passes on its own before they are
-	// counted, once a message filled the buffer.
+	// spliceBytes is the number of bytes that the kernel forwards (splice) before the
+	// next count. It is used after a message filled the buffer.
 	spliceBytes = 1 << 20
 )
 
-// direction passes the bytes of one side to the other, and then its end. Before
-// the first of them it calls first. When anything breaks, both connections do: a
-// half-open one would never end.
+// direction forwards bytes from one side to the other, and then the end of the
+// stream. It calls first before it forwards the first bytes. After an error it closes
+// both connections: a half-open tunnel would stay open for ever.
 func (t *tunnel) direction(to, from *net.TCPConn, bytes *atomic.Uint64, first func()) {
 	buffer := make([]byte, relayBuffer)
 	for began := false; ; {
@@ -255,7 +258,7 @@ func (t *tunnel) direction(to, from *net.TCPConn, bytes *atomic.Uint64, first fu
 		}
 		switch {
 		case err == io.EOF:
-			_ = to.CloseWrite() // fails only when the other direction has broken
+			_ = to.CloseWrite() // fails only when the other direction has failed
 			return
 		case err != nil:
 			t.close()

@@ -15,8 +15,8 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// begin4 serves a balancer of connections and returns its address.
-func begin4(t *testing.T, b *Balancer) (address string, served chan error) {
+// serveLayer4 serves a layer 4 balancer and returns its address and the result of Serve.
+func serveLayer4(t *testing.T, b *Balancer) (address string, served chan error) {
 	t.Helper()
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
@@ -27,8 +27,8 @@ func begin4(t *testing.T, b *Balancer) (address string, served chan error) {
 	return listener.Addr().String(), served
 }
 
-// echoes is a host that sends back what it gets.
-func echoes(t *testing.T) string {
+// echoHost starts a host that sends back what it receives, and returns its address.
+func echoHost(t *testing.T) string {
 	t.Helper()
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
@@ -50,8 +50,8 @@ func echoes(t *testing.T) string {
 	return listener.Addr().String()
 }
 
-// call connects and has one word come back.
-func call(t *testing.T, address string) net.Conn {
+// dialAndEcho connects and checks one echo.
+func dialAndEcho(t *testing.T, address string) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
@@ -61,11 +61,12 @@ func call(t *testing.T, address string) net.Conn {
 	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
-	say(t, conn)
+	checkEcho(t, conn)
 	return conn
 }
 
-func say(t *testing.T, conn net.Conn) {
+// checkEcho sends a word and checks that it comes back.
+func checkEcho(t *testing.T, conn net.Conn) {
 	t.Helper()
 	word := []byte("hello")
 	_, _ = conn.Write(word)
@@ -74,15 +75,15 @@ func say(t *testing.T, conn net.Conn) {
 	}
 }
 
-// TestLayer4Drains: with a connection open, shutdown waits until it ends, or
-// until its own time is over.
+// TestLayer4Drains: Shutdown waits for an open connection until its context ends.
 func TestLayer4Drains(t *testing.T) {
 	t.Parallel()
 	for _, patient := range []bool{true, false} {
-		b := newBalancer(t, Config{Balancing: sut.Balancing{Layer: sut.Layer4, HealthInterval: time.Minute}}, echoes(t))
+		cfg := Config{Balancing: sut.Balancing{Layer: sut.Layer4, HealthInterval: time.Minute}}
+		b := newBalancer(t, cfg, echoHost(t))
 		b.probe = func(context.Context, string) error { return nil }
-		address, served := begin4(t, b)
-		conn := call(t, address)
+		address, served := serveLayer4(t, b)
+		conn := dialAndEcho(t, address)
 		ctx, cancel := context.WithCancel(t.Context())
 		down := make(chan error, 1)
 		go func() { down <- b.Shutdown(ctx) }()
@@ -91,9 +92,9 @@ func TestLayer4Drains(t *testing.T) {
 		}
 		if other, err := net.Dial("tcp", address); err == nil {
 			_ = other.Close()
-			t.Error("it accepts while it drains")
+			t.Error("the balancer accepts connections while it drains")
 		}
-		say(t, conn)
+		checkEcho(t, conn)
 		if patient {
 			_ = conn.Close()
 			if err := <-down; err != nil {
@@ -102,10 +103,10 @@ func TestLayer4Drains(t *testing.T) {
 		} else {
 			cancel()
 			if err := <-down; !errors.Is(err, context.Canceled) {
-				t.Errorf("error %v, want that of the context", err)
+				t.Errorf("error %v, want the error of the context", err)
 			}
 			if _, err := conn.Read(make([]byte, 1)); err == nil {
-				t.Error("the connection goes on")
+				t.Error("the connection is still open")
 			}
 		}
 		cancel()
@@ -115,14 +116,15 @@ func TestLayer4Drains(t *testing.T) {
 	}
 }
 
-// TestLayer4LeavesNothing: no goroutine remains. Not parallel, as others'
-// goroutines would be in the way.
-func TestLayer4LeavesNothing(t *testing.T) {
+// TestLayer4LeaksNoGoroutine is not parallel: goleak would report the goroutines of
+// other tests.
+func TestLayer4LeaksNoGoroutine(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	host := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer host.Close()
-	b := newBalancer(t, Config{Balancing: sut.Balancing{Layer: sut.Layer4, HealthInterval: 10 * time.Millisecond}}, host.Listener.Addr().String(), "127.0.0.1:1")
-	address, served := begin4(t, b)
+	cfg := Config{Balancing: sut.Balancing{Layer: sut.Layer4, HealthInterval: 10 * time.Millisecond}}
+	b := newBalancer(t, cfg, host.Listener.Addr().String(), "127.0.0.1:1")
+	address, served := serveLayer4(t, b)
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	for range 20 {
 		res, err := client.Get("http://" + address)
@@ -136,19 +138,20 @@ func TestLayer4LeavesNothing(t *testing.T) {
 	}
 }
 
-// TestLayer4FailuresAreCounted: nobody listens anywhere.
+// TestLayer4FailuresAreCounted uses addresses without a listener.
 func TestLayer4FailuresAreCounted(t *testing.T) {
 	t.Parallel()
-	b := newBalancer(t, Config{Balancing: sut.Balancing{Layer: sut.Layer4, HealthInterval: time.Minute}}, "127.0.0.1:1", "127.0.0.1:2")
+	cfg := Config{Balancing: sut.Balancing{Layer: sut.Layer4, HealthInterval: time.Minute}}
+	b := newBalancer(t, cfg, "127.0.0.1:1", "127.0.0.1:2")
 	b.probe = func(context.Context, string) error { return nil }
-	address, served := begin4(t, b)
+	address, served := serveLayer4(t, b)
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
 	if n, err := conn.Read(make([]byte, 1)); err == nil {
-		t.Errorf("%d bytes came of no host", n)
+		t.Errorf("received %d bytes, and no host is reachable", n)
 	}
 	if err := errors.Join(b.Shutdown(t.Context()), <-served); err != nil {
 		t.Error(err)
@@ -159,33 +162,36 @@ func TestLayer4FailuresAreCounted(t *testing.T) {
 	}
 }
 
-// TestLeastResponseTimeEndToEnd: at layer 7 a host fails at once, and the other
-// gets the work; at layer 4 both are timed.
+// TestLeastResponseTimeEndToEnd: at layer 7, a host that fails quickly gets few requests.
+// At layer 4, the latency of both hosts is measured.
 func TestLeastResponseTimeEndToEnd(t *testing.T) {
 	t.Parallel()
 	fails := hostOf(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
 	works := hostOf(t, func(http.ResponseWriter, *http.Request) {})
-	// A machine that held up the one that works makes it the slower one for a while.
+	// A busy machine can make the working host look slow for a while, so try again.
 	for attempt := 1; ; attempt++ {
 		b := newBalancer(t, Config{Balancing: sut.Balancing{Policy: sut.PolicyLeastResponseTime}}, fails, works)
-		front := serve(t, b)
+		address := serve(t, b)
 		for range 200 {
-			raw(t, front, "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+			raw(t, address, "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
 		}
 		n := b.pool.statusOf(t, "web-1").Requests
 		if n > 0 && n <= 40 {
 			break
 		}
 		if attempt == 5 {
-			t.Fatalf("a host that fails at once got %d of 200 requests, five times in a row", n)
+			t.Fatalf("a host that fails quickly got %d of 200 requests in the last of five attempts", n)
 		}
 	}
 
-	b4 := newBalancer(t, Config{Balancing: sut.Balancing{Layer: sut.Layer4, Policy: sut.PolicyLeastResponseTime, HealthInterval: time.Minute}}, echoes(t), echoes(t))
+	cfg := Config{Balancing: sut.Balancing{
+		Layer: sut.Layer4, Policy: sut.PolicyLeastResponseTime, HealthInterval: time.Minute,
+	}}
+	b4 := newBalancer(t, cfg, echoHost(t), echoHost(t))
 	b4.probe = func(context.Context, string) error { return nil }
-	address, served := begin4(t, b4)
+	address, served := serveLayer4(t, b4)
 	for range 20 {
-		_ = call(t, address).Close()
+		_ = dialAndEcho(t, address).Close()
 	}
 	if err := errors.Join(b4.Shutdown(t.Context()), <-served); err != nil {
 		t.Error(err)

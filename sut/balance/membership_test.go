@@ -14,7 +14,7 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// members is a membership of the hosts with these numbers.
+// members returns upstreams web-N for the given numbers.
 func members(numbers ...int) sut.Upstreams {
 	var m sut.Upstreams
 	for _, n := range numbers {
@@ -23,8 +23,8 @@ func members(numbers ...int) sut.Upstreams {
 	return m
 }
 
-// TestNewMemberIsCheckedAtOnce, and at its own interval from then on. It runs in
-// a bubble of its own time.
+// TestNewMemberIsCheckedAtOnce: a new member is checked at once, and then at each
+// interval until it is removed.
 func TestNewMemberIsCheckedAtOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -41,7 +41,7 @@ func TestNewMemberIsCheckedAtOnce(t *testing.T) {
 		done := make(chan struct{})
 		go func() { defer close(done); b.run(ctx) }()
 		time.Sleep(1500 * time.Millisecond)
-		b.pool.become(members(1, 2))
+		b.pool.setMembers(members(1, 2))
 		if s := b.pool.statusOf(t, "web-2"); s.Up || s.Cause != "not checked yet" {
 			t.Errorf("before its first check: %+v", s)
 		}
@@ -53,7 +53,7 @@ func TestNewMemberIsCheckedAtOnce(t *testing.T) {
 			t.Errorf("after its first check: %+v", s)
 		}
 		time.Sleep(time.Second)
-		// It goes, and so do its checks.
+		// After its removal it is not checked.
 		if err := b.SetUpstreams(ctx, members(1)); err != nil {
 			t.Error(err)
 		}
@@ -71,21 +71,21 @@ func TestNewMemberIsCheckedAtOnce(t *testing.T) {
 	})
 }
 
-// TestLeavingHostComesBack: a host that is still at work when it is a member
-// again is the same, with its counts; who waited for its end need not.
-func TestLeavingHostComesBack(t *testing.T) {
+// TestDrainingHostComesBack: a host that becomes a member again while it drains keeps
+// its counts, and the SetUpstreams call that waits for its drain returns.
+func TestDrainingHostComesBack(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := newBalancer(t, Config{}, "192.0.2.1:80", "192.0.2.2:80")
-		u := b.pool.acquire(b.pool.routes.Load().all(), errand{held: "web-1"})
+		u := b.pool.acquire(b.pool.routes.Load().all(), pick{sticky: "web-1"})
 		first := make(chan error, 1)
 		go func() { first <- b.SetUpstreams(t.Context(), members(2)) }()
 		synctest.Wait()
 		if s := b.pool.statusOf(t, "web-1"); s.Up || !s.Draining || s.InFlight != 1 {
-			t.Errorf("while it leaves: %+v", s)
+			t.Errorf("while it drains: %+v", s)
 		}
-		if got := b.pool.acquire(b.pool.routes.Load().all(), errand{held: "web-1"}); got.node != "web-2" {
-			t.Error("a host that leaves was picked")
+		if got := b.pool.acquire(b.pool.routes.Load().all(), pick{sticky: "web-1"}); got.node != "web-2" {
+			t.Error("a draining host was picked")
 		}
 		if err := b.SetUpstreams(t.Context(), members(1, 2)); err != nil {
 			t.Error(err)
@@ -97,7 +97,7 @@ func TestLeavingHostComesBack(t *testing.T) {
 			t.Errorf("as a member again: %+v", s)
 		}
 		b.pool.release(u, succeeded, "", 0)
-		// Another address is another host.
+		// The same name at another address is a new host.
 		moved := members(1, 2)
 		moved.Peers[0].Address = "192.0.2.9:80"
 		if err := b.SetUpstreams(t.Context(), moved); err != nil {
@@ -112,23 +112,25 @@ func TestLeavingHostComesBack(t *testing.T) {
 func TestMembershipDoesNotWaitForEver(t *testing.T) {
 	t.Parallel()
 	b := newBalancer(t, Config{}, "192.0.2.1:80", "192.0.2.2:80")
-	u := b.pool.acquire(b.pool.routes.Load().all(), errand{held: "web-1"})
+	u := b.pool.acquire(b.pool.routes.Load().all(), pick{sticky: "web-1"})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := b.SetUpstreams(ctx, members(2)); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "web-1") {
+	err := b.SetUpstreams(ctx, members(2))
+	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "web-1") {
 		t.Errorf("error %v, want one about web-1", err)
 	}
 	b.pool.release(u, succeeded, "", 0)
-	if err := b.SetUpstreams(t.Context(), members(2)); err != nil || len(b.pool.leaving) > 0 {
-		t.Errorf("error %v, leaving %v", err, b.pool.leaving)
+	if err := b.SetUpstreams(t.Context(), members(2)); err != nil || len(b.pool.draining) > 0 {
+		t.Errorf("error %v, draining %v", err, b.pool.draining)
 	}
 }
 
-// TestPicksDuringChanges: while the membership changes, who asks gets a host, and
-// every count comes back to 0.
+// TestPicksDuringChanges: every pick gets a host while the members change, and all
+// in-flight counts return to 0.
 func TestPicksDuringChanges(t *testing.T) {
 	t.Parallel()
-	b := newBalancer(t, Config{Balancing: sut.Balancing{Policy: sut.PolicyWeightedRoundRobin}}, "192.0.2.1:80", "192.0.2.2:80", "192.0.2.3:80")
+	cfg := Config{Balancing: sut.Balancing{Policy: sut.PolicyWeightedRoundRobin}}
+	b := newBalancer(t, cfg, "192.0.2.1:80", "192.0.2.2:80", "192.0.2.3:80")
 	p := b.pool
 	stop := make(chan struct{})
 	var all sync.WaitGroup
@@ -141,7 +143,7 @@ func TestPicksDuringChanges(t *testing.T) {
 				default:
 				}
 				routes := p.routes.Load()
-				u := p.acquire(routes.all(), errand{})
+				u := p.acquire(routes.all(), pick{})
 				if u == nil {
 					if routes == p.routes.Load() {
 						t.Error("no host")
@@ -170,27 +172,26 @@ func TestPicksDuringChanges(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 	}
-	if len(p.leaving) > 0 {
-		t.Errorf("%d hosts never left", len(p.leaving))
+	if len(p.draining) > 0 {
+		t.Errorf("%d hosts still drain", len(p.draining))
 	}
 }
 
-// TestMembershipChangesConditions: the routes of a membership replace those from
-// before, conditions included.
-func TestMembershipChangesConditions(t *testing.T) {
+// TestNewRoutesReplaceOldOnes: SetUpstreams replaces all routes, with their conditions.
+func TestNewRoutesReplaceOldOnes(t *testing.T) {
 	t.Parallel()
 	b := newBalancer(t, Config{}, "192.0.2.1:80", "192.0.2.2:80")
 	req, err := http.NewRequest("GET", "/img/1", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	where := func() (nodes string) {
+	hostsOfRequest := func() (nodes string) {
 		for _, u := range b.pool.routes.Load().of(req).group.members {
 			nodes += u.node + " "
 		}
 		return nodes
 	}
-	if got := where(); got != "web-1 web-2 " {
+	if got := hostsOfRequest(); got != "web-1 web-2 " {
 		t.Errorf("without routes: %s", got)
 	}
 	for path, want := range map[string]string{"/img/*": "web-2 ", "/img/2": "web-1 web-2 ", "/img/1": "web-2 "} {
@@ -199,34 +200,35 @@ func TestMembershipChangesConditions(t *testing.T) {
 		if err := b.SetUpstreams(t.Context(), m); err != nil {
 			t.Fatal(err)
 		}
-		if got := where(); got != want {
+		if got := hostsOfRequest(); got != want {
 			t.Errorf("%s: %s, want %s", path, got, want)
 		}
 	}
 }
 
-func TestHeldHosts(t *testing.T) {
+func TestStickyValue(t *testing.T) {
 	t.Parallel()
 	p := poolOf(4, sut.PolicyRoundRobin)
 	r := newRouting([]sut.Route{{Path: "/upload", To: []string{"web-1"}}, {To: []string{"web-2", "web-3"}}}, p.members)
 	for _, test := range []struct {
-		held  string
-		group int
-		node  string
-		want  string
+		sticky string
+		group  int
+		node   string
+		want   string
 	}{
 		{"", 0, "web-1", "web-1"},
-		{"web-2", 0, "web-1", "web-1:web-2"},       // of another route: kept
-		{"web-1:web-2", 1, "web-3", "web-3:web-1"}, // of the same route: replaced
+		{"web-2", 0, "web-1", "web-1:web-2"},       // web-2 belongs to another route: kept
+		{"web-1:web-2", 1, "web-3", "web-3:web-1"}, // web-2 belongs to the same route: replaced
 		{"web-9:web-2:web-2", 0, "web-1", "web-1:web-2"},
 		{"web-4", 2, "web-3", "web-3"},
 		{strings.Repeat("x:", 1000), 1, "web-2", "web-2"},
 	} {
-		if got := holdInstead(test.held, r, (*r)[test.group].group, test.node); got != test.want || !holds(got, test.node) {
-			t.Errorf("%q with %s: %q, want %q", test.held, test.node, got, test.want)
+		got := stickyValue(test.sticky, r, (*r)[test.group].group, test.node)
+		if got != test.want || !listsNode(got, test.node) {
+			t.Errorf("%q with %s: %q, want %q", test.sticky, test.node, got, test.want)
 		}
 	}
-	if holds("web-11:xweb-1", "web-1") || holds("", "web-1") {
-		t.Error("holds a host by a part of its name")
+	if listsNode("web-11:xweb-1", "web-1") || listsNode("", "web-1") {
+		t.Error("a part of a name counts as the name")
 	}
 }

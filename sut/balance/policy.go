@@ -8,30 +8,30 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// candidate is a host as a policy sees it.
+// candidate is the state of a host that a policy uses.
 type candidate struct {
 	available bool    // up, and not tried yet for this request
-	inFlight  int     // requests that it is working on
-	weight    float64 // its share, against the others' weights; above 0
+	inFlight  int     // requests in flight
+	weight    float64 // its share, relative to the other weights; above 0
 	name      uint64  // hash of its name
-	latency   float64 // its smoothed time to the first byte, in ns; 0 = nobody knows
-	// credit is what weightedRoundRobin owes the host. It is the one field that a
-	// policy changes, for the next call.
+	latency   float64 // smoothed time to the first byte, in ns; 0 = not measured yet
+	// credit is the number of picks that weightedRoundRobin owes the host, in units
+	// of weight. It is the only field that a policy changes, for the next call.
 	credit float64
 }
 
-// turn is what a policy is told besides the candidates.
+// turn holds the other inputs of a policy.
 type turn struct {
-	last   int    // the index that was picked before, -1 at first
+	last   int    // the index of the previous pick, -1 before the first
 	client uint64 // hash of the client's address
 }
 
-// policy picks the host for a request: the index of an available candidate, or
-// -1 when there is none. Policies are pure functions of what they are given; who
-// calls them keeps the candidates and the turn, and calls them one at a time.
+// policy picks the host for a request. It returns the index of an available
+// candidate, or -1 when there is none. A policy keeps no state of its own: the
+// caller keeps the candidates and the turn, and calls it one at a time.
 //
-// Only weighted_round_robin heeds weights: the other policies either know no
-// shares (round_robin, ip_hash) or find out themselves what a host can do.
+// Only weighted_round_robin uses weights. round_robin and ip_hash give all hosts
+// equal shares, and the other policies measure the capacity of a host.
 type policy func(candidates []candidate, t turn) int
 
 // policies lists the policies by name.
@@ -45,8 +45,7 @@ func policies() map[string]policy {
 	}
 }
 
-// roundRobin picks the next one that is available. A host that is left out does
-// not double the share of its neighbour.
+// roundRobin picks the next available host after the previous pick.
 func roundRobin(candidates []candidate, t turn) int {
 	for step := range candidates {
 		if i := (t.last + 1 + step) % len(candidates); candidates[i].available {
@@ -56,12 +55,12 @@ func roundRobin(candidates []candidate, t turn) int {
 	return -1
 }
 
-// weightedRoundRobin picks each as often as its weight says, evenly mixed: with
-// weights 5, 1, 1 the first is picked a a b a c a a and not a a a a a b c. Every
-// pick owes all available hosts their weights and pays the sum to the one that
-// is owed most. Source: nginx, ngx_http_upstream_round_robin.c, "smooth weighted
-// round-robin balancing". No host is ever owed more than the sum, so one that
-// was away does not come back to a burst.
+// weightedRoundRobin picks hosts in proportion to their weights, and mixes them
+// evenly: weights 5, 1, 1 give a a b a c a a, not a a a a a b c. Each pick adds its
+// weight to the credit of every available host, picks the host with the highest
+// credit, and subtracts the sum of the weights from that credit. Source: nginx,
+// ngx_http_upstream_round_robin.c, "smooth weighted round-robin balancing". The credit
+// of a host never exceeds the sum, so a host that was down gets no burst on return.
 func weightedRoundRobin(candidates []candidate, _ turn) int {
 	best, sum := -1, 0.0
 	for i := range candidates {
@@ -81,11 +80,12 @@ func weightedRoundRobin(candidates []candidate, _ turn) int {
 	return best
 }
 
-// ipHash picks by the client's address, by highest random weight: each pair of
-// client and host has a number, and the largest wins. A host that goes takes
-// only its own clients along, and they return with it. Balancers that do not
-// know each other agree. Source: Thaler and Ravishankar, "Using Name-Based
-// Mappings to Increase Hit Rates", IEEE/ACM Transactions on Networking 6(1), 1998.
+// ipHash picks by the client's address, with highest random weight (rendezvous)
+// hashing: each pair of client and host has a score, and the highest score wins.
+// When a host goes down, only its own clients move, and they move back when it is
+// up again. Independent balancers pick the same host. Source: Thaler and Ravishankar,
+// "Using Name-Based Mappings to Increase Hit Rates", IEEE/ACM Transactions on
+// Networking 6(1), 1998.
 func ipHash(candidates []candidate, t turn) int {
 	best, highest := -1, uint64(0)
 	for i, c := range candidates {
@@ -96,16 +96,16 @@ func ipHash(candidates []candidate, t turn) int {
 	return best
 }
 
-// leastConn picks one with the fewest requests in flight. Among equals it is
-// the next in turn: the first of them would get all requests of an idle system.
+// leastConn picks a host with the fewest requests in flight. Equal hosts are picked
+// in turn: otherwise the first host would get all requests of an idle system.
 func leastConn(candidates []candidate, t turn) int {
 	return leastOf(candidates, t, func(c candidate) float64 { return float64(c.inFlight) })
 }
 
-// leastResponseTime picks the one that should answer first: the time that it
-// needs for one request, times those that would be before this one and itself.
-// One that nobody knows is tried with a single request, and after that gets more
-// only when no other is known.
+// leastResponseTime picks the host with the shortest expected response time: its
+// latency times the number of requests in flight, this one included. A host without
+// a measured latency gets one request. It gets more only when no available host has
+// a measured latency.
 func leastResponseTime(candidates []candidate, t turn) int {
 	return leastOf(candidates, t, func(c candidate) float64 {
 		if c.latency == 0 && c.inFlight > 0 {
@@ -115,8 +115,8 @@ func leastResponseTime(candidates []candidate, t turn) int {
 	})
 }
 
-// leastOf picks an available candidate with the lowest score, among equals the
-// next in turn.
+// leastOf picks an available candidate with the lowest score. Equal candidates are
+// picked in turn.
 func leastOf(candidates []candidate, t turn, score func(candidate) float64) int {
 	best, lowest := -1, 0.0
 	for step := range candidates {
@@ -131,31 +131,31 @@ func leastOf(candidates []candidate, t turn, score func(candidate) float64) int 
 	return best
 }
 
-// latency is the smoothed time to the first byte of a host: an exponentially
-// weighted mean over time, so that it weighs seconds and not requests. Times are
-// since any fixed moment. Without news it fades to 0, so that a host that was
-// slow is tried again.
+// latency is the smoothed time to the first byte of a host: a mean whose weights
+// decay exponentially with age. The decay depends on time, not on the number of
+// requests. Without new observations it decays to 0, so that a slow host is tried
+// again. Times are offsets from one fixed moment.
 type latency struct {
-	ns float64 // at the time; 0 = never observed
-	at time.Duration
+	ns float64       // value at the time at; 0 = never observed
+	at time.Duration // time of the last observation
 }
 
 const (
-	// latencyDecay is how long it takes until what was observed counts for 1/e.
+	// latencyDecay is the time after which the weight of an observation is 1/e.
 	latencyDecay = 2 * time.Second
-	// A failure counts as an answer that took twice as long as the host needs,
-	// and at least failureFloor: one failure in a thousand hardly matters, and a
-	// host that fails all requests at once is soon the slowest of all.
+	// A failure counts as an answer that took twice the current latency, and at least
+	// failureFloor. So one failure in a thousand has little effect, and a host that
+	// fails all requests quickly does not attract more requests by looking fast.
 	failureFloor   = 10 * time.Millisecond
 	failureCeiling = time.Minute
 )
 
-// now is the latency at a later time.
+// now returns the latency at a later time, in ns.
 func (l latency) now(at time.Duration) float64 {
 	return l.ns * math.Exp(-float64(at-l.at)/float64(latencyDecay))
 }
 
-// observe adds an answer, or a failure, that took so long.
+// observe returns the latency after one more answer or failure.
 func (l latency) observe(at, took time.Duration, failed bool) latency {
 	faded, sample := l.now(at), float64(max(took, 1))
 	switch {
@@ -168,8 +168,8 @@ func (l latency) observe(at, took time.Duration, failed bool) latency {
 	return latency{faded + sample*share, at}
 }
 
-// hashAddress hashes a client's "IP:port" without the port. What is no address
-// hashes like all others of the kind.
+// hashAddress hashes the IP of an "IP:port" address. It returns 0 when the address
+// is invalid.
 func hashAddress(address string) uint64 {
 	parsed, err := netip.ParseAddrPort(address)
 	if err != nil {
@@ -179,8 +179,8 @@ func hashAddress(address string) uint64 {
 	return hashBytes(ip[:])
 }
 
-// hashBytes is the same in every process: FNV-1a, and then a finaliser, because FNV
-// alone hardly changes the high bits of short inputs.
+// hashBytes returns a hash that is the same in every process: FNV-1a with a
+// finaliser. FNV-1a alone leaves the high bits of short inputs almost unchanged.
 func hashBytes[T string | []byte](data T) uint64 {
 	hash := uint64(14695981039346656037)
 	for i := range len(data) {
@@ -189,7 +189,7 @@ func hashBytes[T string | []byte](data T) uint64 {
 	return mix(hash)
 }
 
-// mix is the finaliser of SplitMix64: every bit of the input moves every bit of
+// mix is the finaliser of SplitMix64: every bit of the input affects every bit of
 // the result. Source: Steele, Lea, Flood, "Fast splittable pseudorandom number
 // generators", OOPSLA 2014.
 func mix(x uint64) uint64 {

@@ -5,13 +5,13 @@ import (
 	"testing"
 )
 
-// someHosts draws up to twelve candidates, some of them not available.
-func someHosts(random *rand.Rand) (candidates []candidate, available int) {
+// randomCandidates returns up to twelve candidates. Some of them are not available.
+func randomCandidates(random *rand.Rand) (candidates []candidate, available int) {
 	candidates = make([]candidate, 1+random.IntN(12))
 	for i := range candidates {
 		candidates[i] = candidate{
-			available: random.IntN(3) > 0, inFlight: random.IntN(5), weight: float64(1 + random.IntN(5)), name: random.Uint64(),
-			latency: random.Float64() * float64(random.IntN(2)),
+			available: random.IntN(3) > 0, inFlight: random.IntN(5), weight: float64(1 + random.IntN(5)),
+			name: random.Uint64(), latency: random.Float64() * float64(random.IntN(2)),
 		}
 		if candidates[i].available {
 			available++
@@ -20,12 +20,15 @@ func someHosts(random *rand.Rand) (candidates []candidate, available int) {
 	return candidates, available
 }
 
-// forMany runs a property on drawn candidates; its seed is printed on failure.
-func forMany(t *testing.T, property func(t *testing.T, random *rand.Rand, candidates []candidate, available int)) {
+// forRandomCandidates checks a property with random candidates. It prints the seed on
+// failure.
+func forRandomCandidates(
+	t *testing.T, property func(t *testing.T, random *rand.Rand, candidates []candidate, available int),
+) {
 	t.Helper()
 	for seed := range uint64(2000) {
 		random := rand.New(rand.NewPCG(seed, 0))
-		candidates, available := someHosts(random)
+		candidates, available := randomCandidates(random)
 		property(t, random, candidates, available)
 		if t.Failed() {
 			t.Fatalf("seed %d: %+v", seed, candidates)
@@ -33,26 +36,25 @@ func forMany(t *testing.T, property func(t *testing.T, random *rand.Rand, candid
 	}
 }
 
-func TestPoliciesPickWhatIsAvailable(t *testing.T) {
+func TestPoliciesPickAvailableHosts(t *testing.T) {
 	t.Parallel()
 	for name, pick := range policies() {
-		forMany(t, func(t *testing.T, random *rand.Rand, candidates []candidate, available int) {
+		forRandomCandidates(t, func(t *testing.T, random *rand.Rand, candidates []candidate, available int) {
 			got := pick(candidates, turn{last: random.IntN(len(candidates)+1) - 1, client: random.Uint64()})
 			switch {
 			case available == 0 && got != -1:
-				t.Errorf("%s picked %d of none", name, got)
+				t.Errorf("%s picked %d, and no host is available", name, got)
 			case available > 0 && (got < 0 || !candidates[got].available):
-				t.Errorf("%s picked %d", name, got)
+				t.Errorf("%s picked %d, which is not available", name, got)
 			}
 		})
 	}
 }
 
-// TestRoundRobinIsExact: after k rounds each available host has been picked k
-// times, whichever is left out, and no host twice within a round.
+// TestRoundRobinIsExact: after k rounds each available host was picked k times.
 func TestRoundRobinIsExact(t *testing.T) {
 	t.Parallel()
-	forMany(t, func(t *testing.T, random *rand.Rand, candidates []candidate, available int) {
+	forRandomCandidates(t, func(t *testing.T, random *rand.Rand, candidates []candidate, available int) {
 		last := random.IntN(len(candidates)+1) - 1
 		counts := make([]int, len(candidates))
 		for round := range 5 {
@@ -72,21 +74,21 @@ func TestRoundRobinIsExact(t *testing.T) {
 
 func TestLeastConnPicksTheLeastBusy(t *testing.T) {
 	t.Parallel()
-	forMany(t, func(t *testing.T, random *rand.Rand, candidates []candidate, _ int) {
+	forRandomCandidates(t, func(t *testing.T, random *rand.Rand, candidates []candidate, _ int) {
 		got := leastConn(candidates, turn{last: random.IntN(len(candidates)+1) - 1})
 		for i, c := range candidates {
 			if c.available && c.inFlight < candidates[got].inFlight {
-				t.Errorf("picked %d, and %d is less busy", got, i)
+				t.Errorf("picked %d, but %d has fewer requests in flight", got, i)
 			}
 		}
 	})
 }
 
-// TestLeastConnBreaksTiesFairly: equally busy hosts are picked in turn, others
-// not at all.
+// TestLeastConnBreaksTiesFairly: the hosts with the fewest requests are picked in
+// turn, and the other hosts are not picked.
 func TestLeastConnBreaksTiesFairly(t *testing.T) {
 	t.Parallel()
-	forMany(t, func(t *testing.T, random *rand.Rand, candidates []candidate, available int) {
+	forRandomCandidates(t, func(t *testing.T, random *rand.Rand, candidates []candidate, available int) {
 		if available == 0 {
 			return
 		}
@@ -104,15 +106,15 @@ func TestLeastConnBreaksTiesFairly(t *testing.T) {
 		}
 		for i, n := range counts {
 			if c := candidates[i]; n != 0 && n != 5 || (n == 5) != (c.available && c.inFlight == least) {
-				t.Errorf("in five rounds: %v", counts)
+				t.Errorf("picks in five rounds: %v", counts)
 				return
 			}
 		}
 	})
 }
 
-// TestLeastConnEvensOut: with requests that never end, no two hosts differ by
-// more than one.
+// TestLeastConnEvensOut: when requests never end, the counts of any two hosts differ by
+// at most one.
 func TestLeastConnEvensOut(t *testing.T) {
 	t.Parallel()
 	candidates := make([]candidate, 7)

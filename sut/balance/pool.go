@@ -15,23 +15,24 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// pool holds the hosts and hands them out. One mutex guards it all: a pick and
-// the count that it changes are one step, so that the distribution is exact,
-// and at a few tens of thousands of requests a second nobody waits for it.
+// pool holds the hosts and picks one for each request. One mutex guards all its
+// state, so that a pick and the count that it changes are one step. Otherwise
+// concurrent picks would make the distribution inexact. At a few tens of thousands of
+// requests per second the mutex is not contended.
 type pool struct {
 	cfg    Config
 	policy policy
-	timed  bool // the policy wants to know how long hosts take
+	timed  bool // the policy needs the latency of hosts
 	log    *slog.Logger
 	began  time.Time
-	routes atomic.Pointer[routing] // replaced with the members
+	routes atomic.Pointer[routing] // replaced when the members change
 
-	mu      sync.Mutex
-	members []*upstream
-	leaving []*upstream // members no more, and not finished
+	mu       sync.Mutex
+	members  []*upstream
+	draining []*upstream // removed members that still have requests in flight
 }
 
-// newPool makes a pool whose hosts count as well.
+// newPool makes a pool whose hosts count as healthy.
 func newPool(cfg Config) *pool {
 	p := &pool{
 		cfg: cfg, policy: policies()[cfg.Policy], timed: cfg.Policy == sut.PolicyLeastResponseTime,
@@ -39,42 +40,44 @@ func newPool(cfg Config) *pool {
 	}
 	for _, peer := range cfg.Peers {
 		u := newUpstream(cfg, peer)
-		u.well = true
+		u.healthy = true
 		p.members = append(p.members, u)
 	}
 	p.routes.Store(newRouting(cfg.Routes, p.members))
 	return p
 }
 
-// group is the hosts that a policy picks from: those of a route, or all.
+// group is the set of hosts that a policy picks from: the hosts of a route, or all
+// hosts.
 type group struct {
 	members []*upstream
 
 	// Guarded by the pool's mutex.
-	candidates []candidate // of the members, in their order
-	last       int         // what the policy picked before
+	candidates []candidate // state of members, in the same order
+	last       int         // index of the previous pick
 }
 
 func newGroup(members []*upstream) *group {
 	return &group{members: members, candidates: make([]candidate, len(members)), last: -1}
 }
 
-// errand is what a host is wanted for.
-type errand struct {
-	held   string      // names of hosts, as a cookie lists them: the first that is up is taken
+// pick holds the inputs for the choice of a host.
+type pick struct {
+	sticky string      // names of hosts, as the sticky cookie lists them
 	client uint64      // hash of the client's address
-	tried  []*upstream // left out
+	tried  []*upstream // hosts to skip
 }
 
-// acquire picks a host of the group and counts the errand as in flight there:
-// the one that is held when it is up, else what the policy says. It returns nil
-// when none is left; what it returns goes back with release.
-func (p *pool) acquire(g *group, e errand) *upstream {
+// acquire picks a host of the group and counts one more request, at layer 4 one more
+// connection, in flight there. It prefers a host of the sticky cookie that is up, and
+// asks the policy otherwise. It returns nil when no host is available. The caller
+// must call release on the host.
+func (p *pool) acquire(g *group, want pick) *upstream {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if e.held != "" {
+	if want.sticky != "" {
 		for _, u := range g.members {
-			if u.up() && holds(e.held, u.node) && !slices.Contains(e.tried, u) {
+			if u.up() && listsNode(want.sticky, u.node) && !slices.Contains(want.tried, u) {
 				return u.take()
 			}
 		}
@@ -85,12 +88,13 @@ func (p *pool) acquire(g *group, e errand) *upstream {
 	}
 	for i, u := range g.members {
 		c := &g.candidates[i]
-		c.available, c.inFlight, c.weight, c.name = u.up() && !slices.Contains(e.tried, u), u.inFlight, u.weight, u.hash
+		c.available = u.up() && !slices.Contains(want.tried, u)
+		c.inFlight, c.weight, c.name = u.inFlight, u.weight, u.hash
 		if p.timed {
 			c.latency = u.latency.now(now)
 		}
 	}
-	i := p.policy(g.candidates, turn{last: g.last, client: e.client})
+	i := p.policy(g.candidates, turn{last: g.last, client: want.client})
 	if i < 0 {
 		return nil
 	}
@@ -104,54 +108,55 @@ func (u *upstream) take() *upstream {
 	return u
 }
 
-// unreached gives a host back that no connection could be made to. One that refused it
-// is taken out: nobody listens there, and to wait for the next check would only cost
-// other requests a detour.
-func (p *pool) unreached(u *upstream, err error, took time.Duration) {
+// unreachable releases a host after a failed connection attempt. A refused connection
+// marks the host down at once: no process listens there, and until the next check
+// every request to it would need another attempt.
+func (p *pool) unreachable(u *upstream, err error, took time.Duration) {
 	p.release(u, failed, err.Error(), took)
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		p.mu.Lock()
-		u.verdicts++
+		u.refusals++
 		p.mu.Unlock()
-		p.set(u, err)
+		p.setHealth(u, err)
 	}
 }
 
-// verdictsOf is taken before a check and handed to checked after it.
-func (p *pool) verdictsOf(u *upstream) uint64 {
+// refusalsOf returns the count of refused connections. The caller reads it before a
+// health check and passes it to checked.
+func (p *pool) refusalsOf(u *upstream) uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return u.verdicts
+	return u.refusals
 }
 
-// checked applies the result of a health check. A good one is void when a
-// request learnt better meanwhile: the check may have been answered by a server
-// that died right after.
-func (p *pool) checked(u *upstream, verdicts uint64, err error) {
-	if err == nil && verdicts != p.verdictsOf(u) {
+// checked applies the result of a health check; refusals is the count from before the
+// check. A good result is ignored when a connection was refused since then. It would
+// mark a host up whose server answered the check and then died.
+func (p *pool) checked(u *upstream, refusals uint64, err error) {
+	if err == nil && refusals != p.refusalsOf(u) {
 		return
 	}
-	p.set(u, err)
+	p.setHealth(u, err)
 }
 
-// set makes a host well (nil) or not.
-func (p *pool) set(u *upstream, err error) {
+// setHealth marks a host healthy (nil) or unhealthy.
+func (p *pool) setHealth(u *upstream, err error) {
 	p.change(u, func() {
-		u.well, u.unwell = err == nil, ""
+		u.healthy, u.unhealthyCause = err == nil, ""
 		if err != nil {
-			u.unwell = err.Error()
+			u.unhealthyCause = err.Error()
 		}
 	})
 }
 
-// change changes what is known of a host. When it goes up or down by that, it is
-// counted and logged, and the connections of a host that is not well are
-// dropped.
+// change applies a change to the state of a host. It counts and logs the change when
+// the host went up or down. It closes the layer 4 connections of a host that became
+// unhealthy, but not of one that was ejected.
 func (p *pool) change(u *upstream, apply func()) {
 	p.mu.Lock()
-	before := u.fit()
+	before := u.usable()
 	apply()
-	after, cause := u.fit(), u.cause()
+	after, cause := u.usable(), u.cause()
 	var broken []*tunnel
 	switch {
 	case before == after:
@@ -159,7 +164,7 @@ func (p *pool) change(u *upstream, apply func()) {
 		u.wentUp++
 	default:
 		u.wentDown++
-		if !u.well {
+		if !u.healthy {
 			for t := range u.tunnels {
 				broken = append(broken, t)
 			}
@@ -180,17 +185,17 @@ func (p *pool) change(u *upstream, apply func()) {
 	}
 }
 
-// attach notes a connection that was made to a host, and reports whether the
-// host is well still. answered says how long it took to the first byte; detach
-// forgets it.
+// attach registers a layer 4 connection with its host, and reports whether the host
+// is still healthy.
 func (p *pool) attach(u *upstream, t *tunnel) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	u.tunnels[t] = struct{}{}
 	u.failures = 0
-	return u.well
+	return u.healthy
 }
 
+// answered records the time to the first byte of a layer 4 connection.
 func (p *pool) answered(u *upstream, took time.Duration) {
 	if !p.timed {
 		return
@@ -200,32 +205,32 @@ func (p *pool) answered(u *upstream, took time.Duration) {
 	u.latency = u.latency.observe(time.Since(p.began), took, false)
 }
 
+// detach removes a layer 4 connection from its host.
 func (p *pool) detach(u *upstream, t *tunnel) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(u.tunnels, t)
 }
 
-// departure is a host that is no member any more; over is closed when it has
-// finished what it had, or is a member again.
+// departure is a removed host.
 type departure struct {
 	node string
-	over <-chan struct{}
+	over <-chan struct{} // closed when it has drained, or is a member again
 }
 
-// become makes other hosts the members and returns those that
-// have something to finish, from this change or an earlier one. A host is the
-// same when its name and address are.
-func (p *pool) become(m sut.Upstreams) []departure {
+// setMembers replaces the members and returns the hosts that were removed by this
+// change, or by an earlier one and still drain. A host keeps its state when its name
+// and address stay the same.
+func (p *pool) setMembers(m sut.Upstreams) []departure {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	known := slices.Concat(p.members, p.leaving)
+	known := slices.Concat(p.members, p.draining)
 	p.members = nil
 	for _, peer := range m.Peers {
 		i := slices.IndexFunc(known, func(u *upstream) bool { return u.node == peer.Node && u.address == peer.Address })
 		if i < 0 {
 			u := newUpstream(p.cfg, peer)
-			u.unwell = "not checked yet"
+			u.unhealthyCause = "not checked yet"
 			p.members = append(p.members, u)
 			continue
 		}
@@ -238,7 +243,7 @@ func (p *pool) become(m sut.Upstreams) []departure {
 		}
 		p.members = append(p.members, u)
 	}
-	p.leaving = known
+	p.draining = known
 	p.routes.Store(newRouting(m.Routes, p.members))
 	var departures []departure
 	for _, u := range known {
@@ -253,8 +258,8 @@ func (p *pool) become(m sut.Upstreams) []departure {
 	return departures
 }
 
-// finish says that a host that is no member has nothing in flight. The mutex is
-// held.
+// finish ends the drain of a removed host that has nothing in flight. The caller
+// holds the mutex.
 func (p *pool) finish(u *upstream) {
 	close(u.left)
 	close(u.gone)
@@ -262,11 +267,11 @@ func (p *pool) finish(u *upstream) {
 		u.readmit.Stop()
 	}
 	u.transport.CloseIdleConnections()
-	p.leaving = slices.DeleteFunc(slices.Clone(p.leaving), func(l *upstream) bool { return l == u })
+	p.draining = slices.DeleteFunc(slices.Clone(p.draining), func(d *upstream) bool { return d == u })
 }
 
-// unwatched returns the members whose health nobody checks, and counts them as
-// checked.
+// unwatched returns the members without a goroutine that checks their health, and
+// marks them as watched. The caller must start that goroutine.
 func (p *pool) unwatched() []*upstream {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -280,11 +285,12 @@ func (p *pool) unwatched() []*upstream {
 	return list
 }
 
-// close drops what is idle, when nothing is in flight any more.
+// close closes the idle connections and stops the timers. Call it when nothing is in
+// flight.
 func (p *pool) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, u := range slices.Concat(p.members, p.leaving) {
+	for _, u := range slices.Concat(p.members, p.draining) {
 		if u.readmit != nil {
 			u.readmit.Stop()
 		}
@@ -292,15 +298,15 @@ func (p *pool) close() {
 	}
 }
 
-// status describes the hosts at one moment: the members, and those that leave.
+// status returns a snapshot of the hosts: the members, then the draining hosts.
 func (p *pool) status() []sut.UpstreamStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var list []sut.UpstreamStatus
 	known := map[string]bool{}
-	for _, u := range slices.Concat(p.members, p.leaving) {
+	for _, u := range slices.Concat(p.members, p.draining) {
 		if known[u.node] {
-			continue // left under this name, while another address has it
+			continue // it drains, and another address has its name now
 		}
 		known[u.node] = true
 		s := sut.UpstreamStatus{
@@ -315,22 +321,22 @@ func (p *pool) status() []sut.UpstreamStatus {
 	return list
 }
 
-// routing says which hosts get which requests: the first route that matches counts, and
-// the last matches all. It never changes.
+// routing is the list of routes. The first match decides, and the last route matches
+// all requests. It is immutable.
 type routing []route
 
-// route is a sut.Route, taken apart.
+// route is a parsed sut.Route.
 type route struct {
 	method, path         string
-	prefix               bool // path is a beginning
+	prefix               bool // path is a prefix
 	header, headerValue  string
 	cookie, cookieValue  string
-	anyHeader, anyCookie bool // it must be there, whatever its value
-	hosts                string
+	anyHeader, anyCookie bool   // any value matches
+	hosts                string // names, separated by commas; "" = all hosts
 	group                *group
 }
 
-// newRouting adds to the routes one that matches all requests, to all hosts.
+// newRouting parses the routes and appends one that sends all requests to all hosts.
 func newRouting(routes []sut.Route, members []*upstream) *routing {
 	var r routing
 	for _, declared := range routes {
@@ -386,10 +392,10 @@ func (r *route) matchesHeader(values []string) bool {
 	return r.anyHeader && len(values) > 0 || !r.anyHeader && slices.Contains(values, r.headerValue)
 }
 
-// without says what a client is told when none of the route's hosts is up.
-func (r *route) without() string {
+// noHostMessage returns the error for a client when no host of the route is up.
+func (r *route) noHostMessage() string {
 	if r.hosts == "" {
 		return "no web host is up, try again later"
 	}
-	return "no web host is up for this part of the service (" + r.hosts + "), the rest goes on; try again later"
+	return "no web host is up for this route (" + r.hosts + "); other routes may work; try again later"
 }

@@ -11,17 +11,18 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// poolOf makes a pool of n hosts that nobody connects to.
+// poolOf makes a pool of n hosts whose addresses are unreachable.
 func poolOf(n int, policy string) *pool {
 	cfg := sut.Balancing{Policy: policy}
 	for i := range n {
-		cfg.Peers = append(cfg.Peers, sut.Peer{Node: fmt.Sprintf("web-%d", i+1), Address: fmt.Sprintf("192.0.2.%d:80", i+1)})
+		peer := sut.Peer{Node: fmt.Sprintf("web-%d", i+1), Address: fmt.Sprintf("192.0.2.%d:80", i+1)}
+		cfg.Peers = append(cfg.Peers, peer)
 	}
 	return newPool(Config{Balancing: cfg.Complete(), Log: slog.New(slog.DiscardHandler)})
 }
 
-// TestRoundRobinIsExactUnderConcurrency: the counts are exact, and not merely
-// close, however many requests arrive at once.
+// TestRoundRobinIsExactUnderConcurrency: concurrent requests are spread exactly evenly,
+// not only approximately.
 func TestRoundRobinIsExactUnderConcurrency(t *testing.T) {
 	t.Parallel()
 	p := poolOf(3, sut.PolicyRoundRobin)
@@ -29,7 +30,7 @@ func TestRoundRobinIsExactUnderConcurrency(t *testing.T) {
 	for range 30 {
 		all.Go(func() {
 			for range 100 {
-				p.release(p.acquire(p.routes.Load().all(), errand{}), succeeded, "", 0)
+				p.release(p.acquire(p.routes.Load().all(), pick{}), succeeded, "", 0)
 			}
 		})
 	}
@@ -41,16 +42,16 @@ func TestRoundRobinIsExactUnderConcurrency(t *testing.T) {
 	}
 }
 
-// TestNamedHostLeavesTheTurnAlone: users who stay on their host do not disturb
-// the even spread of the others.
-func TestNamedHostLeavesTheTurnAlone(t *testing.T) {
+// TestStickyUsersKeepTheTurn: requests with a sticky cookie do not change the round
+// robin order of the other requests.
+func TestStickyUsersKeepTheTurn(t *testing.T) {
 	t.Parallel()
 	p := poolOf(3, sut.PolicyRoundRobin)
 	all := p.routes.Load().all()
 	var got []string
 	for range 6 {
-		p.release(p.acquire(all, errand{held: "web-2"}), succeeded, "", 0)
-		u := p.acquire(all, errand{held: "web-99"})
+		p.release(p.acquire(all, pick{sticky: "web-2"}), succeeded, "", 0)
+		u := p.acquire(all, pick{sticky: "web-99"})
 		got = append(got, u.node)
 		p.release(u, succeeded, "", 0)
 	}
@@ -59,22 +60,22 @@ func TestNamedHostLeavesTheTurnAlone(t *testing.T) {
 	}
 }
 
-func TestAcquireLeavesOutWhatWasTried(t *testing.T) {
+func TestAcquireSkipsTriedHosts(t *testing.T) {
 	t.Parallel()
 	p := poolOf(3, sut.PolicyLeastConn)
 	all := p.routes.Load().all()
 	var tried []*upstream
 	for range 3 {
-		u := p.acquire(all, errand{held: "web-2", tried: tried})
+		u := p.acquire(all, pick{sticky: "web-2", tried: tried})
 		if u == nil {
-			t.Fatalf("nothing left after %d", len(tried))
+			t.Fatalf("no host available after %d", len(tried))
 		}
 		tried = append(tried, u)
 	}
 	if tried[0].node != "web-2" {
-		t.Errorf("first picked %s, want the one asked for", tried[0].node)
+		t.Errorf("first picked %s, want web-2 of the cookie", tried[0].node)
 	}
-	if u := p.acquire(all, errand{tried: tried}); u != nil {
+	if u := p.acquire(all, pick{tried: tried}); u != nil {
 		t.Errorf("picked %s a second time", u.node)
 	}
 }
@@ -85,28 +86,28 @@ func TestHostsGoDownAndUp(t *testing.T) {
 	u := p.members[0]
 	sick := errors.New("sick")
 
-	p.checked(u, p.verdictsOf(u), sick)
-	p.checked(u, p.verdictsOf(u), sick)
+	p.checked(u, p.refusalsOf(u), sick)
+	p.checked(u, p.refusalsOf(u), sick)
 	if got := p.status()[0]; got.Up || got.WentDown != 1 || got.Cause != "sick" {
 		t.Errorf("after two bad checks: %+v", got)
 	}
-	if got := p.acquire(p.routes.Load().all(), errand{held: "web-1"}); got.node != "web-2" {
+	if got := p.acquire(p.routes.Load().all(), pick{sticky: "web-1"}); got.node != "web-2" {
 		t.Error("a host that is down was picked")
 	}
-	p.checked(u, p.verdictsOf(u), nil)
+	p.checked(u, p.refusalsOf(u), nil)
 	if got := p.status()[0]; !got.Up || got.WentUp != 1 || got.Cause != "" {
 		t.Errorf("after a good check: %+v", got)
 	}
 
-	// A check is answered, the host dies, a request is refused, and only then
-	// the result of the check comes in.
-	verdicts := p.verdictsOf(u)
-	p.unreached(p.acquire(p.routes.Load().all(), errand{held: "web-1"}), syscall.ECONNREFUSED, 0)
-	p.checked(u, verdicts, nil)
+	// The order of events: the host answers a check, the host dies, a connection is
+	// refused, the result of the check is applied.
+	refusals := p.refusalsOf(u)
+	p.unreachable(p.acquire(p.routes.Load().all(), pick{sticky: "web-1"}), syscall.ECONNREFUSED, 0)
+	p.checked(u, refusals, nil)
 	if got := p.status()[0]; got.Up || got.WentDown != 2 {
-		t.Errorf("a stale check brought a dead host back: %+v", got)
+		t.Errorf("a stale check marked a dead host up: %+v", got)
 	}
-	p.checked(u, p.verdictsOf(u), nil)
+	p.checked(u, p.refusalsOf(u), nil)
 	if got := p.status()[0]; !got.Up || got.WentUp != 2 {
 		t.Errorf("after a good check: %+v", got)
 	}

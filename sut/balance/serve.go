@@ -17,46 +17,45 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// exchange is one request and its answer. It is what the client's server, the
-// reverse proxy and the transport know in common, in one piece, because each
-// piece costs: to the first it is the handler's ResponseWriter, to the second
-// its transport.
+// exchange is one request and its answer. It is the ResponseWriter of the handler and
+// the transport of the reverse proxy. One struct holds the state of both to save
+// allocations.
 type exchange struct {
 	http.ResponseWriter
 	balancer *Balancer
-	proxy    httputil.ReverseProxy // with this exchange as its transport
+	proxy    httputil.ReverseProxy // its transport is this exchange
 	client   context.Context       // ends when the client leaves
 	began    time.Time
-	id       [1]string // the request's id, as the value of a header
-	code     int       // that the client was sent: 100 to 999, once WriteHeader was called
-	complete bool      // the client was sent all of the answer
+	id       [1]string // the request id, as the value of a header
+	code     int       // status sent to the client: 100 to 999, 0 before WriteHeader
+	complete bool      // the complete answer was sent to the client
 	route    *route
-	held     string // the value of the client's cookie
-	node     string // of the host that was tried last
+	sticky   string // value of the client's sticky cookie
+	node     string // the host that was tried last
 	cause    error  // why the request failed
 	attempt  attempt
 	body     answerBody
 }
 
-// serve handles one request of a client, and counts and logs it when it has come
-// to its end, however it ended.
+// serve handles one request of a client. It counts and logs the request at its end,
+// after failures too.
 func (b *Balancer) serve(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{ResponseWriter: w, balancer: b, proxy: b.proxy, client: r.Context(), began: time.Now()}
 	x.id[0] = b.ids.Of(r.Header)
 	x.proxy.Transport = x
 	defer x.finish(r)
 	if r.Method == http.MethodConnect {
-		// A tunnel has no end that could be counted, and no host of ours wants one.
-		x.refuse(http.StatusMethodNotAllowed, "CONNECT is not supported: ask for a path of this server")
+		// The web hosts do not support tunnels.
+		x.refuse(http.StatusMethodNotAllowed, "CONNECT is not supported: request a path of this server")
 	} else {
 		x.proxy.ServeHTTP(x, r)
 	}
 	x.complete = true
 }
 
-// WriteHeader notes the status that the client is sent.
+// WriteHeader records the status that is sent to the client.
 func (x *exchange) WriteHeader(code int) {
-	// 103 Early Hints and the like come before the status.
+	// Informational statuses, such as 103 Early Hints, come before the final one.
 	if code >= http.StatusOK {
 		x.code = code
 	}
@@ -90,21 +89,22 @@ func (x *exchange) finish(r *http.Request) {
 		slog.Int64("duration_ns", time.Since(x.began).Nanoseconds()), slog.String("cause", cause))
 }
 
-// rewrite turns the client's request into the one for a host. What it leaves
-// out, the exchange does once it knows the host. Hop-by-hop headers are gone
-// when it is called.
+// rewrite turns the client's request into the request for a host. RoundTrip later sets
+// the parts that depend on the host. The reverse proxy has already removed the
+// hop-by-hop headers.
 func rewrite(pr *httputil.ProxyRequest) {
 	pr.Out.URL.Scheme = "http"
-	// The reverse proxy drops what it cannot parse; that is for the host to judge.
+	// The reverse proxy removes query parameters that it cannot parse. The host must
+	// get them and decide.
 	pr.Out.URL.RawQuery = pr.In.URL.RawQuery
 	pr.Out.Header["X-Forwarded-For"] = pr.In.Header["X-Forwarded-For"]
 	pr.SetXForwarded() // appends the client's address
-	// No switching of protocols; without these, a host answers as usual.
+	// Protocols are not switched. Without these headers, a host sends a normal answer.
 	pr.Out.Header.Del("Connection")
 	pr.Out.Header.Del("Upgrade")
 }
 
-// fail answers a request that no host answered.
+// fail sends an error to the client when no host answered the request.
 func (b *Balancer) fail(w http.ResponseWriter, r *http.Request, err error) {
 	x := w.(*exchange)
 	x.cause = err
@@ -113,14 +113,14 @@ func (b *Balancer) fail(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.Is(err, errNoUpstream):
 		x.Header().Set("Retry-After", b.retryAfter)
-		x.Header().Set("X-Degraded", "web") // as the web tier says which tier is away
-		x.refuse(http.StatusServiceUnavailable, x.route.without())
+		x.Header().Set("X-Degraded", "web") // names the tier that is down, as the web tier does
+		x.refuse(http.StatusServiceUnavailable, x.route.noHostMessage())
 	case r.Context().Err() != nil:
-		// Nobody is left to read an answer. finish counts the request all the same.
+		// The client has left, so no answer is sent. finish still counts the request.
 		x.code, x.cause = sut.StatusClientGone, errors.New("the client left")
 		panic(http.ErrAbortHandler)
 	case errors.Is(err, errClientBody):
-		x.refuse(http.StatusBadRequest, "the request body could not be read to its end")
+		x.refuse(http.StatusBadRequest, "the request body is incomplete or malformed")
 	case errors.As(err, &timeout) && timeout.Timeout():
 		x.refuse(http.StatusGatewayTimeout, "the web host did not answer in time")
 	case errors.As(err, &lost):
@@ -130,21 +130,21 @@ func (b *Balancer) fail(w http.ResponseWriter, r *http.Request, err error) {
 	}
 }
 
-// refuse answers in the balancer's own name.
+// refuse sends an error of the balancer itself.
 func (x *exchange) refuse(code int, text string) {
 	x.Header()[sut.RequestIDHeader] = x.id[:]
 	writeError(x, code, text)
 }
 
-// writeError answers with an error as all our services do.
+// writeError sends an error in the JSON format of all nodes.
 func writeError(w http.ResponseWriter, code int, text string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	// The client may have gone; there is nobody else to tell.
+	// Encode fails only when the client has left.
 	_ = json.NewEncoder(w).Encode(sut.ErrorBody{Error: text})
 }
 
-// cookieOf returns the value of the first cookie of that name.
+// cookieOf returns the value of the first cookie with the name.
 func cookieOf(header http.Header, name string) (value string, found bool) {
 	for _, line := range header["Cookie"] {
 		for pair := range strings.SplitSeq(line, ";") {
@@ -157,11 +157,10 @@ func cookieOf(header http.Header, name string) (value string, found bool) {
 	return "", false
 }
 
-// takeCookie removes the cookies of that name from a request and returns the
-// value of the first, "" when there is none. What else the header holds stays
-// as it is.
+// takeCookie removes the cookies with the name from a request and returns the value of
+// the first one, "" when there is none. It does not change other cookies.
 func takeCookie(header http.Header, name string) string {
-	// Most requests hold no such cookie, and then nothing is copied.
+	// Most requests have no such cookie. They return here without a copy.
 	maybe := func(line string) bool { return strings.Contains(line, name+"=") }
 	if !slices.ContainsFunc(header["Cookie"], maybe) {
 		return ""
@@ -187,22 +186,22 @@ func takeCookie(header http.Header, name string) string {
 	return value
 }
 
-// setCookie adds a cookie to a response, as HAProxy's "cookie NAME insert
-// nocache httponly" does: what carries one user's cookie is not for a shared
-// cache.
+// setCookie adds a cookie to a response, as HAProxy's "cookie NAME insert nocache
+// httponly" does. "private" prevents a shared cache from serving one user's cookie to
+// other users.
 func setCookie(header http.Header, name, value string) {
 	header.Add("Set-Cookie", name+"="+value+"; path=/; HttpOnly")
 	header.Add("Cache-Control", "private")
 }
 
-// A user stays on one host of each route that has hosts of its own: the session
-// may be in the memory of one, while another takes the uploads. So the cookie's
-// value is a list of names with colons between them; most have one.
-const heldSeparator = ":"
+// stickySeparator separates the names of hosts in the sticky cookie. The cookie lists
+// one host for each route with its own hosts: one host may have the user's session in
+// memory, and another one may receive the uploads.
+const stickySeparator = ":"
 
-// holds reports whether a cookie's value lists a host.
-func holds(held, node string) bool {
-	for name := range strings.SplitSeq(held, heldSeparator) {
+// listsNode reports whether the value of a sticky cookie lists a host.
+func listsNode(sticky, node string) bool {
+	for name := range strings.SplitSeq(sticky, stickySeparator) {
 		if name == node {
 			return true
 		}
@@ -210,25 +209,25 @@ func holds(held, node string) bool {
 	return false
 }
 
-// holdInstead is the value that lists a host in place of the others of its
-// group. Names that are in none of the groups are dropped, so that the list
-// cannot grow without end.
-func holdInstead(held string, r *routing, g *group, node string) string {
+// stickyValue returns the new value of a sticky cookie. The host replaces the other
+// hosts of its group. Unknown names are dropped: a client could make the list grow
+// without limit.
+func stickyValue(sticky string, r *routing, g *group, node string) string {
 	names := []string{node}
 	named := func(name string) func(*upstream) bool { return func(u *upstream) bool { return u.node == name } }
-	for name := range strings.SplitSeq(held, heldSeparator) {
+	for name := range strings.SplitSeq(sticky, stickySeparator) {
 		known := slices.ContainsFunc(r.all().members, named(name))
 		if known && !slices.ContainsFunc(g.members, named(name)) && !slices.Contains(names, name) {
 			names = append(names, name)
 		}
 	}
-	return strings.Join(names, heldSeparator)
+	return strings.Join(names, stickySeparator)
 }
 
-// bufferPool lends the buffers that bodies are copied through.
+// bufferPool holds the buffers for copying bodies.
 type bufferPool struct{ pool sync.Pool }
 
-// bufferSize is the size of a buffer in bytes: io.Copy's.
+// bufferSize is the size of a buffer in bytes, the same as in io.Copy.
 const bufferSize = 32 << 10
 
 func (p *bufferPool) Get() []byte {
@@ -238,5 +237,5 @@ func (p *bufferPool) Get() []byte {
 	return make([]byte, bufferSize)
 }
 
-// Put keeps the array and not the slice, whose header would cost an allocation.
+// Put stores a pointer to the array: storing the slice would allocate its header.
 func (p *bufferPool) Put(buffer []byte) { p.pool.Put((*[bufferSize]byte)(buffer)) }

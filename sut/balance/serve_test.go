@@ -22,7 +22,7 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// serve puts a balancer on a port and returns the address.
+// serve serves a balancer on a free port and returns the address.
 func serve(t *testing.T, b *Balancer) string {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(b.serve))
@@ -33,7 +33,7 @@ func serve(t *testing.T, b *Balancer) string {
 	return server.Listener.Addr().String()
 }
 
-// raw sends bytes to a balancer and returns the response, its body read.
+// raw sends the bytes of a request to a balancer and returns the response and its body.
 func raw(t *testing.T, address, request string) (*http.Response, string) {
 	t.Helper()
 	conn, err := net.Dial("tcp", address)
@@ -65,81 +65,84 @@ func hostOf(t *testing.T, handler http.HandlerFunc) string {
 	return server.Listener.Addr().String()
 }
 
-// finished waits until a balancer has counted a request with that status.
-func finished(t *testing.T, b *Balancer, code string) {
+// waitFinished waits until a balancer has counted a request with the status. It then
+// checks that no other status was counted and that no request is in flight.
+func waitFinished(t *testing.T, b *Balancer, code string) {
 	t.Helper()
-	deadline := time.After(time.Minute)
-	for {
-		status, err := b.Status(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if status.Responses[code] > 0 {
-			if n := len(status.Responses); n != 1 {
-				t.Errorf("responses %v, want %s alone", status.Responses, code)
-			}
-			for _, u := range status.Upstreams {
-				if u.InFlight != 0 {
-					t.Errorf("%d in flight at %s", u.InFlight, u.Node)
-				}
-			}
-			return
-		}
-		select {
-		case <-deadline:
+	var status sut.BalancerStatus
+	ticker := time.NewTicker(time.Millisecond)
+	defer ticker.Stop()
+	for deadline := time.Now().Add(time.Minute); status.Responses[code] == 0; <-ticker.C {
+		status, _ = b.Status(t.Context())
+		if time.Now().After(deadline) {
 			t.Fatalf("no %s was counted: %v", code, status.Responses)
-		case <-time.After(time.Millisecond):
+		}
+	}
+	if n := len(status.Responses); n != 1 {
+		t.Errorf("responses %v, want only %s", status.Responses, code)
+	}
+	for _, u := range status.Upstreams {
+		if u.InFlight != 0 {
+			t.Errorf("%d in flight at %s", u.InFlight, u.Node)
 		}
 	}
 }
 
-func TestOwnAnswers(t *testing.T) {
+// nonsenseHost and switchingHost send answers that no client asked for.
+func nonsenseHost(w http.ResponseWriter, _ *http.Request) {
+	hijackAndSend(w, "SSH-2.0-OpenSSH_9.2\r\n\r\n")
+}
+
+func switchingHost(w http.ResponseWriter, _ *http.Request) {
+	hijackAndSend(w, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+}
+
+func hijackAndSend(w http.ResponseWriter, bytes string) {
+	conn, _, err := w.(http.Hijacker).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	_, _ = io.WriteString(conn, bytes)
+	_ = conn.Close()
+}
+
+// TestOwnErrors checks the errors that the balancer itself sends.
+func TestOwnErrors(t *testing.T) {
 	t.Parallel()
 	hang := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 	read := func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }
-	nonsense := func(w http.ResponseWriter, _ *http.Request) {
-		conn, _, err := w.(http.Hijacker).Hijack()
-		if err != nil {
-			panic(err)
-		}
-		_, _ = io.WriteString(conn, "SSH-2.0-OpenSSH_9.2\r\n\r\n")
-		_ = conn.Close()
-	}
-	switches := func(w http.ResponseWriter, _ *http.Request) {
-		conn, _, err := w.(http.Hijacker).Hijack()
-		if err != nil {
-			panic(err)
-		}
-		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-		_ = conn.Close()
-	}
+	const get, post = "GET / HTTP/1.1\r\nHost: h\r\n", "POST / HTTP/1.1\r\nHost: h\r\n"
 	for _, test := range []struct {
 		name, request string
 		host          http.HandlerFunc
 		timeout       time.Duration
 		status        int
 	}{
-		{"no answer in time", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", hang, 200 * time.Millisecond, 504},
-		{"no HTTP", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", nonsense, time.Minute, 502},
-		{"protocol switched unasked", "GET / HTTP/1.1\r\nHost: h\r\n\r\n", switches, time.Minute, 502},
-		{"malformed body", "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n", read, time.Minute, 400},
+		{"no answer in time", get + "\r\n", hang, 200 * time.Millisecond, 504},
+		{"no HTTP", get + "\r\n", nonsenseHost, time.Minute, 502},
+		{"protocol switched without a request", get + "\r\n", switchingHost, time.Minute, 502},
+		{
+			"malformed body", post + "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n",
+			read, time.Minute, 400,
+		},
 		{"tunnel", "CONNECT h:80 HTTP/1.1\r\nHost: h:80\r\n\r\n", read, time.Minute, 405},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			b := newBalancer(t, Config{Balancing: sut.Balancing{ResponseTimeout: test.timeout, Sticky: true}}, hostOf(t, test.host))
+			cfg := Config{Balancing: sut.Balancing{ResponseTimeout: test.timeout, Sticky: true}}
+			b := newBalancer(t, cfg, hostOf(t, test.host))
 			res, body := raw(t, serve(t, b), test.request)
 			if res.StatusCode != test.status {
 				t.Errorf("status %d, want %d: %s", res.StatusCode, test.status, body)
 			}
-			var says struct{ Error string }
-			if err := json.Unmarshal([]byte(body), &says); err != nil || says.Error == "" {
+			var answer struct{ Error string }
+			if err := json.Unmarshal([]byte(body), &answer); err != nil || answer.Error == "" {
 				t.Errorf("body %q", body)
 			}
 			if cookies := res.Header["Set-Cookie"]; len(cookies) > 0 {
-				t.Errorf("an error of the balancer's own sets %q", cookies)
+				t.Errorf("an error of the balancer itself sets cookies %q", cookies)
 			}
-			finished(t, b, fmt.Sprint(test.status))
+			waitFinished(t, b, fmt.Sprint(test.status))
 		})
 	}
 }
@@ -164,7 +167,7 @@ func TestClientThatLeftIsCounted(t *testing.T) {
 		t.Errorf("status %d", res.StatusCode)
 		_ = res.Body.Close()
 	}
-	finished(t, b, "499")
+	waitFinished(t, b, "499")
 }
 
 func TestEarlyHintsAndTrailersPass(t *testing.T) {
@@ -200,16 +203,17 @@ func TestEarlyHintsAndTrailersPass(t *testing.T) {
 	if want := "[103</site.css>; rel=preload]"; fmt.Sprint(hints) != want {
 		t.Errorf("hints %v, want %s", hints, want)
 	}
-	finished(t, b, "200")
+	waitFinished(t, b, "200")
 }
 
-// TestNothingIsLeft: with the servers and the balancer closed, no goroutine
-// remains. Not parallel, as others' goroutines would be in the way.
-func TestNothingIsLeft(t *testing.T) {
+// TestShutdownLeaksNoGoroutine is not parallel: goleak would report the goroutines of
+// other tests.
+func TestShutdownLeaksNoGoroutine(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	host := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer host.Close()
-	b := newBalancer(t, Config{Balancing: sut.Balancing{HealthInterval: 10 * time.Millisecond}}, host.Listener.Addr().String(), "127.0.0.1:1")
+	cfg := Config{Balancing: sut.Balancing{HealthInterval: 10 * time.Millisecond}}
+	b := newBalancer(t, cfg, host.Listener.Addr().String(), "127.0.0.1:1")
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -237,7 +241,8 @@ func TestBadConfigurationIsRefused(t *testing.T) {
 	}
 }
 
-// TestRegistryIsNotShared: the figures of two balancers would be added up.
+// TestRegistryIsNotShared: a second balancer on one registry is an error, because the
+// metrics have no label for the balancer.
 func TestRegistryIsNotShared(t *testing.T) {
 	t.Parallel()
 	b := newBalancer(t, Config{}, "127.0.0.1:80")

@@ -12,10 +12,10 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// picks is how many picks each policy is compared with theory over.
+// picks is the number of picks for each comparison of a policy with theory.
 const picks = 1_000_000
 
-// fleet makes hosts that are up, with these weights.
+// fleet makes available hosts with the given weights.
 func fleet(weights ...float64) []candidate {
 	hosts := make([]candidate, len(weights))
 	for i, w := range weights {
@@ -24,7 +24,8 @@ func fleet(weights ...float64) []candidate {
 	return hosts
 }
 
-// TestRoundRobinShares: of a million picks every host gets its share, to one.
+// TestRoundRobinShares: after a million picks, no host is more than one pick away from
+// its share.
 func TestRoundRobinShares(t *testing.T) {
 	t.Parallel()
 	hosts, counts, last := fleet(1, 1, 1, 1, 1, 1, 1), [7]int{}, -1
@@ -39,8 +40,8 @@ func TestRoundRobinShares(t *testing.T) {
 	}
 }
 
-// TestWeightedShares: at no moment of a million picks is a host more than one
-// pick away from its share, whatever the weights.
+// TestWeightedShares: after each of a million picks, every host is close to its share.
+// The bounds are in the loop.
 func TestWeightedShares(t *testing.T) {
 	t.Parallel()
 	for _, weights := range [][]float64{{1, 1, 1}, {5, 1, 1}, {3, 2, 1}, {0.1, 2.5, 100, 7}} {
@@ -51,17 +52,17 @@ func TestWeightedShares(t *testing.T) {
 		for n := 1; n <= picks; n++ {
 			counts[weightedRoundRobin(hosts, turn{})]++
 			for i, w := range weights {
-				// A host may be ahead by a pick and behind by the picks of the others
-				// that are ahead.
+				// A host may be ahead of its share by one pick. It may be behind by one
+				// pick for each other host.
 				if d := counts[i] - float64(n)*w/sum; d > 1.000001 || d < -float64(len(weights)-1) {
-					t.Fatalf("weights %v: after %d picks host %d is %v off its share", weights, n, i, d)
+					t.Fatalf("weights %v: after %d picks host %d deviates by %v from its share", weights, n, i, d)
 				}
 			}
 		}
 	}
 }
 
-// TestWeightedMixes is nginx's own example.
+// TestWeightedMixes uses the example from nginx.
 func TestWeightedMixes(t *testing.T) {
 	t.Parallel()
 	hosts, got := fleet(5, 1, 1), ""
@@ -73,8 +74,8 @@ func TestWeightedMixes(t *testing.T) {
 	}
 }
 
-// TestWeightedReturnsWithoutABurst: a host that was away for long gets no more
-// than its share when it is back.
+// TestWeightedReturnsWithoutABurst: a host that was down for long gets only its share
+// when it is up again.
 func TestWeightedReturnsWithoutABurst(t *testing.T) {
 	t.Parallel()
 	hosts := fleet(1, 1, 1)
@@ -88,19 +89,19 @@ func TestWeightedReturnsWithoutABurst(t *testing.T) {
 		counts[weightedRoundRobin(hosts, turn{})]++
 	}
 	if counts[1] < 9 || counts[1] > 11 {
-		t.Errorf("of 30 picks after its return the host got %d", counts[1])
+		t.Errorf("the host got %d of 30 picks after its return", counts[1])
 	}
 }
 
-// source is the n-th of many addresses.
-func source(n int) uint64 {
+// clientHash returns the hash of the n-th client address.
+func clientHash(n int) uint64 {
 	var ip [4]byte
 	binary.BigEndian.PutUint32(ip[:], 10<<24|uint32(n))
 	return hashAddress(netip.AddrPortFrom(netip.AddrFrom4(ip), uint16(n)).String())
 }
 
-// chiSquare is the sum of squared deviations from equal counts, each over what
-// was expected; hosts that should have nothing are left out.
+// chiSquare returns Pearson's chi-square statistic of the counts against equal counts.
+// It skips the host with the index without.
 func chiSquare(counts []int, without int) float64 {
 	total, hosts := 0, 0
 	for i, n := range counts {
@@ -117,78 +118,80 @@ func chiSquare(counts []int, without int) float64 {
 	return sum
 }
 
-// TestIPHashShares spreads a million neighbouring addresses over seven hosts, and
-// then one of these dies. The bounds are exceeded by chance once in a thousand.
+// TestIPHashShares spreads a million neighbouring addresses over seven hosts, and then
+// stops one host. The bounds are the 99.9th percentiles of the chi-square distribution.
 func TestIPHashShares(t *testing.T) {
 	t.Parallel()
 	hosts := fleet(1, 1, 1, 1, 1, 1, 1)
 	home, counts := make([]int8, picks), make([]int, 7)
 	for n := range home {
-		i := ipHash(hosts, turn{client: source(n)})
+		i := ipHash(hosts, turn{client: clientHash(n)})
 		home[n] = int8(i)
 		counts[i]++
 	}
 	if x := chiSquare(counts, -1); x > 22.46 {
-		t.Errorf("chi square %v with 6 degrees of freedom: %v", x, counts)
+		t.Errorf("chi-square %v with 6 degrees of freedom: %v", x, counts)
 	}
 	const dead = 3
 	hosts[dead].available = false
 	moved := make([]int, 7)
 	for n := range home {
-		i := ipHash(hosts, turn{client: source(n)})
+		i := ipHash(hosts, turn{client: clientHash(n)})
 		switch {
 		case home[n] == dead:
 			moved[i]++
 		case int(home[n]) != i:
-			t.Fatalf("address %d moved from host %d to %d, and host %d died", n, home[n], i, dead)
+			t.Fatalf("address %d moved from host %d to %d, but only host %d is down", n, home[n], i, dead)
 		}
 	}
 	if x := chiSquare(moved, dead); moved[dead] != 0 || x > 20.52 {
-		t.Errorf("the dead host's addresses went to %v: chi square %v with 5 degrees of freedom", moved, x)
+		t.Errorf("the addresses of the dead host moved to %v: chi-square %v with 5 degrees of freedom", moved, x)
 	}
 	hosts[dead].available = true
 	for n := range home {
-		if i := ipHash(hosts, turn{client: source(n)}); i != int(home[n]) {
-			t.Fatalf("with all hosts back address %d is on host %d, and was on %d", n, i, home[n])
+		if i := ipHash(hosts, turn{client: clientHash(n)}); i != int(home[n]) {
+			t.Fatalf("with all hosts up again, address %d is on host %d, want %d", n, i, home[n])
 		}
 	}
 }
 
-func TestHashAddressKnowsAddressesAlone(t *testing.T) {
+func TestHashAddressIgnoresPorts(t *testing.T) {
 	t.Parallel()
 	one := hashAddress("192.0.2.1:1000")
 	for address, same := range map[string]bool{
-		"192.0.2.1:2000": true, "[::ffff:192.0.2.1]:1000": true, "192.0.2.2:1000": false, "[2001:db8::1]:1000": false, "@": false,
+		"192.0.2.1:2000": true, "[::ffff:192.0.2.1]:1000": true,
+		"192.0.2.2:1000": false, "[2001:db8::1]:1000": false, "@": false,
 	} {
 		if got := hashAddress(address) == one; got != same {
-			t.Errorf("%s hashes as 192.0.2.1: %v", address, got)
+			t.Errorf("%s has the hash of 192.0.2.1: %v, want %v", address, got, same)
 		}
 	}
 }
 
-// queueing simulates hosts that work on one request at a time, first come first
-// served, for exponentially distributed times. Its clock is in seconds.
+// queueing simulates hosts with a FIFO queue each. A host serves one request at a time,
+// with exponentially distributed service times. All times are in seconds.
 type queueing struct {
 	random *rand.Rand
 	policy policy
 	hosts  []candidate
-	rates  []float64 // requests per second that a host can do
-	broken int       // index of a host that answers with errors at once; -1 for none
+	rates  []float64 // service rate of each host, in requests per second
+	broken int       // index of the host that answers with errors at once; -1 for none
 
 	now     float64
 	last    int
-	ends    []float64   // when the host finishes what it is at
-	arrived [][]float64 // when the requests came that are at the host
+	ends    []float64   // per host: when its current request finishes
+	arrived [][]float64 // per host: arrival times of its current and queued requests
 	latency []latency
 	picked  []int
 	done    int
-	waited  float64 // sum of the times from coming to finishing
+	waited  float64 // sum of the times from arrival to finish
 }
 
 func newQueueing(seed uint64, p policy, rates ...float64) *queueing {
 	q := &queueing{
 		random: rand.New(rand.NewPCG(seed, 0)), policy: p, hosts: fleet(rates...), rates: rates, broken: -1, last: -1,
-		ends: make([]float64, len(rates)), arrived: make([][]float64, len(rates)), latency: make([]latency, len(rates)), picked: make([]int, len(rates)),
+		ends: make([]float64, len(rates)), arrived: make([][]float64, len(rates)),
+		latency: make([]latency, len(rates)), picked: make([]int, len(rates)),
 	}
 	for i := range q.ends {
 		q.ends[i] = math.Inf(1)
@@ -220,7 +223,7 @@ func (q *queueing) begin(i int) {
 	}
 }
 
-// next is the host that finishes first.
+// next returns the host that finishes its current request first.
 func (q *queueing) next() int {
 	first := 0
 	for i, end := range q.ends {
@@ -231,7 +234,7 @@ func (q *queueing) next() int {
 	return first
 }
 
-// finish lets that host finish.
+// finish ends the current request of a host.
 func (q *queueing) finish(i int) {
 	q.now = q.ends[i]
 	took := q.now - q.arrived[i][0]
@@ -245,7 +248,8 @@ func (q *queueing) finish(i int) {
 	}
 }
 
-// closed has so many clients, each of which asks again as soon as it is answered.
+// closed simulates a closed loop: each client sends its next request when it gets an
+// answer.
 func (q *queueing) closed(clients int) *queueing {
 	for range clients {
 		q.arrive()
@@ -257,7 +261,7 @@ func (q *queueing) closed(clients int) *queueing {
 	return q
 }
 
-// open has requests come at a rate, independently of each other.
+// open simulates an open loop: requests arrive as a Poisson process with the rate.
 func (q *queueing) open(rate float64) *queueing {
 	at := 0.0
 	for range picks {
@@ -274,8 +278,8 @@ func (q *queueing) open(rate float64) *queueing {
 func (q *queueing) share(i int) float64 { return float64(q.picked[i]) / picks }
 func (q *queueing) mean() float64       { return q.waited / float64(q.done) }
 
-// erlangC is the probability that a request waits in an M/M/n queue with an
-// offered load of a hosts' work. Source: Kleinrock, Queueing Systems I, 1975, 3.5.
+// erlangC returns the probability that a request waits in an M/M/n queue with an
+// offered load of a erlangs. Source: Kleinrock, Queueing Systems I, 1975, 3.5.
 func erlangC(n int, a float64) float64 {
 	sum, term := 0.0, 1.0
 	for k := range n {
@@ -286,12 +290,14 @@ func erlangC(n int, a float64) float64 {
 	return last / (sum + last)
 }
 
-// TestLoadAwareSharesOfBusyHosts: with clients enough that no host is ever idle,
-// each host does what it can, and no more is sent to it.
+// TestLoadAwareSharesOfBusyHosts: when no host is ever idle, the share of each host is
+// proportional to its service rate.
 func TestLoadAwareSharesOfBusyHosts(t *testing.T) {
 	t.Parallel()
 	rates := []float64{100, 200, 400, 300}
-	for name, p := range map[string]policy{sut.PolicyLeastConn: leastConn, sut.PolicyLeastResponseTime: leastResponseTime} {
+	for name, p := range map[string]policy{
+		sut.PolicyLeastConn: leastConn, sut.PolicyLeastResponseTime: leastResponseTime,
+	} {
 		q := newQueueing(1, p, rates...).closed(200)
 		for i, r := range rates {
 			if got, want := q.share(i), r/1000; math.Abs(got-want) > 0.01*want+0.002 {
@@ -301,8 +307,9 @@ func TestLoadAwareSharesOfBusyHosts(t *testing.T) {
 	}
 }
 
-// TestLeastConnIsBetweenTheBounds: joining the shortest of three queues is worse
-// than one queue for all (M/M/3) and better than a queue for each (M/M/1).
+// TestLeastConnIsBetweenTheBounds: the mean response time with the shortest of three
+// queues is longer than with one shared queue (M/M/3). It is much shorter than with
+// three independent queues (M/M/1).
 func TestLeastConnIsBetweenTheBounds(t *testing.T) {
 	t.Parallel()
 	const rate, load = 100.0, 0.8
@@ -319,9 +326,9 @@ func TestLeastConnIsBetweenTheBounds(t *testing.T) {
 	}
 }
 
-// TestLeastResponseTimeFindsTheFastHost: a host that is four times as fast as the
-// others gets most of a load that it can do, and everybody is served sooner than
-// by the policies that do not look at time.
+// TestLeastResponseTimeFindsTheFastHost: a host that is four times as fast as the others
+// gets most of the requests. The mean response time is shorter than with the policies
+// that do not measure latency.
 func TestLeastResponseTimeFindsTheFastHost(t *testing.T) {
 	t.Parallel()
 	rates := []float64{50, 200, 50}
@@ -338,8 +345,8 @@ func TestLeastResponseTimeFindsTheFastHost(t *testing.T) {
 	}
 }
 
-// TestFastErrorsAttractNothing: a host that answers with errors at once looks
-// fastest of all to who measures time alone.
+// TestFastErrorsAttractNothing: a host that answers with errors at once gets few
+// requests. If errors counted as fast answers, it would get most of them.
 func TestFastErrorsAttractNothing(t *testing.T) {
 	t.Parallel()
 	q := newQueueing(4, leastResponseTime, 100, 100, 100)
@@ -350,7 +357,8 @@ func TestFastErrorsAttractNothing(t *testing.T) {
 	}
 }
 
-// TestUnknownHostIsTried: with one request, and then not until it answers.
+// TestUnknownHostIsTried: a host without a measured latency gets one request, and no
+// second one before it answers.
 func TestUnknownHostIsTried(t *testing.T) {
 	t.Parallel()
 	hosts := fleet(1, 1, 1)
@@ -361,7 +369,7 @@ func TestUnknownHostIsTried(t *testing.T) {
 	hosts[1].inFlight = 1
 	hosts[0].inFlight, hosts[2].inFlight = 500, 600
 	if i := leastResponseTime(hosts, turn{last: 0}); i != 0 {
-		t.Errorf("picked %d, want the known one with least to do", i)
+		t.Errorf("picked %d, want the measured host with the fewest requests in flight", i)
 	}
 }
 
@@ -378,9 +386,9 @@ func TestLatencyFollowsAndFades(t *testing.T) {
 		t.Errorf("after ten seconds of 5 ms: %v ns", got)
 	}
 	if got := l.now(40 * time.Second); got > 1e3 {
-		t.Errorf("after twenty seconds without news: %v ns", got)
+		t.Errorf("after twenty seconds without observations: %v ns", got)
 	}
-	// One failure among many answers is forgiven, a row of them is not.
+	// One failure has little effect. Consecutive failures have a large one.
 	once := l.observe(20*time.Second, time.Millisecond, true)
 	if got := once.now(20 * time.Second); got > 11e6 {
 		t.Errorf("after one failure: %v ns", got)

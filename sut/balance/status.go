@@ -15,17 +15,18 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// Engine is a balancer that operators ask, whatever realises it.
+// Engine is an embedded or native balancer with a status.
 type Engine interface {
-	// Status says what the balancer knows; a native one is asked.
+	// Status returns the state of the balancer. A native engine asks its process.
 	Status(ctx context.Context) (sut.BalancerStatus, error)
 }
 
-// statusTimeout bounds asking, where the question comes without a bound.
+// statusTimeout is the time limit of one Status call.
 const statusTimeout = 5 * time.Second
 
-// Admin answers operators: /metrics of a registry, which gets those of the engine,
-// /healthz, /readyz and /status. All are views of the engine's status.
+// Admin returns a handler for the operator endpoints /metrics, /healthz, /readyz and
+// /status. All of them show the engine's status. Admin registers the engine's metrics
+// in the registry, and /metrics serves the registry.
 func Admin(registry *prometheus.Registry, e Engine) (http.Handler, error) {
 	if err := registry.Register(collector{e}); err != nil {
 		return nil, fmt.Errorf("balance: metrics: %w", err)
@@ -45,7 +46,7 @@ func Admin(registry *prometheus.Registry, e Engine) (http.Handler, error) {
 				return
 			}
 			w.Header().Set("Content-Type", "application/json")
-			// The client may have gone; there is nobody else to tell.
+			// Encode fails only when the client has left.
 			_ = json.NewEncoder(w).Encode(s)
 		})
 	}
@@ -64,31 +65,31 @@ func Admin(registry *prometheus.Registry, e Engine) (http.Handler, error) {
 // The metrics of a balancer.
 var (
 	requestsDesc = prometheus.NewDesc("stagebench_http_requests_total",
-		"Requests that have come to their end at this node, by status.", []string{"op", "code"}, nil)
+		"Finished requests of this node, by status.", []string{"op", "code"}, nil)
 	redispatchesDesc = prometheus.NewDesc("stagebench_lb_redispatches_total",
-		"Requests, at layer 4 connections, that went to another host because the first one could not be reached.", nil, nil)
+		"Requests (layer 4: connections) sent to another host because the first one was unreachable.", nil, nil)
 	upstreamRequestsDesc = prometheus.NewDesc("stagebench_lb_upstream_requests_total",
-		"Requests sent to a host, or tried to.", []string{"upstream"}, nil)
+		"Attempts to send a request to a host.", []string{"upstream"}, nil)
 	upstreamInFlightDesc = prometheus.NewDesc("stagebench_lb_upstream_in_flight",
-		"Requests that a host is working on.", []string{"upstream"}, nil)
+		"Requests in flight at a host.", []string{"upstream"}, nil)
 	upstreamConnectionsDesc = prometheus.NewDesc("stagebench_lb_upstream_connections_total",
-		"Connections made to a host for a client, or tried to.", []string{"upstream"}, nil)
+		"Attempts to connect a client to a host.", []string{"upstream"}, nil)
 	upstreamActiveDesc = prometheus.NewDesc("stagebench_lb_upstream_connections_active",
-		"Connections of clients that lead to a host.", []string{"upstream"}, nil)
+		"Open client connections that are forwarded to a host.", []string{"upstream"}, nil)
 	upstreamUpDesc = prometheus.NewDesc("stagebench_lb_upstream_up",
 		"1 when a host gets requests, 0 when it is down.", []string{"upstream"}, nil)
 	upstreamTransitionsDesc = prometheus.NewDesc("stagebench_lb_upstream_transitions_total",
 		"Times that a host went up or down.", []string{"upstream", "to"}, nil)
 	upstreamEjectionsDesc = prometheus.NewDesc("stagebench_lb_upstream_ejections_total",
-		"Times that a host was taken out for failing what it was asked for.", []string{"upstream"}, nil)
+		"Times that a host was ejected after consecutive failures.", []string{"upstream"}, nil)
 	connectionsDesc = prometheus.NewDesc("stagebench_lb_connections_total",
-		"Connections that clients made.", nil, nil)
+		"Accepted client connections.", nil, nil)
 	connectionsActiveDesc = prometheus.NewDesc("stagebench_lb_connections_active",
-		"Connections of clients that are open.", nil, nil)
+		"Open client connections.", nil, nil)
 	connectionsFailedDesc = prometheus.NewDesc("stagebench_lb_connections_failed_total",
-		"Connections that were closed because no host could be reached.", nil, nil)
+		"Client connections closed because no host was reachable.", nil, nil)
 	connectionBytesDesc = prometheus.NewDesc("stagebench_lb_connection_bytes_total",
-		"Bytes that were passed from clients (in) and to them (out).", []string{"direction"}, nil)
+		"Bytes forwarded from clients (in) and to clients (out).", []string{"direction"}, nil)
 )
 
 // collector renders a status as metrics.

@@ -20,29 +20,29 @@ type upstream struct {
 	address   string // host:port
 	hash      uint64 // of the node's name
 	transport *http.Transport
-	gone      chan struct{} // closed when it is no member any more and has finished
+	gone      chan struct{} // closed when it was removed and has drained
 
 	// Guarded by the pool's mutex.
-	weight  float64
-	watched bool          // somebody checks its health
-	left    chan struct{} // of one that is no member: closed when it has finished or is a member again
-	well    bool          // by its last check, and no connection was refused since
-	unwell  string        // why it is not well
-	ejected string        // why it is ejected, "" when it is not
-	// verdicts counts what requests found out about the host. A check that
-	// began before the last of them knows less.
-	verdicts  uint64
-	inFlight  int
-	requests  uint64 // attempts to send one to it
-	wentUp    uint64
-	wentDown  uint64
-	latency   latency
-	failures  int // in a row
-	strikes   int // ejections that make the next one longer
-	ejections uint64
-	returned  time.Time // when the last ejection ended
-	readmit   *time.Timer
-	tunnels   map[*tunnel]struct{} // connections that lead to it; layer 4 only
+	weight         float64
+	watched        bool          // a goroutine checks its health
+	left           chan struct{} // nil for a member; else closed when it has drained or is a member again
+	healthy        bool          // the last check was good, and no connection was refused since
+	unhealthyCause string        // "" when healthy
+	ejected        string        // cause of the ejection, "" when not ejected
+	// refusals counts refused connections. A good check that began before the last
+	// refusal is stale.
+	refusals   uint64
+	inFlight   int    // requests, at layer 4 connections
+	requests   uint64 // attempts to send a request, at layer 4 to connect
+	wentUp     uint64
+	wentDown   uint64
+	latency    latency
+	failures   int // consecutive
+	multiplier int // ejectionTime's argument for the last ejection
+	ejections  uint64
+	returned   time.Time // end of the last ejection
+	readmit    *time.Timer
+	tunnels    map[*tunnel]struct{} // open connections; layer 4 only
 }
 
 func newUpstream(cfg Config, peer sut.Peer) *upstream {
@@ -54,23 +54,23 @@ func newUpstream(cfg Config, peer sut.Peer) *upstream {
 
 func weightOf(peer sut.Peer) float64 { return cmp.Or(peer.Weight, 1) }
 
-// fit reports whether the host can be given work; member whether it may.
-func (u *upstream) fit() bool    { return u.well && u.ejected == "" }
+// A host is up, and gets new requests, when it is usable and a member.
+func (u *upstream) usable() bool { return u.healthy && u.ejected == "" }
 func (u *upstream) member() bool { return u.left == nil }
-func (u *upstream) up() bool     { return u.fit() && u.member() }
+func (u *upstream) up() bool     { return u.usable() && u.member() }
 
-// cause says why the host is not up.
+// cause returns why the host is not up.
 func (u *upstream) cause() string {
 	switch {
 	case !u.member():
-		return "draining: it is no member any more"
-	case !u.well:
-		return u.unwell
+		return "draining: it was removed from the upstreams"
+	case !u.healthy:
+		return u.unhealthyCause
 	}
 	return u.ejected
 }
 
-// newTransport makes the connections to one host.
+// newTransport makes the transport for one host.
 func newTransport(cfg Config) *http.Transport {
 	dialer := net.Dialer{Timeout: cfg.ConnectTimeout}
 	return &http.Transport{
@@ -82,61 +82,60 @@ func newTransport(cfg Config) *http.Transport {
 			return &countedConn{Conn: conn}, nil
 		},
 		MaxIdleConnsPerHost: cfg.MaxIdlePerUpstream,
-		// Shorter than the host keeps them, or requests would meet connections
-		// that the host is about to close.
+		// Shorter than the idle timeout of the host. Otherwise requests would be sent
+		// on connections that the host is closing.
 		IdleConnTimeout:       30 * time.Second,
 		ResponseHeaderTimeout: cfg.ResponseTimeout,
 		ExpectContinueTimeout: time.Second,
-		DisableCompression:    true, // bodies pass as they are
+		DisableCompression:    true, // bodies pass unchanged
 	}
 }
 
-// countedConn counts the writes that were begun on a connection. When there was
-// none for a request, no byte of it can have left.
+// countedConn counts the writes that were started on a connection. If no write was
+// started for a request, no byte of it was sent.
 type countedConn struct {
 	net.Conn
 	writes atomic.Int64
 }
 
 func (c *countedConn) Write(p []byte) (int, error) {
-	// Before the write, not after: a write that is under way counts as sent.
+	// Count before the write: a write in progress may already have sent bytes.
 	c.writes.Add(1)
 	return c.Conn.Write(p)
 }
 
-// How long a host is ejected. Source: Envoy, "Outlier detection": the time is
-// the base multiplied by the number of times that the host has been ejected in a
-// row, which goes down again while it behaves.
+// The duration of an ejection is ejectionBase times a multiplier. Each ejection adds
+// 1 to the multiplier. Each ejectionDecay without an ejection subtracts 1. Source:
+// Envoy, "Outlier detection".
 const (
-	ejectionBase   = time.Second
-	ejectionMax    = 30 * time.Second
-	ejectionForget = 10 * time.Second // of good behaviour take one ejection back
+	ejectionBase  = time.Second
+	ejectionMax   = 30 * time.Second
+	ejectionDecay = 10 * time.Second
 )
 
-// strikesAfter is the number of ejections that still count after a time in which
-// there was none.
-func strikesAfter(strikes int, behaved time.Duration) int {
-	return max(0, strikes-int(behaved/ejectionForget))
+// decayMultiplier returns the multiplier after a time without ejections.
+func decayMultiplier(multiplier int, quiet time.Duration) int {
+	return max(0, multiplier-int(quiet/ejectionDecay))
 }
 
-// ejectionTime is how long the n-th ejection in a row lasts.
-func ejectionTime(n int) time.Duration {
-	return min(ejectionBase*time.Duration(min(n, int(ejectionMax/ejectionBase))), ejectionMax)
+// ejectionTime returns the duration of an ejection.
+func ejectionTime(multiplier int) time.Duration {
+	return min(ejectionBase*time.Duration(min(multiplier, int(ejectionMax/ejectionBase))), ejectionMax)
 }
 
-// verdict is what an errand says about its host.
+// verdict is the result of one request for the health of its host.
 type verdict int
 
-// Verdicts. A host that is full says so and is no failure; neither is what the
-// client did.
+// Verdicts. Overload of the host (503) and failures of the client give noVerdict.
 const (
 	noVerdict verdict = iota
 	succeeded
 	failed
 )
 
-// release says that an errand has come to its end: what that says about the
-// host, why, and how long it took to the first byte (0 = there was none).
+// release ends a request, at layer 4 a connection, that acquire counted as in flight.
+// cause is the failure of a failed verdict. took is the time to the first byte, 0 when
+// there was none.
 func (p *pool) release(u *upstream, v verdict, cause string, took time.Duration) {
 	p.mu.Lock()
 	u.inFlight--
@@ -159,20 +158,20 @@ func (p *pool) release(u *upstream, v verdict, cause string, took time.Duration)
 	}
 }
 
-// eject takes a host out for a while, unless somebody would be left without a
-// host: a bad one is better than none.
+// eject stops new requests to a host for a while. It does not eject the last host
+// that is up, of all hosts or of a route: a failing host is better than none.
 func (p *pool) eject(u *upstream, cause string) {
 	p.change(u, func() {
 		if !u.up() || p.lastOfAny(u) {
 			return
 		}
-		if u.strikes > 0 {
-			u.strikes = strikesAfter(u.strikes, time.Since(u.returned))
+		if u.multiplier > 0 {
+			u.multiplier = decayMultiplier(u.multiplier, time.Since(u.returned))
 		}
-		u.strikes++
+		u.multiplier++
 		u.ejections++
-		d := ejectionTime(u.strikes)
-		u.ejected = fmt.Sprintf("ejected for %v after %d failures in a row, the last: %s", d, u.failures, cause)
+		d := ejectionTime(u.multiplier)
+		u.ejected = fmt.Sprintf("ejected for %v after %d consecutive failures, the last: %s", d, u.failures, cause)
 		u.failures = 0
 		u.readmit = time.AfterFunc(d, func() {
 			p.change(u, func() { u.ejected, u.returned = "", time.Now() })
@@ -180,8 +179,7 @@ func (p *pool) eject(u *upstream, cause string) {
 	})
 }
 
-// lastOfAny reports whether a host is the last one that is up for all requests
-// or for those of a route.
+// lastOfAny reports whether a host is the last one up, of all hosts or of a route.
 func (p *pool) lastOfAny(u *upstream) bool {
 	for _, r := range *p.routes.Load() {
 		other := func(m *upstream) bool { return m != u && m.up() }
@@ -192,27 +190,28 @@ func (p *pool) lastOfAny(u *upstream) bool {
 	return false
 }
 
-// watch checks one host each interval, the first time after an offset, until ctx
-// ends or the host is gone.
+// watch checks the health of one host at each interval, first after an offset. It
+// returns when ctx ends or the host was removed and has drained.
 func (b *Balancer) watch(ctx context.Context, u *upstream, offset time.Duration) {
+	first := time.NewTimer(offset)
+	defer first.Stop()
 	select {
 	case <-ctx.Done():
 		return
-	case <-time.After(offset):
+	case <-first.C:
 	}
-	// A check that takes longer than the interval delays the next: there are
-	// never two at once.
+	// Checks of one host never overlap: a slow check delays the next one.
 	ticker := time.NewTicker(b.cfg.HealthInterval)
 	defer ticker.Stop()
 	for {
-		verdicts := b.pool.verdictsOf(u)
+		refusals := b.pool.refusalsOf(u)
 		checkCtx, cancel := context.WithTimeout(ctx, b.cfg.HealthTimeout)
 		err := b.probe(checkCtx, u.address)
 		cancel()
 		if ctx.Err() != nil {
 			return
 		}
-		b.pool.checked(u, verdicts, err)
+		b.pool.checked(u, refusals, err)
 		select {
 		case <-ctx.Done():
 			return
@@ -223,12 +222,12 @@ func (b *Balancer) watch(ctx context.Context, u *upstream, offset time.Duration)
 	}
 }
 
-// newProbe makes a check of a host's health: it returns nil when the host at the address
-// is well.
+// newProbe returns a function that checks the health of the host at an address. It
+// returns nil for a healthy host.
 func newProbe(cfg Config) func(ctx context.Context, address string) error {
 	client := &http.Client{
-		// A new connection each time: an old one would not show that the host
-		// accepts no more.
+		// Each check makes a new connection. An old connection would not show that
+		// the host no longer accepts new ones.
 		Transport:     &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{}).DialContext},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
@@ -244,7 +243,7 @@ func newProbe(cfg Config) func(ctx context.Context, address string) error {
 		if err != nil {
 			return fmt.Errorf("health check: %w", err)
 		}
-		// The connection is not used again, so that the body need not be read.
+		// The connection is not reused, so the body need not be read.
 		_ = res.Body.Close()
 		if res.StatusCode < 200 || res.StatusCode > 399 {
 			return fmt.Errorf("health check: status %d", res.StatusCode)

@@ -17,11 +17,13 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// TestChecksAreSpreadAndPunctual runs in a bubble of its own time.
+// TestChecksAreSpreadAndPunctual: the first checks of the hosts are spread over the
+// interval, and each host is checked once per interval.
 func TestChecksAreSpreadAndPunctual(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newBalancer(t, Config{Balancing: sut.Balancing{HealthInterval: 900 * time.Millisecond}}, "192.0.2.1:80", "192.0.2.2:80", "192.0.2.3:80")
+		cfg := Config{Balancing: sut.Balancing{HealthInterval: 900 * time.Millisecond}}
+		b := newBalancer(t, cfg, "192.0.2.1:80", "192.0.2.2:80", "192.0.2.3:80")
 		began := time.Now()
 		probes := make(chan string, 100)
 		b.probe = func(_ context.Context, address string) error {
@@ -47,8 +49,8 @@ func TestChecksAreSpreadAndPunctual(t *testing.T) {
 	})
 }
 
-// TestOneCheckDecides: one failure takes a host out, one success brings it back,
-// each at the next check.
+// TestOneCheckDecides: one failed check marks a host down, and one good check marks it
+// up.
 func TestOneCheckDecides(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -65,7 +67,7 @@ func TestOneCheckDecides(t *testing.T) {
 		go func() { defer close(done); b.run(ctx) }()
 
 		up := func() bool { synctest.Wait(); return b.pool.status()[0].Up }
-		time.Sleep(500 * time.Millisecond) // of the bubble's time: between two checks
+		time.Sleep(500 * time.Millisecond) // fake time: between two checks
 		for i, want := range []bool{true, false, true} {
 			sick.Store(!want)
 			time.Sleep(time.Second)
@@ -78,12 +80,13 @@ func TestOneCheckDecides(t *testing.T) {
 	})
 }
 
-// TestSlowCheckFails: a host that hangs is down after the timeout, and the
-// checks of it never overlap.
+// TestSlowCheckFails: a host that hangs is down after the health timeout, and its checks
+// never overlap.
 func TestSlowCheckFails(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		b := newBalancer(t, Config{Balancing: sut.Balancing{HealthInterval: time.Second, HealthTimeout: 2500 * time.Millisecond}}, "192.0.2.1:80")
+		cfg := Config{Balancing: sut.Balancing{HealthInterval: time.Second, HealthTimeout: 2500 * time.Millisecond}}
+		b := newBalancer(t, cfg, "192.0.2.1:80")
 		var running atomic.Int32
 		b.probe = func(ctx context.Context, _ string) error {
 			if running.Add(1) > 1 {
@@ -127,7 +130,9 @@ func TestProbe(t *testing.T) {
 	defer server.Close()
 	defer close(release)
 	address := server.Listener.Addr().String()
-	for path, want := range map[string]string{"/healthz": "", "/moved": "", "/sick": "status 503", "/hang": "no answer in time"} {
+	for path, want := range map[string]string{
+		"/healthz": "", "/moved": "", "/sick": "status 503", "/hang": "no answer in time",
+	} {
 		ctx, cancel := context.WithCancel(t.Context())
 		if path == "/hang" {
 			cancel()
@@ -140,11 +145,11 @@ func TestProbe(t *testing.T) {
 		}
 	}
 	if err := newProbe(Config{Balancing: sut.Balancing{HealthPath: "/"}})(t.Context(), "127.0.0.1:1"); err == nil {
-		t.Error("a host that refuses is well")
+		t.Error("a host that refuses connections counts as healthy")
 	}
 }
 
-// newBalancer makes a balancer of hosts named web-1 and so on.
+// newBalancer makes a balancer whose hosts are named web-1, web-2 and so on.
 func newBalancer(t testing.TB, cfg Config, addresses ...string) *Balancer {
 	t.Helper()
 	cfg.Node = "lb-1"
