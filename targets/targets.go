@@ -1,13 +1,13 @@
-// Package targets is the vocabulary of running systems that load is aimed at.
+// Package targets defines the types that describe a running system under load.
 //
-// A target is either a topology that we brought up (targets/local) or an
-// address that somebody gave us (targets/attach). The driver never sees this
+// A target is either a topology that Stagebench started (targets/local) or an
+// address that the user gave (targets/attach). The driver does not import this
 // package: it gets addresses. Nothing here starts a process.
 package targets
 
 import "github.com/stagebench/stagebench/sut"
 
-// State is what a node is doing.
+// State is the state of a node's process.
 type State string
 
 // The states of a node.
@@ -15,14 +15,14 @@ const (
 	Starting State = "starting"
 	Serving  State = "serving"
 	Paused   State = "paused"
-	Dead     State = "dead" // killed or crashed; supervision brings it back
+	Dead     State = "dead" // killed or crashed; the supervisor restarts it
 	Stopped  State = "stopped"
 )
 
-// ReplicationRole is what a database is among its copies.
+// ReplicationRole is the role of one database node in replication.
 type ReplicationRole string
 
-// The standings of a database.
+// The replication roles.
 const (
 	Primary ReplicationRole = "primary" // takes the writes
 	Replica ReplicationRole = "replica"
@@ -37,41 +37,41 @@ type NodeStatus struct {
 	Version  string     `json:"version,omitempty"`
 	State    State      `json:"state"`
 	Address  string     `json:"address"`         // host:port
-	Admin    string     `json:"admin,omitempty"` // host:port of /metrics; another one after a restart
+	Admin    string     `json:"admin,omitempty"` // host:port of /metrics; changes at each restart
 	PID      int        `json:"pid"`
 	Restarts int        `json:"restarts"`
-	Cause    string     `json:"cause,omitempty"`    // of the last death
-	ReadyNS  int64      `json:"ready_ns"`           // from start to ready
-	ReplicationRole ReplicationRole   `json:"replication_role,omitempty"` // of a database that has copies
-	// Counts says that the node's own count of requests is a part of what clients sent.
+	Cause    string     `json:"cause,omitempty"` // of the last death
+	ReadyNS  int64      `json:"ready_ns"`        // from start to ready
+	// ReplicationRole is empty unless the database is replicated.
+	ReplicationRole ReplicationRole `json:"replication_role,omitempty"`
+	// Counts is true if the node counts requests that come directly from clients.
 	Counts bool `json:"counts,omitempty"`
 
-	// Of a database that has copies, as it said when it was probed last: how far a
-	// replica is behind, -1 where that is not known, and how many rows it found that
-	// another primary had changed at the same time.
+	// The last probe of a replicated database reported these two. LagNS is the lag of a
+	// replica, -1 = unknown. Conflicts counts rows that two primaries changed concurrently.
 	LagNS     int64 `json:"lag_ns,omitempty"`
 	Conflicts int64 `json:"conflicts,omitempty"`
 }
 
-// Usage is what hosts and nodes have used since they were started. Subtract
-// two of them for a step.
+// Usage is what hosts and nodes have used since they started. The usage of a step
+// is the difference of two readings.
 type Usage struct {
 	Hosts []HostUsage
 	Nodes []NodeUsage
 }
 
-// HostUsage is one host's account with the kernel.
+// HostUsage is what one host has used, as the kernel counts it.
 type HostUsage struct {
 	Host             string
 	CPU              float64 // budget in cores
-	Isolated         bool
+	Isolated         bool    // the kernel enforces the budget
 	CPUSeconds       float64
 	ThrottledSeconds float64
 	Periods          int64
 	ThrottledPeriods int64
 }
 
-// NodeUsage is one node's account.
+// NodeUsage is what one node has used.
 type NodeUsage struct {
 	Node       string
 	Host       string
@@ -80,48 +80,47 @@ type NodeUsage struct {
 	RSSBytes   int64
 }
 
-// Failover is one change of the primary of a database with copies, and how long
-// each step of it took.
+// Failover is one change of the primary of a replicated database, with the duration
+// of each step.
 type Failover struct {
-	Epoch    int64  `json:"epoch"` // that it began
-	From     string `json:"from"`
-	To       string `json:"to"`
-	UnixNS   int64  `json:"unix_ns"`   // when the old primary answered last
-	DetectNS int64  `json:"detect_ns"` // from then until it was taken for dead
+	Epoch    int64  `json:"epoch"`     // of the new primary
+	From     string `json:"from"`      // old primary
+	To       string `json:"to"`        // new primary
+	UnixNS   int64  `json:"unix_ns"`   // when the old primary last answered a probe
+	DetectNS int64  `json:"detect_ns"` // from that answer until the supervisor considered it dead
 	FenceNS  int64  `json:"fence_ns"`
-	// PromoteNS ends when the new primary takes writes, SwitchNS when the web hosts
-	// send it theirs.
+	// PromoteNS ends when the new primary accepts writes. SwitchNS ends when the web
+	// nodes send their writes to it.
 	PromoteNS int64 `json:"promote_ns"`
 	SwitchNS  int64 `json:"switch_ns"`
-	// ReplaceNS is from the last answer of the old primary until it was read as a
-	// replica that has caught up; 0 = it is not yet.
+	// ReplaceNS is the time from the last answer of the old primary until the same node
+	// served reads as a replica; 0 = not yet.
 	ReplaceNS int64 `json:"replace_ns"`
-	// Position is that of the last change that the new primary held.
+	// Position is the position of the last change that the new primary had.
 	Position int64 `json:"position"`
 }
 
-// Recovery is what failovers have cost, and what could be made good of it.
+// Recovery lists failovers, the writes that they lost, and the result of a replay.
 type Recovery struct {
 	Failovers []Failover `json:"failovers"`
-	Lost      []sut.Lost `json:"lost"` // by database that kept an old copy
-	// Replayed is what became of it at the primary, by the database that had it;
-	// empty unless that was asked for.
+	Lost      []sut.Lost `json:"lost"` // one entry per database that kept an old copy
+	// Replayed is the result of replaying lost writes at the primary, by the name of the
+	// database that had kept them. It is empty unless a replay was requested.
 	Replayed map[string]sut.Replayed `json:"replayed,omitempty"`
 }
 
-// Scaled is a change of the number of hosts of a tier.
+// Scaled is the result of changing the number of hosts of a tier.
 type Scaled struct {
 	Tier   string `json:"tier"`
 	Hosts  int    `json:"hosts"`
 	TookNS int64  `json:"took_ns"`
-	// Moved is how many keys of a cache, or objects of a blob store, have another host now,
-	// and Held how many keys the cache had just before; nil = there is nothing that could
-	// move, or it is not known.
+	// Moved counts cache keys or blob objects that now belong to another host. Held counts
+	// the keys in the cache just before the change. nil = unknown, or the tier stores nothing.
 	Moved *int64 `json:"moved,omitempty"`
 	Held  *int64 `json:"held,omitempty"`
 }
 
-// Event is something that happened to a target: a kill, a death, a restart.
+// Event is one thing that happened to a target, for example a kill, a death or a restart.
 type Event struct {
 	UnixNS int64  `json:"unix_ns"`
 	Node   string `json:"node"`

@@ -1,10 +1,8 @@
-// Package attach checks addresses that somebody gave us, before any load is
-// sent to them.
+// Package attach checks the URL of a target that the user gave, before any load is sent.
 //
-// Load may only go to the loopback network, so that nobody attacks a stranger
-// by a typing mistake; any other host must be named as permitted. A name is
-// resolved, and all its addresses must be loopback for it to pass. Nothing is
-// sent to the address here.
+// By default load may only go to the loopback network, so that a typing mistake cannot
+// attack a stranger's service. Any other host must be allowed explicitly. Parse resolves
+// a host name, and all its addresses must be loopback. Nothing is sent to the target.
 package attach
 
 import (
@@ -16,18 +14,20 @@ import (
 	"strings"
 )
 
-// Parse reads the URL of a target. allowed names hosts, as the URL writes them
-// and without a port, that may be sent load although they are not loopback.
+// Parse parses and checks the URL of a target. allowed lists hosts that may get load
+// although they are not loopback. They are written as in the URL, without a port.
 func Parse(ctx context.Context, target string, allowed []string) (*url.URL, error) {
 	u, err := url.Parse(target)
 	if err != nil {
 		return nil, fmt.Errorf("target %q: %w\nwant a URL such as http://127.0.0.1:8080/", target, err)
 	}
 	if u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
-		return nil, fmt.Errorf("target %q is not the URL of an HTTP service\nwant a URL such as http://127.0.0.1:8080/", target)
+		return nil, fmt.Errorf("target %q is not the URL of an HTTP service\n"+
+			"want a URL such as http://127.0.0.1:8080/", target)
 	}
 	if u.User != nil {
-		return nil, fmt.Errorf("target %q holds a user or a password, which would end up in reports\nleave it out of the URL", u.Redacted())
+		return nil, fmt.Errorf("target %q contains a user or a password, which would appear in reports\n"+
+			"leave it out of the URL", u.Redacted())
 	}
 	if slices.ContainsFunc(allowed, func(host string) bool { return strings.EqualFold(host, u.Hostname()) }) {
 		return u, nil
@@ -39,7 +39,7 @@ func Parse(ctx context.Context, target string, allowed []string) (*url.URL, erro
 	for _, address := range addresses {
 		if !address.IP.IsLoopback() {
 			return nil, fmt.Errorf("target %q is at %s, which is not on the loopback network\n"+
-				"if this service is yours to load: --allow-host %s", target, address.IP, u.Hostname())
+				"if you may load this service, add --allow-host %s", target, address.IP, u.Hostname())
 		}
 	}
 	return u, nil

@@ -35,7 +35,8 @@ func QuotaFor(cores float64) (Quota, error) {
 	}
 	shortest := time.Duration(math.Ceil(minQuota.Seconds()/cores*1e6-1e-6)) * time.Microsecond
 	if shortest > maxPeriod {
-		return Quota{}, fmt.Errorf("a budget of %v cores: the kernel enforces no less than %v", cores, minQuota.Seconds()/maxPeriod.Seconds())
+		return Quota{}, fmt.Errorf("a budget of %v cores: the kernel enforces no less than %v",
+			cores, minQuota.Seconds()/maxPeriod.Seconds())
 	}
 	period := max(basePeriod, shortest)
 	quota := max(time.Duration(cores*float64(period)).Round(time.Microsecond), minQuota)

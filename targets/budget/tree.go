@@ -178,7 +178,8 @@ func (g *treeGroup) startedHere(stat proc.Stat) bool {
 func (g *treeGroup) marked(pid int) bool {
 	env, _ := os.ReadFile(filepath.Join(g.root, "proc", strconv.Itoa(pid), "environ"))
 	for variable := range bytes.SplitSeq(env, []byte{0}) {
-		if path, ok := strings.CutPrefix(string(variable), treeEnv+"="); ok && (path == g.path || strings.HasPrefix(path, g.path+"/")) {
+		path, ok := strings.CutPrefix(string(variable), treeEnv+"=")
+		if ok && (path == g.path || strings.HasPrefix(path, g.path+"/")) {
 			return true
 		}
 	}

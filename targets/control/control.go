@@ -1,11 +1,10 @@
-// Package control lets other invocations act on a system that one invocation
-// keeps up: over HTTP and JSON on a Unix socket that only the same user can
-// reach.
+// Package control lets one invocation of stagebench control a system that another
+// invocation runs. It uses HTTP and JSON on a Unix socket that only the same user can
+// open.
 //
-// Every running system has a socket of its own in one directory; the name of
-// the socket is the id of the system. The package starts and supervises
-// nothing: the System behind Serve does. A socket whose owner has died is
-// removed when it is found.
+// All sockets are in one directory. Each running system has its own socket, named for the
+// system's id. The package starts and supervises nothing; the System behind Serve does.
+// List removes the socket of a process that has died.
 package control
 
 import (
@@ -31,26 +30,26 @@ import (
 	"github.com/stagebench/stagebench/targets"
 )
 
-// Info says what a running system is.
+// Info describes a running system.
 type Info struct {
 	ID     string    `json:"id"`
 	Stage  sut.Stage `json:"stage"`
 	Data   sut.Data  `json:"data"`
-	LogDir string    `json:"log_dir"` // where the nodes' logs are: NODE.log
+	LogDir string    `json:"log_dir"` // directory of the nodes' logs: NODE.log
 
-	// Serve fills this in, as it is when somebody asks.
-	Endpoints []string `json:"endpoints"` // base URLs for clients
+	// Endpoints are the base URLs for clients. Serve sets them at each request.
+	Endpoints []string `json:"endpoints"`
 }
 
-// System is what is controlled.
+// System is a system that can be controlled.
 type System interface {
 	Observed
 	Actor
-	// Down takes it down and returns when it is gone.
+	// Down stops the system and returns when all its processes are gone.
 	Down(ctx context.Context) error
 }
 
-// Observed is a system that can be looked at.
+// Observed is the read-only part of a System.
 type Observed interface {
 	Status() []targets.NodeStatus
 	Usage() (targets.Usage, error)
@@ -58,19 +57,20 @@ type Observed interface {
 	Endpoints() []string
 }
 
-// Actor is a system that things can be done to, by host or node name.
+// Actor is the part of a System that changes it. A name is the name of a host or a node.
 type Actor interface {
 	Kill(name string) error
 	Pause(name string) error
 	Resume(name string) error
-	// Scale changes the number of hosts of a tier and returns when it is done. When
-	// ctx ends before, the system is what it was.
+	// Scale changes the number of hosts of a tier and returns when all are ready. If ctx
+	// ends before, the system is unchanged.
 	Scale(ctx context.Context, tier string, hosts int) (targets.Scaled, error)
-	// Recover says what failovers have cost, and does it once more if replay is set.
+	// Recover reports the failovers and the writes that they lost. If replay is true, it
+	// replays the lost writes.
 	Recover(ctx context.Context, replay bool) (targets.Recovery, error)
 }
 
-// DefaultDir is where the sockets of this user's systems are.
+// DefaultDir returns the directory of the sockets of this user's systems.
 func DefaultDir() string {
 	if runtime := os.Getenv("XDG_RUNTIME_DIR"); runtime != "" {
 		return filepath.Join(runtime, "stagebench")
@@ -80,8 +80,8 @@ func DefaultDir() string {
 
 const suffix = ".sock"
 
-// Serve answers on the system's socket until ctx ends or the system was taken
-// down through it. The system is not taken down when ctx ends: its owner does.
+// Serve answers requests on the system's socket until ctx ends or a client has called
+// Down. When ctx ends, Serve does not stop the system; the caller does.
 func Serve(ctx context.Context, dir string, info Info, system System) error {
 	if err := errors.Join(os.MkdirAll(dir, 0o700), private(dir)); err != nil {
 		return err
@@ -90,8 +90,7 @@ func Serve(ctx context.Context, dir string, info Info, system System) error {
 	if err != nil {
 		return err
 	}
-	// The last one to go takes the directory with it: os.Remove spares one that
-	// still holds a socket.
+	// os.Remove removes the directory only if it is empty: no other system has a socket.
 	defer func() { _ = os.Remove(dir) }()
 	down := make(chan struct{})
 	server := &http.Server{Handler: handler(info, system, down), ReadHeaderTimeout: 10 * time.Second}
@@ -111,8 +110,8 @@ func Serve(ctx context.Context, dir string, info Info, system System) error {
 	return nil
 }
 
-// private makes sure that the directory is ours alone: whoever could put a socket
-// there could take our commands.
+// private makes sure that only this user can write to the directory. Another user who
+// could create a socket there would receive our commands.
 func private(dir string) error {
 	info, err := os.Lstat(dir)
 	if err != nil {
@@ -120,17 +119,19 @@ func private(dir string) error {
 	}
 	owner, ok := info.Sys().(*syscall.Stat_t)
 	if !info.IsDir() || ok && int(owner.Uid) != os.Getuid() {
-		return fmt.Errorf("control directory %s belongs to somebody else\nset XDG_RUNTIME_DIR to a directory of your own", dir)
+		return fmt.Errorf("control directory %s belongs to another user\n"+
+			"set XDG_RUNTIME_DIR to a directory of your own", dir)
 	}
 	return os.Chmod(dir, 0o700)
 }
 
-// listen makes the socket under another name first: between its making and the
-// moment in which it can be connected to, List would take it for a dead one.
+// listen creates the socket under a temporary name and renames it once it accepts
+// connections. Without that, List could remove the new socket because nothing listens yet.
 func listen(path string) (net.Listener, error) {
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path + ".new", Net: "unix"})
 	if err != nil {
-		return nil, fmt.Errorf("control socket: %w\nremove it if no stagebench uses it, or set XDG_RUNTIME_DIR to a shorter path", err)
+		return nil, fmt.Errorf("control socket: %w\n"+
+			"remove it if no stagebench uses it, or set XDG_RUNTIME_DIR to a shorter path", err)
 	}
 	listener.SetUnlinkOnClose(false)
 	if err := os.Rename(path+".new", path); err != nil {
@@ -139,17 +140,17 @@ func listen(path string) (net.Listener, error) {
 	return socket{listener, path}, nil
 }
 
-// socket is a listener that takes its path with it.
+// socket is a listener that removes its path when it closes.
 type socket struct {
 	net.Listener
 	path string
 }
 
-// Close removes the path before the socket stops answering: never the other way
-// round, or it could be a later system's.
+// Close removes the path first and then closes the listener. In the other order it could
+// remove the socket of a later system with the same path.
 func (s socket) Close() error { return errors.Join(os.Remove(s.path), s.Listener.Close()) }
 
-// failure is the body of an answer that is not 200.
+// failure is the body of a response whose status is not 200.
 type failure struct {
 	Error string `json:"error"`
 }
@@ -162,7 +163,7 @@ func handler(info Info, system System, down chan<- struct{}) http.Handler {
 			w.WriteHeader(http.StatusConflict)
 			value = failure{err.Error()}
 		}
-		_ = json.NewEncoder(w).Encode(value) // the client has gone; there is nobody to tell
+		_ = json.NewEncoder(w).Encode(value) // fails only if the client has disconnected
 	}
 	mux.HandleFunc("GET /info", func(w http.ResponseWriter, _ *http.Request) {
 		now := info
@@ -175,7 +176,8 @@ func handler(info Info, system System, down chan<- struct{}) http.Handler {
 		usage, err := system.Usage()
 		answer(w, usage, err)
 	})
-	for verb, act := range map[string]func(string) error{"kill": system.Kill, "pause": system.Pause, "resume": system.Resume} {
+	verbs := map[string]func(string) error{"kill": system.Kill, "pause": system.Pause, "resume": system.Resume}
+	for verb, act := range verbs {
 		mux.HandleFunc("POST /"+verb+"/{name}", func(w http.ResponseWriter, r *http.Request) {
 			answer(w, struct{}{}, act(r.PathValue("name")))
 		})
@@ -196,15 +198,15 @@ func handler(info Info, system System, down chan<- struct{}) http.Handler {
 	}
 	var once sync.Once
 	mux.HandleFunc("POST /down", func(w http.ResponseWriter, r *http.Request) {
-		// Whoever asked may lose patience; a system half down helps nobody.
+		// Finish even if the client disconnects: a half-stopped system would stay behind.
 		answer(w, struct{}{}, system.Down(context.WithoutCancel(r.Context())))
 		once.Do(func() { close(down) })
 	})
 	return mux
 }
 
-// List returns the ids of the systems that are up, and removes the sockets of
-// those that have died.
+// List returns the ids of the running systems. It removes the sockets of processes that
+// have died.
 func List(dir string) ([]string, error) {
 	if err := private(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -218,12 +220,12 @@ func List(dir string) ([]string, error) {
 	var ids []string
 	for _, path := range found {
 		conn, err := net.DialTimeout("unix", path, time.Second)
-		if errors.Is(err, syscall.ECONNREFUSED) { // nobody listens: its owner has died
+		if errors.Is(err, syscall.ECONNREFUSED) { // the process that listened has died
 			_ = os.Remove(path) // another invocation may have removed it already
 			continue
 		}
 		if err != nil {
-			continue // a moment of being busy does not make it dead
+			continue // the process may be busy: keep its socket
 		}
 		if err := conn.Close(); err != nil {
 			return nil, err
@@ -233,13 +235,13 @@ func List(dir string) ([]string, error) {
 	return ids, nil
 }
 
-// Client acts on one running system. It may be used by many goroutines.
+// Client controls one running system. It may be used concurrently.
 type Client struct {
 	http *http.Client
 }
 
-// Dial returns the client of a system that is up. Without an id there must be
-// just one.
+// Dial returns a client of the running system with this id. If id is empty, exactly one
+// system must be running.
 func Dial(dir, id string) (*Client, error) {
 	ids, err := List(dir)
 	if err != nil {
@@ -249,11 +251,12 @@ func Dial(dir, id string) (*Client, error) {
 	case id == "" && len(ids) == 1:
 		id = ids[0]
 	case id == "" && len(ids) > 1:
-		return nil, fmt.Errorf("several systems are up: %s\nsay which one: --system %s", strings.Join(ids, ", "), ids[0])
+		return nil, fmt.Errorf("several systems are up: %s\nchoose one, for example: --system %s",
+			strings.Join(ids, ", "), ids[0])
 	case len(ids) == 0:
-		return nil, errors.New("no system is up\nbring one up first: stagebench up --stage lb")
+		return nil, errors.New("no system is up\nstart one first: stagebench up --stage lb")
 	case !slices.Contains(ids, id):
-		return nil, fmt.Errorf("no system %q is up\nthese are: %s", id, strings.Join(ids, ", "))
+		return nil, fmt.Errorf("no system %q is up\nthese systems are up: %s", id, strings.Join(ids, ", "))
 	}
 	path := filepath.Join(dir, id+suffix)
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -263,53 +266,53 @@ func Dial(dir, id string) (*Client, error) {
 	return &Client{http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}, nil
 }
 
-// Info says what the system is.
+// Info describes the system.
 func (c *Client) Info(ctx context.Context) (Info, error) {
 	var info Info
 	return info, c.call(ctx, http.MethodGet, "/info", &info)
 }
 
-// Status returns its nodes.
+// Status returns the status of every node.
 func (c *Client) Status(ctx context.Context) ([]targets.NodeStatus, error) {
 	var nodes []targets.NodeStatus
 	return nodes, c.call(ctx, http.MethodGet, "/status", &nodes)
 }
 
-// Usage returns what its hosts and nodes have used.
+// Usage returns what the hosts and nodes have used.
 func (c *Client) Usage(ctx context.Context) (targets.Usage, error) {
 	var usage targets.Usage
 	return usage, c.call(ctx, http.MethodGet, "/usage", &usage)
 }
 
-// Events returns what has happened to it.
+// Events returns the events so far.
 func (c *Client) Events(ctx context.Context) ([]targets.Event, error) {
 	var events []targets.Event
 	return events, c.call(ctx, http.MethodGet, "/events", &events)
 }
 
-// Kill kills a host or a node.
+// Kill kills all processes of a host or a node.
 func (c *Client) Kill(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodPost, "/kill/"+url.PathEscape(name), nil)
 }
 
-// Pause stops a host or a node.
+// Pause pauses a host or a node.
 func (c *Client) Pause(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodPost, "/pause/"+url.PathEscape(name), nil)
 }
 
-// Resume lets a paused host or node go on.
+// Resume continues a paused host or node.
 func (c *Client) Resume(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodPost, "/resume/"+url.PathEscape(name), nil)
 }
 
-// Scale changes the number of hosts of a tier and returns when it is done.
+// Scale changes the number of hosts of a tier and returns when all are ready.
 func (c *Client) Scale(ctx context.Context, tier string, hosts int) (targets.Scaled, error) {
 	var scaled targets.Scaled
 	return scaled, c.call(ctx, http.MethodPost, "/scale/"+url.PathEscape(tier)+"/"+strconv.Itoa(hosts), &scaled)
 }
 
-// Recover says what failovers have cost, and has it done once more if replay is
-// set.
+// Recover reports the failovers and the writes that they lost. If replay is true, it
+// replays the lost writes.
 func (c *Client) Recover(ctx context.Context, replay bool) (targets.Recovery, error) {
 	method := http.MethodGet
 	if replay {
@@ -319,7 +322,7 @@ func (c *Client) Recover(ctx context.Context, replay bool) (targets.Recovery, er
 	return recovery, c.call(ctx, method, "/recovery", &recovery)
 }
 
-// Down takes the system down and returns when it is gone.
+// Down stops the system and returns when all its processes are gone.
 func (c *Client) Down(ctx context.Context) error {
 	return c.call(ctx, http.MethodPost, "/down", nil)
 }
@@ -331,7 +334,7 @@ func (c *Client) call(ctx context.Context, method, path string, into any) error 
 	}
 	response, err := c.http.Do(req)
 	if err != nil {
-		return fmt.Errorf("talk to the running system: %w", err)
+		return fmt.Errorf("call the running system: %w", err)
 	}
 	defer func() { _ = response.Body.Close() }() // read only
 	if response.StatusCode != http.StatusOK {

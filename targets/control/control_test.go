@@ -16,7 +16,7 @@ import (
 	"github.com/stagebench/stagebench/targets/control"
 )
 
-// fake is a system that remembers what was done to it.
+// fake is a system that sends every call of an Actor method to a channel.
 type fake struct{ done chan string }
 
 func (f fake) Status() []targets.NodeStatus {
@@ -52,16 +52,16 @@ func (f fake) Scale(ctx context.Context, tier string, hosts int) (targets.Scaled
 	f.done <- fmt.Sprintf("scale %s %d", tier, hosts)
 	if hosts == endless {
 		<-ctx.Done()
-		f.done <- "taken back"
+		f.done <- "undone"
 		return targets.Scaled{}, ctx.Err()
 	}
 	return targets.Scaled{Tier: tier, Hosts: hosts}, nil
 }
 
-// endless is a number of hosts that the fake never reaches.
+// endless is a number of hosts for which the fake's Scale blocks until ctx ends.
 const endless = 200
 
-// serve keeps a fake system up until the test ends.
+// serve serves a fake system until the test ends.
 func serve(t *testing.T, dir, id string) (fake, <-chan error) {
 	t.Helper()
 	f := fake{done: make(chan string, 10)}
@@ -79,14 +79,14 @@ func serve(t *testing.T, dir, id string) (fake, <-chan error) {
 			}
 		}
 	})
-	await(t, func() bool {
+	eventually(t, "the system is listed", func() bool {
 		ids, err := control.List(dir)
 		return err == nil && strings.Contains(strings.Join(ids, " "), id)
 	})
 	return f, ended
 }
 
-func await(t *testing.T, happened func() bool) {
+func eventually(t *testing.T, what string, happened func() bool) {
 	t.Helper()
 	deadline := time.After(10 * time.Second)
 	poll := time.NewTicker(time.Millisecond)
@@ -95,7 +95,7 @@ func await(t *testing.T, happened func() bool) {
 		select {
 		case <-poll.C:
 		case <-deadline:
-			t.Fatal("it did not happen within 10 s")
+			t.Fatalf("not within 10 s: %s", what)
 		}
 	}
 }
@@ -108,7 +108,8 @@ func TestASystemIsControlled(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx := t.Context()
-	if info, err := c.Info(ctx); err != nil || info.Stage != sut.LB || info.Endpoints[0] != "http://127.0.0.1:1" || info.LogDir != "/logs" {
+	if info, err := c.Info(ctx); err != nil || info.Stage != sut.LB || info.LogDir != "/logs" ||
+		info.Endpoints[0] != "http://127.0.0.1:1" {
 		t.Errorf("info %+v, %v", info, err)
 	}
 	if nodes, err := c.Status(ctx); err != nil || len(nodes) != 1 || nodes[0].Node != "web-1" {
@@ -120,24 +121,27 @@ func TestASystemIsControlled(t *testing.T) {
 	if events, err := c.Events(ctx); err != nil || events[0].Text != "killed" {
 		t.Errorf("events %+v, %v", events, err)
 	}
-	for want, act := range map[string]func(context.Context, string) error{"kill web-1": c.Kill, "pause web-1": c.Pause, "resume web-1": c.Resume} {
+	for want, act := range map[string]func(context.Context, string) error{
+		"kill web-1": c.Kill, "pause web-1": c.Pause, "resume web-1": c.Resume,
+	} {
 		if err := act(ctx, "web-1"); err != nil {
 			t.Error(err)
 		}
 		if got := <-system.done; got != want {
-			t.Errorf("%q was done, want %q", got, want)
+			t.Errorf("the system got %q, want %q", got, want)
 		}
 	}
 	if scaled, err := c.Scale(ctx, "web", 4); err != nil || scaled.Hosts != 4 {
 		t.Errorf("scaled %+v, %v", scaled, err)
 	}
 	if got := <-system.done; got != "scale web 4" {
-		t.Errorf("%q was done, want the scaling", got)
+		t.Errorf("the system got %q, want scale web 4", got)
 	}
 	if _, err := c.Scale(ctx, "db", 4); err == nil || err.Error() != "scale db: not possible" {
 		t.Errorf("scaling the database: %v", err)
 	}
-	if r, err := c.Recover(ctx, false); err != nil || len(r.Failovers) != 1 || r.Failovers[0].To != "db-2" || r.Replayed != nil {
+	r, err := c.Recover(ctx, false)
+	if err != nil || len(r.Failovers) != 1 || r.Failovers[0].To != "db-2" || r.Replayed != nil {
 		t.Errorf("recovery %+v, %v", r, err)
 	}
 	if r, err := c.Recover(ctx, true); err != nil || r.Replayed["db-1"].Done["like"] != 3 {
@@ -155,15 +159,15 @@ func TestASystemIsControlled(t *testing.T) {
 			t.Error(err)
 		}
 	case <-time.After(10 * time.Second):
-		t.Fatal("it still serves 10 s after it was taken down")
+		t.Fatal("Serve has not returned 10 s after Down")
 	}
 	if left, _ := os.ReadDir(dir); len(left) != 0 {
 		t.Errorf("%v is left in the control directory", left)
 	}
 }
 
-// Whoever asks for more hosts and goes away has changed nothing.
-func TestAnAbandonedScalingIsTakenBack(t *testing.T) {
+// When the client of a Scale disconnects, the context of the system's Scale ends.
+func TestScaleEndsWhenTheClientDisconnects(t *testing.T) {
 	dir := t.TempDir()
 	system, _ := serve(t, dir, "lb-1")
 	c, err := control.Dial(dir, "")
@@ -178,7 +182,7 @@ func TestAnAbandonedScalingIsTakenBack(t *testing.T) {
 		failed <- err
 	}()
 	if got := <-system.done; got != "scale web 200" {
-		t.Fatalf("%q was done, want the scaling", got)
+		t.Fatalf("the system got %q, want scale web 200", got)
 	}
 	cancel()
 	if err := <-failed; !errors.Is(err, context.Canceled) {
@@ -186,15 +190,15 @@ func TestAnAbandonedScalingIsTakenBack(t *testing.T) {
 	}
 	select {
 	case got := <-system.done:
-		if got != "taken back" {
-			t.Errorf("%q was done", got)
+		if got != "undone" {
+			t.Errorf("the system got %q, want undone", got)
 		}
 	case <-time.After(10 * time.Second):
-		t.Fatal("the system goes on with it 10 s after its client left")
+		t.Fatal("Scale still runs 10 s after its client disconnected")
 	}
 }
 
-func TestWhichSystem(t *testing.T) {
+func TestDialChoosesTheSystem(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := control.Dial(dir, ""); err == nil || !strings.Contains(err.Error(), "stagebench up") {
 		t.Errorf("none is up: %v", err)
@@ -212,7 +216,7 @@ func TestWhichSystem(t *testing.T) {
 	}
 }
 
-func TestSocketsOfTheDeadAreRemoved(t *testing.T) {
+func TestSocketsOfDeadProcessesAreRemoved(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "dead.sock")
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})

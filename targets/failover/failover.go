@@ -1,14 +1,13 @@
-// Package failover keeps one primary among the copies of a database: it probes
-// all copies, takes a dead primary's place with the replica that holds most, and
-// says which copies may be read.
+// Package failover supervises the nodes of one replicated database. It probes all
+// nodes, promotes the most advanced replica when the primary is dead, and decides
+// which replicas may serve reads.
 //
-// It starts and kills nothing itself and speaks no SQL: what it sees and does goes
-// through Databases. It never promotes before the old primary is dead for certain, so
-// that no two can take writes, and never promotes on suspicion alone when there is
-// no replica to promote. One goroutine runs a Supervisor; its records may be read
-// by any number.
+// It starts and kills no process and speaks no SQL: it acts through Databases. It fences
+// the old primary before it promotes a replica, so that two nodes never accept writes at
+// the same time. It does not fence a primary while no replica can be promoted. One
+// goroutine runs a Supervisor; Failovers, Last and SetNodes may be called concurrently.
 //
-// Times are wall-clock durations. The order of calls is New, Run, and meanwhile SetNodes.
+// Times are wall-clock durations. Call New, then Run; call SetNodes while Run runs.
 package failover
 
 import (
@@ -24,72 +23,76 @@ import (
 	"github.com/stagebench/stagebench/targets"
 )
 
-// Databases is what a Supervisor acts on: the nodes of one database, by name.
+// Databases gives a Supervisor access to the nodes of one database, by name.
 type Databases interface {
-	// Probe asks a node how its copy stands.
+	// Probe returns the replication status of a node.
 	Probe(ctx context.Context, node string) (sut.ReplicationStatus, error)
-	// Assign makes a running node the primary of an epoch, or a replica of that
-	// primary when it is another node.
+	// Assign makes a running node the primary of an epoch if node and primary are equal.
+	// Otherwise it makes the node a replica of that primary.
 	Assign(ctx context.Context, node string, epoch int64, primary string) error
-	// Fence ends a node for certain: when it returns, the node takes no writes, and
-	// is not started again before release is called.
+	// Fence kills a node. After it returns, the node accepts no writes and is not
+	// restarted before release is called.
 	Fence(ctx context.Context, node string) (release func(), err error)
-	// Use makes these the databases in use: of nodes that are started from now on,
-	// whatever happens, and of the running nodes that use them. An error means that some of
-	// those could not be told, and that Use must be called again.
+	// Use publishes the roles to the nodes that use the database. Nodes started after the
+	// call always get these roles. An error means that some running nodes do not have them
+	// yet and that Use must be called again.
 	Use(ctx context.Context, roles Roles) error
 }
 
-// Roles is which node is the primary, since which epoch, and which replicas may
-// be read; or which of several primaries are alive.
+// Roles is the current assignment of replication roles. With one primary it names the
+// primary, its epoch and the replicas that may serve reads. In a multi-primary database
+// it names the primaries that are alive.
 type Roles struct {
 	Epoch     int64
-	Primary   string // "" = there are several
+	Primary   string // "" = multi-primary
 	Replicas  []string
-	Primaries []string // when there are several
+	Primaries []string // empty unless multi-primary
 }
 
-// Config says what is supervised.
+// Config configures a Supervisor.
 type Config struct {
 	Databases Databases
-	Roles     Roles // to begin with; Replicas are all others, whether they may be read or not, and Primaries all
-	// Interval is the time between two probes. A node is dead after Failures probes
-	// in a row that it refused, or when it has been silent for Silence: a busy node
-	// answers late, a dead one not at all.
+	// Roles are the roles at the start. Replicas must list every node except the primary,
+	// even those that may not serve reads. Primaries must list every primary.
+	Roles Roles
+	// Interval is the time between two probes. A node is dead after Failures refused probes
+	// in a row, or after Silence without an answer. Silence is longer, because a busy node
+	// answers late.
 	Interval time.Duration
 	Failures int
 	Silence  time.Duration
-	Note     func(node, text string) // is told what happens
+	Note     func(node, text string) // called for every event
 }
 
-// Supervisor watches one database.
+// Supervisor supervises one database.
 type Supervisor struct {
 	cfg     Config
 	changes chan change
 
-	// The goroutine of Run alone.
-	nodes   []string
-	seen    map[string]*health
-	roles   Roles
-	epoch   int64             // the highest that any node was told
-	stale   bool              // the roles in use are not known to all
-	answers chan answer       // to probes
-	tried   []string          // who was told to take the dead primary's place
-	said    map[string]string // what was noted of a node last
-	release func()            // of the dead primary, as long as nobody has its place
+	// Only the goroutine of Run uses these.
+	nodes    []string
+	health   map[string]*health // by node
+	roles    Roles
+	epoch    int64             // the highest epoch that was ever assigned to a node
+	stale    bool              // some node does not have the current roles yet
+	answers  chan answer       // answers to probes
+	tried    []string          // replicas that were asked to become primary in this failover
+	lastNote map[string]string // by node; prevents repeated notes
+	release  func()            // unfences the dead primary; nil unless a failover is under way
 
 	mu        sync.Mutex
-	failovers []targets.Failover
-	last      map[string]sut.ReplicationStatus // that each node gave
+	failovers []targets.Failover               // guarded by mu
+	last      map[string]sut.ReplicationStatus // guarded by mu: the last answer of each node
 }
 
-// change asks for other nodes to be supervised.
+// change is a call of SetNodes for the goroutine of Run.
 type change struct {
 	nodes []string
 	done  chan<- error
 }
 
-// Bounds of single steps. A promotion may have to apply what was received.
+// Timeouts of single steps. A replica applies all changes that it has received before
+// its promotion ends.
 const (
 	probeTimeout   = time.Second
 	promoteTimeout = 10 * time.Second
@@ -98,15 +101,16 @@ const (
 	useTimeout     = 2 * time.Second
 )
 
-// New returns a supervisor of the copies that the roles name.
+// New returns a supervisor of the nodes that the roles name.
 func New(cfg Config) *Supervisor {
 	return &Supervisor{
 		cfg: cfg, changes: make(chan change), nodes: members(cfg.Roles), answers: make(chan answer),
-		roles: cfg.Roles, epoch: cfg.Roles.Epoch, seen: map[string]*health{}, last: map[string]sut.ReplicationStatus{}, said: map[string]string{},
+		roles: cfg.Roles, epoch: cfg.Roles.Epoch, health: map[string]*health{},
+		last: map[string]sut.ReplicationStatus{}, lastNote: map[string]string{},
 	}
 }
 
-// members lists all nodes.
+// members lists all nodes that the roles name.
 func members(r Roles) []string {
 	if r.Primary == "" {
 		return slices.Clone(r.Primaries)
@@ -121,8 +125,8 @@ func (s *Supervisor) Failovers() []targets.Failover {
 	return slices.Clone(s.failovers)
 }
 
-// Last is what a node said of its copy when it was probed last; ok is false when
-// it never was.
+// Last returns the last status that a node reported. ok is false if the node has not
+// answered any probe yet.
 func (s *Supervisor) Last(node string) (status sut.ReplicationStatus, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -130,10 +134,10 @@ func (s *Supervisor) Last(node string) (status sut.ReplicationStatus, ok bool) {
 	return status, ok
 }
 
-// SetNodes changes which databases are supervised while Run is under way. A new replica
-// serves reads once it has caught up. When SetNodes returns, a removed replica serves no
-// reads and is never promoted. It is an error, and changes nothing, to remove the primary,
-// or to change anything while the primary does not answer.
+// SetNodes changes the supervised nodes while Run runs. A new replica serves reads once
+// it has caught up. After SetNodes returns, a removed replica serves no reads and is never
+// promoted. SetNodes returns an error and changes nothing if nodes does not contain the
+// primary, or if the primary does not answer its probes.
 func (s *Supervisor) SetNodes(ctx context.Context, nodes []string) error {
 	done := make(chan error, 1)
 	select {
@@ -151,32 +155,32 @@ func (s *Supervisor) setNodes(ctx context.Context, nodes []string) error {
 	case len(nodes) == len(s.nodes) && !slices.ContainsFunc(s.nodes, missing):
 		return nil
 	case primary == "":
-		return errors.New("the databases of a multi-primary system are fixed")
-	case s.release != nil || s.seen[primary].refused > 0 || s.dead(primary):
+		return errors.New("the number of databases of a multi-primary system cannot change while it runs")
+	case s.release != nil || s.health[primary].refused > 0 || s.dead(primary):
 		return fmt.Errorf("the primary %s does not answer\nwait for the failover: stagebench status", primary)
 	case missing(primary):
 		return fmt.Errorf("%s is the primary now\nstart a failover first: stagebench kill primary", primary)
 	}
 	for _, node := range nodes {
-		if s.seen[node] == nil {
-			s.seen[node] = &health{answered: time.Now()}
+		if s.health[node] == nil {
+			s.health[node] = &health{answered: time.Now()}
 		}
 	}
-	maps.DeleteFunc(s.seen, func(node string, _ *health) bool { return missing(node) })
-	maps.DeleteFunc(s.said, func(node, _ string) bool { return missing(node) })
+	maps.DeleteFunc(s.health, func(node string, _ *health) bool { return missing(node) })
+	maps.DeleteFunc(s.lastNote, func(node, _ string) bool { return missing(node) })
 	s.nodes = slices.Clone(nodes)
 	replicas := slices.DeleteFunc(slices.Clone(s.roles.Replicas), missing)
 	if !slices.Equal(replicas, s.roles.Replicas) {
 		s.roles.Replicas = replicas
-		s.use(ctx)
+		s.publishRoles(ctx)
 	}
 	return nil
 }
 
-// Run supervises until ctx ends. All copies serve when it is called.
+// Run supervises until ctx ends. All nodes must be serving when it is called.
 func (s *Supervisor) Run(ctx context.Context) {
 	for _, node := range s.nodes {
-		s.seen[node] = &health{answered: time.Now()}
+		s.health[node] = &health{answered: time.Now()}
 	}
 	tick := time.NewTicker(s.cfg.Interval)
 	defer tick.Stop()
@@ -189,78 +193,82 @@ func (s *Supervisor) Run(ctx context.Context) {
 			continue
 		case <-tick.C:
 		}
-		begin := time.Now() // an answer to an earlier probe makes nobody dead
+		begin := time.Now()
 		s.probe(ctx)
 		s.gather(ctx, s.cfg.Interval, begin)
 		if ctx.Err() != nil {
 			return
 		}
 		if s.roles.Primary == "" {
-			s.spread(ctx)
+			s.updatePrimaries(ctx)
 			continue
 		}
 		if s.dead(s.roles.Primary) {
-			s.replace(ctx)
+			s.replacePrimary(ctx)
 		}
-		s.evict(ctx)
-		s.follow(ctx)
-		s.readable(ctx)
+		s.fenceExtraPrimaries(ctx)
+		s.repointReplicas(ctx)
+		s.updateReplicas(ctx)
 	}
 }
 
-// best is the replica that holds most of those that answer, "" if none does. One
-// that was promoted, but could not say so in time, is the best.
+// best returns the most advanced replica that answers, "" if no replica answers. A node
+// that is already a primary of a later epoch wins: its promotion succeeded, but the
+// confirmation came too late.
 func (s *Supervisor) best() string {
 	best := ""
 	for _, node := range s.nodes {
-		h := s.seen[node]
-		if node == s.roles.Primary || h.err != nil || !h.status.Serves || h.status.Primary && h.status.Epoch <= s.roles.Epoch {
+		h := s.health[node]
+		outdated := h.status.Primary && h.status.Epoch <= s.roles.Epoch
+		if node == s.roles.Primary || h.err != nil || !h.status.Serves || outdated {
 			continue
 		}
-		if best == "" || s.seen[best].status.Before(h.status) {
+		if best == "" || s.health[best].status.Before(h.status) {
 			best = node
 		}
 	}
 	return best
 }
 
-// replace puts a replica into the place of the dead primary. When it fails, the
-// next round begins anew, and the primary stays fenced as long as another one may
-// have been promoted.
-func (s *Supervisor) replace(ctx context.Context) {
+// replacePrimary promotes a replica in place of the dead primary. If a step fails, the
+// next round tries again. The old primary stays fenced meanwhile, because the failed
+// promotion may have succeeded: without the fence two nodes could accept writes.
+func (s *Supervisor) replacePrimary(ctx context.Context) {
 	old := s.roles.Primary
 	if s.best() == "" {
-		s.abandon(ctx)
-		return // it may come back, and nobody else can take its place
+		s.abandonFailover(ctx)
+		return
 	}
-	f := targets.Failover{From: old, UnixNS: s.seen[old].answered.UnixNano(), DetectNS: time.Since(s.seen[old].answered).Nanoseconds()}
+	answered := s.health[old].answered
+	f := targets.Failover{From: old, UnixNS: answered.UnixNano(), DetectNS: time.Since(answered).Nanoseconds()}
 	begin := time.Now()
 	if !s.fence(ctx, old, f) {
 		return
 	}
 	f.FenceNS = time.Since(begin).Nanoseconds()
-	// What the old primary sent before it died has arrived by now.
-	for _, h := range s.seen {
-		h.asked = time.Time{} // what was asked before that says less
+	// Everything that the old primary sent before it died has arrived now. An answer to an
+	// earlier probe can report an older position: discard it.
+	for _, h := range s.health {
+		h.probed = time.Time{}
 	}
 	s.probe(ctx)
-	s.gather(ctx, probeTimeout, time.Now().Add(probeTimeout)) // for the living alone
-	// One that is late may hold more than all others, and what was acknowledged
-	// because of it.
+	s.gather(ctx, probeTimeout, time.Now().Add(probeTimeout)) // does not wait for dead nodes
+	// Wait for a replica that is late but not dead: it may be the only one with a write
+	// that was acknowledged. To promote another replica would lose that write.
 	for _, node := range s.nodes {
-		if h := s.seen[node]; node != old && (h.err != nil || !h.asked.IsZero()) && !s.dead(node) {
+		if h := s.health[node]; node != old && (h.err != nil || !h.probed.IsZero()) && !s.dead(node) {
 			return
 		}
 	}
 	if f.To = s.best(); f.To == "" {
-		s.abandon(ctx)
+		s.abandonFailover(ctx)
 		return
 	}
 	begin = time.Now()
-	if to := s.seen[f.To].status; to.Primary {
+	if to := s.health[f.To].status; to.Primary {
 		f.Epoch = to.Epoch
 	} else {
-		// Each attempt has an epoch of its own: one that failed may have succeeded.
+		// Each attempt uses a new epoch: an attempt that returned an error may have succeeded.
 		s.epoch++
 		f.Epoch = s.epoch
 		s.tried = append(s.tried, f.To)
@@ -269,22 +277,22 @@ func (s *Supervisor) replace(ctx context.Context) {
 			return
 		}
 	}
-	f.PromoteNS, f.Position = time.Since(begin).Nanoseconds(), s.seen[f.To].status.Position
+	f.PromoteNS, f.Position = time.Since(begin).Nanoseconds(), s.health[f.To].status.Position
 	s.install(ctx, f)
 }
 
-// fence ends the old primary, once.
+// fence fences the old primary unless it is fenced already, and reports whether it is fenced.
 func (s *Supervisor) fence(ctx context.Context, old string, f targets.Failover) bool {
 	if s.release != nil {
 		return true
 	}
-	s.cfg.Note(old, fmt.Sprintf("taken for dead: silent for %v", rounded(f.DetectNS)))
-	s.release = s.end(ctx, old)
+	s.cfg.Note(old, fmt.Sprintf("is considered dead: no answer for %v", rounded(f.DetectNS)))
+	s.release = s.fenceNode(ctx, old)
 	return s.release != nil
 }
 
-// end ends a node for certain. It returns nil when it could not.
-func (s *Supervisor) end(ctx context.Context, node string) (release func()) {
+// fenceNode fences a node. It returns nil if that failed.
+func (s *Supervisor) fenceNode(ctx context.Context, node string) (release func()) {
 	ctx, cancel := context.WithTimeout(ctx, fenceTimeout)
 	defer cancel()
 	release, err := s.cfg.Databases.Fence(ctx, node)
@@ -295,38 +303,39 @@ func (s *Supervisor) end(ctx context.Context, node string) (release func()) {
 	return release
 }
 
-// abandon lets a fenced primary come back, because nobody is left who could take
-// its place. Who was told to is ended first, for it may have done so, and the old
-// primary comes back in an epoch that is later than any that was tried: copies that
-// have heard of one would refuse an earlier primary.
-func (s *Supervisor) abandon(ctx context.Context) {
+// abandonFailover releases a fenced primary, because no replica is left to promote. It
+// first fences the replicas that were asked to become primary, because one of them may
+// have done so. The old primary gets an epoch later than all that were tried: replicas
+// refuse a primary whose epoch is earlier than one that they know.
+func (s *Supervisor) abandonFailover(ctx context.Context) {
 	if s.release == nil {
 		return
 	}
 	for _, node := range s.tried {
-		release := s.end(ctx, node)
+		release := s.fenceNode(ctx, node)
 		if release == nil {
 			return
 		}
 		defer release()
 	}
-	s.note(s.roles.Primary, "no replica is left that could take its place: it may come back")
+	s.note(s.roles.Primary, "stays the primary and is restarted: no replica is left to promote")
 	s.epoch++
 	s.roles.Epoch, s.roles.Replicas = s.epoch, nil
-	s.use(ctx)
-	s.seen[s.roles.Primary] = &health{answered: time.Now(), err: errors.New("not started again yet")}
-	s.letGo()
+	s.publishRoles(ctx)
+	s.health[s.roles.Primary] = &health{answered: time.Now(), err: errors.New("not restarted yet")}
+	s.endFailover()
 }
 
-// note says something about a node, once as long as it stays the same.
+// note reports a node's event, unless it repeats the last note about that node.
 func (s *Supervisor) note(node, text string) {
-	if s.said[node] != text {
-		s.said[node] = text
+	if s.lastNote[node] != text {
+		s.lastNote[node] = text
 		s.cfg.Note(node, text)
 	}
 }
 
-func (s *Supervisor) letGo() {
+// endFailover lets the fenced primary restart.
+func (s *Supervisor) endFailover() {
 	s.tried = nil
 	if s.release != nil {
 		s.release()
@@ -334,58 +343,65 @@ func (s *Supervisor) letGo() {
 	}
 }
 
-// install makes the promoted replica the primary for all.
+// install publishes the promoted replica as the primary and records the failover.
 func (s *Supervisor) install(ctx context.Context, f targets.Failover) {
 	begin := time.Now()
 	s.roles = Roles{Epoch: f.Epoch, Primary: f.To}
 	for _, node := range s.nodes {
-		if h := s.seen[node]; node != f.To && node != f.From && h.err == nil && h.status.Serves {
+		if h := s.health[node]; node != f.To && node != f.From && h.err == nil && h.status.Serves {
 			s.roles.Replicas = append(s.roles.Replicas, node)
 		}
 	}
-	s.use(ctx)
-	s.letGo()
+	s.publishRoles(ctx)
+	s.endFailover()
 	f.SwitchNS = time.Since(begin).Nanoseconds()
 	s.mu.Lock()
 	s.failovers = append(s.failovers, f)
 	s.mu.Unlock()
-	s.cfg.Note(f.To, fmt.Sprintf("is the primary of epoch %d instead of %s: detected after %v, fenced in %v, promoted in %v, in use after %v more",
+	s.cfg.Note(f.To, fmt.Sprintf("is the primary of epoch %d instead of %s: "+
+		"detected in %v, fenced in %v, promoted in %v, clients switched in %v",
 		f.Epoch, f.From, rounded(f.DetectNS), rounded(f.FenceNS), rounded(f.PromoteNS), rounded(f.SwitchNS)))
-	// The old one's record is that of a primary, which it will not be.
-	s.seen[f.From] = &health{answered: time.Now(), err: errors.New("not started again yet")}
-	s.seen[f.To].status.Primary = true
+	// The last status of the old primary says that it is a primary. That is no longer true.
+	s.health[f.From] = &health{answered: time.Now(), err: errors.New("not restarted yet")}
+	s.health[f.To].status.Primary = true
 }
 
 func rounded(ns int64) time.Duration { return time.Duration(ns).Round(time.Millisecond) }
 
-// evict ends primaries that are not the one: a promotion that came too late.
-func (s *Supervisor) evict(ctx context.Context) {
+// fenceExtraPrimaries kills every primary except the current one. A promotion that
+// succeeded after its timeout leaves such a node.
+func (s *Supervisor) fenceExtraPrimaries(ctx context.Context) {
 	if s.release != nil {
-		return // it is not known yet which one it will be
+		return // during a failover the new primary is not decided yet
 	}
 	for _, node := range s.nodes {
-		if h := s.seen[node]; node == s.roles.Primary || h.err != nil || !h.status.Primary {
+		if h := s.health[node]; node == s.roles.Primary || h.err != nil || !h.status.Primary {
 			continue
 		}
-		s.cfg.Note(node, fmt.Sprintf("is a primary besides %s: ended", s.roles.Primary))
-		if release := s.end(ctx, node); release != nil {
+		s.cfg.Note(node, fmt.Sprintf("is a second primary besides %s: it is killed and restarted as a replica",
+			s.roles.Primary))
+		if release := s.fenceNode(ctx, node); release != nil {
 			release()
-			s.seen[node].err = errors.New("ended")
+			s.health[node].err = errors.New("not restarted yet")
 		}
 	}
 }
 
-func (s *Supervisor) assign(ctx context.Context, node string, epoch int64, primary string, timeout time.Duration) error {
+func (s *Supervisor) assign(
+	ctx context.Context, node string, epoch int64, primary string, timeout time.Duration,
+) error {
 	bounded, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	return s.cfg.Databases.Assign(bounded, node, epoch, primary)
 }
 
-// follow has replicas of another primary, or of an older epoch, follow this one.
-func (s *Supervisor) follow(ctx context.Context) {
+// repointReplicas makes every replica that follows another primary, or an older epoch,
+// follow the current primary.
+func (s *Supervisor) repointReplicas(ctx context.Context) {
 	for _, node := range s.nodes {
-		h := s.seen[node]
-		if node == s.roles.Primary || h.err != nil || h.status.Primary || h.status.Following == s.roles.Primary && h.status.Epoch >= s.roles.Epoch {
+		h := s.health[node]
+		follows := h.status.Following == s.roles.Primary && h.status.Epoch >= s.roles.Epoch
+		if node == s.roles.Primary || h.err != nil || h.status.Primary || follows {
 			continue
 		}
 		if err := s.assign(ctx, node, s.roles.Epoch, s.roles.Primary, followTimeout); err != nil {
@@ -396,12 +412,14 @@ func (s *Supervisor) follow(ctx context.Context) {
 	}
 }
 
-// readable says which replicas may be read, when that has changed, or not
-// everybody knows yet.
-func (s *Supervisor) readable(ctx context.Context) {
+// updateReplicas publishes which replicas may serve reads, if the list has changed or
+// some node does not have it yet.
+func (s *Supervisor) updateReplicas(ctx context.Context) {
 	var replicas []string
 	for _, node := range s.nodes {
-		if h := s.seen[node]; node != s.roles.Primary && !s.dead(node) && h.status.Serves && !h.status.Primary && h.status.Following == s.roles.Primary {
+		status := s.health[node].status
+		follows := !status.Primary && status.Following == s.roles.Primary
+		if node != s.roles.Primary && !s.dead(node) && status.Serves && follows {
 			replicas = append(replicas, node)
 		}
 	}
@@ -412,18 +430,18 @@ func (s *Supervisor) readable(ctx context.Context) {
 		was, is := slices.Contains(s.roles.Replicas, node), slices.Contains(replicas, node)
 		switch {
 		case was && !is:
-			s.cfg.Note(node, "is read no more")
+			s.cfg.Note(node, "no longer serves reads")
 		case is && !was:
-			s.cfg.Note(node, "has caught up, and is read")
-			s.replaced(node)
+			s.cfg.Note(node, "has caught up and serves reads")
+			s.recordReplaced(node)
 		}
 	}
 	s.roles.Replicas = replicas
-	s.use(ctx)
+	s.publishRoles(ctx)
 }
 
-// replaced notes that a primary of the past is a replica that is read.
-func (s *Supervisor) replaced(node string) {
+// recordReplaced sets ReplaceNS of the failover whose old primary now serves as a replica.
+func (s *Supervisor) recordReplaced(node string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range s.failovers {
@@ -433,12 +451,13 @@ func (s *Supervisor) replaced(node string) {
 	}
 }
 
-// spread says which of several primaries take part, when that has changed. When
-// none does, everything is left as it is: one will come back.
-func (s *Supervisor) spread(ctx context.Context) {
+// updatePrimaries publishes which primaries of a multi-primary database are alive, if
+// that has changed. If none is alive, it changes nothing: a restarted one must find its
+// clients.
+func (s *Supervisor) updatePrimaries(ctx context.Context) {
 	var alive []string
 	for _, node := range s.nodes {
-		if h := s.seen[node]; !s.dead(node) && (h.err != nil || h.status.Serves) {
+		if h := s.health[node]; !s.dead(node) && (h.err != nil || h.status.Serves) {
 			alive = append(alive, node)
 		}
 	}
@@ -449,19 +468,20 @@ func (s *Supervisor) spread(ctx context.Context) {
 		was, is := slices.Contains(s.roles.Primaries, node), slices.Contains(alive, node)
 		switch {
 		case was && !is:
-			s.cfg.Note(node, "is used no more")
+			s.cfg.Note(node, "gets no more requests")
 		case is && !was:
-			s.cfg.Note(node, "is used again")
+			s.cfg.Note(node, "gets requests again")
 		}
 	}
 	s.roles.Primaries = alive
-	s.use(ctx)
+	s.publishRoles(ctx)
 }
 
-func (s *Supervisor) use(ctx context.Context) {
+// publishRoles gives the roles to all nodes. If a node cannot get them, the next round retries.
+func (s *Supervisor) publishRoles(ctx context.Context) {
 	bounded, cancel := context.WithTimeout(ctx, useTimeout)
 	defer cancel()
-	s.stale = s.cfg.Databases.Use(bounded, Roles{
-		Epoch: s.roles.Epoch, Primary: s.roles.Primary, Replicas: slices.Clone(s.roles.Replicas), Primaries: slices.Clone(s.roles.Primaries),
-	}) != nil
+	roles := s.roles
+	roles.Replicas, roles.Primaries = slices.Clone(roles.Replicas), slices.Clone(roles.Primaries)
+	s.stale = s.cfg.Databases.Use(bounded, roles) != nil
 }

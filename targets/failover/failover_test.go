@@ -17,28 +17,30 @@ import (
 
 var errRefused = errors.New("connection refused")
 
-// databases is three databases in memory.
+// databases is a database of three nodes in memory.
 type databases struct {
 	t *testing.T
 
 	mu       sync.Mutex
-	nodes    map[string]*copied
-	roles    []failover.Roles // all that were told
-	useFails int              // times that some web node cannot be told
-	log      []string
+	nodes    map[string]*database
+	roles    []failover.Roles // one element per call of Use
+	useFails int              // how many calls of Use return an error
+	log      []string         // calls of Assign and Fence
 }
 
-// copied is one of them.
-type copied struct {
+// database is one node.
+type database struct {
 	sut.ReplicationStatus
 	dead, hung, fenced bool
-	slow               bool // becomes what it is told, and answers too late
+	slow               bool // executes Assign, but its answer comes too late
 }
 
 func newDatabases(t *testing.T) *databases {
-	c := &databases{t: t, nodes: map[string]*copied{}}
+	c := &databases{t: t, nodes: map[string]*database{}}
 	for _, name := range []string{"db-1", "db-2", "db-3"} {
-		c.nodes[name] = &copied{ReplicationStatus: sut.ReplicationStatus{Node: name, Epoch: 1, Position: 100, Serves: true, Following: "db-1"}}
+		c.nodes[name] = &database{ReplicationStatus: sut.ReplicationStatus{
+			Node: name, Epoch: 1, Position: 100, Serves: true, Following: "db-1",
+		}}
 	}
 	c.nodes["db-1"].Primary, c.nodes["db-1"].Following = true, ""
 	return c
@@ -69,9 +71,9 @@ func (c *databases) Assign(ctx context.Context, name string, epoch int64, primar
 	if !n.Primary {
 		n.Following = primary
 	}
-	c.log = append(c.log, fmt.Sprintf("%s becomes %d %s", name, epoch, primary))
+	c.log = append(c.log, fmt.Sprintf("assigned %s: epoch %d of %s", name, epoch, primary))
 	slow := n.slow
-	c.onePrimary()
+	c.checkOnePrimary()
 	c.mu.Unlock()
 	if slow {
 		<-ctx.Done()
@@ -104,8 +106,8 @@ func (c *databases) Use(_ context.Context, roles failover.Roles) error {
 	return nil
 }
 
-// onePrimary: of those that live there is one at most; the mutex is held.
-func (c *databases) onePrimary() {
+// checkOnePrimary fails the test if two live nodes are primaries. The caller holds mu.
+func (c *databases) checkOnePrimary() {
 	var all []string
 	for name, n := range c.nodes {
 		if n.Primary && !n.dead {
@@ -117,13 +119,14 @@ func (c *databases) onePrimary() {
 	}
 }
 
-func (c *databases) set(name string, change func(*copied)) {
+func (c *databases) set(name string, change func(*database)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	change(c.nodes[name])
 }
 
-func (c *databases) last() failover.Roles {
+// lastRoles returns the roles of the last call of Use.
+func (c *databases) lastRoles() failover.Roles {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.roles) == 0 {
@@ -132,7 +135,7 @@ func (c *databases) last() failover.Roles {
 	return c.roles[len(c.roles)-1]
 }
 
-// supervise runs a test with a supervisor in a bubble of its own time.
+// supervise runs a test with a supervisor in a synctest bubble.
 func supervise(t *testing.T, test func(t *testing.T, c *databases, s *failover.Supervisor)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -145,40 +148,41 @@ func supervise(t *testing.T, test func(t *testing.T, c *databases, s *failover.S
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { s.Run(ctx); close(done) }()
-		pass(time.Second)
+		advance(time.Second)
 		test(t, c, s)
 		cancel()
 		<-done
 	})
 }
 
-// pass lets time of the bubble pass.
-func pass(d time.Duration) {
-	<-time.After(d)
+// advance advances the fake clock of the bubble and waits until all goroutines are idle.
+func advance(d time.Duration) {
+	time.Sleep(d)
 	synctest.Wait()
 }
 
-func TestNothingHappens(t *testing.T) {
+func TestHealthyDatabaseIsLeftAlone(t *testing.T) {
 	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
-		pass(time.Minute)
+		advance(time.Minute)
 		if len(c.roles) > 0 || len(c.log) > 0 || len(s.Failovers()) > 0 {
-			t.Errorf("told %v, did %v", c.roles, c.log)
+			t.Errorf("published %v, calls %v", c.roles, c.log)
 		}
 	})
 }
 
 func TestDeadPrimary(t *testing.T) {
-	for name, die := range map[string]func(*copied){
-		"refuses": func(n *copied) { n.dead = true },
-		"hangs":   func(n *copied) { n.hung = true },
+	for name, die := range map[string]func(*database){
+		"refuses": func(n *database) { n.dead = true },
+		"hangs":   func(n *database) { n.hung = true },
 	} {
 		t.Run(name, func(t *testing.T) {
 			supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
-				c.set("db-3", func(n *copied) { n.Position = 105 })
+				c.set("db-3", func(n *database) { n.Position = 105 })
 				c.set("db-1", die)
-				pass(5 * time.Second)
+				advance(5 * time.Second)
 				all := s.Failovers()
-				if len(all) != 1 || all[0].From != "db-1" || all[0].To != "db-3" || all[0].Epoch != 2 || all[0].Position != 105 {
+				if len(all) != 1 || all[0].From != "db-1" || all[0].To != "db-3" ||
+					all[0].Epoch != 2 || all[0].Position != 105 {
 					t.Fatalf("failovers %+v", all)
 				}
 				bound := time.Second
@@ -188,27 +192,28 @@ func TestDeadPrimary(t *testing.T) {
 				if d := time.Duration(all[0].DetectNS); d < 400*time.Millisecond || d > bound {
 					t.Errorf("detected after %v", d)
 				}
-				if got := c.last(); got.Epoch != 2 || got.Primary != "db-3" || !slices.Equal(got.Replicas, []string{"db-2"}) {
-					t.Errorf("in use: %+v", got)
+				if got := c.lastRoles(); got.Epoch != 2 || got.Primary != "db-3" || !slices.Equal(got.Replicas, []string{"db-2"}) {
+					t.Errorf("roles %+v", got)
 				}
-				if want := "fenced db-1, db-3 becomes 2 db-3, db-2 becomes 2 db-3"; strings.Join(c.log, ", ") != want {
-					t.Errorf("did %v, want %s", c.log, want)
+				const want = "fenced db-1, assigned db-3: epoch 2 of db-3, assigned db-2: epoch 2 of db-3"
+				if got := strings.Join(c.log, ", "); got != want {
+					t.Errorf("calls %s, want %s", got, want)
 				}
 				if c.nodes["db-1"].fenced {
-					t.Error("the old primary cannot come back")
+					t.Error("the old primary is still fenced after the failover")
 				}
-				// It comes back as a replica, is told whom to follow, and is read once it serves.
-				c.set("db-1", func(n *copied) {
-					*n = copied{ReplicationStatus: sut.ReplicationStatus{Epoch: 2, Following: "db-3"}}
+				// The old primary restarts as a replica. It serves reads only after it has caught up.
+				c.set("db-1", func(n *database) {
+					*n = database{ReplicationStatus: sut.ReplicationStatus{Epoch: 2, Following: "db-3"}}
 				})
-				pass(time.Second)
-				if got := c.last(); slices.Contains(got.Replicas, "db-1") {
-					t.Errorf("read before it serves: %+v", got)
+				advance(time.Second)
+				if got := c.lastRoles(); slices.Contains(got.Replicas, "db-1") {
+					t.Errorf("db-1 serves reads before it has caught up: %+v", got)
 				}
-				c.set("db-1", func(n *copied) { n.Serves = true })
-				pass(time.Second)
-				if got := c.last(); !slices.Equal(got.Replicas, []string{"db-1", "db-2"}) {
-					t.Errorf("in use: %+v", got)
+				c.set("db-1", func(n *database) { n.Serves = true })
+				advance(time.Second)
+				if got := c.lastRoles(); !slices.Equal(got.Replicas, []string{"db-1", "db-2"}) {
+					t.Errorf("roles %+v", got)
 				}
 				if d := time.Duration(s.Failovers()[0].ReplaceNS); d < 6*time.Second || d > 8*time.Second {
 					t.Errorf("replaced after %v", d)
@@ -221,10 +226,10 @@ func TestDeadPrimary(t *testing.T) {
 func TestBusyPrimaryIsNotDead(t *testing.T) {
 	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
 		for range 10 {
-			c.set("db-1", func(n *copied) { n.hung = true })
-			pass(900 * time.Millisecond)
-			c.set("db-1", func(n *copied) { n.hung = false })
-			pass(1500 * time.Millisecond)
+			c.set("db-1", func(n *database) { n.hung = true })
+			advance(900 * time.Millisecond)
+			c.set("db-1", func(n *database) { n.hung = false })
+			advance(1500 * time.Millisecond)
 		}
 		if all := s.Failovers(); len(all) > 0 {
 			t.Errorf("failovers %+v", all)
@@ -234,143 +239,142 @@ func TestBusyPrimaryIsNotDead(t *testing.T) {
 
 func TestDeadReplicaIsNotRead(t *testing.T) {
 	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
-		c.set("db-2", func(n *copied) { n.dead = true })
-		pass(2 * time.Second)
-		if got := c.last(); got.Epoch != 1 || got.Primary != "db-1" || !slices.Equal(got.Replicas, []string{"db-3"}) {
-			t.Errorf("in use: %+v", got)
+		c.set("db-2", func(n *database) { n.dead = true })
+		advance(2 * time.Second)
+		if got := c.lastRoles(); got.Epoch != 1 || got.Primary != "db-1" || !slices.Equal(got.Replicas, []string{"db-3"}) {
+			t.Errorf("roles %+v", got)
 		}
-		c.set("db-3", func(n *copied) { n.dead = true })
-		pass(2 * time.Second)
-		if got := c.last(); len(got.Replicas) > 0 {
-			t.Errorf("in use: %+v", got)
+		c.set("db-3", func(n *database) { n.dead = true })
+		advance(2 * time.Second)
+		if got := c.lastRoles(); len(got.Replicas) > 0 {
+			t.Errorf("roles %+v", got)
 		}
-		// Nobody can take the place of the primary: it is left alone.
-		c.set("db-1", func(n *copied) { n.dead = true })
-		pass(5 * time.Second)
+		// No replica is left to promote, so the primary must not be fenced.
+		c.set("db-1", func(n *database) { n.dead = true })
+		advance(5 * time.Second)
 		if all := s.Failovers(); len(all) > 0 || slices.Contains(c.log, "fenced db-1") {
-			t.Errorf("failovers %+v, did %v", all, c.log)
+			t.Errorf("failovers %+v, calls %v", all, c.log)
 		}
 	})
 }
 
-// A promotion whose answer came too late counts; nobody else is promoted.
+// A promotion whose answer comes too late counts. No other replica is promoted.
 func TestLatePromotion(t *testing.T) {
 	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
-		c.set("db-2", func(n *copied) { n.slow, n.Position = true, 105 })
-		c.set("db-1", func(n *copied) { n.dead = true })
-		pass(30 * time.Second)
+		c.set("db-2", func(n *database) { n.slow, n.Position = true, 105 })
+		c.set("db-1", func(n *database) { n.dead = true })
+		advance(30 * time.Second)
 		all := s.Failovers()
 		if len(all) != 1 || all[0].To != "db-2" || all[0].Epoch != 2 {
 			t.Errorf("failovers %+v", all)
 		}
-		if got := c.last(); got.Primary != "db-2" || got.Epoch != 2 {
-			t.Errorf("in use: %+v", got)
+		if got := c.lastRoles(); got.Primary != "db-2" || got.Epoch != 2 {
+			t.Errorf("roles %+v", got)
 		}
 	})
 }
 
-// A replica that is late may hold more than the one that answers: it is waited for,
-// as long as it is not dead.
+// A replica that answers late may have more changes than the others. The supervisor waits
+// for it, unless it is dead.
 func TestLateReplicaIsWaitedFor(t *testing.T) {
 	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
-		c.set("db-3", func(n *copied) { n.Position, n.hung = 105, true })
-		c.set("db-1", func(n *copied) { n.dead = true })
-		pass(1500 * time.Millisecond)
-		c.set("db-3", func(n *copied) { n.hung = false })
-		pass(3 * time.Second)
+		c.set("db-3", func(n *database) { n.Position, n.hung = 105, true })
+		c.set("db-1", func(n *database) { n.dead = true })
+		advance(1500 * time.Millisecond)
+		c.set("db-3", func(n *database) { n.hung = false })
+		advance(3 * time.Second)
 		if all := s.Failovers(); len(all) != 1 || all[0].To != "db-3" {
-			t.Errorf("failovers %+v, want to the one that holds most", all)
+			t.Errorf("failovers %+v, want one to db-3, which has the most changes", all)
 		}
 	})
 }
 
-// A replica that hangs does not keep the death of the primary from being noticed.
+// A replica that hangs does not delay the detection of a dead primary.
 func TestHungReplicaDelaysNothing(t *testing.T) {
 	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
-		c.set("db-3", func(n *copied) { n.hung = true })
-		pass(5 * time.Second)
-		c.set("db-1", func(n *copied) { n.dead = true })
-		pass(1500 * time.Millisecond)
+		c.set("db-3", func(n *database) { n.hung = true })
+		advance(5 * time.Second)
+		c.set("db-1", func(n *database) { n.dead = true })
+		advance(1500 * time.Millisecond)
 		if all := s.Failovers(); len(all) != 1 || all[0].To != "db-2" || all[0].DetectNS > time.Second.Nanoseconds() {
-			t.Errorf("failovers %+v, want one that was detected after three probes", all)
+			t.Errorf("failovers %+v, want one, detected after three probes", all)
 		}
 	})
 }
 
-// What a busy primary did not answer while everybody else was told something is no sign
-// of its death: it is asked anew before it is judged.
+// A slow Assign blocks the supervisor while a probe of the busy primary times out. The
+// supervisor must probe the primary again before it decides.
 func TestLateAnswerIsNotJudged(t *testing.T) {
 	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
-		c.set("db-1", func(n *copied) { n.hung = true })
-		c.set("db-3", func(n *copied) { n.slow, n.Following = true, "" }) // to be told takes 2 s
-		pass(900 * time.Millisecond)
-		c.set("db-1", func(n *copied) { n.hung = false })
-		pass(10 * time.Second)
+		c.set("db-1", func(n *database) { n.hung = true })
+		c.set("db-3", func(n *database) { n.slow, n.Following = true, "" }) // its Assign takes 2 s
+		advance(900 * time.Millisecond)
+		c.set("db-1", func(n *database) { n.hung = false })
+		advance(10 * time.Second)
 		if all := s.Failovers(); len(all) > 0 || c.nodes["db-1"].dead {
-			t.Errorf("failovers %+v of a primary that was busy for less than 2 s", all)
+			t.Errorf("failovers %+v, want none: the primary was busy for less than 2 s", all)
 		}
 	})
 }
 
-// One that has been told of a later epoch, and holds nothing of it, holds less than one
-// that was not told and holds more.
-func TestWhatIsHeldCounts(t *testing.T) {
+// A replica that knows a later epoch but has no change of it is behind a replica that has
+// more changes.
+func TestPositionCountsBeforeKnownEpoch(t *testing.T) {
 	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
-		c.set("db-2", func(n *copied) { n.Epoch, n.Position = 2, 90 })
-		c.set("db-1", func(n *copied) { n.dead = true })
-		pass(3 * time.Second)
+		c.set("db-2", func(n *database) { n.Epoch, n.Position = 2, 90 })
+		c.set("db-1", func(n *database) { n.dead = true })
+		advance(3 * time.Second)
 		if all := s.Failovers(); len(all) != 1 || all[0].To != "db-3" {
-			t.Errorf("failovers %+v, want to the one that holds most", all)
+			t.Errorf("failovers %+v, want one to db-3, which has the most changes", all)
 		}
 	})
 }
 
-// When nobody is left who could take its place, the old primary comes back, in an
-// epoch that is later than the one that was tried; and who was tried is ended, for
-// it may have become the primary.
-func TestPrimaryComesBackWhenNobodyIsLeft(t *testing.T) {
+// When no replica is left to promote, the old primary comes back with an epoch later than
+// the one that was tried. The replica that was asked to become primary is fenced first,
+// because it may have done so.
+func TestPrimaryComesBackWhenNoReplicaIsLeft(t *testing.T) {
 	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
-		c.set("db-3", func(n *copied) { n.dead = true })
-		pass(3 * time.Second)
-		c.set("db-2", func(n *copied) { n.slow, n.Position = true, 105 })
-		c.set("db-1", func(n *copied) { n.dead = true })
-		pass(5 * time.Second) // it is told, and does not answer
-		c.set("db-2", func(n *copied) { n.dead = true })
-		pass(15 * time.Second)
+		c.set("db-3", func(n *database) { n.dead = true })
+		advance(3 * time.Second)
+		c.set("db-2", func(n *database) { n.slow, n.Position = true, 105 })
+		c.set("db-1", func(n *database) { n.dead = true })
+		advance(5 * time.Second) // db-2 executes the promotion but does not answer
+		c.set("db-2", func(n *database) { n.dead = true })
+		advance(15 * time.Second)
 		if !c.nodes["db-2"].dead || c.nodes["db-1"].fenced {
 			t.Errorf("nodes %+v %+v", *c.nodes["db-1"], *c.nodes["db-2"])
 		}
-		if got := c.last(); got.Primary != "db-1" || got.Epoch != 3 {
-			t.Errorf("in use: %+v, want the old primary in epoch 3", got)
+		if got := c.lastRoles(); got.Primary != "db-1" || got.Epoch != 3 {
+			t.Errorf("roles %+v, want the old primary in epoch 3", got)
 		}
-		c.set("db-1", func(n *copied) {
-			*n = copied{ReplicationStatus: sut.ReplicationStatus{Epoch: 3, Primary: true, Serves: true}}
+		c.set("db-1", func(n *database) {
+			*n = database{ReplicationStatus: sut.ReplicationStatus{Epoch: 3, Primary: true, Serves: true}}
 		})
-		pass(5 * time.Second)
+		advance(5 * time.Second)
 		if all := s.Failovers(); len(all) > 0 || c.nodes["db-1"].dead {
 			t.Errorf("failovers %+v", all)
 		}
 	})
 }
 
-// One that was promoted and hung before it could say so is not the primary when
-// another one has become it.
-func TestSecondPrimaryIsEnded(t *testing.T) {
+// A replica whose promotion succeeds after another replica became the primary is fenced.
+func TestSecondPrimaryIsFenced(t *testing.T) {
 	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
-		c.set("db-1", func(n *copied) { n.dead = true })
-		pass(2 * time.Second)
-		c.set("db-3", func(n *copied) { n.Primary = true })
-		pass(time.Second)
+		c.set("db-1", func(n *database) { n.dead = true })
+		advance(2 * time.Second)
+		c.set("db-3", func(n *database) { n.Primary = true })
+		advance(time.Second)
 		if !c.nodes["db-3"].dead {
-			t.Error("a second primary was left alone")
+			t.Error("the second primary was not fenced")
 		}
-		if got := c.last(); got.Primary != "db-2" || slices.Contains(got.Replicas, "db-3") {
-			t.Errorf("in use: %+v", got)
+		if got := c.lastRoles(); got.Primary != "db-2" || slices.Contains(got.Replicas, "db-3") {
+			t.Errorf("roles %+v", got)
 		}
 	})
 }
 
-// Of several primaries those that live are used; nobody is promoted or ended.
+// In a multi-primary database the live primaries get requests. No node is promoted or fenced.
 func TestMultiPrimary(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newDatabases(t)
@@ -384,64 +388,67 @@ func TestMultiPrimary(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { s.Run(ctx); close(done) }()
-		pass(5 * time.Second)
+		advance(5 * time.Second)
 		if len(c.roles) > 0 {
-			t.Errorf("told %v when nothing had happened", c.roles)
+			t.Errorf("published %v, want nothing: all primaries are alive", c.roles)
 		}
 		for _, step := range []struct {
 			dead []string
 			want []string
 		}{
 			{[]string{"db-2"}, []string{"db-1", "db-3"}},
-			{[]string{"db-1", "db-2", "db-3"}, []string{"db-1", "db-3"}}, // nobody is left: as it was
+			{[]string{"db-1", "db-2", "db-3"}, []string{"db-1", "db-3"}}, // none is left: no change
 			{nil, []string{"db-1", "db-2", "db-3"}},
 		} {
 			for name := range c.nodes {
-				c.set(name, func(n *copied) { n.dead = slices.Contains(step.dead, name) })
+				c.set(name, func(n *database) { n.dead = slices.Contains(step.dead, name) })
 			}
-			pass(5 * time.Second)
-			if got := c.last(); !slices.Equal(got.Primaries, step.want) || got.Primary != "" {
-				t.Errorf("with %v dead: in use %+v", step.dead, got)
+			advance(5 * time.Second)
+			if got := c.lastRoles(); !slices.Equal(got.Primaries, step.want) || got.Primary != "" {
+				t.Errorf("with %v dead: roles %+v", step.dead, got)
 			}
 		}
 		if len(c.log) > 0 || len(s.Failovers()) > 0 {
-			t.Errorf("did %v", c.log)
+			t.Errorf("calls %v", c.log)
 		}
 		cancel()
 		<-done
 	})
 }
 
-func TestWhoCouldNotBeToldIsToldAgain(t *testing.T) {
+func TestPublishingTheRolesIsRetried(t *testing.T) {
 	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
 		c.useFails = 3
-		c.set("db-1", func(n *copied) { n.dead = true })
-		pass(5 * time.Second)
-		if c.useFails != 0 || c.last().Primary != "db-2" {
-			t.Errorf("%d tries are left, in use %+v", c.useFails, c.last())
+		c.set("db-1", func(n *database) { n.dead = true })
+		advance(5 * time.Second)
+		if c.useFails != 0 || c.lastRoles().Primary != "db-2" {
+			t.Errorf("%d failures are left, roles %+v", c.useFails, c.lastRoles())
 		}
 	})
 }
 
-// Replicas come and go while they are supervised: a new one is read when it serves, one
-// that is gone is read no more and never promoted, and the primary does not go.
-func TestReplicasComeAndGo(t *testing.T) {
+// Replicas are added and removed under supervision. A new replica serves reads once it
+// has caught up. A removed replica serves no reads and is never promoted. The primary
+// cannot be removed.
+func TestSetNodes(t *testing.T) {
 	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
 		set := func(names ...string) error { return s.SetNodes(t.Context(), names) }
 		c.mu.Lock()
-		c.nodes["db-4"] = &copied{ReplicationStatus: sut.ReplicationStatus{Node: "db-4", Epoch: 1, Position: 200, Following: "db-1"}}
+		c.nodes["db-4"] = &database{ReplicationStatus: sut.ReplicationStatus{
+			Node: "db-4", Epoch: 1, Position: 200, Following: "db-1",
+		}}
 		c.mu.Unlock()
 		if err := set("db-1", "db-2", "db-3", "db-4"); err != nil {
 			t.Fatal(err)
 		}
-		pass(time.Second)
+		advance(time.Second)
 		if len(c.roles) > 0 {
-			t.Errorf("in use: %+v: db-4 does not serve yet", c.last())
+			t.Errorf("roles %+v, want no change before db-4 has caught up", c.lastRoles())
 		}
-		c.set("db-4", func(n *copied) { n.Serves = true })
-		pass(time.Second)
-		if got := c.last(); !slices.Equal(got.Replicas, []string{"db-2", "db-3", "db-4"}) {
-			t.Errorf("in use: %+v", got)
+		c.set("db-4", func(n *database) { n.Serves = true })
+		advance(time.Second)
+		if got := c.lastRoles(); !slices.Equal(got.Replicas, []string{"db-2", "db-3", "db-4"}) {
+			t.Errorf("roles %+v", got)
 		}
 		if err := set("db-2", "db-3"); err == nil || !strings.HasPrefix(err.Error(), "db-1 is the primary now") {
 			t.Errorf("without the primary: %v", err)
@@ -449,20 +456,21 @@ func TestReplicasComeAndGo(t *testing.T) {
 		if err := set("db-1", "db-2"); err != nil {
 			t.Fatal(err)
 		}
-		if got := c.last(); !slices.Equal(got.Replicas, []string{"db-2"}) {
-			t.Errorf("in use when it returns: %+v", got)
+		if got := c.lastRoles(); !slices.Equal(got.Replicas, []string{"db-2"}) {
+			t.Errorf("roles after SetNodes returned: %+v", got)
 		}
-		c.set("db-1", func(n *copied) { n.dead = true })
-		pass(250 * time.Millisecond)
-		if err := set("db-1", "db-2", "db-3"); err == nil || !strings.HasPrefix(err.Error(), "the primary db-1 does not answer") {
+		c.set("db-1", func(n *database) { n.dead = true })
+		advance(250 * time.Millisecond)
+		const noAnswer = "the primary db-1 does not answer"
+		if err := set("db-1", "db-2", "db-3"); err == nil || !strings.HasPrefix(err.Error(), noAnswer) {
 			t.Errorf("during a failover: %v", err)
 		}
 		if err := set("db-2", "db-1"); err != nil {
-			t.Errorf("what they are already: %v", err)
+			t.Errorf("with the nodes unchanged: %v", err)
 		}
-		pass(5 * time.Second)
+		advance(5 * time.Second)
 		if all := s.Failovers(); len(all) != 1 || all[0].To != "db-2" {
-			t.Errorf("failovers %+v, want to db-2: db-4 holds more, and is gone", all)
+			t.Errorf("failovers %+v, want one to db-2: db-4 has more changes but was removed", all)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()

@@ -9,63 +9,65 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// answer is what a probe found.
+// answer is the result of one probe.
 type answer struct {
-	node      string
-	asked, at time.Time
-	status    sut.ReplicationStatus
-	err       error
+	node    string
+	probed  time.Time // when the probe began
+	arrived time.Time
+	status  sut.ReplicationStatus
+	err     error
 }
 
-// health is what the last probes of a node said.
+// health is what the last probes of a node found.
 type health struct {
-	asked    time.Time // when the probe began that is under way; zero = none is
-	status   sut.ReplicationStatus
-	err      error
-	answered time.Time // the last time
-	refused  int       // probes in a row since
+	probed   time.Time             // when the pending probe began; zero = no probe is pending
+	status   sut.ReplicationStatus // of the last probe that succeeded
+	err      error                 // of the last probe
+	answered time.Time             // when the last probe succeeded
+	refused  int                   // failed probes since then, timeouts not counted
 }
 
-// probe asks all nodes that are not being asked already. What has come since the last
-// round is taken first: nobody is judged by that alone.
+// probe starts a probe of every node that has no pending probe. It first records the
+// answers that arrived since the last round, so that these nodes are probed again now.
+// Without that, an old answer could make a busy node count as dead.
 func (s *Supervisor) probe(ctx context.Context) {
 	s.drain()
 	for _, node := range s.nodes {
-		h := s.seen[node]
-		if !h.asked.IsZero() {
+		h := s.health[node]
+		if !h.probed.IsZero() {
 			continue
 		}
-		h.asked = time.Now()
-		asked := h.asked
+		h.probed = time.Now()
+		probed := h.probed
 		go func() {
 			bounded, cancel := context.WithTimeout(ctx, probeTimeout)
 			defer cancel()
 			status, err := s.cfg.Databases.Probe(bounded, node)
 			select {
-			case s.answers <- answer{node, asked, time.Now(), status, err}:
+			case s.answers <- answer{node, probed, time.Now(), status, err}:
 			case <-ctx.Done():
 			}
 		}()
 	}
 }
 
-// gather takes answers until every node has answered that is alive, or was probed since a
-// time, but no longer than patience: a node that hangs does not delay the others. Its
-// answer is taken in a later round.
+// gather records answers until no probe is pending, or until patience has passed. It does
+// not wait for a dead node whose probe began before since: a node that hangs must not
+// delay the detection of other failures. A later round records its answer.
 func (s *Supervisor) gather(ctx context.Context, patience time.Duration, since time.Time) {
-	enough := time.After(patience)
+	timeout := time.After(patience)
 	for {
 		s.drain()
 		if !slices.ContainsFunc(s.nodes, func(node string) bool {
-			asked := s.seen[node].asked
-			return !asked.IsZero() && (!s.dead(node) || !asked.Before(since))
+			probed := s.health[node].probed
+			return !probed.IsZero() && (!s.dead(node) || !probed.Before(since))
 		}) {
 			return
 		}
 		select {
 		case a := <-s.answers:
-			s.take(a)
-		case <-enough:
+			s.record(a)
+		case <-timeout:
 			return
 		case <-ctx.Done():
 			return
@@ -73,28 +75,29 @@ func (s *Supervisor) gather(ctx context.Context, patience time.Duration, since t
 	}
 }
 
-// drain takes the answers that have come.
+// drain records the answers that have arrived.
 func (s *Supervisor) drain() {
 	for {
 		select {
 		case a := <-s.answers:
-			s.take(a)
+			s.record(a)
 		default:
 			return
 		}
 	}
 }
 
-// take notes an answer, unless it is to a probe that nobody waits for any more.
-func (s *Supervisor) take(a answer) {
-	h := s.seen[a.node]
-	if h == nil || a.asked != h.asked {
+// record updates a node's health. It ignores the answer to a probe that is not the
+// pending one.
+func (s *Supervisor) record(a answer) {
+	h := s.health[a.node]
+	if h == nil || a.probed != h.probed {
 		return
 	}
-	h.asked, h.err = time.Time{}, a.err
+	h.probed, h.err = time.Time{}, a.err
 	switch {
 	case a.err == nil:
-		h.status, h.answered, h.refused = a.status, a.at, 0
+		h.status, h.answered, h.refused = a.status, a.arrived, 0
 		s.mu.Lock()
 		s.last[a.node] = a.status
 		s.mu.Unlock()
@@ -103,8 +106,8 @@ func (s *Supervisor) take(a answer) {
 	}
 }
 
-// dead reports whether a node is taken for dead.
+// dead reports whether a node is considered dead.
 func (s *Supervisor) dead(node string) bool {
-	h := s.seen[node]
+	h := s.health[node]
 	return h.err != nil && (h.refused >= s.cfg.Failures || time.Since(h.answered) >= s.cfg.Silence)
 }

@@ -1,27 +1,27 @@
-// Package faults is what is done to a target while it is measured: a file says
-// when what happens to whom, and Run does it.
+// Package faults injects faults into a target while it is measured. A file lists the
+// faults with their times, and Run injects them.
 //
 //   - {at: 3s, do: kill, who: primary}
 //   - {at: 6s, do: pause, who: replica}
 //   - {at: 9s, do: resume, who: replica}
 //   - {at: 12s, do: restart, who: web-2}
 //
-// At is the time since the start of the measured step, of each repeat. Do is one
-// of
+// At is the time since the start of the measured step. Each repeat of the step gets all
+// faults. Do is one of
 //
-//	kill     SIGKILL to everything of it; supervision starts it again, as it does
-//	         with whatever dies
-//	pause    SIGSTOP: connections stay open and nothing answers
-//	resume   lets what a pause stopped go on
-//	restart  kill, and an event that says when it served again
+//	kill     sends SIGKILL to all processes of the host or node; the supervisor
+//	         restarts them
+//	pause    sends SIGSTOP: connections stay open and nothing answers
+//	resume   continues a paused host or node
+//	restart  is a kill, plus an event that says when it serves again
 //
-// Who is a host or a node by its name, or a role, which means the first node of
-// that role that serves at that moment: lb, web, cache, db, blob, and of the
-// databases primary and replica. A resume of a role goes to the node that the last
-// pause of that role stopped, and so does a kill or a restart while it is paused.
+// Who is the name of a host or a node, or a role: lb, web, cache, db, blob, or the
+// replication role primary or replica. A role means the first node that has this role and
+// serves at that moment. A resume of a role resumes the node that the last pause of this
+// role paused. A kill or a restart of a role hits that node while it is paused.
 //
-// Read and Schedule.Check are pure. Nothing here knows how a target does what it
-// is asked to.
+// Read and Schedule.Check are pure functions. This package does not know how a target
+// executes a fault.
 package faults
 
 import (
@@ -40,7 +40,7 @@ import (
 	"github.com/stagebench/stagebench/targets"
 )
 
-// Verb is what is done.
+// Verb is the kind of a fault.
 type Verb string
 
 // The verbs.
@@ -51,24 +51,24 @@ const (
 	Restart Verb = "restart"
 )
 
-// verbs lists the verbs as they are explained.
+// verbs lists the verbs in the order of the package comment.
 func verbs() []string {
 	return []string{string(Kill), string(Pause), string(Resume), string(Restart)}
 }
 
-// Fault is one thing that is done.
+// Fault is one fault to inject.
 type Fault struct {
 	At  time.Duration // since the start of the measured step
 	Do  Verb
-	Who string // a host, a node, a role, or a database's standing
+	Who string // name of a host or a node, a role, or a replication role
 }
 
 func (f Fault) String() string { return fmt.Sprintf("%v %s %s", f.At, f.Do, f.Who) }
 
-// Schedule is all that is done in a step, in the order of its times.
+// Schedule is all faults of one step, ordered by time.
 type Schedule []Fault
 
-// Texts lists the faults for a manifest.
+// Texts returns the faults as text, one per element, for the manifest.
 func (s Schedule) Texts() []string {
 	texts := []string{}
 	for _, f := range s {
@@ -80,23 +80,23 @@ func (s Schedule) Texts() []string {
 // maxFile bounds a file, in bytes.
 const maxFile = 1 << 20
 
-// entry is a fault as it is written.
+// entry is a fault as the file has it.
 type entry struct {
 	At  string `yaml:"at"`
 	Do  string `yaml:"do"`
 	Who string `yaml:"who"`
 }
 
-// Read returns the schedule that a file describes. Name is the file's, for
-// errors, which name every problem by line and column, one per line.
+// Read parses a file into a schedule. name is the name of the file. The error lists every
+// problem with line and column, one problem per line.
 func Read(text []byte, name string) (s Schedule, err error) {
 	if len(text) > maxFile {
 		return nil, fmt.Errorf("%s: %d bytes: want at most %d", name, len(text), maxFile)
 	}
 	defer func() {
-		// The library is known to panic on some malformed texts.
+		// The YAML library panics on some malformed input.
 		if r := recover(); r != nil {
-			s, err = nil, fmt.Errorf("%s: it is no YAML that can be read: %v", name, r)
+			s, err = nil, fmt.Errorf("%s: invalid YAML: %v", name, r)
 		}
 	}()
 	var entries []entry
@@ -108,13 +108,14 @@ func Read(text []byte, name string) (s Schedule, err error) {
 		return nil, decodeError(name, err)
 	}
 	if len(entries) == 0 {
-		return nil, fmt.Errorf("%s: no fault in it\nwant a list, for example: - {at: 3s, do: kill, who: primary}", name)
+		return nil, fmt.Errorf("%s: the file lists no faults\n"+
+			"write a list, for example: - {at: 3s, do: kill, who: primary}", name)
 	}
 	var problems []string
 	for i, e := range entries {
 		fault, field, problem := e.fault()
 		if problem != "" {
-			problems = append(problems, fmt.Sprintf("%s:%s: %s", name, place(tree, i, field), problem))
+			problems = append(problems, fmt.Sprintf("%s:%s: %s", name, position(tree, i, field), problem))
 		}
 		s = append(s, fault)
 	}
@@ -122,13 +123,13 @@ func Read(text []byte, name string) (s Schedule, err error) {
 		return nil, errors.New(strings.Join(problems, "\n"))
 	}
 	slices.SortStableFunc(s, func(a, b Fault) int { return int(a.At - b.At) })
-	if err := s.order(); err != nil {
+	if err := s.checkResumes(); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return s, nil
 }
 
-// fault reads an entry, or says which field of it is wrong.
+// fault parses an entry. If a field is wrong, it returns the field's name and the problem.
 func (e entry) fault() (f Fault, field, problem string) {
 	at, err := time.ParseDuration(e.At)
 	f = Fault{At: at, Do: Verb(e.Do), Who: e.Who}
@@ -143,7 +144,7 @@ func (e entry) fault() (f Fault, field, problem string) {
 	return f, "", ""
 }
 
-// roles lists the roles that a fault can name, and the standings of a database.
+// roles lists the roles and replication roles that a fault can name.
 func roles() []string {
 	var names []string
 	for _, tier := range ladder.Tiers() {
@@ -152,8 +153,8 @@ func roles() []string {
 	return append(names, string(targets.Primary), string(targets.Replica))
 }
 
-// order finds what cannot come after what was before.
-func (s Schedule) order() error {
+// checkResumes returns an error if a resume has no earlier pause with the same name.
+func (s Schedule) checkResumes() error {
 	paused := map[string]bool{}
 	for _, f := range s {
 		switch f.Do {
@@ -161,7 +162,8 @@ func (s Schedule) order() error {
 			paused[f.Who] = true
 		case Resume:
 			if !paused[f.Who] {
-				return fmt.Errorf("resume %s at %v: nothing has paused it by then\nname it as the pause does", f.Who, f.At)
+				return fmt.Errorf("resume %s at %v: no earlier fault pauses %s\nuse the same name as the pause",
+					f.Who, f.At, f.Who)
 			}
 			paused[f.Who] = false
 		}
@@ -169,21 +171,23 @@ func (s Schedule) order() error {
 	return nil
 }
 
-// Check says what of a schedule cannot be done to a topology within a step of
-// that length.
+// Check returns an error if a fault names nothing in the topology, or if its time is not
+// within a step of this length.
 func (s Schedule) Check(t sut.Topology, length time.Duration) error {
 	for _, f := range s {
 		if f.At >= length {
-			return fmt.Errorf("%s %s at %v: the step is over after %v", f.Do, f.Who, f.At, length)
+			return fmt.Errorf("%s %s at %v: the step ends after %v\nuse an earlier time or a longer step",
+				f.Do, f.Who, f.At, length)
 		}
 		if !slices.Contains(names(t), f.Who) {
-			return fmt.Errorf("%s %s: stage %s has no such host, node or role\nwant one of %s", f.Do, f.Who, t.Stage, strings.Join(names(t), ", "))
+			return fmt.Errorf("%s %s: stage %s has no such host, node or role\nwant one of %s",
+				f.Do, f.Who, t.Stage, strings.Join(names(t), ", "))
 		}
 	}
 	return nil
 }
 
-// names lists whom a fault can mean.
+// names lists the hosts, nodes and roles that a fault can name in a topology.
 func names(t sut.Topology) []string {
 	var all []string
 	databases := 0
@@ -206,8 +210,8 @@ func names(t sut.Topology) []string {
 	return slices.Compact(all)
 }
 
-// place is the line and column of a field, or of what is nearest above it.
-func place(tree *ast.File, i int, field string) string {
+// position returns LINE:COLUMN of a field of entry i, or of the entry if it lacks the field.
+func position(tree *ast.File, i int, field string) string {
 	root := func() *yaml.PathBuilder { return (&yaml.PathBuilder{}).Root().Index(uint(i)) }
 	for _, path := range []*yaml.Path{root().Child(field).Build(), root().Build()} {
 		if node, err := path.FilterFile(tree); err == nil && node != nil && node.GetToken() != nil {
@@ -217,12 +221,14 @@ func place(tree *ast.File, i int, field string) string {
 	return "1:1"
 }
 
-// decodeError says where the text is no list of faults.
+// decodeError adds the position to an error of the YAML library.
 func decodeError(name string, err error) error {
 	var at yaml.Error
 	if !errors.As(err, &at) || at.GetToken() == nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	p := at.GetToken().Position
-	return fmt.Errorf("%s:%d:%d: %s\nwant a list of {at: TIME, do: VERB, who: NAME}, for example: - {at: 3s, do: kill, who: primary}", name, p.Line, p.Column, at.GetMessage())
+	return fmt.Errorf("%s:%d:%d: %s\n"+
+		"want a list of {at: TIME, do: VERB, who: NAME}, for example: - {at: 3s, do: kill, who: primary}",
+		name, p.Line, p.Column, at.GetMessage())
 }

@@ -37,17 +37,19 @@ func TestRead(t *testing.T) {
 
 func TestReadRefuses(t *testing.T) {
 	for text, want := range map[string]string{
-		"":                                      "no fault in it",
-		"at: 3s":                                "f.yaml:1:",
-		"- {at: 3s, do: kill, whom: web}":       "f.yaml:1:22: unknown field \"whom\"",
-		"- {at: soon, do: kill, who: web}":      "f.yaml:1:8: at \"soon\": want the time since the start of the step, for example 3s",
-		"- {at: -1s, do: kill, who: web}":       "at \"-1s\"",
-		"- {do: kill, who: web}":                "at \"\"",
-		"- {at: 3s, do: explode, who: web}":     "do \"explode\": want one of kill, pause, resume, restart",
-		"- {at: 3s, do: kill}":                  "who is missing: want a host, a node, or a role: lb, web, db, blob, cache, primary, replica",
-		"- {at: 3s, do: resume, who: web}":      "nothing has paused it by then",
-		"- {at: 1s, do: explode}\n- {do: kill}": "f.yaml:2:",
-		"- {at: 3s, do: [kill":                  "f.yaml:1:",
+		"":                                "the file lists no faults",
+		"at: 3s":                          "f.yaml:1:",
+		"- {at: 3s, do: kill, whom: web}": "f.yaml:1:22: unknown field \"whom\"",
+		"- {at: soon, do: kill, who: web}": "f.yaml:1:8: at \"soon\": " +
+			"want the time since the start of the step, for example 3s",
+		"- {at: -1s, do: kill, who: web}":   "at \"-1s\"",
+		"- {do: kill, who: web}":            "at \"\"",
+		"- {at: 3s, do: explode, who: web}": "do \"explode\": want one of kill, pause, resume, restart",
+		"- {at: 3s, do: kill}": "who is missing: " +
+			"want a host, a node, or a role: lb, web, db, blob, cache, primary, replica",
+		"- {at: 3s, do: resume, who: web}":                              "no earlier fault pauses web",
+		"- {at: 1s, do: explode}\n- {do: kill}":                         "f.yaml:2:",
+		"- {at: 3s, do: [kill":                                          "f.yaml:1:",
 		"- {at: 2s, do: pause, who: a}\n- {at: 1s, do: resume, who: a}": "resume a at 1s",
 		strings.Repeat("#", 2<<20):                                      "want at most",
 	} {
@@ -64,28 +66,33 @@ func TestCheck(t *testing.T) {
 		Hosts: []sut.Host{{Name: "big-1"}, {Name: "db-1"}},
 		Nodes: []sut.Node{{Name: "web-1", Host: "big-1", Role: sut.Web}, {Name: "db-1", Host: "db-1", Role: sut.DB}},
 	}
-	for who, good := range map[string]bool{"big-1": true, "web-1": true, "web": true, "db": true, "primary": true, "replica": false, "lb": false, "web-2": false} {
-		err := faults.Schedule{{At: time.Second, Do: faults.Kill, Who: who}}.Check(topology, 2*time.Second)
-		if (err == nil) != good {
-			t.Errorf("%s: %v", who, err)
+	for name, valid := range map[string]bool{
+		"big-1": true, "web-1": true, "web": true, "db": true, "primary": true,
+		"replica": false, "lb": false, "web-2": false,
+	} {
+		err := faults.Schedule{{At: time.Second, Do: faults.Kill, Who: name}}.Check(topology, 2*time.Second)
+		if (err == nil) != valid {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := (faults.Schedule{{At: time.Second, Do: faults.Kill, Who: "web"}}).Check(topology, time.Second); err == nil {
-		t.Error("a fault after the end of the step was taken")
+	late := faults.Schedule{{At: time.Second, Do: faults.Kill, Who: "web"}}
+	if err := late.Check(topology, time.Second); err == nil {
+		t.Error("a fault after the end of the step was accepted")
 	}
 }
 
-// system is a target that does what it is told in no time, and starts what was
-// killed again after a while.
+// system is a fake target. It executes faults at once and restarts a killed node after
+// restartTime.
 type system struct {
 	mu    sync.Mutex
 	nodes []targets.NodeStatus // guarded by mu
 	begin time.Time
-	done  []string // guarded by mu
+	done  []string // guarded by mu: executed faults with their times
 }
 
-// Between two looks of who waits for it, so that the one that sees it is known.
-const startsAfter = 305 * time.Millisecond
+// restartTime lies between two polls of awaitServing, so that the poll that sees the
+// restarted node is certain.
+const restartTime = 305 * time.Millisecond
 
 func (s *system) Status() []targets.NodeStatus {
 	s.mu.Lock()
@@ -93,8 +100,8 @@ func (s *system) Status() []targets.NodeStatus {
 	return append([]targets.NodeStatus(nil), s.nodes...)
 }
 
-// lead makes a database the primary; "" = none is, and all are replicas.
-func (s *system) lead(name string) {
+// setPrimary makes one database the primary and all others replicas; "" = no primary.
+func (s *system) setPrimary(name string) {
 	for i := range s.nodes {
 		if s.nodes[i].Role == sut.DB {
 			s.nodes[i].ReplicationRole = targets.Replica
@@ -119,7 +126,7 @@ func (s *system) act(verb, name string, state targets.State) error {
 }
 
 func (s *system) Kill(name string) error {
-	time.AfterFunc(startsAfter, func() {
+	time.AfterFunc(restartTime, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for i := range s.nodes {
@@ -133,9 +140,9 @@ func (s *system) Kill(name string) error {
 func (s *system) Pause(name string) error  { return s.act("pause", name, targets.Paused) }
 func (s *system) Resume(name string) error { return s.act("resume", name, targets.Serving) }
 
-// run plays a file against three web and three database nodes, in a bubble where
-// time is exact, and returns what the target was told and what was said of it.
-func run(t *testing.T, file string, length time.Duration, change func(*system)) (done, said []string) {
+// run injects the faults of a file into a system of two web and three database nodes, in
+// a synctest bubble. It returns the calls that the target got and the events.
+func run(t *testing.T, file string, length time.Duration, change func(*system)) (done, events []string) {
 	t.Helper()
 	schedule, err := faults.Read([]byte(file), "f.yaml")
 	if err != nil {
@@ -145,53 +152,58 @@ func run(t *testing.T, file string, length time.Duration, change func(*system)) 
 		s := &system{begin: time.Now()}
 		for _, name := range []string{"web-1", "web-2", "db-1", "db-2", "db-3"} {
 			role, _, _ := strings.Cut(name, "-")
-			s.nodes = append(s.nodes, targets.NodeStatus{Node: name, Host: name, Role: sut.Role(role), State: targets.Serving})
+			s.nodes = append(s.nodes, targets.NodeStatus{
+				Node: name, Host: name, Role: sut.Role(role), State: targets.Serving,
+			})
 		}
-		s.lead("db-1")
+		s.setPrimary("db-1")
 		if change != nil {
 			change(s)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), length)
 		defer cancel()
 		for _, e := range faults.Run(ctx, schedule, s.begin, s) {
-			said = append(said, fmt.Sprintf("%v %s: %s", time.Unix(0, e.UnixNS).Sub(s.begin), e.Node, e.Text))
+			events = append(events, fmt.Sprintf("%v %s: %s", time.Unix(0, e.UnixNS).Sub(s.begin), e.Node, e.Text))
 		}
 		done = s.done
-		time.Sleep(startsAfter) // inside the bubble: what is being started again is over
+		time.Sleep(restartTime) // inside the bubble: pending restarts end before the bubble does
 	})
-	return done, said
+	return done, events
 }
 
-// played is a file, and what comes of it.
-type played struct {
-	file       string
-	length     time.Duration // of the step; 0 = a minute
-	change     func(*system) // before the file is played
-	done, said []string
+// scenario is a file of faults and its expected effects.
+type scenario struct {
+	file   string
+	length time.Duration // of the step; 0 = a minute
+	change func(*system) // called before the first fault; may be nil
+	done   []string      // expected calls of the target
+	events []string      // expected events
 }
 
-func (p played) check(t *testing.T) {
-	done, said := run(t, p.file, gocmp.Or(p.length, time.Minute), p.change)
+func (p scenario) check(t *testing.T) {
+	done, events := run(t, p.file, gocmp.Or(p.length, time.Minute), p.change)
 	if diff := cmp.Diff(p.done, done); diff != "" {
-		t.Errorf("done (-want +got)\n%s", diff)
+		t.Errorf("calls (-want +got)\n%s", diff)
 	}
-	if diff := cmp.Diff(p.said, said); diff != "" {
-		t.Errorf("said (-want +got)\n%s", diff)
+	if diff := cmp.Diff(p.events, events); diff != "" {
+		t.Errorf("events (-want +got)\n%s", diff)
 	}
 }
 
 func TestRun(t *testing.T) {
-	for name, test := range map[string]played{
+	for name, test := range map[string]scenario{
 		"by name": {
 			file: "- {at: 1s, do: kill, who: web-2}\n- {at: 2s, do: pause, who: db-3}\n- {at: 3s, do: resume, who: db-3}",
 			done: []string{"1s kill web-2", "2s pause db-3", "3s resume db-3"},
-			said: []string{"1s web-2: fault: 1s kill web-2", "2s db-3: fault: 2s pause db-3", "3s db-3: fault: 3s resume db-3"},
+			events: []string{
+				"1s web-2: fault: 1s kill web-2", "2s db-3: fault: 2s pause db-3", "3s db-3: fault: 3s resume db-3",
+			},
 		},
 		"the primary of that moment": {
 			file:   "- {at: 1s, do: kill, who: primary}\n- {at: 2s, do: kill, who: replica}",
-			change: func(s *system) { s.lead("db-3") },
+			change: func(s *system) { s.setPrimary("db-3") },
 			done:   []string{"1s kill db-3", "2s kill db-1"},
-			said:   []string{"1s db-3: fault: 1s kill primary", "2s db-1: fault: 2s kill replica"},
+			events: []string{"1s db-3: fault: 1s kill primary", "2s db-1: fault: 2s kill replica"},
 		},
 		"a database without copies is the primary": {
 			file: "- {at: 1s, do: kill, who: primary}",
@@ -199,57 +211,76 @@ func TestRun(t *testing.T) {
 				s.nodes = s.nodes[:3]
 				s.nodes[2].ReplicationRole = ""
 			},
-			done: []string{"1s kill db-1"},
-			said: []string{"1s db-1: fault: 1s kill primary"},
+			done:   []string{"1s kill db-1"},
+			events: []string{"1s db-1: fault: 1s kill primary"},
 		},
 		"restart says when it serves again": {
 			file: "- {at: 1s, do: restart, who: web-1}\n- {at: 1100ms, do: kill, who: web}",
 			done: []string{"1s kill web-1", "1.1s kill web-2"},
-			said: []string{"1s web-1: fault: 1s restart web-1", "1.1s web-2: fault: 1.1s kill web", "1.31s web-1: fault: restart web-1: it serves again after 310ms"},
+			events: []string{
+				"1s web-1: fault: 1s restart web-1", "1.1s web-2: fault: 1.1s kill web",
+				"1.31s web-1: fault: restart web-1: it serves again after 310ms",
+			},
 		},
-		"nobody to be done to": {
-			file:   "- {at: 1s, do: kill, who: primary}\n- {at: 2s, do: kill, who: lb}\n- {at: 3s, do: kill, who: web-2}",
-			change: func(s *system) { s.lead("") },
+		"no node of the role is serving": {
+			file: "- {at: 1s, do: kill, who: primary}\n- {at: 2s, do: kill, who: lb}\n" +
+				"- {at: 3s, do: kill, who: web-2}",
+			change: func(s *system) { s.setPrimary("") },
 			done:   []string{"3s kill web-2"},
-			said: []string{
-				"1s primary: fault: 1s kill primary: no primary serves at this moment",
-				"2s lb: fault: 2s kill lb: no lb serves at this moment", "3s web-2: fault: 3s kill web-2",
+			events: []string{
+				"1s primary: fault: 1s kill primary: no primary is serving",
+				"2s lb: fault: 2s kill lb: no lb is serving", "3s web-2: fault: 3s kill web-2",
 			},
 		},
 		"the step ends before a fault": {
-			file: "- {at: 1s, do: kill, who: web-1}\n- {at: 2s, do: kill, who: web-2}", length: 1100 * time.Millisecond,
-			done: []string{"1s kill web-1"},
-			said: []string{"1s web-1: fault: 1s kill web-1", "1.1s web-2: fault: 2s kill web-2: not done, the step had ended"},
+			file:   "- {at: 1s, do: kill, who: web-1}\n- {at: 2s, do: kill, who: web-2}",
+			length: 1100 * time.Millisecond,
+			done:   []string{"1s kill web-1"},
+			events: []string{
+				"1s web-1: fault: 1s kill web-1",
+				"1.1s web-2: fault: 2s kill web-2: skipped, the step ended before",
+			},
 		},
 		"the step ends before a restart": {
 			file: "- {at: 1s, do: restart, who: web-1}", length: 1105 * time.Millisecond,
 			done: []string{"1s kill web-1"},
-			said: []string{"1s web-1: fault: 1s restart web-1", "1.105s web-1: fault: restart web-1: it did not serve again before the end of the step"},
+			events: []string{
+				"1s web-1: fault: 1s restart web-1",
+				"1.105s web-1: fault: restart web-1: it did not serve again before the end of the step",
+			},
 		},
 	} {
 		t.Run(name, test.check)
 	}
 }
 
-// A pause of a role is about one node for as long as it lasts, and no longer.
+// While a node is paused by its role, later faults of that role mean the same node.
 func TestPausedRole(t *testing.T) {
-	for name, test := range map[string]played{
-		"by role: the first that serves, and a resume finds the one that was paused": {
-			file: "- {at: 1s, do: pause, who: replica}\n- {at: 2s, do: kill, who: primary}\n- {at: 3s, do: resume, who: replica}\n- {at: 4s, do: kill, who: web}",
+	for name, test := range map[string]scenario{
+		"a pause hits the first node that serves, and the resume hits the same node": {
+			file: "- {at: 1s, do: pause, who: replica}\n- {at: 2s, do: kill, who: primary}\n" +
+				"- {at: 3s, do: resume, who: replica}\n- {at: 4s, do: kill, who: web}",
 			done: []string{"1s pause db-2", "2s kill db-1", "3s resume db-2", "4s kill web-1"},
-			said: []string{"1s db-2: fault: 1s pause replica", "2s db-1: fault: 2s kill primary", "3s db-2: fault: 3s resume replica", "4s web-1: fault: 4s kill web"},
+			events: []string{
+				"1s db-2: fault: 1s pause replica", "2s db-1: fault: 2s kill primary",
+				"3s db-2: fault: 3s resume replica", "4s web-1: fault: 4s kill web",
+			},
 		},
-		"a primary that has been killed while it was paused is paused no more": {
-			file: "- {at: 1s, do: pause, who: primary}\n- {at: 2s, do: kill, who: primary}\n- {at: 3s, do: kill, who: primary}\n- {at: 4s, do: resume, who: primary}",
+		"a paused primary that was killed and restarted is not paused": {
+			file: "- {at: 1s, do: pause, who: primary}\n- {at: 2s, do: kill, who: primary}\n" +
+				"- {at: 3s, do: kill, who: primary}\n- {at: 4s, do: resume, who: primary}",
 			change: func(s *system) {
 				time.AfterFunc(2500*time.Millisecond, func() {
 					s.mu.Lock()
 					defer s.mu.Unlock()
-					s.lead("db-2")
+					s.setPrimary("db-2")
 				})
 			},
 			done: []string{"1s pause db-1", "2s kill db-1", "3s kill db-2", "4s resume db-1"},
-			said: []string{"1s db-1: fault: 1s pause primary", "2s db-1: fault: 2s kill primary", "3s db-2: fault: 3s kill primary", "4s db-1: fault: 4s resume primary"},
+			events: []string{
+				"1s db-1: fault: 1s pause primary", "2s db-1: fault: 2s kill primary",
+				"3s db-2: fault: 3s kill primary", "4s db-1: fault: 4s resume primary",
+			},
 		},
 	} {
 		t.Run(name, test.check)

@@ -11,23 +11,23 @@ import (
 	"github.com/stagebench/stagebench/targets"
 )
 
-// Target is what faults are done to, by the names of hosts and nodes.
+// Target is the system that gets the faults. A name is the name of a host or a node.
 type Target interface {
 	Kill(name string) error
 	Pause(name string) error
 	Resume(name string) error
-	// Status is who can be meant at a moment.
+	// Status returns the state of all nodes now.
 	Status() []targets.NodeStatus
 }
 
-// statusPause is the time between two looks at a node that is to serve again.
-const statusPause = 10 * time.Millisecond
+// statusInterval is the poll interval of awaitServing.
+const statusInterval = 10 * time.Millisecond
 
-// Run does what the schedule says, its times counted from start, and returns when
-// all of it is done or ctx ends. The events say what was done and what could not
-// be, in the order of their times; their node is the one that a role stood for.
+// Run injects the faults of the schedule, with times relative to start. It returns when
+// all are done or ctx ends. The events, ordered by time, say what was done and what
+// failed. Their node is the node that a role was resolved to.
 func Run(ctx context.Context, s Schedule, start time.Time, target Target) []targets.Event {
-	r := &runner{target: target, meant: map[string]string{}}
+	r := &runner{target: target, paused: map[string]string{}}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for _, fault := range s {
@@ -36,10 +36,10 @@ func Run(ctx context.Context, s Schedule, start time.Time, target Target) []targ
 		case <-timer.C:
 			r.do(ctx, fault)
 		case <-ctx.Done():
-			r.note(fault.Who, "fault: %s: not done, the step had ended", fault)
+			r.note(fault.Who, "fault: %s: skipped, the step ended before", fault)
 		}
 	}
-	r.waits.Wait()
+	r.restarts.Wait()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	slices.SortStableFunc(r.events, func(a, b targets.Event) int { return int(a.UnixNS - b.UnixNS) })
@@ -48,9 +48,9 @@ func Run(ctx context.Context, s Schedule, start time.Time, target Target) []targ
 
 // runner is one run of a schedule.
 type runner struct {
-	target Target
-	meant  map[string]string // role -> the node that its last pause stopped
-	waits  sync.WaitGroup    // for what is to serve again
+	target   Target
+	paused   map[string]string // role -> the node that its last pause paused
+	restarts sync.WaitGroup    // restarts whose nodes do not serve again yet
 
 	mu     sync.Mutex
 	events []targets.Event // guarded by mu
@@ -59,7 +59,8 @@ type runner struct {
 func (r *runner) note(node, format string, args ...any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.events = append(r.events, targets.Event{UnixNS: time.Now().UnixNano(), Node: node, Text: fmt.Sprintf(format, args...)})
+	text := fmt.Sprintf(format, args...)
+	r.events = append(r.events, targets.Event{UnixNS: time.Now().UnixNano(), Node: node, Text: text})
 }
 
 func (r *runner) do(ctx context.Context, f Fault) {
@@ -68,21 +69,23 @@ func (r *runner) do(ctx context.Context, f Fault) {
 		r.note(f.Who, "fault: %s: %v", f, err)
 		return
 	}
-	// The moment that counts is that of the beginning: from then on it may fail.
+	// The event has the time before the fault, because requests can fail from then on.
 	r.note(name, "fault: %s", f)
 	switch f.Do {
 	case Kill:
 		err = r.target.Kill(name)
 	case Pause:
 		err = r.target.Pause(name)
-		r.meant[f.Who] = name
+		r.paused[f.Who] = name
 	case Resume:
 		err = r.target.Resume(name)
-		delete(r.meant, f.Who)
+		delete(r.paused, f.Who)
 	case Restart:
 		if err = r.target.Kill(name); err == nil {
 			begin := time.Now()
-			r.waits.Go(func() { r.note(name, "fault: restart %s: %s", name, r.awaitServing(ctx, name, before, begin)) })
+			r.restarts.Go(func() {
+				r.note(name, "fault: restart %s: %s", name, r.awaitServing(ctx, name, before, begin))
+			})
 		}
 	}
 	if err != nil {
@@ -90,11 +93,12 @@ func (r *runner) do(ctx context.Context, f Fault) {
 	}
 }
 
-// resolve finds whom a fault means now, and how often each node has been started
-// again so far.
+// resolve returns the host or node that a fault means now, and the current number of
+// restarts of every node.
 func (r *runner) resolve(f Fault) (name string, restarts map[string]int, err error) {
 	restarts = map[string]int{}
-	paused := map[string]bool{} // others have been started again since, or resumed by their own name
+	// A node in r.paused may have been restarted since, or resumed by its own name.
+	paused := map[string]bool{}
 	nodes := r.target.Status()
 	for _, n := range nodes {
 		restarts[n.Node] = n.Restarts
@@ -103,28 +107,28 @@ func (r *runner) resolve(f Fault) (name string, restarts map[string]int, err err
 			name = f.Who
 		}
 	}
-	if stopped, found := r.meant[f.Who]; found && (f.Do == Resume || f.Do != Pause && paused[stopped]) {
-		return stopped, restarts, nil
+	if node, found := r.paused[f.Who]; found && (f.Do == Resume || f.Do != Pause && paused[node]) {
+		return node, restarts, nil
 	}
 	if name != "" {
 		return name, restarts, nil
 	}
 	for _, n := range nodes {
-		standing := n.ReplicationRole
-		if n.Role == sut.DB && standing == "" {
-			standing = targets.Primary // it has no copies
+		replicationRole := n.ReplicationRole
+		if n.Role == sut.DB && replicationRole == "" {
+			replicationRole = targets.Primary // the database is not replicated
 		}
-		if n.State == targets.Serving && (string(n.Role) == f.Who || string(standing) == f.Who) {
+		if n.State == targets.Serving && (string(n.Role) == f.Who || string(replicationRole) == f.Who) {
 			return n.Node, restarts, nil
 		}
 	}
-	return "", nil, fmt.Errorf("no %s serves at this moment", f.Who)
+	return "", nil, fmt.Errorf("no %s is serving", f.Who)
 }
 
-// awaitServing waits until everything of that name has been started again and
-// serves, and says how that went.
+// awaitServing waits until all nodes of the host or node have restarted and serve. It
+// returns the result as the text of an event.
 func (r *runner) awaitServing(ctx context.Context, name string, before map[string]int, begin time.Time) string {
-	ticker := time.NewTicker(statusPause)
+	ticker := time.NewTicker(statusInterval)
 	defer ticker.Stop()
 	for {
 		found, waiting := false, false
@@ -135,7 +139,7 @@ func (r *runner) awaitServing(ctx context.Context, name string, before map[strin
 			}
 		}
 		if !found {
-			return "it is no part of the system any more"
+			return "it was removed from the system before it served again"
 		}
 		if !waiting {
 			return fmt.Sprintf("it serves again after %v", time.Since(begin).Round(time.Millisecond))

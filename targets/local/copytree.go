@@ -14,13 +14,14 @@ import (
 
 // copier copies one tree.
 type copier struct {
-	link  bool // hard links instead of copies, while the devices permit them
-	clone bool // shared blocks (reflinks), while the filesystem permits them
+	link  bool // try hard links; false after the filesystem has refused one
+	clone bool // try reflinks (shared blocks); false after the filesystem has refused one
 }
 
-// copyTree copies a directory with modes and owners: a server refuses data
-// that is not its user's own. With link, files become hard links, for data
-// that is replaced and never written in place. Sockets and pipes are left out.
+// copyTree copies a directory with modes and owners, because a server refuses data that
+// another user owns. With link, it makes hard links instead of copies of files. That is
+// only for files that are replaced and never written in place. Sockets and pipes are
+// left out.
 func copyTree(ctx context.Context, dst, src string, link bool) error {
 	c := &copier{link: link, clone: true}
 	return filepath.WalkDir(src, func(path string, entry fs.DirEntry, err error) error {
@@ -64,7 +65,7 @@ func (c *copier) copy(dst, src string, info fs.FileInfo) error {
 			if err == nil {
 				return nil
 			}
-			// Another device, a filesystem without links, or too many of them.
+			// Copy if the device differs, the filesystem has no links, or a file has too many.
 			if !errors.Is(err, unix.EXDEV) && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EMLINK) {
 				return err
 			}
@@ -91,7 +92,7 @@ func (c *copier) copyFile(dst, src string, info fs.FileInfo) (err error) {
 		c.clone = unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil
 	}
 	if !c.clone {
-		if _, err := io.Copy(to, from); err != nil { // copy_file_range(2) where the kernel can
+		if _, err := io.Copy(to, from); err != nil { // uses copy_file_range(2) if the kernel supports it
 			return err
 		}
 	}
@@ -101,8 +102,8 @@ func (c *copier) copyFile(dst, src string, info fs.FileInfo) (err error) {
 	return to.Chmod(info.Mode().Perm())
 }
 
-// own gives a copy to the owner of the original. Only root can have copied
-// somebody else's file with the duty to do so.
+// own sets the owner of a copy to the owner of the original. It does nothing unless we are
+// root, because only root may change owners.
 func own(path string, info fs.FileInfo) error {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || os.Geteuid() != 0 {

@@ -16,11 +16,12 @@ import (
 	"github.com/stagebench/stagebench/targets/failover"
 )
 
-// useBound is how long requests at a database that is no longer used may delay a failover.
+// useBound bounds how long a failover waits for requests in flight at a database that is no
+// longer used.
 const useBound = time.Second
 
-// declareRoles sets the first roles of the databases: the one that uses no other
-// is the primary, and all others may be read once they are ready.
+// declareRoles sets the initial replication roles: the database that uses no other database
+// is the primary, and all others are replicas.
 func (s *System) declareRoles(t sut.Topology) {
 	for _, n := range t.Nodes {
 		switch {
@@ -35,15 +36,15 @@ func (s *System) declareRoles(t sut.Topology) {
 	}
 }
 
-// superviseDatabases keeps one of the databases the primary, as long as the system
-// lives, if there are several.
+// superviseDatabases starts the failover supervisor if the databases are replicated. It
+// runs until the life of the system ends.
 func (s *System) superviseDatabases(ctx context.Context) error {
 	if s.roles.Epoch == 0 {
 		return nil
 	}
 	if s.roles.Primary == "" {
-		// They have been started at once, and did not know each other's addresses.
-		if err := s.tellOrigins(ctx); err != nil {
+		// The primaries started concurrently and do not know each other's addresses yet.
+		if err := s.sendOrigins(ctx); err != nil {
 			return err
 		}
 	}
@@ -53,7 +54,7 @@ func (s *System) superviseDatabases(ctx context.Context) error {
 		Interval: db.ProbeInterval, Failures: db.ProbeFailures,
 		Note: func(name, text string) {
 			if n := s.node(name); n != nil {
-				s.noted(n, "%s", text)
+				s.noteLocked(n, "%s", text)
 			}
 		},
 	})
@@ -61,7 +62,7 @@ func (s *System) superviseDatabases(ctx context.Context) error {
 	return nil
 }
 
-// Failovers lists the changes of the primary so far.
+// Failovers returns the failovers so far.
 func (s *System) Failovers() []targets.Failover {
 	if s.failover == nil {
 		return nil
@@ -69,36 +70,44 @@ func (s *System) Failovers() []targets.Failover {
 	return s.failover.Failovers()
 }
 
-// Recover says what failovers have cost: what the databases that were the primary
-// held, and the ones that took their place did not get. With replay that is done
-// once more at the primary, where it can.
+// Recover reports the failovers and the writes that they lost: changes that an old primary
+// had and the new primary never received. With replay, it replays these writes at the
+// current primary.
 func (s *System) Recover(ctx context.Context, replay bool) (targets.Recovery, error) {
 	recovery := targets.Recovery{Failovers: s.Failovers(), Lost: []sut.Lost{}}
 	if s.failover == nil {
-		return recovery, fmt.Errorf("stage %s has one database and no copies of it: nothing can be lost in a failover", s.Topology().Stage)
+		return recovery, fmt.Errorf("stage %s has no database replicas, so it has no failovers and no lost writes",
+			s.Topology().Stage)
 	}
 	s.mu.Lock()
 	if s.roles.Primary == "" {
 		s.mu.Unlock()
-		return recovery, errors.New("each of several primaries keeps what it has: nothing is promoted, and nothing lost by that")
+		return recovery, errors.New("a multi-primary database has no failovers and so no lost writes")
 	}
 	order := sut.Replay{Primary: s.peers([]string{s.roles.Primary})[0]}
-	var asked []*node
+	var serving []*node
 	for _, n := range s.nodes {
-		back := !slices.ContainsFunc(recovery.Failovers, func(f targets.Failover) bool { return f.From == n.Name && f.ReplaceNS == 0 })
+		back := !slices.ContainsFunc(recovery.Failovers, func(f targets.Failover) bool {
+			return f.From == n.Name && f.ReplaceNS == 0
+		})
 		switch {
 		case !n.Replicated:
 		case n.state != targets.Serving || !back && n.Name != s.roles.Primary:
-			recovery.Lost = append(recovery.Lost, sut.Lost{Node: n.Name, Partial: "it is not back yet: what it alone held is not known, ask again"})
+			recovery.Lost = append(recovery.Lost, sut.Lost{
+				Node: n.Name, Partial: "it has not restarted as a replica yet, so its lost writes are unknown: try again later",
+			})
 		default:
-			asked = append(asked, n)
+			serving = append(serving, n)
 		}
 	}
 	s.mu.Unlock()
-	for _, n := range asked {
+	for _, n := range serving {
 		var lost sut.Lost
-		if err := s.call(ctx, n.Name, request{method: http.MethodGet, path: sut.LostPath, answer: &lost}); err != nil {
-			recovery.Lost = append(recovery.Lost, sut.Lost{Node: n.Name, Partial: "what it alone held is not known: " + err.Error()})
+		get := request{method: http.MethodGet, path: sut.LostPath, answer: &lost}
+		if err := s.call(ctx, n.Name, get); err != nil {
+			recovery.Lost = append(recovery.Lost, sut.Lost{
+				Node: n.Name, Partial: "its lost writes are unknown: " + err.Error(),
+			})
 			continue
 		}
 		if lost.Epoch == 0 {
@@ -109,7 +118,8 @@ func (s *System) Recover(ctx context.Context, replay bool) (targets.Recovery, er
 			continue
 		}
 		var done sut.Replayed
-		if err := s.call(ctx, n.Name, request{method: http.MethodPost, path: sut.LostPath, document: order, answer: &done}); err != nil {
+		post := request{method: http.MethodPost, path: sut.LostPath, document: order, answer: &done}
+		if err := s.call(ctx, n.Name, post); err != nil {
 			done = sut.Replayed{Refused: []string{err.Error()}}
 		}
 		if recovery.Replayed == nil {
@@ -120,7 +130,8 @@ func (s *System) Recover(ctx context.Context, replay bool) (targets.Recovery, er
 	return recovery, nil
 }
 
-// standing is what a database is among its copies; the caller holds mu.
+// replicationRole returns the replication role of a node, "" if it is not a replicated
+// database. The caller holds mu.
 func (s *System) replicationRole(n *node) targets.ReplicationRole {
 	switch {
 	case !n.Replicated:
@@ -131,21 +142,21 @@ func (s *System) replicationRole(n *node) targets.ReplicationRole {
 	return targets.Replica
 }
 
-// replication is what a database is told of its copies; the caller holds mu.
+// replication returns the replication configuration of a database. The caller holds mu.
 func (s *System) replication(n *node) *sut.Replication {
 	if s.roles.Primary == "" {
 		return &sut.Replication{Epoch: s.roles.Epoch, Several: true, Origins: s.origins(n)}
 	}
-	told := &sut.Replication{Epoch: s.roles.Epoch}
+	replication := &sut.Replication{Epoch: s.roles.Epoch}
 	if s.roles.Primary != n.Name {
-		told.Primary = &s.peers([]string{s.roles.Primary})[0]
+		replication.Primary = &s.peers([]string{s.roles.Primary})[0]
 	}
-	return told
+	return replication
 }
 
-// origins are those that one of several primaries gets changes from: the one before
-// it of those that live in a ring, else all others. Those that have no address yet
-// are left out. The caller holds mu.
+// origins returns the nodes from which a primary of a multi-primary database receives
+// changes. In a ring that is the live primary before it. Otherwise it is all other
+// primaries. Nodes without an address yet are left out. The caller holds mu.
 func (s *System) origins(n *node) []sut.Peer {
 	var before, others []sut.Peer
 	after := false
@@ -157,7 +168,7 @@ func (s *System) origins(n *node) []sut.Peer {
 		case ladder.DBOf(s.topology.Knobs).Topology != ladder.Ring:
 			others = append(others, other.peer())
 		case !slices.Contains(s.roles.Primaries, other.Name):
-			// Its neighbours are each other's until it comes back.
+			// A dead primary: its neighbours in the ring are connected to each other meanwhile.
 		case after:
 			others = append(others, other.peer())
 		default:
@@ -167,22 +178,22 @@ func (s *System) origins(n *node) []sut.Peer {
 	if ladder.DBOf(s.topology.Knobs).Topology != ladder.Ring || len(before)+len(others) == 0 {
 		return others
 	}
-	ring := append(others, before...) // in the order after the node: the last one is before it
+	ring := append(others, before...) // in ring order from the node on: the last one precedes it
 	return ring[len(ring)-1:]
 }
 
-// tellOrigins tells each of several primaries whom to get changes from.
-func (s *System) tellOrigins(ctx context.Context) error {
+// sendOrigins sends every serving primary of a multi-primary database its origins.
+func (s *System) sendOrigins(ctx context.Context) error {
 	s.mu.Lock()
-	told := map[string]*sut.Replication{}
+	documents := map[string]*sut.Replication{}
 	for _, n := range s.nodes {
 		if n.Replicated && n.state == targets.Serving {
-			told[n.Name] = s.replication(n)
+			documents[n.Name] = s.replication(n)
 		}
 	}
 	s.mu.Unlock()
 	var all errgroup.Group
-	for name, document := range told {
+	for name, document := range documents {
 		all.Go(func() error {
 			return s.call(ctx, name, request{method: http.MethodPut, path: sut.ReplicationPath, document: document})
 		})
@@ -190,14 +201,15 @@ func (s *System) tellOrigins(ctx context.Context) error {
 	return all.Wait()
 }
 
-// databases is the system as the supervisor of its databases sees it.
+// databases implements failover.Databases.
 type databases struct{ *System }
 
 // Probe implements failover.Databases.
 func (d databases) Probe(ctx context.Context, name string) (status sut.ReplicationStatus, err error) {
 	err = d.call(ctx, name, request{method: http.MethodGet, path: sut.ReplicationPath, answer: &status})
 	if err == nil && status.Node != name {
-		err = fmt.Errorf("%s answers at the address of %s", status.Node, name) // which has died, and had its port
+		// The node has died, and another node has got its admin port.
+		err = fmt.Errorf("%s answers at the address of %s", status.Node, name)
 	}
 	return status, err
 }
@@ -221,7 +233,7 @@ func (d databases) Fence(ctx context.Context, name string) (release func(), err 
 	}
 	d.mu.Lock()
 	if n.serves() {
-		n.asked = true
+		n.expected = true
 		d.set(n, targets.Dead)
 	}
 	d.note(n, "fenced")
@@ -235,7 +247,7 @@ func (d databases) Fence(ctx context.Context, name string) (release func(), err 
 	if err := n.leaf.KillAll(); err != nil {
 		return nil, err
 	}
-	// A start that had begun before may have got past the first blow.
+	// A start that began before the hold may create a process after the first kill.
 	if err := d.await(ctx, func() bool { return !n.launching }); err != nil {
 		return nil, err
 	}
@@ -250,14 +262,14 @@ func (d databases) Use(ctx context.Context, roles failover.Roles) error {
 	d.change(func() { d.roles = roles })
 	var origins errgroup.Group
 	if roles.Primary == "" {
-		origins.Go(func() error { return d.tellOrigins(ctx) })
+		origins.Go(func() error { return d.sendOrigins(ctx) })
 	}
 	var starting error
-	told := d.tellAll(ctx, useBound, func(n *node) bool {
+	err := d.sendWirings(ctx, useBound, func(n *node) bool {
 		if n.calls(sut.DB) && n.launching {
 			starting = fmt.Errorf("%s is starting", n.Name)
 		}
 		return n.calls(sut.DB) && !n.launching
 	}, d.drained)
-	return errors.Join(starting, told, origins.Wait())
+	return errors.Join(starting, err, origins.Wait())
 }

@@ -274,7 +274,7 @@ func TestNeverRestart(t *testing.T) {
 	}
 }
 
-func TestLastWords(t *testing.T) {
+func TestDeathLine(t *testing.T) {
 	t.Parallel()
 	for want, tail := range map[string][]string{
 		"":                      nil,
@@ -286,7 +286,7 @@ func TestLastWords(t *testing.T) {
 		"only a message":        {`{"msg":"only a message"}`},
 		`{"a":1}`:               {`{"a":1}`},
 	} {
-		if got := lastWords(tail); got != want {
+		if got := deathLine(tail); got != want {
 			t.Errorf("%q gave %q, want %q", tail, got, want)
 		}
 	}

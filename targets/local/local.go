@@ -1,20 +1,19 @@
-// Package local turns a topology into processes on this machine and keeps them
-// up: addresses, data templates, budgets, start order, supervision, faults and
-// the way down.
+// Package local runs the nodes of a topology as processes on this machine. It assigns
+// addresses, builds data templates, enforces budgets, starts nodes in order, restarts dead
+// nodes, injects faults and shuts the system down.
 //
-// Up builds the data template if it is missing, starts every node after those
-// that it uses and returns when all are ready. From then on each node has a
-// supervisor that restarts it on its old address and port when it dies, after
-// a delay that makes the outage real. Down ends everything: no process, no
-// cgroup and no directory of the system is left, also when Up failed or was
-// interrupted half-way. Scale adds and drains hosts while the system serves,
-// and takes back what it has begun when it fails. Kill, Pause and Resume are for
-// tests of failure and act on a host or a node with all its processes.
+// Up builds the data template if it is missing. It starts every node after the nodes that
+// it uses, and returns when all are ready. Then each node has a supervisor: when the node
+// dies, the supervisor restarts it on the same address and port, after a delay that makes
+// the outage real. Down removes all processes, cgroups and directories of the system, also
+// after Up failed or was interrupted. Scale adds and drains hosts while the system serves,
+// and rolls back when it fails. Kill, Pause and Resume inject faults into a host or a node
+// with all its processes.
 //
-// The order of calls is Up, anything, Down. All methods may be called
-// concurrently. Times are wall-clock durations; the budgets' units are those
-// of targets/budget. The package never looks into a node: what it knows of one
-// is its NodeConfig, its Ready line and how it died.
+// Call Up first and Down last. All methods may be called concurrently. Times are
+// wall-clock durations; the units of budgets are those of targets/budget. The package
+// knows only the configuration of a node, its ready line, the answers at its admin address
+// and how it died.
 package local
 
 import (
@@ -39,45 +38,44 @@ import (
 	"github.com/stagebench/stagebench/targets/proc"
 )
 
-// Options say what to bring up, and with what. Binary, Topology and, where the
-// topology has a database or a blob store, Data, TemplateDir and
-// TemplateVersion are required.
+// Options configure a system. Binary and Topology are required. A topology with a database
+// or a blob store also requires Data, TemplateDir and TemplateVersion.
 type Options struct {
-	Binary   string   // executable that becomes any node
-	NodeArgs []string // its arguments for that: "node"
-	Env      []string // of the nodes, nil = this process's
+	Binary   string   // executable that runs any node
+	NodeArgs []string // arguments of the executable: "node"
+	Env      []string // environment of the nodes, nil = this process's
 
 	Topology sut.Topology
 	Data     sut.Data
 
-	// TemplateDir caches built data sets. TemplateVersion returns what the files of
-	// a data set depend on, for an engine: another version is another template.
+	// TemplateDir caches built data sets. TemplateVersion returns the version of the files
+	// that an engine builds; each version has its own template.
 	TemplateDir     string
 	TemplateVersion func(sut.Engine) (string, error)
 
-	WorkDir string // where the system's private directory is made, "" = the system's temporary directory
-	LogDir  string // where the nodes' logs are kept, "" = with the private directory, and gone with it
+	WorkDir string // parent of the system's private directory, "" = os.TempDir
+	LogDir  string // directory of the nodes' logs, "" = in the private directory, removed by Down
 
 	Budgets *budget.Manager // nil = no limits
 	Restart Restart
-	// Admit may refuse a topology that the system is to be scaled to, for example
-	// because the machine is too small for it; nil = all are welcome.
+	// Admit returns an error if Scale must not change to a topology, for example because
+	// the machine is too small; nil = every topology is admitted.
 	Admit func(sut.Topology) error
 
 	ReadyTimeout time.Duration // of one node, 0 = 30 s
-	DrainTimeout time.Duration // of one node on the way down, 0 = 5 s
-	// Silence is how long a database that has copies may not answer before it is taken
-	// for dead; 0 = 2 s, which is longer than the pauses of a host that has used up its
-	// budget. One that is dead refuses, which is seen sooner.
+	DrainTimeout time.Duration // of one node that is stopped, 0 = 5 s
+	// Silence is the time without an answer after which a replicated database is considered
+	// dead, 0 = 2 s. It must be longer than the pauses of a host that has used up its CPU
+	// budget. A killed process refuses connections, which is detected sooner.
 	Silence time.Duration
 
 	Log      *slog.Logger // nil = none
-	Progress func(string) // told about each stage of a bring-up, one at a time; may be nil
+	Progress func(string) // called for each step of Up and Down, never concurrently; may be nil
 }
 
-// Restart says how dead nodes come back.
+// Restart configures restarts of dead nodes.
 type Restart struct {
-	Never    bool          // they stay dead
+	Never    bool          // dead nodes stay dead
 	Delay    time.Duration // from death to the next start, 0 = 1 s
 	MaxDelay time.Duration // bound of the delay in a crash loop, 0 = 30 s
 }
@@ -118,45 +116,45 @@ type System struct {
 	life     context.Context // ends when Down begins: nothing is restarted after it
 	endLife  context.CancelFunc
 	logs     sync.WaitGroup // goroutines that close log files
-	watching sync.WaitGroup // the supervision of the databases
+	watching sync.WaitGroup // the goroutine of failover.Run
 	down     sync.Once
 	downErr  error // set inside down
 
-	admin http.Client // asks nodes at their admin addresses
+	admin http.Client // for requests to nodes' admin addresses
 
 	progress sync.Mutex // one Progress call at a time
 
-	scaling  sync.Mutex // held while the topology is changed
-	template string     // directory of the data that new databases and blob stores begin with
+	scaling  sync.Mutex // held while the topology changes
+	template string     // directory with the initial data of databases and blob stores
 
-	// All below are guarded by mu. The slices are replaced, never written to, so
-	// that whoever has one may go on reading it.
+	// mu guards all fields below. A slice is replaced and never modified, so a goroutine
+	// may read its copy of the slice without mu.
 	mu       sync.Mutex
 	topology sut.Topology
 	hosts    []*host
 	nodes    []*node         // in start order
-	changed  chan struct{}   // closed and replaced when a node's state changes
-	events   []targets.Event // only ever appended to
-	roles    failover.Roles  // of the databases; Epoch 0 = there are no copies
-	epoch    int64           // of the wirings, raised with every change
-	moving   sut.Role        // whose keys are about to move, "" = none
-	draining []*node         // leaving nodes that callers may still have requests at
-	leased   int             // the last host number for ids that was given out
+	changed  chan struct{}   // closed and replaced when a node's state or a replication role changes
+	events   []targets.Event // append only
+	roles    failover.Roles  // replication roles of the databases; Epoch 0 = not replicated
+	epoch    int64           // epoch of the wirings, incremented at every change
+	moving   sut.Role        // role whose keys will move between its nodes, "" = none
+	draining []*node         // leaving nodes that may still have requests in flight
+	leased   int             // the last host number for ids that was assigned
 
-	failover *failover.Supervisor // nil = there are no copies; set before Up returns
+	failover *failover.Supervisor // nil = databases are not replicated; set before Up returns
 }
 
-// host is a host of the topology with its place on this machine.
+// host is a host of the topology on this machine.
 type host struct {
 	sut.Host
-	number  int    // among the addresses of the system
+	number  int    // index into the addresses of the system
 	address string // IP address
 	budget  *budget.Host
 	nodes   []*node
-	lifted  bool // guarded by System.mu: whether the CPU budget is off
+	lifted  bool // guarded by System.mu: the CPU budget is not in force
 }
 
-// node is a node of the topology with its process.
+// node is a node of the topology and its process.
 type node struct {
 	sut.Node
 	host *host
@@ -165,39 +163,41 @@ type node struct {
 
 	life    context.Context // ends when the node leaves the system, or the system ends
 	endLife context.CancelFunc
-	watched sync.WaitGroup // its supervisor
+	watched sync.WaitGroup // the goroutine of keepUp
 
-	// All below, and what the topology says of its relations, are guarded by
-	// System.mu.
+	// System.mu guards all fields below, and Node.Uses and Node.Routes.
 	uses     []*node
 	joining  bool // the other members of its tier do not know it yet
 	leaving  bool // it is no longer a member of its tier
 	state    targets.State
 	process  *proc.Process // the last one, nil before the first start
 	ready    sut.Ready
-	readyIn  time.Duration
-	since    time.Time // of the last ready
+	readyIn  time.Duration // from start to ready
+	since    time.Time     // when it was last ready
 	restarts int
-	failures int    // deaths in a row that nobody asked for
-	oomKills int64  // of its leaf at its last death
+	failures int    // unexpected deaths in a row
+	oomKills int64  // OOM kills in its leaf, counted at its last death
 	cause    string // of the last death
-	asked    bool   // the next death is our doing
-	idHost   int    // of a web node: the host number of its process's ids
-	held     int    // kills under way that would take a new process, too
-	frozen   bool   // its host is paused: nothing can start on it
-	// launching holds from the writing of a configuration to the readiness, or the
-	// failure, of the process that gets it. A kill meanwhile makes the state Dead.
+	expected bool   // we kill the process: its next death is not a failure
+	idHost   int    // of a web node: the host number in the ids that its process creates
+	held     int    // kills in progress; the node must not start meanwhile
+	frozen   bool   // paused: the node must not start
+	// launching is true from the moment when the configuration of a process is composed until
+	// that process is ready or has failed. A kill meanwhile sets the state to Dead.
 	launching bool
 }
 
-// Up brings the topology up. When it fails, or ctx ends, it leaves nothing
-// behind. ctx does not bound the life of the system: Down does.
+// Up starts the topology. If it fails or ctx ends, it leaves nothing behind. The end of ctx
+// after Up has returned does not stop the system; Down does.
 func Up(ctx context.Context, opts Options) (*System, error) {
 	opts = opts.withDefaults()
 	if err := validate(opts); err != nil {
 		return nil, fmt.Errorf("bring up %s: %w", opts.Topology.Stage, err)
 	}
-	s := &System{opts: opts, topology: opts.Topology, epoch: 1, changed: make(chan struct{}), budgets: func() error { return nil }}
+	s := &System{
+		opts: opts, topology: opts.Topology, epoch: 1, changed: make(chan struct{}),
+		budgets: func() error { return nil },
+	}
 	s.admin.Transport = &http.Transport{}
 	s.life, s.endLife = context.WithCancel(context.WithoutCancel(ctx))
 	if opts.Budgets == nil {
@@ -231,10 +231,10 @@ func (s *System) up(ctx context.Context) error {
 	if err := s.startAll(ctx, nodes); err != nil {
 		return err
 	}
-	// Members were started at the same time, without knowing each other's addresses.
+	// The members of a tier started concurrently and do not know each other's addresses yet.
 	s.change(func() {})
 	for _, t := range ladder.Tiers() {
-		if err := s.tellMembers(ctx, t.Role); err != nil {
+		if err := s.updateMembers(ctx, t.Role); err != nil {
 			return err
 		}
 	}
@@ -246,8 +246,9 @@ func (s *System) up(ctx context.Context) error {
 	return nil
 }
 
-// startAll fills and starts nodes, each after the nodes of the list that it uses, and
-// supervises them. Other nodes that it uses have served before, and may be dead now.
+// startAll prepares the directories of nodes, starts them and supervises them. A node starts
+// after the nodes of the list that it uses. It does not wait for other nodes that it uses:
+// they started earlier and may be dead now.
 func (s *System) startAll(ctx context.Context, nodes []*node) error {
 	all, ctx := errgroup.WithContext(ctx)
 	for _, n := range nodes {
@@ -255,7 +256,9 @@ func (s *System) startAll(ctx context.Context, nodes []*node) error {
 			if err := s.fill(ctx, n); err != nil {
 				return err
 			}
-			before := slices.DeleteFunc(slices.Clone(s.usedBy(n)), func(used *node) bool { return !slices.Contains(nodes, used) })
+			before := slices.DeleteFunc(slices.Clone(s.usedBy(n)), func(used *node) bool {
+				return !slices.Contains(nodes, used)
+			})
 			if err := s.awaitServing(ctx, before); err != nil {
 				return err
 			}
@@ -278,16 +281,16 @@ func (s *System) usedBy(n *node) []*node {
 	return n.uses
 }
 
-// members returns the hosts and the nodes at this moment.
+// members returns the current hosts and nodes.
 func (s *System) members() ([]*host, []*node) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.hosts, s.nodes
 }
 
-// makeDirs makes the private directory and removes those of killed harnesses.
-// It can be passed through by everybody, because a native server may run as
-// another user, and listed by nobody else.
+// makeDirs makes the private directory and removes those of killed harnesses. Every user
+// can enter the directory, because a native server may run as another user. Only we can
+// list it.
 func (s *System) makeDirs() error {
 	owner, err := proc.Self("/")
 	if err != nil {
@@ -312,8 +315,8 @@ func (s *System) makeDirs() error {
 	return nil
 }
 
-// place gives the hosts and nodes of a topology that are not there yet their
-// addresses, budgets and hosts, and returns those nodes.
+// place adds the new hosts and nodes of a topology to the system, with addresses and
+// budgets. It returns the new nodes, also with an error.
 func (s *System) place(t sut.Topology) ([]*node, error) {
 	oldHosts, oldNodes := s.members()
 	hosts, nodes, taken := map[string]*host{}, map[string]*node{}, map[int]bool{}
@@ -351,8 +354,10 @@ func (s *System) place(t sut.Topology) ([]*node, error) {
 		if err != nil {
 			return placed, err
 		}
-		n := &node{Node: declared, host: h, leaf: leaf, state: targets.Starting, dir: filepath.Join(s.dir, declared.Name)}
-		n.joining = len(oldNodes) > 0
+		n := &node{
+			Node: declared, host: h, leaf: leaf, dir: filepath.Join(s.dir, declared.Name),
+			state: targets.Starting, joining: len(oldNodes) > 0,
+		}
 		n.life, n.endLife = context.WithCancel(s.life)
 		for _, name := range declared.Uses {
 			n.uses = append(n.uses, nodes[name])
@@ -364,7 +369,7 @@ func (s *System) place(t sut.Topology) ([]*node, error) {
 	return placed, nil
 }
 
-// join makes a host or a node part of the system.
+// join adds a host or a node to the system.
 func (s *System) join(h *host, n *node) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -377,8 +382,8 @@ func (s *System) join(h *host, n *node) {
 	}
 }
 
-// fill makes a node's directory; a database and a blob store begin with a copy
-// of the template.
+// fill makes a node's directory. A database or a blob store starts with a copy of the
+// template.
 func (s *System) fill(ctx context.Context, n *node) error {
 	var err error
 	switch n.Role {

@@ -21,7 +21,7 @@ const (
 	// drainBound is how long callers may take to finish their requests at a leaving host.
 	// After that the host itself finishes what it can, and is stopped.
 	drainBound = 10 * time.Second
-	// handOverBound is how long a host may take to hand its keys to their new owners.
+	// handOverBound is how long a host may take to hand over keys to their new owners.
 	handOverBound = 5 * time.Minute
 )
 
@@ -51,14 +51,14 @@ func (s *System) scale(ctx context.Context, wanted *targets.Scaled) error {
 			return err
 		}
 	}
-	return s.become(ctx, tier.Role, next, wanted)
+	return s.changeTopology(ctx, tier.Role, next, wanted)
 }
 
-// become changes the topology, which differs in the hosts of one tier, and fills in what
-// moved.
-func (s *System) become(ctx context.Context, r sut.Role, next sut.Topology, done *targets.Scaled) error {
+// changeTopology changes the system to a topology that differs only in the hosts of one
+// tier. It sets Moved and Held of done.
+func (s *System) changeTopology(ctx context.Context, r sut.Role, next sut.Topology, done *targets.Scaled) error {
 	if !s.scaling.TryLock() {
-		return errors.New("the system is being changed already: wait until that is done")
+		return errors.New("the system is being changed already\nwait until that change is complete, then try again")
 	}
 	defer s.scaling.Unlock()
 	if s.life.Err() != nil {
@@ -68,7 +68,7 @@ func (s *System) become(ctx context.Context, r sut.Role, next sut.Topology, done
 	defer cancel()
 	defer context.AfterFunc(s.life, cancel)()
 	before := s.Topology()
-	if err := errors.Join(difference(before, next), s.obstacle(r, next)); err != nil {
+	if err := errors.Join(checkDifference(before, next), s.obstacle(r, next)); err != nil {
 		return err
 	}
 	back := context.WithoutCancel(ctx) // a rollback is not cancelled; each of its steps is bounded
@@ -77,7 +77,7 @@ func (s *System) become(ctx context.Context, r sut.Role, next sut.Topology, done
 		err = s.startAll(ctx, added)
 	}
 	if err != nil {
-		return errors.Join(err, s.dismiss(back, before))
+		return errors.Join(err, s.removeOthers(back, before))
 	}
 	for _, step := range s.steps(r, next, done) {
 		if err = step(ctx); err != nil {
@@ -91,20 +91,21 @@ func (s *System) become(ctx context.Context, r sut.Role, next sut.Topology, done
 		return errors.Join(err, s.rollBack(r, before, next))
 	}
 	for _, n := range added {
-		s.noted(n, "takes part")
+		s.noteLocked(n, "takes part")
 	}
 	// No node calls the leaving hosts any more, so the change cannot be rolled back.
-	return s.dismiss(back, next)
+	return s.removeOthers(back, next)
 }
 
-// rollBack undoes a change that failed, in the order of the change. It keeps the change when
-// the supervisor of the databases refuses: the primary is dead, or is one of the new nodes.
-// Hosts that may hold what no other has are kept when one could not hand that back.
+// rollBack undoes a change that failed, with the same steps. It keeps the change if the
+// failover supervisor refuses, because the primary is dead or is one of the new nodes. It
+// keeps the new hosts of a tier that stores data if a step fails, because a host may be the
+// only one that has some of the data.
 func (s *System) rollBack(r sut.Role, before, next sut.Topology) error {
-	ctx := s.life // on the way down no node has to be told
+	ctx := s.life // while the system stops, nodes need no new wiring
 	if err := s.supervise(ctx, r, before); err != nil {
 		s.endChange(next)
-		return errors.Join(fmt.Errorf("and the change stays: %w", err), s.dismiss(context.WithoutCancel(ctx), next))
+		return errors.Join(fmt.Errorf("and the change stays: %w", err), s.removeOthers(context.WithoutCancel(ctx), next))
 	}
 	var errs []error
 	for _, step := range s.steps(r, before, new(targets.Scaled)) {
@@ -114,14 +115,15 @@ func (s *System) rollBack(r sut.Role, before, next sut.Topology) error {
 	}
 	if errs != nil && scalingOf(r).Stores && len(next.Hosts) > len(before.Hosts) {
 		s.endChange(next)
-		errs = append(errs, errors.New("and all hosts stay, as they may hold what no other has: scale again when all serve"),
-			s.tellCallers(ctx, r), s.tellMembers(ctx, r))
+		errs = append(errs, errors.New("and all hosts stay, because a host may have the only copy of some data\n"+
+			"scale again when all nodes serve: stagebench status"),
+			s.updateCallers(ctx, r), s.updateMembers(ctx, r))
 		return errors.Join(errs...)
 	}
-	return errors.Join(append(errs, s.dismiss(context.WithoutCancel(ctx), before))...)
+	return errors.Join(append(errs, s.removeOthers(context.WithoutCancel(ctx), before))...)
 }
 
-// endChange makes a topology the one that all work by: nothing moves any more.
+// endChange adopts a topology and ends the move of keys and the draining of nodes.
 func (s *System) endChange(t sut.Topology) {
 	s.change(func() {
 		s.adopt(t)
@@ -137,7 +139,7 @@ func (s *System) endChange(t sut.Topology) {
 func (s *System) steps(r sut.Role, next sut.Topology, done *targets.Scaled) []func(context.Context) error {
 	var leaving []*node
 	return []func(context.Context) error{
-		func(ctx context.Context) error { // members learn that keys move, and hold back no write
+		func(ctx context.Context) error { // members learn that keys will move; writes go on
 			s.change(func() {
 				s.moving = r
 				for _, n := range s.nodes {
@@ -148,7 +150,7 @@ func (s *System) steps(r sut.Role, next sut.Topology, done *targets.Scaled) []fu
 					}
 				}
 			})
-			return s.tellMembers(ctx, r)
+			return s.updateMembers(ctx, r)
 		},
 		func(ctx context.Context) error { // callers send nothing new to leaving nodes
 			s.change(func() {
@@ -158,12 +160,12 @@ func (s *System) steps(r sut.Role, next sut.Topology, done *targets.Scaled) []fu
 			if err := s.supervise(ctx, r, next); err != nil {
 				return err
 			}
-			return s.tellCallers(ctx, r)
+			return s.updateCallers(ctx, r)
 		},
 		func(ctx context.Context) error { // members hand keys over to their new owners
 			before, held := s.countMoved(ctx, r)
 			s.change(func() { s.moving = "" })
-			if err := s.tellMembers(ctx, r); err != nil {
+			if err := s.updateMembers(ctx, r); err != nil {
 				return err
 			}
 			if after, _ := s.countMoved(ctx, r); before != nil && after != nil && *after >= *before {
@@ -177,12 +179,12 @@ func (s *System) steps(r sut.Role, next sut.Topology, done *targets.Scaled) []fu
 				return nil
 			}
 			s.change(func() { s.draining = nil })
-			return s.tellCallers(ctx, r)
+			return s.updateCallers(ctx, r)
 		},
 	}
 }
 
-// supervise has the databases of a topology supervised, when replicas are scaled.
+// supervise gives the failover supervisor the databases of a topology if replicas are scaled.
 func (s *System) supervise(ctx context.Context, r sut.Role, next sut.Topology) error {
 	if r != sut.DB {
 		return nil
@@ -209,10 +211,10 @@ func (s *System) awaitRead(ctx context.Context, r sut.Role, added []*node) error
 	}); err != nil {
 		return err
 	}
-	return s.tellCallers(ctx, r)
+	return s.updateCallers(ctx, r)
 }
 
-// obstacle returns why the system cannot be changed at this moment.
+// obstacle returns an error if a node is in a state in which the change is not possible.
 func (s *System) obstacle(r sut.Role, next sut.Topology) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -221,38 +223,40 @@ func (s *System) obstacle(r sut.Role, next sut.Topology) error {
 		member := scalingOf(r).Members && n.Role == r
 		switch {
 		case !stays && n.Name == s.roles.Primary:
-			return fmt.Errorf("%s would be removed, and is the primary now\n"+
+			return fmt.Errorf("%s would be removed, but it is the primary now\n"+
 				"keep more replicas, or start a failover first: stagebench kill primary", n.Name)
 		case r == sut.DB && n.Name == s.roles.Primary && n.state != targets.Serving:
 			return fmt.Errorf("the primary %s is %s\nwait for the failover: stagebench status", n.Name, n.state)
 		case n.state == targets.Paused && (member || n.calls(r)):
 			return pausedError(n.Name)
 		case !stays && member && n.state != targets.Serving:
-			return fmt.Errorf("%s would be removed, and is %s: it cannot hand over its keys\n"+
+			return fmt.Errorf("%s would be removed, but it is %s and cannot hand over its keys\n"+
 				"wait until it serves: stagebench status", n.Name, n.state)
 		}
 	}
 	return nil
 }
 
-// difference returns an error for a change that a running node cannot follow.
-func difference(now, next sut.Topology) error {
+// checkDifference returns an error if a host or node of both topologies differs in something
+// that cannot change while it runs.
+func checkDifference(now, next sut.Topology) error {
 	for _, h := range next.Hosts {
 		if old, found := now.Host(h.Name); found && old != h {
-			return fmt.Errorf("host %s would change its size: not possible while the system runs", h.Name)
+			return fmt.Errorf("the size of host %s would change, which is not possible while the system runs", h.Name)
 		}
 	}
 	for _, n := range next.Nodes {
 		old, found := now.Node(n.Name)
 		old.Uses, old.Routes = n.Uses, n.Routes
 		if found && !reflect.DeepEqual(old, n) {
-			return fmt.Errorf("node %s would become another one: not possible while the system runs", n.Name)
+			return fmt.Errorf("the settings of node %s would change, which is not possible while the system runs", n.Name)
 		}
 	}
 	return nil
 }
 
-// adopt makes a topology the one that callers work by; the caller holds mu.
+// adopt makes a topology the current one, from which wirings are composed. The caller holds
+// mu.
 func (s *System) adopt(t sut.Topology) {
 	s.topology = t
 	nodes := map[string]*node{}
@@ -261,7 +265,7 @@ func (s *System) adopt(t sut.Topology) {
 	}
 	for _, declared := range t.Nodes {
 		n := nodes[declared.Name]
-		// The rest of what is declared has not changed, and is read without a lock.
+		// The other declared fields do not change, because they are read without a lock.
 		n.Uses, n.Routes, n.uses = declared.Uses, declared.Routes, nil
 		for _, name := range declared.Uses {
 			n.uses = append(n.uses, nodes[name])
@@ -269,17 +273,18 @@ func (s *System) adopt(t sut.Topology) {
 	}
 }
 
-// tellCallers tells all nodes that call a role. Requests that are still under way at a
-// leaving host after drainBound end with that host.
-func (s *System) tellCallers(ctx context.Context, r sut.Role) error {
-	return s.tellAll(ctx, drainBound, func(n *node) bool { return n.calls(r) }, s.drained)
+// updateCallers sends their wirings to all nodes that call a role. It waits for requests in
+// flight at a leaving host for drainBound at most.
+func (s *System) updateCallers(ctx context.Context, r sut.Role) error {
+	return s.sendWirings(ctx, drainBound, func(n *node) bool { return n.calls(r) }, s.drained)
 }
 
-// drained judges the answer of a caller; mu is held.
+// drained converts the result of sending a caller its wiring: a late or dead caller is no
+// error. The caller holds mu.
 func (s *System) drained(n *node, err error) error {
 	switch {
 	case errors.Is(err, errLate):
-		s.note(n, "still has requests at a node that leaves")
+		s.note(n, "still has requests in flight at a node that will be removed")
 		return nil
 	case errors.Is(err, errDead):
 		return nil
@@ -287,11 +292,11 @@ func (s *System) drained(n *node, err error) error {
 	return err
 }
 
-// tellMembers tells the nodes of a role about each other, if they share keys. A late node
-// and a leaving node that is dead are errors: their keys were not handed over.
-func (s *System) tellMembers(ctx context.Context, r sut.Role) error {
+// updateMembers sends their wirings to the nodes of a role, if they share keys. A late node or
+// a dead leaving node is an error, because its keys were not handed over.
+func (s *System) updateMembers(ctx context.Context, r sut.Role) error {
 	member := func(n *node) bool { return n.Role == r && scalingOf(r).Members }
-	return s.tellAll(ctx, handOverBound, member, func(n *node, err error) error {
+	return s.sendWirings(ctx, handOverBound, member, func(n *node, err error) error {
 		switch {
 		case errors.Is(err, errDead) && !n.leaving:
 			return nil
@@ -302,9 +307,9 @@ func (s *System) tellMembers(ctx context.Context, r sut.Role) error {
 	})
 }
 
-// tellAll sends nodes their wirings, all at a time, and returns the first error that judge
-// makes of their answers. mu is held while judge runs.
-func (s *System) tellAll(
+// sendWirings sends nodes their wirings concurrently. judge converts the result of each node,
+// with mu held. sendWirings returns the first error of judge.
+func (s *System) sendWirings(
 	ctx context.Context, patience time.Duration, which func(*node) bool, judge func(*node, error) error,
 ) error {
 	var all errgroup.Group
@@ -314,7 +319,7 @@ func (s *System) tellAll(
 			continue
 		}
 		all.Go(func() error {
-			err := s.tell(ctx, n, patience)
+			err := s.sendWiring(ctx, n, patience)
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			return judge(n, err)
@@ -325,13 +330,13 @@ func (s *System) tellAll(
 }
 
 // countMoved returns how many keys or objects the members of a tier have handed over since
-// they were started, and how many keys they hold; nil = unknown.
+// they started, and how many keys they hold now; nil = unknown.
 func (s *System) countMoved(ctx context.Context, r sut.Role) (moved, held *int64) {
 	scaling := scalingOf(r)
 	if scaling.Moved == "" {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, tellBound)
+	ctx, cancel := context.WithTimeout(ctx, answerBound)
 	defer cancel()
 	moved, held = new(int64), new(int64)
 	for _, n := range s.Status() {
@@ -348,46 +353,47 @@ func (s *System) countMoved(ctx context.Context, r sut.Role) (moved, held *int64
 	return moved, held
 }
 
-func (s *System) noted(n *node, format string, args ...any) {
+// noteLocked locks mu and records an event.
+func (s *System) noteLocked(n *node, format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.note(n, format, args...)
 }
 
-// dismiss stops and removes the hosts and nodes that are not part of the topology.
-func (s *System) dismiss(ctx context.Context, t sut.Topology) error {
+// removeOthers stops and removes the hosts and nodes that are not part of the topology.
+func (s *System) removeOthers(ctx context.Context, t sut.Topology) error {
 	s.mu.Lock()
-	var goingHosts []*host
-	var goingNodes []*node
+	var removedHosts []*host
+	var removedNodes []*node
 	s.hosts = slices.DeleteFunc(slices.Clone(s.hosts), func(h *host) bool {
 		_, stays := t.Host(h.Name)
 		if !stays {
-			goingHosts = append(goingHosts, h)
+			removedHosts = append(removedHosts, h)
 		}
 		return !stays
 	})
 	s.nodes = slices.DeleteFunc(slices.Clone(s.nodes), func(n *node) bool {
 		_, stays := t.Node(n.Name)
 		if !stays {
-			goingNodes = append(goingNodes, n)
+			removedNodes = append(removedNodes, n)
 		}
 		return !stays
 	})
 	s.mu.Unlock()
 	var errs []error
-	for _, n := range goingNodes {
+	for _, n := range removedNodes {
 		n.endLife()
 		n.watched.Wait()
 	}
-	for _, h := range goingHosts {
+	for _, h := range removedHosts {
 		errs = append(errs, h.budget.Lift())
 	}
-	s.stopAll(ctx, goingNodes)
-	for _, n := range goingNodes {
-		s.noted(n, "left")
+	s.stopAll(ctx, removedNodes)
+	for _, n := range removedNodes {
+		s.noteLocked(n, "removed")
 		errs = append(errs, os.RemoveAll(n.dir))
 	}
-	for _, h := range goingHosts {
+	for _, h := range removedHosts {
 		errs = append(errs, h.budget.Remove())
 	}
 	return errors.Join(errs...)

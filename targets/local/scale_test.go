@@ -119,7 +119,7 @@ func TestScaleFails(t *testing.T) {
 	}{
 		"a host does not start": {"web-3", "dies early", "disk is full", nil},
 		"a balancer refuses": {
-			"lb-1", "refuses", "tell lb-1: PUT /wiring of lb-1: 400 Bad Request: too many",
+			"lb-1", "refuses", "send a wiring to lb-1: PUT /wiring of lb-1: 400 Bad Request: too many",
 			[]string{"web:web-1+web-2+web-3", "web:web-1+web-2-web-3", "web:web-1+web-2"},
 		},
 		"a host that cannot drain": {"lb-1", "never drains", "", []string{"web:web-1+web-2+web-3"}},
@@ -354,14 +354,16 @@ func TestScaleIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := difference(system.Topology(), larger); err == nil || !strings.Contains(err.Error(), "host lb-1 would change its size") {
+	err = checkDifference(system.Topology(), larger)
+	if err == nil || !strings.Contains(err.Error(), "the size of host lb-1 would change") {
 		t.Errorf("another size: %v", err)
 	}
 	moved, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": "2", "blob.hosts": "1"}, 0.1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := difference(system.Topology(), moved); err == nil || !strings.Contains(err.Error(), "node blob-1 would become another one") {
+	err = checkDifference(system.Topology(), moved)
+	if err == nil || !strings.Contains(err.Error(), "the settings of node blob-1 would change") {
 		t.Errorf("another place: %v", err)
 	}
 }

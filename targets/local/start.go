@@ -20,7 +20,7 @@ import (
 	"github.com/stagebench/stagebench/targets/proc"
 )
 
-// awaitServing waits until all these nodes serve.
+// awaitServing waits until all of the nodes serve.
 func (s *System) awaitServing(ctx context.Context, nodes []*node) error {
 	var waiting string
 	err := s.await(ctx, func() bool {
@@ -38,8 +38,8 @@ func (s *System) awaitServing(ctx context.Context, nodes []*node) error {
 	return nil
 }
 
-// await waits until a condition on nodes' states holds; it is asked with mu held,
-// and again whenever one of them, or a role of a database, changes.
+// await waits until a condition on the state of the system is true. It checks the condition
+// with mu held, now and after every change of a node's state or a replication role.
 func (s *System) await(ctx context.Context, condition func() bool) error {
 	for {
 		s.mu.Lock()
@@ -56,33 +56,32 @@ func (s *System) await(ctx context.Context, condition func() bool) error {
 	}
 }
 
-// serves reports whether the node became ready and did not die since; the
-// caller holds System.mu.
+// serves reports whether the node is ready and alive, possibly paused. The caller holds
+// System.mu.
 func (n *node) serves() bool { return n.state == targets.Serving || n.state == targets.Paused }
 
-// set changes a node's state and wakes those who wait for it; the caller holds
-// mu.
+// set changes a node's state and wakes all waiters. The caller holds mu.
 func (s *System) set(n *node, state targets.State) {
 	n.state = state
 	s.wake()
 }
 
-// wake wakes those who wait for a change; the caller holds mu.
+// wake wakes all goroutines in await. The caller holds mu.
 func (s *System) wake() {
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
 
-// note records an event; the caller holds mu.
+// note records an event and logs it. The caller holds mu.
 func (s *System) note(n *node, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	s.events = append(s.events, targets.Event{UnixNS: time.Now().UnixNano(), Node: n.Name, Text: text})
 	s.opts.Log.Info(text, "node", n.Name)
 }
 
-// applyBudget puts the host's CPU budget in force when all its nodes serve, and
-// lifts it when one has to start: what a start costs is not what is measured.
-// The caller holds mu.
+// applyBudget lifts the host's CPU budget while a node on it is starting, because the cost
+// of a start is not part of the measurement. Otherwise it puts the budget in force. The
+// caller holds mu.
 func (s *System) applyBudget(h *host) error {
 	lift := false
 	for _, n := range h.nodes {
@@ -127,7 +126,7 @@ func (s *System) start(ctx context.Context, n *node) (*proc.Process, error) {
 	n.launching = false
 	if err != nil {
 		s.set(n, targets.Dead)
-		return nil, errors.Join(err, s.applyBudget(n.host)) // the others on it have their budget again
+		return nil, errors.Join(err, s.applyBudget(n.host)) // in force again for the host's other nodes
 	}
 	n.process, n.ready, n.since = process, ready, time.Now()
 	n.readyIn = n.since.Sub(begin)
@@ -136,8 +135,9 @@ func (s *System) start(ctx context.Context, n *node) (*proc.Process, error) {
 	return process, s.applyBudget(n.host)
 }
 
-// lease returns the next host number for ids, see sut.NodeConfig, for a web node
-// that starts. A system has fewer hosts than there are numbers. The caller holds mu.
+// lease returns an unused host number for the ids that a starting web node creates, see
+// sut.NodeConfig. It always finds one: a system has fewer hosts than there are numbers.
+// The caller holds mu.
 func (s *System) lease() int {
 	s.leased = s.leased%sut.MaxIDHost + 1
 	for slices.ContainsFunc(s.nodes, func(n *node) bool { return n.idHost == s.leased }) {
@@ -146,7 +146,7 @@ func (s *System) lease() int {
 	return s.leased
 }
 
-// configFor writes a node's configuration; the caller holds mu.
+// configFor returns the configuration of a node that starts. The caller holds mu.
 func (s *System) configFor(n *node) sut.NodeConfig {
 	config := sut.NodeConfig{
 		Node: n.Name, Host: n.Host, Role: n.Role, Engine: n.Engine,
@@ -158,7 +158,7 @@ func (s *System) configFor(n *node) sut.NodeConfig {
 	if n.Replicated {
 		config.Replication = s.replication(n)
 	}
-	if n.ready.Address != "" { // a restart: its peers know the old port
+	if n.ready.Address != "" { // a restart: its peers use the old port
 		config.Port = portOf(n.ready.Address)
 	}
 	return config
@@ -171,9 +171,11 @@ func procsFor(cores float64) int {
 	return runtime.NumCPU()
 }
 
-// launch starts one process of ours inside its group. When it fails, nothing
-// of it is left in the group.
-func (s *System) launch(ctx context.Context, leaf *budget.Leaf, config sut.NodeConfig, readyTimeout, stopTimeout time.Duration) (*proc.Process, sut.Ready, error) {
+// launch starts the process of a node inside its leaf and waits until it is ready. If that
+// fails, launch kills all processes in the leaf.
+func (s *System) launch(
+	ctx context.Context, leaf *budget.Leaf, config sut.NodeConfig, readyTimeout, stopTimeout time.Duration,
+) (*proc.Process, sut.Ready, error) {
 	document, err := json.Marshal(config)
 	if err != nil {
 		return nil, sut.Ready{}, fmt.Errorf("write the configuration of %s: %w", config.Node, err)
@@ -211,30 +213,30 @@ func (s *System) launch(ctx context.Context, leaf *budget.Leaf, config sut.NodeC
 	return process, ready, nil
 }
 
-// parseReady reads a ready line and checks it against what the node was told.
+// parseReady parses a ready line and checks it against the node's configuration.
 func parseReady(line []byte, config sut.NodeConfig) (sut.Ready, error) {
 	var ready sut.Ready
 	if err := json.Unmarshal(line, &ready); err != nil {
 		return ready, fmt.Errorf("its ready line %.200q: %w", bytes.TrimSpace(line), err)
 	}
-	if config.Role == sut.Seed { // serves nothing
+	if config.Role == sut.Seed { // a seed node has no address
 		return ready, nil
 	}
 	host, port, err := net.SplitHostPort(ready.Address)
 	switch {
 	case ready.Node != config.Node:
-		return ready, fmt.Errorf("its ready line is that of %q", ready.Node)
+		return ready, fmt.Errorf("its ready line names the node %q", ready.Node)
 	case err != nil:
-		return ready, fmt.Errorf("its ready line has a bad address: %w", err)
+		return ready, fmt.Errorf("its ready line has an invalid address: %w", err)
 	case host != config.Listen:
-		return ready, fmt.Errorf("it listens on %s, and was told %s", host, config.Listen)
+		return ready, fmt.Errorf("it listens on %s, want %s", host, config.Listen)
 	case config.Port != 0 && port != strconv.Itoa(config.Port):
-		return ready, fmt.Errorf("it listens on port %s, and was told %d", port, config.Port)
+		return ready, fmt.Errorf("it listens on port %s, want %d", port, config.Port)
 	}
 	return ready, nil
 }
 
-// portOf returns the port of an address that parseReady accepted.
+// portOf returns the port of an address that parseReady has accepted.
 func portOf(address string) int {
 	_, text, err := net.SplitHostPort(address)
 	if err != nil {

@@ -13,10 +13,10 @@ import (
 )
 
 const (
-	// stableAfter is how long a node must have served for its death to begin a
-	// new count: a node that dies sooner, again and again, is in a crash loop.
+	// stableAfter is the serving time after which a death starts a new count of failures.
+	// Deaths after a shorter time count as failures in a row.
 	stableAfter = 10 * time.Second
-	// loopAfter is how many deaths in a row are reported as a crash loop.
+	// loopAfter is the number of failures in a row that is reported as a crash loop.
 	loopAfter = 3
 )
 
@@ -36,11 +36,11 @@ func (s *System) keepUp(n *node, process *proc.Process) {
 	}
 }
 
-// died records a death and clears away what the node left: a native server
-// outlives a wrapper that was killed, and would hold its port and its files.
+// died records a death and kills all processes that the node left. A native server survives
+// the death of its wrapper and would keep its port and its files.
 func (s *System) died(n *node, exit proc.Exit) {
 	if err := n.leaf.KillAll(); err != nil {
-		s.opts.Log.Error("a dead node left processes", "node", n.Name, "error", err)
+		s.opts.Log.Error("the processes of a dead node cannot be killed", "node", n.Name, "error", err)
 	}
 	oomKills := usageOf(n.leaf).OOMKills
 	s.mu.Lock()
@@ -48,7 +48,7 @@ func (s *System) died(n *node, exit proc.Exit) {
 	outOfMemory := oomKills > n.oomKills && exit.Signal == syscall.SIGKILL
 	n.oomKills = oomKills
 	switch {
-	case n.asked:
+	case n.expected:
 		n.cause = exit.Cause + " on request"
 	case outOfMemory:
 		n.cause = fmt.Sprintf("%s: over the host's memory limit of %d MiB", exit.Cause, n.host.MemoryBytes>>20)
@@ -60,19 +60,19 @@ func (s *System) died(n *node, exit proc.Exit) {
 	s.note(n, "died: %s", n.cause)
 }
 
-// countDeath counts deaths in a row that nobody asked for; the caller holds mu.
+// countDeath counts unexpected deaths in a row. The caller holds mu.
 func (s *System) countDeath(n *node, stable bool) {
-	if n.asked || stable {
+	if n.expected || stable {
 		n.failures = 0
 	}
-	if !n.asked {
+	if !n.expected {
 		n.failures++
 	}
-	n.asked = false
+	n.expected = false
 }
 
-// restart starts a dead node again, as often as it takes. It returns nil when
-// the system's life ends first.
+// restart restarts a dead node and retries until that succeeds. It returns nil if the life
+// of the node ends first.
 func (s *System) restart(n *node) *proc.Process {
 	for {
 		wait := time.NewTimer(s.nextDelay(n))
@@ -82,21 +82,21 @@ func (s *System) restart(n *node) *proc.Process {
 			wait.Stop()
 			return nil
 		}
-		// After the death of a whole host its nodes come back in the order in
-		// which they came up. Nodes of other hosts do not hold this one up.
+		// After the death of a host its nodes restart in their start order. A node does not
+		// wait for nodes of other hosts.
 		var before []*node
 		for _, used := range s.usedBy(n) {
 			if used.host == n.host {
 				before = append(before, used)
 			}
 		}
-		if s.awaitServing(n.life, before) != nil || s.awaitLetGo(n) != nil {
+		if s.awaitServing(n.life, before) != nil || s.awaitReleased(n) != nil {
 			return nil
 		}
 		process, err := s.start(n.life, n)
 		if process != nil {
 			if err != nil {
-				s.opts.Log.Error("a restarted node is not held to its budget", "node", n.Name, "error", err)
+				s.opts.Log.Error("the CPU budget of a restarted node is not in force", "node", n.Name, "error", err)
 			}
 			s.mu.Lock()
 			n.restarts++
@@ -109,23 +109,22 @@ func (s *System) restart(n *node) *proc.Process {
 		s.mu.Lock()
 		n.cause, _, _ = strings.Cut(err.Error(), "\n")
 		s.countDeath(n, false)
-		s.note(n, "restart: %s", n.cause)
+		s.note(n, "restart failed: %s", n.cause)
 		s.mu.Unlock()
 	}
 }
 
-// awaitLetGo waits until nothing kills what there is of the node any more and its
-// host is not paused. The node is launching from then on: whoever fences it after
-// that knows that a process is about to be there.
-func (s *System) awaitLetGo(n *node) error {
+// awaitReleased waits until no kill or fence holds the node and it is not paused. Then it
+// sets launching, so that a later Fence waits for the new process and kills it.
+func (s *System) awaitReleased(n *node) error {
 	return s.await(n.life, func() bool {
 		n.launching = n.launching || n.held == 0 && !n.frozen
 		return n.launching
 	})
 }
 
-// nextDelay is how long a dead node stays dead: the configured delay, doubled
-// with each death after the first in a row.
+// nextDelay returns the delay before the next restart: the configured delay, doubled for
+// each failure in a row after the first, up to MaxDelay.
 func (s *System) nextDelay(n *node) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -139,8 +138,7 @@ func (s *System) nextDelay(n *node) time.Duration {
 	return delay
 }
 
-// usageOf is a leaf's account, zero where it cannot be read: for the cause of
-// a death, which is told with or without it.
+// usageOf returns the usage of a leaf, zero if it cannot be read.
 func usageOf(leaf *budget.Leaf) budget.Usage {
 	usage, err := leaf.Usage()
 	if err != nil {
@@ -149,18 +147,17 @@ func usageOf(leaf *budget.Leaf) budget.Usage {
 	return usage
 }
 
-// causeOf says what a process died of, with its last words.
+// causeOf returns the cause of a death, with the most useful line of the log tail.
 func causeOf(exit proc.Exit) string {
-	if words := lastWords(exit.Tail); words != "" {
-		return exit.Cause + ": " + words
+	if line := deathLine(exit.Tail); line != "" {
+		return exit.Cause + ": " + line
 	}
 	return exit.Cause
 }
 
-// lastWords picks the line of a log tail that says most about a death: the
-// first line of a Go panic, or else the last line, of which, if it is a
-// structured record, the message and the error.
-func lastWords(tail []string) string {
+// deathLine returns the line of a log tail that best explains a death: the first line of a
+// Go panic, or the last line. If the last line is JSON, it returns its message and error.
+func deathLine(tail []string) string {
 	for _, line := range tail {
 		if strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ") {
 			return line

@@ -14,14 +14,14 @@ import (
 	"github.com/stagebench/stagebench/targets"
 )
 
-// Topology is what the system is at this moment.
+// Topology returns the current topology.
 func (s *System) Topology() sut.Topology {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.topology
 }
 
-// Endpoints lists where clients send their requests: to any of these.
+// Endpoints lists the base URLs for clients. A client may use any of them.
 func (s *System) Endpoints() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -36,11 +36,10 @@ func (s *System) Endpoints() []string {
 	return urls
 }
 
-// LogDir is where the nodes' logs are: NODE.log.
+// LogDir returns the directory of the nodes' logs: NODE.log.
 func (s *System) LogDir() string { return s.logDir }
 
-// BringUp is how long it took from the finished template to the readiness of
-// all nodes: copies, start and budgets.
+// BringUp returns how long Up took, without building the template.
 func (s *System) BringUp() time.Duration { return s.bringUp }
 
 // Status lists the nodes in start order.
@@ -52,7 +51,8 @@ func (s *System) Status() []targets.NodeStatus {
 		all[i] = targets.NodeStatus{
 			Node: n.Name, Host: n.Host, Role: n.Role, Engine: n.Engine, Version: n.ready.Version,
 			State: n.state, Address: n.ready.Address, Admin: n.ready.Admin, Restarts: n.restarts, Cause: n.cause,
-			ReadyNS: n.readyIn.Nanoseconds(), ReplicationRole: s.replicationRole(n), Counts: slices.Contains(s.topology.Counters, n.Name),
+			ReadyNS: n.readyIn.Nanoseconds(), ReplicationRole: s.replicationRole(n),
+			Counts: slices.Contains(s.topology.Counters, n.Name),
 		}
 		if n.Replicated && s.failover != nil {
 			if last, known := s.failover.Last(n.Name); known {
@@ -69,7 +69,7 @@ func (s *System) Status() []targets.NodeStatus {
 	return all
 }
 
-// Usage is what hosts and nodes have used since they were started.
+// Usage returns what hosts and nodes have used since they started.
 func (s *System) Usage() (targets.Usage, error) {
 	var usage targets.Usage
 	hosts, nodes := s.members()
@@ -101,34 +101,35 @@ func (s *System) Usage() (targets.Usage, error) {
 	return usage, nil
 }
 
-// left reports whether a host is not part of the system any more.
+// left reports whether a host was removed from the system.
 func (s *System) left(h *host) bool {
 	hosts, _ := s.members()
 	return !slices.Contains(hosts, h)
 }
 
-// Events lists what has happened so far, oldest first.
+// Events returns all events so far, oldest first.
 func (s *System) Events() []targets.Event {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]targets.Event(nil), s.events...)
 }
 
-// members is what a fault acts on: all processes of a host or of a node.
+// members is all processes of a host or of a node.
 type members interface {
 	KillAll() error
 	Signal(sig syscall.Signal) error
 }
 
-// find resolves a name. A host comes before a node of the same name, because
-// a host is the unit of failure: everything on it fails with it. The standings
-// of databases are names, too: that of the primary's host at this moment, and
-// that of the first replica that serves.
+// find resolves a name. If a host and a node have the same name, it returns the host,
+// because a host is the unit of failure. The replication role primary means the host of
+// the current primary. The replication role replica means the host of the first replica
+// that serves.
 func (s *System) find(name string) ([]*node, members, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, n := range s.nodes {
-		if standing := s.replicationRole(n); standing != "" && string(standing) == name && (n.serves() || n.Name == s.roles.Primary) {
+		role := s.replicationRole(n)
+		if role != "" && string(role) == name && (n.serves() || n.Name == s.roles.Primary) {
 			name = n.Host
 			break
 		}
@@ -149,24 +150,26 @@ func (s *System) find(name string) ([]*node, members, error) {
 		known = append(known, n.Name)
 	}
 	slices.Sort(known)
-	return nil, nil, fmt.Errorf("there is no host or node %q\nwant one of %s", name, strings.Join(slices.Compact(known), ", "))
+	return nil, nil, fmt.Errorf("there is no host or node %q\nwant one of %s",
+		name, strings.Join(slices.Compact(known), ", "))
 }
 
-// Kill kills everything on a host, or everything of a node, native servers
-// included, and returns when it is dead. Supervision brings it back.
+// Kill kills all processes of a host or a node, native servers included, and returns when
+// they are dead. The supervisors restart the nodes.
 func (s *System) Kill(name string) error {
 	nodes, all, err := s.find(name)
 	if err != nil {
 		return err
 	}
-	// The nodes are marked before they die, so that no supervisor takes one
-	// that is about to die for one that serves.
-	if err := s.mark(nodes, name, "kill", func(n *node) bool { return n.serves() || n.state == targets.Starting }, func(n *node, lives bool) {
-		n.frozen = false // a machine that is switched off is not paused any more
-		if !lives {
+	// Mark the nodes as dead before they die. Otherwise a restarting node of the same host
+	// could start because a node that it uses still seems to serve.
+	alive := func(n *node) bool { return n.serves() || n.state == targets.Starting }
+	if err := s.mark(nodes, name, "kill", alive, func(n *node, alive bool) {
+		n.frozen = false // a killed host is not paused
+		if !alive {
 			return
 		}
-		n.asked = true
+		n.expected = true
 		s.set(n, targets.Dead)
 		s.note(n, "killed on request")
 	}); err != nil {
@@ -177,22 +180,23 @@ func (s *System) Kill(name string) error {
 	return all.KillAll()
 }
 
-// hold keeps nodes from being started again while everything of them is being
-// killed, and lets them go.
+// hold changes the number of kills in progress. A node does not start while it is above 0:
+// the kill would hit the new process, too.
 func (s *System) hold(nodes []*node, by int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, n := range nodes {
 		n.held += by
-		s.set(n, n.state) // wakes who waits for it
+		s.wake()
 	}
 }
 
-// Pause stops everything on a host, or everything of a node, as SIGSTOP does:
-// connections stay open and nothing answers.
+// Pause sends SIGSTOP to all processes of a host or a node: connections stay open and
+// nothing answers.
 func (s *System) Pause(name string) error {
-	return s.freeze(name, "pause", syscall.SIGSTOP, func(n *node) bool { return n.state == targets.Serving }, func(n *node, serves bool) {
-		n.frozen = true // what is dead cannot start there either
+	serving := func(n *node) bool { return n.state == targets.Serving }
+	return s.freeze(name, "pause", syscall.SIGSTOP, serving, func(n *node, serves bool) {
+		n.frozen = true // also a dead node: it must not start on a paused host
 		if serves {
 			s.set(n, targets.Paused)
 			s.note(n, "paused on request")
@@ -200,10 +204,11 @@ func (s *System) Pause(name string) error {
 	})
 }
 
-// Resume continues what Pause stopped. A database that was taken for dead and
-// ended meanwhile starts again.
+// Resume continues a host or a node after Pause. A database that was fenced while it was
+// paused restarts.
 func (s *System) Resume(name string) error {
-	return s.freeze(name, "resume", syscall.SIGCONT, func(n *node) bool { return n.frozen }, func(n *node, frozen bool) {
+	isFrozen := func(n *node) bool { return n.frozen }
+	return s.freeze(name, "resume", syscall.SIGCONT, isFrozen, func(n *node, frozen bool) {
 		if !frozen {
 			return
 		}
@@ -211,44 +216,48 @@ func (s *System) Resume(name string) error {
 		if n.state == targets.Paused {
 			s.set(n, targets.Serving)
 		} else {
-			s.set(n, n.state) // wakes who waits for it
+			s.wake()
 		}
 		s.note(n, "resumed on request")
 	})
 }
 
-func (s *System) freeze(name, verb string, sig syscall.Signal, sensible func(*node) bool, change func(n *node, fits bool)) error {
+// freeze marks the nodes of a host or a node as mark does and sends all processes a signal.
+func (s *System) freeze(
+	name, verb string, sig syscall.Signal, applies func(*node) bool, change func(n *node, applies bool),
+) error {
 	nodes, all, err := s.find(name)
 	if err != nil {
 		return err
 	}
-	if err := s.mark(nodes, name, verb, sensible, change); err != nil {
+	if err := s.mark(nodes, name, verb, applies, change); err != nil {
 		return err
 	}
 	return all.Signal(sig)
 }
 
-// mark applies change to nodes, and tells it of each whether it makes sense for it; it
-// fails when that is so for none.
-func (s *System) mark(nodes []*node, name, verb string, sensible func(*node) bool, change func(n *node, fits bool)) error {
+// mark calls change for every node, with the result of applies for that node. It returns
+// an error and changes nothing if applies is false for all nodes.
+func (s *System) mark(
+	nodes []*node, name, verb string, applies func(*node) bool, change func(n *node, applies bool),
+) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.life.Err() != nil {
 		return fmt.Errorf("%s %s: the system is going down", verb, name)
 	}
-	if !slices.ContainsFunc(nodes, sensible) {
+	if !slices.ContainsFunc(nodes, applies) {
 		return fmt.Errorf("%s %s: it is %s", verb, name, nodes[0].state)
 	}
 	for _, n := range nodes {
-		change(n, sensible(n))
+		change(n, applies(n))
 	}
 	return nil
 }
 
-// Down ends the system: each node drains after all that use it are gone, and is
-// killed when it takes too long or ctx ends. Then the groups and the private
-// directory are removed. It may be called again; every call returns when all
-// is gone.
+// Down stops the system. A node drains after all nodes that use it have stopped. It is
+// killed if it takes too long or ctx ends. Then Down removes the cgroups and the private
+// directory. Down may be called again; every call returns when all is removed.
 func (s *System) Down(ctx context.Context) error {
 	s.down.Do(func() { s.downErr = s.end(ctx) })
 	return s.downErr
@@ -258,7 +267,7 @@ func (s *System) end(ctx context.Context) error {
 	s.endLife()
 	s.watching.Wait()
 	s.admin.CloseIdleConnections()
-	// A change of the topology that is under way gives up, and takes back what it has begun.
+	// A Scale in progress fails and rolls back, because the life of the system has ended.
 	s.scaling.Lock()
 	defer s.scaling.Unlock()
 	hosts, nodes := s.members()
@@ -267,7 +276,7 @@ func (s *System) end(ctx context.Context) error {
 	}
 	var errs []error
 	for _, h := range hosts {
-		// A host drains faster without its budget, and a paused one not at all.
+		// A host drains faster without its CPU budget. A paused host cannot drain.
 		errs = append(errs, h.budget.Lift(), h.budget.Signal(syscall.SIGCONT))
 	}
 	s.stopAll(ctx, nodes)
@@ -286,8 +295,7 @@ func (s *System) end(ctx context.Context) error {
 	return nil
 }
 
-// stopAll stops nodes in the reverse of the order in which they came up,
-// independent ones at the same time.
+// stopAll stops each node after the nodes that use it, and independent nodes concurrently.
 func (s *System) stopAll(ctx context.Context, nodes []*node) {
 	stopped := map[*node]chan struct{}{}
 	for _, n := range nodes {

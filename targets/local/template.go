@@ -17,35 +17,34 @@ import (
 )
 
 const (
-	// A template is a directory with these in it. It is written once and never
-	// again: blob files of running systems are hard links to it.
+	// A template is a directory with these entries. It never changes after it was built,
+	// because blob files of running systems are hard links to its files.
 	templateDB   = "db"
 	templateBlob = "blob"
 	templateMark = "template.json"
 
-	// templateWork is where a template is built in the private directory.
+	// templateWork is the name of the directory in which a template is built.
 	templateWork = "template"
 	templateHost = "template"
 
 	// seedTimeout bounds the generation and loading of a data set; the large
 	// one takes minutes.
 	seedTimeout = 30 * time.Minute
-	// seedExit bounds the end of the seed node after its work is done.
+	// seedExit bounds the exit of the seed node after its work is done.
 	seedExit = 10 * time.Second
-	// templateStop bounds the clean stop of the database: it writes back what
-	// was loaded.
+	// templateStop bounds the clean stop of the database, which writes the loaded data to
+	// disk.
 	templateStop = time.Minute
-	// lockPoll is how often a lock that somebody else holds is tried.
+	// lockPoll is the poll interval for a lock that another process holds.
 	lockPoll = 20 * time.Millisecond
 )
 
-// templateInfo is the content of templateMark, for people who look into the
-// cache.
+// templateInfo is the content of templateMark. Only people read it.
 type templateInfo struct {
 	Data    sut.Data   `json:"data"`
 	Engine  sut.Engine `json:"engine"`
 	Version string     `json:"version"`
-	BuiltNS int64      `json:"built_ns"` // how long the building took
+	BuiltNS int64      `json:"built_ns"` // how long the build took
 }
 
 func needsTemplate(t sut.Topology) bool {
@@ -57,7 +56,7 @@ func needsTemplate(t sut.Topology) bool {
 	return false
 }
 
-// templateEngine is the engine of the topology's databases.
+// templateEngine returns the engine of the topology's databases.
 func templateEngine(t sut.Topology) (sut.Engine, error) {
 	var engine sut.Engine
 	for _, n := range t.Nodes {
@@ -75,9 +74,9 @@ func templateEngine(t sut.Topology) (sut.Engine, error) {
 	return engine, nil
 }
 
-// findTemplate returns the directory of the template for this topology's data and
-// engine, and builds it if it is not there. Of several that want to build the
-// same one, one builds and the others wait.
+// findTemplate returns the directory of the template for this topology's data and engine.
+// It builds the template if it is missing. If several processes need the same template, one
+// builds it and the others wait.
 func (s *System) findTemplate(ctx context.Context) (string, error) {
 	if !needsTemplate(s.opts.Topology) {
 		return "", nil
@@ -93,7 +92,7 @@ func (s *System) findTemplate(ctx context.Context) (string, error) {
 	info := templateInfo{Data: s.opts.Data, Engine: engine, Version: version}
 	key := fmt.Sprintf("%s-%d-%s-%s", info.Data.Size, info.Data.Seed, engine, info.Version)
 	if !plainName(key) {
-		return "", fmt.Errorf("the template name %q is no plain word", key)
+		return "", fmt.Errorf("the template name %q contains a character that is not allowed", key)
 	}
 	dir := filepath.Join(s.opts.TemplateDir, key)
 	if built(dir) {
@@ -119,16 +118,16 @@ func (s *System) findTemplate(ctx context.Context) (string, error) {
 	return dir, nil
 }
 
-// built reports whether a template is there. A directory gets its name when
-// it is complete, so its being there is enough.
+// built reports whether a template exists. A template gets its name only when it is
+// complete, so its existence is enough.
 func built(dir string) bool {
 	_, err := os.Stat(filepath.Join(dir, templateMark))
 	return err == nil
 }
 
-// buildTemplate fills a database and a blob store below the private directory,
-// where a server that runs as another user can reach its files, and moves them
-// into the cache. The caller holds the template's lock.
+// buildTemplate fills a database and a blob store in the private directory and moves them
+// into the cache. A server that runs as another user can reach its files only in the
+// private directory. The caller holds the template's lock.
 func (s *System) buildTemplate(ctx context.Context, dir string, info templateInfo) error {
 	start := time.Now()
 	work := filepath.Join(s.dir, templateWork)
@@ -151,8 +150,8 @@ func (s *System) buildTemplate(ctx context.Context, dir string, info templateInf
 	return publish(ctx, work, dir)
 }
 
-// load runs the database on an empty directory and a seed node against it, and
-// stops the database cleanly.
+// load starts the database on an empty directory, fills it with a seed node and stops it
+// cleanly.
 func (s *System) load(ctx context.Context, work string, engine sut.Engine) (err error) {
 	host, err := s.opts.Budgets.NewHost(templateHost, 0, 0)
 	if err != nil {
@@ -179,13 +178,14 @@ func (s *System) load(ctx context.Context, work string, engine sut.Engine) (err 
 		return err
 	}
 	if exit := db.Stop(ctx); !exit.Clean() {
-		return fmt.Errorf("the loaded database did not stop cleanly: %w", errors.Join(errors.New(causeOf(exit)), context.Cause(ctx)))
+		return fmt.Errorf("the loaded database did not stop cleanly: %w",
+			errors.Join(errors.New(causeOf(exit)), context.Cause(ctx)))
 	}
 	return nil
 }
 
-// seed runs the one-shot node that fills the database and the blob directory.
-// It is ready when the work is done, and ends when its standard input closes.
+// seed runs the seed node, which fills the database and the blob directory. The seed node is
+// ready when its work is done, and exits when its standard input closes.
 func (s *System) seed(ctx context.Context, work string, db sut.NodeConfig, ready sut.Ready) (err error) {
 	host, err := s.opts.Budgets.NewHost(templateHost, 0, 0)
 	if err != nil {
@@ -216,7 +216,7 @@ func (s *System) seed(ctx context.Context, work string, db sut.NodeConfig, ready
 	}
 	exit := seed.Wait()
 	if err := context.Cause(ctx); err != nil {
-		return fmt.Errorf("wait for the end of %s: %w", config.Node, err)
+		return fmt.Errorf("wait until %s exits: %w", config.Node, err)
 	}
 	if !exit.Clean() {
 		return fmt.Errorf("%s: %s after its work was done", config.Node, causeOf(exit))
@@ -224,12 +224,12 @@ func (s *System) seed(ctx context.Context, work string, db sut.NodeConfig, ready
 	return nil
 }
 
-// publish moves a finished template into the cache under its name, in one
-// step: by then its files are on the disk.
+// publish moves a finished template into the cache and gives it its name in one step, after
+// its files are on disk. Without that order, a crash could leave an incomplete template.
 func publish(ctx context.Context, work, dir string) error {
 	parent, name := filepath.Dir(dir), filepath.Base(dir)
 	staging := "." + name + "."
-	// What an earlier builder left here is dead: we hold the lock.
+	// We hold the lock, so staging directories are leftovers of builders that died.
 	entries, err := os.ReadDir(parent)
 	if err != nil {
 		return err
@@ -252,8 +252,8 @@ func publish(ctx context.Context, work, dir string) error {
 	return errors.Join(err, os.RemoveAll(staged))
 }
 
-// moveInto moves the template below a directory of the cache, which may be on
-// another device, and has the kernel write it out.
+// moveInto moves the template into a directory of the cache, which may be on another device,
+// and syncs it to disk.
 func moveInto(ctx context.Context, staged, work string) error {
 	moved := filepath.Join(staged, templateWork)
 	err := os.Rename(work, moved)
@@ -277,7 +277,7 @@ func moveInto(ctx context.Context, staged, work string) error {
 	return nil
 }
 
-// lockFile takes an exclusive lock that ends with this process at the latest.
+// lockFile waits for an exclusive lock. The kernel releases it when this process ends.
 func lockFile(ctx context.Context, path string) (unlock func(), err error) {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {

@@ -262,7 +262,8 @@ func TestWhoIsInTheWay(t *testing.T) {
 	if err := system.Kill("cache-3"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := system.Scale(t.Context(), "cache", 2); err == nil || !strings.Contains(err.Error(), "cache-3 would be removed, and is dead") {
+	const removed = "cache-3 would be removed, but it is dead"
+	if _, err := system.Scale(t.Context(), "cache", 2); err == nil || !strings.Contains(err.Error(), removed) {
 		t.Errorf("cache-3 is dead: %v", err)
 	}
 	scale(t, system, "cache", 4)
@@ -324,7 +325,8 @@ func TestReplicasComeAndGo(t *testing.T) {
 	}
 	eventually(t, "db-2 is read", func() bool { return strings.Contains(uses(), "+db-2") })
 	if primary := system.roles.Primary; primary == "db-3" {
-		if _, err := system.Scale(t.Context(), "replica", 1); err == nil || !strings.Contains(err.Error(), "db-3 would be removed, and is the primary now") {
+		const removed = "db-3 would be removed, but it is the primary now"
+		if _, err := system.Scale(t.Context(), "replica", 1); err == nil || !strings.Contains(err.Error(), removed) {
 			t.Errorf("the primary would leave: %v", err)
 		}
 	}
@@ -411,9 +413,9 @@ func TestAnOvertakenTellingIsRepeated(t *testing.T) {
 	s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2"})
 	system := s.up(t)
 	told := make(chan error, 1)
-	tell := func() { told <- system.tell(t.Context(), system.node("lb-1"), drainBound) }
+	send := func() { told <- system.sendWiring(t.Context(), system.node("lb-1"), drainBound) }
 	s.behave("lb-1", "waits")
-	go tell()
+	go send()
 	eventually(t, "lb-1 is told", func() bool { return len(s.told(t, "lb-1")) == 1 })
 	system.change(func() {})
 	s.behave("lb-1", "knows 3")
@@ -421,7 +423,7 @@ func TestAnOvertakenTellingIsRepeated(t *testing.T) {
 		t.Errorf("error %v, told of %v", err, s.told(t, "lb-1"))
 	}
 	s.behave("lb-1", "knows 4")
-	go tell()
+	go send()
 	if err := <-told; err == nil || !strings.Contains(err.Error(), "409 Conflict") {
 		t.Errorf("nobody has told it anything newer: %v", err)
 	}

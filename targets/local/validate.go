@@ -16,20 +16,20 @@ import (
 )
 
 const (
-	// dirPrefix begins the names of private directories; the owner follows.
+	// dirPrefix is the prefix of the names of private directories; the owner follows.
 	dirPrefix = "stagebench-"
-	// logsDir and templateWork are in the private directory beside the nodes'
-	// directories, so no node has such a name.
+	// logsDir is a name in the private directory, like templateWork and the nodes'
+	// directories. So no node may have the name logsDir or templateWork.
 	logsDir = "logs"
-	// maxHosts is how many addresses a system's own /24 has for hosts; the
-	// ones above are kept for the building of templates.
+	// maxHosts is the number of host addresses in the /24 of a system. The address after
+	// them is for building templates.
 	maxHosts = 250
 )
 
-// validate refuses what would fail half-way.
+// validate returns an error for options with which Up would fail later.
 func validate(opts Options) error {
 	if opts.Binary == "" {
-		return errors.New("no binary to run nodes with")
+		return errors.New("Options.Binary is empty: want the executable that runs nodes")
 	}
 	if err := validateTopology(opts.Topology); err != nil {
 		return err
@@ -45,35 +45,36 @@ func validate(opts Options) error {
 	return checkWalkable(opts)
 }
 
-// validateTopology checks what the ladder guarantees and a hand-made topology
-// may not: known hosts, known nodes in start order, names fit for files.
+// validateTopology checks that all hosts and nodes exist, that nodes are in start order and
+// that names can be file names. The ladder guarantees this; other topologies may not.
 func validateTopology(t sut.Topology) error {
 	if len(t.Nodes) == 0 || len(t.Hosts) > maxHosts {
-		return fmt.Errorf("a topology of %d hosts and %d nodes: want 1 node or more and %d hosts or less", len(t.Hosts), len(t.Nodes), maxHosts)
+		return fmt.Errorf("a topology of %d hosts and %d nodes: want at least 1 node and at most %d hosts",
+			len(t.Hosts), len(t.Nodes), maxHosts)
 	}
 	hosts, nodes := map[string]bool{}, map[string]bool{}
 	for _, h := range t.Hosts {
 		if !plainName(h.Name) || hosts[h.Name] {
-			return fmt.Errorf("host %q: its name is no plain word or not the only one", h.Name)
+			return fmt.Errorf("host %q: %s", h.Name, nameRule)
 		}
 		hosts[h.Name] = true
 	}
 	for _, n := range t.Nodes {
 		switch {
 		case !plainName(n.Name) || nodes[n.Name] || n.Name == templateWork || n.Name == logsDir:
-			return fmt.Errorf("node %q: its name is no plain word or not the only one", n.Name)
+			return fmt.Errorf("node %q: %s\nthe names %s and %s are reserved", n.Name, nameRule, logsDir, templateWork)
 		case !hosts[n.Host]:
 			return fmt.Errorf("node %s: there is no host %q", n.Name, n.Host)
 		}
 		for _, used := range n.Uses {
 			if !nodes[used] {
-				return fmt.Errorf("node %s uses %q, which does not come before it", n.Name, used)
+				return fmt.Errorf("node %s uses %q, which is not listed before it", n.Name, used)
 			}
 		}
 		nodes[n.Name] = true
 	}
 	if len(t.Frontends) == 0 {
-		return errors.New("no frontend: clients have nothing to talk to")
+		return errors.New("the topology has no frontend that clients can send requests to")
 	}
 	for _, name := range append(slices.Clone(t.Frontends), t.Counters...) {
 		if !nodes[name] {
@@ -83,13 +84,18 @@ func validateTopology(t sut.Topology) error {
 	return nil
 }
 
+// nameRule is the rule for the names of hosts and nodes, for errors.
+const nameRule = "the name must be unique, use only letters, digits, '-', '_' and '.', and not start with '-' or '.'"
+
+// plainName reports whether a name is safe as a file name.
 func plainName(name string) bool {
-	return name != "" && name[0] != '.' && name[0] != '-' && strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") == ""
+	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
+	return name != "" && name[0] != '.' && name[0] != '-' && strings.Trim(name, allowed) == ""
 }
 
-// checkWalkable finds a work directory that a dropped user could not reach: a
-// native server that refuses root runs as an ordinary user, and would say only
-// that its files do not exist.
+// checkWalkable returns an error if an ordinary user cannot enter the work directory. A
+// native server that refuses to run as root runs as an ordinary user. Its own error would
+// only say that its files do not exist.
 func checkWalkable(opts Options) error {
 	if os.Geteuid() != 0 || !hasNative(opts.Topology) {
 		return nil
@@ -101,7 +107,7 @@ func checkWalkable(opts Options) error {
 	for ; dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
 		info, err := os.Stat(dir)
 		if err == nil && info.Mode().Perm()&0o001 == 0 {
-			return fmt.Errorf("the work directory %s: ordinary users cannot pass through %s, and native servers run as one\n"+
+			return fmt.Errorf("the work directory %s: native servers run as an ordinary user, who cannot pass through %s\n"+
 				"choose another with TMPDIR, or allow it with: chmod o+x %s", opts.WorkDir, dir, dir)
 		}
 	}
@@ -117,8 +123,8 @@ func hasNative(t sut.Topology) bool {
 	return false
 }
 
-// sweepDirs removes the private directories of harnesses that were killed.
-// What cannot be removed is somebody else's.
+// sweepDirs removes the private directories of harnesses that were killed. It ignores errors,
+// because a directory may belong to another user.
 func sweepDirs(parent string) {
 	entries, err := os.ReadDir(parent)
 	if err != nil {
@@ -132,11 +138,10 @@ func sweepDirs(parent string) {
 	}
 }
 
-// addressesFor gives each of n hosts a loopback address of its own, from a /24
-// that the seed chooses, so that two systems at once do not share one; and one
-// more at the end for the building of a template. The seed is the name of the
-// private directory, which no other system has. Where this machine binds only
-// 127.0.0.1, that is everybody's address and ports tell the hosts apart.
+// addressesFor returns a loopback address for each of n hosts, and one more at the end for
+// building a template. They are in a /24 that depends on the seed, so that two systems
+// rarely share addresses. The seed is the name of the private directory, which is unique.
+// If this machine binds only 127.0.0.1, all hosts get 127.0.0.1 and differ in their ports.
 func addressesFor(seed string, n int) []string {
 	sum := fnv.New64a()
 	_, _ = sum.Write([]byte(seed)) // never fails

@@ -19,23 +19,23 @@ import (
 )
 
 const (
-	// tellBound is how long a node may take to answer, besides the time to drain.
-	tellBound = 5 * time.Second
-	// deathBound is how long after its connections broke a process may be known to
-	// be dead: its log is read to the end first.
+	// answerBound is how long a node may take to answer, in addition to the time to drain.
+	answerBound = 5 * time.Second
+	// deathBound is how long a dead process may take to end completely after its connections
+	// broke. Its log is read to the end first.
 	deathBound = 2 * time.Second
-	// maxAnswer bounds an answer. The largest lists what a database has lost.
+	// maxAnswer bounds an answer, in bytes. The largest answer is the list of lost writes.
 	maxAnswer = 256 << 20
 )
 
-// Errors of tell after which a node acts by its wiring all the same, now or after its next
-// start.
+// After these errors of sendWiring the node still gets its new wiring: it has it already, or gets
+// it at its next start.
 var (
 	errLate = errors.New("it did not finish in time")
 	errDead = errors.New("the node is dead")
 )
 
-// scalingOf returns how the tier of a role is scaled, the zero Scaling if it is not.
+// scalingOf returns the Scaling of the tier of a role, zero if the tier cannot be scaled.
 func scalingOf(r sut.Role) ladder.Scaling {
 	for _, t := range ladder.Tiers() {
 		if t.Role == r && t.Scaling != nil {
@@ -45,7 +45,7 @@ func scalingOf(r sut.Role) ladder.Scaling {
 	return ladder.Scaling{}
 }
 
-// change changes the state that wirings are composed of, and raises their epoch.
+// change calls a function with mu held that changes the wirings, and increments their epoch.
 func (s *System) change(change func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -54,7 +54,7 @@ func (s *System) change(change func()) {
 	s.wake()
 }
 
-// wiringFor returns the wiring of a node at this moment; the caller holds mu.
+// wiringFor returns the current wiring of a node. The caller holds mu.
 func (s *System) wiringFor(n *node) sut.Wiring {
 	w := sut.Wiring{Epoch: s.epoch, Routes: n.Routes, Uses: map[sut.Role][]sut.Peer{}}
 	for _, used := range n.uses {
@@ -88,40 +88,41 @@ func (s *System) wiringFor(n *node) sut.Wiring {
 	return w
 }
 
-// databasesFor lists the databases that a node calls, the primary first. Of several
-// primaries each node of the same role has one of its own, in turn. The caller holds mu.
+// databasesFor lists the databases that a node calls, the primary first. In a multi-primary
+// database each node calls one primary; the nodes of a role get them round-robin. The
+// caller holds mu.
 func (s *System) databasesFor(n *node) []sut.Peer {
 	if len(s.roles.Primaries) == 0 {
 		return s.peers(append([]string{s.roles.Primary}, s.roles.Replicas...))
 	}
-	turn := 0
+	index := 0 // of the node among the nodes of its role
 	for _, other := range s.nodes[:slices.Index(s.nodes, n)] {
 		if other.Role == n.Role {
-			turn++
+			index++
 		}
 	}
-	return s.peers(s.roles.Primaries[turn%len(s.roles.Primaries):][:1])
+	return s.peers(s.roles.Primaries[index%len(s.roles.Primaries):][:1])
 }
 
-// calls reports whether a node sends requests to nodes of a role. Replication is not
-// counted. The caller holds System.mu.
+// calls reports whether a node sends requests to nodes of a role. Replication does not
+// count. The caller holds System.mu.
 func (n *node) calls(r sut.Role) bool {
 	return n.Role != sut.DB && slices.ContainsFunc(n.uses, func(used *node) bool { return used.Role == r })
 }
 
-// peer is how others reach a node; the caller holds System.mu.
+// peer returns the entry of a node in the wirings of others. The caller holds System.mu.
 func (n *node) peer() sut.Peer {
 	return sut.Peer{Node: n.Name, Address: n.ready.Address, Weight: n.Weight}
 }
 
-// drainingPeer is how others reach a leaving node; the caller holds System.mu.
+// drainingPeer returns the entry of a leaving node. The caller holds System.mu.
 func (n *node) drainingPeer() sut.Peer {
 	p := n.peer()
 	p.Draining = true
 	return p
 }
 
-// peers returns those nodes, in that order; the caller holds mu.
+// peers returns the entries of nodes in the order of the names. The caller holds mu.
 func (s *System) peers(names []string) []sut.Peer {
 	var all []sut.Peer
 	for _, name := range names {
@@ -132,7 +133,7 @@ func (s *System) peers(names []string) []sut.Peer {
 	return all
 }
 
-// node returns the node of that name, nil if there is none.
+// node returns the node with this name, nil if there is none.
 func (s *System) node(name string) *node {
 	_, nodes := s.members()
 	for _, n := range nodes {
@@ -143,12 +144,12 @@ func (s *System) node(name string) *node {
 	return nil
 }
 
-// tell sends a node its wiring. It returns when the node acts by it and has drained. A node
-// that is starting is told when it serves, because its configuration may be older. The
-// error is errLate when draining takes longer than patience, errDead when the node is dead
-// or dies; a paused node is an error.
-func (s *System) tell(ctx context.Context, n *node, patience time.Duration) error {
-	for told := int64(-1); ; {
+// sendWiring sends a node its wiring. It returns when the node uses the wiring and has drained.
+// For a starting node it waits until the node serves, because the node may have started
+// with an older wiring. The error is errLate if draining takes longer than patience, and
+// errDead if the node is dead or dies. A paused node is an error, too.
+func (s *System) sendWiring(ctx context.Context, n *node, patience time.Duration) error {
+	for retried := int64(-1); ; { // epoch of the wiring that was last retried
 		if err := s.await(ctx, func() bool { return !n.launching }); err != nil {
 			return err
 		}
@@ -161,7 +162,7 @@ func (s *System) tell(ctx context.Context, n *node, patience time.Duration) erro
 		case state != targets.Serving:
 			return errDead
 		}
-		bounded, cancel := context.WithTimeout(ctx, patience+tellBound)
+		bounded, cancel := context.WithTimeout(ctx, patience+answerBound)
 		err := s.call(bounded, n.Name, request{
 			method: http.MethodPut, path: sut.WiringPath, document: wiring,
 			drain: strconv.FormatFloat(patience.Seconds(), 'f', -1, 64),
@@ -172,20 +173,20 @@ func (s *System) tell(ctx context.Context, n *node, patience time.Duration) erro
 		case err == nil:
 			return nil
 		case !errors.As(err, &refused):
-			return deathOf(ctx, process, fmt.Errorf("tell %w", err))
+			return deathOf(ctx, process, fmt.Errorf("send a wiring: %w", err))
 		case refused.status == http.StatusGatewayTimeout:
 			return errLate
-		case refused.status == http.StatusConflict && wiring.Epoch != told:
+		case refused.status == http.StatusConflict && wiring.Epoch != retried:
 			// Another call has sent a newer wiring, but the node may still be draining for it.
-			told = wiring.Epoch
+			retried = wiring.Epoch
 		default:
-			return fmt.Errorf("tell %s: %w", n.Name, err)
+			return fmt.Errorf("send a wiring to %s: %w", n.Name, err)
 		}
 	}
 }
 
-// deathOf returns errDead when a connection broke because the process died, and the other
-// error when the process lives.
+// deathOf returns errDead if a connection broke because the process died. If the process is
+// alive, it returns the other error.
 func deathOf(ctx context.Context, process *proc.Process, otherwise error) error {
 	late := time.NewTimer(deathBound)
 	defer late.Stop()
@@ -200,17 +201,17 @@ func deathOf(ctx context.Context, process *proc.Process, otherwise error) error 
 }
 
 func pausedError(node string) error {
-	return fmt.Errorf("%s is paused, and could not be told\nlet it go on first: stagebench resume %s", node, node)
+	return fmt.Errorf("%s is paused and cannot get the new wiring\nresume it first: stagebench resume %s", node, node)
 }
 
-// request is what a node is asked at its admin address.
+// request is a request to a node's admin address.
 type request struct {
 	method, path     string
 	document, answer any    // JSON; nil = none
-	drain            string // of sut.DrainHeader
+	drain            string // value of sut.DrainHeader
 }
 
-// refusal is an answer that is no success.
+// refusal is the error for a response with a status of 300 or more.
 type refusal struct {
 	status int
 	text   string
@@ -218,7 +219,7 @@ type refusal struct {
 
 func (r *refusal) Error() string { return r.text }
 
-// call asks a node at its admin address.
+// call sends a request to a node's admin address and decodes the response.
 func (s *System) call(ctx context.Context, name string, r request) error {
 	s.mu.Lock()
 	var admin string
@@ -244,8 +245,8 @@ func (s *System) call(ctx context.Context, name string, r request) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	// A connection that was kept may lead to a process that has died. A GET is repeated on a
-	// new one by the client; anything else gets a new one from the start.
+	// A kept connection may belong to a process that has died. The HTTP client retries a GET
+	// on a new connection, but no other method. Any other method uses a new connection.
 	req.Close = r.method != http.MethodGet
 	req.Header.Set("Content-Type", "application/json")
 	if r.drain != "" {

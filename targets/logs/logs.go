@@ -1,13 +1,11 @@
-// Package logs reads the logs of all nodes of a system as one stream in the order
-// of time.
+// Package logs merges the logs of all nodes of a system into one stream, ordered by time.
 //
-// Nodes log JSON lines, NODE.log in one directory; native servers log lines of
-// their own kind into the same files. The package reads files and never writes
-// to them; it keeps one line of each file in memory, however large the files
-// are. What cannot be understood is passed on as it is.
+// Every node has a file NODE.log in one directory. Nodes log lines of JSON; native servers
+// log in their own formats to the same files. The package only reads files, and keeps one
+// line of each file in memory. A line that it cannot parse becomes a record with the line
+// as its text.
 //
-// A Query says which records are wanted. Times are wall-clock times of this
-// machine.
+// A Query filters the records. Times are wall-clock times of this machine.
 package logs
 
 import (
@@ -30,29 +28,29 @@ import (
 type Record struct {
 	Time  time.Time
 	Node  string
-	Level string  // DEBUG, INFO, WARN, ERROR; "" where the line has none
-	Text  string  // the message, or the whole line where it is no JSON
-	Field []Field // what else a JSON line says, in its order
-	Line  string  // as it stands in the file
+	Level string  // DEBUG, INFO, WARN, ERROR; "" if the line has no level
+	Text  string  // the message; of a line that is not JSON, the line without its time
+	Field []Field // the other fields of a JSON line, in the order of the line
+	Line  string  // the line as it is in the file
 }
 
-// Field is one fact of a record.
+// Field is one field of a JSON line.
 type Field struct{ Name, Value string }
 
-// Query says which records are wanted; what is left at zero asks for nothing.
+// Query filters records. A record must pass every filter. A zero field filters nothing.
 type Query struct {
-	Nodes   []string       // of these nodes
-	Level   string         // of this level or above; a line without a level passes
-	Since   time.Time      // not before it
-	Request string         // of the request with this id
-	Matches *regexp.Regexp // whose line matches
-	Follow  bool           // go on with what is written later, until ctx ends
+	Nodes   []string       // records of these nodes
+	Level   string         // records of this level or above, and records without a level
+	Since   time.Time      // records at or after this time
+	Request string         // records with this request id
+	Matches *regexp.Regexp // records whose line matches
+	Follow  bool           // also stream lines that are written later, until ctx ends
 }
 
-// levels are the levels from the least to the most important.
+// levels returns the levels, the least severe first.
 func levels() []string { return []string{"DEBUG", "INFO", "WARN", "ERROR"} }
 
-// Validate says what is wrong with a query.
+// Validate returns an error if the level is unknown.
 func (q Query) Validate() error {
 	if q.Level != "" && !slices.Contains(levels(), q.Level) {
 		return fmt.Errorf("level %q: want one of %s", q.Level, strings.Join(levels(), ", "))
@@ -76,27 +74,29 @@ func (q Query) wants(r Record) bool {
 
 const (
 	suffix = ".log"
-	// maxLine is how much of a line is kept, in bytes.
+	// maxLine bounds the part of a line that is kept, in bytes.
 	maxLine = 1 << 20
-	// poll is how often a log that is followed is looked at, and how long the lines
-	// of several nodes are collected before they are put in order.
+	// poll is the interval at which followed logs are read. Records that arrive within
+	// one interval are sorted by time.
 	poll = 200 * time.Millisecond
 )
 
-// Stream gives the records of the logs below a directory, in the order of their
-// times, to a function, until that returns an error, the logs end, or, when they
-// are followed, ctx does, which is no error.
+// Stream calls each for every record of the logs in a directory, ordered by time. It
+// returns at the end of the logs, or with the first error of each. With Follow it does not
+// stop at the end of the logs, and returns nil when ctx ends.
 func Stream(ctx context.Context, dir string, q Query, each func(Record) error) error {
 	if err := q.Validate(); err != nil {
 		return err
 	}
 	s := &stream{dir: dir, open: map[string]*source{}}
 	defer s.close()
+	ticker := time.NewTicker(poll)
+	defer ticker.Stop()
 	for {
-		if err := s.find(); err != nil {
+		if err := s.openNew(); err != nil {
 			return err
 		}
-		if err := s.pass(ctx, q, each); err != nil {
+		if err := s.merge(ctx, q, each); err != nil {
 			return err
 		}
 		if !q.Follow {
@@ -105,19 +105,19 @@ func Stream(ctx context.Context, dir string, q Query, each func(Record) error) e
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(poll):
+		case <-ticker.C:
 		}
 	}
 }
 
-// stream is the open logs.
+// stream holds the open logs.
 type stream struct {
 	dir  string
-	open map[string]*source
+	open map[string]*source // by node
 }
 
-// find opens the logs that are there and not open yet.
-func (s *stream) find() error {
+// openNew opens the logs in the directory that are not open yet.
+func (s *stream) openNew() error {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
 		return fmt.Errorf("logs: %w", err)
@@ -134,7 +134,8 @@ func (s *stream) find() error {
 		s.open[node] = &source{node: node, file: f, in: bufio.NewReader(f)}
 	}
 	if len(s.open) == 0 {
-		return fmt.Errorf("logs: there is no log in %s\nwant the directory of a system's logs, or of a cell of a run", s.dir)
+		return fmt.Errorf("logs: there is no log in %s\n"+
+			"want the directory of a system's logs, or of a cell of a run", s.dir)
 	}
 	return nil
 }
@@ -145,8 +146,8 @@ func (s *stream) close() {
 	}
 }
 
-// pass merges what the logs hold at this moment.
-func (s *stream) pass(ctx context.Context, q Query, each func(Record) error) error {
+// merge streams the lines that the logs have now.
+func (s *stream) merge(ctx context.Context, q Query, each func(Record) error) error {
 	var waiting []*source
 	for _, source := range s.open {
 		if err := source.advance(); err == nil {
@@ -156,7 +157,7 @@ func (s *stream) pass(ctx context.Context, q Query, each func(Record) error) err
 		}
 	}
 	for len(waiting) > 0 && ctx.Err() == nil {
-		first := slices.MinFunc(waiting, byTime) // of one for each node, which are few
+		first := slices.MinFunc(waiting, byTime) // a linear search: there are few nodes
 		if q.wants(first.next) {
 			if err := each(first.next); err != nil {
 				return err
@@ -176,12 +177,12 @@ type source struct {
 	node    string
 	file    *os.File
 	in      *bufio.Reader
-	partial []byte    // the beginning of a line whose end is not there yet
-	last    time.Time // of the record before, which a line without a time gets
+	partial []byte    // start of a line that is not complete yet
+	last    time.Time // time of the previous record, used for a line without a time
 	next    Record
 }
 
-// advance reads the next whole line; io.EOF when there is none yet.
+// advance reads the next complete line into next. It returns io.EOF if there is none yet.
 func (s *source) advance() error {
 	for {
 		piece, err := s.in.ReadSlice('\n')
@@ -192,7 +193,7 @@ func (s *source) advance() error {
 		case errors.Is(err, bufio.ErrBufferFull):
 			continue
 		case errors.Is(err, io.EOF):
-			return err // the rest may be on its way
+			return err // the node may still be writing the rest of the line
 		case err != nil:
 			return fmt.Errorf("logs: %s: %w", s.node, err)
 		}
@@ -212,14 +213,14 @@ func byTime(a, b *source) int {
 	return cmp.Or(a.next.Time.Compare(b.next.Time), strings.Compare(a.node, b.node))
 }
 
-// parse understands a line as far as it can. Before is the time of a line that
-// has none of its own.
-func parse(node, line string, before time.Time) Record {
-	r := Record{Time: before, Node: node, Text: line, Line: line}
+// parse turns a line into a record. previous is the time of the record before, used for a
+// line without a time.
+func parse(node, line string, previous time.Time) Record {
+	r := Record{Time: previous, Node: node, Text: line, Line: line}
 	if strings.HasPrefix(line, "{") && r.parseJSON(line) {
 		return r
 	}
-	// PostgreSQL and others begin their lines with a time.
+	// PostgreSQL and other servers begin a line with the time.
 	const layout = "2006-01-02 15:04:05.000 MST"
 	if len(line) >= len(layout) {
 		if t, err := time.Parse(layout, line[:len(layout)]); err == nil {
@@ -245,7 +246,8 @@ func parse(node, line string, before time.Time) Record {
 	return r
 }
 
-// parseJSON reads an object with its fields in their order.
+// parseJSON parses a line of JSON and keeps the order of its fields. It returns false and
+// changes nothing if the line is not a JSON object.
 func (r *Record) parseJSON(line string) bool {
 	decoder := json.NewDecoder(strings.NewReader(line))
 	if token, err := decoder.Token(); err != nil || token != json.Delim('{') {
@@ -272,7 +274,7 @@ func (r *Record) parseJSON(line string) bool {
 		case "msg":
 			parsed.Text = value
 		case "node":
-			// It is the file's, which is known.
+			// The name of the file already says which node it is.
 		default:
 			parsed.Field = append(parsed.Field, Field{fmt.Sprint(name), value})
 		}
@@ -284,8 +286,8 @@ func (r *Record) parseJSON(line string) bool {
 	return true
 }
 
-// readTime reads a time as text, or as milliseconds since 1970.
-func readTime(text string, otherwise time.Time) time.Time {
+// readTime parses RFC 3339 or milliseconds since 1970. It returns fallback for other text.
+func readTime(text string, fallback time.Time) time.Time {
 	if t, err := time.Parse(time.RFC3339Nano, text); err == nil {
 		return t
 	}
@@ -293,10 +295,10 @@ func readTime(text string, otherwise time.Time) time.Time {
 	if _, err := fmt.Sscan(text, &milliseconds); err == nil && milliseconds > 0 {
 		return time.UnixMilli(milliseconds)
 	}
-	return otherwise
+	return fallback
 }
 
-// String is the record on one line for people: time, node, level, message, facts.
+// String returns the record as one line for people: time, node, level, message, fields.
 func (r Record) String() string {
 	var b strings.Builder
 	_, _ = fmt.Fprintf(&b, "%s %-7s %-5s %s", r.Time.UTC().Format("15:04:05.000"), r.Node, r.Level, r.Text)

@@ -15,7 +15,7 @@ import (
 	"github.com/stagebench/stagebench/targets/logs"
 )
 
-// write makes a directory of logs.
+// write creates a directory with these files.
 func write(t testing.TB, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -33,11 +33,12 @@ func nodes() map[string]string {
 [WARNING]  (14387) : Server web/web-1 is DOWN
 `,
 		"web-1.log": `{"time":"2026-11-21T06:40:00.4Z","level":"INFO","msg":"ready","node":"web-1","role":"web"}
-{"time":"2026-11-21T06:40:00.45Z","level":"ERROR","msg":"a request failed","node":"web-1","request_id":"r1","error":"no luck"}
+{"time":"2026-11-21T06:40:00.45Z","level":"ERROR","msg":"a request failed","request_id":"r1","error":"no luck"}
 
 panic: out of memory
 `,
-		"db-1.log":  "2026-11-21 06:40:00.470 UTC [12] LOG:  checkpoint\n2026-11-21 06:40:00.600 UTC [12] FATAL:  the disk is full\n{broken\n",
+		"db-1.log": "2026-11-21 06:40:00.470 UTC [12] LOG:  checkpoint\n" +
+			"2026-11-21 06:40:00.600 UTC [12] FATAL:  the disk is full\n{broken\n",
 		"notes.txt": "not a log\n",
 	}
 }
@@ -53,7 +54,7 @@ func lines(t testing.TB, dir string, q logs.Query) (all []string) {
 	return all
 }
 
-// Lines of all nodes come in the order of their times, whatever their form.
+// Lines of all nodes and formats are ordered by time.
 func TestMerge(t *testing.T) {
 	want := []string{
 		"06:40:00.400 web-1   INFO  ready role=web",
@@ -79,25 +80,29 @@ func TestQuery(t *testing.T) {
 	}{
 		"a request through the tiers": {logs.Query{Request: "r1"}, 2},
 		"a node":                      {logs.Query{Nodes: []string{"db-1"}}, 3},
-		"errors":                      {logs.Query{Level: "ERROR"}, 4}, // and the line of which nothing is known
+		"errors":                      {logs.Query{Level: "ERROR"}, 4}, // one of them has no level
 		"since":                       {logs.Query{Since: since}, 2},
 		"a text":                      {logs.Query{Matches: regexp.MustCompile("(?i)DISK|down")}, 2},
-		"all of it":                   {logs.Query{Nodes: []string{"lb-1"}, Level: "WARN", Matches: regexp.MustCompile("web-1")}, 1},
+		"several filters": {
+			logs.Query{Nodes: []string{"lb-1"}, Level: "WARN", Matches: regexp.MustCompile("web-1")}, 1,
+		},
 	} {
 		if got := lines(t, dir, test.query); len(got) != test.want {
 			t.Errorf("%s: %d lines, want %d:\n%s", name, len(got), test.want, strings.Join(got, "\n"))
 		}
 	}
-	if err := logs.Stream(t.Context(), dir, logs.Query{Level: "LOUD"}, nil); err == nil || !strings.Contains(err.Error(), "want one of DEBUG") {
-		t.Errorf("error %v", err)
+	err := logs.Stream(t.Context(), dir, logs.Query{Level: "LOUD"}, nil)
+	if err == nil || !strings.Contains(err.Error(), "want one of DEBUG") {
+		t.Errorf("unknown level: error %v", err)
 	}
-	if err := logs.Stream(t.Context(), t.TempDir(), logs.Query{}, nil); err == nil || !strings.Contains(err.Error(), "there is no log") {
-		t.Errorf("error %v", err)
+	err = logs.Stream(t.Context(), t.TempDir(), logs.Query{}, nil)
+	if err == nil || !strings.Contains(err.Error(), "there is no log") {
+		t.Errorf("empty directory: error %v", err)
 	}
 }
 
-// A log that is followed gives what is written later, also to a file that is new,
-// and a line only when it is whole.
+// With Follow, Stream gives lines that are written later, also those of new files. It
+// gives a line only when the line is complete.
 func TestFollow(t *testing.T) {
 	dir := write(t, map[string]string{"web-1.log": "first\nsec"})
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -121,8 +126,9 @@ func TestFollow(t *testing.T) {
 		}
 		return nil
 	})
-	if diff := cmp.Diff([]string{"web-1 first", "web-1 second", "web-2 third"}, got); !errors.Is(err, ended) || diff != "" {
-		t.Errorf("%v (-want +got)\n%s", err, diff)
+	want := []string{"web-1 first", "web-1 second", "web-2 third"}
+	if diff := cmp.Diff(want, got); !errors.Is(err, ended) || diff != "" {
+		t.Errorf("error %v, records (-want +got)\n%s", err, diff)
 	}
 }
 

@@ -1,6 +1,5 @@
-// Package metrics reads what a node has counted: GET /metrics at its admin address, in the
-// Prometheus text format. It computes nothing from it and keeps nothing. All functions may
-// be called concurrently.
+// Package metrics scrapes the metrics of a node: GET /metrics at its admin address, in the
+// Prometheus text format. It keeps no state. All functions may be called concurrently.
 package metrics
 
 import (
@@ -12,11 +11,11 @@ import (
 	"strings"
 )
 
-// Series is the values of a node by series: the name of the metric, with its labels in
-// braces if there are any.
+// Series maps each time series of a node to its value. A key is the name of the metric,
+// followed by its labels in braces if it has labels.
 type Series map[string]float64
 
-// Read asks the node at an admin address, host:port.
+// Read scrapes the node at an admin address, host:port.
 func Read(ctx context.Context, client *http.Client, admin string) (Series, error) {
 	url := "http://" + admin + "/metrics"
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -51,7 +50,7 @@ func Read(ctx context.Context, client *http.Client, admin string) (Series, error
 	return all, nil
 }
 
-// Has reports whether the node has a metric, with whatever labels.
+// Has reports whether the node has a metric with any labels. It ignores the labels in metric.
 func (s Series) Has(metric string) bool {
 	wanted, _, _ := strings.Cut(metric, "{")
 	for series := range s {
@@ -62,7 +61,8 @@ func (s Series) Has(metric string) bool {
 	return false
 }
 
-// Sum returns the sum of a metric over all its labels, or the value of one series of it.
+// Sum returns the sum of a metric over all its labels. If metric names one series with its
+// labels, Sum returns the value of that series.
 func (s Series) Sum(metric string) (sum int64) {
 	for series, value := range s {
 		if name, _, _ := strings.Cut(series, "{"); name == metric || series == metric {

@@ -14,7 +14,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// childEnv names the behaviour that the test binary shows as a child.
+// childEnv is the environment variable that makes the test binary act as a child. Its value
+// is a behaviour of the function child.
 const childEnv = "STAGEBENCH_PROC_CHILD"
 
 func TestMain(m *testing.M) {
@@ -25,7 +26,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// child keeps the contract of a child, but for what its behaviour says.
+// child follows the rules of the package comment, except where the behaviour breaks one.
 func child(behaviour string) {
 	stdin := bufio.NewReader(os.Stdin)
 	ready := func(text string) { fmt.Println(text) }
@@ -48,7 +49,7 @@ func child(behaviour string) {
 		signal.Ignore(syscall.SIGTERM)
 		ready("{}")
 		untilStdinCloses()
-		select {} // not even a closed stdin ends it
+		select {} // a closed standard input does not end it either
 	case "dies before ready":
 		for i := range 50 {
 			fmt.Fprintln(os.Stderr, "line", i)

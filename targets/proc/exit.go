@@ -9,11 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Exit says how a child ended.
+// Exit describes how a child ended.
 type Exit struct {
 	Cause  string         // "exit status 1", "killed by SIGKILL"
 	Status int            // exit status, -1 when a signal killed it
-	Signal syscall.Signal // that killed it, 0 when it exited by itself
+	Signal syscall.Signal // the signal that killed it, 0 when it exited by itself
 	Tail   []string       // the last lines of its log, oldest first
 }
 
@@ -29,14 +29,14 @@ func exitOf(status syscall.WaitStatus, tail []string) Exit {
 	return Exit{Cause: "killed by " + name, Status: -1, Signal: sig, Tail: tail}
 }
 
-// StartError says that a child never became ready, and what it last said.
+// StartError is the error of a child that never became ready.
 type StartError struct {
 	Name   string // of the node
 	Reason string // "exit status 1 before it was ready", "not ready after 30s"
-	Exit   Exit   // how it ended, by itself or by our hand
+	Exit   Exit   // how it ended: by itself, or killed by Start
 }
 
-// Error gives the reason on its first line and the log tail below it.
+// Error returns the reason on the first line and the log tail below it.
 func (e *StartError) Error() string {
 	text := e.Name + ": " + e.Reason
 	if len(e.Exit.Tail) == 0 {

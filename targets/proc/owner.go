@@ -11,10 +11,10 @@ import (
 	"syscall"
 )
 
-// Owner identifies a process for as long as the machine is up: a pid alone is
-// given to somebody else after its process died. What outlives a killed
-// harness (a cgroup, a directory) carries its Owner in its name, so that the
-// next one can tell leftovers from what is in use.
+// Owner identifies a process uniquely until the machine reboots. A pid alone does not: the
+// kernel reuses it after the process has died. Cgroups and directories that can outlive a
+// killed harness have its Owner in their names, so that the next harness can recognize and
+// remove them.
 type Owner struct {
 	PID       int
 	Start     uint64 // start time, in clock ticks since boot
@@ -31,12 +31,12 @@ func Self(root string) (Owner, error) {
 	return Owner{PID: pid, Start: stat.Start, Namespace: pidNamespace(root)}, nil
 }
 
-// String is a form of the owner that fits into file names.
+// String returns the owner in a form that can be part of a file name.
 func (o Owner) String() string {
 	return fmt.Sprintf("%d-%d-%d", o.PID, o.Start, o.Namespace)
 }
 
-// ParseOwner reads what String wrote, alone or with another dash behind it.
+// ParseOwner parses the result of String. More text may follow after another dash.
 func ParseOwner(text string) (o Owner, ok bool) {
 	parts := strings.SplitN(text, "-", 4)
 	if len(parts) < 3 {
@@ -51,15 +51,15 @@ func ParseOwner(text string) (o Owner, ok bool) {
 	return Owner{PID: pid, Start: start, Namespace: namespace}, true
 }
 
-// Gone reports whether the owner is surely dead. A process of another pid
-// namespace cannot be looked up from here, so it is never surely dead.
+// Gone reports whether the owner is certainly dead. It returns false for a process of
+// another pid namespace, because that process cannot be looked up from here.
 func (o Owner) Gone(root string) bool {
 	if o.Namespace != pidNamespace(root) {
 		return false
 	}
 	stat, err := ReadStat(root, o.PID)
 	if err != nil {
-		// ESRCH: it died between the opening and the reading of its file.
+		// ESRCH: the process died after its file was opened and before it was read.
 		return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH)
 	}
 	return stat.Start != o.Start || stat.State == 'Z'
@@ -76,7 +76,7 @@ type Stat struct {
 	PID      int
 	State    byte // R, S, D, Z, T ...
 	Parent   int
-	Ticks    uint64 // CPU time, user and system, of it and of children that it waited for, in clock ticks
+	Ticks    uint64 // user and system CPU time of the process and its reaped children, in clock ticks
 	Start    uint64 // in clock ticks since boot
 	RSSPages int64
 }
@@ -100,8 +100,8 @@ func ReadStat(root string, pid int) (Stat, error) {
 }
 
 func parseStat(text string) (Stat, error) {
-	// The name of the program is in parentheses and may hold any character,
-	// also spaces and parentheses: what counts starts after the last one.
+	// The name of the program is in parentheses. It can contain spaces and parentheses,
+	// so the other fields start after the last closing one.
 	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
 	if len(fields) < 22 {
 		return Stat{}, fmt.Errorf("%d fields after the name, want 22 or more", len(fields))

@@ -1,23 +1,20 @@
-// Package proc runs one supervised child process: it starts it, waits for
-// ready or exit, keeps its log tail, stops it within a bound and says what it
-// died of.
+// Package proc runs one child process. It starts the child, waits until it is ready or
+// exits, keeps the tail of its log, stops it within a timeout and reports how it ended.
 //
-// The contract with the child: it reads one document from its standard input,
-// which then stays open for as long as the child shall live; it prints one
-// line on standard output when it is ready; it logs to standard error; it dies
-// when its standard input closes. The last point is what makes orphans
-// impossible: however the parent dies, the kernel closes the pipe. The
-// parent-death signal is not used, for it follows the thread that forked, and
-// Go ends threads when it likes.
+// The child must do this: read one document from standard input, print one line on standard
+// output when it is ready, log to standard error, and exit when standard input closes. The
+// last rule prevents orphans: when the parent dies for any reason, the kernel closes the
+// pipe. The parent-death signal cannot be used: it is sent when the thread that forked
+// ends, and the Go runtime may end threads at any time.
 //
-// Every child leads a process group of its own. When it dies, whatever is left
-// of the group is killed before the child is reaped, so a group id is never
-// used after it could have been given to somebody else. Processes that leave
-// the group (a server that calls setsid) are the business of targets/budget.
+// Every child leads its own process group. When the child dies, the rest of the group is
+// killed before the child is reaped. Without this order, the group id could belong to
+// unrelated processes by then. targets/budget kills processes that left the group (a
+// server that called setsid).
 //
-// The order of calls is Start, then Stop (or Kill) and Wait. All methods of a
-// Process may be called concurrently and after its death. The package never
-// restarts anything and never reads the documents it carries.
+// The order of calls is Start, then Stop or Kill, then Wait. All methods of a Process may
+// be called concurrently, and after its death. The package never restarts a child and
+// does not parse the document or the ready line.
 package proc
 
 import (
@@ -37,54 +34,53 @@ import (
 )
 
 const (
-	// maxReadyLine bounds the ready document.
+	// maxReadyLine bounds the ready line, in bytes.
 	maxReadyLine = 64 << 10
-	// tailLines is how many lines of the log are kept in memory.
+	// tailLines is the number of log lines kept in memory.
 	tailLines = 20
-	// logGrace is how long the log of a dead child is still read. It only runs
-	// out when a process that left the group keeps the pipe open.
+	// logGrace is how long the log of a dead child is still read. Reading takes that long
+	// only if a process that left the group keeps the pipe open.
 	logGrace = 500 * time.Millisecond
 )
 
-// Spec says what to start and how long to wait for it.
+// Spec describes a child to start.
 type Spec struct {
-	Name  string   // of the node, in errors
+	Name  string   // name of the node, for errors
 	Path  string   // executable
 	Args  []string // without the name of the program
 	Env   []string // nil = this process's environment
 	Stdin []byte   // the document; standard input stays open after it
 
-	// Log receives standard error, and what follows the ready line on standard
-	// output. It is written by one goroutine at a time.
+	// Log receives standard error, and standard output after the ready line. Only one
+	// goroutine writes to it at a time.
 	Log io.Writer
 
 	ReadyTimeout time.Duration
 	StopTimeout  time.Duration // from SIGTERM to SIGKILL
 
-	// Launch starts the command; a budget's leaf does so inside its group.
+	// Launch starts the command, for example inside a cgroup (budget.Leaf.Start).
 	Launch func(*exec.Cmd) error
 }
 
-// Process is a child that became ready.
+// Process is a child that was ready once.
 type Process struct {
 	spec  Spec
 	cmd   *exec.Cmd
 	stdin *os.File
 	log   *logTail
 
-	firstLine chan error    // gets the outcome of reading the ready line, once
-	ready     []byte        // set by then
+	firstLine chan error    // gets the result of reading the ready line, once
+	ready     []byte        // the ready line, set before firstLine gets the result
 	done      chan struct{} // closed when exit is set
 	exit      Exit
 
 	mu   sync.Mutex
-	dead bool // guarded by mu: once true, the pid may soon belong to somebody else
+	dead bool // guarded by mu: if true, the pid may belong to another process
 }
 
-// Start starts the child and waits until it is ready. When it exits first,
-// takes longer than ReadyTimeout or ctx ends, the child is killed with its
-// process group and reaped before Start returns. A child that died or was too
-// slow is reported as a *StartError.
+// Start starts the child and waits until it is ready. If the child exits before it is
+// ready or is not ready within ReadyTimeout, Start returns a *StartError. On any error,
+// also when ctx ends, the process group is killed and the child reaped before Start returns.
 func Start(ctx context.Context, spec Spec) (*Process, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", spec.Name, context.Cause(ctx))
@@ -108,8 +104,8 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 	return nil, &StartError{Name: spec.Name, Reason: reason, Exit: p.exit}
 }
 
-// launch forks the child and starts the goroutines that serve its pipes; all
-// of them end with the child.
+// launch forks the child and starts the goroutines that serve its pipes. All of them end
+// when the child ends.
 func (p *Process) launch() error {
 	stdin, document, err := os.Pipe()
 	if err != nil {
@@ -134,30 +130,30 @@ func (p *Process) launch() error {
 		return err
 	}
 	p.stdin = document
-	// A child that does not read its document must not hold us: the write ends
-	// when stdin is closed.
+	// A child that does not read its document must not block Start. The write ends when
+	// stdin is closed.
 	go func() { _, _ = p.stdin.Write(p.spec.Stdin) }()
 	go p.reap(output)
 	return nil
 }
 
-// readStdout takes the ready line off standard output and logs what follows.
+// readStdout reads the ready line from standard output and logs everything after it.
 func (p *Process) readStdout(stdout io.Reader) {
 	r := bufio.NewReaderSize(stdout, maxReadyLine)
 	line, err := r.ReadSlice('\n')
 	switch {
 	case errors.Is(err, bufio.ErrBufferFull):
-		err = fmt.Errorf("its ready line is longer than %d bytes", maxReadyLine)
+		err = fmt.Errorf("the ready line is longer than %d bytes", maxReadyLine)
 	case err != nil:
-		err = errors.New("it closed its standard output")
+		err = errors.New("the process closed its standard output")
 	}
 	p.ready = bytes.Clone(line)
 	p.firstLine <- err
 	_, _ = io.Copy(p.log, r)
 }
 
-// reap waits for the child's death, kills the rest of its group, and only then
-// lets the kernel forget the pid. Meanwhile it has standard output read.
+// reap waits until the child is dead and then kills the rest of its group. Only after that
+// it reaps the child, which frees the pid.
 func (p *Process) reap(stdout *os.File) {
 	var output sync.WaitGroup
 	output.Go(func() { p.readStdout(stdout) })
@@ -174,15 +170,15 @@ func (p *Process) reap(stdout *os.File) {
 
 	p.CloseStdin()
 	_ = stdout.SetReadDeadline(time.Now().Add(logGrace))
-	_ = p.cmd.Wait() // what it died of is in ProcessState
+	_ = p.cmd.Wait() // the result is in ProcessState
 	output.Wait()
 	stdout.Close()
 	p.exit = exitOf(p.cmd.ProcessState.Sys().(syscall.WaitStatus), p.log.lines())
 	close(p.done)
 }
 
-// awaitReady waits for ready or exit, whichever is first. It returns the reason
-// why the child did not become ready, or the error that ended the waiting.
+// awaitReady waits until the child is ready or exits. It returns why the child did not
+// become ready, or the cause of ctx if ctx ended first.
 func (p *Process) awaitReady(ctx context.Context) (reason string, err error) {
 	timeout := time.NewTimer(p.spec.ReadyTimeout)
 	defer timeout.Stop()
@@ -197,8 +193,8 @@ func (p *Process) awaitReady(ctx context.Context) (reason string, err error) {
 	if unready == nil {
 		return "", nil
 	}
-	// Standard output also closes on death, and then the cause of death says
-	// more than the closed pipe does.
+	// Standard output also closes when the child dies. The cause of death is more useful
+	// than the closed pipe, so wait for it.
 	select {
 	case <-p.done:
 		return p.exit.Cause + " before it was ready", nil
@@ -212,16 +208,15 @@ func (p *Process) awaitReady(ctx context.Context) (reason string, err error) {
 // Ready returns the first line that the child printed, with its line end.
 func (p *Process) Ready() []byte { return p.ready }
 
-// PID is the process id of the child.
+// PID returns the process id of the child.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Signal sends a signal to the child alone. It does nothing after its death.
+// Signal sends a signal to the child only. It does nothing after the child's death.
 func (p *Process) Signal(sig syscall.Signal) error {
 	return p.signal(p.cmd.Process.Pid, sig)
 }
 
-// SignalGroup sends a signal to the child and all that is in its process
-// group.
+// SignalGroup sends a signal to all processes of the child's process group.
 func (p *Process) SignalGroup(sig syscall.Signal) error {
 	return p.signal(-p.cmd.Process.Pid, sig)
 }
@@ -238,16 +233,16 @@ func (p *Process) signal(pid int, sig syscall.Signal) error {
 	return nil
 }
 
-// CloseStdin closes the child's standard input, which tells it to die.
+// CloseStdin closes the child's standard input, which tells the child to exit.
 func (p *Process) CloseStdin() { p.stdin.Close() }
 
 // Kill sends SIGKILL to the whole process group and does not wait.
 func (p *Process) Kill() { _ = p.SignalGroup(syscall.SIGKILL) }
 
-// Stop ends the child: SIGTERM, so that it drains, and after StopTimeout, or
-// when ctx ends, standard input closes and the whole process group is killed.
-// Standard input stays open until then, because its closing means "die now"
-// and would cut the drain short. A stopped (SIGSTOP) child is continued first.
+// Stop sends SIGTERM, so that the child drains. After StopTimeout, or when ctx ends, Stop
+// closes standard input and kills the process group. Standard input stays open until then,
+// because closing it makes the child exit at once and would interrupt the drain. A child
+// that was paused with SIGSTOP is continued first.
 func (p *Process) Stop(ctx context.Context) Exit {
 	_ = p.Signal(syscall.SIGTERM)
 	_ = p.SignalGroup(syscall.SIGCONT)
@@ -264,11 +259,11 @@ func (p *Process) Stop(ctx context.Context) Exit {
 	return p.Wait()
 }
 
-// Done is closed when the child is dead, its group is killed and its log is
-// read to the end.
+// Done returns a channel that is closed when the child is dead, its group is killed and
+// its log is read to the end.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Wait waits for Done and says how the child ended.
+// Wait waits for Done and returns how the child ended.
 func (p *Process) Wait() Exit {
 	<-p.done
 	return p.exit

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// patience is how long a test waits for what must happen.
+// patience is how long a test waits for an event.
 const patience = 20 * time.Second
 
 func spec(t *testing.T, behaviour string) Spec {
@@ -26,7 +26,7 @@ func spec(t *testing.T, behaviour string) Spec {
 	}
 	return Spec{
 		Name: "node-1", Path: self,
-		// A binary built with the race detector lingers for a second at its end.
+		// Without this, a binary built with the race detector sleeps for a second at exit.
 		Env:   append(os.Environ(), "GORACE=atexit_sleep_ms=0", childEnv+"="+behaviour),
 		Stdin: []byte("{\"a\":1}\n"), Log: io.Discard, ReadyTimeout: patience, StopTimeout: patience,
 		Launch: (*exec.Cmd).Start,
@@ -43,8 +43,8 @@ func start(t *testing.T, spec Spec) *Process {
 	return p
 }
 
-// gone waits until the process does not exist any more.
-func gone(t *testing.T, pid int) {
+// awaitGone waits until the process is dead.
+func awaitGone(t *testing.T, pid int) {
 	t.Helper()
 	eventually(t, "process "+strconv.Itoa(pid)+" is gone", func() bool {
 		stat, err := ReadStat("/", pid)
@@ -148,8 +148,8 @@ func TestDeathBeforeReady(t *testing.T) {
 		last   string
 	}{
 		"dies before ready":  {"exit status 3 before it was ready", "no room left"},
-		"closes stdout":      {"not ready: it closed its standard output", ""},
-		"endless ready line": {"not ready: its ready line is longer than 65536 bytes", ""},
+		"closes stdout":      {"not ready: the process closed its standard output", ""},
+		"endless ready line": {"not ready: the ready line is longer than 65536 bytes", ""},
 	} {
 		t.Run(behaviour, func(t *testing.T) {
 			t.Parallel()
@@ -211,7 +211,7 @@ func TestMissingBinary(t *testing.T) {
 	}
 }
 
-func TestALargeDocumentThatNobodyReads(t *testing.T) {
+func TestAChildMayLeaveALargeDocumentUnread(t *testing.T) {
 	t.Parallel()
 	s := spec(t, "never reads")
 	s.Stdin = bytes.Repeat([]byte("x"), 1<<20)
@@ -235,14 +235,14 @@ func TestDeathTakesTheProcessGroupWithIt(t *testing.T) {
 	t.Parallel()
 	p := start(t, spec(t, "forks"))
 	forked := forkedPID(t, p)
-	if err := p.Signal(syscall.SIGKILL); err != nil { // the leader alone
+	if err := p.Signal(syscall.SIGKILL); err != nil { // only the leader
 		t.Fatal(err)
 	}
 	p.Wait()
-	gone(t, forked)
+	awaitGone(t, forked)
 }
 
-func TestAProcessThatLeftTheGroupDoesNotHoldUpTheDeath(t *testing.T) {
+func TestAProcessThatLeftTheGroupDoesNotDelayDone(t *testing.T) {
 	t.Parallel()
 	p := start(t, spec(t, "forks and leaves the group"))
 	forked := forkedPID(t, p)

@@ -7,22 +7,22 @@ import (
 	"sync"
 )
 
-// maxTailLine bounds a line in the tail, in bytes; the log sink gets it whole.
+// maxTailLine bounds a line in the tail, in bytes. The sink gets the complete line.
 const maxTailLine = 1000
 
-// logTail passes a log on to its sink and keeps the last lines.
+// logTail writes a log to its sink and keeps the last lines.
 type logTail struct {
 	sink io.Writer
-	keep int
+	keep int // number of complete lines to keep
 
 	mu      sync.Mutex
 	last    []string // guarded by mu: complete lines, oldest first
-	partial []byte   // guarded by mu: the line that has no end yet
-	broken  error    // guarded by mu: why the sink is not written to any more
+	partial []byte   // guarded by mu: start of a line that is not complete yet
+	broken  error    // guarded by mu: the error after which the sink gets no more text
 }
 
-// Write never fails: a full disk must not stop the child, which would hang on
-// its pipe. It costs the log file, and the tail says so.
+// Write never returns an error. Otherwise a full disk would block the child on its log
+// pipe. After an error of the sink only the tail gets the log, with the error in it.
 func (t *logTail) Write(text []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

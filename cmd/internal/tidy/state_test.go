@@ -30,7 +30,8 @@ func constants() map[string][]string {
 // synctest.Test, each with its reason.
 func sleepers() map[string]string {
 	return map[string]string{
-		"results/live/live_test.go": "one run for several tests; each of them plays it inside synctest.Test, where the clock is fake",
+		"results/live/live_test.go":         "one run for several tests; each of them plays it inside synctest.Test, where the clock is fake",
+		"targets/failover/failover_test.go": "a helper of tests inside synctest.Test, where the clock is fake",
 	}
 }
 
