@@ -22,13 +22,13 @@ func TestHashCoversTheRequest(t *testing.T) {
 	}
 	seen := map[string]string{}
 	for name, w := range map[string]listed{
-		"base":         {base},
-		"method":       change(func(op *workloads.Op) { op.Method = "PUT" }),
-		"path":         change(func(op *workloads.Op) { op.Path = "/b" }),
-		"class":        change(func(op *workloads.Op) { op.Class = "comment" }),
-		"user":         change(func(op *workloads.Op) { op.User = -1 }),
-		"body":         change(func(op *workloads.Op) { op.Body = []byte("y") }),
-		"no body":      change(func(op *workloads.Op) { op.Body = nil }),
+		"base":           {base},
+		"method":         change(func(op *workloads.Op) { op.Method = "PUT" }),
+		"path":           change(func(op *workloads.Op) { op.Path = "/b" }),
+		"class":          change(func(op *workloads.Op) { op.Class = "comment" }),
+		"user":           change(func(op *workloads.Op) { op.User = -1 }),
+		"body":           change(func(op *workloads.Op) { op.Body = []byte("y") }),
+		"no body":        change(func(op *workloads.Op) { op.Body = nil }),
 		"boundary moved": change(func(op *workloads.Op) { op.Path, op.Class = "/al", "ike" }),
 	} {
 		hash := workloads.Hash(w, 0, 1)

@@ -43,8 +43,13 @@ func TestSingleTellsReadsFromWrites(t *testing.T) {
 
 func TestSingleRefuses(t *testing.T) {
 	for _, bad := range [][2]string{
-		{"", "/"}, {"GET it", "/"},
-		{"GET", ""}, {"GET", "feed"}, {"GET", "http://example.com/"}, {"GET", "/a b\n"}, {"GET", "/%zz"},
+		{"", "/"},
+		{"GET it", "/"},
+		{"GET", ""},
+		{"GET", "feed"},
+		{"GET", "http://example.com/"},
+		{"GET", "/a b\n"},
+		{"GET", "/%zz"},
 	} {
 		if w, err := workloads.Single(bad[0], bad[1], nil, nil); err == nil {
 			t.Errorf("%q was accepted: %+v", bad, w.Op(0))
