@@ -10,32 +10,31 @@ import (
 	"strings"
 )
 
-// Check says what the response to an op has to be like. All of it must hold;
-// what is left empty is not looked at. It is shared and never written to.
+// Check lists the conditions that the response to an op must meet. All of them
+// must hold; an empty field is not checked. A Check is shared and read-only.
 type Check struct {
-	// Status lists the statuses that are accepted, also those from 400 on; empty =
-	// all below 400.
+	// Status lists the accepted statuses; 400 and above are allowed here. Empty =
+	// every status below 400.
 	Status []int
-	// Header maps names to texts that the values must contain; an empty text asks
-	// for the header only.
+	// Header maps a header name to a text that its value must contain. An empty text
+	// requires only that the header is present.
 	Header map[string]string
 	// Contains lists texts that must be in the body.
 	Contains []string
-	// Matches lists expressions that must match somewhere in the body.
+	// Matches lists regular expressions that must match somewhere in the body.
 	Matches []*regexp.Regexp
 	// MinBytes and MaxBytes bound the length of the body; MaxBytes 0 = no bound.
 	MinBytes, MaxBytes int64
 }
 
-// MaxCheckedBody is how much of a body is kept to be looked into, in bytes. What
-// comes after it is read and counted, and not searched.
+// MaxCheckedBody is the size in bytes of the part of a body that is kept and
+// searched. The rest of the body is read and counted, but not searched.
 const MaxCheckedBody = 1 << 20
 
-// NeedsBody reports whether the check looks into the body, so that it must be
-// kept.
+// NeedsBody reports whether the check searches the body. The body must then be kept.
 func (c *Check) NeedsBody() bool { return c != nil && len(c.Contains)+len(c.Matches) > 0 }
 
-// Accepts reports whether the status is one that the op counts as success.
+// Accepts reports whether the op counts the status as success.
 func (c *Check) Accepts(status int) bool {
 	if c == nil || len(c.Status) == 0 {
 		return status < http.StatusBadRequest
@@ -43,14 +42,14 @@ func (c *Check) Accepts(status int) bool {
 	return slices.Contains(c.Status, status)
 }
 
-// Fails says in a few words what of a response is not as it has to be, "" when
-// all is. Length is that of the whole body, body what was kept of it. The status
-// is for Accepts.
+// Fails describes the first condition that the response does not meet, or returns ""
+// when it meets all. Length is the length of the full body, and body is the part
+// that was kept. Fails does not check the status: see Accepts.
 func (c *Check) Fails(header http.Header, body []byte, length int64) string {
 	if c == nil {
 		return ""
 	}
-	for _, name := range slices.Sorted(maps.Keys(c.Header)) { // the same cause each time
+	for _, name := range slices.Sorted(maps.Keys(c.Header)) { // sorted: equal responses get equal causes
 		values := header.Values(name)
 		if len(values) == 0 || !strings.Contains(strings.Join(values, ", "), c.Header[name]) {
 			return fmt.Sprintf("check: header %s without %q", name, c.Header[name])

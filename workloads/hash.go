@@ -6,15 +6,15 @@ import (
 	"encoding/hex"
 )
 
-// Hash identifies the n ops of a workload from position first on: two op sequences with
-// the same hash ask for the same things in the same order, on behalf of the same users.
-// It covers method, path, class, user and body of each op.
+// Hash returns a digest of n ops of a workload, starting at position first. It covers
+// method, path, class, user and body of each op, in order. Two sequences with the same
+// hash make the same requests in the same order for the same users.
 func Hash(w Workload, first, n uint64) string {
 	digest := sha256.New()
 	var line []byte
 	for i := range n {
 		op := w.Op(first + i)
-		// Lengths stand before texts, so that no two ops run into each other.
+		// A length precedes each text. Otherwise two different ops could give the same bytes.
 		line = appendText(line[:0], op.Method)
 		line = appendText(line, op.Path)
 		line = appendText(line, string(op.Class))

@@ -6,14 +6,14 @@ import (
 	"github.com/stagebench/stagebench/workloads"
 )
 
-// listed is a workload that is written out.
+// listed is a workload with an explicit list of ops.
 type listed []workloads.Op
 
 func (listed) Name() string               { return "listed" }
 func (l listed) Op(n uint64) workloads.Op { return l[n] }
 func (listed) Users() int                 { return 0 }
 
-func TestHashCoversWhatIsAsked(t *testing.T) {
+func TestHashCoversTheRequest(t *testing.T) {
 	base := workloads.Op{Method: "POST", Path: "/a", Class: "like", User: 3, Body: []byte("x")}
 	change := func(f func(op *workloads.Op)) listed {
 		op := base
@@ -22,14 +22,14 @@ func TestHashCoversWhatIsAsked(t *testing.T) {
 	}
 	seen := map[string]string{}
 	for name, w := range map[string]listed{
-		"base":         {base},
-		"method":       change(func(op *workloads.Op) { op.Method = "PUT" }),
-		"path":         change(func(op *workloads.Op) { op.Path = "/b" }),
-		"class":        change(func(op *workloads.Op) { op.Class = "comment" }),
-		"user":         change(func(op *workloads.Op) { op.User = -1 }),
-		"body":         change(func(op *workloads.Op) { op.Body = []byte("y") }),
-		"no body":      change(func(op *workloads.Op) { op.Body = nil }),
-		"border moved": change(func(op *workloads.Op) { op.Path, op.Class = "/al", "ike" }),
+		"base":           {base},
+		"method":         change(func(op *workloads.Op) { op.Method = "PUT" }),
+		"path":           change(func(op *workloads.Op) { op.Path = "/b" }),
+		"class":          change(func(op *workloads.Op) { op.Class = "comment" }),
+		"user":           change(func(op *workloads.Op) { op.User = -1 }),
+		"body":           change(func(op *workloads.Op) { op.Body = []byte("y") }),
+		"no body":        change(func(op *workloads.Op) { op.Body = nil }),
+		"boundary moved": change(func(op *workloads.Op) { op.Path, op.Class = "/al", "ike" }),
 	} {
 		hash := workloads.Hash(w, 0, 1)
 		if other, twice := seen[hash]; twice {
@@ -42,9 +42,9 @@ func TestHashCoversWhatIsAsked(t *testing.T) {
 func TestHashOfARange(t *testing.T) {
 	ops := listed{{Path: "/0"}, {Path: "/1"}, {Path: "/2"}, {Path: "/3"}}
 	if a, b := workloads.Hash(ops, 1, 2), workloads.Hash(ops[1:], 0, 2); a != b {
-		t.Errorf("ops 1 and 2 have the hash %s, on their own %s", a, b)
+		t.Errorf("ops 1 and 2 have the hash %s as a range, %s as a separate workload", a, b)
 	}
 	if a, b := workloads.Hash(ops, 0, 3), workloads.Hash(ops, 0, 4); a == b {
-		t.Error("one op more did not change the hash")
+		t.Error("an additional op did not change the hash")
 	}
 }

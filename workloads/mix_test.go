@@ -16,11 +16,11 @@ func TestMixValidate(t *testing.T) {
 	}{
 		{"one", workloads.Mix{{"get", 100}}, ""},
 		{"fractions", workloads.Mix{{"a", 98.4}, {"b", 1.4}, {"c", 0.1}, {"d", 0.1}}, ""},
-		{"empty", nil, "empty"},
+		{"empty", nil, "no classes"},
 		{"too little", workloads.Mix{{"a", 50}, {"b", 49.9}}, "sum to 99.9: want 100"},
 		{"too much", workloads.Mix{{"a", 50}, {"b", 51}}, "sum to 101: want 100"},
-		{"twice", workloads.Mix{{"a", 50}, {"a", 50}}, "class a is named twice"},
-		{"nothing", workloads.Mix{{"a", 100}, {"b", 0}}, "share 0 of b"},
+		{"twice", workloads.Mix{{"a", 50}, {"a", 50}}, "class a is listed twice"},
+		{"zero share", workloads.Mix{{"a", 100}, {"b", 0}}, "share 0 of b"},
 		{"negative", workloads.Mix{{"a", 101}, {"b", -1}}, "share -1 of b"},
 		{"not a number", workloads.Mix{{"a", math.NaN()}}, "share NaN of a"},
 		{"no name", workloads.Mix{{"", 100}}, `class ""`},
@@ -41,12 +41,12 @@ func TestMixValidate(t *testing.T) {
 func TestMixPickCoversEveryShare(t *testing.T) {
 	mix := workloads.Mix{{"a", 50}, {"b", 49.9}, {"c", 0.1}}
 	if first, last := mix.Pick(0), mix.Pick(^uint64(0)); first != 0 || last != 2 {
-		t.Errorf("the ends of the range pick %d and %d, want 0 and 2", first, last)
+		t.Errorf("the lowest and highest random bits pick %d and %d, want 0 and 2", first, last)
 	}
 	const n = 1_000_000
 	counts := make([]int, len(mix))
 	for i := range uint64(n) {
-		counts[mix.Pick(i*(math.MaxUint64/n))]++ // an even grid
+		counts[mix.Pick(i*(math.MaxUint64/n))]++ // evenly spaced over all 64-bit numbers
 	}
 	for i, share := range mix {
 		if want := share.Percent / 100 * n; math.Abs(float64(counts[i])-want) > 2 {

@@ -9,9 +9,9 @@ import (
 	"strings"
 )
 
-// Single returns the workload that asks for one thing for ever. Its class and
-// its name are the method in lower case; its ops are nobody's. Path is path and
-// query and starts with a slash. Header and body are copied.
+// Single returns a workload that repeats one request for ever. The method in lower
+// case is its class and its name. Its ops have no virtual user. Path holds path and
+// query and must start with a slash. Header and body are copied.
 func Single(method, path string, header map[string]string, body []byte) (Workload, error) {
 	class := Class(strings.ToLower(method))
 	if !class.valid() {
@@ -20,7 +20,7 @@ func Single(method, path string, header map[string]string, body []byte) (Workloa
 	if _, err := url.ParseRequestURI(path); err != nil || !strings.HasPrefix(path, "/") {
 		return nil, fmt.Errorf("path %q: want a path that starts with a slash, for example /api/feed?user=1", path)
 	}
-	return same{Op{
+	return single{Op{
 		Class:  class,
 		Write:  Writes(method),
 		Method: method, Path: path,
@@ -29,20 +29,20 @@ func Single(method, path string, header map[string]string, body []byte) (Workloa
 	}}, nil
 }
 
-// Writes reports whether a request by that method is meant to change something.
+// Writes reports whether requests with the method may change data on the target.
 func Writes(method string) bool {
 	return method != http.MethodGet && method != http.MethodHead && method != http.MethodOptions
 }
 
-// same is the workload of one op.
-type same struct{ op Op }
+// single is a workload that repeats one op.
+type single struct{ op Op }
 
-func (s same) Name() string { return string(s.op.Class) }
+func (s single) Name() string { return string(s.op.Class) }
 
-func (s same) Op(n uint64) Op {
+func (s single) Op(n uint64) Op {
 	op := s.op
 	op.Index = n
 	return op
 }
 
-func (same) Users() int { return 0 }
+func (single) Users() int { return 0 }

@@ -23,12 +23,14 @@ func TestSingle(t *testing.T) {
 		t.Error(diff)
 	}
 	if w.Name() != "post" || w.Users() != 0 {
-		t.Errorf("name %q with %d users, want post with none", w.Name(), w.Users())
+		t.Errorf("name %q with %d users, want post with 0 users", w.Name(), w.Users())
 	}
 }
 
-func TestSingleReadsAreReads(t *testing.T) {
-	for method, write := range map[string]bool{"GET": false, "HEAD": false, "OPTIONS": false, "PUT": true, "DELETE": true} {
+func TestSingleTellsReadsFromWrites(t *testing.T) {
+	for method, write := range map[string]bool{
+		"GET": false, "HEAD": false, "OPTIONS": false, "PUT": true, "DELETE": true,
+	} {
 		w, err := workloads.Single(method, "/", nil, nil)
 		if err != nil {
 			t.Fatal(err)
@@ -40,9 +42,17 @@ func TestSingleReadsAreReads(t *testing.T) {
 }
 
 func TestSingleRefuses(t *testing.T) {
-	for _, bad := range [][2]string{{"", "/"}, {"GET it", "/"}, {"GET", ""}, {"GET", "feed"}, {"GET", "http://example.com/"}, {"GET", "/a b\n"}, {"GET", "/%zz"}} {
+	for _, bad := range [][2]string{
+		{"", "/"},
+		{"GET it", "/"},
+		{"GET", ""},
+		{"GET", "feed"},
+		{"GET", "http://example.com/"},
+		{"GET", "/a b\n"},
+		{"GET", "/%zz"},
+	} {
 		if w, err := workloads.Single(bad[0], bad[1], nil, nil); err == nil {
-			t.Errorf("%q was taken: %+v", bad, w.Op(0))
+			t.Errorf("%q was accepted: %+v", bad, w.Op(0))
 		}
 	}
 }

@@ -1,16 +1,16 @@
-// Package workloads is the vocabulary of load: what is asked of a target, and
-// how often.
+// Package workloads defines the load: the requests that a target gets, and the share
+// of each kind of request.
 //
-// Everything here is deterministic from a seed: the n-th op of a workload is a
-// pure function of (seed, n). Nothing here sends anything (workloads/driver
-// does), reads a clock or knows how the target was started.
+// Everything here is deterministic: op n of a workload is a pure function of seed and
+// n. This package sends no requests (package driver does), reads no clock and does not
+// know how the target was started.
 package workloads
 
-// Class names the kind of an op in every histogram, table and log: feed,
-// photo, image, like, upload ... Letters, digits, '-' and '_' only.
+// Class is the kind of an op, as it appears in histograms, tables and logs: feed,
+// photo, image, like, upload. It consists of letters, digits, '-' and '_'.
 type Class string
 
-// Op is one intention: an operation to be carried out at its intended time.
+// Op is one operation of a workload: the request to send and how to judge the response.
 type Op struct {
 	Index  uint64 // position in the workload, from 0
 	Class  Class
@@ -18,30 +18,28 @@ type Op struct {
 	Method string
 	Path   string // path and query, relative to the target's endpoint
 	Header map[string]string
-	Body   []byte // shared, never written to
+	Body   []byte // shared and read-only
 
-	// Record is the one record that the op shows or changes, as the path at which
-	// it can be read; "" when it is about none, or about several. Ops with the same
-	// Record are held against each other by the versions in their answers.
+	// Record is the record that the op reads or changes, given as the path that reads
+	// it. It is "" when the op concerns no record or more than one. The consistency
+	// check compares the versions in the answers of ops with the same Record.
 	Record string
 
-	// BodyRate is how fast the client sends the body, in bytes per second: a slow
-	// line. 0 = as fast as the connection takes it.
+	// BodyRate simulates a slow uplink of the client: the body is sent at this rate in
+	// bytes per second. 0 = no limit.
 	BodyRate float64
-	// Check says what the response has to be like; nil = a status below 400.
+	// Check lists the conditions for the response; nil = a status below 400.
 	Check *Check
 
-	// User is the virtual user who does it, 0..Users-1 of the workload: the
-	// driver sends the cookies of that user and keeps those that come back.
-	// -1 for an op of nobody.
+	// User is the virtual user of the op, 0..Users-1 of the workload. The driver sends
+	// the cookies of this user and stores the cookies of the response. -1 = no user.
 	User int
 }
 
-// Login says how a virtual user starts a session, for workloads whose users
-// have one. The driver logs users in before the measurement, and again when
-// their session was lost.
+// Login is implemented by workloads whose users have sessions. The driver logs every
+// user in before the measurement, and logs a user in again after a lost session.
 type Login interface {
-	// LoginOp returns the op that logs the user in. Its Class is "login".
+	// LoginOp returns the login request of the user. Its Class is "login".
 	LoginOp(user int) Op
 }
 

@@ -18,28 +18,27 @@ import (
 	"github.com/stagebench/stagebench/workloads"
 )
 
-// Clients is a pool of connections and the sessions of the virtual users. It
-// outlives a run, so that the steps of a cell do not each begin with a storm of
-// new connections and logins.
+// Clients holds a pool of connections and the sessions of the virtual users. It is
+// shared by the runs of a cell. Otherwise each step would begin with a burst of new
+// connections and logins.
 type Clients struct {
 	config ClientConfig
 	slots  []*slot
 	users  sync.Map // virtual user (int) -> *session
 }
 
-// slot is one connection with a source address of its own. One op at a time is
-// in it; a run hands slots out and takes them back.
+// slot is one connection of the pool. A slot carries one op at a time.
 type slot struct {
 	index     int
 	transport *http.Transport
-	born      atomic.Int64 // unix ns of the current connection's birth
-	writes    atomic.Int64 // on all connections so far
-	buffer    []byte       // for reading bodies away
-	kept      []byte       // the body of the last response, if it was to be kept
+	dialed    atomic.Int64 // unix ns at which the current connection was made
+	writes    atomic.Int64 // on all connections of the slot so far
+	buffer    []byte       // for reading bodies
+	kept      []byte       // the start of the last response body, if the op's check needs it
 }
 
-// countedConn counts the writes on a connection, so that a request that never
-// left can be told from one that did.
+// countedConn counts the writes on a connection. The count shows whether any byte of a
+// request was sent.
 type countedConn struct {
 	net.Conn
 	writes *atomic.Int64
@@ -50,15 +49,16 @@ func (c countedConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// session is what a virtual user's browser remembers.
+// session holds the cookies of a virtual user.
 type session struct {
 	mu      sync.Mutex
 	cookies []*http.Cookie
-	header  string // of all cookies, ready to send
-	// login counts the logins, so that a 401 can be told to be a lost session,
-	// and so that one op, not each that lost it, starts a new one.
+	header  string // the Cookie header with all cookies
+	// login counts the logins; 0 = never logged in. A 401 after a login means that the
+	// session was lost. The count also ensures that only one of several ops that lost the
+	// same session logs the user in again.
 	login    int
-	renewing int // the login that somebody is replacing
+	renewing int // the login that an op is replacing at the moment
 }
 
 // NewClients returns clients for one target. Close them when done.
@@ -85,11 +85,11 @@ func (c *Clients) newSlot(i int) *slot {
 			if err != nil {
 				return nil, err
 			}
-			s.born.Store(time.Now().UnixNano())
+			s.dialed.Store(time.Now().UnixNano())
 			return countedConn{conn, &s.writes}, nil
 		},
-		// One op at a time is in a slot, so one connection is all that it needs,
-		// and the bound on connections holds whatever the target does.
+		// A slot carries one op at a time and needs one connection. So the total number
+		// of connections never exceeds the limit.
 		MaxConnsPerHost:     1,
 		MaxIdleConnsPerHost: 1,
 		DisableCompression:  true,
@@ -98,9 +98,11 @@ func (c *Clients) newSlot(i int) *slot {
 	return s
 }
 
-// dial makes a connection for the i-th slot: at the slot's own address of the
-// target, or at the first after it where one can be made.
-func (c *Clients) dial(ctx context.Context, dialer *net.Dialer, network, address string, i int) (conn net.Conn, err error) {
+// dial connects slot i to the target. It tries the addresses in order, starting at the
+// slot's own address, and returns the first connection that succeeds.
+func (c *Clients) dial(
+	ctx context.Context, dialer *net.Dialer, network, address string, i int,
+) (conn net.Conn, err error) {
 	addresses := c.config.Addresses
 	if len(addresses) == 0 {
 		addresses = []string{address}
@@ -114,28 +116,28 @@ func (c *Clients) dial(ctx context.Context, dialer *net.Dialer, network, address
 	return conn, err
 }
 
-// Endpoint is the base URL of the target.
+// Endpoint returns the base URL of the target.
 func (c *Clients) Endpoint() *url.URL { return c.config.Endpoint }
 
-// Connections is the bound on connections.
+// Connections returns the maximum number of connections.
 func (c *Clients) Connections() int { return len(c.slots) }
 
-// Close closes all connections.
+// Close closes all idle connections. No op may be in flight.
 func (c *Clients) Close() {
 	for _, s := range c.slots {
 		s.transport.CloseIdleConnections()
 	}
 }
 
-// renew closes the slot's connection when it has lived long enough, so that the
-// next op makes a new one.
+// renew closes the slot's connection when it is older than ConnectionLife. The next op
+// then makes a new connection.
 func (c *Clients) renew(s *slot) {
-	if c.config.ConnectionLife > 0 && time.Now().UnixNano()-s.born.Load() > int64(c.config.ConnectionLife) {
+	if c.config.ConnectionLife > 0 && time.Now().UnixNano()-s.dialed.Load() > int64(c.config.ConnectionLife) {
 		s.transport.CloseIdleConnections()
 	}
 }
 
-// user returns the session of a virtual user, nil for nobody (-1).
+// user returns the session of a virtual user, or nil for no user (-1).
 func (c *Clients) user(user int) *session {
 	if user < 0 {
 		return nil
@@ -147,8 +149,8 @@ func (c *Clients) user(user int) *session {
 	return made.(*session)
 }
 
-// attach adds the user's cookies to a request and returns the login that they
-// stand for: 0 for a user who is not logged in.
+// attach adds the user's cookies to a request. It returns the login count of the
+// session: 0 for a user who never logged in.
 func (s *session) attach(h http.Header) (login int) {
 	if s == nil {
 		return 0
@@ -161,8 +163,8 @@ func (s *session) attach(h http.Header) (login int) {
 	return s.login
 }
 
-// keep takes over the cookies of a response; loggedIn says that it answered a
-// login that succeeded.
+// keep stores the cookies of a response. LoggedIn reports that the response belongs to a
+// successful login.
 func (s *session) keep(h http.Header, loggedIn bool) {
 	if s == nil || len(h["Set-Cookie"]) == 0 && !loggedIn {
 		return
@@ -183,9 +185,9 @@ func (s *session) keep(h http.Header, loggedIn bool) {
 	s.header = strings.Join(pairs, "; ")
 }
 
-// stale reports whether nobody has logged the user in again since that login,
-// and makes the caller the one who will.
-func (s *session) stale(login int) bool {
+// claimLogin reports whether the caller must log the user in again. It returns false when
+// another op has already replaced the given login or is replacing it now.
+func (s *session) claimLogin(login int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.login != login || s.renewing == login {
@@ -195,16 +197,16 @@ func (s *session) stale(login int) bool {
 	return true
 }
 
-// notRenewed says that the login which stale asked for came to nothing: the next
-// op that finds the session lost tries again.
-func (s *session) notRenewed() {
+// releaseLogin ends the claim after a failed login. The next op that finds the session
+// lost tries again.
+func (s *session) releaseLogin() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.renewing = 0
 }
 
-// replace puts a cookie in the place of its namesake; one that has expired only
-// goes. The caller holds the lock.
+// replace stores a cookie and removes the old cookie of the same name. An expired cookie
+// is only removed. The caller holds the lock.
 func (s *session) replace(fresh *http.Cookie) {
 	s.cookies = slices.DeleteFunc(s.cookies, func(c *http.Cookie) bool { return c.Name == fresh.Name })
 	if fresh.MaxAge >= 0 {
@@ -212,8 +214,8 @@ func (s *session) replace(fresh *http.Cookie) {
 	}
 }
 
-// LogIn starts a session for every virtual user of a workload that has
-// sessions, before anything is measured. Users are spread over the connections.
+// LogIn logs every virtual user in before the measurement, if the workload has sessions.
+// It logs at most loginLanes users in at the same time.
 func (c *Clients) LogIn(ctx context.Context, workload workloads.Workload, timeout time.Duration) error {
 	login, ok := workload.(workloads.Login)
 	if !ok {
@@ -234,26 +236,28 @@ func (c *Clients) LogIn(ctx context.Context, workload workloads.Workload, timeou
 	return group.Wait()
 }
 
-// loginLanes bounds the logins at a time, so that a small host is not flooded
-// before the measurement has begun.
+// loginLanes is the maximum number of concurrent logins. More would overload a small
+// host before the measurement begins.
 const loginLanes = 8
 
 func (c *Clients) logIn(ctx context.Context, s *slot, op workloads.Op, user int, timeout time.Duration) error {
 	session := c.user(user)
-	response, err := c.ask(ctx, s, op, session, timeout)
+	response, err := c.do(ctx, s, op, session, timeout)
 	if err != nil {
 		return err
 	}
 	if !op.Check.Accepts(response.StatusCode) {
-		return fmt.Errorf("the target answered %s\nis the workload made for this target, and for the data that it holds?", response.Status)
+		return fmt.Errorf("the target answered %s\ncheck that the workload fits this target and its data", response.Status)
 	}
 	session.keep(response.Header, true)
 	return nil
 }
 
-// ask carries an op out beside all measurements and returns its answer, whose body has been
-// read.
-func (c *Clients) ask(ctx context.Context, s *slot, op workloads.Op, session *session, timeout time.Duration) (*http.Response, error) {
+// do sends an op outside the measurement and returns the response. The body is already
+// read and closed.
+func (c *Clients) do(
+	ctx context.Context, s *slot, op workloads.Op, session *session, timeout time.Duration,
+) (*http.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	req, err := c.Request(op)

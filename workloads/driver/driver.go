@@ -1,15 +1,15 @@
-// Package driver carries out a workload against a target by a schedule, and
-// says what became of every op.
+// Package driver sends a workload to a target by a schedule and records the outcome of
+// every op.
 //
-// It gets addresses and never knows how the target was started. Its clocks run
-// from the intended time that the schedule fixes, so a server that stalls
-// cannot hide it by slowing the client down; its ledger accounts for every
-// scheduled op, also for those that were never sent.
+// It gets addresses and does not know how the target was started. Response times start
+// at the intended time of the schedule. So a server that stalls cannot hide the stall by
+// slowing the client down (coordinated omission). The ledger accounts for every scheduled
+// op, including ops that were never sent.
 //
-// Times are nanoseconds since the start of the run, on the monotonic clock.
-// Implementations live in their own packages (driver/vegeta) and share Flight,
-// which owns the clock, the slots, the clients and the ledger; drivertest is
-// the kit that each of them must pass.
+// Times are nanoseconds since the start of the run, on the monotonic clock. Each
+// implementation has its own package (driver/vegeta). Implementations share Flight, which
+// owns the clock, the slots and the outcomes. Every implementation must pass the
+// conformance kit drivertest.
 package driver
 
 import (
@@ -26,32 +26,31 @@ import (
 	"github.com/stagebench/stagebench/workloads/pace"
 )
 
-// CatchUp is how every driver here behaves when it is behind schedule: it sends
-// what is overdue as fast as its connections allow.
+// CatchUp describes what every driver does when it is behind schedule: it sends the
+// overdue ops as fast as its connections allow.
 const CatchUp = "unlimited over the bounded connections"
 
 // Plan is one run of a driver.
 type Plan struct {
 	Workload workloads.Workload
-	First    uint64 // position in the workload of the run's first op
+	First    uint64 // position of the run's first op in the workload
 	Schedule pace.Schedule
-	Duration time.Duration // of the schedule; ops in flight then are still waited for
-	// Timeout bounds one op, from the moment it was dispatched; what a slow line
-	// of the op's own takes comes on top.
+	Duration time.Duration // of the schedule; the run then waits for the ops in flight
+	// Timeout is the maximum duration of one request and its response. The upload time
+	// of a body with a BodyRate is added to it.
 	Timeout time.Duration
-	// Drain bounds the wait for ops in flight when the run was cancelled, be it
-	// before the end of the schedule or after.
+	// Drain is the maximum wait for ops in flight after the run was cancelled.
 	Drain time.Duration
-	// LastCall is how long after the end of the schedule an overdue op is still sent, so
-	// that the client's own few microseconds of lateness do not turn the last op of every
-	// run into an unsent one; 0 = 100 ms. What is overdue after it is unsent.
+	// LastCall is the grace period after the end of the schedule: overdue ops are still
+	// sent during it and count as unsent after it. Without it, a delay of microseconds in
+	// the client would leave the last op of every run unsent. 0 = 100 ms.
 	LastCall time.Duration
 }
 
-// defaultLastCall is what a plan has that does not say.
+// defaultLastCall is the grace period of a plan that sets none.
 const defaultLastCall = 100 * time.Millisecond
 
-// Validate says what is wrong with a plan.
+// Validate returns an error if the plan is incomplete or a value is out of range.
 func (p Plan) Validate() error {
 	switch {
 	case p.Workload == nil || p.Schedule == nil:
@@ -66,63 +65,64 @@ func (p Plan) Validate() error {
 	return nil
 }
 
-// Report is what a run says besides its outcomes.
+// Report summarizes a run.
 type Report struct {
 	Start     time.Time     // wall time of the run's time 0
-	Elapsed   time.Duration // until the last op was done or given up
+	Elapsed   time.Duration // until the last op ended, at least Window
 	Window    time.Duration // of the schedule: Duration, or less when the run was cancelled
-	Scheduled int64         // ops that the schedule, and lost sessions, called for
-	// InFlightNS is the integral over time of the number of ops in flight,
-	// counted at the transport, and ServiceNS the sum of service times of the
-	// outcomes. By Little's law they are equal when nothing was lost.
+	Scheduled int64         // ops of the schedule, plus logins after lost sessions
+	// InFlightNS is the number of ops in flight, counted at the transport and integrated
+	// over time. ServiceNS is the sum of the service times of the outcomes. By Little's
+	// law the two are equal if no op was lost.
 	InFlightNS, ServiceNS int64
-	// OwnLatency is what the engine underneath would have reported as latency by
-	// its own clock, for comparison; nil when it has none.
+	// OwnLatency is the latency that the engine measured with its own clock, for
+	// comparison; nil if the engine has no clock.
 	OwnLatency *results.Latency
 }
 
-// Driver runs plans. Sink is called from one goroutine at a time, once for each
-// scheduled op. Run returns an error only when the run could not take place;
-// cancelling ctx ends the run early and is not an error.
+// Driver runs plans. Run calls sink once for each scheduled op, from one goroutine. It
+// returns an error only if the run could not start. Cancelling ctx ends the run early and
+// is not an error.
 type Driver interface {
 	Name() string
 	Run(ctx context.Context, clients *Clients, plan Plan, sink func(results.Outcome)) (Report, error)
 }
 
-// ClientConfig describes the clients that a driver sends from.
+// ClientConfig configures Clients.
 type ClientConfig struct {
 	// Endpoint is the base URL of the target.
 	Endpoint *url.URL
-	// Addresses are host:port where the endpoint can be reached, any of them.
-	// Connections are spread over them; one that cannot be made at its address is
-	// made at the next. Empty = the endpoint's own.
+	// Addresses are the host:port addresses of the endpoint. Connections are spread over
+	// them. When a connection to one address fails, the next address is tried. Empty = the
+	// address of the endpoint.
 	Addresses []string
-	// Header is sent with every request; what an op sets itself wins.
+	// Header is sent with every request. A header of the op replaces it.
 	Header map[string]string
-	// TLS is for endpoints of scheme https; nil = the system's roots. HTTP/1.1 is
-	// spoken either way: a connection carries one op at a time.
+	// TLS configures https endpoints; nil = the root certificates of the system. The
+	// protocol is always HTTP/1.1, because a connection carries one op at a time.
 	TLS *tls.Config
-	// Connections bounds the connections, and with them the ops in flight.
+	// Connections is the maximum number of connections, and so of ops in flight.
 	Connections int
-	// Sources are the local addresses that connections are made from, in turn;
-	// empty = the system chooses.
+	// Sources are the local addresses of the connections, used round robin. Empty = the
+	// system chooses.
 	Sources []netip.Addr
-	// ConnectionLife is how long a connection is used before it is renewed;
-	// 0 = for ever.
+	// ConnectionLife is the maximum age of a connection; 0 = no limit.
 	ConnectionLife time.Duration
-	// DialTimeout bounds the making of a connection.
+	// DialTimeout is the maximum time to make a connection.
 	DialTimeout time.Duration
 }
 
-// Validate says what is wrong with the configuration.
+// Validate returns an error if a value is missing or out of range.
 func (c ClientConfig) Validate() error {
 	switch {
 	case c.Endpoint == nil || c.Endpoint.Host == "":
 		return errors.New("clients: an endpoint such as http://127.0.0.1:8080 is required")
 	case c.Connections < 1 || c.Connections > 65_536:
 		return fmt.Errorf("clients: %d connections: want 1 to 65536", c.Connections)
-	case c.ConnectionLife < 0 || c.DialTimeout <= 0:
-		return errors.New("clients: connection life and dial timeout must not be negative, and the latter not 0")
+	case c.ConnectionLife < 0:
+		return fmt.Errorf("clients: connection life %v: want 0 or more", c.ConnectionLife)
+	case c.DialTimeout <= 0:
+		return fmt.Errorf("clients: dial timeout %v: want more than 0", c.DialTimeout)
 	}
 	return nil
 }

@@ -16,25 +16,28 @@ import (
 	"github.com/stagebench/stagebench/workloads"
 )
 
-// VersionHeader is the response header that carries the version of the record
-// shown.
+// VersionHeader is the response header with the version of the record in the response.
 const VersionHeader = "X-Record-Version"
 
-// A target that reads records from a cache says so in a header of the response.
+// CacheHeader is the response header that reports whether the target read the record
+// from a cache.
 const (
 	CacheHeader = "X-Cache"
-	CacheHit    = "hit" // its value when the record shown was read from a cache
+	CacheHit    = "hit" // its value when the record came from a cache
 )
 
-// Request builds the HTTP request of an op against the endpoint.
+// Request builds the HTTP request of an op.
 func (c *Clients) Request(op workloads.Op) (*http.Request, error) {
 	u, err := url.Parse(c.URL(op))
 	if err != nil {
 		return nil, err
 	}
-	req := &http.Request{Method: op.Method, URL: u, Host: u.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: c.Header(op)}
+	req := &http.Request{
+		Method: op.Method, URL: u, Host: u.Host, Header: c.Header(op),
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	}
 	if host := req.Header.Get("Host"); host != "" {
-		req.Host = host // the library takes it from here, and not from the header
+		req.Host = host // net/http ignores a Host header and sends this field
 	}
 	if len(op.Body) > 0 {
 		req.ContentLength = int64(len(op.Body))
@@ -44,8 +47,8 @@ func (c *Clients) Request(op workloads.Op) (*http.Request, error) {
 	return req, nil
 }
 
-// Header is what an op is sent with: the headers of all requests and its own,
-// which win. The caller may change it.
+// Header returns the headers of an op: the headers of all requests, replaced by the
+// op's own headers of the same name. The caller may change the result.
 func (c *Clients) Header(op workloads.Op) http.Header {
 	header := make(http.Header, len(c.config.Header)+len(op.Header)+2)
 	for name, value := range c.config.Header {
@@ -57,19 +60,18 @@ func (c *Clients) Header(op workloads.Op) http.Header {
 	return header
 }
 
-// URL is the whole address of an op.
+// URL returns the absolute URL of an op.
 func (c *Clients) URL(op workloads.Op) string {
 	return c.config.Endpoint.Scheme + "://" + c.config.Endpoint.Host + c.config.Endpoint.Path + op.Path
 }
 
-// Carry sends the ticket's request, reads the whole answer, delivers the
-// outcome and gives the slot back. It returns what the target answered, without
-// the body, or the error that the op ended with. A session found lost is
-// started again in the same slot before that.
+// Carry sends the request, reads the complete response, delivers the outcome and frees
+// the slot. If the op lost its session, Carry first logs the user in again over the same
+// slot. It returns status and headers of the response, or the error of the op.
 func (t *Ticket) Carry(req *http.Request) (status int, header http.Header, err error) {
 	f := t.flight
-	// The slot is free from the end of its op on. What comes after that, such as
-	// waiting for whoever takes the outcomes, is the client's own lateness.
+	// The slot counts as free from the end of its op. Any later delay, such as waiting for
+	// a slow sink, is counted as lag of the client.
 	freeAt := t.outcome.Dispatched
 	defer func() { f.free <- freed{slot: t.slot, at: freeAt} }()
 	if t.refused != nil {
@@ -86,21 +88,22 @@ func (t *Ticket) Carry(req *http.Request) (status int, header http.Header, err e
 	o.SessionLost = o.Fate == results.HTTPError && o.Status == http.StatusUnauthorized && login > 0
 	freeAt = o.Done
 	f.outcomes <- *o
-	if o.SessionLost && session.stale(login) {
+	if o.SessionLost && session.claimLogin(login) {
 		freeAt = t.login(session)
 	}
 	f.clients.renew(t.slot)
 	return o.Status, header, err
 }
 
-// refuse accounts for an op that cannot be made into a request.
+// refuse delivers the outcome of an op that cannot be built as a request.
 func (t *Ticket) refuse() {
-	t.outcome.Fate, t.outcome.Error, t.outcome.Done = results.ConnectError, "not a request: "+t.refused.Error(), t.flight.Now()
-	t.flight.outcomes <- t.outcome
+	o := &t.outcome
+	o.Fate, o.Error, o.Done = results.ConnectError, "invalid request: "+t.refused.Error(), t.flight.Now()
+	t.flight.outcomes <- *o
 }
 
-// login starts the user's session again and returns when it was done. It is a
-// step that follows from the one that failed, so its intended time is now.
+// login logs the user in again and returns the time at which the login ended. Its
+// intended time is now, because it is not part of the schedule.
 func (t *Ticket) login(session *session) (done int64) {
 	f := t.flight
 	workload, ok := f.plan.Workload.(workloads.Login)
@@ -114,7 +117,7 @@ func (t *Ticket) login(session *session) (done int64) {
 	again := f.ticket(op, err, freed{t.slot, now}, now, now)
 	f.extra.Add(1)
 	if err != nil {
-		session.notRenewed()
+		session.releaseLogin()
 		again.refuse()
 		return now
 	}
@@ -124,13 +127,13 @@ func (t *Ticket) login(session *session) (done int64) {
 		session.keep(header, again.outcome.Fate == results.OK)
 	}
 	if again.outcome.Fate != results.OK {
-		session.notRenewed()
+		session.releaseLogin()
 	}
 	f.outcomes <- again.outcome
 	return again.outcome.Done
 }
 
-// exchange is one request and its whole response. It fills in the outcome.
+// exchange sends the request, reads the complete response and fills in the outcome.
 func (t *Ticket) exchange(req *http.Request) (http.Header, error) {
 	f, o := t.flight, &t.outcome
 	body := newSlowBody(f.ctx, t.Op)
@@ -139,11 +142,11 @@ func (t *Ticket) exchange(req *http.Request) (http.Header, error) {
 	if body != nil {
 		req.Body = body
 	}
-	var written int64 // on the connection, before this request
+	var written int64 // writes of the slot before this request
 	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) {
 		written = t.slot.writes.Load()
-		// A request that met a connection which the server had just closed is
-		// handed to a second one; it was sent when the first one got it.
+		// GotConn can run twice: for a connection that the server has just closed, and
+		// for its replacement. The op counts as sent from the first.
 		if o.Sent < 0 {
 			o.Sent = f.Now()
 			f.meter.change(o.Sent, 1)
@@ -153,11 +156,11 @@ func (t *Ticket) exchange(req *http.Request) (http.Header, error) {
 	sendOnce(req)
 	response, err := t.slot.transport.RoundTrip(req)
 	if err != nil && o.Sent >= 0 && ctx.Err() == nil && t.slot.writes.Load() == written {
-		// Nothing had left for the server, so this is the same request, not a
-		// second one: the connection was closed while it was idle.
+		// The server closed the idle connection before any byte was written. Sending the
+		// request now does not make the server handle it twice.
 		switch {
 		case body != nil:
-			// Of the first one nothing was read, so it took none of the time.
+			// The first body was not read, so it has used none of the upload time.
 			body = newSlowBody(f.ctx, t.Op)
 			req.Body = body
 		case len(t.Op.Body) > 0:
@@ -190,51 +193,51 @@ func (t *Ticket) exchange(req *http.Request) (http.Header, error) {
 	return header, err
 }
 
-// check judges a complete response by what the op asks for.
+// check applies the op's check to a complete response.
 func (t *Ticket) check(header http.Header) {
-	o, asked := &t.outcome, t.Op.Check
-	if asked == nil {
+	o, check := &t.outcome, t.Op.Check
+	if check == nil {
 		return
 	}
-	wrong := "HTTP " + strconv.Itoa(o.Status)
-	if asked.Accepts(o.Status) {
-		wrong = asked.Fails(header, t.slot.kept, o.BytesIn)
+	failure := "HTTP " + strconv.Itoa(o.Status)
+	if check.Accepts(o.Status) {
+		failure = check.Fails(header, t.slot.kept, o.BytesIn)
 	}
-	o.Fate, o.Error, o.CheckFailed = results.OK, wrong, wrong != "" && o.Status < 400
-	if wrong != "" {
+	o.Fate, o.Error, o.CheckFailed = results.OK, failure, failure != "" && o.Status < 400
+	if failure != "" {
 		o.Fate = results.HTTPError
 	}
 }
 
-// sendOnce keeps the transport from sending a request a second time on its own.
-// It does that for methods that it holds idempotent, when a connection dies
-// before the answer: the server would be asked twice, and the failure hidden.
-// The transport cannot repeat a request whose body it cannot rewind, so a
-// request without one gets an empty one, which leaves no trace in what is sent.
+// sendOnce disables the automatic retries of the transport. The transport retries
+// idempotent methods when a connection breaks before the response. The server would then
+// get the request twice, and the failure would be hidden. The transport cannot retry a
+// request whose body it cannot rewind. So a request without a body gets an empty body
+// that cannot be rewound; the bytes sent do not change.
 func sendOnce(req *http.Request) {
 	req.GetBody = nil
 	if req.Body == nil || req.Body == http.NoBody {
 		switch req.Method {
 		case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
-			// Without this the transport would look for the body's first byte before
-			// it decides to send none, at the price of a goroutine and a timer.
+			// Without this the transport probes the body for a first byte, which costs a
+			// goroutine and a timer.
 			req.TransferEncoding = []string{"identity"}
 			req.Body = emptyBody{}
 		}
 	}
 }
 
-// emptyBody is a body without bytes that is not http.NoBody.
+// emptyBody is an empty body that the transport does not recognize as http.NoBody.
 type emptyBody struct{}
 
 func (emptyBody) Read([]byte) (int, error)         { return 0, io.EOF }
 func (emptyBody) WriteTo(io.Writer) (int64, error) { return 0, nil }
 func (emptyBody) Close() error                     { return nil }
 
-// drain reads a body to its end and counts it; the beginning is kept if asked
-// for.
+// drain reads a body to its end, closes it and returns its length. With keep it stores
+// the first MaxCheckedBody bytes in s.kept.
 func (s *slot) drain(body io.ReadCloser, keep bool) (int64, error) {
-	defer func() { _ = body.Close() }() // it was read to the end, or is already broken
+	defer func() { _ = body.Close() }() // the body was read to the end or is broken: no error to report
 	s.kept = s.kept[:0]
 	var total int64
 	for {
@@ -270,8 +273,8 @@ func fate(o *results.Outcome, err error, givenUp bool) results.Fate {
 	}
 }
 
-// cause says in a few words, without addresses, why an op failed, so that equal
-// causes can be counted together.
+// cause describes why an op failed. It contains no addresses, so that equal causes can
+// be counted together.
 func cause(o *results.Outcome, err error) string {
 	switch {
 	case err == nil && o.Status < 400:
@@ -279,7 +282,7 @@ func cause(o *results.Outcome, err error) string {
 	case err == nil:
 		return "HTTP " + strconv.Itoa(o.Status)
 	case o.Fate == results.InFlight:
-		return "not answered before the run was ended"
+		return "not answered before the run ended"
 	case o.Fate == results.Timeout:
 		return "timeout"
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -287,9 +290,9 @@ func cause(o *results.Outcome, err error) string {
 	case errors.Is(err, syscall.ECONNRESET):
 		return "connection reset"
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
-		return "connection closed before the end of the response"
+		return "connection closed before the response was complete"
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return "no local port free"
+		return "no local port free" // results/validity.go looks for this text
 	case errors.Is(err, syscall.EMFILE):
 		return "too many open files"
 	}

@@ -12,62 +12,62 @@ import (
 	"github.com/stagebench/stagebench/workloads"
 )
 
-// coarse is the last stretch of a wait, for which the runtime's timers are too
-// coarse: an idle Go process waits for them in whole milliseconds.
+// coarse is the last part of a wait, which must not use the timers of the Go runtime: an
+// idle Go process fires timers with a resolution of milliseconds.
 const coarse = 2 * time.Millisecond
 
-// Flight is the state of one run that every implementation shares: the clock,
-// the slots, the next op, the outcomes. An implementation decides when and on
-// which goroutine ops are carried; it calls Start, then for each op Due,
-// Dispatch and Carry, and Land at the end. Dispatch and Carry are safe for
-// concurrent use by as many workers as there are connections.
+// Flight is the state of one run, shared by all implementations: the clock, the slots,
+// the next op and the outcomes. The implementation provides the goroutines. It calls
+// Start, then Due, Dispatch and Carry for each op, and Land at the end. Dispatch and
+// Carry are safe for concurrent use by as many workers as there are connections.
 type Flight struct {
 	clients *Clients
 	plan    Plan
-	base    time.Time    // of the clock
+	base    time.Time    // zero point of the clock
 	began   atomic.Int64 // time 0 of the run, ns since base
-	total   uint64       // ops in the whole schedule
+	total   uint64       // ops in the schedule
 	next    atomic.Uint64
-	extra   atomic.Int64 // ops called for by lost sessions, not by the schedule
+	extra   atomic.Int64 // logins after lost sessions, which are not in the schedule
 	free    chan freed
 	timer   *time.Timer
 
-	outcomes chan results.Outcome
-	sunk     chan struct{} // closed when the last outcome was delivered
-	// Over the outcomes that were delivered; to be read when all are.
+	outcomes  chan results.Outcome
+	delivered chan struct{} // closed after the sink got the last outcome
+	// Latest end and total service time, ns. Read them only after delivered is closed.
 	lastDone, service int64
 
 	dispatching context.Context // ends when no more ops may be dispatched
 	stop        context.CancelFunc
-	window      atomic.Int64 // ns of the schedule that count
+	window      atomic.Int64 // ns of the schedule that took place
 	ctx         context.Context
-	cancel      context.CancelFunc // gives up what is in flight
+	cancel      context.CancelFunc // aborts the ops in flight
 	meter       meter
 }
 
-// freed is a slot and the moment at which it became free.
+// freed is a free slot and the time at which it became free.
 type freed struct {
 	slot *slot
 	at   int64
 }
 
-// Ticket is one op on its way.
+// Ticket is one dispatched op.
 type Ticket struct {
 	Op      workloads.Op
-	refused error // why the op cannot be made into a request
+	refused error // why the op cannot be built as a request; nil = it can
 	slot    *slot
 	outcome results.Outcome
 	flight  *Flight
 }
 
-// Slot identifies the ticket among those in flight, 0..Connections-1.
+// Slot returns the index of the ticket's slot, 0..Connections-1. It is unique among the
+// ops in flight.
 func (t *Ticket) Slot() int { return t.slot.index }
 
-// Sendable reports whether the op can be made into a request; Carry accounts
-// for one that cannot.
+// Sendable reports whether the op can be built as a request. Call Carry even if not: it
+// delivers the outcome.
 func (t *Ticket) Sendable() bool { return t.refused == nil }
 
-// NewFlight prepares a run. The sink gets its outcomes from one goroutine.
+// NewFlight prepares a run. One goroutine calls the sink with the outcomes.
 func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(results.Outcome)) (*Flight, error) {
 	if err := plan.Validate(); err != nil {
 		return nil, err
@@ -75,18 +75,18 @@ func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(resul
 	f := &Flight{
 		clients: clients, plan: plan, base: time.Now(), total: plan.Schedule.Count(plan.Duration),
 		free:     make(chan freed, len(clients.slots)),
-		outcomes: make(chan results.Outcome, 4096), sunk: make(chan struct{}), timer: time.NewTimer(time.Hour),
+		outcomes: make(chan results.Outcome, 4096), delivered: make(chan struct{}), timer: time.NewTimer(time.Hour),
 	}
 	f.dispatching, f.stop = context.WithCancel(context.Background())
 	for _, s := range clients.slots {
 		f.free <- freed{slot: s}
 	}
 	f.window.Store(int64(plan.Duration))
-	// What is in flight must not die with the caller's context: a run that is
-	// cancelled still waits, within the drain, for its answers.
+	// Ops in flight must not end with the caller's context: a cancelled run still waits
+	// for their responses, up to Drain.
 	f.ctx, f.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	go func() {
-		defer close(f.sunk)
+		defer close(f.delivered)
 		for o := range f.outcomes {
 			if o.Sent >= 0 {
 				f.service += o.Service()
@@ -99,20 +99,20 @@ func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(resul
 	return f, nil
 }
 
-// watch ends the dispatching when the schedule is over or the caller cancels, and
-// gives up what is in flight when a caller who cancels has waited for the drain.
+// watch stops dispatching when the schedule ends or the caller cancels. After a
+// cancellation it waits up to Drain and then aborts the ops in flight.
 func (f *Flight) watch(ctx context.Context) {
 	select {
 	case <-time.After(f.plan.Duration + cmp.Or(f.plan.LastCall, defaultLastCall)):
 		f.stop()
-		// What is in flight may take as long as the timeout; whoever cancels now waits
-		// for it no longer than before.
+		// Ops in flight may take until their timeout. A cancellation now must still shorten
+		// the wait to Drain.
 		select {
-		case <-f.sunk:
+		case <-f.delivered:
 			return
 		case <-ctx.Done():
 		}
-	case <-f.sunk:
+	case <-f.delivered:
 		return
 	case <-ctx.Done():
 		f.window.Store(min(f.Now(), int64(f.plan.Duration)))
@@ -121,21 +121,21 @@ func (f *Flight) watch(ctx context.Context) {
 	select {
 	case <-time.After(f.plan.Drain):
 		f.cancel()
-	case <-f.sunk:
+	case <-f.delivered:
 	}
 }
 
-// Start makes now the time 0 of the run.
+// Start sets time 0 of the run to now.
 func (f *Flight) Start() { f.began.Store(int64(time.Since(f.base))) }
 
-// Now is the time since the start.
+// Now returns the nanoseconds since Start.
 func (f *Flight) Now() int64 { return int64(time.Since(f.base)) - f.began.Load() }
 
-// Stopped is closed when no more ops may be dispatched.
+// Stopped returns a channel that is closed when no more ops may be dispatched.
 func (f *Flight) Stopped() <-chan struct{} { return f.dispatching.Done() }
 
-// Due waits until op n is due. It returns false when there is no such op or the
-// run was stopped. It may be called by one goroutine only.
+// Due waits until op n is due. It returns false if the schedule has no op n or the run
+// was stopped. It is not safe for concurrent use.
 func (f *Flight) Due(n uint64) bool {
 	if n >= f.total || f.dispatching.Err() != nil {
 		return false
@@ -153,7 +153,7 @@ func (f *Flight) Due(n uint64) bool {
 	return true
 }
 
-// Dispatch takes up the next op and a slot for it, waiting for one if need be.
+// Dispatch takes the next op and a slot. It waits until a slot is free.
 func (f *Flight) Dispatch() *Ticket {
 	slot := <-f.free
 	n := f.next.Add(1) - 1
@@ -162,14 +162,14 @@ func (f *Flight) Dispatch() *Ticket {
 	return f.ticket(op, err, slot, int64(f.plan.Schedule.At(n)), f.Now())
 }
 
-// ticket is for an op that has got a slot.
+// ticket returns the ticket of an op with a slot.
 func (f *Flight) ticket(op workloads.Op, refused error, slot freed, intended, dispatched int64) *Ticket {
 	t := &Ticket{Op: op, refused: refused, slot: slot.slot, flight: f, outcome: outcomeOf(op, intended)}
 	t.outcome.Free, t.outcome.Dispatched, t.outcome.BytesOut = slot.at, dispatched, int64(len(op.Body))
 	return t
 }
 
-// outcomeOf is the outcome of an op that was not dispatched yet.
+// outcomeOf returns the outcome of an op that is not dispatched yet.
 func outcomeOf(op workloads.Op, intended int64) results.Outcome {
 	return results.Outcome{
 		Index: op.Index, Class: string(op.Class), Intended: intended, Dispatched: -1, Sent: -1,
@@ -177,13 +177,13 @@ func outcomeOf(op workloads.Op, intended int64) results.Outcome {
 	}
 }
 
-// Land ends the run, once every worker has returned: it accounts for what was
-// never sent and says what the run came to.
+// Land ends the run and returns its report. It delivers the outcomes of the ops that were
+// never sent. Call it after every worker has returned.
 func (f *Flight) Land() Report {
 	f.stop()
 	window := time.Duration(f.window.Load())
 	dispatched := f.next.Load()
-	// An op can be dispatched in the very moment in which the run is cancelled.
+	// An op can be dispatched at the same moment as the run is cancelled.
 	scheduled := max(f.plan.Schedule.Count(window), dispatched)
 	for n := dispatched; n < scheduled; n++ {
 		o := outcomeOf(f.plan.Workload.Op(f.plan.First+n), int64(f.plan.Schedule.At(n)))
@@ -191,7 +191,7 @@ func (f *Flight) Land() Report {
 		f.outcomes <- o
 	}
 	close(f.outcomes)
-	<-f.sunk
+	<-f.delivered
 	f.cancel()
 	return Report{
 		Start: f.base.Add(time.Duration(f.began.Load())), Window: window, Elapsed: max(window, time.Duration(f.lastDone)),
@@ -200,7 +200,8 @@ func (f *Flight) Land() Report {
 	}
 }
 
-// meter integrates the number of ops in flight over time. Its area may be read when none is.
+// meter integrates the number of ops in flight over time. Read area only when no op is
+// in flight.
 type meter struct {
 	mu    sync.Mutex
 	count int64
@@ -211,8 +212,8 @@ type meter struct {
 func (m *meter) change(at, by int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	// Two ops can reach the meter in another order than that of their clocks;
-	// time then stands still instead of running backwards.
+	// Two ops can take the lock in another order than their timestamps. Going back in time
+	// would count an interval twice.
 	if at > m.since {
 		m.area += m.count * (at - m.since)
 		m.since = at

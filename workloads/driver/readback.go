@@ -11,24 +11,24 @@ import (
 	"github.com/stagebench/stagebench/workloads"
 )
 
-// ReadBack says how records are read back after a measurement.
+// ReadBack configures how records are read back after a measurement.
 type ReadBack struct {
 	Timeout time.Duration // of one request
-	// Patience bounds the wait for a record that shows less than what was
-	// acknowledged, and for one that cannot be read: a copy that is behind, or on
-	// its way back, gets so long to have everything.
+	// Patience is the maximum time to retry records that show an older version than the
+	// acknowledged one or cannot be read. It gives lagging replicas time to catch up and
+	// restarted nodes time to return. All records share it.
 	Patience time.Duration
-	// Pause is the time between two looks at one record.
+	// Pause is the interval between two reads of one record.
 	Pause time.Duration
 }
 
-// Versions reads records by their paths, each until it shows the version that is
-// given for it, or patience ends. The result has the highest version that each
-// showed, 0 for one that the target said not to know; records that could not be
-// read at all are not in it. No op may be in flight. It returns an error only
+// Versions reads the records at the given paths. It retries each record until it shows
+// the wanted version or Patience ends. The result maps each path to the highest version
+// seen, with 0 for a record that the target does not know (404). Records that could never
+// be read are not in the result. No op may be in flight. Versions returns an error only
 // when ctx ends.
-func (c *Clients) Versions(ctx context.Context, want map[string]int64, how ReadBack) (map[string]int64, error) {
-	patient, cancel := context.WithTimeout(ctx, how.Patience)
+func (c *Clients) Versions(ctx context.Context, want map[string]int64, config ReadBack) (map[string]int64, error) {
+	patient, cancel := context.WithTimeout(ctx, config.Patience)
 	defer cancel()
 	lanes := make(chan *slot, loginLanes)
 	for _, s := range c.slots[:min(len(c.slots), loginLanes)] {
@@ -41,7 +41,7 @@ func (c *Clients) Versions(ctx context.Context, want map[string]int64, how ReadB
 		lane := <-lanes
 		readers.Go(func() {
 			defer func() { lanes <- lane }()
-			if shown, known := c.settle(ctx, patient, lane, path, version, how); known {
+			if shown, known := c.awaitVersion(ctx, patient, lane, path, version, config); known {
 				mu.Lock()
 				defer mu.Unlock()
 				found[path] = shown
@@ -55,27 +55,30 @@ func (c *Clients) Versions(ctx context.Context, want map[string]int64, how ReadB
 	return found, nil
 }
 
-// settle looks at a record until it shows the version, or patience ends; it looks
+// awaitVersion reads a record until it shows the wanted version or patient ends. It reads
 // at least once.
-func (c *Clients) settle(ctx, patient context.Context, s *slot, path string, want int64, how ReadBack) (highest int64, known bool) {
+func (c *Clients) awaitVersion(
+	ctx, patient context.Context, s *slot, path string, want int64, config ReadBack,
+) (highest int64, known bool) {
 	for {
-		if version, ok := c.version(ctx, s, path, how.Timeout); ok {
+		if version, ok := c.version(ctx, s, path, config.Timeout); ok {
 			highest, known = max(highest, version), true
 		}
 		if known && highest >= want {
 			return highest, known
 		}
 		select {
-		case <-time.After(how.Pause):
+		case <-time.After(config.Pause):
 		case <-patient.Done():
 			return highest, known
 		}
 	}
 }
 
-// version asks for a record once.
+// version reads a record once and returns its version, 0 for a record that the target
+// does not know.
 func (c *Clients) version(ctx context.Context, s *slot, path string, timeout time.Duration) (version int64, ok bool) {
-	response, err := c.ask(ctx, s, workloads.Op{Method: http.MethodGet, Path: path}, nil, timeout)
+	response, err := c.do(ctx, s, workloads.Op{Method: http.MethodGet, Path: path}, nil, timeout)
 	if err != nil {
 		return 0, false
 	}

@@ -2,8 +2,8 @@ package driver
 
 import "syscall"
 
-// sleepUntil sleeps until the clock shows at, by the kernel's own timers: they
-// are exact to some 50 us, and the thread that sleeps costs no CPU.
+// sleepUntil sleeps until the clock shows at. It uses nanosleep, which is accurate to
+// about 50 us and uses no CPU while waiting.
 func sleepUntil(now func() int64, at int64) {
 	for {
 		left := at - now()
@@ -11,7 +11,7 @@ func sleepUntil(now func() int64, at int64) {
 			return
 		}
 		duration := syscall.NsecToTimespec(left)
-		// Interrupted by a signal it returns early, and the loop goes on.
+		// A signal can end the sleep early: the loop then sleeps for the remaining time.
 		_ = syscall.Nanosleep(&duration, nil)
 	}
 }

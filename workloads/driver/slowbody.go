@@ -10,22 +10,22 @@ import (
 	"github.com/stagebench/stagebench/workloads"
 )
 
-// slowPieces is how many pieces a second a slow line sends: about a packet each
-// at the rate of an old modem, and no flood of tiny ones at a higher rate.
+// slowPieces is the number of pieces that a slow body sends per second. At the rate of an
+// old modem a piece is about one packet.
 const slowPieces = 2
 
-// slowBody is a body that is sent over a slow line. The nil slowBody is none.
+// slowBody is a request body that is sent at a limited rate. A nil slowBody has no limit.
 type slowBody struct {
 	ctx     context.Context
 	rest    []byte
 	rate    float64 // bytes per second
 	sent    int
-	start   time.Time // of the first piece
-	asleep  atomic.Int64
+	start   time.Time    // of the first piece
+	asleep  atomic.Int64 // ns that Read has waited
 	closing atomic.Bool
 }
 
-// newSlowBody returns the body of an op that has a slow line, else nil.
+// newSlowBody returns the body of an op with a BodyRate, or nil for other ops.
 func newSlowBody(ctx context.Context, op workloads.Op) *slowBody {
 	if op.BodyRate <= 0 || len(op.Body) == 0 {
 		return nil
@@ -33,7 +33,7 @@ func newSlowBody(ctx context.Context, op workloads.Op) *slowBody {
 	return &slowBody{ctx: ctx, rest: op.Body, rate: op.BodyRate}
 }
 
-// lasts is how long the line takes for the whole body.
+// lasts returns the time to send the remaining body.
 func (b *slowBody) lasts() time.Duration {
 	if b == nil {
 		return 0
@@ -41,7 +41,7 @@ func (b *slowBody) lasts() time.Duration {
 	return b.due(len(b.rest))
 }
 
-// slept is how long the line has held the request up so far, in nanoseconds.
+// slept returns the nanoseconds that the rate limit has delayed the request so far.
 func (b *slowBody) slept() int64 {
 	if b == nil {
 		return 0
@@ -53,7 +53,7 @@ func (b *slowBody) due(bytes int) time.Duration {
 	return time.Duration(float64(bytes) / b.rate * float64(time.Second))
 }
 
-// Read returns the next piece when the line has had the time for it.
+// Read returns the next piece as soon as the rate allows it.
 func (b *slowBody) Read(p []byte) (int, error) {
 	if len(b.rest) == 0 {
 		return 0, io.EOF
@@ -66,8 +66,7 @@ func (b *slowBody) Read(p []byte) (int, error) {
 	}
 	n := min(len(p), len(b.rest), max(1, int(b.rate/slowPieces)))
 	begin := time.Now()
-	// Against the start, so that the lateness of one piece does not add to the
-	// next.
+	// The wait is computed from the start. Otherwise the delays of the pieces would add up.
 	if wait := b.due(b.sent+n) - begin.Sub(b.start); wait > 0 {
 		select {
 		case <-time.After(wait):
@@ -81,8 +80,8 @@ func (b *slowBody) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// Close makes a Read that comes later fail: the answer was there before the
-// body's end.
+// Close makes later calls of Read fail. The transport calls it when the response arrives
+// before the body is sent.
 func (b *slowBody) Close() error {
 	b.closing.Store(true)
 	return nil

@@ -17,17 +17,17 @@ import (
 	"github.com/stagebench/stagebench/workloads/keys"
 )
 
-// source is a key as it is written.
+// source is a key as the file declares it.
 type source struct {
 	Kind     string   `yaml:"kind"` // zipfian, uniform, sequence, choice
 	Theta    *float64 `yaml:"theta"`
 	From     *int     `yaml:"from"`
 	To       *int     `yaml:"to"`
-	Scramble bool     `yaml:"scramble"` // the hot ones are spread over all, not the first
+	Scramble bool     `yaml:"scramble"` // the hot keys are spread over the range instead of being its first keys
 	Values   []string `yaml:"values"`
 }
 
-// kinds of keys.
+// The kinds of keys.
 const (
 	zipfian  = "zipfian"
 	uniform  = "uniform"
@@ -35,21 +35,22 @@ const (
 	choice   = "choice"
 )
 
-// defaultTheta is YCSB's.
+// defaultTheta is the default of YCSB.
 const defaultTheta = 0.99
 
-// keyName is what a key may be called, and inBraces where its text or its value stands.
+// keyName matches a valid key name. inBraces matches a reference {name} and its
+// escaped form {{name}}.
 var (
 	keyName  = regexp.MustCompile(`^[a-z][a-z0-9_-]*$`)
 	inBraces = regexp.MustCompile(`\{\{[a-z][a-z0-9_-]*\}\}|\{[a-z][a-z0-9_-]*\}`)
 )
 
-// key builds a key.
+// key builds the key that s declares.
 func (r *reader) key(name string, s source, seed, stream uint64) key {
 	at := place{"keys", name}
 	k := key{values: s.Values, stream: stream, from: 1}
 	if !keyName.MatchString(name) || name == "user" || name == "n" {
-		r.wrong(at, "key %q: want a name of lower-case letters, digits, _ and -, and neither user nor n", name)
+		r.wrong(at, "key %q: want a name of lower-case letters, digits, _ and -; user and n are reserved", name)
 	}
 	if s.From != nil {
 		k.from = *s.From
@@ -58,21 +59,21 @@ func (r *reader) key(name string, s source, seed, stream uint64) key {
 	switch {
 	case s.Kind == choice:
 		if count == 0 || s.From != nil || s.To != nil {
-			r.wrong(at, "key %s: a choice wants values, and neither from nor to", name)
+			r.wrong(at, "key %s: kind: choice needs values, without from and to", name)
 			return k
 		}
 	case len(s.Values) > 0:
-		r.wrong(at.in("values"), "key %s: values are for kind: choice", name)
+		r.wrong(at.in("values"), "key %s: values are only for kind: choice", name)
 	case s.To == nil && s.Kind == sequence:
 		count = math.MaxInt32
 	case s.To == nil || *s.To < k.from || *s.To-k.from < 0:
-		r.wrong(at, "key %s: want from and to, and to not below from", name)
+		r.wrong(at, "key %s: want from and to, with to >= from", name)
 		return k
 	default:
 		count = *s.To - k.from + 1
 	}
 	if (s.Theta != nil || s.Scramble) && s.Kind != zipfian {
-		r.wrong(at, "key %s: theta and scramble are for kind: zipfian", name)
+		r.wrong(at, "key %s: theta and scramble are only for kind: zipfian", name)
 	}
 	var err error
 	switch s.Kind {
@@ -95,7 +96,8 @@ func (r *reader) key(name string, s source, seed, stream uint64) key {
 	case sequence:
 		k.cycle = uint64(count)
 	default:
-		r.wrong(at.in("kind"), "key %s: kind %q: want %s, %s, %s or %s", name, s.Kind, zipfian, uniform, sequence, choice)
+		r.wrong(at.in("kind"), "key %s: kind %q: want %s, %s, %s or %s",
+			name, s.Kind, zipfian, uniform, sequence, choice)
 	}
 	if err != nil {
 		r.wrong(at, "key %s: %v", name, err)
@@ -103,7 +105,7 @@ func (r *reader) key(name string, s source, seed, stream uint64) key {
 	return k
 }
 
-// template builds a kind of op. Names are those of the keys, in their order.
+// template builds the template of an operation. Names lists the keys in their order.
 func (r *reader) template(at place, o operation, common map[string]string, names []string) template {
 	t := template{class: workloads.Class(o.Class), method: o.Method, rate: o.BodyRate}
 	if t.method == "" {
@@ -120,9 +122,9 @@ func (r *reader) template(at place, o operation, common map[string]string, names
 		t.write = *o.Write
 	}
 	if !(o.BodyRate >= 0) || math.IsInf(o.BodyRate, 0) {
-		r.wrong(at.in("body_rate"), "body_rate %v: want bytes per second, or 0 for as fast as can be", o.BodyRate)
+		r.wrong(at.in("body_rate"), "body_rate %v: want bytes per second, or 0 for no limit", o.BodyRate)
 	} else if o.BodyRate > 0 && o.Body == "" && o.BodyFile == "" {
-		r.wrong(at.in("body_rate"), "body_rate without a body: want a body or a body_file that is sent at it, or leave it out")
+		r.wrong(at.in("body_rate"), "body_rate without a body: add body or body_file, or remove body_rate")
 	}
 	t.path = r.text(at.in("path"), o.Path, names, true)
 	if sample := t.path.sample(); !strings.HasPrefix(sample, "/") {
@@ -138,13 +140,13 @@ func (r *reader) template(at place, o operation, common map[string]string, names
 	return t
 }
 
-// body returns the body of an op: a text with keys, or a file as it is.
+// body returns the body of an op: a text with keys, or the unchanged content of a file.
 func (r *reader) body(at place, o operation, names []string) text {
 	switch {
 	case o.BodyFile == "":
 		return r.text(at.in("body"), o.Body, names, false)
 	case o.Body != "":
-		r.wrong(at.in("body_file"), "body and body_file exclude each other")
+		r.wrong(at.in("body_file"), "body and body_file cannot be used together")
 		return nil
 	}
 	content, err := fs.ReadFile(r.files, o.BodyFile)
@@ -157,14 +159,15 @@ func (r *reader) body(at place, o operation, names []string) text {
 	return text{{literal: string(content), key: none}}
 }
 
-// header merges the headers of all ops with those of one, which win.
+// header merges the common headers with the op's own headers. An own header replaces a
+// common header of the same name.
 func (r *reader) header(at place, t *template, common, own map[string]string, names []string) {
 	t.header = map[string]string{}
 	add := func(at place, from map[string]string) {
 		for name, value := range from {
 			canonical := http.CanonicalHeaderKey(name)
 			if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value) {
-				r.wrong(at.in(name), "header %s: %q: want a header's name and value", name, value)
+				r.wrong(at.in(name), "header %s: %q: want a valid header name and value", name, value)
 				continue
 			}
 			written := r.text(at.in(name), value, names, false)
@@ -181,12 +184,14 @@ func (r *reader) header(at place, t *template, common, own map[string]string, na
 	add(at.in("header"), own)
 }
 
-// check builds what a response has to be like.
+// check builds the conditions for the response.
 func (r *reader) check(at place, c *check) *workloads.Check {
 	if c == nil {
 		return nil
 	}
-	built := &workloads.Check{Status: c.Status, Header: c.Header, Contains: c.Contains, MinBytes: c.MinBytes, MaxBytes: c.MaxBytes}
+	built := &workloads.Check{
+		Status: c.Status, Header: c.Header, Contains: c.Contains, MinBytes: c.MinBytes, MaxBytes: c.MaxBytes,
+	}
 	for i, status := range c.Status {
 		if status < 100 || status > 599 {
 			r.wrong(at.in("status", i), "status %d: want 100 to 599", status)
@@ -201,12 +206,12 @@ func (r *reader) check(at place, c *check) *workloads.Check {
 		built.Matches = append(built.Matches, matcher)
 	}
 	if c.MinBytes < 0 || c.MaxBytes < 0 || c.MaxBytes > 0 && c.MaxBytes < c.MinBytes {
-		r.wrong(at, "min_bytes %d, max_bytes %d: want 0 or more, and the latter not below the former", c.MinBytes, c.MaxBytes)
+		r.wrong(at, "min_bytes %d, max_bytes %d: want 0 or more, with max_bytes >= min_bytes", c.MinBytes, c.MaxBytes)
 	}
 	return built
 }
 
-// text compiles a text with keys in braces.
+// text compiles a text that may contain key references in braces.
 func (r *reader) text(at place, written string, names []string, isPath bool) text {
 	var t text
 	literal := func(s string) {
@@ -239,7 +244,7 @@ func (r *reader) text(at place, written string, names []string, isPath bool) tex
 	return t
 }
 
-// reference finds what a name in braces stands for.
+// reference resolves a name in braces to the index of a key, theUser or theNumber.
 func (r *reader) reference(at place, name string, names []string) int {
 	switch name {
 	case "user":
@@ -251,7 +256,8 @@ func (r *reader) reference(at place, name string, names []string) int {
 		return i
 	}
 	known := append([]string{"user", "n"}, names...)
-	r.wrong(at, "there is no key {%s}: want one of %s; for the text itself write %s", name, strings.Join(known, ", "), "{{"+name+"}}")
+	r.wrong(at, "unknown key {%s}: want one of %s; for the literal text write %s",
+		name, strings.Join(known, ", "), "{{"+name+"}}")
 	return none
 }
 
@@ -259,8 +265,8 @@ func (r *reader) reference(at place, name string, names []string) int {
 type key struct {
 	pick   func(random uint64) int // nil for a sequence
 	from   int
-	cycle  uint64   // length of a sequence
-	values []string // of a choice
+	cycle  uint64   // for a sequence: its length
+	values []string // for a choice
 	stream uint64
 }
 
@@ -268,7 +274,7 @@ type key struct {
 func (k *key) appendTo(to []byte, seed, n uint64) []byte {
 	if k.pick == nil {
 		value := uint64(k.from) + n%k.cycle
-		if k.from < 0 { // the bits are right, and the sign is to be seen
+		if k.from < 0 { // the sum wrapped around: as a signed number it is correct
 			return strconv.AppendInt(to, int64(value), 10)
 		}
 		return strconv.AppendUint(to, value, 10)

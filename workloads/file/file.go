@@ -1,9 +1,9 @@
-// Package file reads workloads that people write: a YAML file of weighted ops,
-// with keys in paths and bodies and checks on the responses, for any HTTP
-// service.
+// Package file reads workload files. A workload file is YAML and describes the load
+// for any HTTP service: weighted ops, with keys in their paths and bodies, and checks
+// on the responses.
 //
 //	name: shop                      # default: the file's name
-//	users: 100                      # virtual users, each with cookies of its own; default 0
+//	users: 100                      # virtual users, each with its own cookies; default 0
 //	login: {method: POST, path: /login, body: '{"user": "u{user}"}'}
 //	header: {Accept: application/json}
 //	keys:
@@ -13,7 +13,7 @@
 //	  colour: {kind: choice, values: [red, green]}
 //	ops:
 //	  - class: browse
-//	    weight: 80                  # weights need not sum to anything
+//	    weight: 80                  # relative to the other weights; any sum is allowed
 //	    path: /items/{item}?page={page}
 //	    check: {status: [200, 304], contains: ['"price"']}
 //	  - class: buy
@@ -23,14 +23,13 @@
 //	    header: {Content-Type: application/json}
 //	    body: '{"item": {item}, "colour": "{colour}"}'
 //
-// In a path, a body or the value of a header, {key} stands for the op's draw of
-// that key, {user} for the number of its virtual user and {n} for its own number;
-// {{key}} stands for the text {key} itself. Any other brace means nothing. A key
-// has one value in the whole op. In paths values are percent-encoded.
+// References in a path, a body or a header value are replaced: {key} by the op's value
+// of that key, {user} by the number of its virtual user, {n} by the number of the op.
+// {{key}} gives the literal text {key}. Any other brace is literal. A key has the same
+// value everywhere in one op. Values in paths are percent-encoded.
 //
-// Decoding is strict, and what is wrong is told with line and column. The
-// workload that comes of it is pure in (file, seed, n) and safe for concurrent
-// use; nothing here sends anything.
+// Decoding is strict. Errors give line and column. The workload is a pure function of
+// (file, seed, n) and safe for concurrent use. This package sends no requests.
 package file
 
 import (
@@ -51,10 +50,10 @@ import (
 	"github.com/stagebench/stagebench/workloads"
 )
 
-// maxFile bounds a workload file, and each file that it names, in bytes.
+// maxFile is the maximum size in bytes of a workload file and of each body file.
 const maxFile = 4 << 20
 
-// document is a workload file as it is written.
+// document is a decoded workload file.
 type document struct {
 	Name   string            `yaml:"name"`
 	Users  int               `yaml:"users"`
@@ -64,7 +63,7 @@ type document struct {
 	Ops    []operation       `yaml:"ops"`
 }
 
-// operation is one kind of op as it is written.
+// operation is one entry of ops as the file declares it.
 type operation struct {
 	Class    string            `yaml:"class"`
 	Weight   *float64          `yaml:"weight"`
@@ -73,12 +72,12 @@ type operation struct {
 	Header   map[string]string `yaml:"header"`
 	Body     string            `yaml:"body"`
 	BodyFile string            `yaml:"body_file"` // relative to the workload file
-	BodyRate float64           `yaml:"body_rate"` // bytes per second of a slow client
-	Write    *bool             `yaml:"write"`     // default: by the method
+	BodyRate float64           `yaml:"body_rate"` // upload rate of a slow client, bytes per second
+	Write    *bool             `yaml:"write"`     // default: derived from the method
 	Check    *check            `yaml:"check"`
 }
 
-// check is what a response has to be like, as it is written.
+// check lists the conditions for a response as the file declares them.
 type check struct {
 	Status   []int             `yaml:"status"`
 	Header   map[string]string `yaml:"header"`
@@ -88,18 +87,17 @@ type check struct {
 	MaxBytes int64             `yaml:"max_bytes"`
 }
 
-// Read returns the workload that a file describes. Name is the file's, for
-// errors; files is the directory in which it lies. The error names every problem
-// by line and column, one per line. A workload with a login also implements
-// workloads.Login.
+// Read returns the workload that a file describes. Name is the file name for error
+// messages. Files is the directory of the file. The error lists every problem with
+// line and column. A workload with a login also implements workloads.Login.
 func Read(text []byte, name string, files fs.FS, seed uint64) (w workloads.Workload, err error) {
 	if len(text) > maxFile {
 		return nil, fmt.Errorf("%s: %d bytes: want at most %d", name, len(text), maxFile)
 	}
 	defer func() {
-		// The library is known to panic on some malformed texts.
+		// The YAML library panics on some malformed texts.
 		if r := recover(); r != nil {
-			w, err = nil, fmt.Errorf("%s: it is no YAML that can be read: %v", name, r)
+			w, err = nil, fmt.Errorf("%s: invalid YAML: %v", name, r)
 		}
 	}()
 	var d document
@@ -116,18 +114,18 @@ func Read(text []byte, name string, files fs.FS, seed uint64) (w workloads.Workl
 		return nil, r.error()
 	}
 	if built.login == nil {
-		return struct{ anonymous }{built}, nil // without LoginOp
+		return struct{ anonymous }{built}, nil // hides LoginOp
 	}
 	return built, nil
 }
 
-// anonymous is a workload whose users have no session.
+// anonymous is a workload whose users have no sessions.
 type anonymous interface {
 	workloads.Workload
 	Classes() []workloads.Class
 }
 
-// decodeError says where the text is no workload file.
+// decodeError adds the position of the problem to a YAML error.
 func decodeError(name string, err error) error {
 	var at yaml.Error
 	if !errors.As(err, &at) || at.GetToken() == nil {
@@ -142,18 +140,18 @@ func decodeError(name string, err error) error {
 	return fmt.Errorf("%s:%d:%d: %s", name, p.Line, p.Column, message)
 }
 
-// place is where in the document something is.
-type place []any // names of fields and positions in lists
+// place is a path into the document: field names and list indexes.
+type place []any
 
 func (p place) in(steps ...any) place { return append(slices.Clone(p), steps...) }
 
-// problem is something that cannot be, and where.
+// problem is one error in the file and its position.
 type problem struct {
 	line, column int
 	text         string
 }
 
-// reader turns a document into a workload and collects what is wrong with it.
+// reader builds a workload from a document and collects the problems.
 type reader struct {
 	name     string
 	tree     *ast.File
@@ -162,7 +160,7 @@ type reader struct {
 	problems []problem
 }
 
-// wrong notes a problem at a place, or at what is nearest above it.
+// wrong records a problem at a place, or at its nearest existing parent.
 func (r *reader) wrong(at place, format string, args ...any) {
 	p := problem{line: 1, column: 1, text: fmt.Sprintf(format, args...)}
 	for ; len(at) > 0; at = at[:len(at)-1] {
@@ -191,7 +189,7 @@ func (r *reader) find(at place) ast.Node {
 	return node
 }
 
-// error lists the problems in the order of the file, each with its line.
+// error lists the problems in file order. Each problem shows its source line.
 func (r *reader) error() error {
 	slices.SortStableFunc(r.problems, func(a, b problem) int {
 		return cmp.Or(a.line-b.line, a.column-b.column)
@@ -207,21 +205,21 @@ func (r *reader) error() error {
 	return errors.New(strings.Join(texts, "\n"))
 }
 
-// workload builds what the document describes; it is of use when no problem was
-// noted.
+// workload builds the workload of the document. The result is usable only if no problem
+// was recorded.
 func (r *reader) workload(d document, seed uint64) *workload {
 	w := &workload{name: d.Name, users: d.Users, seed: seed}
 	if w.name == "" {
 		w.name = strings.TrimSuffix(path.Base(strings.ReplaceAll(r.name, "\\", "/")), path.Ext(r.name))
 	}
 	if strings.ContainsAny(w.name, "/\\\n") || w.name == "." || w.name == ".." {
-		r.wrong(place{"name"}, "name %q: want a name that can be one of a directory", w.name)
+		r.wrong(place{"name"}, "name %q: want a name that is valid as a directory name", w.name)
 	}
 	const most = 1_000_000
 	if d.Users < 0 || d.Users > most {
 		r.wrong(place{"users"}, "users %d: want 0 to %d", d.Users, most)
 	}
-	names := slices.Sorted(maps.Keys(d.Keys)) // the order of streams does not depend on that of a map
+	names := slices.Sorted(maps.Keys(d.Keys)) // sorted: a key must get the same stream in every run
 	for i, name := range names {
 		w.keys = append(w.keys, r.key(name, d.Keys[name], seed, streamKeys+uint64(i)))
 	}
@@ -236,14 +234,14 @@ func (r *reader) workload(d document, seed uint64) *workload {
 		case o.Weight == nil && len(d.Ops) == 1:
 			sum++
 		case o.Weight == nil:
-			r.wrong(at, "op %s has no weight: want how often it is asked for, against the others", o.Class)
-		case !(*o.Weight > 0) || math.IsInf(*o.Weight, 0): // so written that NaN is refused too
+			r.wrong(at, "op %s has no weight: want its share of all ops, relative to the other weights", o.Class)
+		case !(*o.Weight > 0) || math.IsInf(*o.Weight, 0): // not "<= 0", which would accept NaN
 			r.wrong(at.in("weight"), "weight %v: want more than 0, or leave the op out", *o.Weight)
 		default:
 			sum += *o.Weight
 		}
 		if seen[o.Class] {
-			r.wrong(at.in("class"), "class %s is there twice: want another name", o.Class)
+			r.wrong(at.in("class"), "class %s is used twice: want a unique class per op", o.Class)
 		}
 		seen[o.Class] = true
 		w.upTo = append(w.upTo, sum)
@@ -255,19 +253,20 @@ func (r *reader) workload(d document, seed uint64) *workload {
 	return w
 }
 
-// login adds the op by which a virtual user starts a session.
+// login adds the op that starts a user's session.
 func (r *reader) login(w *workload, o operation, d document, names []string) {
 	at := place{"login"}
 	if o.Class != "" && o.Class != string(loginClass) || o.Weight != nil {
-		r.wrong(at, "the login's class is %s, and it has no weight: it happens when a user needs it", loginClass)
+		r.wrong(at, "login must not set weight or a class other than %s: it is sent when a user needs a session",
+			loginClass)
 	}
 	if d.Users == 0 {
-		r.wrong(at, "a login without users: want users: 1 or more")
+		r.wrong(at, "login without users: set users to 1 or more")
 	}
 	o.Class = string(loginClass)
 	op := r.template(at, o, d.Header, names)
 	w.login = &op
 }
 
-// loginClass is the class of the op by which a virtual user starts a session.
+// loginClass is the class of login ops.
 const loginClass workloads.Class = "login"

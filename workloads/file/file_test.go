@@ -38,7 +38,8 @@ func Example() {
 	}
 	for n := range uint64(4) {
 		op := w.Op(n)
-		fmt.Println(strings.TrimSpace(fmt.Sprint(op.Class, " ", op.Method, " ", op.Path, " ", string(op.Body), " ", op.Header["X-Order"])))
+		line := fmt.Sprint(op.Class, " ", op.Method, " ", op.Path, " ", string(op.Body), " ", op.Header["X-Order"])
+		fmt.Println(strings.TrimSpace(line))
 	}
 	// Output:
 	// browse GET /items/1045?page=8&colour=deep+blue
@@ -47,15 +48,15 @@ func Example() {
 	// buy POST /cart/red {"item": 1379, "user": 55, "note": "{item}", "tags": {"n": 3}} o-4
 }
 
-// The same file and seed give the same ops; another seed gives others.
+// The same file and seed give the same ops; another seed gives other ops.
 func TestDeterminism(t *testing.T) {
-	a, b, c := workloads.Hash(shop(t, 7), 0, 1000), workloads.Hash(shop(t, 7), 0, 1000), workloads.Hash(shop(t, 8), 0, 1000)
-	if a != b || a == c {
+	hash := func(seed uint64) string { return workloads.Hash(shop(t, seed), 0, 1000) }
+	if a, b, c := hash(7), hash(7), hash(8); a != b || a == c {
 		t.Errorf("hashes %s and %s for seed 7, %s for seed 8", a, b, c)
 	}
 }
 
-// Classes come as often as their weights say, and keys as their distributions.
+// Classes follow their weights, and keys follow their distributions.
 func TestShares(t *testing.T) {
 	const n = 200_000
 	w := shop(t, 3)
@@ -89,9 +90,10 @@ func TestShares(t *testing.T) {
 
 func TestLogin(t *testing.T) {
 	if _, ok := shop(t, 1).(workloads.Login); ok {
-		t.Error("a workload without a login says that it has one")
+		t.Error("a workload without a login implements workloads.Login")
 	}
-	w, err := file.Read([]byte("users: 5\nlogin: {method: POST, path: /in, body: 'user={user}'}\nops: [{class: me, path: /me}]\n"), "dir/site.yaml", fstest.MapFS{}, 1)
+	text := "users: 5\nlogin: {method: POST, path: /in, body: 'user={user}'}\nops: [{class: me, path: /me}]\n"
+	w, err := file.Read([]byte(text), "dir/site.yaml", fstest.MapFS{}, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,19 +110,21 @@ func TestBodyFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	if op := w.Op(0); string(op.Body) != "{item}\x00" || op.BodyRate != 100 || op.User != -1 {
-		t.Errorf("op %+v: want the file as it is", op)
+		t.Errorf("op %+v: want the unchanged content of the file", op)
 	}
 }
 
-// A sequence goes through zero and wraps nowhere.
+// A sequence may start below zero, and it does not overflow at the largest int64.
 func TestSequence(t *testing.T) {
 	for key, want := range map[string]string{
-		"from: -2":                  "/-2 /-1 /0 /1 /2 /3",
-		"from: -2, to: 0":           "/-2 /-1 /0 /-2 /-1 /0",
-		"from: -9, to: -8":          "/-9 /-8 /-9 /-8 /-9 /-8",
-		"from: 9223372036854775806": "/9223372036854775806 /9223372036854775807 /9223372036854775808 /9223372036854775809 /9223372036854775810 /9223372036854775811",
+		"from: -2":         "/-2 /-1 /0 /1 /2 /3",
+		"from: -2, to: 0":  "/-2 /-1 /0 /-2 /-1 /0",
+		"from: -9, to: -8": "/-9 /-8 /-9 /-8 /-9 /-8",
+		"from: 9223372036854775806": "/9223372036854775806 /9223372036854775807 /9223372036854775808 " +
+			"/9223372036854775809 /9223372036854775810 /9223372036854775811",
 	} {
-		w, err := file.Read([]byte("keys: {item: {kind: sequence, "+key+"}}\nops: [{class: get, path: '/{item}'}]"), "f.yaml", fstest.MapFS{}, 1)
+		text := "keys: {item: {kind: sequence, " + key + "}}\nops: [{class: get, path: '/{item}'}]"
+		w, err := file.Read([]byte(text), "f.yaml", fstest.MapFS{}, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -134,9 +138,9 @@ func TestSequence(t *testing.T) {
 	}
 }
 
-// Every problem is told with line and column, and with what would be right.
+// Each error gives line and column, and the accepted values.
 func TestProblems(t *testing.T) {
-	for _, test := range problems() {
+	for _, test := range append(problems(), allProblems()) {
 		t.Run(test.name, func(t *testing.T) {
 			_, err := file.Read([]byte(test.text), "f.yaml", fstest.MapFS{}, 1)
 			if err == nil {
@@ -149,26 +153,43 @@ func TestProblems(t *testing.T) {
 	}
 }
 
-// wrong is a file that is none, and the error that says so.
-type wrong struct{ name, text, want string }
+// invalidFile is an invalid workload file and the expected error.
+type invalidFile struct{ name, text, want string }
 
-func problems() []wrong {
-	return []wrong{
-		several(),
+func problems() []invalidFile {
+	return []invalidFile{
 		{"not YAML", "ops: [", `f.yaml:1:6: sequence end token ']' not found`},
-		{"unknown field", "ops:\n  - class: a\n    pth: /\n", "f.yaml:3:5: unknown field \"pth\"\nsee: go doc github.com/stagebench/stagebench/workloads/file"},
-		{"wrong type", "users: many\nops: [{class: a, path: /}]", `f.yaml:1:8: cannot unmarshal string into Go struct field document.Users of type int`},
-		{"twice", "users: 1\nusers: 2\n", `f.yaml:2:1: mapping key "users" already defined at [1:1]`},
-		{"nothing", "name: x\n", "f.yaml:1:1: no ops: want at least one, with class, weight and path\n    name: x"},
-		{"body file", "ops: [{class: a, path: /, body_file: ../x}]", "f.yaml:1:38: body_file: open ../x: file does not exist\n    ops: [{class: a, path: /, body_file: ../x}]"},
-		{"rate without a body", "ops: [{class: a, path: /, body_rate: 5}]", "f.yaml:1:38: body_rate without a body: want a body or a body_file that is sent at it, or leave it out\n    ops: [{class: a, path: /, body_rate: 5}]"},
-		{"login", "login: {path: /, weight: 1}\nops: [{class: a, path: /}]", "f.yaml:1:8: the login's class is login, and it has no weight: it happens when a user needs it\n    login: {path: /, weight: 1}\nf.yaml:1:8: a login without users: want users: 1 or more\n    login: {path: /, weight: 1}"},
+		{
+			"unknown field", "ops:\n  - class: a\n    pth: /\n",
+			"f.yaml:3:5: unknown field \"pth\"\nsee: go doc github.com/stagebench/stagebench/workloads/file",
+		},
+		{
+			"wrong type", "users: many\nops: [{class: a, path: /}]",
+			`f.yaml:1:8: cannot unmarshal string into Go struct field document.Users of type int`,
+		},
+		{"duplicate field", "users: 1\nusers: 2\n", `f.yaml:2:1: mapping key "users" already defined at [1:1]`},
+		{"no ops", "name: x\n", "f.yaml:1:1: no ops: want at least one, with class, weight and path\n    name: x"},
+		{
+			"body file", "ops: [{class: a, path: /, body_file: ../x}]",
+			"f.yaml:1:38: body_file: open ../x: file does not exist\n    ops: [{class: a, path: /, body_file: ../x}]",
+		},
+		{
+			"rate without a body", "ops: [{class: a, path: /, body_rate: 5}]",
+			"f.yaml:1:38: body_rate without a body: add body or body_file, or remove body_rate\n" +
+				"    ops: [{class: a, path: /, body_rate: 5}]",
+		},
+		{
+			"login", "login: {path: /, weight: 1}\nops: [{class: a, path: /}]",
+			"f.yaml:1:8: login must not set weight or a class other than login: it is sent when a user needs a session\n" +
+				"    login: {path: /, weight: 1}\n" +
+				"f.yaml:1:8: login without users: set users to 1 or more\n    login: {path: /, weight: 1}",
+		},
 	}
 }
 
-// several is a file with everything wrong at once: all of it is told, in order.
-func several() wrong {
-	return wrong{"several", `users: -1
+// allProblems is a file with many problems. The error must list all of them in file order.
+func allProblems() invalidFile {
+	return invalidFile{"all problems", `users: -1
 keys:
   item: {kind: zipf, from: 1, to: 9}
   Item: {kind: uniform, from: 1, to: 9}
@@ -194,41 +215,41 @@ ops:
     users: -1
 f.yaml:3:16: key item: kind "zipf": want zipfian, uniform, sequence or choice
     item: {kind: zipf, from: 1, to: 9}
-f.yaml:4:9: key "Item": want a name of lower-case letters, digits, _ and -, and neither user nor n
+f.yaml:4:9: key "Item": want a name of lower-case letters, digits, _ and -; user and n are reserved
     Item: {kind: uniform, from: 1, to: 9}
-f.yaml:5:8: key day: want from and to, and to not below from
+f.yaml:5:8: key day: want from and to, with to >= from
     day: {kind: uniform, from: 9, to: 1}
 f.yaml:6:8: key hot: theta -1: want more than 0 and at most 10, for example 0.99
     hot: {kind: zipfian, from: 1, to: 9, theta: -1}
-f.yaml:7:9: key word: a choice wants values, and neither from nor to
+f.yaml:7:9: key word: kind: choice needs values, without from and to
     word: {kind: choice}
 f.yaml:9:12: class "a b": want letters, digits, - and _
     - class: a b
 f.yaml:10:13: weight 0: want more than 0, or leave the op out
     weight: 0
-f.yaml:11:11: there is no key {itm}: want one of user, n, Item, day, hot, item, word; for the text itself write {{itm}}
+f.yaml:11:11: unknown key {itm}: want one of user, n, Item, day, hot, item, word; for the literal text write {{itm}}
     path: items/{itm}
 f.yaml:11:11: path "items/{itm}": want a path that starts with a slash
     path: items/{itm}
-f.yaml:12:10: op b has no weight: want how often it is asked for, against the others
+f.yaml:12:10: op b has no weight: want its share of all ops, relative to the other weights
     - class: b
 f.yaml:13:13: method "fetch": want an HTTP method such as GET
     method: fetch
 f.yaml:14:11: path "/%zz": invalid URL escape "%zz"
     path: /%zz
-f.yaml:16:16: body and body_file exclude each other
+f.yaml:16:16: body and body_file cannot be used together
     body_file: ../secret
-f.yaml:17:12: min_bytes 5, max_bytes 2: want 0 or more, and the latter not below the former
+f.yaml:17:12: min_bytes 5, max_bytes 2: want 0 or more, with max_bytes >= min_bytes
     check: {status: [99], matches: ['('], min_bytes: 5, max_bytes: 2}
 f.yaml:17:22: status 99: want 100 to 599
     check: {status: [99], matches: ['('], min_bytes: 5, max_bytes: 2}
 f.yaml:17:37: error parsing regexp: missing closing ): ` + "`(`" + `
     check: {status: [99], matches: ['('], min_bytes: 5, max_bytes: 2}
-f.yaml:18:12: class b is there twice: want another name
+f.yaml:18:12: class b is used twice: want a unique class per op
     - class: b
-f.yaml:21:21: header X Y: "z": want a header's name and value
+f.yaml:21:21: header X Y: "z": want a valid header name and value
     header: {"X Y": z}
-f.yaml:22:16: body_rate -1: want bytes per second, or 0 for as fast as can be
+f.yaml:22:16: body_rate -1: want bytes per second, or 0 for no limit
     body_rate: -1`}
 }
 
@@ -238,7 +259,8 @@ func FuzzRead(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(text)
-	f.Add([]byte("users: 5\nlogin: {method: POST, path: '/{user}'}\nops: [{class: a, path: '/{n}?{{x}}', header: {A: '{n}'}}]"))
+	f.Add([]byte("users: 5\nlogin: {method: POST, path: '/{user}'}\n" +
+		"ops: [{class: a, path: '/{n}?{{x}}', header: {A: '{n}'}}]"))
 	f.Add([]byte("a: &a [*a]\nops: [{class: a, path: /, check: {status: [1e3]}}]"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		w, err := file.Read(text, "f.yaml", fstest.MapFS{"f": {Data: []byte("x")}}, 1)

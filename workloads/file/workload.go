@@ -9,40 +9,40 @@ import (
 	"github.com/stagebench/stagebench/workloads"
 )
 
-// The streams of random numbers of one op.
+// The random streams of a workload.
 const (
-	streamOp    = iota // which kind it is
-	streamUser         // whose it is
-	streamOrder        // once per key: which values are the hot ones
-	streamKeys         // from here on one for each key
+	streamOp    = iota // selects the template
+	streamUser         // selects the virtual user
+	streamOrder        // seeds the scrambling of a key, which selects its hot values
+	streamKeys         // the first of the streams of the keys, one per key
 )
 
-// workload is a file as a source of ops.
+// workload is the workload that a file describes.
 type workload struct {
 	name  string
 	seed  uint64
 	users int
 	keys  []key
 	ops   []template
-	upTo  []float64 // sums of the weights, by op
-	login *template // nil = there is none
+	upTo  []float64 // cumulative sums of the weights, by op
+	login *template // nil = no login
 }
 
-// template is a kind of op with everything prepared that does not change.
+// template is a compiled operation. It holds everything that all its ops share.
 type template struct {
 	class  workloads.Class
 	write  bool
 	method string
 	path   text
-	header map[string]string // shared, never written to; not nil
-	drawn  []drawnHeader     // headers with keys in them
+	header map[string]string // headers without keys; shared and read-only; not nil
+	drawn  []drawnHeader     // headers with keys
 	body   text
-	fixed  []byte // the body, if it is the same in every op
+	fixed  []byte // the body, if it is equal in every op
 	rate   float64
 	check  *workloads.Check
 }
 
-// drawnHeader is a header with keys in it.
+// drawnHeader is a header whose value contains keys.
 type drawnHeader struct {
 	name  string
 	value text
@@ -54,7 +54,7 @@ func (w *workload) Name() string { return w.name }
 // Users implements workloads.Workload.
 func (w *workload) Users() int { return w.users }
 
-// Classes lists the classes of its ops, without the login's.
+// Classes lists the classes of the ops, without the login.
 func (w *workload) Classes() (classes []workloads.Class) {
 	for i := range w.ops {
 		classes = append(classes, w.ops[i].class)
@@ -66,7 +66,8 @@ func (w *workload) Classes() (classes []workloads.Class) {
 func (w *workload) Op(n uint64) workloads.Op {
 	total := w.upTo[len(w.upTo)-1]
 	point := workloads.Unit(workloads.Draw(w.seed, n, streamOp)) * total
-	// The first sum above the point; rounding may put it at the end of all.
+	// Find the first sum above the point. Rounding can put the point at the total:
+	// the last op is then selected.
 	i := sort.Search(len(w.upTo)-1, func(i int) bool { return w.upTo[i] > point })
 	user := -1
 	if w.users > 0 {
@@ -75,7 +76,7 @@ func (w *workload) Op(n uint64) workloads.Op {
 	return w.make(&w.ops[i], n, user)
 }
 
-// make makes an op of its kind.
+// make builds op n from a template.
 func (w *workload) make(t *template, n uint64, user int) workloads.Op {
 	op := workloads.Op{
 		Index: n, Class: t.class, Write: t.write, Method: t.method, Header: t.header, User: user,
@@ -93,33 +94,33 @@ func (w *workload) make(t *template, n uint64, user int) workloads.Op {
 	return op
 }
 
-// LoginOp implements workloads.Login for a workload that has one. Keys in it are
-// drawn by the number of the user.
+// LoginOp implements workloads.Login. The workload must have a login. Its keys are
+// drawn with the number of the user as n.
 func (w *workload) LoginOp(user int) workloads.Op { return w.make(w.login, uint64(user), user) }
 
-// text is a text with keys in it.
+// text is a compiled text: literals and references.
 type text []part
 
-// part is a literal, or what a key's value is put in for.
+// part is a literal or a reference.
 type part struct {
 	literal string
-	key     int                 // position among the keys, theUser, theNumber, or none for a literal
-	escape  func(string) string // how a value is written; nil = as it is
+	key     int                 // index of a key, theUser, theNumber, or none for a literal
+	escape  func(string) string // encodes the value; nil = unchanged
 }
 
-// What a part stands for that is no key.
+// Values of part.key that are not the index of a key.
 const (
 	none      = -1
 	theUser   = -2
 	theNumber = -3
 )
 
-// plain reports whether the text is the same in every op.
+// plain reports whether the text contains no references.
 func (t text) plain() bool {
 	return len(t) == 0 || len(t) == 1 && t[0].key == none
 }
 
-// sample is the text with 1 for every value.
+// sample returns the text with 1 in place of every reference.
 func (t text) sample() string {
 	var s string
 	for _, p := range t {
@@ -132,7 +133,7 @@ func (t text) sample() string {
 	return s
 }
 
-// render puts the values of op n in.
+// render returns the text with the values of op n.
 func (w *workload) render(t text, n uint64, user int) []byte {
 	var buffer [128]byte
 	out := buffer[:0]

@@ -1,13 +1,12 @@
-// Package keys holds the distributions of keys: which of n things an op is
-// about.
+// Package keys implements key distributions. A key selects one of n items for an op.
 //
-// A key is a whole number in 0..n-1, computed from 64 random bits that the
-// caller draws (workloads.Draw): no distribution has a state, so the key of the
-// n-th op is a pure function of seed and n, and all are safe for concurrent
-// use. The package neither draws nor stores anything itself.
+// A key is an integer in 0..n-1. The caller passes 64 random bits (workloads.Draw), and
+// the distribution computes the key from them. Distributions have no mutable state: the
+// key of an op is a pure function of seed and position, and all are safe for concurrent
+// use.
 //
-// Each distribution is what its formula says, not an approximation of it, so
-// that a measured hit ratio can be compared with a computed one.
+// Each distribution follows its formula exactly, without approximation. So a measured
+// cache hit ratio can be compared with a computed one.
 package keys
 
 import (
@@ -16,7 +15,7 @@ import (
 	"github.com/stagebench/stagebench/workloads"
 )
 
-// maxKeys bounds n, so that a float64 holds every key with bits to spare.
+// maxKeys is the largest n. A float64 represents every key exactly, with bits to spare.
 const maxKeys = 1 << 40
 
 func checkCount(n int) error {
@@ -26,11 +25,11 @@ func checkCount(n int) error {
 	return nil
 }
 
-// Uniform asks for all keys equally often.
+// Uniform is the distribution in which all keys are equally likely.
 type Uniform struct{ n int }
 
 // NewUniform returns the uniform distribution of n keys.
 func NewUniform(n int) (Uniform, error) { return Uniform{n}, checkCount(n) }
 
-// Key returns the key that random bits stand for.
+// Key converts random bits to a key.
 func (d Uniform) Key(random uint64) int { return workloads.Below(random, d.n) }

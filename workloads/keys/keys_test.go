@@ -9,7 +9,7 @@ import (
 	"github.com/stagebench/stagebench/workloads/keys"
 )
 
-// distribution is what all of them have in common.
+// distribution is implemented by every distribution of the package.
 type distribution interface {
 	Key(random uint64) int
 }
@@ -41,7 +41,7 @@ func tally(d distribution, n, draws int, seed uint64) []int {
 	return counts
 }
 
-// exact is the zipfian distribution by its definition, the hottest key first.
+// exact returns the zipfian probabilities computed from the definition, hottest key first.
 func exact(n int, theta float64) []float64 {
 	p := make([]float64, n)
 	var sum float64
@@ -55,10 +55,9 @@ func exact(n int, theta float64) []float64 {
 	return p
 }
 
-// checkChiSquare compares counts with probabilities. Keys that are expected
-// fewer than 20 times are taken together with their neighbours. The seeds are
-// fixed, so a test passes always or never; the bound is that of a
-// one-in-a-thousand test (Wilson and Hilferty's formula).
+// checkChiSquare compares counts with probabilities. It merges neighbouring keys until
+// a cell is expected at least 20 times. Seeds are fixed, so the result is the same in
+// every run. The significance level is 0.001 (Wilson and Hilferty's formula).
 func checkChiSquare(t *testing.T, counts []int, p []float64) {
 	t.Helper()
 	var draws int
@@ -104,8 +103,8 @@ func TestZipfianIsZipfian(t *testing.T) {
 	}
 }
 
-// The exponent that is most likely to have given these keys is the one asked
-// for: sum of ln(rank) over the draws = its expectation.
+// The maximum-likelihood estimate of theta equals the given theta. The estimate is the
+// theta for which the mean of ln(rank) over the draws equals its expectation.
 func TestZipfianExponent(t *testing.T) {
 	const n, draws = 3000, 1_000_000
 	for _, theta := range []float64{0.5, 0.99, 1.2} {
@@ -132,7 +131,7 @@ func TestZipfianExponent(t *testing.T) {
 	}
 }
 
-// Scrambling renames keys and changes nothing else.
+// Scrambling permutes the keys and keeps the probabilities of the ranks.
 func TestScrambledIsZipfianUnderOtherNames(t *testing.T) {
 	const n, theta = 3000, 0.99
 	s := keys.NewScrambled(zipfian(t, n, theta), 6)
@@ -156,7 +155,7 @@ func TestScrambledIsOneToOne(t *testing.T) {
 			for rank := range n {
 				key := s.Ranked(rank)
 				if key < 0 || key >= n || seen[key] {
-					t.Fatalf("n %d seed %d: rank %d has the key %d, which is outside or taken", n, seed, rank, key)
+					t.Fatalf("n %d seed %d: rank %d has key %d, which is out of range or used twice", n, seed, rank, key)
 				}
 				seen[key] = true
 			}
@@ -164,8 +163,8 @@ func TestScrambledIsOneToOne(t *testing.T) {
 	}
 }
 
-// The hot keys are spread: over many seeds each hot rank falls into each tenth
-// of the keys equally often, and so does the distance between neighbours.
+// The hot keys are spread. Over many seeds, each hot rank falls into each tenth of the
+// key range equally often. The distances between successive ranks are uniform, too.
 func TestScrambledSpreadsHotKeys(t *testing.T) {
 	const n, seeds, tenths = 3000, 5000, 10
 	z := zipfian(t, n, 0.99)
@@ -184,7 +183,7 @@ func TestScrambledSpreadsHotKeys(t *testing.T) {
 		checkChiSquare(t, places, p)
 		checkChiSquare(t, distances, p)
 	}
-	// And within one seed, the hottest four hundred ranks.
+	// The hottest 400 ranks of one seed are spread as well.
 	places := make([]int, tenths)
 	s := keys.NewScrambled(z, 1)
 	for rank := range 400 {
@@ -217,20 +216,20 @@ func TestKeysStayInside(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	for _, n := range []int{0, -1, 1<<40 + 1} {
 		if _, err := keys.NewUniform(n); err == nil {
-			t.Errorf("uniform over %d was taken", n)
+			t.Errorf("uniform over %d was accepted", n)
 		}
 		if _, err := keys.NewZipfian(n, 0.99); err == nil {
-			t.Errorf("zipfian over %d was taken", n)
+			t.Errorf("zipfian over %d was accepted", n)
 		}
 	}
 	for _, theta := range []float64{0, -0.99, 10.1, math.NaN(), math.Inf(1)} {
 		if _, err := keys.NewZipfian(10, theta); err == nil {
-			t.Errorf("theta %v was taken", theta)
+			t.Errorf("theta %v was accepted", theta)
 		}
 	}
 }
 
-// A workload is stored by its seed alone: these keys must never change.
+// A run stores only the seed of its workload, so these keys must never change.
 func TestKeysAreFixed(t *testing.T) {
 	z := zipfian(t, 3000, 0.99)
 	for _, test := range []struct {

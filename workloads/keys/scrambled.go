@@ -6,38 +6,36 @@ import (
 	"github.com/stagebench/stagebench/workloads"
 )
 
-// Scrambled is a zipfian distribution whose hot keys are spread over all keys,
-// as in YCSB: without that they would be neighbours, on one page of a table and
-// in one shard.
+// Scrambled is a zipfian distribution whose hot keys are spread over the whole key
+// range, as in YCSB. Otherwise the hot keys would be neighbours: on one page of a
+// table, and in one shard.
 //
-// YCSB takes a hash of the rank modulo n. Several ranks then fall on one key,
-// others on none, and the distribution is not zipfian any more. Here each rank
-// has a key of its own, by a permutation of 0..n-1 that the seed decides.
+// YCSB uses a hash of the rank modulo n. Then two ranks can share a key, some keys have
+// no rank, and the distribution is no longer zipfian. Scrambled instead maps each rank to
+// its own key, by a permutation of 0..n-1 that depends on the seed.
 type Scrambled struct {
 	ranks Zipfian
 	order permutation
 }
 
-// NewScrambled spreads a zipfian distribution in the order of a seed.
+// NewScrambled spreads the keys of a zipfian distribution. The seed selects the permutation.
 func NewScrambled(ranks Zipfian, seed uint64) Scrambled {
 	return Scrambled{ranks: ranks, order: newPermutation(ranks.n, seed)}
 }
 
-// Key returns the key that random bits stand for.
+// Key converts random bits to a key.
 func (s Scrambled) Key(random uint64) int { return s.order.at(s.ranks.Key(random)) }
 
-// Ranked returns the key that is asked for most often after rank others: rank 0
-// is the hottest.
+// Ranked returns the key of a popularity rank; rank 0 is the hottest.
 func (s Scrambled) Ranked(rank int) int { return s.order.at(rank) }
 
 // permutation is a one-to-one map of 0..n-1 onto itself, without a table.
 //
-// Each round is one-to-one on the numbers of as many bits as n-1 has: a
-// multiplication by an odd number, an addition, a shift folded in. A result
-// that is not below n is permuted again until it is, which keeps the map
-// one-to-one (cycle-walking; Black and Rogaway: Ciphers with Arbitrary Finite
-// Domains, 2002) and takes less than two turns on average. It spreads keys; it
-// hides nothing.
+// Each round permutes the numbers that have as many bits as n-1: multiply by an odd
+// number, add, then xor with a shifted copy. A result of n or above goes through the
+// rounds again until it is below n. This keeps the map one-to-one and takes less than
+// two passes on average (cycle-walking; Black and Rogaway: Ciphers with Arbitrary Finite
+// Domains, 2002). The map is not cryptographic.
 type permutation struct {
 	n     uint64
 	mask  uint64

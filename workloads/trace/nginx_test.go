@@ -78,27 +78,38 @@ func replay(t *testing.T, binary string, source *trace.Trace) *trace.Trace {
 	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
 	// nginx writes a line when the response is out, which the client may know first.
 	log := filepath.Join(dir, "access.log")
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		text, err := os.ReadFile(log)
-		if err != nil {
+	var text []byte
+	complete := eventually(t, func() bool {
+		var err error
+		if text, err = os.ReadFile(log); err != nil {
 			t.Fatal(err)
 		}
-		if strings.Count(string(text), "\n") == len(source.Records()) {
-			return read(t, string(text))
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("nginx logged\n%s", text)
-		}
-		<-time.After(5 * time.Millisecond)
+		return strings.Count(string(text), "\n") == len(source.Records())
+	})
+	if !complete {
+		t.Fatalf("nginx logged\n%s", text)
 	}
+	return read(t, string(text))
+}
+
+// eventually polls until done returns true. It returns false after 10 s.
+func eventually(t *testing.T, done func() bool) bool {
+	t.Helper()
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); <-poll.C {
+		if done() {
+			return true
+		}
+	}
+	return false
 }
 
 // startNginx starts an nginx that ends with the test, and returns its address.
 func startNginx(t *testing.T, binary, dir string) string {
 	t.Helper()
-	// Below the ports that the system gives to outgoing connections, and beside those of
-	// other packages' tests: nobody takes it before the server does.
+	// These ports are below the range of outgoing connections and are not used by the tests
+	// of other packages. So no other process takes the port before nginx binds it.
 	var free net.Listener
 	var err error
 	for range 100 {
@@ -136,16 +147,16 @@ http {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait()
 	})
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		conn, err := net.Dial("tcp", address)
-		if err == nil {
-			_ = conn.Close()
-			return address
+	serves := eventually(t, func() bool {
+		var conn net.Conn
+		if conn, err = net.Dial("tcp", address); err != nil {
+			return false
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("nginx does not serve: %v", err)
-		}
-		<-time.After(5 * time.Millisecond)
+		_ = conn.Close()
+		return true
+	})
+	if !serves {
+		t.Fatalf("nginx does not serve: %v", err)
 	}
+	return address
 }

@@ -7,8 +7,7 @@ import (
 	"net/url"
 )
 
-// Endpoint takes apart where a system can be reached: the base URL that requests
-// name, and the addresses of all its frontends.
+// Endpoint returns the base URL of a system and the addresses of all its frontends.
 func Endpoint(urls []string) (endpoint *url.URL, addresses []string, err error) {
 	for _, text := range urls {
 		u, err := url.Parse(text)
@@ -26,13 +25,13 @@ func Endpoint(urls []string) (endpoint *url.URL, addresses []string, err error) 
 	return endpoint, addresses, nil
 }
 
-// sourceCount is how many addresses the clients of a loopback target come from.
+// sourceCount is the number of client addresses for a loopback target.
 const sourceCount = 64
 
-// Sources returns the addresses that clients come from: for a target on the
-// loopback network 127.100+x.y.1 and up, so that what looks at addresses sees
-// many; none, which leaves the choice to the system, for any other target, and
-// where no such address can be bound.
+// Sources returns the source addresses of the clients. For a target on the IPv4 loopback
+// network they are 127.(100+x).y.1 and up, so that a server which distinguishes clients by
+// address sees many clients. For any other target, or if these addresses cannot be bound,
+// the result is nil: the system then chooses.
 func Sources(endpoint *url.URL, seed uint64) []netip.Addr {
 	host, err := netip.ParseAddr(endpoint.Hostname())
 	if err != nil || !host.Is4() || !host.IsLoopback() {
@@ -40,12 +39,13 @@ func Sources(endpoint *url.URL, seed uint64) []netip.Addr {
 	}
 	var sources []netip.Addr
 	for i := range sourceCount {
-		sources = append(sources, netip.AddrFrom4([4]byte{127, byte(100 + seed%100), byte(seed / 100 % 250), byte(1 + i)}))
+		address := [4]byte{127, byte(100 + seed%100), byte(seed / 100 % 250), byte(1 + i)}
+		sources = append(sources, netip.AddrFrom4(address))
 	}
 	probe, err := net.Listen("tcp", netip.AddrPortFrom(sources[0], 0).String())
 	if err != nil {
 		return nil
 	}
-	_ = probe.Close() // nothing was sent over it
+	_ = probe.Close() // the probe accepted no connection
 	return sources
 }

@@ -16,14 +16,14 @@ import (
 	"github.com/stagebench/stagebench/workloads/driver"
 )
 
-// Fixed is a cell at one rate, without a search.
+// Fixed configures a measurement at one rate, without a capacity search.
 type Fixed struct {
 	RPS      float64
 	Duration time.Duration
-	Faults   faults.Schedule // what is done meanwhile; may be empty
+	Faults   faults.Schedule // faults injected during the measurement; may be empty
 }
 
-// fixedRate warms up and measures one rate, while faults are injected.
+// fixedRate warms up and measures one rate while faults are injected.
 func (r *repeat) fixedRate(ctx context.Context, system *local.System) error {
 	if err := r.warmUp(ctx, r.Fixed.RPS); err != nil {
 		return err
@@ -38,17 +38,16 @@ func (r *repeat) fixedRate(ctx context.Context, system *local.System) error {
 	return err
 }
 
-// How records are read back: with replicas that are behind on purpose, their lag
-// comes on top of the patience, and with a cache the time that an old record may
-// stay there.
+// Settings for reading records back. The configured replica lag and, with a cache, its
+// TTL are added to the patience.
 const (
 	readBackPatience = 5 * time.Second
 	readBackPause    = 50 * time.Millisecond
 )
 
-// findWrites reads every record that was written to back through the target, and
-// adds to the cell what became of the writes. It does so where some can have been
-// lost: when there are replicas or write-back, and after faults.
+// findWrites reads back every written record through the target and adds the counts of
+// acknowledged and lost writes to the cell. It runs only if writes can be lost: with
+// replicas or shards, with write-back, or after faults.
 func (r *repeat) findWrites(ctx context.Context, system *local.System) error {
 	c := r.cell
 	databases := 0
@@ -64,7 +63,7 @@ func (r *repeat) findWrites(ctx context.Context, system *local.System) error {
 		return nil
 	}
 	if back {
-		// What is read from the cache before it is flushed is not known to be there.
+		// Before the flush, a read from the cache does not prove that the database has the write.
 		if err := awaitFlushed(ctx, system, cache.FlushInterval+readBackPatience); err != nil {
 			c.Warnf("%v", err)
 		}
@@ -73,8 +72,8 @@ func (r *repeat) findWrites(ctx context.Context, system *local.System) error {
 	if cache.Hosts > 0 {
 		patience += cache.TTL
 	}
-	how := driver.ReadBack{Timeout: opTimeout, Patience: patience, Pause: readBackPause}
-	writes, err := FindWrites(ctx, r.stepper.History, r.stepper.Clients, how)
+	config := driver.ReadBack{Timeout: opTimeout, Patience: patience, Pause: readBackPause}
+	writes, err := FindWrites(ctx, r.stepper.History, r.stepper.Clients, config)
 	if err != nil {
 		return err
 	}
@@ -91,13 +90,13 @@ func (r *repeat) findWrites(ctx context.Context, system *local.System) error {
 		sum.Conflicts += n.Conflicts
 	}
 	if writes.Unread > 0 {
-		c.Warnf("%d records could not be read back after the measurement: more writes may be lost than were found",
+		c.Warnf("%d records could not be read back after the measurement: more writes may be lost than counted",
 			writes.Unread)
 	}
 	return nil
 }
 
-// awaitFlushed waits until no cache host holds writes that the database does not have.
+// awaitFlushed waits until no cache host holds unflushed writes.
 func awaitFlushed(ctx context.Context, system *local.System, patience time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -121,19 +120,19 @@ func awaitFlushed(ctx context.Context, system *local.System, patience time.Durat
 	}
 }
 
-// FindWrites reads every record that was written to back, when no op is in flight
-// any more, and says what became of the writes; see history.Resolve for what that
-// cannot tell. Reads go where the target sends them: a replica that is behind is
-// waited for as long as how allows, and what it lacks after that counts as lost.
+// FindWrites reads back every written record and counts acknowledged, lost and ambiguous
+// writes; see history.Resolve for the limits of this method. No op may be in flight. The
+// target decides which replica answers a read. FindWrites waits for a lagging replica up
+// to config.Patience; writes that are missing after that count as lost.
 func FindWrites(
-	ctx context.Context, seen *history.Recorder, clients *driver.Clients, how driver.ReadBack,
+	ctx context.Context, seen *history.Recorder, clients *driver.Clients, config driver.ReadBack,
 ) (results.Writes, error) {
 	written := seen.Written()
 	want := map[string]int64{}
 	for _, w := range written {
 		want[w.Record] = w.Highest()
 	}
-	readBack, err := clients.Versions(ctx, want, how)
+	readBack, err := clients.Versions(ctx, want, config)
 	if err != nil {
 		return results.Writes{}, err
 	}

@@ -9,33 +9,33 @@ import (
 	"github.com/stagebench/stagebench/targets"
 )
 
-// Plan says how long and how finely a cell is measured.
+// Plan configures durations and precision of the measurement of a cell.
 type Plan struct {
 	Mode string // "quick", "default", "full"
 
-	ReferenceRPS float64       // the rate that all cells have in common
-	Reference    time.Duration // long enough for ten samples beyond the 99th percentile
+	ReferenceRPS float64       // the reference rate, equal in all cells
+	Reference    time.Duration // of the reference step: ten samples beyond the 99th percentile
 	Step         Length        // of a search step
-	Confirm      Length        // of a confirmation
-	WarmupSlice  time.Duration // one slice of the warm-up
-	WarmupSlices int           // at most
+	Confirm      Length        // of a confirmation step
+	WarmupSlice  time.Duration // of one warm-up step
+	WarmupSlices int           // maximum number of warm-up steps
 	Search       capacity.Config
-	Repeats      int // with restarted processes
+	Repeats      int // measurements of each cell, with restarted processes
 }
 
-// Length is how long a step lasts: until it should have so many ops, within
-// bounds. At a low rate a short step would be judged by a handful of them.
+// Length is the duration of a step: the time for the given number of ops, within Min and
+// Max. With a fixed short duration, a step at a low rate would have too few ops to judge.
 type Length struct {
 	Ops      int
 	Min, Max time.Duration
 }
 
-// At is the length at that rate.
+// At returns the length at a rate in ops per second.
 func (l Length) At(rate float64) time.Duration {
 	return min(max(time.Duration(float64(l.Ops)/rate*float64(time.Second)), l.Min), l.Max)
 }
 
-// Quick is a look at the ladder in about a minute.
+// Quick is the plan for a rough measurement of the ladder in about a minute.
 func Quick() Plan {
 	p := Default()
 	p.Mode = "quick"
@@ -47,7 +47,7 @@ func Quick() Plan {
 	return p
 }
 
-// Default is what `make run` shows: a bracket of 10 % for each of six cells
+// Default is the plan of `make run`: it narrows the capacity of each of six cells to 10 %
 // within four minutes.
 func Default() Plan {
 	return Plan{
@@ -61,7 +61,8 @@ func Default() Plan {
 	}
 }
 
-// Full repeats every cell with restarted processes, for an interval.
+// Full is the plan with the highest precision. It repeats every cell with restarted
+// processes and so gives the spread of the capacity.
 func Full() Plan {
 	p := Default()
 	p.Mode = "full"
@@ -74,16 +75,15 @@ func Full() Plan {
 	return p
 }
 
-// What the estimate counts with, besides what the plan fixes: typical figures
-// of the default run.
+// Typical values of a default run, used by Estimate.
 const (
-	bringUp      = 2 * time.Second // with the users' logins and the way down
-	bringUpDB    = 4 * time.Second // with native engines
-	typicalSteps = 4               // search steps of full length; failing ones end early, but are made twice
+	bringUp      = 2 * time.Second // start, logins and stop with embedded engines
+	bringUpDB    = 4 * time.Second // the same with native engines
+	typicalSteps = 4               // search steps of full length; failing steps end early, but are made twice
 )
 
-// Estimate is how long that many cells of a workload will take, which replays a
-// trace of that length; 0 = it is no trace.
+// Estimate returns the expected time to measure the given number of cells. Trace is the
+// length of the replayed trace; 0 = no trace.
 func (p Plan) Estimate(cells int, native bool, trace time.Duration) time.Duration {
 	one := bringUp
 	if native {
@@ -97,12 +97,11 @@ func (p Plan) Estimate(cells int, native bool, trace time.Duration) time.Duratio
 	return time.Duration(cells*p.Repeats) * one
 }
 
-// Cores is how many cores this process may use: those of its affinity, and no
-// more than a quota gives it.
+// Cores returns the number of cores that this process may use by CPU affinity and quota.
 func Cores() int { return runtime.GOMAXPROCS(0) }
 
-// FreeFor is how many cores are left for the client beside the isolated hosts of
-// a system.
+// FreeFor returns the number of cores that the isolated hosts of a system leave for the
+// client, at least 0.1.
 func FreeFor(usage targets.Usage) float64 {
 	free := float64(Cores())
 	for _, h := range usage.Hosts {
@@ -113,11 +112,12 @@ func FreeFor(usage targets.Usage) float64 {
 	return max(free, 0.1)
 }
 
-// Reserve is the part of the machine, in cores, that no host gets: the driver
-// has it for itself.
+// Reserve returns the number of cores that are reserved for the driver. Hosts do not get
+// them.
 func Reserve(cores int) float64 {
 	return min(0.5, float64(cores)/4)
 }
 
-// Unit is the size of the unit on a machine with that many cores.
+// Unit returns the size of one CPU unit, in cores, on a machine with the given number of
+// cores.
 func Unit(cores int) float64 { return ladder.UnitCPU(cores, Reserve(cores)) }

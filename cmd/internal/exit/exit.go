@@ -1,5 +1,5 @@
-// Package exit is how the program ends: the statuses, the errors that have one
-// of their own, and the report of an error to people.
+// Package exit defines the exit statuses of the program, errors with a specific status,
+// and the error report on stderr.
 package exit
 
 import (
@@ -9,15 +9,15 @@ import (
 	"io"
 )
 
-// The exit statuses, the only ones there are.
+// The exit statuses. The program uses no others.
 const (
-	Done       = 0 // what was asked for was done
-	Failed     = 1 // it failed
+	Done       = 0 // success
+	Failed     = 1 // the operation failed
 	WrongUsage = 2 // wrong usage: nothing was done
 	Invalid    = 3 // the measurement is invalid
 )
 
-// statusError is an error with an exit status of its own.
+// statusError is an error with a specific exit status.
 type statusError struct {
 	status int
 	err    error
@@ -26,12 +26,13 @@ type statusError struct {
 func (e statusError) Error() string { return e.err.Error() }
 func (e statusError) Unwrap() error { return e.err }
 
-// Usagef is wrong usage; the text says on a second line what to do.
+// Usagef returns an error with status WrongUsage. The second line of the text must say
+// what to do.
 func Usagef(format string, args ...any) error {
 	return statusError{WrongUsage, fmt.Errorf(format, args...)}
 }
 
-// Usage turns an error about what the user gave into wrong usage.
+// Usage gives an error about the user's input the status WrongUsage. Usage(nil) is nil.
 func Usage(err error) error {
 	if err == nil {
 		return nil
@@ -39,16 +40,16 @@ func Usage(err error) error {
 	return statusError{WrongUsage, err}
 }
 
-// Invalidf is a measurement that must not be believed.
+// Invalidf returns an error with status Invalid.
 func Invalidf(format string, args ...any) error {
 	return statusError{Invalid, fmt.Errorf(format, args...)}
 }
 
-// errInterrupted stands for all that a signal cut short.
+// errInterrupted replaces the errors that a signal caused.
 var errInterrupted = errors.New("interrupted")
 
-// withoutCancelled puts one errInterrupted in the place of everything that only
-// says that its context was cancelled, and keeps what else went wrong.
+// withoutCancelled replaces all context.Canceled errors by one errInterrupted and keeps
+// the other errors.
 func withoutCancelled(err error) error {
 	if !errors.Is(err, context.Canceled) {
 		return err
@@ -66,13 +67,13 @@ func withoutCancelled(err error) error {
 	return errors.Join(kept...)
 }
 
-// Report says what went wrong and returns the exit status.
+// Report writes the error to w and returns the exit status.
 func Report(w io.Writer, err error) int {
 	if err == nil {
 		return Done
 	}
 	err = withoutCancelled(err)
-	_, _ = fmt.Fprintf(w, "stagebench: %v\n", err) // there is nowhere else to say it
+	_, _ = fmt.Fprintf(w, "stagebench: %v\n", err) // a failed write cannot be reported anywhere
 	var s statusError
 	if errors.As(err, &s) {
 		return s.status

@@ -12,20 +12,20 @@ import (
 	"golang.org/x/net/http/httpguts"
 )
 
-// Identity is how the clients of an attack present themselves to a server, and
-// which servers they trust. Secrets come from the environment: an argument can
-// be read by everybody on the machine, and stays in the shell's history.
+// Identity configures how the clients of an attack authenticate and which servers they
+// trust. Secrets come from the environment, because every user of the machine can read
+// the arguments of a command, and the shell history keeps them.
 type Identity struct {
 	Headers   []string // "Name: value"
-	BasicEnv  string   // variable that holds user:password
-	BearerEnv string   // variable that holds a token
-	CA        string   // PEM file of authorities to trust instead of the system's
-	Cert, Key string   // PEM files of the client's own certificate
-	Insecure  bool     // do not check the server's certificate
-	Name      string   // name in the server's certificate, if not that of the URL
+	BasicEnv  string   // environment variable with user:password
+	BearerEnv string   // environment variable with a token
+	CA        string   // PEM file of authorities to trust instead of those of the system
+	Cert, Key string   // PEM files of the client certificate
+	Insecure  bool     // do not verify the server's certificate
+	Name      string   // expected name in the server's certificate; "" = the host of the URL
 }
 
-// Header returns the headers of all requests. Getenv looks a variable up.
+// Header returns the headers of all requests. Getenv returns an environment variable.
 func (i Identity) Header(getenv func(string) string) (map[string]string, error) {
 	header := map[string]string{}
 	for _, line := range i.Headers {
@@ -34,13 +34,14 @@ func (i Identity) Header(getenv func(string) string) (map[string]string, error) 
 		if !found || !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value) {
 			return nil, fmt.Errorf("--header %q\nwant 'Name: value', for example --header 'Accept: application/json'", line)
 		}
-		if _, twice := header[name]; twice {
+		if _, duplicate := header[name]; duplicate {
 			return nil, fmt.Errorf("--header %s is given twice\ngive it once, with commas between its values", name)
 		}
 		header[name] = value
 	}
 	if i.BasicEnv != "" && i.BearerEnv != "" || len(header["Authorization"]) > 0 && i.BasicEnv+i.BearerEnv != "" {
-		return nil, fmt.Errorf("more than one way to authenticate\nuse one of --basic-env, --bearer-env and --header Authorization")
+		return nil, fmt.Errorf("more than one way to authenticate\n" +
+			"use one of --basic-env, --bearer-env and --header Authorization")
 	}
 	for _, way := range []struct {
 		flag, variable, example string
@@ -56,17 +57,19 @@ func (i Identity) Header(getenv func(string) string) (map[string]string, error) 
 		if way.variable == "" {
 			continue
 		}
-		// The secret itself is in no message.
+		// An error message must not contain the secret.
 		value, ok := way.form(getenv(way.variable))
 		if getenv(way.variable) == "" || !ok {
-			return nil, fmt.Errorf("%s %s: the variable is not set, or is not %s\nset it in the environment of the command: %s=VALUE stagebench attack", way.flag, way.variable, way.example, way.variable)
+			return nil, fmt.Errorf("%s %s: the variable is not set, or is not %s\n"+
+				"set it in the environment of the command: %s=VALUE stagebench attack",
+				way.flag, way.variable, way.example, way.variable)
 		}
 		header["Authorization"] = value
 	}
 	return header, nil
 }
 
-// TLS returns how connections are secured; nil when nothing is asked for.
+// TLS returns the TLS configuration; nil means the default.
 func (i Identity) TLS() (*tls.Config, error) {
 	if i.CA+i.Cert+i.Key+i.Name == "" && !i.Insecure {
 		return nil, nil
@@ -79,13 +82,14 @@ func (i Identity) TLS() (*tls.Config, error) {
 		}
 		config.RootCAs = x509.NewCertPool()
 		if !config.RootCAs.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("--tls-ca %s: it holds no certificate\nwant a PEM file with the certificates of the authorities", i.CA)
+			return nil, fmt.Errorf("--tls-ca %s: no certificate in the file\n"+
+				"want a PEM file with the certificates of the authorities", i.CA)
 		}
 	}
 	if i.Cert != "" || i.Key != "" {
 		pair, err := tls.LoadX509KeyPair(i.Cert, i.Key)
 		if err != nil {
-			return nil, fmt.Errorf("--tls-cert, --tls-key: %w\nwant both, as PEM files that belong together", err)
+			return nil, fmt.Errorf("--tls-cert, --tls-key: %w\ngive both: the PEM files of a certificate and of its key", err)
 		}
 		config.Certificates = []tls.Certificate{pair}
 	}

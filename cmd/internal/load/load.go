@@ -1,7 +1,7 @@
-// Package load turns what people write after --workload into what is sent: the
-// name of a workload that we ship, a workload file, or a trace.
+// Package load builds the load for the value of --workload: the name of a preset, a
+// workload file, or a trace.
 //
-// It opens files and sends nothing. A Load may be used by many goroutines.
+// It opens files and sends no requests. A Load is safe for concurrent use.
 package load
 
 import (
@@ -12,19 +12,18 @@ import (
 	"github.com/stagebench/stagebench/workloads/pace"
 )
 
-// Load is a workload, with its own times if it has any.
+// Load is a workload and, for a trace, its schedule.
 type Load struct {
 	Workload workloads.Workload
-	// Times is when the ops of a trace are meant to happen; nil for a workload
-	// that can be sent at any rate.
+	// Times is the schedule of a trace; nil for a workload that can be sent at any rate.
 	Times pace.Schedule
-	// Length is how long Times lasts.
+	// Length is the duration of Times.
 	Length time.Duration
-	// Trace says what became of the lines of a trace, nil for anything else.
+	// Trace counts the lines of a trace by how they were used; nil without a trace.
 	Trace *results.Trace
 }
 
-// Classes lists the classes of its outcomes; nil when they are not known.
+// Classes lists the classes of the outcomes; nil if they are not known.
 func (l Load) Classes() []string {
 	w, known := l.Workload.(interface{ Classes() []workloads.Class })
 	if !known {
@@ -35,12 +34,12 @@ func (l Load) Classes() []string {
 		names = append(names, string(class))
 	}
 	if login, ok := l.Workload.(workloads.Login); ok && l.Workload.Users() > 0 {
-		names = append(names, string(login.LoginOp(0).Class)) // of users who lose their session
+		names = append(names, string(login.LoginOp(0).Class)) // logins after lost sessions
 	}
 	return names
 }
 
-// Rate is how many ops per second the times of a trace come to.
+// Rate returns the mean rate of a trace in ops per second.
 func (l Load) Rate() float64 {
 	return float64(l.Times.Count(l.Length)) / max(l.Length.Seconds(), 1e-9)
 }

@@ -16,10 +16,10 @@ import (
 	"github.com/stagebench/stagebench/workloads/trace"
 )
 
-// Replay says how the times of a trace are changed, in the words of the flags.
+// Replay is trace.Replay with errors that name the flags of the command.
 type Replay trace.Replay
 
-// Validate says what is wrong with the settings.
+// Validate returns an error that names the flags if a setting is out of range.
 func (r Replay) Validate() error {
 	if err := trace.Replay(r).Validate(); err != nil {
 		return fmt.Errorf("--speed %v, --max-gap %v: %w", r.Speed, r.MaxGap, err)
@@ -27,28 +27,26 @@ func (r Replay) Validate() error {
 	return nil
 }
 
-// Changes reports whether the times are changed at all, for which there has to be
-// a trace.
+// Changes reports whether the settings change the times of a trace. They then require a
+// trace.
 func (r Replay) Changes() bool { return r != Replay{Speed: 1} }
 
 // Maker makes loads by name.
 type Maker struct {
-	// Data is the data set that the photo service holds; its seed is that of
-	// workload files, too.
+	// Data is the data set of the photo service. Workload files use its seed, too.
 	Data sut.Data
-	// Replay says how traces are replayed.
+	// Replay configures how traces are replayed.
 	Replay Replay
-	// Service says that the target is the photo service, so that a trace's paths
-	// become photos and its clients users. Any other server is asked for the paths
-	// themselves.
+	// Service is true if the target is the photo service: the paths of a trace then become
+	// photos and its clients become users. Any other target gets the paths unchanged.
 	Service bool
 }
 
-// tracePrefix tells a trace from a workload file.
+// tracePrefix marks the name of a trace file.
 const tracePrefix = "trace:"
 
-// Make makes the load of that name: trace:FILE, a FILE.yaml, or a workload that
-// we ship. Errors say on a second line what to do.
+// Make makes the load of a name: trace:FILE, FILE.yaml, or a preset. The second line of
+// an error says what to do.
 func (m Maker) Make(name string) (Load, error) {
 	if path, isTrace := strings.CutPrefix(name, tracePrefix); isTrace {
 		return m.trace(path)
@@ -76,7 +74,7 @@ func (m Maker) file(path string) (Load, error) {
 	return Load{Workload: workload}, err
 }
 
-// trace reads a trace and says what is sent of it.
+// trace reads a trace and counts the lines that are sent and skipped.
 func (m Maker) trace(path string) (l Load, err error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -115,15 +113,15 @@ func (m Maker) trace(path string) (l Load, err error) {
 	return l, nil
 }
 
-// uploadCount is how many different JPEGs are uploaded in turns, of the default
-// size.
+// uploadCount is the number of different JPEGs that uploads use in turn. Width and height
+// are the default size, in pixels.
 const (
 	uploadCount  = 16
 	uploadWidth  = 160
 	uploadHeight = 120
 )
 
-// params describe the data set to the shipped workloads.
+// params returns the parameters of the presets for the data set.
 func (m Maker) params() (preset.Params, error) {
 	counts, known := m.Data.Counts()
 	if !known {

@@ -178,7 +178,8 @@ func paused(t *testing.T) {
 	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	<-time.After(pausedFor)
+	pause := time.NewTimer(pausedFor)
+	<-pause.C
 	if err := cmd.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}

@@ -92,7 +92,8 @@ func stalledSink(t *testing.T, d driver.Driver) {
 		stalled = true
 		for before := int64(-1); before != served.Load(); {
 			before = served.Load()
-			<-time.After(still)
+			pause := time.NewTimer(still)
+			<-pause.C
 		}
 	}})
 	y.Check(t, served.Load())

@@ -1,11 +1,10 @@
-// Package freezer is an HTTP server that stands still by the clock, so that the
-// honesty of any load generator can be checked: the response times that its
-// users felt are known exactly.
+// Package freezer is an HTTP server that freezes on a fixed schedule. The response times
+// of its clients are known exactly, so it can check the figures of any load generator.
 //
-// It is frozen for Frozen in the middle of every Period; a request that arrives
-// then is answered when the freeze is over. With Frozen = 0.5 s in every 5 s
-// the 95th percentile of the response time is 250 ms and the 99th 450 ms,
-// whatever the rate: a client that reports less has left something out.
+// The server freezes for Frozen in the middle of every Period. A request that arrives
+// during a freeze is answered when the freeze ends. With Frozen = 0.5 s and Period = 5 s
+// the 95th percentile of the response time is 250 ms and the 99th is 450 ms, at any rate.
+// A client that reports less has omitted some of the waiting.
 package freezer
 
 import (
@@ -17,31 +16,31 @@ import (
 	"time"
 )
 
-// LogPath is where the server tells, as a JSON Log, what it has done.
+// LogPath is the path at which the server returns its Log as JSON.
 const LogPath = "/freezer/log"
 
-// Freezer is the server. Its periods begin with the first request. It is safe
-// for concurrent use.
+// Freezer is the server. The first period begins with the first request. It is safe for
+// concurrent use.
 type Freezer struct {
 	Frozen, Period time.Duration
 
 	mu      sync.Mutex
 	start   time.Time
-	done    []time.Duration
-	waiting []chan struct{} // those who came during the freeze, in order of arrival
+	done    []time.Duration // when each answer was sent, since start
+	waiting []chan struct{} // requests that arrived during the freeze, in order of arrival
 }
 
-// Log is what a freezer has done.
+// Log reports when a freezer sent its answers.
 type Log struct {
-	StartUnixNS int64           `json:"start_unix_ns"` // when its first period began
-	Done        []time.Duration `json:"done"`          // when each answer had left, since the start, in order
+	StartUnixNS int64           `json:"start_unix_ns"` // begin of the first period
+	Done        []time.Duration `json:"done"`          // when each answer was sent, since the start, sorted
 }
 
 // ServeHTTP answers as soon as the server is not frozen.
 func (f *Freezer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == LogPath {
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(f.log()) // the client has gone; there is nobody to tell
+		_ = json.NewEncoder(w).Encode(f.log()) // fails only if the client has disconnected
 		return
 	}
 	start, thaw := f.arrive()
@@ -52,18 +51,18 @@ func (f *Freezer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	// Without a length the answer would leave in two pieces, and its end late.
+	// Without a length the answer would be sent in two pieces, and the end would be late.
 	w.Header().Set("Content-Length", "0")
 	w.WriteHeader(http.StatusOK)
-	// The answer counts as given when it has left, not when it was decided on.
+	// The answer counts as done after it was flushed.
 	_ = http.NewResponseController(w).Flush()
 	f.mu.Lock()
 	f.done = append(f.done, time.Since(start))
 	f.mu.Unlock()
 }
 
-// arrive takes a request in. During a freeze it returns what tells the request
-// that its turn has come: those who waited are served in order of arrival.
+// arrive registers a request. During a freeze it returns a channel that is closed when the
+// request may be answered. Waiting requests are answered in order of arrival.
 func (f *Freezer) arrive() (start time.Time, thaw <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -99,7 +98,7 @@ func (f *Freezer) log() Log {
 	return Log{StartUnixNS: f.start.UnixNano(), Done: slices.Clone(f.done)}
 }
 
-// left is how long the freeze that holds at that time still lasts.
+// left returns the remaining duration of the freeze at that time, or 0 outside a freeze.
 func (f *Freezer) left(at time.Duration) time.Duration {
 	begin := (f.Period - f.Frozen) / 2
 	if phase := at % f.Period; phase >= begin && phase < begin+f.Frozen {
@@ -108,14 +107,14 @@ func (f *Freezer) left(at time.Duration) time.Duration {
 	return 0
 }
 
-// DrainRate is the rate in requests/s at which a server that was offered rate
-// requests/s worked the backlog of its first freeze off, by its own log. The
-// schedule of the client began offset after the server's first period. It is
-// NaN when the backlog was never worked off.
+// DrainRate returns the rate in requests/s at which the server answered the backlog of
+// its first freeze, computed from the log. Rate is the offered load in requests/s. Offset
+// is the begin of the client's schedule, relative to the server's first period. DrainRate
+// returns NaN if the backlog was never cleared.
 func (f *Freezer) DrainRate(log Log, rate float64, offset time.Duration) float64 {
 	thaw := (f.Period-f.Frozen)/2 + f.Frozen
 	before, _ := slices.BinarySearch(log.Done, thaw-f.Frozen/2)
-	// The backlog is gone when as many answers have left as ops were intended.
+	// The backlog is cleared when the number of answers reaches the number of due ops.
 	for i := before; i < len(log.Done); i++ {
 		if at := log.Done[i]; float64(i+1) >= math.Floor(rate*(at-offset).Seconds()) {
 			return float64(i+1-before) / max((at-thaw).Seconds(), 1e-6)
@@ -124,12 +123,14 @@ func (f *Freezer) DrainRate(log Log, rate float64, offset time.Duration) float64
 	return math.NaN()
 }
 
-// Exact is the response time at that percentile of users who arrive at rate
-// requests/s and are served in order of arrival, when the backlog of a freeze
-// is worked off at drain requests/s (infinite: at once). An op that arrives u
-// into the freeze waits Frozen-u for the thaw, and then for the rate*u ops
-// before it: Frozen - u*(1-rate/drain). The ops of the freeze are the slowest,
-// so of a period's ops the share q is slower than the op at u = q*Period.
+// Exact returns the exact response time at a percentile. Requests arrive at rate
+// requests/s and are answered in order of arrival. The backlog of a freeze is answered at
+// drain requests/s (infinite: at once).
+//
+// An op that arrives u after the begin of the freeze waits Frozen-u for the end of the
+// freeze, and then for the rate*u ops before it. Together: Frozen - u*(1-rate/drain). The
+// ops of the freeze are the slowest ops of a period. So the share q of a period's ops is
+// slower than the op at u = q*Period.
 func (f *Freezer) Exact(percentile, rate, drain float64) time.Duration {
 	u := (1 - percentile/100) * f.Period.Seconds()
 	return time.Duration((f.Frozen.Seconds() - u*(1-rate/drain)) * 1e9)

@@ -23,18 +23,18 @@ import (
 	"github.com/stagebench/stagebench/workloads/pace"
 )
 
-// benchVariable makes the test binary the client of the benchmark, in a process
-// of its own so that its memory and its core are its own.
+// benchVariable makes the test binary run as the client of the benchmark. The client has
+// its own process, so that its memory and CPU use can be measured.
 const benchVariable = "STAGEBENCH_BENCH_ENDPOINT"
 
-// figures are what the client of the benchmark reports.
+// figures are the results that the client of the benchmark reports.
 type figures struct {
 	SentShare, MaxRSSMB, CPUCores float64
 	LagP99US, ResponseP99US       float64
 }
 
-// BenchmarkTenThousandPerSecond sends 10,000 requests/s for 10 s over 64
-// connections to nginx; the client has one core and the server the other.
+// BenchmarkTenThousandPerSecond sends 10,000 requests/s for 10 s over 64 connections to
+// nginx. The client is pinned to one core and the server to another.
 //
 //	go test -run '^$' -bench TenThousand -benchtime 1x ./workloads/driver/vegeta
 func BenchmarkTenThousandPerSecond(b *testing.B) {
@@ -63,7 +63,7 @@ func BenchmarkTenThousandPerSecond(b *testing.B) {
 	}
 }
 
-// sendForBench is the client of the benchmark.
+// sendForBench runs the client of the benchmark.
 func sendForBench(endpoint string) error {
 	u, err := url.Parse(endpoint)
 	if err != nil {

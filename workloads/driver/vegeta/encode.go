@@ -12,20 +12,21 @@ import (
 	"github.com/stagebench/stagebench/results"
 )
 
-// Encoder writes outcomes in vegeta's own binary format, so that `vegeta
-// report`, `vegeta plot` and `vegeta encode` read them. Timestamp is the
-// intended time and Latency the response time, both by our clocks: what vegeta
-// makes of them leaves nothing out. Vegeta counts codes of 200 to 399 as success,
-// so an op that failed without a status of 400 or above has code 0: one whose
-// answer broke off or failed its check, and one that was never sent, with the
-// error "unsent". An Encoder belongs to one goroutine.
+// Encoder writes outcomes in vegeta's binary format for `vegeta report`, `vegeta plot` and
+// `vegeta encode`. Timestamp is the intended time and Latency is the response time, both
+// by the clock of package driver. So vegeta's figures include the waiting before an op was
+// sent.
+//
+// Vegeta counts codes 200 to 399 as success. So a failed op with a status below 400 gets
+// code 0: an incomplete response, a failed check, or an op that was never sent (error
+// "unsent"). An Encoder is not safe for concurrent use.
 type Encoder struct {
 	encode vegeta.Encoder
 	start  time.Time
 	name   string
 }
 
-// NewEncoder returns an encoder of a run that begins at start.
+// NewEncoder returns an encoder for a run that begins at start.
 func NewEncoder(w io.Writer, name string, start time.Time) *Encoder {
 	return &Encoder{encode: vegeta.NewEncoder(w), start: start, name: name}
 }

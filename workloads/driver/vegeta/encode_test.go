@@ -11,8 +11,8 @@ import (
 	"github.com/stagebench/stagebench/workloads/driver/vegeta"
 )
 
-// What failed by our ledger is no success by vegeta's either, which looks at codes
-// alone, and statuses are kept where they say that it failed.
+// Vegeta judges success by the code only. It must not count a failed op as success, and
+// the encoder must keep statuses of 400 and above.
 func TestEncodedFailuresAreFailures(t *testing.T) {
 	outcomes := []struct {
 		results.Outcome
@@ -22,7 +22,7 @@ func TestEncodedFailuresAreFailures(t *testing.T) {
 		{results.Outcome{Fate: results.OK, Status: 304}, 304},
 		{results.Outcome{Fate: results.HTTPError, Status: 503, Error: "HTTP 503"}, 503},
 		{results.Outcome{Fate: results.HTTPError, Status: 200, CheckFailed: true, Error: "check: body above 12 bytes"}, 0},
-		{results.Outcome{Fate: results.Timeout, Status: 200, Error: "timeout"}, 0}, // after the header
+		{results.Outcome{Fate: results.Timeout, Status: 200, Error: "timeout"}, 0}, // while reading the body
 		{results.Outcome{Fate: results.TransportError, Status: 200, Error: "connection reset"}, 0},
 		{results.Outcome{Fate: results.InFlight, Sent: 1}, 0},
 		{results.Outcome{Fate: results.Unsent, Sent: -1}, 0},
@@ -48,6 +48,6 @@ func TestEncodedFailuresAreFailures(t *testing.T) {
 	}
 	metrics.Close()
 	if metrics.Success != 2.0/8 {
-		t.Errorf("vegeta says that %v succeeded, want 2 of 8", metrics.Success)
+		t.Errorf("vegeta counts a share of %v as success, want 2 of 8", metrics.Success)
 	}
 }

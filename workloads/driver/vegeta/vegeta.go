@@ -1,14 +1,13 @@
-// Package vegeta drives load through github.com/tsenart/vegeta's Attacker, with
-// our own clock, pace, connections and ledger around it.
+// Package vegeta sends load through the Attacker of github.com/tsenart/vegeta. Clock,
+// schedule, connections and ledger are those of package driver.
 //
-// Vegeta's Attacker brings the worker loop. What it does not bring is set
-// right from outside: its clock starts when a worker has picked a tick up, so
-// the wait of an op that found no free worker would be lost, and ops that were
-// never sent would not appear at all. Here the Pacer sleeps until the intended
-// time of the schedule, the Targeter takes the next op and a free connection,
-// and the RoundTripper carries it with the clocks of driver.Flight.
+// The Attacker provides the worker loop. Its own clock is not used: it starts when a
+// worker takes an op, so it would omit the wait for a free worker and all ops that were
+// never sent. Instead the Pacer sleeps until the intended time, the Targeter takes the
+// next op and a free connection, and the RoundTripper sends the op with the clock of
+// driver.Flight.
 //
-// The workers are bounded by the connections: vegeta's default, a new worker
+// The number of workers equals the number of connections. Vegeta's default, a new worker
 // whenever none is free, collapses at high rates.
 package vegeta
 
@@ -26,35 +25,37 @@ import (
 	"github.com/stagebench/stagebench/workloads/driver"
 )
 
-// slotHeader carries a ticket's slot from the Targeter to the RoundTripper,
-// which strips it: the order of the two is not the same for all workers.
+// slotHeader passes the slot of a ticket from the Targeter to the RoundTripper, which
+// removes it. Vegeta offers no other link between the two calls for one op.
 const slotHeader = "X-Stagebench-Slot"
 
-// Driver drives through vegeta. The zero value is ready; it may be used by many
-// goroutines.
+// Driver sends load through vegeta. The zero value is ready to use. It is safe for
+// concurrent use.
 type Driver struct{}
 
 // Name returns "vegeta".
 func (Driver) Name() string { return "vegeta" }
 
-// Run carries out the plan; see driver.Driver.
-func (Driver) Run(ctx context.Context, clients *driver.Clients, plan driver.Plan, sink func(results.Outcome)) (driver.Report, error) {
+// Run runs the plan; see driver.Driver.
+func (Driver) Run(
+	ctx context.Context, clients *driver.Clients, plan driver.Plan, sink func(results.Outcome),
+) (driver.Report, error) {
 	flight, err := driver.NewFlight(ctx, clients, plan, sink)
 	if err != nil {
 		return driver.Report{}, err
 	}
 	a := &attack{flight: flight, clients: clients, tickets: make([]*driver.Ticket, clients.Connections())}
 	workers := uint64(clients.Connections())
-	// An Attacker is good for one attack only.
+	// An Attacker can be used for one attack only.
 	attacker := vegeta.NewAttacker(
 		vegeta.Client(&http.Client{Transport: a}),
 		vegeta.Workers(workers), vegeta.MaxWorkers(workers),
 		vegeta.Redirects(vegeta.NoFollow), vegeta.MaxBody(0),
-		vegeta.Timeout(0), // the flight bounds each op, and can tell why it ended
+		vegeta.Timeout(0), // the flight applies the timeout and records the cause
 	)
 	go func() {
-		<-flight.Stopped() // at the latest when the flight lands
-		// A tick that no worker takes would hold the attack beyond its end.
+		<-flight.Stopped() // closed by Land at the latest
+		// Without Stop, an op that no free worker takes would prolong the attack.
 		attacker.Stop()
 	}()
 	own := hdr.NewHistogram()
@@ -66,15 +67,15 @@ func (Driver) Run(ctx context.Context, clients *driver.Clients, plan driver.Plan
 	return report, nil
 }
 
-// attack is one run as vegeta sees it: its Pacer, Targeter and RoundTripper.
+// attack is one run. It implements vegeta's Pacer, Targeter and http.RoundTripper.
 type attack struct {
 	flight  *driver.Flight
 	clients *driver.Clients
-	tickets []*driver.Ticket // by slot; a slot belongs to one worker at a time
+	tickets []*driver.Ticket // by slot; one worker at a time uses a slot
 }
 
-// Pace waits until the op is due. The wait is done here, not returned: vegeta
-// would sleep it with a coarser timer and could not be interrupted.
+// Pace waits until the op is due. It does not return the wait to vegeta: vegeta would
+// sleep with a coarser timer and could not be interrupted.
 func (a *attack) Pace(_ time.Duration, hits uint64) (wait time.Duration, stop bool) {
 	if hits == 0 {
 		a.flight.Start()
@@ -82,10 +83,10 @@ func (a *attack) Pace(_ time.Duration, hits uint64) (wait time.Duration, stop bo
 	return 0, !a.flight.Due(hits)
 }
 
-// Rate is what vegeta prints in its own reports, which are not used.
+// Rate is required by vegeta's Pacer interface. Only vegeta's own reports use it.
 func (a *attack) Rate(time.Duration) float64 { return 0 }
 
-// target is the Targeter: it takes up the next op.
+// target is the Targeter: it takes the next op.
 func (a *attack) target(t *vegeta.Target) error {
 	ticket := a.flight.Dispatch()
 	a.tickets[ticket.Slot()] = ticket
@@ -93,19 +94,19 @@ func (a *attack) target(t *vegeta.Target) error {
 	header[slotHeader] = []string{strconv.Itoa(ticket.Slot())}
 	t.Method, t.URL, t.Body, t.Header = ticket.Op.Method, a.clients.URL(ticket.Op), ticket.Op.Body, header
 	if !ticket.Sendable() {
-		// Vegeta would refuse to build it and never come to Carry, which has to
-		// account for it and to give the slot back.
+		// Vegeta could not build this request and would never call RoundTrip. The op would
+		// have no outcome, and its slot would never be free again.
 		t.Method, t.URL = http.MethodGet, a.clients.Endpoint().String()
 	}
 	return nil
 }
 
-// RoundTrip carries an op and hands vegeta an answer without a body: that has
-// been read already.
+// RoundTrip sends an op. The response for vegeta has no body, because Carry has already
+// read it.
 func (a *attack) RoundTrip(req *http.Request) (*http.Response, error) {
 	slot, err := strconv.Atoi(req.Header.Get(slotHeader))
 	if err != nil {
-		return nil, errors.New("vegeta: a request without its slot")
+		return nil, errors.New("vegeta: request without a slot header")
 	}
 	delete(req.Header, slotHeader)
 	delete(req.Header, "X-Vegeta-Seq")
