@@ -39,8 +39,8 @@ func TestClientConforms(t *testing.T) {
 	})
 }
 
-// A template is copied by hard links for each cell: what happens to the copy
-// must never reach the template.
+// Each cell uses a copy of a template, made of hard links. Changes to the copy must not
+// change the template.
 func TestLinkedCopyIsIndependent(t *testing.T) {
 	template, copied := t.TempDir(), t.TempDir()
 	dir, err := blob.OpenDir(template)
@@ -71,9 +71,9 @@ func TestFillLinksTheBytesOfOneImage(t *testing.T) {
 	counts := sut.DataCounts{Users: 10, Photos: 400, Comments: 1, Follows: 10, Images: 4}
 	data := photos.NewDataset(counts, 1)
 	dir := openDir(t)
-	made := map[int]int{}
+	rendered := map[int]int{} // calls by pool image
 	err := blob.Fill(t.Context(), dir, data.Images(), func(i int) (map[photos.Variant][]byte, error) {
-		made[i]++
+		rendered[i]++
 		variants := map[photos.Variant][]byte{}
 		for _, v := range photos.AllVariants() {
 			variants[v] = fmt.Appendf(nil, "image %d, %s", i, v)
@@ -84,8 +84,8 @@ func TestFillLinksTheBytesOfOneImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range counts.Images {
-		if made[i] != 1 {
-			t.Errorf("pool image %d was processed %d times", i, made[i])
+		if rendered[i] != 1 {
+			t.Errorf("pool image %d was rendered %d times, want 1", i, rendered[i])
 		}
 	}
 	for photo, i := range data.Images() {
@@ -112,9 +112,9 @@ func TestFillStopsOnErrors(t *testing.T) {
 	}
 }
 
-// A node that was killed in the middle of a PUT leaves a temporary file; it
-// must neither show up as an object nor stay for ever.
-func TestUnfinishedObjectsAreRemoved(t *testing.T) {
+// A node that was killed during a PUT leaves a temporary file. The next OpenDir must
+// remove it.
+func TestOpenRemovesTemporaryFiles(t *testing.T) {
 	root := t.TempDir()
 	if _, err := blob.OpenDir(root); err != nil {
 		t.Fatal(err)
@@ -127,7 +127,7 @@ func TestUnfinishedObjectsAreRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the unfinished object is still there: %v", err)
+		t.Errorf("the temporary file is still there: %v", err)
 	}
 }
 
@@ -151,7 +151,11 @@ func TestHandlerRefusals(t *testing.T) {
 		{"wrong method", "POST", "/blob/77/thumb", strings.NewReader("x"), nil, 405},
 		{"made-up method", "GRAB", "/blob/77/thumb", nil, nil, 405},
 		{"too large", "PUT", "/blob/77/thumb", bytes.NewReader(make([]byte, blob.MaxBytes+1)), nil, 413},
-		{"too large, no length", "PUT", "/blob/77/thumb", struct{ io.Reader }{bytes.NewReader(make([]byte, blob.MaxBytes+1))}, nil, 413},
+		{
+			"too large, no length", "PUT", "/blob/77/thumb",
+			struct{ io.Reader }{bytes.NewReader(make([]byte, blob.MaxBytes+1))},
+			nil, 413,
+		},
 		{"delete unknown", "DELETE", "/blob/77/thumb", nil, nil, 404},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -170,14 +174,15 @@ func TestHandlerRefusals(t *testing.T) {
 			if test.want == 405 && response.Header.Get("Allow") == "" {
 				t.Error("405 without Allow")
 			}
-			var answer struct{ Error, Hint string }
-			if err := json.NewDecoder(response.Body).Decode(&answer); test.method != "HEAD" && (err != nil || answer.Error == "" || answer.Hint == "") {
-				t.Errorf("body is not an error with a hint: %+v, %v", answer, err)
+			var body struct{ Error, Hint string }
+			err = json.NewDecoder(response.Body).Decode(&body)
+			if test.method != "HEAD" && (err != nil || body.Error == "" || body.Hint == "") {
+				t.Errorf("body is not an error with a hint: %+v, %v", body, err)
 			}
 		})
 	}
 	if counted := countedMethods(t, registry); counted["GRAB"] != 0 || counted["other"] == 0 || counted["GET"] == 0 {
-		t.Errorf("counted %v: every request under its method, and none under a method that a client made up", counted)
+		t.Errorf("counted %v: want known methods by name and all others as \"other\"", counted)
 	}
 }
 
@@ -207,7 +212,7 @@ func TestRanges(t *testing.T) {
 	}
 }
 
-// A client that goes away in the middle of a PUT must leave nothing.
+// A client that disconnects during a PUT must leave no object.
 func TestBodyThatEndsEarly(t *testing.T) {
 	dir := openDir(t)
 	server, _ := serve(t, dir)
@@ -225,7 +230,7 @@ func TestBodyThatEndsEarly(t *testing.T) {
 		t.Errorf("answer %q, error %v", answer, err)
 	}
 	if _, err := dir.Head(t.Context(), 8, photos.VariantThumb); !errors.Is(err, photos.ErrNotFound) {
-		t.Errorf("half an object is there: %v", err)
+		t.Errorf("head of a partial object: %v, want not found", err)
 	}
 }
 
@@ -250,8 +255,8 @@ func TestDeadNodeIsUnavailable(t *testing.T) {
 	}
 }
 
-// A node that accepts and never answers must not hold the caller for longer
-// than the caller is willing to wait.
+// A node that accepts connections and never responds must not block a caller for longer
+// than the timeout of the client.
 func TestHangingNodeIsUnavailable(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -265,9 +270,9 @@ func TestHangingNodeIsUnavailable(t *testing.T) {
 	}
 }
 
-// Idle connections to a node that was restarted are dead; that must not cost
-// any call, whichever its method.
-func TestRestartedNodeCostsNoCall(t *testing.T) {
+// A restart of the node closes the idle connections of its clients. No call of any method
+// may fail because of that.
+func TestRestartFailsNoCall(t *testing.T) {
 	dir := openDir(t)
 	put(t, dir, 1, "x")
 	server, _ := serve(t, dir)
@@ -300,7 +305,7 @@ func put(t *testing.T, dir *blob.Dir, id photos.ID, text string) {
 	}
 }
 
-// serve starts a node.
+// serve starts a node on a directory.
 func serve(t *testing.T, dir *blob.Dir) (*httptest.Server, *prometheus.Registry) {
 	t.Helper()
 	registry := prometheus.NewRegistry()

@@ -16,20 +16,20 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// ClientConfig says which blob node a client talks to, and how patiently.
+// ClientConfig configures a Client.
 type ClientConfig struct {
 	Address string        // host:port of the node
-	Timeout time.Duration // of one call, connecting and bytes included; 0 = 5 s
-	// RequestID returns the id of the request that a call is made for, which goes
-	// with the call; nil = none does.
+	Timeout time.Duration // bound of one call, including the connection and the body; 0 = 5 s
+	// RequestID returns the id of the web request that a call serves. The client
+	// sends it in sut.RequestIDHeader. nil = no id is sent.
 	RequestID func(context.Context) string
 }
 
-// maxIdle is how many idle connections a client keeps.
+// maxIdle bounds the idle connections of one client.
 const maxIdle = 32
 
-// errNoAnswer: the node did not answer at all, which one that is full does.
-var errNoAnswer = errors.New("no answer")
+// errNoResponse reports that the node sent no HTTP response. A full node sends one.
+var errNoResponse = errors.New("no response")
 
 // Client talks to a blob node. Close it when it is no longer needed.
 type Client struct {
@@ -37,7 +37,7 @@ type Client struct {
 	http   *http.Client
 }
 
-// NewClient returns a client. It connects on the first call.
+// NewClient returns a client, which connects on the first call.
 func NewClient(c ClientConfig) *Client {
 	c.Timeout = cmp.Or(c.Timeout, 5*time.Second)
 	transport := &http.Transport{
@@ -45,7 +45,7 @@ func NewClient(c ClientConfig) *Client {
 		MaxIdleConns:        maxIdle,
 		MaxIdleConnsPerHost: maxIdle,
 		IdleConnTimeout:     90 * time.Second,
-		DisableCompression:  true, // JPEGs do not shrink, and lengths must be those of the bytes
+		DisableCompression:  true, // JPEGs do not shrink, and Content-Length must be the object's size
 	}
 	return &Client{config: c, http: &http.Client{Transport: transport, Timeout: c.Timeout}}
 }
@@ -67,7 +67,7 @@ func (c *Client) Get(ctx context.Context, id photos.ID, v photos.Variant) ([]byt
 	}
 	defer response.Body.Close()
 	if response.ContentLength < 0 || response.ContentLength > MaxBytes {
-		return nil, fmt.Errorf("GET blob %d/%s: %w: it has %d bytes, at most %d are read",
+		return nil, fmt.Errorf("GET blob %d/%s: %w: the node announced %d bytes, want 0 to %d",
 			id, v, photos.ErrUnavailable, response.ContentLength, MaxBytes)
 	}
 	data := make([]byte, response.ContentLength)
@@ -82,13 +82,13 @@ func (c *Client) Head(ctx context.Context, id photos.ID, v photos.Variant) (int6
 	return c.size(ctx, http.MethodHead, id, v, nil)
 }
 
-// Delete removes an object; one that is not there is photos.ErrNotFound.
+// Delete removes an object. It returns photos.ErrNotFound if there is no such object.
 func (c *Client) Delete(ctx context.Context, id photos.ID, v photos.Variant) error {
 	_, err := c.size(ctx, http.MethodDelete, id, v, nil)
 	return err
 }
 
-// size sends a request and returns the length that the answer announces.
+// size sends a request and returns the Content-Length of the response.
 func (c *Client) size(ctx context.Context, method string, id photos.ID, v photos.Variant, data []byte) (int64, error) {
 	response, err := c.call(ctx, method, id, v, data)
 	if err != nil {
@@ -98,7 +98,8 @@ func (c *Client) size(ctx context.Context, method string, id photos.ID, v photos
 	return response.ContentLength, nil
 }
 
-// call sends a request and returns the response if it is a success.
+// call sends a request. It returns the response if the status is below 300, else an
+// error. The caller closes the body.
 func (c *Client) call(
 	ctx context.Context, method string, id photos.ID, v photos.Variant, data []byte,
 ) (*http.Response, error) {
@@ -111,9 +112,9 @@ func (c *Client) call(
 	if err != nil {
 		return nil, fmt.Errorf("%s blob %d/%s: %w", method, id, v, err)
 	}
-	// Every method here may be repeated. The key, which is not sent when it is
-	// empty, tells the transport so: without it a PUT or DELETE on a connection
-	// that the node closed when it was restarted would fail for nothing.
+	// All methods of a blob node are idempotent. This key lets the transport retry PUT
+	// and DELETE: without it, a call fails when it reuses an idle connection that the
+	// node closed during a restart. A key without values is not sent.
 	request.Header["Idempotency-Key"] = nil
 	if c.config.RequestID != nil {
 		if requestID := c.config.RequestID(ctx); requestID != "" {
@@ -122,7 +123,7 @@ func (c *Client) call(
 	}
 	response, err := c.http.Do(request)
 	if err != nil {
-		return nil, fmt.Errorf("%s blob %d/%s: %w: %w: %w", method, id, v, photos.ErrUnavailable, errNoAnswer, err)
+		return nil, fmt.Errorf("%s blob %d/%s: %w: %w: %w", method, id, v, photos.ErrUnavailable, errNoResponse, err)
 	}
 	if response.StatusCode < 300 {
 		return response, nil
@@ -131,15 +132,14 @@ func (c *Client) call(
 	switch {
 	case response.StatusCode == http.StatusNotFound:
 		return nil, fmt.Errorf("%s blob %d/%s: %w", method, id, v, photos.ErrNotFound)
-	case response.StatusCode >= 500: // 507, a full disk, among them
+	case response.StatusCode >= 500: // includes 507, a full disk
 		err = photos.ErrUnavailable
 		return nil, fmt.Errorf("%s blob %d/%s: %w: the node answered %s", method, id, v, err, response.Status)
 	}
 	return nil, fmt.Errorf("%s blob %d/%s: the node answered %s", method, id, v, response.Status)
 }
 
-// drain reads what is left of a short body, so that the connection can be used
-// again.
+// drain reads the rest of a short body, so that the connection can be reused.
 func drain(response *http.Response) {
 	_, _ = io.CopyN(io.Discard, response.Body, 4<<10)
 	response.Body.Close()

@@ -1,14 +1,14 @@
-// Package blob keeps the bytes of photos: a directory of files (Dir), a node
-// that serves it over HTTP (NewHandler), and the client that the web tier uses
-// (Client). Fill makes the template of a seeded data set.
+// Package blob stores the bytes of photos. Dir stores them in a directory of files,
+// Handler serves a Dir over HTTP, Client calls one blob node, and Ring spreads photos
+// over several nodes. Fill writes the objects of a seeded data set.
 //
-// An object is named by a photo's id and a variant, and is written once: ids
-// are never used again, and a second PUT replaces the whole object. The package
-// knows no JPEG: any bytes will do. It keeps no index; the file system is one.
+// A photo's id and a variant name an object. Ids are never reused. A second PUT
+// replaces the whole object. The package does not parse JPEG: an object is any bytes.
+// It keeps no index besides the file system.
 //
-// Sizes are in bytes. Everything may be called concurrently. Errors wrap
-// photos.ErrNotFound and, when the store or its disk cannot answer,
-// photos.ErrUnavailable. Dir and Client pass one conformance kit, blobtest.
+// Sizes are in bytes. All functions and methods may be called concurrently. Errors
+// wrap photos.ErrNotFound, or photos.ErrUnavailable when the node or its disk does not
+// work. Dir, Client and Ring pass one conformance kit, blobtest.
 package blob
 
 import (
@@ -28,47 +28,47 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// fanOut is the number of directories that objects are spread over. 256 keep
-// the 800,000 files of the large data set at about 3,000 per directory, and
-// cost a new store 256 system calls.
+// fanOut is the number of subdirectories for objects. With 256, each holds about 3,000
+// of the 800,000 files of the large data set. A new store makes 256 directories.
 const fanOut = 256
 
 // Dir is a directory of objects.
 //
-// A file is never modified in place: it is written under a temporary name and
-// renamed, and a delete only takes a name away. So a whole directory can be
-// copied by hard links, and nothing that happens to the copy reaches the
-// template. Objects survive the death of the process as soon as Write returns;
-// they are not synced to disk, so a power failure may lose the newest.
+// A file is never modified in place: Write creates a temporary file and renames it, and
+// Delete removes a name. So hard links are a safe copy of a directory: changes to the
+// copy do not change the template. An object survives a crash of the process as soon as
+// Write has returned. Objects are not synced to disk: a power failure may lose the
+// newest ones.
 type Dir struct {
 	root string
-	// create opens a new temporary file; a test replaces it by a full disk.
+	// create opens a new temporary file. A test replaces it to simulate a full disk.
 	create func(dir string) (*os.File, error)
 }
 
-// OpenDir opens the store in a directory, which is made if it does not exist.
-// Only one process may have it open: what writes left unfinished is removed.
+// OpenDir opens the store in a directory, and creates the directory if it does not
+// exist. Only one process may open it: OpenDir removes the temporary files of
+// interrupted writes, so it would remove those of another process, too.
 func OpenDir(root string) (*Dir, error) {
 	d := &Dir{root: root, create: func(dir string) (*os.File, error) { return os.CreateTemp(dir, "put-") }}
-	if err := os.RemoveAll(d.unfinished()); err != nil {
-		return nil, fmt.Errorf("remove unfinished objects: %w", err)
+	if err := os.RemoveAll(d.temporaryDir()); err != nil {
+		return nil, fmt.Errorf("remove temporary files: %w", err)
 	}
 	for _, dir := range d.directories() {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return nil, fmt.Errorf("make a blob directory: %w", err)
+			return nil, fmt.Errorf("create a blob directory: %w", err)
 		}
 	}
 	return d, nil
 }
 
-// Write stores an object from a reader and returns its size. Until it returns
-// without an error, readers see what was there before.
+// Write stores an object from a reader and returns its size. Readers see the previous
+// object until the new one is complete. A failed Write changes nothing.
 func (d *Dir) Write(id photos.ID, v photos.Variant, from io.Reader) (int64, error) {
 	path, err := d.path(id, v)
 	if err != nil {
 		return 0, err
 	}
-	file, err := d.create(d.unfinished())
+	file, err := d.create(d.temporaryDir())
 	if err != nil {
 		return 0, storeError("write", id, v, err)
 	}
@@ -80,14 +80,14 @@ func (d *Dir) Write(id photos.ID, v photos.Variant, from io.Reader) (int64, erro
 		err = os.Rename(file.Name(), path)
 	}
 	if err != nil {
-		// What cannot be removed now is removed when the store is next opened.
+		// If this fails, the next OpenDir removes the file.
 		_ = os.Remove(file.Name())
 		return 0, storeError("write", id, v, err)
 	}
 	return size, nil
 }
 
-// Open returns an object for reading, and its size. The caller closes it.
+// Open returns the file of an object and its size. The caller closes the file.
 func (d *Dir) Open(id photos.ID, v photos.Variant) (*os.File, int64, error) {
 	path, err := d.path(id, v)
 	if err != nil {
@@ -138,8 +138,8 @@ func (d *Dir) Head(_ context.Context, id photos.ID, v photos.Variant) (int64, er
 	return info.Size(), nil
 }
 
-// Delete removes an object. One that is not there is an error, so that a
-// caller can tell a repeated delete.
+// Delete removes an object. It returns photos.ErrNotFound if there is no such object,
+// so that a caller can recognize a repeated delete.
 func (d *Dir) Delete(_ context.Context, id photos.ID, v photos.Variant) error {
 	path, err := d.path(id, v)
 	if err != nil {
@@ -151,9 +151,9 @@ func (d *Dir) Delete(_ context.Context, id photos.ID, v photos.Variant) error {
 	return nil
 }
 
-// Link gives every variant of one photo a second name, under another photo:
-// the bytes are on disk once. Where the file system has no links left for a
-// file (ext4 stops at 65,000) the bytes are copied.
+// Link gives photo to the objects of photo from, by hard links. So the bytes are on
+// disk once. Link copies the bytes where the file system supports no links or no more
+// links to a file (ext4 allows 65,000).
 func (d *Dir) Link(from, to photos.ID) error {
 	for _, v := range photos.AllVariants() {
 		old, err := d.path(from, v)
@@ -185,21 +185,22 @@ func (d *Dir) copyFile(old string, to photos.ID, v photos.Variant) error {
 	return err
 }
 
-// path returns the file of an object. Neighbouring ids go to different
-// directories, and so do ids that differ in their time only.
+// path returns the file name of an object. The hash puts adjacent ids into different
+// directories, and so ids that differ only in their time bits.
 func (d *Dir) path(id photos.ID, v photos.Variant) (string, error) {
 	if id < 1 || !v.Valid() {
 		return "", fmt.Errorf("blob %d/%s: %w", id, v, photos.ErrNotFound)
 	}
 	// The multiplier is 2^64 divided by the golden ratio (Knuth, volume 3, 6.4).
-	spread := uint64(id) * 0x9e3779b97f4a7c15 >> 56
-	return filepath.Join(d.root, fanName(int(spread)), strconv.FormatInt(int64(id), 10)+"-"+string(v)+".jpg"), nil
+	bucket := uint64(id) * 0x9e3779b97f4a7c15 >> 56
+	return filepath.Join(d.root, fanName(int(bucket)), strconv.FormatInt(int64(id), 10)+"-"+string(v)+".jpg"), nil
 }
 
-func (d *Dir) unfinished() string { return filepath.Join(d.root, "unfinished") }
+// temporaryDir returns the directory of objects that are being written.
+func (d *Dir) temporaryDir() string { return filepath.Join(d.root, "unfinished") }
 
 func (d *Dir) directories() []string {
-	dirs := []string{d.unfinished()}
+	dirs := []string{d.temporaryDir()}
 	for i := range fanOut {
 		dirs = append(dirs, filepath.Join(d.root, fanName(i)))
 	}
@@ -208,8 +209,8 @@ func (d *Dir) directories() []string {
 
 func fanName(i int) string { return fmt.Sprintf("%02x", i) }
 
-// storeError wraps an error of the file system: an object that is not there is
-// photos.ErrNotFound, everything else means that the store cannot do its work.
+// storeError wraps an error of the file system: with photos.ErrNotFound if the file does
+// not exist, else with photos.ErrUnavailable.
 func storeError(action string, id photos.ID, v photos.Variant, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s blob %d/%s: %w", action, id, v, photos.ErrNotFound)
@@ -224,8 +225,8 @@ type object struct {
 	entry   fs.DirEntry
 }
 
-// objects lists the objects that are there, in no order. What cannot be read is left
-// out: it cannot be served either.
+// objects lists the stored objects, in no order. It skips directories that it cannot
+// read: their objects cannot be served either.
 func (d *Dir) objects() iter.Seq[object] {
 	return func(yield func(object) bool) {
 		for _, dir := range d.directories() {
@@ -242,11 +243,11 @@ func (d *Dir) objects() iter.Seq[object] {
 	}
 }
 
-// size is the bytes of all objects of photos that a host holds.
-func (d *Dir) size(holds func(photos.ID) bool) int64 {
+// size returns the sum of the sizes of all objects whose photo is included.
+func (d *Dir) size(included func(photos.ID) bool) int64 {
 	var sum int64
 	for o := range d.objects() {
-		if !holds(o.id) {
+		if !included(o.id) {
 			continue
 		}
 		if info, err := o.entry.Info(); err == nil {

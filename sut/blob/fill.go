@@ -8,16 +8,16 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// Fill puts the bytes of a seeded data set into an empty directory. shown says
-// which image of a pool each photo shows; image is asked for every variant of a
-// pool image once, when the first photo that shows it comes. The other photos
-// get links, so that 200,000 photos of 256 images cost 256 times the work of
-// processing and one system call per name.
+// Fill writes the objects of a seeded data set into an empty directory. images yields
+// each photo with the index of its image in a pool. render returns all variants of a
+// pool image. Fill calls it once per image and gives hard links to the other photos of
+// that image: 200,000 photos of 256 images need 256 calls of render.
 func Fill(
-	ctx context.Context, dir *Dir, shown iter.Seq2[photos.ID, int], image func(i int) (map[photos.Variant][]byte, error),
+	ctx context.Context, dir *Dir, images iter.Seq2[photos.ID, int],
+	render func(i int) (map[photos.Variant][]byte, error),
 ) error {
-	first := map[int]photos.ID{} // by image: the photo that holds its bytes
-	for photo, i := range shown {
+	first := map[int]photos.ID{} // by image: the first photo, which holds its bytes
+	for photo, i := range images {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -27,9 +27,9 @@ func Fill(
 			}
 			continue
 		}
-		variants, err := image(i)
+		variants, err := render(i)
 		if err != nil {
-			return fmt.Errorf("make pool image %d: %w", i, err)
+			return fmt.Errorf("render pool image %d: %w", i, err)
 		}
 		for _, v := range photos.AllVariants() {
 			if err := dir.Put(ctx, photo, v, variants[v]); err != nil {

@@ -21,32 +21,32 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// MaxBytes bounds one object, and so what one request can write.
+// MaxBytes bounds the size of one object.
 const MaxBytes = 16 << 20
 
-// HandlerConfig says what a blob node serves.
+// HandlerConfig configures a blob node.
 type HandlerConfig struct {
 	Dir *Dir
-	Log *slog.Logger // hears of failures of the disk
+	Log *slog.Logger // receives disk errors and requests (LogRequests)
 	// Registry gets stagebench_blob_requests_total, _bytes_total, _moved_total and, with a
 	// capacity, _stored_bytes.
 	Registry prometheus.Registerer
 
-	Node   string // the host's own name
-	Copies int    // of each photo on different hosts; 0 = 1
-	// Seeded is the data set that there was at the beginning. The directory may hold the
-	// bytes of all its photos, of which each host shows its own part only, as its members
-	// have it. An uploaded photo may be anywhere.
+	Node   string // this node's name
+	Copies int    // copies of each photo, on different nodes; 0 = 1
+	// Seeded is the initial data set. The directory may hold the objects of all its
+	// photos, but the node serves only the photos that are placed on it (SetMembers).
+	// It serves every uploaded photo that it holds.
 	Seeded sut.DataCounts
-	// Capacity bounds the bytes that the host holds; past it it is full. 0 = what
-	// the disk holds.
+	// Capacity bounds the bytes of all objects that the node serves. A PUT above it gets
+	// 507. 0 = no bound but the disk.
 	Capacity int64
-	// LogRequests says which requests are logged, with their ids: sut.LogFailed, those
-	// answered 500 or more, which is the default; sut.LogAll or sut.LogNone.
+	// LogRequests selects the requests to log, with their ids: sut.LogFailed (the
+	// default: status 500 or more), sut.LogAll or sut.LogNone.
 	LogRequests string
 }
 
-// Handler is a blob host. SetMembers tells it which other hosts there are.
+// Handler is a blob node. SetMembers gives it the list of all blob nodes.
 type Handler struct {
 	config     HandlerConfig
 	placements atomic.Pointer[placements] // never nil
@@ -54,18 +54,18 @@ type Handler struct {
 	bytes      *prometheus.CounterVec
 	in, out    prometheus.Counter
 	moved      prometheus.Counter
-	stored     atomic.Int64 // bytes, where there is a capacity
+	stored     atomic.Int64 // bytes of all served objects; 0 without a capacity
 
-	setting sync.Mutex // one change of members at a time
-	settled []string   // the members that objects have been placed on; nil = there were none
-	moving  bool       // objects may be placed on others, too
+	membersMu sync.Mutex // held by SetMembers
+	members   []string   // nodes that all objects are placed on; nil = never set
+	moving    bool       // an announced change of members is not complete
 }
 
-// NewHandler serves a directory:
+// NewHandler returns a node that serves a directory:
 //
-//	PUT    /blob/{id}/{variant}   201; 413 above the bound, 507 when the host is full
-//	GET    /blob/{id}/{variant}   200 or 404; ranges
-//	HEAD   /blob/{id}/{variant}   the same without the bytes
+//	PUT    /blob/{id}/{variant}   201; 413 above MaxBytes; 507 when the node is full
+//	GET    /blob/{id}/{variant}   200 or 404; supports ranges
+//	HEAD   /blob/{id}/{variant}   as GET, without the body
 //	DELETE /blob/{id}/{variant}   204 or 404
 //
 // Errors have a JSON body, {"error": ..., "hint": ...}.
@@ -80,14 +80,14 @@ func NewHandler(c HandlerConfig) *Handler {
 			Name: "stagebench_blob_bytes_total", Help: "Photo bytes read (out) and written (in).",
 		}, []string{"direction"}),
 		moved: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "stagebench_blob_moved_total", Help: "Objects that were handed over to other hosts when hosts came or went.",
+			Name: "stagebench_blob_moved_total", Help: "Objects moved to other hosts after a change of blob hosts.",
 		}),
 	}
 	h.placements.Store(&placements{})
 	if c.Capacity > 0 {
 		h.stored.Store(c.Dir.size(h.holds))
 		c.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "stagebench_blob_stored_bytes", Help: "Photo bytes that the host holds, of which its capacity allows so many.",
+			Name: "stagebench_blob_stored_bytes", Help: "Photo bytes that the host serves, at most its capacity.",
 		}, func() float64 { return float64(h.stored.Load()) }))
 	}
 	h.in, h.out = h.bytes.WithLabelValues("in"), h.bytes.WithLabelValues("out")
@@ -95,15 +95,16 @@ func NewHandler(c HandlerConfig) *Handler {
 	return h
 }
 
-// sizeOf is the size of an object that is there, else 0.
+// sizeOf returns the size of an object that counts against the capacity, else 0.
 func (h *Handler) sizeOf(id photos.ID, v photos.Variant) int64 {
 	if h.config.Capacity == 0 || !h.holds(id) {
 		return 0
 	}
-	size, _ := h.config.Dir.Head(context.Background(), id, v) // 0 with an error
+	size, _ := h.config.Dir.Head(context.Background(), id, v) // 0 on error
 	return size
 }
 
+// ServeHTTP answers, counts and logs one request.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	code := h.serve(w, r)
 	if h.config.LogRequests == sut.LogAll || code >= 500 && h.config.LogRequests != sut.LogNone {
@@ -114,7 +115,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch method {
 	case http.MethodGet, http.MethodHead, http.MethodPut, http.MethodDelete:
 	default:
-		method = "other" // a client must not be able to make up labels
+		method = "other" // otherwise a client could create any number of time series
 	}
 	h.requests.WithLabelValues(method, strconv.Itoa(code)).Inc()
 }
@@ -128,7 +129,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) int {
 	}
 	if r.Method != http.MethodPut && !h.holds(id) {
 		if r.Method == http.MethodDelete {
-			_ = h.config.Dir.Delete(r.Context(), id, v) // it may be shown again after a change of members
+			_ = h.config.Dir.Delete(r.Context(), id, v) // otherwise a later change of members would serve it again
 		}
 		return h.fail(w, photos.ErrNotFound)
 	}
@@ -145,10 +146,11 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) int {
 		return http.StatusNoContent
 	}
 	w.Header().Set("Allow", "DELETE, GET, HEAD, PUT")
-	return refuse(w, http.StatusMethodNotAllowed, "method "+r.Method+" is not allowed", "use GET, HEAD, PUT or DELETE")
+	return refuse(w, http.StatusMethodNotAllowed, "method "+r.Method+" is not allowed",
+		"use GET, HEAD, PUT or DELETE")
 }
 
-// delete takes an object away.
+// delete removes an object and releases its bytes.
 func (h *Handler) delete(ctx context.Context, id photos.ID, v photos.Variant) error {
 	size := h.sizeOf(id, v)
 	if err := h.config.Dir.Delete(ctx, id, v); err != nil {
@@ -166,16 +168,16 @@ func (h *Handler) get(w http.ResponseWriter, r *http.Request, id photos.ID, v ph
 	defer file.Close()
 	w.Header().Set("Content-Type", "image/jpeg")
 	if r.Header.Get("Range") != "" {
-		served := &countingWriter{ResponseWriter: w, code: http.StatusOK}
-		http.ServeContent(served, r, "", time.Time{}, file)
-		h.out.Add(float64(served.bytes))
-		return served.code
+		sent := &countingWriter{ResponseWriter: w, code: http.StatusOK}
+		http.ServeContent(sent, r, "", time.Time{}, file)
+		h.out.Add(float64(sent.bytes))
+		return sent.code
 	}
 	w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
 	if r.Method == http.MethodHead {
 		return http.StatusOK
 	}
-	// An error here is the client's connection; the status is already sent.
+	// An error means that the client's connection failed. The status is already sent.
 	sent, _ := io.Copy(w, file)
 	h.out.Add(float64(sent))
 	return http.StatusOK
@@ -186,12 +188,13 @@ func (h *Handler) put(w http.ResponseWriter, r *http.Request, id photos.ID, v ph
 		return tooLarge(w)
 	}
 	if r.ContentLength < 0 && h.config.Capacity > 0 {
-		return refuse(w, http.StatusLengthRequired, "the length is not announced",
-			"send Content-Length: space is set aside for it")
+		return refuse(w, http.StatusLengthRequired, "the request has no Content-Length",
+			"send Content-Length: the node reserves that many bytes")
 	}
 	replaced := h.sizeOf(id, v)
 	if !h.reserve(r.ContentLength - replaced) {
-		return refuse(w, http.StatusInsufficientStorage, "the host is full", "delete objects, or give the host more capacity")
+		return refuse(w, http.StatusInsufficientStorage, "the host is full",
+			"delete objects, or give the host more capacity")
 	}
 	code := h.store(w, r, id, v)
 	if h.config.Capacity > 0 && code != http.StatusCreated {
@@ -200,7 +203,7 @@ func (h *Handler) put(w http.ResponseWriter, r *http.Request, id photos.ID, v ph
 	return code
 }
 
-// reserve sets space aside, if there is any.
+// reserve counts bytes against the capacity. It returns false if they do not fit.
 func (h *Handler) reserve(bytes int64) bool {
 	if h.config.Capacity == 0 {
 		return true
@@ -212,7 +215,7 @@ func (h *Handler) reserve(bytes int64) bool {
 	return true
 }
 
-// store writes an object and answers.
+// store writes an object and returns the status of the response.
 func (h *Handler) store(w http.ResponseWriter, r *http.Request, id photos.ID, v photos.Variant) (code int) {
 	body := &bodyReader{from: http.MaxBytesReader(w, r.Body, MaxBytes)}
 	size, err := h.config.Dir.Write(id, v, body)
@@ -235,7 +238,7 @@ func tooLarge(w http.ResponseWriter) int {
 	return refuse(w, http.StatusRequestEntityTooLarge, "the object is too large", hint)
 }
 
-// fail answers for an error of the directory.
+// fail writes the response for an error of the directory.
 func (h *Handler) fail(w http.ResponseWriter, err error) int {
 	switch {
 	case errors.Is(err, photos.ErrNotFound):
@@ -245,12 +248,12 @@ func (h *Handler) fail(w http.ResponseWriter, err error) int {
 		return refuse(w, http.StatusInsufficientStorage, "the disk is full",
 			"delete objects, or give the blob directory more space")
 	}
-	h.config.Log.Error("the blob directory does not work", "error", err)
+	h.config.Log.Error("the blob directory failed", "error", err)
 	w.Header().Set("Retry-After", "1")
-	return refuse(w, http.StatusServiceUnavailable, "the disk does not answer", "look into the log of the blob node")
+	return refuse(w, http.StatusServiceUnavailable, "the blob directory failed", "read the log of the blob node")
 }
 
-// parsePath takes /blob/{id}/{variant} apart.
+// parsePath splits /blob/{id}/{variant}. It returns false for any other path.
 func parsePath(path string) (photos.ID, photos.Variant, bool) {
 	rest, found := strings.CutPrefix(path, "/blob/")
 	id, variant, cut := strings.Cut(rest, "/")
@@ -259,19 +262,19 @@ func parsePath(path string) (photos.ID, photos.Variant, bool) {
 	return photos.ID(number), v, found && cut && err == nil && number > 0 && v.Valid()
 }
 
-// refuse writes an error and returns its status.
+// refuse writes an error response and returns its status.
 func refuse(w http.ResponseWriter, code int, message, hint string) int {
-	body, _ := json.Marshal(sut.ErrorBody{Error: message, Hint: hint}) // two strings are always JSON
+	body, _ := json.Marshal(sut.ErrorBody{Error: message, Hint: hint}) // never fails for two strings
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(code)
-	// An error here is the client's connection.
+	// An error means that the client's connection failed.
 	_, _ = w.Write(body)
 	return code
 }
 
-// bodyReader remembers that reading failed, which is the client's fault, so
-// that it can be told from a write that failed, which is ours.
+// bodyReader keeps the error of a read of the request body. So store can distinguish a
+// broken client connection (400) from a failed write to disk (503).
 type bodyReader struct {
 	from io.Reader
 	err  error
@@ -285,7 +288,7 @@ func (b *bodyReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// countingWriter learns what http.ServeContent answered.
+// countingWriter records the status and the number of bytes that http.ServeContent sent.
 type countingWriter struct {
 	http.ResponseWriter
 	code  int

@@ -12,11 +12,11 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// placements are names of hosts that objects may be placed on, one after the other.
+// placements are the lists of node names that photos are placed on: the old and the new
+// list during a change of members, else one list. Without a list each node owns all photos.
 type placements [][]string
 
-// owns reports whether one of the placements has a host among those of a photo. Without
-// any, each host has all photos.
+// owns reports whether a node is an owner of a photo in one of the lists.
 func (p placements) owns(id photos.ID, node string, copies int) bool {
 	for _, names := range p {
 		if slices.Contains(owners(id, names, copies), node) {
@@ -26,52 +26,56 @@ func (p placements) owns(id photos.ID, node string, copies int) bool {
 	return len(p) == 0
 }
 
-// owners are the hosts that a photo's copies belong to.
+// owners returns the nodes that should hold the copies of a photo.
 func owners(id photos.ID, names []string, copies int) []string {
 	return Place(id, names)[:min(copies, len(names))]
 }
 
-// holds reports whether a photo may be on this host.
+// holds reports whether this node serves a photo, if it is stored here.
 func (h *Handler) holds(id photos.ID) bool {
 	return !id.Seeded() || h.placements.Load().owns(id, h.config.Node, h.config.Copies)
 }
 
-// SetMembers tells the host which hosts there are, itself included. While keys move
-// it shows the photos of the data set that it has by the members before or by these.
-// Afterwards it hands over: each uploaded object that is not its own is pushed to those
-// whose it is and who lack it, and removed here, unless the host is draining; and it
-// tells new owners which photos of the data set have been deleted. When it returns nil,
-// all is handed over; after an error the same members may be set again.
+// SetMembers sets the list of all blob nodes, this one included.
+//
+// With moving it announces a change: the node serves the seeded photos that either the
+// old or the new members place on it. Without moving it completes the change:
+//   - It pushes each uploaded object that belongs to other nodes to those of them that
+//     lack it, and removes it here. A draining node keeps it.
+//   - It deletes, on the new owners, the seeded photos that were deleted here.
+//
+// SetMembers returns nil when all objects are moved. After an error, call it again with
+// the same members.
 func (h *Handler) SetMembers(ctx context.Context, members []sut.Peer, moving bool) error {
-	h.setting.Lock()
-	defer h.setting.Unlock()
-	var names []string
+	h.membersMu.Lock()
+	defer h.membersMu.Unlock()
+	var after []string
 	draining := false
 	for _, p := range members {
 		if !p.Draining {
-			names = append(names, p.Node)
+			after = append(after, p.Node)
 		} else if p.Node == h.config.Node {
 			draining = true
 		}
 	}
-	if len(names) == 0 {
-		return nil // it is told of nobody, and has all photos
+	if len(after) == 0 {
+		return nil // without members the node serves all photos
 	}
-	before := h.settled
-	if !moving && !h.moving && !draining && slices.Equal(names, before) {
-		return nil // it is told of something else
+	before := h.members
+	if !moving && !h.moving && !draining && slices.Equal(after, before) {
+		return nil // nothing has changed
 	}
-	shown := placements{names}
+	next := placements{after}
 	if (moving || draining) && before != nil {
-		shown = placements{before, names}
+		next = placements{before, after}
 	}
-	h.show(shown)
+	h.setPlacements(next)
 	if moving {
 		h.moving = true
 		return nil
 	}
 	if before != nil {
-		m := handOver{Handler: h, before: before, names: names, draining: draining, clients: map[string]*Client{}}
+		m := rebalance{Handler: h, before: before, after: after, draining: draining, clients: map[string]*Client{}}
 		for _, p := range members {
 			m.clients[p.Node] = NewClient(ClientConfig{Address: p.Address})
 			defer m.clients[p.Node].Close()
@@ -81,74 +85,77 @@ func (h *Handler) SetMembers(ctx context.Context, members []sut.Peer, moving boo
 		}
 	}
 	if !draining {
-		h.settled, h.moving = names, false
+		h.members, h.moving = after, false
 	}
 	return nil
 }
 
-// show changes which photos of the data set may be on this host.
-func (h *Handler) show(next placements) {
+// setPlacements changes which seeded photos the node serves, and the stored bytes with
+// them.
+func (h *Handler) setPlacements(next placements) {
 	old := h.placements.Swap(&next)
 	if h.config.Capacity == 0 {
 		return
 	}
-	change := func(from, to *placements) int64 {
+	gained := func(from, to *placements) int64 {
 		return h.config.Dir.size(func(id photos.ID) bool {
 			return id.Seeded() &&
 				!from.owns(id, h.config.Node, h.config.Copies) && to.owns(id, h.config.Node, h.config.Copies)
 		})
 	}
-	h.stored.Add(change(old, &next) - change(&next, old))
+	h.stored.Add(gained(old, &next) - gained(&next, old))
 }
 
-// handOver is one change of members, as far as this host has to do with it.
-type handOver struct {
+// rebalance moves objects between nodes after one change of members.
+type rebalance struct {
 	*Handler
-	before, names []string // of hosts that objects are placed on
-	draining      bool
+	before, after []string           // node names that photos are placed on
+	draining      bool               // this node
 	clients       map[string]*Client // by node
 }
 
-// pushes is how many objects are handed over at a time.
-const pushes = 4
+// concurrentMoves bounds the objects that one node moves at the same time.
+const concurrentMoves = 4
 
-func (m handOver) run(ctx context.Context) error {
-	seeded := map[photos.ID]bool{} // those that are there still
+// run moves all objects of this node that belong to other nodes.
+func (m rebalance) run(ctx context.Context) error {
+	seeded := map[photos.ID]bool{} // seeded photos that this node still holds
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(pushes)
+	group.SetLimit(concurrentMoves)
 	for o := range m.config.Dir.objects() {
 		switch {
 		case ctx.Err() != nil:
 		case o.id.Seeded():
 			seeded[o.id] = true
-		case !slices.Contains(owners(o.id, m.names, m.config.Copies), m.config.Node):
+		case !slices.Contains(owners(o.id, m.after, m.config.Copies), m.config.Node):
 			group.Go(func() error { return m.move(ctx, o.id, o.variant) })
 		}
 	}
 	for index := range m.config.Seeded.Photos {
 		if id := photos.PhotoID(1+index, m.config.Seeded); !seeded[id] && ctx.Err() == nil {
-			group.Go(func() error { return m.forget(ctx, id) })
+			group.Go(func() error { return m.propagateDelete(ctx, id) })
 		}
 	}
 	if err := group.Wait(); err != nil {
-		return fmt.Errorf("hand over: %w", err)
+		return fmt.Errorf("move objects to other hosts: %w", err)
 	}
 	return nil
 }
 
-// move hands over one object. What an owner cannot take goes to the next host in the
-// photo's order, which may be this one: then it stays.
-func (m handOver) move(ctx context.Context, id photos.ID, v photos.Variant) error {
-	var refused error
+// move pushes one object to as many nodes as there are copies, in the order of Place. It
+// skips a node that cannot take the object. If this node is among the chosen ones, the
+// object stays here as well.
+func (m rebalance) move(ctx context.Context, id photos.ID, v photos.Variant) error {
+	var failed error
 	var pushed []*Client
-	taken, stays := 0, m.draining
-	for _, name := range Place(id, m.names) {
-		if taken == m.config.Copies {
+	copies, stays := 0, m.draining
+	for _, name := range Place(id, m.after) {
+		if copies == m.config.Copies {
 			break
 		}
 		if name == m.config.Node {
 			stays = true
-			taken++
+			copies++
 			continue
 		}
 		client := m.clients[name]
@@ -156,27 +163,28 @@ func (m handOver) move(ctx context.Context, id photos.ID, v photos.Variant) erro
 		if errors.Is(err, photos.ErrNotFound) {
 			var data []byte
 			if data, err = m.config.Dir.Get(ctx, id, v); errors.Is(err, photos.ErrNotFound) {
-				return nil // it has been deleted
+				return nil // deleted in the meantime
 			}
 			if err == nil {
 				err = client.Put(ctx, id, v, data)
 			}
-			pushed = append(pushed, client) // maybe, when it has not answered
+			pushed = append(pushed, client) // after an error, too: the node may have stored it
 		}
 		if err != nil {
-			refused = errors.Join(refused, err)
+			failed = errors.Join(failed, err)
 			continue
 		}
-		taken++
+		copies++
 	}
-	if taken == 0 {
-		return refused
+	if copies == 0 {
+		return failed
 	}
 	m.moved.Inc()
 	if _, err := m.config.Dir.Head(ctx, id, v); errors.Is(err, photos.ErrNotFound) {
-		// Whoever has deleted it meanwhile may have asked the new owner before it was there.
+		// A client deleted the object during the push. Its delete may have reached the new
+		// owner before the push, which then restored the object.
 		for _, client := range pushed {
-			if err := gone(client.Delete(ctx, id, v)); err != nil {
+			if err := ignoreNotFound(client.Delete(ctx, id, v)); err != nil {
 				return err
 			}
 		}
@@ -185,30 +193,31 @@ func (m handOver) move(ctx context.Context, id photos.ID, v photos.Variant) erro
 	if stays {
 		return nil
 	}
-	return gone(m.delete(ctx, id, v))
+	return ignoreNotFound(m.delete(ctx, id, v))
 }
 
-// gone is why an object may not be gone after it was deleted.
-func gone(deleted error) error {
-	if errors.Is(deleted, photos.ErrNotFound) {
+// ignoreNotFound returns the error of a delete, or nil if there was no such object.
+func ignoreNotFound(err error) error {
+	if errors.Is(err, photos.ErrNotFound) {
 		return nil
 	}
-	return deleted
+	return err
 }
 
-// forget has the new owners of a photo of the data set delete it, which they may hold
-// from the beginning, when this host knows that it has been deleted.
-func (m handOver) forget(ctx context.Context, id photos.ID) error {
+// propagateDelete deletes a seeded photo, which is not here, on its new owners. They may
+// still hold it from the initial data set. Only its previous owners, such as this node,
+// know that it was deleted.
+func (m rebalance) propagateDelete(ctx context.Context, id photos.ID) error {
 	before := owners(id, m.before, m.config.Copies)
 	if !slices.Contains(before, m.config.Node) {
 		return nil
 	}
-	for _, name := range owners(id, m.names, m.config.Copies) {
+	for _, name := range owners(id, m.after, m.config.Copies) {
 		if slices.Contains(before, name) {
 			continue
 		}
 		for _, v := range photos.AllVariants() {
-			if err := gone(m.clients[name].Delete(ctx, id, v)); err != nil {
+			if err := ignoreNotFound(m.clients[name].Delete(ctx, id, v)); err != nil {
 				return err
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -18,18 +19,18 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// seeded is how many photos a member begins with, and uploaded is below the ids of
-// others.
 const (
-	seeded   = 40
-	uploaded = 1 << 50
+	seeded   = 40      // photos of the initial data set
+	uploaded = 1 << 50 // ids of uploaded photos start here
+	// testTimeout bounds calls that are not expected to come near it.
+	testTimeout = 20 * time.Second
 )
 
 func dataSet() sut.DataCounts { return sut.DataCounts{Users: 7, Photos: seeded} }
 
 func seededID(index int) photos.ID { return photos.PhotoID(index, dataSet()) }
 
-// member is a blob host that begins with a copy of the data set.
+// member is a blob node that starts with a copy of the data set.
 type member struct {
 	*blob.Handler
 	dir  *blob.Dir
@@ -43,7 +44,8 @@ func newMember(t *testing.T, n, copies int) *member {
 		put(t, m.dir, seededID(1+i), fmt.Sprint(i))
 	}
 	m.Handler = blob.NewHandler(blob.HandlerConfig{
-		Dir: m.dir, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(), Node: m.peer.Node, Copies: copies, Seeded: dataSet(),
+		Dir: m.dir, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(),
+		Node: m.peer.Node, Copies: copies, Seeded: dataSet(),
 	})
 	server := httptest.NewServer(m.Handler)
 	t.Cleanup(server.Close)
@@ -51,8 +53,8 @@ func newMember(t *testing.T, n, copies int) *member {
 	return m
 }
 
-// become changes the members step by step, as whoever runs the hosts does.
-func become(t *testing.T, rings []*blob.Ring, from, to []*member) {
+// changeMembers changes the members in the same steps as the harness.
+func changeMembers(t *testing.T, rings []*blob.Ring, from, to []*member) {
 	t.Helper()
 	active := func(m *member) bool { return slices.Contains(to, m) }
 	all := slices.Clone(to)
@@ -69,35 +71,35 @@ func become(t *testing.T, rings []*blob.Ring, from, to []*member) {
 		}
 		listed = append(listed, p)
 	}
-	tellMembers := func(moving bool) {
+	setMembers := func(moving bool) {
 		for _, m := range all {
 			if err := m.SetMembers(t.Context(), listed, moving); err != nil {
-				t.Errorf("tell %s: %v", m.peer.Node, err)
+				t.Errorf("set the members of %s: %v", m.peer.Node, err)
 			}
 		}
 	}
-	tellRings := func(peers []sut.Peer) {
+	setPeers := func(peers []sut.Peer) {
 		for _, r := range rings {
 			if err := r.SetPeers(t.Context(), peers); err != nil {
 				t.Error(err)
 			}
 		}
 	}
-	tellMembers(true)
-	tellRings(listed)
-	tellMembers(false)
-	tellRings(staying)
+	setMembers(true)
+	setPeers(listed)
+	setMembers(false)
+	setPeers(staying)
 }
 
-// Hosts come and go under load: no request fails, no object is lost, none that was
-// deleted comes back, and in the end each object is where it belongs.
+// Nodes are added and removed under load. No request may fail, no object may be lost and
+// no deleted object may return. In the end each object is on its owners.
 func TestMembersChangeUnderLoad(t *testing.T) {
 	for _, copies := range []int{1, 2} {
-		t.Run(fmt.Sprint(copies, " copies"), func(t *testing.T) { membersChange(t, copies) })
+		t.Run(fmt.Sprint(copies, " copies"), func(t *testing.T) { changeMembersUnderLoad(t, copies) })
 	}
 }
 
-func membersChange(t *testing.T, copies int) {
+func changeMembersUnderLoad(t *testing.T, copies int) {
 	var members []*member
 	for n := range 4 {
 		members = append(members, newMember(t, n+1, copies))
@@ -114,7 +116,10 @@ func membersChange(t *testing.T, copies int) {
 	}
 	var rings []*blob.Ring
 	for range 2 {
-		r, err := blob.NewRing(blob.RingConfig{Peers: peers, Copies: copies, Client: blob.ClientConfig{Timeout: patience}, Registry: prometheus.NewRegistry()})
+		r, err := blob.NewRing(blob.RingConfig{
+			Peers: peers, Copies: copies, Client: blob.ClientConfig{Timeout: testTimeout},
+			Registry: prometheus.NewRegistry(),
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -127,12 +132,12 @@ func membersChange(t *testing.T, copies int) {
 	}
 	stop := l.run(t)
 	for range 2 {
-		l.delete(t) // of the data set
-		become(t, rings, first, members)
 		l.delete(t)
-		become(t, rings, members, members[1:])
+		changeMembers(t, rings, first, members)
 		l.delete(t)
-		become(t, rings, members[1:], first)
+		changeMembers(t, rings, members, members[1:])
+		l.delete(t)
+		changeMembers(t, rings, members[1:], first)
 	}
 	stop()
 	for id, kept := range l.kept {
@@ -142,25 +147,22 @@ func membersChange(t *testing.T, copies int) {
 		}
 		for _, m := range members {
 			_, err := m.dir.Head(t.Context(), id, photos.VariantThumb)
-			belongs := slices.Contains(first, m) // as many as there are copies
-			if there := err == nil; !id.Seeded() && there && !kept || kept && belongs && !there {
-				t.Errorf("photo %d, kept %t, is on %s: %t", id, kept, m.peer.Node, there)
+			owner := slices.Contains(first, m) // as many members as copies
+			if stored := err == nil; !id.Seeded() && stored && !kept || kept && owner && !stored {
+				t.Errorf("photo %d, kept %t, is on %s: %t", id, kept, m.peer.Node, stored)
 			}
 		}
 	}
 }
 
-// blobLoad writes, reads and deletes objects.
+// blobLoad writes, reads and deletes objects until it is stopped.
 type blobLoad struct {
 	rings []*blob.Ring
-	last  atomic.Int64
+	last  atomic.Int64 // newest id
 
 	mu   sync.Mutex
 	kept map[photos.ID]bool // false = deleted
 }
-
-// patience bounds what nothing comes near to.
-const patience = 20e9
 
 func (l *blobLoad) run(t *testing.T) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
@@ -194,7 +196,7 @@ func (l *blobLoad) run(t *testing.T) (stop func()) {
 	}
 }
 
-// read reads an object that nobody deletes meanwhile.
+// read reads an object, unless it was or will be deleted.
 func (l *blobLoad) read(t *testing.T, ring *blob.Ring, id photos.ID) {
 	l.mu.Lock()
 	kept := l.kept[id]
@@ -207,7 +209,7 @@ func (l *blobLoad) read(t *testing.T, ring *blob.Ring, id photos.ID) {
 	}
 }
 
-// delete deletes some photos of the data set that nobody reads.
+// delete deletes three seeded photos that no reader uses.
 func (l *blobLoad) delete(t *testing.T) {
 	t.Helper()
 	l.mu.Lock()
@@ -226,8 +228,9 @@ func (l *blobLoad) delete(t *testing.T) {
 	}
 }
 
-// A host that cannot hand over says so, loses nothing, and does it when it is told again.
-func TestHandOverIsRepeated(t *testing.T) {
+// A node that cannot move its objects returns an error and loses nothing. The next call
+// with the same members moves them.
+func TestFailedMoveIsRepeated(t *testing.T) {
 	here, there := newMember(t, 1, 1), newMember(t, 2, 1)
 	if err := here.SetMembers(t.Context(), []sut.Peer{here.peer}, false); err != nil {
 		t.Fatal(err)
@@ -240,13 +243,13 @@ func TestHandOverIsRepeated(t *testing.T) {
 	leaving := here.peer
 	leaving.Draining = true
 	if err := here.SetMembers(t.Context(), []sut.Peer{leaving, away}, false); !errors.Is(err, photos.ErrUnavailable) {
-		t.Errorf("with nobody to take it: %v", err)
+		t.Errorf("with no node that can take the objects: %v", err)
 	}
 	if err := here.SetMembers(t.Context(), []sut.Peer{leaving, there.peer}, false); err != nil {
 		t.Error(err)
 	}
 	for id := photos.ID(uploaded); id < uploaded+20; id++ {
-		for _, m := range []*member{here, there} { // who leaves keeps serving
+		for _, m := range []*member{here, there} { // a draining node keeps its objects
 			if _, err := m.dir.Head(t.Context(), id, photos.VariantThumb); err != nil {
 				t.Errorf("%s: %v", m.peer.Node, err)
 			}

@@ -18,12 +18,12 @@ import (
 	"github.com/stagebench/stagebench/sut/swap"
 )
 
-// Place orders hosts by how much a photo belongs to them: its copies are on the
-// first of them, and on the next ones where those cannot take it. All variants
-// of a photo are together. A host that comes or goes moves only the photos that
-// are or were its own.
+// Place returns the hosts in the order of preference for a photo. The first hosts hold
+// its copies. If one of them cannot take a copy, the next host does. All variants of a
+// photo have the same order. When a host is added or removed, only photos move that
+// it owns or owned.
 //
-// It is rendezvous hashing, which needs no table and no virtual nodes. Source:
+// The algorithm is rendezvous hashing, which needs no table and no virtual nodes. Source:
 // Thaler and Ravishankar, Using Name-Based Mappings to Increase Hit Rates,
 // IEEE/ACM Transactions on Networking 6(1), 1998.
 func Place(id photos.ID, hosts []string) []string {
@@ -45,54 +45,54 @@ func scramble(x uint64) uint64 {
 	return x ^ x>>33
 }
 
-// RingConfig says which hosts hold the bytes of photos.
+// RingConfig configures a Ring.
 type RingConfig struct {
-	Peers  []sut.Peer // at least as many as copies that are not draining
-	Copies int        // of each photo on different hosts; 0 = 1
-	// Client is what the clients of all hosts have in common; its Address is not
-	// used. With several hosts its Timeout is 1 s unless it says otherwise, so that
-	// a caller who waits 5 s hears from the hosts after one that hangs.
+	Peers  []sut.Peer // at least Copies of them must not be draining
+	Copies int        // copies of each photo, on different hosts; 0 = 1
+	// Client configures the clients of all hosts. Its Address is not used. With more
+	// than one host the default Timeout is 1 s: a caller with a deadline of 5 s then
+	// reaches the next hosts when one hangs.
 	Client ClientConfig
 	// Registry gets stagebench_blob_copies_missing_total.
 	Registry prometheus.Registerer
 }
 
-// Ring is several blob hosts as one store, by consistent hash of the photo.
+// Ring is one store over several blob hosts, by consistent hash of the photo id.
 //
-// A photo is stored when at least one host has it. What a full or dead host
-// cannot take goes to the next one in the photo's order; copies for which there
-// is no host are counted, and nothing makes them up later. A read asks the hosts
-// in order until one has the object, so that it finds what was handed on. As long
-// as a host that may have it does not answer, an object that no other has is
-// unavailable and not missing.
+// A write succeeds when at least one host has stored the object. If a host is full or
+// down, the next one in the photo's order takes the copy. Ring counts the copies that no
+// host could take. It does not write them later. A read tries the hosts in order until
+// one has the object, so it also finds copies that another host took. A read that finds
+// no object returns photos.ErrUnavailable if a host did not respond, since that host may
+// have the object, else photos.ErrNotFound.
 //
-// A draining host gets no new object. It is asked last for what others do not have.
-// A host that did not answer is asked last for a second, so that not every
-// request waits for it.
+// A draining host gets no new objects. Reads try it after all other hosts. A host that
+// did not respond is tried last for the next second, so that a host that is down does
+// not delay every request.
 type Ring struct {
 	config  RingConfig
 	hosts   swap.Value[*hosts]
-	setting sync.Mutex // one change of hosts at a time
+	peersMu sync.Mutex // held by SetPeers
 	missing prometheus.Counter
 }
 
-// hosts are those that there are at one time.
+// hosts is the set of hosts between two calls of SetPeers.
 type hosts struct {
-	names    []string // that objects are placed on
+	names    []string // hosts that objects are placed on
 	draining []*host
-	all      map[string]*host // by name
+	all      map[string]*host // by name, including draining ones
 }
 
-// host is one blob host as a web host sees it.
+// host is the client of one blob host, with the health that this process has observed.
 type host struct {
 	*Client
-	silent atomic.Int64 // unix ns until when it is asked last
+	suspectUntil atomic.Int64 // Unix time in ns; until then the host is tried last; 0 = it responds
 }
 
-// silence is how long a host that did not answer is asked last.
-const silence = time.Second
+// suspectFor is how long a host is tried last after it did not respond.
+const suspectFor = time.Second
 
-// NewRing returns the store of those hosts. It connects on the first call; close
+// NewRing returns a store over the configured hosts. It connects on the first call. Close
 // it when it is no longer needed.
 func NewRing(c RingConfig) (*Ring, error) {
 	c.Copies = cmp.Or(c.Copies, 1)
@@ -108,7 +108,7 @@ func NewRing(c RingConfig) (*Ring, error) {
 	return r, nil
 }
 
-// Check says what is wrong with hosts for so many copies, or nothing.
+// Check returns an error if the peers are too few for the configured copies.
 func (r *Ring) Check(peers []sut.Peer) error {
 	active := 0
 	for _, p := range peers {
@@ -117,20 +117,20 @@ func (r *Ring) Check(peers []sut.Peer) error {
 		}
 	}
 	if copies := r.config.Copies; active == 0 || copies < 1 || copies > active {
-		return fmt.Errorf("blob: %d copies on %d hosts: want at least one host, and no more copies than hosts",
+		return fmt.Errorf("blob: %d copies on %d hosts: want at least one copy, and no more copies than hosts",
 			copies, active)
 	}
 	return nil
 }
 
-// SetPeers changes which hosts there are. When it returns nil, nothing is under way any
-// more that began with other hosts. When ctx ends before, it returns ctx's error; the
-// hosts are the new ones all the same.
+// SetPeers replaces the hosts. It returns nil when all calls that started with the earlier
+// hosts have ended. If ctx ends first, it returns the error of ctx; new calls use the new
+// hosts in that case, too.
 func (r *Ring) SetPeers(ctx context.Context, peers []sut.Peer) error {
 	if err := r.Check(peers); err != nil {
 		return err
 	}
-	r.setting.Lock()
+	r.peersMu.Lock()
 	old, done := r.hosts.Use()
 	if old == nil {
 		old = &hosts{}
@@ -142,9 +142,9 @@ func (r *Ring) SetPeers(ctx context.Context, peers []sut.Peer) error {
 	next := &hosts{all: map[string]*host{}}
 	for _, peer := range peers {
 		client.Address = peer.Address
-		h, fresh := old.all[peer.Node], &host{Client: NewClient(client)}
-		if h == nil || h.config.Address != fresh.config.Address || h.config.Timeout != fresh.config.Timeout {
-			h = fresh
+		h, created := old.all[peer.Node], &host{Client: NewClient(client)}
+		if h == nil || h.config.Address != created.config.Address || h.config.Timeout != created.config.Timeout {
+			h = created
 		}
 		next.all[peer.Node] = h
 		if peer.Draining {
@@ -161,7 +161,7 @@ func (r *Ring) SetPeers(ctx context.Context, peers []sut.Peer) error {
 			}
 		}
 	})
-	r.setting.Unlock()
+	r.peersMu.Unlock()
 	return wait(ctx)
 }
 
@@ -174,7 +174,7 @@ func (r *Ring) Close() {
 	}
 }
 
-// placed lists the hosts that a photo may be placed on, in its order.
+// placed returns the hosts that are not draining, in the order of Place.
 func (h *hosts) placed(id photos.ID) []*host {
 	var order []*host
 	for _, name := range Place(id, h.names) {
@@ -183,38 +183,39 @@ func (h *hosts) placed(id photos.ID) []*host {
 	return order
 }
 
-// silentLast reorders hosts so that those that are silent come last.
-func silentLast(hosts []*host) []*host {
+// suspectsLast moves the suspect hosts to the end and keeps the order otherwise.
+func suspectsLast(hosts []*host) []*host {
 	now := time.Now().UnixNano()
-	var asked, silent []*host
+	var healthy, suspect []*host
 	for _, h := range hosts {
-		if h.silent.Load() > now {
-			silent = append(silent, h)
+		if h.suspectUntil.Load() > now {
+			suspect = append(suspect, h)
 		} else {
-			asked = append(asked, h)
+			healthy = append(healthy, h)
 		}
 	}
-	return append(asked, silent...)
+	return append(healthy, suspect...)
 }
 
-// heard notes whether a host answered. A caller who left says nothing of it.
-func (h *host) heard(ctx context.Context, err error) {
+// observe records whether the host responded to a call. A call whose own ctx has ended
+// does not make the host suspect: the caller gave up, so the host may be healthy.
+func (h *host) observe(ctx context.Context, err error) {
 	switch {
-	case errors.Is(err, errNoAnswer):
+	case errors.Is(err, errNoResponse):
 		if ctx.Err() == nil {
-			h.silent.Store(time.Now().Add(silence).UnixNano())
+			h.suspectUntil.Store(time.Now().Add(suspectFor).UnixNano())
 		}
-	case h.silent.Load() != 0:
-		h.silent.Store(0)
+	case h.suspectUntil.Load() != 0:
+		h.suspectUntil.Store(0)
 	}
 }
 
-// Put stores an object on as many hosts as there are copies.
+// Put stores the copies of an object. It returns nil if at least one host stored it.
 func (r *Ring) Put(ctx context.Context, id photos.ID, v photos.Variant, data []byte) error {
-	in, done := r.hosts.Use()
+	current, done := r.hosts.Use()
 	defer done()
-	order := make(chan *host, len(in.names))
-	for _, h := range silentLast(in.placed(id)) {
+	order := make(chan *host, len(current.names))
+	for _, h := range suspectsLast(current.placed(id)) {
 		order <- h
 	}
 	close(order)
@@ -224,9 +225,9 @@ func (r *Ring) Put(ctx context.Context, id photos.ID, v photos.Variant, data []b
 	var all sync.WaitGroup
 	for range r.config.Copies {
 		all.Go(func() {
-			for h := range order { // until one takes this copy
+			for h := range order { // until one stores this copy
 				err := h.Put(ctx, id, v, data)
-				h.heard(ctx, err)
+				h.observe(ctx, err)
 				mu.Lock()
 				if err == nil {
 					stored++
@@ -266,24 +267,25 @@ func (r *Ring) Head(ctx context.Context, id photos.ID, v photos.Variant) (size i
 	return size, err
 }
 
-// first asks the hosts of a photo in order until one has what is asked for.
-func (r *Ring) first(ctx context.Context, id photos.ID, ask func(*host) error) error {
-	in, done := r.hosts.Use()
+// first calls read for the hosts of a photo, in order, until one of them has the object.
+func (r *Ring) first(ctx context.Context, id photos.ID, read func(*host) error) error {
+	current, done := r.hosts.Use()
 	defer done()
-	placed := in.placed(id)
-	order := slices.Concat(silentLast(placed), silentLast(in.draining))
+	placed := current.placed(id)
+	order := slices.Concat(suspectsLast(placed), suspectsLast(current.draining))
 	if len(order) > 1 {
-		// An object that moves is pushed to its owners before it leaves where it was. Who
-		// asked them before, and the other one after that, finds it at the second attempt.
+		// Try the owners a second time. A moving object is pushed to its owners before it
+		// is removed from its old host. A read that tried the owners before the push and
+		// the old host after the removal would otherwise miss it.
 		order = append(order, placed[:r.config.Copies]...)
 	}
 	var missing, unavailable error
 	for i, h := range order {
-		if i >= len(in.all) && unavailable != nil {
+		if i >= len(current.all) && unavailable != nil {
 			break
 		}
-		err := ask(h)
-		h.heard(ctx, err)
+		err := read(h)
+		h.observe(ctx, err)
 		switch {
 		case err == nil:
 			return nil
@@ -302,21 +304,21 @@ func (r *Ring) first(ctx context.Context, id photos.ID, ask func(*host) error) e
 	return missing
 }
 
-// Delete removes an object from all hosts. It fails when one does not answer,
-// which may then keep a copy.
+// Delete removes an object from all hosts. It returns an error if one of them did not
+// respond: that host may keep a copy.
 func (r *Ring) Delete(ctx context.Context, id photos.ID, v photos.Variant) error {
-	in, done := r.hosts.Use()
+	current, done := r.hosts.Use()
 	defer done()
-	owning := owners(id, in.names, r.config.Copies)
+	owning := owners(id, current.names, r.config.Copies)
 	var others []string
-	for name := range in.all {
+	for name := range current.all {
 		if !slices.Contains(owning, name) {
 			others = append(others, name)
 		}
 	}
-	// An object that moves is pushed to its owners before it leaves where it was, so they
-	// come last: whenever it moves, it is found.
-	errs := append(in.delete(ctx, others, id, v), in.delete(ctx, owning, id, v)...)
+	// The owners come last. A moving object is pushed to its owners before it is removed
+	// from its old host. In the opposite order a delete could miss both copies.
+	errs := append(current.delete(ctx, others, id, v), current.delete(ctx, owning, id, v)...)
 	var missing, failed error
 	deleted := false
 	for _, err := range errs {
@@ -338,14 +340,14 @@ func (r *Ring) Delete(ctx context.Context, id photos.ID, v photos.Variant) error
 	return missing
 }
 
-// delete removes an object from some hosts, and returns what each of them said.
+// delete removes an object from the named hosts. It returns their errors in the same order.
 func (h *hosts) delete(ctx context.Context, names []string, id photos.ID, v photos.Variant) []error {
 	errs := make([]error, len(names))
 	var all sync.WaitGroup
 	for i, name := range names {
 		all.Go(func() {
 			errs[i] = h.all[name].Delete(ctx, id, v)
-			h.all[name].heard(ctx, errs[i])
+			h.all[name].observe(ctx, errs[i])
 		})
 	}
 	all.Wait()

@@ -22,27 +22,29 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// blobHost is a blob host that can be switched off and made full.
+// blobHost is a blob host whose failure a test can simulate.
 type blobHost struct {
 	*httptest.Server
 	dir      *blob.Dir
 	requests atomic.Int64
-	dead     atomic.Bool
-	full     atomic.Bool
+	down     atomic.Bool // it closes each connection without a response
+	full     atomic.Bool // it refuses each PUT with 507
 }
 
-// startRing starts hosts blob-1 and so on, and a store of them.
+// startRing starts n hosts, blob-1 to blob-n, and returns a ring over them.
 func startRing(t *testing.T, n, copies int) (*blob.Ring, []*blobHost) {
 	t.Helper()
 	var hosts []*blobHost
 	var peers []sut.Peer
 	for i := range n {
 		h := &blobHost{dir: openDir(t)}
-		inner := blob.NewHandler(blob.HandlerConfig{Dir: h.dir, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry()})
+		inner := blob.NewHandler(blob.HandlerConfig{
+			Dir: h.dir, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(),
+		})
 		h.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			h.requests.Add(1)
 			switch {
-			case h.dead.Load():
+			case h.down.Load():
 				panic(http.ErrAbortHandler)
 			case h.full.Load() && r.Method == http.MethodPut:
 				_, _ = io.Copy(io.Discard, r.Body)
@@ -57,7 +59,8 @@ func startRing(t *testing.T, n, copies int) (*blob.Ring, []*blobHost) {
 		peers = append(peers, sut.Peer{Node: fmt.Sprintf("blob-%d", i+1), Address: h.Listener.Addr().String()})
 	}
 	ring, err := blob.NewRing(blob.RingConfig{
-		Peers: peers, Copies: copies, Client: blob.ClientConfig{Timeout: 20 * time.Second}, Registry: prometheus.NewRegistry(),
+		Peers: peers, Copies: copies, Client: blob.ClientConfig{Timeout: testTimeout},
+		Registry: prometheus.NewRegistry(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -84,8 +87,8 @@ func hostNames(n int) (names []string) {
 	return names
 }
 
-// Photos are spread evenly, and a host more takes its share from all others and
-// moves nothing else.
+// Photos are spread evenly. An added host takes its share from all others, and no other
+// photo moves.
 func TestPlacement(t *testing.T) {
 	const n = 60_000
 	counts, moved := map[string]int{}, 0
@@ -95,7 +98,7 @@ func TestPlacement(t *testing.T) {
 		if five[0] != six[0] {
 			moved++
 			if six[0] != "blob-6" {
-				t.Fatalf("photo %d moved from %s to %s, which was there before", id, five[0], six[0])
+				t.Fatalf("photo %d moved from %s to %s, want only moves to the added host", id, five[0], six[0])
 			}
 		}
 		sorted := slices.Sorted(slices.Values(five))
@@ -112,15 +115,16 @@ func TestPlacement(t *testing.T) {
 	if want := float64(n) / 6; math.Abs(float64(moved)-want) > 5*math.Sqrt(want) {
 		t.Errorf("a sixth host moved %d photos, want about %.0f", moved, want)
 	}
-	// Where a photo is must be the same in every version and on every host.
-	if got := fmt.Sprint(blob.Place(1, hostNames(3)), blob.Place(123_456_789, hostNames(3))); got != "[blob-2 blob-3 blob-1] [blob-3 blob-1 blob-2]" {
-		t.Errorf("fixed placements are now %s", got)
+	// The placement must not depend on the version of the program or on the machine.
+	got := fmt.Sprint(blob.Place(1, hostNames(3)), blob.Place(123_456_789, hostNames(3)))
+	if want := "[blob-2 blob-3 blob-1] [blob-3 blob-1 blob-2]"; got != want {
+		t.Errorf("placements %s, want %s", got, want)
 	}
 }
 
-// A dead host costs nothing that has a copy elsewhere, and what has none is
-// unavailable, not missing.
-func TestDeadHost(t *testing.T) {
+// With one host down, an object with a second copy stays readable. An object without one
+// is unavailable, not missing.
+func TestHostDown(t *testing.T) {
 	for _, copies := range []int{1, 2} {
 		ring, hosts := startRing(t, 3, copies)
 		for id := photos.ID(1); id <= 60; id++ {
@@ -128,47 +132,47 @@ func TestDeadHost(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		hosts[1].dead.Store(true)
+		hosts[1].down.Store(true)
 		lost := 0
 		for id := photos.ID(1); id <= 60; id++ {
 			_, err := ring.Get(t.Context(), id, photos.VariantThumb)
 			if errors.Is(err, photos.ErrNotFound) {
-				t.Errorf("%d copies: photo %d is said not to exist: %v", copies, id, err)
+				t.Errorf("%d copies: photo %d is reported as not found: %v", copies, id, err)
 			}
 			if err != nil {
 				lost++
 			}
 		}
-		if alone := copies == 1; alone != (lost > 5) || !alone && lost > 0 {
-			t.Errorf("%d copies: %d of 60 photos cannot be read with one of three hosts dead", copies, lost)
+		if single := copies == 1; single != (lost > 5) || !single && lost > 0 {
+			t.Errorf("%d copies: %d of 60 photos cannot be read with one of three hosts down", copies, lost)
 		}
-		// It is asked again and again no more.
+		// Not every request tries the host first.
 		before := hosts[1].requests.Load()
 		for range 20 {
 			_, _ = ring.Get(t.Context(), 1_000_000, photos.VariantThumb)
 		}
 		if copies == 2 && hosts[1].requests.Load()-before > 40 {
-			t.Errorf("a dead host was asked %d times", hosts[1].requests.Load()-before)
+			t.Errorf("a host that is down got %d requests", hosts[1].requests.Load()-before)
 		}
-		// New photos are taken by the others, and found.
+		// The other hosts take new photos, and reads find them there.
 		for id := photos.ID(100); id < 130; id++ {
 			if err := ring.Put(t.Context(), id, photos.VariantThumb, []byte("y")); err != nil {
-				t.Fatalf("with one of three hosts dead: %v", err)
+				t.Fatalf("put with one of three hosts down: %v", err)
 			}
 			if _, err := ring.Get(t.Context(), id, photos.VariantThumb); err != nil {
 				t.Errorf("photo %d: %v", id, err)
 			}
 		}
-		hosts[1].dead.Store(false)
+		hosts[1].down.Store(false)
 		for id := photos.ID(1); id < 130; id++ {
 			if _, err := ring.Get(t.Context(), id, photos.VariantThumb); err != nil && (id <= 60 || id >= 100) {
-				t.Errorf("%d copies, all hosts back: photo %d: %v", copies, id, err)
+				t.Errorf("%d copies, all hosts up again: photo %d: %v", copies, id, err)
 			}
 		}
 	}
 }
 
-// What a full host cannot take goes to another, and is found there.
+// The next host takes the objects that a full host refuses, and reads find them there.
 func TestFullHost(t *testing.T) {
 	ring, hosts := startRing(t, 3, 2)
 	hosts[0].full.Store(true)
@@ -178,7 +182,7 @@ func TestFullHost(t *testing.T) {
 		}
 		for _, h := range hosts[1:] {
 			if _, err := h.dir.Head(t.Context(), id, photos.VariantThumb); err != nil {
-				t.Errorf("photo %d is not on both hosts that have room: %v", id, err)
+				t.Errorf("photo %d is not on both hosts that are not full: %v", id, err)
 			}
 		}
 	}
@@ -186,29 +190,32 @@ func TestFullHost(t *testing.T) {
 		h.full.Store(true)
 	}
 	if err := ring.Put(t.Context(), 99, photos.VariantThumb, []byte("x")); !errors.Is(err, photos.ErrUnavailable) {
-		t.Errorf("with all hosts full: %v", err)
+		t.Errorf("put with all hosts full: %v", err)
 	}
 	if err := ring.Delete(t.Context(), 1, photos.VariantThumb); err != nil {
-		t.Errorf("a full host must let go: %v", err)
+		t.Errorf("delete on full hosts: %v", err)
 	}
 }
 
-// A host that hangs costs its time-out once, not at each request.
+// A hanging host delays one request by its timeout, not every request.
 func TestHangingHost(t *testing.T) {
-	over := make(chan struct{})
-	hang := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-over }))
-	t.Cleanup(func() { close(over); hang.Close() })
-	well, _ := serve(t, openDir(t))
+	end := make(chan struct{})
+	hanging := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-end }))
+	t.Cleanup(func() { close(end); hanging.Close() })
+	healthy, _ := serve(t, openDir(t))
 	ring, err := blob.NewRing(blob.RingConfig{
-		Peers:  []sut.Peer{{Node: "blob-1", Address: hang.Listener.Addr().String()}, {Node: "blob-2", Address: well.Listener.Addr().String()}},
+		Peers: []sut.Peer{
+			{Node: "blob-1", Address: hanging.Listener.Addr().String()},
+			{Node: "blob-2", Address: healthy.Listener.Addr().String()},
+		},
 		Copies: 1, Registry: prometheus.NewRegistry(),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(ring.Close)
-	// call does something in the time that the web tier has for the whole store. What
-	// holds up this machine holds up the host that is well, so it may be repeated.
+	// call runs do within the timeout of the web tier for the whole store. It retries,
+	// because a busy machine may delay the healthy host, too.
 	call := func(do func(context.Context) error) error {
 		var errs []error
 		for range 3 {
@@ -223,7 +230,9 @@ func TestHangingHost(t *testing.T) {
 		return errors.Join(errs...)
 	}
 	for id := photos.ID(1); id <= 20; id++ {
-		if err := call(func(ctx context.Context) error { return ring.Put(ctx, id, photos.VariantThumb, []byte("x")) }); err != nil {
+		if err := call(func(ctx context.Context) error {
+			return ring.Put(ctx, id, photos.VariantThumb, []byte("x"))
+		}); err != nil {
 			t.Errorf("photo %d: put: %v", id, err)
 		}
 		if err := call(func(ctx context.Context) error {
@@ -235,11 +244,11 @@ func TestHangingHost(t *testing.T) {
 	}
 }
 
-// A host holds no more than its capacity, and deleting makes room.
+// A node stores no more than its capacity. A delete frees bytes.
 func TestCapacity(t *testing.T) {
 	dir := openDir(t)
 	put(t, dir, 1, "12345")
-	put(t, dir, 2, "not held")
+	put(t, dir, 2, "not served")
 	handler := blob.NewHandler(blob.HandlerConfig{
 		Dir: dir, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(), Capacity: 12,
 		Node: "blob-2", Seeded: sut.DataCounts{Users: 1, Photos: 2},
@@ -252,29 +261,33 @@ func TestCapacity(t *testing.T) {
 	c := client(t, server.Listener.Addr().String())
 	ctx := t.Context()
 	if _, err := c.Get(ctx, 2, photos.VariantThumb); !errors.Is(err, photos.ErrNotFound) {
-		t.Errorf("an object that is another host's: %v", err)
+		t.Errorf("get of an object that is placed on another node: %v", err)
 	}
 	if err := c.Put(ctx, uploaded+3, photos.VariantThumb, []byte("12345678")); !errors.Is(err, photos.ErrUnavailable) {
-		t.Errorf("13 bytes on a host of 12: %v", err)
+		t.Errorf("13 bytes on a node with a capacity of 12: %v", err)
 	}
-	for range 3 { // the same object takes its place once
+	for range 3 { // a replaced object counts once
 		if err := c.Put(ctx, uploaded+3, photos.VariantThumb, []byte("1234567")); err != nil {
-			t.Errorf("12 bytes on a host of 12: %v", err)
+			t.Errorf("12 bytes on a node with a capacity of 12: %v", err)
 		}
 	}
 	if err := c.Delete(ctx, 1, photos.VariantThumb); err != nil {
 		t.Error(err)
 	}
 	if err := c.Put(ctx, uploaded+4, photos.VariantThumb, []byte("12345")); err != nil {
-		t.Errorf("deleting made no room: %v", err)
+		t.Errorf("put after a delete: %v", err)
 	}
 }
 
 func TestBadRing(t *testing.T) {
-	for _, config := range []blob.RingConfig{{}, {Peers: []sut.Peer{{Node: "blob-1"}}, Copies: 2}, {Peers: []sut.Peer{{Node: "blob-1"}}, Copies: -1}} {
+	for _, config := range []blob.RingConfig{
+		{},
+		{Peers: []sut.Peer{{Node: "blob-1"}}, Copies: 2},
+		{Peers: []sut.Peer{{Node: "blob-1"}}, Copies: -1},
+	} {
 		config.Registry = prometheus.NewRegistry()
 		if _, err := blob.NewRing(config); err == nil {
-			t.Errorf("%+v was taken", config)
+			t.Errorf("%+v was accepted", config)
 		}
 	}
 }

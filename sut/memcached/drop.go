@@ -11,18 +11,18 @@ import (
 )
 
 const (
-	// deletions is how many keys are deleted at a time: the answers to them fit into the
-	// buffers of a connection.
-	deletions = 1000
-	// crawlPoll is the time between two attempts to list the keys while the server's own
-	// crawler looks through them.
+	// deleteBatch is the number of keys per batch of deletes. The replies to one batch fit
+	// into the buffers of a connection, so that neither side blocks on a write.
+	deleteBatch = 1000
+	// crawlPoll is the time between two attempts to list the keys while the server's
+	// crawler is busy.
 	crawlPoll = 20 * time.Millisecond
 )
 
-var errBusy = errors.New("its crawler is busy")
+var errBusy = errors.New("the crawler of the server is busy")
 
-// Drop removes the keys that drop says yes to, of those that are there when it begins,
-// and returns how many there were.
+// Drop deletes the keys for which drop returns true, and returns their number. It may
+// miss keys that are added while it runs.
 func (s *Server) Drop(ctx context.Context, drop func(key string) bool) (dropped int, err error) {
 	tick := time.NewTicker(crawlPoll)
 	defer tick.Stop()
@@ -37,18 +37,18 @@ func (s *Server) Drop(ctx context.Context, drop func(key string) bool) (dropped 
 	if err != nil {
 		return 0, errors.Join(ctx.Err(), err)
 	}
-	for chunk := range slices.Chunk(slices.DeleteFunc(keys, func(key string) bool { return !drop(key) }), deletions) {
-		answered := 0
-		err := s.lines(ctx, "delete "+strings.Join(chunk, "\r\ndelete "), func(line string) (end bool, err error) {
+	for chunk := range slices.Chunk(slices.DeleteFunc(keys, func(key string) bool { return !drop(key) }), deleteBatch) {
+		replies := 0
+		err := s.lines(ctx, "delete "+strings.Join(chunk, "\r\ndelete "), func(line string) (last bool, err error) {
 			switch line {
 			case "DELETED":
 				dropped++
-			case "NOT_FOUND": // it has gone by itself
+			case "NOT_FOUND": // evicted or expired in the meantime
 			default:
-				return true, fmt.Errorf("it was answered with %.100q", line)
+				return true, fmt.Errorf("unexpected reply %.100q", line)
 			}
-			answered++
-			return answered == len(chunk), nil
+			replies++
+			return replies == len(chunk), nil
 		})
 		if err != nil {
 			return dropped, err
@@ -57,9 +57,9 @@ func (s *Server) Drop(ctx context.Context, drop func(key string) bool) (dropped 
 	return dropped, nil
 }
 
-// keys lists the keys that are there.
+// keys lists the stored keys. It returns errBusy while the crawler of the server runs.
 func (s *Server) keys(ctx context.Context) (keys []string, err error) {
-	err = s.lines(ctx, "lru_crawler metadump all", func(line string) (end bool, err error) {
+	err = s.lines(ctx, "lru_crawler metadump all", func(line string) (last bool, err error) {
 		name, _, _ := strings.Cut(line, " ")
 		escaped, isKey := strings.CutPrefix(name, "key=")
 		key, err := url.PathUnescape(escaped)
@@ -69,7 +69,7 @@ func (s *Server) keys(ctx context.Context) (keys []string, err error) {
 		case name == "BUSY":
 			return true, errBusy
 		case !isKey || err != nil:
-			return true, fmt.Errorf("it was answered with %.100q", line)
+			return true, fmt.Errorf("unexpected reply %.100q", line)
 		}
 		keys = append(keys, key)
 		return false, nil

@@ -1,10 +1,11 @@
-// Package memcached describes a native memcached server on a loopback address, so
-// that somebody else can start it, and asks one for its figures.
+// Package memcached describes a native memcached server as a cache node on a loopback
+// address. It returns the command that runs the server, and reads the server's figures.
 //
-// It starts nothing itself and speaks to a server only to see whether it serves and
-// what it has counted: the client of the cache tier has the values. Sizes are bytes.
-// Usual order of calls: Find, New, then Prepare, the started Command, Ready until it
-// returns nil, Stats. All methods may be called concurrently.
+// The package never starts a server. It connects to one only to check that it is ready,
+// to read its figures and to drop keys. The client of the cache tier, in sut/cache, reads
+// and writes values. Sizes are in bytes. Usual order of calls: Find, New, Prepare,
+// Command (the caller starts it), Ready until it returns nil, Stats. All methods may be
+// called concurrently.
 package memcached
 
 import (
@@ -22,16 +23,16 @@ import (
 	"time"
 )
 
-// Install is a memcached that is there.
+// Install is an installed memcached.
 type Install struct {
 	Path    string
 	Version string // such as "1.6.18"
 }
 
-// programVersion is where memcached says its version.
+// programVersion matches the version in the output of memcached -V.
 var programVersion = regexp.MustCompile(`^memcached (\d+\.\d+\.\d+)`)
 
-// Find finds memcached, or says how to get it.
+// Find finds memcached on PATH. The second line of its error says how to install it.
 func Find() (Install, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -45,75 +46,79 @@ func Find() (Install, error) {
 	}
 	found := programVersion.FindSubmatch(out)
 	if found == nil {
-		return Install{}, fmt.Errorf("%s -V says %q, and no version", path, strings.TrimSpace(string(out)))
+		return Install{}, fmt.Errorf("%s -V printed %q: no version found", path, strings.TrimSpace(string(out)))
 	}
 	return Install{Path: path, Version: string(found[1])}, nil
 }
 
-// Config says which server to describe.
+// Config configures a memcached server.
 type Config struct {
 	Install Install
-	Listen  net.IP // loopback
+	Listen  net.IP // a loopback address
 	Port    int
-	// MaxBytes is the budget for entries, of which the server takes whole MiB; at least
-	// one. Below about 64 MiB it may take more: each of its classes of sizes gets one
-	// page of a MiB, however small the budget is.
+	// MaxBytes bounds the memory for entries, at least 1 MiB. The server rounds it down to
+	// whole MiB. Below about 64 MiB the server may use more: each of its slab classes gets
+	// a page of 1 MiB.
 	MaxBytes int64
-	Procs    int // CPUs that the host has; less than 1 counts as 1
+	Procs    int // CPUs of the host = threads of the server; less than 1 counts as 1
 }
 
-// Server describes a memcached server. When the budget is used up, the entry of about
-// the same size goes that nobody has asked for longest. It has no other policy.
+// Server describes a memcached server. When the memory is full, the server evicts the
+// least recently used entry of the same slab class, which has a similar size. It supports
+// no other policy.
 type Server struct{ cfg Config }
 
-// New describes a server. Prepare checks the configuration.
+// New returns a server description. Prepare checks the configuration.
 func New(cfg Config) *Server { return &Server{cfg: cfg} }
 
 const (
 	mebibyte = 1 << 20
-	// maxItem is the largest entry where the budget allows it. The largest of ours, a
-	// feed of 100 photos with titles of 200 runes, has less than 200,000 bytes.
+	// maxItem bounds the size of one entry, if MaxBytes allows it. The largest entry of
+	// the service, a feed of 100 photos with titles of 200 runes, is below 200,000 bytes.
 	maxItem = mebibyte
-	// maxConns is how many clients there may be: more than all web hosts have
-	// connections together, 16 times 64.
+	// maxConns bounds the client connections. The web tier needs at most 1024: 16 hosts
+	// with 64 connections each.
 	maxConns = 2048
 )
 
-// Prepare checks the configuration and that there is somebody to run the server.
+// Prepare returns an error if the configuration is invalid, or if no user may run the
+// server.
 func (s *Server) Prepare(context.Context) error {
 	switch c := s.cfg; {
 	case c.Install.Path == "":
-		return errors.New("memcached: no installation given\nuse the one that Find returns")
+		return errors.New("memcached: no installation given\nuse the result of Find")
 	case !c.Listen.IsLoopback():
-		return fmt.Errorf("memcached: listens on %v: want an address on loopback, as there are no passwords", c.Listen)
+		return fmt.Errorf("memcached: listen address %v: want a loopback address, because the server has no password",
+			c.Listen)
 	case c.Port < 1 || c.Port > 65535:
-		return fmt.Errorf("memcached: port %d: want 1 to 65535, chosen by the caller", c.Port)
+		return fmt.Errorf("memcached: port %d: want 1 to 65535", c.Port)
 	case c.MaxBytes < mebibyte:
-		return fmt.Errorf("memcached: a budget of %d bytes: want 1 MiB or more", c.MaxBytes)
+		return fmt.Errorf("memcached: memory limit of %d bytes: want 1 MiB or more", c.MaxBytes)
 	}
 	_, err := runAs(os.Geteuid())
 	return err
 }
 
-// Command returns the command that runs the server in the foreground, not started.
-// When we are root its Credential is that of an ordinary user. The server's own way
-// of becoming one (-u) would make the kernel forget that the server has to die with
-// the thread that started it.
+// Command returns the command that runs the server in the foreground. The caller starts it.
+// If this process runs as root, the command has the Credential of an ordinary user. The
+// server's option -u would do the same, but its change of user clears the parent death
+// signal: the server would survive a killed harness.
 func (s *Server) Command() *exec.Cmd {
-	budget := s.cfg.MaxBytes / mebibyte
-	item := min(maxItem, budget*mebibyte/2) // more is refused
+	limit := s.cfg.MaxBytes / mebibyte
+	item := min(maxItem, limit*mebibyte/2) // the server refuses to start with more
 	cmd := exec.Command(s.cfg.Install.Path,
 		"-l", s.cfg.Listen.String(), "-p", strconv.Itoa(s.cfg.Port), "-U", "0",
-		"-m", strconv.FormatInt(budget, 10), "-I", strconv.FormatInt(item, 10),
+		"-m", strconv.FormatInt(limit, 10), "-I", strconv.FormatInt(item, 10),
 		"-c", strconv.Itoa(maxConns), "-t", strconv.Itoa(max(s.cfg.Procs, 1)))
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C", "TZ=UTC"}
-	// Prepare has reported the error, and without a user the server itself refuses.
+	// Prepare has reported this error. Without a credential the server refuses root.
 	credential, _ := runAs(os.Geteuid())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential}
 	return cmd
 }
 
-// runAs chooses who runs the server, which refuses root: nil is ourselves.
+// runAs returns the credential for the server, which refuses to run as root. nil means the
+// user of this process.
 func runAs(uid int) (*syscall.Credential, error) {
 	if uid != 0 {
 		return nil, nil
@@ -134,22 +139,22 @@ func runAs(uid int) (*syscall.Credential, error) {
 		"run as an ordinary user, or add one: useradd --system memcache")
 }
 
-// Ready asks once whether the server serves.
+// Ready returns nil if the server reports its version. It does not wait.
 func (s *Server) Ready(ctx context.Context) error {
-	_, line, err := s.ask(ctx, "version")
+	_, line, err := s.stats(ctx, "version")
 	if err == nil && !strings.HasPrefix(line, "VERSION ") {
-		return fmt.Errorf("memcached: version was answered with %q", line)
+		return fmt.Errorf("memcached: version: unexpected reply %q", line)
 	}
 	return err
 }
 
-// StopSignal ends the server; it has nothing to save.
+// StopSignal is the signal that ends the server. It has no data to save.
 func (s *Server) StopSignal() os.Signal { return syscall.SIGTERM }
 
-// Version is that of the installation.
+// Version returns the version of the installed program.
 func (s *Server) Version(context.Context) (string, error) { return s.cfg.Install.Version, nil }
 
-// Address is the host:port that the server listens on.
+// Address returns the host:port that the server listens on.
 func (s *Server) Address() string {
 	return net.JoinHostPort(s.cfg.Listen.String(), strconv.Itoa(s.cfg.Port))
 }

@@ -22,15 +22,15 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const (
-	patience = 20 * time.Second // bounds every wait
-	mebibyte = 1 << 20
+	testTimeout = 20 * time.Second // bounds every wait
+	mebibyte    = 1 << 20
 )
 
 // session is a connection to a server.
 type session struct {
 	t *testing.T
 	net.Conn
-	answers *bufio.Reader
+	replies *bufio.Reader
 }
 
 func open(t *testing.T, p *memcachedtest.Process) session {
@@ -40,25 +40,25 @@ func open(t *testing.T, p *memcachedtest.Process) session {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(testTimeout))
 	return session{t, conn, bufio.NewReader(conn)}
 }
 
-// say sends text and returns the first line of the answer.
-func (s session) say(format string, args ...any) string {
+// send sends text and returns the first line of the reply.
+func (s session) send(format string, args ...any) string {
 	s.t.Helper()
 	_, _ = fmt.Fprintf(s, format, args...)
-	line, err := s.answers.ReadString('\n')
+	line, err := s.replies.ReadString('\n')
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	return strings.TrimSpace(line)
 }
 
-// all sends text and returns the lines of the answer up to its end.
+// all sends text and returns the lines of the reply before END.
 func (s session) all(text string) (lines []string) {
 	s.t.Helper()
-	for line := s.say("%s", text); line != "END"; line = s.say("") {
+	for line := s.send("%s", text); line != "END"; line = s.send("") {
 		lines = append(lines, line)
 	}
 	return lines
@@ -66,14 +66,14 @@ func (s session) all(text string) (lines []string) {
 
 func (s session) set(key string, bytes int, seconds int) string {
 	s.t.Helper()
-	return s.say("set %s 0 %d %d\r\n%s\r\n", key, seconds, bytes, strings.Repeat("x", bytes))
+	return s.send("set %s 0 %d %d\r\n%s\r\n", key, seconds, bytes, strings.Repeat("x", bytes))
 }
 
 func TestStats(t *testing.T) {
 	t.Parallel()
 	p := memcachedtest.Start(t, 3*mebibyte+1)
 	if got, want := p.Figures(t), (sut.CacheFigures{MaxBytes: 3 * mebibyte}); got != want {
-		t.Errorf("at its start: %+v, want %+v", got, want)
+		t.Errorf("after the start: %+v, want %+v", got, want)
 	}
 	s := open(t, p)
 	for i := range 10 {
@@ -82,11 +82,11 @@ func TestStats(t *testing.T) {
 		}
 	}
 	for range 3 {
-		if got := s.say("get nothing\r\n"); got != "END" {
+		if got := s.send("get nothing\r\n"); got != "END" {
 			t.Fatal(got)
 		}
 	}
-	if got := s.say("get k3\r\n"); got != "VALUE k3 0 100" {
+	if got := s.send("get k3\r\n"); got != "VALUE k3 0 100" {
 		t.Fatal(got)
 	}
 	got := p.Figures(t)
@@ -99,7 +99,7 @@ func TestStats(t *testing.T) {
 	}
 }
 
-// Whatever has expired and was asked for is gone, and counted.
+// A read of an expired entry is a miss and counts the entry as expired.
 func TestExpired(t *testing.T) {
 	t.Parallel()
 	p := memcachedtest.Start(t, mebibyte)
@@ -107,9 +107,11 @@ func TestExpired(t *testing.T) {
 	if got := s.set("a", 1, 1); got != "STORED" {
 		t.Fatal(got)
 	}
-	for deadline := time.Now().Add(patience); len(s.all("get a\r\n")) > 0; {
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	for deadline := time.Now().Add(testTimeout); len(s.all("get a\r\n")) > 0; <-poll.C {
 		if time.Now().After(deadline) {
-			t.Fatal("it does not expire")
+			t.Fatalf("the entry has not expired after %v", testTimeout)
 		}
 	}
 	if got := p.Figures(t); got.Expired != 1 || got.Entries != 0 || got.Evicted != 0 {
@@ -117,20 +119,20 @@ func TestExpired(t *testing.T) {
 	}
 }
 
-// Past the budget old entries go, also at the smallest budget, and also when values are
-// as large as a feed of a hundred photos.
-func TestBudget(t *testing.T) {
+// When the memory is full the server evicts old entries, at the smallest memory limit and
+// for values as large as a feed of a hundred photos, too.
+func TestEviction(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
-		budget int64
-		bytes  int
-		values int
+		maxBytes int64
+		bytes    int // of each value
+		values   int
 	}{
 		{mebibyte, 1_000, 3_000},
 		{mebibyte, 200_000, 30},
 		{8 * mebibyte, 900_000, 30},
 	} {
-		p := memcachedtest.Start(t, test.budget)
+		p := memcachedtest.Start(t, test.maxBytes)
 		s := open(t, p)
 		for i := range test.values {
 			if got := s.set(fmt.Sprint("k", i), test.bytes, 0); got != "STORED" {
@@ -138,17 +140,18 @@ func TestBudget(t *testing.T) {
 			}
 		}
 		got := p.Figures(t)
-		if got.Evicted == 0 || got.Entries+got.Evicted != int64(test.values) || got.Bytes > got.MaxBytes || got.MaxBytes != test.budget {
+		if got.Evicted == 0 || got.Entries+got.Evicted != int64(test.values) ||
+			got.Bytes > got.MaxBytes || got.MaxBytes != test.maxBytes {
 			t.Errorf("%+v: %+v", test, got)
 		}
 		if got := s.set("large", mebibyte+1, 0); !strings.HasPrefix(got, "SERVER_ERROR ") {
-			t.Errorf("a value over the limit of one: %s", got)
+			t.Errorf("a value above the item size limit: %s", got)
 		}
 	}
 }
 
-// The server belongs to an ordinary user, listens to nobody but loopback, and ends in
-// order when it is asked to.
+// The server runs as an ordinary user, listens on loopback only, and ends after its stop
+// signal.
 func TestProcess(t *testing.T) {
 	t.Parallel()
 	p := memcachedtest.Start(t, mebibyte)
@@ -158,31 +161,35 @@ func TestProcess(t *testing.T) {
 	}
 	want := uint32(os.Geteuid())
 	if got := info.Sys().(*syscall.Stat_t).Uid; got == 0 || want != 0 && got != want {
-		t.Errorf("it belongs to user %d, and we are %d", got, want)
+		t.Errorf("the server runs as user %d, this test as %d", got, want)
 	}
-	if settings := open(t, p).all("stats settings\r\n"); !slices.Contains(settings, "STAT udpport 0") || !slices.Contains(settings, "STAT inter 127.0.0.1") {
-		t.Errorf("it listens to others than TCP on loopback: %q", settings)
+	settings := open(t, p).all("stats settings\r\n")
+	if !slices.Contains(settings, "STAT udpport 0") || !slices.Contains(settings, "STAT inter 127.0.0.1") {
+		t.Errorf("want it to listen on TCP and loopback only, settings are %q", settings)
 	}
 	version, err := p.Version(t.Context())
-	if line := open(t, p).say("version\r\n"); err != nil || line != "VERSION "+version {
-		t.Errorf("it says %q, and its installation %q, %v", line, version, err)
+	if line := open(t, p).send("version\r\n"); err != nil || line != "VERSION "+version {
+		t.Errorf("the server reports %q, Version() = %q, %v", line, version, err)
 	}
 	if err := syscall.Kill(p.PID, p.StopSignal().(syscall.Signal)); err != nil {
 		t.Fatal(err)
 	}
 	select {
 	case <-p.Ended():
-	case <-time.After(patience):
-		t.Fatal("it does not end")
+	case <-time.After(testTimeout):
+		t.Fatalf("the server has not ended %v after its stop signal", testTimeout)
 	}
 	if err := p.Ready(t.Context()); err == nil {
-		t.Error("it serves after its end")
+		t.Error("Ready() = nil after the end of the server")
 	}
 }
 
 func TestRefusedConfigs(t *testing.T) {
 	t.Parallel()
-	good := memcached.Config{Install: memcached.Install{Path: "/usr/bin/memcached"}, Listen: net.IPv4(127, 0, 0, 1), Port: 11211, MaxBytes: mebibyte}
+	good := memcached.Config{
+		Install: memcached.Install{Path: "/usr/bin/memcached"},
+		Listen:  net.IPv4(127, 0, 0, 1), Port: 11211, MaxBytes: mebibyte,
+	}
 	if err := memcached.New(good).Prepare(t.Context()); err != nil {
 		t.Errorf("%+v: %v", good, err)
 	}
@@ -197,26 +204,27 @@ func TestRefusedConfigs(t *testing.T) {
 		bad := good
 		change(&bad)
 		if err := memcached.New(bad).Prepare(t.Context()); err == nil {
-			t.Errorf("%+v was taken", bad)
+			t.Errorf("%+v was accepted", bad)
 		}
 	}
 }
 
-// describe is the description of a server that is there already.
+// describe returns the description of a running server.
 func describe(l net.Listener) *memcached.Server {
 	at := l.Addr().(*net.TCPAddr)
 	return memcached.New(memcached.Config{Listen: at.IP, Port: at.Port})
 }
 
-// What answers with something else, or not at all, has no figures.
-func TestStrangers(t *testing.T) {
+// A reply that is not the one of memcached is an error. A missing reply is an error when
+// ctx ends.
+func TestStatsFromOtherServers(t *testing.T) {
 	t.Parallel()
-	for name, answer := range map[string]string{
-		"nothing":         "",
-		"a refusal":       "ERROR\r\n",
-		"an end too soon": "STAT get_hits 1\r\nEND\r\n",
-		"no end":          "STAT get_hits 1\r\n",
-		"no number":       "STAT get_hits many\r\n",
+	for name, reply := range map[string]string{
+		"nothing":        "",
+		"an error":       "ERROR\r\n",
+		"missing fields": "STAT get_hits 1\r\nEND\r\n",
+		"no END":         "STAT get_hits 1\r\n",
+		"no number":      "STAT get_hits many\r\n",
 	} {
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -230,7 +238,7 @@ func TestStrangers(t *testing.T) {
 				return
 			}
 			_, _ = bufio.NewReader(conn).ReadString('\n')
-			_, _ = fmt.Fprint(conn, answer)
+			_, _ = fmt.Fprint(conn, reply)
 			_ = conn.Close()
 		}()
 		if f, err := describe(listener).Stats(t.Context()); err == nil {
@@ -239,7 +247,7 @@ func TestStrangers(t *testing.T) {
 		_ = listener.Close()
 		<-served
 	}
-	// A caller who leaves does not wait for one that is silent.
+	// A server that sends nothing does not block the caller after the end of ctx.
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -248,6 +256,6 @@ func TestStrangers(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	if _, err := describe(listener).Stats(ctx); err == nil {
-		t.Error("one that is silent has figures")
+		t.Error("Stats() = nil error for a server that sends nothing")
 	}
 }

@@ -17,9 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// makeDir makes the data directory where it does not exist and returns its path
-// without symbolic links, so that every later check follows the same way as the
-// kernel.
+// makeDir creates the data directory if it does not exist. It returns the path without
+// symbolic links, which later checks compare with the paths that the kernel reports.
 func makeDir(path string) (string, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -34,22 +33,22 @@ func makeDir(path string) (string, error) {
 	return filepath.EvalSymlinks(path)
 }
 
-// isDataDir reports whether the directory holds a data directory; what holds
-// anything else is an error, as it is somebody's.
+// isDataDir reports whether dir is a PostgreSQL data directory. It returns false for an
+// empty directory, and an error for one with other files: those may be a user's.
 func isDataDir(dir string) (bool, error) {
-	made, err := exists(filepath.Join(dir, "PG_VERSION"))
-	if made || err != nil {
-		return made, err
+	initialized, err := exists(filepath.Join(dir, "PG_VERSION"))
+	if initialized || err != nil {
+		return initialized, err
 	}
 	entries, err := os.ReadDir(dir)
 	if len(entries) > 0 {
-		err = fmt.Errorf("holds %s and no PG_VERSION: not empty, and no data directory\n"+
+		err = fmt.Errorf("holds %s and no PG_VERSION: it is neither empty nor a data directory\n"+
 			"give an empty directory, or one that does not exist", entries[0].Name())
 	}
 	return false, err
 }
 
-// exists reports whether there is a file.
+// exists reports whether a file exists.
 func exists(path string) (bool, error) {
 	_, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -58,52 +57,52 @@ func exists(path string) (bool, error) {
 	return err == nil, err
 }
 
-// stage has fill make the data directory beside its place, and renames it at the
-// end: one that was interrupted half way looks complete to the server, and would
-// lack the database for ever.
-func (s *Server) stage(fill func(staging string) error) (err error) {
-	staging := s.dir + ".new"
-	if err := discard(staging); err != nil {
+// buildDir calls build for a temporary directory and then renames it to the data
+// directory. Without the rename, a data directory that an interruption left half made
+// would look complete to the server, and its database would be missing.
+func (s *Server) buildDir(build func(tempDir string) error) (err error) {
+	tempDir := s.dir + ".new"
+	if err := removeTempDir(tempDir); err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, discard(staging))
+			err = errors.Join(err, removeTempDir(tempDir))
 		}
 	}()
-	if err := os.Mkdir(staging, 0o700); err != nil {
+	if err := os.Mkdir(tempDir, 0o700); err != nil {
 		return err
 	}
-	if err := s.owner.own(staging); err != nil {
+	if err := s.owner.own(tempDir); err != nil {
 		return err
 	}
-	if err := fill(staging); err != nil {
+	if err := build(tempDir); err != nil {
 		return err
 	}
-	// In one step: the target may exist, and is empty. (os.Rename refuses that.)
-	return unix.Rename(staging, s.dir)
+	// os.Rename refuses an existing directory. The system call replaces an empty one.
+	return unix.Rename(tempDir, s.dir)
 }
 
-// create makes a data directory with an empty database.
-func (s *Server) create(ctx context.Context, staging string) error {
-	s.cfg.Log.Info("making a data directory", "dir", s.dir, "version", s.cfg.Install.Version)
-	// Without syncs: what is being made can be made again, and once it serves,
-	// every commit is synced.
-	initdb := s.command(ctx, "initdb", "--pgdata="+staging, "--username="+User, "--auth=trust",
+// create initializes a data directory with an empty database.
+func (s *Server) create(ctx context.Context, tempDir string) error {
+	s.cfg.Log.Info("creating a data directory", "dir", s.dir, "version", s.cfg.Install.Version)
+	// No sync is needed here: an interrupted create starts again from nothing. The running
+	// server syncs every commit.
+	initdb := s.command(ctx, "initdb", "--pgdata="+tempDir, "--username="+User, "--auth=trust",
 		"--encoding=UTF8", "--locale=C", "--data-checksums", "--no-sync", "--no-instructions")
 	if err := run(initdb, ""); err != nil {
 		return err
 	}
-	// Single-user mode needs no port, no socket and no waiting. It wants the
-	// name of a database that exists, and each command on a line of its own.
-	single := s.command(ctx, "postgres", "--single", "-F", "-D", staging, "-c", "exit_on_error=on", "postgres")
+	// Single-user mode needs no port, no socket and no wait for readiness. Its arguments
+	// must name an existing database. It reads one command per line.
+	single := s.command(ctx, "postgres", "--single", "-F", "-D", tempDir, "-c", "exit_on_error=on", "postgres")
 	return run(single, "CREATE DATABASE "+Database+"\n")
 }
 
-// discard removes what an interrupted create left: files, and the shared memory
-// of a server that was killed.
-func discard(staging string) error {
-	lock, err := readLock(staging)
+// removeTempDir removes a temporary directory, and the shared memory segment of a killed
+// server in it.
+func removeTempDir(tempDir string) error {
+	lock, err := readLock(tempDir)
 	if err != nil {
 		return err
 	}
@@ -112,20 +111,21 @@ func discard(staging string) error {
 			return err
 		}
 	}
-	return os.RemoveAll(staging)
+	return os.RemoveAll(tempDir)
 }
 
-// run runs a command to its end, with all that it starts; its error carries
-// what the command said last.
+// run runs a command and waits for it and all processes that it starts. The error contains
+// the last lines of the output.
 func run(cmd *exec.Cmd, input string) error {
 	var output bytes.Buffer
-	// initdb starts servers of its own. Told to end, it leaves them, and they end
-	// when it is gone, each in order; killed, they would leave shared memory
-	// behind. They hold the output open, so that Wait waits for them, too. A group
-	// of its own keeps an interrupt at the terminal from reaching them.
+	// initdb starts servers. SIGTERM ends initdb, and its servers then shut down by
+	// themselves. SIGKILL would leave their shared memory behind. The servers keep the
+	// output open, so Wait waits for them, too. The separate process group keeps Ctrl-C at
+	// the terminal from them.
 	cmd.SysProcAttr.Setpgid = true
-	// Nor may it outlive us: it would write where somebody else does by then. The
-	// signal comes when the thread ends that started it.
+	// If this process is killed, the command must end: otherwise it would write to a
+	// directory that a later process uses. The kernel sends Pdeathsig when the thread
+	// that started the command ends, so the thread is locked.
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGTERM
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

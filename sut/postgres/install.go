@@ -13,35 +13,33 @@ import (
 	"time"
 )
 
-// minMajor is the oldest major version that is supported: Debian 12's.
+// minMajor is the oldest supported major version, that of Debian 12.
 const minMajor = 15
 
-// howToInstall is the second line of every error about a missing server.
+// howToInstall is the second line of errors about a missing server.
 const howToInstall = "apt-get install postgresql"
 
 // Install is an installed PostgreSQL.
 type Install struct {
-	// Bin is the directory of postgres and initdb.
-	Bin string
-	// Version is what the server says of itself, such as "15.18".
-	Version string
+	Bin     string // directory of postgres and initdb
+	Version string // such as "15.18"
 }
 
-// Find looks for an installed server: the one on PATH, else the newest under
-// /usr/lib/postgresql. The second line of its error says how to get one.
+// Find returns the installed server on PATH, else the newest one under /usr/lib/postgresql.
+// The second line of its error says how to install one.
 func Find() (Install, error) {
 	var bins []string
 	if path, err := exec.LookPath("postgres"); err == nil {
-		// A link in /usr/local/bin stands for a directory that has initdb, too.
+		// The target of a link in /usr/local/bin is in a directory with initdb.
 		if real, err := filepath.EvalSymlinks(path); err == nil {
 			bins = append(bins, filepath.Dir(real))
 		}
 	}
-	// The pattern is constant and well formed, the only error that Glob has.
+	// Glob fails only for a malformed pattern.
 	packaged, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	return choose(bins, packaged, func(bin string) (string, error) {
+	return chooseInstall(bins, packaged, func(bin string) (string, error) {
 		if _, err := exec.LookPath(filepath.Join(bin, "initdb")); err != nil {
 			return "", err
 		}
@@ -49,9 +47,9 @@ func Find() (Install, error) {
 	})
 }
 
-// choose picks the first preferred directory that holds a server new enough,
-// else the newest of the others. A directory without a version does not count.
-func choose(preferred, others []string, version func(bin string) (string, error)) (Install, error) {
+// chooseInstall returns the first preferred directory with a supported server, else the
+// newest one of the others. It ignores directories for which version fails.
+func chooseInstall(preferred, others []string, version func(bin string) (string, error)) (Install, error) {
 	installs := func(bins []string) (found []Install) {
 		for _, bin := range bins {
 			if v, err := version(bin); err == nil {
@@ -65,18 +63,18 @@ func choose(preferred, others []string, version func(bin string) (string, error)
 		return slices.Compare(versionNumbers(b.Version), versionNumbers(a.Version))
 	})
 	all := append(installs(preferred), newest...)
-	newEnough := func(install Install) bool { return versionNumbers(install.Version)[0] >= minMajor }
-	if i := slices.IndexFunc(all, newEnough); i >= 0 {
+	supported := func(install Install) bool { return versionNumbers(install.Version)[0] >= minMajor }
+	if i := slices.IndexFunc(all, supported); i >= 0 {
 		return all[i], nil
 	}
 	if len(all) > 0 {
-		return Install{}, fmt.Errorf("postgres: found only version %s in %s, want %d or newer\n%s",
+		return Install{}, fmt.Errorf("postgres: found only version %s in %s, want version %d or newer\n%s",
 			all[0].Version, all[0].Bin, minMajor, howToInstall)
 	}
 	return Install{}, errors.New("postgres: no server found on PATH or under /usr/lib/postgresql\n" + howToInstall)
 }
 
-// programVersion asks the server in a directory for its version.
+// programVersion returns the version of the server in a directory.
 func programVersion(ctx context.Context, bin string) (string, error) {
 	out, err := exec.CommandContext(ctx, filepath.Join(bin, "postgres"), "--version").Output()
 	if err != nil {
@@ -84,13 +82,13 @@ func programVersion(ctx context.Context, bin string) (string, error) {
 	}
 	version := parseVersion(string(out))
 	if version == "" {
-		return "", fmt.Errorf("%q is no version of PostgreSQL", strings.TrimSpace(string(out)))
+		return "", fmt.Errorf("postgres --version printed %q: no version found", strings.TrimSpace(string(out)))
 	}
 	return version, nil
 }
 
-// parseVersion reads "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"; ""
-// when it says something else. Releases to come call themselves 19devel, 19beta1.
+// parseVersion returns 15.18 for "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)",
+// 19 for a prerelease such as 19devel or 19beta1, and "" for other text.
 func parseVersion(text string) string {
 	match := regexp.MustCompile(`\(PostgreSQL\) (\d+(?:\.\d+)*)`).FindStringSubmatch(text)
 	if match == nil {
@@ -99,7 +97,7 @@ func parseVersion(text string) string {
 	return match[1]
 }
 
-// versionNumbers splits "15.18" into 15 and 18; what is no number counts as 0.
+// versionNumbers splits "15.18" into 15 and 18. A part that is not a number counts as 0.
 func versionNumbers(version string) []int {
 	var numbers []int
 	for part := range strings.SplitSeq(version, ".") {

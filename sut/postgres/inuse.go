@@ -15,14 +15,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// settle returns nil when no server uses the data directory. One that runs is
-// an error. Processes that outlive a killed one are waited for: to start beside
-// them would have two servers write to the same files.
+// waitUnused returns nil when no server uses the data directory, and an error when a
+// server runs on it. It waits for the child processes of a killed server: a new server
+// would write to the same files at the same time.
 //
-// A stale postmaster.pid is left to the server, which recovers from it, unless
-// its process id has since gone to somebody else: then the server would take
-// that one for itself and refuse to start.
-func settle(ctx context.Context, dir string) error {
+// A server recovers from a stale postmaster.pid by itself, except when its process id now
+// belongs to another process: the server would then report that it already runs, and
+// refuse to start. waitUnused removes the file in that case.
+func waitUnused(ctx context.Context, dir string) error {
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
 	for {
 		lock, err := readLock(dir)
 		if err != nil {
@@ -31,7 +33,7 @@ func settle(ctx context.Context, dir string) error {
 		users := serversIn(dir)
 		switch {
 		case slices.Contains(users, lock.pid):
-			return fmt.Errorf("a server runs on it: process %d\nstop that one, or choose another directory", lock.pid)
+			return fmt.Errorf("a server uses it: process %d\nstop that server, or choose another directory", lock.pid)
 		case len(users) == 0 && lock.pid != 0 && alive(lock.pid):
 			return os.Remove(filepath.Join(dir, lockName))
 		case len(users) == 0:
@@ -39,17 +41,16 @@ func settle(ctx context.Context, dir string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("processes of a killed server are still there: %v: %w\n"+
+			return fmt.Errorf("processes of a killed server still run: %v: %w\n"+
 				"end them, or choose another directory", users, context.Cause(ctx))
-		case <-time.After(5 * time.Millisecond):
+		case <-poll.C:
 		}
 	}
 }
 
-// Release gives back what a killed server left in the kernel: a System V shared
-// memory segment of a few bytes, which would stay until the machine restarts.
-// Call it when the server has gone and is not to be started again; after a
-// clean stop it does nothing.
+// Release removes the System V shared memory segment of a killed server. The segment has a
+// few bytes and would stay until the machine restarts. Call Release when the server has
+// ended and will not be started again. After a clean stop it does nothing.
 func (s *Server) Release() error {
 	if s.dir == "" {
 		return nil
@@ -62,7 +63,8 @@ func (s *Server) Release() error {
 		return nil
 	}
 	if users := serversIn(s.dir); len(users) > 0 {
-		return fmt.Errorf("postgres: release: data directory %s is in use by %v\nstop the server first", s.dir, users)
+		return fmt.Errorf("postgres: release: data directory %s is in use by processes %v\nstop the server first",
+			s.dir, users)
 	}
 	if err := removeSegment(lock.segment); err != nil {
 		return fmt.Errorf("postgres: release: shared memory segment %d: %w", lock.segment, err)
@@ -70,8 +72,8 @@ func (s *Server) Release() error {
 	return nil
 }
 
-// removeSegment removes a shared memory segment that nobody is attached to; one
-// that has gone already is no error.
+// removeSegment removes a shared memory segment if no process is attached to it. It returns
+// nil if there is no such segment.
 func removeSegment(id int) error {
 	var segment unix.SysvShmDesc
 	_, err := unix.SysvShmCtl(id, unix.IPC_STAT, &segment)
@@ -87,15 +89,16 @@ func removeSegment(id int) error {
 // lockName is the file that a running server keeps in its data directory.
 const lockName = "postmaster.pid"
 
-// lock is what the server wrote into its lock file. Source: PostgreSQL,
+// lock is the content of a server's lock file. Source: PostgreSQL,
 // src/include/utils/pidfile.h.
 type lock struct {
-	pid     int  // line 1; 0 without a file
-	segment int  // line 7, second word: id of its shared memory segment; -1 for none
-	ready   bool // line 8: it accepts connections
+	pid     int  // line 1; 0 = no file
+	segment int  // line 7, second word: id of the shared memory segment; -1 = none
+	ready   bool // line 8: the server accepts connections
 }
 
-// readLock reads the lock file; without one it is empty.
+// readLock reads the lock file of a data directory. It returns an empty lock if there is
+// no such file.
 func readLock(dir string) (lock, error) {
 	text, err := os.ReadFile(filepath.Join(dir, lockName))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -107,8 +110,8 @@ func readLock(dir string) (lock, error) {
 	return parseLock(string(text)), nil
 }
 
-// parseLock reads a lock file, complete or not: a server that dies early leaves
-// a short one.
+// parseLock parses a lock file. The text may be incomplete: a server that dies early leaves
+// a short file.
 func parseLock(text string) lock {
 	lines := append(strings.Split(text, "\n"), make([]string, 8)...)
 	found := lock{segment: -1, ready: strings.TrimSpace(lines[7]) == "ready"}
@@ -121,15 +124,15 @@ func parseLock(text string) lock {
 	return found
 }
 
-// serversIn lists the processes of PostgreSQL that work in a data directory:
-// all of a server's have it as their working directory. Others' processes are
-// invisible to an ordinary user, but then so is their data directory.
+// serversIn lists the PostgreSQL processes whose working directory is dir: that is the data
+// directory for all processes of a server. An ordinary user does not see the processes of
+// other users, but has no access to their data directories either.
 func serversIn(dir string) []int {
-	entries, _ := os.ReadDir("/proc") // without it the server's own checks remain
+	entries, _ := os.ReadDir("/proc") // without /proc the server's own checks remain
 	var pids []int
 	for _, entry := range entries {
 		process := filepath.Join("/proc", entry.Name())
-		// Both vanish with the process, and a zombie has neither.
+		// Both links fail when the process has ended, and for a zombie.
 		cwd, _ := os.Readlink(filepath.Join(process, "cwd"))
 		program, _ := os.Readlink(filepath.Join(process, "exe"))
 		pid, err := strconv.Atoi(entry.Name())
@@ -140,7 +143,7 @@ func serversIn(dir string) []int {
 	return pids
 }
 
-// alive reports whether there is a process of that id.
+// alive reports whether a process with this id exists.
 func alive(pid int) bool {
 	err := unix.Kill(pid, 0)
 	return err == nil || errors.Is(err, unix.EPERM)

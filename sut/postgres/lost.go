@@ -20,25 +20,25 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// partial is what cannot be seen of what a server lost: the log names the rows by
-// their place only, and the rows themselves know who changed them last.
-const partial = "of a row that was changed several times the last state is known and no earlier one; " +
-	"rows that were deleted are not listed"
+// partial says which lost changes cannot be listed. A WAL record names a row by its place
+// in a file only, so the rows come from the tables. A row contains only the id of the
+// transaction that changed it last.
+const partial = "for a row that was changed more than once, only the last state is listed; " +
+	"deleted rows are not listed"
 
-// Beheaded is a data directory that was kept when its server began to follow the
-// primary of a later epoch, with what its log says of the transactions behind the
-// point where the histories part.
-type Beheaded struct {
+// DivergedCopy is a kept data directory (KeptDir), with the transactions in its WAL that
+// the new primary lacks.
+type DivergedCopy struct {
 	Dir   string
 	epoch int64
-	// wrote are the files that each committed transaction wrote to.
+	// wrote lists, by id, the files that each committed transaction wrote to.
 	wrote map[uint32][]string
 }
 
-// KeptCopy reads the log of the data directory that was kept, if there is one.
-// After that a server may be started on it, which LostFrom asks for the rows. It
-// is to be called before: a server that starts writes to the log.
-func (s *Server) KeptCopy(ctx context.Context) (*Beheaded, error) {
+// KeptCopy reads the WAL of the kept data directory. It returns nil if there is none. Call
+// it before a server is started on that directory, because a server writes to the WAL.
+// Pass that server to LostFrom.
+func (s *Server) KeptCopy(ctx context.Context) (*DivergedCopy, error) {
 	epochs, err := s.keptEpochs()
 	if err != nil || epochs == nil {
 		return nil, err
@@ -53,32 +53,33 @@ func (s *Server) KeptCopy(ctx context.Context) (*Beheaded, error) {
 	if err != nil {
 		return nil, fmt.Errorf("postgres: kept copy %s: %w", kept, err)
 	}
-	b := &Beheaded{Dir: kept, epoch: epoch, wrote: map[uint32][]string{}}
+	b := &DivergedCopy{Dir: kept, epoch: epoch, wrote: map[uint32][]string{}}
 	dump := s.command(ctx, "pg_waldump", "--path="+filepath.Join(kept, "pg_wal"),
 		"--timeline="+strconv.Itoa(own.timeline), "--start="+fork)
 	out, err := dump.Output()
-	said := ""
-	failed, ended := errors.AsType[*exec.ExitError](err)
-	if ended {
-		said = string(failed.Stderr)
+	stderr := ""
+	exit, exited := errors.AsType[*exec.ExitError](err)
+	if exited {
+		stderr = string(exit.Stderr)
 	}
-	// It ends with an error where the log does, which may be at once: then it finds
-	// no record where it is to begin.
-	atOnce := strings.Contains(said, "could not find a valid record") || strings.Contains(said, "invalid record length")
-	if err != nil && (!ended || len(out) == 0 && !atOnce) {
-		return nil, fmt.Errorf("postgres: kept copy: pg_waldump: %w: %s", err, lastLines(said, 2))
+	// pg_waldump exits with an error at the end of the WAL. If the WAL ends at the fork, it
+	// prints no record but one of these errors.
+	noRecord := strings.Contains(stderr, "could not find a valid record") ||
+		strings.Contains(stderr, "invalid record length")
+	if err != nil && (!exited || len(out) == 0 && !noRecord) {
+		return nil, fmt.Errorf("postgres: kept copy: pg_waldump: %w: %s", err, lastLines(stderr, 2))
 	}
 	return b, b.read(out)
 }
 
-// forkPoint is where a timeline ended in the history of a data directory: the
-// log position that the one who was promoted had reached.
+// forkPoint returns the position at which a timeline ended, from the timeline history of a
+// data directory: the promoted replica had reached that position.
 // https://www.postgresql.org/docs/15/continuous-archiving.html#BACKUP-TIMELINES
 func forkPoint(dir string, timeline int) (string, error) {
 	wal := os.DirFS(filepath.Join(dir, "pg_wal"))
 	files, err := fs.Glob(wal, "*.history")
 	if err != nil || len(files) == 0 {
-		return "", errors.Join(err, errors.New("there is no history of timelines"))
+		return "", errors.Join(err, errors.New("there is no timeline history file"))
 	}
 	text, err := fs.ReadFile(wal, slices.Max(files))
 	if err != nil {
@@ -90,17 +91,17 @@ func forkPoint(dir string, timeline int) (string, error) {
 			return fields[1], nil
 		}
 	}
-	return "", fmt.Errorf("timeline %d is not in the history", timeline)
+	return "", fmt.Errorf("timeline %d is not in the timeline history", timeline)
 }
 
-// What pg_waldump prints of a record.
+// Patterns for the transaction and the relation of a record in pg_waldump's output.
 var (
 	recordTx  = regexp.MustCompile(`\btx:\s+(\d+),`)
 	recordRel = regexp.MustCompile(`\brel (\d+/\d+/\d+)\b`)
 )
 
-// read finds the transactions that were committed, and what they wrote.
-func (b *Beheaded) read(dump []byte) error {
+// read fills wrote from pg_waldump's output. It ignores transactions without a commit.
+func (b *DivergedCopy) read(dump []byte) error {
 	wrote := map[uint32][]string{}
 	lines := bufio.NewScanner(bytes.NewReader(dump))
 	lines.Buffer(nil, 1<<20)
@@ -110,7 +111,7 @@ func (b *Beheaded) read(dump []byte) error {
 			continue
 		}
 		number, err := strconv.ParseUint(found[1], 10, 32)
-		if err != nil || number == 0 { // 0: of no transaction
+		if err != nil || number == 0 { // 0 = no transaction
 			continue
 		}
 		tx := uint32(number)
@@ -124,9 +125,10 @@ func (b *Beheaded) read(dump []byte) error {
 	return lines.Err()
 }
 
-// LostFrom asks a server on the kept directory for the rows that the transactions
-// behind the fork left, and the one that replaced it which of them exist there.
-func (s *Server) LostFrom(ctx context.Context, b *Beheaded, kept *Server) (sut.Lost, error) {
+// LostFrom returns the rows that the transactions after the fork wrote last. kept is a
+// running server on the kept directory. s is queried for the rows that exist in its present
+// copy, so that updates and inserts can be distinguished.
+func (s *Server) LostFrom(ctx context.Context, b *DivergedCopy, kept *Server) (sut.Lost, error) {
 	lost := sut.Lost{Node: s.cfg.Replication.Node, Epoch: b.epoch, Changes: []sut.LostChange{}, Partial: partial}
 	old, err := kept.connect(ctx, "stagebench-lost")
 	if err != nil {
@@ -138,13 +140,13 @@ func (s *Server) LostFrom(ctx context.Context, b *Beheaded, kept *Server) (sut.L
 		return lost, fmt.Errorf("postgres: lost: %w", err)
 	}
 	defer now.Close(ctx)
-	beats, err := beatFiles(ctx, old)
+	heartbeat, err := heartbeatFiles(ctx, old)
 	if err != nil {
 		return lost, fmt.Errorf("postgres: lost: heartbeats: %w", err)
 	}
 	var txs []int64
 	for tx, files := range b.wrote {
-		if slices.ContainsFunc(files, func(f string) bool { return !slices.Contains(beats, f) }) {
+		if slices.ContainsFunc(files, func(f string) bool { return !slices.Contains(heartbeat, f) }) {
 			txs = append(txs, int64(tx))
 		}
 	}
@@ -160,8 +162,9 @@ func (s *Server) LostFrom(ctx context.Context, b *Beheaded, kept *Server) (sut.L
 	return lost, nil
 }
 
-// beatFiles are the files of the heartbeat, as the log names them.
-func beatFiles(ctx context.Context, conn *pgx.Conn) (files []string, err error) {
+// heartbeatFiles returns the files of the heartbeat table and its index, as the WAL names
+// them.
+func heartbeatFiles(ctx context.Context, conn *pgx.Conn) (files []string, err error) {
 	rows, err := conn.Query(ctx, `SELECT
 		concat_ws('/', coalesce(nullif(c.reltablespace, 0), d.dattablespace), d.oid, c.relfilenode)
 		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, pg_database d
@@ -172,16 +175,15 @@ func beatFiles(ctx context.Context, conn *pgx.Conn) (files []string, err error) 
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
-// lostTable is a table of the service whose rows are looked for.
+// lostTable is a table of the service in which LostFrom looks for lost rows.
 type lostTable struct {
-	name string
-	key  []string
-	// updated: its rows, whose key is id, may be updated, so that one that was changed
-	// last may have been there.
-	updated bool
+	name    string
+	key     []string
+	updated bool // the service updates rows of this table; its key is id
 }
 
-// lostTables lists them, what others refer to first.
+// lostTables returns the tables in the order of their references: a table comes after those
+// that it refers to.
 func lostTables() []lostTable {
 	return []lostTable{
 		{"users", []string{"id"}, true},
@@ -191,9 +193,10 @@ func lostTables() []lostTable {
 	}
 }
 
-// changes lists the rows that these transactions changed last.
+// changes returns the rows that the transactions wrote last. old is a connection to the
+// kept copy, now to the present one.
 func (t lostTable) changes(ctx context.Context, old, now *pgx.Conn, txs []int64) (changes []sut.LostChange, err error) {
-	// A transaction id has 32 bits, and xmin has no comparison.
+	// xmin has type xid, which has no order and no cast to bigint.
 	rows, err := old.Query(ctx,
 		"SELECT * FROM "+t.name+" WHERE xmin::text::bigint = ANY($1) ORDER BY "+strings.Join(t.key, ", "), txs)
 	if err != nil {
@@ -215,7 +218,7 @@ func (t lostTable) changes(ctx context.Context, old, now *pgx.Conn, txs []int64)
 			key = append(key, fmt.Sprint(row[column]))
 		}
 		exists := false
-		if t.updated { // else there is nothing to ask: it was inserted
+		if t.updated { // a row of another table can only have been inserted
 			if err := now.QueryRow(ctx, find, row["id"]).Scan(&exists); err != nil {
 				return nil, err
 			}

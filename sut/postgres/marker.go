@@ -15,31 +15,32 @@ import (
 // Files of a data directory.
 const (
 	markerName  = "stagebench_replication.json"
-	standbyName = "standby.signal" // the server's own: it is a replica
+	standbyName = "standby.signal" // PostgreSQL's own: the server starts as a replica
 )
 
-// marker is what a data directory remembers of its part in a replication. One
-// that was never part of any has none.
+// marker is the replication state that is stored in a data directory. A data directory
+// without replication has none.
 type marker struct {
-	Epoch   int64 `json:"epoch"`   // the highest known
-	Primary bool  `json:"primary"` // it was the primary of that epoch, or began to become it
-	// System and Origin name the directory that all copies come from: the
-	// identifier that initdb gave it, and the position of its last checkpoint; 0 =
-	// it was not stopped in order, so that no copy of it can join.
+	Epoch   int64 `json:"epoch"`   // highest known epoch
+	Primary bool  `json:"primary"` // primary of that epoch; set before a promotion starts
+	// System and Origin identify the template that all copies were made from: the system
+	// identifier from initdb, and the position of the last checkpoint. Origin 0 = the
+	// template was not shut down cleanly, so its copies cannot become replicas.
 	System   string `json:"system"`
 	Origin   int64  `json:"origin"`
-	Rebuilds int64  `json:"rebuilds"` // times that the whole was fetched anew
-	// From is the epoch before the promotion that made it the primary, and Fork the
-	// position at which it began to differ from then on; 0 = it was never promoted.
+	Rebuilds int64  `json:"rebuilds"` // times that the whole copy was fetched from a primary
+	// From is the epoch before the promotion of this primary; 0 = never promoted. Fork is
+	// the position of the promotion, where the histories of the two epochs part; 0 = not
+	// complete; math.MaxInt64 = the same server was the primary of both epochs.
 	From int64 `json:"from,omitempty"`
 	Fork int64 `json:"fork,omitempty"`
-	// Lost is why the copy cannot follow its primary any more; "" = it can.
-	// Diverged says that it holds what its primary does not.
+	// Lost is the reason why the copy can no longer follow its primary; "" = it can.
+	// Diverged is set if the copy may hold changes that its primary lacks.
 	Lost     string `json:"lost,omitempty"`
 	Diverged bool   `json:"diverged,omitempty"`
 }
 
-// readMarker reads a directory's marker; found is false when it has none.
+// readMarker reads the marker of a data directory. found is false if there is none.
 func readMarker(dir string) (m marker, found bool, err error) {
 	text, err := os.ReadFile(filepath.Join(dir, markerName))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -58,7 +59,7 @@ func parseMarker(text []byte) (m marker, err error) {
 	return m, nil
 }
 
-// writeMarker replaces a directory's marker.
+// writeMarker replaces the marker of a data directory.
 func (s *Server) writeMarker(dir string, m marker) error {
 	text, err := json.Marshal(m)
 	if err != nil {
@@ -67,10 +68,11 @@ func (s *Server) writeMarker(dir string, m marker) error {
 	return s.writeOwned(dir, markerName, string(text)+"\n")
 }
 
-// updateMarker changes the marker of the server's data directory.
+// updateMarker changes the marker of the server's data directory. It may be called
+// concurrently.
 func (s *Server) updateMarker(change func(m *marker)) error {
-	s.marking.Lock()
-	defer s.marking.Unlock()
+	s.markerMu.Lock()
+	defer s.markerMu.Unlock()
 	m, _, err := readMarker(s.dir)
 	if err != nil {
 		return err
@@ -79,8 +81,8 @@ func (s *Server) updateMarker(change func(m *marker)) error {
 	return s.writeMarker(s.dir, m)
 }
 
-// writeOwned replaces a file of a data directory under a running server: it is
-// the server's before it has its name, as the server reads it whenever it likes.
+// writeOwned replaces a file of a data directory. The server may run and read the file at
+// any time, so the rename comes last, after the change of the owner.
 func (s *Server) writeOwned(dir, name, text string) error {
 	path := filepath.Join(dir, name)
 	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
@@ -92,16 +94,16 @@ func (s *Server) writeOwned(dir, name, text string) error {
 	return os.Rename(path+".new", path)
 }
 
-// control is what a server notes about its data directory.
+// control is the control data of a data directory (pg_control).
 type control struct {
-	system     string // identifier that initdb gave it
-	clean      bool   // it was stopped in order, and not as a replica
+	system     string // system identifier from initdb
+	clean      bool   // a primary was shut down cleanly
 	checkpoint int64  // position of the last checkpoint
-	timeline   int    // of the last checkpoint
-	recovered  int64  // how far a replica has to apply the log to be consistent; 0 for others
+	timeline   int    // timeline of the last checkpoint
+	recovered  int64  // position up to which a replica must apply the WAL to be consistent; else 0
 }
 
-// readControl reads the control data of a data directory that no server uses.
+// readControl reads the control data of a data directory. No server may use it.
 func (s *Server) readControl(ctx context.Context, dir string) (control, error) {
 	out, err := s.command(ctx, "pg_controldata", dir).Output()
 	if err != nil {
@@ -110,7 +112,7 @@ func (s *Server) readControl(ctx context.Context, dir string) (control, error) {
 	return parseControl(string(out))
 }
 
-// parseControl reads what pg_controldata prints.
+// parseControl parses the output of pg_controldata.
 func parseControl(text string) (control, error) {
 	var c control
 	var errs []error
@@ -133,18 +135,18 @@ func parseControl(text string) (control, error) {
 		errs = append(errs, err)
 	}
 	if c.system == "" || c.checkpoint == 0 {
-		errs = append(errs, errors.New("pg_controldata: neither identifier nor checkpoint in its output"))
+		errs = append(errs, errors.New("pg_controldata: no system identifier or no checkpoint in its output"))
 	}
 	return c, errors.Join(errs...)
 }
 
-// parsePosition reads a position in the log, such as 0/16B3748.
+// parsePosition parses a WAL position (LSN), such as 0/16B3748.
 func parsePosition(text string) (int64, error) {
 	high, low, found := strings.Cut(text, "/")
 	h, errHigh := strconv.ParseUint(high, 16, 31)
 	l, errLow := strconv.ParseUint(low, 16, 32)
 	if !found || errHigh != nil || errLow != nil {
-		return 0, fmt.Errorf("%q is no position in the log", text)
+		return 0, fmt.Errorf("%q is not a WAL position", text)
 	}
 	return int64(h<<32 | l), nil
 }

@@ -12,15 +12,16 @@ import (
 	"syscall"
 )
 
-// owner is the ordinary user who owns the data directory and runs the server
-// when we are root. The nil owner is ourselves: its methods do nothing.
+// owner is the ordinary user who owns the data directory and runs the server when this
+// process is root. nil means the user of this process: own and makeReachable then do
+// nothing.
 type owner struct {
 	name     string
 	uid, gid uint32
 }
 
-// serverOwner chooses who runs the server: whoever we are, or, as the server
-// refuses root, the user postgres or nobody.
+// serverOwner returns nil, or, if this process is root, user postgres or else user nobody:
+// the server refuses to run as root.
 func serverOwner() (*owner, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil
@@ -37,16 +38,16 @@ func serverOwner() (*owner, error) {
 		}
 		return &owner{name: name, uid: uint32(uid), gid: uint32(gid)}, nil
 	}
-	return nil, errors.New("the server refuses to run as root, and there is neither a user postgres nor nobody\n" +
+	return nil, errors.New("the server refuses to run as root, and there is no user postgres or nobody\n" +
 		"run as an ordinary user, or add one: useradd --system postgres")
 }
 
-// credential is what a process of the owner runs with: no other groups.
+// credential returns the owner's credential, without supplementary groups.
 func (o *owner) credential() *syscall.Credential {
 	return &syscall.Credential{Uid: o.uid, Gid: o.gid, Groups: []uint32{}}
 }
 
-// own gives a directory and all that is in it to the owner.
+// own makes the owner the owner of a directory and of everything in it.
 func (o *owner) own(dir string) error {
 	if o == nil {
 		return nil
@@ -59,20 +60,21 @@ func (o *owner) own(dir string) error {
 		if err != nil {
 			return err
 		}
-		// A restart finds everything in place: reading is cheaper than writing.
-		if have := info.Sys().(*syscall.Stat_t); have.Uid == o.uid && have.Gid == o.gid {
+		// After a restart nothing has to change. A read is cheaper than a write.
+		if stat := info.Sys().(*syscall.Stat_t); stat.Uid == o.uid && stat.Gid == o.gid {
 			return nil
 		}
 		return os.Lchown(path, int(o.uid), int(o.gid))
 	})
 }
 
-// reach makes sure that the owner may pass through a directory, given without
-// symbolic links, and all above it. Where it may not, it gets the right to pass
-// through by name, and not the one to list.
+// makeReachable gives the owner search permission (x) on a directory and all its parents,
+// where the owner lacks it. It gives no permission to list them. dir must not contain
+// symbolic links.
 //
-// It never opens somebody's home directory: that is not ours to decide.
-func (o *owner) reach(dir string, log *slog.Logger) error {
+// It never changes the mode of a home directory. It returns an error instead, because the
+// decision is the user's.
+func (o *owner) makeReachable(dir string, log *slog.Logger) error {
 	if o == nil {
 		return nil
 	}
@@ -81,18 +83,18 @@ func (o *owner) reach(dir string, log *slog.Logger) error {
 		if err != nil {
 			return err
 		}
-		have := info.Sys().(*syscall.Stat_t)
-		if need := o.passBit(have); info.Mode().Perm()&need == 0 {
-			const refused = "user %s, who runs the server because it refuses root, may not pass through %s"
-			if isHome(dir, have.Uid) {
-				return fmt.Errorf(refused+"\nchoose a directory outside of it, for example under /var/tmp, "+
-					"or allow it: chmod o+x %s", o.name, dir, dir)
+		stat := info.Sys().(*syscall.Stat_t)
+		if need := o.searchBit(stat); info.Mode().Perm()&need == 0 {
+			const refused = "user %s, who runs the server because it refuses root, has no access to %s"
+			if isHome(dir, stat.Uid) {
+				return fmt.Errorf(refused+"\nchoose a directory outside it, for example under /var/tmp, "+
+					"or give access: chmod o+x %s", o.name, dir, dir)
 			}
 			if err := os.Chmod(dir, info.Mode()|need); err != nil {
-				return fmt.Errorf(refused+": %w\nchoose a directory that it may reach, for example under /var/tmp",
+				return fmt.Errorf(refused+": %w\nchoose a directory that this user can reach, for example under /var/tmp",
 					o.name, dir, err)
 			}
-			log.Info("made a directory passable for the server's user", "dir", dir, "user", o.name)
+			log.Info("gave the user of the server access to a directory", "dir", dir, "user", o.name)
 		}
 		if dir == filepath.Dir(dir) {
 			return nil
@@ -100,19 +102,19 @@ func (o *owner) reach(dir string, log *slog.Logger) error {
 	}
 }
 
-// passBit is the permission that lets the owner pass through a directory: the
-// kernel looks at one class only, the first that fits.
-func (o *owner) passBit(have *syscall.Stat_t) fs.FileMode {
+// searchBit returns the mode bit that gives the owner search permission on a directory.
+// The kernel checks one class only: user, else group, else others.
+func (o *owner) searchBit(stat *syscall.Stat_t) fs.FileMode {
 	switch {
-	case have.Uid == o.uid:
+	case stat.Uid == o.uid:
 		return 0o100
-	case have.Gid == o.gid:
+	case stat.Gid == o.gid:
 		return 0o010
 	}
 	return 0o001
 }
 
-// isHome reports whether a directory is the home of the user it belongs to.
+// isHome reports whether a directory is the home directory of its owner.
 func isHome(dir string, uid uint32) bool {
 	account, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
 	return err == nil && account.HomeDir == dir

@@ -1,23 +1,23 @@
-// Package postgres is the native database node: it describes a private
-// PostgreSQL server on a loopback address, so that somebody else can start it.
+// Package postgres is the native database node. It describes a private PostgreSQL server
+// on a loopback address. The caller starts and stops the server.
 //
-// It finds an installed server (Find), makes or adopts a data directory
-// (Prepare), and says how to start it (Command), whether it serves (Ready) and
-// how to stop it (StopSignal). A server that is one of several copies says how far
-// it is (ReplicationStatus), and is promoted or follows another one (Become). The
-// package never starts or supervises the server, never
-// touches the system's own instance, never listens beyond loopback and never
-// trades durability for speed: fsync and synchronous_commit are on.
+// Find finds an installed server. Prepare creates or adopts a data directory. Command
+// returns the command that runs the server, Ready checks that it accepts connections, and
+// StopSignal is the signal that stops it. With Replication the server is a primary or a
+// replica: ReplicationStatus returns its position, and Become promotes it or makes it
+// follow another primary. The package never starts or supervises the server, never touches
+// the system's own instance, never listens beyond loopback and never trades durability for
+// speed: fsync and synchronous_commit are on.
 //
-// The order of calls is New, Prepare, Command, Ready until it returns nil;
-// after the server's last process has gone, Prepare again to restart it or
-// Release to forget it. A Server may be used by several goroutines once
-// Prepare has returned.
+// The order of calls is New, Prepare, Command, Ready until it returns nil. After the last
+// process of the server has ended, call Prepare to restart it or Release to clean up. The
+// methods of a Server may be called concurrently after Prepare has returned.
 //
-// PostgreSQL refuses to run as root. A harness that is root therefore gives
-// the data directory and the server to an ordinary user.
+// PostgreSQL refuses to run as root. If this process is root, Prepare gives the data
+// directory to an ordinary user, and the server runs as that user.
 //
-// Sizes are bytes, times are time.Duration.
+// Sizes are in bytes, times are time.Duration. A position is a byte offset in the
+// write-ahead log (WAL).
 package postgres
 
 import (
@@ -40,57 +40,52 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// User and Database are the names that a new data directory is made with; the
-// user is its only one, a superuser without a password.
+// User and Database are the names in a new data directory. User is its only user, a
+// superuser without a password.
 const (
 	User     = "stagebench"
 	Database = "stagebench"
 )
 
-// maxConnections bounds client connections, and sharedBuffers is the server's own
+// maxConnections bounds the client connections. sharedBuffers is the size of the server's
 // page cache, in bytes.
 const (
 	maxConnections = 100
 	sharedBuffers  = 32 << 20
 )
 
-// Config says which server to describe. The zero value of a field means its
-// default, where one is given.
+// Config configures a server.
 type Config struct {
-	// Install is the server to run, as Find returned it.
-	Install Install
-	// Name appears in the titles of the server's processes.
-	Name string
-	// Dir is the data directory. It is made when it does not exist, filled when
-	// it is empty, and used as it is when it holds a data directory, for example
-	// the copy of one that was stopped cleanly.
+	Install Install // the result of Find
+	Name    string  // shown in the titles of the server's processes
+	// Dir is the data directory. Prepare creates it if it does not exist, initializes it
+	// if it is empty, and else uses it, for example a copy of a data directory that was
+	// shut down cleanly.
 	Dir string
-	// Listen is the loopback address to bind: the server trusts whoever reaches
-	// it, so that no other address is accepted.
+	// Listen is the address to bind. It must be a loopback address, because the server
+	// trusts every connection.
 	Listen net.IP
-	// Port is the TCP port to bind, never 0.
-	Port int
-	// Procs is the number of cores that the server may count on; default 1. It
-	// bounds the workers of a parallel query: with one core there are none.
+	Port   int // TCP port to bind, never 0
+	// Procs is the number of cores for the server; 0 = 1. It bounds the workers of a
+	// parallel query. With one core no query is parallel.
 	Procs int
-	// Replication makes the server one of several copies; nil = there are no others.
+	// Replication makes the server a primary or a replica; nil = no replication.
 	Replication *Replication
-	// Log receives what Prepare does; default nowhere.
-	Log *slog.Logger
+	Log         *slog.Logger // nil = no log
 }
 
-// validate says what is wrong with a configuration that has its defaults.
+// validate returns an error if the configuration is invalid. Defaults must be set.
 func (c Config) validate() error {
 	switch {
 	case c.Install.Bin == "":
-		return errors.New("no PostgreSQL installation given\nuse the one that Find returns")
+		return errors.New("no PostgreSQL installation given\nuse the result of Find")
 	case c.Dir == "":
-		return errors.New("no data directory given")
+		return errors.New("no data directory given\nset Dir")
 	case !c.Listen.IsLoopback():
 		return fmt.Errorf("listen address %v is not a loopback address: the server trusts every connection\n"+
 			"use 127.0.0.1 or another 127.x.y.z", c.Listen)
 	case c.Port < 1 || c.Port > 65535:
-		return fmt.Errorf("port %d: want 1 to 65535, chosen by the caller", c.Port)
+		return fmt.Errorf("port %d: want 1 to 65535", c.Port)
 	case c.Procs < 1:
 		return fmt.Errorf("procs %d: want at least 1", c.Procs)
 	case c.Replication != nil:
@@ -102,43 +97,43 @@ func (c Config) validate() error {
 // Server describes one PostgreSQL server.
 type Server struct {
 	cfg   Config
-	owner *owner // who runs the server; nil: whoever runs us
-	// dir is Config.Dir without symbolic links: the server reports it, and
-	// Ready compares it to know that it talks to this server and no other.
+	owner *owner // user of the server; nil = the user of this process
+	// dir is Config.Dir without symbolic links. The server reports this path, and Ready
+	// compares it, so that Ready does not accept another server on the same port.
 	dir string
 
-	becoming *semaphore.Weighted // of one: who has it may change what the server is
-	marking  sync.Mutex          // held while the marker is changed
-	session  session             // for what is asked again and again
+	roleSem  *semaphore.Weighted // weight 1; held during a change of the role
+	markerMu sync.Mutex          // held during a change of the marker
+	session  session             // for frequent queries
 
-	mu    sync.Mutex
-	state sut.Replication // what the server is now, if it has copies
-	copy  copyState       // what a replica knows of itself since it was prepared
+	mu      sync.Mutex
+	state   sut.Replication // current role, with Replication
+	replica replicaState
 }
 
-// New describes a server. Prepare checks the configuration.
+// New returns a server description. Prepare checks the configuration.
 func New(cfg Config) *Server {
 	cfg.Procs = cmp.Or(cfg.Procs, 1)
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
-	s := &Server{cfg: cfg, becoming: semaphore.NewWeighted(1), session: session{turn: semaphore.NewWeighted(1)}}
+	s := &Server{cfg: cfg, roleSem: semaphore.NewWeighted(1), session: session{sem: semaphore.NewWeighted(1)}}
 	if s.cfg.Replication != nil {
 		s.state = s.cfg.Replication.State
 	}
 	return s
 }
 
-// Prepare makes the data directory ready to be started: it makes one when there
-// is none, gives it to the user who runs the server, and writes the server's
-// configuration. It refuses a directory that another server uses. Processes
-// that a killed server left behind are waited for until ctx is done.
+// Prepare makes the data directory ready for a start of the server. It initializes an empty
+// directory, gives it to the user who runs the server, and writes the configuration. It
+// returns an error if another server uses the directory. It waits, until ctx ends, for
+// remaining processes of a killed server.
 //
-// With a Replication the directory becomes that of a primary or of a replica. A
-// replica whose directory is a copy of what the primary began with, or that has
-// been one before, goes on from there; any other fetches the whole anew from the
-// primary, which must be there for that.
+// With Replication, Prepare makes the directory that of a primary or of a replica. A
+// directory that is a copy of the primary's template, or that has been a replica, is kept
+// if it can follow the primary. Otherwise Prepare fetches a new copy from the primary,
+// which must be running.
 //
-// It may be called again after the server has gone, however it went. When it is
-// interrupted, the directory is as it was.
+// Prepare may be called again after the server has ended or was killed. An interrupted
+// Prepare leaves the directory unchanged.
 func (s *Server) Prepare(ctx context.Context) error {
 	if err := s.cfg.validate(); err != nil {
 		return fmt.Errorf("postgres: %w", err)
@@ -158,25 +153,25 @@ func (s *Server) Prepare(ctx context.Context) error {
 	return nil
 }
 
-// prepareDir does what Prepare promises, once user and path are known.
+// prepareDir implements Prepare after user and path are known.
 func (s *Server) prepareDir(ctx context.Context) error {
-	if err := s.owner.reach(filepath.Dir(s.dir), s.cfg.Log); err != nil {
+	if err := s.owner.makeReachable(filepath.Dir(s.dir), s.cfg.Log); err != nil {
 		return err
 	}
-	if err := settle(ctx, s.dir); err != nil {
+	if err := waitUnused(ctx, s.dir); err != nil {
 		return err
 	}
-	made, err := isDataDir(s.dir)
+	initialized, err := isDataDir(s.dir)
 	if err != nil {
 		return err
 	}
-	state := s.begin()
-	if !made && state.Primary == nil {
-		if err := s.stage(func(staging string) error { return s.create(ctx, staging) }); err != nil {
+	state := s.resetReplica()
+	if !initialized && state.Primary == nil {
+		if err := s.buildDir(func(tempDir string) error { return s.create(ctx, tempDir) }); err != nil {
 			return err
 		}
 	}
-	if err := s.prepareCopy(ctx, made, state); err != nil {
+	if err := s.prepareCopy(ctx, initialized, state); err != nil {
 		return err
 	}
 	if err := s.writeSettings(state); err != nil {
@@ -185,25 +180,25 @@ func (s *Server) prepareDir(ctx context.Context) error {
 	if err := s.writeOwned(s.dir, "pg_hba.conf", hostRules); err != nil {
 		return err
 	}
-	// The server refuses a directory that others can read.
+	// The server refuses a directory that other users can read.
 	return errors.Join(os.Chmod(s.dir, 0o700), s.owner.own(s.dir))
 }
 
-// Command returns the command that runs the server in the foreground, not
-// started. It logs to its standard error. The caller may add to its
-// SysProcAttr, whose Credential is set where the server needs another user.
+// Command returns the command that runs the server in the foreground. The caller starts it.
+// The server logs to standard error. The caller may add to SysProcAttr, which contains the
+// Credential of the server's user.
 func (s *Server) Command() *exec.Cmd {
 	return s.command(context.Background(), "postgres", "-D", s.dir)
 }
 
-// command prepares a program of the installation to be run as the server's user.
+// command returns the command of a program of the installation, as the server's user.
 func (s *Server) command(ctx context.Context, program string, args ...string) *exec.Cmd {
-	// Background has no Done channel, so that this is exec.Command for the server.
+	// Command passes a background context, which never ends, so that the caller alone stops
+	// the server.
 	cmd := exec.CommandContext(ctx, filepath.Join(s.cfg.Install.Bin, program), args...)
-	// Nothing of the caller's environment: PGDATA, PGPORT or a language would
-	// change what runs.
+	// The environment is not inherited: PGDATA, PGPORT or a locale would change the server.
 	cmd.Env = []string{"PATH=" + s.cfg.Install.Bin + ":/usr/bin:/bin", "LC_ALL=C", "TZ=UTC"}
-	// The server's user may not be allowed in the caller's working directory.
+	// The server's user may have no access to the caller's working directory.
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{}
 	if s.owner != nil {
@@ -212,17 +207,17 @@ func (s *Server) command(ctx context.Context, program string, args ...string) *e
 	return cmd
 }
 
-// Ready asks once whether the server serves: nil when the database answers the
-// user, and the server that answers is the one on this data directory.
+// Ready returns nil if the server accepts connections and is the server on this data
+// directory. It does not wait.
 func (s *Server) Ready(ctx context.Context) error {
-	// The server notes its state in its lock file. To ask it earlier would only
-	// fill its log with refused connections.
+	// The lock file contains the server's state. An earlier connection would only fill the
+	// server's log with refusals.
 	lock, err := readLock(s.dir)
 	if err != nil {
-		return fmt.Errorf("postgres: state: %w", err)
+		return fmt.Errorf("postgres: lock file: %w", err)
 	}
 	if !lock.ready {
-		return errors.New("postgres: the server is not up, or still starting")
+		return errors.New("postgres: the server is not running, or is still starting")
 	}
 	conn, err := pgx.Connect(ctx, s.url())
 	if err != nil {
@@ -234,27 +229,28 @@ func (s *Server) Ready(ctx context.Context) error {
 		return fmt.Errorf("postgres: query: %w", err)
 	}
 	if dir != s.dir {
-		return fmt.Errorf("postgres: the server on %s serves %s, not %s\nchoose another port", s.Address(), dir, s.dir)
+		return fmt.Errorf("postgres: the server on %s has data directory %s, want %s\nchoose another port",
+			s.Address(), dir, s.dir)
 	}
 	return nil
 }
 
-// url is how a client of the server connects.
+// url returns the connection URL of the server.
 func (s *Server) url() string { return urlOf(s.Address()) }
 
-// urlOf is how a client of the server at an address connects.
+// urlOf returns the connection URL of the server at an address.
 func urlOf(address string) string {
 	return fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable", User, address, Database)
 }
 
-// StopSignal is PostgreSQL's fast shutdown: transactions are rolled back,
-// clients disconnected, and the data directory is left clean.
+// StopSignal is the signal for PostgreSQL's fast shutdown: the server rolls transactions
+// back, disconnects clients and shuts down cleanly.
 func (s *Server) StopSignal() os.Signal { return os.Interrupt }
 
-// Version is that of the installed program, such as "15.18".
+// Version returns the version of the installed program, such as "15.18".
 func (s *Server) Version(context.Context) (string, error) { return s.cfg.Install.Version, nil }
 
-// Address is the host:port that the server listens on.
+// Address returns the host:port that the server listens on.
 func (s *Server) Address() string {
 	return net.JoinHostPort(s.cfg.Listen.String(), strconv.Itoa(s.cfg.Port))
 }

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestServer makes a data directory once, as a harness does, and gives each
-// test the path of the template.
+// TestServer creates a template once, as the harness does. Each subtest starts a server on
+// a copy of it.
 func TestServer(t *testing.T) {
 	t.Parallel()
 	template := newServer(t, filepath.Join(t.TempDir(), "template"))
@@ -26,14 +26,14 @@ func TestServer(t *testing.T) {
 		name string
 		run  func(t *testing.T, template string)
 	}{
-		{"has the settings that it should", testSettings},
-		{"never runs as root", testNeverRunsAsRoot},
-		{"stops cleanly with clients connected", testStopsCleanly},
-		{"restarts with all commits after a kill", testKill},
-		{"restarts when its process id was reused", testReusedProcessID},
-		{"is alone on its directory", testSecondServer},
+		{"settings", testSettings},
+		{"the server never runs as root", testNeverRunsAsRoot},
+		{"the server stops cleanly with clients connected", testStopsCleanly},
+		{"a killed server restarts with all commits", testKill},
+		{"a killed server restarts when its process id was reused", testReusedProcessID},
+		{"a second server on the directory is refused", testSecondServer},
 		{"copies are independent", testCopies},
-		{"is forgotten by the kernel when released", testRelease},
+		{"release removes the shared memory", testRelease},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -48,10 +48,9 @@ func testSettings(t *testing.T, template string) {
 
 	var got []string
 	for _, setting := range []string{
-		"server_encoding", "lc_collate", "lc_ctype", "lc_messages", "data_checksums", "fsync", "synchronous_commit",
-		"full_page_writes",
-		"jit", "max_connections", "shared_buffers", "unix_socket_directories", "listen_addresses", "autovacuum",
-		"log_destination",
+		"server_encoding", "lc_collate", "lc_ctype", "lc_messages", "data_checksums",
+		"fsync", "synchronous_commit", "full_page_writes", "jit", "max_connections", "shared_buffers",
+		"unix_socket_directories", "listen_addresses", "autovacuum", "log_destination",
 		"logging_collector", "max_parallel_workers_per_gather", "cluster_name", "timezone",
 	} {
 		var value string
@@ -59,10 +58,9 @@ func testSettings(t *testing.T, template string) {
 		got = append(got, setting+"="+value)
 	}
 	want := []string{
-		"server_encoding=UTF8", "lc_collate=C", "lc_ctype=C", "lc_messages=C", "data_checksums=on", "fsync=on",
-		"synchronous_commit=on", "full_page_writes=on",
-		"jit=off", "max_connections=100", "shared_buffers=32MB", "unix_socket_directories=", "listen_addresses=127.0.0.1",
-		"autovacuum=on", "log_destination=stderr",
+		"server_encoding=UTF8", "lc_collate=C", "lc_ctype=C", "lc_messages=C", "data_checksums=on",
+		"fsync=on", "synchronous_commit=on", "full_page_writes=on", "jit=off", "max_connections=100", "shared_buffers=32MB",
+		"unix_socket_directories=", "listen_addresses=127.0.0.1", "autovacuum=on", "log_destination=stderr",
 		"logging_collector=off", "max_parallel_workers_per_gather=0", "cluster_name=db-1", "timezone=UTC",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -80,13 +78,13 @@ func testSettings(t *testing.T, template string) {
 	var running string
 	query(t, server, "SHOW server_version", nil, &running)
 	if !strings.HasPrefix(running, version) {
-		t.Errorf("Version() = %q, the server says %q", version, running)
+		t.Errorf("Version() = %q, the server reports %q", version, running)
 	}
 }
 
 func testNeverRunsAsRoot(t *testing.T, template string) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root has to change users")
+		t.Skip("only for root: another user runs the server itself")
 	}
 	server := newServer(t, copyOf(t, template))
 	process := start(t, server)
@@ -98,7 +96,7 @@ func testNeverRunsAsRoot(t *testing.T, template string) {
 		if fields := strings.Fields(line); fields[0] == "Uid:" || fields[0] == "Gid:" {
 			for _, id := range fields[1:] {
 				if id == "0" {
-					t.Errorf("the server runs with %s", strings.TrimSpace(line))
+					t.Errorf("the server runs as root: %s", strings.TrimSpace(line))
 				}
 			}
 		}
@@ -119,7 +117,7 @@ func testStopsCleanly(t *testing.T, template string) {
 		t.Errorf("server exited with %v, want 0", err)
 	}
 	if state := clusterState(t, server); state != "shut down" {
-		t.Errorf("the data directory is left %q, want %q", state, "shut down")
+		t.Errorf("the cluster state is %q, want %q", state, "shut down")
 	}
 	if err := server.Release(); err != nil {
 		t.Errorf("release after a clean stop: %v", err)
@@ -134,8 +132,8 @@ func testKill(t *testing.T, template string) {
 		query(t, server, "INSERT INTO t VALUES ($1)", []any{n})
 	}
 
-	// The whole group at once is the death of a host; the postmaster alone
-	// leaves children that end a moment later.
+	// A kill of the whole process group simulates the loss of a host. After a kill of the
+	// postmaster alone, its children end a moment later.
 	for _, kill := range []func(pid int) error{
 		func(pid int) error { return syscall.Kill(-pid, syscall.SIGKILL) },
 		func(pid int) error { return syscall.Kill(pid, syscall.SIGKILL) },
@@ -144,16 +142,16 @@ func testKill(t *testing.T, template string) {
 			t.Fatal(err)
 		}
 		if err := process.wait(t); err == nil {
-			t.Fatal("a killed server exited with 0")
+			t.Fatal("a killed server exited with status 0")
 		}
 		if _, err := os.Stat(filepath.Join(server.dir, lockName)); err != nil {
-			t.Fatalf("a killed server leaves its lock file: %v", err)
+			t.Fatalf("want the lock file of a killed server to remain: %v", err)
 		}
 		process = start(t, server)
 		var count int
 		query(t, server, "SELECT count(*) FROM t", nil, &count)
 		if count != 50 {
-			t.Fatalf("%d rows after a crash, 50 were committed", count)
+			t.Fatalf("%d rows after a kill, want 50", count)
 		}
 	}
 }
@@ -171,7 +169,7 @@ func testReusedProcessID(t *testing.T, template string) {
 		t.Fatal(err)
 	}
 
-	// A process of the server's own user, as the server ignores those of others.
+	// The process must belong to the server's user: a server ignores processes of others.
 	other := server.command(t.Context(), "postgres")
 	other.Path, other.Args = "/bin/sleep", []string{"sleep", "600"}
 	if err := other.Start(); err != nil {
@@ -198,27 +196,27 @@ func testSecondServer(t *testing.T, template string) {
 	}
 	process := start(t, first)
 
-	// Prepared before the first one ran: the server itself refuses.
+	// The second server was prepared before the first one ran. So the server itself refuses.
 	late := launch(t, second)
 	if err := late.wait(t); err == nil {
-		t.Error("a second server on the same directory exited with 0")
+		t.Error("a second server on the same directory exited with status 0")
 	}
 	if want := "lock file"; !strings.Contains(late.log(), want) {
-		t.Errorf("the second server says nothing of a %s:\n%s", want, late.log())
+		t.Errorf("the log of the second server does not contain %q:\n%s", want, late.log())
 	}
 
 	err := second.Prepare(t.Context())
 	if err == nil {
-		t.Fatal("a directory in use was prepared again")
+		t.Fatal("Prepare() = nil for a directory in use")
 	}
-	if want := fmt.Sprintf("process %d\nstop that one", process.pid()); !strings.Contains(err.Error(), want) {
-		t.Errorf("error %q does not say %q", err, want)
+	if want := fmt.Sprintf("process %d\nstop that server", process.pid()); !strings.Contains(err.Error(), want) {
+		t.Errorf("error %q, want one with %q", err, want)
 	}
 	if err := first.Ready(t.Context()); err != nil {
-		t.Errorf("the first server was disturbed: %v", err)
+		t.Errorf("the first server is not ready any more: %v", err)
 	}
-	// Somebody else's server on our port is not ours, whatever a lock file that
-	// a killed server left says.
+	// Ready must not accept another server on the same port, even if a stale lock file says
+	// that the server is ready.
 	third := New(first.cfg)
 	third.cfg.Dir = copyOf(t, template)
 	if err := third.Prepare(t.Context()); err != nil {
@@ -232,10 +230,10 @@ func testSecondServer(t *testing.T, template string) {
 		t.Fatal(err)
 	}
 	if err := third.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "choose another port") {
-		t.Errorf("Ready() = %v for another server's port", err)
+		t.Errorf("Ready() = %v for the port of another server", err)
 	}
 	if err := first.Release(); err == nil {
-		t.Error("a running server was released")
+		t.Error("Release() = nil for a running server")
 	}
 }
 
@@ -243,14 +241,14 @@ func testCopies(t *testing.T, template string) {
 	first := newServer(t, copyOf(t, template))
 	process := start(t, first)
 	query(t, first, "CREATE TABLE t (text text)", nil)
-	query(t, first, "INSERT INTO t VALUES ('from the first')", nil)
+	query(t, first, "INSERT INTO t VALUES ('template')", nil)
 	process.stop(t, first)
 
 	servers := []*Server{first, newServer(t, copyOf(t, first.dir))}
 	for _, server := range servers {
 		start(t, server)
 	}
-	query(t, servers[0], "INSERT INTO t VALUES ('own')", nil)
+	query(t, servers[0], "INSERT INTO t VALUES ('copy')", nil)
 	for i, want := range []int{2, 1} {
 		var count int
 		query(t, servers[i], "SELECT count(*) FROM t", nil, &count)
@@ -268,7 +266,7 @@ func TestInterruptedPrepareLeavesNothing(t *testing.T) {
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
-		// initdb has begun when its directory has content.
+		// The directory has files as soon as initdb runs.
 		for ctx.Err() == nil {
 			if entries, _ := os.ReadDir(filepath.Join(parent, "data.new")); len(entries) > 0 {
 				cancel()
@@ -280,7 +278,7 @@ func TestInterruptedPrepareLeavesNothing(t *testing.T) {
 	cancel()
 	<-stopped
 	if err == nil {
-		t.Fatal("an interrupted Prepare returned nil")
+		t.Fatal("Prepare() = nil after an interruption")
 	}
 	var found []string
 	if err := filepath.WalkDir(parent, func(path string, _ os.DirEntry, err error) error {
@@ -295,30 +293,30 @@ func TestInterruptedPrepareLeavesNothing(t *testing.T) {
 	start(t, server)
 }
 
-// TestWhatAKilledPrepareLeftIsDiscarded: the next one finds a directory and a
-// shared memory segment.
-func TestWhatAKilledPrepareLeftIsDiscarded(t *testing.T) {
+// A killed Prepare leaves a temporary directory and a shared memory segment. The next
+// Prepare must remove both.
+func TestPrepareAfterKilledPrepare(t *testing.T) {
 	t.Parallel()
 	id, err := unix.SysvShmGet(unix.IPC_PRIVATE, 56, unix.IPC_CREAT|0o600)
 	if err != nil {
 		t.Skip(err)
 	}
 	server := newServer(t, filepath.Join(t.TempDir(), "data"))
-	staging := server.cfg.Dir + ".new"
-	if err := os.Mkdir(staging, 0o700); err != nil {
+	tempDir := server.cfg.Dir + ".new"
+	if err := os.Mkdir(tempDir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	for name, text := range map[string]string{
 		"PG_VERSION": "15\n",
 		lockName:     fmt.Sprintf("-4711\n\n\n\n\n\n 1234 %d\n", id),
 	} {
-		if err := os.WriteFile(filepath.Join(staging, name), []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(tempDir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	start(t, server)
 	if segmentExists(t, id) {
-		t.Errorf("shared memory segment %d is still there", id)
+		t.Errorf("shared memory segment %d still exists", id)
 	}
 }
 
@@ -337,7 +335,7 @@ func testRelease(t *testing.T, template string) {
 		t.Fatal(err)
 	}
 	if segmentExists(t, lock.segment) {
-		t.Errorf("shared memory segment %d is still there", lock.segment)
+		t.Errorf("shared memory segment %d still exists", lock.segment)
 	}
 	if err := server.Release(); err != nil {
 		t.Errorf("second release: %v", err)
@@ -345,8 +343,8 @@ func testRelease(t *testing.T, template string) {
 	start(t, server)
 }
 
-// BenchmarkRestart times what a matrix pays per cell for a database that is
-// copied from a template: Prepare, start, first query answered.
+// BenchmarkRestart measures the cost of a database per cell of a matrix: Prepare, start and
+// the wait until it is ready.
 func BenchmarkRestart(b *testing.B) {
 	server := newServer(b, filepath.Join(b.TempDir(), "data"))
 	start(b, server).stop(b, server)

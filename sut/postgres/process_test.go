@@ -20,10 +20,13 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// patience bounds every wait; nothing here is expected to come near it.
-const patience = 60 * time.Second
+// testTimeout bounds every wait. No wait is expected to come near it.
+const testTimeout = 60 * time.Second
 
-// installed finds the server or skips the test.
+// pollInterval is the time between two checks of a server.
+const pollInterval = 5 * time.Millisecond
+
+// installed returns the installed server, or skips the test if there is none.
 func installed(t testing.TB) Install {
 	t.Helper()
 	install, err := Find()
@@ -33,13 +36,13 @@ func installed(t testing.TB) Install {
 	return install
 }
 
-// newServer describes a server that a test may start.
+// newServer returns the description of a server on a free port.
 func newServer(t testing.TB, dir string) *Server {
 	t.Helper()
 	return New(Config{Install: installed(t), Name: "db-1", Dir: dir, Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t)})
 }
 
-// copyOf copies a data directory that was stopped cleanly.
+// copyOf returns a copy of a data directory that was shut down cleanly.
 func copyOf(t testing.TB, template string) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "deep", "er", "data")
@@ -49,8 +52,8 @@ func copyOf(t testing.TB, template string) string {
 	return dir
 }
 
-// freePort picks a port below those that the system gives to outgoing
-// connections, and beside those of other packages' tests, so that nobody else takes it
+// freePort returns a free port. Its range is below the ephemeral ports of the system and
+// differs from those of other packages' tests, so that no other process takes the port
 // before the server does.
 func freePort(t testing.TB) int {
 	t.Helper()
@@ -65,17 +68,17 @@ func freePort(t testing.TB) int {
 	return 0
 }
 
-// process is a server that a test started; it ends with the test.
+// process is a server that a test has started. It ends with the test.
 type process struct {
 	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
-	err  error         // how it ended; read it after done
+	done chan struct{} // closed when the process has ended
+	err  error         // result of Wait; valid after done
 
 	mu    sync.Mutex
-	lines []string // of its log
+	lines []string // of the log
 }
 
-// launch starts a server without waiting for it to serve.
+// launch starts a server and does not wait until it is ready.
 func launch(t testing.TB, server *Server) *process {
 	t.Helper()
 	p := &process{cmd: server.Command(), done: make(chan struct{})}
@@ -87,7 +90,8 @@ func launch(t testing.TB, server *Server) *process {
 	p.cmd.SysProcAttr.Pdeathsig = syscall.SIGQUIT
 	started := make(chan error)
 	go func() {
-		// The death signal comes when the thread ends that started the process.
+		// The kernel sends Pdeathsig when the thread that started the process ends. So this
+		// goroutine keeps its thread until the process has ended.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		defer close(p.done)
@@ -112,7 +116,7 @@ func launch(t testing.TB, server *Server) *process {
 		if t.Failed() {
 			t.Log("log of the server:\n" + p.log())
 		}
-		// A server that was refused leaves the other one's data alone.
+		// If another server uses the directory, its shared memory must stay.
 		if len(serversIn(server.dir)) == 0 {
 			if err := server.Release(); err != nil {
 				t.Error(err)
@@ -122,15 +126,17 @@ func launch(t testing.TB, server *Server) *process {
 	return p
 }
 
-// start prepares and starts a server and waits until it serves.
+// start prepares and starts a server and waits until it is ready.
 func start(t testing.TB, server *Server) *process {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	if err := server.Prepare(ctx); err != nil {
 		t.Fatal(err)
 	}
 	p := launch(t, server)
+	poll := time.NewTicker(pollInterval)
+	defer poll.Stop()
 	for {
 		err := server.Ready(ctx)
 		if err == nil {
@@ -138,10 +144,10 @@ func start(t testing.TB, server *Server) *process {
 		}
 		select {
 		case <-p.done:
-			t.Fatalf("server ended before it served: %v\n%s", p.err, p.log())
+			t.Fatalf("the server ended before it was ready: %v\n%s", p.err, p.log())
 		case <-ctx.Done():
-			t.Fatalf("server never served: %v\n%s", err, p.log())
-		case <-time.After(5 * time.Millisecond):
+			t.Fatalf("the server is not ready after %v: %v\n%s", testTimeout, err, p.log())
+		case <-poll.C:
 		}
 	}
 }
@@ -161,19 +167,19 @@ func (p *process) signal(t testing.TB, signal os.Signal) {
 	}
 }
 
-// wait returns how the server ended.
+// wait waits for the end of the server and returns the result of its process.
 func (p *process) wait(t testing.TB) error {
 	t.Helper()
 	select {
 	case <-p.done:
 		return p.err
-	case <-time.After(patience):
-		t.Fatalf("server does not end\n%s", p.log())
+	case <-time.After(testTimeout):
+		t.Fatalf("the server has not ended after %v\n%s", testTimeout, p.log())
 		return nil
 	}
 }
 
-// stop ends the server as its supervisor would.
+// stop stops the server with its stop signal.
 func (p *process) stop(t testing.TB, server *Server) {
 	t.Helper()
 	p.signal(t, server.StopSignal())
@@ -182,7 +188,7 @@ func (p *process) stop(t testing.TB, server *Server) {
 	}
 }
 
-// kill ends the server and its children at once.
+// kill kills the server's process group.
 func (p *process) kill(t testing.TB) {
 	t.Helper()
 	if err := syscall.Kill(-p.pid(), syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
@@ -191,11 +197,11 @@ func (p *process) kill(t testing.TB) {
 	_ = p.wait(t)
 }
 
-// query runs one statement on a connection of its own and scans its only row,
-// if it has one to scan.
+// query runs one statement on a new connection. It scans the result row into the given
+// variables, if there are any.
 func query(t testing.TB, server *Server, sql string, args []any, into ...any) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, server.url())
 	if err != nil {
@@ -212,7 +218,7 @@ func query(t testing.TB, server *Server, sql string, args []any, into ...any) {
 	}
 }
 
-// clusterState reads what the server noted about itself at its end.
+// clusterState returns the cluster state in the control data of a stopped server.
 func clusterState(t testing.TB, server *Server) string {
 	t.Helper()
 	out, err := server.command(t.Context(), "pg_controldata", server.dir).CombinedOutput()
@@ -224,11 +230,11 @@ func clusterState(t testing.TB, server *Server) string {
 			return strings.TrimSpace(state)
 		}
 	}
-	t.Fatalf("no state in\n%s", out)
+	t.Fatalf("no cluster state in\n%s", out)
 	return ""
 }
 
-// segmentExists asks the kernel for a shared memory segment.
+// segmentExists reports whether a System V shared memory segment exists.
 func segmentExists(t testing.TB, id int) bool {
 	t.Helper()
 	text, err := os.ReadFile("/proc/sysvipc/shm")

@@ -26,8 +26,8 @@ func testPromotion(t *testing.T, template string) {
 	awaitReplica(t, first, primary)
 	awaitReplica(t, second, primary)
 
-	// What the replicas do not get is lost. The second is stopped first, so that the
-	// one that is promoted is not behind it by a heartbeat.
+	// A write that no replica has is lost. The second replica stops first, so that it does
+	// not have a later heartbeat than the replica that will be promoted.
 	two.stop(t, second)
 	one.stop(t, first)
 	query(t, primary, "INSERT INTO t VALUES (1000, 'lost')", nil)
@@ -35,15 +35,15 @@ func testPromotion(t *testing.T, template string) {
 	watch(t, first)
 	watch(t, second)
 
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	begin := time.Now()
 	if err := first.Become(ctx, sut.Replication{Epoch: 2}); err != nil {
 		t.Fatal(err)
 	}
 	promoted := time.Since(begin)
-	query(t, first, "INSERT INTO t VALUES (1001, 'first of the new')", nil)
-	t.Logf("promotion took %v, with the first write %v", promoted, time.Since(begin))
+	query(t, first, "INSERT INTO t VALUES (1001, 'first of epoch 2')", nil)
+	t.Logf("the promotion took %v, with the first write %v", promoted, time.Since(begin))
 	if err := second.Become(ctx, following(2, first)); err != nil {
 		t.Fatal(err)
 	}
@@ -55,81 +55,81 @@ func testPromotion(t *testing.T, template string) {
 		t.Errorf("status of the promoted one %+v", s)
 	}
 	for name, err := range map[string]error{
-		"primary told to follow": first.Become(ctx, following(3, second)),
-		"primary told again":     first.Become(ctx, sut.Replication{Epoch: 3}),
-		"older epoch":            second.Become(ctx, following(1, primary)),
-		"promotion in the same":  second.Become(ctx, sut.Replication{Epoch: 2}),
+		"primary as a replica":          first.Become(ctx, following(3, second)),
+		"primary as a primary":          first.Become(ctx, sut.Replication{Epoch: 3}),
+		"lower epoch":                   second.Become(ctx, following(1, primary)),
+		"promotion with the same epoch": second.Become(ctx, sut.Replication{Epoch: 2}),
 	} {
 		if !errors.Is(err, ErrConflict) {
 			t.Errorf("%s: %v, want a conflict", name, err)
 		}
 	}
 
-	// The old primary comes back as a replica, and what it alone held is kept.
+	// The old primary returns as a replica. Its old directory, with the lost write, is kept.
 	primary.cfg.Replication.State = following(2, first)
-	back := New(primary.cfg)
-	watch(t, back)
-	if s := awaitReplica(t, back, first); s.Rebuilds != 1 || s.Epoch != 2 {
+	returned := New(primary.cfg)
+	watch(t, returned)
+	if s := awaitReplica(t, returned, first); s.Rebuilds != 1 || s.Epoch != 2 {
 		t.Errorf("status of the old primary %+v", s)
 	}
-	for _, replica := range []*Server{second, back} {
+	for _, replica := range []*Server{second, returned} {
 		if got, want := contents(t, replica), contents(t, first); got != want {
 			t.Errorf("contents of %s: %s, want %s", replica.cfg.Name, got, want)
 		}
 	}
-	kept := newServer(t, KeptDir(back.dir, 1))
+	kept := newServer(t, KeptDir(returned.dir, 1))
 	start(t, kept)
 	var text string
 	query(t, kept, "SELECT text FROM t WHERE id = 1000", nil, &text)
 	if text != "lost" {
-		t.Errorf("the kept directory has %q", text)
+		t.Errorf("the row in the kept directory is %q, want %q", text, "lost")
 	}
 }
 
-// testTwoPromotions: two replicas are promoted one after the other, the second
-// without knowing of the first. PostgreSQL gives both histories the number 2.
+// testTwoPromotions promotes two replicas of the same primary independently. PostgreSQL gives
+// both histories the timeline number 2.
 func testTwoPromotions(t *testing.T, template string) {
 	primary := primaryOf(t, template, Replication{})
-	old := start(t, primary) // without a heartbeat all replicas hold the same
+	old := start(t, primary) // no heartbeat, so that all replicas have the same position
 	var replicas []*Server
 	var processes []*process
 	for _, name := range []string{"db-2", "db-3", "db-4"} {
 		replicas = append(replicas, replicaOf(t, template, name, primary, Replication{}))
 		processes = append(processes, watch(t, replicas[len(replicas)-1]))
 	}
-	first, second, witness := replicas[0], replicas[1], replicas[2]
+	first, second, third := replicas[0], replicas[1], replicas[2]
 	query(t, primary, "INSERT INTO t VALUES (1, 'before')", nil)
 	for _, replica := range replicas {
 		awaitReplica(t, replica, primary)
 	}
 	old.kill(t)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	if err := errors.Join(first.Become(ctx, sut.Replication{Epoch: 2}),
-		witness.Become(ctx, following(2, first))); err != nil {
+		third.Become(ctx, following(2, first))); err != nil {
 		t.Fatal(err)
 	}
 	query(t, first, "INSERT INTO t VALUES (2, 'first')", nil)
-	awaitReplica(t, witness, first)
+	awaitReplica(t, third, first)
 	processes[0].kill(t)
 	if err := second.Become(ctx, sut.Replication{Epoch: 3}); err != nil {
 		t.Fatal(err)
 	}
 	query(t, second, "INSERT INTO t VALUES (2, 'second')", nil)
 
-	if err := witness.Become(ctx, following(3, second)); err != nil {
+	if err := third.Become(ctx, following(3, second)); err != nil {
 		t.Fatal(err)
 	}
-	if s := status(t, witness); s.Serves || !strings.Contains(s.Problem, "diverged") {
+	if s := status(t, third); s.Serves || !strings.Contains(s.Problem, "diverged") {
 		t.Errorf("status of a replica that has diverged: %+v", s)
 	}
-	processes[2].stop(t, witness)
-	watch(t, witness)
-	awaitReplica(t, witness, second)
-	if got, want := contents(t, witness), contents(t, second); got != want {
+	processes[2].stop(t, third)
+	watch(t, third)
+	awaitReplica(t, third, second)
+	if got, want := contents(t, third), contents(t, second); got != want {
 		t.Errorf("contents %s, want %s", got, want)
 	}
-	if _, err := os.Stat(KeptDir(witness.dir, 2)); err != nil {
+	if _, err := os.Stat(KeptDir(third.dir, 2)); err != nil {
 		t.Error(err)
 	}
 }
@@ -142,21 +142,21 @@ func testLagAndPromotion(t *testing.T, template string) {
 	transactions(t, primary, 9, 100)
 	want := contents(t, primary)
 	position := status(t, primary).Position
-	await(t, "the replica holds everything", func() bool { return status(t, replica).Position >= position })
+	eventually(t, "the replica has received all changes", func() bool { return status(t, replica).Position >= position })
 	if s := status(t, replica); s.Serves {
-		t.Errorf("a replica an hour behind serves: %+v", s)
+		t.Errorf("a replica with a lag of an hour serves: %+v", s)
 	}
 	if got := contents(t, replica); got == want {
-		t.Fatal("the lag delays nothing")
+		t.Fatal("the replica has applied the changes without the configured lag")
 	}
 	process.kill(t)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	begin := time.Now()
 	if err := replica.Become(ctx, sut.Replication{Epoch: 2}); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("promotion with 100 transactions to apply took %v", time.Since(begin))
+	t.Logf("a promotion with 100 transactions to apply took %v", time.Since(begin))
 	if got := contents(t, replica); got != want {
 		t.Errorf("contents %s, want %s", got, want)
 	}
@@ -168,16 +168,16 @@ func testLag(t *testing.T, template string) {
 	watch(t, primary)
 	replica := replicaOf(t, template, "db-2", primary, Replication{Lag: want})
 	watch(t, replica)
-	await(t, "the replica serves", func() bool { return status(t, replica).Serves })
-	var seen time.Duration
-	// A busy machine adds to it now and then; the knob does not.
-	await(t, "the lag is seen as it was set", func() bool {
-		seen = time.Duration(status(t, replica).LagNS)
-		return seen > want*8/10 && seen < want*12/10
+	eventually(t, "the replica serves", func() bool { return status(t, replica).Serves })
+	var measured time.Duration
+	// A busy machine may add to the lag for a while.
+	eventually(t, "the measured lag is the configured one", func() bool {
+		measured = time.Duration(status(t, replica).LagNS)
+		return measured > want*8/10 && measured < want*12/10
 	})
-	t.Logf("lag of %v seen as %v", want, seen)
-	if seen < want {
-		t.Errorf("a beat was applied after %v, before its time", seen)
+	t.Logf("lag of %v measured as %v", want, measured)
+	if measured < want {
+		t.Errorf("a heartbeat was applied after %v, want at least %v", measured, want)
 	}
 }
 
@@ -189,7 +189,7 @@ func testSynchronous(t *testing.T, template string) {
 	query(t, primary, "INSERT INTO t VALUES (1, 'held by two')", nil)
 	process.kill(t)
 
-	// insert tries to write for a while.
+	// insert returns the error of a write with a timeout of 5 s.
 	insert := func(id int, setting string) error {
 		conn, err := pgx.Connect(t.Context(), primary.url())
 		if err != nil {
@@ -209,16 +209,16 @@ func testSynchronous(t *testing.T, template string) {
 	}
 	for id, setting := range map[int]string{10: "SELECT 1", 11: "SET statement_timeout = '2s'"} {
 		if err := insert(id, setting); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("a write without replicas, after %s: %v, want no answer", setting, err)
+			t.Errorf("a write without replicas, after %s: %v, want a timeout", setting, err)
 		}
 	}
-	// The client's cancel request came after it had given up: the write took effect.
-	await(t, "the unacknowledged write has taken effect", func() bool {
+	// pgx sent its cancel request after it had given up. The server then committed.
+	eventually(t, "the unacknowledged write has taken effect", func() bool {
 		var n int
 		query(t, primary, "SELECT count(*) FROM t WHERE id IN (10, 11)", nil, &n)
 		return n == 2
 	})
-	// Somebody else's cancel request would have the server acknowledge it.
+	// A cancel by another session makes the server acknowledge the write.
 	waiting := make(chan error, 1)
 	go func() {
 		conn, err := pgx.Connect(t.Context(), primary.url())
@@ -228,15 +228,15 @@ func testSynchronous(t *testing.T, template string) {
 		}
 		waiting <- err
 	}()
-	await(t, "the write that waits is cancelled", func() bool {
+	eventually(t, "the waiting write is cancelled", func() bool {
 		var n int
 		query(t, primary, "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'", nil, &n)
 		return n == 1
 	})
 	if err := <-waiting; err != nil {
-		t.Errorf("a write whose wait was cancelled: %v, want the success that Replication warns of", err)
+		t.Errorf("a write whose wait was cancelled: %v, want success, as described at Replication", err)
 	}
-	// The heartbeat does not wait for replicas, nor does a copy for the backup.
+	// Neither the heartbeat nor a backup waits for replicas.
 	if s := status(t, primary); len(s.Followers) != 0 {
 		t.Errorf("followers %v", s.Followers)
 	}
@@ -253,8 +253,8 @@ func testSynchronous(t *testing.T, template string) {
 	}
 }
 
-// testNothingAcknowledgedIsLost kills a synchronous primary in the middle of
-// writes, and promotes the replica that holds more.
+// testNothingAcknowledgedIsLost kills a synchronous primary during writes and promotes the
+// replica with the highest position.
 func testNothingAcknowledgedIsLost(t *testing.T, template string) {
 	r := Replication{SyncCopies: 1}
 	primary := primaryOf(t, template, r)
@@ -278,28 +278,28 @@ func testNothingAcknowledgedIsLost(t *testing.T, template string) {
 			defer conn.Close(context.Background())
 			for id := w; id < cap(acknowledged); id += writers {
 				if _, err := conn.Exec(t.Context(), "INSERT INTO t VALUES ($1, 'x')", id); err != nil {
-					return // it was killed
+					return // the primary was killed
 				}
 				acknowledged <- id
 			}
 		})
 	}
-	await(t, "there are writes", func() bool { return len(acknowledged) > 100 })
+	eventually(t, "there are acknowledged writes", func() bool { return len(acknowledged) > 100 })
 	old.kill(t)
 	writing.Wait()
 	close(acknowledged)
-	await(t, "nothing more comes from the dead primary", func() bool {
+	eventually(t, "both replicas have lost their connection to the killed primary", func() bool {
 		return !status(t, best).Connected && !status(t, other).Connected
 	})
 	if status(t, best).Before(status(t, other)) {
 		best, other = other, best
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	if err := errors.Join(best.Become(ctx, sut.Replication{Epoch: 2}), other.Become(ctx, following(2, best))); err != nil {
 		t.Fatal(err)
 	}
-	query(t, best, "INSERT INTO t VALUES (-1, 'needs the other replica')", nil)
+	query(t, best, "INSERT INTO t VALUES (-1, 'acknowledged by the other replica')", nil)
 	awaitReplica(t, other, best)
 	var ids []int
 	for id := range acknowledged {
@@ -314,14 +314,15 @@ func testNothingAcknowledgedIsLost(t *testing.T, template string) {
 	}
 }
 
-// testFrozenPrimary: its replica notices, may be read on, and goes on.
+// testFrozenPrimary checks that a replica detects a frozen primary, still serves reads, and
+// reconnects afterwards.
 func testFrozenPrimary(t *testing.T, template string) {
 	primary := primaryOf(t, template, Replication{})
 	watch(t, primary)
 	replica := replicaOf(t, template, "db-2", primary, Replication{})
 	watch(t, replica)
 	awaitReplica(t, replica, primary)
-	// Each process of the server is a session and a group of its own.
+	// Each process of the server has its own process group, so each gets the signal.
 	signal := func(signal syscall.Signal) {
 		t.Helper()
 		for _, pid := range serversIn(primary.dir) {
@@ -332,14 +333,14 @@ func testFrozenPrimary(t *testing.T, template string) {
 	}
 	signal(syscall.SIGSTOP)
 	defer signal(syscall.SIGCONT)
-	await(t, "the replica gives the link up", func() bool { return !status(t, replica).Connected })
+	eventually(t, "the replica has closed the connection", func() bool { return !status(t, replica).Connected })
 	if s := status(t, replica); !s.Serves || s.Problem == "" {
 		t.Errorf("status without a primary: %+v", s)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if s, err := primary.ReplicationStatus(ctx); err == nil {
-		t.Errorf("a frozen server says %+v", s)
+		t.Errorf("a frozen server returned the status %+v", s)
 	}
 	signal(syscall.SIGCONT)
 	transactions(t, primary, 10, 20)

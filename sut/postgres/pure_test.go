@@ -47,10 +47,10 @@ func TestChooseInstall(t *testing.T) {
 		preferred, others []string
 		want              string // directory, or a part of the error
 	}{
-		{name: "what is on PATH", preferred: []string{"/path"}, others: []string{"/17"}, want: "/path"},
+		{name: "the one on PATH", preferred: []string{"/path"}, others: []string{"/17"}, want: "/path"},
 		{name: "too old on PATH", preferred: []string{"/old"}, others: []string{"/15", "/17"}, want: "/17"},
 		{name: "newest, by number", others: []string{"/9", "/15.9", "/15", "/old"}, want: "/15"},
-		{name: "broken ones do not count", preferred: []string{"/none"}, others: []string{"/gone", "/15"}, want: "/15"},
+		{name: "a broken one is ignored", preferred: []string{"/none"}, others: []string{"/gone", "/15"}, want: "/15"},
 		{
 			name: "only old ones", others: []string{"/9", "/old"},
 			want: "found only version 13.9 in /old, want 15 or newer\napt-get install postgresql",
@@ -59,7 +59,7 @@ func TestChooseInstall(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			install, err := choose(test.preferred, test.others, version)
+			install, err := chooseInstall(test.preferred, test.others, version)
 			switch {
 			case err != nil && !strings.Contains(err.Error(), test.want):
 				t.Errorf("error %q, want %q", err, test.want)
@@ -91,7 +91,7 @@ func TestParseLock(t *testing.T) {
 	}
 }
 
-func TestBadConfigurationIsRefused(t *testing.T) {
+func TestInvalidConfig(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	good := Config{
@@ -106,10 +106,10 @@ func TestBadConfigurationIsRefused(t *testing.T) {
 		"no directory":   {func(c *Config) { c.Dir = "" }, "no data directory"},
 		"port 0":         {func(c *Config) { c.Port = 0 }, "port 0"},
 		"port too large": {func(c *Config) { c.Port = 65536 }, "port 65536"},
-		"everywhere":     {func(c *Config) { c.Listen = net.IPv4zero }, "0.0.0.0 is not a loopback address"},
+		"any address":    {func(c *Config) { c.Listen = net.IPv4zero }, "0.0.0.0 is not a loopback address"},
 		"no address":     {func(c *Config) { c.Listen = nil }, "not a loopback address"},
 		"negative procs": {func(c *Config) { c.Procs = -1 }, "procs -1"},
-		"nameless replica": {
+		"no node name": {
 			func(c *Config) { c.Replication = &Replication{State: sut.Replication{Epoch: 1}} },
 			"want 1 to 63 letters",
 		},
@@ -119,7 +119,7 @@ func TestBadConfigurationIsRefused(t *testing.T) {
 			"-1 synchronous",
 		},
 		"negative lag": {func(c *Config) { c.Replication = &Replication{Node: "db-1", Lag: -1} }, "lag -1ns"},
-		"primary nowhere": {func(c *Config) {
+		"no primary port": {func(c *Config) {
 			c.Replication = &Replication{Node: "db-2", State: sut.Replication{Epoch: 1, Primary: &sut.Peer{Address: "db-1"}}}
 		}, "address of the primary"},
 		"primary by name": {func(c *Config) {
@@ -137,11 +137,11 @@ func TestBadConfigurationIsRefused(t *testing.T) {
 		}
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
-		t.Errorf("a refused configuration left %v, %v", entries, err)
+		t.Errorf("an invalid configuration left files: %v, %v", entries, err)
 	}
 }
 
-func TestForeignDirectoryIsRefused(t *testing.T) {
+func TestDirectoryWithOtherFiles(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "thesis.tex"), nil, 0o600); err != nil {
@@ -157,7 +157,7 @@ func TestForeignDirectoryIsRefused(t *testing.T) {
 	}
 }
 
-func TestReachOpensParentsButNoHome(t *testing.T) {
+func TestMakeReachable(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("only root gives directories to another user")
@@ -167,13 +167,13 @@ func TestReachOpensParentsButNoHome(t *testing.T) {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	stranger := &owner{name: "stranger", uid: 54321, gid: 54321}
+	other := &owner{name: "other", uid: 54321, gid: 54321}
 
 	deep := filepath.Join(t.TempDir(), "a", "b")
 	if err := os.MkdirAll(deep, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := stranger.reach(deep, log); err != nil {
+	if err := other.makeReachable(deep, log); err != nil {
 		t.Fatal(err)
 	}
 	for _, dir := range []string{deep, filepath.Dir(deep)} {
@@ -182,7 +182,7 @@ func TestReachOpensParentsButNoHome(t *testing.T) {
 			t.Fatal(err)
 		}
 		if info.Mode().Perm() != 0o701 {
-			t.Errorf("%s has mode %o, want 701: passable and no more", dir, info.Mode().Perm())
+			t.Errorf("%s has mode %o, want 701", dir, info.Mode().Perm())
 		}
 	}
 
@@ -191,32 +191,32 @@ func TestReachOpensParentsButNoHome(t *testing.T) {
 		t.Skip(err)
 	}
 	if home.Mode().Perm()&0o001 != 0 {
-		t.Skipf("everybody may pass through %s", root.HomeDir)
+		t.Skipf("all users have access to %s", root.HomeDir)
 	}
-	err = stranger.reach(root.HomeDir, log)
-	if err == nil || !strings.Contains(err.Error(), "may not pass through "+root.HomeDir+"\nchoose a directory outside") {
+	err = other.makeReachable(root.HomeDir, log)
+	if err == nil || !strings.Contains(err.Error(), "has no access to "+root.HomeDir+"\nchoose a directory outside") {
 		t.Errorf("error %v", err)
 	}
 	if after, err := os.Stat(root.HomeDir); err != nil || after.Mode() != home.Mode() {
-		t.Errorf("a home directory's mode became %v, %v", after.Mode(), err)
+		t.Errorf("the mode of a home directory is now %v, %v", after.Mode(), err)
 	}
 }
 
-func TestPassBitFollowsTheKernel(t *testing.T) {
+func TestSearchBit(t *testing.T) {
 	t.Parallel()
 	o := &owner{uid: 100, gid: 200}
-	for want, have := range map[os.FileMode]syscall.Stat_t{
+	for want, stat := range map[os.FileMode]syscall.Stat_t{
 		0o100: {Uid: 100, Gid: 200},
 		0o010: {Uid: 1, Gid: 200},
 		0o001: {Uid: 1, Gid: 2},
 	} {
-		if got := o.passBit(&have); got != want {
-			t.Errorf("passBit(%d:%d) = %o, want %o", have.Uid, have.Gid, got, want)
+		if got := o.searchBit(&stat); got != want {
+			t.Errorf("searchBit(%d:%d) = %o, want %o", stat.Uid, stat.Gid, got, want)
 		}
 	}
 }
 
-func TestQuoting(t *testing.T) {
+func TestQuote(t *testing.T) {
 	t.Parallel()
 	if got, want := quote(`a'b\c`), `'a''b\\c'`; got != want {
 		t.Errorf("%s, want %s", got, want)

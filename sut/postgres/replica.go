@@ -16,37 +16,37 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// How long Prepare waits for the primary: one that a replica can do without for
-// now, and one that it cannot.
+// Timeouts of a wait for the primary: with optionalWait the replica can continue without
+// an answer, with requiredWait it cannot.
 const (
-	briefly   = time.Second
-	patiently = 20 * time.Second
+	optionalWait = time.Second
+	requiredWait = 20 * time.Second
 )
 
-// prepareCopy makes a data directory that of a primary or of a replica, or, for a
-// server without copies, one that has no part in a replication any more.
-func (s *Server) prepareCopy(ctx context.Context, made bool, state sut.Replication) error {
+// prepareCopy makes the data directory that of a primary or of a replica. Without
+// Replication it removes the marker.
+func (s *Server) prepareCopy(ctx context.Context, initialized bool, state sut.Replication) error {
 	if s.cfg.Replication == nil {
 		return os.RemoveAll(filepath.Join(s.dir, markerName))
 	}
-	// The server's programs read it.
+	// pg_controldata, run as the server's user, reads the directory.
 	if err := s.owner.own(s.dir); err != nil {
 		return err
 	}
 	if state.Primary == nil {
 		return s.preparePrimary(ctx, state)
 	}
-	return s.prepareReplica(ctx, made, state)
+	return s.prepareReplica(ctx, initialized, state)
 }
 
-// preparePrimary makes a data directory that of a primary.
+// preparePrimary makes the data directory that of a primary.
 func (s *Server) preparePrimary(ctx context.Context, state sut.Replication) error {
 	standby, err := exists(filepath.Join(s.dir, standbyName))
 	if err != nil {
 		return err
 	}
 	if standby {
-		return fmt.Errorf("%s is in it: it is that of a replica, which was never promoted\n"+
+		return fmt.Errorf("it has the file %s: it belongs to a replica that was never promoted\n"+
 			"start it as a replica and promote it, or remove the file", standbyName)
 	}
 	m, found, err := readMarker(s.dir)
@@ -66,212 +66,223 @@ func (s *Server) preparePrimary(ctx context.Context, state sut.Replication) erro
 			m.Origin = c.checkpoint
 		}
 	}
-	if m.Epoch != 0 && m.Epoch < state.Epoch { // the same one, in a new epoch: nothing was lost between them
+	if m.Epoch != 0 && m.Epoch < state.Epoch { // the same server in a new epoch: no WAL was lost
 		m.From, m.Fork = m.Epoch, math.MaxInt64
 	}
 	m.Epoch, m.Primary = state.Epoch, true
 	return s.writeMarker(s.dir, m)
 }
 
-// prepareReplica makes a data directory that of a replica: what is there, when it
-// can follow the primary, or a new copy of the whole.
-func (s *Server) prepareReplica(ctx context.Context, made bool, state sut.Replication) error {
-	m, found, err := readMarker(s.dir) // none when nothing is made
+// prepareReplica makes the data directory that of a replica. It keeps the directory if it
+// can follow the primary, else it fetches a new copy.
+func (s *Server) prepareReplica(ctx context.Context, initialized bool, state sut.Replication) error {
+	m, found, err := readMarker(s.dir) // not found in an empty directory
 	if err != nil {
 		return err
 	}
 	if err := checkEpoch(state, m); err != nil {
 		return err
 	}
-	verdict, err := s.judge(ctx, state, made, found, m)
+	check, err := s.checkCopy(ctx, state, initialized, found, m)
 	if err != nil {
 		return err
 	}
-	if verdict.reason != "" {
-		return s.stage(func(staging string) error { return s.rebuild(ctx, staging, state, made, m, verdict) })
+	if check.reason != "" {
+		return s.buildDir(func(tempDir string) error {
+			return s.rebuild(ctx, tempDir, state, initialized, m, check)
+		})
 	}
-	// The file comes first: a directory with a marker and without the file would
-	// be taken for one that had been a primary.
+	// standby.signal comes before the marker. After an interruption, a directory with a
+	// marker and without standby.signal would be taken for that of a primary.
 	if err := s.writeOwned(s.dir, standbyName, ""); err != nil {
 		return err
 	}
 	if !found {
-		m = verdict.origin
+		m = check.template
 	}
 	m.Epoch, m.Primary = state.Epoch, false
 	return s.writeMarker(s.dir, m)
 }
 
-// checkEpoch refuses an epoch that is over.
+// checkEpoch returns ErrConflict if the marker has a higher epoch.
 func checkEpoch(state sut.Replication, m marker) error {
 	if state.Epoch < m.Epoch {
-		return fmt.Errorf("%w: epoch %d is over, %d is known", ErrConflict, state.Epoch, m.Epoch)
+		return fmt.Errorf("%w: epoch %d is lower than the known epoch %d", ErrConflict, state.Epoch, m.Epoch)
 	}
 	return nil
 }
 
-// verdict is what is to become of a replica's data directory.
-type verdict struct {
-	reason string // why it cannot follow the primary; "" = it can
-	keep   bool   // it may hold what the primary does not
-	origin marker // of a copy of the template that can: what its marker says
+// copyCheck is the result of checkCopy.
+type copyCheck struct {
+	reason   string // why the data directory cannot follow the primary; "" = it can
+	keep     bool   // the directory may hold changes that the primary lacks
+	template marker // System and Origin of a new copy of the template
 }
 
-// judge finds out whether a data directory can follow the primary.
-func (s *Server) judge(ctx context.Context, state sut.Replication, made, found bool, m marker) (verdict, error) {
-	// Changes of an epoch that is over may have been lost in the promotion.
+// checkCopy checks whether a data directory can follow the primary. m is its marker, if
+// found.
+func (s *Server) checkCopy(
+	ctx context.Context, state sut.Replication, initialized, found bool, m marker,
+) (copyCheck, error) {
+	// A promotion may have lost changes of an earlier epoch.
 	keep := !found || m.Primary || m.Diverged || m.Epoch < state.Epoch
-	no := func(format string, args ...any) (verdict, error) {
-		return verdict{reason: fmt.Sprintf(format, args...), keep: keep}, nil
+	no := func(format string, args ...any) (copyCheck, error) {
+		return copyCheck{reason: fmt.Sprintf(format, args...), keep: keep}, nil
 	}
 	switch {
-	case !made:
-		return verdict{reason: "there is none"}, nil
+	case !initialized:
+		return copyCheck{reason: "it is empty"}, nil
 	case m.Primary:
-		return no("it is that of the primary of epoch %d", m.Epoch)
+		return no("it belongs to the primary of epoch %d", m.Epoch)
 	case m.Lost != "":
 		return no("%s", m.Lost)
 	}
 	c, err := s.readControl(ctx, s.dir)
 	if err != nil {
-		return verdict{}, err
+		return copyCheck{}, err
 	}
 	standby, err := exists(filepath.Join(s.dir, standbyName))
 	if err != nil {
-		return verdict{}, err
+		return copyCheck{}, err
 	}
 	if !c.clean && !standby {
-		return no("it was not stopped in order")
+		return no("it was not shut down cleanly")
 	}
-	// One that has been a replica can wait for its primary while it runs.
-	patience := patiently
+	// A directory that was a replica before can start without its primary.
+	timeout := requiredWait
 	if found {
-		patience = briefly
+		timeout = optionalWait
 	}
 	position := max(c.checkpoint, c.recovered)
-	p, err := askPrimary(ctx, *state.Primary, patience, position)
+	p, err := awaitPrimary(ctx, *state.Primary, timeout, position)
 	switch {
 	case err != nil && found && ctx.Err() == nil:
-		s.cfg.Log.Warn("the primary does not answer; the replica starts with what it has",
+		s.cfg.Log.Warn("the primary did not answer; the replica starts with its present copy",
 			"primary", state.Primary.Address, "error", err)
-		return verdict{}, nil
+		return copyCheck{}, nil
 	case err != nil:
-		return verdict{}, err
+		return copyCheck{}, err
 	case p.System != c.system:
-		return no("it is no copy of the primary's: its identifier is %s, not %s", c.system, p.System)
+		return no("it is not a copy of the primary: its system identifier is %s, want %s", c.system, p.System)
 	case !found && p.Origin != c.checkpoint:
-		return no("it is no copy of what the primary began with")
-	case p.ahead, found && !p.continues(m.Epoch, position):
+		return no("it is not a copy of the primary's template")
+	case p.ahead, found && !p.contains(m.Epoch, position):
 		keep = true
-		return no("it may hold what the primary does not: of epoch %d, up to %s", m.Epoch, formatPosition(position))
-	case !p.kept:
-		return no("it is too far behind: the primary has no log any more from %s on", formatPosition(position))
+		return no("it may hold changes that the primary lacks: it is at %s of epoch %d", formatPosition(position), m.Epoch)
+	case !p.hasWAL:
+		return no("it is too far behind: the primary has removed WAL after %s", formatPosition(position))
 	}
-	return verdict{origin: marker{System: p.System, Origin: p.Origin}}, nil
+	return copyCheck{template: marker{System: p.System, Origin: p.Origin}}, nil
 }
 
-// primaryView is what a primary says about a replica's position.
-type primaryView struct {
+// primaryState is the state of a primary in relation to a replica's position.
+type primaryState struct {
 	marker
-	ahead bool // the position is after the primary's own
-	kept  bool // its log from there on is there still
+	ahead  bool // the position is after the end of the primary's WAL
+	hasWAL bool // the primary still has its WAL from the position on
 }
 
-// continues reports whether what a replica of an epoch holds is a beginning of
-// what the primary holds. A replica that missed more than one promotion cannot
-// know; what it has beyond its position is for the server to find out.
-func (m marker) continues(epoch, position int64) bool {
+// contains reports whether the primary, whose marker is m, holds the history of a replica
+// of an epoch up to a position. For a replica that missed more than one promotion it
+// returns false, because m does not record earlier promotions. The server itself checks
+// the replica's WAL after the position.
+func (m marker) contains(epoch, position int64) bool {
 	return epoch == m.Epoch || epoch == m.From && position <= m.Fork
 }
 
-// askPrimary asks the primary, again and again for a while: it may be starting.
-func askPrimary(ctx context.Context, primary sut.Peer, patience time.Duration, position int64) (primaryView, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+// awaitPrimary queries the primary until it answers or until the timeout: the primary may
+// still be starting.
+func awaitPrimary(
+	ctx context.Context, primary sut.Peer, timeout time.Duration, position int64,
+) (primaryState, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	retry := time.NewTicker(100 * time.Millisecond)
+	defer retry.Stop()
 	for {
-		view, err := viewPrimary(ctx, primary, position)
+		p, err := queryPrimary(ctx, primary, position)
 		if err == nil {
-			return view, nil
+			return p, nil
 		}
 		select {
-		case <-time.After(100 * time.Millisecond):
+		case <-retry.C:
 		case <-ctx.Done():
-			return primaryView{}, fmt.Errorf("primary %s: %w", primary.Address, err)
+			return primaryState{}, fmt.Errorf("primary %s: %w", primary.Address, err)
 		}
 	}
 }
 
-// viewPrimary asks the primary once. It says nothing about one that is no
-// primary yet: what it holds may still change its course.
-func viewPrimary(ctx context.Context, primary sut.Peer, position int64) (primaryView, error) {
+// queryPrimary queries the primary once. It returns an error for a server that is not yet
+// promoted: that server's history may still change.
+func queryPrimary(ctx context.Context, primary sut.Peer, position int64) (primaryState, error) {
 	conn, err := pgx.Connect(ctx, urlOf(primary.Address))
 	if err != nil {
-		return primaryView{}, err
+		return primaryState{}, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	var view primaryView
+	var p primaryState
 	var standby bool
 	var text string
 	err = conn.QueryRow(ctx, "SELECT pg_is_in_recovery(), pg_read_file($1)", markerName).Scan(&standby, &text)
 	if err != nil {
-		return primaryView{}, err
+		return primaryState{}, err
 	}
 	if standby {
-		return primaryView{}, errors.New("it is a replica itself")
+		return primaryState{}, errors.New("it is still a replica")
 	}
-	if view.marker, err = parseMarker([]byte(text)); err != nil {
-		return primaryView{}, err
+	if p.marker, err = parseMarker([]byte(text)); err != nil {
+		return primaryState{}, err
 	}
-	// A file of the log is named by timeline and place; the place alone counts, as
-	// the log of a replica continues through promotions.
+	// The name of a WAL file contains its timeline and its position. The query compares the
+	// position only, because a replica follows the WAL across timelines.
 	at := formatPosition(position)
 	err = conn.QueryRow(ctx, `SELECT $1::text::pg_lsn > pg_current_wal_lsn(), EXISTS (SELECT FROM pg_ls_waldir()
 		WHERE length(name) = 24 AND right(name, 16) = right(pg_walfile_name($1::text::pg_lsn + 1), 16))`, at).
-		Scan(&view.ahead, &view.kept)
-	return view, err
+		Scan(&p.ahead, &p.hasWAL)
+	return p, err
 }
 
-// rebuild fetches the whole from the primary. The old directory is replaced only
-// when the new one is complete.
+// rebuild fetches a new copy from the primary into tempDir. It moves the old directory away
+// after the new one is complete.
 func (s *Server) rebuild(
-	ctx context.Context, staging string, state sut.Replication, made bool, old marker, v verdict,
+	ctx context.Context, tempDir string, state sut.Replication, initialized bool, old marker, check copyCheck,
 ) error {
 	begin := time.Now()
-	s.cfg.Log.Info("fetching the whole copy anew", "dir", s.dir, "primary", state.Primary.Address, "reason", v.reason)
-	view, err := askPrimary(ctx, *state.Primary, patiently, 0)
+	s.cfg.Log.Info("fetching a new copy", "dir", s.dir, "primary", state.Primary.Address, "reason", check.reason)
+	p, err := awaitPrimary(ctx, *state.Primary, requiredWait, 0)
 	if err != nil {
 		return err
 	}
-	// The log comes at the end over the same connection. A second one for it would
-	// be a process that outlives an interruption, and streams for ever; with a slot
-	// it would pass for the replica that a synchronous commit waits for. What the
-	// primary keeps of its log is enough for the time between. Without syncs: the
-	// server does them when it starts from a backup.
-	backup := s.command(ctx, "pg_basebackup", "--dbname="+conninfo(*state.Primary, backupName), "--pgdata="+staging,
+	// --wal-method=fetch copies the WAL at the end, over the same connection: wal_keep_size
+	// is enough until then. The alternative, stream, starts a second process. It survives
+	// an interruption, and its connection counts as a replica for synchronous commits.
+	// --no-sync: the server syncs the directory when it starts from a backup.
+	backup := s.command(ctx, "pg_basebackup", "--dbname="+conninfo(*state.Primary, backupName), "--pgdata="+tempDir,
 		"--checkpoint=fast", "--wal-method=fetch", "--no-sync", "--no-manifest", "--no-password")
 	if err := run(backup, ""); err != nil {
 		return err
 	}
-	m := marker{Epoch: state.Epoch, System: view.System, Origin: view.Origin, Rebuilds: old.Rebuilds + 1}
-	if err := errors.Join(s.writeOwned(staging, standbyName, ""), s.writeMarker(staging, m)); err != nil {
+	m := marker{Epoch: state.Epoch, System: p.System, Origin: p.Origin, Rebuilds: old.Rebuilds + 1}
+	if err := errors.Join(s.writeOwned(tempDir, standbyName, ""), s.writeMarker(tempDir, m)); err != nil {
 		return err
 	}
-	if err := s.putAway(made, old, v); err != nil {
+	if err := s.moveOldDir(initialized, old, check); err != nil {
 		return err
 	}
-	s.cfg.Log.Info("fetched the whole copy anew", "dir", s.dir, "took", time.Since(begin))
+	s.cfg.Log.Info("fetched a new copy", "dir", s.dir, "took", time.Since(begin))
 	return nil
 }
 
-// putAway makes room for the new data directory.
-func (s *Server) putAway(made bool, old marker, v verdict) error {
-	if !made {
+// moveOldDir moves the old data directory to KeptDir, or removes it if it holds no changes
+// of its own.
+func (s *Server) moveOldDir(initialized bool, old marker, check copyCheck) error {
+	if !initialized {
 		return nil // it is empty
 	}
 	if err := s.Release(); err != nil {
 		return err
 	}
-	if !v.keep {
+	if !check.keep {
 		return os.RemoveAll(s.dir)
 	}
 	earlier, err := s.keptEpochs()
@@ -286,19 +297,19 @@ func (s *Server) putAway(made bool, old marker, v verdict) error {
 	return os.Rename(s.dir, KeptDir(s.dir, old.Epoch))
 }
 
-// KeptDir is where a replica keeps the data directory that it had in an earlier
-// epoch, when that may hold what its primary does not: that of a primary which
-// was replaced, above all. Only the last one is kept. It is as its server left
-// it, and can be started as a server without Replication.
-func KeptDir(dir string, epoch int64) string { return dir + keptMark + strconv.FormatInt(epoch, 10) }
+// KeptDir returns the path of a replica's old data directory of an epoch. Prepare keeps an
+// old data directory that may hold changes that the new primary lacks, for example that of
+// a primary that was replaced. It keeps the last one only. A server without Replication
+// can be started on it.
+func KeptDir(dir string, epoch int64) string { return dir + keptSuffix + strconv.FormatInt(epoch, 10) }
 
-const keptMark = ".epoch-"
+const keptSuffix = ".epoch-"
 
-// keptEpochs lists the epochs of the directories that were kept, in no order.
+// keptEpochs lists the epochs of the kept data directories, in no order.
 func (s *Server) keptEpochs() (epochs []int64, err error) {
 	entries, err := os.ReadDir(filepath.Dir(s.dir))
 	for _, entry := range entries {
-		if text, found := strings.CutPrefix(entry.Name(), filepath.Base(s.dir)+keptMark); found {
+		if text, found := strings.CutPrefix(entry.Name(), filepath.Base(s.dir)+keptSuffix); found {
 			if epoch, err := strconv.ParseInt(text, 10, 64); err == nil {
 				epochs = append(epochs, epoch)
 			}

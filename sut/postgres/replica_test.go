@@ -19,8 +19,8 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// TestReplication makes a template with a table once, and gives each test its
-// path: every copy of a database begins as a copy of it.
+// TestReplication creates a template with a table once. Primaries and replicas start from
+// copies of it.
 func TestReplication(t *testing.T) {
 	t.Parallel()
 	template := newServer(t, filepath.Join(t.TempDir(), "template"))
@@ -31,17 +31,17 @@ func TestReplication(t *testing.T) {
 		name string
 		run  func(t *testing.T, template string)
 	}{
-		{"replicas hold what the primary holds", testCatchUp},
-		{"a replica that is too far behind is rebuilt", testTooFarBehind},
-		{"a replica takes the place of a dead primary", testPromotion},
+		{"replicas have the contents of the primary", testCatchUp},
+		{"a replica that is too far behind fetches a new copy", testTooFarBehind},
+		{"a replica is promoted after the loss of the primary", testPromotion},
 		{"a synchronous write waits for a replica", testSynchronous},
 		{"no acknowledged synchronous write is lost", testNothingAcknowledgedIsLost},
-		{"a frozen primary is noticed", testFrozenPrimary},
-		{"the artificial lag is exact", testLag},
-		{"an artificial lag does not hold a promotion up", testLagAndPromotion},
-		{"histories of the same number are told apart", testTwoPromotions},
+		{"a replica detects a frozen primary", testFrozenPrimary},
+		{"the configured lag is exact", testLag},
+		{"the configured lag does not delay a promotion", testLagAndPromotion},
+		{"two histories with the same timeline number are distinguished", testTwoPromotions},
 		{"an interrupted rebuild changes nothing", testInterruptedRebuild},
-		{"mistakes are refused", testMistakes},
+		{"invalid roles and directories are refused", testInvalid},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -50,7 +50,7 @@ func TestReplication(t *testing.T) {
 	}
 }
 
-// newCopy describes a server that is one of several copies.
+// newCopy returns the description of a server with Replication.
 func newCopy(t testing.TB, dir, name string, r Replication) *Server {
 	t.Helper()
 	cfg := newServer(t, dir).cfg
@@ -59,25 +59,26 @@ func newCopy(t testing.TB, dir, name string, r Replication) *Server {
 	return New(cfg)
 }
 
-// primaryOf and replicaOf describe servers on copies of a template.
+// primaryOf returns the description of a primary, db-1, on a copy of a template.
 func primaryOf(t testing.TB, template string, r Replication) *Server {
 	t.Helper()
 	r.State = sut.Replication{Epoch: 1}
 	return newCopy(t, copyOf(t, template), "db-1", r)
 }
 
+// replicaOf returns the description of a replica of primary on a copy of a template.
 func replicaOf(t testing.TB, template, name string, primary *Server, r Replication) *Server {
 	t.Helper()
 	r.State = following(1, primary)
 	return newCopy(t, copyOf(t, template), name, r)
 }
 
-// following is the document of a replica.
+// following returns the role of a replica of primary.
 func following(epoch int64, primary *Server) sut.Replication {
 	return sut.Replication{Epoch: epoch, Primary: &sut.Peer{Node: primary.cfg.Name, Address: primary.Address()}}
 }
 
-// watch starts a server with a Watch beside it.
+// watch starts a server, and a Watch that ends with it.
 func watch(t testing.TB, server *Server) *process {
 	t.Helper()
 	p := start(t, server)
@@ -94,22 +95,22 @@ func watch(t testing.TB, server *Server) *process {
 	return p
 }
 
-// await waits until something holds, and says what if it never does.
-func await(t testing.TB, what string, holds func() bool) {
+// eventually waits until the condition is true. It fails the test after testTimeout.
+func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
-	for !holds() {
+	poll := time.NewTicker(pollInterval)
+	defer poll.Stop()
+	for deadline := time.Now().Add(testTimeout); !condition(); <-poll.C {
 		if time.Now().After(deadline) {
-			t.Fatalf("it never came that %s", what)
+			t.Fatalf("after %v still not true: %s", testTimeout, what)
 		}
-		<-time.After(5 * time.Millisecond)
 	}
 }
 
-// status asks a server that must answer.
+// status returns the status of a running server.
 func status(t testing.TB, server *Server) sut.ReplicationStatus {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	s, err := server.ReplicationStatus(ctx)
 	if err != nil {
@@ -118,12 +119,12 @@ func status(t testing.TB, server *Server) sut.ReplicationStatus {
 	return s
 }
 
-// awaitReplica waits until a replica serves and holds all that the primary has.
+// awaitReplica waits until a replica serves and has applied the present WAL of the primary.
 func awaitReplica(t testing.TB, replica, primary *Server) sut.ReplicationStatus {
 	t.Helper()
 	var s sut.ReplicationStatus
 	want := status(t, primary).Position
-	await(t, replica.cfg.Name+" has caught up", func() bool {
+	eventually(t, replica.cfg.Name+" has caught up", func() bool {
 		s = status(t, replica)
 		var applied int64
 		query(t, replica, "SELECT (pg_last_wal_replay_lsn() - '0/0')::bigint", nil, &applied)
@@ -132,7 +133,7 @@ func awaitReplica(t testing.TB, replica, primary *Server) sut.ReplicationStatus 
 	return s
 }
 
-// contents is what the table holds.
+// contents returns the number of rows and a digest of the table.
 func contents(t testing.TB, server *Server) string {
 	t.Helper()
 	var text string
@@ -141,12 +142,12 @@ func contents(t testing.TB, server *Server) string {
 	return text
 }
 
-// transactions does n random ones of several changes each; every fifth is rolled
-// back.
+// transactions runs n random transactions of up to five changes each. It rolls back every
+// fifth one.
 func transactions(t testing.TB, server *Server, seed uint64, n int) {
 	t.Helper()
 	random := rand.New(rand.NewPCG(seed, 0))
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, server.url())
 	if err != nil {
@@ -180,10 +181,10 @@ func transactions(t testing.TB, server *Server, seed uint64, n int) {
 	}
 }
 
-// sqlState runs a statement that must fail, and returns how.
+// sqlState runs a statement that must fail, and returns the SQLSTATE of the error.
 func sqlState(t testing.TB, server *Server, sql string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, server.url())
 	if err != nil {
@@ -193,7 +194,7 @@ func sqlState(t testing.TB, server *Server, sql string) string {
 	_, err = conn.Exec(ctx, sql)
 	var refused *pgconn.PgError
 	if !errors.As(err, &refused) {
-		t.Fatalf("%s: %v, want it refused", sql, err)
+		t.Fatalf("%s: %v, want an error of the server", sql, err)
 	}
 	return refused.Code
 }
@@ -222,13 +223,13 @@ func testCatchUp(t *testing.T, template string) {
 	}
 	same()
 	if got := sqlState(t, first, "INSERT INTO t VALUES (1, 'x')"); got != "25006" {
-		t.Errorf("a write on a replica is refused with %s, want 25006", got)
+		t.Errorf("a write on a replica fails with SQLSTATE %s, want 25006", got)
 	}
-	await(t, "the primary knows its followers", func() bool {
+	eventually(t, "the primary reports both followers", func() bool {
 		s := status(t, primary)
 		return s.Primary && s.Serves && len(s.Followers) == 2 && s.Followers["db-2"] > 0 && s.Followers["db-3"] > 0
 	})
-	await(t, "a beat has come", func() bool { return status(t, first).LagNS >= 0 })
+	eventually(t, "the replica has received a heartbeat", func() bool { return status(t, first).LagNS >= 0 })
 
 	one.stop(t, first)
 	transactions(t, primary, 3, 50)
@@ -240,7 +241,7 @@ func testCatchUp(t *testing.T, template string) {
 	same()
 }
 
-// advance has a primary forget the log before its present position.
+// advance makes a primary remove the WAL before its present position.
 func advance(t testing.TB, primary *Server) {
 	t.Helper()
 	for range 2 + walKept>>24 {
@@ -266,15 +267,15 @@ func testTooFarBehind(t *testing.T, template string) {
 	}
 	process.stop(t, replica)
 
-	// It is found by the running server, too.
+	// A running server detects it, too.
 	if err := replica.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	transactions(t, primary, 6, 20)
 	advance(t, primary)
 	process = launch(t, replica)
-	await(t, "the replica knows that it is lost", func() bool { return replica.Lost() != "" })
-	await(t, "the replica answers", func() bool { return replica.Ready(t.Context()) == nil })
+	eventually(t, "the replica is lost", func() bool { return replica.Lost() != "" })
+	eventually(t, "the replica is ready", func() bool { return replica.Ready(t.Context()) == nil })
 	if s := status(t, replica); s.Serves || s.Connected || !strings.Contains(s.Problem, "too far behind") {
 		t.Errorf("status of a lost replica: %+v", s)
 	}
@@ -287,17 +288,18 @@ func testTooFarBehind(t *testing.T, template string) {
 		t.Errorf("contents %s, want %s", got, want)
 	}
 	if kept, _ := filepath.Glob(replica.dir + ".*"); len(kept) > 0 {
-		t.Errorf("a replica that holds nothing of its own keeps %v", kept)
+		t.Errorf("a replica without changes of its own keeps %v", kept)
 	}
-	// One without any data directory.
+	// A replica without a data directory.
 	third := newCopy(t, filepath.Join(t.TempDir(), "data"), "db-3", Replication{State: following(1, primary)})
 	begin := time.Now()
 	watch(t, third)
-	t.Logf("a replica from nothing answered after %v", time.Since(begin))
+	t.Logf("a replica without a data directory was ready after %v", time.Since(begin))
 	awaitReplica(t, third, primary)
 }
 
-// testInterruptedRebuild: the directory is as it was, and nothing goes on.
+// testInterruptedRebuild checks that an interrupted rebuild leaves the directory unchanged
+// and no process behind.
 func testInterruptedRebuild(t *testing.T, template string) {
 	primary := primaryOf(t, template, Replication{})
 	watch(t, primary)
@@ -306,27 +308,27 @@ func testInterruptedRebuild(t *testing.T, template string) {
 	if err := replica.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	replica.lose("for a test", true)
-	staging := replica.dir + ".new"
+	replica.markLost("for a test", true)
+	tempDir := replica.dir + ".new"
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	prepared := make(chan error)
 	go func() { prepared <- replica.Prepare(ctx) }()
-	await(t, "the copy has begun", func() bool {
-		_, err := os.Stat(filepath.Join(staging, "base"))
+	eventually(t, "the backup runs", func() bool {
+		_, err := os.Stat(filepath.Join(tempDir, "base"))
 		return err == nil
 	})
 	cancel()
 	if err := <-prepared; err == nil {
-		t.Fatal("an interrupted Prepare returned nil")
+		t.Fatal("Prepare() = nil after an interruption")
 	}
 	if m, found, err := readMarker(replica.dir); err != nil || !found || m.Lost != "for a test" {
 		t.Errorf("marker %+v, %v, %v", m, found, err)
 	}
 	if left, _ := filepath.Glob(replica.dir + ".*"); len(left) > 0 {
-		t.Errorf("left over: %v", left)
+		t.Errorf("an interrupted Prepare left %v", left)
 	}
-	await(t, "nobody fetches a copy", func() bool {
+	eventually(t, "no backup is connected", func() bool {
 		var n int
 		query(t, primary, "SELECT count(*) FROM pg_stat_replication", nil, &n)
 		return n == 0
@@ -337,14 +339,14 @@ func testInterruptedRebuild(t *testing.T, template string) {
 	}
 }
 
-func testMistakes(t *testing.T, template string) {
+func testInvalid(t *testing.T, template string) {
 	primary := primaryOf(t, template, Replication{})
 	watch(t, primary)
 	replica := replicaOf(t, template, "db-2", primary, Replication{})
 	process := watch(t, replica)
 	awaitReplica(t, replica, primary)
 	if err := replica.Become(t.Context(), sut.Replication{}); err == nil || errors.Is(err, ErrConflict) {
-		t.Errorf("a document without an epoch: %v", err)
+		t.Errorf("a role without an epoch: %v", err)
 	}
 	process.stop(t, replica)
 
@@ -352,7 +354,7 @@ func testMistakes(t *testing.T, template string) {
 	cfg.Replication = &Replication{Node: "db-2", State: sut.Replication{Epoch: 2}}
 	if err := New(cfg).Prepare(t.Context()); err == nil ||
 		!strings.Contains(err.Error(), "never promoted\nstart it as a replica") {
-		t.Errorf("a replica's directory as a primary: %v", err)
+		t.Errorf("the directory of a replica as that of a primary: %v", err)
 	}
 	cfg.Replication = &Replication{Node: "db-2", State: following(5, primary)}
 	later := New(cfg)
@@ -361,18 +363,18 @@ func testMistakes(t *testing.T, template string) {
 	}
 	cfg.Replication = &Replication{Node: "db-2", State: following(4, primary)}
 	if err := New(cfg).Prepare(t.Context()); !errors.Is(err, ErrConflict) {
-		t.Errorf("an epoch that is over: %v", err)
+		t.Errorf("a lower epoch: %v, want a conflict", err)
 	}
-	// Another system's directory is no copy, and is kept.
+	// The directory of another database is kept and replaced by a copy.
 	other := newServer(t, filepath.Join(t.TempDir(), "data"))
 	start(t, other).stop(t, other)
-	stranger := newCopy(t, other.dir, "db-3", Replication{State: following(1, primary)})
-	watch(t, stranger)
-	awaitReplica(t, stranger, primary)
-	if _, err := os.Stat(KeptDir(stranger.dir, 0)); err != nil {
+	foreign := newCopy(t, other.dir, "db-3", Replication{State: following(1, primary)})
+	watch(t, foreign)
+	awaitReplica(t, foreign, primary)
+	if _, err := os.Stat(KeptDir(foreign.dir, 0)); err != nil {
 		t.Error(err)
 	}
 	if _, err := newServer(t, other.dir).ReplicationStatus(t.Context()); err == nil {
-		t.Error("a server without copies has a status of them")
+		t.Error("ReplicationStatus() = nil error for a server without replication")
 	}
 }

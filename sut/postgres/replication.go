@@ -14,71 +14,68 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// ErrConflict is what a server answers that is told something its epochs forbid:
-// an epoch lower than one that it has known, or anything when it is a primary. It
-// has changed nothing.
+// ErrConflict is the error of Prepare and Become for a role that the known epoch forbids:
+// an epoch that is too low, or any change of a running primary. Nothing has changed.
 var ErrConflict = errors.New("conflict")
 
-// walKept bounds the log that a primary keeps for replicas that are away. One
-// that is away for longer fetches its copy anew, which then costs less.
+// walKept is the amount of old WAL, in bytes, that a primary keeps for disconnected
+// replicas. A replica that needs older WAL fetches a new copy.
 const walKept = 64 << 20
 
-// backupName is what a server calls itself while it fetches a whole copy.
+// backupName is the application name of a server that fetches a new copy.
 const backupName = "stagebench-backup"
 
-// linkTimeout is after how long of silence a primary and a replica give each
-// other up. PostgreSQL's own minute would hide the death of a host for as long.
+// linkTimeout is the timeout of the connection between a primary and a replica. With
+// PostgreSQL's default of one minute, the loss of a host would be detected that late.
 const linkTimeout = 2 * time.Second
 
-// Replication makes a server one of several copies of a database: one primary
-// and its replicas, by physical streaming replication.
+// Replication makes a server the primary or a replica of a database, by physical streaming
+// replication.
 //
-// Commits are acknowledged by the primary alone, or with SyncCopies after that
-// many replicas have them on disk. With too few replicas such a commit waits for
-// ever; its client has to give up. It must do so by ending its connection or its
-// wait: a cancel request, which pgx sends after the deadline of a context, makes
-// the server end the wait with success and a mere warning. It is harmless there,
-// as pgx has given the connection up before it cancels, and nobody reads the
-// answer. The write then has taken effect at the primary without having been
-// acknowledged. A client must therefore not be configured to read on after its
-// cancel request (pgconn.CancelRequestContextWatcherHandler), and a cancel by
-// anybody else (pg_cancel_backend) acknowledges what no replica has. A
-// statement_timeout does not reach that wait.
+// The primary acknowledges a commit alone, or with SyncCopies after that many replicas have
+// the commit on disk. With too few connected replicas such a commit waits without a limit,
+// so the client must give up. It must close its connection. It must not send a cancel
+// request and then read on: a cancel request, or pg_cancel_backend, makes the server
+// acknowledge the commit with a warning although no replica has it. pgx sends a cancel
+// request after the deadline of a context, but it has given up the connection before and
+// does not read the result. So a client must not use pgconn.CancelRequestContextWatcherHandler,
+// which reads on. The unacknowledged write takes effect on the primary in any case. A
+// statement_timeout does not interrupt the wait.
 //
-// Of several replicas the one to promote is that with the highest position, asked
-// for when none of them is connected any more. Those that hold more than the
-// promoted one have to fetch the whole anew.
+// Promote the replica with the highest position, compared after all replicas have lost
+// their connection to the old primary. Replicas that hold more than the promoted one must
+// fetch a new copy.
 type Replication struct {
-	// Node is the name that the server has as a replica: 1 to 63 letters, digits,
-	// '-', '_' and '.'.
+	// Node is the name of the server as a replica: 1 to 63 letters, digits, '-', '_', '.'.
 	Node string
-	// SyncCopies is how many replicas must hold a write before it is acknowledged;
-	// 0 = none.
+	// SyncCopies is the number of replicas that must hold a write before the primary
+	// acknowledges it; 0 = none.
 	SyncCopies int
-	// Lag is how long after its commit at the primary a replica applies a change,
-	// on purpose; 0 = at once.
+	// Lag is the delay with which a replica applies a change after its commit on the
+	// primary; 0 = none.
 	Lag time.Duration
-	// State is the epoch, and whom the server follows: nobody as a primary.
+	// State is the initial role: the epoch, and the primary to follow; without one the
+	// server is the primary.
 	State sut.Replication
 }
 
-// nodeName is what a name needs no quotes for, wherever it appears.
+// nodeName matches names that need no quotes in a configuration file or connection string.
 var nodeName = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,63}$`)
 
-// validate says what is wrong.
+// validate returns an error if the configuration is invalid.
 func (r Replication) validate() error {
 	switch {
 	case !nodeName.MatchString(r.Node):
 		return fmt.Errorf("replication: name %q: want 1 to 63 letters, digits, '-', '_' and '.'", r.Node)
 	case r.SyncCopies < 0:
-		return fmt.Errorf("replication: %d synchronous copies", r.SyncCopies)
+		return fmt.Errorf("replication: %d synchronous copies: want 0 or more", r.SyncCopies)
 	case r.Lag < 0:
-		return fmt.Errorf("replication: lag %v", r.Lag)
+		return fmt.Errorf("replication: lag %v: want 0 or more", r.Lag)
 	}
 	return validateState(r.State)
 }
 
-// validateState says what is wrong with a document that a server is told.
+// validateState returns an error if a role is invalid.
 func validateState(state sut.Replication) error {
 	if state.Epoch < 1 {
 		return fmt.Errorf("replication: epoch %d: want 1 or more", state.Epoch)
@@ -96,13 +93,13 @@ func validateState(state sut.Replication) error {
 	return nil
 }
 
-// settings is the part of postgresql.conf about copies. A replica has those of
-// a primary, too, for the day on which it becomes one.
+// settings writes the replication part of postgresql.conf. A replica gets the settings of
+// a primary, too: a promotion does not restart the server.
 func (r Replication) settings(section func(comment string), set func(name string, value any)) {
 	milliseconds := func(d time.Duration) string { return fmt.Sprintf("%dms", d.Milliseconds()) }
 	section("Replication, as a primary.")
 	set("wal_level", "replica")
-	set("max_wal_senders", 24) // 8 replicas, some of which fetch a copy or connect anew, too
+	set("max_wal_senders", 24) // 8 replicas, which may reconnect or fetch a copy at the same time
 	set("max_replication_slots", 0)
 	set("wal_keep_size", fmt.Sprintf("%dMB", walKept>>20))
 	set("wal_sender_timeout", milliseconds(linkTimeout))
@@ -117,8 +114,9 @@ func (r Replication) settings(section func(comment string), set func(name string
 	set("wal_receiver_timeout", milliseconds(linkTimeout))
 	set("wal_receiver_status_interval", "1s")
 	set("wal_retrieve_retry_interval", "200ms")
-	// Reads of ours are short. What a long one still sees the primary keeps, for
-	// as long as the link lives; without one the changes win after this time.
+	// With feedback, the primary keeps row versions that a query on a connected replica
+	// still reads. Without a connection, the replica cancels queries that delay the WAL
+	// for longer than max_standby_streaming_delay. The service's queries are shorter.
 	set("hot_standby_feedback", "on")
 	set("max_standby_streaming_delay", "2s")
 	set("recovery_target_timeline", "latest")
@@ -128,8 +126,9 @@ func (r Replication) settings(section func(comment string), set func(name string
 	}
 }
 
-// conninfo is how a server's own programs connect to a primary. A commit of
-// theirs never waits for replicas: it would wait for the one that it is to make.
+// conninfo returns the connection string for a replica and for pg_basebackup. Commits of
+// such a connection do not wait for replicas: a backup would wait for the replica that it
+// creates.
 func conninfo(primary sut.Peer, name string) string {
 	host, port, _ := net.SplitHostPort(primary.Address) // validated
 	return fmt.Sprintf("host=%s port=%s user=%s dbname=replication application_name=%s connect_timeout=2 "+
@@ -137,41 +136,41 @@ func conninfo(primary sut.Peer, name string) string {
 		host, port, User, name, linkTimeout.Milliseconds())
 }
 
-// promotionPoll is how often a server is asked whether its promotion is over.
-// PostgreSQL's own wait looks every 100 ms.
+// promotionPoll is the interval of the check whether a promotion is complete. PostgreSQL's
+// own wait, pg_promote(true), checks every 100 ms.
 const promotionPoll = 5 * time.Millisecond
 
-// Become makes a running replica what the document says. Without a Primary the
-// replica is promoted, and takes writes when this returns nil; an artificial lag
-// does not hold that up. With one it follows that one from now on, without a
-// restart. The epoch is remembered in the data directory, and first: a server that
-// dies half way through a promotion is that of a primary for Prepare.
+// Become changes the role of a running replica. Without a Primary in state it promotes the
+// replica. When it returns nil, the server takes writes. A configured lag does not delay the
+// promotion. With a Primary, the replica follows that primary, without a restart. Become
+// first writes the epoch to the data directory: if the server dies during a promotion,
+// Prepare treats the directory as that of a primary.
 //
-// Before a promotion the old primary must have been ended, all its processes: each
-// of them is a session and a group of its own, and one that is in the middle of a
-// commit acknowledges it after the first process has been killed.
+// Before a promotion, all processes of the old primary must have ended. Each of them has its
+// own session and process group. A backend that outlives the killed postmaster may still
+// acknowledge a commit.
 //
-// The error is an ErrConflict for an epoch lower than one that is known, for a
-// promotion in one that is not higher, and always for a primary; nothing has
-// changed then.
+// Become returns ErrConflict, and changes nothing, for an epoch lower than the known one,
+// for a promotion with an epoch that is not higher, and on a primary.
 func (s *Server) Become(ctx context.Context, state sut.Replication) error {
 	if s.cfg.Replication == nil {
-		return errors.New("postgres: become: the server has no copies")
+		return errors.New("postgres: change role: the server has no replication")
 	}
 	if err := validateState(state); err != nil {
-		return fmt.Errorf("postgres: become: %w", err)
+		return fmt.Errorf("postgres: change role: %w", err)
 	}
-	if err := s.becoming.Acquire(ctx, 1); err != nil {
-		return fmt.Errorf("postgres: become: %w", err)
+	if err := s.roleSem.Acquire(ctx, 1); err != nil {
+		return fmt.Errorf("postgres: change role: %w", err)
 	}
-	defer s.becoming.Release(1)
+	defer s.roleSem.Release(1)
 	now := s.current()
 	switch {
 	case now.Primary == nil:
-		return fmt.Errorf("postgres: become: %w: it is the primary of epoch %d\n"+
-			"end it and start it as a replica", ErrConflict, now.Epoch)
+		return fmt.Errorf("postgres: change role: %w: the server is the primary of epoch %d\n"+
+			"stop it and start it as a replica", ErrConflict, now.Epoch)
 	case state.Epoch < now.Epoch, state.Epoch == now.Epoch && state.Primary == nil:
-		return fmt.Errorf("postgres: become: %w: epoch %d is known, %d is not newer", ErrConflict, now.Epoch, state.Epoch)
+		return fmt.Errorf("postgres: change role: %w: epoch %d is known, %d is not higher\nuse a higher epoch",
+			ErrConflict, now.Epoch, state.Epoch)
 	}
 	var err error
 	if state.Primary == nil {
@@ -180,12 +179,12 @@ func (s *Server) Become(ctx context.Context, state sut.Replication) error {
 		err = s.follow(ctx, state)
 	}
 	if err != nil {
-		return fmt.Errorf("postgres: become: %w", err)
+		return fmt.Errorf("postgres: change role: %w", err)
 	}
 	return nil
 }
 
-// promote makes a replica the primary.
+// promote promotes a replica.
 func (s *Server) promote(ctx context.Context, state sut.Replication) error {
 	conn, err := s.connect(ctx, "stagebench-promote")
 	if err != nil {
@@ -193,7 +192,7 @@ func (s *Server) promote(ctx context.Context, state sut.Replication) error {
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	err = s.updateMarker(func(m *marker) {
-		if !m.Primary { // else an earlier attempt was interrupted
+		if !m.Primary { // else an earlier promotion was interrupted
 			m.From = m.Epoch
 		}
 		m.Epoch, m.Primary, m.Fork = state.Epoch, true, 0
@@ -212,9 +211,11 @@ func (s *Server) promote(ctx context.Context, state sut.Replication) error {
 	return s.writeSettings(state)
 }
 
-// awaitPromotion promotes a server and waits until it takes writes. It returns
-// the position at which the server left the primary that it followed.
+// awaitPromotion promotes a server and waits until it takes writes. It returns the last
+// position that the server applied as a replica.
 func awaitPromotion(ctx context.Context, conn *pgx.Conn) (fork int64, err error) {
+	poll := time.NewTicker(promotionPoll)
+	defer poll.Stop()
 	begun := false
 	for {
 		var standby bool
@@ -232,22 +233,22 @@ func awaitPromotion(ctx context.Context, conn *pgx.Conn) (fork int64, err error)
 			begun = true
 		}
 		select {
-		case <-time.After(promotionPoll):
+		case <-poll.C:
 		case <-ctx.Done():
-			return 0, fmt.Errorf("promotion goes on: %w", context.Cause(ctx))
+			return 0, fmt.Errorf("the promotion is not complete: %w", context.Cause(ctx))
 		}
 	}
 }
 
-// follow makes a replica follow another primary, or the same in a later epoch.
+// follow makes a replica follow another primary, or the same one in a later epoch.
 func (s *Server) follow(ctx context.Context, state sut.Replication) error {
 	diverged, err := s.divergesFrom(ctx, state)
 	if err != nil {
 		return err
 	}
 	if diverged {
-		// Its status says so. What it holds remains that of the epoch before.
-		s.lose("it has diverged: it may hold what "+state.Primary.Node+" does not", true)
+		// Problem in the status reports it. The marker keeps the epoch of the copy.
+		s.markLost("it has diverged: it may hold changes that "+state.Primary.Node+" lacks", true)
 	} else if err := s.updateMarker(func(m *marker) { m.Epoch = state.Epoch }); err != nil {
 		return err
 	}
@@ -258,31 +259,31 @@ func (s *Server) follow(ctx context.Context, state sut.Replication) error {
 	if err := s.writeSettings(state); err != nil {
 		return err
 	}
-	// The server starts its receiver anew when it finds another primary.
-	return s.ask(ctx, func(conn *pgx.Conn) error {
+	// After the reload, the server restarts its WAL receiver with the new primary.
+	return s.withSession(ctx, func(conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, "SELECT pg_reload_conf()")
 		return err
 	})
 }
 
-// divergesFrom reports whether a running replica may hold what its primary to be
-// does not. The server finds most such cases itself, but not that of two replicas
-// that were promoted one after the other without knowing of each other: both call
-// their history by the same number, and one's would be applied to the other's.
+// divergesFrom reports whether a running replica may hold changes that its future primary
+// lacks. The server detects most cases itself, but not this one: two replicas of the same
+// primary were promoted independently. Both use the same timeline number, and the replica
+// would apply the WAL of one history to the other.
 func (s *Server) divergesFrom(ctx context.Context, state sut.Replication) (bool, error) {
 	m, _, err := readMarker(s.dir)
 	if err != nil || m.Epoch == state.Epoch {
 		return false, err
 	}
-	v, err := s.look(ctx)
+	v, err := s.queryState(ctx)
 	if err != nil {
 		return false, err
 	}
-	primary, err := askPrimary(ctx, *state.Primary, briefly, v.applied)
+	primary, err := awaitPrimary(ctx, *state.Primary, optionalWait, v.applied)
 	if err != nil {
-		s.cfg.Log.Warn("the primary to follow does not answer; what it holds is not compared",
+		s.cfg.Log.Warn("the new primary did not answer; its history was not checked",
 			"primary", state.Primary.Address, "error", err)
 		return false, nil
 	}
-	return !primary.continues(m.Epoch, v.applied), nil
+	return !primary.contains(m.Epoch, v.applied), nil
 }

@@ -47,9 +47,9 @@ func TestParseControl(t *testing.T) {
 		text string
 		want control
 	}{
-		"stopped": {text("shut down", "0/0"), control{system: "7321", clean: true, checkpoint: 0x30000A8}},
-		"killed":  {text("in production", "0/0"), control{system: "7321", checkpoint: 0x30000A8}},
-		"replica, stopped": {
+		"shut down": {text("shut down", "0/0"), control{system: "7321", clean: true, checkpoint: 0x30000A8}},
+		"killed":    {text("in production", "0/0"), control{system: "7321", checkpoint: 0x30000A8}},
+		"replica, shut down": {
 			text("shut down in recovery", "0/3000120"),
 			control{system: "7321", checkpoint: 0x30000A8, recovered: 0x3000120},
 		},
@@ -86,68 +86,68 @@ func TestLostReason(t *testing.T) {
 			"position of this server 0/4000000": {"diverged", true},
 		"FATAL:  highest timeline 1 of the primary is behind recovery timeline 2":         {"diverged", true},
 		"FATAL:  database system identifier differs between the primary and standby":      {"diverged", true},
-		"ERROR:  requested WAL segment 000000010000000000000003 has already been removed": {}, // said by the primary
+		"ERROR:  requested WAL segment 000000010000000000000003 has already been removed": {}, // a line of the primary's log
 		"FATAL:  could not connect to the primary server: connection to server at \"127.0.0.1\", port 5433 failed: " +
 			"Connection refused": {},
 		"LOG:  started streaming WAL from primary at 0/3000000 on timeline 1": {},
 	} {
 		reason, diverged := lostReason(line)
 		if !strings.Contains(reason, want.reason) || (reason == "") != (want.reason == "") || diverged != want.diverged {
-			t.Errorf("lostReason(%q) = %q, %v, want one about %q, %v", line, reason, diverged, want.reason, want.diverged)
+			t.Errorf("lostReason(%q) = %q, %v, want one with %q, %v", line, reason, diverged, want.reason, want.diverged)
 		}
 	}
 }
 
-func TestContinues(t *testing.T) {
+func TestContains(t *testing.T) {
 	t.Parallel()
 	primary := marker{Epoch: 3, From: 2, Fork: 100}
 	for name, test := range map[string]struct {
 		epoch, position int64
 		want            bool
 	}{
-		"of the same epoch":             {3, 500, true},
-		"before the promotion":          {2, 99, true},
-		"exactly at the promotion":      {2, 100, true},
-		"beyond the promotion":          {2, 101, false},
-		"missed two promotions":         {1, 50, false},
-		"of an epoch it never heard of": {4, 50, false},
+		"the same epoch":           {3, 500, true},
+		"before the promotion":     {2, 99, true},
+		"exactly at the promotion": {2, 100, true},
+		"after the promotion":      {2, 101, false},
+		"missed two promotions":    {1, 50, false},
+		"unknown higher epoch":     {4, 50, false},
 	} {
-		if got := primary.continues(test.epoch, test.position); got != test.want {
+		if got := primary.contains(test.epoch, test.position); got != test.want {
 			t.Errorf("%s: %v", name, got)
 		}
 	}
 }
 
-// TestBeats plays a heartbeat whose changes arrive late, and a replica that looks
-// for it as often as it says it should.
-func TestBeats(t *testing.T) {
+// TestHeartbeats simulates a primary that writes heartbeats and a replica that applies them
+// with a delay. The replica reads the heartbeat at the times that nextRead returns.
+func TestHeartbeats(t *testing.T) {
 	t.Parallel()
 	begin := time.Unix(1_000_000, 0)
-	for _, late := range []time.Duration{0, 3 * time.Millisecond, 200 * time.Millisecond, 5 * time.Second} {
-		var b beats
-		if got := b.lag(begin); got != -1 {
-			t.Errorf("lag before any beat: %d, want -1", got)
+	for _, delay := range []time.Duration{0, 3 * time.Millisecond, 200 * time.Millisecond, 5 * time.Second} {
+		var h heartbeats
+		if got := h.lag(begin); got != -1 {
+			t.Errorf("lag before the first heartbeat: %d, want -1", got)
 		}
-		now, looks := begin.Add(late+time.Hour), 0
+		now, reads := begin.Add(delay+time.Hour), 0
 		end := now.Add(10 * time.Second)
-		for ; now.Before(end); now = now.Add(b.next(now)) {
-			// The newest beat whose change has arrived.
-			b.see(now, begin.Add(now.Add(-late).Sub(begin).Truncate(beatEvery)))
-			looks++
+		for ; now.Before(end); now = now.Add(h.nextRead(now)) {
+			// The newest heartbeat that has arrived.
+			h.observe(now, begin.Add(now.Add(-delay).Sub(begin).Truncate(heartbeatInterval)))
+			reads++
 		}
-		if got := time.Duration(b.lag(now)); got < late || got > late+10*time.Millisecond {
-			t.Errorf("lag of %v seen as %v", late, got)
+		if got := time.Duration(h.lag(now)); got < delay || got > delay+10*time.Millisecond {
+			t.Errorf("lag of %v measured as %v", delay, got)
 		}
-		if looks > 200 {
-			t.Errorf("%d looks in 10 s at a lag of %v", looks, late)
+		if reads > 200 {
+			t.Errorf("%d reads in 10 s at a lag of %v, want at most 200", reads, delay)
 		}
-		// The changes stop.
-		last := b.last
-		for stalled := now.Add(5 * time.Second); now.Before(stalled); now = now.Add(b.next(now)) {
-			b.see(now, last)
+		// No more heartbeats arrive.
+		last := h.last
+		for stalled := now.Add(5 * time.Second); now.Before(stalled); now = now.Add(h.nextRead(now)) {
+			h.observe(now, last)
 		}
-		if got := time.Duration(b.lag(now)); got < late+3*time.Second {
-			t.Errorf("lag of %v, and 5 s without a change, is seen as %v", late, got)
+		if got := time.Duration(h.lag(now)); got < delay+3*time.Second {
+			t.Errorf("lag of %v, then 5 s without a heartbeat, measured as %v", delay, got)
 		}
 	}
 }
@@ -178,9 +178,9 @@ func TestReplicationSettings(t *testing.T) {
 		}
 	}
 	if value, found := read(copies, sut.Replication{Epoch: 2})["primary_conninfo"]; found {
-		t.Errorf("a primary follows %s", value)
+		t.Errorf("a primary has primary_conninfo %s", value)
 	}
 	if value, found := read(nil, sut.Replication{})["synchronous_standby_names"]; found {
-		t.Errorf("a server without copies has %s", value)
+		t.Errorf("a server without replication has synchronous_standby_names %s", value)
 	}
 }

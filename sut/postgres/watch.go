@@ -9,160 +9,163 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// The heartbeat: the primary writes its clock into a row as often as beatEvery,
-// and a replica looks for it. The row lies in a schema of its own, which is not on
-// anybody's search path.
+// Heartbeat: the primary writes its clock into a row at each heartbeatInterval, and a
+// replica reads the row to measure its lag. The row is in a separate schema, outside the
+// search path of the service.
 const (
-	beatEvery   = 250 * time.Millisecond
-	beatWindow  = time.Second // the lag is the smallest seen within it
-	beatTimeout = 5 * time.Second
+	heartbeatInterval = 250 * time.Millisecond
+	heartbeatTimeout  = 5 * time.Second // bounds one write or read
+	lagWindow         = time.Second     // the lag is the minimum of the samples in this window
 
-	beatMake = `CREATE SCHEMA IF NOT EXISTS stagebench_replication;
+	heartbeatCreate = `CREATE SCHEMA IF NOT EXISTS stagebench_replication;
 		CREATE TABLE IF NOT EXISTS stagebench_replication.beat (id int PRIMARY KEY, at_us bigint NOT NULL);
 		INSERT INTO stagebench_replication.beat VALUES (1, 0) ON CONFLICT DO NOTHING`
-	beatWrite = `UPDATE stagebench_replication.beat SET at_us = $1 WHERE id = 1`
-	beatRead  = `SELECT at_us FROM stagebench_replication.beat WHERE id = 1`
+	heartbeatWrite = `UPDATE stagebench_replication.beat SET at_us = $1 WHERE id = 1`
+	heartbeatRead  = `SELECT at_us FROM stagebench_replication.beat WHERE id = 1`
 )
 
-// Watch measures the lag of replicas until ctx is done: a primary's writes the
-// heartbeat, a replica's looks for it. Run one beside each server that has copies,
-// from when it is ready. It has one connection, which it renews, and needs a few
-// short queries a second. After a promotion it makes a checkpoint, as those who
-// fetch a copy would have to wait for one.
+// Watch measures the lag of replicas until ctx ends. On a primary it writes the heartbeat,
+// on a replica it reads it. Run one Watch for each server with Replication, after the
+// server is ready. Watch uses one connection and a few short queries per second, and it
+// reconnects after an error. After a promotion it makes a checkpoint, so that a replica
+// that fetches a new copy does not have to wait for one.
 func (s *Server) Watch(ctx context.Context) {
-	if s.cfg.Replication == nil || s.session.turn.Acquire(ctx, 1) != nil {
+	if s.cfg.Replication == nil || s.session.sem.Acquire(ctx, 1) != nil {
 		return
 	}
-	s.session.kept = true
-	s.session.turn.Release(1)
+	s.session.keepOpen = true
+	s.session.sem.Release(1)
 	var checkpoints sync.WaitGroup
 	defer func() {
 		checkpoints.Wait()
-		_ = s.session.turn.Acquire(context.Background(), 1) // never fails
-		defer s.session.turn.Release(1)
-		s.session.kept = false
+		_ = s.session.sem.Acquire(context.Background(), 1) // never fails
+		defer s.session.sem.Release(1)
+		s.session.keepOpen = false
 		s.session.close()
 	}()
 
-	made, replica := false, false
+	created, replica := false, false
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
-		wait := beatEvery
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return
+		}
+		wait := heartbeatInterval
 		switch primary := s.current().Primary == nil; {
 		case primary && replica:
 			replica = false
 			checkpoints.Go(func() { s.checkpoint(ctx) })
 			fallthrough
 		case primary:
-			made = s.beat(ctx, made) == nil
+			created = s.writeHeartbeat(ctx, created) == nil
 		default:
 			replica = true
-			wait = s.lookForBeat(ctx)
+			wait = s.readHeartbeat(ctx)
 		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return
-		}
+		timer.Reset(wait)
 	}
 }
 
-// beat writes the heartbeat, and first makes the row for it.
-func (s *Server) beat(ctx context.Context, made bool) error {
-	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+// writeHeartbeat writes the heartbeat. It creates the row first, unless created.
+func (s *Server) writeHeartbeat(ctx context.Context, created bool) error {
+	ctx, cancel := context.WithTimeout(ctx, heartbeatTimeout)
 	defer cancel()
-	return s.ask(ctx, func(conn *pgx.Conn) error {
-		if !made {
-			if _, err := conn.Exec(ctx, beatMake); err != nil {
+	return s.withSession(ctx, func(conn *pgx.Conn) error {
+		if !created {
+			if _, err := conn.Exec(ctx, heartbeatCreate); err != nil {
 				return err
 			}
 		}
-		_, err := conn.Exec(ctx, beatWrite, time.Now().UnixMicro())
+		_, err := conn.Exec(ctx, heartbeatWrite, time.Now().UnixMicro())
 		return err
 	})
 }
 
-// lookForBeat reads the heartbeat once and says when to look again.
-func (s *Server) lookForBeat(ctx context.Context) time.Duration {
-	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
+// readHeartbeat reads the heartbeat and returns the time until the next read.
+func (s *Server) readHeartbeat(ctx context.Context) time.Duration {
+	ctx, cancel := context.WithTimeout(ctx, heartbeatTimeout)
 	defer cancel()
 	var at int64
-	// Until the primary has made the row there is none, which is no error.
-	err := s.ask(ctx, func(conn *pgx.Conn) error { return conn.QueryRow(ctx, beatRead).Scan(&at) })
+	// An error is ignored. Before the primary has created the row, the read always fails.
+	err := s.withSession(ctx, func(conn *pgx.Conn) error { return conn.QueryRow(ctx, heartbeatRead).Scan(&at) })
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil && at > 0 {
-		s.copy.beats.see(now, time.UnixMicro(at))
+		s.replica.heartbeats.observe(now, time.UnixMicro(at))
 	}
-	return s.copy.beats.next(now)
+	return s.replica.heartbeats.nextRead(now)
 }
 
-// checkpoint writes everything to the data directory, in its own time.
+// checkpoint makes a checkpoint over a separate connection. It logs a failure.
 func (s *Server) checkpoint(ctx context.Context) {
 	conn, err := s.connect(ctx, "stagebench-checkpoint")
 	if err == nil {
 		_, err = conn.Exec(ctx, "CHECKPOINT")
-		_ = conn.Close(context.WithoutCancel(ctx)) // nothing depends on it
+		_ = conn.Close(context.WithoutCancel(ctx)) // the checkpoint is complete without it
 	}
 	if err != nil && ctx.Err() == nil {
-		s.cfg.Log.Warn("no checkpoint after the promotion", "error", err)
+		s.cfg.Log.Warn("checkpoint after the promotion failed", "error", err)
 	}
 }
 
-// beats is what was seen of the heartbeat.
-type beats struct {
-	last    time.Time // the newest beat, by the primary's clock
-	arrived time.Time // when it was first seen; zero = none was
-	seen    []sighting
+// heartbeats holds what a replica has read of the heartbeat. The caller holds Server.mu.
+type heartbeats struct {
+	last    time.Time // newest heartbeat, by the primary's clock
+	arrived time.Time // time of the read that first returned it; zero = none yet
+	samples []lagSample
 }
 
-// sighting is one look at the heartbeat.
-type sighting struct {
-	at  time.Time
-	age time.Duration // of the beat that was the newest then
+// lagSample is the result of one read of the heartbeat.
+type lagSample struct {
+	at  time.Time     // of the read
+	age time.Duration // of the heartbeat at that time
 }
 
-// see notes a look at the heartbeat.
-func (b *beats) see(now, beat time.Time) {
-	if !beat.Equal(b.last) {
-		b.last, b.arrived = beat, now
+// observe adds the result of a read at now.
+func (h *heartbeats) observe(now, heartbeat time.Time) {
+	if !heartbeat.Equal(h.last) {
+		h.last, h.arrived = heartbeat, now
 	}
-	b.seen = append(b.seen, sighting{now, now.Sub(beat)})
-	b.forget(now)
+	h.samples = append(h.samples, lagSample{now, now.Sub(heartbeat)})
+	h.prune(now)
 }
 
-// forget drops the sightings that are too old to count.
-func (b *beats) forget(now time.Time) {
-	b.seen = slices.DeleteFunc(b.seen, func(s sighting) bool { return now.Sub(s.at) > beatWindow })
+// prune removes samples that are older than lagWindow.
+func (h *heartbeats) prune(now time.Time) {
+	h.samples = slices.DeleteFunc(h.samples, func(s lagSample) bool { return now.Sub(s.at) > lagWindow })
 }
 
-// lag is how late changes are applied, in nanoseconds: the age of a beat when it
-// was seen first. A look is a bit later than that, so that the smallest age counts.
-// When changes stop coming it grows with time. -1 = there was no beat yet.
-func (b *beats) lag(now time.Time) int64 {
-	if b.arrived.IsZero() {
+// lag returns the replication lag in nanoseconds; -1 = no heartbeat yet. It is the minimum
+// age of the heartbeat in the samples, because each read is a little later than the arrival
+// of the heartbeat. When no more changes arrive, the lag grows with time.
+func (h *heartbeats) lag(now time.Time) int64 {
+	if h.arrived.IsZero() {
 		return -1
 	}
-	b.forget(now)
-	smallest := now.Sub(b.last)
-	for _, s := range b.seen {
+	h.prune(now)
+	smallest := now.Sub(h.last)
+	for _, s := range h.samples {
 		smallest = min(smallest, s.age)
 	}
 	return max(int64(smallest), 0)
 }
 
-// next is how long to wait before the next look. A beat is expected one beatEvery
-// after the last one; it is looked for often around that time only, as each look
-// costs CPU of a host that may have a tenth of a core.
-func (b *beats) next(now time.Time) time.Duration {
+// nextRead returns the time until the next read. The next heartbeat is expected one
+// heartbeatInterval after the last one. Reads are frequent around that time only, because
+// each read costs CPU, and a host may have a tenth of a core.
+func (h *heartbeats) nextRead(now time.Time) time.Duration {
 	const early = 25 * time.Millisecond
-	since := now.Sub(b.arrived)
+	since := now.Sub(h.arrived)
 	switch {
-	case since < beatEvery-early:
-		return beatEvery - early - since
-	case since < beatEvery+2*early:
+	case since < heartbeatInterval-early:
+		return heartbeatInterval - early - since
+	case since < heartbeatInterval+2*early:
 		return 10 * time.Millisecond
-	case since < beatWindow:
+	case since < lagWindow:
 		return 25 * time.Millisecond
 	}
 	return 100 * time.Millisecond

@@ -1,11 +1,12 @@
-// Package redis describes a native Redis server on a loopback address that keeps
-// nothing on disk, so that somebody else can start it, and asks one for its figures.
+// Package redis describes a native Redis server as a cache node: it listens on a loopback
+// address and stores nothing on disk. The package returns the command that runs the
+// server, and reads the server's figures.
 //
-// It starts nothing itself and speaks to a server only to see whether it serves and
-// what it has counted. The kit in sut/resp/resptest holds it to the protocol of every
-// cache node. Sizes are bytes. Usual order of calls: Find, New, then Prepare, the
-// started Command, Ready until it returns nil, Stats. All methods may be called
-// concurrently.
+// The package never starts a server. It connects to one only to check that it is ready,
+// to read its figures and to drop keys. The conformance kit in sut/resp/resptest checks
+// the server's protocol. Sizes are in bytes. Usual order of calls: Find, New, Prepare,
+// Command (the caller starts it), Ready until it returns nil, Stats. All methods may be
+// called concurrently.
 package redis
 
 import (
@@ -26,16 +27,16 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// Install is a redis-server that is there.
+// Install is an installed redis-server.
 type Install struct {
 	Path    string
 	Version string // such as "7.0.15"
 }
 
-// programVersion is where redis-server says its version.
+// programVersion matches the version in the output of redis-server --version.
 var programVersion = regexp.MustCompile(`\bv=(\d+\.\d+\.\d+)`)
 
-// Find finds redis-server, or says how to get it.
+// Find finds redis-server on PATH. The second line of its error says how to install it.
 func Find() (Install, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -49,48 +50,50 @@ func Find() (Install, error) {
 	}
 	found := programVersion.FindSubmatch(out)
 	if found == nil {
-		return Install{}, fmt.Errorf("%s --version says %q, and no version", path, strings.TrimSpace(string(out)))
+		return Install{}, fmt.Errorf("%s --version printed %q: no version found", path, strings.TrimSpace(string(out)))
 	}
 	return Install{Path: path, Version: string(found[1])}, nil
 }
 
-// Config says which Redis server to describe.
+// Config configures a Redis server.
 type Config struct {
 	Install Install
-	Dir     string // its own, which must exist; nothing is stored in it
-	Listen  net.IP // loopback
+	Dir     string // working directory, must exist; the server stores nothing in it
+	Listen  net.IP // a loopback address
 	Port    int
-	// MaxBytes is its budget; 0 = no limit. Evict is who goes when it is used up: "lru",
-	// "lfu" or "fifo".
+	// MaxBytes bounds the server's memory; 0 = no limit. Evict is the eviction policy when
+	// the limit is reached: "lru", "lfu" or "fifo".
 	MaxBytes int64
 	Evict    string
 }
 
-// Server describes a server.
+// Server describes a Redis server.
 //
-// Its LRU and LFU are sampled. It has no FIFO: with one time to live for all keys
-// volatile-ttl, which is sampled, too, takes about the oldest.
+// Redis approximates LRU and LFU by samples. Redis has no FIFO policy. Server uses
+// volatile-ttl instead, which evicts the key that expires next among a sample. With the
+// same time to live for all keys, that is approximately the oldest key.
 type Server struct{ cfg Config }
 
-// New describes a server. Prepare checks the configuration.
+// New returns a server description. Prepare checks the configuration.
 func New(cfg Config) *Server { return &Server{cfg: cfg} }
 
-// Prepare checks the configuration.
+// Prepare returns an error if the configuration is invalid.
 func (s *Server) Prepare(context.Context) error {
 	switch c := s.cfg; {
 	case c.Install.Path == "":
-		return errors.New("redis: no installation given\nuse the one that Find returns")
+		return errors.New("redis: no installation given\nuse the result of Find")
 	case !c.Listen.IsLoopback():
-		return fmt.Errorf("redis: listens on %v: want an address on loopback, as there are no passwords", c.Listen)
+		return fmt.Errorf("redis: listen address %v: want a loopback address, because the server has no password",
+			c.Listen)
 	case c.Port < 1 || c.Port > 65535:
-		return fmt.Errorf("redis: port %d: want 1 to 65535, chosen by the caller", c.Port)
+		return fmt.Errorf("redis: port %d: want 1 to 65535", c.Port)
 	case c.MaxBytes < 0:
-		return fmt.Errorf("redis: a budget of %d bytes", c.MaxBytes)
+		return fmt.Errorf("redis: memory limit of %d bytes: want 0 or more", c.MaxBytes)
 	}
 	return nil
 }
 
-// Command returns the command that runs the server in the foreground, not started.
+// Command returns the command that runs the server in the foreground. The caller starts it.
 func (s *Server) Command() *exec.Cmd {
 	policy := "allkeys-" + s.cfg.Evict
 	if s.cfg.Evict == "fifo" {
@@ -104,21 +107,22 @@ func (s *Server) Command() *exec.Cmd {
 	return cmd
 }
 
-// Ready asks once whether the server serves.
+// Ready returns nil if the server answers a PING. It does not wait.
 func (s *Server) Ready(ctx context.Context) error {
-	answer, err := s.ask(ctx, "PING")
-	if err != nil || answer != "+PONG" {
-		return fmt.Errorf("redis: PING was answered with %q: %w", answer, errors.Join(err, errNoPong))
+	reply, err := s.call(ctx, "PING")
+	if err != nil {
+		return fmt.Errorf("redis: PING: %w", err)
+	}
+	if reply != "+PONG" {
+		return fmt.Errorf("redis: PING: reply %q, want +PONG", reply)
 	}
 	return nil
 }
 
-var errNoPong = errors.New("not ready")
-
-// Stats asks the server for its figures, over a connection of its own.
+// Stats reads the server's figures over a new connection.
 func (s *Server) Stats(ctx context.Context) (sut.CacheFigures, error) {
 	var figures sut.CacheFigures
-	text, err := s.ask(ctx, "INFO")
+	text, err := s.call(ctx, "INFO")
 	if err == nil {
 		figures, err = parseInfo(text)
 	}
@@ -128,22 +132,22 @@ func (s *Server) Stats(ctx context.Context) (sut.CacheFigures, error) {
 	return figures, nil
 }
 
-// ask sends one command and returns the first line of the answer, or the text when it
-// is a bulk string.
-func (s *Server) ask(ctx context.Context, command string) (string, error) {
+// call sends one command over a new connection. It returns the text of a bulk string
+// reply, else the first line of the reply.
+func (s *Server) call(ctx context.Context, command string) (string, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "tcp", s.Address())
 	if err != nil {
 		return "", err
 	}
-	defer func() { _ = conn.Close() }() // all that was wanted is there
-	// Also when the caller just leaves: the deadline is then the past.
+	defer func() { _ = conn.Close() }() // the reply is complete without it
+	// A past deadline interrupts reads and writes when ctx ends.
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
 	if _, err := fmt.Fprintf(conn, "%s\r\n", command); err != nil {
 		return "", err
 	}
-	answer := bufio.NewReader(conn)
-	line, err := answer.ReadString('\n')
+	reply := bufio.NewReader(conn)
+	line, err := reply.ReadString('\n')
 	if err != nil {
 		return line, err
 	}
@@ -156,25 +160,25 @@ func (s *Server) ask(ctx context.Context, command string) (string, error) {
 		return line, nil
 	}
 	n, err := strconv.Atoi(length)
-	if err != nil || n < 0 || n > longestInfo {
-		return "", fmt.Errorf("it was answered with a text of %q bytes", length)
+	if err != nil || n < 0 || n > maxInfo {
+		return "", fmt.Errorf("reply has a length of %q bytes, want 0 to %d", length, maxInfo)
 	}
 	text := make([]byte, n)
-	_, err = io.ReadFull(answer, text)
+	_, err = io.ReadFull(reply, text)
 	return string(text), err
 }
 
-// longestInfo bounds what is believed of an answer's length.
-const longestInfo = 1 << 20
+// maxInfo bounds the length of a reply.
+const maxInfo = 1 << 20
 
-// parseInfo reads the figures of an INFO.
+// parseInfo parses the reply to INFO.
 func parseInfo(text string) (f sut.CacheFigures, err error) {
-	told := map[string]string{"db0": "keys=0,"} // there is no such line when it is empty
+	fields := map[string]string{"db0": "keys=0,"} // an empty database has no such line
 	for line := range strings.Lines(text) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-		told[name] = value
+		fields[name] = value
 	}
-	told["db0"], _, _ = strings.Cut(strings.TrimPrefix(told["db0"], "keys="), ",")
+	fields["db0"], _, _ = strings.Cut(strings.TrimPrefix(fields["db0"], "keys="), ",")
 	for _, wanted := range []struct {
 		name   string
 		figure *int64
@@ -187,9 +191,9 @@ func parseInfo(text string) (f sut.CacheFigures, err error) {
 		{"used_memory", &f.Bytes},
 		{"maxmemory", &f.MaxBytes},
 	} {
-		value, found := told[wanted.name]
+		value, found := fields[wanted.name]
 		if !found {
-			return sut.CacheFigures{}, fmt.Errorf("it lacks %s", wanted.name)
+			return sut.CacheFigures{}, fmt.Errorf("no field %s in the reply", wanted.name)
 		}
 		if *wanted.figure, err = strconv.ParseInt(value, 10, 64); err != nil {
 			return sut.CacheFigures{}, fmt.Errorf("%s: %w", wanted.name, err)
@@ -198,13 +202,13 @@ func parseInfo(text string) (f sut.CacheFigures, err error) {
 	return f, nil
 }
 
-// StopSignal ends the server; it has nothing to save.
+// StopSignal is the signal that ends the server. It has no data to save.
 func (s *Server) StopSignal() os.Signal { return syscall.SIGTERM }
 
-// Version is that of the installation.
+// Version returns the version of the installed program.
 func (s *Server) Version(context.Context) (string, error) { return s.cfg.Install.Version, nil }
 
-// Address is the host:port that the server listens on.
+// Address returns the host:port that the server listens on.
 func (s *Server) Address() string {
 	return net.JoinHostPort(s.cfg.Listen.String(), strconv.Itoa(s.cfg.Port))
 }

@@ -1,7 +1,7 @@
-// Package blobtest is the conformance kit of blob stores: every implementation
-// passes Run.
+// Package blobtest is the conformance kit of blob stores. Every implementation must pass
+// Run.
 //
-// It keeps no state and starts nothing. Each subtest gets a store of its own.
+// It keeps no state and starts no process. Each subtest opens its own store.
 package blobtest
 
 import (
@@ -15,8 +15,8 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// Store is what an implementation must do. Its methods may be called
-// concurrently; an object that is not there is photos.ErrNotFound.
+// Store is the interface of an implementation. Its methods may be called concurrently.
+// They return photos.ErrNotFound if there is no such object.
 type Store interface {
 	Put(ctx context.Context, id photos.ID, v photos.Variant, data []byte) error
 	Get(ctx context.Context, id photos.ID, v photos.Variant) ([]byte, error)
@@ -24,19 +24,19 @@ type Store interface {
 	Delete(ctx context.Context, id photos.ID, v photos.Variant) error
 }
 
-// Run checks a kind of store. open returns an empty one, and leaves closing it
-// to t.Cleanup.
+// Run tests an implementation. open returns an empty store and registers its closing with
+// t.Cleanup.
 func Run(t *testing.T, open func(t *testing.T) Store) {
 	for _, test := range []struct {
 		name  string
 		check func(*testing.T, Store)
 	}{
-		{"what was put is got", roundTrip},
-		{"what was never put is not found", missing},
-		{"the last put wins whole", replace},
-		{"deleted is gone", deleted},
-		{"variants and ids are apart", apart},
-		{"readers see whole objects while others write", concurrent},
+		{"get returns the bytes of put", roundTrip},
+		{"an object that was never put is not found", missing},
+		{"the last put replaces the whole object", replace},
+		{"a deleted object is not found", deleted},
+		{"ids and variants are independent", independent},
+		{"readers see complete objects during writes", concurrent},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.check(t, open(t)) })
 	}
@@ -59,7 +59,13 @@ func missing(t *testing.T, s Store) {
 	for _, object := range []struct {
 		id photos.ID
 		v  photos.Variant
-	}{{1, photos.VariantThumb}, {1 << 60, photos.VariantOriginal}, {0, photos.VariantThumb}, {-1, photos.VariantThumb}, {1, "huge"}} {
+	}{
+		{1, photos.VariantThumb},
+		{1 << 60, photos.VariantOriginal},
+		{0, photos.VariantThumb},
+		{-1, photos.VariantThumb},
+		{1, "huge"},
+	} {
 		if _, err := s.Get(t.Context(), object.id, object.v); !errors.Is(err, photos.ErrNotFound) {
 			t.Errorf("get %v: got %v, want not found", object, err)
 		}
@@ -82,7 +88,7 @@ func replace(t *testing.T, s Store) {
 }
 
 func deleted(t *testing.T, s Store) {
-	for range 2 { // the name can be used again
+	for range 2 { // a deleted object can be stored again
 		if err := s.Put(t.Context(), 9, photos.VariantBlur, []byte("x")); err != nil {
 			t.Fatal(err)
 		}
@@ -95,7 +101,7 @@ func deleted(t *testing.T, s Store) {
 	}
 }
 
-func apart(t *testing.T, s Store) {
+func independent(t *testing.T, s Store) {
 	for id := photos.ID(1); id <= 60; id++ {
 		for _, v := range photos.AllVariants() {
 			if err := s.Put(t.Context(), id, v, name(id, v)); err != nil {
@@ -132,7 +138,7 @@ func concurrent(t *testing.T, s Store) {
 				}
 				got, err := s.Get(t.Context(), 1, photos.VariantOriginal)
 				if err != nil || !bytes.Equal(got, versions[0]) && !bytes.Equal(got, versions[1]) {
-					t.Errorf("a reader got %d bytes that nobody wrote, error %v", len(got), err)
+					t.Errorf("a reader got %d bytes that are none of the versions, error %v", len(got), err)
 				}
 			}
 		})
@@ -142,7 +148,7 @@ func concurrent(t *testing.T, s Store) {
 
 func name(id photos.ID, v photos.Variant) []byte { return []byte(string(v) + string(rune(id))) }
 
-// want checks that an object has these bytes.
+// want checks the bytes and the size of an object.
 func want(t *testing.T, s Store, id photos.ID, v photos.Variant, data []byte) {
 	t.Helper()
 	got, err := s.Get(t.Context(), id, v)

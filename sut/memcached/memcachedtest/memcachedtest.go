@@ -1,5 +1,5 @@
-// Package memcachedtest starts memcached for tests; each server ends with its test.
-// Where there is none the test is skipped. It keeps no state.
+// Package memcachedtest starts memcached servers for tests. Each server ends with its test.
+// Where memcached is not installed, the test is skipped. The package keeps no state.
 package memcachedtest
 
 import (
@@ -14,21 +14,21 @@ import (
 	"github.com/stagebench/stagebench/sut/memcached"
 )
 
-// patience is how long a server may take to serve.
-const patience = 20 * time.Second
+// readyTimeout bounds the time from the start of a server until it is ready.
+const readyTimeout = 20 * time.Second
 
-// Process is a server that runs.
+// Process is a running server.
 type Process struct {
 	*memcached.Server
 	PID   int
-	ended chan struct{} // closed when it has
+	ended chan struct{} // closed when the process has ended
 	kill  func()
 }
 
-// Start starts a server with a budget in bytes on a free port of loopback.
+// Start starts a server on a free loopback port. maxBytes is its memory limit.
 func Start(t testing.TB, maxBytes int64) *Process {
 	t.Helper()
-	for range 5 { // somebody else may take the port before the server does
+	for range 5 { // another process may take the port before the server does
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -39,25 +39,29 @@ func Start(t testing.TB, maxBytes int64) *Process {
 			return p
 		}
 	}
-	t.Fatal("memcached found no port")
+	t.Fatal("memcached ended at once on each of 5 free ports")
 	return nil
 }
 
-// StartAt starts a server on a port; it is nil when the server ends at once, as one
-// does whose port is taken.
+// StartAt starts a server on a port. It returns nil if the server ends before it is ready,
+// for example because the port is in use.
 func StartAt(t testing.TB, port int, maxBytes int64) *Process {
 	t.Helper()
 	install, err := memcached.Find()
 	if err != nil {
 		t.Skipf("needs Debian's package memcached: %v", err)
 	}
-	s := memcached.New(memcached.Config{Install: install, Listen: net.IPv4(127, 0, 0, 1), Port: port, MaxBytes: maxBytes, Procs: 2})
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	s := memcached.New(memcached.Config{
+		Install: install, Listen: net.IPv4(127, 0, 0, 1), Port: port, MaxBytes: maxBytes, Procs: 2,
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), readyTimeout)
 	defer cancel()
 	if err := s.Prepare(ctx); err != nil {
 		t.Fatal(err)
 	}
 	p := launch(t, s)
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
 	for {
 		err := s.Ready(ctx)
 		select {
@@ -70,15 +74,15 @@ func StartAt(t testing.TB, port int, maxBytes int64) *Process {
 			return p
 		}
 		select {
-		case <-time.After(5 * time.Millisecond):
+		case <-poll.C:
 		case <-ctx.Done():
 			p.Kill()
-			t.Fatalf("memcached does not serve: %v", err)
+			t.Fatalf("memcached is not ready after %v: %v", readyTimeout, err)
 		}
 	}
 }
 
-// Figures asks the server for what it has counted.
+// Figures reads the server's figures.
 func (p *Process) Figures(t testing.TB) sut.CacheFigures {
 	t.Helper()
 	f, err := p.Stats(t.Context())
@@ -88,25 +92,26 @@ func (p *Process) Figures(t testing.TB) sut.CacheFigures {
 	return f
 }
 
-// Kill ends the server, which has nothing to lose. It may be called again.
+// Kill kills the server and waits for its end. It may be called more than once.
 func (p *Process) Kill() {
 	p.kill()
 	<-p.ended
 }
 
-// Ended is closed when the server has ended.
+// Ended returns a channel that is closed when the server has ended.
 func (p *Process) Ended() <-chan struct{} { return p.ended }
 
-// launch starts a server without waiting for it to serve.
+// launch starts a server and does not wait until it is ready.
 func launch(t testing.TB, s *memcached.Server) *Process {
 	t.Helper()
 	command := s.Command()
 	command.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	p := &Process{Server: s, ended: make(chan struct{})}
-	p.kill = func() { _ = command.Process.Kill() } // it may have ended
+	p.kill = func() { _ = command.Process.Kill() } // fails if it has ended
 	started := make(chan error)
 	go func() {
-		// The death signal comes when the thread ends that started the process.
+		// The kernel sends Pdeathsig when the thread that started the process ends. So this
+		// goroutine keeps its thread until the process has ended.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := command.Start()
