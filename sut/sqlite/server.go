@@ -140,7 +140,7 @@ func New(cfg Config) (_ *Server, err error) {
 			return nil, err
 		}
 		s.db.Use(s.copies)
-		protocol.Replica, protocol.ReplicaCode = s.copies.Serve, replog.StartCode
+		protocol.Replica, protocol.ReplicaCode = s.copies.Serve, replog.StartupCode
 	}
 	s.wire = wire.New(protocol)
 	s.db.Cancel = s.wire.Cancel

@@ -154,7 +154,7 @@ func keyAt(rows *sqlite.ChangesetIterator, op sqlite.OpType, t *table) ([]any, e
 		if err != nil {
 			return nil, err
 		}
-		key = append(key, replog.Plain(v))
+		key = append(key, replog.GoValue(v))
 	}
 	return key, nil
 }

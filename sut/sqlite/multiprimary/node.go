@@ -83,7 +83,7 @@ func Open(db *engine.DB, cfg replog.Config, logger *slog.Logger) (*Node, error) 
 	}
 	conn, err := db.Conn()
 	if err == nil {
-		n.known, err = replog.Know(conn, cfg.State.Epoch)
+		n.known, err = replog.RaiseEpoch(conn, cfg.State.Epoch)
 	}
 	if err == nil {
 		n.ledger, err = openLedger(conn, cfg.Node, time.Now().UnixMicro(), cfg.Limits())
@@ -140,7 +140,7 @@ func (n *Node) Become(_ context.Context, to sut.Replication) error {
 
 func (n *Node) know(epoch int64) error {
 	err := n.db.Exclusively(func(conn *sqlite.Conn) error {
-		_, err := replog.Know(conn, epoch)
+		_, err := replog.RaiseEpoch(conn, epoch)
 		return err
 	})
 	if err != nil {

@@ -92,7 +92,7 @@ func (p *pull) install() error {
 	err = n.db.Replace(-1) // the snapshot has all that was here
 	conn, _ := n.db.Conn()
 	if err == nil {
-		_, err = replog.Know(conn, known)
+		_, err = replog.RaiseEpoch(conn, known)
 	}
 	if err == nil {
 		n.ledger, err = openLedger(conn, n.cfg.Node, 0, n.cfg.Limits())

@@ -65,7 +65,7 @@ func (f *follower) applyAll() {
 		}
 		f.mu.Unlock()
 		// In a hurry nobody receives who could mend it.
-		if hurry || !replog.Pause(f.applying, beatInterval) {
+		if hurry || !replog.Pause(f.applying, heartbeatInterval) {
 			return
 		}
 	}

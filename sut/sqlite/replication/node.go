@@ -28,9 +28,9 @@ import (
 
 // The rhythm of a connection between two nodes.
 const (
-	beatInterval = 500 * time.Millisecond
-	tailEntries  = 4096    // kept in memory for replicas that are up to date ...
-	tailBytes    = 8 << 20 // ... and their bytes
+	heartbeatInterval = 500 * time.Millisecond
+	tailEntries       = 4096    // kept in memory for replicas that are up to date ...
+	tailBytes         = 8 << 20 // ... and their bytes
 )
 
 // Node is a primary or a replica.
@@ -85,7 +85,7 @@ func Open(db *engine.DB, cfg replog.Config, logger *slog.Logger) (*Node, error) 
 	if err != nil {
 		return nil, err
 	}
-	known, err := replog.Know(conn, 0)
+	known, err := replog.RaiseEpoch(conn, 0)
 	switch {
 	case err != nil:
 		return nil, err
@@ -112,7 +112,7 @@ func (r *Node) open(epoch int64) error {
 	if err != nil {
 		return err
 	}
-	known, err := replog.Know(conn, epoch)
+	known, err := replog.RaiseEpoch(conn, epoch)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.log = opened
@@ -224,7 +224,7 @@ func (r *Node) know(epoch int64) error {
 		return nil
 	}
 	err := r.db.Exclusively(func(conn *sqlite.Conn) error {
-		_, err := replog.Know(conn, epoch)
+		_, err := replog.RaiseEpoch(conn, epoch)
 		return err
 	})
 	if err != nil {
@@ -335,7 +335,7 @@ func (r *Node) Seal() (position int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	r.log.Need(need)
+	r.log.Retain(need)
 	r.sealed, err = r.log.Seal(epoch, time.Now().UnixMicro())
 	switch {
 	case errors.Is(err, replog.ErrTooLarge):
