@@ -68,11 +68,11 @@ func (n *Node) whole() (keep, error) {
 
 func (p *pull) install() error {
 	n := p.n
-	leave, err := n.db.Turn(p.ctx)
+	unlock, err := n.db.LockWriter(p.ctx)
 	if err != nil {
 		return err
 	}
-	defer leave()
+	defer unlock()
 	if _, err := n.whole(); err != nil {
 		return err
 	}

@@ -308,11 +308,11 @@ func (f *follower) rebuild(link *replog.Link, w *replog.Welcome) (int64, error) 
 	if err := link.Snapshot(r.db.Incoming(), replog.KindHeartbeat); err != nil {
 		return 0, err
 	}
-	leave, err := r.db.Turn(f.receiving)
+	unlock, err := r.db.LockWriter(f.receiving)
 	if err != nil {
 		return 0, err
 	}
-	defer leave()
+	defer unlock()
 	// From here on it is not what it was, whatever happens.
 	r.diverges("the copy is being replaced")
 	f.mu.Lock()

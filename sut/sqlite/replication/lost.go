@@ -15,7 +15,7 @@ import (
 func (r *Node) LostChanges(ctx context.Context) (sut.Lost, error) {
 	lost := sut.Lost{Changes: []sut.LostChange{}}
 	lost.Node = r.cfg.Node
-	kept, epoch, err := r.db.Kept()
+	kept, epoch, err := r.db.KeptFile()
 	if err != nil || kept == "" {
 		return lost, err
 	}

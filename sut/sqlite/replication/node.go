@@ -5,8 +5,8 @@
 // Files: node.go is the node's role, sender.go a replica as its primary sees it, follower.go a primary as its replica
 // sees it, apply.go the repeating of what it sends, and lost.go what an old primary had that its successor has not.
 //
-// A Node may be used by any number of goroutines, except that what engine.Copies says belongs to the writer's turn.
-// The order of calls is Open, Start, Cut, Stop.
+// A Node may be used by any number of goroutines, except that what engine.Replicator says belongs to the holder of the
+// write lock. The order of calls is Open, Start, Cut, Stop.
 package replication
 
 import (
@@ -35,7 +35,7 @@ const (
 
 // Node is a primary or a replica.
 //
-// The log belongs to who holds the writer's turn. On a replica that is the follower alone, for no client gets one.
+// The log belongs to the holder of the write lock. On a replica that is the follower alone, for no client gets one.
 type Node struct {
 	db     *engine.DB
 	cfg    replog.Config
@@ -102,7 +102,7 @@ func Open(db *engine.DB, cfg replog.Config, logger *slog.Logger) (*Node, error) 
 	return r, err
 }
 
-// open opens the log, at first and after a snapshot, and makes an epoch known. The writer's turn is held.
+// open opens the log, at first and after a snapshot, and makes an epoch known. The write lock is held.
 func (r *Node) open(epoch int64) error {
 	conn, err := r.db.Conn()
 	if err != nil {
@@ -276,8 +276,8 @@ func (r *Node) Allows(writes bool) error {
 	return nil
 }
 
-// Replica reports whether the node only repeats what another one does.
-func (r *Node) Replica() bool {
+// IsReplica reports whether the node only repeats what another one does.
+func (r *Node) IsReplica() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.primary != nil
