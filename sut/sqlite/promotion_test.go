@@ -68,7 +68,7 @@ func TestPromotion(t *testing.T) {
 	if s := first.ReplicationStatus(); s.Rebuilds != 1 {
 		t.Errorf("the old primary says %+v", s)
 	}
-	commits, lost, err := replog.Surplus(t.Context(), filepath.Join(first.dir, "stagebench.db.epoch-1"), 1)
+	commits, lost, err := replog.LostChanges(t.Context(), filepath.Join(first.dir, "stagebench.db.epoch-1"), 1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,7 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
 
-// LibraryVersion is the version of the SQLite library, such as "3.53.1".
+// LibraryVersion is the version of the compiled-in SQLite library, such as "3.49.2".
 const LibraryVersion = sqlite.Version
 
 // Server is an embedded database node.
@@ -58,7 +58,7 @@ type Server struct {
 
 // copies is the node's part among those with the same database.
 type copies interface {
-	engine.Copies
+	engine.Replicator
 	// Start begins to get changes; left is closed when the node stops and no client is there any more.
 	Start(left <-chan struct{})
 	// Serve gives another node what it asks for.
@@ -72,7 +72,7 @@ type copies interface {
 }
 
 // alone is the part of a node without Config.Replication: a lone primary.
-type alone struct{ engine.Alone }
+type alone struct{ engine.NoReplication }
 
 func (alone) Start(<-chan struct{})     {}
 func (alone) Serve(net.Conn, io.Reader) {}
@@ -140,7 +140,7 @@ func New(cfg Config) (_ *Server, err error) {
 			return nil, err
 		}
 		s.db.Use(s.copies)
-		protocol.Replica, protocol.ReplicaCode = s.copies.Serve, replog.StartCode
+		protocol.Replica, protocol.ReplicaCode = s.copies.Serve, replog.StartupCode
 	}
 	s.wire = wire.New(protocol)
 	s.db.Cancel = s.wire.Cancel

@@ -22,7 +22,7 @@ func TestStrangersOfReplication(t *testing.T) {
 	alone := withNotes(t, sqlite.Config{})
 	message := func(kind replog.Kind, body string) []byte {
 		var b bytes.Buffer
-		b.Write(replog.Start())
+		b.Write(replog.StartupPacket())
 		if err := replog.Write(&b, kind, []byte(body)); err != nil {
 			t.Fatal(err)
 		}
@@ -37,10 +37,10 @@ func TestStrangersOfReplication(t *testing.T) {
 		"no copies here":      {alone.Addr().String(), message(replog.KindHello, hello), ""},
 		"no Hello":            {primary.address, message(replog.KindAck, hello), ""},
 		"no document":         {primary.address, message(replog.KindHello, "{"), ""},
-		"too long":            {primary.address, append(replog.Start(), 'H', 0xff, 0xff, 0xff, 0xff), ""},
+		"too long":            {primary.address, append(replog.StartupPacket(), 'H', 0xff, 0xff, 0xff, 0xff), ""},
 		"another schema":      {primary.address, message(replog.KindHello, hello), "schema differs"},
 		"meant for another":   {primary.address, message(replog.KindHello, `{"node":"x","to":"db-9","epoch":99}`), "this is node db-1"},
-		"gone at once":        {primary.address, replog.Start(), ""},
+		"gone at once":        {primary.address, replog.StartupPacket(), ""},
 		"an entry of its own": {primary.address, append(message(replog.KindHello, strings.Replace(hello, "other", replog.NoSchema(), 1)), "E\x00\x00\x00\x00"...), `"snapshot":true`},
 	} {
 		t.Run(name, func(t *testing.T) {

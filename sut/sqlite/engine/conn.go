@@ -12,27 +12,27 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
 
-// busyTimeout is how long SQLite waits for a lock that somebody outside this process holds; inside, the line sees to
-// it that nobody meets a lock.
+// busyTimeout is how long SQLite waits for a lock of another process. Inside this process the write lock prevents
+// conflicts.
 const busyTimeout = 2 * time.Second
 
-// cacheBytes bounds the page caches of all connections together.
+// cacheBytes is the total size of the page caches of all connections.
 const cacheBytes = 32 << 20
 
-// conn is one SQLite connection with its compiled statements. One goroutine at a time may use it; interrupt may be
-// called by another one, under the session's lock.
+// conn is one SQLite connection with its compiled statements. One goroutine at a time may use it. Another goroutine may
+// call interrupt while it holds the session's mutex.
 type conn struct {
 	*sqlite.Conn
-	compiled    []*compiled   // by the index of the statement; nil = not yet
-	stop        chan struct{} // closed to interrupt what runs
+	compiled    []*compiled   // by index in the catalogue; nil = not compiled yet
+	stop        chan struct{} // closed to interrupt the running statement
 	interrupted bool
 }
 
-// compiled is a statement as SQLite has prepared it.
+// compiled is a prepared statement.
 type compiled struct {
 	*sqlite.Stmt
-	// bound are the integers that are bound. Binding a LIMIT makes SQLite plan the statement anew, even if the value
-	// is the one that it had, so what has not changed is not bound again.
+	// bound holds the integers that are bound now. An unchanged integer is not bound again, because binding a LIMIT makes
+	// SQLite plan the statement again even if the value is the same.
 	bound []boundInteger
 }
 
@@ -48,10 +48,10 @@ func (c *compiled) bindInteger(i int, n int64) {
 	}
 }
 
-// openConn opens a connection. The one that writes comes first: it makes the file where there is none.
+// openConn opens a connection. The write connection must be opened first, because it creates the file.
 func openConn(cfg Config, writes bool) (*conn, error) {
 	flags := sqlite.OpenReadOnly
-	// Negative is in KiB. Each connection has a cache of its own.
+	// A negative cache size is in KiB. Each connection has its own cache.
 	pragmas := []string{
 		"pragma cache_size = -" + strconv.Itoa(max(cacheBytes/(cfg.ReadConns+1)>>10, 64)),
 		"pragma temp_store = memory",
@@ -61,7 +61,7 @@ func openConn(cfg Config, writes bool) (*conn, error) {
 		pragmas = append(pragmas,
 			"pragma journal_mode = wal",
 			"pragma synchronous = "+cfg.Synchronous,
-			// With a limit ANALYZE keeps no samples of values, for which SQLite would plan statements anew.
+			// With a limit, ANALYZE stores no samples of values. With samples SQLite would plan statements again for new values.
 			"pragma analysis_limit = 1000")
 	}
 	path := cfg.path()
@@ -81,11 +81,11 @@ func openConn(cfg Config, writes bool) (*conn, error) {
 	return opened, nil
 }
 
-// exec runs a statement without parameters and results. What SQLite prepared is kept.
+// exec runs a statement without parameters and results. The connection caches the prepared statement.
 func (c *conn) exec(sql string) error { return sqlitex.Execute(c.Conn, sql, nil) }
 
-// run binds, steps to the end and resets: nothing of the statement is open afterwards, so that no snapshot of the
-// database outlives it. It appends the rows to out and returns how many rows came back or were changed.
+// run binds the parameters, steps to the end and resets the statement. No snapshot of the database outlives the call.
+// It appends the rows to out and returns the number of rows returned or changed.
 func (c *conn) run(out []byte, s *wire.Command, with *pgproto3.Bind) (_ []byte, rows int, err error) {
 	stmt, err := c.compile(s)
 	if err != nil {
@@ -94,7 +94,7 @@ func (c *conn) run(out []byte, s *wire.Command, with *pgproto3.Bind) (_ []byte, 
 	if err := bind(stmt, s.Params, with); err != nil {
 		return out, 0, err
 	}
-	// Its error is that of the last step once more.
+	// Reset returns the error of the last step again, so its error is ignored.
 	defer stmt.Reset()
 	for {
 		more, err := stmt.Step()
@@ -113,7 +113,7 @@ func (c *conn) run(out []byte, s *wire.Command, with *pgproto3.Bind) (_ []byte, 
 	return out, rows, nil
 }
 
-// compile returns what SQLite prepared of a statement. The first time it checks that against what was declared.
+// compile returns the prepared statement. At the first call it compares the statement with its declaration.
 func (c *conn) compile(s *wire.Command) (*compiled, error) {
 	if known := c.compiled[s.Index]; known != nil {
 		return known, nil
@@ -130,7 +130,7 @@ func (c *conn) compile(s *wire.Command) (*compiled, error) {
 	return c.compiled[s.Index], nil
 }
 
-// check compares a declaration with SQLite's view of the text. Parameters are bound by position.
+// check compares a declaration with what SQLite found in the text. Parameters are bound by position.
 func check(s *wire.Command, stmt *sqlite.Stmt, trailing int) error {
 	wrong := func(format string, args ...any) error {
 		return wire.Errorf(wire.InvalidDefinition, "catalogue: "+format+": %s", append(args, s.SQL)...)
@@ -139,20 +139,20 @@ func check(s *wire.Command, stmt *sqlite.Stmt, trailing int) error {
 		return wrong("more than one statement")
 	}
 	if n := stmt.BindParamCount(); n != len(s.Params) {
-		return wrong("%d parameters declared, the text has %d", len(s.Params), n)
+		return wrong("%d parameters declared, but the SQL text has %d", len(s.Params), n)
 	}
 	for i := range s.Params {
 		if name := stmt.BindParamName(i + 1); name != "$"+strconv.Itoa(i+1) {
-			return wrong("parameter %s stands where $%d should", name, i+1)
+			return wrong("got parameter %s, want $%d: number them in order of appearance", name, i+1)
 		}
 	}
 	if n := stmt.ColumnCount(); n != len(s.Columns) {
-		return wrong("%d columns declared, the text has %d", len(s.Columns), n)
+		return wrong("%d columns declared, but the SQL text has %d", len(s.Columns), n)
 	}
 	return nil
 }
 
-// interrupt ends what runs on the connection, now or at its next step.
+// interrupt ends the running statement at its next step.
 func (c *conn) interrupt() {
 	if !c.interrupted {
 		c.interrupted = true
@@ -160,7 +160,7 @@ func (c *conn) interrupt() {
 	}
 }
 
-// rearm clears an interrupt: the next statement would meet it otherwise.
+// rearm clears an interrupt. Otherwise the next statement would be interrupted too.
 func (c *conn) rearm() {
 	c.stop, c.interrupted = make(chan struct{}), false
 	c.SetInterrupt(c.stop)

@@ -1,7 +1,6 @@
-// Package engine is a SQLite database with one connection that writes, a line of writers in front of it, and a pool
-// of connections that read. It runs what package wire asks for, translates values and errors, and can put another
-// file in the place of the database while clients are connected. What becomes of its changes elsewhere is up to its
-// Copies.
+// Package engine is a SQLite database with one write connection, a queue of writers for it, and a pool of read
+// connections. It runs the statements of package wire and translates values and errors. It can replace the database
+// file while clients are connected. A Replicator receives the changes.
 //
 // A DB may be used by any number of goroutines. The order of calls is Open, Close.
 package engine
@@ -19,46 +18,48 @@ import (
 	"zombiezen.com/go/sqlite"
 )
 
-// Config says where a database is and how much it may take.
+// Config is the configuration of a database.
 type Config struct {
-	Dir         string // of its files
-	Statements  int    // in the catalogue
-	ReadConns   int    // connections that read
-	Synchronous string // SQLite's setting of that name
-	GroupLimit  int    // transactions that may share a commit
+	Dir         string // directory of the database files
+	Statements  int    // number of statements in the catalogue
+	ReadConns   int    // number of read connections
+	Synchronous string // SQLite's pragma synchronous
+	GroupLimit  int    // maximum number of transactions that share a commit
 	Log         *slog.Logger
 }
 
-// The files of a database: the database, what a snapshot is received into, and what one has replaced.
+// The files of a database: the database, a snapshot that is being received, and a replaced database.
 const (
 	fileName     = "stagebench.db"
 	incomingName = fileName + ".incoming"
-	replacedName = fileName + ".epoch-" // and the epoch of its last change
+	replacedName = fileName + ".epoch-" // followed by the epoch of its last change
 )
 
 func (cfg Config) path() string { return filepath.Join(cfg.Dir, fileName) }
 
-// goodbyeTime is how long clients may finish what they are reading before the database is replaced under them.
-const goodbyeTime = time.Second
+// drainTime is how long clients may finish their reads before the database is replaced.
+const drainTime = time.Second
 
-// ErrNoDatabase is met between a snapshot that could not be opened and the next one.
-var ErrNoDatabase = errors.New("there is no database: it was being replaced")
+// ErrNoDatabase is returned after a snapshot could not be opened, until another one is installed.
+var ErrNoDatabase = errors.New("no database: the received snapshot could not be opened")
 
 // DB is an open database.
 type DB struct {
-	// Cancel, set before the first client, cancels what all clients have under way, and can disconnect them.
+	// Cancel cancels the running statements of all clients. With disconnect it also closes their connections. The owner
+	// sets it before the first client connects.
 	Cancel func(disconnect bool)
 
 	cfg     Config
 	writer  *writer
 	reads   atomic.Int64
-	readers []*conn // belongs to the turn
-	free    chan *conn
+	readers []*conn    // guarded by the write lock
+	free    chan *conn // readers that no client uses
 }
 
-// Open opens the database, and makes it where there is none.
+// Open opens the database and creates it if it does not exist.
 func Open(cfg Config) (*DB, error) {
-	db := &DB{cfg: cfg, free: make(chan *conn, cfg.ReadConns), writer: &writer{limit: cfg.GroupLimit, copies: Alone{}}}
+	w := &writer{limit: cfg.GroupLimit, replicator: NoReplication{}}
+	db := &DB{cfg: cfg, free: make(chan *conn, cfg.ReadConns), writer: w}
 	if err := db.open(); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
@@ -80,10 +81,10 @@ func (db *DB) open() (err error) {
 	return nil
 }
 
-// Use gives the database its copies, before the first client comes.
-func (db *DB) Use(c Copies) { db.writer.copies = c }
+// Use sets the replicator. Call it before the first client connects.
+func (db *DB) Use(r Replicator) { db.writer.replicator = r }
 
-// Close closes the database; nobody may use it.
+// Close closes the database. No client may use it any more.
 func (db *DB) Close() (err error) {
 	for _, c := range db.readers {
 		err = errors.Join(err, c.close())
@@ -91,30 +92,31 @@ func (db *DB) Close() (err error) {
 	db.readers = nil
 	if c := db.writer.conn; c != nil {
 		db.writer.conn = nil
-		// The last connection to close moves the log into the file and removes it.
+		// The last connection to close moves SQLite's write-ahead log into the file and removes the log.
 		err = errors.Join(err, c.close())
 	}
 	return err
 }
 
-// Stats returns the numbers of statements outside of write transactions, of those, and of their commits.
+// Stats returns three counters: statements outside write transactions, write transactions, and their commits.
 func (db *DB) Stats() (reads, transactions, commits int64) {
 	return db.reads.Load(), db.writer.transactions.Load(), db.writer.commits.Load()
 }
 
-// Turn waits in the line of writers until the context ends. Who has the turn may use Conn outside of any transaction
-// of clients, and must leave.
-func (db *DB) Turn(ctx context.Context) (leave func(), err error) {
-	return db.writer.leave, db.writer.await(ctx.Done, true)
+// LockWriter waits for the write lock until ctx ends. The holder may use Conn, and no transaction of a client is open.
+// The holder must call unlock.
+func (db *DB) LockWriter(ctx context.Context) (unlock func(), err error) {
+	return db.writer.unlock, db.writer.lock(ctx.Done, true)
 }
 
-// Exclusively calls do with the turn and the connection that writes. It returns ErrNoDatabase where there is none.
+// Exclusively calls do with the write connection while it holds the write lock. It returns ErrNoDatabase if there is no
+// database.
 func (db *DB) Exclusively(do func(*sqlite.Conn) error) error {
-	leave, err := db.Turn(context.Background())
+	unlock, err := db.LockWriter(context.Background())
 	if err != nil {
 		return err
 	}
-	defer leave()
+	defer unlock()
 	conn, err := db.Conn()
 	if err != nil {
 		return err
@@ -122,7 +124,7 @@ func (db *DB) Exclusively(do func(*sqlite.Conn) error) error {
 	return do(conn)
 }
 
-// Conn returns the connection that writes, or ErrNoDatabase. It belongs to the turn.
+// Conn returns the write connection, or ErrNoDatabase. The caller must hold the write lock.
 func (db *DB) Conn() (*sqlite.Conn, error) {
 	if db.writer.conn == nil {
 		return nil, ErrNoDatabase
@@ -130,7 +132,7 @@ func (db *DB) Conn() (*sqlite.Conn, error) {
 	return db.writer.conn.Conn, nil
 }
 
-// Read calls do with a connection of its own, which only reads.
+// Read calls do with a new read-only connection.
 func (db *DB) Read(do func(*sqlite.Conn) error) error {
 	c, err := openConn(db.cfg, false)
 	if err != nil {
@@ -139,25 +141,25 @@ func (db *DB) Read(do func(*sqlite.Conn) error) error {
 	return errors.Join(do(c.Conn), c.Close())
 }
 
-// Dir is where the files of the database are.
+// Dir returns the directory of the database files.
 func (db *DB) Dir() string { return db.cfg.Dir }
 
-// Incoming is where the file that Replace takes is to be.
+// Incoming returns the path of the file that Replace installs.
 func (db *DB) Incoming() string { return filepath.Join(db.cfg.Dir, incomingName) }
 
-// Replace puts another file in the place of the database. The turn is held, and clients are told to wait. With an
-// epoch the old file is kept under that number, for Kept; -1 = nothing in it can be missing. When this fails there
-// may be no database until it is tried again.
+// Replace replaces the database with the incoming file. The caller holds the write lock and has told clients to wait.
+// The old file is kept under the given epoch, see KeptFile; with epoch -1 it is overwritten, because it holds no lost
+// changes. After an error there may be no database until the next Replace.
 func (db *DB) Replace(epoch int64) error {
-	db.emptyPool()
+	db.drainPool()
 	if err := db.Close(); err != nil {
 		db.cfg.Log.Warn("closing the replaced database", "cause", err)
 	}
-	// Should this fail, the old one is there, or an empty one will be made.
+	// If swap fails, open opens the old database or creates an empty one.
 	return errors.Join(db.swap(epoch), db.open())
 }
 
-// swap moves the incoming file to where the database is. A crash in between leaves no database.
+// swap moves the incoming file to the path of the database. A crash in the middle leaves no database.
 func (db *DB) swap(epoch int64) error {
 	path := db.cfg.path()
 	if epoch >= 0 {
@@ -174,7 +176,7 @@ func (db *DB) swap(epoch int64) error {
 			return err
 		}
 	}
-	// Closing has moved the log of SQLite into the file. Were one left, it would be taken for that of the new file.
+	// Close has moved SQLite's write-ahead log into the file. A remaining log would be applied to the new file.
 	for _, rest := range []string{"-wal", "-shm"} {
 		if err := os.Remove(path + rest); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
@@ -183,8 +185,8 @@ func (db *DB) swap(epoch int64) error {
 	return os.Rename(db.Incoming(), path)
 }
 
-// Kept returns the file that Replace kept last and its epoch, "" if there is none.
-func (db *DB) Kept() (path string, epoch int64, err error) {
+// KeptFile returns the path and the epoch of the file that Replace kept last. The path is "" if there is none.
+func (db *DB) KeptFile() (path string, epoch int64, err error) {
 	all, err := filepath.Glob(filepath.Join(db.cfg.Dir, replacedName+"*"))
 	for _, file := range all {
 		if n, err := strconv.ParseInt(filepath.Base(file)[len(replacedName):], 10, 64); err == nil && n >= epoch {
@@ -194,7 +196,7 @@ func (db *DB) Kept() (path string, epoch int64, err error) {
 	return path, epoch, err
 }
 
-// reader takes a connection out of the pool, in the order of arrival, or waits until cancel is closed.
+// reader takes a connection out of the pool, in order of arrival. It waits until cancel is closed.
 func (db *DB) reader(cancel func() <-chan struct{}) (*conn, error) {
 	select {
 	case c := <-db.free:
@@ -209,10 +211,11 @@ func (db *DB) reader(cancel func() <-chan struct{}) (*conn, error) {
 	}
 }
 
-// emptyPool takes all connections out of the pool. Clients that keep theirs for longer lose their own.
-func (db *DB) emptyPool() {
+// drainPool takes all connections out of the pool. It disconnects clients that keep a connection for longer than
+// drainTime.
+func (db *DB) drainPool() {
 	db.Cancel(false)
-	late := time.NewTimer(goodbyeTime)
+	late := time.NewTimer(drainTime)
 	defer late.Stop()
 	for range db.readers {
 		select {

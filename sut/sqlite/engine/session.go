@@ -8,36 +8,36 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
 
-// session is what one client has going on in the database.
+// session is the state of one client in the database.
 //
-// A statement that writes takes a turn of the writer and keeps it until the Sync (an implicit transaction) or until
-// COMMIT or ROLLBACK (after BEGIN). Reads go to a read-only connection, unless the session holds a turn: then they
-// must see what the transaction has written.
+// A statement that writes takes the write lock. It keeps the lock until the Sync (implicit transaction) or until COMMIT
+// or ROLLBACK (after BEGIN). Reads use a read-only connection, unless the session holds the write lock: then they must
+// see the transaction's own writes.
 type session struct {
-	db     *DB
-	turn   *turn // of the transaction that is open, if it writes
-	pinned *conn // of BEGIN READ ONLY
-	alone  bool  // the turn is alone in its group
+	db        *DB
+	tx        *writeTx // the open transaction if it writes; nil = none
+	pinned    *conn    // connection of BEGIN READ ONLY; nil = none
+	exclusive bool     // the transaction shares its commit with no other one
 
 	mu        sync.Mutex
-	ended     bool          // whatever begins now is cancelled
-	active    bool          // a statement is under way: there is something to cancel
-	cancelled bool          // and it was asked for
-	waiting   chan struct{} // closed by Cancel; made by who waits
+	ended     bool          // every later statement is cancelled
+	active    bool          // a statement runs: Cancel has something to cancel
+	cancelled bool          // Cancel was called for the running statement
+	waiting   chan struct{} // closed by Cancel; made by the waiting goroutine
 	running   *conn         // interrupted by Cancel
 }
 
 // NewSession returns the session of a new client.
 func (db *DB) NewSession() wire.Session { return &session{db: db} }
 
-// Run runs a statement on the connection where it belongs.
+// Run runs a statement on the write connection or runOn a read connection.
 func (s *session) Run(out []byte, st *wire.Command, with *pgproto3.Bind) (_ []byte, rows int, err error) {
-	s.begins()
-	defer s.ends()
-	if err := s.db.writer.copies.Allows(!st.Reads); err != nil {
+	s.begin()
+	defer s.end()
+	if err := s.db.writer.replicator.Allows(!st.Reads); err != nil {
 		return out, 0, err
 	}
-	if s.turn == nil && (st.Reads || s.pinned != nil) {
+	if s.tx == nil && (st.Reads || s.pinned != nil) {
 		c := s.pinned
 		if c == nil {
 			if c, err = s.db.reader(s.wait); err != nil {
@@ -46,20 +46,20 @@ func (s *session) Run(out []byte, st *wire.Command, with *pgproto3.Bind) (_ []by
 			defer func() { s.db.free <- c }()
 		}
 		s.db.reads.Add(1)
-		return s.on(c, true, out, st, with)
+		return s.runOn(c, true, out, st, with)
 	}
-	if s.turn == nil {
-		if s.turn, err = s.db.writer.acquire(s.wait, false); err != nil {
+	if s.tx == nil {
+		if s.tx, err = s.db.writer.begin(s.wait, false); err != nil {
 			return out, 0, err
 		}
 	}
-	// A statement that is interrupted takes the whole SQLite transaction back, which may be the work of others, too.
-	// Only a transaction that began alone may be.
-	return s.on(s.turn.w.conn, s.alone, out, st, with)
+	// An interrupt makes SQLite roll back the whole SQLite transaction, including the work of other members of the group.
+	// So only a transaction that is exclusive is interruptible.
+	return s.runOn(s.tx.w.conn, s.exclusive, out, st, with)
 }
 
-// on runs a statement on a connection, interruptible by Cancel or not, and clears the interrupt.
-func (s *session) on(
+// runOn runs a statement on a connection. If interruptible, Cancel can interrupt it.
+func (s *session) runOn(
 	c *conn, interruptible bool, out []byte, st *wire.Command, with *pgproto3.Bind,
 ) (_ []byte, rows int, err error) {
 	if interruptible {
@@ -82,15 +82,16 @@ func (s *session) on(
 	return c.run(out, st, with)
 }
 
-// Begin starts a transaction that lasts over round trips. What the pipeline wrote before becomes a part of it.
+// Begin starts a transaction that may span round trips. If the pipeline has written before, the transaction includes
+// these writes.
 func (s *session) Begin(readOnly bool) (err error) {
-	s.begins()
-	defer s.ends()
-	if s.turn != nil {
+	s.begin()
+	defer s.end()
+	if s.tx != nil {
 		return nil
 	}
-	if readOnly || s.db.writer.copies.Replica() {
-		if err := s.db.writer.copies.Allows(false); err != nil {
+	if readOnly || s.db.writer.replicator.IsReplica() {
+		if err := s.db.writer.replicator.Allows(false); err != nil {
 			return err
 		}
 		c, err := s.db.reader(s.wait)
@@ -104,19 +105,19 @@ func (s *session) Begin(readOnly bool) (err error) {
 		s.pinned = c
 		return nil
 	}
-	if err := s.db.writer.copies.Allows(true); err != nil {
+	if err := s.db.writer.replicator.Allows(true); err != nil {
 		return err
 	}
-	s.turn, err = s.db.writer.acquire(s.wait, true)
-	s.alone = err == nil
+	s.tx, err = s.db.writer.begin(s.wait, true)
+	s.exclusive = err == nil
 	return err
 }
 
-// End gives back what the session holds of the database.
+// End ends the transaction and releases the connections and locks of the session.
 func (s *session) End(commit bool) (err error) {
-	s.alone = false
-	if t := s.turn; t != nil {
-		s.turn = nil
+	s.exclusive = false
+	if t := s.tx; t != nil {
+		s.tx = nil
 		if commit {
 			err = t.commit()
 		} else {
@@ -131,25 +132,27 @@ func (s *session) End(commit bool) (err error) {
 	return err
 }
 
-// Holding reports whether others may be waiting for this client.
-func (s *session) Holding() bool { return s.turn != nil || s.pinned != nil }
+// HoldsResources reports whether other clients may be waiting for this one.
+func (s *session) HoldsResources() bool { return s.tx != nil || s.pinned != nil }
 
-func (s *session) begins() {
+// begin marks the start of a statement. Cancel now has something to cancel.
+func (s *session) begin() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.active, s.cancelled = true, s.ended
 }
 
-// ends marks its end: what is cancelled from now on is too late.
-func (s *session) ends() {
+// end marks the end of a statement. A later Cancel has no effect on it.
+func (s *session) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.active, s.waiting = false, nil
 }
 
-// Cancel ends the statement under way, if there is one: its wait in line, or its work. An interrupt that comes after
-// the library has looked for one, and before SQLite takes the statement's first step, is lost (sqlite3_interrupt is
-// for what runs): the statement then goes on to its end, as if the request had come too late.
+// Cancel cancels the running statement, or its wait for a lock. forGood also cancels every later one. An interrupt can
+// be lost: it arrives after the library has checked for one and before SQLite takes the first step, and
+// sqlite3_interrupt affects only a running statement. Then the statement runs to its end, as if the request had come
+// too late.
 func (s *session) Cancel(forGood bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

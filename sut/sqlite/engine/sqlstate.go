@@ -12,7 +12,8 @@ func errCancelled() error {
 	return wire.Errorf(wire.QueryCanceled, "canceling statement due to user request")
 }
 
-// coded gives an error of SQLite the SQLSTATE that PostgreSQL has for it.
+// coded adds the SQLSTATE that PostgreSQL uses for the same error.
+//
 // https://www.sqlite.org/rescode.html
 // https://www.postgresql.org/docs/15/errcodes-appendix.html
 func coded(err error) error {

@@ -12,8 +12,8 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
 
-// bind gives a compiled statement its parameters. It takes what PostgreSQL takes and refuses what PostgreSQL refuses,
-// NUL and broken UTF-8 for example, which SQLite would store.
+// bind binds the parameters of a compiled statement. It rejects what PostgreSQL rejects. SQLite alone would store NUL
+// and broken UTF-8, for example.
 func bind(to *compiled, types []wire.Type, with *pgproto3.Bind) error {
 	params := with.Parameters
 	if len(params) != len(types) {
@@ -33,7 +33,8 @@ func bind(to *compiled, types []wire.Type, with *pgproto3.Bind) error {
 			}
 			to.bindInteger(i, n)
 		case !utf8.Valid(value) || bytes.IndexByte(value, 0) >= 0:
-			return wire.Errorf(wire.CharacterNotInRepertoire, `invalid byte sequence for encoding "UTF8" in parameter $%d`, i+1)
+			const text = `invalid byte sequence for encoding "UTF8" in parameter $%d`
+			return wire.Errorf(wire.CharacterNotInRepertoire, text, i+1)
 		default:
 			to.BindText(i+1, string(value))
 		}
@@ -41,7 +42,7 @@ func bind(to *compiled, types []wire.Type, with *pgproto3.Bind) error {
 	return nil
 }
 
-// integer decodes a whole number in either of the two formats.
+// integer decodes an integer in text or binary format.
 func integer(t wire.Type, format int16, value []byte) (int64, error) {
 	width := 8
 	if t == wire.Int {
@@ -62,8 +63,9 @@ func integer(t wire.Type, format int16, value []byte) (int64, error) {
 	return int64(binary.BigEndian.Uint64(value)), nil
 }
 
-// appendRow appends the current row of a statement as a DataRow message. A node spends its time on this: nothing is
-// allocated and every value is copied once.
+// appendRow appends the current row of a statement as a DataRow message. This code is hot: it makes no allocation per
+// value and copies each value once.
+//
 // https://www.postgresql.org/docs/15/protocol-message-formats.html (DataRow)
 func appendRow(out []byte, from *compiled, columns []wire.Column, formats []int16) []byte {
 	start := len(out)
@@ -76,7 +78,7 @@ func appendRow(out []byte, from *compiled, columns []wire.Column, formats []int1
 		case col.Type == wire.Text:
 			n := from.ColumnLen(i)
 			out = binary.BigEndian.AppendUint32(out, uint32(n))
-			out = append(out, make([]byte, n)...) // grows in place, allocates no slice
+			out = append(out, make([]byte, n)...) // grows in place, without a temporary slice
 			from.ColumnBytes(i, out[len(out)-n:])
 		case wire.Format(formats, i) == pgproto3.TextFormat:
 			var digits [20]byte

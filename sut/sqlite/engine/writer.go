@@ -9,93 +9,98 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
 
-// writer is the one SQLite connection that writes, with the line in front of it. First come, first served.
+// writer is the one write connection, its lock, and the queue of writers. The lock is granted in order of arrival.
 //
-// When others are waiting, a transaction that is done does not commit: it leaves its work to the next in line, and
-// the last one, or the one that fills the group, commits for all of them with one wait for the disk. Until then none
-// of them is told that it is done. A member that fails goes back to its savepoint and leaves the others as they are.
+// Transactions that wait for the lock share commits. A transaction that ends while others wait does not commit: it
+// passes the lock on inside the open SQLite transaction. The last member, or the one that fills the group, commits for
+// all members with one wait for the disk. Until then no member is acknowledged. A member that fails rolls back to its
+// savepoint and does not affect the others.
 type writer struct {
-	limit  int
-	copies Copies
+	limit      int
+	replicator Replicator
 
-	// Only who holds the turn touches these.
+	// conn and group are guarded by the write lock.
 	conn  *conn
-	group *group // transactions that are done and wait for a common commit, or nil
+	group *group // finished transactions that wait for a common commit; nil = none
 
 	transactions, commits atomic.Int64
 
-	mu   sync.Mutex
-	busy bool      // somebody holds the turn
-	line list.List // of *waiter
+	mu    sync.Mutex
+	busy  bool      // the write lock is held
+	queue list.List // of *waiter
 }
 
-// waiter is somebody in line.
+// waiter is one entry of the queue.
 type waiter struct {
-	ready chan struct{}
-	alone bool
+	ready     chan struct{}
+	exclusive bool
 }
 
-// Copies is the node's part in replication. The turn is held, except in Allows, Replica and Wait.
-type Copies interface {
-	// Allows says why a client may not read or write now.
+// Replicator connects a database with its replication. The caller holds the write lock, except in Allows, IsReplica and
+// Wait.
+type Replicator interface {
+	// Allows returns an error if a client must not read or write now.
 	Allows(writes bool) error
-	// Replica reports whether the node only repeats what another one does.
-	Replica() bool
-	// Begin records a transaction that has just begun, and Seal adds it to the log before its commit. Position is
-	// that of its entry, 0 when nothing changed.
+	// IsReplica reports whether the node only applies changes of another node.
+	IsReplica() bool
+	// Begin starts to record a transaction that has just begun. Seal adds the record to the log before the commit. It
+	// returns the position of the entry, 0 if nothing changed.
 	Begin() error
 	Seal() (position int64, err error)
-	// Committed says that what was sealed is durable, Drop that the transaction is taken back.
+	// Committed is called after the commit of a sealed transaction. Drop is called when a transaction is or will be rolled
+	// back.
 	Committed()
 	Drop()
-	// Wait returns when as many copies have an entry as must.
+	// Wait returns when enough replicas have the entry.
 	Wait(position int64) error
 }
 
-// Alone is the Copies of a database without copies.
-type Alone struct{}
+// NoReplication is the Replicator of a database without replication.
+type NoReplication struct{}
 
-func (Alone) Allows(bool) error    { return nil }
-func (Alone) Replica() bool        { return false }
-func (Alone) Begin() error         { return nil }
-func (Alone) Seal() (int64, error) { return 0, nil }
-func (Alone) Committed()           {}
-func (Alone) Drop()                {}
-func (Alone) Wait(int64) error     { return nil }
+func (NoReplication) Allows(bool) error    { return nil }
+func (NoReplication) IsReplica() bool      { return false }
+func (NoReplication) Begin() error         { return nil }
+func (NoReplication) Seal() (int64, error) { return 0, nil }
+func (NoReplication) Committed()           {}
+func (NoReplication) Drop()                {}
+func (NoReplication) Wait(int64) error     { return nil }
 
-// group is a number of transactions that commit together.
+// group is a set of transactions that commit together.
 type group struct {
 	members  int
 	done     chan struct{}
-	position int64 // in the replication log, 0 = nowhere; set before done is closed
-	err      error // likewise
+	position int64 // in the replication log, 0 = none; set before done is closed
+	err      error // set before done is closed
 }
 
-// turn is the right to write, from begin to commit or rollback.
-type turn struct {
+// writeTx is a write transaction. It holds the write lock until commit or rollback.
+type writeTx struct {
 	w     *writer
-	first bool // opened the SQLite transaction; later members have a savepoint
+	first bool // began the SQLite transaction; later members have a savepoint
 }
 
-// acquire waits in line and begins a transaction. Alone, it never joins a group: what may stay open for long must not
-// keep others from their commit. Cancel, when closed, ends the wait.
-func (w *writer) acquire(cancel func() <-chan struct{}, alone bool) (*turn, error) {
-	if err := w.await(cancel, alone); err != nil {
+// begin waits for the write lock and begins a transaction. An exclusive transaction never joins a group: it may stay
+// open for long, and the other members would wait for its commit. The wait ends when the channel that cancel returns is
+// closed.
+func (w *writer) begin(cancel func() <-chan struct{}, exclusive bool) (*writeTx, error) {
+	if err := w.lock(cancel, exclusive); err != nil {
 		return nil, err
 	}
-	return w.begin()
+	return w.beginLocked()
 }
 
-// await waits in line. Who was alone in that may use the connection outside of transactions, and must leave.
-func (w *writer) await(cancel func() <-chan struct{}, alone bool) error {
+// lock waits for the write lock. If exclusive, no transaction is open when it returns nil; the holder may use the
+// connection and must call unlock.
+func (w *writer) lock(cancel func() <-chan struct{}, exclusive bool) error {
 	w.mu.Lock()
 	if !w.busy {
 		w.busy = true
 		w.mu.Unlock()
 		return nil
 	}
-	me := &waiter{ready: make(chan struct{}), alone: alone}
-	place := w.line.PushBack(me)
+	me := &waiter{ready: make(chan struct{}), exclusive: exclusive}
+	place := w.queue.PushBack(me)
 	w.mu.Unlock()
 	select {
 	case <-me.ready:
@@ -105,34 +110,35 @@ func (w *writer) await(cancel func() <-chan struct{}, alone bool) error {
 	w.mu.Lock()
 	select {
 	case <-me.ready:
-		// The turn came in the same moment. It may hold the work of others, who must not wait for ever.
+		// The lock was granted at the same moment. The open group may hold the work of others, so it must be passed on.
 		w.mu.Unlock()
-		w.leave()
+		w.unlock()
 	default:
-		w.line.Remove(place)
+		w.queue.Remove(place)
 		w.mu.Unlock()
 	}
 	return errCancelled()
 }
 
-func (w *writer) begin() (*turn, error) {
+// beginLocked begins a transaction. It releases the write lock on an error.
+func (w *writer) beginLocked() (*writeTx, error) {
 	if w.conn == nil {
-		w.leave()
+		w.unlock()
 		return nil, wire.WithState(ErrNoDatabase, wire.CannotConnectNow)
 	}
-	t := &turn{w: w, first: w.group == nil}
+	t := &writeTx{w: w, first: w.group == nil}
 	text := "savepoint member"
 	if t.first {
 		text = "begin immediate"
 	}
 	if err := w.conn.exec(text); err != nil {
-		w.leave()
+		w.unlock()
 		return nil, coded(err)
 	}
 	if t.first {
-		if err := w.copies.Begin(); err != nil {
+		if err := w.replicator.Begin(); err != nil {
 			_ = w.conn.exec("rollback")
-			w.leave()
+			w.unlock()
 			return nil, coded(err)
 		}
 		w.group = &group{done: make(chan struct{})}
@@ -141,8 +147,8 @@ func (w *writer) begin() (*turn, error) {
 	return t, nil
 }
 
-// commit returns when the transaction is as durable as the node promises, and as many replicas have it.
-func (t *turn) commit() error {
+// commit returns when the transaction is durable and enough replicas have it.
+func (t *writeTx) commit() error {
 	w := t.w
 	if !t.first {
 		if err := w.conn.exec("release member"); err != nil {
@@ -152,23 +158,23 @@ func (t *turn) commit() error {
 	}
 	g := w.group
 	g.members++
-	w.leave()
+	w.unlock()
 	<-g.done
 	if g.err != nil {
 		return g.err
 	}
-	return w.copies.Wait(g.position)
+	return w.replicator.Wait(g.position)
 }
 
-// rollback takes back what this turn did, and nothing else.
-func (t *turn) rollback() {
+// rollback rolls back this transaction only.
+func (t *writeTx) rollback() {
 	w := t.w
 	if t.first {
-		w.copies.Drop()
-		// Fails where SQLite has rolled back by itself, after an I/O error for example.
+		w.replicator.Drop()
+		// This fails if SQLite has already rolled back, after an I/O error for example.
 		_ = w.conn.exec("rollback")
 		w.group = nil
-		w.leave()
+		w.unlock()
 		return
 	}
 	err := w.conn.exec("rollback to member")
@@ -176,76 +182,78 @@ func (t *turn) rollback() {
 		err = w.conn.exec("release member")
 	}
 	if err != nil || w.conn.AutocommitEnabled() {
-		w.copies.Drop()
+		w.replicator.Drop()
 		_ = w.conn.exec("rollback")
-		// SQLite took the whole transaction back: the members that wait for their commit must hear of it.
-		w.finish(wire.Errorf(wire.SerializationFailure, "the commit that this transaction was a part of was rolled back"))
+		// SQLite rolled back the whole transaction. All members that wait for the commit must get the error.
+		const text = "the group commit with this transaction was rolled back: retry the transaction"
+		w.closeGroup(wire.Errorf(wire.SerializationFailure, text))
 	}
-	w.leave()
+	w.unlock()
 }
 
-// leave hands the turn on: with the group while somebody can join it, else after committing it.
-func (w *writer) leave() {
-	if w.share() {
+// unlock passes the write lock on. If the next waiter can join the group, it gets the lock with the open group.
+// Otherwise unlock commits the group first.
+func (w *writer) unlock() {
+	if w.passGroup() {
 		return
 	}
 	if w.group != nil {
 		if w.group.members < w.limit {
-			// Waiting for the disk stops a node that has one thread. Those who are about to get in line do so first
-			// and spare themselves a wait.
+			// A commit blocks the node's thread until the disk has the data. Writers that are about to queue get a chance to do
+			// so first, and passGroup this commit.
 			runtime.Gosched()
-			if w.share() {
+			if w.passGroup() {
 				return
 			}
 		}
-		w.settle()
+		w.commitGroup()
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if next := w.line.Front(); next != nil {
-		w.pass(next)
+	if next := w.queue.Front(); next != nil {
+		w.grant(next)
 		return
 	}
 	w.busy = false
 }
 
-// share hands the turn on with an open group, if somebody can join it.
-func (w *writer) share() bool {
+// passGroup passes the lock with the open group to the next waiter, if that waiter may join. It reports whether it did.
+func (w *writer) passGroup() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	next := w.line.Front()
-	if w.group == nil || w.group.members >= w.limit || next == nil || next.Value.(*waiter).alone {
+	next := w.queue.Front()
+	if w.group == nil || w.group.members >= w.limit || next == nil || next.Value.(*waiter).exclusive {
 		return false
 	}
-	w.pass(next)
+	w.grant(next)
 	return true
 }
 
-// pass gives the turn to somebody in line; the lock is held.
-func (w *writer) pass(next *list.Element) {
-	close(w.line.Remove(next).(*waiter).ready)
+// grant gives the write lock to a waiter. The caller holds w.mu.
+func (w *writer) grant(next *list.Element) {
+	close(w.queue.Remove(next).(*waiter).ready)
 }
 
-func (w *writer) settle() {
-	position, err := w.copies.Seal()
+func (w *writer) commitGroup() {
+	position, err := w.replicator.Seal()
 	if err == nil {
 		err = w.conn.exec("commit")
 	}
 	if err != nil {
-		w.copies.Drop()
+		w.replicator.Drop()
 		if !w.conn.AutocommitEnabled() {
 			_ = w.conn.exec("rollback")
 		}
-		w.finish(coded(err))
+		w.closeGroup(coded(err))
 		return
 	}
 	w.commits.Add(1)
-	w.copies.Committed()
+	w.replicator.Committed()
 	w.group.position = position
-	w.finish(nil)
+	w.closeGroup(nil)
 }
 
-func (w *writer) finish(err error) {
+func (w *writer) closeGroup(err error) {
 	g := w.group
 	w.group = nil
 	g.err = err

@@ -9,7 +9,7 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
 
-// testWriter is a writer on a database with one table of numbers.
+// testWriter returns a writer on a database with one table of numbers.
 func testWriter(t *testing.T) *writer {
 	t.Helper()
 	cfg := Config{Dir: t.TempDir(), ReadConns: 1, Synchronous: "full"}
@@ -21,18 +21,18 @@ func testWriter(t *testing.T) *writer {
 	if err := c.exec("create table numbers (n integer primary key)"); err != nil {
 		t.Fatal(err)
 	}
-	return &writer{limit: 3, copies: Alone{}, conn: c}
+	return &writer{limit: 3, replicator: NoReplication{}, conn: c}
 }
 
 func never() <-chan struct{} { return nil }
 
-// member is a goroutine that waits in line, inserts a number and ends its
-// transaction; what comes of it is on the channel.
-func (w *writer) member(n int, end func(*turn) error) <-chan error {
+// member starts a goroutine that waits for the write lock, inserts a number and ends its transaction with end. The
+// channel returns the result.
+func (w *writer) member(n int, end func(*writeTx) error) <-chan error {
 	ahead := w.waiting()
 	done := make(chan error, 1)
 	go func() {
-		t, err := w.acquire(never, false)
+		t, err := w.begin(never, false)
 		if err == nil {
 			if err = w.insert(n); err == nil {
 				err = end(t)
@@ -40,7 +40,7 @@ func (w *writer) member(n int, end func(*turn) error) <-chan error {
 		}
 		done <- err
 	}()
-	w.awaitLine(ahead + 1)
+	w.awaitQueue(ahead + 1)
 	return done
 }
 
@@ -48,8 +48,8 @@ func (w *writer) insert(n int) error {
 	return w.conn.exec("insert into numbers values (" + strconv.Itoa(n) + ")")
 }
 
-// awaitLine returns when so many are in line: the order of arrival matters.
-func (w *writer) awaitLine(n int) {
+// awaitQueue returns when n writers are queued. The tests need a known order of arrival.
+func (w *writer) awaitQueue(n int) {
 	for w.waiting() < n {
 		runtime.Gosched()
 	}
@@ -58,10 +58,10 @@ func (w *writer) awaitLine(n int) {
 func (w *writer) waiting() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.line.Len()
+	return w.queue.Len()
 }
 
-// numbers is what is in the table.
+// numbers returns the content of the table.
 func (w *writer) numbers(t *testing.T) (all []int) {
 	t.Helper()
 	stmt, err := w.conn.Prepare("select n from numbers order by n")
@@ -80,20 +80,20 @@ func (w *writer) numbers(t *testing.T) (all []int) {
 	}
 }
 
-func commitTurn(t *turn) error { return t.commit() }
+func commitTx(t *writeTx) error { return t.commit() }
 
-func rollbackTurn(t *turn) error {
+func rollbackTx(t *writeTx) error {
 	t.rollback()
 	return nil
 }
 
-func hold(t *testing.T, w *writer, alone bool) *turn {
+func hold(t *testing.T, w *writer, exclusive bool) *writeTx {
 	t.Helper()
-	turn, err := w.acquire(never, alone)
+	writeTx, err := w.begin(never, exclusive)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return turn
+	return writeTx
 }
 
 func TestGroupSharesOneCommit(t *testing.T) {
@@ -102,8 +102,8 @@ func TestGroupSharesOneCommit(t *testing.T) {
 	if err := w.insert(1); err != nil {
 		t.Fatal(err)
 	}
-	second, failing, third := w.member(2, commitTurn), w.member(3, rollbackTurn), w.member(4, commitTurn)
-	fourth := w.member(5, commitTurn)
+	second, failing, third := w.member(2, commitTx), w.member(3, rollbackTx), w.member(4, commitTx)
+	fourth := w.member(5, commitTx)
 	if err := first.commit(); err != nil {
 		t.Fatal(err)
 	}
@@ -113,10 +113,9 @@ func TestGroupSharesOneCommit(t *testing.T) {
 		}
 	}
 	if got := w.numbers(t); !slices.Equal(got, []int{1, 2, 4, 5}) {
-		t.Errorf("in the table are %v", got)
+		t.Errorf("the table has %v", got)
 	}
-	// The third success fills the group of three; who comes after it has a
-	// commit of its own.
+	// The third success fills the group of three. The next transaction has its own commit.
 	if n := w.commits.Load(); n != 2 {
 		t.Errorf("%d commits for 4 transactions, want 2", n)
 	}
@@ -128,29 +127,29 @@ func TestFirstMemberRollsBack(t *testing.T) {
 	if err := w.insert(1); err != nil {
 		t.Fatal(err)
 	}
-	second := w.member(2, commitTurn)
+	second := w.member(2, commitTx)
 	first.rollback()
 	if err := <-second; err != nil {
 		t.Error(err)
 	}
 	if got := w.numbers(t); !slices.Equal(got, []int{2}) {
-		t.Errorf("in the table are %v", got)
+		t.Errorf("the table has %v", got)
 	}
 }
 
-// TestGroupIsLost: when SQLite takes the whole transaction back, as it does
-// when the disk is full, nobody in the group may believe in a commit.
-func TestGroupIsLost(t *testing.T) {
+// TestGroupIsRolledBack: SQLite rolls back the whole transaction, as it does when the disk is full. No member of the
+// group may report a commit.
+func TestGroupIsRolledBack(t *testing.T) {
 	w := testWriter(t)
 	first := hold(t, w, false)
 	if err := w.insert(1); err != nil {
 		t.Fatal(err)
 	}
-	second := w.member(2, func(t *turn) error {
+	second := w.member(2, func(t *writeTx) error {
 		defer t.rollback()
 		return w.conn.exec("rollback") // as SQLite would
 	})
-	third := w.member(3, commitTurn)
+	third := w.member(3, commitTx)
 	if err := first.commit(); wire.State(err) != wire.SerializationFailure {
 		t.Errorf("the first member got %v, want a serialization failure", err)
 	}
@@ -161,11 +160,11 @@ func TestGroupIsLost(t *testing.T) {
 		t.Error(err)
 	}
 	if got := w.numbers(t); !slices.Equal(got, []int{3}) {
-		t.Errorf("in the table are %v", got)
+		t.Errorf("the table has %v", got)
 	}
 }
 
-// TestCommitFails: every member of the group hears of it.
+// TestCommitFails: every member of the group gets the error.
 func TestCommitFails(t *testing.T) {
 	w := testWriter(t)
 	for _, sql := range []string{
@@ -180,8 +179,8 @@ func TestCommitFails(t *testing.T) {
 	if err := w.insert(1); err != nil {
 		t.Fatal(err)
 	}
-	// The broken reference is found by the commit.
-	second := w.member(2, func(t *turn) error {
+	// The commit detects the broken reference.
+	second := w.member(2, func(t *writeTx) error {
 		if err := w.conn.exec("insert into others values (4711)"); err != nil {
 			t.rollback()
 			return err
@@ -194,49 +193,49 @@ func TestCommitFails(t *testing.T) {
 		}
 	}
 	if got := w.numbers(t); got != nil {
-		t.Errorf("in the table are %v", got)
+		t.Errorf("the table has %v", got)
 	}
 	if err := hold(t, w, false).commit(); err != nil {
 		t.Errorf("the next transaction: %v", err)
 	}
 }
 
-// TestAloneJoinsNoGroup: what is done before it is committed before it.
-func TestAloneJoinsNoGroup(t *testing.T) {
+// TestExclusiveJoinsNoGroup: earlier transactions commit before an exclusive transaction begins.
+func TestExclusiveJoinsNoGroup(t *testing.T) {
 	w := testWriter(t)
 	first := hold(t, w, false)
-	alone := make(chan *turn)
+	exclusive := make(chan *writeTx)
 	go func() {
-		turn, err := w.acquire(never, true)
+		writeTx, err := w.begin(never, true)
 		if err != nil {
 			t.Error(err)
 		}
-		alone <- turn
+		exclusive <- writeTx
 	}()
-	w.awaitLine(1)
-	if err := first.commit(); err != nil { // does not wait for the other one
+	w.awaitQueue(1)
+	if err := first.commit(); err != nil { // does not wait for the exclusive transaction
 		t.Fatal(err)
 	}
-	turn := <-alone
+	writeTx := <-exclusive
 	if n := w.commits.Load(); n != 1 {
-		t.Errorf("%d commits before it, want 1", n)
+		t.Errorf("%d commits before the exclusive transaction, want 1", n)
 	}
-	turn.rollback()
+	writeTx.rollback()
 }
 
-func TestCancelledInLine(t *testing.T) {
+func TestCancelledInQueue(t *testing.T) {
 	w := testWriter(t)
 	first := hold(t, w, false)
 	cancel := make(chan struct{})
 	gone := make(chan error)
 	go func() {
-		_, err := w.acquire(func() <-chan struct{} { return cancel }, false)
+		_, err := w.begin(func() <-chan struct{} { return cancel }, false)
 		gone <- err
 	}()
-	w.awaitLine(1)
+	w.awaitQueue(1)
 	close(cancel)
 	if err := <-gone; wire.State(err) != wire.QueryCanceled {
-		t.Errorf("got %v, want that it was cancelled", err)
+		t.Errorf("got %v, want an error of a cancelled statement", err)
 	}
 	if err := first.commit(); err != nil {
 		t.Fatal(err)
@@ -244,9 +243,9 @@ func TestCancelledInLine(t *testing.T) {
 	hold(t, w, true).rollback()
 }
 
-// TestCancelledWithTheTurn: one that is cancelled in the moment in which it
-// gets the turn passes on the work of the others.
-func TestCancelledWithTheTurn(t *testing.T) {
+// TestCancelledWithTheLock: a writer is cancelled at the moment in which it gets the lock. It must pass on the work of
+// the others.
+func TestCancelledWithTheLock(t *testing.T) {
 	w := testWriter(t)
 	cancelled := make(chan struct{})
 	close(cancelled)
@@ -257,9 +256,9 @@ func TestCancelledWithTheTurn(t *testing.T) {
 		}
 		gone := make(chan error, 1)
 		go func() {
-			turn, err := w.acquire(func() <-chan struct{} { return cancelled }, false)
+			writeTx, err := w.begin(func() <-chan struct{} { return cancelled }, false)
 			if err == nil {
-				turn.rollback()
+				writeTx.rollback()
 			}
 			gone <- err
 		}()
@@ -269,6 +268,6 @@ func TestCancelledWithTheTurn(t *testing.T) {
 		<-gone
 	}
 	if got := w.numbers(t); len(got) != 200 {
-		t.Errorf("%d of 200 commits are there", len(got))
+		t.Errorf("%d rows, want 200", len(got))
 	}
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // ledger is what a database knows of all changes: the log, how far each origin is, and the version of each row that
-// was changed. It belongs to the writer's turn.
+// was changed. It belongs to the holder of the write lock.
 type ledger struct {
 	*replog.Recorder
 	conn   *sqlite.Conn
@@ -154,7 +154,7 @@ func keyAt(rows *sqlite.ChangesetIterator, op sqlite.OpType, t *table) ([]any, e
 		if err != nil {
 			return nil, err
 		}
-		key = append(key, replog.Plain(v))
+		key = append(key, replog.GoValue(v))
 	}
 	return key, nil
 }
@@ -206,7 +206,8 @@ func (l *ledger) apply(e *replog.Entry, k keep) error {
 		return err
 	}
 	if e.Schema != l.tables.digest {
-		return fmt.Errorf("%w: change %d of %s is for %s, not %s", replog.ErrSchema, e.Seq, e.Origin, e.Schema, l.tables.digest)
+		const text = "%w: change %d of %s has schema %s, this node has %s"
+		return fmt.Errorf(text, replog.ErrSchema, e.Seq, e.Origin, e.Schema, l.tables.digest)
 	}
 	changes, err := parseChanges(e.Changes)
 	if err != nil {

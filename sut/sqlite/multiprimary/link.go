@@ -15,9 +15,9 @@ import (
 
 // The rhythm between two nodes.
 const (
-	beatInterval = 100 * time.Millisecond
-	batchEntries = 64 // sent and applied together
-	batchBytes   = 1 << 20
+	heartbeatInterval = 100 * time.Millisecond
+	batchEntries      = 64 // sent and applied together
+	batchBytes        = 1 << 20
 )
 
 // link is a node that gets changes from this one: a connection on which they go out and acknowledgements come back.
@@ -36,7 +36,7 @@ type link struct {
 // Serve gives another node what it asks for until it goes, or this one does. It owns neither the connection nor in,
 // which is what is read from it.
 func (n *Node) Serve(conn net.Conn, in io.Reader) {
-	l := &link{Feed: replog.NewFeed(conn, in, beatInterval, n.left), n: n, conn: conn}
+	l := &link{Feed: replog.NewFeed(conn, in, heartbeatInterval, n.left), n: n, conn: conn}
 	n.files.RLock()
 	defer n.files.RUnlock()
 	if err := n.db.Read(l.serve); err != nil {
@@ -150,13 +150,13 @@ func (l *link) refuses() (_ replog.Refusal, err error) {
 // send sends what is new, as soon as it is. It returns nil when the other node has gone, or this one stops and the
 // other one has everything that was made here.
 func (l *link) send() error {
-	l.Due = true
+	l.HeartbeatDue = true
 	for {
 		// Before the log is looked at: all up to these times is in it.
 		heard := l.n.upTo()
 		l.n.mu.Lock()
 		changed, last := l.n.changed, l.n.seen.Last
-		ended := l.n.ended || l.Left && l.acked >= l.n.seen.marks[l.n.self].seq
+		ended := l.n.ended || l.ClientsGone && l.acked >= l.n.seen.marks[l.n.self].seq
 		l.n.mu.Unlock()
 		if ended {
 			return nil
@@ -165,11 +165,11 @@ func (l *link) send() error {
 		if err != nil {
 			return err
 		}
-		if sent || l.Due {
+		if sent || l.HeartbeatDue {
 			if more {
 				heard = nil
 			}
-			l.Due = false
+			l.HeartbeatDue = false
 			if err := l.end(heard); err != nil {
 				return err
 			}

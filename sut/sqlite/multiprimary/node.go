@@ -23,8 +23,8 @@
 // away for longer fetches the whole database and adds what it alone has; when its own log does not reach back to
 // that, it stays away and says so. Conflicts with changes older than the log may be counted too low.
 //
-// A Node may be used by any number of goroutines, except that what engine.Copies says belongs to the writer's turn.
-// The order of calls is Open, Start, Cut, Stop.
+// A Node may be used by any number of goroutines, except that what engine.Replicator says belongs to the holder of the
+// write lock. The order of calls is Open, Start, Cut, Stop.
 package multiprimary
 
 import (
@@ -48,13 +48,13 @@ import (
 
 // Node is a database that is one of several primaries.
 type Node struct {
-	engine.Alone // it waits for nobody, and clients may write
-	cfg          replog.Config
-	db           *engine.DB
-	logger       *slog.Logger
-	left         <-chan struct{} // closed when the node stops and no client is there any more
-	self         string          // the origin that this database is
-	ledger       *ledger         // belongs to the writer's turn
+	engine.NoReplication // clients may write, and a commit waits for no replica
+	cfg                  replog.Config
+	db                   *engine.DB
+	logger               *slog.Logger
+	left                 <-chan struct{} // closed when the node stops and no client is there any more
+	self                 string          // the origin that this database is
+	ledger               *ledger         // belongs to the holder of the write lock
 
 	becoming   sync.Mutex    // held by Become and Stop
 	rebuilding chan struct{} // holds a value while a snapshot is fetched
@@ -83,7 +83,7 @@ func Open(db *engine.DB, cfg replog.Config, logger *slog.Logger) (*Node, error) 
 	}
 	conn, err := db.Conn()
 	if err == nil {
-		n.known, err = replog.Know(conn, cfg.State.Epoch)
+		n.known, err = replog.RaiseEpoch(conn, cfg.State.Epoch)
 	}
 	if err == nil {
 		n.ledger, err = openLedger(conn, cfg.Node, time.Now().UnixMicro(), cfg.Limits())
@@ -140,7 +140,7 @@ func (n *Node) Become(_ context.Context, to sut.Replication) error {
 
 func (n *Node) know(epoch int64) error {
 	err := n.db.Exclusively(func(conn *sqlite.Conn) error {
-		_, err := replog.Know(conn, epoch)
+		_, err := replog.RaiseEpoch(conn, epoch)
 		return err
 	})
 	if err != nil {
@@ -268,7 +268,7 @@ func (n *Node) Committed() {
 	n.advance()
 }
 
-// advance lets all see what is durable now; the turn and the lock are held.
+// advance lets all see what is durable now; the write lock and n.mu are held.
 func (n *Node) advance() {
 	n.sealed = 0
 	n.ledger.committed()

@@ -201,11 +201,11 @@ func (p *pull) apply(batch []replog.Entry) error {
 
 func (p *pull) transact(batch []replog.Entry) (err error) {
 	n := p.n
-	leave, err := n.db.Turn(p.ctx)
+	unlock, err := n.db.LockWriter(p.ctx)
 	if err != nil {
 		return err
 	}
-	defer leave()
+	defer unlock()
 	k, err := n.whole()
 	if err != nil {
 		return err

@@ -68,11 +68,11 @@ func (n *Node) whole() (keep, error) {
 
 func (p *pull) install() error {
 	n := p.n
-	leave, err := n.db.Turn(p.ctx)
+	unlock, err := n.db.LockWriter(p.ctx)
 	if err != nil {
 		return err
 	}
-	defer leave()
+	defer unlock()
 	if _, err := n.whole(); err != nil {
 		return err
 	}
@@ -92,7 +92,7 @@ func (p *pull) install() error {
 	err = n.db.Replace(-1) // the snapshot has all that was here
 	conn, _ := n.db.Conn()
 	if err == nil {
-		_, err = replog.Know(conn, known)
+		_, err = replog.RaiseEpoch(conn, known)
 	}
 	if err == nil {
 		n.ledger, err = openLedger(conn, n.cfg.Node, 0, n.cfg.Limits())

@@ -65,7 +65,7 @@ func (f *follower) applyAll() {
 		}
 		f.mu.Unlock()
 		// In a hurry nobody receives who could mend it.
-		if hurry || !replog.Pause(f.applying, beatInterval) {
+		if hurry || !replog.Pause(f.applying, heartbeatInterval) {
 			return
 		}
 	}
@@ -129,7 +129,7 @@ func (f *follower) due() (batch []arrival, drops int) {
 
 func (f *follower) apply(batch []arrival, drops int) error {
 	r := f.r
-	leave, err := r.db.Turn(f.applying)
+	unlock, err := r.db.LockWriter(f.applying)
 	if err != nil {
 		return err
 	}
@@ -137,7 +137,7 @@ func (f *follower) apply(batch []arrival, drops int) error {
 	stale := f.drops != drops
 	f.mu.Unlock()
 	if stale {
-		leave()
+		unlock()
 		return nil
 	}
 	err = r.repeat(batch)
@@ -151,14 +151,14 @@ func (f *follower) apply(batch []arrival, drops int) error {
 		f.wake()
 		f.mu.Unlock()
 	}
-	leave()
+	unlock()
 	if err == nil {
 		f.acknowledge(r.at())
 	}
 	return err
 }
 
-// repeat applies the entries of a batch. The writer's turn is held.
+// repeat applies the entries of a batch. The write lock is held.
 func (r *Node) repeat(batch []arrival) error {
 	c, err := r.db.Conn()
 	if err != nil {

@@ -270,7 +270,7 @@ func (f *follower) take(link *replog.Link, last int64) error {
 			if last++; a.position != last {
 				return fmt.Errorf("entry %d where %d should be", a.position, last)
 			}
-		case replog.KindBeat:
+		case replog.KindHeartbeat:
 			n, err := replog.Numbers(body, 2)
 			if err != nil {
 				return err
@@ -305,14 +305,14 @@ func (f *follower) rebuild(link *replog.Link, w *replog.Welcome) (int64, error) 
 	if !w.Behind {
 		r.diverges("this copy has changes that its primary has not")
 	}
-	if err := link.Snapshot(r.db.Incoming(), replog.KindBeat); err != nil {
+	if err := link.Snapshot(r.db.Incoming(), replog.KindHeartbeat); err != nil {
 		return 0, err
 	}
-	leave, err := r.db.Turn(f.receiving)
+	unlock, err := r.db.LockWriter(f.receiving)
 	if err != nil {
 		return 0, err
 	}
-	defer leave()
+	defer unlock()
 	// From here on it is not what it was, whatever happens.
 	r.diverges("the copy is being replaced")
 	f.mu.Lock()

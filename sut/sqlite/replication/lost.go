@@ -15,7 +15,7 @@ import (
 func (r *Node) LostChanges(ctx context.Context) (sut.Lost, error) {
 	lost := sut.Lost{Changes: []sut.LostChange{}}
 	lost.Node = r.cfg.Node
-	kept, epoch, err := r.db.Kept()
+	kept, epoch, err := r.db.KeptFile()
 	if err != nil || kept == "" {
 		return lost, err
 	}
@@ -33,6 +33,6 @@ func (r *Node) LostChanges(ctx context.Context) (sut.Lost, error) {
 		lost.Partial = "the log does not reach back to where the copies parted: what was lost cannot be told any more"
 		return lost, nil
 	}
-	lost.Commits, lost.Changes, err = replog.Surplus(ctx, kept, fork)
+	lost.Commits, lost.Changes, err = replog.LostChanges(ctx, kept, fork)
 	return lost, err
 }

@@ -5,8 +5,8 @@
 // Files: node.go is the node's role, sender.go a replica as its primary sees it, follower.go a primary as its replica
 // sees it, apply.go the repeating of what it sends, and lost.go what an old primary had that its successor has not.
 //
-// A Node may be used by any number of goroutines, except that what engine.Copies says belongs to the writer's turn.
-// The order of calls is Open, Start, Cut, Stop.
+// A Node may be used by any number of goroutines, except that what engine.Replicator says belongs to the holder of the
+// write lock. The order of calls is Open, Start, Cut, Stop.
 package replication
 
 import (
@@ -28,14 +28,14 @@ import (
 
 // The rhythm of a connection between two nodes.
 const (
-	beatInterval = 500 * time.Millisecond
-	tailEntries  = 4096    // kept in memory for replicas that are up to date ...
-	tailBytes    = 8 << 20 // ... and their bytes
+	heartbeatInterval = 500 * time.Millisecond
+	tailEntries       = 4096    // kept in memory for replicas that are up to date ...
+	tailBytes         = 8 << 20 // ... and their bytes
 )
 
 // Node is a primary or a replica.
 //
-// The log belongs to who holds the writer's turn. On a replica that is the follower alone, for no client gets one.
+// The log belongs to the holder of the write lock. On a replica that is the follower alone, for no client gets one.
 type Node struct {
 	db     *engine.DB
 	cfg    replog.Config
@@ -85,7 +85,7 @@ func Open(db *engine.DB, cfg replog.Config, logger *slog.Logger) (*Node, error) 
 	if err != nil {
 		return nil, err
 	}
-	known, err := replog.Know(conn, 0)
+	known, err := replog.RaiseEpoch(conn, 0)
 	switch {
 	case err != nil:
 		return nil, err
@@ -102,7 +102,7 @@ func Open(db *engine.DB, cfg replog.Config, logger *slog.Logger) (*Node, error) 
 	return r, err
 }
 
-// open opens the log, at first and after a snapshot, and makes an epoch known. The writer's turn is held.
+// open opens the log, at first and after a snapshot, and makes an epoch known. The write lock is held.
 func (r *Node) open(epoch int64) error {
 	conn, err := r.db.Conn()
 	if err != nil {
@@ -112,7 +112,7 @@ func (r *Node) open(epoch int64) error {
 	if err != nil {
 		return err
 	}
-	known, err := replog.Know(conn, epoch)
+	known, err := replog.RaiseEpoch(conn, epoch)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.log = opened
@@ -224,7 +224,7 @@ func (r *Node) know(epoch int64) error {
 		return nil
 	}
 	err := r.db.Exclusively(func(conn *sqlite.Conn) error {
-		_, err := replog.Know(conn, epoch)
+		_, err := replog.RaiseEpoch(conn, epoch)
 		return err
 	})
 	if err != nil {
@@ -276,8 +276,8 @@ func (r *Node) Allows(writes bool) error {
 	return nil
 }
 
-// Replica reports whether the node only repeats what another one does.
-func (r *Node) Replica() bool {
+// IsReplica reports whether the node only repeats what another one does.
+func (r *Node) IsReplica() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.primary != nil
@@ -335,7 +335,7 @@ func (r *Node) Seal() (position int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	r.log.Need(need)
+	r.log.Retain(need)
 	r.sealed, err = r.log.Seal(epoch, time.Now().UnixMicro())
 	switch {
 	case errors.Is(err, replog.ErrTooLarge):

@@ -25,7 +25,7 @@ type sender struct {
 // Serve gives a replica what it asks for until it goes, or the node does. It owns neither the connection nor in,
 // which is what is read from it.
 func (r *Node) Serve(link net.Conn, in io.Reader) {
-	f := &sender{Feed: replog.NewFeed(link, in, beatInterval, r.left), r: r}
+	f := &sender{Feed: replog.NewFeed(link, in, heartbeatInterval, r.left), r: r}
 	defer f.needs(math.MaxInt64)
 	err := f.greet()
 	if err == nil {
@@ -121,7 +121,7 @@ func (f *sender) beat(at time.Time, position int64) error {
 	if err := f.Deadline(); err != nil {
 		return err
 	}
-	return errors.Join(replog.WriteNumbers(f, replog.KindBeat, at.UnixMicro(), position), f.Flush())
+	return errors.Join(replog.WriteNumbers(f, replog.KindHeartbeat, at.UnixMicro(), position), f.Flush())
 }
 
 func (f *sender) stream() error {
@@ -181,11 +181,11 @@ func (f *sender) send() error {
 		if f.over(last) {
 			return nil
 		}
-		if f.Due {
+		if f.HeartbeatDue {
 			if err := f.beat(now, last); err != nil {
 				return err
 			}
-			f.Due = false
+			f.HeartbeatDue = false
 		}
 		if !f.Wait(changed) {
 			return nil
@@ -196,7 +196,7 @@ func (f *sender) send() error {
 func (f *sender) over(last int64) bool {
 	f.r.mu.Lock()
 	defer f.r.mu.Unlock()
-	return f.r.fenced || f.r.ended || f.Left && f.acked >= last
+	return f.r.fenced || f.r.ended || f.ClientsGone && f.acked >= last
 }
 
 // fromDisk reads what memory has no more.

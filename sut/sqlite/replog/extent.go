@@ -2,24 +2,24 @@ package replog
 
 import "zombiezen.com/go/sqlite"
 
-// Limits bound what a log keeps. When one is exceeded by an eighth the oldest entries go; the last one always stays.
-// What somebody needs stays until the log has grown to leeway times its limits.
+// Limits bound a log. When the log exceeds a limit by an eighth, the oldest entries are deleted. The last entry always
+// stays. Entries that a node still needs stay until the log has grown to retainFactor times its limits.
 type Limits struct {
 	Entries int64
-	Bytes   int64 // of changes
+	Bytes   int64 // size of all changesets
 }
 
-// leeway is how much larger than its limits a log may grow for a node that is fetching a snapshot: under many writes
-// it would never catch up, if what follows the snapshot were gone when it has it.
-const leeway = 8
+// retainFactor is how far a log may exceed its limits while a node fetches a snapshot. Without it the entries after the
+// snapshot could be gone before the snapshot has arrived. Under many writes the node would never catch up.
+const retainFactor = 8
 
-// Extent is what a table of entries holds.
+// Extent is the range and size of a table of entries.
 type Extent struct {
-	First, Last int64 // positions; 0 = there is none
-	Bytes       int64 // of changes
+	First, Last int64 // positions; 0 = the table is empty
+	Bytes       int64 // size of all changesets
 }
 
-// Measure returns the extent of a table.
+// Measure reads the extent of a table.
 func Measure(conn *sqlite.Conn, table string) (x Extent, err error) {
 	const extent = "select coalesce(min(position), 0), coalesce(max(position), 0), coalesce(sum(length(changes)), 0) from "
 	err = Run(conn, extent+table, nil, func(row *sqlite.Stmt) {
@@ -28,9 +28,9 @@ func Measure(conn *sqlite.Conn, table string) (x Extent, err error) {
 	return x, err
 }
 
-// Add takes in an entry that was inserted, and now and then deletes the oldest ones, but none after need. It reports
-// whether it did.
-func (x *Extent) Add(conn *sqlite.Conn, table string, e *Entry, limits Limits, need int64) (pruned bool, err error) {
+// Add accounts for an inserted entry. If the table is too large, it deletes the oldest entries, but none after the
+// position retain. It reports whether it deleted entries.
+func (x *Extent) Add(conn *sqlite.Conn, table string, e *Entry, limits Limits, retain int64) (pruned bool, err error) {
 	if x.First == 0 {
 		x.First = e.Position
 	}
@@ -39,14 +39,14 @@ func (x *Extent) Add(conn *sqlite.Conn, table string, e *Entry, limits Limits, n
 	if x.Last-x.First+1 <= limits.Entries+limits.Entries/8 && x.Bytes <= limits.Bytes+limits.Bytes/8 {
 		return false, nil
 	}
-	most := x.Last - 1
-	if x.Last-x.First < leeway*limits.Entries && x.Bytes < leeway*limits.Bytes {
-		most = min(most, need)
+	newest := x.Last - 1
+	if x.Last-x.First < retainFactor*limits.Entries && x.Bytes < retainFactor*limits.Bytes {
+		newest = min(newest, retain)
 	}
 	before := x.First
 	for upTo := x.Last - limits.Entries; ; upTo = x.First - 1 + max(1, (x.Last-x.First)/8) {
-		if upTo = min(upTo, most); upTo >= x.First {
-			// Sizes are asked only of entries that go, for this happens between a client and its commit.
+		if upTo = min(upTo, newest); upTo >= x.First {
+			// Only the sizes of the deleted entries are read. This code runs while a client waits for its commit.
 			size, err := Number(conn, "select sum(length(changes)) from "+table+" where position <= ?", upTo)
 			if err == nil {
 				err = Exec(conn, "delete from "+table+" where position <= ?", upTo)
@@ -56,7 +56,7 @@ func (x *Extent) Add(conn *sqlite.Conn, table string, e *Entry, limits Limits, n
 			}
 			x.First, x.Bytes = upTo+1, x.Bytes-size
 		}
-		if x.Bytes <= limits.Bytes || upTo >= most {
+		if x.Bytes <= limits.Bytes || upTo >= newest {
 			return x.First != before, nil
 		}
 	}

@@ -10,38 +10,39 @@ import (
 	"time"
 )
 
-// smallMessage bounds all messages of a node that gets changes.
-const smallMessage = 64 << 10
+// maxPeerMessage bounds in bytes every message from a node that receives changes.
+const maxPeerMessage = 64 << 10
 
-// ErrMessage is met when a message is not the one that must come.
-var ErrMessage = errors.New("message out of place")
+// ErrMessage is returned for a message whose type is not the expected one.
+var ErrMessage = errors.New("unexpected message")
 
-// Feed is the other end of a Link: entries go out and acknowledgements come back.
+// Feed is the sending end of a Link. It sends entries and receives acknowledgements.
 type Feed struct {
 	*bufio.Writer
-	Due  bool // a heartbeat is
-	Left bool // this node stops, and no client is there any more
+	HeartbeatDue bool // a heartbeat must be sent
+	ClientsGone  bool // this node stops and no client is connected
 
-	conn  net.Conn
-	in    io.Reader
-	every time.Duration    // between heartbeats
-	left  <-chan struct{}  // closed when Left is to be set
-	late  <-chan time.Time // after that, when it has been waited for long enough
-	beat  <-chan time.Time
-	gone  chan struct{} // closed when the other node is heard no more
+	conn        net.Conn
+	in          io.Reader
+	every       time.Duration    // between heartbeats
+	clientsGone <-chan struct{}  // closed when ClientsGone must be set
+	late        <-chan time.Time // set after ClientsGone: fires when the wait for the last acknowledgement is over
+	beat        <-chan time.Time
+	gone        chan struct{} // closed when no more can be read from the other node
 }
 
-// NewFeed returns the feed of a connection; in is what is read from it. Left is closed when this node stops and no
-// client is there any more.
-func NewFeed(conn net.Conn, in io.Reader, every time.Duration, left <-chan struct{}) *Feed {
+// NewFeed returns the feed of a connection. It reads from in and writes to conn. The caller closes clientsGone when
+// this node stops and no client is connected.
+func NewFeed(conn net.Conn, in io.Reader, every time.Duration, clientsGone <-chan struct{}) *Feed {
 	return &Feed{
-		Writer: bufio.NewWriterSize(conn, 64<<10), conn: conn, in: in, every: every, left: left, gone: make(chan struct{}),
+		Writer: bufio.NewWriterSize(conn, 64<<10), conn: conn, in: in,
+		every: every, clientsGone: clientsGone, gone: make(chan struct{}),
 	}
 }
 
 // Hello reads the first message of the other node.
 func (f *Feed) Hello(kind Kind, hello any) error {
-	if err := f.conn.SetDeadline(time.Now().Add(HandshakeTime)); err != nil {
+	if err := f.conn.SetDeadline(time.Now().Add(HandshakeTimeout)); err != nil {
 		return err
 	}
 	body, err := f.expect(kind, "a hello")
@@ -52,22 +53,22 @@ func (f *Feed) Hello(kind Kind, hello any) error {
 }
 
 func (f *Feed) expect(kind Kind, what string) ([]byte, error) {
-	got, body, err := Read(f.in, smallMessage)
+	got, body, err := Read(f.in, maxPeerMessage)
 	if err == nil && got != kind {
-		err = fmt.Errorf("%w: %q where %s should be", ErrMessage, got, what)
+		err = fmt.Errorf("%w: got %q, want %s", ErrMessage, got, what)
 	}
 	return body, err
 }
 
-// Refuse is the answer to a hello that ends the connection.
+// Refuse answers a hello with a refusal. The caller closes the connection.
 func (f *Feed) Refuse(refusal any) error {
 	return errors.Join(WriteJSON(f, KindRefusal, refusal), f.Flush())
 }
 
-// Deadline must be called before each message.
-func (f *Feed) Deadline() error { return f.conn.SetWriteDeadline(time.Now().Add(Patience)) }
+// Deadline sets the write deadline. Call it before each message.
+func (f *Feed) Deadline() error { return f.conn.SetWriteDeadline(time.Now().Add(PeerTimeout)) }
 
-// Entry sends an entry; Flush is up to the caller.
+// Entry writes an entry. The caller must call Flush.
 func (f *Feed) Entry(e *Entry) error {
 	if err := f.Deadline(); err != nil {
 		return err
@@ -75,7 +76,8 @@ func (f *Feed) Entry(e *Entry) error {
 	return WriteEntry(f.Writer, e)
 }
 
-// Run calls acknowledged with what the other node acknowledges until send returns, and ends the connection.
+// Run calls send and, in another goroutine, calls acknowledged for each acknowledgement. When send returns, Run closes
+// the connection. It returns nil if the other node closed the connection.
 func (f *Feed) Run(acknowledged func(int64), send func() error) error {
 	heard := make(chan error, 1)
 	go func() {
@@ -86,7 +88,7 @@ func (f *Feed) Run(acknowledged func(int64), send func() error) error {
 	defer beat.Stop()
 	f.beat = beat.C
 	err := send()
-	// Ends listen.
+	// Closing the connection ends listen.
 	_ = f.Flush()
 	_ = f.conn.Close()
 	<-f.gone
@@ -99,15 +101,16 @@ func (f *Feed) Run(acknowledged func(int64), send func() error) error {
 	return err
 }
 
-// Wait waits, in what Run calls, until there is something to send: something has changed, or a heartbeat is due. It
-// returns false when the other node has gone, or this one has waited for it for long enough.
+// Wait blocks send until data has changed, a heartbeat is due (HeartbeatDue), or the last client of this node has
+// disconnected (ClientsGone). It returns false when send must end: the other node is gone, or its last acknowledgement
+// did not arrive in time. Only send may call it.
 func (f *Feed) Wait(changed <-chan struct{}) bool {
 	select {
 	case <-changed:
 	case <-f.beat:
-		f.Due = true
-	case <-f.left:
-		f.Left, f.left, f.late = true, nil, time.After(Farewell)
+		f.HeartbeatDue = true
+	case <-f.clientsGone:
+		f.ClientsGone, f.clientsGone, f.late = true, nil, time.After(LastAckTimeout)
 	case <-f.late:
 		return false
 	case <-f.gone:
@@ -118,7 +121,7 @@ func (f *Feed) Wait(changed <-chan struct{}) bool {
 
 func (f *Feed) listen(acknowledged func(int64)) error {
 	for {
-		if err := f.conn.SetReadDeadline(time.Now().Add(Patience)); err != nil {
+		if err := f.conn.SetReadDeadline(time.Now().Add(PeerTimeout)); err != nil {
 			return err
 		}
 		body, err := f.expect(KindAck, "an acknowledgement")

@@ -11,15 +11,15 @@ import (
 	"time"
 )
 
-// The patience of two nodes with each other.
+// Timeouts between two nodes.
 const (
-	Silence       = 2 * time.Second  // after which a node that sends changes is taken for dead
-	Patience      = 30 * time.Second // with a node that takes or acknowledges nothing
-	HandshakeTime = 5 * time.Second
-	Farewell      = time.Second // for the last acknowledgement to come
+	SilenceTimeout   = 2 * time.Second  // a node that sends no message for this long is considered dead
+	PeerTimeout      = 30 * time.Second // for a node that reads nothing or acknowledges nothing
+	HandshakeTimeout = 5 * time.Second  // for the first message
+	LastAckTimeout   = time.Second      // for the last acknowledgement when this node stops
 )
 
-// Pause waits for that long. It returns false when the context ends before that.
+// Pause waits for the duration d. It returns false if the context ends first.
 func Pause(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-time.After(d):
@@ -29,14 +29,16 @@ func Pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// Link is a connection to a node that sends changes, and is never silent for long.
+// Link is the receiving end of a connection: it receives changes and sends acknowledgements. The other node sends
+// heartbeats, so silence means that it is dead.
 type Link struct {
 	net.Conn
 	in      *bufio.Reader
 	release func() bool
 }
 
-// Dial connects to another node and says hello. The connection ends with the context, or with Close.
+// Dial connects to another node and sends the start-up packet and the hello. The connection is closed when ctx ends, or
+// by Close.
 func Dial(ctx context.Context, address string, kind Kind, hello any) (*Link, error) {
 	dialer := net.Dialer{Timeout: time.Second}
 	conn, err := dialer.DialContext(ctx, "tcp", address)
@@ -46,31 +48,31 @@ func Dial(ctx context.Context, address string, kind Kind, hello any) (*Link, err
 	l := &Link{Conn: conn, release: context.AfterFunc(ctx, func() { _ = conn.Close() })}
 	l.in = bufio.NewReaderSize(l, 64<<10)
 	out := bufio.NewWriter(conn)
-	_, err = out.Write(Start())
+	_, err = out.Write(StartupPacket())
 	if err = errors.Join(err, WriteJSON(out, kind, hello), out.Flush()); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
 }
 
-// Close ends the connection.
+// Close closes the connection.
 func (l *Link) Close() error {
 	l.release()
 	return l.Conn.Close()
 }
 
-// Read reads, and waits for a live node: the deadline is for each read, not for the size of a message.
+// Read implements io.Reader. Each call has its own deadline, so a large message may take longer than SilenceTimeout.
 func (l *Link) Read(p []byte) (int, error) {
-	if err := l.SetReadDeadline(time.Now().Add(Silence)); err != nil {
+	if err := l.SetReadDeadline(time.Now().Add(SilenceTimeout)); err != nil {
 		return 0, err
 	}
 	return l.Conn.Read(p)
 }
 
-// Next reads a message.
+// Next reads the next message.
 func (l *Link) Next() (Kind, []byte, error) { return Read(l.in, MaxBody) }
 
-// Answer reads the answer to the hello, which is one or the other.
+// Answer reads the answer to the hello into welcome or refusal. It reports whether the hello was accepted.
 func (l *Link) Answer(welcome, refusal any) (welcomed bool, err error) {
 	kind, body, err := l.Next()
 	switch {
@@ -81,10 +83,10 @@ func (l *Link) Answer(welcome, refusal any) (welcomed bool, err error) {
 	case kind == KindRefusal:
 		return false, json.Unmarshal(body, refusal)
 	}
-	return false, fmt.Errorf("%w: %q where an answer should be", ErrMessage, kind)
+	return false, fmt.Errorf("%w: got %q, want a welcome or a refusal", ErrMessage, kind)
 }
 
-// Snapshot receives a snapshot into a file; heartbeats of that kind may come in between.
+// Snapshot receives a snapshot into a file. It ignores messages of the kind beat, which are heartbeats.
 func (l *Link) Snapshot(path string, beat Kind) (err error) {
 	file, err := os.Create(path)
 	if err != nil {
@@ -99,7 +101,7 @@ func (l *Link) Snapshot(path string, beat Kind) (err error) {
 		case kind == beat:
 			continue
 		case kind != KindSnapshot:
-			return fmt.Errorf("message %q in a snapshot", kind)
+			return fmt.Errorf("%w: got %q, want a part of a snapshot", ErrMessage, kind)
 		case len(body) == 0:
 			return file.Sync()
 		}
@@ -109,7 +111,7 @@ func (l *Link) Snapshot(path string, beat Kind) (err error) {
 	}
 }
 
-// Acknowledge tells the other node how far this one is.
+// Acknowledge tells the other node the last position that is applied here.
 func (l *Link) Acknowledge(position int64) error {
-	return errors.Join(l.SetWriteDeadline(time.Now().Add(Silence)), WriteNumbers(l, KindAck, position))
+	return errors.Join(l.SetWriteDeadline(time.Now().Add(SilenceTimeout)), WriteNumbers(l, KindAck, position))
 }

@@ -1,14 +1,16 @@
-// Package replog is the replication log of an embedded database: each transaction's changes as SQLite's session
-// extension records them, in a table of the database that they change, so that no crash can part the two. It also has
-// the messages by which a log travels.
+// Package replog is the replication log of an embedded database. An entry of the log holds the changes of a transaction
+// as SQLite's session extension records them. The log is a table of the same database, so a crash cannot separate a
+// change from its entry. The package also defines the messages that carry a log to other nodes.
 //
-// Whoever holds the one connection that writes calls Begin, Seal and Committed around a transaction of clients, or
-// Apply and Committed in one that repeats what another log has. Positions count entries from 1 on, times are
-// microseconds since 1970. Schema changes are not logged: an entry knows the digest of the schema that it was made
-// under, and is applied under no other. What logs of one primary and of several have in common is here: entries and
-// their bounds, the Recorder, snapshots, and the two ends of a connection, Link and Feed.
+// The owner of the write connection calls Begin, Seal and Committed around a transaction of clients. A replica calls
+// Apply and Committed for an entry of another log. Positions count entries from 1. Times are microseconds since 1970.
+// Schema changes are not logged: an entry carries the digest of the schema under which it was made, and a database with
+// another schema refuses it.
 //
-// A Log is used by one goroutine at a time; the functions that take a connection need one of their own.
+// Single-primary and multi-primary replication share these parts: entries and their limits, the Recorder, snapshots,
+// and the two ends of a connection, Link and Feed.
+//
+// A Log is not safe for concurrent use. A function that takes a connection needs exclusive use of it.
 package replog
 
 import (
@@ -22,51 +24,51 @@ import (
 	"zombiezen.com/go/sqlite"
 )
 
-// Entry is the changes of one transaction, or of a group that committed together.
+// Entry holds the changes of one transaction, or of a group of transactions with one commit.
 type Entry struct {
 	Position int64  // in the log
-	Epoch    int64  // of the primary that made it, where there is one
-	Origin   string // of several primaries: the database that made it ...
-	Seq      int64  // ... and its index among the entries of that, from 1
-	AtUS     int64  // when it was committed
-	Schema   string // digest
-	Changes  []byte // a changeset; of several primaries, rows
+	Epoch    int64  // of the primary that made the entry; 0 in a multi-primary set
+	Origin   string // multi-primary: the database that made the entry
+	Seq      int64  // multi-primary: index among the entries of Origin, from 1
+	AtUS     int64  // time of the commit
+	Schema   string // digest of the schema
+	Changes  []byte // single primary: a changeset; multi-primary: whole rows
 }
 
-// MaxChanges is the largest changeset in bytes: a transaction that changes more fails.
+// MaxChanges is the largest changeset in bytes. A transaction that changes more fails.
 const MaxChanges = 64 << 20
 
-// Why an entry was not made or applied.
+// Errors of making and applying entries.
 var (
-	// ErrConflict: the database is not the one that the changes were made to.
-	ErrConflict = errors.New("changes do not fit this copy")
-	// ErrSchema: its tables are others.
+	// ErrConflict: the entry was made on a different content of the database.
+	ErrConflict = errors.New("changes do not fit the content of this copy")
+	// ErrSchema: the schemas differ, or changesets do not support this schema.
 	ErrSchema = errors.New("schema differs")
 	// ErrTooLarge: the changes exceed MaxChanges.
-	ErrTooLarge = errors.New("transaction changes too much to be replicated")
+	ErrTooLarge = errors.New("the changes of the transaction are too large to replicate: split the transaction")
 )
 
-// Log is the log of one database, through the connection that writes.
+// Log is the log of one database. It uses the write connection.
 type Log struct {
 	*Recorder
 	limits Limits
-	need   int64 // entries after this position stay
+	retain int64 // entries after this position stay in the log
 
-	// now is what is committed, next what the open transaction makes of it.
+	// now is the committed state. next includes the open transaction.
 	now, next state
 }
 
-// state is the extent of a log.
+// state is the extent of a log and the last entry's epoch and commit time.
 type state struct {
 	Extent
-	epoch, atUS int64 // of the last one
+	epoch, atUS int64 // of the last entry
 }
 
-// Open makes the tables of the log where there are none.
+// Open opens the log and creates its tables if they do not exist.
 func Open(conn *sqlite.Conn, limits Limits) (*Log, error) {
-	l := &Log{Recorder: NewRecorder(conn), limits: limits, need: math.MaxInt64}
-	err := Exec(conn, `create table if not exists replication_log (position integer primary key, epoch integer not null, `+
-		`schema text not null, at_us integer not null, changes blob not null)`)
+	l := &Log{Recorder: NewRecorder(conn), limits: limits, retain: math.MaxInt64}
+	err := Exec(conn, `create table if not exists replication_log (position integer primary key, `+
+		`epoch integer not null, schema text not null, at_us integer not null, changes blob not null)`)
 	if err == nil {
 		l.now.Extent, err = Measure(conn, "replication_log")
 	}
@@ -83,11 +85,11 @@ func Open(conn *sqlite.Conn, limits Limits) (*Log, error) {
 	return l, nil
 }
 
-// Last returns the position and epoch of the last committed entry; 0 and 0 when there is none.
+// Last returns the position and epoch of the last committed entry. Both are 0 if the log is empty.
 func (l *Log) Last() (position, epoch int64) { return l.now.Last, l.now.epoch }
 
-// Know raises the highest epoch that a database has known, and returns it.
-func Know(conn *sqlite.Conn, epoch int64) (known int64, err error) {
+// RaiseEpoch stores the epoch if it is higher than the stored one. It returns the stored epoch.
+func RaiseEpoch(conn *sqlite.Conn, epoch int64) (known int64, err error) {
 	const table = `create table if not exists replication_state ` +
 		`(id integer primary key check (id = 1), epoch integer not null)`
 	if err := Exec(conn, table); err != nil {
@@ -98,10 +100,10 @@ func Know(conn *sqlite.Conn, epoch int64) (known int64, err error) {
 	return Number(conn, raise, epoch)
 }
 
-// Need keeps entries after a position.
-func (l *Log) Need(position int64) { l.need = position }
+// Retain keeps the entries after a position in the log, within the bound that Limits describes.
+func (l *Log) Retain(position int64) { l.retain = position }
 
-// Seal ends the recording and adds it to the log, before the commit. It returns nil when nothing changed.
+// Seal ends the recording and adds an entry to the log, before the commit. It returns nil if nothing changed.
 func (l *Log) Seal(epoch, nowUS int64) (*Entry, error) {
 	changes, err := l.Recorded()
 	switch {
@@ -116,45 +118,47 @@ func (l *Log) Seal(epoch, nowUS int64) (*Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A clock that is set back must not make later changes look older.
-	e := &Entry{Position: l.next.Last + 1, Epoch: epoch, Schema: schema, AtUS: max(nowUS, l.next.atUS), Changes: changes}
+	// If the clock is set back, later changes must not get older times.
+	atUS := max(nowUS, l.next.atUS)
+	e := &Entry{Position: l.next.Last + 1, Epoch: epoch, Schema: schema, AtUS: atUS, Changes: changes}
 	return e, l.add(e)
 }
 
-// Apply repeats an entry, in an open transaction, and adds it to the log.
+// Apply applies an entry of another log in the open transaction and adds it to this log.
 func (l *Log) Apply(e *Entry) error {
 	schema, err := l.Schema()
 	if err != nil {
 		return err
 	}
 	if e.Schema != schema {
-		return fmt.Errorf("%w: entry %d was made under %s, this copy has %s", ErrSchema, e.Position, e.Schema, schema)
+		return fmt.Errorf("%w: entry %d has schema %s, this copy has %s", ErrSchema, e.Position, e.Schema, schema)
 	}
 	if e.Position != l.next.Last+1 {
-		return fmt.Errorf("%w: entry %d after %d", ErrConflict, e.Position, l.next.Last)
+		return fmt.Errorf("%w: entry %d follows entry %d", ErrConflict, e.Position, l.next.Last)
 	}
-	// Statistics of ANALYZE are not applied: a copy without their table would take some and miss others.
-	ours := func(table string) bool { return !strings.HasPrefix(table, "sqlite_") }
+	// Statistics of ANALYZE are not applied. A replica without their table would apply some of these changes and miss
+	// others.
+	replicated := func(table string) bool { return !strings.HasPrefix(table, "sqlite_") }
 	var conflict error
 	report := func(kind sqlite.ConflictType, at *sqlite.ChangesetIterator) sqlite.ConflictAction {
 		table := "a table"
 		if op, err := at.Operation(); err == nil {
 			table = fmt.Sprintf("%v in table %s", op.Type, op.TableName)
 		}
-		conflict = fmt.Errorf("%w: entry %d: %v at %s", ErrConflict, e.Position, kind, table)
+		conflict = fmt.Errorf("%w: entry %d: %v on %s", ErrConflict, e.Position, kind, table)
 		return sqlite.ChangesetAbort
 	}
-	err = l.conn.ApplyChangeset(bytes.NewReader(e.Changes), ours, report)
+	err = l.conn.ApplyChangeset(bytes.NewReader(e.Changes), replicated, report)
 	if err = cmp.Or(conflict, err); err != nil {
 		return err
 	}
 	return l.add(e)
 }
 
-// Committed says that the transaction is durable.
+// Committed notes that the transaction was committed.
 func (l *Log) Committed() { l.now = l.next }
 
-// Drop forgets a transaction that was taken back, or is about to be.
+// Drop discards the recording of a transaction that is or will be rolled back.
 func (l *Log) Drop() {
 	l.Recorder.Drop()
 	l.next = l.now
@@ -167,16 +171,17 @@ func (l *Log) add(e *Entry) error {
 		return err
 	}
 	l.next.epoch, l.next.atUS = e.Epoch, e.AtUS
-	_, err = l.next.Add(l.conn, "replication_log", e, l.limits, l.need)
+	_, err = l.next.Add(l.conn, "replication_log", e, l.limits, l.retain)
 	return err
 }
 
-// Position returns the position of the last entry.
+// Position returns the position of the last entry, 0 if there is none.
 func Position(conn *sqlite.Conn) (int64, error) {
 	return Number(conn, `select coalesce(max(position), 0) from replication_log`)
 }
 
-// Holds reports whether the log has that entry, or begins right after it.
+// Holds reports whether the log contains an entry with this position and epoch. For position and epoch 0 it reports
+// whether the log still starts at its first entry.
 func Holds(conn *sqlite.Conn, position, epoch int64) (bool, error) {
 	if position == 0 {
 		first, err := Number(conn, `select coalesce(min(position), 1) from replication_log`)
@@ -186,9 +191,10 @@ func Holds(conn *sqlite.Conn, position, epoch int64) (bool, error) {
 	return held > 0 && held == epoch, err
 }
 
-// Entries returns entries after a position, as many as fit into about so many bytes, but one if there is any.
+// Entries returns the entries after a position, in order, up to about the given size in bytes. It returns at least one
+// entry if there is one.
 func Entries(conn *sqlite.Conn, after int64, bytes int) (entries []Entry, err error) {
-	// The bound of positions keeps SQLite from reading blobs that nobody takes.
+	// The upper bound keeps SQLite from reading blobs that are not returned.
 	const rows = `select position, epoch, schema, at_us, changes from replication_log ` +
 		`where position > ? and position <= ? order by position`
 	err = Run(conn, rows, []any{after, after + 256}, func(row *sqlite.Stmt) {

@@ -13,7 +13,7 @@ import (
 
 const table = "create table notes (id integer primary key, text text)"
 
-// database is a new database with a log.
+// database returns a new database with a log.
 func database(t *testing.T, limits Limits, statements ...string) (*sqlite.Conn, *Log) {
 	t.Helper()
 	conn, err := sqlite.OpenConn(filepath.Join(t.TempDir(), "test.db"))
@@ -42,7 +42,7 @@ func exec(t *testing.T, conn *sqlite.Conn, sql string, params ...any) {
 	}
 }
 
-// transact runs one recorded transaction.
+// transact runs one recorded transaction and returns its entry.
 func transact(t *testing.T, conn *sqlite.Conn, l *Log, statements ...string) *Entry {
 	t.Helper()
 	exec(t, conn, "begin immediate")
@@ -96,7 +96,8 @@ func TestRecordsAndRepeats(t *testing.T) {
 		t.Errorf("the replica is at %d, %d", p, e)
 	}
 	again, err := Entries(to, 1, 1<<20)
-	if err != nil || len(again) != 3 || !bytes.Equal(again[2].Changes, entries[3].Changes) || again[2].Schema != entries[3].Schema {
+	if err != nil || len(again) != 3 || !bytes.Equal(again[2].Changes, entries[3].Changes) ||
+		again[2].Schema != entries[3].Schema {
 		t.Errorf("the replica's log has %+v, %v", again, err)
 	}
 	for _, c := range []struct {
@@ -109,24 +110,25 @@ func TestRecordsAndRepeats(t *testing.T) {
 	}
 }
 
-// TestApplyRefuses: an entry that does not fit leaves nothing of itself.
+// TestApplyRefuses checks that a refused entry changes nothing.
 func TestApplyRefuses(t *testing.T) {
 	t.Parallel()
 	from, primary := database(t, wide(), table)
 	good := transact(t, from, primary, "insert into notes values (1, 'a'), (2, 'b')")
+	const trigger = "create trigger t after insert on notes begin select 1; end"
 	for name, c := range map[string]struct {
 		statements []string
 		change     func(*Entry)
 		want       error
 	}{
-		"a row in the way":        {[]string{table, "insert into notes values (2, 'other')"}, nil, ErrConflict},
-		"a gap":                   {[]string{table}, func(e *Entry) { e.Position = 2 }, ErrConflict},
-		"another schema":          {[]string{table, "create index i on notes (text)"}, nil, ErrSchema},
-		"no table":                {nil, nil, ErrSchema},
-		"a trigger":               {[]string{table, "create trigger t after insert on notes begin select 1; end"}, nil, ErrSchema},
-		"a table without key":     {[]string{table, "create table free (x int)"}, nil, ErrSchema},
-		"a key that may be null":  {[]string{table, "create table free (x text primary key)"}, nil, ErrSchema},
-		"a changeset that is not": {[]string{table}, func(e *Entry) { e.Changes = []byte("nonsense") }, nil},
+		"row exists":        {[]string{table, "insert into notes values (2, 'other')"}, nil, ErrConflict},
+		"gap":               {[]string{table}, func(e *Entry) { e.Position = 2 }, ErrConflict},
+		"schema differs":    {[]string{table, "create index i on notes (text)"}, nil, ErrSchema},
+		"no table":          {nil, nil, ErrSchema},
+		"trigger":           {[]string{table, trigger}, nil, ErrSchema},
+		"table without key": {[]string{table, "create table free (x int)"}, nil, ErrSchema},
+		"nullable key":      {[]string{table, "create table free (x text primary key)"}, nil, ErrSchema},
+		"not a changeset":   {[]string{table}, func(e *Entry) { e.Changes = []byte("nonsense") }, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -159,10 +161,12 @@ func TestRolledBack(t *testing.T) {
 	exec(t, conn, "insert into notes values (1, 'a')")
 	l.Drop()
 	exec(t, conn, "rollback")
-	if e := transact(t, conn, l, "savepoint s", "insert into notes values (1, 'a')", "rollback to s", "release s", "insert into notes values (2, 'b')"); e.Position != 1 {
+	e := transact(t, conn, l,
+		"savepoint s", "insert into notes values (1, 'a')", "rollback to s", "release s", "insert into notes values (2, 'b')")
+	if e.Position != 1 {
 		t.Errorf("got %+v", e)
 	}
-	_, lost, err := Surplus(t.Context(), fileOf(t, conn), 0)
+	_, lost, err := LostChanges(t.Context(), fileOf(t, conn), 0)
 	if err != nil || len(lost) != 1 || lost[0].Key != "2" || lost[0].New["text"] != "b" {
 		t.Errorf("the log has %+v, %v", lost, err)
 	}
@@ -170,7 +174,8 @@ func TestRolledBack(t *testing.T) {
 
 func fileOf(t *testing.T, conn *sqlite.Conn) (path string) {
 	t.Helper()
-	if err := Run(conn, "select file from pragma_database_list", nil, func(row *sqlite.Stmt) { path = row.ColumnText(0) }); err != nil {
+	err := Run(conn, "select file from pragma_database_list", nil, func(row *sqlite.Stmt) { path = row.ColumnText(0) })
+	if err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -178,33 +183,35 @@ func fileOf(t *testing.T, conn *sqlite.Conn) (path string) {
 
 func TestPrunes(t *testing.T) {
 	t.Parallel()
-	grow := func(t *testing.T, limits Limits, need int64, count int, text string) *Log {
+	grow := func(t *testing.T, limits Limits, retain int64, count int, text string) *Log {
 		t.Helper()
 		conn, l := database(t, limits, table)
-		l.Need(need)
+		l.Retain(retain)
 		for range count {
 			transact(t, conn, l, "insert into notes (text) values ('"+text+"')")
 		}
 		opened, err := Open(conn, limits)
 		if err != nil || opened.now != l.now {
-			t.Errorf("opened again the log is %+v, was %+v, %v", opened.now, l.now, err)
+			t.Errorf("the reopened log is %+v, was %+v, %v", opened.now, l.now, err)
 		}
 		return l
 	}
-	if l := grow(t, Limits{Entries: 16, Bytes: 1 << 30}, math.MaxInt64, 100, "a"); l.now.Last-l.now.First+1 < 16 || l.now.Last-l.now.First+1 > 18 {
+	l := grow(t, Limits{Entries: 16, Bytes: 1 << 30}, math.MaxInt64, 100, "a")
+	if kept := l.now.Last - l.now.First + 1; kept < 16 || kept > 18 {
 		t.Errorf("16 entries: %+v", l.now)
 	}
-	if l := grow(t, Limits{Entries: 1000, Bytes: 10_000}, math.MaxInt64, 100, strings.Repeat("a", 1000)); l.now.Bytes > 11_250 || l.now.Bytes < 8_000 {
+	l = grow(t, Limits{Entries: 1000, Bytes: 10_000}, math.MaxInt64, 100, strings.Repeat("a", 1000))
+	if l.now.Bytes > 11_250 || l.now.Bytes < 8_000 {
 		t.Errorf("10,000 bytes: %+v", l.now)
 	}
 	if l := grow(t, Limits{Entries: 1000, Bytes: 1}, math.MaxInt64, 3, "a"); l.now.First != 3 {
-		t.Errorf("the last one must stay: %+v", l.now)
+		t.Errorf("the last entry must stay: %+v", l.now)
 	}
 	if l := grow(t, Limits{Entries: 16, Bytes: 1 << 30}, 10, 100, "a"); l.now.First != 11 {
-		t.Errorf("entries after 10 are needed: %+v", l.now)
+		t.Errorf("entries after 10 must stay: %+v", l.now)
 	}
 	if l := grow(t, Limits{Entries: 10, Bytes: 1 << 30}, 10, 100, "a"); l.now.First <= 11 {
-		t.Errorf("entries after 10 are needed, but not for ever: %+v", l.now)
+		t.Errorf("entries after 10 must go when the log is 8 times too large: %+v", l.now)
 	}
 }
 
@@ -222,10 +229,10 @@ func TestMessages(t *testing.T) {
 		t.Error("a message of 4 GB was accepted")
 	}
 	if _, _, err := Read(strings.NewReader("E\x00\x00\x00\x05abc"), MaxBody); err == nil {
-		t.Error("a message that is cut short was accepted")
+		t.Error("a truncated message was accepted")
 	}
 	if _, err := Numbers(make([]byte, 15), 2); err == nil {
-		t.Error("15 bytes are no two numbers")
+		t.Error("15 bytes were parsed as two numbers")
 	}
 }
 

@@ -10,61 +10,61 @@ import (
 	"io"
 )
 
-// Start is the start-up packet by which a connection becomes one of replication: its length and a request code in the
-// style of PostgreSQL's SSLRequest, which no other client sends.
-func Start() []byte {
+// StartupPacket returns the packet that turns a connection into a replication connection. It has a length and a request
+// code, as PostgreSQL's SSLRequest has. Other clients do not use this code.
+func StartupPacket() []byte {
 	out := binary.BigEndian.AppendUint32(nil, 8)
-	return binary.BigEndian.AppendUint32(out, StartCode)
+	return binary.BigEndian.AppendUint32(out, StartupCode)
 }
 
-// StartCode is the request code of Start.
-const StartCode = 1234<<16 | 7365
+// StartupCode is the request code of StartupPacket.
+const StartupCode = 1234<<16 | 7365
 
-// Kind is the type of a message. Each has a byte of type, 4 bytes of length and a body.
+// Kind is the type of a message. A message is a type byte, a length of 4 bytes, and a body.
 type Kind byte
 
-// The messages.
+// The messages. The comment names the sender.
 const (
-	KindHello    Kind = 'H' // replica: Hello
-	KindWelcome  Kind = 'W' // primary: Welcome
-	KindRefusal  Kind = 'R' // primary: Refusal, and the end
-	KindSnapshot Kind = 'S' // primary: a piece of the database file; an empty one is the end
-	KindEntry    Kind = 'E' // primary: an entry
-	KindBeat     Kind = 'B' // primary: time and position of the last entry that it has
-	KindAck      Kind = 'A' // replica: position up to which it is applied
+	KindHello     Kind = 'H' // replica: Hello
+	KindWelcome   Kind = 'W' // primary: Welcome
+	KindRefusal   Kind = 'R' // primary: Refusal, the last message
+	KindSnapshot  Kind = 'S' // primary: a part of the database file; an empty part is the end
+	KindEntry     Kind = 'E' // primary: an entry
+	KindHeartbeat Kind = 'B' // primary: a heartbeat, with the time and the last position sent; 0 during a snapshot
+	KindAck       Kind = 'A' // replica: the last applied position
 )
 
 // MaxBody is the largest body of a message in bytes.
 const MaxBody = MaxChanges + 1024
 
-// Hello is what a replica says first.
+// Hello is the first message of a replica.
 type Hello struct {
 	Node       string `json:"node"`
-	To         string `json:"to"`          // whom it takes for its primary
-	Epoch      int64  `json:"epoch"`       // the highest that it knows
-	Position   int64  `json:"position"`    // of the last entry that it has; -1 = its copy is no good
+	To         string `json:"to"`          // name of the node that the replica expects at this address
+	Epoch      int64  `json:"epoch"`       // highest epoch that the replica knows
+	Position   int64  `json:"position"`    // of the last entry that the replica has; -1 = its copy must be replaced
 	EntryEpoch int64  `json:"entry_epoch"` // of that entry
-	Schema     string `json:"schema"`
+	Schema     string `json:"schema"`      // digest
 }
 
-// Welcome is the answer: entries follow, or a snapshot and then entries.
+// Welcome accepts a Hello. Entries follow, or a snapshot and then entries.
 type Welcome struct {
-	Node     string `json:"node"` // of several primaries, the origin as which it makes changes
+	Node     string `json:"node"` // multi-primary: the origin name of the sender
 	Epoch    int64  `json:"epoch"`
 	Position int64  `json:"position"` // of the primary's last entry
 	Snapshot bool   `json:"snapshot"`
-	// Behind says of a snapshot that the primary has all that the copy has.
+	// Behind is true if a snapshot follows and the primary has all entries that the replica has.
 	Behind bool `json:"behind"`
 }
 
-// Refusal is the other answer.
+// Refusal rejects a Hello.
 type Refusal struct {
 	Reason string `json:"reason"`
-	Schema bool   `json:"schema"` // trying again is of no use: the schema differs
-	Behind bool   `json:"behind"` // changes alone will not do, but a snapshot may
+	Schema bool   `json:"schema"` // the schemas differ: a retry cannot succeed
+	Behind bool   `json:"behind"` // the log no longer has the needed changes, a snapshot may help
 }
 
-// Write writes a message of one body.
+// Write writes a message.
 func Write(w io.Writer, kind Kind, body []byte) error {
 	header := append(make([]byte, 0, 5), byte(kind))
 	if _, err := w.Write(binary.BigEndian.AppendUint32(header, uint32(len(body)))); err != nil {
@@ -74,7 +74,7 @@ func Write(w io.Writer, kind Kind, body []byte) error {
 	return err
 }
 
-// WriteJSON writes a message whose body is a document.
+// WriteJSON writes a message whose body is JSON.
 func WriteJSON(w io.Writer, kind Kind, document any) error {
 	body, err := json.Marshal(document)
 	if err != nil {
@@ -83,12 +83,12 @@ func WriteJSON(w io.Writer, kind Kind, document any) error {
 	return Write(w, kind, body)
 }
 
-// WriteNumbers writes a message of numbers.
+// WriteNumbers writes a message whose body is a list of 64-bit integers.
 func WriteNumbers(w io.Writer, kind Kind, numbers ...int64) error {
 	return Write(w, kind, appendNumbers(nil, numbers...))
 }
 
-// WriteEntry writes an entry: numbers, texts with their lengths, changes.
+// WriteEntry writes an entry: integers, strings with their lengths, and changes.
 func WriteEntry(w *bufio.Writer, e *Entry) error {
 	head := appendNumbers(make([]byte, 0, 128), e.Position, e.Epoch, e.Seq, e.AtUS)
 	for _, text := range []string{e.Origin, e.Schema} {
@@ -103,7 +103,8 @@ func WriteEntry(w *bufio.Writer, e *Entry) error {
 	return nil
 }
 
-// Read reads a message of at most limit bytes. Memory is taken as bytes come, not as the length promises.
+// Read reads a message of at most limit bytes. It allocates memory as data arrives: a false length cannot exhaust
+// memory.
 func Read(r io.Reader, limit int) (Kind, []byte, error) {
 	var header [5]byte
 	if _, err := io.ReadFull(r, header[:]); err != nil {
@@ -111,7 +112,7 @@ func Read(r io.Reader, limit int) (Kind, []byte, error) {
 	}
 	size := int64(binary.BigEndian.Uint32(header[1:]))
 	if size > int64(limit) {
-		return 0, nil, fmt.Errorf("message of %d bytes, at most %d are taken", size, limit)
+		return 0, nil, fmt.Errorf("message of %d bytes exceeds the limit of %d", size, limit)
 	}
 	var body bytes.Buffer
 	if _, err := io.CopyN(&body, r, size); err != nil {
@@ -123,7 +124,7 @@ func Read(r io.Reader, limit int) (Kind, []byte, error) {
 	return Kind(header[0]), body.Bytes(), nil
 }
 
-// Numbers takes a body of numbers apart.
+// Numbers parses a body of count 64-bit integers.
 func Numbers(body []byte, count int) ([]int64, error) {
 	if len(body) != 8*count {
 		return nil, fmt.Errorf("message of %d bytes, want %d numbers", len(body), count)
@@ -135,7 +136,7 @@ func Numbers(body []byte, count int) ([]int64, error) {
 	return numbers, nil
 }
 
-// ParseEntry takes the body of an entry apart, which it keeps.
+// ParseEntry parses the body of an entry. The entry refers to the memory of body.
 func ParseEntry(body []byte) (*Entry, error) {
 	n, err := Numbers(body[:min(len(body), 32)], 4)
 	if err != nil {
@@ -145,7 +146,7 @@ func ParseEntry(body []byte) (*Entry, error) {
 	rest := body[32:]
 	for _, text := range []*string{&e.Origin, &e.Schema} {
 		if len(rest) == 0 || len(rest) < 1+int(rest[0]) {
-			return nil, errors.New("entry is cut short")
+			return nil, errors.New("entry is truncated")
 		}
 		*text, rest = string(rest[1:1+int(rest[0])]), rest[1+int(rest[0]):]
 	}

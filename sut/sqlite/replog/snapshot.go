@@ -11,12 +11,14 @@ import (
 	"zombiezen.com/go/sqlite"
 )
 
-// snapshotPiece is how much of a snapshot travels in one message.
+// snapshotPiece is the size in bytes of one snapshot message.
 const snapshotPiece = 256 << 10
 
-// Snapshot makes a copy of the database in dir and sends it in messages of KindSnapshot, the last of which is empty.
-// It flushes nothing. Beat is called each time while the copy is made, for the other node would take silence for
-// death; made is called with the file of the copy before it is sent. The connection is used by nobody else meanwhile.
+// Snapshot copies the database to a file in dir and sends the file in messages of KindSnapshot. The last message is
+// empty. The caller must call Flush.
+//
+// Snapshot calls beat at intervals while it makes the copy, because the other node considers a silent node dead. It
+// calls made with the path of the finished copy before it sends it. The caller must not use conn during the call.
 func (f *Feed) Snapshot(conn *sqlite.Conn, dir string, beat func() error, made func(path string) error) error {
 	dir, err := os.MkdirTemp(dir, "snapshot-")
 	if err != nil {
@@ -44,7 +46,7 @@ func (f *Feed) Snapshot(conn *sqlite.Conn, dir string, beat func() error, made f
 		if err := f.Deadline(); err != nil {
 			return err
 		}
-		// The one without bytes is the end.
+		// A message without bytes marks the end.
 		if err := Write(f, KindSnapshot, piece[:n]); err != nil || n == 0 {
 			return err
 		}

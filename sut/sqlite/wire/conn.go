@@ -104,7 +104,7 @@ func (c *conn) deadline() time.Time {
 	switch {
 	case c.session == nil:
 		return c.since.Add(c.server.cfg.HandshakeTimeout)
-	case c.session.Holding():
+	case c.session.HoldsResources():
 		return time.Now().Add(c.server.cfg.IdleInTransaction)
 	}
 	return time.Time{}
@@ -112,7 +112,10 @@ func (c *conn) deadline() time.Time {
 
 // quiet reports whether the client is between two requests and transactions.
 func (c *conn) quiet() bool {
-	return c.session == nil || c.status == idle && !c.session.Holding() && (c.last == 0 || c.last == 'S' || c.last == 'Q')
+	if c.session == nil {
+		return true
+	}
+	return c.status == idle && !c.session.HoldsResources() && (c.last == 0 || c.last == 'S' || c.last == 'Q')
 }
 
 // drain ends the connection as soon as its client is between transactions.
@@ -138,7 +141,7 @@ func (c *conn) flush() error {
 	}
 	// What is small fits into the socket's buffer. Where it might not, or where others are waiting, a client that
 	// does not read must not hold us.
-	if len(c.out) > flushAt/8 || c.session != nil && c.session.Holding() {
+	if len(c.out) > flushAt/8 || c.session != nil && c.session.HoldsResources() {
 		if err := c.net.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 			return err
 		}

@@ -34,8 +34,8 @@ type Session interface {
 	Run(out []byte, command *Command, with *pgproto3.Bind) ([]byte, int, error)
 	// End ends the transaction with its work committed or taken back; without one it does nothing.
 	End(commit bool) error
-	// Holding reports whether others may be waiting for this client.
-	Holding() bool
+	// HoldsResources reports whether others may be waiting for this client.
+	HoldsResources() bool
 	// Cancel ends the statement under way, if there is one, and, for good, all that come after it.
 	Cancel(forGood bool)
 }

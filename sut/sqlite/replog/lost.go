@@ -12,13 +12,13 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// Surplus reads what the log of a database file has after a position: of an old primary, what the one that took its
-// place did not get. It returns the number of entries and their changes in order. The file may be in use by nobody
-// else.
-func Surplus(ctx context.Context, path string, after int64) (count int, changes []sut.LostChange, err error) {
+// LostChanges reads the entries after a position from the log of a database file. The file belongs to an old primary,
+// and the new primary never received these entries. It returns the number of entries and their changes in order. No
+// other process or connection may use the file.
+func LostChanges(ctx context.Context, path string, after int64) (count int, changes []sut.LostChange, err error) {
 	conn, err := sqlite.OpenConn(path, sqlite.OpenReadOnly)
 	if err != nil {
-		return 0, nil, fmt.Errorf("surplus: %w", err)
+		return 0, nil, fmt.Errorf("lost changes: %w", err)
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
 	conn.SetInterrupt(ctx.Done())
@@ -26,14 +26,14 @@ func Surplus(ctx context.Context, path string, after int64) (count int, changes 
 	for {
 		entries, err := Entries(conn, after, 1<<20)
 		if err != nil {
-			return 0, nil, fmt.Errorf("surplus of %s: %w", path, err)
+			return 0, nil, fmt.Errorf("lost changes in %s: %w", path, err)
 		}
 		if len(entries) == 0 {
 			return count, changes, nil
 		}
 		for i := range entries {
 			if changes, err = appendChanges(changes, conn, &entries[i]); err != nil {
-				return 0, nil, fmt.Errorf("surplus of %s: entry %d: %w", path, entries[i].Position, err)
+				return 0, nil, fmt.Errorf("lost changes in %s: entry %d: %w", path, entries[i].Position, err)
 			}
 		}
 		count += len(entries)
@@ -76,7 +76,8 @@ func change(conn *sqlite.Conn, rows *sqlite.ChangesetIterator) (c sut.LostChange
 		columns = append(columns, row.ColumnText(0))
 	})
 	if err != nil || len(columns) < op.NumColumns {
-		return c, errors.Join(err, fmt.Errorf("table %s has %d columns, its change %d", c.Table, len(columns), op.NumColumns))
+		const text = "table %s has %d columns, but its change has %d"
+		return c, errors.Join(err, fmt.Errorf(text, c.Table, len(columns), op.NumColumns))
 	}
 	switch op.Type {
 	case sqlite.OpInsert:
@@ -104,27 +105,27 @@ func change(conn *sqlite.Conn, rows *sqlite.ChangesetIterator) (c sut.LostChange
 			if c.Old == nil {
 				value = now
 			}
-			key = append(key, fmt.Sprint(Plain(value)))
+			key = append(key, fmt.Sprint(GoValue(value)))
 		}
-		// What an update has left alone is null on both sides; the key is on the old side only.
+		// A column that an update did not change is null on both sides. The key is on the old side only.
 		if c.Op == sut.Updated && (keys[i] || old.Type() == sqlite.TypeNull && now.Type() == sqlite.TypeNull) {
 			continue
 		}
 		if c.Old != nil {
-			c.Old[columns[i]] = Plain(old)
+			c.Old[columns[i]] = GoValue(old)
 		}
 		if c.New != nil {
-			c.New[columns[i]] = Plain(now)
+			c.New[columns[i]] = GoValue(now)
 		}
 	}
 	c.Key = strings.Join(key, "/")
 	return c, nil
 }
 
-// Fork is the last position of a log whose entry is of that epoch or an earlier one: up to there it is the same as
-// any other log of that epoch that was left behind. It is 0 where a later epoch began with an empty log. whole is
-// false when the log has been pruned beyond it, so that nobody knows.
-func Fork(conn *sqlite.Conn, epoch int64) (fork int64, whole bool, err error) {
+// Fork returns the position at which the log diverged from the logs of an older epoch: the last position with an entry
+// of that epoch or an earlier one. Up to this position both logs are equal. It returns 0 if all entries have a later
+// epoch. complete is false if the log was pruned beyond the fork, so the fork is unknown.
+func Fork(conn *sqlite.Conn, epoch int64) (fork int64, complete bool, err error) {
 	fork, err = Number(conn, `select coalesce(max(position), 0) from replication_log where epoch <= ?`, epoch)
 	if err != nil || fork > 0 {
 		return fork, true, err
