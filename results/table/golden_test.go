@@ -155,8 +155,8 @@ func doubtfulRun() results.Run {
 	// Nothing met the objective.
 	c[1].CapacityRPS, c[1].CapacityLow, c[1].CapacityHigh = 0, 0, 25
 	c[1].Steps = []results.Step{
-		{OfferedRPS: 50, SLOBroken: "p99 > 100ms (9.0% of ops over it, feed worst with 20.0%)"},
-		{OfferedRPS: 25, SLOBroken: "upload p99 > 1s (3 of 120 ops over it)"},
+		{OfferedRPS: 50, SLOBroken: "p99 > 100ms (9.0% of ops were slower, worst class: feed with 20.0%)"},
+		{OfferedRPS: 25, SLOBroken: "upload p99 > 1s (3 of 120 ops were slower)"},
 	}
 	c[1].Limit = results.Limit{By: "unknown"}
 
@@ -286,7 +286,7 @@ func tiersStep() results.Step {
 
 func failingStep() results.Step {
 	s := plainStep()
-	s.Valid, s.Warnings = false, []string{"ledger does not close"}
+	s.Valid, s.Warnings = false, []string{"op counts do not add up"}
 	s.SLOMet, s.SLOBroken = false, "errors 2.03% > 0.1%, mostly: connection refused"
 	s.Ledger = results.Ledger{
 		Scheduled: 15_000, Unsent: 40, ConnectError: 10, Sent: 14_950,
