@@ -417,7 +417,7 @@ func (o runOptions) conclude(s streams, j job, dir *rundir.Dir, run results.Run)
 		tables = append(tables, table.Traces(l.Trace)...)
 	}
 	if j.fixed != nil {
-		tables = append(tables, table.Happenings(run)...)
+		tables = append(tables, table.EventsAndOutages(run)...)
 	}
 	var err error
 	if format := table.Format(o.format); len(tables) == 1 { // JSON is then the ladder itself, and no list
