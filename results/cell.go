@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// Latency is the distribution of one clock, in nanoseconds. A nil percentile
-// has fewer than ten samples beyond it, or, where failures count as infinitely
-// slow, lies among the failures.
+// Latency is the distribution of one clock, in nanoseconds. A percentile is nil
+// if fewer than ten samples lie beyond it. Where failures count as infinitely
+// slow, it is also nil if it lies among the failures.
 type Latency struct {
 	Count int64  `json:"count"`
 	P50   *int64 `json:"p50"`
@@ -18,7 +18,7 @@ type Latency struct {
 	P999  *int64 `json:"p999"`
 	Max   *int64 `json:"max"`
 	Mean  *int64 `json:"mean"`
-	// Clamped counts samples above the histogram's 60 s, recorded as 60 s.
+	// Clamped counts the samples above 60 s, which are recorded as 60 s.
 	Clamped int64 `json:"clamped,omitempty"`
 }
 
@@ -56,14 +56,14 @@ type HostUsage struct {
 // ClientUsage is what the load generator itself used during one step.
 type ClientUsage struct {
 	CPUSeconds   float64 `json:"cpu_seconds"`
-	CPUShare     float64 `json:"cpu_share"` // of the cores that were free for it
+	CPUShare     float64 `json:"cpu_share"` // of the cores that the client could use
 	GCPauseMaxNS int64   `json:"gc_pause_max_ns"`
 	GCPauseSumNS int64   `json:"gc_pause_sum_ns"`
 	OutsideShare float64 `json:"outside_share"` // of the machine: CPU of other processes, and steal
 	OutsideKnown bool    `json:"outside_known"` // OutsideShare was measured
 }
 
-// Outage is a stretch of failures in the order of intended times.
+// Outage is a run of failures, ordered by intended time, without a long gap.
 type Outage struct {
 	FromNS int64 `json:"from_ns"` // intended time of the first failure, since the start of the step
 	ToNS   int64 `json:"to_ns"`   // intended time of the last failure
@@ -76,106 +76,102 @@ type Event struct {
 	Text string `json:"text"`
 }
 
-// Stale is what the reads of single records came to that could be compared with
-// what had been acknowledged before they were sent; results/history says how.
+// Stale counts the stale reads of single records. Package history defines them.
 type Stale struct {
-	Reads int64 `json:"reads"` // that could be judged
-	Stale int64 `json:"stale"` // of them, those that showed less than what had been acknowledged
-	// RYWViolations are the stale reads of a user who had himself been acknowledged
-	// more than he was shown: he does not read his own writes.
+	Reads int64 `json:"reads"` // reads that could be judged
+	Stale int64 `json:"stale"` // reads that returned an older version than one acknowledged before they were sent
+	// RYWViolations counts the stale reads by the user who wrote the newer version.
+	// They violate read-your-writes.
 	RYWViolations int64 `json:"ryw_violations"`
-	// AgeNS is how long the stale ones were behind: from the answer to the first
-	// write that they should have shown to their sending.
+	// AgeNS is the age of the stale reads: the time from the acknowledgement of the
+	// first newer version to the sending of the read.
 	AgeNS Latency `json:"age_ns"`
-	// Hits are the reads that a cache answered, StaleHits those of them that were
-	// stale, and HitAgeNS is how long these were behind. They are a part of the
-	// figures above; the rest are answers of the database.
+	// The same for the reads that a cache answered. They are included above; the
+	// database answered all other reads.
 	Hits      int64   `json:"hits"`
 	StaleHits int64   `json:"stale_hits"`
 	HitAgeNS  Latency `json:"hit_age_ns"`
 }
 
-// Share is the part of the reads that was stale.
+// Share returns the stale share of the reads.
 func (s Stale) Share() float64 { return float64(s.Stale) / float64(max(s.Reads, 1)) }
 
-// HitShare is the part of the reads that a cache answered which was stale.
+// HitShare returns the stale share of the reads that a cache answered.
 func (s Stale) HitShare() float64 { return float64(s.StaleHits) / float64(max(s.Hits, 1)) }
 
-// CacheReads is what the web tier found when it asked the cache tier, by its own
-// count.
+// CacheReads counts the web tier's reads from the cache tier. The web nodes count them.
 type CacheReads struct {
 	Hits   int64 `json:"hits"`
-	Misses int64 `json:"misses"` // those that no cache host answered not included
+	Misses int64 `json:"misses"` // without the reads that no cache host answered
 }
 
-// HitRatio is the part of the reads that were hits.
+// HitRatio returns the share of the reads that were hits.
 func (c CacheReads) HitRatio() float64 { return float64(c.Hits) / float64(max(c.Hits+c.Misses, 1)) }
 
-// DatabaseCalls is what web and cache hosts asked of the databases, by their own
-// count: operations of one round trip each.
+// DatabaseCalls counts the operations that web and cache hosts sent to the databases, one round trip each. The
+// web and cache hosts count them.
 type DatabaseCalls struct {
 	Reads  int64 `json:"reads"`
-	Writes int64 `json:"writes"` // a batch of write-back is one
+	Writes int64 `json:"writes"` // a write-back batch counts once
 }
 
-// CacheNode is what one cache host says of itself: what it counted during one step,
-// and what it held at the end. A host that loads or writes records itself asks its
-// values more often than web hosts ask it.
+// CacheNode holds the figures that one cache host reports: its counts during one step, and its contents at the
+// end of the step. A cache host that loads or writes records itself also counts its own lookups, so its counts
+// are higher than those of the web tier.
 type CacheNode struct {
 	Node      string `json:"node"`
-	Hits      int64  `json:"hits"`   // keys that were asked for and there
-	Misses    int64  `json:"misses"` // keys that were asked for and not there
+	Hits      int64  `json:"hits"`   // lookups that found the key
+	Misses    int64  `json:"misses"` // lookups that did not find the key
 	Evictions int64  `json:"evictions"`
 	Expired   int64  `json:"expired"`
-	// At the end of the step. Each engine has an idea of its own of the bytes that an
-	// entry takes: they compare with the limit, and not between engines.
+	// Entries and bytes at the end of the step. Each engine counts the bytes of an
+	// entry in its own way: compare them with the limit, not between engines.
 	Entries    int64 `json:"entries"`
 	Bytes      int64 `json:"bytes"`
 	LimitBytes int64 `json:"limit_bytes"` // 0 = none
-	// WriteBack is nil for a host that neither loads nor writes records itself, and 0
-	// throughout for one that writes nothing back.
+	// WriteBack is nil for a host that neither loads nor writes records itself. All
+	// its fields are 0 for a host that does, but without write-back.
 	WriteBack *WriteBack `json:"write_back,omitempty"`
-	// SinceStart says that the counts are those since the host was started: that was
-	// during the step, or the host did not answer at its beginning.
+	// SinceStart says that the counts are totals since the start of the host: it
+	// started during the step, or did not answer at the beginning of the step.
 	SinceStart bool `json:"since_start,omitempty"`
 }
 
-// WriteBack is what became of the acknowledged writes that a cache host holds before
-// it writes them to the database.
+// WriteBack counts the acknowledged writes that a cache host buffers before it writes them to the database.
 type WriteBack struct {
-	Unflushed int64 `json:"unflushed"` // held at the end of the step
-	Flushed   int64 `json:"flushed"`   // taken by the database
-	Refused   int64 `json:"refused"`   // not taken by it: they are lost
+	Unflushed int64 `json:"unflushed"` // buffered at the end of the step
+	Flushed   int64 `json:"flushed"`   // written to the database
+	Refused   int64 `json:"refused"`   // refused by the database; these writes are lost
 }
 
-// Writes is what became of the writes to single records, as far as their versions
-// tell; results/history says what they cannot tell.
+// Writes counts the writes to single records and how they ended, judged by the
+// records' versions. history.Resolve documents what versions cannot show.
 type Writes struct {
 	Acknowledged     int64 `json:"acknowledged"`
-	Lost             int64 `json:"lost"`              // acknowledged, and gone
-	Ambiguous        int64 `json:"ambiguous"`         // sent, without an answer that says whether they took effect
-	AmbiguousApplied int64 `json:"ambiguous_applied"` // of them, those that did
+	Lost             int64 `json:"lost"`              // acknowledged writes that no longer exist
+	Ambiguous        int64 `json:"ambiguous"`         // writes without a clear answer: they may have taken effect
+	AmbiguousApplied int64 `json:"ambiguous_applied"` // ambiguous writes that took effect
 	Unread           int64 `json:"unread,omitempty"`  // records that could not be read back
-	// Conflicts is how often several primaries had changed one row at a time, by their
-	// own counts: the last writer won, and what the others had written to it is gone.
+	// Conflicts counts how often primaries changed the same row concurrently. The
+	// primaries count them. The last write won, and the other writes are lost.
 	Conflicts int64 `json:"conflicts,omitempty"`
 }
 
-// Figure is something that the nodes of a tier count or hold, summed over the nodes that report it.
+// Figure is a counter or a gauge of a tier, summed over the nodes that report it.
 type Figure struct {
 	Name  string `json:"name"`            // unit last: "cache_evictions"
-	Title string `json:"title,omitempty"` // of its column in tables; "" = it has none
+	Title string `json:"title,omitempty"` // header of its table column; "" = no column
 	Doc   string `json:"doc,omitempty"`   // one sentence
 	Kind  string `json:"kind"`            // "counter": growth over the step; "gauge": value at its end
 	Value *int64 `json:"value"`           // nil = unknown
-	// Unknown lists the nodes that did not answer at the end of the step. The value is unknown then.
+	// Unknown lists the nodes that did not answer at the end of the step. If there are any, the value is unknown.
 	Unknown []string `json:"unknown,omitempty"`
-	// SinceStart lists the nodes whose part is the count since their start: they were restarted during the
-	// step, or did not answer at its beginning.
+	// SinceStart lists the nodes that contribute their total since start, not the growth over the step: they
+	// restarted during the step, or did not answer at its beginning.
 	SinceStart []string `json:"since_start,omitempty"`
 }
 
-// Figure returns the figure of that name, nil if no node reports it.
+// Figure returns the figure with this name, nil if no node reports it.
 func (s Step) Figure(name string) *Figure {
 	i := slices.IndexFunc(s.Figures, func(f Figure) bool { return f.Name == name })
 	if i < 0 {
@@ -210,42 +206,42 @@ type Step struct {
 	Outages      []Outage           `json:"outages,omitempty"`
 	Events       []Event            `json:"events,omitempty"`
 	Stale        *Stale             `json:"stale,omitempty"`   // nil = no read of a single record could be judged
-	Figures      []Figure           `json:"figures,omitempty"` // declared, and reported by some node
+	Figures      []Figure           `json:"figures,omitempty"` // those that at least one node reports
 	Cache        *CacheReads        `json:"cache,omitempty"`   // nil = no cache tier, or web nodes were restarted
 	CacheNodes   []CacheNode        `json:"cache_nodes,omitempty"`
-	Database     *DatabaseCalls     `json:"database,omitempty"` // nil = its users were restarted, or were not asked
+	Database     *DatabaseCalls     `json:"database,omitempty"` // nil = unknown, for example after a restart
 	Hosts        []HostUsage        `json:"hosts,omitempty"`
 	Nodes        []NodeUsage        `json:"nodes,omitempty"`
 	Client       ClientUsage        `json:"client"`
-	OwnLatencyNS *Latency           `json:"own_latency_ns,omitempty"` // by the engine under the driver, for comparison
+	OwnLatencyNS *Latency           `json:"own_latency_ns,omitempty"` // as the driver's engine measured it
 	CutShort     bool               `json:"cut_short,omitempty"`      // ended early: the SLO could no longer be met
 	SLOMet       bool               `json:"slo_met"`
-	SLOBroken    string             `json:"slo_broken,omitempty"` // what broke it: "feed p99 240ms > 100ms"
+	SLOBroken    string             `json:"slo_broken,omitempty"` // why the SLO was missed: "errors 0.20% > 0.1%"
 	BytesIn      int64              `json:"bytes_in"`
 	BytesOut     int64              `json:"bytes_out"`
-	ServerCount  *int64             `json:"server_count,omitempty"` // requests by the server's own count
-	OpsHash      string             `json:"ops_hash"`               // of the op sequence, same seed, same hash
+	ServerCount  *int64             `json:"server_count,omitempty"` // requests that the server counted
+	OpsHash      string             `json:"ops_hash"`               // of the op sequence; equal seeds give equal hashes
 	Valid        bool               `json:"valid"`
-	Invalid      []string           `json:"invalid,omitempty"` // why it is not valid; each of these is also a warning
-	Excused      bool               `json:"excused,omitempty"` // not valid, but lateness did not break the SLO
+	Invalid      []string           `json:"invalid,omitempty"` // why the step is not valid; also in Warnings
+	Excused      bool               `json:"excused,omitempty"` // not valid, but the client's lag did not break the SLO
 	Warnings     []string           `json:"warnings"`
 }
 
-// Trace is what became of the lines of a trace that was replayed.
+// Trace counts the lines of a replayed trace and what was done with them.
 type Trace struct {
 	Lines          int64            `json:"lines"`
 	Broken         int64            `json:"broken"`          // lines that are no requests
 	OutOfOrder     int64            `json:"out_of_order"`    // requests logged after a later one; they were sorted
-	DuplicateTimes int64            `json:"duplicate_times"` // requests at the time of the one before
+	DuplicateTimes int64            `json:"duplicate_times"` // requests with the same time as the previous one
 	Mapped         int64            `json:"mapped"`          // requests that are sent
-	Skipped        map[string]int64 `json:"skipped"`         // not sent, by reason; broken lines included
-	Paths          int64            `json:"paths"`           // different ones
-	Clients        int64            `json:"clients"`         // different ones
+	Skipped        map[string]int64 `json:"skipped"`         // lines not sent, by reason; includes broken lines
+	Paths          int64            `json:"paths"`           // distinct paths
+	Clients        int64            `json:"clients"`         // distinct clients
 	SpanNS         int64            `json:"span_ns"`         // from the first to the last request, as logged
-	LengthNS       int64            `json:"length_ns"`       // the same as replayed
+	LengthNS       int64            `json:"length_ns"`       // from the first to the last request, as replayed
 }
 
-// Limit is what stopped a cell from going faster.
+// Limit is what kept a cell from a higher capacity.
 type Limit struct {
 	By       string  `json:"by"` // a role, "client" or "unknown"
 	Host     string  `json:"host,omitempty"`
@@ -253,56 +249,58 @@ type Limit struct {
 	CPUShare float64 `json:"cpu_share,omitempty"`
 }
 
-// CellHost is a host of a cell as the tables show it.
+// CellHost is a host of a cell.
 type CellHost struct {
 	Host     string  `json:"host"`
 	CPU      float64 `json:"cpu"`
 	Isolated bool    `json:"isolated"`
 }
 
-// MethodReplay is the capacity method of a cell whose workload has times of its
-// own: no rate is searched for.
+// MethodReplay is the capacity method of a cell that replays a trace at the
+// trace's own times, so that there is no capacity search.
 const MethodReplay = "none: a replay has its own times"
 
-// MethodFixed is the capacity method of a cell that was measured at one rate, for
-// example while faults were injected: none is searched for.
+// MethodFixed is the capacity method of a cell that was measured at one fixed
+// rate without a capacity search, for example while faults were injected.
 const MethodFixed = "none: one fixed rate"
 
-// Searched reports whether a capacity was searched for.
+// Searched reports whether the cell's capacity was searched for.
 func (c Cell) Searched() bool {
 	return c.CapacityMethod != MethodReplay && c.CapacityMethod != MethodFixed
 }
 
 // Cell is one configuration times one workload.
 type Cell struct {
-	Stage          string            `json:"stage"`
-	Workload       string            `json:"workload"`
-	Engines        map[string]string `json:"engines"`
-	Versions       map[string]string `json:"versions,omitempty"` // of the engines, by role
-	Driver         string            `json:"driver"`
-	Knobs          map[string]string `json:"knobs"`
-	Topology       string            `json:"topology"` // digest
-	Hosts          []CellHost        `json:"hosts"`
-	Units          float64           `json:"units"`
-	BringUpNS      int64             `json:"bring_up_ns"`
-	CapacityRPS    float64           `json:"capacity_rps"`
-	CapacityLow    float64           `json:"capacity_low"`    // highest rate that met the SLO; lowest of all repeats
-	CapacityHigh   float64           `json:"capacity_high"`   // lowest rate that did not, 0 = none; of repeats: highest capacity
-	CapacityMethod string            `json:"capacity_method"` // "bracket", MethodReplay or MethodFixed
-	FailingRPS     float64           `json:"failing_rps"`     // lowest rate that did not meet the SLO, in any repeat
-	SLO            string            `json:"slo"`
-	Repeats        []float64         `json:"repeats"`                // highest rate that met the SLO, by repeat
-	RepeatsHigh    []float64         `json:"repeats_high,omitempty"` // lowest rate that did not, by repeat; 0 = none
-	WarmupCutNS    int64             `json:"warmup_cut_ns"`          // how much was cut as warm-up
-	Trace          *Trace            `json:"trace,omitempty"`
-	Reference      *Step             `json:"reference,omitempty"` // the step with the cell's latency, of the last repeat
-	Writes         *Writes           `json:"writes,omitempty"`    // nil = nobody looked for them after the measurement
-	Steps          []Step            `json:"steps"`
-	LimitedBy      string            `json:"limited_by"`
-	Limit          Limit             `json:"limit"`
-	Valid          bool              `json:"valid"`
-	Warnings       []string          `json:"warnings"`
-	Error          string            `json:"error,omitempty"` // why the cell could not be measured
+	Stage       string            `json:"stage"`
+	Workload    string            `json:"workload"`
+	Engines     map[string]string `json:"engines"`
+	Versions    map[string]string `json:"versions,omitempty"` // of the engines, by role
+	Driver      string            `json:"driver"`
+	Knobs       map[string]string `json:"knobs"`
+	Topology    string            `json:"topology"` // digest
+	Hosts       []CellHost        `json:"hosts"`
+	Units       float64           `json:"units"`
+	BringUpNS   int64             `json:"bring_up_ns"`
+	CapacityRPS float64           `json:"capacity_rps"`
+	// One repeat: the highest rate that met the SLO and the lowest that missed it, 0 = none.
+	// More repeats: the lowest and the highest capacity of the repeats.
+	CapacityLow    float64   `json:"capacity_low"`
+	CapacityHigh   float64   `json:"capacity_high"`
+	CapacityMethod string    `json:"capacity_method"` // "bracket", MethodReplay or MethodFixed
+	FailingRPS     float64   `json:"failing_rps"`     // lowest rate that missed the SLO, in any repeat
+	SLO            string    `json:"slo"`
+	Repeats        []float64 `json:"repeats"`                // highest rate that met the SLO, by repeat
+	RepeatsHigh    []float64 `json:"repeats_high,omitempty"` // lowest rate that missed it, by repeat; 0 = none
+	WarmupCutNS    int64     `json:"warmup_cut_ns"`          // time cut off as warm-up
+	Trace          *Trace    `json:"trace,omitempty"`
+	Reference      *Step     `json:"reference,omitempty"` // the last repeat's step for the cell's latency
+	Writes         *Writes   `json:"writes,omitempty"`    // nil = not checked after the measurement
+	Steps          []Step    `json:"steps"`
+	LimitedBy      string    `json:"limited_by"`
+	Limit          Limit     `json:"limit"`
+	Valid          bool      `json:"valid"`
+	Warnings       []string  `json:"warnings"`
+	Error          string    `json:"error,omitempty"` // why the cell could not be measured
 }
 
 // Warnf adds a warning.
@@ -315,8 +313,7 @@ func (c Cell) Isolated() bool {
 	return !slices.ContainsFunc(c.Hosts, func(h CellHost) bool { return !h.Isolated })
 }
 
-// ReferenceSteps are the steps at the rate of Reference that were made for the
-// same purpose, one for each repeat. Reference is the last of them.
+// ReferenceSteps returns the steps with the same purpose as Reference, one per repeat. Reference is the last one.
 func (c Cell) ReferenceSteps() []*Step {
 	var steps []*Step
 	for i := range c.Steps {
@@ -339,8 +336,7 @@ type Run struct {
 	Warnings []string `json:"warnings"`
 }
 
-// Manifest says what was run, on what, so that it can be run again:
-// manifest.json.
+// Manifest is manifest.json: what was run and on which machine, in enough detail to run it again.
 type Manifest struct {
 	Schema    int               `json:"schema"`
 	Run       string            `json:"run"`

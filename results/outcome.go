@@ -1,5 +1,5 @@
-// Package results is the vocabulary of what was measured: outcomes, ledgers,
-// steps, cells and runs, with the doubts that travel with them.
+// Package results defines the values of a measurement: outcomes, ledgers, steps,
+// cells and runs, with their warnings.
 //
 // It does no I/O and prints nothing. Times inside a run are nanoseconds since
 // the start of the step on the monotonic clock; fields that end in _ns are
@@ -8,18 +8,18 @@ package results
 
 import "fmt"
 
-// Fate is what became of one op.
+// Fate is the result of one op.
 type Fate uint8
 
-// The fates of an op; each op has exactly one. Ledger says how they add up.
+// The fates of an op. Each op has exactly one. Ledger documents how they add up.
 const (
-	OK             Fate = iota // a complete response with a status below 400
-	HTTPError                  // a complete response with a status of 400 or more, or not what the workload asks for
+	OK             Fate = iota // complete response with a status below 400
+	HTTPError                  // complete response with a status of 400 or more, or one that fails the workload's check
 	TransportError             // sent, but the connection broke before the response was complete
-	Timeout                    // sent, but no complete response within the bound: censored, "at least T"
-	InFlight                   // sent, and neither answered nor given up when the step had to end
-	ConnectError               // never sent: no connection could be made
-	Unsent                     // scheduled, but the step ended before it was its turn
+	Timeout                    // sent, but no complete response within the timeout
+	InFlight                   // sent, but still without an answer or a timeout when the step ended
+	ConnectError               // not sent: no connection could be made
+	Unsent                     // not sent: the step ended first
 )
 
 func (f Fate) String() string {
@@ -29,54 +29,53 @@ func (f Fate) String() string {
 // Failed reports whether the fate counts as a failure.
 func (f Fate) Failed() bool { return f != OK }
 
-// Outcome is the fate of one op, with its clocks. The clocks of a step start
-// at 0. An op that was never sent has Sent = -1.
+// Outcome is the result of one op with its times, which are nanoseconds since
+// the start of the step. An op that was never sent has Sent = -1.
 type Outcome struct {
 	Index       uint64
 	Class       string
-	Intended    int64 // fixed by the schedule
-	Free        int64 // when the slot that carried it became free
-	Dispatched  int64 // when the client took it up
+	Intended    int64 // set by the schedule
+	Free        int64 // when the op's connection slot became free
+	Dispatched  int64 // when the client started to work on the op
 	Sent        int64 // when the request was handed to a connection
 	Done        int64 // last byte of the body, or the moment it failed
 	Status      int   // HTTP status, 0 without a response
 	BytesIn     int64
 	BytesOut    int64
-	Paced       int64 // how long the client took on purpose to send the body: a slow line of its own
+	Paced       int64 // time that the client spent on purpose to send the body, to simulate a slow user connection
 	Fate        Fate
-	SessionLost bool   // a 401 to a user who had been logged in; counted apart from errors
-	CheckFailed bool   // a complete response that is not what the workload asks for
-	Record      string // path of the one record that the op is about; "" = none, or several
-	Write       bool   // the op changes what is stored
-	User        int    // the virtual user whose op it is, -1 = nobody
-	Version     int64  // of the record shown or written, from the response's header; 0 if it had none
-	Cached      bool   // by the response's header, the record shown was read from a cache
+	SessionLost bool   // a 401 for a user who was logged in; not counted as an error
+	CheckFailed bool   // complete response that fails the workload's check
+	Record      string // path of the single record that the op reads or writes; "" = none, or more than one
+	Write       bool   // the op changes stored data
+	User        int    // virtual user of the op, -1 = none
+	Version     int64  // version of the record that was returned or written, from the response's header; 0 = none
+	Cached      bool   // the response's header says that a cache answered
 	Error       string // for a failure: its cause in a few words, without addresses
 }
 
-// Lag is the client's own lateness: how long after both the intended time and
-// a free slot were there it took the op up. Only this can blame the client.
+// Lag is the delay that the client itself caused: from the moment at which the
+// op was due and a slot was free until the client started it.
 func (o Outcome) Lag() int64 { return o.Dispatched - max(o.Intended, o.Free) }
 
-// Wait is the time from the intended to the actual start: lag plus waiting for
+// Wait is the time from the intended to the actual start: lag plus the wait for
 // a free connection.
 func (o Outcome) Wait() int64 { return o.Sent - o.Intended }
 
 // Service is the time from the actual start to the end.
 func (o Outcome) Service() int64 { return o.Done - o.Sent }
 
-// Response is what a user who arrived at the intended time felt of the target:
-// the time until the end, less what his own slow line took of it.
+// Response is the response time of the target for a user who arrived at the
+// intended time. It excludes the simulated slow connection (Paced).
 func (o Outcome) Response() int64 { return o.Done - o.Intended - min(o.Paced, max(o.Done-o.Sent, 0)) }
 
-// Ledger accounts for every op of a step. It closes:
+// Ledger counts every op of a step. The sums must match:
 //
 //	Scheduled = Sent + Unsent + ConnectError
 //	Sent      = OK + HTTPError + TransportError + Timeout + InFlight
 //
-// SessionLost is a part of HTTPError that is counted apart from errors, and
-// CheckFailed the part whose response was complete but not what the workload
-// asks for.
+// SessionLost and CheckFailed are included in HTTPError. SessionLost does not
+// count as an error.
 type Ledger struct {
 	Scheduled      int64 `json:"scheduled"`
 	Unsent         int64 `json:"unsent"`
@@ -91,8 +90,8 @@ type Ledger struct {
 	CheckFailed    int64 `json:"check_failed"`
 }
 
-// Count adds one outcome to every column but Scheduled, which the schedule
-// alone decides: that is what lets Check find an op that got lost.
+// Count adds one outcome. It does not change Scheduled, which comes from the
+// schedule: this is how Check finds an op that was lost.
 func (l *Ledger) Count(o Outcome) {
 	*[...]*int64{&l.OK, &l.HTTPError, &l.TransportError, &l.Timeout, &l.InFlight, &l.ConnectError, &l.Unsent}[o.Fate]++
 	if o.Fate >= ConnectError {
@@ -107,7 +106,7 @@ func (l *Ledger) Count(o Outcome) {
 	}
 }
 
-// Errors is the number of ops that failed, lost sessions left out.
+// Errors is the number of failed ops, without lost sessions.
 func (l Ledger) Errors() int64 {
 	return l.Unsent + l.ConnectError + l.HTTPError - l.SessionLost + l.TransportError + l.Timeout + l.InFlight
 }
@@ -120,31 +119,31 @@ func (l Ledger) ErrorRate() float64 {
 	return float64(l.Errors()) / float64(l.Scheduled)
 }
 
-// Check says where the ledger does not close, or nil.
+// Check returns an error if the sums of the ledger do not match.
 func (l Ledger) Check() error {
 	if sum := l.Sent + l.Unsent + l.ConnectError; l.Scheduled != sum {
-		return fmt.Errorf("ledger does not close: scheduled %d, but sent %d + unsent %d + connect_error %d = %d",
+		return fmt.Errorf("op counts do not add up: scheduled %d, but sent %d + unsent %d + connect_error %d = %d",
 			l.Scheduled, l.Sent, l.Unsent, l.ConnectError, sum)
 	}
 	if sum := l.OK + l.HTTPError + l.TransportError + l.Timeout + l.InFlight; l.Sent != sum {
-		return fmt.Errorf("ledger does not close: "+
+		return fmt.Errorf("op counts do not add up: "+
 			"sent %d, but ok %d + http_error %d + transport_error %d + timeout %d + in_flight %d = %d",
 			l.Sent, l.OK, l.HTTPError, l.TransportError, l.Timeout, l.InFlight, sum)
 	}
 	return nil
 }
 
-// Unanswered is the number of ops that were sent and got no whole answer: the
-// server may have counted them, now or later, or not at all.
+// Unanswered is the number of ops that were sent without a complete response.
+// The server may have counted them during the step, later, or not at all.
 func (l Ledger) Unanswered() int64 { return l.TransportError + l.Timeout + l.InFlight }
 
-// CheckServer compares the server's own count of requests with the ledger's:
-// they may differ by what was sent and never answered. The server may also have
-// finished some of what an earlier step had left unanswered.
+// CheckServer compares the number of requests that the server counted with the
+// ledger. Both may differ by the unanswered requests, those of this step and
+// those that an earlier step left.
 func (l Ledger) CheckServer(served, earlier int64) error {
 	if diff := l.Sent - served; diff < -earlier || diff > l.Unanswered() {
 		return fmt.Errorf("the server counted %d requests, the client sent %d: off by %d, "+
-			"and only %d were sent without an answer, %d by an earlier step",
+			"but only %d requests were unanswered, and %d of an earlier step",
 			served, l.Sent, diff, l.Unanswered(), earlier)
 	}
 	return nil

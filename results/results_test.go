@@ -9,7 +9,7 @@ import (
 	"github.com/stagebench/stagebench/results"
 )
 
-func TestLedgerFindsWhatIsMissing(t *testing.T) {
+func TestLedgerFindsMissingOps(t *testing.T) {
 	var l results.Ledger
 	fates := []results.Fate{
 		results.OK, results.OK, results.HTTPError, results.TransportError,
@@ -27,12 +27,12 @@ func TestLedgerFindsWhatIsMissing(t *testing.T) {
 	}
 	l.Scheduled++
 	if err := l.Check(); err == nil {
-		t.Error("an op that was scheduled and has no fate was not missed")
+		t.Error("the check missed a scheduled op without a fate")
 	}
 	l.Scheduled--
 	l.OK--
 	if err := l.Check(); err == nil {
-		t.Error("an op that was sent and has no end was not missed")
+		t.Error("the check missed a sent op without a result")
 	}
 }
 
@@ -44,7 +44,7 @@ func TestServerCountMayDifferByTheUnanswered(t *testing.T) {
 		}
 	}
 	if err := l.CheckServer(102, 2); err != nil {
-		t.Errorf("two requests that an earlier step had left unanswered: %v", err)
+		t.Errorf("two unanswered requests of an earlier step: %v", err)
 	}
 }
 
@@ -53,7 +53,7 @@ func TestLostSessionsAreNoErrors(t *testing.T) {
 	l.Count(results.Outcome{Fate: results.HTTPError, SessionLost: true})
 	l.Scheduled = 1
 	if l.Errors() != 0 || l.SessionLost != 1 || l.Check() != nil {
-		t.Errorf("ledger %+v: want one lost session, no error, and a closed ledger", l)
+		t.Errorf("ledger %+v: want one lost session, no error, and sums that match", l)
 	}
 }
 
@@ -77,11 +77,11 @@ func TestJudge(t *testing.T) {
 	}{
 		"all fast":                       {step(1000, 0, 0), true, ""},
 		"exactly one in a hundred slow":  {step(1000, 10, 0), true, ""},
-		"more than one in a hundred":     {step(1000, 11, 0), false, "feed worst"},
+		"more than one in a hundred":     {step(1000, 11, 0), false, "worst class: feed"},
 		"too many errors":                {step(1000, 0, 2), false, "errors 0.20%"},
 		"one slow upload of few":         {withUploads(step(1000, 0, 0), 5, 1), true, ""},
 		"two slow uploads of few":        {withUploads(step(1000, 0, 0), 5, 2), false, "upload p99 > 1s"},
-		"slow uploads do not hide reads": {withUploads(step(1000, 11, 0), 1000, 0), false, "feed worst"},
+		"slow uploads do not hide reads": {withUploads(step(1000, 11, 0), 1000, 0), false, "worst class: feed"},
 	} {
 		s := c.step
 		results.Judge(&s, slo, results.Evidence{})
@@ -100,17 +100,22 @@ func TestSLOTextRoundTrip(t *testing.T) {
 	if err != nil || slo.String() != want {
 		t.Errorf("%q came back as %q, %v", want, slo, err)
 	}
-	for _, bad := range []string{"", "p99", "p50<1s", "p99<fast", "errors<2", "errors<-1%", "p99<-1s", ":p99<1s", "upload:p50<1s", "p99<1s,p99<2s", "errors<100%,errors<1%", "a:p99<1s, a:p99<1s"} {
+	for _, bad := range []string{
+		"", "p99", "p50<1s", "p99<fast", "errors<2", "errors<-1%", "p99<-1s", ":p99<1s", "upload:p50<1s",
+		"p99<1s,p99<2s", "errors<100%,errors<1%", "a:p99<1s, a:p99<1s",
+	} {
 		if slo, err := results.ParseSLO(bad); err == nil {
-			t.Errorf("%q was taken as %q", bad, slo)
+			t.Errorf("%q was parsed as %q, want an error", bad, slo)
 		}
 	}
 }
 
-// sound is a step with nothing wrong.
-func sound() (results.Step, results.Evidence) {
+// validStep returns a step without any problem, and its evidence.
+func validStep() (results.Step, results.Evidence) {
 	latency := func(p99 time.Duration) results.Latency {
-		return results.Latency{Count: 1000, P50: new(int64(5 * time.Millisecond)), P99: new(int64(p99)), Max: new(int64(p99))}
+		return results.Latency{
+			Count: 1000, P50: new(int64(5 * time.Millisecond)), P99: new(int64(p99)), Max: new(int64(p99)),
+		}
 	}
 	return results.Step{
 		Seconds: 10, Ledger: results.Ledger{Scheduled: 1000, Sent: 1000, OK: 1000},
@@ -119,37 +124,39 @@ func sound() (results.Step, results.Evidence) {
 	}, results.Evidence{InFlightNS: 1e9, ServiceNS: 1e9, Recorded: 1000, FDHeadroom: 1000}
 }
 
-// Every rule must be able to fail a step that is sound otherwise.
+// Each validity rule alone must be able to make a step invalid.
 func TestEveryRuleOfValidityCanFail(t *testing.T) {
-	s, e := sound()
+	s, e := validStep()
 	results.Judge(&s, results.DefaultSLO(), e)
 	if !s.Valid || len(s.Invalid) != 0 || len(s.Warnings) != 0 {
-		t.Fatalf("a sound step: valid %v, %q, warnings %q", s.Valid, s.Invalid, s.Warnings)
+		t.Fatalf("a step without problems: valid %v, %q, warnings %q", s.Valid, s.Invalid, s.Warnings)
 	}
 	for want, spoil := range map[string]func(*results.Step, *results.Evidence){
-		"ledger does not close":       func(s *results.Step, _ *results.Evidence) { s.Ledger.Scheduled++ },
-		"in the histograms":           func(_ *results.Step, e *results.Evidence) { e.Recorded-- },
-		"the server counted":          func(s *results.Step, _ *results.Evidence) { *s.ServerCount = 990 },
-		"the client was late":         func(s *results.Step, _ *results.Evidence) { s.LateOps = 11 },
-		"the client stood still":      func(s *results.Step, _ *results.Evidence) { *s.LagNS.Max = int64(200 * time.Millisecond) },
-		"of the CPU that it had":      func(s *results.Step, _ *results.Evidence) { s.Client.CPUShare = 0.9 },
-		"garbage collection":          func(s *results.Step, _ *results.Evidence) { s.Client.GCPauseMaxNS = int64(50 * time.Millisecond) },
-		"ran out of local ports":      func(s *results.Step, _ *results.Evidence) { s.Causes = map[string]int64{"no local port free": 1} },
-		"ran out of file descriptors": func(_ *results.Step, e *results.Evidence) { e.FDHeadroom = 0 },
-		"Little's law":                func(_ *results.Step, e *results.Evidence) { e.ServiceNS = 9e8 },
-		"something outside the run":   func(s *results.Step, _ *results.Evidence) { s.Client.OutsideShare = 0.3 },
+		"op counts do not add up":   func(s *results.Step, _ *results.Evidence) { s.Ledger.Scheduled++ },
+		"in the histograms":         func(_ *results.Step, e *results.Evidence) { e.Recorded-- },
+		"the server counted":        func(s *results.Step, _ *results.Evidence) { *s.ServerCount = 990 },
+		"the client was late":       func(s *results.Step, _ *results.Evidence) { s.LateOps = 11 },
+		"the client stalled":        func(s *results.Step, _ *results.Evidence) { *s.LagNS.Max = 200e6 },
+		"the client used 90%":       func(s *results.Step, _ *results.Evidence) { s.Client.CPUShare = 0.9 },
+		"garbage collection":        func(s *results.Step, _ *results.Evidence) { s.Client.GCPauseMaxNS = 50e6 },
+		"out of local ports":        func(s *results.Step, _ *results.Evidence) { s.Causes = noLocalPort() },
+		"out of file descriptors":   func(_ *results.Step, e *results.Evidence) { e.FDHeadroom = 0 },
+		"Little's law":              func(_ *results.Step, e *results.Evidence) { e.ServiceNS = 9e8 },
+		"something outside the run": func(s *results.Step, _ *results.Evidence) { s.Client.OutsideShare = 0.3 },
 	} {
-		s, e := sound()
+		s, e := validStep()
 		spoil(&s, &e)
 		results.Judge(&s, results.DefaultSLO(), e)
-		if s.Valid || len(s.Invalid) != 1 || !strings.Contains(s.Invalid[0], want) || !slices.Equal(s.Warnings, s.Invalid) {
+		invalid := !s.Valid && len(s.Invalid) == 1 && strings.Contains(s.Invalid[0], want)
+		if !invalid || !slices.Equal(s.Warnings, s.Invalid) {
 			t.Errorf("%s: valid %v, %q, warnings %q", want, s.Valid, s.Invalid, s.Warnings)
 		}
 	}
 }
 
-// A client that was late does not excuse what else was wrong, however little that
-// lateness was.
+func noLocalPort() map[string]int64 { return map[string]int64{"no local port free": 1} }
+
+// A small lag is excused only if nothing else is wrong with the step.
 func TestHarmlessLateness(t *testing.T) {
 	objective := func(text string) results.SLO {
 		slo, err := results.ParseSLO(text)
@@ -165,24 +172,24 @@ func TestHarmlessLateness(t *testing.T) {
 		want  bool
 	}{
 		"late":                 {nil, "p99<100ms", true},
-		"and it stood still":   {func(s *results.Step, _ *results.Evidence) { s.Seconds = 0.1 }, "p99<100ms", true},
+		"late and stalled":     {func(s *results.Step, _ *results.Evidence) { s.Seconds = 0.1 }, "p99<100ms", true},
 		"late by too much":     {nil, "p99<40ms", false},
 		"for a class":          {nil, "p99<100ms,upload:p99<40ms", false},
 		"without a bound":      {nil, "upload:p99<1s", false},
 		"only one op is late":  {func(s *results.Step, _ *results.Evidence) { s.LateOps = 1 }, "p99<100ms", false},
 		"the objective is met": {func(s *results.Step, _ *results.Evidence) { s.Ops = nil }, "p99<100ms", false},
-		"no ports": {func(s *results.Step, _ *results.Evidence) {
-			s.Causes = map[string]int64{"no local port free": 1}
-		}, "p99<100ms", false},
+		"no ports":             {func(s *results.Step, _ *results.Evidence) { s.Causes = noLocalPort() }, "p99<100ms", false},
 		"no files":             {func(_ *results.Step, e *results.Evidence) { e.FDHeadroom = 0 }, "p99<100ms", false},
-		"garbage collection":   {func(s *results.Step, _ *results.Evidence) { s.Client.GCPauseMaxNS = 5e7 }, "p99<100ms", false},
+		"garbage collection": {
+			func(s *results.Step, _ *results.Evidence) { s.Client.GCPauseMaxNS = 5e7 }, "p99<100ms", false,
+		},
 		"Little's law":         {func(_ *results.Step, e *results.Evidence) { e.ServiceNS = 9e8 }, "p99<100ms", false},
 		"the server disagrees": {func(s *results.Step, _ *results.Evidence) { *s.ServerCount = 990 }, "p99<100ms", false},
 		"out of CPU":           {func(s *results.Step, _ *results.Evidence) { s.Client.CPUShare = 0.9 }, "p99<100ms", false},
 	} {
-		s, e := sound()
+		s, e := validStep()
 		late(&s, &e)
-		// Too slow for every objective.
+		// The ops miss every objective of the table.
 		s.Ops = map[string]results.OpStats{"feed": {Count: 1000, OverSLO: 20}, "upload": {Count: 1000, OverSLO: 20}}
 		if test.spoil != nil {
 			test.spoil(&s, &e)
@@ -194,30 +201,32 @@ func TestHarmlessLateness(t *testing.T) {
 	}
 }
 
-// A few late ops of a short step must be found, too: its percentiles are blank.
+// Late ops must be found in a short step, too. It has no 99th percentile.
 func TestLatenessOfAShortStep(t *testing.T) {
-	s, e := sound()
+	s, e := validStep()
 	s.Ledger = results.Ledger{Scheduled: 200, Sent: 200, OK: 200}
 	e.Recorded, s.ServerCount, s.LagNS.P99, s.LagNS.Count, s.LateOps = 200, nil, nil, 200, 3
 	results.Judge(&s, results.DefaultSLO(), e)
 	if s.Valid {
 		t.Error("3 late ops of 200 left the step valid")
 	}
-	// Of those that were taken up, whether or not they could be sent.
+	// Ops without a connection have a lag, too.
 	s.Ledger = results.Ledger{Scheduled: 200, ConnectError: 200}
 	e.Recorded = 0
-	if results.Judge(&s, results.DefaultSLO(), e); !slices.ContainsFunc(s.Invalid, func(why string) bool { return strings.Contains(why, "for 1.5% of ops") }) {
-		t.Errorf("invalid because of %q", s.Invalid)
+	results.Judge(&s, results.DefaultSLO(), e)
+	late := func(why string) bool { return strings.Contains(why, "for 1.5% of ops") }
+	if !slices.ContainsFunc(s.Invalid, late) {
+		t.Errorf("invalid because of %q, want 1.5%% late ops", s.Invalid)
 	}
 }
 
-func TestLostSessionsAreSaid(t *testing.T) {
-	s, e := sound()
+func TestLostSessionsAreReported(t *testing.T) {
+	s, e := validStep()
 	s.Ledger.OK, s.Ledger.HTTPError, s.Ledger.SessionLost = 990, 10, 10
 	e.Recorded = 990
 	results.Judge(&s, results.DefaultSLO(), e)
-	if !s.Valid || len(s.Invalid) != 0 || len(s.Warnings) != 1 || !strings.Contains(s.Warnings[0], "lost session") {
-		t.Errorf("valid %v, warnings %q: want the lost sessions to be told", s.Valid, s.Warnings)
+	if !s.Valid || len(s.Invalid) != 0 || len(s.Warnings) != 1 || !strings.Contains(s.Warnings[0], "session lost") {
+		t.Errorf("valid %v, warnings %q: want a warning about lost sessions", s.Valid, s.Warnings)
 	}
 }
 
@@ -229,14 +238,20 @@ func TestObjectiveWithoutLatency(t *testing.T) {
 	s := step(1000, 0, 60)
 	results.Judge(&s, slo, results.Evidence{})
 	if s.SLOMet || !strings.HasPrefix(s.SLOBroken, "errors 6.00%") {
-		t.Errorf("met %v, %q: want the errors to be what broke it", s.SLOMet, s.SLOBroken)
+		t.Errorf("met %v, %q: want it missed because of the errors", s.SLOMet, s.SLOBroken)
 	}
 }
 
 func TestFindLimit(t *testing.T) {
 	s := results.Step{
-		Hosts: []results.HostUsage{{Host: "web-1", CPU: 0.1, CPUShare: 0.6}, {Host: "db-1", CPU: 0.1, CPUShare: 0.93, ThrottledShare: 0.4}},
-		Nodes: []results.NodeUsage{{Node: "blob-1", Host: "db-1", Role: "blob", CPUSeconds: 0.1}, {Node: "db-1", Host: "db-1", Role: "db", CPUSeconds: 0.8}},
+		Hosts: []results.HostUsage{
+			{Host: "web-1", CPU: 0.1, CPUShare: 0.6},
+			{Host: "db-1", CPU: 0.1, CPUShare: 0.93, ThrottledShare: 0.4},
+		},
+		Nodes: []results.NodeUsage{
+			{Node: "blob-1", Host: "db-1", Role: "blob", CPUSeconds: 0.1},
+			{Node: "db-1", Host: "db-1", Role: "db", CPUSeconds: 0.8},
+		},
 	}
 	if l := results.FindLimit(s); l.By != "db" || l.Host != "db-1" || !strings.HasPrefix(l.Figure, "93%") {
 		t.Errorf("limit %+v, want db with its figure", l)
@@ -247,7 +262,7 @@ func TestFindLimit(t *testing.T) {
 	}
 	s.Client.CPUShare = 0.95
 	if l := results.FindLimit(s); l.By != "client" || l.Figure != "95% of its CPU" {
-		t.Errorf("limit %+v of a step that failed, want the client, which was out of CPU", l)
+		t.Errorf("limit %+v of a failed step, want the client: it had no CPU left", l)
 	}
 	if l := results.FindLimit(results.Step{}); l.By != "unknown" {
 		t.Errorf("limit %+v without hosts", l)

@@ -10,23 +10,23 @@ import (
 	"time"
 )
 
-// SLO is a service level objective on the response clock: at most one in a
-// hundred ops slower than its bound, failures counted as infinitely slow, and
-// at most ErrorRate of all ops failed.
+// SLO is a service level objective: at most 1 % of the ops have a response time
+// above the bound, where failures count as infinitely slow, and at most
+// ErrorRate of all ops fail.
 type SLO struct {
-	Bound     time.Duration            // p99 of all classes without a bound of their own, taken together
+	Bound     time.Duration            // p99 over all classes that are not in Classes
 	Classes   map[string]time.Duration // p99 of single classes
 	ErrorRate float64                  // share of scheduled ops, 0.001 = 0.1 %
 }
 
-// DefaultSLO is what the ladder is measured against: reads and small writes p99
+// DefaultSLO returns the objective of the ladder: reads and small writes p99
 // below 100 ms, uploads p99 below 1 s, errors below 0.1 %.
 func DefaultSLO() SLO {
 	uploads := map[string]time.Duration{"upload": time.Second}
 	return SLO{Bound: 100 * time.Millisecond, Classes: uploads, ErrorRate: 0.001}
 }
 
-// ParseSLO reads the form that String writes: "p99<100ms,upload:p99<1s,errors<0.1%".
+// ParseSLO parses the format of String: "p99<100ms,upload:p99<1s,errors<0.1%".
 func ParseSLO(text string) (SLO, error) {
 	slo := SLO{Bound: math.MaxInt64, Classes: map[string]time.Duration{}, ErrorRate: 1}
 	seen := map[string]bool{}
@@ -37,7 +37,7 @@ func ParseSLO(text string) (SLO, error) {
 		}
 		name, _, _ := strings.Cut(term, "<")
 		if seen[name] {
-			return SLO{}, fmt.Errorf("slo %q: there is another term for %s: want one", term, name)
+			return SLO{}, fmt.Errorf("slo %q: more than one term for %s\nuse one", term, name)
 		}
 		seen[name] = true
 	}
@@ -73,7 +73,7 @@ func (s *SLO) term(term string) error {
 	return nil
 }
 
-// String is the form that ParseSLO reads.
+// String returns the objective in the format that ParseSLO reads.
 func (s SLO) String() string {
 	var terms []string
 	if s.Bound != math.MaxInt64 {
@@ -88,7 +88,7 @@ func (s SLO) String() string {
 	return strings.Join(terms, ",")
 }
 
-// BoundOf is the bound of a class in nanoseconds.
+// BoundOf returns the bound of a class in nanoseconds.
 func (s SLO) BoundOf(class string) int64 {
 	if bound, ok := s.Classes[class]; ok {
 		return int64(bound)

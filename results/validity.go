@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// Judge gives the verdicts on a step: whether it met the objective (SLOMet, SLOBroken), and whether its
-// figures can be believed (Valid, Invalid, Excused). Everything that is wrong with the step is added to its
-// warnings. An invalid step keeps its figures.
+// Judge sets the verdicts of a step: whether it met the objective (SLOMet, SLOBroken), and whether its figures
+// can be trusted (Valid, Invalid, Excused). It adds every problem to the step's warnings. An invalid step keeps
+// its figures.
 func Judge(s *Step, slo SLO, e Evidence) {
 	if s.Warnings == nil {
 		s.Warnings = []string{}
@@ -20,78 +20,80 @@ func Judge(s *Step, slo SLO, e Evidence) {
 	s.SLOBroken = slo.broken(*s)
 	s.SLOMet = s.SLOBroken == ""
 	late := s.lateness()
-	s.Invalid = slices.Concat(s.accounts(e), late, s.disturbances(e))
+	s.Invalid = slices.Concat(s.countMismatches(e), late, s.disturbances(e))
 	s.Valid = len(s.Invalid) == 0
 	s.Excused = len(late) == len(s.Invalid) && slo.excuses(*s)
 	s.Warnings = append(s.Warnings, s.Invalid...)
 	if lost := float64(s.Ledger.SessionLost) / float64(max(s.Ledger.Scheduled, 1)); lost > maxQuietSessions {
-		s.Warnf("%.1f%% of ops met a lost session, which counts neither as an error nor as slow", 100*lost)
+		s.Warnf("%.1f%% of ops found their session lost; these count neither as errors nor as slow", 100*lost)
 	}
 	if s.Ledger.InFlight > 0 {
-		s.Warnf("%d requests were still in flight when the step was ended", s.Ledger.InFlight)
+		s.Warnf("%d requests were still in flight when the step ended", s.Ledger.InFlight)
 	}
 	if clamped := s.ResponseNS.Clamped + s.WaitNS.Clamped + s.LagNS.Clamped; clamped > 0 {
 		s.Warnf("%d samples above 60 s were recorded as 60 s", clamped)
 	}
 }
 
-// Spoiled reports whether something else than the target may have broken the step: offer it again.
+// Spoiled reports whether something other than the target may have broken the objective. Such a step should be
+// repeated.
 func (s Step) Spoiled() bool { return !s.SLOMet && !s.Valid }
 
-// Stands reports whether the verdict on the objective can be believed.
+// Stands reports whether SLOMet can be trusted.
 func (s Step) Stands() bool { return s.Valid || s.Excused }
 
-// Evidence is what a step's validity is judged by besides its own figures.
+// Evidence holds the measurements that Judge needs in addition to the step.
 type Evidence struct {
-	// InFlightNS is the integral of the number of requests in flight, counted at
-	// the transport, and ServiceNS the sum of the service times that were
-	// recorded. By Little's law they are equal unless something got lost between.
+	// InFlightNS is the number of requests in flight, counted at the transport and integrated over time.
+	// ServiceNS is the sum of the recorded service times. By Little's law both are equal; a difference means
+	// that outcomes were lost.
 	InFlightNS, ServiceNS int64
 	Recorded              int64 // successes in the histograms
-	FDHeadroom            int64 // file descriptors that were still free; negative when unknown
-	EarlierUnanswered     int64 // requests that the step before had left unanswered
+	FDHeadroom            int64 // free file descriptors; negative = unknown
+	EarlierUnanswered     int64 // requests that the previous step left unanswered
 }
 
 // The limits of validity. A step beyond one of them measured the client, or
 // something outside the run, and not the target.
 const (
-	maxLag          = time.Millisecond // p99, or maxLagShare of the median response if that is more
+	maxLag          = time.Millisecond // p99; maxLagShare of the median response time if that is more
 	maxLagShare     = 0.05
-	maxStallShare   = 0.01 // of the step: a longer stall of the client moves the 99th percentile by itself
+	maxStallShare   = 0.01 // share of the step; a longer stall of the client alone changes the 99th percentile
 	maxClientCPU    = 0.85
 	maxGCPause      = 10 * time.Millisecond
 	maxLittleError  = 0.03
 	maxOutsideShare = 0.10
-	// maxQuietSessions is the share of ops that may meet a lost session without a warning.
+	// maxQuietSessions is the share of ops that may lose their session without a warning.
 	maxQuietSessions = 0.001
-	// minLittleSeconds is how much in-flight time a check of Little's law needs:
-	// below it the clock's own resolution is a visible share.
+	// minLittleSeconds is the least in-flight time for a check of Little's law. Below it, the resolution of the
+	// clock causes a visible error.
 	minLittleSeconds = 0.05
 )
 
-// fewSamples is the number of ops below which the 99th percentile of a class is
-// its maximum; one slow op is then no evidence and is let through.
+// fewSamples is the number of ops below which the 99th percentile is the maximum. One slow op is then allowed,
+// because it proves nothing.
 const fewSamples = 100
 
-// allowed is how many of n ops may be over their bound at the 99th percentile.
-func allowed(n int64) int64 {
+// allowedOver returns how many of n ops may exceed a bound on the 99th percentile.
+func allowedOver(n int64) int64 {
 	if n < fewSamples {
 		return 1
 	}
 	return n / 100
 }
 
-// broken says what broke the objective, "" if nothing did: "p99 > 100ms (2.3% of ops over it, like worst with 8.1%)".
+// broken returns why the step missed the objective, "" if it met it:
+// "p99 > 100ms (2.3% of ops were slower, worst class: like with 8.1%)".
 func (s SLO) broken(step Step) string {
-	// Latency first: what a saturated system leaves unsent in the end are errors, too, but not the cause.
+	// Latency comes first: a saturated system also leaves ops unsent, and these errors are not the cause.
 	var pooled, pooledOver int64
 	worst, worstShare := "", 0.0
 	for _, class := range slices.Sorted(maps.Keys(step.Ops)) {
 		op := step.Ops[class]
 		over := op.OverSLO + op.Errors
 		if bound, own := s.Classes[class]; own {
-			if over > allowed(op.Count) {
-				return fmt.Sprintf("%s p99 > %v (%d of %d ops over it)", class, bound, over, op.Count)
+			if over > allowedOver(op.Count) {
+				return fmt.Sprintf("%s p99 > %v (%d of %d ops were slower)", class, bound, over, op.Count)
 			}
 			continue
 		}
@@ -101,8 +103,8 @@ func (s SLO) broken(step Step) string {
 			worst, worstShare = class, share
 		}
 	}
-	if s.Bound != math.MaxInt64 && pooledOver > allowed(pooled) {
-		return fmt.Sprintf("p99 > %v (%.1f%% of ops over it, %s worst with %.1f%%)",
+	if s.Bound != math.MaxInt64 && pooledOver > allowedOver(pooled) {
+		return fmt.Sprintf("p99 > %v (%.1f%% of ops were slower, worst class: %s with %.1f%%)",
 			s.Bound, 100*float64(pooledOver)/float64(pooled), worst, 100*worstShare)
 	}
 	if rate := step.Ledger.ErrorRate(); rate > s.ErrorRate {
@@ -125,27 +127,27 @@ func mainCause(causes map[string]int64) string {
 type Tally struct {
 	SLO       SLO
 	Scheduled int64 // ops of the whole step
-	over      int64 // failed or too slow, of the classes that share a bound
+	over      int64 // ops of the classes with the shared bound that failed or were too slow
 	errors    int64
 }
 
-// Count adds an outcome. It reports whether the objective can no longer be met, whatever the rest of the ops do.
+// Count adds an outcome. It reports whether the step will miss the objective even if all other ops succeed.
 func (t *Tally) Count(o Outcome) (hopeless bool) {
-	// A lost session is neither slow nor failed.
+	// An op whose session was lost counts neither as slow nor as failed.
 	failed := o.Fate.Failed() && !o.SessionLost
 	if failed {
 		t.errors++
 	}
 	slow := o.Fate == OK && o.Response() > t.SLO.BoundOf(o.Class)
-	// Without a shared bound, failures count for ErrorRate alone.
+	// Without a shared bound, failures count only for ErrorRate.
 	if _, own := t.SLO.Classes[o.Class]; !own && t.SLO.Bound != math.MaxInt64 && (failed || slow) {
 		t.over++
 	}
 	return t.over > t.Scheduled/100+1 || float64(t.errors) > t.SLO.ErrorRate*float64(t.Scheduled)+1
 }
 
-// accounts lists where the accounts of a step do not agree.
-func (s Step) accounts(e Evidence) (reasons []string) {
+// countMismatches lists the counts of a step that contradict each other.
+func (s Step) countMismatches(e Evidence) (reasons []string) {
 	if err := s.Ledger.Check(); err != nil {
 		reasons = append(reasons, err.Error())
 	}
@@ -160,8 +162,7 @@ func (s Step) accounts(e Evidence) (reasons []string) {
 	return reasons
 }
 
-// LagLimit is how late the client may take an op up: max(1 ms, 5 % of the median
-// response time), in nanoseconds.
+// LagLimit returns the largest allowed lag of an op in nanoseconds: max(1 ms, 5 % of the median response time).
 func LagLimit(responseP50 *int64) int64 {
 	if responseP50 == nil {
 		return int64(maxLag)
@@ -169,23 +170,23 @@ func LagLimit(responseP50 *int64) int64 {
 	return max(int64(maxLag), int64(maxLagShare*float64(*responseP50)))
 }
 
-// lateness lists the reasons of a step's invalidity that are in its lag.
+// lateness lists the reasons for which the client's lag makes the step invalid.
 func (s Step) lateness() (reasons []string) {
-	// Counted, not read off a percentile: those of short steps are blank.
-	if s.LateOps > allowed(s.LagNS.Count) {
+	// Late ops are counted, because a short step has no 99th percentile.
+	if s.LateOps > allowedOver(s.LagNS.Count) {
 		limit, share := time.Duration(LagLimit(s.ResponseNS.P50)), float64(s.LateOps)/float64(max(s.LagNS.Count, 1))
 		reasons = append(reasons, fmt.Sprintf("the client was late: lag above %v for %.1f%% of ops, at most 1%% allowed",
 			limit.Round(time.Microsecond), 100*share))
 	}
 	if stall := s.LagNS.Max; stall != nil && s.Seconds > 0 && float64(*stall)/1e9 > maxStallShare*s.Seconds {
-		reasons = append(reasons, fmt.Sprintf("the client stood still for %v, more than %.0f%% of the step",
+		reasons = append(reasons, fmt.Sprintf("the client stalled for %v, more than %.0f%% of the step",
 			time.Duration(*stall).Round(time.Millisecond), maxStallShare*100))
 	}
 	return reasons
 }
 
-// excuses reports whether the client was late by far less than the objective allows, so that its lateness did
-// not break the step. An objective without a bound for all ops excuses no lateness.
+// excuses reports whether the client's lag was too small to be the reason for a missed objective: less than a
+// tenth of the strictest bound. An objective without a bound for all ops excuses no lag.
 func (s SLO) excuses(step Step) bool {
 	if step.SLOMet || step.Valid || step.LagNS.Max == nil || s.Bound == math.MaxInt64 {
 		return false
@@ -194,11 +195,11 @@ func (s SLO) excuses(step Step) bool {
 	return *step.LagNS.Max < int64(strictest)/10
 }
 
-// disturbances lists how the client, or something outside the run, got between target and figures.
+// disturbances lists how the client, or something outside the run, distorted the figures.
 func (s Step) disturbances(e Evidence) (reasons []string) {
 	add := func(format string, args ...any) { reasons = append(reasons, fmt.Sprintf(format, args...)) }
 	if s.Client.CPUShare > maxClientCPU {
-		add("the client used %.0f%% of the CPU that it had, at most %.0f%% allowed",
+		add("the client used %.0f%% of its CPU, at most %.0f%% allowed",
 			s.Client.CPUShare*100, maxClientCPU*100)
 	}
 	if s.Client.GCPauseMaxNS > int64(maxGCPause) {
@@ -217,22 +218,21 @@ func (s Step) disturbances(e Evidence) (reasons []string) {
 	}
 	off := math.Abs(float64(e.ServiceNS)/float64(e.InFlightNS) - 1)
 	if e.InFlightNS > int64(minLittleSeconds*float64(time.Second)) && off > maxLittleError {
-		add("Little's law is off by %.1f%%: %.3f s in flight by the transport's count, %.3f s by the outcomes",
+		add("Little's law is off by %.1f%%: the transport counted %.3f s in flight, the outcomes add up to %.3f s",
 			off*100, float64(e.InFlightNS)/1e9, float64(e.ServiceNS)/1e9)
 	}
 	return reasons
 }
 
-// minLimitShare is the share of its budget that a host must have used, and
-// minThrottledShare the share of quota periods in which it must have been held
-// back, to be called the limit. Below both, the limit is unknown.
+// A host is the limit if it used minLimitShare of its budget, or was throttled in minThrottledShare of its quota
+// periods. If no host reaches either, the limit is unknown.
 const (
 	minLimitShare     = 0.70
 	minThrottledShare = 0.50
 )
 
-// FindLimit names the role whose host was nearest its budget at a step, or the client where a step failed
-// because the client had no CPU left.
+// FindLimit returns what limited a step: the client if the step failed and the client had no CPU left, otherwise
+// the busiest role on the host that was nearest to its budget.
 func FindLimit(s Step) Limit {
 	if !s.SLOMet && s.Client.CPUShare > maxClientCPU {
 		share := s.Client.CPUShare

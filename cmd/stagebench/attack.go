@@ -43,7 +43,7 @@ type attackOptions struct {
 	allow                              []string
 	hlog, vegetaOut, format            string
 	method, body, bodyFile             string
-	// given says which of the flags were, as their defaults mean something else.
+	// given reports whether the user set a flag. A default value alone does not show that.
 	given    func(flag string) bool
 	identity load.Identity
 	replay   load.Replay
@@ -53,14 +53,14 @@ func attackCommand(s streams) *cobra.Command {
 	var o attackOptions
 	cmd := &cobra.Command{
 		Use:   "attack",
-		Short: "Send load to any HTTP service and say what its users felt",
-		Long: `Sends requests by a fixed schedule over a bounded number of connections. All
-clocks start at the intended time of a request, so a server that stalls cannot
-hide it by slowing the client down. Prints latency by op, the four clocks, and
-the ledger of every scheduled request. Exits with status 3 when the measurement
-is invalid, for example because the client itself could not keep up.`,
+		Short: "Send load to any HTTP service and measure the response times of its users",
+		Long: `Sends requests by a fixed schedule over a bounded number of connections. Response
+times start at the intended time of a request, so they include the delay that a
+stalled server causes for later requests. Prints the latency by op, the four
+clocks, and a ledger that counts every scheduled request. Exits with status 3 if
+the measurement is invalid, for example because the client could not keep up.`,
 		Example: `  stagebench attack --target http://127.0.0.1:8080/ --rate 500 --duration 30s
-  stagebench attack --workload read-heavy --rate 200       # the system that "stagebench up" keeps
+  stagebench attack --workload read-heavy --rate 200       # the system that "stagebench up" started
   stagebench attack --target http://127.0.0.1:8080/ --workload shop.yaml --rate 200
   stagebench attack --target http://127.0.0.1:8080/ --workload trace:access.log.gz --speed 10 --max-gap 1s
   stagebench attack --target https://127.0.0.1:8443/api/items --method POST --body '{"n":1}' \
@@ -70,72 +70,81 @@ is invalid, for example because the client itself could not keep up.`,
 			return o.run(cmd.Context(), s)
 		},
 	}
-	f := cmd.Flags()
-	f.StringVar(&o.target, "target", "", "URL to send to; without it, the system that `stagebench up` keeps")
-	f.StringVar(&o.workload, "workload", "", "a workload of the photo service (stagebench list workloads), a workload FILE.yaml, or trace:FILE (an access log); without it, one request for the URL")
-	f.StringVar(&o.schedule, "schedule", "poisson", "arrivals: constant or poisson")
-	f.StringVar(&o.driver, "driver", "vegeta", "what sends the requests: vegeta")
-	f.Float64Var(&o.rate, "rate", 100, "requests/s; with a trace, send its requests at this rate instead of at their own times")
-	f.DurationVar(&o.duration, "duration", 10*time.Second, "length of the schedule; with a trace at its own times, at most its length")
-	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "of one request")
-	f.DurationVar(&o.life, "connection-life", 0, "renew connections that are older; 0 = keep them")
-	f.IntVar(&o.connections, "connections", 64, "connections, and so requests in flight at most")
-	f.Uint64Var(&o.seed, "seed", 1, "of the arrivals; with --target and --workload also of keys and data set")
-	f.StringVar(&o.data, "data", "small", "with --target and --workload: the data set that the service holds")
-	f.StringSliceVar(&o.allow, "allow-host", nil, "permit load to this host although it is not on the loopback network")
-	f.StringVar(&o.hlog, "hlog", "", "write an HDR interval log to this file")
-	f.StringVar(&o.vegetaOut, "vegeta-results", "", "write every outcome to this file, for `vegeta report` and `vegeta plot`")
-	f.StringVar(&o.method, "method", http.MethodGet, "without a workload: the method")
-	f.StringVar(&o.body, "body", "", "without a workload: the body")
-	f.StringVar(&o.bodyFile, "body-file", "", "without a workload: the file that holds the body")
+	o.flags(cmd)
 	identityFlags(cmd, &o.identity)
 	replayFlags(cmd, &o.replay)
 	formatFlag(cmd, &o.format)
 	return cmd
 }
 
-// identityFlags say who the clients are.
+func (o *attackOptions) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&o.target, "target", "", "URL of the service; default: the system that `stagebench up` started")
+	f.StringVar(&o.workload, "workload", "",
+		"photo service workload (see: stagebench list workloads), a workload FILE.yaml, or trace:FILE (an access log);"+
+			" default: request only the URL")
+	f.StringVar(&o.schedule, "schedule", "poisson", "arrivals: constant or poisson")
+	f.StringVar(&o.driver, "driver", "vegeta", "load driver: vegeta")
+	f.Float64Var(&o.rate, "rate", 100, "requests/s; for a trace this replaces its own times")
+	f.DurationVar(&o.duration, "duration", 10*time.Second, "length of the schedule; a trace may end earlier")
+	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "timeout of one request")
+	f.DurationVar(&o.life, "connection-life", 0, "renew connections older than this; 0 = never")
+	f.IntVar(&o.connections, "connections", 64, "number of connections, the maximum of requests in flight")
+	f.Uint64Var(&o.seed, "seed", 1, "seed of the arrivals; with --target and --workload also of keys and data set")
+	f.StringVar(&o.data, "data", "small", "data set of the service; for --target with --workload")
+	f.StringSliceVar(&o.allow, "allow-host", nil, "allow load to this host outside the loopback network")
+	f.StringVar(&o.hlog, "hlog", "", "write an HDR interval log to this file")
+	f.StringVar(&o.vegetaOut, "vegeta-results", "",
+		"write every outcome to this file, for `vegeta report` and `vegeta plot`")
+	f.StringVar(&o.method, "method", http.MethodGet, "request method, without --workload")
+	f.StringVar(&o.body, "body", "", "request body, without --workload")
+	f.StringVar(&o.bodyFile, "body-file", "", "file with the request body, without --workload")
+}
+
+// identityFlags adds the flags for headers, credentials and TLS.
 func identityFlags(cmd *cobra.Command, i *load.Identity) {
 	f := cmd.Flags()
 	f.StringArrayVar(&i.Headers, "header", nil, "send this header with every request, 'Name: value'; may be repeated")
-	f.StringVar(&i.BasicEnv, "basic-env", "", "basic authentication: the environment variable that holds user:password")
-	f.StringVar(&i.BearerEnv, "bearer-env", "", "bearer authentication: the environment variable that holds the token")
-	f.StringVar(&i.CA, "tls-ca", "", "PEM file of the authorities to trust instead of the system's")
+	f.StringVar(&i.BasicEnv, "basic-env", "", "environment variable with user:password for basic authentication")
+	f.StringVar(&i.BearerEnv, "bearer-env", "", "environment variable with the token for bearer authentication")
+	f.StringVar(&i.CA, "tls-ca", "", "PEM file of the trusted authorities; default: those of the system")
 	f.StringVar(&i.Cert, "tls-cert", "", "PEM file of the client's certificate")
-	f.StringVar(&i.Key, "tls-key", "", "PEM file of its key")
-	f.StringVar(&i.Name, "tls-name", "", "name that the server's certificate must have, if not that of the URL")
-	f.BoolVar(&i.Insecure, "tls-insecure", false, "take any certificate")
+	f.StringVar(&i.Key, "tls-key", "", "PEM file of the client's key")
+	f.StringVar(&i.Name, "tls-name", "", "expected name in the server's certificate; default: host of the URL")
+	f.BoolVar(&i.Insecure, "tls-insecure", false, "do not verify the server's certificate")
 }
 
-// replayFlags say how a trace is replayed.
+// replayFlags adds the flags for the replay of a trace.
 func replayFlags(cmd *cobra.Command, r *load.Replay) {
 	f := cmd.Flags()
-	f.Float64Var(&r.Speed, "speed", 1, "with a trace: how many times faster than it was logged")
-	f.DurationVar(&r.MaxGap, "max-gap", 0, "with a trace: gaps longer than this are shortened to it, before --speed; 0 = as logged")
-	f.BoolVar(&r.Loop, "loop", false, "with a trace: begin again at its end, until --duration is over")
+	f.Float64Var(&r.Speed, "speed", 1, "replay a trace this many times faster than it was logged")
+	f.DurationVar(&r.MaxGap, "max-gap", 0,
+		"shorten longer gaps of a trace to this, before --speed; 0 = keep all gaps")
+	f.BoolVar(&r.Loop, "loop", false, "repeat a trace until --duration is over")
 }
 
-// noTrace refuses to change the times of a trace where there is none.
-func noTrace(r load.Replay, loads []load.Load) error {
+// checkReplay returns an error if replay flags are given but no load is a trace.
+func checkReplay(r load.Replay, loads []load.Load) error {
 	if !r.Changes() || slices.ContainsFunc(loads, func(l load.Load) bool { return l.Times != nil }) {
 		return nil
 	}
-	return exit.Usagef("--speed, --max-gap and --loop are for a trace, and there is none\nleave them out, or name a trace: trace:FILE")
+	return exit.Usagef("--speed, --max-gap and --loop are for a trace, and there is none\n" +
+		"remove them, or name a trace: trace:FILE")
 }
 
 func (o attackOptions) run(ctx context.Context, s streams) error {
 	if err := o.check(); err != nil {
 		return err
 	}
-	aim, err := o.aim(ctx)
+	dest, err := o.destination(ctx)
 	if err != nil {
 		return err
 	}
-	timing, err := o.timing(aim.load)
+	timing, err := o.timing(dest.load)
 	if err != nil {
 		return err
 	}
-	clients, err := o.clients(aim)
+	clients, err := o.clients(dest)
 	if err != nil {
 		return err
 	}
@@ -143,20 +152,20 @@ func (o attackOptions) run(ctx context.Context, s streams) error {
 	progress := live.New(s.err, s.terminal, 1)
 	defer progress.Done()
 	progress.Expect(timing.duration)
-	progress.Cell(aim.endpoint.Host, 0)
+	progress.Cell(dest.endpoint.Host, 0)
 	stepper := &cell.Stepper{
-		Driver: vegeta.Driver{}, Clients: clients, Workload: aim.load.Workload, SLO: results.DefaultSLO(),
+		Driver: vegeta.Driver{}, Clients: clients, Workload: dest.load.Workload, SLO: results.DefaultSLO(),
 		Timeout: o.timeout, Drain: time.Second, Progress: progress, ClientCPU: float64(cell.Cores()),
 	}
-	if err := aim.observe(ctx, s, stepper, timing.schedule.Count(timing.duration)); err != nil {
+	if err := dest.observe(ctx, s, stepper, timing.schedule.Count(timing.duration)); err != nil {
 		return err
 	}
 	closeFiles, err := o.files(stepper)
 	if err != nil {
 		return err
 	}
-	if err := clients.LogIn(ctx, aim.load.Workload, o.timeout); err != nil {
-		return errors.Join(fmt.Errorf("start the users' sessions: %w", err), closeFiles())
+	if err := clients.LogIn(ctx, dest.load.Workload, o.timeout); err != nil {
+		return errors.Join(fmt.Errorf("log the users in: %w", err), closeFiles())
 	}
 	step, err := stepper.Step(ctx, "attack", timing.rate, timing.schedule, timing.duration)
 	progress.Done()
@@ -165,33 +174,36 @@ func (o attackOptions) run(ctx context.Context, s streams) error {
 		return err // there was no step
 	}
 	if err != nil && ctx.Err() == nil {
-		err = fmt.Errorf("%w\nthe figures above are whole; to have the file, too, name another place by --hlog or --vegeta-results", err)
+		err = fmt.Errorf("%w\nthe figures above are complete; to get the file, too, "+
+			"repeat with another path for --hlog or --vegeta-results", err)
 	}
-	// What was measured is shown even if a file that goes along could not be written.
-	return errors.Join(o.conclude(ctx, s, step, aim.load.Trace), err)
+	// The figures are shown even if an output file could not be written.
+	return errors.Join(o.conclude(ctx, s, step, dest.load.Trace), err)
 }
 
-// mostJudged is of how many ops the versions are kept until the end of an attack, to find
-// stale answers: 40 bytes each.
-const mostJudged = 2_000_000
+// maxJudgedOps is the largest number of ops for which stale reads are counted. Each
+// op needs 40 bytes until the end of the attack.
+const maxJudgedOps = 2_000_000
 
-// check looks at what can be judged before anything else is known.
+// check returns an error for options that are wrong for every target.
 func (o attackOptions) check() error {
 	switch {
 	case o.duration <= 0 || o.timeout <= 0:
-		return exit.Usagef("--duration %v, --timeout %v\nwant more than 0, for example --duration 30s", o.duration, o.timeout)
+		return exit.Usagef("--duration %v, --timeout %v\nwant more than 0, for example --duration 30s",
+			o.duration, o.timeout)
 	case o.driver != "vegeta":
 		return exit.Usagef("unknown driver %q\nwant vegeta", o.driver)
 	case o.workload != "" && (o.body != "" || o.bodyFile != "" || o.method != http.MethodGet):
-		return exit.Usagef("--method, --body and --body-file are for one request, and --workload %s has its own\nleave one or the other out", o.workload)
+		return exit.Usagef("--method, --body and --body-file cannot be used with --workload %s\n"+
+			"remove these flags, or --workload", o.workload)
 	case o.body != "" && o.bodyFile != "":
-		return exit.Usagef("--body and --body-file exclude each other\nuse one of them")
+		return exit.Usagef("--body and --body-file exclude each other\nuse only one of them")
 	}
 	return exit.Usage(o.replay.Validate())
 }
 
-// clients makes the connections, and says who is at their other end.
-func (o attackOptions) clients(aim aimed) (*driver.Clients, error) {
+// clients returns the connections to the destination.
+func (o attackOptions) clients(dest destination) (*driver.Clients, error) {
 	header, err := o.identity.Header(os.Getenv)
 	if err != nil {
 		return nil, exit.Usage(err)
@@ -201,36 +213,39 @@ func (o attackOptions) clients(aim aimed) (*driver.Clients, error) {
 		return nil, exit.Usage(err)
 	}
 	clients, err := driver.NewClients(driver.ClientConfig{
-		Endpoint: aim.endpoint, Addresses: aim.addresses, Connections: o.connections,
-		Sources:        cell.Sources(aim.endpoint, uint64(os.Getpid())),
+		Endpoint: dest.endpoint, Addresses: dest.addresses, Connections: o.connections,
+		Sources:        cell.Sources(dest.endpoint, uint64(os.Getpid())),
 		ConnectionLife: o.life, DialTimeout: min(o.timeout, 5*time.Second), Header: header, TLS: security,
 	})
 	return clients, exit.Usage(err)
 }
 
-// timing is when ops are sent.
+// timing is the schedule of the ops.
 type timing struct {
 	schedule pace.Schedule
 	duration time.Duration
-	rate     float64 // on average
+	rate     float64 // average
 }
 
-// suits refuses flags that would change nothing, so that nobody believes they did.
-func (o attackOptions) suits(l load.Load) error {
+// checkTiming returns an error for timing flags that would have no effect on this load.
+func (o attackOptions) checkTiming(l load.Load) error {
 	switch {
 	case l.Times == nil:
-		return noTrace(o.replay, []load.Load{l})
+		return checkReplay(o.replay, []load.Load{l})
 	case o.given("rate") && o.replay.Changes():
-		return exit.Usagef("--speed, --max-gap and --loop change the times of a trace, and --rate is in the place of all of them\nleave one or the other out")
+		return exit.Usagef("--rate replaces the times of a trace, so --speed, --max-gap and --loop have no effect\n" +
+			"remove these flags, or --rate")
 	case !o.given("rate") && o.given("schedule"):
-		return exit.Usagef("--schedule is for a rate, and %s has times of its own\nleave it out, or give --rate", l.Workload.Name())
+		return exit.Usagef("--schedule needs --rate, because %s has its own times\nremove --schedule, or add --rate",
+			l.Workload.Name())
 	}
 	return nil
 }
 
-// timing makes the schedule: a trace has its own unless a rate was given.
+// timing returns the schedule: that of --rate, or the times of a trace if --rate is
+// not given.
 func (o attackOptions) timing(l load.Load) (timing, error) {
-	if err := o.suits(l); err != nil {
+	if err := o.checkTiming(l); err != nil {
 		return timing{}, err
 	}
 	if l.Times != nil && !o.given("rate") {
@@ -260,83 +275,84 @@ func (o attackOptions) timing(l load.Load) (timing, error) {
 	return t, nil
 }
 
-// aimed is where the load goes, what it is, and what is known of the target.
-type aimed struct {
+// destination is the target with the load for it.
+type destination struct {
 	endpoint  *url.URL
-	addresses []string // of several frontends; empty = the endpoint's own
+	addresses []string // of all frontends; empty = that of the endpoint
 	load      load.Load
-	system    *control.Client // nil for a target of which only the address is known
+	system    *control.Client // nil = only the address of the target is known
 }
 
-// aim finds out where to send what.
-func (o attackOptions) aim(ctx context.Context) (a aimed, err error) {
+// destination finds the target and makes its load.
+func (o attackOptions) destination(ctx context.Context) (d destination, err error) {
 	maker := load.Maker{Data: sut.Data{Size: o.data, Seed: o.seed}, Replay: o.replay}
 	urls := []string{o.target}
 	if o.target == "" {
-		if a.system, err = control.Dial(control.DefaultDir(), ""); err != nil {
-			return a, exit.Usagef("no --target given, and %w", err)
+		if d.system, err = control.Dial(control.DefaultDir(), ""); err != nil {
+			return d, exit.Usagef("no --target given, and %w", err)
 		}
-		info, err := a.system.Info(ctx)
+		info, err := d.system.Info(ctx)
 		if err != nil {
-			return a, err
+			return d, err
 		}
-		// What is known to be the photo service gets traces as photos and users.
+		// This target is the photo service: a trace is mapped to its photos and users.
 		urls, maker.Data, maker.Service = info.Endpoints, info.Data, true
-		if _, a.addresses, err = cell.Endpoint(urls); err != nil {
-			return a, err
+		if _, d.addresses, err = cell.Endpoint(urls); err != nil {
+			return d, err
 		}
 	}
-	if a.endpoint, err = attach.Parse(ctx, urls[0], o.allow); err != nil {
-		return a, exit.Usage(err)
+	if d.endpoint, err = attach.Parse(ctx, urls[0], o.allow); err != nil {
+		return d, exit.Usage(err)
 	}
 	if o.workload == "" {
 		body := []byte(o.body)
 		if o.bodyFile != "" {
 			if body, err = os.ReadFile(o.bodyFile); err != nil {
-				return a, exit.Usagef("--body-file: %w", err)
+				return d, exit.Usagef("--body-file: %w", err)
 			}
 		}
-		a.load.Workload, err = workloads.Single(o.method, a.endpoint.RequestURI(), nil, body)
-		a.endpoint = &url.URL{Scheme: a.endpoint.Scheme, Host: a.endpoint.Host}
-		return a, exit.Usage(err)
+		d.load.Workload, err = workloads.Single(o.method, d.endpoint.RequestURI(), nil, body)
+		d.endpoint = &url.URL{Scheme: d.endpoint.Scheme, Host: d.endpoint.Host}
+		return d, exit.Usage(err)
 	}
-	a.endpoint = &url.URL{Scheme: a.endpoint.Scheme, Host: a.endpoint.Host, Path: strings.TrimSuffix(a.endpoint.Path, "/")}
-	a.load, err = maker.Make(o.workload)
-	return a, exit.Usage(err)
+	path := strings.TrimSuffix(d.endpoint.Path, "/")
+	d.endpoint = &url.URL{Scheme: d.endpoint.Scheme, Host: d.endpoint.Host, Path: path}
+	d.load, err = maker.Make(o.workload)
+	return d, exit.Usage(err)
 }
 
-// observe lets the stepper read the accounts of a system that is up, and look for stale
-// answers among so many ops.
-func (a aimed) observe(ctx context.Context, out streams, s *cell.Stepper, ops uint64) error {
-	if a.system == nil {
+// observe makes the stepper read the usage and figures of a running system, and count
+// stale reads unless there are too many ops.
+func (d destination) observe(ctx context.Context, out streams, s *cell.Stepper, ops uint64) error {
+	if d.system == nil {
 		return nil
 	}
-	system := remote{ctx, a.system}
+	system := remote{ctx, d.system}
 	usage, err := system.Usage()
 	if err != nil {
 		return err
 	}
 	s.Target, s.ClientCPU = system, cell.FreeFor(usage)
-	s.Nodes, s.Figures = a.system.Status, ladder.Figures()
-	if ops > mostJudged {
-		fmt.Fprintf(out.err, "stale answers are not looked for: %d ops are more than %d\n", ops, uint64(mostJudged))
+	s.Nodes, s.Figures = d.system.Status, ladder.Figures()
+	if ops > maxJudgedOps {
+		fmt.Fprintf(out.err, "stale reads are not counted: %d ops exceed the limit of %d\nuse a lower --rate or --duration\n",
+			ops, uint64(maxJudgedOps))
 		return nil
 	}
 	s.History = history.New()
 	return nil
 }
 
-// remote is a system that another invocation keeps up, as a stepper sees it.
+// remote is a system in another process, for a stepper.
 type remote struct {
-	ctx    context.Context // Observed takes none: a local system needs none
+	ctx    context.Context // in a field, because the methods of cell.Observed have no context
 	client *control.Client
 }
 
-// Usage asks for what hosts and nodes have used.
+// Usage returns the resource usage of hosts and nodes.
 func (r remote) Usage() (targets.Usage, error) { return r.client.Usage(context.WithoutCancel(r.ctx)) }
 
-// Events asks for what has happened; a system that cannot be asked any more has
-// nothing to tell.
+// Events returns the events so far, none if the system does not answer.
 func (r remote) Events() []targets.Event {
 	events, err := r.client.Events(context.WithoutCancel(r.ctx))
 	if err != nil {
@@ -345,7 +361,7 @@ func (r remote) Events() []targets.Event {
 	return events
 }
 
-// files opens what the user wants to keep; call the result at the end.
+// files opens the output files and makes the stepper write them. Call closeAll at the end.
 func (o attackOptions) files(s *cell.Stepper) (closeAll func() error, err error) {
 	var opened []*os.File
 	var failed error
@@ -355,7 +371,7 @@ func (o attackOptions) files(s *cell.Stepper) (closeAll func() error, err error)
 		}
 		return failed
 	}
-	create := func(name string) *os.File { // nil when none is wanted, or something has failed
+	create := func(name string) *os.File { // nil = no file requested, or an earlier failure
 		if name == "" || failed != nil {
 			return nil
 		}
@@ -372,10 +388,10 @@ func (o attackOptions) files(s *cell.Stepper) (closeAll func() error, err error)
 	if f := create(o.vegetaOut); f != nil {
 		var encoder *vegeta.Encoder
 		s.Also = func(outcome results.Outcome) {
-			if encoder == nil { // users log in before time 0
+			if encoder == nil { // made late, because time 0 comes after the logins
 				encoder = vegeta.NewEncoder(f, "stagebench", time.Now().Add(-time.Duration(outcome.Done)))
 			}
-			if failed == nil { // else each outcome would say the same once more
+			if failed == nil { // report only the first error
 				failed = encoder.Encode(outcome)
 			}
 		}
@@ -387,14 +403,16 @@ func (o attackOptions) files(s *cell.Stepper) (closeAll func() error, err error)
 }
 
 func (o attackOptions) conclude(ctx context.Context, s streams, step results.Step, trace *results.Trace) error {
-	if err := table.RenderAll(s.out, append(table.Attack(step), table.Traces(trace)...), table.Format(o.format)); err != nil {
+	tables := append(table.Attack(step), table.Traces(trace)...)
+	if err := table.RenderAll(s.out, tables, table.Format(o.format)); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
-		return errors.New("interrupted: the figures above are those of the time until then")
+		return errors.New("interrupted: the figures above cover the time until the interruption")
 	}
 	if !step.Valid {
-		return exit.Invalidf("the measurement is invalid: %s\nlower --rate, raise --connections, or give the client more CPU", step.Invalid[0])
+		return exit.Invalidf("the measurement is invalid: %s\n"+
+			"lower --rate, raise --connections, or give the client more CPU", step.Invalid[0])
 	}
 	return nil
 }

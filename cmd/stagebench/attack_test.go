@@ -16,7 +16,7 @@ func TestWhyAnAttackIsInvalid(t *testing.T) {
 	step.Ledger.Scheduled = 1
 	results.Judge(&step, results.DefaultSLO(), results.Evidence{})
 	err := attackOptions{format: string(table.FormatText)}.conclude(t.Context(), streams{out: io.Discard}, step, nil)
-	if err == nil || !strings.Contains(err.Error(), "invalid: ledger does not close") {
+	if err == nil || !strings.Contains(err.Error(), "invalid: op counts do not add up") {
 		t.Errorf("%v, want what made it invalid", err)
 	}
 }

@@ -20,17 +20,18 @@ func compareCommand(s streams) *cobra.Command {
 	var seed uint64
 	cmd := &cobra.Command{
 		Use:   "compare RUN RUN...",
-		Short: "Put runs side by side, with what can be said of the difference",
-		Long: `Prints the figures of two or more runs cell by cell, as ratios to the first one,
-and names what their manifests do not share. A ratio has a 95 % confidence
-interval where both runs repeated the cell with restarted processes (run --full),
-which is never narrower than the brackets of their searches; otherwise these
-brackets alone decide whether a difference is shown.`,
+		Short: "Compare the figures of runs, with a verdict on each difference",
+		Long: `Prints the figures of two or more runs cell by cell, as ratios to the first run,
+and the differences between their manifests. A ratio has a 95 % confidence
+interval if both runs repeated the cell with restarted processes (run --full).
+This interval is never narrower than the brackets of the searches. Without
+repeats, a difference is shown only if the brackets do not overlap.`,
 		Example: `  stagebench compare runs/before runs/after
   stagebench compare runs/latest other/run --format markdown`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) < 2 {
-				return exit.Usagef("%s wants at least two directories of runs\nfor example: stagebench compare runs/before runs/after", cmd.CommandPath())
+				return exit.Usagef("%s wants at least two directories of runs\n"+
+					"for example: stagebench compare runs/before runs/after", cmd.CommandPath())
 			}
 			return nil
 		},
@@ -46,12 +47,12 @@ brackets alone decide whether a difference is shown.`,
 			return table.RenderAll(s.out, comparisonTables(compare.Compare(runs, seed)), table.Format(format))
 		},
 	}
-	cmd.Flags().Uint64Var(&seed, "seed", 1, "of the resampling behind confidence intervals")
+	cmd.Flags().Uint64Var(&seed, "seed", 1, "seed of the resampling for confidence intervals")
 	formatFlag(cmd, &format)
 	return cmd
 }
 
-// comparisonTables shows a comparison: the figures, then the manifests.
+// comparisonTables returns the tables of a comparison: figures, then manifests.
 func comparisonTables(c compare.Comparison) []table.Table {
 	figures := table.Table{Title: "Comparison", Columns: []table.Column{
 		{Name: "stage"},
@@ -71,8 +72,9 @@ func comparisonTables(c compare.Comparison) []table.Table {
 		{Name: "ratio", Key: "p99_ratio", Align: table.Right},
 		{Name: "limited by", Key: "limited_by"},
 	}, Legend: []string{
-		"ratios are to " + c.Runs[0] + "; p50, p99: response time at the reference rate, failures as infinitely slow",
-		"interval: 95 % confidence from repeats with restarted processes and the brackets of their searches, or, marked ~, what brackets alone leave open",
+		"ratio: figure divided by that of " + c.Runs[0] + "; " +
+			"p50, p99: response time at the reference rate, failures count as infinitely slow",
+		"interval: 95 % confidence interval of the capacity ratio; with ~ it is the range that the brackets allow",
 	}}
 	for _, row := range c.Rows {
 		for i, cell := range row.Cells {
@@ -80,18 +82,21 @@ func comparisonTables(c compare.Comparison) []table.Table {
 		}
 	}
 	if len(c.Differences) == 0 {
-		figures.Notes = append(figures.Notes, "the manifests differ in nothing but the runs' ids and times")
+		figures.Notes = append(figures.Notes, "the manifests differ only in ids, times and command lines")
 		return []table.Table{figures}
 	}
-	manifests := table.Table{Title: "What the manifests do not share", Columns: []table.Column{{Name: "field"}, {Name: "run"}, {Name: "value"}, {Name: "comparable"}}}
+	manifests := table.Table{
+		Title:   "Differences between the manifests",
+		Columns: columns("field", "run", "value", "comparable"),
+	}
 	for _, d := range c.Differences {
 		comparable := table.YesNo(true)
 		if d.Breaks {
-			comparable = table.YesNo(false).With("runs that differ in " + d.What + " measured different things")
+			comparable = table.YesNo(false).With("figures of runs that differ in " + d.What + " cannot be compared")
 		}
 		for i, value := range d.Values {
-			manifests.Rows = append(manifests.Rows, []table.Cell{table.Text(d.What), table.Text(c.Runs[i]), table.Text(shortened(value)), comparable})
-			comparable.Notes = nil // once is enough
+			manifests.Rows = append(manifests.Rows, append(texts(d.What, c.Runs[i], shortened(value)), comparable))
+			comparable.Notes = nil // one note per difference
 		}
 	}
 	return []table.Table{figures, manifests}
@@ -116,7 +121,8 @@ func comparisonRow(row compare.Row, run string, i int, cell *results.Cell) []tab
 			interval = table.Text("~" + interval.Text)
 		}
 	}
-	cells := append(texts(row.Stage, row.Workload, row.Knobs, run), table.Blank(), ratioCell(ratio), interval, low, high, table.Count(int64(ratio.Repeats)), verdict)
+	cells := append(texts(row.Stage, row.Workload, row.Knobs, run), table.Blank(), ratioCell(ratio),
+		interval, low, high, table.Count(int64(ratio.Repeats)), verdict)
 	if cell == nil || cell.Error != "" {
 		return append(cells, slices.Repeat([]table.Cell{table.Blank()}, 5)...)
 	}
@@ -146,12 +152,12 @@ func percentileCell(ns *int64) table.Cell {
 	return table.Nanoseconds(*ns)
 }
 
-// shortened keeps what of a long value fits into a table.
+// shortened returns the value on one line, cut to a length that fits into a table.
 func shortened(value string) string {
-	const most = 60
+	const limit = 60
 	value = strings.ReplaceAll(value, "\n", " ")
-	if len(value) > most {
-		return fmt.Sprintf("%s... (%d bytes)", value[:most], len(value))
+	if len(value) > limit {
+		return fmt.Sprintf("%s... (%d bytes)", value[:limit], len(value))
 	}
 	return value
 }

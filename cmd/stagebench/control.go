@@ -21,16 +21,16 @@ import (
 	"github.com/stagebench/stagebench/targets/control"
 )
 
-// systemFlag says which running system a command acts on.
+// systemFlag adds the flag that selects the running system.
 func systemFlag(cmd *cobra.Command, id *string) {
-	cmd.Flags().StringVar(id, "system", "", "which system, when several are up; see: stagebench status")
+	cmd.Flags().StringVar(id, "system", "", "id of the system, if more than one is running")
 }
 
 func statusCommand(s streams) *cobra.Command {
 	var id, format string
 	cmd := &cobra.Command{
 		Use:     "status",
-		Short:   "Show the nodes of the system that is up",
+		Short:   "Show the nodes of the running system",
 		Example: "  stagebench status\n  stagebench status --format json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := control.Dial(control.DefaultDir(), id)
@@ -71,42 +71,46 @@ func statusTable(nodes []targets.NodeStatus) table.Table {
 			lag = table.Nanoseconds(n.LagNS)
 		}
 		if n.Conflicts > 0 {
-			t.Notes = append(t.Notes, fmt.Sprintf("%s: %d conflicts with other primaries; the last writer of a row won", n.Node, n.Conflicts))
+			t.Notes = append(t.Notes, fmt.Sprintf("%s: %d conflicts with other primaries; the last write to a row won",
+				n.Node, n.Conflicts))
 		}
-		t.Rows = append(t.Rows, append(append(append(
-			texts(n.Node, n.Host, string(n.Role), string(n.Engine), n.Version, string(n.ReplicationRole)), lag), texts(string(n.State), n.Address)...),
-			table.Count(int64(n.PID)), table.Count(int64(n.Restarts)), table.Nanoseconds(n.ReadyNS), table.Text(n.Cause)))
+		row := append(texts(n.Node, n.Host, string(n.Role), string(n.Engine), n.Version, string(n.ReplicationRole)), lag)
+		row = append(row, texts(string(n.State), n.Address)...)
+		t.Rows = append(t.Rows, append(row, table.Count(int64(n.PID)), table.Count(int64(n.Restarts)),
+			table.Nanoseconds(n.ReadyNS), table.Text(n.Cause)))
 	}
 	return t
 }
 
 func killCommand(s streams) *cobra.Command {
-	return actCommand(s, "kill", "Kill a host or a node by SIGKILL; supervision brings it back", "killed",
+	return actCommand(s, "kill", "Kill a host or a node with SIGKILL; it is restarted automatically", "killed",
 		func(ctx context.Context, c *control.Client, name string) error { return c.Kill(ctx, name) })
 }
 
 func pauseCommand(s streams) *cobra.Command {
-	return actCommand(s, "pause", "Stop a host or a node by SIGSTOP", "paused",
+	return actCommand(s, "pause", "Pause a host or a node with SIGSTOP", "paused",
 		func(ctx context.Context, c *control.Client, name string) error { return c.Pause(ctx, name) })
 }
 
 func resumeCommand(s streams) *cobra.Command {
-	return actCommand(s, "resume", "Let a paused host or node go on", "resumed",
+	return actCommand(s, "resume", "Resume a paused host or node", "resumed",
 		func(ctx context.Context, c *control.Client, name string) error { return c.Resume(ctx, name) })
 }
 
-// actCommand is a command that does one thing to one host or node.
-func actCommand(s streams, verb, short, done string, act func(context.Context, *control.Client, string) error) *cobra.Command {
+// actCommand returns a command that applies act to one host or node.
+func actCommand(
+	s streams, verb, short, done string, act func(context.Context, *control.Client, string) error,
+) *cobra.Command {
 	var id string
 	cmd := &cobra.Command{
 		Use:   verb + " HOST|NODE",
 		Short: short,
 		Long: short + `.
 
-Of a database with replicas, "primary" and "replica" name the host of the one that
-is the primary at this moment, and of the first replica that serves.`,
+For a database with replicas, "primary" is the host of the current primary, and
+"replica" is the host of the first replica that serves.`,
 		Example: fmt.Sprintf("  stagebench %s web-2", verb),
-		Args:    oneArg("a host or a node as `stagebench status` names them"),
+		Args:    oneArg("a host or a node of `stagebench status`"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := control.Dial(control.DefaultDir(), id)
 			if err != nil {
@@ -127,8 +131,8 @@ func scaleCommand(s streams) *cobra.Command {
 	var id string
 	var watch time.Duration
 	var names []string
-	long := "Changes the number of hosts of a tier while the system serves. What can be scaled, and the\n" +
-		"knob that holds the number:\n\n"
+	long := "Changes the number of hosts of a tier while the system serves requests. The tiers that can\n" +
+		"be scaled, and their knobs:\n\n"
 	for _, t := range ladder.Tiers() {
 		if t.Scaling != nil {
 			names = append(names, t.Scaling.Name)
@@ -137,15 +141,16 @@ func scaleCommand(s streams) *cobra.Command {
 	}
 	cmd := &cobra.Command{
 		Use:   "scale " + strings.Join(names, "|") + " HOSTS",
-		Short: "Change the number of hosts of a tier while the system serves; no request has to fail for it",
+		Short: "Change the number of hosts of a tier while the system serves requests",
 		Long: long + `
-New hosts are started and then used; a replica is used once it has caught up. The
-last hosts get no new requests, finish what they have, and are stopped. When
-something fails, or you interrupt it, the system becomes what it was.
+No request needs to fail. New hosts are used when they are ready, and a replica when
+it has caught up. To remove hosts, the last ones are drained: they get no new
+requests, finish the current ones, and are stopped. If a step fails, or you interrupt
+the command, the change is undone.
 
-Sessions in the memory of a web host are lost with it. A key of the cache that moves
-is dropped by its old host, and is loaded again when somebody reads it. A photo
-that moves is copied to its new host first. The primary of the database stays.`,
+Sessions in the memory of a removed web host are lost. A cache key that moves is
+dropped by its old host and loaded again at the next read. A photo that moves is
+first copied to its new host. The primary of the database is never removed.`,
 		Example:   "  stagebench scale web 4\n  stagebench scale cache 3 --watch 10s\n  stagebench scale replica 1",
 		ValidArgs: names,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -158,7 +163,7 @@ that moves is copied to its new host first. The primary of the database stays.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			hosts, err := strconv.Atoi(args[1])
 			if err != nil {
-				return exit.Usagef("%q is no number of hosts\nfor example: stagebench scale web 4", args[1])
+				return exit.Usagef("%q is not a number of hosts\nfor example: stagebench scale web 4", args[1])
 			}
 			client, err := control.Dial(control.DefaultDir(), id)
 			if err != nil {
@@ -168,7 +173,7 @@ that moves is copied to its new host first. The primary of the database stays.`,
 		},
 	}
 	cmd.Flags().DurationVar(&watch, "watch", 2*time.Second,
-		"of the cache: how long its hit ratio is measured before the change, and after it; 0s = not at all")
+		"for the cache: measure its hit ratio for this time before and after the change; 0s = do not measure")
 	systemFlag(cmd, &id)
 	return cmd
 }
@@ -179,7 +184,7 @@ type scaler interface {
 	Scale(ctx context.Context, tier string, hosts int) (targets.Scaled, error)
 }
 
-// scale changes the number of hosts of a tier, and says what that did to its keys.
+// scale changes the number of hosts of a tier, and prints how many keys moved.
 func scale(ctx context.Context, out io.Writer, system scaler, tier string, hosts int, watch time.Duration) error {
 	if tier != string(sut.Cache) {
 		watch = 0
@@ -218,11 +223,12 @@ func scale(ctx context.Context, out io.Writer, system scaler, tier string, hosts
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(out, "hit ratio of the web hosts: %s in the %v before, %s in the %v after\n", before, watch, after, watch)
+	_, err = fmt.Fprintf(out, "hit ratio of the web hosts: %s in the %v before, %s in the %v after\n",
+		before, watch, after, watch)
 	return err
 }
 
-// watchCache returns the hit ratio of the web hosts over a time, if that is more than 0.
+// watchCache measures the hit ratio of the web hosts for a time. It returns "" if d is 0.
 func watchCache(ctx context.Context, system scaler, d time.Duration) (ratio string, err error) {
 	if d <= 0 {
 		return "", nil
@@ -236,7 +242,7 @@ func watchCache(ctx context.Context, system scaler, d time.Duration) (ratio stri
 	case err != nil:
 		return "", err
 	case reads == nil:
-		return "not known", nil
+		return "unknown", nil
 	case reads.Hits+reads.Misses == 0:
 		return "no reads", nil
 	}
@@ -248,15 +254,15 @@ func recoverCommand(s streams) *cobra.Command {
 	var replay bool
 	cmd := &cobra.Command{
 		Use:   "recover",
-		Short: "Show what the failovers of the database have cost, and make good what can be",
-		Long: `Shows each failover with the time of its steps, and what the old primary had
-acknowledged or begun that the replica which took its place never got.
+		Short: "Show the changes that database failovers lost, and replay them",
+		Long: `Shows each failover with the durations of its steps, and the changes of the old
+primary that the promoted replica never received.
 
-With --replay that is done once more at the primary: comments, photos and follows
-are added with their own ids, likes are added again, titles are set where nobody
-has set another one since. What cannot be done is listed with the reason. The
-embedded database knows every change; of the native one's the rows that were
-added are known, and of a row that was changed only its last state.`,
+With --replay, the lost changes are applied to the current primary: comments, photos
+and follows are added with their own ids, likes are added again, and a title is set
+unless a newer one was set since. Changes that cannot be replayed are listed with the
+reason. The embedded database knows every lost change. The native one knows added
+rows, and only the last state of changed rows.`,
 		Example: "  stagebench recover\n  stagebench recover --replay\n  stagebench recover --format json",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -271,7 +277,7 @@ added are known, and of a row that was changed only its last state.`,
 			return table.RenderAll(s.out, recoveryTables(recovery), table.Format(format))
 		},
 	}
-	cmd.Flags().BoolVar(&replay, "replay", false, "do what was lost once more at the primary, where it can be done")
+	cmd.Flags().BoolVar(&replay, "replay", false, "apply the lost changes to the primary, where possible")
 	systemFlag(cmd, &id)
 	formatFlag(cmd, &format)
 	return cmd
@@ -288,17 +294,28 @@ func recoveryTables(r targets.Recovery) []table.Table {
 		{Name: "switch ms", Key: "switch_ns", Align: table.Right},
 		{Name: "replaced ms", Key: "replace_ns", Align: table.Right},
 	}, Legend: []string{
-		"detect: from the old primary's last answer until it was taken for dead; fence: until it was dead for certain; promote: until the new one took writes;",
-		"switch: until all web hosts sent it theirs; replaced: from the last answer until the old one was a replica that had caught up",
+		"detect: from the last answer of the old primary until it was considered dead; " +
+			"fence: until it could no longer accept writes",
+		"promote: until the new primary accepted writes; switch: until all web hosts sent their writes to it",
+		"replaced: from the last answer of the old primary until it was a replica that had caught up",
 	}}
 	for _, f := range r.Failovers {
 		replaced := table.Blank()
 		if f.ReplaceNS > 0 {
 			replaced = table.Nanoseconds(f.ReplaceNS)
 		}
-		failovers.Rows = append(failovers.Rows, append(append([]table.Cell{table.Count(f.Epoch)}, texts(f.From, f.To)...),
-			table.Nanoseconds(f.DetectNS), table.Nanoseconds(f.FenceNS), table.Nanoseconds(f.PromoteNS), table.Nanoseconds(f.SwitchNS), replaced))
+		row := append([]table.Cell{table.Count(f.Epoch)}, texts(f.From, f.To)...)
+		failovers.Rows = append(failovers.Rows, append(row, table.Nanoseconds(f.DetectNS), table.Nanoseconds(f.FenceNS),
+			table.Nanoseconds(f.PromoteNS), table.Nanoseconds(f.SwitchNS), replaced))
 	}
+	all := []table.Table{failovers, lostTable(r.Lost)}
+	if r.Replayed != nil {
+		all = append(all, replayedTable(r.Replayed))
+	}
+	return all
+}
+
+func lostTable(changes []sut.Lost) table.Table {
 	lost := table.Table{Title: "Lost in failovers", Columns: []table.Column{
 		{Name: "node"},
 		{Name: "epoch", Align: table.Right},
@@ -307,12 +324,13 @@ func recoveryTables(r targets.Recovery) []table.Table {
 		{Name: "key"},
 		{Name: "committed"},
 	}}
-	for _, l := range r.Lost {
+	for _, l := range changes {
 		if l.Epoch > 0 {
-			lost.Notes = append(lost.Notes, fmt.Sprintf("%s kept its copy of epoch %d: %d commits with %d changed rows were lost", l.Node, l.Epoch, l.Commits, len(l.Changes)))
+			lost.Notes = append(lost.Notes, fmt.Sprintf("%s: %d commits with %d changed rows of epoch %d were lost; "+
+				"the node keeps a copy", l.Node, l.Commits, len(l.Changes), l.Epoch))
 		}
 		if l.Replayed {
-			lost.Notes = append(lost.Notes, fmt.Sprintf("%s: it has been done once more already", l.Node))
+			lost.Notes = append(lost.Notes, fmt.Sprintf("%s: the lost changes were already replayed", l.Node))
 		}
 		if l.Partial != "" {
 			lost.Notes = append(lost.Notes, l.Node+": "+l.Partial)
@@ -322,34 +340,39 @@ func recoveryTables(r targets.Recovery) []table.Table {
 			if c.AtUS > 0 {
 				at = time.UnixMicro(c.AtUS).UTC().Format("2006-01-02T15:04:05.000000Z")
 			}
-			lost.Rows = append(lost.Rows, append(append(texts(l.Node), table.Count(l.Epoch)), texts(c.Table, string(c.Op), c.Key, at)...))
+			row := append(texts(l.Node), table.Count(l.Epoch))
+			lost.Rows = append(lost.Rows, append(row, texts(c.Table, string(c.Op), c.Key, at)...))
 		}
 	}
-	all := []table.Table{failovers, lost}
-	if r.Replayed == nil {
-		return all
-	}
-	replayed := table.Table{Title: "Done once more", Columns: []table.Column{{Name: "node"}, {Name: "operation"}, {Name: "times", Align: table.Right}}}
-	for _, name := range slices.Sorted(maps.Keys(r.Replayed)) {
-		done := r.Replayed[name]
+	return lost
+}
+
+func replayedTable(byNode map[string]sut.Replayed) table.Table {
+	replayed := table.Table{Title: "Replayed", Columns: []table.Column{
+		{Name: "node"},
+		{Name: "operation"},
+		{Name: "times", Align: table.Right},
+	}}
+	for _, name := range slices.Sorted(maps.Keys(byNode)) {
+		done := byNode[name]
 		for _, op := range slices.Sorted(maps.Keys(done.Done)) {
 			replayed.Rows = append(replayed.Rows, append(texts(name, op), table.Count(int64(done.Done[op]))))
 		}
 		if done.There > 0 {
-			replayed.Notes = append(replayed.Notes, fmt.Sprintf("%s: %d were in place already", name, done.There))
+			replayed.Notes = append(replayed.Notes, fmt.Sprintf("%s: %d changes were already present", name, done.There))
 		}
 		for _, refused := range done.Refused {
-			replayed.Notes = append(replayed.Notes, name+": not done: "+refused)
+			replayed.Notes = append(replayed.Notes, name+": not replayed: "+refused)
 		}
 	}
-	return append(all, replayed)
+	return replayed
 }
 
 func downCommand(s streams) *cobra.Command {
 	var id string
 	cmd := &cobra.Command{
 		Use:     "down",
-		Short:   "Take down the system that is up, and wait until it is gone",
+		Short:   "Stop the running system, and wait until all its processes have ended",
 		Example: "  stagebench down",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := control.Dial(control.DefaultDir(), id)

@@ -19,7 +19,7 @@ func doctorCommand(s streams) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
 		Use:     "doctor",
-		Short:   "Say what this machine permits, and how to get the rest",
+		Short:   "Check what this machine supports, and how to enable the rest",
 		Example: "  stagebench doctor",
 		RunE:    func(*cobra.Command, []string) error { return table.Render(s.out, diagnose(), table.Format(format)) },
 	}
@@ -27,12 +27,12 @@ func doctorCommand(s streams) *cobra.Command {
 	return cmd
 }
 
-// minOpenFiles is what a driver with many connections and a system with as many
-// nodes need.
+// minOpenFiles is enough for a driver with many connections and a system with many
+// nodes.
 const minOpenFiles = 4096
 
 func diagnose() table.Table {
-	t := table.Table{Title: "What this machine permits", Columns: columns("what", "found", "good", "what to do")}
+	t := table.Table{Title: "What this machine supports", Columns: columns("what", "found", "good", "what to do")}
 	row := func(what, found string, good bool, todo string) {
 		if good {
 			todo = ""
@@ -40,14 +40,17 @@ func diagnose() table.Table {
 		t.Rows = append(t.Rows, append(texts(what, found), table.YesNo(good), table.Text(todo)))
 	}
 	cores := cell.Cores()
-	row("cores", fmt.Sprintf("%d: a unit is %.3f cores, the driver keeps %.2f", cores, cell.Unit(cores), cell.Reserve(cores)),
-		cores >= 2, "hosts and driver share one core: figures will be marked invalid")
+	row("cores", fmt.Sprintf("%d: a unit is %.3f cores, %.2f are reserved for the driver",
+		cores, cell.Unit(cores), cell.Reserve(cores)),
+		cores >= 2, "hosts and driver share one core, so figures will be invalid: use a machine with more cores")
 	budgets := budget.Detect(budget.Options{})
-	row("CPU and memory budgets", budgets.Describe(), budgets.Isolated(), "run as root, or in a delegated group: systemd-run --user --scope -p Delegate=yes stagebench run")
+	row("CPU and memory budgets", budgets.Describe(), budgets.Isolated(),
+		"run as root, or in a delegated cgroup: systemd-run --user --scope -p Delegate=yes stagebench run")
 	if err := budgets.Close(); err != nil {
-		row("clean-up of groups", err.Error(), false, "remove the groups by hand")
+		row("cleanup of cgroups", err.Error(), false, "remove these cgroups with rmdir")
 	}
-	row("loopback addresses", loopback(), loopback() == "127.x.y.z", "hosts share 127.0.0.1 and are told apart by port; on macOS: ifconfig lo0 alias 127.0.0.2")
+	row("loopback addresses", loopback(), loopback() == "127.x.y.z",
+		"hosts share 127.0.0.1 and differ by port; for own addresses on macOS: ifconfig lo0 alias 127.0.0.2")
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err == nil {
 		row("open files", fmt.Sprint(files.Cur), files.Cur >= minOpenFiles, fmt.Sprintf("ulimit -n %d", minOpenFiles))
@@ -73,7 +76,7 @@ func diagnose() table.Table {
 	return t
 }
 
-// loopback says whether hosts can have addresses of their own.
+// loopback returns the loopback addresses that hosts can use.
 func loopback() string {
 	listener, err := net.Listen("tcp", "127.77.77.77:0")
 	if err != nil {

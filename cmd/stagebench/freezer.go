@@ -19,15 +19,17 @@ func freezerCommand(s streams) *cobra.Command {
 	f := &freezer.Freezer{}
 	cmd := &cobra.Command{
 		Use:   "freezer",
-		Short: "Serve a page that stands still by the clock, to check a load generator's honesty",
-		Long: `Serves HTTP and stands still for --frozen in every --period. With the defaults
+		Short: "Serve a page that freezes periodically, to check the figures of a load generator",
+		Long: `Serves HTTP and answers nothing for --frozen in every --period. With the defaults
 the 95th percentile of the response time is 250 ms and the 99th 450 ms, at any
-rate; a load generator that says less has left something out.`,
+rate. A load generator that reports less does not measure all of the delay.`,
 		Example: `  stagebench freezer --listen 127.0.0.1:8099 &
-  stagebench attack --target http://127.0.0.1:8099/ --rate 1000 --duration 10s --connections 32 --schedule constant`,
+  stagebench attack --target http://127.0.0.1:8099/ --rate 1000 --duration 10s \
+      --connections 32 --schedule constant`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.Frozen <= 0 || f.Period <= f.Frozen {
-				return exit.Usagef("--frozen %v, --period %v\nwant more than 0, and the period longer than the freeze", f.Frozen, f.Period)
+				return exit.Usagef("--frozen %v, --period %v\nwant --frozen more than 0, and --period longer than --frozen",
+					f.Frozen, f.Period)
 			}
 			return serveFreezer(cmd.Context(), s, listen, f)
 		},
@@ -47,7 +49,7 @@ func serveFreezer(ctx context.Context, s streams, listen string, f *freezer.Free
 	if err != nil {
 		return err
 	}
-	_, _ = fmt.Fprintf(s.out, "http://%s/ stands still for %v in every %v\n", listener.Addr(), f.Frozen, f.Period)
+	_, _ = fmt.Fprintf(s.out, "http://%s/ freezes for %v in every %v\n", listener.Addr(), f.Frozen, f.Period)
 	server := &http.Server{Handler: f, ReadHeaderTimeout: 10 * time.Second}
 	context.AfterFunc(ctx, func() { _ = server.Close() })
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {

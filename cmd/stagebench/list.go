@@ -12,7 +12,7 @@ import (
 	"github.com/stagebench/stagebench/workloads/preset"
 )
 
-// listings are what `stagebench list` can list.
+// listings returns the tables of `stagebench list` by argument.
 func listings() map[string]func() table.Table {
 	return map[string]func() table.Table{
 		"stages": listStages, "workloads": listWorkloads, "knobs": listKnobs, "engines": listEngines,
@@ -23,7 +23,7 @@ func listCommand(s streams) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
 		Use:       "list stages|workloads|knobs|engines",
-		Short:     "List what there is",
+		Short:     "List stages, workloads, knobs or engines",
 		Example:   "  stagebench list knobs\n  stagebench list workloads --format json",
 		ValidArgs: []string{"stages", "workloads", "knobs", "engines"},
 		Args:      oneArg("stages, workloads, knobs or engines"),
@@ -39,14 +39,14 @@ func listCommand(s streams) *cobra.Command {
 	return cmd
 }
 
-// formatFlag adds the flag that every command with figures has. A format that there is not
-// is refused before the command runs.
+// formatFlag adds the --format flag. An unknown format is a usage error before the
+// command runs.
 func formatFlag(cmd *cobra.Command, format *string) {
 	var names []string
 	for _, f := range table.Formats() {
 		names = append(names, string(f))
 	}
-	cmd.Flags().StringVar(format, "format", string(table.FormatText), "how figures are printed: "+strings.Join(names, ", "))
+	cmd.Flags().StringVar(format, "format", string(table.FormatText), "output format: "+strings.Join(names, ", "))
 	cmd.PreRunE = func(*cobra.Command, []string) error {
 		_, err := table.ParseFormat(*format)
 		return exit.Usage(err)
@@ -58,13 +58,14 @@ func listStages() table.Table {
 	for _, rung := range ladder.Rungs() {
 		topology, err := ladder.Build(rung.Stage, nil, 0.1)
 		if err != nil {
-			panic("a stage that is listed can be built: " + err.Error())
+			panic("build a listed stage with default knobs: " + err.Error())
 		}
 		var hosts []string
 		for _, h := range topology.Hosts {
 			hosts = append(hosts, h.Name)
 		}
-		t.Rows = append(t.Rows, []table.Cell{table.Text(string(rung.Stage)), table.Text(rung.Adds), table.Text(strings.Join(hosts, " ")), table.Number(topology.Units())})
+		row := texts(string(rung.Stage), rung.Adds, strings.Join(hosts, " "))
+		t.Rows = append(t.Rows, append(row, table.Number(topology.Units())))
 	}
 	return t
 }
@@ -78,7 +79,10 @@ func listWorkloads() table.Table {
 }
 
 func listKnobs() table.Table {
-	t := table.Table{Title: "Knobs, set with --set knob=value", Columns: columns("knob", "default", "range", "engines", "what it does")}
+	t := table.Table{
+		Title:   "Knobs, set with --set knob=value",
+		Columns: columns("knob", "default", "range", "engines", "what it does"),
+	}
 	for _, k := range ladder.Catalogue() {
 		engines := "all"
 		if len(k.Engines) > 0 {
@@ -95,7 +99,7 @@ func listEngines() table.Table {
 		for _, e := range tier.Engines {
 			kind, choose := "embedded", "-"
 			if e.Native {
-				kind = "native, to be installed"
+				kind = "native, must be installed"
 			}
 			if len(tier.Engines) > 1 {
 				choose = fmt.Sprintf("--set %s.engine=%s", tier.Role, e.Name)

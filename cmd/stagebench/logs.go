@@ -30,11 +30,11 @@ func logsCommand(s streams) *cobra.Command {
 	var o logsOptions
 	cmd := &cobra.Command{
 		Use:   "logs",
-		Short: "Show the logs of all nodes as one stream, in the order of time",
-		Long: `Merges the logs of all nodes of the system that is up, or of a cell of a run, by
-time, and shows the lines that are asked for. A request has one id in the logs of
-all tiers, and in the header X-Request-Id of its response; requests that
-succeeded are logged with --set log.requests=all.`,
+		Short: "Show the logs of all nodes as one stream, ordered by time",
+		Long: `Merges the logs of all nodes by time and shows the selected lines. The nodes are
+those of the running system, or of a cell of a run. A request has the same id in
+the logs of all tiers and in the X-Request-Id header of its response. Successful
+requests are only logged with --set log.requests=all.`,
 		Example: `  stagebench logs --level WARN
   stagebench logs --request 91452cc626864cfdb68ea328bea4263d
   stagebench logs --follow --node lb-1,web-2 --grep 'status.:50'
@@ -42,14 +42,14 @@ succeeded are logged with --set log.requests=all.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), s) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.dir, "dir", "", "directory of logs; without it, those of the system that `stagebench up` keeps")
-	f.StringSliceVar(&o.query.Nodes, "node", nil, "of these nodes only")
-	f.StringVar(&o.query.Level, "level", "", "of this level or above: DEBUG, INFO, WARN, ERROR")
-	f.StringVar(&o.query.Request, "request", "", "of the request with this id")
-	f.StringVar(&o.grep, "grep", "", "whose line matches this regular expression")
-	f.DurationVar(&o.since, "since", 0, "not older than this; 0 = from the beginning")
-	f.BoolVar(&o.query.Follow, "follow", false, "go on with what is written later, until Ctrl-C")
-	f.StringVar(&o.format, "format", "table", "table (a line for people) or json (one object per line)")
+	f.StringVar(&o.dir, "dir", "", "log directory; default: that of the system that `stagebench up` started")
+	f.StringSliceVar(&o.query.Nodes, "node", nil, "show only lines of these nodes")
+	f.StringVar(&o.query.Level, "level", "", "show only lines of this level or above: DEBUG, INFO, WARN, ERROR")
+	f.StringVar(&o.query.Request, "request", "", "show only lines of the request with this id")
+	f.StringVar(&o.grep, "grep", "", "show only lines that match this regular expression")
+	f.DurationVar(&o.since, "since", 0, "show only lines of this last period; 0 = all")
+	f.BoolVar(&o.query.Follow, "follow", false, "keep showing new lines until Ctrl-C")
+	f.StringVar(&o.format, "format", "table", "table (one readable line each) or json (one object per line)")
 	systemFlag(cmd, &o.system)
 	return cmd
 }
@@ -84,7 +84,7 @@ func (o logsOptions) run(ctx context.Context, s streams) error {
 		dir = info.LogDir
 	}
 	if _, err := os.Stat(filepath.Join(dir, "logs")); err == nil {
-		dir = filepath.Join(dir, "logs") // a cell was named instead of its logs
+		dir = filepath.Join(dir, "logs") // --dir names a cell, not its logs
 	}
 	err = logs.Stream(ctx, dir, o.query, func(r logs.Record) error { return o.print(s.out, r) })
 	if errors.Is(err, context.Canceled) && o.query.Follow {

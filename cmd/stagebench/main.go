@@ -1,5 +1,5 @@
-// Command stagebench builds the scaling ladder of a photo service, drives it
-// with honest load and shows what every stage buys; see README.md.
+// Command stagebench builds the scaling ladder of a photo service, sends load to
+// each stage and measures capacity, latency and limits. See README.md.
 package main
 
 import (
@@ -15,7 +15,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	// The first signal ends things in order; a second one ends them at once.
+	// The first signal stops the command cleanly, a second one kills it.
 	context.AfterFunc(ctx, stop)
 	terminal := term.IsTerminal(int(os.Stderr.Fd()))
 	err := run(ctx, streams{args: os.Args[1:], in: os.Stdin, out: os.Stdout, err: os.Stderr, terminal: terminal})

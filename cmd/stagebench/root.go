@@ -9,30 +9,29 @@ import (
 	"github.com/stagebench/stagebench/cmd/internal/exit"
 )
 
-// streams are what the process was called with: its arguments and its standard
-// streams.
+// streams are the arguments and the standard streams of the process.
 type streams struct {
 	args     []string
 	in       io.Reader
 	out, err io.Writer
-	terminal bool // err is a terminal, so progress may redraw itself
+	terminal bool // err is a terminal, so a progress bar can redraw itself
 }
 
-// run carries out one command line.
+// run executes one command line.
 func run(ctx context.Context, s streams) error {
 	root := &cobra.Command{
 		Use:   "stagebench",
-		Short: "Build a photo service stage by stage, drive it with honest load, and see what every stage buys",
+		Short: "Build a photo service stage by stage, send load to it, and see what each stage adds",
 		Long: `Stagebench runs a photo-sharing service on this machine, stage by stage along
-the classic scaling ladder, drives it with open-loop load whose clocks start at
-the intended time of every request, and shows what every stage buys.
+the classic scaling ladder. It sends open-loop load, measures every response from
+the intended time of its request, and shows the capacity and latency of each stage.
 
-Exit status: 0 done; 1 it failed; 2 wrong usage; 3 the measurement is invalid.`,
+Exit status: 0 success; 1 failure; 2 wrong usage; 3 the measurement is invalid.`,
 		Example: `  stagebench run                       # the ladder: every stage, two workloads
   stagebench run --quick               # the same in about a minute
-  stagebench up --stage lb             # keep a system running, to look at it
+  stagebench up --stage lb             # start a system and keep it running
   stagebench attack --target http://127.0.0.1:8080/ --rate 500 --duration 30s
-  stagebench doctor                    # what this machine permits`,
+  stagebench doctor                    # check what this machine supports`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -51,8 +50,9 @@ Exit status: 0 done; 1 it failed; 2 wrong usage; 3 the measurement is invalid.`,
 		return exit.Usagef("%w\nsee: %s --help", err, cmd.CommandPath())
 	})
 	for _, command := range []*cobra.Command{
-		runCommand(s), upCommand(s), statusCommand(s), killCommand(s), pauseCommand(s), resumeCommand(s), scaleCommand(s), logsCommand(s), recoverCommand(s), downCommand(s),
-		attackCommand(s), compareCommand(s), listCommand(s), doctorCommand(s), nodeCommand(s), freezerCommand(s),
+		runCommand(s), upCommand(s), statusCommand(s), killCommand(s), pauseCommand(s), resumeCommand(s),
+		scaleCommand(s), logsCommand(s), recoverCommand(s), downCommand(s), attackCommand(s), compareCommand(s),
+		listCommand(s), doctorCommand(s), nodeCommand(s), freezerCommand(s),
 	} {
 		if command.Args == nil {
 			command.Args = noArgs
@@ -64,16 +64,18 @@ Exit status: 0 done; 1 it failed; 2 wrong usage; 3 the measurement is invalid.`,
 
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return exit.Usagef("%s takes no argument, but %q was given\nsee: %s --help", cmd.CommandPath(), args[0], cmd.CommandPath())
+		return exit.Usagef("%s takes no argument, but got %q\nsee: %s --help",
+			cmd.CommandPath(), args[0], cmd.CommandPath())
 	}
 	return nil
 }
 
-// oneArg wants exactly one argument and says what it is.
+// oneArg requires exactly one argument. The error names it.
 func oneArg(what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) != 1 {
-			return exit.Usagef("%s wants one argument, %s, but got %d\nsee: %s --help", cmd.CommandPath(), what, len(args), cmd.CommandPath())
+			return exit.Usagef("%s wants one argument, %s, but got %d\nsee: %s --help",
+				cmd.CommandPath(), what, len(args), cmd.CommandPath())
 		}
 		return nil
 	}

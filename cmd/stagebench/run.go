@@ -52,19 +52,21 @@ func runCommand(s streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Measure the ladder: every stage under every workload",
-		Long: `Brings up each stage in turn on a fresh copy of the data, measures latency at
-one common reference rate and the capacity under the objective, and prints one
-row per stage and workload. How long it will take is said before it starts.
+		Long: `Brings up each stage in turn on a fresh copy of the data. Measures the latency at
+one common reference rate, and the highest rate that meets the objective (the
+capacity). Prints one row per stage and workload. The expected duration is
+printed first.
 
-With --rate one rate is measured instead of a capacity. With --faults that is
-done while hosts or nodes fail as a file says:
+With --rate, one fixed rate is measured and there is no capacity search. With
+--faults, hosts or nodes fail during this step as described in a file:
 
-  - {at: 3s, do: kill, who: primary}     # since the start of the measured step
-  - {at: 6s, do: pause, who: web-2}      # a host, a node, or a role: lb, web, cache,
-  - {at: 9s, do: resume, who: web-2}     # db, blob, and of the databases primary, replica
-  - {at: 12s, do: restart, who: replica} # kill, and say when it serves again
+  - {at: 3s, do: kill, who: primary}     # at: time since the start of the step
+  - {at: 6s, do: pause, who: web-2}      # who: a host, a node, a role (lb, web, cache,
+  - {at: 9s, do: resume, who: web-2}     # db, blob), or for databases primary or replica
+  - {at: 12s, do: restart, who: replica} # kill, and report when it serves again
 
-What happened is printed below the table and is in summary.json and timeline.csv.`,
+Events and outages are printed below the table, and are in summary.json and
+timeline.csv.`,
 		Example: `  stagebench run
   stagebench run --quick
   stagebench run --stages lb --workloads read-heavy --set web.hosts=1 --set db.cpu=4
@@ -75,35 +77,44 @@ What happened is printed below the table and is in summary.json and timeline.csv
 			return o.run(cmd.Context(), s)
 		},
 	}
-	f := cmd.Flags()
-	f.StringSliceVar(&o.stages, "stages", []string{"all"}, "stages to measure, in this order; see: stagebench list stages")
-	f.StringSliceVar(&o.workloads, "workloads", []string{"read-heavy", "write-heavy"}, "workloads to measure: names (stagebench list workloads), a workload FILE.yaml, or trace:FILE (an access log)")
-	f.StringVar(&o.engines, "engines", "embedded", "embedded (nothing to install) or native (PostgreSQL, HAProxy)")
-	f.StringArrayVar(&o.set, "set", nil, "set a knob, NAME=VALUE; may be repeated; see: stagebench list knobs")
-	f.BoolVar(&o.quick, "quick", false, "a coarse look in about a minute")
-	f.BoolVar(&o.full, "full", false, "long steps, and five repeats with restarted processes for an interval")
-	f.StringVar(&o.out, "out", "", "directory of the run (default runs/ID)")
-	f.StringVar(&o.data, "data", "small", "size of the data set: "+strings.Join(sut.DataSizes(), ", "))
-	f.Uint64Var(&o.seed, "seed", 1, "of data, arrivals and keys")
-	f.IntVar(&o.connections, "connections", 64, "connections of the driver")
-	f.DurationVar(&o.life, "connection-life", 0, "renew connections that are older; 0 = keep them")
-	f.StringVar(&o.slo, "slo", results.DefaultSLO().String(), "the objective that capacity is measured against")
-	f.Float64Var(&o.reference, "reference", 0, "the common rate in requests/s at which latency is compared; 0 = the mode's own")
-	f.Float64Var(&o.rate, "rate", 0, "measure this rate in requests/s instead of searching for the capacity; 0 = search, or with --faults the reference rate")
-	f.DurationVar(&o.duration, "duration", 30*time.Second, "with --rate or --faults: how long")
-	f.StringVar(&o.faults, "faults", "", "a YAML file of what is done to hosts and nodes while one rate is measured")
-	f.BoolVar(&o.strict, "strict", false, "exit with status 3 when a cell is invalid")
+	o.flags(cmd)
 	replayFlags(cmd, &o.replay)
 	formatFlag(cmd, &o.format)
 	return cmd
 }
 
-// job is a run that has been understood: what to measure, and how.
+func (o *runOptions) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringSliceVar(&o.stages, "stages", []string{"all"},
+		"stages to measure, in this order; see: stagebench list stages")
+	f.StringSliceVar(&o.workloads, "workloads", []string{"read-heavy", "write-heavy"},
+		"workloads: names (see: stagebench list workloads), a workload FILE.yaml, or trace:FILE (an access log)")
+	f.StringVar(&o.engines, "engines", "embedded", "embedded (nothing to install) or native (PostgreSQL, HAProxy)")
+	f.StringArrayVar(&o.set, "set", nil, "set a knob, NAME=VALUE; may be repeated; see: stagebench list knobs")
+	f.BoolVar(&o.quick, "quick", false, "coarse results in about a minute")
+	f.BoolVar(&o.full, "full", false,
+		"long steps, and five repeats with restarted processes for confidence intervals")
+	f.StringVar(&o.out, "out", "", "directory of the run (default runs/ID)")
+	f.StringVar(&o.data, "data", "small", "size of the data set: "+strings.Join(sut.DataSizes(), ", "))
+	f.Uint64Var(&o.seed, "seed", 1, "seed of data, arrivals and keys")
+	f.IntVar(&o.connections, "connections", 64, "number of connections of the driver")
+	f.DurationVar(&o.life, "connection-life", 0, "renew connections older than this; 0 = never")
+	f.StringVar(&o.slo, "slo", results.DefaultSLO().String(), "objective of the capacity search")
+	f.Float64Var(&o.reference, "reference", 0,
+		"requests/s at which the latency of all stages is measured; 0 = default of the mode")
+	f.Float64Var(&o.rate, "rate", 0,
+		"measure this fixed rate in requests/s; 0 = capacity search, or with --faults the reference rate")
+	f.DurationVar(&o.duration, "duration", 30*time.Second, "length of the step with --rate or --faults")
+	f.StringVar(&o.faults, "faults", "", "YAML file of faults to inject while one fixed rate is measured")
+	f.BoolVar(&o.strict, "strict", false, "exit with status 3 if a cell is invalid")
+}
+
+// job is a checked command line: what to measure, and how.
 type job struct {
 	topologies []sut.Topology
 	loads      []load.Load
 	plan       cell.Plan
-	fixed      *cell.Fixed // nil = the capacity is searched for
+	fixed      *cell.Fixed // nil = capacity search
 	slo        results.SLO
 	data       sut.Data
 }
@@ -118,7 +129,8 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 	}
 	cells := len(j.topologies) * len(j.loads)
 	estimate := j.estimate(o.engines == "native")
-	_, _ = fmt.Fprintf(s.err, "%d cells (%d stages x %d workloads), about %v\n", cells, len(j.topologies), len(j.loads), estimate.Round(time.Second))
+	_, _ = fmt.Fprintf(s.err, "%d cells (%d stages x %d workloads), about %v\n",
+		cells, len(j.topologies), len(j.loads), estimate.Round(time.Second))
 
 	progress := live.New(s.err, s.terminal, cells)
 	defer progress.Done()
@@ -144,16 +156,17 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 	return errors.Join(err, o.conclude(s, j, dir, run))
 }
 
-// fits says whether the hosts of a topology leave the driver its reserve.
+// fits returns an error if the hosts of a topology leave the driver too little CPU.
 func fits(t sut.Topology) error {
 	if spare := float64(cell.Cores()) - t.CPU(); spare < cell.Reserve(cell.Cores()) {
-		return exit.Usagef("stage %s wants %.2f cores for its hosts, and the driver %.2f, but there are %d\nuse fewer or smaller hosts: --set web.hosts=N, --set db.cpu=UNITS",
+		return exit.Usagef("stage %s needs %.2f cores for its hosts and %.2f for the driver, but this machine has %d\n"+
+			"use fewer or smaller hosts: --set web.hosts=N, --set db.cpu=UNITS",
 			t.Stage, t.CPU(), cell.Reserve(cell.Cores()), cell.Cores())
 	}
 	return nil
 }
 
-// job checks the options, before anything is started.
+// job checks the options. It starts nothing.
 func (o runOptions) job() (job, error) {
 	j := job{plan: cell.Default()}
 	var err error
@@ -167,11 +180,11 @@ func (o runOptions) job() (job, error) {
 		return j, exit.Usagef("--connections %d\nwant 1 to 10000", o.connections)
 	}
 	if o.life < 0 {
-		return j, exit.Usagef("--connection-life %v\nwant 0, for connections that are kept, or more", o.life)
+		return j, exit.Usagef("--connection-life %v\nwant 0 (keep connections) or more", o.life)
 	}
 	switch {
 	case o.quick && o.full:
-		return j, exit.Usagef("--quick and --full exclude each other\nuse one of them, or neither")
+		return j, exit.Usagef("--quick and --full exclude each other\nuse at most one of them")
 	case o.quick:
 		j.plan = cell.Quick()
 	case o.full:
@@ -186,7 +199,7 @@ func (o runOptions) job() (job, error) {
 	if j.loads, err = o.loads(j.data); err != nil {
 		return j, err
 	}
-	if err := o.bounds(j); err != nil {
+	if err := o.checkClasses(j); err != nil {
 		return j, err
 	}
 	if j.topologies, err = o.topologies(); err != nil {
@@ -196,16 +209,18 @@ func (o runOptions) job() (job, error) {
 	return j, err
 }
 
-// fixed is the one rate to measure, and what is done to the target meanwhile; nil
-// when the capacity is to be searched for.
+// fixed returns the fixed rate to measure and the faults to inject, nil for a
+// capacity search.
 func (o runOptions) fixed(j job) (*cell.Fixed, error) {
 	switch {
 	case o.rate == 0 && o.faults == "" && o.given("duration"):
-		return nil, exit.Usagef("--duration is for --rate and --faults: the steps of a search are as long as its mode says\ngive one of them, or choose a mode with --quick or --full")
+		return nil, exit.Usagef("--duration is for --rate and --faults: the mode sets the step lengths of a search\n" +
+			"add --rate or --faults, or choose a mode with --quick or --full")
 	case o.rate == 0 && o.faults == "":
 		return nil, nil
 	case o.rate != 0 && o.reference != 0:
-		return nil, exit.Usagef("--reference is a rate beside the search, and with --rate there is none\nleave one or the other out")
+		return nil, exit.Usagef("--reference is for a capacity search, and with --rate there is no search\n" +
+			"use only one of them")
 	}
 	fixed := &cell.Fixed{RPS: o.rate, Duration: o.duration}
 	if o.rate == 0 {
@@ -219,7 +234,8 @@ func (o runOptions) fixed(j job) (*cell.Fixed, error) {
 	}
 	for _, l := range j.loads {
 		if l.Times != nil {
-			return nil, exit.Usagef("--rate and --faults are for workloads without times of their own, and %s is a trace\nleave one or the other out", l.Workload.Name())
+			return nil, exit.Usagef("--rate and --faults cannot be used with a trace, and %s is a trace\n"+
+				"remove these flags, or choose another workload", l.Workload.Name())
 		}
 	}
 	if o.faults == "" {
@@ -248,7 +264,8 @@ func (o runOptions) loads(data sut.Data) ([]load.Load, error) {
 		return nil, exit.Usage(err)
 	}
 	if o.replay.Loop {
-		return nil, exit.Usagef("--loop has no end\nrun replays a trace once; stagebench attack --duration D --loop goes on for D")
+		return nil, exit.Usagef("--loop has no end, and run replays a trace once\n" +
+			"to repeat a trace, use: stagebench attack --duration D --loop")
 	}
 	maker := load.Maker{Data: data, Replay: o.replay, Service: true}
 	var loads []load.Load
@@ -258,22 +275,24 @@ func (o runOptions) loads(data sut.Data) ([]load.Load, error) {
 			return nil, exit.Usage(err)
 		}
 		name := l.Workload.Name()
-		if slices.ContainsFunc(loads, func(before load.Load) bool { return before.Workload.Name() == name }) {
-			return nil, exit.Usagef("workload %q is given twice", name)
+		if slices.ContainsFunc(loads, func(other load.Load) bool { return other.Workload.Name() == name }) {
+			return nil, exit.Usagef("workload %q is given twice\nlist it once", name)
 		}
 		if rundir.CheckName(name) != nil {
-			return nil, exit.Usagef("workload %q cannot have a directory of that name in the run: want letters, digits and any of _ . , = + -\nrename the file, or give a workload file another name in it: name: shop", name)
+			return nil, exit.Usagef("workload %q cannot be the name of a directory in the run: "+
+				"want letters, digits and any of _ . , = + -\n"+
+				"rename the file, or set another name in the workload file: name: shop", name)
 		}
 		loads = append(loads, l)
 	}
-	return loads, noTrace(o.replay, loads)
+	return loads, checkReplay(o.replay, loads)
 }
 
-// bounds refuses an objective for a class that is not there: it would always be
-// met.
-func (o runOptions) bounds(j job) error {
+// checkClasses returns an error if the objective has a class that no workload has.
+// Such an objective would always be met.
+func (o runOptions) checkClasses(j job) error {
 	if !o.given("slo") {
-		return nil // the default is for all workloads that we ship
+		return nil // the default objective may name classes that the chosen workloads lack
 	}
 	var known []string
 	for _, l := range j.loads {
@@ -286,13 +305,14 @@ func (o runOptions) bounds(j job) error {
 	slices.Sort(known)
 	for _, class := range slices.Sorted(maps.Keys(j.slo.Classes)) {
 		if !slices.Contains(known, class) {
-			return exit.Usagef("--slo %s: no workload has ops of class %q\nwant one of %s", o.slo, class, strings.Join(slices.Compact(known), ", "))
+			return exit.Usagef("--slo %s: no workload has ops of class %q\nwant one of %s",
+				o.slo, class, strings.Join(slices.Compact(known), ", "))
 		}
 	}
 	return nil
 }
 
-// estimate is how long the job will take.
+// estimate returns the expected duration of the job.
 func (j job) estimate(native bool) time.Duration {
 	var sum time.Duration
 	for _, l := range j.loads {
@@ -323,7 +343,7 @@ func (o runOptions) topologies() ([]sut.Topology, error) {
 	var all []sut.Topology
 	for i, stage := range stages {
 		if slices.Contains(stages[:i], stage) {
-			return nil, exit.Usagef("stage %q is given twice", stage)
+			return nil, exit.Usagef("stage %q is given twice\nlist it once", stage)
 		}
 		t, err := ladder.Build(sut.Stage(stage), knobs, cell.Unit(cell.Cores()))
 		if err != nil {
@@ -341,17 +361,20 @@ func (o runOptions) topologies() ([]sut.Topology, error) {
 func (o runOptions) open(s streams, j job, up bringer) (*rundir.Dir, results.Manifest, error) {
 	id := rundir.NewID(time.Now(), uint32(os.Getpid()))
 	m := results.Manifest{
-		Schema: results.Schema, Run: id, Command: append([]string{"stagebench"}, s.args...), Started: time.Now(), Seed: o.seed, Data: o.data,
+		Schema: results.Schema, Run: id, Command: append([]string{"stagebench"}, s.args...), Started: time.Now(),
+		Seed: o.seed, Data: o.data,
 		Config: map[string]any{
 			"mode": j.plan.Mode, "plan": j.plan, "slo": j.slo.String(), "connections": o.connections,
-			"connection_life": o.life.String(), "knobs": knobsOfAll(j.topologies), "workloads": o.workloads, "speed": o.replay.Speed, "max_gap": o.replay.MaxGap.String(),
+			"connection_life": o.life.String(), "knobs": knobsOfAll(j.topologies), "workloads": o.workloads,
+			"speed": o.replay.Speed, "max_gap": o.replay.MaxGap.String(),
 		},
 		Digests: map[string]string{}, Budgets: up.Budgets.Describe(),
 		UnitCPU: cell.Unit(cell.Cores()), Reserve: cell.Reserve(cell.Cores()),
 		Engines: map[string]string{}, Warnings: []string{},
 	}
 	if j.fixed != nil {
-		m.Config["rate_rps"], m.Config["duration"], m.Config["faults"] = j.fixed.RPS, j.fixed.Duration.String(), j.fixed.Faults.Texts()
+		m.Config["rate_rps"], m.Config["duration"] = j.fixed.RPS, j.fixed.Duration.String()
+		m.Config["faults"] = j.fixed.Faults.Texts()
 	}
 	for _, t := range j.topologies {
 		m.Digests[string(t.Stage)] = t.Digest()
@@ -370,8 +393,8 @@ func (o runOptions) open(s streams, j job, up bringer) (*rundir.Dir, results.Man
 	return dir, m, err
 }
 
-// knobsOfAll is the knobs as they are in effect, by name: the value that all
-// stages have, or each stage's own where a stage has no such thing and resets it.
+// knobsOfAll returns the effective knobs by name: one value if all stages have the
+// same, otherwise a map of values by stage.
 func knobsOfAll(topologies []sut.Topology) map[string]any {
 	all := map[string]any{}
 	for name, value := range topologies[0].Knobs {
@@ -387,8 +410,8 @@ func knobsOfAll(topologies []sut.Topology) map[string]any {
 	return all
 }
 
-// measure measures all cells; the summary is written anew after each of them,
-// so that a run that is killed keeps what it has.
+// measure measures all cells. It writes the summary after each cell, so a killed
+// run keeps its finished cells.
 func measure(ctx context.Context, bench *cell.Bench, j job, run *results.Run, progress *live.Progress) error {
 	for _, l := range j.loads {
 		for _, topology := range j.topologies {
@@ -410,17 +433,18 @@ func measure(ctx context.Context, bench *cell.Bench, j job, run *results.Run, pr
 	return nil
 }
 
-// conclude prints the table and says how the run ended.
+// conclude prints the tables and returns an error for failed cells, or with
+// --strict for invalid ones.
 func (o runOptions) conclude(s streams, j job, dir *rundir.Dir, run results.Run) error {
 	tables := []table.Table{table.Ladder(run)}
 	for _, l := range j.loads {
 		tables = append(tables, table.Traces(l.Trace)...)
 	}
 	if j.fixed != nil {
-		tables = append(tables, table.Happenings(run)...)
+		tables = append(tables, table.EventsAndOutages(run)...)
 	}
 	var err error
-	if format := table.Format(o.format); len(tables) == 1 { // JSON is then the ladder itself, and no list
+	if format := table.Format(o.format); len(tables) == 1 { // Render writes an object as JSON, RenderAll an array
 		err = table.Render(s.out, tables[0], format)
 	} else {
 		err = table.RenderAll(s.out, tables, format)
@@ -430,7 +454,7 @@ func (o runOptions) conclude(s streams, j job, dir *rundir.Dir, run results.Run)
 	}
 	_, _ = fmt.Fprintf(s.err, "\nThe run is in %s\n", dir.Path())
 	if o.out == "" {
-		_ = dir.PointLatest() // a convenience; the path has been printed
+		_ = dir.PointLatest() // the link is optional: the path was printed
 	}
 	var failed, invalid int
 	for _, c := range run.Cells {
@@ -443,11 +467,12 @@ func (o runOptions) conclude(s streams, j job, dir *rundir.Dir, run results.Run)
 	}
 	switch {
 	case !run.Complete:
-		return nil // whoever interrupted it knows, and has been told where the rest is
+		return nil // interrupted: measure has returned the error
 	case failed > 0:
-		return fmt.Errorf("%d of %d cells could not be measured\nthe nodes' logs are below %s", failed, len(run.Cells), dir.Path())
+		return fmt.Errorf("%d of %d cells could not be measured\nsee the nodes' logs in %s",
+			failed, len(run.Cells), dir.Path())
 	case invalid > 0 && o.strict:
-		return exit.Invalidf("%d of %d cells are invalid\nthe notes below the table say why", invalid, len(run.Cells))
+		return exit.Invalidf("%d of %d cells are invalid\nsee the notes below the table", invalid, len(run.Cells))
 	}
 	return nil
 }

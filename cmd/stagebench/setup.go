@@ -19,13 +19,13 @@ import (
 	"github.com/stagebench/stagebench/targets/local"
 )
 
-// nodeVerb is the hidden command that becomes a node of the system under test.
+// nodeVerb is the hidden command that runs one node of the system under test.
 const nodeVerb = "node"
 
 func nodeCommand(s streams) *cobra.Command {
 	return &cobra.Command{
 		Use:    nodeVerb,
-		Short:  "Become a node: configuration on stdin, ready line on stdout, logs on stderr",
+		Short:  "Run one node: configuration on stdin, ready line on stdout, logs on stderr",
 		Hidden: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return node.Run(cmd.Context(), s.in, s.out, s.err)
@@ -33,14 +33,14 @@ func nodeCommand(s streams) *cobra.Command {
 	}
 }
 
-// bringer brings topologies up on this machine: the options that all of them share.
+// bringer brings topologies up on this machine. It holds the options that all of them share.
 type bringer local.Options
 
-// newBringer looks for what bringing up needs. Close its budgets when done.
+// newBringer returns a bringer for this machine. The caller must close its Budgets.
 func newBringer(data sut.Data, log *slog.Logger, progress func(string)) (b bringer, err error) {
 	binary, err := os.Executable()
 	if err != nil {
-		return b, fmt.Errorf("find our own binary, which every node runs: %w", err)
+		return b, fmt.Errorf("find the stagebench binary, which every node runs: %w", err)
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -53,13 +53,13 @@ func newBringer(data sut.Data, log *slog.Logger, progress func(string)) (b bring
 	}, nil
 }
 
-// up brings a topology up; the logs of its nodes go to logDir.
+// up brings a topology up. Its nodes log to logDir.
 func (b bringer) up(ctx context.Context, t sut.Topology, logDir string) (*local.System, error) {
 	b.Topology, b.LogDir = t, logDir
 	return local.Up(ctx, local.Options(b))
 }
 
-// dataOf checks the name of a data set.
+// dataOf returns the data set of this size, or a usage error.
 func dataOf(size string, seed uint64) (sut.Data, error) {
 	d := sut.Data{Size: size, Seed: seed}
 	if _, known := d.Counts(); !known {
@@ -68,7 +68,7 @@ func dataOf(size string, seed uint64) (sut.Data, error) {
 	return d, nil
 }
 
-// knobsOf combines --engines and --set; what --set names wins.
+// knobsOf combines --engines and --set. A knob in --set overrides --engines.
 func knobsOf(engines string, settings []string) (sut.Knobs, error) {
 	given, err := ladder.ParseKnobs(settings)
 	if err != nil {
@@ -76,10 +76,13 @@ func knobsOf(engines string, settings []string) (sut.Knobs, error) {
 	}
 	knobs := sut.Knobs{}
 	if engines != "embedded" && engines != "native" {
-		return nil, exit.Usagef("unknown engines %q\nwant embedded or native; one role alone is chosen with --set, for example --set db.engine=postgres", engines)
+		return nil, exit.Usagef("unknown engines %q\nwant embedded or native; "+
+			"to choose the engine of one role, use --set, for example --set db.engine=postgres", engines)
 	}
 	for _, tier := range ladder.Tiers() {
-		first := slices.IndexFunc(tier.Engines, func(e ladder.EngineInfo) bool { return e.Native == (engines == "native") })
+		first := slices.IndexFunc(tier.Engines, func(e ladder.EngineInfo) bool {
+			return e.Native == (engines == "native")
+		})
 		if len(tier.Engines) > 1 && first >= 0 {
 			knobs[string(tier.Role)+".engine"] = string(tier.Engines[first].Name)
 		}
@@ -88,8 +91,7 @@ func knobsOf(engines string, settings []string) (sut.Knobs, error) {
 	return knobs, nil
 }
 
-// missingEngines says which native servers the topologies need and this machine
-// lacks.
+// missingEngines returns an error if a topology needs a native server that is not installed.
 func missingEngines(topologies []sut.Topology) error {
 	for _, t := range topologies {
 		for _, n := range t.Nodes {

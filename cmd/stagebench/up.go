@@ -31,10 +31,10 @@ func upCommand(s streams) *cobra.Command {
 	var o upOptions
 	cmd := &cobra.Command{
 		Use:   "up",
-		Short: "Bring a stage up and keep it until Ctrl-C or `stagebench down`",
+		Short: "Bring a stage up and keep it running until Ctrl-C or `stagebench down`",
 		Example: `  stagebench up --stage lb
   stagebench up --stage lb --engines native --set web.hosts=2
-then, elsewhere:
+then, in another terminal:
   stagebench status
   stagebench attack --workload read-heavy --rate 100
   stagebench kill web-2`,
@@ -45,8 +45,8 @@ then, elsewhere:
 	f.StringVar(&o.engines, "engines", "embedded", "embedded (nothing to install) or native (PostgreSQL, HAProxy)")
 	f.StringArrayVar(&o.set, "set", nil, "set a knob, NAME=VALUE; may be repeated; see: stagebench list knobs")
 	f.StringVar(&o.data, "data", "small", "size of the data set")
-	f.StringVar(&o.logs, "logs", "", "directory that keeps the nodes' logs (default: a temporary one)")
-	f.Uint64Var(&o.seed, "seed", 1, "of the data")
+	f.StringVar(&o.logs, "logs", "", "directory of the nodes' logs (default: a temporary one)")
+	f.Uint64Var(&o.seed, "seed", 1, "seed of the data")
 	return cmd
 }
 
@@ -82,16 +82,18 @@ func (o upOptions) run(ctx context.Context, s streams) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, system.Down(context.WithoutCancel(ctx))) }()
-	_, _ = fmt.Fprintf(s.out, "stage %s is up at %s (%v, hosts: %s)\n", topology.Stage, strings.Join(system.Endpoints(), " and "), system.BringUp().Round(time.Millisecond), up.Budgets.Describe())
+	_, _ = fmt.Fprintf(s.out, "stage %s is up at %s (%v, hosts: %s)\n", topology.Stage,
+		strings.Join(system.Endpoints(), " and "), system.BringUp().Round(time.Millisecond), up.Budgets.Describe())
 	if err := table.Render(s.out, statusTable(system.Status()), table.FormatText); err != nil {
 		return err
 	}
-	_, _ = fmt.Fprintf(s.out, "logs: %s\nCtrl-C or `stagebench down` takes it down\n", logs)
-	info := control.Info{ID: fmt.Sprintf("%s-%d", topology.Stage, os.Getpid()), Stage: topology.Stage, Data: data, LogDir: logs}
+	_, _ = fmt.Fprintf(s.out, "logs: %s\nto stop the system: Ctrl-C or `stagebench down`\n", logs)
+	id := fmt.Sprintf("%s-%d", topology.Stage, os.Getpid())
+	info := control.Info{ID: id, Stage: topology.Stage, Data: data, LogDir: logs}
 	return control.Serve(ctx, control.DefaultDir(), info, system)
 }
 
-// logDir returns where the logs go, and what removes them if they are not kept.
+// logDir returns the log directory. The function clean removes it if it is temporary.
 func (o upOptions) logDir() (dir string, clean func(), err error) {
 	if o.logs != "" {
 		dir, err = filepath.Abs(o.logs)

@@ -12,7 +12,7 @@ func config() capacity.Config {
 	return capacity.Config{Start: 100, Factor: 2, Precision: 0.1, Min: 1, Max: 1e6, Steps: 40, Confirms: 6}
 }
 
-// run drives a search against an oracle and returns the number of steps.
+// run completes a search and returns the number of steps. The function met decides each step.
 func run(s *capacity.Search, met func(rate float64, p capacity.Purpose) bool) int {
 	for steps := 0; ; steps++ {
 		rate, purpose, ok := s.Next()
@@ -55,8 +55,7 @@ func TestEverythingPassesStopsAtMax(t *testing.T) {
 	}
 }
 
-// A step that passes by luck must not raise the answer: the confirmation, which
-// is longer, finds it out.
+// A short step that passes by luck must not raise the result: the confirmation fails.
 func TestLuckIsNotConfirmed(t *testing.T) {
 	s := capacity.New(config())
 	run(s, func(rate float64, p capacity.Purpose) bool {
@@ -71,8 +70,8 @@ func TestLuckIsNotConfirmed(t *testing.T) {
 	}
 }
 
-// Near the edge real steps pass and fail at random. The search must end, and its
-// low end must have passed a confirmation.
+// Close to the capacity, steps pass and fail at random. The search must end, and
+// a confirmation must have passed at its low end.
 func TestNoisyEdge(t *testing.T) {
 	for seed := range uint64(200) {
 		random := rand.New(rand.NewPCG(seed, 1))
@@ -87,7 +86,8 @@ func TestNoisyEdge(t *testing.T) {
 		})
 		low, _, confirmed := s.Bracket()
 		if confirmed != passedConfirm[low] {
-			t.Errorf("seed %d: low %v says confirmed %v, but its confirmation says %v", seed, low, confirmed, passedConfirm[low])
+			t.Errorf("seed %d: confirmed %v at low %v, but a confirmation passed there: %v",
+				seed, confirmed, low, passedConfirm[low])
 		}
 		if low < 250 || low > 700 {
 			t.Errorf("seed %d: low %v is far from 500", seed, low)
@@ -95,7 +95,7 @@ func TestNoisyEdge(t *testing.T) {
 	}
 }
 
-func TestWhatIsKnownIsNotMeasuredAgain(t *testing.T) {
+func TestLearnedRateIsNotMeasuredAgain(t *testing.T) {
 	s := capacity.New(config())
 	s.Learn(100)
 	if rate, _, _ := s.Next(); rate != 200 {
@@ -103,8 +103,8 @@ func TestWhatIsKnownIsNotMeasuredAgain(t *testing.T) {
 	}
 }
 
-// One hiccup at every rate below the truth must not lower the answer.
-func TestAHiccupIsAskedAgain(t *testing.T) {
+// One failed step at every rate below the capacity must not lower the result.
+func TestAFailedSearchStepIsRepeated(t *testing.T) {
 	s := capacity.New(config())
 	seen := map[float64]int{}
 	run(s, func(rate float64, _ capacity.Purpose) bool {
@@ -121,6 +121,6 @@ func TestStepsAreBounded(t *testing.T) {
 	c.Steps, c.Confirms = 5, 1
 	s := capacity.New(c)
 	if steps := run(s, func(rate float64, _ capacity.Purpose) bool { return rate <= 640 }); steps > 9 {
-		t.Errorf("took %d steps, want at most 5 and a confirmation, and those that fail twice", steps)
+		t.Errorf("took %d steps, want at most 5, one confirmation, and the repeats of failed steps", steps)
 	}
 }

@@ -1,14 +1,15 @@
-// Package compare puts runs side by side: their figures cell by cell, with what
-// can be said of the difference, and what their manifests do not share.
+// Package compare compares runs: their figures cell by cell, with a verdict on
+// each difference, and their manifests.
 //
-// It is pure: it reads no file, prints nothing and draws no random number that
-// its caller did not seed. The first run is the base of all ratios.
+// It is pure: it reads no file, prints nothing, and its random numbers come from
+// the caller's seed. The first run is the base of all ratios.
 //
-// Of a capacity a search knows no more than its bracket. A ratio comes with a
-// confidence interval only where there are repeats that restarted the processes;
-// it is never narrower than their brackets. Without repeats, where the brackets of
-// two runs overlap, no difference is shown, and where they do not, one is, without
-// a probability. That no difference is shown is a result.
+// A search finds a bracket for a capacity, not a value. A ratio gets a confidence
+// interval only if there are enough repeats, each with restarted processes. The
+// interval is never narrower than the brackets. Otherwise the brackets decide: if
+// those of two runs overlap, the verdict is "no difference shown"; if they do not
+// overlap, the verdict is a difference, but without a probability. "No difference
+// shown" is a valid result.
 package compare
 
 import (
@@ -29,9 +30,9 @@ type Run struct {
 	Manifest results.Manifest
 }
 
-// Comparison is runs side by side.
+// Comparison is the result of Compare.
 type Comparison struct {
-	Runs        []string // their ids, the base first
+	Runs        []string // ids, the base first
 	Rows        []Row
 	Differences []Difference
 }
@@ -39,13 +40,13 @@ type Comparison struct {
 // Row is one configuration and workload in every run.
 type Row struct {
 	Stage, Workload string
-	Knobs           string          // those that the runs do not all share, "name=value ..."
-	Cells           []*results.Cell // by run; nil where the run has none
-	Capacity        []Ratio         // of each run to the base; the first is of the base to itself
-	P50, P99        []Ratio         // of the response times at the reference rate, likewise
+	Knobs           string          // knobs that are not equal in all cells, "name=value ..."
+	Cells           []*results.Cell // by run; nil = the run has no such cell
+	Capacity        []Ratio         // by run, relative to the base; the first is the base itself
+	P50, P99        []Ratio         // the same for response times at the reference rate
 }
 
-// Verdict is what a ratio shows.
+// Verdict is the conclusion from a ratio.
 type Verdict string
 
 // The verdicts.
@@ -54,23 +55,24 @@ const (
 	Higher       Verdict = "higher"
 	Lower        Verdict = "lower"
 	NoDifference Verdict = "no difference shown"
-	NotJudged    Verdict = "not judged" // one sample each
+	NotJudged    Verdict = "not judged" // one sample per run
 	NotCompared  Verdict = "not compared"
 )
 
-// Ratio is a figure of a run against that of the base.
+// Ratio is a figure of a run divided by that of the base.
 type Ratio struct {
-	Value     float64 // 0 where there is none
-	Low, High float64 // 95 % confidence interval, see bootstrap, or what the brackets allow; 0 where neither is known
-	// Repeats is the number of repeats that the interval rests on, the smaller of
-	// the two runs; 0 = it is no confidence interval.
+	Value float64 // 0 = none
+	// Low and High are the 95 % confidence interval (see bootstrap), or the range
+	// that the brackets allow. Both are 0 if unknown.
+	Low, High float64
+	// Repeats is the number of repeats behind the confidence interval, the smaller
+	// one of the two runs. 0 = Low and High are no confidence interval.
 	Repeats int
 	Verdict Verdict
-	Why     string // why it is not compared, or what to doubt
+	Why     string // why there is no comparison, or a warning about it
 }
 
-// Compare compares runs with the first of them. The seed is that of the
-// resampling.
+// Compare compares all runs with the first one. The seed is for the resampling.
 func Compare(runs []Run, seed uint64) Comparison {
 	var c Comparison
 	for _, r := range runs {
@@ -90,9 +92,9 @@ func Compare(runs []Run, seed uint64) Comparison {
 	return c
 }
 
-// align lists the cells of all runs by what they measured. Of the knobs, those
-// that are the same within a run do not tell its cells apart: comparing two runs
-// that differ in one is what a comparison is for.
+// align puts equal cells of all runs into one row. Cells are equal if they have
+// the same stage, workload and knobs. A knob with one value within each run is
+// ignored: the comparison of two runs that differ in it is the purpose.
 func align(runs []Run, varied []string) []Row {
 	type key struct{ stage, workload, knobs string }
 	var rows []Row
@@ -100,12 +102,13 @@ func align(runs []Run, varied []string) []Row {
 	for i, run := range runs {
 		for j := range run.Cells {
 			cell := &run.Cells[j]
-			k := key{cell.Stage, cell.Workload, within(run, cell)}
+			k := key{cell.Stage, cell.Workload, distinctKnobs(run, cell)}
 			place, known := places[k]
 			if !known {
 				place = len(rows)
 				places[k] = place
-				rows = append(rows, Row{Stage: cell.Stage, Workload: cell.Workload, Cells: make([]*results.Cell, len(runs))})
+				row := Row{Stage: cell.Stage, Workload: cell.Workload, Cells: make([]*results.Cell, len(runs))}
+				rows = append(rows, row)
 			}
 			rows[place].Cells[i] = cell
 		}
@@ -116,9 +119,9 @@ func align(runs []Run, varied []string) []Row {
 	return rows
 }
 
-// within is the knobs that tell the cells of one run with the same stage and
-// workload apart.
-func within(run Run, cell *results.Cell) string {
+// distinctKnobs returns the knobs in which the cell differs from other cells of
+// its run with the same stage and workload.
+func distinctKnobs(run Run, cell *results.Cell) string {
 	var parts []string
 	for _, name := range slices.Sorted(maps.Keys(cell.Knobs)) {
 		for _, other := range run.Cells {
@@ -131,7 +134,7 @@ func within(run Run, cell *results.Cell) string {
 	return strings.Join(parts, " ")
 }
 
-// variedKnobs lists the knobs that do not have one value in all cells.
+// variedKnobs lists the knobs with more than one value over all cells.
 func variedKnobs(runs []Run) []string {
 	first, varied := map[string]string{}, map[string]bool{}
 	for _, run := range runs {
@@ -147,8 +150,8 @@ func variedKnobs(runs []Run) []string {
 	return slices.Sorted(maps.Keys(varied))
 }
 
-// shownKnobs is the varied knobs of a row: one value where its cells agree, one
-// for each run where they do not.
+// shownKnobs returns the varied knobs of a row: one value if its cells agree,
+// otherwise one value per run.
 func shownKnobs(cells []*results.Cell, varied []string) string {
 	var parts []string
 	for _, name := range varied {
@@ -168,7 +171,8 @@ func shownKnobs(cells []*results.Cell, varied []string) string {
 	return strings.Join(parts, " ")
 }
 
-// comparable says why two cells cannot be compared, or what to doubt.
+// comparable reports whether two cells can be compared. If not, why is the
+// reason, otherwise a warning about the comparison.
 func comparable(base, cell *results.Cell) (why string, ok bool) {
 	switch {
 	case base == nil:
@@ -190,7 +194,7 @@ func comparable(base, cell *results.Cell) (why string, ok bool) {
 	return strings.Join(doubts, "; "), true
 }
 
-// capacity compares capacities.
+// capacity compares the capacities of two cells.
 func capacity(base, cell *results.Cell, seed uint64) Ratio {
 	why, ok := comparable(base, cell)
 	switch {
@@ -201,18 +205,18 @@ func capacity(base, cell *results.Cell, seed uint64) Ratio {
 	case !base.Searched() || base.CapacityRPS == 0:
 		return Ratio{Verdict: NotCompared, Why: "the base has no capacity"}
 	case !cell.Searched():
-		return Ratio{Verdict: NotCompared, Why: "the run searched for no capacity"}
+		return Ratio{Verdict: NotCompared, Why: "the run did not search for a capacity"}
 	}
 	r := Ratio{Value: cell.CapacityRPS / base.CapacityRPS, Why: why}
 	of, to := brackets(cell), brackets(base)
-	if old(base) || old(cell) {
-		r.Why = joined(r.Why, "a run of an older version does not say what its repeats left open")
+	if withoutBrackets(base) || withoutBrackets(cell) {
+		r.Why = joined(r.Why, "an older version wrote one of the runs: it did not store the brackets of repeats")
 	}
 	if n := min(len(of), len(to)); n >= minRepeats {
 		r.Repeats = n
 		r.Low, r.High = bootstrap(to, of, seed)
 	} else {
-		// The truth is somewhere within each bracket.
+		// The true capacity can be anywhere within its bracket.
 		cells, bases := hull(of), hull(to)
 		r.Low, r.High = cells.low/bases.high, cells.high/bases.low
 	}
@@ -220,14 +224,17 @@ func capacity(base, cell *results.Cell, seed uint64) Ratio {
 	return r
 }
 
-// old reports whether a cell comes from before repeats kept their brackets.
-func old(c *results.Cell) bool { return len(c.Repeats) > 1 && len(c.RepeatsHigh) < len(c.Repeats) }
+// withoutBrackets reports whether the high ends of a cell's repeats are missing.
+// Older versions did not store them.
+func withoutBrackets(c *results.Cell) bool {
+	return len(c.Repeats) > 1 && len(c.RepeatsHigh) < len(c.Repeats)
+}
 
-// bracket is what one search leaves open of a capacity: its high end is infinite
-// where no rate failed.
+// bracket is the range in which one search found the capacity. The high end is
+// infinite if no rate failed.
 type bracket struct{ low, high float64 }
 
-// brackets are those of the repeats of a cell, or the one that it has.
+// brackets returns one bracket per repeat of a cell, or its only bracket.
 func brackets(c *results.Cell) []bracket {
 	lows, highs := c.Repeats, c.RepeatsHigh
 	if len(lows) < 2 {
@@ -244,7 +251,7 @@ func brackets(c *results.Cell) []bracket {
 	return all
 }
 
-// hull is the bracket that holds all others.
+// hull returns the smallest bracket that contains all others.
 func hull(all []bracket) bracket {
 	h := all[0]
 	for _, b := range all {
@@ -262,31 +269,33 @@ func latency(base, cell *results.Cell, of func(results.Latency) *int64) Ratio {
 	case base.Reference == nil || cell.Reference == nil:
 		return Ratio{Verdict: NotCompared, Why: "not measured at a reference rate"}
 	case math.Abs(base.Reference.OfferedRPS-cell.Reference.OfferedRPS) > 0.001*base.Reference.OfferedRPS:
-		return Ratio{Verdict: NotCompared, Why: fmt.Sprintf("offered at %.0f/s and %.0f/s: latencies at different loads say nothing about each other", base.Reference.OfferedRPS, cell.Reference.OfferedRPS)}
+		return Ratio{Verdict: NotCompared, Why: fmt.Sprintf("measured at %.0f/s and %.0f/s: "+
+			"latencies at different rates cannot be compared", base.Reference.OfferedRPS, cell.Reference.OfferedRPS)}
 	}
 	b, c := of(base.Reference.ResponseAll), of(cell.Reference.ResponseAll)
 	if b == nil || c == nil || *b == 0 {
 		return Ratio{Verdict: NotCompared, Why: "too few samples beyond the percentile, or it lies among the failures"}
 	}
-	return Ratio{Value: float64(*c) / float64(*b), Verdict: NotJudged, Why: joined(why, oneEach(base, cell))}
+	return Ratio{Value: float64(*c) / float64(*b), Verdict: NotJudged, Why: joined(why, noInterval(base, cell))}
 }
 
-// oneEach says why a ratio of latencies has no interval.
-func oneEach(base, cell *results.Cell) string {
+// noInterval returns the reason why a ratio of latencies has no interval.
+func noInterval(base, cell *results.Cell) string {
 	if len(base.ReferenceSteps()) > 1 || len(cell.ReferenceSteps()) > 1 {
-		return "one reference step each, of several repeats the last: no interval"
+		return "one reference step per run, from the last repeat: no interval"
 	}
-	return "one reference step each: no interval"
+	return "one reference step per run: no interval"
 }
 
 func joined(parts ...string) string {
 	return strings.Join(slices.DeleteFunc(parts, func(p string) bool { return p == "" }), "; ")
 }
 
-// rounding is how far apart one rate may be that two searches came to.
+// rounding is the largest relative difference of two equal rates.
 const rounding = 1e-9
 
-// judge says what an interval of a ratio shows. Brackets that touch show nothing.
+// judge returns the verdict for an interval of a ratio. Brackets that only touch
+// show no difference.
 func judge(low, high float64) Verdict {
 	switch {
 	case low > 1+rounding:
@@ -298,18 +307,19 @@ func judge(low, high float64) Verdict {
 }
 
 const (
-	// minRepeats is the least number of repeats that an interval may rest on.
+	// minRepeats is the least number of repeats for a confidence interval.
 	minRepeats = 3
-	// resamples is how often the repeats are drawn again.
+	// resamples is the number of bootstrap samples.
 	resamples = 10_000
 )
 
-// bootstrap returns the 95 % interval of the ratio of medians: each run's repeats
-// are drawn again with replacement, and the ratio of the medians is looked at, the
-// least and the most that the brackets drawn allow. The interval goes from the
-// 2.5th percentile of the least to the 97.5th of the most. So repeats that agree,
-// as those of searches on the same rates often do, leave open what one bracket
-// does, and not nothing.
+// bootstrap returns the 95 % confidence interval of cell's median over base's.
+// Each sample draws the repeats of both runs with replacement. The drawn brackets
+// give the smallest and the largest possible ratio of the medians. The interval
+// goes from the 2.5th percentile of the smallest ratios to the 97.5th percentile
+// of the largest. So the interval is as wide as the brackets even if all repeats
+// agree. Searches on the same rates often agree, and a plain bootstrap would then
+// return an interval without width.
 // Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13,
 // the percentile interval.
 func bootstrap(base, cell []bracket, seed uint64) (low, high float64) {
@@ -332,7 +342,7 @@ func draw(random *rand.Rand, from []bracket) []bracket {
 	return drawn
 }
 
-// medians is the median of the low ends and that of the high ends.
+// medians returns the median of the low ends and the median of the high ends.
 func medians(all []bracket) bracket {
 	var lows, highs []float64
 	for _, b := range all {

@@ -10,18 +10,17 @@ import (
 	"github.com/stagebench/stagebench/results"
 )
 
-// Difference is something that the runs' manifests do not share.
+// Difference is a field in which the manifests of the runs differ.
 type Difference struct {
 	What   string   // field of the manifest, "config.plan", "engines.db"
-	Values []string // by run, "-" where it has none
-	// Breaks says that figures of runs that differ in it are figures of different
-	// things: other data, another objective, another machine.
+	Values []string // by run, "-" = the run does not have the field
+	// Breaks says that the figures of the runs are not comparable: for example other
+	// data, another objective or another machine.
 	Breaks bool
 }
 
-// breaking lists what must be the same for figures to be comparable, apart from
-// what is meant to be compared.
-func breaking() []string {
+// breakingFields lists the fields that must be equal in comparable runs.
+func breakingFields() []string {
 	return []string{
 		"data", "config.slo", "config.mode", "config.plan", "config.connections", "config.connection_life",
 		"config.rate_rps", "config.duration", "config.faults", "config.speed", "config.max_gap",
@@ -29,8 +28,9 @@ func breaking() []string {
 	}
 }
 
-// differences compares the manifests of the runs. Ids, times and command lines
-// always differ, and the digests of topologies follow from the knobs.
+// differences compares the manifests of the runs. It ignores ids, times and
+// command lines, which always differ, and topology digests, which follow from the
+// knobs.
 func differences(runs []Run) []Difference {
 	var all []map[string]string
 	names := map[string]string{}
@@ -40,7 +40,7 @@ func differences(runs []Run) []Difference {
 	}
 	var found []Difference
 	for _, name := range slices.Sorted(maps.Keys(names)) {
-		d := Difference{What: name, Breaks: slices.Contains(breaking(), name)}
+		d := Difference{What: name, Breaks: slices.Contains(breakingFields(), name)}
 		for _, facts := range all {
 			value, known := facts[name]
 			if !known {
@@ -57,12 +57,12 @@ func differences(runs []Run) []Difference {
 
 func differ(values []string) bool { return len(slices.Compact(slices.Clone(values))) > 1 }
 
-// factsOf is a manifest as text by field.
+// factsOf returns the compared fields of a manifest as text, by name.
 func factsOf(m results.Manifest) map[string]string {
 	facts := map[string]string{
-		"seed": fmt.Sprint(m.Seed), "data": m.Data, "version": m.Version, "binary_sha256": m.BinarySHA, "go": m.Go, "os": m.OS,
-		"kernel": m.Kernel, "cpu_model": m.CPUModel, "cores": fmt.Sprint(m.Cores), "budgets": m.Budgets,
-		"unit_cpu": fmt.Sprint(m.UnitCPU), "reserve_cpu": fmt.Sprint(m.Reserve),
+		"seed": fmt.Sprint(m.Seed), "data": m.Data, "version": m.Version, "binary_sha256": m.BinarySHA,
+		"go": m.Go, "os": m.OS, "kernel": m.Kernel, "cpu_model": m.CPUModel, "cores": fmt.Sprint(m.Cores),
+		"budgets": m.Budgets, "unit_cpu": fmt.Sprint(m.UnitCPU), "reserve_cpu": fmt.Sprint(m.Reserve),
 	}
 	for role, engine := range m.Engines {
 		facts["engines."+role] = engine
@@ -74,7 +74,7 @@ func factsOf(m results.Manifest) map[string]string {
 			}
 			continue
 		}
-		// JSON and not %v, whose order of a map's keys is not that of the file.
+		// As JSON, the value reads as in manifest.json.
 		text, err := json.Marshal(value)
 		if err != nil {
 			text = fmt.Append(nil, value)
@@ -84,10 +84,10 @@ func factsOf(m results.Manifest) map[string]string {
 	return facts
 }
 
-// settingText is the value of a knob: that of all stages, or each stage's own.
+// settingText returns the value of a knob as text: one value, or one per stage.
 func settingText(setting any) string {
-	byStage, several := setting.(map[string]any)
-	if !several {
+	byStage, isMap := setting.(map[string]any)
+	if !isMap {
 		return fmt.Sprint(setting)
 	}
 	var parts []string

@@ -1,14 +1,14 @@
-// Package hdr turns the outcomes of a step into HDR histograms: per op class,
-// per clock and per interval, and into the figures of a results.Step.
+// Package hdr records the outcomes of a step in HDR histograms, per op class,
+// clock and interval, and computes the figures of a results.Step.
 //
-// Values are nanoseconds with three significant digits, from 1 ns to 60 s; what
-// is larger is recorded as 60 s and counted as clamped. Samples are never
-// "corrected": the clocks start at the intended time, so nothing is missing.
+// Values are nanoseconds with three significant digits, from 1 ns to 60 s. Larger
+// values are recorded as 60 s and counted as clamped. Samples need no correction
+// for coordinated omission, because the clocks start at the intended time.
 // Percentiles are those of merged histograms, never averages of percentiles: the
 // value at rank floor(p*N + 0.5), which is the library's rule.
 //
 // A Recorder belongs to one goroutine. The usual order of calls: New, Record
-// for every outcome, Tick when an interval is over, Finish once.
+// for every outcome, Tick at the end of each interval, Finish once.
 package hdr
 
 import (
@@ -23,13 +23,13 @@ import (
 const (
 	highest = 60_000_000_000 // ns
 	digits  = 3
-	// tailSamples is how many samples must lie beyond a percentile before it is
-	// shown: with fewer it says more about luck than about the system.
+	// tailSamples is the least number of samples beyond a percentile that is shown.
+	// With fewer samples the percentile is mostly chance.
 	tailSamples = 10
 )
 
-// Histogram is a distribution of one clock. It is a plain dense HDR histogram
-// that counts what it had to clamp.
+// Histogram is a distribution of one clock. It is a dense HDR histogram that
+// counts clamped values.
 type Histogram struct {
 	h       *hdrhistogram.Histogram
 	clamped int64
@@ -40,22 +40,22 @@ func NewHistogram() *Histogram {
 	return &Histogram{h: hdrhistogram.New(1, highest, digits)}
 }
 
-// Record adds one value in nanoseconds. Negative values, which only a clock
-// that went backwards could give, are recorded as 0 and counted as clamped.
+// Record adds one value in nanoseconds. A negative value is possible only if a
+// clock went backwards. It is recorded as 0 and counted as clamped.
 func (h *Histogram) Record(ns int64) {
 	if ns < 0 || ns > highest {
 		h.clamped++
 		ns = min(max(ns, 0), highest)
 	}
 	if err := h.h.RecordValue(ns); err != nil {
-		panic("hdr: a clamped value was refused: " + err.Error())
+		panic("hdr: record a clamped value: " + err.Error())
 	}
 }
 
-// Merge adds another histogram exactly.
+// Merge adds all values of another histogram, without loss.
 func (h *Histogram) Merge(o *Histogram) {
 	if dropped := h.h.Merge(o.h); dropped != 0 {
-		panic(fmt.Sprintf("hdr: merging equal histograms dropped %d values", dropped))
+		panic(fmt.Sprintf("hdr: merge histograms with equal limits: %d values were dropped", dropped))
 	}
 	h.clamped += o.clamped
 }
@@ -63,9 +63,9 @@ func (h *Histogram) Merge(o *Histogram) {
 // Count is the number of recorded values.
 func (h *Histogram) Count() int64 { return h.h.TotalCount() }
 
-// Latency returns the distribution as it is reported, with failed more values
-// that count as infinitely slow. A percentile is nil when fewer than ten
-// samples lie beyond it, or when it lies among the failures.
+// Latency returns the reported distribution. It includes failed more values that
+// count as infinitely slow. A percentile is nil if fewer than ten samples lie
+// beyond it, or if it lies among the failures.
 func (h *Histogram) Latency(failed int64) results.Latency {
 	ok := h.h.TotalCount()
 	l := results.Latency{Count: ok + failed, Clamped: h.clamped}
@@ -83,8 +83,8 @@ func (h *Histogram) at(percentile float64, failed int64) *int64 {
 	if float64(total)*(100-percentile)/100 < tailSamples-1e-9 {
 		return nil
 	}
-	// The failures sit at the far end: the percentile of all samples is a higher
-	// percentile of the successes, or lies beyond them.
+	// The failures are the slowest samples. So this percentile of all samples is a
+	// higher percentile of the successes, or lies beyond all of them.
 	rank := percentile * float64(total) / float64(max(h.h.TotalCount(), 1))
 	if rank > 100 || h.h.TotalCount() == 0 {
 		return nil
@@ -92,7 +92,7 @@ func (h *Histogram) at(percentile float64, failed int64) *int64 {
 	return new(h.h.ValueAtPercentile(rank))
 }
 
-// above is the number of values above a bound, within the histogram's precision.
+// above returns the number of values above a bound, within the histogram's precision.
 func (h *Histogram) above(bound int64) (n int64) {
 	for _, bar := range h.h.Distribution() {
 		if bar.From > bound {
@@ -102,5 +102,5 @@ func (h *Histogram) above(bound int64) (n int64) {
 	return n
 }
 
-// sum is the sum of all values, within the histogram's precision.
+// sum returns the sum of all values, within the histogram's precision.
 func (h *Histogram) sum() int64 { return int64(h.h.Mean() * float64(h.h.TotalCount())) }

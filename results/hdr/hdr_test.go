@@ -17,7 +17,10 @@ import (
 func bound(string) int64 { return int64(100 * time.Millisecond) }
 
 func outcome(intended, response int64, fate results.Fate) results.Outcome {
-	o := results.Outcome{Class: "get", Intended: intended, Free: 0, Dispatched: intended, Sent: intended, Done: intended + response, Fate: fate}
+	o := results.Outcome{
+		Class: "get", Intended: intended, Free: 0, Dispatched: intended, Sent: intended, Done: intended + response,
+		Fate: fate,
+	}
 	if fate == results.Unsent || fate == results.ConnectError {
 		o.Sent = -1
 	}
@@ -49,7 +52,7 @@ func TestPercentilesAgreeWithTheSortedSamples(t *testing.T) {
 
 func absolute(x float64) float64 { return max(x, -x) }
 
-// A percentile with fewer than ten samples beyond it says nothing.
+// A percentile with fewer than ten samples beyond it is nil.
 func TestFewSamplesLeavePercentilesBlank(t *testing.T) {
 	h := hdr.NewHistogram()
 	for i := range int64(999) {
@@ -64,8 +67,8 @@ func TestFewSamplesLeavePercentilesBlank(t *testing.T) {
 	}
 }
 
-// Failures count as infinitely slow: they can make a percentile worse, or leave
-// it without a value, but never better.
+// Failures count as infinitely slow: they can make a percentile higher or nil, but
+// never lower.
 func TestFailuresNeverImproveLatency(t *testing.T) {
 	h := hdr.NewHistogram()
 	for i := range int64(10_000) {
@@ -96,10 +99,9 @@ func TestClampsAreCounted(t *testing.T) {
 	}
 }
 
-// What is written interval by interval is, read back and merged, exactly what
-// was recorded.
+// The merged intervals of a log are equal to the recorded histograms.
 func TestLogHoldsWhatWasRecorded(t *testing.T) {
-	file := wholeLines{t: t} // so that a killed process leaves whole lines
+	file := lineWriter{t: t} // a killed process must leave only complete lines
 	start := time.Unix(1_700_000_000, 0)
 	log, err := hdr.NewLog(&file, "test", start)
 	if err != nil {
@@ -129,14 +131,16 @@ func TestLogHoldsWhatWasRecorded(t *testing.T) {
 		t.Errorf("the log says %d samples with p99 %d, the step %d with %d",
 			got.TotalCount(), p99, step.ResponseNS.Count, *step.ResponseNS.P99)
 	}
-	for tag, want := range map[string]int64{"get-rt": 4950, "get-ft": 50, "get-st": 4950, "get-wt": 5000, "get-lag": 5000} {
+	for tag, want := range map[string]int64{
+		"get-rt": 4950, "get-ft": 50, "get-st": 4950, "get-wt": 5000, "get-lag": 5000,
+	} {
 		if merged[tag] == nil || merged[tag].TotalCount() != want {
 			t.Errorf("%s: %v, want %d samples", tag, merged[tag], want)
 		}
 	}
 }
 
-// readLog reads a log back and merges all intervals by tag.
+// readLog reads a log and merges all intervals by tag.
 func readLog(t *testing.T, r io.Reader) map[string]*hdrhistogram.Histogram {
 	t.Helper()
 	merged := map[string]*hdrhistogram.Histogram{}
@@ -157,15 +161,15 @@ func readLog(t *testing.T, r io.Reader) map[string]*hdrhistogram.Histogram {
 	}
 }
 
-// wholeLines fails when it gets a part of a line.
-type wholeLines struct {
+// lineWriter fails the test if a write ends within a line.
+type lineWriter struct {
 	t *testing.T
 	bytes.Buffer
 }
 
-func (w *wholeLines) Write(p []byte) (int, error) {
+func (w *lineWriter) Write(p []byte) (int, error) {
 	if !bytes.HasSuffix(p, []byte("\n")) {
-		w.t.Errorf("%.40q is written without the rest of its line", p)
+		w.t.Errorf("the write %.40q ends within a line", p)
 	}
 	return w.Buffer.Write(p)
 }
@@ -199,11 +203,11 @@ func TestStepFigures(t *testing.T) {
 		completed += row.Completed
 	}
 	if intended != 1010 || completed != 1000 {
-		t.Errorf("timeline has %d intended and %d successes, want 1010 and 1000", intended, completed)
+		t.Errorf("timeline has %d intended and %d completed ops, want 1010 and 1000", intended, completed)
 	}
 }
 
-func TestLogRefusesATagThatWouldBreakIt(t *testing.T) {
+func TestLogRefusesInvalidTags(t *testing.T) {
 	log, err := hdr.NewLog(&bytes.Buffer{}, "test", time.Now())
 	if err != nil {
 		t.Fatal(err)

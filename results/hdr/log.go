@@ -15,17 +15,17 @@ import (
 // has a tag, <class>-<clock>:
 //
 //	rt  response time of successes      st  service time of successes
-//	ft  response time of failures       wt  wait      lag  the client's own lateness
+//	ft  response time of failures       wt  wait      lag  delay caused by the client
 //
-// Interval times are absolute seconds since the epoch with base time 0, values
-// are nanoseconds, and the Interval_Max column is in milliseconds.
+// Interval times are seconds since the epoch with base time 0. Values are
+// nanoseconds. The Interval_Max column is in milliseconds.
 //
 // A Log belongs to one goroutine.
 type Log struct {
 	w *hdrhistogram.HistogramLogWriter
 }
 
-// NewLog writes the header. The comment says what the file holds.
+// NewLog writes the header of a log. The comment describes the file.
 func NewLog(w io.Writer, comment string, start time.Time) (*Log, error) {
 	l := &Log{w: hdrhistogram.NewHistogramLogWriter(w)}
 	if err := cmp.Or(l.w.OutputComment("["+comment+"]"), l.w.OutputLogFormatVersion(),
@@ -35,11 +35,11 @@ func NewLog(w io.Writer, comment string, start time.Time) (*Log, error) {
 	return l, nil
 }
 
-// tagPattern is what a tag may hold; the library's own check lets commas and
-// spaces at both ends through.
+// tagPattern matches valid tags. The library's own check accepts commas and spaces
+// at both ends.
 var tagPattern = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
-// Write adds one closed interval.
+// Write appends one closed interval.
 func (l *Log) Write(i Interval) error {
 	if tag := i.h.Tag(); !tagPattern.MatchString(tag) {
 		return fmt.Errorf("histogram tag %q: want letters, digits, '-' and '_' only", tag)
@@ -50,6 +50,6 @@ func (l *Log) Write(i Interval) error {
 	return nil
 }
 
-// Interval is one closed interval of one tag. It holds until the function that
-// got it returns.
+// Interval is one closed interval of one tag. It is valid only until the callback
+// that received it returns.
 type Interval struct{ h *hdrhistogram.Histogram }

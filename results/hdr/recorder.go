@@ -10,11 +10,11 @@ import (
 	"github.com/stagebench/stagebench/results"
 )
 
-// outageGap is the longest stretch without a failure inside one outage.
+// outageGap is the longest time without a failure within one outage.
 const outageGap = int64(time.Second)
 
-// maxFailureTimes bounds the memory that outage detection takes; later failures
-// still count everywhere else, but are in no outage.
+// maxFailureTimes limits the memory of outage detection. Failures above this number
+// are in no outage, but are still counted.
 const maxFailureTimes = 1 << 20
 
 // Recorder collects the outcomes of one step.
@@ -30,22 +30,22 @@ type Recorder struct {
 	bytesIn  int64
 	bytesOut int64
 
-	failedService int64 // ns, of ops that were sent and failed
-	interval      int64 // start of the open interval
-	recent        *Histogram
+	failedService int64      // ns, service time of ops that were sent and failed
+	intervalStart int64      // start of the current interval
+	recent        *Histogram // response times of successes in the current interval
 	lastDone      int64
 	serviceNS     int64
 }
 
-// class holds one op class: the whole step and the open interval.
+// class holds the figures of one op class.
 type class struct {
 	ledger  results.Ledger
 	overSLO int64
-	total   [clocks]*Histogram
-	open    [clocks]*Histogram
+	total   [clocks]*Histogram // all closed intervals
+	current [clocks]*Histogram // the current interval
 }
 
-// The clocks that are recorded per class, in the order of tags.
+// The clocks of a class, in the order of the tags.
 const (
 	response = iota
 	failed
@@ -57,18 +57,18 @@ const (
 
 func tag(clock int) string { return [clocks]string{"rt", "ft", "st", "wt", "lag"}[clock] }
 
-// Second is one row of a timeline: what was intended, sent and completed in one
-// second of the step, and the response times of what was completed in it. The
-// three rates are counted by their own clocks and are never the same thing.
+// Second is one row of a timeline: the ops of one second of the step. An op counts
+// in the second of its intended time, in that of its sending, and in that of its
+// end. These can be three different seconds.
 type Second struct {
 	Second                                int64
 	Intended, Sent, Completed, OK, Errors int64
 	P50, P99                              *int64 // ns, of successes completed in this second
 }
 
-// New returns a recorder for a step whose clocks start at start. bound returns
-// the SLO's bound of a class in nanoseconds; closed, if not nil, gets every
-// interval that Tick closes.
+// New returns a recorder for a step whose time 0 is start. The function bound
+// returns the SLO's bound of a class in nanoseconds. If closed is not nil, Tick
+// calls it for every interval that it closes.
 func New(start time.Time, bound func(class string) int64, closed func(Interval)) *Recorder {
 	return &Recorder{
 		start: start, bound: bound, closed: closed,
@@ -90,22 +90,22 @@ func (r *Recorder) Record(o results.Outcome) {
 	if o.Fate == results.Unsent {
 		return
 	}
-	c.open[lag].Record(o.Lag())
+	c.current[lag].Record(o.Lag())
 	r.lastDone = max(r.lastDone, o.Done)
 	if o.Fate == results.ConnectError {
-		c.open[failed].Record(o.Response())
+		c.current[failed].Record(o.Response())
 		return
 	}
-	c.open[wait].Record(o.Wait())
+	c.current[wait].Record(o.Wait())
 	r.bytesIn += o.BytesIn
 	r.bytesOut += o.BytesOut
 	if o.Fate != results.OK {
 		r.failedService += o.Service()
-		c.open[failed].Record(o.Response())
+		c.current[failed].Record(o.Response())
 		return
 	}
-	c.open[response].Record(o.Response())
-	c.open[service].Record(o.Service())
+	c.current[response].Record(o.Response())
+	c.current[service].Record(o.Service())
 	r.recent.Record(o.Response())
 	if o.Response() > r.bound(o.Class) {
 		c.overSLO++
@@ -158,34 +158,34 @@ func (r *Recorder) class(name string) *class {
 	if c == nil {
 		c = &class{}
 		for i := range clocks {
-			c.total[i], c.open[i] = NewHistogram(), NewHistogram()
+			c.total[i], c.current[i] = NewHistogram(), NewHistogram()
 		}
 		r.classes[name] = c
 	}
 	return c
 }
 
-// Tick closes the interval that ends at now (nanoseconds since the start of the
-// step) and returns the response times of the successes in it.
+// Tick closes the interval that ends at now, in nanoseconds since the start of the
+// step. It returns the response times of the successes in the interval.
 func (r *Recorder) Tick(now int64) results.Latency {
-	from, to := r.start.Add(time.Duration(r.interval)).UnixMilli(), r.start.Add(time.Duration(now)).UnixMilli()
+	from, to := r.start.Add(time.Duration(r.intervalStart)).UnixMilli(), r.start.Add(time.Duration(now)).UnixMilli()
 	for _, name := range r.names() {
 		c := r.classes[name]
-		for i, open := range c.open {
-			if open.Count() == 0 {
+		for i, current := range c.current {
+			if current.Count() == 0 {
 				continue
 			}
 			if r.closed != nil {
-				open.h.SetTag(name + "-" + tag(i))
-				open.h.SetStartTimeMs(from)
-				open.h.SetEndTimeMs(to)
-				r.closed(Interval{open.h})
+				current.h.SetTag(name + "-" + tag(i))
+				current.h.SetStartTimeMs(from)
+				current.h.SetEndTimeMs(to)
+				r.closed(Interval{current.h})
 			}
-			c.total[i].Merge(open)
-			open.h.Reset()
-			open.clamped = 0
-			// Closing an interval takes milliseconds, which on a client with one
-			// or two cores would be lateness of the ops that are due meanwhile.
+			c.total[i].Merge(current)
+			current.h.Reset()
+			current.clamped = 0
+			// Closing an interval takes milliseconds. Without this yield, a client with
+			// one or two cores would send the ops that are due in this time too late.
 			runtime.Gosched()
 		}
 	}
@@ -195,20 +195,22 @@ func (r *Recorder) Tick(now int64) results.Latency {
 		s.P50, s.P99 = recent.P50, recent.P99
 	}
 	r.recent.h.Reset()
-	r.interval = now
+	r.intervalStart = now
 	return recent
 }
 
-// Finish closes the last interval and returns the figures of the step. Rates,
-// validity and usage are filled in by the caller, who knows them.
+// Finish closes the last interval and returns the figures of the step. The caller
+// adds rates, validity and usage.
 func (r *Recorder) Finish(scheduled int64) results.Step {
-	r.Tick(max(r.lastDone, r.interval))
+	r.Tick(max(r.lastDone, r.intervalStart))
 	r.ledger.Scheduled = scheduled
 	var all [clocks]*Histogram
 	for i := range all {
 		all[i] = NewHistogram()
 	}
-	step := results.Step{Ledger: r.ledger, Ops: map[string]results.OpStats{}, BytesIn: r.bytesIn, BytesOut: r.bytesOut}
+	step := results.Step{
+		Ledger: r.ledger, Ops: map[string]results.OpStats{}, BytesIn: r.bytesIn, BytesOut: r.bytesOut,
+	}
 	for _, name := range r.names() {
 		c := r.classes[name]
 		for i := range all {
@@ -232,11 +234,11 @@ func (r *Recorder) Finish(scheduled int64) results.Step {
 	return step
 }
 
-// ServiceNS is the sum of the service times of all ops that were sent, those of
-// successes by the histograms. Finish must have been called.
+// ServiceNS returns the sum of the service times of all sent ops. The part of the
+// successes comes from the histograms. Call it after Finish.
 func (r *Recorder) ServiceNS() int64 { return r.serviceNS }
 
-// Timeline returns the seconds of the step in order.
+// Timeline returns the seconds of the step in order. Seconds without ops are left out.
 func (r *Recorder) Timeline() []Second {
 	var rows []Second
 	for _, n := range slices.Sorted(maps.Keys(r.seconds)) {
@@ -247,7 +249,7 @@ func (r *Recorder) Timeline() []Second {
 
 func (r *Recorder) names() []string { return slices.Sorted(maps.Keys(r.classes)) }
 
-// outages groups failures that are less than outageGap apart.
+// outages groups failures that are at most outageGap apart.
 func outages(intended []int64) []results.Outage {
 	slices.Sort(intended)
 	var found []results.Outage

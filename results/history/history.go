@@ -1,18 +1,17 @@
-// Package history judges what clients saw of records: which answers were stale,
-// and which acknowledged writes are gone.
+// Package history finds stale reads and lost writes from the record versions
+// that clients received.
 //
-// A record has versions: in one history without loss, each write gives it a
-// version of its own, higher by one than the one before. That is all that is
-// used here, besides the clients' own clocks; what the target says of its
-// replicas is not believed.
+// Each record has a version. As long as no write is lost, each write increases the
+// version by one. The package uses only these versions and the clients' clocks. It
+// does not use what the target reports about its replicas.
 //
-// Judge and Resolve are pure functions. A Recorder collects the outcomes that
-// they need and belongs to one goroutine; the usual order of calls is Record for
-// every outcome of a step, EndStep, and Written when the cell is over. It keeps at
-// most 40 bytes for each acknowledged write of the cell, and until the end of the
-// step 40 for each op on a record.
+// Judge and Resolve are pure functions. A Recorder collects the outcomes for them
+// and belongs to one goroutine. The usual order of calls: Record for every outcome
+// of a step, then EndStep, and Written at the end of the cell. A Recorder keeps at
+// most 40 bytes for each acknowledged write of the cell, and 40 bytes for each op
+// on a record until the end of the step.
 //
-// Times are nanoseconds on one clock of the cell. Nothing here does I/O.
+// Times are nanoseconds on the clock of the cell. The package does no I/O.
 package history
 
 import (
@@ -21,61 +20,60 @@ import (
 	"slices"
 )
 
-// Seen is what one op showed of one record.
+// Seen is one acknowledged write or one read of a record.
 type Seen struct {
 	Write   bool
 	Cached  bool  // a read that a cache answered
-	User    int   // virtual user, -1 = nobody
+	User    int   // virtual user, -1 = none
 	Sent    int64 // when the request was handed to a connection
-	Done    int64 // when the answer was complete
-	Version int64 // shown, or after an acknowledged write; 0 = the target knew no such record
+	Done    int64 // when the response was complete
+	Version int64 // version read, or after the write; 0 = the target did not find the record
 }
 
-// Past is what is left of everything that was seen of one record before. Its
-// zero value is a record of which nothing is known.
+// Past summarizes the earlier ops on one record. The zero value means that there
+// were none.
 type Past struct {
-	// marks are the acknowledged writes whose version is above that of every
-	// write acknowledged earlier, so both fields rise from mark to mark.
+	// marks are the acknowledged writes with a higher version than every write that
+	// was acknowledged before. So both fields increase from mark to mark.
 	marks []mark
 	// own is the highest version acknowledged to each virtual user.
 	own map[int]int64
 }
 
-// mark is the moment at which a version was known to exist.
+// mark is an acknowledged version and the time of the acknowledgement.
 type mark struct{ done, version int64 }
 
-// StaleRead is a read that showed less than what had been acknowledged.
+// StaleRead is a read that returned an older version than one acknowledged before
+// the read was sent.
 type StaleRead struct {
-	// AgeNS is how long what it should have shown had been known: from the answer
-	// to the first write with a version above the one shown to the sending of the
-	// read. With replicas that are behind by L, it is at most L and the delays of
-	// the network. An acknowledged write that was lost keeps reads stale until its
-	// version is reached anew, so ages then grow with the length of the run.
+	// AgeNS is the time from the acknowledgement of the first newer version to the
+	// sending of the read. If replicas lag by L, it is at most L plus network delays.
+	// After an acknowledged write is lost, reads stay stale until new writes reach its
+	// version. Their ages then grow with the length of the run.
 	AgeNS int64
-	// OwnWrite says that the reader himself had been acknowledged a version above
-	// the one shown: he cannot read his own write.
+	// OwnWrite says that the reader wrote a newer version himself, and that write
+	// was acknowledged: the read violates read-your-writes.
 	OwnWrite bool
-	// Cached says that a cache answered, and not the database.
+	// Cached says that a cache answered, not the database.
 	Cached bool
 }
 
-// Verdict is what the reads of one record came to.
+// Verdict is the result for the reads of one record.
 type Verdict struct {
-	Reads int64 // that could be judged
-	Hits  int64 // of them, those that a cache answered
+	Reads int64 // reads that could be judged
+	Hits  int64 // judged reads that a cache answered
 	Stale []StaleRead
 }
 
-// Judge judges the reads among what was seen of one record, in any order, given
-// what was seen of it before. A read is stale when it was sent after a newer
-// version had been acknowledged, that is after the write's answer was complete:
-// of what overlaps in time either order is right. A read that found no record is
-// stale when a write to the record had been acknowledged, and is not judged
-// otherwise.
+// Judge finds the stale reads among the ops on one record. The ops may be in any
+// order; past holds the earlier ones. A read is stale if a newer version was
+// acknowledged before the read was sent. If a write and a read overlap in time,
+// both orders are correct, and the read is not stale. A read that did not find the
+// record is stale if a write to the record was acknowledged before; otherwise it
+// is not judged.
 //
-// It cannot know writes of others than the clients of this run, writes that
-// nobody was acknowledged, and records whose name only the answer told, such as
-// those of uploads.
+// Judge does not know the writes of clients outside this run, writes without an
+// acknowledgement, and records whose name is only in the response, such as uploads.
 func Judge(past Past, seen []Seen) (Verdict, Past) {
 	var writes, reads []Seen
 	for _, s := range seen {
@@ -95,14 +93,15 @@ func Judge(past Past, seen []Seen) (Verdict, Past) {
 			writes = writes[1:]
 		}
 		if read.Version == 0 && len(now.marks) == 0 {
-			continue // whether there should be a record is not known
+			continue // it is unknown whether the record should exist
 		}
 		v.Reads++
 		if read.Cached {
 			v.Hits++
 		}
 		if age, stale := now.age(read); stale {
-			v.Stale = append(v.Stale, StaleRead{AgeNS: age, OwnWrite: read.User >= 0 && now.own[read.User] > read.Version, Cached: read.Cached})
+			ownWrite := read.User >= 0 && now.own[read.User] > read.Version
+			v.Stale = append(v.Stale, StaleRead{AgeNS: age, OwnWrite: ownWrite, Cached: read.Cached})
 		}
 	}
 	for _, write := range writes {
@@ -111,7 +110,7 @@ func Judge(past Past, seen []Seen) (Verdict, Past) {
 	return v, now
 }
 
-// acknowledge takes in a write; writes come in the order of their answers.
+// acknowledge adds a write. Add writes in the order of their acknowledgements.
 func (p *Past) acknowledge(w Seen) {
 	if n := len(p.marks); n == 0 || w.Version > p.marks[n-1].version {
 		p.marks = append(p.marks, mark{w.Done, w.Version})
@@ -125,9 +124,11 @@ func (p *Past) acknowledge(w Seen) {
 	p.own[w.User] = w.Version
 }
 
-// age is how long the first version above the one shown had been known.
+// age returns the time since the first newer version was acknowledged. It reports
+// false if there is none.
 func (p *Past) age(read Seen) (ns int64, stale bool) {
-	i, _ := slices.BinarySearchFunc(p.marks, read.Version+1, func(m mark, version int64) int { return cmp.Compare(m.version, version) })
+	byVersion := func(m mark, version int64) int { return cmp.Compare(m.version, version) }
+	i, _ := slices.BinarySearchFunc(p.marks, read.Version+1, byVersion)
 	if i == len(p.marks) {
 		return 0, false
 	}

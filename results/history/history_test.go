@@ -30,55 +30,76 @@ func TestJudge(t *testing.T) {
 		reads, hits  int64
 		want         []history.StaleRead
 	}{
-		"nothing":                  {},
-		"the newest is shown":      {seen: []history.Seen{write(1, 0, 10, 2), read(2, 20, 30, 2)}, reads: 1},
-		"newer than acknowledged":  {seen: []history.Seen{write(1, 0, 10, 2), read(2, 20, 30, 5)}, reads: 1},
-		"an older one is shown":    {seen: []history.Seen{write(1, 0, 10, 2), read(2, 25, 30, 1)}, reads: 1, want: []history.StaleRead{{AgeNS: 15}}},
-		"by the one who wrote":     {seen: []history.Seen{write(1, 0, 10, 2), read(1, 25, 30, 1)}, reads: 1, want: []history.StaleRead{{AgeNS: 15, OwnWrite: true}}},
-		"nobody has no own writes": {seen: []history.Seen{write(-1, 0, 10, 2), read(-1, 25, 30, 1)}, reads: 1, want: []history.StaleRead{{AgeNS: 15}}},
-		"what overlaps is not stale": {
+		"no ops":                       {},
+		"newest version":               {seen: []history.Seen{write(1, 0, 10, 2), read(2, 20, 30, 2)}, reads: 1},
+		"newer than acknowledged":      {seen: []history.Seen{write(1, 0, 10, 2), read(2, 20, 30, 5)}, reads: 1},
+		"no record and no known write": {seen: []history.Seen{read(1, 5, 6, 0)}},
+		"no record before the ack":     {seen: []history.Seen{read(1, 5, 12, 0), write(1, 0, 10, 2)}},
+		"older version": {
+			seen:  []history.Seen{write(1, 0, 10, 2), read(2, 25, 30, 1)},
+			reads: 1, want: []history.StaleRead{{AgeNS: 15}},
+		},
+		"older version, read by the writer": {
+			seen:  []history.Seen{write(1, 0, 10, 2), read(1, 25, 30, 1)},
+			reads: 1, want: []history.StaleRead{{AgeNS: 15, OwnWrite: true}},
+		},
+		"ops without a user have no own writes": {
+			seen:  []history.Seen{write(-1, 0, 10, 2), read(-1, 25, 30, 1)},
+			reads: 1, want: []history.StaleRead{{AgeNS: 15}},
+		},
+		"a read that overlaps the write is not stale": {
 			seen:  []history.Seen{write(1, 0, 10, 2), read(2, 5, 30, 1), read(2, 10, 30, 1)},
 			reads: 2,
 		},
-		"the age is that of the first that is not shown": {
-			seen:  []history.Seen{write(1, 0, 10, 2), write(1, 11, 20, 3), write(1, 21, 30, 4), read(2, 40, 50, 2), read(2, 41, 50, 1), read(2, 42, 50, 3)},
+		"the age counts from the first newer version": {
+			seen: []history.Seen{
+				write(1, 0, 10, 2), write(1, 11, 20, 3), write(1, 21, 30, 4),
+				read(2, 40, 50, 2), read(2, 41, 50, 1), read(2, 42, 50, 3),
+			},
 			reads: 3, want: []history.StaleRead{{AgeNS: 20}, {AgeNS: 31}, {AgeNS: 12}},
 		},
-		"answers in another order than versions": {
-			// 3 was answered before 2: whoever sees 1 misses 3 from 10 on.
-			seen:  []history.Seen{write(1, 0, 20, 2), write(2, 0, 10, 3), read(3, 15, 50, 1), read(3, 30, 50, 2), read(1, 31, 50, 1)},
+		"acknowledgements in another order than versions": {
+			// Version 3 is acknowledged at 10, before version 2. A read of version 1 is stale from 10 on.
+			seen: []history.Seen{
+				write(1, 0, 20, 2), write(2, 0, 10, 3), read(3, 15, 50, 1), read(3, 30, 50, 2), read(1, 31, 50, 1),
+			},
 			reads: 3, want: []history.StaleRead{{AgeNS: 5}, {AgeNS: 20}, {AgeNS: 21, OwnWrite: true}},
 		},
-		"of what is stale some are hits": {
-			seen:  []history.Seen{write(1, 0, 10, 2), hit(2, 5, 6, 1), hit(2, 15, 16, 1), read(2, 17, 18, 1), hit(2, 19, 20, 2), hit(1, 21, 22, 1)},
-			reads: 5, hits: 4, want: []history.StaleRead{{AgeNS: 5, Cached: true}, {AgeNS: 7}, {AgeNS: 11, OwnWrite: true, Cached: true}},
+		"stale cache hits": {
+			seen: []history.Seen{
+				write(1, 0, 10, 2), hit(2, 5, 6, 1), hit(2, 15, 16, 1), read(2, 17, 18, 1), hit(2, 19, 20, 2),
+				hit(1, 21, 22, 1),
+			},
+			reads: 5, hits: 4,
+			want: []history.StaleRead{{AgeNS: 5, Cached: true}, {AgeNS: 7}, {AgeNS: 11, OwnWrite: true, Cached: true}},
 		},
-		"own write shown, another's not": {
+		"own write returned, a newer one of another user not": {
 			seen:  []history.Seen{write(1, 0, 10, 2), write(2, 11, 20, 3), read(1, 30, 31, 2)},
 			reads: 1, want: []history.StaleRead{{AgeNS: 10}},
 		},
-		"no record, and none is known":       {seen: []history.Seen{read(1, 5, 6, 0)}},
-		"no record, and the write was later": {seen: []history.Seen{read(1, 5, 12, 0), write(1, 0, 10, 2)}},
-		"no record, but it was acknowledged": {
+		"no record after the ack": {
 			seen:  []history.Seen{write(1, 0, 10, 1), read(1, 15, 16, 0)},
 			reads: 1, want: []history.StaleRead{{AgeNS: 5, OwnWrite: true}},
 		},
 		"acknowledged in an earlier step": {
 			before: []history.Seen{write(1, 0, 10, 2), read(1, 5, 6, 1), write(2, 11, 12, 3)},
-			seen:   []history.Seen{read(1, 100, 101, 1), read(1, 102, 103, 2), write(1, 110, 120, 4), read(1, 130, 131, 3)},
-			reads:  3, want: []history.StaleRead{{AgeNS: 90, OwnWrite: true}, {AgeNS: 90}, {AgeNS: 10, OwnWrite: true}},
+			seen: []history.Seen{
+				read(1, 100, 101, 1), read(1, 102, 103, 2), write(1, 110, 120, 4), read(1, 130, 131, 3),
+			},
+			reads: 3, want: []history.StaleRead{{AgeNS: 90, OwnWrite: true}, {AgeNS: 90}, {AgeNS: 10, OwnWrite: true}},
 		},
-		"a lost write keeps reads stale until its version comes again": {
+		"after a loss, reads are stale until the version is reached again": {
 			seen: []history.Seen{
 				write(1, 0, 10, 11), write(1, 11, 20, 12), // lost with their primary
-				read(2, 100, 101, 10), write(2, 110, 120, 11), read(2, 130, 131, 11), write(2, 140, 150, 12), read(2, 160, 161, 12),
+				read(2, 100, 101, 10), write(2, 110, 120, 11), read(2, 130, 131, 11),
+				write(2, 140, 150, 12), read(2, 160, 161, 12),
 			},
 			reads: 3, want: []history.StaleRead{{AgeNS: 90}, {AgeNS: 110}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, past := history.Judge(history.Past{}, test.before)
-			slices.Reverse(test.seen) // the order in which outcomes come says nothing
+			slices.Reverse(test.seen) // the order of the ops must not matter
 			v, _ := history.Judge(past, test.seen)
 			if v.Reads != test.reads || v.Hits != test.hits {
 				t.Errorf("%d reads and %d hits judged, want %d and %d", v.Reads, v.Hits, test.reads, test.hits)
@@ -91,7 +112,7 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// Judging does not change what it is given: two judgements from one past agree.
+// Judge does not change its arguments: two calls with the same past agree.
 func TestJudgeIsPure(t *testing.T) {
 	_, past := history.Judge(history.Past{}, []history.Seen{write(1, 0, 10, 2)})
 	for range 2 {
@@ -102,7 +123,7 @@ func TestJudgeIsPure(t *testing.T) {
 	}
 }
 
-// naive is the definition, read by read and write by write.
+// naive judges one read by the definition: it compares the read with every write.
 func naive(all []history.Seen, r history.Seen) (stale, own bool, age int64) {
 	first := int64(-1)
 	for _, w := range all {
@@ -118,11 +139,11 @@ func naive(all []history.Seen, r history.Seen) (stale, own bool, age int64) {
 	return stale, own, r.Sent - first
 }
 
-// Any small history, in one step or cut in two, is judged as the definition says.
+// Judge agrees with the definition for random small histories over two steps.
 func TestJudgeAgainstTheDefinition(t *testing.T) {
 	for seed := range uint64(3000) {
 		random := rand.New(rand.NewPCG(seed, 1))
-		// A step begins when all ops of the one before are over.
+		// The second step begins after the last op of the first step.
 		var steps [2][]history.Seen
 		var all []history.Seen
 		for i := range steps {
@@ -164,8 +185,8 @@ func acks(versions ...int64) (all []history.Ack) {
 	return all
 }
 
-// atOnce are writes that were all under way at the same time.
-func atOnce(versions ...int64) (all []history.Ack) {
+// concurrent returns writes that overlap in time.
+func concurrent(versions ...int64) (all []history.Ack) {
 	for i, v := range versions {
 		all = append(all, history.Ack{Sent: 0, Done: int64(100 + i), Version: v})
 	}
@@ -175,39 +196,99 @@ func atOnce(versions ...int64) (all []history.Ack) {
 func TestResolve(t *testing.T) {
 	for name, test := range map[string]struct {
 		written history.Written
-		final   int64 // -1 = it could not be read
+		final   int64 // -1 = the record could not be read
 		want    results.Writes
 	}{
-		"all is there":           {history.Written{Acks: acks(2, 3, 4), Lowest: 1}, 4, results.Writes{Acknowledged: 3}},
-		"answers in any order":   {history.Written{Acks: atOnce(4, 2, 3), Lowest: 1}, 4, results.Writes{Acknowledged: 3}},
-		"somebody wrote more":    {history.Written{Acks: acks(2, 3), Lowest: 1}, 9, results.Writes{Acknowledged: 2}},
-		"the last ones are gone": {history.Written{Acks: acks(2, 3, 4), Lowest: 1}, 2, results.Writes{Acknowledged: 3, Lost: 2}},
-		"the record is gone":     {history.Written{Acks: acks(2, 3, 4), Lowest: 1}, 0, results.Writes{Acknowledged: 3, Lost: 3}},
-		"it could not be read":   {history.Written{Acks: acks(2, 3, 4), Lowest: 1}, -1, results.Writes{Acknowledged: 3, Unread: 1}},
-		"unread, but given again": {
-			history.Written{Acks: acks(2, 3, 3), Lowest: 1}, -1, results.Writes{Acknowledged: 3, Lost: 1, Unread: 1},
+		"no loss": {
+			history.Written{Acks: acks(2, 3, 4), Lowest: 1},
+			4,
+			results.Writes{Acknowledged: 3},
 		},
-		"a failover: 11 to 13 were on the old primary only, the new one began at 10": {
-			history.Written{Acks: acks(9, 10, 11, 12, 13, 11, 12), Lowest: 8}, 12, results.Writes{Acknowledged: 7, Lost: 3},
+		"acknowledged in another order": {
+			history.Written{Acks: concurrent(4, 2, 3), Lowest: 1},
+			4,
+			results.Writes{Acknowledged: 3},
 		},
-		"a failover after which more was written than was lost": {
-			history.Written{Acks: acks(10, 11, 12, 11, 12, 13, 14), Lowest: 9}, 14, results.Writes{Acknowledged: 7, Lost: 2},
+		"other clients wrote": {
+			history.Written{Acks: acks(2, 3), Lowest: 1},
+			9,
+			results.Writes{Acknowledged: 2},
 		},
-		"two failovers, of which the second takes what the first one gave again": {
-			history.Written{Acks: acks(2, 3, 2, 3, 2), Lowest: 1}, 2, results.Writes{Acknowledged: 5, Lost: 4},
+		"the last writes are lost": {
+			history.Written{Acks: acks(2, 3, 4), Lowest: 1},
+			2,
+			results.Writes{Acknowledged: 3, Lost: 2},
 		},
-		"version 12 was given again to a write without an answer: that 13 came after it tells": {
-			history.Written{Acks: acks(11, 12, 13, 13), Ambiguous: 1, Lowest: 10}, 13, results.Writes{Acknowledged: 4, Lost: 1, Ambiguous: 1},
+		"the record no longer exists": {
+			history.Written{Acks: acks(2, 3, 4), Lowest: 1},
+			0,
+			results.Writes{Acknowledged: 3, Lost: 3},
 		},
-		"a later write got a lower version, and the copies of 12 and 13 have no answers": {
-			history.Written{Acks: acks(11, 12, 13, 11), Ambiguous: 2, Lowest: 10}, 13, results.Writes{Acknowledged: 4, Lost: 3, Ambiguous: 2},
+		"unread": {
+			history.Written{Acks: acks(2, 3, 4), Lowest: 1},
+			-1,
+			results.Writes{Acknowledged: 3, Unread: 1},
 		},
-		"an ambiguous write took effect":           {history.Written{Acks: acks(2, 4), Ambiguous: 1, Lowest: 1}, 4, results.Writes{Acknowledged: 2, Ambiguous: 1, AmbiguousApplied: 1}},
-		"an ambiguous write did not":               {history.Written{Acks: acks(2, 3), Ambiguous: 1, Lowest: 1}, 3, results.Writes{Acknowledged: 2, Ambiguous: 1}},
-		"the last one took effect":                 {history.Written{Acks: acks(2, 3), Ambiguous: 3, Lowest: 1}, 5, results.Writes{Acknowledged: 2, Ambiguous: 3, AmbiguousApplied: 2}},
-		"others wrote, too":                        {history.Written{Acks: acks(2), Ambiguous: 1, Lowest: 1}, 9, results.Writes{Acknowledged: 1, Ambiguous: 1, AmbiguousApplied: 1}},
-		"only ambiguous ones, with a read before":  {history.Written{Ambiguous: 2, Lowest: 7}, 8, results.Writes{Ambiguous: 2, AmbiguousApplied: 1}},
-		"only ambiguous ones, and nothing is seen": {history.Written{Ambiguous: 2}, 8, results.Writes{Ambiguous: 2}},
+		"unread, but a version was reused": {
+			history.Written{Acks: acks(2, 3, 3), Lowest: 1},
+			-1,
+			results.Writes{Acknowledged: 3, Lost: 1, Unread: 1},
+		},
+		"failover: only the old primary had 11 to 13, the new one continued after 10": {
+			history.Written{Acks: acks(9, 10, 11, 12, 13, 11, 12), Lowest: 8},
+			12,
+			results.Writes{Acknowledged: 7, Lost: 3},
+		},
+		"failover, then more writes than were lost": {
+			history.Written{Acks: acks(10, 11, 12, 11, 12, 13, 14), Lowest: 9},
+			14,
+			results.Writes{Acknowledged: 7, Lost: 2},
+		},
+		"two failovers, the second loses the versions that were reused after the first": {
+			history.Written{Acks: acks(2, 3, 2, 3, 2), Lowest: 1},
+			2,
+			results.Writes{Acknowledged: 5, Lost: 4},
+		},
+		"an ambiguous write reused version 12, found because 13 is acknowledged twice": {
+			history.Written{Acks: acks(11, 12, 13, 13), Ambiguous: 1, Lowest: 10},
+			13,
+			results.Writes{Acknowledged: 4, Lost: 1, Ambiguous: 1},
+		},
+		"ambiguous writes reused 12 and 13, found because a later write got 11": {
+			history.Written{Acks: acks(11, 12, 13, 11), Ambiguous: 2, Lowest: 10},
+			13,
+			results.Writes{Acknowledged: 4, Lost: 3, Ambiguous: 2},
+		},
+		"an ambiguous write took effect": {
+			history.Written{Acks: acks(2, 4), Ambiguous: 1, Lowest: 1},
+			4,
+			results.Writes{Acknowledged: 2, Ambiguous: 1, AmbiguousApplied: 1},
+		},
+		"an ambiguous write did not take effect": {
+			history.Written{Acks: acks(2, 3), Ambiguous: 1, Lowest: 1},
+			3,
+			results.Writes{Acknowledged: 2, Ambiguous: 1},
+		},
+		"two of three ambiguous writes took effect last": {
+			history.Written{Acks: acks(2, 3), Ambiguous: 3, Lowest: 1},
+			5,
+			results.Writes{Acknowledged: 2, Ambiguous: 3, AmbiguousApplied: 2},
+		},
+		"an ambiguous write, and other clients wrote": {
+			history.Written{Acks: acks(2), Ambiguous: 1, Lowest: 1},
+			9,
+			results.Writes{Acknowledged: 1, Ambiguous: 1, AmbiguousApplied: 1},
+		},
+		"only ambiguous writes after a read": {
+			history.Written{Ambiguous: 2, Lowest: 7},
+			8,
+			results.Writes{Ambiguous: 2, AmbiguousApplied: 1},
+		},
+		"only ambiguous writes and no read": {
+			history.Written{Ambiguous: 2},
+			8,
+			results.Writes{Ambiguous: 2},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			test.written.Record = "/r"
@@ -222,8 +303,8 @@ func TestResolve(t *testing.T) {
 	}
 }
 
-// A primary with one replica that is behind dies at any point of any small
-// history; the count of what was lost is that of a model, and exact.
+// In random small histories, a primary dies whose replica lags behind. The number
+// of lost writes is exactly that of a model.
 func TestResolveOfFailovers(t *testing.T) {
 	for seed := range uint64(2000) {
 		random := rand.New(rand.NewPCG(seed, 2))
@@ -255,14 +336,14 @@ func TestRecorder(t *testing.T) {
 	}
 	op(shown(false, 0, 1))
 	op(shown(true, 10, 2))
-	op(shown(false, 20, 1)) // stale for 5
+	op(shown(false, 20, 1)) // stale, age 5
 	for _, o := range []results.Outcome{
 		{Record: "/r", Write: true, Sent: 30, Done: 40, Fate: results.Timeout},
 		{Record: "/r", Write: true, Sent: 30, Done: 40, Fate: results.TransportError},
 		{Record: "/r", Write: true, Sent: 30, Done: 40, Fate: results.InFlight},
 		{Record: "/r", Write: true, Sent: 30, Done: 40, Fate: results.HTTPError, Status: 503},
 		{Record: "/new", Write: true, Sent: 30, Done: 40, Fate: results.Timeout},
-		// These are certain not to have changed anything, or tell nothing.
+		// These ops changed nothing for certain, or say nothing about the record.
 		{Record: "/r", Write: true, Sent: 30, Done: 40, Fate: results.HTTPError, Status: 409},
 		{Record: "/r", Write: true, Sent: -1, Fate: results.Unsent},
 		{Record: "/r", Write: true, Sent: -1, Fate: results.ConnectError},
@@ -278,39 +359,48 @@ func TestRecorder(t *testing.T) {
 	if diff := cmp.Diff(results.Stale{Reads: 2, Stale: 1, RYWViolations: 1}, r.EndStep(1000, keep)); diff != "" {
 		t.Errorf("first step (-want +got)\n%s", diff)
 	}
-	// The second step began 1000 after the first; its reads know of both.
+	// The second step begins 1000 after the first. Its reads are judged by the writes of both.
 	op(results.Outcome{Record: "/r", User: 3, Sent: 5, Done: 6, Status: 404, Fate: results.HTTPError})
 	op(shown(true, 10, 4))
 	op(shown(false, 20, 4))
-	for _, version := range []int64{3, 4} { // which a cache had
+	for _, version := range []int64{3, 4} { // reads that a cache answers
 		o := shown(false, 30, version)
 		o.Cached = true
 		op(o)
 	}
-	if diff := cmp.Diff(results.Stale{Reads: 4, Stale: 2, RYWViolations: 2, Hits: 2, StaleHits: 1}, r.EndStep(2000, keep)); diff != "" {
+	second := results.Stale{Reads: 4, Stale: 2, RYWViolations: 2, Hits: 2, StaleHits: 1}
+	if diff := cmp.Diff(second, r.EndStep(2000, keep)); diff != "" {
 		t.Errorf("second step (-want +got)\n%s", diff)
 	}
-	want := []history.StaleRead{{AgeNS: 5, OwnWrite: true}, {AgeNS: 990, OwnWrite: true}, {AgeNS: 15, OwnWrite: true, Cached: true}}
+	want := []history.StaleRead{
+		{AgeNS: 5, OwnWrite: true}, {AgeNS: 990, OwnWrite: true}, {AgeNS: 15, OwnWrite: true, Cached: true},
+	}
 	if diff := cmp.Diff(want, stale); diff != "" {
 		t.Errorf("stale (-want +got)\n%s", diff)
 	}
 	written := []history.Written{
 		{Record: "/new", Ambiguous: 1},
-		{Record: "/r", Acks: []history.Ack{{Sent: 1010, Done: 1015, Version: 2}, {Sent: 2010, Done: 2015, Version: 4}}, Ambiguous: 4, Lowest: 1},
+		{
+			Record: "/r", Ambiguous: 4, Lowest: 1,
+			Acks: []history.Ack{{Sent: 1010, Done: 1015, Version: 2}, {Sent: 2010, Done: 2015, Version: 4}},
+		},
 	}
 	if diff := cmp.Diff(written, r.Written()); diff != "" {
 		t.Errorf("written (-want +got)\n%s", diff)
 	}
 }
 
-// A step of 30 s at 5,000 ops/s, half of them writes, a tenth of them on one
-// record that every read shows old.
+// A step of 30 s at 5,000 ops/s. Half of the ops are writes. A fifth of the ops is on one
+// record, and every read is stale.
 func BenchmarkStep(b *testing.B) {
 	random := rand.New(rand.NewPCG(1, 1))
 	outcomes := make([]results.Outcome, 150_000)
 	for i := range outcomes {
 		o := &outcomes[i]
-		*o = results.Outcome{Record: "/hot", Write: i%2 == 0, User: i % 256, Sent: int64(i) * 200_000, Status: 200, Version: int64(i/20) + 2}
+		*o = results.Outcome{
+			Record: "/hot", Write: i%2 == 0, User: i % 256, Sent: int64(i) * 200_000, Status: 200,
+			Version: int64(i/20) + 2,
+		}
 		if i%10 > 1 {
 			o.Record = "/r/" + string(rune('a'+random.IntN(1000)))
 		}

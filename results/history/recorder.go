@@ -8,24 +8,24 @@ import (
 	"github.com/stagebench/stagebench/results"
 )
 
-// Recorder collects what outcomes show of records.
+// Recorder collects the reads and writes of single records from outcomes.
 type Recorder struct {
 	records map[string]*record
-	touched []*record // in the open step
+	touched []*record // records with ops in the current step
 }
 
-// record is one record over a whole cell.
+// record is one record over all steps of a cell.
 type record struct {
 	past    Past
-	seen    []Seen // in the open step, on its clock
+	seen    []Seen // ops of the current step, in its time
 	written Written
 }
 
-// New returns a recorder for a cell of whose records nothing is known.
+// New returns an empty recorder for one cell.
 func New() *Recorder { return &Recorder{records: map[string]*record{}} }
 
-// Record takes in one outcome of the open step. Ops that are about no single
-// record, and answers that tell nothing about it, are left out.
+// Record adds one outcome of the current step. It ignores ops that are not about a
+// single record, and responses that say nothing about the record.
 func (r *Recorder) Record(o results.Outcome) {
 	if o.Record == "" || o.Sent < 0 {
 		return
@@ -39,7 +39,8 @@ func (r *Recorder) Record(o results.Outcome) {
 	}
 	found := r.records[o.Record]
 	if found == nil {
-		// The name is a part of the op's path, which must not be kept with it.
+		// The name is a substring of the op's path. Without the clone, it would keep
+		// the path in memory.
 		name := strings.Clone(o.Record)
 		found = &record{written: Written{Record: name}}
 		r.records[name] = found
@@ -58,9 +59,9 @@ func (r *Recorder) Record(o results.Outcome) {
 	found.seen = append(found.seen, seen)
 }
 
-// EndStep judges the step that is over. Start is its time 0 on the clock of the
-// cell; stale gets every stale read. The result lacks the distributions of the
-// ages.
+// EndStep judges the reads of the step and ends the step. Start is the step's time
+// 0 on the clock of the cell. EndStep calls stale for every stale read. The result
+// does not contain the distributions of ages.
 func (r *Recorder) EndStep(start int64, stale func(StaleRead)) results.Stale {
 	var sum results.Stale
 	for _, record := range r.touched {
@@ -88,14 +89,14 @@ func (r *Recorder) EndStep(start int64, stale func(StaleRead)) results.Stale {
 	return sum
 }
 
-// remember keeps of the step what is needed to say what became of the writes.
+// remember keeps the data of the step that Resolve needs, and drops the rest.
 func (r *record) remember() {
 	w := &r.written
 	for _, s := range r.seen {
 		existed := s.Version
 		if s.Write {
 			w.Acks = append(w.Acks, Ack{Sent: s.Sent, Done: s.Done, Version: s.Version})
-			existed-- // before it
+			existed-- // the version before the write
 		}
 		if existed > 0 && (w.Lowest == 0 || existed < w.Lowest) {
 			w.Lowest = existed
@@ -104,8 +105,7 @@ func (r *record) remember() {
 	r.seen = nil
 }
 
-// Written lists the records that were written to, or may have been, in the order
-// of their names.
+// Written lists the records with acknowledged or ambiguous writes, sorted by name.
 func (r *Recorder) Written() []Written {
 	var all []Written
 	for _, record := range r.records {

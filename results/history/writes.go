@@ -11,22 +11,22 @@ import (
 // Ack is an acknowledged write to a record.
 type Ack struct {
 	Sent, Done int64
-	Version    int64 // that it gave the record
+	Version    int64 // version after the write
 }
 
-// Written is everything that clients know of the writes to one record.
+// Written is everything that the clients know about the writes to one record.
 type Written struct {
-	Record string // the path at which it can be read
+	Record string // the path to read it from
 	Acks   []Ack
-	// Ambiguous is how many writes were sent without an answer that says whether
-	// they took effect: timeouts, broken connections, statuses of 500 and more.
+	// Ambiguous counts the writes that may have taken effect or not: timeouts, broken
+	// connections, and responses with status 500 or more.
 	Ambiguous int64
-	// Lowest is the lowest version that a read showed, or that the first write
-	// must have found; 0 = not known. Versions above it were made during the run.
+	// Lowest is the lowest version that existed during the run: that of a read, or that
+	// before an acknowledged write. 0 = unknown. The run made all higher versions.
 	Lowest int64
 }
 
-// Highest is the highest version that was acknowledged, 0 when none was.
+// Highest returns the highest acknowledged version, 0 if there is none.
 func (w Written) Highest() (version int64) {
 	for _, a := range w.Acks {
 		version = max(version, a.Version)
@@ -34,27 +34,27 @@ func (w Written) Highest() (version int64) {
 	return version
 }
 
-// Resolve says what became of the writes, given the versions that the records
-// were read back with after the run, by record: 0 for one that is not there any
-// more. A record that is missing from the map could not be read; it is judged by
-// the answers alone and counted as unread.
+// Resolve counts lost and applied writes. The map readBack holds the version of
+// each record after the run, 0 = the record no longer exists. A record that is not
+// in the map could not be read. It counts as unread, and only its acknowledgements
+// are judged.
 //
-// An acknowledged write is lost when its version was given again to another one
-// that was acknowledged later, when a write sent after its answer was given a
-// version that is not higher, or when its version is above the one read back:
-// none of that can be in one history without loss.
+// An acknowledged write is lost in three cases: a write acknowledged later got the
+// same version; a write sent after its acknowledgement got the same or a lower
+// version; or its version is above the version read back. None of these can happen
+// without loss.
 //
-// What it cannot know:
-//   - A lost write whose version was given again only to writes that nobody was
-//     acknowledged, before the record was read back, is not seen: Lost is a lower
-//     bound then. Without ambiguous writes it is exact, provided that nobody else
-//     wrote and that the record was read from a copy that holds everything.
-//   - A version that nobody was acknowledged was made by an ambiguous write, or by
-//     somebody else; it is ascribed to the former, as far as there are some.
-//   - An ambiguous write before the first version that was seen of its record, and
-//     one that takes effect only after the reading back, are taken for not applied.
-//   - Uploads, whose record only the answer names, and writes whose answer has no
-//     version, such as follows, are in none of the figures.
+// Limits:
+//   - If later writes reuse the version of a lost write, but none of them is
+//     acknowledged, the loss is not found. So Lost is a lower bound if there are
+//     ambiguous writes. Otherwise it is exact, provided that no other client wrote and
+//     that the record was read back from an up-to-date copy.
+//   - A version without an acknowledgement comes from an ambiguous write or from
+//     another client. It counts as an ambiguous write if there is one.
+//   - An ambiguous write counts as not applied if it took effect before the first
+//     version known for its record, or after the record was read back.
+//   - Uploads and writes whose response has no version, such as follows, are not
+//     counted. The record of an upload is named only in its response.
 func Resolve(written []Written, readBack map[string]int64) results.Writes {
 	var sum results.Writes
 	for _, w := range written {
@@ -66,16 +66,15 @@ func Resolve(written []Written, readBack map[string]int64) results.Writes {
 		sum.Acknowledged += int64(len(w.Acks))
 		sum.Lost += lost(w.Acks, final)
 		sum.Ambiguous += w.Ambiguous
-		sum.AmbiguousApplied += min(w.Ambiguous, unclaimed(w, final))
+		sum.AmbiguousApplied += min(w.Ambiguous, unacknowledged(w, final))
 	}
 	return sum
 }
 
-// lost counts the acknowledged writes that cannot be in a history that ends with
-// the final version.
+// lost counts the acknowledged writes that are lost, see Resolve.
 func lost(acks []Ack, final int64) (n int64) {
 	bySent := slices.SortedStableFunc(slices.Values(acks), func(a, b Ack) int { return cmp.Compare(a.Sent, b.Sent) })
-	// lowest[i] is the lowest version of the writes that were sent from the i-th on.
+	// lowest[i] is the lowest version of the writes bySent[i:].
 	lowest := make([]int64, len(bySent)+1)
 	lowest[len(bySent)] = math.MaxInt64
 	for i, a := range slices.Backward(bySent) {
@@ -87,8 +86,10 @@ func lost(acks []Ack, final int64) (n int64) {
 	}
 	byDone := slices.SortedStableFunc(slices.Values(acks), func(a, b Ack) int { return cmp.Compare(a.Done, b.Done) })
 	for _, a := range byDone {
-		copies[a.Version]-- // what is left are the copies acknowledged later
-		after, _ := slices.BinarySearchFunc(bySent, a.Done+1, func(b Ack, sent int64) int { return cmp.Compare(b.Sent, sent) })
+		copies[a.Version]-- // only writes with this version that were acknowledged later remain
+		after, _ := slices.BinarySearchFunc(bySent, a.Done+1, func(b Ack, sent int64) int {
+			return cmp.Compare(b.Sent, sent)
+		})
 		if a.Version > final || copies[a.Version] > 0 || lowest[after] <= a.Version {
 			n++
 		}
@@ -96,16 +97,16 @@ func lost(acks []Ack, final int64) (n int64) {
 	return n
 }
 
-// unclaimed counts the versions that exist and that nobody was acknowledged.
-func unclaimed(w Written, final int64) int64 {
+// unacknowledged counts the versions from Lowest to final that no acknowledged write made.
+func unacknowledged(w Written, final int64) int64 {
 	if w.Lowest == 0 {
 		return 0
 	}
-	claimed := map[int64]bool{}
+	acknowledged := map[int64]bool{}
 	for _, a := range w.Acks {
 		if a.Version > w.Lowest && a.Version <= final {
-			claimed[a.Version] = true
+			acknowledged[a.Version] = true
 		}
 	}
-	return max(0, final-w.Lowest-int64(len(claimed)))
+	return max(0, final-w.Lowest-int64(len(acknowledged)))
 }

@@ -9,16 +9,16 @@ import (
 	"github.com/stagebench/stagebench/results"
 )
 
-// Attack shows one step in full: rates and verdict, latencies by op class,
-// the four clocks, the ledger, and, where there is any, failures, outages, events,
-// stale answers, what the cache tier did, what the databases were asked, other declared
-// figures, and the use of the hosts.
+// Attack shows all figures of one step: rates and verdict, latencies by op class,
+// the clocks and the ledger. If there is data for them, tables follow for failures,
+// outages, events, stale reads, the cache tier, database calls, the tiers' figures
+// and the hosts.
 func Attack(step results.Step) []Table {
 	tables := []Table{overview(step), opsTable(step, "Response time of successes", successes)}
 	if step.Ledger.OK < step.Ledger.Scheduled {
-		tables = append(tables, opsTable(step, "Response time, failures as infinitely slow", all))
+		tables = append(tables, opsTable(step, "Response time, failures count as infinitely slow", all))
 	} else {
-		tables[1].Legend = []string{"no op failed: with failures as infinitely slow the figures are the same"}
+		tables[1].Legend = []string{"no op failed, so there is no second table with failures as infinitely slow"}
 	}
 	tables = append(tables, clocks(step), ledger(step))
 	for _, t := range []Table{
@@ -34,7 +34,7 @@ func Attack(step results.Step) []Table {
 
 func overview(s results.Step) Table {
 	legend := []string{fmt.Sprintf("client: %s of its CPU, longest GC pause %s ms%s",
-		percent(s.Client.CPUShare), Milliseconds(s.Client.GCPauseMaxNS), othersLegend(s.Client))}
+		percent(s.Client.CPUShare), Milliseconds(s.Client.GCPauseMaxNS), outsideLegend(s.Client))}
 	if s.OpsHash != "" {
 		legend = append(legend, "op sequence: "+s.OpsHash)
 	}
@@ -71,15 +71,15 @@ func overview(s results.Step) Table {
 	}, []results.Step{s}, legend...)
 }
 
-// othersLegend tells what others took of the machine, where it was measured.
-func othersLegend(c results.ClientUsage) string {
+// outsideLegend returns the CPU that something outside the run used, if it was measured.
+func outsideLegend(c results.ClientUsage) string {
 	if !c.OutsideKnown {
 		return ""
 	}
-	return "; others took " + percent(c.OutsideShare) + " of the machine"
+	return "; used outside the run: " + percent(c.OutsideShare) + " of the machine's CPU"
 }
 
-// latencyColumns are the columns of a distribution.
+// latencyColumns returns the columns of a distribution.
 func latencyColumns[R any](of func(R) results.Latency) []column[R] {
 	return []column[R]{
 		numbers("p50 ms", "p50_ns", func(r R) Cell { return p50(of(r)) }),
@@ -94,8 +94,7 @@ func latencyColumns[R any](of func(R) results.Latency) []column[R] {
 				cell = amongFailures()
 			}
 			if l.Clamped > 0 {
-				cell = cell.With(Count(l.Clamped).Text +
-					" samples were longer than the histogram's 60 s and count as 60 s")
+				cell = cell.With(Count(l.Clamped).Text + " samples above 60 s were recorded as 60 s")
 			}
 			return cell
 		}),
@@ -108,12 +107,12 @@ type namedOps struct {
 	results.OpStats
 }
 
-// The two ways to look at response times.
+// The response times of successes only, and of all ops.
 func successes(o namedOps) results.Latency { return o.ResponseNS }
 func all(o namedOps) results.Latency       { return o.ResponseAll }
 
-// opsTable has a row per op class, the most frequent first, and one for all of
-// them where there are several.
+// opsTable has one row per op class, the most frequent first. If there is not
+// exactly one class, the last row is for all ops.
 func opsTable(s results.Step, title string, clock func(namedOps) results.Latency) Table {
 	var rows []namedOps
 	for _, name := range byCount(s.Ops, func(class results.OpStats) int64 { return class.Count }) {
@@ -137,7 +136,7 @@ func opsTable(s results.Step, title string, clock func(namedOps) results.Latency
 	return t
 }
 
-// byCount sorts names by a number, the largest first, and then by name.
+// byCount returns the keys sorted by count, the largest first, then by name.
 func byCount[T any](m map[string]T, count func(T) int64) []string {
 	return slices.SortedFunc(maps.Keys(m), func(a, b string) int {
 		return cmp.Or(cmp.Compare(count(m[b]), count(m[a])), cmp.Compare(a, b))
@@ -150,12 +149,12 @@ func clocks(s results.Step) Table {
 		results.Latency
 	}
 	rows := []clock{{"lag", s.LagNS}, {"wait", s.WaitNS}, {"service", s.ServiceNS}, {"response", s.ResponseNS}}
-	legend := []string{"lag: the client's own lateness; wait: intended to actual start; " +
+	legend := []string{"lag: delay caused by the client; wait: intended to actual start; " +
 		"service: actual start to end; response: intended start to end"}
 	if s.OwnLatencyNS != nil {
 		rows = append(rows, clock{"engine's own", *s.OwnLatencyNS})
-		legend = append(legend, "engine's own: what the engine under the driver would have reported as latency, "+
-			"for comparison: its clock starts late")
+		legend = append(legend, "engine's own: the latency that the load engine itself measured, for comparison; "+
+			"its clock starts too late")
 	}
 	return newTable("Clocks", append([]column[clock]{
 		words("clock", "", func(c clock) Cell { return Text(c.name) }),
@@ -163,7 +162,7 @@ func clocks(s results.Step) Table {
 	}, latencyColumns(func(c clock) results.Latency { return c.Latency })...), rows, legend...)
 }
 
-// ledger shows the two sums to people and the terms to machines.
+// ledger shows the two sums to people, and the single counts to machines.
 func ledger(s results.Step) Table {
 	n := func(n int64) string { return Count(n).Text }
 	l := s.Ledger
@@ -174,14 +173,14 @@ func ledger(s results.Step) Table {
 			n(l.Sent), n(l.OK), n(l.HTTPError), n(l.TransportError), n(l.Timeout), n(l.InFlight)),
 	}
 	if s.ServerCount != nil {
-		legend = append(legend, "the target itself counted "+n(*s.ServerCount)+" requests")
+		legend = append(legend, "the target counted "+n(*s.ServerCount)+" requests")
 	}
 	if l.SessionLost > 0 {
-		legend = append(legend, "of http_error "+n(l.SessionLost)+" are session_lost, which do not count as errors")
+		legend = append(legend, "http_error includes "+n(l.SessionLost)+" session_lost, which do not count as errors")
 	}
 	if l.CheckFailed > 0 {
-		legend = append(legend, "of http_error "+n(l.CheckFailed)+
-			" are check_failed: complete responses that are not what the workload asks for")
+		legend = append(legend, "http_error includes "+n(l.CheckFailed)+
+			" check_failed: complete responses that failed the workload's check")
 	}
 	t := newTable("Ledger", []column[results.Ledger]{
 		machineOnly("scheduled", func(l results.Ledger) Cell { return Count(l.Scheduled) }),

@@ -12,24 +12,24 @@ import (
 // Text is a cell of words.
 func Text(s string) Cell { return Cell{Text: s, Value: s} }
 
-// Count is a cell with a whole number.
+// Count is a cell with an integer.
 func Count(n int64) Cell {
 	return Cell{Text: thousands(strconv.FormatInt(n, 10)), Value: n}
 }
 
-// Number is a cell with a number of no particular kind: cores, units, seconds.
+// Number is a cell with any other number: cores, units, seconds.
 func Number(x float64) Cell { return Cell{Text: trimmed(x, 3), Value: x} }
 
 // Rate is a cell with requests per second.
 func Rate(rps float64) Cell { return Cell{Text: trimmed(rps, 3), Value: rps} }
 
-// Share is a cell with a part of a whole, given as 0..1 and shown in per cent.
+// Share is a cell with a share, given as 0..1 and shown in per cent.
 func Share(x float64) Cell { return Cell{Text: percent(x), Value: x} }
 
 // Nanoseconds is a cell with a duration, shown in milliseconds.
 func Nanoseconds(ns int64) Cell { return Cell{Text: Milliseconds(ns), Value: ns} }
 
-// YesNo is a cell with a truth.
+// YesNo is a cell with a truth value.
 func YesNo(b bool) Cell {
 	if b {
 		return Cell{Text: "yes", Value: true}
@@ -37,10 +37,10 @@ func YesNo(b bool) Cell {
 	return Cell{Text: "NO", Value: false}
 }
 
-// Blank is the cell of a figure that does not exist, and why.
+// Blank is the cell of a figure that does not exist, with the reasons.
 func Blank(why ...string) Cell { return Cell{Text: "-", Notes: why} }
 
-// textOrNothing leaves the cell empty where there is no text.
+// textOrNothing is Text, but an empty cell for an empty text.
 func textOrNothing(s string) Cell {
 	if s == "" {
 		return Cell{}
@@ -50,24 +50,23 @@ func textOrNothing(s string) Cell {
 
 func megabytes(n int64) Cell { return Cell{Text: trimmed(float64(n)/1e6, 3), Value: n} }
 
-// seconds shows nanoseconds to people as seconds.
+// seconds is a cell with a duration, shown in seconds.
 func seconds(ns int64) Cell { return Cell{Text: significant(float64(ns)/1e9, 4), Value: ns} }
 
-// instant is a point in time of a step. Points are compared with each other,
-// so they keep every millisecond, unlike durations.
+// instant is a cell with a time since the start of a step, shown in full milliseconds. It is not rounded to
+// significant digits like durations, because readers compare instants.
 func instant(ns int64) Cell { return Cell{Text: Count((ns + 500_000) / 1_000_000).Text, Value: ns} }
 
-// fewBeyond is how many samples have to lie beyond a percentile for it to be
-// given.
-const fewBeyond = 10
+// minBeyond is the least number of samples beyond a percentile that is shown.
+const minBeyond = 10
 
-// percentile shows a percentile, or says why there is none.
+// percentile is a cell with a percentile, or with the reason why it is missing.
 func percentile(ns *int64, count int64, q float64) Cell {
 	switch {
 	case ns != nil:
 		return Nanoseconds(*ns)
-	case float64(count)*(1-q) < fewBeyond-1e-9: // 1000 * (1 - 0.99) is a little less than 10
-		return Blank(fmt.Sprintf("fewer than %d samples lie beyond this percentile", fewBeyond))
+	case float64(count)*(1-q) < minBeyond-1e-9: // 1000 * (1 - 0.99) is slightly less than 10
+		return Blank(fmt.Sprintf("fewer than %d samples lie beyond this percentile", minBeyond))
 	}
 	return amongFailures()
 }
@@ -75,7 +74,7 @@ func percentile(ns *int64, count int64, q float64) Cell {
 func p50(l results.Latency) Cell { return percentile(l.P50, l.Count, 0.50) }
 func p99(l results.Latency) Cell { return percentile(l.P99, l.Count, 0.99) }
 
-// longest is the greatest of some durations.
+// longest is a cell with the maximum of a distribution.
 func longest(l results.Latency) Cell {
 	if l.Count == 0 || l.Max == nil {
 		return Blank()
@@ -85,12 +84,12 @@ func longest(l results.Latency) Cell {
 
 func amongFailures() Cell { return Blank("lies among the failures, which count as infinitely slow") }
 
-// Milliseconds is the one way in which tables write a duration: in
-// milliseconds, with three significant digits, without the unit.
+// Milliseconds formats a duration for a table: in milliseconds, with three
+// significant digits, without the unit.
 func Milliseconds(ns int64) string { return significant(float64(ns)/1e6, 3) }
 
-// percent has two significant digits below ten per cent and none of the
-// decimals above.
+// percent formats a share with two significant digits below ten per cent, and
+// without decimals from there on.
 func percent(x float64) string {
 	if math.Abs(x) >= 0.0995 {
 		return thousands(strconv.FormatFloat(x*100, 'f', 0, 64)) + "%"
@@ -98,8 +97,8 @@ func percent(x float64) string {
 	return trimmed(x*100, 2) + "%"
 }
 
-// trimmed has at least that many significant digits where they are not zeros
-// after the point, and every digit before it.
+// trimmed formats a number with this many significant digits, but never rounds
+// the integer part. It drops trailing zeros after the point.
 func trimmed(x float64, digits int) string {
 	if math.Abs(x) >= math.Pow10(digits) {
 		return thousands(strconv.FormatFloat(x, 'f', 0, 64))
@@ -111,13 +110,13 @@ func trimmed(x float64, digits int) string {
 	return text
 }
 
-// significant rounds to a number of significant digits and writes no exponent:
-// 0.0123, 1.20, 12.3, 123, 1,230.
+// significant rounds to this many significant digits and uses no exponent: for
+// three digits 0.0123, 1.20, 12.3, 123, 1,230.
 func significant(x float64, digits int) string {
 	if x == 0 || math.IsNaN(x) || math.IsInf(x, 0) {
 		return strconv.FormatFloat(x, 'f', -1, 64)
 	}
-	// The exponent is taken after rounding: 9.996 has to become 10.0, not 10.00.
+	// Take the exponent after rounding: 9.996 must become 10.0, not 10.00.
 	text := strconv.FormatFloat(x, 'e', digits-1, 64)
 	_, tail, _ := strings.Cut(text, "e")
 	exponent, _ := strconv.Atoi(tail)
@@ -125,16 +124,16 @@ func significant(x float64, digits int) string {
 	return thousands(strconv.FormatFloat(rounded, 'f', max(0, digits-1-exponent), 64))
 }
 
-// thousands puts commas into the whole part of a decimal number.
+// thousands adds thousands separators to a decimal number.
 func thousands(number string) string {
-	whole, fraction, _ := strings.Cut(number, ".")
+	integer, fraction, _ := strings.Cut(number, ".")
 	sign := ""
-	if strings.HasPrefix(whole, "-") {
-		sign, whole = "-", whole[1:]
+	if strings.HasPrefix(integer, "-") {
+		sign, integer = "-", integer[1:]
 	}
 	var b strings.Builder
-	for i, digit := range whole {
-		if i > 0 && (len(whole)-i)%3 == 0 {
+	for i, digit := range integer {
+		if i > 0 && (len(integer)-i)%3 == 0 {
 			b.WriteByte(',')
 		}
 		b.WriteRune(digit)

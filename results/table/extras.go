@@ -8,9 +8,9 @@ import (
 	"github.com/stagebench/stagebench/results"
 )
 
-// extras returns the columns that the ladder has only where some cell has something to show in them, and their
-// legend: what clients saw of the cache tier, the declared figures, stale answers, lost writes. Shares, ages and
-// figures are those of the step at the reference rate, as the latencies are.
+// extras returns the ladder's optional columns and their legend: cache hits, the tiers' figures, stale reads and
+// lost writes. A column is present only if at least one cell has a value for it. All values except lost writes are
+// from the step at the reference rate, like the latencies.
 func extras(rows []ladderRow, at string) (columns []column[ladderRow], legend []string) {
 	readBack := slices.ContainsFunc(rows, func(r ladderRow) bool { return r.Writes != nil })
 	stale := slices.ContainsFunc(rows, func(r ladderRow) bool {
@@ -25,12 +25,11 @@ func extras(rows []ladderRow, at string) (columns []column[ladderRow], legend []
 				return operationsPerRequest(r.measured())
 			}),
 		})
-		docs = append(slices.Insert(docs, 0, "cache hits: of the keys that the web tier asked the cache tier for "+
-			"(cache reads), those that were there"),
-			"db ops per request: round trips to the databases, from web and cache hosts")
+		docs = append(slices.Insert(docs, 0, "cache hits: share of the web tier's cache reads that found the key"),
+			"db ops per request: round trips from web and cache hosts to the databases")
 	}
-	add := func(these []column[ladderRow], texts ...string) {
-		columns, legend = append(columns, these...), append(legend, texts...)
+	add := func(more []column[ladderRow], texts ...string) {
+		columns, legend = append(columns, more...), append(legend, texts...)
 	}
 	add(figures)
 	if len(docs) > 0 {
@@ -40,20 +39,20 @@ func extras(rows []ladderRow, at string) (columns []column[ladderRow], legend []
 		add(staleColumns(at), staleLegend)
 	}
 	if cached {
-		add(staleHitColumns(at), "stale hits: of the reads of single records that the cache answered, "+
-			"those that were stale; hit age: for how long they had been")
+		add(staleHitColumns(at), "stale hits: stale share of the single-record reads that the cache answered; "+
+			"hit age: age of these stale reads")
 	}
 	if readBack {
-		add(lostColumns(), "lost writes: acknowledged, and not there when all was read back after the measurement")
+		add(lostColumns(), "lost writes: acknowledged writes that no longer existed "+
+			"when the records were read back after the measurement")
 	}
 	return columns, legend
 }
 
-const staleLegend = "stale: reads that showed less than what had been acknowledged before they were sent; " +
-	"age: for how long it had been"
+const staleLegend = "stale: reads that returned an older version than one acknowledged before the read was sent; " +
+	"age: time since that acknowledgement"
 
-// figureColumns returns a column for each declared figure with a title that some row has, and the sentences that
-// explain them.
+// figureColumns returns a column for each figure that has a title and that some row reports, and the figures' docs.
 func figureColumns[R any](rows []R, step func(R) results.Step) (columns []column[R], docs []string) {
 	seen := map[string]bool{}
 	for _, r := range rows {
@@ -78,17 +77,17 @@ func figureCell(f *results.Figure) Cell {
 	case f == nil:
 		return Blank()
 	case f.Value == nil:
-		return Blank("not known: no answer from " + strings.Join(f.Unknown, ", "))
+		return Blank("unknown: no answer from " + strings.Join(f.Unknown, ", "))
 	case len(f.SinceStart) > 0:
-		return Count(*f.Value).With("with all since the start of " + strings.Join(f.SinceStart, ", ") +
-			": that was during the step, or it did not answer at the beginning")
+		return Count(*f.Value).With("includes the total since start of " + strings.Join(f.SinceStart, ", ") +
+			": it started during the step, or did not answer at the beginning of the step")
 	}
 	return Count(*f.Value)
 }
 
 func cacheColumns(at string) []column[ladderRow] {
 	type reads = results.CacheReads
-	show := part(func(r ladderRow) *reads { return r.measured().Cache }, Blank())
+	show := optional(func(r ladderRow) *reads { return r.measured().Cache }, Blank())
 	return []column[ladderRow]{
 		numbers("cache hits\n"+at, "cache_hit_ratio", show(func(c reads) Cell { return Share(c.HitRatio()) })),
 		numbers("cache\nreads", "cache_reads", show(func(c reads) Cell { return Count(c.Hits + c.Misses) })),
@@ -96,14 +95,13 @@ func cacheColumns(at string) []column[ladderRow] {
 }
 
 func staleColumns(at string) []column[ladderRow] {
-	show := part(func(r ladderRow) *results.Stale { return r.measured().Stale }, Cell{})
+	show := optional(func(r ladderRow) *results.Stale { return r.measured().Stale }, Cell{})
 	return []column[ladderRow]{
 		numbers("stale\n"+at, "stale_share", show(func(s results.Stale) Cell {
 			if s.RYWViolations == 0 {
 				return Share(s.Share())
 			}
-			return Share(s.Share()).With(Count(s.RYWViolations).Text + " of " + Count(s.Stale).Text +
-				" stale reads were by the user whose own write they did not show")
+			return Share(s.Share()).With(ownWritesMissed(s))
 		})),
 		numbers("age ms\np99", "stale_age_p99_ns", show(func(s results.Stale) Cell {
 			if s.Stale == 0 {
@@ -118,8 +116,13 @@ func staleColumns(at string) []column[ladderRow] {
 	}
 }
 
+// ownWritesMissed is the note about violations of read-your-writes.
+func ownWritesMissed(s results.Stale) string {
+	return Count(s.RYWViolations).Text + " of " + Count(s.Stale).Text + " stale reads missed a write of the same user"
+}
+
 func staleHitColumns(at string) []column[ladderRow] {
-	show := part(func(r ladderRow) *results.Stale {
+	show := optional(func(r ladderRow) *results.Stale {
 		if r.measured().Cache == nil {
 			return nil
 		}
@@ -141,17 +144,19 @@ func staleHitColumns(at string) []column[ladderRow] {
 }
 
 func lostColumns() []column[ladderRow] {
-	show := part(func(r ladderRow) *results.Writes { return r.Writes }, Blank())
+	show := optional(func(r ladderRow) *results.Writes { return r.Writes }, Blank())
 	return []column[ladderRow]{
 		numbers("lost\nwrites", "lost_writes", show(func(w results.Writes) Cell {
 			lost := Count(w.Lost)
 			if w.Conflicts > 0 {
-				lost = lost.With(fmt.Sprintf("several primaries counted %s conflicts: "+
-					"rows that two had changed at a time, of which the later change won", Count(w.Conflicts).Text))
+				lost = lost.With(fmt.Sprintf("the primaries counted %s conflicts: "+
+					"two primaries changed the same row concurrently, and the later change won",
+					Count(w.Conflicts).Text))
 			}
 			if w.Ambiguous > 0 {
-				lost = lost.With(fmt.Sprintf("at least: of %s writes no answer says whether they took effect, "+
-					"%s did, and these can hide lost ones", Count(w.Ambiguous).Text, Count(w.AmbiguousApplied).Text))
+				lost = lost.With(fmt.Sprintf("this is a lower bound: %s writes had no clear answer, "+
+					"%s of them took effect and may hide lost writes",
+					Count(w.Ambiguous).Text, Count(w.AmbiguousApplied).Text))
 			}
 			return lost
 		})),
@@ -159,9 +164,9 @@ func lostColumns() []column[ladderRow] {
 	}
 }
 
-// Happenings shows what happened during the steps that were measured at one rate:
-// events and outages, each with the cell that it belongs to.
-func Happenings(run results.Run) []Table {
+// EventsAndOutages shows the events and outages of all steps at a fixed rate, with
+// one or two tables per step.
+func EventsAndOutages(run results.Run) []Table {
 	var all []Table
 	for _, c := range run.Cells {
 		for _, s := range c.Steps {

@@ -14,8 +14,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// golden compares what the formats make of some tables with files under
-// testdata, one per format.
+// golden compares the rendered tables with the golden files, one per format.
 func golden(t *testing.T, name string, formats map[Format]string, tables ...Table) {
 	t.Helper()
 	for format, extension := range formats {
@@ -54,23 +53,23 @@ func TestLadderGolden(t *testing.T) {
 	golden(t, "ladder", everyFormat(), Ladder(plainRun()))
 }
 
-// A run with everything that can go wrong with a cell.
+// A run with every problem that a cell can have.
 func TestLadderWithDoubtsGolden(t *testing.T) {
 	golden(t, "doubts", everyFormat(), Ladder(doubtfulRun()))
 }
 
-// Two engines and two values of a knob: every row is compared with its like.
+// Two engines and two values of a knob: a row is compared with one of the same configuration.
 func TestLadderOfAMatrixGolden(t *testing.T) {
 	golden(t, "matrix", map[Format]string{FormatText: ".txt", FormatJSON: ".json"}, Ladder(matrixRun()))
 }
 
-// Replicas that are behind, and a primary that died while one rate was measured.
+// Replicas with a lag, and a primary that died during a step at a fixed rate.
 func TestLadderWithReplicasGolden(t *testing.T) {
-	golden(t, "replicas", everyFormat(), append([]Table{Ladder(replicatedRun())}, Happenings(replicatedRun())...)...)
+	run := replicatedRun()
+	golden(t, "replicas", everyFormat(), append([]Table{Ladder(run)}, EventsAndOutages(run)...)...)
 }
 
-// A cache of which some answers are old, hosts of which one had been restarted, and
-// a stage that has none.
+// A stage without a cache, and a cache with stale answers and a restarted host.
 func TestLadderWithACacheGolden(t *testing.T) {
 	golden(t, "cache", everyFormat(), Ladder(cachedRun()))
 }
@@ -90,7 +89,9 @@ func TestAttackOnTiersGolden(t *testing.T) {
 func ns(n int64) *int64 { return &n }
 
 func latency(count int64, p50, p99 int64) results.Latency {
-	l := results.Latency{Count: count, P50: ns(p50), P90: ns(p50 * 2), P95: ns(p50 * 3), P99: ns(p99), Max: ns(p99 * 2), Mean: ns(p50)}
+	l := results.Latency{
+		Count: count, P50: ns(p50), P90: ns(p50 * 2), P95: ns(p50 * 3), P99: ns(p99), Max: ns(p99 * 2), Mean: ns(p50),
+	}
 	if count >= 10_000 {
 		l.P999 = ns(p99 + p99/2)
 	}
@@ -117,7 +118,8 @@ func cell(stage, workload string, capacity, low, high float64, hosts ...string) 
 		CapacityRPS: capacity, CapacityLow: low, CapacityHigh: high, CapacityMethod: "bracket",
 		SLO: "p99<100ms,upload:p99<1s,errors<0.1%",
 		Reference: &results.Step{
-			Purpose: "reference", OfferedRPS: 200, Valid: true, Ledger: results.Ledger{Scheduled: 2000, Sent: 2000, OK: 2000},
+			Purpose: "reference", OfferedRPS: 200, Valid: true,
+			Ledger:      results.Ledger{Scheduled: 2000, Sent: 2000, OK: 2000},
 			ResponseAll: latency(2000, int64(1e9/capacity), int64(1e10/capacity)),
 		},
 		Limit: results.Limit{By: "web", Host: "web-1", Figure: "93% of its CPU budget", CPUShare: 0.93}, LimitedBy: "web",
@@ -147,26 +149,27 @@ func doubtfulRun() results.Run {
 	run.Warnings = []string{"the machine has 2 cores: the driver shares them with the system"}
 	c := run.Cells
 
-	// The client could not keep up; nobody found the ceiling either.
+	// The client could not keep up, and every offered rate met the objective.
 	c[0].Valid, c[0].CapacityHigh = false, 0
 	c[0].Warnings = []string{"client lag p99 4.2ms > 1ms", "client CPU 91% > 85%"}
 	c[0].Limit = results.Limit{By: "client", Figure: "91% of its CPU"}
 
-	// Nothing met the objective.
+	// No rate met the objective.
 	c[1].CapacityRPS, c[1].CapacityLow, c[1].CapacityHigh = 0, 0, 25
 	c[1].Steps = []results.Step{
-		{OfferedRPS: 50, SLOBroken: "p99 > 100ms (9.0% of ops over it, feed worst with 20.0%)"},
-		{OfferedRPS: 25, SLOBroken: "upload p99 > 1s (3 of 120 ops over it)"},
+		{OfferedRPS: 50, SLOBroken: "p99 > 100ms (9.0% of ops were slower, worst class: feed with 20.0%)"},
+		{OfferedRPS: 25, SLOBroken: "upload p99 > 1s (3 of 120 ops were slower)"},
 	}
 	c[1].Limit = results.Limit{By: "unknown"}
 
-	// It could not be brought up.
+	// The system could not be brought up.
 	c[2] = results.Cell{
-		Stage: "db-split", Workload: "read-heavy", Engines: map[string]string{"db": "sqlite"}, Driver: "vegeta", SLO: c[0].SLO,
+		Stage: "db-split", Workload: "read-heavy", Engines: map[string]string{"db": "sqlite"}, Driver: "vegeta",
+		SLO:   c[0].SLO,
 		Error: "web-1: exited before it was ready\nsee cells/db-split/read-heavy/logs/web-1.log",
 	}
 
-	// Too few samples, and then failures, at a reference rate of its own.
+	// Too few samples in this cell, and failures in the next. Their reference rates differ.
 	c[3].Reference.OfferedRPS = 100
 	c[3].Reference.ResponseAll = results.Latency{Count: 900, P50: ns(2_000_000)}
 	c[3].Hosts = hostsOf(false, "web-1", "db-1")
@@ -206,19 +209,25 @@ func replicatedRun() results.Run {
 		c.Reference.Stale = &results.Stale{Reads: 900}
 		c.Knobs = map[string]string{"db.replica_lag": []string{"0s", "0s", "200ms", "5ms"}[i]}
 		if i == 0 {
-			continue // no replicas: nothing was looked for
+			continue // without replicas, lost writes are not checked
 		}
 		c.Stage, c.Writes = "replicas", &results.Writes{Acknowledged: 4321}
 	}
-	few := run.Cells[2].Reference
-	few.Stale = &results.Stale{Reads: 900, Stale: 123, RYWViolations: 4, AgeNS: results.Latency{Count: 123, P50: ns(90_000_000), P90: ns(180_000_000), Max: ns(204_000_000)}}
+	fewSamples := run.Cells[2].Reference
+	fewSamples.Stale = &results.Stale{
+		Reads: 900, Stale: 123, RYWViolations: 4,
+		AgeNS: results.Latency{Count: 123, P50: ns(90_000_000), P90: ns(180_000_000), Max: ns(204_000_000)},
+	}
 	c := &run.Cells[3]
 	c.CapacityMethod, c.CapacityRPS, c.CapacityLow, c.CapacityHigh = results.MethodFixed, 0, 0, 0
 	c.Limit = results.Limit{By: "unknown", Figure: "no limit was looked for"}
 	c.Writes = &results.Writes{Acknowledged: 4321, Lost: 7, Ambiguous: 12, AmbiguousApplied: 3}
 	c.Reference.Purpose = "fixed"
 	c.Reference.Stale = &results.Stale{Reads: 90_000, Stale: 1234, AgeNS: latency(1234, 3_000_000, 6_000_000)}
-	c.Reference.Events = []results.Event{{AtNS: 3_000_100_000, Text: "db-1: fault: 3s kill primary"}, {AtNS: 3_600_000_000, Text: "db-2: is the primary of epoch 2"}}
+	c.Reference.Events = []results.Event{
+		{AtNS: 3_000_100_000, Text: "db-1: fault: 3s kill primary"},
+		{AtNS: 3_600_000_000, Text: "db-2: is the primary of epoch 2"},
+	}
 	c.Reference.Outages = []results.Outage{{FromNS: 3_002_000_000, ToNS: 3_650_000_000, Failed: 120}}
 	c.Steps = []results.Step{{Purpose: "warmup", Events: c.Reference.Events}, *c.Reference}
 	return run
@@ -235,13 +244,25 @@ func cachedRun() results.Run {
 		c.Reference.Database = &results.DatabaseCalls{Reads: 900, Writes: 100 * int64(i)}
 		c.Reference.Figures = []results.Figure{
 			{Name: "cache_hits", Kind: "counter", Value: ns(8_100)},
-			{Name: "cache_evictions", Title: "cache\nevictions", Doc: "evictions: entries that went because its memory was used up", Kind: "counter", Value: ns(1_234), SinceStart: []string{"cache-2"}[:i]},
+			{
+				Name: "cache_evictions", Title: "cache\nevictions", Doc: "evictions: entries removed to free memory",
+				Kind: "counter", Value: ns(1_234), SinceStart: []string{"cache-2"}[:i],
+			},
 		}
 		c.Reference.CacheNodes = []results.CacheNode{
-			{Node: "cache-1", Hits: 5_000, Misses: 600, Evictions: 1_200, Entries: 300, Bytes: 900_000, LimitBytes: 1 << 20},
-			{Node: "cache-2", Hits: 3_100, Misses: 300, Evictions: 34, Entries: 250, Bytes: 700_000, LimitBytes: 1 << 20, SinceStart: i == 1},
+			{
+				Node: "cache-1", Hits: 5_000, Misses: 600, Evictions: 1_200,
+				Entries: 300, Bytes: 900_000, LimitBytes: 1 << 20,
+			},
+			{
+				Node: "cache-2", Hits: 3_100, Misses: 300, Evictions: 34,
+				Entries: 250, Bytes: 700_000, LimitBytes: 1 << 20, SinceStart: i == 1,
+			},
 		}
-		s := &results.Stale{Reads: 900, Stale: 23, AgeNS: results.Latency{Count: 23, P50: ns(90_000_000), Max: ns(204_000_000)}, Hits: 800}
+		s := &results.Stale{
+			Reads: 900, Stale: 23, Hits: 800,
+			AgeNS: results.Latency{Count: 23, P50: ns(90_000_000), Max: ns(204_000_000)},
+		}
 		if i == 0 {
 			s.StaleHits, s.HitAgeNS = 16, results.Latency{Count: 16, P50: ns(5_000_000), Max: ns(12_300_000)}
 		}
@@ -256,37 +277,50 @@ func plainStep() results.Step {
 		Purpose: "attack", OfferedRPS: 500, SentRPS: 500.04, CompletedRPS: 499.96, Seconds: 30,
 		Schedule: "constant", CatchUp: "send at once", OpsHash: "9f86d081884c7d65",
 		ResponseNS: latency(15_000, 1_234_567, 9_876_543), ResponseAll: latency(15_000, 1_234_567, 9_876_543),
-		ServiceNS: latency(15_000, 1_134_567, 9_776_543), WaitNS: latency(15_000, 81_234, 412_345), LagNS: latency(15_000, 12_345, 98_765),
+		ServiceNS: latency(15_000, 1_134_567, 9_776_543), WaitNS: latency(15_000, 81_234, 412_345),
+		LagNS:  latency(15_000, 12_345, 98_765),
 		Ledger: results.Ledger{Scheduled: 15_000, Sent: 15_000, OK: 15_000},
-		Ops: map[string]results.OpStats{
-			"get": {Count: 15_000, ResponseNS: latency(15_000, 1_234_567, 9_876_543), ResponseAll: latency(15_000, 1_234_567, 9_876_543)},
+		Ops: map[string]results.OpStats{"get": {
+			Count:       15_000,
+			ResponseNS:  latency(15_000, 1_234_567, 9_876_543),
+			ResponseAll: latency(15_000, 1_234_567, 9_876_543),
+		}},
+		Client: results.ClientUsage{
+			CPUSeconds: 6.9, CPUShare: 0.23, GCPauseMaxNS: 123_456, OutsideShare: 0.012, OutsideKnown: true,
 		},
-		Client:  results.ClientUsage{CPUSeconds: 6.9, CPUShare: 0.23, GCPauseMaxNS: 123_456, OutsideShare: 0.012, OutsideKnown: true},
 		BytesIn: 123_456_789, BytesOut: 2_345_678, Valid: true, SLOMet: true,
 	}
 }
 
-// tiersStep is against a system with copies of the database and a cache.
+// tiersStep returns a step of a system with database replicas and a cache.
 func tiersStep() results.Step {
 	s := plainStep()
 	s.ServerCount = ns(15_000)
 	s.Cache = &results.CacheReads{Hits: 8_100, Misses: 900}
 	s.CacheNodes = []results.CacheNode{
-		{Node: "cache-1", Hits: 5_000, Misses: 600, Evictions: 1_200, Expired: 31, Entries: 300, Bytes: 900_000, LimitBytes: 1 << 20, WriteBack: &results.WriteBack{Unflushed: 7, Flushed: 1_230, Refused: 4}},
+		{
+			Node: "cache-1", Hits: 5_000, Misses: 600, Evictions: 1_200, Expired: 31,
+			Entries: 300, Bytes: 900_000, LimitBytes: 1 << 20,
+			WriteBack: &results.WriteBack{Unflushed: 7, Flushed: 1_230, Refused: 4},
+		},
 		{Node: "cache-2", SinceStart: true, LimitBytes: 1 << 20},
 	}
-	s.Figures = []results.Figure{{Name: "cache_evictions", Title: "cache\nevictions", Doc: "evictions: entries that went", Kind: "counter", Value: ns(1_200)}}
+	s.Figures = []results.Figure{{
+		Name: "cache_evictions", Title: "cache\nevictions", Doc: "evictions: removed entries",
+		Kind: "counter", Value: ns(1_200),
+	}}
 	s.Database = &results.DatabaseCalls{Reads: 900, Writes: 12}
 	s.Stale = &results.Stale{
-		Reads: 900, Stale: 23, RYWViolations: 2, AgeNS: results.Latency{Count: 23, P50: ns(90_000_000), Max: ns(204_000_000)},
-		Hits: 800, StaleHits: 1, HitAgeNS: results.Latency{Count: 1, Max: ns(12_300_000)},
+		Reads: 900, Stale: 23, RYWViolations: 2,
+		AgeNS: results.Latency{Count: 23, P50: ns(90_000_000), Max: ns(204_000_000)},
+		Hits:  800, StaleHits: 1, HitAgeNS: results.Latency{Count: 1, Max: ns(12_300_000)},
 	}
 	return s
 }
 
 func failingStep() results.Step {
 	s := plainStep()
-	s.Valid, s.Warnings = false, []string{"ledger does not close"}
+	s.Valid, s.Warnings = false, []string{"op counts do not add up"}
 	s.SLOMet, s.SLOBroken = false, "errors 2.03% > 0.1%, mostly: connection refused"
 	s.Ledger = results.Ledger{
 		Scheduled: 15_000, Unsent: 40, ConnectError: 10, Sent: 14_950,
@@ -295,16 +329,38 @@ func failingStep() results.Step {
 	s.ResponseNS.Clamped = 3
 	s.ResponseAll = results.Latency{Count: 15_000, P50: ns(1_334_567), P90: ns(2_500_000), P95: ns(9_000_000)}
 	s.Ops = map[string]results.OpStats{
-		"feed":   {Count: 14_000, Errors: 290, SessionLost: 20, ResponseNS: latency(13_690, 1_234_567, 9_876_543), ResponseAll: s.ResponseAll},
-		"upload": {Count: 500, Errors: 15, ResponseNS: results.Latency{Count: 485, P50: ns(61_234_567), P90: ns(161_234_567), P95: ns(1_261_234_567), Max: ns(2_000_000_000)}, ResponseAll: results.Latency{Count: 500, P50: ns(61_300_000), P90: ns(170_000_000), P95: ns(1_500_000_000)}},
-		"like":   {Count: 500, ResponseNS: latency(500, 3_000_000, 4_000_000), ResponseAll: latency(500, 3_000_000, 4_000_000)},
+		"feed": {
+			Count: 14_000, Errors: 290, SessionLost: 20,
+			ResponseNS: latency(13_690, 1_234_567, 9_876_543), ResponseAll: s.ResponseAll,
+		},
+		"upload": {
+			Count: 500, Errors: 15,
+			ResponseNS: results.Latency{
+				Count: 485, P50: ns(61_234_567), P90: ns(161_234_567), P95: ns(1_261_234_567), Max: ns(2_000_000_000),
+			},
+			ResponseAll: results.Latency{
+				Count: 500, P50: ns(61_300_000), P90: ns(170_000_000), P95: ns(1_500_000_000),
+			},
+		},
+		"like": {
+			Count:       500,
+			ResponseNS:  latency(500, 3_000_000, 4_000_000),
+			ResponseAll: latency(500, 3_000_000, 4_000_000),
+		},
 	}
-	s.Causes = map[string]int64{"connection refused": 60, "503 Service Unavailable": 180, "timeout": 20, "\x1b[31mred": 5}
+	s.Causes = map[string]int64{
+		"connection refused": 60, "503 Service Unavailable": 180, "timeout": 20, "\x1b[31mred": 5,
+	}
 	s.Outages = []results.Outage{{FromNS: 10_002_000_000, ToNS: 10_998_000_000, Failed: 180}}
-	s.Events = []results.Event{{AtNS: 10_001_234_567, Text: "killed web-1"}, {AtNS: 12_345_678_901, Text: "web-1 serves again"}}
+	s.Events = []results.Event{
+		{AtNS: 10_001_234_567, Text: "killed web-1"}, {AtNS: 12_345_678_901, Text: "web-1 serves again"},
+	}
 	s.Hosts = []results.HostUsage{
 		{Host: "lb-1", CPU: 0.2, Isolated: true, CPUSeconds: 3.21, CPUShare: 0.535},
-		{Host: "web-1", CPU: 0.1, Isolated: false, CPUSeconds: 2.9, CPUShare: 0.967, ThrottledSeconds: 1.5, ThrottledShare: 0.081},
+		{
+			Host: "web-1", CPU: 0.1, Isolated: false, CPUSeconds: 2.9, CPUShare: 0.967,
+			ThrottledSeconds: 1.5, ThrottledShare: 0.081,
+		},
 	}
 	return s
 }

@@ -10,9 +10,9 @@ import (
 	"github.com/stagebench/stagebench/results"
 )
 
-// Ladder is the main table: what each stage buys, workload by workload. A cell
-// is compared with the stage before it, that is, the nearest earlier cell of
-// another stage with the same workload, objective, driver, engines and varied
+// Ladder is the main table: the capacity, latency and limit of each stage, by
+// workload. A cell is compared with the previous stage: the nearest earlier cell
+// of another stage with the same workload, objective, driver, engines and varied
 // knobs.
 func Ladder(run results.Run) Table {
 	cells := byWorkload(run.Cells)
@@ -26,7 +26,7 @@ func Ladder(run results.Run) Table {
 	}
 	rows := make([]ladderRow, len(cells))
 	for i, c := range cells {
-		rows[i] = ladderRow{c, stageBefore(cells[:i], c, varied), varied}
+		rows[i] = ladderRow{c, previousStage(cells[:i], c, varied), varied}
 	}
 	more, moreLegend := extras(rows, at)
 	legend := append(ladderLegend(cells, at, engines, sameEngines), moreLegend...)
@@ -38,7 +38,7 @@ func Ladder(run results.Run) Table {
 	if len(varied) == 0 {
 		t.setAudience(Machines, "knobs")
 	}
-	if note := isolation(cells); note != "" {
+	if note := isolationNote(cells); note != "" {
 		t.Notes = append(t.Notes, note)
 	}
 	if !run.Complete {
@@ -47,14 +47,14 @@ func Ladder(run results.Run) Table {
 	return t
 }
 
-// ladderRow is a cell of the run with what it is compared with.
+// ladderRow is a cell of the run and the cell that it is compared with.
 type ladderRow struct {
 	results.Cell
-	before *results.Cell // the stage before; nil = none
-	varied []string      // knobs that tell the cells of the run apart
+	previous *results.Cell // cell of the previous stage; nil = none
+	varied   []string      // knobs with more than one value within a stage
 }
 
-// measured is the step at the reference rate, the zero step where there is none.
+// measured returns the step at the reference rate, or a zero step.
 func (r ladderRow) measured() results.Step {
 	if r.Error != "" || r.Reference == nil {
 		return results.Step{}
@@ -120,7 +120,7 @@ func verdictColumns() []column[ladderRow] {
 	}
 }
 
-// ifUp is blank for a cell that was never brought up.
+// ifUp returns the table cell, or an empty one if the system was not brought up.
 func (r ladderRow) ifUp(c Cell) Cell {
 	if len(r.Hosts) == 0 {
 		return Cell{}
@@ -128,7 +128,7 @@ func (r ladderRow) ifUp(c Cell) Cell {
 	return c
 }
 
-// ifFound is blank for a cell without a capacity.
+// ifFound returns the table cell, or an empty one if there is no capacity.
 func (r ladderRow) ifFound(c Cell) Cell {
 	if r.Error != "" || !r.Searched() {
 		return Cell{}
@@ -141,13 +141,13 @@ func (r ladderRow) capacity() Cell {
 	case r.Error != "":
 		return Cell{Text: "failed", Notes: []string{r.Error}}
 	case r.CapacityMethod == results.MethodReplay:
-		return Blank("a replay has its own times: no rate was searched for")
+		return Blank("a trace was replayed at its own times: there was no capacity search")
 	case r.CapacityMethod == results.MethodFixed:
-		return Blank("one rate was asked for: no other was searched for")
+		return Blank("measured at one fixed rate: there was no capacity search")
 	}
 	rate := Rate(r.CapacityRPS)
 	if r.CapacityHigh == 0 {
-		rate = rate.With("no rate was offered that the system could not serve: the capacity is at least this")
+		rate = rate.With("every offered rate met the SLO: the capacity is at least this")
 	}
 	if r.CapacityRPS == 0 {
 		rate = rate.With(broken(r.Steps)...)
@@ -163,7 +163,7 @@ func (r ladderRow) bracket() Cell {
 	return r.ifFound(Text(low + ".." + Rate(r.CapacityHigh).Text))
 }
 
-// broken says what broke the objective at the lowest rate that missed it.
+// broken returns why the lowest rate that missed the objective missed it.
 func broken(steps []results.Step) []string {
 	var lowest *results.Step
 	for i, s := range steps {
@@ -174,29 +174,28 @@ func broken(steps []results.Step) []string {
 	if lowest == nil {
 		return nil
 	}
-	return []string{fmt.Sprintf("at %s rps already: %s", Rate(lowest.OfferedRPS).Text, lowest.SLOBroken)}
+	return []string{fmt.Sprintf("missed even at %s rps: %s", Rate(lowest.OfferedRPS).Text, lowest.SLOBroken)}
 }
 
-// gain is the ratio of two capacities of the table.
+// gain is the capacity divided by that of the previous stage.
 func (r ladderRow) gain() Cell {
 	switch {
-	case r.Error != "" || r.before == nil || !r.Searched():
+	case r.Error != "" || r.previous == nil || !r.Searched():
 		return Cell{}
-	case r.before.Error != "":
-		return Blank("the stage before could not be measured")
-	case r.before.CapacityRPS == 0:
-		return Blank("the stage before has no capacity to compare with")
+	case r.previous.Error != "":
+		return Blank("the previous stage could not be measured")
+	case r.previous.CapacityRPS == 0:
+		return Blank("the previous stage has no capacity to compare with")
 	}
-	ratio := r.CapacityRPS / r.before.CapacityRPS
+	ratio := r.CapacityRPS / r.previous.CapacityRPS
 	cell := Cell{Text: "x" + significant(ratio, 2), Value: ratio}
-	if !r.before.Valid {
-		return cell.With("the stage before is not valid, so neither is the gain over it")
+	if !r.previous.Valid {
+		return cell.With("the previous stage is not valid, so the gain is not valid either")
 	}
 	return cell
 }
 
-// atReference shows a figure at the rate that all stages share, with the doubts about that step. Failures count
-// as infinitely slow: errors never improve latency.
+// atReference makes cells from the step at the reference rate, with the warnings of this step.
 func atReference(cell func(results.Step) Cell) func(ladderRow) Cell {
 	return func(r ladderRow) Cell {
 		switch {
@@ -207,15 +206,15 @@ func atReference(cell func(results.Step) Cell) func(ladderRow) Cell {
 		case r.Reference.Valid:
 			return cell(*r.Reference)
 		}
-		doubt := "the step at the reference rate is not valid"
+		note := "the step at the reference rate is not valid"
 		if len(r.Reference.Warnings) > 0 {
-			doubt += ": " + strings.Join(r.Reference.Warnings, "; ")
+			note += ": " + strings.Join(r.Reference.Warnings, "; ")
 		}
-		return cell(*r.Reference).With(doubt)
+		return cell(*r.Reference).With(note)
 	}
 }
 
-// byWorkload sorts by the first appearance of a workload, and keeps the order of the run within it.
+// byWorkload groups the cells by workload. The groups and the cells within them keep the order of the run.
 func byWorkload(cells []results.Cell) []results.Cell {
 	first := func(c results.Cell) int {
 		return slices.IndexFunc(cells, func(other results.Cell) bool { return other.Workload == c.Workload })
@@ -223,7 +222,7 @@ func byWorkload(cells []results.Cell) []results.Cell {
 	return slices.SortedStableFunc(slices.Values(cells), func(a, b results.Cell) int { return first(a) - first(b) })
 }
 
-func stageBefore(earlier []results.Cell, c results.Cell, varied []string) *results.Cell {
+func previousStage(earlier []results.Cell, c results.Cell, varied []string) *results.Cell {
 	for i := len(earlier) - 1; i >= 0; i-- {
 		e := &earlier[i]
 		if e.Stage != c.Stage && e.Workload == c.Workload && e.SLO == c.SLO && e.Driver == c.Driver &&
@@ -234,8 +233,8 @@ func stageBefore(earlier []results.Cell, c results.Cell, varied []string) *resul
 	return nil
 }
 
-// agree reports whether two maps have equal values wherever both have one: a
-// stage adds roles, and these do not make it incomparable.
+// agree reports whether two maps have equal values for the keys that both have.
+// So a stage that adds roles is still comparable.
 func agree(a, b map[string]string) bool {
 	for key, value := range a {
 		if other, both := b[key]; both && other != value {
@@ -245,7 +244,7 @@ func agree(a, b map[string]string) bool {
 	return true
 }
 
-// commonRate returns the reference rate, if there is one for all.
+// commonRate returns the reference rate if all cells have the same one.
 func commonRate(cells []results.Cell) (rate float64, common bool) {
 	for _, c := range cells {
 		switch {
@@ -259,9 +258,9 @@ func commonRate(cells []results.Cell) (rate float64, common bool) {
 	return rate, common
 }
 
-// variedKnobs lists the knobs that have more than one value among the cells of one
-// stage. Between stages some differ because the earlier one has no such hosts: that
-// is what the stage adds, and not another configuration.
+// variedKnobs lists the knobs that have more than one value within one stage.
+// Differences between stages do not count: a stage may have hosts that the earlier
+// one lacks.
 func variedKnobs(cells []results.Cell) []string {
 	type knob struct{ stage, name string }
 	first, varied := map[knob]string{}, map[string]bool{}
@@ -277,8 +276,7 @@ func variedKnobs(cells []results.Cell) []string {
 	return slices.Sorted(maps.Keys(varied))
 }
 
-// commonEngines returns the engine of every role, if it is the same wherever
-// the role occurs.
+// commonEngines returns the engine of each role if it is the same in all cells.
 func commonEngines(cells []results.Cell) (engines map[string]string, common bool) {
 	engines = map[string]string{}
 	for _, c := range cells {
@@ -292,7 +290,7 @@ func commonEngines(cells []results.Cell) (engines map[string]string, common bool
 
 func allPairs(m map[string]string) string { return pairs(m, slices.Sorted(maps.Keys(m))) }
 
-// pairs writes "key=value key=value" for the given keys.
+// pairs returns "key=value key=value" for the given keys.
 func pairs(m map[string]string, keys []string) string {
 	var text []string
 	for _, key := range keys {
@@ -303,37 +301,37 @@ func pairs(m map[string]string, keys []string) string {
 	return strings.Join(text, " ")
 }
 
-func isolation(cells []results.Cell) string {
-	var open []string
+func isolationNote(cells []results.Cell) string {
+	var notIsolated []string
 	all := true
 	for _, c := range cells {
 		switch name := c.Stage + "/" + c.Workload; {
 		case len(c.Hosts) == 0: // it was not brought up
 		case c.Isolated():
 			all = false
-		case !slices.Contains(open, name):
-			open = append(open, name)
+		case !slices.Contains(notIsolated, name):
+			notIsolated = append(notIsolated, name)
 		}
 	}
 	switch {
-	case len(open) == 0:
+	case len(notIsolated) == 0:
 		return ""
 	case all:
 		return "hosts: not isolated"
 	}
-	return "hosts: not isolated in " + strings.Join(open, ", ")
+	return "hosts: not isolated in " + strings.Join(notIsolated, ", ")
 }
 
 func ladderLegend(cells []results.Cell, at string, engines map[string]string, sameEngines bool) []string {
 	legend := []string{
 		"capacity: the highest offered rate that met the SLO and was confirmed by a longer step; " +
 			"bracket: " + bracketLegend(cells),
-		"gain: capacity against the stage before; " +
-			"p50, p99: response time since the intended start, failures as infinitely slow",
+		"gain: capacity divided by that of the previous stage; " +
+			"p50, p99: response time from the intended start, failures count as infinitely slow",
 	}
 	if slices.ContainsFunc(cells, func(c results.Cell) bool { return len(c.ReferenceSteps()) > 1 }) {
-		legend = append(legend, "the figures "+at+" are those of the last repeat; "+
-			"a repeat that is not valid there makes the cell invalid")
+		legend = append(legend, "the figures "+at+" are from the last repeat; "+
+			"the cell is invalid if this step is invalid in any repeat")
 	}
 	setting := []string{
 		distinct("SLO: ", " or ", cells, func(c results.Cell) string { return c.SLO }),
@@ -349,7 +347,7 @@ func ladderLegend(cells []results.Cell, at string, engines map[string]string, sa
 	return legend
 }
 
-// distinct lists the different texts of some cells after a label, nothing where there are none.
+// distinct returns a label and the distinct texts of the cells, "" if there are none.
 func distinct(label, separator string, cells []results.Cell, of func(results.Cell) string) string {
 	var texts []string
 	for _, c := range cells {
@@ -363,10 +361,10 @@ func distinct(label, separator string, cells []results.Cell, of func(results.Cel
 	return label + strings.Join(texts, separator)
 }
 
-// bracketLegend says what the bracket holds, which depends on how it was found.
+// bracketLegend explains the bracket, which depends on the number of repeats.
 func bracketLegend(cells []results.Cell) string {
 	if slices.ContainsFunc(cells, func(c results.Cell) bool { return len(c.Repeats) > 1 }) {
-		return "the lowest..the highest of all repeats"
+		return "the lowest..the highest capacity of all repeats"
 	}
-	return "the highest that met it..the lowest that did not"
+	return "the highest rate that met it..the lowest rate that missed it"
 }

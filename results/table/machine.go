@@ -12,7 +12,7 @@ import (
 )
 
 func renderCSV(w io.Writer, t Table) error {
-	t = t.only(Machines)
+	t = t.columnsFor(Machines)
 	out := csv.NewWriter(w)
 	var header []string
 	for _, c := range t.Columns {
@@ -31,7 +31,7 @@ func renderCSV(w io.Writer, t Table) error {
 			record = append(record, text)
 		}
 		notes := strings.Join(slices.Concat(rowNotes(row), t.Notes), "; ")
-		if err := out.Write(append(record, plain(notes))); err != nil {
+		if err := out.Write(append(record, oneLine(notes))); err != nil {
 			return err
 		}
 	}
@@ -44,13 +44,13 @@ func (c Cell) csv() (string, error) {
 	case nil:
 		return "", nil
 	case string:
-		return plain(v), nil
+		return oneLine(v), nil
 	case bool, int, int64:
 		return fmt.Sprint(v), nil
 	case float64:
 		return strconv.FormatFloat(v, 'f', -1, 64), nil
 	}
-	return "", fmt.Errorf("a cell holds a %T", c.Value)
+	return "", fmt.Errorf("a cell has a value of type %T", c.Value)
 }
 
 // object is a table in JSON.
@@ -60,14 +60,14 @@ type object struct {
 	Notes []string  `json:"notes"`
 }
 
-// jsonRow is an object whose members keep the order of the columns, which a Go map would lose.
+// jsonRow is a JSON object with its members in column order. A Go map would lose this order.
 type jsonRow struct {
 	columns []Column
 	cells   []Cell
 }
 
 func (t Table) object() object {
-	t = t.only(Machines)
+	t = t.columnsFor(Machines)
 	o := object{Title: t.Title, Rows: []jsonRow{}, Notes: append([]string{}, t.Notes...)}
 	columns := append(t.Columns, Column{Key: "notes"})
 	for _, row := range t.Rows {
@@ -80,7 +80,7 @@ func (t Table) object() object {
 func (r jsonRow) MarshalJSON() ([]byte, error) {
 	var out bytes.Buffer
 	encoder := json.NewEncoder(&out)
-	encoder.SetEscapeHTML(false) // "p99<100ms" is for people too
+	encoder.SetEscapeHTML(false) // keep "p99<100ms" readable
 	for i, c := range r.cells {
 		out.WriteByte("{,"[min(i, 1)])
 		if err := encoder.Encode(r.columns[i].key()); err != nil {

@@ -1,19 +1,19 @@
-// Package table shows what was measured as text, Markdown, CSV and JSON.
+// Package table renders results as text, Markdown, CSV and JSON.
 //
-// It computes no statistics: every figure in a table is a figure of the run,
-// or the ratio of two that stand in the same column. It does no I/O but on the
-// writer that it is given. Functions that build tables are pure.
+// It computes no statistics: every figure in a table is a figure of the run, or
+// the ratio of two figures of one column. It writes to the given writer and does
+// no other I/O. Functions that build tables are pure.
 //
-// A Table is for people and for machines at once: a Cell carries the text that
-// people read and the value that machines read, a Column may be for one of
-// them alone. Text and Markdown say units in column titles, show durations in
-// milliseconds with three significant digits and have a thousands separator.
-// CSV and JSON hold plain numbers under stable names, durations in nanoseconds
-// (_ns), rates in requests per second (_rps), shares as 0..1 (_share).
+// A Table serves people and machines: a Cell has a text for people and a value
+// for machines. A Column can be for one of them only. Text and Markdown show
+// units in column titles, durations in milliseconds with three significant
+// digits, and thousands separators. CSV and JSON hold plain numbers under stable
+// names: durations in nanoseconds (_ns), rates in requests per second (_rps),
+// shares as 0..1 (_share).
 //
-// Doubts travel with the number: a note on a cell becomes a mark in it and a
-// numbered line below the table, equal notes share a number, and CSV and JSON
-// repeat it in the row.
+// A warning stays with its figure. A note on a cell becomes a mark in the cell
+// and a numbered line below the table. Equal notes share one number. CSV and JSON
+// repeat the note in the row.
 //
 //	err := table.Render(os.Stdout, table.Ladder(run), table.FormatText)
 package table
@@ -25,10 +25,10 @@ import (
 	"strings"
 )
 
-// Format is a way to write a table.
+// Format is an output format of a table.
 type Format string
 
-// The formats. FormatText is called "table" where users choose one.
+// The formats. Users know FormatText as "table".
 const (
 	FormatText     Format = "table"
 	FormatMarkdown Format = "markdown"
@@ -39,7 +39,7 @@ const (
 // Formats lists the formats as users name them.
 func Formats() []Format { return []Format{FormatText, FormatMarkdown, FormatCSV, FormatJSON} }
 
-// ParseFormat returns the format of that name. The error is one of usage.
+// ParseFormat returns the format with this name. An error is a usage error.
 func ParseFormat(name string) (Format, error) {
 	if f := Format(name); slices.Contains(Formats(), f) {
 		return f, nil
@@ -51,25 +51,25 @@ func ParseFormat(name string) (Format, error) {
 	return "", fmt.Errorf("unknown format %q: want one of %s", name, strings.Join(names, ", "))
 }
 
-// Table is rows of cells under columns, with what must be known to read them.
+// Table is rows of cells under columns, with a legend and notes.
 type Table struct {
 	Title   string
 	Columns []Column
-	Rows    [][]Cell // as many cells in each as there are columns
-	Legend  []string // what the columns mean; for people only
-	Notes   []string // doubts about the table as a whole, in every format
+	Rows    [][]Cell // one cell per column in each row
+	Legend  []string // meaning of the columns; for people only
+	Notes   []string // warnings about the table; in every format
 }
 
-// Align is the side of a column that its cells stand on.
+// Align is the alignment of a column.
 type Align int
 
-// The alignments: words stand left, numbers right.
+// The alignments: Left for words, Right for numbers.
 const (
 	Left Align = iota
 	Right
 )
 
-// Audience is who gets to see a column.
+// Audience selects the formats that show a column.
 type Audience int
 
 // The audiences. People read text and Markdown, machines CSV and JSON.
@@ -81,45 +81,46 @@ const (
 
 // Column describes one column.
 type Column struct {
-	// Name is the title that people read, with the unit: "p99 ms". It may have
-	// a line break where a narrow column is worth it.
+	// Name is the title for people, with the unit: "p99 ms". A line break in it
+	// keeps the column narrow.
 	Name string
-	// Key is the name that machines read, in lower case with the unit last:
-	// "p99_ns". Empty stands for Name with '_' for what is no letter or digit.
+	// Key is the name for machines, in lower case with the unit last: "p99_ns". If
+	// it is empty, the key is Name with '_' for every other character than letters
+	// and digits.
 	Key   string
 	Align Align
 	For   Audience
 }
 
-// column is one column of a table whose rows are values of type R, with what it shows of them.
+// column is a column of a table with rows of type R, and the function that makes its cells.
 type column[R any] struct {
 	Column
 	cell func(R) Cell
 }
 
-// words is a column of words. An empty key stands for the name, as in Column.
+// words is a left-aligned column. The key may be empty, see Column.
 func words[R any](name, key string, cell func(R) Cell) column[R] {
 	return column[R]{Column{Name: name, Key: key}, cell}
 }
 
-// numbers is a column of numbers.
+// numbers is a right-aligned column.
 func numbers[R any](name, key string, cell func(R) Cell) column[R] {
 	return column[R]{Column{Name: name, Key: key, Align: Right}, cell}
 }
 
-// machineOnly is a column that only machines read.
+// machineOnly is a column for CSV and JSON only.
 func machineOnly[R any](key string, cell func(R) Cell) column[R] {
 	return column[R]{Column{Key: key, For: Machines}, cell}
 }
 
-// part makes cells of something that not every row has. Rows without it get the other cell.
-func part[R, T any](of func(R) *T, other Cell) func(show func(T) Cell) func(R) Cell {
+// optional makes cells from a value that a row may lack. Rows without the value get the fallback cell.
+func optional[R, T any](of func(R) *T, fallback Cell) func(show func(T) Cell) func(R) Cell {
 	return func(show func(T) Cell) func(R) Cell {
 		return func(r R) Cell {
-			if p := of(r); p != nil {
-				return show(*p)
+			if value := of(r); value != nil {
+				return show(*value)
 			}
-			return other
+			return fallback
 		}
 	}
 }
@@ -140,11 +141,11 @@ func newTable[R any](title string, columns []column[R], rows []R, legend ...stri
 	return t
 }
 
-// setAudience says who gets to see the columns with those keys.
-func (t *Table) setAudience(reader Audience, keys ...string) {
+// setAudience sets the audience of the columns with these keys.
+func (t *Table) setAudience(audience Audience, keys ...string) {
 	for i, c := range t.Columns {
 		if slices.Contains(keys, c.key()) {
-			t.Columns[i].For = reader
+			t.Columns[i].For = audience
 		}
 	}
 }
@@ -153,7 +154,7 @@ func (t *Table) setAudience(reader Audience, keys ...string) {
 type Cell struct {
 	Text  string   // for people
 	Value any      // for machines: nil, bool, string, int, int64 or float64
-	Notes []string // doubts about this figure
+	Notes []string // warnings about this figure
 }
 
 // With returns the cell with notes added.
@@ -162,13 +163,13 @@ func (c Cell) With(notes ...string) Cell {
 	return c
 }
 
-// Render writes one table. JSON is an object with title, rows and notes, where
-// each row is an object with the columns' keys and the notes of its cells. CSV
-// has a header of keys and a last column for the notes of row and table.
+// Render writes one table. JSON is an object with title, rows and notes; each row
+// is an object with the columns' keys and the notes of its cells. CSV has a
+// header of keys; its last column holds the notes of the row and of the table.
 func Render(w io.Writer, t Table, f Format) error { return render(w, []Table{t}, f) }
 
-// RenderAll writes several tables: with an empty line between them, or in JSON
-// as one array of what Render writes.
+// RenderAll writes tables with an empty line between them. JSON is one array of
+// the objects that Render writes.
 func RenderAll(w io.Writer, tables []Table, f Format) error {
 	if f != FormatJSON {
 		return render(w, tables, f)
@@ -189,7 +190,7 @@ func render(w io.Writer, tables []Table, f Format) error {
 		FormatJSON: func(w io.Writer, t Table) error { return renderJSON(w, t.object()) },
 	}[f]
 	if one == nil {
-		return fmt.Errorf("render table: format %q is none of %v", f, Formats())
+		return fmt.Errorf("render table: unknown format %q: want one of %v", f, Formats())
 	}
 	for i, t := range tables {
 		if i > 0 {
@@ -208,7 +209,7 @@ func render(w io.Writer, tables []Table, f Format) error {
 	return nil
 }
 
-// check finds mistakes of whoever built the table.
+// check returns an error for a table that was built incorrectly.
 func (t Table) check() error {
 	keys := map[string]bool{"notes": true}
 	for _, c := range t.Columns {
@@ -240,12 +241,12 @@ func (c Column) key() string {
 	}, strings.ToLower(c.Name)), "_")
 }
 
-// only leaves out what is for somebody else.
-func (t Table) only(reader Audience) Table {
+// columnsFor returns the table with only the columns of one audience.
+func (t Table) columnsFor(audience Audience) Table {
 	kept := t
 	kept.Columns, kept.Rows = nil, make([][]Cell, len(t.Rows))
 	for i, c := range t.Columns {
-		if c.For != Everyone && c.For != reader {
+		if c.For != Everyone && c.For != audience {
 			continue
 		}
 		kept.Columns = append(kept.Columns, c)

@@ -29,7 +29,8 @@ func TestParseFormat(t *testing.T) {
 func TestMilliseconds(t *testing.T) {
 	for ns, want := range map[int64]string{
 		0: "0", 1: "0.00000100", 12_345: "0.0123", 999_500: "1.00", 1_000_000: "1.00", 9_996_000: "10.0",
-		12_300_000: "12.3", 123_456_000: "123", 999_600_000: "1,000", 1_234_567_000: "1,230", 60_000_000_000: "60,000", -1_500_000: "-1.50",
+		12_300_000: "12.3", 123_456_000: "123", 999_600_000: "1,000", 1_234_567_000: "1,230",
+		60_000_000_000: "60,000", -1_500_000: "-1.50",
 	} {
 		if got := Milliseconds(ns); got != want {
 			t.Errorf("%d ns is %q, want %q", ns, got, want)
@@ -86,11 +87,11 @@ func TestNotesAreSharedAndNumberedInReadingOrder(t *testing.T) {
  [2] first
  [3] third
 `
-	if diff := cmp.Diff(want, render1(t, table, FormatText)); diff != "" {
+	if diff := cmp.Diff(want, renderOne(t, table, FormatText)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	var decoded struct{ Rows []struct{ Notes []string } }
-	if err := json.Unmarshal([]byte(render1(t, table, FormatJSON)), &decoded); err != nil {
+	if err := json.Unmarshal([]byte(renderOne(t, table, FormatJSON)), &decoded); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff([]string{"third"}, decoded.Rows[1].Notes[1:]); diff != "" {
@@ -103,7 +104,8 @@ func TestNotesAreSharedAndNumberedInReadingOrder(t *testing.T) {
 
 func TestKeys(t *testing.T) {
 	for column, want := range map[Column]string{
-		{Name: "Default value"}: "default_value", {Name: "p99.9 ms"}: "p99_9_ms", {Name: "p99 ms", Key: "p99_ns"}: "p99_ns", {Name: " (x) "}: "x",
+		{Name: "Default value"}: "default_value", {Name: "p99.9 ms"}: "p99_9_ms",
+		{Name: "p99 ms", Key: "p99_ns"}: "p99_ns", {Name: " (x) "}: "x",
 	} {
 		if got := column.key(); got != want {
 			t.Errorf("%q has the key %q, want %q", column.Name, got, want)
@@ -111,8 +113,8 @@ func TestKeys(t *testing.T) {
 	}
 }
 
-// What the system under test says must not steer a terminal, break a row of
-// Markdown, or end a record of CSV.
+// Text from the system under test must not send commands to a terminal, break a
+// row of Markdown, or end a CSV record.
 func TestHostileText(t *testing.T) {
 	table := Table{
 		Title:   "a\nb",
@@ -120,7 +122,7 @@ func TestHostileText(t *testing.T) {
 		Rows:    [][]Cell{{Text("\x1b[2J|one\ntwo\r\u009b31m<b>").With("note\x07\nmore")}},
 	}
 	for _, f := range Formats() {
-		got := render1(t, table, f)
+		got := renderOne(t, table, f)
 		if strings.ContainsAny(got, "\x1b\x07\r\u009b") && f != FormatJSON {
 			t.Errorf("%s lets control characters through: %q", f, got)
 		}
@@ -139,10 +141,12 @@ func TestAudiences(t *testing.T) {
 		Rows:    [][]Cell{{Text("1"), Text("2"), Text("3")}},
 		Legend:  []string{"explained"},
 	}
-	if got, want := render1(t, table, FormatCSV), "both,machine,notes\n1,3,\n"; got != want {
+	if got, want := renderOne(t, table, FormatCSV), "both,machine,notes\n1,3,\n"; got != want {
 		t.Errorf("CSV is %q, want %q", got, want)
 	}
-	if got := render1(t, table, FormatMarkdown); !strings.Contains(got, "| 1    | 2      |") || strings.Contains(got, "machine") || !strings.Contains(got, "- explained") {
+	got := renderOne(t, table, FormatMarkdown)
+	if !strings.Contains(got, "| 1    | 2      |") || strings.Contains(got, "machine") ||
+		!strings.Contains(got, "- explained") {
 		t.Errorf("Markdown is %q", got)
 	}
 }
@@ -150,14 +154,17 @@ func TestAudiences(t *testing.T) {
 func TestMachineFormatsHoldPlainValues(t *testing.T) {
 	table := Table{
 		Columns: []Column{{Name: "n"}, {Name: "x"}, {Name: "b"}, {Name: "s"}, {Name: "none"}, {Name: "i"}},
-		Rows:    [][]Cell{{Count(1_234_567), Rate(1234.5), YesNo(false), Text(`a,"b`), Blank("no figure"), {Value: 7}}},
-		Notes:   []string{"p99<100ms"},
+		Rows: [][]Cell{{
+			Count(1_234_567), Rate(1234.5), YesNo(false), Text(`a,"b`), Blank("no figure"), {Value: 7},
+		}},
+		Notes: []string{"p99<100ms"},
 	}
-	records, err := csv.NewReader(strings.NewReader(render1(t, table, FormatCSV))).ReadAll()
+	records, err := csv.NewReader(strings.NewReader(renderOne(t, table, FormatCSV))).ReadAll()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"1234567", "1234.5", "false", `a,"b`, "", "7", "no figure; p99<100ms"}, records[1]); diff != "" {
+	record := []string{"1234567", "1234.5", "false", `a,"b`, "", "7", "no figure; p99<100ms"}
+	if diff := cmp.Diff(record, records[1]); diff != "" {
 		t.Errorf("CSV (-want +got):\n%s", diff)
 	}
 	want := `{
@@ -180,7 +187,7 @@ func TestMachineFormatsHoldPlainValues(t *testing.T) {
   ]
 }
 `
-	if diff := cmp.Diff(want, render1(t, table, FormatJSON)); diff != "" {
+	if diff := cmp.Diff(want, renderOne(t, table, FormatJSON)); diff != "" {
 		t.Errorf("JSON (-want +got):\n%s", diff)
 	}
 }
@@ -193,7 +200,7 @@ func TestTableWithoutRows(t *testing.T) {
 		FormatCSV:      "node,pid,notes\n",
 		FormatJSON:     "{\n  \"title\": \"Nodes\",\n  \"rows\": [],\n  \"notes\": []\n}\n",
 	} {
-		if diff := cmp.Diff(want, render1(t, table, f)); diff != "" {
+		if diff := cmp.Diff(want, renderOne(t, table, f)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", f, diff)
 		}
 	}
@@ -215,7 +222,8 @@ func TestSeveralTablesAreOneJSONDocument(t *testing.T) {
 func TestMistakesAreErrors(t *testing.T) {
 	twice := Table{Columns: []Column{{Name: "a"}, {Name: "A"}}}
 	short := Table{Columns: []Column{{Name: "a"}, {Name: "b"}}, Rows: [][]Cell{{Text("1")}}}
-	strange := Table{Columns: []Column{{Name: "a"}}, Rows: [][]Cell{{{Value: math.Inf(1)}}}}
+	infinity := Table{Columns: []Column{{Name: "a"}}, Rows: [][]Cell{{{Value: math.Inf(1)}}}}
+	list := Table{Columns: []Column{{Name: "a"}}, Rows: [][]Cell{{{Value: []int{1}}}}}
 	for _, test := range []struct {
 		name   string
 		table  Table
@@ -225,12 +233,13 @@ func TestMistakesAreErrors(t *testing.T) {
 		{"key twice", twice, FormatText, `two columns have the key "a"`},
 		{"reserved key", Table{Columns: []Column{{Name: "notes"}}}, FormatJSON, `the key "notes"`},
 		{"short row", short, FormatMarkdown, "row 1 has 1 cells for 2 columns"},
-		{"no format", Table{}, "", `format "" is none of [table markdown csv json]`},
-		{"infinity", strange, FormatJSON, "column a: json: unsupported value"},
-		{"no plain value", Table{Columns: []Column{{Name: "a"}}, Rows: [][]Cell{{{Value: []int{1}}}}}, FormatCSV, "a cell holds a []int"},
+		{"no format", Table{}, "", `unknown format "": want one of [table markdown csv json]`},
+		{"infinity", infinity, FormatJSON, "column a: json: unsupported value"},
+		{"no plain value", list, FormatCSV, "a cell has a value of type []int"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			if err := Render(new(bytes.Buffer), test.table, test.format); err == nil || !strings.Contains(err.Error(), test.want) {
+			err := Render(new(bytes.Buffer), test.table, test.format)
+			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v, want %q in it", err, test.want)
 			}
 			if test.format == FormatJSON {
@@ -256,7 +265,7 @@ type fullDisk struct{}
 
 func (fullDisk) Write([]byte) (int, error) { return 0, errFull }
 
-func render1(t *testing.T, table Table, f Format) string {
+func renderOne(t *testing.T, table Table, f Format) string {
 	t.Helper()
 	var out bytes.Buffer
 	if err := Render(&out, table, f); err != nil {
@@ -265,16 +274,16 @@ func render1(t *testing.T, table Table, f Format) string {
 	return out.String()
 }
 
-// Figures of the last of several repeats are not taken for those of all of them.
+// With repeats, the legend says that the figures are from the last repeat.
 func TestLadderOfRepeats(t *testing.T) {
 	run := plainRun()
 	legend := func() string { return strings.Join(Ladder(run).Legend, "\n") }
-	const said = "the figures at 200 rps are those of the last repeat"
-	if strings.Contains(legend(), said) {
+	const lastRepeat = "the figures at 200 rps are from the last repeat"
+	if strings.Contains(legend(), lastRepeat) {
 		t.Errorf("without repeats: %s", legend())
 	}
 	run.Cells[0].Steps = []results.Step{*run.Cells[0].Reference, *run.Cells[0].Reference}
-	if !strings.Contains(legend(), said) {
+	if !strings.Contains(legend(), lastRepeat) {
 		t.Errorf("with repeats: %s", legend())
 	}
 }

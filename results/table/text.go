@@ -18,9 +18,9 @@ import (
 func renderText(w io.Writer, t Table) error {
 	var out bytes.Buffer
 	if t.Title != "" {
-		fmt.Fprintf(&out, "%s\n", plain(t.Title))
+		fmt.Fprintf(&out, "%s\n", oneLine(t.Title))
 	}
-	t, notes := numbered(t.only(People))
+	t, notes := numberNotes(t.columnsFor(People))
 	if err := grid(&out, t, renderer.NewBlueprint(tw.Rendition{
 		Borders: tw.BorderNone,
 		Symbols: tw.NewSymbols(tw.StyleLight),
@@ -28,14 +28,14 @@ func renderText(w io.Writer, t Table) error {
 			Separators: tw.Separators{BetweenColumns: tw.Off},
 			Lines:      tw.Lines{ShowHeaderLine: tw.On},
 		},
-	}), plain); err != nil {
+	}), oneLine); err != nil {
 		return err
 	}
 	for _, line := range slices.Concat(notes, t.Notes, t.Legend) {
-		fmt.Fprintf(&out, " %s\n", plain(line))
+		fmt.Fprintf(&out, " %s\n", oneLine(line))
 	}
 	for line := range bytes.Lines(out.Bytes()) {
-		// The grid pads its last column; a terminal does not need that.
+		// The grid pads the last column with spaces.
 		if _, err := fmt.Fprintf(w, "%s\n", bytes.TrimRight(line, " \n")); err != nil {
 			return err
 		}
@@ -43,18 +43,18 @@ func renderText(w io.Writer, t Table) error {
 	return nil
 }
 
-// renderMarkdown writes the same for GitHub and the like.
+// renderMarkdown writes title, grid, legend and notes as Markdown with a GitHub table.
 func renderMarkdown(w io.Writer, t Table) error {
 	var out bytes.Buffer
 	if t.Title != "" {
-		fmt.Fprintf(&out, "### %s\n\n", escaped(t.Title))
+		fmt.Fprintf(&out, "### %s\n\n", markdownLine(t.Title))
 	}
-	t, notes := numbered(t.only(People))
+	t, notes := numberNotes(t.columnsFor(People))
 	for i := range t.Columns {
-		// Markdown has one line for titles.
+		// A Markdown header is one line.
 		t.Columns[i].Name = strings.ReplaceAll(t.Columns[i].Name, "\n", " ")
 	}
-	if err := grid(&out, t, renderer.NewMarkdown(), escaped); err != nil {
+	if err := grid(&out, t, renderer.NewMarkdown(), markdownLine); err != nil {
 		return err
 	}
 	lines := slices.Concat(notes, t.Notes, t.Legend)
@@ -62,13 +62,13 @@ func renderMarkdown(w io.Writer, t Table) error {
 		fmt.Fprintln(&out)
 	}
 	for _, line := range lines {
-		fmt.Fprintf(&out, "- %s\n", escaped(line))
+		fmt.Fprintf(&out, "- %s\n", markdownLine(line))
 	}
 	_, err := w.Write(out.Bytes())
 	return err
 }
 
-// grid writes titles and cells. A table with no column for people has none.
+// grid writes the header and the cells. It writes nothing for a table without columns.
 func grid(w io.Writer, t Table, r tw.Renderer, clean func(string) string) error {
 	if len(t.Columns) == 0 {
 		return nil
@@ -101,9 +101,9 @@ func grid(w io.Writer, t Table, r tw.Renderer, clean func(string) string) error 
 	return writer.Render()
 }
 
-// numbered puts marks into the cells that have notes, and returns the notes
-// with their numbers, each text once, in the order in which a reader meets them.
-func numbered(t Table) (Table, []string) {
+// numberNotes appends the numbers of their notes to the cells. It returns the
+// numbered notes, each text once, in reading order of the cells.
+func numberNotes(t Table) (Table, []string) {
 	var notes []string
 	marked := t
 	marked.Rows = make([][]Cell, len(t.Rows))
@@ -128,7 +128,7 @@ func numbered(t Table) (Table, []string) {
 	return marked, notes
 }
 
-// withMarks appends " [1,2]".
+// withMarks appends the numbers to the text: " [1,2]".
 func withMarks(text string, numbers []int) string {
 	if len(numbers) == 0 {
 		return text
@@ -141,9 +141,9 @@ func withMarks(text string, numbers []int) string {
 	return strings.TrimSpace(text + " [" + strings.Join(marks, ",") + "]")
 }
 
-// plain makes one harmless line of a text. Causes of errors come from the
-// system under test: what it says must not steer the reader's terminal.
-func plain(s string) string {
+// oneLine returns the text as one line without control characters. Error causes
+// come from the system under test and must not send commands to the terminal.
+func oneLine(s string) string {
 	s = strings.ReplaceAll(strings.TrimSpace(s), "\n", "; ")
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
@@ -153,7 +153,7 @@ func plain(s string) string {
 	}, s)
 }
 
-// escaped is plain for a place where '|' ends a cell and '<' begins a tag.
-func escaped(s string) string {
-	return strings.NewReplacer("|", `\|`, "<", `\<`).Replace(plain(s))
+// markdownLine is oneLine with '|' and '<' escaped for Markdown.
+func markdownLine(s string) string {
+	return strings.NewReplacer("|", `\|`, "<", `\<`).Replace(oneLine(s))
 }

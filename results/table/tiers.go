@@ -6,7 +6,7 @@ import (
 	"github.com/stagebench/stagebench/results"
 )
 
-// staleAnswers shows what clients saw of copies that were behind and of caches.
+// staleAnswers shows the stale reads of replicas and caches.
 func staleAnswers(s results.Step) Table {
 	type reads struct {
 		of            string
@@ -22,8 +22,7 @@ func staleAnswers(s results.Step) Table {
 			rows = append(rows, reads{"the cache", a.Hits, a.StaleHits, a.HitShare(), a.HitAgeNS})
 		}
 		if a.RYWViolations > 0 {
-			notes = append(notes, Count(a.RYWViolations).Text+
-				" stale reads were by the user whose own write they did not show")
+			notes = append(notes, ownWritesMissed(*a))
 		}
 	}
 	t := newTable("Stale answers", []column[reads]{
@@ -39,13 +38,13 @@ func staleAnswers(s results.Step) Table {
 	return t
 }
 
-// cacheCount is what web hosts found in the cache, or what one of its hosts counted.
+// cacheCount is one row of the cache table: the counts of the web tier or of one cache host.
 type cacheCount struct {
 	results.CacheReads
-	host *results.CacheNode // nil = web hosts
+	host *results.CacheNode // nil = the web tier
 }
 
-// cacheTier shows what web hosts found in the cache, and what each of its hosts reports.
+// cacheTier shows the cache reads that the web tier counted, and the figures of each cache host.
 func cacheTier(s results.Step) Table {
 	var rows []cacheCount
 	if s.Cache != nil {
@@ -57,15 +56,15 @@ func cacheTier(s results.Step) Table {
 		writesBack = writesBack || n.WriteBack != nil && *n.WriteBack != results.WriteBack{}
 	}
 	hostOf := func(c cacheCount) *results.CacheNode { return c.host }
-	host := part(hostOf, Blank())
-	back := part(func(c cacheCount) *results.WriteBack {
+	host := optional(hostOf, Blank())
+	writeBack := optional(func(c cacheCount) *results.WriteBack {
 		if c.host == nil {
 			return nil
 		}
 		return c.host.WriteBack
 	}, Blank())
 	t := newTable("Cache", []column[cacheCount]{
-		words("counted by", "node", part(hostOf, Text("web tier"))(cacheName)),
+		words("counted by", "node", optional(hostOf, Text("web tier"))(cacheName)),
 		numbers("hits", "", func(c cacheCount) Cell { return Count(c.Hits) }),
 		numbers("misses", "", func(c cacheCount) Cell { return Count(c.Misses) }),
 		numbers("hit ratio", "", func(c cacheCount) Cell {
@@ -79,13 +78,13 @@ func cacheTier(s results.Step) Table {
 		numbers("entries", "", host(func(n results.CacheNode) Cell { return Count(n.Entries) })),
 		numbers("MB", "bytes", host(func(n results.CacheNode) Cell { return megabytes(n.Bytes) })),
 		numbers("of MB", "limit_bytes", host(func(n results.CacheNode) Cell { return megabytes(n.LimitBytes) })),
-		numbers("unflushed", "", back(func(w results.WriteBack) Cell { return Count(w.Unflushed) })),
-		numbers("flushed", "", back(func(w results.WriteBack) Cell { return Count(w.Flushed) })),
-		numbers("refused", "", back(func(w results.WriteBack) Cell { return Count(w.Refused) })),
+		numbers("unflushed", "", writeBack(func(w results.WriteBack) Cell { return Count(w.Unflushed) })),
+		numbers("flushed", "", writeBack(func(w results.WriteBack) Cell { return Count(w.Flushed) })),
+		numbers("refused", "", writeBack(func(w results.WriteBack) Cell { return Count(w.Refused) })),
 	}, rows)
 	if writesBack {
-		t.Legend = []string{"unflushed: acknowledged writes that the host holds and the database does not have yet; " +
-			"refused: those that it did not take, which are lost"}
+		t.Legend = []string{"unflushed: acknowledged writes that the database does not have yet; " +
+			"refused: writes that the database refused, which are lost"}
 	} else {
 		t.setAudience(Machines, "unflushed", "flushed", "refused")
 	}
@@ -94,13 +93,13 @@ func cacheTier(s results.Step) Table {
 
 func cacheName(n results.CacheNode) Cell {
 	if n.SinceStart {
-		return Text(n.Node).With("its counts are those since it was started: " +
-			"that was during the step, or it did not answer at the beginning")
+		return Text(n.Node).With("its counts are totals since start: " +
+			"it started during the step, or did not answer at the beginning of the step")
 	}
 	return Text(n.Node)
 }
 
-// databases shows what web and cache hosts asked of the databases.
+// databases shows the calls of web and cache hosts to the databases.
 func databases(s results.Step) Table {
 	var rows []results.DatabaseCalls
 	if s.Database != nil {
@@ -112,10 +111,10 @@ func databases(s results.Step) Table {
 		numbers("ops per request", "operations_per_request", func(results.DatabaseCalls) Cell {
 			return operationsPerRequest(s)
 		}),
-	}, rows, "round trips of web and cache hosts to the databases; a batch of write-back is one")
+	}, rows, "round trips from web and cache hosts to the databases; a write-back batch counts as one")
 }
 
-// operationsPerRequest is how often a database was asked for one request.
+// operationsPerRequest is a cell with the number of database calls per sent request.
 func operationsPerRequest(s results.Step) Cell {
 	if s.Database == nil {
 		return Blank()
@@ -123,10 +122,10 @@ func operationsPerRequest(s results.Step) Cell {
 	return Number(float64(s.Database.Reads+s.Database.Writes) / float64(max(s.Ledger.Sent, 1)))
 }
 
-// figures shows the declared figures that no other table shows.
+// figures shows the tiers' figures that no other table shows.
 func figures(s results.Step) Table {
 	s.Figures = slices.DeleteFunc(slices.Clone(s.Figures), func(f results.Figure) bool {
-		return f.Name == "cache_evictions" // the cache table has it host by host
+		return f.Name == "cache_evictions" // shown per host in the cache table
 	})
 	rows := []results.Step{s}
 	columns, legend := figureColumns(rows, func(s results.Step) results.Step { return s })

@@ -7,8 +7,8 @@ import (
 	"github.com/stagebench/stagebench/results"
 )
 
-// Traces shows what became of the lines of replayed traces, and by which reasons
-// requests were not sent; nothing where there was no trace.
+// Traces shows how the lines of replayed traces were used, and why lines were
+// skipped. It ignores nil traces, and returns no table without traces.
 func Traces(traces ...*results.Trace) []Table {
 	type trace = *results.Trace
 	type skip struct {
@@ -40,8 +40,8 @@ func Traces(traces ...*results.Trace) []Table {
 			numbers("clients", "", func(t trace) Cell { return Count(t.Clients) }),
 			numbers("span s\nas logged", "span_ns", func(t trace) Cell { return seconds(t.SpanNS) }),
 			numbers("length s\nas replayed", "length_ns", func(t trace) Cell { return seconds(t.LengthNS) }),
-		}, traces, "lines = mapped + skipped; of those skipped some are broken lines; "+
-			"requests that were out of order were sorted by their times"),
+		}, traces, "lines = mapped + skipped; skipped includes broken lines; "+
+			"out-of-order requests were sorted by their times"),
 		newTable("Skipped lines", []column[skip]{
 			words("reason", "", func(s skip) Cell { return Text(s.reason) }),
 			numbers("lines", "", func(s skip) Cell { return Count(s.lines) }),
