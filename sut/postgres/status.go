@@ -186,7 +186,8 @@ func (v *serverState) query(ctx context.Context, conn *pgx.Conn) error {
 func (s *Server) fillReplicaStatus(status *sut.ReplicationStatus, v serverState, now time.Time) {
 	c := &s.replica
 	status.LagNS = c.heartbeats.lag(now)
-	status.Connected = v.receiver == "streaming"
+	// The receiver of a lost replica reconnects and is refused, again and again.
+	status.Connected = v.receiver == "streaming" && c.lost == ""
 	if c.target == 0 && status.Connected {
 		c.target = v.primaryEnd
 	}

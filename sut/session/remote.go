@@ -54,9 +54,16 @@ func Handler(sessions Lookup) http.Handler {
 
 // Remote looks up sessions at other hosts. It cannot start or end a session.
 type Remote struct {
-	client    *http.Client
 	requestID func(context.Context) string
-	peers     swap.Value[[]sut.Peer]
+	hosts     swap.Value[hosts]
+}
+
+// hosts are the peers that are asked at one time, with a client of their own. A client that
+// outlived them would break lookups at the next hosts: closing idle connections fails a
+// lookup whose response has arrived but has not been delivered.
+type hosts struct {
+	peers  []sut.Peer
+	client *http.Client
 }
 
 // remoteTimeout bounds one lookup.
@@ -72,10 +79,7 @@ func NewRemote(peers []sut.Peer, requestID func(context.Context) string) *Remote
 	if requestID == nil {
 		requestID = func(context.Context) string { return "" }
 	}
-	r := &Remote{requestID: requestID, client: &http.Client{
-		Timeout:   remoteTimeout,
-		Transport: &http.Transport{MaxIdleConnsPerHost: remoteIdle, IdleConnTimeout: time.Minute, DisableCompression: true},
-	}}
+	r := &Remote{requestID: requestID}
 	_ = r.SetPeers(context.Background(), peers) // cannot fail: there are no earlier lookups
 	return r
 }
@@ -83,14 +87,18 @@ func NewRemote(peers []sut.Peer, requestID func(context.Context) string) *Remote
 // SetPeers replaces the hosts. It waits until all lookups at earlier hosts have ended, or
 // returns the error of ctx.
 func (r *Remote) SetPeers(ctx context.Context, peers []sut.Peer) error {
-	return r.peers.Replace(slices.Clone(peers), func([]sut.Peer) { r.client.CloseIdleConnections() })(ctx)
+	next := hosts{slices.Clone(peers), &http.Client{
+		Timeout:   remoteTimeout,
+		Transport: &http.Transport{MaxIdleConnsPerHost: remoteIdle, IdleConnTimeout: time.Minute, DisableCompression: true},
+	}}
+	return r.hosts.Replace(next, func(before hosts) { before.client.CloseIdleConnections() })(ctx)
 }
 
 // Peers returns the hosts. The caller must not modify them.
 func (r *Remote) Peers() []sut.Peer {
-	peers, done := r.peers.Use()
+	hosts, done := r.hosts.Use()
 	defer done()
-	return peers
+	return hosts.peers
 }
 
 // Start always returns an error, because this host cannot store a session.
@@ -102,13 +110,13 @@ func (r *Remote) Start(context.Context, photos.ID) (string, time.Time, error) {
 // is photos.ErrNotFound. If it does not answer, the error is photos.ErrUnavailable.
 func (r *Remote) User(ctx context.Context, token string) (photos.ID, error) {
 	host, _, _ := strings.Cut(token, ".")
-	peers, done := r.peers.Use()
+	hosts, done := r.hosts.Use()
 	defer done()
-	i := slices.IndexFunc(peers, func(p sut.Peer) bool { return p.Node == host })
+	i := slices.IndexFunc(hosts.peers, func(p sut.Peer) bool { return p.Node == host })
 	if i < 0 || !plain(token) {
 		return 0, fmt.Errorf("session: %w", photos.ErrNotFound)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+peers[i].Address+Path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+hosts.peers[i].Address+Path, nil)
 	if err != nil {
 		return 0, fmt.Errorf("session: %w", err)
 	}
@@ -116,7 +124,7 @@ func (r *Remote) User(ctx context.Context, token string) (photos.ID, error) {
 	if id := r.requestID(ctx); id != "" {
 		req.Header.Set(sut.RequestIDHeader, id)
 	}
-	response, err := r.client.Do(req)
+	response, err := hosts.client.Do(req)
 	if err != nil {
 		return 0, fmt.Errorf("session: %w: %w", photos.ErrUnavailable, err)
 	}
@@ -147,4 +155,8 @@ func (r *Remote) End(context.Context, string) error {
 }
 
 // Close closes idle connections.
-func (r *Remote) Close() { r.client.CloseIdleConnections() }
+func (r *Remote) Close() {
+	hosts, done := r.hosts.Use()
+	defer done()
+	hosts.client.CloseIdleConnections()
+}

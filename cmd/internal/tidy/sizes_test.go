@@ -26,33 +26,88 @@ const (
 // tooLarge lists what is allowed to be larger than the limits, with its size:
 // functions as "path/file.go Name" or "path/file.go Type.Name", files as
 // "path/file.go", packages as "path". Sizes may only shrink.
-func tooLarge() map[string]int { return map[string]int{} }
+func tooLarge() map[string]int {
+	return map[string]int{
+		"results/history/history_test.go TestJudge":   86,  // rows of a table
+		"results/history/history_test.go TestResolve": 109, // rows of a table
+		"sut/balance/dispatch_test.go TestDispatch":   96,  // rows of a table
+	}
+}
 
 func TestSizes(t *testing.T) { report(t, repository(t).checkSizes(tooLarge())) }
 
-func TestWidth(t *testing.T) { report(t, repository(t).checkWidth()) }
+// wideFolders lists the folders that have lines over the limit, with how many. The numbers
+// may only shrink.
+func wideFolders() map[string]int {
+	return map[string]int{
+		".":                           185,
+		"cmd/internal/cell":           49,
+		"cmd/internal/load":           5,
+		"cmd/internal/tidy":           68,
+		"cmd/stagebench":              60,
+		"results/live":                3,
+		"results/rundir":              4,
+		"sut/balance/balancetest":     17,
+		"sut/cache":                   18,
+		"sut/cache/cacheproxy":        27,
+		"sut/haproxy":                 32,
+		"sut/node":                    44,
+		"sut/node/dbadmin":            1,
+		"sut/node/process":            4,
+		"sut/resp":                    15,
+		"sut/resp/resptest":           3,
+		"sut/sqlite":                  47,
+		"sut/sqlite/multiprimary":     8,
+		"targets/budget":              7,
+		"targets/local":               31,
+		"workloads/driver/drivertest": 40,
+		"workloads/pace":              1,
+		"workloads/preset":            12,
+		"workloads/trace":             10,
+	}
+}
 
-// checkWidth finds lines of Go files, the Makefile and documents that are too wide. What a
-// document quotes, in tables and code blocks, keeps its width.
-func (t *tree) checkWidth() []string {
+func TestWidth(t *testing.T) { report(t, repository(t).checkWidth(wideFolders())) }
+
+// checkWidth finds lines of Go files, the Makefile and documents that are too wide. Tables
+// and code blocks of documents are exempt, because they quote what is as wide.
+func (t *tree) checkWidth(exceptions map[string]int) []string {
 	var problems []string
+	wide := map[string][]string{} // by folder
 	for _, name := range slices.Sorted(maps.Keys(t.texts)) {
-		document := path.Ext(name) == ".md"
-		if path.Ext(name) != ".go" && path.Base(name) != "Makefile" && !document || strings.Contains(name, "testdata/") {
-			continue
+		for _, number := range wideLines(name, t.texts[name]) {
+			wide[path.Dir(name)] = append(wide[path.Dir(name)], fmt.Sprintf("%s:%d", name, number))
 		}
-		quoted := false
-		for number, line := range strings.Split(t.texts[name], "\n") {
-			if document && strings.HasPrefix(line, "```") {
-				quoted = !quoted
-			}
-			width := utf8.RuneCountInString(line)
-			if width > lineCharacters && !quoted && !(document && strings.HasPrefix(line, "|")) {
-				problems = append(problems, fmt.Sprintf("width: %s:%d: %d characters, the limit is %d: break the line", name, number+1, width, lineCharacters))
-			}
+		exceptions := exceptions[path.Dir(name)]
+		if found := wide[path.Dir(name)]; len(found) > exceptions && len(found) > 0 && strings.HasPrefix(found[len(found)-1], name+":") {
+			problems = append(problems, fmt.Sprintf("width: %s has more than %d characters: break the line", found[len(found)-1], lineCharacters))
+		}
+	}
+	for _, folder := range slices.Sorted(maps.Keys(exceptions)) {
+		if got := len(wide[folder]); got < exceptions[folder] {
+			problems = append(problems, fmt.Sprintf("width: %s has %d wide lines: lower its exception from %d", folder, got, exceptions[folder]))
 		}
 	}
 	return problems
+}
+
+// wideLines returns the numbers of the lines of a file that are over the limit.
+func wideLines(name, text string) (numbers []int) {
+	document := path.Ext(name) == ".md"
+	if path.Ext(name) != ".go" && path.Base(name) != "Makefile" && !document || strings.Contains(name, "testdata/") {
+		return nil
+	}
+	quoted := false
+	for i, line := range strings.Split(text, "\n") {
+		if document && strings.HasPrefix(line, "```") {
+			quoted = !quoted
+		}
+		exempt := quoted || document && strings.HasPrefix(line, "|")
+		if utf8.RuneCountInString(line) > lineCharacters && !exempt {
+			numbers = append(numbers, i+1)
+		}
+	}
+	return numbers
 }
 
 func (t *tree) checkSizes(exceptions map[string]int) []string {

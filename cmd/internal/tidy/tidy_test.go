@@ -12,7 +12,6 @@ import (
 // TestChecks shows of every check that it finds what it is there to find, and
 // nothing else. Each case is a small tree with all the problems it should have.
 func TestChecks(t *testing.T) {
-	wide := strings.Repeat("é", lineCharacters+1) + "\n"
 	for _, test := range []struct {
 		name  string
 		check func(*tree) []string
@@ -37,9 +36,8 @@ func TestChecks(t *testing.T) {
 		{"text", (*tree).checkText, textExample(), []string{
 			"README.md:1:", "README.md:2:", "a/testdata/x.txt:1:", "a/testdata/x.txt:2:", "build/ci.yaml:1:",
 		}},
-		{"wide lines", (*tree).checkWidth, "-- go.mod --\nmodule m\n-- a/testdata/x.txt --\n" + wide + "-- a/a.go --\npackage a\n// " + wide +
-			"-- Makefile --\n" + wide + "-- README.md --\n| " + wide + "```\n" + wide + "```\n" + wide, []string{
-			"Makefile:1: 121 characters", "README.md:5: 121 characters", "a/a.go:2: 124 characters",
+		{"width", func(t *tree) []string { return t.checkWidth(map[string]int{"a": 1, "b": 2}) }, widthExample(), []string{
+			"Makefile:1 has more than 120", "README.md:5 has more than 120", "b has 1 wide lines: lower its exception from 2",
 		}},
 		{"state", (*tree).checkState, stateExample, []string{
 			"a/a.go:8: blank import of embed/fake", "a/a.go:19: package variable table", "a/a.go:20: package variable zero",
@@ -304,6 +302,13 @@ var counter int
 package main
 import _ "m/a"
 `
+
+func widthExample() string {
+	wide := strings.Repeat("é", lineCharacters+1) + "\n"
+	return "-- go.mod --\nmodule m\n-- a/testdata/x.txt --\n" + wide + "-- a/a.go --\npackage a\n// " + wide +
+		"-- b/b.go --\npackage b\n// " + wide + "-- Makefile --\n" + wide +
+		"-- README.md --\n| " + wide + "```\n" + wide + "```\n" + wide
+}
 
 const sleepsExample = `
 -- go.mod --
