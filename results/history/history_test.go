@@ -390,8 +390,8 @@ func TestRecorder(t *testing.T) {
 	}
 }
 
-// A step of 30 s at 5,000 ops/s. Half of the ops are writes. A fifth of the ops is on one
-// record, and every read is stale.
+// A step of 30 s at 5,000 ops/s. Half of the ops are writes, a fifth of all ops is on one record,
+// and most reads are stale.
 func BenchmarkStep(b *testing.B) {
 	random := rand.New(rand.NewPCG(1, 1))
 	outcomes := make([]results.Outcome, 150_000)
