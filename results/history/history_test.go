@@ -24,12 +24,32 @@ func hit(user int, sent, done, version int64) history.Seen {
 	return history.Seen{Cached: true, User: user, Sent: sent, Done: done, Version: version}
 }
 
-func TestJudge(t *testing.T) {
-	for name, test := range map[string]struct {
-		before, seen []history.Seen
-		reads, hits  int64
-		want         []history.StaleRead
-	}{
+type judgeCase struct {
+	before, seen []history.Seen
+	reads, hits  int64
+	want         []history.StaleRead
+}
+
+func checkJudge(t *testing.T, cases map[string]judgeCase) {
+	t.Helper()
+	for name, test := range cases {
+		t.Run(name, func(t *testing.T) {
+			_, past := history.Judge(history.Past{}, test.before)
+			slices.Reverse(test.seen) // the order of the ops must not matter
+			v, _ := history.Judge(past, test.seen)
+			if v.Reads != test.reads || v.Hits != test.hits {
+				t.Errorf("%d reads and %d hits judged, want %d and %d", v.Reads, v.Hits, test.reads, test.hits)
+			}
+			byAge := cmpopts.SortSlices(func(a, b history.StaleRead) bool { return a.AgeNS < b.AgeNS })
+			if diff := cmp.Diff(test.want, v.Stale, cmpopts.EquateEmpty(), byAge); diff != "" {
+				t.Errorf("stale (-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestJudgeOneWrite(t *testing.T) {
+	checkJudge(t, map[string]judgeCase{
 		"no ops":                       {},
 		"newest version":               {seen: []history.Seen{write(1, 0, 10, 2), read(2, 20, 30, 2)}, reads: 1},
 		"newer than acknowledged":      {seen: []history.Seen{write(1, 0, 10, 2), read(2, 20, 30, 5)}, reads: 1},
@@ -51,6 +71,23 @@ func TestJudge(t *testing.T) {
 			seen:  []history.Seen{write(1, 0, 10, 2), read(2, 5, 30, 1), read(2, 10, 30, 1)},
 			reads: 2,
 		},
+		"no record after the ack": {
+			seen:  []history.Seen{write(1, 0, 10, 1), read(1, 15, 16, 0)},
+			reads: 1, want: []history.StaleRead{{AgeNS: 5, OwnWrite: true}},
+		},
+		"stale cache hits": {
+			seen: []history.Seen{
+				write(1, 0, 10, 2), hit(2, 5, 6, 1), hit(2, 15, 16, 1), read(2, 17, 18, 1), hit(2, 19, 20, 2),
+				hit(1, 21, 22, 1),
+			},
+			reads: 5, hits: 4,
+			want: []history.StaleRead{{AgeNS: 5, Cached: true}, {AgeNS: 7}, {AgeNS: 11, OwnWrite: true, Cached: true}},
+		},
+	})
+}
+
+func TestJudgeManyWrites(t *testing.T) {
+	checkJudge(t, map[string]judgeCase{
 		"the age counts from the first newer version": {
 			seen: []history.Seen{
 				write(1, 0, 10, 2), write(1, 11, 20, 3), write(1, 21, 30, 4),
@@ -65,21 +102,9 @@ func TestJudge(t *testing.T) {
 			},
 			reads: 3, want: []history.StaleRead{{AgeNS: 5}, {AgeNS: 20}, {AgeNS: 21, OwnWrite: true}},
 		},
-		"stale cache hits": {
-			seen: []history.Seen{
-				write(1, 0, 10, 2), hit(2, 5, 6, 1), hit(2, 15, 16, 1), read(2, 17, 18, 1), hit(2, 19, 20, 2),
-				hit(1, 21, 22, 1),
-			},
-			reads: 5, hits: 4,
-			want: []history.StaleRead{{AgeNS: 5, Cached: true}, {AgeNS: 7}, {AgeNS: 11, OwnWrite: true, Cached: true}},
-		},
 		"own write returned, a newer one of another user not": {
 			seen:  []history.Seen{write(1, 0, 10, 2), write(2, 11, 20, 3), read(1, 30, 31, 2)},
 			reads: 1, want: []history.StaleRead{{AgeNS: 10}},
-		},
-		"no record after the ack": {
-			seen:  []history.Seen{write(1, 0, 10, 1), read(1, 15, 16, 0)},
-			reads: 1, want: []history.StaleRead{{AgeNS: 5, OwnWrite: true}},
 		},
 		"acknowledged in an earlier step": {
 			before: []history.Seen{write(1, 0, 10, 2), read(1, 5, 6, 1), write(2, 11, 12, 3)},
@@ -96,20 +121,7 @@ func TestJudge(t *testing.T) {
 			},
 			reads: 3, want: []history.StaleRead{{AgeNS: 90}, {AgeNS: 110}},
 		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			_, past := history.Judge(history.Past{}, test.before)
-			slices.Reverse(test.seen) // the order of the ops must not matter
-			v, _ := history.Judge(past, test.seen)
-			if v.Reads != test.reads || v.Hits != test.hits {
-				t.Errorf("%d reads and %d hits judged, want %d and %d", v.Reads, v.Hits, test.reads, test.hits)
-			}
-			byAge := cmpopts.SortSlices(func(a, b history.StaleRead) bool { return a.AgeNS < b.AgeNS })
-			if diff := cmp.Diff(test.want, v.Stale, cmpopts.EquateEmpty(), byAge); diff != "" {
-				t.Errorf("stale (-want +got)\n%s", diff)
-			}
-		})
-	}
+	})
 }
 
 // Judge does not change its arguments: two calls with the same past agree.
@@ -193,12 +205,30 @@ func concurrent(versions ...int64) (all []history.Ack) {
 	return all
 }
 
-func TestResolve(t *testing.T) {
-	for name, test := range map[string]struct {
-		written history.Written
-		final   int64 // -1 = the record could not be read
-		want    results.Writes
-	}{
+type resolveCase struct {
+	written history.Written
+	final   int64 // -1 = the record could not be read
+	want    results.Writes
+}
+
+func checkResolve(t *testing.T, cases map[string]resolveCase) {
+	t.Helper()
+	for name, test := range cases {
+		t.Run(name, func(t *testing.T) {
+			test.written.Record = "/r"
+			readBack := map[string]int64{}
+			if test.final >= 0 {
+				readBack["/r"] = test.final
+			}
+			if diff := cmp.Diff(test.want, history.Resolve([]history.Written{test.written}, readBack)); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestResolveAcknowledged(t *testing.T) {
+	checkResolve(t, map[string]resolveCase{
 		"no loss": {
 			history.Written{Acks: acks(2, 3, 4), Lowest: 1},
 			4,
@@ -249,6 +279,11 @@ func TestResolve(t *testing.T) {
 			2,
 			results.Writes{Acknowledged: 5, Lost: 4},
 		},
+	})
+}
+
+func TestResolveAmbiguous(t *testing.T) {
+	checkResolve(t, map[string]resolveCase{
 		"an ambiguous write reused version 12, found because 13 is acknowledged twice": {
 			history.Written{Acks: acks(11, 12, 13, 13), Ambiguous: 1, Lowest: 10},
 			13,
@@ -289,18 +324,7 @@ func TestResolve(t *testing.T) {
 			8,
 			results.Writes{Ambiguous: 2},
 		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			test.written.Record = "/r"
-			readBack := map[string]int64{}
-			if test.final >= 0 {
-				readBack["/r"] = test.final
-			}
-			if diff := cmp.Diff(test.want, history.Resolve([]history.Written{test.written}, readBack)); diff != "" {
-				t.Errorf("(-want +got)\n%s", diff)
-			}
-		})
-	}
+	})
 }
 
 // In random small histories, a primary dies whose replica lags behind. The number
@@ -390,8 +414,8 @@ func TestRecorder(t *testing.T) {
 	}
 }
 
-// A step of 30 s at 5,000 ops/s. Half of the ops are writes. A fifth of the ops is on one
-// record, and every read is stale.
+// A step of 30 s at 5,000 ops/s. Half of the ops are writes, a fifth of all ops is on one record,
+// and most reads are stale.
 func BenchmarkStep(b *testing.B) {
 	random := rand.New(rand.NewPCG(1, 1))
 	outcomes := make([]results.Outcome, 150_000)

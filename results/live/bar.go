@@ -12,19 +12,19 @@ import (
 )
 
 const (
-	// barTotal is the length of the bar in steps of its own; what they stand
-	// for is time.
+	// barTotal is the number of positions of the bar. Its progress is the share of
+	// the time that is over.
 	barTotal = 1000
-	// refresh is how often the bar is redrawn. It shares the cores with the load
-	// driver, so not more often than somebody wants to know.
+	// refresh is the time between two drawings of the bar. It is long, because drawing
+	// shares the CPU with the load driver.
 	refresh = 500 * time.Millisecond
 )
 
-// bar is the screen of a terminal.
+// bar is the screen for a terminal.
 //
-// mpb draws from goroutines of its own, and waits for them in its own calls. So
-// they read the view from an atomic pointer: if they took the lock that the
-// caller of those calls holds, both would wait for each other.
+// The library mpb draws in its own goroutines, and its methods wait for them. These
+// goroutines read the view from an atomic pointer. If they took the lock of the
+// caller instead, they would deadlock with it.
 type bar struct {
 	view      atomic.Pointer[view]
 	container *mpb.Progress
@@ -43,7 +43,7 @@ func newBar(w io.Writer, v view) *bar {
 	return b
 }
 
-// head is what stands left of the bar.
+// head returns the text left of the bar.
 func (b *bar) head() string {
 	v := b.view.Load()
 	if v.name == "" {
@@ -52,7 +52,7 @@ func (b *bar) head() string {
 	return v.cellText()
 }
 
-// tail is what stands right of the bar.
+// tail returns the text right of the bar.
 func (b *bar) tail() string {
 	v := b.view.Load()
 	parts := []string{v.stepText(), v.figuresText(), v.leftText(time.Now())}
@@ -70,13 +70,13 @@ func (b *bar) show(v view) {
 		elapsed := now.Sub(v.run)
 		share = float64(elapsed) / float64(max(1, elapsed+left))
 	}
-	// A full bar would end itself; only close does that.
+	// A full bar would end itself. Only close may end it.
 	b.bar.SetCurrent(min(int64(share*barTotal), barTotal-1))
 }
 
 func (b *bar) print(text string) { _, _ = io.WriteString(b.container, text) } // see the package comment
 
-// close erases the bar and waits until nothing draws any more.
+// close erases the bar and waits until drawing has ended.
 func (b *bar) close() {
 	b.bar.Abort(true)
 	b.container.Wait()

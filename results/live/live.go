@@ -1,16 +1,15 @@
-// Package live shows a run while it runs: which cell and step are being
-// measured, the figures so far, and how long it will still take.
+// Package live shows the progress of a run: the current cell and step, the figures
+// so far, and the time left.
 //
-// On a terminal that is one bar that redraws itself and disappears at the end,
-// elsewhere one plain line per step. Give it standard error: the tables belong
-// to standard output, and nothing here may get between them. What is shown here
-// is gone when the run is over; nothing is measured or stored, and a writer
-// that fails is not worth stopping a run for, so its errors are ignored.
+// A terminal shows one bar that is redrawn, and erased at the end. Other writers
+// get one line per step. Use standard error, because the tables are written to
+// standard output. The package measures and stores nothing. It ignores errors of
+// the writer: they must not stop a run.
 //
-// Order of calls: New, then for each cell Cell, and within it for each step
-// Step and as many Samples as there are; Note and Write at any time; Done at the
-// end, also after an interruption. All methods may be called concurrently.
-// Latencies are nanoseconds, rates are requests per second.
+// Order of calls: New; then Cell for each cell, within it Step for each step, and
+// within it any number of Samples; Note and Write at any time; Done at the end,
+// also after an interruption. All methods may be called concurrently. Latencies are
+// nanoseconds, rates are requests per second.
 package live
 
 import (
@@ -26,35 +25,36 @@ import (
 type Progress struct {
 	mu     sync.Mutex
 	screen screen // guarded by mu
-	now    view   // guarded by mu: what is shown
+	now    view   // guarded by mu: current view
 	closed bool   // guarded by mu
 }
 
-// screen is one way to show a view. Its methods are called one at a time.
+// screen shows views. Its methods are called one at a time.
 type screen interface {
 	cell(v view)       // a cell begins
-	stepEnd(v view)    // the step of the view is over
-	show(v view)       // something else has changed
-	print(text string) // whole lines that stay
+	stepEnd(v view)    // the step of the view has ended
+	show(v view)       // another value has changed
+	print(text string) // show complete lines that stay visible
 	close()
 }
 
-// view is what there is to show. It is a value: screens keep copies.
+// view is the progress to show. It is a value, and screens keep copies.
 type view struct {
-	cells    int // of the run
-	index    int // of the cell, from 0
+	cells    int // number of cells in the run
+	index    int // index of the cell, from 0
 	name     string
-	purpose  string // of the step; empty = none yet
+	purpose  string // purpose of the step; empty = no step yet
 	offered  float64
-	sampled  bool // the figures below are of this step
+	sampled  bool // p50, p99 and rps are those of this step
 	p50, p99 *int64
 	rps      float64
-	expected time.Duration // the whole run, as announced; 0 = unknown
-	run      time.Time     // when the run began
-	begun    time.Time     // when the cell began
+	expected time.Duration // expected duration of the run; 0 = unknown
+	run      time.Time     // start of the run
+	begun    time.Time     // start of the cell
 }
 
-// New shows a run of so many cells on w, which is a terminal or not.
+// New shows a run with this number of cells on w. Terminal says whether w is a
+// terminal.
 func New(w io.Writer, terminal bool, cells int) *Progress {
 	now := time.Now()
 	p := &Progress{now: view{cells: cells, run: now, begun: now}}
@@ -66,13 +66,13 @@ func New(w io.Writer, terminal bool, cells int) *Progress {
 	return p
 }
 
-// Expect announces how long the whole run should take. Without it the time left
-// is unknown until the first cell is over.
-func (p *Progress) Expect(whole time.Duration) {
-	p.do(func() { p.now.expected = whole })
+// Expect sets the expected duration of the run. Without it, the time left is
+// unknown until the first cell has ended.
+func (p *Progress) Expect(duration time.Duration) {
+	p.do(func() { p.now.expected = duration })
 }
 
-// Cell says that a cell begins: its name and its place in the run, from 0.
+// Cell starts a cell with this name and index, from 0.
 func (p *Progress) Cell(name string, index int) {
 	p.do(func() {
 		p.endStep()
@@ -81,7 +81,7 @@ func (p *Progress) Cell(name string, index int) {
 	})
 }
 
-// Step says that a step of the cell begins, what for, and at which rate.
+// Step starts a step of the cell, with its purpose and offered rate.
 func (p *Progress) Step(purpose string, rate float64) {
 	p.do(func() {
 		p.endStep()
@@ -90,8 +90,8 @@ func (p *Progress) Step(purpose string, rate float64) {
 	})
 }
 
-// Sample brings the figures of the step so far: percentiles of the response
-// time, nil where there are too few samples, and the completed rate.
+// Sample updates the figures of the step: percentiles of the response time, nil if
+// there are too few samples, and the completed rate.
 func (p *Progress) Sample(p50, p99 *int64, rps float64) {
 	p.do(func() {
 		p.now.p50, p.now.p99, p.now.rps, p.now.sampled = p50, p99, rps, true
@@ -99,20 +99,19 @@ func (p *Progress) Sample(p50, p99 *int64, rps float64) {
 	})
 }
 
-// Note shows a line that stays: an event, a doubt, why a cell was given up.
+// Note shows a line that stays visible: an event, a warning, or why a cell failed.
 func (p *Progress) Note(text string) {
 	p.do(func() { p.screen.print(printable(text) + "\n") })
 }
 
-// Write shows whole lines that stay, such as a logger's: a logger that writes
-// past a Progress to the same terminal would be overdrawn by the bar.
+// Write shows complete lines that stay visible. Loggers must write to the Progress:
+// if they write to the terminal directly, the bar overwrites their lines.
 func (p *Progress) Write(text []byte) (int, error) {
 	p.do(func() { p.screen.print(strings.TrimSuffix(string(text), "\n") + "\n") })
 	return len(text), nil
 }
 
-// Done ends the show and takes the bar away. It may be called again; every
-// other call after it does nothing.
+// Done ends the display and erases the bar. All later calls do nothing.
 func (p *Progress) Done() {
 	p.do(func() {
 		p.endStep()
@@ -129,7 +128,7 @@ func (p *Progress) do(change func()) {
 	}
 }
 
-// endStep forgets the step and its figures; p.mu is held.
+// endStep ends the current step and clears its figures. The caller holds p.mu.
 func (p *Progress) endStep() {
 	if p.now.purpose != "" {
 		p.screen.stepEnd(p.now)
@@ -138,8 +137,8 @@ func (p *Progress) endStep() {
 	p.now.p50, p.now.p99, p.now.rps, p.now.sampled = nil, nil, 0, false
 }
 
-// left estimates how long the run will still take: from the cells that are
-// over, as soon as there is one, and from what was announced until then.
+// left estimates the time left: from the average duration of the finished cells,
+// and before the first one has finished from the expected duration.
 func (v view) left(now time.Time) (left time.Duration, known bool) {
 	switch {
 	case v.index > 0:
@@ -189,8 +188,7 @@ func rate(rps float64) string {
 	return fmt.Sprintf("%.0f", rps)
 }
 
-// latency has three significant digits or a little less, which is enough for
-// what changes every second.
+// latency formats a latency with about three significant digits.
 func latency(ns *int64) string {
 	if ns == nil {
 		return "-"
@@ -204,8 +202,8 @@ func latency(ns *int64) string {
 	return d.String()
 }
 
-// printable drops what would steer a terminal, and indents what follows the
-// first line.
+// printable replaces control characters, which could send commands to the terminal,
+// and indents all lines but the first.
 func printable(text string) string {
 	text = strings.ReplaceAll(strings.TrimSpace(text), "\n", "\n  ")
 	return strings.Map(func(r rune) rune {
@@ -216,8 +214,8 @@ func printable(text string) string {
 	}, text)
 }
 
-// lines is the screen of a log file: a line where a cell begins and one where
-// a step ends.
+// lines is the screen for a log file: one line at the start of a cell, and one at
+// the end of a step.
 type lines struct{ w io.Writer }
 
 func (l lines) cell(v view) {

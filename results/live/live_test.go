@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func ns(n int64) *int64 { return &n }
 
-// measure is a run of three cells, as its callers see it.
+// measure makes the calls of a run with three cells.
 func measure(p *Progress) {
 	p.Expect(90 * time.Second)
 	for i, name := range []string{"single/read-heavy", "db-split/read-heavy", "lb/read-heavy"} {
@@ -75,17 +75,17 @@ func TestBar(t *testing.T) {
 			"killed web-1\n  it comes back by itself [2J\n",
 		} {
 			if !strings.Contains(text, want) {
-				t.Errorf("%q is never shown", want)
+				t.Errorf("%q was never shown", want)
 			}
 		}
-		// At the end the bar's line is erased: nothing but the note stays.
+		// At the end the bar is erased and only the note stays visible.
 		if screen := draw(text); screen != "killed web-1\n  it comes back by itself [2J\n" {
 			t.Errorf("the screen shows %q", screen)
 		}
 	})
 }
 
-// A run that is interrupted calls Done wherever it is.
+// An interrupted run may call Done at any moment.
 func TestDoneAtAnyMoment(t *testing.T) {
 	for _, terminal := range []bool{false, true} {
 		for name, play := range map[string]func(*Progress){
@@ -136,14 +136,14 @@ type broken struct{}
 
 func (broken) Write([]byte) (int, error) { return 0, errors.New("broken pipe") }
 
-// Whoever closes the terminal must not stop the run.
+// A closed terminal must not stop the run.
 func TestBrokenWriter(t *testing.T) {
 	for _, terminal := range []bool{false, true} {
 		synctest.Test(t, func(*testing.T) { measure(New(broken{}, terminal, 3)) })
 	}
 }
 
-// With a real file the library asks the kernel for the terminal's size.
+// For a real file, the library asks the kernel for the size of the terminal.
 func TestFileThatIsNoTerminal(t *testing.T) {
 	f, err := os.Create(t.TempDir() + "/stderr")
 	if err != nil {
@@ -165,9 +165,21 @@ func TestLeft(t *testing.T) {
 		want string
 	}{
 		{"nothing known", view{cells: 3, run: run, begun: run}, time.Minute, ""},
-		{"as announced", view{cells: 3, run: run, begun: run, expected: 5 * time.Minute}, 61 * time.Second, "3m59s left"},
-		{"longer than announced", view{cells: 3, run: run, begun: run, expected: time.Minute}, 2 * time.Minute, "almost done"},
-		{"from the first cell", view{cells: 3, index: 1, run: run, begun: at(time.Minute), expected: time.Hour}, 90 * time.Second, "1m30s left"},
+		{
+			"as expected",
+			view{cells: 3, run: run, begun: run, expected: 5 * time.Minute},
+			61 * time.Second, "3m59s left",
+		},
+		{
+			"longer than expected",
+			view{cells: 3, run: run, begun: run, expected: time.Minute},
+			2 * time.Minute, "almost done",
+		},
+		{
+			"from the first cell",
+			view{cells: 3, index: 1, run: run, begun: at(time.Minute), expected: time.Hour},
+			90 * time.Second, "1m30s left",
+		},
 		{"a slow cell", view{cells: 3, index: 1, run: run, begun: at(time.Minute)}, time.Hour, "1m00s left"},
 		{"a slow last cell", view{cells: 2, index: 1, run: run, begun: at(time.Minute)}, time.Hour, "almost done"},
 	} {
@@ -179,7 +191,8 @@ func TestLeft(t *testing.T) {
 
 func TestLatency(t *testing.T) {
 	for want, n := range map[string]int64{
-		"0s": 0, "999ns": 999, "12µs": 12_000, "123µs": 123_400, "1.23ms": 1_234_567, "14.2ms": 14_234_567, "1.23s": 1_234_567_890, "60s": 60_000_000_000,
+		"0s": 0, "999ns": 999, "12µs": 12_000, "123µs": 123_400, "1.23ms": 1_234_567, "14.2ms": 14_234_567,
+		"1.23s": 1_234_567_890, "60s": 60_000_000_000,
 	} {
 		if got := latency(&n); strings.Replace(got, "1m0s", "60s", 1) != want {
 			t.Errorf("%d ns is %q, want %q", n, got, want)
@@ -187,8 +200,8 @@ func TestLatency(t *testing.T) {
 	}
 }
 
-// draw plays what was written on a screen that knows the one sequence that the
-// library uses: so many lines up, and everything below erased.
+// draw returns the content of a terminal after the text was written to it. It knows
+// the only control sequence of the library: move up some lines, and erase the rest.
 func draw(text string) string {
 	var screen []string
 	for text != "" {

@@ -14,14 +14,14 @@ import (
 	"strings"
 )
 
-// cellName is one or more elements with '/' between them, none of which starts
-// with a dot: it can neither leave the directory nor hide in it.
+// cellName matches elements with '/' between them. No element starts with a dot, so
+// a name can neither leave the directory nor be a hidden file.
 var cellName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*(/[A-Za-z0-9_][A-Za-z0-9_.,=+-]*)*$`)
 
-// CheckName says what is wrong with the name of a cell, or with one element of it.
+// CheckName returns an error if the name of a cell, or an element of it, is not valid.
 func CheckName(name string) error {
 	if !cellName.MatchString(name) {
-		return fmt.Errorf("cell name %q: want words of letters, digits and any of _ . , = + - with / between them", name)
+		return fmt.Errorf("cell name %q: want letters, digits and any of _ . , = + -, with / between elements", name)
 	}
 	return nil
 }
@@ -31,8 +31,8 @@ type CellDir struct {
 	path string
 }
 
-// Cell makes the directory of a cell, for example "lb/read-heavy". Two cells of
-// a run cannot share one, so a second call with one name is refused.
+// Cell makes the directory of a cell, for example "lb/read-heavy". A second call
+// with the same name returns an error: cells cannot share a directory.
 func (d *Dir) Cell(name string) (*CellDir, error) {
 	if err := CheckName(name); err != nil {
 		return nil, err
@@ -51,7 +51,7 @@ func (d *Dir) Cell(name string) (*CellDir, error) {
 	return c, nil
 }
 
-// LogsDir returns the directory that the nodes' logs go to. It exists.
+// LogsDir returns the directory of the nodes' logs. It exists.
 func (c *CellDir) LogsDir() string { return filepath.Join(c.path, "logs") }
 
 // LatencyPath returns the path of the HDR interval log.
@@ -60,9 +60,9 @@ func (c *CellDir) LatencyPath() string { return filepath.Join(c.path, "latency.h
 // TimelinePath returns the path of the timeline.
 func (c *CellDir) TimelinePath() string { return filepath.Join(c.path, "timeline.csv") }
 
-// CreateLatency starts the cell's HDR interval log, over what an earlier
-// attempt may have left. What is written is in the file when Write returns; as
-// hdr.Log writes whole lines, what a killed process leaves ends with one.
+// CreateLatency creates the cell's HDR interval log, and truncates an existing one.
+// The file contains all data when Write returns. hdr.Log writes complete lines, so
+// the file of a killed process ends with a complete line.
 func (c *CellDir) CreateLatency() (io.WriteCloser, error) {
 	f, err := os.Create(c.LatencyPath())
 	if err != nil {
@@ -71,8 +71,8 @@ func (c *CellDir) CreateLatency() (io.WriteCloser, error) {
 	return f, nil
 }
 
-// CreateTimeline starts the cell's timeline, over what an earlier attempt may
-// have left. Every row written is in the file when Write returns.
+// CreateTimeline creates the cell's timeline, and truncates an existing one. The
+// file contains a row when Write returns.
 func (c *CellDir) CreateTimeline() (*Timeline, error) {
 	f, err := os.Create(c.TimelinePath())
 	if err != nil {
@@ -91,20 +91,20 @@ func (c *CellDir) CreateTimeline() (*Timeline, error) {
 // are ops in this second.
 type TimelineRow struct {
 	Second    int      // since the start of the cell's first step, from 0
-	Step      string   // the step it belongs to: its purpose and its place, "search-3"
+	Step      string   // purpose and number of the step, "search-3"
 	Offered   float64  // the step's offered rate, in rps
-	Intended  int64    // ops whose intended time lies in this second
-	Sent      int64    // ops sent in this second, whenever they were intended
+	Intended  int64    // ops with an intended time in this second
+	Sent      int64    // ops sent in this second
 	Completed int64    // ops that ended in this second with a complete response
-	OK        int64    // of the completed ones, those that succeeded
-	Errors    int64    // ops that failed in this second, in whatever way
-	P50NS     *int64   // response time of the successes of this second; nil = too few
-	P99NS     *int64   // likewise
-	Events    []string // what happened to the target in this second
+	OK        int64    // completed ops that succeeded
+	Errors    int64    // ops that failed in this second
+	P50NS     *int64   // response time of this second's successes; nil = too few samples
+	P99NS     *int64   // the same
+	Events    []string // events of the target in this second
 }
 
-// Timeline writes timeline.csv: a header, then one line per row. Latencies are
-// in milliseconds there, blank where a row has none; events are joined by "; ".
+// Timeline writes timeline.csv: a header, then one line per row. Latencies are in
+// milliseconds, blank if a row has none. Events are joined by "; ".
 type Timeline struct{ file *os.File }
 
 // Write appends a row.
@@ -121,7 +121,7 @@ func (t *Timeline) Write(r TimelineRow) error {
 func (t *Timeline) Close() error { return t.file.Close() }
 
 func (t *Timeline) write(record []string) error {
-	// One write for each line, however long: a killed process leaves whole lines.
+	// One write per line: a killed process leaves only complete lines.
 	var line bytes.Buffer
 	err := csv.NewWriter(&line).WriteAll([][]string{record})
 	if err == nil {

@@ -15,15 +15,14 @@ import (
 	"github.com/stagebench/stagebench/results"
 )
 
-// unknown stands for a fact that this machine does not tell.
+// unknown is the value of a fact that could not be read.
 const unknown = "unknown"
 
-// FillEnvironment says in a manifest with which binary and on which machine a run
-// is made. It reads the machine's facts from the file system at root (that is
-// os.DirFS("/")) and hashes the binary, which takes a tenth of a second. Facts
-// that the machine does not tell are "unknown"; a binary that cannot be read is an
-// error. On Linux /proc/self/exe is the binary that runs, even after a newer one
-// took its place.
+// FillEnvironment adds the binary and the machine of a run to its manifest. It reads
+// facts about the machine from the file system at root, normally os.DirFS("/").
+// Facts that it cannot read are "unknown". It hashes the binary, which takes about
+// 0.1 s, and returns an error if it cannot read it. On Linux, /proc/self/exe is the
+// running binary, even after its file was replaced.
 func FillEnvironment(m *results.Manifest, root fs.FS, binary string) error {
 	f, err := os.Open(binary)
 	if err != nil {
@@ -45,8 +44,8 @@ func FillEnvironment(m *results.Manifest, root fs.FS, binary string) error {
 	return nil
 }
 
-// version names the release, or else the revision, marked when the tree had
-// changes of its own.
+// version returns the release, or else the revision, with a mark if the working
+// tree had changes.
 func version(info *debug.BuildInfo) string {
 	if info == nil {
 		return unknown
@@ -73,7 +72,7 @@ func kernel(root fs.FS) string {
 	return cmp.Or(strings.TrimSpace(string(text)), unknown)
 }
 
-// fact looks a key up in a file of lines "key SEPARATOR value".
+// fact returns the value of a key in a file with lines "key SEPARATOR value".
 func fact(root fs.FS, name, separator, key string) string {
 	text, _ := fs.ReadFile(root, name)
 	for line := range strings.Lines(string(text)) {

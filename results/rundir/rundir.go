@@ -1,22 +1,20 @@
-// Package rundir keeps a run as a directory: what was asked for, what was
-// measured, and the raw material behind it.
+// Package rundir stores a run in a directory: configuration, results and raw data.
 //
-//	runs/<id>/manifest.json              what was run, on what
+//	runs/<id>/manifest.json              what was run, and on which machine
 //	runs/<id>/summary.json               every cell
 //	runs/<id>/cells/<cell>/latency.hlog  HDR interval log, written by results/hdr
 //	runs/<id>/cells/<cell>/timeline.csv  one row per second, see TimelineRow
-//	runs/<id>/cells/<cell>/logs/         what the nodes logged
-//	runs/latest                          points to the newest run
+//	runs/<id>/cells/<cell>/logs/         logs of the nodes
+//	runs/latest                          link to the newest run
 //
-// It computes nothing and never deletes a run. manifest.json and summary.json
-// are replaced as a whole by a rename; the other files grow by whole lines. So
-// a run can be read at any moment, and after its process was killed. Nothing is
-// synced to disk: a run survives the death of its process, not of its machine.
+// It computes nothing and never deletes a run. manifest.json and summary.json are
+// replaced by a rename. The other files grow by complete lines. So a run is
+// readable at any moment, and after its process was killed. Nothing is synced to
+// disk: a run survives a crash of its process, but not a crash of the machine.
 //
-// Order of calls: Create, then Cell, WriteManifest and WriteSummary in any
-// order and as often as there is news; Read at any time. A Dir may be used
-// concurrently; what CreateLatency and CreateTimeline return belongs to one
-// goroutine each.
+// Order of calls: Create, then Cell, WriteManifest and WriteSummary in any order
+// and any number of times; Read at any time. A Dir may be used concurrently. The
+// results of CreateLatency and CreateTimeline belong to one goroutine each.
 package rundir
 
 import (
@@ -41,17 +39,17 @@ const (
 // Dir is the directory of one run.
 type Dir struct{ path string }
 
-// NewID returns the id of a run that starts now: ids sort by time, and the tag,
-// a random number, keeps two runs of one second apart.
+// NewID returns the id of a run that starts now. Ids sort by time. The tag
+// distinguishes runs that start in the same second.
 func NewID(now time.Time, tag uint32) string {
 	return fmt.Sprintf("%s-%06x", now.UTC().Format("20060102-150405"), tag&0xffffff)
 }
 
-// DefaultPath is where a run goes that was not told where to go.
+// DefaultPath returns the directory of a run without --out.
 func DefaultPath(id string) string { return filepath.Join("runs", id) }
 
-// Create makes the directory of a new run, with its manifest and a summary
-// without cells. A directory that already holds a run is refused.
+// Create makes the directory of a new run, with the manifest and a summary without
+// cells. It returns an error if the directory already holds a run.
 func Create(path string, m results.Manifest) (*Dir, error) {
 	if err := os.MkdirAll(path, 0o755); err != nil {
 		return nil, fmt.Errorf("create run directory: %w\nchoose another one with --out DIR", err)
@@ -59,8 +57,8 @@ func Create(path string, m results.Manifest) (*Dir, error) {
 	if _, err := os.Lstat(filepath.Join(path, manifestFile)); err == nil {
 		return nil, occupied(path)
 	}
-	// Mkdir either makes the directory or fails: of two runs that are started
-	// with one --out, exactly one gets it.
+	// Mkdir fails if the directory exists. So if two runs start with the same --out,
+	// only one of them can use it.
 	switch err := os.Mkdir(filepath.Join(path, cellsDir), 0o755); {
 	case errors.Is(err, fs.ErrExist):
 		return nil, occupied(path)
@@ -68,7 +66,7 @@ func Create(path string, m results.Manifest) (*Dir, error) {
 		return nil, fmt.Errorf("create run directory: %w\nchoose another one with --out DIR", err)
 	}
 	d := &Dir{path: path}
-	// The summary comes first: a manifest promises that there is one.
+	// Write the summary first: a reader that finds a manifest expects a summary.
 	if err := d.WriteSummary(results.Run{Run: m.Run}); err != nil {
 		return nil, err
 	}
@@ -79,9 +77,9 @@ func occupied(path string) error {
 	return fmt.Errorf("%s already holds a run\nchoose another directory with --out DIR, or remove this one first", path)
 }
 
-// Read returns the summary and the manifest of the run in a directory, whether
-// it is complete, still running or was killed. A run of another schema version is
-// refused.
+// Read returns the summary and the manifest of the run in a directory. The run may
+// be complete, still running or killed. Read returns an error for another schema
+// version.
 func Read(path string) (r results.Run, m results.Manifest, err error) {
 	if err = read(path, manifestFile, &m, &m.Schema); err == nil {
 		err = read(path, summaryFile, &r, &r.Schema)
@@ -92,13 +90,13 @@ func Read(path string) (r results.Run, m results.Manifest, err error) {
 	return r, m, nil
 }
 
-// read reads a file of the run in dir into a value, whose field is schema.
+// read decodes a file of the run in dir into a value. The pointer schema is its
+// schema field, which read checks.
 func read(dir, name string, into any, schema *int) error {
 	path := filepath.Join(dir, name)
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s is not a run: it has no %s\nname a directory that a run was written to, such as runs/latest",
-			dir, name)
+		return fmt.Errorf("%s is not a run: it has no %s\nname the directory of a run, such as runs/latest", dir, name)
 	}
 	if err != nil {
 		return fmt.Errorf("read run: %w", err)
@@ -108,24 +106,24 @@ func read(dir, name string, into any, schema *int) error {
 	}
 	if *schema != results.Schema {
 		return fmt.Errorf("%s has schema version %d, and only version %d can be read\n"+
-			"use the stagebench that wrote it (\"version\" in %s)",
+			"use the version of stagebench that wrote it (see \"version\" in %s)",
 			path, *schema, results.Schema, filepath.Join(dir, manifestFile))
 	}
 	return nil
 }
 
-// Path returns the directory's path as it was given.
+// Path returns the path that was passed to Create.
 func (d *Dir) Path() string { return d.path }
 
-// WriteManifest replaces manifest.json. The schema version is filled in.
+// WriteManifest replaces manifest.json. It sets the schema version.
 func (d *Dir) WriteManifest(m results.Manifest) error {
 	m.Schema = results.Schema
 	m.Warnings = listed(m.Warnings)
 	return d.replace(manifestFile, m)
 }
 
-// WriteSummary replaces summary.json. The schema version is filled in, and
-// lists that are nil are written as empty ones.
+// WriteSummary replaces summary.json. It sets the schema version, and writes nil
+// lists as empty lists.
 func (d *Dir) WriteSummary(r results.Run) error {
 	r.Schema = results.Schema
 	r.Warnings, r.Cells = listed(r.Warnings), listed(r.Cells)
@@ -136,12 +134,11 @@ func (d *Dir) WriteSummary(r results.Run) error {
 	return d.replace(summaryFile, r)
 }
 
-// listed is an empty list instead of none.
+// listed returns a copy of the list that is never nil.
 func listed[T any](list []T) []T { return append([]T{}, list...) }
 
-// PointLatest makes the link "latest" beside the run's directory point to it.
-// A file system without links is a reason to go on without, so callers tell
-// the user at most.
+// PointLatest makes the link "latest" next to the run's directory point to it. The
+// link is optional: a run must not fail because the file system has no links.
 func (d *Dir) PointLatest() (err error) {
 	defer func() {
 		if err != nil {
@@ -156,27 +153,27 @@ func (d *Dir) PointLatest() (err error) {
 	if info, err := os.Lstat(link); err == nil && info.Mode().Type() != fs.ModeSymlink {
 		return fmt.Errorf("%s is not a link", link)
 	}
-	// A link cannot be replaced, only renamed over: no reader ever finds none.
-	// What an earlier attempt left under the temporary name goes first.
-	fresh := path + ".latest"
-	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	// Make a new link and rename it over the old one, so that a reader always finds a
+	// link. First remove a temporary link of an earlier attempt.
+	temp := path + ".latest"
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := os.Symlink(filepath.Base(path), fresh); err != nil {
+	if err := os.Symlink(filepath.Base(path), temp); err != nil {
 		return err
 	}
-	if err := os.Rename(fresh, link); err != nil {
-		return errors.Join(err, os.Remove(fresh))
+	if err := os.Rename(temp, link); err != nil {
+		return errors.Join(err, os.Remove(temp))
 	}
 	return nil
 }
 
-// replace writes a file under a temporary name and renames it, so that a
-// reader, or a kill, finds the old text or the new one and nothing between.
+// replace writes a file under a temporary name and renames it. So the file always
+// has either the old or the new content, even if the process is killed.
 func (d *Dir) replace(name string, value any) (err error) {
 	var text bytes.Buffer
 	encoder := json.NewEncoder(&text)
-	encoder.SetEscapeHTML(false) // "p99<100ms" is for people too
+	encoder.SetEscapeHTML(false) // keep "p99<100ms" readable
 	encoder.SetIndent("", "  ")
 	if err := encoder.Encode(value); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
@@ -191,8 +188,8 @@ func (d *Dir) replace(name string, value any) (err error) {
 		}
 	}()
 	_, err = temp.Write(text.Bytes())
-	// CreateTemp makes files for their owner alone, but results are there to
-	// be shown.
+	// CreateTemp makes files that only their owner can read. Other users may read
+	// results.
 	if err = errors.Join(err, temp.Chmod(0o644), temp.Close()); err != nil {
 		return err
 	}

@@ -20,7 +20,8 @@ import (
 	"github.com/stagebench/stagebench/results"
 )
 
-// childEnv makes the test binary a run that writes until it is killed.
+// childEnv is the environment variable that makes the test binary write a run and
+// wait to be killed.
 const childEnv = "RUNDIR_TEST_CHILD"
 
 func TestMain(m *testing.M) {
@@ -41,7 +42,7 @@ func TestNewIDSortsByTime(t *testing.T) {
 	}
 }
 
-func TestWhatIsWrittenIsRead(t *testing.T) {
+func TestReadReturnsWhatWasWritten(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "runs", "one")
 	m := results.Manifest{
 		Run: "one", Command: []string{"stagebench", "run"}, Started: time.Unix(1700000000, 0).UTC(),
@@ -108,7 +109,7 @@ func TestCreateRefusesADirectoryThatHoldsARun(t *testing.T) {
 		t.Errorf("got %v, want %s", err, want)
 	}
 	if _, m, err := Read(d.Path()); err != nil || m.Run != "one" {
-		t.Errorf("the run that was there is now %q, %v", m.Run, err)
+		t.Errorf("the existing run is now %q, %v", m.Run, err)
 	}
 }
 
@@ -156,9 +157,19 @@ func TestReadRefuses(t *testing.T) {
 		spoil func(*testing.T, *Dir)
 		want  string
 	}{
-		{"no manifest", func(t *testing.T, d *Dir) { os.Remove(filepath.Join(d.Path(), "manifest.json")) }, "is not a run"},
-		{"newer manifest", write(`{"schema": 2}`, `{"schema": 1}`), "manifest.json has schema version 2, and only version 1 can be read\n"},
-		{"newer summary", write(`{"schema": 1}`, `{"schema": 2}`), "summary.json has schema version 2, and only version 1 can be read\n"},
+		{
+			"no manifest",
+			func(t *testing.T, d *Dir) { os.Remove(filepath.Join(d.Path(), "manifest.json")) },
+			"is not a run",
+		},
+		{
+			"newer manifest", write(`{"schema": 2}`, `{"schema": 1}`),
+			"manifest.json has schema version 2, and only version 1 can be read\n",
+		},
+		{
+			"newer summary", write(`{"schema": 1}`, `{"schema": 2}`),
+			"summary.json has schema version 2, and only version 1 can be read\n",
+		},
 		{"no version", write(`{}`, `{"schema": 1}`), "schema version 0"},
 		{"not JSON", write(`{"schema": 1}`, `{`), "summary.json: unexpected end"},
 	} {
@@ -182,18 +193,18 @@ func TestReadRefuses(t *testing.T) {
 func TestSummaryThatCannotBeWrittenLeavesTheOldOne(t *testing.T) {
 	d := create(t)
 	if err := d.WriteSummary(results.Run{Run: "nan", Cells: []results.Cell{{CapacityRPS: math.NaN()}}}); err == nil {
-		t.Error("a summary with NaN in it was written")
+		t.Error("no error for a summary with NaN")
 	}
 	if r, _, err := Read(d.Path()); err != nil || r.Run != "one" {
 		t.Errorf("the summary is %+v, %v", r, err)
 	}
 	left, err := filepath.Glob(filepath.Join(d.Path(), ".*"))
 	if err != nil || len(left) > 0 {
-		t.Errorf("left behind: %v, %v", left, err)
+		t.Errorf("temporary files remain: %v, %v", left, err)
 	}
 }
 
-func TestConcurrentReadersAndWritersSeeWholeSummaries(t *testing.T) {
+func TestConcurrentReadersSeeCompleteSummaries(t *testing.T) {
 	d := create(t)
 	var group sync.WaitGroup
 	for range 4 {
@@ -227,14 +238,14 @@ func TestPointLatest(t *testing.T) {
 	}
 }
 
-func TestPointLatestSparesAFile(t *testing.T) {
+func TestPointLatestKeepsAFile(t *testing.T) {
 	d := create(t)
 	file := filepath.Join(filepath.Dir(d.Path()), "latest")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.PointLatest(); err == nil {
-		t.Error("a file of that name was replaced")
+		t.Error("a file named latest was replaced")
 	}
 }
 
@@ -247,7 +258,7 @@ func TestCellNames(t *testing.T) {
 	}
 	for _, name := range []string{"", "..", "../x", "a/../b", "/a", "a/", "a//b", ".a", "a b", "a\nb", "lb/read-heavy"} {
 		if c, err := d.Cell(name); err == nil {
-			t.Errorf("%q became %s", name, c.path)
+			t.Errorf("no error for %q, its directory is %s", name, c.path)
 		}
 	}
 }
@@ -263,7 +274,10 @@ func TestTimeline(t *testing.T) {
 	}
 	p50, p99 := int64(1_234_567), int64(60_000_000_000)
 	for _, row := range []TimelineRow{
-		{Step: "search-1", Offered: 512.5, Intended: 510, Sent: 509, Completed: 508, OK: 507, Errors: 3, P50NS: &p50, P99NS: &p99},
+		{
+			Step: "search-1", Offered: 512.5, Intended: 510, Sent: 509, Completed: 508, OK: 507, Errors: 3,
+			P50NS: &p50, P99NS: &p99,
+		},
 		{Second: 1, Step: "search-1", Offered: 512.5, Events: []string{"killed web-1", `said "no", died`}},
 	} {
 		if err := timeline.Write(row); err != nil {
@@ -289,7 +303,7 @@ func TestTimeline(t *testing.T) {
 	}
 }
 
-// A process that is killed leaves a run that reads.
+// A killed process leaves a readable run.
 func TestKilledRunIsReadable(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run")
 	child := exec.Command(os.Args[0])
@@ -310,7 +324,7 @@ func TestKilledRunIsReadable(t *testing.T) {
 	if err := child.Process.Kill(); err != nil {
 		t.Error(err)
 	}
-	_ = child.Wait() // killed, as it should be
+	_ = child.Wait() // the error says that it was killed
 	if err != nil || line != "written\n" {
 		t.Fatalf("the child said %q, %v", line, err)
 	}
@@ -333,7 +347,8 @@ func TestKilledRunIsReadable(t *testing.T) {
 	}
 }
 
-// writeUntilKilled is the child's life: it writes, says so and waits.
+// writeUntilKilled is the main function of the child. It writes a run, prints
+// "written" and waits.
 func writeUntilKilled(path string, out io.Writer) int {
 	err := func() error {
 		d, err := Create(path, results.Manifest{Run: "killed"})
@@ -367,7 +382,7 @@ func writeUntilKilled(path string, out io.Writer) int {
 		return 1
 	}
 	fmt.Fprintln(out, "written")
-	_, _ = io.Copy(io.Discard, os.Stdin) // until the parent dies, at the latest
+	_, _ = io.Copy(io.Discard, os.Stdin) // ends at the latest when the parent dies
 	return 0
 }
 
