@@ -53,7 +53,7 @@ func TestChooseInstall(t *testing.T) {
 		{name: "a broken one is ignored", preferred: []string{"/none"}, others: []string{"/gone", "/15"}, want: "/15"},
 		{
 			name: "only old ones", others: []string{"/9", "/old"},
-			want: "found only version 13.9 in /old, want 15 or newer\napt-get install postgresql",
+			want: "found only version 13.9 in /old, want version 15 or newer\napt-get install postgresql",
 		},
 		{name: "none", want: "no server found on PATH or under /usr/lib/postgresql\napt-get install postgresql"},
 	} {
