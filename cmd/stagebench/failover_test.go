@@ -460,13 +460,15 @@ func (r *rig) replication(t *testing.T, node string) (status sut.ReplicationStat
 	return status
 }
 
-// lag is what a replica's heartbeat says, in the middle of some looks at it.
+// lag returns the median of the lags that a replica's heartbeat reports within a second.
 func (r *rig) lag(t *testing.T, node string) time.Duration {
 	t.Helper()
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
 	var seen []int64
 	for range 21 {
 		seen = append(seen, r.replication(t, node).LagNS)
-		pause()
+		<-ticker.C
 	}
 	slices.Sort(seen)
 	return time.Duration(seen[len(seen)/2])
