@@ -38,7 +38,7 @@ func serveFake(t *testing.T, answer func(command, key string) any) (*resptest.Se
 	t.Helper()
 	a := &asked{}
 	command := func(name string) resptest.Command {
-		return resptest.Command{Least: 1, Most: 2, Run: func(args [][]byte) any {
+		return resptest.Command{MinArgs: 1, MaxArgs: 2, Run: func(args [][]byte) any {
 			a.mu.Lock()
 			a.commands = append(a.commands, name+" "+string(args[0]))
 			a.mu.Unlock()

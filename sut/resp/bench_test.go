@@ -22,19 +22,20 @@ import (
 	"github.com/stagebench/stagebench/sut/resp/resptest"
 )
 
-// benchServer is the environment that makes the test binary a server with that
-// budget in bytes: beside Redis it must be a process of its own, on the same core.
+// benchServer is the environment variable that turns the test binary into a server. Its
+// value is the budget in bytes. A comparison with Redis needs a separate process, pinned
+// to the same core.
 const benchServer = "STAGEBENCH_TEST_RESP"
 
-// The cores of the servers, which are never busy at the same time, and of the
-// client.
+// The cores of the servers and of the client. Both servers share a core, because only
+// one of them is busy at a time.
 const (
 	serverCore = "0"
 	clientCore = "1"
 )
 
-// serveForBench serves until the standard input ends, with the budget that the
-// environment says.
+// serveForBench serves until standard input is closed, with the budget in benchServer. It
+// returns the exit status.
 func serveForBench() int {
 	budget, err := strconv.ParseInt(os.Getenv(benchServer), 10, 64)
 	if err != nil {
@@ -63,13 +64,13 @@ func serveForBench() int {
 	return 0
 }
 
-// contender is a server that is measured.
+// contender is a measured server.
 type contender struct {
 	name, address string
 	pid           int
 }
 
-// contenders starts both servers on the same core, with a budget in bytes; 0 = none.
+// contenders starts both servers on the same core. The budget is in bytes; 0 = no limit.
 func contenders(b *testing.B, budget int64) []contender {
 	for _, name := range []string{"redis-server", "redis-benchmark", "taskset"} {
 		if _, err := exec.LookPath(name); err != nil {
@@ -77,7 +78,7 @@ func contenders(b *testing.B, budget int64) []contender {
 		}
 	}
 	if _, err := os.Stat("/proc/self/stat"); err != nil {
-		b.Skip("what a server uses needs Linux's /proc")
+		b.Skip("needs /proc of Linux to read the CPU time of a server")
 	}
 	return []contender{embedded(b, budget), native(b, budget)}
 }
@@ -103,7 +104,7 @@ func embedded(b *testing.B, budget int64) contender {
 	})
 	address, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
-		b.Fatalf("the server did not come up: %v", err)
+		b.Fatalf("the server did not start: %v", err)
 	}
 	return contender{"resp", strings.TrimSpace(address), cmd.Process.Pid}
 }
@@ -128,7 +129,7 @@ func native(b *testing.B, budget int64) contender {
 	return contender{"redis", address, pid}
 }
 
-// The measure of one round: long against the time that a client needs to begin.
+// The size of one round. It takes much longer than the start of a client.
 const (
 	benchRounds  = 7
 	benchClients = "50"
@@ -136,17 +137,17 @@ const (
 	benchBytes   = "100"
 )
 
-// BenchmarkBesideRedis is how many commands a second redis-benchmark gets answered
-// by this server and by Redis, each of them alone on one core, in turns; the
-// client has the other core. The ratios are the medians of the pairs, with the
-// lowest and the highest. us/op is CPU time that the server spent: it says what a
-// server can do where the client is what limits the rate.
+// BenchmarkBesideRedis measures commands per second with redis-benchmark, for this server
+// and for Redis. The servers run in turns, alone on one core; the client has the other
+// core. The ratio is the median over the pairs of rounds, reported with the minimum and
+// the maximum. us/op is the CPU time of the server, which still differs when the client
+// limits the rate.
 //
 //	go test -run '^$' -bench BesideRedis -benchtime 1x ./sut/resp
 func BenchmarkBesideRedis(b *testing.B) {
 	both := contenders(b, 0)
 	for _, c := range both {
-		c.ask(b, "set", 16, 500_000) // so that GET finds nearly every key
+		c.measure(b, "set", 16, 500_000) // so that GET finds nearly every key
 	}
 	for _, command := range []string{"set", "get"} {
 		for _, depth := range []int{1, 16} {
@@ -161,9 +162,10 @@ func BenchmarkBesideRedis(b *testing.B) {
 						for i := range both {
 							c := both[(round+i)%len(both)]
 							before := c.cpu(b)
-							rate := c.ask(b, command, depth, requests)
+							rate := c.measure(b, command, depth, requests)
 							rates[c.name] = append(rates[c.name], rate)
-							cpu[c.name] = append(cpu[c.name], float64((c.cpu(b)-before).Microseconds())/float64(requests))
+							us := float64((c.cpu(b) - before).Microseconds())
+							cpu[c.name] = append(cpu[c.name], us/float64(requests))
 						}
 					}
 				}
@@ -182,8 +184,9 @@ func BenchmarkBesideRedis(b *testing.B) {
 	}
 }
 
-// ask has redis-benchmark send so many commands, and returns the rate.
-func (c contender) ask(b *testing.B, command string, depth, requests int) float64 {
+// measure sends commands with redis-benchmark and returns the rate, in commands per
+// second.
+func (c contender) measure(b *testing.B, command string, depth, requests int) float64 {
 	b.Helper()
 	host, port, _ := net.SplitHostPort(c.address)
 	cmd := exec.Command("taskset", "-c", clientCore, "redis-benchmark", "--csv", "-h", host, "-p", port, "-t", command,
@@ -203,7 +206,7 @@ func (c contender) ask(b *testing.B, command string, depth, requests int) float6
 	return rate
 }
 
-// cpu is the CPU time that the server has used, all of its threads together.
+// cpu returns the CPU time of all threads of the server so far.
 func (c contender) cpu(b *testing.B) time.Duration {
 	b.Helper()
 	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", c.pid))
@@ -212,10 +215,10 @@ func (c contender) cpu(b *testing.B) time.Duration {
 	}
 	var all time.Duration
 	for _, task := range tasks {
-		// In nanoseconds, where stat has steps of 10 ms.
+		// schedstat counts nanoseconds, while stat has steps of 10 ms.
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/schedstat", c.pid, task.Name()))
 		if err != nil {
-			b.Skipf("the kernel does not say what a thread used: %v", err)
+			b.Skipf("the kernel does not report the CPU time of a thread: %v", err)
 		}
 		ns, err := strconv.ParseInt(strings.Fields(string(text))[0], 10, 64)
 		if err != nil {
@@ -226,7 +229,7 @@ func (c contender) cpu(b *testing.B) time.Duration {
 	return all
 }
 
-// resident is the memory of the server.
+// resident returns the resident memory of the server, in bytes.
 func (c contender) resident(b *testing.B) int64 {
 	b.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", c.pid))
@@ -240,9 +243,9 @@ func (c contender) resident(b *testing.B) int64 {
 	return pages * int64(os.Getpagesize())
 }
 
-// BenchmarkMemory is what an entry with a key of 14 bytes and a value of 100 costs,
-// as the server counts it and as its process has grown: in a server without a
-// budget, and in one whose budget has been used up several times over.
+// BenchmarkMemory measures the memory of an entry with a key of 14 bytes and a value of
+// 100 bytes: as the server counts it, and as the growth of its process. One server has no
+// budget. The other one has evicted several times the content of its budget.
 //
 //	go test -run '^$' -bench Memory -benchtime 1x ./sut/resp
 func BenchmarkMemory(b *testing.B) {
@@ -252,7 +255,7 @@ func BenchmarkMemory(b *testing.B) {
 	}{{"growing", 200_000, 0}, {"full", 1_500_000, 64 << 20}} {
 		b.Run(kind.name, func(b *testing.B) {
 			for b.Loop() {
-				for _, server := range contenders(b, kind.budget) { // new ones, which have grown for nobody yet
+				for _, server := range contenders(b, kind.budget) { // new processes, which have not grown yet
 					counted, resident := server.fill(b, kind.entries)
 					b.ReportMetric(counted, server.name+"-counted-bytes/entry")
 					b.ReportMetric(resident, server.name+"-resident-bytes/entry")
@@ -263,7 +266,7 @@ func BenchmarkMemory(b *testing.B) {
 	}
 }
 
-// fill sets so many keys, and returns what each that is left costs.
+// fill sets keys, and returns the bytes for each key that was not evicted.
 func (c contender) fill(b *testing.B, entries int64) (counted, resident float64) {
 	value := strings.Repeat("x", 100)
 	client := resptest.Client(c.address)
@@ -284,7 +287,9 @@ func (c contender) fill(b *testing.B, entries int64) (counted, resident float64)
 	if err != nil {
 		b.Fatal(err)
 	}
-	return float64(resptest.Figure(b, client, "used_memory")-countedBefore) / float64(left), float64(c.resident(b)-residentBefore) / float64(left)
+	counted = float64(resptest.Figure(b, client, "used_memory") - countedBefore)
+	resident = float64(c.resident(b) - residentBefore)
+	return counted / float64(left), resident / float64(left)
 }
 
 func median(all []float64) float64 {
@@ -292,6 +297,7 @@ func median(all []float64) float64 {
 	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
 }
 
+// quotients divides the elements of a by those of b.
 func quotients(a, b []float64) (all []float64) {
 	for i := range a {
 		all = append(all, a[i]/b[i])

@@ -6,17 +6,17 @@ import (
 	"strings"
 )
 
-// command is how one command is answered. Errors have the words of Redis, which
-// clients know.
+// command is the implementation of one command. Error replies have the same text as
+// those of Redis, because clients compare it.
 type command struct {
-	least, most int // arguments, the name included; most 0 = any number
-	run         func(s *Server, c *conn, args [][]byte)
+	minArgs, maxArgs int // including the name of the command; maxArgs 0 = no maximum
+	run              func(s *Server, c *conn, args [][]byte)
 }
 
-// aboutValues lists the commands on what the server holds, by name in lower case. A
-// name that is in no list is answered with an error, HELLO among them: upon it
-// clients fall back to version 2 of the protocol.
-func aboutValues() map[string]command {
+// keyCommands returns the commands on keys, by name in lower case. HELLO is missing on
+// purpose: it is answered with an error, and clients then fall back to version 2 of the
+// protocol.
+func keyCommands() map[string]command {
 	return map[string]command{
 		"get":      {2, 2, (*Server).get},
 		"set":      {3, 0, (*Server).set},
@@ -35,16 +35,15 @@ func aboutValues() map[string]command {
 	}
 }
 
-// aboutConnections lists the commands that have nothing to do with what the server
-// holds.
-func aboutConnections() map[string]command {
+// connectionCommands returns the commands that do not access keys.
+func connectionCommands() map[string]command {
 	return map[string]command{
 		"ping":    {1, 2, ping},
 		"echo":    {2, 2, func(_ *Server, c *conn, args [][]byte) { c.bulk(args[1]) }},
 		"quit":    {1, 0, quit},
 		"select":  {2, 2, selectDB},
 		"client":  {2, 0, client},
-		"command": {1, 0, (*Server).describe},
+		"command": {1, 0, (*Server).commandInfo},
 	}
 }
 
@@ -53,33 +52,36 @@ const (
 	integerError = "ERR value is not an integer or out of range"
 )
 
-// longestName is that of the command whose name is longest, or more.
-const longestName = 16
+// maxNameBytes is the maximum length of a command's name.
+const maxNameBytes = 16
 
-func (s *Server) handle(c *conn, args [][]byte) {
-	s.commands.Add(1)
-	// On the stack: every command comes by here.
-	var lower [longestName]byte
+// execute answers one command.
+func (s *Server) execute(c *conn, args [][]byte) {
+	s.answered.Add(1)
+	// The buffer is on the stack: an allocation here would slow down every command.
+	var lower [maxNameBytes]byte
 	n := copy(lower[:], args[0])
 	for i, b := range lower[:n] {
 		if b >= 'A' && b <= 'Z' {
 			lower[i] = b + 'a' - 'A'
 		}
 	}
-	known, found := s.table[string(lower[:n])]
+	known, found := s.commands[string(lower[:n])]
 	switch name := string(lower[:n]); {
 	case !found && (name == "post" || name == "host:"):
-		c.quit = true // HTTP: somebody's browser was made to come here. Redis, too, has no answer
-	case !found || len(args[0]) > longestName:
-		c.refuse(unknown(args))
-	case len(args) < known.least || known.most > 0 && len(args) > known.most:
-		c.refuse(wrongNumber(name))
+		// This is HTTP: a web page may have made a browser attack the server (cross-protocol
+		// scripting). Redis also closes the connection without a reply.
+		c.quit = true
+	case !found || len(args[0]) > maxNameBytes:
+		c.refuse(unknownCommand(args))
+	case len(args) < known.minArgs || known.maxArgs > 0 && len(args) > known.maxArgs:
+		c.refuse(wrongArgCount(name))
 	default:
 		known.run(s, c, args)
 	}
 }
 
-func unknown(args [][]byte) string {
+func unknownCommand(args [][]byte) string {
 	var text strings.Builder
 	text.WriteString("ERR unknown command '" + clip(args[0]) + "', with args beginning with: ")
 	for _, arg := range args[1:min(len(args), 4)] {
@@ -88,10 +90,10 @@ func unknown(args [][]byte) string {
 	return text.String()
 }
 
-// clip shortens what a client sent, so that an answer is not as long as a question.
+// clip shortens an argument, so that a long argument does not make a long error reply.
 func clip(arg []byte) string { return string(arg[:min(len(arg), 128)]) }
 
-func wrongNumber(name string) string {
+func wrongArgCount(name string) string {
 	return "ERR wrong number of arguments for '" + name + "' command"
 }
 
@@ -100,7 +102,7 @@ func (s *Server) get(c *conn, args [][]byte) {
 }
 
 func (s *Server) writeValue(c *conn, key []byte, now int64) {
-	if value, found := s.store.of(key).get(key, now); found {
+	if value, found := s.store.shardOf(key).get(key, now); found {
 		c.bulk(value)
 	} else {
 		c.null()
@@ -115,7 +117,7 @@ func (s *Server) mget(c *conn, args [][]byte) {
 	}
 }
 
-// set is SET key value [NX | XX] [EX seconds | PX milliseconds].
+// set implements SET key value [NX | XX] [EX seconds | PX milliseconds].
 func (s *Server) set(c *conn, args [][]byte) {
 	now := s.store.clock()
 	when, expires := always, int64(0)
@@ -124,7 +126,7 @@ func (s *Server) set(c *conn, args [][]byte) {
 		case option == "NX" && when == always:
 			when = ifMissing
 		case option == "XX" && when == always:
-			when = ifThere
+			when = ifExists
 		case (option == "EX" || option == "PX") && expires == 0 && i+1 < len(args):
 			i++
 			n, ok := integer(args[i])
@@ -132,7 +134,7 @@ func (s *Server) set(c *conn, args [][]byte) {
 				c.refuse(integerError)
 				return
 			}
-			if expires = later(now, n, unit(option)); n <= 0 || expires == 0 {
+			if expires = expiryTime(now, n, unit(option)); n <= 0 || expires == 0 {
 				c.refuse("ERR invalid expire time in 'set' command")
 				return
 			}
@@ -141,7 +143,7 @@ func (s *Server) set(c *conn, args [][]byte) {
 			return
 		}
 	}
-	stored, err := s.store.of(args[1]).set(args[1], args[2], expires, when, now)
+	stored, err := s.store.shardOf(args[1]).set(args[1], args[2], expires, when, now)
 	switch {
 	case err != nil:
 		c.refuse(err.Error())
@@ -152,7 +154,7 @@ func (s *Server) set(c *conn, args [][]byte) {
 	}
 }
 
-// unit is how many ms the number after an option stands for.
+// unit returns the unit of an option's number, in ms.
 func unit(option string) int64 {
 	if option == "EX" {
 		return 1000
@@ -160,8 +162,8 @@ func unit(option string) int64 {
 	return 1
 }
 
-// later is the time n units of so many ms from now; 0 = there is no such time.
-func later(now, n, unit int64) int64 {
+// expiryTime returns the time n units of the given ms after now; 0 = it overflows.
+func expiryTime(now, n, unit int64) int64 {
 	if n > math.MaxInt64/unit || n < math.MinInt64/unit || n > 0 && n*unit > math.MaxInt64-now {
 		return 0
 	}
@@ -177,11 +179,11 @@ func (s *Server) exists(c *conn, args [][]byte) {
 	})
 }
 
-// count does something to keys, and answers for how many of them it was so.
+// count calls do for each key, and replies with the number of calls that returned true.
 func (s *Server) count(c *conn, keys [][]byte, do func(sh *shard, key []byte, now int64) bool) {
 	now, n := s.store.clock(), int64(0)
 	for _, key := range keys {
-		if do(s.store.of(key), key, now) {
+		if do(s.store.shardOf(key), key, now) {
 			n++
 		}
 	}
@@ -194,7 +196,7 @@ func (s *Server) expire(c *conn, args [][]byte, unit int64) {
 		c.refuse(integerError)
 		return
 	}
-	at := later(s.store.clock(), n, unit)
+	at := expiryTime(s.store.clock(), n, unit)
 	if at == 0 && n != 0 {
 		c.refuse("ERR invalid expire time in '" + strings.ToLower(clip(args[0])) + "' command")
 		return
@@ -204,7 +206,7 @@ func (s *Server) expire(c *conn, args [][]byte, unit int64) {
 
 func (s *Server) ttl(c *conn, args [][]byte, unit int64) {
 	now := s.store.clock()
-	switch expires, found := s.store.of(args[1]).expiry(args[1], now); {
+	switch expires, found := s.store.shardOf(args[1]).expiry(args[1], now); {
 	case !found:
 		c.number(-2)
 	case expires == 0:
@@ -220,7 +222,7 @@ func (s *Server) incrBy(c *conn, args [][]byte) {
 		c.refuse(integerError)
 		return
 	}
-	n, err := s.store.of(args[1]).add(args[1], delta, s.store.clock())
+	n, err := s.store.shardOf(args[1]).add(args[1], delta, s.store.clock())
 	if err != nil {
 		c.refuse(err.Error())
 		return
@@ -248,7 +250,7 @@ func ping(_ *Server, c *conn, args [][]byte) {
 }
 
 func quit(_ *Server, c *conn, _ [][]byte) {
-	c.quit = true // what came after is not answered
+	c.quit = true // later commands are not answered
 	c.simple("OK")
 }
 

@@ -13,37 +13,39 @@ import (
 	"strings"
 )
 
-// maxArguments is how many arguments a command may have, as in Redis.
+// maxArguments is the maximum number of arguments of a command, as in Redis.
 const maxArguments = 1 << 20
 
-// bufferBytes is the size of each of a connection's two buffers, and the limit of a
-// line.
+// bufferBytes is the size of each of the two buffers of a connection. It also limits the
+// length of a line.
 const bufferBytes = 16 << 10
 
-// breach is what a client did that ends its connection, in the words of Redis.
-type breach string
+// protocolError is a violation of the protocol by a client. It closes the connection.
+// The texts are those of Redis.
+type protocolError string
 
-func (b breach) Error() string { return "Protocol error: " + string(b) }
+func (e protocolError) Error() string { return "Protocol error: " + string(e) }
 
 const (
-	errArguments = breach("invalid multibulk length")
-	errBulk      = breach("invalid bulk length")
-	errInline    = breach("too big inline request")
-	errQuotes    = breach("unbalanced quotes in request")
+	errArguments = protocolError("invalid multibulk length")
+	errBulk      = protocolError("invalid bulk length")
+	errInline    = protocolError("too big inline request")
+	errQuotes    = protocolError("unbalanced quotes in request")
 )
 
-// conn is a client's connection, for the goroutine that serves it. An error of
-// writing is kept by the writer, and ends the connection before it is read again.
+// conn is a client's connection. Only the goroutine that serves it uses it, except for
+// SetReadDeadline and Close. The buffered writer keeps a write error; Read returns it and
+// so ends the connection.
 type conn struct {
 	net.Conn
 	server *Server
 	in     *bufio.Reader
 	out    *bufio.Writer
-	name   string // that the client gave itself
-	quit   bool   // the command that is being answered is the last
+	name   string // set by CLIENT SETNAME
+	quit   bool   // close the connection after the current command
 
-	// The arguments of the command that was read last, and the bytes of all of them, or
-	// of the last ones where they had to move as they became more.
+	// args are the arguments of the current command. They point into data, or into an
+	// earlier array of data when data had to grow.
 	args [][]byte
 	data []byte
 }
@@ -54,8 +56,8 @@ func (s *Server) newConn(c net.Conn) *conn {
 	return n
 }
 
-// Read sends the answers first, as it is called when nothing is left to read: commands
-// that came together are answered together.
+// Read flushes the replies and then reads. The buffered reader calls it when its buffer
+// is empty, so the replies of a pipeline are sent together.
 func (c *conn) Read(p []byte) (int, error) {
 	if err := c.out.Flush(); err != nil {
 		return 0, err
@@ -63,63 +65,63 @@ func (c *conn) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-// serve answers commands until the client leaves, quits or breaks the rules, or until
-// reading fails because the server ends.
+// serve answers commands until the client disconnects, quits or violates the protocol,
+// or until Shutdown makes the next read fail.
 func (c *conn) serve() {
 	for !c.quit {
-		if err := c.next(); err != nil {
-			if broken := breach(""); errors.As(err, &broken) {
-				c.refuse("ERR " + broken.Error())
+		if err := c.readCommand(); err != nil {
+			if violation := protocolError(""); errors.As(err, &violation) {
+				c.refuse("ERR " + violation.Error())
 			}
 			break
 		}
 		if len(c.args) > 0 {
-			c.server.handle(c, c.args)
+			c.server.execute(c, c.args)
 		}
 	}
-	_, _ = c.out.Flush(), c.Close() // the client may have gone; there is nobody else to tell
+	_, _ = c.out.Flush(), c.Close() // errors are ignored: the client may have disconnected
 }
 
-// next reads a command. Source: the Redis serialization protocol specification,
+// readCommand reads the next command into args. Source: the Redis serialization protocol specification,
 // "Sending commands to a Redis server".
-func (c *conn) next() error {
+func (c *conn) readCommand() error {
 	c.args, c.data = c.args[:0], c.data[:0]
 	if cap(c.args) > 1<<10 || cap(c.data) > 64<<10 {
-		c.args, c.data = nil, nil // so that one large command does not cost memory for ever
+		c.args, c.data = nil, nil // otherwise one large command would use memory for ever
 	}
-	line, err := c.line()
+	line, err := c.readLine()
 	if err != nil {
 		return err
 	}
 	if line[0] != '*' {
-		return c.split(string(line))
+		return c.parseInline(string(line))
 	}
-	arguments, ok := length(line, maxArguments)
-	if !ok || arguments == 0 {
+	count, ok := parseLength(line, maxArguments)
+	if !ok || count == 0 {
 		return errArguments
 	}
 	left := c.server.maxCommand
-	for range arguments {
-		if line, err = c.line(); err != nil {
+	for range count {
+		if line, err = c.readLine(); err != nil {
 			return err
 		}
-		n, ok := length(line, left)
+		n, ok := parseLength(line, left)
 		switch {
 		case line[0] != '$':
-			return breach(fmt.Sprintf("expected '$', got '%c'", line[0]))
+			return protocolError(fmt.Sprintf("expected '$', got '%c'", line[0]))
 		case !ok:
 			return errBulk
 		}
 		left -= n
-		if err := c.argument(int(n)); err != nil {
+		if err := c.readArgument(int(n)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// line reads a line with its end. It is good until the next is read.
-func (c *conn) line() ([]byte, error) {
+// readLine reads a line including its end. The next read invalidates it.
+func (c *conn) readLine() ([]byte, error) {
 	line, err := c.in.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) {
 		return nil, errInline
@@ -127,10 +129,11 @@ func (c *conn) line() ([]byte, error) {
 	return line, err
 }
 
-// length reads the number of a line such as "$5", up to a limit.
-func length(line []byte, limit int64) (n int64, ok bool) {
+// parseLength parses the number of a line such as "$5". ok is false when it is no number
+// or greater than limit.
+func parseLength(line []byte, limit int64) (n int64, ok bool) {
 	digits, ended := bytes.CutSuffix(line[1:], []byte("\r\n"))
-	if !ended || len(digits) < 1 || len(digits) > 18 { // more might not fit into n
+	if !ended || len(digits) < 1 || len(digits) > 18 { // more digits could overflow n
 		return 0, false
 	}
 	for _, b := range digits {
@@ -142,12 +145,14 @@ func length(line []byte, limit int64) (n int64, ok bool) {
 	return n, n <= limit
 }
 
-// argument reads an argument of that length, and the end of its line.
-func (c *conn) argument(n int) error {
-	const piece = 64 << 10 // whoever only announces a lot gets no memory for it
+// readArgument reads an argument of n bytes and the line end after it.
+func (c *conn) readArgument(n int) error {
+	// Memory grows in steps with the received bytes. Otherwise a client could use up the
+	// memory only by announcing long arguments.
+	const step = 64 << 10
 	begin := len(c.data)
 	for end := begin + n + len("\r\n"); len(c.data) < end; {
-		at, more := len(c.data), min(end-len(c.data), piece)
+		at, more := len(c.data), min(end-len(c.data), step)
 		c.data = slices.Grow(c.data, more)[:at+more]
 		if _, err := io.ReadFull(c.in, c.data[at:]); err != nil {
 			return err
@@ -161,12 +166,12 @@ func (c *conn) argument(n int) error {
 	return nil
 }
 
-// word is an argument of a command of one line, which may be in double quotes.
-var word = regexp.MustCompile(`"(\\.|[^"\\])*"|[^ \r\n]+`)
+// inlineArgument is an argument of an inline command, with or without double quotes.
+var inlineArgument = regexp.MustCompile(`"(\\.|[^"\\])*"|[^ \r\n]+`)
 
-// split takes the arguments of a command of one line, as people type it.
-func (c *conn) split(line string) error {
-	for _, text := range word.FindAllString(line, -1) {
+// parseInline parses an inline command: one line, as a person types it.
+func (c *conn) parseInline(line string) error {
+	for _, text := range inlineArgument.FindAllString(line, -1) {
 		if text[0] == '"' {
 			var err error
 			if text, err = strconv.Unquote(text); err != nil {
@@ -178,17 +183,17 @@ func (c *conn) split(line string) error {
 	return nil
 }
 
-// simple answers with a word of ours.
-func (c *conn) simple(text string) { c.answer('+', text) }
+// simple writes a simple string. The text must not contain line breaks.
+func (c *conn) simple(text string) { c.writeText('+', text) }
 
-// refuse answers with an error, which may quote what the client sent.
+// refuse writes an error reply. It replaces line breaks, which would end the reply.
 func (c *conn) refuse(text string) {
-	c.answer('-', strings.NewReplacer("\r", " ", "\n", " ").Replace(text))
+	c.writeText('-', strings.NewReplacer("\r", " ", "\n", " ").Replace(text))
 }
 
 func (c *conn) number(n int64)       { c.header(':', n) }
 func (c *conn) array(n int)          { c.header('*', int64(n)) }
-func (c *conn) null()                { c.answer('$', "-1") }
+func (c *conn) null()                { c.writeText('$', "-1") }
 func (c *conn) bulkText(text string) { c.bulk([]byte(text)) }
 
 func (c *conn) bulk(value []byte) {
@@ -202,6 +207,6 @@ func (c *conn) header(kind byte, n int64) {
 	_, _ = c.out.Write(append(line, "\r\n"...))
 }
 
-func (c *conn) answer(kind byte, text string) {
+func (c *conn) writeText(kind byte, text string) {
 	_, _ = c.out.Write(append(append(append(c.out.AvailableBuffer(), kind), text...), "\r\n"...))
 }

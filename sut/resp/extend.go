@@ -7,29 +7,30 @@ import (
 	"time"
 )
 
-// Command is a command that a server has besides its own, or in the place of one.
-// It may take its time: only its own connection waits.
+// Command is an additional command of a server. A slow command blocks only its own
+// connection.
 type Command struct {
-	Least, Most int // arguments, the name left out
-	// Run gets the arguments, which it must not keep. It answers nil for what is not
-	// there, []byte, int64, true for OK, an error whose text is sent as it is, or []any
-	// of those.
+	MinArgs, MaxArgs int // without the name of the command
+	// Run returns the reply: nil for a null reply, []byte, int64, true for OK, an error
+	// whose text is sent unchanged, or a list of these as []any. It must not keep args.
 	Run func(args [][]byte) any
 }
 
-// Extend gives the server further commands, by name in lower case, before Serve.
-func (s *Server) Extend(further map[string]Command) error {
-	for name, f := range further {
-		if len(name) > longestName || name != strings.ToLower(name) {
-			return fmt.Errorf("resp: command %q: want at most %d letters, in lower case", name, longestName)
+// Extend adds commands, by name in lower case. It replaces a built-in command of the
+// same name. Call it before Serve.
+func (s *Server) Extend(commands map[string]Command) error {
+	for name, f := range commands {
+		if len(name) > maxNameBytes || name != strings.ToLower(name) {
+			return fmt.Errorf("resp: command %q: want at most %d bytes, in lower case", name, maxNameBytes)
 		}
-		run := func(_ *Server, c *conn, args [][]byte) { answer(c, f.Run(args[1:])) }
-		s.table[name] = command{f.Least + 1, f.Most + 1, run}
+		run := func(_ *Server, c *conn, args [][]byte) { c.writeReply(f.Run(args[1:])) }
+		s.commands[name] = command{f.MinArgs + 1, f.MaxArgs + 1, run}
 	}
 	return nil
 }
 
-func answer(c *conn, value any) {
+// writeReply writes a reply of Command.Run.
+func (c *conn) writeReply(value any) {
 	switch v := value.(type) {
 	case []byte:
 		c.bulk(v)
@@ -41,45 +42,46 @@ func answer(c *conn, value any) {
 		c.refuse(v.Error())
 	case []any:
 		c.array(len(v))
-		for _, one := range v {
-			answer(c, one)
+		for _, element := range v {
+			c.writeReply(element)
 		}
 	default:
 		c.null()
 	}
 }
 
-// Values is what a server holds, for code in its own process.
+// Values gives code in the same process access to the values of a server.
 type Values struct{ store *store }
 
-// Values returns what the server holds. It may be used before Serve and after it.
+// Values returns the values of the server. They may be used at any time, also before
+// Serve and after Shutdown.
 func (s *Server) Values() Values { return Values{s.store} }
 
-// Get returns a value, which the caller must not change.
+// Get returns a value. The caller must not change it. The error is always nil.
 func (v Values) Get(_ context.Context, key string) (value []byte, found bool, err error) {
-	value, found = v.store.of([]byte(key)).get([]byte(key), v.store.clock())
+	value, found = v.store.shardOf([]byte(key)).get([]byte(key), v.store.clock())
 	return value, found, nil
 }
 
-// Set stores a copy of a value for some time, which is rounded up to ms; 0 = until
-// it is evicted.
+// Set stores a copy of a value. The time to live is rounded up to ms; 0 = the value stays
+// until it is evicted. The error says that the value does not fit into the budget.
 func (v Values) Set(_ context.Context, key string, value []byte, ttl time.Duration) error {
 	now, expires := v.store.clock(), int64(0)
 	if ttl > 0 {
 		expires = now + int64((ttl+time.Millisecond-1)/time.Millisecond)
 	}
-	_, err := v.store.of([]byte(key)).set([]byte(key), value, expires, always, now)
+	_, err := v.store.shardOf([]byte(key)).set([]byte(key), value, expires, always, now)
 	return err
 }
 
-// Delete removes a key, whether it is there or not.
+// Delete removes a key. A missing key is no error. The error is always nil.
 func (v Values) Delete(_ context.Context, key string) error {
-	v.store.of([]byte(key)).del([]byte(key), v.store.clock())
+	v.store.shardOf([]byte(key)).del([]byte(key), v.store.clock())
 	return nil
 }
 
-// Drop removes the keys that drop says yes to, of those that are there when it begins,
-// and returns how many there were.
+// Drop removes all keys for which drop returns true, and returns their number. It may miss
+// keys that are added while it runs. The error is always nil.
 func (s *Server) Drop(_ context.Context, drop func(key string) bool) (dropped int, err error) {
 	for _, sh := range s.store.shards {
 		dropped += sh.drop(drop)

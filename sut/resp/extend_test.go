@@ -15,13 +15,13 @@ import (
 	"github.com/stagebench/stagebench/sut/resp/resptest"
 )
 
-// Further commands answer with all kinds of values, and take the place of others.
+// Additional commands can return all kinds of replies, and replace built-in commands.
 func TestExtend(t *testing.T) {
 	t.Parallel()
-	for _, front := range []bool{false, true} {
-		s := resptest.ServeProxy(t, resp.Config{Proxy: front}, func(*resp.Server) map[string]resp.Command {
+	for _, proxy := range []bool{false, true} {
+		s := resptest.ServeProxy(t, resp.Config{Proxy: proxy}, func(*resp.Server) map[string]resp.Command {
 			return map[string]resp.Command{
-				"answer": {Least: 1, Most: 2, Run: func(args [][]byte) any {
+				"answer": {MinArgs: 1, MaxArgs: 2, Run: func(args [][]byte) any {
 					switch kind := string(args[0]); kind {
 					case "nothing":
 						return nil
@@ -36,7 +36,9 @@ func TestExtend(t *testing.T) {
 					}
 					return []any{int64(1), []byte("a\r\nb"), nil, []any{[]byte("in it")}}
 				}},
-				"get": {Least: 1, Most: 1, Run: func(args [][]byte) any { return []byte("of " + string(args[0])) }},
+				"get": {MinArgs: 1, MaxArgs: 1, Run: func(args [][]byte) any {
+					return []byte("of " + string(args[0]))
+				}},
 			}
 		})
 		c := resptest.Client(s.Addr().String())
@@ -56,23 +58,25 @@ func TestExtend(t *testing.T) {
 			{[]any{"answer", "1", "2", "3"}, "<nil> ERR wrong number of arguments for 'answer' command"},
 			{[]any{"get", "x"}, "of x <nil>"},
 			{[]any{"PING"}, "PONG <nil>"},
-			{[]any{"COMMAND", "COUNT"}, fmt.Sprint(map[bool]int{false: 21, true: 8}[front], " <nil>")},
+			{[]any{"COMMAND", "COUNT"}, fmt.Sprint(map[bool]int{false: 21, true: 8}[proxy], " <nil>")},
 		} {
 			value, err := c.Do(t.Context(), test.args...).Result()
 			if diff := cmp.Diff(test.want, fmt.Sprint(value, " ", err)); diff != "" {
-				t.Errorf("front %t, %q (-want +got)\n%s", front, test.args, diff)
+				t.Errorf("proxy %t, %q (-want +got)\n%s", proxy, test.args, diff)
 			}
 		}
-		// What it does not have, it does not know.
-		if err := c.Do(t.Context(), "DBSIZE").Err(); (err != nil) != front {
-			t.Errorf("front %t: DBSIZE: %v", front, err)
+		// A proxy has no keys and no commands for them.
+		if err := c.Do(t.Context(), "DBSIZE").Err(); (err != nil) != proxy {
+			t.Errorf("proxy %t: DBSIZE: %v", proxy, err)
 		}
 	}
 }
 
 func TestExtendRefuses(t *testing.T) {
 	t.Parallel()
-	for name, good := range map[string]bool{"Fetch": false, "FETCH": false, "a-name-of-17-long": false, "a-name-of-16-lon": true} {
+	for name, valid := range map[string]bool{
+		"Fetch": false, "FETCH": false, "a-name-of-17-long": false, "a-name-of-16-lon": true,
+	} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -81,21 +85,21 @@ func TestExtendRefuses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Extend(map[string]resp.Command{name: {Run: func([][]byte) any { return true }}}); (err == nil) != good {
+		err = s.Extend(map[string]resp.Command{name: {Run: func([][]byte) any { return true }}})
+		if (err == nil) != valid {
 			t.Errorf("%q: %v", name, err)
 		}
 		_ = l.Close()
 	}
 }
 
-// A command that takes its time holds up its own connection only, and is answered
-// before an orderly end.
+// A slow command blocks only its own connection. Shutdown waits for its reply.
 func TestSlowCommand(t *testing.T) {
 	t.Parallel()
-	begun, release := make(chan struct{}), make(chan struct{})
+	started, release := make(chan struct{}), make(chan struct{})
 	s := resptest.ServeProxy(t, resp.Config{}, func(*resp.Server) map[string]resp.Command {
 		return map[string]resp.Command{"slow": {Run: func([][]byte) any {
-			close(begun)
+			close(started)
 			<-release
 			return int64(7)
 		}}}
@@ -108,7 +112,7 @@ func TestSlowCommand(t *testing.T) {
 			t.Errorf("%d, %v", n, err)
 		}
 	})
-	<-begun
+	<-started
 	if err := c.Ping(t.Context()).Err(); err != nil {
 		t.Error(err)
 	}
@@ -121,7 +125,7 @@ func TestSlowCommand(t *testing.T) {
 	slow.Wait()
 }
 
-// Values are those that clients see.
+// Values and network clients see the same values.
 func TestValues(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1e9, 0)
@@ -129,12 +133,14 @@ func TestValues(t *testing.T) {
 	c, v, ctx := resptest.Client(s.Addr().String()), s.Values(), t.Context()
 	defer func() { _ = c.Close() }()
 	text := []byte("text")
-	for key, ttl := range map[string]time.Duration{"for ever": 0, "for a second": time.Second, "rounded up": time.Nanosecond} {
+	for key, ttl := range map[string]time.Duration{
+		"for ever": 0, "for a second": time.Second, "rounded up": time.Nanosecond,
+	} {
 		if err := v.Set(ctx, key, text, ttl); err != nil {
 			t.Fatal(err)
 		}
 	}
-	text[0] = 'n' // which is not what was stored
+	text[0] = 'n' // the stored copy does not change
 	for key, want := range map[string]int64{"for ever": -1, "for a second": 1000, "rounded up": 1} {
 		if ms, err := c.Do(ctx, "PTTL", key).Int64(); ms != want || err != nil {
 			t.Errorf("%s: %d ms, %v, want %d", key, ms, err, want)
@@ -159,11 +165,11 @@ func TestValues(t *testing.T) {
 	}
 	full := resptest.Serve(t, resp.Config{MaxBytes: 1000, Evict: "noeviction"})
 	if err := full.Values().Set(ctx, "large", make([]byte, 2000), 0); err == nil {
-		t.Error("a value that does not fit was taken")
+		t.Error("a value that does not fit was accepted")
 	}
 }
 
-// Keys are dropped as they are asked for, and what they took is free.
+// Drop removes the matching keys and frees their memory.
 func TestDrop(t *testing.T) {
 	t.Parallel()
 	s := resptest.Serve(t, resp.Config{})
@@ -173,13 +179,14 @@ func TestDrop(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if dropped, err := s.Drop(t.Context(), func(key string) bool { return key[len(key)-1] == '7' }); err != nil || dropped != 100 {
-		t.Errorf("dropped %d: %v", dropped, err)
+	dropped, err := s.Drop(t.Context(), func(key string) bool { return key[len(key)-1] == '7' })
+	if err != nil || dropped != 100 {
+		t.Errorf("%d keys were dropped, want 100: %v", dropped, err)
 	}
 	if left := s.Stats().Entries; left != 900 {
-		t.Errorf("%d are left", left)
+		t.Errorf("%d keys are left, want 900", left)
 	}
 	if _, err := s.Drop(t.Context(), func(string) bool { return true }); err != nil || s.Stats().Bytes != empty {
-		t.Errorf("%d bytes without keys, %v", s.Stats().Bytes, err)
+		t.Errorf("%d bytes are used without keys, %v", s.Stats().Bytes, err)
 	}
 }

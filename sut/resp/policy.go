@@ -2,28 +2,28 @@ package resp
 
 import "fmt"
 
-// Evict says who goes when the budget is used up.
+// Evict is an eviction policy: it says which entry is evicted when memory is full.
 type Evict string
 
-// The policies. Redis calls them allkeys-lru and so on; it has no FIFO.
+// The policies. Redis calls them allkeys-lru and allkeys-lfu; it has no FIFO.
 const (
-	LRU  Evict = "lru"        // who was not asked for the longest
-	LFU  Evict = "lfu"        // who was asked for the least often, of late
-	FIFO Evict = "fifo"       // who has been there the longest
-	None Evict = "noeviction" // nobody: what does not fit is refused
+	LRU  Evict = "lru"        // the least recently used entry
+	LFU  Evict = "lfu"        // the entry with the fewest recent requests
+	FIFO Evict = "fifo"       // the oldest entry
+	None Evict = "noeviction" // no entry; a value that does not fit is refused
 )
 
-// policy decides who goes. It is a pure data structure: it reads no clock, keeps
-// no key and no value, and threads its order through the entries themselves. All
-// methods take constant time, that of LFU on average. The caller holds a lock.
+// policy selects the entry to evict. It is a pure data structure without a clock. Its
+// lists are linked through the entries. All methods take constant time; for LFU that is
+// the average. The caller holds the lock of the shard.
 type policy interface {
-	// add takes an entry that came.
+	// add adds a new entry.
 	add(e *entry)
-	// touch notes that an entry was read or written.
+	// touch records a read or a write of an entry.
 	touch(e *entry)
-	// remove lets an entry go, whoever chose it.
+	// remove removes an entry that was evicted, deleted or has expired.
 	remove(e *entry)
-	// victim is who goes next, and stays until it is removed; nil = nobody.
+	// victim returns the entry to evict next, and does not remove it; nil = none.
 	victim() *entry
 }
 
@@ -36,21 +36,21 @@ func newPolicy(evict Evict) (policy, error) {
 	case FIFO:
 		return &fifo{}, nil
 	case None:
-		return keepAll{}, nil
+		return noEviction{}, nil
 	}
 	return nil, fmt.Errorf("unknown eviction policy %q: want %s, %s, %s or %s", evict, LRU, LFU, FIFO, None)
 }
 
-// keepAll never lets anybody go.
-type keepAll struct{}
+// noEviction never evicts.
+type noEviction struct{}
 
-func (keepAll) add(*entry)     {}
-func (keepAll) touch(*entry)   {}
-func (keepAll) remove(*entry)  {}
-func (keepAll) victim() *entry { return nil }
+func (noEviction) add(*entry)     {}
+func (noEviction) touch(*entry)   {}
+func (noEviction) remove(*entry)  {}
+func (noEviction) victim() *entry { return nil }
 
-// list is a doubly linked list through the entries' own links: an entry is in at
-// most one. It costs two words, where one with a sentinel costs an entry.
+// list is a doubly linked list through the prev and next fields of the entries. An entry
+// is in at most one list. There is no sentinel entry, which saves memory.
 type list struct{ head, tail *entry }
 
 func (l *list) pushFront(e *entry) {
@@ -77,8 +77,8 @@ func (l *list) remove(e *entry) {
 	e.prev, e.next = nil, nil
 }
 
-// join is the list of a and then b.
-func join(a, b list) list {
+// concat returns the list of a followed by b.
+func concat(a, b list) list {
 	switch {
 	case a.head == nil:
 		return b
@@ -89,22 +89,22 @@ func join(a, b list) list {
 	return list{head: a.head, tail: b.tail}
 }
 
-// fifo lets go who has been there the longest. An entry that is read or written
-// anew keeps its place: only one that was gone comes in at the end of the queue.
-type fifo struct{ order list }
+// fifo evicts the oldest entry. A read or a new value does not change the position of an
+// entry in the queue.
+type fifo struct{ queue list } // newest first
 
-func (p *fifo) add(e *entry)    { p.order.pushFront(e) }
+func (p *fifo) add(e *entry)    { p.queue.pushFront(e) }
 func (p *fifo) touch(*entry)    {}
-func (p *fifo) remove(e *entry) { p.order.remove(e) }
-func (p *fifo) victim() *entry  { return p.order.tail }
+func (p *fifo) remove(e *entry) { p.queue.remove(e) }
+func (p *fifo) victim() *entry  { return p.queue.tail }
 
-// lru lets go who was not asked for the longest: exactly, where Redis compares a
-// sample of five. It is a queue that an entry enters anew when it is asked for.
+// lru evicts the least recently used entry. It is exact, while Redis compares a sample of
+// five. Each request moves an entry to the front of the queue.
 type lru struct{ fifo }
 
 func (p *lru) touch(e *entry) {
-	if p.order.head != e {
-		p.order.remove(e)
-		p.order.pushFront(e)
+	if p.queue.head != e {
+		p.queue.remove(e)
+		p.queue.pushFront(e)
 	}
 }

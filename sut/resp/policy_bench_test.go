@@ -6,22 +6,22 @@ import (
 	"github.com/stagebench/stagebench/sut/resp/policytest"
 )
 
-// BenchmarkPolicy is one request to a full cache in the store itself, without the
-// network: a read, and on a miss a write that makes somebody go. The hit ratio
-// belongs to the figure, as a miss costs more than a hit.
+// BenchmarkPolicy measures one request to a full store, without the network: a read, and
+// after a miss a write that evicts an entry. It also reports the hit ratio, because a
+// miss costs more than a hit.
 func BenchmarkPolicy(b *testing.B) {
 	for _, evict := range []Evict{LRU, LFU, FIFO} {
 		b.Run(string(evict), func(b *testing.B) {
-			_, ask := sized(b, evict, 1, 5_000)
+			_, request := newSizedStore(b, evict, 1, 5_000)
 			z := policytest.NewZipf(100_000, 1)
 			keys := make([]int, 1<<16)
 			for i := range keys {
 				keys[i] = z.Next()
-				ask(keys[i])
+				request(keys[i])
 			}
 			hits := 0
 			for i := 0; b.Loop(); i++ {
-				if ask(keys[i%len(keys)]) {
+				if request(keys[i%len(keys)]) {
 					hits++
 				}
 			}

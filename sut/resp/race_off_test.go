@@ -2,5 +2,5 @@
 
 package resp
 
-// raced: see race_on_test.go.
-const raced = false
+// raceEnabled: see race_on_test.go.
+const raceEnabled = false

@@ -2,6 +2,6 @@
 
 package resp
 
-// raced says that the race detector is on, which makes arithmetic in one goroutine
-// take ten times as long, and finds nothing in it.
-const raced = true
+// raceEnabled says that the race detector is on. It makes single-threaded arithmetic ten
+// times slower, and cannot find anything there.
+const raceEnabled = true

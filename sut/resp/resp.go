@@ -1,19 +1,19 @@
-// Package resp is the embedded cache node: keys and opaque values in memory,
-// behind the part of Redis' protocol that caches need, so that any client of
-// Redis can use it and Redis can take its place.
+// Package resp is the embedded cache node. It keeps keys and opaque values in memory
+// and implements the cache commands of the Redis protocol. Any Redis client can use it,
+// and Redis can replace it.
 //
-// It has a budget in bytes, which keys, values and what an entry costs besides
-// count against, and which is never exceeded: a policy decides who goes. Entries
-// expire when they are asked for, or when a sweep meets them. Nothing is stored
-// on disk. Keys are spread over shards with a lock and an equal part of the
-// budget each, so a value larger than such a part is refused.
+// A budget in bytes limits the memory of keys, values and entry overhead. The server
+// never exceeds it: an eviction policy decides which entry is removed. An entry expires
+// when a client reads it after its time, or when the periodic sweep finds it. Nothing is
+// stored on disk. The keys are divided into shards. Each shard has its own lock and an
+// equal share of the budget, so a value larger than one share is refused.
 //
-// Protocol version 2 only: HELLO is answered with an error, upon which clients
-// fall back. There are no passwords, which is why it serves loopback alone.
+// The server supports only version 2 of the protocol. It answers HELLO with an error,
+// and clients then fall back to version 2. It has no passwords, so it accepts only
+// loopback addresses.
 //
-// Times are in ms on the wire and inside, where the clock is passed in. All
-// methods of Server may be called concurrently. Usual order of calls: New, Serve,
-// Shutdown; Extend before Serve.
+// Times are in ms, on the wire and internally. All methods of Server may be called
+// concurrently. Usual order of calls: New, Extend, Serve, Shutdown.
 package resp
 
 import (
@@ -31,42 +31,41 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// Config is what a server is made of.
+// Config is the configuration of a server.
 type Config struct {
-	// Listener is where clients come in, on loopback. The server closes it.
+	// Listener accepts clients on a loopback address. The server closes it.
 	Listener net.Listener
 	MaxBytes int64 // budget for keys, values and their overhead; 0 = no limit
-	Evict    Evict // who goes when the budget is used up; "" = LRU
-	// Shards is how many parts with a lock of their own the keys are in, a power of
-	// two; 0 = 16, or fewer when the parts of the budget would be under 1 MiB.
+	Evict    Evict // the eviction policy; "" = LRU
+	// Shards is the number of shards, a power of two; 0 = 16, or fewer if a share of the
+	// budget would be less than 1 MiB.
 	Shards int
-	// MaxCommandBytes is how long a command may be; 0 = 64 MiB.
+	// MaxCommandBytes limits the arguments of one command; 0 = 64 MiB.
 	MaxCommandBytes int64
-	// SweepInterval is the time between two looks for entries that have expired; 0 =
-	// 100 ms.
+	// SweepInterval is the time between two sweeps for expired entries; 0 = 100 ms.
 	SweepInterval time.Duration
-	// Proxy has a server answer commands about the connection (PING and the like) only,
-	// besides those that it is given by Extend: it stands before another one, and holds
-	// nothing itself.
+	// Proxy makes a server without keys, in front of another one. It knows only the
+	// commands of a connection, such as PING, and the commands of Extend.
 	Proxy bool
-	Seed  uint64           // of what the sweep picks
-	Now   func() time.Time // by which entries expire; nil = time.Now
+	Now   func() time.Time // the clock for expiry; nil = time.Now
 }
 
-func (c *Config) complete() error {
+// setDefaults fills in defaults and validates the configuration.
+func (c *Config) setDefaults() error {
 	if c.Listener == nil {
 		return errors.New("no listener")
 	}
 	if address, ok := c.Listener.Addr().(*net.TCPAddr); !ok || !address.IP.IsLoopback() {
-		return fmt.Errorf("listens on %v: want an address on loopback, as there are no passwords", c.Listener.Addr())
+		return fmt.Errorf("listens on %v: want a loopback address, because there are no passwords", c.Listener.Addr())
 	}
 	if c.MaxBytes < 0 || c.MaxCommandBytes < 0 || c.SweepInterval < 0 {
-		return errors.New("negative limit")
+		return fmt.Errorf("MaxBytes is %d, MaxCommandBytes is %d, SweepInterval is %v: want 0 or more",
+			c.MaxBytes, c.MaxCommandBytes, c.SweepInterval)
 	}
 	if c.Shards == 0 {
 		c.Shards = 16
 		if c.MaxBytes > 0 {
-			c.Shards = min(16, 1<<(max(bits.Len64(uint64(c.MaxBytes/shardBytes)), 1)-1))
+			c.Shards = min(16, 1<<(max(bits.Len64(uint64(c.MaxBytes/minShardBytes)), 1)-1))
 		}
 	}
 	if c.Shards < 0 || c.Shards > 1<<16 || c.Shards&(c.Shards-1) != 0 {
@@ -81,71 +80,71 @@ func (c *Config) complete() error {
 	return nil
 }
 
-// table is the commands that the server answers.
-func (c *Config) table() map[string]command {
-	own := aboutConnections()
+// commands returns the built-in commands of the server.
+func (c *Config) commands() map[string]command {
+	all := connectionCommands()
 	if !c.Proxy {
-		maps.Copy(own, aboutValues())
+		maps.Copy(all, keyCommands())
 	}
-	return own
+	return all
 }
 
-// Stats are the figures of a server: those of every cache node, and those that INFO
-// tells besides.
+// Stats are the metrics of a server: those of all cache nodes, and those that only INFO
+// reports.
 type Stats struct {
 	sut.CacheFigures
-	Expiring int64 // entries that will expire
-	Evict    Evict // the policy
-	Commands int64 // that were answered, those with an error included
-	Conns    int64 // connections that are open
-	Accepted int64 // connections that ever were
+	Expiring int64 // entries with a time to live
+	Evict    Evict // the eviction policy
+	Commands int64 // answered commands, including errors
+	Conns    int64 // open connections
+	Accepted int64 // connections accepted since the start
 }
 
 // Server is a cache node.
 type Server struct {
-	store      *store
-	listener   net.Listener
-	maxCommand int64
-	sweeping   time.Duration
-	table      map[string]command
-	started    time.Time
+	store         *store
+	listener      net.Listener
+	maxCommand    int64 // bytes
+	sweepInterval time.Duration
+	commands      map[string]command // by name in lower case
+	started       time.Time
 
-	commands, accepted atomic.Int64
+	answered, accepted atomic.Int64 // commands, connections
 
-	running sync.WaitGroup  // a goroutine for each connection, and the sweep
-	open    context.Context // ends when nobody may come any more, by close
-	close   func()
-	ended   chan struct{} // closed when Serve has nothing left to do
+	running  sync.WaitGroup  // one goroutine for each connection, and the sweep
+	open     context.Context // canceled by shutDown; no connection is accepted after that
+	shutDown context.CancelFunc
+	ended    chan struct{} // closed when Serve returns
 
 	mu    sync.Mutex
-	conns map[*conn]bool // those that are open
+	conns map[*conn]bool // open connections
 }
 
-// New returns a server that has not begun to serve.
+// New returns a server. Call Serve to start it.
 func New(c Config) (*Server, error) {
-	if err := c.complete(); err != nil {
+	if err := c.setDefaults(); err != nil {
 		return nil, fmt.Errorf("resp: %w", err)
 	}
-	store, err := newStore(c.MaxBytes, c.Evict, c.Shards, c.Seed, c.Now)
+	store, err := newStore(c.MaxBytes, c.Evict, c.Shards, c.Now)
 	if err != nil {
 		return nil, fmt.Errorf("resp: %w", err)
 	}
-	open, shut := context.WithCancel(context.Background())
+	open, shutDown := context.WithCancel(context.Background())
 	return &Server{
-		store: store, listener: c.Listener, maxCommand: c.MaxCommandBytes, sweeping: c.SweepInterval,
-		table: c.table(), started: c.Now(),
-		open: open, close: shut, ended: make(chan struct{}), conns: map[*conn]bool{},
+		store: store, listener: c.Listener, maxCommand: c.MaxCommandBytes, sweepInterval: c.SweepInterval,
+		commands: c.commands(), started: c.Now(),
+		open: open, shutDown: shutDown, ended: make(chan struct{}), conns: map[*conn]bool{},
 	}, nil
 }
 
-// Addr is where it listens.
+// Addr returns the address of the listener.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
-// acceptPause is the time between two attempts to accept a connection when there are
-// no file descriptors left, say: without it they would keep a core busy.
+// acceptPause is the pause after Accept has failed, for example because there are no
+// more file descriptors. Without it, the retries would use a whole core.
 const acceptPause = 10 * time.Millisecond
 
-// Serve answers clients until Shutdown, and returns nil then. Call it once.
+// Serve answers clients until Shutdown, and then returns nil. Call it once.
 func (s *Server) Serve() error {
 	defer close(s.ended)
 	defer s.running.Wait()
@@ -153,7 +152,7 @@ func (s *Server) Serve() error {
 	for {
 		conn, err := s.listener.Accept()
 		if err == nil {
-			s.admit(conn)
+			s.serveConn(conn)
 			continue
 		}
 		select {
@@ -164,9 +163,9 @@ func (s *Server) Serve() error {
 	}
 }
 
-// sweep looks for entries that have expired, as long as clients may come.
+// sweep removes expired entries at each interval until Shutdown.
 func (s *Server) sweep() {
-	ticker := time.NewTicker(s.sweeping)
+	ticker := time.NewTicker(s.sweepInterval)
 	defer ticker.Stop()
 	for {
 		select {
@@ -178,8 +177,9 @@ func (s *Server) sweep() {
 	}
 }
 
-// admit serves a connection, unless it came too late.
-func (s *Server) admit(accepted net.Conn) {
+// serveConn serves a connection in a new goroutine. After Shutdown it closes the
+// connection.
+func (s *Server) serveConn(accepted net.Conn) {
 	c := s.newConn(accepted)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -197,16 +197,15 @@ func (s *Server) admit(accepted net.Conn) {
 	})
 }
 
-// Shutdown stops listening, lets each connection finish the commands that were
-// read from it, and closes it. Connections that are not finished when the context
-// ends are closed as they are, and the error is the context's. Serve returns
-// afterwards.
+// Shutdown stops the listener. It waits until each connection has answered the commands
+// that it has read, and closes the connection. When ctx ends first, it closes the
+// remaining connections at once and returns the error of ctx. Serve returns afterwards.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
-	s.close()
-	_ = s.listener.Close() // it may be closed already
+	s.shutDown()
+	_ = s.listener.Close() // an error means that it was closed before
 	for c := range s.conns {
-		// The commands that were read are answered before the next read meets this.
+		// This ends only the next read, so commands that were already read are answered.
 		_ = c.SetReadDeadline(time.Unix(1, 0))
 	}
 	s.mu.Unlock()
@@ -223,10 +222,11 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return fmt.Errorf("resp: %w", ctx.Err())
 }
 
-// Stats returns the figures since the start or the last CONFIG RESETSTAT.
+// Stats returns the metrics. CONFIG RESETSTAT resets the counters of hits, misses,
+// evictions and expiries.
 func (s *Server) Stats() Stats {
 	stats := s.store.stats()
-	stats.Commands, stats.Accepted = s.commands.Load(), s.accepted.Load()
+	stats.Commands, stats.Accepted = s.answered.Load(), s.accepted.Load()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	stats.Conns = int64(len(s.conns))

@@ -39,7 +39,8 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-const patience = 20 * time.Second
+// testTimeout bounds every wait of a test.
+const testTimeout = 20 * time.Second
 
 func dial(t *testing.T, s *resp.Server) net.Conn {
 	t.Helper()
@@ -48,21 +49,23 @@ func dial(t *testing.T, s *resp.Server) net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(testTimeout))
 	return conn
 }
 
-func until(t *testing.T, what string, reached func() bool) {
+// eventually waits until a condition holds.
+func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !reached(); {
+	poll := time.NewTicker(time.Millisecond)
+	defer poll.Stop()
+	for deadline := time.Now().Add(testTimeout); !condition(); <-poll.C {
 		if time.Now().After(deadline) {
-			t.Fatalf("waiting for %s", what)
+			t.Fatalf("timed out waiting for: %s", what)
 		}
-		<-time.After(time.Millisecond)
 	}
 }
 
-// There are no passwords, so nobody from outside may come.
+// There are no passwords, so the server refuses to listen on other addresses.
 func TestLoopbackOnly(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", ":0")
@@ -90,12 +93,12 @@ func TestRefusals(t *testing.T) {
 		{Listener: listener, Evict: "mru"},
 	} {
 		if _, err := resp.New(c); err == nil {
-			t.Errorf("%+v was taken", c)
+			t.Errorf("%+v was accepted", c)
 		}
 	}
 }
 
-// A shutdown answers what was read, ends clients that say nothing, and frees the
+// Shutdown answers the commands that were read, closes idle connections, and frees the
 // port.
 func TestShutdown(t *testing.T) {
 	t.Parallel()
@@ -109,14 +112,14 @@ func TestShutdown(t *testing.T) {
 	}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve() }()
-	silent, half := dial(t, s), dial(t, s)
-	_, _ = io.WriteString(half, "PING\r\n*2\r\n$3\r\nGET\r\n")
+	idle, partial := dial(t, s), dial(t, s)
+	_, _ = io.WriteString(partial, "PING\r\n*2\r\n$3\r\nGET\r\n")
 	answer := make([]byte, 7)
-	if _, err := io.ReadFull(half, answer); err != nil || string(answer) != "+PONG\r\n" {
+	if _, err := io.ReadFull(partial, answer); err != nil || string(answer) != "+PONG\r\n" {
 		t.Fatalf("%q, %v", answer, err)
 	}
-	until(t, "both connections", func() bool { return s.Stats().Conns == 2 })
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	eventually(t, "two open connections", func() bool { return s.Stats().Conns == 2 })
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	if err := s.Shutdown(ctx); err != nil {
 		t.Error(err)
@@ -124,20 +127,21 @@ func TestShutdown(t *testing.T) {
 	if err := <-served; err != nil {
 		t.Error(err)
 	}
-	for _, conn := range []net.Conn{silent, half} {
+	for _, conn := range []net.Conn{idle, partial} {
 		if _, err := conn.Read(answer); err == nil {
-			t.Error("a connection is open still")
+			t.Error("a connection is still open")
 		}
 	}
 	if err := s.Shutdown(ctx); err != nil {
-		t.Errorf("the second time: %v", err)
+		t.Errorf("a second Shutdown: %v", err)
 	}
 	if _, err := net.Dial("tcp", s.Addr().String()); err == nil {
-		t.Error("it listens still")
+		t.Error("the server still listens")
 	}
 }
 
-// A client that does not take its answers does not keep the server from ending.
+// A client that does not read its replies cannot block Shutdown for longer than the
+// context.
 func TestShutdownWithStuckClient(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -154,7 +158,7 @@ func TestShutdownWithStuckClient(t *testing.T) {
 	value := strings.Repeat("x", 1<<20)
 	_, _ = fmt.Fprintf(conn, "*3\r\n$3\r\nSET\r\n$1\r\na\r\n$%d\r\n%s\r\n", len(value), value)
 	_, _ = io.WriteString(conn, strings.Repeat("GET a\r\n", 100))
-	until(t, "a command that is answered with more than the client takes", func() bool { return s.Stats().Hits > 0 })
+	eventually(t, "a reply that is larger than the socket buffers", func() bool { return s.Stats().Hits > 0 })
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := s.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
@@ -165,15 +169,15 @@ func TestShutdownWithStuckClient(t *testing.T) {
 	}
 }
 
-// What is too long for a command ends the connection before it is stored anywhere.
+// A command that is too long closes the connection before its arguments are read.
 func TestMaxCommandBytes(t *testing.T) {
 	t.Parallel()
 	s := resptest.Serve(t, resp.Config{MaxCommandBytes: 1000})
-	for _, breach := range []string{"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$997\r\n", "*1\r\n$1001\r\n", "*1048577\r\n"} {
+	for _, tooLong := range []string{"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$997\r\n", "*1\r\n$1001\r\n", "*1048577\r\n"} {
 		conn := dial(t, s)
-		_, _ = io.WriteString(conn, breach)
+		_, _ = io.WriteString(conn, tooLong)
 		if answer, err := io.ReadAll(conn); err != nil || !bytes.HasPrefix(answer, []byte("-ERR Protocol error: invalid ")) {
-			t.Errorf("%q: %q, %v", breach, answer, err)
+			t.Errorf("%q: %q, %v", tooLong, answer, err)
 		}
 	}
 	conn := dial(t, s)
@@ -184,8 +188,8 @@ func TestMaxCommandBytes(t *testing.T) {
 	}
 }
 
-// A browser that was made to come here is not answered past the header that gives it
-// away, as in Redis.
+// An HTTP request closes the connection at its method POST or its Host header, as in Redis.
+// Later lines are not executed. This prevents attacks by way of a browser.
 func TestHTTP(t *testing.T) {
 	t.Parallel()
 	s := resptest.Serve(t, resp.Config{})
@@ -198,21 +202,22 @@ func TestHTTP(t *testing.T) {
 		conn := dial(t, s)
 		_, _ = io.WriteString(conn, request)
 		if answer, err := io.ReadAll(conn); string(answer) != want || err != nil && !errors.Is(err, syscall.ECONNRESET) {
-			t.Errorf("%q: answered with %q, %v, want %q", request, answer, err, want)
+			t.Errorf("%q: the reply is %q, %v, want %q", request, answer, err, want)
 		}
 	}
 	if n := s.Stats().Entries; n != 1 {
-		t.Errorf("%d keys were set, want that of the last line", n)
+		t.Errorf("%d keys were set, want only that of the last request", n)
 	}
 }
 
-// Settings and figures that only the embedded server has.
-func TestFIFOByName(t *testing.T) {
+// FIFO, which Redis does not have, works and is reported by CONFIG and INFO.
+func TestFIFO(t *testing.T) {
 	t.Parallel()
 	s := resptest.Serve(t, resp.Config{MaxBytes: 1 << 20, Evict: resp.FIFO, Shards: 1})
 	c := resptest.Client(s.Addr().String())
 	defer func() { _ = c.Close() }()
-	if got, err := c.ConfigGet(t.Context(), "maxmemory*").Result(); err != nil || got["maxmemory-policy"] != "allkeys-fifo" || got["maxmemory"] != "1048576" {
+	got, err := c.ConfigGet(t.Context(), "maxmemory*").Result()
+	if err != nil || got["maxmemory-policy"] != "allkeys-fifo" || got["maxmemory"] != "1048576" {
 		t.Errorf("%v, %v", got, err)
 	}
 	value := strings.Repeat("x", 10_000)
@@ -225,15 +230,16 @@ func TestFIFOByName(t *testing.T) {
 		}
 	}
 	if err := c.Get(t.Context(), "0").Err(); !errors.Is(err, redis.Nil) {
-		t.Error("the oldest stayed because it was asked for")
+		t.Error("the oldest key was kept because it was read")
 	}
-	if stats := s.Stats(); stats.Evicted < 90 || stats.Bytes > 1<<20 || resptest.Figure(t, c, "evicted_keys") != stats.Evicted {
-		t.Errorf("%+v", stats)
+	stats, evicted := s.Stats(), resptest.Figure(t, c, "evicted_keys")
+	if stats.Evicted < 90 || stats.Bytes > 1<<20 || evicted != stats.Evicted {
+		t.Errorf("%+v, and INFO has %d evictions", stats, evicted)
 	}
 }
 
-// Many clients at once, settings that change under them, and sums that come out.
-func TestConcurrently(t *testing.T) {
+// Concurrent clients do not lose increments while the settings change.
+func TestConcurrentClients(t *testing.T) {
 	t.Parallel()
 	s := resptest.Serve(t, resp.Config{MaxBytes: 4 << 20, Shards: 4, SweepInterval: time.Millisecond})
 	c := resptest.Client(s.Addr().String())

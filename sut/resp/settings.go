@@ -11,13 +11,13 @@ import (
 	"time"
 )
 
-// The settings that CONFIG knows.
+// The names of the settings of CONFIG.
 const (
 	settingMemory = "maxmemory"
 	settingEvict  = "maxmemory-policy"
 )
 
-// redisName is what Redis calls a policy, or would.
+// redisName returns the name of a policy in the style of Redis.
 func redisName(evict Evict) string {
 	if evict == None {
 		return string(None)
@@ -25,7 +25,7 @@ func redisName(evict Evict) string {
 	return "allkeys-" + string(evict)
 }
 
-// config is CONFIG GET, SET and RESETSTAT.
+// config implements CONFIG GET, SET and RESETSTAT.
 func (s *Server) config(c *conn, args [][]byte) {
 	switch sub := strings.ToLower(clip(args[1])); {
 	case sub == "get" && len(args) >= 3:
@@ -33,10 +33,10 @@ func (s *Server) config(c *conn, args [][]byte) {
 	case sub == "set" && len(args) >= 4 && len(args)%2 == 0:
 		s.configSet(c, args[2:])
 	case sub == "resetstat" && len(args) == 2:
-		s.store.resetFigures()
+		s.store.resetCounters()
 		c.simple("OK")
 	case sub == "get" || sub == "set" || sub == "resetstat":
-		c.refuse(wrongNumber("config|" + sub))
+		c.refuse(wrongArgCount("config|" + sub))
 	default:
 		c.refuse("ERR unknown subcommand '" + clip(args[1]) + "'. Try CONFIG HELP.")
 	}
@@ -45,7 +45,10 @@ func (s *Server) config(c *conn, args [][]byte) {
 func (s *Server) configGet(c *conn, patterns [][]byte) {
 	budget, evict := s.store.settings()
 	var found []string
-	for _, setting := range [][2]string{{settingMemory, strconv.FormatInt(budget, 10)}, {settingEvict, redisName(evict)}} {
+	for _, setting := range [][2]string{
+		{settingMemory, strconv.FormatInt(budget, 10)},
+		{settingEvict, redisName(evict)},
+	} {
 		matches := func(pattern []byte) bool {
 			ok, err := path.Match(strings.ToLower(clip(pattern)), setting[0])
 			return ok && err == nil
@@ -60,35 +63,35 @@ func (s *Server) configGet(c *conn, patterns [][]byte) {
 	}
 }
 
-// configSet sets all that is named, or nothing.
+// configSet changes all the given settings, or none if one is invalid.
 func (s *Server) configSet(c *conn, pairs [][]byte) {
 	budget, evict := int64(-1), Evict("")
 	for i := 0; i < len(pairs); i += 2 {
 		name, value := strings.ToLower(clip(pairs[i])), strings.ToLower(clip(pairs[i+1]))
-		var why string
+		var problem string
 		switch name {
 		case settingMemory:
 			var ok bool
-			if budget, ok = memory(value); !ok {
-				why = "argument must be a memory value"
+			if budget, ok = parseMemory(value); !ok {
+				problem = "argument must be a memory value"
 			}
 		case settingEvict:
 			evict = Evict(strings.TrimPrefix(value, "allkeys-"))
 			if _, err := newPolicy(evict); err != nil || value != redisName(evict) {
-				why = fmt.Sprintf("argument(s) must be one of the following: %s, %s, %s, %s",
+				problem = fmt.Sprintf("argument(s) must be one of the following: %s, %s, %s, %s",
 					redisName(LRU), redisName(LFU), redisName(FIFO), redisName(None))
 			}
 		default:
 			c.refuse("ERR Unknown option or number of arguments for CONFIG SET - '" + clip(pairs[i]) + "'")
 			return
 		}
-		if why != "" {
-			c.refuse("ERR CONFIG SET failed (possibly related to argument '" + name + "') - " + why)
+		if problem != "" {
+			c.refuse("ERR CONFIG SET failed (possibly related to argument '" + name + "') - " + problem)
 			return
 		}
 	}
 	if evict != "" {
-		_ = s.store.setEvict(evict) // known, as above
+		_ = s.store.setEvict(evict) // cannot fail: it was checked above
 	}
 	if budget >= 0 {
 		s.store.setBudget(budget)
@@ -96,8 +99,8 @@ func (s *Server) configSet(c *conn, pairs [][]byte) {
 	c.simple("OK")
 }
 
-// memory reads a number of bytes as Redis writes it: 100, 100mb, 1g.
-func memory(text string) (int64, bool) {
+// parseMemory parses a number of bytes in the notation of Redis: 100, 100mb, 1g.
+func parseMemory(text string) (int64, bool) {
 	digits := strings.TrimRight(text, "bgkm")
 	factor, known := map[string]int64{
 		"": 1, "b": 1, "k": 1e3, "kb": 1 << 10, "m": 1e6, "mb": 1 << 20, "g": 1e9, "gb": 1 << 30,
@@ -106,7 +109,7 @@ func memory(text string) (int64, bool) {
 	return n * factor, known && err == nil && n >= 0 && n <= math.MaxInt64/factor
 }
 
-// info is INFO: the figures that tools for Redis look for, under its names.
+// info implements INFO: the metrics that Redis tools read, with the names of Redis.
 func (s *Server) info(c *conn, args [][]byte) {
 	stats, uptime := s.Stats(), s.store.now().Sub(s.started)
 	sections := []struct{ name, text string }{
@@ -122,22 +125,24 @@ func (s *Server) info(c *conn, args [][]byte) {
 	if stats.Entries > 0 {
 		sections[len(sections)-1].text = fmt.Sprintf("db0:keys=%d,expires=%d,avg_ttl=0\r\n", stats.Entries, stats.Expiring)
 	}
-	var parts []string
+	var texts []string
 	for _, section := range sections {
-		if wanted(args[1:], section.name) {
-			parts = append(parts, "# "+strings.ToUpper(section.name[:1])+section.name[1:]+"\r\n"+section.text)
+		if includes(args[1:], section.name) {
+			texts = append(texts, "# "+strings.ToUpper(section.name[:1])+section.name[1:]+"\r\n"+section.text)
 		}
 	}
-	c.bulkText(strings.Join(parts, "\r\n"))
+	c.bulkText(strings.Join(texts, "\r\n"))
 }
 
-func wanted(names [][]byte, section string) bool {
+// includes reports whether INFO with these section names includes a section.
+func includes(names [][]byte, section string) bool {
 	return len(names) == 0 || slices.ContainsFunc(names, func(name []byte) bool {
 		return slices.Contains([]string{section, "all", "default", "everything"}, strings.ToLower(clip(name)))
 	})
 }
 
-// client answers what clients say of themselves when they connect.
+// client implements CLIENT SETINFO, SETNAME, GETNAME, NO-EVICT and NO-TOUCH, which client
+// libraries send when they connect.
 func client(_ *Server, c *conn, args [][]byte) {
 	switch sub := strings.ToLower(clip(args[1])); {
 	case sub == "setinfo" && len(args) == 4, sub == "no-evict" && len(args) == 3, sub == "no-touch" && len(args) == 3:
@@ -156,16 +161,16 @@ func client(_ *Server, c *conn, args [][]byte) {
 	}
 }
 
-// describe is COMMAND, which clients ask what commands there are: it describes
-// none.
-func (s *Server) describe(c *conn, args [][]byte) {
+// commandInfo implements COMMAND, with which clients list the commands of a server. COUNT
+// is exact; the lists are always empty.
+func (s *Server) commandInfo(c *conn, args [][]byte) {
 	var sub string
 	if len(args) > 1 {
 		sub = strings.ToLower(clip(args[1]))
 	}
 	switch cmp.Or(sub, "list") {
 	case "count":
-		c.number(int64(len(s.table)))
+		c.number(int64(len(s.commands)))
 	case "list", "docs", "info":
 		c.array(0)
 	default:

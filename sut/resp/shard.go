@@ -8,68 +8,68 @@ import (
 	"sync"
 )
 
-// entry is one key with its value. A value is never changed in place, so that it
-// can be read without the lock.
+// entry is one key with its value. The value is immutable, so it can be read without
+// the lock.
 type entry struct {
 	key     string
 	value   []byte
-	expires int64 // ms since the Unix epoch, the last at which it is there; 0 = never
-	// Of the policy that the entry is in.
+	expires int64 // last ms of its life, since the Unix epoch; 0 = never expires
+	// The fields prev to count belong to the eviction policy.
 	prev, next *entry
 	halvings   uint32
 	count      uint8
-	// place is its index in shard.expiring; of an entry that never expires it means
-	// nothing.
-	place int32
+	// expiringIndex is the index in shard.expiring; undefined if the entry never expires.
+	expiringIndex int32
 }
 
-// entryBytes is what an entry costs besides its key and its value: 80 bytes for
-// itself, and its share of a map that is two thirds full, of 25 bytes a slot.
-// TestAccounting compares it with what the runtime says.
+// entryBytes is the memory of an entry without its key and value: 80 bytes for the
+// struct, and 38 + 2 for its share of a map that is two thirds full and has 25 bytes per
+// slot. TestAccounting compares it with the allocations of the runtime.
 const entryBytes = 80 + 38 + 2
 
-// size is what an entry costs: with the bytes that the allocator rounds up to.
+// size returns the memory of an entry in bytes, including the rounding of the allocator.
 func size(keyLen int, value []byte) int64 {
 	return int64(entryBytes + (keyLen+15)&^15 + cap(value))
 }
 
 func (e *entry) size() int64 { return size(len(e.key), e.value) }
 
-func (e *entry) gone(now int64) bool { return e.expires != 0 && now > e.expires }
+func (e *entry) expired(now int64) bool { return e.expires != 0 && now > e.expires }
 
-// errFull says that a value does not fit into the budget.
+// errFull means that a value does not fit into the budget. The text is that of Redis.
 var errFull = errors.New("OOM command not allowed when used memory > 'maxmemory'")
 
-// errInteger is what Redis answers to sums that make no sense.
-var errInteger = errors.New("ERR value is not an integer or out of range")
+// Errors of INCRBY, with the texts of Redis.
+var (
+	errInteger  = errors.New(integerError)
+	errOverflow = errors.New("ERR increment or decrement would overflow")
+)
 
-// errOverflow likewise.
-var errOverflow = errors.New("ERR increment or decrement would overflow")
-
-// figures of a shard.
-type figures struct {
+// counters are the event counters of a shard.
+type counters struct {
 	hits, misses, evicted, expired int64
 }
 
-// shard is a part of the keys under one lock, with its part of the budget. Times
-// are given in ms since the Unix epoch.
+// shard is a set of keys with its own lock and its share of the budget. Times are in ms
+// since the Unix epoch.
 type shard struct {
 	mu       sync.Mutex
 	entries  map[string]*entry
-	order    policy
-	expiring []*entry // those that expire, in no order
+	policy   policy
+	expiring []*entry // entries with a time to live, in no order
 	budget   int64    // bytes; 0 = no limit
-	used     int64    // bytes; never above budget, whoever looks
-	figures  figures
-	random   *rand.Rand // picks for the sweep
+	used     int64    // bytes; at most budget whenever mu is free
+	counters counters
+	random   *rand.Rand // samples for the sweep
 }
 
-// find returns the entry of a key that has not expired, or nil.
+// find returns the entry of a key, or nil. It removes an expired entry. The caller holds
+// mu, as for all unexported helpers below that do not lock it.
 func (s *shard) find(key []byte, now int64) *entry {
 	e := s.entries[string(key)]
-	if e != nil && e.gone(now) {
+	if e != nil && e.expired(now) {
 		s.remove(e)
-		s.figures.expired++
+		s.counters.expired++
 		return nil
 	}
 	return e
@@ -80,21 +80,21 @@ func (s *shard) get(key []byte, now int64) (value []byte, found bool) {
 	defer s.mu.Unlock()
 	e := s.find(key, now)
 	if e == nil {
-		s.figures.misses++
+		s.counters.misses++
 		return nil, false
 	}
-	s.figures.hits++
-	s.order.touch(e)
+	s.counters.hits++
+	s.policy.touch(e)
 	return e.value, true
 }
 
-// condition is when a value is stored.
+// condition says when set stores a value.
 type condition uint8
 
 const (
 	always condition = iota
 	ifMissing
-	ifThere
+	ifExists
 )
 
 // set stores a copy of a value and reports whether the condition held.
@@ -102,13 +102,14 @@ func (s *shard) set(key, value []byte, expires int64, when condition, now int64)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.find(key, now)
-	if when == ifMissing && e != nil || when == ifThere && e == nil {
+	if when == ifMissing && e != nil || when == ifExists && e == nil {
 		return false, nil
 	}
 	return true, s.put(e, key, append([]byte{}, value...), expires, now)
 }
 
-// put stores a value, which it keeps, under a key that has the entry e; nil = none.
+// put stores a value without copying it. e is the present entry of the key, or nil. It
+// evicts other entries until the value fits.
 func (s *shard) put(e *entry, key, value []byte, expires, now int64) error {
 	need := size(len(key), value)
 	for s.budget > 0 {
@@ -119,25 +120,25 @@ func (s *shard) put(e *entry, key, value []byte, expires, now int64) error {
 		if after <= s.budget {
 			break
 		}
-		v := s.order.victim()
+		v := s.policy.victim()
 		if v == nil {
 			return errFull
 		}
 		if need > s.budget {
-			// It will never fit. What the key held goes, as in memcached: whoever reads
-			// it must not meet a value that was replaced. Nobody else has to go for it.
+			// The value can never fit, so no other entry is evicted. The old value of the key
+			// is removed, as in memcached: clients must not read a replaced value.
 			if e != nil {
 				s.remove(e)
 			}
 			return errFull
 		}
 		if v == e {
-			e = nil // it is the oldest, and comes in anew
+			e = nil // the entry is evicted itself, and added again below
 		}
-		if v.gone(now) {
-			s.figures.expired++
+		if v.expired(now) {
+			s.counters.expired++
 		} else {
-			s.figures.evicted++
+			s.counters.evicted++
 		}
 		s.remove(v)
 	}
@@ -145,11 +146,11 @@ func (s *shard) put(e *entry, key, value []byte, expires, now int64) error {
 		e = &entry{key: string(key), value: value}
 		s.entries[e.key] = e
 		s.used += need
-		s.order.add(e)
+		s.policy.add(e)
 	} else {
 		s.used += need - e.size()
 		e.value = value
-		s.order.touch(e)
+		s.policy.touch(e)
 	}
 	s.setExpiry(e, expires)
 	return nil
@@ -158,12 +159,12 @@ func (s *shard) put(e *entry, key, value []byte, expires, now int64) error {
 func (s *shard) setExpiry(e *entry, expires int64) {
 	switch {
 	case e.expires == 0 && expires != 0:
-		e.place = int32(len(s.expiring))
+		e.expiringIndex = int32(len(s.expiring))
 		s.expiring = append(s.expiring, e)
 	case e.expires != 0 && expires == 0:
 		last := len(s.expiring) - 1
-		s.expiring[e.place] = s.expiring[last]
-		s.expiring[e.place].place = e.place
+		s.expiring[e.expiringIndex] = s.expiring[last]
+		s.expiring[e.expiringIndex].expiringIndex = e.expiringIndex
 		s.expiring[last] = nil
 		s.expiring = s.expiring[:last]
 	}
@@ -172,17 +173,17 @@ func (s *shard) setExpiry(e *entry, expires int64) {
 
 func (s *shard) remove(e *entry) {
 	s.setExpiry(e, 0)
-	s.order.remove(e)
+	s.policy.remove(e)
 	delete(s.entries, e.key)
 	s.used -= e.size()
 }
 
-// drop removes the keys that wanted says yes to, and returns how many there were.
-func (s *shard) drop(wanted func(key string) bool) (dropped int) {
+// drop removes all keys for which match returns true, and returns their number.
+func (s *shard) drop(match func(key string) bool) (dropped int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for key, e := range s.entries {
-		if wanted(key) {
+		if match(key) {
 			s.remove(e)
 			dropped++
 		}
@@ -200,7 +201,7 @@ func (s *shard) del(key []byte, now int64) bool {
 	return e != nil
 }
 
-// expiry returns when a key expires; 0 = never.
+// expiry returns the time at which a key expires; 0 = never.
 func (s *shard) expiry(key []byte, now int64) (expires int64, found bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -210,7 +211,8 @@ func (s *shard) expiry(key []byte, now int64) (expires int64, found bool) {
 	return 0, false
 }
 
-// expire gives a key a new time at which it is there last, which may be past.
+// expire sets the time at which a key expires. If that time has passed, it removes the
+// key. It returns false if there is no such key.
 func (s *shard) expire(key []byte, expires, now int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -226,7 +228,8 @@ func (s *shard) expire(key []byte, expires, now int64) bool {
 	return true
 }
 
-// add adds to a whole number, and keeps when it expires.
+// add adds delta to an integer value and returns the sum. A missing key counts as 0. The
+// expiry does not change.
 func (s *shard) add(key []byte, delta, now int64) (int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -246,79 +249,80 @@ func (s *shard) add(key []byte, delta, now int64) (int64, error) {
 	return n, s.put(e, key, strconv.AppendInt(nil, n, 10), expires, now)
 }
 
-// integer reads a whole number as Redis does: in its only form.
+// integer parses an integer as Redis does. It accepts only the canonical form: no plus
+// sign, no leading zeros.
 func integer(text []byte) (int64, bool) {
 	n, err := strconv.ParseInt(string(text), 10, 64)
 	var canonical [20]byte
 	return n, err == nil && string(strconv.AppendInt(canonical[:0], n, 10)) == string(text)
 }
 
-// The sweep looks at so many entries at a time, and goes on as long as more than
-// a quarter of them had expired. Source: the active expire cycle of Redis.
+// The sweep checks random samples. It continues while more than a quarter of a sample
+// had expired. Source: the active expire cycle of Redis.
 const (
-	sweepSample = 20
-	sweepRounds = 16
+	sweepSample = 20 // entries
+	sweepRounds = 16 // samples at most
 )
 
-// sweep removes expired entries that nobody asks for.
+// sweep removes expired entries that no client reads.
 func (s *shard) sweep(now int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for range sweepRounds {
-		gone := 0
+		expired := 0
 		for range sweepSample {
 			if len(s.expiring) == 0 {
 				return
 			}
-			if e := s.expiring[s.random.IntN(len(s.expiring))]; e.gone(now) {
+			if e := s.expiring[s.random.IntN(len(s.expiring))]; e.expired(now) {
 				s.remove(e)
-				s.figures.expired++
-				gone++
+				s.counters.expired++
+				expired++
 			}
 		}
-		if gone <= sweepSample/4 {
+		if expired <= sweepSample/4 {
 			return
 		}
 	}
 }
 
-// limit gives the shard another budget, and makes it fit.
-func (s *shard) limit(budget int64) {
+// setBudget changes the budget, and evicts entries until they fit into it.
+func (s *shard) setBudget(budget int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.budget = budget
 	for budget > 0 && s.used > budget {
-		v := s.order.victim()
+		v := s.policy.victim()
 		if v == nil {
 			return
 		}
 		s.remove(v)
-		s.figures.evicted++
+		s.counters.evicted++
 	}
 }
 
-// reorder gives the shard another policy, to which the entries come in the order
-// in which the old one would have let them go.
-func (s *shard) reorder(next policy) {
+// setPolicy replaces the eviction policy. The entries are added to the new policy in the
+// eviction order of the old one.
+func (s *shard) setPolicy(next policy) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for v := s.order.victim(); v != nil; v = s.order.victim() {
-		s.order.remove(v)
+	for v := s.policy.victim(); v != nil; v = s.policy.victim() {
+		s.policy.remove(v)
 		next.add(v)
 	}
-	if _, none := s.order.(keepAll); none {
+	if _, none := s.policy.(noEviction); none {
 		for _, e := range s.entries {
 			next.add(e)
 		}
 	}
-	s.order = next
+	s.policy = next
 }
 
 func (s *shard) flush() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range s.entries {
-		s.order.remove(e)
+		s.policy.remove(e)
 	}
 	s.entries = map[string]*entry{}
 	s.expiring, s.used = nil, 0

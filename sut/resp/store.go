@@ -6,50 +6,54 @@ import (
 	"time"
 )
 
-// store is all keys, in shards.
+// store holds all keys, divided into shards.
 type store struct {
-	shards []*shard // their number is a power of two
+	shards []*shard // a power of two
 	now    func() time.Time
 
-	mu     sync.Mutex // one change of settings at a time
+	mu     sync.Mutex // serialises changes of the settings below
 	budget int64
 	evict  Evict
 }
 
-// shardBytes is the least budget that a shard of its own is worth: with less, one
-// large value would push out much of what else is there.
-const shardBytes = 1 << 20
+// minShardBytes is the smallest budget of a shard. In a smaller shard, one large value
+// would evict most other entries.
+const minShardBytes = 1 << 20
 
-func newStore(budget int64, evict Evict, shards int, seed uint64, now func() time.Time) (*store, error) {
+// sweepSeed is the seed of the random samples of the sweep.
+const sweepSeed = 0
+
+func newStore(budget int64, evict Evict, shards int, now func() time.Time) (*store, error) {
 	if _, err := newPolicy(evict); err != nil {
 		return nil, err
 	}
 	s := &store{now: now, budget: budget, evict: evict}
 	for i := range shards {
-		order, _ := newPolicy(evict) // as above
+		policy, _ := newPolicy(evict) // cannot fail: it was checked above
 		s.shards = append(s.shards, &shard{
-			entries: map[string]*entry{}, order: order, budget: share(budget, shards, i),
-			random: rand.New(rand.NewPCG(seed, uint64(i))),
+			entries: map[string]*entry{}, policy: policy, budget: share(budget, shards, i),
+			random: rand.New(rand.NewPCG(sweepSeed, uint64(i))),
 		})
 	}
 	return s, nil
 }
 
-// share is the part of a budget that a shard has: the parts add up to all of it.
+// share returns the budget of shard i. The shares of all shards add up to the budget,
+// unless the budget is smaller than the number of shards.
 func share(budget int64, shards, i int) int64 {
-	part := budget / int64(shards)
+	bytes := budget / int64(shards)
 	if int64(i) < budget%int64(shards) {
-		part++
+		bytes++
 	}
-	if budget > 0 && part == 0 {
-		return 1 // as 0 would be no limit at all; nothing fits into 1
+	if budget > 0 && bytes == 0 {
+		return 1 // 0 would mean no limit; nothing fits into 1 byte
 	}
-	return part
+	return bytes
 }
 
-// of is the shard of a key: by its FNV-1a hash, with the finaliser of MurmurHash3,
-// as the low bits of FNV alone depend on few bits of the key.
-func (s *store) of(key []byte) *shard {
+// shardOf returns the shard of a key. The hash is FNV-1a with the finaliser of
+// MurmurHash3: without it, the low bits would depend on few bits of the key.
+func (s *store) shardOf(key []byte) *shard {
 	if len(s.shards) == 1 {
 		return s.shards[0]
 	}
@@ -68,7 +72,7 @@ func (s *store) setBudget(budget int64) {
 	defer s.mu.Unlock()
 	s.budget = budget
 	for i, sh := range s.shards {
-		sh.limit(share(budget, len(s.shards), i))
+		sh.setBudget(share(budget, len(s.shards), i))
 	}
 }
 
@@ -76,11 +80,11 @@ func (s *store) setEvict(evict Evict) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range s.shards {
-		order, err := newPolicy(evict)
+		policy, err := newPolicy(evict)
 		if err != nil {
 			return err
 		}
-		s.shards[i].reorder(order)
+		s.shards[i].setPolicy(policy)
 	}
 	s.evict = evict
 	return nil
@@ -104,10 +108,10 @@ func (s *store) flush() {
 	}
 }
 
-func (s *store) resetFigures() {
+func (s *store) resetCounters() {
 	for _, sh := range s.shards {
 		sh.mu.Lock()
-		sh.figures = figures{}
+		sh.counters = counters{}
 		sh.mu.Unlock()
 	}
 }
@@ -120,10 +124,10 @@ func (s *store) stats() Stats {
 		all.Entries += int64(len(sh.entries))
 		all.Expiring += int64(len(sh.expiring))
 		all.Bytes += sh.used
-		all.Hits += sh.figures.hits
-		all.Misses += sh.figures.misses
-		all.Evicted += sh.figures.evicted
-		all.Expired += sh.figures.expired
+		all.Hits += sh.counters.hits
+		all.Misses += sh.counters.misses
+		all.Evicted += sh.counters.evicted
+		all.Expired += sh.counters.expired
 		sh.mu.Unlock()
 	}
 	return all

@@ -9,24 +9,24 @@ import (
 	"time"
 )
 
-// fake is a clock that only moves when it is told to.
-type fake struct{ now time.Time }
+// fakeClock is a clock that moves only by advance.
+type fakeClock struct{ now time.Time }
 
-func newFake() *fake { return &fake{time.UnixMilli(1_000_000)} }
+func newFakeClock() *fakeClock { return &fakeClock{time.UnixMilli(1_000_000)} }
 
-func (f *fake) Now() time.Time          { return f.now }
-func (f *fake) advance(d time.Duration) { f.now = f.now.Add(d) }
+func (c *fakeClock) Now() time.Time          { return c.now }
+func (c *fakeClock) advance(d time.Duration) { c.now = c.now.Add(d) }
 
 func open(t testing.TB, budget int64, evict Evict, shards int, now func() time.Time) *store {
 	t.Helper()
-	s, err := newStore(budget, evict, shards, 1, now)
+	s, err := newStore(budget, evict, shards, now)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s
 }
 
-// audit counts anew what a shard says of itself.
+// audit checks the accounting of a shard against its entries.
 func (s *shard) audit() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -35,19 +35,19 @@ func (s *shard) audit() error {
 	for key, e := range s.entries {
 		used += size(len(key), e.value)
 		if e.expires != 0 {
-			if expiring++; int(e.place) >= len(s.expiring) || s.expiring[e.place] != e {
-				return fmt.Errorf("%q is not where it says among those that expire", key)
+			if expiring++; int(e.expiringIndex) >= len(s.expiring) || s.expiring[e.expiringIndex] != e {
+				return fmt.Errorf("%q: expiringIndex is wrong", key)
 			}
 		}
 	}
 	if used != s.used || expiring != len(s.expiring) || s.budget > 0 && used > s.budget {
-		return fmt.Errorf("%d bytes and %d that expire, counted as %d and %d, with a budget of %d", used, expiring, s.used, len(s.expiring), s.budget)
+		return fmt.Errorf("%d bytes and %d expiring entries are counted as %d and %d; the budget is %d bytes",
+			used, expiring, s.used, len(s.expiring), s.budget)
 	}
 	return nil
 }
 
-// Whatever is done, the budget holds after each step, in each shard, and the
-// figures are those of what is there.
+// After each random operation, no shard exceeds its budget, and its accounting is exact.
 func TestBudgetHolds(t *testing.T) {
 	t.Parallel()
 	for _, evict := range []Evict{LRU, LFU, FIFO, None} {
@@ -55,12 +55,12 @@ func TestBudgetHolds(t *testing.T) {
 			t.Parallel()
 			const seed = 11
 			random := rand.New(rand.NewPCG(seed, seed))
-			clock := newFake()
+			clock := newFakeClock()
 			s := open(t, 64<<10, evict, 4, clock.Now)
-			model := map[string]string{} // what was stored last, which may be gone
+			model := map[string]string{} // the last stored values; some may be evicted
 			for step := range 20_000 {
 				key := fmt.Append(nil, "k", random.IntN(400))
-				sh, now := s.of(key), s.clock()
+				sh, now := s.shardOf(key), s.clock()
 				switch random.IntN(12) {
 				case 0:
 					sh.del(key, now)
@@ -76,14 +76,14 @@ func TestBudgetHolds(t *testing.T) {
 						s.flush()
 					} else if random.IntN(20) == 0 {
 						budget := int64(32<<10 + random.IntN(64<<10))
-						if evict != None { // which cannot shrink
+						if evict != None { // without eviction a store cannot shrink
 							s.setBudget(budget)
 						}
 					}
 				case 5, 6, 7:
 					value, found := sh.get(key, now)
 					if want, stored := model[string(key)]; found && (!stored || want != string(value)) {
-						t.Fatalf("seed %d, step %d: %s holds something else than was stored last", seed, step, key)
+						t.Fatalf("seed %d, step %d: the value of %s is not the last one stored", seed, step, key)
 					}
 				default:
 					value := bytes.Repeat([]byte{byte(step)}, random.IntN(1<<random.IntN(16)))
@@ -95,7 +95,7 @@ func TestBudgetHolds(t *testing.T) {
 					if err == nil {
 						model[string(key)] = string(value)
 					} else if evict != None {
-						delete(model, string(key)) // it goes with what did not fit
+						delete(model, string(key)) // a value that does not fit removes the old one
 					}
 				}
 				if err := sh.audit(); err != nil {
@@ -111,11 +111,10 @@ func TestBudgetHolds(t *testing.T) {
 	}
 }
 
-// A value that cannot be stored takes with it what it should have replaced, and
-// nobody else.
+// A value that is too large removes the old value of its key, and no other entry.
 func TestTooLarge(t *testing.T) {
 	t.Parallel()
-	s := open(t, 10_000, LRU, 1, newFake().Now)
+	s := open(t, 10_000, LRU, 1, newFakeClock().Now)
 	sh := s.shards[0]
 	for _, key := range []string{"a", "b"} {
 		if _, err := sh.set([]byte(key), []byte("old"), 0, always, 1); err != nil {
@@ -126,16 +125,16 @@ func TestTooLarge(t *testing.T) {
 		t.Error("20,000 bytes fit into 10,000")
 	}
 	if _, found := sh.get([]byte("a"), 1); found {
-		t.Error("the old value is read still")
+		t.Error("the old value can still be read")
 	}
 	if _, found := sh.get([]byte("b"), 1); !found {
-		t.Error("another key went for nothing")
+		t.Error("another key was evicted")
 	}
 }
 
 func TestExpiry(t *testing.T) {
 	t.Parallel()
-	clock := newFake()
+	clock := newFakeClock()
 	s := open(t, 0, LRU, 1, clock.Now)
 	sh := s.shards[0]
 	set := func(key string, ttl int64) {
@@ -147,16 +146,16 @@ func TestExpiry(t *testing.T) {
 	set("a", 100)
 	clock.advance(100 * time.Millisecond)
 	if !has("a") {
-		t.Error("gone before its time")
+		t.Error("the entry expired too early")
 	}
 	clock.advance(time.Millisecond)
 	if has("a") {
-		t.Error("there after its time")
+		t.Error("the entry did not expire")
 	}
 	if got := s.stats(); got.Expired != 1 || got.Entries != 0 || got.Bytes != 0 || got.Evicted != 0 {
 		t.Errorf("%+v", got)
 	}
-	// A sum keeps the time that it has; a new value has a new one.
+	// add keeps the expiry of a key; set replaces it.
 	set("n", 100)
 	if _, err := sh.add([]byte("n"), 1, s.clock()); err != nil {
 		t.Fatal(err)
@@ -167,23 +166,23 @@ func TestExpiry(t *testing.T) {
 	}
 	clock.advance(101 * time.Millisecond)
 	if has("n") || !has("m") {
-		t.Error("a sum lost its time, or a new value kept the old one")
+		t.Error("add changed the expiry, or set kept the old one")
 	}
-	// What has expired is not there for conditions either.
+	// For the conditions of set, an expired entry does not exist.
 	set("x", 1)
 	clock.advance(2 * time.Millisecond)
-	if stored, _ := sh.set([]byte("x"), nil, 0, ifThere, s.clock()); stored {
-		t.Error("replaced what had expired")
+	if stored, _ := sh.set([]byte("x"), nil, 0, ifExists, s.clock()); stored {
+		t.Error("an expired entry was replaced")
 	}
 	if stored, _ := sh.set([]byte("x"), nil, 0, ifMissing, s.clock()); !stored {
-		t.Error("what had expired was in the way")
+		t.Error("an expired entry prevented a new one")
 	}
 }
 
-// What goes for another one and has expired is not counted as evicted.
+// A victim that has expired is counted as expired and not as evicted.
 func TestExpiredVictims(t *testing.T) {
 	t.Parallel()
-	clock := newFake()
+	clock := newFakeClock()
 	s := open(t, 100_000, LRU, 1, clock.Now)
 	sh := s.shards[0]
 	fill := func(from, to int, ttl int64) {
@@ -205,11 +204,10 @@ func TestExpiredVictims(t *testing.T) {
 	}
 }
 
-// The sweep finds nearly all that has expired, without anybody asking, and
-// nothing else.
+// The sweep removes most expired entries without any request, and no other entries.
 func TestSweep(t *testing.T) {
 	t.Parallel()
-	clock := newFake()
+	clock := newFakeClock()
 	s := open(t, 0, LRU, 4, clock.Now)
 	for i := range 10_000 {
 		key, expires := fmt.Append(nil, i), int64(0)
@@ -219,42 +217,43 @@ func TestSweep(t *testing.T) {
 		case 2, 3:
 			expires = s.clock() + 50
 		}
-		if _, err := s.of(key).set(key, key, expires, always, s.clock()); err != nil {
+		if _, err := s.shardOf(key).set(key, key, expires, always, s.clock()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	s.sweep()
 	if got := s.stats(); got.Expired != 0 || got.Entries != 10_000 || got.Expiring != 7500 {
-		t.Errorf("before their time: %+v", got)
+		t.Errorf("before the entries expired: %+v", got)
 	}
 	clock.advance(time.Second)
 	for range 100 {
 		s.sweep()
 	}
-	// It stops at a quarter, so that it does not run for the last ones.
+	// The sweep stops when a quarter or less of a sample has expired, so some are left.
 	if got := s.stats(); got.Expired < 4000 || got.Entries < 5000 || got.Entries+got.Expired != 10_000 {
-		t.Errorf("after their time: %+v", got)
+		t.Errorf("after the entries expired: %+v", got)
 	}
 }
 
-// What is counted is what the runtime allocates, within a tenth.
+// The counted bytes differ by at most 10 % from the bytes that the runtime allocates.
 func TestAccounting(t *testing.T) {
 	for _, valueBytes := range []int{0, 100, 1000, 10_000} {
 		n := 20_000_000 / (valueBytes + 100)
 		before := allocated()
-		s := open(t, 0, LRU, 16, newFake().Now)
+		s := open(t, 0, LRU, 16, newFakeClock().Now)
 		value := make([]byte, valueBytes)
 		for i := range n {
 			key := fmt.Appendf(nil, "photo:%08d", i)
-			if _, err := s.of(key).set(key, value, 0, always, 1); err != nil {
+			if _, err := s.shardOf(key).set(key, value, 0, always, 1); err != nil {
 				t.Fatal(err)
 			}
 		}
-		real, counted := float64(allocated()-before), float64(s.stats().Bytes)
+		allocatedBytes, counted := float64(allocated()-before), float64(s.stats().Bytes)
 		runtime.KeepAlive(s)
-		t.Logf("values of %d bytes: %.0f bytes an entry, counted as %.0f", valueBytes, real/float64(n), counted/float64(n))
-		if real > 1.1*counted || real < 0.9*counted {
-			t.Errorf("%.0f bytes are counted as %.0f", real, counted)
+		t.Logf("values of %d bytes: %.0f bytes per entry, counted as %.0f",
+			valueBytes, allocatedBytes/float64(n), counted/float64(n))
+		if allocatedBytes > 1.1*counted || allocatedBytes < 0.9*counted {
+			t.Errorf("%.0f bytes are counted as %.0f", allocatedBytes, counted)
 		}
 	}
 }

@@ -50,8 +50,6 @@ func wideFolders() map[string]int {
 		"sut/node":                    44,
 		"sut/node/dbadmin":            1,
 		"sut/node/process":            4,
-		"sut/resp":                    15,
-		"sut/resp/resptest":           3,
 		"sut/sqlite":                  47,
 		"sut/sqlite/multiprimary":     8,
 		"targets/budget":              7,

@@ -18,8 +18,8 @@ import (
 // what it answers: nil for nothing, []byte, int64, true for OK, an error, or []any of
 // those.
 type Command struct {
-	Least, Most int
-	Run         func(args [][]byte) any
+	MinArgs, MaxArgs int
+	Run              func(args [][]byte) any
 }
 
 // Commands lists what a front answers, by name: GET, SET and DEL as Redis has them, for
@@ -57,7 +57,7 @@ func truth(yes bool) int64 {
 
 // command bounds a command in time, and answers what it says.
 func (f *Proxy) command(least, most int, run func(ctx context.Context, args []string) (any, error)) Command {
-	return Command{Least: least, Most: most, Run: func(args [][]byte) any {
+	return Command{MinArgs: least, MaxArgs: most, Run: func(args [][]byte) any {
 		ctx, cancel := context.WithTimeout(context.Background(), f.config.Timeout)
 		defer cancel()
 		texts := make([]string, len(args))

@@ -1,7 +1,7 @@
-// Package policytest is what eviction policies are compared with: keys drawn by a Zipf
-// distribution, and a cache that looks at all of its entries to find a victim.
+// Package policytest provides the reference for tests of eviction policies: random keys
+// with a Zipf distribution, and a simple cache that scans all entries to find a victim.
 //
-// It is deterministic, and keeps no state but in its values, each for one goroutine.
+// It is deterministic and has no global state. Its types are not safe for concurrent use.
 package policytest
 
 import (
@@ -12,16 +12,16 @@ import (
 	"sort"
 )
 
-// Exponent of all distributions here: that of YCSB.
+// Exponent is the exponent of all distributions here. YCSB uses the same.
 const Exponent = 0.99
 
-// Zipf draws ranks from 0 on by inversion of the exact distribution.
+// Zipf generates random ranks, starting at 0.
 type Zipf struct {
-	Cumulated []float64 // the sum of the weights up to each rank
+	Cumulated []float64 // sum of the weights of all ranks up to this one
 	random    *rand.Rand
 }
 
-// NewZipf draws from that many ranks.
+// NewZipf returns a generator of n ranks.
 func NewZipf(n int, seed uint64) *Zipf {
 	z := &Zipf{Cumulated: make([]float64, n), random: rand.New(rand.NewPCG(seed, 1))}
 	sum := 0.0
@@ -32,14 +32,15 @@ func NewZipf(n int, seed uint64) *Zipf {
 	return z
 }
 
-// Next draws a rank.
+// Next returns a random rank, by inversion of the exact distribution.
 func (z *Zipf) Next() int {
 	return sort.SearchFloat64s(z.Cumulated, z.random.Float64()*z.Cumulated[len(z.Cumulated)-1])
 }
 
-// NextApproximately draws by the approximation that YCSB's generator is made of:
-// Gray, Sundaresan, Englert, Baclawski and Weinberger, Quickly generating
-// billion-record synthetic databases, SIGMOD 1994. It favours popular keys more.
+// NextApproximately returns a random rank, by the approximation that YCSB uses: Gray,
+// Sundaresan, Englert, Baclawski and Weinberger, Quickly generating billion-record
+// synthetic databases, SIGMOD 1994. Popular ranks are slightly more frequent than with
+// Next.
 func (z *Zipf) NextApproximately() int {
 	n := float64(len(z.Cumulated))
 	total := z.Cumulated[len(z.Cumulated)-1]
@@ -54,77 +55,82 @@ func (z *Zipf) NextApproximately() int {
 	return int(n * math.Pow(eta*u-eta+1, 1/(1-Exponent)))
 }
 
-// Naive is a cache of a number of keys that finds its victim by looking at all of
-// them. It shares no idea of how with what it is compared with.
+// Naive is a cache of keys that scans all entries to find a victim. It shares no code
+// and no data structure with the policies under test.
 type Naive struct {
 	capacity int
 	keys     []int
-	where    map[int]int // index in keys
-	// By index in keys.
-	came, asked, times []int
-	// Among entries that were asked for equally often the one with the lowest order
-	// goes: that of the last request, or of the last halving by what was so before.
+	index    map[int]int // of a key in keys
+	// Times and counts, by index in keys.
+	added, requested, count []int
+	// order breaks ties between equal counts: the lowest order is evicted first. It
+	// increases with each request. A halving assigns new values in the previous order.
 	order               []int
 	now, requests, tick int
 }
 
-// NewNaive returns a cache with room for so many keys.
-func NewNaive(capacity int) *Naive { return &Naive{capacity: capacity, where: map[int]int{}} }
+// NewNaive returns an empty cache for capacity keys.
+func NewNaive(capacity int) *Naive { return &Naive{capacity: capacity, index: map[int]int{}} }
 
-// Request asks for a key under a policy, "lru", "lfu" or "fifo", and stores one that
-// is not there.
+// Request reads a key, and adds it after a miss. The policy is "lru", "lfu" or "fifo".
 func (c *Naive) Request(evict string, key int) (hit bool) {
 	c.now++
-	i, hit := c.where[key]
+	i, hit := c.index[key]
 	if !hit {
 		if len(c.keys) < c.capacity {
 			i = len(c.keys)
-			c.keys, c.came, c.asked = append(c.keys, 0), append(c.came, 0), append(c.asked, 0)
-			c.times, c.order = append(c.times, 0), append(c.order, 0)
+			c.keys, c.added, c.requested = append(c.keys, 0), append(c.added, 0), append(c.requested, 0)
+			c.count, c.order = append(c.count, 0), append(c.order, 0)
 		} else {
-			i = c.worst(evict)
-			delete(c.where, c.keys[i])
+			i = c.victim(evict)
+			delete(c.index, c.keys[i])
 		}
-		c.keys[i], c.came[i], c.times[i] = key, c.now, 0
-		c.where[key] = i
+		c.keys[i], c.added[i], c.count[i] = key, c.now, 0
+		c.index[key] = i
 	}
-	c.asked[i] = c.now
-	c.times[i] = min(c.times[i]+1, 255)
+	c.requested[i] = c.now
+	c.count[i] = min(c.count[i]+1, 255)
 	c.tick++
 	c.order[i] = c.tick
 	if c.requests++; c.requests >= 30*len(c.keys) {
 		c.requests = 0
-		all := make([]int, len(c.keys))
-		for i := range all {
-			all[i] = i
-		}
-		slices.SortFunc(all, func(a, b int) int { return cmp.Or(c.times[a]-c.times[b], c.order[a]-c.order[b]) })
-		for _, i := range all {
-			c.times[i] /= 2
-			c.tick++
-			c.order[i] = c.tick
-		}
+		c.halve()
 	}
 	return hit
 }
 
-func (c *Naive) worst(evict string) int {
-	worst := 0
+// halve halves all counts.
+func (c *Naive) halve() {
+	all := make([]int, len(c.keys))
+	for i := range all {
+		all[i] = i
+	}
+	slices.SortFunc(all, func(a, b int) int { return cmp.Or(c.count[a]-c.count[b], c.order[a]-c.order[b]) })
+	for _, i := range all {
+		c.count[i] /= 2
+		c.tick++
+		c.order[i] = c.tick
+	}
+}
+
+// victim returns the index of the key to evict.
+func (c *Naive) victim(evict string) int {
+	victim := 0
 	for i := range c.keys {
 		switch evict {
 		case "lru":
-			if c.asked[i] < c.asked[worst] {
-				worst = i
+			if c.requested[i] < c.requested[victim] {
+				victim = i
 			}
 		case "fifo":
-			if c.came[i] < c.came[worst] {
-				worst = i
+			if c.added[i] < c.added[victim] {
+				victim = i
 			}
 		case "lfu":
-			if c.times[i] < c.times[worst] || c.times[i] == c.times[worst] && c.order[i] < c.order[worst] {
-				worst = i
+			if c.count[i] < c.count[victim] || c.count[i] == c.count[victim] && c.order[i] < c.order[victim] {
+				victim = i
 			}
 		}
 	}
-	return worst
+	return victim
 }

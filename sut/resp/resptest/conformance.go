@@ -16,51 +16,51 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Run checks a kind of server. open returns the address of one that is empty, and
-// leaves ending it to t.Cleanup.
+// Run checks one kind of server. open starts an empty server, returns its address, and
+// stops it with t.Cleanup.
 func Run(t *testing.T, open func(t *testing.T) (address string)) {
 	for _, test := range []struct {
 		name  string
 		check func(*testing.T, string)
 	}{
-		{"commands are answered in the words of Redis", answers},
+		{"commands have the replies of Redis", replies},
 		{"times to live", times},
 		{"values are opaque", opaque},
 		{"keys expire", expiring},
-		{"a pipeline is answered in order, however it is cut", pipeline},
-		{"a command on a line of its own", inline},
-		{"after a breach of the protocol the connection is closed", breaches},
-		{"clients that prefer version 3 of the protocol get on", versions},
-		{"figures", info},
-		{"settings", settings},
+		{"a pipeline is answered in order, however it is split", pipeline},
+		{"inline commands", inline},
+		{"a protocol error closes the connection", protocolErrors},
+		{"clients that prefer version 3 of the protocol fall back", versions},
+		{"INFO", info},
+		{"CONFIG and eviction", settings},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.check(t, open(t)) })
 	}
 }
 
-// do sends a command and returns the answer: a string, an int64, nil, a slice of
-// these, or an error.
+// do sends a command and returns the reply: a string, an int64, nil, a slice of these, or
+// an error reply.
 func do(t *testing.T, c *redis.Client, args ...any) any {
 	t.Helper()
-	answer, err := c.Do(t.Context(), args...).Result()
-	var refused redis.Error
+	reply, err := c.Do(t.Context(), args...).Result()
+	var errorReply redis.Error
 	switch {
 	case errors.Is(err, redis.Nil):
 		return nil
-	case errors.As(err, &refused):
-		return refused
+	case errors.As(err, &errorReply):
+		return errorReply
 	case err != nil:
 		t.Fatalf("%v: %v", args, err)
 	}
-	return answer
+	return reply
 }
 
-// refusal stands for an error that begins so.
+// refusal is the beginning of an error reply.
 type refusal string
 
-// step is a command and its answer.
+// step is a command and its reply.
 type step struct {
-	command string // arguments with spaces between them
+	command string // the arguments, separated by spaces
 	want    any
 }
 
@@ -90,7 +90,7 @@ func client(t *testing.T, address string) *redis.Client {
 	return c
 }
 
-func answers(t *testing.T, address string) {
+func replies(t *testing.T, address string) {
 	const one, zero = int64(1), int64(0)
 	play(t, client(t, address), []step{
 		{"PING", "PONG"},
@@ -190,11 +190,11 @@ func opaque(t *testing.T, address string) {
 			t.Fatal(got)
 		}
 		if got := do(t, c, "GET", key); got != string(text) {
-			t.Errorf("%d bytes came back as something else", len(text))
+			t.Errorf("%d bytes were not returned unchanged", len(text))
 		}
 	}
-	if got := do(t, c, "SET", "", "of no key"); got != "OK" || do(t, c, "GET", "") != "of no key" {
-		t.Error("the empty key is not one")
+	if got := do(t, c, "SET", "", "value"); got != "OK" || do(t, c, "GET", "") != "value" {
+		t.Error("the empty key does not work")
 	}
 }
 
@@ -204,13 +204,13 @@ func expiring(t *testing.T, address string) {
 	do(t, c, "SET", "other", "1")
 	do(t, c, "PEXPIRE", "other", "30")
 	do(t, c, "SET", "long", "1", "EX", "1000")
-	if ms, _ := do(t, c, "PTTL", "long").(int64); ms > 1_000_000 || ms < 1_000_000-patience.Milliseconds() {
-		t.Errorf("%d ms are left of 1,000 s", ms)
+	if ms, _ := do(t, c, "PTTL", "long").(int64); ms > 1_000_000 || ms < 1_000_000-testTimeout.Milliseconds() {
+		t.Errorf("PTTL is %d ms shortly after it was set to 1,000 s", ms)
 	}
 	for _, key := range []string{"short", "other"} {
-		for deadline := time.Now().Add(patience); do(t, c, "GET", key) != nil; {
+		for deadline := time.Now().Add(testTimeout); do(t, c, "GET", key) != nil; {
 			if time.Now().After(deadline) {
-				t.Fatal(key + " is there still")
+				t.Fatalf("%s does not expire", key)
 			}
 		}
 		if ttl := do(t, c, "PTTL", key); ttl != int64(-2) {
@@ -218,19 +218,19 @@ func expiring(t *testing.T, address string) {
 		}
 	}
 	if do(t, c, "GET", "long") != "1" {
-		t.Error("what had time left is gone")
+		t.Error("a key with time left has expired")
 	}
 }
 
 // dial returns a plain connection.
 func dial(t *testing.T, address string) net.Conn {
 	t.Helper()
-	conn, err := net.DialTimeout("tcp", address, patience)
+	conn, err := net.DialTimeout("tcp", address, testTimeout)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(testTimeout))
 	return conn
 }
 
@@ -251,22 +251,22 @@ func wantBytes(t *testing.T, r io.Reader, want string) {
 }
 
 func pipeline(t *testing.T, address string) {
-	var question, answer string
+	var commands, replies string
 	for i := range 200 {
 		key, value := fmt.Sprint("k", i), strings.Repeat("v", i)
-		question += bulk("SET", key, value) + bulk("GET", key) + bulk("GET", "missing")
-		answer += "+OK\r\n$" + strconv.Itoa(i) + "\r\n" + value + "\r\n$-1\r\n"
+		commands += bulk("SET", key, value) + bulk("GET", key) + bulk("GET", "missing")
+		replies += "+OK\r\n$" + strconv.Itoa(i) + "\r\n" + value + "\r\n$-1\r\n"
 	}
-	for _, piece := range []int{1, 7, 1000, len(question)} {
+	for _, chunk := range []int{1, 7, 1000, len(commands)} {
 		conn := dial(t, address)
 		go func() {
-			for rest := question; rest != ""; rest = rest[min(piece, len(rest)):] {
-				if _, err := io.WriteString(conn, rest[:min(piece, len(rest))]); err != nil {
-					return // the reader below sees why
+			for rest := commands; rest != ""; rest = rest[min(chunk, len(rest)):] {
+				if _, err := io.WriteString(conn, rest[:min(chunk, len(rest))]); err != nil {
+					return // the reader below reports the error
 				}
 			}
 		}()
-		wantBytes(t, conn, answer)
+		wantBytes(t, conn, replies)
 	}
 }
 
@@ -277,29 +277,29 @@ func inline(t *testing.T, address string) {
 	_, _ = io.WriteString(conn, "QUIT\r\n")
 	wantBytes(t, conn, "+OK\r\n")
 	if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
-		t.Error("open after QUIT")
+		t.Error("the connection is open after QUIT")
 	}
 }
 
-func breaches(t *testing.T, address string) {
-	for _, breach := range []string{
+func protocolErrors(t *testing.T, address string) {
+	for _, invalid := range []string{
 		"*3\r\nGET\r\n", "*1\r\n$9223372036854775807\r\n", "*1\r\n$9223372036854775800\r\n", "*1\r\n$-1\r\n", "*1\r\n$x\r\n",
 		"*9223372036854775807\r\n", "*2147483648\r\n", "*x\r\n", strings.Repeat("x", 70_000),
 	} {
 		conn := dial(t, address)
-		// What came before is answered.
-		_, _ = io.WriteString(conn, bulk("SET", "a", "1")+bulk("GET", "a")+breach)
+		// Commands before the error are answered.
+		_, _ = io.WriteString(conn, bulk("SET", "a", "1")+bulk("GET", "a")+invalid)
 		wantBytes(t, conn, "+OK\r\n$1\r\n1\r\n")
 		line, err := bufio.NewReader(conn).ReadString('\n')
 		if err != nil || !strings.HasPrefix(line, "-ERR Protocol error: ") {
-			t.Errorf("%.40q: answered with %q, %v", breach, line, err)
+			t.Errorf("%.40q: the reply is %q, %v", invalid, line, err)
 		}
 		if _, err := conn.Read(make([]byte, 1)); err == nil {
-			t.Errorf("%.40q: the connection is open still", breach)
+			t.Errorf("%.40q: the connection is still open", invalid)
 		}
 	}
 	if do(t, client(t, address), "PING") != "PONG" {
-		t.Error("the server suffered")
+		t.Error("the server does not answer after protocol errors")
 	}
 }
 
@@ -313,11 +313,11 @@ func versions(t *testing.T, address string) {
 		t.Errorf("got %q, %v", got, err)
 	}
 	if got, err := c.ClientGetName(t.Context()).Result(); got != "kit" || err != nil {
-		t.Errorf("its name is %q, %v", got, err)
+		t.Errorf("CLIENT GETNAME is %q, %v", got, err)
 	}
 }
 
-// Figure returns a number of INFO.
+// Figure returns a numeric field of INFO.
 func Figure(t testing.TB, c *redis.Client, name string) int64 {
 	t.Helper()
 	text, err := c.Info(t.Context()).Result()
@@ -348,13 +348,14 @@ func info(t *testing.T, address string) {
 	do(t, c, "GET", "a")
 	do(t, c, "MGET", "a", "b", "c")
 	do(t, c, "SET", "d", "1", "PX", "1")
-	for deadline := time.Now().Add(patience); Figure(t, c, "expired_keys") == 0; {
+	for deadline := time.Now().Add(testTimeout); Figure(t, c, "expired_keys") == 0; {
 		if time.Now().After(deadline) {
-			t.Fatal("nothing has expired, although nobody asked for it")
+			t.Fatal("an expired key was not removed without a read")
 		}
 	}
 	for name, want := range map[string]int64{
-		"keyspace_hits": 2, "keyspace_misses": 2, "evicted_keys": 0, "expired_keys": 1, "maxmemory": 0, "connected_clients": 1,
+		"keyspace_hits": 2, "keyspace_misses": 2, "evicted_keys": 0, "expired_keys": 1,
+		"maxmemory": 0, "connected_clients": 1,
 	} {
 		if got := Figure(t, c, name); got != want {
 			t.Errorf("%s is %d, want %d", name, got, want)
@@ -384,13 +385,13 @@ func settings(t *testing.T, address string) {
 	value := strings.Repeat("x", 10_000)
 	refused := false
 	for i := range 2000 {
-		if err, is := do(t, c, "SET", fmt.Sprint("key", i), value).(error); is {
+		if err, failed := do(t, c, "SET", fmt.Sprint("key", i), value).(error); failed {
 			refused = strings.HasPrefix(err.Error(), "OOM ")
 			break
 		}
 	}
 	if !refused {
-		t.Error("20 MB fit into 10 without an eviction")
+		t.Error("20 MB were stored in 10 MB without an OOM error")
 	}
 	for _, policy := range []string{"allkeys-lru", "allkeys-lfu"} {
 		do(t, c, "CONFIG", "SET", "maxmemory-policy", policy)
@@ -401,7 +402,7 @@ func settings(t *testing.T, address string) {
 			}
 		}
 		if evicted := Figure(t, c, "evicted_keys") - before; evicted < 500 {
-			t.Errorf("%s: %d evictions for 20 MB in 10", policy, evicted)
+			t.Errorf("%s: only %d evictions for 20 MB in 10 MB", policy, evicted)
 		}
 	}
 	if used := Figure(t, c, "used_memory"); used > 11<<20 {

@@ -1,9 +1,8 @@
-// Package resptest is the conformance kit of cache nodes that speak Redis'
-// protocol: the embedded one and Redis itself pass Run, so that the one can take
-// the place of the other.
+// Package resptest is the conformance kit of cache nodes that speak the Redis protocol.
+// The embedded node and Redis both pass Run, so each can replace the other.
 //
-// It starts a server of either kind for tests; each one ends with its test. It
-// keeps no state.
+// It also starts servers of both kinds for tests. A server stops at the end of its test.
+// The package has no global state.
 package resptest
 
 import (
@@ -19,11 +18,11 @@ import (
 	"github.com/stagebench/stagebench/sut/resp"
 )
 
-// patience is how long anything may take that is not being measured.
-const patience = 20 * time.Second
+// testTimeout bounds every wait of a test.
+const testTimeout = 20 * time.Second
 
-// Config, Server, Values and Command are those of the embedded node, for tests that may
-// know it by this kit only.
+// Config, Server, Values and Command are those of package resp. The import rules allow
+// some tests to import only this package.
 type (
 	Config  = resp.Config
 	Server  = resp.Server
@@ -31,16 +30,17 @@ type (
 	Command = resp.Command
 )
 
-// Serve starts an embedded server on a free port of loopback. The listener of the
-// configuration is not used.
+// Serve starts an embedded server on a free loopback port. It replaces c.Listener.
 func Serve(t testing.TB, c resp.Config) *resp.Server {
 	t.Helper()
 	return ServeProxy(t, c, func(*resp.Server) map[string]resp.Command { return nil })
 }
 
-// ServeProxy starts an embedded server like Serve, with further commands, which may use
-// what the server holds.
-func ServeProxy(t testing.TB, c resp.Config, further func(*resp.Server) map[string]resp.Command) *resp.Server {
+// ServeProxy starts an embedded server like Serve, with additional commands. The commands
+// can use the values of the server.
+func ServeProxy(
+	t testing.TB, c resp.Config, commands func(*resp.Server) map[string]resp.Command,
+) *resp.Server {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -51,13 +51,13 @@ func ServeProxy(t testing.TB, c resp.Config, further func(*resp.Server) map[stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := server.Extend(further(server)); err != nil {
+	if err := server.Extend(commands(server)); err != nil {
 		t.Fatal(err)
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve() }()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 		defer cancel()
 		if err := server.Shutdown(ctx); err != nil {
 			t.Error(err)
@@ -69,16 +69,16 @@ func ServeProxy(t testing.TB, c resp.Config, further func(*resp.Server) map[stri
 	return server
 }
 
-// Redis starts a redis-server that stores nothing on disk, with further settings
-// as "--name", "value", and returns its address. Where there is none the test is
-// skipped.
+// Redis starts a redis-server that stores nothing on disk, and returns its address. The
+// settings are additional arguments, such as "--maxmemory", "1mb". It skips the test when
+// redis-server is not installed.
 func Redis(t testing.TB, settings ...string) string {
 	t.Helper()
 	binary, err := exec.LookPath("redis-server")
 	if err != nil {
 		t.Skipf("needs Debian's package redis-server: %v", err)
 	}
-	for range 5 { // somebody else may take the port before the server does
+	for range 5 { // another process may take the port before redis-server does
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -86,63 +86,69 @@ func Redis(t testing.TB, settings ...string) string {
 		address := listener.Addr().String()
 		_, port, _ := net.SplitHostPort(address)
 		_ = listener.Close()
-		args := append([]string{"--bind", "127.0.0.1", "--port", port, "--save", "", "--appendonly", "no", "--dir", t.TempDir()}, settings...)
-		if begin(t, exec.Command(binary, args...), address) {
+		args := append([]string{
+			"--bind", "127.0.0.1", "--port", port, "--save", "", "--appendonly", "no", "--dir", t.TempDir(),
+		}, settings...)
+		if startServer(t, exec.Command(binary, args...), address) {
 			return address
 		}
 	}
-	t.Fatal("redis-server found no port")
+	t.Fatal("redis-server could not start: five ports in a row were taken")
 	return ""
 }
 
-// begin starts a server and reports whether it answers; it is false when the
-// server ended by itself.
-func begin(t testing.TB, command *exec.Cmd, address string) bool {
+// startServer starts a server and waits until it answers. It returns false when the
+// server exits before that.
+func startServer(t testing.TB, command *exec.Cmd, address string) bool {
 	t.Helper()
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan struct{})
+	exited := make(chan struct{})
 	go func() {
 		_ = command.Wait()
-		close(ended)
+		close(exited)
 	}()
-	end := func() {
-		_ = command.Process.Kill() // it has nothing to lose
-		<-ended
+	kill := func() {
+		_ = command.Process.Kill() // it stores nothing, so it needs no orderly shutdown
+		<-exited
 	}
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
-		if answersAt(address) {
-			t.Cleanup(end)
+	poll := time.NewTicker(10 * time.Millisecond)
+	defer poll.Stop()
+	for deadline := time.Now().Add(testTimeout); time.Now().Before(deadline); {
+		if answersPing(address) {
+			t.Cleanup(kill)
 			return true
 		}
 		select {
-		case <-ended:
+		case <-exited:
 			return false
-		case <-time.After(10 * time.Millisecond):
+		case <-poll.C:
 		}
 	}
-	end()
+	kill()
 	t.Fatal("redis-server does not answer")
 	return false
 }
 
-// answersAt reports whether a server answers.
-func answersAt(address string) bool {
-	conn, err := net.DialTimeout("tcp", address, patience)
+// answersPing reports whether a server answers PING.
+func answersPing(address string) bool {
+	conn, err := net.DialTimeout("tcp", address, testTimeout)
 	if err != nil {
 		return false
 	}
 	defer func() { _ = conn.Close() }()
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(testTimeout))
 	_, _ = io.WriteString(conn, "PING\r\n")
-	answer := make([]byte, len("+PONG\r\n"))
-	_, err = io.ReadFull(conn, answer)
-	return err == nil && string(answer) == "+PONG\r\n"
+	reply := make([]byte, len("+PONG\r\n"))
+	_, err = io.ReadFull(conn, reply)
+	return err == nil && string(reply) == "+PONG\r\n"
 }
 
-// Client returns a client of the server at an address, over version 2 of the
-// protocol. The caller closes it.
+// Client returns a client of a server, with version 2 of the protocol. The caller closes
+// it.
 func Client(address string) *redis.Client {
-	return redis.NewClient(&redis.Options{Addr: address, Protocol: 2, MaxRetries: -1, DialerRetries: 1, ReadTimeout: patience})
+	return redis.NewClient(&redis.Options{
+		Addr: address, Protocol: 2, MaxRetries: -1, DialerRetries: 1, ReadTimeout: testTimeout,
+	})
 }
