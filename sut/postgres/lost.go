@@ -63,7 +63,7 @@ func (s *Server) KeptCopy(ctx context.Context) (*DivergedCopy, error) {
 		stderr = string(exit.Stderr)
 	}
 	// pg_waldump exits with an error at the end of the WAL. If the WAL ends at the fork, it
-	// prints no record but one of these errors.
+	// prints no records, only one of these errors.
 	noRecord := strings.Contains(stderr, "could not find a valid record") ||
 		strings.Contains(stderr, "invalid record length")
 	if err != nil && (!exited || len(out) == 0 && !noRecord) {
