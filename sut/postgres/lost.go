@@ -26,7 +26,7 @@ import (
 const partial = "for a row that was changed more than once, only the last state is listed; " +
 	"deleted rows are not listed"
 
-// DivergedCopy is a kept data directory (KeptDir), with the transactions in its WAL that
+// DivergedCopy is a kept data directory (keptDir), with the transactions in its WAL that
 // the new primary lacks.
 type DivergedCopy struct {
 	Dir   string
@@ -44,7 +44,7 @@ func (s *Server) KeptCopy(ctx context.Context) (*DivergedCopy, error) {
 		return nil, err
 	}
 	epoch := slices.Max(epochs)
-	kept := KeptDir(s.dir, epoch)
+	kept := keptDir(s.dir, epoch)
 	own, err := s.readControl(ctx, kept)
 	if err != nil {
 		return nil, fmt.Errorf("postgres: kept copy: %w", err)

@@ -77,7 +77,7 @@ func testPromotion(t *testing.T, template string) {
 			t.Errorf("contents of %s: %s, want %s", replica.cfg.Name, got, want)
 		}
 	}
-	kept := newServer(t, KeptDir(returned.dir, 1))
+	kept := newServer(t, keptDir(returned.dir, 1))
 	start(t, kept)
 	var text string
 	query(t, kept, "SELECT text FROM t WHERE id = 1000", nil, &text)
@@ -129,7 +129,7 @@ func testTwoPromotions(t *testing.T, template string) {
 	if got, want := contents(t, third), contents(t, second); got != want {
 		t.Errorf("contents %s, want %s", got, want)
 	}
-	if _, err := os.Stat(KeptDir(third.dir, 2)); err != nil {
+	if _, err := os.Stat(keptDir(third.dir, 2)); err != nil {
 		t.Error(err)
 	}
 }

@@ -273,7 +273,7 @@ func (s *Server) rebuild(
 	return nil
 }
 
-// moveOldDir moves the old data directory to KeptDir, or removes it if it holds no changes
+// moveOldDir moves the old data directory to keptDir, or removes it if it holds no changes
 // of its own.
 func (s *Server) moveOldDir(initialized bool, old marker, check copyCheck) error {
 	if !initialized {
@@ -290,18 +290,18 @@ func (s *Server) moveOldDir(initialized bool, old marker, check copyCheck) error
 		return err
 	}
 	for _, epoch := range earlier {
-		if err := os.RemoveAll(KeptDir(s.dir, epoch)); err != nil {
+		if err := os.RemoveAll(keptDir(s.dir, epoch)); err != nil {
 			return err
 		}
 	}
-	return os.Rename(s.dir, KeptDir(s.dir, old.Epoch))
+	return os.Rename(s.dir, keptDir(s.dir, old.Epoch))
 }
 
-// KeptDir returns the path of a replica's old data directory of an epoch. Prepare keeps an
+// keptDir returns the path of a replica's old data directory of an epoch. Prepare keeps an
 // old data directory that may hold changes that the new primary lacks, for example that of
 // a primary that was replaced. It keeps the last one only. A server without Replication
 // can be started on it.
-func KeptDir(dir string, epoch int64) string { return dir + keptSuffix + strconv.FormatInt(epoch, 10) }
+func keptDir(dir string, epoch int64) string { return dir + keptSuffix + strconv.FormatInt(epoch, 10) }
 
 const keptSuffix = ".epoch-"
 

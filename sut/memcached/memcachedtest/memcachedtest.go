@@ -35,7 +35,7 @@ func Start(t testing.TB, maxBytes int64) *Process {
 		}
 		port := listener.Addr().(*net.TCPAddr).Port
 		_ = listener.Close()
-		if p := StartAt(t, port, maxBytes); p != nil {
+		if p := startAt(t, port, maxBytes); p != nil {
 			return p
 		}
 	}
@@ -43,9 +43,9 @@ func Start(t testing.TB, maxBytes int64) *Process {
 	return nil
 }
 
-// StartAt starts a server on a port. It returns nil if the server ends before it is ready,
+// startAt starts a server on a port. It returns nil if the server ends before it is ready,
 // for example because the port is in use.
-func StartAt(t testing.TB, port int, maxBytes int64) *Process {
+func startAt(t testing.TB, port int, maxBytes int64) *Process {
 	t.Helper()
 	install, err := memcached.Find()
 	if err != nil {
