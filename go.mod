@@ -5,10 +5,10 @@ go 1.26.0
 require (
 	github.com/HdrHistogram/hdrhistogram-go v1.4.0 // latency histograms that merge exactly, and their log format
 	github.com/bradfitz/gomemcache v0.0.0-20260422231931-4d751bb6e37c // client of memcached
-	github.com/goccy/go-yaml v1.19.2 // matrix, workload and fault files; errors name line and column
-	github.com/google/go-cmp v0.7.0 // tests: differences that can be read
+	github.com/goccy/go-yaml v1.19.2 // workload and fault files; errors name line and column
+	github.com/google/go-cmp v0.7.0 // tests: readable differences
 	github.com/jackc/pgx/v5 v5.12.0 // PostgreSQL client and wire types
-	github.com/klauspost/compress v1.20.1 // compression of texts that knows what is not worth it
+	github.com/klauspost/compress v1.20.1 // gzip of text responses; skips small bodies
 	github.com/olekukonko/tablewriter v1.1.5 // text and Markdown tables
 	github.com/prometheus/client_golang v1.25.0 // metrics of nodes and runs
 	github.com/redis/go-redis/v9 v9.23.0 // client of the caches
@@ -16,12 +16,12 @@ require (
 	github.com/spf13/cobra v1.10.2 // commands, flags, completion
 	github.com/tsenart/vegeta/v12 v12.13.0 // the default load engine
 	github.com/vbauerster/mpb/v8 v8.9.3 // the progress bar
-	go.uber.org/goleak v1.3.0 // tests: no goroutine outlives its test
+	go.uber.org/goleak v1.3.0 // tests: find goroutines that outlive their test
 	golang.org/x/image v0.47.0 // scaling of photos
-	golang.org/x/net v0.59.0 // what a header may contain
-	golang.org/x/sync v0.24.0 // groups of goroutines that fail together
+	golang.org/x/net v0.59.0 // rules for header names and values
+	golang.org/x/sync v0.24.0 // groups of goroutines; the first error cancels the others
 	golang.org/x/sys v0.49.0 // kernel interfaces that package syscall lacks
-	golang.org/x/term v0.47.0 // is standard error a terminal
+	golang.org/x/term v0.47.0 // detects whether standard error is a terminal
 	zombiezen.com/go/sqlite v1.4.2 // SQLite without cgo, with sessions
 )
 

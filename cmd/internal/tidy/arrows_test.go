@@ -7,80 +7,142 @@ import (
 	"testing"
 )
 
-// arrow says what packages may import from this module. The longest pattern
-// that fits a package is the one that counts, a plain path before an open one.
+// arrow says which packages of this module a package may import. If several patterns match
+// a package, the longest one applies, and a plain path wins over a pattern with "...".
 type arrow struct {
 	from string
 	to   []string
 	why  string
 }
 
-// arrows are the arrows of ARCHITECTURE.md. Besides them, the tests of a
-// package may import itself and any conformance kit, and a kit may import the
-// package that it lies in.
+// arrows are the arrows of ARCHITECTURE.md. In addition, the tests of a package may import
+// the package itself and every conformance kit, and a kit may import its parent package.
 func arrows() []arrow {
+	return slices.Concat(sutArrows(), targetArrows(), workloadArrows(), []arrow{
+		{"results", nil, "the vocabulary of results is pure data"},
+		{"results/...", []string{"results"}, "statistics do not render, and renderers compute no statistics"},
+
+		{"cmd/stagebench", []string{"..."}, "the program connects all packages"},
+		{"cmd/internal/cell", []string{"..."}, "measures one cell: it starts a system and sends load to it"},
+		{
+			"cmd/internal/load",
+			[]string{"sut", "sut/photos", "sut/imaging", "workloads/...", "workloads", "results"},
+			"turns the arguments of users into requests: files, traces, users and photos of the data set",
+		},
+		{"cmd/internal/exit", nil, "the exit status does not depend on the command"},
+		{"cmd/internal/tidy", nil, "parses the other packages and runs none of them"},
+	})
+}
+
+func sutArrows() []arrow {
 	return []arrow{
 		{"sut", nil, "the vocabulary of the system under test is pure data"},
-		{"sut/ladder", []string{"sut"}, "what a configuration consists of is pure data, whoever starts it"},
-		{"sut/photos", []string{"sut"}, "the records are a leaf that everything of the system shares"},
-		{"sut/swap", nil, "a value that is replaced in use may be any"},
-		{"sut/...", []string{"sut", "sut/photos", "sut/swap"}, "tiers meet over their wire protocols, so that any of them can be another server"},
-		{"sut/sqlite", []string{"sut", "sut/photos", "sut/sqlite/..."}, "the door of a database node puts its parts together"},
-		{"sut/sqlite/wire", nil, "speaks the protocol of PostgreSQL, whatever database is behind it"},
-		{"sut/sqlite/engine", []string{"sut/sqlite/wire"}, "runs what clients ask for; what becomes of its changes elsewhere is up to who logs them"},
-		{"sut/sqlite/replog", []string{"sut"}, "the log of changes and its messages can be read without a node"},
-		{"sut/sqlite/replication", []string{"sut", "sut/sqlite/wire", "sut/sqlite/engine", "sut/sqlite/replog"}, "the copies of one primary know nothing of several"},
-		{"sut/sqlite/multiprimary", []string{"sut", "sut/sqlite/wire", "sut/sqlite/engine", "sut/sqlite/replog"}, "several primaries know nothing of replicas"},
-		{"sut/cache/cacheproxy", []string{"sut", "sut/photos", "sut/cache"}, "a cache host answers in the words in which its client asks"},
-		{"sut/node/...", []string{"sut/..."}, "turns a configuration into a running node: somebody has to know all tiers, and only this does"},
+		{"sut/ladder", []string{"sut"}, "a configuration is pure data and does not depend on how it is started"},
+		{"sut/photos", []string{"sut"}, "all tiers share the records, so the records depend on no tier"},
+		{"sut/swap", nil, "replaces values of any type while they are in use"},
+		{
+			"sut/...",
+			[]string{"sut", "sut/photos", "sut/swap"},
+			"tiers communicate by wire protocols only, so another server can replace each of them",
+		},
+		{"sut/sqlite", []string{"sut", "sut/photos", "sut/sqlite/..."}, "assembles a database node from its packages"},
+		{"sut/sqlite/wire", nil, "speaks the PostgreSQL protocol for any database"},
+		{
+			"sut/sqlite/engine",
+			[]string{"sut/sqlite/wire"},
+			"runs statements and does not know how their changes are replicated",
+		},
+		{"sut/sqlite/replog", []string{"sut"}, "the replication log and its messages can be read without a node"},
+		{
+			"sut/sqlite/replication",
+			[]string{"sut", "sut/sqlite/wire", "sut/sqlite/engine", "sut/sqlite/replog"},
+			"replicas of one primary do not depend on multi-primary replication",
+		},
+		{
+			"sut/sqlite/multiprimary",
+			[]string{"sut", "sut/sqlite/wire", "sut/sqlite/engine", "sut/sqlite/replog"},
+			"multi-primary replication does not depend on replicas of one primary",
+		},
+		{
+			"sut/cache/cacheproxy",
+			[]string{"sut", "sut/photos", "sut/cache"},
+			"a cache host uses the keys and the encoding of the cache client",
+		},
+		{"sut/node/...", []string{"sut/..."}, "turns a configuration into a running node; only this package knows all tiers"},
+	}
+}
 
-		{"targets", []string{"sut"}, "what a target is made of is said in the words of the system under test"},
-		{"targets/proc", nil, "supervises any child; what the child is does not matter"},
-		{"targets/budget", []string{"targets/proc"}, "holds any child to a budget; what the child is does not matter"},
-		{"targets/failover", []string{"sut", "targets"}, "decides who is the primary; how a node is asked or ended is somebody else's"},
-		{"targets/metrics", nil, "reads what any node has counted"},
-		{"targets/...", []string{"sut", "sut/ladder", "targets", "targets/proc", "targets/budget", "targets/failover", "targets/metrics"}, "targets know the declared system, never the code of its nodes: the system does not know that it is measured"},
+func targetArrows() []arrow {
+	return []arrow{
+		{"targets", []string{"sut"}, "describes a target in the vocabulary of the system under test"},
+		{"targets/proc", nil, "supervises any child process"},
+		{"targets/budget", []string{"targets/proc"}, "limits the CPU and memory of any child process"},
+		{
+			"targets/failover",
+			[]string{"sut", "targets"},
+			"decides which node is the primary; its caller probes and stops nodes",
+		},
+		{"targets/metrics", nil, "reads the metrics of any node"},
+		{
+			"targets/...",
+			[]string{"sut", "sut/ladder", "targets", "targets/proc", "targets/budget", "targets/failover", "targets/metrics"},
+			"targets use the declared system and never the code of its nodes",
+		},
+	}
+}
 
-		{"workloads", nil, "the vocabulary of load is pure"},
-		{"workloads/keys", []string{"workloads"}, "distributions are pure functions of numbers"},
-		{"workloads/pace", []string{"workloads"}, "schedules are pure functions of numbers"},
-		{"workloads/preset", []string{"workloads", "workloads/keys", "workloads/trace"}, "a trace of any site can be replayed as a workload of ours"},
-		{"workloads/...", []string{"workloads", "workloads/keys", "workloads/pace"}, "what is asked does not depend on who answers"},
-		{"workloads/driver/...", []string{"workloads", "workloads/pace", "workloads/driver", "results", "results/hdr"}, "the driver gets addresses and gives outcomes: it does not know how its target was started"},
-
-		{"workloads/driver/freezer", nil, "the server whose true percentiles are known is any server"},
-		{"workloads/driver/drivertest", []string{"workloads", "workloads/pace", "workloads/driver", "workloads/driver/freezer", "results", "results/hdr"}, "the kit that every driver must pass, with the server that tells them apart"},
-
-		{"results", nil, "the vocabulary of results is pure"},
-		{"results/...", []string{"results"}, "each consumer of results stands alone: statistics do not render and renderers do no statistics"},
-
-		{"cmd/stagebench", []string{"..."}, "the program sees the whole line"},
-		{"cmd/internal/cell", []string{"..."}, "measures one cell for the program: brings up, drives, collects"},
-		{"cmd/internal/load", []string{"sut", "sut/photos", "sut/imaging", "workloads/...", "workloads", "results"}, "turns what people write into what is sent: files, traces, the data set's users and photos"},
-		{"cmd/internal/exit", nil, "how the program ends does not depend on what it did"},
-		{"cmd/internal/tidy", nil, "parses the others and runs none of them"},
+func workloadArrows() []arrow {
+	return []arrow{
+		{"workloads", nil, "the vocabulary of load is pure data"},
+		{"workloads/keys", []string{"workloads"}, "key distributions are pure functions"},
+		{"workloads/pace", []string{"workloads"}, "schedules are pure functions"},
+		{
+			"workloads/preset",
+			[]string{"workloads", "workloads/keys", "workloads/trace"},
+			"a preset workload can replay the trace of any site",
+		},
+		{
+			"workloads/...",
+			[]string{"workloads", "workloads/keys", "workloads/pace"},
+			"requests do not depend on the server that answers them",
+		},
+		{
+			"workloads/driver/...",
+			[]string{"workloads", "workloads/pace", "workloads/driver", "results", "results/hdr"},
+			"a driver gets addresses and returns outcomes; it does not know how its target was started",
+		},
+		{"workloads/driver/freezer", nil, "a server with known percentiles, for any load generator"},
+		{
+			"workloads/driver/drivertest",
+			[]string{
+				"workloads", "workloads/pace", "workloads/driver", "workloads/driver/freezer", "results", "results/hdr",
+			},
+			"every driver must pass this kit, which uses the server with known percentiles",
+		},
 	}
 }
 
 // pure lists the packages that do no I/O and read no clock.
 func pure() []string {
 	return []string{
-		"sut", "sut/ladder", "sut/photos", "workloads", "workloads/keys", "workloads/pace", "workloads/preset",
+		"sut", "sut/ladder", "sut/photos",
+		"workloads", "workloads/keys", "workloads/pace", "workloads/preset",
 		"results", "results/capacity", "results/table",
 	}
 }
 
-// outside lists the imports that reach the world.
+// outside lists the imports that do I/O.
 func outside() []string {
 	return []string{"os", "os/...", "net", "net/http/...", "syscall", "golang.org/x/sys/...", "log", "log/slog"}
 }
 
-// words reports whether a name of net/http is mere vocabulary.
-func words(name string) bool {
-	return strings.HasPrefix(name, "Method") || strings.HasPrefix(name, "Status") || name == "Header" || name == "CanonicalHeaderKey"
+// vocabulary reports whether a name of net/http does no I/O.
+func vocabulary(name string) bool {
+	return strings.HasPrefix(name, "Method") || strings.HasPrefix(name, "Status") ||
+		name == "Header" || name == "CanonicalHeaderKey"
 }
 
-// clock lists what reads or follows a clock in package time.
+// clock lists the functions of package time that depend on the clock.
 func clock() []string {
 	return []string{"Now", "Since", "Until", "Sleep", "After", "AfterFunc", "Tick", "NewTimer", "NewTicker"}
 }
@@ -93,20 +155,21 @@ func (t *tree) checkArrows(rules []arrow) []string {
 	var problems []string
 	for _, rule := range rules {
 		if !slices.ContainsFunc(t.packages, func(p *pkg) bool { return match(rule.from, p.path) }) {
-			problems = append(problems, fmt.Sprintf("arrows: the rule for %s fits no package: remove it", rule.from))
+			problems = append(problems, fmt.Sprintf("arrows: the rule for %s matches no package: remove it", rule.from))
 		}
 	}
 	for _, p := range t.packages {
 		rule, found := ruleFor(rules, p.path)
 		if !found {
-			problems = append(problems, fmt.Sprintf("arrows: no rule fits %s: add one with its reason", p.path))
+			problems = append(problems, fmt.Sprintf("arrows: no rule matches %s: add one with its reason", p.path))
 			continue
 		}
 		for _, f := range p.files {
 			for _, imported := range f.imports() {
 				to, ours := strings.CutPrefix(imported, t.module+"/")
 				if ours && !allowed(rule, p.path, to, f.test) {
-					problems = append(problems, fmt.Sprintf("arrows: %s imports %s, but %s may import only %v: %s", f.path, to, p.path, rule.to, rule.why))
+					problems = append(problems, fmt.Sprintf("arrows: %s imports %s, but %s may import only %v: %s",
+						f.path, to, p.path, rule.to, rule.why))
 				}
 			}
 		}
@@ -114,6 +177,7 @@ func (t *tree) checkArrows(rules []arrow) []string {
 	return problems
 }
 
+// allowed reports whether a file of package from may import package to.
 func allowed(rule arrow, from, to string, test bool) bool {
 	switch {
 	case matchAny(rule.to, to):
@@ -124,6 +188,7 @@ func allowed(rule arrow, from, to string, test bool) bool {
 	return kit(from) && strings.HasPrefix(from, to+"/") && !strings.Contains(from[len(to)+1:], "/")
 }
 
+// ruleFor returns the rule for a package.
 func ruleFor(rules []arrow, path string) (best arrow, found bool) {
 	length := -1
 	for _, rule := range rules {
@@ -132,7 +197,7 @@ func ruleFor(rules []arrow, path string) (best arrow, found bool) {
 		}
 		n := len(strings.TrimSuffix(rule.from, "..."))
 		if rule.from == path {
-			n = len(path) + 2 // a plain path is more to the point than "path/..."
+			n = len(path) + 2 // a plain path wins over "path/..."
 		}
 		if n > length {
 			best, found, length = rule, true, n
@@ -141,6 +206,7 @@ func ruleFor(rules []arrow, path string) (best arrow, found bool) {
 	return best, found
 }
 
+// checkPure finds imports and calls that the listed packages must not have.
 func (t *tree) checkPure(paths []string) []string {
 	var problems []string
 	for _, p := range t.packages {
@@ -152,14 +218,16 @@ func (t *tree) checkPure(paths []string) []string {
 				continue
 			}
 			for _, imported := range f.imports() {
-				onlyWords := imported == "net/http" && !slices.ContainsFunc(f.uses(imported), func(u use) bool { return !words(u.name) })
-				if matchAny(outside(), imported) && !onlyWords {
-					problems = append(problems, fmt.Sprintf("pure: %s imports %s, but %s does no I/O", f.path, imported, p.path))
+				onlyVocabulary := imported == "net/http" &&
+					!slices.ContainsFunc(f.uses(imported), func(u use) bool { return !vocabulary(u.name) })
+				if matchAny(outside(), imported) && !onlyVocabulary {
+					problems = append(problems, fmt.Sprintf("pure: %s imports %s, but %s must do no I/O", f.path, imported, p.path))
 				}
 			}
 			for _, u := range f.uses("time") {
 				if slices.Contains(clock(), u.name) {
-					problems = append(problems, fmt.Sprintf("pure: %s: time.%s, but %s reads no clock: take the time as an argument", t.at(u.pos), u.name, p.path))
+					problems = append(problems, fmt.Sprintf("pure: %s: time.%s, but %s must read no clock: "+
+						"take the time as an argument", t.at(u.pos), u.name, p.path))
 				}
 			}
 		}
@@ -167,7 +235,7 @@ func (t *tree) checkPure(paths []string) []string {
 	return append(problems, t.unknown("pure", paths)...)
 }
 
-// unknown finds exceptions and lists that name packages that are gone.
+// unknown finds listed packages that do not exist.
 func (t *tree) unknown(what string, paths []string) []string {
 	var problems []string
 	for _, path := range paths {

@@ -11,39 +11,60 @@ import (
 // dependency is a module that go.mod may require directly.
 type dependency struct {
 	module string
-	why    string   // the comment of its line in go.mod, word for word
-	users  []string // packages that may import it outside their tests; nil = tests alone
+	why    string   // the exact comment of its line in go.mod
+	users  []string // packages that may import it; nil = only tests
 }
 
+// dependencies are the direct requirements of go.mod. Tests may import all of them.
 func dependencies() []dependency {
 	return []dependency{
-		{"github.com/HdrHistogram/hdrhistogram-go", "latency histograms that merge exactly, and their log format", []string{"results/hdr"}},
+		{
+			"github.com/HdrHistogram/hdrhistogram-go",
+			"latency histograms that merge exactly, and their log format",
+			[]string{"results/hdr"},
+		},
 		{"github.com/bradfitz/gomemcache", "client of memcached", []string{"sut/cache"}},
-		{"github.com/goccy/go-yaml", "matrix, workload and fault files; errors name line and column", []string{"workloads/file", "targets/faults"}},
-		{"github.com/google/go-cmp", "tests: differences that can be read", nil},
-		{"github.com/jackc/pgx/v5", "PostgreSQL client and wire types", []string{"sut/store/...", "sut/sqlite/...", "sut/postgres/..."}},
-		{"github.com/klauspost/compress", "compression of texts that knows what is not worth it", []string{"sut/node"}},
+		{
+			"github.com/goccy/go-yaml", "workload and fault files; errors name line and column",
+			[]string{"workloads/file", "targets/faults"},
+		},
+		{"github.com/google/go-cmp", "tests: readable differences", nil},
+		{
+			"github.com/jackc/pgx/v5", "PostgreSQL client and wire types",
+			[]string{"sut/store/...", "sut/sqlite/...", "sut/postgres/..."},
+		},
+		{
+			"github.com/klauspost/compress", "gzip of text responses; skips small bodies",
+			[]string{"sut/node"},
+		},
 		{"github.com/olekukonko/tablewriter", "text and Markdown tables", []string{"results/table"}},
-		{"github.com/prometheus/client_golang", "metrics of nodes and runs", []string{"sut/...", "targets/...", "results/live", "cmd/..."}},
+		{
+			"github.com/prometheus/client_golang", "metrics of nodes and runs",
+			[]string{"sut/...", "targets/...", "results/live", "cmd/..."},
+		},
 		{"github.com/redis/go-redis/v9", "client of the caches", []string{"sut/cache", "sut/redis"}},
 		{"github.com/rogpeppe/go-internal", "tests: command line behaviour as scripts", nil},
 		{"github.com/spf13/cobra", "commands, flags, completion", []string{"cmd/..."}},
 		{"github.com/tsenart/vegeta/v12", "the default load engine", []string{"workloads/driver/vegeta"}},
 		{"github.com/vbauerster/mpb/v8", "the progress bar", []string{"results/live"}},
-		{"go.uber.org/goleak", "tests: no goroutine outlives its test", nil},
+		{"go.uber.org/goleak", "tests: find goroutines that outlive their test", nil},
 		{"golang.org/x/image", "scaling of photos", []string{"sut/imaging"}},
-		{"golang.org/x/net", "what a header may contain", []string{"workloads/file", "cmd/..."}},
-		{"golang.org/x/sync", "groups of goroutines that fail together", []string{"..."}},
+		{"golang.org/x/net", "rules for header names and values", []string{"workloads/file", "cmd/..."}},
+		{"golang.org/x/sync", "groups of goroutines; the first error cancels the others", []string{"..."}},
 		{"golang.org/x/sys", "kernel interfaces that package syscall lacks", []string{"..."}},
-		{"golang.org/x/term", "is standard error a terminal", []string{"cmd/..."}},
+		{"golang.org/x/term", "detects whether standard error is a terminal", []string{"cmd/..."}},
 		{"zombiezen.com/go/sqlite", "SQLite without cgo, with sessions", []string{"sut/sqlite/..."}},
 	}
 }
 
 func TestDependencies(t *testing.T) { report(t, repository(t).checkDependencies(dependencies())) }
 
+// checkDependencies compares go.mod and all imports with the list.
 func (t *tree) checkDependencies(allowed []dependency) []string {
 	var problems []string
+	add := func(format string, args ...any) {
+		problems = append(problems, "dependencies: "+fmt.Sprintf(format, args...))
+	}
 	byModule := map[string]dependency{}
 	for _, d := range allowed {
 		byModule[d.module] = d
@@ -53,22 +74,25 @@ func (t *tree) checkDependencies(allowed []dependency) []string {
 		d, known := byModule[module]
 		switch r := required[module]; {
 		case !known:
-			problems = append(problems, fmt.Sprintf("dependencies: go.mod requires %s, which is not on the list: add it with its reason and users, or do without", module))
+			add("go.mod requires %s, which is not on the list: add it with its reason and users, or remove it", module)
 		case r.comment != d.why:
-			problems = append(problems, fmt.Sprintf("dependencies: go.mod has to give the reason; write\n\t%s %s // %s", module, r.version, d.why))
+			add("the comment in go.mod differs from the list; write\n\t%s %s // %s", module, r.version, d.why)
 		}
 	}
 	for _, d := range allowed {
 		if _, found := required[d.module]; !found {
-			problems = append(problems, fmt.Sprintf("dependencies: go.mod does not require %s directly: remove it from the list", d.module))
+			add("go.mod does not require %s directly: remove it from the list", d.module)
 		}
 	}
 	return append(problems, t.checkImporters(byModule, required)...)
 }
 
-// checkImporters compares who imports a module with who may.
+// checkImporters finds imports that the list does not allow, and modules without an import.
 func (t *tree) checkImporters(allowed map[string]dependency, required map[string]requirement) []string {
 	var problems []string
+	add := func(format string, args ...any) {
+		problems = append(problems, "dependencies: "+fmt.Sprintf(format, args...))
+	}
 	used := map[string]bool{}
 	for _, p := range t.packages {
 		for _, f := range p.files {
@@ -77,27 +101,28 @@ func (t *tree) checkImporters(allowed map[string]dependency, required map[string
 				used[module] = true
 				d := allowed[module]
 				switch {
-				case !strings.Contains(strings.Split(imported, "/")[0], "."), imported == t.module, strings.HasPrefix(imported, t.module+"/"):
+				case !strings.Contains(strings.Split(imported, "/")[0], "."): // the standard library
+				case match(t.module+"/...", imported):
 				case module == "":
-					problems = append(problems, fmt.Sprintf("dependencies: %s imports %s, but no direct requirement of go.mod has it", f.path, imported))
+					add("%s imports %s, but no direct requirement of go.mod provides it", f.path, imported)
 				case d.module == "", f.test, kit(p.path), matchAny(d.users, p.path):
 				case d.users == nil:
-					problems = append(problems, fmt.Sprintf("dependencies: %s imports %s, which is for tests", f.path, imported))
+					add("%s imports %s, but only tests may", f.path, imported)
 				default:
-					problems = append(problems, fmt.Sprintf("dependencies: %s imports %s, which is for %v", f.path, imported, d.users))
+					add("%s imports %s, but only %v may", f.path, imported, d.users)
 				}
 			}
 		}
 	}
 	for _, module := range slices.Sorted(maps.Keys(required)) {
 		if !used[module] {
-			problems = append(problems, fmt.Sprintf("dependencies: go.mod requires %s, which nothing imports", module))
+			add("go.mod requires %s, which no package imports", module)
 		}
 	}
 	return problems
 }
 
-// moduleOf finds the required module that a package belongs to.
+// moduleOf returns the required module of a package, or "".
 func moduleOf(required map[string]requirement, imported string) string {
 	longest := ""
 	for module := range required {
@@ -108,14 +133,13 @@ func moduleOf(required map[string]requirement, imported string) string {
 	return longest
 }
 
-// requirement is one line of go.mod.
+// requirement is one requirement of go.mod.
 type requirement struct {
 	version string
 	comment string
 }
 
-// directRequirements reads go.mod, which is simple enough: one requirement per
-// line, in a block or after the word, and a comment after two slashes.
+// directRequirements returns the direct requirements of a go.mod file, by module.
 func directRequirements(gomod string) map[string]requirement {
 	direct := map[string]requirement{}
 	block := false

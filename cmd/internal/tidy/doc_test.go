@@ -1,11 +1,9 @@
-// Package tidy holds what this repository believes good code to be, as tests:
-// which package may import which, what a package may be called, how long a
-// function may be, where state may live, why each dependency is there.
+// Package tidy checks the code rules of this repository in tests: which package may import
+// which, names of packages, sizes of functions and files, global state, dependencies.
 //
-// It is tests alone: it parses the repository and fails; it runs, builds and
-// changes nothing. Every rule is data with its reason, in the file of its
-// check, and every check is a function of a parsed tree, so that TestChecks can
-// show that it finds what it is there to find. An exception is a line of data
-// with its reason too; one that is no longer needed fails like a violation, so
-// exceptions can only become fewer.
+// It contains tests only. It parses the repository; it runs, builds and changes nothing. Each
+// rule is data with a reason, in the file of its check. Each check is a function of a parsed
+// tree, so TestChecks can show on small trees that it finds violations. An exception to a rule
+// is data with a reason, too. An exception that is no longer needed fails the test, so the
+// number of exceptions can only fall.
 package tidy

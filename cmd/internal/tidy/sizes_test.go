@@ -13,19 +13,18 @@ import (
 	"unicode/utf8"
 )
 
-// Limits. A reader holds one function in mind and finds a file or a package at
-// a glance.
+// The size limits.
 const (
-	functionLines = 70  // lines with code on them, blank lines and comments not counted
+	functionLines = 70  // lines of code; blank lines and comments do not count
 	fileLines     = 500 // all lines
-	packageFiles  = 12  // without tests, and without those that start one engine each
+	packageFiles  = 12  // without tests, and without files that start an engine
 
 	lineCharacters = 120 // a tab is one character
 )
 
-// tooLarge lists what is allowed to be larger than the limits, with its size:
-// functions as "path/file.go Name" or "path/file.go Type.Name", files as
-// "path/file.go", packages as "path". Sizes may only shrink.
+// tooLarge lists exceptions to the limits, with their sizes: functions as
+// "path/file.go Name" or "path/file.go Type.Name", files as "path/file.go", packages as
+// "path". The sizes may only shrink.
 func tooLarge() map[string]int {
 	return map[string]int{
 		"sut/balance/dispatch_test.go TestDispatch": 96, // rows of a table
@@ -34,15 +33,14 @@ func tooLarge() map[string]int {
 
 func TestSizes(t *testing.T) { report(t, repository(t).checkSizes(tooLarge())) }
 
-// wideFolders lists the folders that have lines over the limit, with how many. The numbers
-// may only shrink.
+// wideFolders lists the folders that have lines over the limit, with the number of these
+// lines. The numbers may only shrink.
 func wideFolders() map[string]int {
 	return map[string]int{
 		".":                           185,
 		"cmd/internal/cell":           49,
 		"cmd/internal/load":           5,
-		"cmd/internal/tidy":           66,
-		"cmd/stagebench":              60,
+		"cmd/stagebench":              29,
 		"sut/balance/balancetest":     17,
 		"sut/cache":                   18,
 		"sut/cache/cacheproxy":        27,
@@ -63,8 +61,8 @@ func wideFolders() map[string]int {
 
 func TestWidth(t *testing.T) { report(t, repository(t).checkWidth(wideFolders())) }
 
-// checkWidth finds lines of Go files, the Makefile and documents that are too wide. Tables
-// and code blocks of documents are exempt, because they quote what is as wide.
+// checkWidth finds lines over the limit in Go files, the Makefile and documents. Tables and
+// code blocks of documents are exempt, because they quote output that is wide.
 func (t *tree) checkWidth(exceptions map[string]int) []string {
 	var problems []string
 	wide := map[string]int{} // by folder
@@ -79,7 +77,8 @@ func (t *tree) checkWidth(exceptions map[string]int) []string {
 	}
 	for _, folder := range slices.Sorted(maps.Keys(exceptions)) {
 		if got := wide[folder]; got < exceptions[folder] {
-			problems = append(problems, fmt.Sprintf("width: %s has %d wide lines: lower its exception from %d", folder, got, exceptions[folder]))
+			problems = append(problems, fmt.Sprintf(
+				"width: %s has %d wide lines: lower its exception from %d", folder, got, exceptions[folder]))
 		}
 	}
 	return problems
@@ -104,6 +103,7 @@ func wideLines(name, text string) (numbers []int) {
 	return numbers
 }
 
+// checkSizes finds functions, files and packages over the limits, and wrong exceptions.
 func (t *tree) checkSizes(exceptions map[string]int) []string {
 	sizes, limits := map[string]int{}, map[string]int{}
 	measure := func(name string, size, limit int) { sizes[name], limits[name] = size, limit }
@@ -125,50 +125,54 @@ func (t *tree) checkSizes(exceptions map[string]int) []string {
 	}
 
 	var problems []string
+	add := func(format string, args ...any) {
+		problems = append(problems, "sizes: "+fmt.Sprintf(format, args...))
+	}
 	for _, name := range slices.Sorted(maps.Keys(sizes)) {
 		size, limit := sizes[name], limits[name]
 		exception, excepted := exceptions[name]
 		switch {
 		case excepted && size <= limit:
-			problems = append(problems, fmt.Sprintf("sizes: %s is within the limit of %d: remove its exception", name, limit))
+			add("%s is within the limit of %d: remove its exception", name, limit)
 		case excepted && size < exception:
-			problems = append(problems, fmt.Sprintf("sizes: %s has shrunk to %d: lower its exception from %d", name, size, exception))
+			add("%s has shrunk to %d: lower its exception from %d", name, size, exception)
 		case excepted && size > exception:
-			problems = append(problems, fmt.Sprintf("sizes: %s has grown to %d, its exception is %d", name, size, exception))
+			add("%s has grown to %d, its exception is %d: split it", name, size, exception)
 		case !excepted && size > limit:
-			problems = append(problems, fmt.Sprintf("sizes: %s is %d, the limit is %d: split it where its parts have names", name, size, limit))
+			add("%s is %d, the limit is %d: split it into parts with good names", name, size, limit)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(exceptions)) {
 		if _, exists := sizes[name]; !exists {
-			problems = append(problems, fmt.Sprintf("sizes: there is no %s: remove its exception", name))
+			add("there is no %s: remove its exception", name)
 		}
 	}
 	return problems
 }
 
-// startsEngine reports whether a declaration is the function that makes a node of an
-// engine. sut/node has a file for each, and their number is no measure of its size.
+// startsEngine reports whether a declaration is the function that starts a node of one
+// engine. sut/node has one file per engine, and these files do not count.
 func startsEngine(declaration ast.Decl) bool {
 	f, ok := declaration.(*ast.FuncDecl)
-	if !ok || !strings.HasPrefix(f.Name.Name, "start") || f.Type.Params.NumFields() != 2 || f.Type.Results.NumFields() != 2 {
+	if !ok || !strings.HasPrefix(f.Name.Name, "start") ||
+		f.Type.Params.NumFields() != 2 || f.Type.Results.NumFields() != 2 {
 		return false
 	}
-	takes, makes := f.Type.Params.List[1].Type, f.Type.Results.List[0].Type
-	return isProcess(takes, "Node") && isProcess(makes, "Component")
+	param, result := f.Type.Params.List[1].Type, f.Type.Results.List[0].Type
+	return isProcess(param, "Node") && isProcess(result, "Component")
 }
 
-// isProcess reports whether an expression is that name of package process.
+// isProcess reports whether an expression is this name in package process.
 func isProcess(e ast.Expr, name string) bool {
 	selected, ok := e.(*ast.SelectorExpr)
 	if !ok {
 		return false
 	}
-	of, ok := selected.X.(*ast.Ident)
-	return ok && of.Name == "process" && selected.Sel.Name == name
+	x, ok := selected.X.(*ast.Ident)
+	return ok && x.Name == "process" && selected.Sel.Name == name
 }
 
-// linesOf counts the lines of a function that hold code.
+// linesOf counts the lines of code of a function.
 func (t *tree) linesOf(function *ast.FuncDecl, code map[int]bool) int {
 	count := 0
 	for line := t.set.Position(function.Pos()).Line; line <= t.set.Position(function.End()).Line; line++ {
@@ -179,8 +183,7 @@ func (t *tree) linesOf(function *ast.FuncDecl, code map[int]bool) int {
 	return count
 }
 
-// codeLines returns the numbers of the lines that hold something else than
-// comments. Every line of a raw string counts.
+// codeLines returns the numbers of the lines of code. Every line of a raw string counts.
 func codeLines(source string) map[int]bool {
 	set := token.NewFileSet()
 	f := set.AddFile("", set.Base(), len(source))
@@ -202,7 +205,7 @@ func codeLines(source string) map[int]bool {
 	}
 }
 
-// functionName is "Name" or "Type.Name".
+// functionName returns "Name" or "Type.Name".
 func functionName(function *ast.FuncDecl) string {
 	if function.Recv == nil || len(function.Recv.List) == 0 {
 		return function.Name.Name

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// constants lists the constructors whose results nobody can change, by import
-// path: a package may keep these in a variable.
+// constants lists constructors of immutable values, by import path. A package variable may
+// hold such a value.
 func constants() map[string][]string {
 	return map[string][]string{
 		"errors":        {"New"},
@@ -26,34 +26,34 @@ func constants() map[string][]string {
 	}
 }
 
-// sleepers lists the test files that may call time.Sleep outside a literal
-// synctest.Test, each with its reason.
+// sleepers lists the test files that may sleep outside a call of synctest.Test, with the
+// reason.
 func sleepers() map[string]string {
 	return map[string]string{
-		"results/live/live_test.go":         "one run for several tests; each of them plays it inside synctest.Test, where the clock is fake",
+		"results/live/live_test.go":         "a helper of tests inside synctest.Test, where the clock is fake",
 		"targets/failover/failover_test.go": "a helper of tests inside synctest.Test, where the clock is fake",
-		"sut/cache/aside_test.go":           "it asks a server again until something has happened: the server has no event to wait for yet",
-		"sut/cache/cache_test.go":           "it asks a server again until something has happened: the server has no event to wait for yet",
-		"sut/cache/memcached_test.go":       "it asks a server again until something has happened: the server has no event to wait for yet",
-		"sut/cache/cacheproxy/rig_test.go":  "it asks a server again until something has happened: the server has no event to wait for yet",
-		"sut/haproxy/live_test.go":          "it asks a server again until something has happened: the server has no event to wait for yet",
-		"sut/sqlite/replication_test.go":    "it asks a server again until something has happened: the server has no event to wait for yet",
-		"sut/sqlite/sqlite_test.go":         "it asks a server again until something has happened: the server has no event to wait for yet",
+		"sut/cache/aside_test.go":           "polls a server that has no event to wait for",
+		"sut/cache/cache_test.go":           "polls a server that has no event to wait for",
+		"sut/cache/memcached_test.go":       "polls a server that has no event to wait for",
+		"sut/cache/cacheproxy/rig_test.go":  "polls a server that has no event to wait for",
+		"sut/haproxy/live_test.go":          "polls a server that has no event to wait for",
+		"sut/sqlite/replication_test.go":    "polls a server that has no event to wait for",
+		"sut/sqlite/sqlite_test.go":         "polls a server that has no event to wait for",
 	}
 }
 
-// children lists the files of tests and kits that may leave the process and
-// write to its standard output, because the test binary becomes a child there.
+// children lists the files of tests and kits that may end the process and write to its
+// standard output. Their code runs when the test binary starts itself as a child process.
 func children() map[string]string {
 	return map[string]string{
-		"targets/proc/child_test.go":                "a child in every way in which one can begin and end",
-		"workloads/driver/drivertest/drivertest.go": "the sender writes its figures for its parent",
-		"workloads/driver/vegeta/bench_test.go":     "the client of the benchmark, alone on its core, writes its figures for its parent",
-		"workloads/driver/drivertest/freeze.go":     "client and server need a process each, or they would wait for each other's scheduler",
+		"targets/proc/child_test.go":                "a child process that starts and ends in many ways",
+		"workloads/driver/drivertest/drivertest.go": "the load sender reports its figures to its parent",
+		"workloads/driver/vegeta/bench_test.go":     "the benchmark client reports its figures to its parent",
+		"workloads/driver/drivertest/freeze.go":     "client and server must not share a scheduler, so each has a process",
 	}
 }
 
-// entry is the only file that may touch what belongs to the process.
+// entry is the only file that may use arguments, exit status and streams of the process.
 const entry = "cmd/stagebench/main.go"
 
 func TestState(t *testing.T) { report(t, repository(t).checkState()) }
@@ -62,29 +62,31 @@ func TestSleeps(t *testing.T) { report(t, repository(t).checkSleeps(sleepers()))
 
 func TestProcess(t *testing.T) { report(t, repository(t).checkProcess(children())) }
 
-// checkState finds what runs or changes behind the reader's back.
+// checkState finds init functions, mutable package variables, blank imports, and random
+// numbers without a seed.
 func (t *tree) checkState() []string {
 	var problems []string
 	add := func(pos token.Pos, format string, args ...any) {
 		problems = append(problems, fmt.Sprintf("state: %s: %s", t.at(pos), fmt.Sprintf(format, args...)))
 	}
+	seeded := []string{"Rand", "Source", "Zipf", "PCG", "ChaCha8"} // types of math/rand
 	for _, p := range t.packages {
 		inCommand := match("cmd/...", p.path)
 		for _, f := range p.files {
 			for i, spec := range f.syntax.Imports {
 				if spec.Name != nil && spec.Name.Name == "_" && !inCommand && f.imports()[i] != "embed" {
-					add(spec.Pos(), "blank import of %s: call what it registers", f.imports()[i])
+					add(spec.Pos(), "blank import of %s: call the function that it registers", f.imports()[i])
 				}
 			}
 			for _, declaration := range f.syntax.Decls {
 				switch d := declaration.(type) {
 				case *ast.FuncDecl:
 					if d.Recv == nil && d.Name.Name == "init" {
-						add(d.Pos(), "func init: let main call a function with a name")
+						add(d.Pos(), "func init: replace it by a named function that main calls")
 					}
 				case *ast.GenDecl:
 					for _, name := range f.mutable(d) {
-						add(name.Pos(), "package variable %s: make it a function that returns the value, or a field of who owns it", name.Name)
+						add(name.Pos(), "package variable %s: replace it by a function that returns the value, or by a field", name.Name)
 					}
 				}
 			}
@@ -93,7 +95,7 @@ func (t *tree) checkState() []string {
 			}
 			for _, random := range []string{"math/rand", "math/rand/v2"} {
 				for _, u := range f.uses(random) {
-					if ast.IsExported(u.name) && !strings.HasPrefix(u.name, "New") && !slices.Contains([]string{"Rand", "Source", "Zipf", "PCG", "ChaCha8"}, u.name) {
+					if ast.IsExported(u.name) && !strings.HasPrefix(u.name, "New") && !slices.Contains(seeded, u.name) {
 						add(u.pos, "rand.%s draws from a source without a seed: take a *rand.Rand", u.name)
 					}
 				}
@@ -103,7 +105,7 @@ func (t *tree) checkState() []string {
 	return problems
 }
 
-// mutable returns the names of package variables that could be written to.
+// mutable returns the names of mutable package variables.
 func (f *file) mutable(d *ast.GenDecl) []*ast.Ident {
 	if d.Tok != token.VAR {
 		return nil
@@ -124,13 +126,15 @@ func (f *file) mutable(d *ast.GenDecl) []*ast.Ident {
 	return found
 }
 
-// embedded reports whether a comment makes a variable hold a file.
+// embedded reports whether a comment embeds a file into a variable.
 func embedded(comment *ast.CommentGroup) bool {
-	return comment != nil && slices.ContainsFunc(comment.List, func(c *ast.Comment) bool { return strings.HasPrefix(c.Text, "//go:embed ") })
+	return comment != nil && slices.ContainsFunc(comment.List, func(c *ast.Comment) bool {
+		return strings.HasPrefix(c.Text, "//go:embed ")
+	})
 }
 
-// constant reports whether an expression makes a value that nobody can change.
-// In tests a flag is one: the testing package itself has them so.
+// constant reports whether an expression returns an immutable value. In tests, a flag counts
+// as immutable.
 func (f *file) constant(value ast.Expr) bool {
 	call, ok := value.(*ast.CallExpr)
 	if !ok {
@@ -149,9 +153,9 @@ func (f *file) constant(value ast.Expr) bool {
 	return false
 }
 
-// checkSleeps finds tests that wait for time to pass instead of for an event. The
-// statement `<-time.After(d)` is a sleep in any file: as a case of a select it is a
-// timeout, which is allowed.
+// checkSleeps finds tests that sleep instead of waiting for an event. The statement
+// `<-time.After(d)` is a sleep in every file. As a case of a select it is a timeout, which is
+// allowed.
 func (t *tree) checkSleeps(exceptions map[string]string) []string {
 	var problems []string
 	needed := map[string]bool{}
@@ -162,7 +166,8 @@ func (t *tree) checkSleeps(exceptions map[string]string) []string {
 					needed[f.path] = true
 					continue
 				}
-				problems = append(problems, fmt.Sprintf("sleeps: %s: this sleeps: wait for the event, with a deadline", t.at(pos)))
+				problems = append(problems, fmt.Sprintf(
+					"sleeps: %s: this sleeps: wait for the event, with a deadline", t.at(pos)))
 			}
 		}
 	}
@@ -174,7 +179,7 @@ func (t *tree) checkSleeps(exceptions map[string]string) []string {
 	return problems
 }
 
-// sleeps returns where a file sleeps, in order.
+// sleeps returns the positions of the sleeps in a file, in order.
 func (f *file) sleeps() []token.Pos {
 	var found []token.Pos
 	after := map[token.Pos]bool{} // calls of time.After
@@ -207,8 +212,8 @@ func (f *file) sleeps() []token.Pos {
 	return found
 }
 
-// inBubble reports whether a place is inside a call of synctest.Test, where
-// sleeping takes no time.
+// inBubble reports whether a position is inside a call of synctest.Test, where the clock is
+// fake.
 func (f *file) inBubble(pos token.Pos) bool {
 	inside := false
 	for _, u := range f.uses("testing/synctest") {
@@ -223,7 +228,8 @@ func (f *file) inBubble(pos token.Pos) bool {
 	return inside
 }
 
-// checkProcess finds what belongs to main. A TestMain is the main of its tests.
+// checkProcess finds uses of arguments, exit status and standard output outside main and
+// TestMain.
 func (t *tree) checkProcess(exceptions map[string]string) []string {
 	var problems []string
 	needed := map[string]bool{}
@@ -238,21 +244,22 @@ func (t *tree) checkProcess(exceptions map[string]string) []string {
 				case testing && excepted:
 					needed[f.path] = true
 				default:
-					problems = append(problems, fmt.Sprintf("process: %s: %s belongs to %s: pass in what is needed", t.at(u.pos), u.name, entry))
+					problems = append(problems, fmt.Sprintf(
+						"process: %s: only %s may use %s: take a parameter instead", t.at(u.pos), entry, u.name))
 				}
 			}
 		}
 	}
 	for _, path := range slices.Sorted(maps.Keys(exceptions)) {
 		if !needed[path] {
-			problems = append(problems, fmt.Sprintf("process: %s leaves the process alone: remove its exception", path))
+			problems = append(problems, fmt.Sprintf(
+				"process: %s does not use the arguments, exit status or output of the process: remove its exception", path))
 		}
 	}
 	return problems
 }
 
-// ofProcess lists the mentions of what the process has only one of: its
-// arguments, its end, its standard output.
+// ofProcess lists the uses of arguments, exit status and standard output of the process.
 func (f *file) ofProcess() []use {
 	var found []use
 	for imported, names := range map[string][]string{
@@ -270,6 +277,7 @@ func (f *file) ofProcess() []use {
 	return found
 }
 
+// inTestMain reports whether a position is inside TestMain.
 func (f *file) inTestMain(pos token.Pos) bool {
 	return slices.ContainsFunc(f.syntax.Decls, func(d ast.Decl) bool {
 		function, ok := d.(*ast.FuncDecl)

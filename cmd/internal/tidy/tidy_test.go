@@ -9,56 +9,67 @@ import (
 	"github.com/rogpeppe/go-internal/txtar"
 )
 
-// TestChecks shows of every check that it finds what it is there to find, and
-// nothing else. Each case is a small tree with all the problems it should have.
+// TestChecks shows that each check finds the problems of a small tree, and no others.
 func TestChecks(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		check func(*tree) []string
 		files string
-		want  []string // a part of each problem, in order
+		want  []string // a substring of each problem, in order
 	}{
 		{"arrows", arrowsOfExample, arrowsExample, []string{
-			"the rule for gone/... fits no package",
-			"no rule fits stray",
-			"sut/web/web.go imports sut/db, but sut/web may import only [sut]: apart",
+			"the rule for gone/... matches no package",
+			"no rule matches stray",
+			"sut/web/web.go imports sut/db, but sut/web may import only [sut]: separate",
 			"sut/web/web_test.go imports sut/db",
 		}},
 		{"pure", func(t *tree) []string { return t.checkPure([]string{"a", "gone"}) }, pureExample, []string{
 			"a/a.go imports os", "a/a.go:6: time.Now", "a/serve.go imports net/http", "there is no package gone",
 		}},
 		{"package names", (*tree).checkPackageNames, namesExample, []string{
-			`package a/util: "util" says nothing`, "package b is called other",
+			`package a/util: "util" does not say`, "package b has the name other",
 		}},
 		{"package comments", (*tree).checkPackageComments, commentsExample, []string{
-			`b/b.go: the package comment begins with "Package b ..."`, "package c has 0 package comments", "package d has 2 package comments",
+			`b/b.go: the package comment must begin with "Package b ..."`,
+			"package c has 0 package comments", "package d has 2 package comments",
 		}},
 		{"text", (*tree).checkText, textExample(), []string{
 			"README.md:1:", "README.md:2:", "a/testdata/x.txt:1:", "a/testdata/x.txt:2:", "build/ci.yaml:1:",
 		}},
 		{"width", func(t *tree) []string { return t.checkWidth(map[string]int{"a": 1, "b": 2}) }, widthExample(), []string{
-			"Makefile:1 has more than 120", "README.md:5 has more than 120", "b has 1 wide lines: lower its exception from 2",
+			"Makefile:1 has more than 120", "README.md:5 has more than 120",
+			"b has 1 wide lines: lower its exception from 2",
 		}},
 		{"state", (*tree).checkState, stateExample, []string{
-			"a/a.go:8: blank import of embed/fake", "a/a.go:19: package variable table", "a/a.go:20: package variable zero",
-			"a/a.go:22: package variable two", "a/a.go:26: func init", "a/a.go:29: rand.IntN draws", "a/a_test.go:7: package variable counter",
+			"a/a.go:8: blank import of embed/fake",
+			"a/a.go:19: package variable table", "a/a.go:20: package variable zero", "a/a.go:22: package variable two",
+			"a/a.go:26: func init", "a/a.go:29: rand.IntN draws", "a/a_test.go:7: package variable counter",
 		}},
 		{"sleeps", func(t *tree) []string {
 			return t.checkSleeps(map[string]string{"a/b_test.go": "why", "a/c_test.go": "why"})
 		}, sleepsExample, []string{
-			"a/a.go:5: this sleeps", "a/a_test.go:11: this sleeps", "a/c_test.go does not sleep: remove its exception",
+			"a/a.go:5: this sleeps", "a/a_test.go:11: this sleeps",
+			"a/c_test.go does not sleep: remove its exception",
 		}},
 		{"process", func(t *tree) []string {
 			return t.checkProcess(map[string]string{"a/child_test.go": "why", "a/idle_test.go": "why"})
 		}, processExample, []string{
-			"a/a.go:10: os.Args", "a/a.go:11: fmt.Println", "a/a.go:12: log.Fatal", "a/a_test.go:13: os.Exit", "a/idle_test.go leaves the process alone",
+			"a/a.go:10: only cmd/stagebench/main.go may use os.Args",
+			"a/a.go:11: only cmd/stagebench/main.go may use fmt.Println",
+			"a/a.go:12: only cmd/stagebench/main.go may use log.Fatal",
+			"a/a_test.go:13: only cmd/stagebench/main.go may use os.Exit",
+			"a/idle_test.go does not use",
 		}},
-		{"dependencies", func(t *tree) []string { return t.checkDependencies(dependenciesOfExample()) }, dependenciesExample, []string{
-			"write\n\texample.org/bar v1.0.0 // draws bars", "example.org/unlisted, which is not on the list", "go.mod does not require example.org/dropped",
-			"a/a.go imports example.org/bar/v, which is for [b]", "a/a.go imports example.org/cmp, which is for tests",
-			"a/a.go imports example.org/hidden, but no direct requirement", "go.mod requires example.org/unlisted, which nothing imports",
+		{"dependencies", func(t *tree) []string {
+			return t.checkDependencies(dependenciesOfExample())
+		}, dependenciesExample, []string{
+			"write\n\texample.org/bar v1.0.0 // draws bars", "example.org/unlisted, which is not on the list",
+			"go.mod does not require example.org/dropped",
+			"a/a.go imports example.org/bar/v, but only [b] may", "a/a.go imports example.org/cmp, but only tests may",
+			"a/a.go imports example.org/hidden, but no direct requirement",
+			"go.mod requires example.org/unlisted, which no package imports",
 		}},
-		{"a nested module is its own affair", (*tree).checkPackageComments, "-- go.mod --\nmodule m\n-- tools/go.mod --\nmodule tools\n-- tools/x/x.go --\npackage x\n", nil},
+		{"nested modules are not checked", (*tree).checkPackageComments, nestedExample, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			compare(t, test.check(example(t, test.files)), test.want)
@@ -66,12 +77,13 @@ func TestChecks(t *testing.T) {
 	}
 }
 
-// The files that start an engine each do not make a package large, others do.
+// Files that start an engine do not count for the size of a package. Other files do.
 func TestEnginesDoNotCount(t *testing.T) {
 	files := "-- go.mod --\nmodule m\n"
 	for i := range 20 {
-		files += fmt.Sprintf("-- a/engine%d.go --\npackage a\n\nfunc startIt%d(_ context.Context, n process.Node) (c process.Component, err error) { return }\n", i, i)
-		files += fmt.Sprintf("-- b/other%d.go --\npackage b\n\nfunc startIt%d(n process.Node) error { return nil }\n", i, i)
+		files += fmt.Sprintf("-- a/engine%d.go --\npackage a\n\n"+
+			"func start%d(_ context.Context, n process.Node) (c process.Component, err error) { return }\n", i, i)
+		files += fmt.Sprintf("-- b/other%d.go --\npackage b\n\nfunc start%d(n process.Node) error { return nil }\n", i, i)
 	}
 	compare(t, example(t, files).checkSizes(nil), []string{"b is 20, the limit is 12"})
 }
@@ -80,17 +92,33 @@ func TestSizeExceptionsOnlyShrink(t *testing.T) {
 	long := "func Long() {\n" + strings.Repeat("\t_ = 1 // code\n\n\t// no code\n", 69) + "}\n" // 71 lines of code
 	raw := "const raw = `\n" + strings.Repeat("\n", 400) + "`\n"
 	files := "-- go.mod --\nmodule m\n-- a/a.go --\npackage a\n\n" + long +
-		"-- a/b.go --\npackage a\n\n" + strings.Replace(long, "Long()", "(t *T[K]) Method()", 1) + "type T[K any] struct{}\n" + raw
+		"-- a/b.go --\npackage a\n\n" + strings.Replace(long, "Long()", "(t *T[K]) Method()", 1) +
+		"type T[K any] struct{}\n" + raw
 	for _, test := range []struct {
 		name       string
 		exceptions map[string]int
 		want       []string
 	}{
-		{"none", nil, []string{"a/a.go Long is 71, the limit is 70", "a/b.go is 614, the limit is 500", "a/b.go T.Method is 71"}},
-		{"as they are", map[string]int{"a/a.go Long": 71, "a/b.go T.Method": 71, "a/b.go": 614}, nil},
-		{"grown", map[string]int{"a/a.go Long": 70, "a/b.go T.Method": 71, "a/b.go": 614}, []string{"a/a.go Long has grown to 71, its exception is 70"}},
-		{"shrunk", map[string]int{"a/a.go Long": 72, "a/b.go T.Method": 71, "a/b.go": 614}, []string{"a/a.go Long has shrunk to 71: lower its exception from 72"}},
-		{"needless", map[string]int{"a/a.go Long": 71, "a/b.go T.Method": 71, "a/b.go": 614, "a": 13, "gone": 1}, []string{"a is within the limit of 12: remove", "there is no gone"}},
+		{
+			"no exceptions", nil,
+			[]string{"a/a.go Long is 71, the limit is 70", "a/b.go is 614, the limit is 500", "a/b.go T.Method is 71"},
+		},
+		{"exact exceptions", map[string]int{"a/a.go Long": 71, "a/b.go T.Method": 71, "a/b.go": 614}, nil},
+		{
+			"grown",
+			map[string]int{"a/a.go Long": 70, "a/b.go T.Method": 71, "a/b.go": 614},
+			[]string{"a/a.go Long has grown to 71, its exception is 70"},
+		},
+		{
+			"shrunk",
+			map[string]int{"a/a.go Long": 72, "a/b.go T.Method": 71, "a/b.go": 614},
+			[]string{"a/a.go Long has shrunk to 71: lower its exception from 72"},
+		},
+		{
+			"not needed",
+			map[string]int{"a/a.go Long": 71, "a/b.go T.Method": 71, "a/b.go": 614, "a": 13, "gone": 1},
+			[]string{"a is within the limit of 12: remove", "there is no gone"},
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			compare(t, example(t, files).checkSizes(test.exceptions), test.want)
@@ -104,15 +132,18 @@ func TestSizeExceptionsOnlyShrink(t *testing.T) {
 	compare(t, example(t, "-- go.mod --\nmodule m\n"+many.String()).checkSizes(nil), []string{"p is 13, the limit is 12"})
 }
 
-func TestTheLongestRuleCounts(t *testing.T) {
+func TestTheLongestRuleApplies(t *testing.T) {
 	rules := []arrow{{from: "..."}, {from: "a"}, {from: "a/..."}, {from: "a/b/..."}, {from: "a/b/c"}}
-	for path, want := range map[string]string{"a": "a", "a/x": "a/...", "a/b": "a/b/...", "a/b/x": "a/b/...", "a/b/c": "a/b/c", "ab": "..."} {
+	for path, want := range map[string]string{
+		"a": "a", "a/x": "a/...", "a/b": "a/b/...", "a/b/x": "a/b/...", "a/b/c": "a/b/c", "ab": "...",
+	} {
 		if rule, found := ruleFor(rules, path); !found || rule.from != want {
-			t.Errorf("%s is under %q, want %q", path, rule.from, want)
+			t.Errorf("rule for %s is %q, want %q", path, rule.from, want)
 		}
 	}
 }
 
+// example parses a tree that is written as a txtar archive.
 func example(t *testing.T, files string) *tree {
 	t.Helper()
 	root := fstest.MapFS{}
@@ -126,16 +157,17 @@ func example(t *testing.T, files string) *tree {
 	return parsed
 }
 
+// compare compares problems with their expected substrings.
 func compare(t *testing.T, got, want []string) {
 	t.Helper()
 	for i := range max(len(got), len(want)) {
 		switch {
 		case i >= len(got):
-			t.Errorf("not found: %s", want[i])
+			t.Errorf("missing: %s", want[i])
 		case i >= len(want):
-			t.Errorf("found for nothing: %s", got[i])
+			t.Errorf("unexpected: %s", got[i])
 		case !strings.Contains(got[i], want[i]):
-			t.Errorf("found %q, want %q in it", got[i], want[i])
+			t.Errorf("%q, want a problem with %q", got[i], want[i])
 		}
 	}
 }
@@ -143,8 +175,8 @@ func compare(t *testing.T, got, want []string) {
 func arrowsOfExample(t *tree) []string {
 	return t.checkArrows([]arrow{
 		{"sut", nil, "pure"},
-		{"sut/...", []string{"sut"}, "apart"},
-		{"cmd", []string{"..."}, "sees all"},
+		{"sut/...", []string{"sut"}, "separate"},
+		{"cmd", []string{"..."}, "connects all"},
 		{"gone/...", nil, "old"},
 	})
 }
@@ -224,6 +256,15 @@ package main
 package d_test
 `
 
+const nestedExample = `
+-- go.mod --
+module m
+-- tools/go.mod --
+module tools
+-- tools/x/x.go --
+package x
+`
+
 const commentsExample = `
 -- go.mod --
 module m
@@ -248,7 +289,7 @@ package d
 package main
 `
 
-// textExample is put together so that this file does not hold the banned text.
+// textExample is assembled from parts, so that this file does not contain banned text.
 func textExample() string {
 	return "-- go.mod --\nmodule m\n" +
 		"-- README.md --\nsee /ho" + "me/someone/x\n[x](/ro" + "ot/x) but ./work/x and example.org/home/x are fine\n" +

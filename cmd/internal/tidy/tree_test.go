@@ -2,6 +2,7 @@ package tidy
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -15,29 +16,29 @@ import (
 	"testing"
 )
 
-// tree is the repository, parsed.
+// tree is a parsed repository.
 type tree struct {
 	module   string // path of the module
 	set      *token.FileSet
-	packages []*pkg            // of the module, by path; those of nested modules are not ours
-	texts    map[string]string // every text file by path, those of nested modules too
+	packages []*pkg            // packages of the module, sorted by path; without nested modules
+	texts    map[string]string // all text files by path, with nested modules
 }
 
-// pkg is one directory with Go files.
+// pkg is a directory with Go files.
 type pkg struct {
 	path  string // relative to the module; "." for its root
 	name  string // without the _test of an external test package
 	files []*file
 }
 
-// file is one Go file.
+// file is a Go file.
 type file struct {
 	path   string // relative to the module
 	test   bool
 	syntax *ast.File
 }
 
-// repository parses the tree that this package is part of.
+// repository parses this repository.
 func repository(t *testing.T) *tree {
 	t.Helper()
 	parsed, err := parse(os.DirFS("../../.."))
@@ -47,7 +48,7 @@ func repository(t *testing.T) *tree {
 	return parsed
 }
 
-// report fails with every problem, or passes without any.
+// report fails the test with each problem.
 func report(t *testing.T, problems []string) {
 	t.Helper()
 	for _, p := range problems {
@@ -55,7 +56,7 @@ func report(t *testing.T, problems []string) {
 	}
 }
 
-// parse reads a tree. What is built or measured is not part of it.
+// parse parses a tree, without build results and measurements.
 func parse(root fs.FS) (*tree, error) {
 	t := &tree{set: token.NewFileSet(), texts: map[string]string{}}
 	byPath := map[string]*pkg{}
@@ -95,12 +96,13 @@ func parse(root fs.FS) (*tree, error) {
 	slices.SortFunc(t.packages, func(a, b *pkg) int { return strings.Compare(a.path, b.path) })
 	_, rest, found := strings.Cut("\n"+t.texts["go.mod"], "\nmodule ")
 	if !found {
-		return nil, fmt.Errorf("go.mod names no module")
+		return nil, errors.New("go.mod has no module line")
 	}
 	t.module, _, _ = strings.Cut(rest, "\n")
 	return t, nil
 }
 
+// add parses a Go file and adds it to its package.
 func (t *tree) add(byPath map[string]*pkg, name string, text []byte) error {
 	syntax, err := parser.ParseFile(t.set, name, text, parser.ParseComments)
 	if err != nil {
@@ -117,7 +119,7 @@ func (t *tree) add(byPath map[string]*pkg, name string, text []byte) error {
 	return nil
 }
 
-// nested reports whether a directory belongs to a module of its own.
+// nested reports whether a directory belongs to a nested module.
 func (t *tree) nested(dir string) bool {
 	for ; dir != "."; dir = path.Dir(dir) {
 		if _, found := t.texts[path.Join(dir, "go.mod")]; found {
@@ -127,36 +129,36 @@ func (t *tree) nested(dir string) bool {
 	return false
 }
 
-// at says where something is.
+// at returns a position as file:line.
 func (t *tree) at(pos token.Pos) string {
 	p := t.set.Position(pos)
 	return fmt.Sprintf("%s:%d", p.Filename, p.Line)
 }
 
-// kit reports whether a package is a conformance kit: code for the tests of
-// others.
+// kit reports whether a package is a conformance kit, which is code for tests of other
+// packages.
 func kit(path string) bool { return strings.HasSuffix(path, "test") }
 
-// imports lists what a file imports.
+// imports lists the import paths of a file.
 func (f *file) imports() []string {
 	var paths []string
 	for _, spec := range f.syntax.Imports {
 		p, err := strconv.Unquote(spec.Path.Value)
 		if err != nil {
-			panic("tidy: the parser let an import through that is no string: " + spec.Path.Value)
+			panic("tidy: the parser accepted an import path that is not a string: " + spec.Path.Value)
 		}
 		paths = append(paths, p)
 	}
 	return paths
 }
 
-// use is one mention of an exported name of an imported package.
+// use is one use of a name of an imported package.
 type use struct {
 	name string
 	pos  token.Pos
 }
 
-// uses lists the mentions of what a package exports.
+// uses lists the uses of names of an imported package.
 func (f *file) uses(imported string) []use {
 	local := ""
 	for i, spec := range f.syntax.Imports {
@@ -177,7 +179,7 @@ func (f *file) uses(imported string) []use {
 		if !ok {
 			return true
 		}
-		// An identifier with an object is a variable that hides the package.
+		// An identifier with an object is a variable that shadows the package.
 		if x, ok := selector.X.(*ast.Ident); ok && x.Name == local && x.Obj == nil {
 			found = append(found, use{selector.Sel.Name, selector.Pos()})
 		}
@@ -186,8 +188,8 @@ func (f *file) uses(imported string) []use {
 	return found
 }
 
-// match tells whether a path fits a pattern: a path, or "x/..." for x and all
-// that is below it, or "..." for everything.
+// match reports whether a path matches a pattern. A pattern is a path, "x/..." for x and
+// everything below it, or "..." for all paths.
 func match(pattern, name string) bool {
 	prefix, open := strings.CutSuffix(pattern, "...")
 	if !open {
