@@ -9,14 +9,14 @@ import (
 	"github.com/stagebench/stagebench/results/table"
 )
 
-// The reason given with exit status 3 is one that made the measurement invalid, and
-// not any warning.
+// The error of exit status 3 gives a reason that makes the measurement invalid. A step can
+// also have warnings that do not.
 func TestWhyAnAttackIsInvalid(t *testing.T) {
 	step := results.Step{Warnings: []string{"node web-1 did not answer"}}
 	step.Ledger.Scheduled = 1
 	results.Judge(&step, results.DefaultSLO(), results.Evidence{})
 	err := attackOptions{format: string(table.FormatText)}.conclude(t.Context(), streams{out: io.Discard}, step, nil)
 	if err == nil || !strings.Contains(err.Error(), "invalid: op counts do not add up") {
-		t.Errorf("%v, want what made it invalid", err)
+		t.Errorf("error %v, want the reason why the step is invalid", err)
 	}
 }

@@ -8,50 +8,52 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// The cache answers what has been asked before. When its host is killed every
-// request goes to the database and none fails; the host comes back empty, and is
-// asked again.
+// The cache serves repeated reads. While its host is dead, every read goes to the database
+// and no request fails. The host comes back empty and serves again.
 func TestACacheHostIsKilled(t *testing.T) {
 	for _, engine := range []string{"resp", "redis", "memcached"} {
 		t.Run(engine, func(t *testing.T) {
 			t.Parallel()
-			r := bringUp(t, sut.Caches, sut.Knobs{"cache.engine": engine, "db.replicas": "0", "web.hosts": "1"}, "read-heavy")
-			whole := r.load(t, 80, 3*time.Second, 0, nil)
-			if whole.Cache == nil || whole.Cache.Hits == 0 || whole.Cache.Misses == 0 {
-				t.Fatalf("what the cache had: %+v", whole.Cache)
+			knobs := sut.Knobs{"cache.engine": engine, "db.replicas": "0", "web.hosts": "1"}
+			r := bringUp(t, sut.Caches, knobs, "read-heavy")
+			before := r.load(t, 80, 3*time.Second, 0, nil)
+			if before.Cache == nil || before.Cache.Hits == 0 || before.Cache.Misses == 0 {
+				t.Fatalf("cache figures %+v, want hits and misses", before.Cache)
 			}
 			killed := r.load(t, 80, 4*time.Second, time.Second, func() {
 				if err := r.Kill("cache-1"); err != nil {
 					t.Error(err)
 				}
 			})
-			if killed.Cache == nil || whole.Database == nil || killed.Database == nil {
-				t.Fatalf("the web hosts say nothing of cache or database: %+v, %+v, %+v", killed.Cache, whole.Database, killed.Database)
+			if killed.Cache == nil || before.Database == nil || killed.Database == nil {
+				t.Fatalf("the web hosts report no figures of the cache or the database: %+v, %+v, %+v",
+					killed.Cache, before.Database, killed.Database)
 			}
-			each := func(s results.Step) float64 { return float64(s.Database.Reads) / float64(s.Ledger.Sent) }
-			t.Logf("reads of the database per request: %.3f, and %.3f while it was away", each(whole), each(killed))
-			t.Logf("hit ratio %.2f, and %.2f while it was away; ledger %+v causes %v", whole.Cache.HitRatio(), killed.Cache.HitRatio(), killed.Ledger, killed.Causes)
+			reads := func(s results.Step) float64 { return float64(s.Database.Reads) / float64(s.Ledger.Sent) }
+			t.Logf("database reads per request: %.3f with the cache, %.3f with the kill", reads(before), reads(killed))
+			t.Logf("hit ratio: %.2f with the cache, %.2f with the kill; ledger %+v causes %v",
+				before.Cache.HitRatio(), killed.Cache.HitRatio(), killed.Ledger, killed.Causes)
 			if failed(killed) > 0 {
 				t.Errorf("%d of %d requests failed, want none", failed(killed), killed.Ledger.Scheduled)
 			}
 			r.awaitCache(t)
 			var again results.Step
-			for range 5 { // a web host takes its time to try a host that was dead
+			for range 5 { // a web host retries a dead cache host only after a while
 				if again = r.load(t, 80, 2*time.Second, 0, nil); again.Cache != nil && again.Cache.Hits > 0 {
 					return
 				}
 			}
-			t.Errorf("it is not asked again: %+v", again.Cache)
+			t.Errorf("cache figures %+v after the restart, want hits", again.Cache)
 		})
 	}
 }
 
-// Of several native engines --engines native takes the first, unless one is named.
+// --engines native selects the first native engine of a tier, unless --set names one.
 func TestNativeCache(t *testing.T) {
 	for want, settings := range map[string][]string{"redis": nil, "memcached": {"cache.engine=memcached"}} {
 		knobs, err := knobsOf("native", settings)
 		if err != nil || knobs["cache.engine"] != want || knobs["db.engine"] != "postgres" {
-			t.Errorf("%v: %v, %v", settings, knobs, err)
+			t.Errorf("--set %v: knobs %v, error %v, want cache.engine=%s and db.engine=postgres", settings, knobs, err, want)
 		}
 	}
 }

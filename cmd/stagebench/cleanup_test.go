@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -18,16 +17,18 @@ import (
 	"github.com/stagebench/stagebench/results/rundir"
 )
 
-// harness is a stagebench process with a temporary directory of its own, so that
-// what it leaves behind can be told from everything else.
+// harness is a stagebench process with its own temporary directory. The directory identifies
+// its child processes and the files that it leaves behind.
 type harness struct {
 	cmd    *exec.Cmd
 	output output
 	temp   string
 }
 
-// output is what a process has written, which may be read while it writes.
+// output collects the output of a process. It can be read while the process writes.
 type output struct {
+	started chan struct{} // closed by the first write
+
 	mu   sync.Mutex
 	text bytes.Buffer
 }
@@ -35,6 +36,9 @@ type output struct {
 func (o *output) Write(p []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.text.Len() == 0 {
+		close(o.started)
+	}
 	return o.text.Write(p)
 }
 
@@ -44,9 +48,11 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
+// startHarness starts stagebench. If the test fails, its log shows the output and the
+// remaining processes.
 func startHarness(t *testing.T, args ...string) *harness {
 	t.Helper()
-	h := &harness{temp: t.TempDir()}
+	h := &harness{temp: t.TempDir(), output: output{started: make(chan struct{})}}
 	h.cmd = exec.Command(os.Args[0], args...)
 	h.cmd.Dir = h.temp
 	h.cmd.Env = append(os.Environ(), "TMPDIR="+h.temp, "XDG_RUNTIME_DIR="+h.temp, "XDG_CACHE_HOME="+templates())
@@ -54,13 +60,16 @@ func startHarness(t *testing.T, args ...string) *harness {
 	if err := os.Chmod(filepath.Dir(h.temp), 0o711); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(h.temp, 0o711); err != nil { // for native servers, which are not root
+	if err := os.Chmod(h.temp, 0o711); err != nil { // native servers do not run as root
 		t.Fatal(err)
 	}
 	if err := h.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("stagebench %s: processes %q, output:\n%s", strings.Join(args, " "), h.processes(t), h.output.String())
+		}
 		if h.cmd.ProcessState == nil {
 			_ = h.cmd.Process.Kill()
 			_ = h.cmd.Wait()
@@ -69,8 +78,8 @@ func startHarness(t *testing.T, args ...string) *harness {
 	return h
 }
 
-// processes lists what runs with the harness's temporary directory in its
-// environment: all that it started, and what that started.
+// processes lists the running processes of the harness and their descendants. All of them
+// have its temporary directory in their environment.
 func (h *harness) processes(t *testing.T) []string {
 	t.Helper()
 	entries, err := os.ReadDir("/proc")
@@ -81,7 +90,7 @@ func (h *harness) processes(t *testing.T) []string {
 	for _, entry := range entries {
 		environment, err := os.ReadFile(filepath.Join("/proc", entry.Name(), "environ"))
 		if err != nil || !bytes.Contains(environment, []byte("TMPDIR="+h.temp+"\x00")) {
-			continue // another's, or gone meanwhile
+			continue // another process, or it has ended
 		}
 		command, _ := os.ReadFile(filepath.Join("/proc", entry.Name(), "cmdline"))
 		found = append(found, entry.Name()+" "+strings.ReplaceAll(string(command), "\x00", " "))
@@ -89,7 +98,7 @@ func (h *harness) processes(t *testing.T) []string {
 	return found
 }
 
-// groups lists the control groups that carry the pid of the harness.
+// groups lists the control groups whose names have the pid of the harness.
 func (h *harness) groups() []string {
 	found, _ := filepath.Glob(fmt.Sprintf("/sys/fs/cgroup/*/stagebench-%d-*", h.cmd.Process.Pid))
 	unified, _ := filepath.Glob(fmt.Sprintf("/sys/fs/cgroup/stagebench-%d-*", h.cmd.Process.Pid))
@@ -97,7 +106,7 @@ func (h *harness) groups() []string {
 	return append(append(found, unified...), nested...)
 }
 
-// leftovers lists what is in the temporary directory, the run itself left out.
+// leftovers lists the files in the temporary directory, except the results of the run.
 func (h *harness) leftovers(t *testing.T) []string {
 	t.Helper()
 	entries, err := os.ReadDir(h.temp)
@@ -106,47 +115,41 @@ func (h *harness) leftovers(t *testing.T) []string {
 	}
 	var names []string
 	for _, e := range entries {
-		if e.Name() != "runs" && e.Name() != "stagebench" { // the run, and the empty control directory
+		if e.Name() != "runs" && e.Name() != "stagebench" { // results; the empty control directory
 			names = append(names, e.Name())
 		}
 	}
 	return names
 }
 
-// gone waits until no process is left, at most for the bound.
+// gone waits until no process is left. It fails the test if that takes longer than the bound.
 func (h *harness) gone(t *testing.T, bound time.Duration) {
 	t.Helper()
-	begun := time.Now()
-	deadline := begun.Add(bound)
-	for {
-		left := h.processes(t)
-		if len(left) == 0 {
-			t.Logf("all gone after %v", time.Since(begun).Round(time.Millisecond))
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("still running after %v: %q", bound, left)
-		}
-		pause()
+	start := time.Now()
+	eventually(t, "all processes have ended", func() bool { return len(h.processes(t)) == 0 })
+	took := time.Since(start).Round(time.Millisecond)
+	t.Logf("all processes ended after %v", took)
+	if took > bound {
+		t.Errorf("all processes ended after %v, want at most %v", took, bound)
 	}
 }
 
-// interruptAt runs the ladder and sends it Ctrl-C at a moment after its first word,
-// by which it knows what to do with one: nothing may be left, and what was measured
-// until then must be readable.
+// interruptAt runs the ladder and sends it Ctrl-C at a time after its first output, when it
+// handles signals. Nothing may be left, and the cells that were measured must be readable.
 func interruptAt(t *testing.T, at time.Duration, args ...string) {
 	h := startHarness(t, append([]string{"run", "--quick", "--out", "runs/interrupted"}, args...)...)
-	for deadline := time.Now().Add(time.Minute); h.output.String() == ""; pause() {
-		if time.Now().After(deadline) {
-			t.Fatal("it said nothing within a minute")
+	select {
+	case <-h.output.started:
+	case <-time.After(testTimeout):
+		t.Fatalf("no output within %v", testTimeout)
+	}
+	interrupt := time.AfterFunc(at, func() {
+		if err := h.cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Errorf("interrupted after %v: %v", at, err)
 		}
-	}
-	timer := time.NewTimer(at)
-	<-timer.C
-	if err := h.cmd.Process.Signal(os.Interrupt); err != nil {
-		t.Fatal(err)
-	}
+	})
 	err := h.cmd.Wait()
+	interrupt.Stop()
 	if h.cmd.ProcessState.ExitCode() != exit.Failed || !strings.Contains(h.output.String(), "interrupted") {
 		t.Errorf("interrupted after %v: %v\n%s", at, err, h.output.String())
 	}
@@ -161,14 +164,14 @@ func interruptAt(t *testing.T, at time.Duration, args ...string) {
 	}
 	dir := filepath.Join(h.temp, "runs", "interrupted")
 	if _, err := os.Stat(dir); err != nil {
-		return // it had not begun
+		return // the run directory did not exist yet
 	}
 	if run, _, err := rundir.Read(dir); err != nil || run.Complete {
-		t.Errorf("interrupted after %v: the run says complete=%v, error %v", at, run.Complete, err)
+		t.Errorf("interrupted after %v: complete=%v, error %v, want a readable incomplete run", at, run.Complete, err)
 	}
 }
 
-// TestInterrupted sends Ctrl-C at three moments; the long tests do it at twenty.
+// TestInterrupted sends Ctrl-C at three random times. The long tests use twenty.
 func TestInterrupted(t *testing.T) {
 	random := rand.New(rand.NewPCG(11, 12))
 	for range 3 {
@@ -176,11 +179,11 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// TestParentKilled kills the harness by SIGKILL: its nodes, the native servers
-// among them, must go, too. The long tests say how soon.
+// TestParentKilled kills the harness with SIGKILL. All its nodes must end, native servers
+// included. A long test has the strict time limit.
 func TestParentKilled(t *testing.T) { parentKilled(t, 30*time.Second) }
 
-// parentKilled kills a harness, whose nodes must be gone within the bound.
+// parentKilled kills a harness. Its nodes must end within the bound.
 func parentKilled(t *testing.T, bound time.Duration) {
 	for name, knobs := range engines() {
 		t.Run(name, func(t *testing.T) {
@@ -190,46 +193,40 @@ func parentKilled(t *testing.T, bound time.Duration) {
 			h := startHarness(t, "up", "--stage", "lb", "--engines", name)
 			awaitUp(t, h)
 			if n := len(h.processes(t)); n < 7 {
-				t.Fatalf("%d processes for a harness and 6 nodes", n)
+				t.Fatalf("%d processes, want at least 7: a harness and 6 nodes", n)
 			}
 			if err := h.cmd.Process.Kill(); err != nil {
 				t.Fatal(err)
 			}
-			_ = h.cmd.Wait() // killed, as asked for
+			_ = h.cmd.Wait() // its error is the kill
 			h.gone(t, bound)
 		})
 	}
 }
 
-// awaitUp waits until the control socket of the harness answers.
+// awaitUp waits until the harness has a control socket.
 func awaitUp(t *testing.T, h *harness) {
 	t.Helper()
-	deadline := time.Now().Add(60 * time.Second)
-	for time.Now().Before(deadline) {
-		if sockets, _ := filepath.Glob(filepath.Join(h.temp, "stagebench", "*.sock")); len(sockets) == 1 {
-			return
-		}
-		if h.cmd.Process.Signal(syscall.Signal(0)) != nil {
-			break
-		}
-		pause()
-	}
-	t.Fatalf("it did not come up:\n%s", h.output.String())
+	eventually(t, "the control socket of `up` exists", func() bool {
+		sockets, _ := filepath.Glob(filepath.Join(h.temp, "stagebench", "*.sock"))
+		return len(sockets) == 1
+	})
 }
 
-// TestUpIsTakenDown walks through up, status, kill and down as two users would.
+// TestUpIsTakenDown runs up, status, kill, attack and down, as from two terminals.
 func TestUpIsTakenDown(t *testing.T) {
 	h := startHarness(t, "up", "--stage", "lb", "--set", "web.hosts=2")
 	awaitUp(t, h)
 	status := h.call(t, "status", "--format", "csv")
 	if n := strings.Count(status, "serving"); n != 5 {
-		t.Errorf("%d nodes serve, want 5:\n%s", n, status)
+		t.Errorf("%d nodes are serving, want 5:\n%s", n, status)
 	}
 	if out := h.call(t, "kill", "web-2"); !strings.Contains(out, "killed web-2") {
-		t.Errorf("kill said %q", out)
+		t.Errorf("kill printed %q", out)
 	}
-	if out := h.call(t, "attack", "--workload", "read-heavy", "--rate", "20", "--duration", "1s"); !strings.Contains(out, "scheduled") {
-		t.Errorf("attack said %q", out)
+	attack := h.call(t, "attack", "--workload", "read-heavy", "--rate", "20", "--duration", "1s")
+	if !strings.Contains(attack, "scheduled") {
+		t.Errorf("attack printed %q", attack)
 	}
 	h.call(t, "down")
 	if err := h.cmd.Wait(); err != nil {
@@ -240,7 +237,7 @@ func TestUpIsTakenDown(t *testing.T) {
 	}
 }
 
-// call runs another stagebench beside the harness and returns what it prints.
+// call runs a stagebench command for the system of the harness and returns its output.
 func (h *harness) call(t *testing.T, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -4,15 +4,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"testing"
-	"time"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/control"
 )
 
-// failedOver is a system of which nothing is asked but what a failover has cost.
+// failedOver is a system after one failover. It answers Recover and Endpoints only.
 type failedOver struct{ control.System }
 
 func (failedOver) Recover(context.Context, bool) (targets.Recovery, error) {
@@ -21,7 +21,7 @@ func (failedOver) Recover(context.Context, bool) (targets.Recovery, error) {
 
 func (failedOver) Endpoints() []string { return nil }
 
-// What recover prints for machines is one document, as it is with every command.
+// `recover --format json` prints several tables as one JSON document.
 func TestRecoverIsOneDocument(t *testing.T) {
 	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
 	ctx, cancel := context.WithCancel(t.Context())
@@ -36,19 +36,13 @@ func TestRecoverIsOneDocument(t *testing.T) {
 		}
 	}()
 	var out bytes.Buffer
-	recovered := func() error {
+	eventually(t, "recover finds the system", func() bool {
 		out.Reset()
-		return run(t.Context(), streams{out: &out, err: &bytes.Buffer{}, args: []string{"recover", "--format", "json"}})
-	}
-	err := recovered()
-	for deadline := time.Now().Add(10 * time.Second); err != nil && time.Now().Before(deadline); pause() {
-		err = recovered()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+		s := streams{out: &out, err: io.Discard, args: []string{"recover", "--format", "json"}}
+		return run(t.Context(), s) == nil
+	})
 	var tables []json.RawMessage
 	if err := json.Unmarshal(out.Bytes(), &tables); err != nil || len(tables) != 2 {
-		t.Errorf("%d tables, %v: want one array of two\n%s", len(tables), err, out.String())
+		t.Errorf("%d tables, error %v, want one array of 2 tables\n%s", len(tables), err, out.String())
 	}
 }

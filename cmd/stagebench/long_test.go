@@ -13,8 +13,8 @@ import (
 	"github.com/stagebench/stagebench/results/rundir"
 )
 
-// TestInterruptedTwentyTimes sends Ctrl-C at twenty random moments to runs on
-// either engine. It takes about five minutes.
+// TestInterruptedTwentyTimes sends Ctrl-C to twenty runs at random times, on both kinds of
+// engines. It takes about five minutes.
 func TestInterruptedTwentyTimes(t *testing.T) {
 	random := rand.New(rand.NewPCG(21, 22))
 	for i := range 20 {
@@ -26,13 +26,12 @@ func TestInterruptedTwentyTimes(t *testing.T) {
 	}
 }
 
-// TestParentKilledInTime wants the nodes of a harness that was killed by SIGKILL to
-// be gone within 2 s.
+// TestParentKilledInTime kills a harness with SIGKILL. Its nodes must end within 2 s.
 func TestParentKilledInTime(t *testing.T) { parentKilled(t, 2*time.Second) }
 
-// TestCapacityGrowsWithWebHosts measures one and three web hosts behind the same
-// balancer, database and balancer large enough for the web tier to be the limit,
-// on both engines. It takes about four minutes.
+// TestCapacityGrowsWithWebHosts measures the capacity with one and with three web hosts, on
+// both kinds of engines. Balancer and database are so large that the web tier is the limit.
+// It takes about four minutes.
 func TestCapacityGrowsWithWebHosts(t *testing.T) {
 	for name, knobs := range engines() {
 		t.Run(name, func(t *testing.T) {
@@ -44,11 +43,11 @@ func TestCapacityGrowsWithWebHosts(t *testing.T) {
 			t.Logf("%s: 1 web host %.0f/s (%s: %s), 3 web hosts %.0f/s (%s: %s), gain x%.2f", name,
 				one.CapacityRPS, one.LimitedBy, one.Limit.Figure, three.CapacityRPS, three.LimitedBy, three.Limit.Figure, gain)
 			if !(gain >= 2) {
-				t.Errorf("three web hosts give %.2f times the capacity of one, want at least 2", gain)
+				t.Errorf("three web hosts have %.2f times the capacity of one, want at least 2", gain)
 			}
 			for _, c := range []results.Cell{one, three} {
 				if !c.Isolated() {
-					t.Error("the hosts were not isolated, so nothing is shown")
+					t.Error("the hosts were not isolated, so the result proves nothing")
 				}
 				if c.LimitedBy != "web" || c.Limit.CPUShare < 0.9 {
 					t.Errorf("limited by %s (%s), want the web tier at 90%% of its budget or more", c.LimitedBy, c.Limit.Figure)
@@ -58,10 +57,11 @@ func TestCapacityGrowsWithWebHosts(t *testing.T) {
 	}
 }
 
-// webHosts measures stage lb with that many web hosts.
+// webHosts measures stage lb with this number of web hosts.
 func webHosts(t *testing.T, engines string, n int) results.Cell {
 	t.Helper()
-	h := startHarness(t, "run", "--stages", "lb", "--workloads", "read-heavy", "--engines", engines, "--out", "runs/scaling",
+	h := startHarness(t, "run", "--stages", "lb", "--workloads", "read-heavy",
+		"--engines", engines, "--out", "runs/scaling",
 		"--set", "db.cpu=5", "--set", "lb.cpu=4", "--set", "web.hosts="+strconv.Itoa(n))
 	if err := h.cmd.Wait(); err != nil {
 		t.Fatalf("%v\n%s", err, h.output.String())

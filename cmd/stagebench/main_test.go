@@ -11,11 +11,11 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// actVariable makes the test binary act as the stagebench binary, so that tests
-// can bring up systems whose nodes are this very code.
+// actVariable is an environment variable. If it is set, the test binary runs as stagebench, so
+// the nodes that tests start run the code under test.
 const actVariable = "STAGEBENCH_TEST_ACT"
 
-// templatesVariable names the directory of the templates that tests share.
+// templatesVariable is an environment variable with the directory of the shared templates.
 const templatesVariable = "STAGEBENCH_TEST_TEMPLATES"
 
 func TestMain(m *testing.M) {
@@ -27,14 +27,15 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
-	// Native servers are not root, and must get at what is copied from here.
-	if err := errors.Join(os.Chmod(dir, 0o755), os.Setenv(templatesVariable, dir), os.Setenv(actVariable, "1")); err != nil {
+	// Native servers do not run as root, and must be able to read the templates.
+	err = errors.Join(os.Chmod(dir, 0o755), os.Setenv(templatesVariable, dir), os.Setenv(actVariable, "1"))
+	if err != nil {
 		panic(err)
 	}
 	testscript.Main(cleaning{m, dir}, map[string]func(){"stagebench": main})
 }
 
-// cleaning removes what the tests of this package share when they are over.
+// cleaning runs the tests and then removes the directory that they share.
 type cleaning struct {
 	m   *testing.M
 	dir string
@@ -47,10 +48,9 @@ func (c cleaning) Run() int {
 
 var update = flag.Bool("update", false, "rewrite the golden output in the scripts")
 
-// TestScripts runs the command line as a user would: testdata/script, one file
-// per reason.
+// TestScripts runs the scripts of testdata/script. They use the command line as a user does.
 func TestScripts(t *testing.T) {
-	cache := t.TempDir() // templates are built once for all scripts
+	cache := t.TempDir() // all scripts share the templates
 	testscript.Run(t, testscript.Params{
 		Dir:           "testdata/script",
 		UpdateScripts: *update,
@@ -63,7 +63,8 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// exits runs a command and compares its exit status: exits 2 stagebench nonsense.
+// exits is a script command that runs a command and compares its exit status, for example:
+// exits 2 stagebench nonsense
 func exits(ts *testscript.TestScript, negated bool, args []string) {
 	if negated || len(args) < 2 {
 		ts.Fatalf("usage: exits STATUS COMMAND [ARGUMENT...]")

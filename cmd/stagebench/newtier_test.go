@@ -13,12 +13,12 @@ import (
 	"github.com/rogpeppe/go-internal/txtar"
 )
 
-// maxTouched is how many existing files a new tier may touch.
+// maxTouched is the largest number of existing files that a new tier may change.
 const maxTouched = 4
 
-// A new tier is files of its own, and lines in those existing files that CONTRIBUTING.md
-// names. The archive is such a tier. It is laid over the sources, and a test of its own
-// brings it up and finds its knob, its metric and its column.
+// A new tier is new files, and lines in the existing files that CONTRIBUTING.md names. The
+// archive testdata/tier.txtar is such a tier. A build overlay adds it to the sources. Its own
+// test, TestEcho, brings it up and finds its knob, its metric and its column.
 func TestANewTierTouchesFewFiles(t *testing.T) {
 	t.Parallel()
 	archive, err := txtar.ParseFile("testdata/tier.txtar")
@@ -36,7 +36,7 @@ func TestANewTierTouchesFewFiles(t *testing.T) {
 		if existing, err := os.ReadFile(path); err == nil {
 			old, next, _ := strings.Cut(text, "=>\n")
 			if strings.Count(string(existing), strings.TrimSuffix(old, "\n")) != 1 {
-				t.Fatalf("%s does not hold this once:\n%s", f.Name, old)
+				t.Fatalf("%s must have this text exactly once:\n%s", f.Name, old)
 			}
 			text = strings.Replace(string(existing), strings.TrimSuffix(old, "\n"), strings.TrimSuffix(next, "\n"), 1)
 			touched = append(touched, f.Name)
@@ -48,7 +48,8 @@ func TestANewTierTouchesFewFiles(t *testing.T) {
 	}
 	slices.Sort(touched)
 	if named := touchedByTier(t, root); len(touched) > maxTouched || !slices.Equal(touched, named) {
-		t.Errorf("a tier touches %q, CONTRIBUTING.md names %q; at most %d", touched, named, maxTouched)
+		t.Errorf("the new tier changes %q, CONTRIBUTING.md names %q, want the same files, at most %d",
+			touched, named, maxTouched)
 	}
 	document, err := json.Marshal(map[string]any{"Replace": overlay})
 	if err != nil {
@@ -58,15 +59,16 @@ func TestANewTierTouchesFewFiles(t *testing.T) {
 	if err := os.WriteFile(file, document, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), "go", "test", "-vet=off", "-count=1", "-overlay", file, "-run", "^TestEcho$", "-v", ".")
-	// This binary acts as the program in its children; that test binary must not.
+	cmd := exec.CommandContext(t.Context(),
+		"go", "test", "-vet=off", "-count=1", "-overlay", file, "-run", "^TestEcho$", "-v", ".")
+	// Without this, the new test binary would run as stagebench instead of running its tests.
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, actVariable+"=") })
 	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: TestEcho") {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
 
-// touchedByTier lists the existing files that CONTRIBUTING.md names for a new tier.
+// touchedByTier lists the existing files that a new tier changes according to CONTRIBUTING.md.
 func touchedByTier(t *testing.T, root string) []string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(root, "CONTRIBUTING.md"))

@@ -2,5 +2,6 @@
 
 package main
 
-// raceDetector says whether the nodes of these tests are slowed down by it.
+// raceDetector reports whether the tests run under the race detector, which makes nodes
+// slower.
 const raceDetector = false

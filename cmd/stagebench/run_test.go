@@ -12,8 +12,8 @@ import (
 	"github.com/stagebench/stagebench/sut/ladder"
 )
 
-// manifestOf is what the manifest of a run over these stages says of its knobs,
-// as it is read back.
+// manifestOf returns the manifest of a run over these stages, as read from JSON. It has only
+// the knobs.
 func manifestOf(t *testing.T, replicas string, stages ...sut.Stage) (m results.Manifest) {
 	t.Helper()
 	var all []sut.Topology
@@ -34,8 +34,8 @@ func manifestOf(t *testing.T, replicas string, stages ...sut.Stage) (m results.M
 	return m
 }
 
-// A knob that the first stage does not have is in the manifest as it is in effect
-// at those that have it, and two runs that differ in it are told to.
+// The manifest has the effective knobs of all stages, not only those of the first one. So the
+// comparison of two runs shows a knob that differs in later stages only.
 func TestKnobsOfAllStagesAreInTheManifest(t *testing.T) {
 	var all []sut.Stage
 	for _, rung := range ladder.Rungs() {
@@ -48,10 +48,10 @@ func TestKnobsOfAllStagesAreInTheManifest(t *testing.T) {
 		t.Errorf("db.replicas (-want +got)\n%s", diff)
 	}
 	if got := knobs["web.hosts"]; got != "3" {
-		t.Errorf("web.hosts %v, want the one value that all stages have", got)
+		t.Errorf("web.hosts %v, want 3: all stages have the same value", got)
 	}
 	if got := manifestOf(t, "4", sut.Replicas).Config["knobs"].(map[string]any)["db.replicas"]; got != "4" {
-		t.Errorf("db.replicas of a run of one stage is %v", got)
+		t.Errorf("db.replicas of a run of one stage is %v, want 4", got)
 	}
 	var named []string
 	for _, d := range compare.Compare([]compare.Run{{Manifest: two}, {Manifest: four}}, 1).Differences {

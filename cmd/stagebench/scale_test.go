@@ -16,8 +16,8 @@ import (
 	"github.com/stagebench/stagebench/targets"
 )
 
-// scaled is a system of one web and one cache host that counts: each look at it finds
-// three hits and a miss more.
+// scaled is a system with one web host and one cache host. Every scrape of it counts three
+// more hits and one more miss.
 type scaled struct {
 	url   string
 	moved *int64
@@ -27,17 +27,20 @@ type scaled struct {
 
 func (s scaled) Status(context.Context) ([]targets.NodeStatus, error) {
 	admin := strings.TrimPrefix(s.url, "http://")
-	return []targets.NodeStatus{{Node: "web-1", Role: sut.Web, Admin: admin}, {Node: "cache-1", Role: sut.Cache, Admin: admin}}, nil
+	return []targets.NodeStatus{
+		{Node: "web-1", Role: sut.Web, Admin: admin},
+		{Node: "cache-1", Role: sut.Cache, Admin: admin},
+	}, nil
 }
 
 func (s scaled) Scale(_ context.Context, tier string, hosts int) (targets.Scaled, error) {
 	return targets.Scaled{Tier: tier, Hosts: hosts, TookNS: 412_400_000, Moved: s.moved, Held: s.held}, s.fails
 }
 
-func TestWhatScaleSays(t *testing.T) {
-	var looks atomic.Int64
+func TestScaleOutput(t *testing.T) {
+	var scrapes atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		n := looks.Add(1)
+		n := scrapes.Add(1)
 		fmt.Fprintf(w, "process_start_time_seconds 1\nstagebench_cache_node_hits_total 0\n"+
 			"stagebench_cache_reads_total{result=\"hit\"} %d\nstagebench_cache_reads_total{result=\"miss\"} %d\n", 3*n, n)
 	}))
@@ -51,7 +54,8 @@ func TestWhatScaleSays(t *testing.T) {
 		want  string
 	}{
 		{
-			"cache", 3, time.Millisecond, &moved, "cache has 3 hosts after 412ms: 2,113 of 3,180 keys moved to other hosts\n" +
+			"cache", 3, time.Millisecond, &moved,
+			"cache has 3 hosts after 412ms: 2,113 of 3,180 keys moved to other hosts\n" +
 				"hit ratio of the web hosts: 0.75 in the 1ms before, 0.75 in the 1ms after\n",
 		},
 		{"cache", 1, 0, nil, "cache has 1 host after 412ms: an unknown number of 3,180 keys moved to other hosts\n"},
@@ -59,7 +63,8 @@ func TestWhatScaleSays(t *testing.T) {
 		{"replica", 2, time.Second, nil, "replica has 2 hosts after 412ms\n"},
 	} {
 		var out bytes.Buffer
-		if err := scale(t.Context(), &out, scaled{url: server.URL, moved: test.moved, held: &held}, test.tier, test.hosts, test.watch); err != nil {
+		system := scaled{url: server.URL, moved: test.moved, held: &held}
+		if err := scale(t.Context(), &out, system, test.tier, test.hosts, test.watch); err != nil {
 			t.Error(err)
 		}
 		if out.String() != test.want {
@@ -67,8 +72,9 @@ func TestWhatScaleSays(t *testing.T) {
 		}
 	}
 	var out bytes.Buffer
-	wrong := errors.New("the system is being changed already")
-	if err := scale(t.Context(), &out, scaled{url: server.URL, fails: wrong}, "cache", 3, time.Millisecond); !errors.Is(err, wrong) || out.Len() > 0 {
-		t.Errorf("error %v, said %q", err, out.String())
+	refusal := errors.New("another change is in progress")
+	err := scale(t.Context(), &out, scaled{url: server.URL, fails: refusal}, "cache", 3, time.Millisecond)
+	if !errors.Is(err, refusal) || out.Len() > 0 {
+		t.Errorf("error %v, output %q, want %v and no output", err, out.String(), refusal)
 	}
 }

@@ -27,7 +27,7 @@ import (
 	"github.com/stagebench/stagebench/workloads/pace"
 )
 
-// rig is a system that is up, with the means to load it.
+// rig is a running system with clients that send load to it.
 type rig struct {
 	*local.System
 	topology sut.Topology
@@ -35,24 +35,26 @@ type rig struct {
 	outcomes []results.Outcome // of the last step
 }
 
-// roomy is a unit that is large enough, in cores, for the race detector, which
-// slows nodes down tenfold: these tests are about what is right, not how fast.
+// roomy is the size of a unit in cores. It is large enough for the race detector, which
+// makes nodes ten times slower. These tests check results, not speed.
 const roomy = 0.3
 
-// silence is how long a database may not answer in these tests: a machine that is busy
-// with other things causes no failover. One that is killed refuses, and is not silent.
+// silence is the time without an answer after which a database counts as dead in these
+// tests. It is long, so that a busy machine causes no failover. A killed database refuses
+// connections, and a few failed probes detect that sooner.
 const silence = 5 * time.Second
 
-// silent is a Progress that nobody watches.
+// silent is a Progress that shows nothing.
 type silent struct{}
 
 func (silent) Step(string, float64)           {}
 func (silent) Sample(*int64, *int64, float64) {}
 
-// templates are shared by all tests of this binary, so that each is built once.
+// templates returns the directory of the templates. All tests of this binary share it, so
+// that each template is built once.
 func templates() string { return os.Getenv(templatesVariable) }
 
-// bringUp brings a stage up on roomy hosts, ready for a shipped workload.
+// bringUp brings a stage up on roomy hosts and connects clients for a preset workload.
 func bringUp(t *testing.T, stage sut.Stage, knobs sut.Knobs, workload string) *rig {
 	t.Helper()
 	r := bringUpSized(t, stage, knobs, roomy)
@@ -60,7 +62,7 @@ func bringUp(t *testing.T, stage sut.Stage, knobs sut.Knobs, workload string) *r
 	return r
 }
 
-// adminURL is where a node answers its operators.
+// adminURL returns the URL of the admin address of a node.
 func (r *rig) adminURL(t *testing.T, node string) string {
 	t.Helper()
 	for _, n := range r.Status() {
@@ -72,10 +74,10 @@ func (r *rig) adminURL(t *testing.T, node string) string {
 	return ""
 }
 
-// smallData is the data set of all tests here.
+// smallData is the data set of all tests of this package.
 func smallData() sut.Data { return sut.Data{Size: "small", Seed: 1} }
 
-// photoPath and thumbPath are where the seeded photo with that index, from 1, is.
+// photoPath and thumbPath are the paths of the seeded photo with this index, from 1.
 func photoPath(index int) string { return fmt.Sprintf("/api/photos/%d", seededPhoto(index)) }
 func thumbPath(index int) string { return fmt.Sprintf("/img/%d/thumb.jpg", seededPhoto(index)) }
 
@@ -84,7 +86,7 @@ func seededPhoto(index int) photos.ID {
 	return photos.PhotoID(index, counts)
 }
 
-// shipped is a workload that we ship.
+// shipped returns the preset workload with this name.
 func shipped(t *testing.T, name string) workloads.Workload {
 	t.Helper()
 	l, err := load.Maker{Data: smallData(), Service: true}.Make(name)
@@ -94,7 +96,8 @@ func shipped(t *testing.T, name string) workloads.Workload {
 	return l.Workload
 }
 
-// bringUpSized brings a stage up with a unit of that many cores.
+// bringUpSized brings a stage up. unit is the size of a unit in cores. If the test fails, its
+// log shows the nodes and events of the system.
 func bringUpSized(t *testing.T, stage sut.Stage, knobs sut.Knobs, unit float64) *rig {
 	t.Helper()
 	skipWithoutEngines(t, knobs)
@@ -112,6 +115,9 @@ func bringUpSized(t *testing.T, stage sut.Stage, knobs sut.Knobs, unit float64) 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("nodes %+v\nevents %+v", r.Status(), r.Events())
+		}
 		if err := r.Down(context.Background()); err != nil {
 			t.Error(err)
 		}
@@ -132,14 +138,15 @@ func skipWithoutEngines(t *testing.T, knobs sut.Knobs) {
 	}
 }
 
-// connect makes new clients for a workload, in the place of those before.
+// connect makes new clients for a workload. They replace the earlier clients.
 func (r *rig) connect(t *testing.T, workload workloads.Workload, config driver.ClientConfig) {
 	t.Helper()
 	endpoint, addresses, err := cell.Endpoint(r.Endpoints())
 	if err != nil {
 		t.Fatal(err)
 	}
-	config.Endpoint, config.Addresses, config.Sources, config.DialTimeout = endpoint, addresses, cell.Sources(endpoint, 1), 5*time.Second
+	config.Endpoint, config.Addresses = endpoint, addresses
+	config.Sources, config.DialTimeout = cell.Sources(endpoint, 1), 5*time.Second
 	clients, err := driver.NewClients(config)
 	if err != nil {
 		t.Fatal(err)
@@ -157,9 +164,8 @@ func (r *rig) connect(t *testing.T, workload workloads.Workload, config driver.C
 	}
 }
 
-// failed counts the requests that failed, without those that were not sent in time:
-// a system that is slow for want of a faster machine is not what is tested. A step
-// of which nothing came through has failed whole.
+// failed counts the requests that failed. Requests that were not sent in time do not
+// count, because a slow machine causes them. If no request succeeded, all count as failed.
 func failed(s results.Step) int64 {
 	if s.Ledger.OK == 0 {
 		return s.Ledger.Scheduled
@@ -167,18 +173,19 @@ func failed(s results.Step) int64 {
 	return s.Ledger.Errors() - s.Ledger.Unsent
 }
 
-// failures are the outcomes of the last step that failed returns the number of.
+// failures returns the outcomes of the last step that count as failed. Lost sessions are
+// not among them.
 func (r *rig) failures() []results.Outcome {
 	return slices.DeleteFunc(slices.Clone(r.outcomes), func(o results.Outcome) bool {
 		return !o.Fate.Failed() || o.Fate == results.Unsent || o.SessionLost
 	})
 }
 
-// killing is when a node was killed, on the clock of a step: it lived until it began,
-// and was dead when it was over.
+// killing is the time of a kill, in ns since the start of the step: the node was alive
+// until began and dead from over on.
 type killing struct{ began, over int64 }
 
-// kill offers a constant rate and kills a node, or all of a host, in the middle.
+// kill offers a constant rate for d. It kills a node or a host at a time within the step.
 func (r *rig) kill(t *testing.T, name string, rate float64, d, at time.Duration) (results.Step, killing) {
 	t.Helper()
 	var over time.Time
@@ -189,10 +196,10 @@ func (r *rig) kill(t *testing.T, name string, rate float64, d, at time.Duration)
 		over = time.Now()
 	})
 	const text = "killed on request"
-	for _, said := range r.Events() {
+	for _, event := range r.Events() {
 		for _, e := range step.Events {
-			if said.Text == text && e.Text == said.Node+": "+text {
-				return step, killing{e.AtNS, e.AtNS + over.UnixNano() - said.UnixNS}
+			if event.Text == text && e.Text == event.Node+": "+text {
+				return step, killing{e.AtNS, e.AtNS + over.UnixNano() - event.UnixNS}
 			}
 		}
 	}
@@ -201,7 +208,7 @@ func (r *rig) kill(t *testing.T, name string, rate float64, d, at time.Duration)
 }
 
 // inFlight counts the requests of the last step that were in flight at a kill, or were
-// sent before anybody could see it.
+// sent before a client could notice it.
 func (r *rig) inFlight(k killing) (n int64) {
 	for _, o := range r.outcomes {
 		if o.Sent >= 0 && o.Sent <= k.over+int64(50*time.Millisecond) && o.Done >= k.began {
@@ -211,7 +218,8 @@ func (r *rig) inFlight(k killing) (n int64) {
 	return n
 }
 
-// load offers a constant rate and, in the middle, does something.
+// load offers a constant rate for d. It calls act at a time within the step, unless act is
+// nil. act runs on the goroutine of the test, so it may end the test.
 func (r *rig) load(t *testing.T, rate float64, d, at time.Duration, act func()) results.Step {
 	t.Helper()
 	r.outcomes = nil
@@ -219,25 +227,31 @@ func (r *rig) load(t *testing.T, rate float64, d, at time.Duration, act func()) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	acted := make(chan struct{})
-	if act == nil {
-		close(acted)
-	} else {
-		timer := time.AfterFunc(at, func() { defer close(acted); act() })
-		defer timer.Stop()
+	var step results.Step
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		step, err = r.stepper.Step(t.Context(), "attack", rate, schedule, d)
+	}()
+	defer func() { <-ended }() // also when act ends the test: the step must not outlive the system
+	if act != nil {
+		select {
+		case <-time.After(at):
+			act()
+		case <-ended: // with an error
+		}
 	}
-	step, err := r.stepper.Step(t.Context(), "attack", rate, schedule, d)
+	<-ended
 	if err != nil {
 		t.Fatal(err)
 	}
-	<-acted
 	if err := step.Ledger.Check(); err != nil {
 		t.Error(err)
 	}
 	return step
 }
 
-// engines are the two ways of running the balancer and the database.
+// engines returns the knobs that select the embedded and the native engines.
 func engines() map[string]sut.Knobs {
 	return map[string]sut.Knobs{
 		"embedded": {"db.engine": "sqlite", "lb.engine": "balance"},
@@ -245,7 +259,7 @@ func engines() map[string]sut.Knobs {
 	}
 }
 
-// The server's own count and the ledger agree to the request, at every stage.
+// At every stage, the requests that the server counts are exactly those of the ledger.
 func TestLedgerAgreesWithTheServer(t *testing.T) {
 	for name, knobs := range engines() {
 		for _, rung := range ladder.Rungs() {
@@ -258,16 +272,15 @@ func TestLedgerAgreesWithTheServer(t *testing.T) {
 					t.Errorf("the server counted %v, the client sent %d", step.ServerCount, step.Ledger.Sent)
 				}
 				if failed(step) > 0 {
-					t.Errorf("ledger %+v causes %v: want nothing but successes", step.Ledger, step.Causes)
+					t.Errorf("ledger %+v causes %v, want no failed request", step.Ledger, step.Causes)
 				}
 			})
 		}
 	}
 }
 
-// Killing one of three web hosts costs no more than what was in flight on it and
-// what arrived for it during one health interval; it comes back and gets
-// traffic.
+// One of three web hosts is killed. Only requests fail that were in flight on it or arrived
+// for it during one health interval. The host is restarted and gets traffic again.
 func TestAWebHostIsKilled(t *testing.T) {
 	const rate = 120.0
 	for name, knobs := range engines() {
@@ -281,35 +294,31 @@ func TestAWebHostIsKilled(t *testing.T) {
 			t.Logf("%d failed, %d allowed (%d in flight + %.0f in one interval), %d sessions lost; causes %v; events %v",
 				failed(step), allowed, inFlight, rate/3*interval, step.Ledger.SessionLost, step.Causes, step.Events)
 			if failed(step) > allowed {
-				t.Errorf("%d failed requests, at most %d allowed", failed(step), allowed)
+				t.Errorf("%d requests failed, want at most %d", failed(step), allowed)
 			}
 			if step.Ledger.SessionLost == 0 {
-				t.Error("no session was lost, although they are in the memory of a host that was killed")
+				t.Error("no session was lost, but the killed host had sessions in its memory")
 			}
 			r.servesAgain(t, "web-2")
 		})
 	}
 }
 
-// servesAgain waits until requests through the frontend reach a node.
+// servesAgain waits until a node answers a request that was sent to the frontend.
 func (r *rig) servesAgain(t *testing.T, node string) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	for ; time.Now().Before(deadline); pause() {
+	eventually(t, node+" answers requests to the frontend", func() bool {
 		response, err := http.Get(r.Endpoints()[0] + photoPath(1))
 		if err != nil {
-			continue
+			return false
 		}
-		_ = response.Body.Close()
-		if response.Header.Get("X-Served-By") == node && response.StatusCode == http.StatusOK {
-			return
-		}
-	}
-	t.Errorf("%s gets no traffic 20 s after its death: %+v", node, r.Status())
+		_ = response.Body.Close() // only the header matters
+		return response.Header.Get("X-Served-By") == node && response.StatusCode == http.StatusOK
+	})
 }
 
-// Killing the only host shows as one outage with its length, and the system
-// recovers.
+// The only host is killed. The step reports an outage that begins with the first failed
+// request, and the system recovers.
 func TestTheOnlyHostIsKilled(t *testing.T) {
 	r := bringUp(t, sut.Single, nil, "read-heavy")
 	step, killed := r.kill(t, "host-1", 60, 8*time.Second, 2*time.Second)
@@ -324,13 +333,15 @@ func TestTheOnlyHostIsKilled(t *testing.T) {
 			first = o
 		}
 		if o.Done < killed.began {
-			t.Errorf("a request failed %v into the step, before the kill at %v: %s", time.Duration(o.Done), time.Duration(killed.began), o.Error)
+			t.Errorf("a request failed at %v, before the kill at %v: %s",
+				time.Duration(o.Done), time.Duration(killed.began), o.Error)
 		}
 	}
 	if from := step.Outages[0].FromNS; from != first.Intended {
-		t.Errorf("the outage begins at %v, the first request that failed was due at %v", time.Duration(from), time.Duration(first.Intended))
+		t.Errorf("the outage begins at %v, but the first failed request was due at %v",
+			time.Duration(from), time.Duration(first.Intended))
 	}
-	for range 2 { // a slow machine needs longer than a step
+	for range 2 { // on a slow machine, the recovery takes longer than one step
 		if r.recovered() {
 			return
 		}
@@ -338,12 +349,11 @@ func TestTheOnlyHostIsKilled(t *testing.T) {
 		t.Logf("ledger %+v causes %v outages %+v", step.Ledger, step.Causes, step.Outages)
 	}
 	if !r.recovered() {
-		t.Errorf("it did not recover: %+v", r.Status())
+		t.Error("the system did not recover: the last request of the step failed")
 	}
 }
 
-// recovered reports whether, of all that had its turn in the last step, what was due
-// last was answered.
+// recovered reports whether the last request that was sent in the last step was answered.
 func (r *rig) recovered() bool {
 	var last results.Outcome
 	for _, o := range r.outcomes {
@@ -354,8 +364,23 @@ func (r *rig) recovered() bool {
 	return last.Fate == results.OK || last.SessionLost
 }
 
-// pollInterval leaves the cores to the system between two questions.
+// testTimeout is the time in which everything that a test waits for must happen.
+const testTimeout = time.Minute
+
+// pollInterval is the time between two polls. It leaves the cores to the system.
 const pollInterval = 5 * time.Millisecond
+
+// eventually polls until a condition holds. It ends the test after testTimeout.
+func eventually(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	poll := time.NewTicker(pollInterval)
+	defer poll.Stop()
+	for deadline := time.Now().Add(testTimeout); !holds(); <-poll.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %s", testTimeout, what)
+		}
+	}
+}
 
 // pause waits for the next question to a system in other processes: it tells nobody when
 // something has happened.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,29 +23,32 @@ import (
 	"github.com/stagebench/stagebench/workloads/driver"
 )
 
-// TestLoadAwarePoliciesSpareASlowHost gives one of three web hosts a third of the
-// CPU of the others, and offers the same rate under each policy. It takes about
-// two minutes.
+// TestLoadAwarePoliciesSpareASlowHost measures the same rate under each balancing policy. One
+// of three web hosts has a third of the CPU of the others. It takes about two minutes.
 func TestLoadAwarePoliciesSpareASlowHost(t *testing.T) {
 	const rate, repeats = 450.0, 3
 	policies := []string{"round_robin", "weighted_round_robin", "least_conn", "least_response_time"}
 	p99 := map[string][]int64{}
-	shown := table.Table{Title: fmt.Sprintf("One of three web hosts has a third of the CPU, %.0f pages/s", rate), Columns: []table.Column{
-		{Name: "policy"},
-		{Name: "repeat", Align: table.Right},
-		{Name: "p50 ms", Key: "p50_ns", Align: table.Right},
-		{Name: "p99 ms", Key: "p99_ns", Align: table.Right},
-		{Name: "errors", Align: table.Right},
-		{Name: "slow host's CPU", Key: "cpu_share", Align: table.Right},
-	}}
+	report := table.Table{
+		Title: fmt.Sprintf("One of three web hosts has a third of the CPU, %.0f pages/s", rate),
+		Columns: []table.Column{
+			{Name: "policy"},
+			{Name: "repeat", Align: table.Right},
+			{Name: "p50 ms", Key: "p50_ns", Align: table.Right},
+			{Name: "p99 ms", Key: "p99_ns", Align: table.Right},
+			{Name: "errors", Align: table.Right},
+			{Name: "slow host's CPU", Key: "cpu_share", Align: table.Right},
+		},
+	}
 	for repeat := range repeats {
-		for _, policy := range policies { // interleaved, so that the machine's mood meets all of them
+		for _, policy := range policies { // interleaved, so that other load on the machine affects all policies
 			r := bringUpSized(t, sut.LB, sut.Knobs{
-				"lb.policy": policy, "web.cpu": "3,3,1", "web.weights": "3,3,1", "lb.cpu": "4", "db.cpu": "4", "lb.sticky": "false",
+				"lb.policy": policy, "web.cpu": "3,3,1", "web.weights": "3,3,1",
+				"lb.cpu": "4", "db.cpu": "4", "lb.sticky": "false",
 			}, 0.1)
-			// The page is what costs the web tier most: a third of the rate is more than the
-			// slow host has CPU for.
-			r.connect(t, repeated(workloads.Op{Class: "page", Method: "GET", Path: "/", User: -1}), driver.ClientConfig{Connections: 256})
+			// The page is the most expensive op for the web tier. The slow host has too little
+			// CPU for a third of the rate.
+			r.connect(t, repeated{Class: "page", Method: "GET", Path: "/", User: -1}, driver.ClientConfig{Connections: 256})
 			r.load(t, rate, 3*time.Second, 0, nil) // warm-up
 			step := r.load(t, rate, 8*time.Second, 0, nil)
 			slow := results.HostUsage{}
@@ -54,7 +58,7 @@ func TestLoadAwarePoliciesSpareASlowHost(t *testing.T) {
 				}
 			}
 			all := step.ResponseAll
-			shown.Rows = append(shown.Rows, []table.Cell{
+			report.Rows = append(report.Rows, []table.Cell{
 				table.Text(policy), table.Count(int64(repeat + 1)), nanoseconds(all.P50), nanoseconds(all.P99),
 				table.Share(step.Ledger.ErrorRate()), table.Share(slow.CPUShare),
 			})
@@ -62,24 +66,24 @@ func TestLoadAwarePoliciesSpareASlowHost(t *testing.T) {
 			r.takeDown(t)
 		}
 	}
-	show(t, shown)
+	logTable(t, report)
 	base := median(p99["round_robin"])
 	for _, policy := range policies[2:] {
 		ratio := float64(base) / float64(median(p99[policy]))
 		if base == never {
-			t.Logf("round_robin's p99 lies among the failures, that of %s is %v", policy, time.Duration(median(p99[policy])))
+			t.Logf("more than 1%% failed with round_robin; p99 with %s: %v", policy, time.Duration(median(p99[policy])))
 		} else {
-			t.Logf("round_robin's p99 is %.1f times that of %s (medians of %d)", ratio, policy, repeats)
+			t.Logf("p99 with round_robin is %.1f times that with %s (medians of %d)", ratio, policy, repeats)
 		}
 		if ratio < 2 {
-			t.Errorf("%s beats round_robin by %.2f times, want at least 2", policy, ratio)
+			t.Errorf("p99 with round_robin is %.2f times that with %s, want at least 2", ratio, policy)
 		}
 	}
 }
 
-// TestSlowUploadsAndReads has slow clients upload while others read: without a
-// split of the web tier they take the connections of every host, with it those of
-// the hosts for uploads only. It takes about three minutes.
+// TestSlowUploadsAndReads measures reads while slow clients upload. Without web.split, the
+// uploads use up the connections of every web host. With it, they use up those of the upload
+// hosts only. It takes about three minutes.
 func TestSlowUploadsAndReads(t *testing.T) {
 	const readRate, uploadRate, repeats = 80.0, 20.0, 3
 	size := sut.Knobs{"web.max_conns": "50", "web.cpu": "3", "lb.cpu": "3", "db.cpu": "3"}
@@ -96,25 +100,29 @@ func TestSlowUploadsAndReads(t *testing.T) {
 		{"split, with slow uploads", split, func() workloads.Workload { return all }, readRate + uploadRate},
 		{"no split, with slow uploads", size, func() workloads.Workload { return all }, readRate + uploadRate},
 	}
-	shown := table.Table{Title: fmt.Sprintf("Reads at %.0f/s, slow uploads at %.0f/s, 50 connections per web host", readRate, uploadRate), Columns: []table.Column{
-		{Name: "configuration"},
-		{Name: "repeat", Align: table.Right},
-		{Name: "reads' p50 ms", Key: "p50_ns", Align: table.Right},
-		{Name: "reads' p99 ms", Key: "p99_ns", Align: table.Right},
-		{Name: "reads failed", Key: "failed", Align: table.Right},
-		{Name: "uploads failed", Key: "uploads_failed", Align: table.Right},
-	}}
+	report := table.Table{
+		Title: fmt.Sprintf("Reads at %.0f/s, slow uploads at %.0f/s, 50 connections per web host", readRate, uploadRate),
+		Columns: []table.Column{
+			{Name: "configuration"},
+			{Name: "repeat", Align: table.Right},
+			{Name: "reads' p50 ms", Key: "p50_ns", Align: table.Right},
+			{Name: "reads' p99 ms", Key: "p99_ns", Align: table.Right},
+			{Name: "reads failed", Key: "failed", Align: table.Right},
+			{Name: "uploads failed", Key: "uploads_failed", Align: table.Right},
+		},
+	}
 	p99, failed := map[string][]int64{}, map[string][]float64{}
 	for repeat := range repeats {
 		for _, c := range runs {
 			r := bringUpSized(t, sut.LB, c.knobs, 0.1)
 			r.connect(t, c.workload(), driver.ClientConfig{Connections: 600})
-			r.load(t, c.rate, 10*time.Second, 0, nil) // until as many slow clients are there as there will be
+			r.load(t, c.rate, 10*time.Second, 0, nil) // warm-up, until the number of slow clients is stable
 			r.outcomes = nil
 			r.load(t, c.rate, 20*time.Second, 0, nil)
-			reads, uploads := tell(r.outcomes)
-			shown.Rows = append(shown.Rows, []table.Cell{
-				table.Text(c.name), table.Count(int64(repeat + 1)), table.Nanoseconds(reads.at(0.5)), table.Nanoseconds(reads.at(0.99)),
+			reads, uploads := readsAndUploads(r.outcomes)
+			report.Rows = append(report.Rows, []table.Cell{
+				table.Text(c.name), table.Count(int64(repeat + 1)),
+				table.Nanoseconds(reads.at(0.5)), table.Nanoseconds(reads.at(0.99)),
 				table.Share(reads.failed()), table.Share(uploads.failed()),
 			})
 			p99[c.name] = append(p99[c.name], reads.at(0.99))
@@ -122,19 +130,21 @@ func TestSlowUploadsAndReads(t *testing.T) {
 			r.takeDown(t)
 		}
 	}
-	show(t, shown)
+	logTable(t, report)
 	alone, apart, together := runs[0].name, runs[1].name, runs[2].name
-	if ratio := float64(median(p99[apart])) / float64(median(p99[alone])); ratio > 1.2 || median(failed[apart]) > 0.001 {
-		t.Errorf("with a split, uploads move the reads' p99 by a factor of %.2f and fail %.2f%% of them, want at most 1.2 and none", ratio, 100*median(failed[apart]))
-	} else {
-		t.Logf("with a split, uploads move the reads' p99 by a factor of %.2f", ratio)
+	ratio, failedApart := float64(median(p99[apart]))/float64(median(p99[alone])), median(failed[apart])
+	t.Logf("with web.split, uploads change the p99 of reads by a factor of %.2f", ratio)
+	if ratio > 1.2 || failedApart > 0.001 {
+		t.Errorf("with web.split, uploads change the p99 of reads by a factor of %.2f and %.2f%% of reads fail, "+
+			"want at most 1.2 and 0.1%%", ratio, 100*failedApart)
 	}
 	if share := median(failed[together]); share < 0.01 && median(p99[together]) < 2*median(p99[alone]) {
-		t.Errorf("without a split reads do not suffer: %.2f%% failed, p99 %v", 100*share, time.Duration(median(p99[together])))
+		t.Errorf("without web.split, uploads do not slow reads down: %.2f%% failed, p99 %v",
+			100*share, time.Duration(median(p99[together])))
 	}
 }
 
-// takeDown ends the system before the test does.
+// takeDown stops the system before the end of the test.
 func (r *rig) takeDown(t *testing.T) {
 	t.Helper()
 	r.stepper.Clients.Close()
@@ -143,55 +153,58 @@ func (r *rig) takeDown(t *testing.T) {
 	}
 }
 
-// readsOf is the reads of slow-upload, at the same places in their mix.
+// readsOf is the reads of a workload, in the same mix.
 type readsOf struct{ all workloads.Workload }
 
 func (readsOf) Name() string                    { return "reads" }
 func (r readsOf) Users() int                    { return r.all.Users() }
 func (r readsOf) LoginOp(user int) workloads.Op { return r.all.(workloads.Login).LoginOp(user) }
 
-// Op returns the n-th read: the first one in a stretch of ops.
+// Op returns the first read of the n-th window of 64 ops.
 func (r readsOf) Op(n uint64) workloads.Op {
-	const stretch = 64
-	for i := range uint64(stretch) {
-		if op := r.all.Op(n*stretch + i); !op.Write {
+	const window = 64
+	for i := range uint64(window) {
+		if op := r.all.Op(n*window + i); !op.Write {
 			op.Index = n
 			return op
 		}
 	}
-	panic("a stretch without a read")
+	panic("the window has no read")
 }
 
-// responses are what users felt, failures as longer than anything.
+// responses are response times in ns. A failed request has the value never.
 type responses []int64
 
+// never is longer than any response time.
 const never = int64(1 << 62)
 
-// tell takes the outcomes of reads and uploads apart.
-func tell(outcomes []results.Outcome) (reads, uploads responses) {
+// readsAndUploads returns the response times of reads, sorted, and of uploads.
+func readsAndUploads(outcomes []results.Outcome) (reads, uploads responses) {
 	for _, o := range outcomes {
-		felt := o.Response()
+		response := o.Response()
 		if o.Fate.Failed() {
-			felt = never
+			response = never
 		}
 		switch o.Class {
 		case "upload":
-			uploads = append(uploads, felt)
+			uploads = append(uploads, response)
 		case "login":
 		default:
-			reads = append(reads, felt)
+			reads = append(reads, response)
 		}
 	}
 	slices.Sort(reads)
 	return reads, uploads
 }
 
+// at returns the quantile q of sorted response times.
 func (r responses) at(q float64) int64 { return r[min(int(q*float64(len(r))), len(r)-1)] }
 
+// failed returns the share of failed requests.
 func (r responses) failed() float64 {
 	n := 0
-	for _, felt := range r {
-		if felt == never {
+	for _, response := range r {
+		if response == never {
 			n++
 		}
 	}
@@ -203,7 +216,7 @@ func median[T cmp.Ordered](values []T) T {
 	return sorted[len(sorted)/2]
 }
 
-// value is a percentile, never where it lies among the failures.
+// value returns a percentile, or never if it is nil: then the percentile is a failed request.
 func value(ns *int64) int64 {
 	if ns == nil {
 		return never
@@ -213,39 +226,33 @@ func value(ns *int64) int64 {
 
 func nanoseconds(ns *int64) table.Cell {
 	if ns == nil {
-		return table.Blank("lies among the failures")
+		return table.Blank("the percentile is a failed request")
 	}
 	return table.Nanoseconds(*ns)
 }
 
-// show prints a table into the test's log.
-func show(t *testing.T, shown table.Table) {
+// logTable prints a table to the test's log.
+func logTable(t *testing.T, report table.Table) {
 	t.Helper()
-	var text writer
-	if err := table.Render(&text, shown, table.FormatText); err != nil {
+	var text strings.Builder
+	if err := table.Render(&text, report, table.FormatText); err != nil {
 		t.Error(err)
 	}
-	t.Logf("\n%s", text)
+	t.Logf("\n%s", text.String())
 }
 
-type writer []byte
-
-func (w *writer) Write(p []byte) (int, error) {
-	*w = append(*w, p...)
-	return len(p), nil
-}
-
-// TestReplayOfTheSharedLog replays 8,000 lines of a real access log at stage
-// single, twenty times faster than they came. It takes about three minutes.
+// TestReplayOfTheSharedLog replays 8,000 lines of a real access log at stage single, twenty
+// times faster than they were logged. It takes about three minutes.
 func TestReplayOfTheSharedLog(t *testing.T) {
-	path, err := filepath.Abs(filepath.Join("..", "..", "..", "shared", "data", "access-log", "semicomplete-2015-05.log.gz"))
+	path, err := filepath.Abs("../../../shared/data/access-log/semicomplete-2015-05.log.gz")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		t.Skip("the shared data is not beside the repository")
+		t.Skip("there is no shared data next to the repository")
 	}
-	h := startHarness(t, "run", "--stages", "single", "--workloads", "trace:"+path, "--max-gap", "1s", "--speed", "20", "--out", "runs/replay")
+	h := startHarness(t, "run", "--stages", "single", "--workloads", "trace:"+path,
+		"--max-gap", "1s", "--speed", "20", "--out", "runs/replay")
 	if err := h.cmd.Wait(); err != nil {
 		t.Fatalf("%v\n%s", err, h.output.String())
 	}

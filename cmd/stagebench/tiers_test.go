@@ -21,16 +21,16 @@ import (
 	"github.com/stagebench/stagebench/workloads/driver"
 )
 
-// scaling is a rig as the command scale sees it.
+// scaling makes a rig a scaler.
 type scaling struct{ *rig }
 
 func (s scaling) Status(context.Context) ([]targets.NodeStatus, error) { return s.rig.Status(), nil }
 
-// uploads are photos that were uploaded, by the digests of their bytes.
+// uploads is a user who uploads photos and knows the digests of their images.
 type uploads struct {
-	base   string
-	client *http.Client
-	held   map[string][32]byte // by path of an image
+	base    string
+	client  *http.Client
+	digests map[string][32]byte // by path of an image
 }
 
 // newUploads returns a user with a session and no photos yet.
@@ -55,13 +55,13 @@ func newUploads(t *testing.T, base string) *uploads {
 	return u
 }
 
-// add uploads photos that nobody else has.
+// add uploads new photos, all of them different.
 func (u *uploads) add(t *testing.T, count int) {
 	t.Helper()
 	for range count {
 		picture := image.NewGray(image.Rect(0, 0, 64, 64))
 		for i := range 64 {
-			picture.SetGray(i, len(u.held)%64, color.Gray{uint8(7*len(u.held) + i)})
+			picture.SetGray(i, len(u.digests)%64, color.Gray{uint8(7*len(u.digests) + i)})
 		}
 		var body bytes.Buffer
 		if err := jpeg.Encode(&body, picture, nil); err != nil {
@@ -82,12 +82,12 @@ func (u *uploads) add(t *testing.T, count int) {
 		}
 		for _, variant := range []string{"thumb", "sharp", "original"} {
 			path := fmt.Sprintf("/img/%s/%s.jpg", photo.ID, variant)
-			u.held[path] = u.get(t, path)
+			u.digests[path] = u.get(t, path)
 		}
 	}
 }
 
-// get returns the digest of an image.
+// get reads an image and returns its digest.
 func (u *uploads) get(t *testing.T, path string) [32]byte {
 	t.Helper()
 	response, err := u.client.Get(u.base + path)
@@ -103,18 +103,18 @@ func (u *uploads) get(t *testing.T, path string) [32]byte {
 	return sha256.Sum256(text)
 }
 
-// check reads all of them.
+// check reads all images and compares their digests.
 func (u *uploads) check(t *testing.T) {
 	t.Helper()
-	for path, digest := range u.held {
+	for path, digest := range u.digests {
 		if u.get(t, path) != digest {
-			t.Errorf("%s is not what was uploaded", path)
+			t.Errorf("%s has changed since its upload", path)
 		}
 	}
 }
 
-// Hosts of the cache and of the blob store and replicas of the database come and go under
-// load: no request fails, what moves is counted, and every photo is still there.
+// Cache hosts, blob hosts and database replicas are added and removed under load. No request
+// fails, the moved keys are counted, and every photo can still be read.
 func TestTiersAreScaledUnderLoad(t *testing.T) {
 	for name, knobs := range engines() {
 		for _, write := range []string{"write_around", "write_back"} {
@@ -122,13 +122,14 @@ func TestTiersAreScaledUnderLoad(t *testing.T) {
 				t.Parallel()
 				r := bringUpSized(t, sut.Caches, with(knobs, sut.Knobs{
 					"web.hosts": "1", "blob.hosts": "1", "db.replicas": "1", "cache.write": write, "lb.cpu": "1",
-				}), growing-0.02)
+				}), smallUnit-0.02)
 				r.connect(t, shipped(t, "read-heavy"), driver.ClientConfig{Connections: 16})
 				photos := newUploads(t, r.Endpoints()[0])
 				photos.add(t, 20)
-				r.scaleUnderLoad(t, "cache", 3, `^cache has 3 hosts after \S+: [1-9][\d,]* of [1-9][\d,]* keys moved to other hosts\n`+
+				const keysMoved = `[1-9][\d,]* of [1-9][\d,]* keys moved to other hosts\n`
+				r.scaleUnderLoad(t, "cache", 3, `^cache has 3 hosts after \S+: `+keysMoved+
 					`hit ratio of the web hosts: 0\.\d\d in the 1s before, 0\.\d\d in the 1s after\n$`)
-				r.scaleUnderLoad(t, "cache", 1, `^cache has 1 host after \S+: [1-9][\d,]* of [1-9][\d,]* keys moved to other hosts\n`)
+				r.scaleUnderLoad(t, "cache", 1, `^cache has 1 host after \S+: `+keysMoved)
 				r.scaleUnderLoad(t, "blob", 3, `^blob has 3 hosts after \S+: [1-9][\d,]* objects moved to other hosts\n$`)
 				photos.check(t)
 				photos.add(t, 20)
@@ -138,15 +139,15 @@ func TestTiersAreScaledUnderLoad(t *testing.T) {
 				r.scaleUnderLoad(t, "replica", 1, `^replica has 1 host after \S+\n$`)
 				r.awaitCopies(t)
 				if topology := r.Topology(); topology.Digest() != r.topology.Digest() {
-					t.Errorf("the system is not what it was: %+v", topology.Hosts)
+					t.Errorf("hosts %+v, want those of the start", topology.Hosts)
 				}
 			})
 		}
 	}
 }
 
-// scaleUnderLoad changes the number of hosts of a tier while requests come at a constant
-// rate, of which none may fail.
+// scaleUnderLoad changes the number of hosts of a tier under a constant rate. No request may
+// fail. want is a regular expression for the output of the command.
 func (r *rig) scaleUnderLoad(t *testing.T, tier string, hosts int, want string) {
 	t.Helper()
 	var out bytes.Buffer
@@ -157,10 +158,10 @@ func (r *rig) scaleUnderLoad(t *testing.T, tier string, hosts int, want string) 
 	})
 	t.Logf("%s%d requests, causes %v", out.String(), step.Ledger.Sent, step.Causes)
 	if !regexp.MustCompile(want).MatchString(out.String()) {
-		t.Errorf("it says %q, want %s", out.String(), want)
+		t.Errorf("output %q, want %s", out.String(), want)
 	}
 	if failed(step) > 0 || step.Ledger.SessionLost > 0 {
-		t.Errorf("%s to %d: ledger %+v causes %v, want no failed request", tier, hosts, step.Ledger, step.Causes)
+		t.Errorf("scale %s %d: ledger %+v causes %v, want no failed request", tier, hosts, step.Ledger, step.Causes)
 		for _, e := range step.Events {
 			t.Logf("%v %s", time.Duration(e.AtNS).Round(time.Millisecond), e.Text)
 		}
