@@ -8,7 +8,7 @@ import (
 
 // Latency is the distribution of one clock, in nanoseconds. A percentile is nil
 // if fewer than ten samples lie beyond it. Where failures count as infinitely
-// slow, it is also nil if it lies among the failures.
+// slow, it is also nil if its value is that of a failure.
 type Latency struct {
 	Count int64  `json:"count"`
 	P50   *int64 `json:"p50"`
@@ -202,7 +202,7 @@ type Step struct {
 	Ledger       Ledger             `json:"ledger"`
 	Ops          map[string]OpStats `json:"ops"`
 	Causes       map[string]int64   `json:"causes,omitempty"` // failures by cause
-	LateOps      int64              `json:"late_ops"`         // ops that the client took up later than LagLimit allows
+	LateOps      int64              `json:"late_ops"`         // ops that the client started later than LagLimit allows
 	Outages      []Outage           `json:"outages,omitempty"`
 	Events       []Event            `json:"events,omitempty"`
 	Stale        *Stale             `json:"stale,omitempty"`   // nil = no read of a single record could be judged
@@ -230,7 +230,7 @@ type Step struct {
 // Trace counts the lines of a replayed trace and what was done with them.
 type Trace struct {
 	Lines          int64            `json:"lines"`
-	Broken         int64            `json:"broken"`          // lines that are no requests
+	Broken         int64            `json:"broken"`          // lines that are not requests
 	OutOfOrder     int64            `json:"out_of_order"`    // requests logged after a later one; they were sorted
 	DuplicateTimes int64            `json:"duplicate_times"` // requests with the same time as the previous one
 	Mapped         int64            `json:"mapped"`          // requests that are sent

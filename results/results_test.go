@@ -225,7 +225,7 @@ func TestLostSessionsAreReported(t *testing.T) {
 	s.Ledger.OK, s.Ledger.HTTPError, s.Ledger.SessionLost = 990, 10, 10
 	e.Recorded = 990
 	results.Judge(&s, results.DefaultSLO(), e)
-	if !s.Valid || len(s.Invalid) != 0 || len(s.Warnings) != 1 || !strings.Contains(s.Warnings[0], "session lost") {
+	if !s.Valid || len(s.Invalid) != 0 || len(s.Warnings) != 1 || !strings.Contains(s.Warnings[0], "lost their session") {
 		t.Errorf("valid %v, warnings %q: want a warning about lost sessions", s.Valid, s.Warnings)
 	}
 }

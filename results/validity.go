@@ -25,7 +25,7 @@ func Judge(s *Step, slo SLO, e Evidence) {
 	s.Excused = len(late) == len(s.Invalid) && slo.excuses(*s)
 	s.Warnings = append(s.Warnings, s.Invalid...)
 	if lost := float64(s.Ledger.SessionLost) / float64(max(s.Ledger.Scheduled, 1)); lost > maxQuietSessions {
-		s.Warnf("%.1f%% of ops found their session lost; these count neither as errors nor as slow", 100*lost)
+		s.Warnf("%.1f%% of ops lost their session; they count neither as errors nor as slow", 100*lost)
 	}
 	if s.Ledger.InFlight > 0 {
 		s.Warnf("%d requests were still in flight when the step ended", s.Ledger.InFlight)

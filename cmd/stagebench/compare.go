@@ -74,7 +74,8 @@ func comparisonTables(c compare.Comparison) []table.Table {
 	}, Legend: []string{
 		"ratio: figure divided by that of " + c.Runs[0] + "; " +
 			"p50, p99: response time at the reference rate, failures count as infinitely slow",
-		"interval: 95 % confidence interval of the capacity ratio; with ~ it is the range that the brackets allow",
+		"interval: 95 % confidence interval of the capacity ratio; " +
+			"~: no confidence interval, but all ratios that the brackets allow",
 	}}
 	for _, row := range c.Rows {
 		for i, cell := range row.Cells {

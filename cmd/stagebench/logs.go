@@ -47,7 +47,7 @@ requests are only logged with --set log.requests=all.`,
 	f.StringVar(&o.query.Level, "level", "", "show only lines of this level or above: DEBUG, INFO, WARN, ERROR")
 	f.StringVar(&o.query.Request, "request", "", "show only lines of the request with this id")
 	f.StringVar(&o.grep, "grep", "", "show only lines that match this regular expression")
-	f.DurationVar(&o.since, "since", 0, "show only lines of this last period; 0 = all")
+	f.DurationVar(&o.since, "since", 0, "show only lines that are not older than this, for example 5m; 0 = all")
 	f.BoolVar(&o.query.Follow, "follow", false, "keep showing new lines until Ctrl-C")
 	f.StringVar(&o.format, "format", "table", "table (one readable line each) or json (one object per line)")
 	systemFlag(cmd, &o.system)

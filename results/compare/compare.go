@@ -274,7 +274,8 @@ func latency(base, cell *results.Cell, of func(results.Latency) *int64) Ratio {
 	}
 	b, c := of(base.Reference.ResponseAll), of(cell.Reference.ResponseAll)
 	if b == nil || c == nil || *b == 0 {
-		return Ratio{Verdict: NotCompared, Why: "too few samples beyond the percentile, or it lies among the failures"}
+		return Ratio{Verdict: NotCompared, Why: "the percentile has too few samples beyond it, " +
+			"or its value is that of a failed request"}
 	}
 	return Ratio{Value: float64(*c) / float64(*b), Verdict: NotJudged, Why: joined(why, noInterval(base, cell))}
 }

@@ -65,7 +65,7 @@ func (h *Histogram) Count() int64 { return h.h.TotalCount() }
 
 // Latency returns the reported distribution. It includes failed more values that
 // count as infinitely slow. A percentile is nil if fewer than ten samples lie
-// beyond it, or if it lies among the failures.
+// beyond it, or if its value is that of a failure.
 func (h *Histogram) Latency(failed int64) results.Latency {
 	ok := h.h.TotalCount()
 	l := results.Latency{Count: ok + failed, Clamped: h.clamped}

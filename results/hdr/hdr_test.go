@@ -83,7 +83,7 @@ func TestFailuresNeverImproveLatency(t *testing.T) {
 		last = *l.P50
 	}
 	if l := h.Latency(101 * 2); l.P99 != nil {
-		t.Errorf("p99 %v with 2%% failures, want none: it lies among the failures", *l.P99)
+		t.Errorf("p99 %v with 2%% failures, want none: its value is that of a failure", *l.P99)
 	}
 	if l := h.Latency(10_001); l.P50 != nil {
 		t.Errorf("p50 %v with more failures than successes", *l.P50)
