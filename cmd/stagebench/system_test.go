@@ -382,8 +382,7 @@ func eventually(t testing.TB, what string, holds func() bool) {
 	}
 }
 
-// pause waits for the next question to a system in other processes: it tells nobody when
-// something has happened.
+// pause sleeps for pollInterval between two polls. New tests use eventually.
 func pause() {
 	timer := time.NewTimer(pollInterval)
 	<-timer.C

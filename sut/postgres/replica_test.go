@@ -95,14 +95,14 @@ func watch(t testing.TB, server *Server) *process {
 	return p
 }
 
-// eventually waits until the condition is true. It fails the test after testTimeout.
-func eventually(t testing.TB, what string, condition func() bool) {
+// eventually polls until a condition holds. It ends the test after testTimeout.
+func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	poll := time.NewTicker(pollInterval)
 	defer poll.Stop()
-	for deadline := time.Now().Add(testTimeout); !condition(); <-poll.C {
+	for deadline := time.Now().Add(testTimeout); !holds(); <-poll.C {
 		if time.Now().After(deadline) {
-			t.Fatalf("after %v still not true: %s", testTimeout, what)
+			t.Fatalf("not within %v: %s", testTimeout, what)
 		}
 	}
 }

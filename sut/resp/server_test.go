@@ -53,14 +53,14 @@ func dial(t *testing.T, s *resp.Server) net.Conn {
 	return conn
 }
 
-// eventually waits until a condition holds.
-func eventually(t *testing.T, what string, condition func() bool) {
+// eventually polls until a condition holds. It ends the test after testTimeout.
+func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	poll := time.NewTicker(time.Millisecond)
 	defer poll.Stop()
-	for deadline := time.Now().Add(testTimeout); !condition(); <-poll.C {
+	for deadline := time.Now().Add(testTimeout); !holds(); <-poll.C {
 		if time.Now().After(deadline) {
-			t.Fatalf("timed out waiting for: %s", what)
+			t.Fatalf("not within %v: %s", testTimeout, what)
 		}
 	}
 }

@@ -61,6 +61,9 @@ func (f fake) Scale(ctx context.Context, tier string, hosts int) (targets.Scaled
 // endless is a number of hosts for which the fake's Scale blocks until ctx ends.
 const endless = 200
 
+// patience is how long a test waits for an event.
+const patience = 10 * time.Second
+
 // serve serves a fake system until the test ends.
 func serve(t *testing.T, dir, id string) (fake, <-chan error) {
 	t.Helper()
@@ -86,16 +89,14 @@ func serve(t *testing.T, dir, id string) (fake, <-chan error) {
 	return f, ended
 }
 
-func eventually(t *testing.T, what string, happened func() bool) {
+// eventually polls until a condition holds. It ends the test after patience.
+func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
 	poll := time.NewTicker(time.Millisecond)
 	defer poll.Stop()
-	for !happened() {
-		select {
-		case <-poll.C:
-		case <-deadline:
-			t.Fatalf("not within 10 s: %s", what)
+	for deadline := time.Now().Add(patience); !holds(); <-poll.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %s", patience, what)
 		}
 	}
 }

@@ -52,16 +52,13 @@ func awaitGone(t *testing.T, pid int) {
 	})
 }
 
-func eventually(t *testing.T, what string, holds func() bool) {
+// eventually polls until a condition holds. It ends the test after patience.
+func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(patience)
-	defer deadline.Stop()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !holds() {
-		select {
-		case <-tick.C:
-		case <-deadline.C:
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	for deadline := time.Now().Add(patience); !holds(); <-poll.C {
+		if time.Now().After(deadline) {
 			t.Fatalf("not within %v: %s", patience, what)
 		}
 	}

@@ -203,9 +203,9 @@ func killedUnderLoad(t *testing.T, k kit, db Database) {
 			}
 		})
 	}
-	eventually(t, func() bool { return acknowledged.Load() > 100 })
+	eventually(t, "writes are acknowledged", func() bool { return acknowledged.Load() > 100 })
 	db.Kill(t)
-	eventually(t, func() bool { return unknown.Load() > 100 })
+	eventually(t, "writes fail", func() bool { return unknown.Load() > 100 })
 	db.Restart(t)
 	up.Store(true)
 	select {
@@ -221,17 +221,14 @@ func killedUnderLoad(t *testing.T, k kit, db Database) {
 	}
 }
 
-// eventually waits until done returns true.
-func eventually(t *testing.T, done func() bool) {
+// eventually polls until a condition holds. It ends the test after patience.
+func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	ctx := within(t)
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for !done() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatalf("the condition did not become true within %v", patience)
+	poll := time.NewTicker(time.Millisecond)
+	defer poll.Stop()
+	for deadline := time.Now().Add(patience); !holds(); <-poll.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %s", patience, what)
 		}
 	}
 }
