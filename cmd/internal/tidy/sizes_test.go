@@ -38,10 +38,9 @@ func TestSizes(t *testing.T) { report(t, repository(t).checkSizes(tooLarge())) }
 // may only shrink.
 func wideFolders() map[string]int {
 	return map[string]int{
-		".":                           185,
 		"cmd/internal/cell":           49,
 		"cmd/internal/load":           5,
-		"cmd/internal/tidy":           66,
+		"cmd/internal/tidy":           65,
 		"cmd/stagebench":              60,
 		"sut/balance/balancetest":     17,
 		"sut/cache":                   18,
