@@ -37,7 +37,6 @@ func TestSizes(t *testing.T) { report(t, repository(t).checkSizes(tooLarge())) }
 // lines. The numbers may only shrink.
 func wideFolders() map[string]int {
 	return map[string]int{
-		".":                           185,
 		"cmd/internal/cell":           49,
 		"cmd/internal/load":           5,
 		"cmd/stagebench":              29,

@@ -66,9 +66,10 @@ func (t *tree) checkPackageNames() []string {
 // checkText finds banned text.
 func (t *tree) checkText() []string {
 	var problems []string
+	patterns := bannedTexts()
 	for _, name := range slices.Sorted(maps.Keys(t.texts)) {
 		for number, line := range strings.Split(t.texts[name], "\n") {
-			for _, banned := range bannedTexts() {
+			for _, banned := range patterns {
 				if found := banned.pattern.FindString(line); found != "" {
 					problems = append(problems, fmt.Sprintf("text: %s:%d: %q: %s",
 						name, number+1, strings.TrimSpace(found), banned.why))
