@@ -82,7 +82,9 @@ func longest(l results.Latency) Cell {
 	return Nanoseconds(*l.Max)
 }
 
-func amongFailures() Cell { return Blank("the value is that of a failed request, which counts as infinitely slow") }
+func amongFailures() Cell {
+	return Blank("the value is that of a failed request, which counts as infinitely slow")
+}
 
 // Milliseconds formats a duration for a table: in milliseconds, with three
 // significant digits, without the unit.
