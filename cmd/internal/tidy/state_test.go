@@ -46,10 +46,9 @@ func sleepers() map[string]string {
 // write to its standard output, because the test binary becomes a child there.
 func children() map[string]string {
 	return map[string]string{
-		"targets/proc/child_test.go":                "a child in every way in which one can begin and end",
-		"workloads/driver/drivertest/drivertest.go": "the sender writes its figures for its parent",
-		"workloads/driver/vegeta/bench_test.go":     "the client of the benchmark, alone on its core, writes its figures for its parent",
-		"workloads/driver/drivertest/freeze.go":     "client and server need a process each, or they would wait for each other's scheduler",
+		"targets/proc/child_test.go":            "a child in every way in which one can begin and end",
+		"workloads/driver/vegeta/bench_test.go": "the client of the benchmark, alone on its core, writes its figures for its parent",
+		"workloads/driver/drivertest/freeze.go": "client and server need a process each, or they would wait for each other's scheduler",
 	}
 }
 
