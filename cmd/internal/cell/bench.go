@@ -24,7 +24,7 @@ import (
 	"github.com/stagebench/stagebench/workloads/pace"
 )
 
-// Times and sizes that are the same in every cell.
+// Durations that are the same in all cells.
 const (
 	opTimeout   = 5 * time.Second
 	drainAtStop = 2 * time.Second

@@ -138,12 +138,12 @@ func freeze(t *testing.T, d driver.Driver, connections int) {
 		if raceDetector || len(high) == 0 {
 			return
 		}
-		text := fmt.Sprintf("measurement %d, client lag max %v: too high: %s", n, m.lagMax, strings.Join(high, "; "))
+		failure := fmt.Sprintf("measurement %d, client lag max %v: too high: %s", n, m.lagMax, strings.Join(high, "; "))
 		if n == maxMeasurements || m.lagMax < maxLag {
-			t.Error(text)
+			t.Error(failure)
 			return
 		}
-		t.Log(text)
+		t.Log(failure)
 	}
 }
 

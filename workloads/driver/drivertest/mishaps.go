@@ -97,9 +97,9 @@ func stalledSink(t *testing.T, d driver.Driver) {
 	})
 	stalled := false
 	m := send(t.Context(), t, d, setup{
-		endpoint: server.URL, connections: 4, rate: 8000, duration: time.Second,
+		endpoint: server.URL, connections: 4, rate: 8000, duration: 750 * time.Millisecond,
 		onOutcome: func(o results.Outcome) {
-			if stalled || o.Intended < int64(200*time.Millisecond) {
+			if stalled || o.Intended < int64(50*time.Millisecond) {
 				return
 			}
 			for !stalled {
