@@ -237,7 +237,8 @@ type pausedFigures struct{ LagMax, ResponseMax, ResponseP90, OwnP90 int64 }
 // sendForParent sends load to the parent's server. It prints "sending" after half a second
 // and its figures at the end.
 func sendForParent(d driver.Driver, endpoint string) error {
-	clients, err := newClients(endpoint, driver.ClientConfig{Connections: 16})
+	// So many that a busy machine does not fill them all: without a free slot there is no lag.
+	clients, err := newClients(endpoint, driver.ClientConfig{Connections: 256})
 	if err != nil {
 		return err
 	}
