@@ -155,7 +155,7 @@ func (o attackOptions) run(ctx context.Context, s streams) error {
 	progress.Cell(dest.endpoint.Host, 0)
 	stepper := &cell.Stepper{
 		Driver: vegeta.Driver{}, Clients: clients, Workload: dest.load.Workload, SLO: results.DefaultSLO(),
-		Timeout: o.timeout, Drain: time.Second, Progress: progress, ClientCPU: float64(cell.Cores()),
+		Timeout: o.timeout, Drain: time.Second, Progress: progress, ClientCores: float64(cell.Cores()),
 	}
 	if err := dest.observe(ctx, s, stepper, timing.schedule.Count(timing.duration)); err != nil {
 		return err
@@ -332,7 +332,7 @@ func (d destination) observe(ctx context.Context, out streams, s *cell.Stepper, 
 	if err != nil {
 		return err
 	}
-	s.Target, s.ClientCPU = system, cell.FreeFor(usage)
+	s.Target, s.ClientCores = system, cell.ClientCores(usage)
 	s.Nodes, s.Figures = d.system.Status, ladder.Figures()
 	if ops > maxJudgedOps {
 		fmt.Fprintf(out.err, "stale reads are not counted: %d ops exceed the limit of %d\nuse a lower --rate or --duration\n",
@@ -345,7 +345,7 @@ func (d destination) observe(ctx context.Context, out streams, s *cell.Stepper, 
 
 // remote is a system in another process, for a stepper.
 type remote struct {
-	ctx    context.Context // in a field, because the methods of cell.Observed have no context
+	ctx    context.Context // in a field, because the methods of cell.Target have no context
 	client *control.Client
 }
 
@@ -387,7 +387,7 @@ func (o attackOptions) files(s *cell.Stepper) (closeAll func() error, err error)
 	}
 	if f := create(o.vegetaOut); f != nil {
 		var encoder *vegeta.Encoder
-		s.Also = func(outcome results.Outcome) {
+		s.OnOutcome = func(outcome results.Outcome) {
 			if encoder == nil { // made late, because time 0 comes after the logins
 				encoder = vegeta.NewEncoder(f, "stagebench", time.Now().Add(-time.Duration(outcome.Done)))
 			}

@@ -237,7 +237,7 @@ func watchCache(ctx context.Context, system scaler, d time.Duration) (ratio stri
 	if err != nil {
 		return "", err
 	}
-	reads, err := cell.WatchCache(ctx, nodes, d)
+	reads, err := cell.CountCacheReads(ctx, nodes, d)
 	switch {
 	case err != nil:
 		return "", err

@@ -147,7 +147,7 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 	}
 	bench := &cell.Bench{
 		Driver: vegeta.Driver{}, Plan: j.plan, SLO: j.slo, Seed: o.seed,
-		Connections: o.connections, Life: o.life, Run: dir, Progress: progress,
+		Connections: o.connections, ConnectionLife: o.life, Run: dir, Progress: progress,
 		Fixed: j.fixed, Up: up.up,
 	}
 	run := results.Run{Schema: results.Schema, Run: manifest.Run, Warnings: manifest.Warnings}

@@ -39,7 +39,7 @@ func (c comments) Op(n uint64) workloads.Op {
 // held sums up what the cache hosts say of themselves.
 func (r *rig) held(t *testing.T) (sum results.CacheNode) {
 	t.Helper()
-	hosts, err := cell.CacheHosts(t.Context(), r.Status())
+	hosts, err := cell.CacheNodes(t.Context(), r.Status())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestWriteBackLosesWhatIsNotFlushed(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.awaitCache(t)
-			writes, err := cell.FindWrites(t.Context(), r.stepper.History, r.stepper.Clients, driver.ReadBack{Timeout: 10 * time.Second, Patience: 4 * time.Second, Pause: 50 * time.Millisecond})
+			writes, err := cell.CheckWrites(t.Context(), r.stepper.History, r.stepper.Clients, driver.ReadBack{Timeout: 10 * time.Second, Patience: 4 * time.Second, Pause: 50 * time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -285,7 +285,7 @@ func TestOneOfThreeCacheHostsIsKilled(t *testing.T) {
 			r := bringUp(t, sut.Caches, sut.Knobs{"cache.hosts": "3", "cache.feed_ttl": "0s", "cache.ttl": "1h", "cache.read": read, "db.replicas": "0", "web.hosts": "2"}, "read-heavy")
 			r.connect(t, photosInTurn{}, driver.ClientConfig{Connections: 32})
 			warm := r.load(t, 300, 4*time.Second, 0, nil)
-			hosts, err := cell.CacheHosts(t.Context(), r.Status())
+			hosts, err := cell.CacheNodes(t.Context(), r.Status())
 			if err != nil || len(hosts) != 3 {
 				t.Fatal(hosts, err)
 			}

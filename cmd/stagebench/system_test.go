@@ -157,10 +157,10 @@ func (r *rig) connect(t *testing.T, workload workloads.Workload, config driver.C
 	}
 	r.stepper = &cell.Stepper{
 		Driver: vegeta.Driver{}, Clients: clients, Workload: workload, SLO: results.DefaultSLO(), Timeout: 5 * time.Second,
-		Drain: time.Second, Progress: silent{}, Target: r.System, ClientCPU: float64(runtime.NumCPU()),
-		Nodes:   func(context.Context) ([]targets.NodeStatus, error) { return r.Status(), nil },
-		Figures: ladder.Figures(),
-		Also:    func(o results.Outcome) { r.outcomes = append(r.outcomes, o) },
+		Drain: time.Second, Progress: silent{}, Target: r.System, ClientCores: float64(runtime.NumCPU()),
+		Nodes:     func(context.Context) ([]targets.NodeStatus, error) { return r.Status(), nil },
+		Figures:   ladder.Figures(),
+		OnOutcome: func(o results.Outcome) { r.outcomes = append(r.outcomes, o) },
 	}
 }
 

@@ -24,7 +24,7 @@ import (
 	"github.com/stagebench/stagebench/workloads/pace"
 )
 
-// Times and sizes that are the same in every cell.
+// Durations that are the same in all cells.
 const (
 	opTimeout   = 5 * time.Second
 	drainAtStop = 2 * time.Second
@@ -38,17 +38,18 @@ type Bench struct {
 	SLO         results.SLO
 	Seed        uint64
 	Connections int
-	Life        time.Duration // of a connection, 0 = for ever
-	Run         *rundir.Dir
-	Progress    Progress
-	// Fixed is what is measured instead of a capacity; nil = the capacity.
+	// ConnectionLife is the maximum age of a connection; 0 = no limit.
+	ConnectionLife time.Duration
+	Run            *rundir.Dir
+	Progress       Progress
+	// Fixed configures a measurement at one rate; nil = a capacity search.
 	Fixed *Fixed
-	// Up brings a topology up; node logs go to the directory.
+	// Up starts a topology. The nodes write their logs to logDir.
 	Up func(ctx context.Context, t sut.Topology, logDir string) (*local.System, error)
 }
 
-// Measure measures one cell. What goes wrong is in the cell's Error: a run goes
-// on with the next one. Only ctx ends it early.
+// Measure measures one cell. An error is stored in the cell, so that the run can continue
+// with the next cell. Cancelling ctx ends the measurement early.
 func (b *Bench) Measure(ctx context.Context, topology sut.Topology, l load.Load) results.Cell {
 	c := b.describe(topology, l)
 	if err := b.repeats(ctx, &c, topology, l); err != nil {
@@ -76,12 +77,13 @@ func (b *Bench) repeats(ctx context.Context, c *results.Cell, topology sut.Topol
 	return nil
 }
 
-// describe fills in what is known before anything runs.
+// describe returns the cell with all fields that are known before the measurement.
 func (b *Bench) describe(t sut.Topology, l load.Load) results.Cell {
 	c := results.Cell{
 		Stage: string(t.Stage), Workload: l.Workload.Name(), Driver: b.Driver.Name(), Knobs: t.Knobs,
 		Topology: t.Digest(), Engines: map[string]string{}, Versions: map[string]string{}, Units: t.Units(),
-		SLO: b.SLO.String(), CapacityMethod: "bracket", Repeats: []float64{}, Warnings: []string{}, Steps: []results.Step{}, Trace: l.Trace,
+		SLO: b.SLO.String(), CapacityMethod: "bracket", Repeats: []float64{}, Warnings: []string{},
+		Steps: []results.Step{}, Trace: l.Trace,
 	}
 	switch {
 	case l.Times != nil:
@@ -98,7 +100,7 @@ func (b *Bench) describe(t sut.Topology, l load.Load) results.Cell {
 	return c
 }
 
-// files are the files of a cell that are written while it is measured.
+// files are the files that are written while a cell is measured.
 type files struct {
 	latency  io.WriteCloser
 	log      *hdr.Log
@@ -125,20 +127,20 @@ func openFiles(dir *rundir.CellDir, c results.Cell) (files, error) {
 
 func (f files) close() error { return errors.Join(f.latency.Close(), f.timeline.rows.Close()) }
 
-// repeat is one measurement of a cell, on processes of its own.
+// repeat is one measurement of a cell, with newly started processes.
 type repeat struct {
 	*Bench
 	cell    *results.Cell
 	stepper *Stepper
-	seed    uint64 // of the last step's arrivals
+	seed    uint64 // seed of the last step's arrivals
 }
 
-// seedOf is where the seeds of the arrivals of a repeat begin, counted from 0. They are
-// the same in all cells; with those of another repeat the interval shows what they
-// make of the capacity, too.
-func (b *Bench) seedOf(n int) uint64 { return b.Seed + uint64(n)*repeatSeeds }
+// firstSeed returns the seed before that of the first step of repeat n, counted from 0. It
+// is the same in all cells. Repeats use different seeds, so that the spread of the
+// capacity includes the effect of the arrivals.
+func (b *Bench) firstSeed(n int) uint64 { return b.Seed + uint64(n)*repeatSeeds }
 
-// repeat brings the topology up, measures it once and takes it down.
+// repeat starts the topology, measures it once and stops it.
 func (b *Bench) repeat(
 	ctx context.Context, n int, c *results.Cell, topology sut.Topology, l load.Load, logs string, f files,
 ) (err error) {
@@ -161,7 +163,7 @@ func (b *Bench) repeat(
 	if err := stepper.Clients.LogIn(ctx, l.Workload, opTimeout); err != nil {
 		return fmt.Errorf("before the measurement: %w", err)
 	}
-	r := &repeat{Bench: b, cell: c, stepper: stepper, seed: b.seedOf(n)}
+	r := &repeat{Bench: b, cell: c, stepper: stepper, seed: b.firstSeed(n)}
 	switch {
 	case l.Times != nil:
 		err = r.replay(ctx, l)
@@ -173,7 +175,7 @@ func (b *Bench) repeat(
 	if err != nil {
 		return err
 	}
-	return r.findWrites(ctx, system)
+	return r.checkWrites(ctx, system)
 }
 
 func (b *Bench) stepper(system *local.System, workload workloads.Workload, f files) (*Stepper, error) {
@@ -183,7 +185,7 @@ func (b *Bench) stepper(system *local.System, workload workloads.Workload, f fil
 	}
 	clients, err := driver.NewClients(driver.ClientConfig{
 		Endpoint: endpoint, Addresses: addresses, Connections: b.Connections, Sources: Sources(endpoint, b.Seed),
-		ConnectionLife: b.Life, DialTimeout: dialTimeout,
+		ConnectionLife: b.ConnectionLife, DialTimeout: dialTimeout,
 	})
 	if err != nil {
 		return nil, err
@@ -194,26 +196,27 @@ func (b *Bench) stepper(system *local.System, workload workloads.Workload, f fil
 	}
 	return &Stepper{
 		Driver: b.Driver, Clients: clients, Workload: workload, SLO: b.SLO, Timeout: opTimeout, Drain: drainAtStop,
-		Progress: b.Progress, History: history.New(), Target: system, ClientCPU: FreeFor(usage),
+		Progress: b.Progress, History: history.New(), Target: system, ClientCores: ClientCores(usage),
 		Nodes:   func(context.Context) ([]targets.NodeStatus, error) { return system.Status(), nil },
 		Figures: ladder.Figures(), Log: f.log, timeline: f.timeline,
 	}, nil
 }
 
 const (
-	// referenceSeed and warmupOps keep the warm-up, whose length varies, apart from
-	// what is measured: in arrivals, and in the place in the workload.
-	referenceSeed = 1_000
-	warmupOps     = 1 << 40
-	// repeatSeeds is more than the steps of a repeat: no two have the same arrivals.
+	// The warm-up varies in length. These values separate its arrivals and its ops from
+	// those of the measured steps.
+	referenceSeed = 1_000   // added to the seed for the steps after the warm-up
+	warmupOps     = 1 << 40 // index of the first op of the warm-up
+	// repeatSeeds is the distance between the seeds of two repeats. It exceeds the number
+	// of steps in a repeat, so no two steps have the same arrivals.
 	repeatSeeds = 1_000_000
-	// maxSpoiled bounds how many steps of a cell are offered again because
-	// something else than the target may have broken them.
+	// maxSpoiled is the maximum number of steps in a repeat that are measured again because
+	// something other than the target may have broken the objective.
 	maxSpoiled = 3
 )
 
-// replay sends a workload that has times of its own, once, as it is. What the
-// trace asked for first is part of it, so nothing warms the target up.
+// replay sends a trace once, at its own times. There is no warm-up, because the first
+// requests of the trace are part of the measurement.
 func (r *repeat) replay(ctx context.Context, l load.Load) error {
 	step, err := r.stepper.Step(ctx, "replay", l.Rate(), l.Times, l.Length)
 	if err != nil {
@@ -224,7 +227,7 @@ func (r *repeat) replay(ctx context.Context, l load.Load) error {
 	return ctx.Err()
 }
 
-// step makes a step of the cell, with arrivals of its own.
+// step measures one step with new arrivals and adds it to the cell.
 func (r *repeat) step(ctx context.Context, purpose string, rate float64, d time.Duration) (results.Step, error) {
 	r.seed++
 	schedule, err := pace.Poisson(rate, r.seed)
@@ -286,7 +289,7 @@ func (r *repeat) search(ctx context.Context) error {
 	return nil
 }
 
-// setReference makes a step the one that gives the latency of the cell.
+// setReference stores the step whose latency is the latency of the cell.
 func (r *repeat) setReference(step *results.Step) {
 	r.cell.Reference = step
 	for i := range r.cell.Hosts {
@@ -294,17 +297,17 @@ func (r *repeat) setReference(step *results.Step) {
 	}
 }
 
-// steady is how much the median of two slices may differ once the warm-up is
-// over.
+// steady is the maximum relative difference between the medians of two consecutive slices
+// at the end of the warm-up.
 const steady = 0.20
 
-// warmUp runs at a rate until two slices in a row have about the
-// same median, and says how much was cut.
+// warmUp sends at a rate until two consecutive slices have about the same median. It
+// stores the duration of the warm-up in the cell.
 func (r *repeat) warmUp(ctx context.Context, rate float64) error {
 	first := r.seed
-	r.stepper.next = warmupOps
-	// However long it took: the rows of a table are compared under the same arrivals and the same ops.
-	defer func() { r.seed, r.stepper.next = first+referenceSeed, 0 }()
+	r.stepper.nextOp = warmupOps
+	// All cells of a table get the same arrivals and the same ops, no matter how long their warm-up was.
+	defer func() { r.seed, r.stepper.nextOp = first+referenceSeed, 0 }()
 	var last int64
 	r.cell.WarmupCutNS = 0 // of the last repeat
 	for range r.Plan.WarmupSlices {
@@ -325,7 +328,7 @@ func (r *repeat) warmUp(ctx context.Context, rate float64) error {
 	return nil
 }
 
-// conclude draws the cell's own conclusions from its steps.
+// conclude computes capacity, limit and validity of a cell from its steps.
 func conclude(c *results.Cell) {
 	if n := len(c.Repeats); n > 1 {
 		sorted := slices.Sorted(slices.Values(c.Repeats))
@@ -355,16 +358,17 @@ func conclude(c *results.Cell) {
 	c.LimitedBy = c.Limit.By
 }
 
-// judgeSteps takes over the validity of the steps that the row's figures rest
-// on: the reference of each repeat, the highest that passed, and the lowest that
-// failed, which says "client" when it was the client that could not keep up.
+// judgeSteps makes the cell invalid if a step that its figures depend on cannot be trusted,
+// and copies the warnings of these steps. They are the reference step of each repeat, the
+// best step, and the lowest failing step. If the client caused that failure, the limit of
+// the cell becomes "client". Best is the passed step at the highest rate; nil = none.
 func judgeSteps(c *results.Cell, best *results.Step) {
-	doubted := map[*results.Step]bool{nil: true}
-	doubt := func(s *results.Step, where string) {
-		if doubted[s] {
+	judged := map[*results.Step]bool{nil: true}
+	judge := func(s *results.Step, where string) {
+		if judged[s] {
 			return
 		}
-		doubted[s] = true
+		judged[s] = true
 		c.Valid = c.Valid && s.Stands()
 		for _, w := range s.Warnings {
 			c.Warnf("%s step at %.0f/s%s: %s", s.Purpose, s.OfferedRPS, where, w)
@@ -376,9 +380,9 @@ func judgeSteps(c *results.Cell, best *results.Step) {
 		if len(references) > 1 {
 			where = fmt.Sprintf(" in repeat %d", i+1)
 		}
-		doubt(s, where)
+		judge(s, where)
 	}
-	doubt(best, "")
+	judge(best, "")
 	for i := range c.Steps {
 		s := &c.Steps[i]
 		if s.OfferedRPS != c.FailingRPS || s.SLOMet || s.Valid {
@@ -387,7 +391,7 @@ func judgeSteps(c *results.Cell, best *results.Step) {
 		if limit := results.FindLimit(*s); limit.By == "client" {
 			c.Limit = limit
 		}
-		doubt(s, "")
+		judge(s, "")
 		break
 	}
 }

@@ -13,14 +13,14 @@ import (
 	"github.com/stagebench/stagebench/workloads/pace"
 )
 
-// A cell has one timeline: it goes on when the processes are restarted.
-func TestATimelineGoesOnOverRepeats(t *testing.T) {
+// All repeats of a cell write to one timeline.
+func TestTimelineOfTwoRepeats(t *testing.T) {
 	dir := cellDir(t)
 	f, err := openFiles(dir, results.Cell{Stage: "lb", Workload: "likes"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := httptest.NewServer(&lagging{lag: -1, commits: map[string][]time.Time{}})
+	server := httptest.NewServer(&recordService{lag: -1, commits: map[string][]time.Time{}})
 	t.Cleanup(server.Close)
 	schedule, err := pace.Constant(200)
 	if err != nil {
@@ -28,8 +28,8 @@ func TestATimelineGoesOnOverRepeats(t *testing.T) {
 	}
 	for range 2 {
 		s := &Stepper{
-			Driver: vegeta.Driver{}, Clients: clientsOf(t, server.URL), Workload: likes{}, SLO: results.DefaultSLO(),
-			Timeout: 10 * time.Second, Drain: time.Second, Progress: silent{}, ClientCPU: 1, timeline: f.timeline,
+			Driver: vegeta.Driver{}, Clients: newClients(t, server.URL), Workload: likes{}, SLO: results.DefaultSLO(),
+			Timeout: 10 * time.Second, Drain: time.Second, Progress: silent{}, ClientCores: 1, timeline: f.timeline,
 		}
 		if _, err := s.Step(t.Context(), "fixed", 200, schedule, 100*time.Millisecond); err != nil {
 			t.Fatal(err)
@@ -45,11 +45,11 @@ func TestATimelineGoesOnOverRepeats(t *testing.T) {
 	defer func() { _ = file.Close() }()
 	rows, err := csv.NewReader(file).ReadAll()
 	if err != nil || len(rows) < 3 {
-		t.Fatalf("%v: %q, want a header and a row of each repeat", err, rows)
+		t.Fatalf("%v: %q, want a header and a row for each repeat", err, rows)
 	}
 	for i, row := range rows[1:] {
-		if i > 0 && row[0] <= rows[i][0] { // of one digit each
-			t.Errorf("row %d is of second %s, after %s", i, row[0], rows[i][0])
+		if i > 0 && row[0] <= rows[i][0] { // one digit each
+			t.Errorf("row %d has second %s, the row before it has %s", i, row[0], rows[i][0])
 		}
 	}
 	if first, last := rows[1][1], rows[len(rows)-1][1]; first != "fixed-1" || last != "fixed-2" {
@@ -57,15 +57,15 @@ func TestATimelineGoesOnOverRepeats(t *testing.T) {
 	}
 }
 
-// Of each repeat both ends of the bracket are kept.
-func TestARepeatKeepsItsBracket(t *testing.T) {
+// A cell stores both ends of the capacity bracket of each repeat.
+func TestBracketOfARepeat(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}))
 	t.Cleanup(server.Close)
 	s := &Stepper{
-		Driver: vegeta.Driver{}, Clients: clientsOf(t, server.URL), Workload: likes{}, SLO: results.DefaultSLO(),
-		Timeout: 10 * time.Second, Drain: time.Second, Progress: silent{}, ClientCPU: 1,
+		Driver: vegeta.Driver{}, Clients: newClients(t, server.URL), Workload: likes{}, SLO: results.DefaultSLO(),
+		Timeout: 10 * time.Second, Drain: time.Second, Progress: silent{}, ClientCores: 1,
 	}
 	b := &Bench{SLO: results.DefaultSLO(), Plan: Quick()}
 	b.Plan.Search.Start, b.Plan.Search.Min = 50, 50
@@ -75,6 +75,6 @@ func TestARepeatKeepsItsBracket(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(c.Repeats) != 1 || c.Repeats[0] != 0 || len(c.RepeatsHigh) != 1 || c.RepeatsHigh[0] != 50 {
-		t.Errorf("a service that only fails: %v..%v, want 0..50", c.Repeats, c.RepeatsHigh)
+		t.Errorf("a service that always fails: bracket %v..%v, want 0..50", c.Repeats, c.RepeatsHigh)
 	}
 }

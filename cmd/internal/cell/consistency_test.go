@@ -25,33 +25,33 @@ import (
 	"github.com/stagebench/stagebench/workloads/pace"
 )
 
-// lagging is a service whose reads come from a replica that is behind by exactly
-// lag, and whose primary can fail over to one that lacks the last writes.
-type lagging struct {
-	lag time.Duration
+// recordService is a service with versioned records. Reads come from a replica with a
+// constant lag. A failover can lose the last writes.
+type recordService struct {
+	lag      time.Duration // negative = no lag
+	failover int64         // the acknowledged write at which a failover happens; 0 = none
 
-	mu       sync.Mutex
-	commits  map[string][]time.Time // guarded by mu; the i-th made version i+2
-	acked    int64                  // guarded by mu
-	applied  int64                  // guarded by mu; writes that took effect and were answered 503
-	refused  int64                  // guarded by mu; writes that were answered 503 and did nothing
-	failover int64                  // the write before which a failover takes place; 0 = none
-	lost     int64                  // guarded by mu
+	mu      sync.Mutex
+	commits map[string][]time.Time // guarded by mu; times of the writes of a record; the first made version 2
+	acked   int64                  // guarded by mu; acknowledged writes
+	applied int64                  // guarded by mu; writes that were applied and answered with 503
+	refused int64                  // guarded by mu; writes that were not applied and answered with 503
+	lost    int64                  // guarded by mu; acknowledged writes that a failover lost
 }
 
-// unsure is the record whose writes are never acknowledged.
-const unsure = "/records/unsure"
+// ambiguousRecord is the record whose writes are never acknowledged.
+const ambiguousRecord = "/records/ambiguous"
 
-// cached is the record whose reads a cache answers.
-const cached = "/records/1"
+// cachedRecord is the record that is read from a cache.
+const cachedRecord = "/records/1"
 
-func (s *lagging) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (s *recordService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	version := 1
 	switch {
 	case r.Method == http.MethodGet:
-		if r.URL.Path == cached {
+		if r.URL.Path == cachedRecord {
 			w.Header().Set(driver.CacheHeader, driver.CacheHit)
 		}
 		for _, at := range s.commits[r.URL.Path] {
@@ -59,12 +59,12 @@ func (s *lagging) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 				version++
 			}
 		}
-	case r.URL.Path == unsure:
+	case r.URL.Path == ambiguousRecord:
 		if s.refused < s.applied {
 			s.refused++
 		} else {
 			s.applied++
-			s.commits[unsure] = append(s.commits[unsure], time.Now())
+			s.commits[ambiguousRecord] = append(s.commits[ambiguousRecord], time.Now())
 		}
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return
@@ -78,27 +78,29 @@ func (s *lagging) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set(driver.VersionHeader, strconv.Itoa(version))
 }
 
-// failOver takes back up to two writes of every record; the caller holds mu.
-func (s *lagging) failOver() {
+// failOver removes up to two acknowledged writes of every record. The caller holds mu.
+func (s *recordService) failOver() {
 	for path, commits := range s.commits {
-		if path != unsure {
-			gone := min(2, len(commits))
-			s.commits[path] = commits[:len(commits)-gone]
-			s.lost += int64(gone)
+		if path != ambiguousRecord {
+			lost := min(2, len(commits))
+			s.commits[path] = commits[:len(commits)-lost]
+			s.lost += int64(lost)
 		}
 	}
 }
 
-// likes are reads and writes of three records by two users in turns, and now and
-// then of the one whose writes are never acknowledged.
-type likes struct{ unsure bool }
+// likes is a workload of alternating reads and writes of three records by two users. With
+// ambiguous, some ops use the record whose writes are never acknowledged.
+type likes struct{ ambiguous bool }
 
 func (likes) Name() string { return "likes" }
 func (likes) Users() int   { return 2 }
 func (l likes) Op(n uint64) workloads.Op {
-	op := workloads.Op{Index: n, Class: "read", Method: http.MethodGet, Path: fmt.Sprintf("/records/%d", n/2%3), User: int(n / 8 % 2)}
-	if l.unsure && n%10 < 2 {
-		op.Path = unsure
+	op := workloads.Op{
+		Index: n, Class: "read", Method: http.MethodGet, Path: fmt.Sprintf("/records/%d", n/2%3), User: int(n / 8 % 2),
+	}
+	if l.ambiguous && n%10 < 2 {
+		op.Path = ambiguousRecord
 	}
 	if n%2 == 1 {
 		op.Class, op.Method, op.Write = "write", http.MethodPost, true
@@ -107,19 +109,20 @@ func (l likes) Op(n uint64) workloads.Op {
 	return op
 }
 
-// silent is a Progress.
+// silent is a Progress that ignores everything.
 type silent struct{}
 
 func (silent) Step(string, float64)          {}
 func (silent) Sample(_, _ *int64, _ float64) {}
 
-func clientsOf(t *testing.T, u string) *driver.Clients {
+func newClients(t *testing.T, u string) *driver.Clients {
 	t.Helper()
 	endpoint, err := url.Parse(u)
 	if err != nil {
 		t.Fatal(err)
 	}
-	clients, err := driver.NewClients(driver.ClientConfig{Endpoint: endpoint, Connections: 8, DialTimeout: 5 * time.Second})
+	config := driver.ClientConfig{Endpoint: endpoint, Connections: 8, DialTimeout: 5 * time.Second}
+	clients, err := driver.NewClients(config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,18 +130,21 @@ func clientsOf(t *testing.T, u string) *driver.Clients {
 	return clients
 }
 
-// offer drives the service in two steps and returns them.
-func offer(t *testing.T, service *lagging, w workloads.Workload, change func(*Stepper)) (*Stepper, []results.Step) {
+// twoSteps sends a workload to a service in two steps. Configure, if not nil, changes the
+// stepper first.
+func twoSteps(
+	t *testing.T, service *recordService, w workloads.Workload, configure func(*Stepper),
+) (*Stepper, []results.Step) {
 	t.Helper()
 	service.commits = map[string][]time.Time{}
 	server := httptest.NewServer(service)
 	t.Cleanup(server.Close)
 	s := &Stepper{
-		Driver: vegeta.Driver{}, Clients: clientsOf(t, server.URL), Workload: w, SLO: results.DefaultSLO(),
-		Timeout: 10 * time.Second, Drain: time.Second, Progress: silent{}, ClientCPU: 1, History: history.New(),
+		Driver: vegeta.Driver{}, Clients: newClients(t, server.URL), Workload: w, SLO: results.DefaultSLO(),
+		Timeout: 10 * time.Second, Drain: time.Second, Progress: silent{}, ClientCores: 1, History: history.New(),
 	}
-	if change != nil {
-		change(s)
+	if configure != nil {
+		configure(s)
 	}
 	var steps []results.Step
 	for range 2 {
@@ -155,38 +161,41 @@ func offer(t *testing.T, service *lagging, w workloads.Workload, change func(*St
 	return s, steps
 }
 
+// patient returns settings for reading back that wait for a lagging replica.
 func patient() driver.ReadBack {
 	return driver.ReadBack{Timeout: 10 * time.Second, Patience: 30 * time.Second, Pause: 10 * time.Millisecond}
 }
 
-// The age of a stale answer is how far the replica is behind: never more, however
-// slow the machine is, because the clocks of client and service nest; and nearly
-// that where the next write came soon after the one that is shown.
-func TestStaleAnswersAreAsOldAsTheReplicaIsBehind(t *testing.T) {
+// The age of a stale read is the lag of the replica. It is never higher, not even on a slow
+// machine: the client sees the acknowledgement of a write after the commit, and sends a
+// read before the replica answers it. It is almost as high for some reads.
+func TestStaleReads(t *testing.T) {
 	const lag = 400 * time.Millisecond
-	service := &lagging{lag: lag}
-	s, steps := offer(t, service, likes{}, nil)
+	service := &recordService{lag: lag}
+	s, steps := twoSteps(t, service, likes{}, nil)
 	var reads int64
 	for i, step := range steps {
 		stale := step.Stale
-		if stale == nil || stale.Stale == 0 || stale.RYWViolations == 0 || stale.RYWViolations > stale.Stale || stale.AgeNS.Count != stale.Stale {
+		if stale == nil || stale.Stale == 0 || stale.AgeNS.Count != stale.Stale ||
+			stale.RYWViolations == 0 || stale.RYWViolations > stale.Stale {
 			t.Fatalf("step %d: %+v", i, stale)
 		}
-		if stale.Hits == 0 || stale.StaleHits == 0 || stale.StaleHits == stale.Stale || stale.HitAgeNS.Count != stale.StaleHits {
-			t.Errorf("step %d: one record of three comes from a cache: %+v", i, stale)
+		if stale.Hits == 0 || stale.StaleHits == 0 || stale.StaleHits == stale.Stale ||
+			stale.HitAgeNS.Count != stale.StaleHits {
+			t.Errorf("step %d: want some stale reads from the cache, because it serves one of three records: %+v", i, stale)
 		}
 		reads += stale.Reads
 		rounding := int64(lag) / 500 // of the histogram
 		if oldest := *stale.AgeNS.Max; oldest > int64(lag)+rounding || oldest < int64(lag)/2 {
-			t.Errorf("step %d: the oldest is %v behind, want about %v and not more", i, time.Duration(oldest), lag)
+			t.Errorf("step %d: highest age %v, want about %v and not more", i, time.Duration(oldest), lag)
 		}
 	}
-	// Every other op is a read, but for those at the end that were not sent in time.
+	// Every other op is a read. Some ops at the end may not be sent in time.
 	if want := steps[0].Ledger.OK/2 + steps[1].Ledger.OK/2; reads < want-2 || reads > want+2 {
 		t.Errorf("%d reads judged, want %d", reads, want)
 	}
-	// The replica catches up, which the reading back waits for: nothing is lost.
-	writes, err := FindWrites(t.Context(), s.History, s.Clients, patient())
+	// CheckWrites waits until the replica has caught up. So no write is lost.
+	writes, err := CheckWrites(t.Context(), s.History, s.Clients, patient())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,8 +204,8 @@ func TestStaleAnswersAreAsOldAsTheReplicaIsBehind(t *testing.T) {
 	}
 }
 
-func TestNothingIsStaleWithoutLag(t *testing.T) {
-	_, steps := offer(t, &lagging{lag: -1}, likes{}, nil)
+func TestNoStaleReadsWithoutLag(t *testing.T) {
+	_, steps := twoSteps(t, &recordService{lag: -1}, likes{}, nil)
 	for i, step := range steps {
 		if step.Stale == nil || step.Stale.Reads == 0 || step.Stale.Stale != 0 {
 			t.Errorf("step %d: %+v", i, step.Stale)
@@ -204,12 +213,12 @@ func TestNothingIsStaleWithoutLag(t *testing.T) {
 	}
 }
 
-// Writes that a failover takes back are found, and so are those that took effect
-// although their answer did not say so.
-func TestWritesThatAFailoverLoses(t *testing.T) {
-	service := &lagging{lag: -1, failover: 60}
-	s, _ := offer(t, service, likes{unsure: true}, nil)
-	writes, err := FindWrites(t.Context(), s.History, s.Clients, patient())
+// CheckWrites counts the writes that a failover lost, and the writes that were applied
+// although they were answered with an error.
+func TestLostWrites(t *testing.T) {
+	service := &recordService{lag: -1, failover: 60}
+	s, _ := twoSteps(t, service, likes{ambiguous: true}, nil)
+	writes, err := CheckWrites(t.Context(), s.History, s.Clients, patient())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,26 +231,25 @@ func TestWritesThatAFailoverLoses(t *testing.T) {
 	}
 }
 
-// A target that is gone when the records are to be read back leaves them unread;
-// patience ends.
-func TestRecordsThatCannotBeReadBack(t *testing.T) {
-	service := &lagging{lag: -1}
+// Reading back from a stopped target ends after the patience and returns no versions.
+func TestReadBackFromStoppedTarget(t *testing.T) {
+	service := &recordService{lag: -1}
 	server := httptest.NewServer(service)
-	clients := clientsOf(t, server.URL)
+	clients := newClients(t, server.URL)
 	server.Close()
-	how := driver.ReadBack{Timeout: time.Second, Patience: 50 * time.Millisecond, Pause: 10 * time.Millisecond}
-	found, err := clients.Versions(t.Context(), map[string]int64{"/a": 2, "/b": 3}, how)
+	config := driver.ReadBack{Timeout: time.Second, Patience: 50 * time.Millisecond, Pause: 10 * time.Millisecond}
+	found, err := clients.Versions(t.Context(), map[string]int64{"/a": 2, "/b": 3}, config)
 	if err != nil || len(found) != 0 {
 		t.Errorf("%v, %v", found, err)
 	}
-	ended, cancel := context.WithCancel(t.Context())
+	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := clients.Versions(ended, map[string]int64{"/a": 2}, how); err == nil {
-		t.Error("a run that was ended went on reading back")
+	if _, err := clients.Versions(cancelled, map[string]int64{"/a": 2}, config); err == nil {
+		t.Error("reading back continued after the cancellation")
 	}
 }
 
-// cellDir is the directory of a cell in a run of its own.
+// cellDir creates a run and returns the directory of a cell.
 func cellDir(t *testing.T) *rundir.CellDir {
 	t.Helper()
 	run, err := rundir.Create(t.TempDir()+"/run", results.Manifest{})
@@ -255,18 +263,18 @@ func cellDir(t *testing.T) *rundir.CellDir {
 	return dir
 }
 
-// What is done to a target during a step is among its events, by time, and in the
+// Faults that are injected during a step are in its events, sorted by time, and in the
 // timeline.
-func TestWhatIsDoneDuringAStep(t *testing.T) {
+func TestFaultsDuringAStep(t *testing.T) {
 	dir := cellDir(t)
 	rows, err := dir.CreateTimeline()
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, steps := offer(t, &lagging{lag: -1}, likes{}, func(s *Stepper) {
+	_, steps := twoSteps(t, &recordService{lag: -1}, likes{}, func(s *Stepper) {
 		s.timeline = &timeline{rows: rows}
-		s.During = func(ctx context.Context, start time.Time) []targets.Event {
-			<-ctx.Done() // it ends with the step
+		s.Faults = func(ctx context.Context, start time.Time) []targets.Event {
+			<-ctx.Done() // the end of the step
 			return []targets.Event{
 				{UnixNS: start.Add(500 * time.Millisecond).UnixNano(), Node: "db-2", Text: "second"},
 				{UnixNS: start.Add(200 * time.Millisecond).UnixNano(), Node: "db-1", Text: "first"},
@@ -286,6 +294,6 @@ func TestWhatIsDoneDuringAStep(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := strings.Count(string(text), "db-1: first; db-2: second"); n != 2 {
-		t.Errorf("%d rows of the timeline have the events, want one per step:\n%s", n, text)
+		t.Errorf("%d rows of the timeline contain the events, want one per step:\n%s", n, text)
 	}
 }

@@ -25,62 +25,62 @@ const (
 	databaseWrites = "database_writes"
 )
 
-// Metrics that are read besides those of the declared figures.
+// Metrics that are read in addition to those of the declared figures.
 const (
 	startedMetric   = "process_start_time_seconds"     // of every node
-	requestsMetric  = "stagebench_http_requests_total" // of a web node or a balancer: those that have ended
+	requestsMetric  = "stagebench_http_requests_total" // of a web node or a balancer: completed requests
 	cacheNodePrefix = "stagebench_cache_node_"         // of a cache node
 )
 
-// scrapeTimeout bounds a scrape: a node that has stopped answering must not hold the run.
+// scrapeTimeout is the maximum duration of a scrape, so that a frozen node cannot block the run.
 const scrapeTimeout = 5 * time.Second
 
 var (
-	errGone     = errors.New("it is gone")
+	errGone     = errors.New("the node was removed")
 	errNoServer = errors.New("its server does not answer")
 )
 
-// reading is what a node has counted since it was started, and what it holds.
-type reading struct {
+// scrape holds the metrics of a node at one time.
+type scrape struct {
 	node   targets.NodeStatus
 	series metrics.Series
-	err    error // why the node did not answer; the series are nil then
+	err    error // why there are no metrics; series is nil then
 }
 
-// readNodes reads the metrics of those nodes that are wanted, all at a time.
-func readNodes(ctx context.Context, nodes []targets.NodeStatus, wanted func(targets.NodeStatus) bool) []reading {
+// scrapeNodes scrapes the wanted nodes concurrently.
+func scrapeNodes(ctx context.Context, nodes []targets.NodeStatus, wanted func(targets.NodeStatus) bool) []scrape {
 	nodes = slices.DeleteFunc(slices.Clone(nodes), func(n targets.NodeStatus) bool { return !wanted(n) })
 	ctx, cancel := context.WithTimeout(ctx, scrapeTimeout)
 	defer cancel()
-	readings := make([]reading, len(nodes))
+	scrapes := make([]scrape, len(nodes))
 	var all sync.WaitGroup
 	for i, n := range nodes {
 		all.Go(func() {
-			r := reading{node: n}
-			r.series, r.err = metrics.Read(ctx, http.DefaultClient, n.Admin)
+			s := scrape{node: n}
+			s.series, s.err = metrics.Read(ctx, http.DefaultClient, n.Admin)
 			// A cache node whose server is down answers without the server's metrics.
-			if r.err == nil && n.Role == sut.Cache && !r.series.Has(cacheNodePrefix+"hits_total") {
-				r.series, r.err = nil, errNoServer
+			if s.err == nil && n.Role == sut.Cache && !s.series.Has(cacheNodePrefix+"hits_total") {
+				s.series, s.err = nil, errNoServer
 			}
-			readings[i] = r
+			scrapes[i] = s
 		})
 	}
 	all.Wait()
-	return readings
+	return scrapes
 }
 
-// delta is two readings of a node, at the beginning and at the end of a step.
+// delta is a pair of scrapes of a node, at the begin and at the end of a step.
 type delta struct {
-	before, after reading // before is empty for a node that is new
-	// complete says that the growth in between is known: the node answered both times, or is new, and was not
-	// restarted.
+	before, after scrape // before is empty for a node that was added during the step
+	// complete reports that the increase of the counters is known: both scrapes succeeded and the node was not
+	// restarted in between, or the node was added and answered.
 	complete bool
 }
 
-// deltas pairs the readings of each node, in the order of after, with the nodes that are gone at the end.
-func deltas(before, after []reading) (all []delta) {
-	find := func(in []reading, node string) int {
-		return slices.IndexFunc(in, func(r reading) bool { return r.node.Node == node })
+// deltas pairs the scrapes of each node, in the order of after. Nodes that were removed during the step are last.
+func deltas(before, after []scrape) (all []delta) {
+	find := func(in []scrape, node string) int {
+		return slices.IndexFunc(in, func(s scrape) bool { return s.node.Node == node })
 	}
 	for _, a := range after {
 		d := delta{after: a, complete: a.err == nil}
@@ -92,44 +92,45 @@ func deltas(before, after []reading) (all []delta) {
 	}
 	for _, b := range before {
 		if find(after, b.node.Node) < 0 {
-			all = append(all, delta{before: b, after: reading{node: b.node, err: errGone}})
+			all = append(all, delta{before: b, after: scrape{node: b.node, err: errGone}})
 		}
 	}
 	return all
 }
 
-// growth is what a metric grew by. Where that is not known, it is the count since the node was started.
-func (d delta) growth(metric string) int64 {
+// increase returns the increase of a counter. If the delta is not complete, it returns the count since the start of
+// the node.
+func (d delta) increase(metric string) int64 {
 	if !d.complete {
 		return d.after.series.Sum(metric)
 	}
 	return d.after.series.Sum(metric) - d.before.series.Sum(metric)
 }
 
-// reports reports whether the node is one that the figure comes from. A node that has never answered counts as
-// one, and a node that answered without the metric does not, such as a cache node that uses no database.
-func (d delta) reports(f ladder.Figure) bool {
+// exports reports whether the node exports the metric of a figure. A node that never answered counts if its role
+// does. A node that answered without the metric does not count, such as a cache node that uses no database.
+func (d delta) exports(f ladder.Figure) bool {
 	return slices.Contains(f.From, d.after.node.Role) &&
 		(d.before.series == nil && d.after.series == nil || d.before.series.Has(f.Metric) || d.after.series.Has(f.Metric))
 }
 
-// figuresOf returns the figures that some node reports.
+// figuresOf returns the declared figures that at least one node exports.
 func figuresOf(declared []ladder.Figure, nodes []delta) (figures []results.Figure) {
 	for _, f := range declared {
 		figure := results.Figure{Name: f.Name, Title: f.Title, Doc: f.Doc, Kind: fmt.Sprint(f.Kind)}
-		reported, sum := false, int64(0)
+		exported, sum := false, int64(0)
 		for _, d := range nodes {
-			if !d.reports(f) {
+			if !d.exports(f) {
 				continue
 			}
-			reported = true
+			exported = true
 			switch name := d.after.node.Node; {
 			case d.after.err != nil:
 				figure.Unknown = append(figure.Unknown, name)
 			case f.Kind == ladder.Gauge:
 				sum += d.after.series.Sum(f.Metric)
 			default:
-				sum += d.growth(f.Metric)
+				sum += d.increase(f.Metric)
 				if !d.complete {
 					figure.SinceStart = append(figure.SinceStart, name)
 				}
@@ -138,14 +139,14 @@ func figuresOf(declared []ladder.Figure, nodes []delta) (figures []results.Figur
 		if len(figure.Unknown) == 0 {
 			figure.Value = &sum
 		}
-		if reported {
+		if exported {
 			figures = append(figures, figure)
 		}
 	}
 	return figures
 }
 
-// fillFigures adds what the nodes counted during a step.
+// fillFigures adds the figures of the nodes to a step.
 func fillFigures(step *results.Step, declared []ladder.Figure, nodes []delta) {
 	step.Figures = figuresOf(declared, nodes)
 	exact := func(name string) *int64 {
@@ -161,22 +162,22 @@ func fillFigures(step *results.Step, declared []ladder.Figure, nodes []delta) {
 		step.Database = &results.DatabaseCalls{Reads: *reads, Writes: *writes}
 	}
 	var unknown string
-	if step.ServerCount, unknown = served(nodes); unknown != "" {
-		step.Warnf("%s began to count anew during the step or did not answer, "+
-			"so that the server's own count cannot be compared", unknown)
+	if step.ServerCount, unknown = serverCount(nodes); unknown != "" {
+		step.Warnf("%s was restarted during the step or did not answer: "+
+			"the server's own count of requests is unknown", unknown)
 	}
 	step.CacheNodes = cacheNodes(nodes)
 	for _, n := range step.CacheNodes {
 		if n.WriteBack != nil && n.WriteBack.Refused > 0 {
-			step.Warnf("%s: the database refused %d acknowledged writes when they were written back: they are lost",
+			step.Warnf("%s: the database refused the write-back of %d acknowledged writes: they are lost",
 				n.Node, n.WriteBack.Refused)
 		}
 	}
 }
 
-// served is how many requests of clients have ended, by the target's own count; nil when no node counts them, or
-// when the count of a node is unknown.
-func served(nodes []delta) (requests *int64, unknown string) {
+// serverCount returns how many requests of clients the target completed, by its own count; nil if no node counts
+// them, or if the count of a node is unknown.
+func serverCount(nodes []delta) (requests *int64, unknown string) {
 	for _, d := range nodes {
 		switch {
 		case !d.after.node.Counts:
@@ -186,18 +187,18 @@ func served(nodes []delta) (requests *int64, unknown string) {
 		case requests == nil:
 			requests = new(int64)
 		}
-		*requests += d.growth(requestsMetric)
+		*requests += d.increase(requestsMetric)
 	}
 	return requests, ""
 }
 
-// cacheNodes is what each cache node that answered has counted, and what it holds, in the order of their names.
+// cacheNodes returns the counters and the content of each cache node that answered, sorted by name.
 func cacheNodes(nodes []delta) (all []results.CacheNode) {
 	for _, d := range nodes {
 		if d.after.node.Role != sut.Cache || d.after.err != nil {
 			continue
 		}
-		count := func(name string) int64 { return d.growth(cacheNodePrefix + name) }
+		count := func(name string) int64 { return d.increase(cacheNodePrefix + name) }
 		holds := func(name string) int64 { return d.after.series.Sum(cacheNodePrefix + name) }
 		n := results.CacheNode{
 			Node: d.after.node.Node, SinceStart: !d.complete || d.before.series == nil,
@@ -216,24 +217,24 @@ func cacheNodes(nodes []delta) (all []results.CacheNode) {
 	return all
 }
 
-// CacheHosts returns what the cache nodes among some have counted since they were started, and what they hold.
-// Nodes that do not answer are missing, and the error says why.
-func CacheHosts(ctx context.Context, nodes []targets.NodeStatus) ([]results.CacheNode, error) {
-	readings := readNodes(ctx, nodes, func(n targets.NodeStatus) bool { return n.Role == sut.Cache })
+// CacheNodes returns the counters of the given nodes' cache nodes since their start, and their content. The result
+// omits nodes that do not answer, and the error names them.
+func CacheNodes(ctx context.Context, nodes []targets.NodeStatus) ([]results.CacheNode, error) {
+	scrapes := scrapeNodes(ctx, nodes, func(n targets.NodeStatus) bool { return n.Role == sut.Cache })
 	var errs []error
-	for _, r := range readings {
-		if r.err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", r.node.Node, r.err))
+	for _, s := range scrapes {
+		if s.err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", s.node.Node, s.err))
 		}
 	}
-	return cacheNodes(deltas(nil, readings)), errors.Join(errs...)
+	return cacheNodes(deltas(nil, scrapes)), errors.Join(errs...)
 }
 
-// WatchCache returns what the web nodes among some find in the cache tier during that time; nil when there is none, or
-// when the count of a node is unknown.
-func WatchCache(ctx context.Context, nodes []targets.NodeStatus, d time.Duration) (*results.CacheReads, error) {
+// CountCacheReads returns the cache hits and misses of the given nodes' web nodes during d. The result is nil if there
+// is no cache tier, or if the count of a web node is unknown.
+func CountCacheReads(ctx context.Context, nodes []targets.NodeStatus, d time.Duration) (*results.CacheReads, error) {
 	webs := func(n targets.NodeStatus) bool { return n.Role == sut.Web }
-	before := readNodes(ctx, nodes, webs)
+	before := scrapeNodes(ctx, nodes, webs)
 	end := time.NewTimer(d)
 	defer end.Stop()
 	select {
@@ -242,6 +243,6 @@ func WatchCache(ctx context.Context, nodes []targets.NodeStatus, d time.Duration
 		return nil, context.Cause(ctx)
 	}
 	var step results.Step
-	fillFigures(&step, ladder.Figures(), deltas(before, readNodes(ctx, nodes, webs)))
+	fillFigures(&step, ladder.Figures(), deltas(before, scrapeNodes(ctx, nodes, webs)))
 	return step.Cache, nil
 }

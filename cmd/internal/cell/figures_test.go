@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -22,150 +23,188 @@ import (
 	"github.com/stagebench/stagebench/targets"
 )
 
-// counted is what a node that counts the requests of clients has counted since it was
-// started.
-func counted(name string, role sut.Role, started float64, series map[string]float64) reading {
-	c := reading{node: targets.NodeStatus{Node: name, Role: role, Counts: true}, series: map[string]float64{startedMetric: started}}
-	for name, value := range series {
-		c.series[name] = value
+// Metrics of web nodes and cache proxies.
+const (
+	cacheHitsMetric   = `stagebench_cache_reads_total{result="hit"}`
+	cacheMissesMetric = `stagebench_cache_reads_total{result="miss"}`
+	cacheErrorsMetric = `stagebench_cache_reads_total{result="error"}`
+	dbReadsMetric     = `stagebench_store_operations_total{kind="read"}`
+	dbWritesMetric    = `stagebench_store_operations_total{kind="write"}`
+)
+
+// countingNode returns a scrape of a node that counts the requests of clients. The node was
+// started at that time.
+func countingNode(name string, role sut.Role, started float64, series map[string]float64) scrape {
+	s := scrape{
+		node:   targets.NodeStatus{Node: name, Role: role, Counts: true},
+		series: map[string]float64{startedMetric: started},
 	}
-	return c
+	maps.Copy(s.series, series)
+	return s
 }
 
-func requests(ok, failed float64) map[string]float64 {
-	return map[string]float64{requestsMetric + `{code="200",op="feed"}`: ok, requestsMetric + `{code="404",op="photo"}`: failed, "stagebench_uploads_total": 5}
+// silentNode returns the failed scrape of a node.
+func silentNode(name string, role sut.Role) scrape {
+	return scrape{node: targets.NodeStatus{Node: name, Role: role}, err: errors.New("no answer")}
 }
 
-func TestTheServersOwnCount(t *testing.T) {
-	one := func(started, ok float64) reading { return counted("web-1", sut.Web, started, requests(ok, 1)) }
-	two := counted("web-2", sut.Web, 150, requests(20, 4))
-	behind := one(100, 99)
-	behind.node.Counts = false
+func TestServerCount(t *testing.T) {
+	web := func(started, ok float64) scrape {
+		return countingNode("web-1", sut.Web, started, map[string]float64{
+			requestsMetric + `{code="200",op="feed"}`: ok, requestsMetric + `{code="404",op="photo"}`: 1,
+			"stagebench_uploads_total": 5,
+		})
+	}
+	other := countingNode("web-2", sut.Web, 150, map[string]float64{requestsMetric + `{code="200",op="feed"}`: 24})
+	otherSilent := silentNode("web-2", sut.Web)
+	otherSilent.node.Counts = true
+	notCounting := web(100, 99)
+	notCounting.node.Counts = false
 	for name, test := range map[string]struct {
-		before, after []reading
-		want          int64  // -1 = not known
-		why           string // the node whose count is unknown
+		before, after []scrape
+		want          int64  // -1 = unknown
+		unknown       string // the node whose count is unknown
 	}{
-		"all series":           {[]reading{one(100, 10)}, []reading{one(100, 40)}, 30, ""},
-		"a new node counts":    {[]reading{one(100, 10)}, []reading{one(100, 40), two}, 54, ""},
-		"others do not":        {[]reading{behind, two}, []reading{behind, two}, 0, ""},
-		"nobody counts":        {[]reading{behind}, []reading{behind}, -1, ""},
-		"restarted":            {[]reading{one(100, 10)}, []reading{one(101, 40)}, -1, "web-1"},
-		"gone":                 {[]reading{one(100, 10), two}, []reading{one(100, 40)}, -1, "web-2"},
-		"did not answer":       {[]reading{one(100, 10), two}, []reading{one(100, 40), counting(unheard("web-2", sut.Web))}, -1, "web-2"},
-		"had not answered":     {[]reading{one(100, 10), counting(unheard("web-2", sut.Web))}, []reading{one(100, 40), two}, -1, "web-2"},
-		"is silent throughout": {[]reading{counting(unheard("web-2", sut.Web))}, []reading{counting(unheard("web-2", sut.Web))}, -1, "web-2"},
+		"sum of all series":       {[]scrape{web(100, 10)}, []scrape{web(100, 40)}, 30, ""},
+		"node added":              {[]scrape{web(100, 10)}, []scrape{web(100, 40), other}, 54, ""},
+		"one node does not count": {[]scrape{notCounting, other}, []scrape{notCounting, other}, 0, ""},
+		"no node counts":          {[]scrape{notCounting}, []scrape{notCounting}, -1, ""},
+		"restarted":               {[]scrape{web(100, 10)}, []scrape{web(101, 40)}, -1, "web-1"},
+		"removed":                 {[]scrape{web(100, 10), other}, []scrape{web(100, 40)}, -1, "web-2"},
+		"silent at the end":       {[]scrape{web(100, 10), other}, []scrape{web(100, 40), otherSilent}, -1, "web-2"},
+		"silent at the begin":     {[]scrape{web(100, 10), otherSilent}, []scrape{web(100, 40), other}, -1, "web-2"},
+		"always silent":           {[]scrape{otherSilent}, []scrape{otherSilent}, -1, "web-2"},
 	} {
-		got, why := served(deltas(test.before, test.after))
+		got, unknown := serverCount(deltas(test.before, test.after))
 		if got == nil {
 			got = new(int64(-1))
 		}
-		if *got != test.want || why != test.why {
-			t.Errorf("%s: %d %q, want %d %q", name, *got, why, test.want, test.why)
+		if *got != test.want || unknown != test.unknown {
+			t.Errorf("%s: %d %q, want %d %q", name, *got, unknown, test.want, test.unknown)
 		}
 	}
 }
 
-func counting(c reading) reading {
-	c.node.Counts = true
-	return c
-}
-
-func user(name string, role sut.Role, started, hits, misses, reads, writes float64) reading {
-	return counted(name, role, started, map[string]float64{
-		"stagebench_cache_reads_total" + `{result="hit"}`: hits, "stagebench_cache_reads_total" + `{result="miss"}`: misses, "stagebench_cache_reads_total" + `{result="error"}`: 7,
-		"stagebench_store_operations_total" + `{kind="read"}`: reads, "stagebench_store_operations_total" + `{kind="write"}`: writes,
+// cacheUser returns a scrape of a node that reads from the cache tier and from the database.
+func cacheUser(name string, role sut.Role, started, hits, misses, reads, writes float64) scrape {
+	return countingNode(name, role, started, map[string]float64{
+		cacheHitsMetric: hits, cacheMissesMetric: misses, cacheErrorsMetric: 7,
+		dbReadsMetric: reads, dbWritesMetric: writes,
 	})
 }
 
-func TestCacheReadsAndDatabaseCallsBetweenTwoReadings(t *testing.T) {
-	lone := cacheNodeThat("cache-1", 100, 1, false) // asks no database
-	front := user("cache-2", sut.Cache, 100, 0, 0, 4, 1)
-	later := user("cache-2", sut.Cache, 100, 0, 0, 5, 2)
-	web := func(started, n float64) reading { return user("web-1", sut.Web, started, n, 2*n, 3*n, 4*n) }
-	alone := func(n float64) reading {
-		return counted("web-1", sut.Web, 100, map[string]float64{
-			"stagebench_store_operations_total" + `{kind="read"}`: 3 * n, "stagebench_store_operations_total" + `{kind="write"}`: 4 * n,
-		})
+func TestCacheReadsAndDatabaseCalls(t *testing.T) {
+	cache := cacheNode("cache-1", 100, 1, false) // without a proxy, so it does not use the database
+	cacheRestarted := cacheNode("cache-1", 120, 1, false)
+	cacheSilent := silentNode("cache-1", sut.Cache)
+	proxyBefore := cacheUser("cache-2", sut.Cache, 100, 0, 0, 4, 1)
+	proxyAfter := cacheUser("cache-2", sut.Cache, 100, 0, 0, 5, 2)
+	proxySilent := silentNode("cache-2", sut.Cache)
+	web := func(started, n float64) scrape { return cacheUser("web-1", sut.Web, started, n, 2*n, 3*n, 4*n) }
+	webSilent, otherSilent := silentNode("web-1", sut.Web), silentNode("web-2", sut.Web)
+	uncached := func(n float64) scrape {
+		return countingNode("web-1", sut.Web, 100, map[string]float64{dbReadsMetric: 3 * n, dbWritesMetric: 4 * n})
 	}
+	reads := &results.CacheReads{Hits: 10, Misses: 20}
+	calls := &results.DatabaseCalls{Reads: 30, Writes: 40}
 	for name, test := range map[string]struct {
-		before, after []reading
+		before, after []scrape
 		reads         *results.CacheReads
 		calls         *results.DatabaseCalls
 	}{
-		"no cache tier": {[]reading{alone(1)}, []reading{alone(11)}, nil, &results.DatabaseCalls{Reads: 30, Writes: 40}},
-		"look-aside":    {[]reading{web(100, 1), lone}, []reading{web(100, 11), lone}, &results.CacheReads{Hits: 10, Misses: 20}, &results.DatabaseCalls{Reads: 30, Writes: 40}},
-		"a front":       {[]reading{web(100, 1), front}, []reading{web(100, 11), later}, &results.CacheReads{Hits: 10, Misses: 20}, &results.DatabaseCalls{Reads: 31, Writes: 41}},
-		"a look-aside cache host is restarted": {
-			[]reading{web(100, 1), lone}, []reading{web(100, 11), cacheNodeThat("cache-1", 120, 1, false)}, &results.CacheReads{Hits: 10, Misses: 20}, &results.DatabaseCalls{Reads: 30, Writes: 40},
+		"no cache tier":    {[]scrape{uncached(1)}, []scrape{uncached(11)}, nil, calls},
+		"look-aside cache": {[]scrape{web(100, 1), cache}, []scrape{web(100, 11), cache}, reads, calls},
+		"look-aside cache node restarted": {
+			[]scrape{web(100, 1), cache},
+			[]scrape{web(100, 11), cacheRestarted},
+			reads, calls,
 		},
-		"a look-aside cache host is away": {
-			[]reading{web(100, 1), lone}, []reading{web(100, 11), unheard("cache-1", sut.Cache)}, &results.CacheReads{Hits: 10, Misses: 20}, &results.DatabaseCalls{Reads: 30, Writes: 40},
+		"look-aside cache node silent": {
+			[]scrape{web(100, 1), cache},
+			[]scrape{web(100, 11), cacheSilent},
+			reads, calls,
 		},
-		"a front is away": {[]reading{web(100, 1), front}, []reading{web(100, 11), unheard("cache-2", sut.Cache)}, &results.CacheReads{Hits: 10, Misses: 20}, nil},
-		// However much it has counted since.
-		"a web host is restarted": {[]reading{web(100, 1), lone}, []reading{web(120, 11), lone}, nil, nil},
-		"a web host is away":      {[]reading{web(100, 1), lone}, []reading{unheard("web-1", sut.Web), lone}, nil, nil},
-		"a web host is new":       {[]reading{lone}, []reading{web(120, 1), lone}, &results.CacheReads{Hits: 1, Misses: 2}, &results.DatabaseCalls{Reads: 3, Writes: 4}},
-		"a web host is silent throughout": {
-			[]reading{web(100, 1), unheard("web-2", sut.Web), lone}, []reading{web(100, 11), unheard("web-2", sut.Web), lone}, nil, nil,
+		"cache proxy": {
+			[]scrape{web(100, 1), proxyBefore},
+			[]scrape{web(100, 11), proxyAfter},
+			reads, &results.DatabaseCalls{Reads: 31, Writes: 41},
 		},
-		"nothing is known": {nil, nil, nil, nil},
+		"cache proxy silent": {[]scrape{web(100, 1), proxyBefore}, []scrape{web(100, 11), proxySilent}, reads, nil},
+		// The counts since the restart are lower bounds, so the step does not get them.
+		"web node restarted": {[]scrape{web(100, 1), cache}, []scrape{web(120, 11), cache}, nil, nil},
+		"web node silent":    {[]scrape{web(100, 1), cache}, []scrape{webSilent, cache}, nil, nil},
+		"web node added": {
+			[]scrape{cache},
+			[]scrape{web(120, 1), cache},
+			&results.CacheReads{Hits: 1, Misses: 2}, &results.DatabaseCalls{Reads: 3, Writes: 4},
+		},
+		"web node always silent": {
+			[]scrape{web(100, 1), otherSilent, cache},
+			[]scrape{web(100, 11), otherSilent, cache},
+			nil, nil,
+		},
+		"no nodes": {nil, nil, nil, nil},
 	} {
 		var step results.Step
 		fillFigures(&step, ladder.Figures(), deltas(test.before, test.after))
 		if diff := cmp.Diff(test.reads, step.Cache); diff != "" {
-			t.Errorf("%s: reads (-want +got)\n%s", name, diff)
+			t.Errorf("%s: cache reads (-want +got)\n%s", name, diff)
 		}
 		if diff := cmp.Diff(test.calls, step.Database); diff != "" {
-			t.Errorf("%s: calls (-want +got)\n%s", name, diff)
+			t.Errorf("%s: database calls (-want +got)\n%s", name, diff)
 		}
 	}
 }
 
-// A first reading that failed leaves open what was counted before: nothing is said of the
-// step then, and least of all that everything was counted in it.
-func TestAFirstReadingThatFailed(t *testing.T) {
-	page := func() string {
-		return startedMetric + " 1\n" + requestsMetric + " 1e6\n" + "stagebench_cache_reads_total" + `{result="hit"} 5` + "\n" + "stagebench_store_operations_total" + `{kind="read"} 7` + "\n"
-	}
-	node := nodeThatSays(t, "web-1", sut.Web, page)
+// Without the first scrape, the increase of the counters is unknown. The step must not
+// contain the counts since the start of the node instead.
+func TestFailedFirstScrape(t *testing.T) {
+	page := strings.Join([]string{
+		startedMetric + " 1", requestsMetric + " 1e6", cacheHitsMetric + " 5", dbReadsMetric + " 7", "",
+	}, "\n")
+	node := startMetrics(t, "web-1", sut.Web, func() string { return page })
 	node.Counts = true
-	asked := 0
-	_, steps := offer(t, &lagging{lag: -1}, likes{}, func(s *Stepper) {
+	calls := 0
+	_, steps := twoSteps(t, &recordService{lag: -1}, likes{}, func(s *Stepper) {
 		s.Figures = ladder.Figures()
 		s.Nodes = func(context.Context) ([]targets.NodeStatus, error) {
-			if asked++; asked == 1 {
+			if calls++; calls == 1 {
 				return nil, errors.New("no answer")
 			}
 			return []targets.NodeStatus{node}, nil
 		}
 	})
-	if s := steps[0]; s.ServerCount != nil || s.Database != nil || len(s.Warnings) == 0 || !strings.Contains(s.Warnings[0], "no answer") {
-		t.Errorf("server's count %v, databases %v, warnings %q", s.ServerCount, s.Database, s.Warnings)
+	s := steps[0]
+	if s.ServerCount != nil || s.Database != nil || len(s.Warnings) == 0 || !strings.Contains(s.Warnings[0], "no answer") {
+		t.Errorf("first step: server's count %v, database calls %v, warnings %q", s.ServerCount, s.Database, s.Warnings)
 	}
 	if s := steps[1]; s.ServerCount == nil || *s.ServerCount != 0 {
-		t.Errorf("the second step: server's count %v", s.ServerCount)
+		t.Errorf("second step: server's count %v, want 0", s.ServerCount)
 	}
 }
 
-// What nodes take to answer is no part of a step: the clocks are read after it at the
-// beginning, and before it at the end.
+// A step does not include the time of the scrapes: the clocks are read after the scrapes at
+// the begin, and before the scrapes at the end.
 func TestClocksAreReadNextToTheStep(t *testing.T) {
-	var asked time.Time
-	page := func() string { asked = time.Now(); return startedMetric + " 1\n" }
-	nodes := []targets.NodeStatus{nodeThatSays(t, "web-1", sut.Web, page)}
-	s := &Stepper{Nodes: func(context.Context) ([]targets.NodeStatus, error) { return nodes, nil }, Figures: ladder.Figures()}
-	if l := s.before(t.Context()); l.at.Before(asked) || l.client.at.Before(asked) || len(l.nodes) != 1 || len(l.problems) > 0 {
-		t.Errorf("before a step: asked at %v, clocks read at %v and %v", asked, l.at, l.client.at)
+	var scraped time.Time
+	page := func() string { scraped = time.Now(); return startedMetric + " 1\n" }
+	nodes := []targets.NodeStatus{startMetrics(t, "web-1", sut.Web, page)}
+	s := &Stepper{
+		Nodes:   func(context.Context) ([]targets.NodeStatus, error) { return nodes, nil },
+		Figures: ladder.Figures(),
 	}
-	if l := s.after(t.Context()); l.at.After(asked) || l.client.at.After(asked) || len(l.nodes) != 1 {
-		t.Errorf("after a step: asked at %v, clocks read at %v and %v", asked, l.at, l.client.at)
+	snap := s.before(t.Context())
+	if snap.at.Before(scraped) || snap.client.at.Before(scraped) || len(snap.nodes) != 1 || len(snap.problems) > 0 {
+		t.Errorf("before a step: scraped at %v, clocks read at %v and %v", scraped, snap.at, snap.client.at)
+	}
+	snap = s.after(t.Context())
+	if snap.at.After(scraped) || snap.client.at.After(scraped) || len(snap.nodes) != 1 {
+		t.Errorf("after a step: scraped at %v, clocks read at %v and %v", scraped, snap.at, snap.client.at)
 	}
 }
 
-// figuresOfACacheNode is what /metrics of one without a front says.
-const figuresOfACacheNode = `# HELP stagebench_cache_node_hits_total Keys that were asked for and there.
+// cacheNodeMetrics is the /metrics page of a cache node without a proxy.
+const cacheNodeMetrics = `# HELP stagebench_cache_node_hits_total Lookups that found the key.
 # TYPE stagebench_cache_node_hits_total counter
 stagebench_cache_node_hits_total 1.2e+06
 stagebench_cache_node_misses_total 34
@@ -179,8 +218,9 @@ process_start_time_seconds 1.7e+09
 hits_total 99
 `
 
-// nodeThatSays is a node with a page of metrics.
-func nodeThatSays(t *testing.T, name string, role sut.Role, page func() string) targets.NodeStatus {
+// startMetrics starts a node that serves a page of metrics. With an empty page, the node
+// answers 404.
+func startMetrics(t *testing.T, name string, role sut.Role, page func() string) targets.NodeStatus {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		text := page()
@@ -194,11 +234,14 @@ func nodeThatSays(t *testing.T, name string, role sut.Role, page func() string) 
 	return targets.NodeStatus{Node: name, Role: role, Admin: server.Listener.Addr().String()}
 }
 
-func TestWhatACacheNodeSays(t *testing.T) {
-	plain := results.CacheNode{Node: "cache-1", Hits: 1_200_000, Misses: 34, Evictions: 5, Expired: 6, Entries: 7, Bytes: 8_000_000, LimitBytes: 16 << 20, SinceStart: true}
-	back := plain
-	back.WriteBack = &results.WriteBack{Unflushed: 3, Flushed: 40, Refused: 5}
-	front := `stagebench_cache_node_unflushed{shard="1"} 1
+func TestCacheNodes(t *testing.T) {
+	plain := results.CacheNode{
+		Node: "cache-1", Hits: 1_200_000, Misses: 34, Evictions: 5, Expired: 6,
+		Entries: 7, Bytes: 8_000_000, LimitBytes: 16 << 20, SinceStart: true,
+	}
+	writeBack := plain
+	writeBack.WriteBack = &results.WriteBack{Unflushed: 3, Flushed: 40, Refused: 5}
+	proxyMetrics := `stagebench_cache_node_unflushed{shard="1"} 1
 stagebench_cache_node_unflushed{shard="2"} 2
 stagebench_cache_node_flushed_total 40
 stagebench_cache_node_refused_total 5
@@ -206,13 +249,15 @@ stagebench_cache_node_refused_total 5
 	for _, test := range []struct {
 		page string
 		want results.CacheNode
-	}{{figuresOfACacheNode, plain}, {figuresOfACacheNode + front, back}} {
-		web := nodeThatSays(t, "web-1", sut.Web, func() string { t.Error("a web host was asked"); return "" })
-		hosts, err := CacheHosts(t.Context(), []targets.NodeStatus{web, nodeThatSays(t, "cache-1", sut.Cache, func() string { return test.page })})
+	}{{cacheNodeMetrics, plain}, {cacheNodeMetrics + proxyMetrics, writeBack}} {
+		nodes, err := CacheNodes(t.Context(), []targets.NodeStatus{
+			startMetrics(t, "web-1", sut.Web, func() string { t.Error("a web node was scraped"); return "" }),
+			startMetrics(t, "cache-1", sut.Cache, func() string { return test.page }),
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff([]results.CacheNode{test.want}, hosts); diff != "" {
+		if diff := cmp.Diff([]results.CacheNode{test.want}, nodes); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)
 		}
 	}
@@ -221,67 +266,82 @@ stagebench_cache_node_refused_total 5
 		"metric":                     "stagebench_cache_node_hits_total many\n",
 		"GET http://":                "",
 	} {
-		hosts, err := CacheHosts(t.Context(), []targets.NodeStatus{nodeThatSays(t, "cache-1", sut.Cache, func() string { return page })})
-		if err == nil || !strings.HasPrefix(err.Error(), "cache-1: "+want) || len(hosts) > 0 {
-			t.Errorf("%q: %+v, %v", page, hosts, err)
+		node := startMetrics(t, "cache-1", sut.Cache, func() string { return page })
+		nodes, err := CacheNodes(t.Context(), []targets.NodeStatus{node})
+		if err == nil || !strings.HasPrefix(err.Error(), "cache-1: "+want) || len(nodes) > 0 {
+			t.Errorf("%q: %+v, %v", page, nodes, err)
 		}
 	}
 }
 
-// cacheNodeThat has counted so much since it was started.
-func cacheNodeThat(name string, started, counted float64, back bool) reading {
-	c := reading{node: targets.NodeStatus{Node: name, Role: sut.Cache}, series: map[string]float64{
-		startedMetric: started, cacheNodePrefix + "hits_total": counted, cacheNodePrefix + "misses_total": 2 * counted,
-		cacheNodePrefix + "evictions_total": 3 * counted, cacheNodePrefix + "expired_total": 4 * counted,
-		cacheNodePrefix + "entries": 10, cacheNodePrefix + "bytes": counted, cacheNodePrefix + "limit_bytes": 30,
+// cacheNode returns a scrape of a cache node, whose counters are multiples of count.
+func cacheNode(name string, started, count float64, writeBack bool) scrape {
+	s := scrape{node: targets.NodeStatus{Node: name, Role: sut.Cache}, series: map[string]float64{
+		startedMetric: started, cacheNodePrefix + "hits_total": count, cacheNodePrefix + "misses_total": 2 * count,
+		cacheNodePrefix + "evictions_total": 3 * count, cacheNodePrefix + "expired_total": 4 * count,
+		cacheNodePrefix + "entries": 10, cacheNodePrefix + "bytes": count, cacheNodePrefix + "limit_bytes": 30,
 	}}
-	if back {
-		c.series[cacheNodePrefix+"unflushed"] = counted
-		c.series[cacheNodePrefix+"flushed_total"] = 5 * counted
-		c.series[cacheNodePrefix+"refused_total"] = 6 * counted
+	if writeBack {
+		s.series[cacheNodePrefix+"unflushed"] = count
+		s.series[cacheNodePrefix+"flushed_total"] = 5 * count
+		s.series[cacheNodePrefix+"refused_total"] = 6 * count
 	}
-	return c
+	return s
 }
 
-// unheard is a node that did not answer.
-func unheard(name string, role sut.Role) reading {
-	return reading{node: targets.NodeStatus{Node: name, Role: role}, err: errors.New("no answer")}
-}
-
-func TestWhatCacheNodesCountedBetweenTwoReadings(t *testing.T) {
-	before := []reading{
-		cacheNodeThat("cache-1", 100, 7, true), cacheNodeThat("cache-2", 100, 7, false), cacheNodeThat("cache-4", 100, 7, false),
-		cacheNodeThat("cache-5", 100, 7, false), unheard("cache-6", sut.Cache),
+func TestDeltasOfCacheNodes(t *testing.T) {
+	before := []scrape{
+		cacheNode("same", 100, 7, true),
+		cacheNode("restarted", 100, 7, false),
+		cacheNode("silent", 100, 7, false),
+		cacheNode("removed", 100, 7, false),
+		silentNode("was silent", sut.Cache),
 	}
-	after := []reading{
-		cacheNodeThat("cache-3", 190, 1, false), cacheNodeThat("cache-1", 100, 9, true), cacheNodeThat("cache-2", 200, 9, false), unheard("cache-4", sut.Cache),
-		cacheNodeThat("cache-6", 100, 2, false),
+	after := []scrape{
+		cacheNode("added", 190, 1, false),
+		cacheNode("same", 100, 9, true),
+		cacheNode("restarted", 200, 9, false),
+		silentNode("silent", sut.Cache),
+		cacheNode("was silent", 100, 2, false),
 	}
-	want := []results.CacheNode{
+	want := []results.CacheNode{ // sorted by name
 		{
-			Node: "cache-1", Hits: 2, Misses: 4, Evictions: 6, Expired: 8, Entries: 10, Bytes: 9, LimitBytes: 30,
+			Node: "added", SinceStart: true, Hits: 1, Misses: 2, Evictions: 3, Expired: 4,
+			Entries: 10, Bytes: 1, LimitBytes: 30,
+		},
+		{
+			Node: "restarted", SinceStart: true, Hits: 9, Misses: 18, Evictions: 27, Expired: 36,
+			Entries: 10, Bytes: 9, LimitBytes: 30,
+		},
+		{
+			Node: "same", Hits: 2, Misses: 4, Evictions: 6, Expired: 8,
+			Entries: 10, Bytes: 9, LimitBytes: 30,
 			WriteBack: &results.WriteBack{Unflushed: 9, Flushed: 10, Refused: 12},
 		},
-		{Node: "cache-2", Hits: 9, Misses: 18, Evictions: 27, Expired: 36, Entries: 10, Bytes: 9, LimitBytes: 30, SinceStart: true}, // it was restarted
-		{Node: "cache-3", Hits: 1, Misses: 2, Evictions: 3, Expired: 4, Entries: 10, Bytes: 1, LimitBytes: 30, SinceStart: true},    // it is new
-		{Node: "cache-6", Hits: 2, Misses: 4, Evictions: 6, Expired: 8, Entries: 10, Bytes: 2, LimitBytes: 30, SinceStart: true},    // it had not answered
-	} // cache-4 does not answer, and cache-5 is gone
-	for range 2 { // readings are not changed by being compared
+		{
+			Node: "was silent", SinceStart: true, Hits: 2, Misses: 4, Evictions: 6, Expired: 8,
+			Entries: 10, Bytes: 2, LimitBytes: 30,
+		},
+	}
+	for range 2 { // the first comparison does not change the scrapes
 		if diff := cmp.Diff(want, cacheNodes(deltas(before, after))); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)
 		}
 	}
 }
 
-// A step asks the nodes before and after, each once; one that does not answer is
-// missing from it, and said to be.
-func TestAStepAsksTheNodes(t *testing.T) {
-	var asked atomic.Int64
+// A step scrapes each node once before it and once after it. It omits a node that does not
+// answer and adds a warning.
+func TestStepScrapesNodes(t *testing.T) {
+	var scrapes atomic.Int64
 	page := func() string {
-		return fmt.Sprintf("stagebench_cache_node_hits_total %d\nprocess_start_time_seconds 100\n", 10*asked.Add(1))
+		return fmt.Sprintf("stagebench_cache_node_hits_total %d\nprocess_start_time_seconds 100\n", 10*scrapes.Add(1))
 	}
-	nodes := []targets.NodeStatus{nodeThatSays(t, "cache-1", sut.Cache, page), nodeThatSays(t, "cache-2", sut.Cache, func() string { return "" })}
-	_, steps := offer(t, &lagging{lag: -1}, likes{}, func(s *Stepper) {
+	nodes := []targets.NodeStatus{
+		startMetrics(t, "cache-1", sut.Cache, page),
+		startMetrics(t, "cache-2", sut.Cache, func() string { return "" }),
+	}
+	_, steps := twoSteps(t, &recordService{lag: -1}, likes{}, func(s *Stepper) {
 		s.Nodes = func(context.Context) ([]targets.NodeStatus, error) { return nodes, nil }
 		s.Figures = ladder.Figures()
 	})
@@ -289,97 +349,130 @@ func TestAStepAsksTheNodes(t *testing.T) {
 		if diff := cmp.Diff([]results.CacheNode{{Node: "cache-1", Hits: 10}}, step.CacheNodes); diff != "" {
 			t.Errorf("step %d (-want +got)\n%s", i, diff)
 		}
-		if text := strings.Join(step.Warnings, "; "); strings.Count(text, "what cache-2 counted is not known") != 2 {
+		if text := strings.Join(step.Warnings, "; "); strings.Count(text, "metrics of cache-2 are unknown") != 2 {
 			t.Errorf("step %d: warnings %q", i, step.Warnings)
 		}
 	}
-	if n := asked.Load(); n != 4 {
-		t.Errorf("a node was asked %d times in two steps, want twice in each", n)
+	if n := scrapes.Load(); n != 4 {
+		t.Errorf("a node was scraped %d times in two steps, want twice in each", n)
 	}
 }
 
-// A figure is declared and emitted, and nothing else: it is then in the summary, in the ladder and in what an attack
-// shows, in every format.
-func TestADeclaredFigureIsShown(t *testing.T) {
-	made := ladder.Figure{
+// A figure only needs to be declared and exported by a node. It then appears in the summary,
+// in the ladder and in the output of an attack, in every format.
+func TestDeclaredFigureIsShown(t *testing.T) {
+	counter := ladder.Figure{
 		Name: "widgets_made", Metric: "widgets_total", From: []sut.Role{sut.Blob}, Kind: ladder.Counter,
 		Title: "widgets\nmade", Doc: "widgets: things that blob hosts made",
 	}
-	held := ladder.Figure{Name: "widgets_held", Metric: `widgets{kind="red"}`, From: []sut.Role{sut.Blob, sut.DB}, Kind: ladder.Gauge, Title: "red widgets"}
+	gauge := ladder.Figure{
+		Name: "widgets_held", Metric: `widgets{kind="red"}`, From: []sut.Role{sut.Blob, sut.DB}, Kind: ladder.Gauge,
+		Title: "red widgets",
+	}
 	scrapes := 0
 	page := func() string {
 		scrapes++
-		return fmt.Sprintf("widgets_total{color=\"red\"} %d\nwidgets_total{color=\"blue\"} 7\nwidgets{kind=\"red\"} 41\nwidgets{kind=\"blue\"} 5\n%s 1\n",
-			1000*scrapes, startedMetric)
+		return fmt.Sprintf(`widgets_total{color="red"} %d
+widgets_total{color="blue"} 7
+widgets{kind="red"} 41
+widgets{kind="blue"} 5
+%s 1
+`, 1000*scrapes, startedMetric)
 	}
-	unasked := nodeThatSays(t, "lb-1", sut.Balance, func() string { t.Error("a balancer was asked"); return "" })
-	nodes := []targets.NodeStatus{nodeThatSays(t, "blob-1", sut.Blob, page), unasked}
-	_, steps := offer(t, &lagging{lag: -1}, likes{}, func(s *Stepper) {
-		s.Figures = append(ladder.Figures(), made, held)
+	nodes := []targets.NodeStatus{
+		startMetrics(t, "blob-1", sut.Blob, page),
+		startMetrics(t, "lb-1", sut.Balance, func() string { t.Error("a balancer was scraped"); return "" }),
+	}
+	_, steps := twoSteps(t, &recordService{lag: -1}, likes{}, func(s *Stepper) {
+		s.Figures = append(ladder.Figures(), counter, gauge)
 		s.Nodes = func(context.Context) ([]targets.NodeStatus, error) { return nodes, nil }
 	})
-	run := results.Run{Complete: true, Cells: []results.Cell{{Stage: "blob", Workload: "likes", CapacityMethod: "bracket", Reference: &steps[0]}}}
-	shown := func(format table.Format, tables ...table.Table) string {
-		var out bytes.Buffer
-		if err := table.RenderAll(&out, tables, format); err != nil {
-			t.Fatal(err)
-		}
-		return out.String()
-	}
+	run := results.Run{Complete: true, Cells: []results.Cell{{
+		Stage: "blob", Workload: "likes", CapacityMethod: "bracket", Reference: &steps[0],
+	}}}
 	summary, err := json.Marshal(run)
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, csv, attack := shown(table.FormatText, table.Ladder(run)), shown(table.FormatCSV, table.Ladder(run)), shown(table.FormatText, table.Attack(steps[0])...)
-	for _, test := range []struct{ name, in, want string }{
-		{"summary.json", string(summary), `{"name":"widgets_made","title":"widgets\nmade","doc":"widgets: things that blob hosts made","kind":"counter","value":1000}`},
-		{"summary.json", string(summary), `{"name":"widgets_held","title":"red widgets","kind":"gauge","value":41}`},
-		{"the ladder", text, "widgets  red widgets"},
-		{"the ladder", text, "1,000           41"},
-		{"the ladder", text, made.Doc},
-		{"CSV", csv, ",widgets_made,widgets_held,"},
-		{"CSV", csv, ",1000,41,"},
-		{"an attack", attack, "1,000           41"},
+	const (
+		counterJSON = `{"name":"widgets_made","title":"widgets\nmade","doc":"widgets: things that blob hosts made",` +
+			`"kind":"counter","value":1000}`
+		gaugeJSON = `{"name":"widgets_held","title":"red widgets","kind":"gauge","value":41}`
+	)
+	shown := map[string]string{
+		"summary.json": string(summary),
+		"ladder":       render(t, table.FormatText, table.Ladder(run)),
+		"CSV":          render(t, table.FormatCSV, table.Ladder(run)),
+		"attack":       render(t, table.FormatText, table.Attack(steps[0])...),
+	}
+	for _, test := range []struct{ name, want string }{
+		{"summary.json", counterJSON},
+		{"summary.json", gaugeJSON},
+		{"ladder", "widgets  red widgets"},
+		{"ladder", "1,000           41"},
+		{"ladder", counter.Doc},
+		{"CSV", ",widgets_made,widgets_held,"},
+		{"CSV", ",1000,41,"},
+		{"attack", "1,000           41"},
 	} {
-		if !strings.Contains(test.in, test.want) {
-			t.Errorf("%s lacks %q:\n%s", test.name, test.want, test.in)
+		if !strings.Contains(shown[test.name], test.want) {
+			t.Errorf("%s lacks %q:\n%s", test.name, test.want, shown[test.name])
 		}
 	}
 }
 
-// A node that does not answer makes a figure unknown, and never too small. One that was restarted is named.
-func TestAFigureOfWhichAPartIsMissing(t *testing.T) {
-	gauge := ladder.Figure{Name: "entries", Metric: cacheNodePrefix + "entries", From: []sut.Role{sut.Cache}, Kind: ladder.Gauge}
-	counter := ladder.Figure{Name: "evictions", Metric: cacheNodePrefix + "evictions_total", From: []sut.Role{sut.Cache}, Kind: ladder.Counter}
-	node := func(started, counted float64) reading { return cacheNodeThat("cache-1", started, counted, false) }
-	other := cacheNodeThat("cache-2", 100, 1, false)
+func render(t *testing.T, format table.Format, tables ...table.Table) string {
+	t.Helper()
+	var out bytes.Buffer
+	if err := table.RenderAll(&out, tables, format); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+// If a node does not answer, its figures are unknown. The sum over the other nodes would be
+// too low. A figure names the nodes that were restarted.
+func TestIncompleteFigures(t *testing.T) {
+	gauge := ladder.Figure{
+		Name: "entries", Metric: cacheNodePrefix + "entries", From: []sut.Role{sut.Cache}, Kind: ladder.Gauge,
+	}
+	counter := ladder.Figure{
+		Name: "evictions", Metric: cacheNodePrefix + "evictions_total", From: []sut.Role{sut.Cache}, Kind: ladder.Counter,
+	}
+	node := func(started, count float64) scrape { return cacheNode("cache-1", started, count, false) }
+	other := cacheNode("cache-2", 100, 1, false)
+	web := countingNode("web-1", sut.Web, 1, nil)
 	figure := func(f ladder.Figure, value *int64, unknown, since []string) results.Figure {
 		return results.Figure{Name: f.Name, Kind: string(f.Kind), Value: value, Unknown: unknown, SinceStart: since}
 	}
-	one, two := []string{"cache-1"}, []string{"cache-2"}
+	entries := figure(gauge, new(int64(20)), nil, nil)
+	unknown := func(node string) []results.Figure {
+		return []results.Figure{figure(gauge, nil, []string{node}, nil), figure(counter, nil, []string{node}, nil)}
+	}
 	for name, test := range map[string]struct {
-		before, after []reading
+		before, after []scrape
 		want          []results.Figure
 	}{
-		"all is known": {
-			[]reading{node(100, 1), other},
-			[]reading{node(100, 5), other},
-			[]results.Figure{figure(gauge, new(int64(20)), nil, nil), figure(counter, new(int64(12)), nil, nil)},
+		"complete": {
+			[]scrape{node(100, 1), other},
+			[]scrape{node(100, 5), other},
+			[]results.Figure{entries, figure(counter, new(int64(12)), nil, nil)},
 		},
 		"restarted": {
-			[]reading{node(100, 1), other},
-			[]reading{node(120, 5), other},
-			[]results.Figure{figure(gauge, new(int64(20)), nil, nil), figure(counter, new(int64(15)), nil, one)},
+			[]scrape{node(100, 1), other},
+			[]scrape{node(120, 5), other},
+			[]results.Figure{entries, figure(counter, new(int64(15)), nil, []string{"cache-1"})},
 		},
-		"no answer at the end": {
-			[]reading{node(100, 1), other},
-			[]reading{node(100, 5), unheard("cache-2", sut.Cache)},
-			[]results.Figure{figure(gauge, nil, two, nil), figure(counter, nil, two, nil)},
+		"silent at the end": {
+			[]scrape{node(100, 1), other},
+			[]scrape{node(100, 5), silentNode("cache-2", sut.Cache)},
+			unknown("cache-2"),
 		},
-		"gone":                {[]reading{node(100, 1), other}, []reading{other}, []results.Figure{figure(gauge, nil, one, nil), figure(counter, nil, one, nil)}},
-		"nobody reports them": {[]reading{counted("web-1", sut.Web, 1, nil)}, []reading{counted("web-1", sut.Web, 1, nil)}, nil},
+		"removed":         {[]scrape{node(100, 1), other}, []scrape{other}, unknown("cache-1")},
+		"no node exports": {[]scrape{web}, []scrape{web}, nil},
 	} {
-		if diff := cmp.Diff(test.want, figuresOf([]ladder.Figure{gauge, counter}, deltas(test.before, test.after))); diff != "" {
+		got := figuresOf([]ladder.Figure{gauge, counter}, deltas(test.before, test.after))
+		if diff := cmp.Diff(test.want, got); diff != "" {
 			t.Errorf("%s (-want +got)\n%s", name, diff)
 		}
 	}

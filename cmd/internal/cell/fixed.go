@@ -29,7 +29,7 @@ func (r *repeat) fixedRate(ctx context.Context, system *local.System) error {
 		return err
 	}
 	if len(r.Fixed.Faults) > 0 {
-		r.stepper.During = func(ctx context.Context, start time.Time) []targets.Event {
+		r.stepper.Faults = func(ctx context.Context, start time.Time) []targets.Event {
 			return faults.Run(ctx, r.Fixed.Faults, start, system)
 		}
 	}
@@ -45,10 +45,10 @@ const (
 	readBackPause    = 50 * time.Millisecond
 )
 
-// findWrites reads back every written record through the target and adds the counts of
+// checkWrites reads back every written record through the target and adds the counts of
 // acknowledged and lost writes to the cell. It runs only if writes can be lost: with
 // replicas or shards, with write-back, or after faults.
-func (r *repeat) findWrites(ctx context.Context, system *local.System) error {
+func (r *repeat) checkWrites(ctx context.Context, system *local.System) error {
 	c := r.cell
 	databases := 0
 	t := system.Topology()
@@ -73,7 +73,7 @@ func (r *repeat) findWrites(ctx context.Context, system *local.System) error {
 		patience += cache.TTL
 	}
 	config := driver.ReadBack{Timeout: opTimeout, Patience: patience, Pause: readBackPause}
-	writes, err := FindWrites(ctx, r.stepper.History, r.stepper.Clients, config)
+	writes, err := CheckWrites(ctx, r.stepper.History, r.stepper.Clients, config)
 	if err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func awaitFlushed(ctx context.Context, system *local.System, patience time.Durat
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
-		hosts, err := CacheHosts(ctx, system.Status())
+		hosts, err := CacheNodes(ctx, system.Status())
 		var left int64
 		for _, h := range hosts {
 			if h.WriteBack != nil {
@@ -120,11 +120,11 @@ func awaitFlushed(ctx context.Context, system *local.System, patience time.Durat
 	}
 }
 
-// FindWrites reads back every written record and counts acknowledged, lost and ambiguous
+// CheckWrites reads back every written record and counts acknowledged, lost and ambiguous
 // writes; see history.Resolve for the limits of this method. No op may be in flight. The
-// target decides which replica answers a read. FindWrites waits for a lagging replica up
+// target decides which replica answers a read. CheckWrites waits for a lagging replica up
 // to config.Patience; writes that are missing after that count as lost.
-func FindWrites(
+func CheckWrites(
 	ctx context.Context, seen *history.Recorder, clients *driver.Clients, config driver.ReadBack,
 ) (results.Writes, error) {
 	written := seen.Written()

@@ -100,9 +100,9 @@ func (p Plan) Estimate(cells int, native bool, trace time.Duration) time.Duratio
 // Cores returns the number of cores that this process may use by CPU affinity and quota.
 func Cores() int { return runtime.GOMAXPROCS(0) }
 
-// FreeFor returns the number of cores that the isolated hosts of a system leave for the
-// client, at least 0.1.
-func FreeFor(usage targets.Usage) float64 {
+// ClientCores returns the number of cores that the isolated hosts of a system leave for
+// the client, at least 0.1.
+func ClientCores(usage targets.Usage) float64 {
 	free := float64(Cores())
 	for _, h := range usage.Hosts {
 		if h.Isolated {

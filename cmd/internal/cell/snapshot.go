@@ -24,15 +24,15 @@ type snapshot struct {
 	client   client
 	machine  machine
 	usage    targets.Usage
-	nodes    []reading
-	known    bool // which nodes there are
+	nodes    []scrape
+	listed   bool // the list of nodes is known
 	problems []string
 }
 
-// before takes the snapshot at the beginning of a step. It reads the clocks last, so that the time that nodes take
-// to answer is no part of the step.
+// before takes the snapshot at the begin of a step. It reads the clocks last, so that the step does not include the
+// time of the scrapes.
 func (s *Stepper) before(ctx context.Context) (snap snapshot) {
-	s.readNodes(ctx, &snap)
+	s.scrapeNodes(ctx, &snap)
 	s.readClocks(&snap)
 	return snap
 }
@@ -40,11 +40,11 @@ func (s *Stepper) before(ctx context.Context) (snap snapshot) {
 // after takes the snapshot at the end of a step. It reads the clocks first, for the same reason.
 func (s *Stepper) after(ctx context.Context) (snap snapshot) {
 	s.readClocks(&snap)
-	s.readNodes(ctx, &snap)
+	s.scrapeNodes(ctx, &snap)
 	return snap
 }
 
-// readClocks reads the clocks and what the kernel says of client, hosts and machine.
+// readClocks reads the time and the CPU use of client, hosts and machine.
 func (s *Stepper) readClocks(snap *snapshot) {
 	snap.at, snap.client, snap.machine = time.Now(), readClient(), readMachine()
 	if s.Target == nil {
@@ -52,18 +52,18 @@ func (s *Stepper) readClocks(snap *snapshot) {
 	}
 	var err error
 	if snap.usage, err = s.Target.Usage(); err != nil {
-		snap.problems = append(snap.problems, "usage of the hosts is not known: "+err.Error())
+		snap.problems = append(snap.problems, "CPU use of the hosts is unknown: "+err.Error())
 	}
 }
 
-// readNodes reads the metrics of the nodes that count requests or report a declared figure.
-func (s *Stepper) readNodes(ctx context.Context, snap *snapshot) {
+// scrapeNodes scrapes the nodes that count requests or export a declared figure.
+func (s *Stepper) scrapeNodes(ctx context.Context, snap *snapshot) {
 	if s.Nodes == nil {
 		return
 	}
 	nodes, err := s.Nodes(ctx)
 	if err != nil {
-		snap.problems = append(snap.problems, "what the nodes counted is not known: "+err.Error())
+		snap.problems = append(snap.problems, "metrics of the nodes are unknown: "+err.Error())
 		return
 	}
 	var roles []sut.Role
@@ -71,26 +71,26 @@ func (s *Stepper) readNodes(ctx context.Context, snap *snapshot) {
 		roles = append(roles, f.From...)
 	}
 	wanted := func(n targets.NodeStatus) bool { return n.Counts || slices.Contains(roles, n.Role) }
-	snap.nodes, snap.known = readNodes(ctx, nodes, wanted), true
-	for _, r := range snap.nodes {
-		if r.err != nil {
-			snap.problems = append(snap.problems, fmt.Sprintf("what %s counted is not known: %v", r.node.Node, r.err))
+	snap.nodes, snap.listed = scrapeNodes(ctx, nodes, wanted), true
+	for _, n := range snap.nodes {
+		if n.err != nil {
+			snap.problems = append(snap.problems, fmt.Sprintf("metrics of %s are unknown: %v", n.node.Node, n.err))
 		}
 	}
 }
 
-// client is what the load generator has used since it was started.
+// client is the resource use of this process since its start.
 type client struct {
-	cpu      time.Duration
-	pauses   []time.Duration // of the garbage collector, the latest first
-	pauseEnd []time.Time
 	at       time.Time
+	cpu      time.Duration
+	pauses   []time.Duration // of the garbage collector, most recent first
+	pauseEnd []time.Time     // end of each pause
 }
 
 func readClient() client {
 	var usage syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
-		panic("cell: getrusage of oneself cannot fail: " + err.Error())
+		panic("cell: getrusage of the own process cannot fail: " + err.Error())
 	}
 	var gc debug.GCStats
 	debug.ReadGCStats(&gc)
@@ -100,7 +100,7 @@ func readClient() client {
 	}
 }
 
-// since is what was used from an earlier reading on; cores is what was free.
+// since returns the use since an earlier state. Cores is the number of cores that the client could use.
 func (c client) since(before client, cores float64) results.ClientUsage {
 	u := results.ClientUsage{CPUSeconds: (c.cpu - before.cpu).Seconds()}
 	if elapsed := c.at.Sub(before.at).Seconds(); elapsed > 0 && cores > 0 {
@@ -116,7 +116,7 @@ func (c client) since(before client, cores float64) results.ClientUsage {
 	return u
 }
 
-// machine is how long all CPUs were busy, stolen time included, since boot.
+// machine is the CPU time of the machine since boot, summed over its CPUs. Busy includes stolen time.
 type machine struct {
 	busy, total float64 // seconds
 }
@@ -124,8 +124,7 @@ type machine struct {
 // ticksPerSecond is the unit of /proc/stat, fixed at 100 on Linux.
 const ticksPerSecond = 100
 
-// readMachine reads /proc/stat; where there is none, nothing is known and
-// nothing is held against the run.
+// readMachine reads /proc/stat. Without that file it returns zero, and the outside share is then 0.
 func readMachine() machine {
 	f, err := os.Open("/proc/stat")
 	if err != nil {
@@ -151,7 +150,8 @@ func readMachine() machine {
 	return m
 }
 
-// outside is the share of the machine that something else than the run took.
+// outside returns the share of the machine's CPU time that processes outside the run used. Own is the CPU time of the
+// run in seconds.
 func (m machine) outside(before machine, own float64) float64 {
 	total := m.total - before.total
 	if total <= 0 {
@@ -160,7 +160,7 @@ func (m machine) outside(before machine, own float64) float64 {
 	return max(0, (m.busy-before.busy-own)/total)
 }
 
-// fileHeadroom is how many more files this process may open.
+// fileHeadroom returns how many more files this process may open; -1 = unknown.
 func fileHeadroom() int64 {
 	var limit syscall.Rlimit
 	open, err := os.ReadDir("/proc/self/fd")
@@ -173,7 +173,7 @@ func fileHeadroom() int64 {
 	return max(0, int64(limit.Cur)-int64(len(open)))
 }
 
-// usageBetween is what hosts and nodes used between two readings.
+// usageBetween returns the resource use of hosts and nodes between two states, which are elapsed apart.
 func usageBetween(before, after targets.Usage, elapsed time.Duration) (
 	hosts []results.HostUsage, nodes []results.NodeUsage,
 ) {

@@ -1,10 +1,9 @@
-// Package cell measures: one step at one offered rate, and one cell, which is a
-// configuration of the system under test times a workload.
+// Package cell measures steps and cells. A step is one offered rate. A cell is one
+// configuration of the system under test with one workload.
 //
-// It is where the whole line meets: it brings a topology up (targets/local),
-// aims a workload at it (workloads/driver), records outcomes (results/hdr,
-// results/rundir), follows a search (results/capacity) and judges what came of
-// it (results). It prints nothing; what goes on is told to a Progress.
+// It starts a topology (targets/local), sends a workload to it (workloads/driver), records
+// the outcomes (results/hdr, results/rundir), searches for the capacity (results/capacity)
+// and judges the steps (results). It prints nothing and reports its progress to a Progress.
 //
 // Rates are requests per second. A Stepper or a Bench belongs to one goroutine.
 package cell
@@ -28,25 +27,25 @@ import (
 	"github.com/stagebench/stagebench/workloads/pace"
 )
 
-// interval is the length of the intervals of histograms and timeline.
+// interval is the length of an interval of histograms and timeline, in nanoseconds.
 const interval = int64(time.Second)
 
-// opsHashed is how many ops of a step its hash covers.
+// opsHashed is the maximum number of ops that the hash of a step covers.
 const opsHashed = 1000
 
-// Progress is told what is going on.
+// Progress receives the progress of a measurement.
 type Progress interface {
-	// Step begins a step at an offered rate.
+	// Step reports the begin of a step at an offered rate.
 	Step(purpose string, rate float64)
-	// Sample tells what the last second of the step was like, in nanoseconds.
+	// Sample reports the response time percentiles of the last second, in nanoseconds.
 	Sample(p50, p99 *int64, completedRPS float64)
 }
 
-// Observed is a target whose own accounts can be read during a step.
-type Observed interface {
-	// Usage is what its hosts and nodes have used since they were started.
+// Target is a target that reports its resource use and its events.
+type Target interface {
+	// Usage returns the resource use of its hosts and nodes since their start.
 	Usage() (targets.Usage, error)
-	// Events is what has happened to it so far.
+	// Events returns all events so far.
 	Events() []targets.Event
 }
 
@@ -57,102 +56,103 @@ type Stepper struct {
 	Workload workloads.Workload
 	SLO      results.SLO
 	Timeout  time.Duration // of one op
-	Drain    time.Duration // of a step that was cancelled
+	Drain    time.Duration // maximum wait for ops in flight after a step was cancelled
 	Progress Progress
 
-	// Target is nil for a target of which nothing but its address is known.
-	Target Observed
-	// Nodes lists the nodes of the target, whose metrics are read before and after a step; nil for a target of
-	// which they are not known.
+	// Target is nil if only the address of the target is known.
+	Target Target
+	// Nodes lists the nodes of the target. They are scraped before and after each step. Nil if they are unknown.
 	Nodes func(ctx context.Context) ([]targets.NodeStatus, error)
-	// Figures are what the nodes are asked for, besides their count of requests.
+	// Figures are the figures to collect from the nodes, in addition to their count of requests.
 	Figures []ladder.Figure
-	// ClientCPU is how many cores the client can use.
-	ClientCPU float64
-	// During does something to the target while a step lasts, from its start until
-	// ctx ends with it, and says what; nil = nothing.
-	During func(ctx context.Context, start time.Time) []targets.Event
-	// History sees what all steps show of records; nil = none does.
+	// ClientCores is the number of cores that the client can use.
+	ClientCores float64
+	// Faults injects faults during a step and returns them as events. It must return when ctx is cancelled, at the
+	// end of the step. Nil = no faults.
+	Faults func(ctx context.Context, start time.Time) []targets.Event
+	// History records the versions of records that all steps read and wrote; nil = no record.
 	History *history.Recorder
+	// OnOutcome gets every outcome, from one goroutine at a time; may be nil.
+	OnOutcome func(results.Outcome)
+	// Log is the histogram log; nil = no log.
+	Log *hdr.Log
 
-	Log      *hdr.Log              // nil = not kept
-	Also     func(results.Outcome) // sees every outcome; may be nil
-	timeline *timeline             // nil = not kept
-	next     uint64                // position in the workload
-	left     int64                 // requests that the last step had left unanswered
-	began    time.Time             // time 0 of the first step
-	logError error
+	timeline   *timeline // nil = no timeline
+	nextOp     uint64    // index of the next op in the workload
+	unanswered int64     // requests of the last step without an answer
+	start      time.Time // time 0 of the first step
+	logError   error     // first error of log or timeline
 }
 
-// Step offers the schedule for a duration and returns what came of it. Steps
-// for a search may end early, when the objective can no longer be met.
+// Step offers the schedule for a duration and returns the result. A search or confirmation
+// step ends early when it can no longer meet the objective.
 func (s *Stepper) Step(
 	ctx context.Context, purpose string, rate float64, schedule pace.Schedule, duration time.Duration,
 ) (results.Step, error) {
 	s.Progress.Step(purpose, rate)
 	scheduled := schedule.Count(duration)
-	stepContext, giveUp := context.WithCancel(ctx)
-	defer giveUp()
+	stepContext, cancel := context.WithCancel(ctx)
+	defer cancel()
 	before := s.before(ctx)
-	f := &follower{
-		stepper: s, recorder: hdr.New(time.Now(), s.SLO.BoundOf, s.keep), next: interval,
-		hopeless: func() {}, tally: results.Tally{SLO: s.SLO, Scheduled: int64(scheduled)},
+	o := &observer{
+		stepper: s, recorder: hdr.New(time.Now(), s.SLO.BoundOf, s.writeInterval), next: interval,
+		onHopeless: func() {}, tally: results.Tally{SLO: s.SLO, Scheduled: int64(scheduled)},
 	}
 	if purpose == "search" || purpose == "confirm" {
-		f.hopeless = giveUp
+		o.onHopeless = cancel
 	}
-	finish := s.begin(stepContext)
+	stopFaults := s.startFaults(stepContext)
 	report, err := s.Driver.Run(stepContext, s.Clients, driver.Plan{
-		Workload: s.Workload, First: s.next, Schedule: schedule, Duration: duration, Timeout: s.Timeout, Drain: s.Drain,
-	}, f.outcome)
-	done := finish()
+		Workload: s.Workload, First: s.nextOp, Schedule: schedule, Duration: duration, Timeout: s.Timeout, Drain: s.Drain,
+	}, o.outcome)
+	injected := stopFaults()
 	if err != nil {
 		return results.Step{}, fmt.Errorf("%s step at %.0f/s: %w", purpose, rate, err)
 	}
 	after := s.after(context.WithoutCancel(ctx))
-	step := f.recorder.Finish(report.Scheduled)
+	step := o.recorder.Finish(report.Scheduled)
 	step.Purpose, step.OfferedRPS, step.Schedule, step.CatchUp = purpose, rate, schedule.String(), driver.CatchUp
 	step.CutShort = report.Window < duration && ctx.Err() == nil
-	step.OpsHash = workloads.Hash(s.Workload, s.next, min(scheduled, opsHashed))
-	s.next += scheduled
-	s.fill(&step, report, before, after, done)
+	step.OpsHash = workloads.Hash(s.Workload, s.nextOp, min(scheduled, opsHashed))
+	s.nextOp += scheduled
+	s.fill(&step, report, before, after, injected)
 	step.Stale = s.stale(report)
 	results.Judge(&step, s.SLO, results.Evidence{
-		InFlightNS: report.InFlightNS, ServiceNS: f.recorder.ServiceNS(), Recorded: step.ResponseNS.Count,
-		FDHeadroom: fileHeadroom(), EarlierUnanswered: s.left,
+		InFlightNS: report.InFlightNS, ServiceNS: o.recorder.ServiceNS(), Recorded: step.ResponseNS.Count,
+		FDHeadroom: fileHeadroom(), EarlierUnanswered: s.unanswered,
 	})
-	s.left = step.Ledger.Unanswered()
-	if err := s.timeline.write(f.recorder.Timeline(), step); s.logError == nil {
+	s.unanswered = step.Ledger.Unanswered()
+	if err := s.timeline.write(o.recorder.Timeline(), step); s.logError == nil {
 		s.logError = err
 	}
 	return step, s.logError
 }
 
-// begin starts what is done to the target during a step. Call the result when
-// the step is over: it returns what was done.
-func (s *Stepper) begin(ctx context.Context) (finish func() []targets.Event) {
-	if s.During == nil {
+// startFaults starts the injection of faults. Call stop at the end of the step: it returns
+// the injected faults.
+func (s *Stepper) startFaults(ctx context.Context) (stop func() []targets.Event) {
+	if s.Faults == nil {
 		return func() []targets.Event { return nil }
 	}
-	ctx, end := context.WithCancel(ctx)
-	start, done := time.Now(), make(chan []targets.Event, 1)
-	go func() { done <- s.During(ctx, start) }()
+	ctx, cancel := context.WithCancel(ctx)
+	start, injected := time.Now(), make(chan []targets.Event, 1)
+	go func() { injected <- s.Faults(ctx, start) }()
 	return func() []targets.Event {
-		end()
-		return <-done
+		cancel()
+		return <-injected
 	}
 }
 
-// stale judges what the step showed of records.
+// stale returns the stale reads of the step; nil if it read no records.
 func (s *Stepper) stale(report driver.Report) *results.Stale {
 	if s.History == nil {
 		return nil
 	}
-	if s.began.IsZero() {
-		s.began = report.Start
+	if s.start.IsZero() {
+		s.start = report.Start
 	}
 	ages, hits := hdr.NewHistogram(), hdr.NewHistogram()
-	stale := s.History.EndStep(int64(report.Start.Sub(s.began)), func(read history.StaleRead) {
+	stale := s.History.EndStep(int64(report.Start.Sub(s.start)), func(read history.StaleRead) {
 		ages.Record(read.AgeNS)
 		if read.Cached {
 			hits.Record(read.AgeNS)
@@ -165,15 +165,15 @@ func (s *Stepper) stale(report driver.Report) *results.Stale {
 	return &stale
 }
 
-// fill adds the rates, what target and client used between two snapshots, and what
-// happened to the target; done is what was done to it on purpose.
-func (s *Stepper) fill(step *results.Step, report driver.Report, before, after snapshot, done []targets.Event) {
+// fill adds rates, resource use, figures and events to a step. Before and after are the
+// snapshots at its begin and end; events are the injected faults.
+func (s *Stepper) fill(step *results.Step, report driver.Report, before, after snapshot, events []targets.Event) {
 	step.Seconds = report.Window.Seconds()
 	completed := step.Ledger.OK + step.Ledger.HTTPError
 	step.SentRPS = float64(step.Ledger.Sent) / max(step.Seconds, 1e-9)
 	step.CompletedRPS = float64(completed) / max(report.Elapsed.Seconds(), 1e-9)
 	step.OwnLatencyNS = report.OwnLatency
-	step.Client = after.client.since(before.client, s.ClientCPU)
+	step.Client = after.client.since(before.client, s.ClientCores)
 	if s.Target != nil {
 		step.Hosts, step.Nodes = usageBetween(before.usage, after.usage, after.at.Sub(before.at))
 		used := step.Client.CPUSeconds
@@ -182,9 +182,9 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after s
 		}
 		step.Client.OutsideKnown = true
 		step.Client.OutsideShare = after.machine.outside(before.machine, used)
-		done = slices.Concat(done, s.Target.Events())
+		events = slices.Concat(events, s.Target.Events())
 	}
-	for _, e := range done {
+	for _, e := range events {
 		if at := e.UnixNS - report.Start.UnixNano(); at >= 0 && e.UnixNS <= after.at.UnixNano() {
 			step.Events = append(step.Events, results.Event{AtNS: at, Text: e.Node + ": " + e.Text})
 		}
@@ -196,28 +196,28 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after s
 			step.Warnings = append(step.Warnings, e.Text)
 		}
 	}
-	if before.known && after.known {
+	if before.listed && after.listed {
 		fillFigures(step, s.Figures, deltas(before.nodes, after.nodes))
 	}
 }
 
-// keep writes a closed interval to the histogram log.
-func (s *Stepper) keep(i hdr.Interval) {
+// writeInterval writes a complete interval to the histogram log.
+func (s *Stepper) writeInterval(i hdr.Interval) {
 	if s.Log == nil || s.logError != nil {
 		return
 	}
 	s.logError = s.Log.Write(i)
 }
 
-// timeline is the timeline of a cell. It goes on where it is when the processes
-// are restarted, and a Stepper with them.
+// timeline is the timeline of a cell. All repeats of the cell write to it, each with a
+// Stepper of its own.
 type timeline struct {
 	rows   *rundir.Timeline
-	second int // of the next step's first row
-	steps  int
+	second int // second of the next step's first row
+	steps  int // steps written so far
 }
 
-// write adds the seconds of a step; a nil timeline is not kept.
+// write adds the seconds of a step. On a nil timeline it does nothing.
 func (t *timeline) write(seconds []hdr.Second, step results.Step) error {
 	if t == nil {
 		return nil
@@ -246,34 +246,34 @@ func (t *timeline) write(seconds []hdr.Second, step results.Step) error {
 	return failed
 }
 
-// follower watches one step as its outcomes come in.
-type follower struct {
-	stepper   *Stepper
-	recorder  *hdr.Recorder
-	next      int64 // end of the open interval
-	completed int64 // in the open interval
-	tally     results.Tally
-	hopeless  func() // called when the objective can no longer be met
+// observer processes the outcomes of one step as they arrive.
+type observer struct {
+	stepper    *Stepper
+	recorder   *hdr.Recorder
+	next       int64 // end of the current interval, ns since the begin of the step
+	completed  int64 // ops completed in the current interval
+	tally      results.Tally
+	onHopeless func() // called when the objective can no longer be met
 }
 
-func (f *follower) outcome(o results.Outcome) {
-	for o.Done >= f.next {
-		recent := f.recorder.Tick(f.next)
-		f.stepper.Progress.Sample(recent.P50, recent.P99, float64(f.completed)/(float64(interval)/1e9))
-		f.next += interval
-		f.completed = 0
+func (v *observer) outcome(o results.Outcome) {
+	for o.Done >= v.next {
+		recent := v.recorder.Tick(v.next)
+		v.stepper.Progress.Sample(recent.P50, recent.P99, float64(v.completed)/(float64(interval)/1e9))
+		v.next += interval
+		v.completed = 0
 	}
-	f.recorder.Record(o)
-	if f.stepper.History != nil {
-		f.stepper.History.Record(o)
+	v.recorder.Record(o)
+	if v.stepper.History != nil {
+		v.stepper.History.Record(o)
 	}
-	if f.stepper.Also != nil {
-		f.stepper.Also(o)
+	if v.stepper.OnOutcome != nil {
+		v.stepper.OnOutcome(o)
 	}
 	if o.Fate == results.OK || o.Fate == results.HTTPError {
-		f.completed++
+		v.completed++
 	}
-	if f.tally.Count(o) {
-		f.hopeless()
+	if v.tally.Count(o) {
+		v.onHopeless()
 	}
 }

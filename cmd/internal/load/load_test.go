@@ -21,9 +21,12 @@ import (
 )
 
 func maker(service bool) load.Maker {
-	return load.Maker{Data: sut.Data{Size: "small", Seed: 1}, Replay: load.Replay{Speed: 20, MaxGap: time.Second}, Service: service}
+	return load.Maker{
+		Data: sut.Data{Size: "small", Seed: 1}, Replay: load.Replay{Speed: 20, MaxGap: time.Second}, Service: service,
+	}
 }
 
+// write creates a file in a new directory and returns its path.
 func write(t *testing.T, name, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
@@ -33,8 +36,8 @@ func write(t *testing.T, name, text string) string {
 	return path
 }
 
-// A trace is photos and users for the photo service, and itself for any other
-// server; either way every line is accounted for.
+// For the photo service, the paths and clients of a trace become photos and users. Any other
+// target gets the paths unchanged. Every line is either mapped or counted as skipped.
 func TestTrace(t *testing.T) {
 	counts, _ := maker(true).Data.Counts()
 	path := write(t, "site.jsonl", `{"time":10,"client":"a","path":"/x"}
@@ -47,31 +50,37 @@ broken
 		mapped  int64
 		skipped map[string]int64
 	}{
-		true:  {fmt.Sprintf("/api/photos/%d", photos.PhotoID(1, counts)), 2, map[string]int64{"method PURGE has no counterpart": 1, "broken: not a JSON object": 1}},
+		true: {
+			fmt.Sprintf("/api/photos/%d", photos.PhotoID(1, counts)), 2,
+			map[string]int64{"method PURGE has no counterpart": 1, "broken: not a JSON object": 1},
+		},
 		false: {"/x", 3, map[string]int64{"broken: not a JSON object": 1}},
 	} {
 		l, err := maker(service).Make("trace:" + path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := l.Workload.Op(0).Path; got != want.first || l.Trace.Mapped != want.mapped || l.Trace.Lines != 4 || l.Trace.OutOfOrder != 1 {
-			t.Errorf("service %t: first path %s, %+v", service, got, l.Trace)
+		if got := l.Workload.Op(0).Path; got != want.first {
+			t.Errorf("service %t: first path %s, want %s", service, got, want.first)
+		}
+		if l.Trace.Mapped != want.mapped || l.Trace.Lines != 4 || l.Trace.OutOfOrder != 1 {
+			t.Errorf("service %t: %+v, want %d of 4 lines mapped and one out of order", service, l.Trace, want.mapped)
 		}
 		if diff := cmp.Diff(want.skipped, l.Trace.Skipped); diff != "" {
 			t.Errorf("service %t: skipped (-want +got)\n%s", service, diff)
 		}
 		if n := l.Times.Count(l.Length); n != uint64(want.mapped) || l.Length > 150*time.Millisecond {
-			t.Errorf("service %t: %d requests within %v", service, n, l.Length)
+			t.Errorf("service %t: %d ops within %v, want %d within 150 ms", service, n, l.Length, want.mapped)
 		}
 	}
 }
 
-// The log of 8,000 real requests that the specification ships, against the photo
-// service.
+// TestSharedLog maps an access log of 8,000 real requests to the photo service. The log is
+// not part of the repository.
 func TestSharedLog(t *testing.T) {
 	path := filepath.Join("..", "..", "..", "..", "shared", "data", "access-log", "semicomplete-2015-05.log.gz")
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		t.Skip("the shared data is not beside the repository: " + path)
+		t.Skip("there is no access log at " + path)
 	}
 	l, err := maker(true).Make("trace:" + path)
 	if err != nil {
@@ -79,8 +88,8 @@ func TestSharedLog(t *testing.T) {
 	}
 	l.Trace.LengthNS = 0 // compared below
 	want := &results.Trace{
-		Lines: 8000, OutOfOrder: 7561, DuplicateTimes: 4513, Mapped: 8000, Skipped: map[string]int64{}, Paths: 1365, Clients: 1423,
-		SpanNS: int64(237_659 * time.Second),
+		Lines: 8000, OutOfOrder: 7561, DuplicateTimes: 4513, Mapped: 8000, Skipped: map[string]int64{},
+		Paths: 1365, Clients: 1423, SpanNS: int64(237_659 * time.Second),
 	}
 	if diff := cmp.Diff(want, l.Trace); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -89,7 +98,7 @@ func TestSharedLog(t *testing.T) {
 		t.Errorf("%d users, logins %t: want the 1000 seeded users for 1423 clients", l.Workload.Users(), ok)
 	}
 	if l.Length < 180*time.Second || l.Length > 190*time.Second {
-		t.Errorf("length %v", l.Length)
+		t.Errorf("length %v, want 180 to 190 s", l.Length)
 	}
 }
 
@@ -113,17 +122,17 @@ func TestNames(t *testing.T) {
 	}
 	for _, bad := range []load.Replay{{Speed: 0}, {Speed: 1, MaxGap: -1}} {
 		if bad.Validate() == nil {
-			t.Errorf("%+v was taken", bad)
+			t.Errorf("%+v: want an error", bad)
 		}
 	}
 }
 
-// The classes of a load are those of its ops, and that of the login where there is
-// one.
+// The classes of a load include the classes of all ops, and the class of the login if there
+// is one.
 func TestClasses(t *testing.T) {
 	log := write(t, "access.log", `{"time":1,"path":"/a.png"}`+"\n"+`{"time":2,"method":"PUT","path":"/b"}`)
 	users := write(t, "users.yaml", "users: 1\nlogin: {path: /login}\nops: [{class: get, path: /}]")
-	nobody := write(t, "nobody.yaml", "ops: [{class: get, weight: 1, path: /}, {class: put, weight: 2, path: /}]")
+	anonymous := write(t, "anonymous.yaml", "ops: [{class: get, weight: 1, path: /}, {class: put, weight: 2, path: /}]")
 	for _, test := range []struct {
 		service bool
 		name    string
@@ -133,7 +142,7 @@ func TestClasses(t *testing.T) {
 		{true, "trace:" + log, []string{"photo", "image", "like", "login"}},
 		{false, "trace:" + log, []string{"get", "put"}},
 		{false, users, []string{"get", "login"}},
-		{false, nobody, []string{"get", "put"}},
+		{false, anonymous, []string{"get", "put"}},
 	} {
 		l, err := maker(test.service).Make(test.name)
 		if err != nil {
@@ -145,13 +154,13 @@ func TestClasses(t *testing.T) {
 		}
 		for n := range uint64(1000) {
 			if class := string(l.Workload.Op(n).Class); !slices.Contains(classes, class) {
-				t.Fatalf("%s: op %d is of class %s", test.name, n, class)
+				t.Fatalf("%s: op %d has class %s, which is not listed", test.name, n, class)
 			}
 		}
 	}
 }
 
-// Secrets come from the environment and are in no message.
+// Secrets come from the environment. No error message contains a secret.
 func TestIdentity(t *testing.T) {
 	env := map[string]string{"BASIC": "user:secret", "TOKEN": "secret", "BAD": "secret"}
 	getenv := func(name string) string { return env[name] }
@@ -160,7 +169,10 @@ func TestIdentity(t *testing.T) {
 		want     map[string]string
 		problem  string
 	}{
-		{load.Identity{Headers: []string{"x-a: b:c ", "Accept:text/html"}}, map[string]string{"X-A": "b:c", "Accept": "text/html"}, ""},
+		{
+			load.Identity{Headers: []string{"x-a: b:c ", "Accept:text/html"}},
+			map[string]string{"X-A": "b:c", "Accept": "text/html"}, "",
+		},
 		{load.Identity{BasicEnv: "BASIC"}, map[string]string{"Authorization": "Basic dXNlcjpzZWNyZXQ="}, ""},
 		{load.Identity{BearerEnv: "TOKEN"}, map[string]string{"Authorization": "Bearer secret"}, ""},
 		{load.Identity{BearerEnv: "UNSET"}, nil, "--bearer-env UNSET: the variable is not set"},
@@ -181,11 +193,11 @@ func TestIdentity(t *testing.T) {
 		}
 	}
 	if config, err := (load.Identity{}).TLS(); config != nil || err != nil {
-		t.Errorf("TLS without being asked: %v, %v", config, err)
+		t.Errorf("no TLS options: config %v, error %v, want neither", config, err)
 	}
-	for _, bad := range []load.Identity{{CA: "missing.pem"}, {CA: write(t, "ca.pem", "no PEM")}, {Cert: "a.pem"}} {
+	for _, bad := range []load.Identity{{CA: "missing.pem"}, {CA: write(t, "ca.pem", "not a PEM file")}, {Cert: "a.pem"}} {
 		if _, err := bad.TLS(); err == nil || !strings.Contains(err.Error(), "--tls-") {
-			t.Errorf("%+v: error %v", bad, err)
+			t.Errorf("%+v: error %v, want one that names the flag", bad, err)
 		}
 	}
 }

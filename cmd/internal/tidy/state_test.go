@@ -46,10 +46,9 @@ func sleepers() map[string]string {
 // standard output. Their code runs when the test binary starts itself as a child process.
 func children() map[string]string {
 	return map[string]string{
-		"targets/proc/child_test.go":                "a child process that starts and ends in many ways",
-		"workloads/driver/drivertest/drivertest.go": "the load sender reports its figures to its parent",
-		"workloads/driver/vegeta/bench_test.go":     "the benchmark client reports its figures to its parent",
-		"workloads/driver/drivertest/freeze.go":     "client and server must not share a scheduler, so each has a process",
+		"targets/proc/child_test.go":            "a child process that starts and ends in many ways",
+		"workloads/driver/vegeta/bench_test.go": "the benchmark client reports its figures to its parent",
+		"workloads/driver/drivertest/freeze.go": "client and server must not share a scheduler, so each has a process",
 	}
 }
 

@@ -12,22 +12,26 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/workloads"
 	"github.com/stagebench/stagebench/workloads/driver"
 )
 
-// clients are what a driver's clients do besides sending: they check answers,
-// fail over, prove who they are, and may have a slow line.
-func clients(t *testing.T, d driver.Driver) {
-	t.Run("checks", func(t *testing.T) { checks(t, d) })
-	t.Run("failover", func(t *testing.T) { failover(t, d) })
-	t.Run("headers of all requests", func(t *testing.T) { headers(t, d) })
-	t.Run("TLS", func(t *testing.T) { security(t, d) })
-	t.Run("slow lines", func(t *testing.T) { slowLines(t, d) })
-	t.Run("slow lines that are turned away", func(t *testing.T) { turnedAway(t, d) })
+// testClients checks what the clients do besides sending: checks of responses, failover
+// between addresses, authentication, TLS and slow uploads.
+func testClients(t *testing.T, d driver.Driver) {
+	runParallel(t, d,
+		test{"checks", checks},
+		test{"failover", failover},
+		test{"headers of all requests", headers},
+		test{"TLS with a trusted certificate", trustedCertificate},
+		test{"TLS with an unknown certificate", unknownCertificate},
+		test{"slow uploads", slowUploads},
+		test{"slow uploads that the server refuses", slowUploadsRefused},
+	)
 }
 
-// listed is a workload of ops that are written out, in turns.
+// listed is a workload that repeats a list of ops.
 type listed []workloads.Op
 
 func (listed) Name() string { return "listed" }
@@ -38,9 +42,9 @@ func (l listed) Op(n uint64) workloads.Op {
 	return op
 }
 
-// checks asks for answers that are there and for some that are not.
+// checks sends ops whose check passes and ops whose check fails.
 func checks(t *testing.T, d driver.Driver) {
-	server, served := counting(t, func(w http.ResponseWriter, r *http.Request) {
+	server, served := countingServer(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		if r.URL.Path == "/missing" {
 			w.WriteHeader(http.StatusNotFound)
@@ -50,150 +54,174 @@ func checks(t *testing.T, d driver.Driver) {
 	get := func(class workloads.Class, path string, check workloads.Check) workloads.Op {
 		return workloads.Op{Class: class, Method: http.MethodGet, Path: path, Check: &check}
 	}
-	y := Send(t.Context(), t, d, Setup{Endpoint: server.URL, Connections: 4, Rate: 350, Duration: time.Second, Workload: listed{
-		get("good", "/", workloads.Check{Status: []int{200}, Contains: []string{`"stock"`}, Matches: []*regexp.Regexp{regexp.MustCompile(`: \d+}`)}, Header: map[string]string{"content-type": "json"}, MinBytes: 13, MaxBytes: 13}),
-		get("expected-404", "/missing", workloads.Check{Status: []int{200, 404}}),
-		get("status", "/", workloads.Check{Status: []int{201}}),
-		get("text", "/", workloads.Check{Contains: []string{"sold out"}}),
-		get("header", "/", workloads.Check{Header: map[string]string{"ETag": ""}}),
-		get("length", "/", workloads.Check{MaxBytes: 12}),
-		get("error", "/missing", workloads.Check{Contains: []string{"stock"}}),
-	}})
-	y.Check(t, served.Load())
-	if l := y.Step.Ledger; l.OK != 100 || l.HTTPError != 250 || l.CheckFailed != 200 || l.Errors() != 250 {
-		t.Errorf("ledger %+v: want 100 of 350 good, 250 errors, 200 of them failed checks", l)
+	m := send(t.Context(), t, d, setup{
+		endpoint: server.URL, connections: 4, rate: 700, duration: time.Second / 2,
+		workload: listed{
+			get("good", "/", workloads.Check{
+				Status: []int{200}, Contains: []string{`"stock"`}, Matches: []*regexp.Regexp{regexp.MustCompile(`: \d+}`)},
+				Header: map[string]string{"content-type": "json"}, MinBytes: 13, MaxBytes: 13,
+			}),
+			get("expected-404", "/missing", workloads.Check{Status: []int{200, 404}}),
+			get("status", "/", workloads.Check{Status: []int{201}}),
+			get("text", "/", workloads.Check{Contains: []string{"sold out"}}),
+			get("header", "/", workloads.Check{Header: map[string]string{"ETag": ""}}),
+			get("length", "/", workloads.Check{MaxBytes: 12}),
+			get("error", "/missing", workloads.Check{Contains: []string{"stock"}}),
+		},
+	})
+	m.check(t, served.Load())
+	if l := m.step.Ledger; l.OK != 100 || l.HTTPError != 250 || l.CheckFailed != 200 || l.Errors() != 250 {
+		t.Errorf("ledger %+v: want 100 of 350 ops good and 250 errors, of which 200 are failed checks", l)
 	}
 	for cause, want := range map[string]int64{
-		"HTTP 200": 50, `check: body without "sold out"`: 50, `check: header ETag without ""`: 50, "check: body above 12 bytes": 50, "HTTP 404": 50,
+		"HTTP 200":                       50,
+		"HTTP 404":                       50,
+		`check: body without "sold out"`: 50,
+		`check: header ETag without ""`:  50,
+		"check: body above 12 bytes":     50,
 	} {
-		if got := y.Step.Causes[cause]; got != want {
-			t.Errorf("cause %q %d times, want %d; causes %v", cause, got, want, y.Step.Causes)
+		if got := m.step.Causes[cause]; got != want {
+			t.Errorf("cause %q: %d times, want %d; causes %v", cause, got, want, m.step.Causes)
 		}
 	}
 }
 
-// failover spreads connections over two addresses, and loses one of them.
+// failover spreads connections over two addresses and then closes the first of them.
 func failover(t *testing.T, d driver.Driver) {
-	first, servedFirst := counting(t, func(http.ResponseWriter, *http.Request) {})
-	second, servedSecond := counting(t, func(http.ResponseWriter, *http.Request) {})
+	first, servedFirst := countingServer(t, reply)
+	second, servedSecond := countingServer(t, reply)
 	clients := makeClients(t, first.URL, driver.ClientConfig{
 		Connections: 4, Addresses: []string{first.Listener.Addr().String(), second.Listener.Addr().String()},
 	})
-	y := SendWith(t.Context(), t, d, clients, Setup{Rate: 400, Duration: time.Second})
-	y.Check(t, servedFirst.Load()+servedSecond.Load())
+	m := sendWith(t.Context(), t, d, clients, setup{rate: 800, duration: time.Second / 2})
+	m.check(t, servedFirst.Load()+servedSecond.Load())
 	if a, b := servedFirst.Load(), servedSecond.Load(); a+b != 400 || a < 50 || b < 50 {
-		t.Errorf("the two addresses served %d and %d of 400, want a share each", a, b)
+		t.Errorf("the two addresses served %d and %d of 400 requests: want at least 50 each", a, b)
 	}
 	first.CloseClientConnections()
 	first.Close()
-	y = SendWith(t.Context(), t, d, clients, Setup{Rate: 400, Duration: time.Second})
-	// A connection that was idle when the host died is found dead before a byte is
-	// written to it, or in a rare case after: that request is lost.
-	if l := y.Step.Ledger; l.OK < 396 || l.ConnectError != 0 {
-		t.Errorf("ledger %+v, causes %v: want all of 400 served by the address that is left", l, y.Step.Causes)
+	m = sendWith(t.Context(), t, d, clients, setup{rate: 800, duration: time.Second / 2})
+	// The client usually notices that an idle connection was closed before it writes a
+	// request. In rare cases it notices later, and the request is lost.
+	if l := m.step.Ledger; l.OK < 396 || l.ConnectError != 0 {
+		t.Errorf("ledger %+v, causes %v: want all 400 requests served by the second address", l, m.step.Causes)
 	}
 }
 
-// headers are set for all requests, and an op may override them.
+// headers checks that clients send their configured headers with every request, and that
+// an op can override them.
 func headers(t *testing.T, d driver.Driver) {
+	kinds := map[string]string{"/own": "own", "/all": "all"} // wanted X-Kind by path
 	var wrong atomic.Int64
-	server, served := counting(t, func(_ http.ResponseWriter, r *http.Request) {
+	server, served := countingServer(t, func(_ http.ResponseWriter, r *http.Request) {
 		user, password, _ := r.BasicAuth()
-		if user != "u" || password != "p:w" || r.Host != "shop.example" || r.Header.Get("X-Kind") != map[string]string{"/own": "own", "/all": "all"}[r.URL.Path] {
+		kind := r.Header.Get("X-Kind")
+		if user != "u" || password != "p:w" || r.Host != "shop.example" || kind != kinds[r.URL.Path] {
 			wrong.Add(1)
 		}
 	})
 	clients := makeClients(t, server.URL, driver.ClientConfig{Connections: 2, Header: map[string]string{
 		"Authorization": "Basic dTpwOnc=", "Host": "shop.example", "x-kind": "all",
 	}})
-	y := SendWith(t.Context(), t, d, clients, Setup{Rate: 100, Duration: time.Second, Workload: listed{
+	m := sendWith(t.Context(), t, d, clients, setup{rate: 200, duration: time.Second / 2, workload: listed{
 		{Class: "get", Method: http.MethodGet, Path: "/all"},
 		{Class: "get", Method: http.MethodGet, Path: "/own", Header: map[string]string{"X-Kind": "own"}},
 	}})
-	y.Check(t, served.Load())
-	if y.Step.Ledger.OK != 100 || wrong.Load() != 0 {
-		t.Errorf("%d of %d requests came with the wrong headers", wrong.Load(), served.Load())
+	m.check(t, served.Load())
+	if m.step.Ledger.OK != 100 || wrong.Load() != 0 {
+		t.Errorf("%d of %d requests had wrong headers", wrong.Load(), served.Load())
 	}
 }
 
-// security speaks TLS to a server whose certificate is trusted, and to one whose
-// is not.
-func security(t *testing.T, d driver.Driver) {
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
-	server.Config.ErrorLog = log.New(io.Discard, "", 0) // what the clients refuse is told to them
-	server.StartTLS()
-	t.Cleanup(server.Close)
+// trustedCertificate trusts the certificate of the server.
+func trustedCertificate(t *testing.T, d driver.Driver) {
+	server := startTLS(t)
 	trusted := x509.NewCertPool()
 	trusted.AddCert(server.Certificate())
-	for name, c := range map[string]struct {
-		config *tls.Config
-		ok     int64
-	}{"trusted": {&tls.Config{RootCAs: trusted}, 50}, "not trusted": {nil, 0}} {
-		t.Run(name, func(t *testing.T) {
-			clients := makeClients(t, server.URL, driver.ClientConfig{Connections: 2, TLS: c.config})
-			y := SendWith(t.Context(), t, d, clients, Setup{Rate: 50, Duration: time.Second})
-			y.Check(t, -1)
-			if l := y.Step.Ledger; l.OK != c.ok || l.OK+l.ConnectError != 50 {
-				t.Errorf("ledger %+v, causes %v: want %d of 50 good, and no connection for the rest", l, y.Step.Causes, c.ok)
-			}
-		})
+	step := sendTLS(t, d, server, &tls.Config{RootCAs: trusted})
+	if step.Ledger.OK != 50 {
+		t.Errorf("ledger %+v, causes %v: want 50 successes", step.Ledger, step.Causes)
 	}
 }
 
-// slowLines sends bodies slowly. The server sees them trickle in; what the line
-// takes is no slowness of the server.
-func slowLines(t *testing.T, d driver.Driver) {
-	var quickest atomic.Int64
-	quickest.Store(int64(time.Hour))
-	server, served := counting(t, func(w http.ResponseWriter, r *http.Request) {
+// unknownCertificate trusts only the certificates of the system.
+func unknownCertificate(t *testing.T, d driver.Driver) {
+	step := sendTLS(t, d, startTLS(t), nil)
+	if step.Ledger.ConnectError != 50 {
+		t.Errorf("ledger %+v, causes %v: want 50 failed connections", step.Ledger, step.Causes)
+	}
+}
+
+// sendTLS sends 50 ops to a TLS server.
+func sendTLS(t *testing.T, d driver.Driver, server *httptest.Server, config *tls.Config) results.Step {
+	clients := makeClients(t, server.URL, driver.ClientConfig{Connections: 2, TLS: config})
+	m := sendWith(t.Context(), t, d, clients, setup{rate: 100, duration: time.Second / 2})
+	m.check(t, -1)
+	return m.step
+}
+
+func startTLS(t *testing.T) *httptest.Server {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(reply))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // clients that refuse the certificate cause errors
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	return server
+}
+
+// slowUploads sends bodies over slow connections. The upload time must not count as
+// response time of the target.
+func slowUploads(t *testing.T, d driver.Driver) {
+	var shortest atomic.Int64 // time in which a body arrived, ns
+	shortest.Store(int64(time.Hour))
+	server, served := countingServer(t, func(w http.ResponseWriter, r *http.Request) {
 		begin := time.Now()
 		if n, err := io.Copy(io.Discard, r.Body); n != 1000 || err != nil {
 			w.WriteHeader(http.StatusBadRequest)
 		}
-		if took := int64(time.Since(begin)); took < quickest.Load() {
-			quickest.Store(took)
+		took := int64(time.Since(begin))
+		for old := shortest.Load(); took < old && !shortest.CompareAndSwap(old, took); {
+			old = shortest.Load()
 		}
 	})
-	op := workloads.Op{Class: "upload", Write: true, Method: http.MethodPost, Path: "/", Body: make([]byte, 1000), BodyRate: 400}
-	// Shorter than the line takes: that comes on top.
-	y := Send(t.Context(), t, d, Setup{Endpoint: server.URL, Connections: 20, Rate: 20, Duration: time.Second, Workload: listed{op}, Timeout: 2200 * time.Millisecond})
-	y.Check(t, served.Load())
-	if y.Step.Ledger.OK != 20 || time.Duration(quickest.Load()) < 2*time.Second {
-		t.Errorf("%d of 20 answered, the quickest body came within %v: want all, and none in less than about 2.5 s", y.Step.Ledger.OK, time.Duration(quickest.Load()))
+	op := workloads.Op{
+		Class: "upload", Write: true, Method: http.MethodPost, Path: "/", Body: make([]byte, 1000), BodyRate: 400,
 	}
-	for _, o := range y.Outcomes {
-		if o.Service() < int64(2250*time.Millisecond) || o.Service()-o.Paced != o.Response()-o.Wait() || o.Paced < int64(2*time.Second) {
-			t.Errorf("op %d: service %v, paced %v, response %v", o.Index, time.Duration(o.Service()), time.Duration(o.Paced), time.Duration(o.Response()))
+	m := send(t.Context(), t, d, setup{
+		endpoint: server.URL, connections: 20, rate: 40, duration: time.Second / 2, workload: listed{op},
+		timeout: 2200 * time.Millisecond, // less than an upload takes: the upload time is added to it
+	})
+	m.check(t, served.Load())
+	if took := time.Duration(shortest.Load()); m.step.Ledger.OK != 20 || took < 2*time.Second {
+		t.Errorf("%d of 20 uploads succeeded, the fastest within %v: want all, each in about 2.5 s", m.step.Ledger.OK, took)
+	}
+	for _, o := range m.outcomes {
+		service, paced, response := time.Duration(o.Service()), time.Duration(o.Paced), time.Duration(o.Response())
+		if service < 2250*time.Millisecond || paced < 2*time.Second || service-paced != response-time.Duration(o.Wait()) {
+			t.Errorf("op %d: service %v, paced %v, response %v", o.Index, service, paced, response)
 		}
 	}
 }
 
-// turnedAway answers before the body is there, as a server does that is full.
-func turnedAway(t *testing.T, d driver.Driver) {
-	server, served := counting(t, func(w http.ResponseWriter, _ *http.Request) {
+// slowUploadsRefused answers before the body has arrived, as an overloaded server does.
+func slowUploadsRefused(t *testing.T, d driver.Driver) {
+	server, served := countingServer(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Connection", "close")
 		w.WriteHeader(http.StatusServiceUnavailable)
 	})
-	op := workloads.Op{Class: "upload", Write: true, Method: http.MethodPost, Path: "/", Body: make([]byte, 100_000), BodyRate: 10_000}
-	y := Send(t.Context(), t, d, Setup{Endpoint: server.URL, Connections: 20, Rate: 20, Duration: time.Second, Workload: listed{op}})
-	y.Check(t, served.Load())
-	if l := y.Step.Ledger; l.HTTPError+l.TransportError != 20 {
-		t.Errorf("ledger %+v, causes %v: want 20 requests turned away", l, y.Step.Causes)
+	op := workloads.Op{
+		Class: "upload", Write: true, Method: http.MethodPost, Path: "/", Body: make([]byte, 100_000), BodyRate: 10_000,
 	}
-	for _, o := range y.Outcomes {
-		if o.Response() < 0 || o.Done-o.Sent > int64(8*time.Second) {
-			t.Errorf("op %d: response %v after %v: want an answer before the body's end", o.Index, time.Duration(o.Response()), time.Duration(o.Done-o.Sent))
+	m := send(t.Context(), t, d, setup{
+		endpoint: server.URL, connections: 20, rate: 40, duration: time.Second / 2, workload: listed{op},
+	})
+	m.check(t, served.Load())
+	if l := m.step.Ledger; l.HTTPError+l.TransportError != 20 {
+		t.Errorf("ledger %+v, causes %v: want 20 refused requests", l, m.step.Causes)
+	}
+	for _, o := range m.outcomes {
+		response, took := time.Duration(o.Response()), time.Duration(o.Service())
+		if response < 0 || took > 8*time.Second {
+			t.Errorf("op %d: response %v after %v: want an answer before the upload ends after 10 s", o.Index, response, took)
 		}
 	}
-}
-
-// makeClients makes clients that end with the test.
-func makeClients(t testing.TB, endpoint string, config driver.ClientConfig) *driver.Clients {
-	t.Helper()
-	clients, err := newClients(endpoint, config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(clients.Close)
-	return clients
 }

@@ -1,23 +1,18 @@
-// Package drivertest is the conformance kit of drivers: what must hold for
-// every way of sending load.
+// Package drivertest is the conformance kit of drivers. Every driver must pass it.
 //
-// It proves the two promises on which every figure rests. The clocks start at
-// the intended time: against a server that freezes, the percentiles are those
-// that arithmetic gives, however few connections there are. And the ledger
-// closes to the op, in every way in which a run can end, and agrees with the
-// server's own count.
+// The kit checks two properties that all figures depend on. Response times start at the
+// intended time: the percentiles for a server that freezes equal their exact values, with
+// few connections as with many. And the ledger accounts for every op, however the run
+// ends, and agrees with the server's own count.
 package drivertest
 
 import (
 	"cmp"
 	"context"
-	"encoding/json"
-	"fmt"
 	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -29,42 +24,60 @@ import (
 	"github.com/stagebench/stagebench/workloads/pace"
 )
 
-// Run runs the kit on a driver.
+// Run runs the kit on a driver. The package's TestMain must call Main.
 func Run(t *testing.T, d driver.Driver) {
-	t.Run("ledger", func(t *testing.T) { ledger(t, d) })
-	t.Run("sessions", func(t *testing.T) { sessions(t, d) })
-	t.Run("mishaps", func(t *testing.T) { mishaps(t, d) })
-	t.Run("requests", func(t *testing.T) { requests(t, d) })
-	t.Run("clients", func(t *testing.T) { clients(t, d) })
-	t.Run("freeze", func(t *testing.T) { freeze(t, d) })
+	t.Run("ledger", func(t *testing.T) { testLedger(t, d) })
+	t.Run("sessions", func(t *testing.T) { testSessions(t, d) })
+	t.Run("mishaps", func(t *testing.T) { testMishaps(t, d) })
+	t.Run("requests", func(t *testing.T) { testRequests(t, d) })
+	t.Run("clients", func(t *testing.T) { testClients(t, d) })
+	t.Run("freeze", func(t *testing.T) { testFreeze(t, d) })
 }
 
-// Tally is what became of a run.
-type Tally struct {
-	Report   driver.Report
-	Step     results.Step
-	Outcomes []results.Outcome
+// test is one test of the kit.
+type test struct {
+	name string
+	run  func(t *testing.T, d driver.Driver)
 }
 
-// Check fails the test unless the ledger closes and, when served is not
-// negative, agrees with the server's count.
-func (y Tally) Check(t *testing.T, served int64) {
+// runParallel runs tests at the same time. None of them may have an upper bound on a
+// duration, because they delay each other.
+func runParallel(t *testing.T, d driver.Driver, tests ...test) {
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			test.run(t, d)
+		})
+	}
+}
+
+// measurement is the result of one run of a driver.
+type measurement struct {
+	report   driver.Report
+	step     results.Step
+	outcomes []results.Outcome
+}
+
+// check fails the test if the ledger does not add up, if an op does not have exactly one
+// outcome, or if the ledger differs from the server's count of requests. Served is that
+// count; negative = unknown.
+func (m measurement) check(t *testing.T, served int64) {
 	t.Helper()
-	if err := y.Step.Ledger.Check(); err != nil {
+	if err := m.step.Ledger.Check(); err != nil {
 		t.Error(err)
 	}
-	if got := int64(len(y.Outcomes)); got != y.Report.Scheduled {
-		t.Errorf("%d outcomes for %d scheduled ops", got, y.Report.Scheduled)
+	if got := int64(len(m.outcomes)); got != m.report.Scheduled {
+		t.Errorf("%d outcomes for %d scheduled ops", got, m.report.Scheduled)
 	}
 	if served >= 0 {
-		if err := y.Step.Ledger.CheckServer(served, 0); err != nil {
+		if err := m.step.Ledger.CheckServer(served, 0); err != nil {
 			t.Error(err)
 		}
 	}
 	seen := map[uint64]bool{}
-	for _, o := range y.Outcomes {
+	for _, o := range m.outcomes {
 		if o.Class == "login" {
-			continue // follows from a lost session and carries its index
+			continue // a login after a lost session has the index of the op that lost it
 		}
 		if seen[o.Index] {
 			t.Errorf("op %d has two outcomes", o.Index)
@@ -74,42 +87,79 @@ func (y Tally) Check(t *testing.T, served int64) {
 			t.Errorf("op %d was dispatched %v before it was due", o.Index, time.Duration(-o.Lag()))
 		}
 	}
-	// Two ops may reach the meter in another order than that of their clocks, and on a
-	// busy machine an op may have to wait between the two. (A step allows 3 %.)
-	if in, out := float64(y.Report.InFlightNS), float64(y.Report.ServiceNS); math.Abs(in-out) > 0.01*max(in, out) {
-		t.Errorf("in flight %v by the meter, %v by the outcomes", time.Duration(in), time.Duration(out))
+	// The two differ a little when a busy machine suspends an op between reading the clock
+	// and calling the meter. (A step allows 3 %.)
+	if in, out := float64(m.report.InFlightNS), float64(m.report.ServiceNS); math.Abs(in-out) > 0.01*max(in, out) {
+		t.Errorf("ops in flight: %v by the meter, %v by the outcomes", time.Duration(in), time.Duration(out))
 	}
 }
 
-// Setup is what a test of the kit sends.
-type Setup struct {
-	Endpoint    string
-	Connections int
-	Workload    workloads.Workload
-	Rate        float64
-	Duration    time.Duration
-	Timeout     time.Duration
-	Drain       time.Duration
-	// LastCall is that of the plan; 0 = long enough for a machine that holds the client up
-	// when the schedule ends.
-	LastCall time.Duration
-	Watch    func(results.Outcome) // sees each outcome as it comes
+// setup configures one run of a driver.
+type setup struct {
+	endpoint    string             // used by send
+	connections int                // used by send
+	workload    workloads.Workload // nil = GET /
+	rate        float64            // of a constant schedule, ops per second
+	duration    time.Duration
+	timeout     time.Duration // 0 = 10 s
+	drain       time.Duration
+	lastCall    time.Duration // 0 = 20 s, so that even a very busy machine sends every op
+	onOutcome   func(results.Outcome)
 }
 
-// Send runs a driver by a constant schedule.
-func Send(ctx context.Context, t testing.TB, d driver.Driver, s Setup) Tally {
+// send runs a driver with new clients.
+func send(ctx context.Context, t *testing.T, d driver.Driver, s setup) measurement {
 	t.Helper()
-	return SendWith(ctx, t, d, makeClients(t, s.Endpoint, driver.ClientConfig{Connections: s.Connections}), s)
+	return sendWith(ctx, t, d, makeClients(t, s.endpoint, driver.ClientConfig{Connections: s.connections}), s)
 }
 
-// SendWith is Send over clients that exist already.
-func SendWith(ctx context.Context, t testing.TB, d driver.Driver, clients *driver.Clients, s Setup) Tally {
+// sendWith runs a driver with the given clients.
+func sendWith(ctx context.Context, t *testing.T, d driver.Driver, clients *driver.Clients, s setup) measurement {
 	t.Helper()
-	y, err := send(ctx, d, clients, s)
+	m, err := drive(ctx, d, clients, s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return y
+	return m
+}
+
+func drive(ctx context.Context, d driver.Driver, clients *driver.Clients, s setup) (m measurement, err error) {
+	schedule, err := pace.Constant(s.rate)
+	if err != nil {
+		return m, err
+	}
+	if s.workload == nil {
+		if s.workload, err = workloads.Single(http.MethodGet, "/", nil, nil); err != nil {
+			return m, err
+		}
+	}
+	recorder := hdr.New(time.Now(), func(string) int64 { return int64(time.Second) }, nil)
+	m.report, err = d.Run(ctx, clients, driver.Plan{
+		Workload: s.workload, Schedule: schedule, Duration: s.duration, Drain: s.drain,
+		Timeout: cmp.Or(s.timeout, 10*time.Second), LastCall: cmp.Or(s.lastCall, 20*time.Second),
+	}, func(o results.Outcome) {
+		if s.onOutcome != nil {
+			s.onOutcome(o)
+		}
+		m.outcomes = append(m.outcomes, o)
+		recorder.Record(o)
+	})
+	if err != nil {
+		return m, err
+	}
+	m.step = recorder.Finish(m.report.Scheduled)
+	return m, nil
+}
+
+// makeClients returns clients that are closed when the test ends.
+func makeClients(t *testing.T, endpoint string, config driver.ClientConfig) *driver.Clients {
+	t.Helper()
+	clients, err := newClients(endpoint, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(clients.Close)
+	return clients
 }
 
 func newClients(endpoint string, config driver.ClientConfig) (c *driver.Clients, err error) {
@@ -120,67 +170,17 @@ func newClients(endpoint string, config driver.ClientConfig) (c *driver.Clients,
 	return driver.NewClients(config)
 }
 
-func send(ctx context.Context, d driver.Driver, clients *driver.Clients, s Setup) (y Tally, err error) {
-	schedule, err := pace.Constant(s.Rate)
-	if err != nil {
-		return y, err
-	}
-	if s.Workload == nil {
-		if s.Workload, err = workloads.Single(http.MethodGet, "/", nil, nil); err != nil {
-			return y, err
-		}
-	}
-	s.Timeout, s.LastCall = cmp.Or(s.Timeout, 10*time.Second), cmp.Or(s.LastCall, 20*time.Second)
-	recorder := hdr.New(time.Now(), func(string) int64 { return int64(time.Second) }, nil)
-	y.Report, err = d.Run(ctx, clients, driver.Plan{
-		Workload: s.Workload, Schedule: schedule, Duration: s.Duration, Timeout: s.Timeout, Drain: s.Drain, LastCall: s.LastCall,
-	}, func(o results.Outcome) {
-		if s.Watch != nil {
-			s.Watch(o)
-		}
-		y.Outcomes = append(y.Outcomes, o)
-		recorder.Record(o)
-	})
-	if err != nil {
-		return y, err
-	}
-	y.Step = recorder.Finish(y.Report.Scheduled)
-	return y, nil
-}
-
-// sendForParent drives the parent's server for 4 s and prints the figures.
-func sendForParent(d driver.Driver, endpoint string) error {
-	clients, err := newClients(endpoint, driver.ClientConfig{Connections: 16})
-	if err != nil {
-		return err
-	}
-	defer clients.Close()
-	said := false
-	y, err := send(context.Background(), d, clients, Setup{Rate: 500, Duration: 4 * time.Second, Watch: func(o results.Outcome) {
-		if !said && o.Intended > int64(time.Second) {
-			fmt.Println("sending")
-			said = true
-		}
-	}})
-	if err != nil {
-		return err
-	}
-	s := y.Step
-	figures := pausedFigures{*s.LagNS.Max, *s.ResponseNS.Max, *s.ResponseNS.P90, 0}
-	if own := y.Report.OwnLatency; own != nil && own.P90 != nil {
-		figures.OwnP90 = *own.P90
-	}
-	return json.NewEncoder(os.Stdout).Encode(figures)
-}
-
-// counting is a server that counts the requests that it has answered.
-func counting(t *testing.T, handler http.HandlerFunc) (*httptest.Server, *atomic.Int64) {
-	var served atomic.Int64
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// Counted on arrival: what the handler then kills has been served, too.
+// countingServer returns a server and its count of requests. A request counts on arrival,
+// so that requests whose handler breaks the connection are included.
+func countingServer(t *testing.T, handler http.HandlerFunc) (server *httptest.Server, served *atomic.Int64) {
+	served = new(atomic.Int64)
+	server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		served.Add(1)
 		handler(w, r)
 	}))
 	t.Cleanup(server.Close)
-	return server, &served
+	return server, served
 }
+
+// reply answers every request with an empty response.
+func reply(http.ResponseWriter, *http.Request) {}

@@ -15,101 +15,82 @@ import (
 	"github.com/stagebench/stagebench/workloads/driver"
 )
 
-// ledger ends runs in every way in which they can end.
-func ledger(t *testing.T, d driver.Driver) {
-	t.Run("normal end", func(t *testing.T) {
-		server, served := counting(t, func(w http.ResponseWriter, r *http.Request) {
-			if r.URL.Query().Get("n") == "7" {
-				w.WriteHeader(http.StatusTeapot)
-			}
-		})
-		y := Send(t.Context(), t, d, Setup{Endpoint: server.URL, Connections: 16, Rate: 1000, Duration: time.Second, Workload: numbered{mod: 10}})
-		y.Check(t, served.Load())
-		want := results.Ledger{Scheduled: 1000, Sent: 1000, OK: 900, HTTPError: 100}
-		if y.Step.Ledger != want {
-			t.Errorf("ledger %+v, want %+v", y.Step.Ledger, want)
-		}
-	})
-	t.Run("cancelled", func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		release := make(chan struct{})
-		defer close(release)
-		server, served := counting(t, func(_ http.ResponseWriter, r *http.Request) {
-			if r.URL.Query().Get("n") == "3" {
-				cancel()
-				<-release // in flight for ever, as far as the driver can tell
-			}
-		})
-		y := Send(ctx, t, d, Setup{Endpoint: server.URL, Connections: 16, Rate: 1000, Duration: time.Hour, Drain: 50 * time.Millisecond, Workload: numbered{mod: 100}})
-		y.Check(t, served.Load())
-		if l := y.Step.Ledger; l.InFlight == 0 || l.Scheduled > 100_000 {
-			t.Errorf("ledger %+v, want some in flight and no more scheduled than until the cancellation", l)
-		}
-	})
-	t.Run("cancelled after the end of the schedule", func(t *testing.T) { cancelledLate(t, d) })
-	t.Run("target killed", func(t *testing.T) { killed(t, d) })
-	t.Run("connections refused", func(t *testing.T) {
-		y := Send(t.Context(), t, d, Setup{Endpoint: "http://127.0.0.1:1", Connections: 4, Rate: 500, Duration: 500 * time.Millisecond})
-		y.Check(t, 0)
-		if l := y.Step.Ledger; l.ConnectError != 250 || y.Step.Causes["connection refused"] != 250 {
-			t.Errorf("ledger %+v causes %v, want 250 refused connections", l, y.Step.Causes)
-		}
-	})
-	t.Run("ends while behind", func(t *testing.T) {
-		server, served := counting(t, func(_ http.ResponseWriter, r *http.Request) { wait(r, 100*time.Millisecond) })
-		y := Send(t.Context(), t, d, Setup{Endpoint: server.URL, Connections: 4, Rate: 1000, Duration: time.Second, LastCall: 100 * time.Millisecond})
-		y.Check(t, served.Load())
-		if l := y.Step.Ledger; l.Scheduled != 1000 || l.Unsent < 900 {
-			t.Errorf("ledger %+v, want 1000 scheduled and most of them unsent: 4 connections carry 40/s", l)
-		}
-	})
-	t.Run("timeouts", func(t *testing.T) { timeouts(t, d) })
+// testLedger ends runs in every way in which a run can end.
+func testLedger(t *testing.T, d driver.Driver) {
+	runParallel(t, d,
+		test{"normal end", normalEnd},
+		test{"cancelled", cancelled},
+		test{"cancelled after the end of the schedule", cancelledLate},
+		test{"target killed", targetKilled},
+		test{"connections refused", connectionsRefused},
+		test{"end with a backlog", endWithBacklog},
+		test{"timeouts", timeouts},
+	)
 }
 
-// cancelledLate gives up when all is sent and something is never answered: that is
-// waited for no longer than the drain, however long the timeout is.
+func normalEnd(t *testing.T, d driver.Driver) {
+	server, served := countingServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("n") == "7" {
+			w.WriteHeader(http.StatusTeapot)
+		}
+	})
+	m := send(t.Context(), t, d, setup{
+		endpoint: server.URL, connections: 16, rate: 1000, duration: time.Second, workload: numbered{mod: 10},
+	})
+	m.check(t, served.Load())
+	want := results.Ledger{Scheduled: 1000, Sent: 1000, OK: 900, HTTPError: 100}
+	if m.step.Ledger != want {
+		t.Errorf("ledger %+v, want %+v", m.step.Ledger, want)
+	}
+}
+
+// cancelled cancels a run whose schedule is much longer.
+func cancelled(t *testing.T, d driver.Driver) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	release := make(chan struct{})
+	defer close(release)
+	server, served := countingServer(t, func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("n") == "3" {
+			cancel()
+			<-release // no response before the run ends
+		}
+	})
+	m := send(ctx, t, d, setup{
+		endpoint: server.URL, connections: 16, rate: 1000, duration: time.Hour, drain: 50 * time.Millisecond,
+		workload: numbered{mod: 100},
+	})
+	m.check(t, served.Load())
+	if l := m.step.Ledger; l.InFlight == 0 || l.Scheduled > 100_000 {
+		t.Errorf("ledger %+v, want some ops in flight and none that was due after the cancellation", l)
+	}
+}
+
+// cancelledLate cancels a run after all ops were sent, while one op waits for a response
+// that never comes. The run must end after the drain time, not after the op's timeout.
 func cancelledLate(t *testing.T, d driver.Driver) {
 	const length = 200 * time.Millisecond
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	server, served := counting(t, func(_ http.ResponseWriter, r *http.Request) {
+	server, served := countingServer(t, func(_ http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Get("n") == "3" {
 			time.AfterFunc(10*length, cancel)
 			<-r.Context().Done()
 		}
 	})
-	y := Send(ctx, t, d, Setup{Endpoint: server.URL, Connections: 16, Rate: 100, Duration: length, Timeout: 20 * time.Second, Drain: 50 * time.Millisecond, LastCall: 5 * length, Workload: numbered{mod: 100}})
-	y.Check(t, served.Load())
-	if l := y.Step.Ledger; l.InFlight != 1 || l.Scheduled != 20 {
-		t.Errorf("ledger %+v, want all of 20 scheduled and the one without an answer in flight", l)
-	}
-}
-
-// timeouts are samples of which only the beginning is known.
-func timeouts(t *testing.T, d driver.Driver) {
-	server, served := counting(t, func(_ http.ResponseWriter, r *http.Request) {
-		if r.URL.Query().Get("n") == "0" {
-			<-r.Context().Done()
-		}
+	m := send(ctx, t, d, setup{
+		endpoint: server.URL, connections: 16, rate: 100, duration: length, timeout: 20 * time.Second,
+		drain: 50 * time.Millisecond, lastCall: 5 * length, workload: numbered{mod: 100},
 	})
-	y := Send(t.Context(), t, d, Setup{Endpoint: server.URL, Connections: 32, Rate: 100, Duration: time.Second, Timeout: 500 * time.Millisecond, Workload: numbered{mod: 10}})
-	y.Check(t, served.Load())
-	for _, o := range y.Outcomes {
-		if o.Index%10 != 0 {
-			continue
-		}
-		// By the response: the bound begins with the dispatch, and until the request is
-		// sent a connection has to be made.
-		if o.Fate != results.Timeout || time.Duration(o.Response()) < 499*time.Millisecond {
-			t.Errorf("op %d, which is never answered, ended as %v after %v: want a timeout, a censored sample, of at least 500 ms", o.Index, o.Fate, time.Duration(o.Response()))
-		}
+	m.check(t, served.Load())
+	if l := m.step.Ledger; l.InFlight != 1 || l.Scheduled != 20 {
+		t.Errorf("ledger %+v, want 20 scheduled ops and the op without a response in flight", l)
 	}
 }
 
-// killed stops the target in the middle: what was in flight breaks, what comes
-// later is refused.
-func killed(t *testing.T, d driver.Driver) {
+// targetKilled stops the target during the run. Requests in flight break, and later
+// connections are refused.
+func targetKilled(t *testing.T, d driver.Driver) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -117,34 +98,92 @@ func killed(t *testing.T, d driver.Driver) {
 	var served atomic.Int64
 	var server *http.Server
 	dead := make(chan struct{})
-	server = &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	handler := func(_ http.ResponseWriter, r *http.Request) {
 		switch n := served.Add(1); {
 		case n == 300:
 			_ = server.Close()
 			close(dead)
 		case n > 290:
-			wait(r, time.Minute)
+			<-r.Context().Done()
 		}
-	})}
+	}
+	server = &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(handler)}
 	go func() { _ = server.Serve(listener) }()
-	y := Send(t.Context(), t, d, Setup{Endpoint: "http://" + listener.Addr().String(), Connections: 32, Rate: 1000, Duration: time.Second})
+	m := send(t.Context(), t, d, setup{
+		endpoint: "http://" + listener.Addr().String(), connections: 32, rate: 1000, duration: time.Second,
+	})
 	<-dead
-	y.Check(t, served.Load())
-	if l := y.Step.Ledger; l.TransportError == 0 || l.ConnectError == 0 || l.OK < 290 {
+	m.check(t, served.Load())
+	if l := m.step.Ledger; l.TransportError == 0 || l.ConnectError == 0 || l.OK < 290 {
 		t.Errorf("ledger %+v, want broken and refused connections after 300 requests", l)
 	}
-	if len(y.Step.Outages) != 1 || y.Step.Outages[0].Failed != y.Step.Ledger.Errors() {
-		t.Errorf("outages %+v, want one with all %d failures", y.Step.Outages, y.Step.Ledger.Errors())
+	if len(m.step.Outages) != 1 || m.step.Outages[0].Failed != m.step.Ledger.Errors() {
+		t.Errorf("outages %+v, want one with all %d failures", m.step.Outages, m.step.Ledger.Errors())
 	}
 }
 
-// requests checks that what arrives is what the workload asked for.
-func requests(t *testing.T, d driver.Driver) {
+func connectionsRefused(t *testing.T, d driver.Driver) {
+	m := send(t.Context(), t, d, setup{
+		endpoint: "http://127.0.0.1:1", connections: 4, rate: 500, duration: 500 * time.Millisecond,
+	})
+	m.check(t, 0)
+	if l := m.step.Ledger; l.ConnectError != 250 || m.step.Causes["connection refused"] != 250 {
+		t.Errorf("ledger %+v, causes %v: want 250 refused connections", l, m.step.Causes)
+	}
+}
+
+// endWithBacklog offers 1000 ops/s to 4 connections that carry 40/s.
+func endWithBacklog(t *testing.T, d driver.Driver) {
+	server, served := countingServer(t, func(_ http.ResponseWriter, r *http.Request) {
+		respond := time.NewTimer(100 * time.Millisecond)
+		defer respond.Stop()
+		select {
+		case <-respond.C:
+		case <-r.Context().Done():
+		}
+	})
+	m := send(t.Context(), t, d, setup{
+		endpoint: server.URL, connections: 4, rate: 1000, duration: time.Second, lastCall: 100 * time.Millisecond,
+	})
+	m.check(t, served.Load())
+	if l := m.step.Ledger; l.Scheduled != 1000 || l.Unsent < 900 {
+		t.Errorf("ledger %+v, want 1000 scheduled ops and at least 900 of them unsent", l)
+	}
+}
+
+// timeouts sends some ops that are never answered.
+func timeouts(t *testing.T, d driver.Driver) {
+	server, served := countingServer(t, func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("n") == "0" {
+			<-r.Context().Done()
+		}
+	})
+	m := send(t.Context(), t, d, setup{
+		endpoint: server.URL, connections: 32, rate: 200, duration: time.Second / 2, timeout: 500 * time.Millisecond,
+		workload: numbered{mod: 10},
+	})
+	m.check(t, served.Load())
+	for _, o := range m.outcomes {
+		if o.Index%10 != 0 {
+			continue
+		}
+		// The response time, not the service time: the timeout includes the time to connect.
+		if o.Fate != results.Timeout || time.Duration(o.Response()) < 499*time.Millisecond {
+			t.Errorf("op %d without a response: fate %v, response time %v: want a timeout after at least 500 ms",
+				o.Index, o.Fate, time.Duration(o.Response()))
+		}
+	}
+}
+
+// testRequests checks that the server receives exactly the request of the workload, and
+// that the outcome contains the metadata of the response.
+func testRequests(t *testing.T, d driver.Driver) {
 	body := []byte("the body of the request")
-	server, served := counting(t, func(w http.ResponseWriter, r *http.Request) {
+	server, served := countingServer(t, func(w http.ResponseWriter, r *http.Request) {
 		got, _ := io.ReadAll(r.Body)
-		if string(got) != string(body) || r.Method != http.MethodPut || r.URL.RequestURI() != "/a/b?c=d" || r.Header.Get("X-Test") != "yes" {
-			http.Error(w, "not what was asked for", http.StatusBadRequest)
+		if string(got) != string(body) || r.Method != http.MethodPut || r.URL.RequestURI() != "/a/b?c=d" ||
+			r.Header.Get("X-Test") != "yes" {
+			http.Error(w, "unexpected request", http.StatusBadRequest)
 			return
 		}
 		for name := range r.Header {
@@ -161,31 +200,25 @@ func requests(t *testing.T, d driver.Driver) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	y := Send(t.Context(), t, d, Setup{Endpoint: server.URL, Connections: 8, Rate: 200, Duration: time.Second, Workload: workload})
-	y.Check(t, served.Load())
-	if y.Step.Ledger.OK != 200 {
-		t.Fatalf("ledger %+v causes %v, want 200 successes", y.Step.Ledger, y.Step.Causes)
+	m := send(t.Context(), t, d, setup{
+		endpoint: server.URL, connections: 8, rate: 400, duration: time.Second / 2, workload: workload,
+	})
+	m.check(t, served.Load())
+	if m.step.Ledger.OK != 200 {
+		t.Fatalf("ledger %+v, causes %v: want 200 successes", m.step.Ledger, m.step.Causes)
 	}
-	if o := y.Outcomes[0]; o.Version != 42 || !o.Cached || o.BytesIn != 100_000 || o.BytesOut != int64(len(body)) {
-		t.Errorf("outcome %+v, want version 42 from a cache, 100000 bytes in, %d out", o, len(body))
+	if o := m.outcomes[0]; o.Version != 42 || !o.Cached || o.BytesIn != 100_000 || o.BytesOut != int64(len(body)) {
+		t.Errorf("outcome %+v: want version 42 from a cache, 100000 bytes in, %d bytes out", o, len(body))
 	}
 }
 
-// numbered is a workload whose ops carry n modulo mod.
+// numbered is a workload of GET requests. The query parameter n is the op's index modulo
+// mod.
 type numbered struct{ mod uint64 }
 
 func (numbered) Name() string { return "numbered" }
 func (numbered) Users() int   { return 0 }
 func (w numbered) Op(n uint64) workloads.Op {
-	return workloads.Op{Index: n, Class: "get", Method: http.MethodGet, Path: "/?n=" + strconv.FormatUint(n%w.mod, 10), User: -1}
-}
-
-// wait holds a request for that long, or until its client has gone.
-func wait(r *http.Request, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-r.Context().Done():
-	}
+	path := "/?n=" + strconv.FormatUint(n%w.mod, 10)
+	return workloads.Op{Index: n, Class: "get", Method: http.MethodGet, Path: path, User: -1}
 }

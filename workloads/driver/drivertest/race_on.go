@@ -2,5 +2,5 @@
 
 package drivertest
 
-// raceDetector says that the test binary was built with the race detector.
+// raceDetector reports that the test binary was built with the race detector.
 const raceDetector = true

@@ -1,7 +1,6 @@
 package drivertest
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"sync"
@@ -13,14 +12,14 @@ import (
 	"github.com/stagebench/stagebench/workloads/driver"
 )
 
-// sessions checks that users keep their cookies, that a lost session is counted
-// apart from errors, and that it is started again once.
-func sessions(t *testing.T, d driver.Driver) {
+// testSessions checks that users keep their cookies. A server that forgets all sessions
+// must cause lost sessions, not errors, and exactly one new login per user.
+func testSessions(t *testing.T, d driver.Driver) {
 	const users = 10
 	var mu sync.Mutex
 	known := map[string]bool{}
-	logins, lost := 0, false
-	server, served := counting(t, func(w http.ResponseWriter, r *http.Request) {
+	logins, forgotten := 0, false
+	server, served := countingServer(t, func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
 		defer mu.Unlock()
 		if r.URL.Path == "/login" {
@@ -31,8 +30,8 @@ func sessions(t *testing.T, d driver.Driver) {
 			http.SetCookie(w, &http.Cookie{Name: "lb", Value: "web-1"})
 			return
 		}
-		if r.URL.Query().Get("n") == "500" && !lost {
-			lost = true
+		if r.URL.Query().Get("n") == "500" && !forgotten {
+			forgotten = true
 			clear(known)
 		}
 		session, err := r.Cookie("session")
@@ -43,7 +42,7 @@ func sessions(t *testing.T, d driver.Driver) {
 	})
 	clients := makeClients(t, server.URL, driver.ClientConfig{Connections: 8})
 	workload := shopping{numbered{mod: 1_000_000}, users}
-	if err := clients.LogIn(context.Background(), workload, 30*time.Second); err != nil {
+	if err := clients.LogIn(t.Context(), workload, 30*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	mu.Lock()
@@ -52,23 +51,23 @@ func sessions(t *testing.T, d driver.Driver) {
 		t.Errorf("%d logins for %d users", logins, users)
 	}
 	mu.Unlock()
-	y := SendWith(t.Context(), t, d, clients, Setup{Workload: workload, Rate: 1000, Duration: time.Second})
-	y.Check(t, served.Load()-before)
-	l := y.Step.Ledger
+	m := sendWith(t.Context(), t, d, clients, setup{workload: workload, rate: 1000, duration: time.Second})
+	m.check(t, served.Load()-before)
+	l := m.step.Ledger
 	if l.SessionLost < users || l.SessionLost != l.HTTPError || l.Errors() != 0 {
 		t.Errorf("ledger %+v, want every 401 to be a lost session and none an error", l)
 	}
-	if again := y.Step.Ops["login"].Count; again != users || l.Scheduled != 1000+users {
-		t.Errorf("%d logins of %d scheduled ops, want each of %d users to have logged in once more", again, l.Scheduled, users)
+	if again := m.step.Ops["login"].Count; again != users || l.Scheduled != 1000+users {
+		t.Errorf("%d new logins and %d scheduled ops: want one new login for each of %d users", again, l.Scheduled, users)
 	}
-	for _, o := range y.Outcomes {
+	for _, o := range m.outcomes {
 		if o.Class == "login" && o.Fate != results.OK {
 			t.Errorf("a login ended as %v: %s", o.Fate, o.Error)
 		}
 	}
 }
 
-// shopping is a workload whose users have sessions.
+// shopping is a numbered workload whose users have sessions.
 type shopping struct {
 	numbered
 	users int

@@ -9,7 +9,6 @@ package freezer
 
 import (
 	"encoding/json"
-	"math"
 	"net/http"
 	"slices"
 	"sync"
@@ -56,8 +55,9 @@ func (f *Freezer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusOK)
 	// The answer counts as done after it was flushed.
 	_ = http.NewResponseController(w).Flush()
+	done := time.Since(start)
 	f.mu.Lock()
-	f.done = append(f.done, time.Since(start))
+	f.done = append(f.done, done)
 	f.mu.Unlock()
 }
 
@@ -107,31 +107,12 @@ func (f *Freezer) left(at time.Duration) time.Duration {
 	return 0
 }
 
-// DrainRate returns the rate in requests/s at which the server answered the backlog of
-// its first freeze, computed from the log. Rate is the offered load in requests/s. Offset
-// is the begin of the client's schedule, relative to the server's first period. DrainRate
-// returns NaN if the backlog was never cleared.
-func (f *Freezer) DrainRate(log Log, rate float64, offset time.Duration) float64 {
-	thaw := (f.Period-f.Frozen)/2 + f.Frozen
-	before, _ := slices.BinarySearch(log.Done, thaw-f.Frozen/2)
-	// The backlog is cleared when the number of answers reaches the number of due ops.
-	for i := before; i < len(log.Done); i++ {
-		if at := log.Done[i]; float64(i+1) >= math.Floor(rate*(at-offset).Seconds()) {
-			return float64(i+1-before) / max((at-thaw).Seconds(), 1e-6)
-		}
-	}
-	return math.NaN()
-}
-
-// Exact returns the exact response time at a percentile. Requests arrive at rate
-// requests/s and are answered in order of arrival. The backlog of a freeze is answered at
-// drain requests/s (infinite: at once).
+// Exact returns the exact response time at a percentile if the server answers all waiting
+// requests at the end of a freeze at once. Any time that this takes comes on top.
 //
-// An op that arrives u after the begin of the freeze waits Frozen-u for the end of the
-// freeze, and then for the rate*u ops before it. Together: Frozen - u*(1-rate/drain). The
-// ops of the freeze are the slowest ops of a period. So the share q of a period's ops is
-// slower than the op at u = q*Period.
-func (f *Freezer) Exact(percentile, rate, drain float64) time.Duration {
-	u := (1 - percentile/100) * f.Period.Seconds()
-	return time.Duration((f.Frozen.Seconds() - u*(1-rate/drain)) * 1e9)
+// An op that arrives u after the begin of the freeze waits Frozen-u. The ops of the freeze
+// are the slowest ops of a period. So the share q of a period's ops is slower than the op
+// at u = q*Period.
+func (f *Freezer) Exact(percentile float64) time.Duration {
+	return f.Frozen - time.Duration((1-percentile/100)*float64(f.Period))
 }
