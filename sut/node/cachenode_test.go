@@ -91,7 +91,7 @@ func (c *cacheTier) scale(t *testing.T, from, to []string) {
 // Cache hosts are added and removed under load. No request fails, no acknowledged write
 // is lost, and no stale value is read afterwards.
 func TestCacheHostsChange(t *testing.T) {
-	uses := tiers(t)
+	uses, _ := tiers(t)
 	strategies := [][2]string{
 		{"look_aside", "write_around"}, {"read_through", "write_through"}, {"read_through", "write_back"},
 	}
