@@ -221,7 +221,8 @@ func TestManyClients(t *testing.T) {
 		len(statuses) > 2 {
 		t.Errorf("statuses %v of 200 requests", statuses)
 	}
-	await(t, "all connections have ended", func() bool { return figure(t, registry, "stagebench_http_connections_open") == 0 })
+	await(t, "all connections have ended",
+		func() bool { return figure(t, registry, "stagebench_http_connections_open") == 0 })
 }
 
 func TestBadBound(t *testing.T) {
