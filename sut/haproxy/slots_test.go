@@ -22,17 +22,19 @@ func host(number, port int, weight float64) sut.Peer {
 	return sut.Peer{Node: fmt.Sprintf("web-%d", number), Address: fmt.Sprintf("127.0.0.1:%d", port), Weight: weight}
 }
 
+// change is a change of the hosts and its expected effect.
+type change struct {
+	to      sut.Upstreams
+	healthy string   // a slot that is up
+	want    []string // without "set server"
+	removed string   // slots of removed hosts
+}
+
 // Each change of the hosts gives these commands for the running server.
 func TestChangeCommands(t *testing.T) {
 	t.Parallel()
 	first := []sut.Peer{host(1, 1, 0), host(2, 2, 0)}
 	routes := func(to ...string) []sut.Route { return []sut.Route{{Path: "/img/*", To: to}, {To: []string{"web-1"}}} }
-	type change struct {
-		to      sut.Upstreams
-		healthy string   // a slot that is up
-		want    []string // without "set server"
-		removed string   // slots of removed hosts
-	}
 	join := func(slot, port string) []string {
 		return []string{
 			slot + " state drain", slot + " addr 127.0.0.1 port " + port, slot + " health down", slot + " state ready",
@@ -77,26 +79,31 @@ func TestChangeCommands(t *testing.T) {
 	} {
 		cfg := test.cfg
 		cfg.Node, cfg.Peers = "lb-1", first
-		p := newSlots(cfg.Complete())
-		for i, c := range test.changes {
-			steps, removed, err := p.change(c.to, map[string]bool{c.healthy: true})
-			if err != nil {
-				t.Errorf("%s: %d: %v", name, i, err)
-				break
+		t.Run(name, func(t *testing.T) { checkChanges(t, newSlots(cfg.Complete()), test.changes) })
+	}
+}
+
+// checkChanges makes changes one after the other.
+func checkChanges(t *testing.T, p *slots, changes []change) {
+	t.Helper()
+	for i, c := range changes {
+		steps, removed, err := p.change(c.to, map[string]bool{c.healthy: true})
+		if err != nil {
+			t.Errorf("change %d: %v", i, err)
+			break
+		}
+		var got []string
+		for _, s := range steps {
+			for _, command := range s.commands {
+				got = append(got, strings.TrimPrefix(command, "set server "))
 			}
-			var got []string
-			for _, s := range steps {
-				for _, command := range s.commands {
-					got = append(got, strings.TrimPrefix(command, "set server "))
-				}
-				p.done(s)
-			}
-			if diff := cmp.Diff(c.want, got); diff != "" {
-				t.Errorf("%s: %d: (-want +got):\n%s", name, i, diff)
-			}
-			if got := strings.Join(removed, " "); got != c.removed {
-				t.Errorf("%s: %d: slots %q of removed hosts, want %q", name, i, got, c.removed)
-			}
+			p.done(s)
+		}
+		if diff := cmp.Diff(c.want, got); diff != "" {
+			t.Errorf("change %d: (-want +got):\n%s", i, diff)
+		}
+		if got := strings.Join(removed, " "); got != c.removed {
+			t.Errorf("change %d: slots %q of removed hosts, want %q", i, got, c.removed)
 		}
 	}
 }

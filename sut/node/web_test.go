@@ -127,22 +127,8 @@ func uploadHost(t *testing.T, uses map[sut.Role][]sut.Peer) {
 		upload(uploads, other, http.StatusCreated)
 	})
 	t.Run("bad wirings change nothing", func(t *testing.T) {
-		db, blobs := uses[sut.DB], uses[sut.Blob]
-		for name, bad := range map[string]map[sut.Role][]sut.Peer{
-			"no database":                nil,
-			"no blob node":               {sut.DB: db},
-			"a cache tier is added":      {sut.DB: db, sut.Blob: blobs, sut.Cache: blobs},
-			"a database is listed twice": {sut.DB: append(db[:1:1], db...), sut.Blob: blobs},
-		} {
-			status, text := uploads.rewire(t, sut.Wiring{Epoch: 9, Uses: bad})
-			if status != http.StatusBadRequest || !json.Valid([]byte(text)) {
-				t.Errorf("%s: %d %s", name, status, text)
-			}
-		}
+		badWirings(t, uploads, uses)
 		upload(uploads, c, http.StatusCreated)
-		if _, text := uploads.admin(t, http.MethodGet, sut.WiringPath, ""); !strings.Contains(text, `"epoch":1,`) {
-			t.Errorf("current wiring %s, want epoch 1", text)
-		}
 	})
 	t.Run("a read host dies", func(t *testing.T) {
 		_ = reads.stdin.Close()
@@ -158,6 +144,26 @@ func uploadHost(t *testing.T, uses map[sut.Role][]sut.Peer) {
 		}
 		upload(uploads, c, http.StatusUnauthorized) // sessions of a removed host are not valid
 	})
+}
+
+// badWirings sends bad wirings to a web node whose current wiring has epoch 1.
+func badWirings(t *testing.T, w *running, uses map[sut.Role][]sut.Peer) {
+	t.Helper()
+	db, blobs := uses[sut.DB], uses[sut.Blob]
+	for name, bad := range map[string]map[sut.Role][]sut.Peer{
+		"no database":                nil,
+		"no blob node":               {sut.DB: db},
+		"a cache tier is added":      {sut.DB: db, sut.Blob: blobs, sut.Cache: blobs},
+		"a database is listed twice": {sut.DB: append(db[:1:1], db...), sut.Blob: blobs},
+	} {
+		status, text := w.rewire(t, sut.Wiring{Epoch: 9, Uses: bad})
+		if status != http.StatusBadRequest || !json.Valid([]byte(text)) {
+			t.Errorf("%s: %d %s", name, status, text)
+		}
+	}
+	if _, text := w.admin(t, http.MethodGet, sut.WiringPath, ""); !strings.Contains(text, `"epoch":1,`) {
+		t.Errorf("current wiring %s, want epoch 1", text)
+	}
 }
 
 // Slow clients use all connections of a host. The host answers 503 at once, and health
@@ -253,35 +259,13 @@ func waitFor(t *testing.T, what string, holds func() bool) {
 func textsAreCompressed(t *testing.T, uses map[sut.Role][]sut.Peer) {
 	plain := web(t, "web-1", uses)
 	packed := web(t, "web-1", uses, func(c *sut.NodeConfig) { c.Knobs = sut.Knobs{"web.gzip": "true"} })
-	send := func(r *running, method, path string, header ...string) (*http.Response, []byte) {
-		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+r.ready.Address+path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i := 0; i < len(header); i += 2 {
-			req.Header.Set(header[i], header[i+1])
-		}
-		c := browser(t)
-		c.Transport.(*http.Transport).DisableCompression = true
-		response, err := c.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer response.Body.Close()
-		body, err := io.ReadAll(response.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return response, body
-	}
 	accept := []string{"Accept-Encoding", "zstd, gzip, br"}
 	for _, path := range []string{"/", "/api/feed?user=1&limit=50", "/static/app.css?v=1"} {
-		want, text := send(plain, "GET", path, accept...)
+		want, text := fetch(t, plain, "GET", path, accept...)
 		if want.Header.Get("Content-Encoding") != "" || want.Header.Get("Vary") != "" {
 			t.Errorf("%s without web.gzip: %v", path, want.Header)
 		}
-		got, bytes := send(packed, "GET", path, accept...)
+		got, bytes := fetch(t, packed, "GET", path, accept...)
 		h := got.Header
 		if got.StatusCode != http.StatusOK || h.Get("Content-Encoding") != "gzip" ||
 			h.Get("Vary") != "Accept-Encoding" || len(bytes) >= len(text) || gunzip(t, bytes) != string(text) {
@@ -291,7 +275,7 @@ func textsAreCompressed(t *testing.T, uses map[sut.Role][]sut.Peer) {
 			h.Get("X-Record-Version") != want.Header.Get("X-Record-Version") {
 			t.Errorf("%s: headers %v, uncompressed %v", path, h, want.Header)
 		}
-		head, body := send(packed, "HEAD", path, accept...)
+		head, body := fetch(t, packed, "HEAD", path, accept...)
 		for _, name := range []string{"Content-Encoding", "Vary", "Etag", "X-Record-Version", "Content-Type"} {
 			if head.Header.Get(name) != h.Get(name) {
 				t.Errorf("%s: HEAD has %s %q, GET %q", path, name, head.Header.Get(name), h.Get(name))
@@ -301,15 +285,15 @@ func textsAreCompressed(t *testing.T, uses map[sut.Role][]sut.Peer) {
 		if len(body) > 0 || length != "" && length != fmt.Sprint(len(bytes)) {
 			t.Errorf("%s: HEAD has %d bytes and %v", path, len(body), head.Header)
 		}
-		got, same := send(packed, "GET", path)
+		got, same := fetch(t, packed, "GET", path)
 		if got.Header.Get("Content-Encoding") != "" || string(same) != string(text) ||
 			got.Header.Get("Vary") != "Accept-Encoding" {
 			t.Errorf("%s without Accept-Encoding: %v", path, got.Header)
 		}
 	}
-	first, _ := send(packed, "GET", "/static/app.css", accept...)
+	first, _ := fetch(t, packed, "GET", "/static/app.css", accept...)
 	tag := first.Header.Get("Etag")
-	again, body := send(packed, "GET", "/static/app.css", append(accept, "If-None-Match", tag)...)
+	again, body := fetch(t, packed, "GET", "/static/app.css", append(accept, "If-None-Match", tag)...)
 	if again.StatusCode != http.StatusNotModified || len(body) > 0 {
 		t.Errorf("second request with the tag %s: %s", tag, again.Status)
 	}
@@ -318,13 +302,38 @@ func textsAreCompressed(t *testing.T, uses map[sut.Role][]sut.Peer) {
 		photoPath(1): accept, imagePath(1, "original"): accept,
 		"/static/app.css": append(accept, "Range", "bytes=0-1199"),
 	} {
-		want, text := send(plain, "GET", path, header...)
-		got, same := send(packed, "GET", path, header...)
+		want, text := fetch(t, plain, "GET", path, header...)
+		got, same := fetch(t, packed, "GET", path, header...)
 		if got.Header.Get("Content-Encoding") != "" || got.StatusCode != want.StatusCode ||
 			!bytes.Equal(text, same) || got.Header.Get("Etag") != want.Header.Get("Etag") {
 			t.Errorf("%s: %s %v", path, got.Status, got.Header)
 		}
 	}
+}
+
+// fetch sends a request that does not decompress its response. header is header names and
+// values.
+func fetch(t *testing.T, r *running, method, path string, header ...string) (*http.Response, []byte) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+r.ready.Address+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	c := browser(t)
+	c.Transport.(*http.Transport).DisableCompression = true
+	response, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response, body
 }
 
 func gunzip(t *testing.T, packed []byte) string {
