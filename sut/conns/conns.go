@@ -1,14 +1,13 @@
-// Package conns bounds the connections of an HTTP server.
+// Package conns limits the number of connections of an HTTP server.
 //
-// Past the bound the server neither queues nor hangs. Connections that nobody
-// uses are closed to make room, as nginx does with what it calls reusable ones:
-// the longest idle first, then those that have been silent since they were
-// opened. When there are none, the new one is served just long enough to be told
-// 503 with Retry-After; for that there are a few places besides the bound. What
-// counts is connections, not requests: a client that sends its body slowly holds
-// one all the time, whatever its request will cost.
+// A full server neither queues nor hangs. To accept a new connection, it closes an unused
+// one, as nginx does with reusable connections: first the connection that has been idle
+// longest, then the oldest on which no request ever arrived. If no connection is unused,
+// the server refuses the new one: it serves it only to answer 503 with Retry-After.
+// Refused connections have a small limit of their own. The limits count connections, not
+// requests: a client that sends its body slowly holds a connection all the time.
 //
-// It reads nothing and answers nothing itself. The order of calls is New, Attach
+// The package itself reads and answers no requests. The order of calls is New, Attach
 // before the server serves, Listen. All methods may be called concurrently.
 package conns
 
@@ -27,56 +26,54 @@ import (
 )
 
 const (
-	// patience is how long a refused connection is waited for to ask, and how
-	// long any other may be silent before it counts as unused.
-	patience = time.Second
+	// silenceTimeout bounds how long a refused connection may take to send its request.
+	// Any other connection counts as unused after this time without a request.
+	silenceTimeout = time.Second
 
-	// places is how many refused connections there may be at once. For one more,
-	// the oldest that has asked for nothing within grace makes room; while there
-	// is none, the next one waits to be accepted. So silent ones keep who asks
-	// waiting no longer than grace for each such number of them, and a burst of
-	// honest ones is answered in turn.
-	places = 256
-	grace  = 100 * time.Millisecond
+	// maxRefused limits the refused connections. At this limit, the oldest of them that
+	// has sent no request for refusedGrace is closed. If there is none, the next
+	// connection waits until it is accepted. So maxRefused silent connections delay a
+	// client by refusedGrace at most, and a burst of real requests is answered in order.
+	maxRefused   = 256
+	refusedGrace = 100 * time.Millisecond
 
-	// looks is how many unused connections are looked at for one that no request
-	// has arrived on.
-	looks = 16
+	// maxProbes limits how many unused connections one call of dropOne checks for
+	// unread data.
+	maxProbes = 16
 )
 
-// Bound is the bound of one server.
+// Bound limits the connections of one server.
 type Bound struct {
-	most    int
-	refused prometheus.Counter
-	closed  prometheus.Counter
+	limit        int
+	refusedTotal prometheus.Counter
+	closedTotal  prometheus.Counter
 
-	mu      sync.Mutex
-	changed sync.Cond
-	over    bool      // the listener is closed
-	open    int       // connections within the bound
-	past    int       // connections that are being refused
-	idle    list.List // of *conn between two requests, the longest idle first
-	silent  list.List // of *conn that have not said anything yet, the oldest first
-	unasked list.List // the same of those that are being refused
+	mu            sync.Mutex
+	changed       sync.Cond
+	closed        bool      // the listener is closed
+	open          int       // connections within the limit
+	refused       int       // connections that are being refused
+	idle          list.List // *conn between two requests, the longest idle first
+	silent        list.List // *conn without a request yet, the oldest first
+	silentRefused list.List // refused *conn without a request yet, the oldest first
 }
 
-// New returns a bound of that many connections, and puts its figures into the
-// registry: stagebench_http_connections_open, _idle, _refused_total
-// and _closed_idle_total.
-func New(most int, registry prometheus.Registerer) (*Bound, error) {
-	if most < 1 {
-		return nil, fmt.Errorf("connections: a bound of %d: want 1 or more", most)
+// New returns a bound with that limit. It registers the metrics
+// stagebench_http_connections_open, _idle, _refused_total and _closed_idle_total.
+func New(limit int, registry prometheus.Registerer) (*Bound, error) {
+	if limit < 1 {
+		return nil, fmt.Errorf("limit of %d connections: want 1 or more", limit)
 	}
 	auto := promauto.With(registry)
 	b := &Bound{
-		most: most,
-		refused: auto.NewCounter(prometheus.CounterOpts{
+		limit: limit,
+		refusedTotal: auto.NewCounter(prometheus.CounterOpts{
 			Name: "stagebench_http_connections_refused_total",
-			Help: "Connections past the bound, answered 503 unless they asked for the host's health.",
+			Help: "Connections over the limit. They were answered 503, except health checks.",
 		}),
-		closed: auto.NewCounter(prometheus.CounterOpts{
+		closedTotal: auto.NewCounter(prometheus.CounterOpts{
 			Name: "stagebench_http_connections_closed_idle_total",
-			Help: "Idle and silent connections closed to make room for new ones.",
+			Help: "Idle and silent connections closed to accept new ones.",
 		}),
 	}
 	b.changed.L = &b.mu
@@ -87,12 +84,12 @@ func New(most int, registry prometheus.Registerer) (*Bound, error) {
 			return float64(read())
 		})
 	}
-	gauge("stagebench_http_connections_open", "Connections within the bound.", func() int { return b.open })
-	gauge("stagebench_http_connections_idle", "Connections within the bound that wait for their next request.", b.idle.Len)
+	gauge("stagebench_http_connections_open", "Connections within the limit.", func() int { return b.open })
+	gauge("stagebench_http_connections_idle", "Connections within the limit that wait for their next request.", b.idle.Len)
 	return b, nil
 }
 
-// Listen returns a listener whose connections are counted. A bound has one.
+// Listen returns a listener that counts its connections. It may be called once.
 func (b *Bound) Listen(inner net.Listener) net.Listener { return listener{inner, b} }
 
 type listener struct {
@@ -100,7 +97,8 @@ type listener struct {
 	bound *Bound
 }
 
-// Accept refuses nobody: who is past the bound is told so over HTTP.
+// Accept implements net.Listener. It also returns connections over the limit: the server
+// refuses them over HTTP.
 func (l listener) Accept() (net.Conn, error) {
 	accepted, err := l.Listener.Accept()
 	if err != nil {
@@ -114,74 +112,74 @@ func (l listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// Close implements net.Listener, and ends an Accept that waits for a place.
+// Close implements net.Listener. It also ends an Accept that waits because of the limits.
 func (l listener) Close() error {
 	l.bound.mu.Lock()
-	l.bound.over = true
+	l.bound.closed = true
 	l.bound.changed.Broadcast()
 	l.bound.mu.Unlock()
 	return l.Listener.Close()
 }
 
-// enter counts a connection, makes room for it, or marks it as refused. It
-// returns nil when the listener was closed meanwhile.
+// enter counts a connection within the limit or as refused. It may close an unused
+// connection, and it may wait. It returns nil if the listener is closed.
 func (b *Bound) enter(accepted net.Conn) *conn {
-	c := &conn{Conn: accepted, bound: b, since: time.Now()}
+	c := &conn{Conn: accepted, bound: b, accepted: time.Now()}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for {
 		switch {
-		case b.over:
+		case b.closed:
 			return nil
-		case b.open < b.most || b.dropOne(&b.idle, 0) || b.dropOne(&b.silent, patience):
+		case b.open < b.limit || b.dropOne(&b.idle, 0) || b.dropOne(&b.silent, silenceTimeout):
 			b.open++
-			c.wait(&b.silent)
+			c.markUnused(&b.silent)
 			return c
-		case b.past < places || b.dropOne(&b.unasked, grace):
-			b.past++
+		case b.refused < maxRefused || b.dropOne(&b.silentRefused, refusedGrace):
+			b.refused++
 			c.refused = true
-			b.refused.Inc()
-			c.wait(&b.unasked)
-			_ = c.SetReadDeadline(time.Time{}) // the bounded one; an error shows in the first Read
+			b.refusedTotal.Inc()
+			c.markUnused(&b.silentRefused)
+			_ = c.SetReadDeadline(time.Time{}) // sets the upper bound; an error shows in the first Read
 			return c
 		}
-		// Those that are silent grow old without a word.
-		look := time.AfterFunc(grace, b.changed.Signal)
+		// The timer rechecks the age of silent connections, which no event announces.
+		recheck := time.AfterFunc(refusedGrace, b.changed.Signal)
 		b.changed.Wait()
-		look.Stop()
+		recheck.Stop()
 	}
 }
 
-// dropOne closes the first of a list of unused connections that is of that age at
-// least and that no request has arrived on. Its server sees that and does the
-// rest. The caller holds the mutex.
+// dropOne closes the first connection of a list that is at least that old and has no
+// unread data. The server then notices the closed connection. It returns false if there
+// is none. The caller holds the mutex.
 func (b *Bound) dropOne(unused *list.List, age time.Duration) bool {
-	place := unused.Front()
-	for looked := 0; place != nil && looked < looks; looked++ {
-		c := place.Value.(*conn)
-		if age > 0 && time.Since(c.since) < age {
-			return false // those after it are younger
+	element := unused.Front()
+	for probes := 0; element != nil && probes < maxProbes; probes++ {
+		c := element.Value.(*conn)
+		if age > 0 && time.Since(c.accepted) < age {
+			return false // all later ones are younger
 		}
-		if !arriving(c.Conn) {
+		if !hasUnreadData(c.Conn) {
 			b.leave(c)
-			b.closed.Inc()
-			_ = c.Conn.Close() // nobody is waiting for anything on it
+			b.closedTotal.Inc()
+			_ = c.Conn.Close() // no request is lost, so an error does not matter
 			return true
 		}
-		place = place.Next()
+		element = element.Next()
 	}
 	return false
 }
 
 // leave stops counting a connection. The caller holds the mutex.
 func (b *Bound) leave(c *conn) {
-	if c.gone {
+	if c.left {
 		return
 	}
-	c.gone = true
-	c.use()
+	c.left = true
+	c.markUsed()
 	if c.refused {
-		b.past--
+		b.refused--
 	} else {
 		b.open--
 	}
@@ -191,66 +189,66 @@ func (b *Bound) leave(c *conn) {
 // conn is one connection.
 type conn struct {
 	net.Conn
-	bound   *Bound
-	since   time.Time // when it was accepted
-	refused bool
-	unused  atomic.Bool // it is in one of the bound's lists
+	bound    *Bound
+	accepted time.Time // time of Accept
+	refused  bool
+	unused   atomic.Bool // the connection is in a list of the bound
 
 	// Guarded by the bound's mutex.
-	gone  bool
-	among *list.List    // the list that it is in; nil = it works
-	place *list.Element // in that list
+	left    bool          // the bound no longer counts the connection
+	list    *list.List    // the list that has the connection; nil = in use
+	element *list.Element // the connection's element of list
 }
 
-// wait puts it into a list of unused connections. The caller holds the mutex.
-func (c *conn) wait(among *list.List) {
-	c.among, c.place = among, among.PushBack(c)
+// markUnused adds the connection to a list of unused ones. The caller holds the mutex.
+func (c *conn) markUnused(unused *list.List) {
+	c.list, c.element = unused, unused.PushBack(c)
 	c.unused.Store(true)
 }
 
-// use takes it out of its list. The caller holds the mutex.
-func (c *conn) use() {
-	if c.among != nil {
-		c.among.Remove(c.place)
-		c.among, c.place = nil, nil
+// markUsed removes the connection from its list. The caller holds the mutex.
+func (c *conn) markUsed() {
+	if c.list != nil {
+		c.list.Remove(c.element)
+		c.list, c.element = nil, nil
 		c.unused.Store(false)
 	}
 }
 
-// Read implements net.Conn. With the first byte of a request the connection is
-// in use; the server says so only when it has the whole header, and a request
-// whose connection is closed before that is lost.
+// Read implements net.Conn. The first byte of a request marks the connection as used. The
+// server changes the state only after the complete header. Until then dropOne could close
+// the connection, and the request would be lost.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n > 0 && c.unused.Load() {
 		c.bound.mu.Lock()
-		c.use()
+		c.markUsed()
 		c.bound.mu.Unlock()
 	}
 	return n, err
 }
 
-// SetReadDeadline implements net.Conn. A refused connection holds one of few
-// places: it gets no more time than is needed to ask.
+// SetReadDeadline implements net.Conn. A refused connection gets at most silenceTimeout,
+// because refused connections have a small limit.
 func (c *conn) SetReadDeadline(at time.Time) error {
-	if last := c.since.Add(patience); c.refused && (at.IsZero() || at.After(last)) {
+	if last := c.accepted.Add(silenceTimeout); c.refused && (at.IsZero() || at.After(last)) {
 		at = last
 	}
 	return c.Conn.SetReadDeadline(at)
 }
 
-// Write implements net.Conn. With its answer a refused connection gives its place
-// back, though the server may go on reading what the client still sends.
+// Write implements net.Conn. A refused connection no longer counts after its response,
+// although the server may still read the rest of the request.
 func (c *conn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	if c.refused {
-		c.forget()
+		c.leave()
 	}
 	return n, err
 }
 
-// CloseWrite is what the server does before it lingers for an answer to arrive at
-// a client that is still sending.
+// CloseWrite closes the sending direction. The server calls it before it waits for a
+// client that is still sending, so that the client gets the response.
 func (c *conn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
@@ -260,26 +258,25 @@ func (c *conn) CloseWrite() error {
 
 // Close implements net.Conn.
 func (c *conn) Close() error {
-	c.forget()
+	c.leave()
 	return c.Conn.Close()
 }
 
-func (c *conn) forget() {
+func (c *conn) leave() {
 	c.bound.mu.Lock()
 	defer c.bound.mu.Unlock()
 	c.bound.leave(c)
 }
 
-// refusedKey is where a request's context says that its connection is one too
-// many.
+// refusedKey is the key in the context of a request on a refused connection.
 type refusedKey struct{}
 
-// Refused reports whether a request came over a connection past the bound. It is
-// to be answered with 503, Retry-After and Connection: close, unless it asks
-// whether the server lives: one that is full is not dead.
+// Refused reports whether a request came over a connection over the limit. The handler
+// must answer such a request with 503, Retry-After and Connection: close. It must answer
+// a health check as usual, because a full server is not dead.
 func Refused(ctx context.Context) bool { return ctx.Value(refusedKey{}) != nil }
 
-// Attach has the bound told of what the server's connections do. It takes the
+// Attach makes the server report the states of its connections to the bound. It sets the
 // server's ConnContext and ConnState.
 func (b *Bound) Attach(server *http.Server) {
 	server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
@@ -295,12 +292,12 @@ func (b *Bound) Attach(server *http.Server) {
 		}
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		counted.use()
+		counted.markUsed()
 		switch {
 		case state == http.StateClosed || state == http.StateHijacked:
 			b.leave(counted)
-		case state == http.StateIdle && !counted.gone && !counted.refused:
-			counted.wait(&b.idle)
+		case state == http.StateIdle && !counted.left && !counted.refused:
+			counted.markUnused(&b.idle)
 			b.changed.Signal()
 		}
 	}

@@ -16,12 +16,12 @@ import (
 	"github.com/stagebench/stagebench/sut/conns"
 )
 
-// serve serves with a bound until the test ends. Requests for /slow read their
-// body to its end; all others are answered at once.
-func serve(t *testing.T, most int) (address string, registry *prometheus.Registry) {
+// serve starts a server with a limit of connections. It answers a request after reading
+// the complete body. The server ends with the test.
+func serve(t *testing.T, limit int) (address string, registry *prometheus.Registry) {
 	t.Helper()
 	registry = prometheus.NewRegistry()
-	bound, err := conns.New(most, registry)
+	bound, err := conns.New(limit, registry)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +51,7 @@ func serve(t *testing.T, most int) (address string, registry *prometheus.Registr
 		}
 		<-served
 		if open := figure(t, registry, "stagebench_http_connections_open"); open != 0 {
-			t.Errorf("%v connections are counted as open after the end", open)
+			t.Errorf("%v open connections after the server ended, want 0", open)
 		}
 	})
 	return listener.Addr().String(), registry
@@ -125,9 +125,9 @@ const (
 	slow = "POST /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
 )
 
-// Slow clients hold the connections; who comes then is told so at once, and when
-// one of them is done there is room again.
-func TestFullIsSaidAtOnce(t *testing.T) {
+// When slow clients hold all connections, the next client gets a 503 at once. After a
+// slow client has finished, a new client is served.
+func TestFullServerRefusesAtOnce(t *testing.T) {
 	address, registry := serve(t, 2)
 	first, second := dial(t, address), dial(t, address)
 	first.send(t, slow+"12345")
@@ -136,17 +136,17 @@ func TestFullIsSaidAtOnce(t *testing.T) {
 	third := dial(t, address)
 	third.send(t, get)
 	if status := third.status(t); status != http.StatusServiceUnavailable {
-		t.Errorf("status %d past the bound, want 503", status)
+		t.Errorf("status %d over the limit, want 503", status)
 	}
 	if _, err := third.in.ReadByte(); err != io.EOF {
-		t.Errorf("the refused connection goes on: %v", err)
+		t.Errorf("read from a refused connection: %v, want its end", err)
 	}
 	first.send(t, "67890")
 	if status := first.status(t); status != http.StatusOK {
 		t.Errorf("the slow client got %d", status)
 	}
 	fourth := dial(t, address)
-	await(t, "there is room again", func() bool {
+	await(t, "a new client is served", func() bool {
 		fourth.send(t, get)
 		if fourth.status(t) == http.StatusOK {
 			return true
@@ -163,8 +163,8 @@ func TestFullIsSaidAtOnce(t *testing.T) {
 	}
 }
 
-// Who only keeps a connection in reserve makes room, the longest idle first.
-func TestIdleConnectionsMakeRoom(t *testing.T) {
+// Idle connections are closed for new ones, the longest idle first.
+func TestIdleConnectionsAreClosed(t *testing.T) {
 	address, registry := serve(t, 2)
 	var all []client
 	for i := range 3 {
@@ -174,8 +174,8 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 		if status := c.status(t); status != http.StatusOK {
 			t.Fatalf("status %d", status)
 		}
-		// The server says that a connection is idle after its client has the answer.
-		await(t, "it is idle", func() bool {
+		// The client may have the response before the server marks the connection as idle.
+		await(t, "the connection is idle", func() bool {
 			return figure(t, registry, "stagebench_http_connections_idle") == float64(min(i+1, 2))
 		})
 	}
@@ -184,7 +184,7 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 	}
 	all[1].send(t, get)
 	if status := all[1].status(t); status != http.StatusOK {
-		t.Errorf("the other one got %d", status)
+		t.Errorf("the other connection got %d", status)
 	}
 	if closed, refused := figure(t, registry, "stagebench_http_connections_closed_idle_total"),
 		figure(t, registry, "stagebench_http_connections_refused_total"); closed != 1 || refused != 0 {
@@ -192,9 +192,8 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 	}
 }
 
-// However many come at once, no more than the bound are served, everybody gets an
-// answer, and the count comes back to nothing.
-func TestManyAtOnce(t *testing.T) {
+// With many clients at once, each gets 200 or 503, and the count returns to 0.
+func TestManyClients(t *testing.T) {
 	address, registry := serve(t, 10)
 	var all sync.WaitGroup
 	var mu sync.Mutex
@@ -209,7 +208,7 @@ func TestManyAtOnce(t *testing.T) {
 			}
 			response, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(request)
 			if err != nil {
-				return // the answer came before the body was sent, and closed the connection
+				return // the server refused and closed the connection while the body was being sent
 			}
 			_ = response.Body.Close()
 			mu.Lock()
@@ -222,18 +221,18 @@ func TestManyAtOnce(t *testing.T) {
 		len(statuses) > 2 {
 		t.Errorf("statuses %v of 200 requests", statuses)
 	}
-	await(t, "all have left", func() bool { return figure(t, registry, "stagebench_http_connections_open") == 0 })
+	await(t, "all connections have ended",
+		func() bool { return figure(t, registry, "stagebench_http_connections_open") == 0 })
 }
 
 func TestBadBound(t *testing.T) {
 	if _, err := conns.New(0, prometheus.NewRegistry()); err == nil {
-		t.Error("a bound of 0 was taken")
+		t.Error("a limit of 0 was accepted")
 	}
 }
 
-// A connection that a request has begun to arrive on is in use, long before the
-// server has the whole header.
-func TestBegunRequestsAreNotLost(t *testing.T) {
+// A connection is in use from the first byte of a request, before the header is complete.
+func TestPartialRequestsAreNotLost(t *testing.T) {
 	address, registry := serve(t, 2)
 	first, second := dial(t, address), dial(t, address)
 	for i, c := range []client{first, second} {
@@ -241,12 +240,14 @@ func TestBegunRequestsAreNotLost(t *testing.T) {
 		if status := c.status(t); status != http.StatusOK {
 			t.Fatalf("status %d", status)
 		}
-		await(t, "it is idle", func() bool { return figure(t, registry, "stagebench_http_connections_idle") == float64(i+1) })
+		await(t, "the connection is idle",
+			func() bool { return figure(t, registry, "stagebench_http_connections_idle") == float64(i+1) })
 	}
 	first.send(t, get[:5])
-	await(t, "the server has read it", func() bool { return figure(t, registry, "stagebench_http_connections_idle") == 1 })
+	await(t, "the server has read it",
+		func() bool { return figure(t, registry, "stagebench_http_connections_idle") == 1 })
 	third, fourth := dial(t, address), dial(t, address)
-	third.send(t, slow) // takes the place of the second, which is idle
+	third.send(t, slow) // replaces the second, which is idle
 	await(t, "the third is served",
 		func() bool { return figure(t, registry, "stagebench_http_connections_closed_idle_total") == 1 })
 	fourth.send(t, get)
@@ -255,16 +256,16 @@ func TestBegunRequestsAreNotLost(t *testing.T) {
 	}
 	first.send(t, get[5:])
 	if status := first.status(t); status != http.StatusOK {
-		t.Errorf("the request that had begun got %d", status)
+		t.Errorf("the partial request got %d after its end", status)
 	}
 	third.send(t, "0123456789")
 	if status := third.status(t); status != http.StatusOK {
-		t.Errorf("the slow one got %d", status)
+		t.Errorf("the slow client got %d", status)
 	}
 }
 
-// Whoever opens connections and says nothing does not keep others out.
-func TestSilentConnectionsMakeRoom(t *testing.T) {
+// Silent connections cannot use up the limit: they are closed for new ones.
+func TestSilentConnectionsAreClosed(t *testing.T) {
 	address, registry := serve(t, 3)
 	for range 3 {
 		dial(t, address)
@@ -275,13 +276,13 @@ func TestSilentConnectionsMakeRoom(t *testing.T) {
 		return c.status(t) == http.StatusOK
 	})
 	if closed := figure(t, registry, "stagebench_http_connections_closed_idle_total"); closed < 1 {
-		t.Errorf("%v connections were closed for it", closed)
+		t.Errorf("%v silent connections were closed, want at least 1", closed)
 	}
 }
 
-// Hundreds of silent connections past the bound leave a place for who asks: the
-// oldest of them are closed for it.
-func TestRefusedConnectionsCannotFillTheHost(t *testing.T) {
+// A client gets its 503 although hundreds of silent connections are over the limit: the
+// oldest of them are closed.
+func TestSilentRefusedConnectionsAreClosed(t *testing.T) {
 	address, registry := serve(t, 1)
 	holder := dial(t, address)
 	holder.send(t, slow)
@@ -289,9 +290,9 @@ func TestRefusedConnectionsCannotFillTheHost(t *testing.T) {
 	for range 600 {
 		silent = append(silent, dial(t, address))
 	}
-	asking := dial(t, address)
-	asking.send(t, get)
-	if status := asking.status(t); status != http.StatusServiceUnavailable {
+	last := dial(t, address)
+	last.send(t, get)
+	if status := last.status(t); status != http.StatusServiceUnavailable {
 		t.Errorf("status %d, want 503", status)
 	}
 	if refused := figure(t, registry, "stagebench_http_connections_refused_total"); refused != 601 {
@@ -306,12 +307,12 @@ func TestRefusedConnectionsCannotFillTheHost(t *testing.T) {
 	}
 }
 
-// A client that is sending a long body hears at once that it is one too many.
+// A client over the limit gets its 503 while it is still sending a body.
 func TestRefusedUploadsAreAnsweredAtOnce(t *testing.T) {
 	address, _ := serve(t, 1)
 	holder := dial(t, address)
 	holder.send(t, slow)
-	for range 100 { // more than there are places: each gives its own back
+	for range 300 { // more than may be refused at once: a response frees its connection
 		c := dial(t, address)
 		c.send(t, slow+"12345")
 		if status := c.status(t); status != http.StatusServiceUnavailable {
@@ -320,8 +321,8 @@ func TestRefusedUploadsAreAnsweredAtOnce(t *testing.T) {
 	}
 }
 
-// A server that is told to end does so, also while its bound holds it up: the
-// request in flight is answered, and the rest is closed.
+// Shutdown works while Accept waits because of the limits. The request in flight is
+// answered, and all other connections are closed.
 func TestShutdownWhileFull(t *testing.T) {
 	bound, err := conns.New(1, prometheus.NewRegistry())
 	if err != nil {
@@ -343,7 +344,7 @@ func TestShutdownWhileFull(t *testing.T) {
 	holder := dial(t, address)
 	holder.send(t, get)
 	<-begun
-	for range 300 { // more than there are places, and none of them silent
+	for range 300 { // more than may be refused at once, and none of them silent
 		dial(t, address).send(t, get[:5])
 	}
 	ended := make(chan error, 1)
@@ -361,6 +362,6 @@ func TestShutdownWhileFull(t *testing.T) {
 			t.Error(err)
 		}
 	case <-time.After(20 * time.Second):
-		t.Fatal("no end within 20 s")
+		t.Fatal("the server did not end within 20 s")
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/stagebench/stagebench/sut/balance/balancetest"
 )
 
-// BenchmarkHAProxy measures both layers, as BenchmarkBalancer does in sut/balance.
+// BenchmarkHAProxy measures both layers. BenchmarkBalancer in sut/balance does the same.
 func BenchmarkHAProxy(b *testing.B) {
 	upstreams := balancetest.BenchHosts(b)
 	for _, layer := range []string{sut.Layer7, sut.Layer4} {

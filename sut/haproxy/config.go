@@ -11,36 +11,37 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// Files in the directory of a server.
+// Names of the files in the directory of a server.
 const (
 	configName = "haproxy.cfg"
 	socketName = "stats.sock"
 )
 
-// logLine is the length in bytes at which the server cuts a line of its log: no
-// path comes near it, as a request's headers may have 16 KiB.
+// logLine is the maximum length in bytes of a line of the server's log. It is longer than
+// any path, because the headers of a request are limited to 16 KiB.
 const logLine = 32 << 10
 
-// Idle clients keep their connection this long: longer than the pauses of a
-// user, as a connection that closes under a request looks like a failure.
+// clientKeepAlive is how long an idle connection of a client stays open. It is longer
+// than the pauses of a user: a connection that closes while a request arrives looks like
+// a failure.
 const clientKeepAlive = 5 * time.Minute
 
-// mostConnections bounds the clients' connections. Those above it wait.
-const mostConnections = 10_000
+// maxClientConnections limits the connections of clients. More connections must wait.
+const maxClientConnections = 10_000
 
-// connectionsWithin returns how many clients' connections fit into a limit on
-// open files. HAProxy uses two for each, and a number of its own, and refuses
-// to start when it is promised more than it can get.
+// connectionsWithin returns the number of client connections that fit into a limit of
+// open files. HAProxy needs two files for each connection and some for itself. It does
+// not start if the limit is too low for its maxconn.
 func connectionsWithin(files uint64) int {
-	const own = 200
-	if files/2 > mostConnections+own {
-		return mostConnections
+	const reserved = 200
+	if files/2 > maxClientConnections+reserved {
+		return maxClientConnections
 	}
-	return max(1, (int(files)-own)/2)
+	return max(1, (int(files)-reserved)/2)
 }
 
-// render writes the server's configuration file for those backends. Everything in
-// it has passed validate, so that nothing needs quotes.
+// render returns the server's configuration file with those backends. All values have
+// passed validate, so they need no quotes.
 func (c Config) render(maxConnections int, backends []backend) string {
 	f := &file{}
 	f.line("# Written by stagebench before each start.")
@@ -48,7 +49,7 @@ func (c Config) render(maxConnections int, backends []backend) string {
 	f.set("nbthread %d", c.Procs)
 	f.set("maxconn %d", maxConnections)
 	f.set("hard-stop-after %s", milliseconds(c.Drain))
-	// With it, a second server on the port would start, and get half of the clients.
+	// Without noreuseport, a second server could start on the port and get half of the clients.
 	f.set("noreuseport")
 	f.set("stats socket unix@%s mode 600 level admin", socketName)
 	f.set("log stderr len %d format raw local0", logLine)
@@ -72,7 +73,7 @@ func (c Config) render(maxConnections int, backends []backend) string {
 	return f.String()
 }
 
-// file is a configuration in the making.
+// file collects the lines of a configuration.
 type file struct{ strings.Builder }
 
 func (f *file) line(format string, args ...any) { fmt.Fprintf(f, format+"\n", args...) }
@@ -80,22 +81,22 @@ func (f *file) set(format string, args ...any)  { f.line("    "+format, args...)
 
 func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) + "ms" }
 
-// connectionLife bounds a connection of layer 4 on which nothing happens: longer
-// than anybody keeps one.
-const connectionLife = 24 * time.Hour
+// connectionIdle bounds an idle connection of layer 4. It is longer than any client keeps
+// a connection.
+const connectionIdle = 24 * time.Hour
 
 func (c Config) renderDefaults(f *file) {
 	f.line("defaults")
 	f.set("timeout connect %s", milliseconds(c.ConnectTimeout))
 	f.set("timeout queue %s", milliseconds(c.ConnectTimeout))
 	f.set("timeout check %s", milliseconds(c.HealthTimeout))
-	// Another host at each retry, and a retry only when nothing was sent.
+	// Each retry goes to another host. HAProxy retries only if nothing was sent.
 	f.set("option redispatch 1")
 	f.set("retries %d", max(3, len(c.Peers)))
 	if c.Layer == sut.Layer4 {
 		f.set("mode tcp")
-		f.set("timeout client %s", milliseconds(connectionLife))
-		f.set("timeout server %s", milliseconds(connectionLife))
+		f.set("timeout client %s", milliseconds(connectionIdle))
+		f.set("timeout server %s", milliseconds(connectionIdle))
 		return
 	}
 	f.set("mode http")
@@ -104,18 +105,18 @@ func (c Config) renderDefaults(f *file) {
 	f.set("timeout http-request %s", milliseconds(c.ResponseTimeout))
 	f.set("timeout http-keep-alive %s", milliseconds(clientKeepAlive))
 	f.set("option http-keep-alive")
-	// A connection on which nothing was asked ends without a word: the client might
-	// take a 408 for the answer to what it is about to ask.
+	// A connection without a request is closed without a response: a client could take a
+	// 408 for the response to its next request.
 	f.set("option http-ignore-probes")
 	f.set("option forwardfor")
-	// A client that leaves takes its request with it.
+	// When a client leaves, its request is aborted.
 	f.set("option abortonclose")
 	f.set("retry-on conn-failure")
 	c.renderErrors(f.set)
 }
 
-// renderRequests is what happens to each request, whoever gets it: what hosts
-// learn of the client, the request's id, and its line in the log.
+// renderRequests writes the rules for every request: the X-Forwarded headers, the request
+// id, and the log line.
 func (c Config) renderRequests(f *file) {
 	f.set("http-request set-header X-Forwarded-Host %%[req.hdr(Host)]")
 	f.set("http-request set-header X-Forwarded-Proto http")
@@ -130,12 +131,12 @@ func (c Config) renderRequests(f *file) {
 	}
 	f.set("log global")
 	if c.LogRequests == sut.LogFailed {
-		f.set("option dontlog-normal") // and Printed leaves out what went well in the end
+		f.set("option dontlog-normal") // Printed also drops requests that succeeded after a retry
 	}
 	f.set("log-format %s", logFormat)
 }
 
-// renderBackend writes a backend with all places in it.
+// renderBackend writes a backend and its slots.
 func (c Config) renderBackend(f *file, b backend) {
 	f.line("backend %s", b.name)
 	switch c.Policy {
@@ -163,13 +164,13 @@ func (c Config) renderBackend(f *file, b backend) {
 		server += fmt.Sprintf(" pool-max-conn %d", c.MaxIdlePerUpstream)
 	}
 	if c.EjectAfter > 0 {
-		// A 503 counts here, too: when the database is away, all hosts are taken out
-		// for it. So who is down is asked more often, and one that is well is back soon.
+		// HAProxy also counts a 503. When the database is down, all hosts are ejected. The
+		// checks of an ejected host are more frequent, so a healthy host is back soon.
 		server += fmt.Sprintf(" downinter %s observe layer%c error-limit %d on-error mark-down",
 			milliseconds(c.HealthInterval/5), c.Layer[len("l")], c.EjectAfter)
 	}
 	f.set(server, milliseconds(c.HealthInterval))
-	for _, p := range b.places {
+	for _, p := range b.slots {
 		text := fmt.Sprintf("server %s %s weight %d", p.name, p.address, p.weight)
 		if c.Sticky {
 			text += " cookie " + p.name
@@ -181,7 +182,7 @@ func (c Config) renderBackend(f *file, b backend) {
 	}
 }
 
-// conditions are the route's, as the server writes them; "" for none.
+// conditions returns the conditions of the route in HAProxy's syntax; "" = none.
 func (b backend) conditions() string {
 	var all []string
 	add := func(format string, args ...any) { all = append(all, "{ "+fmt.Sprintf(format, args...)+" }") }
@@ -202,13 +203,13 @@ func (b backend) conditions() string {
 			add("%s(%s) -m found", fetch, name)
 		}
 	}
-	slices.Sort(all) // the same each time
+	slices.Sort(all) // the order of a map is random
 	return strings.Join(all, " ")
 }
 
-// renderErrors has the server's own errors look like those of the embedded balancer.
+// renderErrors makes the server's own errors look like those of the embedded balancer.
 func (c Config) renderErrors(set func(format string, args ...any)) {
-	c.renderError(set, 400, "the request could not be read to its end")
+	c.renderError(set, 400, "the request could not be read completely")
 	c.renderError(set, 502, "the web host did not answer the request, which may have taken effect")
 	c.renderError(set, 503, "no web host is up, try again later")
 	c.renderError(set, 504, "the web host did not answer in time")

@@ -21,19 +21,25 @@ var update = flag.Bool("update", false, "rewrite the golden configurations")
 
 func TestConfiguration(t *testing.T) {
 	t.Parallel()
-	hosts := []sut.Peer{{Node: "web-1", Address: "127.0.0.2:8001", Weight: 2}, {Node: "web-2", Address: "[::1]:8002", Weight: 0.5}}
+	hosts := []sut.Peer{
+		{Node: "web-1", Address: "127.0.0.2:8001", Weight: 2}, {Node: "web-2", Address: "[::1]:8002", Weight: 0.5},
+	}
+	routes := []sut.Route{
+		{Method: "POST", Path: "/api/photos", To: []string{"web-1"}},
+		{Path: "/img/*", Header: "X-Batch:1", Cookie: "beta", To: []string{"web-2", "web-1"}},
+		{To: []string{"web-2"}},
+	}
 	for name, cfg := range map[string]sut.Balancing{
 		"sticky": {Policy: sut.PolicyLeastConn, Sticky: true, HealthInterval: 1500 * time.Millisecond},
-		"routes": {Policy: sut.PolicyWeightedRoundRobin, Sticky: true, EjectAfter: 5, LogRequests: sut.LogAll, Upstreams: sut.Upstreams{Routes: []sut.Route{
-			{Method: "POST", Path: "/api/photos", To: []string{"web-1"}},
-			{Path: "/img/*", Header: "X-Batch:1", Cookie: "beta", To: []string{"web-2", "web-1"}},
-			{To: []string{"web-2"}},
-		}}},
+		"routes": {
+			Policy: sut.PolicyWeightedRoundRobin, Sticky: true, EjectAfter: 5, LogRequests: sut.LogAll,
+			Upstreams: sut.Upstreams{Routes: routes},
+		},
 		"layer4": {Policy: sut.PolicyIPHash, Layer: sut.Layer4, EjectAfter: 3},
 	} {
 		cfg.Node, cfg.Peers = "lb-1", hosts
 		complete := Config{Balancing: cfg, Listen: net.IPv4(127, 0, 0, 1), Port: 8080, Procs: 2}.defaults()
-		got := complete.render(1234, newPlaces(complete.Balancing).reset())
+		got := complete.render(1234, newSlots(complete.Balancing).reset())
 		path := filepath.Join("testdata", name+".cfg")
 		if *update {
 			if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
@@ -70,7 +76,8 @@ func TestConnectionsWithinTheFileLimit(t *testing.T) {
 
 func TestStatistics(t *testing.T) {
 	t.Parallel()
-	const header = "# pxname,svname,scur,stot,wredis,status,chkdown,check_status,last_chk,hrsp_1xx,hrsp_2xx,hrsp_3xx,hrsp_4xx,hrsp_5xx,hrsp_other,addr,\n"
+	const header = "# pxname,svname,scur,stot,wredis,status,chkdown,check_status,last_chk," +
+		"hrsp_1xx,hrsp_2xx,hrsp_3xx,hrsp_4xx,hrsp_5xx,hrsp_other,addr,\n"
 	rows, err := parseStat(header +
 		"public,FRONTEND,1,9,,OPEN,,,,0,5,1,2,3,4,,\n" +
 		`web,web-1,1,5,0,UP,2,L7OK,"OK, and well",0,5,0,0,0,0,127.0.0.1:1,` + "\n" +
@@ -84,7 +91,7 @@ func TestStatistics(t *testing.T) {
 	for i := range 3 {
 		peers = append(peers, sut.Peer{Node: fmt.Sprintf("web-%d", i+1), Address: fmt.Sprintf("127.0.0.1:%d", i+1)})
 	}
-	hosts := newPlaces(sut.Balancing{Upstreams: sut.Upstreams{Peers: peers}})
+	hosts := newSlots(sut.Balancing{Upstreams: sut.Upstreams{Peers: peers}})
 	var got sut.BalancerStatus
 	if err := hosts.fill(&got, rows); err != nil {
 		t.Fatal(err)
@@ -93,7 +100,10 @@ func TestStatistics(t *testing.T) {
 		Responses: map[string]uint64{"1xx": 0, "2xx": 5, "3xx": 1, "4xx": 2, "5xx": 3, "other": 4}, Redispatches: 7,
 		Upstreams: []sut.UpstreamStatus{
 			{Node: "web-1", Address: "127.0.0.1:1", Up: true, InFlight: 1, Requests: 5, WentUp: 2, WentDown: 2},
-			{Node: "web-2", Address: "127.0.0.1:2", Requests: 4, WentUp: 2, WentDown: 3, Cause: "health check: L4CON Connection refused"},
+			{
+				Node: "web-2", Address: "127.0.0.1:2", Requests: 4, WentUp: 2, WentDown: 3,
+				Cause: "health check: L4CON Connection refused",
+			},
 			{Node: "web-3", Address: "127.0.0.1:3", Cause: "health check:"},
 		},
 	}
@@ -101,7 +111,7 @@ func TestStatistics(t *testing.T) {
 		t.Error("(-want +got):\n" + diff)
 	}
 	for text, want := range map[string]string{
-		"":             "said nothing",
+		"":             "empty answer",
 		header:         "no frontend",
 		"# a,\n\"b,\n": "statistics",
 		header + "public,FRONTEND,1,9,,OPEN,,,,x,5,1,2,3,4,,\n": "hrsp_1xx of FRONTEND",
@@ -119,7 +129,7 @@ func TestStatistics(t *testing.T) {
 func TestChoose(t *testing.T) {
 	t.Parallel()
 	installs := map[string]string{"/old": "1.8.4", "/older": "2.5.14", "/good": "2.6.12", "/new": "3.1.0"}
-	look := func(path string) (Install, error) {
+	inspect := func(path string) (Install, error) {
 		if version, found := installs[path]; found {
 			return Install{Path: path, Version: version}, nil
 		}
@@ -134,7 +144,7 @@ func TestChoose(t *testing.T) {
 		{[]string{"/none", "/older"}, "found only version 2.5.14 at /older, want 2.6 or newer\napt-get install haproxy"},
 		{[]string{"/none"}, "not found on PATH, in /usr/sbin or /usr/local/sbin\napt-get install haproxy"},
 	} {
-		install, err := choose(test.paths, look)
+		install, err := choose(test.paths, inspect)
 		switch {
 		case err != nil && !strings.Contains(err.Error(), test.want):
 			t.Errorf("%v: error %q, want %q", test.paths, err, test.want)
@@ -162,9 +172,13 @@ func TestParseVersion(t *testing.T) {
 func TestConfigurationIsRefused(t *testing.T) {
 	t.Parallel()
 	good := Config{
-		Balancing: sut.Balancing{Node: "lb-1", Upstreams: sut.Upstreams{Peers: []sut.Peer{{Node: "web-1", Address: "127.0.0.1:80"}}}},
-		Install:   Install{Path: "/nonexistent", Version: "2.6.12"}, Dir: "/nonexistent", Listen: net.IPv4(127, 0, 0, 1), Port: 8080,
+		Balancing: sut.Balancing{Node: "lb-1", Upstreams: sut.Upstreams{
+			Peers: []sut.Peer{{Node: "web-1", Address: "127.0.0.1:80"}},
+		}},
+		Install: Install{Path: "/nonexistent", Version: "2.6.12"}, Dir: "/nonexistent",
+		Listen: net.IPv4(127, 0, 0, 1), Port: 8080,
 	}
+	injected := []sut.Peer{{Node: "web-1", Address: "127.0.0.1:80\nglobal"}}
 	for name, test := range map[string]struct {
 		change func(*Config)
 		want   string
@@ -176,7 +190,7 @@ func TestConfigurationIsRefused(t *testing.T) {
 		"procs":      {func(c *Config) { c.Procs = -1 }, "procs -1"},
 		"drain":      {func(c *Config) { c.Drain = 1 }, "drain 1ns"},
 		"algorithm":  {func(c *Config) { c.Policy = sut.PolicyLeastResponseTime }, "no such algorithm"},
-		"injection":  {func(c *Config) { c.Peers = []sut.Peer{{Node: "web-1", Address: "127.0.0.1:80\nglobal"}} }, "want IP:port"},
+		"injection":  {func(c *Config) { c.Peers = injected }, "want IP:port"},
 	} {
 		cfg := good
 		test.change(&cfg)

@@ -1,14 +1,12 @@
-// Package haproxy describes a native HAProxy server, so that somebody else can start
-// it: its files, its command, its configuration text, and what it is asked and told
-// over its runtime socket.
+// Package haproxy describes a native HAProxy server: its files, its command, its
+// configuration, and the commands on its runtime socket. The caller starts the server.
 //
-// It starts nothing itself, but the program for its version and for a check of its
-// configuration. The kit in sut/balance/balancetest holds it to the behaviour of
-// every balancer.
+// The package runs the program only to get its version and to check a configuration. The
+// test kit in sut/balance/balancetest checks that it behaves like every other balancer.
 //
-// The order of calls is Find, New, Prepare, the started Command, Ready until it
-// returns nil, then Status and SetUpstreams at any time, and StopSignal. All methods
-// but Prepare may be called concurrently.
+// The order of calls is Find, New, Prepare, then the caller starts Command, then Ready
+// until it returns nil, then Status and SetUpstreams at any time, and StopSignal. All
+// methods except Prepare may be called concurrently.
 package haproxy
 
 import (
@@ -34,11 +32,11 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// Config says which server to describe. The zero value of a field means its default,
+// Config is the configuration of a Server. The zero value of a field means its default,
 // where one is given.
 type Config struct {
 	sut.Balancing
-	// Log receives the requests that LogRequests says; default nowhere.
+	// Log receives the requests that LogRequests selects. Default: no log.
 	Log *slog.Logger
 	// Install is the program to run, as Find returned it.
 	Install Install
@@ -50,12 +48,11 @@ type Config struct {
 	Port int
 	// Procs is the number of threads; default 1.
 	Procs int
-	// Drain is how long requests may take to finish once the server was told to
-	// stop; default 10 s.
+	// Drain bounds the time for requests in flight after the stop signal; default 10 s.
 	Drain time.Duration
 }
 
-// defaults fills what was left at zero.
+// defaults returns a copy in which fields that are not set have their defaults.
 func (c Config) defaults() Config {
 	c.Balancing = c.Complete()
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
@@ -64,17 +61,17 @@ func (c Config) defaults() Config {
 	return c
 }
 
-// validate says what is wrong with a configuration that has its defaults.
+// validate returns the first error in a Config that defaults returned.
 func (c Config) validate() error {
 	switch {
 	case c.Install.Path == "":
-		return errors.New("no HAProxy installation given\nuse the one that Find returns")
+		return errors.New("no HAProxy installation given\npass the Install that Find returns")
 	case c.Dir == "":
 		return errors.New("no directory given")
 	case c.Listen == nil:
 		return errors.New("no address to listen on")
 	case c.Port < 1 || c.Port > 65535:
-		return fmt.Errorf("port %d: want 1 to 65535, chosen by the caller", c.Port)
+		return fmt.Errorf("port %d: want 1 to 65535", c.Port)
 	case c.Procs < 1:
 		return fmt.Errorf("procs %d: want at least 1", c.Procs)
 	case c.Drain < time.Second:
@@ -85,42 +82,40 @@ func (c Config) validate() error {
 	return c.Validate()
 }
 
-// Server describes one server. Everything that it keeps is in its directory.
+// Server describes one HAProxy server. All its files are in its directory.
 //
-// Each route has a backend of its own, and the rest one called web. In all of them
-// every host has a place, and there are places in reserve for hosts that come
-// later: those that a backend has no use for are in maintenance. So a membership
-// is a matter of the server's runtime interface, and no connection is lost for it.
-// A running server has room for 16 hosts with names that it was not started with,
-// and keeps the conditions of its routes; what it says when all hosts of a route
-// are down names those that it was started with. (It could be told to add
-// servers, too, but HAProxy 2.6 takes none with a cookie then.)
+// Each route has a backend. All other requests go to the backend web. Each backend has a
+// slot for every host and spare slots for hosts that are added later. A slot that a
+// backend does not use is in maintenance. So the hosts can change over the runtime socket
+// without a restart and without a lost connection. (HAProxy 2.6 can also add servers at
+// run time, but not with a cookie.) A running server has these limits:
+//   - it accepts 16 hosts with names that it was not started with;
+//   - the conditions of its routes cannot change;
+//   - its 503 for a route without a host lists the hosts of the start.
 //
-// It differs from the embedded balancer in how hosts are ejected: HAProxy counts
-// every answer of 500 and more but 501 and 505, also a 503 of a host that says it is
-// full, and an ejected host is back with its next good health check. And a host that
-// gets a new address finishes what it has at the old one without anybody waiting.
-//
-// Its weights are whole numbers: those of its hosts count in tenths, or coarser
-// where the largest is above 25.6.
-//
-// It also differs in what a client sees when a host dies while it works on a request.
-// The embedded balancer answers 502. HAProxy does so on a connection's first request
-// only; on a later one it closes the connection without an answer, and leaves it to
-// the client to repeat the request. A client that does so by itself, as Go's does for
-// GET, hides the failure from whoever uses it.
+// It differs from the embedded balancer in these points:
+//   - For ejection, HAProxy counts every status from 500 except 501 and 505, also the 503
+//     of a full host. An ejected host is back after its next passed health check.
+//   - When a host gets a new address, SetUpstreams does not wait for its requests at the
+//     old address.
+//   - Weights are multiples of 0.1, or coarser if the largest weight is above 25.6,
+//     because HAProxy's weights are whole numbers up to 256.
+//   - When a host dies during a request, HAProxy answers 502 only to the first request of
+//     a client's connection. For a later request it closes the connection without a
+//     response, and the client may repeat the request. Go's client repeats a GET, which
+//     hides the failure.
 type Server struct {
-	cfg    Config
-	places *places
-	// telling is held while the server is told of its hosts, so that of two at
-	// once the later one is in force at the end.
-	telling sync.Mutex
+	cfg   Config
+	slots *slots
+	// changing is held while commands change the hosts. Without it, two concurrent
+	// changes could leave a mixture of both.
+	changing sync.Mutex
 }
 
 // New describes a server. Prepare checks the configuration.
 func New(cfg Config) *Server {
 	cfg = cfg.defaults()
-	return &Server{cfg: cfg, places: newPlaces(cfg.Balancing)}
+	return &Server{cfg: cfg, slots: newSlots(cfg.Balancing)}
 }
 
 // Prepare writes the server's configuration into its directory and has the
@@ -141,7 +136,7 @@ func (h *Server) Prepare(ctx context.Context) error {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
 		return fmt.Errorf("haproxy: limit on open files: %w", err)
 	}
-	text := h.cfg.render(connectionsWithin(files.Max), h.places.reset())
+	text := h.cfg.render(connectionsWithin(files.Max), h.slots.reset())
 	path := filepath.Join(dir, configName)
 	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
 		return fmt.Errorf("haproxy: configuration: %w", err)
@@ -162,9 +157,9 @@ func (h *Server) Command() *exec.Cmd {
 	return h.command(context.Background(), "-db", "-f", configName)
 }
 
-// command prepares a call of the program in its directory. The paths that it is
-// given are relative to that, because the path of a Unix socket is limited to
-// 107 bytes and the directory's may be longer.
+// command returns a command that runs the program in its directory. Its paths are
+// relative, because the path of a Unix socket is limited to 107 bytes and the path of the
+// directory may be longer.
 func (h *Server) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, h.cfg.Install.Path, args...)
 	cmd.Dir = h.cfg.Dir
@@ -173,21 +168,23 @@ func (h *Server) command(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// Ready asks once whether the server serves: nil when it accepts clients.
+// Ready probes the server once. It returns nil if the server accepts clients.
 func (h *Server) Ready(ctx context.Context) error {
 	rows, err := h.rows(ctx)
 	if err != nil {
 		return fmt.Errorf("haproxy: %w", err)
 	}
-	if !slices.ContainsFunc(rows, func(row map[string]string) bool { return row["svname"] == "FRONTEND" && row["status"] == "OPEN" }) {
-		return errors.New("haproxy: it does not listen yet")
+	if !slices.ContainsFunc(rows, func(row map[string]string) bool {
+		return row["svname"] == "FRONTEND" && row["status"] == "OPEN"
+	}) {
+		return errors.New("haproxy: the server does not listen yet")
 	}
 	return nil
 }
 
-// StopSignal is HAProxy's soft stop: it stops listening, closes idle
-// connections, lets requests finish within Config.Drain, and ends. A connection
-// on which nothing was ever asked counts as busy, and so do all of layer 4.
+// StopSignal is the signal for HAProxy's soft stop. The server stops listening, closes
+// idle connections, waits up to Config.Drain for requests in flight, and ends. It also
+// waits for a connection without any request yet, and for all connections of layer 4.
 func (h *Server) StopSignal() os.Signal { return syscall.SIGUSR1 }
 
 // Version asks the installed program for its version, such as "2.6.12".
@@ -204,7 +201,7 @@ func (h *Server) Address() string {
 	return net.JoinHostPort(h.cfg.Listen.String(), strconv.Itoa(h.cfg.Port))
 }
 
-// Status asks the server for its hosts and what it has done so far.
+// Status returns the server's hosts and counters.
 func (h *Server) Status(ctx context.Context) (sut.BalancerStatus, error) {
 	rows, err := h.rows(ctx)
 	if err != nil {
@@ -212,11 +209,10 @@ func (h *Server) Status(ctx context.Context) (sut.BalancerStatus, error) {
 	}
 	c := h.cfg
 	status := sut.BalancerStatus{Node: c.Node, Engine: sut.HAProxy, Layer: c.Layer, Policy: c.Policy, Sticky: c.Sticky}
-	return status, h.places.fill(&status, rows)
+	return status, h.slots.fill(&status, rows)
 }
 
-// oldest is the oldest version that is supported, major and minor: Debian
-// 12's.
+// oldestMajor and oldestMinor are the oldest supported version, the one of Debian 12.
 const oldestMajor, oldestMinor = 2, 6
 
 // howToInstall is the second line of every error about a missing server.
@@ -224,15 +220,15 @@ const howToInstall = "apt-get install haproxy"
 
 // Install is an installed HAProxy.
 type Install struct {
-	// Path is the program.
+	// Path is the path of the program.
 	Path string
-	// Version is what it says of itself, such as "2.6.12".
+	// Version is the version that the program reports, such as "2.6.12".
 	Version string
 }
 
-// Find looks for an installed server: on PATH, then where packages put
-// it, which an ordinary user's PATH leaves out. The second line of its error
-// says how to get one.
+// Find finds an installed server: on PATH, then in the directories of packages, which may
+// not be on the PATH of an ordinary user. The second line of its error says how to install
+// HAProxy.
 func Find() (Install, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -246,11 +242,11 @@ func Find() (Install, error) {
 	})
 }
 
-// choose picks the first that is there and new enough.
-func choose(paths []string, look func(path string) (Install, error)) (Install, error) {
+// choose returns the first installed program that is new enough.
+func choose(paths []string, inspect func(path string) (Install, error)) (Install, error) {
 	var old *Install
 	for _, path := range paths {
-		install, err := look(path)
+		install, err := inspect(path)
 		if err != nil {
 			continue
 		}
@@ -266,7 +262,7 @@ func choose(paths []string, look func(path string) (Install, error)) (Install, e
 	return Install{}, errors.New("haproxy: not found on PATH, in /usr/sbin or /usr/local/sbin\n" + howToInstall)
 }
 
-// askVersion asks a program for its version.
+// askVersion returns the version that a program reports.
 func askVersion(ctx context.Context, path string) (string, error) {
 	out, err := exec.CommandContext(ctx, path, "-v").Output()
 	if err != nil {
@@ -275,13 +271,13 @@ func askVersion(ctx context.Context, path string) (string, error) {
 	return parseVersion(string(out))
 }
 
-// parseVersion reads "HAProxy version 2.6.12-1+deb12u4 2026/10/17"; older
-// ones say "HA-Proxy version".
+// parseVersion parses "HAProxy version 2.6.12-1+deb12u4 2026/10/17". Old versions print
+// "HA-Proxy version".
 func parseVersion(text string) (string, error) {
 	match := regexp.MustCompile(`^HA-?Proxy version (\d+\.\d+(?:\.\d+)?)`).FindStringSubmatch(text)
 	if match == nil {
 		line, _, _ := strings.Cut(text, "\n")
-		return "", fmt.Errorf("%q is no version of HAProxy", line)
+		return "", fmt.Errorf("%q is not the version of an HAProxy", line)
 	}
 	return match[1], nil
 }
@@ -289,6 +285,6 @@ func parseVersion(text string) (string, error) {
 // newEnough compares a version with the oldest supported one.
 func newEnough(version string) bool {
 	var major, minor int
-	_, _ = fmt.Sscanf(version, "%d.%d", &major, &minor) // parseVersion has found both
+	_, _ = fmt.Sscanf(version, "%d.%d", &major, &minor) // parseVersion found both numbers
 	return major > oldestMajor || major == oldestMajor && minor >= oldestMinor
 }

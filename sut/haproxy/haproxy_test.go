@@ -29,20 +29,21 @@ func TestConforms(t *testing.T) {
 	})
 }
 
-// oneHost is a configuration for a host that runs in this process.
+// oneHost starts a host and returns a configuration for it.
 func oneHost(t testing.TB, handler http.HandlerFunc) sut.Balancing {
 	t.Helper()
 	server := httptest.NewServer(handler)
 	t.Cleanup(server.Close)
-	return sut.Balancing{Node: "lb-1", Upstreams: sut.Upstreams{Peers: []sut.Peer{{Node: "web-1", Address: server.Listener.Addr().String()}}}}
+	return sut.Balancing{Node: "lb-1", Upstreams: sut.Upstreams{
+		Peers: []sut.Peer{{Node: "web-1", Address: server.Listener.Addr().String()}},
+	}}
 }
 
-// say answers with a word.
-func say(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") }
+// hello answers every request.
+func hello(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") }
 
-// ask sends requests over one connection and returns what came back, each as a
-// status or "closed".
-func ask(t *testing.T, address string, paths ...string) []string {
+// get sends requests over one connection. It returns the status of each, or "closed".
+func get(t *testing.T, address string, paths ...string) []string {
 	t.Helper()
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
@@ -50,7 +51,7 @@ func ask(t *testing.T, address string, paths ...string) []string {
 		return nil
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
 		t.Error(err)
 	}
 	reader := bufio.NewReader(conn)
@@ -71,10 +72,10 @@ func ask(t *testing.T, address string, paths ...string) []string {
 
 func TestRestartsAfterAKill(t *testing.T) {
 	t.Parallel()
-	h := newHAProxy(t, haproxyInstalled(t), oneHost(t, say))
+	h := newHAProxy(t, haproxyInstalled(t), oneHost(t, hello))
 	for range 2 {
 		p := startHAProxy(t, h)
-		if got := ask(t, h.Address(), "/", "/"); fmt.Sprint(got) != "[200 200]" {
+		if got := get(t, h.Address(), "/", "/"); fmt.Sprint(got) != "[200 200]" {
 			t.Errorf("got %v", got)
 		}
 		p.signal(t, syscall.SIGKILL)
@@ -98,7 +99,7 @@ func TestDrains(t *testing.T) {
 			arrived <- struct{}{}
 			<-release
 		}
-		say(w, r)
+		hello(w, r)
 	}))
 	p := startHAProxy(t, h)
 	idle, err := net.Dial("tcp", h.Address())
@@ -111,39 +112,36 @@ func TestDrains(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = res.Body.Close() // it came whole
+	_ = res.Body.Close()
 	held := make(chan []string)
-	go func() { held <- ask(t, h.Address(), "/hold") }()
+	go func() { held <- get(t, h.Address(), "/hold") }()
 	<-arrived
 	p.signal(t, h.StopSignal())
-	deadline := time.After(patience)
-	for refused := false; !refused; {
+	eventually(t, "the server no longer listens", func() bool {
 		conn, err := net.Dial("tcp", h.Address())
-		if refused = err != nil; !refused {
+		if err == nil {
 			_ = conn.Close()
 		}
-		select {
-		case <-deadline:
-			t.Fatal("it still listens")
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
+		return err != nil
+	})
 	close(release)
 	if got := <-held; fmt.Sprint(got) != "[200]" {
 		t.Errorf("a request in flight ended with %v", got)
 	}
 	if err := p.wait(t); err != nil {
-		t.Errorf("it exited with %v, want 0", err)
+		t.Errorf("exit error %v, want none", err)
 	}
 }
 
-func TestIsAloneOnItsPort(t *testing.T) {
+func TestSecondServerOnThePort(t *testing.T) {
 	t.Parallel()
 	install := haproxyInstalled(t)
-	cfg := oneHost(t, say)
+	cfg := oneHost(t, hello)
 	port := freePort(t)
 	describe := func() *haproxy.Server {
-		return haproxy.New(haproxy.Config{Balancing: cfg, Install: install, Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: port})
+		return haproxy.New(haproxy.Config{
+			Balancing: cfg, Install: install, Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: port,
+		})
 	}
 	first, second := describe(), describe()
 	startHAProxy(t, first)
@@ -155,21 +153,21 @@ func TestIsAloneOnItsPort(t *testing.T) {
 		t.Error("a second server on the port exited with 0")
 	}
 	if !strings.Contains(p.log(), "cannot bind") {
-		t.Errorf("it says %q", p.log())
+		t.Errorf("log %q, want an error about the port", p.log())
 	}
 }
 
-// TestInADeepDirectory: the path of a Unix socket may have 107 bytes, the
-// directory's may have more.
-func TestInADeepDirectory(t *testing.T) {
+// The path of the directory may be longer than the 107 bytes of a Unix socket's path.
+func TestLongDirectory(t *testing.T) {
 	t.Parallel()
-	cfg := oneHost(t, say)
+	cfg := oneHost(t, hello)
 	dir := filepath.Join(t.TempDir(), strings.Repeat("deep/", 30), "with space")
 	h := haproxy.New(haproxy.Config{
-		Balancing: cfg, Install: haproxyInstalled(t), Dir: dir, Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t), Procs: 2,
+		Balancing: cfg, Install: haproxyInstalled(t), Dir: dir, Listen: net.IPv4(127, 0, 0, 1),
+		Port: freePort(t), Procs: 2,
 	})
 	startHAProxy(t, h)
-	if got := ask(t, h.Address(), "/"); fmt.Sprint(got) != "[200]" {
+	if got := get(t, h.Address(), "/"); fmt.Sprint(got) != "[200]" {
 		t.Errorf("got %v", got)
 	}
 	entries, err := os.ReadDir(dir)
@@ -181,25 +179,24 @@ func TestInADeepDirectory(t *testing.T) {
 		names = append(names, entry.Name())
 	}
 	if want := "[haproxy.cfg stats.sock]"; fmt.Sprint(names) != want {
-		t.Errorf("its directory holds %v, want %s", names, want)
+		t.Errorf("files in the directory: %v, want %s", names, want)
 	}
 }
 
-// TestDeathUnderARequest holds the server to what the comment of Server says about its
-// difference from the embedded balancer.
-func TestDeathUnderARequest(t *testing.T) {
+// When a host dies during a request, the server behaves as the comment of Server says.
+func TestHostDiesDuringARequest(t *testing.T) {
 	t.Parallel()
 	h := newHAProxy(t, haproxyInstalled(t), oneHost(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/die" {
 			panic(http.ErrAbortHandler)
 		}
-		say(w, r)
+		hello(w, r)
 	}))
 	startHAProxy(t, h)
-	if got := fmt.Sprint(ask(t, h.Address(), "/die")); got != "[502]" {
+	if got := fmt.Sprint(get(t, h.Address(), "/die")); got != "[502]" {
 		t.Errorf("on the first request %s, want [502]", got)
 	}
-	if got := fmt.Sprint(ask(t, h.Address(), "/", "/die")); got != "[200 closed]" {
+	if got := fmt.Sprint(get(t, h.Address(), "/", "/die")); got != "[200 closed]" {
 		t.Errorf("on a later request %s, want [200 closed]", got)
 	}
 }
@@ -213,13 +210,13 @@ func TestVersion(t *testing.T) {
 	}
 }
 
-// TestExplainsARefusal: what the server says about its configuration
-// reaches whoever prepares it.
-func TestExplainsARefusal(t *testing.T) {
+// The error of Prepare contains the server's own message about the configuration.
+func TestInvalidConfiguration(t *testing.T) {
 	t.Parallel()
-	cfg := oneHost(t, say)
+	cfg := oneHost(t, hello)
 	h := haproxy.New(haproxy.Config{
-		Balancing: cfg, Install: haproxyInstalled(t), Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t), Procs: 100_000,
+		Balancing: cfg, Install: haproxyInstalled(t), Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1),
+		Port: freePort(t), Procs: 100_000,
 	})
 	if err := h.Prepare(t.Context()); err == nil || !strings.Contains(err.Error(), "nbthread") {
 		t.Errorf("error %v, want the server's own about nbthread", err)

@@ -21,8 +21,8 @@ import (
 	"github.com/stagebench/stagebench/sut/haproxy"
 )
 
-// named are hosts in this process that answer with their names.
-func named(t testing.TB, n int) []sut.Peer {
+// startHosts starts n hosts that answer with their names.
+func startHosts(t testing.TB, n int) []sut.Peer {
 	t.Helper()
 	var peers []sut.Peer
 	for i := range n {
@@ -39,9 +39,9 @@ func named(t testing.TB, n int) []sut.Peer {
 	return peers
 }
 
-// who asks a path on a connection of its own and returns the status and the name
-// of who answered.
-func who(t testing.TB, h *haproxy.Server, path, id string) (int, string) {
+// roundTrip sends a request on a new connection and returns the status and the name of the
+// host that answered.
+func roundTrip(t testing.TB, h *haproxy.Server, path, id string) (int, string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+h.Address()+path, nil)
 	if err != nil {
@@ -61,19 +61,8 @@ func who(t testing.TB, h *haproxy.Server, path, id string) (int, string) {
 	return res.StatusCode, string(body)
 }
 
-// until waits for a condition.
-func until(t testing.TB, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !condition(); {
-		if time.Now().After(deadline) {
-			t.Fatal("waited in vain for " + what)
-		}
-		<-time.After(5 * time.Millisecond)
-	}
-}
-
-// TestLogsRequests: what the server prints becomes lines of the node's
-// log, with the host's name also when it came while the server ran.
+// The server's lines about requests become lines of the node's log. They have the host's
+// name, also for a host that was added while the server ran.
 func TestLogsRequests(t *testing.T) {
 	t.Parallel()
 	install := haproxyInstalled(t)
@@ -84,34 +73,36 @@ func TestLogsRequests(t *testing.T) {
 	} {
 		t.Run(logged, func(t *testing.T) {
 			t.Parallel()
-			hosts := named(t, 2)
+			hosts := startHosts(t, 2)
 			reader, writer := io.Pipe()
 			h := haproxy.New(haproxy.Config{
 				Balancing: sut.Balancing{
-					Node: "lb-1", Upstreams: sut.Upstreams{Peers: hosts[:1]}, LogRequests: logged, HealthInterval: 20 * time.Millisecond,
+					Node: "lb-1", Upstreams: sut.Upstreams{Peers: hosts[:1]},
+					LogRequests: logged, HealthInterval: 20 * time.Millisecond,
 				},
-				Log: slog.New(slog.NewJSONHandler(writer, nil)), Install: install, Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t),
+				Log: slog.New(slog.NewJSONHandler(writer, nil)), Install: install, Dir: t.TempDir(),
+				Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t),
 			})
 			p := startHAProxy(t, h)
 			if err := h.SetUpstreams(t.Context(), sut.Upstreams{Peers: hosts[1:]}); err != nil {
 				t.Fatal(err)
 			}
-			until(t, "the new host", func() bool {
+			eventually(t, "the new host is up", func() bool {
 				s, err := h.Status(t.Context())
 				return err == nil && s.Upstreams[0].Up
 			})
 			long := "/" + strings.Repeat("long", 2000)
 			for i, path := range []string{long, "/fail", "/fail"} {
-				who(t, h, path, []string{"id-1", "id-2", "id-last"}[i])
+				roundTrip(t, h, path, []string{"id-1", "id-2", "id-last"}[i])
 			}
 			if logged != sut.LogNone {
-				until(t, "the last line", func() bool { return strings.Contains(p.log(), `"id-last"`) })
+				eventually(t, "the last line is printed", func() bool { return strings.Contains(p.log(), `"id-last"`) })
 			}
 			go func() {
 				for line := range strings.Lines(p.log()) {
 					h.Printed(strings.TrimSpace(line))
 				}
-				_ = writer.Close() // a pipe's writer never fails to close
+				_ = writer.Close() // never fails for a pipe
 			}()
 			got := ""
 			for lines := bufio.NewReader(reader); ; {
@@ -135,14 +126,13 @@ func TestLogsRequests(t *testing.T) {
 				got += fmt.Sprintf("%s %d %s\n", entry.ID, entry.Status, entry.Upstream)
 			}
 			if got != want {
-				t.Errorf("logged\n%s, want\n%s", got, want)
+				t.Errorf("logged\n%swant\n%s", got, want)
 			}
 		})
 	}
 }
 
-// TestDrainIsBounded: what is still under way when the time is over is
-// broken off, and its client told.
+// A request that is still in flight at the end of the drain is aborted with a 502.
 func TestDrainIsBounded(t *testing.T) {
 	t.Parallel()
 	arrived := make(chan struct{})
@@ -154,11 +144,12 @@ func TestDrainIsBounded(t *testing.T) {
 	})
 	cfg.Node = "lb-1"
 	h := haproxy.New(haproxy.Config{
-		Balancing: cfg, Install: haproxyInstalled(t), Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t), Drain: time.Second,
+		Balancing: cfg, Install: haproxyInstalled(t), Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1),
+		Port: freePort(t), Drain: time.Second,
 	})
 	p := startHAProxy(t, h)
 	held := make(chan []string)
-	go func() { held <- ask(t, h.Address(), "/hold") }()
+	go func() { held <- get(t, h.Address(), "/hold") }()
 	<-arrived
 	p.signal(t, h.StopSignal())
 	_ = p.wait(t)
@@ -167,12 +158,14 @@ func TestDrainIsBounded(t *testing.T) {
 	}
 }
 
-// TestConnectionOutlivesARemoval: at layer 4 a host that left and comes
-// back before its connections ended keeps them.
+// At layer 4, connections survive the removal of their host, and the host can be added
+// again while they are open.
 func TestConnectionOutlivesARemoval(t *testing.T) {
 	t.Parallel()
-	hosts := named(t, 2)
-	h := newHAProxy(t, haproxyInstalled(t), sut.Balancing{Upstreams: sut.Upstreams{Peers: hosts}, Layer: sut.Layer4, HealthInterval: 20 * time.Millisecond})
+	hosts := startHosts(t, 2)
+	h := newHAProxy(t, haproxyInstalled(t), sut.Balancing{
+		Upstreams: sut.Upstreams{Peers: hosts}, Layer: sut.Layer4, HealthInterval: 20 * time.Millisecond,
+	})
 	startHAProxy(t, h)
 	conn, err := net.Dial("tcp", h.Address())
 	if err != nil {
@@ -195,24 +188,26 @@ func TestConnectionOutlivesARemoval(t *testing.T) {
 	}
 	first := name()
 	kept := slices.DeleteFunc(slices.Clone(hosts), func(p sut.Peer) bool { return p.Node == first })
-	hurried, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if err := h.SetUpstreams(hurried, sut.Upstreams{Peers: kept}); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("with a connection open, the membership ended with %v", err)
+	if err := h.SetUpstreams(short, sut.Upstreams{Peers: kept}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("removal of a host with an open connection: error %v, want a timeout", err)
 	}
 	if got := name(); got != first {
-		t.Errorf("%s answers, and was %s", got, first)
+		t.Errorf("after the removal %s answers, want %s", got, first)
 	}
 	if err := h.SetUpstreams(t.Context(), sut.Upstreams{Peers: hosts}); err != nil {
 		t.Fatal(err)
 	}
 	if got := name(); got != first {
-		t.Errorf("%s answers, and was %s", got, first)
+		t.Errorf("after the host was added again, %s answers, want %s", got, first)
 	}
-	if s, err := h.Status(t.Context()); err != nil || len(s.Upstreams) != 2 || !s.Upstreams[0].Up || !s.Upstreams[1].Up || s.Upstreams[0].WentDown+s.Upstreams[1].WentDown > 0 {
+	s, err := h.Status(t.Context())
+	if err != nil || len(s.Upstreams) != 2 || !s.Upstreams[0].Up || !s.Upstreams[1].Up ||
+		s.Upstreams[0].WentDown+s.Upstreams[1].WentDown > 0 {
 		t.Errorf("status %+v, %v, want two hosts that never went down", s, err)
 	}
-	// Nobody is on it any more, so it is left alone.
+	// Without connections, the host can be removed.
 	_ = conn.Close()
 	if err := h.SetUpstreams(t.Context(), sut.Upstreams{Peers: kept}); err != nil {
 		t.Fatal(err)
@@ -222,24 +217,25 @@ func TestConnectionOutlivesARemoval(t *testing.T) {
 	}
 }
 
-// TestMembershipsAtOnce: of memberships that come at the same time, one is
-// in force at the end, and not a mixture.
-func TestMembershipsAtOnce(t *testing.T) {
+// After concurrent changes of the hosts, one of them is in effect, not a mixture.
+func TestConcurrentChanges(t *testing.T) {
 	t.Parallel()
-	hosts := named(t, 4)
-	h := newHAProxy(t, haproxyInstalled(t), sut.Balancing{Upstreams: sut.Upstreams{Peers: hosts[:1]}, HealthInterval: 20 * time.Millisecond})
+	hosts := startHosts(t, 4)
+	h := newHAProxy(t, haproxyInstalled(t), sut.Balancing{
+		Upstreams: sut.Upstreams{Peers: hosts[:1]}, HealthInterval: 20 * time.Millisecond,
+	})
 	startHAProxy(t, h)
-	var all sync.WaitGroup
+	var changes sync.WaitGroup
 	for i := range 12 {
-		all.Go(func() {
+		changes.Go(func() {
 			if err := h.SetUpstreams(t.Context(), sut.Upstreams{Peers: hosts[i%4 : i%4+1]}); err != nil {
 				t.Error(err)
 			}
 		})
 	}
-	all.Wait()
+	changes.Wait()
 	var member string
-	until(t, "the last host", func() bool {
+	eventually(t, "the last host is up", func() bool {
 		s, err := h.Status(t.Context())
 		if err != nil || len(s.Upstreams) != 1 {
 			t.Fatalf("status %+v, %v, want one host", s, err)
@@ -248,22 +244,21 @@ func TestMembershipsAtOnce(t *testing.T) {
 		return s.Upstreams[0].Up
 	})
 	for range 8 {
-		if status, name := who(t, h, "/", "id"); status != http.StatusOK || name != member {
+		if status, name := roundTrip(t, h, "/", "id"); status != http.StatusOK || name != member {
 			t.Errorf("%s answered with %d, want %s", name, status, member)
 		}
 	}
 }
 
-// TestRouteChangesHands: a route goes from its only host to one that is
-// known to be well, under load, and no request fails.
-func TestRouteChangesHands(t *testing.T) {
+// The only host of a route is replaced under load by a host that is up. No request fails.
+func TestRouteChangesItsHost(t *testing.T) {
 	t.Parallel()
-	hosts := named(t, 2)
-	membership := func(i int) sut.Upstreams {
+	hosts := startHosts(t, 2)
+	upstreams := func(i int) sut.Upstreams {
 		return sut.Upstreams{Peers: hosts, Routes: []sut.Route{{Path: "/img/*", To: []string{hosts[i].Node}}}}
 	}
-	// An hour between the checks: nobody waits for one.
-	h := newHAProxy(t, haproxyInstalled(t), sut.Balancing{Upstreams: membership(0), HealthInterval: time.Hour})
+	// With an hour between the checks, the change cannot depend on a check.
+	h := newHAProxy(t, haproxyInstalled(t), sut.Balancing{Upstreams: upstreams(0), HealthInterval: time.Hour})
 	startHAProxy(t, h)
 	stop := make(chan struct{})
 	var load sync.WaitGroup
@@ -273,7 +268,7 @@ func TestRouteChangesHands(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				if got := ask(t, h.Address(), "/img/1", "/img/2"); fmt.Sprint(got) != "[200 200]" {
+				if got := get(t, h.Address(), "/img/1", "/img/2"); fmt.Sprint(got) != "[200 200]" {
 					t.Errorf("got %v", got)
 					return
 				}
@@ -282,11 +277,12 @@ func TestRouteChangesHands(t *testing.T) {
 	})
 	defer func() { close(stop); load.Wait() }()
 	for i := range 20 {
-		if err := h.SetUpstreams(t.Context(), membership((i+1)%2)); err != nil {
+		next := (i + 1) % 2
+		if err := h.SetUpstreams(t.Context(), upstreams(next)); err != nil {
 			t.Error(err)
 		}
-		if _, name := who(t, h, "/img/1", "id"); name != hosts[(i+1)%2].Node {
-			t.Errorf("%s answered", name)
+		if _, name := roundTrip(t, h, "/img/1", "id"); name != hosts[next].Node {
+			t.Errorf("%s answered, want %s", name, hosts[next].Node)
 		}
 	}
 }

@@ -2,7 +2,6 @@ package haproxy_test
 
 import (
 	"bufio"
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -19,8 +18,23 @@ import (
 	"github.com/stagebench/stagebench/sut/haproxy"
 )
 
-// patience bounds every wait; nothing here is expected to come near it.
-const patience = 60 * time.Second
+// timeout bounds every wait. A test that passes stays far below it.
+const timeout = 60 * time.Second
+
+// eventually waits until a condition holds.
+func eventually(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	deadline := time.After(timeout)
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	for !holds() {
+		select {
+		case <-poll.C:
+		case <-deadline:
+			t.Fatalf("not within %v: %s", timeout, what)
+		}
+	}
+}
 
 // haproxyInstalled finds the server or skips the test.
 func haproxyInstalled(t testing.TB) haproxy.Install {
@@ -32,7 +46,7 @@ func haproxyInstalled(t testing.TB) haproxy.Install {
 	return install
 }
 
-// newHAProxy describes a server on a free port, in a directory of its own.
+// newHAProxy describes a server on a free port, in a new directory.
 func newHAProxy(t testing.TB, install haproxy.Install, cfg sut.Balancing) *haproxy.Server {
 	t.Helper()
 	cfg.Node = "lb-1"
@@ -41,9 +55,8 @@ func newHAProxy(t testing.TB, install haproxy.Install, cfg sut.Balancing) *hapro
 	})
 }
 
-// freePort picks a port below those that the system gives to outgoing
-// connections, and beside those of balancetest's hosts, so that nobody else takes it
-// before the server does.
+// freePort returns a free port. It is outside the range of outgoing connections and of
+// the hosts of balancetest, so nobody else takes it before the server does.
 func freePort(t testing.TB) int {
 	t.Helper()
 	for range 100 {
@@ -57,17 +70,17 @@ func freePort(t testing.TB) int {
 	return 0
 }
 
-// process is a server that a test started; it ends with the test.
+// process is a running server. It ends with the test.
 type process struct {
 	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
-	err  error         // how it ended; read it after done
+	done chan struct{} // closed when the process has ended
+	err  error         // exit error; valid after done
 
 	mu    sync.Mutex
-	lines []string // of its log
+	lines []string // lines of the log
 }
 
-// launch starts a command without waiting for it to serve.
+// launch starts a command and does not wait until it serves.
 func launch(t testing.TB, cmd *exec.Cmd) *process {
 	t.Helper()
 	p := &process{cmd: cmd, done: make(chan struct{})}
@@ -81,7 +94,7 @@ func launch(t testing.TB, cmd *exec.Cmd) *process {
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	started := make(chan error)
 	go func() {
-		// The death signal comes when the thread ends that started the process.
+		// The kernel sends the death signal when the thread that started the process ends.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		defer close(p.done)
@@ -113,25 +126,19 @@ func launch(t testing.TB, cmd *exec.Cmd) *process {
 // startHAProxy prepares and starts a server and waits until it serves.
 func startHAProxy(t testing.TB, h *haproxy.Server) *process {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	if err := h.Prepare(ctx); err != nil {
+	if err := h.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	p := launch(t, h.Command())
-	for {
-		err := h.Ready(ctx)
-		if err == nil {
-			return p
-		}
+	eventually(t, "the server serves", func() bool {
 		select {
 		case <-p.done:
-			t.Fatalf("server ended before it served: %v\n%s", p.err, p.log())
-		case <-ctx.Done():
-			t.Fatalf("server never served: %v\n%s", err, p.log())
-		case <-time.After(5 * time.Millisecond):
+			t.Fatalf("the server ended during its start: %v", p.err)
+		default:
 		}
-	}
+		return h.Ready(t.Context()) == nil
+	})
+	return p
 }
 
 func (p *process) log() string {
@@ -147,14 +154,14 @@ func (p *process) signal(t testing.TB, signal os.Signal) {
 	}
 }
 
-// wait returns how the server ended.
+// wait waits until the server ends and returns its exit error.
 func (p *process) wait(t testing.TB) error {
 	t.Helper()
 	select {
 	case <-p.done:
 		return p.err
-	case <-time.After(patience):
-		t.Fatalf("server does not end\n%s", p.log())
+	case <-time.After(timeout):
+		t.Fatalf("the server did not end within %v\n%s", timeout, p.log())
 		return nil
 	}
 }

@@ -18,10 +18,10 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// ask sends one command to the server's stats socket and returns the answer.
+// ask sends one line of commands to the server's stats socket and returns the answer.
 func (h *Server) ask(ctx context.Context, command string) (string, error) {
-	// The path of a socket may have 107 bytes, the directory's may be longer:
-	// the way leads through its file descriptor.
+	// The path of a Unix socket is limited to 107 bytes, and the path of the directory
+	// may be longer. The path through a file descriptor is short.
 	dir, err := os.Open(h.cfg.Dir)
 	if err != nil {
 		return "", err
@@ -33,7 +33,7 @@ func (h *Server) ask(ctx context.Context, command string) (string, error) {
 		return "", fmt.Errorf("stats socket: %w", err)
 	}
 	defer conn.Close()
-	// Unblocks what follows when the caller gives up.
+	// Closing the connection unblocks the write and the read when ctx ends.
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	var answer []byte
 	if _, err = io.WriteString(conn, command+"\n"); err == nil {
@@ -45,8 +45,8 @@ func (h *Server) ask(ctx context.Context, command string) (string, error) {
 	return string(answer), nil
 }
 
-// rows asks for the server's statistics: one row for each frontend, backend and
-// host, by the names of the columns.
+// rows returns the server's statistics: for each frontend, backend and host one row, as
+// values by column.
 func (h *Server) rows(ctx context.Context) ([]map[string]string, error) {
 	text, err := h.ask(ctx, "show stat")
 	if err != nil {
@@ -55,7 +55,7 @@ func (h *Server) rows(ctx context.Context) ([]map[string]string, error) {
 	return parseStat(text)
 }
 
-// parseStat reads the answer to "show stat". Source: HAProxy, Management Guide,
+// parseStat parses the answer to "show stat". Source: HAProxy, Management Guide,
 // section 9.1, Statistics and monitoring: CSV format.
 func parseStat(text string) ([]map[string]string, error) {
 	records, err := csv.NewReader(strings.NewReader(strings.TrimPrefix(text, "# "))).ReadAll()
@@ -63,7 +63,7 @@ func parseStat(text string) ([]map[string]string, error) {
 		return nil, fmt.Errorf("statistics: %w", err)
 	}
 	if len(records) == 0 {
-		return nil, errors.New("statistics: the server said nothing")
+		return nil, errors.New("statistics: the server sent an empty answer")
 	}
 	var rows []map[string]string
 	for _, record := range records[1:] {
@@ -76,8 +76,8 @@ func parseStat(text string) ([]map[string]string, error) {
 	return rows, nil
 }
 
-// fill reads a status out of the server's statistics.
-func (p *places) fill(s *sut.BalancerStatus, rows []map[string]string) error {
+// fill fills a status from the server's statistics.
+func (p *slots) fill(s *sut.BalancerStatus, rows []map[string]string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var failed error
@@ -95,7 +95,7 @@ func (p *places) fill(s *sut.BalancerStatus, rows []map[string]string) error {
 				connections(s).Failed += row.number("econ")
 			}
 		default:
-			node := p.holder(values["svname"])
+			node := p.nodeIn(values["svname"])
 			member := p.member(node)
 			if node == "" || !member && row.number("scur") == 0 {
 				continue
@@ -123,10 +123,10 @@ func (p *places) fill(s *sut.BalancerStatus, rows []map[string]string) error {
 // statRow is a row of the server's statistics.
 type statRow struct {
 	values map[string]string
-	failed *error // the first that went wrong, of all rows
+	failed *error // the first error in any row
 }
 
-// number reads a column.
+// number returns the value of a column.
 func (r statRow) number(column string) uint64 {
 	n, err := strconv.ParseUint(r.values[column], 10, 64)
 	if err != nil && *r.failed == nil {
@@ -135,7 +135,7 @@ func (r statRow) number(column string) uint64 {
 	return n
 }
 
-// fillFrontend reads what clients did.
+// fillFrontend fills the counters of clients.
 func fillFrontend(s *sut.BalancerStatus, row statRow) {
 	if s.Layer == sut.Layer4 {
 		c := connections(s)
@@ -149,33 +149,33 @@ func fillFrontend(s *sut.BalancerStatus, row statRow) {
 	}
 }
 
-// add adds what a backend knows of a host that joined it so many times while the
-// server ran.
+// add adds the row of a host in one backend. joins is the number of times the host was
+// added to that backend while the server ran.
 func add(u *sut.UpstreamStatus, row statRow, joins uint64) {
 	u.InFlight += int(row.number("scur"))
 	u.Requests += row.number("stot")
 	status := row.values["status"]
 	if strings.HasPrefix(status, "MAINT") || strings.HasPrefix(status, "DRAIN") {
-		return // in a backend that has no use for it
+		return // the backend does not use the host
 	}
 	up := strings.HasPrefix(status, "UP")
 	if u.Up = u.Up || up; !u.Up {
-		u.Ejected = row.values["check_status"] == "HANA" // its answers were analysed, not its health
+		u.Ejected = row.values["check_status"] == "HANA" // ejected for its responses, not by a health check
 		u.Cause = strings.TrimSpace("health check: " + row.values["check_status"] + " " + row.values["last_chk"])
 	}
-	// To the server, a host that joins goes down once and then up.
+	// HAProxy counts each join as one transition to down and one to up.
 	down := row.number("chkdown")
 	u.WentDown = max(u.WentDown, down-min(down, joins))
 	if !up {
 		down = max(down, 1) - 1
 	}
 	u.WentUp = max(u.WentUp, down)
-	if row.values["hanafail"] != "" { // only where answers are analysed
+	if row.values["hanafail"] != "" { // empty if ejection is off
 		u.Ejections = max(u.Ejections, row.number("hanafail"))
 	}
 }
 
-// connections is where a balancer of layer 4 counts.
+// connections returns the connection counters of a layer 4 status.
 func connections(s *sut.BalancerStatus) *sut.ConnectionStatus {
 	if s.Connections == nil {
 		s.Connections = &sut.ConnectionStatus{}
@@ -183,63 +183,63 @@ func connections(s *sut.BalancerStatus) *sut.ConnectionStatus {
 	return s.Connections
 }
 
-// logFormat is how the server writes a request into its log, for Printed to read.
-// Source: HAProxy, Configuration Manual, section 8.2.4, Custom log format.
+// logFormat is the format of a request in the server's log. Printed parses it. Source:
+// HAProxy, Configuration Manual, section 8.2.4, Custom log format.
 const logFormat = `{\"request_id\":\"%[var(txn.id)]\",\"method\":\"%HM\",\"path\":\"%[var(txn.path),json(utf8s)]\",` +
 	`\"status\":%ST,\"upstream\":\"%s\",\"duration_ms\":%Ta,\"end\":\"%ts\"}`
 
-// logEntry is what logFormat makes of a request.
+// logEntry is a log line in logFormat.
 type logEntry struct {
 	RequestID  string `json:"request_id"`
 	Method     string `json:"method"`
 	Path       string `json:"path"`
-	Status     int    `json:"status"`      // -1 when the client was sent none
-	Upstream   string `json:"upstream"`    // the place, or "<NOSRV>"
+	Status     int    `json:"status"`      // -1 = no response was sent
+	Upstream   string `json:"upstream"`    // the slot, or "<NOSRV>"
 	DurationMS int64  `json:"duration_ms"` // from the first byte of the request
-	End        string `json:"end"`         // who ended it before its end, and when: "--" for nobody
+	End        string `json:"end"`         // which side aborted the request and in which phase; "--" = not aborted
 }
 
-// causes are the first letters of how a request ended. Source: HAProxy,
+// causes returns the causes by the first letter of logEntry.End. Source: HAProxy,
 // Configuration Manual, section 8.5, Session state at disconnection.
 func causes() map[byte]string {
 	return map[byte]string{
-		'C': "the client left", 'c': "the client did not go on in time",
-		'S': "the host broke off or could not be reached", 's': "the host did not answer in time",
-		'P': "the balancer refused it", 'L': "the balancer answered it", 'R': "the balancer is out of resources",
-		'I': "the balancer failed", 'D': "the host went down", 'K': "an operator ended it",
+		'C': "the client left", 'c': "the client was too slow",
+		'S': "the host closed the connection or could not be reached", 's': "the host did not answer in time",
+		'P': "the balancer refused the request", 'L': "the balancer answered the request",
+		'R': "the balancer is out of resources", 'I': "the balancer had an internal error",
+		'D': "the host went down", 'K': "an operator closed the connection",
 	}
 }
 
-// Printed takes a line that the server printed and reports whether it was about
-// a request. Such a one goes to Config.Log, as far as LogRequests says, in the
-// words of the embedded balancer; others are left to the caller. The server leaves lines out
-// when nobody reads them as fast as it writes.
+// Printed takes a line that the server printed and reports whether it is about a request.
+// It logs such a line to Config.Log if LogRequests selects it, with the same attributes as
+// the embedded balancer. The caller must handle all other lines. The server drops lines
+// if they are not read fast enough.
 func (h *Server) Printed(line string) bool {
 	var e logEntry
 	if !strings.HasPrefix(line, `{"request_id":`) || json.Unmarshal([]byte(line), &e) != nil {
 		return false
 	}
-	left := strings.HasPrefix(e.End, "C")
 	if e.Status < 0 {
-		if e.Status = 0; left {
+		if e.Status = 0; strings.HasPrefix(e.End, "C") {
 			e.Status = sut.StatusClientGone
 		}
 	}
-	broken := !strings.HasPrefix(e.End, "-")
-	bad := e.Status >= http.StatusInternalServerError || e.Status == sut.StatusClientGone || broken
-	if h.cfg.LogRequests == sut.LogNone || h.cfg.LogRequests == sut.LogFailed && !bad {
+	aborted := !strings.HasPrefix(e.End, "-")
+	failed := e.Status >= http.StatusInternalServerError || e.Status == sut.StatusClientGone || aborted
+	if h.cfg.LogRequests == sut.LogNone || h.cfg.LogRequests == sut.LogFailed && !failed {
 		return true
 	}
 	level, cause := slog.LevelInfo, ""
-	if bad {
+	if failed {
 		level = slog.LevelWarn
 	}
-	if broken {
+	if aborted {
 		cause = causes()[e.End[0]]
 	}
-	h.places.mu.Lock()
-	node := h.places.holder(e.Upstream)
-	h.places.mu.Unlock()
+	h.slots.mu.Lock()
+	node := h.slots.nodeIn(e.Upstream)
+	h.slots.mu.Unlock()
 	h.cfg.Log.LogAttrs(context.Background(), level, "request",
 		slog.String("request_id", e.RequestID), slog.String("method", e.Method), slog.String("path", e.Path),
 		slog.Int("status", e.Status), slog.String("upstream", node),

@@ -27,11 +27,11 @@ import (
 type webNode struct {
 	node    process.Node
 	records *store.Store
-	cache   *cache.Client // nil = there is no cache tier
+	cache   *cache.Client // nil = no cache tier
 	bytes   *blob.Ring
-	// Where the sessions are that it knows of: one of the two.
-	memory *session.Memory // in this host
-	remote *session.Remote // in the hosts for reads, of a host that has uploads only
+	// Exactly one of memory and remote is set.
+	memory *session.Memory // sessions of this host
+	remote *session.Remote // sessions of the read hosts; only an upload host has it
 	app    *app.App
 }
 
@@ -85,8 +85,8 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 	}, nil
 }
 
-// placeSessions places sessions in this host's memory; a host that has uploads
-// only asks the others for theirs.
+// placeSessions returns the sessions of this node. An upload host has none of its own
+// and asks the read hosts. Every other host keeps its sessions in memory.
 func (w *webNode) placeSessions() (app.Sessions, error) {
 	config := w.node.Config
 	if config.Service == sut.Uploads {
@@ -98,7 +98,7 @@ func (w *webNode) placeSessions() (app.Sessions, error) {
 	return w.memory, err
 }
 
-// rewire tells all clients of other tiers of their hosts.
+// rewire gives the clients of all other tiers their new hosts.
 func (w *webNode) rewire(ctx context.Context, next sut.Wiring) error {
 	primary, replicas, err := databases(next)
 	if err != nil {
@@ -106,23 +106,23 @@ func (w *webNode) rewire(ctx context.Context, next sut.Wiring) error {
 	}
 	caches, blobs := next.Active(sut.Cache), next.Uses[sut.Blob]
 	if (len(caches) > 0) != (w.cache != nil) {
-		return refused("%d cache nodes: whether there are any is decided when a web node is started", len(caches))
+		return rejected("%d cache nodes: a running web node cannot gain or lose its cache tier", len(caches))
 	}
 	if err := w.bytes.Check(blobs); err != nil {
-		return refused("%w", err)
+		return rejected("%w", err)
 	}
 	if err := w.records.SetDatabases(primary, replicas); err != nil {
-		return refused("%w", err)
+		return rejected("%w", err)
 	}
-	// Each of them is told, whatever becomes of the others.
-	told := []error{w.bytes.SetPeers(ctx, blobs)}
+	// An error of one client must not keep the others on their old hosts.
+	errs := []error{w.bytes.SetPeers(ctx, blobs)}
 	if w.cache != nil {
-		told = append(told, w.cache.SetHosts(ctx, caches))
+		errs = append(errs, w.cache.SetHosts(ctx, caches))
 	}
 	if w.remote != nil {
-		told = append(told, w.remote.SetPeers(ctx, next.Active(sut.Web)))
+		errs = append(errs, w.remote.SetPeers(ctx, next.Active(sut.Web)))
 	}
-	return errors.Join(told...)
+	return errors.Join(errs...)
 }
 
 // close ends the connections to other tiers.
@@ -137,7 +137,8 @@ func (w *webNode) close() {
 	}
 }
 
-// bounded is a server whose connections are bounded.
+// bounded returns a server with bounded connections. It closes a refused connection
+// after its response.
 func bounded(handler http.Handler, bound *conns.Bound) *http.Server {
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if conns.Refused(r.Context()) {
@@ -149,8 +150,8 @@ func bounded(handler http.Handler, bound *conns.Bound) *http.Server {
 	return server
 }
 
-// public is what clients see: the service, and on a host that holds sessions what
-// other web hosts ask about them.
+// public returns the handler of the public address: the service and, on a host that
+// holds sessions, the lookups by other web hosts.
 func (w *webNode) public() http.Handler {
 	public := http.Handler(w.app)
 	if ladder.WebOf(w.node.Config.Knobs).Gzip {
@@ -159,31 +160,31 @@ func (w *webNode) public() http.Handler {
 	if w.memory == nil {
 		return public
 	}
-	// Not through the service: what a host of another service asks is no request
-	// of a user, and is answered also when this host is full.
-	about := session.Handler(w.memory)
+	// A session lookup bypasses the service. It is not a user's request, and it must be
+	// answered even if this host is full.
+	lookups := session.Handler(w.memory)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == session.Path {
-			about.ServeHTTP(w, r)
+			lookups.ServeHTTP(w, r)
 			return
 		}
 		public.ServeHTTP(w, r)
 	})
 }
 
-// webStatus is what a web host says of itself at /status of its admin address.
+// webStatus is the answer to GET /status at the admin address of a web host.
 type webStatus struct {
 	Node     string      `json:"node"`
-	Service  sut.Service `json:"service,omitempty"` // empty = everything
+	Service  sut.Service `json:"service,omitempty"` // empty = all services
 	Draining bool        `json:"draining"`
 	MaxConns int         `json:"max_conns"`
-	// Sessions is how many this host holds; a host for uploads holds none.
+	// Sessions is the number of sessions that this host holds; 0 on an upload host.
 	Sessions int `json:"sessions"`
-	// Peers is the hosts that a host for uploads asks for sessions.
+	// Peers are the hosts that an upload host asks for sessions.
 	Peers []sut.Peer `json:"peers,omitempty"`
 }
 
-// operators is the admin side of a web host: what the service shows to them, and
+// operators returns the handler of the admin address: the endpoints of the service, and
 // /status.
 func (w *webNode) operators() http.Handler {
 	mux := http.NewServeMux()
@@ -204,12 +205,12 @@ func (w *webNode) operators() http.Handler {
 	return mux
 }
 
-// smallestCompressed is the size in bytes below which compression saves next to
-// nothing: the text fits into one packet anyway.
+// smallestCompressed is the size in bytes below which a text is not compressed: it fits
+// into one packet anyway.
 const smallestCompressed = 1 << 10
 
-// compressed compresses the texts of a handler with gzip for clients that accept
-// it. Pictures are compressed as they are.
+// compressed compresses the text responses of a handler with gzip, for clients that
+// accept it. It leaves images alone, because JPEG is already compressed.
 func compressed(handler http.Handler) http.Handler {
 	wrap, err := gzhttp.NewWrapper(
 		gzhttp.EnableZstd(false),
@@ -218,17 +219,17 @@ func compressed(handler http.Handler) http.Handler {
 		gzhttp.ContentTypes([]string{"application/json", "text/html", "text/css", "text/javascript", "image/svg+xml"}),
 	)
 	if err != nil {
-		panic("node: the options of compression are constant: " + err.Error())
+		panic("node: constant gzip options are invalid: " + err.Error())
 	}
 	compressing := wrap(handler)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case strings.HasPrefix(r.URL.Path, "/img/"):
-			// Whatever the client accepts, it gets the same: no Vary.
+			// The response is the same for every client, so it has no Vary header.
 			handler.ServeHTTP(w, r)
 		case r.Method == http.MethodHead:
-			// The wrapper would not compress what HEAD shows, and HEAD would show
-			// another representation than GET. The server leaves the body out.
+			// The wrapper does not compress the response to HEAD. Its headers would then
+			// differ from those of GET. So HEAD is handled as GET; the server drops the body.
 			asGet := &http.Request{Method: http.MethodGet, Header: r.Header}
 			asHead := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { handler.ServeHTTP(w, r) })
 			wrap(asHead).ServeHTTP(&weakener{ResponseWriter: w}, asGet)
@@ -238,12 +239,12 @@ func compressed(handler http.Handler) http.Handler {
 	})
 }
 
-// weakener makes the entity tag of a compressed response a weak one: its bytes
-// are not those that the strong tag stands for, but their meaning is, so that the
-// client's If-None-Match still finds it (RFC 9110, 8.8.1).
+// weakener makes the entity tag of a compressed response weak. A strong tag promises the
+// exact bytes, and compression changes them. If-None-Match accepts a weak tag (RFC 9110,
+// 8.8.1).
 type weakener struct{ http.ResponseWriter }
 
-// WriteHeader sends the status.
+// WriteHeader implements http.ResponseWriter.
 func (w *weakener) WriteHeader(status int) {
 	header := w.Header()
 	if tag := header.Get("Etag"); header.Get("Content-Encoding") != "" && strings.HasPrefix(tag, `"`) {
@@ -252,5 +253,5 @@ func (w *weakener) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// Unwrap is for http.ResponseController.
+// Unwrap returns the inner writer for http.ResponseController.
 func (w *weakener) Unwrap() http.ResponseWriter { return w.ResponseWriter }

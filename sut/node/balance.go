@@ -11,13 +11,13 @@ import (
 	"github.com/stagebench/stagebench/sut/node/process"
 )
 
-// startBalance starts our own balancer.
+// startBalance starts the embedded balancer.
 func startBalance(_ context.Context, n process.Node) (c process.Component, err error) {
 	balancer, err := balance.New(balance.Config{Balancing: balancing(n.Config), Log: n.Log})
 	if err != nil {
 		return c, err
 	}
-	if c, err = balances(n, c, balancer); err != nil {
+	if c, err = withBalancer(n, c, balancer); err != nil {
 		return c, err
 	}
 	listener, err := n.Listen()
@@ -33,14 +33,15 @@ func startBalance(_ context.Context, n process.Node) (c process.Component, err e
 	return c, nil
 }
 
-// balancer is an engine of the role that spreads requests.
+// balancer is a running balancer of any engine.
 type balancer interface {
 	balance.Engine
 	SetUpstreams(ctx context.Context, next sut.Upstreams) error
 }
 
-// balances adds to a component what operators ask a balancer, and its neighbours.
-func balances(n process.Node, c process.Component, b balancer) (process.Component, error) {
+// withBalancer adds the operator endpoints of a balancer and changes of its hosts to a
+// component. On an error it stops the component.
+func withBalancer(n process.Node, c process.Component, b balancer) (process.Component, error) {
 	operators, err := balance.Admin(n.Registry, b)
 	if err != nil && c.Stop != nil {
 		err = errors.Join(err, c.Stop(context.Background()))
@@ -50,12 +51,12 @@ func balances(n process.Node, c process.Component, b balancer) (process.Componen
 	return c, err
 }
 
-// upstreams are the web hosts of a wiring.
+// upstreams returns the web hosts and the routes of a wiring.
 func upstreams(w sut.Wiring) sut.Upstreams {
 	return sut.Upstreams{Peers: w.Active(sut.Web), Routes: w.Routes}
 }
 
-// balancing is what a balancer does, whatever realises it.
+// balancing returns the configuration of a balancer, the same for every engine.
 func balancing(config sut.NodeConfig) sut.Balancing {
 	s := ladder.LBOf(config.Knobs)
 	return sut.Balancing{

@@ -18,11 +18,10 @@ import (
 	"github.com/stagebench/stagebench/sut/node"
 )
 
-// balancerNode is a balancer in this process, driven through the contract of
-// nodes, with knobs of its own.
+// balancerNode is a balancer node that runs in this process.
 type balancerNode struct {
 	ready sut.Ready
-	logs  chan []byte // lines; closed at its end
+	logs  chan []byte // lines; closed when the node ends
 	drain context.CancelFunc
 	ended chan error
 }
@@ -35,8 +34,9 @@ func startBalancer(t *testing.T, knobs sut.Knobs, routes []sut.Route, uses []sut
 		t.Skipf("needs Debian's package haproxy: %v", err)
 	}
 	document, err := json.Marshal(sut.NodeConfig{
-		Node: "lb-1", Role: sut.Balance, Engine: engine, Listen: "127.0.0.1", Dir: t.TempDir(), Procs: 2, DrainSeconds: 5,
-		Wiring: sut.Wiring{Uses: map[sut.Role][]sut.Peer{sut.Web: uses}, Routes: routes}, Knobs: knobs, Data: sut.Data{Size: "small", Seed: 1},
+		Node: "lb-1", Role: sut.Balance, Engine: engine, Listen: "127.0.0.1", Dir: t.TempDir(), Procs: 2,
+		DrainSeconds: 5, Wiring: sut.Wiring{Uses: map[sut.Role][]sut.Peer{sut.Web: uses}, Routes: routes},
+		Knobs: knobs, Data: sut.Data{Size: "small", Seed: 1},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -55,7 +55,7 @@ func startBalancer(t *testing.T, knobs sut.Knobs, routes []sut.Route, uses []sut
 	go func() { _, _ = stdin.Write(document) }()
 	go func() {
 		err := node.Run(ctx, in, out, errs)
-		_, _ = out.CloseWithError(io.EOF), errs.CloseWithError(io.EOF) // a pipe's writer never fails to close
+		_, _ = out.CloseWithError(io.EOF), errs.CloseWithError(io.EOF) // never fails for a pipe
 		b.ended <- err
 	}()
 	if err := json.NewDecoder(stdout).Decode(&b.ready); err != nil {
@@ -69,7 +69,7 @@ func startBalancer(t *testing.T, knobs sut.Knobs, routes []sut.Route, uses []sut
 	return b
 }
 
-// webs are hosts that say their names.
+// webs starts n web hosts that answer with their names. Their weights are n, n-1, ... 1.
 func webs(t *testing.T, n int) []sut.Peer {
 	t.Helper()
 	var peers []sut.Peer
@@ -87,8 +87,9 @@ func webs(t *testing.T, n int) []sut.Peer {
 	return peers
 }
 
-// askFor sends a request on a connection of its own and returns status and body.
-func askFor(t *testing.T, method, url, body string, pairs ...string) (int, string) {
+// roundTrip sends a request on a new connection and returns the status and the body.
+// pairs are header names and values.
+func roundTrip(t *testing.T, method, url, body string, pairs ...string) (int, string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
 	if err != nil {
@@ -110,9 +111,8 @@ func askFor(t *testing.T, method, url, body string, pairs ...string) (int, strin
 	return response.StatusCode, string(got)
 }
 
-// TestBalancerNode: knobs, weights and routes of the configuration reach the
-// balancer, and its admin address takes wirings, in both engines at both
-// layers.
+// The knobs, weights and routes of the configuration reach the balancer, and its admin
+// address takes wirings. This holds for both engines and both layers.
 func TestBalancerNode(t *testing.T) {
 	for _, name := range []string{"balance l7", "balance l4", "haproxy l7", "haproxy l4"} {
 		t.Run(name, func(t *testing.T) {
@@ -123,22 +123,22 @@ func TestBalancerNode(t *testing.T) {
 				routes = []sut.Route{{Path: "/img/*", To: []string{"web-3"}}}
 			}
 			b := startBalancer(t, sut.Knobs{
-				"lb.engine": engine, "lb.layer": layer, "lb.sticky": "false", "lb.policy": "weighted_round_robin", "log.requests": "all",
-				"lb.health_interval": "60", // no host is held for down in between
+				"lb.engine": engine, "lb.layer": layer, "lb.sticky": "false", "lb.policy": "weighted_round_robin",
+				"log.requests": "all", "lb.health_interval": "60", // no check marks a host down during the test
 			}, routes, uses)
 			url := "http://" + b.ready.Address
 			counts := map[string]int{}
 			for range 60 {
-				_, name := askFor(t, http.MethodGet, url+"/", "")
+				_, name := roundTrip(t, http.MethodGet, url+"/", "")
 				counts[name]++
 			}
 			if counts["web-1"] != 30 || counts["web-2"] != 20 || counts["web-3"] != 10 {
 				t.Errorf("weights 3, 2, 1 give %v of 60", counts)
 			}
-			if _, name := askFor(t, http.MethodGet, url+"/img/1", ""); layer == "l7" && name != "web-3" {
-				t.Errorf("a picture came from %s", name)
+			if _, name := roundTrip(t, http.MethodGet, url+"/img/1", ""); layer == "l7" && name != "web-3" {
+				t.Errorf("an image came from %s, want web-3", name)
 			}
-			uses[0].Draining = true // web-3 is not listed any more
+			uses[0].Draining = true // and web-3 is removed
 			next := sut.Wiring{Epoch: 1, Uses: map[sut.Role][]sut.Peer{sut.Web: uses[:2]}}
 			if layer == "l7" {
 				next.Routes = []sut.Route{{Path: "/img/*", To: []string{"web-2"}}}
@@ -147,12 +147,13 @@ func TestBalancerNode(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if status, body := askFor(t, http.MethodPut, "http://"+b.ready.Admin+sut.WiringPath, string(m), sut.DrainHeader, "5"); status != http.StatusNoContent {
+			status, body := roundTrip(t, http.MethodPut, "http://"+b.ready.Admin+sut.WiringPath, string(m), sut.DrainHeader, "5")
+			if status != http.StatusNoContent {
 				t.Errorf("wiring: %d %s", status, body)
 			}
 			for range 10 {
-				if _, name := askFor(t, http.MethodGet, url+"/img/1", ""); name != "web-2" {
-					t.Errorf("%s answered, and is no member", name)
+				if _, name := roundTrip(t, http.MethodGet, url+"/img/1", ""); name != "web-2" {
+					t.Errorf("%s answered, want web-2, the only host", name)
 				}
 			}
 			b.drain()
@@ -169,7 +170,7 @@ func TestBalancerNode(t *testing.T) {
 	}
 }
 
-// TestBalancerNodeLogsRequests: a failed request is found in the log by its id.
+// A failed request is in the log with its id.
 func TestBalancerNodeLogsRequests(t *testing.T) {
 	for _, engine := range []string{"balance", "haproxy"} {
 		t.Run(engine, func(t *testing.T) { logsRequests(t, engine) })
@@ -179,7 +180,9 @@ func TestBalancerNodeLogsRequests(t *testing.T) {
 func logsRequests(t *testing.T, engine string) {
 	b := startBalancer(t, sut.Knobs{"lb.engine": engine, "lb.sticky": "false"}, nil, webs(t, 1))
 	for _, path := range []string{"/", "/fail"} {
-		if status, _ := askFor(t, http.MethodGet, "http://"+b.ready.Address+path, "", sut.RequestIDHeader, "id"+strings.ReplaceAll(path, "/", "-")); (status == 500) != (path == "/fail") {
+		id := "id" + strings.ReplaceAll(path, "/", "-")
+		status, _ := roundTrip(t, http.MethodGet, "http://"+b.ready.Address+path, "", sut.RequestIDHeader, id)
+		if (status == http.StatusInternalServerError) != (path == "/fail") {
 			t.Errorf("%s: status %d", path, status)
 		}
 	}
@@ -192,8 +195,9 @@ func logsRequests(t *testing.T, engine string) {
 		if line["msg"] != "request" {
 			continue
 		}
-		if line["request_id"] != "id-fail" || line["status"] != 500.0 || line["upstream"] != "web-1" || line["node"] != "lb-1" {
-			t.Errorf("the first request in the log is %v", line)
+		if line["request_id"] != "id-fail" || line["status"] != 500.0 ||
+			line["upstream"] != "web-1" || line["node"] != "lb-1" {
+			t.Errorf("the first logged request is %v, want the failed one", line)
 		}
 		return
 	}

@@ -9,66 +9,68 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// cacheAnswer bounds how long the server of a cache node may take to say what it has
-// counted. Whoever asks the node for its metrics waits as long.
-const cacheAnswer = time.Second
+// cacheStatsTimeout bounds the request for the counters of a cache server. A scrape of
+// the node waits up to this long.
+const cacheStatsTimeout = time.Second
 
-// cacheFigure is one of the figures of a cache node as Prometheus has it.
-type cacheFigure struct {
+// cacheMetric is one figure of a cache node as a Prometheus metric.
+type cacheMetric struct {
 	desc  *prometheus.Desc
 	kind  prometheus.ValueType
 	value func(sut.CacheFigures) int64
 }
 
-// cacheCollector asks the server of a cache node once for each scrape. One that does
-// not answer has no figures: old ones would look like a server at rest.
+// cacheCollector requests the counters of a cache server once for each scrape. A server
+// that does not answer has no figures: old figures would make it look idle.
 type cacheCollector struct {
-	ask     func(context.Context) (sut.CacheFigures, error)
-	figures []cacheFigure
+	stats   func(context.Context) (sut.CacheFigures, error)
+	metrics []cacheMetric
 	errors  prometheus.Counter
 }
 
-func newCacheCollector(ask func(context.Context) (sut.CacheFigures, error)) *cacheCollector {
+func newCacheCollector(stats func(context.Context) (sut.CacheFigures, error)) *cacheCollector {
 	const prefix = "stagebench_cache_node_"
-	c := &cacheCollector{ask: ask, errors: prometheus.NewCounter(prometheus.CounterOpts{
-		Name: prefix + "scrape_errors_total", Help: "Times that the server did not say what it had counted.",
+	c := &cacheCollector{stats: stats, errors: prometheus.NewCounter(prometheus.CounterOpts{
+		Name: prefix + "scrape_errors_total", Help: "Scrapes in which the server did not report its counters.",
 	})}
 	add := func(kind prometheus.ValueType, name, help string, value func(sut.CacheFigures) int64) {
-		c.figures = append(c.figures, cacheFigure{prometheus.NewDesc(prefix+name, help, nil, nil), kind, value})
+		c.metrics = append(c.metrics, cacheMetric{prometheus.NewDesc(prefix+name, help, nil, nil), kind, value})
 	}
 	const counter, gauge = prometheus.CounterValue, prometheus.GaugeValue
-	add(counter, "hits_total", "Lookups of keys that were there, those of a front before the server included.",
+	add(counter, "hits_total", "Reads of a key that was present, including those by a cache proxy.",
 		func(f sut.CacheFigures) int64 { return f.Hits })
-	add(counter, "misses_total", "Lookups of keys that were not there, those of a front before the server included.",
+	add(counter, "misses_total", "Reads of a key that was absent, including those by a cache proxy.",
 		func(f sut.CacheFigures) int64 { return f.Misses })
-	add(counter, "evictions_total", "Entries that went because the budget was used up.",
+	add(counter, "evictions_total", "Entries removed because memory was full.",
 		func(f sut.CacheFigures) int64 { return f.Evicted })
-	add(counter, "expired_total", "Entries that went because their time was over.",
+	add(counter, "expired_total", "Entries removed because their time to live was over.",
 		func(f sut.CacheFigures) int64 { return f.Expired })
-	add(gauge, "entries", "Keys that are there.", func(f sut.CacheFigures) int64 { return f.Entries })
-	add(gauge, "bytes", "Bytes of keys, values and their overhead.", func(f sut.CacheFigures) int64 { return f.Bytes })
-	add(gauge, "limit_bytes", "The budget in bytes; 0 = none.", func(f sut.CacheFigures) int64 { return f.MaxBytes })
+	add(gauge, "entries", "Keys in memory.", func(f sut.CacheFigures) int64 { return f.Entries })
+	add(gauge, "bytes", "Memory of the entries in bytes, overhead included.",
+		func(f sut.CacheFigures) int64 { return f.Bytes })
+	add(gauge, "limit_bytes", "Memory budget in bytes; 0 = no limit.",
+		func(f sut.CacheFigures) int64 { return f.MaxBytes })
 	return c
 }
 
 // Describe implements prometheus.Collector.
 func (c *cacheCollector) Describe(descs chan<- *prometheus.Desc) {
-	for _, f := range c.figures {
-		descs <- f.desc
+	for _, m := range c.metrics {
+		descs <- m.desc
 	}
 	c.errors.Describe(descs)
 }
 
 // Collect implements prometheus.Collector.
 func (c *cacheCollector) Collect(metrics chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), cacheAnswer)
+	ctx, cancel := context.WithTimeout(context.Background(), cacheStatsTimeout)
 	defer cancel()
-	figures, err := c.ask(ctx)
+	figures, err := c.stats(ctx)
 	if err != nil {
 		c.errors.Inc()
 	} else {
-		for _, f := range c.figures {
-			metrics <- prometheus.MustNewConstMetric(f.desc, f.kind, float64(f.value(figures)))
+		for _, m := range c.metrics {
+			metrics <- prometheus.MustNewConstMetric(m.desc, m.kind, float64(m.value(figures)))
 		}
 	}
 	c.errors.Collect(metrics)

@@ -22,7 +22,7 @@ import (
 	"github.com/stagebench/stagebench/sut/resp/resptest"
 )
 
-// gathered is what a collector shows, by name without the prefix.
+// gathered returns the metrics of a collector, by name without the prefix.
 func gathered(t *testing.T, c prometheus.Collector) map[string]float64 {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
@@ -33,8 +33,8 @@ func gathered(t *testing.T, c prometheus.Collector) map[string]float64 {
 	}
 	values := map[string]float64{}
 	for _, f := range families {
-		name, ours := strings.CutPrefix(f.GetName(), "stagebench_cache_node_")
-		if !ours || len(f.GetMetric()) != 1 {
+		name, prefixed := strings.CutPrefix(f.GetName(), "stagebench_cache_node_")
+		if !prefixed || len(f.GetMetric()) != 1 {
 			t.Fatalf("%s: %v", f.GetName(), f)
 		}
 		m := f.GetMetric()[0]
@@ -43,8 +43,8 @@ func gathered(t *testing.T, c prometheus.Collector) map[string]float64 {
 	return values
 }
 
-// described is the description of a Redis that is there already.
-func described(t *testing.T, address string) *redis.Server {
+// redisAt describes a Redis that already runs at an address.
+func redisAt(t *testing.T, address string) *redis.Server {
 	t.Helper()
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -57,8 +57,8 @@ func described(t *testing.T, address string) *redis.Server {
 	return redis.New(redis.Config{Listen: net.ParseIP(host), Port: number})
 }
 
-// use stores three values of 1000 bytes and reads: six hits and five misses.
-func use(t *testing.T, set, get func(key string) error) {
+// fill stores three values of 1000 bytes, and reads keys with six hits and five misses.
+func fill(t *testing.T, set, get func(key string) error) {
 	t.Helper()
 	for _, key := range []string{"a", "b", "c"} {
 		if err := set(key); err != nil {
@@ -72,11 +72,11 @@ func use(t *testing.T, set, get func(key string) error) {
 	}
 }
 
-func useRESP(t *testing.T, address string) {
+func fillRESP(t *testing.T, address string) {
 	t.Helper()
 	client := resptest.Client(address)
 	defer func() { _ = client.Close() }()
-	use(t, func(key string) error {
+	fill(t, func(key string) error {
 		return client.Set(t.Context(), key, strings.Repeat("x", 1000), 0).Err()
 	}, func(key string) error {
 		if err := client.Get(t.Context(), key).Err(); !errors.Is(err, goredis.Nil) {
@@ -86,7 +86,7 @@ func useRESP(t *testing.T, address string) {
 	})
 }
 
-func useMemcached(t *testing.T, address string) {
+func fillMemcached(t *testing.T, address string) {
 	t.Helper()
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
@@ -105,44 +105,49 @@ func useMemcached(t *testing.T, address string) {
 			}
 		}
 	}
-	use(t, func(key string) error {
+	fill(t, func(key string) error {
 		return do("set "+key+" 0 0 1000\r\n"+strings.Repeat("x", 1000)+"\r\n", "STORED\r\n")
 	}, func(key string) error { return do("get "+key+"\r\n", "END\r\n") })
 }
 
-// Every engine is asked once, and says the same of the same requests.
+// A scrape asks the server once. All engines report the same figures for the same
+// requests.
 func TestCacheCollector(t *testing.T) {
 	t.Parallel()
 	const limit = 64 << 20
-	type asking = func(context.Context) (sut.CacheFigures, error)
-	for name, begin := range map[string]func(t *testing.T) asking{
-		"resp": func(t *testing.T) asking {
+	type statsFunc = func(context.Context) (sut.CacheFigures, error)
+	for name, startServer := range map[string]func(t *testing.T) statsFunc{
+		"resp": func(t *testing.T) statsFunc {
 			server := resptest.Serve(t, resp.Config{MaxBytes: limit})
-			useRESP(t, server.Addr().String())
+			fillRESP(t, server.Addr().String())
 			return func(context.Context) (sut.CacheFigures, error) { return server.Stats().CacheFigures, nil }
 		},
-		"redis": func(t *testing.T) asking {
+		"redis": func(t *testing.T) statsFunc {
 			address := resptest.Redis(t, "--maxmemory", strconv.Itoa(limit))
-			useRESP(t, address)
-			return described(t, address).Stats
+			fillRESP(t, address)
+			return redisAt(t, address).Stats
 		},
-		"memcached": func(t *testing.T) asking {
+		"memcached": func(t *testing.T) statsFunc {
 			server := memcachedtest.Start(t, limit)
-			useMemcached(t, server.Address())
+			fillMemcached(t, server.Address())
 			return server.Stats
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ask, asked := begin(t), 0
-			got := gathered(t, newCacheCollector(func(ctx context.Context) (sut.CacheFigures, error) { asked++; return ask(ctx) }))
-			if asked != 1 {
-				t.Errorf("asked %d times for one scrape", asked)
+			stats, calls := startServer(t), 0
+			got := gathered(t, newCacheCollector(func(ctx context.Context) (sut.CacheFigures, error) {
+				calls++
+				return stats(ctx)
+			}))
+			if calls != 1 {
+				t.Errorf("%d requests for one scrape, want 1", calls)
 			}
 			bytes := got["bytes"]
 			delete(got, "bytes")
 			want := map[string]float64{
-				"hits_total": 6, "misses_total": 5, "evictions_total": 0, "expired_total": 0, "entries": 3, "limit_bytes": limit, "scrape_errors_total": 0,
+				"hits_total": 6, "misses_total": 5, "evictions_total": 0, "expired_total": 0,
+				"entries": 3, "limit_bytes": limit, "scrape_errors_total": 0,
 			}
 			if diff := cmp.Diff(want, got); diff != "" || bytes < 3000 || bytes > limit {
 				t.Errorf("%v bytes; (-want +got)\n%s", bytes, diff)
@@ -151,8 +156,8 @@ func TestCacheCollector(t *testing.T) {
 	}
 }
 
-// A server that accepts and says nothing, and one that is gone, have no figures; each
-// is an error, and the first is not waited for longer than it may take.
+// A server that does not answer, one that is down and one that reports an error have no
+// figures. Each counts as a scrape error. The request to the server has a deadline.
 func TestCacheCollectorWithoutAnAnswer(t *testing.T) {
 	t.Parallel()
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
@@ -160,11 +165,11 @@ func TestCacheCollectorWithoutAnAnswer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = silent.Close() }()
-	server := described(t, silent.Addr().String())
+	server := redisAt(t, silent.Addr().String())
 	var bounded bool
 	collector := newCacheCollector(func(ctx context.Context) (sut.CacheFigures, error) {
 		until, has := ctx.Deadline()
-		bounded = has && time.Until(until) <= cacheAnswer
+		bounded = has && time.Until(until) <= cacheStatsTimeout
 		return server.Stats(ctx)
 	})
 	if got := gathered(t, collector); len(got) != 1 || got["scrape_errors_total"] != 1 || !bounded {
@@ -172,16 +177,16 @@ func TestCacheCollectorWithoutAnAnswer(t *testing.T) {
 	}
 	_ = silent.Close()
 	if got := gathered(t, collector); len(got) != 1 || got["scrape_errors_total"] != 2 {
-		t.Errorf("gone: %v", got)
+		t.Errorf("down: %v", got)
 	}
-	back := newCacheCollector(func(context.Context) (sut.CacheFigures, error) { return sut.CacheFigures{Hits: 7}, nil })
-	if got := gathered(t, back); len(got) != 8 || got["hits_total"] != 7 {
-		t.Errorf("back again: %v", got)
+	up := newCacheCollector(func(context.Context) (sut.CacheFigures, error) { return sut.CacheFigures{Hits: 7}, nil })
+	if got := gathered(t, up); len(got) != 8 || got["hits_total"] != 7 {
+		t.Errorf("up: %v", got)
 	}
-	refused := newCacheCollector(func(context.Context) (sut.CacheFigures, error) {
-		return sut.CacheFigures{Hits: 7}, errors.New("half an answer")
+	failing := newCacheCollector(func(context.Context) (sut.CacheFigures, error) {
+		return sut.CacheFigures{Hits: 7}, errors.New("incomplete answer")
 	})
-	if got := gathered(t, refused); len(got) != 1 {
-		t.Errorf("half an answer: %v", got)
+	if got := gathered(t, failing); len(got) != 1 {
+		t.Errorf("incomplete answer: %v", got)
 	}
 }

@@ -13,25 +13,26 @@ import (
 	"github.com/stagebench/stagebench/sut/node/process"
 )
 
-// nativeDeath ends a native cache server whose node has died: it has nothing to save.
-const nativeDeath = syscall.SIGKILL
+// cacheDeathSignal is the signal that a native cache server gets when its node dies. The
+// server has nothing to save.
+const cacheDeathSignal = syscall.SIGKILL
 
 // cacheServer is a native cache server.
 type cacheServer interface {
 	process.Server
-	// Stats says what it has counted.
+	// Stats returns the counters of the server.
 	Stats(ctx context.Context) (sut.CacheFigures, error)
-	holder
+	keyDropper
 }
 
-// holder is what holds the keys of a cache node.
-type holder interface {
-	// Drop removes the keys that drop says yes to, and returns how many there were.
+// keyDropper holds the keys of a cache node.
+type keyDropper interface {
+	// Drop removes the keys for which drop returns true, and returns their number.
 	Drop(ctx context.Context, drop func(key string) bool) (dropped int, err error)
 }
 
-// cachePort is the port of a native cache server: that of the node, unless it has a
-// front before it.
+// cachePort returns the port for a native cache server. It is the node's own port, or
+// any free port if a cache proxy takes the node's own.
 func cachePort(n process.Node) (int, error) {
 	if ladder.CacheOf(n.Config.Knobs).Loads() {
 		n.Config.Port = 0
@@ -39,28 +40,30 @@ func cachePort(n process.Node) (int, error) {
 	return n.FreePort()
 }
 
-// startCacheServer starts a native cache server, of which client says how it is spoken
-// to, with a front before it where the cache tier loads or writes records itself.
+// startCacheServer starts a native cache server. If the cache tier loads or writes
+// records itself, it also starts a cache proxy in front of the server. client says how
+// the proxy connects to the server.
 func startCacheServer(
 	ctx context.Context, n process.Node, s cacheServer, client cache.Config,
 ) (c process.Component, err error) {
 	n.Registry.MustRegister(newCacheCollector(s.Stats))
-	var f *cacheProxy
+	var proxy *cacheProxy
 	if ladder.CacheOf(n.Config.Knobs).Loads() {
-		c, f, err = before(ctx, n, s, client)
+		c, proxy, err = startBehindProxy(ctx, n, s, client)
 	} else {
-		c, err = n.StartNative(ctx, s, nativeDeath)
+		c, err = n.StartNative(ctx, s, cacheDeathSignal)
 	}
 	if err != nil {
 		return c, err
 	}
-	return cacheNode(n, c, s, f), nil
+	return cacheNode(n, c, s, proxy), nil
 }
 
-// cacheNode adds to a component what every cache node has; f is nil without a front.
-func cacheNode(n process.Node, c process.Component, keys holder, f *cacheProxy) process.Component {
+// cacheNode adds the operator endpoints and changes of the wiring to the component of a
+// cache node. proxy is nil without a cache proxy.
+func cacheNode(n process.Node, c process.Component, keys keyDropper, proxy *cacheProxy) process.Component {
 	moved := prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "stagebench_cache_node_moved_total", Help: "Entries that were dropped because another host has their keys now.",
+		Name: "stagebench_cache_node_moved_total", Help: "Entries removed because another host owns their keys now.",
 	})
 	n.Registry.MustRegister(moved)
 	members := func(w sut.Wiring) (names []string) {
@@ -69,34 +72,35 @@ func cacheNode(n process.Node, c process.Component, keys holder, f *cacheProxy) 
 		}
 		return names
 	}
-	keepOwn := func(ctx context.Context, names []string) error {
+	// dropForeign removes the keys that other nodes own if those are the members.
+	dropForeign := func(ctx context.Context, names []string) error {
 		ring := cache.NewRing(names)
 		dropped, err := keys.Drop(ctx, func(key string) bool { return ring.Owner(key) != n.Config.Node })
 		moved.Add(float64(dropped))
 		return err
 	}
-	var settled []string // members of which keys have their hosts; nil while keys move
+	var current []string // the members that own the keys now; nil while keys move
 	if !n.Config.Wiring.Moving {
-		settled = members(n.Config.Wiring)
+		current = members(n.Config.Wiring)
 	}
 	c.Operators = n.Operators()
 	c.Rewire = func(ctx context.Context, w sut.Wiring) (err error) {
-		if err := f.rewire(ctx, w); err != nil {
+		if err := proxy.rewire(ctx, w); err != nil {
 			return err
 		}
 		next := members(w)
 		switch {
-		case w.Moving && len(settled) > 0:
-			// What this host held for another one that did not answer is old by now, and may
-			// be about to become its own.
-			if err = keepOwn(ctx, settled); err == nil {
-				settled = nil
+		case w.Moving && len(current) > 0:
+			// This node may hold keys of a node that did not answer for a while. Such a
+			// value may be stale, and this node would serve it if it became the owner.
+			if err = dropForeign(ctx, current); err == nil {
+				current = nil
 			}
-		case !w.Moving && len(next) > 0 && !slices.Equal(next, settled):
-			// What other hosts write from now on is not seen here: a key that came back would
-			// be old.
-			if err = keepOwn(ctx, next); err == nil {
-				settled = next
+		case !w.Moving && len(next) > 0 && !slices.Equal(next, current):
+			// Writes of keys that other nodes own do not reach this node any more. If such
+			// a key came back later, this node would serve a stale value.
+			if err = dropForeign(ctx, next); err == nil {
+				current = next
 			}
 		}
 		return err

@@ -15,17 +15,16 @@ import (
 	"github.com/stagebench/stagebench/sut/store"
 )
 
-// cacheTier is web nodes before a cache tier whose hosts come and go.
+// cacheTier is a cache tier whose hosts change, and the web nodes that use it.
 type cacheTier struct {
-	uses  map[sut.Role][]sut.Peer // databases and stores of photo bytes
+	uses  map[sut.Role][]sut.Peer // database and blob nodes
 	knobs sut.Knobs
 	epoch int64
 	hosts map[string]*running // cache nodes by name
 	webs  []*running
 }
 
-// wiring composes the next wiring: active are the cache hosts that stay or come, leaving
-// those that go.
+// wiring returns a wiring of the next epoch with these active and draining cache hosts.
 func (c *cacheTier) wiring(active, leaving []string, moving bool) sut.Wiring {
 	c.epoch++
 	w := sut.Wiring{Epoch: c.epoch, Moving: moving, Uses: maps.Clone(c.uses)}
@@ -42,11 +41,13 @@ func (c *cacheTier) wiring(active, leaving []string, moving bool) sut.Wiring {
 func (c *cacheTier) startHost(t *testing.T, name string, w sut.Wiring) {
 	t.Helper()
 	engine := sut.Engine(c.knobs["cache.engine"])
-	c.hosts[name] = start(t, sut.NodeConfig{Node: name, Role: sut.Cache, Engine: engine, Dir: t.TempDir(), Knobs: c.knobs, Wiring: w})
+	c.hosts[name] = start(t, sut.NodeConfig{
+		Node: name, Role: sut.Cache, Engine: engine, Dir: t.TempDir(), Knobs: c.knobs, Wiring: w,
+	})
 }
 
-// become changes the cache hosts step by step, as whoever runs the nodes does.
-func (c *cacheTier) become(t *testing.T, from, to []string) {
+// scale changes the cache hosts in the same steps as the harness.
+func (c *cacheTier) scale(t *testing.T, from, to []string) {
 	t.Helper()
 	var leaving []string
 	for _, name := range from {
@@ -59,25 +60,25 @@ func (c *cacheTier) become(t *testing.T, from, to []string) {
 			c.startHost(t, name, c.wiring(to, leaving, true))
 		}
 	}
-	tell := func(node *running, w sut.Wiring) {
+	rewire := func(node *running, w sut.Wiring) {
 		t.Helper()
 		if status, text := node.rewire(t, w); status != http.StatusNoContent {
-			t.Errorf("told of %+v: %d %s", w, status, text)
+			t.Errorf("wiring %+v: %d %s", w, status, text)
 		}
 	}
 	members := slices.Concat(to, leaving)
 	for _, name := range members {
-		tell(c.hosts[name], c.wiring(to, leaving, true))
+		rewire(c.hosts[name], c.wiring(to, leaving, true))
 	}
 	for _, web := range c.webs {
-		tell(web, c.wiring(to, leaving, false))
+		rewire(web, c.wiring(to, leaving, false))
 	}
 	for _, name := range members {
-		tell(c.hosts[name], c.wiring(to, leaving, false))
+		rewire(c.hosts[name], c.wiring(to, leaving, false))
 	}
 	for _, name := range leaving {
 		for _, web := range c.webs {
-			tell(web, c.wiring(to, nil, false))
+			rewire(web, c.wiring(to, nil, false))
 		}
 		c.hosts[name].drain()
 		if err := c.hosts[name].end(t); err != nil {
@@ -87,18 +88,22 @@ func (c *cacheTier) become(t *testing.T, from, to []string) {
 	}
 }
 
-// Cache hosts come and go under load: no request fails, no acknowledged write is lost,
-// and nothing old is read afterwards.
+// Cache hosts are added and removed under load. No request fails, no acknowledged write
+// is lost, and no stale value is read afterwards.
 func TestCacheHostsChange(t *testing.T) {
-	uses := tiers(t)
+	uses, _ := tiers(t)
+	strategies := [][2]string{
+		{"look_aside", "write_around"}, {"read_through", "write_through"}, {"read_through", "write_back"},
+	}
 	for _, engine := range []sut.Engine{sut.RESP, sut.Redis, sut.Memcached} {
-		for _, strategy := range [][2]string{{"look_aside", "write_around"}, {"read_through", "write_through"}, {"read_through", "write_back"}} {
+		for _, strategy := range strategies {
 			t.Run(fmt.Sprint(engine, " ", strategy[0], " ", strategy[1]), func(t *testing.T) {
 				if err := node.Installed(engine); err != nil {
 					t.Skipf("needs its server: %v", err)
 				}
 				cacheHostsChange(t, uses, sut.Knobs{
-					"cache.engine": string(engine), "cache.read": strategy[0], "cache.write": strategy[1], "cache.flush_interval": "50ms", "cache.ttl": "1h",
+					"cache.engine": string(engine), "cache.read": strategy[0], "cache.write": strategy[1],
+					"cache.flush_interval": "50ms", "cache.ttl": "1h",
 				})
 			})
 		}
@@ -112,16 +117,17 @@ func cacheHostsChange(t *testing.T, uses map[sut.Role][]sut.Peer, knobs sut.Knob
 	one, three := []string{"cache-1"}, []string{"cache-1", "cache-2", "cache-3"}
 	c.startHost(t, "cache-1", c.wiring(one, nil, false))
 	for n := range 2 {
-		c.webs = append(c.webs, web(t, fmt.Sprintf("web-%d", n+1), c.wiring(one, nil, false).Uses, func(config *sut.NodeConfig) { config.Knobs = knobs }))
+		c.webs = append(c.webs, web(t, fmt.Sprintf("web-%d", n+1), c.wiring(one, nil, false).Uses,
+			func(config *sut.NodeConfig) { config.Knobs = knobs }))
 	}
 	stop := c.load(t)
 	for range 2 {
-		c.become(t, one, three)
-		c.become(t, three, one)
+		c.scale(t, one, three)
+		c.scale(t, three, one)
 	}
 	stop()
-	c.become(t, one, three)
-	for _, web := range c.webs { // each fills the cache with what the other one then changes
+	c.scale(t, one, three)
+	for _, web := range c.webs { // the second web node changes photos that the first one has cached
 		client := browser(t)
 		web.service().logIn(t, client, 3)
 		for photo := range likedPhotos {
@@ -129,7 +135,7 @@ func cacheHostsChange(t *testing.T, uses map[sut.Role][]sut.Peer, knobs sut.Knob
 			c.like(t, web, client, photo)
 		}
 	}
-	c.become(t, three, one)
+	c.scale(t, three, one)
 	records, err := store.Open(store.Config{Primary: uses[sut.DB][0]})
 	if err != nil {
 		t.Fatal(err)
@@ -143,14 +149,14 @@ func cacheHostsChange(t *testing.T, uses map[sut.Role][]sut.Peer, knobs sut.Knob
 				t.Fatal(err)
 			}
 			if got := c.read(t, web, client, photo); got != want.Version {
-				t.Errorf("photo %d is read in version %d, and has version %d", photo, got, want.Version)
+				t.Errorf("photo %d: version %d was read, want %d as in the database", photo, got, want.Version)
 			}
 		}
 	}
 }
 
-// load likes and reads photos at all web nodes. stop ends it, and checks that no
-// acknowledged like is lost.
+// load likes and reads photos at all web nodes in the background. stop ends the load and
+// checks that no acknowledged like is lost.
 func (c *cacheTier) load(t *testing.T) (stop func()) {
 	records, err := store.Open(store.Config{Primary: c.uses[sut.DB][0]})
 	if err != nil {
@@ -169,13 +175,14 @@ func (c *cacheTier) load(t *testing.T) (stop func()) {
 	before := likes()
 	ctx, cancel := context.WithCancel(t.Context())
 	acknowledged := make([]int64, len(c.webs))
-	var all sync.WaitGroup
+	var clients sync.WaitGroup
 	for i, web := range c.webs {
 		client := browser(t)
 		web.service().logIn(t, client, 1+i)
-		all.Go(func() {
-			// Each web node likes photos of its own: of one photo two of them may know
-			// different hosts for a moment, which with write-back is one too many.
+		clients.Go(func() {
+			// The web nodes like different photos. During a change they may use different
+			// cache hosts for one photo, and with write-back two hosts would both hold
+			// its likes.
 			for photo := i; ctx.Err() == nil; photo += len(c.webs) {
 				c.like(t, web, client, photo%likedPhotos)
 				acknowledged[i]++
@@ -185,25 +192,26 @@ func (c *cacheTier) load(t *testing.T) (stop func()) {
 	}
 	return func() {
 		cancel()
-		all.Wait()
+		clients.Wait()
 		defer records.Close()
-		waitFor(t, "everything is written back", func() bool { return likes() >= before+acknowledged[0]+acknowledged[1] })
-		if now := likes(); now != before+acknowledged[0]+acknowledged[1] {
-			t.Errorf("%d likes, and %v more were acknowledged; there are %d", before, acknowledged, now)
+		want := before + acknowledged[0] + acknowledged[1]
+		waitFor(t, "everything is written back", func() bool { return likes() >= want })
+		if now := likes(); now != want {
+			t.Errorf("%d likes, want %d: %d before the test and %v acknowledged", now, want, before, acknowledged)
 		}
 	}
 }
 
 func (c *cacheTier) like(t *testing.T, web *running, client *http.Client, photo int) {
-	response, text := web.service().do(t, client, http.MethodPost, fmt.Sprintf("/api/photos/%d/like", seededPhoto(1+photo)), "", nil)
+	response, text := web.service().do(t, client, http.MethodPost, photoPath(1+photo)+"/like", "", nil)
 	if response.StatusCode >= 300 || response.Header.Get("X-Degraded") != "" {
 		t.Errorf("like photo %d: %s, degraded %q: %s", photo, response.Status, response.Header.Get("X-Degraded"), text)
 	}
 }
 
-// read returns the version that a photo is read in.
+// read reads a photo and returns its version.
 func (c *cacheTier) read(t *testing.T, web *running, client *http.Client, photo int) (version int64) {
-	response, text := web.service().do(t, client, http.MethodGet, fmt.Sprintf("/api/photos/%d", seededPhoto(1+photo)), "", nil)
+	response, text := web.service().do(t, client, http.MethodGet, photoPath(1+photo), "", nil)
 	version, err := strconv.ParseInt(response.Header.Get("X-Record-Version"), 10, 64)
 	if response.StatusCode != http.StatusOK || err != nil {
 		t.Errorf("read photo %d: %s %s", photo, response.Status, text)

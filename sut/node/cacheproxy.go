@@ -16,25 +16,28 @@ import (
 	"github.com/stagebench/stagebench/sut/store"
 )
 
-// How long a front may take for all that a request needs, and its clients wait for it:
-// longer, so that a front whose database is slow is not taken for one that is dead, and
-// clearly shorter than a web host has for a request, so that when one hangs there is
-// time to ask elsewhere.
+// proxyTimeout bounds the work of a cache proxy for one request. workTimeout bounds how
+// long its clients wait. It is longer than proxyTimeout, so that a proxy with a slow
+// database does not look dead. It is much shorter than the time that a web host has for a
+// request, so that after a proxy hangs there is time for another host.
 const (
 	proxyTimeout = 3 * time.Second
 	workTimeout  = proxyTimeout + 500*time.Millisecond
 )
 
-// cacheProxy is what a cache host has that loads or writes records itself.
+// cacheProxy is the cache proxy of a cache node that loads or writes records itself. Its
+// methods close and rewire do nothing on nil.
 type cacheProxy struct {
 	*cacheproxy.Proxy
 	records *store.Store
 	node    process.Node
 }
 
-// startProxy has a server answer as a front before values, where the cache tier loads
-// or writes records itself; else it returns nil.
-func startProxy(ctx context.Context, n process.Node, server *resp.Server, values cacheproxy.Values) (*cacheProxy, error) {
+// startProxy makes a RESP server answer as a cache proxy over the given values. It
+// returns nil if the cache tier neither loads nor writes records itself.
+func startProxy(
+	ctx context.Context, n process.Node, server *resp.Server, values cacheproxy.Values,
+) (*cacheProxy, error) {
 	s := ladder.CacheOf(n.Config.Knobs)
 	if !s.Loads() {
 		return nil, nil
@@ -46,8 +49,7 @@ func startProxy(ctx context.Context, n process.Node, server *resp.Server, values
 	if s.Write == ladder.WriteBack {
 		config.FlushInterval = s.FlushInterval
 	}
-	// What is written back is built on the newest state of a record, which a replica
-	// may not have yet.
+	// Write-back changes the newest state of a record. A replica may not have it yet.
 	records, err := openStore(ctx, n, config.FlushInterval > 0)
 	if err != nil {
 		return nil, err
@@ -58,52 +60,52 @@ func startProxy(ctx context.Context, n process.Node, server *resp.Server, values
 		records.Close()
 		return nil, err
 	}
-	f := &cacheProxy{inner, records, n}
+	p := &cacheProxy{inner, records, n}
 	commands := map[string]resp.Command{}
-	for name, c := range f.Commands() {
+	for name, c := range p.Commands() {
 		commands[name] = resp.Command(c)
 	}
 	err = server.Extend(commands)
 	if err == nil {
-		err = f.SetMoving(ctx, n.Config.Wiring.Moving)
+		err = p.SetMoving(ctx, n.Config.Wiring.Moving)
 	}
 	if err != nil {
-		return nil, errors.Join(err, f.close(ctx))
+		return nil, errors.Join(err, p.close(ctx))
 	}
-	return f, nil
+	return p, nil
 }
 
-// close flushes what was acknowledged. There is nothing to close without a front.
-func (f *cacheProxy) close(ctx context.Context) error {
-	if f == nil {
+// close flushes the acknowledged writes and closes the connections to the database.
+func (p *cacheProxy) close(ctx context.Context) error {
+	if p == nil {
 		return nil
 	}
-	defer f.records.Close()
-	err := f.Close(ctx)
+	defer p.records.Close()
+	err := p.Close(ctx)
 	if err != nil {
-		f.node.Log.Error("writes were acknowledged and are lost", "error", err.Error())
+		p.node.Log.Error("acknowledged writes are lost: the cache proxy could not flush them", "error", err.Error())
 	}
 	return err
 }
 
-// rewire tells a front of other databases, and whether keys move.
-func (f *cacheProxy) rewire(ctx context.Context, w sut.Wiring) error {
-	if f == nil {
+// rewire gives the proxy its new databases, and whether keys move.
+func (p *cacheProxy) rewire(ctx context.Context, w sut.Wiring) error {
+	if p == nil {
 		return nil
 	}
 	primary, replicas, err := databases(w)
 	if err != nil {
 		return err
 	}
-	if err := f.records.SetDatabases(primary, replicas); err != nil {
-		return refused("%w", err)
+	if err := p.records.SetDatabases(primary, replicas); err != nil {
+		return rejected("%w", err)
 	}
-	return f.SetMoving(ctx, w.Moving)
+	return p.SetMoving(ctx, w.Moving)
 }
 
-// serveRESP serves what a server of RESP answers, and ends it in order: what was
-// acknowledged is flushed when nobody can ask any more.
-func serveRESP(server *resp.Server, f *cacheProxy) process.Component {
+// serveRESP starts serving clients. Stop first ends all client connections and then
+// flushes the proxy, so that no write is acknowledged after the flush.
+func serveRESP(server *resp.Server, proxy *cacheProxy) process.Component {
 	died := make(chan error, 3)
 	go func() {
 		if err := server.Serve(); err != nil {
@@ -114,38 +116,38 @@ func serveRESP(server *resp.Server, f *cacheProxy) process.Component {
 		Ready: sut.Ready{Address: server.Addr().String()},
 		Died:  died,
 		Stop: func(ctx context.Context) error {
-			// What clients take to leave is not taken from the time to flush.
-			leave, cancel := half(ctx)
+			// Slow clients must not use up the time to flush.
+			clients, cancel := halfDeadline(ctx)
 			defer cancel()
-			return errors.Join(server.Shutdown(leave), f.close(ctx))
+			return errors.Join(server.Shutdown(clients), proxy.close(ctx))
 		},
 	}
 }
 
-// half is a context with half of the time that there is.
-func half(ctx context.Context) (context.Context, context.CancelFunc) {
+// halfDeadline returns a context with half of the remaining time.
+func halfDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 	if deadline, bounded := ctx.Deadline(); bounded {
 		return context.WithTimeout(ctx, time.Until(deadline)/2)
 	}
 	return context.WithCancel(ctx)
 }
 
-// before puts a front before a native server, which a client with this configuration
-// can speak to.
-func before(
+// startBehindProxy starts a native server with a cache proxy in front of it. client is
+// the configuration with which the proxy connects to the server.
+func startBehindProxy(
 	ctx context.Context, n process.Node, s process.Server, client cache.Config,
 ) (_ process.Component, _ *cacheProxy, err error) {
-	// The node's own port first: the server could be given it.
+	// The node's own port is bound first: else the server could get it.
 	listener, err := n.Listen()
 	if err != nil {
 		return process.Component{}, nil, err
 	}
-	var ends []func(context.Context) error
+	var stops []func(context.Context) error
 	stop := func(ctx context.Context) (err error) {
-		for _, end := range slices.Backward(ends) {
-			err = errors.Join(err, end(ctx))
+		for _, stop := range slices.Backward(stops) {
+			err = errors.Join(err, stop(ctx))
 		}
-		ends = nil
+		stops = nil
 		return err
 	}
 	defer func() {
@@ -153,50 +155,50 @@ func before(
 			err = errors.Join(err, listener.Close(), stop(context.WithoutCancel(ctx)))
 		}
 	}()
-	native, err := n.StartNative(ctx, s, nativeDeath)
+	native, err := n.StartNative(ctx, s, cacheDeathSignal)
 	if err != nil {
 		return process.Component{}, nil, err
 	}
-	ends = append(ends, native.Stop)
+	stops = append(stops, native.Stop)
 	cache.LogTo(n.Log)
 	client.Hosts, client.Registry = []sut.Peer{{Node: n.Config.Node, Address: native.Ready.Address}}, n.Registry
 	values, err := cache.New(client)
 	if err != nil {
 		return process.Component{}, nil, err
 	}
-	ends = append(ends, func(context.Context) error { values.Close(); return nil })
+	stops = append(stops, func(context.Context) error { values.Close(); return nil })
 	server, err := resp.New(resp.Config{Listener: listener, Proxy: true})
 	if err != nil {
 		return process.Component{}, nil, err
 	}
-	f, err := startProxy(ctx, n, server, values)
+	proxy, err := startProxy(ctx, n, server, values)
 	if err != nil {
 		return process.Component{}, nil, err
 	}
-	served := serveRESP(server, f)
-	end := once(served.Stop)
-	ends = append(ends, end)
+	c := serveRESP(server, proxy)
+	stopProxy := stopOnce(c.Stop)
+	stops = append(stops, stopProxy)
 	go func() {
 		death := <-native.Died
-		// The front is well, and what it has acknowledged is in its own memory.
+		// The proxy still holds acknowledged writes in memory. They must be flushed
+		// before the node dies.
 		ctx, cancel := context.WithTimeout(context.Background(), 2*proxyTimeout)
 		defer cancel()
-		served.Died <- errors.Join(death, end(ctx))
+		c.Died <- errors.Join(death, stopProxy(ctx))
 	}()
-	whole := served
-	whole.Stop = stop
-	whole.Ready.Version, whole.Ready.PIDs = native.Ready.Version, native.Ready.PIDs
-	return whole, f, nil
+	c.Stop = stop
+	c.Ready.Version, c.Ready.PIDs = native.Ready.Version, native.Ready.PIDs
+	return c, proxy, nil
 }
 
-// once returns a stop that may be called twice at a time: whoever comes second waits as
-// long as he has time himself.
-func once(stop func(context.Context) error) func(context.Context) error {
-	var begin sync.Once
+// stopOnce returns a stop that may be called concurrently. The first call runs stop.
+// Each call waits until stop ends or the call's own context does.
+func stopOnce(stop func(context.Context) error) func(context.Context) error {
+	var once sync.Once
 	ended := make(chan struct{})
 	var failed error
 	return func(ctx context.Context) error {
-		begin.Do(func() {
+		once.Do(func() {
 			go func() {
 				defer close(ended)
 				failed = stop(ctx)

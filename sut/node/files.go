@@ -10,14 +10,14 @@ import (
 	"github.com/stagebench/stagebench/sut/node/process"
 )
 
-// startFiles starts the store of photo bytes.
+// startFiles starts the blob store.
 func startFiles(ctx context.Context, n process.Node) (c process.Component, err error) {
 	dir, err := blob.OpenDir(n.Config.Dir)
 	if err != nil {
 		return c, err
 	}
 	s := ladder.BlobOf(n.Config.Knobs)
-	seeded, _ := n.Config.Data.Counts() // none without a data set
+	seeded, _ := n.Config.Data.Counts() // zero counts without a data set
 	host := blob.NewHandler(blob.HandlerConfig{
 		Dir: dir, Log: n.Log, Registry: n.Registry, Node: n.Config.Node, Copies: s.Copies, Seeded: seeded,
 		Capacity: int64(s.CapacityMB) * 1_000_000, LogRequests: ladder.LogsOf(n.Config.Knobs).Requests,

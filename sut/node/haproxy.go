@@ -29,5 +29,5 @@ func startHAProxy(ctx context.Context, n process.Node) (c process.Component, err
 	if c, err = n.StartNative(ctx, s, syscall.SIGKILL); err != nil {
 		return c, err
 	}
-	return balances(n, c, s)
+	return withBalancer(n, c, s)
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/stagebench/stagebench/sut/node/process"
 )
 
-// startMemcached starts the other native cache.
+// startMemcached starts memcached, a native cache.
 func startMemcached(ctx context.Context, n process.Node) (c process.Component, err error) {
 	install, err := memcached.Find()
 	if err != nil {

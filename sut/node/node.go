@@ -1,10 +1,10 @@
-// Package node starts each engine of the system under test as a node: it is the only
-// package that knows all of them. One file is one engine, and one line of the map of
-// engines names it.
+// Package node starts each engine of the system under test as a node. It is the only
+// package that imports all engines. Each engine has one file here and one line in the
+// map of engines.
 //
-// What all nodes have in common is in package process, and what operators ask a database
-// that has copies in package dbadmin. A node does not know that it is measured, and
-// nothing about the topology but the neighbours that it is told of.
+// Package process has the code that all nodes share. Package dbadmin has the operator
+// endpoints of replicated databases. A node does not know that it is measured. It knows
+// only the part of the topology that its wiring lists.
 package node
 
 import (
@@ -24,10 +24,10 @@ import (
 type engine struct {
 	role  sut.Role
 	start process.Start
-	// installed says whether a native server is there, and if not, how to get it; nil =
+	// installed returns an error that says how to install a missing native server; nil =
 	// the engine is in this binary.
 	installed func() error
-	version   func() (string, error) // of the files that it writes; databases only
+	version   func() (string, error) // version of the file format; databases only
 }
 
 func engines() map[sut.Engine]engine {
@@ -44,7 +44,7 @@ func engines() map[sut.Engine]engine {
 	}
 }
 
-// installed says what hinders finding a server.
+// installed turns a function that finds a server into a check.
 func installed[T any](find func() (T, error)) func() error {
 	return func() error {
 		_, err := find()
@@ -52,8 +52,8 @@ func installed[T any](find func() (T, error)) func() error {
 	}
 }
 
-// Installed says whether the server of a native engine is there, and if not,
-// how to get it. An embedded engine always is.
+// Installed returns an error that says how to install the native server of an engine, if
+// it is missing. It returns nil for an embedded engine.
 func Installed(name sut.Engine) error {
 	if installed := engines()[name].installed; installed != nil {
 		return installed()
@@ -61,15 +61,15 @@ func Installed(name sut.Engine) error {
 	return nil
 }
 
-// Run is the whole life of a node. ctx ends when it is to drain; in is its
-// standard input, out takes the ready line, and logs go to errs.
+// Run runs a node until its end. The node drains when ctx ends. in is its standard
+// input, out takes the ready line, and errs takes the log.
 func Run(ctx context.Context, in io.Reader, out, errs io.Writer) error {
 	return process.Run(ctx, in, out, errs, start)
 }
 
-// start starts what role and engine ask for.
+// start starts the engine of a node.
 func start(ctx context.Context, n process.Node) (process.Component, error) {
-	if n.Config.Role == sut.Seed { // whatever the engine of the database is
+	if n.Config.Role == sut.Seed { // the seeder is the same for every database engine
 		return seed(ctx, n)
 	}
 	e, known := engines()[n.Config.Engine]
@@ -79,7 +79,8 @@ func start(ctx context.Context, n process.Node) (process.Component, error) {
 	return e.start(ctx, n)
 }
 
-// refused says that a wiring is wrong for a node, and that nothing has changed.
-func refused(format string, args ...any) error {
+// rejected returns the error for a wiring that the node cannot use. The caller must not
+// have changed anything.
+func rejected(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", sut.ErrWiring, fmt.Errorf(format, args...))
 }

@@ -19,7 +19,7 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// running is a node in this process, driven through its contract.
+// running is a node that runs in this process.
 type running struct {
 	ready sut.Ready
 	stdin *io.PipeWriter
@@ -32,7 +32,7 @@ func start(t testing.TB, c sut.NodeConfig) *running {
 	t.Helper()
 	c.Listen, c.Procs, c.DrainSeconds = "127.0.0.1", 2, 5
 	c.Knobs = ladder.Complete(c.Knobs)
-	_, _ = fmt.Sscanf(c.Node, "web-%d", &c.IDHost) // other nodes have none
+	_, _ = fmt.Sscanf(c.Node, "web-%d", &c.IDHost) // it stays 0 for other nodes
 	c.Data = sut.Data{Size: "small", Seed: 1}
 	document, err := json.Marshal(c)
 	if err != nil {
@@ -45,7 +45,7 @@ func start(t testing.TB, c sut.NodeConfig) *running {
 	go func() { _, _ = stdin.Write(document) }()
 	go func() {
 		err := node.Run(ctx, in, out, io.Discard)
-		_ = out.CloseWithError(io.EOF) // a pipe's writer never fails to close
+		_ = out.CloseWithError(io.EOF) // never fails for a pipe
 		r.ended <- err
 	}()
 	if err := json.NewDecoder(stdout).Decode(&r.ready); err != nil {
@@ -59,7 +59,7 @@ func start(t testing.TB, c sut.NodeConfig) *running {
 	return r
 }
 
-// end waits for the node's end and puts it back for the clean-up.
+// end waits until the node ends and returns its error. It may be called again.
 func (r *running) end(t *testing.T) error {
 	t.Helper()
 	select {
@@ -72,25 +72,20 @@ func (r *running) end(t *testing.T) error {
 	}
 }
 
-// service is a whole photo service in this process.
+// service is a photo service in this process.
 type service struct {
 	url string
 	db  *running
 }
 
+// serve starts a service with all its nodes.
 func serve(t testing.TB) service {
 	t.Helper()
-	dbDir, blobDir := t.TempDir(), t.TempDir()
-	db := start(t, sut.NodeConfig{Node: "db-1", Role: sut.DB, Engine: sut.SQLite, Dir: dbDir})
-	database := map[sut.Role][]sut.Peer{sut.DB: {{Node: "db-1", Address: db.ready.Address}}}
-	start(t, sut.NodeConfig{Node: "seed", Role: sut.Seed, Engine: sut.SQLite, Dir: blobDir, Wiring: sut.Wiring{Uses: database}})
-	blob := start(t, sut.NodeConfig{Node: "blob-1", Role: sut.Blob, Engine: sut.Files, Dir: blobDir})
-	database[sut.Blob] = []sut.Peer{{Node: "blob-1", Address: blob.ready.Address}}
-	web := start(t, sut.NodeConfig{Node: "web-1", Role: sut.Web, Engine: sut.App, Dir: t.TempDir(), Wiring: sut.Wiring{Uses: database}})
-	return service{url: "http://" + web.ready.Address, db: db}
+	uses, db := tiers(t)
+	return service{url: web(t, "web-1", uses).service().url, db: db}
 }
 
-// photoPath and imagePath are where the seeded photo with that index is.
+// photoPath and imagePath return the paths of a seeded photo.
 func photoPath(index int) string { return fmt.Sprintf("/api/photos/%d", seededPhoto(index)) }
 
 func imagePath(index int, variant string) string {
@@ -102,7 +97,7 @@ func seededPhoto(index int) photos.ID {
 	return photos.PhotoID(index, counts)
 }
 
-// browser keeps cookies, as users' do.
+// browser returns a client that keeps cookies.
 func browser(t testing.TB) *http.Client {
 	t.Helper()
 	jar, err := cookiejar.New(nil)
@@ -114,7 +109,10 @@ func browser(t testing.TB) *http.Client {
 	return &http.Client{Jar: jar, Transport: transport, Timeout: 20 * time.Second}
 }
 
-func (s service) do(t testing.TB, c *http.Client, method, path, contentType string, body []byte) (*http.Response, []byte) {
+// do sends a request and returns the response and its body.
+func (s service) do(
+	t testing.TB, c *http.Client, method, path, contentType string, body []byte,
+) (*http.Response, []byte) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, s.url+path, bytes.NewReader(body))
 	if err != nil {
@@ -127,7 +125,7 @@ func (s service) do(t testing.TB, c *http.Client, method, path, contentType stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = response.Body.Close() }() // read to its end
+	defer response.Body.Close()
 	got, err := io.ReadAll(response.Body)
 	if err != nil {
 		t.Fatal(err)
@@ -138,21 +136,22 @@ func (s service) do(t testing.TB, c *http.Client, method, path, contentType stri
 func (s service) logIn(t testing.TB, c *http.Client, user int) {
 	t.Helper()
 	body := fmt.Sprintf(`{"login":%q,"password":%q}`, sut.SeedLogin(user), sut.SeedPassword)
-	if response, got := s.do(t, c, http.MethodPost, "/api/login", "application/json", []byte(body)); response.StatusCode != http.StatusOK {
+	response, got := s.do(t, c, http.MethodPost, "/api/login", "application/json", []byte(body))
+	if response.StatusCode != http.StatusOK {
 		t.Fatalf("login: %s %s", response.Status, got)
 	}
 }
 
-// A user logs in, uploads, looks at the picture in all its variants, renames,
-// likes, comments and deletes it: every tier takes part, over its own protocol.
-func TestTheWholeService(t *testing.T) {
+// A user logs in, uploads a photo, reads all its image variants, and renames, likes,
+// comments on and deletes it. The requests use every tier over its real protocol.
+func TestCompleteService(t *testing.T) {
 	s, c := serve(t), browser(t)
 	s.logIn(t, c, 7)
-	t.Run("a photo's life", func(t *testing.T) { photoLife(t, s, c) })
+	t.Run("all operations on a photo", func(t *testing.T) { photoOperations(t, s, c) })
 	t.Run("without a database", func(t *testing.T) { withoutDatabase(t, s, c) })
 }
 
-func photoLife(t *testing.T, s service, c *http.Client) {
+func photoOperations(t *testing.T, s service, c *http.Client) {
 	response, got := s.do(t, c, http.MethodPost, "/api/photos?title=Harbour", "image/jpeg", imaging.Sample(1, 160, 120))
 	if response.StatusCode != http.StatusCreated {
 		t.Fatalf("upload: %s %s", response.Status, got)
@@ -190,23 +189,25 @@ func photoLife(t *testing.T, s service, c *http.Client) {
 	}
 }
 
-// With the database gone, what needs it says so, and what does not goes on.
+// With the database down, requests that need it get a 503. All others still work.
 func withoutDatabase(t *testing.T, s service, c *http.Client) {
 	_ = s.db.stdin.Close()
 	if err := s.db.end(t); err != nil {
 		t.Error(err)
 	}
-	if response, _ := s.do(t, c, http.MethodPost, photoPath(1)+"/like", "", nil); response.StatusCode != http.StatusServiceUnavailable ||
+	response, _ := s.do(t, c, http.MethodPost, photoPath(1)+"/like", "", nil)
+	if response.StatusCode != http.StatusServiceUnavailable ||
 		response.Header.Get("X-Degraded") != "db" || response.Header.Get("Retry-After") == "" {
 		t.Errorf("a like without a database: %s %v", response.Status, response.Header)
 	}
-	if response, _ := s.do(t, c, http.MethodGet, imagePath(1, "thumb"), "", nil); response.StatusCode != http.StatusOK {
+	response, _ = s.do(t, c, http.MethodGet, imagePath(1, "thumb"), "", nil)
+	if response.StatusCode != http.StatusOK {
 		t.Errorf("an image without a database: %s", response.Status)
 	}
 }
 
-// The node dies when its parent does, drains when it is told to, and refuses a
-// configuration that it does not understand.
+// A node ends when its parent closes its standard input, drains on request, and rejects
+// an invalid configuration.
 func TestContract(t *testing.T) {
 	t.Run("stdin closes", func(t *testing.T) {
 		r := start(t, sut.NodeConfig{Node: "blob-1", Role: sut.Blob, Engine: sut.Files, Dir: t.TempDir()})
@@ -215,7 +216,7 @@ func TestContract(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	t.Run("told to drain", func(t *testing.T) {
+	t.Run("drain", func(t *testing.T) {
 		r := start(t, sut.NodeConfig{Node: "blob-1", Role: sut.Blob, Engine: sut.Files, Dir: t.TempDir()})
 		r.drain()
 		if err := r.end(t); err != nil {
@@ -223,12 +224,13 @@ func TestContract(t *testing.T) {
 		}
 		if response, err := http.Get("http://" + r.ready.Admin + "/healthz"); err == nil {
 			_ = response.Body.Close()
-			t.Error("it still answers after its end")
+			t.Error("the node still answers after its end")
 		}
 	})
 	for name, document := range map[string]string{
 		"no document": "", "no JSON": "hello", "unknown field": `{"node":"a","colour":"red"}`,
-		"no such engine": `{"node":"a","role":"db","engine":"mysql"}`, "web without database": `{"node":"web-1","role":"web","engine":"app","listen":"127.0.0.1","id_host":1}`,
+		"no such engine":       `{"node":"a","role":"db","engine":"mysql"}`,
+		"web without database": `{"node":"web-1","role":"web","engine":"app","listen":"127.0.0.1","id_host":1}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
@@ -239,7 +241,7 @@ func TestContract(t *testing.T) {
 	}
 }
 
-// Whatever is uploaded, the answer is a picture or a 4xx, and never a 5xx.
+// No upload gets a 5xx, whatever its body is.
 func FuzzUpload(f *testing.F) {
 	s, c := serve(f), browser(f)
 	s.logIn(f, c, 1)
@@ -248,10 +250,11 @@ func FuzzUpload(f *testing.F) {
 	f.Add("image/jpeg", photo[:len(photo)/2])
 	f.Add("image/jpeg", []byte{0xff, 0xd8, 0xff, 0xc0, 0, 17, 8, 0xff, 0xff, 0xff, 0xff, 3})
 	f.Add("text/plain", []byte("not a picture"))
-	f.Add("multipart/form-data; boundary=x", []byte("--x\r\nContent-Disposition: form-data; name=\"photo\"\r\n\r\n\xff\xd8\r\n--x--\r\n"))
+	f.Add("multipart/form-data; boundary=x",
+		[]byte("--x\r\nContent-Disposition: form-data; name=\"photo\"\r\n\r\n\xff\xd8\r\n--x--\r\n"))
 	f.Fuzz(func(t *testing.T, contentType string, body []byte) {
 		if strings.ContainsFunc(contentType, func(r rune) bool { return r < ' ' || r > '~' }) {
-			return // the client itself refuses such a header
+			return // Go's client cannot send such a header
 		}
 		if response, got := s.do(t, c, http.MethodPost, "/api/photos", contentType, body); response.StatusCode >= 500 {
 			t.Errorf("%s: %s", response.Status, got)

@@ -14,15 +14,15 @@ import (
 	"github.com/stagebench/stagebench/sut/postgres"
 )
 
-// postgresVersion is the version of the files of the database.
+// postgresVersion returns the version of the database files.
 func postgresVersion() (string, error) {
 	install, err := postgres.Find()
 	return install.Version, err
 }
 
-// A postmaster that dies by SIGKILL would leave its backends behind; SIGQUIT is its
-// immediate shutdown.
-const postgresDeath = syscall.SIGQUIT
+// postgresDeathSignal is the signal that the postmaster gets when its node dies: immediate
+// shutdown. After SIGKILL its backends would keep running.
+const postgresDeathSignal = syscall.SIGQUIT
 
 // startPostgres starts the native database.
 func startPostgres(ctx context.Context, n process.Node) (c process.Component, err error) {
@@ -38,18 +38,18 @@ func startPostgres(ctx context.Context, n process.Node) (c process.Component, er
 		Install: install, Name: n.Config.Node, Dir: n.Config.Dir, Listen: net.ParseIP(n.Config.Listen), Port: port,
 		Procs: n.Config.Procs, Log: n.Log,
 	}
-	if told := n.Config.Replication; told != nil {
+	if state := n.Config.Replication; state != nil {
 		settings := ladder.DBOf(n.Config.Knobs)
 		config.Replication = &postgres.Replication{
-			Node: n.Config.Node, State: *told, SyncCopies: settings.SyncCopies(), Lag: settings.ReplicaLag,
+			Node: n.Config.Node, State: *state, SyncCopies: settings.SyncCopies(), Lag: settings.ReplicaLag,
 		}
 	}
 	s := postgres.New(config)
-	if c, err = n.StartNative(ctx, s, postgresDeath); err != nil {
+	if c, err = n.StartNative(ctx, s, postgresDeathSignal); err != nil {
 		return c, err
 	}
 	died := c.Died
-	c = c.Beside(s.Watch).Beside(func(ctx context.Context) { died <- awaitLost(ctx, s) })
+	c = c.WithBackground(s.Watch).WithBackground(func(ctx context.Context) { died <- awaitLost(ctx, s) })
 	operators := n.Operators()
 	if n.Config.Replication != nil {
 		dbadmin.Add(operators, native{s, n, install}, postgres.ErrConflict, n.Config.Dir)
@@ -58,11 +58,11 @@ func startPostgres(ctx context.Context, n process.Node) (c process.Component, er
 	return c, nil
 }
 
-// lostPoll is how often a replica is asked whether it can follow at all.
+// lostPoll is the time between two checks whether a replica can still follow its primary.
 const lostPoll = time.Second
 
-// awaitLost returns why a replica cannot follow its primary any more, when that is
-// so: the node ends then, and fetches the whole anew when it is started again.
+// awaitLost waits until a replica can no longer follow its primary, and returns the
+// reason. The node then ends. It fetches a full copy at its next start.
 func awaitLost(ctx context.Context, s *postgres.Server) error {
 	tick := time.NewTicker(lostPoll)
 	defer tick.Stop()
@@ -78,23 +78,23 @@ func awaitLost(ctx context.Context, s *postgres.Server) error {
 	}
 }
 
-// native is the native database as operators ask it.
+// native adapts the native database to dbadmin.Database.
 type native struct {
 	*postgres.Server
 	node    process.Node
 	install postgres.Install
 }
 
-// LostChanges implements dbadmin.Database. It starts a server on the copy that was
-// kept, for as long as it is asked.
+// LostChanges implements dbadmin.Database. It starts a second server on the kept copy
+// and stops it before it returns.
 func (n native) LostChanges(ctx context.Context) (lost sut.Lost, err error) {
 	kept, err := n.KeptCopy(ctx)
 	if err != nil || kept == nil {
 		return sut.Lost{Node: n.node.Config.Node, Changes: []sut.LostChange{}}, err
 	}
-	beside := n.node
-	beside.Config.Port = 0
-	port, err := beside.FreePort()
+	second := n.node
+	second.Config.Port = 0
+	port, err := second.FreePort()
 	if err != nil {
 		return lost, err
 	}
@@ -102,7 +102,7 @@ func (n native) LostChanges(ctx context.Context) (lost sut.Lost, err error) {
 		Install: n.install, Name: n.node.Config.Node + "-kept", Dir: kept.Dir,
 		Listen: net.ParseIP(n.node.Config.Listen), Port: port, Log: n.node.Log,
 	})
-	c, err := beside.StartNative(ctx, s, postgresDeath)
+	c, err := second.StartNative(ctx, s, postgresDeathSignal)
 	if err != nil {
 		return lost, err
 	}

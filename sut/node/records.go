@@ -11,21 +11,22 @@ import (
 	"github.com/stagebench/stagebench/sut/store"
 )
 
-// dbConns is how many connections one host keeps to the database. Small
-// hosts gain nothing from more: what waits for a connection here would wait for
-// the database's CPU there.
+// dbConns is the maximum number of connections from one host to the database. More would
+// not help small hosts: a request would wait for the database's CPU instead of waiting
+// for a connection.
 const dbConns = 8
 
-// databases are those of a wiring that may be used: the primary, and its replicas.
+// databases returns the databases of a wiring that are not draining.
 func databases(w sut.Wiring) (primary sut.Peer, replicas []sut.Peer, err error) {
 	all := w.Active(sut.DB)
 	if len(all) == 0 {
-		return primary, nil, refused("there is no %s node", sut.DB)
+		return primary, nil, rejected("there is no %s node", sut.DB)
 	}
 	return all[0], all[1:], nil
 }
 
-// openStore opens the records of the databases that a node uses.
+// openStore opens the store over the databases of a node's wiring. readPrimary makes
+// reads go to the primary, whatever the knob db.read_preference says.
 func openStore(ctx context.Context, n process.Node, readPrimary bool) (*store.Store, error) {
 	primary, replicas, err := databases(n.Config.Wiring)
 	if err != nil {
@@ -39,14 +40,14 @@ func openStore(ctx context.Context, n process.Node, readPrimary bool) (*store.St
 		return nil, err
 	}
 	if err := records.Warm(ctx); err != nil {
-		// It serves what needs no database, and warms up under way.
-		n.Log.Warn("the database is not there yet", "error", err.Error())
+		// The node can serve what needs no database. It connects to the database later.
+		n.Log.Warn("cannot connect to the database yet", "error", err.Error())
 	}
 	return records, nil
 }
 
-// cached puts the cache tier, if there is one, in front of the records. The client of
-// its hosts is nil without.
+// cached puts the cache tier, if there is one, in front of the records. Without a cache
+// tier the client is nil.
 func cached(n process.Node, records *store.Store) (photos.Records, *cache.Client, error) {
 	hosts := n.Config.Wiring.Active(sut.Cache)
 	if len(hosts) == 0 {
@@ -56,8 +57,9 @@ func cached(n process.Node, records *store.Store) (photos.Records, *cache.Client
 	s := ladder.CacheOf(n.Config.Knobs)
 	config := cache.Config{Hosts: hosts, Registry: n.Registry}
 	if s.Loads() {
-		// With write-back a host knows what the database does not, so that its values are
-		// waited for, too; otherwise look-aside falls to the database.
+		// With write-back a cache host can hold writes that the database does not have, so
+		// reads of values must wait for it, too. Otherwise a slow read falls back to the
+		// database.
 		if s.Write == ladder.WriteBack {
 			config.Timeout = workTimeout
 		} else {
@@ -65,7 +67,7 @@ func cached(n process.Node, records *store.Store) (photos.Records, *cache.Client
 		}
 		config.FailOver = s.Read == ladder.ReadThrough || s.Write == ladder.WriteBack
 	} else if s.Engine == sut.Memcached {
-		config.Protocol = cache.Memcached // a front speaks RESP whatever is behind it
+		config.Protocol = cache.Memcached // only without a cache proxy, which always speaks RESP
 	}
 	client, err := cache.New(config)
 	if err != nil {

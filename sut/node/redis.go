@@ -10,7 +10,7 @@ import (
 	"github.com/stagebench/stagebench/sut/redis"
 )
 
-// startRedis starts the native cache.
+// startRedis starts Redis, a native cache.
 func startRedis(ctx context.Context, n process.Node) (c process.Component, err error) {
 	install, err := redis.Find()
 	if err != nil {

@@ -27,7 +27,7 @@ import (
 	"github.com/stagebench/stagebench/sut/store/replicatest"
 )
 
-// nodeVerb makes the test binary a node, so that it can be killed.
+// nodeVerb is the argument that makes the test binary run as a node. Tests can kill it.
 const nodeVerb = "test-node"
 
 func TestMain(m *testing.M) {
@@ -50,13 +50,15 @@ func TestReplication(t *testing.T) {
 			if err := node.Installed(engine); err != nil {
 				t.Skipf("install the Debian package postgresql: %v", err)
 			}
-			replicatest.Run(t, &engineUnderTest{engine: engine, template: seeded(t, engine), ports: map[string]int{}, dirs: map[string]string{}})
+			replicatest.Run(t, &engineUnderTest{
+				engine: engine, template: seeded(t, engine), ports: map[string]int{}, dirs: map[string]string{},
+			})
 		})
 	}
 }
 
-// passable is a directory that a server which refuses root can reach.
-func passable(t *testing.T) string {
+// openDir returns a directory that other users can enter: PostgreSQL does not run as root.
+func openDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "stagebench-node-")
 	if err != nil {
@@ -73,15 +75,18 @@ func passable(t *testing.T) string {
 	return dir
 }
 
-// seeded makes a database with the small data set, stopped cleanly.
+// seeded returns the directory of a stopped database with the small data set.
 func seeded(t *testing.T, engine sut.Engine) string {
 	t.Helper()
-	dir := filepath.Join(passable(t), "template")
+	dir := filepath.Join(openDir(t), "template")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	db := start(t, sut.NodeConfig{Node: "template", Role: sut.DB, Engine: engine, Dir: dir})
-	start(t, sut.NodeConfig{Node: "seed", Role: sut.Seed, Engine: engine, Dir: t.TempDir(), Wiring: sut.Wiring{Uses: map[sut.Role][]sut.Peer{sut.DB: {{Node: "template", Address: db.ready.Address}}}}})
+	uses := map[sut.Role][]sut.Peer{sut.DB: {db.peer("template")}}
+	start(t, sut.NodeConfig{
+		Node: "seed", Role: sut.Seed, Engine: engine, Dir: t.TempDir(), Wiring: sut.Wiring{Uses: uses},
+	})
 	db.drain()
 	if err := db.end(t); err != nil {
 		t.Fatal(err)
@@ -89,12 +94,12 @@ func seeded(t *testing.T, engine sut.Engine) string {
 	return dir
 }
 
-// engineUnderTest starts nodes as processes of their own.
+// engineUnderTest starts each node as a process.
 type engineUnderTest struct {
 	engine   sut.Engine
 	template string
-	ports    map[string]int    // by test and name
-	dirs     map[string]string // likewise
+	ports    map[string]int    // by test and node
+	dirs     map[string]string // by test and node
 }
 
 // Counts implements replicatest.Engine.
@@ -104,26 +109,26 @@ func (e *engineUnderTest) Counts() sut.DataCounts {
 }
 
 // Start implements replicatest.Engine.
-func (e *engineUnderTest) Start(t *testing.T, name string, knobs sut.Knobs, told sut.Replication) replicatest.Node {
+func (e *engineUnderTest) Start(t *testing.T, name string, knobs sut.Knobs, role sut.Replication) replicatest.Node {
 	t.Helper()
 	key := t.Name() + name
 	if e.dirs[key] == "" {
 		e.ports[key] = freePort(t)
-		e.dirs[key] = filepath.Join(passable(t), name)
+		e.dirs[key] = filepath.Join(openDir(t), name)
 		if out, err := exec.Command("cp", "-a", e.template, e.dirs[key]).CombinedOutput(); err != nil {
 			t.Fatalf("copy the template: %v: %s", err, out)
 		}
 	}
 	config := sut.NodeConfig{
-		Node: name, Host: name, Role: sut.DB, Engine: e.engine, Listen: "127.0.0.1", Port: e.ports[key], Dir: e.dirs[key],
-		Procs: 1, DrainSeconds: 5, Replication: &told, Knobs: ladder.Complete(knobs), Data: sut.Data{Size: "small", Seed: 1},
+		Node: name, Host: name, Role: sut.DB, Engine: e.engine, Listen: "127.0.0.1", Port: e.ports[key],
+		Dir: e.dirs[key], Procs: 1, DrainSeconds: 5, Replication: &role, Knobs: ladder.Complete(knobs),
+		Data: sut.Data{Size: "small", Seed: 1},
 	}
 	return launch(t, config)
 }
 
-// freePort picks a port below those that the system gives to outgoing connections, and
-// beside those of other packages' tests, so that nobody else takes it while its node is
-// dead.
+// freePort returns a free port. It is outside the range of outgoing connections and of
+// the ranges of other packages' tests, so nobody else takes it while the node is down.
 func freePort(t *testing.T) int {
 	t.Helper()
 	for range 100 {
@@ -137,7 +142,7 @@ func freePort(t *testing.T) int {
 	return 0
 }
 
-// nodeProcess is a node that can be killed.
+// nodeProcess is a node that runs as a process.
 type nodeProcess struct {
 	cmd    *exec.Cmd
 	stdin  io.Closer
@@ -154,7 +159,7 @@ func launch(t *testing.T, config sut.NodeConfig) *nodeProcess {
 	}
 	cmd := exec.Command(self, nodeVerb)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	log := &logged{t: t, node: config.Node}
+	log := &nodeLog{t: t, node: config.Node}
 	cmd.Stderr = log
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -173,7 +178,7 @@ func launch(t *testing.T, config sut.NodeConfig) *nodeProcess {
 		t.Fatal(err)
 	}
 	err = json.NewDecoder(stdout).Decode(&p.ready)
-	go func() { _ = cmd.Wait(); close(p.exited) }() // how it ended is what the test did to it
+	go func() { _ = cmd.Wait(); close(p.exited) }() // tests kill the node, so its exit status says nothing
 	if err != nil {
 		p.Kill(t)
 		log.flush()
@@ -193,7 +198,7 @@ func (p *nodeProcess) Kill(t *testing.T) {
 	p.end.Do(func() {
 		all := p.family(t)
 		for _, pid := range all {
-			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have gone with its parent
+			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended with its parent
 		}
 		_ = p.stdin.Close()
 		<-p.exited
@@ -221,8 +226,8 @@ func (p *nodeProcess) signal(t *testing.T, sig syscall.Signal) {
 	}
 }
 
-// family lists the process and all its descendants: the processes of a server
-// have groups of their own.
+// family lists the process and all its descendants. A signal to the process group would
+// miss the processes of a native server, which are in other groups.
 func (p *nodeProcess) family(t *testing.T) []int {
 	t.Helper()
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
@@ -233,11 +238,12 @@ func (p *nodeProcess) family(t *testing.T) []int {
 	for _, path := range stats {
 		text, err := os.ReadFile(path)
 		if err != nil {
-			continue // gone
+			continue // the process has ended
 		}
 		var state string
 		var parent int
-		if _, err := fmt.Sscan(string(text[strings.LastIndexByte(string(text), ')')+1:]), &state, &parent); err != nil {
+		fields := string(text[strings.LastIndexByte(string(text), ')')+1:])
+		if _, err := fmt.Sscan(fields, &state, &parent); err != nil {
 			t.Fatalf("%s: %v", path, err)
 		}
 		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
@@ -255,22 +261,22 @@ func (p *nodeProcess) family(t *testing.T) []int {
 	return all
 }
 
-// logged keeps a node's log for a test that fails.
-type logged struct {
+// nodeLog keeps the log of a node and shows it if the test fails.
+type nodeLog struct {
 	t    *testing.T
 	node string
 	mu   sync.Mutex
 	text []byte
 }
 
-func (l *logged) Write(p []byte) (int, error) {
+func (l *nodeLog) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.text = append(l.text, p...)
 	return len(p), nil
 }
 
-func (l *logged) flush() {
+func (l *nodeLog) flush() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.t.Failed() {
@@ -279,26 +285,32 @@ func (l *logged) flush() {
 	l.text = nil
 }
 
-// A web node is told of other databases while it serves.
+// The databases of a web node change while it serves.
 func TestDatabasesOfAWebNode(t *testing.T) {
 	dirs := []string{t.TempDir(), t.TempDir()}
 	var dbs []*running
-	blobDirs := []string{t.TempDir(), t.TempDir()} // the same bytes twice
+	blobDirs := []string{t.TempDir(), t.TempDir()} // both get the same bytes
 	for i, dir := range dirs {
 		db := start(t, sut.NodeConfig{Node: fmt.Sprintf("db-%d", i+1), Role: sut.DB, Engine: sut.SQLite, Dir: dir})
 		dbs = append(dbs, db)
-		start(t, sut.NodeConfig{Node: "seed", Role: sut.Seed, Engine: sut.SQLite, Dir: blobDirs[i], Wiring: sut.Wiring{Uses: map[sut.Role][]sut.Peer{sut.DB: {db.peer("db-1")}}}})
+		start(t, sut.NodeConfig{
+			Node: "seed", Role: sut.Seed, Engine: sut.SQLite, Dir: blobDirs[i],
+			Wiring: sut.Wiring{Uses: map[sut.Role][]sut.Peer{sut.DB: {db.peer("db-1")}}},
+		})
 	}
 	blob := start(t, sut.NodeConfig{Node: "blob-1", Role: sut.Blob, Engine: sut.Files, Dir: blobDirs[0]})
-	// Two databases that know nothing of each other show who was asked.
-	w := start(t, sut.NodeConfig{Node: "web-1", Role: sut.Web, Engine: sut.App, Dir: t.TempDir(), Wiring: sut.Wiring{Epoch: 1, Uses: map[sut.Role][]sut.Peer{
-		sut.DB: {dbs[0].peer("db-1"), dbs[1].peer("db-2")}, sut.Blob: {blob.peer("blob-1")},
-	}}})
-	s, c := service{url: "http://" + w.ready.Address}, browser(t)
-	login, _ := json.Marshal(map[string]string{"login": sut.SeedLogin(1), "password": sut.SeedPassword})
-	if response, text := s.do(t, c, http.MethodPost, "/api/login", "application/json", login); response.StatusCode >= 300 {
-		t.Fatalf("login: %d %s", response.StatusCode, text)
+	with := func(epoch int64, databases ...sut.Peer) sut.Wiring {
+		return sut.Wiring{
+			Epoch: epoch, Uses: map[sut.Role][]sut.Peer{sut.DB: databases, sut.Blob: {blob.peer("blob-1")}},
+		}
 	}
+	// The databases do not replicate, so the version shows which one answered.
+	w := start(t, sut.NodeConfig{
+		Node: "web-1", Role: sut.Web, Engine: sut.App, Dir: t.TempDir(),
+		Wiring: with(1, dbs[0].peer("db-1"), dbs[1].peer("db-2")),
+	})
+	s, c := w.service(), browser(t)
+	s.logIn(t, c, 1)
 	like := func() string {
 		response, text := s.do(t, c, http.MethodPost, photoPath(1)+"/like", "", nil)
 		if response.StatusCode >= 300 {
@@ -312,34 +324,31 @@ func TestDatabasesOfAWebNode(t *testing.T) {
 	}
 	before := read()
 	if after := like(); after == before || read() != before {
-		t.Errorf("versions %s, then %s at the primary and %s at the replica", before, after, read())
-	}
-	with := func(epoch int64, databases ...sut.Peer) sut.Wiring {
-		return sut.Wiring{Epoch: epoch, Uses: map[sut.Role][]sut.Peer{sut.DB: databases, sut.Blob: {blob.peer("blob-1")}}}
+		t.Errorf("version %s before the like, %s at the primary and %s at the replica", before, after, read())
 	}
 	leaving := dbs[0].peer("db-1")
 	leaving.Draining = true
 	if status, text := w.rewire(t, with(2, dbs[1].peer("db-2"), leaving)); status != http.StatusNoContent {
-		t.Fatalf("told of another primary: %d %s", status, text)
+		t.Fatalf("another primary: %d %s", status, text)
 	}
 	if after := like(); after == before || read() != after {
-		t.Errorf("version %s at the new primary, and %s read", after, read())
+		t.Errorf("version %s after a like at the new primary, %s after a read", after, read())
 	}
 	if status, text := w.rewire(t, with(1, dbs[0].peer("db-1"))); status != http.StatusConflict {
-		t.Errorf("told of what is older: %d %s", status, text)
+		t.Errorf("lower epoch: %d %s", status, text)
 	}
 	if status, text := w.rewire(t, with(3)); status != http.StatusBadRequest {
-		t.Errorf("told of no database: %d %s", status, text)
+		t.Errorf("no database: %d %s", status, text)
 	}
-	// A dead replica costs nothing but a moment.
+	// Reads still work after a replica dies.
 	if status, text := w.rewire(t, with(3, dbs[1].peer("db-2"), dbs[0].peer("db-1"))); status != http.StatusNoContent {
-		t.Fatalf("told of a replica: %d %s", status, text)
+		t.Fatalf("another replica: %d %s", status, text)
 	}
 	_ = dbs[0].stdin.Close()
 	if err := dbs[0].end(t); err != nil {
 		t.Error(err)
 	}
 	if got := read(); got == "" {
-		t.Error("nothing is read when the replica is dead")
+		t.Error("a read failed after the replica died")
 	}
 }

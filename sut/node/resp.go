@@ -13,7 +13,7 @@ import (
 
 // startRESP starts the embedded cache.
 func startRESP(ctx context.Context, n process.Node) (c process.Component, err error) {
-	debug.SetGCPercent(100) // its heap is large, and is what the host has memory for
+	debug.SetGCPercent(100) // with the default of nodes, the large heap would outgrow the host
 	listener, err := n.Listen()
 	if err != nil {
 		return c, err
@@ -25,9 +25,9 @@ func startRESP(ctx context.Context, n process.Node) (c process.Component, err er
 	}
 	stats := func(context.Context) (sut.CacheFigures, error) { return server.Stats().CacheFigures, nil }
 	n.Registry.MustRegister(newCacheCollector(stats))
-	f, err := startProxy(ctx, n, server, server.Values())
+	proxy, err := startProxy(ctx, n, server, server.Values())
 	if err != nil {
 		return c, errors.Join(err, listener.Close())
 	}
-	return cacheNode(n, serveRESP(server, f), server, f), nil
+	return cacheNode(n, serveRESP(server, proxy), server, proxy), nil
 }

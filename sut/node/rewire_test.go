@@ -13,23 +13,23 @@ import (
 	"github.com/stagebench/stagebench/sut/node/process"
 )
 
-// held are keys of a cache node.
-type held struct {
+// keySet is the keys of a cache node.
+type keySet struct {
 	keys  []string
-	asked int
+	scans int // calls of Drop
 }
 
-// Drop implements holder.
-func (h *held) Drop(_ context.Context, drop func(string) bool) (int, error) {
-	before := len(h.keys)
-	h.asked++
-	h.keys = slices.DeleteFunc(h.keys, drop)
-	return before - len(h.keys), nil
+// Drop implements keyDropper.
+func (s *keySet) Drop(_ context.Context, drop func(string) bool) (int, error) {
+	before := len(s.keys)
+	s.scans++
+	s.keys = slices.DeleteFunc(s.keys, drop)
+	return before - len(s.keys), nil
 }
 
-// A cache node drops what is not its own before and after keys move, and looks through
-// its keys at no other document.
-func TestCacheNodeKeepsItsOwn(t *testing.T) {
+// A cache node drops the keys of other nodes before and after keys move. No other wiring
+// makes it scan its keys.
+func TestCacheNodeDropsForeignKeys(t *testing.T) {
 	t.Parallel()
 	wiring := func(moving bool, names ...string) sut.Wiring {
 		w := sut.Wiring{Moving: moving, Uses: map[sut.Role][]sut.Peer{}}
@@ -39,34 +39,35 @@ func TestCacheNodeKeepsItsOwn(t *testing.T) {
 		return w
 	}
 	config := sut.NodeConfig{Node: "cache-1", Wiring: wiring(false, "cache-1", "cache-2")}
-	h := &held{}
-	c := cacheNode(process.Node{Config: config, Registry: prometheus.NewRegistry()}, process.Component{}, h, nil)
+	s := &keySet{}
+	c := cacheNode(process.Node{Config: config, Registry: prometheus.NewRegistry()}, process.Component{}, s, nil)
 	for i, step := range []struct {
-		told sut.Wiring
-		by   []string // whose keys are kept; nil = it does not look
+		wiring  sut.Wiring
+		members []string // the members by which the node drops foreign keys; nil = no scan
 	}{
-		{wiring(false, "cache-1", "cache-2"), nil}, // another document with the same members
+		{wiring(false, "cache-1", "cache-2"), nil}, // the same members
 		{wiring(true, "cache-1"), []string{"cache-1", "cache-2"}},
 		{wiring(true, "cache-1"), nil},
 		{wiring(false, "cache-1"), []string{"cache-1"}},
 		{wiring(false, "cache-1"), nil},
 		{wiring(false, "cache-1", "cache-2", "cache-3"), []string{"cache-1", "cache-2", "cache-3"}},
-		{wiring(false), nil}, // it is told of no members
+		{wiring(false), nil}, // no members
 	} {
-		h.keys, h.asked = nil, 0
+		s.keys, s.scans = nil, 0
 		for n := range 100 {
-			h.keys = append(h.keys, fmt.Sprint("photo:", n))
+			s.keys = append(s.keys, fmt.Sprint("photo:", n))
 		}
-		want := slices.Clone(h.keys)
-		if step.by != nil {
-			ring := cache.NewRing(step.by)
+		want := slices.Clone(s.keys)
+		if step.members != nil {
+			ring := cache.NewRing(step.members)
 			want = slices.DeleteFunc(want, func(key string) bool { return ring.Owner(key) != "cache-1" })
 		}
-		if err := c.Rewire(t.Context(), step.told); err != nil {
+		if err := c.Rewire(t.Context(), step.wiring); err != nil {
 			t.Error(err)
 		}
-		if looks := h.asked > 0; looks != (step.by != nil) || !slices.Equal(h.keys, want) {
-			t.Errorf("step %d: it looked through its keys: %t, and has %d of them, want %d", i, looks, len(h.keys), len(want))
+		if scanned := s.scans > 0; scanned != (step.members != nil) || !slices.Equal(s.keys, want) {
+			t.Errorf("step %d: scanned %t, %d keys left, want %t and %d",
+				i, scanned, len(s.keys), step.members != nil, len(want))
 		}
 	}
 }

@@ -12,14 +12,13 @@ import (
 	"github.com/stagebench/stagebench/sut/store"
 )
 
-// seederVersion is part of a template's identity besides the schema: it changes
-// whenever the seeded rows or bytes do.
+// seederVersion is a part of TemplateVersion. Change it whenever the seeded rows or bytes
+// change.
 const seederVersion = "2"
 
-// TemplateVersion identifies what a seeded database of an engine and a seeded
-// blob directory hold, for a given sut.Data: the seeder, the schema, and the
-// version of the engine that writes the files. A template of another version is
-// made anew.
+// TemplateVersion identifies the contents of a seeded database and a seeded blob
+// directory for a given sut.Data. It combines the version of the seeder, the schema and
+// the engine's file format. A template with another version must be rebuilt.
 func TemplateVersion(database sut.Engine) (string, error) {
 	version, err := engines()[database].version()
 	if err != nil {
@@ -28,8 +27,8 @@ func TemplateVersion(database sut.Engine) (string, error) {
 	return seederVersion + "-" + store.SchemaDigest() + "-" + version, nil
 }
 
-// seed fills an empty database and an empty blob directory. It is ready when
-// both are complete.
+// seed fills an empty database and an empty blob directory. It returns when both are
+// complete.
 func seed(ctx context.Context, n process.Node) (c process.Component, err error) {
 	counts, known := n.Config.Data.Counts()
 	if !known {
@@ -37,7 +36,7 @@ func seed(ctx context.Context, n process.Node) (c process.Component, err error) 
 	}
 	databases := n.Config.Wiring.Uses[sut.DB]
 	if len(databases) != 1 {
-		return c, fmt.Errorf("a data set is for one database, and the node is told of %d", len(databases))
+		return c, fmt.Errorf("%d databases in the wiring: a seed node fills exactly one", len(databases))
 	}
 	dir, err := blob.OpenDir(n.Config.Dir)
 	if err != nil {

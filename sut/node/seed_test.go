@@ -9,7 +9,7 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite"
 )
 
-// Databases of two engines, or of one in two versions, have different files.
+// The template version differs between engines and includes the engine's version.
 func TestTemplateVersion(t *testing.T) {
 	embedded, err := TemplateVersion(sut.SQLite)
 	if err != nil || !strings.HasSuffix(embedded, "-"+sqlite.LibraryVersion) {

@@ -12,7 +12,7 @@ import (
 	"github.com/stagebench/stagebench/sut/store"
 )
 
-// sqliteVersion is the version of the files of the database.
+// sqliteVersion returns the version of the database files.
 func sqliteVersion() (string, error) { return sqlite.LibraryVersion, nil }
 
 // startSQLite starts the embedded database.
@@ -22,10 +22,10 @@ func startSQLite(ctx context.Context, n process.Node) (c process.Component, err 
 		return c, err
 	}
 	config := sqlite.Config{Listener: listener, Dir: n.Config.Dir, Statements: catalogue(), Log: n.Log}
-	if told := n.Config.Replication; told != nil {
+	if state := n.Config.Replication; state != nil {
 		s := ladder.DBOf(n.Config.Knobs)
 		config.Replication = &sqlite.Replication{
-			Node: n.Config.Node, State: *told, SyncCopies: s.SyncCopies(), SyncTimeout: s.SyncTimeout, Lag: s.ReplicaLag,
+			Node: n.Config.Node, State: *state, SyncCopies: s.SyncCopies(), SyncTimeout: s.SyncTimeout, Lag: s.ReplicaLag,
 		}
 	}
 	server, err := sqlite.New(config)
@@ -48,7 +48,7 @@ func startSQLite(ctx context.Context, n process.Node) (c process.Component, err 
 	}, nil
 }
 
-// embedded is the embedded database as operators ask it; it always knows.
+// embedded adapts the embedded database to dbadmin.Database. Its status never fails.
 type embedded struct{ *sqlite.Server }
 
 // ReplicationStatus implements dbadmin.Database.
@@ -56,8 +56,8 @@ func (e embedded) ReplicationStatus(context.Context) (sut.ReplicationStatus, err
 	return e.Server.ReplicationStatus(), nil
 }
 
-// catalogue hands the store's statements to the database node, which has to be
-// told the types that SQLite does not know.
+// catalogue returns the statements of the store with the types of their parameters and
+// columns. SQLite does not have these types, and the PostgreSQL protocol needs them.
 func catalogue() []sqlite.Statement {
 	var all []sqlite.Statement
 	for _, s := range store.Statements() {

@@ -38,13 +38,8 @@ func TestSizes(t *testing.T) { report(t, repository(t).checkSizes(tooLarge())) }
 func wideFolders() map[string]int {
 	return map[string]int{
 		"cmd/stagebench":          29,
-		"sut/balance/balancetest": 17,
 		"sut/cache":               18,
 		"sut/cache/cacheproxy":    27,
-		"sut/haproxy":             32,
-		"sut/node":                44,
-		"sut/node/dbadmin":        1,
-		"sut/node/process":        4,
 		"sut/sqlite":              47,
 		"sut/sqlite/multiprimary": 8,
 		"targets/budget":          7,

@@ -36,7 +36,6 @@ func sleepers() map[string]string {
 		"sut/cache/cache_test.go":           "polls a server that has no event to wait for",
 		"sut/cache/memcached_test.go":       "polls a server that has no event to wait for",
 		"sut/cache/cacheproxy/rig_test.go":  "polls a server that has no event to wait for",
-		"sut/haproxy/live_test.go":          "polls a server that has no event to wait for",
 		"sut/sqlite/replication_test.go":    "polls a server that has no event to wait for",
 		"sut/sqlite/sqlite_test.go":         "polls a server that has no event to wait for",
 	}

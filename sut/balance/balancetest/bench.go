@@ -16,7 +16,7 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// BenchHosts starts three web hosts for a benchmark, which answer with 1000 bytes.
+// BenchHosts starts three web hosts for a benchmark. They answer with 1000 bytes.
 func BenchHosts(b *testing.B) (upstreams []sut.Peer) {
 	body := bytes.Repeat([]byte("x"), 1000)
 	for i := range 3 {
@@ -29,26 +29,26 @@ func BenchHosts(b *testing.B) (upstreams []sut.Peer) {
 	return upstreams
 }
 
-// BenchConfig is what the ladder asks of a balancer by default.
+// BenchConfig returns the configuration that the ladder gives a balancer by default.
 func BenchConfig(layer string, upstreams []sut.Peer) sut.Balancing {
 	return sut.Balancing{
 		Node: "lb-1", Upstreams: sut.Upstreams{Peers: upstreams}, Layer: layer, Sticky: layer == sut.Layer7, EjectAfter: 5,
 	}
 }
 
-// Bench measures what answers at an address, with 1 and with 16 clients. At one
-// request at a time, p50-ns is the latency, and the difference to what a host itself
-// needs is what the hop adds; with several, req/cpu-s is what one core of the process
-// carries, whatever else the machine does. The kernel counts CPU time in hundredths of
-// a second: 100,000 requests make that negligible. A pid of 0 has no CPU time.
+// Bench measures the balancer or host at an address, with 1 and with 16 clients:
+//   - p50-ns is the median latency. With 1 client, the difference between balancer and host
+//     is the latency that the balancer adds.
+//   - req/cpu-s is the number of requests per second of CPU time of the process pid. Other
+//     load on the machine hardly changes it. The kernel counts CPU time in hundredths of a
+//     second, so use about 100,000 requests. A pid of 0 turns it off.
 func Bench(b *testing.B, address string, pid int) {
 	for _, clients := range []int{1, 16} {
 		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) { measure(b, address, pid, clients) })
 	}
 }
 
-// measure sends requests with so many clients and reports the CPU time that the
-// balancer used for them, and the median latency.
+// measure sends b.N requests from that many clients and reports the metrics of Bench.
 func measure(b *testing.B, address string, pid, clients int) {
 	transport := &http.Transport{MaxIdleConnsPerHost: clients}
 	defer transport.CloseIdleConnections()
@@ -105,7 +105,7 @@ func measure(b *testing.B, address string, pid, clients int) {
 	}
 }
 
-// cpuSeconds is what a process has used so far; 0 for none.
+// cpuSeconds returns the CPU time that a process has used, in seconds; 0 for pid 0.
 func cpuSeconds(b *testing.B, pid int) float64 {
 	if pid == 0 {
 		return 0
@@ -114,8 +114,8 @@ func cpuSeconds(b *testing.B, pid int) float64 {
 	if err != nil {
 		b.Skip(err)
 	}
-	// After the name, which ends with the last parenthesis, comes field 3; user
-	// and system time are fields 14 and 15, in hundredths of a second.
+	// Field 3 follows the last parenthesis, which ends the name. User and system time are
+	// fields 14 and 15, in hundredths of a second.
 	fields := bytes.Fields(text[bytes.LastIndexByte(text, ')')+1:])
 	var ticks float64
 	for _, field := range fields[11:13] {

@@ -17,7 +17,7 @@ import (
 	"testing"
 )
 
-// client is a user of the balancer. It repeats nothing.
+// client is a client of the balancer. It never repeats a request.
 type client struct {
 	t      *testing.T
 	system System
@@ -28,28 +28,28 @@ func newClient(t *testing.T, system System) *client {
 	return newClientFrom(t, system, net.IPv4(127, 0, 0, 1))
 }
 
-// newClientFrom makes a client with a source address of its own.
+// newClientFrom returns a client with that source address.
 func newClientFrom(t *testing.T, system System, source net.IP) *client {
 	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: source}}
 	transport := &http.Transport{DisableKeepAlives: true, DisableCompression: true, DialContext: dialer.DialContext}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &client{t: t, system: system, http: &http.Client{
 		Transport:     transport,
-		Timeout:       patience,
+		Timeout:       timeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
 }
 
-// reply is a response that has been read to its end.
+// reply is a response with its complete body.
 type reply struct {
 	status int
-	node   string // that answered, "" for the balancer itself
+	node   string // the host that answered; "" = the balancer
 	header http.Header
-	length int64 // announced, -1 for none
+	length int64 // Content-Length; -1 = none
 	body   string
 }
 
-// request makes a request without sending it. Pairs are header names and values.
+// request returns a request and does not send it. pairs are header names and values.
 func (c *client) request(method, path string, body io.Reader, pairs ...string) *http.Request {
 	c.t.Helper()
 	req, err := http.NewRequestWithContext(context.Background(), method, c.system.URL+path, body)
@@ -62,7 +62,7 @@ func (c *client) request(method, path string, body io.Reader, pairs ...string) *
 	return req
 }
 
-// send sends a request and reads the response to its end.
+// send sends a request and reads the complete response.
 func (c *client) send(req *http.Request) (reply, error) {
 	res, err := c.http.Do(req)
 	if err != nil {
@@ -71,12 +71,15 @@ func (c *client) send(req *http.Request) (reply, error) {
 	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)
 	if err != nil {
-		err = errors.Join(errNoBody, err)
+		err = errors.Join(errTruncated, err)
 	}
-	return reply{status: res.StatusCode, node: res.Header.Get("X-Node"), header: res.Header, length: res.ContentLength, body: string(body)}, err
+	return reply{
+		status: res.StatusCode, node: res.Header.Get("X-Node"), header: res.Header,
+		length: res.ContentLength, body: string(body),
+	}, err
 }
 
-// do sends a request that must be answered, whatever the status.
+// do sends a request that must get a response, with any status.
 func (c *client) do(method, path string, pairs ...string) reply {
 	c.t.Helper()
 	got, err := c.send(c.request(method, path, nil, pairs...))
@@ -86,9 +89,10 @@ func (c *client) do(method, path string, pairs ...string) reply {
 	return got
 }
 
-// afterDeath asks for a path just after the death of hosts to which the balancer kept idle
-// connections. Until it has seen these end, it may write a request on one; nobody knows whether
-// that took effect, so it answers 502 and does not repeat it: once for each connection.
+// afterDeath requests a path just after hosts died to which the balancer has idle
+// connections. The balancer may still send a request over each of them. It cannot know
+// whether that took effect, so it answers 502. afterDeath accepts one 502 for each idle
+// connection.
 func (c *client) afterDeath(idle int, path string, pairs ...string) reply {
 	c.t.Helper()
 	got := c.do(http.MethodGet, path, pairs...)
@@ -99,7 +103,7 @@ func (c *client) afterDeath(idle int, path string, pairs ...string) reply {
 	return got
 }
 
-// get asks for a path that must be answered with 200.
+// get requests a path, which must be answered with 200.
 func (c *client) get(path string, pairs ...string) reply {
 	c.t.Helper()
 	got := c.do(http.MethodGet, path, pairs...)
@@ -109,7 +113,7 @@ func (c *client) get(path string, pairs ...string) reply {
 	return got
 }
 
-// echo sends a request to /echo and returns what the host got.
+// echo sends a request to /echo and returns the request as the host received it.
 func (c *client) echo(req *http.Request) echo {
 	c.t.Helper()
 	got, err := c.send(req)
@@ -126,13 +130,13 @@ func (c *client) echo(req *http.Request) echo {
 	return seen
 }
 
-// result is how a request in the background ended.
+// result is the result of a request in the background.
 type result struct {
 	reply reply
 	err   error
 }
 
-// background sends a request and returns where its end is announced.
+// background sends a request and returns a channel with its result.
 func (c *client) background(req *http.Request) <-chan result {
 	done := make(chan result, 1)
 	go func() {
@@ -142,24 +146,24 @@ func (c *client) background(req *http.Request) <-chan result {
 	return done
 }
 
-// keepOn has n goroutines do something again and again, until it returns false or end is
-// called, which may be done twice.
-func keepOn(n int, do func() bool) (end func()) {
+// repeat calls do again and again in n goroutines, until do returns false or end is
+// called. end may be called more than once.
+func repeat(n int, do func() bool) (end func()) {
 	var stop atomic.Bool
-	var all sync.WaitGroup
+	var running sync.WaitGroup
 	for range n {
-		all.Go(func() {
+		running.Go(func() {
 			for !stop.Load() && do() {
 			}
 		})
 	}
 	return func() {
 		stop.Store(true)
-		all.Wait()
+		running.Wait()
 	}
 }
 
-// admin asks the operators' side.
+// admin requests an operator endpoint.
 func (c *client) admin(path string) reply {
 	c.t.Helper()
 	recorder := httptest.NewRecorder()
@@ -167,7 +171,7 @@ func (c *client) admin(path string) reply {
 	return reply{status: recorder.Code, header: recorder.Header(), body: recorder.Body.String()}
 }
 
-// status reads the operators' /status.
+// status decodes the operators' /status.
 func (c *client) status(into any) {
 	c.t.Helper()
 	got := c.admin("/status")
@@ -176,8 +180,8 @@ func (c *client) status(into any) {
 	}
 }
 
-// metric sums the samples of a metric whose labels contain all the given ones,
-// such as `upstream="web-1"`; 0 when there is none.
+// metric returns the sum of the series of a metric that have all the given labels, such
+// as `upstream="web-1"`. It returns 0 if there is no such series.
 func (c *client) metric(name string, labels ...string) float64 {
 	c.t.Helper()
 	got := c.admin("/metrics")
@@ -212,20 +216,19 @@ func containsAll(text string, parts []string) bool {
 	return true
 }
 
-// awaitUp waits until the balancer holds a host for up or down.
+// awaitUp waits until the balancer marks a host as up or down.
 func (c *client) awaitUp(h *host, up bool) {
 	c.t.Helper()
 	want := 0.0
 	if up {
 		want = 1
 	}
-	eventually(c.t, fmt.Sprintf("%s to be held for up=%v", h.name, up), func() bool {
+	eventually(c.t, fmt.Sprintf("the balancer to mark %s as up=%v", h.name, up), func() bool {
 		return c.metric("stagebench_lb_upstream_up", fmt.Sprintf("upstream=%q", h.name)) == want
 	})
 }
 
-// cookieOf returns the value of the balancer's cookie in a response, and whether
-// it was set.
+// cookieOf returns the value of the balancer's cookie in a response; false = not set.
 func cookieOf(header http.Header) (string, bool) {
 	for _, cookie := range (&http.Response{Header: header}).Cookies() {
 		if cookie.Name == "lb" {

@@ -14,12 +14,11 @@ import (
 	"time"
 )
 
-// testKilledHost kills a host that works on three requests: these fail, and no
-// other.
+// testKilledHost kills a host with three requests in flight. Only these fail.
 func testKilledHost(t *testing.T, start Start) {
 	hosts, c := begin(t, start, 3, "round_robin", true)
 	victim := hosts[1]
-	spread(c, 30, 1) // all hosts are known and connected
+	spread(c, 30, 1) // so that the balancer has connected to all hosts
 	const inFlight = 3
 	var held []<-chan result
 	for range inFlight {
@@ -36,7 +35,7 @@ func testKilledHost(t *testing.T, start Start) {
 			isJSONError(t, end.reply)
 		}
 	}
-	idle := 1 // connection that the balancer may have kept, as client.afterDeath says
+	idle := 1 // idle connections of the balancer, see client.afterDeath
 	for i := range 60 {
 		pairs := []string{"Cookie", "lb=" + victim.name}
 		switch got, err := c.send(c.request("POST", "/who", nil, pairs[:2*(i%2)]...)); {
@@ -53,16 +52,16 @@ func testKilledHost(t *testing.T, start Start) {
 	}
 }
 
-// testKilledUnderLoad holds an engine to the promise of the ladder: what fails is
-// what was in flight, plus what arrived until the balancer knew.
+// testKilledUnderLoad kills a host under load. Only requests that are in flight, or that
+// arrive before the balancer marks the host as down, may fail.
 func testKilledUnderLoad(t *testing.T, start Start) {
 	hosts, c := begin(t, start, 3, "round_robin", false)
 	victim := hosts[2]
 	const clients = 8
 	var started, succeeded, failed, failedLate atomic.Int64
-	var known atomic.Bool // the balancer knows
-	end := keepOn(clients, func() bool {
-		late := known.Load()
+	var markedDown atomic.Bool
+	end := repeat(clients, func() bool {
+		late := markedDown.Load()
 		started.Add(1)
 		got, err := c.send(c.request("GET", "/who", nil))
 		switch {
@@ -88,17 +87,19 @@ func testKilledUnderLoad(t *testing.T, start Start) {
 	before := started.Load()
 	victim.kill()
 	c.awaitUp(victim, false)
-	known.Store(true)
+	markedDown.Store(true)
 	arrived := started.Load() - before
 	more(200)
 	end()
 	if n := failedLate.Load(); n > 0 {
-		t.Errorf("%d requests failed that came after the balancer knew", n)
+		t.Errorf("%d requests failed that arrived after the host was marked as down", n)
 	}
-	if n, bound := failed.Load(), clients+arrived; n > bound {
-		t.Errorf("%d requests failed: more than %d in flight and %d that arrived before the balancer knew", n, clients, arrived)
+	if n := failed.Load(); n > clients+arrived {
+		t.Errorf("%d requests failed, want at most %d: %d in flight and %d that arrived before the host was marked as down",
+			n, clients+arrived, clients, arrived)
 	}
-	t.Logf("%d requests failed; %d clients, %d arrivals before the balancer knew", failed.Load(), clients, arrived)
+	t.Logf("%d requests failed; %d clients, %d arrivals before the host was marked as down",
+		failed.Load(), clients, arrived)
 }
 
 func testRestartedHost(t *testing.T, start Start) {
@@ -117,7 +118,7 @@ func testRestartedHost(t *testing.T, start Start) {
 	}
 }
 
-// testUnhealthyHost: a host may answer and still not be fit for work.
+// testUnhealthyHost: a host that answers but fails its health checks gets no request.
 func testUnhealthyHost(t *testing.T, start Start) {
 	hosts, c := begin(t, start, 2, "round_robin", true)
 	hosts[0].sick.Store(true)
@@ -132,7 +133,7 @@ func testUnhealthyHost(t *testing.T, start Start) {
 	hosts[0].sick.Store(false)
 	c.awaitUp(hosts[0], true)
 	if got := c.get("/who", "Cookie", "lb=web-1"); got.node != "web-1" {
-		t.Errorf("a user of a host that is well again was sent to %s", got.node)
+		t.Errorf("a user of a host that is up again was sent to %s", got.node)
 	}
 }
 
@@ -152,7 +153,7 @@ func testAllDead(t *testing.T, start Start) {
 		}
 		isJSONError(t, got)
 	}
-	// At once, when nobody knows yet, and with a body that nobody wants.
+	// Before and after the balancer marks the hosts as down.
 	refused(c.afterDeath(1, "/who"))
 	for _, h := range hosts {
 		c.awaitUp(h, false)
@@ -163,7 +164,7 @@ func testAllDead(t *testing.T, start Start) {
 	c.revive(hosts[1])
 }
 
-// revive restarts the first of the hosts, all of which are dead.
+// revive restarts one host while all hosts are dead.
 func (c *client) revive(h *host) {
 	c.t.Helper()
 	if got := c.admin("/readyz"); got.status != http.StatusServiceUnavailable {
@@ -172,26 +173,29 @@ func (c *client) revive(h *host) {
 	h.restart(c.t)
 	c.awaitUp(h, true)
 	if got := c.get("/who"); got.node != h.name {
-		c.t.Errorf("%s answered", got.node)
+		c.t.Errorf("%s answered, want %s", got.node, h.name)
 	}
 }
 
-// isJSONError checks what the balancer says in its own name.
+// isJSONError checks the form of the balancer's own errors.
 func isJSONError(t *testing.T, got reply) {
 	t.Helper()
 	var body struct {
 		Error string `json:"error"`
 	}
-	if err := json.Unmarshal([]byte(got.body), &body); err != nil || body.Error == "" || !strings.HasPrefix(got.header.Get("Content-Type"), "application/json") {
-		t.Errorf("status %d came with %s body %q", got.status, got.header.Get("Content-Type"), got.body)
+	contentType := got.header.Get("Content-Type")
+	err := json.Unmarshal([]byte(got.body), &body)
+	if err != nil || body.Error == "" || !strings.HasPrefix(contentType, "application/json") {
+		t.Errorf("error with status %d has type %s and body %q, want JSON", got.status, contentType, got.body)
 	}
 }
 
-// testNeverResent: a host that broke off may have carried the request out.
+// testNeverResent: a request is not sent again when the host closes the connection without
+// a response, because the host may have executed it.
 func testNeverResent(t *testing.T, start Start) {
 	hosts, c := begin(t, start, 2, "round_robin", false)
-	// The balancer holds connections that have been used, where an HTTP client
-	// is tempted to believe that they were just stale.
+	// On a used connection, an HTTP client could assume that the idle connection was
+	// closed, and send the request again.
 	spread(c, 40, 4)
 	served := func() (n int64) {
 		for _, h := range hosts {
@@ -208,7 +212,7 @@ func testNeverResent(t *testing.T, start Start) {
 				before := served()
 				got, err := c.send(c.request(method, "/abort", body, pairs...))
 				if n := served() - before; n != 1 {
-					t.Errorf("%s %v: the hosts got it %d times", method, pairs, n)
+					t.Errorf("%s %v: the hosts got it %d times, want once", method, pairs, n)
 				}
 				if err == nil && got.status != http.StatusBadGateway {
 					t.Errorf("%s %v: status %d, want 502", method, pairs, got.status)
@@ -221,16 +225,15 @@ func testNeverResent(t *testing.T, start Start) {
 	}
 }
 
-// testRedispatchedBody sends bodies to a host that is dead while nobody knows:
-// the health checks are too far apart to tell.
+// testRedispatchedBody sends bodies to a dead host before any health check fails, because
+// the checks are a minute apart. The requests go to another host.
 func testRedispatchedBody(t *testing.T, start Start) {
-	hosts := newHosts(t, 3)
-	c := newClient(t, start(t, Setup{Upstreams: peers(hosts), Policy: "round_robin", Sticky: true, HealthInterval: time.Minute}))
+	hosts, c := beginWith(t, start, 3, Setup{Sticky: true, HealthInterval: time.Minute})
 	victim := hosts[2]
 	victim.kill()
 	const size = 300_000
 	for _, body := range []io.Reader{
-		bytes.NewReader(payload(size)),                      // announced
+		bytes.NewReader(payload(size)),                      // with Content-Length
 		struct{ io.Reader }{bytes.NewReader(payload(size))}, // chunked
 	} {
 		got, err := c.send(c.request("POST", "/upload", body, "Cookie", "lb="+victim.name))
@@ -246,8 +249,8 @@ func testRedispatchedBody(t *testing.T, start Start) {
 func testTruncatedResponse(t *testing.T, start Start) {
 	_, c := begin(t, start, 1, "round_robin", false)
 	got, err := c.send(c.request("GET", "/truncate", nil))
-	if !errors.Is(err, errNoBody) {
-		t.Errorf("half a response of status %d ended with %v", got.status, err)
+	if !errors.Is(err, errTruncated) {
+		t.Errorf("truncated response: status %d, error %v, want %v", got.status, err, errTruncated)
 	}
 }
 
@@ -270,20 +273,21 @@ func testClientAbort(t *testing.T, start Start) {
 	c.get("/who")
 }
 
-// ejecting starts two hosts that are taken out after three failures, and whose
-// health checks are good and far enough apart to tell the two causes apart.
+// ejecting starts two hosts that are ejected after three failures. Their health checks
+// pass. The checks are so far apart that an ejection is visible before the next one.
 func ejecting(t *testing.T, start Start) ([]*host, *client) {
 	t.Helper()
 	return beginWith(t, start, 2, Setup{Sticky: true, EjectAfter: 3, HealthInterval: time.Second})
 }
 
-// transitions counts how often a host went up or down.
+// transitions returns how often a host went up or down.
 func (c *client) transitions(h *host, to string) float64 {
 	c.t.Helper()
-	return c.metric("stagebench_lb_upstream_transitions_total", fmt.Sprintf("upstream=%q", h.name), fmt.Sprintf("to=%q", to))
+	return c.metric("stagebench_lb_upstream_transitions_total",
+		fmt.Sprintf("upstream=%q", h.name), fmt.Sprintf("to=%q", to))
 }
 
-// testEjected: a host answers its health checks and fails what it is asked for.
+// testEjected: a host that passes its health checks but fails requests is ejected.
 func testEjected(t *testing.T, start Start) {
 	for _, path := range []string{"/status/500", "/abort"} {
 		hosts, c := ejecting(t, start)
@@ -294,7 +298,7 @@ func testEjected(t *testing.T, start Start) {
 		eventually(t, victim.name+" to be ejected", func() bool { return c.transitions(victim, "down") >= 1 })
 		eventually(t, victim.name+" to come back", func() bool { return c.transitions(victim, "up") >= 1 })
 		if got := c.get("/who", "Cookie", "lb="+victim.name); got.node != victim.name {
-			t.Errorf("%s: a user of a host that came back was sent to %s", path, got.node)
+			t.Errorf("%s: a user of a host that is up again was sent to %s", path, got.node)
 		}
 		if n := c.transitions(hosts[1], "down"); n > 0 {
 			t.Errorf("%s: the other host went down %v times", path, n)
@@ -302,7 +306,7 @@ func testEjected(t *testing.T, start Start) {
 	}
 }
 
-// testNotEjected: only failures in a row count.
+// testNotEjected: only consecutive failures count.
 func testNotEjected(t *testing.T, start Start) {
 	hosts, c := ejecting(t, start)
 	for range 6 {

@@ -26,34 +26,34 @@ import (
 type host struct {
 	name    string
 	address string
-	sick    atomic.Bool  // its health check fails
-	served  atomic.Int64 // requests that reached it, health checks left out
+	sick    atomic.Bool  // makes health checks fail
+	served  atomic.Int64 // number of received requests, without health checks
 
 	held    chan struct{} // receives when a request to /hold has arrived
 	gone    chan struct{} // receives when the client of a held request has left
-	release chan struct{} // closed: held requests are answered
-	began   chan struct{} // receives when the first bytes of an upload have arrived
-	next    chan struct{} // send: /stream goes on
-	sent    chan string   // receives what a client of /raw?first=1 sent
+	release chan struct{} // close it to answer held requests
+	began   chan struct{} // receives when the first byte of an upload has arrived
+	next    chan struct{} // send to it to continue /stream
+	sent    chan string   // receives the bytes that a client of /raw?first=1 sent
 
 	mu     sync.Mutex
 	server *http.Server
 }
 
-// echo is what /echo says of the request that it got.
+// echo is the response of /echo: the request as the host received it.
 type echo struct {
 	Node             string
 	Method           string
 	Host             string
-	Target           string // of the request line
+	Target           string // in the request line
 	Header           http.Header
 	TransferEncoding []string
-	Length           int64 // announced, -1 for none
+	Length           int64 // Content-Length; -1 = none
 	BodyBytes        int
 	BodySHA          string
 }
 
-// newHosts starts n hosts, web-1 and so on, which end with the test.
+// newHosts starts n hosts with the names web-1, web-2 and so on. They end with the test.
 func newHosts(t *testing.T, n int) []*host {
 	t.Helper()
 	hosts := make([]*host, n)
@@ -72,12 +72,11 @@ func newHosts(t *testing.T, n int) []*host {
 	return hosts
 }
 
-// listen binds a port below those that the system gives to outgoing connections, and
-// beside those that tests of engines give to these: while its host is dead, nobody
-// else can take it.
+// listen binds a free port. It is outside the range of outgoing connections and of the
+// ports of engines in tests, so nobody else takes it while its host is dead.
 func listen(t *testing.T) net.Listener {
 	t.Helper()
-	// Not reproducible on purpose: tests that run at once must not meet.
+	// The seed is random, because concurrent tests must not pick the same ports.
 	random := rand.New(rand.NewPCG(uint64(os.Getpid()), uint64(time.Now().UnixNano())))
 	for range 100 {
 		if listener, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", 17_000+random.IntN(6_000))); err == nil {
@@ -88,7 +87,7 @@ func listen(t *testing.T) net.Listener {
 	return nil
 }
 
-// peers lists hosts as the engine is told them.
+// peers returns hosts as peers for a balancer.
 func peers(hosts []*host) []sut.Peer {
 	var list []sut.Peer
 	for _, h := range hosts {
@@ -98,22 +97,22 @@ func peers(hosts []*host) []sut.Peer {
 }
 
 func (h *host) serve(listener net.Listener) {
-	server := &http.Server{Handler: h.handler(), ReadHeaderTimeout: patience}
+	server := &http.Server{Handler: h.handler(), ReadHeaderTimeout: timeout}
 	h.mu.Lock()
 	h.server = server
 	h.mu.Unlock()
 	go func() { _ = server.Serve(listener) }()
 }
 
-// kill ends the host as the death of its process would: it listens no more and
-// all connections break. Killing it again does nothing.
+// kill stops the host as if its process died: it closes the listener and all connections.
+// A second call does nothing.
 func (h *host) kill() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	_ = h.server.Close()
 }
 
-// restart brings a killed host back on its old port.
+// restart starts a killed host on its old port.
 func (h *host) restart(t *testing.T) {
 	t.Helper()
 	var listener net.Listener
@@ -169,21 +168,23 @@ func (h *host) echo(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(echo{
 		Node: h.name, Method: r.Method, Host: r.Host, Target: r.RequestURI, Header: r.Header,
-		TransferEncoding: r.TransferEncoding, Length: r.ContentLength, BodyBytes: len(body), BodySHA: hex.EncodeToString(sum[:]),
+		TransferEncoding: r.TransferEncoding, Length: r.ContentLength,
+		BodyBytes: len(body), BodySHA: hex.EncodeToString(sum[:]),
 	})
 }
 
 func (h *host) who(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, h.name) }
 
-// id says which id a request came with, and gives it back as the service does.
+// id returns the id of a request, in the body and in the header as the service does.
 func (h *host) id(w http.ResponseWriter, r *http.Request) {
 	id := r.Header.Get(sut.RequestIDHeader)
 	w.Header().Set(sut.RequestIDHeader, id)
 	_, _ = io.WriteString(w, id)
 }
 
-// raw leaves HTTP: it sends back what it gets, once that has come to its end.
-// With ?first=1 it speaks first, ends its own direction, and reads on.
+// raw takes over the connection. It reads until the client closes its direction, and then
+// sends everything back. With ?first=1 it first sends its name and closes its own
+// direction, and then reads.
 func (h *host) raw(w http.ResponseWriter, r *http.Request) {
 	conn, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
@@ -204,7 +205,7 @@ func (h *host) raw(w http.ResponseWriter, r *http.Request) {
 	_, _ = conn.Write(got)
 }
 
-// hold answers when it is told to, or never.
+// hold answers after release is closed.
 func (h *host) hold(w http.ResponseWriter, r *http.Request) {
 	h.held <- struct{}{}
 	select {
@@ -215,13 +216,13 @@ func (h *host) hold(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// abort reads the request and breaks the connection without an answer.
+// abort reads the request and closes the connection without a response.
 func (h *host) abort(_ http.ResponseWriter, r *http.Request) {
 	_, _ = io.Copy(io.Discard, r.Body)
 	panic(http.ErrAbortHandler)
 }
 
-// truncate announces more than it sends, and breaks the connection.
+// truncate sends half of its Content-Length and closes the connection.
 func (h *host) truncate(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Length", "100000")
 	_, _ = w.Write(make([]byte, 50_000))
@@ -229,8 +230,8 @@ func (h *host) truncate(w http.ResponseWriter, _ *http.Request) {
 	panic(http.ErrAbortHandler)
 }
 
-// upload reports when the first bytes of the body have come, and at the end what
-// has come.
+// upload sends to began after the first byte of the body. It answers with the length and
+// the hash of the body.
 func (h *host) upload(w http.ResponseWriter, r *http.Request) {
 	hash := sha256.New()
 	first := make([]byte, 1)
@@ -246,8 +247,7 @@ func (h *host) upload(w http.ResponseWriter, r *http.Request) {
 	_, _ = fmt.Fprintf(w, "%d %x", 1+rest, hash.Sum(nil))
 }
 
-// big sends a body of a length: ?bytes=N, &chunked=1 for one that is not
-// announced.
+// big sends a body of ?bytes=N bytes. With &chunked=1 it has no Content-Length.
 func (h *host) big(w http.ResponseWriter, r *http.Request) {
 	n, err := strconv.Atoi(r.FormValue("bytes"))
 	if err != nil {
@@ -262,7 +262,7 @@ func (h *host) big(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(payload(n))
 }
 
-// stream sends one line, and a second one when it is told to.
+// stream sends one line, and a second one after a send to next.
 func (h *host) stream(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.WriteString(w, "first\n")
 	_ = http.NewResponseController(w).Flush()
@@ -273,20 +273,20 @@ func (h *host) stream(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// contentTime is when /content was changed.
+// contentTime is the Last-Modified time of /content.
 func contentTime() time.Time { return time.Date(2024, 5, 6, 7, 8, 9, 0, time.UTC) }
 
-// contentTag is the version of /content.
+// contentTag is the entity tag of /content.
 const contentTag = `"v1-strong"`
 
-// content is a file that can be asked for in parts and on conditions.
+// content serves a file with support for ranges and conditions.
 func (h *host) content(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("ETag", contentTag)
 	w.Header().Set("Cache-Control", "public, max-age=31536000, immutable")
 	http.ServeContent(w, r, "photo.jpg", contentTime(), bytes.NewReader(payload(10_000)))
 }
 
-// headers answers with headers that are easily lost.
+// headers answers with headers that a proxy could lose.
 func (h *host) headers(w http.ResponseWriter, _ *http.Request) {
 	for _, pair := range responseHeaders() {
 		w.Header().Add(pair[0], pair[1])
@@ -294,7 +294,7 @@ func (h *host) headers(w http.ResponseWriter, _ *http.Request) {
 	w.WriteHeader(http.StatusTeapot)
 }
 
-// responseHeaders is what /headers answers with.
+// responseHeaders returns the headers of /headers.
 func responseHeaders() [][2]string {
 	return [][2]string{
 		{"Set-Cookie", "session=abc; Path=/; HttpOnly; SameSite=Lax"},
@@ -325,7 +325,7 @@ func (h *host) status(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// payload is n bytes that no two places of which look alike.
+// payload returns n pseudo-random bytes, always the same.
 func payload(n int) []byte {
 	data := make([]byte, n)
 	source := rand.NewChaCha8([32]byte{1})
@@ -333,18 +333,20 @@ func payload(n int) []byte {
 	return data
 }
 
-// payloadSum is what /upload answers for a payload.
+// payloadSum returns the response of /upload for a payload.
 func payloadSum(n int) string { return fmt.Sprintf("%d %x", n, sha256.Sum256(payload(n))) }
 
-// eventually waits for something to become true.
-func eventually(t *testing.T, what string, happened func() bool) {
+// eventually waits until a condition holds.
+func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.After(patience)
-	for !happened() {
+	deadline := time.After(timeout)
+	poll := time.NewTicker(2 * time.Millisecond)
+	defer poll.Stop()
+	for !holds() {
 		select {
 		case <-deadline:
-			t.Fatalf("waited in vain for %s", what)
-		case <-time.After(2 * time.Millisecond):
+			t.Fatalf("waited %v for %s", timeout, what)
+		case <-poll.C:
 		}
 	}
 }
@@ -354,10 +356,10 @@ func await(t *testing.T, what string, event <-chan struct{}) {
 	t.Helper()
 	select {
 	case <-event:
-	case <-time.After(patience):
-		t.Fatalf("waited in vain for %s", what)
+	case <-time.After(timeout):
+		t.Fatalf("waited %v for %s", timeout, what)
 	}
 }
 
-// errNoBody marks a response whose body did not come to its end.
-var errNoBody = errors.New("body broke off")
+// errTruncated is the error of a response whose body is incomplete.
+var errTruncated = errors.New("incomplete body")

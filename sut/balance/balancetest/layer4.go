@@ -15,7 +15,7 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// beginLayer4 starts hosts and a balancer of connections over them.
+// beginLayer4 starts n hosts and a layer 4 balancer.
 func beginLayer4(t *testing.T, start Start, n int) ([]*host, *client) {
 	t.Helper()
 	return beginWith(t, start, n, Setup{Layer: "l4"})
@@ -39,7 +39,7 @@ func testLayer4Spread(t *testing.T, start Start) {
 	}
 }
 
-// line is a connection that sends requests and reads answers, as they are.
+// line is a client connection.
 type line struct {
 	t      *testing.T
 	conn   *net.TCPConn
@@ -54,13 +54,13 @@ func (c *client) dial() *line {
 		c.t.Fatal(err)
 	}
 	c.t.Cleanup(func() { _ = conn.Close() })
-	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
 		c.t.Fatal(err)
 	}
 	return &line{t: c.t, conn: conn.(*net.TCPConn), reader: bufio.NewReader(conn)}
 }
 
-// who asks for the host at the other end.
+// who returns the name of the host that answers on the connection.
 func (l *line) who() string {
 	l.t.Helper()
 	_, _ = io.WriteString(l.conn, "GET /who HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -75,7 +75,7 @@ func (l *line) who() string {
 	return string(body)
 }
 
-// over waits for the end of a connection on which nothing is to come.
+// over waits for the end of the connection. Nothing may arrive before it.
 func (l *line) over() {
 	l.t.Helper()
 	if n, err := io.Copy(io.Discard, l.reader); n > 0 || isTimeout(err) {
@@ -111,25 +111,27 @@ func testLayer4Bytes(t *testing.T, start Start) {
 	seen := c.echo(c.request("GET", "/echo", nil, "Cookie", "lb=web-1; a=1", "Te", "trailers"))
 	for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", sut.RequestIDHeader} {
 		if values, found := seen.Header[name]; found {
-			t.Errorf("the host sees %s: %q", name, values)
+			t.Errorf("the host got %s: %q", name, values)
 		}
 	}
-	if seen.Header.Get("Cookie") != "lb=web-1; a=1" || seen.Header.Get("Te") != "trailers" || seen.Header.Get("Connection") != "close" {
-		t.Errorf("the host sees %v", seen.Header)
+	h := seen.Header
+	if h.Get("Cookie") != "lb=web-1; a=1" || h.Get("Te") != "trailers" || h.Get("Connection") != "close" {
+		t.Errorf("the host got %v", h)
 	}
 	if got := c.get("/who"); len(got.header["Set-Cookie"]) > 0 {
 		t.Errorf("cookies %q", got.header["Set-Cookie"])
 	}
 	const size = 8 << 20
-	if got, err := c.send(c.request("POST", "/upload", strings.NewReader(string(payload(size))))); err != nil || got.body != payloadSum(size) {
+	got, err := c.send(c.request("POST", "/upload", strings.NewReader(string(payload(size)))))
+	if err != nil || got.body != payloadSum(size) {
 		t.Errorf("upload: %v, %q", err, got.body)
 	}
 	if got := c.get(fmt.Sprintf("/big?bytes=%d", size)); got.body != string(payload(size)) {
-		t.Errorf("a download came as %d other bytes", len(got.body))
+		t.Errorf("the %d bytes of a download differ from the host's", len(got.body))
 	}
 }
 
-// testLayer4HalfClose ends one direction while the other is in use.
+// testLayer4HalfClose closes one direction while the other is in use.
 func testLayer4HalfClose(t *testing.T, start Start) {
 	hosts, c := beginLayer4(t, start, 1)
 	l := c.dial()
@@ -138,27 +140,28 @@ func testLayer4HalfClose(t *testing.T, start Start) {
 		t.Fatal(err)
 	}
 	if got, err := io.ReadAll(l.reader); err != nil || string(got) != "not HTTP any more" {
-		t.Errorf("after the client's end came %q, %v", got, err)
+		t.Errorf("after the client closed its direction it got %q, %v", got, err)
 	}
 
 	l = c.dial()
 	_, _ = io.WriteString(l.conn, "GET /raw?first=1 HTTP/1.1\r\nHost: h\r\n\r\n")
 	if got, err := io.ReadAll(l.reader); err != nil || string(got) != "web-1" {
-		t.Errorf("the host said %q, %v", got, err)
+		t.Errorf("the host sent %q, %v, want its name", got, err)
 	}
 	_, _ = io.WriteString(l.conn, "after the host's end")
 	_ = l.conn.Close()
 	select {
 	case got := <-hosts[0].sent:
 		if got != "after the host's end" {
-			t.Errorf("after the host's end it got %q", got)
+			t.Errorf("after the host closed its direction it got %q", got)
 		}
-	case <-time.After(patience):
-		t.Error("the host never saw the client's end")
+	case <-time.After(timeout):
+		t.Error("the host did not see that the client closed the connection")
 	}
 }
 
-// testLayer4Connect: a host is dead and nobody knows.
+// testLayer4Connect: while a dead host is not yet marked as down, connections go to other
+// hosts.
 func testLayer4Connect(t *testing.T, start Start) {
 	hosts, c := beginWith(t, start, 3, Setup{Layer: "l4", HealthInterval: time.Minute})
 	hosts[1].kill()
@@ -176,7 +179,7 @@ func testLayer4AllDead(t *testing.T, start Start) {
 	for _, h := range hosts {
 		h.kill()
 	}
-	for range 2 { // before and after the balancer knows
+	for range 2 { // before and after the balancer marks the hosts as down
 		c.dial().over()
 		for _, h := range hosts {
 			c.awaitUp(h, false)
@@ -185,7 +188,8 @@ func testLayer4AllDead(t *testing.T, start Start) {
 	c.revive(hosts[0])
 }
 
-// testLayer4Down: a client on a host that has gone bad must get another one.
+// testLayer4Down: the connections of a host that is marked as down are closed, so that its
+// clients connect to another host.
 func testLayer4Down(t *testing.T, start Start) {
 	hosts, c := beginLayer4(t, start, 2)
 	lines := map[string]*line{}
@@ -204,10 +208,12 @@ func testLayer4Down(t *testing.T, start Start) {
 	}
 }
 
-// testLayer4Membership: connections to a removed host are let alone.
+// testLayer4Membership: connections to a removed host stay open.
 func testLayer4Membership(t *testing.T, start Start) {
 	hosts := newHosts(t, 3)
-	c := newClient(t, start(t, Setup{Upstreams: peers(hosts[:2]), Layer: "l4", Policy: "round_robin", HealthInterval: interval}))
+	c := newClient(t, start(t, Setup{
+		Upstreams: peers(hosts[:2]), Layer: "l4", Policy: "round_robin", HealthInterval: interval,
+	}))
 	lines := map[string]*line{}
 	for range 2 {
 		l := c.dial()
@@ -217,8 +223,8 @@ func testLayer4Membership(t *testing.T, start Start) {
 		t.Fatalf("two connections went to %d hosts", len(lines))
 	}
 	next := sut.Upstreams{Peers: peers(hosts[1:])}
-	if err := c.change(next, hurry); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("%v while a connection to a removed host is open, want that it takes too long", err)
+	if err := c.change(next, shortTimeout); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error %v while a connection to a removed host is open, want a timeout", err)
 	}
 	for name, l := range lines {
 		if got := l.who(); got != name {
@@ -228,7 +234,7 @@ func testLayer4Membership(t *testing.T, start Start) {
 	c.awaitUp(hosts[2], true)
 	evenly(t, hosts[1:], spread(c, 40, 1))
 	_ = lines["web-1"].conn.Close()
-	c.become(next)
+	c.mustChange(next)
 	if got := lines["web-2"].who(); got != "web-2" {
 		t.Errorf("a connection to a host that stays went to %s", got)
 	}
@@ -267,7 +273,7 @@ func testLayer4Metrics(t *testing.T, start Start) {
 		t.Errorf("%v bytes from clients", in)
 	}
 	if got := c.admin("/metrics"); strings.Contains(got.body, "stagebench_http_requests_total") {
-		t.Error("a balancer that sees no requests counts requests")
+		t.Error("a layer 4 balancer has a metric of requests")
 	}
 	var status struct{ Layer string }
 	c.status(&status)

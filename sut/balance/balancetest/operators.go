@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// testMetrics compares the balancer's count with the clients' own.
+// testMetrics compares the balancer's metrics with the requests of the clients.
 func testMetrics(t *testing.T, start Start) {
 	hosts, c := begin(t, start, 2, "round_robin", false)
 	counts := func(class string) float64 {
@@ -23,11 +23,11 @@ func testMetrics(t *testing.T, start Start) {
 	if got, err := c.send(c.request("POST", "/abort", nil)); err == nil && got.status != 502 {
 		t.Errorf("status %d", got.status)
 	}
-	// The last response may arrive before it is counted.
+	// The balancer may count the last response after the client gets it.
 	eventually(t, "all requests to be counted", func() bool { return counts("") >= 47 })
 	for class, want := range map[string]float64{"": 47, "2": 40, "3": 2, "4": 3, "5": 2} {
 		if got := counts(class); got != want {
-			t.Errorf("%v responses %sxx, want %v", got, class, want)
+			t.Errorf("%v responses with status %sxx, want %v", got, class, want)
 		}
 	}
 	var sent float64

@@ -15,9 +15,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// contextOf returns a context that ends with the test at the latest.
+// contextOf returns a context with the timeout of the kit. It ends with the test.
 func contextOf(t *testing.T) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	t.Cleanup(cancel)
 	return ctx, cancel
 }
@@ -26,39 +26,37 @@ func testBigBodies(t *testing.T, start Start) {
 	_, c := begin(t, start, 2, "round_robin", false)
 	for _, size := range []int{1, 4096, 65_536, 8 << 20} {
 		for name, body := range map[string]io.Reader{
-			"announced": bytes.NewReader(payload(size)),
-			"chunked":   struct{ io.Reader }{bytes.NewReader(payload(size))},
+			"with length": bytes.NewReader(payload(size)),
+			"chunked":     struct{ io.Reader }{bytes.NewReader(payload(size))},
 		} {
 			got, err := c.send(c.request("POST", "/upload", body))
 			if err != nil || got.body != payloadSum(size) {
-				t.Errorf("%s upload of %d bytes: status %d, %v, %q", name, size, got.status, err, got.body)
+				t.Errorf("upload %s of %d bytes: status %d, %v, %q", name, size, got.status, err, got.body)
 			}
 		}
-		for name, query := range map[string]string{"announced": "", "chunked": "&chunked=1"} {
+		for name, query := range map[string]string{"with length": "", "chunked": "&chunked=1"} {
 			got := c.get(fmt.Sprintf("/big?bytes=%d%s", size, query))
 			if got.body != string(payload(size)) {
-				t.Errorf("%s download of %d bytes came as %d others", name, size, len(got.body))
+				t.Errorf("download %s of %d bytes: %d bytes that differ from the host's", name, size, len(got.body))
 			}
-			if announced := got.length >= 0; announced != (name == "announced") {
-				t.Errorf("%s download of %d bytes: length %d", name, size, got.length)
+			if hasLength := got.length >= 0; hasLength != (name == "with length") {
+				t.Errorf("download %s of %d bytes: Content-Length %d", name, size, got.length)
 			}
 		}
 	}
-	// The framing of a request is its host's business, too.
+	// The balancer must not change the framing of a request.
 	if seen := c.echo(c.request("POST", "/echo", strings.NewReader("abc"))); seen.Length != 3 || seen.BodyBytes != 3 {
-		t.Errorf("an announced body came as %+v", seen)
+		t.Errorf("for a body of 3 bytes the host got %+v", seen)
 	}
-	for _, method := range []string{"GET", "HEAD", "DELETE", "OPTIONS"} {
-		if method == "HEAD" {
-			continue // has no body to tell
-		}
+	for _, method := range []string{"GET", "DELETE", "OPTIONS"} {
 		if seen := c.echo(c.request(method, "/echo", nil)); seen.Length != 0 || len(seen.TransferEncoding) > 0 {
-			t.Errorf("%s without a body came with length %d, transfer encoding %v", method, seen.Length, seen.TransferEncoding)
+			t.Errorf("%s without a body: the host got length %d, transfer encoding %v",
+				method, seen.Length, seen.TransferEncoding)
 		}
 	}
 }
 
-// testStreaming: the other side sees a part of a body before the rest exists.
+// testStreaming: the receiver gets the first part of a body before the sender has the rest.
 func testStreaming(t *testing.T, start Start) {
 	hosts, c := begin(t, start, 1, "round_robin", false)
 
@@ -93,7 +91,7 @@ func testStreaming(t *testing.T, start Start) {
 	}
 }
 
-// testSlowClient reads a large response in small pieces while others are served.
+// testSlowClient reads a large response in small pieces while other requests succeed.
 func testSlowClient(t *testing.T, start Start) {
 	_, c := begin(t, start, 1, "least_conn", false)
 	const size = 8 << 20
@@ -113,7 +111,7 @@ func testSlowClient(t *testing.T, start Start) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got.Bytes(), payload(size)) {
-		t.Errorf("a slow client got %d other bytes", got.Len())
+		t.Errorf("a slow client got %d bytes that differ from the host's", got.Len())
 	}
 }
 
@@ -154,12 +152,17 @@ func testContent(t *testing.T, start Start) {
 		{"range", "GET", []string{"Range", "bytes=100-199"}, 206, content[100:200], "100", "bytes 100-199/10000"},
 		{"last bytes", "GET", []string{"Range", "bytes=-5"}, 206, content[9995:], "5", "bytes 9995-9999/10000"},
 		{"range on condition", "GET", []string{"Range", "bytes=0-0", "If-Range", `"v0"`}, 200, content, "10000", ""},
-		{"range beyond", "GET", []string{"Range", "bytes=20000-"}, 416, "invalid range: failed to overlap\n", "", "bytes */10000"},
+		{
+			"range after the end", "GET",
+			[]string{"Range", "bytes=20000-"},
+			416, "invalid range: failed to overlap\n", "", "bytes */10000",
+		},
 		{"precondition", "PUT", []string{"If-Match", `"v0"`}, 412, "", "", ""},
 	} {
 		got := c.do(test.method, "/content", test.pairs...)
 		if got.status != test.status || got.body != test.body {
-			t.Errorf("%s: status %d and %d bytes, want %d and %d", test.name, got.status, len(got.body), test.status, len(test.body))
+			t.Errorf("%s: status %d and %d bytes, want %d and %d",
+				test.name, got.status, len(got.body), test.status, len(test.body))
 		}
 		if test.length != "" && got.header.Get("Content-Length") != test.length {
 			t.Errorf("%s: length %q, want %q", test.name, got.header.Get("Content-Length"), test.length)
@@ -191,7 +194,7 @@ func testHeaders(t *testing.T, start Start) {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 	}
-	// With the balancer's cookie, the host's stay.
+	// The balancer's cookie does not replace the host's.
 	cookies := c.do("GET", "/headers").header["Set-Cookie"]
 	if len(cookies) != 4 || !slices.Equal(cookies[:3], want["Set-Cookie"]) {
 		t.Errorf("cookies %q", cookies)
@@ -210,7 +213,7 @@ func testHeaders(t *testing.T, start Start) {
 	}
 	for _, name := range []string{"Connection", "Keep-Alive", "Proxy-Connection", "Transfer-Encoding"} {
 		if values, found := seen.Header[name]; found {
-			t.Errorf("the host sees %s: %q", name, values)
+			t.Errorf("the host got %s: %q", name, values)
 		}
 	}
 }
@@ -218,29 +221,30 @@ func testHeaders(t *testing.T, start Start) {
 func testPaths(t *testing.T, start Start) {
 	_, c := begin(t, start, 1, "round_robin", false)
 	for _, target := range []string{
-		"/echo", "/echo?", "/echo?a=1&b=2&a=3", "/echo?a=%zz&b;c", "/echo?q=%C3%A9&x=+%20", "/echo/a%2Fb", "/echo/%E2%82%AC", "/echo/a;b=1,c",
-		"/echo/" + strings.Repeat("x", 2000),
+		"/echo", "/echo?", "/echo?a=1&b=2&a=3", "/echo?a=%zz&b;c", "/echo?q=%C3%A9&x=+%20",
+		"/echo/a%2Fb", "/echo/%E2%82%AC", "/echo/a;b=1,c", "/echo/" + strings.Repeat("x", 2000),
 	} {
 		req := c.request("GET", "/echo", nil)
 		req.URL = &url.URL{Scheme: "http", Host: req.URL.Host, Opaque: "//" + req.URL.Host + target}
-		// An opaque URL is sent as it is, in absolute form, which is the same
-		// resource; hosts are sent the path alone or all of it.
+		// The client sends an opaque URL unchanged, in absolute form. The balancer may
+		// send the absolute form or only the path.
 		if seen := c.echo(req); seen.Target != target && seen.Target != "http://"+req.URL.Host+target {
-			t.Errorf("target %q came as %q", target, seen.Target)
+			t.Errorf("for target %q the host got %q", target, seen.Target)
 		}
 	}
 }
 
 func testForwarded(t *testing.T, start Start) {
 	_, c := begin(t, start, 1, "round_robin", false)
-	req := c.request("GET", "/echo", nil, "X-Forwarded-For", "203.0.113.9", "X-Forwarded-Host", "forged", "X-Forwarded-Proto", "https")
+	req := c.request("GET", "/echo", nil,
+		"X-Forwarded-For", "203.0.113.9", "X-Forwarded-Host", "forged", "X-Forwarded-Proto", "https")
 	req.Host = "photos.example.org"
 	seen := c.echo(req)
 	if seen.Host != "photos.example.org" || seen.Header.Get("X-Forwarded-Host") != "photos.example.org" {
 		t.Errorf("host %q, X-Forwarded-Host %q", seen.Host, seen.Header["X-Forwarded-Host"])
 	}
 	if got := strings.Join(seen.Header["X-Forwarded-For"], ", "); got != "203.0.113.9, 127.0.0.1" {
-		t.Errorf("X-Forwarded-For %q: want what came, and the client's address last", got)
+		t.Errorf("X-Forwarded-For %q: want the client's value and then its address", got)
 	}
 	if got := seen.Header.Get("X-Forwarded-Proto"); got != "http" {
 		t.Errorf("X-Forwarded-Proto %q", got)

@@ -10,9 +10,9 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// routed starts four hosts: web-1 for posts to one path, web-2 for what carries
-// a header, web-3 for what carries a cookie, web-4 for pictures, and web-1 and
-// web-2 for the rest.
+// routed starts four hosts: web-1 for POST of one path, web-2 for requests with a header,
+// web-3 for requests with a cookie, web-4 for images, and web-1 and web-2 for all other
+// requests.
 func routed(t *testing.T, start Start, sticky bool) ([]*host, *client) {
 	t.Helper()
 	return beginWith(t, start, 4, Setup{Sticky: sticky, Routes: []sut.Route{
@@ -45,29 +45,30 @@ func testRoutes(t *testing.T, start Start) {
 		{"GET", "/who", []string{"Cookie", "alphabeta=1"}, "web-1 web-2"},
 		{"GET", "/img/17/thumb.jpg", nil, "web-4"},
 		{"GET", "/img/", nil, "web-4"},
-		// The first route that matches counts.
+		// The first route that matches is used.
 		{"POST", "/who", []string{"X-Batch", "1", "Cookie", "beta=1"}, "web-1"},
 		{"GET", "/img/17", []string{"X-Batch", "1"}, "web-2"},
 	} {
 		for range 4 {
 			got := c.do(test.method, test.path, test.pairs...)
 			if got.status != http.StatusOK || !strings.Contains(test.want, got.node) || got.node == "" {
-				t.Errorf("%s %s %v: %s answered with %d, want %s", test.method, test.path, test.pairs, got.node, got.status, test.want)
+				t.Errorf("%s %s %v: %s answered with %d, want %s",
+					test.method, test.path, test.pairs, got.node, got.status, test.want)
 			}
 		}
 	}
-	// Each route has a turn of its own.
+	// Requests of other routes must not change the turn of this one.
 	evenly(t, hosts[:2], spread(c, 40, 1))
 }
 
-// testRouteDown: with the pictures gone, everything else goes on.
+// testRouteDown: when the only host of a route is down, all other routes still work.
 func testRouteDown(t *testing.T, start Start) {
 	hosts, c := routed(t, start, true)
 	hosts[3].kill()
-	for range 2 { // before and after the balancer knows
+	for range 2 { // before and after the balancer marks the host as down
 		got := c.do("GET", "/img/17", "Cookie", "lb=web-1")
 		if got.status != http.StatusServiceUnavailable || !strings.Contains(got.body, "web-4") {
-			t.Errorf("a route without a host: status %d: %s: want 503, and the host that is gone", got.status, got.body)
+			t.Errorf("a route without a host: status %d: %s: want 503 with the name of the host", got.status, got.body)
 		}
 		if seconds, err := strconv.Atoi(got.header.Get("Retry-After")); err != nil || seconds < 1 {
 			t.Errorf("Retry-After %q, want seconds", got.header.Get("Retry-After"))
@@ -84,12 +85,11 @@ func testRouteDown(t *testing.T, start Start) {
 	hosts[3].restart(t)
 	c.awaitUp(hosts[3], true)
 	if got := c.get("/img/17"); got.node != "web-4" {
-		t.Errorf("%s answered", got.node)
+		t.Errorf("%s answered, want web-4", got.node)
 	}
 }
 
-// testRouteSticky: a user stays on a host of the route, and a host of another
-// route is not one to stay on.
+// testRouteSticky: a user stays on a host only within a route that has this host.
 func testRouteSticky(t *testing.T, start Start) {
 	_, c := routed(t, start, true)
 	for range 6 {
@@ -97,17 +97,16 @@ func testRouteSticky(t *testing.T, start Start) {
 			t.Errorf("a user of web-2 was sent to %s", got.node)
 		}
 		if got := c.get("/img/17", "Cookie", "lb=web-2"); got.node != "web-4" {
-			t.Errorf("a picture came from %s", got.node)
+			t.Errorf("an image came from %s, want web-4", got.node)
 		}
 		if got := c.get("/who", "Cookie", "lb=web-4"); got.node != "web-1" && got.node != "web-2" {
-			t.Errorf("a user of the pictures' host was sent to %s", got.node)
+			t.Errorf("a user of web-4 was sent to %s", got.node)
 		}
 	}
 }
 
-// testRouteStickyEach: a user whose requests go to several routes stays on a
-// host of each. Sessions may be in the memory of one while another takes the
-// uploads.
+// testRouteStickyEach: a user who uses two routes stays on one host of each. A session
+// may be in the memory of one host while another one takes the uploads.
 func testRouteStickyEach(t *testing.T, start Start) {
 	_, c := beginWith(t, start, 4, Setup{Sticky: true, Routes: []sut.Route{
 		{Path: "/img/*", To: []string{"web-1", "web-2"}},
@@ -120,13 +119,13 @@ func testRouteStickyEach(t *testing.T, start Start) {
 		}
 		user := newClient(t, c.system)
 		user.http.Jar = jar
-		page, picture := user.get("/who").node, user.get("/img/17").node
+		page, image := user.get("/who").node, user.get("/img/17").node
 		for range 4 {
 			if next := user.get("/who").node; next != page {
 				t.Errorf("a user of %s was sent to %s", page, next)
 			}
-			if next := user.get("/img/17").node; next != picture {
-				t.Errorf("a user whose pictures come from %s was sent to %s", picture, next)
+			if next := user.get("/img/17").node; next != image {
+				t.Errorf("a user whose images come from %s was sent to %s", image, next)
 			}
 		}
 	}

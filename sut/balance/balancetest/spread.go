@@ -1,6 +1,7 @@
 package balancetest
 
 import (
+	"fmt"
 	"maps"
 	"net"
 	"slices"
@@ -9,13 +10,13 @@ import (
 	"testing"
 )
 
-// begin starts hosts and a balancer over them.
+// begin starts n hosts and a balancer.
 func begin(t *testing.T, start Start, n int, policy string, sticky bool) ([]*host, *client) {
 	t.Helper()
 	return beginWith(t, start, n, Setup{Policy: policy, Sticky: sticky})
 }
 
-// beginWith starts hosts and a balancer over them, in a setup that says the rest.
+// beginWith starts n hosts and a balancer with the rest of the setup.
 func beginWith(t *testing.T, start Start, n int, setup Setup) ([]*host, *client) {
 	t.Helper()
 	hosts := newHosts(t, n)
@@ -32,14 +33,15 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
-// spread asks n times, with so many clients at once, and counts who answered.
+// spread sends n requests from that many concurrent clients. It counts the responses by
+// host, and failed requests as "failed".
 func spread(c *client, n, clients int, pairs ...string) map[string]int {
 	c.t.Helper()
 	var mu sync.Mutex
 	counts := map[string]int{}
-	var all sync.WaitGroup
+	var running sync.WaitGroup
 	for range clients {
-		all.Go(func() {
+		running.Go(func() {
 			for range n / clients {
 				got, err := c.send(c.request("GET", "/who", nil, pairs...))
 				mu.Lock()
@@ -51,12 +53,12 @@ func spread(c *client, n, clients int, pairs ...string) map[string]int {
 			}
 		})
 	}
-	all.Wait()
+	running.Wait()
 	return counts
 }
 
-// evenly says whether all hosts got the same number, but for one request in
-// fifty.
+// evenly checks that each host got an equal share, give or take 2 % and at least one
+// request.
 func evenly(t *testing.T, hosts []*host, counts map[string]int) {
 	t.Helper()
 	total := 0
@@ -98,11 +100,11 @@ func weighted(t *testing.T, start Start, layer string) {
 			}
 		}
 	}
-	// No bursts: of six in a row, each host gets its share.
-	row := spread(c, 6, 1)
+	// A host must not get its share in one burst.
+	six := spread(c, 6, 1)
 	for i, h := range hosts {
-		if want := 3 - i; row[h.name] < want-1 || row[h.name] > want+1 {
-			t.Errorf("six requests in a row: %v, want 3, 2, 1", row)
+		if want := 3 - i; six[h.name] < want-1 || six[h.name] > want+1 {
+			t.Errorf("six requests in sequence: %v, want 3, 2, 1", six)
 			break
 		}
 	}
@@ -110,7 +112,7 @@ func weighted(t *testing.T, start Start, layer string) {
 
 func testIPHash(t *testing.T, start Start) { ipHash(t, start, "l7") }
 
-// ipHash has many addresses and a host that dies and comes back.
+// ipHash uses many client addresses, and a host that dies and restarts.
 func ipHash(t *testing.T, start Start, layer string) {
 	hosts, c := beginWith(t, start, 3, Setup{Layer: layer, Policy: "ip_hash"})
 	const sources = 30
@@ -119,7 +121,7 @@ func ipHash(t *testing.T, start Start, layer string) {
 		for i := range list {
 			from := newClientFrom(t, c.system, net.IPv4(127, 0, 1, byte(10+i)))
 			list[i] = from.get("/who").node
-			for range 2 { // each on a connection of its own, from another port
+			for range 2 { // each on a new connection, from another port
 				if again := from.get("/who").node; again != list[i] {
 					t.Fatalf("address %d was sent to %s and to %s", i, list[i], again)
 				}
@@ -130,7 +132,7 @@ func ipHash(t *testing.T, start Start, layer string) {
 	before := homes()
 	for _, h := range hosts {
 		if !slices.Contains(before, h.name) {
-			t.Errorf("%d addresses, and none is sent to %s", sources, h.name)
+			t.Errorf("none of %d addresses was sent to %s", sources, h.name)
 		}
 	}
 	victim := hosts[1]
@@ -144,7 +146,7 @@ func ipHash(t *testing.T, start Start, layer string) {
 	victim.restart(t)
 	c.awaitUp(victim, true)
 	if after := homes(); !slices.Equal(before, after) {
-		t.Errorf("with all hosts back the addresses are on\n%v, and were on\n%v", after, before)
+		t.Errorf("after the restart the addresses are on\n%v, want as before\n%v", after, before)
 	}
 }
 
@@ -152,38 +154,55 @@ func testLeastConnIdle(t *testing.T, start Start) {
 	hosts, c := begin(t, start, 3, "least_conn", false)
 	counts := spread(c, 90, 1)
 	for _, h := range hosts {
-		if counts[h.name] < 20 {
-			t.Errorf("unfair among idle hosts: %v", counts)
+		// The share is not exact: it depends on when the balancer learns that a request ended.
+		if counts[h.name] < 10 {
+			t.Errorf("uneven among idle hosts: %v, want about 30 each", counts)
 		}
 	}
 }
 
 func testLeastConn(t *testing.T, start Start) { leastConn(t, start, "l7") }
 
-// leastConn keeps one host busy with requests that do not end.
+// leastConn keeps one host busy with requests that do not end, and checks that the other
+// hosts get all later requests. A busy machine cannot change the result: the later
+// requests are no more than those that the busy host holds, so it never has the fewest,
+// even if the balancer learns of no end of a request.
 func leastConn(t *testing.T, start Start, layer string) {
 	hosts, c := beginWith(t, start, 3, Setup{Layer: layer, Policy: "least_conn"})
-	var slow *host
-	held := c.background(c.request("GET", "/hold", nil))
-	eventually(t, "a host to hold a request", func() bool {
-		for _, h := range hosts {
-			if len(h.held) > 0 {
-				slow = h
-			}
+	busy, free := hosts[0], hosts[1:]
+	const each = 10
+	var held []<-chan result
+	for i := range each * len(hosts) {
+		held = append(held, c.background(c.request("GET", "/hold", nil)))
+		eventually(t, "the request to be held", func() bool {
+			return len(hosts[0].held)+len(hosts[1].held)+len(hosts[2].held) == i+1
+		})
+	}
+	for _, h := range hosts {
+		if n := len(h.held); n != each {
+			t.Fatalf("%s holds %d of %d requests, want %d", h.name, n, each*len(hosts), each)
 		}
-		return slow != nil
-	})
-	counts := spread(c, 60, 1)
-	// The engine may learn late that a request has ended, on a busy machine often;
-	// without the policy it would be 20.
-	if counts[slow.name] > 10 || counts["failed"] > 0 {
-		t.Errorf("%s is busy and got %d of 60 requests: %v", slow.name, counts[slow.name], counts)
 	}
-	close(slow.release)
-	if end := <-held; end.err != nil || end.reply.node != slow.name {
-		t.Errorf("the held request ended with %+v", end)
+	inFlight := "stagebench_lb_upstream_in_flight"
+	if layer == "l4" {
+		inFlight = "stagebench_lb_upstream_connections_active"
 	}
-	eventually(t, "the slow host to get requests again", func() bool { return c.get("/who").node == slow.name })
+	for _, h := range free {
+		close(h.release)
+		eventually(t, h.name+" to be free", func() bool {
+			return c.metric(inFlight, fmt.Sprintf("upstream=%q", h.name)) == 0
+		})
+	}
+	if counts := spread(c, each, 1); counts[busy.name] > 0 || counts["failed"] > 0 {
+		t.Errorf("%s is busy: requests by host %v, want none for it", busy.name, counts)
+	}
+	close(busy.release)
+	for _, done := range held {
+		if end := <-done; end.err != nil || end.reply.status != 200 {
+			t.Errorf("a held request ended with %+v", end)
+		}
+	}
+	eventually(t, "the busy host to get requests again", func() bool { return c.get("/who").node == busy.name })
 }
 
 func testSticky(t *testing.T, start Start) {
@@ -205,7 +224,7 @@ func testSticky(t *testing.T, start Start) {
 				t.Fatalf("a user of %s was sent to %s", first.node, next.node)
 			}
 			if again, set := cookieOf(next.header); set {
-				t.Fatalf("the cookie was set again, to %q", again)
+				t.Fatalf("a second response set the cookie to %q", again)
 			}
 		}
 	}
@@ -238,7 +257,7 @@ func testStickyMoves(t *testing.T, start Start) {
 		t.Fatalf("%s answered and set %q", moved.node, moved.header["Set-Cookie"])
 	}
 	c.awaitUp(home, false)
-	// Its host is down: every request moves it until it shows the new cookie.
+	// A request with the old cookie still goes to another host.
 	if got := c.get("/who", "Cookie", "lb="+home.name); got.node == home.name {
 		t.Error("a dead host answered")
 	}
@@ -259,7 +278,7 @@ func testStickyInvisible(t *testing.T, start Start) {
 	} {
 		seen := c.echo(c.request("GET", "/echo", nil, "Cookie", cookie))
 		if got := strings.Join(seen.Header["Cookie"], "; "); got != want {
-			t.Errorf("of cookie %q the host sees %q, want %q", cookie, got, want)
+			t.Errorf("for cookie %q the host got %q, want %q", cookie, got, want)
 		}
 	}
 }
@@ -276,6 +295,6 @@ func testNotSticky(t *testing.T, start Start) {
 	evenly(t, hosts, spread(c, 90, 1, "Cookie", "lb=web-1"))
 	seen := c.echo(c.request("GET", "/echo", nil, "Cookie", "lb=web-1"))
 	if seen.Header.Get("Cookie") != "lb=web-1" {
-		t.Errorf("a cookie that is not the balancer's came as %q", seen.Header["Cookie"])
+		t.Errorf("without sticky the host got the cookie lb=web-1 as %q", seen.Header["Cookie"])
 	}
 }

@@ -1,7 +1,7 @@
-// Package dbadmin is the operators' side of a database that has copies: whom it follows,
-// and what it lost when another one took its place.
+// Package dbadmin has the operator endpoints of a replicated database: its replication
+// role, and the changes that it lost in a failover.
 //
-// It knows no engine. All handlers may be called concurrently.
+// It works with any engine. All handlers may be called concurrently.
 package dbadmin
 
 import (
@@ -13,22 +13,23 @@ import (
 	"github.com/stagebench/stagebench/sut/node/process"
 )
 
-// Database is a database that has copies.
+// Database is a replicated database.
 type Database interface {
-	// ReplicationStatus says how its copy stands.
+	// ReplicationStatus returns the state of its replication.
 	ReplicationStatus(ctx context.Context) (sut.ReplicationStatus, error)
-	// Become makes it what it is told.
+	// Become changes its replication role.
 	Become(ctx context.Context, next sut.Replication) error
-	// LostChanges says what the copy that it had as a primary held and is gone.
+	// LostChanges returns the changes that it committed as a primary and that its
+	// successor never received.
 	LostChanges(ctx context.Context) (sut.Lost, error)
 }
 
-// Add adds what operators ask and tell a database: sut.ReplicationPath and sut.LostPath.
-// An error of Become that wraps conflict means that it must not, and changes nothing. dir
-// is the database's directory.
+// Add adds the endpoints sut.ReplicationPath and sut.LostPath to mux. An error of Become
+// that wraps conflict means that the role is not allowed and that nothing changed. dir is
+// the directory of the database.
 func Add(mux *http.ServeMux, db Database, conflict error, dir string) {
 	addReplication(mux, db, conflict)
-	addLost(mux, &keeper{db: db, dir: dir})
+	addLost(mux, &lostAdmin{db: db, dir: dir})
 }
 
 func addReplication(mux *http.ServeMux, db Database, conflict error) {

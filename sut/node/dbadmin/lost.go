@@ -17,23 +17,25 @@ import (
 	"github.com/stagebench/stagebench/sut/store"
 )
 
-// replayBound is how long a replay may take. It goes on when who asked for it has
-// left: half a replay could not be told from a whole one.
-const replayBound = 5 * time.Minute
+// replayTimeout bounds a replay. A replay goes on after its client has left: a partial
+// replay could not be distinguished from a complete one.
+const replayTimeout = 5 * time.Minute
 
-// keeper is a database that may have kept a copy of what it lost.
-type keeper struct {
+// lostAdmin serves the lost changes of one database.
+type lostAdmin struct {
 	db  Database
 	dir string
-	one sync.Mutex // at a time: it may start a server on what was kept
+	// mu is held during each request, because Database.LostChanges may start a server on
+	// the kept copy.
+	mu sync.Mutex
 }
 
-// addLost adds what a database held and is gone, and has it done once more.
-func addLost(mux *http.ServeMux, k *keeper) {
+// addLost adds the endpoint that lists and replays lost changes.
+func addLost(mux *http.ServeMux, a *lostAdmin) {
 	mux.HandleFunc("GET "+sut.LostPath, func(w http.ResponseWriter, r *http.Request) {
-		k.one.Lock()
-		defer k.one.Unlock()
-		lost, err := k.lost(r.Context())
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		lost, err := a.lost(r.Context())
 		if err != nil {
 			process.SendError(w, http.StatusInternalServerError, err, "")
 			return
@@ -41,16 +43,16 @@ func addLost(mux *http.ServeMux, k *keeper) {
 		process.SendJSON(w, http.StatusOK, lost)
 	})
 	mux.HandleFunc("POST "+sut.LostPath, func(w http.ResponseWriter, r *http.Request) {
-		var order sut.Replay
-		err := process.DecodeStrictly(r.Body, &order)
+		var request sut.Replay
+		err := process.DecodeStrictly(r.Body, &request)
 		if err == nil {
-			err = process.CheckPeers(order.Primary)
+			err = process.CheckPeers(request.Primary)
 		}
 		if err != nil {
 			process.SendError(w, http.StatusBadRequest, err, `send {"primary": {"node": "db-2", "address": "127.0.0.1:5432"}}`)
 			return
 		}
-		done, err := k.replay(r.Context(), order.Primary)
+		done, err := a.replay(r.Context(), request.Primary)
 		switch {
 		case errors.Is(err, errReplayed):
 			process.SendError(w, http.StatusConflict, err, "")
@@ -62,49 +64,49 @@ func addLost(mux *http.ServeMux, k *keeper) {
 	})
 }
 
-// errReplayed says that what was lost has been done once more.
-var errReplayed = errors.New("has been done once more already")
+// errReplayed is the error of a second replay of the same changes.
+var errReplayed = errors.New("were already replayed")
 
-// replay does what was lost once more at a primary, if that has not been done.
-func (k *keeper) replay(ctx context.Context, primary sut.Peer) (done sut.Replayed, err error) {
-	k.one.Lock()
-	defer k.one.Unlock()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), replayBound)
+// replay repeats the lost changes at a primary, unless they were already replayed.
+func (a *lostAdmin) replay(ctx context.Context, primary sut.Peer) (done sut.Replayed, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), replayTimeout)
 	defer cancel()
-	lost, err := k.lost(ctx)
+	lost, err := a.lost(ctx)
 	if err != nil {
 		return done, err
 	}
 	if lost.Replayed {
-		return done, fmt.Errorf("what %s lost in epoch %d %w", lost.Node, lost.Epoch, errReplayed)
+		return done, fmt.Errorf("the changes that %s lost in epoch %d %w", lost.Node, lost.Epoch, errReplayed)
 	}
 	if done, err = replay(ctx, primary, lost.Changes); err != nil {
 		return done, err
 	}
-	return done, os.WriteFile(k.mark(lost), nil, 0o600)
+	return done, os.WriteFile(a.replayedFile(lost), nil, 0o600)
 }
 
-// lost is what a database lost, and whether that was done once more already.
-func (k *keeper) lost(ctx context.Context) (sut.Lost, error) {
-	lost, err := k.db.LostChanges(ctx)
+// lost returns the lost changes and whether they were already replayed.
+func (a *lostAdmin) lost(ctx context.Context) (sut.Lost, error) {
+	lost, err := a.db.LostChanges(ctx)
 	if err != nil {
 		return lost, err
 	}
-	_, err = os.Stat(k.mark(lost))
+	_, err = os.Stat(a.replayedFile(lost))
 	lost.Replayed = err == nil
 	return lost, nil
 }
 
-// mark is a file that is there when a copy has been replayed. It lies beside the node's
-// directory, which may be replaced.
-func (k *keeper) mark(lost sut.Lost) string {
-	return fmt.Sprintf("%s.replayed-%d", filepath.Clean(k.dir), lost.Epoch)
+// replayedFile returns the path of the file that exists after a replay. The file is next
+// to the database's directory, because that directory may be replaced.
+func (a *lostAdmin) replayedFile(lost sut.Lost) string {
+	return fmt.Sprintf("%s.replayed-%d", filepath.Clean(a.dir), lost.Epoch)
 }
 
-// replay does at a primary what was lost, as operations of the store: rows that
-// were added are added with their own ids, so that a second time finds them in
-// place; counters are raised by what they had been raised by; a title is set
-// where nobody has set another one since.
+// replay repeats lost changes at a primary, as operations of the store:
+//   - an added row is added with its own id, so a second replay finds it and adds nothing;
+//   - a counter grows by the lost difference;
+//   - a title is set, unless it was changed after the loss.
 func replay(ctx context.Context, primary sut.Peer, changes []sut.LostChange) (sut.Replayed, error) {
 	s, err := store.Open(store.Config{Primary: primary, MaxConns: 1, Name: "recover"})
 	if err != nil {
@@ -120,7 +122,7 @@ func replay(ctx context.Context, primary sut.Peer, changes []sut.LostChange) (su
 	return r.done, nil
 }
 
-// replayer does lost changes once more, and counts them.
+// replayer repeats lost changes and counts them.
 type replayer struct {
 	store *store.Store
 	done  sut.Replayed
@@ -130,11 +132,12 @@ func (r *replayer) change(ctx context.Context, c row) error {
 	switch {
 	case c.Table == "comments" && c.Op == sut.Inserted:
 		_, err := r.store.Comment(ctx, photos.Comment{
-			ID: c.id("id"), PhotoID: c.id("photo_id"), UserID: c.id("user_id"), Text: c.text("text"), CreatedUS: c.number("created_us"),
+			ID: c.id("id"), PhotoID: c.id("photo_id"), UserID: c.id("user_id"),
+			Text: c.text("text"), CreatedUS: c.number("created_us"),
 		})
-		return r.note("comment", c, err)
+		return r.count("comment", c, err)
 	case c.Table == "follows" && c.Op == sut.Inserted:
-		return r.note("follow", c, r.store.Follow(ctx, photos.Follow{
+		return r.count("follow", c, r.store.Follow(ctx, photos.Follow{
 			Follower: c.id("follower"), Followee: c.id("followee"), CreatedUS: c.number("created_us"),
 		}))
 	case c.Table == "photos" && c.Op == sut.Inserted:
@@ -143,26 +146,27 @@ func (r *replayer) change(ctx context.Context, c row) error {
 			Width: int(c.number("width")), Height: int(c.number("height")),
 			Bytes: c.number("bytes"), CreatedUS: c.number("created_us"), Version: 1,
 		})
-		if noted := r.note("upload", c, err); noted != nil || err != nil {
-			return noted
+		if fatal := r.count("upload", c, err); fatal != nil || err != nil {
+			return fatal
 		}
-		// Where only the last state of a row is known, it has the likes, too.
+		// A lost change is the last state of its row, so it can have likes, too.
 		return r.like(ctx, c, c.number("likes"))
 	case c.Table == "photos" && c.Op == sut.Deleted:
-		return r.note("delete", c, r.store.DeletePhoto(ctx, c.key(), photos.ID(c.before("user_id"))))
+		return r.count("delete", c, r.store.DeletePhoto(ctx, c.key(), photos.ID(c.before("user_id"))))
 	case c.Table == "photos" && c.Op == sut.Updated:
 		return r.update(ctx, c)
 	case c.Table == "users" && c.Op == sut.Updated, c.Table == "comments" && c.Op == sut.Deleted:
-		return nil // a part of another operation
+		return nil // part of another operation
 	}
-	r.refuse(c, errors.New("nothing in the store does that"))
+	r.refuse(c, errors.New("the store has no operation for this change"))
 	return nil
 }
 
-// update raises likes and sets a title; comments are counted as they are added.
+// update repeats likes and the change of a title. It ignores the counter of comments,
+// which the added comments raise.
 func (r *replayer) update(ctx context.Context, c row) error {
 	if c.Old == nil {
-		r.refuse(c, errors.New("what it was before is not known"))
+		r.refuse(c, errors.New("the old values are not known"))
 		return nil
 	}
 	if _, liked := c.New["likes"]; liked {
@@ -175,28 +179,29 @@ func (r *replayer) update(ctx context.Context, c row) error {
 	}
 	now, err := r.store.Photo(ctx, c.key())
 	if err == nil && now.Title != c.Old["title"] {
-		r.refuse(c, fmt.Errorf("somebody has renamed it since, to %q", now.Title))
+		r.refuse(c, fmt.Errorf("the photo was renamed to %q after the loss", now.Title))
 		return nil
 	}
 	if err == nil {
 		_, err = r.store.RenamePhoto(ctx, c.key(), now.UserID, c.text("title"))
 	}
-	return r.note("rename", c, err)
+	return r.count("rename", c, err)
 }
 
-// like adds likes to a photo.
+// like likes a photo the given number of times.
 func (r *replayer) like(ctx context.Context, c row, times int64) error {
 	for range times {
 		_, err := r.store.Like(ctx, c.key(), 0)
-		if err := r.note("like", c, err); err != nil {
+		if err := r.count("like", c, err); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// note counts an operation. Only a primary that does not answer ends the replay.
-func (r *replayer) note(op string, c row, err error) error {
+// count counts the result err of an operation. It returns err only if the primary did not
+// answer, which ends the replay.
+func (r *replayer) count(op string, c row, err error) error {
 	switch {
 	case err == nil:
 		r.done.Done[op]++
@@ -210,15 +215,18 @@ func (r *replayer) note(op string, c row, err error) error {
 	return nil
 }
 
+// refuse lists a change that cannot be repeated.
 func (r *replayer) refuse(c row, err error) {
 	r.done.Refused = append(r.done.Refused, fmt.Sprintf("%s of %s %s: %v", c.Op, c.Table, c.Key, err))
 }
 
-// row is a lost change, read as the records of the service.
+// row reads the values of a lost change as the types of the service's records. A missing
+// value reads as zero.
 type row struct{ sut.LostChange }
 
+// key is the primary key of a table with one key column.
 func (c row) key() photos.ID {
-	id, _ := strconv.ParseInt(c.Key, 10, 64) // of a table with one key column
+	id, _ := strconv.ParseInt(c.Key, 10, 64)
 	return photos.ID(id)
 }
 func (c row) id(column string) photos.ID { return photos.ID(c.number(column)) }

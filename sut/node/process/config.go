@@ -12,15 +12,13 @@ import (
 	"github.com/stagebench/stagebench/sut/ladder"
 )
 
-// Bounds of a configuration.
+// Upper bounds of values in a configuration.
 const (
 	maxDrainSeconds = 3600
 	maxProcs        = 4096
 )
 
-// decodeConfig reads one configuration and leaves the rest of the input alone.
-// What it returns can be started with: knobs that are there have values that
-// they allow, and names and numbers are in their ranges.
+// decodeConfig reads one valid configuration from in, and nothing that follows it.
 func decodeConfig(in io.Reader) (sut.NodeConfig, error) {
 	decoder := json.NewDecoder(in)
 	decoder.DisallowUnknownFields()
@@ -28,12 +26,12 @@ func decodeConfig(in io.Reader) (sut.NodeConfig, error) {
 	if err := decoder.Decode(&config); err != nil {
 		return config, err
 	}
-	// A template is built by nodes that are part of no topology, and have no knobs.
+	// Nodes that build a template belong to no topology and have no knobs.
 	config.Knobs = ladder.Complete(config.Knobs)
 	return config, checkConfig(config)
 }
 
-// checkConfig says what is wrong with a configuration.
+// checkConfig returns the first error in a configuration.
 func checkConfig(config sut.NodeConfig) error {
 	switch {
 	case config.Node == "":
@@ -49,9 +47,9 @@ func checkConfig(config sut.NodeConfig) error {
 	case config.Role == sut.Web && (config.IDHost < 1 || config.IDHost > sut.MaxIDHost):
 		return fmt.Errorf("id_host %d: want 1 to %d, and another number for each web node", config.IDHost, sut.MaxIDHost)
 	case config.Service != "" && config.Service != sut.Reads && config.Service != sut.Uploads:
-		return fmt.Errorf("service %q: want %s, %s, or none for everything", config.Service, sut.Reads, sut.Uploads)
+		return fmt.Errorf("service %q: want %s, %s, or none for all services", config.Service, sut.Reads, sut.Uploads)
 	case config.Service != "" && config.Role != sut.Web:
-		return fmt.Errorf("service %q: only web nodes have one, and this is a node of role %q", config.Service, config.Role)
+		return fmt.Errorf("service %q: only web nodes have a service, and this node has role %q", config.Service, config.Role)
 	}
 	if config.Replication != nil {
 		if err := CheckReplication(*config.Replication); err != nil {
@@ -64,7 +62,7 @@ func checkConfig(config sut.NodeConfig) error {
 	return ladder.Validate(config.Knobs)
 }
 
-// checkWiring says what is wrong with a wiring, whatever node it is for.
+// checkWiring returns the first error in a wiring. The rules are the same for every role.
 func checkWiring(w sut.Wiring) error {
 	if w.Epoch < 0 {
 		return fmt.Errorf("epoch %d: want 0 or more", w.Epoch)
@@ -82,22 +80,22 @@ func checkWiring(w sut.Wiring) error {
 	return nil
 }
 
-// CheckReplication says what is wrong with what a database is told of its copies.
+// CheckReplication returns the first error in the replication role of a database.
 func CheckReplication(r sut.Replication) error {
 	switch {
 	case r.Epoch < 1:
 		return fmt.Errorf("replication: epoch %d: want 1 or more", r.Epoch)
 	case r.Primary != nil && r.Several:
-		return errors.New("replication: one of several primaries follows nobody: it has origins")
+		return errors.New("replication: a multi-primary node has origins, not a primary to follow")
 	case r.Primary != nil:
 		return CheckPeers(*r.Primary)
 	}
 	return CheckPeers(r.Origins...)
 }
 
-// CheckPeers says what is wrong with nodes that another one calls.
+// CheckPeers returns the first error in a list of peers. Names must be unique.
 func CheckPeers(peers ...sut.Peer) error {
-	known := map[string]bool{}
+	names := map[string]bool{}
 	for _, p := range peers {
 		_, port, err := net.SplitHostPort(p.Address)
 		if number, bad := strconv.ParseUint(port, 10, 16); err != nil || bad != nil || number == 0 {
@@ -106,12 +104,12 @@ func CheckPeers(peers ...sut.Peer) error {
 		switch {
 		case p.Node == "":
 			return fmt.Errorf("the node at %s has no name", p.Address)
-		case known[p.Node]:
-			return fmt.Errorf("node %q is named twice", p.Node)
+		case names[p.Node]:
+			return fmt.Errorf("node %q is listed twice", p.Node)
 		case !(p.Weight >= 0):
 			return fmt.Errorf("node %q: weight %v: want 0 or more", p.Node, p.Weight)
 		}
-		known[p.Node] = true
+		names[p.Node] = true
 	}
 	return nil
 }

@@ -8,11 +8,15 @@ import (
 	"github.com/stagebench/stagebench/sut/ladder"
 )
 
-const goodConfig = `{"node":"web-1","host":"web-1","role":"web","engine":"app","listen":"127.0.0.1","port":0,"dir":"/d","procs":1,"id_host":7,"drain_seconds":5,"wiring":{"uses":{"db":[{"node":"db-1","address":"127.0.0.1:1"}]}},"knobs":{"web.hosts":"2"},"data":{"size":"small","seed":1}}`
+const goodConfig = `{"node":"web-1","host":"web-1","role":"web","engine":"app",` +
+	`"listen":"127.0.0.1","port":0,"dir":"/d","procs":1,"id_host":7,"drain_seconds":5,` +
+	`"wiring":{"uses":{"db":[{"node":"db-1","address":"127.0.0.1:1"}]}},` +
+	`"knobs":{"web.hosts":"2"},"data":{"size":"small","seed":1}}`
 
 func TestConfigIsChecked(t *testing.T) {
-	if config, err := decodeConfig(strings.NewReader(goodConfig)); err != nil || ladder.WebOf(config.Knobs).Hosts != 2 || ladder.WebOf(config.Knobs).MaxConns != 500 {
-		t.Errorf("config %+v, %v: want it with the defaults of the other knobs", config, err)
+	config, err := decodeConfig(strings.NewReader(goodConfig))
+	if web := ladder.WebOf(config.Knobs); err != nil || web.Hosts != 2 || web.MaxConns != 500 {
+		t.Errorf("config %+v, %v: want web.hosts 2 and the defaults of the other knobs", config, err)
 	}
 	for want, change := range map[string][2]string{
 		"unknown field":        {`"port":0`, `"prt":0`},
@@ -33,20 +37,23 @@ func TestConfigIsChecked(t *testing.T) {
 		"want host:port":       {`127.0.0.1:1"`, `127.0.0.1"`},
 		"address \"x:0\"":      {`127.0.0.1:1"`, `x:0"`},
 		"has no name":          {`{"node":"db-1"`, `{"node":""`},
-		"is named twice":       {`"db":[`, `"db":[{"node":"db-1","address":"127.0.0.1:2"},`},
+		"is listed twice":      {`"db":[`, `"db":[{"node":"db-1","address":"127.0.0.1:2"},`},
 		"weight -1":            {`127.0.0.1:1"`, `127.0.0.1:1","weight":-1`},
 	} {
-		if _, err := decodeConfig(strings.NewReader(strings.Replace(goodConfig, change[0], change[1], 1))); err == nil || !strings.Contains(err.Error(), want) {
+		_, err := decodeConfig(strings.NewReader(strings.Replace(goodConfig, change[0], change[1], 1)))
+		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s instead of %s: error %v, want one with %q", change[1], change[0], err, want)
 		}
 	}
 }
 
-// Whatever comes in, a configuration that is taken can be used: asking it for its
-// knobs does not panic, and it survives being written and read again.
+// A configuration that is accepted can be used, whatever the input was: reading its knobs
+// does not panic, and encoding and decoding it gives the same configuration.
 func FuzzNodeConfig(f *testing.F) {
 	f.Add([]byte(goodConfig))
-	f.Add([]byte(`{"node":"lb-1","role":"lb","engine":"balance","listen":"::1","knobs":{"web.cpu":"3,1","lb.routes":"path=/a -> web-1"},"wiring":{"routes":[{"cookie":"a:b","to":["web-1"]}]}}`))
+	f.Add([]byte(`{"node":"lb-1","role":"lb","engine":"balance","listen":"::1",` +
+		`"knobs":{"web.cpu":"3,1","lb.routes":"path=/a -> web-1"},` +
+		`"wiring":{"routes":[{"cookie":"a:b","to":["web-1"]}]}}`))
 	f.Add([]byte(`{"node":"x","listen":"127.0.0.1","drain_seconds":1e300}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		config, err := decodeConfig(strings.NewReader(string(text)))
@@ -62,7 +69,7 @@ func FuzzNodeConfig(f *testing.F) {
 		}
 		again, err := decodeConfig(strings.NewReader(string(document)))
 		if err != nil || again.Node != config.Node || len(again.Wiring.Uses) != len(config.Wiring.Uses) {
-			t.Fatalf("%v: written as %s", err, document)
+			t.Fatalf("error %v after decoding %s again", err, document)
 		}
 	})
 }

@@ -12,16 +12,17 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// HTTP is servers of HTTP that end together.
+// HTTP is a group of HTTP servers that stop together.
 type HTTP struct {
-	Died    chan error // delivers why one has ended without being asked
+	Died    chan error // delivers the error of a server that ended without Stop
 	servers []*http.Server
 }
 
-// NewHTTP returns no servers.
+// NewHTTP returns an empty group.
 func NewHTTP() *HTTP { return &HTTP{Died: make(chan error, 4)} }
 
-// Serve has a server serve a listener.
+// Serve adds a server to the group and serves the listener in a goroutine. It sets the
+// server's timeouts.
 func (h *HTTP) Serve(listener net.Listener, server *http.Server) {
 	server.ReadHeaderTimeout, server.IdleTimeout = 10*time.Second, 5*time.Minute
 	h.servers = append(h.servers, server)
@@ -32,7 +33,7 @@ func (h *HTTP) Serve(listener net.Listener, server *http.Server) {
 	}()
 }
 
-// Stop lets the requests in flight finish, and closes what is left in the end.
+// Stop waits for the requests in flight. When ctx ends, it closes their connections.
 func (h *HTTP) Stop(ctx context.Context) error {
 	var errs error
 	for _, server := range h.servers {
@@ -43,20 +44,22 @@ func (h *HTTP) Stop(ctx context.Context) error {
 	return errs
 }
 
-// SendJSON answers operators.
+// SendJSON answers a request of an operator.
 func SendJSON(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body) // an error is the client's connection
+	_ = json.NewEncoder(w).Encode(body) // it can only fail if the client is gone
 }
 
-// SendError answers operators with an error; hint says what to send instead, "" = nothing.
+// SendError answers a request of an operator with an error. hint says what to send
+// instead; "" = no hint.
 func SendError(w http.ResponseWriter, status int, err error, hint string) {
 	SendJSON(w, status, sut.ErrorBody{Error: err.Error(), Hint: hint})
 }
 
-// DecodeStrictly reads one JSON document, bounded, of known fields only.
+// DecodeStrictly reads one JSON document of at most 1 MiB. An unknown field, and text
+// after the document, are errors.
 func DecodeStrictly(body io.Reader, into any) error {
 	decoder := json.NewDecoder(io.LimitReader(body, 1<<20))
 	decoder.DisallowUnknownFields()
@@ -64,7 +67,7 @@ func DecodeStrictly(body io.Reader, into any) error {
 		return err
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("there is something behind the JSON document")
+		return errors.New("unexpected text after the JSON document: send one document")
 	}
 	return nil
 }

@@ -18,29 +18,31 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// Server is a native server that a package describes and that is started here.
+// Server describes a native server. StartNative starts it.
 type Server interface {
-	Prepare(ctx context.Context) error // files and ownership
-	Command() *exec.Cmd                // not started
-	Ready(ctx context.Context) error   // one probe, nil when it serves
-	StopSignal() os.Signal             // asks it to end in order
-	Version(ctx context.Context) (string, error)
-	Address() string
+	Prepare(ctx context.Context) error           // writes its files and sets their owner
+	Command() *exec.Cmd                          // the command, not started
+	Ready(ctx context.Context) error             // probes the server once; nil = it serves
+	StopSignal() os.Signal                       // the signal for an orderly stop
+	Version(ctx context.Context) (string, error) // the version that the server reports
+	Address() string                             // host:port of its clients
 }
 
-// How long a native server may take to serve, and how often it is asked.
+// nativeStart bounds the start of a native server. nativePoll is the time between two
+// probes during the start.
 const (
 	nativeStart = 30 * time.Second
 	nativePoll  = 5 * time.Millisecond
 )
 
-// Beside runs something as long as a component lives.
-func (c Component) Beside(watch func(context.Context)) Component {
+// WithBackground returns a component that runs f in a goroutine. Stop ends the context of
+// f and waits for f before it stops the component.
+func (c Component) WithBackground(f func(context.Context)) Component {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		watch(ctx)
+		f(ctx)
 	}()
 	stop := c.Stop
 	c.Stop = func(ctx context.Context) error {
@@ -51,20 +53,21 @@ func (c Component) Beside(watch func(context.Context)) Component {
 	return c
 }
 
-// marks are the variables by which whoever runs nodes knows the processes of each again.
-// A native server has an environment of its own, and is of its node all the same.
-func marks(environment []string) []string {
+// nodeVariables returns the environment variables that mark the processes of a node. The
+// harness finds a node's processes by them. A native server does not inherit the
+// environment, so it must get these variables.
+func nodeVariables(environment []string) []string {
 	return slices.DeleteFunc(environment, func(v string) bool { return !strings.HasPrefix(v, "STAGEBENCH_") })
 }
 
-// StartNative starts a described server as a child that gets the signal death when this
-// process dies, and waits until it serves or exits.
+// StartNative starts a native server as a child process and waits until it serves or
+// exits. The child gets the signal death when this process dies.
 func (n Node) StartNative(ctx context.Context, s Server, death syscall.Signal) (Component, error) {
 	if err := s.Prepare(ctx); err != nil {
 		return Component{}, err
 	}
 	cmd := s.Command()
-	cmd.Env = append(cmd.Env, marks(os.Environ())...)
+	cmd.Env = append(cmd.Env, nodeVariables(os.Environ())...)
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
@@ -74,16 +77,16 @@ func (n Node) StartNative(ctx context.Context, s Server, death syscall.Signal) (
 	go n.relay(reader, s)
 	started, exited := make(chan error, 1), make(chan error, 1)
 	go func() {
-		// The death signal comes when the parent thread ends, so the thread that
-		// started the child must live as long as the child does.
+		// The kernel sends the death signal when the thread that started the child
+		// ends. So this thread must live as long as the child.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
 		started <- err
 		if err == nil {
 			err = cmd.Wait()
-			_ = writer.Close() // a pipe's writer never fails to close
-			exited <- fmt.Errorf("%s ended: %w", filepath.Base(cmd.Path), orExited(err))
+			_ = writer.Close() // never fails for a pipe
+			exited <- fmt.Errorf("%s ended: %w", filepath.Base(cmd.Path), exitError(err))
 		}
 	}()
 	if err := <-started; err != nil {
@@ -97,7 +100,7 @@ func (n Node) StartNative(ctx context.Context, s Server, death syscall.Signal) (
 	if err != nil {
 		return Component{}, errors.Join(err, stop(ctx))
 	}
-	died := make(chan error, 3) // of the server, of who watches it, and of the admin address
+	died := make(chan error, 3) // one each for the server, a background function and the admin address
 	relayed := make(chan error, 1)
 	go func() {
 		err := <-exited
@@ -111,22 +114,24 @@ func (n Node) StartNative(ctx context.Context, s Server, death syscall.Signal) (
 	}, nil
 }
 
-// relay logs what the server prints. One that prints more than words for people
-// has a Printed, which reports whether it has logged the line itself.
+// relay logs the lines that the server prints. A server may have a method Printed that
+// takes a line and reports whether it logged the line itself.
 func (n Node) relay(r io.Reader, s Server) {
-	printed := func(string) bool { return false }
-	if own, has := s.(interface{ Printed(line string) bool }); has {
-		printed = own.Printed
+	logged := func(string) bool { return false }
+	if logger, ok := s.(interface{ Printed(line string) bool }); ok {
+		logged = logger.Printed
 	}
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
-		if !printed(lines.Text()) {
+		if !logged(lines.Text()) {
 			n.Log.Info(lines.Text(), "source", "server")
 		}
 	}
-	_, _ = io.Copy(io.Discard, r) // after a line that is too long: the server must not block
+	// The scanner stops at a line that is too long. A full pipe would block the server.
+	_, _ = io.Copy(io.Discard, r)
 }
 
+// awaitNative waits until the server serves or exits.
 func awaitNative(ctx context.Context, s Server, exited chan error) error {
 	ctx, cancel := context.WithTimeout(ctx, nativeStart)
 	defer cancel()
@@ -140,15 +145,16 @@ func awaitNative(ctx context.Context, s Server, exited chan error) error {
 		select {
 		case <-poll.C:
 		case death := <-exited:
-			exited <- death // for the stop that follows
+			exited <- death // the caller's stop needs it
 			return death
 		case <-ctx.Done():
-			return fmt.Errorf("not ready within %v: %w", nativeStart, err)
+			return fmt.Errorf("the native server did not become ready within %v: %w", nativeStart, err)
 		}
 	}
 }
 
-// stopNative asks the server to end and kills it when the time is over.
+// stopNative sends the stop signal and waits for the exit. It kills the server when ctx
+// ends.
 func stopNative(ctx context.Context, cmd *exec.Cmd, signal os.Signal, exited <-chan error) error {
 	if err := cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
@@ -166,11 +172,10 @@ func stopNative(ctx context.Context, cmd *exec.Cmd, signal os.Signal, exited <-c
 	}
 }
 
-// orExited names the end of a server that ended without an error: it was not
-// asked to.
-func orExited(err error) error {
+// exitError returns the error of an exit that was not requested, also for exit status 0.
+func exitError(err error) error {
 	if err == nil {
-		return errors.New("exit status 0, but nobody had asked it to")
+		return errors.New("exit status 0 without a stop signal")
 	}
 	return err
 }

@@ -5,9 +5,9 @@ import (
 	"testing"
 )
 
-func TestMarksArePassedOn(t *testing.T) {
+func TestNodeVariables(t *testing.T) {
 	t.Parallel()
-	got := marks([]string{"PATH=/bin", "STAGEBENCH_GROUP=/tree/db-1", "HOME=/root", "NOT_STAGEBENCH_=1"})
+	got := nodeVariables([]string{"PATH=/bin", "STAGEBENCH_GROUP=/tree/db-1", "HOME=/root", "NOT_STAGEBENCH_=1"})
 	if !slices.Equal(got, []string{"STAGEBENCH_GROUP=/tree/db-1"}) {
 		t.Errorf("got %v", got)
 	}

@@ -1,11 +1,11 @@
-// Package process is the life of a node as a process: it reads a sut.NodeConfig, has
-// the node started, says that it is ready, takes other neighbours while it serves, and
-// ends it in order.
+// Package process runs a node as a process. It reads the sut.NodeConfig, starts the node,
+// prints the ready line, takes new wirings while the node serves, and drains the node at
+// its end.
 //
-// It keeps the contract that sut.NodeConfig describes: above all, a node dies when its
-// standard input closes, so that no orphan can exist. It knows no engine. Package node
-// says how each is started, with what this package offers for that: listeners, HTTP
-// servers, and the supervision of a native server.
+// It implements the contract that sut.NodeConfig describes. Most important, a node exits
+// when its standard input closes, so no process outlives its parent. The package knows no
+// engine: package node starts each engine. For that this package has listeners, groups of
+// HTTP servers, and the supervision of a native server.
 package process
 
 import (
@@ -29,43 +29,43 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// Node is what an engine is started with.
+// Node is what a function that starts an engine gets.
 type Node struct {
 	Config   sut.NodeConfig
 	Log      *slog.Logger
-	Registry *prometheus.Registry // of the metrics at its admin address
+	Registry *prometheus.Registry // the metrics at the admin address
 }
 
-// Component is the running inside of a node.
+// Component is the running engine of a node.
 type Component struct {
 	Ready sut.Ready // Run fills in the name and the admin address
-	// Died delivers the error of a component that ends without being asked.
+	// Died delivers the error of a component that ended without Stop.
 	Died chan error
-	// Stop drains, within the time that ctx leaves.
+	// Stop drains the component and ends it. It returns when ctx ends at the latest.
 	Stop func(ctx context.Context) error
-	// Operators is what the admin address answers besides sut.WiringPath, until all the
-	// rest has stopped; nil = the node has no such address.
+	// Operators answers at the admin address, which also answers sut.WiringPath. The
+	// address works until all other parts of the node have stopped; nil = the node has no
+	// admin address.
 	Operators http.Handler
-	// Rewire has the component act by another wiring, and returns when nothing goes any
-	// more to who is not listed or draining, or when ctx ends. An error that wraps
-	// sut.ErrWiring means that nothing has changed. It is called once at a time; nil = no
-	// neighbour matters to the component.
+	// Rewire changes the neighbours of the component. It returns when all calls to
+	// draining and to removed nodes have ended, or when ctx ends. An error that wraps
+	// sut.ErrWiring means that nothing changed. Calls are never concurrent; nil = the
+	// component has no neighbours.
 	Rewire func(ctx context.Context, next sut.Wiring) error
 }
 
-// Start starts what a configuration asks for.
+// Start starts the engine of a node.
 type Start func(ctx context.Context, n Node) (Component, error)
 
-// orphanDrain bounds the draining when the parent has died: nobody waits for
-// the answers any more.
+// orphanDrain bounds the drain of a node whose parent died. Nobody waits for its answers.
 const orphanDrain = 500 * time.Millisecond
 
-// gcPercent lets the small heaps of nodes grow before they are collected. Hosts
-// have a tenth of a core and half a gigabyte: CPU is what they are short of.
+// gcPercent lets the heap of a node grow fivefold between two collections. Hosts have a
+// tenth of a core and half a gigabyte, so CPU is scarcer than memory.
 const gcPercent = 400
 
-// Run is the whole life of a node. ctx ends when it is to drain; in is its
-// standard input, out takes the ready line, and logs go to errs.
+// Run runs a node until its end. The node drains when ctx ends. in is its standard
+// input, out takes the ready line, and errs takes the log.
 func Run(ctx context.Context, in io.Reader, out, errs io.Writer, start Start) error {
 	config, err := decodeConfig(in)
 	if err != nil {
@@ -78,7 +78,7 @@ func Run(ctx context.Context, in io.Reader, out, errs io.Writer, start Start) er
 
 	orphaned := make(chan struct{})
 	go func() {
-		_, _ = io.Copy(io.Discard, in) // ends when the parent does
+		_, _ = io.Copy(io.Discard, in) // returns when the parent ends
 		close(orphaned)
 	}()
 	starting, cancel := context.WithCancel(ctx)
@@ -99,13 +99,14 @@ func Run(ctx context.Context, in io.Reader, out, errs io.Writer, start Start) er
 		return fmt.Errorf("start node %s: %w", config.Node, err)
 	}
 	if err := json.NewEncoder(out).Encode(c.Ready); err != nil {
-		return errors.Join(fmt.Errorf("say that node %s is ready: %w", config.Node, err), c.Stop(ctx))
+		return errors.Join(fmt.Errorf("print the ready line of node %s: %w", config.Node, err), c.Stop(ctx))
 	}
 	log.Info("ready", "address", c.Ready.Address, "version", c.Ready.Version)
-	return n.live(ctx, c, orphaned)
+	return n.waitAndDrain(ctx, c, orphaned)
 }
 
-// withAdmin adds the admin address. It goes last: who drains a node may look at it.
+// withAdmin adds the admin address. Its server stops last, so that operators can watch
+// the drain.
 func (n Node) withAdmin(c Component) (Component, error) {
 	c.Ready.Node = n.Config.Node
 	if c.Operators == nil {
@@ -128,8 +129,9 @@ func (n Node) withAdmin(c Component) (Component, error) {
 	return c, nil
 }
 
-// live waits for the end and drains.
-func (n Node) live(ctx context.Context, c Component, orphaned <-chan struct{}) error {
+// waitAndDrain waits until ctx ends, the parent dies or the component dies. It then
+// drains the component, unless that died.
+func (n Node) waitAndDrain(ctx context.Context, c Component, orphaned <-chan struct{}) error {
 	drain := time.Duration(n.Config.DrainSeconds * float64(time.Second))
 	select {
 	case err := <-c.Died:
@@ -137,7 +139,7 @@ func (n Node) live(ctx context.Context, c Component, orphaned <-chan struct{}) e
 	case <-ctx.Done():
 		n.Log.Info("draining", "bound_seconds", n.Config.DrainSeconds)
 	case <-orphaned:
-		n.Log.Info("the parent has gone")
+		n.Log.Info("standard input closed: the parent has ended")
 		drain = min(drain, orphanDrain)
 	}
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
@@ -156,16 +158,16 @@ func (n Node) live(ctx context.Context, c Component, orphaned <-chan struct{}) e
 	return nil
 }
 
-// Listen binds the node's own address, on its own port.
+// Listen binds the address and the port of the node's configuration.
 func (n Node) Listen() (net.Listener, error) { return n.listen(n.Config.Port) }
 
-// listen binds a port of the node's address; port 0 is any free one.
+// listen binds a port of the node's address; 0 = any free port.
 func (n Node) listen(port int) (net.Listener, error) {
 	return net.Listen("tcp", net.JoinHostPort(n.Config.Listen, strconv.Itoa(port)))
 }
 
-// FreePort is the node's own port, or one that nobody has. The host's address
-// is its own, so nobody else takes it before a native server does.
+// FreePort returns the port of the node's configuration, or a free port if that is 0. No
+// other host uses this address, so nobody else takes the port before the native server.
 func (n Node) FreePort() (int, error) {
 	if n.Config.Port != 0 {
 		return n.Config.Port, nil
@@ -183,7 +185,7 @@ func newRegistry() *prometheus.Registry {
 	return r
 }
 
-// Operators serves metrics and liveness, to which more may be added.
+// Operators returns a handler of /metrics and /healthz. The caller may add endpoints.
 func (n Node) Operators() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(n.Registry, promhttp.HandlerOpts{}))

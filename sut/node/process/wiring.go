@@ -13,38 +13,38 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// neighbours is the wiring that a node acts by. It takes others as sut.Wiring says.
+// neighbours holds the current wiring of a node and changes it as sut.Wiring describes.
 type neighbours struct {
-	rewire   func(context.Context, sut.Wiring) error
-	changing chan struct{} // held by who changes the wiring
+	rewire func(context.Context, sut.Wiring) error
+	slot   chan struct{} // capacity 1; a change holds it, so that calls of rewire are never concurrent
 
 	mu        sync.Mutex
-	now       sut.Wiring
-	interrupt context.CancelCauseFunc // ends the change to now; nil = it is over
-	asked     []int64                 // epochs of the wirings that somebody waits for
+	current   sut.Wiring
+	interrupt context.CancelCauseFunc // cancels the running change to current; nil = no change runs
+	pending   []int64                 // epochs of the requests that have no answer yet
 }
 
 func newNeighbours(first sut.Wiring, rewire func(context.Context, sut.Wiring) error) *neighbours {
 	if rewire == nil {
 		rewire = func(context.Context, sut.Wiring) error { return nil }
 	}
-	return &neighbours{rewire: rewire, changing: make(chan struct{}, 1), now: first}
+	return &neighbours{rewire: rewire, slot: make(chan struct{}, 1), current: first}
 }
 
-// errOld says that a wiring of a higher epoch has come.
-var errOld = errors.New("a wiring of a higher epoch is in use")
+// errOldEpoch is the error of a wiring after one with a higher epoch has arrived.
+var errOldEpoch = errors.New("a wiring of a higher epoch has replaced this one")
 
-// defaultDrain bounds a change when its request does not.
+// defaultDrain bounds a change whose request has no sut.DrainHeader.
 const defaultDrain = 30 * time.Second
 
-// show answers with the wiring that the node acts by.
+// show answers GET with the current wiring.
 func (n *neighbours) show(w http.ResponseWriter, _ *http.Request) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	SendJSON(w, http.StatusOK, n.now)
+	SendJSON(w, http.StatusOK, n.current)
 }
 
-// change takes another wiring.
+// change answers PUT of a new wiring.
 func (n *neighbours) change(w http.ResponseWriter, r *http.Request) {
 	drain, err := drainOf(r.Header.Get(sut.DrainHeader))
 	var next sut.Wiring
@@ -60,12 +60,12 @@ func (n *neighbours) change(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), drain)
 	defer cancel()
-	switch err := n.become(ctx, next); {
+	switch err := n.set(ctx, next); {
 	case err == nil:
 		w.WriteHeader(http.StatusNoContent)
 	case errors.Is(err, sut.ErrWiring):
 		refuse(w, http.StatusBadRequest, err)
-	case errors.Is(err, errOld):
+	case errors.Is(err, errOldEpoch):
 		refuse(w, http.StatusConflict, err)
 	case errors.Is(err, context.DeadlineExceeded):
 		refuse(w, http.StatusGatewayTimeout, err)
@@ -78,7 +78,7 @@ func refuse(w http.ResponseWriter, status int, err error) {
 	SendError(w, status, err, `send {"epoch": 2, "uses": {"db": [{"node": "db-2", "address": "127.0.0.1:5432"}]}}`)
 }
 
-// drainOf reads the header with the bound.
+// drainOf parses the value of sut.DrainHeader.
 func drainOf(text string) (time.Duration, error) {
 	if text == "" {
 		return defaultDrain, nil
@@ -90,77 +90,77 @@ func drainOf(text string) (time.Duration, error) {
 	return time.Duration(seconds * float64(time.Second)), nil
 }
 
-// become changes the wiring. One of a higher epoch does not wait until a change before
-// it is over: it interrupts that.
-func (n *neighbours) become(ctx context.Context, next sut.Wiring) error {
-	if err := n.ask(next.Epoch); err != nil {
+// set changes the wiring. A wiring of a higher epoch interrupts a running change instead
+// of waiting for it.
+func (n *neighbours) set(ctx context.Context, next sut.Wiring) error {
+	if err := n.announce(next.Epoch); err != nil {
 		return err
 	}
-	defer n.answer(next.Epoch)
+	defer n.finish(next.Epoch)
 	select {
-	case n.changing <- struct{}{}:
-		defer func() { <-n.changing }()
+	case n.slot <- struct{}{}:
+		defer func() { <-n.slot }()
 	case <-ctx.Done():
 	}
 	if ctx.Err() != nil {
-		return ctx.Err() // whoever has asked may have left and asked for something else
+		return ctx.Err() // the client may have given up and sent another wiring of this epoch
 	}
 	ctx, interrupt := context.WithCancelCause(ctx)
 	defer interrupt(nil)
-	before, err := n.begin(next, interrupt)
+	previous, err := n.begin(next, interrupt)
 	if err != nil {
 		return err
 	}
 	err = n.rewire(ctx, next)
 	if errors.Is(err, sut.ErrWiring) {
-		next = before
+		next = previous
 	}
 	n.end(next)
-	if cause := context.Cause(ctx); err != nil && errors.Is(cause, errOld) {
+	if cause := context.Cause(ctx); err != nil && errors.Is(cause, errOldEpoch) {
 		return cause
 	}
 	return err
 }
 
-// ask notes that somebody wants a wiring of an epoch, and interrupts the change to one
-// of a lower epoch.
-func (n *neighbours) ask(epoch int64) error {
+// announce adds an epoch to the pending ones, and interrupts a running change to a lower
+// epoch.
+func (n *neighbours) announce(epoch int64) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if epoch < n.now.Epoch {
-		return fmt.Errorf("epoch %d: %w", epoch, errOld)
+	if epoch < n.current.Epoch {
+		return fmt.Errorf("epoch %d: %w", epoch, errOldEpoch)
 	}
-	if n.interrupt != nil && epoch > n.now.Epoch {
-		n.interrupt(fmt.Errorf("epoch %d: %w", n.now.Epoch, errOld))
+	if n.interrupt != nil && epoch > n.current.Epoch {
+		n.interrupt(fmt.Errorf("epoch %d: %w", n.current.Epoch, errOldEpoch))
 	}
-	n.asked = append(n.asked, epoch)
+	n.pending = append(n.pending, epoch)
 	return nil
 }
 
-// answer notes that who wanted a wiring of an epoch is answered.
-func (n *neighbours) answer(epoch int64) {
+// finish removes an epoch from the pending ones.
+func (n *neighbours) finish(epoch int64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	i := slices.Index(n.asked, epoch)
-	n.asked = slices.Delete(n.asked, i, i+1)
+	i := slices.Index(n.pending, epoch)
+	n.pending = slices.Delete(n.pending, i, i+1)
 }
 
-// begin makes next the wiring that the node acts by, unless somebody wants one of a
-// higher epoch, and returns the one before. Who calls it has asked.
-func (n *neighbours) begin(next sut.Wiring, interrupt context.CancelCauseFunc) (before sut.Wiring, err error) {
+// begin makes next the current wiring and returns the previous one. It fails if a higher
+// epoch is pending. The epoch of next must be pending, too.
+func (n *neighbours) begin(next sut.Wiring, interrupt context.CancelCauseFunc) (previous sut.Wiring, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if next.Epoch < max(n.now.Epoch, slices.Max(n.asked)) {
-		return before, fmt.Errorf("epoch %d: %w", next.Epoch, errOld)
+	if next.Epoch < max(n.current.Epoch, slices.Max(n.pending)) {
+		return previous, fmt.Errorf("epoch %d: %w", next.Epoch, errOldEpoch)
 	}
-	before = n.now
-	n.now, n.interrupt = next, interrupt
-	return before, nil
+	previous = n.current
+	n.current, n.interrupt = next, interrupt
+	return previous, nil
 }
 
-// end makes a wiring the one that the node acts by, with no change under way.
-func (n *neighbours) end(now sut.Wiring) {
+// end sets the current wiring and marks the change as finished.
+func (n *neighbours) end(current sut.Wiring) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.now, n.interrupt = now, nil
+	n.current, n.interrupt = current, nil
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// put sends a document and returns the answer.
+// put sends a document and returns the response.
 func put(n *neighbours, drain, document string) *httptest.ResponseRecorder {
 	request := httptest.NewRequest(http.MethodPut, sut.WiringPath, strings.NewReader(document))
 	request.Header.Set(sut.DrainHeader, drain)
@@ -21,16 +21,16 @@ func put(n *neighbours, drain, document string) *httptest.ResponseRecorder {
 	return answer
 }
 
-// shown is the document that a node acts by.
+// shown returns the current wiring as the node shows it.
 func shown(n *neighbours) string {
 	answer := httptest.NewRecorder()
 	n.show(answer, nil)
 	return strings.TrimSpace(answer.Body.String())
 }
 
-func TestWiringIsTaken(t *testing.T) {
+func TestWiringIsApplied(t *testing.T) {
 	t.Parallel()
-	var told []sut.Wiring
+	var applied []sut.Wiring
 	n := newNeighbours(sut.Wiring{Epoch: 3}, func(_ context.Context, w sut.Wiring) error {
 		switch {
 		case w.Epoch == 77:
@@ -38,7 +38,7 @@ func TestWiringIsTaken(t *testing.T) {
 		case w.Epoch == 78:
 			return errors.New("it broke")
 		}
-		told = append(told, w)
+		applied = append(applied, w)
 		return nil
 	})
 	const db = `{"db":[{"node":"db-1","address":"127.0.0.1:1"}]}`
@@ -71,19 +71,19 @@ func TestWiringIsTaken(t *testing.T) {
 		}
 		answer := put(n, test.drain, test.document)
 		if answer.Code != test.want || shown(n) != test.shown {
-			t.Errorf("%s: %d %s, and it acts by %s", test.document, answer.Code, answer.Body, shown(n))
+			t.Errorf("%s: status %d, body %s, current wiring %s", test.document, answer.Code, answer.Body, shown(n))
 		}
 		if body := answer.Body.String(); answer.Code != http.StatusNoContent && !strings.HasPrefix(body, `{"error":`) {
 			t.Errorf("%s: %s", test.document, body)
 		}
 	}
-	if len(told) != 4 {
-		t.Errorf("the component was told %d times: %v", len(told), told)
+	if len(applied) != 4 {
+		t.Errorf("the component got %d wirings, want 4: %v", len(applied), applied)
 	}
 }
 
-// A change that takes too long is in force all the same. One of a higher epoch interrupts
-// it, one of a lower epoch is refused at once.
+// A wiring is in effect even if its change takes too long. A higher epoch interrupts a
+// change. A lower epoch is rejected at once.
 func TestWiringOfAHigherEpochInterrupts(t *testing.T) {
 	t.Parallel()
 	begun := make(chan int64, 10)
@@ -96,19 +96,20 @@ func TestWiringOfAHigherEpochInterrupts(t *testing.T) {
 		return ctx.Err()
 	})
 	if answer := put(n, "0.01", `{"epoch":1}`); answer.Code != http.StatusGatewayTimeout || shown(n) != `{"epoch":1}` {
-		t.Errorf("too slow: %d %s, and it acts by %s", answer.Code, answer.Body, shown(n))
+		t.Errorf("slow change: status %d, body %s, current wiring %s", answer.Code, answer.Body, shown(n))
 	}
 	<-begun
 	slow := make(chan *httptest.ResponseRecorder)
 	go func() { slow <- put(n, "3600", `{"epoch":3}`) }()
 	<-begun
 	if answer := put(n, "", `{"epoch":2}`); answer.Code != http.StatusConflict {
-		t.Errorf("older than what is under way: %d %s", answer.Code, answer.Body)
+		t.Errorf("lower epoch than the running change: status %d, body %s", answer.Code, answer.Body)
 	}
 	if answer := put(n, "", `{"epoch":4}`); answer.Code != http.StatusNoContent || shown(n) != `{"epoch":4}` {
-		t.Errorf("newer than what is under way: %d %s, and it acts by %s", answer.Code, answer.Body, shown(n))
+		t.Errorf("higher epoch than the running change: status %d, body %s, current wiring %s",
+			answer.Code, answer.Body, shown(n))
 	}
 	if answer := <-slow; answer.Code != http.StatusConflict {
-		t.Errorf("interrupted: %d %s", answer.Code, answer.Body)
+		t.Errorf("interrupted change: status %d, body %s", answer.Code, answer.Body)
 	}
 }
