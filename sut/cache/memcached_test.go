@@ -180,16 +180,16 @@ func (g *gate) crowd(t *testing.T, c *cache.Client, n, conns int, during func())
 func TestMemcachedConnsAreBounded(t *testing.T) {
 	t.Parallel()
 	g := newGate(t)
-	c, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, g.Addr().String())}, Protocol: cache.Memcached, MaxConns: 3})
-	answered := g.crowd(t, c, 50, 3, func() {
+	c, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, g.Addr().String())}, Protocol: cache.Memcached})
+	answered := g.crowd(t, c, 100, 64, func() {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		defer cancel()
 		if _, _, err := c.Get(ctx, "a"); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, cache.ErrUnavailable) {
 			t.Errorf("with all connections busy: %v", err)
 		}
 	})
-	if answered != 50 {
-		t.Errorf("%d of 50 were answered", answered)
+	if answered != 100 {
+		t.Errorf("%d of 100 were answered", answered)
 	}
 }
 

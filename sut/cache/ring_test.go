@@ -124,8 +124,8 @@ func TestNth(t *testing.T) {
 		key := fmt.Sprint("photo:", i)
 		var order []string
 		for n := range all {
-			order = append(order, r.nth(key, n))
-			if o := other.nth(key, n); o != order[n] {
+			order = append(order, r.nthOwner(key, n))
+			if o := other.nthOwner(key, n); o != order[n] {
 				t.Fatalf("%s: host %d is %s or %s", key, n, order[n], o)
 			}
 		}

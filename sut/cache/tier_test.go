@@ -56,7 +56,7 @@ func TestRefusals(t *testing.T) {
 	known := []error{photos.ErrNotFound, photos.ErrForbidden, photos.ErrConflict, photos.ErrUnavailable}
 	for _, sent := range append([]error{errors.New("strange"), errors.New("NOTFOUND is not what it begins with")}, known...) {
 		s, _ := serveFake(t, func(string, string) any {
-			return cache.Refuse(fmt.Errorf("photo 1\r\nof\nlines: %w", sent))
+			return cache.EncodeError(fmt.Errorf("photo 1\r\nof\nlines: %w", sent))
 		})
 		c, _ := connect(t, cache.Config{FailOver: true, Hosts: []sut.Peer{peer(0, s.Addr().String())}})
 		for range 2 { // the connection is not at odds afterwards

@@ -237,22 +237,27 @@ func TestUnflushedIsNotEvicted(t *testing.T) {
 // is refused when that takes too long; those that wait already may be written to.
 func TestBackpressure(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, withChange(back(), func(c *cacheproxy.Config) { c.MaxUnflushed = 5 }))
+	const capacity = 10_000
+	o := back()
+	o.photos = capacity + 1
+	r := newRig(t, o)
 	web, f := r.web(t), r.hosts[0].front
-	for id := photos.ID(1); id <= 5; id++ {
-		like(t, web, id, 1)
-	}
 	r.records.set(fail(photos.ErrUnavailable, "WriteBack"), nil)
+	for id := photos.ID(1); id <= capacity; id++ {
+		w := cache.Write{Like: &cache.Like{Photo: id, User: 1}}
+		must(t)(f.Apply(t.Context(), cache.PhotoKey(id).String(), w))
+	}
 	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	six := cache.Write{Like: &cache.Like{Photo: 6, User: 1}}
-	if _, err := f.Apply(short, "photo:6", six); !errors.Is(err, photos.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("a sixth record: %v", err)
+	extraKey := cache.PhotoKey(capacity + 1).String()
+	extra := cache.Write{Like: &cache.Like{Photo: capacity + 1, User: 1}}
+	if _, err := f.Apply(short, extraKey, extra); !errors.Is(err, photos.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a record over the capacity: %v", err)
 	}
 	like(t, web, 5, 1)
 	waited := make(chan error, 1)
 	go func() {
-		_, err := f.Apply(t.Context(), "photo:6", six)
+		_, err := f.Apply(t.Context(), extraKey, extra)
 		waited <- err
 	}()
 	r.records.set(nil, nil)
@@ -269,7 +274,7 @@ func TestBackpressure(t *testing.T) {
 		t.Fatal("nobody has said that there is room")
 	}
 	r.flush(t)
-	if p := r.records.photo(6); p.Likes != 1 {
+	if p := r.records.photo(capacity + 1); p.Likes != 1 {
 		t.Errorf("%+v", p)
 	}
 }
