@@ -1,6 +1,6 @@
 // Package cache is the web host's client of the cache tier. It stores opaque values by
-// key on one or more cache hosts. The hosts speak version 2 of the Redis protocol, or
-// the memcached text protocol. Tier adds the caching strategy: it decides what to read,
+// key on one or more cache hosts. The hosts speak version 2 of the Redis protocol (RESP)
+// or the memcached text protocol. Tier adds the caching strategy: it decides what to read,
 // to store and to invalidate.
 //
 // The client does not retry a request at the same host: a read of the database is
@@ -91,7 +91,7 @@ type table struct {
 }
 
 // pools are the two connection pools of one host. Each has its own health: a host with
-// slow writes may still serve its values, and the other way round.
+// slow writes may still serve its values, and a host with slow values may still write.
 type pools struct {
 	values *host // for Get
 	work   *host // for requests that may wait for the database; may be the same as values
@@ -113,7 +113,7 @@ func (p pools) close() {
 	}
 }
 
-// valuesPool, workPool and fillPool select the pool of a request.
+// valuesPool and workPool select the pool of a request.
 func valuesPool(p pools) *host { return p.values }
 func workPool(p pools) *host   { return p.work }
 
@@ -294,7 +294,7 @@ func (c *Client) Apply(ctx context.Context, key string, w Write) (version int64,
 //
 // A caller whose context ends gets the error of that context at once. The load continues
 // for the other callers, for at most 5 s. Its context has the values of the first
-// caller's context, but not its cancelation. When load panics, all callers get an error.
+// caller's context, but not its cancellation. When load panics, all callers get an error.
 func (c *Client) Load(
 	ctx context.Context, key string, load func(context.Context) ([]byte, error),
 ) (value []byte, shared bool, err error) {

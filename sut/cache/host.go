@@ -38,7 +38,7 @@ type wire interface {
 	close()
 }
 
-// outcome says how far a request came.
+// outcome says how far a request got.
 type outcome int
 
 const (
@@ -78,12 +78,12 @@ func (h *host) request(ctx context.Context, do func(*host) error) error {
 		return errNotSent
 	}
 	err := do(h)
-	outcome := answered
+	result := answered
 	if err != nil {
-		outcome = h.classify(err)
+		result = h.classify(err)
 	}
 	switch {
-	case outcome == answered:
+	case result == answered:
 		if h.downUntil.Load() != 0 {
 			h.downUntil.Store(0)
 		}
@@ -91,7 +91,7 @@ func (h *host) request(ctx context.Context, do func(*host) error) error {
 	case contextErr(ctx) != nil:
 		// The caller gave up. This says nothing about the host.
 		return contextErr(ctx)
-	case outcome == poolBusy:
+	case result == poolBusy:
 		// The requests on the busy connections find out whether the host is down.
 		return fmt.Errorf("%w: %w", errBusy, err)
 	}
@@ -101,7 +101,7 @@ func (h *host) request(ctx context.Context, do func(*host) error) error {
 	h.downUntil.Store(time.Now().Add(retryAfter).UnixNano())
 	// A host that hangs may also time out new connections. It still runs and may hold
 	// unflushed writes, so a connect timeout is not reported as errNotSent.
-	if outcome == notConnected && !hung {
+	if result == notConnected && !hung {
 		return fmt.Errorf("%w: %w", errNotSent, err)
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)

@@ -32,10 +32,10 @@ var errBadReply = errors.New("unexpected reply")
 func (w respWire) close() { _ = w.redis.Close() }
 
 func (w respWire) classify(err error) outcome {
-	var refusal redis.Error
+	var reply redis.Error
 	var op *net.OpError
 	switch {
-	case errors.As(err, &refusal), errors.Is(err, errBadReply):
+	case errors.As(err, &reply), errors.Is(err, errBadReply):
 		return answered
 	case errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrPoolExhausted):
 		return poolBusy

@@ -109,11 +109,11 @@ func isRecordError(err error) bool {
 
 // decodeError is the reverse of EncodeError. It returns other errors unchanged.
 func decodeError(err error) error {
-	var refusal redis.Error
-	if !errors.As(err, &refusal) {
+	var reply redis.Error
+	if !errors.As(err, &reply) {
 		return err
 	}
-	word, _, _ := strings.Cut(refusal.Error(), " ")
+	word, _, _ := strings.Cut(reply.Error(), " ")
 	if known := errorCodes()[word]; known != nil {
 		return fmt.Errorf("%w: %w", known, err)
 	}

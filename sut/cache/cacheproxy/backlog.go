@@ -122,8 +122,8 @@ var (
 )
 
 // add adds one write. photo and value are the record after the write. batchFull is true
-// each time when another maxBatchRows records have collected. The error is errClosing or
-// errPaused.
+// when the backlog has grown to a multiple of maxBatchRows records. The error is
+// errClosing or errPaused.
 func (b *backlog) add(photo photos.Photo, value []byte, w cache.Write) (batchFull bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

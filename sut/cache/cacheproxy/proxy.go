@@ -123,8 +123,9 @@ func New(c Config) (*Proxy, error) {
 	return p, nil
 }
 
-// Close flushes all acknowledged writes and stops the proxy. Later writes are refused.
-// When ctx ends first, the error contains the number of lost writes.
+// Close flushes all acknowledged writes and stops the proxy. When it returns nil, later
+// writes are refused. When ctx ends first, the error contains the number of unflushed
+// writes; the caller may call Close again, or lose these writes.
 func (p *Proxy) Close(ctx context.Context) error {
 	p.stopFlusher()
 	p.flusher.Wait()
