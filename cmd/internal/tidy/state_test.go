@@ -32,10 +32,6 @@ func sleepers() map[string]string {
 	return map[string]string{
 		"results/live/live_test.go":         "one run for several tests; each of them plays it inside synctest.Test, where the clock is fake",
 		"targets/failover/failover_test.go": "a helper of tests inside synctest.Test, where the clock is fake",
-		"sut/cache/aside_test.go":           "it asks a server again until something has happened: the server has no event to wait for yet",
-		"sut/cache/cache_test.go":           "it asks a server again until something has happened: the server has no event to wait for yet",
-		"sut/cache/memcached_test.go":       "it asks a server again until something has happened: the server has no event to wait for yet",
-		"sut/cache/cacheproxy/rig_test.go":  "it asks a server again until something has happened: the server has no event to wait for yet",
 		"sut/haproxy/live_test.go":          "it asks a server again until something has happened: the server has no event to wait for yet",
 		"sut/sqlite/replication_test.go":    "it asks a server again until something has happened: the server has no event to wait for yet",
 		"sut/sqlite/sqlite_test.go":         "it asks a server again until something has happened: the server has no event to wait for yet",

@@ -13,7 +13,9 @@ import (
 )
 
 // applyWriteBack acknowledges a write and adds it to the backlog.
-func (p *Proxy) applyWriteBack(ctx context.Context, id photos.ID, key string, w cache.Write) (version int64, err error) {
+func (p *Proxy) applyWriteBack(
+	ctx context.Context, id photos.ID, key string, w cache.Write,
+) (version int64, err error) {
 	// This must come before the stripe lock. The flusher needs that lock to free
 	// capacity.
 	if err := p.backlog.waitForCapacity(ctx, id, p.requestFlush); err != nil {
