@@ -3,9 +3,10 @@ package cache_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
-	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
@@ -14,30 +15,31 @@ import (
 	"github.com/stagebench/stagebench/sut/resp/resptest"
 )
 
-// records counts what it is asked.
+// records is a database in memory that counts reads.
 type records struct {
 	photos.Records
-	mu     sync.Mutex
-	photos map[photos.ID]photos.Photo
-	reads  map[string]int
-	fails  error // of writes
-	hold   chan struct{}
-	held   atomic.Int64 // reads of photos that wait for hold
+	mu       sync.Mutex
+	photos   map[photos.ID]photos.Photo
+	reads    map[string]int
+	writeErr error         // each write is stored and then returns this error
+	hold     chan struct{} // reads of photos wait until it is closed; nil = they do not wait
 }
 
+// newRecords returns a database with photo 1 of user 7.
 func newRecords() *records {
-	return &records{photos: map[photos.ID]photos.Photo{1: {ID: 1, UserID: 7, Title: "one", Version: 1}}, reads: map[string]int{}}
+	one := photos.Photo{ID: 1, UserID: 7, Title: "one", Version: 1}
+	return &records{photos: map[photos.ID]photos.Photo{1: one}, reads: map[string]int{}}
 }
 
-func (r *records) asked(what string) int {
+// readCount returns how often a kind of record was read.
+func (r *records) readCount(kind string) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.reads[what]
+	return r.reads[kind]
 }
 
 func (r *records) Photo(_ context.Context, id photos.ID) (photos.Photo, error) {
 	if r.hold != nil {
-		r.held.Add(1)
 		<-r.hold
 	}
 	r.mu.Lock()
@@ -72,160 +74,174 @@ func (r *records) Like(_ context.Context, id, _ photos.ID) (int64, error) {
 	}
 	p.Likes, p.Version = p.Likes+1, p.Version+1
 	r.photos[id] = p
-	return p.Version, r.fails
+	return p.Version, r.writeErr
 }
 
 func (r *records) AddPhoto(_ context.Context, p photos.Photo) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.photos[p.ID] = p
-	return r.fails
+	return r.writeErr
 }
 
-// aside puts a cache host in front of records.
-func aside(t *testing.T, r *records, change func(*cache.AsideConfig)) (*cache.Tier, *cache.Client) {
+// newAside returns a look-aside tier with single flight and one cache host.
+func newAside(t *testing.T, r *records) (*cache.Tier, *cache.Client) {
 	t.Helper()
-	client, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, resptest.Serve(t, resptest.Config{}).Addr().String())}})
-	config := cache.AsideConfig{Records: r, Client: client, TTL: time.Minute, FeedTTL: time.Minute, SingleFlight: true}
-	if change != nil {
-		change(&config)
-	}
-	a, err := cache.NewTier(cache.TierConfig{AsideConfig: config})
+	address := resptest.Serve(t, resptest.Config{}).Addr().String()
+	client, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, address)}})
+	return newTier(t, cache.TierConfig{AsideConfig: cache.AsideConfig{
+		Records: r, Client: client, TTL: time.Minute, FeedTTL: time.Minute, SingleFlight: true,
+	}}), client
+}
+
+func newTier(t *testing.T, c cache.TierConfig) *cache.Tier {
+	t.Helper()
+	tier, err := cache.NewTier(c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return a, client
+	return tier
 }
 
 func TestAsideReadsOnce(t *testing.T) {
 	r := newRecords()
-	a, _ := aside(t, r, nil)
+	tier, _ := newAside(t, r)
 	for i := range 3 {
-		if p, err := a.Photo(t.Context(), 1); err != nil || p.Title != "one" || p.Cached != (i > 0) {
-			t.Fatalf("%d: %+v, %v", i, p, err)
+		if p, err := tier.Photo(t.Context(), 1); err != nil || p.Title != "one" || p.Cached != (i > 0) {
+			t.Fatalf("read %d: %+v, %v", i, p, err)
 		}
-		if u, err := a.User(t.Context(), 7); err != nil || u.Name != "seven" || u.Cached != (i > 0) {
-			t.Fatalf("%d: %+v, %v", i, u, err)
+		if u, err := tier.User(t.Context(), 7); err != nil || u.Name != "seven" || u.Cached != (i > 0) {
+			t.Fatalf("read %d: %+v, %v", i, u, err)
 		}
-		if list, err := a.Feed(t.Context(), 7, 20); err != nil || len(list) != 1 {
-			t.Fatalf("%+v, %v", list, err)
-		}
-	}
-	for _, what := range []string{"photo", "user", "feed"} {
-		if n := r.asked(what); n != 1 {
-			t.Errorf("%s was read %d times, want once", what, n)
+		if list, err := tier.Feed(t.Context(), 7, 20); err != nil || len(list) != 1 {
+			t.Fatalf("read %d: %+v, %v", i, list, err)
 		}
 	}
-	// What is not there is asked for each time: nothing says when it comes.
+	for _, kind := range []string{"photo", "user", "feed"} {
+		if n := r.readCount(kind); n != 1 {
+			t.Errorf("%s was read %d times from the database, want 1", kind, n)
+		}
+	}
+	// The tier does not cache that a record is missing.
 	for range 2 {
-		if _, err := a.Photo(t.Context(), 2); !errors.Is(err, photos.ErrNotFound) {
-			t.Errorf("a photo that does not exist: %v", err)
+		if _, err := tier.Photo(t.Context(), 2); !errors.Is(err, photos.ErrNotFound) {
+			t.Errorf("missing photo: got %v", err)
 		}
 	}
-	if n := r.asked("photo"); n != 3 {
-		t.Errorf("read %d times", n)
+	if n := r.readCount("photo"); n != 3 {
+		t.Errorf("photos were read %d times, want 3", n)
 	}
 }
 
-func TestAsideWritesAround(t *testing.T) {
-	for _, fails := range []error{nil, photos.ErrUnavailable} { // one that may have happened counts
+// TestAsideInvalidates: after a write, reads return the new record. This is also true
+// when the write returned an error but was stored.
+func TestAsideInvalidates(t *testing.T) {
+	for _, writeErr := range []error{nil, photos.ErrUnavailable} {
 		r := newRecords()
-		r.fails = fails
-		a, _ := aside(t, r, nil)
+		r.writeErr = writeErr
+		tier, _ := newAside(t, r)
 		read := func() photos.Photo {
-			p, err := a.Photo(t.Context(), 1)
+			p, err := tier.Photo(t.Context(), 1)
 			if err != nil {
 				t.Fatal(err)
 			}
 			return p
 		}
 		read()
-		if _, err := a.User(t.Context(), 7); err != nil {
+		if _, err := tier.User(t.Context(), 7); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := a.Like(t.Context(), 1, 7); !errors.Is(err, fails) {
-			t.Errorf("like: %v", err)
+		if _, err := tier.Like(t.Context(), 1, 7); !errors.Is(err, writeErr) {
+			t.Errorf("like: got %v, want %v", err, writeErr)
 		}
 		if p := read(); p.Likes != 1 || p.Version != 2 {
-			t.Errorf("after a like that ended with %v: %+v", fails, p)
+			t.Errorf("after a like with error %v: %+v", writeErr, p)
 		}
-		if err := a.AddPhoto(t.Context(), photos.Photo{ID: 3, UserID: 7}); !errors.Is(err, fails) {
-			t.Errorf("upload: %v", err)
+		if err := tier.AddPhoto(t.Context(), photos.Photo{ID: 3, UserID: 7}); !errors.Is(err, writeErr) {
+			t.Errorf("upload: got %v, want %v", err, writeErr)
 		}
-		if u, err := a.User(t.Context(), 7); err != nil || u.Photos != 2 {
-			t.Errorf("after an upload: %+v, %v", u, err)
+		if u, err := tier.User(t.Context(), 7); err != nil || u.Photos != 2 {
+			t.Errorf("after an upload with error %v: %+v, %v", writeErr, u, err)
 		}
 	}
 }
 
-// A write that changed nothing leaves the cache alone.
-func TestAsideForgetsNothingInVain(t *testing.T) {
-	r := newRecords()
-	a, client := aside(t, r, nil)
+// TestAsideKeepsUnchanged: a write that changed nothing does not delete the cached value.
+func TestAsideKeepsUnchanged(t *testing.T) {
+	tier, client := newAside(t, newRecords())
 	if err := client.Set(t.Context(), "photo:9", []byte(`{"id":9,"title":"kept"}`), time.Minute); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.Like(t.Context(), 9, 1); !errors.Is(err, photos.ErrNotFound) {
-		t.Errorf("like: %v", err)
+	if _, err := tier.Like(t.Context(), 9, 1); !errors.Is(err, photos.ErrNotFound) {
+		t.Errorf("like: got %v", err)
 	}
-	if p, err := a.Photo(t.Context(), 9); err != nil || p.Title != "kept" || !p.Cached {
-		t.Errorf("%+v, %v", p, err)
+	if p, err := tier.Photo(t.Context(), 9); err != nil || p.Title != "kept" || !p.Cached {
+		t.Errorf("after the refused like: %+v, %v", p, err)
 	}
 }
 
-// Without a cache host all is read from the records, and nothing fails.
-func TestAsideWithoutACache(t *testing.T) {
-	r := newRecords()
+// TestAsideWithoutHosts: when the cache host is down, requests use the database and
+// succeed.
+func TestAsideWithoutHosts(t *testing.T) {
 	client, _ := connect(t, cache.Config{Timeout: time.Second, Hosts: []sut.Peer{peer(0, "127.0.0.1:1")}})
-	a, err := cache.NewTier(cache.TierConfig{AsideConfig: cache.AsideConfig{Records: r, Client: client, TTL: time.Minute}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range 3 {
-		if _, err := a.Like(t.Context(), 1, 7); err != nil {
+	tier := newTier(t, cache.TierConfig{AsideConfig: cache.AsideConfig{
+		Records: newRecords(), Client: client, TTL: time.Minute,
+	}})
+	for i := range int64(3) {
+		if _, err := tier.Like(t.Context(), 1, 7); err != nil {
 			t.Fatal(err)
 		}
-		if p, err := a.Photo(t.Context(), 1); err != nil || p.Likes != int64(i)+1 || p.Cached {
-			t.Errorf("%+v, %v", p, err)
+		if p, err := tier.Photo(t.Context(), 1); err != nil || p.Likes != i+1 || p.Cached {
+			t.Errorf("after like %d: %+v, %v", i+1, p, err)
 		}
 	}
 }
 
-// Of many who miss a key at a time one reads it, or each of them.
+// TestAsideSingleFlight: many readers miss the same key at the same time. With single
+// flight they share one read of the database. Without it each of them reads.
 func TestAsideSingleFlight(t *testing.T) {
 	const readers = 50
-	for _, single := range []bool{true, false} {
-		r := newRecords()
-		r.hold = make(chan struct{})
-		a, _ := aside(t, r, func(c *cache.AsideConfig) { c.SingleFlight = single })
-		var all sync.WaitGroup
-		for range readers {
-			all.Go(func() {
-				if p, err := a.Photo(t.Context(), 1); err != nil || p.Title != "one" {
-					t.Errorf("%+v, %v", p, err)
+	for singleFlight, want := range map[bool]int{true: 1, false: readers} {
+		t.Run(fmt.Sprint(singleFlight), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRecords()
+				r.hold = make(chan struct{})
+				client, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, "in memory")}})
+				cache.UseMemory(client)
+				tier := newTier(t, cache.TierConfig{AsideConfig: cache.AsideConfig{
+					Records: r, Client: client, TTL: time.Minute, SingleFlight: singleFlight,
+				}})
+				var all sync.WaitGroup
+				for range readers {
+					all.Go(func() {
+						if p, err := tier.Photo(t.Context(), 1); err != nil || p.Title != "one" || p.Cached {
+							t.Errorf("got %+v, %v", p, err)
+						}
+					})
+				}
+				synctest.Wait() // each reader has missed and waits for a read of the database
+				close(r.hold)
+				all.Wait()
+				if n := r.readCount("photo"); n != want {
+					t.Errorf("%d reads of the database for %d readers, want %d", n, readers, want)
 				}
 			})
-		}
-		// One reads for all, who wait for it or come later and hit; or all of them do.
-		want := map[bool]int{true: 1, false: readers}[single]
-		for r.held.Load() < int64(want) {
-			<-time.After(time.Millisecond)
-		}
-		close(r.hold)
-		all.Wait()
-		// One who had missed before it was filled may come to read after that.
-		if n := r.asked("photo"); n < want || single && n > 5 {
-			t.Errorf("single flight %t: read %d times for %d readers, want %d", single, n, readers, want)
-		}
+		})
 	}
 }
 
-func TestBadAside(t *testing.T) {
+func TestBadTierConfig(t *testing.T) {
 	r := newRecords()
-	_, client := aside(t, r, nil)
-	for _, c := range []cache.AsideConfig{{}, {Records: r}, {Client: client}, {Records: r, Client: client}, {Records: r, Client: client, TTL: time.Second, FeedTTL: -1}} {
+	_, client := newAside(t, r)
+	for _, c := range []cache.AsideConfig{
+		{},
+		{Records: r, TTL: time.Second},
+		{Client: client, TTL: time.Second},
+		{Records: r, Client: client},
+		{Records: r, Client: client, TTL: time.Second, FeedTTL: -1},
+	} {
 		if _, err := cache.NewTier(cache.TierConfig{AsideConfig: c}); err == nil {
-			t.Errorf("%+v was taken", c)
+			t.Errorf("NewTier accepted %+v", c)
 		}
 	}
 }

@@ -11,48 +11,49 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// silence is how long a host that did not answer is left alone.
-const silence = time.Second
+// retryAfter is how long a host that did not answer gets no requests.
+const retryAfter = time.Second
 
-// errBusy says that a host is there, and that all connections to it are busy.
-var errBusy = fmt.Errorf("%w for now", ErrUnavailable)
+// errBusy means that the host may be healthy, but all connections to it were in use.
+var errBusy = fmt.Errorf("%w for now: all connections are busy", ErrUnavailable)
 
-// errSilent says that a host did not answer a moment ago, and may be there all the
-// same.
-var errSilent = fmt.Errorf("%w: it does not answer", ErrUnavailable)
+// errHung means that the host timed out less than retryAfter ago, so it got no
+// request. It may still run and hold unflushed writes.
+var errHung = fmt.Errorf("%w: it timed out a moment ago", ErrUnavailable)
 
-// errUnasked says that a host is unavailable and that nothing was sent to it.
-var errUnasked = fmt.Errorf("%w, and was not asked", ErrUnavailable)
+// errNotSent means that the host is unavailable and that it did not get the request.
+var errNotSent = fmt.Errorf("%w, and the request was not sent", ErrUnavailable)
 
-// wire is a host as its protocol has it. An error is judged by who gave it.
+// wire is the protocol client of one host.
 type wire interface {
 	get(ctx context.Context, key string) (value []byte, found bool, err error)
 	set(ctx context.Context, key string, value []byte, ttl time.Duration) error
 	delete(ctx context.Context, key string) error
-	// fetch has the host load what it does not have.
+	// fetch makes the host load a missing record.
 	fetch(ctx context.Context, key string) (value []byte, hit bool, err error)
-	// apply has the host write.
+	// apply makes the host write a record.
 	apply(ctx context.Context, key string, w Write) (version int64, err error)
-	judge(err error) verdict
+	// classify says what an error of these methods means for the host.
+	classify(err error) outcome
 	close()
 }
 
-// verdict is what an error says of a host.
-type verdict int
+// outcome says how far a request got.
+type outcome int
 
 const (
-	unanswered verdict = iota // it may have been asked, and did not answer
-	refused                   // it answers, and says no
-	crowded                   // nothing was sent, as all connections are busy
-	unreached                 // nothing was sent, as there is no connection
+	noAnswer     outcome = iota // the request may have been sent, and no answer came
+	answered                    // the host has answered, possibly with an error
+	poolBusy                    // nothing was sent, because all connections were in use
+	notConnected                // nothing was sent, because connecting failed
 )
 
-// host is one cache host as a web host sees it over one of its lines.
+// host is one cache host with one connection pool, and the state of its health.
 type host struct {
 	wire
 	name, address string
-	silent        atomic.Int64 // unix ns until when it is left alone; 0 = it is well
-	hangs         atomic.Bool  // it is silent and keeps its connections, as one that is paused
+	downUntil     atomic.Int64 // Unix time in ns at which it is retried; 0 = healthy
+	hung          atomic.Bool  // the last failure was a timeout; valid while downUntil is not 0
 }
 
 func newHost(peer sut.Peer, c Config) *host {
@@ -65,58 +66,61 @@ func newHost(peer sut.Peer, c Config) *host {
 	return h
 }
 
-// ask does something at the host unless it is silent, and notes whether it answers.
-func (h *host) ask(ctx context.Context, do func(*host) error) error {
-	if err := over(ctx); err != nil {
+// request sends a request unless the host is down. It updates the health of the host.
+func (h *host) request(ctx context.Context, do func(*host) error) error {
+	if err := contextErr(ctx); err != nil {
 		return err
 	}
-	if !h.mayAsk(time.Now()) {
-		if h.hangs.Load() {
-			return errSilent
+	if !h.allowed(time.Now()) {
+		if h.hung.Load() {
+			return errHung
 		}
-		return errUnasked
+		return errNotSent
 	}
 	err := do(h)
-	said := refused // an answer is one, whatever it says
+	result := answered
 	if err != nil {
-		said = h.judge(err)
+		result = h.classify(err)
 	}
 	switch {
-	case said == refused:
-		if h.silent.Load() != 0 {
-			h.silent.Store(0)
+	case result == answered:
+		if h.downUntil.Load() != 0 {
+			h.downUntil.Store(0)
 		}
 		return err
-	case over(ctx) != nil:
-		// The caller left: that says nothing of the host.
-		return over(ctx)
-	case said == crowded:
-		// It is slow for us, which the connections that are busy will find out.
+	case contextErr(ctx) != nil:
+		// The caller gave up. This says nothing about the host.
+		return contextErr(ctx)
+	case result == poolBusy:
+		// The requests on the busy connections find out whether the host is down.
 		return fmt.Errorf("%w: %w", errBusy, err)
 	}
-	var late net.Error
-	hangs := errors.As(err, &late) && late.Timeout() || errors.Is(err, context.DeadlineExceeded)
-	h.hangs.Store(hangs)
-	h.silent.Store(time.Now().Add(silence).UnixNano())
-	// One that hangs until nobody can connect to it any more is there all the same.
-	if said == unreached && !hangs {
-		return fmt.Errorf("%w: %w", errUnasked, err)
+	var netErr net.Error
+	hung := errors.As(err, &netErr) && netErr.Timeout() || errors.Is(err, context.DeadlineExceeded)
+	h.hung.Store(hung)
+	h.downUntil.Store(time.Now().Add(retryAfter).UnixNano())
+	// A host that hangs may also time out new connections. It still runs and may hold
+	// unflushed writes, so a connect timeout is not reported as errNotSent.
+	if result == notConnected && !hung {
+		return fmt.Errorf("%w: %w", errNotSent, err)
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 
-// over is why a context has ended, or nil. A read that ends at a context's deadline
-// may do so just before the context itself.
-func over(ctx context.Context) error {
+// contextErr returns the error of a context, or nil. It checks the deadline itself: a
+// read that is bounded by the deadline can fail shortly before ctx.Err is set.
+func contextErr(ctx context.Context) error {
 	if deadline, bounded := ctx.Deadline(); bounded && ctx.Err() == nil && !time.Now().Before(deadline) {
 		return context.DeadlineExceeded
 	}
 	return ctx.Err()
 }
 
-// mayAsk reports whether the host may be asked. When its silence is over one request
-// tries it, while the others wait for a second more or until that one is answered.
-func (h *host) mayAsk(now time.Time) bool {
-	until := h.silent.Load()
-	return until == 0 || now.UnixNano() >= until && h.silent.CompareAndSwap(until, now.Add(silence).UnixNano())
+// allowed reports whether a request may be sent. When the pause of a host that is down
+// ends, one request probes it. The other requests are refused for another retryAfter,
+// or until the host answers.
+func (h *host) allowed(now time.Time) bool {
+	until := h.downUntil.Load()
+	return until == 0 ||
+		now.UnixNano() >= until && h.downUntil.CompareAndSwap(until, now.Add(retryAfter).UnixNano())
 }

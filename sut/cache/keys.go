@@ -8,31 +8,31 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// Key is what a key of the cache stands for.
+// Key identifies a cached record or list.
 type Key struct {
 	Kind  Kind
 	ID    photos.ID // of the photo or the user; 0 for the newest photos
-	Limit int       // of lists: how many photos at most
+	Limit int       // of a list: the maximum number of photos
 }
 
-// Kind is a kind of record.
+// Kind is the kind of a cached record or list.
 type Kind string
 
-// The kinds.
+// The kinds of cached records and lists.
 const (
 	PhotoRecord Kind = "photo"
 	UserRecord  Kind = "user"
-	Feed        Kind = "feed"   // the newest photos of those whom a user follows
-	Newest      Kind = "newest" // the newest photos of all
+	Feed        Kind = "feed"   // the newest photos of the users that a user follows
+	Newest      Kind = "newest" // the newest photos of all users
 )
 
-// PhotoKey is the key of a photo's record.
+// PhotoKey returns the key of a photo's record.
 func PhotoKey(id photos.ID) Key { return Key{Kind: PhotoRecord, ID: id} }
 
-// UserKey is the key of a user's record.
+// UserKey returns the key of a user's record.
 func UserKey(id photos.ID) Key { return Key{Kind: UserRecord, ID: id} }
 
-// String is the key as cache hosts know it.
+// String returns the key as it is sent to cache hosts.
 func (k Key) String() string {
 	switch k.Kind {
 	case Feed:
@@ -43,16 +43,16 @@ func (k Key) String() string {
 	return string(k.Kind) + ":" + strconv.FormatInt(int64(k.ID), 10)
 }
 
-// ParseKey is the reverse of String.
+// ParseKey is the reverse of String. It accepts only texts that String can return.
 func ParseKey(text string) (k Key, err error) {
-	parts := strings.Split(text, ":")
-	numbers := make([]int64, len(parts)-1)
-	for i, part := range parts[1:] {
-		if numbers[i], err = strconv.ParseInt(part, 10, 64); err != nil {
+	fields := strings.Split(text, ":")
+	numbers := make([]int64, len(fields)-1)
+	for i, field := range fields[1:] {
+		if numbers[i], err = strconv.ParseInt(field, 10, 64); err != nil {
 			return Key{}, fmt.Errorf("cache key %.100q: %w", text, err)
 		}
 	}
-	k.Kind = Kind(parts[0])
+	k.Kind = Kind(fields[0])
 	switch {
 	case (k.Kind == PhotoRecord || k.Kind == UserRecord) && len(numbers) == 1:
 		k.ID = photos.ID(numbers[0])

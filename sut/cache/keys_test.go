@@ -19,32 +19,33 @@ func TestKeys(t *testing.T) {
 		"newest:20":                  {Kind: cache.Newest, Limit: 20},
 	} {
 		if got := key.String(); got != text {
-			t.Errorf("%+v is %q, want %q", key, got, text)
+			t.Errorf("String of %+v: got %q, want %q", key, got, text)
 		}
 		if got, err := cache.ParseKey(text); err != nil || got != key {
-			t.Errorf("%q is %+v, %v, want %+v", text, got, err, key)
+			t.Errorf("ParseKey of %q: got %+v, %v, want %+v", text, got, err, key)
 		}
 	}
 	for _, text := range []string{
-		"", ":", "photo", "photo:", "photo:1:2", "photo:01", "photo:+1", "photo: 1", "photo:1 ", "photo:9223372036854775808", "photo:0x1", "Photo:1",
-		"feed:1", "feed:1:2:3", "feed::20", "newest", "newest:1:2", "comment:1", "1", "photo:1\n", strings.Repeat("photo:", 100_000),
+		"", ":", "photo", "photo:", "photo:1:2", "photo:01", "photo:+1", "photo: 1", "photo:1 ",
+		"photo:9223372036854775808", "photo:0x1", "Photo:1", "feed:1", "feed:1:2:3", "feed::20",
+		"newest", "newest:1:2", "comment:1", "1", "photo:1\n", strings.Repeat("photo:", 100_000),
 	} {
 		if key, err := cache.ParseKey(text); err == nil {
-			t.Errorf("%.40q is %+v", text, key)
+			t.Errorf("ParseKey accepted %.40q as %+v", text, key)
 		} else if len(err.Error()) > 1000 {
-			t.Errorf("%.40q: an error of %d bytes", text, len(err.Error()))
+			t.Errorf("ParseKey of %.40q: the error has %d bytes, want at most 1,000", text, len(err.Error()))
 		}
 	}
 }
 
+// FuzzParseKey: each key has only one text.
 func FuzzParseKey(f *testing.F) {
 	for _, text := range []string{"photo:1", "user:-2", "feed:3:20", "newest:20", "photo:01", "feed::", "\xff:1"} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		// What is a key at all is one in one way only.
 		if key, err := cache.ParseKey(text); err == nil && key.String() != text {
-			t.Errorf("%q is %+v, which is %q", text, key, key)
+			t.Errorf("ParseKey accepted %q as %+v, whose text is %q", text, key, key)
 		}
 	})
 }

@@ -8,16 +8,16 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// LogTo has the client library write what it says of connections to a log instead
-// of to standard error as plain text. It is for the whole process: whoever owns the
-// process calls it before the first client is made.
-func LogTo(log *slog.Logger) { redis.SetLogger(printed{log}) }
+// LogTo sends the log lines of the Redis client library to a log. Without it the
+// library writes plain text to standard error. The setting is global to the process:
+// call it once, before the first client is created.
+func LogTo(log *slog.Logger) { redis.SetLogger(libraryLogger{log}) }
 
-// printed is a log as the library sees it.
-type printed struct{ log *slog.Logger }
+// libraryLogger implements the library's logger interface.
+type libraryLogger struct{ log *slog.Logger }
 
-// Printf implements the library's logger. What it reports, callers get as errors,
-// too.
-func (p printed) Printf(ctx context.Context, format string, values ...any) {
-	p.log.DebugContext(ctx, fmt.Sprintf(format, values...), "source", "go-redis")
+// Printf logs at debug level, because callers also get the same errors as return
+// values.
+func (l libraryLogger) Printf(ctx context.Context, format string, values ...any) {
+	l.log.DebugContext(ctx, fmt.Sprintf(format, values...), "source", "go-redis")
 }

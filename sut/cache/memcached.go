@@ -15,50 +15,52 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// memcachedWire is a host that speaks memcached's text protocol. The library knows no
-// contexts and opens as many connections as there are requests, so each connection has
-// a client of its own, which bounds it by the context of whoever uses it.
+// memcachedWire is a connection pool to a host that speaks the memcached text protocol.
+// The library supports neither contexts nor a limit on connections. So each connection
+// has a library client of its own, and the deadline of the current request bounds it.
 type memcachedWire struct {
 	address tcpAddress
 	timeout time.Duration
-	room    *semaphore.Weighted // of connections
+	inUse   *semaphore.Weighted // connections in use
 
 	mu   sync.Mutex
-	idle []*link // the last one that was used is at the end
+	idle []*pooledConn // most recently used last
 }
 
 func newMemcachedWire(address string, c Config) *memcachedWire {
-	return &memcachedWire{address: tcpAddress(address), timeout: c.Timeout, room: semaphore.NewWeighted(int64(c.MaxConns))}
-}
-
-// errCrowded says that there was no connection in time.
-var errCrowded = errors.New("all connections are busy")
-
-// errNotOfMemcached says that memcached itself loads and writes no records.
-var errNotOfMemcached = fmt.Errorf("memcached: %w", errors.ErrUnsupported)
-
-func (w *memcachedWire) judge(err error) verdict {
-	switch {
-	case errors.Is(err, errCrowded):
-		return crowded
-	case errors.Is(err, errUnasked):
-		return unreached
-	case errors.Is(err, memcache.ErrCacheMiss), errors.Is(err, memcache.ErrMalformedKey),
-		errors.Is(err, errNotOfMemcached), isRefusal(err):
-		return refused
+	return &memcachedWire{
+		address: tcpAddress(address), timeout: c.Timeout, inUse: semaphore.NewWeighted(maxConns),
 	}
-	return unanswered
 }
 
-// isRefusal reports whether a host has answered with one of the three errors of the
-// protocol, which the library has in the text of its own only.
-func isRefusal(err error) bool {
+// errPoolTimeout means that no connection became free in time.
+var errPoolTimeout = errors.New("timed out waiting for a connection of the pool")
+
+// errNoRecords means that memcached cannot load or write records itself.
+var errNoRecords = fmt.Errorf("memcached: %w", errors.ErrUnsupported)
+
+func (w *memcachedWire) classify(err error) outcome {
+	switch {
+	case errors.Is(err, errPoolTimeout):
+		return poolBusy
+	case errors.Is(err, errNotSent):
+		return notConnected
+	case errors.Is(err, memcache.ErrCacheMiss), errors.Is(err, memcache.ErrMalformedKey),
+		errors.Is(err, errNoRecords), isErrorReply(err):
+		return answered
+	}
+	return noAnswer
+}
+
+// isErrorReply reports whether a host has sent one of the three error replies of the
+// protocol. The library has no error values for them, only their text.
+func isErrorReply(err error) bool {
 	words := []string{`"SERVER_ERROR `, `"CLIENT_ERROR `, `"ERROR\r\n"`}
 	return slices.ContainsFunc(words, func(word string) bool { return strings.Contains(err.Error(), word) })
 }
 
 func (w *memcachedWire) get(ctx context.Context, key string) (value []byte, found bool, err error) {
-	err = w.with(ctx, func(c *memcache.Client) error {
+	err = w.withConn(ctx, func(c *memcache.Client) error {
 		item, err := c.Get(key)
 		if err == nil {
 			value = item.Value
@@ -72,13 +74,13 @@ func (w *memcachedWire) get(ctx context.Context, key string) (value []byte, foun
 }
 
 func (w *memcachedWire) set(ctx context.Context, key string, value []byte, ttl time.Duration) error {
-	return w.with(ctx, func(c *memcache.Client) error {
+	return w.withConn(ctx, func(c *memcache.Client) error {
 		return c.Set(&memcache.Item{Key: key, Value: value, Expiration: expiration(ttl, time.Now())})
 	})
 }
 
 func (w *memcachedWire) delete(ctx context.Context, key string) error {
-	err := w.with(ctx, func(c *memcache.Client) error { return c.Delete(key) })
+	err := w.withConn(ctx, func(c *memcache.Client) error { return c.Delete(key) })
 	if errors.Is(err, memcache.ErrCacheMiss) {
 		return nil
 	}
@@ -86,130 +88,129 @@ func (w *memcachedWire) delete(ctx context.Context, key string) error {
 }
 
 func (w *memcachedWire) fetch(context.Context, string) (value []byte, hit bool, err error) {
-	return nil, false, errNotOfMemcached
+	return nil, false, errNoRecords
 }
 
 func (w *memcachedWire) apply(context.Context, string, Write) (version int64, err error) {
-	return 0, errNotOfMemcached
+	return 0, errNoRecords
 }
 
-// longestRelative is the longest time to live that the protocol takes as one; more is
-// a point in time.
-const longestRelative = 30 * 24 * time.Hour
+// maxRelative is the longest time to live that the protocol accepts as a duration. It
+// interprets a larger number as a Unix time.
+const maxRelative = 30 * 24 * time.Hour
 
-// expiration is a time to live as the protocol has it: whole seconds. The server ends
-// them with the second that it counts, so up to a second sooner.
+// expiration encodes a time to live for the protocol, in whole seconds. The server has a
+// clock of whole seconds, so a value may expire up to a second early.
 func expiration(ttl time.Duration, now time.Time) int32 {
 	seconds := int64((ttl + time.Second - 1) / time.Second)
-	if ttl > longestRelative {
+	if ttl > maxRelative {
 		seconds += now.Unix()
 	}
 	return int32(min(seconds, math.MaxInt32))
 }
 
-// with does something over a connection that nobody else uses meanwhile.
-func (w *memcachedWire) with(ctx context.Context, do func(*memcache.Client) error) error {
-	if err := w.enter(ctx); err != nil {
+// withConn calls do with a connection that no other request uses.
+func (w *memcachedWire) withConn(ctx context.Context, do func(*memcache.Client) error) error {
+	if err := w.acquire(ctx); err != nil {
 		return err
 	}
-	defer w.room.Release(1)
-	l := w.take()
-	defer w.put(l)
-	l.until, _ = ctx.Deadline()
-	err := do(l.client)
-	if err != nil && w.judge(err) == unanswered && over(ctx) == nil {
-		// The connections that wait are of the same host: when it was started anew, each
-		// of them would cost a request to find that out.
+	defer w.inUse.Release(1)
+	c := w.takeIdle()
+	defer w.putIdle(c)
+	c.deadline, _ = ctx.Deadline()
+	err := do(c.client)
+	if err != nil && w.classify(err) == noAnswer && contextErr(ctx) == nil {
+		// After a restart of the host all idle connections are dead. Without this, each
+		// of them would fail one more request.
 		w.close()
 	}
 	return err
 }
 
-// enter waits for room for one more connection in use, no longer than an answer may
-// take.
-func (w *memcachedWire) enter(ctx context.Context) error {
-	if w.room.TryAcquire(1) {
+// acquire waits until another connection may be used. It waits at most the timeout.
+func (w *memcachedWire) acquire(ctx context.Context) error {
+	if w.inUse.TryAcquire(1) {
 		return nil
 	}
 	bounded, cancel := context.WithTimeout(ctx, w.timeout)
 	defer cancel()
-	if err := w.room.Acquire(bounded, 1); err != nil {
-		return fmt.Errorf("%w: %w", errCrowded, err)
+	if err := w.inUse.Acquire(bounded, 1); err != nil {
+		return fmt.Errorf("%w: %w", errPoolTimeout, err)
 	}
 	return nil
 }
 
-// take returns a connection; a new one connects when it is used.
-func (w *memcachedWire) take() *link {
+// takeIdle returns an idle connection, or a new one. A new one connects on first use.
+func (w *memcachedWire) takeIdle() *pooledConn {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if n := len(w.idle); n > 0 {
-		l := w.idle[n-1]
+		c := w.idle[n-1]
 		w.idle = w.idle[:n-1]
-		return l
+		return c
 	}
-	return newLink(w.address, w.timeout)
+	return newPooledConn(w.address, w.timeout)
 }
 
-// put takes a connection back, the next one to be used.
-func (w *memcachedWire) put(l *link) {
+// putIdle returns a connection to the pool.
+func (w *memcachedWire) putIdle(c *pooledConn) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.idle = append(w.idle, l)
+	w.idle = append(w.idle, c)
 }
 
-// close closes all connections that are not in use.
+// close closes all idle connections.
 func (w *memcachedWire) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, l := range w.idle {
-		_ = l.client.Close() // what it was asked has been answered
+	for _, c := range w.idle {
+		_ = c.client.Close() // an idle connection has no pending request
 	}
 	w.idle = nil
 }
 
-// link is a client that has one connection. One request uses it at a time.
-type link struct {
-	client *memcache.Client
-	until  time.Time // when the time of that request is over; zero = never
+// pooledConn is a library client with one connection. One request uses it at a time.
+type pooledConn struct {
+	client   *memcache.Client
+	deadline time.Time // of the current request; zero = none
 }
 
-func newLink(address tcpAddress, timeout time.Duration) *link {
-	l := &link{client: memcache.NewFromSelector(address)}
-	l.client.Timeout, l.client.MaxIdleConns = timeout, 1
-	l.client.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
-		if !l.until.IsZero() {
+func newPooledConn(address tcpAddress, timeout time.Duration) *pooledConn {
+	c := &pooledConn{client: memcache.NewFromSelector(address)}
+	c.client.Timeout, c.client.MaxIdleConns = timeout, 1
+	c.client.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if !c.deadline.IsZero() {
 			var cancel context.CancelFunc
-			ctx, cancel = context.WithDeadline(ctx, l.until)
+			ctx, cancel = context.WithDeadline(ctx, c.deadline)
 			defer cancel()
 		}
 		var d net.Dialer
 		conn, err := d.DialContext(ctx, network, address)
 		if err != nil {
-			return nil, fmt.Errorf("%w: %w", errUnasked, err)
+			return nil, fmt.Errorf("%w: %w", errNotSent, err)
 		}
-		return boundedConn{conn, l}, nil
+		return boundedConn{conn, c}, nil
 	}
-	return l
+	return c
 }
 
-// boundedConn is a connection that its client gives the timeout of the library, and
-// that ends sooner when the request does.
+// boundedConn is a network connection. The library sets its deadline by a fixed timeout;
+// an earlier deadline of the current request takes precedence.
 type boundedConn struct {
 	net.Conn
-	link *link
+	pooled *pooledConn
 }
 
 // SetDeadline implements net.Conn.
 func (c boundedConn) SetDeadline(t time.Time) error {
-	if until := c.link.until; !until.IsZero() && until.Before(t) {
-		t = until
+	if d := c.pooled.deadline; !d.IsZero() && d.Before(t) {
+		t = d
 	}
 	return c.Conn.SetDeadline(t)
 }
 
-// tcpAddress is a host:port as the library wants one, and the choice of it for all
-// keys.
+// tcpAddress is a host:port. It implements the server selector of the library, and
+// selects itself for all keys.
 type tcpAddress string
 
 // Network implements net.Addr.

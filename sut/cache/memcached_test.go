@@ -18,40 +18,41 @@ import (
 	"github.com/stagebench/stagebench/sut/memcached/memcachedtest"
 )
 
-// What memcached does not take is refused, and is not the end of the host.
-func TestRefusalOfMemcached(t *testing.T) {
+// TestMemcachedErrorReplies: after an error reply the host counts as healthy.
+func TestMemcachedErrorReplies(t *testing.T) {
 	t.Parallel()
 	s := memcachedtest.Start(t, 1<<20)
 	c, registry := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, s.Address())}, Protocol: cache.Memcached})
-	refusals := 0
-	refused := func(what string, err error) {
+	replies := 0
+	wantErrorReply := func(what string, err error) {
 		t.Helper()
-		refusals++
+		replies++
 		if err == nil || errors.Is(err, cache.ErrUnavailable) {
-			t.Errorf("%s: %v", what, err)
+			t.Errorf("%s: got %v", what, err)
 		}
 		if err := c.Set(t.Context(), "a", []byte("1"), 0); err != nil {
-			t.Errorf("after %s: %v", what, err)
+			t.Errorf("Set after %s: got %v", what, err)
 		}
 	}
-	refused("a value of 2 MiB", c.Set(t.Context(), "a", make([]byte, 2<<20), 0))
+	wantErrorReply("a value of 2 MiB", c.Set(t.Context(), "a", make([]byte, 2<<20), 0))
 	for _, key := range []string{"a b", "a\r\nflush_all", strings.Repeat("k", 251), ""} {
 		_, _, err := c.Get(t.Context(), key)
-		refused(fmt.Sprintf("reading %.20q", key), err)
-		refused(fmt.Sprintf("writing %.20q", key), c.Set(t.Context(), key, nil, 0))
-		refused(fmt.Sprintf("deleting %.20q", key), c.Delete(t.Context(), key))
+		wantErrorReply(fmt.Sprintf("Get of %.20q", key), err)
+		wantErrorReply(fmt.Sprintf("Set of %.20q", key), c.Set(t.Context(), key, nil, 0))
+		wantErrorReply(fmt.Sprintf("Delete of %.20q", key), c.Delete(t.Context(), key))
 	}
 	_, _, err := c.Fetch(t.Context(), "photo:1")
-	refused("a fetch", err)
+	wantErrorReply("Fetch", err)
 	_, err = c.Apply(t.Context(), "photo:1", cache.Write{Like: &cache.Like{Photo: 1, User: 1}})
-	refused("a write", err)
-	if n := figure(t, registry, "errors_total", "cache-1", "refused"); int(n) != refusals {
-		t.Errorf("%v refusals of %d were counted", n, refusals)
+	wantErrorReply("Apply", err)
+	if n := counter(t, registry, "errors_total", "cache-1", "refused"); int(n) != replies {
+		t.Errorf("metrics: %v error replies, want %d", n, replies)
 	}
 }
 
-// The longest times to live are points in time for memcached, and mean the same.
-func TestLongLivesInMemcached(t *testing.T) {
+// TestMemcachedLongTTL: the protocol interprets more than 30 days as a Unix time. The
+// value must not expire at once.
+func TestMemcachedLongTTL(t *testing.T) {
 	t.Parallel()
 	s := memcachedtest.Start(t, 1<<20)
 	c, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, s.Address())}, Protocol: cache.Memcached})
@@ -61,178 +62,138 @@ func TestLongLivesInMemcached(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, found, err := c.Get(t.Context(), "a"); err != nil || !found {
-			t.Errorf("to live for %v: %v, %v", ttl, found, err)
+			t.Errorf("time to live %v: got %t, %v", ttl, found, err)
 		}
 	}
 }
 
-// gate is a memcached that has nothing, and that can hold its answers back and end all
-// its connections, as one does that is started anew.
-type gate struct {
-	net.Listener
-	all sync.WaitGroup
-
+// emptyHost is a memcached host without values. It can delay its answers.
+type emptyHost struct {
+	*listener
 	mu       sync.Mutex
-	conns    []net.Conn
-	accepted int
-	closed   chan struct{} // while it is there answers wait until it is closed
+	released chan struct{} // answers wait until it is closed; nil = they do not wait
 }
 
-func newGate(t *testing.T) *gate {
+func newEmptyHost(t *testing.T) *emptyHost {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := &gate{Listener: l}
-	g.all.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
+	h := &emptyHost{}
+	h.listener = listen(t, "127.0.0.1:0", func(conn net.Conn) {
+		for lines := bufio.NewScanner(conn); lines.Scan(); {
+			h.mu.Lock()
+			released := h.released
+			h.mu.Unlock()
+			if released != nil {
+				<-released
 			}
-			g.mu.Lock()
-			g.accepted++
-			g.conns = append(g.conns, conn)
-			g.mu.Unlock()
-			g.all.Go(func() {
-				for lines := bufio.NewScanner(conn); lines.Scan(); {
-					g.mu.Lock()
-					closed := g.closed
-					g.mu.Unlock()
-					if closed != nil {
-						<-closed
-					}
-					_, _ = io.WriteString(conn, "END\r\n")
-				}
-				_ = conn.Close()
-			})
+			_, _ = io.WriteString(conn, "END\r\n")
 		}
 	})
-	t.Cleanup(func() { _ = l.Close(); g.open(); g.restart(); g.all.Wait() })
-	return g
+	t.Cleanup(h.release)
+	return h
 }
 
-func (g *gate) close() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.closed = make(chan struct{})
+// hold delays all answers until release is called.
+func (h *emptyHost) hold() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.released = make(chan struct{})
 }
 
-func (g *gate) open() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed != nil {
-		close(g.closed)
-		g.closed = nil
+func (h *emptyHost) release() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.released != nil {
+		close(h.released)
+		h.released = nil
 	}
 }
 
-// restart ends all connections.
-func (g *gate) restart() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, conn := range g.conns {
-		_ = conn.Close()
-	}
-	g.conns = nil
-}
-
-func (g *gate) count() int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.accepted
-}
-
-// crowd has n requests at a time, which come over conns connections more, calls during
-// when these are there, and returns how many were answered.
-func (g *gate) crowd(t *testing.T, c *cache.Client, n, conns int, during func()) (answered int64) {
+// getConcurrently sends requests at the same time and returns the number of answers.
+// The client must open exactly newConns connections for them. When all are open, it
+// calls during, and releases the answers.
+func (h *emptyHost) getConcurrently(
+	t *testing.T, c *cache.Client, requests int, newConns int64, during func(),
+) (answers int64) {
 	t.Helper()
-	g.close()
-	before := g.count()
+	h.hold()
+	before := h.accepted.Load()
 	var all sync.WaitGroup
-	var good atomic.Int64
-	for range n {
+	var misses atomic.Int64
+	for range requests {
 		all.Go(func() {
 			if _, found, err := c.Get(t.Context(), "a"); err == nil && !found {
-				good.Add(1)
+				misses.Add(1)
 			}
 		})
 	}
-	for deadline := time.Now().Add(patience); g.count() < before+conns; {
-		if time.Now().After(deadline) {
-			t.Errorf("%d connections more, want %d", g.count()-before, conns)
-			break
-		}
-		<-time.After(time.Millisecond)
-	}
+	eventually(t, "the new connections", func() bool { return h.accepted.Load() >= before+newConns })
 	during()
-	g.open()
+	h.release()
 	all.Wait()
-	if got := g.count() - before; got != conns {
-		t.Errorf("%d connections more, want %d", got, conns)
+	if got := h.accepted.Load() - before; got != newConns {
+		t.Errorf("%d new connections, want %d", got, newConns)
 	}
-	return good.Load()
+	return misses.Load()
 }
 
-// There are no more connections than are allowed. Who finds none in time has asked
-// nothing, and the host is well.
-func TestMemcachedConnsAreBounded(t *testing.T) {
+// TestMemcachedConnLimit: the client opens at most 64 connections. A request that gets
+// no connection before its deadline does not mark the host as down.
+func TestMemcachedConnLimit(t *testing.T) {
 	t.Parallel()
-	g := newGate(t)
-	c, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, g.Addr().String())}, Protocol: cache.Memcached, MaxConns: 3})
-	answered := g.crowd(t, c, 50, 3, func() {
+	h := newEmptyHost(t)
+	c, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, h.address())}, Protocol: cache.Memcached})
+	const requests = 100
+	answers := h.getConcurrently(t, c, requests, 64, func() {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		defer cancel()
-		if _, _, err := c.Get(ctx, "a"); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, cache.ErrUnavailable) {
-			t.Errorf("with all connections busy: %v", err)
+		_, _, err := c.Get(ctx, "a")
+		if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, cache.ErrUnavailable) {
+			t.Errorf("Get while all connections are busy: got %v", err)
 		}
 	})
-	if answered != 50 {
-		t.Errorf("%d of 50 were answered", answered)
+	if answers != requests {
+		t.Errorf("%d answers for %d requests", answers, requests)
 	}
 }
 
-// One that is started anew costs a single failure, however many connections there were
-// to the one before.
-func TestMemcachedStartedAnew(t *testing.T) {
+// TestMemcachedRestart: a restart of the host fails only one request. The client then
+// discards all idle connections.
+func TestMemcachedRestart(t *testing.T) {
 	t.Parallel()
-	g := newGate(t)
-	c, registry := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, g.Addr().String())}, Protocol: cache.Memcached})
-	g.crowd(t, c, 10, 10, func() {})
-	g.restart()
+	h := newEmptyHost(t)
+	c, registry := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, h.address())}, Protocol: cache.Memcached})
+	h.getConcurrently(t, c, 10, 10, func() {})
+	h.closeConns()
 	if _, _, err := c.Get(t.Context(), "a"); !errors.Is(err, cache.ErrUnavailable) {
-		t.Fatalf("got %v", err)
+		t.Fatalf("first request after the restart: got %v", err)
 	}
-	for deadline := time.Now().Add(patience); ; {
-		if _, _, err := c.Get(t.Context(), "a"); err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("it is never asked again")
-		}
+	eventually(t, "the client to use the host again", func() bool {
+		_, _, err := c.Get(t.Context(), "a")
+		return err == nil
+	})
+	before := counter(t, registry, "errors_total")
+	// One connection is open already.
+	if answers := h.getConcurrently(t, c, 10, 9, func() {}); answers != 10 {
+		t.Errorf("%d answers for 10 requests", answers)
 	}
-	before := figure(t, registry, "errors_total")
-	if answered := g.crowd(t, c, 10, 9, func() {}); answered != 10 {
-		t.Errorf("%d of 10 were answered", answered)
-	}
-	if after := figure(t, registry, "errors_total"); after != before {
-		t.Errorf("%v more errors", after-before)
+	if after := counter(t, registry, "errors_total"); after != before {
+		t.Errorf("metrics: %v more errors, want 0", after-before)
 	}
 }
 
-// The client's figures and the server's agree.
-func TestFiguresOfMemcached(t *testing.T) {
+// TestMemcachedStats: the hits and misses of the client equal those of the server.
+func TestMemcachedStats(t *testing.T) {
 	t.Parallel()
 	const n = 100
 	s := memcachedtest.Start(t, 8<<20)
 	c, registry := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, s.Address())}, Protocol: cache.Memcached})
 	fill(t, c, n)
-	read(t, c, 2*n)
+	readAll(t, c, 2*n)
 	if got := s.Figures(t); got.Hits != n || got.Misses != n || got.Entries != n {
-		t.Errorf("got %+v", got)
+		t.Errorf("server: %+v, want %d hits, misses and entries", got, n)
 	}
-	if hits, misses := figure(t, registry, "reads_total", "hit"), figure(t, registry, "reads_total", "miss"); hits != n || misses != n {
-		t.Errorf("the client has %v hits and %v misses", hits, misses)
+	hits, misses := counter(t, registry, "reads_total", "hit"), counter(t, registry, "reads_total", "miss")
+	if hits != n || misses != n {
+		t.Errorf("client: %v hits and %v misses, want %d of both", hits, misses, n)
 	}
 }

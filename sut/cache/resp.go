@@ -12,7 +12,7 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-// respWire is a host that speaks Redis' protocol.
+// respWire is a connection pool to a host that speaks the Redis protocol.
 type respWire struct{ redis *redis.Client }
 
 func newRESPWire(address string, c Config) respWire {
@@ -20,29 +20,29 @@ func newRESPWire(address string, c Config) respWire {
 		Addr: address, Protocol: 2, DisableIdentity: true,
 		MaxRetries: -1, DialerRetries: 1, ContextTimeoutEnabled: true,
 		DialTimeout: c.Timeout, ReadTimeout: c.Timeout, WriteTimeout: c.Timeout, PoolTimeout: c.Timeout,
-		PoolSize: c.MaxConns, MaxActiveConns: c.MaxConns, PipelinePoolSize: -1,
+		PoolSize: maxConns, MaxActiveConns: maxConns, PipelinePoolSize: -1,
 		ReadBufferSize: 4 << 10, WriteBufferSize: 4 << 10,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	})}
 }
 
-// errStrange says that a host has answered, with something that is no answer.
-var errStrange = errors.New("a strange answer")
+// errBadReply means that a host has sent a reply of an unexpected type.
+var errBadReply = errors.New("unexpected reply")
 
 func (w respWire) close() { _ = w.redis.Close() }
 
-func (w respWire) judge(err error) verdict {
-	var refusal redis.Error
+func (w respWire) classify(err error) outcome {
+	var reply redis.Error
 	var op *net.OpError
 	switch {
-	case errors.As(err, &refusal), errors.Is(err, errStrange):
-		return refused
+	case errors.As(err, &reply), errors.Is(err, errBadReply):
+		return answered
 	case errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrPoolExhausted):
-		return crowded
+		return poolBusy
 	case errors.As(err, &op) && op.Op == "dial":
-		return unreached
+		return notConnected
 	}
-	return unanswered
+	return noAnswer
 }
 
 func (w respWire) get(ctx context.Context, key string) (value []byte, found bool, err error) {
@@ -66,17 +66,17 @@ func (w respWire) delete(ctx context.Context, key string) error {
 }
 
 func (w respWire) fetch(ctx context.Context, key string) (value []byte, hit bool, err error) {
-	answer, err := w.redis.Do(ctx, FetchCommand, key).Result()
+	reply, err := w.redis.Do(ctx, FetchCommand, key).Result()
 	if err != nil {
-		return nil, false, asRecords(err)
+		return nil, false, decodeError(err)
 	}
-	if parts, isList := answer.([]any); isList && len(parts) == 2 {
-		was, isNumber := parts[0].(int64)
-		if text, isText := parts[1].(string); isNumber && isText {
-			return []byte(text), was == 1, nil
+	if list, isList := reply.([]any); isList && len(list) == 2 {
+		hitFlag, isNumber := list[0].(int64)
+		if text, isText := list[1].(string); isNumber && isText {
+			return []byte(text), hitFlag == 1, nil
 		}
 	}
-	return nil, false, fmt.Errorf("%w to %s: %v", errStrange, FetchCommand, answer)
+	return nil, false, fmt.Errorf("%w to %s: %v", errBadReply, FetchCommand, reply)
 }
 
 func (w respWire) apply(ctx context.Context, key string, write Write) (version int64, err error) {
@@ -84,13 +84,13 @@ func (w respWire) apply(ctx context.Context, key string, write Write) (version i
 	if err != nil {
 		return 0, err
 	}
-	answer, err := w.redis.Do(ctx, ApplyCommand, key, text).Result()
+	reply, err := w.redis.Do(ctx, ApplyCommand, key, text).Result()
 	if err != nil {
-		return 0, asRecords(err)
+		return 0, decodeError(err)
 	}
-	version, isNumber := answer.(int64)
+	version, isNumber := reply.(int64)
 	if !isNumber {
-		return 0, fmt.Errorf("%w to %s: %v", errStrange, ApplyCommand, answer)
+		return 0, fmt.Errorf("%w to %s: %v", errBadReply, ApplyCommand, reply)
 	}
 	return version, nil
 }

@@ -8,39 +8,40 @@ import (
 	"strconv"
 )
 
-// Of the ring. The share of a host is at most bound times the mean: of three
-// hosts, 38.3 % of the slots.
+// Parameters of the ring.
 const (
-	slots  = 4096 // into which all keys are divided
-	points = 128  // of each host on the circle
-	bound  = 1.15
+	slots  = 4096 // each key belongs to one slot
+	points = 128  // points of each host on the circle
+	// bound limits the slots of a host to bound times the mean. With three hosts that is
+	// 38.3 % of all slots.
+	bound = 1.15
 )
 
-// Ring says which host has which keys, as a pure function of the hosts' names: all
-// clients that know the same hosts agree, so that what one has stored another one
-// finds, and deletes.
+// Ring maps keys to hosts. The mapping depends only on the names of the hosts. So all
+// clients with the same hosts agree, and a client can read and delete the values that
+// another one stored.
 //
-// It is consistent hashing with bounded loads: keys are divided into slots, and a
-// slot belongs to the first host clockwise of it that has fewer slots than its
-// bound. Source: Mirrokni, Thorup and Zadimoghaddam, Consistent Hashing with
-// Bounded Loads, SODA 2018 (arXiv 1608.01350, 2016). Their load is that of the
-// moment; here it is the number of slots, as a key that moved with the load would be
-// deleted where it is not. So a popular key makes its host busy all the same.
+// The algorithm is consistent hashing with bounded loads. Keys are divided into slots.
+// A slot belongs to the first host clockwise that has fewer slots than its bound.
+// Source: Mirrokni, Thorup and Zadimoghaddam, Consistent Hashing with Bounded Loads,
+// SODA 2018 (arXiv 1608.01350, 2016). The paper bounds the current load of a host. This
+// ring bounds the number of slots instead: if keys moved with the load, clients could
+// delete a key on the wrong host. A popular key can therefore still overload its host.
 //
-// When hosts come or go the circle is another one, and some more slots than theirs
-// move: those that had been pushed on by a bound.
+// When a host is added or removed, a few slots of the other hosts move too: slots that
+// a full host had passed on to the next one.
 type Ring struct {
-	names  []string // in order
-	owners [slots]uint16
+	names  []string      // sorted
+	owners [slots]uint16 // index in names, by slot
 }
 
-// point is a place on the circle that belongs to a host.
+// point is a position of a host on the circle.
 type point struct {
 	at   uint64
 	host uint16
 }
 
-// NewRing places the slots on hosts, by their names.
+// NewRing returns the ring of the hosts with these names. Duplicate names count once.
 func NewRing(names []string) *Ring {
 	r := &Ring{names: slices.Compact(slices.Sorted(slices.Values(names)))}
 	circle := make([]point, 0, len(r.names)*points)
@@ -49,20 +50,23 @@ func NewRing(names []string) *Ring {
 			circle = append(circle, point{hash(name + "/" + strconv.Itoa(p)), uint16(i)})
 		}
 	}
-	slices.SortFunc(circle, func(a, b point) int { return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.host, b.host)) })
+	slices.SortFunc(circle, func(a, b point) int {
+		return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.host, b.host))
+	})
 	load := make([]int, len(r.names))
 	for slot := range r.owners {
-		r.owners[slot] = first(circle, slot, load)
+		r.owners[slot] = ownerOf(circle, slot, load)
 		load[r.owners[slot]]++
 	}
 	return r
 }
 
-// capacity is how many slots each of so many hosts may have.
+// capacity returns the maximum number of slots of a host, in a ring of that many hosts.
 func capacity(hosts int) int { return int(math.Ceil(bound * slots / float64(hosts))) }
 
-// first is the first host clockwise of a slot that may have another one.
-func first(circle []point, slot int, load []int) uint16 {
+// ownerOf returns the first host clockwise of a slot that is below its capacity. load
+// is the number of slots of each host.
+func ownerOf(circle []point, slot int, load []int) uint16 {
 	at := hash("slot/" + strconv.Itoa(slot))
 	from, _ := slices.BinarySearchFunc(circle, at, func(p point, at uint64) int { return cmp.Compare(p.at, at) })
 	for i := range circle {
@@ -70,16 +74,17 @@ func first(circle []point, slot int, load []int) uint16 {
 			return p.host
 		}
 	}
-	panic("cache: all hosts are full, although their bounds add up to more than all slots")
+	panic("cache: all hosts of the ring are full: the sum of their capacities is too small")
 }
 
-// Owner is the name of the host that has a key.
+// Owner returns the name of the host of a key.
 func (r *Ring) Owner(key string) string { return r.names[r.owners[hash(key)%slots]] }
 
-// nth is the host that has a key when the n hosts before it do not answer: all that
-// know the same hosts agree. They are in the order of their hashes with the key's slot
-// (rendezvous hashing), so that the keys of a dead host are spread over all others.
-func (r *Ring) nth(key string, n int) string {
+// nthOwner returns the host of a key when n earlier hosts do not answer; 0 = the owner.
+// All clients with the same hosts agree on it. The order after the owner is that of
+// rendezvous hashing with the slot of the key, so the keys of a dead host are spread
+// over all other hosts.
+func (r *Ring) nthOwner(key string, n int) string {
 	owner := r.Owner(key)
 	if n == 0 {
 		return owner
@@ -92,8 +97,8 @@ func (r *Ring) nth(key string, n int) string {
 	return others[n-1]
 }
 
-// hash is FNV-1a with the finaliser of MurmurHash3, without which the places of
-// names that differ in their last letter only would be near each other.
+// hash is FNV-1a with the finaliser of MurmurHash3. Without the finaliser, names that
+// differ only in their last letter would be close together on the circle.
 func hash(text string) uint64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(text)) // never fails

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func names(n int) []string {
+func hostNames(n int) []string {
 	var all []string
 	for i := range n {
 		all = append(all, fmt.Sprint("cache-", i+1))
@@ -14,7 +14,7 @@ func names(n int) []string {
 	return all
 }
 
-// owners says who has which of many keys.
+// owners returns the host of each of 50,000 keys.
 func owners(r *Ring) []string {
 	var all []string
 	for i := range 50_000 {
@@ -23,73 +23,61 @@ func owners(r *Ring) []string {
 	return all
 }
 
-// moved counts the keys that another host has now, and checks which of them may.
-func moved(t *testing.T, before, after []string, may func(from, to string) bool) float64 {
-	t.Helper()
-	n := 0
-	for i := range before {
-		if before[i] == after[i] {
-			continue
-		}
-		if n++; !may(before[i], after[i]) {
-			t.Fatalf("key %d went from %s to %s", i, before[i], after[i])
-		}
-	}
-	return float64(n) / float64(len(before))
-}
-
-// No host has more slots than its bound, with any number of hosts, and none has far
-// less than the others.
+// TestBoundedLoad: with any number of hosts, no host has more slots than its capacity,
+// and no host has far fewer slots than the others.
 func TestBoundedLoad(t *testing.T) {
 	t.Parallel()
 	for n := 1; n <= 16; n++ {
-		r := NewRing(names(n))
+		r := NewRing(hostNames(n))
 		load := map[string]int{}
 		for _, owner := range r.owners {
 			load[r.names[owner]]++
 		}
-		for _, name := range names(n) {
+		for _, name := range hostNames(n) {
 			if load[name] > capacity(n) || load[name] < slots/n/3 {
-				t.Errorf("%d hosts: %s has %d slots, may have %d", n, name, load[name], capacity(n))
+				t.Errorf("%d hosts: %s has %d slots, want %d to %d", n, name, load[name], slots/n/3, capacity(n))
 			}
 		}
 	}
 }
 
-// A fourth host takes about a quarter of the keys, and few others move.
+// TestNewHost: a fourth host takes about a quarter of the keys. Few keys move between the
+// other hosts.
 func TestNewHost(t *testing.T) {
 	t.Parallel()
-	before, after := owners(NewRing(names(3))), owners(NewRing(names(4)))
-	toNew := 0
-	share := moved(t, before, after, func(_, to string) bool {
-		if to == "cache-4" {
-			toNew++
+	before, after := owners(NewRing(hostNames(3))), owners(NewRing(hostNames(4)))
+	moved, movedToNew := 0, 0
+	for i := range before {
+		if before[i] == after[i] {
+			continue
 		}
-		return true
-	})
-	got := float64(toNew) / float64(len(before))
-	t.Logf("%.1f %% moved, %.1f %% to the new host", 100*share, 100*got)
-	if got < 0.15 || got > 0.3 || share-got > 0.15 {
-		t.Errorf("%.1f %% moved, %.1f %% to the new host", 100*share, 100*got)
+		moved++
+		if after[i] == "cache-4" {
+			movedToNew++
+		}
+	}
+	n := float64(len(before))
+	all, toNew := float64(moved)/n, float64(movedToNew)/n
+	if toNew < 0.15 || toNew > 0.3 || all-toNew > 0.15 {
+		t.Errorf("%.1f %% of the keys moved, %.1f %% to the new host", 100*all, 100*toNew)
 	}
 }
 
-// Where keys are does not depend on the order in which the hosts are named: each web
-// host may have heard of them in another one.
+// TestOrderDoesNotMatter: two web hosts may list the cache hosts in different order.
 func TestOrderDoesNotMatter(t *testing.T) {
 	t.Parallel()
-	backwards := names(5)
+	backwards := hostNames(5)
 	slices.Reverse(backwards)
-	if !slices.Equal(owners(NewRing(names(5))), owners(NewRing(backwards))) {
-		t.Error("it does")
+	if !slices.Equal(owners(NewRing(hostNames(5))), owners(NewRing(backwards))) {
+		t.Error("the owners depend on the order of the host names")
 	}
 }
 
-// The places are part of what web hosts of two versions have to agree on while one
-// replaces the other.
+// TestRingIsFixed: during an upgrade, web hosts of two versions use the same cache hosts.
+// So a new version must not change the owners.
 func TestRingIsFixed(t *testing.T) {
 	t.Parallel()
-	r := NewRing(names(3))
+	r := NewRing(hostNames(3))
 	var got []string
 	for i := range 8 {
 		got = append(got, r.Owner(fmt.Sprint("photo:", i)))
@@ -101,48 +89,48 @@ func TestRingIsFixed(t *testing.T) {
 }
 
 func BenchmarkOwner(b *testing.B) {
-	r := NewRing(names(3))
+	r := NewRing(hostNames(3))
 	for b.Loop() {
 		r.Owner("photo:12345678")
 	}
 }
 
 func BenchmarkNewRing(b *testing.B) {
-	all := names(3)
+	all := hostNames(3)
 	for b.Loop() {
 		NewRing(all)
 	}
 }
 
-// When hosts do not answer, all agree on who is next: each host comes once, and the keys
-// of one are spread over all others.
-func TestNth(t *testing.T) {
-	all := names(5)
+// TestNthOwner: when hosts do not answer, all clients agree on the next host of a key.
+// Each host comes once. The keys of a dead host are spread over all other hosts.
+func TestNthOwner(t *testing.T) {
+	all := hostNames(5)
 	r, other := NewRing(all), NewRing([]string{all[3], all[0], all[4], all[2], all[1]})
 	next := map[string]int{}
 	for i := range 10_000 {
 		key := fmt.Sprint("photo:", i)
 		var order []string
 		for n := range all {
-			order = append(order, r.nth(key, n))
-			if o := other.nth(key, n); o != order[n] {
-				t.Fatalf("%s: host %d is %s or %s", key, n, order[n], o)
+			order = append(order, r.nthOwner(key, n))
+			if o := other.nthOwner(key, n); o != order[n] {
+				t.Fatalf("%s: two clients disagree on host %d: %s and %s", key, n, order[n], o)
 			}
 		}
 		if order[0] != r.Owner(key) {
-			t.Errorf("%s belongs to %s, and is looked for at %s first", key, r.Owner(key), order[0])
+			t.Errorf("%s: the first host is %s, want the owner %s", key, order[0], r.Owner(key))
 		}
 		if order[0] == all[0] {
 			next[order[1]]++
 		}
 		slices.Sort(order)
 		if !slices.Equal(order, all) {
-			t.Errorf("%s is looked for at %v", key, order)
+			t.Errorf("%s: got the hosts %v, want each host once", key, order)
 		}
 	}
 	for _, name := range all[1:] {
 		if n := next[name]; n < 250 || n > 1000 {
-			t.Errorf("%s is next for %d of some 2,000 keys: %v", name, n, next)
+			t.Errorf("%s is the next host of %d keys, want 250 to 1,000: %v", name, n, next)
 		}
 	}
 }

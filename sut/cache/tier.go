@@ -11,47 +11,44 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// AsideConfig says how records are cached.
+// AsideConfig is the configuration of look-aside caching.
 type AsideConfig struct {
-	Records photos.Records
+	Records photos.Records // the database
 	Client  *Client
-	// TTL is how long a photo or a user is kept, FeedTTL a list of photos, which no
-	// write removes; 0 = lists are not kept.
+	// TTL is the time to live of photos and users. FeedTTL is that of lists of photos,
+	// which writes do not invalidate; 0 = lists are not cached.
 	TTL, FeedTTL time.Duration
-	// SingleFlight has one of several requests that miss a key at a time read it
-	// from the records, for all of them.
+	// SingleFlight merges concurrent misses of a key into one read of the database.
 	SingleFlight bool
 }
 
-// TierConfig says what the cache tier does by itself.
+// TierConfig is the configuration of a Tier.
 type TierConfig struct {
 	AsideConfig
-	// ReadThrough has the cache tier load what it does not have.
-	ReadThrough bool
-	// Writes has the cache tier write to photos, at once or later.
-	Writes bool
+	ReadThrough bool // the cache hosts load missing records
+	Writes      bool // the cache hosts write photos, with write-through or write-back
 }
 
-// Tier is records behind a cache tier. What the cache tier does not load or write
-// itself is read the look-aside way and written around the cache: who misses reads the
-// record and fills the cache, who writes removes what the write has made old. Lists of
-// photos are of many records, so that no write can remove them: they grow old.
+// Tier implements photos.Records with a cache in front of the database. When the cache
+// hosts do not load or write themselves, it uses look-aside: after a miss it reads the
+// database and fills the cache, and after a write it deletes the outdated keys. A list
+// contains many records, so writes do not invalidate it; it expires.
 //
-// A cache host that does not answer is a miss. Between the reading of a record and
-// the filling, somebody may write it: what is filled then is old until it expires.
-// That is a property of the strategy and is measured, not mended.
+// A cache host that does not answer counts as a miss. Look-aside has a known race: a
+// write can come between the read and the fill, and the cache then keeps the old record
+// until it expires. Stagebench measures this race and does not prevent it.
 type Tier struct {
-	photos.Records // what is not cached
+	photos.Records // the methods that are not cached
 	config         TierConfig
 }
 
-// NewTier returns records behind a cache tier.
+// NewTier returns a tier.
 func NewTier(c TierConfig) (*Tier, error) {
 	if c.Records == nil || c.Client == nil {
-		return nil, errors.New("cache: look-aside needs records and a client")
+		return nil, errors.New("cache: Records and Client are required")
 	}
 	if c.TTL <= 0 || c.FeedTTL < 0 {
-		return nil, fmt.Errorf("cache: times to live of %v and %v: want more than 0, and 0 or more", c.TTL, c.FeedTTL)
+		return nil, fmt.Errorf("cache: TTL is %v, want more than 0; FeedTTL is %v, want 0 or more", c.TTL, c.FeedTTL)
 	}
 	return &Tier{Records: c.Records, config: c}, nil
 }
@@ -65,8 +62,8 @@ func (t *Tier) Photo(ctx context.Context, id photos.ID) (photos.Photo, error) {
 	return p, err
 }
 
-// User returns a user's record, without the digest of the password: who logs in is
-// looked up by name.
+// User returns a user's record without the password digest. A login reads the digest
+// with UserByLogin, which is not cached.
 func (t *Tier) User(ctx context.Context, id photos.ID) (photos.User, error) {
 	u, hit, err := cached(ctx, t, UserKey(id), t.config.TTL, func(ctx context.Context) (photos.User, error) {
 		u, err := t.Records.User(ctx, id)
@@ -77,7 +74,7 @@ func (t *Tier) User(ctx context.Context, id photos.ID) (photos.User, error) {
 	return u, err
 }
 
-// Feed returns the newest photos of those whom a user follows.
+// Feed returns the newest photos of the users that a user follows.
 func (t *Tier) Feed(ctx context.Context, user photos.ID, limit int) ([]photos.Photo, error) {
 	key := Key{Feed, user, limit}
 	list, _, err := cached(ctx, t, key, t.config.FeedTTL, func(ctx context.Context) ([]photos.Photo, error) {
@@ -86,7 +83,7 @@ func (t *Tier) Feed(ctx context.Context, user photos.ID, limit int) ([]photos.Ph
 	return list, err
 }
 
-// Newest returns the newest photos of all.
+// Newest returns the newest photos of all users.
 func (t *Tier) Newest(ctx context.Context, limit int) ([]photos.Photo, error) {
 	key := Key{Newest, 0, limit}
 	list, _, err := cached(ctx, t, key, t.config.FeedTTL, func(ctx context.Context) ([]photos.Photo, error) {
@@ -95,7 +92,7 @@ func (t *Tier) Newest(ctx context.Context, limit int) ([]photos.Photo, error) {
 	return list, err
 }
 
-// AddPhoto stores a new photo; its user's counts have changed.
+// AddPhoto stores a new photo. It invalidates the user's record, which counts photos.
 func (t *Tier) AddPhoto(ctx context.Context, photo photos.Photo) error {
 	_, err := t.write(ctx, photo.ID, Write{Add: &photo}, func() (int64, error) {
 		return 0, t.Records.AddPhoto(ctx, photo)
@@ -110,7 +107,7 @@ func (t *Tier) RenamePhoto(ctx context.Context, id, owner photos.ID, title strin
 	}, PhotoKey(id))
 }
 
-// DeletePhoto deletes a photo; its user's counts have changed.
+// DeletePhoto deletes a photo. It invalidates the user's record, which counts photos.
 func (t *Tier) DeletePhoto(ctx context.Context, id, owner photos.ID) error {
 	_, err := t.write(ctx, id, Write{Delete: &Delete{id, owner}}, func() (int64, error) {
 		return 0, t.Records.DeletePhoto(ctx, id, owner)
@@ -132,63 +129,67 @@ func (t *Tier) Comment(ctx context.Context, comment photos.Comment) (int64, erro
 	}, PhotoKey(comment.PhotoID))
 }
 
-// Follow makes one user follow another; the counts of both have changed.
+// Follow makes one user follow another. It invalidates the records of both, which count
+// followers.
 func (t *Tier) Follow(ctx context.Context, follow photos.Follow) error {
 	err := t.Records.Follow(ctx, follow)
-	t.forget(ctx, err, UserKey(follow.Follower), UserKey(follow.Followee))
+	t.invalidate(ctx, err, UserKey(follow.Follower), UserKey(follow.Followee))
 	return err
 }
 
-// write writes to a photo and removes what that has made old. The cache tier writes, if
-// it does, and sees to the photo itself. Without a cache host that has got the write the
-// web host does; of one that was sent and not answered nobody knows whether it was done.
+// write writes a photo and invalidates the outdated keys. When the cache hosts write,
+// the host of the photo also updates the photo's own key. When no cache host received
+// the write, the web host writes to the database with direct. When a host received it
+// and did not answer, the result is unknown: writing again could apply the write twice,
+// so the caller gets photos.ErrUnavailable.
 func (t *Tier) write(
-	ctx context.Context, id photos.ID, w Write, direct func() (int64, error), old ...Key,
+	ctx context.Context, id photos.ID, w Write, direct func() (int64, error), outdated ...Key,
 ) (version int64, err error) {
 	if t.config.Writes {
 		version, err = t.config.Client.Apply(ctx, PhotoKey(id).String(), w)
-		if !errors.Is(err, errUnasked) {
+		if !errors.Is(err, errNotSent) {
 			if errors.Is(err, ErrUnavailable) {
 				version, err = 0, fmt.Errorf("%w: %w", photos.ErrUnavailable, err)
 			}
 			own := func(k Key) bool { return k == PhotoKey(id) }
-			t.forget(ctx, err, slices.DeleteFunc(old, own)...)
+			t.invalidate(ctx, err, slices.DeleteFunc(outdated, own)...)
 			return version, err
 		}
 	}
 	version, err = direct()
-	t.forget(ctx, err, old...)
+	t.invalidate(ctx, err, outdated...)
 	return version, err
 }
 
-// forget removes what a write has made old. A write that failed without saying
-// that nothing has changed may have changed something.
-func (t *Tier) forget(ctx context.Context, written error, keys ...Key) {
-	if ofRecords(written) && !errors.Is(written, photos.ErrUnavailable) {
+// invalidate deletes keys after a write. It keeps them when the error of the write
+// proves that nothing has changed.
+func (t *Tier) invalidate(ctx context.Context, writeErr error, keys ...Key) {
+	if isRecordError(writeErr) && !errors.Is(writeErr, photos.ErrUnavailable) {
 		return
 	}
-	// The write is done: who has left does not keep others from seeing it.
+	// Without this, a canceled request would leave the old values in the cache.
 	ctx = context.WithoutCancel(ctx)
 	for _, key := range keys {
-		// A host that does not answer keeps what it has until that expires; it is
-		// counted among the client's errors.
+		// A host that does not answer keeps the old value until it expires. The client
+		// counts the error.
 		_ = t.config.Client.Delete(ctx, key.String())
 	}
 }
 
-// cached reads a value from the cache, which is a hit, or from the records. With a time
-// to live of 0 it is not cached; a cache tier that loads itself is waited for.
+// cached reads a value from the cache (hit is true) or from the database. A ttl of 0
+// bypasses the cache. With read-through the cache host loads a missing value; the web
+// host reads the database only when no cache host is available.
 func cached[T any](
 	ctx context.Context, t *Tier, key Key, ttl time.Duration, read func(context.Context) (T, error),
 ) (value T, hit bool, err error) {
 	switch {
 	case ttl == 0:
 	case !t.config.ReadThrough:
-		return aside(ctx, t, key, ttl, read)
+		return lookAside(ctx, t, key, ttl, read)
 	default:
 		text, hit, err := t.config.Client.Fetch(ctx, key.String())
 		if err == nil {
-			value, err = decoded[T](key, text)
+			value, err = decode[T](key, text)
 		}
 		if !errors.Is(err, ErrUnavailable) {
 			return value, hit && err == nil, err
@@ -198,15 +199,16 @@ func cached[T any](
 	return value, false, err
 }
 
-func decoded[T any](key Key, text []byte) (value T, err error) {
+func decode[T any](key Key, text []byte) (value T, err error) {
 	if err := json.Unmarshal(text, &value); err != nil {
 		return value, fmt.Errorf("cache %s: %w", key, err)
 	}
 	return value, nil
 }
 
-// aside reads a value from the cache, or from the records to fill the cache.
-func aside[T any](
+// lookAside reads a value from the cache. After a miss it reads the database and fills
+// the cache.
+func lookAside[T any](
 	ctx context.Context, t *Tier, key Key, ttl time.Duration, read func(context.Context) (T, error),
 ) (value T, hit bool, err error) {
 	text, found, err := t.config.Client.Get(ctx, key.String())
@@ -222,7 +224,7 @@ func aside[T any](
 		if err != nil {
 			return value, nil, fmt.Errorf("cache %s: %w", key, err)
 		}
-		// A host that does not answer is filled by the next one who misses.
+		// An error is ignored: the next request misses too and fills the cache.
 		_ = t.config.Client.Set(ctx, key.String(), text, ttl)
 		return value, text, nil
 	}
@@ -235,7 +237,7 @@ func aside[T any](
 		return text, err
 	})
 	if err == nil {
-		value, err = decoded[T](key, text)
+		value, err = decode[T](key, text)
 	}
 	return value, false, err
 }

@@ -10,20 +10,20 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// Names of the commands with which a cache host is asked to load what it does not
-// have, and to write. They are commands of RESP besides those of Redis:
+// Names of the RESP commands that Redis does not have. With them a cache host loads and
+// writes records itself:
 //
-//	FETCH key         -> [1 when it was in the cache, else 0; the record's text]
+//	FETCH key         -> [1 for a hit or 0 for a miss, the encoded record]
 //	APPLY key write   -> the record's new version; write is the JSON of a Write
 //
-// What the records say no to is answered with an error that begins with one of the
-// words NOTFOUND, FORBIDDEN, CONFLICT and UNAVAILABLE.
+// An error of the database is returned as an error reply that begins with NOTFOUND,
+// FORBIDDEN, CONFLICT or UNAVAILABLE.
 const (
 	FetchCommand = "fetch"
 	ApplyCommand = "apply"
 )
 
-// Write is one write to a photo's record: exactly one of its pointers is set.
+// Write is one write to a photo's record. Exactly one of its pointers is set.
 type Write struct {
 	Like    *Like           `json:"like,omitempty"`
 	Comment *photos.Comment `json:"comment,omitempty"`
@@ -38,20 +38,21 @@ type Like struct {
 	User  photos.ID `json:"user"`
 }
 
-// Rename changes the title of its owner's photo.
+// Rename changes the title of a photo. Only the owner of the photo may do this.
 type Rename struct {
 	Photo photos.ID `json:"photo"`
 	Owner photos.ID `json:"owner"`
 	Title string    `json:"title"`
 }
 
-// Delete deletes its owner's photo.
+// Delete deletes a photo. Only the owner of the photo may do this.
 type Delete struct {
 	Photo photos.ID `json:"photo"`
 	Owner photos.ID `json:"owner"`
 }
 
-// Photo is the photo that is written to.
+// Photo returns the id of the photo that is written. It returns an error unless exactly
+// one pointer is set.
 func (w Write) Photo() (photos.ID, error) {
 	var ids []photos.ID
 	if w.Like != nil {
@@ -70,22 +71,22 @@ func (w Write) Photo() (photos.ID, error) {
 		ids = append(ids, w.Delete.Photo)
 	}
 	if len(ids) != 1 {
-		return 0, fmt.Errorf("%d writes in one: want one", len(ids))
+		return 0, fmt.Errorf("a write has %d changes, want exactly one", len(ids))
 	}
 	return ids[0], nil
 }
 
-// refusals are the words that stand for errors of records.
-func refusals() map[string]error {
+// errorCodes returns the first word of the error reply for each error of a record.
+func errorCodes() map[string]error {
 	return map[string]error{
 		"NOTFOUND": photos.ErrNotFound, "FORBIDDEN": photos.ErrForbidden,
 		"CONFLICT": photos.ErrConflict, "UNAVAILABLE": photos.ErrUnavailable,
 	}
 }
 
-// Refuse is how a cache host answers with an error of the records.
-func Refuse(err error) error {
-	for word, known := range refusals() {
+// EncodeError returns the error reply of a cache host for an error of the database.
+func EncodeError(err error) error {
+	for word, known := range errorCodes() {
 		if errors.Is(err, known) {
 			return errors.New(word + " " + oneLine(err))
 		}
@@ -93,12 +94,12 @@ func Refuse(err error) error {
 	return errors.New("ERR " + oneLine(err))
 }
 
-// oneLine is the text of an error as it may stand in an answer.
+// oneLine returns the text of an error without line breaks, which would end the reply.
 func oneLine(err error) string { return strings.NewReplacer("\r", " ", "\n", " ").Replace(err.Error()) }
 
-// ofRecords reports whether an error is one of the records.
-func ofRecords(err error) bool {
-	for _, known := range refusals() {
+// isRecordError reports whether an error is one of the four errors of photos.Records.
+func isRecordError(err error) bool {
+	for _, known := range errorCodes() {
 		if errors.Is(err, known) {
 			return true
 		}
@@ -106,15 +107,14 @@ func ofRecords(err error) bool {
 	return false
 }
 
-// asRecords is the reverse of Refuse: an error of the records where a host's refusal
-// stands for one.
-func asRecords(err error) error {
-	var refusal redis.Error
-	if !errors.As(err, &refusal) {
+// decodeError is the reverse of EncodeError. It returns other errors unchanged.
+func decodeError(err error) error {
+	var reply redis.Error
+	if !errors.As(err, &reply) {
 		return err
 	}
-	word, _, _ := strings.Cut(refusal.Error(), " ")
-	if known := refusals()[word]; known != nil {
+	word, _, _ := strings.Cut(reply.Error(), " ")
+	if known := errorCodes()[word]; known != nil {
 		return fmt.Errorf("%w: %w", known, err)
 	}
 	return err

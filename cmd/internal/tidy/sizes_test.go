@@ -38,8 +38,6 @@ func TestSizes(t *testing.T) { report(t, repository(t).checkSizes(tooLarge())) }
 func wideFolders() map[string]int {
 	return map[string]int{
 		"cmd/stagebench":          29,
-		"sut/cache":               18,
-		"sut/cache/cacheproxy":    27,
 		"sut/sqlite":              47,
 		"sut/sqlite/multiprimary": 8,
 		"targets/budget":          7,

@@ -33,14 +33,18 @@ func TestWritesOfAPhotoAreOne(t *testing.T) {
 	}
 	r.flush(t)
 	one, two := r.records.photo(1), r.records.photo(2)
-	want := [][]photos.Written{{{Photo: one, Base: 1}, {Photo: two, Base: 1, Comments: []photos.Comment{comment(1, 2), comment(2, 2), comment(3, 2)}}}}
+	comments := []photos.Comment{comment(1, 2), comment(2, 2), comment(3, 2)}
+	want := [][]photos.Written{{{Photo: one, Base: 1}, {Photo: two, Base: 1, Comments: comments}}}
 	if diff := cmp.Diff(want, r.records.batches()); diff != "" {
 		t.Errorf("batches (-want +got)\n%s", diff)
 	}
-	if one.Likes != 250 || one.Version != 251 || two.Comments != 3 || two.Title != "new" || two.Version != 5 || len(r.records.of(2)) != 3 {
+	if one.Likes != 250 || one.Version != 251 ||
+		two.Comments != 3 || two.Title != "new" || two.Version != 5 || len(r.records.of(2)) != 3 {
 		t.Errorf("%+v, %+v, %+v", one, two, r.records.of(2))
 	}
-	for name, want := range map[string]float64{"unflushed": 0, "flushed_total": 254, "flushes_total": 1, "flush_errors_total": 0, "refused_total": 0} {
+	for name, want := range map[string]float64{
+		"unflushed": 0, "flushed_total": 254, "flushes_total": 1, "flush_errors_total": 0, "refused_total": 0,
+	} {
 		if got := h.figure(t, name); got != want {
 			t.Errorf("%s is %v, want %v", name, got, want)
 		}
@@ -55,9 +59,10 @@ func TestPoisonedBatch(t *testing.T) {
 	o.interval = time.Millisecond
 	r := newRig(t, o)
 	web, h := r.web(t), r.hosts[0]
+	poisoned := func(w photos.Written) bool { return w.Photo.ID == 2 }
 	r.records.set(func(_ context.Context, call string) error {
 		sent := r.records.batches()
-		if call == "WriteBack" && slices.ContainsFunc(sent[len(sent)-1], func(w photos.Written) bool { return w.Photo.ID == 2 }) {
+		if call == "WriteBack" && slices.ContainsFunc(sent[len(sent)-1], poisoned) {
 			return errors.New("invalid byte sequence")
 		}
 		return nil
@@ -122,8 +127,9 @@ func TestBatchesOfComments(t *testing.T) {
 		}
 	}
 	r.flush(t)
+	tooMany := func(w photos.Written) bool { return len(w.Comments) > 50 }
 	for _, batch := range r.records.batches() {
-		if n := rows(batch); n > 200 || slices.ContainsFunc(batch, func(w photos.Written) bool { return len(w.Comments) > 50 }) {
+		if n := rows(batch); n > 200 || slices.ContainsFunc(batch, tooMany) {
 			t.Errorf("%d photos with %d rows", len(batch), n)
 		}
 	}
@@ -141,13 +147,13 @@ func TestWriteAfterTheEnd(t *testing.T) {
 	t.Parallel()
 	r, h, _ := plain(t, back())
 	write := func() error {
-		_, err := h.front.Apply(t.Context(), "photo:1", cache.Write{Like: &cache.Like{Photo: 1, User: 2}})
+		_, err := h.proxy.Apply(t.Context(), "photo:1", cache.Write{Like: &cache.Like{Photo: 1, User: 2}})
 		return err
 	}
 	if err := write(); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.front.Close(t.Context()); err != nil {
+	if err := h.proxy.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := write(); !errors.Is(err, photos.ErrUnavailable) {
@@ -176,7 +182,8 @@ func TestBatchesForSlowRecords(t *testing.T) {
 		t.Helper()
 		for id := photos.ID(1); id <= 200; id++ {
 			await(t, "a like is taken", func() bool {
-				_, err := h.front.Apply(t.Context(), cache.PhotoKey(id).String(), cache.Write{Like: &cache.Like{Photo: id, User: 2}})
+				w := cache.Write{Like: &cache.Like{Photo: id, User: 2}}
+				_, err := h.proxy.Apply(t.Context(), cache.PhotoKey(id).String(), w)
 				return err == nil
 			})
 		}

@@ -14,51 +14,52 @@ import (
 	"github.com/stagebench/stagebench/sut/cache"
 )
 
-// Command is one command of RESP: how many arguments it has, its name left out, and
-// what it answers: nil for nothing, []byte, int64, true for OK, an error, or []any of
-// those.
+// Command is one RESP command. The argument counts do not include the command's name.
 type Command struct {
 	MinArgs, MaxArgs int
-	Run              func(args [][]byte) any
+	// Run returns the reply: nil for a null reply, []byte, int64, true for OK, an error,
+	// or a list of these as []any.
+	Run func(args [][]byte) any
 }
 
-// Commands lists what a front answers, by name: GET, SET and DEL as Redis has them, for
-// look-aside, and the two that have it load and write.
-func (f *Proxy) Commands() map[string]Command {
+// Commands returns the commands of the proxy by name. GET, SET and DEL are those of
+// Redis, for look-aside clients. FETCH loads a record, and APPLY writes one.
+func (p *Proxy) Commands() map[string]Command {
 	return map[string]Command{
-		"get": f.command(1, 1, func(ctx context.Context, args []string) (any, error) {
-			value, found, err := f.Get(ctx, args[0])
+		"get": p.command(1, 1, func(ctx context.Context, args []string) (any, error) {
+			value, found, err := p.Get(ctx, args[0])
 			if err != nil || !found {
 				return nil, err
 			}
 			return value, nil
 		}),
-		"set": f.command(2, 4, f.set),
-		"del": f.command(1, 1, func(ctx context.Context, args []string) (any, error) {
-			return int64(1), f.Delete(ctx, args[0])
+		"set": p.command(2, 4, p.set),
+		"del": p.command(1, 1, func(ctx context.Context, args []string) (any, error) {
+			return int64(1), p.Delete(ctx, args[0])
 		}),
-		cache.FetchCommand: f.command(1, 1, func(ctx context.Context, args []string) (any, error) {
-			value, hit, err := f.Fetch(ctx, args[0])
+		cache.FetchCommand: p.command(1, 1, func(ctx context.Context, args []string) (any, error) {
+			value, hit, err := p.Fetch(ctx, args[0])
 			if err != nil {
 				return nil, err
 			}
-			return []any{truth(hit), value}, nil
+			return []any{toInt(hit), value}, nil
 		}),
-		cache.ApplyCommand: f.command(2, 2, f.apply),
+		cache.ApplyCommand: p.command(2, 2, p.apply),
 	}
 }
 
-func truth(yes bool) int64 {
-	if yes {
+func toInt(b bool) int64 {
+	if b {
 		return 1
 	}
 	return 0
 }
 
-// command bounds a command in time, and answers what it says.
-func (f *Proxy) command(least, most int, run func(ctx context.Context, args []string) (any, error)) Command {
-	return Command{MinArgs: least, MaxArgs: most, Run: func(args [][]byte) any {
-		ctx, cancel := context.WithTimeout(context.Background(), f.config.Timeout)
+// command returns a command that runs with the timeout of the proxy and encodes its
+// error.
+func (p *Proxy) command(minArgs, maxArgs int, run func(ctx context.Context, args []string) (any, error)) Command {
+	return Command{MinArgs: minArgs, MaxArgs: maxArgs, Run: func(args [][]byte) any {
+		ctx, cancel := context.WithTimeout(context.Background(), p.config.Timeout)
 		defer cancel()
 		texts := make([]string, len(args))
 		for i, arg := range args {
@@ -66,15 +67,15 @@ func (f *Proxy) command(least, most int, run func(ctx context.Context, args []st
 		}
 		value, err := run(ctx, texts)
 		if err != nil {
-			return cache.Refuse(err)
+			return cache.EncodeError(err)
 		}
 		return value
 	}}
 }
 
-// set is SET key value PX milliseconds.
-func (f *Proxy) set(ctx context.Context, args []string) (any, error) {
-	ttl := f.config.TTL
+// set implements SET key value [PX milliseconds].
+func (p *Proxy) set(ctx context.Context, args []string) (any, error) {
+	ttl := p.config.TTL
 	switch {
 	case len(args) == 4 && strings.EqualFold(args[2], "px"):
 		ms, err := strconv.ParseInt(args[3], 10, 32)
@@ -88,19 +89,19 @@ func (f *Proxy) set(ctx context.Context, args []string) (any, error) {
 	if _, err := cache.ParseKey(args[0]); err != nil {
 		return nil, err
 	}
-	return true, f.Set(ctx, args[0], []byte(args[1]), ttl)
+	return true, p.Set(ctx, args[0], []byte(args[1]), ttl)
 }
 
-// apply is APPLY key write.
-func (f *Proxy) apply(ctx context.Context, args []string) (any, error) {
+// apply implements APPLY key write.
+func (p *Proxy) apply(ctx context.Context, args []string) (any, error) {
 	var w cache.Write
-	text := json.NewDecoder(bytes.NewReader([]byte(args[1])))
-	text.DisallowUnknownFields()
-	if err := text.Decode(&w); err != nil {
-		return nil, fmt.Errorf("write: %w", err)
+	decoder := json.NewDecoder(bytes.NewReader([]byte(args[1])))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&w); err != nil {
+		return nil, fmt.Errorf("decode write: %w", err)
 	}
-	if _, err := text.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("write: something comes after it")
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("decode write: unexpected data after the JSON document")
 	}
-	return f.Apply(ctx, args[0], w)
+	return p.Apply(ctx, args[0], w)
 }

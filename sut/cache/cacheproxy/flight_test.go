@@ -65,19 +65,30 @@ func (v *values) Delete(ctx context.Context, key string) error {
 	return v.do(ctx, "Delete", func() { delete(v.texts, key) })
 }
 
-// counted counts what is looked for among values.
-type counted struct {
+// barrier delays the first n calls of Get until all n have looked up their value.
+type barrier struct {
 	cacheproxy.Values
-	looked *atomic.Int64
+	n    int64
+	gets atomic.Int64
+	all  chan struct{} // closed by the call with number n
 }
 
-func (c counted) Get(ctx context.Context, key string) (value []byte, found bool, err error) {
-	value, found, err = c.Values.Get(ctx, key)
-	c.looked.Add(1)
+func (b *barrier) Get(ctx context.Context, key string) (value []byte, found bool, err error) {
+	value, found, err = b.Values.Get(ctx, key)
+	switch i := b.gets.Add(1); {
+	case i == b.n:
+		close(b.all)
+	case i < b.n:
+		select {
+		case <-b.all:
+		case <-ctx.Done():
+			return nil, false, ctx.Err()
+		}
+	}
 	return value, found, err
 }
 
-// plain returns a rig without servers, with a front before values in memory.
+// plain returns a rig without servers, with a proxy before values in memory.
 func plain(t testing.TB, o options) (*rig, *host, *values) {
 	t.Helper()
 	o.interval = max(o.interval, 1)
@@ -87,7 +98,7 @@ func plain(t testing.TB, o options) (*rig, *host, *values) {
 	o.ttl = time.Minute
 	r, v := &rig{options: o, records: newRecords(20)}, newValues()
 	h := &host{registry: prometheus.NewRegistry()}
-	h.front = r.newFront(t, v, h.registry)
+	h.proxy = r.newProxy(t, v, h.registry)
 	return r, h, v
 }
 
@@ -115,50 +126,33 @@ func (o *once) hook(ctx context.Context, call string) error {
 	}
 }
 
-// Of all who miss a key at a time one loads it, on however many web hosts; without
-// single flight everybody does.
+// TestSingleFlight: requests of several web hosts miss the same key at the same time.
+// With single flight they share one load. Without it each of them loads.
 func TestSingleFlight(t *testing.T) {
 	t.Parallel()
 	const clients, each = 4, 25
-	for _, single := range []bool{true, false} {
+	for singleFlight, want := range map[bool]int{true: 1, false: clients * each} {
 		o := back()
-		var late, looked atomic.Int64 // minutes, and times that a value was looked for
-		o.write, o.many = "write_through", !single
-		o.now = func() time.Time { return time.Unix(1e9, 0).Add(time.Duration(late.Load()) * time.Minute) }
-		r := newRig(t, withChange(o, func(c *cacheproxy.Config) { c.Values = counted{c.Values, &looked} }))
-		photo(t, r.web(t), 1)
-		late.Add(2) // the value has expired
-		looked.Store(0)
-		release := make(chan struct{})
-		r.records.set(func(ctx context.Context, _ string) error {
-			select {
-			case <-release:
-			case <-ctx.Done():
-			}
-			return nil
-		}, nil)
+		o.write, o.many = "write_through", !singleFlight
+		r := newRig(t, withChange(o, func(c *cacheproxy.Config) {
+			c.Values = &barrier{Values: c.Values, n: clients * each, all: make(chan struct{})}
+		}))
 		var all sync.WaitGroup
 		for range clients {
 			client := r.client(t)
 			for range each {
 				all.Go(func() {
-					if text, hit, err := client.Fetch(t.Context(), "photo:1"); err != nil || len(text) == 0 || hit {
-						t.Errorf("%s, %t, %v", text, hit, err)
+					value, hit, err := client.Fetch(t.Context(), "photo:1")
+					if err != nil || len(value) == 0 || hit {
+						t.Errorf("got %s, hit %t, %v", value, hit, err)
 					}
 				})
 			}
 		}
-		if single {
-			// Each looks for the value, and the one who loads it once more.
-			await(t, "all wait", func() bool { return looked.Load() == clients*each+1 })
-		} else {
-			await(t, "all wait", func() bool { return r.records.called("Photo") == 1+clients*each })
-		}
-		close(release)
 		all.Wait()
-		want := map[bool]int{true: 1, false: clients * each}[single]
-		if n := r.records.called("Photo") - 1; n != want || int(r.hosts[0].figure(t, "loads_total")) != 1+want {
-			t.Errorf("single flight %t: loaded %d times, want %d", single, n, want)
+		loads, counted := r.records.called("Photo"), r.hosts[0].figure(t, "loads_total")
+		if loads != want || int(counted) != want {
+			t.Errorf("single flight %t: %d loads, %v in the metrics, want %d", singleFlight, loads, counted, want)
 		}
 	}
 }
@@ -214,7 +208,7 @@ func TestLoadAroundAFlush(t *testing.T) {
 	o := back()
 	o.many = true // with single flight it is looked for twice, and the gap is narrower
 	r, h, v := plain(t, o)
-	f, ctx := h.front, t.Context()
+	f, ctx := h.proxy, t.Context()
 	missing, reading := newOnce("Get"), newOnce("Photo")
 	v.set(missing.hook)
 	done := make(chan struct{})
@@ -252,7 +246,7 @@ func TestWriteWithoutTime(t *testing.T) {
 		o := back()
 		o.write = "write_through"
 		r, h, _ := plain(t, o)
-		f := h.front
+		f := h.proxy
 		if _, _, err := f.Fetch(t.Context(), "photo:1"); err != nil {
 			t.Fatal(err)
 		}
@@ -267,7 +261,8 @@ func TestWriteWithoutTime(t *testing.T) {
 		if _, err := f.Apply(ctx, "photo:1", cache.Write{Like: &cache.Like{Photo: 1, User: 1}}); !errors.Is(err, failing) {
 			t.Errorf("got %v, want %v", err, failing)
 		}
-		if text, _, err := f.Fetch(t.Context(), "photo:1"); err != nil || string(text) != string(marshal(t, r.records.photo(1))) {
+		text, _, err := f.Fetch(t.Context(), "photo:1")
+		if err != nil || string(text) != string(marshal(t, r.records.photo(1))) {
 			t.Errorf("after a write that ended with %v: %s, %v", failing, text, err)
 		}
 	}
@@ -302,7 +297,7 @@ func TestValuesFail(t *testing.T) {
 	t.Parallel()
 	for _, s := range strategies()[3:] {
 		r, h, v := plain(t, options{engine: engine{name: "resp"}, strategy: s})
-		f, ctx := h.front, t.Context()
+		f, ctx := h.proxy, t.Context()
 		v.set(fail(errors.New("full")))
 		for i := range int64(3) {
 			if s.write != "write_around" {

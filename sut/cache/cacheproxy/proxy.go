@@ -1,25 +1,25 @@
-// Package cacheproxy is what a cache host does by itself: it loads records that it
-// does not have (read-through), and writes them, at once (write-through) or later in
-// batches (write-back). It stands before the values of the cache, which are those of
-// the embedded node or those of a server beside it, and is asked over RESP, by the
-// commands that Commands lists.
+// Package cacheproxy is the caching proxy of a cache host. It loads missing records
+// from the database (read-through). It also writes records, either at once
+// (write-through) or later in batches (write-back). It keeps its values in the
+// embedded cache of the same process or in a native server beside it. Clients speak
+// RESP to it; Commands lists the commands.
 //
-// All that is known of a key is at one host, so that here, unlike with look-aside, a
-// value that was read before a write cannot be stored after it: loads and writes of a
-// key know of each other. Single flight is exact for the same reason: of all who miss
-// a key at a time, on however many web hosts, one loads it.
+// Each key belongs to one cache host, so one proxy sees all loads and writes of a key.
+// This prevents a race of look-aside: a value that was read before a write is never
+// stored after that write. Single flight is exact for the same reason: one load serves
+// all concurrent misses of a key, across all web hosts.
 //
-// Write-back holds likes, comments and renames in memory, as the state of the record
-// and the comments that were added, for a short time, and writes many in one
-// transaction, those of one record as one. Whatever is not flushed is lost when the
-// host dies, although it was acknowledged: that is the price of the strategy, and is
-// reported. It is not among the values, so that no eviction can lose it. New photos
-// and deletions are written through: they come with bytes that are written at once,
-// too.
+// Write-back acknowledges likes, comments and renames as soon as they are in memory.
+// It merges all writes of a record, and flushes many records in one transaction.
+// Writes that are not flushed are lost when the host dies, although they were
+// acknowledged. That is the price of the strategy, and it is reported. The backlog is
+// separate from the cached values, so eviction cannot lose it. New photos and
+// deletions are always written through, because their image bytes are also written at
+// once.
 //
 // All methods may be called concurrently. Usual order of calls: New, Commands,
-// SetMoving when cache hosts come or go, Close.
-// Times to live are durations; contexts bound every call.
+// SetMoving when cache hosts are added or removed, Close. Times to live are
+// time.Duration values.
 package cacheproxy
 
 import (
@@ -39,253 +39,258 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// Values is where the cache keeps what it has: opaque texts by key.
+// Values stores the cached values: opaque bytes by key.
 type Values interface {
 	Get(ctx context.Context, key string) (value []byte, found bool, err error)
-	// Set stores a value for some time, more than 0.
+	// Set stores a value. The time to live is greater than 0.
 	Set(ctx context.Context, key string, value []byte, ttl time.Duration) error
 	Delete(ctx context.Context, key string) error
 }
 
-// Records is the store of records behind the cache.
+// Records is the database behind the cache.
 type Records interface {
 	photos.Records
-	// WriteBack stores records as writes have left them, and names those that are gone
-	// or that somebody else has written since. What is marked as resent may be there
-	// already.
+	// WriteBack stores records in the state that the writes left them in. It returns
+	// the ids of records that were deleted, or changed by another writer, since their
+	// Base version. A record with Resent set may be stored already.
 	WriteBack(ctx context.Context, written []photos.Written) (refused []photos.ID, err error)
 }
 
-// Config is what a front is made of.
+// Config is the configuration of a proxy.
 type Config struct {
 	Values  Values
 	Records Records
-	// TTL is how long a photo or a user is kept, FeedTTL a list of photos, which no
-	// write removes; 0 = lists are not kept.
+	// TTL is the time to live of photos and users. FeedTTL is that of lists of photos,
+	// which writes do not invalidate; 0 = lists are not cached.
 	TTL, FeedTTL time.Duration
-	// SingleFlight has one of several requests that miss a key at a time load it, for
-	// all of them.
+	// SingleFlight merges concurrent misses of a key into one load.
 	SingleFlight bool
-	// FlushInterval is the time between two batches of write-back; 0 = everything is
+	// FlushInterval is the time between two flushes of write-back; 0 = all writes are
 	// written through.
 	FlushInterval time.Duration
-	// MaxUnflushed is how many records may wait to be flushed; who writes another one
-	// then waits, too. 0 = 10,000.
-	MaxUnflushed int
-	Timeout      time.Duration // of everything that a command does; 0 = 5 s
-	Registry     prometheus.Registerer
-	Log          *slog.Logger
+	Timeout       time.Duration // for all the work of one command; 0 = 5 s
+	Registry      prometheus.Registerer
+	Log           *slog.Logger
 }
 
-// Proxy loads and writes what a cache host is asked for.
+// Proxy is the caching proxy of one cache host.
 type Proxy struct {
 	config  Config
-	figures figures
+	metrics metrics
 	flights singleflight.Group
-	stripes [stripes]stripe
-	pending *pending // nil = everything is written through
+	stripes [stripeCount]stripe
+	backlog *backlog // nil = all writes are written through
 
-	flushing chan struct{} // held by who writes back
-	rows     int           // that the next batch may have; the holder of flushing may change it
-	urgent   chan struct{} // asks the flusher to begin
-	stop     context.CancelFunc
-	flusher  sync.WaitGroup
+	flushLock      chan struct{} // full while a flush holds the lock
+	batchLimit     int           // rows of the next batch; guarded by flushLock
+	flushRequested chan struct{} // wakes the flusher before its interval ends
+	stopFlusher    context.CancelFunc
+	flusher        sync.WaitGroup
 }
 
-// New returns a front; with write-back it begins to flush.
+// New returns a proxy. With write-back it starts the flusher.
 func New(c Config) (*Proxy, error) {
 	c.Timeout = cmp.Or(c.Timeout, 5*time.Second)
-	c.MaxUnflushed = cmp.Or(c.MaxUnflushed, 10_000)
 	switch {
 	case c.Values == nil || c.Records == nil || c.Log == nil || c.Registry == nil:
-		return nil, errors.New("cacheproxy: values, records, a log and a registry are needed")
+		return nil, errors.New("cacheproxy: Values, Records, Log and Registry are required")
 	case c.TTL <= 0 || c.FeedTTL < 0:
-		return nil, fmt.Errorf("cacheproxy: times to live of %v and %v: want more than 0, and 0 or more", c.TTL, c.FeedTTL)
-	case c.FlushInterval < 0 || c.MaxUnflushed < 0 || c.Timeout < 0:
-		return nil, errors.New("cacheproxy: negative limit")
+		return nil, fmt.Errorf("cacheproxy: TTL is %v, want more than 0; FeedTTL is %v, want 0 or more",
+			c.TTL, c.FeedTTL)
+	case c.FlushInterval < 0 || c.Timeout < 0:
+		return nil, fmt.Errorf("cacheproxy: FlushInterval is %v and Timeout is %v: want 0 or more",
+			c.FlushInterval, c.Timeout)
 	}
-	f := &Proxy{config: c, flushing: make(chan struct{}, 1), rows: batchRows, urgent: make(chan struct{}, 1)}
-	for i := range f.stripes {
-		f.stripes[i].held = make(chan struct{}, 1)
+	p := &Proxy{
+		config: c, flushLock: make(chan struct{}, 1), batchLimit: maxBatchRows, flushRequested: make(chan struct{}, 1),
 	}
-	var back context.Context
-	back, f.stop = context.WithCancel(context.Background())
+	for i := range p.stripes {
+		p.stripes[i].locked = make(chan struct{}, 1)
+	}
+	var flusherCtx context.Context
+	flusherCtx, p.stopFlusher = context.WithCancel(context.Background())
 	if c.FlushInterval > 0 {
-		f.pending = newPending(c.MaxUnflushed)
+		p.backlog = newBacklog()
 	}
-	f.figures = newFigures(f.pending)
-	if err := f.figures.register(c.Registry); err != nil {
-		f.stop()
+	p.metrics = newMetrics(p.backlog)
+	if err := p.metrics.register(c.Registry); err != nil {
+		p.stopFlusher()
 		return nil, fmt.Errorf("cacheproxy: %w", err)
 	}
-	if f.pending != nil {
-		f.flusher.Go(func() { f.flushEach(back) })
+	if p.backlog != nil {
+		p.flusher.Go(func() { p.flushLoop(flusherCtx) })
 	}
-	return f, nil
+	return p, nil
 }
 
-// Close flushes what was acknowledged, and ends: a write that is still under way then is
-// not acknowledged. The error says how many writes are lost because the context ended
-// before.
-func (f *Proxy) Close(ctx context.Context) error {
-	f.stop()
-	f.flusher.Wait()
-	if f.pending == nil {
+// Close flushes all acknowledged writes and stops the proxy. When it returns nil, later
+// writes are refused. When ctx ends first, the error contains the number of unflushed
+// writes; the caller may call Close again, or lose these writes.
+func (p *Proxy) Close(ctx context.Context) error {
+	p.stopFlusher()
+	p.flusher.Wait()
+	if p.backlog == nil {
 		return nil
 	}
-	return f.flushUntil(ctx, f.pending.seal)
+	return p.flushUntil(ctx, p.backlog.closeIfEmpty)
 }
 
-// SetMoving says whether keys are changing their hosts. While they are, everything is
-// written through, since their next host does not know what this one holds back; it
-// returns when all of that is flushed, or with an error when ctx ends before.
-func (f *Proxy) SetMoving(ctx context.Context, moving bool) error {
-	if f.pending == nil {
+// SetMoving turns write-back off while keys move between hosts, and on again
+// afterwards. The new host of a key does not know the backlog of the old one, so all
+// writes are written through meanwhile. SetMoving(ctx, true) returns when the backlog
+// is flushed, or an error when ctx ends first.
+func (p *Proxy) SetMoving(ctx context.Context, moving bool) error {
+	if p.backlog == nil {
 		return nil
 	}
-	f.pending.pause(moving)
+	p.backlog.setPaused(moving)
 	if !moving {
 		return nil
 	}
-	return f.flushUntil(ctx, func() bool { return f.pending.count() == 0 })
+	return p.flushUntil(ctx, func() bool { return p.backlog.count() == 0 })
 }
 
-// flushUntil flushes until it is done, which is asked after each attempt.
-func (f *Proxy) flushUntil(ctx context.Context, done func() bool) error {
-	pause := time.NewTicker(min(f.config.FlushInterval, flushPause))
-	defer pause.Stop()
+// flushUntil repeats flushes until done returns true, or until ctx ends.
+func (p *Proxy) flushUntil(ctx context.Context, done func() bool) error {
+	retry := time.NewTicker(min(p.config.FlushInterval, maxFlushRetry))
+	defer retry.Stop()
 	for {
-		err := f.flush(ctx)
+		err := p.flush(ctx)
 		switch {
 		case done():
 			return nil
 		case ctx.Err() != nil:
 			return fmt.Errorf("cacheproxy: %d acknowledged writes were not flushed: %w",
-				f.pending.count(), errors.Join(err, ctx.Err()))
+				p.backlog.count(), errors.Join(err, ctx.Err()))
 		case err != nil:
 			select {
-			case <-pause.C:
+			case <-retry.C:
 			case <-ctx.Done():
 			}
 		}
 	}
 }
 
-// flushPause is the time between two attempts to flush everything, at most.
-const flushPause = 100 * time.Millisecond
+// maxFlushRetry is the longest pause before flushUntil retries.
+const maxFlushRetry = 100 * time.Millisecond
 
-// stripes is into how many parts keys are divided, each with a lock of its own.
-const stripes = 1024
+// stripeCount is the number of stripes. A stripe is a set of keys with a common lock.
+const stripeCount = 1024
 
-// stripe is held by who writes a key of it, or stores a value that was read.
+// stripe is the lock of a set of keys. A goroutine holds it while it writes a key, and
+// while it stores a loaded value.
 type stripe struct {
-	held   chan struct{}
-	writes uint64 // that there were; the holder may read and change it
+	locked chan struct{} // full while a goroutine holds the lock
+	writes uint64        // number of writes so far; guarded by locked
 }
 
-func (f *Proxy) stripe(key string) *stripe {
+func (p *Proxy) stripe(key string) *stripe {
 	h := uint32(2166136261) // FNV-1a
 	for i := range len(key) {
 		h = (h ^ uint32(key[i])) * 16777619
 	}
-	return &f.stripes[h%stripes]
+	return &p.stripes[h%stripeCount]
 }
 
-// hold waits for a stripe.
-func (s *stripe) hold(ctx context.Context) error {
+func (s *stripe) lock(ctx context.Context) error {
 	select {
-	case s.held <- struct{}{}:
+	case s.locked <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("%w: others write the same record: %w", photos.ErrUnavailable, ctx.Err())
+		return fmt.Errorf("%w: timed out waiting for other writes of the same record: %w",
+			photos.ErrUnavailable, ctx.Err())
 	}
 }
 
-func (s *stripe) release() { <-s.held }
+func (s *stripe) unlock() { <-s.locked }
 
-// Get returns what there is of a key, and loads nothing.
-func (f *Proxy) Get(ctx context.Context, key string) (value []byte, found bool, err error) {
-	if value, found := f.pending.text(key); found {
+// Get returns the cached value of a key. It never loads.
+func (p *Proxy) Get(ctx context.Context, key string) (value []byte, found bool, err error) {
+	if value, found := p.backlog.value(key); found {
 		return value, true, nil
 	}
-	return f.config.Values.Get(ctx, key)
+	return p.config.Values.Get(ctx, key)
 }
 
-// Set stores a value that somebody else has read. What has been written and not
-// flushed is newer, and stays.
-func (f *Proxy) Set(ctx context.Context, key string, value []byte, ttl time.Duration) error {
-	s := f.stripe(key)
-	if err := s.hold(ctx); err != nil {
+// Set stores a value that a client has read from the database. It does nothing when
+// the key has unflushed writes, because these are newer.
+func (p *Proxy) Set(ctx context.Context, key string, value []byte, ttl time.Duration) error {
+	s := p.stripe(key)
+	if err := s.lock(ctx); err != nil {
 		return err
 	}
-	defer s.release()
-	if _, newer := f.pending.text(key); newer {
+	defer s.unlock()
+	if _, newer := p.backlog.value(key); newer {
 		return nil
 	}
-	return f.config.Values.Set(ctx, key, value, ttl)
+	return p.config.Values.Set(ctx, key, value, ttl)
 }
 
-// Delete removes a value that a write elsewhere has made old.
-func (f *Proxy) Delete(ctx context.Context, key string) error {
-	s := f.stripe(key)
-	if err := s.hold(ctx); err != nil {
+// Delete removes the cached value of a key after a write that bypassed the proxy.
+func (p *Proxy) Delete(ctx context.Context, key string) error {
+	s := p.stripe(key)
+	if err := s.lock(ctx); err != nil {
 		return err
 	}
-	defer s.release()
-	f.written(s, key)
-	return f.config.Values.Delete(ctx, key)
+	defer s.unlock()
+	p.discardLoads(s, key)
+	return p.config.Values.Delete(ctx, key)
 }
 
-// written notes a write that is done: what was read before it is neither stored nor
-// given to those who ask from now on. The holder of the key's stripe calls it.
-func (f *Proxy) written(s *stripe, key string) {
+// discardLoads makes loads that started before a write obsolete: they do not store
+// their value, and later callers do not share it. The caller holds the stripe of the
+// key.
+func (p *Proxy) discardLoads(s *stripe, key string) {
 	s.writes++
-	f.flights.Forget(key)
+	p.flights.Forget(key)
 }
 
-// Fetch returns the text of a record, from the cache or, when it has none, from the
-// records; hit says which.
-func (f *Proxy) Fetch(ctx context.Context, text string) (value []byte, hit bool, err error) {
+// Fetch returns the encoded record of a key. hit is true when the cache had it;
+// otherwise the record was loaded from the database.
+func (p *Proxy) Fetch(ctx context.Context, text string) (value []byte, hit bool, err error) {
 	key, err := cache.ParseKey(text)
 	if err != nil {
 		return nil, false, err
 	}
-	// Values that cannot be asked are not there: the records are.
-	if value, found, err := f.Get(ctx, text); err == nil && found {
+	// An error of the cached values counts as a miss: the database has the record.
+	if value, found, err := p.Get(ctx, text); err == nil && found {
 		return value, true, nil
 	}
-	if !f.config.SingleFlight {
-		value, err := f.load(ctx, key)
+	if !p.config.SingleFlight {
+		value, err := p.load(ctx, key)
 		return value, false, err
 	}
-	loaded, err, _ := f.flights.Do(text, func() (any, error) {
-		// Who missed just before another one had loaded it comes here after that.
-		if value, found, err := f.Get(ctx, text); err == nil && found {
+	loaded, err, _ := p.flights.Do(text, func() (any, error) {
+		// Another load may have ended between the miss and this call. The second Get
+		// prevents that the record is loaded twice.
+		if value, found, err := p.Get(ctx, text); err == nil && found {
 			return value, nil
 		}
-		return f.load(ctx, key)
+		return p.load(ctx, key)
 	})
 	value, _ = loaded.([]byte)
 	return value, false, err
 }
 
-// load reads a record and keeps it, unless it was written meanwhile.
-func (f *Proxy) load(ctx context.Context, key cache.Key) ([]byte, error) {
+// load reads a record from the database. It stores the record unless the key was
+// written during the read.
+func (p *Proxy) load(ctx context.Context, key cache.Key) ([]byte, error) {
 	text := key.String()
-	s := f.stripe(text)
-	if err := s.hold(ctx); err != nil {
+	s := p.stripe(text)
+	if err := s.lock(ctx); err != nil {
 		return nil, err
 	}
-	before := s.writes
-	// Asked again here: what was written since the caller missed it may be flushed while
-	// the records are read, and would then be covered by an older value.
-	newer, found := f.pending.text(text)
-	s.release()
+	writesBefore := s.writes
+	// A write may have been added since the caller missed. It may be flushed during the
+	// read below. Without this check, the older record from the database would be
+	// returned.
+	newer, found := p.backlog.value(text)
+	s.unlock()
 	if found {
 		return newer, nil
 	}
-	f.figures.loads.Inc()
-	record, ttl, err := f.read(ctx, key)
+	p.metrics.loads.Inc()
+	record, ttl, err := p.readRecord(ctx, key)
 	if err != nil {
 		return nil, err
 	}
@@ -293,47 +298,48 @@ func (f *Proxy) load(ctx context.Context, key cache.Key) ([]byte, error) {
 	if err != nil || ttl == 0 {
 		return value, err
 	}
-	if err := s.hold(ctx); err != nil {
+	if err := s.lock(ctx); err != nil {
 		return nil, err
 	}
-	defer s.release()
-	if newer, found = f.pending.text(text); found {
+	defer s.unlock()
+	if newer, found = p.backlog.value(text); found {
 		return newer, nil
 	}
-	if s.writes == before {
-		f.keep(ctx, text, value, ttl)
+	if s.writes == writesBefore {
+		p.store(ctx, text, value, ttl)
 	}
 	return value, nil
 }
 
-// read reads what a key stands for from the records, with its time to live.
-func (f *Proxy) read(ctx context.Context, key cache.Key) (record any, ttl time.Duration, err error) {
+// readRecord reads the record or the list of a key from the database. It also returns
+// the time to live.
+func (p *Proxy) readRecord(ctx context.Context, key cache.Key) (record any, ttl time.Duration, err error) {
 	switch key.Kind {
 	case cache.PhotoRecord:
-		record, err = f.config.Records.Photo(ctx, key.ID)
-		return record, f.config.TTL, err
+		record, err = p.config.Records.Photo(ctx, key.ID)
+		return record, p.config.TTL, err
 	case cache.UserRecord:
-		record, err = f.config.Records.User(ctx, key.ID)
-		return record, f.config.TTL, err
+		record, err = p.config.Records.User(ctx, key.ID)
+		return record, p.config.TTL, err
 	case cache.Feed:
-		record, err = f.config.Records.Feed(ctx, key.ID, key.Limit)
+		record, err = p.config.Records.Feed(ctx, key.ID, key.Limit)
 	default:
-		record, err = f.config.Records.Newest(ctx, key.Limit)
+		record, err = p.config.Records.Newest(ctx, key.Limit)
 	}
-	return record, f.config.FeedTTL, err
+	return record, p.config.FeedTTL, err
 }
 
-// keep stores a value. When that fails, whatever the values had is removed; when that
-// fails, too, it is old until its time is over.
-func (f *Proxy) keep(ctx context.Context, key string, value []byte, ttl time.Duration) {
-	if err := f.config.Values.Set(ctx, key, value, ttl); err != nil {
-		f.figures.errors.Inc()
-		f.drop(ctx, key)
+// store caches a value. When that fails, it removes the old value of the key. When
+// both fail, clients read the old value until it expires.
+func (p *Proxy) store(ctx context.Context, key string, value []byte, ttl time.Duration) {
+	if err := p.config.Values.Set(ctx, key, value, ttl); err != nil {
+		p.metrics.errors.Inc()
+		p.remove(ctx, key)
 	}
 }
 
-func (f *Proxy) drop(ctx context.Context, key string) {
-	if err := f.config.Values.Delete(ctx, key); err != nil {
-		f.figures.errors.Inc()
+func (p *Proxy) remove(ctx context.Context, key string) {
+	if err := p.config.Values.Delete(ctx, key); err != nil {
+		p.metrics.errors.Inc()
 	}
 }

@@ -30,7 +30,10 @@ type records struct {
 func newRecords(n int) *records {
 	r := &records{
 		photos: map[photos.ID]photos.Photo{}, comments: map[photos.ID][]photos.Comment{}, calls: map[string]int{},
-		users: map[photos.ID]photos.User{1: {ID: 1, Name: "one", Password: "secret", Photos: int64(n), Version: 1}, 2: {ID: 2, Name: "two", Version: 1}},
+		users: map[photos.ID]photos.User{
+			1: {ID: 1, Name: "one", Password: "secret", Photos: int64(n), Version: 1},
+			2: {ID: 2, Name: "two", Version: 1},
+		},
 	}
 	for i := range n {
 		id := photos.ID(i + 1)
@@ -205,7 +208,9 @@ func (r *records) owned(id, owner photos.ID) error {
 }
 
 // change changes a photo.
-func (r *records) change(ctx context.Context, call string, id photos.ID, allowed func() error, change func(*photos.Photo)) (version int64, err error) {
+func (r *records) change(
+	ctx context.Context, call string, id photos.ID, allowed func() error, change func(*photos.Photo),
+) (version int64, err error) {
 	err = r.do(ctx, call, func() error {
 		if err := allowed(); err != nil {
 			return err
@@ -220,7 +225,8 @@ func (r *records) change(ctx context.Context, call string, id photos.ID, allowed
 }
 
 func (r *records) RenamePhoto(ctx context.Context, id, owner photos.ID, title string) (int64, error) {
-	return r.change(ctx, "RenamePhoto", id, func() error { return r.owned(id, owner) }, func(p *photos.Photo) { p.Title = title })
+	allowed := func() error { return r.owned(id, owner) }
+	return r.change(ctx, "RenamePhoto", id, allowed, func(p *photos.Photo) { p.Title = title })
 }
 
 func (r *records) Like(ctx context.Context, id, _ photos.ID) (int64, error) {
@@ -228,7 +234,8 @@ func (r *records) Like(ctx context.Context, id, _ photos.ID) (int64, error) {
 }
 
 func (r *records) Comment(ctx context.Context, c photos.Comment) (int64, error) {
-	return r.change(ctx, "Comment", c.PhotoID, func() error { return there(r.photos[c.PhotoID].ID) }, func(p *photos.Photo) {
+	allowed := func() error { return there(r.photos[c.PhotoID].ID) }
+	return r.change(ctx, "Comment", c.PhotoID, allowed, func(p *photos.Photo) {
 		p.Comments++
 		r.comments[p.ID] = append(r.comments[p.ID], c)
 	})

@@ -30,7 +30,7 @@ const never = time.Hour
 type engine struct {
 	name string
 	// native starts a server of it, which is spoken to over the protocol; nil = the
-	// embedded node, which has its front in itself.
+	// embedded node, which has its proxy in itself.
 	native   func(t testing.TB) (address string, end func())
 	protocol cache.Protocol
 }
@@ -42,14 +42,13 @@ type strategy struct{ read, write string }
 type options struct {
 	engine
 	strategy
-	hosts    int              // 0 = 1
-	photos   int              // that there are at first; 0 = 20
-	ttl      time.Duration    // of everything; 0 = 1 min
-	noLists  bool             // lists are not kept
-	interval time.Duration    // of write-back; 0 = never
-	bytes    int64            // that the embedded node may use; 0 = no limit
-	many     bool             // there is no single flight
-	now      func() time.Time // by which values of the embedded node expire; nil = time.Now
+	hosts    int           // 0 = 1
+	photos   int           // that there are at first; 0 = 20
+	ttl      time.Duration // of everything; 0 = 1 min
+	noLists  bool          // lists are not kept
+	interval time.Duration // of write-back; 0 = never
+	bytes    int64         // that the embedded node may use; 0 = no limit
+	many     bool          // there is no single flight
 	change   func(*cacheproxy.Config)
 }
 
@@ -57,7 +56,7 @@ type options struct {
 type host struct {
 	peer     sut.Peer
 	server   *resptest.Server  // that clients speak to; nil = a native server
-	front    *cacheproxy.Proxy // nil = there is none
+	proxy    *cacheproxy.Proxy // nil = there is none
 	registry *prometheus.Registry
 	kill     func() // ends the native server
 }
@@ -91,15 +90,15 @@ func newRig(t testing.TB, o options) *rig {
 	return r
 }
 
-func (r *rig) fronted() bool { return r.read == "read_through" || r.write != "write_around" }
+func (r *rig) hasProxy() bool { return r.read == "read_through" || r.write != "write_around" }
 
 func (r *rig) newHost(t testing.TB, name string) *host {
 	t.Helper()
 	h := &host{peer: sut.Peer{Node: name}, registry: prometheus.NewRegistry()}
-	config := resptest.Config{MaxBytes: r.bytes, Now: r.now}
+	config := resptest.Config{MaxBytes: r.bytes}
 	var values cacheproxy.Values
 	if r.native != nil {
-		if h.peer.Address, h.kill = r.native(t); !r.fronted() {
+		if h.peer.Address, h.kill = r.native(t); !r.hasProxy() {
 			return h
 		}
 		client, err := cache.New(cache.Config{
@@ -112,15 +111,15 @@ func (r *rig) newHost(t testing.TB, name string) *host {
 		values, config.Proxy = client, true
 	}
 	h.server = resptest.ServeProxy(t, config, func(s *resptest.Server) map[string]resptest.Command {
-		if !r.fronted() {
+		if !r.hasProxy() {
 			return nil
 		}
 		if values == nil {
 			values = s.Values()
 		}
-		h.front = r.newFront(t, values, h.registry)
+		h.proxy = r.newProxy(t, values, h.registry)
 		commands := map[string]resptest.Command{}
-		for name, c := range h.front.Commands() {
+		for name, c := range h.proxy.Commands() {
 			commands[name] = resptest.Command(c)
 		}
 		return commands
@@ -129,8 +128,8 @@ func (r *rig) newHost(t testing.TB, name string) *host {
 	return h
 }
 
-// newFront returns a front that flushes when the test ends.
-func (r *rig) newFront(t testing.TB, values cacheproxy.Values, registry prometheus.Registerer) *cacheproxy.Proxy {
+// newProxy returns a proxy that flushes when the test ends.
+func (r *rig) newProxy(t testing.TB, values cacheproxy.Values, registry prometheus.Registerer) *cacheproxy.Proxy {
 	t.Helper()
 	c := cacheproxy.Config{
 		Values: values, Records: r.records, TTL: r.ttl, FeedTTL: r.ttl, SingleFlight: !r.many,
@@ -163,8 +162,8 @@ func (r *rig) newFront(t testing.TB, values cacheproxy.Values, registry promethe
 // client returns a client of all hosts.
 func (r *rig) client(t testing.TB) *cache.Client {
 	t.Helper()
-	c := cache.Config{Timeout: patience, FailOver: r.fronted(), Registry: prometheus.NewRegistry()}
-	if !r.fronted() {
+	c := cache.Config{Timeout: patience, FailOver: r.hasProxy(), Registry: prometheus.NewRegistry()}
+	if !r.hasProxy() {
 		c.Protocol = r.protocol
 	}
 	c.Hosts = r.peers()
@@ -201,7 +200,9 @@ func (r *rig) down(t testing.TB, i int) {
 func (r *rig) web(t testing.TB) *cache.Tier {
 	t.Helper()
 	c := cache.TierConfig{ReadThrough: r.read == "read_through", Writes: r.write != "write_around"}
-	c.AsideConfig = cache.AsideConfig{Records: r.records, Client: r.client(t), TTL: r.ttl, FeedTTL: r.ttl, SingleFlight: !r.many}
+	c.AsideConfig = cache.AsideConfig{
+		Records: r.records, Client: r.client(t), TTL: r.ttl, FeedTTL: r.ttl, SingleFlight: !r.many,
+	}
 	if r.noLists {
 		c.FeedTTL = 0
 	}
@@ -232,8 +233,8 @@ func (h *host) end(t testing.TB) {
 			t.Error(err)
 		}
 	}
-	if h.front != nil {
-		if err := h.front.Close(ctx); err != nil {
+	if h.proxy != nil {
+		if err := h.proxy.Close(ctx); err != nil {
 			t.Error(err)
 		}
 	}
@@ -256,14 +257,18 @@ func (h *host) figure(t testing.TB, name string) float64 {
 	return 0
 }
 
-// await waits until something is so.
-func await(t testing.TB, what string, so func() bool) {
+// await waits until a condition is true.
+func await(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !so(); {
-		if time.Now().After(deadline) {
-			t.Fatal("waited in vain until " + what)
+	deadline := time.After(patience)
+	poll := time.NewTicker(time.Millisecond)
+	defer poll.Stop()
+	for !condition() {
+		select {
+		case <-poll.C:
+		case <-deadline:
+			t.Fatal("timed out waiting until " + what)
 		}
-		<-time.After(time.Millisecond)
 	}
 }
 
@@ -273,7 +278,7 @@ func wait(t testing.TB, what string, closed <-chan struct{}) {
 	select {
 	case <-closed:
 	case <-time.After(patience):
-		t.Fatal("waited in vain until " + what)
+		t.Fatal("timed out waiting until " + what)
 	}
 }
 

@@ -336,7 +336,7 @@ func oneDown(t *testing.T, o options) {
 		if p := photo(t, a, id); p.Likes != 2 {
 			t.Errorf("%+v", p)
 		}
-		if p := photo(t, a, id); r.fronted() && !p.Cached {
+		if p := photo(t, a, id); r.hasProxy() && !p.Cached {
 			t.Errorf("photo %d is not cached by the next host", id)
 		}
 	}
@@ -374,7 +374,8 @@ func random(t *testing.T, o options) {
 		web, random := r.web(t), rand.New(rand.NewPCG(1, uint64(c)))
 		running.Go(func() {
 			for i := range each {
-				if err := m.one(t.Context(), web, random, photos.ID(c*each+i+1000), photos.ID(random.IntN(all)+1), o.read == "read_through"); err != nil {
+				name, id := photos.ID(c*each+i+1000), photos.ID(random.IntN(all)+1)
+				if err := m.one(t.Context(), web, random, name, id, o.read == "read_through"); err != nil {
 					t.Errorf("client %d of seed 1, operation %d: %v", c, i, err)
 					return
 				}
@@ -397,7 +398,10 @@ func random(t *testing.T, o options) {
 				title = text
 			}
 		}
-		want := photos.Photo{ID: id, UserID: 1, Title: title, State: photos.StateReady, Likes: m.likes[id], Comments: int64(len(m.comments[id])), Version: int64(len(versions)) + 1}
+		want := photos.Photo{
+			ID: id, UserID: 1, Title: title, State: photos.StateReady, Likes: m.likes[id],
+			Comments: int64(len(m.comments[id])), Version: int64(len(versions)) + 1,
+		}
 		if diff := cmp.Diff(want, p); diff != "" {
 			t.Errorf("the records (-want +got)\n%s", diff)
 		}
@@ -415,7 +419,9 @@ func random(t *testing.T, o options) {
 
 // one does something to a photo, and notes it. Reads are exact when they see all that
 // was acknowledged before they began.
-func (m *model) one(ctx context.Context, web *cache.Tier, random *rand.Rand, name, id photos.ID, exact bool) (err error) {
+func (m *model) one(
+	ctx context.Context, web *cache.Tier, random *rand.Rand, name, id photos.ID, exact bool,
+) (err error) {
 	var version int64
 	var note func(*model)
 	switch kind := random.IntN(10); {
@@ -425,7 +431,8 @@ func (m *model) one(ctx context.Context, web *cache.Tier, random *rand.Rand, nam
 		m.mu.Unlock()
 		p, err := web.Photo(ctx, id)
 		if err == nil && exact && p.Version < before {
-			return fmt.Errorf("photo %d was read with version %d (cached %t) after %d had been acknowledged", id, p.Version, p.Cached, before)
+			return fmt.Errorf("photo %d: read version %d (cached %t), want at least %d, which was acknowledged before",
+				id, p.Version, p.Cached, before)
 		}
 		return err
 	case kind < 8:

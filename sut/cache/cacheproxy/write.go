@@ -10,79 +10,80 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// Apply writes to a photo's record, and returns its new version, which is 0 after a
-// deletion. It is acknowledged when the records have it, or with write-back when the
-// front has.
-func (f *Proxy) Apply(ctx context.Context, text string, w cache.Write) (version int64, err error) {
+// Apply writes to a photo's record. It returns the new version of the record, or 0
+// after a deletion. With write-through it returns when the database has stored the
+// write; with write-back it returns when the write is in the backlog.
+func (p *Proxy) Apply(ctx context.Context, key string, w cache.Write) (version int64, err error) {
 	id, err := w.Photo()
-	if err == nil && cache.PhotoKey(id).String() != text {
-		err = fmt.Errorf("a write to photo %d does not belong to the key %.100q", id, text)
+	if err == nil && cache.PhotoKey(id).String() != key {
+		err = fmt.Errorf("a write to photo %d does not belong to the key %.100q", id, key)
 	}
 	if err != nil {
 		return 0, err
 	}
-	if f.pending.takes() && w.Add == nil && w.Delete == nil {
-		version, err := f.applyLater(ctx, id, text, w)
-		if !errors.Is(err, errThrough) {
+	if p.backlog.accepting() && w.Add == nil && w.Delete == nil {
+		version, err := p.applyWriteBack(ctx, id, key, w)
+		if !errors.Is(err, errPaused) {
 			return version, err
 		}
 	}
-	s := f.stripe(text)
-	if err := f.holdFlushed(ctx, s, id, text); err != nil {
+	s := p.stripe(key)
+	if err := p.lockAndFlush(ctx, s, id, key); err != nil {
 		return 0, err
 	}
-	defer s.release()
-	defer f.written(s, text)
-	return f.writeThrough(ctx, text, w)
+	defer s.unlock()
+	defer p.discardLoads(s, key)
+	return p.writeThrough(ctx, key, w)
 }
 
-// holdFlushed waits for a stripe at a moment when nothing of a record waits to be
-// flushed.
-func (f *Proxy) holdFlushed(ctx context.Context, s *stripe, id photos.ID, text string) error {
+// lockAndFlush locks a stripe and makes sure that the given record has no unflushed
+// writes.
+func (p *Proxy) lockAndFlush(ctx context.Context, s *stripe, id photos.ID, key string) error {
 	for {
-		if err := s.hold(ctx); err != nil {
+		if err := s.lock(ctx); err != nil {
 			return err
 		}
-		if _, waits := f.pending.text(text); !waits {
+		if _, unflushed := p.backlog.value(key); !unflushed {
 			return nil
 		}
-		s.release() // which the flusher needs
-		if _, err := f.flushSome(ctx, []photos.ID{id}); err != nil {
+		s.unlock() // flushBatch locks it
+		if _, err := p.flushBatch(ctx, []photos.ID{id}); err != nil {
 			return err
 		}
 	}
 }
 
-// writeThrough writes to the records and then to the values. The holder of the key's
-// stripe calls it.
-func (f *Proxy) writeThrough(ctx context.Context, text string, w cache.Write) (version int64, err error) {
-	version, err = f.write(ctx, w)
-	// The write may be done: the values hear of it even when its time is over.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.config.Timeout)
+// writeThrough writes to the database and then to the cached values. The caller holds
+// the stripe of the key.
+func (p *Proxy) writeThrough(ctx context.Context, key string, w cache.Write) (version int64, err error) {
+	version, err = p.write(ctx, w)
+	// The database may have stored the write even when ctx has ended. Without a new
+	// context, the cache would keep the old value.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), p.config.Timeout)
 	defer cancel()
 	switch {
 	case errors.Is(err, photos.ErrNotFound):
-		f.drop(ctx, text) // somebody else has deleted it
+		p.remove(ctx, key) // another writer has deleted the photo
 		return 0, err
 	case errors.Is(err, photos.ErrForbidden), errors.Is(err, photos.ErrConflict):
 		return 0, err // nothing has changed
 	case err != nil, w.Delete != nil:
-		// After an error nobody knows what the record is.
-		f.drop(ctx, text)
+		// After any other error the state of the record is unknown.
+		p.remove(ctx, key)
 		return 0, err
 	}
-	value, known := f.after(ctx, text, w, version)
+	value, known := p.valueAfter(ctx, key, w, version)
 	if known {
-		f.keep(ctx, text, value, f.config.TTL)
+		p.store(ctx, key, value, p.config.TTL)
 	} else {
-		f.drop(ctx, text)
+		p.remove(ctx, key)
 	}
 	return version, nil
 }
 
-// write writes to the records.
-func (f *Proxy) write(ctx context.Context, w cache.Write) (version int64, err error) {
-	r := f.config.Records
+// write writes to the database.
+func (p *Proxy) write(ctx context.Context, w cache.Write) (version int64, err error) {
+	r := p.config.Records
 	switch {
 	case w.Like != nil:
 		return r.Like(ctx, w.Like.Photo, w.Like.User)
@@ -96,18 +97,19 @@ func (f *Proxy) write(ctx context.Context, w cache.Write) (version int64, err er
 	return 0, r.DeletePhoto(ctx, w.Delete.Photo, w.Delete.Owner)
 }
 
-// after is the text of a record after a write that gave it a version, if that
-// follows from what the values have: another front may have written in between.
-func (f *Proxy) after(ctx context.Context, text string, w cache.Write, version int64) (value []byte, known bool) {
+// valueAfter computes the encoded record after a write, from the cached value. known is
+// false when there is no cached value, or when the resulting version differs from that
+// of the database: then another cache host has written in between.
+func (p *Proxy) valueAfter(ctx context.Context, key string, w cache.Write, version int64) (value []byte, known bool) {
 	var photo photos.Photo
 	if w.Add != nil {
 		photo = *w.Add
 	} else {
-		cached, found, err := f.config.Values.Get(ctx, text)
+		cached, found, err := p.config.Values.Get(ctx, key)
 		if err != nil || !found || json.Unmarshal(cached, &photo) != nil {
 			return nil, false
 		}
-		if change(&photo, w); photo.Version != version {
+		if applyTo(&photo, w); photo.Version != version {
 			return nil, false
 		}
 	}
@@ -115,8 +117,8 @@ func (f *Proxy) after(ctx context.Context, text string, w cache.Write, version i
 	return value, err == nil
 }
 
-// change does to a record what the records do to theirs.
-func change(p *photos.Photo, w cache.Write) {
+// applyTo changes a record exactly as the database does for the same write.
+func applyTo(p *photos.Photo, w cache.Write) {
 	switch {
 	case w.Like != nil:
 		p.Likes++

@@ -38,7 +38,7 @@ func comment(id, photo photos.ID) photos.Comment {
 	return photos.Comment{ID: id, PhotoID: photo, UserID: 2, Text: fmt.Sprint("comment ", id)}
 }
 
-// Somebody else, who cannot reach the front, makes the very same write: that is another
+// Somebody else, who cannot reach the proxy, makes the very same write: that is another
 // one, and the one that was acknowledged here is refused and counted.
 func TestTheSameWriteElsewhere(t *testing.T) {
 	t.Parallel()
@@ -106,7 +106,8 @@ func TestFailedFlush(t *testing.T) {
 	if diff := cmp.Diff([]photos.Comment{comment(1, 1), comment(2, 1)}, r.records.of(1)); diff != "" {
 		t.Errorf("comments (-want +got)\n%s", diff)
 	}
-	if again := r.records.batches(); !slices.ContainsFunc(again[1:], func(b []photos.Written) bool { return cmp.Equal(b, first) }) {
+	same := func(b []photos.Written) bool { return cmp.Equal(b, first) }
+	if again := r.records.batches(); !slices.ContainsFunc(again[1:], same) {
 		t.Errorf("%+v did not come again: %+v", first, again)
 	}
 	if failed, refused := h.figure(t, "flush_errors_total"), h.figure(t, "refused_total"); failed < 3 || refused != 0 {
@@ -163,7 +164,7 @@ func TestWriteDuringAFlush(t *testing.T) {
 		r, h, _ := plain(t, o)
 		apply := func(w cache.Write, want int64) {
 			t.Helper()
-			if version, err := h.front.Apply(t.Context(), "photo:1", w); err != nil || version != want {
+			if version, err := h.proxy.Apply(t.Context(), "photo:1", w); err != nil || version != want {
 				t.Errorf("version %d, %v, want %d", version, err, want)
 			}
 		}
@@ -190,10 +191,12 @@ func TestWriteDuringAFlush(t *testing.T) {
 			continue
 		}
 		batches := r.records.batches()
-		if last := batches[len(batches)-1][0]; len(batches) != 2 || !cmp.Equal(last.Comments, []photos.Comment{two}) || last.Photo.Version != 4 {
+		last := batches[len(batches)-1][0]
+		if len(batches) != 2 || !cmp.Equal(last.Comments, []photos.Comment{two}) || last.Photo.Version != 4 {
 			t.Errorf("%d batches: %+v", len(batches), batches)
 		}
-		if p := r.records.photo(1); p.Comments != 2 || p.Likes != 1 || len(r.records.of(1)) != 2 || h.figure(t, "flushed_total") != 3 {
+		if p := r.records.photo(1); p.Comments != 2 || p.Likes != 1 ||
+			len(r.records.of(1)) != 2 || h.figure(t, "flushed_total") != 3 {
 			t.Errorf("%+v, %+v", p, r.records.of(1))
 		}
 	}
@@ -237,22 +240,28 @@ func TestUnflushedIsNotEvicted(t *testing.T) {
 // is refused when that takes too long; those that wait already may be written to.
 func TestBackpressure(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, withChange(back(), func(c *cacheproxy.Config) { c.MaxUnflushed = 5 }))
-	web, f := r.web(t), r.hosts[0].front
-	for id := photos.ID(1); id <= 5; id++ {
-		like(t, web, id, 1)
-	}
+	const capacity = 10_000
+	o := back()
+	o.photos = capacity + 1
+	r := newRig(t, o)
+	web, f := r.web(t), r.hosts[0].proxy
 	r.records.set(fail(photos.ErrUnavailable, "WriteBack"), nil)
+	for id := photos.ID(1); id <= capacity; id++ {
+		w := cache.Write{Like: &cache.Like{Photo: id, User: 1}}
+		must(t)(f.Apply(t.Context(), cache.PhotoKey(id).String(), w))
+	}
 	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	six := cache.Write{Like: &cache.Like{Photo: 6, User: 1}}
-	if _, err := f.Apply(short, "photo:6", six); !errors.Is(err, photos.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("a sixth record: %v", err)
+	extraKey := cache.PhotoKey(capacity + 1).String()
+	extra := cache.Write{Like: &cache.Like{Photo: capacity + 1, User: 1}}
+	_, err := f.Apply(short, extraKey, extra)
+	if !errors.Is(err, photos.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a record over the capacity: %v", err)
 	}
 	like(t, web, 5, 1)
 	waited := make(chan error, 1)
 	go func() {
-		_, err := f.Apply(t.Context(), "photo:6", six)
+		_, err := f.Apply(t.Context(), extraKey, extra)
 		waited <- err
 	}()
 	r.records.set(nil, nil)
@@ -269,7 +278,7 @@ func TestBackpressure(t *testing.T) {
 		t.Fatal("nobody has said that there is room")
 	}
 	r.flush(t)
-	if p := r.records.photo(6); p.Likes != 1 {
+	if p := r.records.photo(capacity + 1); p.Likes != 1 {
 		t.Errorf("%+v", p)
 	}
 }
@@ -332,7 +341,8 @@ func TestKilled(t *testing.T) {
 	registry, r := prometheus.NewRegistry(), &rig{options: back(), records: newRecords(300)}
 	h := &host{registry: registry}
 	f, err := cacheproxy.New(cacheproxy.Config{
-		Values: newValues(), Records: r.records, TTL: time.Minute, FlushInterval: time.Millisecond, Registry: registry, Log: discard(),
+		Values: newValues(), Records: r.records, TTL: time.Minute, FlushInterval: time.Millisecond,
+		Registry: registry, Log: discard(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -343,16 +353,16 @@ func TestKilled(t *testing.T) {
 			r.records.set(fail(photos.ErrUnavailable, "WriteBack"), nil)
 		}
 		id := photos.ID(i%300 + 1)
-		if _, err := f.Apply(t.Context(), cache.PhotoKey(id).String(), cache.Write{Like: &cache.Like{Photo: id, User: 1}}); err != nil {
-			t.Fatal(err)
-		}
+		w := cache.Write{Like: &cache.Like{Photo: id, User: 1}}
+		must(t)(f.Apply(t.Context(), cache.PhotoKey(id).String(), w))
 		acknowledged++
 	}
 	dead, kill := context.WithCancel(t.Context())
 	kill()
 	err = f.Close(dead)
 	lost := h.figure(t, "unflushed")
-	if want := fmt.Sprintf("%v acknowledged writes were not flushed", lost); err == nil || !strings.Contains(err.Error(), want) || !errors.Is(err, context.Canceled) {
+	want := fmt.Sprintf("%v acknowledged writes were not flushed", lost)
+	if err == nil || !strings.Contains(err.Error(), want) || !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want %q", err, want)
 	}
 	stored := 0
@@ -412,12 +422,12 @@ func TestMoving(t *testing.T) {
 	r.records.set(fail(photos.ErrUnavailable, "WriteBack"), nil)
 	ended, end := context.WithCancel(t.Context())
 	end()
-	if err := h.front.SetMoving(ended, true); !errors.Is(err, context.Canceled) {
+	if err := h.proxy.SetMoving(ended, true); !errors.Is(err, context.Canceled) {
 		t.Errorf("without records: %v", err)
 	}
 	r.records.set(nil, nil)
 	like(t, web, 1, 1) // after what waits
-	if err := h.front.SetMoving(t.Context(), true); err != nil || h.figure(t, "unflushed") != 0 {
+	if err := h.proxy.SetMoving(t.Context(), true); err != nil || h.figure(t, "unflushed") != 0 {
 		t.Errorf("%v, %v writes are held back", err, h.figure(t, "unflushed"))
 	}
 	if p := r.records.photo(1); p.Likes != 4 || p.Comments != 1 {
@@ -427,7 +437,7 @@ func TestMoving(t *testing.T) {
 	if p := r.records.photo(2); p.Likes != 1 {
 		t.Errorf("a write while keys move: %+v", p)
 	}
-	if err := h.front.SetMoving(t.Context(), false); err != nil {
+	if err := h.proxy.SetMoving(t.Context(), false); err != nil {
 		t.Error(err)
 	}
 	like(t, web, 2, 1)
@@ -457,7 +467,7 @@ func TestMovingUnderLoad(t *testing.T) {
 	}
 	for range 20 {
 		for _, moving := range []bool{true, false} {
-			if err := h.front.SetMoving(t.Context(), moving); err != nil {
+			if err := h.proxy.SetMoving(t.Context(), moving); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -466,6 +476,7 @@ func TestMovingUnderLoad(t *testing.T) {
 	all.Wait()
 	r.flush(t)
 	if p := r.records.photo(1); p.Likes != likes.Load() || h.figure(t, "refused_total") != 0 {
-		t.Errorf("%d likes were acknowledged, the records have %d, %v were refused", likes.Load(), p.Likes, h.figure(t, "refused_total"))
+		t.Errorf("%d likes were acknowledged, the records have %d, %v were refused",
+			likes.Load(), p.Likes, h.figure(t, "refused_total"))
 	}
 }
