@@ -10,6 +10,7 @@ import (
 // TestConstantDoesNotDrift checks that the time of op n is n/rate, rounded to the
 // nearest nanosecond. It computes the expected times with exact rational numbers.
 func TestConstantDoesNotDrift(t *testing.T) {
+	t.Parallel()
 	for _, rate := range rates() {
 		s := constant(t, rate)
 		for _, n := range append(indexes(), 1_000_000_000, 1_000_000_007, 3_600_000_000) {
@@ -29,6 +30,7 @@ func TestConstantDoesNotDrift(t *testing.T) {
 }
 
 func TestConstantAtABillion(t *testing.T) {
+	t.Parallel()
 	if got, want := constant(t, 500).At(1_000_000_000), 2_000_000*time.Second; got != want {
 		t.Errorf("op 1e9 at 500/s is at %v, want %v", got, want)
 	}
@@ -39,6 +41,7 @@ func TestConstantAtABillion(t *testing.T) {
 
 // TestConstantCounts checks that a step of duration d has exactly rate*d ops.
 func TestConstantCounts(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		rate float64
 		d    time.Duration

@@ -58,6 +58,7 @@ func indexes() []uint64 {
 }
 
 func TestNeverDecreases(t *testing.T) {
+	t.Parallel()
 	every(t, func(t *testing.T, _ float64, s pace.Schedule) {
 		last := time.Duration(0)
 		check := func(n uint64) {
@@ -78,6 +79,7 @@ func TestNeverDecreases(t *testing.T) {
 }
 
 func TestCountIsTheInverseOfAt(t *testing.T) {
+	t.Parallel()
 	every(t, func(t *testing.T, _ float64, s pace.Schedule) {
 		for _, n := range indexes() {
 			at := s.At(n)
@@ -112,6 +114,7 @@ func TestCountIsTheInverseOfAt(t *testing.T) {
 }
 
 func TestRateIsKept(t *testing.T) {
+	t.Parallel()
 	every(t, func(t *testing.T, rate float64, s pace.Schedule) {
 		for _, ops := range []float64{1e4, 1e6, 1e8} {
 			d := time.Duration(ops / rate * 1e9)
@@ -124,6 +127,7 @@ func TestRateIsKept(t *testing.T) {
 }
 
 func TestConcurrentUse(t *testing.T) {
+	t.Parallel()
 	every(t, func(t *testing.T, rate float64, s pace.Schedule) {
 		fresh := poisson(t, rate, 7)
 		if s.String() != fresh.String() {
@@ -154,6 +158,7 @@ func TestConcurrentUse(t *testing.T) {
 }
 
 func TestRatesOutOfRange(t *testing.T) {
+	t.Parallel()
 	for _, rate := range []float64{
 		0, -1, 0.09, 1_000_001, math.NaN(), math.Inf(1), math.Inf(-1), math.SmallestNonzeroFloat64,
 	} {
@@ -172,6 +177,7 @@ func TestRatesOutOfRange(t *testing.T) {
 }
 
 func TestStrings(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		s    pace.Schedule
 		want string

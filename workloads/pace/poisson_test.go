@@ -46,6 +46,7 @@ func checkExponential(t *testing.T, what string, sample []float64) {
 }
 
 func TestPoissonGapsAreExponential(t *testing.T) {
+	t.Parallel()
 	for _, rate := range []float64{0.1, 500, 20_000} {
 		for seed := range uint64(4) {
 			s := poisson(t, rate, seed)
@@ -59,6 +60,7 @@ func TestPoissonGapsAreExponential(t *testing.T) {
 // across the border of two blocks comes from two leaves. A gap across the border
 // of the largest halves comes from two leaves that share only the root.
 func TestPoissonGapsAcrossBorders(t *testing.T) {
+	t.Parallel()
 	for _, border := range []uint64{512, 1 << 20, 1 << 43} {
 		var across []float64
 		for seed := range uint64(3000) {
@@ -71,6 +73,7 @@ func TestPoissonGapsAcrossBorders(t *testing.T) {
 
 // TestPoissonFirstOp checks that the first op comes after one whole gap.
 func TestPoissonFirstOp(t *testing.T) {
+	t.Parallel()
 	var first []float64
 	for seed := range uint64(5000) {
 		first = append(first, gaps(poisson(t, 10, seed), 10, 0, 1)...)
@@ -81,6 +84,7 @@ func TestPoissonFirstOp(t *testing.T) {
 // TestPoissonGapsAreIndependent checks that neighbouring gaps, and gaps about one
 // or two blocks apart, are uncorrelated.
 func TestPoissonGapsAreIndependent(t *testing.T) {
+	t.Parallel()
 	const n = 200_000
 	all := gaps(poisson(t, 500, 11), 500, 0, n)
 	for _, distance := range []int{1, 2, 3, 511, 512, 513, 1024} {
@@ -98,6 +102,7 @@ func TestPoissonGapsAreIndependent(t *testing.T) {
 // equals their mean. The windows are shorter and longer than a block, so that an
 // error in the splits of the tree would show.
 func TestPoissonIndexOfDispersion(t *testing.T) {
+	t.Parallel()
 	const rate, windows = 1000, 2000
 	for _, ops := range []float64{0.5, 10, 300, 512, 5000, 1e6} {
 		s := poisson(t, rate, 5)
@@ -121,6 +126,7 @@ func TestPoissonIndexOfDispersion(t *testing.T) {
 // TestPoissonSumsOfGaps checks over many seeds that the sum of 2^k gaps has mean
 // and variance 2^k, at different levels of the tree.
 func TestPoissonSumsOfGaps(t *testing.T) {
+	t.Parallel()
 	const seeds = 1500
 	for _, k := range []int{9, 10, 15, 24, 32} {
 		ops := math.Ldexp(1, k)
@@ -140,6 +146,7 @@ func TestPoissonSumsOfGaps(t *testing.T) {
 }
 
 func TestPoissonSameInAnyOrder(t *testing.T) {
+	t.Parallel()
 	const ops = 10_000
 	forward := poisson(t, 500, 3)
 	want := make([]time.Duration, ops)
@@ -155,6 +162,7 @@ func TestPoissonSameInAnyOrder(t *testing.T) {
 }
 
 func TestPoissonSeeds(t *testing.T) {
+	t.Parallel()
 	one, same, other := poisson(t, 500, 1), poisson(t, 500, 1), poisson(t, 500, 2)
 	var equal int
 	for n := range uint64(2000) {
@@ -173,6 +181,7 @@ func TestPoissonSeeds(t *testing.T) {
 // TestPoissonRatesStretch checks that two rates of one seed give the same process,
 // stretched.
 func TestPoissonRatesStretch(t *testing.T) {
+	t.Parallel()
 	slow, fast := poisson(t, 100, 9), poisson(t, 200, 9)
 	for n := range uint64(2000) {
 		if d := slow.At(n) - 2*fast.At(n); d < -2 || d > 2 {
@@ -184,6 +193,7 @@ func TestPoissonRatesStretch(t *testing.T) {
 // TestPoissonIsFixed checks that the times of a seed never change: a run stores
 // only the seed.
 func TestPoissonIsFixed(t *testing.T) {
+	t.Parallel()
 	s := poisson(t, 1000, 1)
 	got := [...]time.Duration{s.At(0), s.At(1), s.At(511), s.At(512), s.At(1_000_000_000)}
 	want := [...]time.Duration{1292339, 5190698, 540703969, 540806437, 1000051699032369}

@@ -52,12 +52,7 @@ func wideFolders() map[string]int {
 		"sut/node/process":            4,
 		"sut/sqlite":                  47,
 		"sut/sqlite/multiprimary":     8,
-		"targets/budget":              7,
-		"targets/local":               31,
 		"workloads/driver/drivertest": 40,
-		"workloads/pace":              1,
-		"workloads/preset":            12,
-		"workloads/trace":             10,
 	}
 }
 
