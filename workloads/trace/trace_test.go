@@ -243,7 +243,6 @@ func drift(t *trace.Trace, last time.Duration, speed float64, maxGap time.Durati
 }
 
 func TestSchedule(t *testing.T) {
-	t.Parallel()
 	got := read(t, `{"time":"2026-01-01T00:00:00.0Z","path":"/"}
 {"time":"2026-01-01T00:00:01.0Z","path":"/"}
 {"time":"2026-01-01T01:00:00.5Z","path":"/"}
