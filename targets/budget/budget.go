@@ -1,19 +1,19 @@
-// Package budget holds hosts to their CPU and memory and accounts for what
-// they and their nodes use: with cgroup v1, with cgroup v2, or, where neither
-// is permitted, by the process tree without any limit.
+// Package budget limits CPU and memory of hosts, and measures what hosts and
+// nodes use. It uses cgroup v1 or cgroup v2. Where neither is permitted, it
+// measures by the process tree and limits nothing.
 //
-// A Manager owns one group in each hierarchy; in it every host has a group
-// that carries the limits, and in that every node has a Leaf, so that its CPU
-// time is exact. Processes are born in their leaf: not one instruction of
-// theirs is accounted elsewhere, and they and all that they fork can be
-// signalled and killed as one, whatever process group they moved to.
+// A Manager owns one group in each hierarchy. In it every host has a group with
+// the limits, and in that group every node has a Leaf, so that the CPU time of a
+// node is exact. A process starts inside its leaf, so all its CPU time is
+// accounted there. All processes of a leaf can be signalled and killed together,
+// also forked processes that have changed their process group.
 //
-// The order of calls is Detect, NewHost, Leaf, Leaf.Start, Host.Apply when the
-// host's nodes are ready, Usage as often as wanted, Close. All methods may be
-// called concurrently. Times are seconds of CPU, summed over CPUs; memory is
-// bytes. The package never chooses a budget, never restarts a process and
-// never touches groups that are not its own, save those that a killed harness
-// left behind. It works on Linux only.
+// Call Detect, NewHost, Leaf, Leaf.Start, Host.Apply when the nodes of the host
+// are ready, Usage at any time, and Close last. All methods may be called
+// concurrently. Times are seconds of CPU, summed over CPUs. Memory is in bytes.
+// The package never chooses a budget and never restarts a process. It never
+// changes groups of others, except groups that a killed harness has left behind.
+// It works on Linux only.
 package budget
 
 import (
@@ -30,24 +30,23 @@ import (
 	"github.com/stagebench/stagebench/targets/proc"
 )
 
-// Options say how hosts are held to their budgets. The zero value is usable.
+// Options configure a Manager. The zero value is usable.
 type Options struct {
-	// Prefix begins the names of our groups, "" = "stagebench". Leftovers of a
-	// killed harness are found by it.
+	// Prefix is the start of the names of our groups, "" = "stagebench". Detect
+	// removes the groups of killed harnesses with the same prefix.
 	Prefix string
-	// Root is where /proc and /sys are found, "" = "/".
-	Root string
 
-	files filesystem // nil = the kernel's
+	root  string     // directory that contains proc and sys, "" = "/"
+	files filesystem // nil = the cgroup filesystem of the kernel
 }
 
-// Manager makes hosts.
+// Manager creates hosts.
 type Manager struct {
 	opts     Options
 	describe string
 	isolated bool
-	top      group
-	home     func() error // undoes what Detect did to this process's own group
+	top      group        // the manager's own group, parent of all hosts
+	home     func() error // moves this process back to the group that it had before Detect
 
 	mu     sync.Mutex
 	hosts  map[string]*Host // guarded by mu: by the name of their group
@@ -55,16 +54,16 @@ type Manager struct {
 }
 
 func newManager(opts Options) *Manager {
-	opts.Prefix, opts.Root = cmp.Or(opts.Prefix, "stagebench"), cmp.Or(opts.Root, "/")
+	opts.Prefix, opts.root = cmp.Or(opts.Prefix, "stagebench"), cmp.Or(opts.root, "/")
 	if opts.files == nil {
 		opts.files = kernelFiles{}
 	}
 	return &Manager{opts: opts, hosts: map[string]*Host{}, home: func() error { return nil }}
 }
 
-// Detect finds out what this machine permits and removes the groups of
-// harnesses that were killed. It never fails: where no budget can be enforced,
-// the manager accounts only, and Describe says why and what to do about it.
+// Detect checks what this machine supports, and removes the groups of killed
+// harnesses. It never fails. Where no budget can be enforced, the manager only
+// measures usage, and Describe returns the reason and what to do about it.
 func Detect(opts Options) *Manager {
 	m := newManager(opts)
 	if err := m.detect(); err != nil {
@@ -73,26 +72,26 @@ func Detect(opts Options) *Manager {
 	return m
 }
 
-// Unlimited returns a manager that accounts by the process tree and enforces
-// nothing. The reason is what Describe says.
+// Unlimited returns a manager that measures usage by the process tree and enforces
+// nothing. Describe returns the reason.
 func Unlimited(reason string) *Manager {
 	m := newManager(Options{})
 	m.account(reason)
 	return m
 }
 
-// account makes the manager account by the process tree. The random name keeps
-// managers from taking each other's processes for their own.
+// account makes the manager measure usage by the process tree. Each manager marks
+// its processes with a random name, so that it does not count those of others.
 func (m *Manager) account(reason string) {
-	m.top, m.describe = newTree(m.opts.Root, rand.Text()), "not isolated: "+reason
+	m.top, m.describe = newTree(m.opts.root, rand.Text()), "not isolated: "+reason
 }
 
 func (m *Manager) detect() error {
-	found, err := findMounts(m.opts.Root)
+	found, err := findMounts(m.opts.root)
 	if err != nil {
 		return err
 	}
-	self, err := proc.Self(m.opts.Root)
+	self, err := proc.Self(m.opts.root)
 	if err != nil {
 		return fmt.Errorf("identify this process: %w", err)
 	}
@@ -108,9 +107,9 @@ func (m *Manager) detect() error {
 	return err
 }
 
-// makeTop makes the manager's own group below base, under the first name that is
-// free, once the kernel has shown that it takes a CPU limit there: it may be built
-// without them.
+// makeTop creates the manager's own group below base, with the first unused name. It
+// fails if that group does not accept a CPU limit: the kernel may be built without
+// them.
 func (m *Manager) makeTop(base group, self proc.Owner) error {
 	var top group
 	err := fs.ErrExist
@@ -121,22 +120,22 @@ func (m *Manager) makeTop(base group, self proc.Owner) error {
 		return err
 	}
 	if err := top.limitCPU(Quota{}); err != nil {
-		return errors.Join(fmt.Errorf("this kernel takes no CPU limits: %w", err), top.remove())
+		return errors.Join(fmt.Errorf("this kernel accepts no CPU limits: %w", err), top.remove())
 	}
 	m.top = top
 	return nil
 }
 
-// Describe says in one line how hosts are held to their budgets: "cgroup v1",
+// Describe returns one line about how budgets are enforced: "cgroup v1",
 // "cgroup v2", or "not isolated: " with the reason and what to do.
 func (m *Manager) Describe() string { return m.describe }
 
 // Isolated reports whether budgets are enforced.
 func (m *Manager) Isolated() bool { return m.isolated }
 
-// NewHost makes a host of that many cores and bytes. 0 cores, or 0 bytes, is
-// no limit. The CPU budget is in force from Apply on, the memory limit at once.
-// Several hosts may have one name.
+// NewHost creates a host with a budget of cores and a memory limit in bytes; 0 = no
+// limit. The memory limit is in force at once, the CPU budget after Host.Apply.
+// Hosts may have the same name.
 func (m *Manager) NewHost(name string, cores float64, memoryBytes int64) (*Host, error) {
 	host := &Host{unit: unit{kind: "host", name: name}, manager: m, leaves: map[string]*Leaf{}}
 	if cores != 0 {
@@ -170,8 +169,8 @@ func (m *Manager) NewHost(name string, cores float64, memoryBytes int64) (*Host,
 	return host, nil
 }
 
-// Close removes every host, with a bounded wait for its processes, and the
-// manager's own groups. It may be called again.
+// Close kills the processes of all hosts, and removes the hosts and the manager's own
+// group. The wait for the processes is bounded. Further calls do nothing.
 func (m *Manager) Close() error {
 	m.mu.Lock()
 	hosts := slices.Collect(maps.Values(m.hosts))
@@ -198,10 +197,10 @@ func (m *Manager) forget(h *Host) {
 	delete(m.hosts, h.groupName)
 }
 
-// checkName refuses what is not one plain path element.
+// checkName returns an error if a name cannot be the name of a directory.
 func checkName(name string) error {
 	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00\n") {
-		return errors.New("want a name that can be a directory")
+		return errors.New("the name must be usable as the name of a directory")
 	}
 	return nil
 }

@@ -14,12 +14,12 @@ import (
 	"github.com/stagebench/stagebench/targets/proc"
 )
 
-// removeBound is how long an emptied group may stay busy: the kernel accounts
-// for a dead process a little longer than its pid lives.
+// removeBound is how long an empty group may stay busy. The kernel keeps a dead
+// process in its group for a short time after its pid is gone.
 const removeBound = 5 * time.Second
 
-// filesystem is what changes a cgroup filesystem. Tests put one with the
-// kernel's rules over ordinary directories in its place.
+// filesystem has the operations that change a cgroup filesystem. Tests replace it by
+// ordinary directories with the rules of the kernel.
 type filesystem interface {
 	mkdir(dir string) error
 	rmdir(dir string) error
@@ -30,17 +30,10 @@ type kernelFiles struct{}
 
 func (kernelFiles) mkdir(dir string) error { return os.Mkdir(dir, 0o755) }
 
-// rmdir is not os.Remove, whose error for a busy directory is that of its
-// other try, "is a directory".
-func (kernelFiles) rmdir(dir string) error {
-	if err := syscall.Rmdir(dir); err != nil {
-		return &fs.PathError{Op: "rmdir", Path: dir, Err: err}
-	}
-	return nil
-}
+func (kernelFiles) rmdir(dir string) error { return os.Remove(dir) }
 
-// write writes a control file in one system call, as the kernel wants it, and
-// never creates one: a missing file is a missing feature.
+// write writes a control file in one system call, as the kernel requires. It does not
+// create a missing file, because a missing file is a missing feature.
 func (kernelFiles) write(file, text string) error {
 	f, err := os.OpenFile(file, os.O_WRONLY, 0)
 	if err != nil {
@@ -51,11 +44,11 @@ func (kernelFiles) write(file, text string) error {
 	return err
 }
 
-// setting is a text for a control file.
+// setting is a control file and the text to write to it.
 type setting struct{ file, text string }
 
-// set writes control files in the order given. Those of bursts may be missing: a
-// kernel before 5.14 has none.
+// set writes control files in this order. It ignores that a control file of bursts is
+// missing: kernels before 5.14 do not have them.
 func set(files filesystem, dir string, settings ...setting) error {
 	for _, s := range settings {
 		err := files.write(filepath.Join(dir, s.file), s.text)
@@ -66,12 +59,12 @@ func set(files filesystem, dir string, settings ...setting) error {
 	return nil
 }
 
-// procsIn lists the processes of a group and of those nested in it.
+// procsIn lists the processes of a group and of its nested groups.
 func procsIn(dir string) ([]int, error) {
 	var pids []int
 	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		switch {
-		case errors.Is(err, fs.ErrNotExist): // removed meanwhile
+		case errors.Is(err, fs.ErrNotExist): // removed since it was listed
 			return nil
 		case err != nil:
 			return err
@@ -83,7 +76,7 @@ func procsIn(dir string) ([]int, error) {
 			return nil
 		}
 		for field := range strings.FieldsSeq(string(text)) {
-			// A process of another pid namespace is shown as 0.
+			// The kernel shows a process of another pid namespace as 0.
 			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
 				pids = append(pids, pid)
 			}
@@ -102,8 +95,8 @@ func killProcs(pids []int) error {
 	return nil
 }
 
-// removeGroups removes groups with all that are nested in them. They must be
-// empty of processes, or become so within removeBound.
+// removeGroups removes groups with their nested groups. It waits up to removeBound
+// until the last process has left.
 func removeGroups(files filesystem, dirs ...string) error {
 	for _, dir := range dirs {
 		err := within(removeBound, func() (bool, error) {
@@ -114,7 +107,7 @@ func removeGroups(files filesystem, dirs ...string) error {
 			return true, err
 		})
 		if errors.Is(err, errBound) {
-			return fmt.Errorf("remove %s: it was still busy after %v", dir, removeBound)
+			return fmt.Errorf("remove %s: it is still busy after %v", dir, removeBound)
 		}
 		if err != nil {
 			return err
@@ -141,21 +134,22 @@ func removeNested(files filesystem, dir string) error {
 	return nil
 }
 
-// topName is the name of a manager's own group: it carries its owner.
+// topName returns the name of a manager's own group. It contains the owner, so that
+// sweep can find groups of dead owners.
 func topName(prefix string, owner proc.Owner, n int) string {
 	return fmt.Sprintf("%s-%s-%d", prefix, owner, n)
 }
 
-// sweep removes the groups below base whose owner is gone. Their processes
-// died with the owner, whose end of their standard input closed; what did not
-// (a native server whose wrapper was killed) is killed. Errors are not
-// reported: what cannot be removed now is in nobody's way.
+// sweep removes the groups below base whose owner is dead. Most of their processes
+// have ended, because their standard input was closed when the owner died. sweep kills
+// the others, such as a native server whose wrapper was killed. It ignores errors: a
+// group that stays does no harm.
 func sweep(opts Options, base string) {
 	entries, _ := os.ReadDir(base)
 	for _, entry := range entries {
 		name, ours := strings.CutPrefix(entry.Name(), opts.Prefix+"-")
 		owner, ok := proc.ParseOwner(name)
-		if !entry.IsDir() || !ours || !ok || !owner.Gone(opts.Root) {
+		if !entry.IsDir() || !ours || !ok || !owner.Gone(opts.root) {
 			continue
 		}
 		dir := filepath.Join(base, entry.Name())
@@ -183,8 +177,9 @@ func readNumber(file string) (int64, error) {
 	return n, nil
 }
 
-// withMemory adds what the memory controller accounts in dir: two figures of its
-// stat, and the kills in the file of its events.
+// withMemory adds the usage that the memory controller reports in dir. anonymous and
+// mapped are names of lines in memory.stat, and events is the name of the file with
+// the number of OOM kills.
 func (u Usage) withMemory(dir, anonymous, mapped, events string) (Usage, error) {
 	stat, err := readTable(filepath.Join(dir, "memory.stat"))
 	if err != nil {
@@ -196,8 +191,7 @@ func (u Usage) withMemory(dir, anonymous, mapped, events string) (Usage, error) 
 	return u, err
 }
 
-// readTable reads a control file of lines "name number". Other lines are left
-// out.
+// readTable reads a control file with lines "name number". It ignores other lines.
 func readTable(file string) (map[string]int64, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {

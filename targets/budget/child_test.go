@@ -17,18 +17,18 @@ import (
 	"go.uber.org/goleak"
 )
 
-// childEnv names the behaviour that the test binary shows as a child.
+// childEnv is an environment variable with the behaviour of the test binary as a child.
 const childEnv = "STAGEBENCH_BUDGET_CHILD"
 
-// patience is how long a test waits for what must happen.
-const patience = 20 * time.Second
+// timeout bounds how long a test waits for an event.
+const timeout = 20 * time.Second
 
 func TestMain(m *testing.M) {
 	switch os.Getenv(childEnv) {
 	case "":
 		goleak.VerifyTestMain(m)
 		return
-	case "busy": // spends all CPU that it gets, on every thread
+	case "busy": // uses all CPU that it gets, with GOMAXPROCS threads
 		for range runtime.GOMAXPROCS(0) - 1 {
 			go spin()
 		}
@@ -46,14 +46,14 @@ func TestMain(m *testing.M) {
 		}
 		running.Wait()
 		fmt.Println("ready")
-	case "hungry": // takes 512 MiB once its standard input says so
+	case "hungry": // allocates 512 MiB after the first byte on its standard input
 		fmt.Println("ready")
 		_, _ = bufio.NewReader(os.Stdin).ReadByte()
 		memory := make([]byte, 512<<20)
 		for i := range memory {
 			memory[i] = 1
 		}
-	case "forks": // starts a process that leaves session, process group and log
+	case "forks": // starts a process in a session and process group of its own
 		cmd := exec.Command("sleep", "1000")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 		if err := cmd.Start(); err != nil {
@@ -61,7 +61,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		fmt.Println(cmd.Process.Pid)
-	case "harness": // leaves a group with a process in it behind when it is killed
+	case "harness": // starts a process in a group, and leaves both behind when it is killed
 		m := Detect(Options{Prefix: os.Getenv("STAGEBENCH_BUDGET_PREFIX")})
 		host, err := m.NewHost("h", 0, 0)
 		if err == nil {
@@ -88,15 +88,15 @@ func spin() {
 	}
 }
 
-// child is a started child of a test.
+// child is a child process of a test.
 type child struct {
 	cmd   *exec.Cmd
 	stdin io.Writer
-	first string // the first line that it printed
-	end   func() // kills and reaps it
+	first string // first line of its output
+	end   func() // kills the child and waits for it
 }
 
-// launch starts a child by the given function and waits until it is ready.
+// launch starts a child with the function start and waits for its first line of output.
 func launch(t *testing.T, behaviour string, start func(*exec.Cmd) error, env ...string) child {
 	t.Helper()
 	self, err := os.Executable()
@@ -128,24 +128,25 @@ func launch(t *testing.T, behaviour string, start func(*exec.Cmd) error, env ...
 	t.Cleanup(end)
 	first, err := bufio.NewReader(stdout).ReadString('\n')
 	if err != nil {
-		t.Fatalf("%s: no ready line: %v", behaviour, err)
+		t.Fatalf("%s: no output: %v", behaviour, err)
 	}
 	return child{cmd: cmd, stdin: stdin, first: strings.TrimSpace(first), end: end}
 }
 
-// pid reads the pid that the child printed.
+// pid returns the pid that the child has printed.
 func (c child) pid(t *testing.T) int {
 	t.Helper()
 	pid, err := strconv.Atoi(c.first)
 	if err != nil {
-		t.Fatalf("the child says %q", c.first)
+		t.Fatalf("the child printed %q, want a pid", c.first)
 	}
 	return pid
 }
 
+// eventually waits until a condition is true. It fails the test after timeout.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(patience)
+	deadline := time.NewTimer(timeout)
 	defer deadline.Stop()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -153,7 +154,7 @@ func eventually(t *testing.T, what string, holds func() bool) {
 		select {
 		case <-tick.C:
 		case <-deadline.C:
-			t.Fatalf("not within %v: %s", patience, what)
+			t.Fatalf("not within %v: %s", timeout, what)
 		}
 	}
 }

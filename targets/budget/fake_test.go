@@ -12,18 +12,16 @@ import (
 	"testing"
 )
 
-// fakeV2 is a cgroup v2 hierarchy over ordinary directories, with the kernel's
-// rules for what may be written when. Only the files that change are rules;
-// readers read the directories.
+// fakeV2 is a cgroup v2 hierarchy of ordinary directories. It implements filesystem:
+// its writes follow the rules of the kernel. Reads go to the directories.
 type fakeV2 struct {
 	mount string
-	deny  map[string]error // directory -> why nothing can be made or written in it
+	deny  map[string]error // directory -> error of every mkdir and write in it
 
-	mu  sync.Mutex
-	log []string // guarded by mu: every write, "path below the mount = text"
+	mu sync.Mutex // one write at a time
 }
 
-// newFakeV2 makes a machine whose harness, with this pid, sits in own.
+// newFakeV2 returns a machine with this process in the group own.
 func newFakeV2(t *testing.T, own string, controllers string) (root string, fake *fakeV2) {
 	t.Helper()
 	root = t.TempDir()
@@ -34,7 +32,8 @@ func newFakeV2(t *testing.T, own string, controllers string) (root string, fake 
 		t.Fatal(err)
 	}
 	put(t, filepath.Join(root, "proc/thread-self/cgroup"), "0::"+own+"\n")
-	put(t, filepath.Join(root, "proc/self/mountinfo"), "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n")
+	put(t, filepath.Join(root, "proc/self/mountinfo"),
+		"30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n")
 	put(t, filepath.Join(root, fmt.Sprintf("proc/%d/stat", pid)), string(stat))
 	fake.populate(fake.mount, controllers)
 	dir := fake.mount
@@ -49,6 +48,7 @@ func newFakeV2(t *testing.T, own string, controllers string) (root string, fake 
 	return root, fake
 }
 
+// put writes a file and creates its directory.
 func put(t *testing.T, file, text string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
@@ -59,6 +59,7 @@ func put(t *testing.T, file, text string) {
 	}
 }
 
+// read returns the text of a file below the mount, or the error.
 func (f *fakeV2) read(parts ...string) string {
 	text, err := os.ReadFile(filepath.Join(append([]string{f.mount}, parts...)...))
 	if err != nil {
@@ -67,10 +68,13 @@ func (f *fakeV2) read(parts ...string) string {
 	return strings.TrimSpace(string(text))
 }
 
-// populate makes a group as the kernel does: with the files of the controllers
+// populate creates a group like the kernel: with the control files of the controllers
 // that its parent gives.
 func (f *fakeV2) populate(dir, controllers string) {
-	files := map[string]string{"cgroup.procs": "", "cgroup.subtree_control": "", "cgroup.controllers": controllers, "cgroup.kill": "", "cpu.stat": "usage_usec 0\n"}
+	files := map[string]string{
+		"cgroup.procs": "", "cgroup.subtree_control": "", "cgroup.controllers": controllers, "cgroup.kill": "",
+		"cpu.stat": "usage_usec 0\n",
+	}
 	for name := range strings.FieldsSeq(controllers) {
 		switch name {
 		case "cpu":
@@ -126,11 +130,6 @@ func (f *fakeV2) write(file, text string) error {
 	if err != nil {
 		return err
 	}
-	rel, err := filepath.Rel(f.mount, file)
-	if err != nil {
-		return err
-	}
-	f.log = append(f.log, rel+" = "+text)
 	switch name {
 	case "cgroup.subtree_control":
 		return f.control(dir, text, fail)
@@ -152,8 +151,9 @@ func (f *fakeV2) write(file, text string) error {
 	return os.WriteFile(file, []byte(text), 0o644)
 }
 
-// control gives or takes a controller. Rules: only what the group itself has,
-// and not while it holds processes, unless it is the root.
+// control adds or removes a controller for nested groups. A group can only give
+// controllers that it has. It cannot give any while it contains processes, except the
+// root group.
 func (f *fakeV2) control(dir, text string, fail func(error) error) error {
 	given := strings.Fields(f.text(dir, "cgroup.subtree_control"))
 	name := text[1:]
@@ -171,7 +171,7 @@ func (f *fakeV2) control(dir, text string, fail func(error) error) error {
 	return os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte(strings.Join(given, " ")), 0o644)
 }
 
-// move moves a process, but not into a group that gives controllers.
+// move moves a process into a group. It fails if the group gives controllers.
 func (f *fakeV2) move(dir, pid string, fail func(error) error) error {
 	if dir != f.mount && f.text(dir, "cgroup.subtree_control") != "" {
 		return fail(syscall.EBUSY)
@@ -180,7 +180,8 @@ func (f *fakeV2) move(dir, pid string, fail func(error) error) error {
 		if err != nil || entry.Name() != "cgroup.procs" {
 			return err
 		}
-		pids := slices.DeleteFunc(strings.Fields(f.text(filepath.Dir(path), "cgroup.procs")), func(p string) bool { return p == pid })
+		pids := strings.Fields(f.text(filepath.Dir(path), "cgroup.procs"))
+		pids = slices.DeleteFunc(pids, func(p string) bool { return p == pid })
 		return os.WriteFile(path, []byte(strings.Join(pids, "\n")), 0o644)
 	})
 	if err != nil {
@@ -190,6 +191,7 @@ func (f *fakeV2) move(dir, pid string, fail func(error) error) error {
 	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strings.Join(pids, "\n")), 0o644)
 }
 
+// text returns the text of a control file, "" if it does not exist.
 func (f *fakeV2) text(dir, name string) string {
 	text, err := os.ReadFile(filepath.Join(dir, name))
 	if err != nil {

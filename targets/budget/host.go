@@ -11,48 +11,48 @@ import (
 )
 
 const (
-	// killBound is how long killed processes may take to be gone. A process in
-	// an uninterruptible wait, or with a lot of memory to free at a tenth of a
-	// core, takes its time.
+	// killBound is how long killed processes may take to end. A process in an
+	// uninterruptible wait takes long. So does a process that frees much memory with
+	// a budget of a tenth of a core.
 	killBound = 10 * time.Second
-	// signalPasses bounds the search for processes that were forked while the
-	// others were being signalled.
+	// signalPasses bounds how often Signal searches for processes that were forked
+	// during the previous pass.
 	signalPasses = 10
 )
 
-// Usage is what a host or a leaf has used since it was made. CPU time is exact
-// to the nanosecond (v1) or microsecond (v2) in a cgroup; by the process tree
-// it is exact to 10 ms and misses what a process used between the last look
-// at it and its death.
+// Usage is the usage of a host or leaf since it was created. In a cgroup, CPU time is
+// exact to the nanosecond (v1) or microsecond (v2). By the process tree it is exact to
+// 10 ms. There it also misses the CPU time of a process between the last measurement
+// and its death.
 type Usage struct {
 	CPUSeconds       float64
-	ThrottledSeconds float64 // hosts only: how long runnable threads were held back, summed over CPUs
-	Periods          int64   // hosts only: quota periods in which something ran
-	ThrottledPeriods int64   // hosts only: those in which the quota ran out
-	RSSBytes         int64   // now: memory mapped by all processes; shared pages count once in a cgroup
-	OOMKills         int64   // leaves in a cgroup only: processes killed for the memory limit
+	ThrottledSeconds float64 // hosts only: time that runnable threads were throttled, summed over CPUs
+	Periods          int64   // hosts only: quota periods in which a thread ran
+	ThrottledPeriods int64   // hosts only: quota periods in which the quota was used up
+	RSSBytes         int64   // current memory of all processes; a cgroup counts shared pages once
+	OOMKills         int64   // leaves in a cgroup only: processes killed because of the memory limit
 }
 
-// group is a set of processes that is accounted for, and where the kernel
-// permits limited, as one. Groups nest.
+// group is a set of processes that is measured, signalled and killed together. Where
+// the kernel permits it, a group also has limits. Groups can be nested.
 type group interface {
 	child(name string) (group, error)
 	// start starts a command as a member of the group.
 	start(cmd *exec.Cmd) error
-	// limitCPU enforces a quota; the zero Quota lifts it.
+	// limitCPU enforces a quota. The zero Quota removes the limit.
 	limitCPU(q Quota) error
 	limitMemory(bytes int64) error
 	usage() (Usage, error)
-	// pids lists the live members, those of nested groups included.
+	// pids lists the living members, also those of nested groups.
 	pids() ([]int, error)
-	// kill sends SIGKILL once to all members, which pids has just listed.
+	// kill sends SIGKILL once to all members. pids is the latest list of them.
 	kill(pids []int) error
-	// remove removes the empty group and the groups in it. A group that does
-	// not exist any more is no error.
+	// remove removes the empty group and its nested groups. A group that does not
+	// exist is no error.
 	remove() error
 }
 
-// unit is a group with a name, for errors.
+// unit is a host or node: a group, and its name in errors.
 type unit struct {
 	kind  string // "host", "node"
 	name  string
@@ -60,6 +60,8 @@ type unit struct {
 }
 
 // Host is a unit of capacity: a group with limits.
+//
+// Locks are taken in the order Host.mu, Manager.mu.
 type Host struct {
 	unit
 	groupName string
@@ -71,11 +73,10 @@ type Host struct {
 	removed bool             // guarded by mu
 }
 
-// Isolated reports whether the host is held to a CPU budget once Apply was
-// called.
+// Isolated reports whether Apply enforces a CPU budget.
 func (h *Host) Isolated() bool { return h.manager.isolated && h.quota != Quota{} }
 
-// Leaf makes the group of one node on this host.
+// Leaf creates the group of one node on this host.
 func (h *Host) Leaf(node string) (*Leaf, error) {
 	if err := checkName(node); err != nil {
 		return nil, fmt.Errorf("node %q: %w", node, err)
@@ -86,7 +87,7 @@ func (h *Host) Leaf(node string) (*Leaf, error) {
 		return nil, fmt.Errorf("node %s: host %s is removed", node, h.name)
 	}
 	if h.leaves[node] != nil {
-		return nil, fmt.Errorf("node %s is on host %s already", node, h.name)
+		return nil, fmt.Errorf("node %s already exists on host %s", node, h.name)
 	}
 	group, err := h.group.child(node)
 	if err != nil {
@@ -97,25 +98,26 @@ func (h *Host) Leaf(node string) (*Leaf, error) {
 	return leaf, nil
 }
 
-// Apply puts the CPU budget in force. It is called when the host's nodes are
-// ready: 20 ms of CPU to start would be 200 ms at a tenth of a core.
+// Apply puts the CPU budget in force. Call it when the nodes of the host are ready:
+// with a budget of a tenth of a core, a start that takes 20 ms of CPU would last
+// 200 ms.
 func (h *Host) Apply() error { return h.limit("apply", h.quota) }
 
-// Lift takes the CPU budget off, for a restart or for the end.
+// Lift removes the CPU limit, for the restart of a node or before the end.
 func (h *Host) Lift() error { return h.limit("lift", Quota{}) }
 
-func (h *Host) limit(what string, q Quota) error {
+func (h *Host) limit(action string, q Quota) error {
 	if !h.Isolated() {
 		return nil
 	}
 	if err := h.group.limitCPU(q); err != nil {
-		return fmt.Errorf("%s the CPU budget of host %s: %w", what, h.name, err)
+		return fmt.Errorf("%s the CPU budget of host %s: %w", action, h.name, err)
 	}
 	return nil
 }
 
-// Remove kills what is left on the host and removes its groups. It may be
-// called again.
+// Remove kills the remaining processes of the host and removes its groups. After a
+// success further calls do nothing.
 func (h *Host) Remove() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -133,17 +135,17 @@ func (h *Host) Remove() error {
 // Leaf is the group of one node.
 type Leaf struct{ unit }
 
-// Start starts a command inside the leaf. The command must not have been
-// started; waiting for it is the caller's business.
+// Start starts a command inside the leaf. The caller must call cmd.Wait. Start
+// modifies cmd, which must not have been started.
 func (l *Leaf) Start(cmd *exec.Cmd) error {
 	if err := l.group.start(cmd); err != nil {
-		return fmt.Errorf("start inside the group of %s: %w", l.name, err)
+		return fmt.Errorf("start a process in the group of node %s: %w", l.name, err)
 	}
 	return nil
 }
 
-// Usage is the account of the host, or of the node, where it goes on over
-// restarts.
+// Usage returns the usage of the host or node. The usage of a node includes its
+// earlier processes.
 func (u *unit) Usage() (Usage, error) {
 	usage, err := u.group.usage()
 	if err != nil {
@@ -152,8 +154,8 @@ func (u *unit) Usage() (Usage, error) {
 	return usage, nil
 }
 
-// Signal sends a signal once to every process of the host or node, native
-// servers included, also to those forked meanwhile.
+// Signal sends a signal once to every process of the host or node. These include
+// native servers, and processes that are forked during the call.
 func (u *unit) Signal(sig syscall.Signal) error {
 	sent := map[int]bool{}
 	for range signalPasses {
@@ -175,8 +177,8 @@ func (u *unit) Signal(sig syscall.Signal) error {
 	return nil
 }
 
-// KillAll kills every process of the host or node, whoever started it, until
-// nothing is left or killBound is over.
+// KillAll kills every process of the host or node and waits until none is left. It
+// returns an error if processes are left after killBound.
 func (u *unit) KillAll() error {
 	var left []int
 	gone := within(killBound, func() (bool, error) {
@@ -196,10 +198,10 @@ func (u *unit) KillAll() error {
 	return nil
 }
 
-var errBound = errors.New("the bound is over")
+var errBound = errors.New("the time limit is exceeded")
 
-// within calls a function, at first often and then every 20 ms, until it says
-// that it is done or fails. errBound when the bound is over before that.
+// within calls try until it is done or returns an error. The pause between two calls
+// grows to 20 ms. within returns errBound if that takes longer than bound.
 func within(bound time.Duration, try func() (done bool, err error)) error {
 	deadline := time.Now().Add(bound)
 	for wait := 250 * time.Microsecond; ; wait = min(2*wait, 20*time.Millisecond) {

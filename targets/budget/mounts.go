@@ -8,16 +8,16 @@ import (
 	"strings"
 )
 
-// mounts says where this process's own group is found in each hierarchy.
+// mounts has the directory of this process's group in each hierarchy.
 type mounts struct {
-	v1      map[string]string // controller -> directory of the own group
-	v2      string            // directory of the own group, "" without cgroup v2
-	v2Mount string            // where the v2 hierarchy is mounted
+	v1      map[string]string // controller -> directory of this process's group
+	v2      string            // directory of this process's group, "" without cgroup v2
+	v2Mount string            // mount point of the v2 hierarchy
 }
 
-// findMounts reads /proc/thread-self/cgroup and /proc/self/mountinfo under
-// root. The own group is what counts: the harness may sit in a nested one, and
-// in another one in each hierarchy. See cgroups(7) and proc(5).
+// findMounts reads /proc/thread-self/cgroup and /proc/self/mountinfo under root. This
+// process may be in a nested group, and in a different group in each hierarchy. See
+// cgroups(7) and proc(5).
 func findMounts(root string) (mounts, error) {
 	own, err := ownGroups(root)
 	if err != nil {
@@ -51,14 +51,14 @@ func findMounts(root string) (mounts, error) {
 	return found, nil
 }
 
-// ownGroups returns the path of this process's group by controller; the key of
-// cgroup v2 is "". It asks for the calling thread: what /proc/self shows is
-// the main thread, and that one may be on its way into a leaf (v1Group.start),
-// while a thread in a leaf never runs anything but that start.
+// ownGroups returns the path of this process's group by controller. The key of cgroup
+// v2 is "". It reads the group of the calling thread. /proc/self would show the group
+// of the main thread, which can be inside a leaf for a moment (v1Group.start). The
+// calling thread cannot, because a thread inside a leaf only runs that function.
 func ownGroups(root string) (map[string]string, error) {
 	text, err := os.ReadFile(filepath.Join(root, "proc/thread-self/cgroup"))
 	if err != nil {
-		return nil, fmt.Errorf("find the own cgroup: %w", err)
+		return nil, fmt.Errorf("find the cgroup of this process: %w", err)
 	}
 	own := map[string]string{}
 	for line := range strings.Lines(string(text)) {
@@ -71,14 +71,14 @@ func ownGroups(root string) (map[string]string, error) {
 		}
 	}
 	if len(own) == 0 {
-		return nil, errors.New("find the own cgroup: this kernel has no cgroups")
+		return nil, errors.New("find the cgroup of this process: this kernel has no cgroups")
 	}
 	return own, nil
 }
 
-// groupDir maps a path inside a hierarchy to a directory. A mount may show
-// only a part of the hierarchy (mountRoot); where the own group lies outside
-// of that part, the top of what is shown stands for it.
+// groupDir maps a path inside a hierarchy to a directory. A mount may show only the
+// part of the hierarchy below mountRoot. For a path outside of that part, groupDir
+// returns the mount point.
 func groupDir(mountRoot, mountPoint, path string) string {
 	rel, err := filepath.Rel(mountRoot, path)
 	if err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
@@ -87,8 +87,8 @@ func groupDir(mountRoot, mountPoint, path string) string {
 	return filepath.Join(mountPoint, rel)
 }
 
-// unescape undoes the octal escapes of mountinfo: the kernel writes these four
-// characters so (fs/proc_namespace.c, show_mountinfo).
+// unescape decodes the octal escapes of mountinfo. The kernel escapes these four
+// characters (fs/proc_namespace.c, show_mountinfo).
 func unescape(field string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(field)
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// mountCase is a machine, and where the own group is on it.
+// mountCase has the files of a machine, and the expected result of findMounts.
 type mountCase struct {
 	cgroup, mountinfo string
 	v1                map[string]string
@@ -23,13 +23,17 @@ func mountCases() map[string]mountCase {
 35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
 41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
 `,
-			map[string]string{"cpu": "/sys/fs/cgroup/cpu", "cpuacct": "/sys/fs/cgroup/cpuacct", "memory": "/sys/fs/cgroup/memory/a/b"},
+			map[string]string{
+				"cpu": "/sys/fs/cgroup/cpu", "cpuacct": "/sys/fs/cgroup/cpuacct", "memory": "/sys/fs/cgroup/memory/a/b",
+			},
 			"/sys/fs/cgroup/unified",
 		},
 		"v1, cpu and cpuacct together": {
 			"3:cpu,cpuacct:/user.slice\n1:name=systemd:/x\n",
 			"26 25 0:23 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n",
-			map[string]string{"cpu": "/sys/fs/cgroup/cpu,cpuacct/user.slice", "cpuacct": "/sys/fs/cgroup/cpu,cpuacct/user.slice"},
+			map[string]string{
+				"cpu": "/sys/fs/cgroup/cpu,cpuacct/user.slice", "cpuacct": "/sys/fs/cgroup/cpu,cpuacct/user.slice",
+			},
 			"",
 		},
 		"v1 in a container that shows a part": {

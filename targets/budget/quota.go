@@ -7,28 +7,28 @@ import (
 )
 
 const (
-	// minQuota is the kernel's own limit: it refuses less as a quota and as a
-	// period (kernel/sched/core.c, min_cfs_quota_period).
+	// minQuota is the smallest quota, and the smallest period, that the kernel
+	// accepts (kernel/sched/core.c, min_cfs_quota_period).
 	minQuota = time.Millisecond
-	// basePeriod is the period of every host for which minQuota permits it. A
-	// shorter one would only add timer interrupts; a longer one stalls the
-	// host for longer and so fakes its tail latency.
+	// basePeriod is the period of every host whose quota is then at least minQuota.
+	// A shorter period only adds timer interrupts. A longer period throttles the
+	// host for longer at a time, which distorts its tail latency.
 	basePeriod = 5 * time.Millisecond
-	// maxPeriod bounds the stall of a very small host.
+	// maxPeriod bounds how long a very small host can be throttled.
 	maxPeriod = 100 * time.Millisecond
 )
 
-// Quota is a CPU budget as the kernel takes it: in every Period the host runs
-// for at most Quota, summed over all CPUs. An idle host saves up one more quota,
-// its burst, which it may spend in a later period; the budget still holds over
-// any longer time. Poisson arrivals at two thirds of a 0.1-core host were
-// throttled in 8 to 17 % of all periods without a burst (p99 3.7 to 6.3 ms) and
-// in none with it (1.4 to 2.3 ms).
+// Quota is a CPU budget in the form that the kernel needs: in every Period the host
+// runs for at most Quota, summed over all CPUs. An idle host saves up to one more
+// quota, its burst, and may use it in a later period. The average over a longer time
+// still stays within the budget. Measured with Poisson arrivals at two thirds of the
+// budget of a 0.1-core host: without a burst the host was throttled in 8 to 17 % of
+// all periods (p99 3.7 to 6.3 ms), with it in none (p99 1.4 to 2.3 ms).
 type Quota struct{ Quota, Period time.Duration }
 
-// QuotaFor returns the quota of a host with that many cores. The period is
-// 5 ms, or as long as a quota of 1 ms makes it: 0.1 cores get 1 ms in 10 ms,
-// 0.3 cores 1.5 ms in 5 ms.
+// QuotaFor returns the quota of a host with this number of cores. The period is 5 ms,
+// or longer if the quota would be less than 1 ms: 0.1 cores get 1 ms in 10 ms, and
+// 0.3 cores get 1.5 ms in 5 ms. It returns an error below 0.01 cores.
 func QuotaFor(cores float64) (Quota, error) {
 	if !(cores > 0) || math.IsInf(cores, 0) {
 		return Quota{}, fmt.Errorf("a budget of %v cores: want more than 0", cores)
@@ -43,9 +43,8 @@ func QuotaFor(cores float64) (Quota, error) {
 	return Quota{Quota: quota, Period: period}, nil
 }
 
-// Procs is the number of threads that a node of a host with that many cores
-// should run at once: its cores, rounded up. More of them spend the quota
-// together and then all wait for the next period; at 0.1 cores two threads
-// gave five times the p99 of one. 0 cores, a host without a budget, gives 0:
-// the runtime's own choice.
+// Procs returns GOMAXPROCS for a node on a host with this number of cores: the cores,
+// rounded up. More threads use up the quota together, and then all of them wait for
+// the next period. At 0.1 cores the p99 with two threads was five times that with one.
+// For a host without a budget (0 cores) Procs returns 0: keep the default.
 func Procs(cores float64) int { return int(math.Ceil(cores)) }

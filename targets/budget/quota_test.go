@@ -25,7 +25,7 @@ func TestQuotaFor(t *testing.T) {
 	}
 }
 
-func TestQuotaForHoldsItsLimits(t *testing.T) {
+func TestQuotaForStaysWithinLimits(t *testing.T) {
 	t.Parallel()
 	for cores := 0.01; cores < 64; cores *= 1.03 {
 		q, err := QuotaFor(cores)
@@ -33,7 +33,7 @@ func TestQuotaForHoldsItsLimits(t *testing.T) {
 			t.Fatalf("%v cores: %v", cores, err)
 		}
 		if q.Quota < time.Millisecond || q.Period < time.Millisecond || q.Period > 100*time.Millisecond {
-			t.Errorf("%v cores: %+v is outside of what the kernel takes", cores, q)
+			t.Errorf("%v cores: the kernel does not accept %+v", cores, q)
 		}
 		if got := float64(q.Quota) / float64(q.Period); math.Abs(got/cores-1) > 1e-3 {
 			t.Errorf("%v cores: %+v is %v cores", cores, q, got)

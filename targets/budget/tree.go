@@ -16,23 +16,23 @@ import (
 	"github.com/stagebench/stagebench/targets/proc"
 )
 
-// treeEnv marks the processes of a tree group: it holds the group's path.
-// Environments are inherited, so a server whose parent was killed, and which
-// therefore hangs below pid 1, is still known for ours.
+// treeEnv is an environment variable with the path of the group of a process. Child
+// processes inherit it. So a server whose parent was killed, and whose new parent is
+// pid 1, is still recognised as ours.
 const treeEnv = "STAGEBENCH_GROUP"
 
-// treeGroup stands for a cgroup where there is none: its members are the
-// processes that it started, those that carry its mark, and the descendants of
-// both. It accounts and kills; it limits nothing.
+// treeGroup replaces a cgroup where there are no cgroups. Its members are the
+// processes that it started, the processes with its path in treeEnv, and the
+// descendants of both. It measures and kills, but it limits nothing.
 type treeGroup struct {
-	root string // where procfs is found
-	path string // this group in the mark: "MANAGER/host/node"
+	root string // directory that contains proc
+	path string // "MANAGER/host/node", the value of treeEnv
 
 	mu       sync.Mutex
 	children []*treeGroup   // guarded by mu
 	started  map[int]uint64 // guarded by mu: pid -> start time
-	carried  uint64         // guarded by mu: ticks of earlier generations of processes
-	seen     uint64         // guarded by mu: most ticks seen of the present one
+	carried  uint64         // guarded by mu: CPU ticks of processes before the last restart
+	seen     uint64         // guarded by mu: most CPU ticks measured since the last restart
 }
 
 func newTree(root, path string) *treeGroup {
@@ -56,7 +56,7 @@ func (g *treeGroup) start(cmd *exec.Cmd) error {
 	if cmd.Env == nil {
 		cmd.Env = os.Environ()
 	}
-	// A new slice: the commands of several nodes may share the old one.
+	// cmd.Env may be shared by the commands of several nodes, so append to a copy.
 	cmd.Env = slices.Concat(cmd.Env, []string{treeEnv + "=" + g.path})
 	if err := cmd.Start(); err != nil {
 		return err
@@ -95,8 +95,8 @@ func (g *treeGroup) usage() (Usage, error) {
 		ticks += stat.Ticks
 		pages += stat.RSSPages
 	}
-	// A process that dies without being waited for takes its ticks with it; an
-	// account that goes back would make a negative step.
+	// The ticks of a process disappear when it ends. Without max the CPU time could
+	// decrease, and a delta of it would be negative.
 	g.seen = max(g.seen, ticks)
 	return Usage{
 		CPUSeconds: float64(g.carried+g.seen) / proc.TicksPerSecond,
@@ -117,8 +117,8 @@ func (g *treeGroup) pids() ([]int, error) {
 	return pids, err
 }
 
-// members lists the processes of this group and of those nested in it; the
-// caller holds mu.
+// members lists the processes of this group and of its nested groups. The caller
+// holds mu.
 func (g *treeGroup) members() ([]proc.Stat, error) {
 	entries, err := os.ReadDir(filepath.Join(g.root, "proc"))
 	if err != nil {
@@ -134,7 +134,7 @@ func (g *treeGroup) members() ([]proc.Stat, error) {
 		}
 		stat, err := proc.ReadStat(g.root, pid)
 		if err != nil {
-			continue // it died meanwhile
+			continue // it has ended
 		}
 		byParent[stat.Parent] = append(byParent[stat.Parent], stat)
 		if g.startedHere(stat) || g.marked(pid) {
@@ -155,8 +155,8 @@ func (g *treeGroup) members() ([]proc.Stat, error) {
 	return members, nil
 }
 
-// startedHere reports whether this group, or one in it, started the process;
-// the caller holds mu.
+// startedHere reports whether this group or a nested one has started the process. The
+// caller holds mu.
 func (g *treeGroup) startedHere(stat proc.Stat) bool {
 	if start, ok := g.started[stat.PID]; ok && start == stat.Start {
 		return true
@@ -172,9 +172,9 @@ func (g *treeGroup) startedHere(stat proc.Stat) bool {
 	return false
 }
 
-// marked reports whether the process carries this group's mark, or that of a
-// group in it. The environment of a process of another user cannot be read;
-// without root there is none among ours.
+// marked reports whether treeEnv of the process names this group or a nested one. It
+// is false if the environment cannot be read. Only root reads the environment of
+// another user's process, and only root starts nodes as another user.
 func (g *treeGroup) marked(pid int) bool {
 	env, _ := os.ReadFile(filepath.Join(g.root, "proc", strconv.Itoa(pid), "environ"))
 	for variable := range bytes.SplitSeq(env, []byte{0}) {
@@ -186,8 +186,8 @@ func (g *treeGroup) marked(pid int) bool {
 	return false
 }
 
-// kill kills what it finds now. A pid is held by a descriptor before its start
-// time is compared, so that it cannot become another process in between.
+// kill kills the current members. It opens a pid file descriptor before it compares
+// the start time. So it never kills another process that has got the same pid.
 func (g *treeGroup) kill([]int) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -210,8 +210,8 @@ func (g *treeGroup) kill([]int) error {
 
 func (g *treeGroup) remove() error { return nil }
 
-// residentOf sums up the memory that the processes of a group have mapped; pages
-// that they share count for each of them.
+// residentOf returns the sum of the resident memory of the processes of a group, in
+// bytes. It counts a shared page for each process that maps it.
 func residentOf(root string, g group) (int64, error) {
 	pids, err := g.pids()
 	var pages int64

@@ -14,25 +14,25 @@ import (
 	"github.com/stagebench/stagebench/targets/proc"
 )
 
-// v1Group is one group in the hierarchies of cgroup v1. cpu, cpuacct and
-// memory may be hierarchies of their own or share one.
+// v1Group is one group in the hierarchies of cgroup v1. The controllers cpu, cpuacct
+// and memory may be in separate hierarchies or share one.
 type v1Group struct {
 	files  filesystem
-	root   string // where procfs is found
-	cpu    string // directory in each hierarchy
-	acct   string
-	memory string   // "" without that hierarchy
-	home   []string // directories of this process's own group, one per hierarchy
+	root   string   // directory that contains proc
+	cpu    string   // directory in the cpu hierarchy
+	acct   string   // directory in the cpuacct hierarchy
+	memory string   // directory in the memory hierarchy, "" without it
+	home   []string // directories of this process's group, one per hierarchy
 }
 
-// detectV1 makes the manager's own group below this process's group in each
+// detectV1 creates the manager's own group below this process's group, in each
 // hierarchy.
 func (m *Manager) detectV1(found mounts, self proc.Owner) error {
 	if found.v1["cpuacct"] == "" {
-		return errors.New("cgroup v1 without the cpuacct hierarchy; mount it beside cpu")
+		return errors.New("cgroup v1 has no cpuacct hierarchy; mount it beside cpu")
 	}
 	base := &v1Group{
-		files: m.opts.files, root: m.opts.Root,
+		files: m.opts.files, root: m.opts.root,
 		cpu: found.v1["cpu"], acct: found.v1["cpuacct"], memory: found.v1["memory"],
 	}
 	base.home = base.dirs()
@@ -42,7 +42,7 @@ func (m *Manager) detectV1(found mounts, self proc.Owner) error {
 	err := m.makeTop(base, self)
 	m.describe = "cgroup v1"
 	if err != nil && base.memory != "" {
-		// CPU without memory is better than nothing.
+		// Try again without memory limits. CPU limits alone are still useful.
 		base.memory = ""
 		base.home = base.dirs()
 		err = m.makeTop(base, self)
@@ -60,11 +60,11 @@ func adviceV1(err error) string {
 	if errors.Is(err, syscall.EROFS) {
 		return adviceContainer
 	}
-	return "cgroup v1 cannot be given to ordinary users: run as root"
+	return "only root can use cgroup v1: run as root"
 }
 
-// dirs are the group's directories without doubles: cpu and cpuacct are often
-// one hierarchy.
+// dirs returns the directories of the group, each once: cpu and cpuacct often share
+// a hierarchy.
 func (g *v1Group) dirs() []string {
 	dirs := []string{g.cpu}
 	for _, dir := range []string{g.acct, g.memory} {
@@ -92,17 +92,17 @@ func (g *v1Group) child(name string) (group, error) {
 		}
 	}
 	if g.memory != "" {
-		// Old kernels count nested groups only when told so. New ones always
-		// do, and some of them refuse the file.
+		// Old kernels count the memory of nested groups only with this setting. New
+		// kernels always count it, and some of them refuse the write.
 		_ = g.files.write(filepath.Join(child.memory, "memory.use_hierarchy"), "1")
 	}
 	return child, nil
 }
 
-// start moves one thread into the group, forks from it, and moves it back: the
-// child, and every thread that it will ever have, begins where the thread was.
-// Moving the child after its start would leave out the threads that it had
-// made by then.
+// start moves one thread into the group, starts the command from it, and moves the
+// thread back. A child process, with all its threads, starts in the group of the
+// thread that forked it. Moving the child after its start would miss the threads
+// that it has already created.
 func (g *v1Group) start(cmd *exec.Cmd) error {
 	result := make(chan error)
 	go func() {
@@ -111,10 +111,10 @@ func (g *v1Group) start(cmd *exec.Cmd) error {
 		if err == nil {
 			err = cmd.Start()
 		}
-		// The thread must not come back to the runtime's pool inside the
-		// group: whatever ran on it next would be throttled and accounted
-		// there. If it cannot leave, it stays locked and ends with this
-		// goroutine.
+		// The runtime must not reuse the thread while it is inside the group:
+		// other goroutines of the harness would be throttled and accounted there.
+		// If the thread cannot leave the group, it stays locked, and the runtime
+		// ends it together with this goroutine.
 		if g.enter(g.home) == nil {
 			runtime.UnlockOSThread()
 		}
@@ -123,7 +123,7 @@ func (g *v1Group) start(cmd *exec.Cmd) error {
 	return <-result
 }
 
-// enter moves the calling thread.
+// enter moves the calling thread into these groups.
 func (g *v1Group) enter(dirs []string) error {
 	tid := strconv.Itoa(syscall.Gettid())
 	for _, dir := range dirs {
@@ -134,8 +134,8 @@ func (g *v1Group) enter(dirs []string) error {
 	return nil
 }
 
-// limitCPU takes the old limit off first, so that no step on the way is one
-// that the kernel refuses (a burst larger than the quota).
+// limitCPU removes the old limit first. So the burst is never larger than the quota,
+// which the kernel would refuse.
 func (g *v1Group) limitCPU(q Quota) error {
 	settings := []setting{{"cpu.cfs_burst_us", "0"}, {"cpu.cfs_quota_us", "-1"}}
 	if q != (Quota{}) {
@@ -153,8 +153,9 @@ func (g *v1Group) limitMemory(bytes int64) error {
 	if err := g.files.write(filepath.Join(g.memory, "memory.limit_in_bytes"), limit); err != nil {
 		return err
 	}
-	// A host that swaps would measure the disk. Without swap accounting the
-	// file does not exist or cannot be written, and then there is nothing to do.
+	// A swapping host would measure the disk, so the limit includes swap. Without
+	// swap accounting this write fails. The error is ignored, because nothing else
+	// can be done.
 	_ = g.files.write(filepath.Join(g.memory, "memory.memsw.limit_in_bytes"), limit)
 	return nil
 }
@@ -179,9 +180,9 @@ func (g *v1Group) usage() (Usage, error) {
 	return usage.withMemory(g.memory, "total_rss", "total_mapped_file", "memory.oom_control")
 }
 
-// pids leaves this process out. A group lists a whole process when one thread
-// of it is inside, and a thread of ours is while it starts a node: killing the
-// members would kill the harness.
+// pids excludes this process. A group lists a process when one of its threads is
+// inside, and a thread of the harness is inside while it starts a node. If pids
+// returned the harness, killing the members would kill the harness.
 func (g *v1Group) pids() ([]int, error) {
 	pids, err := procsIn(g.cpu)
 	self := os.Getpid()

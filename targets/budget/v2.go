@@ -21,19 +21,19 @@ import (
 // v2Group is one group in the unified hierarchy.
 type v2Group struct {
 	files  filesystem
-	root   string // where procfs is found
+	root   string // directory that contains proc
 	dir    string
 	enable []string // controllers for nested groups
 }
 
-// detectV2 looks for a group below which ours can be: the own one where it is
-// delegated to us, or else the nearest one above. The kernel wants two things
-// (Documentation/admin-guide/cgroup-v2.rst): a group with nested groups that
-// have controllers holds no process itself, and who starts a process in a
-// group may write to the nearest common ancestor of it and of his own.
+// detectV2 creates the manager's own group. It tries this process's group first, which
+// works if that is delegated to this user, and then the groups above. The kernel has
+// two rules (Documentation/admin-guide/cgroup-v2.rst). A group that gives controllers
+// to nested groups must not contain processes. And a process that starts another one
+// in a group needs write access to the nearest common ancestor of both groups.
 func (m *Manager) detectV2(found mounts, self proc.Owner) error {
-	// Where the cpu controller is given to nested groups already, we change
-	// nothing for others. That is preferred, after the own group.
+	// The groups above that already give the cpu controller to nested groups come
+	// first: there we change nothing for other processes.
 	own, given, others := []string{found.v2}, []string(nil), []string(nil)
 	for dir := found.v2; dir != found.v2Mount && dir != filepath.Dir(dir); {
 		dir = filepath.Dir(dir)
@@ -50,8 +50,8 @@ func (m *Manager) detectV2(found mounts, self proc.Owner) error {
 		}
 		first = cmp.Or(first, last)
 	}
-	// The last try, at the root, says what stopped us. But where the own group
-	// is ours and only lacks the controller, that is what can be helped.
+	// Report the error of the last attempt, at the root. But if this process's group
+	// is writable and only lacks the cpu controller, report that: the user can fix it.
 	if errors.Is(last, fs.ErrPermission) && errors.Is(first, errNoCPUController) &&
 		unix.Access(filepath.Join(found.v2, "cgroup.procs"), unix.W_OK) == nil {
 		last = first
@@ -66,7 +66,7 @@ func adviceV2(err error) string {
 	case errors.Is(err, syscall.EROFS):
 		return adviceContainer
 	default:
-		return "run as root, or in a group of its own: systemd-run --user --scope -p Delegate=yes stagebench ..."
+		return "run as root, or in a delegated group: systemd-run --user --scope -p Delegate=yes stagebench ..."
 	}
 }
 
@@ -74,7 +74,8 @@ const adviceContainer = "a container needs a writable cgroup mount: docker run -
 
 var errNoCPUController = errors.New("no cpu controller")
 
-// makeTopV2 tries to make the manager's group below dir.
+// makeTopV2 tries to create the manager's own group below dir. own is the directory of
+// this process's group.
 func (m *Manager) makeTopV2(dir, own string, self proc.Owner) error {
 	available := controllers(dir, "cgroup.controllers")
 	if !slices.Contains(available, "cpu") {
@@ -84,7 +85,7 @@ func (m *Manager) makeTopV2(dir, own string, self proc.Owner) error {
 		return fmt.Errorf("write to %s: %w", dir, err)
 	}
 	sweep(m.opts, dir)
-	base := &v2Group{files: m.opts.files, root: m.opts.Root, dir: dir, enable: []string{"cpu"}}
+	base := &v2Group{files: m.opts.files, root: m.opts.root, dir: dir, enable: []string{"cpu"}}
 	m.describe = "cgroup v2"
 	if slices.Contains(available, "memory") {
 		base.enable = []string{"cpu", "memory"}
@@ -101,9 +102,9 @@ func (m *Manager) makeTopV2(dir, own string, self proc.Owner) error {
 	return nil
 }
 
-// leave moves this process out of its own group into a nested one, which makes
-// room for controllers. It does so only once and only when nobody else is in
-// the group: other people's processes are not ours to move.
+// leave moves this process from its group into a nested group, so that the group can
+// give controllers to nested groups. It does so only if the group contains no other
+// process, because the processes of others must not be moved. It reports success.
 func (m *Manager) leave(own *v2Group, self proc.Owner) bool {
 	pids, err := procsIn(own.dir)
 	if err != nil || len(pids) != 1 || pids[0] != self.PID {
@@ -119,7 +120,7 @@ func (m *Manager) leave(own *v2Group, self proc.Owner) bool {
 		return false
 	}
 	m.home = func() error {
-		// A group that gives controllers takes no process back.
+		// A process cannot move into a group that gives controllers.
 		for _, name := range own.enable {
 			_ = own.files.write(filepath.Join(own.dir, "cgroup.subtree_control"), "-"+name)
 		}
@@ -132,7 +133,8 @@ func (m *Manager) leave(own *v2Group, self proc.Owner) bool {
 	return true
 }
 
-// controllers reads a file that lists controllers; without it there are none.
+// controllers reads a file that lists controllers. It returns none if there is no
+// such file.
 func controllers(dir, file string) []string {
 	text, _ := os.ReadFile(filepath.Join(dir, file))
 	return strings.Fields(string(text))
@@ -143,7 +145,7 @@ func (g *v2Group) child(name string) (group, error) {
 	for _, name := range g.enable {
 		if !slices.Contains(given, name) {
 			if err := g.files.write(filepath.Join(g.dir, "cgroup.subtree_control"), "+"+name); err != nil {
-				return nil, fmt.Errorf("give %s to groups in %s: %w", name, g.dir, err)
+				return nil, fmt.Errorf("enable the %s controller for groups in %s: %w", name, g.dir, err)
 			}
 		}
 	}
@@ -154,8 +156,8 @@ func (g *v2Group) child(name string) (group, error) {
 	return child, nil
 }
 
-// start has the kernel create the child inside the group (clone3,
-// CLONE_INTO_CGROUP, Linux 5.7).
+// start starts the command inside the group: the kernel creates the process there
+// (clone3 with CLONE_INTO_CGROUP, Linux 5.7).
 func (g *v2Group) start(cmd *exec.Cmd) error {
 	dir, err := os.Open(g.dir)
 	if err != nil {
@@ -169,7 +171,8 @@ func (g *v2Group) start(cmd *exec.Cmd) error {
 	return cmd.Start()
 }
 
-// limitCPU never lets the burst be larger than the quota, which the kernel refuses.
+// limitCPU writes the burst 0 first. So the burst is never larger than the quota,
+// which the kernel would refuse.
 func (g *v2Group) limitCPU(q Quota) error {
 	settings := []setting{{"cpu.max.burst", "0"}, {"cpu.max", "max"}}
 	if q != (Quota{}) {
@@ -186,7 +189,8 @@ func (g *v2Group) limitMemory(bytes int64) error {
 	if err := g.files.write(filepath.Join(g.dir, "memory.max"), strconv.FormatInt(bytes, 10)); err != nil {
 		return err
 	}
-	// A host that swaps would measure the disk; without swap there is no file.
+	// A swapping host would measure the disk. Without swap the file does not exist,
+	// and the error is ignored.
 	_ = g.files.write(filepath.Join(g.dir, "memory.swap.max"), "0")
 	return nil
 }
@@ -209,7 +213,8 @@ func (g *v2Group) usage() (Usage, error) {
 
 func (g *v2Group) pids() ([]int, error) { return procsIn(g.dir) }
 
-// kill has the kernel kill all at once (Linux 5.14), or does it one by one.
+// kill kills all members with one write (Linux 5.14). On older kernels it kills them
+// one by one.
 func (g *v2Group) kill(pids []int) error {
 	err := g.files.write(filepath.Join(g.dir, "cgroup.kill"), "1")
 	if !errors.Is(err, fs.ErrNotExist) {

@@ -13,7 +13,7 @@ import (
 
 const scope = "/user.slice/user@1000.service/app.slice/run-u1.scope"
 
-// give hands controllers down to the group at path, as a service manager does.
+// give gives controllers to the group at path, like a service manager.
 func give(t *testing.T, fake *fakeV2, path, controllers string) {
 	t.Helper()
 	dir := fake.mount
@@ -30,7 +30,7 @@ func give(t *testing.T, fake *fakeV2, path, controllers string) {
 
 func detectFake(t *testing.T, root string, fake *fakeV2) *Manager {
 	t.Helper()
-	m := Detect(Options{Prefix: "sb", Root: root, files: fake})
+	m := Detect(Options{Prefix: "sb", root: root, files: fake})
 	t.Cleanup(func() {
 		if err := m.Close(); err != nil {
 			t.Error(err)
@@ -39,6 +39,7 @@ func detectFake(t *testing.T, root string, fake *fakeV2) *Manager {
 	return m
 }
 
+// top returns the manager's own group as a path below the mount.
 func top(t *testing.T, fake *fakeV2, m *Manager) string {
 	t.Helper()
 	group, ok := m.top.(*v2Group)
@@ -65,7 +66,7 @@ func TestV2DelegatedScope(t *testing.T) {
 		t.Errorf("our group is in %s, want %s", dir, own)
 	}
 	if got := fake.read(own, "cgroup.procs"); got != "" {
-		t.Errorf("the own group still holds %q, so it cannot give controllers", got)
+		t.Errorf("the first group still contains %q, so it cannot give controllers", got)
 	}
 	host, err := m.NewHost("web-1", 0.1, 64<<20)
 	if err != nil {
@@ -78,12 +79,12 @@ func TestV2DelegatedScope(t *testing.T) {
 	check := func(when, file, want string) {
 		t.Helper()
 		if got := fake.read(dir, file); got != want {
-			t.Errorf("%s: %s holds %q, want %q", when, file, got, want)
+			t.Errorf("%s: %s contains %q, want %q", when, file, got, want)
 		}
 	}
-	check("made", "cpu.max", "max 100000")
-	check("made", "memory.max", "67108864")
-	check("made", "cgroup.subtree_control", "cpu memory")
+	check("created", "cpu.max", "max 100000")
+	check("created", "memory.max", "67108864")
+	check("created", "cgroup.subtree_control", "cpu memory")
 	for range 2 {
 		if err := host.Apply(); err != nil {
 			t.Fatal(err)
@@ -101,14 +102,16 @@ func TestV2DelegatedScope(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := fake.read(own, "cgroup.procs"); got != fmt.Sprint(os.Getpid()) {
-		t.Errorf("after the end the own group holds %q, want this process", got)
+		t.Errorf("after Close the first group contains %q, want this process", got)
 	}
 	if left, _ := filepath.Glob(filepath.Join(fake.mount, own, "sb-*")); len(left) > 0 {
-		t.Errorf("left over: %v", left)
+		t.Errorf("groups are left: %v", left)
 	}
 }
 
-func TestV2WithOthersInTheOwnGroupGoesAbove(t *testing.T) {
+// TestV2GroupIsShared checks that the manager uses a parent group if its group contains
+// other processes.
+func TestV2GroupIsShared(t *testing.T) {
 	t.Parallel()
 	root, fake := newFakeV2(t, scope, "cpu memory")
 	give(t, fake, scope, "cpu memory")
@@ -118,7 +121,7 @@ func TestV2WithOthersInTheOwnGroupGoesAbove(t *testing.T) {
 		t.Errorf("our group is in %s, want %s", dir, filepath.Dir(scope))
 	}
 	if got := fake.read(scope, "cgroup.procs"); !strings.HasSuffix(got, "\n1") {
-		t.Errorf("somebody else's process was moved: %q", got)
+		t.Errorf("the other process was moved: %q", got)
 	}
 }
 
@@ -152,7 +155,8 @@ func TestV2Usage(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(fake.mount, top(t, fake, m), "h")
-	put(t, filepath.Join(dir, "cpu.stat"), "usage_usec 1500000\nuser_usec 1\nnr_periods 10\nnr_throttled 4\nthrottled_usec 250000\n")
+	put(t, filepath.Join(dir, "cpu.stat"),
+		"usage_usec 1500000\nuser_usec 1\nnr_periods 10\nnr_throttled 4\nthrottled_usec 250000\n")
 	put(t, filepath.Join(dir, "memory.stat"), "anon 4096\nfile 999\nfile_mapped 8192\n")
 	put(t, filepath.Join(dir, "memory.events"), "low 0\noom 1\noom_kill 2\n")
 	usage, err := host.Usage()
@@ -162,7 +166,8 @@ func TestV2Usage(t *testing.T) {
 	}
 }
 
-func TestV2Degrades(t *testing.T) {
+// TestV2NotIsolated checks the advice of Describe where budgets cannot be enforced.
+func TestV2NotIsolated(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		prepare func(t *testing.T, root string, fake *fakeV2)
@@ -206,7 +211,7 @@ func TestV2Degrades(t *testing.T) {
 			func(t *testing.T, _ string, fake *fakeV2) {
 				fake.deny[filepath.Join(fake.mount, topName("sb", self(t), 1))] = syscall.EOPNOTSUPP
 			},
-			"this kernel takes no CPU limits",
+			"this kernel accepts no CPU limits",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -228,24 +233,30 @@ func TestV2Degrades(t *testing.T) {
 	}
 }
 
+// self returns the owner of the groups of this process on the fake machine.
 func self(t *testing.T) proc.Owner {
 	t.Helper()
 	owner, err := proc.Self("/")
 	if err != nil {
 		t.Fatal(err)
 	}
-	owner.Namespace = 0 // the fake machine does not show it
+	owner.Namespace = 0 // the fake machine has no file of the namespace
 	return owner
 }
 
-func TestV2SweepsOnlyTheDead(t *testing.T) {
+// TestV2SweepsOnlyDeadOwners checks that Detect removes a group only if its owner is
+// dead and was in the same pid namespace.
+func TestV2SweepsOnlyDeadOwners(t *testing.T) {
 	t.Parallel()
 	root, fake := newFakeV2(t, "/", "cpu memory")
 	dead := self(t)
 	dead.Start++
 	foreign := dead
 	foreign.Namespace = 7
-	for _, name := range []string{topName("sb", dead, 1) + "/host/leaf", topName("sb", self(t), 9), topName("sb", foreign, 1), "sb-other", topName("xx", dead, 1)} {
+	for _, name := range []string{
+		topName("sb", dead, 1) + "/host/leaf", topName("sb", self(t), 9), topName("sb", foreign, 1),
+		"sb-other", topName("xx", dead, 1),
+	} {
 		dir := fake.mount
 		for part := range strings.SplitSeq(name, "/") {
 			dir = filepath.Join(dir, part)
@@ -258,7 +269,7 @@ func TestV2SweepsOnlyTheDead(t *testing.T) {
 		"sb-other": true, topName("xx", dead, 1): true,
 	} {
 		if _, err := os.Stat(filepath.Join(fake.mount, name)); (err == nil) != want {
-			t.Errorf("%s is there: %v, want %v", name, err == nil, want)
+			t.Errorf("%s exists: %v, want %v", name, err == nil, want)
 		}
 	}
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // said reports whether an event of the node begins with text.
-func said(system *System, node, text string) bool {
+func hasEvent(system *System, node, text string) bool {
 	return slices.ContainsFunc(system.Events(), func(e targets.Event) bool {
 		return e.Node == node && strings.HasPrefix(e.Text, text)
 	})
@@ -21,17 +21,17 @@ func said(system *System, node, text string) bool {
 
 func TestAKilledNodeComesBackOnItsPort(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, sut.LB, nil)
+	s := newFixture(t, sut.LB, nil)
 	s.behave("web-2", "forks")
 	system := s.up(t)
 	before := status(t, system, "web-2")
-	server, number := forkedBy(t, s, before.PID), configOf(t, before.Address).IDHost
+	server, idHost := childOf(t, s, before.PID), configOf(t, before.Address).IDHost
 	if err := system.Kill("web-2"); err != nil {
 		t.Fatal(err)
 	}
 	for _, pid := range []int{before.PID, server} {
 		if stat, err := proc.ReadStat("/", pid); err == nil && stat.State != 'Z' {
-			t.Errorf("process %d lives on after Kill", pid)
+			t.Errorf("process %d is still alive after Kill", pid)
 		}
 	}
 	eventually(t, "web-2 serves again", func() bool { return status(t, system, "web-2").Restarts == 1 })
@@ -39,36 +39,38 @@ func TestAKilledNodeComesBackOnItsPort(t *testing.T) {
 	if after.Address != before.Address || after.PID == before.PID || after.Cause != "killed by SIGKILL on request" {
 		t.Errorf("after %+v, before %+v", after, before)
 	}
-	if again := configOf(t, after.Address).IDHost; again == number || again == 0 {
-		t.Errorf("it makes ids as host %d, as its predecessor did as host %d", again, number)
+	if next := configOf(t, after.Address).IDHost; next == idHost || next == 0 {
+		t.Errorf("its host number for ids is %d, and was %d before the restart", next, idHost)
 	}
-	for _, text := range []string{"killed on request", "died: killed by SIGKILL on request", "serving on " + before.Address} {
-		if !said(system, "web-2", text) {
+	for _, text := range []string{
+		"killed on request", "died: killed by SIGKILL on request", "serving on " + before.Address,
+	} {
+		if !hasEvent(system, "web-2", text) {
 			t.Errorf("no event %q in %+v", text, system.Events())
 		}
 	}
 	for _, node := range []string{"web-1", "db-1", "lb-1"} {
 		if n := status(t, system, node); n.Restarts != 0 || n.State != targets.Serving {
-			t.Errorf("another node suffered: %+v", n)
+			t.Errorf("another node was affected: %+v", n)
 		}
 	}
 }
 
-// forkedBy finds the process that a "forks" node started.
-func forkedBy(t *testing.T, s *stand, parent int) int {
+// childOf returns the process that a node with the behaviour "forks" has started.
+func childOf(t *testing.T, s *fixture, parent int) int {
 	t.Helper()
 	for _, pid := range s.processes() {
 		if stat, err := proc.ReadStat("/", pid); err == nil && stat.Parent == parent {
 			return pid
 		}
 	}
-	t.Fatalf("process %d forked nothing", parent)
+	t.Fatalf("process %d has no child", parent)
 	return 0
 }
 
 func TestAKilledHostComesBackInOrder(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, sut.Single, nil)
+	s := newFixture(t, sut.Single, nil)
 	system := s.up(t)
 	addresses := map[string]string{}
 	for _, n := range system.Status() {
@@ -78,7 +80,7 @@ func TestAKilledHostComesBackInOrder(t *testing.T) {
 	if err := system.Kill("host-1"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "all are restarted", func() bool {
+	eventually(t, "all nodes are restarted", func() bool {
 		return !slices.ContainsFunc(system.Status(), func(n targets.NodeStatus) bool { return n.Restarts != 1 })
 	})
 	trace := s.trace(t)[begin:]
@@ -86,22 +88,22 @@ func TestAKilledHostComesBackInOrder(t *testing.T) {
 		return slices.IndexFunc(trace, func(line string) bool { return strings.HasPrefix(line, what) })
 	}
 	for _, used := range []string{"db-1", "blob-1"} {
-		if at("web-1 born") < at(used+" ready") {
-			t.Errorf("web-1 came back before %s:\n%s", used, strings.Join(trace, "\n"))
+		if at("web-1 started") < at(used+" ready") {
+			t.Errorf("web-1 was restarted before %s was ready:\n%s", used, strings.Join(trace, "\n"))
 		}
 	}
 	for _, n := range system.Status() {
 		if n.Address != addresses[n.Node] {
-			t.Errorf("%s moved from %s to %s", n.Node, addresses[n.Node], n.Address)
+			t.Errorf("the address of %s changed from %s to %s", n.Node, addresses[n.Node], n.Address)
 		}
 	}
 }
 
-// TestAHostComesBeforeANodeOfItsName: host db-1 holds the nodes db-1 and
-// blob-1, and the host is the unit of failure.
-func TestAHostComesBeforeANodeOfItsName(t *testing.T) {
+// TestKillPrefersHostOverNode checks that Kill takes a name as the name of a host
+// first. Host db-1 runs the nodes db-1 and blob-1.
+func TestKillPrefersHostOverNode(t *testing.T) {
 	t.Parallel()
-	system := newStand(t, sut.DBSplit, nil).up(t)
+	system := newFixture(t, sut.DBSplit, nil).up(t)
 	if err := system.Kill("db-1"); err != nil {
 		t.Fatal(err)
 	}
@@ -112,11 +114,11 @@ func TestAHostComesBeforeANodeOfItsName(t *testing.T) {
 
 func TestPauseAndResume(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, sut.LB, nil)
+	s := newFixture(t, sut.LB, nil)
 	s.behave("web-1", "forks")
 	system := s.up(t)
 	pid := status(t, system, "web-1").PID
-	both := []int{pid, forkedBy(t, s, pid)}
+	both := []int{pid, childOf(t, s, pid)}
 	stopped := func(want bool) func() bool {
 		return func() bool {
 			for _, pid := range both {
@@ -128,24 +130,24 @@ func TestPauseAndResume(t *testing.T) {
 		}
 	}
 	if err := system.Resume("web-1"); err == nil || !strings.Contains(err.Error(), "resume web-1: it is serving") {
-		t.Errorf("resumed what was not paused: %v", err)
+		t.Errorf("resume of a node that is not paused: %v", err)
 	}
 	if err := system.Pause("web-1"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "everything of web-1 is stopped", stopped(true))
+	eventually(t, "all processes of web-1 are stopped", stopped(true))
 	if got := status(t, system, "web-1").State; got != targets.Paused {
 		t.Errorf("state %s", got)
 	}
 	if err := system.Pause("web-1"); err == nil {
-		t.Error("paused twice")
+		t.Error("a paused node was paused again")
 	}
 	if err := system.Resume("web-1"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "everything of web-1 goes on", stopped(false))
+	eventually(t, "all processes of web-1 run", stopped(false))
 	configOf(t, status(t, system, "web-1").Address)
-	// A paused host can be killed, and one that is paused can be taken down.
+	// Kill and Down also work on paused nodes.
 	if err := system.Pause("web-1"); err != nil {
 		t.Fatal(err)
 	}
@@ -164,16 +166,17 @@ func TestPauseAndResume(t *testing.T) {
 	}
 }
 
-// A node that cannot start again leaves its host's budget in force for the others.
+// TestABudgetOutlivesAFailedRestart checks that after a failed restart the CPU
+// budget is in force again for the other nodes of the host.
 func TestABudgetOutlivesAFailedRestart(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, sut.Single, nil)
+	s := newFixture(t, sut.Single, nil)
 	s.behave("web-1", "dies at its restart")
 	system := s.up(t)
 	if err := system.Kill("web-1"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "web-1 is given up for now, with the budget of its host in force", func() bool {
+	eventually(t, "web-1 is dead, and the budget of its host is in force", func() bool {
 		system.mu.Lock()
 		defer system.mu.Unlock()
 		web := system.nodes[slices.IndexFunc(system.nodes, func(n *node) bool { return n.Name == "web-1" })]
@@ -181,14 +184,14 @@ func TestABudgetOutlivesAFailedRestart(t *testing.T) {
 	})
 }
 
-// On a host that is paused nothing starts, not even what was dead before; when it goes
-// on, or is switched off and on, it does.
+// TestADeadNodeOfAPausedHost checks that no node starts on a paused host, also none
+// that was dead before the pause. After Resume or Kill of the host it starts.
 func TestADeadNodeOfAPausedHost(t *testing.T) {
 	t.Parallel()
 	for name, release := range map[string]func(*System, string) error{"resume": (*System).Resume, "kill": (*System).Kill} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newStand(t, sut.Single, nil)
+			s := newFixture(t, sut.Single, nil)
 			s.options.Restart.Delay = time.Second
 			system := s.up(t)
 			if err := system.Kill("web-1"); err != nil {
@@ -217,7 +220,7 @@ func TestADeadNodeOfAPausedHost(t *testing.T) {
 
 func TestUnknownNames(t *testing.T) {
 	t.Parallel()
-	system := newStand(t, sut.Single, nil).up(t)
+	system := newFixture(t, sut.Single, nil).up(t)
 	for _, act := range []func(string) error{system.Kill, system.Pause, system.Resume} {
 		err := act("web-9")
 		if err == nil || err.Error() != "there is no host or node \"web-9\"\nwant one of blob-1, db-1, host-1, web-1" {
@@ -228,9 +231,9 @@ func TestUnknownNames(t *testing.T) {
 
 func TestACrashIsExplainedAndRepaired(t *testing.T) {
 	t.Parallel()
-	system := newStand(t, sut.DBSplit, nil).up(t)
+	system := newFixture(t, sut.DBSplit, nil).up(t)
 	address := status(t, system, "web-1").Address
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: timeout}
 	if response, err := client.Post("http://"+address+"/exit", "", nil); err == nil {
 		response.Body.Close()
 		t.Error("the node answered and did not crash")
@@ -239,18 +242,18 @@ func TestACrashIsExplainedAndRepaired(t *testing.T) {
 	if n := status(t, system, "web-1"); n.Cause != "exit status 5: giving up: no luck" || n.Address != address {
 		t.Errorf("status %+v", n)
 	}
-	if !said(system, "web-1", "died: exit status 5: giving up: no luck") {
+	if !hasEvent(system, "web-1", "died: exit status 5: giving up: no luck") {
 		t.Errorf("events %+v", system.Events())
 	}
 }
 
 func TestACrashLoopBacksOffAndIsReported(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, sut.LB, nil)
+	s := newFixture(t, sut.LB, nil)
 	s.behave("lb-1", "crashes")
 	system := s.up(t)
 	eventually(t, "the loop is reported", func() bool {
-		return said(system, "lb-1", "crash loop: it died 4 times in a row, the next start is in 160ms")
+		return hasEvent(system, "lb-1", "crash loop: it died 4 times in a row, the next start is in 160ms")
 	})
 	if n := status(t, system, "lb-1"); !strings.HasPrefix(n.Cause, "exit status 2: panic: out of luck") {
 		t.Errorf("cause %q", n.Cause)
@@ -262,15 +265,15 @@ func TestACrashLoopBacksOffAndIsReported(t *testing.T) {
 
 func TestNeverRestart(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, sut.DBSplit, nil)
+	s := newFixture(t, sut.DBSplit, nil)
 	s.options.Restart.Never = true
 	system := s.up(t)
 	if err := system.Kill("web-1"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "its death is known", func() bool { return said(system, "web-1", "died: ") })
+	eventually(t, "web-1 is dead", func() bool { return hasEvent(system, "web-1", "died: ") })
 	if err := system.Kill("web-1"); err == nil || err.Error() != "kill web-1: it is dead" {
-		t.Errorf("killed twice: %v", err)
+		t.Errorf("kill of a dead node: %v", err)
 	}
 }
 

@@ -7,8 +7,9 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// A host number that is given to a start has been unused for as long as can be, and
-// no other web node has it.
+// TestHostNumbersAreLeased checks the host numbers that starting web nodes get for
+// their ids. No other web node has the number, and the start that had it before is
+// as long ago as possible.
 func TestHostNumbersAreLeased(t *testing.T) {
 	t.Parallel()
 	const webs = 16
@@ -16,16 +17,16 @@ func TestHostNumbersAreLeased(t *testing.T) {
 	for range webs {
 		s.nodes = append(s.nodes, &node{Node: sut.Node{Role: sut.Web}})
 	}
-	given := map[int]int{} // when each number was given last
+	given := map[int]int{} // host number -> last start that got it
 	for start := 1; start <= 10_000; start++ {
-		n := s.nodes[1+start*start%7] // some never start again
+		n := s.nodes[1+start*start%7] // most nodes start only once
 		if start <= webs {
 			n = s.nodes[start]
 		}
 		number := s.lease()
 		others := slices.ContainsFunc(s.nodes, func(other *node) bool { return other.idHost == number })
 		if number < 1 || number > sut.MaxIDHost || others || given[number] > 0 && start-given[number] < sut.MaxIDHost-webs {
-			t.Fatalf("start %d: host number %d, given before at start %d, in use: %t", start, number, given[number], others)
+			t.Fatalf("start %d: host number %d, last assigned at start %d, in use: %t", start, number, given[number], others)
 		}
 		n.idHost, given[number] = number, start
 	}

@@ -28,15 +28,16 @@ import (
 )
 
 const (
-	// traceEnv names the file in which nodes write what happens to them. As it
-	// is unique to a test, it also finds the test's processes.
+	// traceEnv is the environment variable with the path of the trace, the file to which
+	// nodes append their events. Each test has its own trace, so the variable also
+	// identifies the processes of a test.
 	traceEnv = "STAGEBENCH_LOCAL_TRACE"
-	// harnessEnv makes the test binary bring a system up and wait to be killed.
+	// harnessEnv makes the test binary bring up a system and wait for SIGKILL.
 	harnessEnv = "STAGEBENCH_LOCAL_HARNESS"
-	// nodeVerb makes the test binary a node.
+	// nodeVerb is the argument that makes the test binary a node.
 	nodeVerb = "test-node"
-	// behaviourPrefix precedes a node's name in the name of the file, beside the trace,
-	// that makes it misbehave.
+	// behaviourPrefix and the name of a node form the name of the file with the behaviour
+	// of that node. The file is in the directory of the trace.
 	behaviourPrefix = "behaviour-"
 )
 
@@ -64,7 +65,7 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// harness brings a system up, says so, and waits for its end.
+// harness brings up a system, prints "up" and waits until standard input is closed.
 func harness(dir string) error {
 	options := optionsIn(dir)
 	options.Budgets = budget.Detect(budget.Options{Prefix: "stagebench-test-harness"})
@@ -76,20 +77,20 @@ func harness(dir string) error {
 	return err
 }
 
-// testNode keeps the contract of sut.NodeConfig with a trivial HTTP server,
-// but for the behaviour that a file asks for.
+// testNode is a minimal HTTP server that follows the contract of sut.NodeConfig. A
+// behaviour makes it deviate from the contract.
 type testNode struct {
 	behaviour string
 	out       io.Writer
-	ended     chan struct{} // closed when standard input is
+	ended     chan struct{} // closed when standard input is closed
 	crash     chan exitStatus
 
 	config sut.NodeConfig
-	mu     sync.Mutex // guards config.Wiring, config.Replication and moved once the node serves
-	moved  int        // documents, for want of keys
+	mu     sync.Mutex // guards config.Wiring, config.Replication and moved while the node serves
+	moved  int        // accepted wirings; reported as the number of moved keys
 }
 
-// exitStatus is the death that a behaviour asks for.
+// exitStatus is the exit status of a node that dies. It is returned as an error.
 type exitStatus int
 
 func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
@@ -102,7 +103,7 @@ func newTestNode(out io.Writer) (*testNode, error) {
 		return nil, err
 	}
 	n.behaviour = behaviourOf(n.config.Node)
-	n.trace("born quota=%s port=%v", cpuQuota(os.Getpid()), n.config.Port != 0)
+	n.trace("started quota=%s port=%v", cpuQuota(os.Getpid()), n.config.Port != 0)
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		close(n.ended)
@@ -110,7 +111,8 @@ func newTestNode(out io.Writer) (*testNode, error) {
 	return n, nil
 }
 
-// trace writes one line; small appends do not mix.
+// trace appends one line to the trace. Nodes append concurrently; the kernel does not
+// mix short appends.
 func (n *testNode) trace(format string, args ...any) {
 	file, err := os.OpenFile(os.Getenv(traceEnv), os.O_APPEND|os.O_WRONLY|os.O_CREATE, 0o666)
 	if err != nil {
@@ -131,7 +133,7 @@ func (n *testNode) run() error {
 	case "never ready":
 		<-n.ended
 		return nil
-	case "talks nonsense":
+	case "invalid ready line":
 		fmt.Fprintln(n.out, "hello")
 		<-n.ended
 		return nil
@@ -143,7 +145,7 @@ func (n *testNode) run() error {
 		ready.PIDs = []int{pid}
 	}
 	if n.behaviour == "waits at its restart" && n.config.Port != 0 {
-		// Opening the pipe ends when the test opens its other end.
+		// Open blocks until the test opens the other end of the pipe.
 		gate, err := os.Open(gateOf(os.Getenv(traceEnv)))
 		if err != nil {
 			return err
@@ -176,7 +178,7 @@ func (n *testNode) run() error {
 	if n.behaviour == "ignores SIGTERM" {
 		<-terminated
 		n.trace("terminated")
-		select {} // nor does it end with its standard input
+		select {} // it also ignores the end of its standard input
 	}
 	select {
 	case <-n.ended:
@@ -189,7 +191,7 @@ func (n *testNode) run() error {
 	return nil
 }
 
-// seed fills the blob directory and tells the database.
+// seed writes a photo to the blob directory and a row to the database.
 func (n *testNode) seed(ready sut.Ready) error {
 	if n.behaviour == "fails" {
 		return exitStatus(4)
@@ -212,7 +214,8 @@ func (n *testNode) seed(ready sut.Ready) error {
 	return nil
 }
 
-// checkDir shows that databases and blob stores begin with their template.
+// checkDir returns an error if a database or blob store does not have the files of its
+// template.
 func (n *testNode) checkDir() error {
 	var want string
 	switch {
@@ -245,7 +248,8 @@ func (n *testNode) handler() http.Handler {
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		fmt.Fprintf(w, "stagebench_%s_moved_total %d\n", map[sut.Role]string{sut.Cache: "cache_node", sut.Blob: "blob"}[n.config.Role], n.moved)
+		name := map[sut.Role]string{sut.Cache: "cache_node", sut.Blob: "blob"}[n.config.Role]
+		fmt.Fprintf(w, "stagebench_%s_moved_total %d\n", name, n.moved)
 	})
 	mux.HandleFunc("GET "+sut.ReplicationPath, func(w http.ResponseWriter, _ *http.Request) {
 		n.mu.Lock()
@@ -266,26 +270,28 @@ func (n *testNode) handler() http.Handler {
 	mux.HandleFunc("POST /exit", func(http.ResponseWriter, *http.Request) {
 		fmt.Fprintln(os.Stderr, `{"level":"ERROR","msg":"giving up","err":"no luck"}`)
 		n.crash <- 5
-		select {} // without an answer
+		select {} // the caller gets no answer
 	})
 	return mux
 }
 
-// replication is what a database says of its copy; the caller holds mu.
+// replication returns the replication status of a database. The caller holds mu.
 func (n *testNode) replication() sut.ReplicationStatus {
-	told := n.config.Replication
-	if told == nil {
+	config := n.config.Replication
+	if config == nil {
 		return sut.ReplicationStatus{Node: n.config.Node}
 	}
-	status := sut.ReplicationStatus{Node: n.config.Node, Epoch: told.Epoch, Serves: n.behaviour != "never catches up", Primary: told.Primary == nil}
-	if told.Primary != nil {
-		status.Following = told.Primary.Node
+	status := sut.ReplicationStatus{
+		Node: n.config.Node, Epoch: config.Epoch, Serves: n.behaviour != "never catches up",
+		Primary: config.Primary == nil,
+	}
+	if config.Primary != nil {
+		status.Following = config.Primary.Node
 	}
 	return status
 }
 
-// wire takes a wiring. What is traced is the active peers under each role that is not the
-// node's own, or the members of its tier; one that drains has a minus before it.
+// wire handles a new wiring and traces it.
 func (n *testNode) wire(w http.ResponseWriter, r *http.Request) {
 	var next sut.Wiring
 	decoder := json.NewDecoder(r.Body)
@@ -294,41 +300,43 @@ func (n *testNode) wire(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no wiring", http.StatusBadRequest)
 		return
 	}
-	n.trace("told %d of %s", next.Epoch, wired(next))
+	n.trace("wiring %d: %s", next.Epoch, wired(next))
 	poll := time.NewTicker(time.Millisecond)
 	defer poll.Stop()
-	for behaviourOf(n.config.Node) == "waits" && r.Context().Err() == nil {
+	drains := r.Header.Get(sut.DrainHeader) == strconv.FormatFloat(drainBound.Seconds(), 'f', -1, 64)
+	for drains && behaviourOf(n.config.Node) == "waits when it drains" && r.Context().Err() == nil {
 		<-poll.C
 	}
 	n.mu.Lock()
-	known := n.config.Wiring.Epoch
+	current := n.config.Wiring.Epoch
 	n.mu.Unlock()
-	if text, knows := strings.CutPrefix(behaviourOf(n.config.Node), "knows "); knows {
-		known, _ = strconv.ParseInt(text, 10, 64)
+	if text, found := strings.CutPrefix(behaviourOf(n.config.Node), "has epoch "); found {
+		current, _ = strconv.ParseInt(text, 10, 64)
 	}
-	if next.Epoch < known {
+	if next.Epoch < current {
 		http.Error(w, "an older epoch", http.StatusConflict)
 		return
 	}
-	many, behaviour := false, behaviourOf(n.config.Node)
+	three, behaviour := false, behaviourOf(n.config.Node) // three or more peers of a role
 	for _, role := range []sut.Role{sut.Web, sut.Cache, sut.Blob} {
-		many = many || len(next.Active(role)) > 2
+		three = three || len(next.Active(role)) > 2
 	}
+	active := slices.ContainsFunc(next.Active(n.config.Role), func(p sut.Peer) bool { return p.Node == n.config.Node })
 	switch {
-	case behaviour == "refuses" && many:
+	case behaviour == "refuses three" && three:
 		http.Error(w, "too many", http.StatusBadRequest)
 	case behaviour == "never drains":
 		w.WriteHeader(http.StatusGatewayTimeout)
-	case behaviour == "hangs" && many:
+	case behaviour == "hangs at three" && three:
 		<-r.Context().Done()
-	case behaviour == "crashes when told":
+	case behaviour == "crashes at a wiring":
 		n.crash <- 5
-		select {} // without an answer
+		select {} // the caller gets no answer
 	case behaviour == "keeps its first wiring":
 		w.WriteHeader(http.StatusNoContent)
-	case behaviour == "crashes when it hands over" && !next.Moving && !slices.ContainsFunc(next.Active(n.config.Role), func(p sut.Peer) bool { return p.Node == n.config.Node }):
+	case behaviour == "crashes when it hands over" && !next.Moving && !active:
 		n.crash <- 5
-		select {} // without an answer
+		select {} // the caller gets no answer
 	default:
 		n.mu.Lock()
 		n.config.Wiring = next
@@ -338,7 +346,8 @@ func (n *testNode) wire(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// wired is a wiring as a trace has it, such as "web:web-1+web-2-web-3 moving".
+// wired formats the peers of a wiring, such as "web:web-1+web-2-web-3 moving". A
+// draining peer has a minus before its name.
 func wired(w sut.Wiring) string {
 	var parts []string
 	for _, role := range []sut.Role{sut.Web, sut.Cache, sut.DB, sut.Blob} {
@@ -362,7 +371,7 @@ func wired(w sut.Wiring) string {
 	return strings.Join(parts, " ")
 }
 
-// behaviourOf is how a node misbehaves, "" = not at all.
+// behaviourOf returns the current behaviour of a node, "" = it works.
 func behaviourOf(node string) string {
 	text, err := os.ReadFile(filepath.Join(filepath.Dir(os.Getenv(traceEnv)), behaviourPrefix+node))
 	if err != nil {
@@ -371,10 +380,10 @@ func behaviourOf(node string) string {
 	return string(text)
 }
 
-// gateOf is the named pipe of a test, beside its trace.
+// gateOf returns the path of the named pipe of a test, in the directory of its trace.
 func gateOf(trace string) string { return filepath.Join(filepath.Dir(trace), "gate") }
 
-// forkServer starts a process in a session of its own, as native servers are.
+// forkServer starts a process in a session of its own, as nodes of native engines do.
 func forkServer() (int, error) {
 	cmd := exec.Command("sleep", "1000")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -384,8 +393,8 @@ func forkServer() (int, error) {
 	return cmd.Process.Pid, nil
 }
 
-// cpuQuota is the quota of the host of a process, "none" where it has no
-// cgroup v1 of ours.
+// cpuQuota returns the CPU quota of the host of a process, in microseconds. It returns
+// "none" if the process is in no cgroup v1 of a test.
 func cpuQuota(pid int) string {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {
@@ -404,12 +413,12 @@ func cpuQuota(pid int) string {
 	return "none"
 }
 
-// optionsIn are the options of a small system whose files are all in dir.
-// version is a template version that depends on nothing.
+// version returns a TemplateVersion that is the same for all engines.
 func version(v string) func(sut.Engine) (string, error) {
 	return func(sut.Engine) (string, error) { return v, nil }
 }
 
+// optionsIn returns the options of a small system with all its files in dir.
 func optionsIn(dir string) Options {
 	topology, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": "2"}, 0.1)
 	if err != nil {
@@ -420,12 +429,13 @@ func optionsIn(dir string) Options {
 		panic(err)
 	}
 	return Options{
-		Binary: self, NodeArgs: []string{nodeVerb}, // A binary built with the race detector lingers for a second at its end.
+		Binary: self, NodeArgs: []string{nodeVerb},
+		// With the race detector, a process sleeps for a second before it exits.
 		Env:      append(os.Environ(), "GORACE=atexit_sleep_ms=0", traceEnv+"="+filepath.Join(dir, "trace")),
 		Topology: topology, Data: sut.Data{Size: "small", Seed: 1},
 		TemplateDir: filepath.Join(dir, "cache", "templates"), TemplateVersion: version("v1"),
 		WorkDir: filepath.Join(dir, "work"), LogDir: filepath.Join(dir, "logs"),
 		Restart:      Restart{Delay: 20 * time.Millisecond},
-		ReadyTimeout: patience, DrainTimeout: patience,
+		ReadyTimeout: timeout, DrainTimeout: timeout,
 	}
 }

@@ -17,13 +17,13 @@ import (
 	"github.com/stagebench/stagebench/targets"
 )
 
-// told lists the wirings that a node was told, in order, without their epochs.
-func (s *stand) told(t *testing.T, node string) (all []string) {
+// wirings returns the wirings that a node has received, in order, without epochs.
+func (s *fixture) wirings(t *testing.T, node string) (all []string) {
 	t.Helper()
 	for _, line := range s.trace(t) {
-		if text, found := strings.CutPrefix(line, node+" told "); found {
-			_, wiring, _ := strings.Cut(text, " of ")
-			all = append(all, wiring)
+		if text, found := strings.CutPrefix(line, node+" wiring "); found {
+			_, peers, _ := strings.Cut(text, ": ")
+			all = append(all, peers)
 		}
 	}
 	return all
@@ -48,11 +48,11 @@ func scale(t *testing.T, system *System, tier string, hosts int) targets.Scaled 
 	return scaled
 }
 
-// Hosts are added, used by those who have to know them, and go again without a
-// trace.
+// TestScaleUpAndDown checks that added hosts are used by all their callers, and that
+// nothing of them is left after they are removed.
 func TestScaleUpAndDown(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2", "web.upload_hosts": "1", "web.split": "true", "lb.hosts": "2"})
+	s := newFixture(t, sut.LB, sut.Knobs{"web.hosts": "2", "web.upload_hosts": "1", "web.split": "true", "lb.hosts": "2"})
 	system := s.up(t)
 	before := system.Topology().Digest()
 	scale(t, system, "web", 4)
@@ -60,15 +60,15 @@ func TestScaleUpAndDown(t *testing.T) {
 		t.Errorf("web nodes %v", got)
 	}
 	if digest := system.Topology().Digest(); digest == before || system.Topology().Knobs["web.hosts"] != "4" {
-		t.Errorf("the topology is still the old one: %v", system.Topology().Knobs)
+		t.Errorf("the topology did not change: %v", system.Topology().Knobs)
 	}
 	for _, node := range []string{"lb-1", "lb-2"} {
-		if got := s.told(t, node); !slices.Equal(got, []string{"web:web-1+web-2+web-3+web-4"}) {
-			t.Errorf("%s was told of %v", node, got)
+		if got := s.wirings(t, node); !slices.Equal(got, []string{"web:web-1+web-2+web-3+web-4"}) {
+			t.Errorf("%s received %v", node, got)
 		}
 	}
-	if got := s.told(t, "web-1"); !slices.Equal(got, []string{"web:web-2+web-3+web-4 db:db-1 blob:blob-1"}) {
-		t.Errorf("web-1, which asks the others for sessions, was told of %v", got)
+	if got := s.wirings(t, "web-1"); !slices.Equal(got, []string{"web:web-2+web-3+web-4 db:db-1 blob:blob-1"}) {
+		t.Errorf("web-1, which asks the other web hosts for sessions, received %v", got)
 	}
 	addresses := map[string]bool{}
 	for _, n := range system.Status() {
@@ -78,7 +78,7 @@ func TestScaleUpAndDown(t *testing.T) {
 	if len(addresses) != 7 {
 		t.Errorf("7 hosts have %d addresses", len(addresses))
 	}
-	// A node that is restarted is told of the hosts that there are now.
+	// The configuration of a restarted node has the current hosts.
 	if err := system.Kill("lb-2"); err != nil {
 		t.Fatal(err)
 	}
@@ -87,11 +87,12 @@ func TestScaleUpAndDown(t *testing.T) {
 		t.Errorf("the restarted lb-2 uses %v", webs)
 	}
 	scale(t, system, "web", 2)
-	if got, want := s.told(t, "lb-1")[1:], []string{"web:web-1+web-2-web-3-web-4", "web:web-1+web-2"}; !slices.Equal(got, want) {
-		t.Errorf("lb-1 was told of %v, want %v", got, want)
+	want := []string{"web:web-1+web-2-web-3-web-4", "web:web-1+web-2"}
+	if got := s.wirings(t, "lb-1")[1:]; !slices.Equal(got, want) {
+		t.Errorf("lb-1 received %v, want %v", got, want)
 	}
 	if digest := system.Topology().Digest(); digest != before || len(webNodes(system)) != 2 {
-		t.Errorf("nodes %v: want the system of the beginning", webNodes(system))
+		t.Errorf("nodes %v: want the first topology again", webNodes(system))
 	}
 	usage, err := system.Usage()
 	if err != nil || len(usage.Hosts) != 5 {
@@ -107,51 +108,52 @@ func TestScaleUpAndDown(t *testing.T) {
 		}
 	}
 	if terminated != 2 {
-		t.Errorf("%d of 2 nodes were asked to end", terminated)
+		t.Errorf("%d of 2 nodes received SIGTERM", terminated)
 	}
 }
 
-// What fails on the way leaves the system as it was.
+// TestScaleFails checks that a failed change is rolled back.
 func TestScaleFails(t *testing.T) {
 	for name, c := range map[string]struct {
 		node, behaviour, want string
-		told                  []string
+		wirings               []string // of lb-1
 	}{
 		"a host does not start": {"web-3", "dies early", "disk is full", nil},
 		"a balancer refuses": {
-			"lb-1", "refuses", "send a wiring to lb-1: PUT /wiring of lb-1: 400 Bad Request: too many",
+			"lb-1", "refuses three", "send a wiring to lb-1: PUT /wiring of lb-1: 400 Bad Request: too many",
 			[]string{"web:web-1+web-2+web-3", "web:web-1+web-2-web-3", "web:web-1+web-2"},
 		},
 		"a host that cannot drain": {"lb-1", "never drains", "", []string{"web:web-1+web-2+web-3"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2"})
+			s := newFixture(t, sut.LB, sut.Knobs{"web.hosts": "2"})
 			s.behave(c.node, c.behaviour)
 			system := s.up(t)
 			_, err := system.Scale(t.Context(), "web", 3)
 			if c.want == "" {
 				if err != nil || len(webNodes(system)) != 3 {
-					t.Errorf("%v, nodes %v: want it done", err, webNodes(system))
+					t.Errorf("error %v, nodes %v: want three nodes", err, webNodes(system))
 				}
-			} else if err == nil || !strings.Contains(err.Error(), c.want) || len(webNodes(system)) != 2 || system.Topology().Knobs["web.hosts"] != "2" {
-				t.Errorf("error %v, nodes %v: want one with %q, and what was before", err, webNodes(system), c.want)
+			} else if err == nil || !strings.Contains(err.Error(), c.want) ||
+				len(webNodes(system)) != 2 || system.Topology().Knobs["web.hosts"] != "2" {
+				t.Errorf("error %v, nodes %v: want an error with %q, and two nodes", err, webNodes(system), c.want)
 			}
-			if got := s.told(t, "lb-1"); !slices.Equal(got, c.told) {
-				t.Errorf("lb-1 was told of %v, want %v", got, c.told)
+			if got := s.wirings(t, "lb-1"); !slices.Equal(got, c.wirings) {
+				t.Errorf("lb-1 received %v, want %v", got, c.wirings)
 			}
 		})
 	}
 }
 
-// Whoever asked for more hosts may lose patience, and the system may be taken down
-// in the middle: nothing is left either way.
+// TestScaleIsInterrupted checks that nothing of a change is left when its context is
+// cancelled, or when Down is called during the change.
 func TestScaleIsInterrupted(t *testing.T) {
 	for _, how := range []string{"cancelled", "taken down"} {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
-			s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2"})
-			s.behave("lb-1", "hangs")
+			s := newFixture(t, sut.LB, sut.Knobs{"web.hosts": "2"})
+			s.behave("lb-1", "hangs at three")
 			system := s.up(t)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
@@ -160,9 +162,10 @@ func TestScaleIsInterrupted(t *testing.T) {
 				_, err := system.Scale(ctx, "web", 3)
 				done <- err
 			}()
-			eventually(t, "lb-1 is told", func() bool { return len(s.told(t, "lb-1")) == 1 })
-			if _, err := system.Scale(t.Context(), "web", 4); err == nil || !strings.Contains(err.Error(), "being changed already") {
-				t.Errorf("a second change at the same time: %v", err)
+			eventually(t, "lb-1 receives its wiring", func() bool { return len(s.wirings(t, "lb-1")) == 1 })
+			_, err := system.Scale(t.Context(), "web", 4)
+			if err == nil || !strings.Contains(err.Error(), "being changed already") {
+				t.Errorf("a second, concurrent change: %v", err)
 			}
 			if how == "cancelled" {
 				cancel()
@@ -175,19 +178,19 @@ func TestScaleIsInterrupted(t *testing.T) {
 				t.Error(err)
 			}
 			if err := <-done; err == nil {
-				t.Error("the change is said to be done")
+				t.Error("Scale returned no error")
 			}
 			if left, err := os.ReadDir(s.options.WorkDir); err == nil && len(left) > 0 || len(s.processes()) > 0 {
 				t.Errorf("left: %v, processes %v", left, s.processes())
 			}
 			if _, err := system.Scale(t.Context(), "web", 4); err == nil || !strings.Contains(err.Error(), "going down") {
-				t.Errorf("scaling what is down: %v", err)
+				t.Errorf("Scale after Down: %v", err)
 			}
 		})
 	}
 }
 
-// webPeers lists the web nodes that a node uses at this moment.
+// webPeers returns the web nodes that a node uses now.
 func webPeers(t *testing.T, system *System, node string) (names []string) {
 	t.Helper()
 	for _, peer := range configOf(t, status(t, system, node).Address).Wiring.Uses[sut.Web] {
@@ -196,11 +199,11 @@ func webPeers(t *testing.T, system *System, node string) (names []string) {
 	return names
 }
 
-// A balancer that is on its way up when hosts are added was given the old list at
-// its birth, and is told of the new one when it serves.
-func TestABalancerThatStartsIsTold(t *testing.T) {
+// TestScaleWhileABalancerStarts checks a balancer that is starting when hosts are
+// added. Its configuration has the old hosts. It receives the new ones when it serves.
+func TestScaleWhileABalancerStarts(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2"})
+	s := newFixture(t, sut.LB, sut.Knobs{"web.hosts": "2"})
 	s.behave("lb-1", "waits at its restart")
 	gate := gateOf(filepath.Join(s.dir, "trace"))
 	if err := syscall.Mkfifo(gate, 0o600); err != nil {
@@ -210,9 +213,9 @@ func TestABalancerThatStartsIsTold(t *testing.T) {
 	if err := system.Kill("lb-1"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "lb-1 is born again", func() bool {
+	eventually(t, "the restart of lb-1 begins", func() bool {
 		return slices.ContainsFunc(s.trace(t), func(line string) bool {
-			return strings.HasPrefix(line, "lb-1 born") && strings.HasSuffix(line, "port=true")
+			return strings.HasPrefix(line, "lb-1 started") && strings.HasSuffix(line, "port=true")
 		})
 	})
 	done := make(chan error, 1)
@@ -220,12 +223,12 @@ func TestABalancerThatStartsIsTold(t *testing.T) {
 		_, err := system.Scale(t.Context(), "web", 3)
 		done <- err
 	}()
-	eventually(t, "the new topology holds", func() bool { return len(system.Topology().Hosts) == 5 })
-	open, err := os.OpenFile(gate, os.O_WRONLY, 0) // waits for lb-1 to open it
+	eventually(t, "the topology has changed", func() bool { return len(system.Topology().Hosts) == 5 })
+	opened, err := os.OpenFile(gate, os.O_WRONLY, 0) // waits until lb-1 opens it
 	if err != nil {
 		t.Fatal(err)
 	}
-	open.Close()
+	opened.Close()
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
@@ -234,35 +237,39 @@ func TestABalancerThatStartsIsTold(t *testing.T) {
 	}
 }
 
-// A balancer that dies when it is told comes back with the new list.
-func TestABalancerDiesWhenTold(t *testing.T) {
+// TestABalancerDiesAtAWiring checks that a balancer that dies when it receives a
+// wiring has the new hosts after its restart.
+func TestABalancerDiesAtAWiring(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2"})
-	s.behave("lb-1", "crashes when told")
+	s := newFixture(t, sut.LB, sut.Knobs{"web.hosts": "2"})
+	s.behave("lb-1", "crashes at a wiring")
 	system := s.up(t)
 	scale(t, system, "web", 3)
 	eventually(t, "lb-1 is restarted", func() bool { return status(t, system, "lb-1").Restarts == 1 })
 	if got := webPeers(t, system, "lb-1"); !slices.Equal(got, []string{"web-1", "web-2", "web-3"}) {
 		t.Errorf("lb-1 uses %v", got)
 	}
-	if told := s.told(t, "lb-1"); len(told) != 1 {
-		t.Errorf("lb-1 was told %d times: want once, its configuration says the rest", len(told))
+	if got := s.wirings(t, "lb-1"); len(got) != 1 {
+		t.Errorf("lb-1 received %d wirings, want 1: its configuration has the new hosts", len(got))
 	}
 }
 
-// A paused balancer cannot be told, so nothing is begun.
-func TestAPausedBalancerIsInTheWay(t *testing.T) {
+// TestAPausedBalancerPreventsScale checks that Scale starts no host while a balancer
+// is paused, because the balancer cannot receive a wiring.
+func TestAPausedBalancerPreventsScale(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2"})
+	s := newFixture(t, sut.LB, sut.Knobs{"web.hosts": "2"})
 	system := s.up(t)
 	if err := system.Pause("lb-1"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := system.Scale(t.Context(), "web", 3); err == nil || !strings.Contains(err.Error(), "lb-1 is paused") || !strings.HasSuffix(err.Error(), "stagebench resume lb-1") {
-		t.Errorf("error %v, want one that says what is in the way", err)
+	_, err := system.Scale(t.Context(), "web", 3)
+	if err == nil || !strings.Contains(err.Error(), "lb-1 is paused") ||
+		!strings.HasSuffix(err.Error(), "stagebench resume lb-1") {
+		t.Errorf("error %v, want one about the paused lb-1", err)
 	}
-	if slices.ContainsFunc(s.trace(t), func(line string) bool { return strings.HasPrefix(line, "web-3 born") }) {
-		t.Error("web-3 was started all the same")
+	if slices.ContainsFunc(s.trace(t), func(line string) bool { return strings.HasPrefix(line, "web-3 started") }) {
+		t.Error("web-3 was started")
 	}
 	if err := system.Resume("lb-1"); err != nil {
 		t.Fatal(err)
@@ -273,23 +280,23 @@ func TestAPausedBalancerIsInTheWay(t *testing.T) {
 	}
 }
 
-// Nodes are killed and the system is looked at while hosts come and go, again and
-// again; in the end every node knows the hosts that there are.
+// TestScaleSurvivesKills adds and removes hosts while nodes are killed and the usage is
+// read. At the end every balancer must use the current hosts.
 func TestScaleSurvivesKills(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2", "lb.hosts": "2"})
+	s := newFixture(t, sut.LB, sut.Knobs{"web.hosts": "2", "lb.hosts": "2"})
 	system := s.up(t)
 	scaled := make(chan struct{})
 	var others sync.WaitGroup
 	for _, name := range []string{"lb-1", "lb-2", "web-1"} {
 		others.Go(func() {
-			again := time.NewTicker(5 * time.Millisecond)
-			defer again.Stop()
+			tick := time.NewTicker(5 * time.Millisecond)
+			defer tick.Stop()
 			for killed := 0; ; {
 				select {
 				case <-scaled:
 					return
-				case <-again.C:
+				case <-tick.C:
 				}
 				if status(t, system, name).Restarts == killed {
 					if err := system.Kill(name); err == nil {
@@ -309,23 +316,21 @@ func TestScaleSurvivesKills(t *testing.T) {
 	}
 	close(scaled)
 	others.Wait()
-	eventually(t, "all nodes serve", func() bool {
-		return !slices.ContainsFunc(system.Status(), func(n targets.NodeStatus) bool { return n.State != targets.Serving })
-	})
+	eventually(t, "all nodes serve", func() bool { return serving(system) })
 	for _, lb := range []string{"lb-1", "lb-2"} {
 		if got := webPeers(t, system, lb); !slices.Equal(got, []string{"web-1", "web-2", "web-3", "web-4"}) {
 			t.Errorf("%s uses %v", lb, got)
 		}
 	}
 	if _, err := os.Stat(filepath.Join(system.LogDir(), "web-4.log")); err != nil {
-		t.Errorf("the log of a host that went and came: %v", err)
+		t.Errorf("the log of a host that was removed and added again: %v", err)
 	}
 }
 
-// What a running system cannot become is refused, with the reason.
+// TestScaleIsRefused checks the reasons why Scale refuses a change.
 func TestScaleIsRefused(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "2", "db.replicas": "5"})
+	s := newFixture(t, sut.LB, sut.Knobs{"web.hosts": "2", "db.replicas": "5"})
 	s.options.Admit = func(next sut.Topology) error {
 		if len(next.Hosts) > 8 {
 			return errors.New("the machine is too small")
@@ -338,7 +343,8 @@ func TestScaleIsRefused(t *testing.T) {
 		hosts int
 		want  string
 	}{
-		{"db", 2, "scale db to 2: the number of \"db\" hosts cannot change while the system serves\nwant one of: web, replica, blob, cache"},
+		{"db", 2, "scale db to 2: the number of \"db\" hosts cannot change while the system serves\n" +
+			"want one of: web, replica, blob, cache"},
 		{"web", 0, "want a whole number"},
 		{"web", 9, "the machine is too small"},
 		{"cache", 2, "stage lb has no cache hosts\n"},
@@ -349,14 +355,14 @@ func TestScaleIsRefused(t *testing.T) {
 			t.Errorf("%s to %d: error %v, want one with %q", c.tier, c.hosts, err, c.want)
 		}
 	}
-	scale(t, system, "web", 2) // what it is already
+	scale(t, system, "web", 2) // no change
 	larger, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": "2"}, 0.2)
 	if err != nil {
 		t.Fatal(err)
 	}
 	err = checkDifference(system.Topology(), larger)
 	if err == nil || !strings.Contains(err.Error(), "the size of host lb-1 would change") {
-		t.Errorf("another size: %v", err)
+		t.Errorf("a host of another size: %v", err)
 	}
 	moved, err := ladder.Build(sut.LB, sut.Knobs{"web.hosts": "2", "blob.hosts": "1"}, 0.1)
 	if err != nil {
@@ -364,14 +370,14 @@ func TestScaleIsRefused(t *testing.T) {
 	}
 	err = checkDifference(system.Topology(), moved)
 	if err == nil || !strings.Contains(err.Error(), "the settings of node blob-1 would change") {
-		t.Errorf("another place: %v", err)
+		t.Errorf("a node on another host: %v", err)
 	}
 }
 
 func TestASingleHostIsNotScaled(t *testing.T) {
 	t.Parallel()
-	system := newStand(t, sut.Single, nil).up(t)
+	system := newFixture(t, sut.Single, nil).up(t)
 	if _, err := system.Scale(t.Context(), "web", 2); err == nil || !strings.Contains(err.Error(), "has no balancer") {
-		t.Errorf("scaling a single host: %v", err)
+		t.Errorf("scale of a single host: %v", err)
 	}
 }

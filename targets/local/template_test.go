@@ -15,9 +15,20 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-func TestATemplateIsBuiltOnceByTwoAtOnce(t *testing.T) {
+// seeds counts the seed nodes that have started: one per built template.
+func (s *fixture) seeds(t *testing.T) (count int) {
+	t.Helper()
+	for _, line := range s.trace(t) {
+		if strings.HasPrefix(line, "template-seed started") {
+			count++
+		}
+	}
+	return count
+}
+
+func TestConcurrentBringUpsBuildOneTemplate(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, sut.Single, nil)
+	s := newFixture(t, sut.Single, nil)
 	var both sync.WaitGroup
 	for range 2 {
 		both.Go(func() {
@@ -32,9 +43,8 @@ func TestATemplateIsBuiltOnceByTwoAtOnce(t *testing.T) {
 		})
 	}
 	both.Wait()
-	seeds := slices.DeleteFunc(s.trace(t), func(line string) bool { return !strings.HasPrefix(line, "template-seed born") })
-	if len(seeds) != 1 {
-		t.Errorf("the data set was generated %d times", len(seeds))
+	if n := s.seeds(t); n != 1 {
+		t.Errorf("the data set was generated %d times", n)
 	}
 	entries, err := os.ReadDir(s.options.TemplateDir)
 	if err != nil {
@@ -51,46 +61,47 @@ func TestATemplateIsBuiltOnceByTwoAtOnce(t *testing.T) {
 
 func TestAnotherVersionIsAnotherTemplate(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, sut.Single, nil)
+	s := newFixture(t, sut.Single, nil)
 	for _, v := range []string{"v1", "v1", "v2"} {
 		s.options.TemplateVersion = version(v)
 		if err := s.up(t).Down(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	seeds := slices.DeleteFunc(s.trace(t), func(line string) bool { return !strings.HasPrefix(line, "template-seed born") })
-	if len(seeds) != 2 {
-		t.Errorf("the data set was generated %d times, want once per version", len(seeds))
+	if n := s.seeds(t); n != 2 {
+		t.Errorf("the data set was generated %d times, want once per version", n)
 	}
 }
 
-func TestAHalfBuiltTemplateIsNeverUsed(t *testing.T) {
+func TestAnIncompleteTemplateIsNeverUsed(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, sut.Single, nil)
+	s := newFixture(t, sut.Single, nil)
 	s.behave("template-seed", "fails")
 	if _, err := Up(t.Context(), s.options); err == nil {
 		t.Fatal("it came up")
 	}
-	// What a builder that was killed while it published leaves behind.
-	half := filepath.Join(s.options.TemplateDir, ".small-1-sqlite-v1.123", templateWork)
-	if err := os.MkdirAll(half, 0o755); err != nil {
+	// A killed builder leaves such a directory.
+	incomplete := filepath.Join(s.options.TemplateDir, ".small-1-sqlite-v1.123", templateWork)
+	if err := os.MkdirAll(incomplete, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if built(filepath.Join(s.options.TemplateDir, "small-1-sqlite-v1")) {
-		t.Error("a template is there after a failed build")
+		t.Error("a template exists after a failed build")
 	}
 	s.behave("template-seed", "")
 	if err := s.up(t).Down(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(half); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the half-built one is still there: %v", err)
+	if _, err := os.Stat(incomplete); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the incomplete template was not removed: %v", err)
 	}
 }
 
-func TestSystemsDoNotShareWhatTheyWrite(t *testing.T) {
+// TestSystemsDoNotShareWritableFiles checks that a database gets copies of its template's
+// files. Blobs never change, so a blob store gets hard links.
+func TestSystemsDoNotShareWritableFiles(t *testing.T) {
 	t.Parallel()
-	s := newStand(t, sut.Single, nil)
+	s := newFixture(t, sut.Single, nil)
 	system := s.up(t)
 	template := filepath.Join(s.options.TemplateDir, "small-1-sqlite-v1")
 	inode := func(parts ...string) (uint64, os.FileMode) {
@@ -117,10 +128,10 @@ func TestWaitingForALockEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	gaveUp := errors.New("gave up")
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 10*time.Millisecond, gaveUp)
+	cause := errors.New("the test has ended the wait")
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 10*time.Millisecond, cause)
 	defer cancel()
-	if _, err := lockFile(ctx, path); !errors.Is(err, gaveUp) {
+	if _, err := lockFile(ctx, path); !errors.Is(err, cause) {
 		t.Errorf("error %v", err)
 	}
 	unlock()
@@ -178,7 +189,7 @@ func TestCopyTree(t *testing.T) {
 		}
 	}
 	if to, err := os.Readlink(filepath.Join(dst, "link")); err != nil || to != "base/1" {
-		t.Errorf("the link leads to %q, %v", to, err)
+		t.Errorf("the link points to %q, %v", to, err)
 	}
 	if _, err := os.Lstat(filepath.Join(dst, "fifo")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the pipe was copied: %v", err)
@@ -190,7 +201,8 @@ func TestCopyTree(t *testing.T) {
 	}
 }
 
-// TestLinksAcrossDevices uses the one other filesystem that is always there.
+// TestLinksAcrossDevices checks that files are copied when a hard link is impossible.
+// /dev/shm is a second filesystem on almost every machine.
 func TestLinksAcrossDevices(t *testing.T) {
 	t.Parallel()
 	other, err := os.MkdirTemp("/dev/shm", "stagebench-test-")
@@ -219,12 +231,12 @@ func TestATemplateOnAnotherDevice(t *testing.T) {
 		t.Skipf("needs a second filesystem at /dev/shm: %v", err)
 	}
 	defer os.RemoveAll(other)
-	s := newStand(t, sut.Single, nil)
+	s := newFixture(t, sut.Single, nil)
 	s.options.TemplateDir = other
 	if err := s.up(t).Down(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if !built(filepath.Join(other, "small-1-sqlite-v1")) {
-		t.Error("no template is there")
+		t.Error("there is no template")
 	}
 }

@@ -14,7 +14,7 @@ import (
 
 func TestValidate(t *testing.T) {
 	t.Parallel()
-	for want, spoil := range map[string]func(*Options){
+	for want, change := range map[string]func(*Options){
 		"Binary is empty":                           func(o *Options) { o.Binary = "" },
 		"a data set, a template directory":          func(o *Options) { o.TemplateVersion = nil },
 		"a topology of 3 hosts and 0 nodes":         func(o *Options) { o.Topology.Nodes = nil },
@@ -30,13 +30,15 @@ func TestValidate(t *testing.T) {
 		"version of the template for sqlite: gone": func(o *Options) {
 			o.TemplateVersion = func(sut.Engine) (string, error) { return "", errors.New("gone") }
 		},
-		"databases of two engines":        func(o *Options) { o.Topology.Nodes[1].Role, o.Topology.Nodes[1].Engine = sut.DB, sut.Postgres },
+		"databases of two engines": func(o *Options) {
+			o.Topology.Nodes[1].Role, o.Topology.Nodes[1].Engine = sut.DB, sut.Postgres
+		},
 		"a blob store without a database": func(o *Options) { o.Topology.Nodes[0].Role = sut.Web },
 	} {
 		t.Run(want, func(t *testing.T) {
 			t.Parallel()
-			s := newStand(t, sut.LB, sut.Knobs{"web.hosts": "1"})
-			spoil(&s.options)
+			s := newFixture(t, sut.LB, sut.Knobs{"web.hosts": "1"})
+			change(&s.options)
 			system, err := Up(t.Context(), s.options)
 			if err == nil {
 				system.Down(t.Context())
@@ -58,7 +60,7 @@ func TestADirectoryThatADroppedUserCannotReach(t *testing.T) {
 	if err := os.Mkdir(locked, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	s := newStand(t, sut.Single, sut.Knobs{"db.engine": "postgres"})
+	s := newFixture(t, sut.Single, sut.Knobs{"db.engine": "postgres"})
 	s.options.WorkDir = filepath.Join(locked, "work")
 	if _, err := Up(t.Context(), s.options); err == nil || !strings.Contains(err.Error(), "cannot pass through "+locked) {
 		t.Errorf("error %v", err)
@@ -73,7 +75,7 @@ func TestAddresses(t *testing.T) {
 	}
 	for _, address := range a {
 		if strings.HasPrefix(address, "127.0.0.") {
-			t.Errorf("%s is in the network that everybody uses", address)
+			t.Errorf("%s is in 127.0.0.0/24, which other programs use", address)
 		}
 	}
 }
@@ -85,12 +87,12 @@ func TestDirectoriesOfTheDeadAreRemoved(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	over := exec.Command("true")
-	if err := over.Run(); err != nil {
+	ended := exec.Command("true")
+	if err := ended.Run(); err != nil {
 		t.Fatal(err)
 	}
 	dead := self
-	dead.PID = over.Process.Pid
+	dead.PID = ended.Process.Pid
 	for name, kept := range map[string]bool{
 		dirPrefix + self.String() + "-1": true,
 		dirPrefix + dead.String() + "-1": false,
@@ -103,7 +105,7 @@ func TestDirectoriesOfTheDeadAreRemoved(t *testing.T) {
 		}
 		sweepDirs(parent)
 		if _, err := os.Stat(dir); (err == nil) != kept {
-			t.Errorf("%s is there: %v, want %v", name, err == nil, kept)
+			t.Errorf("%s exists: %v, want %v", name, err == nil, kept)
 		}
 	}
 }

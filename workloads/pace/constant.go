@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// Constant returns the schedule of op n at n/rate seconds: the same gap between
-// all ops, the first op at 0. The quotient is computed exactly for every n and
-// then rounded to the nearest nanosecond, so nothing adds up over time.
+// Constant returns a schedule with op n at n/rate seconds. The first op is at 0,
+// and all gaps are equal. The quotient is computed exactly for every n and then
+// rounded to the nearest nanosecond, so rounding errors do not accumulate.
 func Constant(rate float64) (Schedule, error) {
 	if err := checkRate(rate); err != nil {
 		return nil, err
@@ -21,18 +21,17 @@ func Constant(rate float64) (Schedule, error) {
 	}, nil
 }
 
-// constant keeps its rate as the fraction of whole numbers that the
-// floating-point number is: rate = mantissa / 2^shift. Between MinRate and
-// MaxRate, mantissa has 53 bits and shift is 33 to 56.
+// constant stores the rate as an exact fraction: rate = mantissa / 2^shift.
+// For rates from MinRate to MaxRate, mantissa has 53 bits and shift is 33 to 56.
 type constant struct {
 	rate     float64
 	mantissa uint64
 	shift    uint
 }
 
-// At is n * 1e9 * 2^shift / mantissa in 128 bits, rounded half up. Rounding
-// down would move op 6 at 0.1/s, a number that has no exact binary form, from
-// 60 s to the nanosecond before it, and a minute would have one op too many.
+// At returns n * 1e9 * 2^shift / mantissa, computed in 128 bits and rounded half
+// up. Rounding down would give a minute one op too many at 0.1/s: 0.1 has no
+// exact binary form, so op 6 would be 1 ns before 60 s.
 func (c constant) At(n uint64) time.Duration {
 	high, low := bits.Mul64(n, uint64(time.Second))
 	if high>>(64-c.shift) != 0 {
@@ -52,9 +51,9 @@ func (c constant) At(n uint64) time.Duration {
 	return time.Duration(ns)
 }
 
-// Count is ceil((d - 1/2) * mantissa / 2^shift / 1e9) in 128 bits, with both
-// sides of the fraction doubled: op n is rounded to a time below d when it is
-// below d - 1/2.
+// Count returns ceil((d - 1/2) * mantissa / 2^shift / 1e9), computed in 128 bits.
+// At rounds an op to a time below d exactly when its exact time is below d - 1/2.
+// Numerator and denominator are doubled, so that 1/2 becomes a whole number.
 func (c constant) Count(d time.Duration) uint64 {
 	if d <= 0 {
 		return 0

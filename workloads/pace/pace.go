@@ -1,13 +1,13 @@
-// Package pace holds the schedules: when each op is meant to happen.
+// Package pace holds the schedules: the intended start time of each op.
 //
-// A schedule is a pure function from the position of an op to its intended
-// time. It never waits, reads no clock and does not know what an op is: the
-// driver sleeps until the time that it is told, and when it is late it is late
-// against a time that does not move.
+// A schedule is a pure function from the index of an op to its intended time.
+// It never waits, reads no clock and knows nothing about the op itself. The
+// driver sleeps until the intended time. A late driver does not move the
+// intended times, so its lateness is always visible.
 //
-// Times are durations since the start of a step, in whole nanoseconds;
-// rates are ops per second. All schedules are safe for concurrent use. Any op
-// may be asked for at any time; asking in increasing order is the cheap way.
+// Times are durations since the start of a step, in whole nanoseconds. Rates
+// are ops per second. All schedules are safe for concurrent use. Callers may
+// ask for ops in any order; increasing order is the fastest.
 package pace
 
 import (
@@ -23,22 +23,23 @@ const (
 	MaxRate = 1_000_000
 )
 
-// forever is the time of an op that is further away than a duration can say.
+// forever is the time of an op whose time does not fit into a duration.
 const forever = time.Duration(math.MaxInt64)
 
 // Schedule fixes the intended time of every op.
 type Schedule interface {
-	// At is the intended time of op n since the start. It never decreases as n
-	// grows, and stays at the largest duration once it has reached it.
+	// At returns the intended time of op n since the start. It never decreases
+	// as n grows. It returns the largest duration for every op beyond that.
 	At(n uint64) time.Duration
-	// Count is the number of ops with At(n) < d: the ops of a step that lasts d.
+	// Count returns the number of ops with At(n) < d, which is the number of
+	// ops in a step of duration d.
 	Count(d time.Duration) uint64
-	// String shows kind, rate and seed: "poisson 500/s seed 7".
+	// String returns kind, rate and seed, for example "poisson 500/s seed 7".
 	String() string
 }
 
 func checkRate(rate float64) error {
-	if !(rate >= MinRate && rate <= MaxRate) { // so written that NaN is refused too
+	if !(rate >= MinRate && rate <= MaxRate) { // NaN fails both comparisons, so it is refused too
 		return fmt.Errorf("rate %s: want %s to %s ops per second", rateText(rate), rateText(MinRate), rateText(MaxRate))
 	}
 	return nil

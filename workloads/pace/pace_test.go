@@ -45,8 +45,9 @@ func every(t *testing.T, test func(t *testing.T, rate float64, s pace.Schedule))
 	}
 }
 
-// somewhere are positions all over the range, with the borders of blocks.
-func somewhere() []uint64 {
+// indexes returns indexes of ops from the whole range, among them the borders of
+// blocks.
+func indexes() []uint64 {
 	var ns []uint64
 	for _, at := range []uint64{0, 510, 1022, 131_070, 999_999_998, 1<<40 - 2, 1<<44 - 3} {
 		for i := range uint64(6) {
@@ -57,12 +58,13 @@ func somewhere() []uint64 {
 }
 
 func TestNeverDecreases(t *testing.T) {
+	t.Parallel()
 	every(t, func(t *testing.T, _ float64, s pace.Schedule) {
 		last := time.Duration(0)
 		check := func(n uint64) {
 			at := s.At(n)
 			if at < last {
-				t.Fatalf("op %d is at %d ns, one before it at %d ns", n, at, last)
+				t.Fatalf("op %d is at %d ns, an earlier op is at %d ns", n, at, last)
 			}
 			last = at
 		}
@@ -70,25 +72,26 @@ func TestNeverDecreases(t *testing.T) {
 			check(n)
 		}
 		last = 0
-		for _, n := range somewhere() {
+		for _, n := range indexes() {
 			check(n)
 		}
 	})
 }
 
 func TestCountIsTheInverseOfAt(t *testing.T) {
+	t.Parallel()
 	every(t, func(t *testing.T, _ float64, s pace.Schedule) {
-		for _, n := range somewhere() {
+		for _, n := range indexes() {
 			at := s.At(n)
-			// Ops may share a nanosecond; op n is one of those that are not before it.
+			// Several ops may have the same time. Count(at) counts none of them.
 			if before := s.Count(at); before > n {
-				t.Errorf("op %d is at %v, yet Count(%v) = %d", n, at, at, before)
+				t.Errorf("op %d is at %v, but Count(%v) = %d", n, at, at, before)
 			}
 			if at == math.MaxInt64 {
 				continue
 			}
 			if with := s.Count(at + 1); with <= n {
-				t.Errorf("op %d is at %v, yet only %d ops are before %v", n, at, with, at+1)
+				t.Errorf("op %d is at %v, but only %d ops are before %v", n, at, with, at+1)
 			}
 		}
 		random := rand.New(rand.NewPCG(1, 2))
@@ -111,10 +114,11 @@ func TestCountIsTheInverseOfAt(t *testing.T) {
 }
 
 func TestRateIsKept(t *testing.T) {
+	t.Parallel()
 	every(t, func(t *testing.T, rate float64, s pace.Schedule) {
 		for _, ops := range []float64{1e4, 1e6, 1e8} {
 			d := time.Duration(ops / rate * 1e9)
-			// A Poisson count has the variance ops; five standard deviations.
+			// The variance of a Poisson count is ops. The bound is five standard deviations.
 			if n := float64(s.Count(d)); math.Abs(n-ops) > 5*math.Sqrt(ops) {
 				t.Errorf("%v has %.0f ops, want about %.0f", d, n, ops)
 			}
@@ -123,6 +127,7 @@ func TestRateIsKept(t *testing.T) {
 }
 
 func TestConcurrentUse(t *testing.T) {
+	t.Parallel()
 	every(t, func(t *testing.T, rate float64, s pace.Schedule) {
 		fresh := poisson(t, rate, 7)
 		if s.String() != fresh.String() {
@@ -139,7 +144,7 @@ func TestConcurrentUse(t *testing.T) {
 				for i := range ops {
 					n := (i + worker*97) % ops
 					if got := s.At(uint64(n)); got != want[n] {
-						t.Errorf("op %d is at %v, to a caller who is alone at %v", n, got, want[n])
+						t.Errorf("op %d is at %v, for a single caller at %v", n, got, want[n])
 						return
 					}
 				}
@@ -153,12 +158,15 @@ func TestConcurrentUse(t *testing.T) {
 }
 
 func TestRatesOutOfRange(t *testing.T) {
-	for _, rate := range []float64{0, -1, 0.09, 1_000_001, math.NaN(), math.Inf(1), math.Inf(-1), math.SmallestNonzeroFloat64} {
+	t.Parallel()
+	for _, rate := range []float64{
+		0, -1, 0.09, 1_000_001, math.NaN(), math.Inf(1), math.Inf(-1), math.SmallestNonzeroFloat64,
+	} {
 		_, constantErr := pace.Constant(rate)
 		_, poissonErr := pace.Poisson(rate, 1)
 		for _, err := range []error{constantErr, poissonErr} {
 			if err == nil {
-				t.Errorf("rate %v was taken", rate)
+				t.Errorf("rate %v was accepted", rate)
 			}
 		}
 	}
@@ -169,6 +177,7 @@ func TestRatesOutOfRange(t *testing.T) {
 }
 
 func TestStrings(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		s    pace.Schedule
 		want string

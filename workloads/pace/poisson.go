@@ -10,15 +10,15 @@ import (
 	"github.com/stagebench/stagebench/workloads"
 )
 
-// Poisson returns the schedule of independent users: a Poisson process, whose
-// gaps are independent and exponential with mean 1/rate. Op 0 comes after the
-// first gap. The seed alone decides the gaps in units of their mean, so two
-// rates of one seed are one process, stretched.
+// Poisson returns the schedule of independent users: a Poisson process. Its gaps
+// are independent and exponential with mean 1/rate. Op 0 comes after the first
+// gap. The seed alone decides the gaps in units of their mean. So two schedules
+// with the same seed and different rates are the same process, stretched.
 //
-// It holds 2^44 ops, 203 days at the highest rate; At is the largest duration
-// for those after them. As long as n grows, one op in 512 costs about 10 us and
-// the others next to nothing; an op far from those asked for before costs 10 us
-// too. Memory is bounded.
+// The schedule has 2^44 ops, which last 203 days at the highest rate. At returns
+// the largest duration for later ops. With increasing n, one call in 512 takes
+// about 10 us and the others almost nothing. A jump to a distant op takes about
+// 10 us. Memory is bounded.
 func Poisson(rate float64, seed uint64) (Schedule, error) {
 	if err := checkRate(rate); err != nil {
 		return nil, err
@@ -28,30 +28,31 @@ func Poisson(rate float64, seed uint64) (Schedule, error) {
 	return p, nil
 }
 
-// poisson computes the time of the n-th op without those before it, by a gamma
-// bridge. The sum of 2m exponential gaps is a Gamma(2m) variate. Of such a sum
-// S, the first m gaps are the share B ~ Beta(m, m); B is independent of S, and
-// B*S and (1-B)*S are independent Gamma(m) variates (Lukacs: A Characterization
-// of the Gamma Distribution, 1955). So the process is a binary tree: its root
-// is the sum of all gaps, each node is split into halves by a share of its own,
-// and its leaves, blocks of 512 gaps, are split into gaps by the same law: gaps
-// that are drawn as exponentials and scaled to a sum of their own Gamma law are
-// independent exponentials again. Nothing here is an approximation but the 53
-// bits of a float64. (For the bridge see Ribeiro and Webber: Valuing
-// Path-Dependent Options in the Variance-Gamma Model by Monte Carlo with a
-// Gamma Bridge, 2004.)
+// poisson computes the time of op n without computing the ops before it. It uses
+// a gamma bridge (Ribeiro and Webber: Valuing Path-Dependent Options in the
+// Variance-Gamma Model by Monte Carlo with a Gamma Bridge, 2004).
 //
-// Each share and each gap is drawn by its place in the tree, so the order of
-// calls does not matter. Time inside is in units of the mean gap.
+// The sum S of 2m exponential gaps is a Gamma(2m) variate. The first m gaps take
+// the share B ~ Beta(m, m) of it. B is independent of S, and B*S and (1-B)*S are
+// independent Gamma(m) variates (Lukacs: A Characterization of the Gamma
+// Distribution, 1955). So the process is a binary tree. The root is the sum of
+// all gaps. Each node is split into two halves by a share of its own. The leaves
+// are blocks of 512 gaps. A leaf draws 512 exponentials and scales them to the
+// length of the leaf; by the same law the results are independent exponentials.
+// The only approximation is the 53 bits of a float64.
+//
+// Each share and each gap is drawn by its position in the tree, so the order of
+// calls does not matter. Internal times are in units of the mean gap.
 type poisson struct {
 	rate  float64
 	seed  uint64
 	gapNS float64 // mean gap
 	total float64 // sum of all 2^treeBits gaps
 
-	// recent holds the blocks that were computed last, each at its index modulo
-	// the length. Blocks are never written to after they are stored, and every
-	// goroutine computes the same ones: a lost race costs time only.
+	// recent caches the latest blocks, each at its index modulo the length.
+	// Stored blocks are never modified, and every goroutine computes the same
+	// block. So when two goroutines compute one block at the same time, the
+	// result is correct and only the work is done twice.
 	recent [8]atomic.Pointer[block]
 }
 
@@ -61,7 +62,7 @@ const (
 	blockOps  = 1 << blockBits
 )
 
-// block is one leaf: the times of the ops index*blockOps and following.
+// block is one leaf: the times of blockOps ops from op index*blockOps on.
 type block struct {
 	index uint64
 	at    [blockOps]time.Duration
@@ -80,17 +81,18 @@ func (p *poisson) At(n uint64) time.Duration {
 		return forever
 	}
 	index := n >> blockBits
-	place := &p.recent[index%uint64(len(p.recent))]
-	b := place.Load()
+	slot := &p.recent[index%uint64(len(p.recent))]
+	b := slot.Load()
 	if b == nil || b.index != index {
 		b = p.block(p.descend(func(level int, _ float64) bool { return index>>(level-blockBits)&1 == 1 }))
-		place.Store(b)
+		slot.Store(b)
 	}
 	return b.at[n%blockOps]
 }
 
 func (p *poisson) Count(d time.Duration) uint64 {
-	// The last op of a left half is exactly at the border.
+	// The last op of a left half is exactly at the border. So all ops of the
+	// left half are before d only when the border is before d.
 	b := p.block(p.descend(func(_ int, border float64) bool { return p.duration(border) < d }))
 	within := sort.Search(blockOps, func(i int) bool { return b.at[i] >= d })
 	return b.index<<blockBits + uint64(within)
@@ -100,16 +102,16 @@ func (p *poisson) String() string {
 	return fmt.Sprintf("poisson %s/s seed %d", rateText(p.rate), p.seed)
 }
 
-// descend walks from the root to a leaf and returns the leaf's index and the
-// times at which it starts and ends. At each node it asks whether to go right:
-// level is the size of a half (2^level gaps), border the time between them.
+// descend walks from the root to a leaf. It returns the index of the leaf and
+// its start and end times. It calls right at each node to choose the half:
+// a half has 2^level gaps, and border is the time between the two halves.
 func (p *poisson) descend(right func(level int, border float64) bool) (index uint64, from, to float64) {
 	from, to = 0, p.total
 	node := uint64(1) // the children of node i are 2i and 2i+1
 	for level := treeBits - 1; level >= blockBits; level-- {
-		// Both neighbours of a border compute it from the same numbers in the
-		// same way. A sum of lengths would differ in the last bit, and an op
-		// could come before the one that precedes it.
+		// The leaves on both sides of a border compute it by the same formula
+		// from the same numbers. A sum of lengths could differ in the last bit,
+		// and then the time of op n+1 could be before that of op n.
 		border := from + (to-from)*p.share(node, level)
 		node <<= 1
 		if right(level, border) {
@@ -124,10 +126,11 @@ func (p *poisson) descend(right func(level int, border float64) bool) (index uin
 
 // share draws the Beta(m, m) share of the first half of a node, m = 2^level.
 //
-// A point whose distance R from the centre of a disc has 1-R^2 = U^(2/(2m-1))
-// has a first coordinate with a density proportional to (1-x^2)^(m-1), which is
-// Beta(m, m) stretched to (-1, 1) (Ulrich: Computer Generation of Distributions
-// on the m-Sphere, 1984). No rejection, so two draws are always enough.
+// Take a point in a disc at a uniform angle, with its distance R from the centre
+// given by 1-R^2 = U^(2/(2m-1)), U uniform. Its first coordinate has a density
+// proportional to (1-x^2)^(m-1), which is Beta(m, m) stretched to (-1, 1)
+// (Ulrich: Computer Generation of Distributions on the m-Sphere, 1984). Nothing
+// is rejected, so two draws are always enough.
 func (p *poisson) share(node uint64, level int) float64 {
 	m := math.Ldexp(1, level)
 	u := workloads.Draw(p.seed, node, streamRadius)
@@ -136,7 +139,7 @@ func (p *poisson) share(node uint64, level int) float64 {
 	return (1 + radius*math.Cos(2*math.Pi*workloads.Unit(v))) / 2
 }
 
-// block splits a leaf into its gaps.
+// block computes the times of the ops of a leaf.
 func (p *poisson) block(index uint64, from, to float64) *block {
 	b := &block{index: index}
 	var gaps [blockOps]float64
@@ -149,13 +152,13 @@ func (p *poisson) block(index uint64, from, to float64) *block {
 	for i := range gaps {
 		b.at[i] = p.duration(min(from+gaps[i]*scale, to))
 	}
-	b.at[blockOps-1] = p.duration(to) // which rounding may have missed
+	b.at[blockOps-1] = p.duration(to) // exact: the scaled sum may differ by a rounding error
 	return b
 }
 
-// gamma draws the sum of all gaps, by Marsaglia and Tsang: A Simple Method for
-// Generating Gamma Variables, 2000. Log1p, because at this shape the variate is
-// within 1e-6 of the shape and the difference would drown in rounding.
+// gamma draws the sum of all gaps (Marsaglia and Tsang: A Simple Method for
+// Generating Gamma Variables, 2000). At this shape the variate is within 1e-6 of
+// the shape. Log1p keeps that small difference; Log(1+over) would round it away.
 func (p *poisson) gamma(shape float64) float64 {
 	d := shape - 1.0/3
 	c := 1 / math.Sqrt(9*d)
@@ -170,7 +173,7 @@ func (p *poisson) gamma(shape float64) float64 {
 	}
 }
 
-// duration cuts a time in mean gaps to whole nanoseconds.
+// duration converts a time in mean gaps to nanoseconds, rounded down.
 func (p *poisson) duration(gaps float64) time.Duration {
 	if ns := gaps * p.gapNS; ns < float64(forever) {
 		return time.Duration(ns)
@@ -178,6 +181,6 @@ func (p *poisson) duration(gaps float64) time.Duration {
 	return forever
 }
 
-// exponential turns random bits into an exponential variate of mean 1, by
-// inversion. One minus a number in [0, 1) is never 0.
+// exponential converts random bits into an exponential variate of mean 1, by
+// inversion. The logarithm is finite, because 1-Unit is never 0.
 func exponential(random uint64) float64 { return -math.Log(1 - workloads.Unit(random)) }

@@ -11,10 +11,11 @@ import (
 	"github.com/stagebench/stagebench/workloads/pace"
 )
 
-// All statistics here are of fixed seeds, so they pass always or never. The
-// bounds are those of a one-in-a-thousand test.
+// All statistics in this file use fixed seeds, so a test always passes or always
+// fails. The bounds are those of a test at significance level 0.001.
 
-// gaps are the gaps before ops first..first+count-1, in units of their mean.
+// gaps returns the gaps before the ops from first to first+count-1, in units of
+// their mean.
 func gaps(s pace.Schedule, rate float64, first, count uint64) []float64 {
 	var last time.Duration
 	if first > 0 {
@@ -45,6 +46,7 @@ func checkExponential(t *testing.T, what string, sample []float64) {
 }
 
 func TestPoissonGapsAreExponential(t *testing.T) {
+	t.Parallel()
 	for _, rate := range []float64{0.1, 500, 20_000} {
 		for seed := range uint64(4) {
 			s := poisson(t, rate, seed)
@@ -54,9 +56,11 @@ func TestPoissonGapsAreExponential(t *testing.T) {
 	}
 }
 
-// Gaps across the borders of blocks come from two leaves of the tree, and those
-// across the border of large halves from leaves that share only the root.
+// TestPoissonGapsAcrossBorders checks the gaps across borders of the tree. A gap
+// across the border of two blocks comes from two leaves. A gap across the border
+// of the largest halves comes from two leaves that share only the root.
 func TestPoissonGapsAcrossBorders(t *testing.T) {
+	t.Parallel()
 	for _, border := range []uint64{512, 1 << 20, 1 << 43} {
 		var across []float64
 		for seed := range uint64(3000) {
@@ -67,8 +71,9 @@ func TestPoissonGapsAcrossBorders(t *testing.T) {
 	}
 }
 
-// The first op of a step that begins at 0 comes after one whole gap.
+// TestPoissonFirstOp checks that the first op comes after one whole gap.
 func TestPoissonFirstOp(t *testing.T) {
+	t.Parallel()
 	var first []float64
 	for seed := range uint64(5000) {
 		first = append(first, gaps(poisson(t, 10, seed), 10, 0, 1)...)
@@ -76,8 +81,10 @@ func TestPoissonFirstOp(t *testing.T) {
 	checkExponential(t, "first op over seeds", first)
 }
 
-// Gaps are independent: neighbours, and those a block apart, are uncorrelated.
+// TestPoissonGapsAreIndependent checks that neighbouring gaps, and gaps about one
+// or two blocks apart, are uncorrelated.
 func TestPoissonGapsAreIndependent(t *testing.T) {
+	t.Parallel()
 	const n = 200_000
 	all := gaps(poisson(t, 500, 11), 500, 0, n)
 	for _, distance := range []int{1, 2, 3, 511, 512, 513, 1024} {
@@ -91,9 +98,11 @@ func TestPoissonGapsAreIndependent(t *testing.T) {
 	}
 }
 
-// Counts in windows have a variance equal to their mean, in windows shorter and
-// longer than a block: an error in the splits of the tree would show here.
+// TestPoissonIndexOfDispersion checks that the variance of the counts in windows
+// equals their mean. The windows are shorter and longer than a block, so that an
+// error in the splits of the tree would show.
 func TestPoissonIndexOfDispersion(t *testing.T) {
+	t.Parallel()
 	const rate, windows = 1000, 2000
 	for _, ops := range []float64{0.5, 10, 300, 512, 5000, 1e6} {
 		s := poisson(t, rate, 5)
@@ -114,9 +123,10 @@ func TestPoissonIndexOfDispersion(t *testing.T) {
 	}
 }
 
-// The sum of 2^k gaps has mean and variance 2^k at every level of the tree, over
-// seeds.
+// TestPoissonSumsOfGaps checks over many seeds that the sum of 2^k gaps has mean
+// and variance 2^k, at different levels of the tree.
 func TestPoissonSumsOfGaps(t *testing.T) {
+	t.Parallel()
 	const seeds = 1500
 	for _, k := range []int{9, 10, 15, 24, 32} {
 		ops := math.Ldexp(1, k)
@@ -130,12 +140,13 @@ func TestPoissonSumsOfGaps(t *testing.T) {
 			t.Errorf("2^%d gaps: mean off by %.3f standard deviations", k, mean)
 		}
 		if variance := squares / seeds; math.Abs(variance-1) > 3.3*math.Sqrt(2.0/seeds) {
-			t.Errorf("2^%d gaps: variance %.3f of what it should be", k, variance)
+			t.Errorf("2^%d gaps: the variance is %.3f times the expected one", k, variance)
 		}
 	}
 }
 
 func TestPoissonSameInAnyOrder(t *testing.T) {
+	t.Parallel()
 	const ops = 10_000
 	forward := poisson(t, 500, 3)
 	want := make([]time.Duration, ops)
@@ -145,29 +156,32 @@ func TestPoissonSameInAnyOrder(t *testing.T) {
 	shuffled := poisson(t, 500, 3)
 	for _, n := range rand.New(rand.NewPCG(1, 2)).Perm(ops) {
 		if got := shuffled.At(uint64(n)); got != want[n] {
-			t.Fatalf("op %d is at %v when asked for out of order, in order at %v", n, got, want[n])
+			t.Fatalf("op %d is at %v when called out of order, and at %v in order", n, got, want[n])
 		}
 	}
 }
 
 func TestPoissonSeeds(t *testing.T) {
+	t.Parallel()
 	one, same, other := poisson(t, 500, 1), poisson(t, 500, 1), poisson(t, 500, 2)
 	var equal int
 	for n := range uint64(2000) {
 		if one.At(n) != same.At(n) {
-			t.Fatalf("op %d of one seed is at %v and at %v", n, one.At(n), same.At(n))
+			t.Fatalf("op %d of the same seed is at %v and at %v", n, one.At(n), same.At(n))
 		}
 		if one.At(n) == other.At(n) {
 			equal++
 		}
 	}
 	if equal > 0 {
-		t.Errorf("%d of 2000 ops of two seeds coincide", equal)
+		t.Errorf("%d of 2000 ops have the same time with two different seeds", equal)
 	}
 }
 
-// The rates of one seed are one process, stretched.
+// TestPoissonRatesStretch checks that two rates of one seed give the same process,
+// stretched.
 func TestPoissonRatesStretch(t *testing.T) {
+	t.Parallel()
 	slow, fast := poisson(t, 100, 9), poisson(t, 200, 9)
 	for n := range uint64(2000) {
 		if d := slow.At(n) - 2*fast.At(n); d < -2 || d > 2 {
@@ -176,13 +190,15 @@ func TestPoissonRatesStretch(t *testing.T) {
 	}
 }
 
-// A schedule is stored by its seed alone: these times must never change.
+// TestPoissonIsFixed checks that the times of a seed never change: a run stores
+// only the seed.
 func TestPoissonIsFixed(t *testing.T) {
+	t.Parallel()
 	s := poisson(t, 1000, 1)
 	got := [...]time.Duration{s.At(0), s.At(1), s.At(511), s.At(512), s.At(1_000_000_000)}
 	want := [...]time.Duration{1292339, 5190698, 540703969, 540806437, 1000051699032369}
 	for i := range want {
-		if d := got[i] - want[i]; d < -1 || d > 1 { // the last bit of a logarithm depends on the machine
+		if d := got[i] - want[i]; d < -1 || d > 1 { // the last bit of math.Log depends on the CPU architecture
 			t.Errorf("times = %d, want %d", got, want)
 			break
 		}

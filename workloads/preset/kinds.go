@@ -7,24 +7,23 @@ import (
 	"github.com/stagebench/stagebench/workloads"
 )
 
-// kind is how an op of one class is made.
+// kind describes the ops of one class.
 type kind struct {
 	method  string
-	header  map[string]string // shared by all ops of the kind, never written to
-	byOwner bool              // done by the owner of the photo, not by any virtual user
-	// keyed says that the op is about one record with versions: the path without
-	// what comes after the id. A user's profile has a version too, but nothing here
-	// changes it, so that no answer about it could be told to be stale; the record
-	// of an upload is named by the answer.
+	header  map[string]string // shared by all ops of the kind, never modified
+	byOwner bool              // only the owner of a photo may send it
+	// keyed: the op reads or changes one versioned record, whose name is the path up
+	// to the id. It is false for users, because no op changes a user and so no answer
+	// can be stale. It is false for uploads, because only the answer has the new id.
 	keyed bool
-	// before and after are the path around the id; without id, before is all of it.
+	// The path is before, id and after. Without id it is before alone.
 	before, after string
 	id            func(*service, turn) uint64
-	path          func(*service, turn) string // in the place of the three
-	body          func(*service, turn) []byte // nil = none
+	path          func(*service, turn) string // if set, returns the path instead
+	body          func(*service, turn) []byte // nil = no body
 }
 
-// record is the record that an op of this kind with that path is about.
+// record returns the name of the record of an op of this kind, "" = none.
 func (k *kind) record(path string) string {
 	if !k.keyed {
 		return ""
@@ -32,7 +31,7 @@ func (k *kind) record(path string) string {
 	return strings.TrimSuffix(path, k.after)
 }
 
-// target is the path of an op of this kind.
+// target returns the path of an op of this kind.
 func (k *kind) target(w *service, t turn) string {
 	switch {
 	case k.path != nil:
@@ -43,7 +42,7 @@ func (k *kind) target(w *service, t turn) string {
 	return numbered(k.before, k.id(w, t), k.after)
 }
 
-// kinds is what the photo service can be asked for, by class.
+// kinds returns the kinds of op of the photo service by class.
 func kinds() map[workloads.Class]kind {
 	const get, post, patch = http.MethodGet, http.MethodPost, http.MethodPatch
 	html, jpeg, json := acceptText("text/html"), accept("image/jpeg"), acceptText("application/json")
@@ -72,18 +71,19 @@ func kinds() map[workloads.Class]kind {
 
 func accept(mediaType string) map[string]string { return map[string]string{"Accept": mediaType} }
 
-// acceptText takes texts compressed, as every browser does.
+// acceptText returns the header of a request for text. Like a browser, it accepts
+// compressed text.
 func acceptText(mediaType string) map[string]string {
 	return map[string]string{"Accept": mediaType, "Accept-Encoding": "gzip"}
 }
 
-// send is the header of a request with a body; every answer to one is JSON.
+// send returns the header of a request with a body. Its answer is always JSON.
 func send(mediaType string) map[string]string {
 	return map[string]string{"Accept": "application/json", "Content-Type": mediaType}
 }
 
-// imageVariants is how often each variant of an image is asked for: pages and
-// feeds show thumbnails, a photo's own page the original or a treatment of it.
+// imageVariants returns the shares of the image variants. Pages and feeds show
+// thumbnails. The page of a photo shows the original or a processed variant.
 func imageVariants() workloads.Mix {
 	return workloads.Mix{
 		{Class: "thumb", Percent: 70},
@@ -93,7 +93,7 @@ func imageVariants() workloads.Mix {
 	}
 }
 
-// imagePath picks a photo and the variant of it.
+// imagePath picks a photo and a variant, and returns the path of the image.
 func (w *service) imagePath(t turn) string {
 	return numbered("/img/", w.anyPhoto(t), w.suffixes[w.variants.Pick(t.draw(streamDetail))])
 }

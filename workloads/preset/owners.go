@@ -13,11 +13,11 @@ import (
 type owner struct {
 	user    int       // virtual user
 	photos  []uint64  // ids, the most popular first
-	weights []float64 // summed up to and with the photo of that position
+	weights []float64 // cumulative popularity of photos[0] to photos[i]
 }
 
-// findOwners lists the virtual users who own photos. It looks at photos in the
-// order of their popularity among all.
+// findOwners returns the virtual users who own photos. It adds the photos of each in
+// the order of their popularity.
 func findOwners(w *service, photos int, ownerOf func(photo int) int) ([]owner, error) {
 	virtual := make(map[int]int, w.virtual) // user id -> virtual user
 	for v := range w.virtual {
@@ -28,7 +28,7 @@ func findOwners(w *service, photos int, ownerOf func(photo int) int) ([]owner, e
 		photo := 1 + w.photos.Ranked(rank)
 		user := ownerOf(photo)
 		if user < 1 || user > w.users {
-			return nil, fmt.Errorf("photo %d is said to belong to user %d: want 1 to %d", photo, user, w.users)
+			return nil, fmt.Errorf("the owner of photo %d is user %d: want 1 to %d", photo, user, w.users)
 		}
 		if v, found := virtual[user]; found {
 			all[v].add(w.photoID(photo), math.Pow(float64(rank+1), -theta))
@@ -42,7 +42,7 @@ func findOwners(w *service, photos int, ownerOf func(photo int) int) ([]owner, e
 		}
 	}
 	if owners == nil {
-		return nil, errors.New("no virtual user owns a photo, so nobody can rename one: want more virtual users or more photos")
+		return nil, errors.New("no virtual user owns a photo, so renames are not possible: want more users or photos")
 	}
 	return owners, nil
 }
@@ -55,8 +55,8 @@ func (o *owner) add(photo uint64, weight float64) {
 	o.weights = append(o.weights, weight)
 }
 
-// photo picks one of the owner's photos, each as often, among them, as it is
-// asked for by everybody: renames meet the reads of hot photos.
+// photo picks one of the owner's photos by popularity. So renames change the photos
+// that are read most.
 func (o *owner) photo(t turn) uint64 {
 	x := workloads.Unit(t.draw(streamKey)) * o.weights[len(o.weights)-1]
 	i := sort.SearchFloat64s(o.weights, x)

@@ -5,12 +5,13 @@ import (
 	"testing"
 )
 
-// An owner renames a photo as often, among the owner's own, as it is popular.
+// TestOwnersRenameByPopularity checks that an owner renames popular photos more often,
+// in proportion to their popularity.
 func TestOwnersRenameByPopularity(t *testing.T) {
 	var o owner
 	weights := map[uint64]float64{31: 0.5, 7: 0.3, 12: 0.2}
 	for _, photo := range []uint64{31, 7, 12} {
-		o.add(photo, 4*weights[photo]) // the sum is of no importance
+		o.add(photo, 4*weights[photo]) // the weights need not sum to 1
 	}
 	const turns = 100_000
 	counts := map[uint64]int{}

@@ -1,15 +1,15 @@
-// Package preset holds the workloads that we ship, by name.
+// Package preset holds the built-in workloads, by name.
 //
-// They ask the photo service for what its users ask for, in fixed shares, so
-// that figures can be compared across versions of everything: read-heavy,
-// write-heavy and slow-upload do not change. FromTrace replays an access log of
-// any site against the service. Photos are picked zipfian (theta 0.99, hot ones
-// spread over all ids), users uniformly.
+// They send the requests of users of the photo service, in fixed shares. The
+// workloads read-heavy, write-heavy and slow-upload never change, so that results
+// of different versions stay comparable. FromTrace replays the access log of any
+// site against the photo service. The popularity of photos is zipfian (theta 0.99,
+// popular photos are spread over all ids). Users are picked uniformly.
 //
-// The package sends nothing and knows nothing of how the data set was made: it
-// is told how many users and photos there are, which ids photos have, who owns
-// which and how a user logs in. A workload is pure in (Params, n) and safe for concurrent use. It
-// also implements workloads.Login.
+// The package sends nothing and does not know how the data set was generated.
+// Params has all that it needs: the numbers of users and photos, the ids and
+// owners of photos, and the credentials of users. A workload is a pure function of
+// (Params, n), is safe for concurrent use and implements workloads.Login.
 package preset
 
 import (
@@ -20,7 +20,7 @@ import (
 	"github.com/stagebench/stagebench/workloads"
 )
 
-// The classes of op that the workloads here consist of.
+// The classes of the ops.
 const (
 	Page    workloads.Class = "page"
 	Feed    workloads.Class = "feed"
@@ -33,31 +33,30 @@ const (
 	Rename  workloads.Class = "rename"
 	Upload  workloads.Class = "upload"
 	Follow  workloads.Class = "follow"
-	Login   workloads.Class = "login" // in no mix: the driver logs users in when they need it
+	Login   workloads.Class = "login" // in no mix: the driver logs in a user when necessary
 )
 
-// Params describe the data set that a workload is about.
+// Params describe the data set of a workload.
 type Params struct {
 	Seed   uint64
-	Users  int // seeded users, whose ids are 1..Users; at least 2
-	Photos int // seeded photos, whose indexes are 1..Photos; at least 1
+	Users  int // number of seeded users, with the ids 1..Users; at least 2
+	Photos int // number of seeded photos, with the indexes 1..Photos; at least 1
 
-	Login   func(user int) (login, password string) // of a seeded user, by id
-	PhotoID func(photo int) uint64                  // of a seeded photo, by index
-	Owner   func(photo int) (user int)              // of a seeded photo, by index: only the owner may rename
-	Uploads [][]byte                                // JPEGs to upload, in turns; never written to
+	Login   func(user int) (login, password string) // credentials of a seeded user, by id
+	PhotoID func(photo int) uint64                  // id of a seeded photo, by index
+	Owner   func(photo int) (user int)              // owner of a seeded photo, by index: only the owner may rename
+	Uploads [][]byte                                // JPEGs to upload, picked at random; never modified
 }
 
-// mostVirtual is of how many seeded users at most all ops are: each of them has a browser,
-// and with it a session. It is enough for every web host to hold many sessions, and few
-// enough to log in within a second.
-const mostVirtual = 256
+// maxVirtualUsers is the maximum number of seeded users that send ops. Each has a
+// session. 256 users give every web host many sessions, and log in within a second.
+const maxVirtualUsers = 256
 
-// validate says what is wrong with parameters.
+// validate returns an error when a parameter is missing or out of range.
 func (p Params) validate() error {
 	switch {
 	case p.Users < 2:
-		return fmt.Errorf("%d users: want at least 2, for one to follow another", p.Users)
+		return fmt.Errorf("%d users: want at least 2, because users follow each other", p.Users)
 	case p.Photos < 1:
 		return fmt.Errorf("%d photos: want at least 1", p.Photos)
 	case p.Login == nil || p.PhotoID == nil || p.Owner == nil:
@@ -73,24 +72,24 @@ func (p Params) validate() error {
 	return nil
 }
 
-// Shipped is one workload as the catalogue has it.
+// Shipped is a built-in workload.
 type Shipped struct {
-	Name string
-	Doc  string // what it consists of, in one line
-	Mix  workloads.Mix
-	line float64 // of users who upload, in bytes per second; 0 = as fast as can be
+	Name       string
+	Doc        string // description in one line
+	Mix        workloads.Mix
+	uploadRate float64 // bytes per second of an upload; 0 = no limit
 }
 
-// slowLine is how fast the users of slow-upload send, in bytes per second: a
-// picture of the default size takes about eight seconds.
-const slowLine = 700
+// slowUploadRate is the rate of the uploads of slow-upload, in bytes per second. An
+// upload of the default size takes about eight seconds.
+const slowUploadRate = 700
 
-// Catalogue lists the workloads in the order in which they are shown.
+// Catalogue lists the built-in workloads in display order.
 func Catalogue() []Shipped {
 	return []Shipped{
 		{
 			Name: "read-heavy",
-			Doc:  "95 % reads: feeds, photos and images, now and then a like or an upload",
+			Doc:  "95 % reads: feeds, photos and images; few likes and uploads",
 			Mix: workloads.Mix{
 				{Class: Feed, Percent: 30},
 				{Class: Photo, Percent: 25},
@@ -106,7 +105,7 @@ func Catalogue() []Shipped {
 		},
 		{
 			Name: "write-heavy",
-			Doc:  "50 % writes: likes and comments above all, then renames, follows and uploads",
+			Doc:  "50 % writes: mostly likes and comments, and also renames, follows and uploads",
 			Mix: workloads.Mix{
 				{Class: Feed, Percent: 15},
 				{Class: Photo, Percent: 15},
@@ -121,7 +120,8 @@ func Catalogue() []Shipped {
 		},
 		{
 			Name: "slow-upload",
-			Doc:  "80 % reads in the proportions of read-heavy, and uploads over slow lines (700 bytes/s), each of which holds a connection for about 8 s",
+			Doc: "80 % reads as in read-heavy, and uploads over slow lines (700 bytes/s): " +
+				"each occupies a connection for about 8 s",
 			Mix: workloads.Mix{
 				{Class: Feed, Percent: 25},
 				{Class: Photo, Percent: 21},
@@ -131,13 +131,13 @@ func Catalogue() []Shipped {
 				{Class: Page, Percent: 1},
 				{Class: Upload, Percent: 20},
 			},
-			line: slowLine,
+			uploadRate: slowUploadRate,
 		},
 	}
 }
 
-// New returns the workload of that name. One that renames asks for the owner of
-// each photo once, which takes time in proportion to Photos.
+// New returns the workload of that name. For a workload with renames it calls Owner
+// for each photo, which takes time in proportion to Photos.
 func New(name string, p Params) (workloads.Workload, error) {
 	var names []string
 	for _, s := range Catalogue() {
@@ -145,7 +145,7 @@ func New(name string, p Params) (workloads.Workload, error) {
 			names = append(names, s.Name)
 			continue
 		}
-		service, err := newService(s, p, mostVirtual)
+		service, err := newService(s, p, maxVirtualUsers)
 		if err != nil {
 			return nil, fmt.Errorf("workload %s: %w", name, err)
 		}

@@ -11,31 +11,31 @@ import (
 	"github.com/stagebench/stagebench/workloads/keys"
 )
 
-// theta is the exponent of the popularity of photos: YCSB's.
+// theta is the zipfian exponent of the popularity of photos, the one of YCSB.
 const theta = 0.99
 
 // service is a workload for the photo service.
 //
-// Virtual user v is the seeded user with id 1 + v*users/virtual: they are
-// spread evenly over the ids, so that they follow and own what users in general
-// do, however the data set orders them.
+// Virtual user v is the seeded user with id 1 + v*users/virtual. So virtual users are
+// spread evenly over the ids. They are a fair sample of all users, also when the data
+// set orders users, for example by their number of photos.
 type service struct {
 	name    string
 	seed    uint64
 	mix     workloads.Mix
-	kinds   []kind // the kind of op of each share of the mix
-	users   int
-	virtual int
+	kinds   []kind // of the shares of the mix, in the same order
+	users   int    // number of seeded users
+	virtual int    // number of virtual users
 
-	photos   keys.Scrambled // keys are indexes - 1
+	photos   keys.Scrambled // picks a photo; a key is the index - 1
 	photoID  func(photo int) uint64
 	variants workloads.Mix  // of images
-	suffixes []string       // the end of an image's path, by position in variants
-	owners   []owner        // the virtual users who own photos; nil when no op asks for one
+	suffixes []string       // end of the path of an image, by index in variants
+	owners   []owner        // virtual users who own photos; nil when the mix needs no owner
 	logins   []workloads.Op // by virtual user
 	texts
-	uploads [][]byte
-	line    float64 // of users who upload, in bytes per second; 0 = as fast as can be
+	uploads    [][]byte
+	uploadRate float64 // bytes per second of an upload; 0 = no limit
 }
 
 var (
@@ -43,8 +43,8 @@ var (
 	_ workloads.Login    = (*service)(nil)
 )
 
-// newService returns a workload whose ops are those of so many users at most.
-func newService(s Shipped, p Params, virtual int) (*service, error) {
+// newService returns a workload with at most maxVirtual virtual users.
+func newService(s Shipped, p Params, maxVirtual int) (*service, error) {
 	if err := p.validate(); err != nil {
 		return nil, err
 	}
@@ -57,11 +57,11 @@ func newService(s Shipped, p Params, virtual int) (*service, error) {
 	}
 	w := &service{
 		name: s.Name, seed: p.Seed, mix: s.Mix,
-		users: p.Users, virtual: min(virtual, p.Users),
+		users: p.Users, virtual: min(maxVirtual, p.Users),
 		photoID:  p.PhotoID,
 		photos:   keys.NewScrambled(ranks, workloads.Draw(p.Seed, 0, streamOrder)),
 		variants: imageVariants(),
-		texts:    newTexts(), uploads: p.Uploads, line: s.line,
+		texts:    newTexts(), uploads: p.Uploads, uploadRate: s.uploadRate,
 	}
 	for _, v := range w.variants {
 		w.suffixes = append(w.suffixes, "/"+string(v.Class)+".jpg")
@@ -82,13 +82,13 @@ func newService(s Shipped, p Params, virtual int) (*service, error) {
 	return w, w.prepareLogins(p.Login)
 }
 
-// Name is the name that New was called with.
+// Name returns the name of the workload.
 func (w *service) Name() string { return w.name }
 
-// Users is the number of virtual users.
+// Users returns the number of virtual users.
 func (w *service) Users() int { return w.virtual }
 
-// Classes lists the classes of its ops, without the login's.
+// Classes lists the classes of the ops, without Login.
 func (w *service) Classes() (classes []workloads.Class) {
 	for _, share := range w.mix {
 		classes = append(classes, share.Class)
@@ -102,8 +102,8 @@ func (w *service) Op(n uint64) workloads.Op {
 	k := &w.kinds[i]
 	t := turn{seed: w.seed, n: n}
 	if k.byOwner {
-		t.by = t.pick(streamUser, len(w.owners))
-		t.user = w.owners[t.by].user
+		t.owner = t.pick(streamUser, len(w.owners))
+		t.user = w.owners[t.owner].user
 	} else {
 		t.user = t.pick(streamUser, w.virtual)
 	}
@@ -116,16 +116,16 @@ func (w *service) Op(n uint64) workloads.Op {
 		op.Body = k.body(w, t)
 	}
 	if op.Class == Upload {
-		op.BodyRate = w.line
+		op.BodyRate = w.uploadRate
 	}
 	return op
 }
 
-// LoginOp returns the op that logs a virtual user in.
+// LoginOp returns the op that logs in a virtual user.
 func (w *service) LoginOp(user int) workloads.Op { return w.logins[user] }
 
-// prepareLogins makes the login ops: they are needed again and again when a web
-// host takes its sessions with it.
+// prepareLogins builds the login ops in advance. Users log in again whenever a web
+// host with their sessions dies.
 func (w *service) prepareLogins(credentials func(user int) (login, password string)) error {
 	header := send("application/json")
 	for v := range w.virtual {
@@ -145,13 +145,13 @@ func (w *service) prepareLogins(credentials func(user int) (login, password stri
 	return nil
 }
 
-// userID is the id of the seeded user that a virtual user is.
+// userID returns the id of the seeded user of a virtual user.
 func (w *service) userID(virtual int) int { return 1 + virtual*w.users/w.virtual }
 
-// anyUser picks a user, all equally often.
+// anyUser picks the id of a user uniformly.
 func (w *service) anyUser(t turn) uint64 { return uint64(1 + t.pick(streamKey, w.users)) }
 
-// otherUser picks a user who is not the one whose turn it is.
+// otherUser picks the id of a user other than the sender of the op, uniformly.
 func (w *service) otherUser(t turn) uint64 {
 	id := 1 + t.pick(streamKey, w.users-1)
 	if id >= w.userID(t.user) {
@@ -163,33 +163,33 @@ func (w *service) otherUser(t turn) uint64 {
 // anyPhoto picks the id of a photo by popularity.
 func (w *service) anyPhoto(t turn) uint64 { return w.photoID(1 + w.photos.Key(t.draw(streamKey))) }
 
-// ownPhoto picks the id of a photo of the owner whose turn it is.
-func (w *service) ownPhoto(t turn) uint64 { return w.owners[t.by].photo(t) }
+// ownPhoto picks the id of a photo that the sender of the op owns.
+func (w *service) ownPhoto(t turn) uint64 { return w.owners[t.owner].photo(t) }
 
 // upload picks the bytes of an upload.
 func (w *service) upload(t turn) []byte { return w.uploads[t.pick(streamKey, len(w.uploads))] }
 
-// turn is one op in the making: its place in the workload, and who does it.
+// turn identifies an op while it is built: its index in the workload, and its sender.
 type turn struct {
 	seed, n uint64
-	user    int // virtual user
-	by      int // position of that user among the owners, for ops that only an owner may do
+	user    int // virtual user that sends the op
+	owner   int // index of that user in service.owners, if only an owner may send the op
 }
 
-// The streams of random numbers of one op.
+// The streams of random numbers. Each decides one property of an op.
 const (
 	streamOrder  = iota // once per workload: which photos are popular
-	streamClass         // what is done
-	streamUser          // by whom
-	streamKey           // to what
-	streamDetail        // how: the variant, the text, the bytes
+	streamClass         // class
+	streamUser          // sender
+	streamKey           // photo, user or JPEG
+	streamDetail        // image variant or text
 )
 
 func (t turn) draw(stream uint64) uint64 { return workloads.Draw(t.seed, t.n, stream) }
 
 func (t turn) pick(stream uint64, n int) int { return workloads.Below(t.draw(stream), n) }
 
-// numbered is a path with an id or the number of an op in it, made by one allocation.
+// numbered returns a path that contains a number. It allocates once.
 func numbered(before string, number uint64, after string) string {
 	var buffer [96]byte
 	text := append(buffer[:0], before...)

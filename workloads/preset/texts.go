@@ -5,18 +5,22 @@ import (
 	"strconv"
 )
 
-// texts is what users write. Each text ends with the number of its op, so that
-// what a write left behind can be traced to the op that made it.
+// texts holds the texts of comments and titles, without their ends. Each text ends
+// with the index of its op, which identifies the op that has written a record.
 type texts struct {
-	comments []string // beginnings of JSON bodies
-	titles   []string // beginnings of JSON bodies
-	paths    []string // beginnings of paths
+	comments []string // prefixes of JSON bodies
+	titles   []string // prefixes of JSON bodies
+	paths    []string // prefixes of the paths of uploads
 }
 
 func newTexts() texts {
 	var t texts
-	for _, first := range []string{"Lovely light", "What a colour", "So calm", "Great moment", "I was there too", "Sharp as ever"} {
-		for _, second := range []string{"well seen", "more of these", "where is this", "thank you", "this is my favourite of yours so far"} {
+	for _, first := range []string{
+		"Lovely light", "What a colour", "So calm", "Great moment", "I was there too", "Sharp as ever",
+	} {
+		for _, second := range []string{
+			"well seen", "more of these", "where is this", "thank you", "this is my favourite of yours so far",
+		} {
 			t.comments = append(t.comments, `{"text":"`+first+", "+second+" #")
 		}
 	}
@@ -42,6 +46,7 @@ func (x *texts) uploadPath(t turn) string {
 	return numbered(x.paths[t.pick(streamDetail, len(x.paths))], t.n, "")
 }
 
-func finish(beginning string, n uint64) []byte {
-	return append(strconv.AppendUint([]byte(beginning), n, 10), `"}`...)
+// finish completes a JSON body with the index of its op.
+func finish(prefix string, n uint64) []byte {
+	return append(strconv.AppendUint([]byte(prefix), n, 10), `"}`...)
 }

@@ -10,15 +10,17 @@ import (
 	"github.com/stagebench/stagebench/workloads/trace"
 )
 
-// FromTrace returns a workload that asks the photo service for what a trace asked
-// another site for: each path becomes a photo, each client address a virtual
-// user, as long as there are enough of them, and methods are kept. GET of a picture is an image, any other GET a
-// photo's record, HEAD the same without the body, POST a like. What the service
-// has no such operation for is skipped.
+// FromTrace returns a workload that replays the requests of another site against the
+// photo service. Each path becomes a photo, and each client address a virtual user;
+// if there are more of them than photos or users, some share one. A GET of a picture
+// becomes a GET of an image. Any other GET becomes a GET of a photo. HEAD is mapped
+// like GET. POST becomes a like. Requests with other methods are skipped.
 //
-// The ops are in step with the records of the trace that is returned, whose Schedule has
-// their times. Skipped counts the other requests by reason.
-func FromTrace(t *trace.Trace, p Params) (w workloads.Workload, sent *trace.Trace, skipped map[string]int64, err error) {
+// sent has the requests that are not skipped: op n of the workload is its record n,
+// and its Schedule has the times of the ops. skipped counts the others by reason.
+func FromTrace(
+	t *trace.Trace, p Params,
+) (w workloads.Workload, sent *trace.Trace, skipped map[string]int64, err error) {
 	sent, skipped = t.Keep(func(r trace.Record) string {
 		switch r.Method {
 		case http.MethodGet, http.MethodHead, http.MethodPost:
@@ -36,28 +38,32 @@ func FromTrace(t *trace.Trace, p Params) (w workloads.Workload, sent *trace.Trac
 		}
 	}
 	if len(photos) == 0 {
-		return nil, nil, nil, fmt.Errorf("trace %s: no request of it has a counterpart in the photo service\nwant requests by GET, HEAD or POST", t.Name())
+		return nil, nil, nil, fmt.Errorf("trace %s: none of its requests can be mapped to the photo service\n"+
+			"want requests with GET, HEAD or POST", t.Name())
 	}
 	users, err := newService(Shipped{Name: t.Name(), Mix: workloads.Mix{{Class: Photo, Percent: 100}}}, p, len(clients))
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("trace %s: %w", t.Name(), err)
 	}
-	return &replayed{service: users, records: sent.Records(), photos: photos, clients: clients, kinds: kinds()}, sent, skipped, nil
+	return &replayed{
+		service: users, records: sent.Records(), photos: photos, clients: clients, kinds: kinds(),
+	}, sent, skipped, nil
 }
 
-// replayed is a trace as a workload of the photo service, whose users it has.
+// replayed is a workload that replays a trace against the photo service. It embeds a
+// service for the virtual users and their logins.
 type replayed struct {
 	*service
 	records []trace.Record
 	photos  map[string]int // path -> index of the photo
-	clients map[int]int    // client of the trace -> by first appearance among those that are sent
+	clients map[int]int    // client of the trace -> index by first appearance in records
 	kinds   map[workloads.Class]kind
 }
 
-// Classes lists the classes that a request can become.
+// Classes lists the classes to which requests are mapped.
 func (w *replayed) Classes() []workloads.Class { return []workloads.Class{Photo, Image, Like} }
 
-// Op returns the n-th op; after the last request of the trace comes the first.
+// Op returns the n-th op. After the last request of the trace the first follows again.
 func (w *replayed) Op(n uint64) workloads.Op {
 	r := &w.records[n%uint64(len(w.records))]
 	photo := w.photoID(w.photos[r.Path])
@@ -76,7 +82,7 @@ func (w *replayed) Op(n uint64) workloads.Op {
 	return op
 }
 
-// isPicture reports whether a path names a picture by its extension.
+// isPicture reports whether a path has the extension of a picture.
 func isPicture(target string) bool {
 	target, _, _ = strings.Cut(target, "?")
 	switch strings.ToLower(path.Ext(target)) {

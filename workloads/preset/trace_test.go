@@ -11,8 +11,8 @@ import (
 	"github.com/stagebench/stagebench/workloads/trace"
 )
 
-// Paths become photos, clients users, methods are kept, and what has no
-// counterpart is counted.
+// TestFromTrace checks how requests are mapped to ops, and that skipped requests are
+// counted.
 func TestFromTrace(t *testing.T) {
 	lines := []string{
 		`{"time":1,"client":"a","method":"GET","path":"/page"}`,
@@ -33,30 +33,30 @@ func TestFromTrace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	type asked struct {
+	type request struct {
 		Method, Path string
 		Class        workloads.Class
 		Write        bool
 		User         int
 	}
-	var got []asked
+	var got []request
 	for n := range uint64(6) {
 		op := w.Op(n)
-		got = append(got, asked{op.Method, op.Path, op.Class, op.Write, op.User})
+		got = append(got, request{op.Method, op.Path, op.Class, op.Write, op.User})
 	}
-	want := []asked{
+	want := []request{
 		{"GET", "/api/photos/1", "photo", false, 0},
 		{"GET", "/img/2/thumb.jpg", "image", false, 1},
 		{"HEAD", "/img/2/thumb.jpg", "image", false, 0},
 		{"POST", "/api/photos/1/like", "like", true, 2},
 		{"GET", "/api/photos/1", "photo", false, 1}, // the third path shares the first photo
-		{"GET", "/api/photos/1", "photo", false, 0}, // and from the beginning
+		{"GET", "/api/photos/1", "photo", false, 0}, // the first request again
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("ops (-want +got)\n%s", diff)
 	}
-	left := map[string]int64{"method PROPFIND has no counterpart": 1, "method DELETE has no counterpart": 1}
-	if diff := cmp.Diff(left, skipped); diff != "" || w.Users() != 3 {
+	wantSkipped := map[string]int64{"method PROPFIND has no counterpart": 1, "method DELETE has no counterpart": 1}
+	if diff := cmp.Diff(wantSkipped, skipped); diff != "" || w.Users() != 3 {
 		t.Errorf("%d users, skipped (-want +got)\n%s", w.Users(), diff)
 	}
 	schedule, err := sent.Schedule(trace.Replay{Speed: 1})
@@ -64,7 +64,7 @@ func TestFromTrace(t *testing.T) {
 		t.Fatal(err)
 	}
 	if at := schedule.At(2).Seconds(); at != 3 {
-		t.Errorf("the HEAD is due at %vs, want 3s: ops and times are out of step", at)
+		t.Errorf("the HEAD is due at %vs, want 3s", at)
 	}
 	if op := w.(workloads.Login).LoginOp(1); op.Class != preset.Login {
 		t.Errorf("login op %+v", op)
@@ -74,7 +74,8 @@ func TestFromTrace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, _, err := preset.FromTrace(none, p); err == nil || !strings.Contains(err.Error(), "no request of it has a counterpart") {
+	_, _, _, err = preset.FromTrace(none, p)
+	if err == nil || !strings.Contains(err.Error(), "none of its requests can be mapped") {
 		t.Errorf("error %v", err)
 	}
 }

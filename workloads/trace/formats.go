@@ -11,24 +11,24 @@ import (
 	"time"
 )
 
-// What can be wrong with a line, in words that can be counted.
+// Reasons why a line is broken. Their texts are the keys of Stats.Broken.
 var (
-	errNoTime   = errors.New("no time that can be read")
+	errNoTime   = errors.New("no valid time")
 	errNoMethod = errors.New("no HTTP method")
 	errNoTarget = errors.New("no path")
 	errRequest  = errors.New("no request line such as GET / HTTP/1.1")
 	errLine     = errors.New("not an access log line")
 	errJSON     = errors.New("not a JSON object")
-	errColumns  = errors.New("another number of columns than the header")
+	errColumns  = errors.New("not as many columns as the header")
 	errCSV      = errors.New("not a line of CSV")
 )
 
-// combined is the common log format, "host ident user [time] "request" status
-// bytes", with whatever follows, such as referrer and user agent.
+// combined parses the common log format: host ident user [time] "request" status
+// bytes. It ignores further columns, such as referrer and user agent.
 // Source: Apache HTTP Server, mod_log_config; nginx, log_format combined.
 type combined struct{}
 
-// commonTime is the time of the common log format.
+// commonTime is the layout of times in the common log format.
 const commonTime = "02/Jan/2006:15:04:05 -0700"
 
 func (combined) parse(line string) (e entry, err error) {
@@ -53,8 +53,8 @@ func (combined) parse(line string) (e entry, err error) {
 	return e, err
 }
 
-// quoted reads a text to its closing quote and undoes the escapes of Apache and
-// nginx: \" \\ \xHH.
+// quoted returns a text up to its closing quote. It decodes the escapes of Apache
+// and nginx: \" \\ \xHH. found is false without a closing quote.
 func quoted(text string) (value string, found bool) {
 	var b strings.Builder
 	for i := 0; i < len(text); i++ {
@@ -75,8 +75,8 @@ func quoted(text string) (value string, found bool) {
 	return "", false
 }
 
-// requestLine takes "GET /path HTTP/1.1" apart. Without the version it is one of
-// HTTP/0.9, which had nothing but GET.
+// requestLine splits a request line such as "GET /path HTTP/1.1". A line without
+// the version is valid too: HTTP/0.9 has none.
 func requestLine(line string) (method, target string, err error) {
 	method, rest, found := strings.Cut(line, " ")
 	if !found {
@@ -88,13 +88,14 @@ func requestLine(line string) (method, target string, err error) {
 	return method, rest, nil
 }
 
-// timeNames are what the column of times is called, by us and by nginx, Apache,
-// Elastic and the clouds.
+// timeNames returns the names that the time column may have: ours, and those of
+// nginx, Apache, Elastic and cloud providers.
 func timeNames() []string {
 	return []string{"time", "timestamp", "@timestamp", "ts", "time_iso8601", "time_local", "msec", "date"}
 }
 
-// fields returns a record from its columns by name.
+// fields builds an entry from columns. value returns the text of the column with
+// that name.
 func fields(value func(name string) (text string, found bool)) (e entry, err error) {
 	get := func(names ...string) string {
 		for _, name := range names {
@@ -121,10 +122,13 @@ func fields(value func(name string) (text string, found bool)) (e entry, err err
 	return e, nil
 }
 
-// readTime reads a time as text, or as a number of seconds, milliseconds,
-// microseconds or nanoseconds since 1970: which of them shows in its size.
+// readTime parses a time. The text is in a known layout or is a number of
+// seconds, milliseconds, microseconds or nanoseconds since 1970. The size of the
+// number decides its unit.
 func readTime(text string) (time.Time, error) {
-	for _, layout := range []string{time.RFC3339Nano, commonTime, "2006-01-02 15:04:05.999999999", "2006-01-02T15:04:05.999999999"} {
+	for _, layout := range []string{
+		time.RFC3339Nano, commonTime, "2006-01-02 15:04:05.999999999", "2006-01-02T15:04:05.999999999",
+	} {
 		if t, err := time.Parse(layout, text); err == nil {
 			return t, nil
 		}
@@ -155,7 +159,7 @@ func readTime(text string) (time.Time, error) {
 	return at, nil
 }
 
-// jsonLines is one object per line.
+// jsonLines parses one JSON object per line.
 type jsonLines struct{}
 
 func (jsonLines) parse(line string) (entry, error) {
@@ -169,16 +173,17 @@ func (jsonLines) parse(line string) (entry, error) {
 	return fields(func(name string) (text string, found bool) {
 		raw, found := object[name]
 		if found && json.Unmarshal(raw, &text) != nil {
-			text = string(raw) // a number, as it is written
+			text = string(raw) // a number: its literal
 		}
 		return text, found
 	})
 }
 
-// csvLines is lines of RFC 4180 whose fields hold no line breaks, after a header.
+// csvLines parses CSV (RFC 4180) with a header. Fields must not contain line
+// breaks.
 type csvLines struct {
-	columns map[string]int
-	width   int // of the header
+	columns map[string]int // name -> index; nil before the header
+	width   int            // number of columns of the header
 }
 
 func (c *csvLines) parse(line string) (entry, error) {
@@ -188,7 +193,7 @@ func (c *csvLines) parse(line string) (entry, error) {
 	}
 	if c.columns == nil {
 		if !isHeader(line) {
-			return entry{}, errors.New("before the CSV header")
+			return entry{}, errors.New("a line before the CSV header")
 		}
 		c.columns, c.width = map[string]int{}, len(values)
 		for i, name := range values {
@@ -209,7 +214,7 @@ func columnName(text string) string {
 	return strings.ToLower(strings.TrimSpace(strings.TrimPrefix(text, "\ufeff")))
 }
 
-// isHeader reports whether a line names a column of times.
+// isHeader reports whether a line is a CSV header: one of its columns is the time.
 func isHeader(line string) bool {
 	names, err := splitCSV(line)
 	return err == nil && len(names) > 1 && slices.ContainsFunc(names, func(name string) bool {
@@ -223,9 +228,9 @@ func splitCSV(line string) ([]string, error) {
 	return r.Read()
 }
 
-// sendable returns the path and query of a request in a form in which they can
-// be sent: bytes that must not stand in a request line are percent-encoded, and
-// an absolute URL, which is what a proxy is asked for, loses its host.
+// sendable returns the path and query of a logged request, ready for a request
+// line. It percent-encodes the bytes that a request line must not contain. It
+// removes scheme and host of an absolute URL, which clients send to a proxy.
 func sendable(method, target string) (string, error) {
 	if method == "" || len(method) > 20 || strings.Trim(method, "ABCDEFGHIJKLMNOPQRSTUVWXYZ-_") != "" {
 		return "", errNoMethod
@@ -251,8 +256,8 @@ func sendable(method, target string) (string, error) {
 	return path, nil
 }
 
-// encode percent-encodes what cannot be sent as it is. What is encoded already
-// stays; a percent sign that encodes nothing becomes one that does.
+// encode percent-encodes the bytes that a request line must not contain. Valid
+// escapes stay unchanged; any other percent sign becomes %25.
 func encode(target string) string {
 	const digits = "0123456789ABCDEF"
 	var b strings.Builder

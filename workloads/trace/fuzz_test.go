@@ -35,7 +35,7 @@ func FuzzRead(f *testing.F) {
 	fuzz(f)
 }
 
-// fuzz holds whatever could be read to what every trace promises.
+// fuzz checks the guarantees of a trace for every input that Read accepts.
 func fuzz(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte) {
 		got, err := trace.Read(bytes.NewReader(text), "fuzz")
@@ -57,7 +57,7 @@ func fuzz(f *testing.F) {
 		var last time.Duration
 		for n := range uint64(len(got.Records())) {
 			if at := schedule.At(n); at < last {
-				t.Fatalf("request %d is due at %v, after one at %v", n, at, last)
+				t.Fatalf("request %d is due at %v, but an earlier one at %v", n, at, last)
 			} else {
 				last = at
 			}
@@ -66,7 +66,7 @@ func fuzz(f *testing.F) {
 	})
 }
 
-// check makes sure that an op can be sent, and is asked for as it was read.
+// check checks that net/http accepts an op and sends its path unchanged.
 func check(t *testing.T, w workloads.Workload, n uint64) {
 	op := w.Op(n)
 	if op.User < 0 || op.User >= w.Users() {
@@ -74,9 +74,9 @@ func check(t *testing.T, w workloads.Workload, n uint64) {
 	}
 	req, err := http.NewRequest(op.Method, "http://127.0.0.1"+op.Path, nil)
 	if err != nil {
-		t.Fatalf("op %+v is no request: %v", op, err)
+		t.Fatalf("op %+v is not a valid request: %v", op, err)
 	}
 	if got := req.URL.RequestURI(); got != op.Path {
-		t.Fatalf("op asks for %q, and %q would be sent", op.Path, got)
+		t.Fatalf("net/http would send the path %q, want %q", got, op.Path)
 	}
 }

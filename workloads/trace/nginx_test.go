@@ -18,7 +18,8 @@ import (
 	"github.com/stagebench/stagebench/workloads/trace"
 )
 
-// What nginx logs of a replay is, replayed again, the same.
+// TestRoundTripThroughNginx checks that nginx logs a replayed trace as it was sent,
+// and that a replay of that log gives the same log.
 func TestRoundTripThroughNginx(t *testing.T) {
 	binary, err := exec.LookPath("nginx")
 	if err != nil {
@@ -26,35 +27,38 @@ func TestRoundTripThroughNginx(t *testing.T) {
 	}
 	var lines strings.Builder
 	for i, request := range []string{
-		"GET /", "GET /a?b=c&d=%20e", "HEAD /index.html", "POST /form", `GET /quote\"d`, `GET /back\\slash`, "GET /with space",
-		"GET /%D0%B0%D0%B1", `GET /raw\xD0\xB0`, "DELETE /x", "GET //double//slash", "GET /a/../b/./c", "GET /%zz", "GET /q?x=\\\"y\\\"&z=[1]|{2}",
+		"GET /", "GET /a?b=c&d=%20e", "HEAD /index.html", "POST /form", `GET /quote\"d`, `GET /back\\slash`,
+		"GET /with space", "GET /%D0%B0%D0%B1", `GET /raw\xD0\xB0`, "DELETE /x", "GET //double//slash",
+		"GET /a/../b/./c", "GET /%zz", `GET /q?x=\"y\"&z=[1]|{2}`,
 		"PUT /semi;colon=1,2", "GET /a+b~c!$&'()*@:", "GET /dir/?", "GET /?", "OPTIONS /", "GET /%2F%2f",
 	} {
-		_, _ = fmt.Fprintf(&lines, "192.0.2.%d - - [17/May/2015:10:05:%02d +0000] \"%s HTTP/1.1\" 200 5 \"-\" \"agent\"\n", i%3, i/2, request)
+		_, _ = fmt.Fprintf(&lines, "192.0.2.%d - - [17/May/2015:10:05:%02d +0000] \"%s HTTP/1.1\" 200 5 \"-\" \"agent\"\n",
+			i%3, i/2, request)
 	}
 	original := read(t, lines.String())
 	if n := original.Stats().Records; n != 20 {
-		t.Fatalf("%d of 20 requests could be read: %+v", n, original.Stats())
+		t.Fatalf("%d of 20 requests were read: %+v", n, original.Stats())
 	}
 	first := replay(t, binary, original)
 	second := replay(t, binary, first)
-	if diff := cmp.Diff(asked(original), asked(first)); diff != "" {
-		t.Errorf("nginx logged something else than was sent (-sent +logged)\n%s", diff)
+	if diff := cmp.Diff(requests(original), requests(first)); diff != "" {
+		t.Errorf("the log of nginx differs from the requests (-sent +logged)\n%s", diff)
 	}
-	if diff := cmp.Diff(asked(first), asked(second)); diff != "" {
+	if diff := cmp.Diff(requests(first), requests(second)); diff != "" {
 		t.Errorf("the second replay differs from the first (-first +second)\n%s", diff)
 	}
 }
 
-func asked(t *trace.Trace) (all []string) {
+// requests returns method and path of each request of a trace.
+func requests(t *trace.Trace) (all []string) {
 	for _, r := range t.Records() {
 		all = append(all, r.Method+" "+r.Path)
 	}
 	return all
 }
 
-// replay sends a trace to an nginx of its own, one request after the other, and
-// returns what nginx logged.
+// replay starts an nginx and sends it a trace, one request after the other. It
+// returns the access log of that nginx as a trace.
 func replay(t *testing.T, binary string, source *trace.Trace) *trace.Trace {
 	t.Helper()
 	dir := t.TempDir()
@@ -76,7 +80,8 @@ func replay(t *testing.T, binary string, source *trace.Trace) *trace.Trace {
 		_ = response.Body.Close()
 	}
 	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
-	// nginx writes a line when the response is out, which the client may know first.
+	// nginx logs a request after it has sent the response, so the client may be
+	// finished before the last line is written.
 	log := filepath.Join(dir, "access.log")
 	var text []byte
 	complete := eventually(t, func() bool {
@@ -105,7 +110,7 @@ func eventually(t *testing.T, done func() bool) bool {
 	return false
 }
 
-// startNginx starts an nginx that ends with the test, and returns its address.
+// startNginx starts an nginx and returns its address. The test's cleanup stops it.
 func startNginx(t *testing.T, binary, dir string) string {
 	t.Helper()
 	// These ports are below the range of outgoing connections and are not used by the tests

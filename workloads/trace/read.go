@@ -12,34 +12,36 @@ import (
 )
 
 const (
-	// maxLine is the longest line in bytes that is looked at.
+	// maxLine is the length of the longest line that is parsed, in bytes.
 	maxLine = 64 << 10
-	// lookAhead is how many lines the format is guessed from.
+	// lookAhead is the number of lines that are inspected to detect the format.
 	lookAhead = 50
-	// maxReasons bounds the different reasons that are counted apart.
+	// maxReasons is the maximum number of reasons with a counter of their own.
+	// Other reasons share the counter "other".
 	maxReasons = 50
 )
 
-// entry is one line that was understood.
+// entry is one parsed line.
 type entry struct {
 	time           time.Time
 	method, target string // the target as it was logged
 	client         string
 }
 
-// parser understands the lines of one format. What is wrong with a line is said
-// in words that do not change from line to line, so that they can be counted.
+// parser parses the lines of one format. Its error texts contain nothing that
+// depends on the line, because broken lines are counted by error text.
 type parser interface {
 	parse(line string) (entry, error)
 }
 
-// errHeader is for a line that is no record and not broken either.
+// errHeader reports a CSV header: the line is neither a record nor broken.
 var errHeader = errors.New("a header")
 
-// Read reads a trace of that name to its end: an access log, JSON lines, or CSV with a
-// header that names the columns; gzip is recognised. It fails when reading fails
-// or no line could be understood; a file that breaks off, as one does that is
-// still being written, is read as far as it goes and the break is counted.
+// Read reads a trace to its end and gives it a name. The input is an access log,
+// JSON lines, or CSV with a header that names the columns. It may be compressed
+// with gzip. Read returns an error when reading fails or when no line is a
+// request. A truncated gzip file, for example one that is still being written, is
+// read up to its end; the truncation is counted as a broken line.
 func Read(r io.Reader, name string) (*Trace, error) {
 	lines, err := newLines(r)
 	if err != nil {
@@ -47,13 +49,13 @@ func Read(r io.Reader, name string) (*Trace, error) {
 	}
 	b := builder{trace: &Trace{name: name}, clients: map[string]int{}, paths: map[string]string{}}
 	b.trace.stats.Broken = map[string]int64{}
-	p := lines.guess()
+	p := lines.detect()
 	for number := int64(1); ; number++ {
 		line, err := lines.next()
 		switch {
 		case errors.Is(err, io.EOF):
 			return b.finish()
-		case errors.Is(err, errBrokenOff):
+		case errors.Is(err, errTruncated):
 			b.add(p, line, number, err)
 			return b.finish()
 		case err != nil && !errors.Is(err, errTooLong):
@@ -68,9 +70,9 @@ type builder struct {
 	trace   *Trace
 	times   []time.Time
 	latest  time.Time
-	broken  string // the first line that is no request, and why
-	clients map[string]int
-	paths   map[string]string // each path once, however many ask for it
+	broken  string            // number of the first broken line, and the reason
+	clients map[string]int    // address -> index
+	paths   map[string]string // interns the paths: each text is stored once
 }
 
 func (b *builder) add(p parser, line string, number int64, err error) {
@@ -124,15 +126,15 @@ func (b *builder) skip(reason string, line int64) {
 	}
 }
 
-// finish sorts the records and gives them their times.
+// finish sorts the records and sets their times.
 func (b *builder) finish() (*Trace, error) {
 	t := b.trace
 	if len(t.records) == 0 {
-		why := "it is empty"
+		reason := "it is empty"
 		if b.broken != "" {
-			why = fmt.Sprintf("none of its %d lines is a request: %s", t.stats.Lines, b.broken)
+			reason = fmt.Sprintf("none of its %d lines is a request: %s", t.stats.Lines, b.broken)
 		}
-		return nil, fmt.Errorf("trace %s: %s\nwant an access log, JSON lines, or CSV with a header", t.name, why)
+		return nil, fmt.Errorf("trace %s: %s\nwant an access log, JSON lines, or CSV with a header", t.name, reason)
 	}
 	order := make([]int, len(t.records))
 	for i := range order {
@@ -159,9 +161,9 @@ func (b *builder) finish() (*Trace, error) {
 	return t, nil
 }
 
-// spread places the requests of each second evenly within it. A log that knows
-// only seconds says nothing about where in its second a request came; all of
-// them at its beginning would be bursts that nobody saw.
+// spread distributes the requests of each second evenly over that second. It is
+// for logs whose times are whole seconds. Without it all requests of a second
+// would be sent at its start, as a burst that did not happen.
 func spread(records []Record) {
 	for begin := 0; begin < len(records); {
 		end := begin + 1
@@ -175,39 +177,38 @@ func spread(records []Record) {
 	}
 }
 
-// What can be wrong with the line as such.
+// Errors of reading a line, before it is parsed.
 var (
 	errTooLong   = errors.New("longer than 64 KiB")
-	errBrokenOff = errors.New("the compressed file breaks off")
+	errTruncated = errors.New("the compressed file is truncated")
 )
 
-// lines reads a text line by line, and remembers those that it has looked at in
-// advance.
+// lines reads a text line by line. It keeps the lines that detect has read ahead.
 type lines struct {
 	in    *bufio.Reader
 	ahead []result
 }
 
-// result is what reading a line came to.
+// result is the result of reading one line.
 type result struct {
 	line string
 	err  error
 }
 
-// newLines opens a text that may be compressed.
+// newLines returns a reader of lines. It decompresses gzip.
 func newLines(r io.Reader) (*lines, error) {
 	in := bufio.NewReaderSize(r, maxLine)
 	if magic, _ := in.Peek(2); string(magic) == "\x1f\x8b" {
 		unpacked, err := gzip.NewReader(in)
 		if err != nil {
-			return nil, fmt.Errorf("it looks like gzip: %w", err)
+			return nil, fmt.Errorf("open as gzip: %w", err)
 		}
 		in = bufio.NewReaderSize(unpacked, maxLine)
 	}
 	return &lines{in: in}, nil
 }
 
-// next returns the next line without its end.
+// next returns the next line without its line break.
 func (l *lines) next() (line string, err error) {
 	if len(l.ahead) == 0 {
 		return l.read()
@@ -231,15 +232,15 @@ func (l *lines) read() (string, error) {
 	case errors.Is(err, io.EOF) && len(text) == 0:
 		return "", io.EOF
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader):
-		return "", errBrokenOff
+		return "", errTruncated
 	case err != nil && !errors.Is(err, io.EOF):
 		return "", err
 	}
 	return strings.TrimRight(string(text), "\r\n"), nil
 }
 
-// guess returns the parser of the format in which the first lines make sense.
-func (l *lines) guess() parser {
+// detect returns the parser that accepts the first valid line of the input.
+func (l *lines) detect() parser {
 	for len(l.ahead) < lookAhead {
 		line, err := l.read()
 		l.ahead = append(l.ahead, result{line, err})

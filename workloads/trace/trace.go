@@ -1,13 +1,12 @@
-// Package trace reads access logs and recorded traces, and replays them: the
-// requests as ops, with the times at which they came.
+// Package trace reads access logs and recorded traces, and replays them: each
+// request becomes an op, sent at the time at which it was logged.
 //
-// It reads what it is given (Read) and opens nothing; from then on a Trace is
-// immutable and may be used by many goroutines. Broken lines never end a read:
-// they are counted by reason. Lines that are out of order are sorted by their
-// times.
+// Read takes a reader; the package opens no files. A Trace is immutable and safe
+// for concurrent use. A broken line never ends a read: broken lines are counted
+// by reason. Lines that are out of order are sorted by their times.
 //
-// Times are durations since the first request, in whole nanoseconds. Logs carry
-// no bodies, so neither do the ops.
+// Times are durations since the first request, in whole nanoseconds. Logs
+// contain no bodies, so the ops have none.
 package trace
 
 import (
@@ -28,23 +27,23 @@ import (
 type Record struct {
 	At     time.Duration // since the first request of the trace
 	Method string
-	Path   string // path and query, fit to be sent
-	Client int    // index of the client's address, by first appearance
+	Path   string // path and query, encoded for a request line
+	Client int    // index of the client address, in order of first appearance
 }
 
-// Stats says what a trace was made of.
+// Stats describes the input of a trace.
 type Stats struct {
-	Lines          int64            // without empty ones and a CSV header
+	Lines          int64            // all lines except empty lines and the CSV header
 	Records        int64            // requests
-	Broken         map[string]int64 // other lines, by reason
-	OutOfOrder     int64            // requests that were logged after a later one
-	DuplicateTimes int64            // requests at the very time of the one before
+	Broken         map[string]int64 // lines that are not requests, by reason
+	OutOfOrder     int64            // requests logged after a request with a later time
+	DuplicateTimes int64            // requests with the same time as the previous one
 	Clients        int              // different addresses
 	Paths          int              // different paths
 	Span           time.Duration    // from the first to the last request
 }
 
-// BrokenLines is the number of lines that are no requests.
+// BrokenLines returns the number of lines that are not requests.
 func (s Stats) BrokenLines() int64 {
 	var sum int64
 	for _, n := range s.Broken {
@@ -53,29 +52,29 @@ func (s Stats) BrokenLines() int64 {
 	return sum
 }
 
-// Trace is requests in the order of their times.
+// Trace is a list of requests in the order of their times.
 type Trace struct {
 	name    string
 	records []Record
 	stats   Stats
 }
 
-// Name is the trace's name.
+// Name returns the name of the trace.
 func (t *Trace) Name() string { return t.name }
 
-// Records returns the requests, in the order of their times. They are shared:
-// nobody may change them.
+// Records returns the requests in the order of their times. The slice is shared:
+// callers must not modify it.
 func (t *Trace) Records() []Record { return t.records }
 
-// Stats says what the trace was made of.
+// Stats returns the statistics of the input.
 func (t *Trace) Stats() Stats { return t.stats }
 
-// Keep returns a trace of the requests for which the reason to leave them out is
-// empty, with their times as they are, and counts the others by reason.
-func (t *Trace) Keep(leaveOut func(Record) (reason string)) (*Trace, map[string]int64) {
+// Keep returns a trace of the requests for which skip returns "". Their times do
+// not change. The map has the number of the other requests by reason.
+func (t *Trace) Keep(skip func(Record) (reason string)) (*Trace, map[string]int64) {
 	kept, skipped := &Trace{name: t.name, stats: t.stats}, map[string]int64{}
 	for _, r := range t.records {
-		if reason := leaveOut(r); reason != "" {
+		if reason := skip(r); reason != "" {
 			skipped[reason]++
 			continue
 		}
@@ -84,41 +83,42 @@ func (t *Trace) Keep(leaveOut func(Record) (reason string)) (*Trace, map[string]
 	return kept, skipped
 }
 
-// Replay says how the times are changed.
+// Replay configures how a schedule changes the logged times.
 type Replay struct {
-	Speed  float64       // how many times faster than it was logged
-	MaxGap time.Duration // longer gaps are shortened to it, before Speed; 0 = none is
-	Loop   bool          // begin again at the end, for ever
+	Speed  float64       // factor: 2 sends twice as fast as logged
+	MaxGap time.Duration // longer gaps are shortened to this, before Speed applies; 0 = no limit
+	Loop   bool          // after the last request start again with the first, without end
 }
 
-// The speeds that a replay can have.
+// Limits of Replay.Speed.
 const (
 	minSpeed = 0.001
 	maxSpeed = 1_000_000
 )
 
-// Validate says what is wrong with a replay.
+// Validate returns an error when a value is out of range.
 func (r Replay) Validate() error {
 	switch {
-	case !(r.Speed >= minSpeed && r.Speed <= maxSpeed): // so written that NaN is refused too
+	case !(r.Speed >= minSpeed && r.Speed <= maxSpeed): // NaN fails both comparisons, so it is refused too
 		return fmt.Errorf("speed %v: want %v to %d times the logged one", r.Speed, minSpeed, maxSpeed)
 	case r.MaxGap < 0:
-		return fmt.Errorf("max gap %v: want 0, for gaps as logged, or more", r.MaxGap)
+		return fmt.Errorf("max gap %v: want 0 (gaps as logged) or more", r.MaxGap)
 	}
 	return nil
 }
 
-// Schedule returns when the requests are meant to be sent.
+// Schedule returns the schedule with the intended time of each request.
 func (t *Trace) Schedule(r Replay) (pace.Schedule, error) {
 	if err := r.Validate(); err != nil {
 		return nil, fmt.Errorf("replay %s: %w", t.name, err)
 	}
 	if len(t.records) == 0 {
-		return nil, fmt.Errorf("replay %s: there is no request to send", t.name)
+		return nil, fmt.Errorf("replay %s: it has no requests to send", t.name)
 	}
 	s := &schedule{name: t.name, replay: r, at: make([]time.Duration, len(t.records))}
-	// Summed as whole nanoseconds of the log and divided once, so that no rounding
-	// adds up: the last time is within a nanosecond of the exact one.
+	// The gaps are summed in whole nanoseconds, and each sum is divided by the speed
+	// once. So rounding errors do not accumulate: each time is within a nanosecond
+	// of the exact one.
 	var sum time.Duration
 	last := t.records[0].At
 	for i, record := range t.records {
@@ -132,20 +132,21 @@ func (t *Trace) Schedule(r Replay) (pace.Schedule, error) {
 	end, n := s.at[len(s.at)-1], len(s.at)
 	s.round = end + time.Second
 	if n > 1 {
-		s.round = end + end/time.Duration(n-1) // one mean gap before it begins again
+		s.round = end + end/time.Duration(n-1) // one mean gap between the rounds
 	}
-	// Requests of one moment, again and again, are no load but an endless number.
+	// A round of almost no duration would repeat the requests at an unlimited rate.
 	if r.Loop && float64(n) > pace.MaxRate*s.round.Seconds() {
-		return nil, fmt.Errorf("replay %s in a loop: %d requests within %v are more than %d per second\nwant a lower speed, a longer max gap, or no loop", t.name, n, s.round, int64(pace.MaxRate))
+		return nil, fmt.Errorf("replay %s in a loop: %d requests within %v are more than %d per second\n"+
+			"want a lower speed, a longer max gap, or no loop", t.name, n, s.round, int64(pace.MaxRate))
 	}
 	return s, nil
 }
 
-// Length is how long one round of a trace's schedule takes: until after its last
-// request.
+// Length returns the shortest duration of a step that contains the first round of
+// s, a schedule of this trace: the time of its last request plus 1 ns.
 func (t *Trace) Length(s pace.Schedule) time.Duration { return s.At(uint64(len(t.records)-1)) + 1 }
 
-// schedule is the times of a trace.
+// schedule holds the intended times of a trace. It implements pace.Schedule.
 type schedule struct {
 	name   string
 	replay Replay
@@ -153,7 +154,7 @@ type schedule struct {
 	round  time.Duration   // from the start of one round to the next
 }
 
-// forever is the time of a request that never comes.
+// forever is the time of a request that is never sent.
 const forever = time.Duration(math.MaxInt64)
 
 // At implements pace.Schedule.
@@ -193,39 +194,39 @@ func (s *schedule) String() string {
 	return text
 }
 
-// Workload returns the requests as they are, for the server that was asked them
-// or any other one: its n-th op is the n-th request, and after the last one
-// comes the first again. Each client address is a virtual user, whose cookies
-// the driver keeps apart. The class of an op is its method in lower case.
+// Workload returns a workload that sends the requests unchanged, to any server.
+// Op n is request n; after the last request the first follows again. Each client
+// address becomes a virtual user, and the driver keeps the cookies of each user
+// separately. The class of an op is its method in lower case.
 func (t *Trace) Workload() (workloads.Workload, error) {
 	if len(t.records) == 0 {
-		return nil, errors.New("trace " + t.name + ": there is no request to send")
+		return nil, errors.New("trace " + t.name + ": it has no requests to send")
 	}
 	last := slices.MaxFunc(t.records, func(a, b Record) int { return a.Client - b.Client })
-	return &paths{t, last.Client + 1}, nil
+	return &pathWorkload{t, last.Client + 1}, nil
 }
 
-// paths is a trace as a workload.
-type paths struct {
+// pathWorkload is a workload that sends the paths of a trace unchanged.
+type pathWorkload struct {
 	trace   *Trace
 	clients int
 }
 
-func (p *paths) Name() string { return p.trace.name }
-func (p *paths) Users() int   { return p.clients }
+func (w *pathWorkload) Name() string { return w.trace.name }
+func (w *pathWorkload) Users() int   { return w.clients }
 
-// Classes lists the classes of its ops, one for each method that is in the trace.
-func (p *paths) Classes() (classes []workloads.Class) {
-	for n := range p.trace.records {
-		if class := p.Op(uint64(n)).Class; !slices.Contains(classes, class) {
+// Classes returns one class for each method in the trace.
+func (w *pathWorkload) Classes() (classes []workloads.Class) {
+	for n := range w.trace.records {
+		if class := w.Op(uint64(n)).Class; !slices.Contains(classes, class) {
 			classes = append(classes, class)
 		}
 	}
 	return classes
 }
 
-func (p *paths) Op(n uint64) workloads.Op {
-	r := &p.trace.records[n%uint64(len(p.trace.records))]
+func (w *pathWorkload) Op(n uint64) workloads.Op {
+	r := &w.trace.records[n%uint64(len(w.trace.records))]
 	return workloads.Op{
 		Index: n, Class: workloads.Class(strings.ToLower(r.Method)), Method: r.Method, Path: r.Path, User: r.Client,
 		Write: workloads.Writes(r.Method),

@@ -40,11 +40,6 @@ func wideFolders() map[string]int {
 		"cmd/stagebench":          29,
 		"sut/sqlite":              47,
 		"sut/sqlite/multiprimary": 8,
-		"targets/budget":          7,
-		"targets/local":           31,
-		"workloads/pace":          1,
-		"workloads/preset":        12,
-		"workloads/trace":         10,
 	}
 }
 
