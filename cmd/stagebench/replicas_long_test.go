@@ -30,17 +30,17 @@ func TestPrimaryIsKilledTenTimes(t *testing.T) {
 			for kill := 1; kill <= 10; kill++ {
 				c := comment(t, r.Endpoints()[0], 8, 3000)
 				c.awaitCount(t, 200)
-				loss := r.losePrimary(t, c)
+				resumed := r.losePrimary(t, c)
 				c.end()
 				r.awaitCopies(t)
 				primary, _ := r.databaseRoles()
-				loss.lost = c.missing(r.comments(t, primary))
+				gone := c.missing(r.comments(t, primary))
 				t.Logf("kill %d: writes resumed after %v; %d acknowledged, %d lost",
-					kill, loss.resumed.Round(time.Millisecond), c.count(), len(loss.lost))
-				r.lossIsReported(t, primary, loss.lost)
+					kill, resumed.Round(time.Millisecond), c.count(), len(gone))
+				r.lossIsReported(t, primary, gone)
 				r.oldPrimaryIsFenced(t)
-				longest = max(longest, loss.resumed)
-				acknowledged, lost = acknowledged+c.count(), lost+len(loss.lost)
+				longest = max(longest, resumed)
+				acknowledged, lost = acknowledged+c.count(), lost+len(gone)
 			}
 			t.Logf("%s: 10 kills, writes resumed within %v; %d acknowledged, %d lost",
 				name, longest.Round(time.Millisecond), acknowledged, lost)
