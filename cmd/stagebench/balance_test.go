@@ -47,6 +47,7 @@ const growing = 0.2
 // The web tier grows from two hosts to four and shrinks back under load, and no
 // request fails.
 func TestScaleUnderLoad(t *testing.T) {
+	t.Parallel()
 	for name, knobs := range engines() {
 		for _, layer := range []string{"l7", "l4"} {
 			t.Run(name+"/"+layer, func(t *testing.T) {
@@ -54,7 +55,7 @@ func TestScaleUnderLoad(t *testing.T) {
 				r := bringUpSized(t, sut.LB, with(knobs, sut.Knobs{"web.hosts": "2", "lb.sticky": "false", "lb.layer": layer}), growing)
 				// A connection of layer 4 stays on its host until its client renews it.
 				r.connect(t, anonymous{shipped(t, "read-heavy")}, driver.ClientConfig{Connections: 32, ConnectionLife: 500 * time.Millisecond})
-				step := r.load(t, 40, 10*time.Second, time.Second, func() { r.scale(t, 4, 2) })
+				step := r.load(t, 40, 6*time.Second, 500*time.Millisecond, func() { r.scale(t, 4, 2) })
 				t.Logf("ledger %+v causes %v", step.Ledger, step.Causes)
 				for _, e := range step.Events {
 					t.Logf("%v %s", time.Duration(e.AtNS).Round(time.Millisecond), e.Text)
@@ -102,13 +103,14 @@ func (r *rig) webNodes() []string {
 // One of two balancers is killed: what was in flight on it may fail, and from
 // then on its clients use the other.
 func TestABalancerIsKilled(t *testing.T) {
+	t.Parallel()
 	const connections = 32
 	for name, knobs := range engines() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := bringUpSized(t, sut.LB, with(knobs, sut.Knobs{"lb.hosts": "2"}), roomy)
 			r.connect(t, shipped(t, "read-heavy"), driver.ClientConfig{Connections: connections})
-			step, killed := r.kill(t, "lb-1", 100, 6*time.Second, 2*time.Second)
+			step, killed := r.kill(t, "lb-1", 100, 5*time.Second, time.Second)
 			// Half of the connections are idle ones to the dead one, and an op may be
 			// written to each of them before the client sees its end.
 			inFlight := r.inFlight(killed)
@@ -128,6 +130,7 @@ func TestABalancerIsKilled(t *testing.T) {
 
 // A balancer that routes by path, header and cookie sends each where it belongs.
 func TestRoutesOnTheCommandLine(t *testing.T) {
+	t.Parallel()
 	for name, knobs := range engines() {
 		t.Run(name, func(t *testing.T) {
 			r := bringUpSized(t, sut.LB, with(knobs, sut.Knobs{
@@ -170,10 +173,11 @@ func (r repeated) Op(n uint64) workloads.Op {
 // One of three blob hosts is killed: with
 // two copies of every photo, all images are still there.
 func TestABlobHostIsKilled(t *testing.T) {
+	t.Parallel()
 	r := bringUpSized(t, sut.LB, sut.Knobs{"blob.hosts": "3", "blob.copies": "2", "web.hosts": "2"}, growing)
 	image := workloads.Op{Class: "image", Method: "GET", User: -1}
 	r.connect(t, images(image), driver.ClientConfig{Connections: 16})
-	step := r.load(t, 60, 6*time.Second, 2*time.Second, func() {
+	step := r.load(t, 60, 4*time.Second, time.Second, func() {
 		if err := r.Kill("blob-2"); err != nil {
 			t.Error(err)
 		}

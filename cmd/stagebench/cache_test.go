@@ -12,15 +12,16 @@ import (
 // request goes to the database and none fails; the host comes back empty, and is
 // asked again.
 func TestACacheHostIsKilled(t *testing.T) {
+	t.Parallel()
 	for _, engine := range []string{"resp", "redis", "memcached"} {
 		t.Run(engine, func(t *testing.T) {
 			t.Parallel()
 			r := bringUp(t, sut.Caches, sut.Knobs{"cache.engine": engine, "db.replicas": "0", "web.hosts": "1"}, "read-heavy")
-			whole := r.load(t, 80, 3*time.Second, 0, nil)
+			whole := r.load(t, 80, 2*time.Second, 0, nil)
 			if whole.Cache == nil || whole.Cache.Hits == 0 || whole.Cache.Misses == 0 {
 				t.Fatalf("what the cache had: %+v", whole.Cache)
 			}
-			killed := r.load(t, 80, 4*time.Second, time.Second, func() {
+			killed := r.load(t, 80, 3*time.Second, time.Second, func() {
 				if err := r.Kill("cache-1"); err != nil {
 					t.Error(err)
 				}
@@ -37,7 +38,7 @@ func TestACacheHostIsKilled(t *testing.T) {
 			r.awaitCache(t)
 			var again results.Step
 			for range 5 { // a web host takes its time to try a host that was dead
-				if again = r.load(t, 80, 2*time.Second, 0, nil); again.Cache != nil && again.Cache.Hits > 0 {
+				if again = r.load(t, 80, time.Second, 0, nil); again.Cache != nil && again.Cache.Hits > 0 {
 					return
 				}
 			}

@@ -170,15 +170,23 @@ func interruptAt(t *testing.T, at time.Duration, args ...string) {
 
 // TestInterrupted sends Ctrl-C at three moments; the long tests do it at twenty.
 func TestInterrupted(t *testing.T) {
+	t.Parallel()
 	random := rand.New(rand.NewPCG(11, 12))
 	for range 3 {
-		interruptAt(t, time.Duration(random.Int64N(int64(6*time.Second))))
+		at := time.Duration(random.Int64N(int64(6 * time.Second)))
+		t.Run(at.String(), func(t *testing.T) {
+			t.Parallel()
+			interruptAt(t, at)
+		})
 	}
 }
 
 // TestParentKilled kills the harness by SIGKILL: its nodes, the native servers
 // among them, must go, too. The long tests say how soon.
-func TestParentKilled(t *testing.T) { parentKilled(t, 30*time.Second) }
+func TestParentKilled(t *testing.T) {
+	t.Parallel()
+	parentKilled(t, 30*time.Second)
+}
 
 // parentKilled kills a harness, whose nodes must be gone within the bound.
 func parentKilled(t *testing.T, bound time.Duration) {
@@ -219,6 +227,7 @@ func awaitUp(t *testing.T, h *harness) {
 
 // TestUpIsTakenDown walks through up, status, kill and down as two users would.
 func TestUpIsTakenDown(t *testing.T) {
+	t.Parallel()
 	h := startHarness(t, "up", "--stage", "lb", "--set", "web.hosts=2")
 	awaitUp(t, h)
 	status := h.call(t, "status", "--format", "csv")

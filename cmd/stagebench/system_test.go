@@ -247,13 +247,14 @@ func engines() map[string]sut.Knobs {
 
 // The server's own count and the ledger agree to the request, at every stage.
 func TestLedgerAgreesWithTheServer(t *testing.T) {
+	t.Parallel()
 	for name, knobs := range engines() {
 		for _, rung := range ladder.Rungs() {
 			stage := rung.Stage
 			t.Run(name+"/"+string(stage), func(t *testing.T) {
 				t.Parallel()
 				r := bringUp(t, stage, knobs, "write-heavy")
-				step := r.load(t, 60, 2*time.Second, 0, nil)
+				step := r.load(t, 60, time.Second, 0, nil)
 				if step.ServerCount == nil || *step.ServerCount != step.Ledger.Sent {
 					t.Errorf("the server counted %v, the client sent %d", step.ServerCount, step.Ledger.Sent)
 				}
@@ -269,12 +270,13 @@ func TestLedgerAgreesWithTheServer(t *testing.T) {
 // what arrived for it during one health interval; it comes back and gets
 // traffic.
 func TestAWebHostIsKilled(t *testing.T) {
+	t.Parallel()
 	const rate = 120.0
 	for name, knobs := range engines() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := bringUp(t, sut.LB, knobs, "read-heavy")
-			step, killed := r.kill(t, "web-2", rate, 8*time.Second, 2*time.Second)
+			step, killed := r.kill(t, "web-2", rate, 5*time.Second, time.Second)
 			inFlight := r.inFlight(killed)
 			interval := ladder.LBOf(r.topology.Knobs).HealthInterval.Seconds()
 			allowed := inFlight + int64(rate/3*interval)
@@ -311,8 +313,9 @@ func (r *rig) servesAgain(t *testing.T, node string) {
 // Killing the only host shows as one outage with its length, and the system
 // recovers.
 func TestTheOnlyHostIsKilled(t *testing.T) {
+	t.Parallel()
 	r := bringUp(t, sut.Single, nil, "read-heavy")
-	step, killed := r.kill(t, "host-1", 60, 8*time.Second, 2*time.Second)
+	step, killed := r.kill(t, "host-1", 60, 5*time.Second, time.Second)
 	t.Logf("ledger %+v causes %v outages %+v events %v", step.Ledger, step.Causes, step.Outages, step.Events)
 	failures := r.failures()
 	if len(failures) == 0 || len(step.Outages) == 0 {
