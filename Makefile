@@ -27,7 +27,7 @@ again := --rerun-fails=2 --rerun-fails-max-failures=30 --rerun-fails-abort-on-da
 test: native lint tidy ## everything that CI checks
 	$(gotestsum) $(again) --packages="$$($(GO) list $(packages) | grep -v -e '/cmd/stagebench$$' -e '/sut/node$$' -e '/tidy$$' | tr '\n' ' ')" -- -race -vet=off -p 4 -timeout 30m
 	$(gotestsum) $(again) --packages='./workloads/driver/... ./sut/resp' -- -vet=off -count=1 -p 1 -run 'TestConformance|TestPublished' # exactly, which the race detector is too slow for
-	$(gotestsum) $(again) --packages='$(systems)' -- -vet=off -count=1 -parallel 2 -timeout 30m
+	$(gotestsum) $(again) --packages='$(systems)' -- -vet=off -count=1 -parallel 3 -timeout 30m
 
 race: ## the tests of whole systems with the race detector
 	$(GO) test -race -p 1 -timeout 0 $(systems)
