@@ -38,7 +38,7 @@ func TestSizes(t *testing.T) { report(t, repository(t).checkSizes(tooLarge())) }
 // may only shrink.
 func wideFolders() map[string]int {
 	return map[string]int{
-		".":                           185,
+		".":                           183,
 		"cmd/internal/cell":           49,
 		"cmd/internal/load":           5,
 		"cmd/internal/tidy":           65,
