@@ -30,7 +30,7 @@ test: native lint tidy ## everything that CI checks
 	$(gotestsum) --packages="$$($(GO) list $(packages) | grep -v -e '/cmd/stagebench$$' -e '/sut/node$$' \
 		-e '/tidy$$' | tr '\n' ' ')" -- -race -vet=off -p 4 -timeout 30m
 	$(gotestsum) --packages='$(exact)' -- -vet=off -count=1 -p 1 -run 'TestConformance|TestPublished'
-	$(gotestsum) $(rerun) --packages='$(systems)' -- -vet=off -count=1 -parallel 2 -timeout 30m
+	$(gotestsum) $(rerun) --packages='$(systems)' -- -vet=off -count=1 -parallel 3 -timeout 30m
 	@test ! -s bin/reruns.txt || { echo "Tests that failed and were run again:"; cat bin/reruns.txt; }
 
 race: ## the tests of whole systems with the race detector

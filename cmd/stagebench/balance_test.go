@@ -44,6 +44,7 @@ const smallUnit = 0.2
 // The web tier grows from two hosts to four and shrinks back under load, and no
 // request fails.
 func TestScaleUnderLoad(t *testing.T) {
+	t.Parallel()
 	for name, knobs := range engines() {
 		for _, layer := range []string{"l7", "l4"} {
 			t.Run(name+"/"+layer, func(t *testing.T) {
@@ -53,7 +54,7 @@ func TestScaleUnderLoad(t *testing.T) {
 				// A layer-4 connection stays on its host until the client renews it.
 				r.connect(t, anonymous{shipped(t, "read-heavy")},
 					driver.ClientConfig{Connections: 32, ConnectionLife: 500 * time.Millisecond})
-				step := r.load(t, 40, 10*time.Second, time.Second, func() { r.scale(t, 4, 2) })
+				step := r.load(t, 40, 6*time.Second, 500*time.Millisecond, func() { r.scale(t, 4, 2) })
 				t.Logf("ledger %+v causes %v", step.Ledger, step.Causes)
 				for _, e := range step.Events {
 					t.Logf("%v %s", time.Duration(e.AtNS).Round(time.Millisecond), e.Text)
@@ -101,13 +102,14 @@ func (r *rig) webNodes() []string {
 // One of two balancers is killed. Requests in flight on it may fail. After that, its clients
 // use the other balancer.
 func TestABalancerIsKilled(t *testing.T) {
+	t.Parallel()
 	const connections = 32
 	for name, knobs := range engines() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := bringUpSized(t, sut.LB, with(knobs, sut.Knobs{"lb.hosts": "2"}), roomy)
 			r.connect(t, shipped(t, "read-heavy"), driver.ClientConfig{Connections: connections})
-			step, killed := r.kill(t, "lb-1", 100, 6*time.Second, 2*time.Second)
+			step, killed := r.kill(t, "lb-1", 100, 5*time.Second, time.Second)
 			// Half of the connections go to the dead balancer. The client may send one op on
 			// each of them before it notices that the connection is closed.
 			inFlight := r.inFlight(killed)
@@ -133,6 +135,7 @@ func TestABalancerIsKilled(t *testing.T) {
 // The balancer routes by path, header and cookie. A request that matches several routes goes
 // to the first one.
 func TestRoutesOnTheCommandLine(t *testing.T) {
+	t.Parallel()
 	for name, knobs := range engines() {
 		t.Run(name, func(t *testing.T) {
 			r := bringUpSized(t, sut.LB, with(knobs, sut.Knobs{
@@ -176,10 +179,11 @@ func (r repeated) Op(n uint64) workloads.Op {
 // One of three blob hosts is killed. Every photo has two copies, so all images can still be
 // read.
 func TestABlobHostIsKilled(t *testing.T) {
+	t.Parallel()
 	r := bringUpSized(t, sut.LB, sut.Knobs{"blob.hosts": "3", "blob.copies": "2", "web.hosts": "2"}, smallUnit)
 	image := workloads.Op{Class: "image", Method: "GET", User: -1}
 	r.connect(t, images(image), driver.ClientConfig{Connections: 16})
-	step := r.load(t, 60, 6*time.Second, 2*time.Second, func() {
+	step := r.load(t, 60, 4*time.Second, time.Second, func() {
 		if err := r.Kill("blob-2"); err != nil {
 			t.Error(err)
 		}

@@ -11,16 +11,17 @@ import (
 // The cache serves repeated reads. While its host is dead, every read goes to the database
 // and no request fails. The host comes back empty and serves again.
 func TestACacheHostIsKilled(t *testing.T) {
+	t.Parallel()
 	for _, engine := range []string{"resp", "redis", "memcached"} {
 		t.Run(engine, func(t *testing.T) {
 			t.Parallel()
 			knobs := sut.Knobs{"cache.engine": engine, "db.replicas": "0", "web.hosts": "1"}
 			r := bringUp(t, sut.Caches, knobs, "read-heavy")
-			before := r.load(t, 80, 3*time.Second, 0, nil)
+			before := r.load(t, 80, 2*time.Second, 0, nil)
 			if before.Cache == nil || before.Cache.Hits == 0 || before.Cache.Misses == 0 {
 				t.Fatalf("cache figures %+v, want hits and misses", before.Cache)
 			}
-			killed := r.load(t, 80, 4*time.Second, time.Second, func() {
+			killed := r.load(t, 80, 3*time.Second, time.Second, func() {
 				if err := r.Kill("cache-1"); err != nil {
 					t.Error(err)
 				}
@@ -39,7 +40,7 @@ func TestACacheHostIsKilled(t *testing.T) {
 			r.awaitCache(t)
 			var again results.Step
 			for range 5 { // a web host retries a dead cache host only after a while
-				if again = r.load(t, 80, 2*time.Second, 0, nil); again.Cache != nil && again.Cache.Hits > 0 {
+				if again = r.load(t, 80, time.Second, 0, nil); again.Cache != nil && again.Cache.Hits > 0 {
 					return
 				}
 			}

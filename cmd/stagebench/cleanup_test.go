@@ -173,15 +173,23 @@ func interruptAt(t *testing.T, at time.Duration, args ...string) {
 
 // TestInterrupted sends Ctrl-C at three random times. The long tests use twenty.
 func TestInterrupted(t *testing.T) {
+	t.Parallel()
 	random := rand.New(rand.NewPCG(11, 12))
 	for range 3 {
-		interruptAt(t, time.Duration(random.Int64N(int64(6*time.Second))))
+		at := time.Duration(random.Int64N(int64(6 * time.Second)))
+		t.Run(at.String(), func(t *testing.T) {
+			t.Parallel()
+			interruptAt(t, at)
+		})
 	}
 }
 
 // TestParentKilled kills the harness with SIGKILL. All its nodes must end, native servers
 // included. A long test has the strict time limit.
-func TestParentKilled(t *testing.T) { parentKilled(t, 30*time.Second) }
+func TestParentKilled(t *testing.T) {
+	t.Parallel()
+	parentKilled(t, 30*time.Second)
+}
 
 // parentKilled kills a harness. Its nodes must end within the bound.
 func parentKilled(t *testing.T, bound time.Duration) {
@@ -215,6 +223,7 @@ func awaitUp(t *testing.T, h *harness) {
 
 // TestUpIsTakenDown runs up, status, kill, attack and down, as from two terminals.
 func TestUpIsTakenDown(t *testing.T) {
+	t.Parallel()
 	h := startHarness(t, "up", "--stage", "lb", "--set", "web.hosts=2")
 	awaitUp(t, h)
 	status := h.call(t, "status", "--format", "csv")

@@ -261,13 +261,14 @@ func engines() map[string]sut.Knobs {
 
 // At every stage, the requests that the server counts are exactly those of the ledger.
 func TestLedgerAgreesWithTheServer(t *testing.T) {
+	t.Parallel()
 	for name, knobs := range engines() {
 		for _, rung := range ladder.Rungs() {
 			stage := rung.Stage
 			t.Run(name+"/"+string(stage), func(t *testing.T) {
 				t.Parallel()
 				r := bringUp(t, stage, knobs, "write-heavy")
-				step := r.load(t, 60, 2*time.Second, 0, nil)
+				step := r.load(t, 60, time.Second, 0, nil)
 				if step.ServerCount == nil || *step.ServerCount != step.Ledger.Sent {
 					t.Errorf("the server counted %v, the client sent %d", step.ServerCount, step.Ledger.Sent)
 				}
@@ -282,12 +283,13 @@ func TestLedgerAgreesWithTheServer(t *testing.T) {
 // One of three web hosts is killed. Only requests fail that were in flight on it or arrived
 // for it during one health interval. The host is restarted and gets traffic again.
 func TestAWebHostIsKilled(t *testing.T) {
+	t.Parallel()
 	const rate = 120.0
 	for name, knobs := range engines() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := bringUp(t, sut.LB, knobs, "read-heavy")
-			step, killed := r.kill(t, "web-2", rate, 8*time.Second, 2*time.Second)
+			step, killed := r.kill(t, "web-2", rate, 5*time.Second, time.Second)
 			inFlight := r.inFlight(killed)
 			interval := ladder.LBOf(r.topology.Knobs).HealthInterval.Seconds()
 			allowed := inFlight + int64(rate/3*interval)
@@ -320,8 +322,9 @@ func (r *rig) servesAgain(t *testing.T, node string) {
 // The only host is killed. The step reports an outage that begins with the first failed
 // request, and the system recovers.
 func TestTheOnlyHostIsKilled(t *testing.T) {
+	t.Parallel()
 	r := bringUp(t, sut.Single, nil, "read-heavy")
-	step, killed := r.kill(t, "host-1", 60, 8*time.Second, 2*time.Second)
+	step, killed := r.kill(t, "host-1", 60, 5*time.Second, time.Second)
 	t.Logf("ledger %+v causes %v outages %+v events %v", step.Ledger, step.Causes, step.Outages, step.Events)
 	failures := r.failures()
 	if len(failures) == 0 || len(step.Outages) == 0 {
