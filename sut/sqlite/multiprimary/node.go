@@ -112,7 +112,7 @@ func (n *Node) Start(left <-chan struct{}) {
 }
 
 // Become makes the node get its changes from other nodes. It returns replog.ErrRefused for what it must not be.
-func (n *Node) Become(_ context.Context, to sut.Replication) error {
+func (n *Node) ChangeRole(_ context.Context, to sut.Replication) error {
 	n.becoming.Lock()
 	defer n.becoming.Unlock()
 	n.mu.Lock()
@@ -173,7 +173,7 @@ func (n *Node) follow(origins []sut.Peer) {
 }
 
 // Cut ends what is going on with other nodes now.
-func (n *Node) Cut() {
+func (n *Node) Abort() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.ended = true
@@ -182,7 +182,7 @@ func (n *Node) Cut() {
 
 // Stop ends all that the node does by itself.
 func (n *Node) Stop() {
-	n.Cut()
+	n.Abort()
 	n.becoming.Lock()
 	defer n.becoming.Unlock()
 	n.follow(nil)
