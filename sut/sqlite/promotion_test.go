@@ -66,7 +66,21 @@ func TestPromotion(t *testing.T) {
 	if s := first.ReplicationStatus(); s.Rebuilds != 1 {
 		t.Errorf("the old primary reports %+v", s)
 	}
-	commits, lost, err := replog.LostChanges(t.Context(), filepath.Join(first.dir, "stagebench.db.epoch-1"), 1)
+	wantLost(t, filepath.Join(first.dir, "stagebench.db.epoch-1"))
+
+	// The node must not restart as the primary of its old epoch.
+	first.kill(t)
+	cfg := first.cfg
+	cfg.Replication = &sqlite.Replication{Node: "db-1", State: sut.Replication{Epoch: 1}}
+	if _, err := sqlite.New(cfg); !errors.Is(err, sqlite.ErrRefused) {
+		t.Errorf("an old primary of an older epoch: %v", err)
+	}
+}
+
+// wantLost checks the lost changes of TestPromotion in the file of the old primary.
+func wantLost(t *testing.T, path string) {
+	t.Helper()
+	commits, lost, err := replog.LostChanges(t.Context(), path, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,14 +97,6 @@ func TestPromotion(t *testing.T) {
 	}
 	if want := []sut.LostChange{inserted, updated}; !reflect.DeepEqual(lost, want) {
 		t.Errorf("lost are %+v, want %+v", lost, want)
-	}
-
-	// The node must not restart as the primary of its old epoch.
-	first.kill(t)
-	cfg := first.cfg
-	cfg.Replication = &sqlite.Replication{Node: "db-1", State: sut.Replication{Epoch: 1}}
-	if _, err := sqlite.New(cfg); !errors.Is(err, sqlite.ErrRefused) {
-		t.Errorf("an old primary of an older epoch: %v", err)
 	}
 }
 

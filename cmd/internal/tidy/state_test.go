@@ -37,8 +37,6 @@ func sleepers() map[string]string {
 		"sut/cache/memcached_test.go":       "it asks a server again until something has happened: the server has no event to wait for yet",
 		"sut/cache/cacheproxy/rig_test.go":  "it asks a server again until something has happened: the server has no event to wait for yet",
 		"sut/haproxy/live_test.go":          "it asks a server again until something has happened: the server has no event to wait for yet",
-		"sut/sqlite/replication_test.go":    "it asks a server again until something has happened: the server has no event to wait for yet",
-		"sut/sqlite/sqlite_test.go":         "it asks a server again until something has happened: the server has no event to wait for yet",
 	}
 }
 
