@@ -113,7 +113,7 @@ func (c Config) listen() (net.Listener, error) {
 	}
 	if a, ok := l.Addr().(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
 		l.Close()
-		return nil, fmt.Errorf("%s is not a loopback address: the node has no passwords, so use one", l.Addr())
+		return nil, fmt.Errorf("%s is not a loopback address: use one, because the node has no passwords", l.Addr())
 	}
 	return l, nil
 }

@@ -314,7 +314,7 @@ func TestMultiPrimaryLogins(t *testing.T) {
 // TestMultiPrimaryRandomTransactions runs random transactions on few rows, on three nodes at the same time. Meanwhile
 // one of the nodes is killed and restarted twice.
 func TestMultiPrimaryRandomTransactions(t *testing.T) {
-	const seed, rounds, perRound = 11, 5, 40 * scale
+	const seed, rounds, perRound = 11, 5, 30 * scale
 	forTopologies(t, func(t *testing.T, by topology) {
 		c := startPrimaries(t, by, nil)
 		var writers errgroup.Group

@@ -38,7 +38,7 @@ func cancelledContext() context.Context {
 func newTemplate(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
-	s, err := sqlite.New(sqlite.Config{Dir: dir, Statements: notes()})
+	s, err := sqlite.New(sqlite.Config{Dir: dir, Statements: notes(), Durability: sqlite.Normal})
 	if err != nil {
 		t.Fatal(err)
 	}
