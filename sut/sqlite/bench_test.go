@@ -20,39 +20,53 @@ import (
 	"github.com/stagebench/stagebench/sut/store/storetest"
 )
 
-// benchData has the size of the small data set, without its power law.
-type benchData struct{}
+// dataSet is a set of data for the store, by its numbers of records. Each user follows 20 others, without a power law.
+type dataSet struct{ users, photos int }
 
-const (
-	benchUsers  = 1_000
-	benchPhotos = 3_000
-)
+// benchData returns a data set of the size of the preset "small".
+func benchData() dataSet { return dataSet{users: 1_000, photos: 3_000} }
 
-func (benchData) Users() iter.Seq[photos.User] {
-	return count(benchUsers, func(i int) photos.User {
-		return photos.User{ID: photos.ID(i), Login: fmt.Sprintf("user-%d", i), Name: fmt.Sprintf("User %d", i), Password: "salt$0123456789abcdef0123456789abcdef", Version: 1}
+// Users returns the users.
+func (d dataSet) Users() iter.Seq[photos.User] {
+	return count(d.users, func(i int) photos.User {
+		return photos.User{
+			ID: photos.ID(i), Login: fmt.Sprintf("user-%d", i), Name: fmt.Sprintf("User %d", i),
+			Password: "salt$0123456789abcdef0123456789abcdef", Version: 1,
+		}
 	})
 }
 
-func (benchData) Photos() iter.Seq[photos.Photo] {
-	return count(benchPhotos, func(i int) photos.Photo {
-		return photos.Photo{ID: photos.ID(i), UserID: photos.ID(i%benchUsers + 1), Title: fmt.Sprintf("photo number %d", i), State: photos.StateReady, Width: 160, Height: 120, Bytes: 5000, CreatedUS: int64(1_700_000_000_000_000 + i*7919%benchPhotos), Version: 1}
+// Photos returns the photos.
+func (d dataSet) Photos() iter.Seq[photos.Photo] {
+	return count(d.photos, func(i int) photos.Photo {
+		return photos.Photo{
+			ID: photos.ID(i), UserID: photos.ID(i%d.users + 1), Title: fmt.Sprintf("photo number %d", i),
+			State: photos.StateReady, Width: 160, Height: 120, Bytes: 5000, Version: 1,
+			CreatedUS: int64(1_700_000_000_000_000 + i*7919%d.photos),
+		}
 	})
 }
 
-func (benchData) Comments() iter.Seq[photos.Comment] {
-	return count(6_000, func(i int) photos.Comment {
-		return photos.Comment{ID: photos.ID(i), PhotoID: photos.ID(i%benchPhotos + 1), UserID: photos.ID(i%benchUsers + 1), Text: "what a nice photo this is", CreatedUS: int64(i)}
+// Comments returns two comments per photo.
+func (d dataSet) Comments() iter.Seq[photos.Comment] {
+	return count(2*d.photos, func(i int) photos.Comment {
+		return photos.Comment{
+			ID: photos.ID(i), PhotoID: photos.ID(i%d.photos + 1), UserID: photos.ID(i%d.users + 1),
+			Text: "what a nice photo this is", CreatedUS: int64(i),
+		}
 	})
 }
 
-func (benchData) Follows() iter.Seq[photos.Follow] {
-	return count(20_000, func(i int) photos.Follow {
-		i--
-		return photos.Follow{Follower: photos.ID(i/20 + 1), Followee: photos.ID((i/20+37*(i%20)+1)%benchUsers + 1), CreatedUS: int64(i)}
+// Follows returns 20 follows per user.
+func (d dataSet) Follows() iter.Seq[photos.Follow] {
+	return count(20*d.users, func(i int) photos.Follow {
+		follower, k := (i-1)/20, (i-1)%20
+		followee := (follower+37*k+1)%d.users + 1
+		return photos.Follow{Follower: photos.ID(follower + 1), Followee: photos.ID(followee), CreatedUS: int64(i - 1)}
 	})
 }
 
+// count returns record(1) to record(n).
 func count[T any](n int, record func(i int) T) iter.Seq[T] {
 	return func(yield func(T) bool) {
 		for i := 1; i <= n; i++ {
@@ -63,10 +77,9 @@ func count[T any](n int, record func(i int) T) iter.Seq[T] {
 	}
 }
 
-// BenchmarkStore measures the store's operations through pgx and loopback on a
-// node in a process of its own, as it is in a system. node-us/op is the CPU
-// time that the node spent on one operation: unlike the rate it says the same
-// on a busy machine.
+// BenchmarkStore measures the operations of the store through pgx and loopback. The node runs in its own process, as in
+// a system under test. node-us/op is the CPU time of the node per operation; unlike the rate, it does not depend on
+// other load of the machine.
 func BenchmarkStore(b *testing.B) {
 	for _, durability := range []sqlite.Durability{sqlite.Full, sqlite.Normal} {
 		b.Run(string(durability), func(b *testing.B) {
@@ -74,7 +87,7 @@ func BenchmarkStore(b *testing.B) {
 			node.Restart(b)
 			b.Cleanup(func() { node.Kill(b) })
 			s := storetest.Open(b, node.address)
-			if err := errors.Join(s.CreateSchema(b.Context()), s.Load(b.Context(), benchData{})); err != nil {
+			if err := errors.Join(s.CreateSchema(b.Context()), s.Load(b.Context(), benchData())); err != nil {
 				b.Fatal(err)
 			}
 			benchOps(b, s, node)
@@ -85,8 +98,8 @@ func BenchmarkStore(b *testing.B) {
 func benchOps(b *testing.B, s *storetest.Store, node *process) {
 	ctx := context.Background()
 	var ids atomic.Int64
-	photo := func(r *rand.Rand) photos.ID { return photos.ID(r.IntN(benchPhotos) + 1) }
-	user := func(r *rand.Rand) photos.ID { return photos.ID(r.IntN(benchUsers) + 1) }
+	photo := func(r *rand.Rand) photos.ID { return photos.ID(r.IntN(benchData().photos) + 1) }
+	user := func(r *rand.Rand) photos.ID { return photos.ID(r.IntN(benchData().users) + 1) }
 	for _, op := range []struct {
 		name string
 		do   func(r *rand.Rand) error
@@ -95,7 +108,9 @@ func benchOps(b *testing.B, s *storetest.Store, node *process) {
 		{"feed", func(r *rand.Rand) error { _, err := s.Feed(ctx, user(r), 20); return err }},
 		{"like", func(r *rand.Rand) error { _, err := s.Like(ctx, photo(r), 1); return err }},
 		{"comment", func(r *rand.Rand) error {
-			_, err := s.Comment(ctx, photos.Comment{ID: photos.ID(1<<40 + ids.Add(1)), PhotoID: photo(r), UserID: user(r), Text: "what a nice photo this is"})
+			_, err := s.Comment(ctx, photos.Comment{
+				ID: photos.ID(1<<40 + ids.Add(1)), PhotoID: photo(r), UserID: user(r), Text: "what a nice photo this is",
+			})
 			return err
 		}},
 		{"follow", func(r *rand.Rand) error {
@@ -132,15 +147,15 @@ func BenchmarkWriteBack(b *testing.B) {
 	}
 }
 
-// BenchmarkReplication measures what copies cost a write: with a log that
-// nobody reads, with one replica, and with one that every write waits for.
+// BenchmarkReplication measures the cost of replication for a write: without a log, with a log, with one replica, and
+// with one synchronous replica.
 func BenchmarkReplication(b *testing.B) {
 	for _, durability := range []sqlite.Durability{sqlite.Full, sqlite.Normal} {
 		base := b.TempDir()
 		seed := &process{dir: base, address: "127.0.0.1:0", durability: durability}
 		seed.Restart(b)
 		s := storetest.Open(b, seed.address)
-		if err := errors.Join(s.CreateSchema(b.Context()), s.Load(b.Context(), benchData{})); err != nil {
+		if err := errors.Join(s.CreateSchema(b.Context()), s.Load(b.Context(), benchData())); err != nil {
 			b.Fatal(err)
 		}
 		seed.Kill(b)
@@ -164,11 +179,12 @@ func BenchmarkReplication(b *testing.B) {
 				}
 				primary := start(b, log)
 				if copies == "replica" || copies == "sync" {
-					start(b, &sqlite.Replication{Node: "db-2", State: sut.Replication{Epoch: 1, Primary: &sut.Peer{Node: "db-1", Address: primary.address}}})
+					state := sut.Replication{Epoch: 1, Primary: &sut.Peer{Node: "db-1", Address: primary.address}}
+					start(b, &sqlite.Replication{Node: "db-2", State: state})
 				}
 				s := storetest.Open(b, primary.address)
 				var err error
-				for range 100 { // until the replica is there
+				for range 100 { // until the replica is connected
 					if _, err = s.Like(b.Context(), 1, 1); err == nil {
 						break
 					}
@@ -190,7 +206,7 @@ func benchLikes(b *testing.B, s *storetest.Store, node *process) {
 	b.RunParallel(func(pb *testing.PB) {
 		r := rand.New(rand.NewPCG(1, seed.Add(1)))
 		for pb.Next() {
-			if _, err := s.Like(context.Background(), photos.ID(r.IntN(benchPhotos)+1), 1); err != nil {
+			if _, err := s.Like(context.Background(), photos.ID(r.IntN(benchData().photos)+1), 1); err != nil {
 				b.Error(err)
 				return
 			}
@@ -200,14 +216,13 @@ func benchLikes(b *testing.B, s *storetest.Store, node *process) {
 	b.ReportMetric(float64((node.cpu(b)-before).Microseconds())/float64(b.N), "node-us/op")
 }
 
-// cpu is the CPU time that the node has used, in steps of 10 ms.
+// cpu returns the CPU time of the node's process, in steps of 10 ms.
 func (p *process) cpu(b *testing.B) time.Duration {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
 	if err != nil {
 		b.Skip("node-us/op needs Linux's /proc: " + err.Error())
 	}
-	// The name, in parentheses, may hold spaces; utime and stime are the 12th
-	// and 13th fields after it.
+	// The name, in parentheses, may contain spaces. utime and stime are the 12th and 13th fields after it.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	var ticks int64
 	for _, f := range fields[11:13] {
@@ -220,20 +235,20 @@ func (p *process) cpu(b *testing.B) time.Duration {
 	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
-// BenchmarkMultiPrimary is updates by one client at one of three primaries, next to one
-// with a log and no copies.
+// BenchmarkMultiPrimary measures updates of one client at one of three primaries. "alone" is a primary with a log and
+// no replicas, "disconnected" a multi-primary node without connections to others.
 func BenchmarkMultiPrimary(b *testing.B) {
-	update := func(b *testing.B, n *copyOf) {
+	update := func(b *testing.B, n *testNode) {
 		conn := connect(b, n.Server)
 		for i := 0; b.Loop(); i++ {
-			must(b, conn, rewrite, "text", i%10)
-			must(b, conn, grow, 1, i%10)
+			run(b, conn, setText, "text", i%10)
+			run(b, conn, grow, 1, i%10)
 		}
 	}
 	b.Run("alone", func(b *testing.B) {
-		update(b, startNode(b, template(b), "db-1", nil, func(cfg *sqlite.Config) { cfg.Statements = notesAndUsers() }))
+		update(b, startNode(b, newTemplate(b), "db-1", nil, func(cfg *sqlite.Config) { cfg.Statements = notesAndUsers() }))
 	})
-	b.Run("several", func(b *testing.B) {
+	b.Run("disconnected", func(b *testing.B) {
 		c := startPrimaries(b, func(int, int) []int { return nil }, nil)
 		update(b, c.nodes[0])
 	})
@@ -241,7 +256,7 @@ func BenchmarkMultiPrimary(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			c := startPrimaries(b, by, nil)
 			update(b, c.nodes[0])
-			c.settle(b)
+			c.awaitEqual(b)
 		})
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
 
-// What a catalogue of statements is made of, and what a node is among several.
+// Types of other packages that Config uses.
 type (
 	Type        = wire.Type
 	Column      = wire.Column
@@ -27,59 +27,61 @@ const (
 	Text   = wire.Text
 )
 
-// ErrRefused is the error of a role that the node must not have: of Become, and of New for a primary of an old epoch.
+// ErrRefused is the error of a role that the node must not take. Become returns it, and New if the primary has an old
+// epoch.
 const ErrRefused = replog.ErrRefused
 
-// Durability says what a commit waits for.
+// Durability is the event that a commit waits for.
 type Durability string
 
 // The durabilities of a commit.
 const (
-	// Full waits until the disk has the transaction: it survives a loss of power, as with PostgreSQL's default.
+	// Full waits until the transaction is on disk. The transaction survives a power failure, as with PostgreSQL's
+	// default.
 	Full Durability = "full"
-	// Normal waits for the operating system only: a transaction survives the death of the process, and the last ones
-	// may be lost with the machine.
+	// Normal waits until the operating system has the transaction. It survives the death of the process, but a power
+	// failure may lose the last transactions.
 	Normal Durability = "normal"
 )
 
-// Config says what a node serves and how much it may take.
+// Config is the configuration of a node.
 type Config struct {
-	// Listener is where clients come in; nil = listen on Address. The Server owns it and closes it.
+	// Listener accepts the clients; nil = listen on Address. The Server owns it and closes it.
 	Listener net.Listener
 	// Address is the loopback host:port to listen on; "" = 127.0.0.1, any port.
 	Address string
-	// Dir holds the database file. It must exist; a file that is not there is made, empty.
+	// Dir is the directory of the database file. It must exist. A missing file is created.
 	Dir string
-	// Statements is the catalogue: what clients may ask for.
+	// Statements is the catalogue: the statements that clients may run.
 	Statements []Statement
 
-	// MaxConns is how many clients are served at a time; the next one is told that there are too many. 0 = 100.
+	// MaxConns is the maximum number of clients; a further client is refused. 0 = 100.
 	MaxConns int
-	// ReadConns is how many statements read at the same time; 0 = 4.
+	// ReadConns is the maximum number of statements that read at the same time; 0 = 4.
 	ReadConns int
-	// Durability is what a commit waits for; "" = Full.
+	// Durability is the event that a commit waits for; "" = Full.
 	Durability Durability
-	// GroupLimit is how many transactions may share one commit, and so one wait for the disk, when writers are
-	// waiting in line; 1 = none share; 0 = 16.
+	// GroupLimit is the maximum number of transactions that share a commit while writers are in the queue. They share
+	// one wait for the disk. 1 = no sharing; 0 = 16.
 	GroupLimit int
-	// IdleInTransaction ends a connection whose client has left a transaction open for so long without a word: it
-	// keeps all other writers waiting. 0 = 10 s.
+	// IdleInTransaction is how long a client may be silent inside a transaction, because other writers may be waiting
+	// for it. Then its connection is closed. 0 = 10 s.
 	IdleInTransaction time.Duration
-	// HandshakeTimeout ends a connection that has not introduced itself; 0 = 5 s.
+	// HandshakeTimeout is how long a new client may take to start its session; 0 = 5 s.
 	HandshakeTimeout time.Duration
-	// Replication makes the node one of several with the same database; nil = there is one, and no log of changes.
+	// Replication makes this node replicate its database with other nodes; nil = no replication.
 	Replication *Replication
-	// Log gets what an operator should know; nil = nothing is logged.
+	// Log gets the events for operators; nil = nothing is logged.
 	Log *slog.Logger
 }
 
-// withDefaults returns the configuration with its defaults filled in, or says what is wrong with it.
+// withDefaults returns the configuration with its defaults filled in. It returns an error if a setting is invalid.
 func (c Config) withDefaults() (Config, error) {
 	if c.Dir == "" {
-		return c, errors.New("no directory given for the database")
+		return c, errors.New("no directory for the database: set Dir")
 	}
 	if c.MaxConns < 0 || c.ReadConns < 0 || c.GroupLimit < 0 || c.IdleInTransaction < 0 || c.HandshakeTimeout < 0 {
-		return c, errors.New("limits must not be negative")
+		return c, errors.New("a limit or timeout is negative: want 0 or more")
 	}
 	c.Address = cmp.Or(c.Address, "127.0.0.1:0")
 	c.MaxConns, c.ReadConns, c.GroupLimit = cmp.Or(c.MaxConns, 100), cmp.Or(c.ReadConns, 4), cmp.Or(c.GroupLimit, 16)
@@ -100,7 +102,7 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// listen returns the listener to serve, on a loopback address.
+// listen returns the listener of the node. It returns an error if the address is not a loopback address.
 func (c Config) listen() (net.Listener, error) {
 	l := c.Listener
 	if l == nil {
@@ -111,7 +113,7 @@ func (c Config) listen() (net.Listener, error) {
 	}
 	if a, ok := l.Addr().(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
 		l.Close()
-		return nil, fmt.Errorf("%s is not a loopback address: this node knows no passwords", l.Addr())
+		return nil, fmt.Errorf("%s is not a loopback address: use one, because the node has no passwords", l.Addr())
 	}
 	return l, nil
 }

@@ -11,9 +11,8 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite"
 )
 
-// TestDiskFull fills a database that may not grow: writers are told so, what
-// was acknowledged stays, and with room again all is well. SQLite takes the
-// whole transaction back when this happens, with those that share it.
+// TestDiskFull fills a database up to a limit. Writers get an error, and acknowledged writes stay. With more space,
+// writes succeed again. When the disk is full, SQLite rolls back the whole transaction, with all clients that share it.
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
 	t.Run("alone", func(t *testing.T) { diskFull(t, nil) })
@@ -24,11 +23,12 @@ func TestDiskFull(t *testing.T) {
 
 func diskFull(t *testing.T, r *sqlite.Replication) {
 	value := []sqlite.Column{{Name: "value", Type: sqlite.BigInt}}
-	const little, plenty = "pragma max_page_count = 30", "pragma max_page_count = 100000"
-	s := serve(t, sqlite.Config{Replication: r, Statements: append(notes(), sqlite.Statement{SQL: little, Columns: value}, sqlite.Statement{SQL: plenty, Columns: value})})
+	const small, large = "pragma max_page_count = 30", "pragma max_page_count = 100000"
+	limits := []sqlite.Statement{{SQL: small, Columns: value}, {SQL: large, Columns: value}}
+	s := serve(t, sqlite.Config{Replication: r, Statements: append(notes(), limits...)})
 	conn := connect(t, s)
-	must(t, conn, create)
-	must(t, conn, little)
+	run(t, conn, create)
+	run(t, conn, small)
 
 	text := strings.Repeat("x", 1000)
 	var acknowledged [8]int
@@ -38,12 +38,12 @@ func diskFull(t *testing.T, r *sqlite.Replication) {
 		writers.Go(func() error {
 			for n := 0; ; n++ {
 				_, err := c.Exec(context.Background(), insert, 1000*i+n, 0, text)
-				switch state(err) {
+				switch sqlState(err) {
 				case "":
 					acknowledged[i]++
 				case "53100": // disk full
 					return nil
-				case "40001": // a commit that it shared was rolled back
+				case "40001": // the shared commit was rolled back
 				default:
 					return err
 				}
@@ -58,10 +58,10 @@ func diskFull(t *testing.T, r *sqlite.Replication) {
 		want += int64(n)
 	}
 	if n := countNotes(t, conn); n != want || n == 0 {
-		t.Errorf("%d notes are there, %d were acknowledged", n, want)
+		t.Errorf("%d notes, but %d were acknowledged", n, want)
 	}
-	must(t, conn, plenty)
-	must(t, conn, insert, 1<<40, 0, text)
+	run(t, conn, large)
+	run(t, conn, insert, 1<<40, 0, text)
 	if n := countNotes(t, conn); n != want+1 {
 		t.Errorf("%d notes, want %d", n, want+1)
 	}

@@ -17,31 +17,35 @@ import (
 )
 
 const (
-	createUsers = "create table if not exists users (id integer primary key, login text not null unique, name text not null)"
-	addUser     = "insert into users (id, login, name) values ($1, $2, $3)"
-	rename      = "update users set login = $1 where id = $2"
-	callUser    = "update users set name = $1 where id = $2"
-	dropUser    = "delete from users where id = $1"
-	allUsers    = "select id, login, name from users order by id"
-	rewrite     = "update notes set text = $1 where id = $2"
-	remove      = "delete from notes where id = $1"
+	createUsers = "create table if not exists users " +
+		"(id integer primary key, login text not null unique, name text not null)"
+	addUser    = "insert into users (id, login, name) values ($1, $2, $3)"
+	setLogin   = "update users set login = $1 where id = $2"
+	setName    = "update users set name = $1 where id = $2"
+	deleteUser = "delete from users where id = $1"
+	allUsers   = "select id, login, name from users order by id"
+	setText    = "update notes set text = $1 where id = $2"
+	deleteNote = "delete from notes where id = $1"
 )
 
-// notesAndUsers is the notes' catalogue, and that of users with a UNIQUE login.
+// notesAndUsers returns the catalogue of the notes, with statements for users. A user has a UNIQUE login.
 func notesAndUsers() []sqlite.Statement {
+	columns := []sqlite.Column{
+		{Name: "id", Type: sqlite.BigInt}, {Name: "login", Type: sqlite.Text}, {Name: "name", Type: sqlite.Text},
+	}
 	return append(notes(),
 		sqlite.Statement{SQL: createUsers},
 		sqlite.Statement{SQL: addUser, Params: []sqlite.Type{sqlite.BigInt, sqlite.Text, sqlite.Text}},
-		sqlite.Statement{SQL: rename, Params: []sqlite.Type{sqlite.Text, sqlite.BigInt}},
-		sqlite.Statement{SQL: callUser, Params: []sqlite.Type{sqlite.Text, sqlite.BigInt}},
-		sqlite.Statement{SQL: dropUser, Params: []sqlite.Type{sqlite.BigInt}},
-		sqlite.Statement{SQL: allUsers, Columns: []sqlite.Column{{Name: "id", Type: sqlite.BigInt}, {Name: "login", Type: sqlite.Text}, {Name: "name", Type: sqlite.Text}}},
-		sqlite.Statement{SQL: rewrite, Params: []sqlite.Type{sqlite.Text, sqlite.BigInt}},
-		sqlite.Statement{SQL: remove, Params: []sqlite.Type{sqlite.BigInt}},
+		sqlite.Statement{SQL: setLogin, Params: []sqlite.Type{sqlite.Text, sqlite.BigInt}},
+		sqlite.Statement{SQL: setName, Params: []sqlite.Type{sqlite.Text, sqlite.BigInt}},
+		sqlite.Statement{SQL: deleteUser, Params: []sqlite.Type{sqlite.BigInt}},
+		sqlite.Statement{SQL: allUsers, Columns: columns},
+		sqlite.Statement{SQL: setText, Params: []sqlite.Type{sqlite.Text, sqlite.BigInt}},
+		sqlite.Statement{SQL: deleteNote, Params: []sqlite.Type{sqlite.BigInt}},
 	)
 }
 
-// topology says of each node by its index whom it gets changes from.
+// topology returns the indexes of the nodes from which node i of count nodes receives changes.
 type topology func(i, count int) []int
 
 func topologies() map[string]topology {
@@ -58,16 +62,16 @@ func topologies() map[string]topology {
 	}
 }
 
-// cluster is several primaries.
+// cluster is a multi-primary set.
 type cluster struct {
-	nodes    []*copyOf
+	nodes    []*testNode
 	topology topology
 }
 
-// startPrimaries starts three primaries on copies of one database, connected.
+// startPrimaries starts a connected set of three primaries on copies of one database.
 func startPrimaries(t testing.TB, by topology, change func(*sqlite.Config)) *cluster {
 	t.Helper()
-	base := template(t)
+	base := newTemplate(t)
 	c := &cluster{topology: by}
 	for i := range 3 {
 		c.nodes = append(c.nodes, startNode(t, base, fmt.Sprint("db-", i+1), nil, func(cfg *sqlite.Config) {
@@ -76,33 +80,33 @@ func startPrimaries(t testing.TB, by topology, change func(*sqlite.Config)) *clu
 				change(cfg)
 			}
 		}))
-		must(t, connect(t, c.nodes[i].Server), createUsers)
+		run(t, connect(t, c.nodes[i].Server), createUsers)
 	}
-	c.heal(t)
+	c.connect(t)
 	return c
 }
 
-// heal connects all nodes.
-func (c *cluster) heal(t testing.TB) {
+// connect connects all nodes in their topology.
+func (c *cluster) connect(t testing.TB) {
 	t.Helper()
 	for i, n := range c.nodes {
 		state := sut.Replication{Epoch: 1, Several: true}
 		for _, j := range c.topology(i, len(c.nodes)) {
 			state.Origins = append(state.Origins, *c.nodes[j].peer())
 		}
-		c.tell(t, n, state)
+		c.changeRole(t, n, state)
 	}
 }
 
-// part lets no node get anything.
-func (c *cluster) part(t testing.TB) {
+// disconnect makes all nodes receive no changes, as in a partition.
+func (c *cluster) disconnect(t testing.TB) {
 	t.Helper()
 	for _, n := range c.nodes {
-		c.tell(t, n, sut.Replication{Epoch: 1, Several: true})
+		c.changeRole(t, n, sut.Replication{Epoch: 1, Several: true})
 	}
 }
 
-func (c *cluster) tell(t testing.TB, n *copyOf, state sut.Replication) {
+func (c *cluster) changeRole(t testing.TB, n *testNode, state sut.Replication) {
 	t.Helper()
 	n.cfg.Replication.State = state
 	if err := n.Become(context.Background(), state); err != nil {
@@ -110,9 +114,8 @@ func (c *cluster) tell(t testing.TB, n *copyOf, state sut.Replication) {
 	}
 }
 
-// settle waits until every node has every change, and checks that all are equal. It
-// returns the statuses.
-func (c *cluster) settle(t testing.TB) (all []sut.ReplicationStatus) {
+// awaitEqual waits until every node has every change, and checks that all copies are equal. It returns the statuses.
+func (c *cluster) awaitEqual(t testing.TB) (all []sut.ReplicationStatus) {
 	t.Helper()
 	statuses := func() (all []sut.ReplicationStatus) {
 		for _, n := range c.nodes {
@@ -120,7 +123,7 @@ func (c *cluster) settle(t testing.TB) (all []sut.ReplicationStatus) {
 		}
 		return all
 	}
-	all = awaitUntil(t, "all nodes have everything", statuses, func(all []sut.ReplicationStatus) bool {
+	all = eventually(t, "all nodes have all changes", statuses, func(all []sut.ReplicationStatus) bool {
 		for _, s := range all {
 			if s.Position != all[0].Position || !s.Connected || s.Problem != "" {
 				return false
@@ -141,16 +144,16 @@ func (c *cluster) settle(t testing.TB) (all []sut.ReplicationStatus) {
 			t.Errorf("%s has\n%s\n%s has\n%s", s.Node, strings.Join(got, "\n"), all[0].Node, strings.Join(want, "\n"))
 		}
 		if s.Conflicts != all[0].Conflicts {
-			t.Errorf("%s counts %d conflicts, %s %d", s.Node, s.Conflicts, all[0].Node, all[0].Conflicts)
+			t.Errorf("%s counts %d conflicts, %s counts %d", s.Node, s.Conflicts, all[0].Node, all[0].Conflicts)
 		}
 		if !s.Primary || !s.Serves {
-			t.Errorf("a node says %+v", s)
+			t.Errorf("a node reports %+v", s)
 		}
 	}
 	return all
 }
 
-// dump is all that a node has.
+// dump returns all notes and users of a node.
 func (c *cluster) dump(t testing.TB, i int) []string {
 	t.Helper()
 	rows, err := connect(t, c.nodes[i].Server).Query(context.Background(), allUsers)
@@ -167,6 +170,7 @@ func (c *cluster) dump(t testing.TB, i int) []string {
 	return append(c.nodes[i].dump(t), users...)
 }
 
+// forTopologies runs a test in parallel for each topology.
 func forTopologies(t *testing.T, test func(*testing.T, topology)) {
 	t.Parallel()
 	for name, by := range topologies() {
@@ -177,78 +181,81 @@ func forTopologies(t *testing.T, test func(*testing.T, topology)) {
 	}
 }
 
-// TestMultiPrimary: each change of three nodes arrives at all of them, exactly
-// once, also while one of them is away and comes back.
+// TestMultiPrimary: each change of three nodes is applied on all of them exactly once, also when one node was away.
 func TestMultiPrimary(t *testing.T) {
+	const writes = 20 // per node and round
 	forTopologies(t, func(t *testing.T, by topology) {
 		c := startPrimaries(t, by, nil)
 		write := func(round int, nodes ...int) {
 			for _, node := range nodes {
 				conn := connect(t, c.nodes[node].Server)
-				for i := range 50 {
-					must(t, conn, insert, 1000*(node+1)+100*round+i, 0, "note")
+				for i := range writes {
+					run(t, conn, insert, 1000*(node+1)+100*round+i, 0, "note")
 				}
 			}
 		}
 		write(0, 0, 1, 2)
-		all := c.settle(t)
+		all := c.awaitEqual(t)
 		for _, s := range all {
-			if s.Position != 150 || s.Conflicts != 0 || len(s.Applied) != 2 || s.LagNS < 0 {
-				t.Errorf("a node says %+v", s)
+			if s.Position != 3*writes || s.Conflicts != 0 || len(s.Applied) != 2 || s.LagNS < 0 {
+				t.Errorf("a node reports %+v", s)
 			}
 			for node, applied := range s.Applied {
-				if applied != 50 {
-					t.Errorf("%s has %d changes of %s", s.Node, applied, node)
+				if applied != writes {
+					t.Errorf("%s has %d changes of %s, want %d", s.Node, applied, node, writes)
 				}
 			}
 		}
 		c.nodes[1].kill(t)
-		c.nodes[2].await(t, "the loss is seen", func(s sut.ReplicationStatus) bool { return !s.Connected && s.Problem != "" })
+		c.nodes[2].await(t, "the third node detects the loss", func(s sut.ReplicationStatus) bool {
+			return !s.Connected && s.Problem != ""
+		})
 		write(1, 0, 2)
 		c.nodes[1].start(t)
 		write(1, 1)
-		for _, s := range c.settle(t) {
-			if s.Position != 300 || s.Conflicts != 0 {
-				t.Errorf("a node says %+v", s)
+		for _, s := range c.awaitEqual(t) {
+			if s.Position != 6*writes || s.Conflicts != 0 {
+				t.Errorf("a node reports %+v", s)
 			}
 		}
-		if n := len(c.dump(t, 0)); n != 310 {
-			t.Errorf("%d notes, want 310", n)
+		if n := len(c.dump(t, 0)); n != 10+6*writes {
+			t.Errorf("%d notes, want %d", n, 10+6*writes)
 		}
 	})
 }
 
-// TestMultiPrimaryPartition: both sides write the same rows, and when they meet the later
-// write of each has won on all.
+// TestMultiPrimaryPartition: during a partition both sides write the same rows. After it, the later write of each row
+// has won on all nodes.
 func TestMultiPrimaryPartition(t *testing.T) {
 	forTopologies(t, func(t *testing.T, by topology) {
 		c := startPrimaries(t, by, nil)
 		first, second := connect(t, c.nodes[0].Server), connect(t, c.nodes[1].Server)
-		must(t, first, insert, 20, 0, "for all")
-		c.settle(t)
-		c.part(t)
-		must(t, first, rewrite, "earlier", 1)
-		must(t, first, rewrite, "of the first alone", 2)
-		must(t, first, grow, 5, 3) // the other one changes another column
-		must(t, first, insert, 100, 1, "earlier")
-		must(t, first, remove, 4) // and is updated later
-		must(t, second, rewrite, "later", 1)
-		must(t, second, rewrite, "text", 3)
-		must(t, second, insert, 100, 2, "later")
-		must(t, second, rewrite, "lives", 4)
-		must(t, second, rewrite, "earlier", 5)
-		must(t, first, remove, 5)
-		must(t, first, rewrite, "later", 6)
-		must(t, second, grow, 1, 20)
-		must(t, second, rewrite, "grown", 20)
-		c.heal(t)
-		all := c.settle(t)
+		run(t, first, insert, 20, 0, "for all")
+		c.awaitEqual(t)
+		c.disconnect(t)
+		run(t, first, setText, "earlier", 1)
+		run(t, first, setText, "only on the first", 2)
+		run(t, first, grow, 5, 3) // the second node changes another column of this row
+		run(t, first, insert, 100, 1, "earlier")
+		run(t, first, deleteNote, 4) // the second node updates this row later
+		run(t, second, setText, "later", 1)
+		run(t, second, setText, "text", 3)
+		run(t, second, insert, 100, 2, "later")
+		run(t, second, setText, "lives", 4)
+		run(t, second, setText, "earlier", 5)
+		run(t, first, deleteNote, 5)
+		run(t, first, setText, "later", 6)
+		run(t, second, grow, 1, 20)
+		run(t, second, setText, "grown", 20)
+		c.connect(t)
+		all := c.awaitEqual(t)
 		if all[2].Conflicts != 5 { // notes 1, 3, 100, 4, 5
 			t.Errorf("%d conflicts, want 5", all[2].Conflicts)
 		}
-		// A note is shown as id, size, text without spaces between the numbers.
+		// A note is printed as id, size and text, without a space between the numbers.
 		want := []string{
-			"00seeded", "10later", "1002later", "20of the first alone", "201grown", "30text", "40lives", "60later", "70seeded", "80seeded", "90seeded",
+			"00seeded", "10later", "1002later", "20only on the first", "201grown", "30text", "40lives",
+			"60later", "70seeded", "80seeded", "90seeded",
 		}
 		got := c.dump(t, 2)
 		for i := range got {
@@ -262,51 +269,52 @@ func TestMultiPrimaryPartition(t *testing.T) {
 	})
 }
 
-// TestMultiPrimaryLogins: names that must be unique are given twice on both sides of a
-// partition. The later one has it everywhere, and the other one comes back when it
-// is free.
+// TestMultiPrimaryLogins: during a partition two nodes insert users with the same UNIQUE login. After it, the later
+// user is visible on all nodes. The other one returns when the login is free.
 func TestMultiPrimaryLogins(t *testing.T) {
 	forTopologies(t, func(t *testing.T, by topology) {
 		c := startPrimaries(t, by, nil)
-		first, second, third := connect(t, c.nodes[0].Server), connect(t, c.nodes[1].Server), connect(t, c.nodes[2].Server)
-		must(t, first, addUser, 1, "ann", "1")
-		must(t, first, addUser, 2, "bob", "2")
-		c.settle(t)
-		c.part(t)
-		must(t, first, addUser, 11, "cid", "earlier")
-		must(t, second, addUser, 12, "cid", "later")
-		must(t, third, rename, "dan", 1)
-		must(t, third, addUser, 13, "ann", "after the other has left the name")
-		must(t, third, callUser, "waits", 13)
-		c.heal(t)
-		if all := c.settle(t); all[0].Conflicts != 1 {
+		first, second := connect(t, c.nodes[0].Server), connect(t, c.nodes[1].Server)
+		third := connect(t, c.nodes[2].Server)
+		run(t, first, addUser, 1, "ann", "1")
+		run(t, first, addUser, 2, "bob", "2")
+		c.awaitEqual(t)
+		c.disconnect(t)
+		run(t, first, addUser, 11, "cid", "earlier")
+		run(t, second, addUser, 12, "cid", "later")
+		run(t, third, setLogin, "dan", 1)
+		run(t, third, addUser, 13, "ann", "after another user has given up the login")
+		run(t, third, setName, "new name", 13)
+		c.connect(t)
+		if all := c.awaitEqual(t); all[0].Conflicts != 1 {
 			t.Errorf("%d conflicts, want 1", all[0].Conflicts)
 		}
 		users := func(i int) string {
-			return strings.Join(slices.DeleteFunc(c.dump(t, i), func(s string) bool { return !strings.HasPrefix(s, "user") }), ",")
+			all := slices.DeleteFunc(c.dump(t, i), func(s string) bool { return !strings.HasPrefix(s, "user") })
+			return strings.Join(all, ",")
 		}
-		if got := users(0); strings.Contains(got, "earlier") || !strings.Contains(got, "later") || strings.Count(got, "user") != 4 {
+		got := users(0)
+		if strings.Contains(got, "earlier") || !strings.Contains(got, "later") || strings.Count(got, "user") != 4 {
 			t.Errorf("the users are %s", got)
 		}
-		_, err := third.Exec(context.Background(), addUser, 14, "cid", "a third one")
-		wantState(t, "a name that is taken", err, "23505")
-		must(t, third, dropUser, 12)
-		for _, s := range c.settle(t) {
+		_, err := third.Exec(context.Background(), addUser, 14, "cid", "third")
+		wantSQLState(t, "a login that exists", err, "23505")
+		run(t, third, deleteUser, 12)
+		for _, s := range c.awaitEqual(t) {
 			if s.Conflicts != 0 {
-				t.Errorf("%s has %d conflicts when nobody is hidden any more", s.Node, s.Conflicts)
+				t.Errorf("%s has %d conflicts, want none: no row is hidden", s.Node, s.Conflicts)
 			}
 		}
 		if got := users(1); !strings.Contains(got, "earlier") {
-			t.Errorf("who was hidden is not back: %s", got)
+			t.Errorf("the hidden user has not returned: %s", got)
 		}
 	})
 }
 
-// TestMultiPrimaryRandomTransactions runs 1,000 random transactions on each of three
-// nodes at the same time, on few rows, while one of them is killed and restarted
-// twice.
+// TestMultiPrimaryRandomTransactions runs random transactions on few rows, on three nodes at the same time. Meanwhile
+// one of the nodes is killed and restarted twice.
 func TestMultiPrimaryRandomTransactions(t *testing.T) {
-	const seed = 11
+	const seed, rounds, perRound = 11, 5, 30 * scale
 	forTopologies(t, func(t *testing.T, by topology) {
 		c := startPrimaries(t, by, nil)
 		var writers errgroup.Group
@@ -316,15 +324,15 @@ func TestMultiPrimaryRandomTransactions(t *testing.T) {
 				continue
 			}
 			conn := connect(t, c.nodes[i].Server)
-			writers.Go(func() error { return writeRandomly(conn, random, 1000) })
+			writers.Go(func() error { return writeRandomly(conn, random, rounds*perRound) })
 		}
 		random := rand.New(rand.NewPCG(seed, 1))
-		for part := range 5 {
+		for round := range rounds {
 			conn := connect(t, c.nodes[1].Server)
-			if err := writeRandomly(conn, random, 200); err != nil {
+			if err := writeRandomly(conn, random, perRound); err != nil {
 				t.Fatal(err)
 			}
-			if part%2 == 1 {
+			if round%2 == 1 {
 				c.nodes[1].kill(t)
 				c.nodes[1].start(t)
 			}
@@ -332,7 +340,7 @@ func TestMultiPrimaryRandomTransactions(t *testing.T) {
 		if err := writers.Wait(); err != nil {
 			t.Fatal(err)
 		}
-		all := c.settle(t)
+		all := c.awaitEqual(t)
 		if all[0].Conflicts == 0 {
 			t.Errorf("no conflicts with seed %d: %+v", seed, all[0])
 		}
@@ -340,7 +348,7 @@ func TestMultiPrimaryRandomTransactions(t *testing.T) {
 	})
 }
 
-// writeRandomly changes few rows at random. What a UNIQUE key refuses is no error.
+// writeRandomly runs random transactions on few rows. A violated UNIQUE key is no error.
 func writeRandomly(conn *pgx.Conn, random *rand.Rand, transactions int) error {
 	for range transactions {
 		batch := &pgx.Batch{}
@@ -351,88 +359,92 @@ func writeRandomly(conn *pgx.Conn, random *rand.Rand, transactions int) error {
 			case 0:
 				batch.Queue(insert, id, random.IntN(100), text)
 			case 1:
-				batch.Queue(remove, id)
+				batch.Queue(deleteNote, id)
 			case 2:
 				batch.Queue(grow, random.IntN(5), id)
 			case 3:
-				batch.Queue(rewrite, text, id)
+				batch.Queue(setText, text, id)
 			case 4:
 				batch.Queue(addUser, id, login, text)
 			case 5:
-				batch.Queue(rename, login, id)
+				batch.Queue(setLogin, login, id)
 			case 6:
-				batch.Queue(callUser, text, id)
+				batch.Queue(setName, text, id)
 			case 7:
-				batch.Queue(dropUser, id)
+				batch.Queue(deleteUser, id)
 			}
 		}
 		err := conn.SendBatch(context.Background(), batch).Close()
-		if s := state(err); s != "" && s != "23505" {
+		if s := sqlState(err); s != "" && s != "23505" {
 			return err
 		}
 	}
 	return nil
 }
 
-// TestMultiPrimarySnapshot: who is away for longer than the logs reach back, or has
-// nothing at all, gets a whole database, and what it alone has comes to the others.
+// TestMultiPrimarySnapshot: a node that was away for longer than the logs reach back gets a snapshot. The changes that
+// only this node has reach the others. A node with a new database gets a snapshot, too.
 func TestMultiPrimarySnapshot(t *testing.T) {
 	forTopologies(t, func(t *testing.T, by topology) {
 		c := startPrimaries(t, by, func(cfg *sqlite.Config) { cfg.Replication.KeepEntries = 16 })
 		first, second := connect(t, c.nodes[0].Server), connect(t, c.nodes[1].Server)
-		must(t, second, insert, 99, 0, "early")
-		c.settle(t)
-		c.part(t)
-		must(t, second, insert, 100, 0, "of the one that is away")
-		must(t, second, rewrite, "earlier", 1)
-		must(t, second, rewrite, "stays", 2)
+		run(t, second, insert, 99, 0, "early")
+		c.awaitEqual(t)
+		c.disconnect(t)
+		run(t, second, insert, 100, 0, "of the node that is away")
+		run(t, second, setText, "earlier", 1)
+		run(t, second, setText, "stays", 2)
 		c.nodes[1].kill(t)
-		for i := range 100 {
-			must(t, first, insert, 1000+i, 0, "meanwhile")
+		for i := range 40 {
+			run(t, first, insert, 1000+i, 0, "meanwhile")
 		}
-		must(t, first, rewrite, "later", 1)
+		run(t, first, setText, "later", 1)
 		c.nodes[1].start(t)
-		c.heal(t)
-		all := c.settle(t)
+		c.connect(t)
+		all := c.awaitEqual(t)
 		if all[1].Rebuilds != 1 || all[0].Rebuilds != 0 || all[0].Conflicts != 1 {
-			t.Errorf("the nodes say %+v", all)
+			t.Errorf("the nodes report %+v", all)
 		}
-		if got := strings.Join(c.dump(t, 2), ","); strings.Contains(got, "earlier") || !strings.Contains(got, "stays") || !strings.Contains(got, "away") || strings.Count(got, "meanwhile") != 100 {
+		got := strings.Join(c.dump(t, 2), ",")
+		if strings.Contains(got, "earlier") || !strings.Contains(got, "stays") || !strings.Contains(got, "away") ||
+			strings.Count(got, "meanwhile") != 40 {
 			t.Errorf("the notes are %s", got)
 		}
-		// A new database under an old name.
+		// An existing node starts with a new database.
 		c.nodes[2].kill(t)
 		c.nodes[2].dir = t.TempDir()
 		c.nodes[2].cfg.Dir = c.nodes[2].dir
 		c.nodes[2].start(t)
-		c.settle(t)
+		c.awaitEqual(t)
 		for i, n := range c.nodes {
-			must(t, connect(t, n.Server), insert, 5000+i, 0, "afterwards")
+			run(t, connect(t, n.Server), insert, 5000+i, 0, "afterwards")
 		}
-		if all := c.settle(t); all[2].Rebuilds != 1 || all[1].Rebuilds != 1 {
-			t.Errorf("the nodes say %+v", all)
+		if all := c.awaitEqual(t); all[2].Rebuilds != 1 || all[1].Rebuilds != 1 {
+			t.Errorf("the nodes report %+v", all)
 		}
 	})
 }
 
-// TestMultiPrimaryCannotReturn: changes that were made here and are in no log any more
-// would be lost with a snapshot. The node says so and stays as it is.
+// TestMultiPrimaryCannotReturn: a snapshot would lose changes that only one node has and that are no longer in its log.
+// The node reports the problem and keeps its copy.
 func TestMultiPrimaryCannotReturn(t *testing.T) {
 	forTopologies(t, func(t *testing.T, by topology) {
 		c := startPrimaries(t, by, func(cfg *sqlite.Config) { cfg.Replication.KeepEntries = 16 })
-		c.part(t)
+		c.disconnect(t)
 		first, second := connect(t, c.nodes[0].Server), connect(t, c.nodes[1].Server)
-		for i := range 50 {
-			must(t, first, insert, 1000+i, 0, "here")
-			must(t, second, insert, 2000+i, 0, "there")
+		for i := range 40 {
+			run(t, first, insert, 1000+i, 0, "here")
+			run(t, second, insert, 2000+i, 0, "there")
 		}
-		c.heal(t)
-		status := c.nodes[1].await(t, "it says so", func(s sut.ReplicationStatus) bool { return strings.Contains(s.Problem, "in no log any more") })
+		c.connect(t)
+		status := c.nodes[1].await(t, "the node reports the problem", func(s sut.ReplicationStatus) bool {
+			return strings.Contains(s.Problem, "no longer in its log")
+		})
 		if status.Connected || status.Rebuilds != 0 || !status.Serves {
-			t.Errorf("it says %+v", status)
+			t.Errorf("the node reports %+v", status)
 		}
-		if n := len(c.dump(t, 1)); n < 60 {
-			t.Errorf("it has %d notes", n)
+		if n := len(c.dump(t, 1)); n != 50 {
+			t.Errorf("the node has %d notes, want 50", n)
 		}
 	})
 }
@@ -442,41 +454,44 @@ func TestMultiPrimaryRoles(t *testing.T) {
 	c := startPrimaries(t, topologies()["multi-primary"], nil)
 	n := c.nodes[0]
 	for name, to := range map[string]sut.Replication{
-		"an old epoch":    {Epoch: 0, Several: true},
-		"the only one":    {Epoch: 9},
-		"a replica":       {Epoch: 9, Primary: c.nodes[1].peer()},
-		"replica and not": {Epoch: 9, Several: true, Primary: c.nodes[1].peer()},
+		"an old epoch":   {Epoch: 0, Several: true},
+		"single-primary": {Epoch: 9},
+		"a replica":      {Epoch: 9, Primary: c.nodes[1].peer()},
+		"a mixed role":   {Epoch: 9, Several: true, Primary: c.nodes[1].peer()},
 	} {
 		if err := n.Become(t.Context(), to); !errors.Is(err, sqlite.ErrRefused) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	if err := n.Become(t.Context(), sut.Replication{Epoch: 1, Several: true, Origins: []sut.Peer{*n.peer()}}); err == nil {
-		t.Error("a node became its own origin")
+		t.Error("a node accepted itself as an origin")
 	}
 	if err := n.Become(t.Context(), sut.Replication{Epoch: 3, Several: true}); err != nil {
 		t.Error(err)
 	}
 	if s := n.ReplicationStatus(); s.Epoch != 3 || !s.Primary || !s.Connected || s.Conflicts != 0 {
-		t.Errorf("it says %+v", s)
+		t.Errorf("the node reports %+v", s)
 	}
-	// It comes back with what it was told at birth.
+	// It restarts with the role of its configuration, but it still knows the epoch.
 	n.kill(t)
 	n.start(t)
 	if err := n.Become(t.Context(), sut.Replication{Epoch: 2, Several: true}); !errors.Is(err, sqlite.ErrRefused) {
 		t.Errorf("an epoch below the known one: %v", err)
 	}
-	alone := startNode(t, template(t), "db-1", nil, nil)
+	alone := startNode(t, newTemplate(t), "db-1", nil, nil)
 	if err := alone.Become(t.Context(), sut.Replication{Epoch: 2, Several: true}); !errors.Is(err, sqlite.ErrRefused) {
-		t.Errorf("a lone primary became one of several: %v", err)
+		t.Errorf("a single primary became multi-primary: %v", err)
 	}
-	// One of several does not get changes from one that is alone, and a replica
-	// none from one of several.
+	// A multi-primary node cannot receive changes from a single primary. A replica cannot follow a multi-primary node.
 	state := sut.Replication{Epoch: 3, Several: true, Origins: []sut.Peer{*alone.peer()}}
 	if err := c.nodes[1].Become(t.Context(), state); err != nil {
 		t.Fatal(err)
 	}
-	c.nodes[1].await(t, "it is not let in", func(s sut.ReplicationStatus) bool { return !s.Connected && s.Problem != "" })
-	replica := startNode(t, template(t), "db-9", n, nil)
-	replica.await(t, "it is refused", func(s sut.ReplicationStatus) bool { return strings.Contains(s.Problem, "one of several") })
+	c.nodes[1].await(t, "the node is refused", func(s sut.ReplicationStatus) bool {
+		return !s.Connected && s.Problem != ""
+	})
+	replica := startNode(t, newTemplate(t), "db-9", n, nil)
+	replica.await(t, "the replica is refused", func(s sut.ReplicationStatus) bool {
+		return strings.Contains(s.Problem, "multi-primary")
+	})
 }

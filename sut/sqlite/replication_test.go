@@ -7,9 +7,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"syscall"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,195 +19,42 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite"
 )
 
-// patience is how long a test waits for an event before it fails.
-const patience = 60 * time.Second
-
-// copyOf is a node with a copy of the database, in this process.
-type copyOf struct {
-	*sqlite.Server
-	name, dir, address string
-	cfg                sqlite.Config
-	ended              chan error
-}
-
-// template makes a database with the notes' table and some notes, and returns
-// its directory.
-func template(t testing.TB) string {
-	t.Helper()
-	dir := t.TempDir()
-	s, err := sqlite.New(sqlite.Config{Dir: dir, Statements: notes()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ended := later(func() error { return s.Serve(context.Background()) })
-	conn, err := pgx.Connect(context.Background(), "postgres://u@"+s.Addr().String()+"/d?sslmode=disable")
-	if err != nil {
-		t.Fatal(err)
-	}
-	must(t, conn, create)
-	for i := range 10 {
-		must(t, conn, insert, i, 0, "seeded")
-	}
-	conn.Close(context.Background())
-	if err := errors.Join(s.Shutdown(context.Background()), <-ended); err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
-// startNode starts a node on a copy of the template; of is nil for the primary.
-func startNode(t testing.TB, template, name string, of *copyOf, change func(*sqlite.Config)) *copyOf {
-	t.Helper()
-	c := &copyOf{name: name, dir: t.TempDir(), address: "127.0.0.1:0"}
-	if template != "" {
-		if err := os.CopyFS(c.dir, os.DirFS(template)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	c.cfg = sqlite.Config{Dir: c.dir, Statements: notes(), Durability: sqlite.Normal, Replication: &sqlite.Replication{Node: name, State: sut.Replication{Epoch: 1}}}
-	if of != nil {
-		c.cfg.Replication.State.Primary = of.peer()
-	}
-	if change != nil {
-		change(&c.cfg)
-	}
-	c.start(t)
-	t.Cleanup(func() { c.kill(t) })
-	return c
-}
-
-func (c *copyOf) peer() *sut.Peer { return &sut.Peer{Node: c.name, Address: c.address} }
-
-func (c *copyOf) start(t testing.TB) {
-	t.Helper()
-	c.cfg.Address = c.address
-	s, err := sqlite.New(c.cfg)
-	// An outgoing connection may have the port of a dead node for a moment.
-	for deadline := time.Now().Add(patience); errors.Is(err, syscall.EADDRINUSE) && time.Now().Before(deadline); {
-		<-time.After(5 * time.Millisecond)
-		s, err = sqlite.New(c.cfg)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.Server, c.address = s, s.Addr().String()
-	c.ended = make(chan error, 1)
-	go func() { c.ended <- s.Serve(context.Background()) }()
-}
-
-// kill ends the node without a word to anybody.
-func (c *copyOf) kill(t testing.TB) {
-	t.Helper()
-	if c.Server == nil {
-		return
-	}
-	now, cancel := context.WithCancel(context.Background())
-	cancel()
-	if err := c.Shutdown(now); err != nil {
-		t.Error(err)
-	}
-	<-c.ended // with the same error, or that it came too late to serve
-	c.Server = nil
-}
-
-// await waits until a node says that something is so.
-func (c *copyOf) await(t testing.TB, what string, so func(sut.ReplicationStatus) bool) sut.ReplicationStatus {
-	t.Helper()
-	return awaitUntil(t, what, c.ReplicationStatus, so)
-}
-
-func awaitUntil[T any](t testing.TB, what string, ask func() T, so func(T) bool) T {
-	t.Helper()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	late := time.After(patience)
-	for {
-		now := ask()
-		if so(now) {
-			return now
-		}
-		select {
-		case <-tick.C:
-		case <-late:
-			t.Fatalf("%s: not in time; at the end %+v", what, now)
-		}
-	}
-}
-
-// caughtUp waits until copies hold what the primary holds and may be read.
-func caughtUp(t testing.TB, primary *copyOf, copies ...*copyOf) {
-	t.Helper()
-	want := primary.ReplicationStatus().Position
-	for _, c := range copies {
-		c.await(t, c.name+" catches up", func(s sut.ReplicationStatus) bool {
-			return s.Position == want && s.Serves && s.Connected && s.Problem == ""
-		})
-	}
-}
-
-// dump is all notes of a node.
-func (c *copyOf) dump(t testing.TB) []string {
-	t.Helper()
-	conn := connect(t, c.Server)
-	rows, err := conn.Query(context.Background(), all)
-	if err != nil {
-		t.Fatal(err)
-	}
-	lines, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (string, error) {
-		values, err := row.Values()
-		return fmt.Sprint(values...), err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	slices.Sort(lines)
-	return lines
-}
-
-func wantEqual(t testing.TB, primary *copyOf, copies ...*copyOf) {
-	t.Helper()
-	want := primary.dump(t)
-	for _, c := range copies {
-		if got := c.dump(t); !slices.Equal(got, want) {
-			t.Errorf("%s has %d notes, %s has %d, and they differ", c.name, len(got), primary.name, len(want))
-		}
-	}
-}
-
 func TestReplicaFollows(t *testing.T) {
 	t.Parallel()
-	base := template(t)
+	base := newTemplate(t)
 	primary := startNode(t, base, "db-1", nil, nil)
 	replica := startNode(t, base, "db-2", primary, nil)
 	conn := connect(t, primary.Server)
 	for i := range 50 {
-		must(t, conn, insert, 100+i, i, "note")
-		must(t, conn, grow, 1, 100+i/2)
+		run(t, conn, insert, 100+i, i, "note")
+		run(t, conn, grow, 1, 100+i/2)
 	}
-	caughtUp(t, primary, replica)
+	awaitCaughtUp(t, primary, replica)
 	wantEqual(t, primary, replica)
 	status := replica.ReplicationStatus()
 	if status.Primary || status.Epoch != 1 || status.Position != 100 || status.Rebuilds != 0 || status.LagNS < 0 {
-		t.Errorf("the replica says %+v", status)
+		t.Errorf("the replica reports %+v", status)
 	}
-	primary.await(t, "the primary hears of it", func(s sut.ReplicationStatus) bool { return s.Primary && s.Followers["db-2"] == 100 })
+	primary.await(t, "the primary has all acknowledgements", func(s sut.ReplicationStatus) bool {
+		return s.Primary && s.Followers["db-2"] == 100
+	})
 
-	// What a client may do there.
+	// A replica serves reads and refuses writes.
 	reader := connect(t, replica.Server)
 	_, err := reader.Exec(context.Background(), insert, 1000, 0, "x")
-	wantState(t, "a write on a replica", err, "25006")
+	wantSQLState(t, "a write on a replica", err, "25006")
 	if !strings.Contains(err.Error(), primary.address) {
 		t.Errorf("the refusal does not name the primary: %v", err)
 	}
-	must(t, reader, "begin")
+	run(t, reader, "begin")
 	if n := countNotes(t, reader); n != 60 {
-		t.Errorf("%d notes inside of BEGIN, want 60", n)
+		t.Errorf("%d notes inside BEGIN, want 60", n)
 	}
 	_, err = reader.Exec(context.Background(), grow, 1, 1)
-	wantState(t, "a write in a transaction on a replica", err, "25006")
-	must(t, reader, "rollback")
+	wantSQLState(t, "a write in a transaction on a replica", err, "25006")
+	run(t, reader, "rollback")
 	if err := primary.Become(t.Context(), sut.Replication{Epoch: 9}); !errors.Is(err, sqlite.ErrRefused) {
-		t.Errorf("a primary took a new role: %v", err)
+		t.Errorf("a primary accepted a new role: %v", err)
 	}
 	if err := replica.Become(t.Context(), sut.Replication{Epoch: 1}); !errors.Is(err, sqlite.ErrRefused) {
 		t.Errorf("promotion without a higher epoch: %v", err)
@@ -217,225 +63,228 @@ func TestReplicaFollows(t *testing.T) {
 
 func TestReplicaRestarts(t *testing.T) {
 	t.Parallel()
-	base := template(t)
+	base := newTemplate(t)
 	primary := startNode(t, base, "db-1", nil, nil)
 	replica := startNode(t, base, "db-2", primary, nil)
 	conn := connect(t, primary.Server)
-	must(t, conn, insert, 100, 0, "before")
-	caughtUp(t, primary, replica)
+	run(t, conn, insert, 100, 0, "before")
+	awaitCaughtUp(t, primary, replica)
 	replica.kill(t)
-	for i := range 1000 {
-		must(t, conn, insert, 200+i, 0, "meanwhile")
+	for i := range 200 {
+		run(t, conn, insert, 200+i, 0, "meanwhile")
 	}
 	replica.start(t)
-	caughtUp(t, primary, replica)
-	// The other one restarts, too, and nothing is fetched anew.
+	awaitCaughtUp(t, primary, replica)
+	// The primary restarts, too. No snapshot is needed.
 	primary.kill(t)
-	replica.await(t, "the loss of the primary is seen", func(s sut.ReplicationStatus) bool { return !s.Connected && s.Problem != "" && s.Serves })
+	replica.await(t, "the replica detects the loss of the primary", func(s sut.ReplicationStatus) bool {
+		return !s.Connected && s.Problem != "" && s.Serves
+	})
 	primary.start(t)
 	conn = connect(t, primary.Server)
-	must(t, conn, insert, 5000, 0, "after")
-	caughtUp(t, primary, replica)
+	run(t, conn, insert, 5000, 0, "after")
+	awaitCaughtUp(t, primary, replica)
 	wantEqual(t, primary, replica)
 	if s := replica.ReplicationStatus(); s.Rebuilds != 0 {
-		t.Errorf("the copy was fetched anew %d times", s.Rebuilds)
+		t.Errorf("%d snapshots, want none", s.Rebuilds)
 	}
 }
 
 func TestSnapshotWhenTooFarBehind(t *testing.T) {
 	t.Parallel()
-	base := template(t)
+	base := newTemplate(t)
 	few := func(cfg *sqlite.Config) { cfg.Replication.KeepEntries = 16 }
 	primary := startNode(t, base, "db-1", nil, few)
 	replica := startNode(t, base, "db-2", primary, few)
 	conn := connect(t, primary.Server)
-	must(t, conn, insert, 100, 0, "before")
-	caughtUp(t, primary, replica)
+	run(t, conn, insert, 100, 0, "before")
+	awaitCaughtUp(t, primary, replica)
 	replica.kill(t)
-	for i := range 500 {
-		must(t, conn, insert, 200+i, 0, strings.Repeat("meanwhile", 100))
+	// While the replica counts as connected, the log keeps more entries for it.
+	primary.await(t, "the primary detects the loss", func(s sut.ReplicationStatus) bool { return len(s.Followers) == 0 })
+	for i := range 100 {
+		run(t, conn, insert, 200+i, 0, strings.Repeat("meanwhile", 100))
 	}
 	replica.start(t)
-	caughtUp(t, primary, replica)
-	must(t, conn, insert, 5000, 0, "after")
-	// A new one without any database gets it in the same way.
+	awaitCaughtUp(t, primary, replica)
+	run(t, conn, insert, 5000, 0, "after")
+	// A new node without a database gets a snapshot, too.
 	empty := startNode(t, "", "db-3", primary, few)
-	caughtUp(t, primary, replica, empty)
+	awaitCaughtUp(t, primary, replica, empty)
 	wantEqual(t, primary, replica, empty)
-	for _, c := range []*copyOf{replica, empty} {
+	for _, c := range []*testNode{replica, empty} {
 		if s := c.ReplicationStatus(); s.Rebuilds != 1 {
-			t.Errorf("the copy of %s was fetched anew %d times", c.name, s.Rebuilds)
+			t.Errorf("%s got %d snapshots, want 1", c.name, s.Rebuilds)
 		}
 		if left, _ := filepath.Glob(c.dir + "/*.epoch-*"); len(left) != 0 {
-			t.Errorf("a copy that was only behind is kept: %v", left)
+			t.Errorf("a replaced copy is kept without lost changes: %v", left)
 		}
 	}
 	if left, _ := filepath.Glob(primary.dir + "/snapshot-*"); len(left) != 0 {
-		t.Errorf("snapshots are left: %v", left)
+		t.Errorf("temporary snapshots are left: %v", left)
 	}
 }
 
 func TestSchemaMismatchIsRefused(t *testing.T) {
 	t.Parallel()
-	base := template(t)
+	base := newTemplate(t)
 	const more = "create table others (id integer primary key)"
 	ddl := func(cfg *sqlite.Config) { cfg.Statements = append(notes(), sqlite.Statement{SQL: more}) }
 	primary := startNode(t, base, "db-1", nil, ddl)
 	replica := startNode(t, base, "db-2", primary, nil)
 	conn := connect(t, primary.Server)
-	must(t, conn, insert, 100, 0, "fits")
-	caughtUp(t, primary, replica)
-	must(t, conn, more)
-	must(t, conn, insert, 101, 0, "does not")
+	run(t, conn, insert, 100, 0, "fits")
+	awaitCaughtUp(t, primary, replica)
+	run(t, conn, more)
+	run(t, conn, insert, 101, 0, "does not fit")
 	status := replica.await(t, "the replica stops", func(s sut.ReplicationStatus) bool { return !s.Connected })
 	if status.Position != 1 || !strings.Contains(status.Problem, "schema") {
-		t.Errorf("the replica says %+v", status)
+		t.Errorf("the replica reports %+v", status)
 	}
 	another := startNode(t, base, "db-3", primary, nil)
-	another.await(t, "a new one is refused", func(s sut.ReplicationStatus) bool {
+	another.await(t, "a new replica is refused", func(s sut.ReplicationStatus) bool {
 		return !s.Serves && strings.Contains(s.Problem, "schema differs")
 	})
 }
 
+// TestLargeEntries replicates entries that are larger than a batch.
 func TestLargeEntries(t *testing.T) {
 	t.Parallel()
-	base := template(t)
+	base := newTemplate(t)
 	primary := startNode(t, base, "db-1", nil, func(cfg *sqlite.Config) { cfg.Replication.KeepBytes = 4 << 20 })
 	replica := startNode(t, base, "db-2", primary, nil)
 	conn := connect(t, primary.Server)
-	for round := range 3 {
-		must(t, conn, "begin")
-		for i := range 1500 {
-			must(t, conn, insert, 100+10_000*round+i, 0, strings.Repeat("x", 700))
+	for round := range 2 {
+		run(t, conn, "begin")
+		for i := range 36 { // more than batchBytes of package replication
+			run(t, conn, insert, 100+1000*round+i, 0, strings.Repeat("x", 30_000))
 		}
-		must(t, conn, "commit")
+		run(t, conn, "commit")
 	}
-	caughtUp(t, primary, replica)
-	if s := replica.ReplicationStatus(); s.Position != 3 || s.Rebuilds != 0 {
-		t.Errorf("the replica says %+v", s)
+	awaitCaughtUp(t, primary, replica)
+	if s := replica.ReplicationStatus(); s.Position != 2 || s.Rebuilds != 0 {
+		t.Errorf("the replica reports %+v", s)
 	}
 	wantEqual(t, primary, replica)
 }
 
 func TestSync(t *testing.T) {
 	t.Parallel()
-	base := template(t)
+	base := newTemplate(t)
 	primary := startNode(t, base, "db-1", nil, func(cfg *sqlite.Config) {
 		cfg.Replication.SyncCopies, cfg.Replication.SyncTimeout = 1, patience
 	})
 	replica := startNode(t, base, "db-2", primary, nil)
 	conn := connect(t, primary.Server)
 	for i := range 20 {
-		must(t, conn, insert, 100+i, 0, "both")
+		run(t, conn, insert, 100+i, 0, "on both nodes")
 		if s := replica.ReplicationStatus(); s.Position != int64(i+1) {
-			t.Fatalf("write %d is acknowledged, and the replica is at %d", i+1, s.Position)
+			t.Fatalf("write %d is acknowledged, but the replica is at %d", i+1, s.Position)
 		}
 	}
-	must(t, conn, grow, 1, 1<<40) // changes nothing: nobody is waited for
+	run(t, conn, grow, 1, 1<<40) // changes nothing, so it waits for no replica
 	replica.kill(t)
-	// Nobody has it; a second client is not kept from the line, and a fence
-	// ends both waits.
-	waiting := later(func() error { _, err := conn.Exec(context.Background(), insert, 200, 0, "alone"); return err })
+	// No replica has this write. Its wait does not block a second client. Fencing ends both waits.
+	write := func(conn *pgx.Conn, id int) func() error {
+		return func() error {
+			_, err := conn.Exec(context.Background(), insert, id, 0, "alone")
+			return err
+		}
+	}
+	first := inBackground(write(conn, 200))
 	primary.await(t, "the write is committed", func(s sut.ReplicationStatus) bool { return s.Position == 21 })
 	other := connect(t, primary.Server)
-	too := later(func() error { _, err := other.Exec(context.Background(), insert, 201, 0, "alone"); return err })
-	primary.await(t, "the other one, too", func(s sut.ReplicationStatus) bool { return s.Position == 22 })
+	second := inBackground(write(other, 201))
+	primary.await(t, "the second write is committed", func(s sut.ReplicationStatus) bool { return s.Position == 22 })
 	startNode(t, base, "db-3", primary, func(cfg *sqlite.Config) { cfg.Replication.State.Epoch = 2 })
-	wantState(t, "a write that waits for a replica", <-waiting, "57014")
-	wantState(t, "another one", <-too, "57014")
+	wantSQLState(t, "a write that waits for a replica", <-first, "57014")
+	wantSQLState(t, "a second one", <-second, "57014")
 }
 
 func TestSyncTimeout(t *testing.T) {
 	t.Parallel()
-	primary := startNode(t, template(t), "db-1", nil, func(cfg *sqlite.Config) {
+	primary := startNode(t, newTemplate(t), "db-1", nil, func(cfg *sqlite.Config) {
 		cfg.Replication.SyncCopies, cfg.Replication.SyncTimeout = 2, 20*time.Millisecond
 	})
 	conn := connect(t, primary.Server)
 	_, err := conn.Exec(context.Background(), insert, 100, 0, "alone")
-	wantState(t, "a write without replicas", err, "57014")
+	wantSQLState(t, "a write without replicas", err, "57014")
 	if n := countNotes(t, conn); n != 11 {
 		t.Errorf("%d notes, want 11", n)
 	}
 }
 
-func TestLagIsExact(t *testing.T) {
+// TestLag: no change is applied earlier than the artificial lag after its commit.
+func TestLag(t *testing.T) {
 	t.Parallel()
 	const lag = 300 * time.Millisecond
-	base := template(t)
+	base := newTemplate(t)
 	primary := startNode(t, base, "db-1", nil, nil)
 	replica := startNode(t, base, "db-2", primary, func(cfg *sqlite.Config) { cfg.Replication.Lag = lag })
-	replica.await(t, "heartbeats pass", func(s sut.ReplicationStatus) bool { return s.LagNS >= 0 })
+	replica.await(t, "the first heartbeat is applied", func(s sut.ReplicationStatus) bool { return s.LagNS >= 0 })
 	conn := connect(t, primary.Server)
 	for i := range 20 {
 		sent := time.Now()
-		must(t, conn, insert, 100+i, 0, "late")
+		run(t, conn, insert, 100+i, 0, "late")
 		if i%5 > 0 {
 			continue
 		}
 		want := int64(i + 1)
-		status := replica.await(t, "it comes", func(s sut.ReplicationStatus) bool { return s.Position >= want })
+		status := replica.await(t, "the replica applies the entry", func(s sut.ReplicationStatus) bool {
+			return s.Position >= want
+		})
 		if passed := time.Since(sent); passed < lag || status.LagNS < int64(lag) {
-			t.Errorf("entry %d was there after %v, the lag is said to be %v", want, passed, time.Duration(status.LagNS))
+			t.Errorf("entry %d was applied after %v, and the status has a lag of %v", want, passed, time.Duration(status.LagNS))
 		}
 	}
-	// A promotion waits for no lag, and loses nothing that was received.
-	primary.await(t, "all is sent", func(s sut.ReplicationStatus) bool { return s.Position == 20 })
-	replica.await(t, "all is there", func(s sut.ReplicationStatus) bool { return s.Position == 20 })
+	replica.await(t, "the replica has all entries", func(s sut.ReplicationStatus) bool { return s.Position == 20 })
 }
 
-// TestDivergedCopyIsReplaced: changes that do not fit end in a snapshot, and
-// the wrong copy is kept.
+// TestDivergedCopyIsReplaced: a change that does not fit the copy leads to a snapshot. The diverged copy is kept.
 func TestDivergedCopyIsReplaced(t *testing.T) {
 	t.Parallel()
-	base := template(t)
+	base := newTemplate(t)
 	primary := startNode(t, base, "db-1", nil, nil)
-	wrong := template(t)
-	alone := serve(t, sqlite.Config{Dir: wrong, Statements: notes()})
-	must(t, connect(t, alone), insert, 100, 0, "of its own")
-	if err := alone.Shutdown(ended(t)); err != nil {
+	diverged := newTemplate(t)
+	alone := serve(t, sqlite.Config{Dir: diverged, Statements: notes()})
+	run(t, connect(t, alone), insert, 100, 0, "of its own")
+	if err := alone.Shutdown(cancelledContext()); err != nil {
 		t.Fatal(err)
 	}
-	replica := startNode(t, wrong, "db-2", primary, nil)
-	replica.await(t, "it looks like a copy", func(s sut.ReplicationStatus) bool { return s.Serves })
-	held := connect(t, replica.Server) // keeps a reader busy, which must not last
-	must(t, held, "begin read only")
-	countNotes(t, held)
+	replica := startNode(t, diverged, "db-2", primary, nil)
+	replica.await(t, "the replica serves reads", func(s sut.ReplicationStatus) bool { return s.Serves })
+	reader := connect(t, replica.Server) // its open transaction must not block the snapshot for ever
+	run(t, reader, "begin read only")
+	countNotes(t, reader)
 	conn := connect(t, primary.Server)
-	must(t, conn, insert, 100, 0, "of the primary")
-	caughtUp(t, primary, replica)
+	run(t, conn, insert, 100, 0, "of the primary")
+	awaitCaughtUp(t, primary, replica)
 	wantEqual(t, primary, replica)
 	if s := replica.ReplicationStatus(); s.Rebuilds != 1 {
-		t.Errorf("the replica says %+v", s)
+		t.Errorf("the replica reports %+v", s)
 	}
 	if _, err := os.Stat(filepath.Join(replica.dir, "stagebench.db.epoch-0")); err != nil {
 		t.Error(err)
 	}
 }
 
-func ended(t testing.TB) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	return ctx
-}
-
-// TestRandomTransactions runs 2,000 transactions from several connections,
-// some rolled back, some failing, many of them in groups, while replicas are
-// killed and come back, with entries or, the log being short, with a snapshot:
-// all copies are the same at the end.
+// TestRandomTransactions runs random transactions from several clients. Some are rolled back, some fail, and many share
+// commits. Meanwhile a replica is killed and restarted several times. It catches up with entries or, because the log is
+// short, with a snapshot. At the end all copies are equal.
 func TestRandomTransactions(t *testing.T) {
 	t.Parallel()
-	const clients, transactions = 8, 250
-	base := template(t)
+	const clients, transactions = 8, 50 * scale
+	base := newTemplate(t)
 	primary := startNode(t, base, "db-1", nil, func(cfg *sqlite.Config) { cfg.Replication.KeepEntries = 16 })
 	second := startNode(t, base, "db-2", primary, nil)
 	third := startNode(t, base, "db-3", primary, func(cfg *sqlite.Config) { cfg.Replication.Lag = 20 * time.Millisecond })
 	var writers errgroup.Group
+	var restarts atomic.Int64 // the clients write until the last restart
 	for i := range clients {
 		conn := connect(t, primary.Server)
 		writers.Go(func() error {
 			random := rand.New(rand.NewPCG(7, uint64(i)))
-			for range transactions {
+			for n := 0; n < transactions || restarts.Load() < 3; n++ {
 				if err := randomTransaction(conn, random); err != nil {
 					return err
 				}
@@ -443,21 +292,25 @@ func TestRandomTransactions(t *testing.T) {
 			return nil
 		})
 	}
-	for _, at := range []int64{40, 100, 180} {
-		primary.await(t, "writes go on", func(s sut.ReplicationStatus) bool { return s.Position >= at })
+	for range 3 {
+		before := primary.ReplicationStatus().Position
+		primary.await(t, "writes go on", func(s sut.ReplicationStatus) bool { return s.Position >= before+20 })
 		third.kill(t)
 		third.start(t)
+		restarts.Add(1)
 	}
 	fourth := startNode(t, "", "db-4", primary, nil)
 	if err := writers.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	caughtUp(t, primary, second, third, fourth)
+	awaitCaughtUp(t, primary, second, third, fourth)
 	wantEqual(t, primary, second, third, fourth)
 	stats := primary.Stats()
-	t.Logf("%d transactions, %d commits, %d entries", stats.Transactions, stats.Commits, primary.ReplicationStatus().Position)
+	position := primary.ReplicationStatus().Position
+	t.Logf("%d transactions, %d commits, %d entries", stats.Transactions, stats.Commits, position)
 }
 
+// randomTransaction runs one transaction. A violated key is no error.
 func randomTransaction(conn *pgx.Conn, random *rand.Rand) error {
 	ctx := context.Background()
 	steps, block, keep := random.IntN(4)+1, random.IntN(3) == 0, random.IntN(4) > 0
@@ -476,10 +329,10 @@ func randomTransaction(conn *pgx.Conn, random *rand.Rand) error {
 		}
 	}
 	if !block && random.IntN(10) == 0 {
-		batch.Queue(insert, 1, 0, "is there already")
+		batch.Queue(insert, 1, 0, "the id exists already")
 	}
 	err := conn.SendBatch(ctx, batch).Close()
-	if s := state(err); s != "" && s != "23505" {
+	if s := sqlState(err); s != "" && s != "23505" {
 		return err
 	}
 	if !block {

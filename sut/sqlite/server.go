@@ -1,20 +1,21 @@
-// Package sqlite is the embedded database node: SQLite behind the PostgreSQL wire protocol, so that the same client
-// speaks to it and to a PostgreSQL server.
+// Package sqlite is the embedded database node: SQLite behind the PostgreSQL wire protocol. The same client works with
+// it and with a PostgreSQL server.
 //
-// It runs a fixed catalogue of statements and nothing else: SQLite alone knows no types of parameters and
-// expressions, and a node needs no more. It never listens on anything but a loopback address, for it knows no
-// passwords. With Config.Replication it is one of several nodes with the same database; what changes travels as
-// replog has it, over the port of the clients.
+// It runs a fixed catalogue of statements and nothing else, because SQLite does not know the types of parameters and
+// expressions. It listens only on a loopback address, because it has no passwords. With Config.Replication the node
+// replicates its database with other nodes. They connect to the same port as clients and exchange the messages of
+// package replog.
 //
-// This package is the door: configuration, start and end of a node. Package wire speaks with clients, engine runs
-// their statements in SQLite, replication keeps copies of one primary, and multiprimary makes a node one of several
-// primaries.
+// This package holds the configuration, the start and the end of a node. Package wire speaks the protocol, engine runs
+// the statements in SQLite, replication implements a primary with replicas, and multiprimary a multi-primary set.
 //
-// What a client sees is what PostgreSQL does: every statement up to a Sync is one transaction, a failure takes all of
-// it back and skips to the Sync, BEGIN to COMMIT is a transaction across round trips, and a client that dies inside
-// of one leaves nothing behind. What differs: one transaction writes at a time (others wait in line, in the order of
-// their arrival), BEGIN READ ONLY sees one snapshot, there are no savepoints, and a message larger than 64 KiB ends
-// the connection.
+// A client sees the behaviour of PostgreSQL. All statements up to a Sync are one transaction. An error rolls it back
+// and skips the messages up to the Sync. A transaction from BEGIN to COMMIT may span round trips. If a client dies, its
+// transaction is rolled back. There are four differences:
+//   - One transaction writes at a time. Others wait in a queue, in order of arrival.
+//   - BEGIN READ ONLY sees one snapshot.
+//   - There are no savepoints.
+//   - A message larger than 64 KiB ends the connection.
 //
 // A Server may be used by any number of goroutines. The order of calls is New, Serve, Shutdown.
 package sqlite
@@ -43,71 +44,72 @@ const LibraryVersion = sqlite.Version
 
 // Server is an embedded database node.
 type Server struct {
-	cfg      Config
-	listener net.Listener
-	wire     *wire.Server
-	db       *engine.DB
-	copies   copies
+	cfg        Config
+	listener   net.Listener
+	wire       *wire.Server
+	db         *engine.DB
+	replicator replicator
 
-	serving atomic.Bool   // Serve has begun, or never may
-	served  chan struct{} // closed when nobody is accepted any more
-	stopped chan struct{} // closed when all is closed
-	stop    sync.Once
-	err     error // of the shutdown; set before stopped is closed
+	serving  atomic.Bool   // Serve was called, or Shutdown was called first
+	accepted chan struct{} // closed when Serve accepts no more clients
+	stopped  chan struct{} // closed when everything is closed
+	stop     sync.Once
+	err      error // of the shutdown; set before stopped is closed
 }
 
-// copies is the node's part among those with the same database.
-type copies interface {
+// replicator is the replication of the node: single-primary, multi-primary or none.
+type replicator interface {
 	engine.Replicator
-	// Start begins to get changes; left is closed when the node stops and no client is there any more.
-	Start(left <-chan struct{})
-	// Serve gives another node what it asks for.
+	// Start starts to receive changes from other nodes. clientsGone is closed when the node stops and no client is
+	// connected.
+	Start(clientsGone <-chan struct{})
+	// Serve serves a connection from another node. It reads from in and writes to link.
 	Serve(link net.Conn, in io.Reader)
 	Status() sut.ReplicationStatus
-	Become(ctx context.Context, to sut.Replication) error
+	ChangeRole(ctx context.Context, to sut.Replication) error
 	LostChanges(ctx context.Context) (sut.Lost, error)
-	// Cut ends all waits, Stop all that goes on besides the clients.
-	Cut()
+	// Abort ends all waits for other nodes. Stop ends all goroutines of the replicator.
+	Abort()
 	Stop()
 }
 
-// alone is the part of a node without Config.Replication: a lone primary.
-type alone struct{ engine.NoReplication }
+// standalone is the replicator of a node without Config.Replication: a primary without replicas.
+type standalone struct{ engine.NoReplication }
 
-func (alone) Start(<-chan struct{})     {}
-func (alone) Serve(net.Conn, io.Reader) {}
-func (alone) Cut()                      {}
-func (alone) Stop()                     {}
-func (alone) Status() sut.ReplicationStatus {
+func (standalone) Start(<-chan struct{})     {}
+func (standalone) Serve(net.Conn, io.Reader) {}
+func (standalone) Abort()                    {}
+func (standalone) Stop()                     {}
+func (standalone) Status() sut.ReplicationStatus {
 	return sut.ReplicationStatus{Primary: true, Serves: true, LagNS: -1}
 }
 
-func (alone) Become(context.Context, sut.Replication) error {
-	return fmt.Errorf("%w: this database has no copies", ErrRefused)
+func (standalone) ChangeRole(context.Context, sut.Replication) error {
+	return fmt.Errorf("%w: this node runs without replication", ErrRefused)
 }
 
-func (alone) LostChanges(context.Context) (sut.Lost, error) {
+func (standalone) LostChanges(context.Context) (sut.Lost, error) {
 	return sut.Lost{Changes: []sut.LostChange{}}, nil
 }
 
-// Stats are counters since the node was made.
+// Stats are counters since the start of the node.
 type Stats struct {
-	// Connections is how many clients are connected now.
+	// Connections is the number of connected clients.
 	Connections int
-	// Reads is how many statements ran outside of write transactions.
+	// Reads is the number of statements outside write transactions.
 	Reads int64
-	// Transactions is how many write transactions began.
+	// Transactions is the number of write transactions that began.
 	Transactions int64
-	// Commits is how often the disk was waited for: fewer than Transactions when they came in groups.
+	// Commits is the number of commits. It is less than Transactions if transactions shared commits.
 	Commits int64
 }
 
-// New opens or makes the database and listens. Serve serves clients, Shutdown frees everything.
+// New opens or creates the database and listens. Serve serves clients, Shutdown closes everything.
 func New(cfg Config) (_ *Server, err error) {
 	if cfg, err = cfg.withDefaults(); err != nil {
 		return nil, fmt.Errorf("sqlite node: %w", err)
 	}
-	s := &Server{cfg: cfg, copies: alone{}, served: make(chan struct{}), stopped: make(chan struct{})}
+	s := &Server{cfg: cfg, replicator: standalone{}, accepted: make(chan struct{}), stopped: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("sqlite node: %w", err), s.free())
@@ -132,26 +134,26 @@ func New(cfg Config) (_ *Server, err error) {
 	}
 	if r := cfg.Replication; r != nil {
 		if r.State.Several {
-			s.copies, err = multiprimary.Open(s.db, *r, cfg.Log)
+			s.replicator, err = multiprimary.Open(s.db, *r, cfg.Log)
 		} else {
-			s.copies, err = replication.Open(s.db, *r, cfg.Log)
+			s.replicator, err = replication.Open(s.db, *r, cfg.Log)
 		}
 		if err != nil {
 			return nil, err
 		}
-		s.db.Use(s.copies)
-		protocol.Replica, protocol.ReplicaCode = s.copies.Serve, replog.StartupCode
+		s.db.Use(s.replicator)
+		protocol.Replica, protocol.ReplicaCode = s.replicator.Serve, replog.StartupCode
 	}
 	s.wire = wire.New(protocol)
 	s.db.Cancel = s.wire.Cancel
-	s.copies.Start(s.wire.Left())
+	s.replicator.Start(s.wire.ClientsGone())
 	return s, nil
 }
 
-// Addr is where the node listens.
+// Addr returns the address on which the node listens.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
-// Version says what the engine is.
+// Version returns the name and version of the engine.
 func (s *Server) Version() string { return "SQLite " + LibraryVersion }
 
 // Stats returns the counters.
@@ -161,25 +163,26 @@ func (s *Server) Stats() Stats {
 	return stats
 }
 
-// ReplicationStatus says how the node's copy is. It is that of a lone primary without Config.Replication.
+// ReplicationStatus returns the status of the node's copy. Without Config.Replication it is the status of a primary
+// without replicas.
 func (s *Server) ReplicationStatus() sut.ReplicationStatus {
-	return s.copies.Status()
+	return s.replicator.Status()
 }
 
-// Become makes a replica the primary, or lets it follow another one; one of several primaries gets its changes from
-// others. It returns ErrRefused for what the node must not be, as sut.Replication says. What a replica has received
-// it applies before it is the primary; should the context end before that, it goes on as a replica.
+// Become changes the role of the node. A replica becomes the primary or follows another primary. A multi-primary node
+// gets a new list of origins. A role that the node must not take is ErrRefused. Before a replica becomes the primary it
+// applies all changes that it has received. If the context ends first, it stays a replica.
 func (s *Server) Become(ctx context.Context, to sut.Replication) error {
-	return s.copies.Become(ctx, to)
+	return s.replicator.ChangeRole(ctx, to)
 }
 
-// LostChanges is what the copy that was replaced last held, and the primary that replaced it did not.
+// LostChanges returns the changes of the copy that was last replaced which the new primary does not have.
 func (s *Server) LostChanges(ctx context.Context) (sut.Lost, error) {
-	return s.copies.LostChanges(ctx)
+	return s.replicator.LostChanges(ctx)
 }
 
-// Serve serves clients until Shutdown, or until the context ends, which is a Shutdown that waits for nobody. It
-// returns when everything is closed, and may be called once.
+// Serve serves clients until Shutdown is called or the context ends. At the end of the context it closes all
+// connections at once. It returns when everything is closed. It may be called once.
 func (s *Server) Serve(ctx context.Context) error {
 	if !s.serving.CompareAndSwap(false, true) {
 		return errors.New("sqlite node: Serve after Serve or Shutdown")
@@ -189,13 +192,13 @@ func (s *Server) Serve(ctx context.Context) error {
 	release := context.AfterFunc(ctx, func() { _ = s.Shutdown(now) })
 	defer release()
 	s.wire.Serve(s.listener)
-	close(s.served)
+	close(s.accepted)
 	<-s.stopped
 	return s.err
 }
 
-// Shutdown takes no new clients, lets those who are inside of a request or a transaction end it, and closes the
-// database, which leaves one file. When the context ends it waits no longer: what is open is rolled back.
+// Shutdown accepts no new clients, lets each client finish its request or transaction, and closes the database, which
+// leaves one file. When the context ends, Shutdown waits no longer and rolls back open transactions.
 func (s *Server) Shutdown(ctx context.Context) error {
 	first := false
 	s.stop.Do(func() { first = true })
@@ -203,7 +206,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		select {
 		case <-s.stopped:
 		case <-ctx.Done():
-			s.cut()
+			s.abort()
 			<-s.stopped
 		}
 		return s.err
@@ -212,7 +215,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		s.cfg.Log.Warn("closing the listener", "cause", err)
 	}
 	if !s.serving.CompareAndSwap(false, true) {
-		<-s.served
+		<-s.accepted
 	}
 	s.wire.Drain()
 	gone := make(chan struct{})
@@ -223,21 +226,22 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	select {
 	case <-gone:
 	case <-ctx.Done():
-		s.cut()
+		s.abort()
 		<-gone
 	}
-	s.copies.Stop()
+	s.replicator.Stop()
 	s.err = s.free()
 	close(s.stopped)
 	return s.err
 }
 
-func (s *Server) cut() {
-	s.copies.Cut()
-	s.wire.Cut()
+// abort ends all connections and waits.
+func (s *Server) abort() {
+	s.replicator.Abort()
+	s.wire.Abort()
 }
 
-// free closes what New opened, as far as it came.
+// free closes everything that New has opened, also after an error in the middle of New.
 func (s *Server) free() (err error) {
 	if s.listener != nil {
 		_ = s.listener.Close()

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"go.uber.org/goleak"
@@ -18,13 +17,13 @@ import (
 	"github.com/stagebench/stagebench/sut/store/storetest"
 )
 
-// The environment that makes the test binary a node: what must be killed for
-// real runs as a process of its own.
+// The environment variables that make the test binary a node. A test that kills a node with a signal needs it in its
+// own process.
 const (
-	nodeDir     = "STAGEBENCH_TEST_NODE_DIR"
-	nodeAddress = "STAGEBENCH_TEST_NODE_ADDRESS"
-	nodeCommits = "STAGEBENCH_TEST_NODE_COMMITS"
-	nodeCopies  = "STAGEBENCH_TEST_NODE_COPIES" // a sqlite.Replication
+	nodeDir         = "STAGEBENCH_TEST_NODE_DIR"
+	nodeAddress     = "STAGEBENCH_TEST_NODE_ADDRESS"
+	nodeDurability  = "STAGEBENCH_TEST_NODE_DURABILITY"
+	nodeReplication = "STAGEBENCH_TEST_NODE_REPLICATION" // a sqlite.Replication as JSON
 )
 
 func TestMain(m *testing.M) {
@@ -34,13 +33,13 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// node serves until its standard input ends.
+// node serves until its standard input ends. It returns the exit status.
 func node() int {
 	cfg := sqlite.Config{
 		Address: os.Getenv(nodeAddress), Dir: os.Getenv(nodeDir),
-		Durability: sqlite.Durability(os.Getenv(nodeCommits)), Statements: catalogue(),
+		Durability: sqlite.Durability(os.Getenv(nodeDurability)), Statements: catalogue(),
 	}
-	if text := os.Getenv(nodeCopies); text != "" {
+	if text := os.Getenv(nodeReplication); text != "" {
 		if err := json.Unmarshal([]byte(text), &cfg.Replication); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
@@ -64,7 +63,7 @@ func node() int {
 	return 0
 }
 
-// catalogue is the store's catalogue in the node's words.
+// catalogue returns the statements of the store.
 func catalogue() []sqlite.Statement {
 	var all []sqlite.Statement
 	for _, from := range storetest.Statements() {
@@ -80,7 +79,7 @@ func catalogue() []sqlite.Statement {
 	return all
 }
 
-// serve runs a node in this process for the length of a test.
+// serve runs a node in this process until the end of the test.
 func serve(t testing.TB, cfg sqlite.Config) *sqlite.Server {
 	t.Helper()
 	if cfg.Dir == "" {
@@ -93,12 +92,9 @@ func serve(t testing.TB, cfg sqlite.Config) *sqlite.Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- s.Serve(context.Background()) }()
+	ended := inBackground(func() error { return s.Serve(context.Background()) })
 	t.Cleanup(func() {
-		now, cancel := context.WithCancel(context.Background())
-		cancel()
-		if err := s.Shutdown(now); err != nil {
+		if err := s.Shutdown(cancelledContext()); err != nil {
 			t.Error(err)
 		}
 		if err := <-ended; err != nil {
@@ -108,10 +104,11 @@ func serve(t testing.TB, cfg sqlite.Config) *sqlite.Server {
 	return s
 }
 
-// connect opens a client for the length of a test.
+// connect returns a client that is connected until the end of the test.
 func connect(t testing.TB, s *sqlite.Server) *pgx.Conn {
 	t.Helper()
-	conn, err := pgx.Connect(context.Background(), "postgres://stagebench@"+s.Addr().String()+"/stagebench?sslmode=disable")
+	url := "postgres://stagebench@" + s.Addr().String() + "/stagebench?sslmode=disable"
+	conn, err := pgx.Connect(context.Background(), url)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,8 +123,8 @@ func TestStore(t *testing.T) {
 	})
 }
 
-// TestStoreWithoutGroups runs the same with every commit on its own and with
-// one reader, where waiting in line is the rule.
+// TestStoreWithoutGroups runs the same checks without shared commits and with one read connection. Then most statements
+// wait in a queue.
 func TestStoreWithoutGroups(t *testing.T) {
 	t.Parallel()
 	storetest.Run(t, func(t *testing.T) *storetest.Store {
@@ -144,7 +141,7 @@ func TestFaults(t *testing.T) {
 	storetest.Faults(t, p)
 }
 
-// process is a node in a process of its own.
+// process is a node in its own process.
 type process struct {
 	dir, address string
 	durability   sqlite.Durability
@@ -153,42 +150,43 @@ type process struct {
 	stdin        io.Closer
 }
 
+// Address returns the address of the node.
 func (p *process) Address() string { return p.address }
 
+// Kill kills the process and waits for its end.
 func (p *process) Kill(t testing.TB) {
 	t.Helper()
 	if err := p.cmd.Process.Kill(); err != nil {
 		t.Error(err)
 	}
-	_ = p.cmd.Wait() // says that it was killed
+	_ = p.cmd.Wait() // the error is that the process was killed
 	p.stdin.Close()
 }
 
-// Restart starts the node. An outgoing connection may have its port for a moment.
+// Restart starts the node. It retries, because an outgoing connection may use the port of the node for a moment.
 func (p *process) Restart(t testing.TB) {
 	t.Helper()
-	err := p.start(t)
-	for deadline := time.Now().Add(patience); err != nil && time.Now().Before(deadline); {
-		p.Kill(t)
-		<-time.After(5 * time.Millisecond)
-		err = p.start(t)
-	}
-	if err != nil {
-		t.Fatalf("the node did not come up: %v", err)
-	}
+	eventually(t, "the node process serves", func() error {
+		err := p.start(t)
+		if err != nil {
+			p.Kill(t)
+		}
+		return err
+	}, func(err error) bool { return err == nil })
 }
 
-// start starts the node and returns an error when it ends before it serves.
+// start starts the node. It returns an error if the process ends before the node serves.
 func (p *process) start(t testing.TB) error {
 	t.Helper()
 	p.cmd = exec.Command(os.Args[0])
-	p.cmd.Env = append(os.Environ(), nodeDir+"="+p.dir, nodeAddress+"="+p.address, nodeCommits+"="+string(p.durability))
+	p.cmd.Env = append(os.Environ(),
+		nodeDir+"="+p.dir, nodeAddress+"="+p.address, nodeDurability+"="+string(p.durability))
 	if p.replication != nil {
 		text, err := json.Marshal(p.replication)
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.cmd.Env = append(p.cmd.Env, nodeCopies+"="+string(text))
+		p.cmd.Env = append(p.cmd.Env, nodeReplication+"="+string(text))
 	}
 	p.cmd.Stderr = os.Stderr
 	out, err := p.cmd.StdoutPipe()

@@ -14,11 +14,10 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
 )
 
-// TestStrangersOfReplication: what is no replica of this node gets nothing, and
-// harms nothing.
-func TestStrangersOfReplication(t *testing.T) {
+// TestReplicationStrangers: a connection that is not from a replica of this node gets no data and does no harm.
+func TestReplicationStrangers(t *testing.T) {
 	t.Parallel()
-	primary := startNode(t, template(t), "db-1", nil, nil)
+	primary := startNode(t, newTemplate(t), "db-1", nil, nil)
 	alone := withNotes(t, sqlite.Config{})
 	message := func(kind replog.Kind, body string) []byte {
 		var b bytes.Buffer
@@ -29,19 +28,21 @@ func TestStrangersOfReplication(t *testing.T) {
 		return b.Bytes()
 	}
 	const hello = `{"node":"x","to":"db-1","epoch":1,"position":0,"schema":"other"}`
+	empty := message(replog.KindHello, strings.Replace(hello, "other", replog.NoSchema(), 1))
+	misdirected := message(replog.KindHello, `{"node":"x","to":"db-9","epoch":99}`)
 	for name, c := range map[string]struct {
 		address string
-		says    []byte
-		want    string // in the answer
+		sent    []byte
+		want    string // part of the answer
 	}{
-		"no copies here":      {alone.Addr().String(), message(replog.KindHello, hello), ""},
+		"no replication":      {alone.Addr().String(), message(replog.KindHello, hello), ""},
 		"no Hello":            {primary.address, message(replog.KindAck, hello), ""},
 		"no document":         {primary.address, message(replog.KindHello, "{"), ""},
 		"too long":            {primary.address, append(replog.StartupPacket(), 'H', 0xff, 0xff, 0xff, 0xff), ""},
 		"another schema":      {primary.address, message(replog.KindHello, hello), "schema differs"},
-		"meant for another":   {primary.address, message(replog.KindHello, `{"node":"x","to":"db-9","epoch":99}`), "this is node db-1"},
-		"gone at once":        {primary.address, replog.StartupPacket(), ""},
-		"an entry of its own": {primary.address, append(message(replog.KindHello, strings.Replace(hello, "other", replog.NoSchema(), 1)), "E\x00\x00\x00\x00"...), `"snapshot":true`},
+		"wrong node":          {primary.address, misdirected, "this is node db-1"},
+		"disconnected":        {primary.address, replog.StartupPacket(), ""},
+		"an entry of its own": {primary.address, append(empty, "E\x00\x00\x00\x00"...), `"snapshot":true`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -53,13 +54,13 @@ func TestStrangersOfReplication(t *testing.T) {
 			if err := link.SetDeadline(time.Now().Add(patience)); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := link.Write(c.says); err != nil {
+			if _, err := link.Write(c.sent); err != nil {
 				t.Fatal(err)
 			}
 			if err := link.(*net.TCPConn).CloseWrite(); err != nil {
 				t.Fatal(err)
 			}
-			got, _ := io.ReadAll(link) // a reset is an end, too
+			got, _ := io.ReadAll(link) // a reset ends the answer, too
 			if !strings.Contains(string(got), c.want) {
 				t.Errorf("the answer is %.200q, want %q in it", got, c.want)
 			}
@@ -67,7 +68,7 @@ func TestStrangersOfReplication(t *testing.T) {
 	}
 	t.Cleanup(func() {
 		if s := primary.ReplicationStatus(); !s.Primary || s.Problem != "" {
-			t.Errorf("afterwards the primary says %+v", s)
+			t.Errorf("afterwards the primary reports %+v", s)
 		}
 	})
 }
@@ -86,9 +87,9 @@ func TestBadReplication(t *testing.T) {
 	}
 	alone := withNotes(t, sqlite.Config{})
 	if err := alone.Become(t.Context(), sut.Replication{Epoch: 2}); !errors.Is(err, sqlite.ErrRefused) {
-		t.Errorf("a node without copies took a role: %v", err)
+		t.Errorf("a node without replication accepted a role: %v", err)
 	}
 	if s := alone.ReplicationStatus(); !s.Primary || !s.Serves {
-		t.Errorf("a node without copies says %+v", s)
+		t.Errorf("a node without replication reports %+v", s)
 	}
 }

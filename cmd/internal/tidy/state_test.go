@@ -32,8 +32,6 @@ func sleepers() map[string]string {
 	return map[string]string{
 		"results/live/live_test.go":         "a helper of tests inside synctest.Test, where the clock is fake",
 		"targets/failover/failover_test.go": "a helper of tests inside synctest.Test, where the clock is fake",
-		"sut/sqlite/replication_test.go":    "polls a server that has no event to wait for",
-		"sut/sqlite/sqlite_test.go":         "polls a server that has no event to wait for",
 	}
 }
 

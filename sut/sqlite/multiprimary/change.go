@@ -7,7 +7,8 @@ import (
 	"math"
 )
 
-// Version is which change to a row it is. Later times are higher, and at the same time the origins decide.
+// Version identifies a change to a row. The version with the later time is higher. If the times are equal, the origin
+// names decide.
 type Version struct {
 	AtUS   int64
 	Origin string
@@ -18,15 +19,15 @@ func (v Version) Compare(other Version) int {
 	return cmp.Or(cmp.Compare(v.AtUS, other.AtUS), cmp.Compare(v.Origin, other.Origin))
 }
 
-// Change is what became of a row.
+// Change is the new state of a row.
 type Change struct {
 	Table string
-	Key   []byte  // the values of the primary key, as appendValues has them
-	Base  Version // what it replaced; zero = a row that no primary of several had changed
+	Key   []byte  // the values of the primary key, encoded by appendValues
+	Base  Version // the version that this change replaced; zero = there was none
 	Row   []any   // all columns as int64, float64, string, []byte or nil; nil = deleted
 }
 
-// The types of values.
+// The tags of encoded values.
 const (
 	tagNull    = 'n'
 	tagInteger = 'i'
@@ -35,6 +36,7 @@ const (
 	tagBlob    = 'b'
 )
 
+// appendValues encodes a key or a row. parseValues decodes it.
 func appendValues(out []byte, values []any) []byte {
 	for _, value := range values {
 		switch v := value.(type) {
@@ -57,7 +59,7 @@ func appendBytes[T string | []byte](out []byte, b T) []byte {
 	return append(binary.AppendUvarint(out, uint64(len(b))), b...)
 }
 
-// appendChange adds a change: table, key, base, row. A row has a column, so that one without bytes is none.
+// appendChange encodes a change: table, key, base, row. A row has one column or more, so an empty row means "deleted".
 func appendChange(out []byte, c *Change) []byte {
 	out = appendBytes(appendBytes(out, c.Table), c.Key)
 	out = appendBytes(binary.AppendVarint(out, c.Base.AtUS), c.Base.Origin)
@@ -77,12 +79,12 @@ func parseChanges(body []byte) (changes []Change, err error) {
 		changes = append(changes, c)
 	}
 	if r.broken {
-		return nil, errCutShort
+		return nil, errTruncated
 	}
 	return changes, nil
 }
 
-// parseValues takes a key or a row apart.
+// parseValues decodes a key or a row.
 func parseValues(body []byte) ([]any, error) {
 	r := reader{rest: body}
 	values := []any{}
@@ -90,17 +92,17 @@ func parseValues(body []byte) ([]any, error) {
 		values = append(values, r.value())
 	}
 	if r.broken {
-		return nil, errCutShort
+		return nil, errTruncated
 	}
 	return values, nil
 }
 
-var errCutShort = errors.New("changes are cut short")
+var errTruncated = errors.New("changes are truncated or invalid")
 
-// reader takes bytes apart.
+// reader decodes bytes.
 type reader struct {
 	rest   []byte
-	broken bool // something was asked for that is not there
+	broken bool // the bytes are truncated or invalid
 }
 
 func (r *reader) take(count uint64) []byte {
@@ -114,7 +116,7 @@ func (r *reader) take(count uint64) []byte {
 }
 
 func (r *reader) varint() int64 {
-	v := r.uvarint() // zigzag, as AppendVarint has it
+	v := r.uvarint() // zigzag, as AppendVarint encodes it
 	return int64(v>>1) ^ -int64(v&1)
 }
 

@@ -2,23 +2,24 @@ package multiprimary
 
 import "time"
 
-// Clock is a hybrid logical clock: as near to the wall's as can be, never going back, and later than all times that
-// it has taken in, so that a change is later than any that its node knew. After "Logical Physical Clocks and
-// Consistent Snapshots in Globally Distributed Databases" (Kulkarni, Demirbas, Madappa, Avva, Leone; OPODIS 2014),
-// with the logical part in the microseconds: a node commits less than a million times a second, so the wall's clock
-// always catches up.
+// Clock is a hybrid logical clock. It stays close to the wall clock, never goes back, and is later than every observed
+// time. So a change is later than all changes that its node knew before.
 //
-// It is used by one goroutine at a time.
+// The algorithm is from "Logical Physical Clocks and Consistent Snapshots in Globally Distributed Databases" (Kulkarni,
+// Demirbas, Madappa, Avva, Leone; OPODIS 2014). The logical part is in the microseconds: a node commits less than a
+// million times a second, so the wall clock always catches up.
+//
+// A Clock is not safe for concurrent use.
 type Clock struct {
 	Wall func() time.Time
 	last int64
 }
 
-// Next is the time of an event here: the wall's, but later than all before.
+// Next returns the time of a local event in microseconds: the wall clock, but later than every earlier time.
 func (c *Clock) Next() int64 {
 	c.last = max(c.last+1, c.Wall().UnixMicro())
 	return c.last
 }
 
-// Observe takes in the time of an event elsewhere that is known here now.
+// Observe records the time of an event of another node.
 func (c *Clock) Observe(atUS int64) { c.last = max(c.last, atUS) }

@@ -12,59 +12,60 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
 )
 
-// ledger is what a database knows of all changes: the log, how far each origin is, and the version of each row that
-// was changed. It belongs to the holder of the write lock.
+// ledger is the replication state of a database: the log, the last known change of each origin, and the version of each
+// changed row. The holder of the write lock owns it.
 type ledger struct {
 	*replog.Recorder
 	conn   *sqlite.Conn
 	limits replog.Limits
-	self   string // the origin that this database is
+	self   string // the origin name of this database
 	tables tables
 
-	// now is what is committed, next what the open transaction makes of it.
+	// now is the committed state. next includes the open transaction.
 	now, next progress
 }
 
-// progress is how far a database is.
+// progress is the position of a database and its counters.
 type progress struct {
 	replog.Extent
-	forks  int64 // versions that were replaced more than once, and how often more
-	hidden int64 // rows whose UNIQUE key another one has
-	marks  map[string]mark
+	forks  int64 // changes whose base version another change had replaced already
+	hidden int64 // rows that are hidden because another row has their UNIQUE key
+	heads  map[string]head
 }
 
-// mark is the last change of an origin that is known.
-type mark struct{ seq, atUS int64 }
+// head is the last known change of an origin.
+type head struct{ seq, atUS int64 }
 
 func (p progress) clone() progress {
-	p.marks = maps.Clone(p.marks)
+	p.heads = maps.Clone(p.heads)
 	return p
 }
 
-// keep is what a log must keep.
-type keep struct {
-	after     int64 // entries after this position
-	horizonUS int64 // deleted rows of this time and later ones
+// retention is the data that a log must keep.
+type retention struct {
+	after        int64 // entries after this position
+	tombstonesUS int64 // deleted rows of this time and later ones
 }
 
-// errGap is met when an entry is not the next one of its origin.
+// errGap is returned for an entry that is not the next one of its origin.
 var errGap = errors.New("changes are missing")
 
-// openLedger makes the tables where there are none. A database without them is a new origin.
+// openLedger creates missing tables and reads the state. A database without these tables becomes a new origin.
 func openLedger(conn *sqlite.Conn, node string, nowUS int64, limits replog.Limits) (*ledger, error) {
-	l := &ledger{Recorder: replog.NewRecorder(conn), conn: conn, limits: limits, now: progress{marks: map[string]mark{}}}
+	l := &ledger{Recorder: replog.NewRecorder(conn), conn: conn, limits: limits, now: progress{heads: map[string]head{}}}
 	for _, statement := range []string{
 		`create table if not exists replication_changes (position integer primary key, origin text not null, ` +
 			`seq integer not null, at_us integer not null, schema text not null, changes blob not null)`,
 		`create unique index if not exists replication_changes_seq on replication_changes (origin, seq)`,
 		`create table if not exists replication_origins (origin text primary key, ` +
 			`seq integer not null, at_us integer not null) without rowid`,
-		// The highest version of each row that any primary of several has changed.
+		// The highest version of each changed row. A deleted row stays here as a tombstone.
 		`create table if not exists replication_rows ("table" text, key blob, ` +
 			`at_us integer not null, origin text not null, deleted integer not null, primary key ("table", key)) without rowid`,
-		// The versions that were replaced, and when first.
+		// The versions that were replaced, with the time of the first replacement.
 		`create table if not exists replication_bases ("table" text, key blob, ` +
 			`at_us integer, origin text, replaced_us integer not null, primary key ("table", key, at_us, origin)) without rowid`,
+		// The rows whose UNIQUE key a row of a higher version has.
 		`create table if not exists replication_hidden ("table" text, key blob, ` +
 			`"row" blob not null, primary key ("table", key)) without rowid`,
 		`create table if not exists replication_self (id integer primary key check (id = 1), ` +
@@ -89,7 +90,7 @@ func openLedger(conn *sqlite.Conn, node string, nowUS int64, limits replog.Limit
 	}
 	if err == nil {
 		err = replog.Run(l.conn, `select origin, seq, at_us from replication_origins`, nil, func(row *sqlite.Stmt) {
-			p.marks[row.ColumnText(0)] = mark{seq: row.ColumnInt64(1), atUS: row.ColumnInt64(2)}
+			p.heads[row.ColumnText(0)] = head{seq: row.ColumnInt64(1), atUS: row.ColumnInt64(2)}
 		})
 	}
 	if err != nil {
@@ -97,12 +98,13 @@ func openLedger(conn *sqlite.Conn, node string, nowUS int64, limits replog.Limit
 	}
 	l.next = p.clone()
 	if nodeOf(l.self) != node {
-		return nil, fmt.Errorf("this database is that of node %s, not %s", nodeOf(l.self), node)
+		const text = "the database belongs to node %s, not to %s: use the directory of this node"
+		return nil, fmt.Errorf(text, nodeOf(l.self), node)
 	}
 	return l, nil
 }
 
-// recorded ends the recording and returns what changed, without versions.
+// recorded ends the recording and returns the changes, without their base versions.
 func (l *ledger) recorded() (changes []Change, err error) {
 	set, err := l.Recorded()
 	if err != nil || len(set) == 0 {
@@ -127,7 +129,7 @@ func (l *ledger) recorded() (changes []Change, err error) {
 		}
 		t := l.tables.byName[op.TableName]
 		if t == nil {
-			continue // statistics of SQLite
+			continue // SQLite's own table of statistics
 		}
 		key, err := keyAt(rows, op.Type, t)
 		if err != nil {
@@ -143,6 +145,7 @@ func (l *ledger) recorded() (changes []Change, err error) {
 	}
 }
 
+// keyAt returns the primary key of the current row of a changeset.
 func keyAt(rows *sqlite.ChangesetIterator, op sqlite.OpType, t *table) ([]any, error) {
 	var key []any
 	for _, i := range t.key {
@@ -159,9 +162,9 @@ func keyAt(rows *sqlite.ChangesetIterator, op sqlite.OpType, t *table) ([]any, e
 	return key, nil
 }
 
-// seal adds a transaction of this origin to the log, before it is committed.
-func (l *ledger) seal(changes []Change, atUS int64, k keep) (position int64, err error) {
-	e := &replog.Entry{Origin: l.self, Seq: l.next.marks[l.self].seq + 1, AtUS: atUS, Schema: l.tables.digest}
+// seal adds a transaction of this origin to the log before the commit.
+func (l *ledger) seal(changes []Change, atUS int64, k retention) (position int64, err error) {
+	e := &replog.Entry{Origin: l.self, Seq: l.next.heads[l.self].seq + 1, AtUS: atUS, Schema: l.tables.digest}
 	version := Version{AtUS: atUS, Origin: l.self}
 	touched := map[string]bool{}
 	for i := range changes {
@@ -169,7 +172,7 @@ func (l *ledger) seal(changes []Change, atUS int64, k keep) (position int64, err
 		if c.Base, err = l.version(c.Table, c.Key); err != nil {
 			return 0, err
 		}
-		if err := l.remember(c, version, true); err != nil {
+		if err := l.recordVersion(c, version, true); err != nil {
 			return 0, err
 		}
 		touched[c.Table] = true
@@ -180,12 +183,12 @@ func (l *ledger) seal(changes []Change, atUS int64, k keep) (position int64, err
 	}
 	if l.next.hidden > 0 {
 		for i := range changes {
-			if err := l.unhide(changes[i].Table, changes[i].Key); err != nil {
+			if err := l.deleteHidden(changes[i].Table, changes[i].Key); err != nil {
 				return 0, err
 			}
 		}
 		for name := range touched {
-			if err := l.reveal(l.tables.byName[name]); err != nil {
+			if err := l.restoreHidden(l.tables.byName[name]); err != nil {
 				return 0, err
 			}
 		}
@@ -193,14 +196,14 @@ func (l *ledger) seal(changes []Change, atUS int64, k keep) (position int64, err
 	return l.next.Last + 1, l.add(e, k)
 }
 
-// apply repeats an entry of another origin in an open transaction. One that is known already changes nothing.
-func (l *ledger) apply(e *replog.Entry, k keep) error {
-	known := l.next.marks[e.Origin].seq
+// apply applies an entry of another origin in an open transaction. It ignores an entry that is known already.
+func (l *ledger) apply(e *replog.Entry, k retention) error {
+	known := l.next.heads[e.Origin].seq
 	switch {
 	case e.Seq <= known:
 		return nil
 	case e.Seq > known+1:
-		return fmt.Errorf("%w: change %d of %s after %d", errGap, e.Seq, e.Origin, known)
+		return fmt.Errorf("%w: got change %d of %s after change %d", errGap, e.Seq, e.Origin, known)
 	}
 	if err := l.refresh(); err != nil {
 		return err
@@ -218,18 +221,18 @@ func (l *ledger) apply(e *replog.Entry, k keep) error {
 		c := &changes[i]
 		t := l.tables.byName[c.Table]
 		if t == nil || c.Row != nil && len(c.Row) != len(t.columns) {
-			return fmt.Errorf("%w: change %d of %s is of another table %q", replog.ErrSchema, e.Seq, e.Origin, c.Table)
+			return fmt.Errorf("%w: change %d of %s does not fit table %q", replog.ErrSchema, e.Seq, e.Origin, c.Table)
 		}
 		last, err := l.version(c.Table, c.Key)
 		if err != nil {
 			return err
 		}
 		wins := version.Compare(last) > 0
-		if err := l.remember(c, version, wins); err != nil {
+		if err := l.recordVersion(c, version, wins); err != nil {
 			return err
 		}
 		if wins {
-			if err := l.put(t, c, version); err != nil {
+			if err := l.writeRow(t, c, version); err != nil {
 				return fmt.Errorf("change %d of %s to table %s: %w", e.Seq, e.Origin, c.Table, err)
 			}
 		}
@@ -237,6 +240,7 @@ func (l *ledger) apply(e *replog.Entry, k keep) error {
 	return l.add(e, k)
 }
 
+// version returns the highest version of a row. It is zero if no change is known.
 func (l *ledger) version(table string, key []byte) (v Version, err error) {
 	const highest = `select at_us, origin from replication_rows where "table" = ? and key = ?`
 	err = replog.Run(l.conn, highest, []any{table, key}, func(row *sqlite.Stmt) {
@@ -245,8 +249,9 @@ func (l *ledger) version(table string, key []byte) (v Version, err error) {
 	return v, err
 }
 
-// remember notes which version a change has replaced, and its own when it is the highest one.
-func (l *ledger) remember(c *Change, version Version, wins bool) error {
+// recordVersion records that a change has replaced its base version. If it wins, its version becomes the highest
+// version of the row.
+func (l *ledger) recordVersion(c *Change, version Version, wins bool) error {
 	const base = `insert or ignore into replication_bases values (?, ?, ?, ?, ?)`
 	err := replog.Exec(l.conn, base, c.Table, c.Key, c.Base.AtUS, c.Base.Origin, version.AtUS)
 	if err != nil {
@@ -266,19 +271,21 @@ func (l *ledger) remember(c *Change, version Version, wins bool) error {
 	return replog.Exec(l.conn, highest, c.Table, c.Key, version.AtUS, version.Origin, deleted)
 }
 
+// committed is called after the commit of the open transaction.
 func (l *ledger) committed() {
 	if l.next.Last != l.now.Last {
 		l.now = l.next.clone()
 	}
 }
 
-// drop forgets a transaction that was taken back, or is about to be.
+// drop discards a transaction that is or will be rolled back.
 func (l *ledger) drop() {
 	l.Drop()
 	l.next = l.now.clone()
 }
 
-func (l *ledger) add(e *replog.Entry, k keep) error {
+// add appends an entry to the log and removes old entries, tombstones and base versions.
+func (l *ledger) add(e *replog.Entry, k retention) error {
 	n := &l.next
 	e.Position = n.Last + 1
 	const insert = `insert into replication_changes values (?, ?, ?, ?, ?, ?)`
@@ -292,18 +299,18 @@ func (l *ledger) add(e *replog.Entry, k keep) error {
 	if err != nil {
 		return err
 	}
-	n.marks[e.Origin] = mark{seq: e.Seq, atUS: e.AtUS}
+	n.heads[e.Origin] = head{seq: e.Seq, atUS: e.AtUS}
 	pruned, err := n.Add(l.conn, "replication_changes", e, l.limits, k.after)
 	if err != nil || !pruned {
 		return err
 	}
-	// The memory for rows that was of use for the entries that went.
-	reachUS, err := replog.Number(l.conn, `select min(at_us) from replication_changes`)
+	// Base versions and tombstones from before the oldest entry are no longer needed.
+	oldestUS, err := replog.Number(l.conn, `select min(at_us) from replication_changes`)
 	if err == nil {
-		err = replog.Exec(l.conn, `delete from replication_bases where replaced_us < ?`, reachUS)
+		err = replog.Exec(l.conn, `delete from replication_bases where replaced_us < ?`, oldestUS)
 	}
 	if err == nil {
-		err = replog.Exec(l.conn, `delete from replication_rows where deleted and at_us < ?`, min(reachUS, k.horizonUS))
+		err = replog.Exec(l.conn, `delete from replication_rows where deleted and at_us < ?`, min(oldestUS, k.tombstonesUS))
 	}
 	return err
 }

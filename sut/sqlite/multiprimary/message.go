@@ -6,32 +6,35 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
 )
 
-// The messages besides those of replog, whose Welcome, Refusal and acknowledgement have other bodies here.
+// The messages in addition to those of package replog. In a Welcome, Node is the origin name of the sender. An
+// acknowledgement carries the index of the last applied change of the origin that gets the acknowledgement.
 const (
-	// kindGreeting has the hello of who wants changes. It is not a Hello, so that a primary that is alone does not
-	// take it for one of its replicas.
+	// kindGreeting carries a hello. It differs from replog.KindHello, so a primary with replicas does not mistake a
+	// multi-primary node for a replica.
 	kindGreeting replog.Kind = 'P'
-	// kindUpTo is the end of a batch, and a heartbeat. It says of origins up to which time all their changes have
-	// been sent; empty = there are more.
-	kindUpTo replog.Kind = 'T'
+	// kindWatermarks ends a batch, and is the heartbeat. It carries a watermark by origin: all changes of the origin up
+	// to this time were sent. Empty = another batch follows at once.
+	kindWatermarks replog.Kind = 'T'
 )
 
-// hello is what a node says first to one that it wants changes from.
+// hello is the first message of a node that wants changes.
 type hello struct {
 	Node   string           `json:"node"`
-	Origin string           `json:"origin"` // it, as an origin
-	To     string           `json:"to"`     // whom it takes the other one for
-	Schema string           `json:"schema"`
-	Have   map[string]int64 `json:"have"` // by origin: the last change that it has
-	// All asks for everything that it did not make itself; else it gets what the other node made.
+	Origin string           `json:"origin"` // origin name of the sender
+	To     string           `json:"to"`     // name of the node that the sender expects at this address
+	Schema string           `json:"schema"` // digest
+	Have   map[string]int64 `json:"have"`   // by origin: index of the last known change
+	// All asks for the changes of all other origins. Otherwise the sender gets the receiver's own changes, and its own
+	// changes under an earlier origin name.
 	All bool `json:"all"`
-	// Snapshot asks for the whole database instead, as one file.
+	// Snapshot asks for the whole database as one file instead of changes.
 	Snapshot bool `json:"snapshot,omitempty"`
 }
 
-// entries returns the entries of the log between two positions that a node wants.
-func entries(conn *sqlite.Conn, after, to int64, h *hello, node string) (found []replog.Entry, err error) {
-	// What a node made before its database began anew is not its own any more.
+// readEntries returns the entries of the log that a node wants, with positions above after and up to to. It stops when
+// the entries exceed batchBytes.
+func readEntries(conn *sqlite.Conn, after, to int64, h *hello, node string) (found []replog.Entry, err error) {
+	// A node with a new database also wants the changes that it made with its old database, under another origin name.
 	all := int64(0)
 	if h.All {
 		all = 1
@@ -54,6 +57,7 @@ func entries(conn *sqlite.Conn, after, to int64, h *hello, node string) (found [
 	return found, err
 }
 
+// wants reports whether the sender of the hello wants the changes of an origin from a node.
 func (h *hello) wants(origin, from string) bool {
 	node := nodeOf(origin)
 	return origin != h.Origin && (h.All || node == from || node == h.Node)

@@ -1,30 +1,30 @@
-// Package multiprimary makes an embedded database one of several primaries: every node takes writes, each change
-// reaches every node, and of two changes to one row the later one wins everywhere, so that all copies are equal when
-// writes have stopped and all have met.
+// Package multiprimary replicates an embedded database in a multi-primary set: every node takes writes, and each change
+// reaches every node. Of two changes to one row, the later one wins on every node. When writes have stopped and all
+// changes have arrived, all copies are equal.
 //
-// What travels is whole rows. A change carries the version of its row, which is the time of its commit and the
-// origin, and the version that it replaced there. A row's winner is the change of the highest version, in whatever
-// order changes come. Were only the changed columns sent, as SQLite's own changesets do, two concurrent updates of
-// different columns would leave a mixture that depends on their order.
+// A change carries the whole row. It also carries the version of the row and the base version, which it replaced. A
+// version is the time of the commit and the origin. The change with the highest version wins, in any order of arrival.
+// SQLite's own changesets carry only the changed columns. With them, two concurrent updates of different columns would
+// mix, and the result would depend on their order.
 //
-// A conflict is a version that two changes have replaced, neither knowing the other: one is lost. That is a property
-// of the set of changes, so every node counts the same. A secondary UNIQUE key is settled in the same way: of the
-// rows that want the same value the one of the highest version is in the table. The others are hidden, each of them a
-// conflict for as long as it is, and come back when the value is free. A table may have one such key: with more the
-// outcome could depend on the order.
+// A conflict is two changes with the same base version: neither knew the other, and one is lost. Conflicts follow from
+// the set of changes alone, so every node counts the same number. A secondary UNIQUE key works in the same way. If
+// several rows have the same value, the row with the highest version is in the table, and the others are hidden. A
+// hidden row counts as a conflict until the value is free; then the row returns. A table may have one such key. With
+// more keys the outcome could depend on the order.
 //
-// Times are microseconds since 1970 of a hybrid logical clock, see Clock. Each node logs what it commits and what it
-// gets, in the order in which it does, and knows of each origin how far it is: the entry, what it changes and that
-// mark are one transaction, so that nothing is lost or repeated. A database is an origin by its node's name and the
-// time of its first start: one that begins anew under an old name is another origin, and gets the changes of the
-// former.
+// Times are microseconds since 1970 of a hybrid logical clock, see Clock. Each node logs its own changes and those it
+// receives, in the order in which it commits them. For each origin it stores the index of the last known change. The
+// entry, its changes to rows and this index are one transaction, so no change is lost or applied twice. An origin is
+// one database: its name is the node's name and the time of the first start. A node that starts with a new database is
+// a new origin, and it receives the changes of its old one.
 //
-// The log is bounded by replog.Limits, and with it the memory for deleted rows and replaced versions. A node that is
-// away for longer fetches the whole database and adds what it alone has; when its own log does not reach back to
-// that, it stays away and says so. Conflicts with changes older than the log may be counted too low.
+// replog.Limits bound the log, the tombstones of deleted rows and the replaced versions. A node that was away for
+// longer fetches a snapshot and adds the changes that only it has. If its own log no longer has all of these changes,
+// it stays disconnected and reports the problem. Conflicts with changes older than the log may be missing in the count.
 //
-// A Node may be used by any number of goroutines, except that what engine.Replicator says belongs to the holder of the
-// write lock. The order of calls is Open, Start, Cut, Stop.
+// A Node may be used by any number of goroutines. The methods of engine.Replicator need the write lock, as documented
+// there. The order of calls is Open, Start, Abort, Stop.
 package multiprimary
 
 import (
@@ -46,91 +46,93 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
 
-// Node is a database that is one of several primaries.
+// Node is one node of a multi-primary set.
 type Node struct {
-	engine.NoReplication // clients may write, and a commit waits for no replica
+	engine.NoReplication // for IsReplica and Wait: clients may write, and a commit waits for no other node
 	cfg                  replog.Config
 	db                   *engine.DB
 	logger               *slog.Logger
-	left                 <-chan struct{} // closed when the node stops and no client is there any more
-	self                 string          // the origin that this database is
-	ledger               *ledger         // belongs to the holder of the write lock
+	clientsGone          <-chan struct{} // closed when the node stops and no client is connected
+	self                 string          // the origin name of this database
+	ledger               *ledger         // owned by the holder of the write lock
 
-	becoming   sync.Mutex    // held by Become and Stop
-	rebuilding chan struct{} // holds a value while a snapshot is fetched
-	files      sync.RWMutex  // held by who has a connection of its own to the database; locked to replace it
+	roleMu     sync.Mutex    // held by ChangeRole and Stop
+	rebuilding chan struct{} // full while a snapshot is fetched
+	files      sync.RWMutex  // read-locked while a goroutine has its own connection; locked to replace the database
 
-	mu        sync.Mutex
-	known     int64 // highest epoch
-	clock     Clock
-	sealed    int64 // the time of an entry that is not committed yet; 0 = there is none
-	seen      progress
-	heard     map[string]int64 // by origin: all its changes up to that time are here
-	pulls     []*pull
-	links     map[*link]struct{}
-	lag       time.Duration
-	ended     bool
-	replaced  int64 // times that the database was
-	replacing bool
-	changed   chan struct{} // closed, and made anew, when there is something to send
+	mu         sync.Mutex
+	knownEpoch int64 // the highest epoch that the node knows
+	clock      Clock
+	sealed     int64            // time of the entry of the open transaction; 0 = none
+	durable    progress         // copy of ledger.now, for goroutines without the write lock
+	watermarks map[string]int64 // by origin: all its changes up to this time are applied here
+	pullers    []*puller
+	senders    map[*sender]struct{}
+	lag        time.Duration
+	stopping   bool
+	replaced   int64         // number of times that the database was replaced
+	replacing  bool          // the database is being replaced, or could not be opened after that
+	changed    chan struct{} // closed and replaced when a sender may have something to do
 }
 
-// Open makes the tables where there are none.
+// Open opens the log of a database and creates it if it does not exist.
 func Open(db *engine.DB, cfg replog.Config, logger *slog.Logger) (*Node, error) {
 	n := &Node{
-		cfg: cfg, db: db, logger: logger, clock: Clock{Wall: time.Now}, heard: map[string]int64{},
-		links: map[*link]struct{}{}, lag: -1, changed: make(chan struct{}), rebuilding: make(chan struct{}, 1),
+		cfg: cfg, db: db, logger: logger, clock: Clock{Wall: time.Now}, watermarks: map[string]int64{},
+		senders: map[*sender]struct{}{}, lag: -1, changed: make(chan struct{}), rebuilding: make(chan struct{}, 1),
 	}
 	conn, err := db.Conn()
 	if err == nil {
-		n.known, err = replog.RaiseEpoch(conn, cfg.State.Epoch)
+		n.knownEpoch, err = replog.RaiseEpoch(conn, cfg.State.Epoch)
 	}
 	if err == nil {
 		n.ledger, err = openLedger(conn, cfg.Node, time.Now().UnixMicro(), cfg.Limits())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("log of several primaries: %w", err)
+		return nil, fmt.Errorf("multi-primary log: %w", err)
 	}
 	n.self = n.ledger.self
-	n.opened()
+	n.loadProgress()
 	return n, nil
 }
 
-func (n *Node) opened() {
-	n.seen = n.ledger.now.clone()
-	clear(n.heard)
-	for origin, m := range n.seen.marks {
+// loadProgress takes durable and watermarks from the ledger.
+func (n *Node) loadProgress() {
+	n.durable = n.ledger.now.clone()
+	clear(n.watermarks)
+	for origin, m := range n.durable.heads {
 		n.clock.Observe(m.atUS)
-		n.heard[origin] = m.atUS
+		n.watermarks[origin] = m.atUS
 	}
 }
 
-// Start begins to get changes. When left is closed no client is there any more.
-func (n *Node) Start(left <-chan struct{}) {
-	n.left = left
+// Start starts to receive changes. The caller closes clientsGone when the node stops and no client is connected.
+func (n *Node) Start(clientsGone <-chan struct{}) {
+	n.clientsGone = clientsGone
 	n.follow(n.cfg.State.Origins)
 }
 
-// Become makes the node get its changes from other nodes. It returns replog.ErrRefused for what it must not be.
-func (n *Node) Become(_ context.Context, to sut.Replication) error {
-	n.becoming.Lock()
-	defer n.becoming.Unlock()
+// ChangeRole replaces the list of nodes from which this node receives changes. A role that the node must not take is
+// replog.ErrRefused.
+func (n *Node) ChangeRole(_ context.Context, to sut.Replication) error {
+	n.roleMu.Lock()
+	defer n.roleMu.Unlock()
 	n.mu.Lock()
-	known, ended := n.known, n.ended
+	known, stopping := n.knownEpoch, n.stopping
 	n.mu.Unlock()
 	switch {
-	case ended:
+	case stopping:
 		return fmt.Errorf("%w: this node is stopping", replog.ErrRefused)
 	case !to.Several || to.Primary != nil:
-		return fmt.Errorf("%w: this node is one of several primaries; one does not step down", replog.ErrRefused)
+		return fmt.Errorf("%w: this node is multi-primary: a running primary never becomes a replica", replog.ErrRefused)
 	case to.Epoch < known:
-		return fmt.Errorf("%w: epoch %d is not high enough, this node has known %d", replog.ErrRefused, to.Epoch, known)
+		return fmt.Errorf("%w: epoch %d is too low: this node knows epoch %d", replog.ErrRefused, to.Epoch, known)
 	}
 	if err := n.cfg.CheckOrigins(to.Origins); err != nil {
 		return err
 	}
 	if to.Epoch > known {
-		if err := n.know(to.Epoch); err != nil {
+		if err := n.raiseEpoch(to.Epoch); err != nil {
 			return err
 		}
 	}
@@ -138,7 +140,8 @@ func (n *Node) Become(_ context.Context, to sut.Replication) error {
 	return nil
 }
 
-func (n *Node) know(epoch int64) error {
+// raiseEpoch stores a higher epoch than the known one.
+func (n *Node) raiseEpoch(epoch int64) error {
 	err := n.db.Exclusively(func(conn *sqlite.Conn) error {
 		_, err := replog.RaiseEpoch(conn, epoch)
 		return err
@@ -148,65 +151,67 @@ func (n *Node) know(epoch int64) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.known = epoch
+	n.knownEpoch = epoch
 	return nil
 }
 
+// follow replaces the pullers.
 func (n *Node) follow(origins []sut.Peer) {
 	n.mu.Lock()
-	old := n.pulls
-	ended := n.ended
-	n.pulls = nil
+	old := n.pullers
+	stopping := n.stopping
+	n.pullers = nil
 	n.mu.Unlock()
 	for _, p := range old {
 		p.stop()
 		<-p.done
 	}
-	if ended {
+	if stopping {
 		return
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, peer := range origins {
-		n.pulls = append(n.pulls, n.pull(peer, len(origins) == 1))
+		n.pullers = append(n.pullers, n.startPuller(peer, len(origins) == 1))
 	}
 }
 
-// Cut ends what is going on with other nodes now.
-func (n *Node) Cut() {
+// Abort ends the sending to other nodes.
+func (n *Node) Abort() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.ended = true
-	n.announce()
+	n.stopping = true
+	n.notify()
 }
 
-// Stop ends all that the node does by itself.
+// Stop ends the sending and receiving, and waits for the receiving goroutines.
 func (n *Node) Stop() {
-	n.Cut()
-	n.becoming.Lock()
-	defer n.becoming.Unlock()
+	n.Abort()
+	n.roleMu.Lock()
+	defer n.roleMu.Unlock()
 	n.follow(nil)
 }
 
-// Status says how the node's copy is.
+// Status returns the status of the node's copy.
 func (n *Node) Status() sut.ReplicationStatus {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	s := sut.ReplicationStatus{
-		Node: n.cfg.Node, Primary: true, Epoch: n.known, Position: n.seen.Last, Conflicts: n.seen.forks + n.seen.hidden,
+		Node: n.cfg.Node, Primary: true, Epoch: n.knownEpoch,
+		Position: n.durable.Last, Conflicts: n.durable.forks + n.durable.hidden,
 		LagNS: int64(n.lag), Rebuilds: n.replaced, Serves: !n.replacing,
 		Applied: map[string]int64{}, Followers: map[string]int64{}, Connected: true,
 	}
-	for origin, m := range n.seen.marks {
+	for origin, m := range n.durable.heads {
 		if origin != n.self {
 			s.Applied[nodeOf(origin)] += m.seq
 		}
 	}
-	for l := range n.links {
-		s.Followers[l.hello.Node] = max(s.Followers[l.hello.Node], l.acked)
+	for to := range n.senders {
+		s.Followers[to.hello.Node] = max(s.Followers[to.hello.Node], to.acked)
 	}
 	var problems []string
-	for _, p := range n.pulls {
+	for _, p := range n.pullers {
 		if _, known := s.Applied[p.peer.Node]; !known {
 			s.Applied[p.peer.Node] = 0
 		}
@@ -219,31 +224,31 @@ func (n *Node) Status() sut.ReplicationStatus {
 	return s
 }
 
-// LostChanges says that nothing was lost: one of several primaries keeps what it has.
+// LostChanges returns no changes: a multi-primary node never loses committed changes to a failover.
 func (n *Node) LostChanges(context.Context) (sut.Lost, error) {
 	return sut.Lost{Node: n.cfg.Node, Changes: []sut.LostChange{}}, nil
 }
 
-// Allows says why clients may not read or write now.
+// Allows returns an error if clients must not read or write now.
 func (n *Node) Allows(bool) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.replacing {
-		return wire.Errorf(wire.CannotConnectNow, "the database is being replaced")
+		return wire.Errorf(wire.CannotConnectNow, "the database is being replaced: retry later")
 	}
 	return nil
 }
 
-// Begin records a transaction of clients that has just begun.
+// Begin starts to record a transaction that has just begun.
 func (n *Node) Begin() error {
-	// Asked here once more: who waited in line may have been let in before.
+	// The database may have been replaced while the client waited for the write lock.
 	if err := n.Allows(true); err != nil {
 		return err
 	}
 	return n.ledger.Begin()
 }
 
-// Seal adds a transaction to the log before its commit. It returns its position, 0 when nothing changed.
+// Seal adds the transaction to the log before its commit. It returns the position of the entry, 0 if nothing changed.
 func (n *Node) Seal() (position int64, err error) {
 	changes, err := n.ledger.recorded()
 	if err != nil || len(changes) == 0 {
@@ -252,33 +257,33 @@ func (n *Node) Seal() (position int64, err error) {
 	n.mu.Lock()
 	atUS := n.clock.Next()
 	n.sealed = atUS
-	keep := n.keep()
+	retain := n.retentionLocked()
 	n.mu.Unlock()
-	position, err = n.ledger.seal(changes, atUS, keep)
+	position, err = n.ledger.seal(changes, atUS, retain)
 	if errors.Is(err, replog.ErrTooLarge) {
 		err = wire.WithState(err, wire.LimitExceeded)
 	}
 	return position, err
 }
 
-// Committed says that what was sealed is durable.
+// Committed is called after the commit of a sealed transaction.
 func (n *Node) Committed() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.advance()
+	n.publish()
 }
 
-// advance lets all see what is durable now; the write lock and n.mu are held.
-func (n *Node) advance() {
+// publish updates durable after a commit. The write lock and n.mu are held.
+func (n *Node) publish() {
 	n.sealed = 0
 	n.ledger.committed()
-	if n.seen.Last != n.ledger.now.Last {
-		n.seen = n.ledger.now.clone()
-		n.announce()
+	if n.durable.Last != n.ledger.now.Last {
+		n.durable = n.ledger.now.clone()
+		n.notify()
 	}
 }
 
-// Drop forgets a transaction that was taken back, or is about to be.
+// Drop discards the record of a transaction that is or will be rolled back.
 func (n *Node) Drop() {
 	n.ledger.drop()
 	n.mu.Lock()
@@ -286,58 +291,62 @@ func (n *Node) Drop() {
 	n.sealed = 0
 }
 
-// announce wakes all who send; the lock is held.
-func (n *Node) announce() {
+// notify wakes all senders. The lock is held.
+func (n *Node) notify() {
 	close(n.changed)
 	n.changed = make(chan struct{})
 }
 
-// keep says what the log must keep; the lock is held.
-func (n *Node) keep() keep {
-	k := keep{after: math.MaxInt64, horizonUS: math.MaxInt64}
-	for l := range n.links {
-		k.after = min(k.after, l.sent)
+// retentionLocked returns the data that the log must keep. The lock is held.
+func (n *Node) retentionLocked() retention {
+	k := retention{after: math.MaxInt64, tombstonesUS: math.MaxInt64}
+	for s := range n.senders {
+		k.after = min(k.after, s.sent)
 	}
-	// A deleted row must be remembered while an older change to it may come.
-	heard := map[string]int64{}
-	for _, p := range n.pulls {
-		heard[p.peer.Node] = 0
+	// While an older change to a deleted row may still arrive, its tombstone must stay. Otherwise the change would bring
+	// the row back.
+	watermarks := map[string]int64{}
+	for _, p := range n.pullers {
+		watermarks[p.peer.Node] = 0
 	}
-	for origin, atUS := range n.heard {
-		heard[nodeOf(origin)] = max(heard[nodeOf(origin)], atUS)
+	for origin, atUS := range n.watermarks {
+		watermarks[nodeOf(origin)] = max(watermarks[nodeOf(origin)], atUS)
 	}
-	delete(heard, n.cfg.Node)
-	for _, atUS := range heard {
-		k.horizonUS = min(k.horizonUS, atUS)
+	delete(watermarks, n.cfg.Node)
+	for _, atUS := range watermarks {
+		k.tombstonesUS = min(k.tombstonesUS, atUS)
 	}
 	return k
 }
 
-// upTo says of each origin up to which time all its changes are committed here. It must be asked before the log is.
-func (n *Node) upTo() map[string]int64 {
+// currentWatermarks returns the watermark of each origin: all its changes up to this time are committed here. A sender
+// must call it before it reads the log. Otherwise it could promise changes that it has not sent.
+func (n *Node) currentWatermarks() map[string]int64 {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	heard := maps.Clone(n.heard)
-	heard[n.self] = n.clock.Next()
+	watermarks := maps.Clone(n.watermarks)
+	watermarks[n.self] = n.clock.Next()
 	if n.sealed > 0 {
-		heard[n.self] = n.sealed - 1
+		watermarks[n.self] = n.sealed - 1
 	}
-	return heard
+	return watermarks
 }
 
-// hears takes in what another node says of that kind, once all that it sent before is applied.
-func (n *Node) hears(heard map[string]int64) {
+// observeWatermarks records the watermarks of another node. The caller has applied everything that this node sent
+// before.
+func (n *Node) observeWatermarks(watermarks map[string]int64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for origin, atUS := range heard {
+	for origin, atUS := range watermarks {
 		if origin == n.self {
 			continue
 		}
 		n.clock.Observe(atUS)
-		n.heard[origin] = max(n.heard[origin], atUS)
+		n.watermarks[origin] = max(n.watermarks[origin], atUS)
 	}
 }
 
+// nodeOf returns the node of an origin name.
 func nodeOf(origin string) string {
 	node, _, _ := strings.Cut(origin, "#")
 	return node

@@ -10,23 +10,25 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
 )
 
-// What may be wrong with a node that was away for long.
+// Errors of a node that was away for longer than the logs reach back.
 var (
-	errBehind = errors.New("a snapshot is needed")   // changes alone will not do
-	errLost   = errors.New("a snapshot will not do") // it would take away what is only here
+	errNeedsSnapshot = errors.New("a snapshot is needed")
+	errSnapshotLoses = errors.New("a snapshot would lose changes")
 )
 
-func (l *link) snapshot() error {
-	beat, made := func() error { return l.end(nil) }, func(string) error { return nil }
-	err := l.Snapshot(l.disk, l.n.db.Dir(), beat, made)
+// snapshot sends the whole database.
+func (s *sender) snapshot() error {
+	beat, made := func() error { return s.endBatch(nil) }, func(string) error { return nil }
+	err := s.Snapshot(s.disk, s.n.db.Dir(), beat, made)
 	if err != nil {
 		return err
 	}
-	return l.Flush()
+	return s.Flush()
 }
 
-// rebuild fetches the whole database, unless that has been done since it was found out that it must be.
-func (p *pull) rebuild(replaced int64) error {
+// rebuild fetches a snapshot and installs it. It does nothing if the database was replaced since connect returned
+// replaced.
+func (p *puller) rebuild(replaced int64) error {
 	n := p.n
 	select {
 	case n.rebuilding <- struct{}{}:
@@ -40,56 +42,58 @@ func (p *pull) rebuild(replaced int64) error {
 	if done {
 		return nil
 	}
-	link, _, _, err := p.introduce(true)
+	link, _, _, err := p.connect(true)
 	if err != nil {
 		return err
 	}
 	defer link.Close()
-	if err := link.Snapshot(n.db.Incoming(), kindUpTo); err != nil {
+	if err := link.Snapshot(n.db.Incoming(), kindWatermarks); err != nil {
 		return err
 	}
 	if err := p.install(); err != nil {
 		return err
 	}
-	n.logger.Info("the database was fetched anew", "from", p.peer.Node)
+	n.logger.Info("the database was replaced with a snapshot", "from", p.peer.Node)
 	return nil
 }
 
-// whole returns what the log must keep, or that there is no database: one that could not be opened after it had been
-// replaced. A restart opens it again.
-func (n *Node) whole() (keep, error) {
+// retention returns the data that the log must keep. It returns an error if the database could not be opened after it
+// was replaced.
+func (n *Node) retention() (retention, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.replacing {
-		return keep{}, errors.New("the database has been replaced and could not be opened")
+		return retention{}, errors.New("the database was replaced and could not be opened: restart this node")
 	}
-	return n.keep(), nil
+	return n.retentionLocked(), nil
 }
 
-func (p *pull) install() error {
+// install replaces the database with the received snapshot.
+func (p *puller) install() error {
 	n := p.n
 	unlock, err := n.db.LockWriter(p.ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if _, err := n.whole(); err != nil {
+	if _, err := n.retention(); err != nil {
 		return err
 	}
-	if err := n.ledger.join(n.db.Incoming()); err != nil {
+	if err := n.ledger.merge(n.db.Incoming()); err != nil {
 		return err
 	}
 	n.mu.Lock()
 	n.replacing = true
-	known := n.known
-	for l := range n.links {
-		_ = l.conn.Close()
+	known := n.knownEpoch
+	for s := range n.senders {
+		_ = s.conn.Close()
 	}
 	n.mu.Unlock()
-	// A connection to the old file that is closed later could take the new one's log away.
+	// Wait until no other connection uses the old file. If one were closed later, SQLite could remove the write-ahead log
+	// of the new file.
 	n.files.Lock()
 	defer n.files.Unlock()
-	err = n.db.Replace(-1) // the snapshot has all that was here
+	err = n.db.Replace(-1) // merge has added all changes of the old file to the snapshot
 	conn, _ := n.db.Conn()
 	if err == nil {
 		_, err = replog.RaiseEpoch(conn, known)
@@ -102,15 +106,16 @@ func (p *pull) install() error {
 	n.replacing = err != nil
 	if err == nil {
 		n.replaced++
-		n.opened()
-		n.announce()
+		n.loadProgress()
+		n.notify()
 	}
 	return err
 }
 
-// join makes the file of a snapshot this database: the same origin, with all that its log has and the snapshot has
-// not. Should changes that were made here be missing in both, it fails.
-func (l *ledger) join(path string) (err error) {
+// merge prepares the file of a snapshot to replace this database. It gives the file the origin name of this database
+// and applies all entries of this log that the snapshot does not have. It returns errSnapshotLoses if changes of this
+// origin are neither in the snapshot nor in this log.
+func (l *ledger) merge(path string) (err error) {
 	conn, err := sqlite.OpenConn(path, sqlite.OpenReadWrite)
 	if err != nil {
 		return err
@@ -126,21 +131,23 @@ func (l *ledger) join(path string) (err error) {
 		}
 		everything := &hello{All: true, Have: map[string]int64{}}
 		for after := max(l.now.First, 1) - 1; after < l.now.Last; {
-			found, err := entries(l.conn, after, min(after+batchEntries, l.now.Last), everything, "")
+			found, err := readEntries(l.conn, after, min(after+batchEntries, l.now.Last), everything, "")
 			if err != nil {
 				return err
 			}
 			for i := range found {
-				err := to.apply(&found[i], keep{after: math.MaxInt64})
-				// Those of others their origins still have, and of its own there is a look at the end.
+				err := to.apply(&found[i], retention{after: math.MaxInt64})
+				// A gap in another origin's changes is no loss: the other nodes have them. For this origin, the check below
+				// finds it.
 				if err != nil && !errors.Is(err, errGap) {
 					return err
 				}
 			}
 			after = found[len(found)-1].Position
 		}
-		if own, had := to.next.marks[l.self].seq, l.now.marks[l.self].seq; own < had {
-			return fmt.Errorf("%w: of %d changes that only this node has the first are in no log any more", errLost, had-own)
+		if own, had := to.next.heads[l.self].seq, l.now.heads[l.self].seq; own < had {
+			const text = "%w: only this node has its last %d changes, and the first of them are no longer in its log"
+			return fmt.Errorf(text, errSnapshotLoses, had-own)
 		}
 		return nil
 	})

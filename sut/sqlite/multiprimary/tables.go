@@ -11,24 +11,24 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
 )
 
-// tables are those of the clients.
+// tables describes the tables of the clients.
 type tables struct {
-	digest string // of the schema for which they are right
+	digest string // of the schema for which byName is valid
 	byName map[string]*table
 }
 
-// table is how rows of one are read and written.
+// table describes one table and has the statements that read and write its rows.
 type table struct {
 	name    string
 	columns []string
-	key     []int   // the columns of the primary key
-	unique  [][]int // those of the secondary UNIQUE keys
+	key     []int   // indexes of the columns of the primary key
+	unique  [][]int // the same for each secondary UNIQUE key
 
-	selects, deletes, inserts string
-	clashes                   []string // of each secondary key: who has these values
+	selectSQL, deleteSQL, insertSQL string
+	conflictSQL                     []string // by secondary key: selects the primary keys of rows with given values
 }
 
-// refresh looks at the tables again when they have changed.
+// refresh updates the description of the tables if the schema has changed.
 func (l *ledger) refresh() error {
 	digest, err := l.Schema()
 	if err != nil || digest == l.tables.digest {
@@ -51,6 +51,7 @@ func (l *ledger) refresh() error {
 	return nil
 }
 
+// describe reads the description of a table. It returns an error for a UNIQUE index on an expression.
 func describe(conn *sqlite.Conn, name string) (*table, error) {
 	t := &table{name: name}
 	err := replog.Run(conn, `select name, pk from pragma_table_info(?) order by cid`, []any{name}, func(row *sqlite.Stmt) {
@@ -80,20 +81,20 @@ func describe(conn *sqlite.Conn, name string) (*table, error) {
 		return nil, err
 	}
 	all, from, where := t.list(nil), " from "+quote(name)+" where ", t.equals(t.key)
-	t.selects, t.deletes = "select "+all+from+where, "delete"+from+where
-	t.inserts = "insert into " + quote(name) + " (" + all + ") values (?" + strings.Repeat(", ?", len(t.columns)-1) + ")"
+	t.selectSQL, t.deleteSQL = "select "+all+from+where, "delete"+from+where
+	t.insertSQL = "insert into " + quote(name) + " (" + all + ") values (?" + strings.Repeat(", ?", len(t.columns)-1) + ")"
 	for _, columns := range t.unique {
 		for _, i := range columns {
 			if i < 0 {
-				return nil, fmt.Errorf("table %s has a UNIQUE index on an expression, which several primaries cannot settle", name)
+				return nil, fmt.Errorf("table %s has a UNIQUE index on an expression: multi-primary needs plain columns", name)
 			}
 		}
-		t.clashes = append(t.clashes, "select "+t.list(t.key)+from+t.equals(columns))
+		t.conflictSQL = append(t.conflictSQL, "select "+t.list(t.key)+from+t.equals(columns))
 	}
 	return t, nil
 }
 
-// list names columns, nil = all.
+// list returns the names of columns, separated by commas. nil = all columns.
 func (t *table) list(columns []int) string {
 	var names []string
 	for i := range t.columns {
@@ -105,6 +106,7 @@ func (t *table) list(columns []int) string {
 	return strings.Join(pick(names, columns), ", ")
 }
 
+// equals returns the condition that columns have given values.
 func (t *table) equals(columns []int) string {
 	var terms []string
 	for _, i := range columns {
@@ -123,50 +125,52 @@ func pick[T any](from []T, which []int) []T {
 	return picked
 }
 
-// read returns the row of that key, nil = there is none.
+// read returns the row with a key, nil if there is none.
 func (t *table) read(conn *sqlite.Conn, key []any) (values []any, err error) {
-	err = replog.Run(conn, t.selects, key, func(row *sqlite.Stmt) { values = rowOf(row) })
+	err = replog.Run(conn, t.selectSQL, key, func(row *sqlite.Stmt) { values = rowOf(row) })
 	return values, err
 }
 
-// clashing returns the keys of the rows that keep a row from being inserted.
-func (t *table) clashing(conn *sqlite.Conn, values []any) (keys [][]any, err error) {
+// conflicting returns the keys of rows that have a UNIQUE key of the given row. Such rows prevent its insertion.
+func (t *table) conflicting(conn *sqlite.Conn, values []any) (keys [][]any, err error) {
 	for i, columns := range t.unique {
-		// Null is equal to nothing, and finds nothing.
-		err = errors.Join(err, replog.Run(conn, t.clashes[i], pick(values, columns), func(row *sqlite.Stmt) {
+		// A null value is not equal to any value, so it finds no rows.
+		err = errors.Join(err, replog.Run(conn, t.conflictSQL[i], pick(values, columns), func(row *sqlite.Stmt) {
 			keys = append(keys, rowOf(row))
 		}))
 	}
 	return keys, err
 }
 
-func (l *ledger) put(t *table, c *Change, version Version) error {
+// writeRow writes the new state of a row. The change has the highest version of the row.
+func (l *ledger) writeRow(t *table, c *Change, version Version) error {
 	key, err := parseValues(c.Key)
 	if err != nil {
 		return err
 	}
-	if err := replog.Exec(l.conn, t.deletes, key...); err != nil {
+	if err := replog.Exec(l.conn, t.deleteSQL, key...); err != nil {
 		return err
 	}
 	if l.next.hidden > 0 {
-		if err := l.unhide(c.Table, c.Key); err != nil {
+		if err := l.deleteHidden(c.Table, c.Key); err != nil {
 			return err
 		}
 	}
 	if c.Row != nil {
-		if err := l.place(t, c, version); err != nil {
+		if err := l.insertRow(t, c, version); err != nil {
 			return err
 		}
 	}
 	if l.next.hidden > 0 {
-		return l.reveal(t)
+		return l.restoreHidden(t)
 	}
 	return nil
 }
 
-// place inserts a row, unless one of a higher version has its UNIQUE key. Rows of lower versions that do are hidden.
-func (l *ledger) place(t *table, c *Change, version Version) error {
-	holders, err := t.clashing(l.conn, c.Row)
+// insertRow inserts a row and hides rows of lower versions that have its UNIQUE key. If a row of a higher version has
+// the key, it hides the new row instead.
+func (l *ledger) insertRow(t *table, c *Change, version Version) error {
+	holders, err := t.conflicting(l.conn, c.Row)
 	if err != nil {
 		return err
 	}
@@ -186,31 +190,33 @@ func (l *ledger) place(t *table, c *Change, version Version) error {
 			return err
 		}
 		if row == nil {
-			continue // it held two of the values
+			continue // it has two UNIQUE keys of the new row and is hidden already
 		}
-		if err := replog.Exec(l.conn, t.deletes, holder...); err != nil {
+		if err := replog.Exec(l.conn, t.deleteSQL, holder...); err != nil {
 			return err
 		}
 		if err := l.hide(c.Table, appendValues(nil, holder), row); err != nil {
 			return err
 		}
 	}
-	return replog.Exec(l.conn, t.inserts, c.Row...)
+	return replog.Exec(l.conn, t.insertSQL, c.Row...)
 }
 
+// hide stores a row that must not be in its table.
 func (l *ledger) hide(table string, key []byte, row []any) error {
 	l.next.hidden++
 	return replog.Exec(l.conn, `insert into replication_hidden values (?, ?, ?)`, table, key, appendValues(nil, row))
 }
 
-func (l *ledger) unhide(table string, key []byte) error {
+// deleteHidden removes a row from the hidden rows if it is one.
+func (l *ledger) deleteHidden(table string, key []byte) error {
 	err := replog.Exec(l.conn, `delete from replication_hidden where "table" = ? and key = ?`, table, key)
 	l.next.hidden -= int64(l.conn.Changes())
 	return err
 }
 
-// reveal brings back the rows whose UNIQUE key is free, those of the highest versions first.
-func (l *ledger) reveal(t *table) error {
+// restoreHidden inserts the hidden rows whose UNIQUE key is free, in descending order of versions.
+func (l *ledger) restoreHidden(t *table) error {
 	type hidden struct{ key, row []byte }
 	var all []hidden
 	const rows = `select h.key, h."row" from replication_hidden h ` +
@@ -227,23 +233,24 @@ func (l *ledger) reveal(t *table) error {
 		if err != nil {
 			return err
 		}
-		holders, err := t.clashing(l.conn, row)
+		holders, err := t.conflicting(l.conn, row)
 		if err != nil {
 			return err
 		}
 		if len(holders) > 0 {
 			continue
 		}
-		if err := replog.Exec(l.conn, t.inserts, row...); err != nil {
+		if err := replog.Exec(l.conn, t.insertSQL, row...); err != nil {
 			return err
 		}
-		if err := l.unhide(t.name, h.key); err != nil {
+		if err := l.deleteHidden(t.name, h.key); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// rowOf returns the values of the current row.
 func rowOf(stmt *sqlite.Stmt) []any {
 	values := make([]any, stmt.ColumnCount())
 	for i := range values {

@@ -13,108 +13,112 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
 )
 
-// follower is a primary as its replica sees it. One goroutine connects and receives, another one applies: what was
-// received survives the connection, and waits for as long as the artificial lag wants.
+// follower receives the log of a primary and applies it. One goroutine connects and receives, another one applies.
+// Entries in the queue between them stay after a disconnect, and wait there for the artificial lag.
 type follower struct {
 	r       *Node
 	primary sut.Peer
 
-	receiving context.Context // ended: receives no more
-	silence   context.CancelFunc
-	applying  context.Context // ended: applies no more
-	halt      context.CancelFunc
-	received  chan struct{} // closed when nothing more will come
-	applied   chan struct{} // closed when nothing more will be applied
+	receiving     context.Context
+	stopReceiving context.CancelFunc
+	applying      context.Context
+	stopApplying  context.CancelFunc
+	receiveDone   chan struct{} // closed when the receiving goroutine has ended
+	applyDone     chan struct{} // closed when the applying goroutine has ended
 
-	mu      sync.Mutex
-	queue   []arrival // received, not yet applied
-	bytes   int       // of the queue
-	drops   int       // times that the queue was thrown away
-	hurry   bool      // apply without lag, then end
-	changed chan struct{}
-	link    *replog.Link // nil = not connected
-	ack     error        // of the last acknowledgement that could not be sent
-	stuck   error        // why nothing more can be applied
+	mu       sync.Mutex
+	queue    []arrival // received, not yet applied
+	bytes    int       // of the queue
+	resets   int       // number of times that the queue was discarded
+	draining bool      // apply the queue without lag, then end
+	changed  chan struct{}
+	link     *replog.Link // nil = not connected
+	ackErr   error        // an acknowledgement of this link could not be sent
+	failure  error        // replication has ended because of this error
 }
 
-// arrival is an entry, or a heartbeat, which has none.
+// arrival is a received entry or heartbeat.
 type arrival struct {
-	entry    *replog.Entry
+	entry    *replog.Entry // nil = a heartbeat
 	position int64
 	atUS     int64
 }
 
-// Bounds of what is taken at a time.
+// Limits of the queue and of a batch.
 const (
 	queueBytes   = 64 << 20 // received and not yet applied
-	batchEntries = 64       // applied with one wait for the disk
+	batchEntries = 64       // entries that are applied in one transaction
 	batchBytes   = 1 << 20
 )
 
-// errForGood is an error after which it will not do to try again.
-var errForGood = errors.New("this replica stops")
+// errPermanent marks an error after which a retry cannot succeed.
+var errPermanent = errors.New("replication has stopped, fix the cause and restart this node")
 
+// follow starts a follower.
 func (r *Node) follow(primary sut.Peer) *follower {
 	f := &follower{r: r, primary: primary, changed: make(chan struct{})}
-	f.received, f.applied = make(chan struct{}), make(chan struct{})
-	f.receiving, f.silence = context.WithCancel(context.Background())
-	f.applying, f.halt = context.WithCancel(context.Background())
+	f.receiveDone, f.applyDone = make(chan struct{}), make(chan struct{})
+	f.receiving, f.stopReceiving = context.WithCancel(context.Background())
+	f.applying, f.stopApplying = context.WithCancel(context.Background())
 	go f.receiveAll()
 	go f.applyAll()
 	return f
 }
 
-// abandon ends it; what is not applied yet is forgotten.
-func (f *follower) abandon() {
-	f.silence()
-	f.halt()
-	<-f.received
-	<-f.applied
+// stop ends the follower. It discards entries that are not applied yet.
+func (f *follower) stop() {
+	f.stopReceiving()
+	f.stopApplying()
+	<-f.receiveDone
+	<-f.applyDone
 }
 
-// finish receives no more, applies what is there without lag and ends. Its error says why it could not.
-func (f *follower) finish(ctx context.Context) error {
-	f.silence()
-	<-f.received
+// drain stops receiving, applies the queue without lag and ends the follower. It returns an error if the queue could
+// not be applied.
+func (f *follower) drain(ctx context.Context) error {
+	f.stopReceiving()
+	<-f.receiveDone
 	f.mu.Lock()
-	f.hurry = true
-	f.wake()
+	f.draining = true
+	f.notify()
 	f.mu.Unlock()
 	select {
-	case <-f.applied:
+	case <-f.applyDone:
 	case <-ctx.Done():
-		f.abandon()
+		f.stop()
 		return ctx.Err()
 	}
-	f.halt()
+	f.stopApplying()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.stuck
+	return f.failure
 }
 
-// wake wakes both goroutines; the lock is held.
-func (f *follower) wake() {
+// notify wakes both goroutines. The lock is held.
+func (f *follower) notify() {
 	close(f.changed)
 	f.changed = make(chan struct{})
 }
 
-// forget throws away what was received; the lock is held.
-func (f *follower) forget() {
+// resetQueue discards the queue. The lock is held.
+func (f *follower) resetQueue() {
 	f.queue, f.bytes = nil, 0
-	f.drops++
-	f.wake()
+	f.resets++
+	f.notify()
 }
 
-func (f *follower) giveUp(err error) {
+// fail records that replication has ended.
+func (f *follower) fail(err error) {
 	f.mu.Lock()
-	f.stuck = err
+	f.failure = err
 	f.mu.Unlock()
-	f.r.disconnected(err)
-	f.r.logger.Error("replication ends", "primary", f.primary.Node, "cause", err)
+	f.r.setDisconnected(err)
+	f.r.logger.Error("replication stopped", "primary", f.primary.Node, "cause", err)
 }
 
+// receiveAll connects and receives until stopReceiving or a permanent error.
 func (f *follower) receiveAll() {
-	defer close(f.received)
+	defer close(f.receiveDone)
 	const shortest, longest = 50 * time.Millisecond, time.Second
 	pause := shortest
 	for {
@@ -122,11 +126,11 @@ func (f *follower) receiveAll() {
 		if f.receiving.Err() != nil {
 			return
 		}
-		if errors.Is(err, errForGood) {
-			f.giveUp(err)
+		if errors.Is(err, errPermanent) {
+			f.fail(err)
 			return
 		}
-		f.r.disconnected(err)
+		f.r.setDisconnected(err)
 		if welcomed {
 			pause = shortest
 		}
@@ -137,6 +141,7 @@ func (f *follower) receiveAll() {
 	}
 }
 
+// receive connects once and receives until an error. welcomed reports whether the primary accepted this replica.
 func (f *follower) receive() (welcomed bool, err error) {
 	hello, err := f.hello()
 	if err != nil {
@@ -159,22 +164,23 @@ func (f *follower) receive() (welcomed bool, err error) {
 	}
 	f.setLink(link)
 	defer f.setLink(nil)
-	f.r.connects(welcome.Position)
-	return true, f.take(link, last)
+	f.r.setConnected(welcome.Position)
+	return true, f.receiveEntries(link, last)
 }
 
-// deposeTime is for how long a promoted replica looks for the one whose place it took.
-const deposeTime = 10 * time.Minute
+// fencePeriod is how long a promoted replica tries to reach the old primary.
+const fencePeriod = 10 * time.Minute
 
-// depose tells an old primary that there is a new one, should it only have been cut off, or hang and come to life
-// again: it fences itself then. It returns a function that ends this.
-func (r *Node) depose(old sut.Peer, epoch int64) (end func()) {
-	ctx, cancel := context.WithTimeout(context.Background(), deposeTime)
+// fenceOld notifies the old primary of the new epoch, so that it fences itself. The old primary may have been
+// partitioned or frozen and may still take writes. fenceOld retries in the background until the returned function is
+// called.
+func (r *Node) fenceOld(old sut.Peer, epoch int64) (end func()) {
+	ctx, cancel := context.WithTimeout(context.Background(), fencePeriod)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		defer cancel()
-		for r.tell(ctx, old, epoch) != nil && replog.Pause(ctx, time.Second) {
+		for r.notifyEpoch(ctx, old, epoch) != nil && replog.Pause(ctx, time.Second) {
 		}
 	}()
 	return func() {
@@ -183,14 +189,15 @@ func (r *Node) depose(old sut.Peer, epoch int64) (end func()) {
 	}
 }
 
-func (r *Node) tell(ctx context.Context, other sut.Peer, epoch int64) error {
+// notifyEpoch sends an epoch to another node and waits for the answer.
+func (r *Node) notifyEpoch(ctx context.Context, other sut.Peer, epoch int64) error {
 	hello := &replog.Hello{Node: r.cfg.Node, To: other.Node, Epoch: epoch, Position: -1}
 	link, err := replog.Dial(ctx, other.Address, replog.KindHello, hello)
 	if err != nil {
 		return err
 	}
 	defer link.Close()
-	// Without a deadline: one that hangs reads it when it hangs no more.
+	// This reads without a deadline: a frozen node answers when it runs again.
 	_, _, err = replog.Read(link.Conn, replog.MaxBody)
 	return err
 }
@@ -198,17 +205,19 @@ func (r *Node) tell(ctx context.Context, other sut.Peer, epoch int64) error {
 func (f *follower) setLink(link *replog.Link) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.link, f.ack = link, nil
+	f.link, f.ackErr = link, nil
 }
 
-// hello says where this copy is: with what was received, applied or not.
+// hello returns the Hello of this replica. Its position includes entries that are received and not yet applied.
 func (f *follower) hello() (*replog.Hello, error) {
 	f.r.mu.Lock()
-	h := &replog.Hello{Node: f.r.cfg.Node, To: f.primary.Node, Epoch: f.r.known, Position: -1, Schema: replog.NoSchema()}
+	h := &replog.Hello{
+		Node: f.r.cfg.Node, To: f.primary.Node, Epoch: f.r.knownEpoch, Position: -1, Schema: replog.NoSchema(),
+	}
 	diverged := f.r.diverged
 	f.r.mu.Unlock()
 	if diverged {
-		return h, nil // what it has is no matter, and may not even be there
+		return h, nil // the copy must be replaced, and its file may not exist
 	}
 	err := f.r.db.Read(func(disk *sqlite.Conn) (err error) {
 		h.Schema, err = replog.Schema(disk)
@@ -230,6 +239,7 @@ func (f *follower) hello() (*replog.Hello, error) {
 	return h, nil
 }
 
+// welcome reads the answer to the Hello.
 func (f *follower) welcome(link *replog.Link) (*replog.Welcome, error) {
 	var w replog.Welcome
 	var refusal replog.Refusal
@@ -238,23 +248,23 @@ func (f *follower) welcome(link *replog.Link) (*replog.Welcome, error) {
 		return nil, err
 	}
 	if !welcomed {
-		err := fmt.Errorf("refused by %s: %s", f.primary.Node, refusal.Reason)
+		err := fmt.Errorf("node %s refused this replica: %s", f.primary.Node, refusal.Reason)
 		if refusal.Schema {
-			err = fmt.Errorf("%w: %w", errForGood, err)
+			err = fmt.Errorf("%w: %w", errPermanent, err)
 		}
 		return nil, err
 	}
 	f.r.mu.Lock()
-	known := f.r.known
+	known := f.r.knownEpoch
 	f.r.mu.Unlock()
 	if w.Epoch < known {
-		return nil, fmt.Errorf("%s is a primary of epoch %d, and %d is known", w.Node, w.Epoch, known)
+		return nil, fmt.Errorf("node %s is a primary of epoch %d, but this node knows epoch %d", w.Node, w.Epoch, known)
 	}
-	return &w, f.r.know(w.Epoch)
+	return &w, f.r.raiseEpoch(w.Epoch)
 }
 
-// take receives entries and heartbeats that follow a position.
-func (f *follower) take(link *replog.Link, last int64) error {
+// receiveEntries receives entries and heartbeats until an error. last is the position before the first entry.
+func (f *follower) receiveEntries(link *replog.Link, last int64) error {
 	for {
 		kind, body, err := link.Next()
 		if err != nil {
@@ -268,7 +278,7 @@ func (f *follower) take(link *replog.Link, last int64) error {
 			}
 			a.position, a.atUS = a.entry.Position, a.entry.AtUS
 			if last++; a.position != last {
-				return fmt.Errorf("entry %d where %d should be", a.position, last)
+				return fmt.Errorf("got entry %d, want entry %d", a.position, last)
 			}
 		case replog.KindHeartbeat:
 			n, err := replog.Numbers(body, 2)
@@ -276,10 +286,10 @@ func (f *follower) take(link *replog.Link, last int64) error {
 				return err
 			}
 			a.atUS, a.position = n[0], n[1]
-			// Also while all is held up by the lag the primary hears of us.
-			f.acknowledge(f.r.at())
+			// The primary closes a connection without acknowledgements, so acknowledge also while the lag delays all entries.
+			f.acknowledge(f.r.currentPosition())
 		default:
-			return fmt.Errorf("message %q in the stream", kind)
+			return fmt.Errorf("%w: got %q, want an entry or a heartbeat", replog.ErrMessage, kind)
 		}
 		if err := f.push(a); err != nil {
 			return err
@@ -287,23 +297,24 @@ func (f *follower) take(link *replog.Link, last int64) error {
 	}
 }
 
-// acknowledge tells the primary what is applied here. That it cannot be told is found out by who receives.
+// acknowledge sends the applied position to the primary. If that fails, it closes the connection, and the receiving
+// goroutine gets the error.
 func (f *follower) acknowledge(position int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.link == nil || f.ack != nil {
+	if f.link == nil || f.ackErr != nil {
 		return
 	}
-	if f.ack = f.link.Acknowledge(position); f.ack != nil {
+	if f.ackErr = f.link.Acknowledge(position); f.ackErr != nil {
 		_ = f.link.Close()
 	}
 }
 
-// rebuild puts a received snapshot in the place of the database, and returns its position.
+// rebuild receives a snapshot, replaces the database with it and returns its position.
 func (f *follower) rebuild(link *replog.Link, w *replog.Welcome) (int64, error) {
 	r := f.r
 	if !w.Behind {
-		r.diverges("this copy has changes that its primary has not")
+		r.setDiverged("this copy has changes that the primary does not have")
 	}
 	if err := link.Snapshot(r.db.Incoming(), replog.KindHeartbeat); err != nil {
 		return 0, err
@@ -313,15 +324,15 @@ func (f *follower) rebuild(link *replog.Link, w *replog.Welcome) (int64, error) 
 		return 0, err
 	}
 	defer unlock()
-	// From here on it is not what it was, whatever happens.
-	r.diverges("the copy is being replaced")
+	// Reads stay refused until a snapshot is installed, also after an error below.
+	r.setDiverged("the copy is being replaced")
 	f.mu.Lock()
-	f.forget()
+	f.resetQueue()
 	f.mu.Unlock()
 	if _, err := positionOf(r.db.Incoming()); err != nil {
 		return 0, fmt.Errorf("snapshot: %w", err)
 	}
-	kept := int64(-1) // where the primary has all, nothing needs to be kept
+	kept := int64(-1) // if the primary has all entries of the old file, the file is not kept
 	if !w.Behind {
 		_, kept = r.log.Last()
 	}
@@ -335,6 +346,7 @@ func (f *follower) rebuild(link *replog.Link, w *replog.Welcome) (int64, error) 
 	return r.position, nil
 }
 
+// positionOf returns the position of a database file that no other connection uses.
 func positionOf(path string) (position int64, err error) {
 	c, err := sqlite.OpenConn(path, sqlite.OpenReadOnly)
 	if err != nil {

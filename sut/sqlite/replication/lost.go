@@ -10,8 +10,9 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
 )
 
-// LostChanges is what the copy that the last snapshot has replaced held, and the primary of the epoch after it did
-// not: the entries of its log behind the last one that both have.
+// LostChanges returns the changes that the last replaced copy had and the current copy does not have. These are the
+// entries of the replaced log after the last position that both logs share. The result is empty if no copy with such
+// changes was replaced.
 func (r *Node) LostChanges(ctx context.Context) (sut.Lost, error) {
 	lost := sut.Lost{Changes: []sut.LostChange{}}
 	lost.Node = r.cfg.Node
@@ -20,17 +21,17 @@ func (r *Node) LostChanges(ctx context.Context) (sut.Lost, error) {
 		return lost, err
 	}
 	lost.Epoch = epoch
-	var fork int64 // the last position that both copies have
-	var whole bool // the log does not begin after it
+	var fork int64    // the last position that both logs share
+	var complete bool // the log is long enough to know the fork
 	err = r.db.Read(func(disk *sqlite.Conn) (err error) {
-		fork, whole, err = replog.Fork(disk, epoch)
+		fork, complete, err = replog.Fork(disk, epoch)
 		return err
 	})
 	if err != nil {
-		return lost, fmt.Errorf("where the logs part: %w", err)
+		return lost, fmt.Errorf("finding the last common position of the logs: %w", err)
 	}
-	if !whole {
-		lost.Partial = "the log does not reach back to where the copies parted: what was lost cannot be told any more"
+	if !complete {
+		lost.Partial = "the log no longer has the position at which the copies diverged: the lost changes are unknown"
 		return lost, nil
 	}
 	lost.Commits, lost.Changes, err = replog.LostChanges(ctx, kept, fork)

@@ -1,12 +1,13 @@
-// Package replication keeps copies of a database: one node is the primary, which takes writes and logs them, and the
-// others are its replicas, which repeat them. A replica becomes the primary of a higher epoch when it is told to; a
-// primary that meets a higher epoch takes no more writes.
+// Package replication replicates a database from one primary to its replicas. The primary takes writes and logs them.
+// The replicas apply the log. A replica can be promoted to primary of a higher epoch. A primary that learns of a higher
+// epoch is fenced: it takes no more writes.
 //
-// Files: node.go is the node's role, sender.go a replica as its primary sees it, follower.go a primary as its replica
-// sees it, apply.go the repeating of what it sends, and lost.go what an old primary had that its successor has not.
+// Files: node.go has the roles and the primary's side of a commit. sender.go sends the log to one replica. follower.go
+// receives the log from the primary, and apply.go applies it. lost.go finds the changes of an old primary that the new
+// one does not have.
 //
-// A Node may be used by any number of goroutines, except that what engine.Replicator says belongs to the holder of the
-// write lock. The order of calls is Open, Start, Cut, Stop.
+// A Node may be used by any number of goroutines. The methods of engine.Replicator need the write lock, as documented
+// there. The order of calls is Open, Start, Abort, Stop.
 package replication
 
 import (
@@ -26,60 +27,61 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/wire"
 )
 
-// The rhythm of a connection between two nodes.
+// Constants of a primary.
 const (
 	heartbeatInterval = 500 * time.Millisecond
-	tailEntries       = 4096    // kept in memory for replicas that are up to date ...
-	tailBytes         = 8 << 20 // ... and their bytes
+	tailEntries       = 4096    // maximum number of entries in Node.tail
+	tailBytes         = 8 << 20 // maximum size of Node.tail
 )
 
 // Node is a primary or a replica.
 //
-// The log belongs to the holder of the write lock. On a replica that is the follower alone, for no client gets one.
+// The holder of the write lock owns log and sealed. On a replica only the follower takes the write lock.
 type Node struct {
-	db     *engine.DB
-	cfg    replog.Config
-	logger *slog.Logger
-	log    *replog.Log
-	sealed *replog.Entry   // not committed yet
-	left   <-chan struct{} // closed when the node stops and no client is there any more
+	db          *engine.DB
+	cfg         replog.Config
+	logger      *slog.Logger
+	log         *replog.Log
+	sealed      *replog.Entry   // the entry of the open transaction; nil = none
+	clientsGone <-chan struct{} // closed when the node stops and no client is connected
 
-	becoming sync.Mutex // held by Become and Stop
+	roleMu sync.Mutex // held by ChangeRole and Stop
 
-	mu       sync.Mutex
-	primary  *sut.Peer // nil = this node
-	fenced   bool      // a primary that has met a higher epoch
-	ended    bool      // the node stops: waits for replicas end
-	known    int64     // highest epoch
-	position int64     // of the last entry that is committed, and its epoch
-	epoch    int64
-	follower *follower // of a replica
-	deposed  func()    // ends what tells the one before; nil = nobody is told
-	// changed is closed, and made anew, when there is something to look at.
+	mu          sync.Mutex
+	primary     *sut.Peer // nil = this node is a primary
+	fenced      bool      // this primary has learned of a higher epoch
+	stopping    bool      // the node stops: waits for replicas end
+	knownEpoch  int64     // the highest epoch that the node knows
+	position    int64     // of the last committed entry
+	epoch       int64     // of the last committed entry
+	follower    *follower // receives from the primary; nil = this node is a primary
+	stopFencing func()    // ends the attempts to fence the old primary; nil = there are none
+	// changed is closed and replaced at every change that a goroutine may be waiting for.
 	changed chan struct{}
 
-	// Of a primary.
-	tail      []replog.Entry // the last ones, without a gap
+	// Primary only.
+	tail      []replog.Entry // the last committed entries, without a gap
 	tailBytes int
 	followers map[string]*sender
-	needs     map[*sender]int64 // the position after which each needs the log
-	confirmed int64             // the highest position that SyncCopies replicas have had
+	retain    map[*sender]int64 // the log keeps the entries after these positions
+	confirmed int64             // the highest position that SyncCopies replicas have acknowledged
 
-	// Of a replica.
-	serves    bool
-	diverged  bool // the copy is no good, or is being replaced
+	// Replica only, except serves and problem.
+	serves    bool // clients may read
+	diverged  bool // the copy does not match the primary, or is being replaced
 	connected bool
-	wanted    int64 // the position from which on it serves; -1 = not known yet
+	catchUpTo int64 // the node serves reads from this position on; -1 = not known yet
 	lag       time.Duration
 	rebuilds  int64
 	problem   string
 }
 
-// Open opens the log of a database.
+// Open opens the log of a database and creates it if it does not exist. It returns replog.ErrRefused if the node must
+// be a primary and the database knows a higher epoch.
 func Open(db *engine.DB, cfg replog.Config, logger *slog.Logger) (*Node, error) {
 	r := &Node{
 		db: db, cfg: cfg, logger: logger, changed: make(chan struct{}),
-		followers: map[string]*sender{}, needs: map[*sender]int64{}, wanted: -1, lag: -1, primary: cfg.State.Primary,
+		followers: map[string]*sender{}, retain: map[*sender]int64{}, catchUpTo: -1, lag: -1, primary: cfg.State.Primary,
 	}
 	conn, err := db.Conn()
 	if err != nil {
@@ -91,7 +93,7 @@ func Open(db *engine.DB, cfg replog.Config, logger *slog.Logger) (*Node, error) 
 		return nil, err
 	case r.primary == nil && known > cfg.State.Epoch:
 		return nil, fmt.Errorf(
-			"%w: this database has known epoch %d, its node cannot be the primary of epoch %d",
+			"%w: the database knows epoch %d, so its node cannot be the primary of epoch %d",
 			replog.ErrRefused, known, cfg.State.Epoch)
 	}
 	r.serves = r.primary == nil
@@ -102,7 +104,7 @@ func Open(db *engine.DB, cfg replog.Config, logger *slog.Logger) (*Node, error) 
 	return r, err
 }
 
-// open opens the log, at first and after a snapshot, and makes an epoch known. The write lock is held.
+// open opens the log and raises the known epoch. Open and an installed snapshot call it. The write lock is held.
 func (r *Node) open(epoch int64) error {
 	conn, err := r.db.Conn()
 	if err != nil {
@@ -117,25 +119,27 @@ func (r *Node) open(epoch int64) error {
 	defer r.mu.Unlock()
 	r.log = opened
 	r.position, r.epoch = r.log.Last()
-	r.known = max(r.known, known)
+	r.knownEpoch = max(r.knownEpoch, known)
 	return err
 }
 
-// Start begins to follow; a primary has nothing to start. When left is closed no client is there any more.
-func (r *Node) Start(left <-chan struct{}) {
-	r.left = left
+// Start starts to receive changes if the node is a replica. The caller closes clientsGone when the node stops and no
+// client is connected.
+func (r *Node) Start(clientsGone <-chan struct{}) {
+	r.clientsGone = clientsGone
 	if r.primary != nil {
 		r.follower = r.follow(*r.primary)
 	}
 }
 
-// Status says how the node's copy is.
+// Status returns the status of the node's copy.
 func (r *Node) Status() sut.ReplicationStatus {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	status := sut.ReplicationStatus{
-		Node: r.cfg.Node, Primary: r.primary == nil && !r.fenced, Epoch: r.known, HeldEpoch: r.epoch, Position: r.position,
-		Serves: r.serves, Connected: r.connected, LagNS: int64(r.lag), Rebuilds: r.rebuilds, Problem: r.problem,
+		Node: r.cfg.Node, Primary: r.primary == nil && !r.fenced, Epoch: r.knownEpoch,
+		HeldEpoch: r.epoch, Position: r.position, Serves: r.serves, Connected: r.connected,
+		LagNS: int64(r.lag), Rebuilds: r.rebuilds, Problem: r.problem,
 	}
 	if r.primary == nil {
 		status.LagNS = -1
@@ -149,14 +153,14 @@ func (r *Node) Status() sut.ReplicationStatus {
 	return status
 }
 
-// Become makes a replica the primary, or lets it follow another one. It returns replog.ErrRefused for what the node
-// must not be. What a replica has received it applies before it is the primary; should the context end before that,
-// it goes on as a replica.
-func (r *Node) Become(ctx context.Context, to sut.Replication) error {
-	r.becoming.Lock()
-	defer r.becoming.Unlock()
+// ChangeRole promotes a replica to primary, or makes it follow another primary. A role that the node must not take is
+// replog.ErrRefused. Before a promotion the replica applies all changes that it has received. If the context ends
+// first, the node stays a replica.
+func (r *Node) ChangeRole(ctx context.Context, to sut.Replication) error {
+	r.roleMu.Lock()
+	defer r.roleMu.Unlock()
 	r.mu.Lock()
-	err := r.mayBecome(to)
+	err := r.checkRole(to)
 	old := r.follower
 	r.mu.Unlock()
 	if err != nil {
@@ -165,43 +169,45 @@ func (r *Node) Become(ctx context.Context, to sut.Replication) error {
 	if to.Primary == nil {
 		return r.promote(ctx, to.Epoch, old)
 	}
-	old.abandon()
-	if err := r.know(to.Epoch); err != nil {
+	old.stop()
+	if err := r.raiseEpoch(to.Epoch); err != nil {
 		return err
 	}
 	r.mu.Lock()
-	r.primary, r.problem, r.connected, r.wanted = to.Primary, "", false, -1
+	r.primary, r.problem, r.connected, r.catchUpTo = to.Primary, "", false, -1
 	r.follower = r.follow(*to.Primary)
 	r.mu.Unlock()
 	return nil
 }
 
-// mayBecome says why not; the lock is held.
-func (r *Node) mayBecome(to sut.Replication) error {
+// checkRole returns an error if the node must not take a role. The lock is held.
+func (r *Node) checkRole(to sut.Replication) error {
 	switch {
-	case r.ended:
+	case r.stopping:
 		return fmt.Errorf("%w: this node is stopping", replog.ErrRefused)
 	case to.Several:
-		return fmt.Errorf("%w: this node is not one of several primaries, it must be started as one", replog.ErrRefused)
+		return fmt.Errorf("%w: this node is not multi-primary: restart it as multi-primary", replog.ErrRefused)
 	case r.primary == nil:
-		return fmt.Errorf("%w: this node is the primary of epoch %d; one does not step down", replog.ErrRefused, r.known)
-	case to.Epoch < r.known || to.Epoch == r.known && to.Primary == nil:
-		return fmt.Errorf("%w: epoch %d is not high enough, this node has known %d", replog.ErrRefused, to.Epoch, r.known)
+		const text = "%w: this node is the primary of epoch %d: a running primary never becomes a replica"
+		return fmt.Errorf(text, replog.ErrRefused, r.knownEpoch)
+	case to.Epoch < r.knownEpoch || to.Epoch == r.knownEpoch && to.Primary == nil:
+		return fmt.Errorf("%w: epoch %d is too low: this node knows epoch %d", replog.ErrRefused, to.Epoch, r.knownEpoch)
 	case to.Primary == nil && r.diverged:
-		return fmt.Errorf("%w: this node's copy is being replaced: %s", replog.ErrRefused, r.problem)
+		return fmt.Errorf("%w: the copy of this node must be replaced: %s", replog.ErrRefused, r.problem)
 	}
 	return nil
 }
 
+// promote drains the follower and makes the node the primary. After an error the node follows its old primary again.
 func (r *Node) promote(ctx context.Context, epoch int64, old *follower) error {
-	err := old.finish(ctx)
+	err := old.drain(ctx)
 	r.mu.Lock()
-	if err == nil && r.diverged { // found out meanwhile
+	if err == nil && r.diverged { // drain may have found a conflict
 		err = fmt.Errorf("%w: %s", replog.ErrRefused, r.problem)
 	}
 	r.mu.Unlock()
 	if err == nil {
-		err = r.know(epoch)
+		err = r.raiseEpoch(epoch)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -209,16 +215,17 @@ func (r *Node) promote(ctx context.Context, epoch int64, old *follower) error {
 		r.follower = r.follow(*r.primary)
 		return fmt.Errorf("promotion to epoch %d: %w", epoch, err)
 	}
-	r.deposed = r.depose(*r.primary, epoch)
+	r.stopFencing = r.fenceOld(*r.primary, epoch)
 	r.follower, r.primary, r.problem = nil, nil, ""
 	r.serves, r.connected = true, false
-	r.announce()
+	r.notify()
 	return nil
 }
 
-func (r *Node) know(epoch int64) error {
+// raiseEpoch stores an epoch if it is higher than the known one.
+func (r *Node) raiseEpoch(epoch int64) error {
 	r.mu.Lock()
-	known := r.known
+	known := r.knownEpoch
 	r.mu.Unlock()
 	if epoch <= known {
 		return nil
@@ -232,35 +239,35 @@ func (r *Node) know(epoch int64) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.known = max(r.known, epoch)
+	r.knownEpoch = max(r.knownEpoch, epoch)
 	return nil
 }
 
-// Stop ends what goes on besides the clients.
+// Stop ends all goroutines of the node and waits for them.
 func (r *Node) Stop() {
-	r.becoming.Lock()
-	defer r.becoming.Unlock()
-	r.Cut()
+	r.roleMu.Lock()
+	defer r.roleMu.Unlock()
+	r.Abort()
 	r.mu.Lock()
-	f, deposed := r.follower, r.deposed
+	f, stopFencing := r.follower, r.stopFencing
 	r.mu.Unlock()
 	if f != nil {
-		f.abandon()
+		f.stop()
 	}
-	if deposed != nil {
-		deposed()
+	if stopFencing != nil {
+		stopFencing()
 	}
 }
 
-// Cut ends all waits for replicas.
-func (r *Node) Cut() {
+// Abort ends all waits for replicas and the sending to them.
+func (r *Node) Abort() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.ended = true
-	r.announce()
+	r.stopping = true
+	r.notify()
 }
 
-// Allows says why a client may not do that now.
+// Allows returns an error if a client must not read or write now.
 func (r *Node) Allows(writes bool) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -268,15 +275,15 @@ func (r *Node) Allows(writes bool) error {
 	case writes && r.fenced:
 		return r.errFenced()
 	case writes && r.primary != nil:
-		const text = "this node is a replica and takes no writes, the primary is %s at %s"
+		const text = "this node is a replica and takes no writes: write to the primary %s at %s"
 		return wire.Errorf(wire.ReadOnlyTransaction, text, r.primary.Node, r.primary.Address)
 	case !r.serves:
-		return wire.Errorf(wire.CannotConnectNow, "replica has not caught up yet")
+		return wire.Errorf(wire.CannotConnectNow, "the replica has not caught up yet: retry later or read from another node")
 	}
 	return nil
 }
 
-// IsReplica reports whether the node only repeats what another one does.
+// IsReplica reports whether the node only applies the changes of a primary.
 func (r *Node) IsReplica() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -284,49 +291,49 @@ func (r *Node) IsReplica() bool {
 }
 
 func (r *Node) errFenced() error {
-	const text = "this node was the primary of an older epoch than %d and takes no more writes"
-	return wire.Errorf(wire.ReadOnlyTransaction, text, r.known)
+	const text = "this node is fenced and takes no writes: there is a primary of epoch %d"
+	return wire.Errorf(wire.ReadOnlyTransaction, text, r.knownEpoch)
 }
 
-// fence ends a primary that meets a higher epoch.
+// fence makes a primary take no more writes if epoch is higher than its own. by is the node that knows this epoch.
 func (r *Node) fence(epoch int64, by string) {
 	r.mu.Lock()
-	if r.fenced || r.primary != nil || epoch <= r.known {
+	if r.fenced || r.primary != nil || epoch <= r.knownEpoch {
 		r.mu.Unlock()
 		return
 	}
 	r.fenced = true
-	r.problem = fmt.Sprintf("fenced: %s knows epoch %d", by, epoch)
-	r.announce()
+	r.problem = fmt.Sprintf("fenced: node %s knows epoch %d", by, epoch)
+	r.notify()
 	r.mu.Unlock()
-	r.logger.Warn("this primary is fenced", "by", by, "epoch", epoch)
-	if err := r.know(epoch); err != nil {
-		// In memory it is fenced; only a restart in the old role would forget.
-		r.logger.Error("keeping the epoch", "cause", err)
+	r.logger.Warn("this primary is fenced and takes no more writes", "by", by, "epoch", epoch)
+	if err := r.raiseEpoch(epoch); err != nil {
+		// The node stays fenced until a restart. If it is restarted as the primary of its old epoch, it takes writes again.
+		r.logger.Error("storing the higher epoch: do not restart this node as a primary", "epoch", epoch, "cause", err)
 	}
 }
 
-// announce wakes all who wait for a change; the lock is held.
-func (r *Node) announce() {
+// notify wakes all goroutines that wait for a change. The lock is held.
+func (r *Node) notify() {
 	close(r.changed)
 	r.changed = make(chan struct{})
 }
 
-// Begin records a transaction of clients that has just begun.
+// Begin starts to record a transaction that has just begun.
 func (r *Node) Begin() error {
-	// Asked here once more: who waited in line may have been let in before.
+	// The node may have been fenced while the client waited for the write lock.
 	if err := r.Allows(true); err != nil {
 		return err
 	}
 	return r.log.Begin()
 }
 
-// Seal adds the transaction to the log before its commit. It returns its position, 0 when nothing changed.
+// Seal adds the transaction to the log before its commit. It returns the position of the entry, 0 if nothing changed.
 func (r *Node) Seal() (position int64, err error) {
 	r.mu.Lock()
-	epoch, need := r.known, int64(math.MaxInt64)
-	for _, position := range r.needs {
-		need = min(need, position)
+	epoch, retain := r.knownEpoch, int64(math.MaxInt64)
+	for _, position := range r.retain {
+		retain = min(retain, position)
 	}
 	if r.fenced {
 		err = r.errFenced()
@@ -335,7 +342,7 @@ func (r *Node) Seal() (position int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	r.log.Retain(need)
+	r.log.Retain(retain)
 	r.sealed, err = r.log.Seal(epoch, time.Now().UnixMicro())
 	switch {
 	case errors.Is(err, replog.ErrTooLarge):
@@ -346,13 +353,13 @@ func (r *Node) Seal() (position int64, err error) {
 	return r.sealed.Position, nil
 }
 
-// Drop forgets the transaction: it is taken back.
+// Drop discards the record of a transaction that is or will be rolled back.
 func (r *Node) Drop() {
 	r.sealed = nil
 	r.log.Drop()
 }
 
-// Committed hands what is durable now to the replicas.
+// Committed passes the committed entry to the senders.
 func (r *Node) Committed() {
 	r.log.Committed()
 	e := r.sealed
@@ -364,17 +371,18 @@ func (r *Node) Committed() {
 	r.position, r.epoch = e.Position, e.Epoch
 	r.tail = append(r.tail, *e)
 	r.tailBytes += len(e.Changes)
-	gone := 0
-	for len(r.tail)-gone > tailEntries || r.tailBytes > tailBytes && len(r.tail)-gone > 1 {
-		r.tailBytes -= len(r.tail[gone].Changes)
-		r.tail[gone] = replog.Entry{} // the array stays for a while, its bytes need not
-		gone++
+	removed := 0
+	for len(r.tail)-removed > tailEntries || r.tailBytes > tailBytes && len(r.tail)-removed > 1 {
+		r.tailBytes -= len(r.tail[removed].Changes)
+		r.tail[removed] = replog.Entry{} // the array still has this element, but must not keep its changes in memory
+		removed++
 	}
-	r.tail = r.tail[gone:]
-	r.announce()
+	r.tail = r.tail[removed:]
+	r.notify()
 }
 
-// Wait waits until enough replicas have a transaction.
+// Wait returns when SyncCopies replicas have acknowledged an entry. It returns an error after SyncTimeout, or if the
+// node is fenced or stops. The entry stays committed on this node.
 func (r *Node) Wait(position int64) error {
 	if r.cfg.SyncCopies == 0 || position == 0 {
 		return nil
@@ -383,24 +391,24 @@ func (r *Node) Wait(position int64) error {
 	defer late.Stop()
 	for {
 		r.mu.Lock()
-		changed, confirmed, fenced, ended := r.changed, r.confirmed, r.fenced, r.ended
+		changed, confirmed, fenced, stopping := r.changed, r.confirmed, r.fenced, r.stopping
 		r.mu.Unlock()
 		unsure := func(why string) error {
-			const text = "fewer than %d replicas have acknowledged this transaction, %s; it may have taken effect"
+			const text = "the transaction is committed here, but fewer than %d replicas have acknowledged it: %s"
 			return wire.Errorf(wire.QueryCanceled, text, r.cfg.SyncCopies, why)
 		}
 		switch {
 		case confirmed >= position:
 			return nil
 		case fenced:
-			return unsure("and this primary has been replaced")
-		case ended:
-			return unsure("and this node stops")
+			return unsure("the primary is fenced")
+		case stopping:
+			return unsure("the node stops")
 		}
 		select {
 		case <-changed:
 		case <-late.C:
-			return unsure("and the time to wait for more is over")
+			return unsure("timeout after " + r.cfg.SyncTimeout.String())
 		}
 	}
 }

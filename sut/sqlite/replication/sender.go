@@ -14,7 +14,7 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
 )
 
-// sender is a replica as its primary sees it: a connection on which the log goes out and acknowledgements come back.
+// sender sends the log to one replica and receives its acknowledgements.
 type sender struct {
 	*replog.Feed
 	r     *Node
@@ -22,28 +22,29 @@ type sender struct {
 	acked int64 // guarded by Node.mu
 }
 
-// Serve gives a replica what it asks for until it goes, or the node does. It owns neither the connection nor in,
-// which is what is read from it.
+// Serve sends the log to a replica until the replica disconnects or the node stops. It reads from in and writes to
+// link. The caller closes the connection.
 func (r *Node) Serve(link net.Conn, in io.Reader) {
-	f := &sender{Feed: replog.NewFeed(link, in, heartbeatInterval, r.left), r: r}
-	defer f.needs(math.MaxInt64)
+	f := &sender{Feed: replog.NewFeed(link, in, heartbeatInterval, r.clientsGone), r: r}
+	defer f.retainAfter(math.MaxInt64)
 	err := f.greet()
 	if err == nil {
 		err = f.stream()
 	}
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
-		r.logger.Warn("replica gone", "replica", f.hello.Node, "cause", err)
+		r.logger.Warn("sending to a replica", "replica", f.hello.Node, "cause", err)
 	}
 }
 
-// greet answers the Hello, with a snapshot where it must. Then hello.Position is where the replica is.
+// greet reads the Hello and answers it, with a snapshot if necessary. Afterwards hello.Position is the last position
+// that the replica has.
 func (f *sender) greet() error {
 	if err := f.Hello(replog.KindHello, &f.hello); err != nil {
 		return err
 	}
 	if to := f.hello.To; to != f.r.cfg.Node {
-		// An address that somebody else had before: neither its changes nor its epochs are this node's.
-		refusal := replog.Refusal{Reason: fmt.Sprintf("this is node %s, not %s", f.r.cfg.Node, to)}
+		// The replica uses an old address of another node. That node's epoch must not fence this one.
+		refusal := replog.Refusal{Reason: fmt.Sprintf("this is node %s, not %s: the address is wrong", f.r.cfg.Node, to)}
 		return errors.Join(f.Refuse(refusal), io.EOF)
 	}
 	f.r.fence(f.hello.Epoch, f.hello.Node)
@@ -51,7 +52,7 @@ func (f *sender) greet() error {
 }
 
 func (f *sender) welcome(disk *sqlite.Conn) error {
-	f.needs(f.hello.Position)
+	f.retainAfter(f.hello.Position)
 	welcome, refusal, err := f.answer(disk)
 	switch {
 	case err != nil:
@@ -66,23 +67,24 @@ func (f *sender) welcome(disk *sqlite.Conn) error {
 	return f.snapshot(disk)
 }
 
-// needs keeps the log after a position for this replica; with the highest number it needs nothing.
-func (f *sender) needs(position int64) {
+// retainAfter makes the log keep the entries after a position for this replica. MaxInt64 = none.
+func (f *sender) retainAfter(position int64) {
 	f.r.mu.Lock()
 	defer f.r.mu.Unlock()
-	if f.r.needs[f] = position; position == math.MaxInt64 {
-		delete(f.r.needs, f)
+	if f.r.retain[f] = position; position == math.MaxInt64 {
+		delete(f.r.retain, f)
 	}
 }
 
-// answer decides what the replica gets. Its last entry must be in this log under the same epoch: then all before it
-// are the same, too, for an epoch has one primary, and every log grew from one that held that entry's predecessor.
+// answer returns either the Welcome or the Refusal of a replica. A replica needs no snapshot if this log has its last
+// entry, with the same epoch. Then all earlier entries are equal, too: an epoch has one primary, and that primary wrote
+// its entries after the same earlier entries.
 func (f *sender) answer(disk *sqlite.Conn) (*replog.Welcome, *replog.Refusal, error) {
 	schema, err := replog.Schema(disk)
 	if err != nil {
 		return nil, nil, err
 	}
-	// Before the position is read: what is committed from here on is sent.
+	// Holds must come before the position is read: entries that are committed from now on are sent anyway.
 	holds, err := replog.Holds(disk, f.hello.Position, f.hello.EntryEpoch)
 	if err != nil {
 		return nil, nil, err
@@ -92,15 +94,15 @@ func (f *sender) answer(disk *sqlite.Conn) (*replog.Welcome, *replog.Refusal, er
 	defer r.mu.Unlock()
 	switch {
 	case r.primary != nil:
-		return nil, &replog.Refusal{Reason: "this node is a replica itself"}, nil
+		return nil, &replog.Refusal{Reason: "this node is a replica and has no replicas of its own"}, nil
 	case r.fenced:
 		return nil, &replog.Refusal{Reason: r.problem}, nil
 	case f.hello.Schema != schema && f.hello.Schema != replog.NoSchema():
-		reason := fmt.Sprintf("schema differs: the primary has %s, the replica %s", schema, f.hello.Schema)
+		reason := fmt.Sprintf("schema differs: the primary has %s, the replica has %s", schema, f.hello.Schema)
 		return nil, &replog.Refusal{Reason: reason, Schema: true}, nil
 	}
 	return &replog.Welcome{
-		Node: r.cfg.Node, Epoch: r.known, Position: r.position,
+		Node: r.cfg.Node, Epoch: r.knownEpoch, Position: r.position,
 		Snapshot: !holds || f.hello.Schema != schema,
 		Behind: f.hello.Position == 0 ||
 			f.hello.EntryEpoch == r.epoch && f.hello.Position > 0 && f.hello.Position <= r.position,
@@ -108,8 +110,8 @@ func (f *sender) answer(disk *sqlite.Conn) (*replog.Welcome, *replog.Refusal, er
 }
 
 func (f *sender) snapshot(disk *sqlite.Conn) error {
-	// The snapshot has at least this, and the log goes on from there.
-	f.needs(f.r.at())
+	// The snapshot has at least the entries up to this position, so the log must keep the later ones.
+	f.retainAfter(f.r.currentPosition())
 	beat := func() error { return f.beat(time.Now(), 0) }
 	return f.Snapshot(disk, f.r.db.Dir(), beat, func(path string) (err error) {
 		f.hello.Position, err = positionOf(path)
@@ -127,36 +129,36 @@ func (f *sender) beat(at time.Time, position int64) error {
 func (f *sender) stream() error {
 	r := f.r
 	r.mu.Lock()
-	// A replica that comes back before its old connection was found dead counts once.
+	// If a replica reconnects before its old connection is closed, it counts once.
 	r.followers[f.hello.Node] = f
-	r.announce()
+	r.notify()
 	r.mu.Unlock()
 	err := f.Run(func(position int64) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if position > f.acked {
 			f.acked = position
-			r.confirm()
+			r.updateConfirmed()
 		}
 	}, f.send)
 	r.mu.Lock()
 	if r.followers[f.hello.Node] == f {
 		delete(r.followers, f.hello.Node)
-		r.announce()
+		r.notify()
 	}
 	r.mu.Unlock()
 	return err
 }
 
-// send returns nil when the replica or the role of this node has gone, or the node stops and the replica has
-// everything.
+// send sends entries and heartbeats. It returns nil when the replica has disconnected or this node is fenced. If the
+// node stops, it first sends everything and waits for the acknowledgement.
 func (f *sender) send() error {
 	last := f.hello.Position
 	if err := f.beat(time.Now(), last); err != nil {
 		return err
 	}
 	for {
-		// Taken before the log is looked at: a heartbeat says that up to its time there was nothing more.
+		// The time must be taken before the log is read: a heartbeat states that up to its time there are no more entries.
 		now := time.Now()
 		entries, changed, complete := f.r.after(last)
 		if !complete {
@@ -175,10 +177,10 @@ func (f *sender) send() error {
 				return err
 			}
 			last = entries[len(entries)-1].Position
-			f.needs(last)
+			f.retainAfter(last)
 			continue
 		}
-		if f.over(last) {
+		if f.finished(last) {
 			return nil
 		}
 		if f.HeartbeatDue {
@@ -193,27 +195,28 @@ func (f *sender) send() error {
 	}
 }
 
-func (f *sender) over(last int64) bool {
+// finished reports whether send must end. last is the position of the last sent entry.
+func (f *sender) finished(last int64) bool {
 	f.r.mu.Lock()
 	defer f.r.mu.Unlock()
-	return f.r.fenced || f.r.ended || f.ClientsGone && f.acked >= last
+	return f.r.fenced || f.r.stopping || f.ClientsGone && f.acked >= last
 }
 
-// fromDisk reads what memory has no more.
+// fromDisk reads entries that are no longer in the tail.
 func (f *sender) fromDisk(after int64) (entries []replog.Entry, err error) {
 	err = f.r.db.Read(func(disk *sqlite.Conn) (err error) {
 		entries, err = replog.Entries(disk, after, 1<<20)
 		return err
 	})
 	if err == nil && (len(entries) == 0 || entries[0].Position != after+1) {
-		err = fmt.Errorf("the log has no entry %d any more", after+1)
+		err = fmt.Errorf("the log no longer has entry %d", after+1)
 	}
 	return entries, err
 }
 
-// confirm notes what replicas have acknowledged. It is kept apart from them, for one that goes right afterwards has
-// the transaction all the same. The lock is held.
-func (r *Node) confirm() {
+// updateConfirmed raises confirmed to the highest position that SyncCopies replicas have acknowledged. It never lowers
+// confirmed, because a replica that has disconnected still has its entries. The lock is held.
+func (r *Node) updateConfirmed() {
 	if k := r.cfg.SyncCopies; k > 0 && len(r.followers) >= k {
 		var acked []int64
 		for _, f := range r.followers {
@@ -222,11 +225,11 @@ func (r *Node) confirm() {
 		slices.Sort(acked)
 		r.confirmed = max(r.confirmed, acked[len(acked)-k])
 	}
-	r.announce()
+	r.notify()
 }
 
-// after returns entries of the tail that follow a position, and what is closed when there are more. Complete is false
-// when the log on disk must be asked.
+// after returns entries of the tail after a position, and a channel that is closed when there are more. complete is
+// false if the tail does not reach back to the position; then the entries must be read from disk.
 func (r *Node) after(position int64) (entries []replog.Entry, changed <-chan struct{}, complete bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -236,7 +239,7 @@ func (r *Node) after(position int64) (entries []replog.Entry, changed <-chan str
 	if len(r.tail) == 0 || r.tail[0].Position > position+1 {
 		return nil, r.changed, false
 	}
-	// A copy, for the tail's array is written to.
+	// The copy is needed because Committed overwrites elements of the tail's array.
 	from := r.tail[position+1-r.tail[0].Position:]
 	return append([]replog.Entry(nil), from[:min(len(from), 256)]...), r.changed, true
 }

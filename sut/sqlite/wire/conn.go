@@ -15,22 +15,22 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 )
 
-// conn is a connection of a client. One goroutine serves it; drain is called by others.
+// conn is the connection of a client. One goroutine serves it; other goroutines may call only drain.
 type conn struct {
-	net     net.Conn
-	server  *Server
-	in      *bufio.Reader // of the whole limit: a message is taken as it lies there
-	out     []byte        // the answer, not yet sent
-	since   time.Time     // of its acceptance
-	limited bool          // a read deadline is set
-	replica bool          // it is one, not a client; guarded by the server's lock
+	net      net.Conn
+	server   *Server
+	in       *bufio.Reader // holds messageBytes: a message is parsed inside the buffer
+	out      []byte        // answers that are not sent yet
+	accepted time.Time
+	limited  bool // a read deadline is set
+	replica  bool // this is a replica, not a client; guarded by the server's lock
 
-	session    Session // nil until the client has introduced itself
+	session    Session // nil until the start-up packet
 	pid        uint32
 	secret     [4]byte
-	status     byte
-	last       byte // type of the last message
-	skipping   bool // until the next Sync, after an error
+	status     byte // transaction status
+	lastType   byte // type of the last message
+	skipping   bool // after an error, until the next Sync
 	statements map[string]*Command
 	portals    map[string]*portal
 	fields     []pgproto3.FieldDescription // reused
@@ -40,26 +40,26 @@ type conn struct {
 
 // The transaction status, as ReadyForQuery reports it.
 const (
-	idle   = 'I' // between transactions, or in an implicit one
+	idle   = 'I' // no transaction, or an implicit one
 	open   = 'T' // after BEGIN
 	failed = 'E' // after BEGIN and an error
 )
 
-// The bounds of a connection.
+// The limits of a connection.
 const (
 	messageBytes = 64 << 10         // size of each client's buffer and of the largest message
-	flushAt      = 32 << 10         // an answer is sent when it has grown this large
-	maxPackets   = 4                // TLS and GSS may be asked for, each once, and then comes the start
+	flushBytes   = 32 << 10         // unsent answers of this size are sent at once
+	maxPackets   = 4                // start-up packets: requests for TLS and GSS, then the start of a session
 	writeTimeout = 10 * time.Second // for a client that does not read its answer
 )
 
-// Lengths of headers: a start-up packet has no type.
+// The lengths of headers.
 const (
-	startHeader   = 8 // length and code
-	messageHeader = 5 // type and length
+	startHeader   = 8 // of a start-up packet: length and code
+	messageHeader = 5 // of a message: type and length
 )
 
-// What a start-up packet may ask for instead of a session.
+// The codes of start-up packets that do not start a session.
 // https://www.postgresql.org/docs/15/protocol-message-formats.html
 const (
 	cancelCode = 80877102
@@ -67,8 +67,8 @@ const (
 	gssCode    = 80877104
 )
 
-// Read fills p. The buffer is empty or holds a part of a message: all earlier messages have been dealt with, so this
-// is when their answers must go out.
+// Read implements io.Reader for the buffer in. It runs when the buffer holds no complete message, so it first sends the
+// answers to all earlier messages.
 func (c *conn) Read(p []byte) (int, error) {
 	if err := c.flush(); err != nil {
 		return 0, err
@@ -81,8 +81,9 @@ func (c *conn) Read(p []byte) (int, error) {
 				return 0, err
 			}
 		}
-		// Asked after the deadline was set: drain does the two in the other order, so one of them is seen.
-		if c.draining.Load() && c.in.Buffered() == 0 && c.quiet() {
+		// This check must follow SetReadDeadline. drain sets the flag first and then the deadline. In any other order both
+		// could be missed, and the drained connection would stay open.
+		if c.draining.Load() && c.in.Buffered() == 0 && c.betweenRequests() {
 			return 0, fatal(AdminShutdown, "terminating connection due to administrator command")
 		}
 		n, err := c.net.Read(p)
@@ -91,41 +92,41 @@ func (c *conn) Read(p []byte) (int, error) {
 		}
 		if c.limited && !time.Now().Before(until) {
 			if c.session == nil {
-				return 0, fatal(ProtocolViolation, "no start-up packet in time")
+				return 0, fatal(ProtocolViolation, "no start-up packet within %v", c.server.cfg.HandshakeTimeout)
 			}
 			return 0, fatal(IdleInTransaction, "terminating connection due to idle-in-transaction timeout")
 		}
-		c.limited = true // drain woke us up in the middle of something: its deadline must go
+		c.limited = true // drain interrupted the read inside a transaction: the next round removes its deadline
 	}
 }
 
-// deadline is until when the client may say nothing; zero = for ever.
+// deadline returns the time until which the client may be silent. Zero = no limit.
 func (c *conn) deadline() time.Time {
 	switch {
 	case c.session == nil:
-		return c.since.Add(c.server.cfg.HandshakeTimeout)
+		return c.accepted.Add(c.server.cfg.HandshakeTimeout)
 	case c.session.HoldsResources():
 		return time.Now().Add(c.server.cfg.IdleInTransaction)
 	}
 	return time.Time{}
 }
 
-// quiet reports whether the client is between two requests and transactions.
-func (c *conn) quiet() bool {
+// betweenRequests reports whether the client has no request and no transaction in progress.
+func (c *conn) betweenRequests() bool {
 	if c.session == nil {
 		return true
 	}
-	return c.status == idle && !c.session.HoldsResources() && (c.last == 0 || c.last == 'S' || c.last == 'Q')
+	return c.status == idle && !c.session.HoldsResources() && (c.lastType == 0 || c.lastType == 'S' || c.lastType == 'Q')
 }
 
-// drain ends the connection as soon as its client is between transactions.
+// drain ends the connection as soon as its client is between requests.
 func (c *conn) drain() {
 	c.draining.Store(true)
 	_ = c.net.SetReadDeadline(time.Unix(1, 0))
 }
 
 func (c *conn) send(m pgproto3.BackendMessage) {
-	// An error is one of a list that is too long, which no catalogue has.
+	// Encode fails only for lists that are longer than any catalogue allows.
 	c.out, _ = m.Encode(c.out)
 }
 
@@ -139,16 +140,16 @@ func (c *conn) flush() error {
 	if len(c.out) == 0 {
 		return nil
 	}
-	// What is small fits into the socket's buffer. Where it might not, or where others are waiting, a client that
-	// does not read must not hold us.
-	if len(c.out) > flushAt/8 || c.session != nil && c.session.HoldsResources() {
+	// A small answer fits into the socket's buffer. A large answer, or one while other clients wait, needs a deadline:
+	// otherwise a client that does not read would block them.
+	if len(c.out) > flushBytes/8 || c.session != nil && c.session.HoldsResources() {
 		if err := c.net.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 			return err
 		}
 		defer c.net.SetWriteDeadline(time.Time{})
 	}
 	_, err := c.net.Write(c.out)
-	if cap(c.out) > 2*flushAt {
+	if cap(c.out) > 2*flushBytes {
 		c.out = nil
 	}
 	c.out = c.out[:0]
@@ -162,7 +163,7 @@ func (c *conn) serve() {
 	}
 	if e := (*Error)(nil); errors.As(err, &e) && e.fatal {
 		if e.State != AdminShutdown {
-			c.server.cfg.Log.Warn("client refused", "client", c.net.RemoteAddr().String(), "cause", err)
+			c.server.cfg.Log.Warn("closing the connection of a client", "client", c.net.RemoteAddr().String(), "cause", err)
 		}
 		c.sendError("FATAL", err)
 	}
@@ -170,27 +171,28 @@ func (c *conn) serve() {
 	if c.session != nil {
 		_ = c.session.End(false)
 	}
-	c.server.depart(c)
+	c.server.remove(c)
 	_ = c.net.Close()
 }
 
-// peek returns the next message and leaves it in the buffer. Its length stands behind prefix bytes.
-func (c *conn) peek(prefix, least int) ([]byte, error) {
+// peek returns the next message and leaves it in the buffer. The length of the message follows after prefix bytes. The
+// message must have minSize bytes or more.
+func (c *conn) peek(prefix, minSize int) ([]byte, error) {
 	b, err := c.in.Peek(prefix + 4)
 	if err != nil {
 		return nil, err
 	}
 	size := int(binary.BigEndian.Uint32(b[prefix:])) + prefix
 	switch {
-	case size < least:
+	case size < minSize:
 		return nil, fatal(ProtocolViolation, "invalid message")
 	case size > c.in.Size():
-		return nil, fatal(LimitExceeded, "message is larger than the %d bytes that this node takes", c.in.Size())
+		return nil, fatal(LimitExceeded, "message exceeds the limit of %d bytes", c.in.Size())
 	}
 	return c.in.Peek(size)
 }
 
-// start answers start-up packets until one of them starts a session.
+// start answers start-up packets until one of them starts a session. Any other outcome is an error.
 func (c *conn) start() error {
 	for range maxPackets {
 		packet, err := c.peek(0, startHeader)
@@ -201,7 +203,7 @@ func (c *conn) start() error {
 		if c.server.cfg.Replica != nil && code == c.server.cfg.ReplicaCode && len(body) == 0 {
 			_, _ = c.in.Discard(startHeader)
 			rest, _ := c.in.Peek(c.in.Buffered())
-			c.server.isReplica(c)
+			c.server.markReplica(c)
 			c.server.cfg.Replica(c.net, bufio.NewReader(io.MultiReader(bytes.NewReader(rest), c.net)))
 			return io.EOF
 		}
@@ -214,22 +216,22 @@ func (c *conn) start() error {
 			}
 			return io.EOF
 		default:
-			err = c.greet(code, body)
+			err = c.startSession(code, body)
 		}
 		_, _ = c.in.Discard(len(packet))
 		if err != nil || c.session != nil {
 			return err
 		}
 	}
-	return fatal(ProtocolViolation, "invalid message")
+	return fatal(ProtocolViolation, "too many start-up packets")
 }
 
-// greet starts a session. Any name will do: there is one database, and it has no passwords.
-func (c *conn) greet(version uint32, body []byte) error {
+// startSession starts a session. It accepts any user and any database name: there is one database and no passwords.
+func (c *conn) startSession(version uint32, body []byte) error {
 	if version>>16 != pgproto3.ProtocolVersion30>>16 {
-		return fatal(FeatureNotSupported, "unsupported protocol %d.%d, supported is 3.0", version>>16, version&0xffff)
+		return fatal(FeatureNotSupported, "unsupported protocol %d.%d: use 3.0", version>>16, version&0xffff)
 	}
-	var unknown []string // options of the protocol
+	var unknown []string // protocol options
 	for {
 		name, rest, found := bytes.Cut(body, []byte{0})
 		if found && len(name) == 0 {

@@ -1,13 +1,12 @@
 package wire
 
-import (
-	"strings"
-)
+import "strings"
 
-// serverVersion is the PostgreSQL version whose behaviour the node has.
+// serverVersion is the PostgreSQL version that the node reports to clients.
 const serverVersion = "15.0"
 
-// parse finds a statement of the catalogue, or one that drivers and poolers send on their own account.
+// parse returns the statement of the catalogue with this text, or one of the statements that drivers and connection
+// poolers send by themselves.
 func (c Catalogue) parse(text string) (*Command, error) {
 	if found := c[text]; found != nil {
 		return found, nil
@@ -30,26 +29,26 @@ func (c Catalogue) parse(text string) (*Command, error) {
 		if len(words) == 1 || len(words) == 2 && (words[1] == "work" || words[1] == "transaction") {
 			return control(rollback, func(c *conn) error { return c.end(false) }), nil
 		}
-		return nil, Errorf(FeatureNotSupported, "this node has no savepoints")
+		return nil, Errorf(FeatureNotSupported, "savepoints are not supported")
 	case "savepoint", "release":
-		return nil, Errorf(FeatureNotSupported, "this node has no savepoints")
+		return nil, Errorf(FeatureNotSupported, "savepoints are not supported")
 	case "set":
 		return set(words[1:])
 	case "show":
 		return show(strings.Join(words[1:], "_"))
 	case "discard", "deallocate":
-		return forget(words), nil
+		return deallocate(words), nil
 	}
 	return nil, Errorf(SyntaxError, "statement is not in the catalogue of this node: %.80s", text)
 }
 
-// The statements that are allowed in a transaction that has failed.
+// The statements that are allowed in a failed transaction.
 const (
 	commit   = "COMMIT"
 	rollback = "ROLLBACK"
 )
 
-// control returns a statement that the protocol answers; act may be nil.
+// control returns a statement that this package answers without the database. act may be nil.
 func control(tag string, act func(*conn) error) *Command {
 	if act == nil {
 		act = func(*conn) error { return nil }
@@ -57,7 +56,7 @@ func control(tag string, act func(*conn) error) *Command {
 	return &Command{tag: tag, act: act}
 }
 
-// strip takes leading comments, space and final semicolons away.
+// strip removes leading comments, surrounding space and final semicolons.
 func strip(text string) string {
 	text = strings.TrimSpace(text)
 	for strings.HasPrefix(text, "--") {
@@ -67,13 +66,13 @@ func strip(text string) string {
 	return strings.TrimRight(text, "; \t\r\n")
 }
 
-// set accepts settings that change nothing here and refuses all others: nobody would keep them.
+// set accepts settings that have no effect on this node. It refuses all others, because the node would ignore them.
 func set(words []string) (*Command, error) {
 	if len(words) > 0 && (words[0] == "session" || words[0] == "local") {
 		words = words[1:]
 	}
 	if len(words) == 0 {
-		return nil, Errorf(SyntaxError, "SET without a setting")
+		return nil, Errorf(SyntaxError, "SET has no parameter name")
 	}
 	name, _, _ := strings.Cut(words[0], "=")
 	switch name {
@@ -81,10 +80,10 @@ func set(words []string) (*Command, error) {
 		"intervalstyle", "names", "search_path", "standard_conforming_strings", "time", "timezone":
 		return control("SET", nil), nil
 	}
-	return nil, Errorf(FeatureNotSupported, "this node cannot change %q", name)
+	return nil, Errorf(FeatureNotSupported, "parameter %q cannot be changed", name)
 }
 
-// show answers the settings that clients look at.
+// show answers SHOW for the settings that drivers read.
 func show(name string) (*Command, error) {
 	value, found := map[string]string{
 		"client_encoding":               "UTF8",
@@ -107,7 +106,8 @@ func show(name string) (*Command, error) {
 	return s, s.describe()
 }
 
-func forget(words []string) *Command {
+// deallocate answers DEALLOCATE and DISCARD.
+func deallocate(words []string) *Command {
 	command, name := strings.ToUpper(words[0]), words[len(words)-1]
 	all := name == "all" || command == "DISCARD"
 	if all {

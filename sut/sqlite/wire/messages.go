@@ -15,18 +15,18 @@ type portal struct {
 	command *Command
 	bind    pgproto3.Bind
 	ran     bool
-	rest    []byte // rows that the client has not fetched yet
+	rest    []byte // encoded rows that the client has not fetched yet
 	tag     string
 }
 
-// next answers the next message. What it returns ends the connection.
+// next answers the next message. An error ends the connection.
 func (c *conn) next() error {
 	message, err := c.peek(1, messageHeader)
 	if err != nil {
 		return err
 	}
 	kind := message[0]
-	c.last = kind
+	c.lastType = kind
 	defer func() { _, _ = c.in.Discard(len(message)) }()
 	if c.skipping && kind != 'S' && kind != 'X' {
 		return nil
@@ -43,13 +43,13 @@ func (c *conn) next() error {
 	if kind == 'Q' || kind == 'S' {
 		c.ready()
 	}
-	if len(c.out) >= flushAt {
+	if len(c.out) >= flushBytes {
 		return c.flush()
 	}
 	return nil
 }
 
-// answer answers one message.
+// answer answers one message. The client gets the error, unless it is fatal or io.EOF.
 // https://www.postgresql.org/docs/15/protocol-flow.html
 func (c *conn) answer(kind byte, body []byte) error {
 	switch kind {
@@ -65,7 +65,7 @@ func (c *conn) answer(kind byte, body []byte) error {
 		}
 	case 'B':
 		p := &portal{}
-		// A copy, for the portal outlives the message.
+		// The clone is needed because the portal outlives the message.
 		if p.bind.Decode(bytes.Clone(body)) == nil && len(body) == bindLength(&p.bind) {
 			return c.bind(p)
 		}
@@ -82,7 +82,7 @@ func (c *conn) answer(kind byte, body []byte) error {
 	case 'C':
 		var m pgproto3.Close
 		if m.Decode(body) == nil && (m.ObjectType == 'S' || m.ObjectType == 'P') {
-			c.forget(m.ObjectType, m.Name)
+			c.close(m.ObjectType, m.Name)
 			c.send(&pgproto3.CloseComplete{})
 			return nil
 		}
@@ -94,9 +94,9 @@ func (c *conn) answer(kind byte, body []byte) error {
 		case kind == 'S':
 			return c.sync()
 		default:
-			return nil // an answer goes out when there is nothing left to read
+			return nil // Read sends all answers when the buffer holds no more messages
 		}
-	case 'd', 'c', 'f': // of a copy: PostgreSQL, too, ignores what comes after it has failed
+	case 'd', 'c', 'f': // of a COPY that has failed: PostgreSQL ignores them, too
 		return nil
 	default:
 		return fatal(ConnectionDoesNotExist, "unknown message type %q", kind)
@@ -104,7 +104,7 @@ func (c *conn) answer(kind byte, body []byte) error {
 	return fatal(ProtocolViolation, "invalid message")
 }
 
-// bindLength is the length that a Bind must have, without its header: pgproto3 ignores what comes behind it.
+// bindLength returns the expected length of a Bind without its header. pgproto3 does not report extra bytes at the end.
 func bindLength(m *pgproto3.Bind) int {
 	n := len(m.DestinationPortal) + 1 + len(m.PreparedStatement) + 1
 	n += 2 + 2*len(m.ParameterFormatCodes) + 2 + 2 + 2*len(m.ResultFormatCodes)
@@ -114,7 +114,8 @@ func bindLength(m *pgproto3.Bind) int {
 	return n
 }
 
-// query runs a simple query, which is a transaction of its own: it commits before its client hears of success.
+// query runs a simple query. Outside BEGIN and COMMIT the query is one transaction: it is committed before the client
+// gets the answer.
 func (c *conn) query(text string) error {
 	command, err := c.server.cfg.Catalogue.parse(text)
 	if err != nil {
@@ -141,7 +142,7 @@ func (c *conn) parse(name, text string) error {
 	if err != nil {
 		return err
 	}
-	c.forget('S', name)
+	c.close('S', name)
 	c.statements[name] = command
 	c.send(&pgproto3.ParseComplete{})
 	return nil
@@ -190,7 +191,8 @@ func (c *conn) describe(kind byte, name string) error {
 	return nil
 }
 
-// Format returns the format of a parameter or column: none given means text for all, one given is for all.
+// Format returns the format of parameter or column i. If formats is empty, all are text. If it has one element, the
+// element applies to all.
 func Format(formats []int16, i int) int16 {
 	switch {
 	case len(formats) == 1:
@@ -201,7 +203,7 @@ func Format(formats []int16, i int) int16 {
 	return pgproto3.TextFormat
 }
 
-// execute runs a portal, or goes on with one that was left before its end; limit is the number of rows, 0 = all.
+// execute runs a portal, or sends further rows of a portal that has run. It sends at most limit rows; 0 = all.
 func (c *conn) execute(name string, limit uint32) error {
 	p := c.portals[name]
 	if p == nil {
@@ -236,7 +238,7 @@ func (c *conn) execute(name string, limit uint32) error {
 	return nil
 }
 
-// complete ends a result; a statement without words has no tag.
+// complete ends a result. Only an empty statement has no tag.
 func (c *conn) complete(tag string) {
 	if tag == "" {
 		c.send(&pgproto3.EmptyQueryResponse{})
@@ -245,20 +247,21 @@ func (c *conn) complete(tag string) {
 	c.send(&pgproto3.CommandComplete{CommandTag: []byte(tag)})
 }
 
-func (c *conn) forget(kind byte, name string) {
+// close closes a portal ('P'), or a prepared statement ('S') and its portals.
+func (c *conn) close(kind byte, name string) {
 	if kind == 'P' {
 		delete(c.portals, name)
 		return
 	}
-	for of, p := range c.portals {
+	for portal, p := range c.portals {
 		if p.bind.PreparedStatement == name {
-			delete(c.portals, of)
+			delete(c.portals, portal)
 		}
 	}
 	delete(c.statements, name)
 }
 
-// run runs a statement, leaves its rows in the answer and returns its tag.
+// run runs a statement, appends its rows to the answers and returns its command tag.
 func (c *conn) run(command *Command, b *pgproto3.Bind) (tag string, err error) {
 	if c.status == failed && command.tag != commit && command.tag != rollback && command.tag != "" {
 		const text = "current transaction is aborted, commands ignored until end of transaction block"
@@ -267,7 +270,7 @@ func (c *conn) run(command *Command, b *pgproto3.Bind) (tag string, err error) {
 	if command.act != nil {
 		tag := command.tag
 		if tag == commit && c.status == failed {
-			tag = rollback // as which it ends
+			tag = rollback // a failed transaction can only be rolled back
 		}
 		if len(command.fields) > 0 {
 			c.send(&pgproto3.DataRow{Values: [][]byte{[]byte(command.value)}})
@@ -281,7 +284,7 @@ func (c *conn) run(command *Command, b *pgproto3.Bind) (tag string, err error) {
 	return command.tag + " " + strconv.Itoa(rows), nil
 }
 
-// begin starts a transaction that lasts over round trips. In one PostgreSQL warns and goes on.
+// begin starts a transaction that may span round trips. Inside a transaction it has no effect; PostgreSQL warns then.
 func (c *conn) begin(readOnly bool) error {
 	if c.status == idle {
 		if err := c.session.Begin(readOnly); err != nil {
@@ -292,13 +295,13 @@ func (c *conn) begin(readOnly bool) error {
 	return nil
 }
 
-// end ends a transaction; one that has failed was taken back already.
+// end ends a transaction. A failed transaction was rolled back already, so there it only changes the status.
 func (c *conn) end(commit bool) error {
 	c.status = idle
 	return c.session.End(commit)
 }
 
-// fail takes the transaction back at once: nobody waits for a client that has yet to notice.
+// fail rolls back the transaction at once. Otherwise other writers would wait until the client has read the error.
 func (c *conn) fail() {
 	if c.status == open {
 		c.status = failed
@@ -306,7 +309,7 @@ func (c *conn) fail() {
 	_ = c.session.End(false)
 }
 
-// sync ends what a series of messages did outside of BEGIN and COMMIT.
+// sync commits the implicit transaction: the statements since the last Sync outside BEGIN and COMMIT.
 func (c *conn) sync() error {
 	if c.skipping || c.status != idle {
 		c.skipping = false
@@ -315,7 +318,7 @@ func (c *conn) sync() error {
 	return c.session.End(true)
 }
 
-// ready tells the client that it may ask again. Portals do not outlive a transaction.
+// ready tells the client that the next request may follow. A portal does not outlive its transaction.
 func (c *conn) ready() {
 	if c.status == idle {
 		clear(c.portals)

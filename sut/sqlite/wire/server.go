@@ -1,11 +1,11 @@
 // Package wire is the server side of the PostgreSQL protocol, as far as a node needs it: sessions, prepared
-// statements, portals, transactions, cancellation. It knows no database: what a statement does is up to a Session.
+// statements, portals, transactions, cancellation. It knows no database: a Session runs the statements.
 //
-// The messages are those of pgproto3; this package reads them out of one buffer per client, gathers the answers, and
-// sends them with one system call when there is nothing left to read. A malformed or too large message ends the
-// connection.
+// The messages are those of pgproto3. This package reads them from one buffer per client and collects the answers. It
+// sends the answers with one system call when the buffer holds no more messages. A malformed or too large message ends
+// the connection.
 //
-// A Server may be used by any number of goroutines. The order of calls is New, Serve, Drain, Cut, Wait.
+// A Server may be used by any number of goroutines. The order of calls is New, Serve, Drain, Abort, Wait.
 package wire
 
 import (
@@ -23,32 +23,32 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 )
 
-// Session is what one client has going on in the database. One goroutine uses it; only Cancel comes from others.
+// Session is the state of one client in the database. One goroutine uses it; other goroutines may call only Cancel.
 //
 // A transaction begins with the first Run, or with Begin, and lasts until End.
 type Session interface {
-	// Begin begins a transaction that may last over round trips.
+	// Begin begins a transaction that may span round trips.
 	Begin(readOnly bool) error
-	// Run runs a statement of the catalogue, appends its rows to out as DataRow messages, and returns how many rows
-	// came back or were changed.
+	// Run runs a statement of the catalogue and appends its rows to out as DataRow messages. It returns out and the
+	// number of returned or changed rows.
 	Run(out []byte, command *Command, with *pgproto3.Bind) ([]byte, int, error)
-	// End ends the transaction with its work committed or taken back; without one it does nothing.
+	// End commits or rolls back the transaction. It does nothing if no transaction is open.
 	End(commit bool) error
-	// HoldsResources reports whether others may be waiting for this client.
+	// HoldsResources reports whether other clients may be waiting for this one.
 	HoldsResources() bool
-	// Cancel ends the statement under way, if there is one, and, for good, all that come after it.
+	// Cancel cancels the running statement, if there is one. forGood also cancels every later one.
 	Cancel(forGood bool)
 }
 
-// Config says whom a server serves and how.
+// Config is the configuration of a Server.
 type Config struct {
 	Catalogue         Catalogue
 	NewSession        func() Session
-	MaxConns          int           // clients that are served at a time
-	HandshakeTimeout  time.Duration // ends a connection that does not introduce itself
-	IdleInTransaction time.Duration // ends a connection that holds others up without a word
-	// Replica serves a connection whose first packet is ReplicaCode; in is what is read from it. The connection is
-	// closed when it returns. nil = there are no replicas.
+	MaxConns          int           // maximum number of clients
+	HandshakeTimeout  time.Duration // time for a client to start its session
+	IdleInTransaction time.Duration // time that a client may be silent while HoldsResources is true
+	// Replica serves a connection whose first packet has the code ReplicaCode. It must read from in and write to link.
+	// The connection is closed when Replica returns. nil = there are no replicas.
 	Replica     func(link net.Conn, in io.Reader)
 	ReplicaCode uint32
 	Log         *slog.Logger
@@ -57,23 +57,26 @@ type Config struct {
 // Server serves clients.
 type Server struct {
 	cfg     Config
-	serving sync.WaitGroup // connections
+	serving sync.WaitGroup // one per connection
 
-	mu       sync.Mutex
-	nextPID  uint32
-	draining bool
-	ended    bool          // Cut was called
-	left     chan struct{} // closed when draining, and no clients but replicas are there
-	conns    map[*conn]struct{}
-	sessions map[uint32]*conn // by process id, for cancelling
+	mu          sync.Mutex
+	lastPID     uint32
+	draining    bool
+	aborted     bool
+	clientsGone chan struct{} // closed when draining and only replicas are connected
+	conns       map[*conn]struct{}
+	sessions    map[uint32]*conn // by process id, for cancellation
 }
 
-// New returns a server that serves nobody yet.
+// New returns a server. It serves no clients until Serve is called.
 func New(cfg Config) *Server {
-	return &Server{cfg: cfg, left: make(chan struct{}), conns: map[*conn]struct{}{}, sessions: map[uint32]*conn{}}
+	return &Server{
+		cfg: cfg, clientsGone: make(chan struct{}), conns: map[*conn]struct{}{}, sessions: map[uint32]*conn{},
+	}
 }
 
-// Serve accepts clients until the listener is closed. A moment without file descriptors is not the end.
+// Serve accepts clients until the listener is closed. After any other error, such as a lack of file descriptors, it
+// logs the error and tries again.
 func (s *Server) Serve(l net.Listener) {
 	const shortest = 5 * time.Millisecond
 	pause := shortest
@@ -82,7 +85,7 @@ func (s *Server) Serve(l net.Listener) {
 		if err == nil {
 			pause = shortest
 			c := &conn{
-				net: link, server: s, since: time.Now(), status: idle,
+				net: link, server: s, accepted: time.Now(), status: idle,
 				statements: map[string]*Command{}, portals: map[string]*portal{},
 			}
 			c.in = bufio.NewReaderSize(c, messageBytes)
@@ -95,21 +98,21 @@ func (s *Server) Serve(l net.Listener) {
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		s.cfg.Log.Warn("accepting a client", "cause", err)
+		s.cfg.Log.Warn("accepting a client: will retry", "cause", err)
 		time.Sleep(pause)
 		pause = min(2*pause, time.Second)
 	}
 }
 
-// Connections is how many clients are served now.
+// Connections returns the number of connected clients.
 func (s *Server) Connections() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.sessions)
 }
 
-// Drain lets clients end the request or transaction in which they are, and then ends their connections. Nobody may be
-// accepted any more. Replicas stay.
+// Drain lets each client finish its current request or transaction, and then closes its connection. The caller must
+// have closed the listener. Replicas stay connected.
 func (s *Server) Drain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,16 +122,16 @@ func (s *Server) Drain() {
 			c.drain()
 		}
 	}
-	s.clientsLeft()
+	s.checkClientsGone()
 }
 
-// Left is closed when Drain has seen the last client go.
-func (s *Server) Left() <-chan struct{} { return s.left }
+// ClientsGone returns a channel that is closed when Drain was called and the last client has disconnected.
+func (s *Server) ClientsGone() <-chan struct{} { return s.clientsGone }
 
-// Wait returns when all connections have ended.
+// Wait returns when all connections, also those of replicas, are closed.
 func (s *Server) Wait() { s.serving.Wait() }
 
-// Cancel cancels what all clients have under way, and with disconnect ends their connections.
+// Cancel cancels the running statements of all clients. With disconnect it also closes their connections.
 func (s *Server) Cancel(disconnect bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -140,11 +143,11 @@ func (s *Server) Cancel(disconnect bool) {
 	}
 }
 
-// Cut ends every connection now, and what it is doing or waiting for. Their own goroutines find out and clean up.
-func (s *Server) Cut() {
+// Abort closes every connection and cancels its statement. It does not wait: each connection's goroutine cleans up.
+func (s *Server) Abort() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ended = true
+	s.aborted = true
 	for c := range s.conns {
 		_ = c.net.Close()
 	}
@@ -153,20 +156,22 @@ func (s *Server) Cut() {
 	}
 }
 
+// admit registers the session of a new client. It returns false if there are too many clients.
 func (s *Server) admit(c *conn) bool {
 	rand.Read(c.secret[:]) // never fails
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended || len(s.sessions) >= s.cfg.MaxConns {
+	if s.aborted || len(s.sessions) >= s.cfg.MaxConns {
 		return false
 	}
-	s.nextPID = s.nextPID%math.MaxInt32 + 1
-	c.pid, c.session = s.nextPID, s.cfg.NewSession()
+	s.lastPID = s.lastPID%math.MaxInt32 + 1
+	c.pid, c.session = s.lastPID, s.cfg.NewSession()
 	s.sessions[c.pid] = c
 	return true
 }
 
-// cancel cancels the statement of the client with that key. As in PostgreSQL nobody hears whether there was one.
+// cancel cancels the running statement of the client with this key. As in PostgreSQL, the sender of the request does
+// not learn whether the key was right.
 func (s *Server) cancel(pid uint32, secret []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -175,25 +180,25 @@ func (s *Server) cancel(pid uint32, secret []byte) {
 	}
 }
 
-func (s *Server) isReplica(c *conn) {
+func (s *Server) markReplica(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.replica = true
-	s.clientsLeft()
+	s.checkClientsGone()
 }
 
-func (s *Server) depart(c *conn) {
+func (s *Server) remove(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c)
 	if c.session != nil {
 		delete(s.sessions, c.pid)
 	}
-	s.clientsLeft()
+	s.checkClientsGone()
 }
 
-// clientsLeft closes left when it is time; the lock is held.
-func (s *Server) clientsLeft() {
+// checkClientsGone closes clientsGone if the server is draining and only replicas are connected. The lock is held.
+func (s *Server) checkClientsGone() {
 	if !s.draining {
 		return
 	}
@@ -203,8 +208,8 @@ func (s *Server) clientsLeft() {
 		}
 	}
 	select {
-	case <-s.left:
+	case <-s.clientsGone:
 	default:
-		close(s.left)
+		close(s.clientsGone)
 	}
 }

@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// SQLSTATEs that this node answers.
+// The SQLSTATEs that clients get.
 // https://www.postgresql.org/docs/15/errcodes-appendix.html
 const (
 	ProtocolViolation         = "08P01"
@@ -45,7 +45,7 @@ const (
 	DataCorrupted             = "XX001"
 )
 
-// State returns the SQLSTATE of an error.
+// State returns the SQLSTATE of an error, InternalError if it has none.
 func State(err error) string {
 	if e := (*Error)(nil); errors.As(err, &e) {
 		return e.State
@@ -60,12 +60,12 @@ type Error struct {
 	fatal bool // ends the connection
 }
 
-// Errorf returns an error with that SQLSTATE.
+// Errorf returns an error with a SQLSTATE.
 func Errorf(state, format string, args ...any) error {
 	return &Error{State: state, error: fmt.Errorf(format, args...)}
 }
 
-// WithState gives an error a SQLSTATE unless it has one.
+// WithState adds a SQLSTATE to an error that has none. It returns nil for nil.
 func WithState(err error, state string) error {
 	if err == nil || errors.As(err, new(*Error)) {
 		return err
@@ -76,6 +76,7 @@ func WithState(err error, state string) error {
 // Unwrap returns the error without its SQLSTATE.
 func (e *Error) Unwrap() error { return e.error }
 
+// fatal returns an error that ends the connection.
 func fatal(state, format string, args ...any) error {
 	return &Error{State: state, error: fmt.Errorf(format, args...), fatal: true}
 }

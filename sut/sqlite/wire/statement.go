@@ -18,7 +18,8 @@ const (
 	Text   Type = "text"   // UTF-8 without NUL
 )
 
-// pg returns the type's number in PostgreSQL, 0 for an unknown type, and its width in bytes, -1 if it varies.
+// pg returns PostgreSQL's object id of the type and its size in bytes. The id of an unknown type is 0. The size is -1
+// if it varies.
 func (t Type) pg() (oid uint32, size int16) {
 	switch t {
 	case BigInt:
@@ -37,33 +38,35 @@ type Column struct {
 	Type Type
 }
 
-// Statement is one statement of the catalogue. SQLite gives it no types, so they are declared here.
+// Statement is one statement of the catalogue. It declares the types of parameters and columns, because SQLite does not
+// know them.
 type Statement struct {
 	// SQL is the text that clients send. Parameters are $1, $2 ... in the order of their first appearance.
 	SQL string
 	// Params are the types of $1, $2 ...
 	Params []Type
-	// Columns describe the rows that come back; nil if none do.
+	// Columns describe the returned rows; nil = the statement returns no rows.
 	Columns []Column
-	// Local is what the database runs in place of SQL; "" = SQL itself.
+	// Local is the text that the database runs instead of SQL; "" = SQL.
 	Local string
 }
 
-// Command is a statement that clients can run: of the catalogue, or answered by the protocol itself.
+// Command is a statement that clients can run: a statement of the catalogue, or one that this package answers.
 type Command struct {
 	Statement
 	Index int  // in the catalogue
-	Reads bool // runs on a read-only connection, unless a transaction is open
+	Reads bool // runs on a read-only connection, unless a write transaction is open
 
-	tag    string // SELECT or INSERT 0 for example ...
-	counts bool   // ... to which the number of rows is added
+	tag    string // command tag without the number of rows, for example "INSERT 0"
+	counts bool   // the command tag ends with the number of rows
 	oids   []uint32
 	fields []pgproto3.FieldDescription
 
-	act   func(*conn) error // of a statement that the protocol answers; nil = of the catalogue
-	value string            // of its one row, if it has a column
+	act   func(*conn) error // answers a statement that is not of the catalogue; nil = of the catalogue
+	value string            // the one value that act returns, if there is a column
 }
 
+// describe sets oids and fields from the declared types. It returns an error for an unknown type.
 func (c *Command) describe() error {
 	for _, t := range c.Params {
 		oid, _ := t.pg()
@@ -84,10 +87,10 @@ func (c *Command) describe() error {
 	return nil
 }
 
-// Catalogue is all statements that a node runs, by their text. It is never changed.
+// Catalogue holds all statements that a node runs, by their text. It does not change after NewCatalogue.
 type Catalogue map[string]*Command
 
-// NewCatalogue makes a catalogue, or says which statement is no good.
+// NewCatalogue returns a catalogue, or an error that names the invalid statement.
 func NewCatalogue(statements []Statement) (Catalogue, error) {
 	c := Catalogue{}
 	for _, declared := range statements {
@@ -102,7 +105,7 @@ func NewCatalogue(statements []Statement) (Catalogue, error) {
 			}
 		}
 	}
-	// Health checks ask this.
+	// Health checks run this statement.
 	if probe := "select 1"; c[probe] == nil {
 		return c, c.add(Statement{SQL: probe, Columns: []Column{{Name: "?column?", Type: Int}}}, []string{"SELECT"})
 	}
@@ -110,7 +113,7 @@ func NewCatalogue(statements []Statement) (Catalogue, error) {
 }
 
 func (c Catalogue) add(declared Statement, words []string) error {
-	// Safe to guess: a SELECT that writes is refused on a read-only connection.
+	// The first word decides. A SELECT that writes is an error, because it runs on a read-only connection.
 	s := &Command{Statement: declared, Index: len(c), Reads: words[0] == "SELECT"}
 	if s.Local == "" {
 		s.Local = s.SQL
@@ -120,14 +123,14 @@ func (c Catalogue) add(declared Statement, words []string) error {
 	return s.describe()
 }
 
-// tag returns the beginning of a command tag and whether a number of rows follows.
+// tag returns a command tag without the number of rows. counts reports whether that number must be added.
 // https://www.postgresql.org/docs/15/protocol-message-formats.html (CommandComplete)
 func tag(words []string) (command string, counts bool) {
 	switch words[0] {
 	case "SELECT", "UPDATE", "DELETE":
 		return words[0], true
 	case "INSERT":
-		return "INSERT 0", true // an object id that is always 0
+		return "INSERT 0", true // the 0 is an object id that PostgreSQL no longer uses
 	case "CREATE", "DROP":
 		return strings.Join(words[:min(2, len(words))], " "), false
 	}

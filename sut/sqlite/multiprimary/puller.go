@@ -13,12 +13,12 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
 )
 
-// pull is another node as this one gets changes from it. What is received and not yet applied when the connection
-// breaks is asked for again.
-type pull struct {
+// puller receives changes from another node and applies them. After a disconnect it asks again for changes that it has
+// not applied.
+type puller struct {
 	n    *Node
 	peer sut.Peer
-	all  bool
+	all  bool // receive the changes of all origins from this node
 	ctx  context.Context
 	stop context.CancelFunc
 	done chan struct{}
@@ -28,17 +28,18 @@ type pull struct {
 	problem   string
 }
 
-// pull begins to get changes; the lock is held.
-func (n *Node) pull(peer sut.Peer, all bool) *pull {
-	p := &pull{n: n, peer: peer, all: all, done: make(chan struct{}), problem: "not connected yet"}
+// startPuller starts to receive changes. The lock is held.
+func (n *Node) startPuller(peer sut.Peer, all bool) *puller {
+	p := &puller{n: n, peer: peer, all: all, done: make(chan struct{}), problem: "not connected yet"}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	go p.run()
 	return p
 }
 
-func (p *pull) run() {
+// run connects and receives until stop.
+func (p *puller) run() {
 	defer close(p.done)
-	const shortest, longest, hopeless = 50 * time.Millisecond, time.Second, 30 * time.Second
+	const shortest, longest, unlikely = 50 * time.Millisecond, time.Second, 30 * time.Second
 	pause := shortest
 	for {
 		err := p.receive()
@@ -49,14 +50,14 @@ func (p *pull) run() {
 		if p.connected {
 			pause = shortest
 		}
-		if errors.Is(err, errLost) {
-			pause = hopeless
+		if errors.Is(err, errSnapshotLoses) {
+			pause = unlikely // a retry will hardly succeed
 		}
 		first := p.connected || p.problem != err.Error()
 		p.connected, p.problem = false, err.Error()
 		p.n.mu.Unlock()
 		if first {
-			p.n.logger.Warn("no changes from another primary", "origin", p.peer.Node, "cause", err)
+			p.n.logger.Warn("receiving changes from another primary: will retry", "origin", p.peer.Node, "cause", err)
 		}
 		if !replog.Pause(p.ctx, pause) {
 			return
@@ -65,9 +66,10 @@ func (p *pull) run() {
 	}
 }
 
-func (p *pull) receive() error {
-	link, replaced, origin, err := p.introduce(false)
-	if errors.Is(err, errBehind) {
+// receive connects once and receives until an error. If the other node asks for it, it fetches a snapshot first.
+func (p *puller) receive() error {
+	link, replaced, origin, err := p.connect(false)
+	if errors.Is(err, errNeedsSnapshot) {
 		if failed := p.rebuild(replaced); failed != nil {
 			err = fmt.Errorf("%w; %w", err, failed)
 		}
@@ -83,7 +85,8 @@ func (p *pull) receive() error {
 	for {
 		kind, body, err := link.Next()
 		if err != nil {
-			// What came whole is good, and its origin may be gone for good.
+			// Apply the complete entries of an incomplete batch: the origin may be lost for ever, and they would be lost with
+			// it.
 			return errors.Join(err, p.apply(batch))
 		}
 		switch kind {
@@ -93,31 +96,31 @@ func (p *pull) receive() error {
 				return err
 			}
 			batch = append(batch, *e)
-		case kindUpTo:
-			var heard map[string]int64
-			if err := json.Unmarshal(body, &heard); err != nil {
+		case kindWatermarks:
+			var watermarks map[string]int64
+			if err := json.Unmarshal(body, &watermarks); err != nil {
 				return err
 			}
 			if err := p.apply(batch); err != nil {
 				return err
 			}
 			batch = nil
-			p.n.hears(heard)
+			p.n.observeWatermarks(watermarks)
 			p.n.mu.Lock()
-			seq := p.n.seen.marks[origin].seq
+			seq := p.n.durable.heads[origin].seq
 			p.n.mu.Unlock()
 			if err := link.Acknowledge(seq); err != nil {
 				return err
 			}
 		default:
-			return fmt.Errorf("%w: %q among changes", replog.ErrMessage, kind)
+			return fmt.Errorf("%w: got %q, want an entry or watermarks", replog.ErrMessage, kind)
 		}
 	}
 }
 
-// introduce begins a connection. It returns as which origin the other node makes changes, and how often the database
-// here had been replaced when it was said what it has.
-func (p *pull) introduce(snapshot bool) (link *replog.Link, replaced int64, origin string, err error) {
+// connect opens a connection and sends the hello. It returns the origin name of the other node. replaced is the value
+// of Node.replaced before the hello was made.
+func (p *puller) connect(snapshot bool) (link *replog.Link, replaced int64, origin string, err error) {
 	p.n.mu.Lock()
 	replaced = p.n.replaced
 	p.n.mu.Unlock()
@@ -135,7 +138,7 @@ func (p *pull) introduce(snapshot bool) (link *replog.Link, replaced int64, orig
 	return link, replaced, origin, err
 }
 
-func (p *pull) hello() (*hello, error) {
+func (p *puller) hello() (*hello, error) {
 	p.n.files.RLock()
 	defer p.n.files.RUnlock()
 	h := &hello{Node: p.n.cfg.Node, Origin: p.n.self, To: p.peer.Node, All: p.all, Have: map[string]int64{}}
@@ -148,14 +151,14 @@ func (p *pull) hello() (*hello, error) {
 	}
 	p.n.mu.Lock()
 	defer p.n.mu.Unlock()
-	for origin, m := range p.n.seen.marks {
+	for origin, m := range p.n.durable.heads {
 		h.Have[origin] = m.seq
 	}
 	return h, nil
 }
 
-// welcome reads the answer to the hello, and returns as which origin the other node makes changes.
-func (p *pull) welcome(link *replog.Link) (origin string, err error) {
+// welcome reads the answer to the hello and returns the origin name of the other node.
+func (p *puller) welcome(link *replog.Link) (origin string, err error) {
 	var w replog.Welcome
 	var r replog.Refusal
 	welcomed, err := link.Answer(&w, &r)
@@ -163,22 +166,22 @@ func (p *pull) welcome(link *replog.Link) (origin string, err error) {
 	case err != nil:
 		return "", err
 	case !welcomed && r.Behind:
-		return "", fmt.Errorf("%w: %s", errBehind, r.Reason)
+		return "", fmt.Errorf("%w: %s", errNeedsSnapshot, r.Reason)
 	case !welcomed:
 		return "", fmt.Errorf("refused: %s", r.Reason)
 	case nodeOf(w.Node) != p.peer.Node:
-		return "", fmt.Errorf("the other node makes changes as %q", w.Node)
+		return "", fmt.Errorf("the other node has origin %q, want an origin of node %s", w.Node, p.peer.Node)
 	}
 	return w.Node, nil
 }
 
-// apply applies a batch in as few transactions as the artificial lag allows.
-func (p *pull) apply(batch []replog.Entry) error {
+// apply applies a batch. It uses several transactions if the artificial lag or the limits of a batch require it.
+func (p *puller) apply(batch []replog.Entry) error {
 	for len(batch) > 0 {
 		due := 0
 		var wait time.Duration
 		for due < len(batch) && due < batchEntries {
-			// Where clocks differ nothing waits longer than the lag.
+			// If the clocks of the nodes differ, the wait must still not exceed the lag.
 			wait = min(time.Until(time.UnixMicro(batch[due].AtUS))+p.n.cfg.Lag, p.n.cfg.Lag)
 			if p.n.cfg.Lag > 0 && wait > 0 {
 				break
@@ -199,14 +202,15 @@ func (p *pull) apply(batch []replog.Entry) error {
 	return nil
 }
 
-func (p *pull) transact(batch []replog.Entry) (err error) {
+// transact applies entries in one transaction.
+func (p *puller) transact(batch []replog.Entry) (err error) {
 	n := p.n
 	unlock, err := n.db.LockWriter(p.ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	k, err := n.whole()
+	k, err := n.retention()
 	if err != nil {
 		return err
 	}
@@ -226,14 +230,14 @@ func (p *pull) transact(batch []replog.Entry) (err error) {
 	last := batch[len(batch)-1].AtUS
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	// What is done next here must be later.
-	for origin, m := range l.next.marks {
+	// The next change of this node must be later than every change that it knows.
+	for origin, m := range l.next.heads {
 		if origin != l.self {
 			n.clock.Observe(m.atUS)
-			n.heard[origin] = max(n.heard[origin], m.atUS)
+			n.watermarks[origin] = max(n.watermarks[origin], m.atUS)
 		}
 	}
 	n.lag = max(0, time.Since(time.UnixMicro(last)))
-	n.advance()
+	n.publish()
 	return nil
 }
