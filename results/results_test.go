@@ -195,7 +195,7 @@ func TestHarmlessLateness(t *testing.T) {
 			test.spoil(&s, &e)
 		}
 		results.Judge(&s, objective(test.slo), e)
-		if s.Excused != test.want || s.Stands() != (s.Valid || test.want) || s.SLOMet != (s.Ops == nil) {
+		if s.Excused != test.want || s.Trusted() != (s.Valid || test.want) || s.SLOMet != (s.Ops == nil) {
 			t.Errorf("%s: excused %v, want %v: %q", name, s.Excused, test.want, s.Invalid)
 		}
 	}

@@ -35,12 +35,12 @@ func Judge(s *Step, slo SLO, e Evidence) {
 	}
 }
 
-// Spoiled reports whether something other than the target may have broken the objective. Such a step should be
+// Disturbed reports whether something other than the target may have broken the objective. Such a step should be
 // repeated.
-func (s Step) Spoiled() bool { return !s.SLOMet && !s.Valid }
+func (s Step) Disturbed() bool { return !s.SLOMet && !s.Valid }
 
-// Stands reports whether SLOMet can be trusted.
-func (s Step) Stands() bool { return s.Valid || s.Excused }
+// Trusted reports whether SLOMet can be trusted.
+func (s Step) Trusted() bool { return s.Valid || s.Excused }
 
 // Evidence holds the measurements that Judge needs in addition to the step.
 type Evidence struct {

@@ -178,9 +178,9 @@ func (m Upstreams) validate() error {
 	return nil
 }
 
-// StatusClientGone is the status under which a request is counted when its client
+// StatusClientDisconnected is the status under which a request is counted when its client
 // disconnected before the response. It is never sent. nginx uses the same number.
-const StatusClientGone = 499
+const StatusClientDisconnected = 499
 
 // BalancerStatus is the state of a balancer and its counters since it started.
 type BalancerStatus struct {

@@ -20,8 +20,8 @@ type Replication struct {
 	// a ring it has one origin, which forwards the changes of all others. Otherwise
 	// every other primary is an origin and sends its own changes. Origins may change
 	// at any time.
-	Origins []Peer `json:"origins,omitempty"`
-	Several bool   `json:"several,omitempty"` // the topology is multi-primary, even if Origins is empty
+	Origins      []Peer `json:"origins,omitempty"`
+	MultiPrimary bool   `json:"multi_primary,omitempty"` // the topology is multi-primary, even if Origins is empty
 }
 
 // ReplicationPath is the path at a database node's admin address. GET returns a
@@ -131,7 +131,7 @@ type Replay struct {
 // likes twice. A Replay that was interrupted may be repeated: records with an id are
 // then found and not added again.
 type Replayed struct {
-	Done    map[string]int `json:"done"`    // repeated operations of the store, by name
-	There   int            `json:"there"`   // changes that the primary already had
-	Refused []string       `json:"refused"` // changes that could not be repeated, each with the reason
+	Done           map[string]int `json:"done"`            // repeated operations of the store, by name
+	AlreadyPresent int            `json:"already_present"` // changes that the primary already had
+	Refused        []string       `json:"refused"`         // changes that could not be repeated, each with the reason
 }

@@ -21,8 +21,8 @@ func NewRequestIDs() *RequestIDs {
 	return &RequestIDs{prefix: binary.BigEndian.Uint64(prefix[:])}
 }
 
-// Of returns the id in the request's header if it is valid, else a new one.
-func (g *RequestIDs) Of(header map[string][]string) string {
+// FromHeader returns the id in the request's header if it is valid, else a new one.
+func (g *RequestIDs) FromHeader(header map[string][]string) string {
 	if sent := header[RequestIDHeader]; len(sent) == 1 && validID(sent[0]) {
 		return sent[0]
 	}

@@ -21,9 +21,9 @@ type Wiring struct {
 	Uses map[Role][]Peer `json:"uses,omitempty"`
 	// Routes are the routes of a balancer; empty = every host gets every request.
 	Routes []Route `json:"routes,omitempty"`
-	// Moving is true while keys move between the nodes of the node's tier. A node must
+	// Rebalancing is true while keys move between the nodes of the node's tier. A node must
 	// then not hold back a write that the next owner of its key needs.
-	Moving bool `json:"moving,omitempty"`
+	Rebalancing bool `json:"moving,omitempty"`
 }
 
 // Peer is a node that another one calls.

@@ -44,8 +44,8 @@ type NodeStatus struct {
 	ReadyNS  int64      `json:"ready_ns"`        // from start to ready
 	// ReplicationRole is empty unless the database is replicated.
 	ReplicationRole ReplicationRole `json:"replication_role,omitempty"`
-	// Counts is true if the node counts requests that come directly from clients.
-	Counts bool `json:"counts,omitempty"`
+	// CountsClientRequests is true if the node counts requests that come directly from clients.
+	CountsClientRequests bool `json:"counts,omitempty"`
 
 	// The last probe of a replicated database reported these two. LagNS is the lag of a
 	// replica, -1 = unknown. Conflicts counts rows that two primaries changed concurrently.

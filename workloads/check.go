@@ -42,10 +42,10 @@ func (c *Check) Accepts(status int) bool {
 	return slices.Contains(c.Status, status)
 }
 
-// Fails describes the first condition that the response does not meet, or returns ""
+// Failure describes the first condition that the response does not meet, or returns ""
 // when it meets all. Length is the length of the full body, and body is the part
-// that was kept. Fails does not check the status: see Accepts.
-func (c *Check) Fails(header http.Header, body []byte, length int64) string {
+// that was kept. Failure does not check the status: see Accepts.
+func (c *Check) Failure(header http.Header, body []byte, length int64) string {
 	if c == nil {
 		return ""
 	}

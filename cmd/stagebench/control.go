@@ -209,7 +209,7 @@ func scale(ctx context.Context, out io.Writer, system scaler, tier string, hosts
 	}
 	for _, t := range ladder.Tiers() {
 		switch s := t.Scaling; {
-		case s == nil || s.Name != tier || !s.Members:
+		case s == nil || s.Name != tier || !s.Sharded:
 		case s.Held == "":
 			text += fmt.Sprintf(": %s %s moved to other hosts", count(scaled.Moved), s.Keys)
 		default:
@@ -358,8 +358,9 @@ func replayedTable(byNode map[string]sut.Replayed) table.Table {
 		for _, op := range slices.Sorted(maps.Keys(done.Done)) {
 			replayed.Rows = append(replayed.Rows, append(texts(name, op), table.Count(int64(done.Done[op]))))
 		}
-		if done.There > 0 {
-			replayed.Notes = append(replayed.Notes, fmt.Sprintf("%s: %d changes were already present", name, done.There))
+		if done.AlreadyPresent > 0 {
+			replayed.Notes = append(replayed.Notes,
+				fmt.Sprintf("%s: %d changes were already present", name, done.AlreadyPresent))
 		}
 		for _, refused := range done.Refused {
 			replayed.Notes = append(replayed.Notes, name+": not replayed: "+refused)

@@ -22,7 +22,7 @@ import (
 // A cell is measured at one rate with faults. The faults and the reactions of the system are
 // events of the step and of the timeline. No acknowledged write is lost.
 func TestFaultsWhileOneRateIsMeasured(t *testing.T) {
-	up, err := newBringer(smallData(), slog.New(slog.NewTextHandler(io.Discard, nil)), func(string) {})
+	up, err := newLauncher(smallData(), slog.New(slog.NewTextHandler(io.Discard, nil)), func(string) {})
 	if err != nil {
 		t.Fatal(err)
 	}

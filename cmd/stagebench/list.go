@@ -55,7 +55,7 @@ func formatFlag(cmd *cobra.Command, format *string) {
 
 func listStages() table.Table {
 	t := table.Table{Title: "Stages", Columns: columns("stage", "adds", "hosts", "units")}
-	for _, rung := range ladder.Rungs() {
+	for _, rung := range ladder.Stages() {
 		topology, err := ladder.Build(rung.Stage, nil, 0.1)
 		if err != nil {
 			panic("build a listed stage with default knobs: " + err.Error())

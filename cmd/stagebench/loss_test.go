@@ -190,7 +190,7 @@ func TestPrimaryDiesWithoutItsReplica(t *testing.T) {
 			maps.DeleteFunc(missing, func(id string, _ bool) bool { return kept[id] })
 			reported := r.lostComments(t)
 			writes, err := cell.CheckWrites(t.Context(), r.stepper.History, r.stepper.Clients, driver.ReadBack{
-				Timeout: 10 * time.Second, Patience: time.Second, Pause: 50 * time.Millisecond,
+				Timeout: 10 * time.Second, MaxWait: time.Second, Pause: 50 * time.Millisecond,
 			})
 			if err != nil {
 				t.Fatal(err)

@@ -136,7 +136,7 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 	defer progress.Done()
 	progress.Expect(estimate)
 	log := slog.New(slog.NewTextHandler(progress, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	up, err := newBringer(j.data, log, progress.Note)
+	up, err := newLauncher(j.data, log, progress.Note)
 	if err != nil {
 		return err
 	}
@@ -333,7 +333,7 @@ func (o runOptions) topologies() ([]sut.Topology, error) {
 	stages := o.stages
 	if len(stages) == 1 && stages[0] == "all" {
 		stages = nil
-		for _, rung := range ladder.Rungs() {
+		for _, rung := range ladder.Stages() {
 			stages = append(stages, string(rung.Stage))
 		}
 	}
@@ -358,7 +358,7 @@ func (o runOptions) topologies() ([]sut.Topology, error) {
 }
 
 // open makes the run directory and writes the manifest.
-func (o runOptions) open(s streams, j job, up bringer) (*rundir.Dir, results.Manifest, error) {
+func (o runOptions) open(s streams, j job, up launcher) (*rundir.Dir, results.Manifest, error) {
 	id := rundir.NewID(time.Now(), uint32(os.Getpid()))
 	m := results.Manifest{
 		Schema: results.Schema, Run: id, Command: append([]string{"stagebench"}, s.args...), Started: time.Now(),

@@ -33,11 +33,11 @@ func nodeCommand(s streams) *cobra.Command {
 	}
 }
 
-// bringer brings topologies up on this machine. It holds the options that all of them share.
-type bringer local.Options
+// launcher brings topologies up on this machine. It holds the options that all of them share.
+type launcher local.Options
 
-// newBringer returns a bringer for this machine. The caller must close its Budgets.
-func newBringer(data sut.Data, log *slog.Logger, progress func(string)) (b bringer, err error) {
+// newLauncher returns a launcher for this machine. The caller must close its Budgets.
+func newLauncher(data sut.Data, log *slog.Logger, progress func(string)) (b launcher, err error) {
 	binary, err := os.Executable()
 	if err != nil {
 		return b, fmt.Errorf("find the stagebench binary, which every node runs: %w", err)
@@ -46,7 +46,7 @@ func newBringer(data sut.Data, log *slog.Logger, progress func(string)) (b bring
 	if err != nil {
 		cache = os.TempDir()
 	}
-	return bringer{
+	return launcher{
 		Binary: binary, NodeArgs: []string{nodeVerb}, Data: data,
 		TemplateDir: filepath.Join(cache, "stagebench", "templates"), TemplateVersion: node.TemplateVersion,
 		Budgets: budget.Detect(budget.Options{}), Admit: fits, Log: log, Progress: progress,
@@ -54,7 +54,7 @@ func newBringer(data sut.Data, log *slog.Logger, progress func(string)) (b bring
 }
 
 // up brings a topology up. Its nodes log to logDir.
-func (b bringer) up(ctx context.Context, t sut.Topology, logDir string) (*local.System, error) {
+func (b launcher) up(ctx context.Context, t sut.Topology, logDir string) (*local.System, error) {
 	b.Topology, b.LogDir = t, logDir
 	return local.Up(ctx, local.Options(b))
 }

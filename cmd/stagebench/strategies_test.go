@@ -85,7 +85,7 @@ func TestWriteBackLosesWhatIsNotFlushed(t *testing.T) {
 			}
 			r.awaitCache(t)
 			writes, err := cell.CheckWrites(t.Context(), r.stepper.History, r.stepper.Clients, driver.ReadBack{
-				Timeout: 10 * time.Second, Patience: time.Second, Pause: 50 * time.Millisecond,
+				Timeout: 10 * time.Second, MaxWait: time.Second, Pause: 50 * time.Millisecond,
 			})
 			if err != nil {
 				t.Fatal(err)

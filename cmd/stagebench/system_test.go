@@ -102,7 +102,7 @@ func bringUpSized(t *testing.T, stage sut.Stage, knobs sut.Knobs, unit float64) 
 	t.Helper()
 	skipWithoutEngines(t, knobs)
 	data := smallData()
-	up, err := newBringer(data, slog.New(slog.NewTextHandler(io.Discard, nil)), func(string) {})
+	up, err := newLauncher(data, slog.New(slog.NewTextHandler(io.Discard, nil)), func(string) {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func bringUpSized(t *testing.T, stage sut.Stage, knobs sut.Knobs, unit float64) 
 	if r.topology, err = ladder.Build(stage, knobs, unit); err != nil {
 		t.Fatal(err)
 	}
-	up.TemplateDir, up.Silence = templates(), silence
+	up.TemplateDir, up.FailoverSilence = templates(), silence
 	if r.System, err = up.up(t.Context(), r.topology, t.TempDir()); err != nil {
 		t.Fatal(err)
 	}
@@ -263,7 +263,7 @@ func engines() map[string]sut.Knobs {
 func TestLedgerAgreesWithTheServer(t *testing.T) {
 	t.Parallel()
 	for name, knobs := range engines() {
-		for _, rung := range ladder.Rungs() {
+		for _, rung := range ladder.Stages() {
 			stage := rung.Stage
 			t.Run(name+"/"+string(stage), func(t *testing.T) {
 				t.Parallel()

@@ -67,7 +67,7 @@ func (o upOptions) run(ctx context.Context, s streams) (err error) {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelInfo}))
-	up, err := newBringer(data, log, func(text string) { _, _ = fmt.Fprintln(s.err, text) })
+	up, err := newLauncher(data, log, func(text string) { _, _ = fmt.Fprintln(s.err, text) })
 	if err != nil {
 		return err
 	}

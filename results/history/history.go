@@ -20,8 +20,8 @@ import (
 	"slices"
 )
 
-// Seen is one acknowledged write or one read of a record.
-type Seen struct {
+// Observation is one acknowledged write or one read of a record.
+type Observation struct {
 	Write   bool
 	Cached  bool  // a read that a cache answered
 	User    int   // virtual user, -1 = none
@@ -30,9 +30,9 @@ type Seen struct {
 	Version int64 // version read, or after the write; 0 = the target did not find the record
 }
 
-// Past summarizes the earlier ops on one record. The zero value means that there
+// State summarizes the earlier ops on one record. The zero value means that there
 // were none.
-type Past struct {
+type State struct {
 	// marks are the acknowledged writes with a higher version than every write that
 	// was acknowledged before. So both fields increase from mark to mark.
 	marks []mark
@@ -74,8 +74,8 @@ type Verdict struct {
 //
 // Judge does not know the writes of clients outside this run, writes without an
 // acknowledgement, and records whose name is only in the response, such as uploads.
-func Judge(past Past, seen []Seen) (Verdict, Past) {
-	var writes, reads []Seen
+func Judge(past State, seen []Observation) (Verdict, State) {
+	var writes, reads []Observation
 	for _, s := range seen {
 		if s.Write {
 			writes = append(writes, s)
@@ -83,9 +83,9 @@ func Judge(past Past, seen []Seen) (Verdict, Past) {
 			reads = append(reads, s)
 		}
 	}
-	slices.SortStableFunc(writes, func(a, b Seen) int { return cmp.Compare(a.Done, b.Done) })
-	slices.SortStableFunc(reads, func(a, b Seen) int { return cmp.Compare(a.Sent, b.Sent) })
-	now := Past{marks: slices.Clone(past.marks), own: maps.Clone(past.own)}
+	slices.SortStableFunc(writes, func(a, b Observation) int { return cmp.Compare(a.Done, b.Done) })
+	slices.SortStableFunc(reads, func(a, b Observation) int { return cmp.Compare(a.Sent, b.Sent) })
+	now := State{marks: slices.Clone(past.marks), own: maps.Clone(past.own)}
 	var v Verdict
 	for _, read := range reads {
 		for len(writes) > 0 && writes[0].Done < read.Sent {
@@ -111,7 +111,7 @@ func Judge(past Past, seen []Seen) (Verdict, Past) {
 }
 
 // acknowledge adds a write. Add writes in the order of their acknowledgements.
-func (p *Past) acknowledge(w Seen) {
+func (p *State) acknowledge(w Observation) {
 	if n := len(p.marks); n == 0 || w.Version > p.marks[n-1].version {
 		p.marks = append(p.marks, mark{w.Done, w.Version})
 	}
@@ -126,7 +126,7 @@ func (p *Past) acknowledge(w Seen) {
 
 // age returns the time since the first newer version was acknowledged. It reports
 // false if there is none.
-func (p *Past) age(read Seen) (ns int64, stale bool) {
+func (p *State) age(read Observation) (ns int64, stale bool) {
 	byVersion := func(m mark, version int64) int { return cmp.Compare(m.version, version) }
 	i, _ := slices.BinarySearchFunc(p.marks, read.Version+1, byVersion)
 	if i == len(p.marks) {

@@ -12,20 +12,20 @@ import (
 	"github.com/stagebench/stagebench/results/history"
 )
 
-func write(user int, sent, done, version int64) history.Seen {
-	return history.Seen{Write: true, User: user, Sent: sent, Done: done, Version: version}
+func write(user int, sent, done, version int64) history.Observation {
+	return history.Observation{Write: true, User: user, Sent: sent, Done: done, Version: version}
 }
 
-func read(user int, sent, done, version int64) history.Seen {
-	return history.Seen{User: user, Sent: sent, Done: done, Version: version}
+func read(user int, sent, done, version int64) history.Observation {
+	return history.Observation{User: user, Sent: sent, Done: done, Version: version}
 }
 
-func hit(user int, sent, done, version int64) history.Seen {
-	return history.Seen{Cached: true, User: user, Sent: sent, Done: done, Version: version}
+func hit(user int, sent, done, version int64) history.Observation {
+	return history.Observation{Cached: true, User: user, Sent: sent, Done: done, Version: version}
 }
 
 type judgeCase struct {
-	before, seen []history.Seen
+	before, seen []history.Observation
 	reads, hits  int64
 	want         []history.StaleRead
 }
@@ -34,7 +34,7 @@ func checkJudge(t *testing.T, cases map[string]judgeCase) {
 	t.Helper()
 	for name, test := range cases {
 		t.Run(name, func(t *testing.T) {
-			_, past := history.Judge(history.Past{}, test.before)
+			_, past := history.Judge(history.State{}, test.before)
 			slices.Reverse(test.seen) // the order of the ops must not matter
 			v, _ := history.Judge(past, test.seen)
 			if v.Reads != test.reads || v.Hits != test.hits {
@@ -51,32 +51,32 @@ func checkJudge(t *testing.T, cases map[string]judgeCase) {
 func TestJudgeOneWrite(t *testing.T) {
 	checkJudge(t, map[string]judgeCase{
 		"no ops":                       {},
-		"newest version":               {seen: []history.Seen{write(1, 0, 10, 2), read(2, 20, 30, 2)}, reads: 1},
-		"newer than acknowledged":      {seen: []history.Seen{write(1, 0, 10, 2), read(2, 20, 30, 5)}, reads: 1},
-		"no record and no known write": {seen: []history.Seen{read(1, 5, 6, 0)}},
-		"no record before the ack":     {seen: []history.Seen{read(1, 5, 12, 0), write(1, 0, 10, 2)}},
+		"newest version":               {seen: []history.Observation{write(1, 0, 10, 2), read(2, 20, 30, 2)}, reads: 1},
+		"newer than acknowledged":      {seen: []history.Observation{write(1, 0, 10, 2), read(2, 20, 30, 5)}, reads: 1},
+		"no record and no known write": {seen: []history.Observation{read(1, 5, 6, 0)}},
+		"no record before the ack":     {seen: []history.Observation{read(1, 5, 12, 0), write(1, 0, 10, 2)}},
 		"older version": {
-			seen:  []history.Seen{write(1, 0, 10, 2), read(2, 25, 30, 1)},
+			seen:  []history.Observation{write(1, 0, 10, 2), read(2, 25, 30, 1)},
 			reads: 1, want: []history.StaleRead{{AgeNS: 15}},
 		},
 		"older version, read by the writer": {
-			seen:  []history.Seen{write(1, 0, 10, 2), read(1, 25, 30, 1)},
+			seen:  []history.Observation{write(1, 0, 10, 2), read(1, 25, 30, 1)},
 			reads: 1, want: []history.StaleRead{{AgeNS: 15, OwnWrite: true}},
 		},
 		"ops without a user have no own writes": {
-			seen:  []history.Seen{write(-1, 0, 10, 2), read(-1, 25, 30, 1)},
+			seen:  []history.Observation{write(-1, 0, 10, 2), read(-1, 25, 30, 1)},
 			reads: 1, want: []history.StaleRead{{AgeNS: 15}},
 		},
 		"a read that overlaps the write is not stale": {
-			seen:  []history.Seen{write(1, 0, 10, 2), read(2, 5, 30, 1), read(2, 10, 30, 1)},
+			seen:  []history.Observation{write(1, 0, 10, 2), read(2, 5, 30, 1), read(2, 10, 30, 1)},
 			reads: 2,
 		},
 		"no record after the ack": {
-			seen:  []history.Seen{write(1, 0, 10, 1), read(1, 15, 16, 0)},
+			seen:  []history.Observation{write(1, 0, 10, 1), read(1, 15, 16, 0)},
 			reads: 1, want: []history.StaleRead{{AgeNS: 5, OwnWrite: true}},
 		},
 		"stale cache hits": {
-			seen: []history.Seen{
+			seen: []history.Observation{
 				write(1, 0, 10, 2), hit(2, 5, 6, 1), hit(2, 15, 16, 1), read(2, 17, 18, 1), hit(2, 19, 20, 2),
 				hit(1, 21, 22, 1),
 			},
@@ -89,7 +89,7 @@ func TestJudgeOneWrite(t *testing.T) {
 func TestJudgeManyWrites(t *testing.T) {
 	checkJudge(t, map[string]judgeCase{
 		"the age counts from the first newer version": {
-			seen: []history.Seen{
+			seen: []history.Observation{
 				write(1, 0, 10, 2), write(1, 11, 20, 3), write(1, 21, 30, 4),
 				read(2, 40, 50, 2), read(2, 41, 50, 1), read(2, 42, 50, 3),
 			},
@@ -97,24 +97,24 @@ func TestJudgeManyWrites(t *testing.T) {
 		},
 		"acknowledgements in another order than versions": {
 			// Version 3 is acknowledged at 10, before version 2. A read of version 1 is stale from 10 on.
-			seen: []history.Seen{
+			seen: []history.Observation{
 				write(1, 0, 20, 2), write(2, 0, 10, 3), read(3, 15, 50, 1), read(3, 30, 50, 2), read(1, 31, 50, 1),
 			},
 			reads: 3, want: []history.StaleRead{{AgeNS: 5}, {AgeNS: 20}, {AgeNS: 21, OwnWrite: true}},
 		},
 		"own write returned, a newer one of another user not": {
-			seen:  []history.Seen{write(1, 0, 10, 2), write(2, 11, 20, 3), read(1, 30, 31, 2)},
+			seen:  []history.Observation{write(1, 0, 10, 2), write(2, 11, 20, 3), read(1, 30, 31, 2)},
 			reads: 1, want: []history.StaleRead{{AgeNS: 10}},
 		},
 		"acknowledged in an earlier step": {
-			before: []history.Seen{write(1, 0, 10, 2), read(1, 5, 6, 1), write(2, 11, 12, 3)},
-			seen: []history.Seen{
+			before: []history.Observation{write(1, 0, 10, 2), read(1, 5, 6, 1), write(2, 11, 12, 3)},
+			seen: []history.Observation{
 				read(1, 100, 101, 1), read(1, 102, 103, 2), write(1, 110, 120, 4), read(1, 130, 131, 3),
 			},
 			reads: 3, want: []history.StaleRead{{AgeNS: 90, OwnWrite: true}, {AgeNS: 90}, {AgeNS: 10, OwnWrite: true}},
 		},
 		"after a loss, reads are stale until the version is reached again": {
-			seen: []history.Seen{
+			seen: []history.Observation{
 				write(1, 0, 10, 11), write(1, 11, 20, 12), // lost with their primary
 				read(2, 100, 101, 10), write(2, 110, 120, 11), read(2, 130, 131, 11),
 				write(2, 140, 150, 12), read(2, 160, 161, 12),
@@ -126,9 +126,9 @@ func TestJudgeManyWrites(t *testing.T) {
 
 // Judge does not change its arguments: two calls with the same past agree.
 func TestJudgeIsPure(t *testing.T) {
-	_, past := history.Judge(history.Past{}, []history.Seen{write(1, 0, 10, 2)})
+	_, past := history.Judge(history.State{}, []history.Observation{write(1, 0, 10, 2)})
 	for range 2 {
-		v, _ := history.Judge(past, []history.Seen{read(1, 12, 13, 1), write(1, 14, 15, 3), read(1, 20, 21, 2)})
+		v, _ := history.Judge(past, []history.Observation{read(1, 12, 13, 1), write(1, 14, 15, 3), read(1, 20, 21, 2)})
 		if len(v.Stale) != 2 || v.Stale[0].AgeNS != 2 || v.Stale[1].AgeNS != 5 {
 			t.Fatalf("%+v", v)
 		}
@@ -136,7 +136,7 @@ func TestJudgeIsPure(t *testing.T) {
 }
 
 // naive judges one read by the definition: it compares the read with every write.
-func naive(all []history.Seen, r history.Seen) (stale, own bool, age int64) {
+func naive(all []history.Observation, r history.Observation) (stale, own bool, age int64) {
 	first := int64(-1)
 	for _, w := range all {
 		if !w.Write || w.Done >= r.Sent || w.Version <= r.Version {
@@ -156,11 +156,11 @@ func TestJudgeAgainstTheDefinition(t *testing.T) {
 	for seed := range uint64(3000) {
 		random := rand.New(rand.NewPCG(seed, 1))
 		// The second step begins after the last op of the first step.
-		var steps [2][]history.Seen
-		var all []history.Seen
+		var steps [2][]history.Observation
+		var all []history.Observation
 		for i := range steps {
 			for range random.IntN(8) {
-				s := history.Seen{
+				s := history.Observation{
 					Write: random.IntN(2) == 0, User: random.IntN(3) - 1,
 					Sent: int64(i*100 + random.IntN(20)), Version: 1 + int64(random.IntN(6)),
 				}
@@ -175,7 +175,7 @@ func TestJudgeAgainstTheDefinition(t *testing.T) {
 				want = append(want, history.StaleRead{AgeNS: age, OwnWrite: own})
 			}
 		}
-		var past history.Past
+		var past history.State
 		for _, step := range steps {
 			var v history.Verdict
 			v, past = history.Judge(past, step)

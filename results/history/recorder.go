@@ -16,8 +16,8 @@ type Recorder struct {
 
 // record is one record over all steps of a cell.
 type record struct {
-	past    Past
-	seen    []Seen // ops of the current step, in its time
+	past    State
+	seen    []Observation // ops of the current step, in its time
 	written Written
 }
 
@@ -52,7 +52,7 @@ func (r *Recorder) Record(o results.Outcome) {
 	if len(found.seen) == 0 {
 		r.touched = append(r.touched, found)
 	}
-	seen := Seen{Write: o.Write, Cached: o.Cached, User: o.User, Sent: o.Sent, Done: o.Done, Version: o.Version}
+	seen := Observation{Write: o.Write, Cached: o.Cached, User: o.User, Sent: o.Sent, Done: o.Done, Version: o.Version}
 	if gone {
 		seen.Version = 0
 	}

@@ -210,7 +210,7 @@ func (a *App) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	x := &exchange{ResponseWriter: w, r: r, op: a.metrics.other, begun: a.config.Now()}
-	x.ctx = requestContext{Context: r.Context(), id: [1]string{a.ids.Of(r.Header)}}
+	x.ctx = requestContext{Context: r.Context(), id: [1]string{a.ids.FromHeader(r.Header)}}
 	header[sut.RequestIDHeader] = x.ctx.id[:]
 	if r.ContentLength != 0 {
 		// Also for a request whose handler does not read the body: the server reads

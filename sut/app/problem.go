@@ -70,7 +70,7 @@ func busy(message string) *problem {
 
 // clientGone is the result of a request whose client disconnected early.
 func clientGone(cause error) *problem {
-	return refusal(sut.StatusClientGone, "the client disconnected", "").because(cause)
+	return refusal(sut.StatusClientDisconnected, "the client disconnected", "").because(cause)
 }
 
 // internalError is a bug in the service.

@@ -41,7 +41,7 @@ type exchange struct {
 // after failures too.
 func (b *Balancer) serve(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{ResponseWriter: w, balancer: b, proxy: b.proxy, client: r.Context(), began: time.Now()}
-	x.id[0] = b.ids.Of(r.Header)
+	x.id[0] = b.ids.FromHeader(r.Header)
 	x.proxy.Transport = x
 	defer x.finish(r)
 	if r.Method == http.MethodConnect {
@@ -69,7 +69,7 @@ func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
 func (x *exchange) finish(r *http.Request) {
 	b := x.balancer
 	b.finished[x.code].Add(1)
-	bad := x.code >= http.StatusInternalServerError || x.code == sut.StatusClientGone || !x.complete
+	bad := x.code >= http.StatusInternalServerError || x.code == sut.StatusClientDisconnected || !x.complete
 	if b.cfg.LogRequests == sut.LogNone || b.cfg.LogRequests == sut.LogFailed && !bad {
 		return
 	}
@@ -117,7 +117,7 @@ func (b *Balancer) fail(w http.ResponseWriter, r *http.Request, err error) {
 		x.refuse(http.StatusServiceUnavailable, x.route.noHostMessage())
 	case r.Context().Err() != nil:
 		// The client has left, so no answer is sent. finish still counts the request.
-		x.code, x.cause = sut.StatusClientGone, errors.New("the client left")
+		x.code, x.cause = sut.StatusClientDisconnected, errors.New("the client left")
 		panic(http.ErrAbortHandler)
 	case errors.Is(err, errClientBody):
 		x.refuse(http.StatusBadRequest, "the request body is incomplete or malformed")

@@ -131,7 +131,7 @@ func (c Config) renderRequests(f *file) {
 	}
 	f.set("log global")
 	if c.LogRequests == sut.LogFailed {
-		f.set("option dontlog-normal") // Printed also drops requests that succeeded after a retry
+		f.set("option dontlog-normal") // HandleLogLine also drops requests that succeeded after a retry
 	}
 	f.set("log-format %s", logFormat)
 }

@@ -100,7 +100,7 @@ func TestLogsRequests(t *testing.T) {
 			}
 			go func() {
 				for line := range strings.Lines(p.log()) {
-					h.Printed(strings.TrimSpace(line))
+					h.HandleLogLine(strings.TrimSpace(line))
 				}
 				_ = writer.Close() // never fails for a pipe
 			}()

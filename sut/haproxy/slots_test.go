@@ -201,7 +201,7 @@ func TestPrinted(t *testing.T) {
 		if _, _, err := h.slots.change(sut.Upstreams{Peers: both}, nil); err != nil {
 			t.Fatal(err)
 		}
-		if got := h.Printed(test.printed); got != test.want {
+		if got := h.HandleLogLine(test.printed); got != test.want {
 			t.Errorf("%s: %v, want %v", test.printed, got, test.want)
 		}
 		if got := strings.TrimSpace(log.String()); got != test.log {

@@ -183,7 +183,7 @@ func connections(s *sut.BalancerStatus) *sut.ConnectionStatus {
 	return s.Connections
 }
 
-// logFormat is the format of a request in the server's log. Printed parses it. Source:
+// logFormat is the format of a request in the server's log. HandleLogLine parses it. Source:
 // HAProxy, Configuration Manual, section 8.2.4, Custom log format.
 const logFormat = `{\"request_id\":\"%[var(txn.id)]\",\"method\":\"%HM\",\"path\":\"%[var(txn.path),json(utf8s)]\",` +
 	`\"status\":%ST,\"upstream\":\"%s\",\"duration_ms\":%Ta,\"end\":\"%ts\"}`
@@ -211,22 +211,22 @@ func causes() map[byte]string {
 	}
 }
 
-// Printed takes a line that the server printed and reports whether it is about a request.
+// HandleLogLine takes a line that the server printed and reports whether it is about a request.
 // It logs such a line to Config.Log if LogRequests selects it, with the same attributes as
 // the embedded balancer. The caller must handle all other lines. The server drops lines
 // if they are not read fast enough.
-func (h *Server) Printed(line string) bool {
+func (h *Server) HandleLogLine(line string) bool {
 	var e logEntry
 	if !strings.HasPrefix(line, `{"request_id":`) || json.Unmarshal([]byte(line), &e) != nil {
 		return false
 	}
 	if e.Status < 0 {
 		if e.Status = 0; strings.HasPrefix(e.End, "C") {
-			e.Status = sut.StatusClientGone
+			e.Status = sut.StatusClientDisconnected
 		}
 	}
 	aborted := !strings.HasPrefix(e.End, "-")
-	failed := e.Status >= http.StatusInternalServerError || e.Status == sut.StatusClientGone || aborted
+	failed := e.Status >= http.StatusInternalServerError || e.Status == sut.StatusClientDisconnected || aborted
 	if h.cfg.LogRequests == sut.LogNone || h.cfg.LogRequests == sut.LogFailed && !failed {
 		return true
 	}

@@ -51,12 +51,12 @@ func CacheOf(k sut.Knobs) Cache { return settings[Cache](k) }
 // Bytes is the memory budget of each host.
 func (s Cache) Bytes() int64 { return int64(s.MemoryMB * (1 << 20)) }
 
-// Loads reports whether the cache hosts load or write records themselves.
-func (s Cache) Loads() bool { return s.Read == ReadThrough || s.Write != WriteAround }
+// UsesDatabase reports whether the cache hosts load or write records themselves.
+func (s Cache) UsesDatabase() bool { return s.Read == ReadThrough || s.Write != WriteAround }
 
-// HoldsBack reports whether cache hosts acknowledge writes before they write them to the
+// WritesBack reports whether cache hosts acknowledge writes before they write them to the
 // database.
-func (s Cache) HoldsBack() bool { return s.Hosts > 0 && s.Write == WriteBack }
+func (s Cache) WritesBack() bool { return s.Hosts > 0 && s.Write == WriteBack }
 
 func (s *Cache) knobs() []Knob {
 	return []Knob{
@@ -98,13 +98,13 @@ func cacheTier() Tier {
 	return Tier{
 		Role: sut.Cache, From: sut.Caches, Engines: cacheEngines(), Knobs: new(Cache).knobs(),
 		Calls: func(k sut.Knobs) []sut.Role {
-			if CacheOf(k).Loads() {
+			if CacheOf(k).UsesDatabase() {
 				return []sut.Role{sut.DB}
 			}
 			return nil
 		},
 		Scaling: &Scaling{
-			Name: "cache", Knob: "cache.hosts", Members: true,
+			Name: "cache", Knob: "cache.hosts", Sharded: true,
 			Keys: "keys", Moved: "stagebench_cache_node_moved_total", Held: "stagebench_cache_node_entries",
 		},
 		Figures: []Figure{

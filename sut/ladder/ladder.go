@@ -24,15 +24,15 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// Rung is a stage and a text that says what it adds to the stage before it.
-type Rung struct {
+// StageInfo is a stage and a text that says what it adds to the stage before it.
+type StageInfo struct {
 	Stage sut.Stage
 	Adds  string
 }
 
-// Rungs lists the stages in the order of the ladder.
-func Rungs() []Rung {
-	return []Rung{
+// Stages lists the stages in the order of the ladder.
+func Stages() []StageInfo {
+	return []StageInfo{
 		{sut.Single, "everything on one host: web and database"},
 		{sut.DBSplit, "the database moves to its own host"},
 		{sut.LB, "load balancer, several web hosts on private addresses"},
@@ -72,12 +72,12 @@ type EngineInfo struct {
 type Scaling struct {
 	Name    string // name on the command line: "web", "replica"
 	Knob    string // the knob that holds the number of hosts
-	Members bool   // keys are spread over its nodes, and move when a host is added or removed
+	Sharded bool   // keys are spread over its nodes, and move when a host is added or removed
 	Keys    string // the word for these keys in messages: "keys", "objects"
 	// Moved and Held are metrics of the nodes: the keys that were moved to other nodes,
 	// and the keys that the nodes hold; "" = there is no such metric.
 	Moved, Held string
-	Stores      bool // no other tier has its data: a node stops only after it has moved its data
+	Durable     bool // no other tier has its data: a node stops only after it has moved its data
 	// refuse returns why a system cannot be scaled; nil = every system with the tier can.
 	refuse func(sut.Topology) error
 }
@@ -187,7 +187,7 @@ func Build(stage sut.Stage, knobs sut.Knobs, unitCPU float64) (sut.Topology, err
 	p := &plan{stage: stage, knobs: Complete(knobs), unit: unitCPU, hosts: map[sut.Role][]sut.Host{}}
 	if position(stage) < 0 {
 		var names []string
-		for _, r := range Rungs() {
+		for _, r := range Stages() {
 			names = append(names, string(r.Stage))
 		}
 		return sut.Topology{}, fmt.Errorf("unknown stage %q: want one of %s", stage, strings.Join(names, ", "))
@@ -216,7 +216,7 @@ func Build(stage sut.Stage, knobs sut.Knobs, unitCPU float64) (sut.Topology, err
 
 // position is the index of a stage on the ladder, from 0; -1 = unknown stage.
 func position(stage sut.Stage) int {
-	return slices.IndexFunc(Rungs(), func(r Rung) bool { return r.Stage == stage })
+	return slices.IndexFunc(Stages(), func(r StageInfo) bool { return r.Stage == stage })
 }
 
 // before reports whether a stage comes before another one on the ladder.

@@ -39,7 +39,7 @@ func TestDefaultHosts(t *testing.T) {
 
 // Build never returns a topology that cannot be started.
 func TestTopologiesAreStartable(t *testing.T) {
-	for _, rung := range ladder.Rungs() {
+	for _, rung := range ladder.Stages() {
 		stage := rung.Stage
 		for _, knobs := range []sut.Knobs{
 			nil,

@@ -34,7 +34,7 @@ type keyDropper interface {
 // cachePort returns the port for a native cache server. It is the node's own port, or
 // any free port if a cache proxy takes the node's own.
 func cachePort(n process.Node) (int, error) {
-	if ladder.CacheOf(n.Config.Knobs).Loads() {
+	if ladder.CacheOf(n.Config.Knobs).UsesDatabase() {
 		n.Config.Port = 0
 	}
 	return n.FreePort()
@@ -48,7 +48,7 @@ func startCacheServer(
 ) (c process.Component, err error) {
 	n.Registry.MustRegister(newCacheCollector(s.Stats))
 	var proxy *cacheProxy
-	if ladder.CacheOf(n.Config.Knobs).Loads() {
+	if ladder.CacheOf(n.Config.Knobs).UsesDatabase() {
 		c, proxy, err = startBehindProxy(ctx, n, s, client)
 	} else {
 		c, err = n.StartNative(ctx, s, cacheDeathSignal)
@@ -80,7 +80,7 @@ func cacheNode(n process.Node, c process.Component, keys keyDropper, proxy *cach
 		return err
 	}
 	var current []string // the members that own the keys now; nil while keys move
-	if !n.Config.Wiring.Moving {
+	if !n.Config.Wiring.Rebalancing {
 		current = members(n.Config.Wiring)
 	}
 	c.Operators = n.Operators()
@@ -90,13 +90,13 @@ func cacheNode(n process.Node, c process.Component, keys keyDropper, proxy *cach
 		}
 		next := members(w)
 		switch {
-		case w.Moving && len(current) > 0:
+		case w.Rebalancing && len(current) > 0:
 			// This node may hold keys of a node that did not answer for a while. Such a
 			// value may be stale, and this node would serve it if it became the owner.
 			if err = dropForeign(ctx, current); err == nil {
 				current = nil
 			}
-		case !w.Moving && len(next) > 0 && !slices.Equal(next, current):
+		case !w.Rebalancing && len(next) > 0 && !slices.Equal(next, current):
 			// Writes of keys that other nodes own do not reach this node any more. If such
 			// a key came back later, this node would serve a stale value.
 			if err = dropForeign(ctx, next); err == nil {

@@ -27,7 +27,7 @@ type cacheTier struct {
 // wiring returns a wiring of the next epoch with these active and draining cache hosts.
 func (c *cacheTier) wiring(active, leaving []string, moving bool) sut.Wiring {
 	c.epoch++
-	w := sut.Wiring{Epoch: c.epoch, Moving: moving, Uses: maps.Clone(c.uses)}
+	w := sut.Wiring{Epoch: c.epoch, Rebalancing: moving, Uses: maps.Clone(c.uses)}
 	for _, name := range slices.Concat(active, leaving) {
 		peer := sut.Peer{Node: name, Address: "127.0.0.1:1", Draining: slices.Contains(leaving, name)}
 		if host := c.hosts[name]; host != nil {

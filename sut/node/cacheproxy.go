@@ -39,7 +39,7 @@ func startProxy(
 	ctx context.Context, n process.Node, server *resp.Server, values cacheproxy.Values,
 ) (*cacheProxy, error) {
 	s := ladder.CacheOf(n.Config.Knobs)
-	if !s.Loads() {
+	if !s.UsesDatabase() {
 		return nil, nil
 	}
 	config := cacheproxy.Config{
@@ -67,7 +67,7 @@ func startProxy(
 	}
 	err = server.Extend(commands)
 	if err == nil {
-		err = p.SetMoving(ctx, n.Config.Wiring.Moving)
+		err = p.SetMoving(ctx, n.Config.Wiring.Rebalancing)
 	}
 	if err != nil {
 		return nil, errors.Join(err, p.close(ctx))
@@ -100,7 +100,7 @@ func (p *cacheProxy) rewire(ctx context.Context, w sut.Wiring) error {
 	if err := p.records.SetDatabases(primary, replicas); err != nil {
 		return rejected("%w", err)
 	}
-	return p.SetMoving(ctx, w.Moving)
+	return p.SetMoving(ctx, w.Rebalancing)
 }
 
 // serveRESP starts serving clients. Stop first ends all client connections and then

@@ -22,7 +22,9 @@ func startFiles(ctx context.Context, n process.Node) (c process.Component, err e
 		Dir: dir, Log: n.Log, Registry: n.Registry, Node: n.Config.Node, Copies: s.Copies, Seeded: seeded,
 		Capacity: int64(s.CapacityMB) * 1_000_000, LogRequests: ladder.LogsOf(n.Config.Knobs).Requests,
 	})
-	rewire := func(ctx context.Context, w sut.Wiring) error { return host.SetMembers(ctx, w.Uses[sut.Blob], w.Moving) }
+	rewire := func(ctx context.Context, w sut.Wiring) error {
+		return host.SetMembers(ctx, w.Uses[sut.Blob], w.Rebalancing)
+	}
 	if err := rewire(ctx, n.Config.Wiring); err != nil {
 		return c, err
 	}

@@ -88,7 +88,7 @@ type native struct {
 // LostChanges implements dbadmin.Database. It starts a second server on the kept copy
 // and stops it before it returns.
 func (n native) LostChanges(ctx context.Context) (lost sut.Lost, err error) {
-	kept, err := n.KeptCopy(ctx)
+	kept, err := n.DivergedCopy(ctx)
 	if err != nil || kept == nil {
 		return sut.Lost{Node: n.node.Config.Node, Changes: []sut.LostChange{}}, err
 	}
@@ -107,5 +107,5 @@ func (n native) LostChanges(ctx context.Context) (lost sut.Lost, err error) {
 		return lost, err
 	}
 	defer func() { err = errors.Join(err, c.Stop(context.WithoutCancel(ctx))) }()
-	return n.LostFrom(ctx, kept, s)
+	return n.LostRows(ctx, kept, s)
 }

@@ -56,7 +56,7 @@ func cached(n process.Node, records *store.Store) (photos.Records, *cache.Client
 	cache.LogTo(n.Log)
 	s := ladder.CacheOf(n.Config.Knobs)
 	config := cache.Config{Hosts: hosts, Registry: n.Registry}
-	if s.Loads() {
+	if s.UsesDatabase() {
 		// With write-back a cache host can hold writes that the database does not have, so
 		// reads of values must wait for it, too. Otherwise a slow read falls back to the
 		// database.

@@ -32,7 +32,7 @@ func (s *keySet) Drop(_ context.Context, drop func(string) bool) (int, error) {
 func TestCacheNodeDropsForeignKeys(t *testing.T) {
 	t.Parallel()
 	wiring := func(moving bool, names ...string) sut.Wiring {
-		w := sut.Wiring{Moving: moving, Uses: map[sut.Role][]sut.Peer{}}
+		w := sut.Wiring{Rebalancing: moving, Uses: map[sut.Role][]sut.Peer{}}
 		for _, name := range names {
 			w.Uses[sut.Cache] = append(w.Uses[sut.Cache], sut.Peer{Node: name})
 		}

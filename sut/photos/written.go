@@ -1,7 +1,7 @@
 package photos
 
-// Written is a photo after writes that a write-back cache has not yet sent to the store.
-type Written struct {
+// PendingWrite is a photo after writes that a write-back cache has not yet sent to the store.
+type PendingWrite struct {
 	// Photo is the complete record after the writes. Its Version is Base plus the number
 	// of writes.
 	Photo Photo

@@ -35,10 +35,10 @@ type DivergedCopy struct {
 	wrote map[uint32][]string
 }
 
-// KeptCopy reads the WAL of the kept data directory. It returns nil if there is none. Call
+// DivergedCopy reads the WAL of the kept data directory. It returns nil if there is none. Call
 // it before a server is started on that directory, because a server writes to the WAL.
-// Pass that server to LostFrom.
-func (s *Server) KeptCopy(ctx context.Context) (*DivergedCopy, error) {
+// Pass that server to LostRows.
+func (s *Server) DivergedCopy(ctx context.Context) (*DivergedCopy, error) {
 	epochs, err := s.keptEpochs()
 	if err != nil || epochs == nil {
 		return nil, err
@@ -125,10 +125,10 @@ func (b *DivergedCopy) read(dump []byte) error {
 	return lines.Err()
 }
 
-// LostFrom returns the rows that the transactions after the fork wrote last. kept is a
+// LostRows returns the rows that the transactions after the fork wrote last. kept is a
 // running server on the kept directory. s is queried for the rows that exist in its present
 // copy, so that updates and inserts can be distinguished.
-func (s *Server) LostFrom(ctx context.Context, b *DivergedCopy, kept *Server) (sut.Lost, error) {
+func (s *Server) LostRows(ctx context.Context, b *DivergedCopy, kept *Server) (sut.Lost, error) {
 	lost := sut.Lost{Node: s.cfg.Replication.Node, Epoch: b.epoch, Changes: []sut.LostChange{}, Partial: partial}
 	old, err := kept.connect(ctx, "stagebench-lost")
 	if err != nil {
@@ -175,7 +175,7 @@ func heartbeatFiles(ctx context.Context, conn *pgx.Conn) (files []string, err er
 	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
-// lostTable is a table of the service in which LostFrom looks for lost rows.
+// lostTable is a table of the service in which LostRows looks for lost rows.
 type lostTable struct {
 	name    string
 	key     []string

@@ -4,7 +4,7 @@
 // Find finds an installed server. Prepare creates or adopts a data directory. Command
 // returns the command that runs the server, Ready checks that it accepts connections, and
 // StopSignal is the signal that stops it. With Replication the server is a primary or a
-// replica: ReplicationStatus returns its position, and Become promotes it or makes it
+// replica: ReplicationStatus returns its position, and ChangeRole promotes it or makes it
 // follow another primary. The package never starts or supervises the server, never touches
 // the system's own instance, never listens beyond loopback and never trades durability for
 // speed: fsync and synchronous_commit are on.

@@ -104,7 +104,7 @@ func launch(t testing.TB, server *Server) *process {
 			p.mu.Lock()
 			p.lines = append(p.lines, lines.Text())
 			p.mu.Unlock()
-			server.Printed(lines.Text())
+			server.HandleLogLine(lines.Text())
 		}
 		p.err = p.cmd.Wait()
 	}()

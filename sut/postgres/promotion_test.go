@@ -38,13 +38,13 @@ func testPromotion(t *testing.T, template string) {
 	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	begin := time.Now()
-	if err := first.Become(ctx, sut.Replication{Epoch: 2}); err != nil {
+	if err := first.ChangeRole(ctx, sut.Replication{Epoch: 2}); err != nil {
 		t.Fatal(err)
 	}
 	promoted := time.Since(begin)
 	query(t, first, "INSERT INTO t VALUES (1001, 'first of epoch 2')", nil)
 	t.Logf("the promotion took %v, with the first write %v", promoted, time.Since(begin))
-	if err := second.Become(ctx, following(2, first)); err != nil {
+	if err := second.ChangeRole(ctx, following(2, first)); err != nil {
 		t.Fatal(err)
 	}
 	transactions(t, first, 8, 50)
@@ -55,10 +55,10 @@ func testPromotion(t *testing.T, template string) {
 		t.Errorf("status of the promoted one %+v", s)
 	}
 	for name, err := range map[string]error{
-		"primary as a replica":          first.Become(ctx, following(3, second)),
-		"primary as a primary":          first.Become(ctx, sut.Replication{Epoch: 3}),
-		"lower epoch":                   second.Become(ctx, following(1, primary)),
-		"promotion with the same epoch": second.Become(ctx, sut.Replication{Epoch: 2}),
+		"primary as a replica":          first.ChangeRole(ctx, following(3, second)),
+		"primary as a primary":          first.ChangeRole(ctx, sut.Replication{Epoch: 3}),
+		"lower epoch":                   second.ChangeRole(ctx, following(1, primary)),
+		"promotion with the same epoch": second.ChangeRole(ctx, sut.Replication{Epoch: 2}),
 	} {
 		if !errors.Is(err, ErrConflict) {
 			t.Errorf("%s: %v, want a conflict", name, err)
@@ -105,19 +105,19 @@ func testTwoPromotions(t *testing.T, template string) {
 	old.kill(t)
 	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
-	if err := errors.Join(first.Become(ctx, sut.Replication{Epoch: 2}),
-		third.Become(ctx, following(2, first))); err != nil {
+	if err := errors.Join(first.ChangeRole(ctx, sut.Replication{Epoch: 2}),
+		third.ChangeRole(ctx, following(2, first))); err != nil {
 		t.Fatal(err)
 	}
 	query(t, first, "INSERT INTO t VALUES (2, 'first')", nil)
 	awaitReplica(t, third, first)
 	processes[0].kill(t)
-	if err := second.Become(ctx, sut.Replication{Epoch: 3}); err != nil {
+	if err := second.ChangeRole(ctx, sut.Replication{Epoch: 3}); err != nil {
 		t.Fatal(err)
 	}
 	query(t, second, "INSERT INTO t VALUES (2, 'second')", nil)
 
-	if err := third.Become(ctx, following(3, second)); err != nil {
+	if err := third.ChangeRole(ctx, following(3, second)); err != nil {
 		t.Fatal(err)
 	}
 	if s := status(t, third); s.Serves || !strings.Contains(s.Problem, "diverged") {
@@ -153,7 +153,7 @@ func testLagAndPromotion(t *testing.T, template string) {
 	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
 	begin := time.Now()
-	if err := replica.Become(ctx, sut.Replication{Epoch: 2}); err != nil {
+	if err := replica.ChangeRole(ctx, sut.Replication{Epoch: 2}); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("a promotion with 100 transactions to apply took %v", time.Since(begin))
@@ -296,7 +296,8 @@ func testNothingAcknowledgedIsLost(t *testing.T, template string) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
-	if err := errors.Join(best.Become(ctx, sut.Replication{Epoch: 2}), other.Become(ctx, following(2, best))); err != nil {
+	promoted := best.ChangeRole(ctx, sut.Replication{Epoch: 2})
+	if err := errors.Join(promoted, other.ChangeRole(ctx, following(2, best))); err != nil {
 		t.Fatal(err)
 	}
 	query(t, best, "INSERT INTO t VALUES (-1, 'acknowledged by the other replica')", nil)

@@ -345,7 +345,7 @@ func testInvalid(t *testing.T, template string) {
 	replica := replicaOf(t, template, "db-2", primary, Replication{})
 	process := watch(t, replica)
 	awaitReplica(t, replica, primary)
-	if err := replica.Become(t.Context(), sut.Replication{}); err == nil || errors.Is(err, ErrConflict) {
+	if err := replica.ChangeRole(t.Context(), sut.Replication{}); err == nil || errors.Is(err, ErrConflict) {
 		t.Errorf("a role without an epoch: %v", err)
 	}
 	process.stop(t, replica)

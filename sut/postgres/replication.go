@@ -14,7 +14,7 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// ErrConflict is the error of Prepare and Become for a role that the known epoch forbids:
+// ErrConflict is the error of Prepare and ChangeRole for a role that the known epoch forbids:
 // an epoch that is too low, or any change of a running primary. Nothing has changed.
 var ErrConflict = errors.New("conflict")
 
@@ -140,9 +140,9 @@ func conninfo(primary sut.Peer, name string) string {
 // own wait, pg_promote(true), checks every 100 ms.
 const promotionPoll = 5 * time.Millisecond
 
-// Become changes the role of a running replica. Without a Primary in state it promotes the
+// ChangeRole changes the role of a running replica. Without a Primary in state it promotes the
 // replica. When it returns nil, the server takes writes. A configured lag does not delay the
-// promotion. With a Primary, the replica follows that primary, without a restart. Become
+// promotion. With a Primary, the replica follows that primary, without a restart. ChangeRole
 // first writes the epoch to the data directory: if the server dies during a promotion,
 // Prepare treats the directory as that of a primary.
 //
@@ -150,9 +150,9 @@ const promotionPoll = 5 * time.Millisecond
 // own session and process group. A backend that outlives the killed postmaster may still
 // acknowledge a commit.
 //
-// Become returns ErrConflict, and changes nothing, for an epoch lower than the known one,
+// ChangeRole returns ErrConflict, and changes nothing, for an epoch lower than the known one,
 // for a promotion with an epoch that is not higher, and on a primary.
-func (s *Server) Become(ctx context.Context, state sut.Replication) error {
+func (s *Server) ChangeRole(ctx context.Context, state sut.Replication) error {
 	if s.cfg.Replication == nil {
 		return errors.New("postgres: change role: the server has no replication")
 	}

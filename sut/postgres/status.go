@@ -211,16 +211,16 @@ func (s *Server) fillReplicaStatus(status *sut.ReplicationStatus, v serverState,
 
 // Lost returns the reason why a replica can never catch up with its primary again; "" = it
 // can. Stop such a server and call Prepare, which fetches a new copy. Lost depends on
-// Printed, which must receive the server's log.
+// HandleLogLine, which must receive the server's log.
 func (s *Server) Lost() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.replica.lost
 }
 
-// Printed must be called for each line of the server's log. It detects the lines that mean
+// HandleLogLine must be called for each line of the server's log. It detects the lines that mean
 // that a replica is lost. It returns false: the caller should log the line, too.
-func (s *Server) Printed(line string) bool {
+func (s *Server) HandleLogLine(line string) bool {
 	if reason, diverged := lostReason(line); reason != "" && s.cfg.Replication != nil {
 		s.markLost(reason, diverged)
 	}

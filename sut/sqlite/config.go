@@ -27,8 +27,8 @@ const (
 	Text   = wire.Text
 )
 
-// ErrRefused is the error of a role that the node must not take. Become returns it, and New if the primary has an old
-// epoch.
+// ErrRefused is the error of a role that the node must not take. ChangeRole returns it, and so
+// does New if the primary has an old epoch.
 const ErrRefused = replog.ErrRefused
 
 // Durability is the event that a commit waits for.

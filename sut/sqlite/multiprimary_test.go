@@ -75,7 +75,7 @@ func startPrimaries(t testing.TB, by topology, change func(*sqlite.Config)) *clu
 	c := &cluster{topology: by}
 	for i := range 3 {
 		c.nodes = append(c.nodes, startNode(t, base, fmt.Sprint("db-", i+1), nil, func(cfg *sqlite.Config) {
-			cfg.Statements, cfg.Replication.State.Several = notesAndUsers(), true
+			cfg.Statements, cfg.Replication.State.MultiPrimary = notesAndUsers(), true
 			if change != nil {
 				change(cfg)
 			}
@@ -90,7 +90,7 @@ func startPrimaries(t testing.TB, by topology, change func(*sqlite.Config)) *clu
 func (c *cluster) connect(t testing.TB) {
 	t.Helper()
 	for i, n := range c.nodes {
-		state := sut.Replication{Epoch: 1, Several: true}
+		state := sut.Replication{Epoch: 1, MultiPrimary: true}
 		for _, j := range c.topology(i, len(c.nodes)) {
 			state.Origins = append(state.Origins, *c.nodes[j].peer())
 		}
@@ -102,14 +102,14 @@ func (c *cluster) connect(t testing.TB) {
 func (c *cluster) disconnect(t testing.TB) {
 	t.Helper()
 	for _, n := range c.nodes {
-		c.changeRole(t, n, sut.Replication{Epoch: 1, Several: true})
+		c.changeRole(t, n, sut.Replication{Epoch: 1, MultiPrimary: true})
 	}
 }
 
 func (c *cluster) changeRole(t testing.TB, n *testNode, state sut.Replication) {
 	t.Helper()
 	n.cfg.Replication.State = state
-	if err := n.Become(context.Background(), state); err != nil {
+	if err := n.ChangeRole(context.Background(), state); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -454,19 +454,20 @@ func TestMultiPrimaryRoles(t *testing.T) {
 	c := startPrimaries(t, topologies()["multi-primary"], nil)
 	n := c.nodes[0]
 	for name, to := range map[string]sut.Replication{
-		"an old epoch":   {Epoch: 0, Several: true},
+		"an old epoch":   {Epoch: 0, MultiPrimary: true},
 		"single-primary": {Epoch: 9},
 		"a replica":      {Epoch: 9, Primary: c.nodes[1].peer()},
-		"a mixed role":   {Epoch: 9, Several: true, Primary: c.nodes[1].peer()},
+		"a mixed role":   {Epoch: 9, MultiPrimary: true, Primary: c.nodes[1].peer()},
 	} {
-		if err := n.Become(t.Context(), to); !errors.Is(err, sqlite.ErrRefused) {
+		if err := n.ChangeRole(t.Context(), to); !errors.Is(err, sqlite.ErrRefused) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := n.Become(t.Context(), sut.Replication{Epoch: 1, Several: true, Origins: []sut.Peer{*n.peer()}}); err == nil {
+	itself := []sut.Peer{*n.peer()}
+	if err := n.ChangeRole(t.Context(), sut.Replication{Epoch: 1, MultiPrimary: true, Origins: itself}); err == nil {
 		t.Error("a node accepted itself as an origin")
 	}
-	if err := n.Become(t.Context(), sut.Replication{Epoch: 3, Several: true}); err != nil {
+	if err := n.ChangeRole(t.Context(), sut.Replication{Epoch: 3, MultiPrimary: true}); err != nil {
 		t.Error(err)
 	}
 	if s := n.ReplicationStatus(); s.Epoch != 3 || !s.Primary || !s.Connected || s.Conflicts != 0 {
@@ -475,16 +476,17 @@ func TestMultiPrimaryRoles(t *testing.T) {
 	// It restarts with the role of its configuration, but it still knows the epoch.
 	n.kill(t)
 	n.start(t)
-	if err := n.Become(t.Context(), sut.Replication{Epoch: 2, Several: true}); !errors.Is(err, sqlite.ErrRefused) {
+	next := sut.Replication{Epoch: 2, MultiPrimary: true}
+	if err := n.ChangeRole(t.Context(), next); !errors.Is(err, sqlite.ErrRefused) {
 		t.Errorf("an epoch below the known one: %v", err)
 	}
 	alone := startNode(t, newTemplate(t), "db-1", nil, nil)
-	if err := alone.Become(t.Context(), sut.Replication{Epoch: 2, Several: true}); !errors.Is(err, sqlite.ErrRefused) {
+	if err := alone.ChangeRole(t.Context(), next); !errors.Is(err, sqlite.ErrRefused) {
 		t.Errorf("a single primary became multi-primary: %v", err)
 	}
 	// A multi-primary node cannot receive changes from a single primary. A replica cannot follow a multi-primary node.
-	state := sut.Replication{Epoch: 3, Several: true, Origins: []sut.Peer{*alone.peer()}}
-	if err := c.nodes[1].Become(t.Context(), state); err != nil {
+	state := sut.Replication{Epoch: 3, MultiPrimary: true, Origins: []sut.Peer{*alone.peer()}}
+	if err := c.nodes[1].ChangeRole(t.Context(), state); err != nil {
 		t.Fatal(err)
 	}
 	c.nodes[1].await(t, "the node is refused", func(s sut.ReplicationStatus) bool {

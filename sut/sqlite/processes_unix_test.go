@@ -58,7 +58,7 @@ func TestFrozenPrimary(t *testing.T) {
 		t.Fatal(err)
 	}
 	replica.await(t, "the replica detects the silence", func(s sut.ReplicationStatus) bool { return !s.Connected })
-	if err := replica.Become(t.Context(), sut.Replication{Epoch: 2}); err != nil {
+	if err := replica.ChangeRole(t.Context(), sut.Replication{Epoch: 2}); err != nil {
 		t.Fatal(err)
 	}
 	if err := primary.cmd.Process.Signal(syscall.SIGCONT); err != nil {
@@ -128,15 +128,15 @@ func TestKilledReplica(t *testing.T) {
 func TestKilledMultiPrimary(t *testing.T) {
 	t.Parallel()
 	base := storeDir(t)
-	several := func(cfg *sqlite.Config) { cfg.Statements, cfg.Replication.State.Several = catalogue(), true }
+	several := func(cfg *sqlite.Config) { cfg.Statements, cfg.Replication.State.MultiPrimary = catalogue(), true }
 	first, third := startNode(t, base, "db-1", nil, several), startNode(t, base, "db-3", nil, several)
 	from := func(origins ...sut.Peer) sut.Replication {
-		return sut.Replication{Epoch: 1, Several: true, Origins: origins}
+		return sut.Replication{Epoch: 1, MultiPrimary: true, Origins: origins}
 	}
 	state := from(*first.peer(), *third.peer())
 	second := startProcess(t, base, sqlite.Replication{Node: "db-2", State: state})
 	for n, other := range map[*testNode]*testNode{first: third, third: first} {
-		err := n.Become(t.Context(), from(*other.peer(), sut.Peer{Node: "db-2", Address: second.address}))
+		err := n.ChangeRole(t.Context(), from(*other.peer(), sut.Peer{Node: "db-2", Address: second.address}))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -29,7 +29,7 @@ func TestPromotion(t *testing.T) {
 	// The replicas disconnect, so they do not get the next changes of the primary.
 	nowhere := sut.Replication{Epoch: 1, Primary: &sut.Peer{Node: "db-1", Address: unreachable}}
 	for _, c := range []*testNode{second, third} {
-		if err := c.Become(t.Context(), nowhere); err != nil {
+		if err := c.ChangeRole(t.Context(), nowhere); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -37,17 +37,17 @@ func TestPromotion(t *testing.T) {
 	run(t, conn, grow, 1, 100)
 	first.kill(t)
 
-	if err := second.Become(t.Context(), sut.Replication{Epoch: 2}); err != nil {
+	if err := second.ChangeRole(t.Context(), sut.Replication{Epoch: 2}); err != nil {
 		t.Fatal(err)
 	}
 	if s := second.ReplicationStatus(); !s.Primary || !s.Serves || s.Epoch != 2 || s.Position != 1 {
 		t.Errorf("the promoted node reports %+v", s)
 	}
-	if err := third.Become(t.Context(), sut.Replication{Epoch: 2, Primary: second.peer()}); err != nil {
+	if err := third.ChangeRole(t.Context(), sut.Replication{Epoch: 2, Primary: second.peer()}); err != nil {
 		t.Fatal(err)
 	}
 	old := sut.Replication{Epoch: 1, Primary: first.peer()}
-	if err := third.Become(t.Context(), old); !errors.Is(err, sqlite.ErrRefused) {
+	if err := third.ChangeRole(t.Context(), old); !errors.Is(err, sqlite.ErrRefused) {
 		t.Errorf("an older epoch was accepted: %v", err)
 	}
 	conn = connect(t, second.Server)
@@ -153,14 +153,14 @@ func TestPromotionAppliesReceivedEntries(t *testing.T) {
 	if s := replica.ReplicationStatus(); s.Position != 0 {
 		t.Errorf("before the end of its lag the replica reports %+v", s)
 	}
-	if err := replica.Become(t.Context(), sut.Replication{Epoch: 2}); err != nil {
+	if err := replica.ChangeRole(t.Context(), sut.Replication{Epoch: 2}); err != nil {
 		t.Fatal(err)
 	}
 	if s := replica.ReplicationStatus(); s.Position != 100 || !s.Primary || !s.Serves {
 		t.Errorf("the promoted node reports %+v", s)
 	}
 	run(t, connect(t, replica.Server), insert, 1000, 0, "by the new primary")
-	if err := witness.Become(t.Context(), sut.Replication{Epoch: 2, Primary: replica.peer()}); err != nil {
+	if err := witness.ChangeRole(t.Context(), sut.Replication{Epoch: 2, Primary: replica.peer()}); err != nil {
 		t.Fatal(err)
 	}
 	awaitCaughtUp(t, replica, witness)

@@ -53,10 +53,10 @@ func TestReplicaFollows(t *testing.T) {
 	_, err = reader.Exec(context.Background(), grow, 1, 1)
 	wantSQLState(t, "a write in a transaction on a replica", err, "25006")
 	run(t, reader, "rollback")
-	if err := primary.Become(t.Context(), sut.Replication{Epoch: 9}); !errors.Is(err, sqlite.ErrRefused) {
+	if err := primary.ChangeRole(t.Context(), sut.Replication{Epoch: 9}); !errors.Is(err, sqlite.ErrRefused) {
 		t.Errorf("a primary accepted a new role: %v", err)
 	}
-	if err := replica.Become(t.Context(), sut.Replication{Epoch: 1}); !errors.Is(err, sqlite.ErrRefused) {
+	if err := replica.ChangeRole(t.Context(), sut.Replication{Epoch: 1}); !errors.Is(err, sqlite.ErrRefused) {
 		t.Errorf("promotion without a higher epoch: %v", err)
 	}
 }

@@ -133,7 +133,7 @@ func New(cfg Config) (_ *Server, err error) {
 		HandshakeTimeout: cfg.HandshakeTimeout, IdleInTransaction: cfg.IdleInTransaction, Log: cfg.Log,
 	}
 	if r := cfg.Replication; r != nil {
-		if r.State.Several {
+		if r.State.MultiPrimary {
 			s.replicator, err = multiprimary.Open(s.db, *r, cfg.Log)
 		} else {
 			s.replicator, err = replication.Open(s.db, *r, cfg.Log)
@@ -169,10 +169,10 @@ func (s *Server) ReplicationStatus() sut.ReplicationStatus {
 	return s.replicator.Status()
 }
 
-// Become changes the role of the node. A replica becomes the primary or follows another primary. A multi-primary node
-// gets a new list of origins. A role that the node must not take is ErrRefused. Before a replica becomes the primary it
-// applies all changes that it has received. If the context ends first, it stays a replica.
-func (s *Server) Become(ctx context.Context, to sut.Replication) error {
+// ChangeRole changes the role of the node. A replica becomes the primary or follows another
+// primary. A multi-primary node gets a new list of origins. A role that
+// the node must not take is ErrRefused. Before a replica becomes the primary, it applies all changes that it has received. If the context ends first, it stays a replica.
+func (s *Server) ChangeRole(ctx context.Context, to sut.Replication) error {
 	return s.replicator.ChangeRole(ctx, to)
 }
 

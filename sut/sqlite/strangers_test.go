@@ -86,7 +86,7 @@ func TestBadReplication(t *testing.T) {
 		}
 	}
 	alone := withNotes(t, sqlite.Config{})
-	if err := alone.Become(t.Context(), sut.Replication{Epoch: 2}); !errors.Is(err, sqlite.ErrRefused) {
+	if err := alone.ChangeRole(t.Context(), sut.Replication{Epoch: 2}); !errors.Is(err, sqlite.ErrRefused) {
 		t.Errorf("a node without replication accepted a role: %v", err)
 	}
 	if s := alone.ReplicationStatus(); !s.Primary || !s.Serves {

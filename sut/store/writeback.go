@@ -21,7 +21,7 @@ import (
 // refused lists, in ascending order, the photos that do not exist or that another writer
 // has changed since Written.Base. Nothing of them is stored, including their comments. A
 // batch may contain a photo only once.
-func (s *Store) WriteBack(ctx context.Context, written []photos.Written) (refused []photos.ID, err error) {
+func (s *Store) WriteBack(ctx context.Context, written []photos.PendingWrite) (refused []photos.ID, err error) {
 	if len(written) == 0 {
 		return nil, nil
 	}
@@ -29,7 +29,7 @@ func (s *Store) WriteBack(ctx context.Context, written []photos.Written) (refuse
 	// Rows are locked in the order of their ids. Otherwise two batches that share photos
 	// would deadlock.
 	written = slices.SortedFunc(slices.Values(written),
-		func(a, b photos.Written) int { return cmp.Compare(a.Photo.ID, b.Photo.ID) })
+		func(a, b photos.PendingWrite) int { return cmp.Compare(a.Photo.ID, b.Photo.ID) })
 	for i, w := range written[1:] {
 		if w.Photo.ID == written[i].Photo.ID {
 			return nil, fmt.Errorf("the batch has photo %d twice", w.Photo.ID)

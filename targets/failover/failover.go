@@ -33,10 +33,10 @@ type Databases interface {
 	// Fence kills a node. After it returns, the node accepts no writes and is not
 	// restarted before release is called.
 	Fence(ctx context.Context, node string) (release func(), err error)
-	// Use publishes the roles to the nodes that use the database. Nodes started after the
+	// PublishRoles publishes the roles to the nodes that use the database. Nodes started after the
 	// call always get these roles. An error means that some running nodes do not have them
-	// yet and that Use must be called again.
-	Use(ctx context.Context, roles Roles) error
+	// yet and that PublishRoles must be called again.
+	PublishRoles(ctx context.Context, roles Roles) error
 }
 
 // Roles is the current assignment of replication roles. With one primary it names the
@@ -61,7 +61,7 @@ type Config struct {
 	Interval time.Duration
 	Failures int
 	Silence  time.Duration
-	Note     func(node, text string) // called for every event
+	OnEvent  func(node, text string) // called for every event
 }
 
 // Supervisor supervises one database.
@@ -286,7 +286,7 @@ func (s *Supervisor) fence(ctx context.Context, old string, f targets.Failover) 
 	if s.release != nil {
 		return true
 	}
-	s.cfg.Note(old, fmt.Sprintf("is considered dead: no answer for %v", rounded(f.DetectNS)))
+	s.cfg.OnEvent(old, fmt.Sprintf("is considered dead: no answer for %v", rounded(f.DetectNS)))
 	s.release = s.fenceNode(ctx, old)
 	return s.release != nil
 }
@@ -330,7 +330,7 @@ func (s *Supervisor) abandonFailover(ctx context.Context) {
 func (s *Supervisor) note(node, text string) {
 	if s.lastNote[node] != text {
 		s.lastNote[node] = text
-		s.cfg.Note(node, text)
+		s.cfg.OnEvent(node, text)
 	}
 }
 
@@ -358,7 +358,7 @@ func (s *Supervisor) install(ctx context.Context, f targets.Failover) {
 	s.mu.Lock()
 	s.failovers = append(s.failovers, f)
 	s.mu.Unlock()
-	s.cfg.Note(f.To, fmt.Sprintf("is the primary of epoch %d instead of %s: "+
+	s.cfg.OnEvent(f.To, fmt.Sprintf("is the primary of epoch %d instead of %s: "+
 		"detected in %v, fenced in %v, promoted in %v, clients switched in %v",
 		f.Epoch, f.From, rounded(f.DetectNS), rounded(f.FenceNS), rounded(f.PromoteNS), rounded(f.SwitchNS)))
 	// The last status of the old primary says that it is a primary. That is no longer true.
@@ -378,7 +378,7 @@ func (s *Supervisor) fenceExtraPrimaries(ctx context.Context) {
 		if h := s.health[node]; node == s.roles.Primary || h.err != nil || !h.status.Primary {
 			continue
 		}
-		s.cfg.Note(node, fmt.Sprintf("is a second primary besides %s: it is killed and restarted as a replica",
+		s.cfg.OnEvent(node, fmt.Sprintf("is a second primary besides %s: it is killed and restarted as a replica",
 			s.roles.Primary))
 		if release := s.fenceNode(ctx, node); release != nil {
 			release()
@@ -430,9 +430,9 @@ func (s *Supervisor) updateReplicas(ctx context.Context) {
 		was, is := slices.Contains(s.roles.Replicas, node), slices.Contains(replicas, node)
 		switch {
 		case was && !is:
-			s.cfg.Note(node, "no longer serves reads")
+			s.cfg.OnEvent(node, "no longer serves reads")
 		case is && !was:
-			s.cfg.Note(node, "has caught up and serves reads")
+			s.cfg.OnEvent(node, "has caught up and serves reads")
 			s.recordReplaced(node)
 		}
 	}
@@ -468,9 +468,9 @@ func (s *Supervisor) updatePrimaries(ctx context.Context) {
 		was, is := slices.Contains(s.roles.Primaries, node), slices.Contains(alive, node)
 		switch {
 		case was && !is:
-			s.cfg.Note(node, "gets no more requests")
+			s.cfg.OnEvent(node, "gets no more requests")
 		case is && !was:
-			s.cfg.Note(node, "gets requests again")
+			s.cfg.OnEvent(node, "gets requests again")
 		}
 	}
 	s.roles.Primaries = alive
@@ -483,5 +483,5 @@ func (s *Supervisor) publishRoles(ctx context.Context) {
 	defer cancel()
 	roles := s.roles
 	roles.Replicas, roles.Primaries = slices.Clone(roles.Replicas), slices.Clone(roles.Primaries)
-	s.stale = s.cfg.Databases.Use(bounded, roles) != nil
+	s.stale = s.cfg.Databases.PublishRoles(bounded, roles) != nil
 }

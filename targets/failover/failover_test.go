@@ -95,7 +95,7 @@ func (c *databases) Fence(_ context.Context, name string) (func(), error) {
 	}, nil
 }
 
-func (c *databases) Use(_ context.Context, roles failover.Roles) error {
+func (c *databases) PublishRoles(_ context.Context, roles failover.Roles) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.roles = append(c.roles, roles)
@@ -143,7 +143,7 @@ func supervise(t *testing.T, test func(t *testing.T, c *databases, s *failover.S
 		s := failover.New(failover.Config{
 			Databases: c, Roles: failover.Roles{Epoch: 1, Primary: "db-1", Replicas: []string{"db-2", "db-3"}},
 			Interval: 200 * time.Millisecond, Failures: 3, Silence: 2 * time.Second,
-			Note: func(node, text string) { t.Logf("%v %s %s", time.Now().Format("05.000"), node, text) },
+			OnEvent: func(node, text string) { t.Logf("%v %s %s", time.Now().Format("05.000"), node, text) },
 		})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
@@ -383,7 +383,7 @@ func TestMultiPrimary(t *testing.T) {
 		}
 		s := failover.New(failover.Config{
 			Databases: c, Roles: failover.Roles{Epoch: 1, Primaries: []string{"db-1", "db-2", "db-3"}},
-			Interval: 200 * time.Millisecond, Failures: 3, Silence: 2 * time.Second, Note: func(string, string) {},
+			Interval: 200 * time.Millisecond, Failures: 3, Silence: 2 * time.Second, OnEvent: func(string, string) {},
 		})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})

@@ -6,8 +6,8 @@
 //   - {at: 9s, do: resume, who: replica}
 //   - {at: 12s, do: restart, who: web-2}
 //
-// At is the time since the start of the measured step. Each repeat of the step gets all
-// faults. Do is one of
+// at is the time since the start of the measured step. Each repeat of the step gets all
+// faults. do is one of
 //
 //	kill     sends SIGKILL to all processes of the host or node; the supervisor
 //	         restarts them
@@ -15,7 +15,7 @@
 //	resume   continues a paused host or node
 //	restart  is a kill, plus an event that says when it serves again
 //
-// Who is the name of a host or a node, or a role: lb, web, cache, db, blob, or the
+// who is the target: the name of a host or a node, or a role: lb, web, cache, db, blob, or the
 // replication role primary or replica. A role means the first node that has this role and
 // serves at that moment. A resume of a role resumes the node that the last pause of this
 // role paused. A kill or a restart of a role hits that node while it is paused.
@@ -58,12 +58,12 @@ func verbs() []string {
 
 // Fault is one fault to inject.
 type Fault struct {
-	At  time.Duration // since the start of the measured step
-	Do  Verb
-	Who string // name of a host or a node, a role, or a replication role
+	At     time.Duration // since the start of the measured step
+	Do     Verb
+	Target string // name of a host or a node, a role, or a replication role
 }
 
-func (f Fault) String() string { return fmt.Sprintf("%v %s %s", f.At, f.Do, f.Who) }
+func (f Fault) String() string { return fmt.Sprintf("%v %s %s", f.At, f.Do, f.Target) }
 
 // Schedule is all faults of one step, ordered by time.
 type Schedule []Fault
@@ -132,7 +132,7 @@ func Read(text []byte, name string) (s Schedule, err error) {
 // fault parses an entry. If a field is wrong, it returns the field's name and the problem.
 func (e entry) fault() (f Fault, field, problem string) {
 	at, err := time.ParseDuration(e.At)
-	f = Fault{At: at, Do: Verb(e.Do), Who: e.Who}
+	f = Fault{At: at, Do: Verb(e.Do), Target: e.Who}
 	switch {
 	case err != nil || at < 0:
 		return f, "at", fmt.Sprintf("at %q: want the time since the start of the step, for example 3s", e.At)
@@ -159,13 +159,13 @@ func (s Schedule) checkResumes() error {
 	for _, f := range s {
 		switch f.Do {
 		case Pause:
-			paused[f.Who] = true
+			paused[f.Target] = true
 		case Resume:
-			if !paused[f.Who] {
+			if !paused[f.Target] {
 				return fmt.Errorf("resume %s at %v: no earlier fault pauses %s\nuse the same name as the pause",
-					f.Who, f.At, f.Who)
+					f.Target, f.At, f.Target)
 			}
-			paused[f.Who] = false
+			paused[f.Target] = false
 		}
 	}
 	return nil
@@ -177,11 +177,11 @@ func (s Schedule) Check(t sut.Topology, length time.Duration) error {
 	for _, f := range s {
 		if f.At >= length {
 			return fmt.Errorf("%s %s at %v: the step ends after %v\nuse an earlier time or a longer step",
-				f.Do, f.Who, f.At, length)
+				f.Do, f.Target, f.At, length)
 		}
-		if !slices.Contains(names(t), f.Who) {
+		if !slices.Contains(names(t), f.Target) {
 			return fmt.Errorf("%s %s: stage %s has no such host, node or role\nwant one of %s",
-				f.Do, f.Who, t.Stage, strings.Join(names(t), ", "))
+				f.Do, f.Target, t.Stage, strings.Join(names(t), ", "))
 		}
 	}
 	return nil

@@ -70,12 +70,12 @@ func TestCheck(t *testing.T) {
 		"big-1": true, "web-1": true, "web": true, "db": true, "primary": true,
 		"replica": false, "lb": false, "web-2": false,
 	} {
-		err := faults.Schedule{{At: time.Second, Do: faults.Kill, Who: name}}.Check(topology, 2*time.Second)
+		err := faults.Schedule{{At: time.Second, Do: faults.Kill, Target: name}}.Check(topology, 2*time.Second)
 		if (err == nil) != valid {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	late := faults.Schedule{{At: time.Second, Do: faults.Kill, Who: "web"}}
+	late := faults.Schedule{{At: time.Second, Do: faults.Kill, Target: "web"}}
 	if err := late.Check(topology, time.Second); err == nil {
 		t.Error("a fault after the end of the step was accepted")
 	}

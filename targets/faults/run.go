@@ -36,7 +36,7 @@ func Run(ctx context.Context, s Schedule, start time.Time, target Target) []targ
 		case <-timer.C:
 			r.do(ctx, fault)
 		case <-ctx.Done():
-			r.note(fault.Who, "fault: %s: skipped, the step ended before", fault)
+			r.note(fault.Target, "fault: %s: skipped, the step ended before", fault)
 		}
 	}
 	r.restarts.Wait()
@@ -66,7 +66,7 @@ func (r *runner) note(node, format string, args ...any) {
 func (r *runner) do(ctx context.Context, f Fault) {
 	name, before, err := r.resolve(f)
 	if err != nil {
-		r.note(f.Who, "fault: %s: %v", f, err)
+		r.note(f.Target, "fault: %s: %v", f, err)
 		return
 	}
 	// The event has the time before the fault, because requests can fail from then on.
@@ -76,10 +76,10 @@ func (r *runner) do(ctx context.Context, f Fault) {
 		err = r.target.Kill(name)
 	case Pause:
 		err = r.target.Pause(name)
-		r.paused[f.Who] = name
+		r.paused[f.Target] = name
 	case Resume:
 		err = r.target.Resume(name)
-		delete(r.paused, f.Who)
+		delete(r.paused, f.Target)
 	case Restart:
 		if err = r.target.Kill(name); err == nil {
 			begin := time.Now()
@@ -103,11 +103,11 @@ func (r *runner) resolve(f Fault) (name string, restarts map[string]int, err err
 	for _, n := range nodes {
 		restarts[n.Node] = n.Restarts
 		paused[n.Node] = n.State == targets.Paused
-		if n.Host == f.Who || n.Node == f.Who {
-			name = f.Who
+		if n.Host == f.Target || n.Node == f.Target {
+			name = f.Target
 		}
 	}
-	if node, found := r.paused[f.Who]; found && (f.Do == Resume || f.Do != Pause && paused[node]) {
+	if node, found := r.paused[f.Target]; found && (f.Do == Resume || f.Do != Pause && paused[node]) {
 		return node, restarts, nil
 	}
 	if name != "" {
@@ -118,11 +118,11 @@ func (r *runner) resolve(f Fault) (name string, restarts map[string]int, err err
 		if n.Role == sut.DB && replicationRole == "" {
 			replicationRole = targets.Primary // the database is not replicated
 		}
-		if n.State == targets.Serving && (string(n.Role) == f.Who || string(replicationRole) == f.Who) {
+		if n.State == targets.Serving && (string(n.Role) == f.Target || string(replicationRole) == f.Target) {
 			return n.Node, restarts, nil
 		}
 	}
-	return "", nil, fmt.Errorf("no %s is serving", f.Who)
+	return "", nil, fmt.Errorf("no %s is serving", f.Target)
 }
 
 // awaitServing waits until all nodes of the host or node have restarted and serve. It

@@ -50,9 +50,9 @@ func (s *System) superviseDatabases(ctx context.Context) error {
 	}
 	db := ladder.DBOf(s.topology.Knobs)
 	s.failover = failover.New(failover.Config{
-		Databases: databases{s}, Roles: s.roles, Silence: s.opts.Silence,
+		Databases: databases{s}, Roles: s.roles, Silence: s.opts.FailoverSilence,
 		Interval: db.ProbeInterval, Failures: db.ProbeFailures,
-		Note: func(name, text string) {
+		OnEvent: func(name, text string) {
 			if n := s.node(name); n != nil {
 				s.noteLocked(n, "%s", text)
 			}
@@ -145,7 +145,7 @@ func (s *System) replicationRole(n *node) targets.ReplicationRole {
 // replication returns the replication configuration of a database. The caller holds mu.
 func (s *System) replication(n *node) *sut.Replication {
 	if s.roles.Primary == "" {
-		return &sut.Replication{Epoch: s.roles.Epoch, Several: true, Origins: s.origins(n)}
+		return &sut.Replication{Epoch: s.roles.Epoch, MultiPrimary: true, Origins: s.origins(n)}
 	}
 	replication := &sut.Replication{Epoch: s.roles.Epoch}
 	if s.roles.Primary != n.Name {
@@ -257,8 +257,8 @@ func (d databases) Fence(ctx context.Context, name string) (release func(), err 
 	return func() { d.hold([]*node{n}, -1) }, nil
 }
 
-// Use implements failover.Databases. It does not wait for nodes that are starting.
-func (d databases) Use(ctx context.Context, roles failover.Roles) error {
+// PublishRoles implements failover.Databases. It does not wait for nodes that are starting.
+func (d databases) PublishRoles(ctx context.Context, roles failover.Roles) error {
 	d.change(func() { d.roles = roles })
 	var origins errgroup.Group
 	if roles.Primary == "" {

@@ -64,10 +64,10 @@ type Options struct {
 
 	ReadyTimeout time.Duration // of one node, 0 = 30 s
 	DrainTimeout time.Duration // of one node that is stopped, 0 = 5 s
-	// Silence is the time without an answer after which a replicated database is considered
+	// FailoverSilence is the time without an answer after which a replicated database is considered
 	// dead, 0 = 2 s. It must be longer than the pauses of a host that has used up its CPU
 	// budget. A killed process refuses connections, which is detected sooner.
-	Silence time.Duration
+	FailoverSilence time.Duration
 
 	Log      *slog.Logger // nil = none
 	Progress func(string) // called for each step of Up and Down, never concurrently; may be nil
@@ -96,8 +96,8 @@ func (o Options) withDefaults() Options {
 	if o.DrainTimeout == 0 {
 		o.DrainTimeout = 5 * time.Second
 	}
-	if o.Silence == 0 {
-		o.Silence = 2 * time.Second
+	if o.FailoverSilence == 0 {
+		o.FailoverSilence = 2 * time.Second
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)

@@ -166,7 +166,7 @@ func configOf(t *testing.T, address string) sut.NodeConfig {
 
 func TestEveryStageComesUpAndGoesDown(t *testing.T) {
 	t.Parallel()
-	for _, rung := range ladder.Rungs() {
+	for _, rung := range ladder.Stages() {
 		stage := rung.Stage
 		t.Run(string(stage), func(t *testing.T) {
 			t.Parallel()

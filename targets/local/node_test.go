@@ -334,7 +334,7 @@ func (n *testNode) wire(w http.ResponseWriter, r *http.Request) {
 		select {} // the caller gets no answer
 	case behaviour == "keeps its first wiring":
 		w.WriteHeader(http.StatusNoContent)
-	case behaviour == "crashes when it hands over" && !next.Moving && !active:
+	case behaviour == "crashes when it hands over" && !next.Rebalancing && !active:
 		n.crash <- 5
 		select {} // the caller gets no answer
 	default:
@@ -365,7 +365,7 @@ func wired(w sut.Wiring) string {
 			parts = append(parts, string(role)+":"+text)
 		}
 	}
-	if w.Moving {
+	if w.Rebalancing {
 		parts = append(parts, "moving")
 	}
 	return strings.Join(parts, " ")

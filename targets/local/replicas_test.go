@@ -80,7 +80,7 @@ func TestScaleReplicas(t *testing.T) {
 func TestAChangeOfReplicasStays(t *testing.T) {
 	t.Parallel()
 	s := allTiers(t, sut.Knobs{"db.replicas": "2", "db.probe_failures": "30", "db.probe_interval": shortInterval})
-	s.options.Restart.Never, s.options.Silence = true, timeout // no failover before the end of the change
+	s.options.Restart.Never, s.options.FailoverSilence = true, timeout // no failover before the end of the change
 	system := s.up(t)
 	s.behave("web-1", "waits when it drains")
 	ctx, cancel := context.WithCancel(t.Context())

@@ -113,7 +113,7 @@ func (s *System) rollBack(r sut.Role, before, next sut.Topology) error {
 			errs = append(errs, fmt.Errorf("and to roll back: %w", err))
 		}
 	}
-	if errs != nil && scalingOf(r).Stores && len(next.Hosts) > len(before.Hosts) {
+	if errs != nil && scalingOf(r).Durable && len(next.Hosts) > len(before.Hosts) {
 		s.endChange(next)
 		errs = append(errs, errors.New("and all hosts stay, because a host may have the only copy of some data\n"+
 			"scale again when all nodes serve: stagebench status"),
@@ -220,7 +220,7 @@ func (s *System) obstacle(r sut.Role, next sut.Topology) error {
 	defer s.mu.Unlock()
 	for _, n := range s.nodes {
 		_, stays := next.Node(n.Name)
-		member := scalingOf(r).Members && n.Role == r
+		member := scalingOf(r).Sharded && n.Role == r
 		switch {
 		case !stays && n.Name == s.roles.Primary:
 			return fmt.Errorf("%s would be removed, but it is the primary now\n"+
@@ -295,7 +295,7 @@ func (s *System) drained(n *node, err error) error {
 // updateMembers sends their wirings to the nodes of a role, if they share keys. A late node or
 // a dead leaving node is an error, because its keys were not handed over.
 func (s *System) updateMembers(ctx context.Context, r sut.Role) error {
-	member := func(n *node) bool { return n.Role == r && scalingOf(r).Members }
+	member := func(n *node) bool { return n.Role == r && scalingOf(r).Sharded }
 	return s.sendWirings(ctx, handOverBound, member, func(n *node, err error) error {
 		switch {
 		case errors.Is(err, errDead) && !n.leaving:

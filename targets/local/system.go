@@ -52,7 +52,7 @@ func (s *System) Status() []targets.NodeStatus {
 			Node: n.Name, Host: n.Host, Role: n.Role, Engine: n.Engine, Version: n.ready.Version,
 			State: n.state, Address: n.ready.Address, Admin: n.ready.Admin, Restarts: n.restarts, Cause: n.cause,
 			ReadyNS: n.readyIn.Nanoseconds(), ReplicationRole: s.replicationRole(n),
-			Counts: slices.Contains(s.topology.Counters, n.Name),
+			CountsClientRequests: slices.Contains(s.topology.Counters, n.Name),
 		}
 		if n.Replicated && s.failover != nil {
 			if last, known := s.failover.Last(n.Name); known {

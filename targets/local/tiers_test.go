@@ -392,7 +392,7 @@ func TestChangesSurviveKills(t *testing.T) {
 	})
 	for _, node := range []string{"cache-1", "cache-3", "blob-2"} {
 		w := configOf(t, status(t, system, node).Address).Wiring
-		if role := status(t, system, node).Role; len(w.Active(role)) != 3 || w.Moving {
+		if role := status(t, system, node).Role; len(w.Active(role)) != 3 || w.Rebalancing {
 			t.Errorf("%s has %s", node, wired(w))
 		}
 	}

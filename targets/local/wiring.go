@@ -72,10 +72,10 @@ func (s *System) wiringFor(n *node) sut.Wiring {
 			w.Uses[leaving.Role] = append(w.Uses[leaving.Role], leaving.drainingPeer())
 		}
 	}
-	if !scalingOf(n.Role).Members {
+	if !scalingOf(n.Role).Sharded {
 		return w
 	}
-	w.Moving = n.joining || s.moving == n.Role
+	w.Rebalancing = n.joining || s.moving == n.Role
 	for _, member := range s.nodes {
 		switch {
 		case member.Role != n.Role || member.ready.Address == "" || member.joining && !n.joining:

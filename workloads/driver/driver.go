@@ -41,10 +41,10 @@ type Plan struct {
 	Timeout time.Duration
 	// Drain is the maximum wait for ops in flight after the run was cancelled.
 	Drain time.Duration
-	// LastCall is the grace period after the end of the schedule: overdue ops are still
+	// Grace is the grace period after the end of the schedule: overdue ops are still
 	// sent during it and count as unsent after it. Without it, a delay of microseconds in
 	// the client would leave the last op of every run unsent. 0 = 100 ms.
-	LastCall time.Duration
+	Grace time.Duration
 }
 
 // defaultLastCall is the grace period of a plan that sets none.
@@ -59,8 +59,8 @@ func (p Plan) Validate() error {
 		return fmt.Errorf("plan: duration %v: want more than 0", p.Duration)
 	case p.Timeout <= 0:
 		return fmt.Errorf("plan: timeout %v: want more than 0", p.Timeout)
-	case p.LastCall < 0:
-		return fmt.Errorf("plan: last call %v: want 0 or more", p.LastCall)
+	case p.Grace < 0:
+		return fmt.Errorf("plan: last call %v: want 0 or more", p.Grace)
 	}
 	return nil
 }

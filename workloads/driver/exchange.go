@@ -201,7 +201,7 @@ func (t *Ticket) check(header http.Header) {
 	}
 	failure := "HTTP " + strconv.Itoa(o.Status)
 	if check.Accepts(o.Status) {
-		failure = check.Fails(header, t.slot.kept, o.BytesIn)
+		failure = check.Failure(header, t.slot.kept, o.BytesIn)
 	}
 	o.Fate, o.Error, o.CheckFailed = results.OK, failure, failure != "" && o.Status < 400
 	if failure != "" {

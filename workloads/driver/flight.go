@@ -18,7 +18,7 @@ const coarse = 2 * time.Millisecond
 
 // Flight is the state of one run, shared by all implementations: the clock, the slots,
 // the next op and the outcomes. The implementation provides the goroutines. It calls
-// Start, then Due, Dispatch and Carry for each op, and Land at the end. Dispatch and
+// Start, then Due, Dispatch and Carry for each op, and Finish at the end. Dispatch and
 // Carry are safe for concurrent use by as many workers as there are connections.
 type Flight struct {
 	clients *Clients
@@ -103,7 +103,7 @@ func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(resul
 // cancellation it waits up to Drain and then aborts the ops in flight.
 func (f *Flight) watch(ctx context.Context) {
 	select {
-	case <-time.After(f.plan.Duration + cmp.Or(f.plan.LastCall, defaultLastCall)):
+	case <-time.After(f.plan.Duration + cmp.Or(f.plan.Grace, defaultLastCall)):
 		f.stop()
 		// Ops in flight may take until their timeout. A cancellation now must still shorten
 		// the wait to Drain.
@@ -177,9 +177,9 @@ func outcomeOf(op workloads.Op, intended int64) results.Outcome {
 	}
 }
 
-// Land ends the run and returns its report. It delivers the outcomes of the ops that were
+// Finish ends the run and returns its report. It delivers the outcomes of the ops that were
 // never sent. Call it after every worker has returned.
-func (f *Flight) Land() Report {
+func (f *Flight) Finish() Report {
 	f.stop()
 	window := time.Duration(f.window.Load())
 	dispatched := f.next.Load()

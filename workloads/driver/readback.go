@@ -14,21 +14,21 @@ import (
 // ReadBack configures how records are read back after a measurement.
 type ReadBack struct {
 	Timeout time.Duration // of one request
-	// Patience is the maximum time to retry records that show an older version than the
+	// MaxWait is the maximum time to retry records that show an older version than the
 	// acknowledged one or cannot be read. It gives lagging replicas time to catch up and
 	// restarted nodes time to return. All records share it.
-	Patience time.Duration
+	MaxWait time.Duration
 	// Pause is the interval between two reads of one record.
 	Pause time.Duration
 }
 
-// Versions reads the records at the given paths. It retries each record until it shows
-// the wanted version or Patience ends. The result maps each path to the highest version
+// ReadVersions reads the records at the given paths. It retries each record until it shows
+// the wanted version or MaxWait ends. The result maps each path to the highest version
 // seen, with 0 for a record that the target does not know (404). Records that could never
-// be read are not in the result. No op may be in flight. Versions returns an error only
+// be read are not in the result. No op may be in flight. ReadVersions returns an error only
 // when ctx ends.
-func (c *Clients) Versions(ctx context.Context, want map[string]int64, config ReadBack) (map[string]int64, error) {
-	patient, cancel := context.WithTimeout(ctx, config.Patience)
+func (c *Clients) ReadVersions(ctx context.Context, want map[string]int64, config ReadBack) (map[string]int64, error) {
+	patient, cancel := context.WithTimeout(ctx, config.MaxWait)
 	defer cancel()
 	lanes := make(chan *slot, loginLanes)
 	for _, s := range c.slots[:min(len(c.slots), loginLanes)] {

@@ -138,7 +138,7 @@ func TestScrambledIsZipfianUnderOtherNames(t *testing.T) {
 	counts := tally(s, n, 1_000_000, 7)
 	byRank := make([]int, n)
 	for rank := range byRank {
-		byRank[rank] = counts[s.Ranked(rank)]
+		byRank[rank] = counts[s.KeyOfRank(rank)]
 	}
 	checkChiSquare(t, byRank, exact(n, theta))
 }
@@ -153,7 +153,7 @@ func TestScrambledIsOneToOne(t *testing.T) {
 			s := keys.NewScrambled(zipfian(t, n, 0.99), seed)
 			seen := make([]bool, n)
 			for rank := range n {
-				key := s.Ranked(rank)
+				key := s.KeyOfRank(rank)
 				if key < 0 || key >= n || seen[key] {
 					t.Fatalf("n %d seed %d: rank %d has key %d, which is out of range or used twice", n, seed, rank, key)
 				}
@@ -176,7 +176,7 @@ func TestScrambledSpreadsHotKeys(t *testing.T) {
 		places, distances := make([]int, tenths), make([]int, tenths)
 		for seed := range uint64(seeds) {
 			s := keys.NewScrambled(z, seed)
-			at, next := s.Ranked(rank), s.Ranked(rank+1)
+			at, next := s.KeyOfRank(rank), s.KeyOfRank(rank+1)
 			places[at*tenths/n]++
 			distances[(next-at+n)%n*tenths/n]++
 		}
@@ -187,7 +187,7 @@ func TestScrambledSpreadsHotKeys(t *testing.T) {
 	places := make([]int, tenths)
 	s := keys.NewScrambled(z, 1)
 	for rank := range 400 {
-		places[s.Ranked(rank)*tenths/n]++
+		places[s.KeyOfRank(rank)*tenths/n]++
 	}
 	checkChiSquare(t, places, p)
 }

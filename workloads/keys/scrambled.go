@@ -26,8 +26,8 @@ func NewScrambled(ranks Zipfian, seed uint64) Scrambled {
 // Key converts random bits to a key.
 func (s Scrambled) Key(random uint64) int { return s.order.at(s.ranks.Key(random)) }
 
-// Ranked returns the key of a popularity rank; rank 0 is the hottest.
-func (s Scrambled) Ranked(rank int) int { return s.order.at(rank) }
+// KeyOfRank returns the key of a popularity rank; rank 0 is the hottest.
+func (s Scrambled) KeyOfRank(rank int) int { return s.order.at(rank) }
 
 // permutation is a one-to-one map of 0..n-1 onto itself, without a table.
 //

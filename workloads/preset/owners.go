@@ -25,7 +25,7 @@ func findOwners(w *service, photos int, ownerOf func(photo int) int) ([]owner, e
 	}
 	all := make([]owner, w.virtual)
 	for rank := range photos {
-		photo := 1 + w.photos.Ranked(rank)
+		photo := 1 + w.photos.KeyOfRank(rank)
 		user := ownerOf(photo)
 		if user < 1 || user > w.users {
 			return nil, fmt.Errorf("the owner of photo %d is user %d: want 1 to %d", photo, user, w.users)

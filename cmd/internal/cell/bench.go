@@ -270,7 +270,7 @@ func (r *repeat) search(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if step.Spoiled() && spoiled < maxSpoiled {
+		if step.Disturbed() && spoiled < maxSpoiled {
 			spoiled++
 			continue
 		}
@@ -369,7 +369,7 @@ func judgeSteps(c *results.Cell, best *results.Step) {
 			return
 		}
 		judged[s] = true
-		c.Valid = c.Valid && s.Stands()
+		c.Valid = c.Valid && s.Trusted()
 		for _, w := range s.Warnings {
 			c.Warnf("%s step at %.0f/s%s: %s", s.Purpose, s.OfferedRPS, where, w)
 		}

@@ -163,7 +163,7 @@ func twoSteps(
 
 // patient returns settings for reading back that wait for a lagging replica.
 func patient() driver.ReadBack {
-	return driver.ReadBack{Timeout: 10 * time.Second, Patience: 30 * time.Second, Pause: 10 * time.Millisecond}
+	return driver.ReadBack{Timeout: 10 * time.Second, MaxWait: 30 * time.Second, Pause: 10 * time.Millisecond}
 }
 
 // The age of a stale read is the lag of the replica. It is never higher, not even on a slow
@@ -237,14 +237,14 @@ func TestReadBackFromStoppedTarget(t *testing.T) {
 	server := httptest.NewServer(service)
 	clients := newClients(t, server.URL)
 	server.Close()
-	config := driver.ReadBack{Timeout: time.Second, Patience: 50 * time.Millisecond, Pause: 10 * time.Millisecond}
-	found, err := clients.Versions(t.Context(), map[string]int64{"/a": 2, "/b": 3}, config)
+	config := driver.ReadBack{Timeout: time.Second, MaxWait: 50 * time.Millisecond, Pause: 10 * time.Millisecond}
+	found, err := clients.ReadVersions(t.Context(), map[string]int64{"/a": 2, "/b": 3}, config)
 	if err != nil || len(found) != 0 {
 		t.Errorf("%v, %v", found, err)
 	}
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := clients.Versions(cancelled, map[string]int64{"/a": 2}, config); err == nil {
+	if _, err := clients.ReadVersions(cancelled, map[string]int64{"/a": 2}, config); err == nil {
 		t.Error("reading back continued after the cancellation")
 	}
 }

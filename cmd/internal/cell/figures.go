@@ -180,7 +180,7 @@ func fillFigures(step *results.Step, declared []ladder.Figure, nodes []delta) {
 func serverCount(nodes []delta) (requests *int64, unknown string) {
 	for _, d := range nodes {
 		switch {
-		case !d.after.node.Counts:
+		case !d.after.node.CountsClientRequests:
 			continue
 		case !d.complete:
 			return nil, d.after.node.Node

@@ -36,7 +36,7 @@ const (
 // started at that time.
 func countingNode(name string, role sut.Role, started float64, series map[string]float64) scrape {
 	s := scrape{
-		node:   targets.NodeStatus{Node: name, Role: role, Counts: true},
+		node:   targets.NodeStatus{Node: name, Role: role, CountsClientRequests: true},
 		series: map[string]float64{startedMetric: started},
 	}
 	maps.Copy(s.series, series)
@@ -57,9 +57,9 @@ func TestServerCount(t *testing.T) {
 	}
 	other := countingNode("web-2", sut.Web, 150, map[string]float64{requestsMetric + `{code="200",op="feed"}`: 24})
 	otherSilent := silentNode("web-2", sut.Web)
-	otherSilent.node.Counts = true
+	otherSilent.node.CountsClientRequests = true
 	notCounting := web(100, 99)
-	notCounting.node.Counts = false
+	notCounting.node.CountsClientRequests = false
 	for name, test := range map[string]struct {
 		before, after []scrape
 		want          int64  // -1 = unknown
@@ -163,7 +163,7 @@ func TestFailedFirstScrape(t *testing.T) {
 		startedMetric + " 1", requestsMetric + " 1e6", cacheHitsMetric + " 5", dbReadsMetric + " 7", "",
 	}, "\n")
 	node := startMetrics(t, "web-1", sut.Web, func() string { return page })
-	node.Counts = true
+	node.CountsClientRequests = true
 	calls := 0
 	_, steps := twoSteps(t, &recordService{lag: -1}, likes{}, func(s *Stepper) {
 		s.Figures = ladder.Figures()

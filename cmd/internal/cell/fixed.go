@@ -58,7 +58,7 @@ func (r *repeat) checkWrites(ctx context.Context, system *local.System) error {
 			databases++
 		}
 	}
-	back := cache.HoldsBack()
+	back := cache.WritesBack()
 	if databases < 2 && !back && (r.Fixed == nil || len(r.Fixed.Faults) == 0) {
 		return nil
 	}
@@ -72,7 +72,7 @@ func (r *repeat) checkWrites(ctx context.Context, system *local.System) error {
 	if cache.Hosts > 0 {
 		patience += cache.TTL
 	}
-	config := driver.ReadBack{Timeout: opTimeout, Patience: patience, Pause: readBackPause}
+	config := driver.ReadBack{Timeout: opTimeout, MaxWait: patience, Pause: readBackPause}
 	writes, err := CheckWrites(ctx, r.stepper.History, r.stepper.Clients, config)
 	if err != nil {
 		return err
@@ -123,7 +123,7 @@ func awaitFlushed(ctx context.Context, system *local.System, patience time.Durat
 // CheckWrites reads back every written record and counts acknowledged, lost and ambiguous
 // writes; see history.Resolve for the limits of this method. No op may be in flight. The
 // target decides which replica answers a read. CheckWrites waits for a lagging replica up
-// to config.Patience; writes that are missing after that count as lost.
+// to config.MaxWait; writes that are missing after that count as lost.
 func CheckWrites(
 	ctx context.Context, seen *history.Recorder, clients *driver.Clients, config driver.ReadBack,
 ) (results.Writes, error) {
@@ -132,7 +132,7 @@ func CheckWrites(
 	for _, w := range written {
 		want[w.Record] = w.Highest()
 	}
-	readBack, err := clients.Versions(ctx, want, config)
+	readBack, err := clients.ReadVersions(ctx, want, config)
 	if err != nil {
 		return results.Writes{}, err
 	}

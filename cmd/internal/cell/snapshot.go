@@ -70,7 +70,7 @@ func (s *Stepper) scrapeNodes(ctx context.Context, snap *snapshot) {
 	for _, f := range s.Figures {
 		roles = append(roles, f.From...)
 	}
-	wanted := func(n targets.NodeStatus) bool { return n.Counts || slices.Contains(roles, n.Role) }
+	wanted := func(n targets.NodeStatus) bool { return n.CountsClientRequests || slices.Contains(roles, n.Role) }
 	snap.nodes, snap.listed = scrapeNodes(ctx, nodes, wanted), true
 	for _, n := range snap.nodes {
 		if n.err != nil {

@@ -171,7 +171,8 @@ func TestIdentity(t *testing.T) {
 	}{
 		{
 			load.Identity{Headers: []string{"x-a: b:c ", "Accept:text/html"}},
-			map[string]string{"X-A": "b:c", "Accept": "text/html"}, "",
+			map[string]string{"X-A": "b:c", "Accept": "text/html"},
+			"",
 		},
 		{load.Identity{BasicEnv: "BASIC"}, map[string]string{"Authorization": "Basic dXNlcjpzZWNyZXQ="}, ""},
 		{load.Identity{BearerEnv: "TOKEN"}, map[string]string{"Authorization": "Bearer secret"}, ""},

@@ -42,7 +42,7 @@ type backlog struct {
 
 // dirtyRecord is a record with unflushed writes.
 type dirtyRecord struct {
-	photos.Written
+	photos.PendingWrite
 	value  []byte // the encoded photo
 	writes int64
 	// inDoubt is the batch content of a flush that failed: the database may have stored
@@ -135,7 +135,7 @@ func (b *backlog) add(photo photos.Photo, value []byte, w cache.Write) (batchFul
 	}
 	r := b.records[photo.ID]
 	if r == nil {
-		r = &dirtyRecord{Written: photos.Written{Base: photo.Version - 1}}
+		r = &dirtyRecord{PendingWrite: photos.PendingWrite{Base: photo.Version - 1}}
 		b.records[photo.ID], b.byKey[cache.PhotoKey(photo.ID).String()] = r, r
 		batchFull = len(b.records)%maxBatchRows == 0
 	}

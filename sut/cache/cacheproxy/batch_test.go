@@ -34,7 +34,7 @@ func TestWritesOfAPhotoAreOne(t *testing.T) {
 	r.flush(t)
 	one, two := r.records.photo(1), r.records.photo(2)
 	comments := []photos.Comment{comment(1, 2), comment(2, 2), comment(3, 2)}
-	want := [][]photos.Written{{{Photo: one, Base: 1}, {Photo: two, Base: 1, Comments: comments}}}
+	want := [][]photos.PendingWrite{{{Photo: one, Base: 1}, {Photo: two, Base: 1, Comments: comments}}}
 	if diff := cmp.Diff(want, r.records.batches()); diff != "" {
 		t.Errorf("batches (-want +got)\n%s", diff)
 	}
@@ -59,7 +59,7 @@ func TestPoisonedBatch(t *testing.T) {
 	o.interval = time.Millisecond
 	r := newRig(t, o)
 	web, h := r.web(t), r.hosts[0]
-	poisoned := func(w photos.Written) bool { return w.Photo.ID == 2 }
+	poisoned := func(w photos.PendingWrite) bool { return w.Photo.ID == 2 }
 	r.records.set(func(_ context.Context, call string) error {
 		sent := r.records.batches()
 		if call == "WriteBack" && slices.ContainsFunc(sent[len(sent)-1], poisoned) {
@@ -81,7 +81,7 @@ func TestPoisonedBatch(t *testing.T) {
 }
 
 // rows is how many rows a batch has, of photos and of comments.
-func rows(batch []photos.Written) int {
+func rows(batch []photos.PendingWrite) int {
 	n := len(batch)
 	for _, w := range batch {
 		n += len(w.Comments)
@@ -127,7 +127,7 @@ func TestBatchesOfComments(t *testing.T) {
 		}
 	}
 	r.flush(t)
-	tooMany := func(w photos.Written) bool { return len(w.Comments) > 50 }
+	tooMany := func(w photos.PendingWrite) bool { return len(w.Comments) > 50 }
 	for _, batch := range r.records.batches() {
 		if n := rows(batch); n > 200 || slices.ContainsFunc(batch, tooMany) {
 			t.Errorf("%d photos with %d rows", len(batch), n)

@@ -53,7 +53,7 @@ type Records interface {
 	// WriteBack stores records in the state that the writes left them in. It returns
 	// the ids of records that were deleted, or changed by another writer, since their
 	// Base version. A record with Resent set may be stored already.
-	WriteBack(ctx context.Context, written []photos.Written) (refused []photos.ID, err error)
+	WriteBack(ctx context.Context, written []photos.PendingWrite) (refused []photos.ID, err error)
 }
 
 // Config is the configuration of a proxy.

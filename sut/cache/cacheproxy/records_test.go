@@ -20,7 +20,7 @@ type records struct {
 	users    map[photos.ID]photos.User
 	comments map[photos.ID][]photos.Comment // by photo
 	calls    map[string]int                 // by method
-	sent     [][]photos.Written             // to WriteBack, whatever became of it
+	sent     [][]photos.PendingWrite        // to WriteBack, whatever became of it
 	before   hook                           // upon an error of it nothing is done
 	after    hook                           // upon an error of it all is done
 }
@@ -81,7 +81,7 @@ func (r *records) of(id photos.ID) []photos.Comment {
 }
 
 // batches is what WriteBack was called with.
-func (r *records) batches() [][]photos.Written {
+func (r *records) batches() [][]photos.PendingWrite {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.sent)
@@ -262,7 +262,7 @@ func (r *records) Follow(ctx context.Context, f photos.Follow) error {
 
 // WriteBack is that of the store: all or nothing upon an error, what is there already
 // stays, what was not made to the state that is there is refused.
-func (r *records) WriteBack(ctx context.Context, written []photos.Written) (refused []photos.ID, err error) {
+func (r *records) WriteBack(ctx context.Context, written []photos.PendingWrite) (refused []photos.ID, err error) {
 	r.mu.Lock()
 	r.sent = append(r.sent, written)
 	r.mu.Unlock()

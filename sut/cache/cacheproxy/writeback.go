@@ -136,9 +136,9 @@ func (p *Proxy) writeBatch(ctx context.Context, batch []dirtyRecord) error {
 	if len(batch) == 0 {
 		return nil
 	}
-	written := make([]photos.Written, len(batch))
+	written := make([]photos.PendingWrite, len(batch))
 	for i, r := range batch {
-		written[i] = r.Written
+		written[i] = r.PendingWrite
 	}
 	bounded, cancel := context.WithTimeout(ctx, p.config.Timeout)
 	defer cancel()

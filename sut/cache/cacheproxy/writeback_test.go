@@ -106,7 +106,7 @@ func TestFailedFlush(t *testing.T) {
 	if diff := cmp.Diff([]photos.Comment{comment(1, 1), comment(2, 1)}, r.records.of(1)); diff != "" {
 		t.Errorf("comments (-want +got)\n%s", diff)
 	}
-	same := func(b []photos.Written) bool { return cmp.Equal(b, first) }
+	same := func(b []photos.PendingWrite) bool { return cmp.Equal(b, first) }
 	if again := r.records.batches(); !slices.ContainsFunc(again[1:], same) {
 		t.Errorf("%+v did not come again: %+v", first, again)
 	}

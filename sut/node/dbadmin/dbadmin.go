@@ -17,14 +17,14 @@ import (
 type Database interface {
 	// ReplicationStatus returns the state of its replication.
 	ReplicationStatus(ctx context.Context) (sut.ReplicationStatus, error)
-	// Become changes its replication role.
-	Become(ctx context.Context, next sut.Replication) error
+	// ChangeRole changes its replication role.
+	ChangeRole(ctx context.Context, next sut.Replication) error
 	// LostChanges returns the changes that it committed as a primary and that its
 	// successor never received.
 	LostChanges(ctx context.Context) (sut.Lost, error)
 }
 
-// Add adds the endpoints sut.ReplicationPath and sut.LostPath to mux. An error of Become
+// Add adds the endpoints sut.ReplicationPath and sut.LostPath to mux. An error of ChangeRole
 // that wraps conflict means that the role is not allowed and that nothing changed. dir is
 // the directory of the database.
 func Add(mux *http.ServeMux, db Database, conflict error, dir string) {
@@ -53,7 +53,7 @@ func addReplication(mux *http.ServeMux, db Database, conflict error) {
 				`{"epoch": 2, "primary": {"node": "db-2", "address": "127.0.0.1:5432"}} to follow`)
 			return
 		}
-		switch err := db.Become(r.Context(), next); {
+		switch err := db.ChangeRole(r.Context(), next); {
 		case errors.Is(err, conflict):
 			process.SendError(w, http.StatusConflict, err, "")
 		case err != nil:

@@ -206,7 +206,7 @@ func (r *replayer) count(op string, c row, err error) error {
 	case err == nil:
 		r.done.Done[op]++
 	case errors.Is(err, photos.ErrConflict):
-		r.done.There++
+		r.done.AlreadyPresent++
 	case errors.Is(err, photos.ErrUnavailable), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
 	default:

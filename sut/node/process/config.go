@@ -85,7 +85,7 @@ func CheckReplication(r sut.Replication) error {
 	switch {
 	case r.Epoch < 1:
 		return fmt.Errorf("replication: epoch %d: want 1 or more", r.Epoch)
-	case r.Primary != nil && r.Several:
+	case r.Primary != nil && r.MultiPrimary:
 		return errors.New("replication: a multi-primary node has origins, not a primary to follow")
 	case r.Primary != nil:
 		return CheckPeers(*r.Primary)

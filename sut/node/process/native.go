@@ -114,12 +114,12 @@ func (n Node) StartNative(ctx context.Context, s Server, death syscall.Signal) (
 	}, nil
 }
 
-// relay logs the lines that the server prints. A server may have a method Printed that
+// relay logs the lines that the server prints. A server may have a method HandleLogLine that
 // takes a line and reports whether it logged the line itself.
 func (n Node) relay(r io.Reader, s Server) {
 	logged := func(string) bool { return false }
-	if logger, ok := s.(interface{ Printed(line string) bool }); ok {
-		logged = logger.Printed
+	if logger, ok := s.(interface{ HandleLogLine(line string) bool }); ok {
+		logged = logger.HandleLogLine
 	}
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {

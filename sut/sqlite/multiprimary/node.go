@@ -123,7 +123,7 @@ func (n *Node) ChangeRole(_ context.Context, to sut.Replication) error {
 	switch {
 	case stopping:
 		return fmt.Errorf("%w: this node is stopping", replog.ErrRefused)
-	case !to.Several || to.Primary != nil:
+	case !to.MultiPrimary || to.Primary != nil:
 		return fmt.Errorf("%w: this node is multi-primary: a running primary never becomes a replica", replog.ErrRefused)
 	case to.Epoch < known:
 		return fmt.Errorf("%w: epoch %d is too low: this node knows epoch %d", replog.ErrRefused, to.Epoch, known)

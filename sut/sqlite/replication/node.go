@@ -185,7 +185,7 @@ func (r *Node) checkRole(to sut.Replication) error {
 	switch {
 	case r.stopping:
 		return fmt.Errorf("%w: this node is stopping", replog.ErrRefused)
-	case to.Several:
+	case to.MultiPrimary:
 		return fmt.Errorf("%w: this node is not multi-primary: restart it as multi-primary", replog.ErrRefused)
 	case r.primary == nil:
 		const text = "%w: this node is the primary of epoch %d: a running primary never becomes a replica"

@@ -51,13 +51,13 @@ func (c Config) WithDefaults() (Config, error) {
 		return c, errors.New("replication: the node has no name")
 	case s.Epoch < 1:
 		return c, fmt.Errorf("replication: epoch %d: want 1 or more", s.Epoch)
-	case !s.Several && len(s.Origins) > 0:
+	case !s.MultiPrimary && len(s.Origins) > 0:
 		return c, errors.New("replication: only a multi-primary node can have origins")
-	case s.Several && s.Primary != nil:
+	case s.MultiPrimary && s.Primary != nil:
 		return c, errors.New("replication: a multi-primary node cannot follow a primary")
-	case s.Several && c.SyncCopies > 0:
+	case s.MultiPrimary && c.SyncCopies > 0:
 		return c, errors.New("replication: a multi-primary node cannot wait for sync copies")
-	case s.Several:
+	case s.MultiPrimary:
 		entries, bytes = 100_000, 256<<20
 	}
 	c.SyncTimeout = cmp.Or(c.SyncTimeout, 2*time.Second)

@@ -12,7 +12,7 @@ import (
 )
 
 // writeBack sends a batch to the store and checks which photos it refuses.
-func (k kit) writeBack(t *testing.T, what string, written []photos.Written, refused ...photos.ID) {
+func (k kit) writeBack(t *testing.T, what string, written []photos.PendingWrite, refused ...photos.ID) {
 	t.Helper()
 	got, err := k.WriteBack(within(t), written)
 	if err != nil {
@@ -37,13 +37,13 @@ func (k kit) comments(t *testing.T, photo photos.ID) (ids []photos.ID) {
 
 // changed returns a photo after writes that only a cache holds: one new title, likes and
 // comments.
-func (k kit) changed(p photos.Photo, likes, comments int) photos.Written {
+func (k kit) changed(p photos.Photo, likes, comments int) photos.PendingWrite {
 	base := p.Version
 	p.Title = "title after " + fmt.Sprint(base)
 	p.Likes += int64(likes)
 	p.Comments += int64(comments)
 	p.Version += int64(likes+comments) + 1
-	w := photos.Written{Photo: p, Base: base}
+	w := photos.PendingWrite{Photo: p, Base: base}
 	for i := range comments {
 		w.Comments = append(w.Comments, photos.Comment{
 			ID: k.ids.next(), PhotoID: p.ID, UserID: 2, Text: "it's late", CreatedUS: int64(i),
@@ -65,9 +65,9 @@ func batchResent(t *testing.T, k kit) {
 	both := k.changed(k.newPhoto(t, 1), 2, 3)
 	alone := k.newPhoto(t, 1)
 	for _, what := range []string{"a batch", "the batch resent", "the batch resent twice"} {
-		k.writeBack(t, what, []photos.Written{both, liked})
+		k.writeBack(t, what, []photos.PendingWrite{both, liked})
 		both.Resent, liked.Resent = true, true
-		for _, w := range []photos.Written{liked, both} {
+		for _, w := range []photos.PendingWrite{liked, both} {
 			same(t, what, k.photo(t, w.Photo.ID), w.Photo)
 			same(t, what+": comments", k.comments(t, w.Photo.ID), idsOf(w.Comments))
 		}
@@ -81,7 +81,7 @@ func batchResent(t *testing.T, k kit) {
 	}
 	same(t, "version after a like", version, liked.Photo.Version+1)
 	next := k.changed(k.photo(t, liked.Photo.ID), 1, 1)
-	k.writeBack(t, "the next batch", []photos.Written{next})
+	k.writeBack(t, "the next batch", []photos.PendingWrite{next})
 	same(t, "the photo after the next batch", k.photo(t, next.Photo.ID), next.Photo)
 	k.writeBack(t, "no photos", nil)
 }
@@ -113,14 +113,14 @@ func batchRefused(t *testing.T, k kit) {
 	theirTwin.Comments = []photos.Comment{
 		{ID: k.ids.next(), PhotoID: twin.Photo.ID, UserID: 3, Text: "first", CreatedUS: 7},
 	}
-	k.writeBack(t, "the twin", []photos.Written{theirTwin})
+	k.writeBack(t, "the twin", []photos.PendingWrite{theirTwin})
 	// ahead: another writer has made fewer changes than the batch.
 	ahead := k.changed(k.newPhoto(t, 1), 5, 0)
 	if _, err := k.Like(ctx, ahead.Photo.ID, 2); err != nil {
 		t.Fatal(err)
 	}
 	for _, what := range []string{"a batch with conflicts", "the same batch again"} {
-		k.writeBack(t, what, []photos.Written{missing, level, good, twin, ahead, behind, deleted},
+		k.writeBack(t, what, []photos.PendingWrite{missing, level, good, twin, ahead, behind, deleted},
 			deleted.Photo.ID, behind.Photo.ID, level.Photo.ID, twin.Photo.ID, ahead.Photo.ID, missing.Photo.ID)
 		good.Resent = true
 		same(t, what+": comments of the twin", k.comments(t, twin.Photo.ID), idsOf(theirTwin.Comments))
@@ -129,7 +129,7 @@ func batchRefused(t *testing.T, k kit) {
 		same(t, what+": comments of good", k.comments(t, good.Photo.ID), idsOf(good.Comments))
 		same(t, what+": photos of the other writer",
 			[]photos.Photo{k.photo(t, behind.Photo.ID), k.photo(t, level.Photo.ID)}, theirs)
-		for _, w := range []photos.Written{missing, deleted, behind, level} {
+		for _, w := range []photos.PendingWrite{missing, deleted, behind, level} {
 			same(t, what+": comments of a refused photo", k.comments(t, w.Photo.ID), idsOf(nil))
 		}
 	}
@@ -142,7 +142,7 @@ func batchAtomic(t *testing.T, k kit) {
 	good, bad := k.newPhoto(t, 1), k.newPhoto(t, 1)
 	broken := k.changed(bad, 1, 1)
 	broken.Comments[0].Text = "a\x00b"
-	for what, batch := range map[string][]photos.Written{
+	for what, batch := range map[string][]photos.PendingWrite{
 		"invalid text":  {k.changed(good, 1, 1), broken},
 		"a photo twice": {k.changed(good, 1, 0), k.changed(good, 2, 0)},
 	} {
@@ -154,7 +154,7 @@ func batchAtomic(t *testing.T, k kit) {
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := k.WriteBack(ended, []photos.Written{k.changed(good, 1, 0)}); err == nil {
+	if _, err := k.WriteBack(ended, []photos.PendingWrite{k.changed(good, 1, 0)}); err == nil {
 		t.Error("a batch with a cancelled context succeeded")
 	}
 	same(t, "the photos", []photos.Photo{k.photo(t, good.ID), k.photo(t, bad.ID)}, []photos.Photo{good, bad})
@@ -164,7 +164,7 @@ func batchAtomic(t *testing.T, k kit) {
 // A batch that exceeds the buffers between the store and the database is stored.
 func batchLarge(t *testing.T, k kit) {
 	const size = 500
-	var batch []photos.Written
+	var batch []photos.PendingWrite
 	for i := range size {
 		w := k.changed(k.newPhoto(t, 118), i%7, i%3)
 		for j := range w.Comments {
@@ -185,7 +185,7 @@ func batchLarge(t *testing.T, k kit) {
 // nothing twice. Direct writes run at the same time.
 func batchesCrossed(t *testing.T, k kit) {
 	ctx := within(t)
-	var batch []photos.Written
+	var batch []photos.PendingWrite
 	for range 20 {
 		batch = append(batch, k.changed(k.newPhoto(t, 1), 2, 1))
 	}
@@ -219,7 +219,7 @@ func batchesCrossed(t *testing.T, k kit) {
 func batchDuringCrash(t *testing.T, k kit, db Database) {
 	p := k.newPhoto(t, 1)
 	for range 3 {
-		var batch []photos.Written
+		var batch []photos.PendingWrite
 		for range 50 {
 			batch = append(batch, k.changed(k.newPhoto(t, 1), 3, 1))
 		}
@@ -269,7 +269,7 @@ func WriteBack(b *testing.B, s *Store) {
 				began := time.Now()
 				likes(b, s, size, all.atOnce)
 				single += time.Since(began)
-				batch := make([]photos.Written, 0, size)
+				batch := make([]photos.PendingWrite, 0, size)
 				for id := range size {
 					p, err := s.Photo(b.Context(), photos.ID(id+1))
 					if err != nil {
@@ -277,7 +277,7 @@ func WriteBack(b *testing.B, s *Store) {
 					}
 					p.Likes++
 					p.Version++
-					batch = append(batch, photos.Written{Photo: p, Base: p.Version - 1})
+					batch = append(batch, photos.PendingWrite{Photo: p, Base: p.Version - 1})
 				}
 				began = time.Now()
 				if refused, err := s.WriteBack(b.Context(), batch); err != nil || len(refused) > 0 {

@@ -136,7 +136,7 @@ func drive(ctx context.Context, d driver.Driver, clients *driver.Clients, s setu
 	recorder := hdr.New(time.Now(), func(string) int64 { return int64(time.Second) }, nil)
 	m.report, err = d.Run(ctx, clients, driver.Plan{
 		Workload: s.workload, Schedule: schedule, Duration: s.duration, Drain: s.drain,
-		Timeout: cmp.Or(s.timeout, 10*time.Second), LastCall: cmp.Or(s.lastCall, 20*time.Second),
+		Timeout: cmp.Or(s.timeout, 10*time.Second), Grace: cmp.Or(s.lastCall, 20*time.Second),
 	}, func(o results.Outcome) {
 		if s.onOutcome != nil {
 			s.onOutcome(o)

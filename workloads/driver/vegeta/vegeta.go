@@ -54,7 +54,7 @@ func (Driver) Run(
 		vegeta.Timeout(0), // the flight applies the timeout and records the cause
 	)
 	go func() {
-		<-flight.Stopped() // closed by Land at the latest
+		<-flight.Stopped() // closed by Finish at the latest
 		// Without Stop, an op that no free worker takes would prolong the attack.
 		attacker.Stop()
 	}()
@@ -62,7 +62,7 @@ func (Driver) Run(
 	for result := range attacker.Attack(a.target, a, 0, "") {
 		own.Record(int64(result.Latency))
 	}
-	report := flight.Land()
+	report := flight.Finish()
 	report.OwnLatency = new(own.Latency(0))
 	return report, nil
 }
