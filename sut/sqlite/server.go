@@ -170,8 +170,9 @@ func (s *Server) ReplicationStatus() sut.ReplicationStatus {
 }
 
 // ChangeRole changes the role of the node. A replica becomes the primary or follows another
-// primary. A multi-primary node gets a new list of origins. A role that
-// the node must not take is ErrRefused. Before a replica becomes the primary, it applies all changes that it has received. If the context ends first, it stays a replica.
+// primary. A multi-primary node gets a new list of origins. A role that the node must not
+// take is ErrRefused. Before a replica becomes the primary, it applies all changes that it
+// has received. If the context ends first, it stays a replica.
 func (s *Server) ChangeRole(ctx context.Context, to sut.Replication) error {
 	return s.replicator.ChangeRole(ctx, to)
 }
