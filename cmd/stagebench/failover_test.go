@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -83,21 +84,15 @@ func (r *rig) awaitEqual(t *testing.T, names []string) {
 	for _, name := range names {
 		all = append(all, r.reading(t, name))
 	}
-	deadline := time.Now().Add(30 * time.Second)
-	for {
+	eventually(t, fmt.Sprintf("%v hold the same data", names), func() bool {
 		digests := map[string]bool{}
 		var errs []error
 		for _, s := range all {
 			digest, err := s.Digest(t.Context())
 			digests[digest], errs = true, append(errs, err)
 		}
-		if err := errors.Join(errs...); err == nil && len(digests) == 1 {
-			return
-		} else if time.Now().After(deadline) {
-			t.Fatalf("%v do not hold the same data: %v, %v; events %+v", names, digests, err, r.Events())
-		}
-		pause()
-	}
+		return errors.Join(errs...) == nil && len(digests) == 1
+	})
 }
 
 // failovers returns the modes in which tests let a primary fail, by name.
@@ -119,25 +114,18 @@ func (r *rig) losePrimary(t *testing.T, c *commenters) (resumed time.Duration) {
 	if err := r.Kill(old); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(60 * time.Second)
-	// Acknowledgements that arrive before the failover are of writes that were in flight.
-	for primary := old; primary == old || c.first.Load() == 0; primary, _ = r.databaseRoles() {
+	eventually(t, "a write is acknowledged after the failover", func() bool {
+		primary, _ := r.databaseRoles()
 		if primary == old {
+			// Acknowledgements that arrive before the failover are of writes that were in flight.
 			c.mark.Store(time.Now().UnixNano())
 			c.first.Store(0)
+			return false
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("no write was acknowledged for a minute; failures %v, events %+v", c.failures(), r.Events())
-		}
-		pause()
-	}
+		return c.first.Load() != 0
+	})
 	resumed = time.Unix(0, c.first.Load()).Sub(at)
-	for again := c.count() + 50; c.count() < again; {
-		if time.Now().After(deadline) {
-			t.Fatalf("writes did not continue within a minute; failures %v, events %+v", c.failures(), r.Events())
-		}
-		pause()
-	}
+	c.awaitCount(t, c.count()+50)
 	return resumed
 }
 
@@ -254,29 +242,25 @@ func TestPrimaryIsPaused(t *testing.T) {
 // awaitBack waits until a database that died serves reads again.
 func (r *rig) awaitBack(t *testing.T, node string) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); pause() {
-		for _, n := range r.Status() {
-			if n.Node == node && n.Restarts > 0 && n.State == targets.Serving && r.replication(t, node).Serves {
-				return
-			}
-		}
-	}
-	t.Fatalf("%s does not serve again within a minute: %+v; events %+v", node, r.Status(), r.Events())
+	eventually(t, node+" serves again", func() bool {
+		return slices.ContainsFunc(r.Status(), func(n targets.NodeStatus) bool {
+			return n.Node == node && n.Restarts > 0 && n.State == targets.Serving && r.replication(t, node).Serves
+		})
+	})
 }
 
 // awaitEvent waits for an event whose text contains text, and returns the first one.
-func (r *rig) awaitEvent(t *testing.T, text string) targets.Event {
+func (r *rig) awaitEvent(t *testing.T, text string) (found targets.Event) {
 	t.Helper()
-	deadline := time.Now().Add(60 * time.Second)
-	for ; time.Now().Before(deadline); pause() {
-		for _, e := range r.Events() {
-			if strings.Contains(e.Text, text) {
-				return e
-			}
+	eventually(t, fmt.Sprintf("an event %q", text), func() bool {
+		all := r.Events()
+		i := slices.IndexFunc(all, func(e targets.Event) bool { return strings.Contains(e.Text, text) })
+		if i >= 0 {
+			found = all[i]
 		}
-	}
-	t.Fatalf("no event %q within a minute; events %+v", text, r.Events())
-	return targets.Event{}
+		return i >= 0
+	})
+	return found
 }
 
 // A replica dies, the only one or one of two. No read fails, and no write is lost. The replica restarts and

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"net"
@@ -123,13 +124,9 @@ func (r *rig) partitioned(t *testing.T, replica, primary string) *partition {
 // awaitConnected waits until a replica receives changes from its primary, or until it receives none.
 func (r *rig) awaitConnected(t *testing.T, replica string, connected bool) {
 	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for ; time.Now().Before(deadline); pause() {
-		if r.replication(t, replica).Connected == connected {
-			return
-		}
-	}
-	t.Fatalf("connected is not %t within a minute: %+v", connected, r.replication(t, replica))
+	eventually(t, fmt.Sprintf("connected of %s is %t", replica, connected), func() bool {
+		return r.replication(t, replica).Connected == connected
+	})
 }
 
 // killForGood kills a node. The node does not restart until it is resumed.

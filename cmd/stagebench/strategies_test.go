@@ -106,15 +106,11 @@ func TestWriteBackLosesWhatIsNotFlushed(t *testing.T) {
 // awaitCache waits until a cache host that died serves again.
 func (r *rig) awaitCache(t *testing.T) {
 	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for !slices.ContainsFunc(r.Status(), func(n targets.NodeStatus) bool {
-		return n.Role == sut.Cache && n.Restarts > 0 && n.State == targets.Serving
-	}) {
-		if time.Now().After(deadline) {
-			t.Fatalf("no cache host serves again within a minute: %+v", r.Status())
-		}
-		pause()
-	}
+	eventually(t, "a cache host serves again", func() bool {
+		return slices.ContainsFunc(r.Status(), func(n targets.NodeStatus) bool {
+			return n.Role == sut.Cache && n.Restarts > 0 && n.State == targets.Serving
+		})
+	})
 }
 
 // A write-back cache host that is stopped by SIGTERM flushes first.
@@ -168,17 +164,13 @@ func TestPrimaryDiesBehindAWriteBackCache(t *testing.T) {
 }
 
 // awaitFlushed waits until the cache hosts have no unflushed writes. It returns their figures.
-func (r *rig) awaitFlushed(t *testing.T) results.WriteBack {
+func (r *rig) awaitFlushed(t *testing.T) (back results.WriteBack) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; pause() {
-		back := *r.held(t).WriteBack
-		if back.Unflushed == 0 {
-			return back
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("not flushed within a minute: %+v", back)
-		}
-	}
+	eventually(t, "the cache hosts have flushed all writes", func() bool {
+		back = *r.held(t).WriteBack
+		return back.Unflushed == 0
+	})
+	return back
 }
 
 // The primary dies while its only replica is cut off. The writes that the cache flushed after the cut are
@@ -195,9 +187,8 @@ func TestAsyncPrimaryDiesBehindAWriteBackCache(t *testing.T) {
 	c.awaitCount(t, 200)
 	link.cut()
 	r.awaitConnected(t, "db-2", false)
-	for flushed := r.held(t).WriteBack.Flushed; r.held(t).WriteBack.Flushed < flushed+50; pause() {
-		c.awaitCount(t, c.count()+1)
-	}
+	flushed := r.held(t).WriteBack.Flushed
+	eventually(t, "50 more writes are flushed", func() bool { return r.held(t).WriteBack.Flushed >= flushed+50 })
 	r.killForGood(t, "db-1")
 	r.awaitEvent(t, "is the primary of epoch 2")
 	if err := r.Resume("db-1"); err != nil {
@@ -240,17 +231,9 @@ func TestWriteBackCacheIsPaused(t *testing.T) {
 			if err := r.Pause("cache-1"); err != nil {
 				t.Fatal(err)
 			}
-			for deadline := time.Now().Add(time.Minute); len(c.failures()) == 0; pause() {
-				if time.Now().After(deadline) {
-					t.Fatal("no write failed within a minute")
-				}
-			}
+			eventually(t, "a write fails", func() bool { return len(c.failures()) > 0 })
 			during := c.count()
-			for deadline := time.Now().Add(time.Minute); !r.reads(t, photoPath(1)); pause() {
-				if time.Now().After(deadline) {
-					t.Fatal("no read was answered within a minute, although the database serves")
-				}
-			}
+			eventually(t, "a read is answered from the database", func() bool { return r.reads(t, photoPath(1)) })
 			if err := r.Resume("cache-1"); err != nil {
 				t.Fatal(err)
 			}
@@ -385,11 +368,7 @@ func (r *rig) stampede(t *testing.T, requests int) {
 // awaitCacheMetric waits until the sum of a metric of all cache hosts satisfies a condition.
 func (r *rig) awaitCacheMetric(t *testing.T, name string, enough func(int64) bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !enough(r.cacheMetric(t, name)); pause() {
-		if time.Now().After(deadline) {
-			t.Fatalf("after a minute %s is %d", name, r.cacheMetric(t, name))
-		}
-	}
+	eventually(t, "the cache hosts have the wanted value of "+name, func() bool { return enough(r.cacheMetric(t, name)) })
 }
 
 // cacheMetric returns the sum of a metric of all cache hosts.

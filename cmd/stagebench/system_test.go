@@ -384,9 +384,3 @@ func eventually(t testing.TB, what string, holds func() bool) {
 		}
 	}
 }
-
-// pause sleeps for pollInterval between two polls. New tests use eventually.
-func pause() {
-	timer := time.NewTimer(pollInterval)
-	<-timer.C
-}

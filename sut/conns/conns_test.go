@@ -72,7 +72,7 @@ func figure(t *testing.T, registry *prometheus.Registry, name string) float64 {
 	return 0
 }
 
-func await(t *testing.T, what string, holds func() bool) {
+func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	deadline := time.After(10 * time.Second)
 	tick := time.NewTicker(time.Millisecond)
@@ -132,7 +132,7 @@ func TestFullServerRefusesAtOnce(t *testing.T) {
 	first, second := dial(t, address), dial(t, address)
 	first.send(t, slow+"12345")
 	second.send(t, slow+"12345")
-	await(t, "both are served", func() bool { return figure(t, registry, "stagebench_http_connections_open") == 2 })
+	eventually(t, "both are served", func() bool { return figure(t, registry, "stagebench_http_connections_open") == 2 })
 	third := dial(t, address)
 	third.send(t, get)
 	if status := third.status(t); status != http.StatusServiceUnavailable {
@@ -146,7 +146,7 @@ func TestFullServerRefusesAtOnce(t *testing.T) {
 		t.Errorf("the slow client got %d", status)
 	}
 	fourth := dial(t, address)
-	await(t, "a new client is served", func() bool {
+	eventually(t, "a new client is served", func() bool {
 		fourth.send(t, get)
 		if fourth.status(t) == http.StatusOK {
 			return true
@@ -175,7 +175,7 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 			t.Fatalf("status %d", status)
 		}
 		// The client may have the response before the server marks the connection as idle.
-		await(t, "the connection is idle", func() bool {
+		eventually(t, "the connection is idle", func() bool {
 			return figure(t, registry, "stagebench_http_connections_idle") == float64(min(i+1, 2))
 		})
 	}
@@ -221,7 +221,7 @@ func TestManyClients(t *testing.T) {
 		len(statuses) > 2 {
 		t.Errorf("statuses %v of 200 requests", statuses)
 	}
-	await(t, "all connections have ended",
+	eventually(t, "all connections have ended",
 		func() bool { return figure(t, registry, "stagebench_http_connections_open") == 0 })
 }
 
@@ -240,15 +240,15 @@ func TestPartialRequestsAreNotLost(t *testing.T) {
 		if status := c.status(t); status != http.StatusOK {
 			t.Fatalf("status %d", status)
 		}
-		await(t, "the connection is idle",
+		eventually(t, "the connection is idle",
 			func() bool { return figure(t, registry, "stagebench_http_connections_idle") == float64(i+1) })
 	}
 	first.send(t, get[:5])
-	await(t, "the server has read it",
+	eventually(t, "the server has read it",
 		func() bool { return figure(t, registry, "stagebench_http_connections_idle") == 1 })
 	third, fourth := dial(t, address), dial(t, address)
 	third.send(t, slow) // replaces the second, which is idle
-	await(t, "the third is served",
+	eventually(t, "the third is served",
 		func() bool { return figure(t, registry, "stagebench_http_connections_closed_idle_total") == 1 })
 	fourth.send(t, get)
 	if status := fourth.status(t); status != http.StatusServiceUnavailable {
@@ -270,7 +270,7 @@ func TestSilentConnectionsAreClosed(t *testing.T) {
 	for range 3 {
 		dial(t, address)
 	}
-	await(t, "a request is answered", func() bool {
+	eventually(t, "a request is answered", func() bool {
 		c := dial(t, address)
 		c.send(t, get)
 		return c.status(t) == http.StatusOK

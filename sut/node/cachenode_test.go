@@ -195,7 +195,7 @@ func (c *cacheTier) load(t *testing.T) (stop func()) {
 		clients.Wait()
 		defer records.Close()
 		want := before + acknowledged[0] + acknowledged[1]
-		waitFor(t, "everything is written back", func() bool { return likes() >= want })
+		eventually(t, "everything is written back", func() bool { return likes() >= want })
 		if now := likes(); now != want {
 			t.Errorf("%d likes, want %d: %d before the test and %v acknowledged", now, want, before, acknowledged)
 		}

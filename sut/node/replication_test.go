@@ -203,7 +203,7 @@ func (p *nodeProcess) Kill(t *testing.T) {
 		_ = p.stdin.Close()
 		<-p.exited
 		for _, pid := range all {
-			waitFor(t, "process "+strconv.Itoa(pid)+" is gone", func() bool {
+			eventually(t, "process "+strconv.Itoa(pid)+" is gone", func() bool {
 				state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 				return err != nil || strings.Contains(string(state), ") Z ")
 			})

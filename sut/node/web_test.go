@@ -184,7 +184,7 @@ func fullHost(t *testing.T, uses map[sut.Role][]sut.Peer) {
 	}
 	awaitMetric := func(name string) {
 		t.Helper()
-		waitFor(t, fmt.Sprintf("%s is %d", name, maxConns), func() bool {
+		eventually(t, fmt.Sprintf("%s is %d", name, maxConns), func() bool {
 			_, text := w.admin(t, http.MethodGet, "/metrics", "")
 			return strings.Contains(text, fmt.Sprintf("%s %d\n", name, maxConns))
 		})
@@ -222,7 +222,7 @@ func fullHost(t *testing.T, uses map[sut.Role][]sut.Peer) {
 	for _, conn := range slow {
 		_ = conn.Close()
 	}
-	waitFor(t, "the host is no longer full", func() bool {
+	eventually(t, "the host is no longer full", func() bool {
 		return get(dialNode(t, w), "/static/app.css").StatusCode == http.StatusOK
 	})
 }
@@ -240,7 +240,7 @@ func dialNode(t *testing.T, r *running) net.Conn {
 	return conn
 }
 
-func waitFor(t *testing.T, what string, holds func() bool) {
+func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
 	deadline := time.After(20 * time.Second)
 	tick := time.NewTicker(5 * time.Millisecond)

@@ -84,30 +84,26 @@ func replay(t *testing.T, binary string, source *trace.Trace) *trace.Trace {
 	// finished before the last line is written.
 	log := filepath.Join(dir, "access.log")
 	var text []byte
-	complete := eventually(t, func() bool {
+	eventually(t, "nginx has logged all requests", func() bool {
 		var err error
 		if text, err = os.ReadFile(log); err != nil {
 			t.Fatal(err)
 		}
 		return strings.Count(string(text), "\n") == len(source.Records())
 	})
-	if !complete {
-		t.Fatalf("nginx logged\n%s", text)
-	}
 	return read(t, string(text))
 }
 
-// eventually polls until done returns true. It returns false after 10 s.
-func eventually(t *testing.T, done func() bool) bool {
+// eventually polls until a condition holds. It ends the test after 20 s.
+func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	poll := time.NewTicker(5 * time.Millisecond)
 	defer poll.Stop()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); <-poll.C {
-		if done() {
-			return true
+	for deadline := time.Now().Add(20 * time.Second); !holds(); <-poll.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 20 s: %s", what)
 		}
 	}
-	return false
 }
 
 // startNginx starts an nginx and returns its address. The test's cleanup stops it.
@@ -152,16 +148,13 @@ http {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait()
 	})
-	serves := eventually(t, func() bool {
-		var conn net.Conn
-		if conn, err = net.Dial("tcp", address); err != nil {
+	eventually(t, "nginx serves", func() bool {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
 			return false
 		}
 		_ = conn.Close()
 		return true
 	})
-	if !serves {
-		t.Fatalf("nginx does not serve: %v", err)
-	}
 	return address
 }

@@ -70,7 +70,7 @@ func TestPoisonedBatch(t *testing.T) {
 	for id := photos.ID(1); id <= 3; id++ {
 		like(t, web, id, 2)
 	}
-	await(t, "all is settled", func() bool { return h.figure(t, "unflushed") == 0 })
+	eventually(t, "all is settled", func() bool { return h.figure(t, "unflushed") == 0 })
 	if flushed, refused := h.figure(t, "flushed_total"), h.figure(t, "refused_total"); flushed != 4 || refused != 2 {
 		t.Errorf("%v writes flushed and %v refused, want 4 and 2", flushed, refused)
 	}
@@ -181,7 +181,7 @@ func TestBatchesForSlowRecords(t *testing.T) {
 	likeAll := func() {
 		t.Helper()
 		for id := photos.ID(1); id <= 200; id++ {
-			await(t, "a like is taken", func() bool {
+			eventually(t, "a like is taken", func() bool {
 				w := cache.Write{Like: &cache.Like{Photo: id, User: 2}}
 				_, err := h.proxy.Apply(t.Context(), cache.PhotoKey(id).String(), w)
 				return err == nil
@@ -190,7 +190,7 @@ func TestBatchesForSlowRecords(t *testing.T) {
 	}
 	flushed := func() bool { return h.figure(t, "unflushed") == 0 }
 	likeAll()
-	await(t, "all is flushed", flushed)
+	eventually(t, "all is flushed", flushed)
 	if h.figure(t, "flush_errors_total") == 0 {
 		t.Error("no batch was too large")
 	}
@@ -204,7 +204,7 @@ func TestBatchesForSlowRecords(t *testing.T) {
 		likeAll()
 		before := len(r.records.batches())
 		r.records.set(nil, nil)
-		await(t, "all is flushed", flushed)
+		eventually(t, "all is flushed", flushed)
 		for _, batch := range r.records.batches()[before:] {
 			largest = max(largest, rows(batch))
 		}

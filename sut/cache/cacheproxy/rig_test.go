@@ -257,8 +257,8 @@ func (h *host) figure(t testing.TB, name string) float64 {
 	return 0
 }
 
-// await waits until a condition is true.
-func await(t testing.TB, what string, condition func() bool) {
+// eventually waits until a condition is true.
+func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	deadline := time.After(patience)
 	poll := time.NewTicker(time.Millisecond)

@@ -192,12 +192,12 @@ func expiring(t *testing.T, o options) {
 	o.ttl = 30 * time.Millisecond
 	r := newRig(t, o)
 	web := r.web(t)
-	await(t, "it is cached", func() bool { return photo(t, web, 1).Cached })
+	eventually(t, "it is cached", func() bool { return photo(t, web, 1).Cached })
 	// Nobody tells the cache of this.
 	if _, err := r.records.Like(t.Context(), 1, 1); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the new value is read", func() bool { return photo(t, web, 1).Likes == 1 })
+	eventually(t, "the new value is read", func() bool { return photo(t, web, 1).Likes == 1 })
 }
 
 // lists: feeds and the newest photos are kept, or not.

@@ -62,7 +62,7 @@ func TestFlushesByItself(t *testing.T) {
 	for round := range int64(3) {
 		like(t, web, 1, 1)
 		must(t)(web.Comment(t.Context(), comment(photos.ID(round+1), 1)))
-		await(t, "it is flushed", func() bool { return h.figure(t, "unflushed") == 0 })
+		eventually(t, "it is flushed", func() bool { return h.figure(t, "unflushed") == 0 })
 		if p := photo(t, web, 1); p.Likes != round+1 || p.Comments != round+1 || p.Version != 2*round+3 || !p.Cached {
 			t.Errorf("read: %+v", p)
 		}
@@ -87,18 +87,18 @@ func TestFailedFlush(t *testing.T) {
 		before := len(r.records.batches())
 		return func() bool { return len(r.records.batches()) >= before+2 } // the first may have begun before
 	}
-	await(t, "it is tried again", tried())
+	eventually(t, "it is tried again", tried())
 	first := r.records.batches()[len(r.records.batches())-1]
 	r.records.set(nil, down)
-	await(t, "it is tried again", tried())
-	await(t, "it is written, as far as it was tried first", func() bool { return r.records.photo(1).Version > 1 })
+	eventually(t, "it is tried again", tried())
+	eventually(t, "it is written, as far as it was tried first", func() bool { return r.records.photo(1).Version > 1 })
 	if n := h.figure(t, "unflushed"); n != 4 {
 		t.Errorf("%v writes wait", n)
 	}
 	// More of the same photo: what was written and not answered is not added again.
 	must(t)(web.Comment(t.Context(), comment(2, 1)))
 	r.records.set(nil, nil)
-	await(t, "it is flushed", func() bool { return h.figure(t, "unflushed") == 0 })
+	eventually(t, "it is flushed", func() bool { return h.figure(t, "unflushed") == 0 })
 	want := photos.Photo{ID: 1, UserID: 1, Title: "photo 1", State: photos.StateReady, Likes: 3, Comments: 2, Version: 6}
 	if diff := cmp.Diff(want, r.records.photo(1)); diff != "" {
 		t.Errorf("the records (-want +got)\n%s", diff)
@@ -135,7 +135,7 @@ func TestRefused(t *testing.T) {
 	for id := photos.ID(4); id <= 200; id++ { // which is enough for a batch
 		like(t, web, id, 1)
 	}
-	await(t, "writes are refused", func() bool { return h.figure(t, "refused_total") == 3 })
+	eventually(t, "writes are refused", func() bool { return h.figure(t, "refused_total") == 3 })
 	if p := photo(t, web, 1); p.Version != 6 || p.Likes != 5 || p.Cached {
 		t.Errorf("read: %+v", p)
 	}
@@ -182,7 +182,7 @@ func TestWriteDuringAFlush(t *testing.T) {
 			like(t, r.records, 1, 9)
 		}
 		close(writing.released)
-		await(t, "nothing waits", func() bool { return h.figure(t, "unflushed") == 0 })
+		eventually(t, "nothing waits", func() bool { return h.figure(t, "unflushed") == 0 })
 		if refused {
 			if n := h.figure(t, "refused_total"); n != 3 {
 				t.Errorf("%v writes were refused", n)
