@@ -40,8 +40,8 @@ func diagnose() table.Table {
 		t.Rows = append(t.Rows, append(texts(what, found), table.YesNo(good), table.Text(todo)))
 	}
 	cores := cell.Cores()
-	row("cores", fmt.Sprintf("%d: a unit is %.3f cores, %.2f are reserved for the driver",
-		cores, cell.Unit(cores), cell.Reserve(cores)),
+	row("cores", fmt.Sprintf("%d; %.2f of them reserved for the driver; 1 unit = %.3f cores",
+		cores, cell.Reserve(cores), cell.Unit(cores)),
 		cores >= 2, "hosts and driver share one core, so figures will be invalid: use a machine with more cores")
 	budgets := budget.Detect(budget.Options{})
 	row("CPU and memory budgets", budgets.Describe(), budgets.Isolated(),

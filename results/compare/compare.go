@@ -210,7 +210,8 @@ func capacity(base, cell *results.Cell, seed uint64) Ratio {
 	r := Ratio{Value: cell.CapacityRPS / base.CapacityRPS, Why: why}
 	of, to := brackets(cell), brackets(base)
 	if withoutBrackets(base) || withoutBrackets(cell) {
-		r.Why = joined(r.Why, "an older version wrote one of the runs: it did not store the brackets of repeats")
+		r.Why = joined(r.Why, "an older stagebench wrote one of these runs, without "+
+			"the upper ends of the brackets: they count as unlimited; measure that run again")
 	}
 	if n := min(len(of), len(to)); n >= minRepeats {
 		r.Repeats = n

@@ -235,5 +235,5 @@ func (l lines) stepEnd(v view) {
 }
 
 func (lines) show(view)           {}
-func (l lines) print(text string) { _, _ = io.WriteString(l.w, text) } // see the package comment
+func (l lines) print(text string) { _, _ = io.WriteString(l.w, text) } // an error must not stop a run
 func (lines) close()              {}

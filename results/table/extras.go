@@ -39,7 +39,7 @@ func extras(rows []ladderRow, at string) (columns []column[ladderRow], legend []
 		add(staleColumns(at), staleLegend)
 	}
 	if cached {
-		add(staleHitColumns(at), "stale hits: stale share of the single-record reads that the cache answered; "+
+		add(staleHitColumns(at), "stale hits: of the single-record reads that the cache answered, the share that was stale; "+
 			"hit age: age of these stale reads")
 	}
 	if readBack {

@@ -101,17 +101,17 @@ func clientHash(n int) uint64 {
 }
 
 // chiSquare returns Pearson's chi-square statistic of the counts against equal counts.
-// It skips the host with the index without.
-func chiSquare(counts []int, without int) float64 {
+// It ignores the host at index skipped.
+func chiSquare(counts []int, skipped int) float64 {
 	total, hosts := 0, 0
 	for i, n := range counts {
-		if i != without {
+		if i != skipped {
 			total, hosts = total+n, hosts+1
 		}
 	}
 	want, sum := float64(total)/float64(hosts), 0.0
 	for i, n := range counts {
-		if i != without {
+		if i != skipped {
 			sum += (float64(n) - want) * (float64(n) - want) / want
 		}
 	}

@@ -26,8 +26,9 @@ import (
 )
 
 const (
-	// silenceTimeout bounds how long a refused connection may take to send its request.
-	// Any other connection counts as unused after this time without a request.
+	// silenceTimeout is measured from Accept. A refused connection must send its request
+	// within this time. A connection within the limit that has sent no request by then
+	// may be closed as unused. A connection between two requests may be closed at once.
 	silenceTimeout = time.Second
 
 	// maxRefused limits the refused connections. At this limit, the oldest of them that

@@ -89,9 +89,11 @@ func (c Config) validate() error {
 // backend does not use is in maintenance. So the hosts can change over the runtime socket
 // without a restart and without a lost connection. (HAProxy 2.6 can also add servers at
 // run time, but not with a cookie.) A running server has these limits:
-//   - it accepts 16 hosts with names that it was not started with;
+//   - at most 16 new host names can be added after the start: for more, SetUpstreams
+//     returns an error and the server must be restarted;
 //   - the conditions of its routes cannot change;
-//   - its 503 for a route without a host lists the hosts of the start.
+//   - its 503 for a route of which no host is up lists the hosts that the route had at the
+//     start.
 //
 // It differs from the embedded balancer in these points:
 //   - For ejection, HAProxy counts every status from 500 except 501 and 505, also the 503

@@ -215,8 +215,8 @@ func describe(l net.Listener) *memcached.Server {
 	return memcached.New(memcached.Config{Listen: at.IP, Port: at.Port})
 }
 
-// A reply that is not the one of memcached is an error. A missing reply is an error when
-// ctx ends.
+// Stats returns an error for a malformed or incomplete reply. If the server sends nothing,
+// Stats returns an error when ctx ends.
 func TestStatsFromOtherServers(t *testing.T) {
 	t.Parallel()
 	for name, reply := range map[string]string{

@@ -269,7 +269,7 @@ func TestLargeStaysSmallInMemory(t *testing.T) {
 	var follows int
 	for range d.Follows() {
 		if follows++; follows == 1_000_000 {
-			runtime.GC() // inside the iteration, which may hold rows
+			runtime.GC() // measure during the iteration, because the iterator could hold rows
 			runtime.ReadMemStats(&after)
 			break
 		}

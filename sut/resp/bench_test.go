@@ -140,8 +140,8 @@ const (
 // BenchmarkBesideRedis measures commands per second with redis-benchmark, for this server
 // and for Redis. The servers run in turns, alone on one core; the client has the other
 // core. The ratio is the median over the pairs of rounds, reported with the minimum and
-// the maximum. us/op is the CPU time of the server, which still differs when the client
-// limits the rate.
+// the maximum. us/op is the CPU time of the server for each command: compare it when
+// the client limits both rates.
 //
 //	go test -run '^$' -bench BesideRedis -benchtime 1x ./sut/resp
 func BenchmarkBesideRedis(b *testing.B) {

@@ -1,5 +1,5 @@
 // Package trace reads access logs and recorded traces, and replays them: each
-// request becomes an op, sent at the time at which it was logged.
+// request becomes an op, sent at its logged time, or faster or slower (Replay).
 //
 // Read takes a reader; the package opens no files. A Trace is immutable and safe
 // for concurrent use. A broken line never ends a read: broken lines are counted

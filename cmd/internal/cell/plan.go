@@ -79,7 +79,7 @@ func Full() Plan {
 const (
 	bringUp      = 2 * time.Second // start, logins and stop with embedded engines
 	bringUpDB    = 4 * time.Second // the same with native engines
-	typicalSteps = 4               // search steps of full length; failing steps end early, but are made twice
+	typicalSteps = 4               // duration of a search in full steps; a failing step is shorter but repeated once
 )
 
 // Estimate returns the expected time to measure the given number of cells. Trace is the

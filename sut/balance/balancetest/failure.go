@@ -133,7 +133,7 @@ func testUnhealthyHost(t *testing.T, start Start) {
 	hosts[0].sick.Store(false)
 	c.awaitUp(hosts[0], true)
 	if got := c.get("/who", "Cookie", "lb=web-1"); got.node != "web-1" {
-		t.Errorf("a user of a host that is up again was sent to %s", got.node)
+		t.Errorf("a request with the cookie of a host that is up again went to %s", got.node)
 	}
 }
 
@@ -298,7 +298,7 @@ func testEjected(t *testing.T, start Start) {
 		eventually(t, victim.name+" to be ejected", func() bool { return c.transitions(victim, "down") >= 1 })
 		eventually(t, victim.name+" to come back", func() bool { return c.transitions(victim, "up") >= 1 })
 		if got := c.get("/who", "Cookie", "lb="+victim.name); got.node != victim.name {
-			t.Errorf("%s: a user of a host that is up again was sent to %s", path, got.node)
+			t.Errorf("%s: a request with the cookie of a host that is up again went to %s", path, got.node)
 		}
 		if n := c.transitions(hosts[1], "down"); n > 0 {
 			t.Errorf("%s: the other host went down %v times", path, n)

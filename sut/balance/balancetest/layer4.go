@@ -140,7 +140,7 @@ func testLayer4HalfClose(t *testing.T, start Start) {
 		t.Fatal(err)
 	}
 	if got, err := io.ReadAll(l.reader); err != nil || string(got) != "not HTTP any more" {
-		t.Errorf("after the client closed its direction it got %q, %v", got, err)
+		t.Errorf("after the client half-closed the connection, it received %q, %v; want its own bytes", got, err)
 	}
 
 	l = c.dial()
@@ -153,7 +153,7 @@ func testLayer4HalfClose(t *testing.T, start Start) {
 	select {
 	case got := <-hosts[0].sent:
 		if got != "after the host's end" {
-			t.Errorf("after the host closed its direction it got %q", got)
+			t.Errorf("after the host half-closed the connection, it received %q, want %q", got, "after the host's end")
 		}
 	case <-time.After(timeout):
 		t.Error("the host did not see that the client closed the connection")
@@ -270,7 +270,7 @@ func testLayer4Metrics(t *testing.T, start Start) {
 		return c.metric("stagebench_lb_connection_bytes_total", `direction="out"`) >= 1_000_000
 	})
 	if in := c.metric("stagebench_lb_connection_bytes_total", `direction="in"`); in < 42*20 || in > 100_000 {
-		t.Errorf("%v bytes from clients", in)
+		t.Errorf("%v bytes from clients are counted, want 840 to 100,000", in)
 	}
 	if got := c.admin("/metrics"); strings.Contains(got.body, "stagebench_http_requests_total") {
 		t.Error("a layer 4 balancer has a metric of requests")

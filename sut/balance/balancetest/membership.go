@@ -127,14 +127,14 @@ func testMembershipSticky(t *testing.T, start Start) {
 	}
 	for range 4 {
 		if got := c.get("/who", "Cookie", "lb=web-3"); got.node != "web-3" {
-			t.Errorf("a user of a host that stays was sent to %s", got.node)
+			t.Errorf("a request with the cookie of a host that stays went to %s", got.node)
 		}
 	}
 	// When the host is added again, its users may return.
 	c.mustChange(sut.Upstreams{Peers: peers(hosts)})
 	c.awaitUp(hosts[0], true)
 	if got := c.get("/who", "Cookie", "lb=web-1"); got.node != "web-1" {
-		t.Errorf("a user of a host that was added again was sent to %s", got.node)
+		t.Errorf("a request with the cookie of a host that was added again went to %s", got.node)
 	}
 }
 

@@ -18,7 +18,7 @@ import (
 type puller struct {
 	n    *Node
 	peer sut.Peer
-	all  bool // receive the changes of all origins from this node
+	all  bool // peer sends the changes of all origins, because this node receives from no other, as in a ring
 	ctx  context.Context
 	stop context.CancelFunc
 	done chan struct{}

@@ -13,7 +13,7 @@ import (
 // Errors of a node that was away for longer than the logs reach back.
 var (
 	errNeedsSnapshot = errors.New("a snapshot is needed")
-	errSnapshotLoses = errors.New("a snapshot would lose changes")
+	errSnapshotLoses = errors.New("installing a snapshot would lose changes of this node")
 )
 
 // snapshot sends the whole database.
