@@ -163,7 +163,7 @@ func (m rebalance) move(ctx context.Context, id photos.ID, v photos.Variant) err
 		if errors.Is(err, photos.ErrNotFound) {
 			var data []byte
 			if data, err = m.config.Dir.Get(ctx, id, v); errors.Is(err, photos.ErrNotFound) {
-				return nil // deleted in the meantime
+				break // deleted in the meantime
 			}
 			if err == nil {
 				err = client.Put(ctx, id, v, data)
@@ -176,12 +176,8 @@ func (m rebalance) move(ctx context.Context, id photos.ID, v photos.Variant) err
 		}
 		copies++
 	}
-	if copies == 0 {
-		return failed
-	}
-	m.moved.Inc()
 	if _, err := m.config.Dir.Head(ctx, id, v); errors.Is(err, photos.ErrNotFound) {
-		// A client deleted the object during the push. Its delete may have reached the new
+		// A client deleted the object during the push. Its delete may have reached a new
 		// owner before the push, which then restored the object.
 		for _, client := range pushed {
 			if err := ignoreNotFound(client.Delete(ctx, id, v)); err != nil {
@@ -190,6 +186,10 @@ func (m rebalance) move(ctx context.Context, id photos.ID, v photos.Variant) err
 		}
 		return nil
 	}
+	if copies == 0 {
+		return failed
+	}
+	m.moved.Inc()
 	if stays {
 		return nil
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"slices"
 	"sync"
@@ -225,6 +226,45 @@ func (l *blobLoad) delete(t *testing.T) {
 		}
 		l.kept[id] = false
 		deleted++
+	}
+}
+
+// A client deletes an object while a node pushes it to its new owners. The delete reaches
+// the new owners before the push. The object must not return.
+func TestDeleteDuringMove(t *testing.T) {
+	for _, copies := range []int{1, 2} {
+		t.Run(fmt.Sprint(copies, " copies"), func(t *testing.T) {
+			from, id := newMember(t, 1, copies), photos.ID(uploaded)
+			if err := from.SetMembers(t.Context(), []sut.Peer{from.peer}, false); err != nil {
+				t.Fatal(err)
+			}
+			put(t, from.dir, id, "x")
+			leaving := from.peer
+			leaving.Draining = true
+			peers := []sut.Peer{leaving}
+			var to []*member
+			for n := range copies {
+				m := newMember(t, 2+n, copies)
+				// The first push begins before the delete and ends after it.
+				server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if r.Method == http.MethodPut {
+						_ = from.dir.Delete(r.Context(), id, photos.VariantThumb) // absent after the first push
+					}
+					m.ServeHTTP(w, r)
+				}))
+				t.Cleanup(server.Close)
+				m.peer.Address = server.Listener.Addr().String()
+				to, peers = append(to, m), append(peers, m.peer)
+			}
+			if err := from.SetMembers(t.Context(), peers, false); err != nil {
+				t.Error(err)
+			}
+			for _, m := range to {
+				if _, err := m.dir.Head(t.Context(), id, photos.VariantThumb); !errors.Is(err, photos.ErrNotFound) {
+					t.Errorf("the deleted object is on %s: %v", m.peer.Node, err)
+				}
+			}
+		})
 	}
 }
 
