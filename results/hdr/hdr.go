@@ -85,11 +85,11 @@ func (h *Histogram) at(percentile float64, failed int64) *int64 {
 	}
 	// The failures are the slowest samples. So this percentile of all samples is a
 	// higher percentile of the successes, or lies beyond all of them.
-	rank := percentile * float64(total) / float64(max(h.h.TotalCount(), 1))
-	if rank > 100 || h.h.TotalCount() == 0 {
+	amongSuccesses := percentile * float64(total) / float64(max(h.h.TotalCount(), 1))
+	if amongSuccesses > 100 || h.h.TotalCount() == 0 {
 		return nil
 	}
-	return new(h.h.ValueAtPercentile(rank))
+	return new(h.h.ValueAtPercentile(amongSuccesses))
 }
 
 // above returns the number of values above a bound, within the histogram's precision.

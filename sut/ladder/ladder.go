@@ -4,8 +4,8 @@
 // Each role has one Tier value in a file of its own. It holds the engines of the role,
 // its knobs, the checks of these knobs, the placement of its hosts and nodes, the tiers
 // that it calls, how it scales while it serves, and the figures that it reports.
-// Listing, starting, scaling and measuring all read these values. A new tier is
-// therefore one file here and one line in Tiers.
+// Listing, starting, scaling and measuring all read these values. In this package, a new
+// tier is one file and one line in Tiers.
 //
 // Command lines and files hold knobs as text. Code reads them as typed settings:
 // CacheOf(knobs).Read is a ReadStrategy. The usual order of calls is ParseKnobs, Build,

@@ -78,7 +78,7 @@ type Supervisor struct {
 	answers  chan answer       // answers to probes
 	tried    []string          // replicas that were asked to become primary in this failover
 	lastNote map[string]string // by node; prevents repeated notes
-	release  func()            // unfences the dead primary; nil unless a failover is under way
+	unfence  func()            // lets the fenced primary restart; nil unless a failover is under way
 
 	mu        sync.Mutex
 	failovers []targets.Failover               // guarded by mu
@@ -98,7 +98,7 @@ const (
 	promoteTimeout = 10 * time.Second
 	followTimeout  = 2 * time.Second
 	fenceTimeout   = 10 * time.Second
-	useTimeout     = 2 * time.Second
+	publishTimeout = 2 * time.Second
 )
 
 // New returns a supervisor of the nodes that the roles name.
@@ -156,7 +156,7 @@ func (s *Supervisor) setNodes(ctx context.Context, nodes []string) error {
 		return nil
 	case primary == "":
 		return errors.New("the number of databases of a multi-primary system cannot change while it runs")
-	case s.release != nil || s.health[primary].refused > 0 || s.dead(primary):
+	case s.unfence != nil || s.health[primary].refused > 0 || s.dead(primary):
 		return fmt.Errorf("the primary %s does not answer\nwait for the failover: stagebench status", primary)
 	case missing(primary):
 		return fmt.Errorf("%s is the primary now\nstart a failover first: stagebench kill primary", primary)
@@ -249,14 +249,16 @@ func (s *Supervisor) replacePrimary(ctx context.Context) {
 	// Everything that the old primary sent before it died has arrived now. An answer to an
 	// earlier probe can report an older position: discard it.
 	for _, h := range s.health {
-		h.probed = time.Time{}
+		h.pending = time.Time{}
 	}
 	s.probe(ctx)
 	s.gather(ctx, probeTimeout, time.Now().Add(probeTimeout)) // does not wait for dead nodes
 	// Wait for a replica that is late but not dead: it may be the only one with a write
 	// that was acknowledged. To promote another replica would lose that write.
 	for _, node := range s.nodes {
-		if h := s.health[node]; node != old && (h.err != nil || !h.probed.IsZero()) && !s.dead(node) {
+		h := s.health[node]
+		late := h.err != nil || !h.pending.IsZero()
+		if node != old && late && !s.dead(node) {
 			return
 		}
 	}
@@ -283,12 +285,12 @@ func (s *Supervisor) replacePrimary(ctx context.Context) {
 
 // fence fences the old primary unless it is fenced already, and reports whether it is fenced.
 func (s *Supervisor) fence(ctx context.Context, old string, f targets.Failover) bool {
-	if s.release != nil {
+	if s.unfence != nil {
 		return true
 	}
 	s.cfg.OnEvent(old, fmt.Sprintf("is considered dead: no answer for %v", rounded(f.DetectNS)))
-	s.release = s.fenceNode(ctx, old)
-	return s.release != nil
+	s.unfence = s.fenceNode(ctx, old)
+	return s.unfence != nil
 }
 
 // fenceNode fences a node. It returns nil if that failed.
@@ -308,7 +310,7 @@ func (s *Supervisor) fenceNode(ctx context.Context, node string) (release func()
 // have done so. The old primary gets an epoch later than all that were tried: replicas
 // refuse a primary whose epoch is earlier than one that they know.
 func (s *Supervisor) abandonFailover(ctx context.Context) {
-	if s.release == nil {
+	if s.unfence == nil {
 		return
 	}
 	for _, node := range s.tried {
@@ -337,9 +339,9 @@ func (s *Supervisor) note(node, text string) {
 // endFailover lets the fenced primary restart.
 func (s *Supervisor) endFailover() {
 	s.tried = nil
-	if s.release != nil {
-		s.release()
-		s.release = nil
+	if s.unfence != nil {
+		s.unfence()
+		s.unfence = nil
 	}
 }
 
@@ -371,7 +373,7 @@ func rounded(ns int64) time.Duration { return time.Duration(ns).Round(time.Milli
 // fenceExtraPrimaries kills every primary except the current one. A promotion that
 // succeeded after its timeout leaves such a node.
 func (s *Supervisor) fenceExtraPrimaries(ctx context.Context) {
-	if s.release != nil {
+	if s.unfence != nil {
 		return // during a failover the new primary is not decided yet
 	}
 	for _, node := range s.nodes {
@@ -479,7 +481,7 @@ func (s *Supervisor) updatePrimaries(ctx context.Context) {
 
 // publishRoles gives the roles to all nodes. If a node cannot get them, the next round retries.
 func (s *Supervisor) publishRoles(ctx context.Context) {
-	bounded, cancel := context.WithTimeout(ctx, useTimeout)
+	bounded, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	roles := s.roles
 	roles.Replicas, roles.Primaries = slices.Clone(roles.Replicas), slices.Clone(roles.Primaries)

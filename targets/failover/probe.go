@@ -20,7 +20,7 @@ type answer struct {
 
 // health is what the last probes of a node found.
 type health struct {
-	probed   time.Time             // when the pending probe began; zero = no probe is pending
+	pending  time.Time             // when the pending probe began; zero = no probe is pending
 	status   sut.ReplicationStatus // of the last probe that succeeded
 	err      error                 // of the last probe
 	answered time.Time             // when the last probe succeeded
@@ -34,11 +34,11 @@ func (s *Supervisor) probe(ctx context.Context) {
 	s.drain()
 	for _, node := range s.nodes {
 		h := s.health[node]
-		if !h.probed.IsZero() {
+		if !h.pending.IsZero() {
 			continue
 		}
-		h.probed = time.Now()
-		probed := h.probed
+		h.pending = time.Now()
+		probed := h.pending
 		go func() {
 			bounded, cancel := context.WithTimeout(ctx, probeTimeout)
 			defer cancel()
@@ -59,7 +59,7 @@ func (s *Supervisor) gather(ctx context.Context, patience time.Duration, since t
 	for {
 		s.drain()
 		if !slices.ContainsFunc(s.nodes, func(node string) bool {
-			probed := s.health[node].probed
+			probed := s.health[node].pending
 			return !probed.IsZero() && (!s.dead(node) || !probed.Before(since))
 		}) {
 			return
@@ -91,10 +91,10 @@ func (s *Supervisor) drain() {
 // pending one.
 func (s *Supervisor) record(a answer) {
 	h := s.health[a.node]
-	if h == nil || a.probed != h.probed {
+	if h == nil || a.probed != h.pending {
 		return
 	}
-	h.probed, h.err = time.Time{}, a.err
+	h.pending, h.err = time.Time{}, a.err
 	switch {
 	case a.err == nil:
 		h.status, h.answered, h.refused = a.status, a.arrived, 0

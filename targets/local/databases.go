@@ -16,9 +16,9 @@ import (
 	"github.com/stagebench/stagebench/targets/failover"
 )
 
-// useBound bounds how long a failover waits for requests in flight at a database that is no
+// publishBound bounds how long a failover waits for requests in flight at a database that is no
 // longer used.
-const useBound = time.Second
+const publishBound = time.Second
 
 // declareRoles sets the initial replication roles: the database that uses no other database
 // is the primary, and all others are replicas.
@@ -265,11 +265,11 @@ func (d databases) PublishRoles(ctx context.Context, roles failover.Roles) error
 		origins.Go(func() error { return d.sendOrigins(ctx) })
 	}
 	var starting error
-	err := d.sendWirings(ctx, useBound, func(n *node) bool {
+	err := d.sendWirings(ctx, publishBound, func(n *node) bool {
 		if n.calls(sut.DB) && n.launching {
 			starting = fmt.Errorf("%s is starting", n.Name)
 		}
 		return n.calls(sut.DB) && !n.launching
-	}, d.drained)
+	}, d.tolerateLate)
 	return errors.Join(starting, err, origins.Wait())
 }

@@ -276,12 +276,12 @@ func (s *System) adopt(t sut.Topology) {
 // updateCallers sends their wirings to all nodes that call a role. It waits for requests in
 // flight at a leaving host for drainBound at most.
 func (s *System) updateCallers(ctx context.Context, r sut.Role) error {
-	return s.sendWirings(ctx, drainBound, func(n *node) bool { return n.calls(r) }, s.drained)
+	return s.sendWirings(ctx, drainBound, func(n *node) bool { return n.calls(r) }, s.tolerateLate)
 }
 
-// drained converts the result of sending a caller its wiring: a late or dead caller is no
+// tolerateLate converts the result of sending a caller its wiring: a late or dead caller is no
 // error. The caller holds mu.
-func (s *System) drained(n *node, err error) error {
+func (s *System) tolerateLate(n *node, err error) error {
 	switch {
 	case errors.Is(err, errLate):
 		s.note(n, "still has requests in flight at a node that will be removed")

@@ -90,7 +90,7 @@ func (s *System) restart(n *node) *proc.Process {
 				before = append(before, used)
 			}
 		}
-		if s.awaitServing(n.life, before) != nil || s.awaitReleased(n) != nil {
+		if s.awaitServing(n.life, before) != nil || s.claimStart(n) != nil {
 			return nil
 		}
 		process, err := s.start(n.life, n)
@@ -114,9 +114,9 @@ func (s *System) restart(n *node) *proc.Process {
 	}
 }
 
-// awaitReleased waits until no kill or fence holds the node and it is not paused. Then it
-// sets launching, so that a later Fence waits for the new process and kills it.
-func (s *System) awaitReleased(n *node) error {
+// claimStart waits until no kill or fence holds the node and it is not paused. Under the same
+// lock it sets launching, so that a later Fence waits for the new process and kills it.
+func (s *System) claimStart(n *node) error {
 	return s.await(n.life, func() bool {
 		n.launching = n.launching || n.held == 0 && !n.frozen
 		return n.launching

@@ -47,8 +47,8 @@ type Plan struct {
 	Grace time.Duration
 }
 
-// defaultLastCall is the grace period of a plan that sets none.
-const defaultLastCall = 100 * time.Millisecond
+// defaultGrace is the grace period of a plan that sets none.
+const defaultGrace = 100 * time.Millisecond
 
 // Validate returns an error if the plan is incomplete or a value is out of range.
 func (p Plan) Validate() error {

@@ -74,9 +74,9 @@ func (t *Ticket) Carry(req *http.Request) (status int, header http.Header, err e
 	// a slow sink, is counted as lag of the client.
 	freeAt := t.outcome.Dispatched
 	defer func() { f.free <- freed{slot: t.slot, at: freeAt} }()
-	if t.refused != nil {
-		t.refuse()
-		return 0, nil, t.refused
+	if t.malformed != nil {
+		t.failMalformed()
+		return 0, nil, t.malformed
 	}
 	session := f.clients.user(t.Op.User)
 	login := session.attach(req.Header)
@@ -95,10 +95,10 @@ func (t *Ticket) Carry(req *http.Request) (status int, header http.Header, err e
 	return o.Status, header, err
 }
 
-// refuse delivers the outcome of an op that cannot be built as a request.
-func (t *Ticket) refuse() {
+// failMalformed delivers the outcome of an op that cannot be built as a request.
+func (t *Ticket) failMalformed() {
 	o := &t.outcome
-	o.Fate, o.Error, o.Done = results.ConnectError, "invalid request: "+t.refused.Error(), t.flight.Now()
+	o.Fate, o.Error, o.Done = results.ConnectError, "invalid request: "+t.malformed.Error(), t.flight.Now()
 	t.flight.outcomes <- *o
 }
 
@@ -118,7 +118,7 @@ func (t *Ticket) login(session *session) (done int64) {
 	f.extra.Add(1)
 	if err != nil {
 		session.releaseLogin()
-		again.refuse()
+		again.failMalformed()
 		return now
 	}
 	session.attach(req.Header)

@@ -12,9 +12,9 @@ import (
 	"github.com/stagebench/stagebench/workloads"
 )
 
-// coarse is the last part of a wait, which must not use the timers of the Go runtime: an
+// fineWait is the last part of a wait. It must not use the timers of the Go runtime: an
 // idle Go process fires timers with a resolution of milliseconds.
-const coarse = 2 * time.Millisecond
+const fineWait = 2 * time.Millisecond
 
 // Flight is the state of one run, shared by all implementations: the clock, the slots,
 // the next op and the outcomes. The implementation provides the goroutines. It calls
@@ -52,11 +52,11 @@ type freed struct {
 
 // Ticket is one dispatched op.
 type Ticket struct {
-	Op      workloads.Op
-	refused error // why the op cannot be built as a request; nil = it can
-	slot    *slot
-	outcome results.Outcome
-	flight  *Flight
+	Op        workloads.Op
+	malformed error // why the op cannot be built as a request; nil = it can
+	slot      *slot
+	outcome   results.Outcome
+	flight    *Flight
 }
 
 // Slot returns the index of the ticket's slot, 0..Connections-1. It is unique among the
@@ -65,7 +65,7 @@ func (t *Ticket) Slot() int { return t.slot.index }
 
 // Sendable reports whether the op can be built as a request. Call Carry even if not: it
 // delivers the outcome.
-func (t *Ticket) Sendable() bool { return t.refused == nil }
+func (t *Ticket) Sendable() bool { return t.malformed == nil }
 
 // NewFlight prepares a run. One goroutine calls the sink with the outcomes.
 func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(results.Outcome)) (*Flight, error) {
@@ -103,7 +103,7 @@ func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(resul
 // cancellation it waits up to Drain and then aborts the ops in flight.
 func (f *Flight) watch(ctx context.Context) {
 	select {
-	case <-time.After(f.plan.Duration + cmp.Or(f.plan.Grace, defaultLastCall)):
+	case <-time.After(f.plan.Duration + cmp.Or(f.plan.Grace, defaultGrace)):
 		f.stop()
 		// Ops in flight may take until their timeout. A cancellation now must still shorten
 		// the wait to Drain.
@@ -141,8 +141,8 @@ func (f *Flight) Due(n uint64) bool {
 		return false
 	}
 	at := int64(f.plan.Schedule.At(n))
-	if wait := time.Duration(at - f.Now()); wait > coarse {
-		f.timer.Reset(wait - coarse)
+	if wait := time.Duration(at - f.Now()); wait > fineWait {
+		f.timer.Reset(wait - fineWait)
 		select {
 		case <-f.timer.C:
 		case <-f.Stopped():
@@ -163,8 +163,8 @@ func (f *Flight) Dispatch() *Ticket {
 }
 
 // ticket returns the ticket of an op with a slot.
-func (f *Flight) ticket(op workloads.Op, refused error, slot freed, intended, dispatched int64) *Ticket {
-	t := &Ticket{Op: op, refused: refused, slot: slot.slot, flight: f, outcome: outcomeOf(op, intended)}
+func (f *Flight) ticket(op workloads.Op, malformed error, slot freed, intended, dispatched int64) *Ticket {
+	t := &Ticket{Op: op, malformed: malformed, slot: slot.slot, flight: f, outcome: outcomeOf(op, intended)}
 	t.outcome.Free, t.outcome.Dispatched, t.outcome.BytesOut = slot.at, dispatched, int64(len(op.Body))
 	return t
 }

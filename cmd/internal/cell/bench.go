@@ -135,10 +135,10 @@ type repeat struct {
 	seed    uint64 // seed of the last step's arrivals
 }
 
-// firstSeed returns the seed before that of the first step of repeat n, counted from 0. It
+// seedBefore returns the seed before that of the first step of repeat n, counted from 0. It
 // is the same in all cells. Repeats use different seeds, so that the spread of the
 // capacity includes the effect of the arrivals.
-func (b *Bench) firstSeed(n int) uint64 { return b.Seed + uint64(n)*repeatSeeds }
+func (b *Bench) seedBefore(n int) uint64 { return b.Seed + uint64(n)*repeatSeeds }
 
 // repeat starts the topology, measures it once and stops it.
 func (b *Bench) repeat(
@@ -163,7 +163,7 @@ func (b *Bench) repeat(
 	if err := stepper.Clients.LogIn(ctx, l.Workload, opTimeout); err != nil {
 		return fmt.Errorf("before the measurement: %w", err)
 	}
-	r := &repeat{Bench: b, cell: c, stepper: stepper, seed: b.firstSeed(n)}
+	r := &repeat{Bench: b, cell: c, stepper: stepper, seed: b.seedBefore(n)}
 	switch {
 	case l.Times != nil:
 		err = r.replay(ctx, l)

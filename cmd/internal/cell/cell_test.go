@@ -125,7 +125,7 @@ func TestSeedsOfRepeats(t *testing.T) {
 	b := &Bench{Seed: 7}
 	seen := map[uint64]int{}
 	for n := range Full().Repeats {
-		seed := b.firstSeed(n)
+		seed := b.seedBefore(n)
 		if n == 0 && seed != 7 {
 			t.Errorf("first repeat: seed %d, want 7", seed)
 		}
