@@ -3,7 +3,7 @@
 //
 // Values are nanoseconds with three significant digits, from 1 ns to 60 s. Larger
 // values are recorded as 60 s and counted as clamped. Samples need no correction
-// for coordinated omission, because the clocks start at the intended time.
+// for coordinated omission, because response and wait start at the intended time.
 // Percentiles are those of merged histograms, never averages of percentiles: the
 // value at rank floor(p*N + 0.5), which is the library's rule.
 //
