@@ -130,18 +130,18 @@ func TestBadConfig(t *testing.T) {
 	} {
 		c := good
 		change(&c)
-		if f, err := cacheproxy.New(c); err == nil {
-			_ = f.Close(t.Context())
-			t.Errorf("New accepted a bad %s", name)
+		if proxy, err := cacheproxy.New(c); err == nil {
+			_ = proxy.Close(t.Context())
+			t.Errorf("New with a bad %s: got no error, want one", name)
 		}
 	}
 	for i := range 2 {
-		f, err := cacheproxy.New(good)
+		proxy, err := cacheproxy.New(good)
 		if (err == nil) != (i == 0) {
 			t.Errorf("proxy %d with the same registry: got %v", i, err)
 		}
 		if err == nil {
-			if err := f.Close(t.Context()); err != nil {
+			if err := proxy.Close(t.Context()); err != nil {
 				t.Error(err)
 			}
 		}

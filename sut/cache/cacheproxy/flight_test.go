@@ -19,21 +19,23 @@ import (
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// values are values in memory that do not expire.
+// values stores cached values in memory. They do not expire.
 type values struct {
-	mu     sync.Mutex
-	texts  map[string][]byte
-	before hook // by method
+	mu      sync.Mutex
+	entries map[string][]byte
+	before  hook // runs before each method; its error prevents the change
 }
 
-func newValues() *values { return &values{texts: map[string][]byte{}} }
+func newValues() *values { return &values{entries: map[string][]byte{}} }
 
-func (v *values) set(before hook) {
+// setHook sets the hook of all methods; nil = no hook.
+func (v *values) setHook(before hook) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.before = before
 }
 
+// do performs one call of a method, with its hook.
 func (v *values) do(ctx context.Context, call string, effect func()) error {
 	v.mu.Lock()
 	before := v.before
@@ -53,16 +55,16 @@ func (v *values) do(ctx context.Context, call string, effect func()) error {
 }
 
 func (v *values) Get(ctx context.Context, key string) (value []byte, found bool, err error) {
-	err = v.do(ctx, "Get", func() { value, found = v.texts[key] })
+	err = v.do(ctx, "Get", func() { value, found = v.entries[key] })
 	return value, found, err
 }
 
 func (v *values) Set(ctx context.Context, key string, value []byte, _ time.Duration) error {
-	return v.do(ctx, "Set", func() { v.texts[key] = value })
+	return v.do(ctx, "Set", func() { v.entries[key] = value })
 }
 
 func (v *values) Delete(ctx context.Context, key string) error {
-	return v.do(ctx, "Delete", func() { delete(v.texts, key) })
+	return v.do(ctx, "Delete", func() { delete(v.entries, key) })
 }
 
 // barrier delays the first n calls of Get until all n have looked up their value.
@@ -88,11 +90,11 @@ func (b *barrier) Get(ctx context.Context, key string) (value []byte, found bool
 	return value, found, err
 }
 
-// plain returns a rig without servers, with a proxy before values in memory.
-func plain(t testing.TB, o options) (*rig, *host, *values) {
+// newProxyRig returns a rig with one proxy, without servers. The proxy keeps its cached
+// values in memory.
+func newProxyRig(t testing.TB, o options) (*rig, *host, *values) {
 	t.Helper()
-	o.interval = max(o.interval, 1)
-	if o.interval == 1 {
+	if o.interval == 0 {
 		o.interval = never
 	}
 	o.ttl = time.Minute
@@ -102,24 +104,26 @@ func plain(t testing.TB, o options) (*rig, *host, *values) {
 	return r, h, v
 }
 
-// once waits the first time that a call is made, after it was done or before.
-type once struct {
-	call            string
-	first           atomic.Bool
-	begun, released chan struct{}
+// pausedCall is a hook that blocks the first call of one method, until release is closed
+// or the context of the call ends. started is closed when that call blocks.
+type pausedCall struct {
+	call             string
+	paused           atomic.Bool // the first call has come
+	started, release chan struct{}
 }
 
-func newOnce(call string) *once {
-	return &once{call: call, begun: make(chan struct{}), released: make(chan struct{})}
+// pauseFirst returns a pausedCall for the named method.
+func pauseFirst(call string) *pausedCall {
+	return &pausedCall{call: call, started: make(chan struct{}), release: make(chan struct{})}
 }
 
-func (o *once) hook(ctx context.Context, call string) error {
-	if call != o.call || o.first.Swap(true) {
+func (c *pausedCall) hook(ctx context.Context, call string) error {
+	if call != c.call || c.paused.Swap(true) {
 		return nil
 	}
-	close(o.begun)
+	close(c.started)
 	select {
-	case <-o.released:
+	case <-c.release:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("%w: %w", photos.ErrUnavailable, ctx.Err())
@@ -132,8 +136,8 @@ func TestSingleFlight(t *testing.T) {
 	t.Parallel()
 	const clients, each = 4, 25
 	for singleFlight, want := range map[bool]int{true: 1, false: clients * each} {
-		o := back()
-		o.write, o.many = "write_through", !singleFlight
+		o := writeBackOptions()
+		o.write, o.noSingleFlight = "write_through", !singleFlight
 		r := newRig(t, withChange(o, func(c *cacheproxy.Config) {
 			c.Values = &barrier{Values: c.Values, n: clients * each, all: make(chan struct{})}
 		}))
@@ -150,33 +154,33 @@ func TestSingleFlight(t *testing.T) {
 			}
 		}
 		all.Wait()
-		loads, counted := r.records.called("Photo"), r.hosts[0].figure(t, "loads_total")
-		if loads != want || int(counted) != want {
-			t.Errorf("single flight %t: %d loads, %v in the metrics, want %d", singleFlight, loads, counted, want)
+		loads, metric := r.records.callCount("Photo"), r.hosts[0].metric(t, "loads_total")
+		if loads != want || int(metric) != want {
+			t.Errorf("single flight %t: got %d loads, %v in the metrics, want %d", singleFlight, loads, metric, want)
 		}
 	}
 }
 
-// What was read before a write is neither stored after it nor given to those who ask
-// after it.
-func TestLoadBeforeAWrite(t *testing.T) {
+// TestLoadBeforeWrite: a load reads the old record before a write. The proxy must not cache
+// that record after the write, and a read after the write must not get it.
+func TestLoadBeforeWrite(t *testing.T) {
 	t.Parallel()
 	for _, s := range strategies()[3:] {
-		for _, many := range []bool{false, true} {
-			t.Run(fmt.Sprint(s, many), func(t *testing.T) {
+		for _, noSingleFlight := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%v no single flight %t", s, noSingleFlight), func(t *testing.T) {
 				t.Parallel()
-				r := newRig(t, options{engine: engine{name: "resp"}, strategy: s, many: many})
+				r := newRig(t, options{engine: engine{name: "resp"}, strategy: s, noSingleFlight: noSingleFlight})
 				web, other := r.web(t), r.web(t)
-				reading := newOnce("Photo")
-				r.records.set(nil, reading.hook) // the old value has been read
+				load := pauseFirst("Photo")
+				r.records.setHooks(nil, load.hook) // pauses after the read of the old record
 				slow := make(chan photos.Photo, 1)
 				go func() {
 					p, _ := other.Photo(t.Context(), 1)
 					slow <- p
 				}()
-				wait(t, "it is read", reading.begun)
+				waitClosed(t, "the load has read the old record", load.started)
 				if version := like(t, web, 1, 1); version != 2 {
-					t.Errorf("version %d", version)
+					t.Errorf("Like: got version %d, want 2", version)
 				}
 				got := make(chan photos.Photo, 1)
 				go func() {
@@ -186,140 +190,146 @@ func TestLoadBeforeAWrite(t *testing.T) {
 				select {
 				case p := <-got:
 					if p.Version != 2 {
-						t.Errorf("read after the write: %+v", p)
+						t.Errorf("read after the write: got %+v, want version 2", p)
 					}
-				case <-time.After(patience):
-					t.Error("who reads after the write waits for a read from before it")
+				case <-time.After(testTimeout):
+					t.Error("timed out waiting until a read after the write returns: it must not share the older load")
 				}
-				close(reading.released)
+				close(load.release)
 				<-slow
 				if p := photo(t, web, 1); p.Version != 2 || p.Likes != 1 {
-					t.Errorf("read after all: %+v", p)
+					t.Errorf("read after the load: got %+v, want 1 like at version 2", p)
 				}
 			})
 		}
 	}
 }
 
-// A write that came and was flushed while somebody was about to load the record is not
-// covered by what the records had before.
-func TestLoadAroundAFlush(t *testing.T) {
+// TestWriteAndFlushDuringLoad: between the miss and the end of a load, a write is added to
+// the backlog and flushed. The load must not replace the flushed record with the older one
+// that it has read.
+func TestWriteAndFlushDuringLoad(t *testing.T) {
 	t.Parallel()
-	o := back()
-	o.many = true // with single flight it is looked for twice, and the gap is narrower
-	r, h, v := plain(t, o)
-	f, ctx := h.proxy, t.Context()
-	missing, reading := newOnce("Get"), newOnce("Photo")
-	v.set(missing.hook)
+	o := writeBackOptions()
+	o.noSingleFlight = true // single flight looks up the key twice, which hides most of the race
+	r, h, v := newProxyRig(t, o)
+	proxy, ctx := h.proxy, t.Context()
+	lookup, load := pauseFirst("Get"), pauseFirst("Photo")
+	v.setHook(lookup.hook)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_, _, _ = f.Fetch(ctx, "photo:1")
+		_, _, _ = proxy.Fetch(ctx, "photo:1")
 	}()
-	wait(t, "it is looked for", missing.begun)
-	if _, err := f.Apply(ctx, "photo:1", cache.Write{Like: &cache.Like{Photo: 1, User: 1}}); err != nil {
+	waitClosed(t, "the fetch looks up the key", lookup.started)
+	if _, err := proxy.Apply(ctx, "photo:1", cache.Write{Like: &cache.Like{Photo: 1, User: 1}}); err != nil {
 		t.Fatal(err)
 	}
-	r.records.set(nil, reading.hook)
-	close(missing.released) // and is not there
+	r.records.setHooks(nil, load.hook)
+	close(lookup.release) // the lookup misses
 	select {
-	case <-reading.begun:
-		// The old record has been read. Now the new one comes.
-		_ = f.Close(ctx)
-		close(reading.released)
+	case <-load.started:
+		// The load has read the old record. Close flushes the new one.
+		_ = proxy.Close(ctx)
+		close(load.release)
 		<-done
 	case <-done:
-		_ = f.Close(ctx)
+		_ = proxy.Close(ctx)
 	}
 	if p := r.records.photo(1); p.Version != 2 {
-		t.Fatalf("the records: %+v", p)
+		t.Fatalf("in the database: got %+v, want version 2", p)
 	}
-	if text, _, err := f.Fetch(ctx, "photo:1"); err != nil || string(text) != string(marshal(t, r.records.photo(1))) {
-		t.Errorf("%s, %v", text, err)
+	if text, _, err := proxy.Fetch(ctx, "photo:1"); err != nil || string(text) != string(marshal(t, r.records.photo(1))) {
+		t.Errorf("Fetch: got %s, %v, want %s", text, err, marshal(t, r.records.photo(1)))
 	}
 }
 
-// A write whose time ends when it is done is seen all the same.
-func TestWriteWithoutTime(t *testing.T) {
+// TestContextEndsDuringWrite: the context of a write-through ends after the database has
+// stored the write. The cached value must change all the same.
+func TestContextEndsDuringWrite(t *testing.T) {
 	t.Parallel()
-	for _, failing := range []error{nil, photos.ErrUnavailable} {
-		o := back()
+	for _, writeErr := range []error{nil, photos.ErrUnavailable} {
+		o := writeBackOptions()
 		o.write = "write_through"
-		r, h, _ := plain(t, o)
-		f := h.proxy
-		if _, _, err := f.Fetch(t.Context(), "photo:1"); err != nil {
+		r, h, _ := newProxyRig(t, o)
+		proxy := h.proxy
+		if _, _, err := proxy.Fetch(t.Context(), "photo:1"); err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		r.records.set(nil, func(_ context.Context, call string) error {
+		r.records.setHooks(nil, func(_ context.Context, call string) error {
 			if call == "Like" {
 				cancel()
-				return failing
+				return writeErr
 			}
 			return nil
 		})
-		if _, err := f.Apply(ctx, "photo:1", cache.Write{Like: &cache.Like{Photo: 1, User: 1}}); !errors.Is(err, failing) {
-			t.Errorf("got %v, want %v", err, failing)
+		w := cache.Write{Like: &cache.Like{Photo: 1, User: 1}}
+		if _, err := proxy.Apply(ctx, "photo:1", w); !errors.Is(err, writeErr) {
+			t.Errorf("Apply: got %v, want %v", err, writeErr)
 		}
-		text, _, err := f.Fetch(t.Context(), "photo:1")
+		text, _, err := proxy.Fetch(t.Context(), "photo:1")
 		if err != nil || string(text) != string(marshal(t, r.records.photo(1))) {
-			t.Errorf("after a write that ended with %v: %s, %v", failing, text, err)
+			t.Errorf("Fetch after a write with error %v: got %s, %v, want %s",
+				writeErr, text, err, marshal(t, r.records.photo(1)))
 		}
 	}
 }
 
-// When somebody else wrote in between, what the values have is no ground to say what a
-// record is after a write.
-func TestWriteThroughAfterSomebodyElse(t *testing.T) {
+// TestWriteThroughAfterAnotherWriter: another writer has changed the record since it was
+// cached. The proxy must not compute the new cached value from that stale value.
+func TestWriteThroughAfterAnotherWriter(t *testing.T) {
 	t.Parallel()
-	o := back()
+	o := writeBackOptions()
 	o.write = "write_through"
 	r := newRig(t, o)
 	web := r.web(t)
 	photo(t, web, 1)
 	like(t, r.records, 1, 1)
 	if version := like(t, web, 1, 1); version != 3 {
-		t.Errorf("version %d", version)
+		t.Errorf("Like: got version %d, want 3", version)
 	}
 	if p := photo(t, web, 1); p.Version != 3 || p.Likes != 2 {
-		t.Errorf("%+v", p)
+		t.Errorf("after the other writer: got %+v, want 2 likes at version 3", p)
 	}
-	// Otherwise it says what it is without reading it.
-	reads := r.records.called("Photo")
+	// The cached value is current now, so the next write needs no database read.
+	reads := r.records.callCount("Photo")
 	like(t, web, 1, 1)
-	if p := photo(t, web, 1); p.Version != 4 || p.Likes != 3 || !p.Cached || r.records.called("Photo") != reads {
-		t.Errorf("%+v after %d more reads", p, r.records.called("Photo")-reads)
+	if p := photo(t, web, 1); p.Version != 4 || p.Likes != 3 || !p.Cached || r.records.callCount("Photo") != reads {
+		t.Errorf("got %+v after %d database reads, want 3 likes, version 4, Cached true, 0 reads",
+			p, r.records.callCount("Photo")-reads)
 	}
 }
 
-// Values that fail cost time, and are counted.
-func TestValuesFail(t *testing.T) {
+// TestCachedValuesFail: when the store of cached values fails, reads and writes still work,
+// and the proxy counts the errors.
+func TestCachedValuesFail(t *testing.T) {
 	t.Parallel()
 	for _, s := range strategies()[3:] {
-		r, h, v := plain(t, options{engine: engine{name: "resp"}, strategy: s})
-		f, ctx := h.proxy, t.Context()
-		v.set(fail(errors.New("full")))
+		r, h, v := newProxyRig(t, options{engine: engine{name: "resp"}, strategy: s})
+		proxy, ctx := h.proxy, t.Context()
+		v.setHook(fail(errors.New("full")))
 		for i := range int64(3) {
 			if s.write != "write_around" {
-				version, err := f.Apply(ctx, "photo:1", cache.Write{Like: &cache.Like{Photo: 1, User: 1}})
+				version, err := proxy.Apply(ctx, "photo:1", cache.Write{Like: &cache.Like{Photo: 1, User: 1}})
 				if err != nil || version != i+2 {
-					t.Errorf("%v: version %d, %v", s, version, err)
+					t.Errorf("%v: Apply: got version %d, %v, want version %d", s, version, err, i+2)
 				}
 			}
-			_, hit, err := f.Fetch(ctx, "photo:1")
+			_, hit, err := proxy.Fetch(ctx, "photo:1")
 			if err != nil || hit != (s.write == "write_back") {
-				t.Errorf("%v: hit %t, %v", s, hit, err)
+				t.Errorf("%v: Fetch: got hit %t, %v, want a hit only with write-back", s, hit, err)
 			}
 		}
-		if n := h.figure(t, "value_errors_total"); n == 0 && s.write != "write_back" {
-			t.Errorf("%v: no errors are counted", s)
+		if n := h.metric(t, "value_errors_total"); n == 0 && s.write != "write_back" {
+			t.Errorf("%v: got 0 value errors in the metrics, want more", s)
 		}
-		v.set(nil)
-		if err := f.Close(ctx); err != nil {
+		v.setHook(nil)
+		if err := proxy.Close(ctx); err != nil {
 			t.Error(err)
 		}
-		if text, _, err := f.Fetch(ctx, "photo:1"); err != nil || string(text) != string(marshal(t, r.records.photo(1))) {
-			t.Errorf("%v: %s, %v", s, text, err)
+		if text, _, err := proxy.Fetch(ctx, "photo:1"); err != nil || string(text) != string(marshal(t, r.records.photo(1))) {
+			t.Errorf("%v: Fetch: got %s, %v, want %s", s, text, err, marshal(t, r.records.photo(1)))
 		}
 	}
 }

@@ -10,23 +10,23 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// hook is called with the name of a method of records; it may fail, and may wait.
+// hook runs before or after a method, and gets its name. It may block. When it returns an
+// error, the method returns that error.
 type hook func(ctx context.Context, call string) error
 
-// records are records in memory, with the rules of the store.
+// records is a database in memory. It follows the rules of the real store.
 type records struct {
 	mu       sync.Mutex
 	photos   map[photos.ID]photos.Photo
 	users    map[photos.ID]photos.User
 	comments map[photos.ID][]photos.Comment // by photo
 	calls    map[string]int                 // by method
-	sent     [][]photos.PendingWrite        // to WriteBack, whatever became of it
-	before   hook                           // upon an error of it nothing is done
-	after    hook                           // upon an error of it all is done
+	sent     [][]photos.PendingWrite        // all batches of WriteBack, failed ones too
+	before   hook                           // runs before a method; its error prevents the change
+	after    hook                           // runs after a method; its error does not undo the change
 }
 
-// newRecords returns records of two users, the first of whom has so many photos, from 1
-// on.
+// newRecords returns a database with users 1 and 2. User 1 owns photos 1 to n.
 func newRecords(n int) *records {
 	r := &records{
 		photos: map[photos.ID]photos.Photo{}, comments: map[photos.ID][]photos.Comment{}, calls: map[string]int{},
@@ -42,14 +42,14 @@ func newRecords(n int) *records {
 	return r
 }
 
-// set sets what is called before and after everything; nil = nothing.
-func (r *records) set(before, after hook) {
+// setHooks sets the hooks of all methods; nil = no hook.
+func (r *records) setHooks(before, after hook) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.before, r.after = before, after
 }
 
-// fail has calls fail, all when none are named.
+// fail returns a hook that fails the named methods, or all methods when none is named.
 func fail(err error, calls ...string) hook {
 	return func(_ context.Context, call string) error {
 		if len(calls) == 0 || slices.Contains(calls, call) {
@@ -59,35 +59,35 @@ func fail(err error, calls ...string) hook {
 	}
 }
 
-// called is how often a method was called.
-func (r *records) called(call string) int {
+// callCount returns how often a method was called.
+func (r *records) callCount(call string) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.calls[call]
 }
 
-// photo is a photo as it is stored, or one without an id.
+// photo returns a stored photo, or the zero value when it does not exist.
 func (r *records) photo(id photos.ID) photos.Photo {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.photos[id]
 }
 
-// of lists the comments of a photo.
-func (r *records) of(id photos.ID) []photos.Comment {
+// commentsOf returns the stored comments of a photo.
+func (r *records) commentsOf(id photos.ID) []photos.Comment {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.comments[id])
 }
 
-// batches is what WriteBack was called with.
+// batches returns all batches of WriteBack, in the order of the calls.
 func (r *records) batches() [][]photos.PendingWrite {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.sent)
 }
 
-// do is one call.
+// do counts and performs one call of a method, with its hooks.
 func (r *records) do(ctx context.Context, call string, effect func() error) error {
 	r.mu.Lock()
 	r.calls[call]++
@@ -113,7 +113,7 @@ func (r *records) do(ctx context.Context, call string, effect func() error) erro
 func (r *records) User(ctx context.Context, id photos.ID) (u photos.User, err error) {
 	err = r.do(ctx, "User", func() error {
 		u = r.users[id]
-		return there(u.ID)
+		return checkExists(u.ID)
 	})
 	return u, err
 }
@@ -122,7 +122,8 @@ func (r *records) UserByLogin(context.Context, string) (photos.User, error) {
 	return photos.User{}, photos.ErrNotFound
 }
 
-func there(id photos.ID) error {
+// checkExists returns ErrNotFound when id is 0, which is the id of a missing record.
+func checkExists(id photos.ID) error {
 	if id == 0 {
 		return photos.ErrNotFound
 	}
@@ -132,15 +133,15 @@ func there(id photos.ID) error {
 func (r *records) Photo(ctx context.Context, id photos.ID) (p photos.Photo, err error) {
 	err = r.do(ctx, "Photo", func() error {
 		p = r.photos[id]
-		return there(p.ID)
+		return checkExists(p.ID)
 	})
 	return p, err
 }
 
-// list is the newest of the photos that fit.
-func (r *records) list(limit int, fits func(photos.Photo) bool) (list []photos.Photo) {
+// list returns the newest photos for which include returns true. The caller holds mu.
+func (r *records) list(limit int, include func(photos.Photo) bool) (list []photos.Photo) {
 	for _, p := range r.photos {
-		if fits(p) {
+		if include(p) {
 			list = append(list, p)
 		}
 	}
@@ -148,7 +149,7 @@ func (r *records) list(limit int, fits func(photos.Photo) bool) (list []photos.P
 	return list[:min(limit, len(list))]
 }
 
-// Feed has everybody follow everybody else.
+// Feed returns the newest photos of all other users, as if each user followed all others.
 func (r *records) Feed(ctx context.Context, user photos.ID, limit int) (list []photos.Photo, err error) {
 	err = r.do(ctx, "Feed", func() error {
 		list = r.list(limit, func(p photos.Photo) bool { return p.UserID != user })
@@ -170,34 +171,37 @@ func (r *records) AddPhoto(ctx context.Context, p photos.Photo) error {
 		if r.photos[p.ID].ID != 0 {
 			return photos.ErrConflict
 		}
-		if err := there(r.users[p.UserID].ID); err != nil {
+		if err := checkExists(r.users[p.UserID].ID); err != nil {
 			return err
 		}
 		r.photos[p.ID] = p
-		r.counted(p.UserID, 1)
+		r.addPhotoCount(p.UserID, 1)
 		return nil
 	})
 }
 
-func (r *records) counted(user photos.ID, more int64) {
+// addPhotoCount adds n to the photo count of a user. The caller holds mu.
+func (r *records) addPhotoCount(user photos.ID, n int64) {
 	u := r.users[user]
-	u.Photos, u.Version = u.Photos+more, u.Version+1
+	u.Photos, u.Version = u.Photos+n, u.Version+1
 	r.users[user] = u
 }
 
 func (r *records) DeletePhoto(ctx context.Context, id, owner photos.ID) error {
 	return r.do(ctx, "DeletePhoto", func() error {
-		if err := r.owned(id, owner); err != nil {
+		if err := r.checkOwner(id, owner); err != nil {
 			return err
 		}
 		delete(r.photos, id)
 		delete(r.comments, id)
-		r.counted(owner, -1)
+		r.addPhotoCount(owner, -1)
 		return nil
 	})
 }
 
-func (r *records) owned(id, owner photos.ID) error {
+// checkOwner returns an error unless the photo exists and belongs to owner. The caller
+// holds mu.
+func (r *records) checkOwner(id, owner photos.ID) error {
 	switch p := r.photos[id]; {
 	case p.ID == 0:
 		return photos.ErrNotFound
@@ -207,7 +211,7 @@ func (r *records) owned(id, owner photos.ID) error {
 	return nil
 }
 
-// change changes a photo.
+// change changes a photo and increments its version, unless allowed returns an error.
 func (r *records) change(
 	ctx context.Context, call string, id photos.ID, allowed func() error, change func(*photos.Photo),
 ) (version int64, err error) {
@@ -225,16 +229,17 @@ func (r *records) change(
 }
 
 func (r *records) RenamePhoto(ctx context.Context, id, owner photos.ID, title string) (int64, error) {
-	allowed := func() error { return r.owned(id, owner) }
+	allowed := func() error { return r.checkOwner(id, owner) }
 	return r.change(ctx, "RenamePhoto", id, allowed, func(p *photos.Photo) { p.Title = title })
 }
 
 func (r *records) Like(ctx context.Context, id, _ photos.ID) (int64, error) {
-	return r.change(ctx, "Like", id, func() error { return there(r.photos[id].ID) }, func(p *photos.Photo) { p.Likes++ })
+	allowed := func() error { return checkExists(r.photos[id].ID) }
+	return r.change(ctx, "Like", id, allowed, func(p *photos.Photo) { p.Likes++ })
 }
 
 func (r *records) Comment(ctx context.Context, c photos.Comment) (int64, error) {
-	allowed := func() error { return there(r.photos[c.PhotoID].ID) }
+	allowed := func() error { return checkExists(r.photos[c.PhotoID].ID) }
 	return r.change(ctx, "Comment", c.PhotoID, allowed, func(p *photos.Photo) {
 		p.Comments++
 		r.comments[p.ID] = append(r.comments[p.ID], c)
@@ -245,7 +250,7 @@ func (r *records) Follow(ctx context.Context, f photos.Follow) error {
 	return r.do(ctx, "Follow", func() error {
 		for _, id := range []photos.ID{f.Follower, f.Followee} {
 			u := r.users[id]
-			if err := there(u.ID); err != nil {
+			if err := checkExists(u.ID); err != nil {
 				return err
 			}
 			if id == f.Follower {
@@ -260,8 +265,9 @@ func (r *records) Follow(ctx context.Context, f photos.Follow) error {
 	})
 }
 
-// WriteBack is that of the store: all or nothing upon an error, what is there already
-// stays, what was not made to the state that is there is refused.
+// WriteBack follows the rules of the store. An error of the before hook means that nothing
+// is stored. A write is refused when its Base is not the stored version. A resent write
+// that is stored already is accepted and changes nothing.
 func (r *records) WriteBack(ctx context.Context, written []photos.PendingWrite) (refused []photos.ID, err error) {
 	r.mu.Lock()
 	r.sent = append(r.sent, written)

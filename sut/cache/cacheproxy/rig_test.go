@@ -17,58 +17,62 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	cache.LogTo(discard()) // which hosts do not answer is known
+	cache.LogTo(discard()) // some tests stop hosts on purpose
 	goleak.VerifyTestMain(m)
 }
 
-const patience = 20 * time.Second // bounds every wait
+// testTimeout bounds every wait of a test.
+const testTimeout = 20 * time.Second
 
-// never is an interval that does not end before the test does.
+// never is an interval that is longer than any test.
 const never = time.Hour
 
 // engine is a kind of cache host.
 type engine struct {
 	name string
-	// native starts a server of it, which is spoken to over the protocol; nil = the
-	// embedded node, which has its proxy in itself.
-	native   func(t testing.TB) (address string, end func())
-	protocol cache.Protocol
+	// native starts a server of this engine; nil = the embedded node, which runs its
+	// proxy in the same process.
+	native   func(t testing.TB) (address string, stop func())
+	protocol cache.Protocol // of the native server
 }
 
-// strategy is a value of the knobs cache.read and cache.write.
+// strategy holds the values of the knobs cache.read and cache.write.
 type strategy struct{ read, write string }
 
-// options say what a rig is made of.
+// options configure a rig.
 type options struct {
 	engine
 	strategy
-	hosts    int           // 0 = 1
-	photos   int           // that there are at first; 0 = 20
-	ttl      time.Duration // of everything; 0 = 1 min
-	noLists  bool          // lists are not kept
-	interval time.Duration // of write-back; 0 = never
-	bytes    int64         // that the embedded node may use; 0 = no limit
-	many     bool          // there is no single flight
-	change   func(*cacheproxy.Config)
+	hosts    int           // number of cache hosts; 0 = 1
+	photos   int           // number of photos in the database at the start; 0 = 20
+	ttl      time.Duration // time to live of records and lists; 0 = 1 min
+	noLists  bool          // lists are not cached
+	interval time.Duration // flush interval of write-back; 0 = never
+	maxBytes int64         // memory limit of the embedded node; 0 = no limit
+	// noSingleFlight lets each miss load on its own.
+	noSingleFlight bool
+	change         func(*cacheproxy.Config) // changes the configuration of each proxy; nil = no change
 }
 
 // host is a cache host.
 type host struct {
 	peer     sut.Peer
-	server   *resptest.Server  // that clients speak to; nil = a native server
-	proxy    *cacheproxy.Proxy // nil = there is none
+	server   *resptest.Server  // serves the clients; nil = the native server does
+	proxy    *cacheproxy.Proxy // nil = the host has no proxy
 	registry *prometheus.Registry
-	kill     func() // ends the native server
+	kill     func() // stops the native server
 }
 
-// rig is a cache tier before records, in one process but for native servers.
+// rig is a cache tier in front of a database in memory. Everything except native servers
+// runs in the test process.
 type rig struct {
 	options
 	records *records
 	hosts   []*host
-	clients []*cache.Client // of web hosts
+	clients []*cache.Client // clients of the web hosts
 }
 
+// newRig starts the hosts of a rig.
 func newRig(t testing.TB, o options) *rig {
 	t.Helper()
 	if o.hosts == 0 {
@@ -90,19 +94,20 @@ func newRig(t testing.TB, o options) *rig {
 	return r
 }
 
+// hasProxy reports whether the cache hosts load or write records themselves.
 func (r *rig) hasProxy() bool { return r.read == "read_through" || r.write != "write_around" }
 
 func (r *rig) newHost(t testing.TB, name string) *host {
 	t.Helper()
 	h := &host{peer: sut.Peer{Node: name}, registry: prometheus.NewRegistry()}
-	config := resptest.Config{MaxBytes: r.bytes}
+	config := resptest.Config{MaxBytes: r.maxBytes}
 	var values cacheproxy.Values
 	if r.native != nil {
 		if h.peer.Address, h.kill = r.native(t); !r.hasProxy() {
 			return h
 		}
 		client, err := cache.New(cache.Config{
-			Hosts: []sut.Peer{h.peer}, Protocol: r.protocol, Timeout: patience, Registry: prometheus.NewRegistry(),
+			Hosts: []sut.Peer{h.peer}, Protocol: r.protocol, Timeout: testTimeout, Registry: prometheus.NewRegistry(),
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -128,12 +133,13 @@ func (r *rig) newHost(t testing.TB, name string) *host {
 	return h
 }
 
-// newProxy returns a proxy that flushes when the test ends.
+// newProxy returns a proxy. At the end of the test, it removes the hooks of the database
+// and closes the proxy, which flushes its backlog.
 func (r *rig) newProxy(t testing.TB, values cacheproxy.Values, registry prometheus.Registerer) *cacheproxy.Proxy {
 	t.Helper()
 	c := cacheproxy.Config{
-		Values: values, Records: r.records, TTL: r.ttl, FeedTTL: r.ttl, SingleFlight: !r.many,
-		Timeout: patience, Registry: registry, Log: discard(),
+		Values: values, Records: r.records, TTL: r.ttl, FeedTTL: r.ttl, SingleFlight: !r.noSingleFlight,
+		Timeout: testTimeout, Registry: registry, Log: discard(),
 	}
 	if r.noLists {
 		c.FeedTTL = 0
@@ -144,25 +150,25 @@ func (r *rig) newProxy(t testing.TB, values cacheproxy.Values, registry promethe
 	if r.change != nil {
 		r.change(&c)
 	}
-	f, err := cacheproxy.New(c)
+	proxy, err := cacheproxy.New(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		r.records.set(nil, nil)
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		r.records.setHooks(nil, nil)
+		ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 		defer cancel()
-		if err := f.Close(ctx); err != nil {
+		if err := proxy.Close(ctx); err != nil {
 			t.Error(err)
 		}
 	})
-	return f
+	return proxy
 }
 
-// client returns a client of all hosts.
+// client returns a new client of all hosts.
 func (r *rig) client(t testing.TB) *cache.Client {
 	t.Helper()
-	c := cache.Config{Timeout: patience, FailOver: r.hasProxy(), Registry: prometheus.NewRegistry()}
+	c := cache.Config{Timeout: testTimeout, FailOver: r.hasProxy(), Registry: prometheus.NewRegistry()}
 	if !r.hasProxy() {
 		c.Protocol = r.protocol
 	}
@@ -183,11 +189,11 @@ func (r *rig) peers() (peers []sut.Peer) {
 	return peers
 }
 
-// down ends a host in order. Clients look for it where nobody is from then on: its port
-// may be another test's a moment later.
-func (r *rig) down(t testing.TB, i int) {
+// stopHost stops a host and gives it an address that nothing listens on. The old port
+// could soon belong to a server of another test.
+func (r *rig) stopHost(t testing.TB, i int) {
 	t.Helper()
-	r.hosts[i].end(t)
+	r.hosts[i].stop(t)
 	r.hosts[i].peer.Address = "127.0.0.1:1"
 	for _, client := range r.clients {
 		if err := client.SetHosts(t.Context(), r.peers()); err != nil {
@@ -196,12 +202,12 @@ func (r *rig) down(t testing.TB, i int) {
 	}
 }
 
-// web returns records as a web host has them.
+// web returns the cache tier of a new web host.
 func (r *rig) web(t testing.TB) *cache.Tier {
 	t.Helper()
 	c := cache.TierConfig{ReadThrough: r.read == "read_through", Writes: r.write != "write_around"}
 	c.AsideConfig = cache.AsideConfig{
-		Records: r.records, Client: r.client(t), TTL: r.ttl, FeedTTL: r.ttl, SingleFlight: !r.many,
+		Records: r.records, Client: r.client(t), TTL: r.ttl, FeedTTL: r.ttl, SingleFlight: !r.noSingleFlight,
 	}
 	if r.noLists {
 		c.FeedTTL = 0
@@ -213,18 +219,19 @@ func (r *rig) web(t testing.TB) *cache.Tier {
 	return tier
 }
 
-// flush ends all hosts in order, after which the records have everything.
-func (r *rig) flush(t testing.TB) {
+// stopHosts stops all hosts. Each proxy then flushes its backlog to the database.
+func (r *rig) stopHosts(t testing.TB) {
 	t.Helper()
 	for _, h := range r.hosts {
-		h.end(t)
+		h.stop(t)
 	}
 }
 
-// end ends a host in order.
-func (h *host) end(t testing.TB) {
+// stop stops the server of the clients, embedded or native. Then it closes the proxy,
+// which flushes its backlog.
+func (h *host) stop(t testing.TB) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
 	defer cancel()
 	if h.server == nil {
 		h.kill()
@@ -240,8 +247,8 @@ func (h *host) end(t testing.TB) {
 	}
 }
 
-// figure is the value of stagebench_cache_node_*.
-func (h *host) figure(t testing.TB, name string) float64 {
+// metric returns the value of the metric stagebench_cache_node_<name>.
+func (h *host) metric(t testing.TB, name string) float64 {
 	t.Helper()
 	families, err := h.registry.Gather()
 	if err != nil {
@@ -253,14 +260,14 @@ func (h *host) figure(t testing.TB, name string) float64 {
 			return metric.GetCounter().GetValue() + metric.GetGauge().GetValue()
 		}
 	}
-	t.Fatalf("there is no figure %s", name)
+	t.Fatalf("got no metric stagebench_cache_node_%s, want one", name)
 	return 0
 }
 
-// eventually waits until a condition is true.
+// eventually polls until a condition is true. what completes "timed out waiting until".
 func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	deadline := time.After(patience)
+	deadline := time.After(testTimeout)
 	poll := time.NewTicker(time.Millisecond)
 	defer poll.Stop()
 	for !condition() {
@@ -272,17 +279,17 @@ func eventually(t testing.TB, what string, condition func() bool) {
 	}
 }
 
-// wait waits for a channel to be closed.
-func wait(t testing.TB, what string, closed <-chan struct{}) {
+// waitClosed waits until a channel is closed. what completes "timed out waiting until".
+func waitClosed(t testing.TB, what string, closed <-chan struct{}) {
 	t.Helper()
 	select {
 	case <-closed:
-	case <-time.After(patience):
+	case <-time.After(testTimeout):
 		t.Fatal("timed out waiting until " + what)
 	}
 }
 
-// photo reads a photo that has to be there.
+// photo reads a photo. It fails the test when the read returns an error.
 func photo(t testing.TB, web photos.Records, id photos.ID) photos.Photo {
 	t.Helper()
 	p, err := web.Photo(t.Context(), id)

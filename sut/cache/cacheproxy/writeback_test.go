@@ -20,12 +20,12 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// back are the options of a tier that writes back on embedded nodes.
-func back() options {
+// writeBackOptions returns the options of a write-back tier on embedded nodes.
+func writeBackOptions() options {
 	return options{engine: engine{name: "resp"}, strategy: strategy{"read_through", "write_back"}}
 }
 
-// like likes a photo so many times.
+// like adds likes to a photo. It returns the version after the last like.
 func like(t testing.TB, web photos.Records, id photos.ID, times int) (version int64) {
 	t.Helper()
 	for range times {
@@ -38,92 +38,98 @@ func comment(id, photo photos.ID) photos.Comment {
 	return photos.Comment{ID: id, PhotoID: photo, UserID: 2, Text: fmt.Sprint("comment ", id)}
 }
 
-// Somebody else, who cannot reach the proxy, makes the very same write: that is another
-// one, and the one that was acknowledged here is refused and counted.
-func TestTheSameWriteElsewhere(t *testing.T) {
+// TestEqualWriteByAnotherWriter: another writer makes an equal write without the proxy.
+// These are two different writes. The database must refuse the write of the proxy, and the
+// proxy must count it as lost.
+func TestEqualWriteByAnotherWriter(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, back())
+	r := newRig(t, writeBackOptions())
 	web, h := r.web(t), r.hosts[0]
 	like(t, web, 1, 1)
 	must(t)(r.records.Like(t.Context(), 1, 2))
-	r.flush(t)
-	if p, refused := r.records.photo(1), h.figure(t, "refused_total"); p.Likes != 1 || refused != 1 {
-		t.Errorf("%+v, %v refused", p, refused)
+	r.stopHosts(t)
+	if p, refused := r.records.photo(1), h.metric(t, "refused_total"); p.Likes != 1 || refused != 1 {
+		t.Errorf("got %+v and %v refused writes, want 1 like and 1 refused write", p, refused)
 	}
 }
 
-// What is written in its time is read from the values afterwards.
-func TestFlushesByItself(t *testing.T) {
+// TestFlushAtInterval: the proxy flushes at its interval. After a flush, reads get the
+// flushed record from the cached values.
+func TestFlushAtInterval(t *testing.T) {
 	t.Parallel()
-	o := back()
+	o := writeBackOptions()
 	o.interval = time.Millisecond
 	r := newRig(t, o)
 	web, h := r.web(t), r.hosts[0]
 	for round := range int64(3) {
 		like(t, web, 1, 1)
 		must(t)(web.Comment(t.Context(), comment(photos.ID(round+1), 1)))
-		eventually(t, "it is flushed", func() bool { return h.figure(t, "unflushed") == 0 })
+		eventually(t, "all writes are flushed", func() bool { return h.metric(t, "unflushed") == 0 })
 		if p := photo(t, web, 1); p.Likes != round+1 || p.Comments != round+1 || p.Version != 2*round+3 || !p.Cached {
-			t.Errorf("read: %+v", p)
+			t.Errorf("read: got %+v, want %d likes and comments, version %d, Cached true", p, round+1, 2*round+3)
 		}
-		if p := r.records.photo(1); p.Version != 2*round+3 || len(r.records.of(1)) != int(round)+1 {
-			t.Errorf("the records: %+v, %+v", p, r.records.of(1))
+		if p := r.records.photo(1); p.Version != 2*round+3 || len(r.records.commentsOf(1)) != int(round)+1 {
+			t.Errorf("in the database: got %+v, comments %+v, want version %d and %d comments",
+				p, r.records.commentsOf(1), 2*round+3, round+1)
 		}
 	}
 }
 
-// A batch that fails comes again as it was, whether it was written or not.
+// TestFailedFlush: the proxy resends a failed batch unchanged, whether the database has
+// stored it or not.
 func TestFailedFlush(t *testing.T) {
 	t.Parallel()
-	o := back()
+	o := writeBackOptions()
 	o.interval = time.Millisecond
 	r := newRig(t, o)
 	web, h := r.web(t), r.hosts[0]
-	down := fail(photos.ErrUnavailable, "WriteBack")
-	r.records.set(down, nil)
+	unavailable := fail(photos.ErrUnavailable, "WriteBack")
+	r.records.setHooks(unavailable, nil)
 	like(t, web, 1, 3)
 	must(t)(web.Comment(t.Context(), comment(1, 1)))
-	tried := func() func() bool {
+	retried := func() func() bool {
 		before := len(r.records.batches())
-		return func() bool { return len(r.records.batches()) >= before+2 } // the first may have begun before
+		// The first new batch may belong to a flush that started before the call of retried.
+		return func() bool { return len(r.records.batches()) >= before+2 }
 	}
-	eventually(t, "it is tried again", tried())
+	eventually(t, "the flush is retried", retried())
 	first := r.records.batches()[len(r.records.batches())-1]
-	r.records.set(nil, down)
-	eventually(t, "it is tried again", tried())
-	eventually(t, "it is written, as far as it was tried first", func() bool { return r.records.photo(1).Version > 1 })
-	if n := h.figure(t, "unflushed"); n != 4 {
-		t.Errorf("%v writes wait", n)
+	r.records.setHooks(nil, unavailable)
+	eventually(t, "the flush is retried", retried())
+	eventually(t, "the database has stored the failed batch", func() bool { return r.records.photo(1).Version > 1 })
+	if n := h.metric(t, "unflushed"); n != 4 {
+		t.Errorf("got %v unflushed writes, want 4", n)
 	}
-	// More of the same photo: what was written and not answered is not added again.
+	// The next flush must not add the stored comment a second time.
 	must(t)(web.Comment(t.Context(), comment(2, 1)))
-	r.records.set(nil, nil)
-	eventually(t, "it is flushed", func() bool { return h.figure(t, "unflushed") == 0 })
+	r.records.setHooks(nil, nil)
+	eventually(t, "all writes are flushed", func() bool { return h.metric(t, "unflushed") == 0 })
 	want := photos.Photo{ID: 1, UserID: 1, Title: "photo 1", State: photos.StateReady, Likes: 3, Comments: 2, Version: 6}
 	if diff := cmp.Diff(want, r.records.photo(1)); diff != "" {
-		t.Errorf("the records (-want +got)\n%s", diff)
+		t.Errorf("photo in the database (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]photos.Comment{comment(1, 1), comment(2, 1)}, r.records.of(1)); diff != "" {
-		t.Errorf("comments (-want +got)\n%s", diff)
+	if diff := cmp.Diff([]photos.Comment{comment(1, 1), comment(2, 1)}, r.records.commentsOf(1)); diff != "" {
+		t.Errorf("comments in the database (-want +got):\n%s", diff)
 	}
 	same := func(b []photos.PendingWrite) bool { return cmp.Equal(b, first) }
-	if again := r.records.batches(); !slices.ContainsFunc(again[1:], same) {
-		t.Errorf("%+v did not come again: %+v", first, again)
+	if batches := r.records.batches(); !slices.ContainsFunc(batches[1:], same) {
+		t.Errorf("got batches %+v, want %+v resent", batches, first)
 	}
-	if failed, refused := h.figure(t, "flush_errors_total"), h.figure(t, "refused_total"); failed < 3 || refused != 0 {
-		t.Errorf("%v errors, %v refused", failed, refused)
+	if failed, refused := h.metric(t, "flush_errors_total"), h.metric(t, "refused_total"); failed < 3 || refused != 0 {
+		t.Errorf("got %v failed flushes and %v refused writes, want at least 3 and 0", failed, refused)
 	}
 }
 
-// What somebody else has written is not overwritten: what was acknowledged is lost,
-// counted, and the record read anew. The rest of the batch is written.
-func TestRefused(t *testing.T) {
+// TestConflictingWrites: a flush does not overwrite a write of another writer. The proxy
+// drops and counts its own writes of that record, and loads the record again. The other
+// records of the batch are stored.
+func TestConflictingWrites(t *testing.T) {
 	t.Parallel()
-	o := back()
+	o := writeBackOptions()
 	o.photos = 220
 	r := newRig(t, o)
 	web, h := r.web(t), r.hosts[0]
-	photo(t, web, 1) // what the values have then is old
+	photo(t, web, 1) // caches the record before the other writer changes it
 	photo(t, web, 2)
 	like(t, web, 1, 2)
 	like(t, web, 2, 1)
@@ -132,60 +138,60 @@ func TestRefused(t *testing.T) {
 	if err := r.records.DeletePhoto(t.Context(), 2, 1); err != nil {
 		t.Fatal(err)
 	}
-	for id := photos.ID(4); id <= 200; id++ { // which is enough for a batch
+	for id := photos.ID(4); id <= 200; id++ { // enough for a batch, so a flush starts
 		like(t, web, id, 1)
 	}
-	eventually(t, "writes are refused", func() bool { return h.figure(t, "refused_total") == 3 })
+	eventually(t, "3 writes are refused", func() bool { return h.metric(t, "refused_total") == 3 })
 	if p := photo(t, web, 1); p.Version != 6 || p.Likes != 5 || p.Cached {
-		t.Errorf("read: %+v", p)
+		t.Errorf("photo 1: got %+v, want 5 likes, version 6, Cached false", p)
 	}
 	if _, err := web.Photo(t.Context(), 2); !errors.Is(err, photos.ErrNotFound) {
-		t.Errorf("deleted elsewhere: %v", err)
+		t.Errorf("photo that another writer has deleted: got %v, want %v", err, photos.ErrNotFound)
 	}
 	if version := like(t, web, 1, 1); version != 7 {
-		t.Errorf("the next version is %d", version)
+		t.Errorf("next write: got version %d, want 7", version)
 	}
-	r.flush(t)
+	r.stopHosts(t)
 	if one, three := r.records.photo(1), r.records.photo(3); one.Likes != 6 || three.Likes != 1 {
-		t.Errorf("%+v, %+v", one, three)
+		t.Errorf("in the database: got %+v and %+v, want 6 likes and 1 like", one, three)
 	}
-	if n := h.figure(t, "unflushed"); n != 0 {
-		t.Errorf("%v writes wait", n)
+	if n := h.metric(t, "unflushed"); n != 0 {
+		t.Errorf("got %v unflushed writes, want 0", n)
 	}
 }
 
-// What is written while a batch is under way is not of it, and comes with the next one;
-// when the batch is refused it is lost with the rest, as it is built upon it.
-func TestWriteDuringAFlush(t *testing.T) {
+// TestWriteDuringFlush: a write during a flush is stored by the next flush. When the
+// database refuses the batch, that write is lost too, because it builds on the batch.
+func TestWriteDuringFlush(t *testing.T) {
 	t.Parallel()
 	for _, refused := range []bool{false, true} {
-		o := back()
+		o := writeBackOptions()
 		o.interval = time.Millisecond
-		r, h, _ := plain(t, o)
+		r, h, _ := newProxyRig(t, o)
 		apply := func(w cache.Write, want int64) {
 			t.Helper()
 			if version, err := h.proxy.Apply(t.Context(), "photo:1", w); err != nil || version != want {
-				t.Errorf("version %d, %v, want %d", version, err, want)
+				t.Errorf("Apply: got version %d, %v, want version %d", version, err, want)
 			}
 		}
 		one, two := comment(1, 1), comment(2, 1)
-		writing := newOnce("WriteBack")
-		r.records.set(writing.hook, nil)
+		flush := pauseFirst("WriteBack")
+		r.records.setHooks(flush.hook, nil)
 		apply(cache.Write{Comment: &one}, 2)
-		wait(t, "it is flushed", writing.begun)
+		waitClosed(t, "a flush has started", flush.started)
 		apply(cache.Write{Comment: &two}, 3)
 		apply(cache.Write{Like: &cache.Like{Photo: 1, User: 1}}, 4)
-		if n := h.figure(t, "unflushed"); n != 3 {
-			t.Errorf("%v writes wait", n)
+		if n := h.metric(t, "unflushed"); n != 3 {
+			t.Errorf("got %v unflushed writes, want 3", n)
 		}
 		if refused {
 			like(t, r.records, 1, 9)
 		}
-		close(writing.released)
-		eventually(t, "nothing waits", func() bool { return h.figure(t, "unflushed") == 0 })
+		close(flush.release)
+		eventually(t, "no unflushed writes are left", func() bool { return h.metric(t, "unflushed") == 0 })
 		if refused {
-			if n := h.figure(t, "refused_total"); n != 3 {
-				t.Errorf("%v writes were refused", n)
+			if n := h.metric(t, "refused_total"); n != 3 {
+				t.Errorf("got %v refused writes, want 3", n)
 			}
 			apply(cache.Write{Like: &cache.Like{Photo: 1, User: 1}}, 11)
 			continue
@@ -193,20 +199,22 @@ func TestWriteDuringAFlush(t *testing.T) {
 		batches := r.records.batches()
 		last := batches[len(batches)-1][0]
 		if len(batches) != 2 || !cmp.Equal(last.Comments, []photos.Comment{two}) || last.Photo.Version != 4 {
-			t.Errorf("%d batches: %+v", len(batches), batches)
+			t.Errorf("got %d batches: %+v, want 2, the last with the second comment and version 4", len(batches), batches)
 		}
 		if p := r.records.photo(1); p.Comments != 2 || p.Likes != 1 ||
-			len(r.records.of(1)) != 2 || h.figure(t, "flushed_total") != 3 {
-			t.Errorf("%+v, %+v", p, r.records.of(1))
+			len(r.records.commentsOf(1)) != 2 || h.metric(t, "flushed_total") != 3 {
+			t.Errorf("in the database: got %+v, comments %+v, %v flushed writes, want 2 comments, 1 like, 3 flushed writes",
+				p, r.records.commentsOf(1), h.metric(t, "flushed_total"))
 		}
 	}
 }
 
-// What is not flushed is not among the values that go for others.
-func TestUnflushedIsNotEvicted(t *testing.T) {
+// TestUnflushedWritesAreNotEvicted: memory pressure evicts cached values, but no unflushed
+// writes. A client cannot replace an unflushed record with an older value either.
+func TestUnflushedWritesAreNotEvicted(t *testing.T) {
 	t.Parallel()
-	o := back()
-	o.bytes = 1 << 20
+	o := writeBackOptions()
+	o.maxBytes = 1 << 20
 	r := newRig(t, o)
 	web, client := r.web(t), r.client(t)
 	photo(t, web, 2)
@@ -218,68 +226,68 @@ func TestUnflushedIsNotEvicted(t *testing.T) {
 		}
 	}
 	if p := photo(t, web, 2); p.Cached {
-		t.Fatal("nothing was evicted")
+		t.Fatal("photo 2: got Cached true, want it evicted")
 	}
 	if p := photo(t, web, 1); p.Version != 2 || !p.Cached {
-		t.Errorf("%+v", p)
+		t.Errorf("photo 1: got %+v, want version 2, Cached true", p)
 	}
 	if version := like(t, web, 1, 1); version != 3 {
-		t.Errorf("the next version is %d", version)
+		t.Errorf("next write: got version %d, want 3", version)
 	}
-	// Nor covered by what somebody else had read before.
+	// A look-aside client fills the cache with the record that it read before the writes.
 	old := []byte(`{"id":1,"user_id":1,"version":1}`)
 	if err := client.Set(t.Context(), "photo:1", old, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	if p := photo(t, web, 1); p.Version != 3 {
-		t.Errorf("covered by an old value: %+v", p)
+		t.Errorf("photo 1 after Set with an older value: got %+v, want version 3", p)
 	}
 }
 
-// When as many records wait as may, another one has to wait until some are written, and
-// is refused when that takes too long; those that wait already may be written to.
+// TestBackpressure: when the backlog is full, a write to another record waits for a flush.
+// It fails when its context ends first. Records in the backlog accept more writes.
 func TestBackpressure(t *testing.T) {
 	t.Parallel()
 	const capacity = 10_000
-	o := back()
+	o := writeBackOptions()
 	o.photos = capacity + 1
 	r := newRig(t, o)
-	web, f := r.web(t), r.hosts[0].proxy
-	r.records.set(fail(photos.ErrUnavailable, "WriteBack"), nil)
+	web, proxy := r.web(t), r.hosts[0].proxy
+	r.records.setHooks(fail(photos.ErrUnavailable, "WriteBack"), nil)
 	for id := photos.ID(1); id <= capacity; id++ {
 		w := cache.Write{Like: &cache.Like{Photo: id, User: 1}}
-		must(t)(f.Apply(t.Context(), cache.PhotoKey(id).String(), w))
+		must(t)(proxy.Apply(t.Context(), cache.PhotoKey(id).String(), w))
 	}
-	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	shortCtx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	extraKey := cache.PhotoKey(capacity + 1).String()
 	extra := cache.Write{Like: &cache.Like{Photo: capacity + 1, User: 1}}
-	_, err := f.Apply(short, extraKey, extra)
+	_, err := proxy.Apply(shortCtx, extraKey, extra)
 	if !errors.Is(err, photos.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("a record over the capacity: %v", err)
+		t.Errorf("record over the capacity: got %v, want %v and %v", err, photos.ErrUnavailable, context.DeadlineExceeded)
 	}
 	like(t, web, 5, 1)
-	waited := make(chan error, 1)
+	acknowledged := make(chan error, 1)
 	go func() {
-		_, err := f.Apply(t.Context(), extraKey, extra)
-		waited <- err
+		_, err := proxy.Apply(t.Context(), extraKey, extra)
+		acknowledged <- err
 	}()
-	r.records.set(nil, nil)
-	// A deletion has its photo written first, which makes room.
+	r.records.setHooks(nil, nil)
+	// A deletion first flushes its photo, which frees capacity.
 	if err := web.DeletePhoto(t.Context(), 1, 1); err != nil {
 		t.Error(err)
 	}
 	select {
-	case err := <-waited:
+	case err := <-acknowledged:
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(patience):
-		t.Fatal("nobody has said that there is room")
+	case <-time.After(testTimeout):
+		t.Fatal("timed out waiting until the write over the capacity is acknowledged")
 	}
-	r.flush(t)
+	r.stopHosts(t)
 	if p := r.records.photo(capacity + 1); p.Likes != 1 {
-		t.Errorf("%+v", p)
+		t.Errorf("in the database: got %+v, want 1 like", p)
 	}
 }
 
@@ -288,59 +296,62 @@ func withChange(o options, change func(*cacheproxy.Config)) options {
 	return o
 }
 
-// Photos with writes that wait may be deleted, by their owners, and come again.
-func TestDeleteUnflushed(t *testing.T) {
+// TestDeleteWithUnflushedWrites: the owner can delete a photo that has unflushed writes, and
+// a photo with the same id can be added again.
+func TestDeleteWithUnflushedWrites(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, back())
+	r := newRig(t, writeBackOptions())
 	web, h := r.web(t), r.hosts[0]
 	like(t, web, 1, 3)
 	must(t)(web.Comment(t.Context(), comment(1, 1)))
 	like(t, web, 2, 1)
-	r.records.set(fail(photos.ErrUnavailable, "WriteBack"), nil)
+	r.records.setHooks(fail(photos.ErrUnavailable, "WriteBack"), nil)
 	if err := web.DeletePhoto(t.Context(), 1, 1); !errors.Is(err, photos.ErrUnavailable) {
-		t.Errorf("what cannot be flushed: %v", err)
+		t.Errorf("delete while flushes fail: got %v, want %v", err, photos.ErrUnavailable)
 	}
 	if p := photo(t, web, 1); p.Version != 5 {
-		t.Errorf("after a deletion that failed: %+v", p)
+		t.Errorf("after the failed deletion: got %+v, want version 5", p)
 	}
-	r.records.set(nil, nil)
+	r.records.setHooks(nil, nil)
 	if err := web.DeletePhoto(t.Context(), 1, 2); !errors.Is(err, photos.ErrForbidden) {
-		t.Errorf("somebody else: %v", err)
+		t.Errorf("delete by another user: got %v, want %v", err, photos.ErrForbidden)
 	}
 	if p := photo(t, web, 1); p.Version != 5 || r.records.photo(1).Version != 5 {
-		t.Errorf("after a deletion that was refused: %+v; %+v", p, r.records.photo(1))
+		t.Errorf("after the refused deletion: got %+v, in the database %+v, want version 5", p, r.records.photo(1))
 	}
 	like(t, web, 1, 1)
 	if err := web.DeletePhoto(t.Context(), 1, 1); err != nil {
 		t.Error(err)
 	}
 	if _, err := web.Photo(t.Context(), 1); !errors.Is(err, photos.ErrNotFound) {
-		t.Errorf("deleted: %v", err)
+		t.Errorf("read of a deleted photo: got %v, want %v", err, photos.ErrNotFound)
 	}
 	if _, err := web.Like(t.Context(), 1, 1); !errors.Is(err, photos.ErrNotFound) {
-		t.Errorf("like of what is deleted: %v", err)
+		t.Errorf("like of a deleted photo: got %v, want %v", err, photos.ErrNotFound)
 	}
-	if n := h.figure(t, "unflushed"); n != 1 {
-		t.Errorf("%v writes wait, of the other photo", n)
+	if n := h.metric(t, "unflushed"); n != 1 {
+		t.Errorf("got %v unflushed writes, want 1, of photo 2", n)
 	}
 	if err := web.AddPhoto(t.Context(), photos.Photo{ID: 1, UserID: 2, Title: "again", Version: 1}); err != nil {
 		t.Error(err)
 	}
 	if version := like(t, web, 1, 1); version != 2 {
-		t.Errorf("version %d of the new photo", version)
+		t.Errorf("like of the new photo: got version %d, want 2", version)
 	}
-	r.flush(t)
-	if p := r.records.photo(1); p.Title != "again" || p.Likes != 1 || h.figure(t, "refused_total") != 0 {
-		t.Errorf("%+v, %v refused", p, h.figure(t, "refused_total"))
+	r.stopHosts(t)
+	if p := r.records.photo(1); p.Title != "again" || p.Likes != 1 || h.metric(t, "refused_total") != 0 {
+		t.Errorf("in the database: got %+v, %v refused writes, want the new photo with 1 like, 0 refused writes",
+			p, h.metric(t, "refused_total"))
 	}
 }
 
-// A host that dies loses exactly what it says it holds.
-func TestKilled(t *testing.T) {
+// TestLossIsReported: when Close cannot flush, the number of writes in its error is the
+// number of acknowledged writes that the database does not have.
+func TestLossIsReported(t *testing.T) {
 	t.Parallel()
-	registry, r := prometheus.NewRegistry(), &rig{options: back(), records: newRecords(300)}
+	registry, r := prometheus.NewRegistry(), &rig{options: writeBackOptions(), records: newRecords(300)}
 	h := &host{registry: registry}
-	f, err := cacheproxy.New(cacheproxy.Config{
+	proxy, err := cacheproxy.New(cacheproxy.Config{
 		Values: newValues(), Records: r.records, TTL: time.Minute, FlushInterval: time.Millisecond,
 		Registry: registry, Log: discard(),
 	})
@@ -349,45 +360,46 @@ func TestKilled(t *testing.T) {
 	}
 	acknowledged := 0
 	for i := range 1000 {
-		if i == 500 { // from here on nothing is flushed
-			r.records.set(fail(photos.ErrUnavailable, "WriteBack"), nil)
+		if i == 500 { // flushes fail from now on
+			r.records.setHooks(fail(photos.ErrUnavailable, "WriteBack"), nil)
 		}
 		id := photos.ID(i%300 + 1)
 		w := cache.Write{Like: &cache.Like{Photo: id, User: 1}}
-		must(t)(f.Apply(t.Context(), cache.PhotoKey(id).String(), w))
+		must(t)(proxy.Apply(t.Context(), cache.PhotoKey(id).String(), w))
 		acknowledged++
 	}
-	dead, kill := context.WithCancel(t.Context())
-	kill()
-	err = f.Close(dead)
-	lost := h.figure(t, "unflushed")
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	err = proxy.Close(canceled)
+	lost := h.metric(t, "unflushed")
 	want := fmt.Sprintf("%v acknowledged writes were not flushed", lost)
 	if err == nil || !strings.Contains(err.Error(), want) || !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v, want %q", err, want)
+		t.Errorf("Close: got %v, want %q and %v", err, want, context.Canceled)
 	}
 	stored := 0
 	for id := photos.ID(1); id <= 300; id++ {
 		stored += int(r.records.photo(id).Likes)
 	}
 	if lost < 500 || acknowledged-stored != int(lost) {
-		t.Errorf("%d writes were acknowledged, %d are stored, and %v were lost", acknowledged, stored, lost)
+		t.Errorf("got %v unflushed writes, want %d acknowledged - %d stored, and at least 500", lost, acknowledged, stored)
 	}
-	// It is not too late yet.
-	r.records.set(nil, nil)
-	if err := f.Close(t.Context()); err != nil {
+	// A second Close flushes the rest.
+	r.records.setHooks(nil, nil)
+	if err := proxy.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if n := h.figure(t, "unflushed"); n != 0 {
-		t.Errorf("%v writes wait", n)
+	if n := h.metric(t, "unflushed"); n != 0 {
+		t.Errorf("got %v unflushed writes, want 0", n)
 	}
 }
 
-// Values may be old: others stored them, or another host has written since. No write is
-// built upon them while the records can be read.
-func TestOldValuesAreNotBuiltUpon(t *testing.T) {
+// TestWriteBackReadsTheDatabase: a cached value may be stale, because a client has stored an
+// old value or another host has written since. The first write to a record must build on
+// the record in the database. Otherwise the database would refuse the flush.
+func TestWriteBackReadsTheDatabase(t *testing.T) {
 	t.Parallel()
 	for _, read := range []string{"look_aside", "read_through"} {
-		o := back()
+		o := writeBackOptions()
 		o.read = read
 		r := newRig(t, o)
 		web, client := r.web(t), r.client(t)
@@ -396,59 +408,62 @@ func TestOldValuesAreNotBuiltUpon(t *testing.T) {
 		if err := client.Set(t.Context(), "photo:1", []byte(`{"id":1,"user_id":1,"version":1}`), time.Minute); err != nil {
 			t.Fatal(err)
 		}
-		before := r.records.called("Photo")
+		before := r.records.callCount("Photo")
 		const want = 7
-		if version, reads := like(t, web, 1, 2), r.records.called("Photo")-before; version != want || reads != 1 {
-			t.Errorf("%s: version %d after %d reads, want %d after one", read, version, reads, want)
+		if version, reads := like(t, web, 1, 2), r.records.callCount("Photo")-before; version != want || reads != 1 {
+			t.Errorf("%s: got version %d after %d database reads, want %d after 1", read, version, reads, want)
 		}
 		if p := photo(t, web, 1); p.Version != want {
-			t.Errorf("%s: %+v", read, p)
+			t.Errorf("%s: got %+v, want version %d", read, p, want)
 		}
-		r.flush(t)
-		if p := r.records.photo(1); p.Version != want || r.hosts[0].figure(t, "refused_total") != 0 {
-			t.Errorf("%s: %+v", read, p)
+		r.stopHosts(t)
+		if p := r.records.photo(1); p.Version != want || r.hosts[0].metric(t, "refused_total") != 0 {
+			t.Errorf("%s: in the database: got %+v, want version %d and no refused writes", read, p, want)
 		}
 	}
 }
 
-// While keys move, nothing is held back: the answer comes when all is flushed, and
-// writes go through until it is over. None is lost, whenever it comes.
+// TestMoving: SetMoving(ctx, true) returns when the backlog is flushed. From then on, writes
+// are written through until SetMoving(ctx, false).
 func TestMoving(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, back())
+	r := newRig(t, writeBackOptions())
 	web, h := r.web(t), r.hosts[0]
 	like(t, web, 1, 3)
 	must(t)(web.Comment(t.Context(), comment(1, 1)))
-	r.records.set(fail(photos.ErrUnavailable, "WriteBack"), nil)
-	ended, end := context.WithCancel(t.Context())
-	end()
-	if err := h.proxy.SetMoving(ended, true); !errors.Is(err, context.Canceled) {
-		t.Errorf("without records: %v", err)
+	r.records.setHooks(fail(photos.ErrUnavailable, "WriteBack"), nil)
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := h.proxy.SetMoving(canceled, true); !errors.Is(err, context.Canceled) {
+		t.Errorf("SetMoving while flushes fail: got %v, want %v", err, context.Canceled)
 	}
-	r.records.set(nil, nil)
-	like(t, web, 1, 1) // after what waits
-	if err := h.proxy.SetMoving(t.Context(), true); err != nil || h.figure(t, "unflushed") != 0 {
-		t.Errorf("%v, %v writes are held back", err, h.figure(t, "unflushed"))
+	r.records.setHooks(nil, nil)
+	like(t, web, 1, 1) // written through, after a flush of the record
+	if err := h.proxy.SetMoving(t.Context(), true); err != nil || h.metric(t, "unflushed") != 0 {
+		t.Errorf("SetMoving: got %v, %v unflushed writes, want no error, 0 writes", err, h.metric(t, "unflushed"))
 	}
 	if p := r.records.photo(1); p.Likes != 4 || p.Comments != 1 {
-		t.Errorf("the records have %+v", p)
+		t.Errorf("in the database: got %+v, want 4 likes and 1 comment", p)
 	}
 	like(t, web, 2, 1)
 	if p := r.records.photo(2); p.Likes != 1 {
-		t.Errorf("a write while keys move: %+v", p)
+		t.Errorf("write while keys move: got %+v in the database, want 1 like", p)
 	}
 	if err := h.proxy.SetMoving(t.Context(), false); err != nil {
 		t.Error(err)
 	}
 	like(t, web, 2, 1)
-	if p := r.records.photo(2); p.Likes != 1 || h.figure(t, "unflushed") != 1 {
-		t.Errorf("a write after it: %+v, %v writes are held back", p, h.figure(t, "unflushed"))
+	if p := r.records.photo(2); p.Likes != 1 || h.metric(t, "unflushed") != 1 {
+		t.Errorf("write after the move: got %+v in the database, %v unflushed writes, want 1 like, 1 unflushed write",
+			p, h.metric(t, "unflushed"))
 	}
 }
 
+// TestMovingUnderLoad: no acknowledged write is lost when write-back is turned off and on
+// during writes.
 func TestMovingUnderLoad(t *testing.T) {
 	t.Parallel()
-	o := back()
+	o := writeBackOptions()
 	o.interval = time.Millisecond
 	r := newRig(t, o)
 	web, h := r.web(t), r.hosts[0]
@@ -474,9 +489,9 @@ func TestMovingUnderLoad(t *testing.T) {
 	}
 	stop()
 	all.Wait()
-	r.flush(t)
-	if p := r.records.photo(1); p.Likes != likes.Load() || h.figure(t, "refused_total") != 0 {
-		t.Errorf("%d likes were acknowledged, the records have %d, %v were refused",
-			likes.Load(), p.Likes, h.figure(t, "refused_total"))
+	r.stopHosts(t)
+	if p := r.records.photo(1); p.Likes != likes.Load() || h.metric(t, "refused_total") != 0 {
+		t.Errorf("got %d likes in the database and %v refused writes, want %d likes and 0 refused writes",
+			p.Likes, h.metric(t, "refused_total"), likes.Load())
 	}
 }
