@@ -128,8 +128,8 @@ func TestKilledReplica(t *testing.T) {
 func TestKilledMultiPrimary(t *testing.T) {
 	t.Parallel()
 	base := storeDir(t)
-	several := func(cfg *sqlite.Config) { cfg.Statements, cfg.Replication.State.MultiPrimary = catalogue(), true }
-	first, third := startNode(t, base, "db-1", nil, several), startNode(t, base, "db-3", nil, several)
+	multiPrimary := func(cfg *sqlite.Config) { cfg.Statements, cfg.Replication.State.MultiPrimary = catalogue(), true }
+	first, third := startNode(t, base, "db-1", nil, multiPrimary), startNode(t, base, "db-3", nil, multiPrimary)
 	from := func(origins ...sut.Peer) sut.Replication {
 		return sut.Replication{Epoch: 1, MultiPrimary: true, Origins: origins}
 	}

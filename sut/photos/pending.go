@@ -9,7 +9,7 @@ type PendingWrite struct {
 	Base int64
 	// Comments are the comments that the writes added. Photo.Comments includes them.
 	Comments []Comment
-	// Resent means that the same Written was sent before without a response. The store may
+	// Resent means that the same PendingWrite was sent before without a response. The store may
 	// already have it.
 	Resent bool
 }
