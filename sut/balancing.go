@@ -95,7 +95,8 @@ func (b Balancing) Complete() Balancing {
 	return b
 }
 
-// These forms need no quotes in a configuration file, a cookie or a metric label.
+// Names and paths of these forms need no quotes or escapes where they are used: in
+// configuration files and cookies.
 var (
 	nodeName   = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
 	healthPath = regexp.MustCompile(`^/[A-Za-z0-9_./~-]*$`)

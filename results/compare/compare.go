@@ -284,9 +284,9 @@ func latency(base, cell *results.Cell, of func(results.Latency) *int64) Ratio {
 // noInterval returns the reason why a ratio of latencies has no interval.
 func noInterval(base, cell *results.Cell) string {
 	if len(base.ReferenceSteps()) > 1 || len(cell.ReferenceSteps()) > 1 {
-		return "one reference step per run, from the last repeat: no interval"
+		return "no interval: of a run with repeats, only the reference step of the last repeat is compared"
 	}
-	return "one reference step per run: no interval"
+	return "no interval: each run has only one reference step"
 }
 
 func joined(parts ...string) string {

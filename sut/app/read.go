@@ -61,7 +61,7 @@ func (a *App) noteCached(x *exchange, cached bool) {
 	}
 }
 
-// highestVersion is the value of HeaderRecordVersion for a list.
+// highestVersion returns the highest record version in a list, 0 if the list is empty.
 func highestVersion(list []photos.Photo) int64 {
 	var highest int64
 	for i := range list {

@@ -250,8 +250,9 @@ func (p *slots) step(key string, was, now slot, healthy bool) step {
 	set := func(format string, args ...any) {
 		s.commands = append(s.commands, "set server "+key+" "+fmt.Sprintf(format, args...))
 	}
-	// The host's health is known if it is up in another backend, or if this backend
-	// checks it: a draining host is still checked.
+	// HAProxy knows the health of a host only for an unchanged address. The host must
+	// also be in this backend, be draining in it (its checks go on), or be up in another
+	// backend. A host of unknown health is down until its first passed check.
 	known := was.address == now.address && (was.used || was.draining || healthy)
 	if now.used && was.weight != now.weight {
 		set("weight %d", now.weight)

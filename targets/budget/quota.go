@@ -10,7 +10,8 @@ const (
 	// minQuota is the smallest quota, and the smallest period, that the kernel
 	// accepts (kernel/sched/core.c, min_cfs_quota_period).
 	minQuota = time.Millisecond
-	// basePeriod is the period of every host whose quota is then at least minQuota.
+	// basePeriod is the period of a host, unless its quota would then be less than
+	// minQuota. Such a host gets a longer period.
 	// A shorter period only adds timer interrupts. A longer period throttles the
 	// host for longer at a time, which distorts its tail latency.
 	basePeriod = 5 * time.Millisecond
@@ -35,8 +36,8 @@ func QuotaFor(cores float64) (Quota, error) {
 	}
 	shortest := time.Duration(math.Ceil(minQuota.Seconds()/cores*1e6-1e-6)) * time.Microsecond
 	if shortest > maxPeriod {
-		return Quota{}, fmt.Errorf("a budget of %v cores: the kernel enforces no less than %v",
-			cores, minQuota.Seconds()/maxPeriod.Seconds())
+		return Quota{}, fmt.Errorf("a budget of %v cores: want at least %v cores\ngive the host more CPU", cores,
+			minQuota.Seconds()/maxPeriod.Seconds())
 	}
 	period := max(basePeriod, shortest)
 	quota := max(time.Duration(cores*float64(period)).Round(time.Microsecond), minQuota)

@@ -27,8 +27,8 @@ import (
 type Databases interface {
 	// Probe returns the replication status of a node.
 	Probe(ctx context.Context, node string) (sut.ReplicationStatus, error)
-	// Assign makes a running node the primary of an epoch if node and primary are equal.
-	// Otherwise it makes the node a replica of that primary.
+	// Assign sets the role of a running node for an epoch: primary if node == primary,
+	// otherwise replica of primary.
 	Assign(ctx context.Context, node string, epoch int64, primary string) error
 	// Fence kills a node. After it returns, the node accepts no writes and is not
 	// restarted before release is called.

@@ -103,7 +103,7 @@ func (s *System) findTemplate(ctx context.Context) (string, error) {
 	}
 	unlock, err := lockFile(ctx, dir+".lock")
 	if err != nil {
-		return "", fmt.Errorf("wait for another builder of template %s: %w", key, err)
+		return "", fmt.Errorf("lock template %s (another process may be building it): %w", key, err)
 	}
 	defer unlock()
 	if built(dir) {

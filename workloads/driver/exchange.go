@@ -149,7 +149,7 @@ func (t *Ticket) exchange(req *http.Request) (http.Header, error) {
 		// for its replacement. The op counts as sent from the first.
 		if o.Sent < 0 {
 			o.Sent = f.Now()
-			f.meter.change(o.Sent, 1)
+			f.inFlight.Add(-o.Sent)
 		}
 	}}
 	req = req.WithContext(httptrace.WithClientTrace(ctx, trace))
@@ -182,7 +182,7 @@ func (t *Ticket) exchange(req *http.Request) (http.Header, error) {
 	}
 	o.Done = f.Now()
 	if o.Sent >= 0 {
-		f.meter.change(o.Done, -1)
+		f.inFlight.Add(o.Done)
 	}
 	o.Paced = body.slept()
 	o.Fate = fate(o, err, f.ctx.Err() != nil)

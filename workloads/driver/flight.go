@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"net/http"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -41,7 +40,9 @@ type Flight struct {
 	window      atomic.Int64 // ns of the schedule that took place
 	ctx         context.Context
 	cancel      context.CancelFunc // aborts the ops in flight
-	meter       meter
+	// inFlight is the number of ops in flight, integrated over time, in ns. It is the sum of
+	// the ends minus the sum of the starts, so it does not depend on the order of the calls.
+	inFlight atomic.Int64
 }
 
 // freed is a free slot and the time at which it became free.
@@ -196,27 +197,6 @@ func (f *Flight) Finish() Report {
 	return Report{
 		Start: f.base.Add(time.Duration(f.began.Load())), Window: window, Elapsed: max(window, time.Duration(f.lastDone)),
 		Scheduled:  int64(scheduled) + f.extra.Load(),
-		InFlightNS: f.meter.area, ServiceNS: f.service,
+		InFlightNS: f.inFlight.Load(), ServiceNS: f.service,
 	}
-}
-
-// meter integrates the number of ops in flight over time. Read area only when no op is
-// in flight.
-type meter struct {
-	mu    sync.Mutex
-	count int64
-	since int64
-	area  int64
-}
-
-func (m *meter) change(at, by int64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	// Two ops can take the lock in another order than their timestamps. Going back in time
-	// would count an interval twice.
-	if at > m.since {
-		m.area += m.count * (at - m.since)
-		m.since = at
-	}
-	m.count += by
 }

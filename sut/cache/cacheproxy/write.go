@@ -97,9 +97,10 @@ func (p *Proxy) write(ctx context.Context, w cache.Write) (version int64, err er
 	return 0, r.DeletePhoto(ctx, w.Delete.Photo, w.Delete.Owner)
 }
 
-// valueAfter computes the encoded record after a write, from the cached value. known is
-// false when there is no cached value, or when the resulting version differs from that
-// of the database: then another cache host has written in between.
+// valueAfter returns the encoded record after a write. It applies the write to the cached
+// value; an added photo needs none. version is the version that the database returned.
+// known is false if there is no usable cached value, or if the result has another version.
+// Then the cached value was out of date, for example because another cache host wrote.
 func (p *Proxy) valueAfter(ctx context.Context, key string, w cache.Write, version int64) (value []byte, known bool) {
 	var photo photos.Photo
 	if w.Add != nil {

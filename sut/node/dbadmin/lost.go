@@ -224,7 +224,7 @@ func (r *replayer) refuse(c row, err error) {
 // value reads as zero.
 type row struct{ sut.LostChange }
 
-// key is the primary key of a table with one key column.
+// key returns the primary key of the changed row as an id, 0 for a composite key.
 func (c row) key() photos.ID {
 	id, _ := strconv.ParseInt(c.Key, 10, 64)
 	return photos.ID(id)

@@ -101,9 +101,9 @@ func (f *Feed) Run(acknowledged func(int64), send func() error) error {
 	return err
 }
 
-// Wait blocks send until data has changed, a heartbeat is due (HeartbeatDue), or the last client of this node has
-// disconnected (ClientsGone). It returns false when send must end: the other node is gone, or its last acknowledgement
-// did not arrive in time. Only send may call it.
+// Wait blocks send until data has changed, a heartbeat is due (HeartbeatDue), or this node stops and has no more
+// clients (ClientsGone). It returns false when send must end: the other node is gone, or after ClientsGone its last
+// acknowledgement did not arrive within LastAckTimeout. Only send may call it.
 func (f *Feed) Wait(changed <-chan struct{}) bool {
 	select {
 	case <-changed:
