@@ -173,7 +173,7 @@ func TestLatencyOfRepeats(t *testing.T) {
 	c.Reference.Purpose = "reference"
 	c.Steps = []results.Step{{Purpose: "warmup"}, *c.Reference, *c.Reference}
 	got := compare.Compare([]compare.Run{run("a", cell(300, 330)), run("b", c)}, 1).Rows[0].P99[1]
-	if got.Verdict != compare.NotJudged || !strings.Contains(got.Why, "from the last repeat") {
+	if got.Verdict != compare.NotJudged || !strings.Contains(got.Why, "of the last repeat") {
 		t.Errorf("%+v, want a note about the last repeat", got)
 	}
 }
