@@ -40,6 +40,9 @@ func TestChecks(t *testing.T) {
 			"Makefile:1 has more than 120", "README.md:5 has more than 120",
 			"b has 1 wide lines: lower its exception from 2",
 		}},
+		{"documents", (*tree).checkDocuments, documentsExample, []string{
+			`README.md: no test has the name of "-run Gone"`, `README.md: no test has the name of "-bench Speed"`,
+		}},
 		{"state", (*tree).checkState, stateExample, []string{
 			"a/a.go:8: blank import of embed/fake",
 			"a/a.go:19: package variable table", "a/a.go:20: package variable zero", "a/a.go:22: package variable two",
@@ -350,6 +353,17 @@ func widthExample() string {
 		"-- b/b.go --\npackage b\n// " + wide + "-- Makefile --\n" + wide +
 		"-- README.md --\n| " + wide + "```\n" + wide + "```\n" + wide
 }
+
+const documentsExample = `
+-- go.mod --
+module example.org/m
+-- README.md --
+go test -run Speed ./a; go test -run Gone ./a; go test -bench Speed ./a
+-- a/a_test.go --
+package a
+
+func TestSpeed() {}
+`
 
 const sleepsExample = `
 -- go.mod --
