@@ -23,8 +23,8 @@
 //   - When a tier is down, requests that need it get 503 with Retry-After. Other
 //     requests still work. A response that lacks a tier names it in X-Degraded (db,
 //     blob, session).
-//   - A request waits for other tiers at most tierTimeout, and for the
-//     client's body at most bodyTimeout. The http.Server bounds the time to
+//   - A request waits for other tiers at most 5 s, and for the
+//     client's body at most 60 s. The http.Server bounds the time to
 //     read the request header and to write the response.
 //
 // Times are microseconds since the Unix epoch, sizes are bytes.
@@ -130,7 +130,7 @@ type App struct {
 
 	buffers  sync.Pool // of *jsonBuffer
 	memory   *semaphore.Weighted
-	slots    chan struct{} // one for each upload that is processed; more need more memory and are not faster
+	slots    chan struct{} // one for each upload in processing; more would need more memory and not be faster
 	draining atomic.Bool
 
 	ids      *sut.RequestIDs

@@ -25,7 +25,7 @@ const (
 	personal               // no session is required, but one is looked up
 )
 
-// action serves one request. The context ends after tierTimeout. refuse answers
+// action serves one request. The context ends after 5 s. refuse answers
 // a returned error, so an action that has started its response must return nil.
 type action func(ctx context.Context, x *exchange) error
 
