@@ -30,25 +30,28 @@ type Balancing struct {
 	HealthInterval time.Duration
 	// HealthTimeout bounds a check; default the longer of HealthInterval and 1 s.
 	HealthTimeout time.Duration
-	// HealthPath is the path that a check requests; default "/healthz". A status
-	// of 200 to 399 passes.
-	HealthPath string
 	// EjectAfter is the number of consecutive failed requests or connections after
 	// which a host is ejected, even if its checks pass; 0 = never.
 	EjectAfter int
 	// LogRequests selects which requests are logged, with their ids: LogFailed
 	// (default), LogAll or LogNone.
 	LogRequests string
-	// ConnectTimeout bounds connecting to a host; default 3 s.
-	ConnectTimeout time.Duration
-	// ResponseTimeout bounds the time from the end of the request to the header of
-	// the host's response; default 60 s.
-	ResponseTimeout time.Duration
-	// MaxIdlePerUpstream bounds the idle connections that are kept to one host;
-	// default 1024. When it is lower than the number of concurrent requests, the
-	// requests above it each need a new connection.
-	MaxIdlePerUpstream int
 }
+
+// These settings are the same for every balancer.
+const (
+	// HealthPath is the path that a check requests. A status of 200 to 399 passes.
+	HealthPath = "/healthz"
+	// ConnectTimeout bounds connecting to a host.
+	ConnectTimeout = 3 * time.Second
+	// ResponseTimeout bounds the time from the end of the request to the header of
+	// the host's response.
+	ResponseTimeout = time.Minute
+	// MaxIdlePerUpstream bounds the idle connections that are kept to one host. When
+	// it is lower than the number of concurrent requests, the requests above it each
+	// need a new connection.
+	MaxIdlePerUpstream = 1024
+)
 
 // Upstreams is the hosts of a balancer and the routes to them.
 type Upstreams struct {
@@ -88,19 +91,12 @@ func (b Balancing) Complete() Balancing {
 	b.LogRequests = cmp.Or(b.LogRequests, LogFailed)
 	b.HealthInterval = cmp.Or(b.HealthInterval, time.Second)
 	b.HealthTimeout = cmp.Or(b.HealthTimeout, max(b.HealthInterval, time.Second))
-	b.HealthPath = cmp.Or(b.HealthPath, "/healthz")
-	b.ConnectTimeout = cmp.Or(b.ConnectTimeout, 3*time.Second)
-	b.ResponseTimeout = cmp.Or(b.ResponseTimeout, time.Minute)
-	b.MaxIdlePerUpstream = cmp.Or(b.MaxIdlePerUpstream, 1024)
 	return b
 }
 
-// Names and paths of these forms need no quotes or escapes where they are used: in
-// configuration files and cookies.
-var (
-	nodeName   = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
-	healthPath = regexp.MustCompile(`^/[A-Za-z0-9_./~-]*$`)
-)
+// nodeName is the form of a name that needs no quotes or escapes where it is used: in
+// configuration files, cookies and metric labels.
+var nodeName = regexp.MustCompile(`^[A-Za-z0-9_.-]+$`)
 
 // Validate returns the first error in a Balancing that Complete returned.
 func (b Balancing) Validate() error {
@@ -122,23 +118,8 @@ func (b Balancing) Validate() error {
 		return fmt.Errorf("log requests %q: want %s, %s or %s", b.LogRequests, LogFailed, LogAll, LogNone)
 	case b.EjectAfter < 0:
 		return fmt.Errorf("eject after %d: want a number of failures, or 0 to never eject", b.EjectAfter)
-	case !healthPath.MatchString(b.HealthPath):
-		return fmt.Errorf("health path %q: want a plain path, such as /healthz", b.HealthPath)
-	case b.MaxIdlePerUpstream < 1:
-		return fmt.Errorf("max idle per upstream %d: want at least 1", b.MaxIdlePerUpstream)
-	}
-	for _, bound := range []struct {
-		name  string
-		value time.Duration
-	}{
-		{"health interval", b.HealthInterval},
-		{"health timeout", b.HealthTimeout},
-		{"connect timeout", b.ConnectTimeout},
-		{"response timeout", b.ResponseTimeout},
-	} {
-		if bound.value < time.Millisecond {
-			return fmt.Errorf("%s %v: want at least 1ms", bound.name, bound.value)
-		}
+	case min(b.HealthInterval, b.HealthTimeout) < time.Millisecond:
+		return fmt.Errorf("health interval %v, health timeout %v: want at least 1ms", b.HealthInterval, b.HealthTimeout)
 	}
 	return b.Upstreams.validate()
 }

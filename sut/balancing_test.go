@@ -33,8 +33,6 @@ func TestBalancing(t *testing.T) {
 			"want one of ip_hash, least_conn, least_response_time, round_robin, weighted_round_robin",
 		},
 		"interval": {func(c *sut.Balancing) { c.HealthInterval = -1 }, "health interval"},
-		"path":     {func(c *sut.Balancing) { c.HealthPath = "/a b" }, "health path"},
-		"idle":     {func(c *sut.Balancing) { c.MaxIdlePerUpstream = -1 }, "max idle"},
 	} {
 		cfg := good
 		test.change(&cfg)

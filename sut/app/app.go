@@ -23,8 +23,8 @@
 //   - When a tier is down, requests that need it get 503 with Retry-After. Other
 //     requests still work. A response that lacks a tier names it in X-Degraded (db,
 //     blob, session).
-//   - A request waits for other tiers at most Config.TierTimeout, and for the
-//     client's body at most Config.BodyTimeout. The http.Server bounds the time to
+//   - A request waits for other tiers at most 5 s, and for the
+//     client's body at most 60 s. The http.Server bounds the time to
 //     read the request header and to write the response.
 //
 // Times are microseconds since the Unix epoch, sizes are bytes.
@@ -88,25 +88,19 @@ type Config struct {
 	// (default), those with a status of 500 or more; sut.LogAll; or sut.LogNone.
 	// Requests with status 500 are always logged, because they are bugs.
 	LogRequests string
-
-	TierTimeout    time.Duration // for all calls of one request to other tiers; 0 = 5 s
-	BodyTimeout    time.Duration // from the start of a request to the end of its body; 0 = 60 s
-	MaxUploadBytes int64         // size of one original; 0 = 8 MiB
-	// UploadMemory bounds the bytes of all uploads that are being read or
-	// processed. An upload above it gets 503. 0 = 64 MiB.
-	UploadMemory int64
-	// ProcessSlots is the number of uploads that are processed at once; 0 =
-	// GOMAXPROCS. A higher number needs more memory and is not faster.
-	ProcessSlots int
 }
+
+const (
+	tierTimeout    = 5 * time.Second // for all calls of one request to other tiers
+	bodyTimeout    = time.Minute     // from the start of a request to the end of its body
+	maxUploadBytes = 8 << 20         // size of one original
+	// uploadMemory bounds the bytes of all uploads that are being read or
+	// processed. An upload above it gets 503.
+	uploadMemory = 64 << 20
+)
 
 func (c Config) withDefaults() (Config, error) {
 	c.LogRequests = cmp.Or(c.LogRequests, sut.LogFailed)
-	c.TierTimeout = cmp.Or(c.TierTimeout, 5*time.Second)
-	c.BodyTimeout = cmp.Or(c.BodyTimeout, time.Minute)
-	c.MaxUploadBytes = cmp.Or(c.MaxUploadBytes, 8<<20)
-	c.UploadMemory = cmp.Or(c.UploadMemory, 64<<20)
-	c.ProcessSlots = cmp.Or(c.ProcessSlots, runtime.GOMAXPROCS(0))
 	switch {
 	case c.Node == "":
 		return c, errors.New("app: the node has no name")
@@ -116,14 +110,10 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("app: Process and IDs are required")
 	case c.Log == nil || c.Registry == nil || c.Now == nil:
 		return c, errors.New("app: Log, Registry and Now are required")
-	case min(c.TierTimeout, c.BodyTimeout) < 0 || min(c.MaxUploadBytes, int64(c.ProcessSlots)) < 0:
-		return c, errors.New("app: a limit is negative")
 	case c.Service != "" && c.Service != sut.Reads && c.Service != sut.Uploads:
 		return c, fmt.Errorf("app: unknown service %q", c.Service)
 	case c.LogRequests != sut.LogFailed && c.LogRequests != sut.LogAll && c.LogRequests != sut.LogNone:
 		return c, fmt.Errorf("app: log requests %q: want %s, %s or %s", c.LogRequests, sut.LogFailed, sut.LogAll, sut.LogNone)
-	case c.UploadMemory < c.MaxUploadBytes+formOverhead:
-		return c, errors.New("app: UploadMemory must hold at least one upload of the maximum size")
 	}
 	return c, nil
 }
@@ -140,7 +130,7 @@ type App struct {
 
 	buffers  sync.Pool // of *jsonBuffer
 	memory   *semaphore.Weighted
-	slots    chan struct{}
+	slots    chan struct{} // one for each upload in processing; more would need more memory and not be faster
 	draining atomic.Bool
 
 	ids      *sut.RequestIDs
@@ -160,8 +150,8 @@ func New(c Config) (*App, error) {
 		mux:      http.NewServeMux(),
 		assets:   loadAssets(),
 		outages:  map[string]*outage{tierDB: {}, tierBlob: {}, tierSession: {}},
-		memory:   semaphore.NewWeighted(c.UploadMemory),
-		slots:    make(chan struct{}, c.ProcessSlots),
+		memory:   semaphore.NewWeighted(uploadMemory),
+		slots:    make(chan struct{}, runtime.GOMAXPROCS(0)),
 		ids:      sut.NewRequestIDs(),
 		servedBy: []string{c.Node},
 		noSniff:  []string{"nosniff"},
@@ -215,7 +205,7 @@ func (a *App) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.ContentLength != 0 {
 		// Also for a request whose handler does not read the body: the server reads
 		// the rest of it, and without a deadline would wait forever.
-		x.setBodyDeadline(x.begun.Add(a.config.BodyTimeout))
+		x.setBodyDeadline(x.begun.Add(bodyTimeout))
 	}
 	a.metrics.inFlight.Inc()
 	defer a.finish(x)

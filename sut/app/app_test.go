@@ -43,7 +43,7 @@ func newService(t testing.TB, adjust ...func(*app.Config)) *service {
 	config := app.Config{
 		Node: "web-1", Store: s.store, Blobs: s.blobs, Sessions: s.sessions, Process: fakeProcess,
 		IDs: photos.NewIDSource(1, time.Now), Log: slog.New(slog.NewJSONHandler(s.log, nil)), Registry: s.registry,
-		Now: time.Now, MaxUploadBytes: 64 << 10,
+		Now: time.Now,
 	}
 	for _, f := range adjust {
 		f(&config)
@@ -374,14 +374,11 @@ func TestConfigIsChecked(t *testing.T) {
 		"log":      func(c *app.Config) { c.Log = nil },
 		"registry": func(c *app.Config) { c.Registry = nil },
 		"now":      func(c *app.Config) { c.Now = nil },
-		"timeout":  func(c *app.Config) { c.TierTimeout = -1 },
-		"slots":    func(c *app.Config) { c.ProcessSlots = -1 },
-		"memory":   func(c *app.Config) { c.UploadMemory = c.MaxUploadBytes },
 	} {
 		good := app.Config{
 			Node: "web-1", Store: newFakeStore(), Blobs: &fakeBlobs{}, Sessions: newFakeSessions(time.Now), Process: fakeProcess,
 			IDs: photos.NewIDSource(1, time.Now), Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(),
-			Now: time.Now, MaxUploadBytes: 1 << 20,
+			Now: time.Now,
 		}
 		spoil(&good)
 		if _, err := app.New(good); err == nil {

@@ -160,7 +160,7 @@ func badUploads() []bad {
 		r.path += query
 		return r
 	}
-	unsized := upload("image/jpeg", strings.Repeat("x", 64<<10+1))
+	unsized := upload("image/jpeg", strings.Repeat("x", maxUpload+1))
 	unsized.unsized = true
 	return []bad{
 		{"upload nothing", upload("image/jpeg", ""), 400},
@@ -169,8 +169,8 @@ func badUploads() []bad {
 		{"upload a png as a jpeg", upload("image/jpeg", "\x89PNG\r\n\x1a\n"), 415},
 		{"upload half", upload("image/jpeg", picture[:len(picture)/2]), 400},
 		{"upload a bomb", upload("image/jpeg", string(bombJPEG())), 413},
-		{"upload too much", upload("image/jpeg", strings.Repeat("x", 64<<10+1)), 413},
-		{"upload far too much", upload("image/jpeg", strings.Repeat("x", 1<<20)), 413},
+		{"upload too much", upload("image/jpeg", strings.Repeat("x", maxUpload+1)), 413},
+		{"upload far too much", upload("image/jpeg", strings.Repeat("x", 2*maxUpload)), 413},
 		{"upload too much without a length", unsized, 413},
 		{"title is not UTF-8", titled("?title=%ff"), 400},
 		{"title has a NUL", titled("?title=a%00b"), 400},
@@ -194,9 +194,9 @@ func badForms(t testing.TB) []bad {
 		{"form has an unknown field", form(t, [2]string{"photo", picture}, [2]string{"album", "x"}), 400},
 		{"form has half a photo", form(t, [2]string{"photo", picture[:len(picture)/2]}), 400},
 		{"form has a bomb", form(t, [2]string{"photo", string(bombJPEG())}), 413},
-		{"form has a large photo", form(t, [2]string{"photo", strings.Repeat("x", 64<<10+1)}), 413},
+		{"form has a large photo", form(t, [2]string{"photo", strings.Repeat("x", maxUpload+1)}), 413},
 		{"form has a large title", form(t, [2]string{"title", strings.Repeat("x", 801)}, [2]string{"photo", picture}), 413},
-		{"form is oversized", form(t, [2]string{"photo", strings.Repeat("x", 1<<20)}), 413},
+		{"form is oversized", form(t, [2]string{"photo", strings.Repeat("x", 2*maxUpload)}), 413},
 		{"form title is not UTF-8", form(t, [2]string{"title", "\xff"}, [2]string{"photo", picture}), 400},
 	}
 }
@@ -302,19 +302,18 @@ func TestBodyEndsEarly(t *testing.T) {
 // A client that stops sending in the middle of its body gets 408, and the memory
 // reserved for its upload is released.
 func TestSlowBody(t *testing.T) {
-	s := newService(t, func(c *app.Config) {
-		c.BodyTimeout = 50 * time.Millisecond
-		c.UploadMemory = c.MaxUploadBytes + 64<<10
+	s := newService(t, func(c *app.Config) { // its requests began almost a minute ago
+		c.Now = func() time.Time { return time.Now().Add(50*time.Millisecond - time.Minute) }
 	})
 	server := httptest.NewServer(s)
 	defer server.Close()
-	for _, path := range []string{"/api/photos", "/api/photos", "/api/login"} {
+	for _, path := range append(slices.Repeat([]string{"/api/photos"}, uploadsInMemory+1), "/api/login") {
 		conn, err := net.Dial("tcp", server.Listener.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nCookie: %s\r\nContent-Type: multipart/form-data; "+
-			"boundary=b\r\nContent-Length: 65536\r\n\r\n--b\r\n", path, s.cookie)
+			"boundary=b\r\nContent-Length: %d\r\n\r\n--b\r\n", path, s.cookie, maxUpload)
 		want := "HTTP/1.1 408 Request Timeout"
 		if path == "/api/login" {
 			want = "HTTP/1.1 415 Unsupported Media Type" // refused before the body is read

@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -156,16 +156,16 @@ func TestClientDisconnects(t *testing.T) {
 	}
 }
 
-// A request waits for a tier that hangs at most for TierTimeout.
+// A request waits for a tier that hangs at most for 5 s.
 func TestHangingTiers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newService(t, func(c *app.Config) { c.TierTimeout = 3 * time.Second })
+		s := newService(t)
 		s.store.breakWith(errHangs)
 		s.blobs.breakWith(errHangs)
 		for path, tier := range map[string]string{"/api/photos/1": "db", "/img/1/thumb.jpg": "blob"} {
 			begun := time.Now()
 			w := s.do(get(path))
-			if took := time.Since(begun); took != 3*time.Second || w.Code != 503 || w.Header().Get(app.HeaderDegraded) != tier {
+			if took := time.Since(begun); took != 5*time.Second || w.Code != 503 || w.Header().Get(app.HeaderDegraded) != tier {
 				t.Errorf("%s: %d after %s, degraded %q", path, w.Code, took, w.Header().Get(app.HeaderDegraded))
 			}
 		}
@@ -231,58 +231,58 @@ func TestInternalErrors(t *testing.T) {
 	}
 }
 
-// An upload above UploadMemory gets 503 with Retry-After. An upload that ends releases
-// its memory.
+// maxUpload is the maximum size of an upload in bytes. Memory is reserved for uploadsInMemory of that size.
+const maxUpload, uploadsInMemory = 8 << 20, 7
+
+// An upload above the reserved memory gets 503 with Retry-After at once. An upload that ends
+// releases its memory.
 func TestUploadMemoryIsBounded(t *testing.T) {
-	picture := sampleJPEG(8, 8)
-	begun, proceed := make(chan struct{}), make(chan struct{})
-	var blocked atomic.Bool
-	blocked.Store(true)
-	s := newService(t, func(c *app.Config) {
-		c.UploadMemory = c.MaxUploadBytes + 64<<10
-		c.ProcessSlots = 4
-		c.Process = func(original []byte) (photos.Variants, error) {
-			if blocked.Load() {
-				begun <- struct{}{}
+	synctest.Test(t, func(t *testing.T) {
+		proceed := make(chan struct{})
+		s := newService(t, func(c *app.Config) {
+			c.Process = func(original []byte) (photos.Variants, error) {
 				<-proceed
+				return fakeProcess(original)
 			}
-			return fakeProcess(original)
+		})
+		upload := uploadOf(sampleJPEG(8, 8))
+		upload.unsized = true // without a length, it reserves the maximum
+		var group sync.WaitGroup
+		for range uploadsInMemory {
+			group.Go(func() {
+				if w := s.do(upload); w.Code != 201 {
+					t.Errorf("an upload below the limit: %d %s", w.Code, w.Body)
+				}
+			})
+		}
+		synctest.Wait()
+		begun := time.Now()
+		if w := s.do(upload); w.Code != 503 || w.Header().Get("Retry-After") == "" ||
+			w.Header().Get(app.HeaderDegraded) != "" || time.Since(begun) > 0 {
+			t.Errorf("an upload above the limit: %d %v after %v", w.Code, w.Header(), time.Since(begun))
+		}
+		close(proceed)
+		group.Wait()
+		if w := s.do(upload); w.Code != 201 {
+			t.Errorf("an upload afterwards: %d %s", w.Code, w.Body)
 		}
 	})
-	first := uploadOf(picture)
-	first.unsized = true // without a length, it reserves the maximum
-	var group sync.WaitGroup
-	group.Go(func() {
-		if w := s.do(first); w.Code != 201 {
-			t.Errorf("the first upload: %d %s", w.Code, w.Body)
-		}
-	})
-	<-begun
-	if w := s.do(uploadOf(picture)); w.Code != 503 || w.Header().Get("Retry-After") == "" ||
-		w.Header().Get(app.HeaderDegraded) != "" {
-		t.Errorf("an upload above the limit: %d %v", w.Code, w.Header())
-	}
-	blocked.Store(false)
-	close(proceed)
-	group.Wait()
-	if w := s.do(uploadOf(picture)); w.Code != 201 {
-		t.Errorf("an upload afterwards: %d %s", w.Code, w.Body)
-	}
 }
 
-// An upload waits for a processing slot at most for TierTimeout.
+// An upload waits for a processing slot at most for 5 s.
 func TestUploadWaitsForSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		proceed := make(chan struct{})
 		s := newService(t, func(c *app.Config) {
-			c.ProcessSlots = 1
 			c.Process = func(original []byte) (photos.Variants, error) {
 				<-proceed
 				return fakeProcess(original)
 			}
 		})
 		var group sync.WaitGroup
-		group.Go(func() { s.do(uploadOf(sampleJPEG(8, 8))) })
+		for range runtime.GOMAXPROCS(0) {
+			group.Go(func() { s.do(uploadOf(sampleJPEG(8, 8))) })
+		}
 		synctest.Wait()
 		w := s.do(uploadOf(sampleJPEG(8, 8)))
 		if w.Code != 503 || w.Header().Get("Retry-After") == "" || w.Header().Get(app.HeaderDegraded) != "" {

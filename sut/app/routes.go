@@ -25,7 +25,7 @@ const (
 	personal               // no session is required, but one is looked up
 )
 
-// action serves one request. The context ends after Config.TierTimeout. refuse answers
+// action serves one request. The context ends after 5 s. refuse answers
 // a returned error, so an action that has started its response must return nil.
 type action func(ctx context.Context, x *exchange) error
 
@@ -176,7 +176,7 @@ func (a *App) carryOut(x *exchange, o *operation) error {
 
 // bound returns the context for a request's calls to other tiers.
 func (a *App) bound(x *exchange) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(&x.ctx, a.config.TierTimeout)
+	return context.WithTimeout(&x.ctx, tierTimeout)
 }
 
 // identify looks up the user of the request's session and sets x.user.

@@ -85,10 +85,10 @@ func (a *App) upload(_ context.Context, x *exchange) error {
 // reserve reserves memory for an upload before any byte of it is read. Without it, many
 // large uploads at once would exhaust the memory of the host.
 func (a *App) reserve(x *exchange) (release func(), err error) {
-	most := a.config.MaxUploadBytes + formOverhead
+	const most = maxUploadBytes + formOverhead
 	bytes := x.r.ContentLength
 	if bytes > most {
-		return nil, tooLarge(a.config.MaxUploadBytes, "the photo")
+		return nil, tooLarge(maxUploadBytes, "the photo")
 	}
 	if bytes < 0 {
 		bytes = most
@@ -115,7 +115,7 @@ func (a *App) readPicture(x *exchange) (picture, error) {
 	sent := picture{title: values.Get("title")}
 	switch mediaType {
 	case "image/jpeg":
-		sent.original, err = readBody(x, a.config.MaxUploadBytes)
+		sent.original, err = readBody(x, maxUploadBytes)
 	case "multipart/form-data":
 		err = a.readForm(x, parameters["boundary"], &sent)
 	default:
@@ -137,7 +137,7 @@ func (a *App) readForm(x *exchange, boundary string, sent *picture) error {
 	if boundary == "" {
 		return badRequest(uploadHint, "the content type has no boundary")
 	}
-	body := x.body(a.config.MaxUploadBytes + formOverhead)
+	body := x.body(maxUploadBytes + formOverhead)
 	form := multipart.NewReader(body, boundary)
 	for {
 		part, err := form.NextPart()
@@ -157,7 +157,7 @@ func (a *App) readForm(x *exchange, boundary string, sent *picture) error {
 			if sent.original != nil {
 				return badRequest("upload one photo per request", "the form has the field photo twice")
 			}
-			sent.original, err = readPart(part, a.config.MaxUploadBytes, "the photo")
+			sent.original, err = readPart(part, maxUploadBytes, "the photo")
 		case "title":
 			var title []byte
 			title, err = readPart(part, 4*maxTitleRunes, "the title")
@@ -194,7 +194,7 @@ func formProblem(err error) error {
 	return err
 }
 
-// process waits for one of Config.ProcessSlots, and makes the variants.
+// process waits for one of the slots, and makes the variants.
 func (a *App) process(ctx context.Context, x *exchange, original []byte) (photos.Variants, error) {
 	select {
 	case a.slots <- struct{}{}:

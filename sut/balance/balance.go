@@ -79,7 +79,7 @@ func New(cfg Config) (*Balancer, error) {
 	}
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	b := &Balancer{
-		cfg: cfg, pool: newPool(cfg), probe: newProbe(cfg), joined: make(chan struct{}, 1), ids: sut.NewRequestIDs(),
+		cfg: cfg, pool: newPool(cfg), probe: newProbe(), joined: make(chan struct{}, 1), ids: sut.NewRequestIDs(),
 		hashes: cfg.Policy == sut.PolicyIPHash, identity: []string{"identity"},
 		// Each host is checked again within this time.
 		retryAfter: strconv.Itoa(int((cfg.HealthInterval + time.Second - 1) / time.Second)),
@@ -94,7 +94,7 @@ func New(cfg Config) (*Balancer, error) {
 	}
 	if cfg.Layer == sut.Layer4 {
 		b.forwarder = &forwarder{
-			pool: b.pool, dialer: net.Dialer{Timeout: cfg.ConnectTimeout}, hashes: b.hashes,
+			pool: b.pool, dialer: net.Dialer{Timeout: sut.ConnectTimeout}, hashes: b.hashes,
 			redispatched: &b.redispatched, tunnels: map[*tunnel]struct{}{},
 		}
 	}

@@ -39,7 +39,7 @@ func newPool(cfg Config) *pool {
 		log: cfg.Log, began: time.Now(),
 	}
 	for _, peer := range cfg.Peers {
-		u := newUpstream(cfg, peer)
+		u := newUpstream(peer)
 		u.healthy = true
 		p.members = append(p.members, u)
 	}
@@ -229,7 +229,7 @@ func (p *pool) setMembers(m sut.Upstreams) []departure {
 	for _, peer := range m.Peers {
 		i := slices.IndexFunc(known, func(u *upstream) bool { return u.node == peer.Node && u.address == peer.Address })
 		if i < 0 {
-			u := newUpstream(p.cfg, peer)
+			u := newUpstream(peer)
 			u.unhealthyCause = "not checked yet"
 			p.members = append(p.members, u)
 			continue

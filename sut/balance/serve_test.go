@@ -129,8 +129,8 @@ func TestOwnErrors(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			cfg := Config{Balancing: sut.Balancing{ResponseTimeout: test.timeout, Sticky: true}}
-			b := newBalancer(t, cfg, hostOf(t, test.host))
+			b := newBalancer(t, Config{Balancing: sut.Balancing{Sticky: true}}, hostOf(t, test.host))
+			b.pool.members[0].transport.ResponseHeaderTimeout = test.timeout
 			res, body := raw(t, serve(t, b), test.request)
 			if res.StatusCode != test.status {
 				t.Errorf("status %d, want %d: %s", res.StatusCode, test.status, body)

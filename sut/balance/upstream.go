@@ -45,10 +45,10 @@ type upstream struct {
 	tunnels    map[*tunnel]struct{} // open connections; layer 4 only
 }
 
-func newUpstream(cfg Config, peer sut.Peer) *upstream {
+func newUpstream(peer sut.Peer) *upstream {
 	return &upstream{
 		node: peer.Node, address: peer.Address, hash: hashBytes(peer.Node), weight: weightOf(peer),
-		transport: newTransport(cfg), gone: make(chan struct{}), tunnels: map[*tunnel]struct{}{},
+		transport: newTransport(), gone: make(chan struct{}), tunnels: map[*tunnel]struct{}{},
 	}
 }
 
@@ -71,8 +71,8 @@ func (u *upstream) cause() string {
 }
 
 // newTransport makes the transport for one host.
-func newTransport(cfg Config) *http.Transport {
-	dialer := net.Dialer{Timeout: cfg.ConnectTimeout}
+func newTransport() *http.Transport {
+	dialer := net.Dialer{Timeout: sut.ConnectTimeout}
 	return &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			conn, err := dialer.DialContext(ctx, network, address)
@@ -81,11 +81,11 @@ func newTransport(cfg Config) *http.Transport {
 			}
 			return &countedConn{Conn: conn}, nil
 		},
-		MaxIdleConnsPerHost: cfg.MaxIdlePerUpstream,
+		MaxIdleConnsPerHost: sut.MaxIdlePerUpstream,
 		// Shorter than the idle timeout of the host. Otherwise requests would be sent
 		// on connections that the host is closing.
 		IdleConnTimeout:       30 * time.Second,
-		ResponseHeaderTimeout: cfg.ResponseTimeout,
+		ResponseHeaderTimeout: sut.ResponseTimeout,
 		ExpectContinueTimeout: time.Second,
 		DisableCompression:    true, // bodies pass unchanged
 	}
@@ -224,7 +224,7 @@ func (b *Balancer) watch(ctx context.Context, u *upstream, offset time.Duration)
 
 // newProbe returns a function that checks the health of the host at an address. It
 // returns nil for a healthy host.
-func newProbe(cfg Config) func(ctx context.Context, address string) error {
+func newProbe() func(ctx context.Context, address string) error {
 	client := &http.Client{
 		// Each check makes a new connection. An old connection would not show that
 		// the host no longer accepts new ones.
@@ -232,7 +232,7 @@ func newProbe(cfg Config) func(ctx context.Context, address string) error {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return func(ctx context.Context, address string) error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+cfg.HealthPath, nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+sut.HealthPath, nil)
 		if err != nil {
 			return err
 		}

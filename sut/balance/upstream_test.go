@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -116,35 +115,33 @@ func TestSlowCheckFails(t *testing.T) {
 
 func TestProbe(t *testing.T) {
 	t.Parallel()
-	release := make(chan struct{})
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch r.URL.Path {
-		case "/hang":
-			<-release
-		case "/moved":
-			http.Redirect(w, r, "/sick", http.StatusFound)
-		case "/sick":
-			w.WriteHeader(http.StatusServiceUnavailable)
-		}
-	}))
-	defer server.Close()
-	defer close(release)
-	address := server.Listener.Addr().String()
-	for path, want := range map[string]string{
-		"/healthz": "", "/moved": "", "/sick": "status 503", "/hang": "no answer in time",
+	for answer, want := range map[string]string{
+		"good": "", "moved": "", "sick": "status 503", "hang": "no answer in time",
 	} {
 		ctx, cancel := context.WithCancel(t.Context())
-		if path == "/hang" {
+		if answer == "hang" {
 			cancel()
 			ctx, cancel = context.WithTimeout(t.Context(), 20*time.Millisecond)
 		}
-		err := newProbe(Config{Balancing: sut.Balancing{HealthPath: path}})(ctx, address)
+		err := newProbe()(ctx, hostOf(t, func(w http.ResponseWriter, r *http.Request) {
+			switch answer {
+			case "hang":
+				<-r.Context().Done()
+			case "moved":
+				http.Redirect(w, r, "/sick", http.StatusFound)
+			case "sick":
+				w.WriteHeader(http.StatusServiceUnavailable)
+			}
+			if r.URL.Path != "/healthz" {
+				t.Errorf("a check requests %s", r.URL.Path)
+			}
+		}))
 		cancel()
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v, want %q", path, err, want)
+			t.Errorf("%s: %v, want %q", answer, err, want)
 		}
 	}
-	if err := newProbe(Config{Balancing: sut.Balancing{HealthPath: "/"}})(t.Context(), "127.0.0.1:1"); err == nil {
+	if err := newProbe()(t.Context(), "127.0.0.1:1"); err == nil {
 		t.Error("a host that refuses connections counts as healthy")
 	}
 }

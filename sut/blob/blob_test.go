@@ -263,7 +263,12 @@ func TestHangingNodeIsUnavailable(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	c := blob.NewClient(blob.ClientConfig{Address: listener.Addr().String(), Timeout: 50 * time.Millisecond})
+	c, err := blob.NewRing(blob.RingConfig{
+		Peers: []sut.Peer{{Node: "blob-1", Address: listener.Addr().String()}}, Registry: prometheus.NewRegistry(),
+	}.WithTimeout(50 * time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(c.Close)
 	if _, err := c.Get(t.Context(), 1, photos.VariantThumb); !errors.Is(err, photos.ErrUnavailable) {
 		t.Errorf("got %v", err)

@@ -19,7 +19,7 @@ import (
 // ClientConfig configures a Client.
 type ClientConfig struct {
 	Address string        // host:port of the node
-	Timeout time.Duration // bound of one call, including the connection and the body; 0 = 5 s
+	timeout time.Duration // bound of one call, including the connection and the body; 0 = 5 s
 	// RequestID returns the id of the web request that a call serves. The client
 	// sends it in sut.RequestIDHeader. nil = no id is sent.
 	RequestID func(context.Context) string
@@ -39,7 +39,7 @@ type Client struct {
 
 // NewClient returns a client, which connects on the first call.
 func NewClient(c ClientConfig) *Client {
-	c.Timeout = cmp.Or(c.Timeout, 5*time.Second)
+	c.timeout = cmp.Or(c.timeout, 5*time.Second)
 	transport := &http.Transport{
 		DialContext:         (&net.Dialer{Timeout: time.Second}).DialContext,
 		MaxIdleConns:        maxIdle,
@@ -47,7 +47,7 @@ func NewClient(c ClientConfig) *Client {
 		IdleConnTimeout:     90 * time.Second,
 		DisableCompression:  true, // JPEGs do not shrink, and Content-Length must be the object's size
 	}
-	return &Client{config: c, http: &http.Client{Transport: transport, Timeout: c.Timeout}}
+	return &Client{config: c, http: &http.Client{Transport: transport, Timeout: c.timeout}}
 }
 
 // Close closes the idle connections.

@@ -118,9 +118,8 @@ func changeMembersUnderLoad(t *testing.T, copies int) {
 	var rings []*blob.Ring
 	for range 2 {
 		r, err := blob.NewRing(blob.RingConfig{
-			Peers: peers, Copies: copies, Client: blob.ClientConfig{Timeout: testTimeout},
-			Registry: prometheus.NewRegistry(),
-		})
+			Peers: peers, Copies: copies, Registry: prometheus.NewRegistry(),
+		}.WithTimeout(testTimeout))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -49,12 +49,12 @@ func scramble(x uint64) uint64 {
 type RingConfig struct {
 	Peers  []sut.Peer // at least Copies of them must not be draining
 	Copies int        // copies of each photo, on different hosts; 0 = 1
-	// Client configures the clients of all hosts. Its Address is not used. With more
-	// than one host the default Timeout is 1 s: a caller with a deadline of 5 s then
-	// reaches the next hosts when one hangs.
-	Client ClientConfig
+	// RequestID is that of ClientConfig.
+	RequestID func(context.Context) string
 	// Registry gets stagebench_blob_copies_missing_total.
 	Registry prometheus.Registerer
+
+	timeout time.Duration // that of ClientConfig; only tests set it
 }
 
 // Ring is one store over several blob hosts, by consistent hash of the photo id.
@@ -135,15 +135,15 @@ func (r *Ring) SetPeers(ctx context.Context, peers []sut.Peer) error {
 	if old == nil {
 		old = &hosts{}
 	}
-	client := r.config.Client
-	if len(peers) > 1 && client.Timeout == 0 {
-		client.Timeout = time.Second
+	client := ClientConfig{RequestID: r.config.RequestID, timeout: r.config.timeout}
+	if len(peers) > 1 { // a caller with a deadline of 5 s reaches the next hosts when one hangs
+		client.timeout = cmp.Or(client.timeout, time.Second)
 	}
 	next := &hosts{all: map[string]*host{}}
 	for _, peer := range peers {
 		client.Address = peer.Address
 		h, created := old.all[peer.Node], &host{Client: NewClient(client)}
-		if h == nil || h.config.Address != created.config.Address || h.config.Timeout != created.config.Timeout {
+		if h == nil || h.config.Address != created.config.Address || h.config.timeout != created.config.timeout {
 			h = created
 		}
 		next.all[peer.Node] = h

@@ -59,9 +59,8 @@ func startRing(t *testing.T, n, copies int) (*blob.Ring, []*blobHost) {
 		peers = append(peers, sut.Peer{Node: fmt.Sprintf("blob-%d", i+1), Address: h.Listener.Addr().String()})
 	}
 	ring, err := blob.NewRing(blob.RingConfig{
-		Peers: peers, Copies: copies, Client: blob.ClientConfig{Timeout: testTimeout},
-		Registry: prometheus.NewRegistry(),
-	})
+		Peers: peers, Copies: copies, Registry: prometheus.NewRegistry(),
+	}.WithTimeout(testTimeout))
 	if err != nil {
 		t.Fatal(err)
 	}

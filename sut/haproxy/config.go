@@ -87,8 +87,8 @@ const connectionIdle = 24 * time.Hour
 
 func (c Config) renderDefaults(f *file) {
 	f.line("defaults")
-	f.set("timeout connect %s", milliseconds(c.ConnectTimeout))
-	f.set("timeout queue %s", milliseconds(c.ConnectTimeout))
+	f.set("timeout connect %s", milliseconds(sut.ConnectTimeout))
+	f.set("timeout queue %s", milliseconds(sut.ConnectTimeout))
 	f.set("timeout check %s", milliseconds(c.HealthTimeout))
 	// Each retry goes to another host. HAProxy retries only if nothing was sent.
 	f.set("option redispatch 1")
@@ -100,9 +100,9 @@ func (c Config) renderDefaults(f *file) {
 		return
 	}
 	f.set("mode http")
-	f.set("timeout client %s", milliseconds(c.ResponseTimeout))
-	f.set("timeout server %s", milliseconds(c.ResponseTimeout))
-	f.set("timeout http-request %s", milliseconds(c.ResponseTimeout))
+	f.set("timeout client %s", milliseconds(sut.ResponseTimeout))
+	f.set("timeout server %s", milliseconds(sut.ResponseTimeout))
+	f.set("timeout http-request %s", milliseconds(sut.ResponseTimeout))
 	f.set("timeout http-keep-alive %s", milliseconds(clientKeepAlive))
 	f.set("option http-keep-alive")
 	// A connection without a request is closed without a response: a client could take a
@@ -152,7 +152,7 @@ func (c Config) renderBackend(f *file, b backend) {
 		c.renderError(f.set, 503, "none of "+strings.Join(b.route.To, ", ")+" is up, try again later")
 	}
 	f.set("option httpchk")
-	f.set("http-check send meth GET uri %s ver HTTP/1.1 hdr Host %s", c.HealthPath, c.Node)
+	f.set("http-check send meth GET uri %s ver HTTP/1.1 hdr Host %s", sut.HealthPath, c.Node)
 	f.set("http-check expect status 200-399")
 	if c.Sticky {
 		f.set("cookie %s insert indirect nocache httponly", b.cookie)
@@ -161,7 +161,7 @@ func (c Config) renderBackend(f *file, b backend) {
 	if c.Layer == sut.Layer4 {
 		server += " on-marked-down shutdown-sessions"
 	} else {
-		server += fmt.Sprintf(" pool-max-conn %d", c.MaxIdlePerUpstream)
+		server += fmt.Sprintf(" pool-max-conn %d", sut.MaxIdlePerUpstream)
 	}
 	if c.EjectAfter > 0 {
 		// HAProxy also counts a 503. When the database is down, all hosts are ejected. The

@@ -40,7 +40,7 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 	w := webNode{node: n}
 	if w.bytes, err = blob.NewRing(blob.RingConfig{
 		Peers: n.Config.Wiring.Uses[sut.Blob], Copies: ladder.BlobOf(n.Config.Knobs).Copies,
-		Client: blob.ClientConfig{RequestID: app.RequestID}, Registry: n.Registry,
+		RequestID: app.RequestID, Registry: n.Registry,
 	}); err != nil {
 		return c, err
 	}

@@ -16,6 +16,9 @@ import (
 // maxArguments is the maximum number of arguments of a command, as in Redis.
 const maxArguments = 1 << 20
 
+// maxCommandBytes limits the arguments of one command.
+const maxCommandBytes int64 = 64 << 20
+
 // bufferBytes is the size of each of the two buffers of a connection. It also limits the
 // length of a line.
 const bufferBytes = 16 << 10
@@ -100,7 +103,7 @@ func (c *conn) readCommand() error {
 	if !ok || count == 0 {
 		return errArguments
 	}
-	left := c.server.maxCommand
+	left := maxCommandBytes
 	for range count {
 		if line, err = c.readLine(); err != nil {
 			return err

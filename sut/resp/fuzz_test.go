@@ -7,7 +7,6 @@ import (
 	"net"
 	"testing"
 	"testing/iotest"
-	"time"
 )
 
 // scriptConn is a connection that reads a script and records the replies.
@@ -31,10 +30,7 @@ func (unusedListener) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0,
 // returns the replies.
 func play(t *testing.T, in io.Reader) string {
 	t.Helper()
-	s, err := New(Config{
-		Listener: unusedListener{}, MaxBytes: 1 << 20, MaxCommandBytes: 1 << 20,
-		Now: newFakeClock().Now, SweepInterval: time.Hour,
-	})
+	s, err := New(Config{Listener: unusedListener{}, MaxBytes: 1 << 20, Now: newFakeClock().Now})
 	if err != nil {
 		t.Fatal(err)
 	}

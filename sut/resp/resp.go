@@ -22,7 +22,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math/bits"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -37,13 +36,6 @@ type Config struct {
 	Listener net.Listener
 	MaxBytes int64 // budget for keys, values and their overhead; 0 = no limit
 	Evict    Evict // the eviction policy; "" = LRU
-	// Shards is the number of shards, a power of two; 0 = 16, or fewer if a share of the
-	// budget would be less than 1 MiB.
-	Shards int
-	// MaxCommandBytes limits the arguments of one command; 0 = 64 MiB.
-	MaxCommandBytes int64
-	// SweepInterval is the time between two sweeps for expired entries; 0 = 100 ms.
-	SweepInterval time.Duration
 	// Proxy makes a server without keys, in front of another one. It knows only the
 	// commands of a connection, such as PING, and the commands of Extend.
 	Proxy bool
@@ -58,22 +50,10 @@ func (c *Config) setDefaults() error {
 	if address, ok := c.Listener.Addr().(*net.TCPAddr); !ok || !address.IP.IsLoopback() {
 		return fmt.Errorf("listens on %v: want a loopback address, because there are no passwords", c.Listener.Addr())
 	}
-	if c.MaxBytes < 0 || c.MaxCommandBytes < 0 || c.SweepInterval < 0 {
-		return fmt.Errorf("MaxBytes is %d, MaxCommandBytes is %d, SweepInterval is %v: want 0 or more",
-			c.MaxBytes, c.MaxCommandBytes, c.SweepInterval)
-	}
-	if c.Shards == 0 {
-		c.Shards = 16
-		if c.MaxBytes > 0 {
-			c.Shards = min(16, 1<<(max(bits.Len64(uint64(c.MaxBytes/minShardBytes)), 1)-1))
-		}
-	}
-	if c.Shards < 0 || c.Shards > 1<<16 || c.Shards&(c.Shards-1) != 0 {
-		return fmt.Errorf("%d shards: want a power of two up to %d", c.Shards, 1<<16)
+	if c.MaxBytes < 0 {
+		return fmt.Errorf("MaxBytes is %d: want 0 or more", c.MaxBytes)
 	}
 	c.Evict = cmp.Or(c.Evict, LRU)
-	c.MaxCommandBytes = cmp.Or(c.MaxCommandBytes, 64<<20)
-	c.SweepInterval = cmp.Or(c.SweepInterval, 100*time.Millisecond)
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -102,12 +82,10 @@ type Stats struct {
 
 // Server is a cache node.
 type Server struct {
-	store         *store
-	listener      net.Listener
-	maxCommand    int64 // bytes
-	sweepInterval time.Duration
-	commands      map[string]command // by name in lower case
-	started       time.Time
+	store    *store
+	listener net.Listener
+	commands map[string]command // by name in lower case
+	started  time.Time
 
 	answered, accepted atomic.Int64 // commands, connections
 
@@ -125,14 +103,13 @@ func New(c Config) (*Server, error) {
 	if err := c.setDefaults(); err != nil {
 		return nil, fmt.Errorf("resp: %w", err)
 	}
-	store, err := newStore(c.MaxBytes, c.Evict, c.Shards, c.Now)
+	store, err := newStore(c.MaxBytes, c.Evict, shardsFor(c.MaxBytes), c.Now)
 	if err != nil {
 		return nil, fmt.Errorf("resp: %w", err)
 	}
 	open, shutDown := context.WithCancel(context.Background())
 	return &Server{
-		store: store, listener: c.Listener, maxCommand: c.MaxCommandBytes, sweepInterval: c.SweepInterval,
-		commands: c.commands(), started: c.Now(),
+		store: store, listener: c.Listener, commands: c.commands(), started: c.Now(),
 		open: open, shutDown: shutDown, ended: make(chan struct{}), conns: map[*conn]bool{},
 	}, nil
 }
@@ -163,9 +140,12 @@ func (s *Server) Serve() error {
 	}
 }
 
+// sweepInterval is the time between two sweeps for expired entries.
+const sweepInterval = 100 * time.Millisecond
+
 // sweep removes expired entries at each interval until Shutdown.
 func (s *Server) sweep() {
-	ticker := time.NewTicker(s.sweepInterval)
+	ticker := time.NewTicker(sweepInterval)
 	defer ticker.Stop()
 	for {
 		select {

@@ -30,10 +30,16 @@ func TestMain(m *testing.M) {
 
 func TestConformance(t *testing.T) {
 	t.Parallel()
-	for _, shards := range []int{1, 16} {
+	for shards, budget := range map[int]int64{1: 1 << 20, 16: 0} {
 		t.Run(fmt.Sprint(shards, " shards"), func(t *testing.T) {
 			resptest.Run(t, func(t *testing.T) string {
-				return resptest.Serve(t, resp.Config{Shards: shards}).Addr().String()
+				s := resptest.Serve(t, resp.Config{MaxBytes: budget})
+				c := resptest.Client(s.Addr().String())
+				if err := errors.Join(c.ConfigSet(t.Context(), "maxmemory", "0").Err(), c.Close()); err != nil {
+					t.Fatal(err)
+				}
+				eventually(t, "the connection is closed", func() bool { return s.Stats().Conns == 0 })
+				return s.Addr().String()
 			})
 		})
 	}
@@ -88,8 +94,6 @@ func TestRefusals(t *testing.T) {
 	for _, c := range []resp.Config{
 		{},
 		{Listener: listener, MaxBytes: -1},
-		{Listener: listener, Shards: 3},
-		{Listener: listener, Shards: -1},
 		{Listener: listener, Evict: "mru"},
 	} {
 		if _, err := resp.New(c); err == nil {
@@ -172,8 +176,10 @@ func TestShutdownWithStuckClient(t *testing.T) {
 // A command that is too long closes the connection before its arguments are read.
 func TestMaxCommandBytes(t *testing.T) {
 	t.Parallel()
-	s := resptest.Serve(t, resp.Config{MaxCommandBytes: 1000})
-	for _, tooLong := range []string{"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$997\r\n", "*1\r\n$1001\r\n", "*1048577\r\n"} {
+	const longest = 64<<20 - len("SETa")
+	set := func(length int) string { return fmt.Sprintf("*3\r\n$3\r\nSET\r\n$1\r\na\r\n$%d\r\n", length) }
+	s := resptest.Serve(t, resp.Config{})
+	for _, tooLong := range []string{set(longest + 1), "*1\r\n$67108865\r\n", "*1048577\r\n"} {
 		conn := dial(t, s)
 		_, _ = io.WriteString(conn, tooLong)
 		if answer, err := io.ReadAll(conn); err != nil || !bytes.HasPrefix(answer, []byte("-ERR Protocol error: invalid ")) {
@@ -181,7 +187,7 @@ func TestMaxCommandBytes(t *testing.T) {
 		}
 	}
 	conn := dial(t, s)
-	_, _ = io.WriteString(conn, "*3\r\n$3\r\nSET\r\n$1\r\na\r\n$996\r\n"+strings.Repeat("x", 996)+"\r\n")
+	_, _ = io.WriteString(conn, set(longest)+strings.Repeat("x", longest)+"\r\n")
 	answer := make([]byte, 5)
 	if _, err := io.ReadFull(conn, answer); err != nil || string(answer) != "+OK\r\n" {
 		t.Errorf("%q, %v", answer, err)
@@ -213,7 +219,7 @@ func TestHTTP(t *testing.T) {
 // FIFO, which Redis does not have, works and is reported by CONFIG and INFO.
 func TestFIFO(t *testing.T) {
 	t.Parallel()
-	s := resptest.Serve(t, resp.Config{MaxBytes: 1 << 20, Evict: resp.FIFO, Shards: 1})
+	s := resptest.Serve(t, resp.Config{MaxBytes: 1 << 20, Evict: resp.FIFO})
 	c := resptest.Client(s.Addr().String())
 	defer func() { _ = c.Close() }()
 	got, err := c.ConfigGet(t.Context(), "maxmemory*").Result()
@@ -241,7 +247,7 @@ func TestFIFO(t *testing.T) {
 // Concurrent clients do not lose increments while the settings change.
 func TestConcurrentClients(t *testing.T) {
 	t.Parallel()
-	s := resptest.Serve(t, resp.Config{MaxBytes: 4 << 20, Shards: 4, SweepInterval: time.Millisecond})
+	s := resptest.Serve(t, resp.Config{MaxBytes: 4 << 20})
 	c := resptest.Client(s.Addr().String())
 	defer func() { _ = c.Close() }()
 	const clients, rounds = 8, 300

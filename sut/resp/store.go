@@ -1,6 +1,7 @@
 package resp
 
 import (
+	"math/bits"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -22,6 +23,14 @@ const minShardBytes = 1 << 20
 
 // sweepSeed is the seed of the random samples of the sweep.
 const sweepSeed = 0
+
+// shardsFor returns the number of shards for a budget, a power of two.
+func shardsFor(budget int64) int {
+	if budget == 0 {
+		return 16
+	}
+	return min(16, 1<<(max(bits.Len64(uint64(budget/minShardBytes)), 1)-1))
+}
 
 func newStore(budget int64, evict Evict, shards int, now func() time.Time) (*store, error) {
 	if _, err := newPolicy(evict); err != nil {

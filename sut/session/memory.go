@@ -11,7 +11,6 @@
 package session
 
 import (
-	"cmp"
 	"container/list"
 	"context"
 	"crypto/rand"
@@ -27,13 +26,15 @@ import (
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
-// MemoryConfig bounds the sessions of one host.
+// maxSessions is the maximum number of sessions, which take about 25 MB. When it is
+// reached, a new session evicts the oldest one.
+const maxSessions = 100_000
+
+// ttl is the time from the start of a session to its expiry.
+const ttl = 24 * time.Hour
+
+// MemoryConfig is the configuration of the sessions of one host.
 type MemoryConfig struct {
-	// Max is the maximum number of sessions; 0 = 100,000, which take about 25 MB. When
-	// it is reached, a new session evicts the oldest one.
-	Max int
-	// TTL is the time from the start of a session to its expiry; 0 = 24 hours.
-	TTL time.Duration
 	// Now is the clock; nil = time.Now.
 	Now func() time.Time
 	// Host is the prefix of each token, followed by a dot. Other hosts find this host by
@@ -44,14 +45,10 @@ type MemoryConfig struct {
 }
 
 func (c MemoryConfig) withDefaults() (MemoryConfig, error) {
-	c.Max, c.TTL = cmp.Or(c.Max, 100_000), cmp.Or(c.TTL, 24*time.Hour)
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	switch {
-	case c.Max < 0 || c.TTL < 0:
-		return c, fmt.Errorf("sessions: max %d and ttl %s must not be negative", c.Max, c.TTL)
-	case c.Registry == nil:
+	if c.Registry == nil {
 		return c, errors.New("sessions: Registry is required")
 	}
 	return c, nil
@@ -63,7 +60,7 @@ type Memory struct {
 	evicted prometheus.Counter
 
 	mu sync.Mutex
-	// byAge holds *entry from the oldest to the newest. All sessions have the same TTL,
+	// byAge holds *entry from the oldest to the newest. All sessions have the same ttl,
 	// so this is also the order in which they expire.
 	byAge   *list.List
 	byToken map[token]*list.Element
@@ -102,13 +99,13 @@ func NewMemory(c MemoryConfig) (*Memory, error) {
 // Start logs a user in. A user may have any number of sessions.
 func (m *Memory) Start(_ context.Context, user photos.ID) (string, time.Time, error) {
 	now := m.config.Now()
-	e := &entry{user: user, expires: now.Add(m.config.TTL)}
+	e := &entry{user: user, expires: now.Add(ttl)}
 	// rand.Read never returns an error (since Go 1.24).
 	_, _ = rand.Read(e.token[:])
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.dropExpired(now)
-	if m.byAge.Len() >= m.config.Max {
+	if m.byAge.Len() >= maxSessions {
 		m.drop(m.byAge.Front())
 		m.evicted.Inc()
 	}

@@ -120,7 +120,9 @@ func FuzzServer(f *testing.F) {
 		&pgproto3.Bind{Parameters: [][]byte{[]byte("2"), nil, []byte("x")}, ParameterFormatCodes: []int16{0, 1, 0}},
 		&pgproto3.Execute{}, &pgproto3.Execute{}, &pgproto3.Sync{},
 	))
-	s := withNotes(f, sqlite.Config{HandshakeTimeout: 20 * time.Second})
+	s := withNotes(f, sqlite.Config{}.Adjust(func(_ *sqlite.EngineConfig, w *sqlite.WireConfig) {
+		w.HandshakeTimeout = 20 * time.Second
+	}))
 	f.Fuzz(func(t *testing.T, started bool, message []byte) {
 		c := dial(t, s)
 		if started {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"slices"
 	"syscall"
@@ -38,7 +39,7 @@ func cancelledContext() context.Context {
 func newTemplate(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
-	s, err := sqlite.New(sqlite.Config{Dir: dir, Statements: notes(), Durability: sqlite.Normal})
+	s, err := sqlite.New(sqlite.Config{Listener: listen(t), Dir: dir, Statements: notes()}.Synchronous("normal"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,9 +69,9 @@ func startNode(t testing.TB, template, name string, primary *testNode, change fu
 		}
 	}
 	c.cfg = sqlite.Config{
-		Dir: c.dir, Statements: notes(), Durability: sqlite.Normal,
+		Dir: c.dir, Statements: notes(),
 		Replication: &sqlite.Replication{Node: name, State: sut.Replication{Epoch: 1}},
-	}
+	}.Synchronous("normal")
 	if primary != nil {
 		c.cfg.Replication.State.Primary = primary.peer()
 	}
@@ -86,10 +87,11 @@ func (c *testNode) peer() *sut.Peer { return &sut.Peer{Node: c.name, Address: c.
 
 func (c *testNode) start(t testing.TB) {
 	t.Helper()
-	c.cfg.Address = c.address
 	// After a restart, an outgoing connection may use the port of the node for a moment.
 	err := eventually(t, "the port of "+c.name+" is free", func() (err error) {
-		c.Server, err = sqlite.New(c.cfg)
+		if c.cfg.Listener, err = net.Listen("tcp", c.address); err == nil {
+			c.Server, err = sqlite.New(c.cfg)
+		}
 		return err
 	}, func(err error) bool { return !errors.Is(err, syscall.EADDRINUSE) })
 	if err != nil {

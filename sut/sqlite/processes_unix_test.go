@@ -20,7 +20,7 @@ import (
 func storeDir(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	node, err := sqlite.New(sqlite.Config{Dir: dir, Statements: catalogue(), Durability: sqlite.Normal})
+	node, err := sqlite.New(sqlite.Config{Listener: listen(t), Dir: dir, Statements: catalogue()}.Synchronous("normal"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +36,7 @@ func storeDir(t *testing.T) string {
 // startProcess starts a node in its own process, on a copy of a directory.
 func startProcess(t *testing.T, base string, r sqlite.Replication) *process {
 	t.Helper()
-	p := &process{dir: t.TempDir(), address: "127.0.0.1:0", durability: sqlite.Normal, replication: &r}
+	p := &process{dir: t.TempDir(), address: "127.0.0.1:0", durability: "normal", replication: &r}
 	if err := os.CopyFS(p.dir, os.DirFS(base)); err != nil {
 		t.Fatal(err)
 	}

@@ -7,14 +7,12 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgproto3"
-
-	"github.com/stagebench/stagebench/sut/sqlite"
 )
 
 // BenchmarkProtocol measures the CPU time that a node needs for the protocol of one prepared statement. It sends the
 // same messages as pgx, for a statement that does almost nothing. The client does not parse the answers.
 func BenchmarkProtocol(b *testing.B) {
-	node := &process{dir: b.TempDir(), address: "127.0.0.1:0", durability: sqlite.Normal}
+	node := &process{dir: b.TempDir(), address: "127.0.0.1:0", durability: "normal"}
 	node.Restart(b)
 	b.Cleanup(func() { node.Kill(b) })
 	link, err := net.Dial("tcp", node.address)

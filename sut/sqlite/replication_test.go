@@ -151,7 +151,7 @@ func TestSchemaMismatchIsRefused(t *testing.T) {
 func TestLargeEntries(t *testing.T) {
 	t.Parallel()
 	base := newTemplate(t)
-	primary := startNode(t, base, "db-1", nil, func(cfg *sqlite.Config) { cfg.Replication.KeepBytes = 4 << 20 })
+	primary := startNode(t, base, "db-1", nil, nil)
 	replica := startNode(t, base, "db-2", primary, nil)
 	conn := connect(t, primary.Server)
 	for round := range 2 {

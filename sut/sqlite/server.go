@@ -28,6 +28,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"zombiezen.com/go/sqlite"
 
@@ -45,7 +46,6 @@ const LibraryVersion = sqlite.Version
 // Server is an embedded database node.
 type Server struct {
 	cfg        Config
-	listener   net.Listener
 	wire       *wire.Server
 	db         *engine.DB
 	replicator replicator
@@ -115,23 +115,25 @@ func New(cfg Config) (_ *Server, err error) {
 			err = errors.Join(fmt.Errorf("sqlite node: %w", err), s.free())
 		}
 	}()
-	if s.listener, err = cfg.listen(); err != nil {
-		return nil, err
-	}
 	catalogue, err := wire.NewCatalogue(cfg.Statements)
 	if err != nil {
 		return nil, err
 	}
-	if s.db, err = engine.Open(engine.Config{
-		Dir: cfg.Dir, Statements: len(catalogue), ReadConns: cfg.ReadConns,
-		Synchronous: string(cfg.Durability), GroupLimit: cfg.GroupLimit, Log: cfg.Log,
-	}); err != nil {
-		return nil, err
+	files := engine.Config{
+		Dir: cfg.Dir, Statements: len(catalogue), ReadConns: 4, GroupLimit: 16, Log: cfg.Log,
+		Synchronous: "full", // a commit survives a power failure, as with PostgreSQL's default
 	}
 	protocol := wire.Config{
-		Catalogue: catalogue, NewSession: s.db.NewSession, MaxConns: cfg.MaxConns,
-		HandshakeTimeout: cfg.HandshakeTimeout, IdleInTransaction: cfg.IdleInTransaction, Log: cfg.Log,
+		Catalogue: catalogue, MaxConns: 100, HandshakeTimeout: 5 * time.Second, Log: cfg.Log,
+		IdleInTransaction: 10 * time.Second, // other writers may be waiting for the client
 	}
+	if cfg.adjust != nil {
+		cfg.adjust(&files, &protocol)
+	}
+	if s.db, err = engine.Open(files); err != nil {
+		return nil, err
+	}
+	protocol.NewSession = s.db.NewSession
 	if r := cfg.Replication; r != nil {
 		if r.State.MultiPrimary {
 			s.replicator, err = multiprimary.Open(s.db, *r, cfg.Log)
@@ -151,7 +153,7 @@ func New(cfg Config) (_ *Server, err error) {
 }
 
 // Addr returns the address on which the node listens.
-func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+func (s *Server) Addr() net.Addr { return s.cfg.Listener.Addr() }
 
 // Version returns the name and version of the engine.
 func (s *Server) Version() string { return "SQLite " + LibraryVersion }
@@ -192,7 +194,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	cancel()
 	release := context.AfterFunc(ctx, func() { _ = s.Shutdown(now) })
 	defer release()
-	s.wire.Serve(s.listener)
+	s.wire.Serve(s.cfg.Listener)
 	close(s.accepted)
 	<-s.stopped
 	return s.err
@@ -212,7 +214,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		}
 		return s.err
 	}
-	if err := s.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+	if err := s.cfg.Listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		s.cfg.Log.Warn("closing the listener", "cause", err)
 	}
 	if !s.serving.CompareAndSwap(false, true) {
@@ -244,9 +246,7 @@ func (s *Server) abort() {
 
 // free closes everything that New has opened, also after an error in the middle of New.
 func (s *Server) free() (err error) {
-	if s.listener != nil {
-		_ = s.listener.Close()
-	}
+	_ = s.cfg.Listener.Close()
 	if s.db != nil {
 		err = s.db.Close()
 	}

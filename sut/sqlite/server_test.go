@@ -57,7 +57,7 @@ func cancelled(t *testing.T, conn *pgx.Conn, statement func() error) error {
 
 func TestCancel(t *testing.T) {
 	t.Parallel()
-	s := withNotes(t, sqlite.Config{ReadConns: 1})
+	s := withNotes(t, sqlite.Config{}.Adjust(func(e *sqlite.EngineConfig, _ *sqlite.WireConfig) { e.ReadConns = 1 }))
 	conn, other := connect(t, s), connect(t, s)
 	ctx := context.Background()
 	query := func(sql string, args ...any) func() error {
@@ -111,7 +111,9 @@ func TestCancel(t *testing.T) {
 
 func TestIdleInTransaction(t *testing.T) {
 	t.Parallel()
-	s := withNotes(t, sqlite.Config{IdleInTransaction: 50 * time.Millisecond})
+	s := withNotes(t, sqlite.Config{}.Adjust(func(_ *sqlite.EngineConfig, w *sqlite.WireConfig) {
+		w.IdleInTransaction = 50 * time.Millisecond
+	}))
 	other := connect(t, s)
 	for _, begin := range []string{"begin", "begin read only"} {
 		f := startSession(t, s)
@@ -133,7 +135,9 @@ func TestIdleInTransaction(t *testing.T) {
 
 func TestHandshakeTimeout(t *testing.T) {
 	t.Parallel()
-	s := serve(t, sqlite.Config{HandshakeTimeout: 50 * time.Millisecond})
+	s := serve(t, sqlite.Config{}.Adjust(func(_ *sqlite.EngineConfig, w *sqlite.WireConfig) {
+		w.HandshakeTimeout = 50 * time.Millisecond
+	}))
 	if got := dial(t, s).readUntil(t, ""); got != "FATAL 08P01 EOF" {
 		t.Errorf("got %s", got)
 	}
@@ -141,7 +145,7 @@ func TestHandshakeTimeout(t *testing.T) {
 
 func TestTooManyClients(t *testing.T) {
 	t.Parallel()
-	s := serve(t, sqlite.Config{MaxConns: 2})
+	s := serve(t, sqlite.Config{}.Adjust(func(_ *sqlite.EngineConfig, w *sqlite.WireConfig) { w.MaxConns = 2 }))
 	address := "postgres://u@" + s.Addr().String() + "/d?sslmode=disable"
 	first := connect(t, s)
 	connect(t, s)
@@ -241,7 +245,7 @@ func TestShutdownAborts(t *testing.T) {
 
 func TestServeEndsWithItsContext(t *testing.T) {
 	t.Parallel()
-	s, err := sqlite.New(sqlite.Config{Dir: t.TempDir(), Statements: notes()})
+	s, err := sqlite.New(sqlite.Config{Listener: listen(t), Dir: t.TempDir(), Statements: notes()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +264,7 @@ func TestServeEndsWithItsContext(t *testing.T) {
 
 func TestShutdownWithoutServe(t *testing.T) {
 	t.Parallel()
-	s, err := sqlite.New(sqlite.Config{Dir: t.TempDir()})
+	s, err := sqlite.New(sqlite.Config{Listener: listen(t), Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -280,11 +284,15 @@ func TestShutdownWithoutServe(t *testing.T) {
 func TestBadConfigurations(t *testing.T) {
 	t.Parallel()
 	id := []sqlite.Type{sqlite.BigInt}
+	everywhere, err := net.Listen("tcp", ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer everywhere.Close()
 	for want, cfg := range map[string]sqlite.Config{
 		"no directory":           {Statements: notes()},
-		"is negative":            {Dir: t.TempDir(), MaxConns: -1},
-		`durability "maybe"`:     {Dir: t.TempDir(), Durability: "maybe"},
-		"not a loopback address": {Dir: t.TempDir(), Address: "0.0.0.0:0"},
+		"no listener":            {Dir: t.TempDir(), Listener: nil},
+		"not a loopback address": {Dir: t.TempDir(), Listener: everywhere},
 		"unable to open":         {Dir: filepath.Join(t.TempDir(), "nowhere")},
 		"in the catalogue twice": {Dir: t.TempDir(), Statements: append(notes(), notes()...)},
 		"is empty":               {Dir: t.TempDir(), Statements: []sqlite.Statement{{}}},
@@ -295,6 +303,9 @@ func TestBadConfigurations(t *testing.T) {
 			{SQL: "select $1", Params: id, Columns: []sqlite.Column{{Name: "n", Type: "xml"}}},
 		}},
 	} {
+		if cfg.Listener == nil && want != "no listener" {
+			cfg.Listener = listen(t)
+		}
 		_, err := sqlite.New(cfg)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
@@ -326,18 +337,16 @@ func TestWrongDeclarations(t *testing.T) {
 // TestSettings reads the settings back from SQLite.
 func TestSettings(t *testing.T) {
 	t.Parallel()
-	for durability, want := range map[sqlite.Durability]int64{"": 2, sqlite.Full: 2, sqlite.Normal: 1} {
-		var pragmas []sqlite.Statement
-		for _, sql := range []string{"pragma synchronous", "pragma journal_mode", "pragma cache_size"} {
-			value := []sqlite.Column{{Name: "value", Type: sqlite.Text}}
-			pragmas = append(pragmas, sqlite.Statement{SQL: sql, Columns: value})
-		}
-		conn := connect(t, serve(t, sqlite.Config{Statements: pragmas, Durability: durability, ReadConns: 7}))
-		for i, want := range []string{string(rune('0' + want)), "wal", "-4096"} {
-			var got string
-			if err := conn.QueryRow(context.Background(), pragmas[i].SQL).Scan(&got); err != nil || got != want {
-				t.Errorf("durability %q: %s is %q, %v, want %q", durability, pragmas[i].SQL, got, err, want)
-			}
+	var pragmas []sqlite.Statement
+	for _, sql := range []string{"pragma synchronous", "pragma journal_mode", "pragma cache_size"} {
+		value := []sqlite.Column{{Name: "value", Type: sqlite.Text}}
+		pragmas = append(pragmas, sqlite.Statement{SQL: sql, Columns: value})
+	}
+	conn := connect(t, serve(t, sqlite.Config{Statements: pragmas}))
+	for i, want := range []string{"2", "wal", "-6553"} { // 2 is full; the cache is 32 MiB for five connections
+		var got string
+		if err := conn.QueryRow(context.Background(), pragmas[i].SQL).Scan(&got); err != nil || got != want {
+			t.Errorf("%s is %q, %v, want %q", pragmas[i].SQL, got, err, want)
 		}
 	}
 }

@@ -2,10 +2,12 @@ package sqlite_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"testing"
@@ -35,10 +37,13 @@ func TestMain(m *testing.M) {
 
 // node serves until its standard input ends. It returns the exit status.
 func node() int {
-	cfg := sqlite.Config{
-		Address: os.Getenv(nodeAddress), Dir: os.Getenv(nodeDir),
-		Durability: sqlite.Durability(os.Getenv(nodeDurability)), Statements: catalogue(),
+	listener, err := net.Listen("tcp", os.Getenv(nodeAddress))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
 	}
+	cfg := sqlite.Config{Listener: listener, Dir: os.Getenv(nodeDir), Statements: catalogue()}.
+		Synchronous(cmp.Or(os.Getenv(nodeDurability), "full"))
 	if text := os.Getenv(nodeReplication); text != "" {
 		if err := json.Unmarshal([]byte(text), &cfg.Replication); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -79,6 +84,17 @@ func catalogue() []sqlite.Statement {
 	return all
 }
 
+// listen returns a listener on a free port.
+func listen(t testing.TB) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
 // serve runs a node in this process until the end of the test.
 func serve(t testing.TB, cfg sqlite.Config) *sqlite.Server {
 	t.Helper()
@@ -88,6 +104,7 @@ func serve(t testing.TB, cfg sqlite.Config) *sqlite.Server {
 	if cfg.Statements == nil {
 		cfg.Statements = catalogue()
 	}
+	cfg.Listener = listen(t)
 	s, err := sqlite.New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -128,7 +145,9 @@ func TestStore(t *testing.T) {
 func TestStoreWithoutGroups(t *testing.T) {
 	t.Parallel()
 	storetest.Run(t, func(t *testing.T) *storetest.Store {
-		s := serve(t, sqlite.Config{GroupLimit: 1, ReadConns: 1, Durability: sqlite.Normal})
+		s := serve(t, sqlite.Config{}.Adjust(func(e *sqlite.EngineConfig, _ *sqlite.WireConfig) {
+			e.GroupLimit, e.ReadConns, e.Synchronous = 1, 1, "normal"
+		}))
 		return storetest.Open(t, s.Addr().String())
 	})
 }
@@ -144,7 +163,7 @@ func TestFaults(t *testing.T) {
 // process is a node in its own process.
 type process struct {
 	dir, address string
-	durability   sqlite.Durability
+	durability   string // SQLite's pragma synchronous; "" = full
 	replication  *sqlite.Replication
 	cmd          *exec.Cmd
 	stdin        io.Closer
@@ -180,7 +199,7 @@ func (p *process) start(t testing.TB) error {
 	t.Helper()
 	p.cmd = exec.Command(os.Args[0])
 	p.cmd.Env = append(os.Environ(),
-		nodeDir+"="+p.dir, nodeAddress+"="+p.address, nodeDurability+"="+string(p.durability))
+		nodeDir+"="+p.dir, nodeAddress+"="+p.address, nodeDurability+"="+p.durability)
 	if p.replication != nil {
 		text, err := json.Marshal(p.replication)
 		if err != nil {

@@ -76,12 +76,12 @@ func TestReplicationStrangers(t *testing.T) {
 func TestBadReplication(t *testing.T) {
 	t.Parallel()
 	for name, r := range map[string]sqlite.Replication{
-		"no epoch":      {Node: "db-1"},
-		"no name":       {State: sut.Replication{Epoch: 1}},
-		"negative lag":  {Node: "db-1", State: sut.Replication{Epoch: 1}, Lag: -1},
-		"negative keep": {Node: "db-1", State: sut.Replication{Epoch: 1}, KeepEntries: -1},
+		"no epoch":     {Node: "db-1"},
+		"no name":      {State: sut.Replication{Epoch: 1}},
+		"negative lag": {Node: "db-1", State: sut.Replication{Epoch: 1}, Lag: -1},
 	} {
-		if _, err := sqlite.New(sqlite.Config{Dir: t.TempDir(), Statements: notes(), Replication: &r}); err == nil {
+		cfg := sqlite.Config{Listener: listen(t), Dir: t.TempDir(), Statements: notes(), Replication: &r}
+		if _, err := sqlite.New(cfg); err == nil {
 			t.Errorf("%s was accepted", name)
 		}
 	}

@@ -64,7 +64,7 @@ func (s *Store) connect(peer sut.Peer) (*database, error) {
 	config.ConnConfig.Password = ""
 	config.ConnConfig.Fallbacks = nil
 	config.ConnConfig.ValidateConnect = nil
-	config.ConnConfig.ConnectTimeout = s.config.ConnectTimeout
+	config.ConnConfig.ConnectTimeout = 2 * time.Second // for one attempt
 	config.ConnConfig.StatementCacheCapacity = 2 * len(Statements())
 	config.ConnConfig.RuntimeParams = map[string]string{}
 	if s.config.Name != "" {

@@ -49,8 +49,6 @@ type Config struct {
 	MaxConns int
 	// QueryTimeout bounds one operation, including the wait for a connection; 0 = 5 s.
 	QueryTimeout time.Duration
-	// ConnectTimeout bounds one attempt to connect; 0 = 2 s.
-	ConnectTimeout time.Duration
 	// Name is the application name that the database shows for this client; optional.
 	Name string
 	// Registry gets the metrics stagebench_store_*; nil = they are not exported.
@@ -59,12 +57,11 @@ type Config struct {
 
 // withDefaults returns the configuration with defaults, or the first error in it.
 func (c Config) withDefaults() (Config, error) {
-	if c.MaxConns < 0 || c.QueryTimeout < 0 || c.ConnectTimeout < 0 {
+	if c.MaxConns < 0 || c.QueryTimeout < 0 {
 		return c, fmt.Errorf("store %s: limits must not be negative", c.Primary.Address)
 	}
 	c.MaxConns = cmp.Or(c.MaxConns, 8)
 	c.QueryTimeout = cmp.Or(c.QueryTimeout, 5*time.Second)
-	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, 2*time.Second)
 	return c, nil
 }
 

@@ -60,7 +60,7 @@ func TestFailedBringUps(t *testing.T) {
 	}
 }
 
-// TestANodeIsNeverReady checks the error when a node exceeds ReadyTimeout. On a busy
+// TestANodeIsNeverReady checks the error when a node exceeds readyTimeout. On a busy
 // machine another node can exceed a short timeout before lb-1 starts. Then the test
 // tries a longer one.
 func TestANodeIsNeverReady(t *testing.T) {
@@ -68,7 +68,7 @@ func TestANodeIsNeverReady(t *testing.T) {
 	s := newFixture(t, sut.LB, nil)
 	s.behave("lb-1", "never ready")
 	for ready := 500 * time.Millisecond; ; ready *= 2 {
-		s.options.ReadyTimeout = ready
+		s.options.readyTimeout = ready
 		system, err := Up(t.Context(), s.options)
 		if err == nil {
 			system.Down(t.Context())

@@ -192,7 +192,7 @@ func TestADeadNodeOfAPausedHost(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newFixture(t, sut.Single, nil)
-			s.options.Restart.Delay = time.Second
+			s.options.restartDelay = time.Second
 			system := s.up(t)
 			if err := system.Kill("web-1"); err != nil {
 				t.Fatal(err)
@@ -266,7 +266,7 @@ func TestACrashLoopBacksOffAndIsReported(t *testing.T) {
 func TestNeverRestart(t *testing.T) {
 	t.Parallel()
 	s := newFixture(t, sut.DBSplit, nil)
-	s.options.Restart.Never = true
+	s.options.neverRestart = true
 	system := s.up(t)
 	if err := system.Kill("web-1"); err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@
 package local
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,7 +44,6 @@ import (
 type Options struct {
 	Binary   string   // executable that runs any node
 	NodeArgs []string // arguments of the executable: "node"
-	Env      []string // environment of the nodes, nil = this process's
 
 	Topology sut.Topology
 	Data     sut.Data
@@ -53,17 +53,13 @@ type Options struct {
 	TemplateDir     string
 	TemplateVersion func(sut.Engine) (string, error)
 
-	WorkDir string // parent of the system's private directory, "" = os.TempDir
-	LogDir  string // directory of the nodes' logs, "" = in the private directory, removed by Down
+	LogDir string // directory of the nodes' logs, "" = in the private directory, removed by Down
 
 	Budgets *budget.Manager // nil = no limits
-	Restart Restart
 	// Admit returns an error if Scale must not change to a topology, for example because
 	// the machine is too small; nil = every topology is admitted.
 	Admit func(sut.Topology) error
 
-	ReadyTimeout time.Duration // of one node, 0 = 30 s
-	DrainTimeout time.Duration // of one node that is stopped, 0 = 5 s
 	// FailoverSilence is the time without an answer after which a replicated database is considered
 	// dead, 0 = 2 s. It must be longer than the pauses of a host that has used up its CPU
 	// budget. A killed process refuses connections, which is detected sooner.
@@ -71,37 +67,23 @@ type Options struct {
 
 	Log      *slog.Logger // nil = none
 	Progress func(string) // called for each step of Up and Down, never concurrently; may be nil
-}
 
-// Restart configures restarts of dead nodes.
-type Restart struct {
-	Never    bool          // dead nodes stay dead
-	Delay    time.Duration // from death to the next start, 0 = 1 s
-	MaxDelay time.Duration // bound of the delay in a crash loop, 0 = 30 s
+	// Only tests set these.
+	env          []string      // environment of the nodes, nil = this process's
+	workDir      string        // parent of the system's private directory, "" = os.TempDir
+	readyTimeout time.Duration // of one node, 0 = 30 s
+	drainTimeout time.Duration // of one node that is stopped, 0 = 5 s
+	restartDelay time.Duration // from the death of a node to its next start, 0 = 1 s
+	neverRestart bool          // dead nodes stay dead
 }
 
 func (o Options) withDefaults() Options {
-	if o.WorkDir == "" {
-		o.WorkDir = os.TempDir()
-	}
-	if o.Restart.Delay == 0 {
-		o.Restart.Delay = time.Second
-	}
-	if o.Restart.MaxDelay == 0 {
-		o.Restart.MaxDelay = 30 * time.Second
-	}
-	if o.ReadyTimeout == 0 {
-		o.ReadyTimeout = 30 * time.Second
-	}
-	if o.DrainTimeout == 0 {
-		o.DrainTimeout = 5 * time.Second
-	}
-	if o.FailoverSilence == 0 {
-		o.FailoverSilence = 2 * time.Second
-	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
+	o.workDir = cmp.Or(o.workDir, os.TempDir())
+	o.readyTimeout = cmp.Or(o.readyTimeout, 30*time.Second)
+	o.drainTimeout = cmp.Or(o.drainTimeout, 5*time.Second)
+	o.restartDelay = cmp.Or(o.restartDelay, time.Second)
+	o.FailoverSilence = cmp.Or(o.FailoverSilence, 2*time.Second)
+	o.Log = cmp.Or(o.Log, slog.New(slog.DiscardHandler))
 	return o
 }
 
@@ -296,11 +278,11 @@ func (s *System) makeDirs() error {
 	if err != nil {
 		return fmt.Errorf("identify this process: %w", err)
 	}
-	if err := os.MkdirAll(s.opts.WorkDir, 0o711); err != nil {
+	if err := os.MkdirAll(s.opts.workDir, 0o711); err != nil {
 		return fmt.Errorf("make the work directory: %w", err)
 	}
-	sweepDirs(s.opts.WorkDir)
-	if s.dir, err = os.MkdirTemp(s.opts.WorkDir, dirPrefix+owner.String()+"-"); err != nil {
+	sweepDirs(s.opts.workDir)
+	if s.dir, err = os.MkdirTemp(s.opts.workDir, dirPrefix+owner.String()+"-"); err != nil {
 		return fmt.Errorf("make a private directory: %w", err)
 	}
 	if err := os.Chmod(s.dir, 0o711); err != nil {

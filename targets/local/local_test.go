@@ -85,7 +85,7 @@ func (s *fixture) checkNothingLeft(t *testing.T, prefix string) {
 	if pids := s.processes(); len(pids) > 0 {
 		t.Errorf("processes are left: %v", pids)
 	}
-	if left, err := os.ReadDir(s.options.WorkDir); err != nil && !errors.Is(err, os.ErrNotExist) || len(left) > 0 {
+	if left, err := os.ReadDir(s.options.workDir); err != nil && !errors.Is(err, os.ErrNotExist) || len(left) > 0 {
 		t.Errorf("directories are left: %v, %v", left, err)
 	}
 	if found, err := filepath.Glob("/sys/fs/cgroup/*/" + prefix + "*"); err != nil || len(found) > 0 {
@@ -358,7 +358,7 @@ func TestDownIsBounded(t *testing.T) {
 			t.Parallel()
 			s := newFixture(t, sut.Single, nil)
 			s.behave("web-1", "ignores SIGTERM")
-			s.options.DrainTimeout = bound.drain
+			s.options.drainTimeout = bound.drain
 			system := s.up(t)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()

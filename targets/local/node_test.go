@@ -431,11 +431,10 @@ func optionsIn(dir string) Options {
 	return Options{
 		Binary: self, NodeArgs: []string{nodeVerb},
 		// With the race detector, a process sleeps for a second before it exits.
-		Env:      append(os.Environ(), "GORACE=atexit_sleep_ms=0", traceEnv+"="+filepath.Join(dir, "trace")),
+		env:      append(os.Environ(), "GORACE=atexit_sleep_ms=0", traceEnv+"="+filepath.Join(dir, "trace")),
 		Topology: topology, Data: sut.Data{Size: "small", Seed: 1},
 		TemplateDir: filepath.Join(dir, "cache", "templates"), TemplateVersion: version("v1"),
-		WorkDir: filepath.Join(dir, "work"), LogDir: filepath.Join(dir, "logs"),
-		Restart:      Restart{Delay: 20 * time.Millisecond},
-		ReadyTimeout: timeout, DrainTimeout: timeout,
+		workDir: filepath.Join(dir, "work"), LogDir: filepath.Join(dir, "logs"),
+		restartDelay: 20 * time.Millisecond, readyTimeout: timeout, drainTimeout: timeout,
 	}
 }

@@ -17,7 +17,7 @@ import (
 func TestScaleReplicas(t *testing.T) {
 	t.Parallel()
 	s := allTiers(t, sut.Knobs{"cache.read": "read_through", "db.probe_interval": shortInterval})
-	s.options.Restart.Delay = time.Second // longer than the detection of the dead primary
+	s.options.restartDelay = time.Second // longer than the detection of the dead primary
 	s.behave("db-3", "never catches up")
 	system := s.up(t)
 	uses := func() string { return wired(configOf(t, status(t, system, "web-1").Address).Wiring) }
@@ -80,7 +80,7 @@ func TestScaleReplicas(t *testing.T) {
 func TestAChangeOfReplicasStays(t *testing.T) {
 	t.Parallel()
 	s := allTiers(t, sut.Knobs{"db.replicas": "2", "db.probe_failures": "30", "db.probe_interval": shortInterval})
-	s.options.Restart.Never, s.options.FailoverSilence = true, timeout // no failover before the end of the change
+	s.options.neverRestart, s.options.FailoverSilence = true, timeout // no failover before the end of the change
 	system := s.up(t)
 	s.behave("web-1", "waits when it drains")
 	ctx, cancel := context.WithCancel(t.Context())

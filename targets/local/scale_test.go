@@ -180,7 +180,7 @@ func TestScaleIsInterrupted(t *testing.T) {
 			if err := <-done; err == nil {
 				t.Error("Scale returned no error")
 			}
-			if left, err := os.ReadDir(s.options.WorkDir); err == nil && len(left) > 0 || len(s.processes()) > 0 {
+			if left, err := os.ReadDir(s.options.workDir); err == nil && len(left) > 0 || len(s.processes()) > 0 {
 				t.Errorf("left: %v, processes %v", left, s.processes())
 			}
 			if _, err := system.Scale(t.Context(), "web", 4); err == nil || !strings.Contains(err.Error(), "going down") {

@@ -119,7 +119,7 @@ func (s *System) start(ctx context.Context, n *node) (*proc.Process, error) {
 		return nil, err
 	}
 	begin := time.Now()
-	process, ready, err := s.launch(ctx, n.leaf, config, s.opts.ReadyTimeout, s.opts.DrainTimeout+time.Second)
+	process, ready, err := s.launch(ctx, n.leaf, config, s.opts.readyTimeout, s.opts.drainTimeout+time.Second)
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -151,7 +151,7 @@ func (s *System) configFor(n *node) sut.NodeConfig {
 	config := sut.NodeConfig{
 		Node: n.Name, Host: n.Host, Role: n.Role, Engine: n.Engine,
 		Listen: n.host.address, Dir: n.dir, Procs: procsFor(n.host.CPU),
-		DrainSeconds: s.opts.DrainTimeout.Seconds(),
+		DrainSeconds: s.opts.drainTimeout.Seconds(),
 		IDHost:       n.idHost, Service: n.Service, Knobs: s.topology.Knobs, Data: s.opts.Data,
 		Wiring: s.wiringFor(n),
 	}
@@ -187,7 +187,7 @@ func (s *System) launch(
 	}
 	process, err := proc.Start(ctx, proc.Spec{
 		Name: config.Node, Path: s.opts.Binary, Args: s.opts.NodeArgs,
-		Env: s.opts.Env, Stdin: append(document, '\n'), Log: log, Launch: leaf.Start,
+		Env: s.opts.env, Stdin: append(document, '\n'), Log: log, Launch: leaf.Start,
 		ReadyTimeout: readyTimeout, StopTimeout: stopTimeout,
 	})
 	if err != nil {

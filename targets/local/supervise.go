@@ -18,6 +18,8 @@ const (
 	stableAfter = 10 * time.Second
 	// loopAfter is the number of failures in a row that is reported as a crash loop.
 	loopAfter = 3
+	// maxRestartDelay bounds the delay in a crash loop.
+	maxRestartDelay = 30 * time.Second
 )
 
 // keepUp restarts a node whenever it dies, until its life ends.
@@ -29,7 +31,7 @@ func (s *System) keepUp(n *node, process *proc.Process) {
 		case <-process.Done():
 		}
 		s.died(n, process.Wait())
-		if s.opts.Restart.Never {
+		if s.opts.neverRestart {
 			return
 		}
 		process = s.restart(n)
@@ -124,13 +126,13 @@ func (s *System) claimStart(n *node) error {
 }
 
 // nextDelay returns the delay before the next restart: the configured delay, doubled for
-// each failure in a row after the first, up to MaxDelay.
+// each failure in a row after the first, up to maxRestartDelay.
 func (s *System) nextDelay(n *node) time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delay := s.opts.Restart.Delay
+	delay := s.opts.restartDelay
 	for range n.failures - 1 {
-		delay = min(2*delay, max(s.opts.Restart.MaxDelay, s.opts.Restart.Delay))
+		delay = min(2*delay, maxRestartDelay)
 	}
 	if n.failures >= loopAfter {
 		s.note(n, "crash loop: it died %d times in a row, the next start is in %v", n.failures, delay)

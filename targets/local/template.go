@@ -168,7 +168,7 @@ func (s *System) load(ctx context.Context, work string, engine sut.Engine) (err 
 	if err != nil {
 		return err
 	}
-	db, ready, err := s.launch(ctx, leaf, config, s.opts.ReadyTimeout, templateStop+time.Second)
+	db, ready, err := s.launch(ctx, leaf, config, s.opts.readyTimeout, templateStop+time.Second)
 	if err != nil {
 		return err
 	}

@@ -259,7 +259,7 @@ func (s *fixture) cacheWirings(t *testing.T, from int) map[string][]string {
 func TestNodesThatPreventAChange(t *testing.T) {
 	t.Parallel()
 	s := allTiers(t, sut.Knobs{"cache.hosts": "3"})
-	s.options.Restart.Never = true
+	s.options.neverRestart = true
 	system := s.up(t)
 	for _, node := range []string{"web-1", "cache-1", "cache-3"} {
 		if err := system.Pause(node); err != nil {
@@ -290,7 +290,7 @@ func TestNodesThatPreventAChange(t *testing.T) {
 func TestFailoverDuringAChange(t *testing.T) {
 	t.Parallel()
 	s := allTiers(t, sut.Knobs{"web.hosts": "2", "db.probe_interval": shortInterval})
-	s.options.Restart.Delay = time.Second // longer than the detection of the dead primary
+	s.options.restartDelay = time.Second // longer than the detection of the dead primary
 	system := s.up(t)
 	s.behave("cache-1", "hangs at three")
 	done := make(chan error, 1)

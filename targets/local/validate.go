@@ -100,7 +100,7 @@ func checkWalkable(opts Options) error {
 	if os.Geteuid() != 0 || !hasNative(opts.Topology) {
 		return nil
 	}
-	dir, err := filepath.Abs(opts.WorkDir)
+	dir, err := filepath.Abs(opts.workDir)
 	if err != nil {
 		return fmt.Errorf("find the work directory: %w", err)
 	}
@@ -108,7 +108,7 @@ func checkWalkable(opts Options) error {
 		info, err := os.Stat(dir)
 		if err == nil && info.Mode().Perm()&0o001 == 0 {
 			return fmt.Errorf("the work directory %s: native servers run as an ordinary user, who cannot pass through %s\n"+
-				"choose another with TMPDIR, or allow it with: chmod o+x %s", opts.WorkDir, dir, dir)
+				"choose another with TMPDIR, or allow it with: chmod o+x %s", opts.workDir, dir, dir)
 		}
 	}
 	return nil

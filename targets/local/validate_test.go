@@ -61,7 +61,7 @@ func TestADirectoryThatADroppedUserCannotReach(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := newFixture(t, sut.Single, sut.Knobs{"db.engine": "postgres"})
-	s.options.WorkDir = filepath.Join(locked, "work")
+	s.options.workDir = filepath.Join(locked, "work")
 	if _, err := Up(t.Context(), s.options); err == nil || !strings.Contains(err.Error(), "cannot pass through "+locked) {
 		t.Errorf("error %v", err)
 	}

@@ -25,10 +25,9 @@ type Config struct {
 	// Lag is an artificial replication lag: a change is applied here no earlier than Lag after its commit elsewhere. 0 =
 	// at once.
 	Lag time.Duration
-	// KeepEntries and KeepBytes bound the log. A node that falls further behind must fetch the whole database. 0 = 10,000
-	// entries and 64 MiB. In a multi-primary set 0 = 100,000 entries and 256 MiB.
-	KeepEntries int
-	KeepBytes   int64
+	// KeepEntries bounds the log; 0 = 10,000, or 100,000 in a multi-primary set. A node that falls further behind must
+	// fetch the whole database.
+	KeepEntries int64
 }
 
 // ErrRefused is the error of a role change that a node must not make. Either the epoch is not high enough, or the node
@@ -43,9 +42,8 @@ func (c constant) Error() string { return string(c) }
 
 // WithDefaults returns the configuration with its defaults filled in. It returns an error if a setting is invalid.
 func (c Config) WithDefaults() (Config, error) {
-	entries, bytes := 10_000, int64(64<<20)
 	switch s := c.State; {
-	case c.SyncCopies < 0 || c.SyncTimeout < 0 || c.Lag < 0 || c.KeepEntries < 0 || c.KeepBytes < 0:
+	case c.SyncCopies < 0 || c.SyncTimeout < 0 || c.Lag < 0:
 		return c, errors.New("replication: a limit or duration is negative: want 0 or more")
 	case c.Node == "":
 		return c, errors.New("replication: the node has no name")
@@ -57,16 +55,18 @@ func (c Config) WithDefaults() (Config, error) {
 		return c, errors.New("replication: a multi-primary node cannot follow a primary")
 	case s.MultiPrimary && c.SyncCopies > 0:
 		return c, errors.New("replication: a multi-primary node cannot wait for sync copies")
-	case s.MultiPrimary:
-		entries, bytes = 100_000, 256<<20
 	}
 	c.SyncTimeout = cmp.Or(c.SyncTimeout, 2*time.Second)
-	c.KeepEntries, c.KeepBytes = cmp.Or(c.KeepEntries, entries), cmp.Or(c.KeepBytes, bytes)
 	return c, c.CheckOrigins(c.State.Origins)
 }
 
 // Limits returns the limits of the log.
-func (c Config) Limits() Limits { return Limits{Entries: int64(c.KeepEntries), Bytes: c.KeepBytes} }
+func (c Config) Limits() Limits {
+	if c.State.MultiPrimary {
+		return Limits{Entries: cmp.Or(c.KeepEntries, 100_000), Bytes: 256 << 20}
+	}
+	return Limits{Entries: cmp.Or(c.KeepEntries, 10_000), Bytes: 64 << 20}
+}
 
 // CheckOrigins returns an error if the list of origins is invalid. An origin is a node from which this node receives
 // changes.
