@@ -36,6 +36,16 @@ func TestLedgerFindsMissingOps(t *testing.T) {
 	}
 }
 
+// Wait and response start at the intended time, lag when the slot is free as well, and
+// service when the request is sent. Response leaves out the time of a simulated slow line.
+func TestClocks(t *testing.T) {
+	o := results.Outcome{Intended: 100, Free: 110, Dispatched: 130, Sent: 160, Done: 1000, Paced: 50}
+	got := []int64{o.Lag(), o.Wait(), o.Service(), o.Response()}
+	if want := []int64{20, 60, 840, 850}; !slices.Equal(got, want) {
+		t.Errorf("lag, wait, service, response are %v, want %v", got, want)
+	}
+}
+
 func TestServerCountMayDifferByTheUnanswered(t *testing.T) {
 	l := results.Ledger{Scheduled: 100, Sent: 100, OK: 95, TransportError: 3, Timeout: 1, InFlight: 1}
 	for served, agrees := range map[int64]bool{94: false, 95: true, 100: true, 101: false} {

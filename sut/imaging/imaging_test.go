@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"image"
+	"image/draw"
 	"image/jpeg"
 	"testing"
 
@@ -37,6 +38,27 @@ func TestProcess(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The thumb shows the middle of the picture.
+func TestThumbIsCentred(t *testing.T) {
+	t.Parallel()
+	for _, size := range []image.Point{{300, 100}, {100, 300}} {
+		picture := image.NewGray(image.Rectangle{Max: size})
+		middle := picture.SubImage(image.Rect((size.X-100)/2, (size.Y-100)/2, (size.X+100)/2, (size.Y+100)/2)).(*image.Gray)
+		draw.Draw(middle, middle.Bounds(), image.White, image.Point{}, draw.Src)
+		var original bytes.Buffer
+		if err := jpeg.Encode(&original, picture, nil); err != nil {
+			t.Fatal(err)
+		}
+		v, err := imaging.Process(original.Bytes())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := brightness(decode(t, v.Thumb)); got < 230 {
+			t.Errorf("%v: brightness %.0f, want that of the white middle", size, got)
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"go.uber.org/goleak"
 
@@ -17,7 +18,9 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // Values are retired in order, each once nobody uses it or an earlier value.
-func TestReplaceWaits(t *testing.T) {
+func TestReplaceWaits(t *testing.T) { synctest.Test(t, replaceWaits) }
+
+func replaceWaits(t *testing.T) {
 	var v swap.Value[int]
 	var retired []int
 	retire := func(n int) { retired = append(retired, n) }
@@ -34,6 +37,7 @@ func TestReplaceWaits(t *testing.T) {
 	}
 	last, doneLast := v.Use()
 	doneLast()
+	synctest.Wait() // until nothing can retire a value any more
 	if first != 1 || last != 3 || len(retired) > 0 {
 		t.Errorf("used %d and %d, retired %v", first, last, retired)
 	}
