@@ -14,6 +14,7 @@ import (
 
 	"github.com/stagebench/stagebench/cmd/internal/cell"
 	"github.com/stagebench/stagebench/cmd/internal/load"
+	"github.com/stagebench/stagebench/internal/polltest"
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
@@ -376,11 +377,5 @@ const pollInterval = 5 * time.Millisecond
 // eventually polls until a condition holds. It ends the test after testTimeout.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	poll := time.NewTicker(pollInterval)
-	defer poll.Stop()
-	for deadline := time.Now().Add(testTimeout); !holds(); <-poll.C {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", testTimeout, what)
-		}
-	}
+	polltest.Eventually(t, testTimeout, pollInterval, what, holds)
 }

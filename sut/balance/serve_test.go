@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
+	"github.com/stagebench/stagebench/internal/polltest"
 	"github.com/stagebench/stagebench/sut"
 )
 
@@ -70,14 +71,10 @@ func hostOf(t *testing.T, handler http.HandlerFunc) string {
 func waitFinished(t *testing.T, b *Balancer, code string) {
 	t.Helper()
 	var status sut.BalancerStatus
-	ticker := time.NewTicker(time.Millisecond)
-	defer ticker.Stop()
-	for deadline := time.Now().Add(time.Minute); status.Responses[code] == 0; <-ticker.C {
+	polltest.Eventually(t, time.Minute, time.Millisecond, "a "+code+" is counted", func() bool {
 		status, _ = b.Status(t.Context())
-		if time.Now().After(deadline) {
-			t.Fatalf("no %s was counted: %v", code, status.Responses)
-		}
-	}
+		return status.Responses[code] > 0
+	})
 	if n := len(status.Responses); n != 1 {
 		t.Errorf("responses %v, want only %s", status.Responses, code)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
+	"github.com/stagebench/stagebench/internal/polltest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/cache"
 	"github.com/stagebench/stagebench/sut/memcached/memcachedtest"
@@ -25,19 +26,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // testTimeout bounds each wait of a test. It is long, because the machine may be slow.
 const testTimeout = 20 * time.Second
 
-// eventually waits until a condition is true.
-func eventually(t testing.TB, what string, condition func() bool) {
+// eventually polls until a condition holds. It ends the test after testTimeout.
+func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.After(testTimeout)
-	poll := time.NewTicker(time.Millisecond)
-	defer poll.Stop()
-	for !condition() {
-		select {
-		case <-poll.C:
-		case <-deadline:
-			t.Fatalf("timed out waiting for %s", what)
-		}
-	}
+	polltest.Eventually(t, testTimeout, time.Millisecond, what, holds)
 }
 
 // connect returns a client and the registry with its metrics.

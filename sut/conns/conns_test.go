@@ -13,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/stagebench/stagebench/internal/polltest"
 	"github.com/stagebench/stagebench/sut/conns"
 )
 
@@ -72,18 +73,10 @@ func figure(t *testing.T, registry *prometheus.Registry, name string) float64 {
 	return 0
 }
 
-func eventually(t *testing.T, what string, holds func() bool) {
+// eventually polls until a condition holds. It ends the test after 10 s.
+func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for !holds() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("not within 10 s: %s", what)
-		}
-	}
+	polltest.Eventually(t, 10*time.Second, time.Millisecond, what, holds)
 }
 
 // client is one connection.

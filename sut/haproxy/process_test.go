@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/internal/polltest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/haproxy"
 )
@@ -21,19 +22,10 @@ import (
 // timeout bounds every wait. A test that passes stays far below it.
 const timeout = 60 * time.Second
 
-// eventually waits until a condition holds.
+// eventually polls until a condition holds. It ends the test after timeout.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.After(timeout)
-	poll := time.NewTicker(5 * time.Millisecond)
-	defer poll.Stop()
-	for !holds() {
-		select {
-		case <-poll.C:
-		case <-deadline:
-			t.Fatalf("not within %v: %s", timeout, what)
-		}
-	}
+	polltest.Eventually(t, timeout, 5*time.Millisecond, what, holds)
 }
 
 // haproxyInstalled finds the server or skips the test.

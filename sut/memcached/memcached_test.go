@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/stagebench/stagebench/internal/polltest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/memcached"
 	"github.com/stagebench/stagebench/sut/memcached/memcachedtest"
@@ -107,13 +108,8 @@ func TestExpired(t *testing.T) {
 	if got := s.set("a", 1, 1); got != "STORED" {
 		t.Fatal(got)
 	}
-	poll := time.NewTicker(5 * time.Millisecond)
-	defer poll.Stop()
-	for deadline := time.Now().Add(testTimeout); len(s.all("get a\r\n")) > 0; <-poll.C {
-		if time.Now().After(deadline) {
-			t.Fatalf("the entry has not expired after %v", testTimeout)
-		}
-	}
+	expired := func() bool { return len(s.all("get a\r\n")) == 0 }
+	polltest.Eventually(t, testTimeout, 5*time.Millisecond, "the entry has expired", expired)
 	if got := p.Figures(t); got.Expired != 1 || got.Entries != 0 || got.Evicted != 0 {
 		t.Errorf("got %+v", got)
 	}

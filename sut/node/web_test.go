@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/internal/polltest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/imaging"
 )
@@ -240,18 +241,10 @@ func dialNode(t *testing.T, r *running) net.Conn {
 	return conn
 }
 
-func eventually(t *testing.T, what string, holds func() bool) {
+// eventually polls until a condition holds. It ends the test after 20 s.
+func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !holds() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("not within 20 s: %s", what)
-		}
-	}
+	polltest.Eventually(t, 20*time.Second, 5*time.Millisecond, what, holds)
 }
 
 // A compressed response has the same content as an uncompressed one. Its entity tag still

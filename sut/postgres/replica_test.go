@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/stagebench/stagebench/internal/polltest"
 	"github.com/stagebench/stagebench/sut"
 )
 
@@ -98,13 +99,7 @@ func watch(t testing.TB, server *Server) *process {
 // eventually polls until a condition holds. It ends the test after testTimeout.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	poll := time.NewTicker(pollInterval)
-	defer poll.Stop()
-	for deadline := time.Now().Add(testTimeout); !holds(); <-poll.C {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", testTimeout, what)
-		}
-	}
+	polltest.Eventually(t, testTimeout, pollInterval, what, holds)
 }
 
 // status returns the status of a running server.

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/internal/polltest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/redis"
 	"github.com/stagebench/stagebench/sut/resp/policytest"
@@ -53,13 +54,8 @@ func startServer(t *testing.T, evict string, maxBytes int64) *readThrough {
 		_ = command.Process.Kill() // it has no data to save
 		_ = command.Wait()
 	})
-	poll := time.NewTicker(5 * time.Millisecond)
-	defer poll.Stop()
-	for deadline := time.Now().Add(testTimeout); server.Ready(t.Context()) != nil; <-poll.C {
-		if time.Now().After(deadline) {
-			t.Fatalf("redis-server is not ready after %v", testTimeout)
-		}
-	}
+	ready := func() bool { return server.Ready(t.Context()) == nil }
+	polltest.Eventually(t, testTimeout, 5*time.Millisecond, "redis-server is ready", ready)
 	s := &readThrough{T: t, server: server}
 	if s.conn, err = net.Dial("tcp", address); err != nil {
 		t.Fatal(err)

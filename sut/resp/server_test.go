@@ -17,6 +17,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/goleak"
 
+	"github.com/stagebench/stagebench/internal/polltest"
 	"github.com/stagebench/stagebench/sut/resp"
 	"github.com/stagebench/stagebench/sut/resp/resptest"
 )
@@ -62,13 +63,7 @@ func dial(t *testing.T, s *resp.Server) net.Conn {
 // eventually polls until a condition holds. It ends the test after testTimeout.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	poll := time.NewTicker(time.Millisecond)
-	defer poll.Stop()
-	for deadline := time.Now().Add(testTimeout); !holds(); <-poll.C {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", testTimeout, what)
-		}
-	}
+	polltest.Eventually(t, testTimeout, time.Millisecond, what, holds)
 }
 
 // There are no passwords, so the server refuses to listen on other addresses.

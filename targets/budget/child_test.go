@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/stagebench/stagebench/internal/polltest"
 )
 
 // childEnv is an environment variable with the behaviour of the test binary as a child.
@@ -143,18 +145,8 @@ func (c child) pid(t *testing.T) int {
 	return pid
 }
 
-// eventually waits until a condition is true. It fails the test after timeout.
-func eventually(t *testing.T, what string, holds func() bool) {
+// eventually polls until a condition holds. It ends the test after timeout.
+func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(timeout)
-	defer deadline.Stop()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !holds() {
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			t.Fatalf("not within %v: %s", timeout, what)
-		}
-	}
+	polltest.Eventually(t, timeout, 5*time.Millisecond, what, holds)
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/internal/polltest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/control"
@@ -92,13 +93,7 @@ func serve(t *testing.T, dir, id string) (fake, <-chan error) {
 // eventually polls until a condition holds. It ends the test after patience.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	poll := time.NewTicker(time.Millisecond)
-	defer poll.Stop()
-	for deadline := time.Now().Add(patience); !holds(); <-poll.C {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", patience, what)
-		}
-	}
+	polltest.Eventually(t, patience, time.Millisecond, what, holds)
 }
 
 func TestASystemIsControlled(t *testing.T) {

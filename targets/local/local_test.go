@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/internal/polltest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
@@ -123,19 +124,10 @@ func (s *fixture) trace(t *testing.T) []string {
 	return strings.Split(strings.TrimSpace(string(text)), "\n")
 }
 
-func eventually(t *testing.T, what string, holds func() bool) {
+// eventually polls until a condition holds. It ends the test after timeout.
+func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(timeout)
-	defer deadline.Stop()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !holds() {
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			t.Fatalf("not within %v: %s", timeout, what)
-		}
-	}
+	polltest.Eventually(t, timeout, 5*time.Millisecond, what, holds)
 }
 
 func status(t *testing.T, system *System, node string) targets.NodeStatus {

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/stagebench/stagebench/internal/polltest"
 )
 
 // patience is how long a test waits for an event.
@@ -55,13 +57,7 @@ func awaitGone(t *testing.T, pid int) {
 // eventually polls until a condition holds. It ends the test after patience.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	poll := time.NewTicker(5 * time.Millisecond)
-	defer poll.Stop()
-	for deadline := time.Now().Add(patience); !holds(); <-poll.C {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", patience, what)
-		}
-	}
+	polltest.Eventually(t, patience, 5*time.Millisecond, what, holds)
 }
 
 func TestReadyCarriesTheFirstLineAndLogsTheRest(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/stagebench/stagebench/internal/polltest"
 	"github.com/stagebench/stagebench/workloads/trace"
 )
 
@@ -97,13 +98,7 @@ func replay(t *testing.T, binary string, source *trace.Trace) *trace.Trace {
 // eventually polls until a condition holds. It ends the test after 20 s.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	poll := time.NewTicker(5 * time.Millisecond)
-	defer poll.Stop()
-	for deadline := time.Now().Add(20 * time.Second); !holds(); <-poll.C {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within 20 s: %s", what)
-		}
-	}
+	polltest.Eventually(t, 20*time.Second, 5*time.Millisecond, what, holds)
 }
 
 // startNginx starts an nginx and returns its address. The test's cleanup stops it.

@@ -29,6 +29,7 @@ func arrows() []arrow {
 			[]string{"sut", "sut/photos", "sut/imaging", "workloads/...", "workloads", "results"},
 			"turns the arguments of users into requests: files, traces, users and photos of the data set",
 		},
+		{"internal/polltest", nil, "polls for any condition of any test"},
 		{"cmd/internal/exit", nil, "the exit status does not depend on the command"},
 		{"cmd/internal/tidy", nil, "parses the other packages and runs none of them"},
 	})
@@ -44,6 +45,16 @@ func sutArrows() []arrow {
 			"sut/...",
 			[]string{"sut", "sut/photos", "sut/swap"},
 			"tiers communicate by wire protocols only, so another server can replace each of them",
+		},
+		{
+			"sut/balance/balancetest",
+			[]string{"sut", "internal/polltest"},
+			"both balancers must pass this kit, which polls for what no event announces",
+		},
+		{
+			"sut/store/storetest",
+			[]string{"sut", "sut/photos", "internal/polltest"},
+			"both databases must pass this kit, which polls for what no event announces",
 		},
 		{"sut/sqlite", []string{"sut", "sut/photos", "sut/sqlite/..."}, "assembles a database node from its packages"},
 		{"sut/sqlite/wire", nil, "speaks the PostgreSQL protocol for any database"},

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/internal/polltest"
 	"github.com/stagebench/stagebench/sut"
 )
 
@@ -336,19 +337,10 @@ func payload(n int) []byte {
 // payloadSum returns the response of /upload for a payload.
 func payloadSum(n int) string { return fmt.Sprintf("%d %x", n, sha256.Sum256(payload(n))) }
 
-// eventually waits until a condition holds.
-func eventually(t *testing.T, what string, holds func() bool) {
+// eventually polls until a condition holds. It ends the test after timeout.
+func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.After(timeout)
-	poll := time.NewTicker(2 * time.Millisecond)
-	defer poll.Stop()
-	for !holds() {
-		select {
-		case <-deadline:
-			t.Fatalf("waited %v for %s", timeout, what)
-		case <-poll.C:
-		}
-	}
+	polltest.Eventually(t, timeout, 2*time.Millisecond, what, holds)
 }
 
 // await waits for an event.

@@ -72,7 +72,7 @@ func TestRecordThatAlwaysFails(t *testing.T) {
 	for id := photos.ID(1); id <= 3; id++ {
 		like(t, web, id, 2)
 	}
-	eventually(t, "no unflushed writes are left", func() bool { return h.metric(t, "unflushed") == 0 })
+	h.awaitFlushed(t)
 	if flushed, refused := h.metric(t, "flushed_total"), h.metric(t, "refused_total"); flushed != 4 || refused != 2 {
 		t.Errorf("got %v writes flushed and %v refused, want 4 and 2", flushed, refused)
 	}
@@ -192,9 +192,8 @@ func TestBatchLimitAdapts(t *testing.T) {
 			})
 		}
 	}
-	flushed := func() bool { return h.metric(t, "unflushed") == 0 }
 	likeAll()
-	eventually(t, "all writes are flushed", flushed)
+	h.awaitFlushed(t)
 	if h.metric(t, "flush_errors_total") == 0 {
 		t.Error("got no flush errors, want a batch that timed out")
 	}
@@ -205,7 +204,7 @@ func TestBatchLimitAdapts(t *testing.T) {
 		likeAll()
 		before := len(r.records.batches())
 		r.records.setHooks(nil, nil)
-		eventually(t, "all writes are flushed", flushed)
+		h.awaitFlushed(t)
 		large := func(batch []photos.PendingWrite) bool { return rowCount(batch) > 20 }
 		return slices.ContainsFunc(r.records.batches()[before:], large)
 	})

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
+	"github.com/stagebench/stagebench/internal/polltest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/cache"
 	"github.com/stagebench/stagebench/sut/cache/cacheproxy"
@@ -247,6 +248,12 @@ func (h *host) stop(t testing.TB) {
 	}
 }
 
+// awaitFlushed waits until the host has no unflushed writes.
+func (h *host) awaitFlushed(t testing.TB) {
+	t.Helper()
+	eventually(t, "all writes are flushed", func() bool { return h.metric(t, "unflushed") == 0 })
+}
+
 // metric returns the value of the metric stagebench_cache_node_<name>.
 func (h *host) metric(t testing.TB, name string) float64 {
 	t.Helper()
@@ -264,19 +271,10 @@ func (h *host) metric(t testing.TB, name string) float64 {
 	return 0
 }
 
-// eventually polls until a condition is true. what completes "timed out waiting until".
-func eventually(t testing.TB, what string, condition func() bool) {
+// eventually polls until a condition holds. It ends the test after testTimeout.
+func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.After(testTimeout)
-	poll := time.NewTicker(time.Millisecond)
-	defer poll.Stop()
-	for !condition() {
-		select {
-		case <-poll.C:
-		case <-deadline:
-			t.Fatal("timed out waiting until " + what)
-		}
-	}
+	polltest.Eventually(t, testTimeout, time.Millisecond, what, holds)
 }
 
 // waitClosed waits until a channel is closed. what completes "timed out waiting until".

@@ -64,7 +64,7 @@ func TestFlushAtInterval(t *testing.T) {
 	for round := range int64(3) {
 		like(t, web, 1, 1)
 		must(t)(web.Comment(t.Context(), comment(photos.ID(round+1), 1)))
-		eventually(t, "all writes are flushed", func() bool { return h.metric(t, "unflushed") == 0 })
+		h.awaitFlushed(t)
 		if p := photo(t, web, 1); p.Likes != round+1 || p.Comments != round+1 || p.Version != 2*round+3 || !p.Cached {
 			t.Errorf("read: got %+v, want %d likes and comments, version %d, Cached true", p, round+1, 2*round+3)
 		}
@@ -103,7 +103,7 @@ func TestFailedFlush(t *testing.T) {
 	// The next flush must not add the stored comment a second time.
 	must(t)(web.Comment(t.Context(), comment(2, 1)))
 	r.records.setHooks(nil, nil)
-	eventually(t, "all writes are flushed", func() bool { return h.metric(t, "unflushed") == 0 })
+	h.awaitFlushed(t)
 	want := photos.Photo{ID: 1, UserID: 1, Title: "photo 1", State: photos.StateReady, Likes: 3, Comments: 2, Version: 6}
 	if diff := cmp.Diff(want, r.records.photo(1)); diff != "" {
 		t.Errorf("photo in the database (-want +got):\n%s", diff)
@@ -188,7 +188,7 @@ func TestWriteDuringFlush(t *testing.T) {
 			like(t, r.records, 1, 9)
 		}
 		close(flush.release)
-		eventually(t, "no unflushed writes are left", func() bool { return h.metric(t, "unflushed") == 0 })
+		h.awaitFlushed(t)
 		if refused {
 			if n := h.metric(t, "refused_total"); n != 3 {
 				t.Errorf("got %v refused writes, want 3", n)
