@@ -55,8 +55,8 @@ func formatFlag(cmd *cobra.Command, format *string) {
 
 func listStages() table.Table {
 	t := table.Table{Title: "Stages", Columns: columns("stage", "adds", "hosts", "units")}
-	for _, rung := range ladder.Stages() {
-		topology, err := ladder.Build(rung.Stage, nil, 0.1)
+	for _, info := range ladder.Stages() {
+		topology, err := ladder.Build(info.Stage, nil, 0.1)
 		if err != nil {
 			panic("build a listed stage with default knobs: " + err.Error())
 		}
@@ -64,7 +64,7 @@ func listStages() table.Table {
 		for _, h := range topology.Hosts {
 			hosts = append(hosts, h.Name)
 		}
-		row := texts(string(rung.Stage), rung.Adds, strings.Join(hosts, " "))
+		row := texts(string(info.Stage), info.Adds, strings.Join(hosts, " "))
 		t.Rows = append(t.Rows, append(row, table.Number(topology.Units())))
 	}
 	return t

@@ -333,8 +333,8 @@ func (o runOptions) topologies() ([]sut.Topology, error) {
 	stages := o.stages
 	if len(stages) == 1 && stages[0] == "all" {
 		stages = nil
-		for _, rung := range ladder.Stages() {
-			stages = append(stages, string(rung.Stage))
+		for _, info := range ladder.Stages() {
+			stages = append(stages, string(info.Stage))
 		}
 	}
 	if len(stages) == 0 {

@@ -38,8 +38,8 @@ func manifestOf(t *testing.T, replicas string, stages ...sut.Stage) (m results.M
 // comparison of two runs shows a knob that differs in later stages only.
 func TestKnobsOfAllStagesAreInTheManifest(t *testing.T) {
 	var all []sut.Stage
-	for _, rung := range ladder.Stages() {
-		all = append(all, rung.Stage)
+	for _, info := range ladder.Stages() {
+		all = append(all, info.Stage)
 	}
 	two, four := manifestOf(t, "2", all...), manifestOf(t, "4", all...)
 	knobs := four.Config["knobs"].(map[string]any)

@@ -264,8 +264,8 @@ func engines() map[string]sut.Knobs {
 func TestLedgerAgreesWithTheServer(t *testing.T) {
 	t.Parallel()
 	for name, knobs := range engines() {
-		for _, rung := range ladder.Stages() {
-			stage := rung.Stage
+		for _, info := range ladder.Stages() {
+			stage := info.Stage
 			t.Run(name+"/"+string(stage), func(t *testing.T) {
 				t.Parallel()
 				r := bringUp(t, stage, knobs, "write-heavy")

@@ -159,7 +159,7 @@ func New(c Config) (*App, error) {
 	}
 	a.buffers.New = func() any { return newJSONBuffer() }
 	a.page = newPage(a.assets)
-	a.checks = map[string]http.Handler{"/healthz": readOnly(a.healthz), "/readyz": readOnly(a.readyz)}
+	a.checks = map[string]http.Handler{sut.HealthPath: readOnly(a.healthz), "/readyz": readOnly(a.readyz)}
 	routes := a.routes()
 	a.metrics = newMetrics(c.Registry, routes)
 	a.register(routes)

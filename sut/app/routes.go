@@ -149,7 +149,7 @@ func (s *resource) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *App) carryOut(x *exchange, o *operation) error {
-	ctx, cancel := a.bound(x)
+	ctx, cancel := bound(x)
 	defer cancel()
 	if o.access != public {
 		if err := a.identify(ctx, x); err != nil {
@@ -175,7 +175,7 @@ func (a *App) carryOut(x *exchange, o *operation) error {
 }
 
 // bound returns the context for a request's calls to other tiers.
-func (a *App) bound(x *exchange) (context.Context, context.CancelFunc) {
+func bound(x *exchange) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(&x.ctx, tierTimeout)
 }
 

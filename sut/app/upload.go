@@ -19,9 +19,9 @@ import (
 )
 
 const (
-	// formOverhead bounds the bytes of a multipart form besides the picture:
-	// boundaries, headers of parts, the title.
-	formOverhead = 64 << 10
+	// maxFormBytes bounds a multipart form: the picture and 64 KiB for boundaries, headers
+	// of parts and the title.
+	maxFormBytes = maxUploadBytes + 64<<10
 
 	// untitled is the title of a photo that was uploaded without one.
 	untitled = "Untitled"
@@ -51,12 +51,12 @@ func (a *App) upload(_ context.Context, x *exchange) error {
 		return err
 	}
 	defer release()
-	sent, err := a.readPicture(x)
+	sent, err := readPicture(x)
 	if err != nil {
 		return err
 	}
 	// The context passed to upload may have expired while a slow client was sending.
-	ctx, cancel := a.bound(x)
+	ctx, cancel := bound(x)
 	defer cancel()
 	variants, err := a.process(ctx, x, sent.original)
 	if err != nil {
@@ -85,13 +85,12 @@ func (a *App) upload(_ context.Context, x *exchange) error {
 // reserve reserves memory for an upload before any byte of it is read. Without it, many
 // large uploads at once would exhaust the memory of the host.
 func (a *App) reserve(x *exchange) (release func(), err error) {
-	const most = maxUploadBytes + formOverhead
 	bytes := x.r.ContentLength
-	if bytes > most {
+	if bytes > maxFormBytes {
 		return nil, tooLarge(maxUploadBytes, "the photo")
 	}
 	if bytes < 0 {
-		bytes = most
+		bytes = maxFormBytes
 	}
 	if !a.memory.TryAcquire(bytes) {
 		return nil, busy("too many uploads at once")
@@ -100,7 +99,7 @@ func (a *App) reserve(x *exchange) (release func(), err error) {
 }
 
 // readPicture reads an upload: a plain JPEG or a multipart form.
-func (a *App) readPicture(x *exchange) (picture, error) {
+func readPicture(x *exchange) (picture, error) {
 	mediaType, parameters, err := mime.ParseMediaType(x.r.Header.Get("Content-Type"))
 	if err != nil {
 		return picture{}, unsupported("the content type is missing or malformed", uploadHint)
@@ -117,7 +116,7 @@ func (a *App) readPicture(x *exchange) (picture, error) {
 	case "image/jpeg":
 		sent.original, err = readBody(x, maxUploadBytes)
 	case "multipart/form-data":
-		err = a.readForm(x, parameters["boundary"], &sent)
+		err = readForm(x, parameters["boundary"], &sent)
 	default:
 		err = unsupported(fmt.Sprintf("the content type is %q", clip(mediaType)), uploadHint)
 	}
@@ -133,11 +132,11 @@ func (a *App) readPicture(x *exchange) (picture, error) {
 
 // readForm reads a multipart form part by part. It keeps only the picture and the
 // title, and writes nothing to disk.
-func (a *App) readForm(x *exchange, boundary string, sent *picture) error {
+func readForm(x *exchange, boundary string, sent *picture) error {
 	if boundary == "" {
 		return badRequest(uploadHint, "the content type has no boundary")
 	}
-	body := x.body(maxUploadBytes + formOverhead)
+	body := x.body(maxFormBytes)
 	form := multipart.NewReader(body, boundary)
 	for {
 		part, err := form.NextPart()

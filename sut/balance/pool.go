@@ -39,9 +39,7 @@ func newPool(cfg Config) *pool {
 		log: cfg.Log, began: time.Now(),
 	}
 	for _, peer := range cfg.Peers {
-		u := newUpstream(peer)
-		u.healthy = true
-		p.members = append(p.members, u)
+		p.members = append(p.members, newUpstream(peer))
 	}
 	p.routes.Store(newRouting(cfg.Routes, p.members))
 	return p
@@ -142,7 +140,7 @@ func (p *pool) checked(u *upstream, refusals uint64, err error) {
 // setHealth marks a host healthy (nil) or unhealthy.
 func (p *pool) setHealth(u *upstream, err error) {
 	p.change(u, func() {
-		u.healthy, u.unhealthyCause = err == nil, ""
+		u.unhealthyCause = ""
 		if err != nil {
 			u.unhealthyCause = err.Error()
 		}
@@ -164,7 +162,7 @@ func (p *pool) change(u *upstream, apply func()) {
 		u.wentUp++
 	default:
 		u.wentDown++
-		if !u.healthy {
+		if u.unhealthyCause != "" {
 			for t := range u.tunnels {
 				broken = append(broken, t)
 			}
@@ -192,7 +190,7 @@ func (p *pool) attach(u *upstream, t *tunnel) bool {
 	defer p.mu.Unlock()
 	u.tunnels[t] = struct{}{}
 	u.failures = 0
-	return u.healthy
+	return u.unhealthyCause == ""
 }
 
 // answered records the time to the first byte of a layer 4 connection.

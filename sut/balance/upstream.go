@@ -26,8 +26,7 @@ type upstream struct {
 	weight         float64
 	watched        bool          // a goroutine checks its health
 	left           chan struct{} // nil for a member; else closed when it has drained or is a member again
-	healthy        bool          // the last check was good, and no connection was refused since
-	unhealthyCause string        // "" when healthy
+	unhealthyCause string        // "" = the last check was good, and no connection was refused since
 	ejected        string        // cause of the ejection, "" when not ejected
 	// refusals counts refused connections. A good check that began before the last
 	// refusal is stale.
@@ -55,7 +54,7 @@ func newUpstream(peer sut.Peer) *upstream {
 func weightOf(peer sut.Peer) float64 { return cmp.Or(peer.Weight, 1) }
 
 // A host is up, and gets new requests, when it is usable and a member.
-func (u *upstream) usable() bool { return u.healthy && u.ejected == "" }
+func (u *upstream) usable() bool { return u.unhealthyCause == "" && u.ejected == "" }
 func (u *upstream) member() bool { return u.left == nil }
 func (u *upstream) up() bool     { return u.usable() && u.member() }
 
@@ -64,7 +63,7 @@ func (u *upstream) cause() string {
 	switch {
 	case !u.member():
 		return "draining: it was removed from the upstreams"
-	case !u.healthy:
+	case u.unhealthyCause != "":
 		return u.unhealthyCause
 	}
 	return u.ejected

@@ -39,8 +39,8 @@ func TestDefaultHosts(t *testing.T) {
 
 // Build never returns a topology that cannot be started.
 func TestTopologiesAreStartable(t *testing.T) {
-	for _, rung := range ladder.Stages() {
-		stage := rung.Stage
+	for _, info := range ladder.Stages() {
+		stage := info.Stage
 		for _, knobs := range []sut.Knobs{
 			nil,
 			{"web.hosts": "1"},

@@ -33,7 +33,8 @@ const ErrRefused = replog.ErrRefused
 
 // Config is the configuration of a node.
 type Config struct {
-	// Listener accepts the clients on a loopback address. The Server owns it and closes it.
+	// Listener accepts the clients on a loopback address. After New has returned no error, the
+	// Server owns it and closes it.
 	Listener net.Listener
 	// Dir is the directory of the database file. It must exist. A missing file is created.
 	Dir string

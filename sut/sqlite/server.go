@@ -244,9 +244,8 @@ func (s *Server) abort() {
 	s.wire.Abort()
 }
 
-// free closes everything that New has opened, also after an error in the middle of New.
+// free closes what New has opened, also after an error in the middle of New.
 func (s *Server) free() (err error) {
-	_ = s.cfg.Listener.Close()
 	if s.db != nil {
 		err = s.db.Close()
 	}

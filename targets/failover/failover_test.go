@@ -125,7 +125,7 @@ func (c *databases) set(name string, change func(*database)) {
 	change(c.nodes[name])
 }
 
-// lastRoles returns the roles of the last call of Use.
+// lastRoles returns the roles of the last call of PublishRoles.
 func (c *databases) lastRoles() failover.Roles {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -54,7 +54,7 @@ func (s *System) superviseDatabases(ctx context.Context) error {
 		Interval: db.ProbeInterval, Failures: db.ProbeFailures,
 		OnEvent: func(name, text string) {
 			if n := s.node(name); n != nil {
-				s.noteLocked(n, "%s", text)
+				s.lockAndNote(n, "%s", text)
 			}
 		},
 	})

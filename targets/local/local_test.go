@@ -158,8 +158,8 @@ func configOf(t *testing.T, address string) sut.NodeConfig {
 
 func TestEveryStageComesUpAndGoesDown(t *testing.T) {
 	t.Parallel()
-	for _, rung := range ladder.Stages() {
-		stage := rung.Stage
+	for _, info := range ladder.Stages() {
+		stage := info.Stage
 		t.Run(string(stage), func(t *testing.T) {
 			t.Parallel()
 			s := newFixture(t, stage, nil)

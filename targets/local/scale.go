@@ -91,7 +91,7 @@ func (s *System) changeTopology(ctx context.Context, r sut.Role, next sut.Topolo
 		return errors.Join(err, s.rollBack(r, before, next))
 	}
 	for _, n := range added {
-		s.noteLocked(n, "takes part")
+		s.lockAndNote(n, "takes part")
 	}
 	// No node calls the leaving hosts any more, so the change cannot be rolled back.
 	return s.removeOthers(back, next)
@@ -353,8 +353,8 @@ func (s *System) countMoved(ctx context.Context, r sut.Role) (moved, held *int64
 	return moved, held
 }
 
-// noteLocked locks mu and records an event.
-func (s *System) noteLocked(n *node, format string, args ...any) {
+// lockAndNote locks mu and records an event.
+func (s *System) lockAndNote(n *node, format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.note(n, format, args...)
@@ -390,7 +390,7 @@ func (s *System) removeOthers(ctx context.Context, t sut.Topology) error {
 	}
 	s.stopAll(ctx, removedNodes)
 	for _, n := range removedNodes {
-		s.noteLocked(n, "removed")
+		s.lockAndNote(n, "removed")
 		errs = append(errs, os.RemoveAll(n.dir))
 	}
 	for _, h := range removedHosts {

@@ -60,7 +60,7 @@ func (p Plan) Validate() error {
 	case p.Timeout <= 0:
 		return fmt.Errorf("plan: timeout %v: want more than 0", p.Timeout)
 	case p.Grace < 0:
-		return fmt.Errorf("plan: last call %v: want 0 or more", p.Grace)
+		return fmt.Errorf("plan: grace %v: want 0 or more", p.Grace)
 	}
 	return nil
 }
@@ -72,9 +72,9 @@ type Report struct {
 	Window    time.Duration // of the schedule: Duration, or less when the run was cancelled
 	Scheduled int64         // ops of the schedule, plus logins after lost sessions
 	// InFlightNS is the number of ops in flight, counted at the transport and integrated
-	// over time. ServiceNS is the sum of the service times of the outcomes. By Little's
-	// law the two are equal if no op was lost.
-	InFlightNS, ServiceNS int64
+	// over time. By Little's law it equals the sum of the service times of the outcomes if
+	// no op was lost.
+	InFlightNS int64
 	// OwnLatency is the latency that the engine measured with its own clock, for
 	// comparison; nil if the engine has no clock.
 	OwnLatency *results.Latency

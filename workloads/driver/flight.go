@@ -32,8 +32,7 @@ type Flight struct {
 
 	outcomes  chan results.Outcome
 	delivered chan struct{} // closed after the sink got the last outcome
-	// Latest end and total service time, ns. Read them only after delivered is closed.
-	lastDone, service int64
+	lastDone  int64         // latest end, ns; read it only after delivered is closed
 
 	dispatching context.Context // ends when no more ops may be dispatched
 	stop        context.CancelFunc
@@ -89,9 +88,6 @@ func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(resul
 	go func() {
 		defer close(f.delivered)
 		for o := range f.outcomes {
-			if o.Sent >= 0 {
-				f.service += o.Service()
-			}
 			f.lastDone = max(f.lastDone, o.Done)
 			sink(o)
 		}
@@ -197,6 +193,6 @@ func (f *Flight) Finish() Report {
 	return Report{
 		Start: f.base.Add(time.Duration(f.began.Load())), Window: window, Elapsed: max(window, time.Duration(f.lastDone)),
 		Scheduled:  int64(scheduled) + f.extra.Load(),
-		InFlightNS: f.inFlight.Load(), ServiceNS: f.service,
+		InFlightNS: f.inFlight.Load(),
 	}
 }

@@ -210,9 +210,9 @@ const (
 	// repeatSeeds is the distance between the seeds of two repeats. It exceeds the number
 	// of steps in a repeat, so no two steps have the same arrivals.
 	repeatSeeds = 1_000_000
-	// maxSpoiled is the maximum number of steps in a repeat that are measured again because
+	// maxDisturbed is the maximum number of steps in a repeat that are measured again because
 	// something other than the target may have broken the objective.
-	maxSpoiled = 3
+	maxDisturbed = 3
 )
 
 // replay sends a trace once, at its own times. There is no warm-up, because the first
@@ -256,7 +256,7 @@ func (r *repeat) search(ctx context.Context) error {
 	if reference.SLOMet {
 		search.Learn(reference.OfferedRPS)
 	}
-	spoiled := 0
+	disturbed := 0
 	for {
 		rate, purpose, ok := search.Next()
 		if !ok {
@@ -270,8 +270,8 @@ func (r *repeat) search(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if step.Disturbed() && spoiled < maxSpoiled {
-			spoiled++
+		if step.Disturbed() && disturbed < maxDisturbed {
+			disturbed++
 			continue
 		}
 		search.Observe(rate, step.SLOMet)

@@ -127,7 +127,7 @@ func (h *host) restart(t *testing.T) {
 
 func (h *host) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("/healthz", h.healthz)
+	mux.HandleFunc(sut.HealthPath, h.healthz)
 	for path, handler := range map[string]http.HandlerFunc{
 		"/who":           h.who,
 		"/echo":          h.echo,

@@ -148,9 +148,9 @@ func (p *Proxy) writeBatch(ctx context.Context, batch []dirtyRecord) error {
 		p.metrics.batches.Inc()
 		for _, r := range batch {
 			if slices.Contains(refused, r.Photo.ID) {
-				p.drop(context.WithoutCancel(ctx), r)
+				p.drop(ctx, r)
 			} else {
-				p.complete(context.WithoutCancel(ctx), r)
+				p.complete(ctx, r)
 			}
 		}
 		return nil
@@ -173,7 +173,7 @@ func (p *Proxy) writeBatch(ctx context.Context, batch []dirtyRecord) error {
 	case p.backlog.countFailure(batch[0].Photo.ID) >= maxFailures:
 		p.config.Log.Error("a record could not be written back, and its writes are dropped",
 			"photo", int64(batch[0].Photo.ID), "attempts", maxFailures, "error", err.Error())
-		p.drop(context.WithoutCancel(ctx), batch[0])
+		p.drop(ctx, batch[0])
 	}
 	return err
 }
@@ -206,10 +206,10 @@ func (p *Proxy) drop(ctx context.Context, r dirtyRecord) {
 }
 
 // lockFlushed locks the stripe of a record after its flush. The returned context is
-// bounded by the timeout of the proxy. ctx itself must never end: the result of the
-// flush has to be recorded. The wait for the stripe is bounded all the same, because
-// all its holders are.
+// bounded by the timeout of the proxy and does not end with ctx: the result of the flush
+// has to be recorded. The wait for the stripe is bounded because all its holders are.
 func (p *Proxy) lockFlushed(ctx context.Context, key string) (bounded context.Context, release func()) {
+	ctx = context.WithoutCancel(ctx)
 	s := p.stripe(key)
 	_ = s.lock(ctx) // cannot fail: ctx never ends
 	bounded, cancel := context.WithTimeout(ctx, p.config.Timeout)

@@ -43,7 +43,7 @@ func (c constant) Error() string { return string(c) }
 // WithDefaults returns the configuration with its defaults filled in. It returns an error if a setting is invalid.
 func (c Config) WithDefaults() (Config, error) {
 	switch s := c.State; {
-	case c.SyncCopies < 0 || c.SyncTimeout < 0 || c.Lag < 0:
+	case c.SyncCopies < 0 || c.SyncTimeout < 0 || c.Lag < 0 || c.KeepEntries < 0:
 		return c, errors.New("replication: a limit or duration is negative: want 0 or more")
 	case c.Node == "":
 		return c, errors.New("replication: the node has no name")

@@ -80,7 +80,7 @@ func cancelledLate(t *testing.T, d driver.Driver) {
 	})
 	m := send(ctx, t, d, setup{
 		endpoint: server.URL, connections: 16, rate: 100, duration: length, timeout: 20 * time.Second,
-		drain: 50 * time.Millisecond, lastCall: 5 * length, workload: numbered{mod: 100},
+		drain: 50 * time.Millisecond, grace: 5 * length, workload: numbered{mod: 100},
 	})
 	m.check(t, served.Load())
 	if l := m.step.Ledger; l.InFlight != 1 || l.Scheduled != 20 {
@@ -143,7 +143,7 @@ func endWithBacklog(t *testing.T, d driver.Driver) {
 		}
 	})
 	m := send(t.Context(), t, d, setup{
-		endpoint: server.URL, connections: 4, rate: 1000, duration: time.Second, lastCall: 100 * time.Millisecond,
+		endpoint: server.URL, connections: 4, rate: 1000, duration: time.Second, grace: 100 * time.Millisecond,
 	})
 	m.check(t, served.Load())
 	if l := m.step.Ledger; l.Scheduled != 1000 || l.Unsent < 900 {
