@@ -28,7 +28,7 @@ the intended time of its request, and shows the capacity and latency of each sta
 
 Exit status: 0 success; 1 failure; 2 wrong usage; 3 the measurement is invalid.`,
 		Example: `  stagebench run                       # the ladder: every stage, two workloads
-  stagebench run --quick               # the same in about a minute
+  stagebench run --quick               # the same from short steps, with coarse results
   stagebench up --stage lb             # start a system and keep it running
   stagebench attack --target http://127.0.0.1:8080/ --rate 500 --duration 30s
   stagebench doctor                    # check what this machine supports`,

@@ -91,7 +91,7 @@ func (o *runOptions) flags(cmd *cobra.Command) {
 		"workloads: names (see: stagebench list workloads), a workload FILE.yaml, or trace:FILE (an access log)")
 	f.StringVar(&o.engines, "engines", "embedded", "embedded (nothing to install) or native (PostgreSQL, HAProxy)")
 	f.StringArrayVar(&o.set, "set", nil, "set a knob, NAME=VALUE; may be repeated; see: stagebench list knobs")
-	f.BoolVar(&o.quick, "quick", false, "coarse results in about a minute")
+	f.BoolVar(&o.quick, "quick", false, "coarse results, from short steps")
 	f.BoolVar(&o.full, "full", false,
 		"long steps, and five repeats with restarted processes for confidence intervals")
 	f.StringVar(&o.out, "out", "", "directory of the run (default runs/ID)")

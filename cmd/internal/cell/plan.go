@@ -35,7 +35,7 @@ func (l Length) At(rate float64) time.Duration {
 	return min(max(time.Duration(float64(l.Ops)/rate*float64(time.Second)), l.Min), l.Max)
 }
 
-// Quick is the plan for a rough measurement of the ladder in about a minute.
+// Quick is the plan for a rough measurement of the ladder, with short steps.
 func Quick() Plan {
 	p := Default()
 	p.Mode = "quick"
