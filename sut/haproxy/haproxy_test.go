@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/internal/porttest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/balance/balancetest"
 	"github.com/stagebench/stagebench/sut/haproxy"
@@ -137,10 +138,10 @@ func TestSecondServerOnThePort(t *testing.T) {
 	t.Parallel()
 	install := haproxyInstalled(t)
 	cfg := oneHost(t, hello)
-	port := freePort(t)
+	free := porttest.Free(t)
 	describe := func() *haproxy.Server {
 		return haproxy.New(haproxy.Config{
-			Balancing: cfg, Install: install, Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: port,
+			Balancing: cfg, Install: install, Dir: t.TempDir(), Listen: free.Addr().AsSlice(), Port: int(free.Port()),
 		})
 	}
 	first, second := describe(), describe()
@@ -162,10 +163,7 @@ func TestLongDirectory(t *testing.T) {
 	t.Parallel()
 	cfg := oneHost(t, hello)
 	dir := filepath.Join(t.TempDir(), strings.Repeat("deep/", 30), "with space")
-	h := haproxy.New(haproxy.Config{
-		Balancing: cfg, Install: haproxyInstalled(t), Dir: dir, Listen: net.IPv4(127, 0, 0, 1),
-		Port: freePort(t), Procs: 2,
-	})
+	h := newConfig(t, haproxy.Config{Balancing: cfg, Install: haproxyInstalled(t), Dir: dir, Procs: 2})
 	startHAProxy(t, h)
 	if got := get(t, h.Address(), "/"); fmt.Sprint(got) != "[200]" {
 		t.Errorf("got %v", got)
@@ -214,10 +212,7 @@ func TestVersion(t *testing.T) {
 func TestInvalidConfiguration(t *testing.T) {
 	t.Parallel()
 	cfg := oneHost(t, hello)
-	h := haproxy.New(haproxy.Config{
-		Balancing: cfg, Install: haproxyInstalled(t), Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1),
-		Port: freePort(t), Procs: 100_000,
-	})
+	h := newConfig(t, haproxy.Config{Balancing: cfg, Install: haproxyInstalled(t), Procs: 100_000})
 	if err := h.Prepare(t.Context()); err == nil || !strings.Contains(err.Error(), "nbthread") {
 		t.Errorf("error %v, want the server's own about nbthread", err)
 	}

@@ -75,13 +75,12 @@ func TestLogsRequests(t *testing.T) {
 			t.Parallel()
 			hosts := startHosts(t, 2)
 			reader, writer := io.Pipe()
-			h := haproxy.New(haproxy.Config{
+			h := newConfig(t, haproxy.Config{
 				Balancing: sut.Balancing{
 					Node: "lb-1", Upstreams: sut.Upstreams{Peers: hosts[:1]},
 					LogRequests: logged, HealthInterval: 20 * time.Millisecond,
 				},
-				Log: slog.New(slog.NewJSONHandler(writer, nil)), Install: install, Dir: t.TempDir(),
-				Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t),
+				Log: slog.New(slog.NewJSONHandler(writer, nil)), Install: install,
 			})
 			p := startHAProxy(t, h)
 			if err := h.SetUpstreams(t.Context(), sut.Upstreams{Peers: hosts[1:]}); err != nil {
@@ -143,10 +142,7 @@ func TestDrainIsBounded(t *testing.T) {
 		}
 	})
 	cfg.Node = "lb-1"
-	h := haproxy.New(haproxy.Config{
-		Balancing: cfg, Install: haproxyInstalled(t), Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1),
-		Port: freePort(t), Drain: time.Second,
-	})
+	h := newConfig(t, haproxy.Config{Balancing: cfg, Install: haproxyInstalled(t), Drain: time.Second})
 	p := startHAProxy(t, h)
 	held := make(chan []string)
 	go func() { held <- get(t, h.Address(), "/hold") }()

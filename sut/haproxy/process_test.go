@@ -2,9 +2,7 @@ package haproxy_test
 
 import (
 	"bufio"
-	"fmt"
-	"math/rand/v2"
-	"net"
+	"cmp"
 	"os"
 	"os/exec"
 	"runtime"
@@ -15,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/internal/polltest"
+	"github.com/stagebench/stagebench/internal/porttest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/haproxy"
 )
@@ -38,28 +37,20 @@ func haproxyInstalled(t testing.TB) haproxy.Install {
 	return install
 }
 
-// newHAProxy describes a server on a free port, in a new directory.
+// newHAProxy describes a server with a balancing of "lb-1".
 func newHAProxy(t testing.TB, install haproxy.Install, cfg sut.Balancing) *haproxy.Server {
 	t.Helper()
 	cfg.Node = "lb-1"
-	return haproxy.New(haproxy.Config{
-		Balancing: cfg, Install: install, Dir: t.TempDir(), Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t),
-	})
+	return newConfig(t, haproxy.Config{Balancing: cfg, Install: install})
 }
 
-// freePort returns a free port. It is outside the range of outgoing connections and of
-// the hosts of balancetest, so nobody else takes it before the server does.
-func freePort(t testing.TB) int {
+// newConfig describes a server on a free port, in a new directory if the configuration names none.
+func newConfig(t testing.TB, cfg haproxy.Config) *haproxy.Server {
 	t.Helper()
-	for range 100 {
-		port := 10_000 + rand.IntN(7_000)
-		if listener, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
-			_ = listener.Close()
-			return port
-		}
-	}
-	t.Fatal("no free port")
-	return 0
+	free := porttest.Free(t)
+	cfg.Listen, cfg.Port = free.Addr().AsSlice(), int(free.Port())
+	cfg.Dir = cmp.Or(cfg.Dir, t.TempDir())
+	return haproxy.New(cfg)
 }
 
 // process is a running server. It ends with the test.

@@ -160,8 +160,9 @@ func TestProcess(t *testing.T) {
 		t.Errorf("the server runs as user %d, this test as %d", got, want)
 	}
 	settings := open(t, p).all("stats settings\r\n")
-	if !slices.Contains(settings, "STAT udpport 0") || !slices.Contains(settings, "STAT inter 127.0.0.1") {
-		t.Errorf("want it to listen on TCP and loopback only, settings are %q", settings)
+	listen, _, _ := net.SplitHostPort(p.Address())
+	if !slices.Contains(settings, "STAT udpport 0") || !slices.Contains(settings, "STAT inter "+listen) {
+		t.Errorf("want it to listen on TCP at its address only, settings are %q", settings)
 	}
 	version, err := p.Version(t.Context())
 	if line := open(t, p).send("version\r\n"); err != nil || line != "VERSION "+version {

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/internal/porttest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node"
@@ -34,7 +35,7 @@ func startBalancer(t *testing.T, knobs sut.Knobs, routes []sut.Route, uses []sut
 		t.Skipf("needs Debian's package haproxy: %v", err)
 	}
 	document, err := json.Marshal(sut.NodeConfig{
-		Node: "lb-1", Role: sut.Balance, Engine: engine, Listen: "127.0.0.1", Dir: t.TempDir(), Procs: 2,
+		Node: "lb-1", Role: sut.Balance, Engine: engine, Listen: porttest.Free(t).Addr().String(), Dir: t.TempDir(), Procs: 2,
 		DrainSeconds: 5, Wiring: sut.Wiring{Uses: map[sut.Role][]sut.Peer{sut.Web: uses}, Routes: routes},
 		Knobs: knobs, Data: sut.Data{Size: "small", Seed: 1},
 	})

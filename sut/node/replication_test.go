@@ -7,9 +7,8 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math/rand/v2"
-	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -21,6 +20,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/stagebench/stagebench/internal/porttest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node"
@@ -51,7 +51,7 @@ func TestReplication(t *testing.T) {
 				t.Skipf("install the Debian package postgresql: %v", err)
 			}
 			replicatest.Run(t, &engineUnderTest{
-				engine: engine, template: seeded(t, engine), ports: map[string]int{}, dirs: map[string]string{},
+				engine: engine, template: seeded(t, engine), free: map[string]netip.AddrPort{}, dirs: map[string]string{},
 			})
 		})
 	}
@@ -98,8 +98,8 @@ func seeded(t *testing.T, engine sut.Engine) string {
 type engineUnderTest struct {
 	engine   sut.Engine
 	template string
-	ports    map[string]int    // by test and node
-	dirs     map[string]string // by test and node
+	free     map[string]netip.AddrPort // by test and node
+	dirs     map[string]string         // by test and node
 }
 
 // Counts implements replicatest.Engine.
@@ -113,33 +113,18 @@ func (e *engineUnderTest) Start(t *testing.T, name string, knobs sut.Knobs, role
 	t.Helper()
 	key := t.Name() + name
 	if e.dirs[key] == "" {
-		e.ports[key] = freePort(t)
+		e.free[key] = porttest.Free(t)
 		e.dirs[key] = filepath.Join(openDir(t), name)
 		if out, err := exec.Command("cp", "-a", e.template, e.dirs[key]).CombinedOutput(); err != nil {
 			t.Fatalf("copy the template: %v: %s", err, out)
 		}
 	}
 	config := sut.NodeConfig{
-		Node: name, Host: name, Role: sut.DB, Engine: e.engine, Listen: "127.0.0.1", Port: e.ports[key],
-		Dir: e.dirs[key], Procs: 1, DrainSeconds: 5, Replication: &role, Knobs: ladder.Complete(knobs),
-		Data: sut.Data{Size: "small", Seed: 1},
+		Node: name, Host: name, Role: sut.DB, Engine: e.engine, Dir: e.dirs[key], Procs: 1,
+		Listen: e.free[key].Addr().String(), Port: int(e.free[key].Port()), DrainSeconds: 5,
+		Replication: &role, Knobs: ladder.Complete(knobs), Data: sut.Data{Size: "small", Seed: 1},
 	}
 	return launch(t, config)
-}
-
-// freePort returns a free port. It is outside the range of outgoing connections and of
-// the ranges of other packages' tests, so nobody else takes it while the node is down.
-func freePort(t *testing.T) int {
-	t.Helper()
-	for range 100 {
-		port := 30_000 + rand.IntN(1_000)
-		if l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
-			_ = l.Close()
-			return port
-		}
-	}
-	t.Fatal("no free port")
-	return 0
 }
 
 // nodeProcess is a node that runs as a process.

@@ -60,7 +60,8 @@ func testSettings(t *testing.T, template string) {
 	want := []string{
 		"server_encoding=UTF8", "lc_collate=C", "lc_ctype=C", "lc_messages=C", "data_checksums=on",
 		"fsync=on", "synchronous_commit=on", "full_page_writes=on", "jit=off", "max_connections=100", "shared_buffers=32MB",
-		"unix_socket_directories=", "listen_addresses=127.0.0.1", "autovacuum=on", "log_destination=stderr",
+		"unix_socket_directories=", "listen_addresses=" + server.cfg.Listen.String(),
+		"autovacuum=on", "log_destination=stderr",
 		"logging_collector=off", "max_parallel_workers_per_gather=0", "cluster_name=db-1", "timezone=UTC",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +16,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/stagebench/stagebench/internal/porttest"
 )
 
 // testTimeout bounds every wait. No wait is expected to come near it.
@@ -39,7 +39,10 @@ func installed(t testing.TB) Install {
 // newServer returns the description of a server on a free port.
 func newServer(t testing.TB, dir string) *Server {
 	t.Helper()
-	return New(Config{Install: installed(t), Name: "db-1", Dir: dir, Listen: net.IPv4(127, 0, 0, 1), Port: freePort(t)})
+	free := porttest.Free(t)
+	return New(Config{
+		Install: installed(t), Name: "db-1", Dir: dir, Listen: free.Addr().AsSlice(), Port: int(free.Port()),
+	})
 }
 
 // copyOf returns a copy of a data directory that was shut down cleanly.
@@ -50,22 +53,6 @@ func copyOf(t testing.TB, template string) string {
 		t.Fatal(err)
 	}
 	return dir
-}
-
-// freePort returns a free port. Its range is below the ephemeral ports of the system and
-// differs from those of other packages' tests, so that no other process takes the port
-// before the server does.
-func freePort(t testing.TB) int {
-	t.Helper()
-	for range 100 {
-		port := 23_000 + rand.IntN(6_000)
-		if listener, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
-			_ = listener.Close()
-			return port
-		}
-	}
-	t.Fatal("no free port")
-	return 0
 }
 
 // process is a server that a test has started. It ends with the test.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/internal/polltest"
+	"github.com/stagebench/stagebench/internal/porttest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/redis"
 	"github.com/stagebench/stagebench/sut/resp/policytest"
@@ -36,15 +37,10 @@ func startServer(t *testing.T, evict string, maxBytes int64) *readThrough {
 	if err != nil {
 		t.Skip(err)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := listener.Addr().String()
-	_ = listener.Close()
+	free := porttest.Free(t)
 	server := redis.New(redis.Config{
 		Install: install, Dir: t.TempDir(), MaxBytes: maxBytes, Evict: evict,
-		Listen: net.IPv4(127, 0, 0, 1), Port: listener.Addr().(*net.TCPAddr).Port,
+		Listen: free.Addr().AsSlice(), Port: int(free.Port()),
 	})
 	command := server.Command()
 	if err := command.Start(); err != nil {
@@ -57,7 +53,7 @@ func startServer(t *testing.T, evict string, maxBytes int64) *readThrough {
 	ready := func() bool { return server.Ready(t.Context()) == nil }
 	polltest.Eventually(t, testTimeout, 5*time.Millisecond, "redis-server is ready", ready)
 	s := &readThrough{T: t, server: server}
-	if s.conn, err = net.Dial("tcp", address); err != nil {
+	if s.conn, err = net.Dial("tcp", server.Address()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.conn.Close() })

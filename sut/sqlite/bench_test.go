@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/internal/porttest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/sut/sqlite"
@@ -83,7 +84,7 @@ func count[T any](n int, record func(i int) T) iter.Seq[T] {
 func BenchmarkStore(b *testing.B) {
 	for _, durability := range []string{"full", "normal"} {
 		b.Run(durability, func(b *testing.B) {
-			node := &process{dir: b.TempDir(), address: "127.0.0.1:0", durability: durability}
+			node := &process{dir: b.TempDir(), address: porttest.Free(b).String(), durability: durability}
 			node.Restart(b)
 			b.Cleanup(func() { node.Kill(b) })
 			s := storetest.Open(b, node.address)
@@ -139,7 +140,7 @@ func benchOps(b *testing.B, s *storetest.Store, node *process) {
 func BenchmarkWriteBack(b *testing.B) {
 	for _, durability := range []string{"full", "normal"} {
 		b.Run(durability, func(b *testing.B) {
-			node := &process{dir: b.TempDir(), address: "127.0.0.1:0", durability: durability}
+			node := &process{dir: b.TempDir(), address: porttest.Free(b).String(), durability: durability}
 			node.Restart(b)
 			b.Cleanup(func() { node.Kill(b) })
 			storetest.WriteBack(b, storetest.Open(b, node.address))
@@ -152,7 +153,7 @@ func BenchmarkWriteBack(b *testing.B) {
 func BenchmarkReplication(b *testing.B) {
 	for _, durability := range []string{"full", "normal"} {
 		base := b.TempDir()
-		seed := &process{dir: base, address: "127.0.0.1:0", durability: durability}
+		seed := &process{dir: base, address: porttest.Free(b).String(), durability: durability}
 		seed.Restart(b)
 		s := storetest.Open(b, seed.address)
 		if err := errors.Join(s.CreateSchema(b.Context()), s.Load(b.Context(), benchData())); err != nil {
@@ -160,7 +161,7 @@ func BenchmarkReplication(b *testing.B) {
 		}
 		seed.Kill(b)
 		start := func(b *testing.B, r *sqlite.Replication) *process {
-			p := &process{dir: b.TempDir(), address: "127.0.0.1:0", durability: durability, replication: r}
+			p := &process{dir: b.TempDir(), address: porttest.Free(b).String(), durability: durability, replication: r}
 			if err := os.CopyFS(p.dir, os.DirFS(base)); err != nil {
 				b.Fatal(err)
 			}

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/stagebench/stagebench/internal/porttest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/sut/sqlite"
@@ -36,7 +37,7 @@ func storeDir(t *testing.T) string {
 // startProcess starts a node in its own process, on a copy of a directory.
 func startProcess(t *testing.T, base string, r sqlite.Replication) *process {
 	t.Helper()
-	p := &process{dir: t.TempDir(), address: "127.0.0.1:0", durability: "normal", replication: &r}
+	p := &process{dir: t.TempDir(), address: porttest.Free(t).String(), durability: "normal", replication: &r}
 	if err := os.CopyFS(p.dir, os.DirFS(base)); err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"go.uber.org/goleak"
 
+	"github.com/stagebench/stagebench/internal/porttest"
 	"github.com/stagebench/stagebench/sut/sqlite"
 	"github.com/stagebench/stagebench/sut/store/storetest"
 )
@@ -154,7 +155,7 @@ func TestStoreWithoutGroups(t *testing.T) {
 
 func TestFaults(t *testing.T) {
 	t.Parallel()
-	p := &process{dir: t.TempDir(), address: "127.0.0.1:0"}
+	p := &process{dir: t.TempDir(), address: porttest.Free(t).String()}
 	p.Restart(t)
 	t.Cleanup(func() { p.Kill(t) })
 	storetest.Faults(t, p)

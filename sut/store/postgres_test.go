@@ -4,8 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"math/rand/v2"
-	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"os/user"
@@ -18,14 +17,16 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/stagebench/stagebench/internal/porttest"
 	"github.com/stagebench/stagebench/sut/store"
 )
 
 // postgres is a PostgreSQL server that runs until the end of a test.
 type postgres struct {
-	bin, dir, port string
-	as             *syscall.Credential // the user to run as, because PostgreSQL refuses root; nil = the current one
-	stop           func(os.Signal)
+	bin, dir string
+	free     netip.AddrPort
+	as       *syscall.Credential // the user to run as, because PostgreSQL refuses root; nil = the current one
+	stop     func(os.Signal)
 }
 
 // startPostgres starts a server with an empty database. It skips the test if PostgreSQL is
@@ -41,7 +42,7 @@ func startPostgres(t testing.TB) *postgres {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	p := &postgres{bin: filepath.Dir(found[len(found)-1]), dir: dir, port: freePort(t)}
+	p := &postgres{bin: filepath.Dir(found[len(found)-1]), dir: dir, free: porttest.Free(t)}
 	if os.Getuid() == 0 {
 		p.as = unprivileged(t)
 		if err := os.Chown(dir, int(p.as.Uid), int(p.as.Gid)); err != nil {
@@ -79,23 +80,7 @@ func unprivileged(t testing.TB) *syscall.Credential {
 	return nil
 }
 
-// freePort returns a free port from a range that only this package's tests use and that is
-// below the system's ephemeral ports. Another process could otherwise take the port while
-// the server is down.
-func freePort(t testing.TB) string {
-	t.Helper()
-	for range 100 {
-		port := strconv.Itoa(29_000 + rand.IntN(1_000))
-		if l, err := net.Listen("tcp", "127.0.0.1:"+port); err == nil {
-			_ = l.Close()
-			return port
-		}
-	}
-	t.Fatal("no free port")
-	return ""
-}
-
-func (p *postgres) Address() string { return "127.0.0.1:" + p.port }
+func (p *postgres) Address() string { return p.free.String() }
 
 func (p *postgres) data() string { return filepath.Join(p.dir, "data") }
 
@@ -126,8 +111,8 @@ func (p *postgres) Kill(t testing.TB) {
 func (p *postgres) Restart(t testing.TB) {
 	t.Helper()
 	var log bytes.Buffer
-	cmd := p.command("postgres", "-D", p.data(), "-p", p.port,
-		"-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=")
+	cmd := p.command("postgres", "-D", p.data(), "-p", fmt.Sprint(p.free.Port()),
+		"-c", "listen_addresses="+p.free.Addr().String(), "-c", "unix_socket_directories=")
 	cmd.Stdout, cmd.Stderr = &log, &log
 	started, exited := make(chan error), make(chan struct{})
 	go func() {

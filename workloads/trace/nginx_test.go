@@ -2,7 +2,6 @@ package trace_test
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -16,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/stagebench/stagebench/internal/polltest"
+	"github.com/stagebench/stagebench/internal/porttest"
 	"github.com/stagebench/stagebench/workloads/trace"
 )
 
@@ -104,19 +104,7 @@ func eventually(t testing.TB, what string, holds func() bool) {
 // startNginx starts an nginx and returns its address. The test's cleanup stops it.
 func startNginx(t *testing.T, binary, dir string) string {
 	t.Helper()
-	// These ports are below the range of outgoing connections and are not used by the tests
-	// of other packages. So no other process takes the port before nginx binds it.
-	var free net.Listener
-	var err error
-	for range 100 {
-		if free, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 31_000+rand.IntN(1_000))); err == nil {
-			break
-		}
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := free.Addr().String()
+	address := porttest.Free(t).String()
 	config := fmt.Sprintf(`daemon off; master_process off; worker_processes 1; pid %[1]s/pid; error_log stderr emerg;
 events { worker_connections 64; }
 http {
@@ -128,9 +116,6 @@ http {
 `, dir, address)
 	path := filepath.Join(dir, "nginx.conf")
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := free.Close(); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(binary, "-p", dir, "-c", path)

@@ -30,6 +30,7 @@ func arrows() []arrow {
 			"turns the arguments of users into requests: files, traces, users and photos of the data set",
 		},
 		{"internal/polltest", nil, "polls for any condition of any test"},
+		{"internal/porttest", nil, "finds addresses for the servers of any test"},
 		{"cmd/internal/exit", nil, "the exit status does not depend on the command"},
 		{"cmd/internal/tidy", nil, "parses the other packages and runs none of them"},
 	})
@@ -48,8 +49,8 @@ func sutArrows() []arrow {
 		},
 		{
 			"sut/balance/balancetest",
-			[]string{"sut", "internal/polltest"},
-			"both balancers must pass this kit, which polls for what no event announces",
+			[]string{"sut", "internal/..."},
+			"both balancers must pass this kit, which uses the helpers of tests",
 		},
 		{
 			"sut/store/storetest",
@@ -78,6 +79,11 @@ func sutArrows() []arrow {
 			"sut/cache/cacheproxy",
 			[]string{"sut", "sut/photos", "sut/cache"},
 			"a cache host uses the keys and the encoding of the cache client",
+		},
+		{
+			"sut/memcached/memcachedtest",
+			[]string{"sut", "sut/memcached", "internal/porttest"},
+			"starts a memcached for the tests of its users",
 		},
 		{"sut/node/...", []string{"sut/..."}, "turns a configuration into a running node; only this package knows all tiers"},
 	}

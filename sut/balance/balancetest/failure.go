@@ -110,7 +110,7 @@ func testRestartedHost(t *testing.T, start Start) {
 	if counts := spread(c, 20, 1); counts[hosts[1].name] != 20 {
 		t.Errorf("with one host down: %v", counts)
 	}
-	victim.restart(t)
+	victim.start(t)
 	c.awaitUp(victim, true)
 	evenly(t, hosts, spread(c, 40, 1))
 	if up := c.metric("stagebench_lb_upstream_transitions_total", `upstream="web-1"`, `to="up"`); up != 1 {
@@ -170,7 +170,7 @@ func (c *client) revive(h *host) {
 	if got := c.admin("/readyz"); got.status != http.StatusServiceUnavailable {
 		c.t.Errorf("/readyz: status %d with all hosts dead", got.status)
 	}
-	h.restart(c.t)
+	h.start(c.t)
 	c.awaitUp(h, true)
 	if got := c.get("/who"); got.node != h.name {
 		c.t.Errorf("%s answered, want %s", got.node, h.name)

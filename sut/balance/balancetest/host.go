@@ -11,7 +11,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,6 +19,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/internal/polltest"
+	"github.com/stagebench/stagebench/internal/porttest"
 	"github.com/stagebench/stagebench/sut"
 )
 
@@ -64,28 +64,12 @@ func newHosts(t *testing.T, n int) []*host {
 			held: make(chan struct{}, 100), gone: make(chan struct{}, 100), release: make(chan struct{}),
 			began: make(chan struct{}, 100), next: make(chan struct{}), sent: make(chan string, 1),
 		}
-		listener := listen(t)
-		h.address = listener.Addr().String()
-		h.serve(listener)
+		h.address = porttest.Free(t).String()
+		h.start(t)
 		t.Cleanup(h.kill)
 		hosts[i] = h
 	}
 	return hosts
-}
-
-// listen binds a free port. It is outside the range of outgoing connections and of the
-// ports of engines in tests, so nobody else takes it while its host is dead.
-func listen(t *testing.T) net.Listener {
-	t.Helper()
-	// The seed is random, because concurrent tests must not pick the same ports.
-	random := rand.New(rand.NewPCG(uint64(os.Getpid()), uint64(time.Now().UnixNano())))
-	for range 100 {
-		if listener, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", 17_000+random.IntN(6_000))); err == nil {
-			return listener
-		}
-	}
-	t.Fatal("no free port")
-	return nil
 }
 
 // peers returns hosts as peers for a balancer.
@@ -97,7 +81,15 @@ func peers(hosts []*host) []sut.Peer {
 	return list
 }
 
-func (h *host) serve(listener net.Listener) {
+// start starts a host on its port, also one that was killed.
+func (h *host) start(t *testing.T) {
+	t.Helper()
+	var listener net.Listener
+	eventually(t, "the port of "+h.name+" to be free", func() bool {
+		var err error
+		listener, err = net.Listen("tcp4", h.address)
+		return err == nil
+	})
 	server := &http.Server{Handler: h.handler(), ReadHeaderTimeout: timeout}
 	h.mu.Lock()
 	h.server = server
@@ -111,18 +103,6 @@ func (h *host) kill() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	_ = h.server.Close()
-}
-
-// restart starts a killed host on its old port.
-func (h *host) restart(t *testing.T) {
-	t.Helper()
-	var listener net.Listener
-	eventually(t, "the port of "+h.name+" to be free", func() bool {
-		var err error
-		listener, err = net.Listen("tcp4", h.address)
-		return err == nil
-	})
-	h.serve(listener)
 }
 
 func (h *host) handler() http.Handler {

@@ -82,7 +82,7 @@ func testRouteDown(t *testing.T, start Start) {
 	if got := c.admin("/readyz"); got.status != http.StatusOK {
 		t.Errorf("/readyz: status %d with one route down", got.status)
 	}
-	hosts[3].restart(t)
+	hosts[3].start(t)
 	c.awaitUp(hosts[3], true)
 	if got := c.get("/img/17"); got.node != "web-4" {
 		t.Errorf("%s answered, want web-4", got.node)

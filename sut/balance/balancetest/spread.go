@@ -143,7 +143,7 @@ func ipHash(t *testing.T, start Start, layer string) {
 			t.Errorf("with %s dead, address %d moved from %s to %s", victim.name, i, before[i], home)
 		}
 	}
-	victim.restart(t)
+	victim.start(t)
 	c.awaitUp(victim, true)
 	if after := homes(); !slices.Equal(before, after) {
 		t.Errorf("after the restart the addresses are on\n%v, want as before\n%v", after, before)
@@ -261,7 +261,7 @@ func testStickyMoves(t *testing.T, start Start) {
 	if got := c.get("/who", "Cookie", "lb="+home.name); got.node == home.name {
 		t.Error("a dead host answered")
 	}
-	home.restart(t)
+	home.start(t)
 	c.awaitUp(home, true)
 	if got := c.get("/who", "Cookie", "lb="+value); got.node != moved.node {
 		t.Errorf("a user who moved to %s was sent to %s", moved.node, got.node)

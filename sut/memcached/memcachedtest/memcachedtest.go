@@ -4,12 +4,12 @@ package memcachedtest
 
 import (
 	"context"
-	"net"
 	"runtime"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/internal/porttest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/memcached"
 )
@@ -28,31 +28,13 @@ type Process struct {
 // Start starts a server on a free loopback port. maxBytes is its memory limit.
 func Start(t testing.TB, maxBytes int64) *Process {
 	t.Helper()
-	for range 5 { // another process may take the port before the server does
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := listener.Addr().(*net.TCPAddr).Port
-		_ = listener.Close()
-		if p := startAt(t, port, maxBytes); p != nil {
-			return p
-		}
-	}
-	t.Fatal("memcached ended at once on each of 5 free ports")
-	return nil
-}
-
-// startAt starts a server on a port. It returns nil if the server ends before it is ready,
-// for example because the port is in use.
-func startAt(t testing.TB, port int, maxBytes int64) *Process {
-	t.Helper()
 	install, err := memcached.Find()
 	if err != nil {
 		t.Skipf("needs Debian's package memcached: %v", err)
 	}
+	free := porttest.Free(t)
 	s := memcached.New(memcached.Config{
-		Install: install, Listen: net.IPv4(127, 0, 0, 1), Port: port, MaxBytes: maxBytes, Procs: 2,
+		Install: install, Listen: free.Addr().AsSlice(), Port: int(free.Port()), MaxBytes: maxBytes, Procs: 2,
 	})
 	ctx, cancel := context.WithTimeout(context.Background(), readyTimeout)
 	defer cancel()
@@ -64,17 +46,14 @@ func startAt(t testing.TB, port int, maxBytes int64) *Process {
 	defer poll.Stop()
 	for {
 		err := s.Ready(ctx)
-		select {
-		case <-p.ended:
-			return nil
-		default:
-		}
 		if err == nil {
 			t.Cleanup(p.Kill)
 			return p
 		}
 		select {
 		case <-poll.C:
+		case <-p.ended:
+			t.Fatal("memcached ended during its start")
 		case <-ctx.Done():
 			p.Kill()
 			t.Fatalf("memcached is not ready after %v: %v", readyTimeout, err)
