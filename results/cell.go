@@ -31,6 +31,9 @@ type OpStats struct {
 	Errors      int64   `json:"errors"`
 	SessionLost int64   `json:"session_lost,omitempty"`
 	OverSLO     int64   `json:"over_slo"` // successes slower than the class's bound
+	// OverSLOByClient is the part of OverSLO that would have met the bound without the delay that the client may
+	// have caused.
+	OverSLOByClient int64 `json:"over_slo_by_client,omitempty"`
 }
 
 // NodeUsage is what one node used during one step.
@@ -187,44 +190,49 @@ func (s *Step) Warnf(format string, args ...any) {
 
 // Step is one offered rate in a cell.
 type Step struct {
-	Purpose      string             `json:"purpose"` // warmup, search, confirm, reference, replay, fixed, attack
-	OfferedRPS   float64            `json:"offered_rps"`
-	SentRPS      float64            `json:"sent_rps"`
-	CompletedRPS float64            `json:"completed_rps"`
-	Seconds      float64            `json:"seconds"`
-	Schedule     string             `json:"schedule"`
-	CatchUp      string             `json:"catch_up"`
-	ResponseNS   Latency            `json:"response_ns"`     // successes
-	ResponseAll  Latency            `json:"response_all_ns"` // failures as infinitely slow
-	ServiceNS    Latency            `json:"service_ns"`
-	WaitNS       Latency            `json:"wait_ns"`
-	LagNS        Latency            `json:"lag_ns"`
-	Ledger       Ledger             `json:"ledger"`
-	Ops          map[string]OpStats `json:"ops"`
-	Causes       map[string]int64   `json:"causes,omitempty"` // failures by cause
-	LateOps      int64              `json:"late_ops"`         // ops that the client started later than LagLimit allows
-	Outages      []Outage           `json:"outages,omitempty"`
-	Events       []Event            `json:"events,omitempty"`
-	Stale        *Stale             `json:"stale,omitempty"`   // nil = no read of a single record could be judged
-	Figures      []Figure           `json:"figures,omitempty"` // those that at least one node reports
-	Cache        *CacheReads        `json:"cache,omitempty"`   // nil = no cache tier, or web nodes were restarted
-	CacheNodes   []CacheNode        `json:"cache_nodes,omitempty"`
-	Database     *DatabaseCalls     `json:"database,omitempty"` // nil = unknown, for example after a restart
-	Hosts        []HostUsage        `json:"hosts,omitempty"`
-	Nodes        []NodeUsage        `json:"nodes,omitempty"`
-	Client       ClientUsage        `json:"client"`
-	OwnLatencyNS *Latency           `json:"own_latency_ns,omitempty"` // as the driver's engine measured it
-	CutShort     bool               `json:"cut_short,omitempty"`      // ended early: the SLO could no longer be met
-	SLOMet       bool               `json:"slo_met"`
-	SLOBroken    string             `json:"slo_broken,omitempty"` // why the SLO was missed: "errors 0.20% > 0.1%"
-	BytesIn      int64              `json:"bytes_in"`
-	BytesOut     int64              `json:"bytes_out"`
-	ServerCount  *int64             `json:"server_count,omitempty"` // requests that the server counted
-	OpsHash      string             `json:"ops_hash"`               // of the op sequence; equal seeds give equal hashes
-	Valid        bool               `json:"valid"`
-	Invalid      []string           `json:"invalid,omitempty"` // why the step is not valid; also in Warnings
-	Excused      bool               `json:"excused,omitempty"` // not valid, but the client's lag did not break the SLO
-	Warnings     []string           `json:"warnings"`
+	Purpose       string             `json:"purpose"` // warmup, search, confirm, reference, replay, fixed, attack
+	OfferedRPS    float64            `json:"offered_rps"`
+	SentRPS       float64            `json:"sent_rps"`
+	CompletedRPS  float64            `json:"completed_rps"`
+	Seconds       float64            `json:"seconds"`
+	Schedule      string             `json:"schedule"`
+	CatchUp       string             `json:"catch_up"`
+	ResponseNS    Latency            `json:"response_ns"`             // successes
+	ResponseNoLag Latency            `json:"response_without_lag_ns"` // successes, response minus their own lag
+	ResponseAll   Latency            `json:"response_all_ns"`         // failures as infinitely slow
+	ServiceNS     Latency            `json:"service_ns"`
+	WaitNS        Latency            `json:"wait_ns"`
+	LagNS         Latency            `json:"lag_ns"`
+	Ledger        Ledger             `json:"ledger"`
+	Ops           map[string]OpStats `json:"ops"`
+	Causes        map[string]int64   `json:"causes,omitempty"` // failures by cause
+	Outages       []Outage           `json:"outages,omitempty"`
+	Events        []Event            `json:"events,omitempty"`
+	Stale         *Stale             `json:"stale,omitempty"`   // nil = no read of a single record could be judged
+	Figures       []Figure           `json:"figures,omitempty"` // those that at least one node reports
+	Cache         *CacheReads        `json:"cache,omitempty"`   // nil = no cache tier, or web nodes were restarted
+	CacheNodes    []CacheNode        `json:"cache_nodes,omitempty"`
+	Database      *DatabaseCalls     `json:"database,omitempty"` // nil = unknown, for example after a restart
+	Hosts         []HostUsage        `json:"hosts,omitempty"`
+	Nodes         []NodeUsage        `json:"nodes,omitempty"`
+	Client        ClientUsage        `json:"client"`
+	OwnLatencyNS  *Latency           `json:"own_latency_ns,omitempty"` // as the driver's engine measured it
+	CutShort      bool               `json:"cut_short,omitempty"`      // ended early: the SLO could no longer be met
+	SLOMet        bool               `json:"slo_met"`
+	SLOBroken     string             `json:"slo_broken,omitempty"` // why the SLO was missed: "errors 0.20% > 0.1%"
+	BytesIn       int64              `json:"bytes_in"`
+	BytesOut      int64              `json:"bytes_out"`
+	ServerCount   *int64             `json:"server_count,omitempty"` // requests that the server counted
+	OpsHash       string             `json:"ops_hash"`               // of the op sequence; equal seeds give equal hashes
+	Valid         bool               `json:"valid"`
+	Invalid       []string           `json:"invalid,omitempty"` // why the step is not valid; also in Warnings
+	// Excused: not valid, but what made it invalid cannot have changed SLOMet.
+	Excused bool `json:"excused,omitempty"`
+	// ByClient: the SLO was missed, but only because of delays that the client may have caused.
+	ByClient bool `json:"by_client,omitempty"`
+	// Repeated: the verdict was not trusted, and a later step at the same rate replaces this one.
+	Repeated bool     `json:"repeated,omitempty"`
+	Warnings []string `json:"warnings"`
 }
 
 // Trace counts the lines of a replayed trace and what was done with them.
@@ -313,11 +321,12 @@ func (c Cell) Isolated() bool {
 	return !slices.ContainsFunc(c.Hosts, func(h CellHost) bool { return !h.Isolated })
 }
 
-// ReferenceSteps returns the steps with the same purpose as Reference, one per repeat. Reference is the last one.
+// ReferenceSteps returns the steps with the same purpose as Reference, one per repeat of the cell. Reference is the
+// last one.
 func (c Cell) ReferenceSteps() []*Step {
 	var steps []*Step
 	for i := range c.Steps {
-		if c.Reference != nil && c.Steps[i].Purpose == c.Reference.Purpose {
+		if c.Reference != nil && c.Steps[i].Purpose == c.Reference.Purpose && !c.Steps[i].Repeated {
 			steps = append(steps, &c.Steps[i])
 		}
 	}
@@ -353,7 +362,8 @@ type Manifest struct {
 	Kernel    string            `json:"kernel"`
 	CPUModel  string            `json:"cpu_model"`
 	Cores     int               `json:"cores"`
-	Budgets   string            `json:"budgets"` // how hosts were isolated: "cgroup v1", "cgroup v2", "not isolated"
+	Budgets   string            `json:"budgets"`                   // how hosts were isolated: "cgroup v1", "cgroup v2", "not isolated"
+	Priority  string            `json:"driver_priority,omitempty"` // real-time, or why not
 	UnitCPU   float64           `json:"unit_cpu"`
 	Reserve   float64           `json:"reserve_cpu"`
 	Engines   map[string]string `json:"engines"`

@@ -129,7 +129,8 @@ func validStep() (results.Step, results.Evidence) {
 	}
 	return results.Step{
 		Seconds: 10, Ledger: results.Ledger{Scheduled: 1000, Sent: 1000, OK: 1000},
-		ResponseNS: latency(20 * time.Millisecond), LagNS: latency(400 * time.Microsecond), ServerCount: new(int64(1000)),
+		ResponseNS: latency(20 * time.Millisecond), ResponseNoLag: latency(20 * time.Millisecond),
+		LagNS: latency(400 * time.Microsecond), ServerCount: new(int64(1000)),
 		Client: results.ClientUsage{OutsideKnown: true},
 	}, results.Evidence{InFlightNS: 1e9, ServiceNS: 1e9, Recorded: 1000, FDHeadroom: 1000}
 }
@@ -142,13 +143,16 @@ func TestEveryRuleOfValidityCanFail(t *testing.T) {
 		t.Fatalf("a step without problems: valid %v, %q, warnings %q", s.Valid, s.Invalid, s.Warnings)
 	}
 	for want, spoil := range map[string]func(*results.Step, *results.Evidence){
-		"op counts do not add up":   func(s *results.Step, _ *results.Evidence) { s.Ledger.Scheduled++ },
-		"in the histograms":         func(_ *results.Step, e *results.Evidence) { e.Recorded-- },
-		"the server counted":        func(s *results.Step, _ *results.Evidence) { *s.ServerCount = 990 },
-		"the client was late":       func(s *results.Step, _ *results.Evidence) { s.LateOps = 11 },
-		"the client stalled":        func(s *results.Step, _ *results.Evidence) { *s.LagNS.Max = 200e6 },
+		"op counts do not add up": func(s *results.Step, _ *results.Evidence) { s.Ledger.Scheduled++ },
+		"in the histograms":       func(_ *results.Step, e *results.Evidence) { e.Recorded-- },
+		"the server counted":      func(s *results.Step, _ *results.Evidence) { *s.ServerCount = 990 },
+		"the p99 is 20ms, and 18ms without its lag": func(s *results.Step, _ *results.Evidence) {
+			*s.ResponseNoLag.P99 = int64(18 * time.Millisecond)
+		},
+		"the client may have decided this step: p99 > 100ms": func(s *results.Step, _ *results.Evidence) {
+			s.Ops = map[string]results.OpStats{"feed": {Count: 1000, OverSLO: 11, OverSLOByClient: 1}}
+		},
 		"the client used 90%":       func(s *results.Step, _ *results.Evidence) { s.Client.CPUShare = 0.9 },
-		"garbage collection":        func(s *results.Step, _ *results.Evidence) { s.Client.GCPauseMaxNS = 50e6 },
 		"out of local ports":        func(s *results.Step, _ *results.Evidence) { s.Causes = noLocalPort() },
 		"out of file descriptors":   func(_ *results.Step, e *results.Evidence) { e.FDHeadroom = 0 },
 		"Little's law":              func(_ *results.Step, e *results.Evidence) { e.ServiceNS = 9e8 },
@@ -166,67 +170,75 @@ func TestEveryRuleOfValidityCanFail(t *testing.T) {
 
 func noLocalPort() map[string]int64 { return map[string]int64{"no local port free": 1} }
 
-// A small lag is excused only if nothing else is wrong with the step.
-func TestHarmlessLateness(t *testing.T) {
-	objective := func(text string) results.SLO {
-		slo, err := results.ParseSLO(text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return slo
-	}
-	late := func(s *results.Step, _ *results.Evidence) { s.LateOps, *s.LagNS.Max = 11, int64(4*time.Millisecond) }
+// Lateness that cannot have changed the verdict on the objective leaves it standing, unless
+// something else is wrong with the step.
+func TestLatenessAndTheVerdict(t *testing.T) {
+	const late, decided = "the client was late", "the client may have decided"
 	for name, test := range map[string]struct {
-		spoil func(*results.Step, *results.Evidence)
-		slo   string
-		want  bool
+		spoil             func(*results.Step, *results.Evidence)
+		excused, byClient bool
+		reasons           []string
 	}{
-		"late":                 {nil, "p99<100ms", true},
-		"late and stalled":     {func(s *results.Step, _ *results.Evidence) { s.Seconds = 0.1 }, "p99<100ms", true},
-		"late by too much":     {nil, "p99<40ms", false},
-		"for a class":          {nil, "p99<100ms,upload:p99<40ms", false},
-		"without a bound":      {nil, "upload:p99<1s", false},
-		"only one op is late":  {func(s *results.Step, _ *results.Evidence) { s.LateOps = 1 }, "p99<100ms", false},
-		"the objective is met": {func(s *results.Step, _ *results.Evidence) { s.Ops = nil }, "p99<100ms", false},
-		"no ports":             {func(s *results.Step, _ *results.Evidence) { s.Causes = noLocalPort() }, "p99<100ms", false},
-		"no files":             {func(_ *results.Step, e *results.Evidence) { e.FDHeadroom = 0 }, "p99<100ms", false},
-		"garbage collection": {
-			func(s *results.Step, _ *results.Evidence) { s.Client.GCPauseMaxNS = 5e7 }, "p99<100ms", false,
+		"met and punctual": {},
+		"met": {
+			spoil:   func(s *results.Step, _ *results.Evidence) { *s.ResponseNoLag.P99 = 18e6 },
+			excused: true, reasons: []string{late},
 		},
-		"Little's law":         {func(_ *results.Step, e *results.Evidence) { e.ServiceNS = 9e8 }, "p99<100ms", false},
-		"the server disagrees": {func(s *results.Step, _ *results.Evidence) { *s.ServerCount = 990 }, "p99<100ms", false},
-		"out of CPU":           {func(s *results.Step, _ *results.Evidence) { s.Client.CPUShare = 0.9 }, "p99<100ms", false},
+		"an unnoticeable part of a percentile": {
+			spoil: func(s *results.Step, _ *results.Evidence) { *s.ResponseNoLag.P99 = 191e5 },
+		},
+		"an unnoticeable share of a percentile": {
+			spoil: func(s *results.Step, _ *results.Evidence) { *s.ResponseNS.P99, *s.ResponseNoLag.P99 = 200e6, 191e6 },
+		},
+		"missed without the client, too": {
+			spoil: func(s *results.Step, _ *results.Evidence) {
+				s.Ops = map[string]results.OpStats{"feed": {Count: 1000, OverSLO: 30, OverSLOByClient: 19}}
+				*s.ResponseNoLag.P50 = 1e6
+			},
+			excused: true, reasons: []string{late},
+		},
+		"missed because of the client": {
+			spoil: func(s *results.Step, _ *results.Evidence) {
+				s.Ops = map[string]results.OpStats{"feed": {Count: 1000, OverSLO: 30, OverSLOByClient: 20}}
+				*s.ResponseNoLag.P50 = 1e6
+			},
+			byClient: true, reasons: []string{decided, late},
+		},
+		"missed by a class because of the client": {
+			spoil: func(s *results.Step, _ *results.Evidence) {
+				s.Ops = map[string]results.OpStats{"upload": {Count: 200, OverSLO: 3, OverSLOByClient: 1}}
+			},
+			byClient: true, reasons: []string{decided},
+		},
+		"missed by failures, which the client did not cause": {
+			spoil: func(s *results.Step, _ *results.Evidence) {
+				s.Ops = map[string]results.OpStats{"feed": {Count: 1000, OverSLO: 5, OverSLOByClient: 5, Errors: 11}}
+			},
+		},
+		"something else is wrong": {
+			spoil: func(s *results.Step, e *results.Evidence) {
+				*s.ResponseNoLag.P99 = 18e6
+				e.FDHeadroom = 0
+			},
+			reasons: []string{"file descriptors", late},
+		},
 	} {
 		s, e := validStep()
-		late(&s, &e)
-		// The ops miss every objective of the table.
-		s.Ops = map[string]results.OpStats{"feed": {Count: 1000, OverSLO: 20}, "upload": {Count: 1000, OverSLO: 20}}
 		if test.spoil != nil {
 			test.spoil(&s, &e)
 		}
-		results.Judge(&s, objective(test.slo), e)
-		if s.Excused != test.want || s.Trusted() != (s.Valid || test.want) || s.SLOMet != (s.Ops == nil) {
-			t.Errorf("%s: excused %v, want %v: %q", name, s.Excused, test.want, s.Invalid)
+		results.Judge(&s, results.DefaultSLO(), e)
+		if s.Excused != test.excused || s.ByClient != test.byClient || s.Trusted() != (s.Valid || test.excused) ||
+			s.Disturbed() != (!s.SLOMet && !s.Trusted()) {
+			t.Errorf("%s: excused %v, by the client %v, trusted %v, disturbed %v: %q",
+				name, s.Excused, s.ByClient, s.Trusted(), s.Disturbed(), s.Invalid)
 		}
-	}
-}
-
-// Late ops must be found in a short step, too. It has no 99th percentile.
-func TestLatenessOfAShortStep(t *testing.T) {
-	s, e := validStep()
-	s.Ledger = results.Ledger{Scheduled: 200, Sent: 200, OK: 200}
-	e.Recorded, s.ServerCount, s.LagNS.P99, s.LagNS.Count, s.LateOps = 200, nil, nil, 200, 3
-	results.Judge(&s, results.DefaultSLO(), e)
-	if s.Valid {
-		t.Error("3 late ops of 200 left the step valid")
-	}
-	// Ops without a connection have a lag, too.
-	s.Ledger = results.Ledger{Scheduled: 200, ConnectError: 200}
-	e.Recorded = 0
-	results.Judge(&s, results.DefaultSLO(), e)
-	late := func(why string) bool { return strings.Contains(why, "for 1.5% of ops") }
-	if !slices.ContainsFunc(s.Invalid, late) {
-		t.Errorf("invalid because of %q, want 1.5%% late ops", s.Invalid)
+		if !slices.EqualFunc(s.Invalid, test.reasons, strings.Contains) {
+			t.Errorf("%s: invalid because of %q, want %q", name, s.Invalid, test.reasons)
+		}
+		if limit := results.FindLimit(s); (limit.By == "client") != test.byClient {
+			t.Errorf("%s: limited by %s, %s", name, limit.By, limit.Figure)
+		}
 	}
 }
 

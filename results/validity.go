@@ -11,18 +11,28 @@ import (
 )
 
 // Judge sets the verdicts of a step: whether it met the objective (SLOMet, SLOBroken), and whether its figures
-// can be trusted (Valid, Invalid, Excused). It adds every problem to the step's warnings. An invalid step keeps
-// its figures.
+// can be trusted (Valid, Invalid, Excused, ByClient). It adds every problem to the step's warnings. An invalid
+// step keeps its figures.
+//
+// A client is always a little late. What counts is whether it could have decided a figure. So the objective is
+// judged twice, with and without the delays that the client may have caused, and each percentile is compared with
+// the one without the client's lag.
 func Judge(s *Step, slo SLO, e Evidence) {
 	if s.Warnings == nil {
 		s.Warnings = []string{}
 	}
-	s.SLOBroken = slo.broken(*s)
+	s.SLOBroken = slo.broken(*s, false)
 	s.SLOMet = s.SLOBroken == ""
-	late := s.lateness()
-	s.Invalid = slices.Concat(s.countMismatches(e), late, s.disturbances(e))
+	s.ByClient = !s.SLOMet && slo.broken(*s, true) == ""
+	s.Invalid = slices.Concat(s.countMismatches(e), s.disturbances(e))
+	if s.ByClient {
+		s.Invalid = append(s.Invalid, "the client may have decided this step: "+s.SLOBroken+
+			", but the objective was met without the delays that the client may have caused")
+	}
+	decisive := len(s.Invalid)
+	s.Invalid = append(s.Invalid, s.lateness()...)
 	s.Valid = len(s.Invalid) == 0
-	s.Excused = len(late) == len(s.Invalid) && slo.excuses(*s)
+	s.Excused = !s.Valid && decisive == 0
 	s.Warnings = append(s.Warnings, s.Invalid...)
 	if lost := float64(s.Ledger.SessionLost) / float64(max(s.Ledger.Scheduled, 1)); lost > maxQuietSessions {
 		s.Warnf("%.1f%% of ops lost their session; they count neither as errors nor as slow", 100*lost)
@@ -37,7 +47,7 @@ func Judge(s *Step, slo SLO, e Evidence) {
 
 // Disturbed reports whether something other than the target may have broken the objective. Such a step should be
 // repeated.
-func (s Step) Disturbed() bool { return !s.SLOMet && !s.Valid }
+func (s Step) Disturbed() bool { return !s.SLOMet && !s.Trusted() }
 
 // Trusted reports whether SLOMet can be trusted.
 func (s Step) Trusted() bool { return s.Valid || s.Excused }
@@ -56,11 +66,9 @@ type Evidence struct {
 // The limits of validity. A step beyond one of them measured the client, or
 // something outside the run, and not the target.
 const (
-	maxLag          = time.Millisecond // p99; maxLagShare of the median response time if that is more
+	maxLag          = time.Millisecond // the client's part of a percentile; maxLagShare of it if that is more
 	maxLagShare     = 0.05
-	maxStallShare   = 0.01 // share of the step; a longer stall of the client alone changes the 99th percentile
 	maxClientCPU    = 0.85
-	maxGCPause      = 10 * time.Millisecond
 	maxLittleError  = 0.03
 	maxOutsideShare = 0.10
 	// maxQuietSessions is the share of ops that may lose their session without a warning.
@@ -83,14 +91,18 @@ func allowedOver(n int64) int64 {
 }
 
 // broken returns why the step missed the objective, "" if it met it:
-// "p99 > 100ms (2.3% of ops were slower, worst class: like with 8.1%)".
-func (s SLO) broken(step Step) string {
+// "p99 > 100ms (2.3% of ops were slower, worst class: like with 8.1%)". If punctual is true, it judges without the
+// delays that the client may have caused.
+func (s SLO) broken(step Step, punctual bool) string {
 	// Latency comes first: a saturated system also leaves ops unsent, and these errors are not the cause.
 	var pooled, pooledOver int64
 	worst, worstShare := "", 0.0
 	for _, class := range slices.Sorted(maps.Keys(step.Ops)) {
 		op := step.Ops[class]
 		over := op.OverSLO + op.Errors
+		if punctual {
+			over -= op.OverSLOByClient
+		}
 		if bound, own := s.Classes[class]; own {
 			if over > allowedOver(op.Count) {
 				return fmt.Sprintf("%s p99 > %v (%d of %d ops were slower)", class, bound, over, op.Count)
@@ -162,37 +174,36 @@ func (s Step) countMismatches(e Evidence) (reasons []string) {
 	return reasons
 }
 
-// LagLimit returns the largest allowed lag of an op in nanoseconds: max(1 ms, 5 % of the median response time).
-func LagLimit(responseP50 *int64) int64 {
-	if responseP50 == nil {
-		return int64(maxLag)
-	}
-	return max(int64(maxLag), int64(maxLagShare*float64(*responseP50)))
-}
-
-// lateness lists the reasons for which the client's lag makes the step invalid.
+// lateness lists the percentiles that the client's lag distorts.
 func (s Step) lateness() (reasons []string) {
-	// Late ops are counted, because a short step has no 99th percentile.
-	if s.LateOps > allowedOver(s.LagNS.Count) {
-		limit, share := time.Duration(LagLimit(s.ResponseNS.P50)), float64(s.LateOps)/float64(max(s.LagNS.Count, 1))
-		reasons = append(reasons, fmt.Sprintf("the client was late: lag above %v for %.1f%% of ops, at most 1%% allowed",
-			limit.Round(time.Microsecond), 100*share))
-	}
-	if stall := s.LagNS.Max; stall != nil && s.Seconds > 0 && float64(*stall)/1e9 > maxStallShare*s.Seconds {
-		reasons = append(reasons, fmt.Sprintf("the client stalled for %v, more than %.0f%% of the step",
-			time.Duration(*stall).Round(time.Millisecond), maxStallShare*100))
+	for _, p := range []struct {
+		name          string
+		with, without *int64
+	}{
+		{"p50", s.ResponseNS.P50, s.ResponseNoLag.P50},
+		{"p90", s.ResponseNS.P90, s.ResponseNoLag.P90},
+		{"p95", s.ResponseNS.P95, s.ResponseNoLag.P95},
+		{"p99", s.ResponseNS.P99, s.ResponseNoLag.P99},
+		{"p99.9", s.ResponseNS.P999, s.ResponseNoLag.P999},
+	} {
+		if p.with == nil || p.without == nil {
+			continue
+		}
+		if *p.with-*p.without > max(int64(maxLag), int64(maxLagShare*float64(*p.with))) {
+			reasons = append(reasons, fmt.Sprintf("the client was late: the %s is %v, and %v without its lag",
+				p.name, roughly(*p.with), roughly(*p.without)))
+		}
 	}
 	return reasons
 }
 
-// excuses reports whether the client's lag was too small to be the reason for a missed objective: less than a
-// tenth of the strictest bound. An objective without a bound for all ops excuses no lag.
-func (s SLO) excuses(step Step) bool {
-	if step.SLOMet || step.Valid || step.LagNS.Max == nil || s.Bound == math.MaxInt64 {
-		return false
+// roughly returns nanoseconds as a duration with at most four digits.
+func roughly(ns int64) time.Duration {
+	unit := time.Microsecond
+	for ns/int64(unit) >= 10_000 {
+		unit *= 10
 	}
-	strictest := slices.Min(append(slices.Collect(maps.Values(s.Classes)), s.Bound))
-	return *step.LagNS.Max < int64(strictest)/10
+	return time.Duration(ns).Round(unit)
 }
 
 // disturbances lists how the client, or something outside the run, distorted the figures.
@@ -201,10 +212,6 @@ func (s Step) disturbances(e Evidence) (reasons []string) {
 	if s.Client.CPUShare > maxClientCPU {
 		add("the client used %.0f%% of its CPU, at most %.0f%% allowed",
 			s.Client.CPUShare*100, maxClientCPU*100)
-	}
-	if s.Client.GCPauseMaxNS > int64(maxGCPause) {
-		add("a garbage collection stopped the client for %v, at most %v allowed",
-			time.Duration(s.Client.GCPauseMaxNS), maxGCPause)
 	}
 	if n := s.Causes["no local port free"]; n > 0 {
 		add("the client ran out of local ports %d times", n)
@@ -231,12 +238,15 @@ const (
 	minThrottledShare = 0.50
 )
 
-// FindLimit returns what limited a step: the client if the step failed and the client had no CPU left, otherwise
-// the busiest role on the host that was nearest to its budget.
+// FindLimit returns what limited a step: the client if the step failed because of it, otherwise the busiest role on
+// the host that was nearest to its budget.
 func FindLimit(s Step) Limit {
-	if !s.SLOMet && s.Client.CPUShare > maxClientCPU {
-		share := s.Client.CPUShare
+	share := s.Client.CPUShare
+	switch {
+	case !s.SLOMet && share > maxClientCPU:
 		return Limit{By: "client", Figure: fmt.Sprintf("%.0f%% of its CPU", share*100), CPUShare: share}
+	case s.ByClient:
+		return Limit{By: "client", Figure: "the objective was missed only because of its delays", CPUShare: share}
 	}
 	hosts := slices.DeleteFunc(slices.Clone(s.Hosts), func(h HostUsage) bool { return h.CPU <= 0 })
 	if len(hosts) == 0 {

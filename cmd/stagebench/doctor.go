@@ -49,6 +49,9 @@ func diagnose() table.Table {
 	if err := budgets.Close(); err != nil {
 		row("cleanup of cgroups", err.Error(), false, "remove these cgroups with rmdir")
 	}
+	priority, realTime := cell.DriverPriority()
+	row("priority of the driver", priority, realTime,
+		"run as root, or permit it: ulimit -r 1 (as root: setcap cap_sys_nice+ep bin/stagebench)")
 	row("loopback addresses", loopback(), loopback() == "127.x.y.z",
 		"hosts share 127.0.0.1 and differ by port; for own addresses on macOS: ifconfig lo0 alias 127.0.0.2")
 	var files syscall.Rlimit

@@ -92,15 +92,5 @@ func (h *Histogram) at(percentile float64, failed int64) *int64 {
 	return new(h.h.ValueAtPercentile(amongSuccesses))
 }
 
-// above returns the number of values above a bound, within the histogram's precision.
-func (h *Histogram) above(bound int64) (n int64) {
-	for _, bar := range h.h.Distribution() {
-		if bar.From > bound {
-			n += bar.Count
-		}
-	}
-	return n
-}
-
 // sum returns the sum of all values, within the histogram's precision.
 func (h *Histogram) sum() int64 { return int64(h.h.Mean() * float64(h.h.TotalCount())) }

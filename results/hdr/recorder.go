@@ -27,6 +27,8 @@ type Recorder struct {
 	causes   map[string]int64
 	failures []int64 // intended times
 	seconds  map[int64]*Second
+	delays   delays
+	prompt   *Histogram // response times of successes without their lag
 	bytesIn  int64
 	bytesOut int64
 
@@ -73,7 +75,7 @@ func New(start time.Time, bound func(class string) int64, closed func(Interval))
 	return &Recorder{
 		start: start, bound: bound, closed: closed,
 		classes: map[string]*class{}, causes: map[string]int64{}, seconds: map[int64]*Second{},
-		recent: NewHistogram(),
+		recent: NewHistogram(), prompt: NewHistogram(),
 	}
 }
 
@@ -91,6 +93,7 @@ func (r *Recorder) Record(o results.Outcome) {
 		return
 	}
 	c.current[lag].Record(o.Lag())
+	r.delays.record(o, r.bound(o.Class))
 	r.lastDone = max(r.lastDone, o.Done)
 	if o.Fate == results.ConnectError {
 		c.current[failed].Record(o.Response())
@@ -107,6 +110,7 @@ func (r *Recorder) Record(o results.Outcome) {
 	c.current[response].Record(o.Response())
 	c.current[service].Record(o.Service())
 	r.recent.Record(o.Response())
+	r.prompt.Record(o.Response() - o.Lag())
 	if o.Response() > r.bound(o.Class) {
 		c.overSLO++
 	}
@@ -211,6 +215,7 @@ func (r *Recorder) Finish(scheduled int64) results.Step {
 	step := results.Step{
 		Ledger: r.ledger, Ops: map[string]results.OpStats{}, BytesIn: r.bytesIn, BytesOut: r.bytesOut,
 	}
+	byClient := r.delays.excused()
 	for _, name := range r.names() {
 		c := r.classes[name]
 		for i := range all {
@@ -218,14 +223,15 @@ func (r *Recorder) Finish(scheduled int64) results.Step {
 		}
 		failures := c.ledger.Errors()
 		step.Ops[name] = results.OpStats{
-			Count: c.ledger.Scheduled, Errors: failures, SessionLost: c.ledger.SessionLost, OverSLO: c.overSLO,
+			Count: c.ledger.Scheduled, Errors: failures, SessionLost: c.ledger.SessionLost,
+			OverSLO: c.overSLO, OverSLOByClient: byClient[name],
 			ResponseNS: c.total[response].Latency(0), ResponseAll: c.total[response].Latency(failures),
 			ServiceNS: c.total[service].Latency(0),
 		}
 	}
 	step.ResponseNS, step.ResponseAll = all[response].Latency(0), all[response].Latency(r.ledger.Errors())
 	step.ServiceNS, step.WaitNS, step.LagNS = all[service].Latency(0), all[wait].Latency(0), all[lag].Latency(0)
-	step.LateOps = all[lag].above(results.LagLimit(step.ResponseNS.P50))
+	step.ResponseNoLag = r.prompt.Latency(0)
 	r.serviceNS = all[service].sum() + r.failedService
 	if len(r.causes) > 0 {
 		step.Causes = r.causes

@@ -247,8 +247,7 @@ func (r *repeat) search(ctx context.Context) error {
 	if err := r.warmUp(ctx, r.Plan.ReferenceRPS); err != nil {
 		return err
 	}
-	reference, err := r.step(ctx, "reference", r.Plan.ReferenceRPS, r.Plan.Reference)
-	r.setReference(&reference)
+	reference, err := r.reference(ctx)
 	if err != nil {
 		return err
 	}
@@ -272,6 +271,7 @@ func (r *repeat) search(ctx context.Context) error {
 		}
 		if step.Disturbed() && disturbed < maxDisturbed {
 			disturbed++
+			r.repeatLast()
 			continue
 		}
 		search.Observe(rate, step.SLOMet)
@@ -288,6 +288,22 @@ func (r *repeat) search(ctx context.Context) error {
 	c.Repeats, c.RepeatsHigh = append(c.Repeats, low), append(c.RepeatsHigh, high)
 	return nil
 }
+
+// reference measures the reference step. If its figures cannot be trusted, it is measured once more.
+func (r *repeat) reference(ctx context.Context) (results.Step, error) {
+	seed := r.seed
+	step, err := r.step(ctx, "reference", r.Plan.ReferenceRPS, r.Plan.Reference)
+	if err == nil && !step.Valid {
+		r.repeatLast()
+		r.seed = seed // all cells get the same arrivals
+		step, err = r.step(ctx, "reference", r.Plan.ReferenceRPS, r.Plan.Reference)
+	}
+	r.setReference(&step)
+	return step, err
+}
+
+// repeatLast marks the last step as replaced by the next one.
+func (r *repeat) repeatLast() { r.cell.Steps[len(r.cell.Steps)-1].Repeated = true }
 
 // setReference stores the step whose latency is the latency of the cell.
 func (r *repeat) setReference(step *results.Step) {
@@ -385,7 +401,7 @@ func judgeSteps(c *results.Cell, best *results.Step) {
 	judge(best, "")
 	for i := range c.Steps {
 		s := &c.Steps[i]
-		if s.OfferedRPS != c.FailingRPS || s.SLOMet || s.Valid {
+		if s.OfferedRPS != c.FailingRPS || s.SLOMet || s.Valid || s.Repeated {
 			continue
 		}
 		if limit := results.FindLimit(*s); limit.By == "client" {

@@ -2,9 +2,12 @@ package cell
 
 import (
 	"encoding/csv"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
+	"strconv"
 	"testing"
 	"time"
 
@@ -76,5 +79,32 @@ func TestBracketOfARepeat(t *testing.T) {
 	}
 	if len(c.Repeats) != 1 || c.Repeats[0] != 0 || len(c.RepeatsHigh) != 1 || c.RepeatsHigh[0] != 50 {
 		t.Errorf("a service that always fails: bracket %v..%v, want 0..50", c.Repeats, c.RepeatsHigh)
+	}
+}
+
+// A client that is stopped for 200 ms makes a step miss an objective that the service meets.
+// The step says that the client decided it.
+func TestPausedClient(t *testing.T) {
+	server := httptest.NewServer(&recordService{lag: -1, commits: map[string][]time.Time{}})
+	t.Cleanup(server.Close)
+	s := &Stepper{
+		Driver: vegeta.Driver{}, Clients: newClients(t, server.URL), Workload: likes{}, SLO: results.DefaultSLO(),
+		Timeout: 10 * time.Second, Drain: time.Second, Progress: silent{}, ClientCores: 1,
+	}
+	schedule, err := pace.Constant(200)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pause := exec.Command("sh", "-c", `sleep 0.5; kill -STOP "$0"; sleep 0.2; kill -CONT "$0"`, strconv.Itoa(os.Getpid()))
+	if err := pause.Start(); err != nil {
+		t.Fatal(err)
+	}
+	step, err := s.Step(t.Context(), "fixed", 200, schedule, 2*time.Second)
+	if err := errors.Join(err, pause.Wait()); err != nil {
+		t.Fatal(err)
+	}
+	if step.SLOMet || !step.ByClient || !step.Disturbed() || results.FindLimit(step).By != "client" {
+		t.Errorf("met %v, by the client %v, limit %+v, invalid %q: want the client to be named",
+			step.SLOMet, step.ByClient, results.FindLimit(step), step.Invalid)
 	}
 }

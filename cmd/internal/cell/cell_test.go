@@ -195,6 +195,23 @@ func TestConcludeWithWarnings(t *testing.T) {
 			c.Valid, c.Warnings)
 	}
 
+	// A failing step that the client decided, even when it was repeated.
+	c = searchedCell()
+	c.Steps[2].Valid, c.Steps[2].ByClient, c.Steps[2].Warnings = false, true, []string{late}
+	conclude(&c)
+	if c.Valid || c.LimitedBy != "client" || len(c.Warnings) != 1 {
+		t.Errorf("valid %v, limited by %s, warnings %q: want the client", c.Valid, c.LimitedBy, c.Warnings)
+	}
+
+	// The same, but a repetition of the step is valid.
+	c.Steps[2].Repeated, c.Warnings = true, nil
+	c.Steps = append(c.Steps, c.Steps[2])
+	c.Steps[4].Valid, c.Steps[4].ByClient, c.Steps[4].Repeated, c.Steps[4].Warnings = true, false, false, nil
+	conclude(&c)
+	if !c.Valid || c.LimitedBy != "web" || len(c.Warnings) != 0 {
+		t.Errorf("valid %v, limited by %s, warnings %q: want the repetition to count", c.Valid, c.LimitedBy, c.Warnings)
+	}
+
 	// The reference steps of all repeats count, not only the last one.
 	c = searchedCell()
 	c.Steps[1].Valid, c.Steps[1].Warnings = false, []string{late}

@@ -7,6 +7,7 @@ import (
 	"github.com/stagebench/stagebench/results/capacity"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/workloads/driver"
 )
 
 // Plan configures durations and precision of the measurement of a cell.
@@ -110,6 +111,17 @@ func ClientCores(usage targets.Usage) float64 {
 		}
 	}
 	return max(free, 0.1)
+}
+
+// DriverPriority returns the priority that the driver has while a step runs, for people: whether
+// it is the real-time priority, and if not, why.
+func DriverPriority() (description string, realTime bool) {
+	lower, err := driver.RaisePriority()
+	if err != nil {
+		return "ordinary (" + err.Error() + ")", false
+	}
+	lower()
+	return "real-time", true
 }
 
 // Reserve returns the number of cores that are reserved for the driver. Hosts do not get

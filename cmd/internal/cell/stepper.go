@@ -102,6 +102,9 @@ func (s *Stepper) Step(
 		o.onHopeless = cancel
 	}
 	stopFaults := s.startFaults(stepContext)
+	if lower, err := driver.RaisePriority(); err == nil { // if it is not permitted, the manifest says so
+		defer lower()
+	}
 	report, err := s.Driver.Run(stepContext, s.Clients, driver.Plan{
 		Workload: s.Workload, First: s.nextOp, Schedule: schedule, Duration: duration, Timeout: s.Timeout, Drain: s.Drain,
 	}, o.outcome)
