@@ -10,11 +10,12 @@ func TestQuotaFor(t *testing.T) {
 	t.Parallel()
 	us := func(n int) time.Duration { return time.Duration(n) * time.Microsecond }
 	for cores, want := range map[float64]Quota{
-		0.1:  {us(1000), us(10_000)},
-		0.3:  {us(1500), us(5000)},
-		0.2:  {us(1000), us(5000)},
-		0.15: {us(1000), us(6667)},
-		0.05: {us(1000), us(20_000)},
+		0.1:  {us(4000), us(40_000)},
+		0.3:  {us(4000), us(13_334)},
+		0.2:  {us(4000), us(20_000)},
+		0.15: {us(4000), us(26_667)},
+		0.05: {us(2500), us(50_000)},
+		0.02: {us(1000), us(50_000)},
 		0.01: {us(1000), us(100_000)},
 		2:    {us(10_000), us(5000)},
 		32:   {us(160_000), us(5000)},

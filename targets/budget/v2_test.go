@@ -89,8 +89,8 @@ func TestV2DelegatedScope(t *testing.T) {
 		if err := host.Apply(); err != nil {
 			t.Fatal(err)
 		}
-		check("applied", "cpu.max", "1000 10000")
-		check("applied", "cpu.max.burst", "1000")
+		check("applied", "cpu.max", "4000 40000")
+		check("applied", "cpu.max.burst", "4000")
 	}
 	if err := host.Lift(); err != nil {
 		t.Fatal(err)
