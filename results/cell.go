@@ -31,9 +31,10 @@ type OpStats struct {
 	Errors      int64   `json:"errors"`
 	SessionLost int64   `json:"session_lost,omitempty"`
 	OverSLO     int64   `json:"over_slo"` // successes slower than the class's bound
-	// OverSLOByClient is the part of OverSLO that would have met the bound without the delay that the client may
-	// have caused.
+	// The parts of OverSLO and of the unsent ops that would have met the bound without the delay that the client
+	// may have caused.
 	OverSLOByClient int64 `json:"over_slo_by_client,omitempty"`
+	UnsentByClient  int64 `json:"unsent_by_client,omitempty"`
 }
 
 // NodeUsage is what one node used during one step.
@@ -59,11 +60,20 @@ type HostUsage struct {
 // ClientUsage is what the load generator itself used during one step.
 type ClientUsage struct {
 	CPUSeconds   float64 `json:"cpu_seconds"`
-	CPUShare     float64 `json:"cpu_share"` // of the cores that the client could use
+	CPUShare     float64 `json:"cpu_share"`    // of the cores that the client could use
+	RealTime     bool    `json:"real_time"`    // the client had real-time priority
+	StallMaxNS   int64   `json:"stall_max_ns"` // longest time in which the client did not run
+	StallSumNS   int64   `json:"stall_sum_ns"` // sum of these times, without those below a millisecond
 	GCPauseMaxNS int64   `json:"gc_pause_max_ns"`
 	GCPauseSumNS int64   `json:"gc_pause_sum_ns"`
 	OutsideShare float64 `json:"outside_share"` // of the machine: CPU of other processes, and steal
 	OutsideKnown bool    `json:"outside_known"` // OutsideShare was measured
+}
+
+// Stall is a time in which the client did not run.
+type Stall struct {
+	AtNS     int64 `json:"at_ns"` // since the start of the step
+	LengthNS int64 `json:"length_ns"`
 }
 
 // Outage is a run of failures, ordered by intended time, without a long gap.
@@ -230,7 +240,7 @@ type Step struct {
 	Excused bool `json:"excused,omitempty"`
 	// ByClient: the SLO was missed, but only because of delays that the client may have caused.
 	ByClient bool `json:"by_client,omitempty"`
-	// Repeated: the verdict was not trusted, and a later step at the same rate replaces this one.
+	// Repeated: this step is not trusted, and the next one at the same rate replaces it.
 	Repeated bool     `json:"repeated,omitempty"`
 	Warnings []string `json:"warnings"`
 }
@@ -362,10 +372,12 @@ type Manifest struct {
 	Kernel    string            `json:"kernel"`
 	CPUModel  string            `json:"cpu_model"`
 	Cores     int               `json:"cores"`
-	Budgets   string            `json:"budgets"`                   // how hosts were isolated: "cgroup v1", "cgroup v2", "not isolated"
-	Priority  string            `json:"driver_priority,omitempty"` // real-time, or why not
-	UnitCPU   float64           `json:"unit_cpu"`
-	Reserve   float64           `json:"reserve_cpu"`
-	Engines   map[string]string `json:"engines"`
-	Warnings  []string          `json:"warnings"`
+	// Budgets says how hosts were isolated: "cgroup v1", "cgroup v2", "not isolated".
+	Budgets string `json:"budgets"`
+	// Priority is that of the driver while it sends: "real-time", or why it is the ordinary one.
+	Priority string            `json:"driver_priority,omitempty"`
+	UnitCPU  float64           `json:"unit_cpu"`
+	Reserve  float64           `json:"reserve_cpu"`
+	Engines  map[string]string `json:"engines"`
+	Warnings []string          `json:"warnings"`
 }

@@ -129,8 +129,9 @@ func validStep() (results.Step, results.Evidence) {
 	}
 	return results.Step{
 		Seconds: 10, Ledger: results.Ledger{Scheduled: 1000, Sent: 1000, OK: 1000},
-		ResponseNS: latency(20 * time.Millisecond), ResponseNoLag: latency(20 * time.Millisecond),
-		LagNS: latency(400 * time.Microsecond), ServerCount: new(int64(1000)),
+		ResponseNS: latency(20 * time.Millisecond), ResponseAll: latency(20 * time.Millisecond),
+		ResponseNoLag: latency(20 * time.Millisecond),
+		LagNS:         latency(400 * time.Microsecond), ServerCount: new(int64(1000)),
 		Client: results.ClientUsage{OutsideKnown: true},
 	}, results.Evidence{InFlightNS: 1e9, ServiceNS: 1e9, Recorded: 1000, FDHeadroom: 1000}
 }
@@ -170,15 +171,22 @@ func TestEveryRuleOfValidityCanFail(t *testing.T) {
 
 func noLocalPort() map[string]int64 { return map[string]int64{"no local port free": 1} }
 
+// lateStep is a step whose client was late, and the expected verdicts.
+type lateStep struct {
+	spoil             func(*results.Step, *results.Evidence)
+	excused, byClient bool
+	reasons           []string
+}
+
+const (
+	late    = "the client was late"
+	decided = "the client may have decided"
+)
+
 // Lateness that cannot have changed the verdict on the objective leaves it standing, unless
 // something else is wrong with the step.
 func TestLatenessAndTheVerdict(t *testing.T) {
-	const late, decided = "the client was late", "the client may have decided"
-	for name, test := range map[string]struct {
-		spoil             func(*results.Step, *results.Evidence)
-		excused, byClient bool
-		reasons           []string
-	}{
+	judgeLateSteps(t, map[string]lateStep{
 		"met and punctual": {},
 		"met": {
 			spoil:   func(s *results.Step, _ *results.Evidence) { *s.ResponseNoLag.P99 = 18e6 },
@@ -188,7 +196,7 @@ func TestLatenessAndTheVerdict(t *testing.T) {
 			spoil: func(s *results.Step, _ *results.Evidence) { *s.ResponseNoLag.P99 = 191e5 },
 		},
 		"an unnoticeable share of a percentile": {
-			spoil: func(s *results.Step, _ *results.Evidence) { *s.ResponseNS.P99, *s.ResponseNoLag.P99 = 200e6, 191e6 },
+			spoil: func(s *results.Step, _ *results.Evidence) { *s.ResponseAll.P99, *s.ResponseNoLag.P99 = 200e6, 191e6 },
 		},
 		"missed without the client, too": {
 			spoil: func(s *results.Step, _ *results.Evidence) {
@@ -215,6 +223,18 @@ func TestLatenessAndTheVerdict(t *testing.T) {
 				s.Ops = map[string]results.OpStats{"feed": {Count: 1000, OverSLO: 5, OverSLOByClient: 5, Errors: 11}}
 			},
 		},
+		"stalled": {
+			spoil: func(s *results.Step, e *results.Evidence) {
+				s.Client.StallMaxNS = 80e6
+				e.Stalls = []results.Stall{{AtNS: 1e9, LengthNS: 80e6}, {AtNS: 3e9, LengthNS: 30e6}}
+			},
+			excused: true, reasons: []string{"the client stalled for 1.1% of the step, longest 80ms"},
+		},
+		"stalled for an unnoticeable time": {
+			spoil: func(s *results.Step, e *results.Evidence) {
+				e.Stalls = slices.Repeat([]results.Stall{{LengthNS: 1e6}}, 1000)
+			},
+		},
 		"something else is wrong": {
 			spoil: func(s *results.Step, e *results.Evidence) {
 				*s.ResponseNoLag.P99 = 18e6
@@ -222,22 +242,78 @@ func TestLatenessAndTheVerdict(t *testing.T) {
 			},
 			reasons: []string{"file descriptors", late},
 		},
-	} {
+	})
+}
+
+// Ops that were not sent, and steps that were cut short, because of the client.
+func TestUnsentOpsAndTheVerdict(t *testing.T) {
+	judgeLateSteps(t, map[string]lateStep{
+		"missed by unsent ops because of the client": {
+			spoil: func(s *results.Step, e *results.Evidence) {
+				s.Ledger = results.Ledger{Scheduled: 1000, Sent: 980, OK: 980, Unsent: 20}
+				s.Ops = map[string]results.OpStats{"feed": {Count: 1000, Errors: 20, UnsentByClient: 20}}
+				*s.ServerCount, e.Recorded = 980, 980
+			},
+			byClient: true, reasons: []string{decided},
+		},
+		"missed by more unsent ops": {
+			spoil: func(s *results.Step, e *results.Evidence) {
+				s.Ledger = results.Ledger{Scheduled: 1000, Sent: 980, OK: 980, Unsent: 20}
+				s.Ops = map[string]results.OpStats{"feed": {Count: 1000, Errors: 20, UnsentByClient: 18}}
+				*s.ServerCount, e.Recorded = 980, 980
+			},
+		},
+		"cut short, and the rest is open": {
+			spoil: func(s *results.Step, e *results.Evidence) {
+				s.CutShort, e.Planned = true, 3000
+				s.Ops = map[string]results.OpStats{"feed": {Count: 1000, OverSLO: 31, OverSLOByClient: 2}}
+			},
+			byClient: true, reasons: []string{decided},
+		},
+		"cut short, and the rest cannot help": {
+			spoil: func(s *results.Step, e *results.Evidence) {
+				s.CutShort, e.Planned = true, 2000
+				s.Ops = map[string]results.OpStats{"feed": {Count: 1000, OverSLO: 31, OverSLOByClient: 2}}
+			},
+		},
+	})
+}
+
+func judgeLateSteps(t *testing.T, steps map[string]lateStep) {
+	t.Helper()
+	for name, test := range steps {
 		s, e := validStep()
 		if test.spoil != nil {
 			test.spoil(&s, &e)
 		}
 		results.Judge(&s, results.DefaultSLO(), e)
-		if s.Excused != test.excused || s.ByClient != test.byClient || s.Trusted() != (s.Valid || test.excused) ||
-			s.Disturbed() != (!s.SLOMet && !s.Trusted()) {
-			t.Errorf("%s: excused %v, by the client %v, trusted %v, disturbed %v: %q",
-				name, s.Excused, s.ByClient, s.Trusted(), s.Disturbed(), s.Invalid)
+		if s.Excused != test.excused || s.ByClient != test.byClient || s.Disturbed() && s.SLOMet {
+			t.Errorf("%s: excused %v, by the client %v: %q", name, s.Excused, s.ByClient, s.Invalid)
+		}
+		if trusted := len(test.reasons) == 0 || test.excused; s.Trusted() != trusted {
+			t.Errorf("%s: trusted %v, want %v", name, s.Trusted(), trusted)
 		}
 		if !slices.EqualFunc(s.Invalid, test.reasons, strings.Contains) {
 			t.Errorf("%s: invalid because of %q, want %q", name, s.Invalid, test.reasons)
 		}
 		if limit := results.FindLimit(s); (limit.By == "client") != test.byClient {
 			t.Errorf("%s: limited by %s, %s", name, limit.By, limit.Figure)
+		}
+	}
+}
+
+// Each percentile of a step is judged. The highest one is only a warning.
+func TestEveryPercentileIsJudged(t *testing.T) {
+	of := func(l *results.Latency, p string) **int64 {
+		return map[string]**int64{"p50": &l.P50, "p90": &l.P90, "p95": &l.P95, "p99": &l.P99, "p99.9": &l.P999}[p]
+	}
+	for _, p := range []string{"p50", "p90", "p95", "p99", "p99.9"} {
+		s, e := validStep()
+		*of(&s.ResponseAll, p), *of(&s.ResponseNoLag, p) = new(int64(30e6)), new(int64(25e6))
+		results.Judge(&s, results.DefaultSLO(), e)
+		want := "the client was late: the " + p + " is 30ms, and 25ms without its lag"
+		if s.Valid != (p == "p99.9") || !slices.Contains(s.Warnings, want) {
+			t.Errorf("%s: valid %v, warnings %q, want %q", p, s.Valid, s.Warnings, want)
 		}
 	}
 }

@@ -21,16 +21,16 @@ func Judge(s *Step, slo SLO, e Evidence) {
 	if s.Warnings == nil {
 		s.Warnings = []string{}
 	}
-	s.SLOBroken = slo.broken(*s, false)
+	s.SLOBroken = slo.broken(*s)
 	s.SLOMet = s.SLOBroken == ""
-	s.ByClient = !s.SLOMet && slo.broken(*s, true) == ""
+	s.ByClient = !s.SLOMet && slo.broken(s.punctual(e.Planned)) == ""
 	s.Invalid = slices.Concat(s.countMismatches(e), s.disturbances(e))
 	if s.ByClient {
 		s.Invalid = append(s.Invalid, "the client may have decided this step: "+s.SLOBroken+
 			", but the objective was met without the delays that the client may have caused")
 	}
 	decisive := len(s.Invalid)
-	s.Invalid = append(s.Invalid, s.lateness()...)
+	s.Invalid = append(s.Invalid, s.lateness(e)...)
 	s.Valid = len(s.Invalid) == 0
 	s.Excused = !s.Valid && decisive == 0
 	s.Warnings = append(s.Warnings, s.Invalid...)
@@ -60,6 +60,8 @@ type Evidence struct {
 	InFlightNS, ServiceNS int64
 	Recorded              int64 // successes in the histograms
 	FDHeadroom            int64 // free file descriptors; negative = unknown
+	Planned               int64 // ops of the whole step, more than were scheduled if it was cut short
+	Stalls                []Stall
 	EarlierUnanswered     int64 // requests that the previous step left unanswered
 }
 
@@ -68,6 +70,7 @@ type Evidence struct {
 const (
 	maxLag          = time.Millisecond // the client's part of a percentile; maxLagShare of it if that is more
 	maxLagShare     = 0.05
+	maxStalled      = 0.01 // share of the step in which the client did not run
 	maxClientCPU    = 0.85
 	maxLittleError  = 0.03
 	maxOutsideShare = 0.10
@@ -91,18 +94,14 @@ func allowedOver(n int64) int64 {
 }
 
 // broken returns why the step missed the objective, "" if it met it:
-// "p99 > 100ms (2.3% of ops were slower, worst class: like with 8.1%)". If punctual is true, it judges without the
-// delays that the client may have caused.
-func (s SLO) broken(step Step, punctual bool) string {
+// "p99 > 100ms (2.3% of ops were slower, worst class: like with 8.1%)".
+func (s SLO) broken(step Step) string {
 	// Latency comes first: a saturated system also leaves ops unsent, and these errors are not the cause.
 	var pooled, pooledOver int64
 	worst, worstShare := "", 0.0
 	for _, class := range slices.Sorted(maps.Keys(step.Ops)) {
 		op := step.Ops[class]
 		over := op.OverSLO + op.Errors
-		if punctual {
-			over -= op.OverSLOByClient
-		}
 		if bound, own := s.Classes[class]; own {
 			if over > allowedOver(op.Count) {
 				return fmt.Sprintf("%s p99 > %v (%d of %d ops were slower)", class, bound, over, op.Count)
@@ -133,6 +132,26 @@ func mainCause(causes map[string]int64) string {
 	return ", mostly: " + slices.MinFunc(slices.Collect(maps.Keys(causes)), func(a, b string) int {
 		return cmp.Or(cmp.Compare(causes[b], causes[a]), cmp.Compare(a, b))
 	})
+}
+
+// punctual returns the counts of a step without the misses that the client may have caused. A step that was cut
+// short because of such misses would have gone on: all its planned ops count.
+func (s Step) punctual(planned int64) Step {
+	classes := s.Ops
+	s.Ops = map[string]OpStats{}
+	for name, op := range classes {
+		op.OverSLO -= op.OverSLOByClient
+		op.Errors -= op.UnsentByClient
+		s.Ledger.Unsent -= op.UnsentByClient
+		if s.CutShort && s.Ledger.Scheduled > 0 {
+			op.Count = op.Count * max(planned, s.Ledger.Scheduled) / s.Ledger.Scheduled
+		}
+		s.Ops[name] = op
+	}
+	if s.CutShort {
+		s.Ledger.Scheduled = max(planned, s.Ledger.Scheduled)
+	}
+	return s
 }
 
 // Tally follows a step while it runs.
@@ -174,25 +193,48 @@ func (s Step) countMismatches(e Evidence) (reasons []string) {
 	return reasons
 }
 
-// lateness lists the percentiles that the client's lag distorts.
-func (s Step) lateness() (reasons []string) {
+// lateness lists the percentiles that the client's lag distorts. Too long stalls distort them, too: in a stall, the
+// client also reads late. A distorted p99.9 is only a warning, because the other percentiles stand without it.
+func (s *Step) lateness(e Evidence) (reasons []string) {
+	tolerated := func(ns int64) int64 { return max(int64(maxLag), int64(maxLagShare*float64(ns))) }
+	slowest := int64(maxLag)
 	for _, p := range []struct {
 		name          string
 		with, without *int64
 	}{
-		{"p50", s.ResponseNS.P50, s.ResponseNoLag.P50},
-		{"p90", s.ResponseNS.P90, s.ResponseNoLag.P90},
-		{"p95", s.ResponseNS.P95, s.ResponseNoLag.P95},
-		{"p99", s.ResponseNS.P99, s.ResponseNoLag.P99},
-		{"p99.9", s.ResponseNS.P999, s.ResponseNoLag.P999},
+		{"p50", s.ResponseAll.P50, s.ResponseNoLag.P50},
+		{"p90", s.ResponseAll.P90, s.ResponseNoLag.P90},
+		{"p95", s.ResponseAll.P95, s.ResponseNoLag.P95},
+		{"p99", s.ResponseAll.P99, s.ResponseNoLag.P99},
+		{"p99.9", s.ResponseAll.P999, s.ResponseNoLag.P999},
 	} {
 		if p.with == nil || p.without == nil {
 			continue
 		}
-		if *p.with-*p.without > max(int64(maxLag), int64(maxLagShare*float64(*p.with))) {
-			reasons = append(reasons, fmt.Sprintf("the client was late: the %s is %v, and %v without its lag",
-				p.name, roughly(*p.with), roughly(*p.without)))
+		late := *p.with-*p.without > tolerated(*p.with)
+		reason := fmt.Sprintf("the client was late: the %s is %v, and %v without its lag",
+			p.name, roughly(*p.with), roughly(*p.without))
+		switch {
+		case p.name == "p99.9":
+			if late {
+				s.Warnf("%s", reason)
+			}
+		case late:
+			reasons = append(reasons, reason)
+			fallthrough
+		default:
+			slowest = *p.with
 		}
+	}
+	var stalled int64
+	for _, stall := range e.Stalls {
+		if stall.LengthNS > tolerated(slowest) {
+			stalled += stall.LengthNS
+		}
+	}
+	if share := float64(stalled) / 1e9 / max(s.Seconds, 1e-9); share > maxStalled {
+		reasons = append(reasons, fmt.Sprintf("the client stalled for %.1f%% of the step, longest %v, at most %.0f%% allowed",
+			share*100, roughly(s.Client.StallMaxNS), maxStalled*100))
 	}
 	return reasons
 }

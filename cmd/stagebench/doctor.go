@@ -51,7 +51,7 @@ func diagnose() table.Table {
 	}
 	priority, realTime := cell.DriverPriority()
 	row("priority of the driver", priority, realTime,
-		"run as root, or permit it: ulimit -r 1 (as root: setcap cap_sys_nice+ep bin/stagebench)")
+		"permit it as root: setcap cap_sys_nice+ep bin/stagebench, or ulimit -r 1 and start from that shell")
 	row("loopback addresses", loopback(), loopback() == "127.x.y.z",
 		"hosts share 127.0.0.1 and differ by port; for own addresses on macOS: ifconfig lo0 alias 127.0.0.2")
 	var files syscall.Rlimit

@@ -89,11 +89,11 @@ func (r *Recorder) Record(o results.Outcome) {
 	if o.Fate.Failed() {
 		r.fail(o)
 	}
+	r.delays.record(o, r.bound(o.Class))
 	if o.Fate == results.Unsent {
 		return
 	}
 	c.current[lag].Record(o.Lag())
-	r.delays.record(o, r.bound(o.Class))
 	r.lastDone = max(r.lastDone, o.Done)
 	if o.Fate == results.ConnectError {
 		c.current[failed].Record(o.Response())
@@ -203,6 +203,9 @@ func (r *Recorder) Tick(now int64) results.Latency {
 	return recent
 }
 
+// Stall records a time in which the client did not run. Call it before Finish.
+func (r *Recorder) Stall(s results.Stall) { r.delays.stall(s) }
+
 // Finish closes the last interval and returns the figures of the step. The caller
 // adds rates, validity and usage.
 func (r *Recorder) Finish(scheduled int64) results.Step {
@@ -215,7 +218,7 @@ func (r *Recorder) Finish(scheduled int64) results.Step {
 	step := results.Step{
 		Ledger: r.ledger, Ops: map[string]results.OpStats{}, BytesIn: r.bytesIn, BytesOut: r.bytesOut,
 	}
-	byClient := r.delays.excused()
+	slow, unsent := r.delays.excused()
 	for _, name := range r.names() {
 		c := r.classes[name]
 		for i := range all {
@@ -224,14 +227,14 @@ func (r *Recorder) Finish(scheduled int64) results.Step {
 		failures := c.ledger.Errors()
 		step.Ops[name] = results.OpStats{
 			Count: c.ledger.Scheduled, Errors: failures, SessionLost: c.ledger.SessionLost,
-			OverSLO: c.overSLO, OverSLOByClient: byClient[name],
+			OverSLO: c.overSLO, OverSLOByClient: slow[name], UnsentByClient: unsent[name],
 			ResponseNS: c.total[response].Latency(0), ResponseAll: c.total[response].Latency(failures),
 			ServiceNS: c.total[service].Latency(0),
 		}
 	}
 	step.ResponseNS, step.ResponseAll = all[response].Latency(0), all[response].Latency(r.ledger.Errors())
 	step.ServiceNS, step.WaitNS, step.LagNS = all[service].Latency(0), all[wait].Latency(0), all[lag].Latency(0)
-	step.ResponseNoLag = r.prompt.Latency(0)
+	step.ResponseNoLag = r.prompt.Latency(r.ledger.Errors())
 	r.serviceNS = all[service].sum() + r.failedService
 	if len(r.causes) > 0 {
 		step.Causes = r.causes

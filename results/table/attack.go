@@ -33,8 +33,12 @@ func Attack(step results.Step) []Table {
 }
 
 func overview(s results.Step) Table {
-	legend := []string{fmt.Sprintf("client: %s of its CPU, longest GC pause %s ms%s",
-		percent(s.Client.CPUShare), Milliseconds(s.Client.GCPauseMaxNS), outsideLegend(s.Client))}
+	priority := "ordinary"
+	if s.Client.RealTime {
+		priority = "real-time"
+	}
+	legend := []string{fmt.Sprintf("client: %s of its CPU, %s priority, longest stall %s ms%s",
+		percent(s.Client.CPUShare), priority, Milliseconds(s.Client.StallMaxNS), outsideLegend(s.Client))}
 	if s.OpsHash != "" {
 		legend = append(legend, "op sequence: "+s.OpsHash)
 	}

@@ -167,7 +167,7 @@ func (r ladderRow) bracket() Cell {
 func broken(steps []results.Step) []string {
 	var lowest *results.Step
 	for i, s := range steps {
-		if s.SLOBroken != "" && (lowest == nil || s.OfferedRPS < lowest.OfferedRPS) {
+		if s.SLOBroken != "" && !s.Repeated && (lowest == nil || s.OfferedRPS < lowest.OfferedRPS) {
 			lowest = &steps[i]
 		}
 	}

@@ -31,9 +31,9 @@ const (
 // in 8 to 17 % of all periods (p99 3.7 to 6.3 ms), with it in none (p99 1.4 to 2.3 ms).
 type Quota struct{ Quota, Period time.Duration }
 
-// QuotaFor returns the quota of a host with this number of cores. The quota is at least 4 ms, and
-// the period 5 to 50 ms: 0.1 cores get 4 ms in 40 ms, and 2 cores get 10 ms in 5 ms. Hosts below
-// 0.08 cores have shorter quotas, and hosts below 0.02 cores longer periods. It returns an error
+// QuotaFor returns the quota of a host with this number of cores. From 0.08 cores on, the quota is
+// at least 4 ms: 0.1 cores get 4 ms in 40 ms, and 2 cores get 10 ms in 5 ms. Smaller hosts get
+// shorter quotas in 50 ms, and hosts below 0.02 cores 1 ms in up to 100 ms. It returns an error
 // below 0.01 cores.
 func QuotaFor(cores float64) (Quota, error) {
 	if !(cores > 0) || math.IsInf(cores, 0) {

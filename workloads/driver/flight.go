@@ -42,6 +42,8 @@ type Flight struct {
 	// inFlight is the number of ops in flight, integrated over time, in ns. It is the sum of
 	// the ends minus the sum of the starts, so it does not depend on the order of the calls.
 	inFlight atomic.Int64
+	stalls   []results.Stall // read it only after watched is closed
+	watched  chan struct{}   // closed when no more stalls are recorded
 }
 
 // freed is a free slot and the time at which it became free.
@@ -75,7 +77,8 @@ func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(resul
 	f := &Flight{
 		clients: clients, plan: plan, base: time.Now(), total: plan.Schedule.Count(plan.Duration),
 		free:     make(chan freed, len(clients.slots)),
-		outcomes: make(chan results.Outcome, 4096), delivered: make(chan struct{}), timer: time.NewTimer(time.Hour),
+		outcomes: make(chan results.Outcome, 4096), delivered: make(chan struct{}),
+		watched: make(chan struct{}), timer: time.NewTimer(time.Hour),
 	}
 	f.dispatching, f.stop = context.WithCancel(context.Background())
 	for _, s := range clients.slots {
@@ -93,6 +96,7 @@ func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(resul
 		}
 	}()
 	go f.watch(ctx)
+	go f.watchStalls()
 	return f, nil
 }
 
@@ -190,9 +194,10 @@ func (f *Flight) Finish() Report {
 	close(f.outcomes)
 	<-f.delivered
 	f.cancel()
+	<-f.watched
 	return Report{
 		Start: f.base.Add(time.Duration(f.began.Load())), Window: window, Elapsed: max(window, time.Duration(f.lastDone)),
 		Scheduled:  int64(scheduled) + f.extra.Load(),
-		InFlightNS: f.inFlight.Load(),
+		InFlightNS: f.inFlight.Load(), Stalls: f.stalls,
 	}
 }

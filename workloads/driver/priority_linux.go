@@ -17,17 +17,22 @@ const newThreads = 250 * time.Millisecond
 // RaisePriority gives all threads of this process real-time priority until lower is called,
 // so that a busy machine does not delay the sending of ops. Threads that start in between get
 // it within newThreads. Processes that start in between do not get it: a node that is
-// restarted during a step keeps the ordinary priority. A scheduling that the user has chosen,
-// for example with chrt, is kept.
+// restarted during a step keeps the ordinary priority.
 //
-// An error means that the system does not permit it. Then nothing has changed.
+// An error says why the process keeps its scheduling: the system does not permit it, or the
+// user has chosen one, for example with chrt. A real-time scheduling of the user is kept
+// without an error. Calls must not overlap; call lower once.
 func RaisePriority() (lower func(), err error) {
-	before, err := unix.SchedGetAttr(0, 0)
+	before, err := unix.SchedGetAttr(os.Getpid(), 0) // of the main thread
 	if err != nil {
 		return nil, fmt.Errorf("read the scheduling of the driver: %w", err)
 	}
-	if before.Policy != unix.SCHED_NORMAL {
+	switch before.Policy {
+	case unix.SCHED_NORMAL:
+	case unix.SCHED_RR, unix.SCHED_FIFO, unix.SCHED_DEADLINE:
 		return func() {}, nil
+	default:
+		return nil, fmt.Errorf("real-time priority: the process was started with scheduling policy %d", before.Policy)
 	}
 	attr := func(policy, priority uint32, nice int32) *unix.SchedAttr {
 		return &unix.SchedAttr{
@@ -36,8 +41,11 @@ func RaisePriority() (lower func(), err error) {
 		}
 	}
 	realTime, ordinary := attr(unix.SCHED_RR, 1, 0), attr(unix.SCHED_NORMAL, 0, before.Nice)
-	if err := schedule(realTime); err != nil {
-		return nil, errors.Join(fmt.Errorf("real-time priority: %w", err), schedule(ordinary))
+	if changed, err := schedule(realTime); err != nil {
+		if changed {
+			_, _ = schedule(ordinary)
+		}
+		return nil, fmt.Errorf("real-time priority: %w", err)
 	}
 	stop := make(chan struct{})
 	var watch sync.WaitGroup
@@ -47,7 +55,7 @@ func RaisePriority() (lower func(), err error) {
 		for {
 			select {
 			case <-again.C:
-				_ = schedule(realTime) // it was permitted before
+				_, _ = schedule(realTime) // it was permitted before
 			case <-stop:
 				return
 			}
@@ -56,24 +64,28 @@ func RaisePriority() (lower func(), err error) {
 	return func() {
 		close(stop)
 		watch.Wait()
-		_ = schedule(ordinary) // lowering is always permitted
+		_, _ = schedule(ordinary) // lowering is always permitted
 	}, nil
 }
 
-// schedule sets the scheduling of all threads of this process.
-func schedule(attr *unix.SchedAttr) error {
+// schedule sets the scheduling of all threads of this process. After an error, changed reports
+// whether it set that of at least one.
+func schedule(attr *unix.SchedAttr) (changed bool, err error) {
 	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, task := range tasks {
 		thread, err := strconv.Atoi(task.Name())
 		if err != nil {
-			return err
+			return changed, err
 		}
-		if err := unix.SchedSetAttr(thread, attr, 0); err != nil && !errors.Is(err, unix.ESRCH) { // the thread has ended
-			return err
+		switch err := unix.SchedSetAttr(thread, attr, 0); {
+		case err == nil:
+			changed = true
+		case !errors.Is(err, unix.ESRCH): // else the thread has ended
+			return changed, err
 		}
 	}
-	return nil
+	return changed, nil
 }

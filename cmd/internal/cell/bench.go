@@ -255,7 +255,7 @@ func (r *repeat) search(ctx context.Context) error {
 	if reference.SLOMet {
 		search.Learn(reference.OfferedRPS)
 	}
-	disturbed := 0
+	disturbed, replaced := 0, -1 // number of repeated steps; index of the one that the next step replaces
 	for {
 		rate, purpose, ok := search.Next()
 		if !ok {
@@ -269,9 +269,12 @@ func (r *repeat) search(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if step.Disturbed() && disturbed < maxDisturbed {
+		if replaced >= 0 {
+			r.cell.Steps[replaced].Repeated = true
+		}
+		if replaced = -1; step.Disturbed() && disturbed < maxDisturbed {
 			disturbed++
-			r.repeatLast()
+			replaced = len(r.cell.Steps) - 1
 			continue
 		}
 		search.Observe(rate, step.SLOMet)
@@ -289,21 +292,20 @@ func (r *repeat) search(ctx context.Context) error {
 	return nil
 }
 
-// reference measures the reference step. If its figures cannot be trusted, it is measured once more.
+// reference measures the reference step. If its figures are not valid, it is measured once more, with the same
+// arrivals but new ops: with the same ones, it would find warm caches.
 func (r *repeat) reference(ctx context.Context) (results.Step, error) {
 	seed := r.seed
 	step, err := r.step(ctx, "reference", r.Plan.ReferenceRPS, r.Plan.Reference)
 	if err == nil && !step.Valid {
-		r.repeatLast()
-		r.seed = seed // all cells get the same arrivals
+		first := len(r.cell.Steps) - 1
+		r.seed = seed
 		step, err = r.step(ctx, "reference", r.Plan.ReferenceRPS, r.Plan.Reference)
+		r.cell.Steps[first].Repeated = len(r.cell.Steps) > first+1
 	}
 	r.setReference(&step)
 	return step, err
 }
-
-// repeatLast marks the last step as replaced by the next one.
-func (r *repeat) repeatLast() { r.cell.Steps[len(r.cell.Steps)-1].Repeated = true }
 
 // setReference stores the step whose latency is the latency of the cell.
 func (r *repeat) setReference(step *results.Step) {
@@ -357,7 +359,7 @@ func conclude(c *results.Cell) {
 	var best *results.Step
 	for i := range c.Steps {
 		s := &c.Steps[i]
-		passed := s.Purpose != "warmup" && s.SLOMet && s.OfferedRPS <= c.CapacityRPS*1.0001
+		passed := s.Purpose != "warmup" && s.SLOMet && !s.Repeated && s.OfferedRPS <= c.CapacityRPS*1.0001
 		if passed && (best == nil || s.OfferedRPS >= best.OfferedRPS) {
 			best = s
 		}
@@ -374,18 +376,18 @@ func conclude(c *results.Cell) {
 	c.LimitedBy = c.Limit.By
 }
 
-// judgeSteps makes the cell invalid if a step that its figures depend on cannot be trusted,
-// and copies the warnings of these steps. They are the reference step of each repeat, the
-// best step, and the lowest failing step. If the client caused that failure, the limit of
+// judgeSteps makes the cell invalid if a figure of it depends on a step that cannot be trusted, and copies the
+// warnings of these steps. Its latency depends on the reference step of each repeat, and its capacity on the verdicts
+// of the best step and of the lowest failing step of each repeat. If the client caused such a failure, the limit of
 // the cell becomes "client". Best is the passed step at the highest rate; nil = none.
 func judgeSteps(c *results.Cell, best *results.Step) {
 	judged := map[*results.Step]bool{nil: true}
-	judge := func(s *results.Step, where string) {
+	judge := func(s *results.Step, trusted bool, where string) {
+		c.Valid = c.Valid && trusted
 		if judged[s] {
 			return
 		}
 		judged[s] = true
-		c.Valid = c.Valid && s.Trusted()
 		for _, w := range s.Warnings {
 			c.Warnf("%s step at %.0f/s%s: %s", s.Purpose, s.OfferedRPS, where, w)
 		}
@@ -396,18 +398,20 @@ func judgeSteps(c *results.Cell, best *results.Step) {
 		if len(references) > 1 {
 			where = fmt.Sprintf(" in repeat %d", i+1)
 		}
-		judge(s, where)
+		judge(s, s.Valid, where)
 	}
-	judge(best, "")
+	if best != nil {
+		judge(best, best.Trusted(), "")
+	}
 	for i := range c.Steps {
 		s := &c.Steps[i]
-		if s.OfferedRPS != c.FailingRPS || s.SLOMet || s.Valid || s.Repeated {
+		decides := s.OfferedRPS == c.FailingRPS || slices.Contains(c.RepeatsHigh, s.OfferedRPS)
+		if !decides || s.SLOMet || s.Valid || s.Repeated || s.Purpose == "warmup" {
 			continue
 		}
 		if limit := results.FindLimit(*s); limit.By == "client" {
 			c.Limit = limit
 		}
-		judge(s, "")
-		break
+		judge(s, s.Trusted(), "")
 	}
 }

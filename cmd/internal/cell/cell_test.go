@@ -203,7 +203,29 @@ func TestConcludeWithWarnings(t *testing.T) {
 		t.Errorf("valid %v, limited by %s, warnings %q: want the client", c.Valid, c.LimitedBy, c.Warnings)
 	}
 
-	// The same, but a repetition of the step is valid.
+	// The same, beside a failing step at the same rate that is only late.
+	c = searchedCell()
+	late2, decided := c.Steps[2], c.Steps[2]
+	late2.Valid, late2.Excused = false, true
+	decided.Valid, decided.ByClient = false, true
+	c.Steps = append(c.Steps, late2, decided)
+	conclude(&c)
+	if c.Valid || c.LimitedBy != "client" {
+		t.Errorf("valid %v, limited by %s: want the client", c.Valid, c.LimitedBy)
+	}
+
+	// The upper end of another repeat.
+	c = searchedCell()
+	decided.OfferedRPS = 500
+	c.Steps, c.RepeatsHigh = append(c.Steps, decided), []float64{400, 500}
+	conclude(&c)
+	if c.Valid || c.LimitedBy != "client" {
+		t.Errorf("valid %v, limited by %s: want the client, which decided the other repeat", c.Valid, c.LimitedBy)
+	}
+
+	// A repetition of the step that the client decided is valid.
+	c = searchedCell()
+	c.Steps[2].Valid, c.Steps[2].ByClient, c.Steps[2].Warnings = false, true, []string{late}
 	c.Steps[2].Repeated, c.Warnings = true, nil
 	c.Steps = append(c.Steps, c.Steps[2])
 	c.Steps[4].Valid, c.Steps[4].ByClient, c.Steps[4].Repeated, c.Steps[4].Warnings = true, false, false, nil
@@ -214,7 +236,7 @@ func TestConcludeWithWarnings(t *testing.T) {
 
 	// The reference steps of all repeats count, not only the last one.
 	c = searchedCell()
-	c.Steps[1].Valid, c.Steps[1].Warnings = false, []string{late}
+	c.Steps[1].Valid, c.Steps[1].Excused, c.Steps[1].Warnings = false, true, []string{late}
 	c.Steps = append(c.Steps, c.Steps[1])
 	c.Steps[4].Valid, c.Steps[4].Warnings = true, nil
 	c.Reference = new(c.Steps[4])

@@ -102,27 +102,32 @@ func (s *Stepper) Step(
 		o.onHopeless = cancel
 	}
 	stopFaults := s.startFaults(stepContext)
-	if lower, err := driver.RaisePriority(); err == nil { // if it is not permitted, the manifest says so
-		defer lower()
-	}
+	lower, ordinary := driver.RaisePriority()
 	report, err := s.Driver.Run(stepContext, s.Clients, driver.Plan{
 		Workload: s.Workload, First: s.nextOp, Schedule: schedule, Duration: duration, Timeout: s.Timeout, Drain: s.Drain,
 	}, o.outcome)
+	if ordinary == nil {
+		lower()
+	}
 	injected := stopFaults()
 	if err != nil {
 		return results.Step{}, fmt.Errorf("%s step at %.0f/s: %w", purpose, rate, err)
 	}
 	after := s.after(context.WithoutCancel(ctx))
+	for _, stall := range report.Stalls {
+		o.recorder.Stall(stall)
+	}
 	step := o.recorder.Finish(report.Scheduled)
 	step.Purpose, step.OfferedRPS, step.Schedule, step.CatchUp = purpose, rate, schedule.String(), driver.CatchUp
 	step.CutShort = report.Window < duration && ctx.Err() == nil
 	step.OpsHash = workloads.Hash(s.Workload, s.nextOp, min(scheduled, opsHashed))
 	s.nextOp += scheduled
 	s.fill(&step, report, before, after, injected)
+	step.Client.RealTime = ordinary == nil
 	step.Stale = s.stale(report)
 	results.Judge(&step, s.SLO, results.Evidence{
 		InFlightNS: report.InFlightNS, ServiceNS: o.recorder.ServiceNS(), Recorded: step.ResponseNS.Count,
-		FDHeadroom: fileHeadroom(), EarlierUnanswered: s.unanswered,
+		FDHeadroom: fileHeadroom(), EarlierUnanswered: s.unanswered, Planned: int64(scheduled), Stalls: report.Stalls,
 	})
 	s.unanswered = step.Ledger.Unanswered()
 	if err := s.timeline.write(o.recorder.Timeline(), step); s.logError == nil {
@@ -177,6 +182,10 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after s
 	step.CompletedRPS = float64(completed) / max(report.Elapsed.Seconds(), 1e-9)
 	step.OwnLatencyNS = report.OwnLatency
 	step.Client = after.client.since(before.client, s.ClientCores)
+	for _, stall := range report.Stalls {
+		step.Client.StallSumNS += stall.LengthNS
+		step.Client.StallMaxNS = max(step.Client.StallMaxNS, stall.LengthNS)
+	}
 	if s.Target != nil {
 		step.Hosts, step.Nodes = usageBetween(before.usage, after.usage, after.at.Sub(before.at))
 		used := step.Client.CPUSeconds
