@@ -286,7 +286,8 @@ func plainStep() results.Step {
 			ResponseAll: latency(15_000, 1_234_567, 9_876_543),
 		}},
 		Client: results.ClientUsage{
-			CPUSeconds: 6.9, CPUShare: 0.23, StallMaxNS: 2_345_678, GCPauseMaxNS: 123_456, OutsideShare: 0.012, OutsideKnown: true,
+			CPUSeconds: 6.9, CPUShare: 0.23, StallMaxNS: 2_345_678, GCPauseMaxNS: 123_456,
+			OutsideShare: 0.012, OutsideKnown: true,
 		},
 		BytesIn: 123_456_789, BytesOut: 2_345_678, Valid: true, SLOMet: true,
 	}

@@ -381,7 +381,7 @@ func conclude(c *results.Cell) {
 // of the best step and of the lowest failing step of each repeat. If the client caused such a failure, the limit of
 // the cell becomes "client". Best is the passed step at the highest rate; nil = none.
 func judgeSteps(c *results.Cell, best *results.Step) {
-	judged := map[*results.Step]bool{nil: true}
+	judged := map[*results.Step]bool{}
 	judge := func(s *results.Step, trusted bool, where string) {
 		c.Valid = c.Valid && trusted
 		if judged[s] {
@@ -389,6 +389,9 @@ func judgeSteps(c *results.Cell, best *results.Step) {
 		}
 		judged[s] = true
 		for _, w := range s.Warnings {
+			if trusted && slices.Contains(s.Invalid, w) {
+				continue // it cannot have changed the figure of the cell
+			}
 			c.Warnf("%s step at %.0f/s%s: %s", s.Purpose, s.OfferedRPS, where, w)
 		}
 	}

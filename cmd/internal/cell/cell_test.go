@@ -188,11 +188,11 @@ func TestConcludeWithWarnings(t *testing.T) {
 	}
 
 	c = searchedCell()
-	c.Steps[2].Valid, c.Steps[2].Excused, c.Steps[2].Warnings = false, true, []string{late}
+	c.Steps[2].Valid, c.Steps[2].Excused = false, true
+	c.Steps[2].Invalid, c.Steps[2].Warnings = []string{late}, []string{"web-1 died", late}
 	conclude(&c)
-	if !c.Valid || len(c.Warnings) != 1 {
-		t.Errorf("valid %v, warnings %q: want only a warning, because the lateness did not decide the verdict",
-			c.Valid, c.Warnings)
+	if !c.Valid || len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "web-1 died") {
+		t.Errorf("valid %v, warnings %q: want no word of lateness that did not decide the verdict", c.Valid, c.Warnings)
 	}
 
 	// A failing step that the client decided, even when it was repeated.
