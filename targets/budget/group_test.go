@@ -7,10 +7,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/stagebench/stagebench/targets/proc"
 )
@@ -85,6 +88,7 @@ func TestGroupKit(t *testing.T) {
 			"this process is never killed": thisProcessIsNeverKilled,
 			"names":                        names,
 			"close removes everything":     closeRemovesEverything,
+			"a real-time harness starts":   realTimeHarnessStarts,
 		} {
 			t.Run(kind+"/"+name, func(t *testing.T) {
 				t.Parallel()
@@ -345,6 +349,35 @@ func closeRemovesEverything(t *testing.T, m *Manager) {
 	}
 	if _, err := host.Leaf("late"); err == nil {
 		t.Error("a removed host created a leaf")
+	}
+}
+
+// A harness with real-time priority can start children, and they have the ordinary one.
+func realTimeHarnessStarts(t *testing.T, m *Manager) {
+	setPriority := func(policy, priority uint32) error {
+		threads, err := os.ReadDir("/proc/self/task")
+		for _, thread := range threads {
+			id, _ := strconv.Atoi(thread.Name())
+			attr := &unix.SchedAttr{
+				Size: unix.SizeofSchedAttr, Policy: policy, Priority: priority, Flags: unix.SCHED_FLAG_RESET_ON_FORK,
+			}
+			if failed := unix.SchedSetAttr(id, attr, 0); !errors.Is(failed, unix.ESRCH) { // the thread has ended
+				err = errors.Join(err, failed)
+			}
+		}
+		return err
+	}
+	if err := setPriority(unix.SCHED_RR, 1); err != nil {
+		t.Skipf("real-time priority is not permitted here: %v", err)
+	}
+	t.Cleanup(func() { _ = setPriority(unix.SCHED_NORMAL, 0) })
+	_, leaf := leaf(t, m)
+	for range 5 {
+		child := launch(t, "busy", leaf.Start)
+		attr, err := unix.SchedGetAttr(child.cmd.Process.Pid, 0)
+		if err != nil || attr.Policy != unix.SCHED_NORMAL {
+			t.Errorf("the child has policy %+v, %v, want the ordinary one", attr, err)
+		}
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/stagebench/stagebench/targets/proc"
 )
 
@@ -107,7 +109,7 @@ func (g *v1Group) start(cmd *exec.Cmd) error {
 	result := make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		err := g.enter(g.dirs())
+		err := g.enterAsOrdinary()
 		if err == nil {
 			err = cmd.Start()
 		}
@@ -121,6 +123,23 @@ func (g *v1Group) start(cmd *exec.Cmd) error {
 		result <- err
 	}()
 	return <-result
+}
+
+// enterAsOrdinary moves the calling thread into the groups, with the ordinary priority if need be.
+// Where the kernel budgets real-time time by group (CONFIG_RT_GROUP_SCHED), a thread with
+// real-time priority cannot enter a group without such a budget. The harness has this priority
+// while it sends load, and gives it to threads that lost it, so one try may come too late.
+func (g *v1Group) enterAsOrdinary() (err error) {
+	for range 4 {
+		if err = g.enter(g.dirs()); !errors.Is(err, syscall.EINVAL) {
+			return err
+		}
+		ordinary := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Flags: unix.SCHED_FLAG_RESET_ON_FORK}
+		if failed := unix.SchedSetAttr(0, ordinary, 0); failed != nil {
+			return fmt.Errorf("%w, and its priority cannot be lowered: %w", err, failed)
+		}
+	}
+	return err
 }
 
 // enter moves the calling thread into these groups.

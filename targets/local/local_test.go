@@ -262,8 +262,8 @@ func TestBudgetsAreAppliedAtReady(t *testing.T) {
 		}
 	}
 	for _, n := range system.Status() {
-		if got := cpuQuota(n.PID); got != "1000" {
-			t.Errorf("%s: the quota in force is %s us, want 1000", n.Node, got)
+		if got := cpuQuota(n.PID); got != "4000" {
+			t.Errorf("%s: the quota in force is %s us, want 4000", n.Node, got)
 		}
 	}
 	if err := system.Kill("blob-1"); err != nil {
@@ -274,8 +274,8 @@ func TestBudgetsAreAppliedAtReady(t *testing.T) {
 	if start := trace[len(trace)-2]; !strings.HasPrefix(start, "blob-1 started quota=-1 port=true") {
 		t.Errorf("the restart began with %q, want no quota", start)
 	}
-	if got := cpuQuota(status(t, system, "web-1").PID); got != "1000" {
-		t.Errorf("after the restart the quota in force is %s us, want 1000", got)
+	if got := cpuQuota(status(t, system, "web-1").PID); got != "4000" {
+		t.Errorf("after the restart the quota in force is %s us, want 4000", got)
 	}
 	usage, err := system.Usage()
 	if err != nil || len(usage.Hosts) != 1 || len(usage.Nodes) != 3 {

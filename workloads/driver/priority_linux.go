@@ -1,7 +1,7 @@
 package driver
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
 	"os"
 	"strconv"
@@ -41,10 +41,7 @@ func RaisePriority() (lower func(), err error) {
 		}
 	}
 	realTime, ordinary := attr(unix.SCHED_RR, 1, 0), attr(unix.SCHED_NORMAL, 0, before.Nice)
-	if changed, err := schedule(realTime); err != nil {
-		if changed {
-			_, _ = schedule(ordinary)
-		}
+	if err := schedule(realTime); err != nil {
 		return nil, fmt.Errorf("real-time priority: %w", err)
 	}
 	stop := make(chan struct{})
@@ -55,7 +52,7 @@ func RaisePriority() (lower func(), err error) {
 		for {
 			select {
 			case <-again.C:
-				_, _ = schedule(realTime) // it was permitted before
+				_ = schedule(realTime) // it was permitted before
 			case <-stop:
 				return
 			}
@@ -64,28 +61,29 @@ func RaisePriority() (lower func(), err error) {
 	return func() {
 		close(stop)
 		watch.Wait()
-		_, _ = schedule(ordinary) // lowering is always permitted
+		_ = schedule(ordinary) // lowering is always permitted
 	}, nil
 }
 
-// schedule sets the scheduling of all threads of this process. After an error, changed reports
-// whether it set that of at least one.
-func schedule(attr *unix.SchedAttr) (changed bool, err error) {
+// schedule sets the scheduling of all threads of this process. It returns an error if it set that
+// of none: a single thread may have ended, or may be starting a process in a control group that
+// permits no real-time priority.
+func schedule(attr *unix.SchedAttr) (err error) {
 	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {
-		return false, err
+		return err
 	}
+	changed := false
 	for _, task := range tasks {
-		thread, err := strconv.Atoi(task.Name())
-		if err != nil {
-			return changed, err
+		thread, failed := strconv.Atoi(task.Name())
+		if failed == nil {
+			failed = unix.SchedSetAttr(thread, attr, 0)
 		}
-		switch err := unix.SchedSetAttr(thread, attr, 0); {
-		case err == nil:
-			changed = true
-		case !errors.Is(err, unix.ESRCH): // else the thread has ended
-			return changed, err
-		}
+		changed = changed || failed == nil
+		err = cmp.Or(err, failed)
 	}
-	return changed, nil
+	if changed {
+		return nil
+	}
+	return err
 }
