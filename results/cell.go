@@ -63,7 +63,7 @@ type ClientUsage struct {
 	CPUShare     float64 `json:"cpu_share"`    // of the cores that the client could use
 	RealTime     bool    `json:"real_time"`    // the client had real-time priority
 	StallMaxNS   int64   `json:"stall_max_ns"` // longest time in which the client did not run
-	StallSumNS   int64   `json:"stall_sum_ns"` // sum of these times, without those below a millisecond
+	StallSumNS   int64   `json:"stall_sum_ns"` // sum of these times, without the shortest ones
 	GCPauseMaxNS int64   `json:"gc_pause_max_ns"`
 	GCPauseSumNS int64   `json:"gc_pause_sum_ns"`
 	OutsideShare float64 `json:"outside_share"` // of the machine: CPU of other processes, and steal

@@ -49,9 +49,9 @@ func diagnose() table.Table {
 	if err := budgets.Close(); err != nil {
 		row("cleanup of cgroups", err.Error(), false, "remove these cgroups with rmdir")
 	}
-	priority, realTime := cell.DriverPriority()
+	priority, realTime := cell.DriverPriority(budgets.Isolated())
 	row("priority of the driver", priority, realTime,
-		"permit it as root: setcap cap_sys_nice+ep bin/stagebench, or ulimit -r 1 and start from that shell")
+		"isolate the hosts, start without chrt, and permit it as root: setcap cap_sys_nice+ep /path/to/stagebench")
 	row("loopback addresses", loopback(), loopback() == "127.x.y.z",
 		"hosts share 127.0.0.1 and differ by port; for own addresses on macOS: ifconfig lo0 alias 127.0.0.2")
 	var files syscall.Rlimit

@@ -372,7 +372,7 @@ func (o runOptions) open(s streams, j job, up launcher) (*rundir.Dir, results.Ma
 		UnitCPU: cell.Unit(cell.Cores()), Reserve: cell.Reserve(cell.Cores()),
 		Engines: map[string]string{}, Warnings: []string{},
 	}
-	m.Priority, _ = cell.DriverPriority()
+	m.Priority, _ = cell.DriverPriority(up.Budgets.Isolated())
 	if j.fixed != nil {
 		m.Config["rate_rps"], m.Config["duration"] = j.fixed.RPS, j.fixed.Duration.String()
 		m.Config["faults"] = j.fixed.Faults.Texts()

@@ -75,7 +75,7 @@ type Report struct {
 	// over time. By Little's law it equals the sum of the service times of the outcomes if
 	// no op was lost.
 	InFlightNS int64
-	// Stalls are the times in which the client did not run, without those below a millisecond.
+	// Stalls are the times in which the client did not run, without the shortest ones.
 	Stalls []results.Stall
 	// OwnLatency is the latency that the engine measured with its own clock, for
 	// comparison; nil if the engine has no clock.

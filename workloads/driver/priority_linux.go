@@ -16,8 +16,8 @@ const newThreads = 250 * time.Millisecond
 
 // RaisePriority gives all threads of this process real-time priority until lower is called,
 // so that a busy machine does not delay the sending of ops. Threads that start in between get
-// it within newThreads. Processes that start in between do not get it: a node that is
-// restarted during a step keeps the ordinary priority.
+// it within newThreads. Processes that start in between do not get it: a node that is restarted
+// during a step has the ordinary priority, with a niceness of 0.
 //
 // An error says why the process keeps its scheduling: the system does not permit it, or the
 // user has chosen one, for example with chrt. A real-time scheduling of the user is kept
@@ -32,7 +32,7 @@ func RaisePriority() (lower func(), err error) {
 	case unix.SCHED_RR, unix.SCHED_FIFO, unix.SCHED_DEADLINE:
 		return func() {}, nil
 	default:
-		return nil, fmt.Errorf("real-time priority: the process was started with scheduling policy %d", before.Policy)
+		return nil, fmt.Errorf("real-time priority: the process was started with scheduling policy %d of chrt", before.Policy)
 	}
 	attr := func(policy, priority uint32, nice int32) *unix.SchedAttr {
 		return &unix.SchedAttr{

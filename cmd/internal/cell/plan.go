@@ -114,8 +114,11 @@ func ClientCores(usage targets.Usage) float64 {
 }
 
 // DriverPriority returns the priority that the driver has while a step runs, for people: whether
-// it is the real-time priority, and if not, why.
-func DriverPriority() (description string, realTime bool) {
+// it is the real-time priority, and if not, why. Isolated says that all hosts of the target are.
+func DriverPriority(isolated bool) (description string, realTime bool) {
+	if !isolated {
+		return "ordinary (hosts are not isolated)", false
+	}
 	lower, err := driver.RaisePriority()
 	if err != nil {
 		return "ordinary (" + err.Error() + ")", false

@@ -102,13 +102,11 @@ func (s *Stepper) Step(
 		o.onHopeless = cancel
 	}
 	stopFaults := s.startFaults(stepContext)
-	lower, ordinary := driver.RaisePriority()
+	lower, realTime := s.raisePriority(before.usage)
 	report, err := s.Driver.Run(stepContext, s.Clients, driver.Plan{
 		Workload: s.Workload, First: s.nextOp, Schedule: schedule, Duration: duration, Timeout: s.Timeout, Drain: s.Drain,
 	}, o.outcome)
-	if ordinary == nil {
-		lower()
-	}
+	lower()
 	injected := stopFaults()
 	if err != nil {
 		return results.Step{}, fmt.Errorf("%s step at %.0f/s: %w", purpose, rate, err)
@@ -123,7 +121,7 @@ func (s *Stepper) Step(
 	step.OpsHash = workloads.Hash(s.Workload, s.nextOp, min(scheduled, opsHashed))
 	s.nextOp += scheduled
 	s.fill(&step, report, before, after, injected)
-	step.Client.RealTime = ordinary == nil
+	step.Client.RealTime = realTime
 	step.Stale = s.stale(report)
 	results.Judge(&step, s.SLO, results.Evidence{
 		InFlightNS: report.InFlightNS, ServiceNS: o.recorder.ServiceNS(), Recorded: step.ResponseNS.Count,
@@ -134,6 +132,21 @@ func (s *Stepper) Step(
 		s.logError = err
 	}
 	return step, s.logError
+}
+
+// raisePriority gives the driver real-time priority until lower is called, if all hosts of the target are isolated.
+// Otherwise a driver with this priority would take the CPU from a target on the same machine: its lag would be small,
+// and the latency of the target wrong. If the system does not permit it, the manifest says so.
+func (s *Stepper) raisePriority(usage targets.Usage) (lower func(), raised bool) {
+	shared := func(h targets.HostUsage) bool { return !h.Isolated }
+	if len(usage.Hosts) == 0 || slices.ContainsFunc(usage.Hosts, shared) {
+		return func() {}, false
+	}
+	lower, err := driver.RaisePriority()
+	if err != nil {
+		return func() {}, false
+	}
+	return lower, true
 }
 
 // startFaults starts the injection of faults. Call stop at the end of the step: it returns
