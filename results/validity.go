@@ -34,6 +34,10 @@ func Judge(s *Step, slo SLO, e Evidence) {
 	s.Valid = len(s.Invalid) == 0
 	s.Excused = !s.Valid && decisive == 0
 	s.Warnings = append(s.Warnings, s.Invalid...)
+	// A distorted p99.9 is only a warning, because the other percentiles stand without it.
+	if reason := distortion("p99.9", s.ResponseAll.P999, s.ResponseNoLag.P999); reason != "" {
+		s.Warnings = append(s.Warnings, reason)
+	}
 	if lost := float64(s.Ledger.SessionLost) / float64(max(s.Ledger.Scheduled, 1)); lost > maxQuietSessions {
 		s.Warnf("%.1f%% of ops lost their session; they count neither as errors nor as slow", 100*lost)
 	}
@@ -193,11 +197,22 @@ func (s Step) countMismatches(e Evidence) (reasons []string) {
 	return reasons
 }
 
+// tolerated returns the part of a response time that the client may cause.
+func tolerated(ns int64) int64 { return max(int64(maxLag), int64(maxLagShare*float64(ns))) }
+
+// distortion says how the client's lag distorts a percentile; "" if it does not, or if one of the values is unknown.
+func distortion(name string, with, without *int64) string {
+	if with == nil || without == nil || *with-*without <= tolerated(*with) {
+		return ""
+	}
+	return fmt.Sprintf("the client was late: the %s is %v, and %v without its lag",
+		name, roughly(*with), roughly(*without))
+}
+
 // lateness lists the percentiles that the client's lag distorts. Too long stalls distort them, too: in a stall, the
-// client also reads late. A distorted p99.9 is only a warning, because the other percentiles stand without it.
-func (s *Step) lateness(e Evidence) (reasons []string) {
-	tolerated := func(ns int64) int64 { return max(int64(maxLag), int64(maxLagShare*float64(ns))) }
-	slowest := int64(maxLag)
+// client also reads late.
+func (s Step) lateness(e Evidence) (reasons []string) {
+	highest := int64(0) // the highest known percentile
 	for _, p := range []struct {
 		name          string
 		with, without *int64
@@ -206,29 +221,17 @@ func (s *Step) lateness(e Evidence) (reasons []string) {
 		{"p90", s.ResponseAll.P90, s.ResponseNoLag.P90},
 		{"p95", s.ResponseAll.P95, s.ResponseNoLag.P95},
 		{"p99", s.ResponseAll.P99, s.ResponseNoLag.P99},
-		{"p99.9", s.ResponseAll.P999, s.ResponseNoLag.P999},
 	} {
-		if p.with == nil || p.without == nil {
-			continue
+		if p.with != nil {
+			highest = *p.with
 		}
-		late := *p.with-*p.without > tolerated(*p.with)
-		reason := fmt.Sprintf("the client was late: the %s is %v, and %v without its lag",
-			p.name, roughly(*p.with), roughly(*p.without))
-		switch {
-		case p.name == "p99.9":
-			if late {
-				s.Warnf("%s", reason)
-			}
-		case late:
+		if reason := distortion(p.name, p.with, p.without); reason != "" {
 			reasons = append(reasons, reason)
-			fallthrough
-		default:
-			slowest = *p.with
 		}
 	}
 	var stalled int64
 	for _, stall := range e.Stalls {
-		if stall.LengthNS > tolerated(slowest) {
+		if stall.LengthNS > tolerated(highest) {
 			stalled += stall.LengthNS
 		}
 	}

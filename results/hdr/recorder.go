@@ -89,7 +89,8 @@ func (r *Recorder) Record(o results.Outcome) {
 	if o.Fate.Failed() {
 		r.fail(o)
 	}
-	r.delays.record(o, r.bound(o.Class))
+	bound := r.bound(o.Class)
+	r.delays.record(o, bound)
 	if o.Fate == results.Unsent {
 		return
 	}
@@ -111,7 +112,7 @@ func (r *Recorder) Record(o results.Outcome) {
 	c.current[service].Record(o.Service())
 	r.recent.Record(o.Response())
 	r.prompt.Record(o.Response() - o.Lag())
-	if o.Response() > r.bound(o.Class) {
+	if o.Response() > bound {
 		c.overSLO++
 	}
 }

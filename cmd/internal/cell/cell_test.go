@@ -195,7 +195,7 @@ func TestConcludeWithWarnings(t *testing.T) {
 		t.Errorf("valid %v, warnings %q: want no word of lateness that did not decide the verdict", c.Valid, c.Warnings)
 	}
 
-	// A failing step that the client decided, even when it was repeated.
+	// A failing step that the client decided.
 	c = searchedCell()
 	c.Steps[2].Valid, c.Steps[2].ByClient, c.Steps[2].Warnings = false, true, []string{late}
 	conclude(&c)
@@ -205,10 +205,10 @@ func TestConcludeWithWarnings(t *testing.T) {
 
 	// The same, beside a failing step at the same rate that is only late.
 	c = searchedCell()
-	late2, decided := c.Steps[2], c.Steps[2]
-	late2.Valid, late2.Excused = false, true
+	lateOnly, decided := c.Steps[2], c.Steps[2]
+	lateOnly.Valid, lateOnly.Excused = false, true
 	decided.Valid, decided.ByClient = false, true
-	c.Steps = append(c.Steps, late2, decided)
+	c.Steps = append(c.Steps, lateOnly, decided)
 	conclude(&c)
 	if c.Valid || c.LimitedBy != "client" {
 		t.Errorf("valid %v, limited by %s: want the client", c.Valid, c.LimitedBy)
