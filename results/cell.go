@@ -200,10 +200,11 @@ func (s *Step) Warnf(format string, args ...any) {
 
 // Step is one offered rate in a cell.
 type Step struct {
-	Purpose       string             `json:"purpose"` // warmup, search, confirm, reference, replay, fixed, attack
+	Purpose       string             `json:"purpose"` // warmup, reference, peak, capacity, replay, fixed, attack
 	OfferedRPS    float64            `json:"offered_rps"`
 	SentRPS       float64            `json:"sent_rps"`
 	CompletedRPS  float64            `json:"completed_rps"`
+	GoodputRPS    float64            `json:"goodput_rps,omitempty"` // successes, without the first part of the step
 	Seconds       float64            `json:"seconds"`
 	Schedule      string             `json:"schedule"`
 	CatchUp       string             `json:"catch_up"`
@@ -227,7 +228,6 @@ type Step struct {
 	Nodes         []NodeUsage        `json:"nodes,omitempty"`
 	Client        ClientUsage        `json:"client"`
 	OwnLatencyNS  *Latency           `json:"own_latency_ns,omitempty"` // as the driver's engine measured it
-	CutShort      bool               `json:"cut_short,omitempty"`      // ended early: the SLO could no longer be met
 	SLOMet        bool               `json:"slo_met"`
 	SLOBroken     string             `json:"slo_broken,omitempty"` // why the SLO was missed: "errors 0.20% > 0.1%"
 	BytesIn       int64              `json:"bytes_in"`
@@ -265,6 +265,9 @@ type Limit struct {
 	Host     string  `json:"host,omitempty"`
 	Figure   string  `json:"figure,omitempty"` // the evidence: "93% of its CPU budget"
 	CPUShare float64 `json:"cpu_share,omitempty"`
+	// Next is the role that would be the limit if this one had more CPU, and its share of its own CPU.
+	Next         string  `json:"next,omitempty"`
+	NextCPUShare float64 `json:"next_cpu_share,omitempty"`
 }
 
 // CellHost is a host of a cell.
@@ -287,38 +290,54 @@ func (c Cell) Searched() bool {
 	return c.CapacityMethod != MethodReplay && c.CapacityMethod != MethodFixed
 }
 
-// Cell is one configuration times one workload.
+// Cell is one configuration times one workload. It is measured in several visits, which are spread over the run.
 type Cell struct {
-	Stage       string            `json:"stage"`
-	Workload    string            `json:"workload"`
-	Engines     map[string]string `json:"engines"`
-	Versions    map[string]string `json:"versions,omitempty"` // of the engines, by role
-	Driver      string            `json:"driver"`
-	Knobs       map[string]string `json:"knobs"`
-	Topology    string            `json:"topology"` // digest
-	Hosts       []CellHost        `json:"hosts"`
-	Units       float64           `json:"units"`
-	BringUpNS   int64             `json:"bring_up_ns"`
-	CapacityRPS float64           `json:"capacity_rps"`
-	// One repeat: the highest rate that met the SLO and the lowest that missed it, 0 = none.
-	// More repeats: the lowest and the highest capacity of the repeats.
-	CapacityLow    float64   `json:"capacity_low"`
-	CapacityHigh   float64   `json:"capacity_high"`
-	CapacityMethod string    `json:"capacity_method"` // "bracket", MethodReplay or MethodFixed
-	FailingRPS     float64   `json:"failing_rps"`     // lowest rate that missed the SLO, in any repeat
-	SLO            string    `json:"slo"`
-	Repeats        []float64 `json:"repeats"`                // highest rate that met the SLO, by repeat
-	RepeatsHigh    []float64 `json:"repeats_high,omitempty"` // lowest rate that missed it, by repeat; 0 = none
-	WarmupCutNS    int64     `json:"warmup_cut_ns"`          // time cut off as warm-up
-	Trace          *Trace    `json:"trace,omitempty"`
-	Reference      *Step     `json:"reference,omitempty"` // the last repeat's step for the cell's latency
-	Writes         *Writes   `json:"writes,omitempty"`    // nil = not checked after the measurement
-	Steps          []Step    `json:"steps"`
-	LimitedBy      string    `json:"limited_by"`
-	Limit          Limit     `json:"limit"`
-	Valid          bool      `json:"valid"`
-	Warnings       []string  `json:"warnings"`
-	Error          string    `json:"error,omitempty"` // why the cell could not be measured
+	Stage     string            `json:"stage"`
+	Workload  string            `json:"workload"`
+	Engines   map[string]string `json:"engines"`
+	Versions  map[string]string `json:"versions,omitempty"` // of the engines, by role
+	Driver    string            `json:"driver"`
+	Knobs     map[string]string `json:"knobs"`
+	Topology  string            `json:"topology"` // digest
+	Hosts     []CellHost        `json:"hosts"`
+	Units     float64           `json:"units"`
+	BringUpNS int64             `json:"bring_up_ns"`
+	// CapacityRPS is the highest offered rate at which the SLO is met over a long time, and CapacityLow to
+	// CapacityHigh its 90 % interval. If no rate missed the SLO, it is at least CapacityLow, and CapacityHigh is 0;
+	// if no rate met it, it is 0, and CapacityHigh is the lowest offered rate.
+	CapacityRPS    float64 `json:"capacity_rps"`
+	CapacityLow    float64 `json:"capacity_low"`
+	CapacityHigh   float64 `json:"capacity_high"`
+	CapacityMethod string  `json:"capacity_method"` // "pooled, 4 visits, 90 % interval", MethodReplay or MethodFixed
+	// PeakRPS is the rate of successes while more is offered than the system can do, with its 90 % interval.
+	PeakRPS  float64 `json:"peak_rps,omitempty"`
+	PeakLow  float64 `json:"peak_low,omitempty"`
+	PeakHigh float64 `json:"peak_high,omitempty"`
+	// Demand is the CPU time that a request costs, by tier.
+	Demand      map[string]Demand `json:"demand,omitempty"`
+	Gain        *Gain             `json:"gain,omitempty"` // nil = no previous stage, or one of the capacities is unknown
+	SLO         string            `json:"slo"`
+	Repeats     []float64         `json:"repeats"`         // the capacity as each visit shows it
+	Peaks       []float64         `json:"peaks,omitempty"` // the peak of each visit
+	WarmupCutNS int64             `json:"warmup_cut_ns"`   // time cut off as warm-up, in the visit with the longest one
+	Trace       *Trace            `json:"trace,omitempty"`
+	Reference   *Step             `json:"reference,omitempty"` // the joined slices that give the cell's latency
+	Writes      *Writes           `json:"writes,omitempty"`    // nil = not checked after the measurement
+	Steps       []Step            `json:"steps"`
+	LimitedBy   string            `json:"limited_by"`
+	Limit       Limit             `json:"limit"`
+	Valid       bool              `json:"valid"`
+	Warnings    []string          `json:"warnings"`
+	Error       string            `json:"error,omitempty"` // why the cell could not be measured
+}
+
+// Gain is the capacity of a cell divided by that of the previous stage, with its 90 % interval. It is narrower than
+// the intervals of the capacities let expect, because both were measured in turn.
+type Gain struct {
+	Over  string  `json:"over"` // the previous stage
+	Ratio float64 `json:"ratio"`
+	Low   float64 `json:"low"`
+	High  float64 `json:"high"`
 }
 
 // Warnf adds a warning.
@@ -329,18 +348,6 @@ func (c *Cell) Warnf(format string, args ...any) {
 // Isolated reports whether every host of the cell was held to its budget.
 func (c Cell) Isolated() bool {
 	return !slices.ContainsFunc(c.Hosts, func(h CellHost) bool { return !h.Isolated })
-}
-
-// ReferenceSteps returns the steps with the same purpose as Reference, one per repeat of the cell. Reference is the
-// last one.
-func (c Cell) ReferenceSteps() []*Step {
-	var steps []*Step
-	for i := range c.Steps {
-		if c.Reference != nil && c.Steps[i].Purpose == c.Reference.Purpose && !c.Steps[i].Repeated {
-			steps = append(steps, &c.Steps[i])
-		}
-	}
-	return steps
 }
 
 // Schema is the version of summary.json. Fields may be added, never renamed.

@@ -245,7 +245,7 @@ func TestLatenessAndTheVerdict(t *testing.T) {
 	})
 }
 
-// Ops that were not sent, and steps that were cut short, because of the client.
+// Ops that were not sent because of the client.
 func TestUnsentOpsAndTheVerdict(t *testing.T) {
 	judgeLateSteps(t, map[string]lateStep{
 		"missed by unsent ops because of the client": {
@@ -261,19 +261,6 @@ func TestUnsentOpsAndTheVerdict(t *testing.T) {
 				s.Ledger = results.Ledger{Scheduled: 1000, Sent: 980, OK: 980, Unsent: 20}
 				s.Ops = map[string]results.OpStats{"feed": {Count: 1000, Errors: 20, UnsentByClient: 18}}
 				*s.ServerCount, e.Recorded = 980, 980
-			},
-		},
-		"cut short, and the rest is open": {
-			spoil: func(s *results.Step, e *results.Evidence) {
-				s.CutShort, e.Planned = true, 3000
-				s.Ops = map[string]results.OpStats{"feed": {Count: 1000, OverSLO: 31, OverSLOByClient: 2}}
-			},
-			byClient: true, reasons: []string{decided},
-		},
-		"cut short, and the rest cannot help": {
-			spoil: func(s *results.Step, e *results.Evidence) {
-				s.CutShort, e.Planned = true, 2000
-				s.Ops = map[string]results.OpStats{"feed": {Count: 1000, OverSLO: 31, OverSLOByClient: 2}}
 			},
 		},
 	})

@@ -95,3 +95,37 @@ func (s SLO) BoundOf(class string) int64 {
 	}
 	return int64(s.Bound)
 }
+
+// Term is one part of an objective: of the ops that it applies to, at most the share Allowed may miss it.
+type Term struct {
+	Allowed float64
+	slo     SLO
+	class   string // "" = all classes that have no bound of their own
+	errors  bool   // the term is that of the failures
+}
+
+// Terms returns the parts of the objective. A step meets the objective if it meets each of them.
+func (s SLO) Terms() []Term {
+	var terms []Term
+	if s.Bound != math.MaxInt64 {
+		terms = append(terms, Term{Allowed: 0.01, slo: s})
+	}
+	for _, class := range slices.Sorted(maps.Keys(s.Classes)) {
+		terms = append(terms, Term{Allowed: 0.01, slo: s, class: class})
+	}
+	return append(terms, Term{Allowed: s.ErrorRate, slo: s, errors: true})
+}
+
+// Judge reports whether the term applies to an op, and whether the op missed it. An op whose session was lost counts
+// neither as slow nor as failed.
+func (t Term) Judge(o Outcome) (applies, missed bool) {
+	failed := o.Fate.Failed() && !o.SessionLost
+	if t.errors {
+		return true, failed
+	}
+	own := ""
+	if _, has := t.slo.Classes[o.Class]; has {
+		own = o.Class
+	}
+	return own == t.class, failed || o.Fate == OK && o.Response() > t.slo.BoundOf(o.Class)
+}

@@ -23,7 +23,7 @@ func Judge(s *Step, slo SLO, e Evidence) {
 	}
 	s.SLOBroken = slo.broken(*s)
 	s.SLOMet = s.SLOBroken == ""
-	s.ByClient = !s.SLOMet && slo.broken(s.punctual(e.Planned)) == ""
+	s.ByClient = !s.SLOMet && slo.broken(s.punctual()) == ""
 	s.Invalid = slices.Concat(s.countMismatches(e), s.disturbances(e))
 	if s.ByClient {
 		s.Invalid = append(s.Invalid, "the client may have decided this step: "+s.SLOBroken+
@@ -64,7 +64,6 @@ type Evidence struct {
 	InFlightNS, ServiceNS int64
 	Recorded              int64 // successes in the histograms
 	FDHeadroom            int64 // free file descriptors; negative = unknown
-	Planned               int64 // ops of the whole step, more than were scheduled if it was cut short
 	Stalls                []Stall
 	EarlierUnanswered     int64 // requests that the previous step left unanswered
 }
@@ -138,47 +137,17 @@ func mainCause(causes map[string]int64) string {
 	})
 }
 
-// punctual returns the counts of a step without the misses that the client may have caused. A step that was cut
-// short because of such misses would have gone on: all its planned ops count.
-func (s Step) punctual(planned int64) Step {
+// punctual returns the counts of a step without the misses that the client may have caused.
+func (s Step) punctual() Step {
 	classes := s.Ops
 	s.Ops = map[string]OpStats{}
 	for name, op := range classes {
 		op.OverSLO -= op.OverSLOByClient
 		op.Errors -= op.UnsentByClient
 		s.Ledger.Unsent -= op.UnsentByClient
-		if s.CutShort && s.Ledger.Scheduled > 0 {
-			op.Count = op.Count * max(planned, s.Ledger.Scheduled) / s.Ledger.Scheduled
-		}
 		s.Ops[name] = op
 	}
-	if s.CutShort {
-		s.Ledger.Scheduled = max(planned, s.Ledger.Scheduled)
-	}
 	return s
-}
-
-// Tally follows a step while it runs.
-type Tally struct {
-	SLO       SLO
-	Scheduled int64 // ops of the whole step
-	over      int64 // ops of the classes with the shared bound that failed or were too slow
-	errors    int64
-}
-
-// Count adds an outcome. It reports whether the step will miss the objective even if all other ops succeed.
-func (t *Tally) Count(o Outcome) (hopeless bool) {
-	// An op whose session was lost counts neither as slow nor as failed.
-	failed := o.Fate.Failed() && !o.SessionLost
-	if failed {
-		t.errors++
-	}
-	slow := o.Fate == OK && o.Response() > t.SLO.BoundOf(o.Class)
-	// Without a shared bound, failures count only for ErrorRate.
-	if _, own := t.SLO.Classes[o.Class]; !own && t.SLO.Bound != math.MaxInt64 && (failed || slow) {
-		t.over++
-	}
-	return t.over > t.Scheduled/100+1 || float64(t.errors) > t.SLO.ErrorRate*float64(t.Scheduled)+1
 }
 
 // countMismatches lists the counts of a step that contradict each other.
@@ -274,38 +243,4 @@ func (s Step) disturbances(e Evidence) (reasons []string) {
 			off*100, float64(e.InFlightNS)/1e9, float64(e.ServiceNS)/1e9)
 	}
 	return reasons
-}
-
-// A host is the limit if it used minLimitShare of its budget, or was throttled in minThrottledShare of its quota
-// periods. If no host reaches either, the limit is unknown.
-const (
-	minLimitShare     = 0.70
-	minThrottledShare = 0.50
-)
-
-// FindLimit returns what limited a step: the client if the step failed because of it, otherwise the busiest role on
-// the host that was nearest to its budget.
-func FindLimit(s Step) Limit {
-	share := s.Client.CPUShare
-	switch {
-	case !s.SLOMet && share > maxClientCPU:
-		return Limit{By: "client", Figure: fmt.Sprintf("%.0f%% of its CPU", share*100), CPUShare: share}
-	case s.ByClient:
-		return Limit{By: "client", Figure: "the objective was missed only because of its delays", CPUShare: share}
-	}
-	hosts := slices.DeleteFunc(slices.Clone(s.Hosts), func(h HostUsage) bool { return h.CPU <= 0 })
-	if len(hosts) == 0 {
-		return Limit{By: "unknown", Figure: "no host was measured"}
-	}
-	nearest := slices.MaxFunc(hosts, func(a, b HostUsage) int { return cmp.Compare(a.CPUShare, b.CPUShare) })
-	l := Limit{
-		By: "unknown", Host: nearest.Host, CPUShare: nearest.CPUShare,
-		Figure: fmt.Sprintf("%.0f%% of its CPU, throttled in %.0f%% of periods",
-			nearest.CPUShare*100, nearest.ThrottledShare*100),
-	}
-	nodes := slices.DeleteFunc(slices.Clone(s.Nodes), func(n NodeUsage) bool { return n.Host != nearest.Host })
-	if len(nodes) > 0 && (nearest.CPUShare >= minLimitShare || nearest.ThrottledShare >= minThrottledShare) {
-		l.By = slices.MaxFunc(nodes, func(a, b NodeUsage) int { return cmp.Compare(a.CPUSeconds, b.CPUSeconds) }).Role
-	}
-	return l
 }

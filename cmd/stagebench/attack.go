@@ -149,10 +149,9 @@ func (o attackOptions) run(ctx context.Context, s streams) error {
 		return err
 	}
 	defer clients.Close()
-	progress := live.New(s.err, s.terminal, 1)
+	progress := live.New(s.err, s.terminal)
 	defer progress.Done()
-	progress.Expect(timing.duration)
-	progress.Cell(dest.endpoint.Host, 0)
+	progress.Visit(dest.endpoint.Host, 0, 1, timing.duration)
 	stepper := &cell.Stepper{
 		Driver: vegeta.Driver{}, Clients: clients, Workload: dest.load.Workload, SLO: results.DefaultSLO(),
 		Timeout: o.timeout, Drain: time.Second, Progress: progress, ClientCores: float64(cell.Cores()),

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 
@@ -17,15 +16,14 @@ import (
 
 func compareCommand(s streams) *cobra.Command {
 	var format string
-	var seed uint64
 	cmd := &cobra.Command{
 		Use:   "compare RUN RUN...",
 		Short: "Compare the figures of runs, with a verdict on each difference",
 		Long: `Prints the figures of two or more runs cell by cell, as ratios to the first run,
-and the differences between their manifests. A ratio has a 95 % confidence
-interval if both runs repeated the cell with restarted processes (run --full).
-This interval is never narrower than the brackets of the searches. Without
-repeats, a difference is shown only if the brackets do not overlap.`,
+and the differences between their manifests. The ratio of two capacities has a 90 %
+interval. It is wide for a run with --quick, which visits each cell only once.
+A difference is shown only between valid cells, and only if the interval does not
+contain 1.`,
 		Example: `  stagebench compare runs/before runs/after
   stagebench compare runs/latest other/run --format markdown`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -44,10 +42,9 @@ repeats, a difference is shown only if the brackets do not overlap.`,
 				}
 				runs = append(runs, compare.Run{Run: run, Manifest: manifest})
 			}
-			return table.RenderAll(s.out, comparisonTables(compare.Compare(runs, seed)), table.Format(format))
+			return table.RenderAll(s.out, comparisonTables(compare.Compare(runs)), table.Format(format))
 		},
 	}
-	cmd.Flags().Uint64Var(&seed, "seed", 1, "seed of the resampling for confidence intervals")
 	formatFlag(cmd, &format)
 	return cmd
 }
@@ -64,7 +61,7 @@ func comparisonTables(c compare.Comparison) []table.Table {
 		{Name: "interval", For: table.People, Align: table.Right},
 		{Key: "capacity_ratio_low", For: table.Machines},
 		{Key: "capacity_ratio_high", For: table.Machines},
-		{Key: "repeats", For: table.Machines},
+		{Key: "visits", For: table.Machines},
 		{Name: "capacity is", Key: "verdict"},
 		{Name: "p50 ms", Key: "p50_ns", Align: table.Right},
 		{Name: "ratio", Key: "p50_ratio", Align: table.Right},
@@ -74,8 +71,7 @@ func comparisonTables(c compare.Comparison) []table.Table {
 	}, Legend: []string{
 		"ratio: figure divided by that of " + c.Runs[0] + "; " +
 			"p50, p99: response time at the reference rate, failures count as infinitely slow",
-		"interval: 95 % confidence interval of the capacity ratio; " +
-			"~: no confidence interval, but all ratios that the brackets allow",
+		"interval: 90 % interval of the capacity ratio",
 	}}
 	for _, row := range c.Rows {
 		for i, cell := range row.Cells {
@@ -111,19 +107,11 @@ func comparisonRow(row compare.Row, run string, i int, cell *results.Cell) []tab
 	}
 	var interval, low, high table.Cell
 	if ratio.Low > 0 || ratio.High > 0 {
-		low = table.Number(ratio.Low)
-		upper := "?"
-		if !math.IsInf(ratio.High, 1) {
-			high = table.Number(ratio.High)
-			upper = high.Text
-		}
-		interval = table.Text(low.Text + ".." + upper)
-		if ratio.Repeats == 0 {
-			interval = table.Text("~" + interval.Text)
-		}
+		low, high = table.Number(ratio.Low), table.Number(ratio.High)
+		interval = table.Text(low.Text + ".." + high.Text)
 	}
 	cells := append(texts(row.Stage, row.Workload, row.Knobs, run), table.Blank(), ratioCell(ratio),
-		interval, low, high, table.Count(int64(ratio.Repeats)), verdict)
+		interval, low, high, table.Count(int64(ratio.Visits)), verdict)
 	if cell == nil || cell.Error != "" {
 		return append(cells, slices.Repeat([]table.Cell{table.Blank()}, 5)...)
 	}

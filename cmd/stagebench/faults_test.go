@@ -52,9 +52,10 @@ func TestFaultsWhileOneRateIsMeasured(t *testing.T) {
 	bench := &cell.Bench{
 		Driver: vegeta.Driver{}, Plan: plan, SLO: results.DefaultSLO(), Seed: 1, Connections: 32,
 		Run: run, Progress: silent{}, Up: up.up,
-		Fixed: &cell.Fixed{RPS: 50, Duration: 2 * time.Second, Faults: schedule},
+		Fixed:    &cell.Fixed{RPS: 50, Duration: 2 * time.Second, Faults: schedule},
+		Forecast: cell.NewForecast(plan, false),
 	}
-	c := bench.Measure(t.Context(), topology, load.Load{Workload: shipped(t, "write-heavy")})
+	c := measureOne(t, bench, cell.Spec{Topology: topology, Load: load.Load{Workload: shipped(t, "write-heavy")}})
 	if c.Error != "" || c.CapacityMethod != results.MethodFixed ||
 		c.Reference == nil || c.Reference.Purpose != "fixed" || c.Reference.Stale == nil {
 		t.Fatalf("cell %+v, want one fixed step with stale reads counted", c)
@@ -89,4 +90,17 @@ func TestFaultsWhileOneRateIsMeasured(t *testing.T) {
 	if s := c.Reference.Stale; s.Stale != 0 {
 		t.Errorf("stale reads %+v, want none from a single database", s)
 	}
+}
+
+// measureOne measures one cell.
+func measureOne(t *testing.T, bench *cell.Bench, spec cell.Spec) (c results.Cell) {
+	t.Helper()
+	err := bench.Measure(t.Context(), []cell.Spec{spec}, func(cells []results.Cell) error {
+		c = cells[0]
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }

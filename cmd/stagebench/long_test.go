@@ -4,8 +4,10 @@ package main
 
 import (
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -72,4 +74,28 @@ func webHosts(t *testing.T, engines string, n int) results.Cell {
 	}
 	t.Logf("\n%s", h.output.String())
 	return run.Cells[0]
+}
+
+// TestFrozenSystemsEnd interrupts and kills a run while one of its systems is frozen. All processes must end: a frozen
+// one does not see that its standard input closes, but the kernel continues it when its parent dies.
+func TestFrozenSystemsEnd(t *testing.T) {
+	for name, knobs := range engines() {
+		for _, signal := range []os.Signal{os.Interrupt, os.Kill} {
+			t.Run(name+" "+signal.String(), func(t *testing.T) {
+				skipWithoutEngines(t, knobs)
+				h := startHarness(t, "run", "--stages", "single,replicas", "--workloads", "read-heavy", "--engines", name)
+				eventually(t, "the second visit has begun, and the first system is frozen", func() bool {
+					return strings.Contains(h.output.String(), "\n2/8 ")
+				})
+				if err := h.cmd.Process.Signal(signal); err != nil {
+					t.Fatal(err)
+				}
+				_ = h.cmd.Wait() // its error is the signal
+				h.gone(t, 5*time.Second)
+				if left := h.groups(); signal == os.Interrupt && len(left) > 0 {
+					t.Errorf("control groups are left: %q", left)
+				}
+			})
+		}
+	}
 }

@@ -52,12 +52,13 @@ func runCommand(s streams) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Measure the ladder: every stage under every workload",
-		Long: `Brings up each stage in turn on a fresh copy of the data. Measures the latency at
-one common reference rate, and the highest rate that meets the objective (the
-capacity). Prints one row per stage and workload. The expected duration is
-printed first.
+		Long: `Measures each stage on a fresh copy of the data: the latency at one common reference
+rate, the highest rate that meets the objective (the capacity), and the throughput
+under overload (the peak). Every figure comes from several visits, which are spread
+over the run. Prints one row per stage and workload. The expected duration is printed
+first.
 
-With --rate, one fixed rate is measured and there is no capacity search. With
+With --rate, one fixed rate is measured and no capacity. With
 --faults, hosts or nodes fail during this step as described in a file:
 
   - {at: 3s, do: kill, who: primary}     # at: time since the start of the step
@@ -91,9 +92,9 @@ func (o *runOptions) flags(cmd *cobra.Command) {
 		"workloads: names (see: stagebench list workloads), a workload FILE.yaml, or trace:FILE (an access log)")
 	f.StringVar(&o.engines, "engines", "embedded", "embedded (nothing to install) or native (PostgreSQL, HAProxy)")
 	f.StringArrayVar(&o.set, "set", nil, "set a knob, NAME=VALUE; may be repeated; see: stagebench list knobs")
-	f.BoolVar(&o.quick, "quick", false, "coarse results, from short steps")
-	f.BoolVar(&o.full, "full", false,
-		"long steps, and five repeats with restarted processes for confidence intervals")
+	f.BoolVar(&o.quick, "quick", false,
+		"coarse results: one visit with short steps; three stages unless --stages is given")
+	f.BoolVar(&o.full, "full", false, "five times as many visits, for narrow intervals")
 	f.StringVar(&o.out, "out", "", "directory of the run (default runs/ID)")
 	f.StringVar(&o.data, "data", "small", "size of the data set: "+strings.Join(sut.DataSizes(), ", "))
 	f.Uint64Var(&o.seed, "seed", 1, "seed of data, arrivals and keys")
@@ -127,14 +128,16 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 	if err := missingEngines(j.topologies); err != nil {
 		return err
 	}
-	cells := len(j.topologies) * len(j.loads)
-	estimate := j.estimate(o.engines == "native")
-	_, _ = fmt.Fprintf(s.err, "%d cells (%d stages x %d workloads), about %v\n",
-		cells, len(j.topologies), len(j.loads), estimate.Round(time.Second))
-
-	progress := live.New(s.err, s.terminal, cells)
+	progress := live.New(s.err, s.terminal)
 	defer progress.Done()
-	progress.Expect(estimate)
+	bench := &cell.Bench{
+		Driver: vegeta.Driver{}, Plan: j.plan, SLO: j.slo, Seed: o.seed,
+		Connections: o.connections, ConnectionLife: o.life, Progress: progress,
+		Fixed: j.fixed, Forecast: cell.NewForecast(j.plan, o.engines == "native"),
+	}
+	cells := j.cells()
+	progress.Note(fmt.Sprintf("%d cells (%d stages x %d workloads), about %v",
+		len(cells), len(j.topologies), len(j.loads), bench.Expected(cells).Round(time.Second)))
 	log := slog.New(slog.NewTextHandler(progress, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	up, err := newLauncher(j.data, log, progress.Note)
 	if err != nil {
@@ -145,15 +148,21 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 	if err != nil {
 		return err
 	}
-	bench := &cell.Bench{
-		Driver: vegeta.Driver{}, Plan: j.plan, SLO: j.slo, Seed: o.seed,
-		Connections: o.connections, ConnectionLife: o.life, Run: dir, Progress: progress,
-		Fixed: j.fixed, Up: up.up,
-	}
+	bench.Run, bench.Up = dir, up.up
 	run := results.Run{Schema: results.Schema, Run: manifest.Run, Warnings: manifest.Warnings}
-	err = measure(ctx, bench, j, &run, progress)
+	err = measure(ctx, bench, cells, &run, progress)
 	progress.Done()
 	return errors.Join(err, o.conclude(s, j, dir, run))
+}
+
+// cells returns the cells to measure, in the order of the table.
+func (j job) cells() (all []cell.Spec) {
+	for _, l := range j.loads {
+		for _, t := range j.topologies {
+			all = append(all, cell.Spec{Topology: t, Load: l})
+		}
+	}
+	return all
 }
 
 // fits returns an error if the hosts of a topology leave the driver too little CPU.
@@ -312,19 +321,6 @@ func (o runOptions) checkClasses(j job) error {
 	return nil
 }
 
-// estimate returns the expected duration of the job.
-func (j job) estimate(native bool) time.Duration {
-	var sum time.Duration
-	for _, l := range j.loads {
-		length := l.Length
-		if j.fixed != nil {
-			length = j.fixed.Duration
-		}
-		sum += j.plan.Estimate(len(j.topologies), native, length)
-	}
-	return sum
-}
-
 func (o runOptions) topologies() ([]sut.Topology, error) {
 	knobs, err := knobsOf(o.engines, o.set)
 	if err != nil {
@@ -332,10 +328,7 @@ func (o runOptions) topologies() ([]sut.Topology, error) {
 	}
 	stages := o.stages
 	if len(stages) == 1 && stages[0] == "all" {
-		stages = nil
-		for _, info := range ladder.Stages() {
-			stages = append(stages, string(info.Stage))
-		}
+		stages = o.allStages()
 	}
 	if len(stages) == 0 {
 		return nil, exit.Usagef("no stage given\nsee: stagebench list stages")
@@ -355,6 +348,17 @@ func (o runOptions) topologies() ([]sut.Topology, error) {
 		all = append(all, t)
 	}
 	return all, nil
+}
+
+// allStages returns the stages of a run without --stages. With --quick they are the first, the middle and the last one.
+func (o runOptions) allStages() (names []string) {
+	for _, info := range ladder.Stages() {
+		names = append(names, string(info.Stage))
+	}
+	if o.quick && !o.given("stages") {
+		return []string{names[0], names[len(names)/2], names[len(names)-1]}
+	}
+	return names
 }
 
 // open makes the run directory and writes the manifest.
@@ -411,27 +415,29 @@ func knobsOfAll(topologies []sut.Topology) map[string]any {
 	return all
 }
 
-// measure measures all cells. It writes the summary after each cell, so a killed
-// run keeps its finished cells.
-func measure(ctx context.Context, bench *cell.Bench, j job, run *results.Run, progress *live.Progress) error {
-	for _, l := range j.loads {
-		for _, topology := range j.topologies {
-			progress.Cell(string(topology.Stage)+" "+l.Workload.Name(), len(run.Cells))
-			c := bench.Measure(ctx, topology, l)
-			if c.Error != "" && ctx.Err() == nil {
-				progress.Note(c.Stage + " " + c.Workload + ": " + c.Error)
-			}
-			run.Cells = append(run.Cells, c)
-			run.Complete = len(run.Cells) == len(j.loads)*len(j.topologies) && ctx.Err() == nil
-			if err := bench.Run.WriteSummary(*run); err != nil {
-				return err
-			}
-			if err := ctx.Err(); err != nil {
-				return err
+// measure measures all cells. It writes the summary after each visit, so that a killed run keeps its figures.
+func measure(
+	ctx context.Context, bench *cell.Bench, cells []cell.Spec, run *results.Run, progress *live.Progress,
+) error {
+	failed := map[string]bool{}
+	err := bench.Measure(ctx, cells, func(measured []results.Cell) error {
+		run.Cells = measured
+		for _, c := range measured {
+			if name := c.Stage + " " + c.Workload; c.Error != "" && !failed[name] {
+				failed[name] = true
+				progress.Note(name + ": " + c.Error)
 			}
 		}
+		return bench.Run.WriteSummary(*run)
+	})
+	if err != nil {
+		return err
 	}
-	return nil
+	if err := bench.Forecast.Save(); err != nil {
+		progress.Note("the durations of this run were not kept for later estimates: " + err.Error())
+	}
+	run.Complete = true
+	return bench.Run.WriteSummary(*run)
 }
 
 // conclude prints the tables and returns an error for failed cells, or with

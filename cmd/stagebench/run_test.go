@@ -54,7 +54,7 @@ func TestKnobsOfAllStagesAreInTheManifest(t *testing.T) {
 		t.Errorf("db.replicas of a run of one stage is %v, want 4", got)
 	}
 	var named []string
-	for _, d := range compare.Compare([]compare.Run{{Manifest: two}, {Manifest: four}}, 1).Differences {
+	for _, d := range compare.Compare([]compare.Run{{Manifest: two}, {Manifest: four}}).Differences {
 		named = append(named, d.What)
 	}
 	if diff := cmp.Diff([]string{"knobs.db.replicas"}, named); diff != "" {

@@ -48,8 +48,9 @@ const silence = 5 * time.Second
 // silent is a Progress that shows nothing.
 type silent struct{}
 
-func (silent) Step(string, float64)           {}
-func (silent) Sample(*int64, *int64, float64) {}
+func (silent) Visit(string, int, int, time.Duration) {}
+func (silent) Step(string, float64)                  {}
+func (silent) Sample(*int64, *int64, float64)        {}
 
 // templates returns the directory of the templates. All tests of this binary share it, so
 // that each template is built once.

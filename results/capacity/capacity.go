@@ -1,162 +1,207 @@
-// Package capacity decides which rates to offer in order to find the capacity
-// of a system: the highest rate at which it meets its objective.
+// Package capacity estimates the capacity of a system: the highest rate at which it meets its
+// objective. It decides which rates to offer, and how far the result can be trusted.
 //
-// It is pure: it measures nothing. The caller asks Next for a rate, measures a
-// step at this rate, and reports the result with Observe. When Next returns
-// false, the caller reads the Bracket.
+// It is pure: it measures nothing. A system is measured in several visits, which are spread
+// over a run, because the speed of a shared machine moves within seconds and within minutes. In
+// each visit the caller calls Begin, then asks Next for a rate, measures a step at this rate
+// and reports it with Observe, until Next returns false. Estimate may be called at any time.
 //
-// The search is geometric. It multiplies the rate by Factor until a step fails,
-// or divides until one passes. It then bisects at the geometric mean until the
-// bracket is narrow. Finally a longer step confirms the highest rate that passed.
-//
-// Two rules protect the result from noise. If a confirmation fails, its rate
-// becomes the upper end and the search continues below it: a lucky short step
-// cannot make the result too high. A search step counts as failed only when it
-// fails twice in a row: one hiccup cannot make the result too low. A confirmation
-// is not repeated.
+// The model has two parts. Whether a batch of ops misses the objective depends on the rate and
+// on chance: a logistic function of the logarithm of the rate, fitted to the batches of all
+// visits. A batch that misses it does so by much, because a queue has formed: its share of slow
+// ops is a multiple of the allowed share, the excess. The objective is just met over a long time
+// where the share of bad batches times their mean excess is one. Compared with a fit of the
+// shares themselves, which is the usual way, the result moves much less from run to run: one
+// batch with a long queue counts as one bad batch and not as hundreds of slow ops.
 package capacity
 
-import "math"
-
-// Config holds the parameters of a search.
-type Config struct {
-	Start     float64 // first rate, requests/s
-	Factor    float64 // growth, more than 1
-	Precision float64 // the bracket is narrow when high/low <= 1+Precision
-	Min       float64 // lowest rate; if it fails, the capacity is 0
-	Max       float64 // rates above it are not offered
-	Steps     int     // bound on the number of search steps
-	Confirms  int     // bound on the number of confirmations
-}
-
-// Purpose is the reason for a step.
-type Purpose string
-
-// The purposes of the steps of a search.
-const (
-	Explore Purpose = "search"
-	Confirm Purpose = "confirm"
+import (
+	"math"
+	"slices"
 )
 
-// Search is the state of one search. It belongs to one goroutine.
-type Search struct {
+// Count is the number of ops that a term of an objective applies to, and how many missed it.
+type Count struct{ Ops, Missed int64 }
+
+// Batch holds the counts of one second of a step, by term of the objective.
+type Batch []Count
+
+// Config holds the parameters of an estimate.
+type Config struct {
+	Allowed []float64 // by term of the objective: the share of its ops that may miss it
+	Start   float64   // first rate if the peak is unknown, requests/s
+	Min     float64   // rates outside Min to Max are not offered
+	Max     float64
+	First   int // steps of the first visit
+	Steps   int // steps of each later visit
+}
+
+const (
+	// startShare is the part of the peak at which the first visit starts. Most systems miss an
+	// objective of 100 ms between 0.6 and 0.8 of their peak.
+	startShare = 0.75
+	// growth is the factor between the rates of the first visit, until one step passed and one
+	// failed.
+	growth = 1.35
+	// minOps is the number of ops in a batch for the fit: seconds with fewer ops are joined.
+	minOps = 100
+)
+
+// around returns the rates of the steps of a later visit, as multiples of the estimate. Steps at
+// rates that surely pass or surely fail teach little.
+func around() []float64 { return []float64{0.9, 1, 1.1} }
+
+// Estimator holds the measured steps. It belongs to one goroutine.
+type Estimator struct {
 	config Config
-	low    float64 // highest rate that passed; 0 = none
-	high   float64 // lowest rate that failed; 0 = none
-	// confirmed is the highest rate that passed a confirmation; 0 = none.
-	confirmed   float64
-	passed      []float64
-	steps       int
-	confirms    int
-	confirmOnly bool // a confirmation failed, so short steps are no longer trusted
-	next        Purpose
-	retry       float64 // rate of a step that failed once and is repeated; 0 = none
+	visits []visit
 }
 
-// New returns a search that has not begun.
-func New(c Config) *Search { return &Search{config: c} }
-
-// Learn records that a rate passed in a step outside the search. Call it before
-// the first Next.
-func (s *Search) Learn(rate float64) { s.note(rate, true, Explore) }
-
-// Next returns the rate and the purpose of the next step; ok is false when the
-// search is over.
-func (s *Search) Next() (rate float64, purpose Purpose, ok bool) {
-	c := s.config
-	if s.retry > 0 {
-		return s.retry, s.next, true
-	}
-	s.next = Explore
-	switch {
-	case s.confirmOnly:
-		return s.nextConfirmation()
-	case s.narrow(s.low) || s.steps >= c.Steps:
-		s.next = Confirm
-		return s.low, Confirm, s.low > 0 && s.confirmed < s.low && s.confirms < c.Confirms
-	case s.low == 0 && s.high == 0:
-		return min(c.Start, c.Max), Explore, true
-	case s.high == 0:
-		return min(s.low*c.Factor, c.Max), Explore, true
-	default:
-		return s.between(s.low, c.Factor), Explore, true
-	}
+type visit struct {
+	peak  float64 // 0 = unknown
+	steps []step
 }
 
-// nextConfirmation continues the search with confirmations only.
-func (s *Search) nextConfirmation() (float64, Purpose, bool) {
-	s.next = Confirm
-	if s.narrow(s.confirmed) || s.confirms >= s.config.Confirms {
-		return 0, "", false
-	}
-	return s.between(s.confirmed, math.Sqrt(s.config.Factor)), Confirm, true
+type step struct {
+	rate   float64
+	points []point
+	met    bool
 }
 
-// between returns the geometric mean of low and high, or high/factor if low is 0.
-func (s *Search) between(low, factor float64) float64 {
-	if low == 0 {
-		return max(s.high/factor, s.config.Min)
-	}
-	return math.Sqrt(low * s.high)
-}
+// New returns an estimator without any step.
+func New(c Config) *Estimator { return &Estimator{config: c} }
 
-// narrow reports whether the bracket from low to high is narrow enough to end the search.
-func (s *Search) narrow(low float64) bool {
-	switch {
-	case s.high == 0:
-		return low >= s.config.Max
-	case low == 0:
-		return s.high <= s.config.Min
-	default:
-		return s.high/low <= 1+s.config.Precision
-	}
-}
+// Begin begins a visit. Peak is the peak throughput of the system, at which the first visit
+// starts its search; 0 = unknown.
+func (e *Estimator) Begin(peak float64) { e.visits = append(e.visits, visit{peak: peak}) }
 
-// Observe records whether the step of the last Next met the objective.
-func (s *Search) Observe(rate float64, met bool) {
-	if !met && s.next == Explore && s.retry == 0 {
-		s.retry = rate
-		return
-	}
-	s.retry = 0
-	if s.next == Confirm {
-		s.confirms++
-	} else {
-		s.steps++
-	}
-	s.note(rate, met, s.next)
-}
-
-// note updates the ends of the bracket.
-func (s *Search) note(rate float64, met bool, purpose Purpose) {
-	switch {
-	case met && purpose == Confirm:
-		s.confirmed = max(s.confirmed, rate)
-		s.low = max(s.low, rate)
-	case met:
-		s.low = max(s.low, rate)
-		s.passed = append(s.passed, rate)
-	default:
-		s.confirmOnly = s.confirmOnly || purpose == Confirm
-		if s.high == 0 || rate < s.high {
-			s.high = rate
+// Next returns the rate of the next step; ok is false when the visit is over.
+func (e *Estimator) Next() (rate float64, ok bool) {
+	v := e.visits[len(e.visits)-1]
+	if len(e.visits) > 1 {
+		if len(v.steps) >= e.config.Steps {
+			return 0, false
 		}
-		// Earlier passes at or above the failed rate no longer count.
-		s.low = s.confirmed
-		for _, passed := range s.passed {
-			if passed < s.high {
-				s.low = max(s.low, passed)
+		factors := around()
+		return e.clip(math.Exp(fit(e.visits)) * factors[(len(v.steps)+len(e.visits))%len(factors)]), true
+	}
+	if len(v.steps) >= e.config.First {
+		return 0, false
+	}
+	switch passed, failed := bracket(v); {
+	case len(v.steps) == 0 && v.peak > 0:
+		rate = startShare * v.peak
+	case len(v.steps) == 0:
+		rate = e.config.Start
+	case failed == 0:
+		rate = passed * growth
+	case passed == 0:
+		rate = failed / growth
+	default:
+		rate = math.Sqrt(passed * failed)
+	}
+	rate = e.clip(rate)
+	known := slices.ContainsFunc(v.steps, func(s step) bool { return s.rate == rate }) // at Min or Max
+	return rate, !known
+}
+
+func (e *Estimator) clip(rate float64) float64 { return min(max(rate, e.config.Min), e.config.Max) }
+
+// bracket returns the lowest rate of a visit that missed the objective, and the highest rate
+// below it that met it; 0 = none.
+func bracket(v visit) (passed, failed float64) {
+	for _, s := range v.steps {
+		if !s.met && (failed == 0 || s.rate < failed) {
+			failed = s.rate
+		}
+	}
+	for _, s := range v.steps {
+		if s.met && s.rate > passed && (failed == 0 || s.rate < failed) {
+			passed = s.rate
+		}
+	}
+	return passed, failed
+}
+
+// Observe records a step of the current visit.
+func (e *Estimator) Observe(rate float64, seconds []Batch) {
+	s := step{rate: rate}
+	var whole, part Batch
+	for i, b := range seconds {
+		whole, part = add(whole, b), add(part, b)
+		if part[0].Ops >= minOps || i == len(seconds)-1 {
+			s.points = append(s.points, point{math.Log(rate), e.excess(part)})
+			part = nil
+		}
+	}
+	s.met = e.excess(whole) == 0
+	v := &e.visits[len(e.visits)-1]
+	v.steps = append(v.steps, s)
+}
+
+// add returns the sum of two batches; the first one may be nil.
+func add(a, b Batch) Batch {
+	sum := slices.Clone(b)
+	for i := range a {
+		sum[i].Ops += a[i].Ops
+		sum[i].Missed += a[i].Missed
+	}
+	return sum
+}
+
+// excess returns 0 if a batch meets the objective, and otherwise how many times the allowed share
+// of ops missed the term that was missed most. One op may always miss: it proves nothing.
+func (e *Estimator) excess(b Batch) (excess float64) {
+	for i, c := range b {
+		if allowed := e.config.Allowed[i] * float64(c.Ops); float64(c.Missed) > max(1, allowed) {
+			excess = max(excess, float64(c.Missed)/max(allowed, 1e-9))
+		}
+	}
+	return excess
+}
+
+// Estimate is the capacity with its interval.
+type Estimate struct {
+	Interval
+	// ByVisit holds what each visit says of the capacity: its pseudo-value of the jackknife (Efron and
+	// Tibshirani, An Introduction to the Bootstrap, 1993, chapter 11).
+	ByVisit []float64
+}
+
+// Estimate returns the capacity. It returns false if no step met the objective, or none missed it:
+// then the capacity lies outside the offered rates, and the interval goes from the highest rate
+// that met the objective to the lowest one that missed it. A missing end is 0.
+func (e *Estimator) Estimate() (estimate Estimate, ok bool) {
+	var met, missed float64
+	var visits []visit
+	for _, v := range e.visits {
+		if len(v.steps) > 0 {
+			visits = append(visits, v)
+		}
+		for _, s := range v.steps {
+			switch {
+			case s.met:
+				met = max(met, s.rate)
+			case missed == 0 || s.rate < missed:
+				missed = s.rate
 			}
 		}
 	}
-}
-
-// Bracket returns the highest rate that met the objective (0 = none) and the
-// lowest rate that missed it (0 = none). If confirmed is false, only short steps
-// passed at the low end.
-func (s *Search) Bracket() (low, high float64, confirmed bool) {
-	if s.confirmed > 0 && s.confirmOnly {
-		return s.confirmed, s.high, true
+	if met == 0 || missed == 0 {
+		return Estimate{Interval: Interval{met, met, missed}}, false
 	}
-	return s.low, s.high, s.low > 0 && s.confirmed == s.low
+	all, n := fit(visits), float64(len(visits))
+	pseudo := []float64{all}
+	if n > 1 {
+		pseudo = nil
+		for k := range visits {
+			rest := slices.Delete(slices.Clone(visits), k, k+1)
+			pseudo = append(pseudo, n*all-(n-1)*fit(rest))
+		}
+	}
+	estimate.Interval = pool(all, pseudo)
+	for _, logarithm := range pseudo {
+		estimate.ByVisit = append(estimate.ByVisit, math.Exp(logarithm))
+	}
+	return estimate, true
 }

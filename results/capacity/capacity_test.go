@@ -2,125 +2,181 @@ package capacity_test
 
 import (
 	"math"
-	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/stagebench/stagebench/results/capacity"
 )
 
 func config() capacity.Config {
-	return capacity.Config{Start: 100, Factor: 2, Precision: 0.1, Min: 1, Max: 1e6, Steps: 40, Confirms: 6}
+	return capacity.Config{Allowed: []float64{0.01}, Start: 100, Min: 10, Max: 5000, First: 6, Steps: 3}
 }
 
-// run completes a search and returns the number of steps. The function met decides each step.
-func run(s *capacity.Search, met func(rate float64, p capacity.Purpose) bool) int {
-	for steps := 0; ; steps++ {
-		rate, purpose, ok := s.Next()
-		if !ok || steps > 200 {
-			return steps
-		}
-		s.Observe(rate, met(rate, purpose))
-	}
+// batches returns seconds of a step in which a share of the ops missed the objective.
+func batches(rate, missed float64) []capacity.Batch {
+	ops := int64(rate)
+	second := capacity.Batch{{Ops: ops, Missed: int64(missed * float64(ops))}}
+	return []capacity.Batch{second, second, second}
 }
 
-func TestBracketHoldsTheTruth(t *testing.T) {
-	for _, truth := range []float64{1.5, 17, 99, 100, 101, 640, 12_345, 400_000} {
-		s := capacity.New(config())
-		steps := run(s, func(rate float64, _ capacity.Purpose) bool { return rate <= truth })
-		low, high, confirmed := s.Bracket()
-		if low > truth || high < truth || high/low > 1.1+1e-9 || !confirmed {
-			t.Errorf("truth %v: bracket %v..%v confirmed %v", truth, low, high, confirmed)
-		}
-		if most := 2*int(math.Abs(math.Log2(truth/100))) + 12; steps > most {
-			t.Errorf("truth %v: took %d steps, want at most %d", truth, steps, most)
-		}
-	}
-}
-
-func TestNothingPassesIsCapacityZero(t *testing.T) {
-	s := capacity.New(config())
-	run(s, func(float64, capacity.Purpose) bool { return false })
-	if low, high, confirmed := s.Bracket(); low != 0 || high > 2 || confirmed {
-		t.Errorf("bracket %v..%v confirmed %v, want 0 as the low end", low, high, confirmed)
-	}
-}
-
-func TestEverythingPassesStopsAtMax(t *testing.T) {
-	c := config()
-	c.Max = 1000
-	s := capacity.New(c)
-	run(s, func(rate float64, _ capacity.Purpose) bool { return rate <= c.Max })
-	if low, high, confirmed := s.Bracket(); low != 1000 || high != 0 || !confirmed {
-		t.Errorf("bracket %v..%v confirmed %v, want 1000..0 confirmed", low, high, confirmed)
-	}
-}
-
-// A short step that passes by luck must not raise the result: the confirmation fails.
-func TestLuckIsNotConfirmed(t *testing.T) {
-	s := capacity.New(config())
-	run(s, func(rate float64, p capacity.Purpose) bool {
-		if p == capacity.Confirm {
-			return rate <= 300
-		}
-		return rate <= 700
-	})
-	low, high, confirmed := s.Bracket()
-	if low > 300 || !confirmed || high < 300 {
-		t.Errorf("bracket %v..%v confirmed %v, want the low end confirmed below 300", low, high, confirmed)
-	}
-}
-
-// Close to the capacity, steps pass and fail at random. The search must end, and
-// a confirmation must have passed at its low end.
-func TestNoisyEdge(t *testing.T) {
-	for seed := range uint64(200) {
-		random := rand.New(rand.NewPCG(seed, 1))
-		s := capacity.New(config())
-		passedConfirm := map[float64]bool{}
-		run(s, func(rate float64, p capacity.Purpose) bool {
-			met := rate < 500*(1+0.1*random.NormFloat64())
-			if p == capacity.Confirm && met {
-				passedConfirm[rate] = true
+// The first visit finds a rate that passes and one that fails, and halves the distance. Later
+// visits stay near the estimate.
+func TestNext(t *testing.T) {
+	for _, truth := range []float64{12, 90, 700, 4000} {
+		for _, peak := range []float64{0, truth * 1.4} {
+			e := capacity.New(config())
+			e.Begin(peak)
+			measure := func() (rates []float64) {
+				for {
+					rate, ok := e.Next()
+					if !ok {
+						return rates
+					}
+					rates = append(rates, rate)
+					share := 0.0
+					if rate > truth {
+						share = 0.2
+					}
+					e.Observe(rate, batches(rate, share))
+				}
 			}
-			return met
-		})
-		low, _, confirmed := s.Bracket()
-		if confirmed != passedConfirm[low] {
-			t.Errorf("seed %d: confirmed %v at low %v, but a confirmation passed there: %v",
-				seed, confirmed, low, passedConfirm[low])
+			first := measure()
+			if want := max(truth/1.35, peak*0.75); peak > 0 && first[0] != peak*0.75 || peak == 0 && first[0] != 100 {
+				t.Errorf("truth %v, peak %v: the first step is at %v, want %v", truth, peak, first[0], want)
+			}
+			for range 2 {
+				e.Begin(peak)
+				for _, rate := range measure() {
+					if known := first[len(first)-1]; peak > 0 && math.Abs(math.Log(rate/known)) > 0.35 {
+						t.Errorf("truth %v: a later visit offers %v, far from %v", truth, rate, known)
+					}
+				}
+			}
+			got, ok := e.Estimate()
+			if peak > 0 && (!ok || got.Value < truth*0.75 || got.Value > truth*1.25) {
+				t.Errorf("truth %v: estimate %+v, %v", truth, got, ok)
+			}
 		}
-		if low < 250 || low > 700 {
-			t.Errorf("seed %d: low %v is far from 500", seed, low)
+	}
+}
+
+// Rates stay between Min and Max, and no rate is offered twice there. Then the capacity is unknown.
+func TestLimits(t *testing.T) {
+	for share, want := range map[float64]float64{0: 5000, 0.5: 10} {
+		c := config()
+		c.First = 50
+		e := capacity.New(c)
+		e.Begin(0)
+		last := 0.0
+		for {
+			rate, ok := e.Next()
+			if !ok {
+				break
+			}
+			last = rate
+			e.Observe(rate, batches(rate, share))
+		}
+		if last != want {
+			t.Errorf("with %v of the ops missed, the last rate is %v, want %v", share, last, want)
+		}
+		got, ok := e.Estimate()
+		if ok || share == 0 && (got.Low != want || got.High != 0) || share > 0 && (got.Low != 0 || got.High != want) {
+			t.Errorf("with %v of the ops missed, the capacity is %+v, want none, beyond %v", share, got, want)
 		}
 	}
 }
 
-func TestLearnedRateIsNotMeasuredAgain(t *testing.T) {
-	s := capacity.New(config())
-	s.Learn(100)
-	if rate, _, _ := s.Next(); rate != 200 {
-		t.Errorf("first rate %v, want 200: 100 is known to pass", rate)
+// Each term of an objective can be the one that sets the capacity.
+func TestTerms(t *testing.T) {
+	for _, strict := range []int{0, 1} {
+		c := config()
+		c.Allowed, c.First = []float64{0.01, 0.001}, 8
+		e := capacity.New(c)
+		e.Begin(700)
+		for {
+			rate, ok := e.Next()
+			if !ok {
+				break
+			}
+			second := capacity.Batch{{Ops: int64(rate)}, {Ops: int64(rate)}}
+			if rate > 400 {
+				second[strict].Missed = int64(0.05 * rate)
+			}
+			e.Observe(rate, []capacity.Batch{second, second})
+		}
+		if got, ok := e.Estimate(); !ok || got.Value < 280 || got.Value > 480 {
+			t.Errorf("term %d: %+v, %v, want about 400", strict, got, ok)
+		}
 	}
 }
 
-// One failed step at every rate below the capacity must not lower the result.
-func TestAFailedSearchStepIsRepeated(t *testing.T) {
-	s := capacity.New(config())
-	seen := map[float64]int{}
-	run(s, func(rate float64, _ capacity.Purpose) bool {
-		seen[rate]++
-		return rate <= 640 && seen[rate] > 1
-	})
-	if low, high, confirmed := s.Bracket(); low > 640 || high < 640 || high/low > 1.1+1e-9 || !confirmed {
-		t.Errorf("bracket %v..%v confirmed %v, want 640 in it", low, high, confirmed)
+// The ratio of neighbours in time does not move with the speed of the machine.
+func TestRatio(t *testing.T) {
+	estimate := func(value float64) capacity.Estimate {
+		e := capacity.Estimate{Interval: capacity.Interval{Value: value}}
+		for _, speed := range []float64{0.8, 1, 1.25, 0.9} {
+			e.ByVisit = append(e.ByVisit, value*speed)
+		}
+		return e
+	}
+	one, two := estimate(100), estimate(200)
+	got, alone := capacity.Ratio(two, one), capacity.Pool(one.ByVisit)
+	if math.Abs(got.Value-2) > 1e-9 || got.High/got.Low >= alone.High/alone.Low {
+		t.Errorf("ratio %+v of two figures that move together, each by %+v", got, alone)
 	}
 }
 
-func TestStepsAreBounded(t *testing.T) {
-	c := config()
-	c.Steps, c.Confirms = 5, 1
-	s := capacity.New(c)
-	if steps := run(s, func(rate float64, _ capacity.Purpose) bool { return rate <= 640 }); steps > 9 {
-		t.Errorf("took %d steps, want at most 5, one confirmation, and the repeats of failed steps", steps)
+func TestPool(t *testing.T) {
+	one, two := capacity.Pool([]float64{100}), capacity.Pool([]float64{90, 111})
+	many := capacity.Pool(slices.Repeat([]float64{95, 105}, 8))
+	if math.Abs(one.Value-100) > 1e-9 || math.Abs(two.Value-100) > 0.1 {
+		t.Errorf("values %v and %v, want 100", one.Value, two.Value)
+	}
+	width := func(i capacity.Interval) float64 { return i.High / i.Low }
+	if !(width(one) > width(two) && width(two) > width(many)) || width(many) > 1.08 {
+		t.Errorf("intervals %+v, %+v, %+v: want more samples to narrow them", one, two, many)
+	}
+}
+
+// The interval holds the true capacity as often as it says, for very different systems on a
+// machine whose speed moves by more than 10 %.
+func TestCoverage(t *testing.T) {
+	const each = 25
+	all := systems(40)
+	for _, visits := range []int{1, 2, 5} {
+		var covered, steps int
+		var widths, errors, deviations []float64
+		for i, s := range all {
+			var sum, squares float64
+			for run := range each {
+				got, n, ok := s.estimate(uint64(i*each+run), visits)
+				steps += n
+				if !ok {
+					continue
+				}
+				if got.Low <= s.truth && s.truth <= got.High {
+					covered++
+				}
+				widths = append(widths, got.High/got.Low-1)
+				e := math.Log(got.Value / s.truth)
+				errors, sum, squares = append(errors, e), sum+e, squares+e*e
+			}
+			deviations = append(deviations, math.Sqrt(max(0, squares/each-sum*sum/each/each)))
+		}
+		quantile := func(v []float64, q float64) float64 {
+			slices.Sort(v)
+			return 100 * v[int(q*float64(len(v)-1))]
+		}
+		n := each * len(all)
+		t.Logf("%d visits, %.1f steps: %d of %d intervals hold the truth, median width %.0f%%; error: median %+.1f%%, "+
+			"5th to 95th percentile %+.0f%% to %+.0f%%; coefficient of variation: median %.0f%%, 90th percentile %.0f%%",
+			visits, float64(steps)/float64(n), covered, n, quantile(widths, 0.5), quantile(errors, 0.5),
+			quantile(errors, 0.05), quantile(errors, 0.95), quantile(deviations, 0.5), quantile(deviations, 0.9))
+		if float64(covered) < 0.85*float64(n) {
+			t.Errorf("%d visits: %d of %d intervals of 90%% hold the truth, want at least 85%%", visits, covered, n)
+		}
+		if bias := quantile(errors, 0.5); math.Abs(bias) > 6 {
+			t.Errorf("%d visits: the median error is %+.1f%%", visits, bias)
+		}
 	}
 }

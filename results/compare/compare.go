@@ -1,15 +1,11 @@
 // Package compare compares runs: their figures cell by cell, with a verdict on
 // each difference, and their manifests.
 //
-// It is pure: it reads no file, prints nothing, and its random numbers come from
-// the caller's seed. The first run is the base of all ratios.
+// It is pure: it reads no file and prints nothing. The first run is the base of all ratios.
 //
-// A search finds a bracket for a capacity, not a value. A ratio gets a confidence
-// interval only if there are enough repeats, each with restarted processes. The
-// interval is never narrower than the brackets. Otherwise the brackets decide: if
-// those of two runs overlap, the verdict is "no difference shown"; if they do not
-// overlap, the verdict is a difference, but without a probability. "No difference
-// shown" is a valid result.
+// Every capacity has a 90 % interval, from the spread of the visits of its cell. The
+// runs are independent, so the logarithm of the ratio of two capacities has the sum of
+// their variances. "No difference shown" is a valid result.
 package compare
 
 import (
@@ -17,7 +13,6 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"math/rand/v2"
 	"slices"
 	"strings"
 
@@ -55,25 +50,22 @@ const (
 	Higher       Verdict = "higher"
 	Lower        Verdict = "lower"
 	NoDifference Verdict = "no difference shown"
-	NotJudged    Verdict = "not judged" // one sample per run
+	NotJudged    Verdict = "not judged" // no interval, or a cell is not valid
 	NotCompared  Verdict = "not compared"
 )
 
 // Ratio is a figure of a run divided by that of the base.
 type Ratio struct {
 	Value float64 // 0 = none
-	// Low and High are the 95 % confidence interval (see bootstrap), or the range
-	// that the brackets allow. Both are 0 if unknown.
+	// Low and High are the 90 % interval; both are 0 if it is unknown.
 	Low, High float64
-	// Repeats is the number of repeats behind the confidence interval, the smaller
-	// one of the two runs. 0 = Low and High are no confidence interval.
-	Repeats int
-	Verdict Verdict
-	Why     string // why there is no comparison, or a warning about it
+	Visits    int // visits behind the interval, of the run with fewer ones; 0 = no interval
+	Verdict   Verdict
+	Why       string // why there is no comparison, or a warning about it
 }
 
-// Compare compares all runs with the first one. The seed is for the resampling.
-func Compare(runs []Run, seed uint64) Comparison {
+// Compare compares all runs with the first one.
+func Compare(runs []Run) Comparison {
 	var c Comparison
 	for _, r := range runs {
 		c.Runs = append(c.Runs, r.Manifest.Run)
@@ -83,7 +75,7 @@ func Compare(runs []Run, seed uint64) Comparison {
 		base, self := row.Cells[0], Ratio{Value: 1, Verdict: Base}
 		row.Capacity, row.P50, row.P99 = []Ratio{self}, []Ratio{self}, []Ratio{self}
 		for _, cell := range row.Cells[1:] {
-			row.Capacity = append(row.Capacity, capacity(base, cell, seed))
+			row.Capacity = append(row.Capacity, capacity(base, cell))
 			row.P50 = append(row.P50, latency(base, cell, func(l results.Latency) *int64 { return l.P50 }))
 			row.P99 = append(row.P99, latency(base, cell, func(l results.Latency) *int64 { return l.P99 }))
 		}
@@ -195,7 +187,7 @@ func comparable(base, cell *results.Cell) (why string, ok bool) {
 }
 
 // capacity compares the capacities of two cells.
-func capacity(base, cell *results.Cell, seed uint64) Ratio {
+func capacity(base, cell *results.Cell) Ratio {
 	why, ok := comparable(base, cell)
 	switch {
 	case !ok:
@@ -207,59 +199,29 @@ func capacity(base, cell *results.Cell, seed uint64) Ratio {
 	case !cell.Searched():
 		return Ratio{Verdict: NotCompared, Why: "the run did not search for a capacity"}
 	}
+	if len(base.Repeats) == 0 || len(cell.Repeats) == 0 || base.CapacityLow == 0 || cell.CapacityLow == 0 {
+		return Ratio{Verdict: NotCompared, Why: joined(why, "one of the capacities has no interval: "+
+			"no rate met the objective, or none missed it, or an older stagebench measured it")}
+	}
 	r := Ratio{Value: cell.CapacityRPS / base.CapacityRPS, Why: why}
-	of, to := brackets(cell), brackets(base)
-	if withoutBrackets(base) || withoutBrackets(cell) {
-		r.Why = joined(r.Why, "an older stagebench wrote one of these runs, without "+
-			"the upper ends of the brackets: they count as unlimited; measure that run again")
+	r.Visits = min(len(base.Repeats), len(cell.Repeats))
+	r.Low = r.Value / both(cell.CapacityRPS/cell.CapacityLow, base.CapacityHigh/base.CapacityRPS)
+	r.High = r.Value * both(cell.CapacityHigh/cell.CapacityRPS, base.CapacityRPS/base.CapacityLow)
+	switch {
+	case !base.Valid || !cell.Valid:
+		r.Verdict = NotJudged
+	case r.Low > 1:
+		r.Verdict = Higher
+	case r.High < 1:
+		r.Verdict = Lower
+	default:
+		r.Verdict = NoDifference
 	}
-	if n := min(len(of), len(to)); n >= minRepeats {
-		r.Repeats = n
-		r.Low, r.High = bootstrap(to, of, seed)
-	} else {
-		// The true capacity can be anywhere within its bracket.
-		cells, bases := hull(of), hull(to)
-		r.Low, r.High = cells.low/bases.high, cells.high/bases.low
-	}
-	r.Verdict = judge(r.Low, r.High)
 	return r
 }
 
-// withoutBrackets reports whether the high ends of a cell's repeats are missing.
-// Older versions did not store them.
-func withoutBrackets(c *results.Cell) bool {
-	return len(c.Repeats) > 1 && len(c.RepeatsHigh) < len(c.Repeats)
-}
-
-// bracket is the range in which one search found the capacity. The high end is
-// infinite if no rate failed.
-type bracket struct{ low, high float64 }
-
-// brackets returns one bracket per repeat of a cell, or its only bracket.
-func brackets(c *results.Cell) []bracket {
-	lows, highs := c.Repeats, c.RepeatsHigh
-	if len(lows) < 2 {
-		lows, highs = []float64{c.CapacityLow}, []float64{c.CapacityHigh}
-	}
-	var all []bracket
-	for i, low := range lows {
-		b := bracket{low, math.Inf(1)}
-		if i < len(highs) {
-			b.high = cmp.Or(highs[i], b.high)
-		}
-		all = append(all, b)
-	}
-	return all
-}
-
-// hull returns the smallest bracket that contains all others.
-func hull(all []bracket) bracket {
-	h := all[0]
-	for _, b := range all {
-		h.low, h.high = min(h.low, b.low), max(h.high, b.high)
-	}
-	return h
-}
+// both returns the factor of a product of two independent figures that are uncertain by these factors.
+func both(a, b float64) float64 { return math.Exp(math.Hypot(math.Log(a), math.Log(b))) }
 
 // latency compares a percentile at the reference rate.
 func latency(base, cell *results.Cell, of func(results.Latency) *int64) Ratio {
@@ -278,86 +240,10 @@ func latency(base, cell *results.Cell, of func(results.Latency) *int64) Ratio {
 		return Ratio{Verdict: NotCompared, Why: "the percentile has too few samples beyond it, " +
 			"or its value is that of a failed request"}
 	}
-	return Ratio{Value: float64(*c) / float64(*b), Verdict: NotJudged, Why: joined(why, noInterval(base, cell))}
-}
-
-// noInterval returns the reason why a ratio of latencies has no interval.
-func noInterval(base, cell *results.Cell) string {
-	if len(base.ReferenceSteps()) > 1 || len(cell.ReferenceSteps()) > 1 {
-		return "no interval: of a run with repeats, only the reference step of the last repeat is compared"
-	}
-	return "no interval: each run has only one reference step"
+	why = joined(why, "no interval: it comes from one joined measurement per run")
+	return Ratio{Value: float64(*c) / float64(*b), Verdict: NotJudged, Why: why}
 }
 
 func joined(parts ...string) string {
 	return strings.Join(slices.DeleteFunc(parts, func(p string) bool { return p == "" }), "; ")
-}
-
-// rounding is the largest relative difference of two equal rates.
-const rounding = 1e-9
-
-// judge returns the verdict for an interval of a ratio. Brackets that only touch
-// show no difference.
-func judge(low, high float64) Verdict {
-	switch {
-	case low > 1+rounding:
-		return Higher
-	case high < 1-rounding && high > 0:
-		return Lower
-	}
-	return NoDifference
-}
-
-const (
-	// minRepeats is the least number of repeats for a confidence interval.
-	minRepeats = 3
-	// resamples is the number of bootstrap samples.
-	resamples = 10_000
-)
-
-// bootstrap returns the 95 % confidence interval of cell's median over base's.
-// Each sample draws the repeats of both runs with replacement. The drawn brackets
-// give the smallest and the largest possible ratio of the medians. The interval
-// goes from the 2.5th percentile of the smallest ratios to the 97.5th percentile
-// of the largest. So the interval is as wide as the brackets even if all repeats
-// agree. Searches on the same rates often agree, and a plain bootstrap would then
-// return an interval without width.
-// Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13,
-// the percentile interval.
-func bootstrap(base, cell []bracket, seed uint64) (low, high float64) {
-	random := rand.New(rand.NewPCG(seed, resamples))
-	least, most := make([]float64, resamples), make([]float64, resamples)
-	for i := range resamples {
-		b, c := medians(draw(random, base)), medians(draw(random, cell))
-		least[i], most[i] = c.low/b.high, c.high/b.low
-	}
-	slices.Sort(least)
-	slices.Sort(most)
-	return least[resamples*25/1000], most[resamples*975/1000]
-}
-
-func draw(random *rand.Rand, from []bracket) []bracket {
-	drawn := make([]bracket, len(from))
-	for i := range drawn {
-		drawn[i] = from[random.IntN(len(from))]
-	}
-	return drawn
-}
-
-// medians returns the median of the low ends and the median of the high ends.
-func medians(all []bracket) bracket {
-	var lows, highs []float64
-	for _, b := range all {
-		lows, highs = append(lows, b.low), append(highs, b.high)
-	}
-	return bracket{median(lows), median(highs)}
-}
-
-func median(values []float64) float64 {
-	slices.Sort(values)
-	n := len(values)
-	if n%2 == 1 {
-		return values[n/2]
-	}
-	return (values[n/2-1] + values[n/2]) / 2
 }

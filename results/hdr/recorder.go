@@ -57,6 +57,13 @@ const (
 	clocks
 )
 
+func newClocks() (all [clocks]*Histogram) {
+	for i := range all {
+		all[i] = NewHistogram()
+	}
+	return all
+}
+
 func tag(clock int) string { return [clocks]string{"rt", "ft", "st", "wt", "lag"}[clock] }
 
 // Second is one row of a timeline: the ops of one second of the step. An op counts
@@ -161,10 +168,7 @@ func (r *Recorder) second(ns int64) *Second {
 func (r *Recorder) class(name string) *class {
 	c := r.classes[name]
 	if c == nil {
-		c = &class{}
-		for i := range clocks {
-			c.total[i], c.current[i] = NewHistogram(), NewHistogram()
-		}
+		c = &class{total: newClocks(), current: newClocks()}
 		r.classes[name] = c
 	}
 	return c
@@ -212,35 +216,24 @@ func (r *Recorder) Stall(s results.Stall) { r.delays.stall(s) }
 func (r *Recorder) Finish(scheduled int64) results.Step {
 	r.Tick(max(r.lastDone, r.intervalStart))
 	r.ledger.Scheduled = scheduled
-	var all [clocks]*Histogram
-	for i := range all {
-		all[i] = NewHistogram()
-	}
 	step := results.Step{
 		Ledger: r.ledger, Ops: map[string]results.OpStats{}, BytesIn: r.bytesIn, BytesOut: r.bytesOut,
+		Outages: outages(r.failures),
 	}
 	slow, unsent := r.delays.excused()
-	for _, name := range r.names() {
-		c := r.classes[name]
-		for i := range all {
-			all[i].Merge(c.total[i])
-		}
-		failures := c.ledger.Errors()
+	for name, c := range r.classes {
 		step.Ops[name] = results.OpStats{
-			Count: c.ledger.Scheduled, Errors: failures, SessionLost: c.ledger.SessionLost,
+			Count: c.ledger.Scheduled, Errors: c.ledger.Errors(), SessionLost: c.ledger.SessionLost,
 			OverSLO: c.overSLO, OverSLOByClient: slow[name], UnsentByClient: unsent[name],
-			ResponseNS: c.total[response].Latency(0), ResponseAll: c.total[response].Latency(failures),
-			ServiceNS: c.total[service].Latency(0),
 		}
 	}
-	step.ResponseNS, step.ResponseAll = all[response].Latency(0), all[response].Latency(r.ledger.Errors())
-	step.ServiceNS, step.WaitNS, step.LagNS = all[service].Latency(0), all[wait].Latency(0), all[lag].Latency(0)
-	step.ResponseNoLag = r.prompt.Latency(r.ledger.Errors())
-	r.serviceNS = all[service].sum() + r.failedService
 	if len(r.causes) > 0 {
 		step.Causes = r.causes
 	}
-	step.Outages = outages(r.failures)
+	all := NewPool()
+	all.Add(r)
+	all.Fill(&step)
+	r.serviceNS = all.total(service).sum() + r.failedService
 	return step
 }
 

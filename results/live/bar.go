@@ -49,7 +49,7 @@ func (b *bar) head() string {
 	if v.name == "" {
 		return "starting"
 	}
-	return v.cellText()
+	return v.visitText()
 }
 
 // tail returns the text right of the bar.
@@ -59,16 +59,14 @@ func (b *bar) tail() string {
 	return strings.Join(slices.DeleteFunc(parts, func(part string) bool { return part == "" }), ", ")
 }
 
-func (b *bar) cell(v view)    { b.show(v) }
+func (b *bar) visit(v view)   { b.show(v) }
 func (b *bar) stepEnd(v view) { b.show(v) }
 
 func (b *bar) show(v view) {
 	b.view.Store(&v)
-	now := time.Now()
 	var share float64
-	if left, known := v.left(now); known {
-		elapsed := now.Sub(v.run)
-		share = float64(elapsed) / float64(max(1, elapsed+left))
+	if expected := v.end.Sub(v.begin); expected > 0 {
+		share = float64(time.Since(v.begin)) / float64(expected)
 	}
 	// A full bar would end itself. Only close may end it.
 	b.bar.SetCurrent(min(int64(share*barTotal), barTotal-1))

@@ -6,7 +6,7 @@
 // standard output. The package measures and stores nothing. It ignores errors of
 // the writer: they must not stop a run.
 //
-// Order of calls: New; then Cell for each cell, within it Step for each step, and
+// Order of calls: New; then Visit for each visit, within it Step for each step, and
 // within it any number of Samples; Note and Write at any time; Done at the end,
 // also after an interruption. All methods may be called concurrently. Latencies are
 // nanoseconds, rates are requests per second.
@@ -31,7 +31,7 @@ type Progress struct {
 
 // screen shows views. Its methods are called one at a time.
 type screen interface {
-	cell(v view)       // a cell begins
+	visit(v view)      // a visit begins
 	stepEnd(v view)    // the step of the view has ended
 	show(v view)       // another value has changed
 	print(text string) // show complete lines that stay visible
@@ -40,24 +40,21 @@ type screen interface {
 
 // view is the progress to show. It is a value, and screens keep copies.
 type view struct {
-	cells    int // number of cells in the run
-	index    int // index of the cell, from 0
+	visits   int // number of visits in the run; 0 = not known yet
+	index    int // index of the visit, from 0
 	name     string
 	purpose  string // purpose of the step; empty = no step yet
 	offered  float64
 	sampled  bool // p50, p99 and rps are those of this step
 	p50, p99 *int64
 	rps      float64
-	expected time.Duration // expected duration of the run; 0 = unknown
-	run      time.Time     // start of the run
-	begun    time.Time     // start of the cell
+	begin    time.Time // of the run
+	end      time.Time // expected end of the run; zero = unknown
 }
 
-// New shows a run with this number of cells on w. Terminal says whether w is a
-// terminal.
-func New(w io.Writer, terminal bool, cells int) *Progress {
-	now := time.Now()
-	p := &Progress{now: view{cells: cells, run: now, begun: now}}
+// New shows a run on w. Terminal says whether w is a terminal.
+func New(w io.Writer, terminal bool) *Progress {
+	p := &Progress{now: view{begin: time.Now()}}
 	if terminal {
 		p.screen = newBar(w, p.now)
 	} else {
@@ -66,22 +63,16 @@ func New(w io.Writer, terminal bool, cells int) *Progress {
 	return p
 }
 
-// Expect sets the expected duration of the run. Without it, the time left is
-// unknown until the first cell has ended.
-func (p *Progress) Expect(duration time.Duration) {
-	p.do(func() { p.now.expected = duration })
-}
-
-// Cell starts a cell with this name and index, from 0.
-func (p *Progress) Cell(name string, index int) {
+// Visit starts a visit: its name, its index of all visits, from 0, and the expected time until the end of the run.
+func (p *Progress) Visit(name string, index, of int, left time.Duration) {
 	p.do(func() {
 		p.endStep()
-		p.now.name, p.now.index, p.now.begun = name, index, time.Now()
-		p.screen.cell(p.now)
+		p.now.name, p.now.index, p.now.visits, p.now.end = name, index, of, time.Now().Add(left)
+		p.screen.visit(p.now)
 	})
 }
 
-// Step starts a step of the cell, with its purpose and offered rate.
+// Step starts a step of the visit, with its purpose and offered rate.
 func (p *Progress) Step(purpose string, rate float64) {
 	p.do(func() {
 		p.endStep()
@@ -137,23 +128,10 @@ func (p *Progress) endStep() {
 	p.now.p50, p.now.p99, p.now.rps, p.now.sampled = nil, nil, 0, false
 }
 
-// left estimates the time left: from the average duration of the finished cells,
-// and before the first one has finished from the expected duration.
-func (v view) left(now time.Time) (left time.Duration, known bool) {
-	switch {
-	case v.index > 0:
-		each := v.begun.Sub(v.run) / time.Duration(v.index)
-		return each*time.Duration(v.cells-v.index-1) + max(0, each-now.Sub(v.begun)), true
-	case v.expected > 0:
-		return max(0, v.expected-now.Sub(v.run)), true
-	}
-	return 0, false
-}
-
 func (v view) leftText(now time.Time) string {
-	left, known := v.left(now)
+	left := v.end.Sub(now)
 	switch {
-	case !known:
+	case v.end.IsZero():
 		return ""
 	case left < time.Second:
 		return "almost done"
@@ -165,7 +143,7 @@ func (v view) leftText(now time.Time) string {
 	return fmt.Sprintf("%dm%02ds left", left/time.Minute, left%time.Minute/time.Second)
 }
 
-func (v view) cellText() string { return fmt.Sprintf("%d/%d %s", v.index+1, v.cells, v.name) }
+func (v view) visitText() string { return fmt.Sprintf("%d/%d %s", v.index+1, v.visits, v.name) }
 
 func (v view) stepText() string {
 	if v.purpose == "" {
@@ -214,12 +192,12 @@ func printable(text string) string {
 	}, text)
 }
 
-// lines is the screen for a log file: one line at the start of a cell, and one at
+// lines is the screen for a log file: one line at the start of a visit, and one at
 // the end of a step.
 type lines struct{ w io.Writer }
 
-func (l lines) cell(v view) {
-	text := "cell " + v.cellText()
+func (l lines) visit(v view) {
+	text := v.visitText()
 	if left := v.leftText(time.Now()); left != "" {
 		text += ", " + left
 	}

@@ -20,11 +20,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func ns(n int64) *int64 { return &n }
 
-// measure makes the calls of a run with three cells.
+// measure makes the calls of a run with three visits.
 func measure(p *Progress) {
-	p.Expect(90 * time.Second)
 	for i, name := range []string{"single/read-heavy", "db-split/read-heavy", "lb/read-heavy"} {
-		p.Cell(name, i)
+		p.Visit(name, i, 3, []time.Duration{90, 50, 30}[i]*time.Second)
 		p.Step("warmup", 50)
 		time.Sleep(5 * time.Second)
 		p.Step("search", 812.5)
@@ -44,16 +43,16 @@ func measure(p *Progress) {
 func TestPlainLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
-		measure(New(&out, false, 3))
-		want := `cell 1/3 single/read-heavy, 1m30s left
+		measure(New(&out, false))
+		want := `1/3 single/read-heavy, 1m30s left
   warmup 50 rps: no figures
   search 812 rps: 812 rps completed, p50 1.23ms, p99 9.99ms
-cell 2/3 db-split/read-heavy, 50s left
+2/3 db-split/read-heavy, 50s left
   warmup 50 rps: no figures
 killed web-1
   it comes back by itself [2J
   search 812 rps: 812 rps completed, p50 1.23ms, p99 9.99ms
-cell 3/3 lb/read-heavy, 25s left
+3/3 lb/read-heavy, 30s left
   warmup 50 rps: no figures
   search 812 rps: 812 rps completed, p50 1.23ms, p99 9.99ms
   reference 99.5 rps: 99.5 rps completed, p50 12µs, p99 -
@@ -67,7 +66,7 @@ cell 3/3 lb/read-heavy, 25s left
 func TestBar(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
-		measure(New(&out, true, 3))
+		measure(New(&out, true))
 		text := out.String()
 		for _, want := range []string{
 			"1/3 single/read-heavy [------------] warmup 50 rps, 1m30s left\n",
@@ -90,18 +89,18 @@ func TestDoneAtAnyMoment(t *testing.T) {
 	for _, terminal := range []bool{false, true} {
 		for name, play := range map[string]func(*Progress){
 			"at once":     func(*Progress) {},
-			"in a cell":   func(p *Progress) { p.Cell("a", 0) },
-			"in a step":   func(p *Progress) { p.Cell("a", 0); p.Step("search", 1) },
+			"in a visit":  func(p *Progress) { p.Visit("a", 0, 2, time.Second) },
+			"in a step":   func(p *Progress) { p.Visit("a", 0, 2, time.Second); p.Step("search", 1) },
 			"with a note": func(p *Progress) { p.Note("a") },
 		} {
 			t.Run(fmt.Sprintf("%s, terminal %v", name, terminal), func(t *testing.T) {
 				var out bytes.Buffer
-				p := New(&out, terminal, 1)
+				p := New(&out, terminal)
 				play(p)
 				p.Done()
 				length := out.Len()
 				p.Done()
-				p.Cell("b", 1)
+				p.Visit("b", 1, 2, time.Second)
 				p.Step("search", 2)
 				p.Sample(nil, nil, 3)
 				p.Note("late")
@@ -115,11 +114,11 @@ func TestDoneAtAnyMoment(t *testing.T) {
 
 func TestConcurrentUse(t *testing.T) {
 	for _, terminal := range []bool{false, true} {
-		p := New(io.Discard, terminal, 8)
+		p := New(io.Discard, terminal)
 		var group sync.WaitGroup
 		for i := range 8 {
 			group.Go(func() {
-				p.Cell(fmt.Sprint(i), i)
+				p.Visit(fmt.Sprint(i), i, 8, time.Second)
 				p.Step("search", 100)
 				p.Sample(ns(1), ns(2), 100)
 				p.Note("note")
@@ -139,7 +138,7 @@ func (broken) Write([]byte) (int, error) { return 0, errors.New("broken pipe") }
 // A closed terminal must not stop the run.
 func TestBrokenWriter(t *testing.T) {
 	for _, terminal := range []bool{false, true} {
-		synctest.Test(t, func(*testing.T) { measure(New(broken{}, terminal, 3)) })
+		synctest.Test(t, func(*testing.T) { measure(New(broken{}, terminal)) })
 	}
 }
 
@@ -150,40 +149,25 @@ func TestFileThatIsNoTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	p := New(f, true, 1)
-	p.Cell("a", 0)
+	p := New(f, true)
+	p.Visit("a", 0, 2, time.Second)
 	p.Done()
 }
 
 func TestLeft(t *testing.T) {
-	run := time.Unix(0, 0)
-	at := func(d time.Duration) time.Time { return run.Add(d) }
+	end := time.Unix(300, 0)
 	for _, test := range []struct {
 		name string
 		view view
 		now  time.Duration
 		want string
 	}{
-		{"nothing known", view{cells: 3, run: run, begun: run}, time.Minute, ""},
-		{
-			"as expected",
-			view{cells: 3, run: run, begun: run, expected: 5 * time.Minute},
-			61 * time.Second, "3m59s left",
-		},
-		{
-			"longer than expected",
-			view{cells: 3, run: run, begun: run, expected: time.Minute},
-			2 * time.Minute, "almost done",
-		},
-		{
-			"from the first cell",
-			view{cells: 3, index: 1, run: run, begun: at(time.Minute), expected: time.Hour},
-			90 * time.Second, "1m30s left",
-		},
-		{"a slow cell", view{cells: 3, index: 1, run: run, begun: at(time.Minute)}, time.Hour, "1m00s left"},
-		{"a slow last cell", view{cells: 2, index: 1, run: run, begun: at(time.Minute)}, time.Hour, "almost done"},
+		{"nothing known", view{}, time.Minute, ""},
+		{"as expected", view{end: end}, 61 * time.Second, "3m59s left"},
+		{"in seconds", view{end: end}, 250 * time.Second, "50s left"},
+		{"longer than expected", view{end: end}, 6 * time.Minute, "almost done"},
 	} {
-		if got := test.view.leftText(at(test.now)); got != test.want {
+		if got := test.view.leftText(time.Unix(0, 0).Add(test.now)); got != test.want {
 			t.Errorf("%s: %q, want %q", test.name, got, test.want)
 		}
 	}

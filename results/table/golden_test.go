@@ -115,8 +115,9 @@ func cell(stage, workload string, capacity, low, high float64, hosts ...string) 
 		Stage: stage, Workload: workload, Engines: engines, Driver: "vegeta",
 		Knobs: map[string]string{"web.hosts": "3", "lb.policy": "round_robin"},
 		Hosts: hostsOf(true, hosts...), Units: float64(len(hosts)),
-		CapacityRPS: capacity, CapacityLow: low, CapacityHigh: high, CapacityMethod: "bracket",
-		SLO: "p99<100ms,upload:p99<1s,errors<0.1%",
+		CapacityRPS: capacity, CapacityLow: low, CapacityHigh: high, CapacityMethod: "pooled, 4 visits, 90 % interval",
+		PeakRPS: 1.3 * capacity,
+		SLO:     "p99<100ms,upload:p99<1s,errors<0.1%",
 		Reference: &results.Step{
 			Purpose: "reference", OfferedRPS: 200, Valid: true,
 			Ledger:      results.Ledger{Scheduled: 2000, Sent: 2000, OK: 2000},
@@ -139,8 +140,20 @@ func plainRun() results.Run {
 	for i := range run.Cells[4:] {
 		run.Cells[4+i].Units = 6
 	}
-	run.Cells[5].Limit = results.Limit{By: "db", Figure: "97% of its CPU budget"}
+	run.Cells[5].Limit = results.Limit{By: "db", Figure: "97% of its CPU budget", Next: "web", NextCPUShare: 0.61}
+	gains(&run)
 	return run
+}
+
+// gains sets the gains of all cells, with an interval of a tenth.
+func gains(run *results.Run) {
+	for i := range run.Cells {
+		c := &run.Cells[i]
+		if p := results.PreviousStage(run.Cells, i); p >= 0 {
+			ratio := c.CapacityRPS / run.Cells[p].CapacityRPS
+			c.Gain = &results.Gain{Over: run.Cells[p].Stage, Ratio: ratio, Low: ratio / 1.1, High: ratio * 1.1}
+		}
+	}
 }
 
 func doubtfulRun() results.Run {
@@ -155,6 +168,7 @@ func doubtfulRun() results.Run {
 	c[0].Limit = results.Limit{By: "client", Figure: "91% of its CPU"}
 
 	// No rate met the objective.
+	c[3].Gain = nil
 	c[1].CapacityRPS, c[1].CapacityLow, c[1].CapacityHigh = 0, 0, 25
 	c[1].Steps = []results.Step{
 		{OfferedRPS: 50, SLOBroken: "p99 > 100ms (9.0% of ops were slower, worst class: feed with 20.0%)"},
@@ -197,6 +211,7 @@ func matrixRun() results.Run {
 			add(cell("lb", "read-heavy", 800+float64(i*100+j*400), 790, 810), engine, hosts)
 		}
 	}
+	gains(&run)
 	return run
 }
 

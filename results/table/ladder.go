@@ -17,7 +17,7 @@ import (
 func Ladder(run results.Run) Table {
 	cells := byWorkload(run.Cells)
 	rate, common := commonRate(cells)
-	varied := variedKnobs(cells)
+	varied := results.VariedKnobs(cells)
 	engines, sameEngines := commonEngines(cells)
 
 	at, perRow := fmt.Sprintf("at %s rps", Rate(rate).Text), Machines
@@ -26,10 +26,13 @@ func Ladder(run results.Run) Table {
 	}
 	rows := make([]ladderRow, len(cells))
 	for i, c := range cells {
-		rows[i] = ladderRow{c, previousStage(cells[:i], c, varied), varied}
+		rows[i] = ladderRow{Cell: c, varied: varied}
+		if p := results.PreviousStage(cells, i); p >= 0 {
+			rows[i].previous = &cells[p]
+		}
 	}
 	more, moreLegend := extras(rows, at)
-	legend := append(ladderLegend(cells, at, engines, sameEngines), moreLegend...)
+	legend := append(ladderLegend(cells, engines, sameEngines), moreLegend...)
 	t := newTable("Ladder", slices.Concat(ladderColumns(at, perRow), more, verdictColumns()), rows, legend...)
 	t.Notes = slices.Clone(run.Warnings)
 	if sameEngines {
@@ -75,7 +78,7 @@ func ladderColumns(at string, perRow Audience) []column[ladderRow] {
 		machineOnly("units", func(r ladderRow) Cell { return r.ifUp(Number(r.Units)) }),
 		machineOnly("isolated", func(r ladderRow) Cell { return r.ifUp(YesNo(r.Isolated())) }),
 		numbers("capacity\nrps", "capacity_rps", ladderRow.capacity),
-		{Column{Name: "bracket\nrps", Align: Right, For: People}, ladderRow.bracket},
+		{Column{Name: "90 % interval\nrps", Align: Right, For: People}, ladderRow.interval},
 		machineOnly("capacity_low", func(r ladderRow) Cell { return r.ifFound(Rate(r.CapacityLow)) }),
 		machineOnly("capacity_high", func(r ladderRow) Cell {
 			if r.CapacityHigh == 0 {
@@ -84,6 +87,14 @@ func ladderColumns(at string, perRow Audience) []column[ladderRow] {
 			return r.ifFound(Rate(r.CapacityHigh))
 		}),
 		numbers("gain", "", ladderRow.gain),
+		machineOnly("gain_low", gainEnd(func(g results.Gain) float64 { return g.Low })),
+		machineOnly("gain_high", gainEnd(func(g results.Gain) float64 { return g.High })),
+		numbers("peak\nrps", "peak_rps", func(r ladderRow) Cell {
+			if r.PeakRPS == 0 {
+				return Cell{}
+			}
+			return Rate(r.PeakRPS)
+		}),
 		{Column{Name: "reference\nrps", Key: "reference_rps", Align: Right, For: perRow}, func(r ladderRow) Cell {
 			if r.Reference == nil {
 				return Cell{}
@@ -105,6 +116,9 @@ func verdictColumns() []column[ladderRow] {
 			cell := Text(by)
 			if r.Limit.Figure != "" {
 				cell.Text = fmt.Sprintf("%s (%s)", by, r.Limit.Figure)
+			}
+			if r.Limit.Next != "" {
+				cell.Text += fmt.Sprintf(", then %s (%s)", r.Limit.Next, percent(r.Limit.NextCPUShare))
 			}
 			return cell
 		}),
@@ -144,6 +158,8 @@ func (r ladderRow) capacity() Cell {
 		return Blank("a trace was replayed at its own times: there was no capacity search")
 	case r.CapacityMethod == results.MethodFixed:
 		return Blank("measured at one fixed rate: there was no capacity search")
+	case r.CapacityRPS == 0 && r.CapacityHigh == 0:
+		return Blank("the measurement ended before a step around the capacity")
 	}
 	rate := Rate(r.CapacityRPS)
 	if r.CapacityHigh == 0 {
@@ -155,10 +171,15 @@ func (r ladderRow) capacity() Cell {
 	return rate
 }
 
-func (r ladderRow) bracket() Cell {
+func (r ladderRow) interval() Cell {
 	low := Rate(r.CapacityLow).Text
-	if r.CapacityHigh == 0 {
+	switch {
+	case r.CapacityLow == 0 && r.CapacityHigh == 0:
+		return Cell{}
+	case r.CapacityHigh == 0:
 		return r.ifFound(Text(">=" + low))
+	case r.CapacityLow == 0:
+		return r.ifFound(Text("<" + Rate(r.CapacityHigh).Text))
 	}
 	return r.ifFound(Text(low + ".." + Rate(r.CapacityHigh).Text))
 }
@@ -177,22 +198,32 @@ func broken(steps []results.Step) []string {
 	return []string{fmt.Sprintf("missed even at %s rps: %s", Rate(lowest.OfferedRPS).Text, lowest.SLOBroken)}
 }
 
-// gain is the capacity divided by that of the previous stage.
+// gain is the capacity divided by that of the previous stage, with its 90 % interval.
 func (r ladderRow) gain() Cell {
 	switch {
 	case r.Error != "" || r.previous == nil || !r.Searched():
 		return Cell{}
 	case r.previous.Error != "":
 		return Blank("the previous stage could not be measured")
-	case r.previous.CapacityRPS == 0:
-		return Blank("the previous stage has no capacity to compare with")
+	case r.Gain == nil:
+		return Blank("this stage or the previous one has no capacity to compare")
 	}
-	ratio := r.CapacityRPS / r.previous.CapacityRPS
-	cell := Cell{Text: "x" + significant(ratio, 2), Value: ratio}
+	g := *r.Gain
+	interval := significant(g.Low, 2) + ".." + significant(g.High, 2)
+	cell := Cell{Text: "x" + significant(g.Ratio, 2) + " (" + interval + ")", Value: g.Ratio}
 	if !r.previous.Valid {
 		return cell.With("the previous stage is not valid, so the gain is not valid either")
 	}
 	return cell
+}
+
+func gainEnd(end func(results.Gain) float64) func(ladderRow) Cell {
+	return func(r ladderRow) Cell {
+		if r.Gain == nil {
+			return Cell{}
+		}
+		return Number(end(*r.Gain))
+	}
 }
 
 // atReference makes cells from the step at the reference rate, with the warnings of this step.
@@ -222,28 +253,6 @@ func byWorkload(cells []results.Cell) []results.Cell {
 	return slices.SortedStableFunc(slices.Values(cells), func(a, b results.Cell) int { return first(a) - first(b) })
 }
 
-func previousStage(earlier []results.Cell, c results.Cell, varied []string) *results.Cell {
-	for i := len(earlier) - 1; i >= 0; i-- {
-		e := &earlier[i]
-		if e.Stage != c.Stage && e.Workload == c.Workload && e.SLO == c.SLO && e.Driver == c.Driver &&
-			agree(e.Engines, c.Engines) && pairs(e.Knobs, varied) == pairs(c.Knobs, varied) {
-			return e
-		}
-	}
-	return nil
-}
-
-// agree reports whether two maps have equal values for the keys that both have.
-// So a stage that adds roles is still comparable.
-func agree(a, b map[string]string) bool {
-	for key, value := range a {
-		if other, both := b[key]; both && other != value {
-			return false
-		}
-	}
-	return true
-}
-
 // commonRate returns the reference rate if all cells have the same one.
 func commonRate(cells []results.Cell) (rate float64, common bool) {
 	for _, c := range cells {
@@ -258,29 +267,11 @@ func commonRate(cells []results.Cell) (rate float64, common bool) {
 	return rate, common
 }
 
-// variedKnobs lists the knobs that have more than one value within one stage.
-// Differences between stages do not count: a stage may have hosts that the earlier
-// one lacks.
-func variedKnobs(cells []results.Cell) []string {
-	type knob struct{ stage, name string }
-	first, varied := map[knob]string{}, map[string]bool{}
-	for _, c := range cells {
-		for name, value := range c.Knobs {
-			k := knob{c.Stage, name}
-			if other, seen := first[k]; seen && other != value {
-				varied[name] = true
-			}
-			first[k] = value
-		}
-	}
-	return slices.Sorted(maps.Keys(varied))
-}
-
 // commonEngines returns the engine of each role if it is the same in all cells.
 func commonEngines(cells []results.Cell) (engines map[string]string, common bool) {
 	engines = map[string]string{}
 	for _, c := range cells {
-		if !agree(engines, c.Engines) {
+		if !results.Agree(engines, c.Engines) {
 			return nil, false
 		}
 		maps.Copy(engines, c.Engines)
@@ -322,16 +313,12 @@ func isolationNote(cells []results.Cell) string {
 	return "hosts: not isolated in " + strings.Join(notIsolated, ", ")
 }
 
-func ladderLegend(cells []results.Cell, at string, engines map[string]string, sameEngines bool) []string {
+func ladderLegend(cells []results.Cell, engines map[string]string, sameEngines bool) []string {
 	legend := []string{
-		"capacity: the highest offered rate that met the SLO and was confirmed by a longer step; " +
-			"bracket: " + bracketLegend(cells),
-		"gain: capacity divided by that of the previous stage; " +
+		"capacity: the highest offered rate at which the SLO is met over a long time; " +
+			"peak: successes per second while more is offered",
+		"gain: capacity divided by that of the previous stage, which was measured in turn with this one; " +
 			"p50, p99: response time from the intended start, failures count as infinitely slow",
-	}
-	if slices.ContainsFunc(cells, func(c results.Cell) bool { return len(c.ReferenceSteps()) > 1 }) {
-		legend = append(legend, "the figures "+at+" are from the last repeat; "+
-			"the cell is invalid if this step is invalid in any repeat")
 	}
 	setting := []string{
 		distinct("SLO: ", " or ", cells, func(c results.Cell) string { return c.SLO }),
@@ -359,12 +346,4 @@ func distinct(label, separator string, cells []results.Cell, of func(results.Cel
 		return ""
 	}
 	return label + strings.Join(texts, separator)
-}
-
-// bracketLegend explains the bracket, which depends on the number of repeats.
-func bracketLegend(cells []results.Cell) string {
-	if slices.ContainsFunc(cells, func(c results.Cell) bool { return len(c.Repeats) > 1 }) {
-		return "the lowest..the highest capacity of all repeats"
-	}
-	return "the highest rate that met it..the lowest rate that missed it"
 }

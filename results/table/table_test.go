@@ -10,8 +10,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-
-	"github.com/stagebench/stagebench/results"
 )
 
 func TestParseFormat(t *testing.T) {
@@ -272,18 +270,4 @@ func renderOne(t *testing.T, table Table, f Format) string {
 		t.Fatal(err)
 	}
 	return out.String()
-}
-
-// With repeats, the legend says that the figures are from the last repeat.
-func TestLadderOfRepeats(t *testing.T) {
-	run := plainRun()
-	legend := func() string { return strings.Join(Ladder(run).Legend, "\n") }
-	const lastRepeat = "the figures at 200 rps are from the last repeat"
-	if strings.Contains(legend(), lastRepeat) {
-		t.Errorf("without repeats: %s", legend())
-	}
-	run.Cells[0].Steps = []results.Step{*run.Cells[0].Reference, *run.Cells[0].Reference}
-	if !strings.Contains(legend(), lastRepeat) {
-		t.Errorf("with repeats: %s", legend())
-	}
 }

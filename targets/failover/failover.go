@@ -5,7 +5,7 @@
 // It starts and kills no process and speaks no SQL: it acts through Databases. It fences
 // the old primary before it promotes a replica, so that two nodes never accept writes at
 // the same time. It does not fence a primary while no replica can be promoted. One
-// goroutine runs a Supervisor; Failovers, Last and SetNodes may be called concurrently.
+// goroutine runs a Supervisor; Failovers, Last, SetNodes and Suspend may be called concurrently.
 //
 // Times are wall-clock durations. Call New, then Run; call SetNodes while Run runs.
 package failover
@@ -66,8 +66,9 @@ type Config struct {
 
 // Supervisor supervises one database.
 type Supervisor struct {
-	cfg     Config
-	changes chan change
+	cfg      Config
+	changes  chan change
+	suspends chan suspension
 
 	// Only the goroutine of Run uses these.
 	nodes    []string
@@ -104,8 +105,9 @@ const (
 // New returns a supervisor of the nodes that the roles name.
 func New(cfg Config) *Supervisor {
 	return &Supervisor{
-		cfg: cfg, changes: make(chan change), nodes: members(cfg.Roles), answers: make(chan answer),
-		roles: cfg.Roles, epoch: cfg.Roles.Epoch, health: map[string]*health{},
+		cfg: cfg, changes: make(chan change), suspends: make(chan suspension),
+		nodes: members(cfg.Roles), answers: make(chan answer), roles: cfg.Roles, epoch: cfg.Roles.Epoch,
+		health: map[string]*health{},
 		last: map[string]sut.ReplicationStatus{}, lastNote: map[string]string{},
 	}
 }
@@ -190,6 +192,9 @@ func (s *Supervisor) Run(ctx context.Context) {
 			return
 		case c := <-s.changes:
 			c.done <- s.setNodes(ctx, c.nodes)
+			continue
+		case c := <-s.suspends:
+			s.suspend(ctx, c)
 			continue
 		case <-tick.C:
 		}

@@ -294,3 +294,35 @@ func TestDeathLine(t *testing.T) {
 		}
 	}
 }
+
+// A frozen system uses no CPU. After the thaw, all nodes serve and none was restarted.
+func TestFreeze(t *testing.T) {
+	t.Parallel()
+	s := newFixture(t, sut.LB, nil)
+	system := s.up(t)
+	thaw, err := system.Freeze(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range system.Status() {
+		eventually(t, n.Node+" is stopped", func() bool {
+			stat, err := proc.ReadStat("/", n.PID)
+			return err == nil && stat.State == 'T'
+		})
+	}
+	if err := thaw(); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range system.Status() {
+		configOf(t, n.Address) // it answers
+		if n.Restarts != 0 || n.State != targets.Serving {
+			t.Errorf("%+v", n)
+		}
+	}
+	if err := system.Pause("web-1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := system.Freeze(t.Context()); err == nil || !strings.Contains(err.Error(), "web-1 is paused") {
+		t.Errorf("with a paused host: %v", err)
+	}
+}

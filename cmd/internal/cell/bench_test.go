@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/capacity"
 	"github.com/stagebench/stagebench/workloads/driver"
 	"github.com/stagebench/stagebench/workloads/driver/vegeta"
 	"github.com/stagebench/stagebench/workloads/pace"
@@ -66,30 +68,43 @@ func TestTimelineOfTwoRepeats(t *testing.T) {
 	}
 }
 
-// A cell stores both ends of the capacity bracket of each repeat.
-func TestBracketOfARepeat(t *testing.T) {
+// without returns a measurement of a cell without a system: its steps go to the given stepper.
+func without(s *Stepper, plan Plan) *cellRun {
+	b := &Bench{SLO: s.SLO, Plan: plan}
+	config := plan.Search
+	for _, term := range s.SLO.Terms() {
+		config.Allowed = append(config.Allowed, term.Allowed)
+	}
+	return &cellRun{Bench: b, stepper: s, estimator: capacity.New(config)}
+}
+
+// A service that always fails has no capacity: it lies below all offered rates.
+func TestNoCapacity(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}))
 	t.Cleanup(server.Close)
 	s := &Stepper{
 		Driver: vegeta.Driver{}, Clients: newClients(t, server.URL), Workload: likes{}, SLO: results.DefaultSLO(),
-		Timeout: 10 * time.Second, Drain: time.Second, Progress: silent{}, ClientCores: 1,
+		Timeout: 10 * time.Second, Drain: time.Second, Progress: silent{}, ClientCores: 1000,
 	}
-	b := &Bench{SLO: results.DefaultSLO(), Plan: Quick()}
-	b.Plan.Search.Start, b.Plan.Search.Min = 50, 50
-	b.Plan.WarmupSlice, b.Plan.Reference = 100*time.Millisecond, 100*time.Millisecond
-	var c results.Cell
-	if err := (&repeat{Bench: b, cell: &c, stepper: s}).search(t.Context()); err != nil {
+	plan := Quick()
+	plan.Search.Start, plan.Search.Min, plan.Search.Max = 50, 40, 100
+	plan.WarmupSlice, plan.Reference, plan.Peak = 100*time.Millisecond, 100*time.Millisecond, 100*time.Millisecond
+	plan.Step = Length{Ops: 1, Min: 100 * time.Millisecond, Max: 100 * time.Millisecond}
+	r := without(s, plan)
+	if err := r.measure(t.Context(), true, true); err != nil {
 		t.Fatal(err)
 	}
-	if len(c.Repeats) != 1 || c.Repeats[0] != 0 || len(c.RepeatsHigh) != 1 || c.RepeatsHigh[0] != 50 {
-		t.Errorf("a service that always fails: bracket %v..%v, want 0..50", c.Repeats, c.RepeatsHigh)
+	c, _ := r.concluded()
+	if c.CapacityRPS != 0 || c.CapacityLow != 0 || c.CapacityHigh != 40 || c.PeakRPS != 0 || len(c.Repeats) != 0 {
+		t.Errorf("a service that always fails: capacity %v in %v..%v, peak %v, by visit %v, want a capacity below 40",
+			c.CapacityRPS, c.CapacityLow, c.CapacityHigh, c.PeakRPS, c.Repeats)
 	}
 }
 
 // A client that is stopped for 200 ms makes a step miss an objective that the service meets.
-// The step says that the client decided it, also if it was cut short.
+// The step says that the client decided it.
 func TestPausedClient(t *testing.T) {
 	for _, purpose := range []string{"fixed", "search"} {
 		var served atomic.Int64
@@ -150,18 +165,19 @@ func (d *scripted) Run(
 
 // Steps that the client decided are measured again, and marked. They do not spoil the cell.
 func TestStepsAreRepeated(t *testing.T) {
-	d := &scripted{late: map[int]bool{3: true, 5: true}} // after two steps of warm-up: the reference, the first search
+	// After two steps of warm-up: the reference, the peak, and the first step near the capacity.
+	d := &scripted{late: map[int]bool{3: true, 6: true}}
 	s := &Stepper{
 		Driver: d, Workload: likes{}, SLO: results.DefaultSLO(), Progress: silent{},
 		ClientCores: 1000, // the steps take no time, so their share of the CPU means nothing
 	}
-	b := &Bench{SLO: results.DefaultSLO(), Plan: Default()}
-	b.Plan.Search.Max = 400
-	c := results.Cell{CapacityMethod: "bracket"}
-	if err := (&repeat{Bench: b, cell: &c, stepper: s}).search(t.Context()); err != nil {
+	plan := Default()
+	plan.Search.Max = 400
+	r := without(s, plan)
+	if err := r.measure(t.Context(), true, true); err != nil {
 		t.Fatal(err)
 	}
-	conclude(&c)
+	c, _ := r.concluded()
 	var steps []string
 	for _, s := range c.Steps {
 		steps = append(steps, fmt.Sprintf("%s %.0f met=%v repeated=%v", s.Purpose, s.OfferedRPS, s.SLOMet, s.Repeated))
@@ -169,14 +185,101 @@ func TestStepsAreRepeated(t *testing.T) {
 	want := []string{
 		"warmup 100 met=true repeated=false", "warmup 100 met=true repeated=false",
 		"reference 100 met=false repeated=true", "reference 100 met=true repeated=false",
-		"search 200 met=false repeated=true", "search 200 met=true repeated=false",
-		"search 400 met=true repeated=false", "confirm 400 met=true repeated=false",
+		"peak 400 met=true repeated=false",
+		"capacity 301 met=false repeated=true", "capacity 301 met=true repeated=false",
+		"capacity 400 met=true repeated=false",
 	}
 	if diff := cmp.Diff(want, steps); diff != "" {
 		t.Error("steps (-want +got):\n" + diff)
 	}
-	if !c.Valid || c.CapacityRPS != 400 || len(c.ReferenceSteps()) != 1 {
-		t.Errorf("valid %v, capacity %v, %d reference steps, warnings %q", c.Valid, c.CapacityRPS,
-			len(c.ReferenceSteps()), c.Warnings)
+	if !c.Valid || c.CapacityRPS != 400 || c.CapacityHigh != 0 || len(r.reference.parts) != 1 {
+		t.Errorf("valid %v, capacity %v..%v, %d reference steps, warnings %q", c.Valid, c.CapacityRPS, c.CapacityHigh,
+			len(r.reference.parts), c.Warnings)
+	}
+}
+
+// If repeating does not help, the figures stay, but the cell is not valid, and the client is its limit.
+func TestLateClient(t *testing.T) {
+	d := &scripted{late: map[int]bool{}}
+	for n := 5; n < 50; n++ {
+		d.late[n] = true
+	}
+	s := &Stepper{
+		Driver: d, Workload: likes{}, SLO: results.DefaultSLO(), Progress: silent{}, ClientCores: 1000,
+	}
+	plan := Default()
+	plan.Search.Max = 400
+	r := without(s, plan)
+	if err := r.measure(t.Context(), true, true); err != nil {
+		t.Fatal(err)
+	}
+	c, _ := r.concluded()
+	repeated := 0
+	for _, s := range c.Steps {
+		if s.Repeated {
+			repeated++
+		}
+	}
+	if c.Valid || c.LimitedBy != "client" || repeated != maxRepeated || len(c.Warnings) != 1 {
+		t.Errorf("valid %v, limited by %s, %d repeated steps, warnings %q", c.Valid, c.LimitedBy, repeated, c.Warnings)
+	}
+}
+
+// The slices of several visits give one reference step, with the percentiles of all their ops.
+func TestReferenceIsPooled(t *testing.T) {
+	s := &Stepper{
+		Driver: &scripted{}, Workload: likes{}, SLO: results.DefaultSLO(), Progress: silent{}, ClientCores: 1000,
+	}
+	r := without(s, Default())
+	for n := range 4 {
+		r.begin(n)
+		if err := r.measure(t.Context(), n == 0, n == 3); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, _ := r.concluded()
+	slices, all := len(r.reference.parts), c.Reference
+	one := r.reference.parts[0].ResponseNS
+	if slices != 4 || one.P99 != nil || all.ResponseNS.P99 == nil || all.ResponseAll.P99 == nil {
+		t.Fatalf("%d slices, p99 %v, joined %v", slices, one.P99, all.ResponseNS)
+	}
+	var scheduled int64
+	for _, part := range r.reference.parts {
+		scheduled += part.Ledger.Scheduled
+	}
+	op := all.Ops["like"]
+	if all.Ledger.Scheduled != scheduled || op.Count != scheduled || op.ResponseNS.Count != scheduled ||
+		all.ResponseNS.Count != scheduled || !all.Valid || all.Seconds != 11 {
+		t.Errorf("joined step %+v, want %d ops in 11 s", all, scheduled)
+	}
+}
+
+// Each cell has its visits, in a random order and then in the reverse one.
+func TestVisits(t *testing.T) {
+	b := &Bench{Plan: Default(), Seed: 1}
+	visits := b.visits(make([]Spec, 5))
+	if len(visits) != 20 {
+		t.Fatalf("%d visits, want 20", len(visits))
+	}
+	first, second := visits[:5], slices.Clone(visits[5:10])
+	slices.Reverse(second)
+	for i, v := range first {
+		if v.n != 0 || second[i].n != 1 || v.cell != second[i].cell {
+			t.Errorf("visits %v: the second pass does not reverse the first", visits)
+			break
+		}
+	}
+	order := func(seed uint64) (cells []int) {
+		for _, v := range (&Bench{Plan: Default(), Seed: seed}).visits(make([]Spec, 5)) {
+			cells = append(cells, v.cell)
+		}
+		return cells
+	}
+	if !slices.Equal(order(1), order(1)) || slices.Equal(order(1), order(2)) || slices.IsSorted(order(1)[:5]) {
+		t.Errorf("orders %v and %v: they should depend on the seed", order(1), order(2))
+	}
+	b.Fixed = &Fixed{RPS: 1}
+	if n := len(b.visits(make([]Spec, 5))); n != 5 {
+		t.Errorf("%d visits at a fixed rate, want one for each cell", n)
 	}
 }

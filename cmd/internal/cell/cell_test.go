@@ -1,13 +1,19 @@
 package cell
 
 import (
+	"math"
 	"net/url"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stagebench/stagebench/cmd/internal/load"
 	"github.com/stagebench/stagebench/results"
-	"github.com/stagebench/stagebench/results/hdr"
+	"github.com/stagebench/stagebench/results/capacity"
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/targets"
 )
 
@@ -59,104 +65,76 @@ func TestLength(t *testing.T) {
 	}
 }
 
-// searchedCell is a cell with a capacity search: it met the objective at 100/s and 200/s,
-// but not at 400/s.
+// searchedCell is a cell with a capacity: it met the objective at 100/s and 200/s, but not at 400/s.
 func searchedCell() results.Cell {
 	step := func(purpose string, rate float64, met bool, share float64) results.Step {
 		return results.Step{
-			Purpose: purpose, OfferedRPS: rate, SLOMet: met, Valid: true,
-			Hosts: []results.HostUsage{{Host: "web-1", CPU: 0.1, CPUShare: share}},
-			Nodes: []results.NodeUsage{{Node: "web-1", Host: "web-1", Role: "web", CPUSeconds: share}},
+			Purpose: purpose, OfferedRPS: rate, CompletedRPS: rate, Seconds: 2, SLOMet: met, Valid: true,
+			Ledger: results.Ledger{OK: int64(2 * rate)},
+			Hosts: []results.HostUsage{
+				{Host: "web-1", CPU: 0.1, CPUSeconds: 0.2 * share, CPUShare: share, Isolated: true},
+				{Host: "db-1", CPU: 0.1, CPUSeconds: 0.1 * share, CPUShare: share / 2, Isolated: true},
+			},
+			Nodes: []results.NodeUsage{
+				{Node: "web-1", Host: "web-1", Role: "web", CPUSeconds: 0.2 * share},
+				{Node: "db-1", Host: "db-1", Role: "db", CPUSeconds: 0.1 * share},
+			},
 		}
 	}
 	c := results.Cell{
-		CapacityLow: 200, CapacityHigh: 400, FailingRPS: 400, Repeats: []float64{200}, CapacityMethod: "bracket",
+		CapacityRPS: 200, CapacityLow: 180, CapacityHigh: 220, Repeats: []float64{200}, CapacityMethod: "1 visit",
+		Hosts: []results.CellHost{{Host: "web-1"}, {Host: "db-1"}},
 	}
 	c.Steps = []results.Step{
-		step("warmup", 100, true, 1), step("reference", 100, true, 0.4),
-		step("search", 400, false, 1), step("confirm", 200, true, 0.92),
+		step("warmup", 100, true, 1), step("reference", 100, true, 0.5),
+		step("capacity", 400, false, 1), step("capacity", 200, true, 0.9), step("capacity", 190, true, 0.84),
 	}
 	c.Reference = &c.Steps[1]
 	return c
 }
 
-// A search step ends early only when it can no longer meet the objective. Without a bound
-// for its class, a failed op counts only for the error rate.
-func TestHopeless(t *testing.T) {
-	for name, test := range map[string]struct {
-		slo    string
-		failed int // of 1000 ops
-		want   bool
-	}{
-		"failures beyond the 99th percentile": {"p99<100ms,errors<5%", 20, true},
-		"few failures":                        {"p99<100ms,errors<5%", 5, false},
-		"no bound":                            {"errors<5%", 20, false},
-		"bound for another class":             {"upload:p99<1s,errors<5%", 20, false},
-		"no bound, too many errors":           {"errors<5%", 60, true},
-	} {
-		slo, err := results.ParseSLO(test.slo)
-		if err != nil {
-			t.Fatal(err)
+// Two visits have no arrivals and no ops in common.
+func TestArrivalsOfVisits(t *testing.T) {
+	r := &cellRun{Bench: &Bench{Seed: 7}, stepper: &Stepper{}}
+	last, ops := uint64(0), uint64(0)
+	for n := range Full().Visits {
+		r.begin(n)
+		if n == 0 && r.seed != 7 {
+			t.Errorf("first visit: seed %d, want 7", r.seed)
 		}
-		got := false
-		v := &observer{
-			stepper: &Stepper{}, recorder: hdr.New(time.Now(), slo.BoundOf, nil), next: interval,
-			onHopeless: func() { got = true }, tally: results.Tally{SLO: slo, Scheduled: 1000},
+		if n > 0 && (r.seed < last+2*referenceSeed || r.stepper.nextOp < ops+1<<31) {
+			t.Errorf("visit %d begins at seed %d and op %d, the one before at %d and %d", n, r.seed, r.stepper.nextOp, last, ops)
 		}
-		for i := range 1000 {
-			fate := results.OK
-			if i < test.failed {
-				fate = results.HTTPError
-			}
-			v.outcome(results.Outcome{Class: "feed", Fate: fate, Done: 1000})
-		}
-		if got != test.want {
-			t.Errorf("%s: hopeless %v, want %v", name, got, test.want)
-		}
-		step := v.recorder.Finish(1000)
-		if results.Judge(&step, slo, results.Evidence{}); step.SLOMet == got {
-			t.Errorf("%s: hopeless %v, but objective met %v (%s)", name, got, step.SLOMet, step.SLOBroken)
-		}
+		last, ops = r.seed, r.stepper.nextOp
+	}
+	if ops >= warmupOps/2 {
+		t.Errorf("the ops of visit %d are those of a warm-up", Full().Visits)
 	}
 }
 
-// All cells have the same arrivals in a repeat. Two repeats have no arrivals in common.
-func TestSeedsOfRepeats(t *testing.T) {
-	b := &Bench{Seed: 7}
-	seen := map[uint64]int{}
-	for n := range Full().Repeats {
-		seed := b.seedBefore(n)
-		if n == 0 && seed != 7 {
-			t.Errorf("first repeat: seed %d, want 7", seed)
-		}
-		for step := range uint64(2 * referenceSeed) {
-			if before, taken := seen[seed+step]; taken {
-				t.Fatalf("repeats %d and %d have the same arrivals", before, n)
-			}
-			seen[seed+step] = n
-		}
-	}
-}
-
+// The evidence for the limit are the steps that met the objective near the capacity.
 func TestConclude(t *testing.T) {
 	c := searchedCell()
 	conclude(&c)
-	if !c.Valid || c.CapacityRPS != 200 || c.LimitedBy != "web" || !strings.HasPrefix(c.Limit.Figure, "92%") {
-		t.Errorf("cell %+v: want 200/s, limited by web with 92%%", c)
+	if !c.Valid || c.LimitedBy != "web" || !strings.HasPrefix(c.Limit.Figure, "87%") || c.Limit.Next != "db" ||
+		math.Abs(c.Limit.NextCPUShare-0.435) > 1e-9 {
+		t.Errorf("valid %v, limit %+v: want web with 87%%, then db", c.Valid, c.Limit)
 	}
-
-	c = searchedCell()
-	c.Repeats = []float64{300, 200, 250, 280, 240}
-	conclude(&c)
-	if c.CapacityRPS != 250 || c.CapacityLow != 200 || c.CapacityHigh != 300 {
-		t.Errorf("capacity %v in %v..%v, want the median 250 in 200..300", c.CapacityRPS, c.CapacityLow, c.CapacityHigh)
+	// 0.348 s of CPU in 780 requests; all of the 0.1 cores would be enough for 195 / 0.87.
+	web := c.Demand["web"]
+	if math.Abs(web.CPUSeconds-0.348/780) > 1e-9 || math.Abs(web.BoundRPS-195/0.87) > 1e-9 ||
+		math.Abs(web.AtReference-0.1/200) > 1e-9 || c.Demand["db"].BoundRPS <= web.BoundRPS {
+		t.Errorf("demand %+v", c.Demand)
+	}
+	if !c.Isolated() {
+		t.Error("the hosts are isolated")
 	}
 
 	for _, method := range []string{results.MethodReplay, results.MethodFixed} {
 		c = searchedCell()
 		c.CapacityMethod, c.Steps, c.CapacityLow = method, c.Steps[1:2], 0
 		conclude(&c)
-		if !c.Valid || c.LimitedBy != "unknown" || c.Limit.Figure != "no limit was looked for" {
+		if !c.Valid || c.LimitedBy != "unknown" || c.Limit.Figure != "no limit was looked for" || c.Demand != nil {
 			t.Errorf("%s: valid %v, limit %+v, want no limit, although the objective was met", method, c.Valid, c.Limit)
 		}
 	}
@@ -171,85 +149,111 @@ func TestConclude(t *testing.T) {
 // A cell takes over the warnings of the steps that its figures depend on.
 func TestConcludeWithWarnings(t *testing.T) {
 	const late = "the client was late"
-	c := searchedCell()
-	c.Steps[3].Valid, c.Steps[3].Warnings = false, []string{late}
-	conclude(&c)
-	if c.Valid || len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "confirm step at 200/s: "+late) {
-		t.Errorf("valid %v, warnings %q: want the warning of the step that gives the capacity", c.Valid, c.Warnings)
+	for name, test := range map[string]struct {
+		change  func(c *results.Cell)
+		valid   bool
+		limit   string
+		warning string // "" = none
+	}{
+		"nothing": {func(*results.Cell) {}, true, "web", ""},
+		"the client had no CPU left": {func(c *results.Cell) {
+			s := &c.Steps[2]
+			s.Valid, s.Client.CPUShare, s.Invalid = false, 0.95, []string{"the client used 95% of its CPU"}
+		}, false, "client", "1 of 3 steps"},
+		"the client decided a step": {func(c *results.Cell) {
+			c.Steps[2].Valid, c.Steps[2].ByClient, c.Steps[2].Invalid = false, true, []string{late}
+		}, false, "client", "capacity step at 400/s: " + late},
+		"but it was repeated": {func(c *results.Cell) {
+			c.Steps[2].Valid, c.Steps[2].ByClient, c.Steps[2].Invalid = false, true, []string{late}
+			c.Steps[2].Repeated = true
+		}, true, "web", ""},
+		"late, but not decisive": {func(c *results.Cell) {
+			c.Steps[2].Valid, c.Steps[2].Excused, c.Steps[2].Invalid = false, true, []string{late}
+		}, true, "web", ""},
+		"the reference is late": {func(c *results.Cell) {
+			c.Steps[1].Valid, c.Steps[1].Excused, c.Steps[1].Warnings = false, true, []string{late}
+		}, false, "web", "reference step at 100/s: " + late},
+		"a node died near the capacity": {func(c *results.Cell) {
+			c.Steps[3].Warnings = []string{"web-1 died"}
+		}, true, "web", "steps near the capacity: web-1 died"},
+		"requests in flight far from it": {func(c *results.Cell) {
+			c.Steps[2].Warnings = []string{"5 requests were still in flight"}
+		}, true, "web", ""},
+	} {
+		c := searchedCell()
+		test.change(&c)
+		conclude(&c)
+		if c.Valid != test.valid || c.LimitedBy != test.limit {
+			t.Errorf("%s: valid %v, limited by %s, want %v, %s", name, c.Valid, c.LimitedBy, test.valid, test.limit)
+		}
+		text := strings.Join(c.Warnings, "\n")
+		if !strings.Contains(text, test.warning) || (text == "") != (test.warning == "") {
+			t.Errorf("%s: warnings %q, want %q", name, c.Warnings, test.warning)
+		}
 	}
+}
 
-	c = searchedCell()
-	c.Steps[2].Valid, c.Steps[2].Client.CPUShare = false, 0.95
-	c.Steps[2].Warnings = []string{"the client used 95% of the CPU that it had"}
-	conclude(&c)
-	if c.Valid || c.LimitedBy != "client" {
-		t.Errorf("valid %v, limited by %s: want the client, which had no CPU left in the failing step",
-			c.Valid, c.LimitedBy)
+// Ops count after the cut, by their intended time; successes by their end.
+func TestWindow(t *testing.T) {
+	w := window{terms: results.DefaultSLO().Terms(), end: 2500e6}
+	for i := range 250 { // one op every 10 ms
+		at := int64(i) * 10e6
+		o := results.Outcome{Class: "feed", Intended: at, Done: at + 1e6}
+		switch {
+		case i%100 == 60: // at 0.6 s and 1.6 s
+			o.Done = at + 150e6
+		case i%100 == 70:
+			o.Fate = results.HTTPError
+		case i%100 == 80:
+			o.Class, o.Done = "upload", at+150e6
+		}
+		w.record(o)
 	}
-
-	c = searchedCell()
-	c.Steps[2].Valid, c.Steps[2].Excused = false, true
-	c.Steps[2].Invalid, c.Steps[2].Warnings = []string{late}, []string{"web-1 died", late}
-	conclude(&c)
-	if !c.Valid || len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "web-1 died") {
-		t.Errorf("valid %v, warnings %q: want no word of lateness that did not decide the verdict", c.Valid, c.Warnings)
+	// In each second: 99 ops with the shared bound, of which two missed it; one upload; 100 ops, of which one failed.
+	second := capacity.Batch{{Ops: 99, Missed: 2}, {Ops: 1}, {Ops: 100, Missed: 1}}
+	if diff := cmp.Diff([]capacity.Batch{second, second}, w.seconds); diff != "" {
+		t.Error("(-want +got)\n" + diff)
 	}
-
-	// A failing step that the client decided.
-	c = searchedCell()
-	c.Steps[2].Valid, c.Steps[2].ByClient, c.Steps[2].Warnings = false, true, []string{late}
-	conclude(&c)
-	if c.Valid || c.LimitedBy != "client" || len(c.Warnings) != 1 {
-		t.Errorf("valid %v, limited by %s, warnings %q: want the client", c.Valid, c.LimitedBy, c.Warnings)
+	if got := w.goodput(); got != 99 {
+		t.Errorf("goodput %v/s, want 99", got)
 	}
+}
 
-	// The same, beside a failing step at the same rate that is only late.
-	c = searchedCell()
-	lateOnly, decided := c.Steps[2], c.Steps[2]
-	lateOnly.Valid, lateOnly.Excused = false, true
-	decided.Valid, decided.ByClient = false, true
-	c.Steps = append(c.Steps, lateOnly, decided)
-	conclude(&c)
-	if c.Valid || c.LimitedBy != "client" {
-		t.Errorf("valid %v, limited by %s: want the client", c.Valid, c.LimitedBy)
+// What a run took is the forecast of the next one.
+func TestForecast(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	spec := func(stage sut.Stage) Spec {
+		return Spec{Topology: sut.Topology{Stage: stage}, Load: load.Load{Workload: likes{}}}
 	}
-
-	// The upper end of another repeat.
-	c = searchedCell()
-	decided.OfferedRPS = 500
-	c.Steps, c.RepeatsHigh = append(c.Steps, decided), []float64{400, 500}
-	conclude(&c)
-	if c.Valid || c.LimitedBy != "client" {
-		t.Errorf("valid %v, limited by %s: want the client, which decided the other repeat", c.Valid, c.LimitedBy)
+	f := NewForecast(Default(), false)
+	planned := f.Visit(spec("single"), nil, 0)
+	f.Learn(spec("single"), 0, 50*time.Second)
+	f.Learn(spec("single"), 1, 20*time.Second)
+	if err := f.Save(); err != nil {
+		t.Fatal(err)
 	}
-
-	// A repetition of the step that the client decided is valid.
-	c = searchedCell()
-	c.Steps[2].Valid, c.Steps[2].ByClient, c.Steps[2].Warnings = false, true, []string{late}
-	c.Steps[2].Repeated, c.Warnings = true, nil
-	c.Steps = append(c.Steps, c.Steps[2])
-	c.Steps[4].Valid, c.Steps[4].ByClient, c.Steps[4].Repeated, c.Steps[4].Warnings = true, false, false, nil
-	conclude(&c)
-	if !c.Valid || c.LimitedBy != "web" || len(c.Warnings) != 0 {
-		t.Errorf("valid %v, limited by %s, warnings %q: want the repetition to count", c.Valid, c.LimitedBy, c.Warnings)
+	f = NewForecast(Default(), false)
+	first, third := f.Visit(spec("single"), nil, 0), f.Visit(spec("single"), nil, 2)
+	if first != 50*time.Second || third != 20*time.Second || planned == first {
+		t.Errorf("visits of %v and %v, want those of the last run, 50 s and 20 s; planned: %v", first, third, planned)
 	}
-
-	// The reference steps of all repeats count, not only the last one.
-	c = searchedCell()
-	c.Steps[1].Valid, c.Steps[1].Excused, c.Steps[1].Warnings = false, true, []string{late}
-	c.Steps = append(c.Steps, c.Steps[1])
-	c.Steps[4].Valid, c.Steps[4].Warnings = true, nil
-	c.Reference = new(c.Steps[4])
-	conclude(&c)
-	if c.Valid || len(c.Warnings) != 1 || c.Warnings[0] != "reference step at 100/s in repeat 1: "+late {
-		t.Errorf("valid %v, warnings %q: want the warning of the first repeat", c.Valid, c.Warnings)
+	if other := f.Visit(spec("lb"), nil, 0); other != planned {
+		t.Errorf("another cell: %v, want %v as planned", other, planned)
 	}
-
-	// The reference step is also the best step: its warning appears once.
-	c = searchedCell()
-	c.CapacityLow, c.Steps[1].Warnings = 100, []string{"5 requests were still in flight"}
-	conclude(&c)
-	if len(c.Warnings) != 1 {
-		t.Errorf("warnings %q, want one", c.Warnings)
+	if full := NewForecast(Full(), false).Visit(spec("single"), nil, 0); full == first {
+		t.Error("another plan has the durations of this one")
+	}
+	if fixed := f.Visit(spec("single"), &Fixed{Duration: time.Minute}, 0); fixed < time.Minute || fixed > 70*time.Second {
+		t.Errorf("a minute at a fixed rate takes %v", fixed)
+	}
+	path, err := secondsFile()
+	if err == nil {
+		err = os.WriteFile(path, []byte("[half a"), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := NewForecast(Default(), false).Visit(spec("single"), nil, 0); got != planned {
+		t.Errorf("with a broken file: %v, want %v as planned", got, planned)
 	}
 }

@@ -112,8 +112,9 @@ func (l likes) Op(n uint64) workloads.Op {
 // silent is a Progress that ignores everything.
 type silent struct{}
 
-func (silent) Step(string, float64)          {}
-func (silent) Sample(_, _ *int64, _ float64) {}
+func (silent) Visit(string, int, int, time.Duration) {}
+func (silent) Step(string, float64)                  {}
+func (silent) Sample(_, _ *int64, _ float64)         {}
 
 func newClients(t *testing.T, u string) *driver.Clients {
 	t.Helper()

@@ -16,7 +16,7 @@ import (
 	"github.com/stagebench/stagebench/workloads/driver"
 )
 
-// Fixed configures a measurement at one rate, without a capacity search.
+// Fixed configures a measurement at one rate, without a capacity.
 type Fixed struct {
 	RPS      float64
 	Duration time.Duration
@@ -24,18 +24,17 @@ type Fixed struct {
 }
 
 // fixedRate warms up and measures one rate while faults are injected.
-func (r *repeat) fixedRate(ctx context.Context, system *local.System) error {
-	if err := r.warmUp(ctx, r.Fixed.RPS); err != nil {
+func (r *cellRun) fixedRate(ctx context.Context) error {
+	if err := r.warmUp(ctx, r.Fixed.RPS, true); err != nil {
 		return err
 	}
 	if len(r.Fixed.Faults) > 0 {
+		system := r.system
 		r.stepper.Faults = func(ctx context.Context, start time.Time) []targets.Event {
 			return faults.Run(ctx, r.Fixed.Faults, start, system)
 		}
 	}
-	step, err := r.step(ctx, "fixed", r.Fixed.RPS, r.Fixed.Duration)
-	r.setReference(&step)
-	return err
+	return r.referenceSlice(ctx, "fixed", r.Fixed.RPS, r.Fixed.Duration)
 }
 
 // Settings for reading records back. The configured replica lag and, with a cache, its
@@ -48,8 +47,8 @@ const (
 // checkWrites reads back every written record through the target and adds the counts of
 // acknowledged and lost writes to the cell. It runs only if writes can be lost: with
 // replicas or shards, with write-back, or after faults.
-func (r *repeat) checkWrites(ctx context.Context, system *local.System) error {
-	c := r.cell
+func (r *cellRun) checkWrites(ctx context.Context) error {
+	c, system := &r.cell, r.system
 	databases := 0
 	t := system.Topology()
 	cache := ladder.CacheOf(t.Knobs)

@@ -14,14 +14,17 @@ import (
 type Plan struct {
 	Mode string // "quick", "default", "full"
 
+	Visits  int  // of each cell
+	Freeze  bool // systems stay up between the visits, frozen; otherwise they are restarted
+	Repeats int  // measurements of a fixed rate or a trace, with restarted processes
+
 	ReferenceRPS float64       // the reference rate, equal in all cells
-	Reference    time.Duration // of the reference step: ten samples beyond the 99th percentile
-	Step         Length        // of a search step
-	Confirm      Length        // of a confirmation step
+	Reference    time.Duration // of each visit; all visits give ten samples beyond the 99th percentile
+	Peak         time.Duration // of each visit, after the cut
+	Step         Length        // of a step near the capacity, after the cut
 	WarmupSlice  time.Duration // of one warm-up step
-	WarmupSlices int           // maximum number of warm-up steps
+	WarmupSlices int           // maximum number of warm-up steps after a start
 	Search       capacity.Config
-	Repeats      int // measurements of each cell, with restarted processes
 }
 
 // Length is the duration of a step: the time for the given number of ops, within Min and
@@ -36,66 +39,34 @@ func (l Length) At(rate float64) time.Duration {
 	return min(max(time.Duration(float64(l.Ops)/rate*float64(time.Second)), l.Min), l.Max)
 }
 
-// Quick is the plan for a rough measurement of the ladder, with short steps.
+// Quick is the plan for a rough measurement of the ladder: one visit with short steps.
 func Quick() Plan {
 	p := Default()
 	p.Mode = "quick"
-	p.Reference = 2500 * time.Millisecond
-	p.Step = Length{Ops: 200, Min: 800 * time.Millisecond, Max: 1500 * time.Millisecond}
-	p.Confirm = Length{Ops: 300, Min: time.Second, Max: 1500 * time.Millisecond}
+	p.Visits, p.Search.First = 1, 5
+	p.Reference, p.Peak = 2500*time.Millisecond, time.Second
+	p.Step = Length{Ops: 300, Min: time.Second, Max: 2 * time.Second}
 	p.WarmupSlice, p.WarmupSlices = 500*time.Millisecond, 2
-	p.Search.Precision, p.Search.Steps, p.Search.Confirms = 0.25, 5, 3
 	return p
 }
 
-// Default is the plan of `make run`: it narrows the capacity of each of six cells to 10 %
-// within four minutes.
+// Default is the plan of `make run`.
 func Default() Plan {
 	return Plan{
-		Mode:         "default",
-		ReferenceRPS: 100, Reference: 11 * time.Second,
-		Step:        Length{Ops: 600, Min: 1500 * time.Millisecond, Max: 3 * time.Second},
-		Confirm:     Length{Ops: 1200, Min: 2500 * time.Millisecond, Max: 5 * time.Second},
+		Mode: "default", Visits: 4, Repeats: 1, Freeze: true,
+		ReferenceRPS: 100, Reference: 2750 * time.Millisecond, Peak: 2 * time.Second,
+		Step:        Length{Ops: 600, Min: 2 * time.Second, Max: 4 * time.Second},
 		WarmupSlice: time.Second, WarmupSlices: 3,
-		Search:  capacity.Config{Start: 200, Factor: 2, Precision: 0.10, Min: 5, Max: 50_000, Steps: 7, Confirms: 4},
-		Repeats: 1,
+		Search: capacity.Config{Start: 200, Min: 5, Max: 50_000, First: 6, Steps: 3},
 	}
 }
 
-// Full is the plan with the highest precision. It repeats every cell with restarted
-// processes and so gives the spread of the capacity.
+// Full is the plan with the highest precision: five times as many visits as the default one.
 func Full() Plan {
 	p := Default()
-	p.Mode = "full"
-	p.Reference = 30 * time.Second
-	p.Step = Length{Ops: 3000, Min: 5 * time.Second, Max: 15 * time.Second}
-	p.Confirm = Length{Ops: 6000, Min: 10 * time.Second, Max: 30 * time.Second}
+	p.Mode, p.Visits, p.Repeats = "full", 20, 5
 	p.WarmupSlices = 10
-	p.Search.Precision, p.Search.Steps, p.Search.Confirms = 0.05, 12, 5
-	p.Repeats = 5
 	return p
-}
-
-// Typical values of a default run, used by Estimate.
-const (
-	bringUp      = 2 * time.Second // start, logins and stop with embedded engines
-	bringUpDB    = 4 * time.Second // the same with native engines
-	typicalSteps = 4               // duration of a search in full steps; a failing step is shorter but repeated once
-)
-
-// Estimate returns the expected time to measure the given number of cells. Trace is the
-// length of the replayed trace; 0 = no trace.
-func (p Plan) Estimate(cells int, native bool, trace time.Duration) time.Duration {
-	one := bringUp
-	if native {
-		one = bringUpDB
-	}
-	if trace > 0 {
-		return time.Duration(cells*p.Repeats) * (one + trace)
-	}
-	one += p.WarmupSlice*time.Duration((p.WarmupSlices+1)/2) + p.Reference
-	one += time.Duration(typicalSteps*float64(p.Step.Min+p.Step.Max)/2) + p.Confirm.Max
-	return time.Duration(cells*p.Repeats) * one
 }
 
 // Cores returns the number of cores that this process may use by CPU affinity and quota.

@@ -2,8 +2,9 @@
 // configuration of the system under test with one workload.
 //
 // It starts a topology (targets/local), sends a workload to it (workloads/driver), records
-// the outcomes (results/hdr, results/rundir), searches for the capacity (results/capacity)
+// the outcomes (results/hdr, results/rundir), estimates the capacity (results/capacity)
 // and judges the steps (results). It prints nothing and reports its progress to a Progress.
+// Bench goes through the visits of all cells, and cellRun is one cell over its visits.
 //
 // Rates are requests per second. A Stepper or a Bench belongs to one goroutine.
 package cell
@@ -35,6 +36,8 @@ const opsHashed = 1000
 
 // Progress receives the progress of a measurement.
 type Progress interface {
+	// Visit reports the begin of a visit: its index of all visits, and the expected time until the end of the last one.
+	Visit(name string, index, of int, left time.Duration)
 	// Step reports the begin of a step at an offered rate.
 	Step(purpose string, rate float64)
 	// Sample reports the response time percentiles of the last second, in nanoseconds.
@@ -77,15 +80,15 @@ type Stepper struct {
 	// Log is the histogram log; nil = no log.
 	Log *hdr.Log
 
-	timeline   *timeline // nil = no timeline
-	nextOp     uint64    // index of the next op in the workload
-	unanswered int64     // requests of the last step without an answer
-	start      time.Time // time 0 of the first step
-	logError   error     // first error of log or timeline
+	timeline   *timeline     // nil = no timeline
+	last       distributions // of the last step
+	nextOp     uint64        // index of the next op in the workload
+	unanswered int64         // requests of the last step without an answer
+	start      time.Time     // time 0 of the first step
+	logError   error         // first error of log or timeline
 }
 
-// Step offers the schedule for a duration and returns the result. A search or confirmation
-// step ends early when it can no longer meet the objective.
+// Step offers the schedule for a duration and returns the result.
 func (s *Stepper) Step(
 	ctx context.Context, purpose string, rate float64, schedule pace.Schedule, duration time.Duration,
 ) (results.Step, error) {
@@ -96,10 +99,6 @@ func (s *Stepper) Step(
 	before := s.before(ctx)
 	o := &observer{
 		stepper: s, recorder: hdr.New(time.Now(), s.SLO.BoundOf, s.writeInterval), next: interval,
-		onHopeless: func() {}, tally: results.Tally{SLO: s.SLO, Scheduled: int64(scheduled)},
-	}
-	if purpose == "search" || purpose == "confirm" {
-		o.onHopeless = cancel
 	}
 	stopFaults := s.startFaults(stepContext)
 	lower, realTime := s.raisePriority(before.usage)
@@ -117,16 +116,17 @@ func (s *Stepper) Step(
 	}
 	step := o.recorder.Finish(report.Scheduled)
 	step.Purpose, step.OfferedRPS, step.Schedule, step.CatchUp = purpose, rate, schedule.String(), driver.CatchUp
-	step.CutShort = report.Window < duration && ctx.Err() == nil
 	step.OpsHash = workloads.Hash(s.Workload, s.nextOp, min(scheduled, opsHashed))
 	s.nextOp += scheduled
 	s.fill(&step, report, before, after, injected)
 	step.Client.RealTime = realTime
-	step.Stale = s.stale(report)
-	results.Judge(&step, s.SLO, results.Evidence{
+	s.last = distributions{recorder: o.recorder, ages: hdr.NewHistogram(), hits: hdr.NewHistogram()}
+	step.Stale = s.stale(report, s.last)
+	s.last.evidence = results.Evidence{
 		InFlightNS: report.InFlightNS, ServiceNS: o.recorder.ServiceNS(), Recorded: step.ResponseNS.Count,
-		FDHeadroom: fileHeadroom(), EarlierUnanswered: s.unanswered, Planned: int64(scheduled), Stalls: report.Stalls,
-	})
+		FDHeadroom: fileHeadroom(), EarlierUnanswered: s.unanswered, Stalls: report.Stalls,
+	}
+	results.Judge(&step, s.SLO, s.last.evidence)
 	s.unanswered = step.Ledger.Unanswered()
 	if err := s.timeline.write(o.recorder.Timeline(), step); s.logError == nil {
 		s.logError = err
@@ -164,25 +164,24 @@ func (s *Stepper) startFaults(ctx context.Context) (stop func() []targets.Event)
 	}
 }
 
-// stale returns the stale reads of the step; nil if it read no records.
-func (s *Stepper) stale(report driver.Report) *results.Stale {
+// stale returns the stale reads of the step and adds their ages to d; nil if it read no records.
+func (s *Stepper) stale(report driver.Report, d distributions) *results.Stale {
 	if s.History == nil {
 		return nil
 	}
 	if s.start.IsZero() {
 		s.start = report.Start
 	}
-	ages, hits := hdr.NewHistogram(), hdr.NewHistogram()
 	stale := s.History.EndStep(int64(report.Start.Sub(s.start)), func(read history.StaleRead) {
-		ages.Record(read.AgeNS)
+		d.ages.Record(read.AgeNS)
 		if read.Cached {
-			hits.Record(read.AgeNS)
+			d.hits.Record(read.AgeNS)
 		}
 	})
 	if stale.Reads == 0 {
 		return nil
 	}
-	stale.AgeNS, stale.HitAgeNS = ages.Latency(0), hits.Latency(0)
+	stale.AgeNS, stale.HitAgeNS = d.ages.Latency(0), d.hits.Latency(0)
 	return &stale
 }
 
@@ -273,12 +272,10 @@ func (t *timeline) write(seconds []hdr.Second, step results.Step) error {
 
 // observer processes the outcomes of one step as they arrive.
 type observer struct {
-	stepper    *Stepper
-	recorder   *hdr.Recorder
-	next       int64 // end of the current interval, ns since the begin of the step
-	completed  int64 // ops completed in the current interval
-	tally      results.Tally
-	onHopeless func() // called when the objective can no longer be met
+	stepper   *Stepper
+	recorder  *hdr.Recorder
+	next      int64 // end of the current interval, ns since the begin of the step
+	completed int64 // ops completed in the current interval
 }
 
 func (v *observer) outcome(o results.Outcome) {
@@ -297,8 +294,5 @@ func (v *observer) outcome(o results.Outcome) {
 	}
 	if o.Fate == results.OK || o.Fate == results.HTTPError {
 		v.completed++
-	}
-	if v.tally.Count(o) {
-		v.onHopeless()
 	}
 }

@@ -1,0 +1,139 @@
+package cell
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/capacity"
+)
+
+// concluded returns the cells that were visited so far, with their figures.
+func concluded(runs []*cellRun) []results.Cell {
+	var cells []results.Cell
+	var estimates []capacity.Estimate
+	for _, r := range runs {
+		if r.failed == nil && len(r.cell.Steps) == 0 {
+			continue // not visited yet
+		}
+		c, estimate := r.concluded()
+		cells, estimates = append(cells, c), append(estimates, estimate)
+	}
+	for i := range cells {
+		p := results.PreviousStage(cells, i)
+		if p < 0 || len(estimates[i].ByVisit) == 0 || len(estimates[p].ByVisit) == 0 {
+			continue
+		}
+		ratio := capacity.Ratio(estimates[i], estimates[p])
+		cells[i].Gain = &results.Gain{Over: cells[p].Stage, Ratio: ratio.Value, Low: ratio.Low, High: ratio.High}
+	}
+	return cells
+}
+
+// concluded returns the cell with its figures so far.
+func (r *cellRun) concluded() (results.Cell, capacity.Estimate) {
+	c := r.cell
+	c.Warnings, c.Steps = slices.Clone(c.Warnings), slices.Clone(c.Steps)
+	if r.failed != nil {
+		c.Error = r.failed.Error()
+	}
+	var estimate capacity.Estimate
+	if r.searches(r.Spec) {
+		var found bool
+		if estimate, found = r.estimator.Estimate(); found {
+			c.CapacityRPS = estimate.Value
+		} else {
+			c.CapacityRPS = estimate.Low
+		}
+		c.CapacityLow, c.CapacityHigh, c.Repeats = estimate.Low, estimate.High, estimate.ByVisit
+		c.CapacityMethod = method(len(c.Repeats), found)
+		if len(c.Peaks) > 0 {
+			peak := capacity.Pool(c.Peaks)
+			c.PeakRPS, c.PeakLow, c.PeakHigh = peak.Value, peak.Low, peak.High
+		}
+	}
+	c.Reference = r.reference.step(r.SLO)
+	conclude(&c)
+	return c, estimate
+}
+
+// method describes how the capacity was found.
+func method(visits int, found bool) string {
+	switch {
+	case !found:
+		return "outside the offered rates"
+	case visits == 1:
+		return "1 visit, 90 % interval"
+	}
+	return fmt.Sprintf("pooled, %d visits, 90 %% interval", visits)
+}
+
+// conclude sets limit and validity of a cell from its steps and its reference step.
+func conclude(c *results.Cell) {
+	if c.Reference != nil {
+		for i := range c.Hosts {
+			c.Hosts[i].Isolated = i < len(c.Reference.Hosts) && c.Reference.Hosts[i].Isolated
+		}
+	}
+	best := results.Best(c.Steps, c.CapacityRPS)
+	switch {
+	case !c.Searched():
+		c.Limit = results.Limit{By: "unknown", Figure: "no limit was looked for"}
+	case best == nil:
+		c.Limit = results.Limit{By: "unknown", Figure: "no step met the objective"}
+	default:
+		c.Limit = results.FindLimit(*best)
+	}
+	if c.Searched() {
+		c.Demand = results.Demands(best, c.Reference)
+	}
+	judgeSteps(c, best)
+	c.LimitedBy = c.Limit.By
+}
+
+// judgeSteps makes the cell invalid if a figure of it depends on a step that cannot be trusted, and copies the
+// warnings of the steps that its figures depend on: the reference step, the steps near the capacity (best; nil =
+// none), and all steps at the peak or around the capacity that are not trusted. If the client decided one of these, the
+// limit of the cell is the client.
+func judgeSteps(c *results.Cell, best *results.Step) {
+	c.Valid = c.Error == ""
+	if s := c.Reference; s != nil {
+		c.Valid = c.Valid && s.Valid
+		for _, w := range s.Warnings {
+			c.Warnf("%s step at %.0f/s: %s", s.Purpose, s.OfferedRPS, w)
+		}
+	}
+	if best != nil {
+		for _, w := range best.Warnings {
+			c.Warnf("steps near the capacity: %s", w)
+		}
+	}
+	var doubtful []*results.Step
+	for i := range c.Steps {
+		s := &c.Steps[i]
+		if s.Trusted() || s.Repeated || s.Purpose != "peak" && s.Purpose != "capacity" {
+			continue
+		}
+		doubtful = append(doubtful, s)
+		if limit := results.FindLimit(*s); limit.By == "client" {
+			c.Limit = limit
+		}
+	}
+	if len(doubtful) == 0 {
+		return
+	}
+	c.Valid = false
+	first := doubtful[0]
+	c.Warnf("%d of %d steps at the peak and around the capacity cannot be trusted; the first one, a %s step at %.0f/s: %s",
+		len(doubtful), counted(c.Steps), first.Purpose, first.OfferedRPS, first.Invalid[0])
+}
+
+// counted returns the number of steps that give capacity and peak.
+func counted(steps []results.Step) (n int) {
+	for _, s := range steps {
+		if !s.Repeated && (s.Purpose == "peak" || s.Purpose == "capacity") {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,386 @@
+package cell
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/stagebench/stagebench/cmd/internal/load"
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/capacity"
+	"github.com/stagebench/stagebench/results/hdr"
+	"github.com/stagebench/stagebench/results/history"
+	"github.com/stagebench/stagebench/results/rundir"
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
+	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/targets/local"
+	"github.com/stagebench/stagebench/workloads/driver"
+	"github.com/stagebench/stagebench/workloads/pace"
+)
+
+// cellRun is the measurement of one cell, over all its visits.
+type cellRun struct {
+	*Bench
+	Spec
+	cell      results.Cell
+	failed    error // why the cell cannot be measured
+	logs      string
+	files     files
+	estimator *capacity.Estimator
+	reference pool
+	seed      uint64 // of the arrivals of the last step
+	repeated  int    // steps of this visit that were repeated
+
+	// The system runs, or is frozen if thaw is not nil, or does not exist.
+	system  *local.System
+	stepper *Stepper
+	thaw    func() error
+}
+
+// open prepares the measurement of a cell and starts nothing. An error is stored in the result.
+func (b *Bench) open(s Spec) *cellRun {
+	r := &cellRun{Bench: b, Spec: s, cell: b.describe(s.Topology, s.Load)}
+	config := b.Plan.Search
+	for _, term := range b.SLO.Terms() {
+		config.Allowed = append(config.Allowed, term.Allowed)
+	}
+	r.estimator = capacity.New(config)
+	dir, err := b.Run.Cell(r.cell.Stage + "/" + r.cell.Workload)
+	if err == nil {
+		r.logs = dir.LogsDir()
+		r.files, err = openFiles(dir, r.cell)
+	}
+	r.failed = err
+	return r
+}
+
+func (r *cellRun) name() string { return r.cell.Stage + " " + r.cell.Workload }
+
+// close stops the system, if a visit was interrupted or failed, and closes the files.
+func (r *cellRun) close(ctx context.Context) error { return errors.Join(r.stop(ctx), r.files.close()) }
+
+// describe returns the cell with all fields that are known before the measurement.
+func (b *Bench) describe(t sut.Topology, l load.Load) results.Cell {
+	c := results.Cell{
+		Stage: string(t.Stage), Workload: l.Workload.Name(), Driver: b.Driver.Name(), Knobs: t.Knobs,
+		Topology: t.Digest(), Engines: map[string]string{}, Versions: map[string]string{}, Units: t.Units(),
+		SLO: b.SLO.String(), Trace: l.Trace,
+	}
+	switch {
+	case l.Times != nil:
+		c.CapacityMethod = results.MethodReplay
+	case b.Fixed != nil:
+		c.CapacityMethod = results.MethodFixed
+	}
+	for role, engine := range ladder.Engines(t) {
+		c.Engines[string(role)] = string(engine)
+	}
+	for _, h := range t.Hosts {
+		c.Hosts = append(c.Hosts, results.CellHost{Host: h.Name, CPU: h.CPU})
+	}
+	return c
+}
+
+// files are the files that are written while a cell is measured.
+type files struct {
+	latency  io.WriteCloser
+	log      *hdr.Log
+	timeline *timeline
+}
+
+func openFiles(dir *rundir.CellDir, c results.Cell) (files, error) {
+	var f files
+	var err error
+	if f.latency, err = dir.CreateLatency(); err != nil {
+		return f, err
+	}
+	title := "stagebench " + c.Stage + " " + c.Workload + ", nanoseconds"
+	if f.log, err = hdr.NewLog(f.latency, title, time.Now()); err != nil {
+		return f, errors.Join(err, f.latency.Close())
+	}
+	rows, err := dir.CreateTimeline()
+	if err != nil {
+		return f, errors.Join(err, f.latency.Close())
+	}
+	f.timeline = &timeline{rows: rows}
+	return f, nil
+}
+
+func (f files) close() error {
+	if f.timeline == nil {
+		return nil // they could not be opened
+	}
+	return errors.Join(f.latency.Close(), f.timeline.rows.Close())
+}
+
+// visit measures the cell once. The system is started or continued, and then frozen, or stopped after the last visit.
+func (r *cellRun) visit(ctx context.Context, n int, last bool) (err error) {
+	started := r.system == nil
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.stop(context.WithoutCancel(ctx)))
+		}
+	}()
+	if err := r.resume(ctx); err != nil {
+		return err
+	}
+	r.begin(n)
+	switch {
+	case r.Load.Times != nil:
+		err = r.replay(ctx)
+	case r.Fixed != nil:
+		err = r.fixedRate(ctx)
+	default:
+		err = r.measure(ctx, started, last)
+	}
+	if err != nil {
+		return err
+	}
+	if !last && r.Plan.Freeze && r.searches(r.Spec) {
+		if r.thaw, err = r.system.Freeze(ctx); err == nil {
+			return nil
+		}
+		r.cell.Warnf("the system was restarted between two visits: %v", err)
+	}
+	return errors.Join(r.checkWrites(ctx), r.stop(context.WithoutCancel(ctx)))
+}
+
+// resume continues a frozen system, or starts a new one.
+func (r *cellRun) resume(ctx context.Context) error {
+	if r.thaw != nil {
+		thaw := r.thaw
+		r.thaw = nil
+		return thaw()
+	}
+	var err error
+	if r.system, err = r.Up(ctx, r.Topology, r.logs); err != nil {
+		return err
+	}
+	r.cell.BringUpNS = int64(r.system.BringUp())
+	for _, n := range r.system.Status() {
+		if _, chosen := r.cell.Engines[string(n.Role)]; chosen {
+			r.cell.Versions[string(n.Role)] = n.Version
+		}
+	}
+	if r.stepper, err = r.newStepper(); err != nil {
+		return err
+	}
+	if err := r.stepper.Clients.LogIn(ctx, r.Load.Workload, opTimeout); err != nil {
+		return fmt.Errorf("before the measurement: %w", err)
+	}
+	return nil
+}
+
+// stop stops the system, if there is one.
+func (r *cellRun) stop(ctx context.Context) error {
+	var errs []error
+	if r.thaw != nil {
+		errs = append(errs, r.thaw())
+	}
+	if r.stepper != nil {
+		r.stepper.Clients.Close()
+	}
+	if r.system != nil {
+		errs = append(errs, r.system.Down(ctx))
+	}
+	r.thaw, r.stepper, r.system = nil, nil, nil
+	return errors.Join(errs...)
+}
+
+func (r *cellRun) newStepper() (*Stepper, error) {
+	endpoint, addresses, err := Endpoint(r.system.Endpoints())
+	if err != nil {
+		return nil, err
+	}
+	clients, err := driver.NewClients(driver.ClientConfig{
+		Endpoint: endpoint, Addresses: addresses, Connections: r.Connections, Sources: Sources(endpoint, r.Seed),
+		ConnectionLife: r.ConnectionLife, DialTimeout: dialTimeout,
+	})
+	if err != nil {
+		return nil, err
+	}
+	usage, err := r.system.Usage()
+	if err != nil {
+		return nil, err
+	}
+	system := r.system
+	return &Stepper{
+		Driver: r.Driver, Clients: clients, Workload: r.Load.Workload, SLO: r.SLO, Timeout: opTimeout,
+		Drain: drainAtStop, Progress: r.Progress, History: history.New(), Target: system,
+		ClientCores: ClientCores(usage), Figures: ladder.Figures(), Log: r.files.log, timeline: r.files.timeline,
+		Nodes: func(context.Context) ([]targets.NodeStatus, error) { return system.Status(), nil },
+	}, nil
+}
+
+// Arrivals and ops of a visit. A visit never has as many steps or ops as these distances.
+const (
+	visitSeeds    = 1_000_000 // distance between the seeds of two visits
+	referenceSeed = 1_000     // added to the seed for the steps after the warm-up
+	visitOps      = 1 << 32   // distance between the first ops of two visits
+	warmupOps     = 1 << 48   // index of the first op of the first warm-up
+)
+
+// begin sets the arrivals and the ops of the steps that follow. All cells of a run get the same ones in a visit, no
+// matter how many steps their visits before had. Two visits have none in common.
+func (r *cellRun) begin(visit int) {
+	r.seed, r.stepper.nextOp, r.repeated = r.Seed+uint64(visit)*visitSeeds, uint64(visit)*visitOps, 0
+}
+
+// measure warms up and measures the reference rate, the peak, and steps around the capacity. In the last visit, more
+// slices are measured at the reference rate if all of them together are not valid.
+func (r *cellRun) measure(ctx context.Context, started, last bool) error {
+	if err := r.warmUp(ctx, r.Plan.ReferenceRPS, started); err != nil {
+		return err
+	}
+	for more := true; more; {
+		if err := r.referenceSlice(ctx, "reference", r.Plan.ReferenceRPS, r.Plan.Reference); err != nil {
+			return err
+		}
+		more = last && len(r.reference.parts) < r.Plan.Visits+maxRepeated && !r.reference.step(r.SLO).Valid
+	}
+	peak, err := r.peak(ctx)
+	if err != nil {
+		return err
+	}
+	r.estimator.Begin(peak)
+	for {
+		rate, ok := r.estimator.Next()
+		if !ok {
+			return nil
+		}
+		s, err := r.trusted(ctx, "capacity", rate, cut+r.Plan.Step.At(rate))
+		if err != nil {
+			return err
+		}
+		r.estimator.Observe(rate, s.seconds)
+	}
+}
+
+// steady is the maximum relative difference between the medians of two consecutive slices at the end of the warm-up.
+const steady = 0.20
+
+// warmUp sends at a rate. After a start it does so until two consecutive slices have about the same median.
+func (r *cellRun) warmUp(ctx context.Context, rate float64, started bool) error {
+	seed, op := r.seed, r.stepper.nextOp
+	r.stepper.nextOp = warmupOps + op
+	// The warm-up varies in length. The arrivals and the ops after it do not depend on that.
+	defer func() { r.seed, r.stepper.nextOp = seed+referenceSeed, op }()
+	var last int64
+	for n := range r.Plan.WarmupSlices {
+		s, err := r.step(ctx, "warmup", rate, r.Plan.WarmupSlice)
+		if err != nil || !started {
+			return err
+		}
+		r.cell.WarmupCutNS = max(r.cell.WarmupCutNS, int64(r.Plan.WarmupSlice)*int64(n+1))
+		if p50 := s.result.ResponseNS.P50; p50 != nil {
+			if last > 0 && max(float64(*p50)/float64(last), float64(last)/float64(*p50)) <= 1+steady {
+				return nil
+			}
+			last = *p50
+		}
+	}
+	r.cell.Warnf("not steady after %v of warm-up: the median still moved by more than %.0f%%",
+		time.Duration(r.Plan.WarmupSlices)*r.Plan.WarmupSlice, steady*100)
+	return nil
+}
+
+// referenceSlice measures a slice at the rate that gives the latency of the cell. If its figures are not valid, it is
+// measured once more, with the same arrivals but new ops: with the same ones, it would find warm caches.
+func (r *cellRun) referenceSlice(ctx context.Context, purpose string, rate float64, d time.Duration) error {
+	seed := r.seed
+	s, err := r.step(ctx, purpose, rate, d)
+	if err == nil && !s.result.Valid && purpose == "reference" {
+		first := len(r.cell.Steps) - 1
+		r.seed = seed
+		s, err = r.step(ctx, purpose, rate, d)
+		r.cell.Steps[first].Repeated = len(r.cell.Steps) > first+1
+	}
+	if s.distributions.recorder != nil {
+		r.reference.add(s)
+	}
+	return err
+}
+
+// peak returns the rate of successes while more is offered than the system can do; 0 if nothing succeeds.
+func (r *cellRun) peak(ctx context.Context) (float64, error) {
+	offered := firstPeak
+	for _, known := range r.cell.Peaks {
+		offered = max(offered, overload*known)
+	}
+	for {
+		offered = min(offered, r.Plan.Search.Max)
+		s, err := r.trusted(ctx, "peak", offered, cut+r.Plan.Peak)
+		if err != nil {
+			return 0, err
+		}
+		goodput := s.result.GoodputRPS
+		if goodput*overload <= offered || offered >= r.Plan.Search.Max {
+			if goodput > 0 {
+				r.cell.Peaks = append(r.cell.Peaks, goodput)
+			}
+			return goodput, nil
+		}
+		r.cell.Steps[len(r.cell.Steps)-1].Repeated = true // it may not have been an overload
+		offered = 2 * overload * goodput
+	}
+}
+
+const (
+	firstPeak = 2000.0 // rate of the first step at the peak, requests/s
+	overload  = 1.5    // rate at the peak, as a multiple of the peak
+	// maxRepeated is the maximum number of steps in a visit that are measured again because something other than the
+	// target may have decided them.
+	maxRepeated = 2
+)
+
+// trusted measures a step, and measures it again if its result is not trusted.
+func (r *cellRun) trusted(ctx context.Context, purpose string, rate float64, d time.Duration) (sample, error) {
+	for {
+		s, err := r.step(ctx, purpose, rate, d)
+		if err != nil || s.result.Trusted() || r.repeated >= maxRepeated {
+			return s, err
+		}
+		r.repeated++
+		r.cell.Steps[len(r.cell.Steps)-1].Repeated = true
+	}
+}
+
+// step measures one step with new arrivals and adds it to the cell.
+func (r *cellRun) step(ctx context.Context, purpose string, rate float64, d time.Duration) (sample, error) {
+	r.seed++
+	schedule, err := pace.Poisson(rate, r.seed)
+	if err != nil {
+		return sample{}, err
+	}
+	return r.send(ctx, purpose, rate, schedule, d)
+}
+
+// send measures one step and adds it to the cell.
+func (r *cellRun) send(
+	ctx context.Context, purpose string, rate float64, schedule pace.Schedule, d time.Duration,
+) (sample, error) {
+	steady := window{terms: r.SLO.Terms(), end: int64(d)}
+	r.stepper.OnOutcome = steady.record
+	step, err := r.stepper.Step(ctx, purpose, rate, schedule, d)
+	if err != nil {
+		return sample{}, err
+	}
+	if purpose == "peak" || purpose == "capacity" {
+		step.GoodputRPS = steady.goodput()
+	}
+	r.cell.Steps = append(r.cell.Steps, step)
+	return sample{step, steady.seconds, r.stepper.last}, ctx.Err()
+}
+
+// replay sends a trace once, at its own times. There is no warm-up, because the first requests of the trace are part
+// of the measurement.
+func (r *cellRun) replay(ctx context.Context) error {
+	s, err := r.send(ctx, "replay", r.Load.Rate(), r.Load.Times, r.Load.Length)
+	if s.distributions.recorder != nil {
+		r.reference.add(s)
+	}
+	return err
+}

@@ -1,0 +1,195 @@
+package results
+
+import (
+	"maps"
+	"slices"
+)
+
+// Join returns one step for several slices of a measurement at one rate: their sums, and their events and outages one
+// after the other. The caller sets the distributions, which no sum can give, and judges the result. A count that is
+// unknown in one slice is unknown.
+func Join(parts []Step) Step {
+	s := parts[0]
+	s.Ops, s.Causes = maps.Clone(s.Ops), maps.Clone(s.Causes)
+	s.Events, s.Outages = slices.Clone(s.Events), slices.Clone(s.Outages)
+	s.Hosts, s.Nodes, s.CacheNodes = slices.Clone(s.Hosts), slices.Clone(s.Nodes), slices.Clone(s.CacheNodes)
+	s.Warnings = s.otherWarnings()
+	for _, part := range parts[1:] {
+		s.add(part)
+	}
+	s.SentRPS = float64(s.Ledger.Sent) / max(s.Seconds, 1e-9)
+	s.Invalid, s.OwnLatencyNS = nil, nil
+	return s
+}
+
+// otherWarnings returns the warnings that did not make the step invalid.
+func (s Step) otherWarnings() []string {
+	return slices.DeleteFunc(slices.Clone(s.Warnings), func(w string) bool { return slices.Contains(s.Invalid, w) })
+}
+
+func (s *Step) add(part Step) {
+	begin := int64(s.Seconds * 1e9)
+	s.CompletedRPS = mean(s.CompletedRPS, s.Seconds, part.CompletedRPS, part.Seconds)
+	s.addUsage(part)
+	s.Ledger = s.Ledger.plus(part.Ledger)
+	s.BytesIn += part.BytesIn
+	s.BytesOut += part.BytesOut
+	for name, op := range part.Ops {
+		s.Ops[name] = s.Ops[name].plus(op)
+	}
+	for cause, n := range part.Causes {
+		if s.Causes == nil {
+			s.Causes = map[string]int64{}
+		}
+		s.Causes[cause] += n
+	}
+	for _, e := range part.Events {
+		e.AtNS += begin
+		s.Events = append(s.Events, e)
+	}
+	for _, out := range part.Outages {
+		out.FromNS, out.ToNS = out.FromNS+begin, out.ToNS+begin
+		s.Outages = append(s.Outages, out)
+	}
+	s.Warnings = union(s.Warnings, part.otherWarnings())
+	s.Figures = addFigures(s.Figures, part.Figures)
+	s.addCacheNodes(part.CacheNodes)
+	switch { // without judged reads there are no stale ones
+	case s.Stale == nil:
+		s.Stale = part.Stale
+	case part.Stale != nil:
+		s.Stale = new(s.Stale.plus(*part.Stale))
+	}
+	s.Cache = known(s.Cache, part.Cache, func(a, b CacheReads) CacheReads {
+		return CacheReads{Hits: a.Hits + b.Hits, Misses: a.Misses + b.Misses}
+	})
+	s.Database = known(s.Database, part.Database, func(a, b DatabaseCalls) DatabaseCalls {
+		return DatabaseCalls{Reads: a.Reads + b.Reads, Writes: a.Writes + b.Writes}
+	})
+	s.ServerCount = known(s.ServerCount, part.ServerCount, plus)
+}
+
+// addUsage adds the seconds of a slice, and what client, hosts and nodes used in them.
+func (s *Step) addUsage(o Step) {
+	c := &s.Client
+	c.CPUShare = mean(c.CPUShare, s.Seconds, o.Client.CPUShare, o.Seconds)
+	c.OutsideShare = mean(c.OutsideShare, s.Seconds, o.Client.OutsideShare, o.Seconds)
+	c.CPUSeconds += o.Client.CPUSeconds
+	c.RealTime, c.OutsideKnown = c.RealTime && o.Client.RealTime, c.OutsideKnown && o.Client.OutsideKnown
+	c.StallMaxNS, c.StallSumNS = max(c.StallMaxNS, o.Client.StallMaxNS), c.StallSumNS+o.Client.StallSumNS
+	c.GCPauseMaxNS = max(c.GCPauseMaxNS, o.Client.GCPauseMaxNS)
+	c.GCPauseSumNS += o.Client.GCPauseSumNS
+	for _, h := range o.Hosts {
+		i := slices.IndexFunc(s.Hosts, func(a HostUsage) bool { return a.Host == h.Host })
+		if i < 0 {
+			s.Hosts = append(s.Hosts, h)
+			continue
+		}
+		a := &s.Hosts[i]
+		a.ThrottledShare = mean(a.ThrottledShare, s.Seconds, h.ThrottledShare, o.Seconds)
+		a.CPUShare = mean(a.CPUShare, s.Seconds, h.CPUShare, o.Seconds)
+		a.CPUSeconds += h.CPUSeconds
+		a.ThrottledSeconds += h.ThrottledSeconds
+		a.Isolated = a.Isolated && h.Isolated
+	}
+	for _, n := range o.Nodes {
+		i := slices.IndexFunc(s.Nodes, func(a NodeUsage) bool { return a.Node == n.Node })
+		if i < 0 {
+			s.Nodes = append(s.Nodes, n)
+			continue
+		}
+		s.Nodes[i].CPUSeconds += n.CPUSeconds
+		s.Nodes[i].RSSBytes = n.RSSBytes
+	}
+	s.Seconds += o.Seconds
+}
+
+// addCacheNodes adds counts, and replaces contents by those at the end of the slice.
+func (s *Step) addCacheNodes(nodes []CacheNode) {
+	for _, n := range nodes {
+		i := slices.IndexFunc(s.CacheNodes, func(a CacheNode) bool { return a.Node == n.Node })
+		if i < 0 {
+			s.CacheNodes = append(s.CacheNodes, n)
+			continue
+		}
+		a := s.CacheNodes[i]
+		n.Hits, n.Misses = n.Hits+a.Hits, n.Misses+a.Misses
+		n.Evictions, n.Expired = n.Evictions+a.Evictions, n.Expired+a.Expired
+		n.SinceStart = n.SinceStart || a.SinceStart
+		n.WriteBack = known(a.WriteBack, n.WriteBack, func(a, b WriteBack) WriteBack {
+			b.Flushed, b.Refused = b.Flushed+a.Flushed, b.Refused+a.Refused
+			return b
+		})
+		s.CacheNodes[i] = n
+	}
+}
+
+// addFigures returns the sums of counters, and the last values of gauges.
+func addFigures(sums, more []Figure) []Figure {
+	sums = slices.Clone(sums)
+	for _, f := range more {
+		i := slices.IndexFunc(sums, func(a Figure) bool { return a.Name == f.Name })
+		if i < 0 {
+			sums = append(sums, f)
+			continue
+		}
+		if f.Kind == "counter" {
+			f.Value = known(sums[i].Value, f.Value, plus)
+		}
+		f.Unknown = union(sums[i].Unknown, f.Unknown)
+		f.SinceStart = union(sums[i].SinceStart, f.SinceStart)
+		sums[i] = f
+	}
+	return sums
+}
+
+// union returns all different texts, in the order of their first appearance.
+func union(a, b []string) []string {
+	all := slices.Clone(a)
+	for _, text := range b {
+		if !slices.Contains(all, text) {
+			all = append(all, text)
+		}
+	}
+	return all
+}
+
+// known returns the sum of two values, nil if one of them is unknown.
+func known[T any](a, b *T, sum func(a, b T) T) *T {
+	if a == nil || b == nil {
+		return nil
+	}
+	return new(sum(*a, *b))
+}
+
+func plus(a, b int64) int64 { return a + b }
+
+// mean returns the mean of two values with weights.
+func mean(a, weightA, b, weightB float64) float64 {
+	return (a*weightA + b*weightB) / max(weightA+weightB, 1e-9)
+}
+
+func (l Ledger) plus(o Ledger) Ledger {
+	return Ledger{
+		Scheduled: l.Scheduled + o.Scheduled, Unsent: l.Unsent + o.Unsent, ConnectError: l.ConnectError + o.ConnectError,
+		Sent: l.Sent + o.Sent, OK: l.OK + o.OK, HTTPError: l.HTTPError + o.HTTPError,
+		TransportError: l.TransportError + o.TransportError, Timeout: l.Timeout + o.Timeout,
+		InFlight: l.InFlight + o.InFlight, SessionLost: l.SessionLost + o.SessionLost,
+		CheckFailed: l.CheckFailed + o.CheckFailed,
+	}
+}
+
+func (s OpStats) plus(o OpStats) OpStats {
+	return OpStats{
+		Count: s.Count + o.Count, Errors: s.Errors + o.Errors, SessionLost: s.SessionLost + o.SessionLost,
+		OverSLO: s.OverSLO + o.OverSLO, OverSLOByClient: s.OverSLOByClient + o.OverSLOByClient,
+		UnsentByClient: s.UnsentByClient + o.UnsentByClient,
+	}
+}
+
+func (s Stale) plus(o Stale) Stale {
+	return Stale{
+		Reads: s.Reads + o.Reads, Stale: s.Stale + o.Stale, RYWViolations: s.RYWViolations + o.RYWViolations,
+		Hits: s.Hits + o.Hits, StaleHits: s.StaleHits + o.StaleHits,
+	}
+}
