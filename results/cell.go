@@ -3,6 +3,7 @@ package results
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -193,9 +194,9 @@ func (s Step) Figure(name string) *Figure {
 	return &s.Figures[i]
 }
 
-// Warnf adds a warning.
-func (s *Step) Warnf(format string, args ...any) {
-	s.Warnings = append(s.Warnings, fmt.Sprintf(format, args...))
+// Notef adds a note. Judge makes it a warning.
+func (s *Step) Notef(format string, args ...any) {
+	s.Notes = append(s.Notes, fmt.Sprintf(format, args...))
 }
 
 // Step is one offered rate in a cell.
@@ -240,9 +241,12 @@ type Step struct {
 	Excused bool `json:"excused,omitempty"`
 	// ByClient: the SLO was missed, but only because of delays that the client may have caused.
 	ByClient bool `json:"by_client,omitempty"`
-	// Repeated: this step is not trusted, and the next one at the same rate replaces it.
+	// Repeated: this step counts for no figure, and the next one with the same purpose replaces it. It is not
+	// trusted, or offered too little for the peak.
 	Repeated bool     `json:"repeated,omitempty"`
 	Warnings []string `json:"warnings"`
+	// Notes are the warnings that no rule of Judge gave, such as the death of a node.
+	Notes []string `json:"-"`
 }
 
 // Trace counts the lines of a replayed trace and what was done with them.
@@ -275,6 +279,11 @@ type CellHost struct {
 	Host     string  `json:"host"`
 	CPU      float64 `json:"cpu"`
 	Isolated bool    `json:"isolated"`
+}
+
+// HasInterval reports whether the capacity has a 90 % interval.
+func (c Cell) HasInterval() bool {
+	return len(c.Repeats) > 0 && strings.HasSuffix(c.CapacityMethod, "90 % interval")
 }
 
 // MethodReplay is the capacity method of a cell that replays a trace at the
@@ -331,8 +340,8 @@ type Cell struct {
 	Error       string            `json:"error,omitempty"` // why the cell could not be measured
 }
 
-// Gain is the capacity of a cell divided by that of the previous stage, with its 90 % interval. It is narrower than
-// the intervals of the capacities let expect, because both were measured in turn.
+// Gain is the capacity of a cell divided by that of the previous stage, with its 90 % interval. The interval comes from
+// the ratios of visits in the same pass, which are neighbours in time.
 type Gain struct {
 	Over  string  `json:"over"` // the previous stage
 	Ratio float64 `json:"ratio"`

@@ -11,20 +11,15 @@ import (
 func Join(parts []Step) Step {
 	s := parts[0]
 	s.Ops, s.Causes = maps.Clone(s.Ops), maps.Clone(s.Causes)
-	s.Events, s.Outages = slices.Clone(s.Events), slices.Clone(s.Outages)
-	s.Hosts, s.Nodes, s.CacheNodes = slices.Clone(s.Hosts), slices.Clone(s.Nodes), slices.Clone(s.CacheNodes)
-	s.Warnings = s.otherWarnings()
+	s.Events, s.Outages, s.Notes = slices.Clone(s.Events), slices.Clone(s.Outages), slices.Clone(s.Notes)
+	s.Hosts, s.Nodes = slices.Clone(s.Hosts), slices.Clone(s.Nodes)
+	s.CacheNodes, s.Figures = slices.Clone(s.CacheNodes), slices.Clone(s.Figures)
 	for _, part := range parts[1:] {
 		s.add(part)
 	}
 	s.SentRPS = float64(s.Ledger.Sent) / max(s.Seconds, 1e-9)
-	s.Invalid, s.OwnLatencyNS = nil, nil
+	s.Invalid, s.Warnings, s.OwnLatencyNS = nil, nil, nil
 	return s
-}
-
-// otherWarnings returns the warnings that did not make the step invalid.
-func (s Step) otherWarnings() []string {
-	return slices.DeleteFunc(slices.Clone(s.Warnings), func(w string) bool { return slices.Contains(s.Invalid, w) })
 }
 
 func (s *Step) add(part Step) {
@@ -51,8 +46,8 @@ func (s *Step) add(part Step) {
 		out.FromNS, out.ToNS = out.FromNS+begin, out.ToNS+begin
 		s.Outages = append(s.Outages, out)
 	}
-	s.Warnings = union(s.Warnings, part.otherWarnings())
-	s.Figures = addFigures(s.Figures, part.Figures)
+	s.Notes = union(s.Notes, part.Notes)
+	s.addFigures(part.Figures)
 	s.addCacheNodes(part.CacheNodes)
 	switch { // without judged reads there are no stale ones
 	case s.Stale == nil:
@@ -104,15 +99,15 @@ func (s *Step) addUsage(o Step) {
 	s.Seconds += o.Seconds
 }
 
-// addCacheNodes adds counts, and replaces contents by those at the end of the slice.
+// addCacheNodes adds counts, and replaces contents by those at the end of the slice. A node that did not answer in one
+// of the slices is left out.
 func (s *Step) addCacheNodes(nodes []CacheNode) {
-	for _, n := range nodes {
-		i := slices.IndexFunc(s.CacheNodes, func(a CacheNode) bool { return a.Node == n.Node })
-		if i < 0 {
-			s.CacheNodes = append(s.CacheNodes, n)
-			continue
-		}
-		a := s.CacheNodes[i]
+	find := func(in []CacheNode, node string) int {
+		return slices.IndexFunc(in, func(n CacheNode) bool { return n.Node == node })
+	}
+	s.CacheNodes = slices.DeleteFunc(s.CacheNodes, func(a CacheNode) bool { return find(nodes, a.Node) < 0 })
+	for i, a := range s.CacheNodes {
+		n := nodes[find(nodes, a.Node)]
 		n.Hits, n.Misses = n.Hits+a.Hits, n.Misses+a.Misses
 		n.Evictions, n.Expired = n.Evictions+a.Evictions, n.Expired+a.Expired
 		n.SinceStart = n.SinceStart || a.SinceStart
@@ -124,23 +119,28 @@ func (s *Step) addCacheNodes(nodes []CacheNode) {
 	}
 }
 
-// addFigures returns the sums of counters, and the last values of gauges.
-func addFigures(sums, more []Figure) []Figure {
-	sums = slices.Clone(sums)
-	for _, f := range more {
-		i := slices.IndexFunc(sums, func(a Figure) bool { return a.Name == f.Name })
-		if i < 0 {
-			sums = append(sums, f)
+// addFigures adds counters, and replaces gauges by those at the end of the slice. A figure that no node reported in
+// one of the slices is unknown.
+func (s *Step) addFigures(more []Figure) {
+	for i, a := range s.Figures {
+		j := slices.IndexFunc(more, func(f Figure) bool { return f.Name == a.Name })
+		if j < 0 {
+			s.Figures[i].Value = nil
 			continue
 		}
+		f := more[j]
 		if f.Kind == "counter" {
-			f.Value = known(sums[i].Value, f.Value, plus)
+			f.Value = known(a.Value, f.Value, plus)
 		}
-		f.Unknown = union(sums[i].Unknown, f.Unknown)
-		f.SinceStart = union(sums[i].SinceStart, f.SinceStart)
-		sums[i] = f
+		f.Unknown, f.SinceStart = union(a.Unknown, f.Unknown), union(a.SinceStart, f.SinceStart)
+		s.Figures[i] = f
 	}
-	return sums
+	for _, f := range more {
+		if s.Figure(f.Name) == nil {
+			f.Value = nil
+			s.Figures = append(s.Figures, f)
+		}
+	}
 }
 
 // union returns all different texts, in the order of their first appearance.

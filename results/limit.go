@@ -17,28 +17,26 @@ const (
 const nearCapacity = 0.85
 
 // Best joins the trusted steps that met the SLO near the capacity: what the hosts used in them is the evidence for the
-// limit of the cell. Without such a step it is the step at the highest rate that met the SLO; nil if there is none.
-func Best(steps []Step, capacity float64) *Step {
-	var highest *Step
-	var near []Step
+// limit of the cell. Without such a step, near is false, and the result is the step at the highest rate that met the
+// SLO; nil if there is none.
+func Best(steps []Step, capacity float64) (best *Step, near bool) {
+	var parts []Step
 	for i := range steps {
 		s := &steps[i]
 		if s.Purpose == "warmup" || s.Repeated || !s.SLOMet || !s.Trusted() {
 			continue
 		}
-		if highest == nil || s.OfferedRPS >= highest.OfferedRPS {
-			highest = s
+		if best == nil || s.OfferedRPS >= best.OfferedRPS {
+			best = s
 		}
 		if s.OfferedRPS >= nearCapacity*capacity && s.OfferedRPS <= capacity/nearCapacity {
-			near = append(near, *s)
+			parts = append(parts, *s)
 		}
 	}
-	if len(near) == 0 {
-		return highest
+	if len(parts) == 0 {
+		return best, false
 	}
-	joined := Join(near)
-	joined.SLOMet, joined.ByClient = true, false
-	return &joined
+	return new(Join(parts)), true
 }
 
 // FindLimit returns what limited a step: the client if the step failed because of it, otherwise the busiest role on
@@ -96,36 +94,41 @@ func (s Step) tiers() (all []tier) {
 	})
 }
 
-// Demand is what a request costs a tier, on the host that is nearest to its budget.
+// Demand is what a request costs a tier.
 type Demand struct {
-	Host string `json:"host"`
-	// CPUSeconds is the CPU time of that host per request near the capacity, AtReference at the reference rate: cold
-	// caches and short quota slices make a request at a low rate more expensive. 0 = unknown.
+	// CPUSeconds is the CPU time of all nodes of the tier per request near the capacity, AtReference at the reference
+	// rate: cold caches and short quota slices make a request at a low rate more expensive. 0 = unknown.
 	CPUSeconds  float64 `json:"cpu_s_per_request"`
 	AtReference float64 `json:"cpu_s_per_request_at_reference"`
-	BoundRPS    float64 `json:"bound_rps"` // rate at which this host would use its whole budget
+	// BoundRPS is the rate at which a host of the tier would use its whole budget: Host, which is nearest to it.
+	BoundRPS float64 `json:"bound_rps"`
+	Host     string  `json:"host"`
 }
 
-// Demands returns the demand of each tier by its role, from the steps near the capacity (best) and the reference step.
-func Demands(best, reference *Step) map[string]Demand {
-	demands := map[string]Demand{}
-	if best == nil {
-		return demands
-	}
-	for _, t := range best.tiers() {
-		requests := float64(best.Ledger.OK + best.Ledger.HTTPError)
-		if requests == 0 || t.CPUSeconds == 0 {
-			continue
-		}
-		d := Demand{Host: t.Host, CPUSeconds: t.CPUSeconds / requests, BoundRPS: best.CompletedRPS / t.CPUShare}
-		if reference != nil {
-			for _, h := range reference.Hosts {
-				if n := reference.Ledger.OK + reference.Ledger.HTTPError; h.Host == t.Host && n > 0 {
-					d.AtReference = h.CPUSeconds / float64(n)
-				}
+// Demands returns the demand of each tier by its role, from the steps near the capacity and the reference step.
+func Demands(near, reference *Step) map[string]Demand {
+	demands, atReference := map[string]Demand{}, reference.cpuPerRequest()
+	for role, seconds := range near.cpuPerRequest() {
+		d := Demand{CPUSeconds: seconds, AtReference: atReference[role]}
+		for _, h := range near.Hosts {
+			ofTier := slices.ContainsFunc(near.Nodes, func(n NodeUsage) bool { return n.Host == h.Host && n.Role == role })
+			if bound := near.CompletedRPS / max(h.CPUShare, 1e-9); ofTier && (d.Host == "" || bound < d.BoundRPS) {
+				d.Host, d.BoundRPS = h.Host, bound
 			}
 		}
-		demands[t.role] = d
+		demands[role] = d
 	}
 	return demands
+}
+
+// cpuPerRequest returns the CPU seconds of the nodes of each role per completed request; nil for no step.
+func (s *Step) cpuPerRequest() map[string]float64 {
+	if s == nil {
+		return nil
+	}
+	seconds := map[string]float64{}
+	for _, n := range s.Nodes {
+		seconds[n.Role] += n.CPUSeconds / float64(max(s.Ledger.OK+s.Ledger.HTTPError, 1))
+	}
+	return seconds
 }

@@ -11,16 +11,15 @@ import (
 )
 
 // Judge sets the verdicts of a step: whether it met the objective (SLOMet, SLOBroken), and whether its figures
-// can be trusted (Valid, Invalid, Excused, ByClient). It adds every problem to the step's warnings. An invalid
-// step keeps its figures.
+// can be trusted (Valid, Invalid, Excused, ByClient). The warnings
+// of the step are then its notes and every problem. An invalid step keeps its figures.
 //
 // A client is always a little late. What counts is whether it could have decided a figure. So the objective is
 // judged twice, with and without the delays that the client may have caused, and each percentile is compared with
 // the one without the client's lag.
 func Judge(s *Step, slo SLO, e Evidence) {
-	if s.Warnings == nil {
-		s.Warnings = []string{}
-	}
+	s.Warnings = append([]string{}, s.Notes...)
+	warnf := func(format string, args ...any) { s.Warnings = append(s.Warnings, fmt.Sprintf(format, args...)) }
 	s.SLOBroken = slo.broken(*s)
 	s.SLOMet = s.SLOBroken == ""
 	s.ByClient = !s.SLOMet && slo.broken(s.punctual()) == ""
@@ -39,19 +38,21 @@ func Judge(s *Step, slo SLO, e Evidence) {
 		s.Warnings = append(s.Warnings, reason)
 	}
 	if lost := float64(s.Ledger.SessionLost) / float64(max(s.Ledger.Scheduled, 1)); lost > maxQuietSessions {
-		s.Warnf("%.1f%% of ops lost their session; they count neither as errors nor as slow", 100*lost)
+		warnf("%.1f%% of ops lost their session; they count neither as errors nor as slow", 100*lost)
 	}
 	if s.Ledger.InFlight > 0 {
-		s.Warnf("%d requests were still in flight when the step ended", s.Ledger.InFlight)
+		warnf("%d requests were still in flight when the step ended", s.Ledger.InFlight)
 	}
 	if clamped := s.ResponseNS.Clamped + s.WaitNS.Clamped + s.LagNS.Clamped; clamped > 0 {
-		s.Warnf("%d samples above 60 s were recorded as 60 s", clamped)
+		warnf("%d samples above 60 s were recorded as 60 s", clamped)
 	}
 }
 
-// Disturbed reports whether something other than the target may have broken the objective. Such a step should be
-// repeated.
-func (s Step) Disturbed() bool { return !s.SLOMet && !s.Trusted() }
+// Invalidate adds a reason why the step cannot be trusted.
+func (s *Step) Invalidate(reason string) {
+	s.Valid, s.Excused = false, false
+	s.Invalid, s.Warnings = append(s.Invalid, reason), append(s.Warnings, reason)
+}
 
 // Trusted reports whether SLOMet can be trusted.
 func (s Step) Trusted() bool { return s.Valid || s.Excused }

@@ -41,8 +41,9 @@ const (
 	// objective of 100 ms between 0.6 and 0.8 of their peak.
 	startShare = 0.75
 	// growth is the factor between the rates of the first visit, until one step passed and one
-	// failed.
-	growth = 1.35
+	// failed; blindGrowth if the peak is unknown.
+	growth      = 1.35
+	blindGrowth = 2.0
 	// minOps is the number of ops in a batch for the fit: seconds with fewer ops are joined.
 	minOps = 100
 )
@@ -88,15 +89,19 @@ func (e *Estimator) Next() (rate float64, ok bool) {
 	if len(v.steps) >= e.config.First {
 		return 0, false
 	}
+	factor := growth
+	if v.peak == 0 {
+		factor = blindGrowth
+	}
 	switch passed, failed := bracket(v); {
 	case len(v.steps) == 0 && v.peak > 0:
 		rate = startShare * v.peak
 	case len(v.steps) == 0:
 		rate = e.config.Start
 	case failed == 0:
-		rate = passed * growth
+		rate = passed * factor
 	case passed == 0:
-		rate = failed / growth
+		rate = failed / factor
 	default:
 		rate = math.Sqrt(passed * failed)
 	}
@@ -123,20 +128,37 @@ func bracket(v visit) (passed, failed float64) {
 	return passed, failed
 }
 
-// Observe records a step of the current visit.
-func (e *Estimator) Observe(rate float64, seconds []Batch) {
-	s := step{rate: rate}
-	var whole, part Batch
-	for i, b := range seconds {
-		whole, part = add(whole, b), add(part, b)
-		if part[0].Ops >= minOps || i == len(seconds)-1 {
-			s.points = append(s.points, point{math.Log(rate), e.excess(part)})
-			part = nil
+// Observe records a step of the current visit: whether it met the objective, and its seconds. The
+// last one may be shorter.
+func (e *Estimator) Observe(rate float64, met bool, seconds []Batch) {
+	s := step{rate: rate, met: met}
+	var parts []Batch
+	var part Batch
+	for _, b := range seconds {
+		if part = add(part, b); part.ops() >= minOps {
+			parts, part = append(parts, part), nil
 		}
 	}
-	s.met = e.excess(whole) == 0
+	switch n := len(parts); {
+	case part == nil:
+	case n == 0:
+		parts = append(parts, part)
+	default:
+		parts[n-1] = add(parts[n-1], part)
+	}
+	for _, part := range parts {
+		s.points = append(s.points, point{math.Log(rate), e.excess(part)})
+	}
 	v := &e.visits[len(e.visits)-1]
 	v.steps = append(v.steps, s)
+}
+
+// ops returns the number of ops, of which each is counted by at least one term.
+func (b Batch) ops() (n int64) {
+	for _, c := range b {
+		n = max(n, c.Ops)
+	}
+	return n
 }
 
 // add returns the sum of two batches; the first one may be nil.
@@ -150,11 +172,12 @@ func add(a, b Batch) Batch {
 }
 
 // excess returns 0 if a batch meets the objective, and otherwise how many times the allowed share
-// of ops missed the term that was missed most. One op may always miss: it proves nothing.
+// of ops missed the term that was missed most. A single op can be too many in a small batch: such
+// batches are then as rare as their excess is large.
 func (e *Estimator) excess(b Batch) (excess float64) {
 	for i, c := range b {
-		if allowed := e.config.Allowed[i] * float64(c.Ops); float64(c.Missed) > max(1, allowed) {
-			excess = max(excess, float64(c.Missed)/max(allowed, 1e-9))
+		if allowed := e.config.Allowed[i] * float64(c.Ops); float64(c.Missed) > allowed {
+			excess = max(excess, float64(c.Missed)/max(allowed, 1e-3))
 		}
 	}
 	return excess
@@ -199,7 +222,7 @@ func (e *Estimator) Estimate() (estimate Estimate, ok bool) {
 			pseudo = append(pseudo, n*all-(n-1)*fit(rest))
 		}
 	}
-	estimate.Interval = pool(all, pseudo)
+	estimate.Interval = pool(all, pseudo, priorSD)
 	for _, logarithm := range pseudo {
 		estimate.ByVisit = append(estimate.ByVisit, math.Exp(logarithm))
 	}

@@ -19,8 +19,9 @@ type system struct {
 }
 
 const (
-	bound     = 0.1  // largest response time that meets the objective
-	stepNoise = 0.10 // standard deviation of the logarithm of the speed, between steps of a visit
+	bound       = 0.1  // largest response time that meets the objective
+	connections = 64   // of the client: more ops than these are not sent when a step ends
+	stepNoise   = 0.10 // standard deviation of the logarithm of the speed, between steps of a visit
 )
 
 // peak returns the peak throughput at a speed.
@@ -28,12 +29,13 @@ func (s system) peak(speed float64) float64 {
 	return float64(s.servers) * s.quota / s.period / (s.service * (1 + 19*s.bursts)) * speed
 }
 
-// offer returns the counts of each second of a step, without the time before cut.
+// offer returns the counts of each second of a step, without the time before cut: the slow or failed ops, and the
+// failed ones.
 func (s system) offer(random *rand.Rand, rate, speed, cut, length float64) []capacity.Batch {
 	free := make([]float64, s.servers)
 	seconds := make([]capacity.Batch, int(math.Ceil(length-cut)))
 	for i := range seconds {
-		seconds[i] = make(capacity.Batch, 1)
+		seconds[i] = make(capacity.Batch, 2)
 	}
 	phase := random.Float64() * s.period
 	// available is the time in which the servers may work until t, and when its inverse.
@@ -45,6 +47,7 @@ func (s system) offer(random *rand.Rand, rate, speed, cut, length float64) []cap
 		n := math.Ceil(work/s.quota) - 1
 		return n*s.period + work - n*s.quota - phase
 	}
+	var late []float64 // intended times of the ops that were not done when the step ended
 	for at := random.ExpFloat64() / rate; at < length; at += random.ExpFloat64() / rate {
 		work := random.ExpFloat64() * s.service / speed
 		if random.Float64() < s.bursts {
@@ -57,12 +60,21 @@ func (s system) offer(random *rand.Rand, rate, speed, cut, length float64) []cap
 			}
 		}
 		free[first] = when(available(max(at, free[first])) + work)
+		if free[first] > length {
+			late = append(late, at)
+		}
 		if at >= cut {
-			c := &seconds[int(at-cut)][0]
-			c.Ops++
+			second := seconds[int(at-cut)]
+			second[0].Ops++
+			second[1].Ops++
 			if free[first]-at > bound {
-				c.Missed++
+				second[0].Missed++
 			}
+		}
+	}
+	for _, at := range late[min(len(late), connections):] {
+		if at >= cut && at < length-bound {
+			seconds[int(at-cut)][1].Missed++
 		}
 	}
 	return seconds
@@ -115,7 +127,7 @@ func (s system) estimate(seed uint64, visits int) (capacity.Interval, int, bool)
 	random := rand.New(rand.NewPCG(seed, 2))
 	noise := func() float64 { return math.Exp(random.NormFloat64() * stepNoise) }
 	e := capacity.New(capacity.Config{
-		Allowed: []float64{0.01}, Start: 100, Min: 1, Max: 50_000, First: 6, Steps: 3,
+		Allowed: []float64{0.01, 0.001}, Start: 100, Min: 1, Max: 50_000, First: 6, Steps: 3,
 	})
 	steps := 0
 	for range visits {
@@ -127,7 +139,12 @@ func (s system) estimate(seed uint64, visits int) (capacity.Interval, int, bool)
 				break
 			}
 			steps++
-			e.Observe(rate, s.offer(random, rate, speed*noise(), 0.5, 0.5+min(max(math.Ceil(600/rate), 2), 5)))
+			seconds := s.offer(random, rate, speed*noise(), 0.5, 0.5+min(max(600/rate, 2), 4))
+			var slow, all int64
+			for _, b := range seconds {
+				slow, all = slow+b[0].Missed, all+b[0].Ops
+			}
+			e.Observe(rate, slow <= max(1, all/100), seconds)
 		}
 	}
 	estimate, ok := e.Estimate()

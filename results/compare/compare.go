@@ -199,7 +199,7 @@ func capacity(base, cell *results.Cell) Ratio {
 	case !cell.Searched():
 		return Ratio{Verdict: NotCompared, Why: "the run did not search for a capacity"}
 	}
-	if len(base.Repeats) == 0 || len(cell.Repeats) == 0 || base.CapacityLow == 0 || cell.CapacityLow == 0 {
+	if !base.HasInterval() || !cell.HasInterval() {
 		return Ratio{Verdict: NotCompared, Why: joined(why, "one of the capacities has no interval: "+
 			"no rate met the objective, or none missed it, or an older stagebench measured it")}
 	}

@@ -108,7 +108,7 @@ func New(cfg Config) *Supervisor {
 		cfg: cfg, changes: make(chan change), suspends: make(chan suspension),
 		nodes: members(cfg.Roles), answers: make(chan answer), roles: cfg.Roles, epoch: cfg.Roles.Epoch,
 		health: map[string]*health{},
-		last: map[string]sut.ReplicationStatus{}, lastNote: map[string]string{},
+		last:   map[string]sut.ReplicationStatus{}, lastNote: map[string]string{},
 	}
 }
 

@@ -2,6 +2,7 @@ package failover
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -29,9 +30,13 @@ func (s *Supervisor) Suspend(ctx context.Context) (resume func(), err error) {
 // suspend waits until the supervision is resumed, or until ctx ends.
 func (s *Supervisor) suspend(ctx context.Context, c suspension) {
 	s.drain()
+	if s.unfence != nil {
+		c.done <- errors.New("the primary is being replaced")
+		return
+	}
 	for _, node := range s.nodes {
-		if h := s.health[node]; h.err != nil || s.unfence != nil {
-			c.done <- fmt.Errorf("the database %s does not answer\nwait for it: stagebench status", node)
+		if s.health[node].err != nil {
+			c.done <- fmt.Errorf("the database %s does not answer", node)
 			return
 		}
 	}

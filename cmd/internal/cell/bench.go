@@ -66,22 +66,22 @@ func (b *Bench) Measure(ctx context.Context, specs []Spec, save func([]results.C
 		b.Progress.Visit(fmt.Sprintf("%s, visit %d of %d", r.name(), v.n+1, b.visitsOf(r.Spec)), k, len(visits),
 			b.expected(specs, visits[k:]))
 		start := time.Now()
-		if r.failed == nil {
-			r.failed = r.visit(ctx, v.n, v.n == b.visitsOf(r.Spec)-1)
+		if r.failed != nil {
+			continue
 		}
-		if ctx.Err() != nil {
-			r.failed = nil // it is no fault of the cell
-		} else if r.failed == nil {
+		err := r.visit(ctx, v.n, v.n == b.visitsOf(r.Spec)-1)
+		switch {
+		case ctx.Err() != nil: // which is no fault of the cell
+		case err != nil:
+			r.failed = errors.Join(err, r.stop(ctx))
+		case b.searches(r.Spec):
 			b.Forecast.Learn(r.Spec, v.n, time.Since(start))
 		}
-		if err := save(concluded(runs)); err != nil {
-			return err
-		}
-		if err := context.Cause(ctx); err != nil {
+		if err := errors.Join(save(concluded(runs)), context.Cause(ctx)); err != nil {
 			return err
 		}
 	}
-	return nil
+	return save(concluded(runs))
 }
 
 // closeAll stops what still runs, all cells at the same time.

@@ -93,22 +93,25 @@ func searchedCell() results.Cell {
 	return c
 }
 
-// Two visits have no arrivals and no ops in common.
-func TestArrivalsOfVisits(t *testing.T) {
+// Two phases have no arrivals and no ops in common. They depend only on the seed and the visit.
+func TestArrivals(t *testing.T) {
 	r := &cellRun{Bench: &Bench{Seed: 7}, stepper: &Stepper{}}
-	last, ops := uint64(0), uint64(0)
+	type begin struct{ seed, op uint64 }
+	var all []begin
 	for n := range Full().Visits {
-		r.begin(n)
-		if n == 0 && r.seed != 7 {
-			t.Errorf("first visit: seed %d, want 7", r.seed)
+		r.visits = n
+		for p := range phases {
+			r.begin(p)
+			all = append(all, begin{r.seed, r.stepper.nextOp})
 		}
-		if n > 0 && (r.seed < last+2*referenceSeed || r.stepper.nextOp < ops+1<<31) {
-			t.Errorf("visit %d begins at seed %d and op %d, the one before at %d and %d", n, r.seed, r.stepper.nextOp, last, ops)
-		}
-		last, ops = r.seed, r.stepper.nextOp
 	}
-	if ops >= warmupOps/2 {
-		t.Errorf("the ops of visit %d are those of a warm-up", Full().Visits)
+	if all[0] != (begin{7, 0}) {
+		t.Errorf("the first phase begins at %+v, want seed 7 and op 0", all[0])
+	}
+	for i, b := range all[1:] {
+		if b.seed < all[i].seed+1000 || b.op < all[i].op+1<<30 {
+			t.Errorf("two phases begin at %+v and %+v", all[i], b)
+		}
 	}
 }
 
@@ -122,7 +125,7 @@ func TestConclude(t *testing.T) {
 	}
 	// 0.348 s of CPU in 780 requests; all of the 0.1 cores would be enough for 195 / 0.87.
 	web := c.Demand["web"]
-	if math.Abs(web.CPUSeconds-0.348/780) > 1e-9 || math.Abs(web.BoundRPS-195/0.87) > 1e-9 ||
+	if web.Host != "web-1" || math.Abs(web.CPUSeconds-0.348/780) > 1e-9 || math.Abs(web.BoundRPS-195/0.87) > 1e-9 ||
 		math.Abs(web.AtReference-0.1/200) > 1e-9 || c.Demand["db"].BoundRPS <= web.BoundRPS {
 		t.Errorf("demand %+v", c.Demand)
 	}
@@ -174,10 +177,10 @@ func TestConcludeWithWarnings(t *testing.T) {
 			c.Steps[1].Valid, c.Steps[1].Excused, c.Steps[1].Warnings = false, true, []string{late}
 		}, false, "web", "reference step at 100/s: " + late},
 		"a node died near the capacity": {func(c *results.Cell) {
-			c.Steps[3].Warnings = []string{"web-1 died"}
+			c.Steps[3].Notes = []string{"web-1 died"}
 		}, true, "web", "steps near the capacity: web-1 died"},
 		"requests in flight far from it": {func(c *results.Cell) {
-			c.Steps[2].Warnings = []string{"5 requests were still in flight"}
+			c.Steps[2].Notes = []string{"5 requests were still in flight"}
 		}, true, "web", ""},
 	} {
 		c := searchedCell()
@@ -233,9 +236,10 @@ func TestForecast(t *testing.T) {
 		t.Fatal(err)
 	}
 	f = NewForecast(Default(), false)
-	first, third := f.Visit(spec("single"), nil, 0), f.Visit(spec("single"), nil, 2)
-	if first != 50*time.Second || third != 20*time.Second || planned == first {
-		t.Errorf("visits of %v and %v, want those of the last run, 50 s and 20 s; planned: %v", first, third, planned)
+	first, third, last := f.Visit(spec("single"), nil, 0), f.Visit(spec("single"), nil, 2), f.Visit(spec("single"), nil, 3)
+	if first != 50*time.Second || third != 20*time.Second || last == third || planned == first {
+		t.Errorf("visits of %v, %v and %v: want the first two as in the last run, 50 s and 20 s, and the last as planned",
+			first, third, last)
 	}
 	if other := f.Visit(spec("lb"), nil, 0); other != planned {
 		t.Errorf("another cell: %v, want %v as planned", other, planned)

@@ -9,25 +9,23 @@ import (
 )
 
 // concluded returns the cells that were visited so far, with their figures.
-func concluded(runs []*cellRun) []results.Cell {
-	var cells []results.Cell
-	var estimates []capacity.Estimate
-	for _, r := range runs {
-		if r.failed == nil && len(r.cell.Steps) == 0 {
-			continue // not visited yet
-		}
-		c, estimate := r.concluded()
-		cells, estimates = append(cells, c), append(estimates, estimate)
+func concluded(runs []*cellRun) (visited []results.Cell) {
+	cells, estimates := make([]results.Cell, len(runs)), make([]capacity.Estimate, len(runs))
+	for i, r := range runs {
+		cells[i], estimates[i] = r.concluded()
 	}
 	for i := range cells {
-		p := results.PreviousStage(cells, i)
-		if p < 0 || len(estimates[i].ByVisit) == 0 || len(estimates[p].ByVisit) == 0 {
-			continue
+		c := &cells[i]
+		if p := results.PreviousStage(cells, i); p >= 0 && cells[p].Error == "" && c.Error == "" &&
+			len(estimates[i].ByVisit) > 0 && len(estimates[p].ByVisit) > 0 {
+			ratio := capacity.Ratio(estimates[i], estimates[p])
+			c.Gain = &results.Gain{Over: cells[p].Stage, Ratio: ratio.Value, Low: ratio.Low, High: ratio.High}
 		}
-		ratio := capacity.Ratio(estimates[i], estimates[p])
-		cells[i].Gain = &results.Gain{Over: cells[p].Stage, Ratio: ratio.Value, Low: ratio.Low, High: ratio.High}
+		if c.Error != "" || len(c.Steps) > 0 {
+			visited = append(visited, *c)
+		}
 	}
-	return cells
+	return visited
 }
 
 // concluded returns the cell with its figures so far.
@@ -61,7 +59,7 @@ func (r *cellRun) concluded() (results.Cell, capacity.Estimate) {
 func method(visits int, found bool) string {
 	switch {
 	case !found:
-		return "outside the offered rates"
+		return "not found: outside the offered rates, or not measured"
 	case visits == 1:
 		return "1 visit, 90 % interval"
 	}
@@ -75,7 +73,7 @@ func conclude(c *results.Cell) {
 			c.Hosts[i].Isolated = i < len(c.Reference.Hosts) && c.Reference.Hosts[i].Isolated
 		}
 	}
-	best := results.Best(c.Steps, c.CapacityRPS)
+	best, near := results.Best(c.Steps, c.CapacityRPS)
 	switch {
 	case !c.Searched():
 		c.Limit = results.Limit{By: "unknown", Figure: "no limit was looked for"}
@@ -84,7 +82,9 @@ func conclude(c *results.Cell) {
 	default:
 		c.Limit = results.FindLimit(*best)
 	}
-	if c.Searched() {
+	if !near || !c.Searched() {
+		best = nil
+	} else {
 		c.Demand = results.Demands(best, c.Reference)
 	}
 	judgeSteps(c, best)
@@ -92,10 +92,10 @@ func conclude(c *results.Cell) {
 }
 
 // judgeSteps makes the cell invalid if a figure of it depends on a step that cannot be trusted, and copies the
-// warnings of the steps that its figures depend on: the reference step, the steps near the capacity (best; nil =
+// warnings of the steps that its figures depend on: the reference step, the joined steps near the capacity (nil =
 // none), and all steps at the peak or around the capacity that are not trusted. If the client decided one of these, the
 // limit of the cell is the client.
-func judgeSteps(c *results.Cell, best *results.Step) {
+func judgeSteps(c *results.Cell, near *results.Step) {
 	c.Valid = c.Error == ""
 	if s := c.Reference; s != nil {
 		c.Valid = c.Valid && s.Valid
@@ -103,8 +103,8 @@ func judgeSteps(c *results.Cell, best *results.Step) {
 			c.Warnf("%s step at %.0f/s: %s", s.Purpose, s.OfferedRPS, w)
 		}
 	}
-	if best != nil {
-		for _, w := range best.Warnings {
+	if near != nil {
+		for _, w := range near.Notes {
 			c.Warnf("steps near the capacity: %s", w)
 		}
 	}

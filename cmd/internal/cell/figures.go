@@ -163,13 +163,13 @@ func fillFigures(step *results.Step, declared []ladder.Figure, nodes []delta) {
 	}
 	var unknown string
 	if step.ServerCount, unknown = serverCount(nodes); unknown != "" {
-		step.Warnf("%s was restarted during the step or did not answer: "+
+		step.Notef("%s was restarted during the step or did not answer: "+
 			"the server's own count of requests is unknown", unknown)
 	}
 	step.CacheNodes = cacheNodes(nodes)
 	for _, n := range step.CacheNodes {
 		if n.WriteBack != nil && n.WriteBack.Refused > 0 {
-			step.Warnf("%s: the database refused the write-back of %d acknowledged writes: they are lost",
+			step.Notef("%s: the database refused the write-back of %d acknowledged writes: they are lost",
 				n.Node, n.WriteBack.Refused)
 		}
 	}

@@ -25,9 +25,11 @@ type Fixed struct {
 
 // fixedRate warms up and measures one rate while faults are injected.
 func (r *cellRun) fixedRate(ctx context.Context) error {
-	if err := r.warmUp(ctx, r.Fixed.RPS, true); err != nil {
+	r.begin(warming)
+	if err := r.warmUp(ctx, r.Fixed.RPS, r.Plan.WarmupSlices); err != nil {
 		return err
 	}
+	r.begin(steadily)
 	if len(r.Fixed.Faults) > 0 {
 		system := r.system
 		r.stepper.Faults = func(ctx context.Context, start time.Time) []targets.Event {

@@ -14,13 +14,14 @@ import (
 type Forecast struct {
 	plan    Plan
 	native  bool
-	seconds map[string]float64 // that visits took in earlier runs and in this one, by key
+	earlier map[string]float64 // seconds that visits took in earlier runs, by key
+	learned map[string]float64 // the same, in this run
 }
 
 // NewForecast returns the forecast for a plan. Native says that the systems have native engines, which start more
 // slowly. Without a readable file of earlier runs, it is only less exact.
 func NewForecast(plan Plan, native bool) *Forecast {
-	return &Forecast{plan: plan, native: native, seconds: readSeconds()}
+	return &Forecast{plan: plan, native: native, earlier: readSeconds(), learned: map[string]float64{}}
 }
 
 // Typical times of visits that were never measured on this machine.
@@ -43,27 +44,30 @@ func (f *Forecast) Visit(s Spec, fixed *Fixed, n int) time.Duration {
 	case fixed != nil:
 		return start + fixed.Duration
 	}
-	if known, ok := f.seconds[f.key(s, n)]; ok {
-		return time.Duration(known * float64(time.Second))
+	for _, known := range []map[string]float64{f.learned, f.earlier} {
+		if seconds, ok := known[f.key(s, n)]; ok {
+			return time.Duration(seconds * float64(time.Second))
+		}
 	}
 	steps := f.plan.Search.First
 	if n > 0 {
 		steps = f.plan.Search.Steps
 		if f.plan.Freeze {
-			start = f.plan.WarmupSlice
+			start = 0
 		}
 	}
 	each := cut + (3*f.plan.Step.Min+f.plan.Step.Max)/4
-	return start + f.plan.Reference + cut + f.plan.Peak + time.Duration(steps)*each + time.Duration(steps+3)*betweenTwo
+	start += cut + f.plan.Peak + f.plan.WarmupSlice + f.plan.Reference
+	return start + time.Duration(steps)*each + time.Duration(steps+3)*betweenTwo
 }
 
 // Learn records how long the nth visit of a cell took.
-func (f *Forecast) Learn(s Spec, n int, took time.Duration) { f.seconds[f.key(s, n)] = took.Seconds() }
+func (f *Forecast) Learn(s Spec, n int, took time.Duration) { f.learned[f.key(s, n)] = took.Seconds() }
 
 // Save keeps what was learned for later runs.
 func (f *Forecast) Save() error {
 	all := readSeconds() // another run may have changed them
-	maps.Copy(all, f.seconds)
+	maps.Copy(all, f.learned)
 	text, err := json.MarshalIndent(all, "", "  ")
 	if err != nil {
 		return err
@@ -83,9 +87,17 @@ func (f *Forecast) Save() error {
 	return os.Rename(temporary, path)
 }
 
-// key names a visit. Only the first one starts the system and searches, so all others take about the same time.
+// key names a visit. The first one starts the system and looks for the capacity, and the last one reads back what was
+// written, which can take as long as a cache keeps a stale record. All others take about the same time.
 func (f *Forecast) key(s Spec, n int) string {
-	return fmt.Sprintf("%s %s %s %d", f.plan.Mode, s.Topology.Digest(), s.Load.Workload.Name(), min(n, 1))
+	kind := "middle"
+	switch n {
+	case 0:
+		kind = "first"
+	case f.plan.Visits - 1:
+		kind = "last"
+	}
+	return fmt.Sprintf("%s %s %s %s", f.plan.Mode, s.Topology.Digest(), s.Load.Workload.Name(), kind)
 }
 
 // secondsFile returns the file of what was learned on this machine.

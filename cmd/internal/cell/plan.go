@@ -19,7 +19,7 @@ type Plan struct {
 	Repeats int  // measurements of a fixed rate or a trace, with restarted processes
 
 	ReferenceRPS float64       // the reference rate, equal in all cells
-	Reference    time.Duration // of each visit; all visits give ten samples beyond the 99th percentile
+	Reference    time.Duration // of each visit; four give ten samples beyond the 99th percentile
 	Peak         time.Duration // of each visit, after the cut
 	Step         Length        // of a step near the capacity, after the cut
 	WarmupSlice  time.Duration // of one warm-up step
@@ -44,8 +44,8 @@ func Quick() Plan {
 	p := Default()
 	p.Mode = "quick"
 	p.Visits, p.Search.First = 1, 5
-	p.Reference, p.Peak = 2500*time.Millisecond, time.Second
-	p.Step = Length{Ops: 300, Min: time.Second, Max: 2 * time.Second}
+	p.Reference, p.Peak = 1500*time.Millisecond, time.Second
+	p.Step = Length{Ops: 200, Min: 800 * time.Millisecond, Max: 1500 * time.Millisecond}
 	p.WarmupSlice, p.WarmupSlices = 500*time.Millisecond, 2
 	return p
 }

@@ -160,6 +160,26 @@ func (m machine) outside(before machine, own float64) float64 {
 	return max(0, (m.busy-before.busy-own)/total)
 }
 
+// minSpareMemory is the part of the memory that must be free for a frozen system to stay up.
+const minSpareMemory = 0.2
+
+// spareMemory reports whether enough memory is free, by /proc/meminfo. Where that is unknown, it is.
+func spareMemory() bool {
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return true
+	}
+	values := map[string]float64{}
+	for line := range strings.Lines(string(text)) {
+		name, value, _ := strings.Cut(line, ":")
+		if fields := strings.Fields(value); len(fields) > 0 {
+			values[name], _ = strconv.ParseFloat(fields[0], 64)
+		}
+	}
+	available, known := values["MemAvailable"]
+	return !known || available >= minSpareMemory*values["MemTotal"]
+}
+
 // fileHeadroom returns how many more files this process may open; -1 = unknown.
 func fileHeadroom() int64 {
 	var limit syscall.Rlimit

@@ -214,10 +214,10 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after s
 		}
 	}
 	slices.SortStableFunc(step.Events, func(a, b results.Event) int { return cmp.Compare(a.AtNS, b.AtNS) })
-	step.Warnings = append(append([]string{}, before.problems...), after.problems...)
+	step.Notes = slices.Concat(before.problems, after.problems)
 	for _, e := range step.Events {
 		if strings.Contains(e.Text, "died") {
-			step.Warnings = append(step.Warnings, e.Text)
+			step.Notes = append(step.Notes, e.Text)
 		}
 	}
 	if before.listed && after.listed {
@@ -233,8 +233,7 @@ func (s *Stepper) writeInterval(i hdr.Interval) {
 	s.logError = s.Log.Write(i)
 }
 
-// timeline is the timeline of a cell. All repeats of the cell write to it, each with a
-// Stepper of its own.
+// timeline is the timeline of a cell. All visits of the cell write to it, and may have Steppers of their own.
 type timeline struct {
 	rows   *rundir.Timeline
 	second int // second of the next step's first row

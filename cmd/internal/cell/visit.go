@@ -31,8 +31,9 @@ type cellRun struct {
 	files     files
 	estimator *capacity.Estimator
 	reference pool
+	visits    int    // before this one
+	repeated  int    // steps of this visit that were measured again
 	seed      uint64 // of the arrivals of the last step
-	repeated  int    // steps of this visit that were repeated
 
 	// The system runs, or is frozen if thaw is not nil, or does not exist.
 	system  *local.System
@@ -117,17 +118,14 @@ func (f files) close() error {
 }
 
 // visit measures the cell once. The system is started or continued, and then frozen, or stopped after the last visit.
-func (r *cellRun) visit(ctx context.Context, n int, last bool) (err error) {
+// After an error it still runs.
+func (r *cellRun) visit(ctx context.Context, n int, last bool) error {
 	started := r.system == nil
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, r.stop(context.WithoutCancel(ctx)))
-		}
-	}()
 	if err := r.resume(ctx); err != nil {
 		return err
 	}
-	r.begin(n)
+	r.visits, r.repeated = n, 0
+	var err error
 	switch {
 	case r.Load.Times != nil:
 		err = r.replay(ctx)
@@ -139,13 +137,16 @@ func (r *cellRun) visit(ctx context.Context, n int, last bool) (err error) {
 	if err != nil {
 		return err
 	}
-	if !last && r.Plan.Freeze && r.searches(r.Spec) {
+	if !last && r.Plan.Freeze && r.searches(r.Spec) && spareMemory() {
 		if r.thaw, err = r.system.Freeze(ctx); err == nil {
 			return nil
 		}
 		r.cell.Warnf("the system was restarted between two visits: %v", err)
 	}
-	return errors.Join(r.checkWrites(ctx), r.stop(context.WithoutCancel(ctx)))
+	if err := r.checkWrites(ctx); err != nil {
+		return err
+	}
+	return r.stop(context.WithoutCancel(ctx))
 }
 
 // resume continues a frozen system, or starts a new one.
@@ -215,32 +216,40 @@ func (r *cellRun) newStepper() (*Stepper, error) {
 	}, nil
 }
 
-// Arrivals and ops of a visit. A visit never has as many steps or ops as these distances.
+// phase is a part of a visit. It has its own arrivals and ops, which depend neither on the cell, nor on how many steps
+// the phases before it had.
+type phase uint64
+
 const (
-	visitSeeds    = 1_000_000 // distance between the seeds of two visits
-	referenceSeed = 1_000     // added to the seed for the steps after the warm-up
-	visitOps      = 1 << 32   // distance between the first ops of two visits
-	warmupOps     = 1 << 48   // index of the first op of the first warm-up
+	warming  phase = iota
+	search         // the peak and the steps around the capacity
+	settling       // the warm-up before the reference slice
+	steadily       // the reference slice, or the fixed rate
+	phases
 )
 
-// begin sets the arrivals and the ops of the steps that follow. All cells of a run get the same ones in a visit, no
-// matter how many steps their visits before had. Two visits have none in common.
-func (r *cellRun) begin(visit int) {
-	r.seed, r.stepper.nextOp, r.repeated = r.Seed+uint64(visit)*visitSeeds, uint64(visit)*visitOps, 0
+// A phase never has as many steps or ops as these distances.
+const (
+	phaseSeeds = 10_000  // between the seeds of two phases
+	phaseOps   = 1 << 32 // between the first ops of two phases
+)
+
+func (r *cellRun) begin(p phase) {
+	n := uint64(r.visits)*uint64(phases) + uint64(p)
+	r.seed, r.stepper.nextOp = r.Seed+n*phaseSeeds, n*phaseOps
 }
 
-// measure warms up and measures the reference rate, the peak, and steps around the capacity. In the last visit, more
-// slices are measured at the reference rate if all of them together are not valid.
+// measure measures the peak, steps around the capacity, and a slice at the reference rate. The slice is last, because
+// the steps before it have filled the caches. In the last visit there are more slices, if all of them together are not
+// valid.
 func (r *cellRun) measure(ctx context.Context, started, last bool) error {
-	if err := r.warmUp(ctx, r.Plan.ReferenceRPS, started); err != nil {
-		return err
-	}
-	for more := true; more; {
-		if err := r.referenceSlice(ctx, "reference", r.Plan.ReferenceRPS, r.Plan.Reference); err != nil {
+	if started {
+		r.begin(warming)
+		if err := r.warmUp(ctx, r.Plan.ReferenceRPS, r.Plan.WarmupSlices); err != nil {
 			return err
 		}
-		more = last && len(r.reference.parts) < r.Plan.Visits+maxRepeated && !r.reference.step(r.SLO).Valid
 	}
+	r.begin(search)
 	peak, err := r.peak(ctx)
 	if err != nil {
 		return err
@@ -249,29 +258,38 @@ func (r *cellRun) measure(ctx context.Context, started, last bool) error {
 	for {
 		rate, ok := r.estimator.Next()
 		if !ok {
-			return nil
+			break
 		}
 		s, err := r.trusted(ctx, "capacity", rate, cut+r.Plan.Step.At(rate))
 		if err != nil {
 			return err
 		}
-		r.estimator.Observe(rate, s.seconds)
+		r.estimator.Observe(rate, s.result.SLOMet, s.seconds)
 	}
+	r.begin(settling)
+	if err := r.warmUp(ctx, r.Plan.ReferenceRPS, 1); err != nil {
+		return err
+	}
+	r.begin(steadily)
+	for more := true; more; {
+		if err := r.referenceSlice(ctx, "reference", r.Plan.ReferenceRPS, r.Plan.Reference); err != nil {
+			return err
+		}
+		more = last && len(r.reference.parts) < r.Plan.Visits+maxRepeated && len(r.reference.doubtful()) == 0 &&
+			!r.reference.step(r.SLO).Valid
+	}
+	return nil
 }
 
 // steady is the maximum relative difference between the medians of two consecutive slices at the end of the warm-up.
 const steady = 0.20
 
-// warmUp sends at a rate. After a start it does so until two consecutive slices have about the same median.
-func (r *cellRun) warmUp(ctx context.Context, rate float64, started bool) error {
-	seed, op := r.seed, r.stepper.nextOp
-	r.stepper.nextOp = warmupOps + op
-	// The warm-up varies in length. The arrivals and the ops after it do not depend on that.
-	defer func() { r.seed, r.stepper.nextOp = seed+referenceSeed, op }()
+// warmUp sends at a rate, for at most this number of slices, until two consecutive slices have about the same median.
+func (r *cellRun) warmUp(ctx context.Context, rate float64, slices int) error {
 	var last int64
-	for n := range r.Plan.WarmupSlices {
+	for n := range slices {
 		s, err := r.step(ctx, "warmup", rate, r.Plan.WarmupSlice)
-		if err != nil || !started {
+		if err != nil || slices == 1 {
 			return err
 		}
 		r.cell.WarmupCutNS = max(r.cell.WarmupCutNS, int64(r.Plan.WarmupSlice)*int64(n+1))
@@ -283,25 +301,26 @@ func (r *cellRun) warmUp(ctx context.Context, rate float64, started bool) error 
 		}
 	}
 	r.cell.Warnf("not steady after %v of warm-up: the median still moved by more than %.0f%%",
-		time.Duration(r.Plan.WarmupSlices)*r.Plan.WarmupSlice, steady*100)
+		time.Duration(slices)*r.Plan.WarmupSlice, steady*100)
 	return nil
 }
 
 // referenceSlice measures a slice at the rate that gives the latency of the cell. If its figures are not valid, it is
-// measured once more, with the same arrivals but new ops: with the same ones, it would find warm caches.
+// measured again, with the same arrivals but new ops: with the same ones, it would find warm caches.
 func (r *cellRun) referenceSlice(ctx context.Context, purpose string, rate float64, d time.Duration) error {
 	seed := r.seed
-	s, err := r.step(ctx, purpose, rate, d)
-	if err == nil && !s.result.Valid && purpose == "reference" {
-		first := len(r.cell.Steps) - 1
+	for n := 0; ; n++ {
+		s, err := r.step(ctx, purpose, rate, d)
+		if s.distributions.recorder == nil {
+			return err
+		}
+		if err != nil || s.result.Valid || purpose != "reference" || n == maxRepeated {
+			r.reference.add(s)
+			return err
+		}
+		r.cell.Steps[len(r.cell.Steps)-1].Repeated = true
 		r.seed = seed
-		s, err = r.step(ctx, purpose, rate, d)
-		r.cell.Steps[first].Repeated = len(r.cell.Steps) > first+1
 	}
-	if s.distributions.recorder != nil {
-		r.reference.add(s)
-	}
-	return err
 }
 
 // peak returns the rate of successes while more is offered than the system can do; 0 if nothing succeeds.
@@ -318,9 +337,11 @@ func (r *cellRun) peak(ctx context.Context) (float64, error) {
 		}
 		goodput := s.result.GoodputRPS
 		if goodput*overload <= offered || offered >= r.Plan.Search.Max {
-			if goodput > 0 {
-				r.cell.Peaks = append(r.cell.Peaks, goodput)
+			if goodput == 0 {
+				r.cell.Warnf("nothing succeeded while %.0f/s were offered: the peak of this visit is not counted", offered)
+				return 0, nil
 			}
+			r.cell.Peaks = append(r.cell.Peaks, goodput)
 			return goodput, nil
 		}
 		r.cell.Steps[len(r.cell.Steps)-1].Repeated = true // it may not have been an overload
@@ -378,6 +399,7 @@ func (r *cellRun) send(
 // replay sends a trace once, at its own times. There is no warm-up, because the first requests of the trace are part
 // of the measurement.
 func (r *cellRun) replay(ctx context.Context) error {
+	r.stepper.nextOp = 0 // in each visit, the trace begins with its first request
 	s, err := r.send(ctx, "replay", r.Load.Rate(), r.Load.Times, r.Load.Length)
 	if s.distributions.recorder != nil {
 		r.reference.add(s)

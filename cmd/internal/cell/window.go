@@ -1,6 +1,8 @@
 package cell
 
 import (
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/stagebench/stagebench/results"
@@ -61,16 +63,17 @@ type distributions struct {
 
 // pool joins the slices of the cell's latency measurement to one step. The zero value is empty.
 type pool struct {
-	parts      []results.Step
-	clocks     *hdr.Pool
-	ages, hits *hdr.Histogram
-	evidence   results.Evidence
+	parts    []results.Step
+	clocks   *hdr.Pool
+	ages     *hdr.Histogram
+	hits     *hdr.Histogram
+	evidence results.Evidence
 }
 
 func (p *pool) add(s sample) {
 	if p.clocks == nil {
 		p.clocks, p.ages, p.hits = hdr.NewPool(), hdr.NewHistogram(), hdr.NewHistogram()
-		p.evidence.FDHeadroom = -1 // each slice was checked
+		p.evidence.FDHeadroom = -1 // unknown: each slice is judged by its own
 	}
 	p.parts = append(p.parts, s.result)
 	p.clocks.Add(s.distributions.recorder)
@@ -84,7 +87,8 @@ func (p *pool) add(s sample) {
 	p.evidence.Stalls = append(p.evidence.Stalls, e.Stalls...)
 }
 
-// step returns the joined step, nil if there are no slices.
+// step returns the joined step, nil if there are no slices. It is not valid if one of its slices is not trusted: what
+// disturbed a slice can be too small a part of the sum to be seen.
 func (p *pool) step(slo results.SLO) *results.Step {
 	switch len(p.parts) {
 	case 0:
@@ -98,5 +102,14 @@ func (p *pool) step(slo results.SLO) *results.Step {
 		s.Stale.AgeNS, s.Stale.HitAgeNS = p.ages.Latency(0), p.hits.Latency(0)
 	}
 	results.Judge(&s, slo, p.evidence)
+	if doubtful := p.doubtful(); len(doubtful) > 0 {
+		s.Invalidate(fmt.Sprintf("%d of %d slices cannot be trusted; the first one: %s",
+			len(doubtful), len(p.parts), doubtful[0].Invalid[0]))
+	}
 	return &s
+}
+
+// doubtful returns the slices that are not trusted.
+func (p *pool) doubtful() []results.Step {
+	return slices.DeleteFunc(slices.Clone(p.parts), results.Step.Trusted)
 }

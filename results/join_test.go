@@ -1,0 +1,72 @@
+package results_test
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/stagebench/stagebench/results"
+)
+
+func counted(n int64) *int64 { return &n }
+
+// slice returns a slice of a measurement with every kind of figure.
+func slice(requests int64) results.Step {
+	return results.Step{
+		Purpose: "reference", OfferedRPS: 100, Seconds: 2,
+		CompletedRPS: float64(requests) / 2, SentRPS: float64(requests) / 2,
+		Ledger:  results.Ledger{Scheduled: requests, Sent: requests, OK: requests - 1, HTTPError: 1},
+		Ops:     map[string]results.OpStats{"feed": {Count: requests, Errors: 1, OverSLO: 2}},
+		Causes:  map[string]int64{"503": 1},
+		Outages: []results.Outage{{FromNS: 1e9, ToNS: 1e9, Failed: 1}}, Events: []results.Event{{AtNS: 5e8, Text: "killed"}},
+		Hosts: []results.HostUsage{{Host: "web-1", CPU: 0.1, Isolated: true, CPUSeconds: 0.1, CPUShare: 0.5}},
+		Nodes: []results.NodeUsage{{Node: "web-1", Host: "web-1", Role: "web", CPUSeconds: 0.1, RSSBytes: requests}},
+		Cache: &results.CacheReads{Hits: 3, Misses: 4}, ServerCount: counted(requests),
+		CacheNodes: []results.CacheNode{{Node: "cache-1", Hits: 3, Entries: requests}},
+		Figures: []results.Figure{
+			{Name: "evictions", Kind: "counter", Value: counted(5)}, {Name: "depth", Kind: "gauge", Value: counted(requests)},
+		},
+		Notes: []string{"web-1 died"}, Invalid: []string{"late"}, Warnings: []string{"web-1 died", "late"},
+	}
+}
+
+func TestJoin(t *testing.T) {
+	one, two := slice(100), slice(300)
+	two.Stale = &results.Stale{Reads: 10, Stale: 1}
+	got := results.Join([]results.Step{one, two})
+	want := slice(400)
+	want.Seconds, want.CompletedRPS, want.SentRPS = 4, 100, 100
+	want.Ledger = results.Ledger{Scheduled: 400, Sent: 400, OK: 398, HTTPError: 2}
+	want.Ops = map[string]results.OpStats{"feed": {Count: 400, Errors: 2, OverSLO: 4}}
+	want.Causes = map[string]int64{"503": 2}
+	want.Outages = append(want.Outages, results.Outage{FromNS: 3e9, ToNS: 3e9, Failed: 1})
+	want.Events = append(want.Events, results.Event{AtNS: 25e8, Text: "killed"})
+	want.Hosts[0].CPUSeconds, want.Nodes[0].CPUSeconds, want.Nodes[0].RSSBytes = 0.2, 0.2, 300
+	want.Cache, want.Stale = &results.CacheReads{Hits: 6, Misses: 8}, &results.Stale{Reads: 10, Stale: 1}
+	want.CacheNodes[0].Hits, want.CacheNodes[0].Entries = 6, 300
+	want.Figures[0].Value, want.Figures[1].Value = counted(10), counted(300)
+	want.Invalid, want.Warnings = nil, nil
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error("(-want +got)\n" + diff)
+	}
+	if diff := cmp.Diff(slice(100), one); diff != "" {
+		t.Error("the first slice has changed (-want +got)\n" + diff)
+	}
+}
+
+// What is unknown in one slice is unknown in the sum, never too small.
+func TestJoinWithUnknownCounts(t *testing.T) {
+	silent := slice(100)
+	silent.Cache, silent.ServerCount, silent.CacheNodes, silent.Figures = nil, nil, nil, nil
+	for _, parts := range [][]results.Step{{slice(100), silent}, {silent, slice(100)}} {
+		got := results.Join(parts)
+		if got.Cache != nil || got.ServerCount != nil || len(got.CacheNodes) > 0 {
+			t.Errorf("cache %v, server count %v, cache nodes %v, want unknown ones", got.Cache, got.ServerCount, got.CacheNodes)
+		}
+		for _, f := range got.Figures {
+			if f.Value != nil {
+				t.Errorf("%s is %d, want an unknown value", f.Name, *f.Value)
+			}
+		}
+	}
+}
