@@ -21,8 +21,8 @@ gotestsum := $(tool) gotestsum --format pkgname --format-hide-empty-pkg
 systems := ./cmd/stagebench ./sut/node
 rerun   := --rerun-fails=1 --rerun-fails-max-failures=3 --rerun-fails-abort-on-data-race \
 	--rerun-fails-report=bin/reruns.txt
-# Tests with exact bounds on time or memory. The bounds do not hold with the race detector.
-exact   := TestConformance/freeze|TestPublished
+# Tests with exact bounds on time or memory, which do not hold with the race detector, and long simulations.
+exact   := TestConformance/freeze|TestPublished|TestCoverage
 
 # The cheapest checks run first. Lint leaves a core idle for a while, so the packages compile
 # beside it.
@@ -32,7 +32,7 @@ test: native ## everything that CI checks
 	@mkdir -p bin && rm -f bin/reruns.txt
 	$(gotestsum) --packages="$$($(GO) list $(packages) | grep -v -e '/cmd/stagebench$$' -e '/sut/node$$' \
 		-e '/tidy$$' | tr '\n' ' ')" -- -race -vet=off -p 4 -timeout 30m
-	$(gotestsum) --packages='./workloads/driver/... ./sut/resp' -- -vet=off -count=1 -p 1 -run '$(exact)'
+	$(gotestsum) --packages='./workloads/driver/... ./sut/resp ./results/capacity' -- -vet=off -count=1 -p 1 -run '$(exact)'
 	$(gotestsum) $(rerun) --packages='$(systems)' -- -vet=off -count=1 -parallel 3 -timeout 30m; status=$$?; \
 	if [ -s bin/reruns.txt ]; then echo "Tests that failed and were run again:"; cat bin/reruns.txt; fi; \
 	exit $$status

@@ -180,6 +180,9 @@ func TestPool(t *testing.T) {
 // The interval holds the true capacity as often as it says, for very different systems on a
 // machine whose speed moves by more than 10 %.
 func TestCoverage(t *testing.T) {
+	if raceEnabled {
+		t.Skip("needs tens of thousands of simulated steps: run without -race")
+	}
 	const each = 25
 	all := systems(40)
 	for _, visits := range []int{1, 4, 20} {
