@@ -32,7 +32,8 @@ test: native ## everything that CI checks
 	@mkdir -p bin && rm -f bin/reruns.txt
 	$(gotestsum) --packages="$$($(GO) list $(packages) | grep -v -e '/cmd/stagebench$$' -e '/sut/node$$' \
 		-e '/tidy$$' | tr '\n' ' ')" -- -race -vet=off -p 4 -timeout 30m
-	$(gotestsum) --packages='./workloads/driver/... ./sut/resp ./results/capacity' -- -vet=off -count=1 -p 1 -run '$(exact)'
+	$(gotestsum) --packages='./workloads/driver/... ./sut/resp ./results/capacity' -- \
+		-vet=off -count=1 -p 1 -run '$(exact)'
 	$(gotestsum) $(rerun) --packages='$(systems)' -- -vet=off -count=1 -parallel 3 -timeout 30m; status=$$?; \
 	if [ -s bin/reruns.txt ]; then echo "Tests that failed and were run again:"; cat bin/reruns.txt; fi; \
 	exit $$status

@@ -2,6 +2,6 @@
 
 package capacity_test
 
-// raceEnabled says that the race detector is on. It makes single-threaded arithmetic ten times slower and finds nothing
-// in it.
+// raceEnabled says that the race detector is on. It makes single-threaded arithmetic ten
+// times slower, and cannot find anything there.
 const raceEnabled = true
