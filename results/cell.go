@@ -44,7 +44,10 @@ type NodeUsage struct {
 	Host       string  `json:"host"`
 	Role       string  `json:"role"`
 	CPUSeconds float64 `json:"cpu_seconds"`
-	RSSBytes   int64   `json:"rss_bytes"`
+	// WaitSeconds is the time in which its threads were ready to run but had no CPU, summed over the threads: they
+	// waited for another thread, or for the next quota period.
+	WaitSeconds float64 `json:"wait_seconds"`
+	RSSBytes    int64   `json:"rss_bytes"`
 }
 
 // HostUsage is what one host used of its budget during one step.
@@ -269,6 +272,10 @@ type Limit struct {
 	Host     string  `json:"host,omitempty"`
 	Figure   string  `json:"figure,omitempty"` // the evidence: "93% of its CPU budget"
 	CPUShare float64 `json:"cpu_share,omitempty"`
+	// ThrottledShare is the share of quota periods in which the host was throttled, and WaitNS the time that its threads
+	// waited for a CPU, per request.
+	ThrottledShare float64 `json:"throttled_share,omitempty"`
+	WaitNS         int64   `json:"wait_ns,omitempty"`
 	// Next is the role that would be the limit if this one had more CPU, and its share of its own CPU.
 	Next         string  `json:"next,omitempty"`
 	NextCPUShare float64 `json:"next_cpu_share,omitempty"`
@@ -326,9 +333,10 @@ type Cell struct {
 	Demand      map[string]Demand `json:"demand,omitempty"`
 	Gain        *Gain             `json:"gain,omitempty"` // nil = no previous stage, or one of the capacities is unknown
 	SLO         string            `json:"slo"`
-	Repeats     []float64         `json:"repeats"`         // the capacity as each visit shows it
-	Peaks       []float64         `json:"peaks,omitempty"` // the peak of each visit
-	WarmupCutNS int64             `json:"warmup_cut_ns"`   // time cut off as warm-up, in the visit with the longest one
+	Repeats     []float64         `json:"repeats"`          // the capacity as each visit shows it
+	Peaks       []float64         `json:"peaks,omitempty"`  // the peak of each visit
+	Speeds      []Speed           `json:"speeds,omitempty"` // of the machine, before each visit
+	WarmupCutNS int64             `json:"warmup_cut_ns"`    // time cut off as warm-up, in the visit with the longest one
 	Trace       *Trace            `json:"trace,omitempty"`
 	Reference   *Step             `json:"reference,omitempty"` // the joined slices that give the cell's latency
 	Writes      *Writes           `json:"writes,omitempty"`    // nil = not checked after the measurement
@@ -338,6 +346,13 @@ type Cell struct {
 	Valid       bool              `json:"valid"`
 	Warnings    []string          `json:"warnings"`
 	Error       string            `json:"error,omitempty"` // why the cell could not be measured
+}
+
+// Speed is how fast the machine was at one moment, in work per second.
+type Speed struct {
+	Compute  float64 `json:"compute"`  // blocks of 1 KiB hashed with SHA-256
+	Loopback float64 `json:"loopback"` // round trips of one byte over TCP
+	Memory   float64 `json:"memory"`   // pages of a memory of 16 MiB read
 }
 
 // Gain is the capacity of a cell divided by that of the previous stage, with its 90 % interval. The interval comes from

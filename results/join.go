@@ -94,6 +94,7 @@ func (s *Step) addUsage(o Step) {
 			continue
 		}
 		s.Nodes[i].CPUSeconds += n.CPUSeconds
+		s.Nodes[i].WaitSeconds += n.WaitSeconds
 		s.Nodes[i].RSSBytes = n.RSSBytes
 	}
 	s.Seconds += o.Seconds

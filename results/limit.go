@@ -4,13 +4,16 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // A host is the limit if it used minLimitShare of its budget, or was throttled in minThrottledShare of its quota
-// periods. If no host reaches either, the limit is unknown.
+// periods, or if its threads waited for a CPU for minWait per request: bursts of a small host can break the objective
+// although it has time to spare. If no host reaches any of these, the limit is unknown.
 const (
 	minLimitShare     = 0.70
 	minThrottledShare = 0.50
+	minWait           = 5 * time.Millisecond
 )
 
 // nearCapacity is the least rate of a step near the capacity, as a part of the capacity.
@@ -56,10 +59,11 @@ func FindLimit(s Step) Limit {
 	nearest := tiers[0]
 	l := Limit{
 		By: "unknown", Host: nearest.Host, CPUShare: nearest.CPUShare,
-		Figure: fmt.Sprintf("%.0f%% of its CPU, throttled in %.0f%% of periods",
-			nearest.CPUShare*100, nearest.ThrottledShare*100),
+		ThrottledShare: nearest.ThrottledShare, WaitNS: int64(nearest.wait),
+		Figure: fmt.Sprintf("%.0f%% of its CPU, throttled in %.0f%% of periods, %.1f ms waiting for CPU per request",
+			nearest.CPUShare*100, nearest.ThrottledShare*100, float64(nearest.wait)/1e6),
 	}
-	if nearest.CPUShare >= minLimitShare || nearest.ThrottledShare >= minThrottledShare {
+	if nearest.CPUShare >= minLimitShare || nearest.ThrottledShare >= minThrottledShare || nearest.wait >= minWait {
 		l.By = nearest.role
 		if len(tiers) > 1 {
 			l.Next, l.NextCPUShare = tiers[1].role, tiers[1].CPUShare
@@ -72,6 +76,7 @@ func FindLimit(s Step) Limit {
 type tier struct {
 	HostUsage
 	role string
+	wait time.Duration // of its threads for a CPU, per request
 }
 
 // tiers returns one host for each role, the nearest to its budget first. The role of a host is that of the node that
@@ -83,7 +88,11 @@ func (s Step) tiers() (all []tier) {
 			continue
 		}
 		busiest := slices.MaxFunc(nodes, func(a, b NodeUsage) int { return cmp.Compare(a.CPUSeconds, b.CPUSeconds) })
-		all = append(all, tier{h, busiest.Role})
+		var wait float64
+		for _, n := range nodes {
+			wait += n.WaitSeconds / float64(max(s.Ledger.OK+s.Ledger.HTTPError, 1))
+		}
+		all = append(all, tier{h, busiest.Role, time.Duration(wait * float64(time.Second))})
 	}
 	slices.SortStableFunc(all, func(a, b tier) int { return cmp.Compare(b.CPUShare, a.CPUShare) })
 	roles := map[string]bool{}
@@ -94,31 +103,46 @@ func (s Step) tiers() (all []tier) {
 	})
 }
 
-// Demand is what a request costs a tier.
+// Demand is what a request costs a tier: the CPU time of all its nodes per request, in seconds; 0 = unknown. It depends
+// on the rate. At a low rate, caches are cold and quota slices short; under overload, requests share commits and
+// wake-ups.
 type Demand struct {
-	// CPUSeconds is the CPU time of all nodes of the tier per request near the capacity, AtReference at the reference
-	// rate: cold caches and short quota slices make a request at a low rate more expensive. 0 = unknown.
-	CPUSeconds  float64 `json:"cpu_s_per_request"`
 	AtReference float64 `json:"cpu_s_per_request_at_reference"`
-	// BoundRPS is the rate at which a host of the tier would use its whole budget: Host, which is nearest to it.
+	AtCapacity  float64 `json:"cpu_s_per_request"`
+	AtPeak      float64 `json:"cpu_s_per_request_at_peak"`
+	// BoundRPS is the rate at which a host of the tier would use its whole budget, by the demand at the peak. Host is
+	// the one that is nearest to it.
 	BoundRPS float64 `json:"bound_rps"`
 	Host     string  `json:"host"`
 }
 
-// Demands returns the demand of each tier by its role, from the steps near the capacity and the reference step.
-func Demands(near, reference *Step) map[string]Demand {
-	demands, atReference := map[string]Demand{}, reference.cpuPerRequest()
-	for role, seconds := range near.cpuPerRequest() {
-		d := Demand{CPUSeconds: seconds, AtReference: atReference[role]}
-		for _, h := range near.Hosts {
-			ofTier := slices.ContainsFunc(near.Nodes, func(n NodeUsage) bool { return n.Host == h.Host && n.Role == role })
-			if bound := near.CompletedRPS / max(h.CPUShare, 1e-9); ofTier && (d.Host == "" || bound < d.BoundRPS) {
+// Demands returns the demand of each tier by its role, from the joined steps at the reference rate, near the capacity
+// and at the peak. Each of them may be nil.
+func Demands(reference, near, peak *Step) map[string]Demand {
+	demands := map[string]Demand{}
+	atReference, atCapacity := reference.cpuPerRequest(), near.cpuPerRequest()
+	for role, seconds := range peak.cpuPerRequest() {
+		d := Demand{AtReference: atReference[role], AtCapacity: atCapacity[role], AtPeak: seconds}
+		for _, h := range peak.Hosts {
+			ofTier := slices.ContainsFunc(peak.Nodes, func(n NodeUsage) bool { return n.Host == h.Host && n.Role == role })
+			if bound := peak.CompletedRPS / max(h.CPUShare, 1e-9); ofTier && (d.Host == "" || bound < d.BoundRPS) {
 				d.Host, d.BoundRPS = h.Host, bound
 			}
 		}
 		demands[role] = d
 	}
 	return demands
+}
+
+// Peak joins the trusted steps at the peak; nil if there are none.
+func Peak(steps []Step) *Step {
+	parts := slices.DeleteFunc(slices.Clone(steps), func(s Step) bool {
+		return s.Purpose != "peak" || s.Repeated || !s.Trusted()
+	})
+	if len(parts) == 0 {
+		return nil
+	}
+	return new(Join(parts))
 }
 
 // cpuPerRequest returns the CPU seconds of the nodes of each role per completed request; nil for no step.

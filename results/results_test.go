@@ -353,3 +353,56 @@ func TestFindLimit(t *testing.T) {
 		t.Errorf("limit %+v without hosts", l)
 	}
 }
+
+// A host is the limit if it uses most of its budget, or if its threads wait long for a CPU. The next limit is another
+// role on another host.
+func TestEvidenceForTheLimit(t *testing.T) {
+	step := func(share, throttled, waited float64) results.Step {
+		return results.Step{
+			SLOMet: true, Ledger: results.Ledger{OK: 100},
+			Hosts: []results.HostUsage{
+				{Host: "db-1", CPU: 0.1, CPUShare: share / 2},
+				{Host: "web-1", CPU: 0.1, CPUShare: share, ThrottledShare: throttled},
+			},
+			Nodes: []results.NodeUsage{
+				{Node: "web-1", Host: "web-1", Role: "web", CPUSeconds: 0.5, WaitSeconds: waited / 2},
+				{Node: "blob-1", Host: "web-1", Role: "blob", CPUSeconds: 0.1, WaitSeconds: waited / 2},
+				{Node: "db-1", Host: "db-1", Role: "db", CPUSeconds: 0.3},
+			},
+		}
+	}
+	for name, test := range map[string]struct {
+		step results.Step
+		want string
+	}{
+		"little":      {step(0.5, 0.1, 0.1), "unknown"},
+		"CPU":         {step(0.8, 0.1, 0.1), "web"},
+		"throttled":   {step(0.5, 0.6, 0.1), "web"},
+		"wait":        {step(0.5, 0.1, 0.9), "web"},
+		"without CPU": {results.Step{SLOMet: true}, "unknown"},
+	} {
+		got := results.FindLimit(test.step)
+		if got.By != test.want || (got.Next == "db") != (test.want == "web") {
+			t.Errorf("%s: %+v, want %s", name, got, test.want)
+		}
+	}
+	got := results.FindLimit(step(0.5, 0.1, 0.9))
+	if got.WaitNS != 9e6 || !strings.Contains(got.Figure, "9.0 ms waiting") {
+		t.Errorf("%+v, want 9 ms of waiting per request", got)
+	}
+}
+
+func TestSpeedOfMachine(t *testing.T) {
+	cells := []results.Cell{
+		{Speeds: []results.Speed{{Compute: 100, Loopback: 10, Memory: 5}, {Compute: 110, Loopback: 10, Memory: 10}}},
+		{Speeds: []results.Speed{{Compute: 100, Loopback: 9, Memory: 20}}},
+	}
+	want := "speed of the machine before the 3 visits, as a multiple of the median: " +
+		"computing 1.00 to 1.10, loopback 0.90 to 1.00, memory 0.50 to 2.00"
+	if got := results.SpeedOfMachine(cells); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := results.SpeedOfMachine(cells[1:]); got != "" {
+		t.Errorf("one visit: %q", got)
+	}
+}

@@ -77,7 +77,9 @@ type NodeUsage struct {
 	Host       string
 	Role       sut.Role
 	CPUSeconds float64
-	RSSBytes   int64
+	// WaitSeconds is the time in which its threads were ready to run but had no CPU, summed over the threads.
+	WaitSeconds float64
+	RSSBytes    int64
 }
 
 // Failover is one change of the primary of a replicated database, with the duration

@@ -98,7 +98,7 @@ func (o *runOptions) flags(cmd *cobra.Command) {
 	f.StringVar(&o.out, "out", "", "directory of the run (default runs/ID)")
 	f.StringVar(&o.data, "data", "small", "size of the data set: "+strings.Join(sut.DataSizes(), ", "))
 	f.Uint64Var(&o.seed, "seed", 1, "seed of data, arrivals and keys")
-	f.IntVar(&o.connections, "connections", 64, "number of connections of the driver")
+	f.IntVar(&o.connections, "connections", cell.Connections(cell.Cores()), "number of connections of the driver")
 	f.DurationVar(&o.life, "connection-life", 0, "renew connections older than this; 0 = never")
 	f.StringVar(&o.slo, "slo", results.DefaultSLO().String(), "objective of the capacity search")
 	f.Float64Var(&o.reference, "reference", 0,
@@ -149,6 +149,9 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 		return err
 	}
 	bench.Run, bench.Up = dir, up.up
+	if err := awaitQuiet(ctx, &manifest, dir, progress); err != nil {
+		return err
+	}
 	run := results.Run{Schema: results.Schema, Run: manifest.Run, Warnings: manifest.Warnings}
 	err = measure(ctx, bench, cells, &run, progress)
 	progress.Done()
@@ -199,6 +202,7 @@ func (o runOptions) job() (job, error) {
 	case o.full:
 		j.plan = cell.Full()
 	}
+	j.plan = j.plan.For(cell.Unit(cell.Cores()))
 	if o.reference != 0 {
 		if !(o.reference >= 1 && o.reference <= j.plan.Search.Max) {
 			return j, exit.Usagef("--reference %v\nwant 1 to %v requests/s", o.reference, j.plan.Search.Max)
@@ -445,6 +449,9 @@ func measure(
 // --strict for invalid ones.
 func (o runOptions) conclude(s streams, j job, dir *rundir.Dir, run results.Run) error {
 	tables := []table.Table{table.Ladder(run)}
+	if demand := table.Demand(run); len(demand.Rows) > 0 {
+		tables = append(tables, demand)
+	}
 	for _, l := range j.loads {
 		tables = append(tables, table.Traces(l.Trace)...)
 	}

@@ -8,10 +8,15 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/stagebench/stagebench/cmd/internal/exit"
+	"github.com/stagebench/stagebench/cmd/internal/machine"
+	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/live"
+	"github.com/stagebench/stagebench/results/rundir"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node"
@@ -101,4 +106,19 @@ func missingEngines(topologies []sut.Topology) error {
 		}
 	}
 	return nil
+}
+
+// maxUnquiet is how long a run waits for a quiet machine.
+const maxUnquiet = 30 * time.Second
+
+// awaitQuiet waits until other processes leave the machine alone. If they do not, the run says so.
+func awaitQuiet(ctx context.Context, m *results.Manifest, dir *rundir.Dir, progress *live.Progress) error {
+	reason, err := machine.AwaitQuiet(ctx, maxUnquiet, func(reason string) {
+		progress.Note(fmt.Sprintf("waiting up to %v for a quiet machine: %s", maxUnquiet, reason))
+	})
+	if err != nil || reason == "" {
+		return err
+	}
+	m.Warnings = append(m.Warnings, "the machine was not quiet before the first cell: "+reason)
+	return dir.WriteManifest(*m)
 }

@@ -222,7 +222,7 @@ func (e *Estimator) Estimate() (estimate Estimate, ok bool) {
 			pseudo = append(pseudo, n*all-(n-1)*fit(rest))
 		}
 	}
-	estimate.Interval = pool(all, pseudo, priorSD)
+	estimate.Interval = pool(all, pseudo, priorSD, modelSD)
 	for _, logarithm := range pseudo {
 		estimate.ByVisit = append(estimate.ByVisit, math.Exp(logarithm))
 	}

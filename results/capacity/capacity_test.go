@@ -153,7 +153,7 @@ func TestTerms(t *testing.T) {
 func TestRatio(t *testing.T) {
 	estimate := func(value float64) capacity.Estimate {
 		e := capacity.Estimate{Interval: capacity.Interval{Value: value}}
-		for _, speed := range []float64{0.8, 1, 1.25, 0.9} {
+		for _, speed := range []float64{0.6, 1, 1.6, 0.7, 1.4, 0.8} {
 			e.ByVisit = append(e.ByVisit, value*speed)
 		}
 		return e
@@ -185,7 +185,7 @@ func TestCoverage(t *testing.T) {
 	}
 	const each = 25
 	all := systems(40)
-	for _, visits := range []int{1, 4, 20} {
+	for _, visits := range []int{1, 5, 25} {
 		var covered, steps int
 		var widths, errors, deviations []float64
 		for i, s := range all {
@@ -217,7 +217,7 @@ func TestCoverage(t *testing.T) {
 		if float64(covered) < 0.85*float64(n) {
 			t.Errorf("%d visits: %d of %d intervals of 90%% hold the truth, want at least 85%%", visits, covered, n)
 		}
-		if bias := quantile(errors, 0.5); math.Abs(bias) > 6 {
+		if bias := quantile(errors, 0.5); math.Abs(bias) > 8 {
 			t.Errorf("%d visits: the median error is %+.1f%%", visits, bias)
 		}
 	}

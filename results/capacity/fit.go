@@ -17,6 +17,10 @@ const (
 	// usualExcess is the mean excess of a bad batch. It counts as much as excessBatches batches.
 	usualExcess   = 10
 	excessBatches = 2
+	// near is the distance from the capacity, in the logarithm of the rate, at which the excess of a batch counts 0.6
+	// times as much as at the capacity.
+	near   = 0.2
+	rounds = 5 // of finding the capacity and the excess near it
 	// The share of bad batches at the capacity is at least rarest and at most commonest: outside,
 	// the fit says nothing.
 	rarest, commonest = 0.02, 0.5
@@ -29,23 +33,31 @@ type point struct{ x, excess float64 }
 func fit(visits []visit) float64 {
 	var points []point
 	low, high := math.Inf(1), math.Inf(-1)
-	bad, excess := float64(excessBatches), float64(excessBatches*usualExcess)
 	for _, v := range visits {
 		for _, s := range v.steps {
 			points = append(points, s.points...)
 			for _, p := range s.points {
 				low, high = min(low, p.x), max(high, p.x)
-				if p.excess > 0 {
-					bad++
-					excess += p.excess
-				}
 			}
 		}
 	}
 	middle := (low + high) / 2
 	at, slope := logistic(points, middle)
-	share := min(max(bad/excess, rarest), commonest)
-	return middle + (logit(share)-at)/slope
+	// The excess grows with the rate: that of the batches near the capacity counts, so both are found in turn.
+	capacity := middle
+	for n := range rounds {
+		bad, excess := float64(excessBatches), float64(excessBatches*usualExcess)
+		for _, p := range points {
+			if p.excess > 0 && n > 0 {
+				distance := (p.x - capacity) / near
+				weight := math.Exp(-distance * distance / 2)
+				bad, excess = bad+weight, excess+weight*p.excess
+			}
+		}
+		share := min(max(bad/excess, rarest), commonest)
+		capacity = middle + (logit(share)-at)/slope
+	}
+	return capacity
 }
 
 // logistic returns the most likely share of bad batches by the logarithm of the rate: its logit

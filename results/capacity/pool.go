@@ -13,7 +13,8 @@ type Interval struct{ Value, Low, High float64 }
 // seconds at different times vary with a coefficient of variation of 10 to 20 %. It counts as
 // much as priorSamples samples, so that two samples that agree by chance do not look exact.
 const (
-	priorSD      = 0.17
+	priorSD      = 0.18
+	modelSD      = 0.03 // what the model of package capacity is off for a system, however often it is measured
 	priorSamples = 3
 	confidence   = 0.90
 )
@@ -26,7 +27,7 @@ func Pool(samples []float64) Interval {
 		logarithms = append(logarithms, math.Log(s))
 		mean += math.Log(s) / float64(len(samples))
 	}
-	return pool(mean, logarithms, priorSD)
+	return pool(mean, logarithms, priorSD, 0)
 }
 
 // Ratio returns the ratio of two capacities with its interval. Both systems were visited in turn: the nth visits are
@@ -36,14 +37,14 @@ func Ratio(of, to Estimate) Interval {
 	for i := range min(len(of.ByVisit), len(to.ByVisit)) {
 		ratios = append(ratios, math.Log(of.ByVisit[i]/to.ByVisit[i]))
 	}
-	return pool(math.Log(of.Value/to.Value), ratios, math.Sqrt2*priorSD)
+	return pool(math.Log(of.Value/to.Value), ratios, math.Sqrt2*priorSD, math.Sqrt2*modelSD)
 }
 
 // pool returns the interval around a value, from the spread of the samples. All are logarithms.
 // It is the interval of Student's t distribution, with the variance of the samples and of what
 // is known before (scaled inverse chi-squared prior; Gelman et al., Bayesian Data Analysis, 2013,
 // section 2.6).
-func pool(value float64, samples []float64, prior float64) Interval {
+func pool(value float64, samples []float64, prior, model float64) Interval {
 	n := float64(len(samples))
 	var mean, squares float64
 	for _, s := range samples {
@@ -54,6 +55,7 @@ func pool(value float64, samples []float64, prior float64) Interval {
 	}
 	freedom := priorSamples + n - 1
 	sd := math.Sqrt((priorSamples*prior*prior + squares) / freedom)
-	half := distuv.StudentsT{Sigma: 1, Nu: freedom}.Quantile((1+confidence)/2) * sd / math.Sqrt(n)
+	spread := distuv.StudentsT{Sigma: 1, Nu: freedom}.Quantile((1+confidence)/2) * sd / math.Sqrt(n)
+	half := math.Hypot(spread, distuv.UnitNormal.Quantile((1+confidence)/2)*model)
 	return Interval{math.Exp(value), math.Exp(value - half), math.Exp(value + half)}
 }

@@ -53,6 +53,21 @@ func TestLadderGolden(t *testing.T) {
 	golden(t, "ladder", everyFormat(), Ladder(plainRun()))
 }
 
+// One host with several tiers, a tier that binds, and a peak that no CPU explains.
+func TestDemandGolden(t *testing.T) {
+	run := plainRun()
+	run.Cells = run.Cells[:5]
+	run.Cells[0].Demand = map[string]results.Demand{
+		"web": {AtReference: 0.0009, AtCapacity: 0.0007, AtPeak: 0.0004, BoundRPS: 550, Host: "host-1"},
+		"db":  {AtReference: 0.0003, AtCapacity: 0.0002, AtPeak: 0.0001, BoundRPS: 550, Host: "host-1"},
+	}
+	run.Cells[4].Demand = map[string]results.Demand{
+		"web": {AtReference: 0.0002, AtPeak: 0.0001, BoundRPS: 2500, Host: "web-2"},
+		"db":  {AtReference: 0.0003, AtCapacity: 0.00025, AtPeak: 0.00005, BoundRPS: 1900, Host: "db-1"},
+	}
+	golden(t, "demand", map[Format]string{FormatText: ".txt", FormatCSV: ".csv"}, Demand(run))
+}
+
 // A run with every problem that a cell can have.
 func TestLadderWithDoubtsGolden(t *testing.T) {
 	golden(t, "doubts", everyFormat(), Ladder(doubtfulRun()))

@@ -44,6 +44,9 @@ func Ladder(run results.Run) Table {
 	if note := isolationNote(cells); note != "" {
 		t.Notes = append(t.Notes, note)
 	}
+	if speed := results.SpeedOfMachine(cells); speed != "" {
+		t.Notes = append(t.Notes, speed)
+	}
 	if !run.Complete {
 		t.Notes = append(t.Notes, "the run is not complete: cells may be missing")
 	}

@@ -29,6 +29,7 @@ type Usage struct {
 	ThrottledSeconds float64 // hosts only: time that runnable threads were throttled, summed over CPUs
 	Periods          int64   // hosts only: quota periods in which a thread ran
 	ThrottledPeriods int64   // hosts only: quota periods in which the quota was used up
+	WaitSeconds      float64 // leaves only: see waitOf
 	RSSBytes         int64   // current memory of all processes; a cgroup counts shared pages once
 	OOMKills         int64   // leaves in a cgroup only: processes killed because of the memory limit
 }

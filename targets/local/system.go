@@ -95,7 +95,8 @@ func (s *System) Usage() (targets.Usage, error) {
 			return targets.Usage{}, err
 		}
 		usage.Nodes = append(usage.Nodes, targets.NodeUsage{
-			Node: n.Name, Host: n.Host, Role: n.Role, CPUSeconds: u.CPUSeconds, RSSBytes: u.RSSBytes,
+			Node: n.Name, Host: n.Host, Role: n.Role, CPUSeconds: u.CPUSeconds, WaitSeconds: u.WaitSeconds,
+			RSSBytes: u.RSSBytes,
 		})
 	}
 	return usage, nil

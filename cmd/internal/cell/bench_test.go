@@ -232,16 +232,16 @@ func TestReferenceIsPooled(t *testing.T) {
 		Driver: &scripted{}, Workload: likes{}, SLO: results.DefaultSLO(), Progress: silent{}, ClientCores: 1000,
 	}
 	r := without(s, Default())
-	for n := range 4 {
+	for n := range r.Plan.Visits {
 		r.visits = n
-		if err := r.measure(t.Context(), n == 0, n == 3); err != nil {
+		if err := r.measure(t.Context(), n == 0, n == r.Plan.Visits-1); err != nil {
 			t.Fatal(err)
 		}
 	}
 	c, _ := r.concluded()
 	slices, all := len(r.reference.parts), c.Reference
 	one := r.reference.parts[0].ResponseNS
-	if slices != 4 || one.P99 != nil || all.ResponseNS.P99 == nil || all.ResponseAll.P99 == nil {
+	if slices != r.Plan.Visits || one.P99 != nil || all.ResponseNS.P99 == nil || all.ResponseAll.P99 == nil {
 		t.Fatalf("%d slices, p99 %v, joined %v", slices, one.P99, all.ResponseNS)
 	}
 	var scheduled int64
@@ -250,8 +250,8 @@ func TestReferenceIsPooled(t *testing.T) {
 	}
 	op := all.Ops["like"]
 	if all.Ledger.Scheduled != scheduled || op.Count != scheduled || op.ResponseNS.Count != scheduled ||
-		all.ResponseNS.Count != scheduled || !all.Valid || all.Seconds != 11 {
-		t.Errorf("joined step %+v, want %d ops in 11 s", all, scheduled)
+		all.ResponseNS.Count != scheduled || !all.Valid || all.Seconds != 11.25 {
+		t.Errorf("joined step %+v, want %d ops in 11.25 s", all, scheduled)
 	}
 }
 
@@ -259,8 +259,8 @@ func TestReferenceIsPooled(t *testing.T) {
 func TestVisits(t *testing.T) {
 	b := &Bench{Plan: Default(), Seed: 1}
 	visits := b.visits(make([]Spec, 5))
-	if len(visits) != 20 {
-		t.Fatalf("%d visits, want 20", len(visits))
+	if len(visits) != 5*b.Plan.Visits {
+		t.Fatalf("%d visits, want %d of each of 5 cells", len(visits), b.Plan.Visits)
 	}
 	first, second := visits[:5], slices.Clone(visits[5:10])
 	slices.Reverse(second)

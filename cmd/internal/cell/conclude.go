@@ -84,8 +84,9 @@ func conclude(c *results.Cell) {
 	}
 	if !near || !c.Searched() {
 		best = nil
-	} else {
-		c.Demand = results.Demands(best, c.Reference)
+	}
+	if c.Searched() {
+		c.Demand = results.Demands(c.Reference, best, results.Peak(c.Steps))
 	}
 	judgeSteps(c, best)
 	c.LimitedBy = c.Limit.By

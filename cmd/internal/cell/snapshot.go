@@ -1,18 +1,16 @@
 package cell
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"runtime/debug"
 	"slices"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
+	"github.com/stagebench/stagebench/cmd/internal/machine"
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/targets"
@@ -22,7 +20,7 @@ import (
 type snapshot struct {
 	at       time.Time
 	client   client
-	machine  machine
+	machine  machine.CPU
 	usage    targets.Usage
 	nodes    []scrape
 	listed   bool // the list of nodes is known
@@ -46,7 +44,7 @@ func (s *Stepper) after(ctx context.Context) (snap snapshot) {
 
 // readClocks reads the time and the CPU use of client, hosts and machine.
 func (s *Stepper) readClocks(snap *snapshot) {
-	snap.at, snap.client, snap.machine = time.Now(), readClient(), readMachine()
+	snap.at, snap.client, snap.machine = time.Now(), readClient(), machine.ReadCPU()
 	if s.Target == nil {
 		return
 	}
@@ -116,70 +114,6 @@ func (c client) since(before client, cores float64) results.ClientUsage {
 	return u
 }
 
-// machine is the CPU time of the machine since boot, summed over its CPUs. Busy includes stolen time.
-type machine struct {
-	busy, total float64 // seconds
-}
-
-// ticksPerSecond is the unit of /proc/stat, fixed at 100 on Linux.
-const ticksPerSecond = 100
-
-// readMachine reads /proc/stat. Without that file it returns zero, and the outside share is then 0.
-func readMachine() machine {
-	f, err := os.Open("/proc/stat")
-	if err != nil {
-		return machine{}
-	}
-	defer func() { _ = f.Close() }()
-	line, err := bufio.NewReader(f).ReadString('\n')
-	if err != nil {
-		return machine{}
-	}
-	var m machine
-	// user nice system idle iowait irq softirq steal; guest time is in user.
-	for i, field := range strings.Fields(line)[1:] {
-		ticks, err := strconv.ParseFloat(field, 64)
-		if err != nil || i > 7 {
-			break
-		}
-		m.total += ticks / ticksPerSecond
-		if i != 3 && i != 4 {
-			m.busy += ticks / ticksPerSecond
-		}
-	}
-	return m
-}
-
-// outside returns the share of the machine's CPU time that processes outside the run used. Own is the CPU time of the
-// run in seconds.
-func (m machine) outside(before machine, own float64) float64 {
-	total := m.total - before.total
-	if total <= 0 {
-		return 0
-	}
-	return max(0, (m.busy-before.busy-own)/total)
-}
-
-// minSpareMemory is the part of the memory that must be free for a frozen system to stay up.
-const minSpareMemory = 0.2
-
-// spareMemory reports whether enough memory is free, by /proc/meminfo. Where that is unknown, it is.
-func spareMemory() bool {
-	text, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return true
-	}
-	values := map[string]float64{}
-	for line := range strings.Lines(string(text)) {
-		name, value, _ := strings.Cut(line, ":")
-		if fields := strings.Fields(value); len(fields) > 0 {
-			values[name], _ = strconv.ParseFloat(fields[0], 64)
-		}
-	}
-	available, known := values["MemAvailable"]
-	return !known || available >= minSpareMemory*values["MemTotal"]
-}
-
 // fileHeadroom returns how many more files this process may open; -1 = unknown.
 func fileHeadroom() int64 {
 	var limit syscall.Rlimit
@@ -215,12 +149,13 @@ func usageBetween(before, after targets.Usage, elapsed time.Duration) (
 		hosts = append(hosts, u)
 	}
 	for _, n := range after.Nodes {
-		used := n.CPUSeconds
+		var b targets.NodeUsage
 		if i := slices.IndexFunc(before.Nodes, func(b targets.NodeUsage) bool { return b.Node == n.Node }); i >= 0 {
-			used -= before.Nodes[i].CPUSeconds
+			b = before.Nodes[i]
 		}
 		nodes = append(nodes, results.NodeUsage{
-			Node: n.Node, Host: n.Host, Role: string(n.Role), CPUSeconds: max(0, used), RSSBytes: n.RSSBytes,
+			Node: n.Node, Host: n.Host, Role: string(n.Role), RSSBytes: n.RSSBytes,
+			CPUSeconds: max(0, n.CPUSeconds-b.CPUSeconds), WaitSeconds: max(0, n.WaitSeconds-b.WaitSeconds),
 		})
 	}
 	return hosts, nodes

@@ -205,7 +205,7 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after s
 			used += h.CPUSeconds
 		}
 		step.Client.OutsideKnown = true
-		step.Client.OutsideShare = after.machine.outside(before.machine, used)
+		step.Client.OutsideShare = after.machine.Outside(before.machine, used)
 		events = slices.Concat(events, s.Target.Events())
 	}
 	for _, e := range events {

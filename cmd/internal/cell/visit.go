@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/cmd/internal/load"
+	"github.com/stagebench/stagebench/cmd/internal/machine"
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/capacity"
 	"github.com/stagebench/stagebench/results/hdr"
@@ -125,6 +126,7 @@ func (r *cellRun) visit(ctx context.Context, n int, last bool) error {
 		return err
 	}
 	r.visits, r.repeated = n, 0
+	r.cell.Speeds = append(r.cell.Speeds, machine.Calibrate())
 	var err error
 	switch {
 	case r.Load.Times != nil:
@@ -137,7 +139,7 @@ func (r *cellRun) visit(ctx context.Context, n int, last bool) error {
 	if err != nil {
 		return err
 	}
-	if !last && r.Plan.Freeze && r.searches(r.Spec) && spareMemory() {
+	if !last && r.Plan.Freeze && r.searches(r.Spec) && machine.SpareMemory() {
 		if r.thaw, err = r.system.Freeze(ctx); err == nil {
 			return nil
 		}
@@ -325,7 +327,7 @@ func (r *cellRun) referenceSlice(ctx context.Context, purpose string, rate float
 
 // peak returns the rate of successes while more is offered than the system can do; 0 if nothing succeeds.
 func (r *cellRun) peak(ctx context.Context) (float64, error) {
-	offered := firstPeak
+	offered := r.Plan.FirstPeak
 	for _, known := range r.cell.Peaks {
 		offered = max(offered, overload*known)
 	}
@@ -350,8 +352,7 @@ func (r *cellRun) peak(ctx context.Context) (float64, error) {
 }
 
 const (
-	firstPeak = 2000.0 // rate of the first step at the peak, requests/s
-	overload  = 1.5    // rate at the peak, as a multiple of the peak
+	overload = 1.5 // rate at the peak, as a multiple of the peak
 	// maxRepeated is the maximum number of steps in a visit that are measured again because something other than the
 	// target may have decided them.
 	maxRepeated = 2

@@ -29,6 +29,7 @@ func arrows() []arrow {
 			[]string{"sut", "sut/photos", "sut/imaging", "workloads/...", "workloads", "results"},
 			"turns the arguments of users into requests: files, traces, users and photos of the data set",
 		},
+		{"cmd/internal/machine", []string{"results"}, "observes the machine and knows no target"},
 		{"internal/polltest", nil, "polls for any condition of any test"},
 		{"internal/porttest", nil, "finds addresses for the servers of any test"},
 		{"cmd/internal/exit", nil, "the exit status does not depend on the command"},
