@@ -122,11 +122,12 @@ func (f files) close() error {
 // After an error it still runs.
 func (r *cellRun) visit(ctx context.Context, n int, last bool) error {
 	started := r.system == nil
+	// Before the system runs: after a start or a thaw it is busy for a moment.
+	r.cell.Speeds = append(r.cell.Speeds, machine.Calibrate())
 	if err := r.resume(ctx); err != nil {
 		return err
 	}
 	r.visits, r.repeated = n, 0
-	r.cell.Speeds = append(r.cell.Speeds, machine.Calibrate())
 	var err error
 	switch {
 	case r.Load.Times != nil:
