@@ -94,7 +94,7 @@ func (h *Host) Leaf(node string) (*Leaf, error) {
 	if err != nil {
 		return nil, fmt.Errorf("node %s: %w", node, err)
 	}
-	leaf := &Leaf{unit{"node", node, group}}
+	leaf := &Leaf{unit{"node", node, group}, h.manager.opts.root}
 	h.leaves[node] = leaf
 	return leaf, nil
 }
@@ -134,7 +134,19 @@ func (h *Host) Remove() error {
 }
 
 // Leaf is the group of one node.
-type Leaf struct{ unit }
+type Leaf struct {
+	unit
+	root string // directory that contains proc
+}
+
+// Usage returns the usage of the node, with the time that its threads waited for a CPU.
+func (l *Leaf) Usage() (Usage, error) {
+	usage, err := l.unit.Usage()
+	if err == nil {
+		usage.WaitSeconds = waitOf(l.root, l.group)
+	}
+	return usage, err
+}
 
 // Start starts a command inside the leaf. The caller must call cmd.Wait. Start
 // modifies cmd, which must not have been started.

@@ -91,18 +91,16 @@ func (g *treeGroup) usage() (Usage, error) {
 	}
 	var ticks uint64
 	var pages int64
-	var wait float64
 	for _, stat := range members {
 		ticks += stat.Ticks
 		pages += stat.RSSPages
-		wait += waitOfProcess(g.root, stat.PID)
 	}
 	// The ticks of a process disappear when it ends. Without max the CPU time could
 	// decrease, and a delta of it would be negative.
 	g.seen = max(g.seen, ticks)
 	return Usage{
 		CPUSeconds: float64(g.carried+g.seen) / proc.TicksPerSecond,
-		RSSBytes:   pages * int64(os.Getpagesize()), WaitSeconds: wait,
+		RSSBytes:   pages * int64(os.Getpagesize()),
 	}, nil
 }
 
@@ -213,27 +211,21 @@ func (g *treeGroup) kill([]int) error {
 func (g *treeGroup) remove() error { return nil }
 
 // waitOf returns the time in which the threads of a group were ready to run but had no CPU, in seconds, summed over its
-// threads: they waited for another thread, or for the next quota period. Ended threads are not counted.
+// threads: they waited for another thread, or for the next quota period. Ended threads are not counted. It is the
+// second field of schedstat, in nanoseconds; see Documentation/scheduler/sched-stats.rst of Linux.
 func waitOf(root string, g group) (seconds float64) {
 	pids, err := g.pids()
 	if err != nil {
 		return 0
 	}
 	for _, pid := range pids {
-		seconds += waitOfProcess(root, pid)
-	}
-	return seconds
-}
-
-// waitOfProcess adds up the second field of schedstat of each thread, in nanoseconds; see
-// Documentation/scheduler/sched-stats.rst of Linux.
-func waitOfProcess(root string, pid int) (seconds float64) {
-	threads, _ := filepath.Glob(filepath.Join(root, "proc", strconv.Itoa(pid), "task", "*", "schedstat"))
-	for _, path := range threads {
-		text, _ := os.ReadFile(path) // the thread may have ended
-		if fields := strings.Fields(string(text)); len(fields) == 3 {
-			ns, _ := strconv.ParseFloat(fields[1], 64)
-			seconds += ns / 1e9
+		threads, _ := filepath.Glob(filepath.Join(root, "proc", strconv.Itoa(pid), "task", "*", "schedstat"))
+		for _, path := range threads {
+			text, _ := os.ReadFile(path) // the thread may have ended
+			if fields := strings.Fields(string(text)); len(fields) == 3 {
+				ns, _ := strconv.ParseFloat(fields[1], 64)
+				seconds += ns / 1e9
+			}
 		}
 	}
 	return seconds

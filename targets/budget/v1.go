@@ -190,7 +190,7 @@ func (g *v1Group) usage() (Usage, error) {
 	}
 	usage := Usage{
 		CPUSeconds: float64(nanos) / 1e9, ThrottledSeconds: float64(stat["throttled_time"]) / 1e9,
-		Periods: stat["nr_periods"], ThrottledPeriods: stat["nr_throttled"], WaitSeconds: waitOf(g.root, g),
+		Periods: stat["nr_periods"], ThrottledPeriods: stat["nr_throttled"],
 	}
 	if g.memory == "" {
 		usage.RSSBytes, err = residentOf(g.root, g)

@@ -202,7 +202,7 @@ func (g *v2Group) usage() (Usage, error) {
 	}
 	usage := Usage{
 		CPUSeconds: float64(stat["usage_usec"]) / 1e6, ThrottledSeconds: float64(stat["throttled_usec"]) / 1e6,
-		Periods: stat["nr_periods"], ThrottledPeriods: stat["nr_throttled"], WaitSeconds: waitOf(g.root, g),
+		Periods: stat["nr_periods"], ThrottledPeriods: stat["nr_throttled"],
 	}
 	if !slices.Contains(g.enable, "memory") {
 		usage.RSSBytes, err = residentOf(g.root, g)

@@ -163,20 +163,29 @@ func (d *scripted) Run(
 	return driver.Report{Start: time.Now(), Elapsed: plan.Duration, Window: plan.Duration, Scheduled: int64(n)}, nil
 }
 
+// visits measures a cell in some visits. Its capacity is at least 400/s.
+func (d *scripted) visits(t *testing.T, visits int) *cellRun {
+	t.Helper()
+	plan := Default()
+	plan.Search.Max = 400
+	r := without(&Stepper{
+		Driver: d, Workload: likes{}, SLO: results.DefaultSLO(), Progress: silent{},
+		ClientCores: 1000, // the steps take no time, so their share of the CPU means nothing
+	}, plan)
+	for n := range visits {
+		r.visits = n
+		if err := r.measure(t.Context(), n == 0, n == visits-1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return r
+}
+
 // Steps that the client decided are measured again, and marked. They do not spoil the cell.
 func TestStepsAreRepeated(t *testing.T) {
 	// After two steps of warm-up and the peak: the first step near the capacity, and the reference.
 	d := &scripted{late: map[int]bool{4: true, 9: true}}
-	s := &Stepper{
-		Driver: d, Workload: likes{}, SLO: results.DefaultSLO(), Progress: silent{},
-		ClientCores: 1000, // the steps take no time, so their share of the CPU means nothing
-	}
-	plan := Default()
-	plan.Search.Max = 400
-	r := without(s, plan)
-	if err := r.measure(t.Context(), true, true); err != nil {
-		t.Fatal(err)
-	}
+	r := d.visits(t, 1)
 	c, _ := r.concluded()
 	var steps []string
 	for _, s := range c.Steps {
@@ -205,16 +214,7 @@ func TestLateClient(t *testing.T) {
 	for n := 4; n < 50; n++ {
 		d.late[n] = true
 	}
-	s := &Stepper{
-		Driver: d, Workload: likes{}, SLO: results.DefaultSLO(), Progress: silent{}, ClientCores: 1000,
-	}
-	plan := Default()
-	plan.Search.Max = 400
-	r := without(s, plan)
-	if err := r.measure(t.Context(), true, true); err != nil {
-		t.Fatal(err)
-	}
-	c, _ := r.concluded()
+	c, _ := d.visits(t, 1).concluded()
 	repeated := 0
 	for _, s := range c.Steps {
 		if s.Repeated {
@@ -228,16 +228,7 @@ func TestLateClient(t *testing.T) {
 
 // The slices of several visits give one reference step, with the percentiles of all their ops.
 func TestReferenceIsPooled(t *testing.T) {
-	s := &Stepper{
-		Driver: &scripted{}, Workload: likes{}, SLO: results.DefaultSLO(), Progress: silent{}, ClientCores: 1000,
-	}
-	r := without(s, Default())
-	for n := range r.Plan.Visits {
-		r.visits = n
-		if err := r.measure(t.Context(), n == 0, n == r.Plan.Visits-1); err != nil {
-			t.Fatal(err)
-		}
-	}
+	r := (&scripted{}).visits(t, Default().Visits)
 	c, _ := r.concluded()
 	slices, all := len(r.reference.parts), c.Reference
 	one := r.reference.parts[0].ResponseNS

@@ -86,16 +86,9 @@ type client struct {
 }
 
 func readClient() client {
-	var usage syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
-		panic("cell: getrusage of the own process cannot fail: " + err.Error())
-	}
 	var gc debug.GCStats
 	debug.ReadGCStats(&gc)
-	return client{
-		cpu:    time.Duration(usage.Utime.Nano() + usage.Stime.Nano()),
-		pauses: gc.Pause, pauseEnd: gc.PauseEnd, at: time.Now(),
-	}
+	return client{cpu: machine.OwnCPU(), pauses: gc.Pause, pauseEnd: gc.PauseEnd, at: time.Now()}
 }
 
 // since returns the use since an earlier state. Cores is the number of cores that the client could use.

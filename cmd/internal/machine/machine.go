@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -53,6 +54,15 @@ func (c CPU) Outside(before CPU, own float64) float64 {
 		return 0
 	}
 	return max(0, (c.Busy-before.Busy-own)/total)
+}
+
+// OwnCPU returns the CPU time of this process since its start.
+func OwnCPU() time.Duration {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		panic("machine: getrusage of the own process cannot fail: " + err.Error())
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
 // Pressure is the time since boot in which at least one task waited for a resource; see

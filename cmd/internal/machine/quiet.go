@@ -3,7 +3,6 @@ package machine
 import (
 	"context"
 	"fmt"
-	"syscall"
 	"time"
 )
 
@@ -40,11 +39,7 @@ type reading struct {
 }
 
 func read() (r reading) {
-	var usage syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err == nil {
-		r.own = float64(usage.Utime.Nano()+usage.Stime.Nano()) / 1e9
-	}
-	r.cpu = ReadCPU()
+	r.own, r.cpu = OwnCPU().Seconds(), ReadCPU()
 	r.pressure, r.known = ReadPressure()
 	return r
 }
