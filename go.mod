@@ -8,7 +8,7 @@ require (
 	github.com/goccy/go-yaml v1.19.2 // workload and fault files; errors name line and column
 	github.com/google/go-cmp v0.7.0 // tests: readable differences
 	github.com/jackc/pgx/v5 v5.12.0 // PostgreSQL client and wire types
-	github.com/klauspost/compress v1.20.1 // gzip of text responses; skips small bodies
+	github.com/klauspost/compress v1.20.1 // gzip of text responses, skips small bodies; Zstandard traces
 	github.com/olekukonko/tablewriter v1.1.5 // text and Markdown tables
 	github.com/prometheus/client_golang v1.25.0 // metrics of nodes and runs
 	github.com/redis/go-redis/v9 v9.23.0 // client of the caches
@@ -18,7 +18,7 @@ require (
 	github.com/vbauerster/mpb/v8 v8.9.3 // the progress bar
 	go.uber.org/goleak v1.3.0 // tests: find goroutines that outlive their test
 	golang.org/x/image v0.47.0 // scaling of photos
-	golang.org/x/net v0.59.0 // rules for header names and values
+	golang.org/x/net v0.59.0 // rules for header names, and for the domains of cookies
 	golang.org/x/sync v0.24.0 // groups of goroutines; the first error cancels the others
 	golang.org/x/sys v0.49.0 // kernel interfaces that package syscall lacks
 	golang.org/x/term v0.47.0 // detects whether standard error is a terminal

@@ -220,7 +220,8 @@ type Step struct {
 	LagNS         Latency            `json:"lag_ns"`
 	Ledger        Ledger             `json:"ledger"`
 	Ops           map[string]OpStats `json:"ops"`
-	Causes        map[string]int64   `json:"causes,omitempty"` // failures by cause
+	Causes        map[string]int64   `json:"causes,omitempty"`   // failures by cause
+	Statuses      map[int]int64      `json:"statuses,omitempty"` // complete responses by status
 	Outages       []Outage           `json:"outages,omitempty"`
 	Events        []Event            `json:"events,omitempty"`
 	Stale         *Stale             `json:"stale,omitempty"`   // nil = no read of a single record could be judged

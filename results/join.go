@@ -10,7 +10,7 @@ import (
 // unknown in one slice is unknown.
 func Join(parts []Step) Step {
 	s := parts[0]
-	s.Ops, s.Causes = maps.Clone(s.Ops), maps.Clone(s.Causes)
+	s.Ops, s.Causes, s.Statuses = maps.Clone(s.Ops), maps.Clone(s.Causes), maps.Clone(s.Statuses)
 	s.Events, s.Outages, s.Notes = slices.Clone(s.Events), slices.Clone(s.Outages), slices.Clone(s.Notes)
 	s.Hosts, s.Nodes = slices.Clone(s.Hosts), slices.Clone(s.Nodes)
 	s.CacheNodes, s.Figures = slices.Clone(s.CacheNodes), slices.Clone(s.Figures)
@@ -32,12 +32,8 @@ func (s *Step) add(part Step) {
 	for name, op := range part.Ops {
 		s.Ops[name] = s.Ops[name].plus(op)
 	}
-	for cause, n := range part.Causes {
-		if s.Causes == nil {
-			s.Causes = map[string]int64{}
-		}
-		s.Causes[cause] += n
-	}
+	addCounts(&s.Causes, part.Causes)
+	addCounts(&s.Statuses, part.Statuses)
 	for _, e := range part.Events {
 		e.AtNS += begin
 		s.Events = append(s.Events, e)
@@ -62,6 +58,16 @@ func (s *Step) add(part Step) {
 		return DatabaseCalls{Reads: a.Reads + b.Reads, Writes: a.Writes + b.Writes}
 	})
 	s.ServerCount = known(s.ServerCount, part.ServerCount, plus)
+}
+
+// addCounts adds counts to those of a map, which may be nil.
+func addCounts[K comparable](to *map[K]int64, more map[K]int64) {
+	for key, n := range more {
+		if *to == nil {
+			*to = map[K]int64{}
+		}
+		(*to)[key] += n
+	}
 }
 
 // addUsage adds the seconds of a slice, and what client, hosts and nodes used in them.
@@ -176,7 +182,7 @@ func (l Ledger) plus(o Ledger) Ledger {
 		Sent: l.Sent + o.Sent, OK: l.OK + o.OK, HTTPError: l.HTTPError + o.HTTPError,
 		TransportError: l.TransportError + o.TransportError, Timeout: l.Timeout + o.Timeout,
 		InFlight: l.InFlight + o.InFlight, SessionLost: l.SessionLost + o.SessionLost,
-		CheckFailed: l.CheckFailed + o.CheckFailed,
+		CheckFailed: l.CheckFailed + o.CheckFailed, Redirected: l.Redirected + o.Redirected,
 	}
 }
 

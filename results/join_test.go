@@ -15,9 +15,9 @@ func slice(requests int64) results.Step {
 	return results.Step{
 		Purpose: "reference", OfferedRPS: 100, Seconds: 2,
 		CompletedRPS: float64(requests) / 2, SentRPS: float64(requests) / 2,
-		Ledger:  results.Ledger{Scheduled: requests, Sent: requests, OK: requests - 1, HTTPError: 1},
-		Ops:     map[string]results.OpStats{"feed": {Count: requests, Errors: 1, OverSLO: 2}},
-		Causes:  map[string]int64{"503": 1},
+		Ledger: results.Ledger{Scheduled: requests, Sent: requests, OK: requests - 1, HTTPError: 1},
+		Ops:    map[string]results.OpStats{"feed": {Count: requests, Errors: 1, OverSLO: 2}},
+		Causes: map[string]int64{"503": 1}, Statuses: map[int]int64{200: requests - 1, 503: 1},
 		Outages: []results.Outage{{FromNS: 1e9, ToNS: 1e9, Failed: 1}}, Events: []results.Event{{AtNS: 5e8, Text: "killed"}},
 		Hosts: []results.HostUsage{{Host: "web-1", CPU: 0.1, Isolated: true, CPUSeconds: 0.1, CPUShare: 0.5}},
 		Nodes: []results.NodeUsage{{Node: "web-1", Host: "web-1", Role: "web", CPUSeconds: 0.1, RSSBytes: requests}},
@@ -38,7 +38,7 @@ func TestJoin(t *testing.T) {
 	want.Seconds, want.CompletedRPS, want.SentRPS = 4, 100, 100
 	want.Ledger = results.Ledger{Scheduled: 400, Sent: 400, OK: 398, HTTPError: 2}
 	want.Ops = map[string]results.OpStats{"feed": {Count: 400, Errors: 2, OverSLO: 4}}
-	want.Causes = map[string]int64{"503": 2}
+	want.Causes, want.Statuses = map[string]int64{"503": 2}, map[int]int64{200: 398, 503: 2}
 	want.Outages = append(want.Outages, results.Outage{FromNS: 3e9, ToNS: 3e9, Failed: 1})
 	want.Events = append(want.Events, results.Event{AtNS: 25e8, Text: "killed"})
 	want.Hosts[0].CPUSeconds, want.Nodes[0].CPUSeconds, want.Nodes[0].RSSBytes = 0.2, 0.2, 300

@@ -46,6 +46,7 @@ type Outcome struct {
 	Fate        Fate
 	SessionLost bool   // a 401 for a user who was logged in; not counted as an error
 	CheckFailed bool   // complete response that fails the workload's check
+	Redirected  bool   // success that only points to another place; the driver does not go there
 	Record      string // path of the single record that the op reads or writes; "" = none, or more than one
 	Write       bool   // the op changes stored data
 	User        int    // virtual user of the op, -1 = none
@@ -74,7 +75,7 @@ func (o Outcome) Response() int64 { return o.Done - o.Intended - min(o.Paced, ma
 //	Scheduled = Sent + Unsent + ConnectError
 //	Sent      = OK + HTTPError + TransportError + Timeout + InFlight
 //
-// SessionLost and CheckFailed are included in HTTPError. SessionLost does not
+// SessionLost and CheckFailed are included in HTTPError, and Redirected in OK. SessionLost does not
 // count as an error.
 type Ledger struct {
 	Scheduled      int64 `json:"scheduled"`
@@ -88,6 +89,7 @@ type Ledger struct {
 	InFlight       int64 `json:"in_flight"`
 	SessionLost    int64 `json:"session_lost"`
 	CheckFailed    int64 `json:"check_failed"`
+	Redirected     int64 `json:"redirected"`
 }
 
 // Count adds one outcome. It does not change Scheduled, which comes from the
@@ -103,6 +105,9 @@ func (l *Ledger) Count(o Outcome) {
 	}
 	if o.CheckFailed {
 		l.CheckFailed++
+	}
+	if o.Redirected {
+		l.Redirected++
 	}
 }
 

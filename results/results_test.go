@@ -67,6 +67,25 @@ func TestLostSessionsAreNoErrors(t *testing.T) {
 	}
 }
 
+// A step without a request measured nothing: it neither met nor missed the objective.
+func TestNothingMeasured(t *testing.T) {
+	var s results.Step
+	results.Judge(&s, results.DefaultSLO(), results.Evidence{FDHeadroom: -1})
+	reasons := strings.Join(s.Invalid, "; ")
+	if s.SLOMet || s.SLOBroken != "" || s.Valid || !strings.Contains(reasons, "nothing was measured") {
+		t.Errorf("met %t (%s), valid %t, %v", s.SLOMet, s.SLOBroken, s.Valid, s.Invalid)
+	}
+}
+
+func TestRedirectsAreReported(t *testing.T) {
+	s := step(100, 0, 0)
+	s.Ledger.Redirected = 30
+	results.Judge(&s, results.DefaultSLO(), results.Evidence{FDHeadroom: -1, Recorded: 100})
+	if !s.Valid || len(s.Warnings) != 1 || !strings.HasPrefix(s.Warnings[0], "30 of 100 responses were redirects") {
+		t.Errorf("valid %t, warnings %v", s.Valid, s.Warnings)
+	}
+}
+
 func step(pooled, over, errors int64) results.Step {
 	return results.Step{
 		Ledger: results.Ledger{Scheduled: pooled, Sent: pooled, OK: pooled - errors, HTTPError: errors},

@@ -24,6 +24,10 @@ func Judge(s *Step, slo SLO, e Evidence) {
 	s.SLOMet = s.SLOBroken == ""
 	s.ByClient = !s.SLOMet && slo.broken(s.punctual()) == ""
 	s.Invalid = slices.Concat(s.countMismatches(e), s.disturbances(e))
+	if s.Ledger.Scheduled == 0 {
+		s.SLOMet = false
+		s.Invalid = append(s.Invalid, "nothing was measured: no request was scheduled in this time")
+	}
 	if s.ByClient {
 		s.Invalid = append(s.Invalid, "the client may have decided this step: "+s.SLOBroken+
 			", but the objective was met without the delays that the client may have caused")
@@ -39,6 +43,10 @@ func Judge(s *Step, slo SLO, e Evidence) {
 	}
 	if lost := float64(s.Ledger.SessionLost) / float64(max(s.Ledger.Scheduled, 1)); lost > maxQuietSessions {
 		warnf("%.1f%% of ops lost their session; they count neither as errors nor as slow", 100*lost)
+	}
+	if n := s.Ledger.Redirected; n > 0 {
+		warnf("%d of %d responses were redirects, which are not followed: this is not the time to the page behind them",
+			n, s.Ledger.OK)
 	}
 	if s.Ledger.InFlight > 0 {
 		warnf("%d requests were still in flight when the step ended", s.Ledger.InFlight)

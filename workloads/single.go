@@ -11,7 +11,7 @@ import (
 
 // Single returns a workload that repeats one request for ever. The method in lower
 // case is its class and its name. Its ops have no virtual user. Path holds path and
-// query and must start with a slash. Header and body are copied.
+// query, must start with a slash and is encoded as needed. Header and body are copied.
 func Single(method, path string, header map[string]string, body []byte) (Workload, error) {
 	class := Class(strings.ToLower(method))
 	if !class.valid() {
@@ -23,7 +23,7 @@ func Single(method, path string, header map[string]string, body []byte) (Workloa
 	return single{Op{
 		Class:  class,
 		Write:  Writes(method),
-		Method: method, Path: path,
+		Method: method, Path: RequestTarget(path),
 		Header: maps.Clone(header), Body: bytes.Clone(body),
 		User: -1,
 	}}, nil

@@ -16,7 +16,7 @@ type Op struct {
 	Class  Class
 	Write  bool
 	Method string
-	Path   string // path and query, relative to the target's endpoint
+	Path   string // path and query, relative to the target's endpoint, as in a request line (RequestTarget)
 	Header map[string]string
 	Body   []byte // shared and read-only
 
@@ -28,7 +28,7 @@ type Op struct {
 	// BodyRate simulates a slow uplink of the client: the body is sent at this rate in
 	// bytes per second. 0 = no limit.
 	BodyRate float64
-	// Check lists the conditions for the response; nil = a status below 400.
+	// Check lists the conditions for the response; nil = a status that an empty Check accepts.
 	Check *Check
 
 	// User is the virtual user of the op, 0..Users-1 of the workload. The driver sends

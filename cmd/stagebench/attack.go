@@ -144,7 +144,10 @@ func (o attackOptions) run(ctx context.Context, s streams) error {
 	if err != nil {
 		return err
 	}
-	clients, err := o.clients(dest)
+	if timing.schedule.Count(timing.duration) == 0 {
+		return exit.Usagef("the schedule has no request within %v\nraise --duration or --rate", timing.duration)
+	}
+	clients, err := o.clients(s, dest)
 	if err != nil {
 		return err
 	}
@@ -202,7 +205,7 @@ func (o attackOptions) check() error {
 }
 
 // clients returns the connections to the destination.
-func (o attackOptions) clients(dest destination) (*driver.Clients, error) {
+func (o attackOptions) clients(s streams, dest destination) (*driver.Clients, error) {
 	header, err := o.identity.Header(os.Getenv)
 	if err != nil {
 		return nil, exit.Usage(err)
@@ -215,6 +218,7 @@ func (o attackOptions) clients(dest destination) (*driver.Clients, error) {
 		Endpoint: dest.endpoint, Addresses: dest.addresses, Connections: o.connections,
 		Sources:        cell.Sources(dest.endpoint, uint64(os.Getpid())),
 		ConnectionLife: o.life, DialTimeout: min(o.timeout, 5*time.Second), Header: header, TLS: security,
+		Log: s.log,
 	})
 	return clients, exit.Usage(err)
 }
@@ -314,8 +318,10 @@ func (o attackOptions) destination(ctx context.Context) (d destination, err erro
 		d.endpoint = &url.URL{Scheme: d.endpoint.Scheme, Host: d.endpoint.Host}
 		return d, exit.Usage(err)
 	}
-	path := strings.TrimSuffix(d.endpoint.Path, "/")
-	d.endpoint = &url.URL{Scheme: d.endpoint.Scheme, Host: d.endpoint.Host, Path: path}
+	d.endpoint = &url.URL{
+		Scheme: d.endpoint.Scheme, Host: d.endpoint.Host,
+		Path: strings.TrimSuffix(d.endpoint.Path, "/"), RawPath: strings.TrimSuffix(d.endpoint.RawPath, "/"),
+	}
 	d.load, err = maker.Make(o.workload)
 	return d, exit.Usage(err)
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"log"
 	"os"
 	"os/signal"
 	"syscall"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/stagebench/stagebench/cmd/internal/exit"
+	"github.com/stagebench/stagebench/workloads/driver"
 )
 
 func main() {
@@ -18,6 +20,8 @@ func main() {
 	// The first signal stops the command cleanly, a second one kills it.
 	context.AfterFunc(ctx, stop)
 	terminal := term.IsTerminal(int(os.Stderr.Fd()))
-	err := run(ctx, streams{args: os.Args[1:], in: os.Stdin, out: os.Stdout, err: os.Stderr, terminal: terminal})
+	transport := driver.NewTransportLog(os.Stderr)
+	log.SetOutput(transport)
+	err := run(ctx, streams{os.Args[1:], os.Stdin, os.Stdout, os.Stderr, terminal, transport})
 	os.Exit(exit.Report(os.Stderr, err))
 }

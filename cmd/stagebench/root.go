@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/stagebench/stagebench/cmd/internal/exit"
+	"github.com/stagebench/stagebench/workloads/driver"
 )
 
 // streams are the arguments and the standard streams of the process.
@@ -15,6 +16,7 @@ type streams struct {
 	in       io.Reader
 	out, err io.Writer
 	terminal bool // err is a terminal, so a progress bar can redraw itself
+	log      *driver.TransportLog
 }
 
 // run executes one command line.

@@ -132,7 +132,7 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 	defer progress.Done()
 	bench := &cell.Bench{
 		Driver: vegeta.Driver{}, Plan: j.plan, SLO: j.slo, Seed: o.seed,
-		Connections: o.connections, ConnectionLife: o.life, Progress: progress,
+		Connections: o.connections, ConnectionLife: o.life, Progress: progress, Log: s.log,
 		Fixed: j.fixed, Forecast: cell.NewForecast(j.plan, o.engines == "native"),
 	}
 	cells := j.cells()

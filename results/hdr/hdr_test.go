@@ -2,6 +2,7 @@ package hdr_test
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/hdr"
@@ -51,6 +53,27 @@ func TestPercentilesAgreeWithTheSortedSamples(t *testing.T) {
 }
 
 func absolute(x float64) float64 { return max(x, -x) }
+
+// Responses are counted by status. Causes without limit share one count.
+func TestCountsByStatusAndCause(t *testing.T) {
+	r := hdr.New(time.Now(), bound, nil)
+	for n := range 1000 {
+		o := outcome(0, 1, results.HTTPError)
+		o.Status, o.Error = 500+n%2, fmt.Sprint("cause ", n)
+		r.Record(o)
+	}
+	good, broken := outcome(0, 1, results.OK), outcome(0, 1, results.TransportError)
+	good.Status = 204
+	r.Record(good)
+	r.Record(broken)
+	step := r.Finish(1002)
+	if diff := cmp.Diff(map[int]int64{204: 1, 500: 500, 501: 500}, step.Statuses); diff != "" {
+		t.Errorf("statuses (-want +got)\n%s", diff)
+	}
+	if len(step.Causes) > 101 || step.Causes["other causes"] != 901 || step.Causes["cause 0"] != 1 {
+		t.Errorf("%d causes, of these %d others", len(step.Causes), step.Causes["other causes"])
+	}
+}
 
 // A percentile with fewer than ten samples beyond it is nil.
 func TestFewSamplesLeavePercentilesBlank(t *testing.T) {

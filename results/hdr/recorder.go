@@ -17,6 +17,9 @@ const outageGap = int64(time.Second)
 // are in no outage, but are still counted.
 const maxFailureTimes = 1 << 20
 
+// maxCauses is the maximum number of causes with a count of their own.
+const maxCauses = 100
+
 // Recorder collects the outcomes of one step.
 type Recorder struct {
 	start    time.Time // wall time of the step's time 0
@@ -25,6 +28,7 @@ type Recorder struct {
 	classes  map[string]*class
 	ledger   results.Ledger
 	causes   map[string]int64
+	statuses map[int]int64
 	failures []int64 // intended times
 	seconds  map[int64]*Second
 	delays   delays
@@ -81,7 +85,7 @@ type Second struct {
 func New(start time.Time, bound func(class string) int64, closed func(Interval)) *Recorder {
 	return &Recorder{
 		start: start, bound: bound, closed: closed,
-		classes: map[string]*class{}, causes: map[string]int64{}, seconds: map[int64]*Second{},
+		classes: map[string]*class{}, causes: map[string]int64{}, statuses: map[int]int64{}, seconds: map[int64]*Second{},
 		recent: NewHistogram(), prompt: NewHistogram(),
 	}
 }
@@ -108,6 +112,9 @@ func (r *Recorder) Record(o results.Outcome) {
 		return
 	}
 	c.current[wait].Record(o.Wait())
+	if o.Fate == results.OK || o.Fate == results.HTTPError {
+		r.statuses[o.Status]++
+	}
 	r.bytesIn += o.BytesIn
 	r.bytesOut += o.BytesOut
 	if o.Fate != results.OK {
@@ -130,6 +137,9 @@ func (r *Recorder) fail(o results.Outcome) {
 		cause = "session lost"
 	} else if len(r.failures) < maxFailureTimes {
 		r.failures = append(r.failures, o.Intended)
+	}
+	if _, known := r.causes[cause]; !known && len(r.causes) >= maxCauses {
+		cause = "other causes"
 	}
 	r.causes[cause]++
 }
@@ -229,6 +239,9 @@ func (r *Recorder) Finish(scheduled int64) results.Step {
 	}
 	if len(r.causes) > 0 {
 		step.Causes = r.causes
+	}
+	if len(r.statuses) > 0 {
+		step.Statuses = r.statuses
 	}
 	all := NewPool()
 	all.Add(r)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/stagebench/stagebench/results"
 )
@@ -186,6 +187,12 @@ func ledger(s results.Step) Table {
 		legend = append(legend, "http_error includes "+n(l.CheckFailed)+
 			" check_failed: complete responses that failed the workload's check")
 	}
+	if statuses := byStatus(s.Statuses); statuses != "" {
+		legend = append(legend, "responses by status: "+statuses)
+	}
+	if l.Redirected > 0 {
+		legend = append(legend, "ok includes "+n(l.Redirected)+" redirected: responses that point to another place")
+	}
 	t := newTable("Ledger", []column[results.Ledger]{
 		machineOnly("scheduled", func(l results.Ledger) Cell { return Count(l.Scheduled) }),
 		machineOnly("sent", func(l results.Ledger) Cell { return Count(l.Sent) }),
@@ -198,11 +205,21 @@ func ledger(s results.Step) Table {
 		machineOnly("in_flight", func(l results.Ledger) Cell { return Count(l.InFlight) }),
 		machineOnly("session_lost", func(l results.Ledger) Cell { return Count(l.SessionLost) }),
 		machineOnly("check_failed", func(l results.Ledger) Cell { return Count(l.CheckFailed) }),
+		machineOnly("redirected", func(l results.Ledger) Cell { return Count(l.Redirected) }),
 	}, []results.Ledger{l}, legend...)
 	if err := l.Check(); err != nil {
 		t.Notes = append(t.Notes, err.Error())
 	}
 	return t
+}
+
+// byStatus lists the number of responses by status: "200: 4,987, 503: 13".
+func byStatus(counts map[int]int64) string {
+	var parts []string
+	for _, status := range slices.Sorted(maps.Keys(counts)) {
+		parts = append(parts, fmt.Sprintf("%d: %s", status, Count(counts[status]).Text))
+	}
+	return strings.Join(parts, ", ")
 }
 
 func causes(s results.Step) Table {

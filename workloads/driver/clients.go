@@ -1,21 +1,17 @@
 package driver
 
 import (
+	"bytes"
 	"context"
-	"fmt"
+	"crypto/tls"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/errgroup"
-
-	"github.com/stagebench/stagebench/workloads"
 )
 
 // Clients holds a pool of connections and the sessions of the virtual users. It is
@@ -23,6 +19,7 @@ import (
 // connections and logins.
 type Clients struct {
 	config ClientConfig
+	base   string // URL of the target, before the path of an op
 	slots  []*slot
 	users  sync.Map // virtual user (int) -> *session
 }
@@ -49,24 +46,15 @@ func (c countedConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// session holds the cookies of a virtual user.
-type session struct {
-	mu      sync.Mutex
-	cookies []*http.Cookie
-	header  string // the Cookie header with all cookies
-	// login counts the logins; 0 = never logged in. A 401 after a login means that the
-	// session was lost. The count also ensures that only one of several ops that lost the
-	// same session logs the user in again.
-	login    int
-	renewing int // the login that an op is replacing at the moment
-}
-
 // NewClients returns clients for one target. Close them when done.
 func NewClients(config ClientConfig) (*Clients, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
 	}
-	c := &Clients{config: config}
+	c := &Clients{config: config, base: (&url.URL{
+		Scheme: config.Endpoint.Scheme, Host: config.Endpoint.Host,
+		Path: config.Endpoint.Path, RawPath: config.Endpoint.RawPath,
+	}).String()}
 	for i := range config.Connections {
 		c.slots = append(c.slots, c.newSlot(i))
 	}
@@ -93,9 +81,19 @@ func (c *Clients) newSlot(i int) *slot {
 		MaxConnsPerHost:     1,
 		MaxIdleConnsPerHost: 1,
 		DisableCompression:  true,
-		TLSClientConfig:     c.config.TLS,
+		TLSClientConfig:     oneProtocol(c.config.TLS),
 	}
 	return s
+}
+
+// oneProtocol returns a TLS configuration that tells the server that HTTP/1.1 is spoken. A server with another protocol
+// then says so.
+func oneProtocol(config *tls.Config) *tls.Config {
+	if config = config.Clone(); config == nil {
+		config = &tls.Config{}
+	}
+	config.NextProtos = []string{"http/1.1"}
+	return config
 }
 
 // dial connects slot i to the target. It tries the addresses in order, starting at the
@@ -137,138 +135,32 @@ func (c *Clients) renew(s *slot) {
 	}
 }
 
-// user returns the session of a virtual user, or nil for no user (-1).
-func (c *Clients) user(user int) *session {
-	if user < 0 {
-		return nil
-	}
-	if found, ok := c.users.Load(user); ok {
-		return found.(*session)
-	}
-	made, _ := c.users.LoadOrStore(user, &session{})
-	return made.(*session)
+// TransportLog is the output of the standard log of a process that sends load: pass it to log.SetOutput. The transport
+// of net/http reports only there that a server sent bytes that belong to no response, such as a body that is longer
+// than its Content-Length. TransportLog counts these reports. It writes all other lines to the next writer.
+//
+// It is safe for concurrent use. A nil *TransportLog has counted nothing.
+type TransportLog struct {
+	next    io.Writer
+	surplus atomic.Int64
 }
 
-// attach adds the user's cookies to a request. It returns the login count of the
-// session: 0 for a user who never logged in.
-func (s *session) attach(h http.Header) (login int) {
-	if s == nil {
+// NewTransportLog returns a log output.
+func NewTransportLog(next io.Writer) *TransportLog { return &TransportLog{next: next} }
+
+// Write implements io.Writer.
+func (l *TransportLog) Write(line []byte) (int, error) {
+	if bytes.Contains(line, []byte("Unsolicited response received on idle HTTP channel")) {
+		l.surplus.Add(1)
+		return len(line), nil
+	}
+	return l.next.Write(line)
+}
+
+// Surplus returns how often a server has sent bytes that belong to no response.
+func (l *TransportLog) Surplus() int64 {
+	if l == nil {
 		return 0
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.header != "" {
-		h["Cookie"] = []string{s.header}
-	}
-	return s.login
-}
-
-// keep stores the cookies of a response. LoggedIn reports that the response belongs to a
-// successful login.
-func (s *session) keep(h http.Header, loggedIn bool) {
-	if s == nil || len(h["Set-Cookie"]) == 0 && !loggedIn {
-		return
-	}
-	response := http.Response{Header: h}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if loggedIn {
-		s.login++
-	}
-	for _, fresh := range response.Cookies() {
-		s.replace(fresh)
-	}
-	var pairs []string
-	for _, cookie := range s.cookies {
-		pairs = append(pairs, cookie.Name+"="+cookie.Value)
-	}
-	s.header = strings.Join(pairs, "; ")
-}
-
-// claimLogin reports whether the caller must log the user in again. It returns false when
-// another op has already replaced the given login or is replacing it now.
-func (s *session) claimLogin(login int) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.login != login || s.renewing == login {
-		return false
-	}
-	s.renewing = login
-	return true
-}
-
-// releaseLogin ends the claim after a failed login. The next op that finds the session
-// lost tries again.
-func (s *session) releaseLogin() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.renewing = 0
-}
-
-// replace stores a cookie and removes the old cookie of the same name. An expired cookie
-// is only removed. The caller holds the lock.
-func (s *session) replace(fresh *http.Cookie) {
-	s.cookies = slices.DeleteFunc(s.cookies, func(c *http.Cookie) bool { return c.Name == fresh.Name })
-	if fresh.MaxAge >= 0 {
-		s.cookies = append(s.cookies, fresh)
-	}
-}
-
-// LogIn logs every virtual user in before the measurement, if the workload has sessions.
-// It logs at most loginLanes users in at the same time.
-func (c *Clients) LogIn(ctx context.Context, workload workloads.Workload, timeout time.Duration) error {
-	login, ok := workload.(workloads.Login)
-	if !ok {
-		return nil
-	}
-	group, ctx := errgroup.WithContext(ctx)
-	lanes := min(len(c.slots), loginLanes)
-	for lane := range lanes {
-		group.Go(func() error {
-			for user := lane; user < workload.Users(); user += lanes {
-				if err := c.logIn(ctx, c.slots[lane], login.LoginOp(user), user, timeout); err != nil {
-					return fmt.Errorf("log in user %d: %w", user, err)
-				}
-			}
-			return nil
-		})
-	}
-	return group.Wait()
-}
-
-// loginLanes is the maximum number of concurrent logins. More would overload a small
-// host before the measurement begins.
-const loginLanes = 8
-
-func (c *Clients) logIn(ctx context.Context, s *slot, op workloads.Op, user int, timeout time.Duration) error {
-	session := c.user(user)
-	response, err := c.do(ctx, s, op, session, timeout)
-	if err != nil {
-		return err
-	}
-	if !op.Check.Accepts(response.StatusCode) {
-		return fmt.Errorf("the target answered %s\ncheck that the workload fits this target and its data", response.Status)
-	}
-	session.keep(response.Header, true)
-	return nil
-}
-
-// do sends an op outside the measurement and returns the response. The body is already
-// read and closed.
-func (c *Clients) do(
-	ctx context.Context, s *slot, op workloads.Op, session *session, timeout time.Duration,
-) (*http.Response, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	req, err := c.Request(op)
-	if err != nil {
-		return nil, err
-	}
-	session.attach(req.Header)
-	response, err := s.transport.RoundTrip(req.WithContext(ctx))
-	if err != nil {
-		return nil, err
-	}
-	_, err = s.drain(response.Body, false)
-	return response, err
+	return l.surplus.Load()
 }

@@ -75,6 +75,8 @@ type Report struct {
 	// over time. By Little's law it equals the sum of the service times of the outcomes if
 	// no op was lost.
 	InFlightNS int64
+	// Surplus is the number of times that the server sent bytes that belong to no response.
+	Surplus int64
 	// Stalls are the times in which the client did not run, without the shortest ones.
 	Stalls []results.Stall
 	// OwnLatency is the latency that the engine measured with its own clock, for
@@ -112,6 +114,8 @@ type ClientConfig struct {
 	ConnectionLife time.Duration
 	// DialTimeout is the maximum time to make a connection.
 	DialTimeout time.Duration
+	// Log counts what the transport reports only in the standard log; nil = it is not counted.
+	Log *TransportLog
 }
 
 // Validate returns an error if a value is missing or out of range.

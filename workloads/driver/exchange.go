@@ -10,6 +10,7 @@ import (
 	"net/http/httptrace"
 	"net/url"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/stagebench/stagebench/results"
@@ -61,9 +62,7 @@ func (c *Clients) Header(op workloads.Op) http.Header {
 }
 
 // URL returns the absolute URL of an op.
-func (c *Clients) URL(op workloads.Op) string {
-	return c.config.Endpoint.Scheme + "://" + c.config.Endpoint.Host + c.config.Endpoint.Path + op.Path
-}
+func (c *Clients) URL(op workloads.Op) string { return c.base + op.Path }
 
 // Carry sends the request, reads the complete response, delivers the outcome and frees
 // the slot. If the op lost its session, Carry first logs the user in again over the same
@@ -79,11 +78,11 @@ func (t *Ticket) Carry(req *http.Request) (status int, header http.Header, err e
 		return 0, nil, t.malformed
 	}
 	session := f.clients.user(t.Op.User)
-	login := session.attach(req.Header)
+	login := session.attach(req)
 	header, err = t.exchange(req)
 	o := &t.outcome
 	if header != nil {
-		session.keep(header, false)
+		session.keep(req, header, false)
 	}
 	o.SessionLost = o.Fate == results.HTTPError && o.Status == http.StatusUnauthorized && login > 0
 	freeAt = o.Done
@@ -121,10 +120,10 @@ func (t *Ticket) login(session *session) (done int64) {
 		again.failMalformed()
 		return now
 	}
-	session.attach(req.Header)
+	session.attach(req)
 	header, err := again.exchange(req)
 	if err == nil {
-		session.keep(header, again.outcome.Fate == results.OK)
+		session.keep(req, header, again.outcome.Fate == results.OK)
 	}
 	if again.outcome.Fate != results.OK {
 		session.releaseLogin()
@@ -172,7 +171,7 @@ func (t *Ticket) exchange(req *http.Request) (http.Header, error) {
 	if err == nil {
 		header = response.Header
 		o.Status = response.StatusCode
-		o.BytesIn, err = t.slot.drain(response.Body, t.Op.Check.NeedsBody())
+		o.BytesIn, err = t.slot.drain(response, t.Op.Check.NeedsBody())
 		if version := header[VersionHeader]; len(version) == 1 {
 			o.Version, _ = strconv.ParseInt(version[0], 10, 64)
 		}
@@ -185,27 +184,34 @@ func (t *Ticket) exchange(req *http.Request) (http.Header, error) {
 		f.inFlight.Add(o.Done)
 	}
 	o.Paced = body.slept()
-	o.Fate = fate(o, err, f.ctx.Err() != nil)
-	o.Error = cause(o, err)
 	if err == nil {
-		t.check(header)
+		t.judge(header)
+	} else {
+		o.Fate = fate(o, err, f.ctx.Err() != nil)
+		o.Error = cause(o.Fate, err)
 	}
 	return header, err
 }
 
-// check applies the op's check to a complete response.
-func (t *Ticket) check(header http.Header) {
+// judge sets the fate of an op with a complete response.
+func (t *Ticket) judge(header http.Header) {
 	o, check := &t.outcome, t.Op.Check
-	if check == nil {
+	if check.Accepts(o.Status) {
+		o.Error = check.Failure(header, t.slot.kept, o.BytesIn)
+	} else {
+		o.Error = "HTTP " + strconv.Itoa(o.Status)
+	}
+	if o.Error != "" {
+		o.Fate, o.CheckFailed = results.HTTPError, check != nil && o.Status < http.StatusBadRequest
 		return
 	}
-	failure := "HTTP " + strconv.Itoa(o.Status)
-	if check.Accepts(o.Status) {
-		failure = check.Failure(header, t.slot.kept, o.BytesIn)
-	}
-	o.Fate, o.Error, o.CheckFailed = results.OK, failure, failure != "" && o.Status < 400
-	if failure != "" {
-		o.Fate = results.HTTPError
+	o.Fate = results.OK
+	if check == nil || len(check.Status) == 0 {
+		switch o.Status {
+		case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
+			http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+			o.Redirected = true
+		}
 	}
 }
 
@@ -234,11 +240,15 @@ func (emptyBody) Read([]byte) (int, error)         { return 0, io.EOF }
 func (emptyBody) WriteTo(io.Writer) (int64, error) { return 0, nil }
 func (emptyBody) Close() error                     { return nil }
 
-// drain reads a body to its end, closes it and returns its length. With keep it stores
+// drain reads the body of a response to its end, closes it and returns its length. With keep it stores
 // the first MaxCheckedBody bytes in s.kept.
-func (s *slot) drain(body io.ReadCloser, keep bool) (int64, error) {
+func (s *slot) drain(response *http.Response, keep bool) (int64, error) {
+	body := response.Body
 	defer func() { _ = body.Close() }() // the body was read to the end or is broken: no error to report
 	s.kept = s.kept[:0]
+	if response.StatusCode == http.StatusSwitchingProtocols {
+		return 0, nil // what follows is another protocol, without an end
+	}
 	var total int64
 	for {
 		n, err := body.Read(s.buffer)
@@ -255,13 +265,10 @@ func (s *slot) drain(body io.ReadCloser, keep bool) (int64, error) {
 	}
 }
 
+// fate returns the fate of an op without a complete response.
 func fate(o *results.Outcome, err error, givenUp bool) results.Fate {
 	var network net.Error
 	switch {
-	case err == nil && o.Status < 400:
-		return results.OK
-	case err == nil:
-		return results.HTTPError
 	case o.Sent < 0:
 		return results.ConnectError
 	case givenUp:
@@ -273,17 +280,13 @@ func fate(o *results.Outcome, err error, givenUp bool) results.Fate {
 	}
 }
 
-// cause describes why an op failed. It contains no addresses, so that equal causes can
-// be counted together.
-func cause(o *results.Outcome, err error) string {
+// cause describes why an op got no complete response. It contains no addresses and nothing that the server sent, so
+// that equal causes can be counted together.
+func cause(fate results.Fate, err error) string {
 	switch {
-	case err == nil && o.Status < 400:
-		return ""
-	case err == nil:
-		return "HTTP " + strconv.Itoa(o.Status)
-	case o.Fate == results.InFlight:
+	case fate == results.InFlight:
 		return "not answered before the run ended"
-	case o.Fate == results.Timeout:
+	case fate == results.Timeout:
 		return "timeout"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "connection refused"
@@ -296,9 +299,20 @@ func cause(o *results.Outcome, err error) string {
 	case errors.Is(err, syscall.EMFILE):
 		return "too many open files"
 	}
+	text := err.Error()
+	switch {
+	// The first frame of HTTP/2 begins with its length, in three bytes, of which the first is 0.
+	case strings.Contains(text, `malformed HTTP response "\x00\x00`), strings.Contains(text, "no application protocol"):
+		return "the server speaks HTTP/2 but no HTTP/1.1, which is needed here"
+	case strings.Contains(text, "malformed HTTP"):
+		return "the answer is not HTTP/1.1"
+	}
 	var op *net.OpError
 	if errors.As(err, &op) {
-		return op.Op + ": " + op.Err.Error()
+		text = op.Op + ": " + op.Err.Error()
 	}
-	return err.Error()
+	return strings.ToValidUTF8(text[:min(len(text), maxCause)], "")
 }
+
+// maxCause is the maximum length of a cause in bytes.
+const maxCause = 200

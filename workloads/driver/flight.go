@@ -26,6 +26,7 @@ type Flight struct {
 	began   atomic.Int64 // time 0 of the run, ns since base
 	total   uint64       // ops in the schedule
 	next    atomic.Uint64
+	surplus int64        // of the transport's log before the run
 	extra   atomic.Int64 // logins after lost sessions, which are not in the schedule
 	free    chan freed
 	timer   *time.Timer
@@ -78,7 +79,7 @@ func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(resul
 		clients: clients, plan: plan, base: time.Now(), total: plan.Schedule.Count(plan.Duration),
 		free:     make(chan freed, len(clients.slots)),
 		outcomes: make(chan results.Outcome, 4096), delivered: make(chan struct{}),
-		watched: make(chan struct{}), timer: time.NewTimer(time.Hour),
+		watched: make(chan struct{}), timer: time.NewTimer(time.Hour), surplus: clients.config.Log.Surplus(),
 	}
 	f.dispatching, f.stop = context.WithCancel(context.Background())
 	for _, s := range clients.slots {
@@ -198,6 +199,6 @@ func (f *Flight) Finish() Report {
 	return Report{
 		Start: f.base.Add(time.Duration(f.began.Load())), Window: window, Elapsed: max(window, time.Duration(f.lastDone)),
 		Scheduled:  int64(scheduled) + f.extra.Load(),
-		InFlightNS: f.inFlight.Load(), Stalls: f.stalls,
+		InFlightNS: f.inFlight.Load(), Stalls: f.stalls, Surplus: f.clients.config.Log.Surplus() - f.surplus,
 	}
 }

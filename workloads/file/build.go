@@ -132,6 +132,7 @@ func (r *reader) template(at place, o operation, common map[string]string, names
 	} else if _, err := url.ParseRequestURI(sample); err != nil {
 		r.wrong(at.in("path"), "path %q: %v", o.Path, errors.Unwrap(err))
 	}
+	t.path.encode()
 	if t.body = r.body(at, o, names); t.body.plain() {
 		t.fixed = []byte(t.body.sample())
 	}

@@ -26,7 +26,9 @@
 // References in a path, a body or a header value are replaced: {key} by the op's value
 // of that key, {user} by the number of its virtual user, {n} by the number of the op.
 // {{key}} gives the literal text {key}. Any other brace is literal. A key has the same
-// value everywhere in one op. Values in paths are percent-encoded.
+// value everywhere in one op. Paths are percent-encoded where necessary, and values in them always.
+//
+// A text is taken as it is written: the header X-Version: 1.10 is sent as 1.10, without quotes as with them.
 //
 // Decoding is strict. Errors give line and column. The workload is a pure function of
 // (file, seed, n) and safe for concurrent use. This package sends no requests.
@@ -100,12 +102,12 @@ func Read(text []byte, name string, files fs.FS, seed uint64) (w workloads.Workl
 			w, err = nil, fmt.Errorf("%s: invalid YAML: %v", name, r)
 		}
 	}()
-	var d document
-	if err := yaml.UnmarshalWithOptions(text, &d, yaml.Strict()); err != nil {
-		return nil, decodeError(name, err)
-	}
 	tree, err := parser.ParseBytes(text, 0)
 	if err != nil {
+		return nil, decodeError(name, err)
+	}
+	var d document
+	if err := decode(tree, &d); err != nil {
 		return nil, decodeError(name, err)
 	}
 	r := &reader{name: name, tree: tree, files: files, lines: strings.Split(string(text), "\n")}

@@ -114,6 +114,58 @@ func TestBodyFile(t *testing.T) {
 	}
 }
 
+// A text is sent as it is written, where YAML would make a number or a truth value of it. Numbers stay numbers.
+func TestTextsAreTakenAsWritten(t *testing.T) {
+	const text = `
+users: 1_000
+header: &common {X-Version: 1.10, X-Shop: 010, X-Flag: True, X-Quoted: "1.10", From: 0x1F}
+keys: {k: {kind: choice, values: [007]}}
+ops:
+  - class: one
+    weight: 1.50
+    path: /v/{k}
+    body: 1e3
+    header: *common
+    check: {status: [0xC8], contains: [.5], min_bytes: 1_0}
+  - {class: two, weight: 0x10, path: /, header: {<<: *common, X-Shop: -0}}
+`
+	w, err := file.Read([]byte(text), "f.yaml", fstest.MapFS{}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ops := map[workloads.Class]workloads.Op{}
+	for n := range uint64(1000) {
+		ops[w.Op(n).Class] = w.Op(n)
+	}
+	one, two := ops["one"], ops["two"]
+	want := map[string]string{"X-Version": "1.10", "X-Shop": "010", "X-Flag": "True", "X-Quoted": "1.10", "From": "0x1F"}
+	if diff := cmp.Diff(want, one.Header); diff != "" {
+		t.Errorf("headers (-want +got)\n%s", diff)
+	}
+	want["X-Shop"] = "-0"
+	if diff := cmp.Diff(want, two.Header); diff != "" {
+		t.Errorf("merged headers (-want +got)\n%s", diff)
+	}
+	if one.Path != "/v/007" || string(one.Body) != "1e3" || w.Users() != 1000 {
+		t.Errorf("path %s, body %s, %d users", one.Path, one.Body, w.Users())
+	}
+	if c := one.Check; c.Status[0] != 200 || c.Contains[0] != ".5" || c.MinBytes != 10 {
+		t.Errorf("check %+v, want status 200, text .5 and 10 bytes", c)
+	}
+}
+
+// Paths are encoded as a request line needs it.
+func TestPathsAreEncoded(t *testing.T) {
+	text := "keys: {k: {kind: choice, values: ['a b']}}\nops: [{class: find, path: '/zwei Wörter/{k}?q=two words&r={k}'}]"
+	w, err := file.Read([]byte(text), "f.yaml", fstest.MapFS{}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := w.Op(0).Path, "/zwei%20W%C3%B6rter/a%20b?q=two%20words&r=a+b"; got != want {
+		t.Errorf("path %s, want %s", got, want)
+	}
+}
+
 // A sequence may start below zero, and it does not overflow at the largest int64.
 func TestSequence(t *testing.T) {
 	for key, want := range map[string]string{

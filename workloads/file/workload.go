@@ -133,6 +133,13 @@ func (t text) sample() string {
 	return s
 }
 
+// encode percent-encodes the literals of a path as needed.
+func (t text) encode() {
+	for i := range t {
+		t[i].literal = workloads.RequestTarget(t[i].literal)
+	}
+}
+
 // render returns the text with the values of op n.
 func (w *workload) render(t text, n uint64, user int) []byte {
 	var buffer [128]byte

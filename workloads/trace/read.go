@@ -2,6 +2,7 @@ package trace
 
 import (
 	"bufio"
+	"compress/bzip2"
 	"compress/gzip"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/klauspost/compress/zstd"
 )
 
 const (
@@ -34,12 +37,11 @@ type parser interface {
 	parse(line string) (entry, error)
 }
 
-// errHeader reports a CSV header: the line is neither a record nor broken.
+// errHeader reports a header: the line is neither a record nor broken.
 var errHeader = errors.New("a header")
 
-// Read reads a trace to its end and gives it a name. The input is an access log,
-// JSON lines, or CSV with a header that names the columns. It may be compressed
-// with gzip. Read returns an error when reading fails or when no line is a
+// Read reads a trace to its end and gives it a name. The package comment lists the formats. The input may be
+// compressed with gzip, bzip2 or Zstandard. Read returns an error when reading fails or when no line is a
 // request. A truncated gzip file, for example one that is still being written, is
 // read up to its end; the truncation is counted as a broken line.
 func Read(r io.Reader, name string) (*Trace, error) {
@@ -134,7 +136,9 @@ func (b *builder) finish() (*Trace, error) {
 		if b.broken != "" {
 			reason = fmt.Sprintf("none of its %d lines is a request: %s", t.stats.Lines, b.broken)
 		}
-		return nil, fmt.Errorf("trace %s: %s\nwant an access log, JSON lines, or CSV with a header", t.name, reason)
+		return nil, fmt.Errorf("trace %s: %s\n"+
+			"want an access log, JSON lines, or CSV with a header; see: go doc github.com/stagebench/stagebench/workloads/trace",
+			t.name, reason)
 	}
 	order := make([]int, len(t.records))
 	for i := range order {
@@ -195,17 +199,33 @@ type result struct {
 	err  error
 }
 
-// newLines returns a reader of lines. It decompresses gzip.
+// newLines returns a reader of lines. It decompresses gzip, bzip2 and Zstandard.
 func newLines(r io.Reader) (*lines, error) {
 	in := bufio.NewReaderSize(r, maxLine)
-	if magic, _ := in.Peek(2); string(magic) == "\x1f\x8b" {
-		unpacked, err := gzip.NewReader(in)
-		if err != nil {
+	begin, _ := in.Peek(6) // a shorter input is not compressed
+	begins := func(magic string) bool { return strings.HasPrefix(string(begin), magic) }
+	var unpacked io.Reader
+	var err error
+	switch {
+	case begins("\x1f\x8b"):
+		if unpacked, err = gzip.NewReader(in); err != nil {
 			return nil, fmt.Errorf("open as gzip: %w", err)
 		}
-		in = bufio.NewReaderSize(unpacked, maxLine)
+	case begins("BZh"):
+		unpacked = bzip2.NewReader(in)
+	case begins("\x28\xb5\x2f\xfd"):
+		// Without goroutines, which would have to be stopped.
+		if unpacked, err = zstd.NewReader(in, zstd.WithDecoderConcurrency(1)); err != nil {
+			return nil, fmt.Errorf("open as Zstandard: %w", err)
+		}
+	case begins("\xfd7zXZ\x00"):
+		return nil, errors.New("it is compressed with xz, which is not read\nunpack it first: unxz FILE")
+	case begins("PK\x03\x04"):
+		return nil, errors.New("it is a ZIP archive, which is not read\nunpack it first: unzip FILE")
+	default:
+		return &lines{in: in}, nil
 	}
-	return &lines{in: in}, nil
+	return &lines{in: bufio.NewReaderSize(unpacked, maxLine)}, nil
 }
 
 // next returns the next line without its line break.
@@ -231,7 +251,8 @@ func (l *lines) read() (string, error) {
 	switch {
 	case errors.Is(err, io.EOF) && len(text) == 0:
 		return "", io.EOF
-	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader):
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader),
+		errors.Is(err, zstd.ErrMagicMismatch), errors.Is(err, zstd.ErrCRCMismatch):
 		return "", errTruncated
 	case err != nil && !errors.Is(err, io.EOF):
 		return "", err
@@ -254,6 +275,12 @@ func (l *lines) detect() parser {
 		}
 		if _, err := (jsonLines{}).parse(first.line); err == nil {
 			return jsonLines{}
+		}
+		if _, err := (envoy{}).parse(first.line); err == nil {
+			return envoy{}
+		}
+		if isDirective(first.line) {
+			return &extended{}
 		}
 		if isHeader(first.line) {
 			return &csvLines{}

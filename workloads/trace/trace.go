@@ -5,6 +5,27 @@
 // for concurrent use. A broken line never ends a read: broken lines are counted
 // by reason. Lines that are out of order are sorted by their times.
 //
+// The format is that of the first line that can be read in one:
+//
+//   - the common log format with any further columns, as of Apache, nginx, Caddy and Traefik; a virtual host may
+//     precede it
+//   - the default text format of Envoy and Istio
+//   - the W3C extended log file format of IIS and CloudFront
+//   - one JSON object per line, as of Caddy, Traefik, Envoy, or with names of the user as in nginx and Apache
+//   - CSV with a header that names the columns
+//
+// A line with named columns may describe its request more than once. The first of these counts:
+//
+//   - the request line as the client sent it, with method and target: request, request_line
+//   - the target as the client sent it, with its query: request_uri, request.uri, RequestPath, url.original
+//   - a path: path, url, uri, url.path, cs-uri-stem; with the query, if it is in a column of its own: query_string,
+//     args, query, url.query, cs-uri-query
+//
+// The time is that of the start of the request (start_time, StartUTC) before that of its line (time, timestamp,
+// @timestamp, ts, msec, time_iso8601, time_local). The client is the address that the server took for its own client
+// (client, client_ip, remote_addr, ClientHost, source.ip, c-ip) before a forwarded one (x_forwarded_for). Without a
+// method the request is a GET. Names may be written in any case.
+//
 // Times are durations since the first request, in whole nanoseconds. Logs
 // contain no bodies, so the ops have none.
 package trace

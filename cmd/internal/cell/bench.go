@@ -35,6 +35,7 @@ type Bench struct {
 	Connections int
 	// ConnectionLife is the maximum age of a connection; 0 = no limit.
 	ConnectionLife time.Duration
+	Log            *driver.TransportLog
 	Run            *rundir.Dir
 	Progress       Progress
 	// Fixed configures a measurement at one rate; nil = the capacity is measured.

@@ -215,6 +215,10 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after s
 	}
 	slices.SortStableFunc(step.Events, func(a, b results.Event) int { return cmp.Compare(a.AtNS, b.AtNS) })
 	step.Notes = slices.Concat(before.problems, after.problems)
+	if report.Surplus > 0 {
+		step.Notef("%d times the target sent bytes that belong to no response, for example after the end of a body by its "+
+			"Content-Length; each time the connection was closed", report.Surplus)
+	}
 	for _, e := range step.Events {
 		if strings.Contains(e.Text, "died") {
 			step.Notes = append(step.Notes, e.Text)

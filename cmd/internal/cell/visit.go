@@ -201,7 +201,7 @@ func (r *cellRun) newStepper() (*Stepper, error) {
 	}
 	clients, err := driver.NewClients(driver.ClientConfig{
 		Endpoint: endpoint, Addresses: addresses, Connections: r.Connections, Sources: Sources(endpoint, r.Seed),
-		ConnectionLife: r.ConnectionLife, DialTimeout: dialTimeout,
+		ConnectionLife: r.ConnectionLife, DialTimeout: dialTimeout, Log: r.Log,
 	})
 	if err != nil {
 		return nil, err

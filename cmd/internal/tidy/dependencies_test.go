@@ -34,8 +34,8 @@ func dependencies() []dependency {
 			[]string{"sut/store/...", "sut/sqlite/...", "sut/postgres/..."},
 		},
 		{
-			"github.com/klauspost/compress", "gzip of text responses; skips small bodies",
-			[]string{"sut/node"},
+			"github.com/klauspost/compress", "gzip of text responses, skips small bodies; Zstandard traces",
+			[]string{"sut/node", "workloads/trace"},
 		},
 		{"github.com/olekukonko/tablewriter", "text and Markdown tables", []string{"results/table"}},
 		{
@@ -49,7 +49,10 @@ func dependencies() []dependency {
 		{"github.com/vbauerster/mpb/v8", "the progress bar", []string{"results/live"}},
 		{"go.uber.org/goleak", "tests: find goroutines that outlive their test", nil},
 		{"golang.org/x/image", "scaling of photos", []string{"sut/imaging"}},
-		{"golang.org/x/net", "rules for header names and values", []string{"workloads/file", "cmd/..."}},
+		{
+			"golang.org/x/net", "rules for header names, and for the domains of cookies",
+			[]string{"workloads/file", "workloads/driver", "cmd/..."},
+		},
 		{"golang.org/x/sync", "groups of goroutines; the first error cancels the others", []string{"..."}},
 		{"golang.org/x/sys", "kernel interfaces that package syscall lacks", []string{"..."}},
 		{"golang.org/x/term", "detects whether standard error is a terminal", []string{"cmd/..."}},

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/workloads"
 	"github.com/stagebench/stagebench/workloads/driver"
@@ -82,4 +84,38 @@ func (w shopping) Op(n uint64) workloads.Op {
 
 func (w shopping) LoginOp(user int) workloads.Op {
 	return workloads.Op{Class: "login", Write: true, Method: http.MethodPost, Path: "/login", User: user}
+}
+
+// testCookies checks that a user sends exactly the cookies that a browser would send (RFC 6265).
+func testCookies(t *testing.T, d driver.Driver) {
+	var mu sync.Mutex
+	var sent []string
+	server, _ := countingServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/login" {
+			for _, cookie := range []string{
+				"keep=1; Path=/", "past=1; Path=/; Expires=Thu, 01 Jan 2015 00:00:00 GMT", "over=1; Path=/; Max-Age=0",
+				"admin=1; Path=/admin", "other=1; Path=/; Domain=other.example", "sid=7; Path=/",
+			} {
+				w.Header().Add("Set-Cookie", cookie)
+			}
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		sent = append(sent, r.Header.Get("Cookie"))
+		// As a logout does.
+		w.Header().Add("Set-Cookie", "sid=; Path=/; Expires=Thu, 01 Jan 1970 00:00:00 GMT")
+	})
+	clients := makeClients(t, server.URL, driver.ClientConfig{Connections: 1})
+	workload := shopping{numbered{mod: 10}, 1}
+	if err := clients.LogIn(t.Context(), workload, 30*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	m := sendWith(t.Context(), t, d, clients, setup{workload: workload, rate: 10, duration: time.Second / 5})
+	m.check(t, -1)
+	mu.Lock()
+	defer mu.Unlock()
+	if diff := cmp.Diff([]string{"keep=1; sid=7", "keep=1"}, sent); diff != "" {
+		t.Errorf("cookies (-want +got)\n%s", diff)
+	}
 }
