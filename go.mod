@@ -14,6 +14,7 @@ require (
 	github.com/redis/go-redis/v9 v9.23.0 // client of the caches
 	github.com/rogpeppe/go-internal v1.14.1 // tests: command line behaviour as scripts
 	github.com/spf13/cobra v1.10.2 // commands, flags, completion
+	github.com/spf13/pflag v1.0.9 // the flags of commands
 	github.com/tsenart/vegeta/v12 v12.13.0 // the default load engine
 	github.com/vbauerster/mpb/v8 v8.9.3 // the progress bar
 	go.uber.org/goleak v1.3.0 // tests: find goroutines that outlive their test
@@ -56,7 +57,6 @@ require (
 	github.com/prometheus/procfs v0.22.0 // indirect
 	github.com/remyoudompheng/bigfft v0.0.0-20230129092748-24d4a6f8daec // indirect
 	github.com/rs/dnscache v0.0.0-20230804202142-fc85eb664529 // indirect
-	github.com/spf13/pflag v1.0.9 // indirect
 	go.uber.org/atomic v1.12.0 // indirect
 	golang.org/x/exp v0.0.0-20250408133849-7e4ce0ab07d0 // indirect
 	golang.org/x/text v0.43.0 // indirect

@@ -70,7 +70,7 @@ type ClientUsage struct {
 	StallSumNS   int64   `json:"stall_sum_ns"` // sum of these times, without the shortest ones
 	GCPauseMaxNS int64   `json:"gc_pause_max_ns"`
 	GCPauseSumNS int64   `json:"gc_pause_sum_ns"`
-	OutsideShare float64 `json:"outside_share"` // of the machine: CPU of other processes, and steal
+	OutsideShare float64 `json:"outside_share"` // of the machine: CPU of other processes if they are known, and steal
 	OutsideKnown bool    `json:"outside_known"` // OutsideShare was measured
 }
 
@@ -345,6 +345,7 @@ type Cell struct {
 	LimitedBy   string            `json:"limited_by"`
 	Limit       Limit             `json:"limit"`
 	Valid       bool              `json:"valid"`
+	Invalid     []string          `json:"invalid,omitempty"` // why the cell is not valid; also in Warnings
 	Warnings    []string          `json:"warnings"`
 	Error       string            `json:"error,omitempty"` // why the cell could not be measured
 }
@@ -368,6 +369,12 @@ type Gain struct {
 // Warnf adds a warning.
 func (c *Cell) Warnf(format string, args ...any) {
 	c.Warnings = append(c.Warnings, fmt.Sprintf(format, args...))
+}
+
+// Invalidatef adds a reason why the figures of the cell cannot be trusted.
+func (c *Cell) Invalidatef(format string, args ...any) {
+	c.Warnf(format, args...)
+	c.Valid, c.Invalid = false, append(c.Invalid, c.Warnings[len(c.Warnings)-1])
 }
 
 // Isolated reports whether every host of the cell was held to its budget.

@@ -45,8 +45,8 @@ func Judge(s *Step, slo SLO, e Evidence) {
 		warnf("%.1f%% of ops lost their session; they count neither as errors nor as slow", 100*lost)
 	}
 	if n := s.Ledger.Redirected; n > 0 {
-		warnf("%d of %d responses were redirects, which are not followed: this is not the time to the page behind them",
-			n, s.Ledger.OK)
+		warnf("%d of %d responses were redirects, which are not followed: the response times do not include the pages "+
+			"that they point to", n, s.Ledger.OK)
 	}
 	if s.Ledger.InFlight > 0 {
 		warnf("%d requests were still in flight when the step ended", s.Ledger.InFlight)
@@ -131,18 +131,22 @@ func (s SLO) broken(step Step) string {
 			s.Bound, 100*float64(pooledOver)/float64(pooled), worst, 100*worstShare)
 	}
 	if rate := step.Ledger.ErrorRate(); rate > s.ErrorRate {
-		return fmt.Sprintf("errors %.2f%% > %s%%%s",
-			rate*100, strconv.FormatFloat(s.ErrorRate*100, 'g', -1, 64), mainCause(step.Causes))
+		reason := fmt.Sprintf("errors %.2f%% > %s%%", rate*100, strconv.FormatFloat(s.ErrorRate*100, 'g', -1, 64))
+		if cause := step.MainCause(); cause != "" {
+			reason += ", mostly: " + cause
+		}
+		return reason
 	}
 	return ""
 }
 
-func mainCause(causes map[string]int64) string {
-	if len(causes) == 0 {
+// MainCause returns the most frequent cause of failures, "" if no op failed.
+func (s Step) MainCause() string {
+	if len(s.Causes) == 0 {
 		return ""
 	}
-	return ", mostly: " + slices.MinFunc(slices.Collect(maps.Keys(causes)), func(a, b string) int {
-		return cmp.Or(cmp.Compare(causes[b], causes[a]), cmp.Compare(a, b))
+	return slices.MinFunc(slices.Collect(maps.Keys(s.Causes)), func(a, b string) int {
+		return cmp.Or(cmp.Compare(s.Causes[b], s.Causes[a]), cmp.Compare(a, b))
 	})
 }
 

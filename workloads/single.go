@@ -46,3 +46,6 @@ func (s single) Op(n uint64) Op {
 }
 
 func (single) Users() int { return 0 }
+
+// Classes lists the class of all ops.
+func (s single) Classes() []Class { return []Class{s.op.Class} }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
-	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -17,101 +15,62 @@ import (
 	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/cmd/internal/load"
 	"github.com/stagebench/stagebench/results"
-	"github.com/stagebench/stagebench/results/hdr"
-	"github.com/stagebench/stagebench/results/history"
 	"github.com/stagebench/stagebench/results/live"
+	"github.com/stagebench/stagebench/results/rundir"
 	"github.com/stagebench/stagebench/results/table"
-	"github.com/stagebench/stagebench/sut"
-	"github.com/stagebench/stagebench/sut/ladder"
-	"github.com/stagebench/stagebench/targets"
-	"github.com/stagebench/stagebench/targets/attach"
-	"github.com/stagebench/stagebench/targets/control"
-	"github.com/stagebench/stagebench/workloads"
-	"github.com/stagebench/stagebench/workloads/driver"
 	"github.com/stagebench/stagebench/workloads/driver/vegeta"
 	"github.com/stagebench/stagebench/workloads/pace"
 )
 
 // attackOptions are the flags of `stagebench attack`.
 type attackOptions struct {
-	target, workload, schedule, driver string
-	rate                               float64
-	duration, timeout, life            time.Duration
-	connections                        int
-	seed                               uint64
-	data                               string
-	allow                              []string
-	hlog, vegetaOut, format            string
-	method, body, bodyFile             string
-	// given reports whether the user set a flag. A default value alone does not show that.
-	given    func(flag string) bool
-	identity load.Identity
-	replay   load.Replay
+	aim
+	schedule, driver string
+	rate             rate
+	duration         time.Duration
+	vegetaOut        string
+	output           outputFlags
 }
 
 func attackCommand(s streams) *cobra.Command {
-	var o attackOptions
+	o := attackOptions{rate: 100}
 	cmd := &cobra.Command{
-		Use:   "attack",
+		Use:   "attack [URL]",
 		Short: "Send load to any HTTP service and measure the response times of its users",
 		Long: `Sends requests by a fixed schedule over a bounded number of connections. Response
 times start at the intended time of a request, so they include the delay that a
 stalled server causes for later requests. Prints the latency by op, the four
-clocks, and a ledger that counts every scheduled request. Exits with status 3 if
-the measurement is invalid, for example because the client could not keep up.`,
-		Example: `  stagebench attack --target http://127.0.0.1:8080/ --rate 500 --duration 30s
+clocks, and a ledger that counts every scheduled request, and keeps them in the
+directory of a run.
+
+Exits with status 4 if the objective (--slo) is missed, or if nothing succeeds, and
+with status 3 if the measurement is invalid, for example because the client could
+not keep up. If nothing connects for 5 s, the attack ends early.`,
+		Example: `  stagebench attack http://127.0.0.1:8080/ --rate 500 --duration 30s
+  stagebench attack http://127.0.0.1:8080/ -r 6000/m -d 1m -c 32 --slo 'p99<50ms,errors<1%'
   stagebench attack --workload read-heavy --rate 200       # the system that "stagebench up" started
-  stagebench attack --target http://127.0.0.1:8080/ --workload shop.yaml --rate 200
-  stagebench attack --target http://127.0.0.1:8080/ --workload trace:access.log.gz --speed 10 --max-gap 1s
-  stagebench attack --target https://127.0.0.1:8443/api/items --method POST --body '{"n":1}' \
+  stagebench attack http://127.0.0.1:8080/ --workload shop.yaml --rate 200 --out runs/shop
+  stagebench attack http://127.0.0.1:8080/ --workload trace:access.log.gz --speed 10 --max-gap 1s
+  stagebench attack https://127.0.0.1:8443/api/items --method POST --body '{"n":1}' \
       --header 'Content-Type: application/json' --bearer-env API_TOKEN --tls-ca ca.pem`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			o.given = cmd.Flags().Changed
-			return o.run(cmd.Context(), s)
-		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), s) },
 	}
 	o.flags(cmd)
-	identityFlags(cmd, &o.identity)
-	replayFlags(cmd, &o.replay)
-	formatFlag(cmd, &o.format)
+	completeFlags(cmd)
 	return cmd
 }
 
 func (o *attackOptions) flags(cmd *cobra.Command) {
+	o.aim.flags(cmd)
+	replayFlags(cmd, &o.replay)
+	o.output.flags(cmd)
 	f := cmd.Flags()
-	f.StringVar(&o.target, "target", "", "URL of the service; default: the system that `stagebench up` started")
-	f.StringVar(&o.workload, "workload", "",
-		"photo service workload (see: stagebench list workloads), a workload FILE.yaml, or trace:FILE (an access log);"+
-			" default: request only the URL")
 	f.StringVar(&o.schedule, "schedule", "poisson", "arrivals: constant or poisson")
 	f.StringVar(&o.driver, "driver", "vegeta", "load driver: vegeta")
-	f.Float64Var(&o.rate, "rate", 100, "requests/s; for a trace this replaces its own times")
-	f.DurationVar(&o.duration, "duration", 10*time.Second, "length of the schedule; a trace may end earlier")
-	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "timeout of one request")
-	f.DurationVar(&o.life, "connection-life", 0, "renew connections older than this; 0 = never")
-	f.IntVar(&o.connections, "connections", 64, "number of connections, the maximum of requests in flight")
-	f.Uint64Var(&o.seed, "seed", 1, "seed of the arrivals; with --target and --workload also of keys and data set")
-	f.StringVar(&o.data, "data", "small", "data set of the service; for --target with --workload")
-	f.StringSliceVar(&o.allow, "allow-host", nil, "allow load to this host outside the loopback network")
-	f.StringVar(&o.hlog, "hlog", "", "write an HDR interval log to this file")
+	f.VarP(&o.rate, "rate", "r", "requests per second, or 6000/m, 100/s; for a trace this replaces its own times")
+	f.DurationVarP(&o.duration, "duration", "d", 15*time.Second, "length of the schedule; a trace may end earlier")
 	f.StringVar(&o.vegetaOut, "vegeta-results", "",
-		"write every outcome to this file, for `vegeta report` and `vegeta plot`")
-	f.StringVar(&o.method, "method", http.MethodGet, "request method, without --workload")
-	f.StringVar(&o.body, "body", "", "request body, without --workload")
-	f.StringVar(&o.bodyFile, "body-file", "", "file with the request body, without --workload")
-}
-
-// identityFlags adds the flags for headers, credentials and TLS.
-func identityFlags(cmd *cobra.Command, i *load.Identity) {
-	f := cmd.Flags()
-	f.StringArrayVar(&i.Headers, "header", nil, "send this header with every request, 'Name: value'; may be repeated")
-	f.StringVar(&i.BasicEnv, "basic-env", "", "environment variable with user:password for basic authentication")
-	f.StringVar(&i.BearerEnv, "bearer-env", "", "environment variable with the token for bearer authentication")
-	f.StringVar(&i.CA, "tls-ca", "", "PEM file of the trusted authorities; default: those of the system")
-	f.StringVar(&i.Cert, "tls-cert", "", "PEM file of the client's certificate")
-	f.StringVar(&i.Key, "tls-key", "", "PEM file of the client's key")
-	f.StringVar(&i.Name, "tls-name", "", "expected name in the server's certificate; default: host of the URL")
-	f.BoolVar(&i.Insecure, "tls-insecure", false, "do not verify the server's certificate")
+		"write every outcome to this file, for vegeta's commands report and plot")
 }
 
 // replayFlags adds the flags for the replay of a trace.
@@ -133,94 +92,72 @@ func checkReplay(r load.Replay, loads []load.Load) error {
 }
 
 func (o attackOptions) run(ctx context.Context, s streams) error {
-	if err := o.check(); err != nil {
-		return err
+	switch {
+	case o.duration <= 0:
+		return exit.Usagef("--duration %v\nwant more than 0, for example --duration 30s", o.duration)
+	case o.driver != "vegeta":
+		return exit.Usagef("unknown driver %q\nwant vegeta", o.driver)
 	}
-	dest, err := o.destination(ctx)
+	d, err := o.destination(ctx)
 	if err != nil {
 		return err
 	}
-	timing, err := o.timing(dest.load)
+	timing, err := o.timing(d.load)
 	if err != nil {
 		return err
 	}
-	if timing.schedule.Count(timing.duration) == 0 {
-		return exit.Usagef("the schedule has no request within %v\nraise --duration or --rate", timing.duration)
-	}
-	clients, err := o.clients(s, dest)
+	clients, err := o.clients(s, d)
 	if err != nil {
 		return err
 	}
 	defer clients.Close()
-	progress := live.New(s.err, s.terminal)
+	progress := live.New(s.err, s.terminal, false)
 	defer progress.Done()
-	progress.Visit(dest.endpoint.Host, 0, 1, timing.duration)
+	progress.Visit(d.endpoint.Host, 0, 1, timing.duration)
 	stepper := &cell.Stepper{
-		Driver: vegeta.Driver{}, Clients: clients, Workload: dest.load.Workload, SLO: results.DefaultSLO(),
+		Driver: vegeta.Driver{}, Clients: clients, Workload: d.load.Workload, SLO: d.slo,
 		Timeout: o.timeout, Drain: time.Second, Progress: progress, ClientCores: float64(cell.Cores()),
 	}
-	if err := dest.observe(ctx, s, stepper, timing.schedule.Count(timing.duration)); err != nil {
+	if err := d.observe(ctx, s, stepper, timing.schedule.Count(timing.duration)); err != nil {
 		return err
 	}
-	closeFiles, err := o.files(stepper)
+	files, err := o.open(s, d, timing, stepper)
 	if err != nil {
 		return err
 	}
-	if err := clients.LogIn(ctx, dest.load.Workload, o.timeout); err != nil {
-		return errors.Join(fmt.Errorf("log the users in: %w", err), closeFiles())
+	if err := clients.LogIn(ctx, d.load.Workload, o.timeout); err != nil {
+		return errors.Join(fmt.Errorf("log the users in: %w", err), files.close())
 	}
-	step, err := stepper.Step(ctx, "attack", timing.rate, timing.schedule, timing.duration)
+	trying, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	stepper.OnOutcome = files.recording(untilConnected(giveUp))
+	step, err := stepper.Step(trying, "attack", timing.rate, timing.schedule, timing.duration)
 	progress.Done()
-	err = errors.Join(err, closeFiles())
-	if err != nil && step.Purpose == "" {
+	if err = errors.Join(err, files.close()); err != nil && step.Purpose == "" {
 		return err // there was no step
 	}
 	if err != nil && ctx.Err() == nil {
-		err = fmt.Errorf("%w\nthe figures above are complete; to get the file, too, "+
-			"repeat with another path for --hlog or --vegeta-results", err)
+		err = fmt.Errorf("%w\nthe figures above are complete; to get the files, too, "+
+			"repeat with another path for --out or --vegeta-results", err)
 	}
 	// The figures are shown even if an output file could not be written.
-	return errors.Join(o.conclude(ctx, s, step, dest.load.Trace), err)
+	return errors.Join(o.conclude(ctx, s, d, files, step, errors.Is(context.Cause(trying), errNothingConnects)), err)
 }
 
-// maxJudgedOps is the largest number of ops for which stale reads are counted. Each
-// op needs 40 bytes until the end of the attack.
-const maxJudgedOps = 2_000_000
+// patience is the time after which an attack ends if nothing has connected.
+const patience = 5 * time.Second
 
-// check returns an error for options that are wrong for every target.
-func (o attackOptions) check() error {
-	switch {
-	case o.duration <= 0 || o.timeout <= 0:
-		return exit.Usagef("--duration %v, --timeout %v\nwant more than 0, for example --duration 30s",
-			o.duration, o.timeout)
-	case o.driver != "vegeta":
-		return exit.Usagef("unknown driver %q\nwant vegeta", o.driver)
-	case o.workload != "" && (o.body != "" || o.bodyFile != "" || o.method != http.MethodGet):
-		return exit.Usagef("--method, --body and --body-file cannot be used with --workload %s\n"+
-			"remove these flags, or --workload", o.workload)
-	case o.body != "" && o.bodyFile != "":
-		return exit.Usagef("--body and --body-file exclude each other\nuse only one of them")
-	}
-	return exit.Usage(o.replay.Validate())
-}
+var errNothingConnects = errors.New("nothing connects")
 
-// clients returns the connections to the destination.
-func (o attackOptions) clients(s streams, dest destination) (*driver.Clients, error) {
-	header, err := o.identity.Header(os.Getenv)
-	if err != nil {
-		return nil, exit.Usage(err)
+// untilConnected returns a receiver of outcomes that gives up if nothing connects.
+func untilConnected(giveUp context.CancelCauseFunc) func(results.Outcome) {
+	connected := false
+	return func(o results.Outcome) {
+		connected = connected || o.Fate != results.ConnectError
+		if !connected && o.Done >= int64(patience) {
+			giveUp(errNothingConnects)
+		}
 	}
-	security, err := o.identity.TLS()
-	if err != nil {
-		return nil, exit.Usage(err)
-	}
-	clients, err := driver.NewClients(driver.ClientConfig{
-		Endpoint: dest.endpoint, Addresses: dest.addresses, Connections: o.connections,
-		Sources:        cell.Sources(dest.endpoint, uint64(os.Getpid())),
-		ConnectionLife: o.life, DialTimeout: min(o.timeout, 5*time.Second), Header: header, TLS: security,
-		Log: s.log,
-	})
-	return clients, exit.Usage(err)
 }
 
 // timing is the schedule of the ops.
@@ -247,28 +184,32 @@ func (o attackOptions) checkTiming(l load.Load) error {
 
 // timing returns the schedule: that of --rate, or the times of a trace if --rate is
 // not given.
-func (o attackOptions) timing(l load.Load) (timing, error) {
+func (o attackOptions) timing(l load.Load) (t timing, err error) {
 	if err := o.checkTiming(l); err != nil {
-		return timing{}, err
+		return t, err
 	}
+	defer func() {
+		if err == nil && t.schedule.Count(t.duration) == 0 {
+			err = exit.Usagef("the schedule has no request within %v\nraise --duration or --rate", t.duration)
+		}
+	}()
 	if l.Times != nil && !o.given("rate") {
-		t := timing{schedule: l.Times, duration: l.Length}
+		t = timing{schedule: l.Times, duration: l.Length}
 		switch {
 		case o.replay.Loop:
 			t.duration = o.duration
 		case o.given("duration"):
 			t.duration = min(o.duration, l.Length)
 		}
-		t.rate = float64(t.schedule.Count(t.duration)) / t.duration.Seconds()
+		t.rate = float64(t.schedule.Count(t.duration)) / max(t.duration, time.Second).Seconds()
 		return t, nil
 	}
-	t := timing{duration: o.duration, rate: o.rate}
-	var err error
+	t = timing{duration: o.duration, rate: float64(o.rate)}
 	switch o.schedule {
 	case "constant":
-		t.schedule, err = pace.Constant(o.rate)
+		t.schedule, err = pace.Constant(t.rate)
 	case "poisson":
-		t.schedule, err = pace.Poisson(o.rate, o.seed)
+		t.schedule, err = pace.Poisson(t.rate, o.seed)
 	default:
 		return t, exit.Usagef("unknown schedule %q\nwant constant or poisson", o.schedule)
 	}
@@ -278,146 +219,123 @@ func (o attackOptions) timing(l load.Load) (timing, error) {
 	return t, nil
 }
 
-// destination is the target with the load for it.
-type destination struct {
-	endpoint  *url.URL
-	addresses []string // of all frontends; empty = that of the endpoint
-	load      load.Load
-	system    *control.Client // nil = only the address of the target is known
+// attackFiles are the files that an attack writes.
+type attackFiles struct {
+	dir     *rundir.Dir
+	run     results.Run
+	closers []func() error
+	vegeta  *os.File // nil = none
+	failed  error    // the first error of writing outcomes
 }
 
-// destination finds the target and makes its load.
-func (o attackOptions) destination(ctx context.Context) (d destination, err error) {
-	maker := load.Maker{Data: sut.Data{Size: o.data, Seed: o.seed}, Replay: o.replay}
-	urls := []string{o.target}
-	if o.target == "" {
-		if d.system, err = control.Dial(control.DefaultDir(), ""); err != nil {
-			return d, exit.Usagef("no --target given, and %w", err)
-		}
-		info, err := d.system.Info(ctx)
-		if err != nil {
-			return d, err
-		}
-		// This target is the photo service: a trace is mapped to its photos and users.
-		urls, maker.Data, maker.Service = info.Endpoints, info.Data, true
-		if _, d.addresses, err = cell.Endpoint(urls); err != nil {
-			return d, err
-		}
-	}
-	if d.endpoint, err = attach.Parse(ctx, urls[0], o.allow); err != nil {
-		return d, exit.Usage(err)
-	}
-	if o.workload == "" {
-		body := []byte(o.body)
-		if o.bodyFile != "" {
-			if body, err = os.ReadFile(o.bodyFile); err != nil {
-				return d, exit.Usagef("--body-file: %w", err)
-			}
-		}
-		d.load.Workload, err = workloads.Single(o.method, d.endpoint.RequestURI(), nil, body)
-		d.endpoint = &url.URL{Scheme: d.endpoint.Scheme, Host: d.endpoint.Host}
-		return d, exit.Usage(err)
-	}
-	d.endpoint = &url.URL{
-		Scheme: d.endpoint.Scheme, Host: d.endpoint.Host,
-		Path: strings.TrimSuffix(d.endpoint.Path, "/"), RawPath: strings.TrimSuffix(d.endpoint.RawPath, "/"),
-	}
-	d.load, err = maker.Make(o.workload)
-	return d, exit.Usage(err)
-}
-
-// observe makes the stepper read the usage and figures of a running system, and count
-// stale reads unless there are too many ops.
-func (d destination) observe(ctx context.Context, out streams, s *cell.Stepper, ops uint64) error {
-	if d.system == nil {
-		return nil
-	}
-	system := remote{ctx, d.system}
-	usage, err := system.Usage()
+// open makes the directory of the run, and makes the stepper write to it.
+func (o attackOptions) open(s streams, d destination, t timing, stepper *cell.Stepper) (*attackFiles, error) {
+	m, err := o.manifest(s, d, map[string]any{
+		"schedule": t.schedule.String(), "rate_rps": t.rate, "duration": t.duration.String(),
+		"speed": o.replay.Speed, "max_gap": o.replay.MaxGap.String(), "driver": o.driver,
+	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	s.Target, s.ClientCores = system, cell.ClientCores(usage)
-	s.Nodes, s.Figures = d.system.Status, ladder.Figures()
-	if ops > maxJudgedOps {
-		fmt.Fprintf(out.err, "stale reads are not counted: %d ops exceed the limit of %d\nuse a lower --rate or --duration\n",
-			ops, uint64(maxJudgedOps))
-		return nil
+	f := &attackFiles{}
+	if f.dir, err = createRun(o.out, m); err != nil {
+		return nil, err
 	}
-	s.History = history.New()
+	if o.vegetaOut != "" { // after the directory: a refused one must not empty this file
+		if f.vegeta, err = os.Create(o.vegetaOut); err != nil {
+			return nil, err
+		}
+		f.closers = append(f.closers, f.vegeta.Close)
+	}
+	c := d.cell(o.driver)
+	c.CapacityMethod = results.MethodFixed
+	f.run = results.Run{Schema: results.Schema, Run: m.Run, Cells: []results.Cell{c}}
+	closeCell, err := stepper.Keep(f.dir, c)
+	f.closers = append(f.closers, closeCell)
+	if err != nil {
+		return nil, errors.Join(err, f.close())
+	}
+	return f, nil
+}
+
+func (f *attackFiles) close() error {
+	err := f.failed
+	for _, c := range f.closers {
+		err = errors.Join(err, c())
+	}
+	f.closers = nil
+	return err
+}
+
+// recording returns a receiver of outcomes that also writes them in vegeta's format, if that was requested.
+func (f *attackFiles) recording(next func(results.Outcome)) func(results.Outcome) {
+	if f.vegeta == nil {
+		return next
+	}
+	var encoder *vegeta.Encoder
+	return func(o results.Outcome) {
+		next(o)
+		if encoder == nil { // made late, because time 0 comes after the logins
+			encoder = vegeta.NewEncoder(f.vegeta, "stagebench", time.Now().Add(-time.Duration(o.Done)))
+		}
+		if f.failed == nil { // report only the first error
+			f.failed = encoder.Encode(o)
+		}
+	}
+}
+
+// conclude writes the summary, prints the figures, and returns an error with the exit status of the attack.
+func (o attackOptions) conclude(
+	ctx context.Context, s streams, d destination, f *attackFiles, step results.Step, gaveUp bool,
+) error {
+	c := &f.run.Cells[0]
+	c.Steps, c.Reference = []results.Step{step}, &step
+	c.Valid, c.Invalid, c.Warnings = step.Valid, step.Invalid, step.Warnings
+	c.LimitedBy, c.Limit = "unknown", results.Limit{By: "unknown", Figure: "no limit was looked for"}
+	f.run.Complete = ctx.Err() == nil && !gaveUp
+	err := f.dir.WriteSummary(f.run)
+	if f.run.Complete && o.out == "" {
+		_ = f.dir.PointLatest() // the link is optional: the path is printed
+	}
+	err = errors.Join(err, o.output.run(s, f.run, append(table.Attack(step, c.SLO), table.Traces(c.Trace)...)...))
+	_, _ = fmt.Fprintf(s.err, "\nThe run is in %s\n", f.dir.Path())
+	return errors.Join(attackVerdict(ctx, step, d, gaveUp), err)
+}
+
+// attackVerdict returns why an attack was not a success, nil if it was. What explains the rest comes first.
+func attackVerdict(ctx context.Context, step results.Step, d destination, gaveUp bool) error {
+	l := step.Ledger
+	switch {
+	case ctx.Err() != nil:
+		return exit.Interruptedf("interrupted: the figures above cover the time until the interruption")
+	case gaveUp:
+		return exit.Missedf("nothing connected in the first %.0f s, so the attack ended early: %s\n"+
+			"check that the service listens at %s", step.Seconds, step.MainCause(), d.endpoint)
+	case l.ConnectError > 0 && l.Sent == 0:
+		return exit.Missedf("nothing connected: %s\ncheck that the service listens at %s", step.MainCause(), d.endpoint)
+	case l.Sent > 0 && l.OK == 0:
+		return exit.Missedf("all %d requests failed: %s\ncheck the URL, and what the service expects",
+			l.Sent, step.MainCause())
+	case !step.Valid:
+		return exit.Invalidf("the measurement is invalid: %s\n%s", step.Invalid[0], remedy(step.Invalid[0]))
+	case !step.SLOMet:
+		return exit.Missedf("the objective %s was missed: %s\nlower --rate, or set another objective with --slo",
+			d.slo, step.SLOBroken)
+	}
 	return nil
 }
 
-// remote is a system in another process, for a stepper.
-type remote struct {
-	ctx    context.Context // in a field, because the methods of cell.Target have no context
-	client *control.Client
-}
-
-// Usage returns the resource usage of hosts and nodes.
-func (r remote) Usage() (targets.Usage, error) { return r.client.Usage(context.WithoutCancel(r.ctx)) }
-
-// Events returns the events so far, none if the system does not answer.
-func (r remote) Events() []targets.Event {
-	events, err := r.client.Events(context.WithoutCancel(r.ctx))
-	if err != nil {
-		return nil
+// remedy says what to do about a reason why a measurement is invalid.
+func remedy(reason string) string {
+	switch {
+	case strings.Contains(reason, "outside the run"):
+		return "end the other programs on this machine, or repeat it later"
+	case strings.Contains(reason, "file descriptors"):
+		return "raise the limit of open files (ulimit -n), or lower --connections"
+	case strings.Contains(reason, "local ports"):
+		return "lower --connections, or do not set --connection-life"
+	case strings.Contains(reason, "the client"):
+		return "lower --rate, raise --connections, or give the client more CPU"
 	}
-	return events
-}
-
-// files opens the output files and makes the stepper write them. Call closeAll at the end.
-func (o attackOptions) files(s *cell.Stepper) (closeAll func() error, err error) {
-	var opened []*os.File
-	var failed error
-	closeAll = func() error {
-		for _, f := range opened {
-			failed = errors.Join(failed, f.Close())
-		}
-		return failed
-	}
-	create := func(name string) *os.File { // nil = no file requested, or an earlier failure
-		if name == "" || failed != nil {
-			return nil
-		}
-		var f *os.File
-		if f, failed = os.Create(name); failed != nil {
-			return nil
-		}
-		opened = append(opened, f)
-		return f
-	}
-	if f := create(o.hlog); f != nil {
-		s.Log, failed = hdr.NewLog(f, "stagebench attack, nanoseconds", time.Now())
-	}
-	if f := create(o.vegetaOut); f != nil {
-		var encoder *vegeta.Encoder
-		s.OnOutcome = func(outcome results.Outcome) {
-			if encoder == nil { // made late, because time 0 comes after the logins
-				encoder = vegeta.NewEncoder(f, "stagebench", time.Now().Add(-time.Duration(outcome.Done)))
-			}
-			if failed == nil { // report only the first error
-				failed = encoder.Encode(outcome)
-			}
-		}
-	}
-	if failed != nil {
-		return nil, closeAll()
-	}
-	return closeAll, nil
-}
-
-func (o attackOptions) conclude(ctx context.Context, s streams, step results.Step, trace *results.Trace) error {
-	tables := append(table.Attack(step), table.Traces(trace)...)
-	if err := table.RenderAll(s.out, tables, table.Format(o.format)); err != nil {
-		return err
-	}
-	if err := ctx.Err(); err != nil {
-		return errors.New("interrupted: the figures above cover the time until the interruption")
-	}
-	if !step.Valid {
-		return exit.Invalidf("the measurement is invalid: %s\n"+
-			"lower --rate, raise --connections, or give the client more CPU", step.Invalid[0])
-	}
-	return nil
+	return "the figures contradict each other; repeat the attack, and report it if that does not help"
 }

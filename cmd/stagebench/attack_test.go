@@ -6,14 +6,17 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results"
-	"github.com/stagebench/stagebench/results/table"
+	"github.com/stagebench/stagebench/results/rundir"
 )
 
 // The error of exit status 3 gives a reason that makes the measurement invalid. A step can
@@ -22,7 +25,7 @@ func TestWhyAnAttackIsInvalid(t *testing.T) {
 	step := results.Step{Warnings: []string{"node web-1 did not answer"}}
 	step.Ledger.Scheduled = 1
 	results.Judge(&step, results.DefaultSLO(), results.Evidence{})
-	err := attackOptions{format: string(table.FormatText)}.conclude(t.Context(), streams{out: io.Discard}, step, nil)
+	err := attackVerdict(t.Context(), step, destination{endpoint: &url.URL{}}, false)
 	if err == nil || !strings.Contains(err.Error(), "invalid: op counts do not add up") {
 		t.Errorf("error %v, want the reason why the step is invalid", err)
 	}
@@ -37,7 +40,7 @@ func attackOutput(t *testing.T, args ...string) (stdout, stderr string, status i
 	}
 	var out, problems bytes.Buffer
 	cmd := exec.CommandContext(t.Context(), binary, append([]string{"attack"}, args...)...)
-	cmd.Stdout, cmd.Stderr = &out, &problems
+	cmd.Dir, cmd.Stdout, cmd.Stderr = t.TempDir(), &out, &problems
 	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
 		t.Fatal(err)
 	}
@@ -66,25 +69,27 @@ func TestAttackOddServers(t *testing.T) {
 	}))
 	t.Cleanup(server.Close)
 	for name, c := range map[string]struct {
-		args   []string
-		status int
-		want   string
+		args []string
+		bad  bool
+		want string
 	}{
-		"a redirect":           {[]string{"--target", server.URL + "/moved"}, 0, "20 of 20 responses were redirects"},
-		"a query with a space": {[]string{"--target", server.URL + "/find?q=two words"}, 0, "responses by status: 200: 20"},
+		"a redirect":           {[]string{server.URL + "/moved"}, false, "20 of 20 responses were redirects"},
+		"a query with a space": {[]string{server.URL + "/find?q=two words"}, false, "responses by status: 200: 20"},
 		"a body that is longer than said": {
-			[]string{"--target", server.URL + "/longer"}, 0, "the target sent bytes that belong to no response",
+			[]string{server.URL + "/longer"}, false, "the target sent bytes that belong to no response",
 		},
 		"no request": {
-			[]string{"--target", server.URL + "/moved", "--rate", "0.1", "--schedule", "poisson"}, 2, "the schedule has no request within 1s",
+			[]string{server.URL, "--rate", "0.1", "--schedule", "poisson"}, true, "the schedule has no request within 1s",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			args := append([]string{"--duration", "1s", "--schedule", "constant", "--rate", "20"}, c.args...)
 			stdout, stderr, status := attackOutput(t, args...)
-			if status != c.status || !strings.Contains(stdout+stderr, c.want) {
-				t.Errorf("exit status %d, want %d and %q\n%s%s", status, c.status, c.want, stdout, stderr)
+			// On a busy machine, a measurement may be invalid.
+			if (status == exit.WrongUsage) != c.bad || status != exit.Done && status != exit.Invalid && !c.bad ||
+				!strings.Contains(stdout+stderr, c.want) {
+				t.Errorf("exit status %d, want %q\n%s%s", status, c.want, stdout, stderr)
 			}
 			if strings.Contains(stderr, "Unsolicited") {
 				t.Errorf("stderr has a line of a library\n%s", stderr)
@@ -110,5 +115,103 @@ func TestAttackAddressWithZone(t *testing.T) {
 		"--schedule", "constant")
 	if !strings.Contains(stdout, "responses by status: 404: 5") {
 		t.Errorf("want 5 responses\n%s%s", stdout, stderr)
+	}
+}
+
+// Each exit status of an attack, and what the message says.
+func TestAttackExitStatus(t *testing.T) {
+	hold := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/missing":
+			http.NotFound(w, r)
+		case "/slow":
+			select {
+			case <-hold:
+			case <-time.After(30 * time.Millisecond):
+			}
+		}
+	}))
+	t.Cleanup(server.Close)
+	t.Cleanup(func() { close(hold) })
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := "http://" + closed.Addr().String()
+	if err := closed.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		args   []string
+		status int
+		want   string
+	}{
+		"success":      {[]string{server.URL}, exit.Done, "objective (SLO): p99<100ms,errors<0.1%"},
+		"missed":       {[]string{server.URL + "/slow", "--slo", "p99<10ms"}, exit.Missed, "p99<10ms was missed"},
+		"all failed":   {[]string{server.URL + "/missing"}, exit.Missed, "all 40 requests failed: HTTP 404"},
+		"dead port":    {[]string{dead}, exit.Missed, "nothing connected: connection refused\ncheck that"},
+		"ended early":  {[]string{dead, "-d", "1h"}, exit.Missed, "so the attack ended early: connection refused"},
+		"wrong usage":  {[]string{server.URL, "--target", dead}, exit.WrongUsage, "two targets"},
+		"unknown flag": {[]string{server.URL, "--durration", "1s"}, exit.WrongUsage, `did you mean --duration?`},
+		"wrong class": {
+			[]string{server.URL, "--slo", "upload:p99<1s"}, exit.WrongUsage, `the workload has no ops of class "upload"`,
+		},
+		"not writable": {[]string{server.URL, "--out", "/proc/run"}, exit.Failed, "choose another one with --out DIR"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			args := append([]string{"-d", "1s", "--schedule", "constant", "-r", "2400/m", "-c", "8"}, c.args...)
+			stdout, stderr, status := attackOutput(t, args...)
+			busy := c.status == exit.Done && status == exit.Invalid // on a busy machine, a measurement may be invalid
+			if status != c.status && !busy || !strings.Contains(stdout+stderr, c.want) {
+				t.Errorf("exit status %d, want %d and %q\n%s%s", status, c.status, c.want, stdout, stderr)
+			}
+		})
+	}
+}
+
+// An attack leaves the directory of a run, which compare and Read take. Ctrl-C leaves an incomplete one, with the
+// figures so far.
+func TestAttackRun(t *testing.T) {
+	first := make(chan struct{}, 1)
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		select {
+		case first <- struct{}{}:
+		default:
+		}
+	}))
+	defer server.Close()
+	h := startHarness(t, "attack", server.URL, "-d", "1s", "--format", "json")
+	if err := h.cmd.Wait(); err != nil && h.cmd.ProcessState.ExitCode() != exit.Invalid {
+		t.Fatalf("%v\n%s", err, h.output.String())
+	}
+	run, manifest, err := rundir.Read(filepath.Join(h.temp, "runs", "latest"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !run.Complete || len(run.Cells) != 1 || run.Cells[0].Reference == nil || run.Cells[0].Workload != "get" ||
+		run.Cells[0].Reference.Ledger.OK == 0 || manifest.Config["slo"] != "p99<100ms,errors<0.1%" {
+		t.Errorf("run %+v\nmanifest %+v", run, manifest)
+	}
+	if files, err := filepath.Glob(filepath.Join(h.temp, "runs/*/cells/target/get/*")); err != nil || len(files) < 3 {
+		t.Errorf("files %v, %v: want latency.hlog, timeline.csv and logs", files, err)
+	}
+	if compared := h.call(t, "compare", "runs/latest", "runs/latest"); !strings.Contains(compared, "target") {
+		t.Errorf("compare does not show the attack\n%s", compared)
+	}
+
+	<-first
+	interrupted := startHarness(t, "attack", server.URL, "-d", "1h", "--out", "runs/stopped")
+	<-first
+	if err := interrupted.cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := interrupted.cmd.Wait(); interrupted.cmd.ProcessState.ExitCode() != exit.Interrupted {
+		t.Errorf("%v, want exit status %d\n%s", err, exit.Interrupted, interrupted.output.String())
+	}
+	run, _, err = rundir.Read(filepath.Join(interrupted.temp, "runs", "stopped"))
+	if err != nil || run.Complete || len(run.Cells) != 1 || run.Cells[0].Reference.Ledger.OK == 0 {
+		t.Errorf("run %+v, %v: want an incomplete run with figures", run, err)
 	}
 }

@@ -15,15 +15,15 @@ import (
 )
 
 func compareCommand(s streams) *cobra.Command {
-	var format string
+	var o outputFlags
 	cmd := &cobra.Command{
 		Use:   "compare RUN RUN...",
 		Short: "Compare the figures of runs, with a verdict on each difference",
 		Long: `Prints the figures of two or more runs cell by cell, as ratios to the first run,
 and the differences between their manifests. The ratio of two capacities has a 90 %
 interval. It is wide for a run with --quick, which visits each cell only once.
-A difference is shown only between valid cells, and only if the interval does not
-contain 1.`,
+A difference is shown only between valid cells of several visits, and only if the
+interval does not contain 1.`,
 		Example: `  stagebench compare runs/before runs/after
   stagebench compare runs/latest other/run --format markdown`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -40,22 +40,23 @@ contain 1.`,
 				if err != nil {
 					return exit.Usage(err)
 				}
-				runs = append(runs, compare.Run{Run: run, Manifest: manifest})
+				runs = append(runs, compare.Run{Run: run, Manifest: manifest, Name: path})
 			}
-			return table.RenderAll(s.out, comparisonTables(compare.Compare(runs)), table.Format(format))
+			return o.print(s, comparisonTables(compare.Compare(runs))...)
 		},
 	}
-	formatFlag(cmd, &format)
+	o.flags(cmd)
 	return cmd
 }
 
 // comparisonTables returns the tables of a comparison: figures, then manifests.
 func comparisonTables(c compare.Comparison) []table.Table {
+	const latency = "Response time at the reference rate"
 	figures := table.Table{Title: "Comparison", Columns: []table.Column{
-		{Name: "stage"},
-		{Name: "workload"},
-		{Name: "knobs"},
-		{Name: "run"},
+		{Name: "stage", Row: true},
+		{Name: "workload", Row: true},
+		{Name: "knobs", Row: true},
+		{Name: "run", Row: true},
 		{Name: "capacity\nrps", Key: "capacity_rps", Align: table.Right},
 		{Name: "ratio", Key: "capacity_ratio", Align: table.Right},
 		{Name: "interval", For: table.People, Align: table.Right},
@@ -63,19 +64,24 @@ func comparisonTables(c compare.Comparison) []table.Table {
 		{Key: "capacity_ratio_high", For: table.Machines},
 		{Key: "visits", For: table.Machines},
 		{Name: "capacity is", Key: "verdict"},
-		{Name: "p50 ms", Key: "p50_ns", Align: table.Right},
-		{Name: "ratio", Key: "p50_ratio", Align: table.Right},
-		{Name: "p99 ms", Key: "p99_ns", Align: table.Right},
-		{Name: "ratio", Key: "p99_ratio", Align: table.Right},
 		{Name: "limited by", Key: "limited_by"},
+		{Name: "p50 ms", Key: "p50_ns", Align: table.Right, Part: latency},
+		{Name: "ratio", Key: "p50_ratio", Align: table.Right, Part: latency},
+		{Name: "p99 ms", Key: "p99_ns", Align: table.Right, Part: latency},
+		{Name: "ratio", Key: "p99_ratio", Align: table.Right, Part: latency},
 	}, Legend: []string{
-		"ratio: figure divided by that of " + c.Runs[0] + "; " +
-			"p50, p99: response time at the reference rate, failures count as infinitely slow",
-		"interval: 90 % interval of the capacity ratio",
-	}}
+		"ratio: figure divided by that of " + c.Runs[0] + "; interval: 90 % interval of the capacity ratio",
+	}, PartLegend: map[string][]string{latency: {"failures count as infinitely slow"}}}
 	for _, row := range c.Rows {
 		for i, cell := range row.Cells {
 			figures.Rows = append(figures.Rows, comparisonRow(row, c.Runs[i], i, cell))
+		}
+	}
+	for i, name := range c.Runs {
+		if slices.ContainsFunc(c.Rows, func(r compare.Row) bool {
+			return r.Cells[i] != nil && len(r.Cells[i].Hosts) > 0 && !r.Cells[i].Isolated()
+		}) {
+			figures.Notes = append(figures.Notes, "hosts: not isolated in "+name)
 		}
 	}
 	if len(c.Differences) == 0 {
@@ -122,7 +128,7 @@ func comparisonRow(row compare.Row, run string, i int, cell *results.Cell) []tab
 	if r := cell.Reference; r != nil {
 		p50, p99 = percentileCell(r.ResponseAll.P50), percentileCell(r.ResponseAll.P99)
 	}
-	return append(cells, p50, ratioCell(row.P50[i]), p99, ratioCell(row.P99[i]), table.Text(cell.LimitedBy))
+	return append(cells, table.Text(cell.LimitedBy), p50, ratioCell(row.P50[i]), p99, ratioCell(row.P99[i]))
 }
 
 func ratioCell(r compare.Ratio) table.Cell {

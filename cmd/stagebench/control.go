@@ -27,7 +27,8 @@ func systemFlag(cmd *cobra.Command, id *string) {
 }
 
 func statusCommand(s streams) *cobra.Command {
-	var id, format string
+	var id string
+	var o outputFlags
 	cmd := &cobra.Command{
 		Use:     "status",
 		Short:   "Show the nodes of the running system",
@@ -41,17 +42,17 @@ func statusCommand(s streams) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return table.Render(s.out, statusTable(nodes), table.Format(format))
+			return o.print(s, statusTable(nodes))
 		},
 	}
 	systemFlag(cmd, &id)
-	formatFlag(cmd, &format)
+	o.flags(cmd)
 	return cmd
 }
 
 func statusTable(nodes []targets.NodeStatus) table.Table {
 	t := table.Table{Title: "Nodes", Columns: []table.Column{
-		{Name: "node"},
+		{Name: "node", Row: true},
 		{Name: "host"},
 		{Name: "role"},
 		{Name: "engine"},
@@ -76,7 +77,7 @@ func statusTable(nodes []targets.NodeStatus) table.Table {
 		}
 		row := append(texts(n.Node, n.Host, string(n.Role), string(n.Engine), n.Version, string(n.ReplicationRole)), lag)
 		row = append(row, texts(string(n.State), n.Address)...)
-		t.Rows = append(t.Rows, append(row, table.Count(int64(n.PID)), table.Count(int64(n.Restarts)),
+		t.Rows = append(t.Rows, append(row, table.ID(int64(n.PID)), table.Count(int64(n.Restarts)),
 			table.Nanoseconds(n.ReadyNS), table.Text(n.Cause)))
 	}
 	return t
@@ -110,7 +111,7 @@ func actCommand(
 For a database with replicas, "primary" is the host of the current primary, and
 "replica" is the host of the first replica that serves.`,
 		Example: fmt.Sprintf("  stagebench %s web-2", verb),
-		Args:    oneArg("a host or a node of `stagebench status`"),
+		Args:    oneArg("a host or a node of \"stagebench status\""),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := control.Dial(control.DefaultDir(), id)
 			if err != nil {
@@ -250,7 +251,8 @@ func watchCache(ctx context.Context, system scaler, d time.Duration) (ratio stri
 }
 
 func recoverCommand(s streams) *cobra.Command {
-	var id, format string
+	var id string
+	var o outputFlags
 	var replay bool
 	cmd := &cobra.Command{
 		Use:   "recover",
@@ -274,12 +276,15 @@ rows, and only the last state of changed rows.`,
 			if err != nil {
 				return err
 			}
-			return table.RenderAll(s.out, recoveryTables(recovery), table.Format(format))
+			if len(recovery.Failovers) == 0 {
+				_, _ = fmt.Fprintln(s.err, "no database failover has happened, so no change was lost")
+			}
+			return o.print(s, recoveryTables(recovery)...)
 		},
 	}
 	cmd.Flags().BoolVar(&replay, "replay", false, "apply the lost changes to the primary, where possible")
 	systemFlag(cmd, &id)
-	formatFlag(cmd, &format)
+	o.flags(cmd)
 	return cmd
 }
 

@@ -16,14 +16,14 @@ import (
 )
 
 func doctorCommand(s streams) *cobra.Command {
-	var format string
+	var o outputFlags
 	cmd := &cobra.Command{
 		Use:     "doctor",
 		Short:   "Check what this machine supports, and how to enable the rest",
 		Example: "  stagebench doctor",
-		RunE:    func(*cobra.Command, []string) error { return table.Render(s.out, diagnose(), table.Format(format)) },
+		RunE:    func(*cobra.Command, []string) error { return o.print(s, diagnose()) },
 	}
-	formatFlag(cmd, &format)
+	o.flags(cmd)
 	return cmd
 }
 

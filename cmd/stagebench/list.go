@@ -20,7 +20,7 @@ func listings() map[string]func() table.Table {
 }
 
 func listCommand(s streams) *cobra.Command {
-	var format string
+	var o outputFlags
 	cmd := &cobra.Command{
 		Use:       "list stages|workloads|knobs|engines",
 		Short:     "List stages, workloads, knobs or engines",
@@ -32,25 +32,11 @@ func listCommand(s streams) *cobra.Command {
 			if !known {
 				return exit.Usagef("cannot list %q\nwant stages, workloads, knobs or engines", args[0])
 			}
-			return table.Render(s.out, list(), table.Format(format))
+			return o.print(s, list())
 		},
 	}
-	formatFlag(cmd, &format)
+	o.flags(cmd)
 	return cmd
-}
-
-// formatFlag adds the --format flag. An unknown format is a usage error before the
-// command runs.
-func formatFlag(cmd *cobra.Command, format *string) {
-	var names []string
-	for _, f := range table.Formats() {
-		names = append(names, string(f))
-	}
-	cmd.Flags().StringVar(format, "format", string(table.FormatText), "output format: "+strings.Join(names, ", "))
-	cmd.PreRunE = func(*cobra.Command, []string) error {
-		_, err := table.ParseFormat(*format)
-		return exit.Usage(err)
-	}
 }
 
 func listStages() table.Table {

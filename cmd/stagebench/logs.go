@@ -42,7 +42,7 @@ requests are only logged with --set log.requests=all.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), s) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.dir, "dir", "", "log directory; default: that of the system that `stagebench up` started")
+	f.StringVar(&o.dir, "dir", "", "log directory; default: that of the system of \"stagebench up\"")
 	f.StringSliceVar(&o.query.Nodes, "node", nil, "show only lines of these nodes")
 	f.StringVar(&o.query.Level, "level", "", "show only lines of this level or above: DEBUG, INFO, WARN, ERROR")
 	f.StringVar(&o.query.Request, "request", "", "show only lines of the request with this id")
@@ -86,7 +86,15 @@ func (o logsOptions) run(ctx context.Context, s streams) error {
 	if _, err := os.Stat(filepath.Join(dir, "logs")); err == nil {
 		dir = filepath.Join(dir, "logs") // --dir names a cell, not its logs
 	}
-	err = logs.Stream(ctx, dir, o.query, func(r logs.Record) error { return o.print(s.out, r) })
+	shown := 0
+	err = logs.Stream(ctx, dir, o.query, func(r logs.Record) error {
+		shown++
+		return o.print(s.out, r)
+	})
+	if err == nil && shown == 0 {
+		_, _ = fmt.Fprintf(s.err, "no line in %s was selected\n"+
+			"use fewer of --node, --level, --request, --grep and --since\n", dir)
+	}
 	if errors.Is(err, context.Canceled) && o.query.Follow {
 		return nil
 	}

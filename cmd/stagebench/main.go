@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"log"
 	"os"
 	"os/signal"
 	"syscall"
@@ -21,7 +20,6 @@ func main() {
 	context.AfterFunc(ctx, stop)
 	terminal := term.IsTerminal(int(os.Stderr.Fd()))
 	transport := driver.NewTransportLog(os.Stderr)
-	log.SetOutput(transport)
-	err := run(ctx, streams{os.Args[1:], os.Stdin, os.Stdout, os.Stderr, terminal, transport})
+	err := run(ctx, streams{os.Args[1:], os.Stdin, os.Stdout, os.Stderr, terminal, widthOf(os.Stdout), transport})
 	os.Exit(exit.Report(os.Stderr, err))
 }

@@ -2,11 +2,16 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
+	"log"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/stagebench/stagebench/cmd/internal/exit"
+	"github.com/stagebench/stagebench/results/rundir"
 	"github.com/stagebench/stagebench/workloads/driver"
 )
 
@@ -16,7 +21,15 @@ type streams struct {
 	in       io.Reader
 	out, err io.Writer
 	terminal bool // err is a terminal, so a progress bar can redraw itself
+	width    int  // maximum length of a printed line; 0 = no limit
 	log      *driver.TransportLog
+}
+
+// sendsLoad makes the standard log count what the transport reports there. Nodes keep their own log.
+func (s streams) sendsLoad() {
+	if s.log != nil {
+		log.SetOutput(s.log)
+	}
 }
 
 // run executes one command line.
@@ -28,17 +41,24 @@ func run(ctx context.Context, s streams) error {
 the classic scaling ladder. It sends open-loop load, measures every response from
 the intended time of its request, and shows the capacity and latency of each stage.
 
-Exit status: 0 success; 1 failure; 2 wrong usage; 3 the measurement is invalid.`,
+Exit status: 0 success; 1 failure; 2 wrong usage; 3 the measurement is invalid;
+4 the objective was missed, or nothing succeeded; 130 interrupted.`,
+		Version: rundir.Version(),
 		Example: `  stagebench run                       # the ladder: every stage, two workloads
   stagebench run --quick               # the same from short steps, with coarse results
   stagebench up --stage lb             # start a system and keep it running
-  stagebench attack --target http://127.0.0.1:8080/ --rate 500 --duration 30s
+  stagebench attack http://127.0.0.1:8080/ --rate 500 --duration 30s
   stagebench doctor                    # check what this machine supports`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return exit.Usagef("unknown command %q\nsee: stagebench --help", args[0])
+				var names []string
+				for _, c := range cmd.Commands() {
+					names = append(names, c.Name())
+				}
+				return exit.Usagef("unknown command %q%s\nsee: stagebench --help",
+					args[0], didYouMean("", args[0], names))
 			}
 			return nil
 		},
@@ -48,13 +68,21 @@ Exit status: 0 success; 1 failure; 2 wrong usage; 3 the measurement is invalid.`
 	root.SetIn(s.in)
 	root.SetOut(s.out)
 	root.SetErr(s.err)
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "Flags.FlagUsages", "Flags.FlagUsagesWrapped 100"))
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return exit.Usagef("%w\nsee: %s --help", err, cmd.CommandPath())
+		var unknown *pflag.NotExistError
+		meant := ""
+		if errors.As(err, &unknown) {
+			var names []string
+			cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+			meant = didYouMean("--", unknown.GetSpecifiedName(), names)
+		}
+		return exit.Usagef("%w%s\nsee: %s --help", err, meant, cmd.CommandPath())
 	})
 	for _, command := range []*cobra.Command{
 		runCommand(s), upCommand(s), statusCommand(s), killCommand(s), pauseCommand(s), resumeCommand(s),
-		scaleCommand(s), logsCommand(s), recoverCommand(s), downCommand(s), attackCommand(s), compareCommand(s),
-		listCommand(s), doctorCommand(s), nodeCommand(s), freezerCommand(s),
+		scaleCommand(s), logsCommand(s), recoverCommand(s), downCommand(s), attackCommand(s), capacityCommand(s),
+		compareCommand(s), listCommand(s), doctorCommand(s), nodeCommand(s), freezerCommand(s),
 	} {
 		if command.Args == nil {
 			command.Args = noArgs
@@ -81,4 +109,16 @@ func oneArg(what string) cobra.PositionalArgs {
 		}
 		return nil
 	}
+}
+
+// didYouMean returns ": did you mean --rate?" for the name that is most like a typed one; "" if none is.
+func didYouMean(prefix, typed string, names []string) string {
+	known := &cobra.Command{SuggestionsMinimumDistance: 2} // its Levenshtein distance is that of commands
+	for _, name := range names {
+		known.AddCommand(&cobra.Command{Use: name, Run: func(*cobra.Command, []string) {}})
+	}
+	if like := known.SuggestionsFor(typed); len(like) > 0 {
+		return ": did you mean " + prefix + like[0] + "?"
+	}
+	return ""
 }

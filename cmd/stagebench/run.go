@@ -32,16 +32,17 @@ type runOptions struct {
 	engines           string
 	set               []string
 	quick, full       bool
-	out, format       string
+	out               string
+	output            outputFlags
 	data              string
 	seed              uint64
 	connections       int
 	slo               string
-	strict            bool
+	strict, verbose   bool
 	life              time.Duration
-	reference         float64
+	reference         rate
 	replay            load.Replay
-	rate              float64
+	rate              rate
 	duration          time.Duration
 	faults            string
 	given             func(flag string) bool
@@ -80,7 +81,8 @@ timeline.csv.`,
 	}
 	o.flags(cmd)
 	replayFlags(cmd, &o.replay)
-	formatFlag(cmd, &o.format)
+	o.output.flags(cmd)
+	completeFlags(cmd)
 	return cmd
 }
 
@@ -95,18 +97,19 @@ func (o *runOptions) flags(cmd *cobra.Command) {
 	f.BoolVar(&o.quick, "quick", false,
 		"coarse results: one visit with short steps; three stages unless --stages is given")
 	f.BoolVar(&o.full, "full", false, "five times as many visits, for narrow intervals")
-	f.StringVar(&o.out, "out", "", "directory of the run (default runs/ID)")
+	f.StringVarP(&o.out, "out", "o", "", "directory of the run (default runs/ID)")
 	f.StringVar(&o.data, "data", "small", "size of the data set: "+strings.Join(sut.DataSizes(), ", "))
 	f.Uint64Var(&o.seed, "seed", 1, "seed of data, arrivals and keys")
-	f.IntVar(&o.connections, "connections", cell.Connections(cell.Cores()), "number of connections of the driver")
+	f.IntVarP(&o.connections, "connections", "c", cell.Connections(cell.Cores()), "number of connections of the driver")
 	f.DurationVar(&o.life, "connection-life", 0, "renew connections older than this; 0 = never")
 	f.StringVar(&o.slo, "slo", results.DefaultSLO().String(), "objective of the capacity search")
-	f.Float64Var(&o.reference, "reference", 0,
+	f.Var(&o.reference, "reference",
 		"requests/s at which the latency of all stages is measured; 0 = default of the mode")
-	f.Float64Var(&o.rate, "rate", 0,
+	f.VarP(&o.rate, "rate", "r",
 		"measure this fixed rate in requests/s; 0 = capacity search, or with --faults the reference rate")
-	f.DurationVar(&o.duration, "duration", 30*time.Second, "length of the step with --rate or --faults")
+	f.DurationVarP(&o.duration, "duration", "d", 30*time.Second, "length of the step with --rate or --faults")
 	f.StringVar(&o.faults, "faults", "", "YAML file of faults to inject while one fixed rate is measured")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "print each step")
 	f.BoolVar(&o.strict, "strict", false, "exit with status 3 if a cell is invalid")
 }
 
@@ -128,7 +131,8 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 	if err := missingEngines(j.topologies); err != nil {
 		return err
 	}
-	progress := live.New(s.err, s.terminal)
+	s.sendsLoad()
+	progress := live.New(s.err, s.terminal, o.verbose)
 	defer progress.Done()
 	bench := &cell.Bench{
 		Driver: vegeta.Driver{}, Plan: j.plan, SLO: j.slo, Seed: o.seed,
@@ -204,10 +208,10 @@ func (o runOptions) job() (job, error) {
 	}
 	j.plan = j.plan.For(cell.Unit(cell.Cores()))
 	if o.reference != 0 {
-		if !(o.reference >= 1 && o.reference <= j.plan.Search.Max) {
+		if !(o.reference >= 1 && float64(o.reference) <= j.plan.Search.Max) {
 			return j, exit.Usagef("--reference %v\nwant 1 to %v requests/s", o.reference, j.plan.Search.Max)
 		}
-		j.plan.ReferenceRPS = o.reference
+		j.plan.ReferenceRPS = float64(o.reference)
 	}
 	if j.loads, err = o.loads(j.data); err != nil {
 		return j, err
@@ -235,7 +239,7 @@ func (o runOptions) fixed(j job) (*cell.Fixed, error) {
 		return nil, exit.Usagef("--reference is for a capacity search, and with --rate there is no search\n" +
 			"use only one of them")
 	}
-	fixed := &cell.Fixed{RPS: o.rate, Duration: o.duration}
+	fixed := &cell.Fixed{RPS: float64(o.rate), Duration: o.duration}
 	if o.rate == 0 {
 		fixed.RPS = j.plan.ReferenceRPS
 	}
@@ -342,11 +346,8 @@ func (o runOptions) topologies() ([]sut.Topology, error) {
 		if slices.Contains(stages[:i], stage) {
 			return nil, exit.Usagef("stage %q is given twice\nlist it once", stage)
 		}
-		t, err := ladder.Build(sut.Stage(stage), knobs, cell.Unit(cell.Cores()))
+		t, err := build(stage, knobs)
 		if err != nil {
-			return nil, exit.Usagef("%w\nsee: stagebench list stages, stagebench list knobs", err)
-		}
-		if err := fits(t); err != nil {
 			return nil, err
 		}
 		all = append(all, t)
@@ -356,31 +357,24 @@ func (o runOptions) topologies() ([]sut.Topology, error) {
 
 // allStages returns the stages of a run without --stages. With --quick they are three: one host, several web hosts, and
 // several databases.
-func (o runOptions) allStages() (names []string) {
+func (o runOptions) allStages() []string {
 	if o.quick && !o.given("stages") {
 		return []string{string(sut.Single), string(sut.LB), string(sut.Replicas)}
 	}
-	for _, info := range ladder.Stages() {
-		names = append(names, string(info.Stage))
-	}
-	return names
+	return stageNames()
 }
 
 // open makes the run directory and writes the manifest.
 func (o runOptions) open(s streams, j job, up launcher) (*rundir.Dir, results.Manifest, error) {
-	id := rundir.NewID(time.Now(), uint32(os.Getpid()))
-	m := results.Manifest{
-		Schema: results.Schema, Run: id, Command: append([]string{"stagebench"}, s.args...), Started: time.Now(),
-		Seed: o.seed, Data: o.data,
-		Config: map[string]any{
-			"mode": j.plan.Mode, "plan": j.plan, "slo": j.slo.String(), "connections": o.connections,
-			"connection_life": o.life.String(), "knobs": knobsOfAll(j.topologies), "workloads": o.workloads,
-			"speed": o.replay.Speed, "max_gap": o.replay.MaxGap.String(),
-		},
-		Digests: map[string]string{}, Budgets: up.Budgets.Describe(),
-		UnitCPU: cell.Unit(cell.Cores()), Reserve: cell.Reserve(cell.Cores()),
-		Engines: map[string]string{}, Warnings: []string{},
+	m, err := newManifest(s, o.seed, o.data, map[string]any{
+		"mode": j.plan.Mode, "plan": j.plan, "slo": j.slo.String(), "connections": o.connections,
+		"connection_life": o.life.String(), "knobs": knobsOfAll(j.topologies), "workloads": o.workloads,
+		"speed": o.replay.Speed, "max_gap": o.replay.MaxGap.String(),
+	})
+	if err != nil {
+		return nil, m, err
 	}
+	m.Budgets, m.UnitCPU, m.Reserve = up.Budgets.Describe(), cell.Unit(cell.Cores()), cell.Reserve(cell.Cores())
 	m.Priority, _ = cell.DriverPriority(up.Budgets.Isolated())
 	if j.fixed != nil {
 		m.Config["rate_rps"], m.Config["duration"] = j.fixed.RPS, j.fixed.Duration.String()
@@ -392,14 +386,7 @@ func (o runOptions) open(s streams, j job, up launcher) (*rundir.Dir, results.Ma
 			m.Engines[string(role)] = string(engine)
 		}
 	}
-	if err := rundir.FillEnvironment(&m, os.DirFS("/"), up.Binary); err != nil {
-		return nil, m, err
-	}
-	path := o.out
-	if path == "" {
-		path = rundir.DefaultPath(id)
-	}
-	dir, err := rundir.Create(path, m)
+	dir, err := createRun(o.out, m)
 	return dir, m, err
 }
 
@@ -424,6 +411,7 @@ func knobsOfAll(topologies []sut.Topology) map[string]any {
 func measure(
 	ctx context.Context, bench *cell.Bench, cells []cell.Spec, run *results.Run, progress *live.Progress,
 ) error {
+	bench.Finished = func(c results.Cell) { progress.Note(inOneLine(c)) }
 	failed := map[string]bool{}
 	err := bench.Measure(ctx, cells, func(measured []results.Cell) error {
 		run.Cells = measured
@@ -445,6 +433,28 @@ func measure(
 	return bench.Run.WriteSummary(*run)
 }
 
+// inOneLine returns the figures of a cell for the log of a run.
+func inOneLine(c results.Cell) string {
+	text := c.Stage + " " + c.Workload
+	if c.Searched() {
+		interval := fmt.Sprintf("%.0f to %.0f", c.CapacityLow, c.CapacityHigh)
+		switch {
+		case c.CapacityHigh == 0:
+			interval = "or more: every offered rate met the objective"
+		case c.CapacityLow == 0:
+			interval = fmt.Sprintf("below %.0f: no offered rate met the objective", c.CapacityHigh)
+		}
+		text += fmt.Sprintf(": capacity %.0f rps (%s), peak %.0f rps, limited by %s",
+			c.CapacityRPS, interval, c.PeakRPS, c.LimitedBy)
+	} else if s := c.Reference; s != nil {
+		text += fmt.Sprintf(": %.0f rps offered, %.0f completed", s.OfferedRPS, s.CompletedRPS)
+	}
+	if !c.Valid {
+		text += ", NOT VALID"
+	}
+	return text
+}
+
 // conclude prints the tables and returns an error for failed cells, or with
 // --strict for invalid ones.
 func (o runOptions) conclude(s streams, j job, dir *rundir.Dir, run results.Run) error {
@@ -458,13 +468,7 @@ func (o runOptions) conclude(s streams, j job, dir *rundir.Dir, run results.Run)
 	if j.fixed != nil {
 		tables = append(tables, table.EventsAndOutages(run)...)
 	}
-	var err error
-	if format := table.Format(o.format); len(tables) == 1 { // Render writes an object as JSON, RenderAll an array
-		err = table.Render(s.out, tables[0], format)
-	} else {
-		err = table.RenderAll(s.out, tables, format)
-	}
-	if err != nil {
+	if err := o.output.run(s, run, tables...); err != nil {
 		return err
 	}
 	_, _ = fmt.Fprintf(s.err, "\nThe run is in %s\n", dir.Path())

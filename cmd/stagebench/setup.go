@@ -8,10 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/stagebench/stagebench/cmd/internal/cell"
 	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/cmd/internal/machine"
 	"github.com/stagebench/stagebench/results"
@@ -77,7 +79,13 @@ func dataOf(size string, seed uint64) (sut.Data, error) {
 func knobsOf(engines string, settings []string) (sut.Knobs, error) {
 	given, err := ladder.ParseKnobs(settings)
 	if err != nil {
-		return nil, exit.Usagef("%w\nsee: stagebench list knobs", err)
+		meant := ""
+		for _, setting := range settings {
+			if name, _, _ := strings.Cut(setting, "="); !slices.Contains(knobNames(), name) {
+				meant = didYouMean("", name, knobNames())
+			}
+		}
+		return nil, exit.Usagef("%w%s\nsee: stagebench list knobs", err, meant)
 	}
 	knobs := sut.Knobs{}
 	if engines != "embedded" && engines != "native" {
@@ -94,6 +102,35 @@ func knobsOf(engines string, settings []string) (sut.Knobs, error) {
 	}
 	maps.Copy(knobs, given)
 	return knobs, nil
+}
+
+// knobNames lists the names of all knobs.
+func knobNames() (names []string) {
+	for _, k := range ladder.Catalogue() {
+		names = append(names, k.Name)
+	}
+	return names
+}
+
+// stageNames lists the names of all stages, in the order of the ladder.
+func stageNames() (names []string) {
+	for _, info := range ladder.Stages() {
+		names = append(names, string(info.Stage))
+	}
+	return names
+}
+
+// build returns the topology of a stage on this machine. An error is a usage error.
+func build(stage string, knobs sut.Knobs) (sut.Topology, error) {
+	t, err := ladder.Build(sut.Stage(stage), knobs, cell.Unit(cell.Cores()))
+	if err != nil {
+		meant := ""
+		if names := stageNames(); !slices.Contains(names, stage) {
+			meant = didYouMean("", stage, names)
+		}
+		return t, exit.Usagef("%w%s\nsee: stagebench list stages, stagebench list knobs", err, meant)
+	}
+	return t, fits(t)
 }
 
 // missingEngines returns an error if a topology needs a native server that is not installed.

@@ -235,7 +235,7 @@ func nanoseconds(ns *int64) table.Cell {
 func logTable(t *testing.T, report table.Table) {
 	t.Helper()
 	var text strings.Builder
-	if err := table.Render(&text, report, table.FormatText); err != nil {
+	if err := table.Render(&text, table.Style{Format: table.FormatText}, report); err != nil {
 		t.Error(err)
 	}
 	t.Logf("\n%s", text.String())

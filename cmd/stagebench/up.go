@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,11 +13,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/stagebench/stagebench/cmd/internal/cell"
 	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results/table"
 	"github.com/stagebench/stagebench/sut"
-	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets/control"
 )
 
@@ -25,13 +24,14 @@ type upOptions struct {
 	stage, engines, data, logs string
 	set                        []string
 	seed                       uint64
+	listen                     string
 }
 
 func upCommand(s streams) *cobra.Command {
 	var o upOptions
 	cmd := &cobra.Command{
 		Use:   "up",
-		Short: "Bring a stage up and keep it running until Ctrl-C or `stagebench down`",
+		Short: "Bring a stage up and keep it running until Ctrl-C or \"stagebench down\"",
 		Example: `  stagebench up --stage lb
   stagebench up --stage lb --engines native --set web.hosts=2
 then, in another terminal:
@@ -47,6 +47,8 @@ then, in another terminal:
 	f.StringVar(&o.data, "data", "small", "size of the data set")
 	f.StringVar(&o.logs, "logs", "", "directory of the nodes' logs (default: a temporary one)")
 	f.Uint64Var(&o.seed, "seed", 1, "seed of the data")
+	f.StringVar(&o.listen, "listen", "", "loopback address and port of the service, for example 127.0.0.1:8080")
+	completeFlags(cmd)
 	return cmd
 }
 
@@ -59,11 +61,11 @@ func (o upOptions) run(ctx context.Context, s streams) (err error) {
 	if err != nil {
 		return err
 	}
-	topology, err := ladder.Build(sut.Stage(o.stage), knobs, cell.Unit(cell.Cores()))
+	topology, err := build(o.stage, knobs)
 	if err != nil {
-		return exit.Usagef("%w\nsee: stagebench list stages, stagebench list knobs", err)
+		return err
 	}
-	if err := errors.Join(fits(topology), missingEngines([]sut.Topology{topology})); err != nil {
+	if err := missingEngines([]sut.Topology{topology}); err != nil {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: slog.LevelInfo}))
@@ -72,6 +74,9 @@ func (o upOptions) run(ctx context.Context, s streams) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, up.Budgets.Close()) }()
+	if up.Listen, err = o.address(); err != nil {
+		return err
+	}
 	logs, cleanLogs, err := o.logDir()
 	if err != nil {
 		return err
@@ -84,13 +89,32 @@ func (o upOptions) run(ctx context.Context, s streams) (err error) {
 	defer func() { err = errors.Join(err, system.Down(context.WithoutCancel(ctx))) }()
 	_, _ = fmt.Fprintf(s.out, "stage %s is up at %s (%v, hosts: %s)\n", topology.Stage,
 		strings.Join(system.Endpoints(), " and "), system.BringUp().Round(time.Millisecond), up.Budgets.Describe())
-	if err := table.Render(s.out, statusTable(system.Status()), table.FormatText); err != nil {
+	counts, _ := data.Counts()
+	_, _ = fmt.Fprintf(s.out, "users: %s to %s, password: %s\n",
+		sut.SeedLogin(1), sut.SeedLogin(counts.Users), sut.SeedPassword)
+	text := outputFlags{format: string(table.FormatText)}
+	if err := text.print(s, statusTable(system.Status())); err != nil {
 		return err
 	}
-	_, _ = fmt.Fprintf(s.out, "logs: %s\nto stop the system: Ctrl-C or `stagebench down`\n", logs)
+	_, _ = fmt.Fprintf(s.out, "logs: %s\nto stop the system: Ctrl-C, or stagebench down\n", logs)
 	id := fmt.Sprintf("%s-%d", topology.Stage, os.Getpid())
 	info := control.Info{ID: id, Stage: topology.Stage, Data: data, LogDir: logs}
 	return control.Serve(ctx, control.DefaultDir(), info, system)
+}
+
+// address returns the address of --listen.
+func (o upOptions) address() (a netip.AddrPort, err error) {
+	if o.listen == "" {
+		return a, nil
+	}
+	text := o.listen
+	if strings.HasPrefix(text, ":") {
+		text = "127.0.0.1" + text
+	}
+	if a, err = netip.ParseAddrPort(text); err != nil || !a.Addr().IsLoopback() || a.Port() == 0 {
+		return a, exit.Usagef("--listen %s\nwant a loopback address and a port, for example 127.0.0.1:8080", o.listen)
+	}
+	return a, nil
 }
 
 // logDir returns the log directory. The function clean removes it if it is temporary.

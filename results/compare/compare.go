@@ -23,11 +23,12 @@ import (
 type Run struct {
 	results.Run
 	Manifest results.Manifest
+	Name     string // as the user wrote it; "" = the id
 }
 
 // Comparison is the result of Compare.
 type Comparison struct {
-	Runs        []string // ids, the base first
+	Runs        []string // names, the base first
 	Rows        []Row
 	Differences []Difference
 }
@@ -50,7 +51,7 @@ const (
 	Higher       Verdict = "higher"
 	Lower        Verdict = "lower"
 	NoDifference Verdict = "no difference shown"
-	NotJudged    Verdict = "not judged" // no interval, or a cell is not valid
+	NotJudged    Verdict = "not judged" // no interval, a single visit, or a cell is not valid
 	NotCompared  Verdict = "not compared"
 )
 
@@ -68,7 +69,7 @@ type Ratio struct {
 func Compare(runs []Run) Comparison {
 	var c Comparison
 	for _, r := range runs {
-		c.Runs = append(c.Runs, r.Manifest.Run)
+		c.Runs = append(c.Runs, cmp.Or(r.Name, r.Manifest.Run))
 	}
 	c.Differences = differences(runs)
 	for _, row := range align(runs, variedKnobs(runs)) {
@@ -210,6 +211,8 @@ func capacity(base, cell *results.Cell) Ratio {
 	switch {
 	case !base.Valid || !cell.Valid:
 		r.Verdict = NotJudged
+	case r.Visits < 2:
+		r.Verdict, r.Why = NotJudged, joined(why, "measured in a single visit, as with --quick")
 	case r.Low > 1:
 		r.Verdict = Higher
 	case r.High < 1:

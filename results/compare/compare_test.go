@@ -40,6 +40,8 @@ func second(base, other results.Cell) compare.Ratio {
 func TestCapacity(t *testing.T) {
 	unbounded := cell(600)
 	unbounded.CapacityHigh, unbounded.Repeats = 0, nil
+	once := cell(600)
+	once.CapacityMethod, once.Repeats = "1 visit, 90 % interval", []float64{600}
 	for _, test := range []struct {
 		base, other results.Cell
 		want        compare.Verdict
@@ -49,6 +51,8 @@ func TestCapacity(t *testing.T) {
 		{cell(300), cell(350), compare.Higher},
 		{cell(300), cell(265), compare.NoDifference},
 		{cell(300), cell(260), compare.Lower},
+		{cell(300), once, compare.NotJudged},
+		{once, cell(300), compare.NotJudged},
 		{cell(300), unbounded, compare.NotCompared},
 		{unbounded, cell(300), compare.NotCompared},
 	} {
@@ -56,7 +60,7 @@ func TestCapacity(t *testing.T) {
 		if got.Verdict != test.want {
 			t.Errorf("%v against %v: %+v, want %s", test.other.CapacityRPS, test.base.CapacityRPS, got, test.want)
 		}
-		if test.want == compare.NotCompared {
+		if test.want == compare.NotCompared || test.want == compare.NotJudged {
 			continue
 		}
 		factor := math.Exp(math.Sqrt2 * math.Log(1.1))

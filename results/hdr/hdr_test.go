@@ -54,6 +54,34 @@ func TestPercentilesAgreeWithTheSortedSamples(t *testing.T) {
 
 func absolute(x float64) float64 { return max(x, -x) }
 
+// Outages do not depend on the order in which the failures are recorded, and there may be any number of failures.
+func TestOutagesInAnyOrder(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	var at []int64
+	for range 2000 {
+		at = append(at, random.Int64N(3000)*int64(time.Second))
+	}
+	at = append(at, slices.Repeat([]int64{at[0]}, 1<<20)...)
+	r := hdr.New(time.Now(), bound, nil)
+	for _, intended := range at {
+		r.Record(outcome(intended, 1, results.ConnectError))
+	}
+	got := r.Finish(int64(len(at))).Outages
+	slices.Sort(at)
+	var want []results.Outage
+	for _, intended := range at {
+		if n := len(want); n > 0 && intended-want[n-1].ToNS <= int64(time.Second) {
+			want[n-1].ToNS = intended
+			want[n-1].Failed++
+			continue
+		}
+		want = append(want, results.Outage{FromNS: intended, ToNS: intended, Failed: 1})
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("outages (-want +got)\n%s", diff)
+	}
+}
+
 // Responses are counted by status. Causes without limit share one count.
 func TestCountsByStatusAndCause(t *testing.T) {
 	r := hdr.New(time.Now(), bound, nil)

@@ -13,10 +13,6 @@ import (
 // outageGap is the longest time without a failure within one outage.
 const outageGap = int64(time.Second)
 
-// maxFailureTimes limits the memory of outage detection. Failures above this number
-// are in no outage, but are still counted.
-const maxFailureTimes = 1 << 20
-
 // maxCauses is the maximum number of causes with a count of their own.
 const maxCauses = 100
 
@@ -29,7 +25,7 @@ type Recorder struct {
 	ledger   results.Ledger
 	causes   map[string]int64
 	statuses map[int]int64
-	failures []int64 // intended times
+	outages  []results.Outage // in order
 	seconds  map[int64]*Second
 	delays   delays
 	prompt   *Histogram // response times of successes without their lag
@@ -135,8 +131,8 @@ func (r *Recorder) fail(o results.Outcome) {
 	cause := cmp.Or(o.Error, o.Fate.String())
 	if o.SessionLost {
 		cause = "session lost"
-	} else if len(r.failures) < maxFailureTimes {
-		r.failures = append(r.failures, o.Intended)
+	} else {
+		r.outages = addFailure(r.outages, o.Intended)
 	}
 	if _, known := r.causes[cause]; !known && len(r.causes) >= maxCauses {
 		cause = "other causes"
@@ -228,7 +224,7 @@ func (r *Recorder) Finish(scheduled int64) results.Step {
 	r.ledger.Scheduled = scheduled
 	step := results.Step{
 		Ledger: r.ledger, Ops: map[string]results.OpStats{}, BytesIn: r.bytesIn, BytesOut: r.bytesOut,
-		Outages: outages(r.failures),
+		Outages: r.outages,
 	}
 	slow, unsent := r.delays.excused()
 	for name, c := range r.classes {
@@ -265,17 +261,21 @@ func (r *Recorder) Timeline() []Second {
 
 func (r *Recorder) names() []string { return slices.Sorted(maps.Keys(r.classes)) }
 
-// outages groups failures that are at most outageGap apart.
-func outages(intended []int64) []results.Outage {
-	slices.Sort(intended)
-	var found []results.Outage
-	for _, at := range intended {
-		if n := len(found); n > 0 && at-found[n-1].ToNS <= outageGap {
-			found[n-1].ToNS = at
-			found[n-1].Failed++
-			continue
-		}
-		found = append(found, results.Outage{FromNS: at, ToNS: at, Failed: 1})
+// addFailure adds a failure to outages, which are in order: to the outage that is at most outageGap apart, or to a new
+// one. Failures may come in any order of their intended times.
+func addFailure(outages []results.Outage, at int64) []results.Outage {
+	i, _ := slices.BinarySearchFunc(outages, at, func(o results.Outage, at int64) int {
+		return cmp.Compare(o.ToNS+outageGap, at)
+	})
+	if i == len(outages) || outages[i].FromNS-outageGap > at {
+		return slices.Insert(outages, i, results.Outage{FromNS: at, ToNS: at, Failed: 1})
 	}
-	return found
+	o := &outages[i]
+	o.FromNS, o.ToNS = min(o.FromNS, at), max(o.ToNS, at)
+	o.Failed++
+	if next := i + 1; next < len(outages) && outages[next].FromNS-o.ToNS <= outageGap {
+		o.ToNS, o.Failed = outages[next].ToNS, o.Failed+outages[next].Failed
+		outages = slices.Delete(outages, next, next+1)
+	}
+	return outages
 }

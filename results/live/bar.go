@@ -29,10 +29,11 @@ type bar struct {
 	view      atomic.Pointer[view]
 	container *mpb.Progress
 	bar       *mpb.Bar
+	verbose   bool
 }
 
-func newBar(w io.Writer, v view) *bar {
-	b := &bar{}
+func newBar(w io.Writer, v view, verbose bool) *bar {
+	b := &bar{verbose: verbose}
 	b.view.Store(&v)
 	b.container = mpb.New(mpb.WithOutput(w), mpb.WithAutoRefresh(), mpb.WithRefreshRate(refresh))
 	b.bar = b.container.New(barTotal, mpb.BarStyle(),
@@ -59,8 +60,14 @@ func (b *bar) tail() string {
 	return strings.Join(slices.DeleteFunc(parts, func(part string) bool { return part == "" }), ", ")
 }
 
-func (b *bar) visit(v view)   { b.show(v) }
-func (b *bar) stepEnd(v view) { b.show(v) }
+func (b *bar) visit(v view) { b.show(v) }
+
+func (b *bar) stepEnd(v view) {
+	if b.verbose {
+		b.print(v.stepLine())
+	}
+	b.show(v)
+}
 
 func (b *bar) show(v view) {
 	b.view.Store(&v)

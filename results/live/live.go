@@ -2,7 +2,7 @@
 // so far, and the time left.
 //
 // A terminal shows one bar that is redrawn, and erased at the end. Other writers
-// get one line per step. Use standard error, because the tables are written to
+// get one line per visit, and if wanted one per step. Use standard error, because the tables are written to
 // standard output. The package measures and stores nothing. It ignores errors of
 // the writer: they must not stop a run.
 //
@@ -52,13 +52,13 @@ type view struct {
 	end      time.Time // expected end of the run; zero = unknown
 }
 
-// New shows a run on w. Terminal says whether w is a terminal.
-func New(w io.Writer, terminal bool) *Progress {
+// New shows a run on w. Terminal says whether w is a terminal. Verbose adds a line for each step.
+func New(w io.Writer, terminal, verbose bool) *Progress {
 	p := &Progress{now: view{begin: time.Now()}}
 	if terminal {
-		p.screen = newBar(w, p.now)
+		p.screen = newBar(w, p.now, verbose)
 	} else {
-		p.screen = lines{w}
+		p.screen = lines{w, verbose}
 	}
 	return p
 }
@@ -192,9 +192,12 @@ func printable(text string) string {
 	}, text)
 }
 
-// lines is the screen for a log file: one line at the start of a visit, and one at
+// lines is the screen for a log file: one line at the start of a visit, and if verbose one at
 // the end of a step.
-type lines struct{ w io.Writer }
+type lines struct {
+	w       io.Writer
+	verbose bool
+}
 
 func (l lines) visit(v view) {
 	text := v.visitText()
@@ -205,11 +208,18 @@ func (l lines) visit(v view) {
 }
 
 func (l lines) stepEnd(v view) {
+	if l.verbose {
+		l.print(v.stepLine())
+	}
+}
+
+// stepLine returns the line of a step that has ended.
+func (v view) stepLine() string {
 	figures := "no figures"
 	if v.sampled {
 		figures = fmt.Sprintf("%s rps completed, %s", rate(v.rps), v.figuresText())
 	}
-	l.print("  " + v.stepText() + ": " + figures + "\n")
+	return "  " + v.stepText() + ": " + figures + "\n"
 }
 
 func (lines) show(view)           {}

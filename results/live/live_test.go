@@ -43,7 +43,7 @@ func measure(p *Progress) {
 func TestPlainLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
-		measure(New(&out, false))
+		measure(New(&out, false, true))
 		want := `1/3 single/read-heavy, 1m30s left
   warmup 50 rps: no figures
   search 812 rps: 812 rps completed, p50 1.23ms, p99 9.99ms
@@ -63,10 +63,27 @@ killed web-1
 	})
 }
 
+// Without verbose, a log has one line per visit, and the notes.
+func TestLinesWithoutSteps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		measure(New(&out, false, false))
+		want := `1/3 single/read-heavy, 1m30s left
+2/3 db-split/read-heavy, 50s left
+killed web-1
+  it comes back by itself [2J
+3/3 lb/read-heavy, 30s left
+`
+		if diff := cmp.Diff(want, out.String()); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
+}
+
 func TestBar(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
-		measure(New(&out, true))
+		measure(New(&out, true, false))
 		text := out.String()
 		for _, want := range []string{
 			"1/3 single/read-heavy [------------] warmup 50 rps, 1m30s left\n",
@@ -95,7 +112,7 @@ func TestDoneAtAnyMoment(t *testing.T) {
 		} {
 			t.Run(fmt.Sprintf("%s, terminal %v", name, terminal), func(t *testing.T) {
 				var out bytes.Buffer
-				p := New(&out, terminal)
+				p := New(&out, terminal, true)
 				play(p)
 				p.Done()
 				length := out.Len()
@@ -114,7 +131,7 @@ func TestDoneAtAnyMoment(t *testing.T) {
 
 func TestConcurrentUse(t *testing.T) {
 	for _, terminal := range []bool{false, true} {
-		p := New(io.Discard, terminal)
+		p := New(io.Discard, terminal, true)
 		var group sync.WaitGroup
 		for i := range 8 {
 			group.Go(func() {
@@ -138,7 +155,7 @@ func (broken) Write([]byte) (int, error) { return 0, errors.New("broken pipe") }
 // A closed terminal must not stop the run.
 func TestBrokenWriter(t *testing.T) {
 	for _, terminal := range []bool{false, true} {
-		synctest.Test(t, func(*testing.T) { measure(New(broken{}, terminal)) })
+		synctest.Test(t, func(*testing.T) { measure(New(broken{}, terminal, true)) })
 	}
 }
 
@@ -149,7 +166,7 @@ func TestFileThatIsNoTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	p := New(f, true)
+	p := New(f, true, false)
 	p.Visit("a", 0, 2, time.Second)
 	p.Done()
 }

@@ -26,6 +26,15 @@ func CheckName(name string) error {
 	return nil
 }
 
+// CellName returns a valid name of a cell, or of an element of it, with '_' for each character that is not allowed.
+func CellName(name string) string {
+	name = regexp.MustCompile(`[^A-Za-z0-9_.,=+-]`).ReplaceAllString(name, "_")
+	if !cellName.MatchString(name) { // empty, or with a first character that is not allowed
+		name = "_" + name
+	}
+	return name
+}
+
 // CellDir is the directory of one cell.
 type CellDir struct {
 	path string

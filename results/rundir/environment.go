@@ -33,8 +33,7 @@ func FillEnvironment(m *results.Manifest, root fs.FS, binary string) error {
 	if _, err := io.Copy(hash, f); err != nil {
 		return fmt.Errorf("hash the binary: %w", err)
 	}
-	info, _ := debug.ReadBuildInfo()
-	m.Version = version(info)
+	m.Version = Version()
 	m.BinarySHA = hex.EncodeToString(hash.Sum(nil))
 	m.Go = runtime.Version()
 	m.OS = fmt.Sprintf("%s/%s, %s", runtime.GOOS, runtime.GOARCH, fact(root, "etc/os-release", "=", "PRETTY_NAME"))
@@ -42,6 +41,12 @@ func FillEnvironment(m *results.Manifest, root fs.FS, binary string) error {
 	m.CPUModel = fact(root, "proc/cpuinfo", ":", "model name")
 	m.Cores = runtime.NumCPU()
 	return nil
+}
+
+// Version returns the version of this binary.
+func Version() string {
+	info, _ := debug.ReadBuildInfo()
+	return version(info)
 }
 
 // version returns the release, or else the revision, with a mark if the working

@@ -22,6 +22,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -122,16 +123,29 @@ func (d *Dir) WriteManifest(m results.Manifest) error {
 	return d.replace(manifestFile, m)
 }
 
-// WriteSummary replaces summary.json. It sets the schema version, and writes nil
+// WriteSummary replaces summary.json with what EncodeSummary writes.
+func (d *Dir) WriteSummary(r results.Run) error { return d.replace(summaryFile, summary(r)) }
+
+// EncodeSummary writes a run as summary.json holds it. It sets the schema version, and writes nil
 // lists as empty lists.
-func (d *Dir) WriteSummary(r results.Run) error {
+func EncodeSummary(w io.Writer, r results.Run) error { return encode(w, summary(r)) }
+
+func summary(r results.Run) results.Run {
 	r.Schema = results.Schema
 	r.Warnings, r.Cells = listed(r.Warnings), listed(r.Cells)
 	for i := range r.Cells {
 		c := &r.Cells[i]
 		c.Steps, c.Repeats, c.Warnings = listed(c.Steps), listed(c.Repeats), listed(c.Warnings)
 	}
-	return d.replace(summaryFile, r)
+	return r
+}
+
+// encode writes a value as indented JSON.
+func encode(w io.Writer, value any) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetEscapeHTML(false) // keep "p99<100ms" readable
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(value)
 }
 
 // listed returns a copy of the list that is never nil.
@@ -172,10 +186,7 @@ func (d *Dir) PointLatest() (err error) {
 // has either the old or the new content, even if the process is killed.
 func (d *Dir) replace(name string, value any) (err error) {
 	var text bytes.Buffer
-	encoder := json.NewEncoder(&text)
-	encoder.SetEscapeHTML(false) // keep "p99<100ms" readable
-	encoder.SetIndent("", "  ")
-	if err := encoder.Encode(value); err != nil {
+	if err := encode(&text, value); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	temp, err := os.CreateTemp(d.path, "."+name+".*")

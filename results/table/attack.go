@@ -10,12 +10,12 @@ import (
 	"github.com/stagebench/stagebench/results"
 )
 
-// Attack shows all figures of one step: rates and verdict, latencies by op class,
+// Attack shows all figures of one step that was judged by an objective: rates and verdict, latencies by op class,
 // the clocks and the ledger. If there is data for them, tables follow for failures,
 // outages, events, stale reads, the cache tier, database calls, the tiers' figures
 // and the hosts.
-func Attack(step results.Step) []Table {
-	tables := []Table{overview(step), opsTable(step, "Response time of successes", successes)}
+func Attack(step results.Step, slo string) []Table {
+	tables := []Table{overview(step, slo), opsTable(step, "Response time of successes", successes)}
 	if step.Ledger.OK < step.Ledger.Scheduled {
 		tables = append(tables, opsTable(step, "Response time, failures count as infinitely slow", all))
 	} else {
@@ -33,26 +33,27 @@ func Attack(step results.Step) []Table {
 	return tables
 }
 
-func overview(s results.Step) Table {
+func overview(s results.Step, slo string) Table {
 	priority := "ordinary"
 	if s.Client.RealTime {
 		priority = "real-time"
 	}
-	legend := []string{fmt.Sprintf("client: %s of its CPU, %s priority, longest stall %s ms%s",
+	legend := []string{"objective (SLO): " + slo, fmt.Sprintf("client: %s of its CPU, %s priority, longest stall %s ms%s",
 		percent(s.Client.CPUShare), priority, Milliseconds(s.Client.StallMaxNS), outsideLegend(s.Client))}
+	if s.CatchUp != "" {
+		legend = append(legend, "late ops are sent: "+s.CatchUp)
+	}
 	if s.OpsHash != "" {
 		legend = append(legend, "op sequence: "+s.OpsHash)
 	}
 	return newTable("Load", []column[results.Step]{
 		words("schedule", "", func(s results.Step) Cell { return Text(s.Schedule) }),
-		words("late ops", "catch_up", func(s results.Step) Cell { return Text(s.CatchUp) }),
+		machineOnly("catch_up", func(s results.Step) Cell { return Text(s.CatchUp) }),
 		numbers("seconds", "", func(s results.Step) Cell { return Number(s.Seconds) }),
 		numbers("offered rps", "", func(s results.Step) Cell { return Rate(s.OfferedRPS) }),
 		numbers("sent rps", "", func(s results.Step) Cell { return Rate(s.SentRPS) }),
 		numbers("completed rps", "", func(s results.Step) Cell { return Rate(s.CompletedRPS) }),
 		numbers("errors", "errors_share", func(s results.Step) Cell { return Share(s.Ledger.ErrorRate()) }),
-		numbers("in MB", "bytes_in", func(s results.Step) Cell { return megabytes(s.BytesIn) }),
-		numbers("out MB", "bytes_out", func(s results.Step) Cell { return megabytes(s.BytesOut) }),
 		words("SLO", "slo_met", func(s results.Step) Cell {
 			switch {
 			case s.SLOBroken != "":
@@ -62,6 +63,9 @@ func overview(s results.Step) Table {
 			}
 			return Blank()
 		}),
+		words("valid", "", func(s results.Step) Cell { return YesNo(s.Valid).With(doubts(s.Invalid, s.Warnings)...) }),
+		numbers("in MB", "bytes_in", func(s results.Step) Cell { return megabytes(s.BytesIn) }),
+		numbers("out MB", "bytes_out", func(s results.Step) Cell { return megabytes(s.BytesOut) }),
 		machineOnly("slo_broken", func(s results.Step) Cell { return Text(s.SLOBroken) }),
 		machineOnly("client_cpu_share", func(s results.Step) Cell { return Share(s.Client.CPUShare) }),
 		machineOnly("client_gc_pause_max_ns", func(s results.Step) Cell { return Nanoseconds(s.Client.GCPauseMaxNS) }),
@@ -72,13 +76,12 @@ func overview(s results.Step) Table {
 			return Share(s.Client.OutsideShare)
 		}),
 		machineOnly("ops_hash", func(s results.Step) Cell { return Text(s.OpsHash) }),
-		words("valid", "", func(s results.Step) Cell { return YesNo(s.Valid).With(s.Warnings...) }),
 	}, []results.Step{s}, legend...)
 }
 
-// outsideLegend returns the CPU that something outside the run used, if it was measured.
+// outsideLegend returns the CPU that something outside the run used, as far as it is known.
 func outsideLegend(c results.ClientUsage) string {
-	if !c.OutsideKnown {
+	if !c.OutsideKnown || c.OutsideShare == 0 {
 		return ""
 	}
 	return "; used outside the run: " + percent(c.OutsideShare) + " of the machine's CPU"

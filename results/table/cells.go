@@ -3,6 +3,7 @@ package table
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,6 +17,9 @@ func Text(s string) Cell { return Cell{Text: s, Value: s} }
 func Count(n int64) Cell {
 	return Cell{Text: thousands(strconv.FormatInt(n, 10)), Value: n}
 }
+
+// ID is a cell with a number that identifies something. It is written without separators, so that it can be pasted.
+func ID(n int64) Cell { return Cell{Text: strconv.FormatInt(n, 10), Value: n} }
 
 // Number is a cell with any other number: cores, units, seconds.
 func Number(x float64) Cell { return Cell{Text: trimmed(x, 3), Value: x} }
@@ -35,6 +39,19 @@ func YesNo(b bool) Cell {
 		return Cell{Text: "yes", Value: true}
 	}
 	return Cell{Text: "NO", Value: false}
+}
+
+// doubts returns the warnings about a result as notes: first the reasons why it is not valid, and then the others.
+func doubts(invalid, warnings []string) (notes []string) {
+	for _, reason := range invalid {
+		notes = append(notes, "not valid: "+reason)
+	}
+	for _, w := range warnings {
+		if !slices.Contains(invalid, w) {
+			notes = append(notes, w)
+		}
+	}
+	return notes
 }
 
 // Blank is the cell of a figure that does not exist, with the reasons.

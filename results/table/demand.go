@@ -52,8 +52,8 @@ func Demand(run results.Run) Table {
 		}
 	}
 	return newTable("Demand", []column[demandRow]{
-		words("stage", "", func(r demandRow) Cell { return Text(r.Stage) }),
-		words("workload", "", func(r demandRow) Cell { return Text(r.Workload) }),
+		identifying("stage", func(r demandRow) Cell { return Text(r.Stage) }),
+		identifying("workload", func(r demandRow) Cell { return Text(r.Workload) }),
 		words("tier", "", func(r demandRow) Cell { return Text(r.role) }),
 		numbers("CPU ms per request\nat reference", "cpu_at_reference_ns",
 			demand(func(d results.Demand) float64 { return d.AtReference })),

@@ -8,46 +8,45 @@ import (
 	"github.com/stagebench/stagebench/results"
 )
 
-// extras returns the ladder's optional columns and their legend: cache hits, the tiers' figures, stale reads and
-// lost writes. A column is present only if at least one cell has a value for it. All values except lost writes are
-// from the step at the reference rate, like the latencies.
-func extras(rows []ladderRow, at string) (columns []column[ladderRow], legend []string) {
+// workColumns returns what caches, databases and other tiers did in the step at the reference rate, and its legend.
+func workColumns(rows []ladderRow) (columns []column[ladderRow], docs []string) {
+	columns, docs = figureColumns(rows, ladderRow.measured)
+	if !slices.ContainsFunc(rows, func(r ladderRow) bool { return r.measured().Cache != nil }) {
+		return columns, docs
+	}
+	columns = slices.Concat(cacheColumns(), columns, []column[ladderRow]{
+		numbers("db ops per\nrequest", "database_operations_per_request", func(r ladderRow) Cell {
+			return operationsPerRequest(r.measured())
+		}),
+	})
+	return columns, append(
+		slices.Insert(docs, 0, "cache hits: share of the web tier's cache reads that found the key"),
+		"db ops per request: round trips from web and cache hosts to the databases",
+	)
+}
+
+// consistencyColumns returns the stale reads and the lost writes of the cells. A column is present only if at least one
+// cell has a value for it. Stale reads are from the step at the reference rate, like the latencies.
+func consistencyColumns(rows []ladderRow) (columns []column[ladderRow]) {
 	readBack := slices.ContainsFunc(rows, func(r ladderRow) bool { return r.Writes != nil })
-	stale := slices.ContainsFunc(rows, func(r ladderRow) bool {
+	if readBack || slices.ContainsFunc(rows, func(r ladderRow) bool {
 		s := r.measured().Stale
 		return s != nil && s.Stale > 0
-	})
-	cached := slices.ContainsFunc(rows, func(r ladderRow) bool { return r.measured().Cache != nil })
-	figures, docs := figureColumns(rows, ladderRow.measured)
-	if cached {
-		figures = slices.Concat(cacheColumns(at), figures, []column[ladderRow]{
-			numbers("db ops per\nrequest", "database_operations_per_request", func(r ladderRow) Cell {
-				return operationsPerRequest(r.measured())
-			}),
-		})
-		docs = append(slices.Insert(docs, 0, "cache hits: share of the web tier's cache reads that found the key"),
-			"db ops per request: round trips from web and cache hosts to the databases")
+	}) {
+		columns = append(columns, staleColumns()...)
 	}
-	add := func(more []column[ladderRow], texts ...string) {
-		columns, legend = append(columns, more...), append(legend, texts...)
-	}
-	add(figures)
-	if len(docs) > 0 {
-		add(nil, strings.Join(docs, "; "))
-	}
-	if readBack || stale {
-		add(staleColumns(at), staleLegend)
-	}
-	if cached {
-		add(staleHitColumns(at), "stale hits: of the single-record reads that the cache answered, the share that was stale; "+
-			"hit age: age of these stale reads")
+	if slices.ContainsFunc(rows, func(r ladderRow) bool { return r.measured().Cache != nil }) {
+		columns = append(columns, staleHitColumns()...)
 	}
 	if readBack {
-		add(lostColumns(), "lost writes: acknowledged writes that no longer existed "+
-			"when the records were read back after the measurement")
+		columns = append(columns, lostColumns()...)
 	}
-	return columns, legend
+	return columns
 }
+
+const consistencyLegend = staleLegend + "; " +
+	"stale hits: the same for the reads that the cache answered, with their age; " +
+	"lost writes: acknowledged writes that no longer existed when the records were read back after the measurement"
 
 const staleLegend = "stale: reads that returned an older version than one acknowledged before the read was sent; " +
 	"age: time since that acknowledgement"
@@ -85,19 +84,19 @@ func figureCell(f *results.Figure) Cell {
 	return Count(*f.Value)
 }
 
-func cacheColumns(at string) []column[ladderRow] {
+func cacheColumns() []column[ladderRow] {
 	type reads = results.CacheReads
 	show := optional(func(r ladderRow) *reads { return r.measured().Cache }, Blank())
 	return []column[ladderRow]{
-		numbers("cache hits\n"+at, "cache_hit_ratio", show(func(c reads) Cell { return Share(c.HitRatio()) })),
+		numbers("cache\nhits", "cache_hit_ratio", show(func(c reads) Cell { return Share(c.HitRatio()) })),
 		numbers("cache\nreads", "cache_reads", show(func(c reads) Cell { return Count(c.Hits + c.Misses) })),
 	}
 }
 
-func staleColumns(at string) []column[ladderRow] {
+func staleColumns() []column[ladderRow] {
 	show := optional(func(r ladderRow) *results.Stale { return r.measured().Stale }, Cell{})
 	return []column[ladderRow]{
-		numbers("stale\n"+at, "stale_share", show(func(s results.Stale) Cell {
+		numbers("stale", "stale_share", show(func(s results.Stale) Cell {
 			if s.RYWViolations == 0 {
 				return Share(s.Share())
 			}
@@ -121,7 +120,7 @@ func ownWritesMissed(s results.Stale) string {
 	return Count(s.RYWViolations).Text + " of " + Count(s.Stale).Text + " stale reads missed a write of the same user"
 }
 
-func staleHitColumns(at string) []column[ladderRow] {
+func staleHitColumns() []column[ladderRow] {
 	show := optional(func(r ladderRow) *results.Stale {
 		if r.measured().Cache == nil {
 			return nil
@@ -129,7 +128,7 @@ func staleHitColumns(at string) []column[ladderRow] {
 		return r.measured().Stale
 	}, Blank())
 	return []column[ladderRow]{
-		numbers("stale hits\n"+at, "stale_hit_share", show(func(s results.Stale) Cell {
+		numbers("stale\nhits", "stale_hit_share", show(func(s results.Stale) Cell {
 			if s.Hits == 0 {
 				return Blank()
 			}

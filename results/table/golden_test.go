@@ -5,7 +5,9 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -14,18 +16,19 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// golden compares the rendered tables with the golden files, one per format.
-func golden(t *testing.T, name string, formats map[Format]string, tables ...Table) {
+// golden compares the rendered tables with the golden files, one per style.
+func golden(t *testing.T, name string, styles map[string]Style, tables ...Table) {
 	t.Helper()
-	for format, extension := range formats {
-		t.Run(string(format), func(t *testing.T) {
+	for extension, style := range styles {
+		t.Run(extension, func(t *testing.T) {
 			var got bytes.Buffer
-			render := func() error { return RenderAll(&got, tables, format) }
-			if len(tables) == 1 {
-				render = func() error { return Render(&got, tables[0], format) }
-			}
-			if err := render(); err != nil {
+			if err := Render(&got, style, tables...); err != nil {
 				t.Fatal(err)
+			}
+			for line := range strings.Lines(got.String()) {
+				if n := utf8.RuneCountInString(strings.TrimSpace(line)); style.Width > 0 && n > style.Width {
+					t.Errorf("a line has %d characters, want at most %d: %s", n, style.Width, line)
+				}
 			}
 			path := filepath.Join("testdata", name+extension)
 			if *update {
@@ -45,12 +48,16 @@ func golden(t *testing.T, name string, formats map[Format]string, tables ...Tabl
 	}
 }
 
-func everyFormat() map[Format]string {
-	return map[Format]string{FormatText: ".txt", FormatMarkdown: ".md", FormatCSV: ".csv", FormatJSON: ".json"}
+// styles are the formats by extension: text for terminals of three widths, and the others.
+func styles() map[string]Style {
+	return map[string]Style{
+		"-80.txt": {FormatText, 80}, ".txt": {FormatText, DefaultWidth}, "-140.txt": {FormatText, 140},
+		".md": {Format: FormatMarkdown}, ".csv": {Format: FormatCSV}, ".json": {Format: FormatJSON},
+	}
 }
 
 func TestLadderGolden(t *testing.T) {
-	golden(t, "ladder", everyFormat(), Ladder(plainRun()))
+	golden(t, "ladder", styles(), Ladder(plainRun()))
 }
 
 // One host with several tiers, a tier that binds, and a peak that no CPU explains.
@@ -65,40 +72,40 @@ func TestDemandGolden(t *testing.T) {
 		"web": {AtReference: 0.0002, AtPeak: 0.0001, BoundRPS: 2500, Host: "web-2"},
 		"db":  {AtReference: 0.0003, AtCapacity: 0.00025, AtPeak: 0.00005, BoundRPS: 1900, Host: "db-1"},
 	}
-	golden(t, "demand", map[Format]string{FormatText: ".txt", FormatCSV: ".csv"}, Demand(run))
+	golden(t, "demand", styles(), Demand(run))
 }
 
 // A run with every problem that a cell can have.
 func TestLadderWithDoubtsGolden(t *testing.T) {
-	golden(t, "doubts", everyFormat(), Ladder(doubtfulRun()))
+	golden(t, "doubts", styles(), Ladder(doubtfulRun()))
 }
 
 // Two engines and two values of a knob: a row is compared with one of the same configuration.
 func TestLadderOfAMatrixGolden(t *testing.T) {
-	golden(t, "matrix", map[Format]string{FormatText: ".txt", FormatJSON: ".json"}, Ladder(matrixRun()))
+	golden(t, "matrix", styles(), Ladder(matrixRun()))
 }
 
 // Replicas with a lag, and a primary that died during a step at a fixed rate.
 func TestLadderWithReplicasGolden(t *testing.T) {
 	run := replicatedRun()
-	golden(t, "replicas", everyFormat(), append([]Table{Ladder(run)}, EventsAndOutages(run)...)...)
+	golden(t, "replicas", styles(), append([]Table{Ladder(run)}, EventsAndOutages(run)...)...)
 }
 
 // A stage without a cache, and a cache with stale answers and a restarted host.
 func TestLadderWithACacheGolden(t *testing.T) {
-	golden(t, "cache", everyFormat(), Ladder(cachedRun()))
+	golden(t, "cache", styles(), Ladder(cachedRun()))
 }
 
 func TestAttackGolden(t *testing.T) {
-	golden(t, "attack", everyFormat(), Attack(plainStep())...)
+	golden(t, "attack", styles(), Attack(plainStep(), "p99<100ms,errors<0.1%")...)
 }
 
 func TestAttackWithFailuresGolden(t *testing.T) {
-	golden(t, "attack-failures", everyFormat(), Attack(failingStep())...)
+	golden(t, "attack-failures", styles(), Attack(failingStep(), "p99<100ms,errors<0.1%")...)
 }
 
 func TestAttackOnTiersGolden(t *testing.T) {
-	golden(t, "attack-tiers", everyFormat(), Attack(tiersStep())...)
+	golden(t, "attack-tiers", styles(), Attack(tiersStep(), "p99<100ms,errors<0.1%")...)
 }
 
 func ns(n int64) *int64 { return &n }

@@ -20,9 +20,9 @@ func Ladder(run results.Run) Table {
 	varied := results.VariedKnobs(cells)
 	engines, sameEngines := commonEngines(cells)
 
-	at, perRow := fmt.Sprintf("at %s rps", Rate(rate).Text), Machines
+	latency, perRow := "Latency at "+Rate(rate).Text+" rps", Machines
 	if !common {
-		at, perRow = "at reference", Everyone
+		latency, perRow = "Latency at the reference rate", Everyone
 	}
 	rows := make([]ladderRow, len(cells))
 	for i, c := range cells {
@@ -31,9 +31,17 @@ func Ladder(run results.Run) Table {
 			rows[i].previous = &cells[p]
 		}
 	}
-	more, moreLegend := extras(rows, at)
-	legend := append(ladderLegend(cells, engines, sameEngines), moreLegend...)
-	t := newTable("Ladder", slices.Concat(ladderColumns(at, perRow), more, verdictColumns()), rows, legend...)
+	work, workDocs := workColumns(rows)
+	t := newTable("Ladder", slices.Concat(
+		ladderColumns(), in(latency, latencyOfCells(perRow)...), in(partLimits, limitColumns()...),
+		in(partCost, costColumns()...), in(partWork, work...), in(partConsistency, consistencyColumns(rows)...),
+	), rows, ladderLegend(cells, engines, sameEngines)...)
+	t.PartLegend = map[string][]string{
+		latency:         {"p50, p99: response time from the intended start; failures count as infinitely slow"},
+		partCost:        {"unit: the CPU of the smallest host"},
+		partWork:        {strings.Join(workDocs, "; ")},
+		partConsistency: {consistencyLegend},
+	}
 	t.Notes = slices.Clone(run.Warnings)
 	if sameEngines {
 		t.setAudience(Machines, "engines")
@@ -68,18 +76,21 @@ func (r ladderRow) measured() results.Step {
 	return *r.Reference
 }
 
-func ladderColumns(at string, perRow Audience) []column[ladderRow] {
+// The parts of the ladder, besides the latency.
+const (
+	partLimits      = "Limits"
+	partCost        = "Cost"
+	partWork        = "Work of the tiers at the reference rate"
+	partConsistency = "Consistency at the reference rate"
+)
+
+func ladderColumns() []column[ladderRow] {
 	return []column[ladderRow]{
-		words("stage", "", func(r ladderRow) Cell { return Text(r.Stage) }),
-		words("workload", "", func(r ladderRow) Cell { return Text(r.Workload) }),
-		words("engines", "", func(r ladderRow) Cell { return Text(allPairs(r.Engines)) }),
-		words("knobs", "", func(r ladderRow) Cell { return Text(pairs(r.Knobs, r.varied)) }),
+		identifying("stage", func(r ladderRow) Cell { return Text(r.Stage) }),
+		identifying("workload", func(r ladderRow) Cell { return Text(r.Workload) }),
+		identifying("engines", func(r ladderRow) Cell { return Text(allPairs(r.Engines)) }),
+		identifying("knobs", func(r ladderRow) Cell { return Text(pairs(r.Knobs, r.varied)) }),
 		machineOnly("driver", func(r ladderRow) Cell { return Text(r.Driver) }),
-		numbers("hosts\n(units)", "hosts", func(r ladderRow) Cell {
-			return r.ifUp(Cell{Text: fmt.Sprintf("%d (%s)", len(r.Hosts), Number(r.Units).Text), Value: len(r.Hosts)})
-		}),
-		machineOnly("units", func(r ladderRow) Cell { return r.ifUp(Number(r.Units)) }),
-		machineOnly("isolated", func(r ladderRow) Cell { return r.ifUp(YesNo(r.Isolated())) }),
 		numbers("capacity\nrps", "capacity_rps", ladderRow.capacity),
 		{Column{Name: "90 % interval\nrps", Align: Right, For: People}, ladderRow.interval},
 		machineOnly("capacity_low", func(r ladderRow) Cell { return r.ifFound(Rate(r.CapacityLow)) }),
@@ -98,42 +109,63 @@ func ladderColumns(at string, perRow Audience) []column[ladderRow] {
 			}
 			return Rate(r.PeakRPS)
 		}),
-		{Column{Name: "reference\nrps", Key: "reference_rps", Align: Right, For: perRow}, func(r ladderRow) Cell {
-			if r.Reference == nil {
-				return Cell{}
-			}
-			return Rate(r.Reference.OfferedRPS)
-		}},
-		numbers("p50 ms\n"+at, "p50_ns", atReference(func(s results.Step) Cell { return p50(s.ResponseAll) })),
-		numbers("p99 ms\n"+at, "p99_ns", atReference(func(s results.Step) Cell { return p99(s.ResponseAll) })),
-		numbers("errors\n"+at, "errors_share", atReference(func(s results.Step) Cell {
-			return Share(s.Ledger.ErrorRate())
-		})),
-	}
-}
-
-func verdictColumns() []column[ladderRow] {
-	return []column[ladderRow]{
-		words("limited by", "limited_by", func(r ladderRow) Cell {
-			by := cmp.Or(r.Limit.By, r.LimitedBy)
-			cell := Text(by)
-			if r.Limit.Figure != "" {
-				cell.Text = fmt.Sprintf("%s (%s)", by, r.Limit.Figure)
-			}
-			if r.Limit.Next != "" {
-				cell.Text += fmt.Sprintf(", then %s (%s)", r.Limit.Next, percent(r.Limit.NextCPUShare))
-			}
-			return cell
-		}),
-		machineOnly("limited_by_figure", func(r ladderRow) Cell { return textOrNothing(r.Limit.Figure) }),
+		words("limited by", "limited_by", func(r ladderRow) Cell { return Text(cmp.Or(r.Limit.By, r.LimitedBy)) }),
 		words("valid", "", func(r ladderRow) Cell {
-			cell := YesNo(r.Valid && r.Error == "").With(r.Warnings...)
+			cell := YesNo(r.Valid && r.Error == "").With(doubts(r.Invalid, r.Warnings)...)
 			if r.Error != "" {
 				cell = cell.With(r.Error)
 			}
 			return cell
 		}),
 		machineOnly("error", func(r ladderRow) Cell { return textOrNothing(r.Error) }),
+	}
+}
+
+// latencyOfCells returns the columns of the step at the reference rate. PerRow is who sees its rate in each row.
+func latencyOfCells(perRow Audience) []column[ladderRow] {
+	return []column[ladderRow]{
+		{Column{Name: "reference\nrps", Key: "reference_rps", Align: Right, For: perRow}, func(r ladderRow) Cell {
+			if r.Reference == nil {
+				return Cell{}
+			}
+			return Rate(r.Reference.OfferedRPS)
+		}},
+		numbers("p50 ms", "p50_ns", atReference(func(s results.Step) Cell { return p50(s.ResponseAll) })),
+		numbers("p90 ms", "p90_ns", atReference(func(s results.Step) Cell {
+			return percentile(s.ResponseAll.P90, s.ResponseAll.Count, 0.90)
+		})),
+		numbers("p99 ms", "p99_ns", atReference(func(s results.Step) Cell { return p99(s.ResponseAll) })),
+		numbers("errors", "errors_share", atReference(func(s results.Step) Cell {
+			return Share(s.Ledger.ErrorRate())
+		})),
+	}
+}
+
+func limitColumns() []column[ladderRow] {
+	return []column[ladderRow]{
+		{Column{Name: "limited by", For: People}, func(r ladderRow) Cell { return textOrNothing(r.Limit.By) }},
+		words("evidence", "limited_by_figure", func(r ladderRow) Cell { return textOrNothing(r.Limit.Figure) }),
+		words("next limit", "next_limit", func(r ladderRow) Cell {
+			if r.Limit.Next == "" {
+				return Cell{}
+			}
+			text := fmt.Sprintf("%s (%s of its CPU)", r.Limit.Next, percent(r.Limit.NextCPUShare))
+			return Cell{Text: text, Value: r.Limit.Next}
+		}),
+	}
+}
+
+func costColumns() []column[ladderRow] {
+	return []column[ladderRow]{
+		numbers("hosts", "", func(r ladderRow) Cell { return r.ifUp(Count(int64(len(r.Hosts)))) }),
+		numbers("units", "", func(r ladderRow) Cell { return r.ifUp(Number(r.Units)) }),
+		numbers("capacity\nper unit", "capacity_per_unit", func(r ladderRow) Cell {
+			if r.Units == 0 || r.CapacityRPS == 0 {
+				return Cell{}
+			}
+			return r.ifFound(Rate(r.CapacityRPS / r.Units))
+		}),
+		machineOnly("isolated", func(r ladderRow) Cell { return r.ifUp(YesNo(r.Isolated())) }),
 	}
 }
 
@@ -320,8 +352,7 @@ func ladderLegend(cells []results.Cell, engines map[string]string, sameEngines b
 	legend := []string{
 		"capacity: the highest offered rate at which the SLO is met over a long time; " +
 			"peak: successes per second while more is offered",
-		"gain: capacity divided by that of the previous stage, which was measured in turn with this one; " +
-			"p50, p99: response time from the intended start, failures count as infinitely slow",
+		"gain: capacity divided by that of the previous stage, which was measured in turn with this one",
 	}
 	setting := []string{
 		distinct("SLO: ", " or ", cells, func(c results.Cell) string { return c.SLO }),

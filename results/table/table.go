@@ -15,7 +15,9 @@
 // and a numbered line below the table. Equal notes share one number. CSV and JSON
 // repeat the note in the row.
 //
-//	err := table.Render(os.Stdout, table.Ladder(run), table.FormatText)
+// Text fits the width of a terminal. A table for machines may be several for people: each column belongs to a part.
+//
+//	err := table.Render(os.Stdout, table.Style{Format: table.FormatText, Width: 100}, table.Ladder(run))
 package table
 
 import (
@@ -58,6 +60,8 @@ type Table struct {
 	Rows    [][]Cell // one cell per column in each row
 	Legend  []string // meaning of the columns; for people only
 	Notes   []string // warnings about the table; in every format
+	// PartLegend holds the legends of the parts of the table, by title.
+	PartLegend map[string][]string
 }
 
 // Align is the alignment of a column.
@@ -90,6 +94,10 @@ type Column struct {
 	Key   string
 	Align Align
 	For   Audience
+	// Row: the column identifies the row. If people see the columns of a table in parts, each part has it.
+	Row bool
+	// Part is the title of the part in which people see the column; "" = with the title of the table.
+	Part string
 }
 
 // column is a column of a table with rows of type R, and the function that makes its cells.
@@ -111,6 +119,19 @@ func numbers[R any](name, key string, cell func(R) Cell) column[R] {
 // machineOnly is a column for CSV and JSON only.
 func machineOnly[R any](key string, cell func(R) Cell) column[R] {
 	return column[R]{Column{Key: key, For: Machines}, cell}
+}
+
+// identifying is a left-aligned column that identifies the row.
+func identifying[R any](name string, cell func(R) Cell) column[R] {
+	return column[R]{Column{Name: name, Row: true}, cell}
+}
+
+// in returns the columns as a part of the table.
+func in[R any](part string, columns ...column[R]) []column[R] {
+	for i := range columns {
+		columns[i].Part = part
+	}
+	return columns
 }
 
 // optional makes cells from a value that a row may lack. Rows without the value get the fallback cell.
@@ -163,34 +184,31 @@ func (c Cell) With(notes ...string) Cell {
 	return c
 }
 
-// Render writes one table. JSON is an object with title, rows and notes; each row
-// is an object with the columns' keys and the notes of its cells. CSV has a
-// header of keys; its last column holds the notes of the row and of the table.
-func Render(w io.Writer, t Table, f Format) error { return render(w, []Table{t}, f) }
-
-// RenderAll writes tables with an empty line between them. JSON is one array of
-// the objects that Render writes.
-func RenderAll(w io.Writer, tables []Table, f Format) error {
-	if f != FormatJSON {
-		return render(w, tables, f)
-	}
-	objects := []object{}
+// Render writes tables with an empty line between them. In JSON a table is an object with title, rows and notes; each
+// row is an object with the columns' keys and the notes of its cells. One table is its object, several are an array.
+// CSV has a header of keys; its last column holds the notes of the row and of the table.
+func Render(w io.Writer, style Style, tables ...Table) error {
 	for _, t := range tables {
 		if err := t.check(); err != nil {
 			return fmt.Errorf("render table %q: %w", t.Title, err)
 		}
-		objects = append(objects, t.object())
 	}
-	return renderJSON(w, objects)
-}
-
-func render(w io.Writer, tables []Table, f Format) error {
-	one := map[Format]func(io.Writer, Table) error{
-		FormatText: renderText, FormatMarkdown: renderMarkdown, FormatCSV: renderCSV,
-		FormatJSON: func(w io.Writer, t Table) error { return renderJSON(w, t.object()) },
-	}[f]
-	if one == nil {
-		return fmt.Errorf("render table: unknown format %q: want one of %v", f, Formats())
+	if style.Format == FormatJSON {
+		objects := []object{}
+		for _, t := range tables {
+			objects = append(objects, t.object())
+		}
+		if len(objects) == 1 {
+			return renderJSON(w, objects[0])
+		}
+		return renderJSON(w, objects)
+	}
+	if style.Format != FormatCSV {
+		var parts []Table
+		for _, t := range tables {
+			parts = append(parts, t.parts()...)
+		}
+		tables = parts
 	}
 	for i, t := range tables {
 		if i > 0 {
@@ -198,15 +216,24 @@ func render(w io.Writer, tables []Table, f Format) error {
 				return fmt.Errorf("render table: %w", err)
 			}
 		}
-		err := t.check()
-		if err == nil {
-			err = one(w, t)
-		}
-		if err != nil {
+		if err := style.one(w, t); err != nil {
 			return fmt.Errorf("render table %q: %w", t.Title, err)
 		}
 	}
 	return nil
+}
+
+// one writes one table.
+func (s Style) one(w io.Writer, t Table) error {
+	switch s.Format {
+	case FormatText:
+		return renderText(w, t, s.Width)
+	case FormatMarkdown:
+		return renderMarkdown(w, t)
+	case FormatCSV:
+		return renderCSV(w, t)
+	}
+	return fmt.Errorf("unknown format %q: want one of %v", s.Format, Formats())
 }
 
 // check returns an error for a table that was built incorrectly.
@@ -243,16 +270,5 @@ func (c Column) key() string {
 
 // columnsFor returns the table with only the columns of one audience.
 func (t Table) columnsFor(audience Audience) Table {
-	kept := t
-	kept.Columns, kept.Rows = nil, make([][]Cell, len(t.Rows))
-	for i, c := range t.Columns {
-		if c.For != Everyone && c.For != audience {
-			continue
-		}
-		kept.Columns = append(kept.Columns, c)
-		for r, row := range t.Rows {
-			kept.Rows[r] = append(kept.Rows[r], row[i])
-		}
-	}
-	return kept
+	return t.keep(func(_ int, c Column) bool { return c.For == Everyone || c.For == audience })
 }

@@ -205,9 +205,9 @@ func TestTableWithoutRows(t *testing.T) {
 }
 
 func TestSeveralTablesAreOneJSONDocument(t *testing.T) {
-	for _, tables := range [][]Table{nil, {{Title: "one"}}, {{Title: "one"}, {Title: "two"}}} {
+	for _, tables := range [][]Table{nil, {{Title: "one"}, {Title: "two"}}} {
 		var out bytes.Buffer
-		if err := RenderAll(&out, tables, FormatJSON); err != nil {
+		if err := Render(&out, Style{Format: FormatJSON}, tables...); err != nil {
 			t.Fatal(err)
 		}
 		var decoded []map[string]any
@@ -236,14 +236,9 @@ func TestMistakesAreErrors(t *testing.T) {
 		{"no plain value", list, FormatCSV, "a cell has a value of type []int"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			err := Render(new(bytes.Buffer), test.table, test.format)
+			err := Render(new(bytes.Buffer), Style{Format: test.format}, test.table)
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v, want %q in it", err, test.want)
-			}
-			if test.format == FormatJSON {
-				if err := RenderAll(new(bytes.Buffer), []Table{test.table}, test.format); err == nil {
-					t.Error("RenderAll accepts it")
-				}
 			}
 		})
 	}
@@ -251,7 +246,7 @@ func TestMistakesAreErrors(t *testing.T) {
 
 func TestWriterErrorsAreReturned(t *testing.T) {
 	for _, f := range Formats() {
-		if err := Render(fullDisk{}, Ladder(plainRun()), f); !errors.Is(err, errFull) {
+		if err := Render(fullDisk{}, Style{Format: f}, Ladder(plainRun())); !errors.Is(err, errFull) {
 			t.Errorf("%s: %v", f, err)
 		}
 	}
@@ -266,7 +261,7 @@ func (fullDisk) Write([]byte) (int, error) { return 0, errFull }
 func renderOne(t *testing.T, table Table, f Format) string {
 	t.Helper()
 	var out bytes.Buffer
-	if err := Render(&out, table, f); err != nil {
+	if err := Render(&out, Style{Format: f}, table); err != nil {
 		t.Fatal(err)
 	}
 	return out.String()

@@ -14,25 +14,32 @@ import (
 	"github.com/olekukonko/tablewriter/tw"
 )
 
-// renderText writes title, grid, legend and notes for a terminal.
-func renderText(w io.Writer, t Table) error {
+// renderText writes title, grid, notes and legend for a terminal of a width.
+func renderText(w io.Writer, t Table, width int) error {
 	var out bytes.Buffer
 	if t.Title != "" {
-		fmt.Fprintf(&out, "%s\n", oneLine(t.Title))
+		fmt.Fprintln(&out, strings.Join(wrap(oneLine(t.Title), width), "\n"))
 	}
-	t, notes := numberNotes(t.columnsFor(People))
-	if err := grid(&out, t, renderer.NewBlueprint(tw.Rendition{
-		Borders: tw.BorderNone,
-		Symbols: tw.NewSymbols(tw.StyleLight),
-		Settings: tw.Settings{
-			Separators: tw.Separators{BetweenColumns: tw.Off},
-			Lines:      tw.Lines{ShowHeaderLine: tw.On},
-		},
-	}), oneLine); err != nil {
-		return err
+	t, notes := numberNotes(t, oneLine)
+	for i, part := range t.fit(width) {
+		if i > 0 {
+			fmt.Fprintln(&out)
+		}
+		if err := grid(&out, part, renderer.NewBlueprint(tw.Rendition{
+			Borders: tw.BorderNone,
+			Symbols: tw.NewSymbols(tw.StyleLight),
+			Settings: tw.Settings{
+				Separators: tw.Separators{BetweenColumns: tw.Off},
+				Lines:      tw.Lines{ShowHeaderLine: tw.On},
+			},
+		})); err != nil {
+			return err
+		}
 	}
 	for _, line := range slices.Concat(notes, t.Notes, t.Legend) {
-		fmt.Fprintf(&out, " %s\n", oneLine(line))
+		for i, part := range wrap(oneLine(line), width-indent) {
+			fmt.Fprintf(&out, "%*s%s\n", 1+min(i, 1)*(indent-1), "", part)
+		}
 	}
 	for line := range bytes.Lines(out.Bytes()) {
 		// The grid pads the last column with spaces.
@@ -43,18 +50,21 @@ func renderText(w io.Writer, t Table) error {
 	return nil
 }
 
+// indent is the indentation of the second and later lines of notes and legends.
+const indent = 4
+
 // renderMarkdown writes title, grid, legend and notes as Markdown with a GitHub table.
 func renderMarkdown(w io.Writer, t Table) error {
 	var out bytes.Buffer
 	if t.Title != "" {
 		fmt.Fprintf(&out, "### %s\n\n", markdownLine(t.Title))
 	}
-	t, notes := numberNotes(t.columnsFor(People))
+	t, notes := numberNotes(t, markdownLine)
 	for i := range t.Columns {
 		// A Markdown header is one line.
 		t.Columns[i].Name = strings.ReplaceAll(t.Columns[i].Name, "\n", " ")
 	}
-	if err := grid(&out, t, renderer.NewMarkdown(), markdownLine); err != nil {
+	if err := grid(&out, t, renderer.NewMarkdown()); err != nil {
 		return err
 	}
 	lines := slices.Concat(notes, t.Notes, t.Legend)
@@ -69,7 +79,7 @@ func renderMarkdown(w io.Writer, t Table) error {
 }
 
 // grid writes the header and the cells. It writes nothing for a table without columns.
-func grid(w io.Writer, t Table, r tw.Renderer, clean func(string) string) error {
+func grid(w io.Writer, t Table, r tw.Renderer) error {
 	if len(t.Columns) == 0 {
 		return nil
 	}
@@ -92,7 +102,7 @@ func grid(w io.Writer, t Table, r tw.Renderer, clean func(string) string) error 
 	for _, row := range t.Rows {
 		texts := make([]string, len(row))
 		for i, c := range row {
-			texts[i] = clean(c.Text)
+			texts[i] = c.Text
 		}
 		if err := writer.Append(texts); err != nil {
 			return err
@@ -101,9 +111,9 @@ func grid(w io.Writer, t Table, r tw.Renderer, clean func(string) string) error 
 	return writer.Render()
 }
 
-// numberNotes appends the numbers of their notes to the cells. It returns the
+// numberNotes cleans the texts of the cells and appends the numbers of their notes. It returns the
 // numbered notes, each text once, in reading order of the cells.
-func numberNotes(t Table) (Table, []string) {
+func numberNotes(t Table, clean func(string) string) (Table, []string) {
 	var notes []string
 	marked := t
 	marked.Rows = make([][]Cell, len(t.Rows))
@@ -119,7 +129,7 @@ func numberNotes(t Table) (Table, []string) {
 				}
 				marks = append(marks, number)
 			}
-			marked.Rows[r][i].Text = withMarks(c.Text, marks)
+			marked.Rows[r][i].Text = withMarks(clean(c.Text), marks)
 		}
 	}
 	for i := range notes {

@@ -44,3 +44,19 @@ func Parse(ctx context.Context, target string, allowed []string) (*url.URL, erro
 	}
 	return u, nil
 }
+
+// OnThisMachine reports whether a target may be on this machine: its host has an address of the loopback network, of
+// this machine, or of a network that this machine is part of, such as that of its containers.
+func OnThisMachine(ctx context.Context, u *url.URL) bool {
+	addresses, err := net.DefaultResolver.LookupIPAddr(ctx, u.Hostname())
+	if err != nil {
+		return true // nothing is known
+	}
+	networks, _ := net.InterfaceAddrs() // without them, only the loopback network is known
+	return slices.ContainsFunc(addresses, func(a net.IPAddr) bool {
+		return a.IP.IsLoopback() || slices.ContainsFunc(networks, func(n net.Addr) bool {
+			network, ok := n.(*net.IPNet)
+			return ok && network.Contains(a.IP)
+		})
+	})
+}

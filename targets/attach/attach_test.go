@@ -1,6 +1,7 @@
 package attach_test
 
 import (
+	"net/url"
 	"strings"
 	"testing"
 
@@ -44,5 +45,20 @@ func TestAHostCanBeAllowed(t *testing.T) {
 	}
 	if _, err := attach.Parse(t.Context(), "http://192.0.2.2:8080/", []string{"192.0.2.1"}); err == nil {
 		t.Error("Parse accepted a host because another host is allowed")
+	}
+}
+
+func TestOnThisMachine(t *testing.T) {
+	for target, want := range map[string]bool{
+		"http://127.9.9.9/": true, "http://[::1]:80/": true, "http://[::1%25lo]/": true, "http://LOCALHOST/": true,
+		"http://198.51.100.1/": false, "http://[2001:db8::1]/": false,
+	} {
+		u, err := url.Parse(target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if attach.OnThisMachine(t.Context(), u) != want {
+			t.Errorf("%s: want %t", target, want)
+		}
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -52,6 +53,10 @@ type Options struct {
 	// that an engine builds; each version has its own template.
 	TemplateDir     string
 	TemplateVersion func(sut.Engine) (string, error)
+
+	// Listen is the address and port of the first frontend; further ones get the next ports. The zero value means an
+	// address of the system's own and any free port.
+	Listen netip.AddrPort
 
 	LogDir string // directory of the nodes' logs, "" = in the private directory, removed by Down
 

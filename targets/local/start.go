@@ -155,6 +155,9 @@ func (s *System) configFor(n *node) sut.NodeConfig {
 		IDHost:       n.idHost, Service: n.Service, Knobs: s.topology.Knobs, Data: s.opts.Data,
 		Wiring: s.wiringFor(n),
 	}
+	if i := slices.Index(s.topology.Frontends, n.Name); i >= 0 && s.opts.Listen.IsValid() {
+		config.Listen, config.Port = s.opts.Listen.Addr().String(), int(s.opts.Listen.Port())+i
+	}
 	if n.Replicated {
 		config.Replication = s.replication(n)
 	}

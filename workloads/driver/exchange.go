@@ -280,8 +280,8 @@ func fate(o *results.Outcome, err error, givenUp bool) results.Fate {
 	}
 }
 
-// cause describes why an op got no complete response. It contains no addresses and nothing that the server sent, so
-// that equal causes can be counted together.
+// cause describes why an op got no complete response. It contains no addresses and is short, so that equal causes can
+// be counted together.
 func cause(fate results.Fate, err error) string {
 	switch {
 	case fate == results.InFlight:

@@ -49,12 +49,15 @@ func (s *session) attach(req *http.Request) (login int) {
 	if s == nil {
 		return 0
 	}
+	// First the count: the cookies of a later login with an earlier count cause a needless 401 at most. The other way
+	// round, the count would be that of a login whose cookies were not sent, and a 401 would log the user in again.
+	s.mu.Lock()
+	login = s.login
+	s.mu.Unlock()
 	for _, cookie := range s.jar.Cookies(addressed(req)) {
 		req.AddCookie(cookie)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.login
+	return login
 }
 
 // keep stores the cookies of a response to a request. LoggedIn reports that the response belongs to a

@@ -118,7 +118,7 @@ func TestBodyFile(t *testing.T) {
 func TestTextsAreTakenAsWritten(t *testing.T) {
 	const text = `
 users: 1_000
-header: &common {X-Version: 1.10, X-Shop: 010, X-Flag: True, X-Quoted: "1.10", From: 0x1F}
+header: &common {X-Version: 1.10, X-Shop: 010, X-Flag: True, X-Quoted: "1.10", From: 0x1F, X-Tag: !!str 1.10}
 keys: {k: {kind: choice, values: [007]}}
 ops:
   - class: one
@@ -138,7 +138,9 @@ ops:
 		ops[w.Op(n).Class] = w.Op(n)
 	}
 	one, two := ops["one"], ops["two"]
-	want := map[string]string{"X-Version": "1.10", "X-Shop": "010", "X-Flag": "True", "X-Quoted": "1.10", "From": "0x1F"}
+	want := map[string]string{
+		"X-Version": "1.10", "X-Shop": "010", "X-Flag": "True", "X-Quoted": "1.10", "From": "0x1F", "X-Tag": "1.10",
+	}
 	if diff := cmp.Diff(want, one.Header); diff != "" {
 		t.Errorf("headers (-want +got)\n%s", diff)
 	}

@@ -26,6 +26,8 @@ func asWritten(node ast.Node, t reflect.Type) ast.Node {
 	switch n := node.(type) {
 	case *ast.AnchorNode:
 		n.Value = asWritten(n.Value, t)
+	case *ast.TagNode:
+		n.Value = asWritten(n.Value, t)
 	case *ast.SequenceNode:
 		if t.Kind() == reflect.Slice {
 			for i := range n.Values {

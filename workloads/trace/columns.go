@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,13 +42,7 @@ func (c columns) entry() (e entry, err error) {
 	if e.time, err = readTime(c.first(timeNames()...)); err != nil {
 		return e, err
 	}
-	e.client = c.first("client", "client_ip", "clientip", "remote_addr", "remote_ip", "remoteip", "ip", "remote_host",
-		"request.client_ip", "request.remote_ip", // Caddy
-		"clienthost",                     // Traefik
-		"client.ip", "source.ip", "c-ip") // Elastic Common Schema, W3C
-	if e.client == "" {
-		e.client = address(c.first("x_forwarded_for", "downstream_remote_address", "clientaddr")) // Envoy, Traefik
-	}
+	e.client = c.client()
 	// A whole request line is what the client sent. Other columns may hold what the server made of it.
 	request := c.first("request", "request_line", "requestline")
 	if method, target, err := requestLine(request); err == nil && isMethod(method) {
@@ -59,8 +54,14 @@ func (c columns) entry() (e entry, err error) {
 	if e.method == "" {
 		e.method = "GET"
 	}
-	e.target = c.first("request_uri", "request.uri", "requestpath", "url.original",
-		"path", "url", "uri", "url.path", "cs-uri-stem", "cs-uri")
+	if e.target = c.first("request_uri", "request.uri", "requestpath", "url.original"); e.target != "" {
+		return e, nil
+	}
+	if strings.HasPrefix(request, "/") || strings.HasPrefix(request, "http") { // as Logstash logs the target
+		e.target = request
+		return e, nil
+	}
+	e.target = c.first("path", "url", "uri", "url.path", "cs-uri-stem", "cs-uri")
 	if e.target == "" && request != "" {
 		return e, errRequest
 	}
@@ -69,6 +70,26 @@ func (c columns) entry() (e entry, err error) {
 		e.target += "?" + query
 	}
 	return e, nil
+}
+
+// client returns the address of the client without its port, or else the name that the log has for it.
+func (c columns) client() string {
+	for _, name := range []string{
+		"client", "client_ip", "clientip", "remote_addr", "remote_ip", "remoteip", "ip", "remote_host",
+		"request.client_ip", "request.remote_ip", "request.remote_addr", // Caddy
+		"clienthost", "clientaddr", // Traefik
+		"client.ip", "source.ip", "c-ip", // Elastic Common Schema, W3C
+		"x_forwarded_for", "downstream_remote_address", // Envoy, where the second one may be a proxy
+	} {
+		switch text := c.first(name); {
+		case text == "" || text == "unknown":
+		case address(text) != "":
+			return address(text)
+		default:
+			return text
+		}
+	}
+	return ""
 }
 
 // readTime parses a time. The text is in a known layout or is a number of
@@ -221,8 +242,8 @@ func (x *extended) parse(line string) (entry, error) {
 	case x.index == nil:
 		return entry{}, errNoFields
 	}
-	values := strings.Fields(line)
-	if strings.Contains(line, "\t") {
+	values, tabs := strings.Fields(line), strings.Contains(line, "\t")
+	if tabs {
 		values = strings.Split(line, "\t")
 	}
 	all, err := x.columns(values)
@@ -230,10 +251,15 @@ func (x *extended) parse(line string) (entry, error) {
 		return entry{}, err
 	}
 	return columns(func(name string) string {
+		text := all(name)
 		if name == "time" {
-			return all("date") + " " + all("time")
+			return all("date") + " " + text
 		}
-		return all(name)
+		// CloudFront encodes each value once more: a request for /a%20b is logged as /a%2520b.
+		if decoded, err := url.PathUnescape(text); err == nil && tabs {
+			return decoded
+		}
+		return text
 	}).entry()
 }
 

@@ -61,8 +61,8 @@ func client(columns []string) string {
 	if len(columns) == 0 {
 		return ""
 	}
-	first := columns[0]
-	if len(columns) > 1 {
+	first, list := strings.CutSuffix(columns[0], ",") // a list of forwarded addresses
+	if len(columns) > 1 && !list {
 		if _, err := netip.ParseAddr(columns[1]); err == nil { // an ident is never an address
 			return columns[1]
 		}
@@ -110,6 +110,9 @@ func (envoy) parse(line string) (e entry, err error) {
 			value, rest, found = quoted(rest)
 			e.client = address(value)
 		}
+	}
+	if all := strings.Fields(line); e.client == "" && len(all) > 3 {
+		e.client = address(all[len(all)-3]) // the downstream address of Istio
 	}
 	e.method, e.target, err = requestLine(request)
 	return e, err

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -23,9 +24,46 @@ func TestProducers(t *testing.T) {
 		{At: 0, Method: "GET", Path: "/a?b=c", Client: 0},
 		{At: 2 * time.Second, Method: "POST", Path: "/d", Client: 1},
 	}
-	for name, text := range map[string]string{
+	all := linesOfServers()
+	maps.Copy(all, columnsOfServers())
+	for name, text := range all {
+		got := read(t, text)
+		if diff := cmp.Diff(want, got.Records()); diff != "" || len(got.Stats().Broken) > 0 {
+			t.Errorf("%s: broken %v, records (-want +got)\n%s", name, got.Stats().Broken, diff)
+		}
+	}
+}
+
+// linesOfServers returns logs of lines without names.
+func linesOfServers() map[string]string {
+	return map[string]string{
 		"nginx combined": `192.0.2.1 - - [17/May/2026:10:00:00 +0000] "GET /a?b=c HTTP/1.1" 200 5 "-" "agent"
 192.0.2.2 - jo [17/May/2026:10:00:02 +0000] "POST /d HTTP/2.0" 200 5 "-" "agent"`,
+		"Apache vhost_combined": `www.example:443 192.0.2.1 - - [17/May/2026:10:00:00 +0000] "GET /a?b=c HTTP/1.1" 200 5
+shop.example:443 192.0.2.2 - - [17/May/2026:10:00:02 +0000] "POST /d HTTP/1.1" 200 5 "-" "agent"`,
+		"Apache with forwarded addresses": `192.0.2.1, 203.0.113.1 - - [17/May/2026:10:00:00 +0000] "GET /a?b=c HTTP/1.1" 2
+192.0.2.2, 203.0.113.1 - - [17/May/2026:10:00:02 +0000] "POST /d HTTP/1.1" 200 5`,
+		"Istio in the mesh": `[2026-05-17T10:00:00.310Z] "GET /a?b=c HTTP/2" 200 - via_upstream - "-" 154 0 226 100 "-" "agent" ` +
+			`"id" "shop" "10.0.0.9:80" inbound|80|| 127.0.0.1:4 10.0.0.9:80 192.0.2.1:5 - default
+[2026-05-17T10:00:02.310Z] "POST /d HTTP/1.1" 200 - via_upstream - "-" 154 0 226 100 "-" "agent" ` +
+			`"id" "shop" "10.0.0.9:80" inbound|80|| 127.0.0.1:4 10.0.0.9:80 192.0.2.2:5 - default`,
+		"Apache with host names": `www.example:80 one.example - - [17/May/2026:10:00:00 +0000] "GET /a?b=c HTTP/1.1" 200 5
+www.example:80 two.example - jo [17/May/2026:10:00:02 +0000] "POST /d HTTP/1.1" 200 5`,
+		"Apache with a joined host": `www.example:443:192.0.2.1 - - [17/May/2026:10:00:00 +0000] "GET /a?b=c HTTP/1.1" 200 5
+www.example:443:2001:db8::1 - - [17/May/2026:10:00:02 +0000] "POST /d HTTP/1.1" 200 5`,
+		"Traefik CLF": `192.0.2.1 - - [17/May/2026:10:00:00 +0000] "GET /a?b=c HTTP/1.1" 200 5 "-" "-" 1 "web@docker" "-" 3ms
+192.0.2.2 - - [17/May/2026:10:00:02 +0000] "POST /d HTTP/1.1" 200 5 "-" "-" 2 "web@docker" "-" 3ms`,
+		"Envoy": `[2026-05-17T10:00:00.310Z] "GET /a?b=c HTTP/2" 204 - 154 0 226 100 "192.0.2.1, 192.0.2.9" "agent" "cc21" ` +
+			`"192.0.2.7:80" "tcp://10.0.2.1:80"
+[2026-05-17T10:00:02.310Z] "POST /d HTTP/1.1" 200 - 154 0 226 100 "192.0.2.2" "agent" "cc22" "locations" "-"`,
+		"Istio": `[2026-05-17T10:00:00.310Z] "GET /a?b=c HTTP/2" 200 - via_upstream - "-" 154 0 226 100 "192.0.2.1" "agent"
+[2026-05-17T10:00:02.310Z] "POST /d HTTP/1.1" 200 - via_upstream - "-" 154 0 226 100 "192.0.2.2" "agent"`,
+	}
+}
+
+// columnsOfServers returns logs with named columns.
+func columnsOfServers() map[string]string {
+	return map[string]string{
 		"nginx JSON with parsed columns": `{"time_iso8601":"2026-05-17T10:00:00+00:00","remote_addr":"192.0.2.1",` +
 			`"request_method":"GET","uri":"/a","args":"b=c","status":"200"}
 {"time_iso8601":"2026-05-17T10:00:02+00:00","remote_addr":"192.0.2.2","request_method":"POST","uri":"/d","args":""}`,
@@ -35,12 +73,13 @@ func TestProducers(t *testing.T) {
 		"nginx JSON with the original target": `{"time_local":"17/May/2026:10:00:00 +0000","remote_addr":"192.0.2.1",` +
 			`"request_method":"GET","request_uri":"/a?b=c","uri":"/rewritten","query_string":"x=y"}
 {"time_local":"17/May/2026:10:00:02 +0000","remote_addr":"192.0.2.2","request_method":"POST","request_uri":"/d"}`,
-		"Apache vhost_combined": `www.example:443 192.0.2.1 - - [17/May/2026:10:00:00 +0000] "GET /a?b=c HTTP/1.1" 200 5
-shop.example:443 192.0.2.2 - - [17/May/2026:10:00:02 +0000] "POST /d HTTP/1.1" 200 5 "-" "agent"`,
-		"Apache with host names": `www.example:80 one.example - - [17/May/2026:10:00:00 +0000] "GET /a?b=c HTTP/1.1" 200 5
-www.example:80 two.example - jo [17/May/2026:10:00:02 +0000] "POST /d HTTP/1.1" 200 5`,
-		"Apache with a joined host": `www.example:443:192.0.2.1 - - [17/May/2026:10:00:00 +0000] "GET /a?b=c HTTP/1.1" 200 5
-www.example:443:2001:db8::1 - - [17/May/2026:10:00:02 +0000] "POST /d HTTP/1.1" 200 5`,
+		"nginx with a front controller": `{"time_iso8601":"2026-05-17T10:00:00+00:00","remote_addr":"192.0.2.1:4711",` +
+			`"request_uri":"/a?b=c","uri":"/index.php","args":"q=/a"}
+{"time_iso8601":"2026-05-17T10:00:02+00:00","remote_addr":"192.0.2.2:4711","request_method":"POST","request_uri":"/d",` +
+			`"uri":"/index.php","args":"q=/d"}`,
+		"Logstash": `{"@timestamp":"2026-05-17T10:00:00Z","clientip":"192.0.2.1","verb":"GET","request":"/a?b=c",` +
+			`"path":"/var/log/access.log"}
+{"@timestamp":"2026-05-17T10:00:02Z","clientip":"192.0.2.2","verb":"POST","request":"/d","path":"/var/log/access.log"}`,
 		"Caddy": `{"level":"info","ts":1779012000.25,"logger":"http.log.access","msg":"handled request",` +
 			`"request":{"remote_ip":"192.0.2.9","client_ip":"192.0.2.1","proto":"HTTP/2.0","method":"GET",` +
 			`"host":"www.example","uri":"/a?b=c","headers":{"User-Agent":["x"]}},"duration":0.1,"status":200}
@@ -48,13 +87,6 @@ www.example:443:2001:db8::1 - - [17/May/2026:10:00:02 +0000] "POST /d HTTP/1.1" 
 		"Traefik JSON": `{"ClientAddr":"192.0.2.1:5000","ClientHost":"192.0.2.1","RequestMethod":"GET",` +
 			`"RequestPath":"/a?b=c","StartUTC":"2026-05-17T10:00:00.5Z","time":"2026-05-17T12:34:56Z","DownstreamStatus":200}
 {"ClientHost":"192.0.2.2","RequestMethod":"POST","RequestPath":"/d","StartUTC":"2026-05-17T10:00:02.5Z"}`,
-		"Traefik CLF": `192.0.2.1 - - [17/May/2026:10:00:00 +0000] "GET /a?b=c HTTP/1.1" 200 5 "-" "-" 1 "web@docker" "-" 3ms
-192.0.2.2 - - [17/May/2026:10:00:02 +0000] "POST /d HTTP/1.1" 200 5 "-" "-" 2 "web@docker" "-" 3ms`,
-		"Envoy": `[2026-05-17T10:00:00.310Z] "GET /a?b=c HTTP/2" 204 - 154 0 226 100 "192.0.2.1, 192.0.2.9" "agent" "cc21" ` +
-			`"192.0.2.7:80" "tcp://10.0.2.1:80"
-[2026-05-17T10:00:02.310Z] "POST /d HTTP/1.1" 200 - 154 0 226 100 "192.0.2.2" "agent" "cc22" "locations" "-"`,
-		"Istio": `[2026-05-17T10:00:00.310Z] "GET /a?b=c HTTP/2" 200 - via_upstream - "-" 154 0 226 100 "192.0.2.1" "agent"
-[2026-05-17T10:00:02.310Z] "POST /d HTTP/1.1" 200 - via_upstream - "-" 154 0 226 100 "192.0.2.2" "agent"`,
 		"Envoy JSON": `{"start_time":"2026-05-17T10:00:00.310Z","method":"GET","path":"/a?b=c","response_code":200,` +
 			`"x_forwarded_for":"192.0.2.1","downstream_remote_address":"192.0.2.9:4711"}
 {"start_time":"2026-05-17T10:00:02.310Z","method":"POST","path":"/d","x_forwarded_for":null,` +
@@ -71,11 +103,6 @@ www.example:443:2001:db8::1 - - [17/May/2026:10:00:02 +0000] "POST /d HTTP/1.1" 
 			"#Fields: date time s-ip cs-method cs-uri-stem cs-uri-query s-port cs-username c-ip cs(User-Agent) sc-status\r\n" +
 			"2026-05-17 10:00:00 192.0.2.8 GET /a b=c 80 - 192.0.2.1 agent+x 200\r\n" +
 			"#Fields: date time c-ip cs-method cs-uri-stem\r\n2026-05-17 10:00:02 192.0.2.2 POST /d\r\n",
-	} {
-		got := read(t, text)
-		if diff := cmp.Diff(want, got.Records()); diff != "" || len(got.Stats().Broken) > 0 {
-			t.Errorf("%s: broken %v, records (-want +got)\n%s", name, got.Stats().Broken, diff)
-		}
 	}
 }
 
@@ -110,6 +137,15 @@ func TestCompressions(t *testing.T) {
 		if _, err := trace.Read(strings.NewReader(packed), "test"); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("error %v, want one with %q", err, name)
 		}
+	}
+}
+
+// CloudFront encodes the values of its columns once more.
+func TestCloudFrontEncoding(t *testing.T) {
+	t.Parallel()
+	text := "#Fields: date time cs-method cs-uri-stem cs-uri-query\n2026-05-17\t10:00:00\tGET\t/a%2520b\tq=%2522x%2522\n"
+	if got := read(t, text).Records()[0].Path; got != "/a%20b?q=%22x%22" {
+		t.Errorf("path %s, want /a%%20b?q=%%22x%%22", got)
 	}
 }
 

@@ -17,14 +17,14 @@
 // A line with named columns may describe its request more than once. The first of these counts:
 //
 //   - the request line as the client sent it, with method and target: request, request_line
-//   - the target as the client sent it, with its query: request_uri, request.uri, RequestPath, url.original
+//   - the target as the client sent it, with its query: request_uri, request.uri, RequestPath, url.original, request
 //   - a path: path, url, uri, url.path, cs-uri-stem; with the query, if it is in a column of its own: query_string,
 //     args, query, url.query, cs-uri-query
 //
 // The time is that of the start of the request (start_time, StartUTC) before that of its line (time, timestamp,
-// @timestamp, ts, msec, time_iso8601, time_local). The client is the address that the server took for its own client
-// (client, client_ip, remote_addr, ClientHost, source.ip, c-ip) before a forwarded one (x_forwarded_for). Without a
-// method the request is a GET. Names may be written in any case.
+// @timestamp, ts, msec, time_iso8601, time_local). The client is the one that the server logged (client, client_ip,
+// remote_addr, ClientHost, source.ip, c-ip), and only without these a forwarded one (x_forwarded_for); ports are
+// ignored. Without a method the request is a GET. Names may be written in any case.
 //
 // Times are durations since the first request, in whole nanoseconds. Logs
 // contain no bodies, so the ops have none.

@@ -42,6 +42,8 @@ type Bench struct {
 	Fixed *Fixed
 	// Forecast says how long visits take, and learns it.
 	Forecast *Forecast
+	// Finished gets each cell after its last visit, if that went well; may be nil.
+	Finished func(results.Cell)
 	// Up starts a topology. The nodes write their logs to logDir.
 	Up func(ctx context.Context, t sut.Topology, logDir string) (*local.System, error)
 }
@@ -77,6 +79,10 @@ func (b *Bench) Measure(ctx context.Context, specs []Spec, save func([]results.C
 			r.failed = errors.Join(err, r.stop(ctx))
 		case b.searches(r.Spec):
 			b.Forecast.Learn(r.Spec, v.n, time.Since(start))
+		}
+		if last := v.n == b.visitsOf(r.Spec)-1; last && err == nil && b.Finished != nil {
+			c, _ := r.concluded()
+			b.Finished(c)
 		}
 		if err := errors.Join(save(concluded(runs)), context.Cause(ctx)); err != nil {
 			return err

@@ -120,7 +120,7 @@ func TestArrivals(t *testing.T) {
 // The evidence for the limit are the steps that met the objective near the capacity.
 func TestConclude(t *testing.T) {
 	c := searchedCell()
-	conclude(&c)
+	conclude(&c, quiet{})
 	if !c.Valid || c.LimitedBy != "web" || !strings.HasPrefix(c.Limit.Figure, "87%") || c.Limit.Next != "db" ||
 		math.Abs(c.Limit.NextCPUShare-0.435) > 1e-9 {
 		t.Errorf("valid %v, limit %+v: want web with 87%%, then db", c.Valid, c.Limit)
@@ -140,14 +140,14 @@ func TestConclude(t *testing.T) {
 	for _, method := range []string{results.MethodReplay, results.MethodFixed} {
 		c = searchedCell()
 		c.CapacityMethod, c.Steps, c.CapacityLow = method, c.Steps[1:2], 0
-		conclude(&c)
+		conclude(&c, quiet{})
 		if !c.Valid || c.LimitedBy != "unknown" || c.Limit.Figure != "no limit was looked for" || c.Demand != nil {
 			t.Errorf("%s: valid %v, limit %+v, want no limit, although the objective was met", method, c.Valid, c.Limit)
 		}
 	}
 
 	c = results.Cell{Error: "the topology did not start"}
-	conclude(&c)
+	conclude(&c, quiet{})
 	if c.Valid || c.LimitedBy != "unknown" {
 		t.Errorf("cell with an error: valid %v, limited by %s", c.Valid, c.LimitedBy)
 	}
@@ -189,7 +189,7 @@ func TestConcludeWithWarnings(t *testing.T) {
 	} {
 		c := searchedCell()
 		test.change(&c)
-		conclude(&c)
+		conclude(&c, quiet{})
 		if c.Valid != test.valid || c.LimitedBy != test.limit {
 			t.Errorf("%s: valid %v, limited by %s, want %v, %s", name, c.Valid, c.LimitedBy, test.valid, test.limit)
 		}

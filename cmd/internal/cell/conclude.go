@@ -2,6 +2,7 @@ package cell
 
 import (
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/stagebench/stagebench/results"
@@ -51,8 +52,37 @@ func (r *cellRun) concluded() (results.Cell, capacity.Estimate) {
 		}
 	}
 	c.Reference = r.reference.step(r.SLO)
-	conclude(&c)
+	conclude(&c, r.quiet)
 	return c, estimate
+}
+
+// quiet holds what the steps say that can be trusted.
+type quiet struct {
+	estimator *capacity.Estimator
+	peaks     []float64
+}
+
+// Doubtful steps are harmless if they are at most this share of all steps, and if capacity and peak without them differ
+// by at most this share.
+const (
+	harmlessSteps  = 0.25
+	harmlessChange = 0.05
+)
+
+// agrees reports whether capacity and peak of a cell are about the same without the doubtful steps.
+func (q quiet) agrees(c *results.Cell, doubtful int) bool {
+	if q.estimator == nil || len(q.peaks) == 0 || float64(doubtful) > harmlessSteps*float64(counted(c.Steps)) {
+		return false
+	}
+	near := func(a, b float64) bool { return math.Abs(a-b) <= harmlessChange*b }
+	estimate, found := q.estimator.Estimate()
+	switch {
+	case found != (len(c.Repeats) > 0) || !near(capacity.Pool(q.peaks).Value, c.PeakRPS):
+		return false
+	case !found: // the capacity lies outside the offered rates
+		return near(estimate.Low, c.CapacityLow) && near(estimate.High, c.CapacityHigh)
+	}
+	return near(estimate.Value, c.CapacityRPS)
 }
 
 // method describes how the capacity was found.
@@ -67,7 +97,7 @@ func method(visits int, found bool) string {
 }
 
 // conclude sets limit and validity of a cell from its steps and its reference step.
-func conclude(c *results.Cell) {
+func conclude(c *results.Cell, q quiet) {
 	if c.Reference != nil {
 		for i := range c.Hosts {
 			c.Hosts[i].Isolated = i < len(c.Reference.Hosts) && c.Reference.Hosts[i].Isolated
@@ -88,20 +118,24 @@ func conclude(c *results.Cell) {
 	if c.Searched() {
 		c.Demand = results.Demands(c.Reference, best, results.Peak(c.Steps))
 	}
-	judgeSteps(c, best)
+	judgeSteps(c, best, q)
 	c.LimitedBy = c.Limit.By
 }
 
-// judgeSteps makes the cell invalid if a figure of it depends on a step that cannot be trusted, and copies the
-// warnings of the steps that its figures depend on: the reference step, the joined steps near the capacity (nil =
-// none), and all steps at the peak or around the capacity that are not trusted. If the client decided one of these, the
-// limit of the cell is the client.
-func judgeSteps(c *results.Cell, near *results.Step) {
+// judgeSteps makes the cell invalid if one of its figures would differ without the steps that cannot be trusted,
+// and copies the warnings of the steps that its figures depend on: the reference step, the joined steps near the
+// capacity (nil = none), and all steps at the peak or around the capacity that are not trusted. If the client decided
+// one of these and the cell is therefore invalid, the limit of the cell is the client.
+func judgeSteps(c *results.Cell, near *results.Step, q quiet) {
 	c.Valid = c.Error == ""
 	if s := c.Reference; s != nil {
 		c.Valid = c.Valid && s.Valid
 		for _, w := range s.Warnings {
-			c.Warnf("%s step at %.0f/s: %s", s.Purpose, s.OfferedRPS, w)
+			add := c.Warnf
+			if slices.Contains(s.Invalid, w) {
+				add = c.Invalidatef
+			}
+			add("%s step at %.0f/s: %s", s.Purpose, s.OfferedRPS, w)
 		}
 	}
 	if near != nil {
@@ -116,17 +150,22 @@ func judgeSteps(c *results.Cell, near *results.Step) {
 			continue
 		}
 		doubtful = append(doubtful, s)
-		if limit := results.FindLimit(*s); limit.By == "client" {
-			c.Limit = limit
-		}
 	}
 	if len(doubtful) == 0 {
 		return
 	}
-	c.Valid = false
-	first := doubtful[0]
-	c.Warnf("%d of %d steps at the peak and around the capacity cannot be trusted; the first one, a %s step at %.0f/s: %s",
-		len(doubtful), counted(c.Steps), first.Purpose, first.OfferedRPS, first.Invalid[0])
+	first, add, consequence := doubtful[0], c.Invalidatef, ""
+	if q.agrees(c, len(doubtful)) {
+		add, consequence = c.Warnf, "; without them capacity and peak are the same"
+	} else {
+		for _, s := range doubtful {
+			if limit := results.FindLimit(*s); limit.By == "client" {
+				c.Limit = limit
+			}
+		}
+	}
+	add("%d of %d steps at the peak and around the capacity cannot be trusted%s; the first one, a %s step at %.0f/s: "+
+		"%s", len(doubtful), counted(c.Steps), consequence, first.Purpose, first.OfferedRPS, first.Invalid[0])
 }
 
 // counted returns the number of steps that give capacity and peak.

@@ -268,6 +268,7 @@ func cellDir(t *testing.T) *rundir.CellDir {
 // Faults that are injected during a step are in its events, sorted by time, and in the
 // timeline.
 func TestFaultsDuringAStep(t *testing.T) {
+	const ordered, sudden = "died: killed by SIGKILL on request", "died: exit status 5"
 	dir := cellDir(t)
 	rows, err := dir.CreateTimeline()
 	if err != nil {
@@ -278,8 +279,8 @@ func TestFaultsDuringAStep(t *testing.T) {
 		s.Faults = func(ctx context.Context, start time.Time) []targets.Event {
 			<-ctx.Done() // the end of the step
 			return []targets.Event{
-				{UnixNS: start.Add(500 * time.Millisecond).UnixNano(), Node: "db-2", Text: "second"},
-				{UnixNS: start.Add(200 * time.Millisecond).UnixNano(), Node: "db-1", Text: "first"},
+				{UnixNS: start.Add(500 * time.Millisecond).UnixNano(), Node: "db-2", Text: sudden},
+				{UnixNS: start.Add(200 * time.Millisecond).UnixNano(), Node: "db-1", Text: ordered},
 			}
 		}
 	})
@@ -287,15 +288,20 @@ func TestFaultsDuringAStep(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, step := range steps {
-		if len(step.Events) != 2 || step.Events[0].Text != "db-1: first" || step.Events[1].Text != "db-2: second" {
+		if len(step.Events) != 2 || step.Events[0].Text != "db-1: "+ordered || step.Events[1].Text != "db-2: "+sudden {
 			t.Errorf("step %d: events %+v", i, step.Events)
+		}
+		// A death that was asked for is no reason to doubt the figures.
+		if warnings := strings.Join(step.Warnings, "\n"); !strings.Contains(warnings, sudden) ||
+			strings.Contains(warnings, ordered) {
+			t.Errorf("step %d: warnings %q, want only the sudden death", i, step.Warnings)
 		}
 	}
 	text, err := os.ReadFile(dir.TimelinePath())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := strings.Count(string(text), "db-1: first; db-2: second"); n != 2 {
+	if n := strings.Count(string(text), "db-1: "+ordered+"; db-2: "+sudden); n != 2 {
 		t.Errorf("%d rows of the timeline contain the events, want one per step:\n%s", n, text)
 	}
 }

@@ -403,7 +403,7 @@ widgets{kind="blue"} 5
 		"summary.json": string(summary),
 		"ladder":       render(t, table.FormatText, table.Ladder(run)),
 		"CSV":          render(t, table.FormatCSV, table.Ladder(run)),
-		"attack":       render(t, table.FormatText, table.Attack(steps[0])...),
+		"attack":       render(t, table.FormatText, table.Attack(steps[0], "p99<100ms")...),
 	}
 	for _, test := range []struct{ name, want string }{
 		{"summary.json", counterJSON},
@@ -424,7 +424,7 @@ widgets{kind="blue"} 5
 func render(t *testing.T, format table.Format, tables ...table.Table) string {
 	t.Helper()
 	var out bytes.Buffer
-	if err := table.RenderAll(&out, tables, format); err != nil {
+	if err := table.Render(&out, table.Style{Format: format}, tables...); err != nil {
 		t.Fatal(err)
 	}
 	return out.String()

@@ -64,6 +64,8 @@ type Stepper struct {
 
 	// Target is nil if only the address of the target is known.
 	Target Target
+	// Remote: the target is on another machine, so that what other processes use here disturbs the client.
+	Remote bool
 	// Nodes lists the nodes of the target. They are scraped before and after each step. Nil if they are unknown.
 	Nodes func(ctx context.Context) ([]targets.NodeStatus, error)
 	// Figures are the figures to collect from the nodes, in addition to their count of requests.
@@ -86,6 +88,18 @@ type Stepper struct {
 	unanswered int64         // requests of the last step without an answer
 	start      time.Time     // time 0 of the first step
 	logError   error         // first error of log or timeline
+}
+
+// Keep makes the stepper write histogram log and timeline of a cell to the directory of its run. Call closeFiles after
+// the last step.
+func (s *Stepper) Keep(run *rundir.Dir, c results.Cell) (closeFiles func() error, err error) {
+	dir, err := run.Cell(rundir.CellName(c.Stage) + "/" + rundir.CellName(c.Workload))
+	if err != nil {
+		return func() error { return nil }, err
+	}
+	files, err := openFiles(dir, c)
+	s.Log, s.timeline = files.log, files.timeline
+	return files.close, err
 }
 
 // Step offers the schedule for a duration and returns the result.
@@ -204,10 +218,14 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after s
 		for _, h := range step.Hosts {
 			used += h.CPUSeconds
 		}
-		step.Client.OutsideKnown = true
 		step.Client.OutsideShare = after.machine.Outside(before.machine, used)
 		events = slices.Concat(events, s.Target.Events())
+	} else if s.Remote {
+		step.Client.OutsideShare = after.machine.Outside(before.machine, step.Client.CPUSeconds)
+	} else { // which of the other processes are the target is unknown
+		step.Client.OutsideShare = after.machine.StolenShare(before.machine)
 	}
+	step.Client.OutsideKnown = after.machine.Total > before.machine.Total
 	for _, e := range events {
 		if at := e.UnixNS - report.Start.UnixNano(); at >= 0 && e.UnixNS <= after.at.UnixNano() {
 			step.Events = append(step.Events, results.Event{AtNS: at, Text: e.Node + ": " + e.Text})
@@ -220,7 +238,7 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after s
 			"Content-Length; each time the connection was closed", report.Surplus)
 	}
 	for _, e := range step.Events {
-		if strings.Contains(e.Text, "died") {
+		if strings.Contains(e.Text, "died") && !strings.Contains(e.Text, "on request") { // a fault that was asked for
 			step.Notes = append(step.Notes, e.Text)
 		}
 	}

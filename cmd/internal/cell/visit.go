@@ -31,6 +31,7 @@ type cellRun struct {
 	logs      string
 	files     files
 	estimator *capacity.Estimator
+	quiet     quiet
 	reference pool
 	visits    int    // before this one
 	repeated  int    // steps of this visit that were measured again
@@ -44,12 +45,7 @@ type cellRun struct {
 
 // open prepares the measurement of a cell and starts nothing. An error is stored in the result.
 func (b *Bench) open(s Spec) *cellRun {
-	r := &cellRun{Bench: b, Spec: s, cell: b.describe(s.Topology, s.Load)}
-	config := b.Plan.Search
-	for _, term := range b.SLO.Terms() {
-		config.Allowed = append(config.Allowed, term.Allowed)
-	}
-	r.estimator = capacity.New(config)
+	r := b.newRun(s, b.describe(s.Topology, s.Load))
 	dir, err := b.Run.Cell(r.cell.Stage + "/" + r.cell.Workload)
 	if err == nil {
 		r.logs = dir.LogsDir()
@@ -57,6 +53,18 @@ func (b *Bench) open(s Spec) *cellRun {
 	}
 	r.failed = err
 	return r
+}
+
+// newRun returns the measurement of a cell without any step.
+func (b *Bench) newRun(s Spec, c results.Cell) *cellRun {
+	config := b.Plan.Search
+	for _, term := range b.SLO.Terms() {
+		config.Allowed = append(config.Allowed, term.Allowed)
+	}
+	return &cellRun{
+		Bench: b, Spec: s, cell: c,
+		estimator: capacity.New(config), quiet: quiet{estimator: capacity.New(config)},
+	}
 }
 
 func (r *cellRun) name() string { return r.cell.Stage + " " + r.cell.Workload }
@@ -258,6 +266,7 @@ func (r *cellRun) measure(ctx context.Context, started, last bool) error {
 		return err
 	}
 	r.estimator.Begin(peak)
+	r.quiet.estimator.Begin(peak)
 	for {
 		rate, ok := r.estimator.Next()
 		if !ok {
@@ -268,20 +277,26 @@ func (r *cellRun) measure(ctx context.Context, started, last bool) error {
 			return err
 		}
 		r.estimator.Observe(rate, s.result.SLOMet, s.seconds)
+		if s.result.Trusted() {
+			r.quiet.estimator.Observe(rate, s.result.SLOMet, s.seconds)
+		}
 	}
 	r.begin(settling)
 	if err := r.warmUp(ctx, r.Plan.ReferenceRPS, 1); err != nil {
 		return err
 	}
 	r.begin(steadily)
-	for more := true; more; {
-		if err := r.referenceSlice(ctx, "reference", r.Plan.ReferenceRPS, r.Plan.Reference); err != nil {
+	r.reference.wanted++
+	more := 0
+	if last {
+		more = maxRepeated
+	}
+	for {
+		err := r.referenceSlice(ctx, "reference", r.Plan.ReferenceRPS, r.Plan.Reference)
+		if more--; err != nil || more < 0 || len(r.reference.parts) == 0 || r.reference.step(r.SLO).Valid {
 			return err
 		}
-		more = last && len(r.reference.parts) < r.Plan.Visits+maxRepeated && len(r.reference.doubtful()) == 0 &&
-			!r.reference.step(r.SLO).Valid
 	}
-	return nil
 }
 
 // steady is the maximum relative difference between the medians of two consecutive slices at the end of the warm-up.
@@ -309,7 +324,8 @@ func (r *cellRun) warmUp(ctx context.Context, rate float64, slices int) error {
 }
 
 // referenceSlice measures a slice at the rate that gives the latency of the cell. If its figures are not valid, it is
-// measured again, with the same arrivals but new ops: with the same ones, it would find warm caches.
+// measured again, with the same arrivals but new ops: with the same ones, it would find warm caches. A slice of several
+// that still cannot be trusted counts for nothing.
 func (r *cellRun) referenceSlice(ctx context.Context, purpose string, rate float64, d time.Duration) error {
 	seed := r.seed
 	for n := 0; ; n++ {
@@ -317,11 +333,16 @@ func (r *cellRun) referenceSlice(ctx context.Context, purpose string, rate float
 		if s.distributions.recorder == nil {
 			return err
 		}
-		if err != nil || s.result.Valid || purpose != "reference" || n == maxRepeated {
+		final := err != nil || s.result.Valid || purpose != "reference" || n == maxRepeated
+		if final && (s.result.Trusted() || purpose != "reference") {
 			r.reference.add(s)
 			return err
 		}
 		r.cell.Steps[len(r.cell.Steps)-1].Repeated = true
+		if final {
+			r.reference.rejected = append(r.reference.rejected, s.result)
+			return err
+		}
 		r.seed = seed
 	}
 }
@@ -345,6 +366,9 @@ func (r *cellRun) peak(ctx context.Context) (float64, error) {
 				return 0, nil
 			}
 			r.cell.Peaks = append(r.cell.Peaks, goodput)
+			if s.result.Trusted() {
+				r.quiet.peaks = append(r.quiet.peaks, goodput)
+			}
 			return goodput, nil
 		}
 		r.cell.Steps[len(r.cell.Steps)-1].Repeated = true // it may not have been an overload

@@ -2,7 +2,6 @@ package cell
 
 import (
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/stagebench/stagebench/results"
@@ -64,6 +63,8 @@ type distributions struct {
 // pool joins the slices of the cell's latency measurement to one step. The zero value is empty.
 type pool struct {
 	parts    []results.Step
+	rejected []results.Step // slices that cannot be trusted, and are no part of the sum
+	wanted   int            // number of slices that the sum must have
 	clocks   *hdr.Pool
 	ages     *hdr.Histogram
 	hits     *hdr.Histogram
@@ -87,13 +88,15 @@ func (p *pool) add(s sample) {
 	p.evidence.Stalls = append(p.evidence.Stalls, e.Stalls...)
 }
 
-// step returns the joined step, nil if there are no slices. It is not valid if one of its slices is not trusted: what
-// disturbed a slice can be too small a part of the sum to be seen.
+// step returns the joined step, nil if there are no slices. It is not valid if slices are missing because they could
+// not be trusted.
 func (p *pool) step(slo results.SLO) *results.Step {
-	switch len(p.parts) {
-	case 0:
+	switch {
+	case len(p.parts)+len(p.rejected) == 0:
 		return nil
-	case 1:
+	case len(p.parts) == 0:
+		return &p.rejected[0]
+	case len(p.parts) == 1 && p.wanted <= 1:
 		return &p.parts[0]
 	}
 	s := results.Join(p.parts)
@@ -102,14 +105,9 @@ func (p *pool) step(slo results.SLO) *results.Step {
 		s.Stale.AgeNS, s.Stale.HitAgeNS = p.ages.Latency(0), p.hits.Latency(0)
 	}
 	results.Judge(&s, slo, p.evidence)
-	if doubtful := p.doubtful(); len(doubtful) > 0 {
-		s.Invalidate(fmt.Sprintf("%d of %d slices cannot be trusted; the first one: %s",
-			len(doubtful), len(p.parts), doubtful[0].Invalid[0]))
+	if missing := p.wanted - len(p.parts); missing > 0 && len(p.rejected) > 0 {
+		s.Invalidate(fmt.Sprintf("%d of %d slices are missing, because they cannot be trusted; the first one: %s",
+			missing, p.wanted, p.rejected[0].Invalid[0]))
 	}
 	return &s
-}
-
-// doubtful returns the slices that are not trusted.
-func (p *pool) doubtful() []results.Step {
-	return slices.DeleteFunc(slices.Clone(p.parts), results.Step.Trusted)
 }

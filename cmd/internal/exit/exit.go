@@ -15,6 +15,9 @@ const (
 	Failed     = 1 // the operation failed
 	WrongUsage = 2 // wrong usage: nothing was done
 	Invalid    = 3 // the measurement is invalid
+	Missed     = 4 // the objective was missed
+
+	Interrupted = 130 // by Ctrl-C, as a shell reports it: 128 plus the number of the signal
 )
 
 // statusError is an error with a specific exit status.
@@ -45,6 +48,16 @@ func Invalidf(format string, args ...any) error {
 	return statusError{Invalid, fmt.Errorf(format, args...)}
 }
 
+// Missedf returns an error with status Missed.
+func Missedf(format string, args ...any) error {
+	return statusError{Missed, fmt.Errorf(format, args...)}
+}
+
+// Interruptedf returns an error with status Interrupted.
+func Interruptedf(format string, args ...any) error {
+	return statusError{Interrupted, fmt.Errorf(format, args...)}
+}
+
 // errInterrupted replaces the errors that a signal caused.
 var errInterrupted = errors.New("interrupted")
 
@@ -72,11 +85,15 @@ func Report(w io.Writer, err error) int {
 	if err == nil {
 		return Done
 	}
+	interrupted := errors.Is(err, context.Canceled)
 	err = withoutCancelled(err)
 	_, _ = fmt.Fprintf(w, "stagebench: %v\n", err) // a failed write cannot be reported anywhere
 	var s statusError
-	if errors.As(err, &s) {
+	switch {
+	case errors.As(err, &s):
 		return s.status
+	case interrupted:
+		return Interrupted
 	}
 	return Failed
 }

@@ -15,8 +15,8 @@ import (
 )
 
 // CPU is the CPU time of the machine since boot in seconds, summed over its CPUs. Busy
-// includes stolen time.
-type CPU struct{ Busy, Total float64 }
+// includes Stolen: the time in which the hypervisor ran something else.
+type CPU struct{ Busy, Stolen, Total float64 }
 
 // ticksPerSecond is the unit of /proc/stat, fixed at 100 on Linux.
 const ticksPerSecond = 100
@@ -42,6 +42,9 @@ func ReadCPU() CPU {
 		if i != 4 && i != 5 {
 			cpu.Busy += ticks / ticksPerSecond
 		}
+		if i == 8 {
+			cpu.Stolen = ticks / ticksPerSecond
+		}
 	}
 	return cpu
 }
@@ -54,6 +57,14 @@ func (c CPU) Outside(before CPU, own float64) float64 {
 		return 0
 	}
 	return max(0, (c.Busy-before.Busy-own)/total)
+}
+
+// StolenShare returns the share of the machine's CPU time that was stolen since an earlier reading.
+func (c CPU) StolenShare(before CPU) float64 {
+	if c.Total <= before.Total {
+		return 0
+	}
+	return (c.Stolen - before.Stolen) / (c.Total - before.Total)
 }
 
 // OwnCPU returns the CPU time of this process since its start.

@@ -45,6 +45,7 @@ func dependencies() []dependency {
 		{"github.com/redis/go-redis/v9", "client of the caches", []string{"sut/cache", "sut/redis"}},
 		{"github.com/rogpeppe/go-internal", "tests: command line behaviour as scripts", nil},
 		{"github.com/spf13/cobra", "commands, flags, completion", []string{"cmd/..."}},
+		{"github.com/spf13/pflag", "the flags of commands", []string{"cmd/..."}},
 		{"github.com/tsenart/vegeta/v12", "the default load engine", []string{"workloads/driver/vegeta"}},
 		{"github.com/vbauerster/mpb/v8", "the progress bar", []string{"results/live"}},
 		{"go.uber.org/goleak", "tests: find goroutines that outlive their test", nil},

@@ -1,0 +1,199 @@
+package table
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/olekukonko/tablewriter/pkg/twwidth"
+)
+
+// DefaultWidth is the width of text where no terminal has another one, in columns.
+const DefaultWidth = 100
+
+// Style says how tables are written.
+type Style struct {
+	Format Format
+	// Width is the maximum length of a line of FormatText. A wider table is wrapped, and then split. 0 = no limit.
+	Width int
+}
+
+// parts returns the tables that people see: one for the columns without a part, and one for each part. Columns that are
+// empty in all rows are left out, and so are rows that are empty in a part.
+func (t Table) parts() []Table {
+	t = t.columnsFor(People)
+	titles := []string{""}
+	for _, c := range t.Columns {
+		if !slices.Contains(titles, c.Part) {
+			titles = append(titles, c.Part)
+		}
+	}
+	var parts []Table
+	for _, title := range titles {
+		p := t.keep(func(i int, c Column) bool { return (c.Row || c.Part == title) && !t.emptyColumn(i) })
+		if title == "" {
+			parts = append(parts, p)
+			continue
+		}
+		p.Title, p.Legend, p.Notes = title, t.PartLegend[title], nil
+		p.Rows = slices.DeleteFunc(p.Rows, p.emptyRow)
+		if len(p.Rows) > 0 {
+			parts = append(parts, p)
+		}
+	}
+	return parts
+}
+
+// empty reports whether a cell says nothing to people.
+func (c Cell) empty() bool { return (c.Text == "" || c.Text == "-") && len(c.Notes) == 0 }
+
+func (t Table) emptyColumn(i int) bool {
+	return len(t.Rows) > 0 && !slices.ContainsFunc(t.Rows, func(row []Cell) bool { return !row[i].empty() })
+}
+
+// emptyRow reports whether a row has nothing but the cells that identify it.
+func (t Table) emptyRow(row []Cell) bool {
+	for i, c := range row {
+		if !t.Columns[i].Row && !c.empty() {
+			return false
+		}
+	}
+	return true
+}
+
+// keep returns the table with only some of its columns.
+func (t Table) keep(wanted func(i int, c Column) bool) Table {
+	kept := t
+	kept.Columns, kept.Rows = nil, make([][]Cell, len(t.Rows))
+	for i, c := range t.Columns {
+		if !wanted(i, c) {
+			continue
+		}
+		kept.Columns = append(kept.Columns, c)
+		for r, row := range t.Rows {
+			kept.Rows[r] = append(kept.Rows[r], row[i])
+		}
+	}
+	return kept
+}
+
+// padding is the space around the text of a cell.
+const padding = 2
+
+// minWrapped is the least width to which a column of words is wrapped.
+const minWrapped = 18
+
+// fit returns tables that together have all columns and are not wider than a width. Columns of words are wrapped
+// first. If that is not enough, the last columns go into further tables, each with the columns that identify a row.
+func (t Table) fit(width int) []Table {
+	widths := t.widths()
+	if width == 0 || total(widths) <= width {
+		return []Table{t}
+	}
+	t = t.shrunk(widths, total(widths)-width)
+	widths = t.widths()
+	keys := 0
+	for i, c := range t.Columns {
+		if c.Row {
+			keys += widths[i]
+		}
+	}
+	var fitting []Table
+	for next := 0; next < len(t.Columns); {
+		used, first, filled := keys, next, false
+		for ; next < len(t.Columns); next++ {
+			if t.Columns[next].Row {
+				continue
+			}
+			if used += widths[next]; used > width && filled {
+				break
+			}
+			filled = true
+		}
+		fitting = append(fitting, t.keep(func(i int, c Column) bool { return c.Row || first <= i && i < next }))
+	}
+	return fitting
+}
+
+// widths returns the widths of the columns with their padding.
+func (t Table) widths() []int {
+	widths := make([]int, len(t.Columns))
+	for i, c := range t.Columns {
+		widths[i] = lineWidth(c.Name)
+		for _, row := range t.Rows {
+			widths[i] = max(widths[i], lineWidth(row[i].Text))
+		}
+		widths[i] += padding
+	}
+	return widths
+}
+
+func total(widths []int) (sum int) {
+	for _, w := range widths {
+		sum += w
+	}
+	return sum
+}
+
+// lineWidth returns the length of the longest line of a text.
+func lineWidth(text string) (longest int) {
+	for line := range strings.SplitSeq(text, "\n") {
+		longest = max(longest, twwidth.Width(line))
+	}
+	return longest
+}
+
+// shrunk returns the table with its widest columns of words wrapped, until it is narrower by the given number of
+// columns or nothing is left to wrap.
+func (t Table) shrunk(widths []int, tooWide int) Table {
+	target := slices.Clone(widths)
+	for ; tooWide > 0; tooWide-- {
+		widest := -1
+		for i, c := range t.Columns {
+			if c.Align == Left && target[i] > minWrapped+padding && (widest < 0 || target[i] > target[widest]) {
+				widest = i
+			}
+		}
+		if widest < 0 {
+			break
+		}
+		target[widest]--
+	}
+	t.Rows = slices.Clone(t.Rows)
+	for r, row := range t.Rows {
+		t.Rows[r] = slices.Clone(row)
+		for i := range row {
+			if target[i] < widths[i] {
+				t.Rows[r][i].Text = strings.Join(wrap(row[i].Text, target[i]-padding), "\n")
+			}
+		}
+	}
+	return t
+}
+
+// wrap returns a text as lines of at most a width, 0 = no limit. It breaks only words that are longer than a line.
+func wrap(text string, width int) (lines []string) {
+	if width <= 0 || twwidth.Width(text) <= width {
+		return []string{text}
+	}
+	line := ""
+	for _, word := range strings.Fields(text) {
+		if line != "" && twwidth.Width(line)+1+twwidth.Width(word) > width {
+			lines, line = append(lines, line), ""
+		}
+		for twwidth.Width(word) > width {
+			begin := ""
+			for _, r := range word {
+				if begin != "" && twwidth.Width(begin+string(r)) > width {
+					break
+				}
+				begin += string(r)
+			}
+			lines, word = append(lines, begin), word[len(begin):]
+		}
+		if line != "" {
+			line += " "
+		}
+		line += word
+	}
+	return append(lines, line)
+}
