@@ -47,6 +47,7 @@ type aim struct {
 }
 
 func (a *aim) flags(cmd *cobra.Command) {
+	a.replay.Speed = 1
 	f := cmd.Flags()
 	f.StringVar(&a.target, "target", "", "URL of the service, as the argument; default: the system of \"stagebench up\"")
 	systemFlag(cmd, &a.system)

@@ -79,13 +79,13 @@ func dataOf(size string, seed uint64) (sut.Data, error) {
 func knobsOf(engines string, settings []string) (sut.Knobs, error) {
 	given, err := ladder.ParseKnobs(settings)
 	if err != nil {
-		meant := ""
 		for _, setting := range settings {
-			if name, _, _ := strings.Cut(setting, "="); !slices.Contains(knobNames(), name) {
-				meant = didYouMean("", name, knobNames())
+			name, _, _ := strings.Cut(setting, "=")
+			if meant := didYouMean("", name, knobNames()); meant != "" && !slices.Contains(knobNames(), name) {
+				return nil, exit.Usagef("unknown knob %q%s\nsee: stagebench list knobs", name, meant)
 			}
 		}
-		return nil, exit.Usagef("%w%s\nsee: stagebench list knobs", err, meant)
+		return nil, exit.Usagef("%w\nsee: stagebench list knobs", err)
 	}
 	knobs := sut.Knobs{}
 	if engines != "embedded" && engines != "native" {

@@ -49,8 +49,9 @@ const (
 )
 
 // around returns the rates of the steps of a later visit, as multiples of the estimate. Steps at
-// rates that surely pass or surely fail teach little.
-func around() []float64 { return []float64{0.9, 1, 1.1} }
+// rates that surely pass or surely fail teach little. But with steps that are too near, an estimate
+// from a first visit in an unusual moment would hardly move.
+func around() []float64 { return []float64{1 / 1.2, 1, 1.2} }
 
 // Estimator holds the measured steps. It belongs to one goroutine.
 type Estimator struct {

@@ -5,13 +5,13 @@ import "math"
 // What is known about a system before it is measured.
 const (
 	// usualSlope is the slope of the logit of the share of bad batches over the logarithm of the
-	// rate: with 12, the share grows from 10 % to 26 % while the rate grows by a tenth. The noise
+	// rate: with 8, the share grows from 10 % to 19 % while the rate grows by a tenth. The noise
 	// of the machine sets it: if the cost of a request has a coefficient of variation of v, it is
-	// about 1.7/v.
-	usualSlope = 12
-	slopeSD    = 1.5 // below the usual slope
+	// about 1.7/v. It is smaller where some batches are bad at any rate, as when a disk is flushed.
+	usualSlope = 8
+	slopeSD    = 2.0 // below the usual slope
 	steepSD    = 4.0 // above it: a quiet machine has a much steeper one
-	minSlope   = 6
+	minSlope   = 3
 	// middleSD is the spread of the logit of that share at the middle of the offered rates.
 	middleSD = 3.5
 	// usualExcess is the mean excess of a bad batch. It counts as much as excessBatches batches.

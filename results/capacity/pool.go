@@ -14,7 +14,7 @@ type Interval struct{ Value, Low, High float64 }
 // much as priorSamples samples, so that two samples that agree by chance do not look exact.
 const (
 	priorSD      = 0.18
-	modelSD      = 0.03 // what the model of package capacity is off for a system, however often it is measured
+	modelSD      = 0.05 // what the model of package capacity is off for a system, however often it is measured
 	priorSamples = 3
 	confidence   = 0.90
 )

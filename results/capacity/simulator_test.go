@@ -14,6 +14,8 @@ type system struct {
 	quota   float64 // CPU time in each period
 	period  float64
 	bursts  float64 // share of ops that need twenty times as much
+	stalls  float64 // mean time between two stalls, in which nothing is served; 0 = none
+	stall   float64 // length of a stall
 	truth   float64 // capacity at the usual speed
 	drift   float64 // standard deviation of the logarithm of the speed, between visits
 }
@@ -47,6 +49,25 @@ func (s system) offer(random *rand.Rand, rate, speed, cut, length float64) []cap
 		n := math.Ceil(work/s.quota) - 1
 		return n*s.period + work - n*s.quota - phase
 	}
+	var stalls []float64 // their begins
+	for at := random.ExpFloat64() * s.stalls; s.stalls > 0 && at < length; at += s.stall + random.ExpFloat64()*s.stalls {
+		stalls = append(stalls, at)
+	}
+	// served returns when an op that may begin at a time ends.
+	served := func(begin, work float64) float64 {
+		for _, at := range stalls {
+			if at <= begin && begin < at+s.stall {
+				begin = at + s.stall
+			}
+		}
+		end := when(available(begin) + work)
+		for _, at := range stalls {
+			if begin < at && at < end {
+				end += s.stall
+			}
+		}
+		return end
+	}
 	var late []float64 // intended times of the ops that were not done when the step ended
 	for at := random.ExpFloat64() / rate; at < length; at += random.ExpFloat64() / rate {
 		work := random.ExpFloat64() * s.service / speed
@@ -59,7 +80,7 @@ func (s system) offer(random *rand.Rand, rate, speed, cut, length float64) []cap
 				first = i
 			}
 		}
-		free[first] = when(available(max(at, free[first])) + work)
+		free[first] = served(max(at, free[first]), work)
 		if free[first] > length {
 			late = append(late, at)
 		}
@@ -115,6 +136,9 @@ func systems(n int) (all []system) {
 		s.quota = min(s.quota, s.period)
 		s.service = float64(s.servers) * s.quota / s.period / math.Exp(math.Log(60)+random.Float64()*math.Log(30))
 		// Below a third of the peak, a system hardly has a rate at which it meets the objective.
+		if random.IntN(3) == 0 { // as a disk that is flushed: some ops are slow at any rate
+			s.stalls, s.stall = 10+20*random.Float64(), 0.1+0.1*random.Float64()
+		}
 		if s.truth = s.capacity(); s.truth > 0.35*s.peak(1) {
 			all = append(all, s)
 		}

@@ -40,6 +40,8 @@ func overview(s results.Step, slo string) Table {
 	}
 	legend := []string{"objective (SLO): " + slo, fmt.Sprintf("client: %s of its CPU, %s priority, longest stall %s ms%s",
 		percent(s.Client.CPUShare), priority, Milliseconds(s.Client.StallMaxNS), outsideLegend(s.Client))}
+	legend = append(legend, fmt.Sprintf("bodies: %s MB received, %s MB sent",
+		megabytes(s.BytesIn).Text, megabytes(s.BytesOut).Text))
 	if s.CatchUp != "" {
 		legend = append(legend, "late ops are sent: "+s.CatchUp)
 	}
@@ -64,8 +66,8 @@ func overview(s results.Step, slo string) Table {
 			return Blank()
 		}),
 		words("valid", "", func(s results.Step) Cell { return YesNo(s.Valid).With(doubts(s.Invalid, s.Warnings)...) }),
-		numbers("in MB", "bytes_in", func(s results.Step) Cell { return megabytes(s.BytesIn) }),
-		numbers("out MB", "bytes_out", func(s results.Step) Cell { return megabytes(s.BytesOut) }),
+		machineOnly("bytes_in", func(s results.Step) Cell { return Count(s.BytesIn) }),
+		machineOnly("bytes_out", func(s results.Step) Cell { return Count(s.BytesOut) }),
 		machineOnly("slo_broken", func(s results.Step) Cell { return Text(s.SLOBroken) }),
 		machineOnly("client_cpu_share", func(s results.Step) Cell { return Share(s.Client.CPUShare) }),
 		machineOnly("client_gc_pause_max_ns", func(s results.Step) Cell { return Nanoseconds(s.Client.GCPauseMaxNS) }),

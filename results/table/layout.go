@@ -170,7 +170,8 @@ func (t Table) shrunk(widths []int, tooWide int) Table {
 	return t
 }
 
-// wrap returns a text as lines of at most a width, 0 = no limit. It breaks only words that are longer than a line.
+// wrap returns a text as lines of at most a width, 0 = no limit. It breaks only words that are longer than a line, if
+// possible between the values of a list.
 func wrap(text string, width int) (lines []string) {
 	if width <= 0 || twwidth.Width(text) <= width {
 		return []string{text}
@@ -187,6 +188,9 @@ func wrap(text string, width int) (lines []string) {
 					break
 				}
 				begin += string(r)
+			}
+			if i := strings.LastIndexAny(begin, "|,=/"); i > 0 { // a list of values
+				begin = begin[:i+1]
 			}
 			lines, word = append(lines, begin), word[len(begin):]
 		}

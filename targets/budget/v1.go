@@ -128,9 +128,11 @@ func (g *v1Group) start(cmd *exec.Cmd) error {
 // enterAsOrdinary moves the calling thread into the groups, with the ordinary priority if need be.
 // Where the kernel budgets real-time time by group (CONFIG_RT_GROUP_SCHED), a thread with
 // real-time priority cannot enter a group without such a budget. The harness has this priority
-// while it sends load, and gives it to threads that lost it, so one try may come too late.
+// while it sends load, and gives it to threads that lost it. On a busy machine, a thread with the
+// ordinary priority may wait so long for a CPU that it gets the other one before it enters, even
+// several times in a row.
 func (g *v1Group) enterAsOrdinary() (err error) {
-	for range 4 {
+	for range 100 {
 		if err = g.enter(g.dirs()); !errors.Is(err, syscall.EINVAL) {
 			return err
 		}

@@ -43,7 +43,8 @@ func linesOfServers() map[string]string {
 shop.example:443 192.0.2.2 - - [17/May/2026:10:00:02 +0000] "POST /d HTTP/1.1" 200 5 "-" "agent"`,
 		"Apache with forwarded addresses": `192.0.2.1, 203.0.113.1 - - [17/May/2026:10:00:00 +0000] "GET /a?b=c HTTP/1.1" 2
 192.0.2.2, 203.0.113.1 - - [17/May/2026:10:00:02 +0000] "POST /d HTTP/1.1" 200 5`,
-		"Istio in the mesh": `[2026-05-17T10:00:00.310Z] "GET /a?b=c HTTP/2" 200 - via_upstream - "-" 154 0 226 100 "-" "agent" ` +
+		"Istio in the mesh": `[2026-05-17T10:00:00.310Z] "GET /a?b=c HTTP/2" 200 ` +
+			`- via_upstream - "-" 154 0 226 100 "-" "agent" ` +
 			`"id" "shop" "10.0.0.9:80" inbound|80|| 127.0.0.1:4 10.0.0.9:80 192.0.2.1:5 - default
 [2026-05-17T10:00:02.310Z] "POST /d HTTP/1.1" 200 - via_upstream - "-" 154 0 226 100 "-" "agent" ` +
 			`"id" "shop" "10.0.0.9:80" inbound|80|| 127.0.0.1:4 10.0.0.9:80 192.0.2.2:5 - default`,
@@ -75,7 +76,8 @@ func columnsOfServers() map[string]string {
 {"time_local":"17/May/2026:10:00:02 +0000","remote_addr":"192.0.2.2","request_method":"POST","request_uri":"/d"}`,
 		"nginx with a front controller": `{"time_iso8601":"2026-05-17T10:00:00+00:00","remote_addr":"192.0.2.1:4711",` +
 			`"request_uri":"/a?b=c","uri":"/index.php","args":"q=/a"}
-{"time_iso8601":"2026-05-17T10:00:02+00:00","remote_addr":"192.0.2.2:4711","request_method":"POST","request_uri":"/d",` +
+{"time_iso8601":"2026-05-17T10:00:02+00:00","remote_addr":"192.0.2.2:4711","request_method":"POST",` +
+			`"request_uri":"/d",` +
 			`"uri":"/index.php","args":"q=/d"}`,
 		"Logstash": `{"@timestamp":"2026-05-17T10:00:00Z","clientip":"192.0.2.1","verb":"GET","request":"/a?b=c",` +
 			`"path":"/var/log/access.log"}
