@@ -1,11 +1,8 @@
 package main
 
 import (
-	"bufio"
 	"net/http"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -16,6 +13,7 @@ import (
 	"github.com/stagebench/stagebench/results/history"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/targets/metrics"
 	"github.com/stagebench/stagebench/workloads"
 	"github.com/stagebench/stagebench/workloads/driver"
 )
@@ -325,12 +323,12 @@ func TestStampede(t *testing.T) {
 				"db.replicas": "0", "web.hosts": "2",
 			}, roomy)
 			r.stampede(t, 1) // the feed is in the cache
-			before := r.cacheMetric(t, "loads_total")
+			before := r.cacheSum(t, "loads_total")
 			for range rounds {
-				r.awaitCacheMetric(t, "entries", func(n int64) bool { return n == 0 })
+				eventually(t, "the feed expires", func() bool { return r.cacheSum(t, "entries") == 0 })
 				r.stampede(t, requests)
 			}
-			loads := r.cacheMetric(t, "loads_total") - before
+			loads := r.cacheSum(t, "loads_total") - before
 			t.Logf("expired %d times, %d requests each time: %d loads", rounds, requests, loads)
 			if single == "true" && loads > rounds*12/10 {
 				t.Errorf("%d loads of a feed that expired %d times, want one each time", loads, rounds)
@@ -349,7 +347,7 @@ func (r *rig) stampede(t *testing.T, requests int) {
 	if err := r.Pause("db-1"); err != nil {
 		t.Fatal(err)
 	}
-	missed := r.cacheMetric(t, "misses_total") + int64(requests)
+	missed := r.cacheSum(t, "misses_total") + int64(requests)
 	var all sync.WaitGroup
 	for range requests {
 		all.Go(func() {
@@ -358,47 +356,25 @@ func (r *rig) stampede(t *testing.T, requests int) {
 			}
 		})
 	}
-	r.awaitCacheMetric(t, "misses_total", func(n int64) bool { return n >= missed })
+	eventually(t, "all requests have missed the feed", func() bool { return r.cacheSum(t, "misses_total") >= missed })
 	if err := r.Resume("db-1"); err != nil {
 		t.Fatal(err)
 	}
 	all.Wait()
 }
 
-// awaitCacheMetric waits until the sum of a metric of all cache hosts satisfies a condition.
-func (r *rig) awaitCacheMetric(t *testing.T, name string, enough func(int64) bool) {
-	t.Helper()
-	eventually(t, "the cache hosts have the wanted value of "+name, func() bool { return enough(r.cacheMetric(t, name)) })
-}
-
-// cacheMetric returns the sum of a metric of all cache hosts.
-func (r *rig) cacheMetric(t *testing.T, name string) (sum int64) {
+// cacheSum returns the sum of a metric of all cache hosts.
+func (r *rig) cacheSum(t *testing.T, name string) (sum int64) {
 	t.Helper()
 	for _, n := range r.Status() {
-		if n.Role == sut.Cache {
-			sum += r.metric(t, n.Node, "stagebench_cache_node_"+name)
+		if n.Role != sut.Cache {
+			continue
 		}
+		series, err := metrics.Read(t.Context(), http.DefaultClient, n.Admin)
+		if metric := "stagebench_cache_node_" + name; err != nil || !series.Has(metric) {
+			t.Fatalf("%s does not report %s: %v", n.Node, metric, err)
+		}
+		sum += series.Sum("stagebench_cache_node_" + name)
 	}
 	return sum
-}
-
-// metric returns a metric that a node reports.
-func (r *rig) metric(t *testing.T, node, name string) int64 {
-	t.Helper()
-	response, err := http.Get(r.adminURL(t, node) + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = response.Body.Close() }() // read only
-	for lines := bufio.NewScanner(response.Body); lines.Scan(); {
-		if text, found := strings.CutPrefix(lines.Text(), name+" "); found {
-			value, err := strconv.ParseFloat(text, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return int64(value)
-		}
-	}
-	t.Fatalf("%s does not report %s", node, name)
-	return 0
 }

@@ -254,10 +254,14 @@ func stopAndContinue(t *testing.T, m *Manager) {
 			t.Fatal(err)
 		}
 		for _, pid := range both {
-			eventually(t, fmt.Sprintf("process %d is stopped: %v", pid, step.stopped), func() bool {
+			holds := func() bool {
 				stat, err := proc.ReadStat("/", pid)
 				return err == nil && (stat.State == 'T') == step.stopped
-			})
+			}
+			if step.stopped && !holds() { // Signal has waited for it
+				t.Errorf("process %d runs after SIGSTOP", pid)
+			}
+			eventually(t, fmt.Sprintf("process %d is stopped: %v", pid, step.stopped), holds)
 		}
 	}
 	if err := leaf.KillAll(); err != nil {

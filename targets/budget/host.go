@@ -3,11 +3,16 @@ package budget
 import (
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/stagebench/stagebench/targets/proc"
 )
 
 const (
@@ -168,7 +173,9 @@ func (u *unit) Usage() (Usage, error) {
 }
 
 // Signal sends a signal once to every process of the host or node. These include
-// native servers, and processes that are forked during the call.
+// native servers, and processes that are forked during the call. After SIGSTOP it waits
+// until none of them runs: the kernel gives a signal to one thread of a process, and until
+// that thread gets a CPU the others go on.
 func (u *unit) Signal(sig syscall.Signal) error {
 	sent := map[int]bool{}
 	for range signalPasses {
@@ -187,7 +194,33 @@ func (u *unit) Signal(sig syscall.Signal) error {
 			}
 		}
 	}
+	if sig != syscall.SIGSTOP {
+		return nil
+	}
+	err := within(killBound, func() (bool, error) {
+		for pid := range sent {
+			if runs(pid) {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+	if err != nil {
+		return fmt.Errorf("stop %s: a process runs %v after SIGSTOP", u.name, killBound)
+	}
 	return nil
+}
+
+// runs reports whether a thread of a process can run code of its program. One that is stopped, that has ended, or that
+// waits in the kernel for a device cannot: the last one stops before it returns from there. The states are those of
+// proc(5).
+func runs(pid int) bool {
+	threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid)) // a process that has ended has none
+	return slices.ContainsFunc(threads, func(thread os.DirEntry) bool {
+		id, _ := strconv.Atoi(thread.Name())
+		stat, err := proc.ReadStat("/", id)
+		return err == nil && !strings.ContainsRune("TtZXD", rune(stat.State))
+	})
 }
 
 // KillAll kills every process of the host or node and waits until none is left. It
