@@ -25,13 +25,20 @@ type Latency struct {
 
 // OpStats is one op class of one step.
 type OpStats struct {
-	Count       int64   `json:"count"` // scheduled
+	Count       int64   `json:"count"`             // scheduled
+	Request     string  `json:"request,omitempty"` // method and target, of an attack on several URLs
 	ResponseNS  Latency `json:"response_ns"`
 	ResponseAll Latency `json:"response_all_ns"` // failures as infinitely slow
 	ServiceNS   Latency `json:"service_ns"`
-	Errors      int64   `json:"errors"`
-	SessionLost int64   `json:"session_lost,omitempty"`
-	OverSLO     int64   `json:"over_slo"` // successes slower than the class's bound
+	WaitNS      Latency `json:"wait_ns"`
+	LagNS       Latency `json:"lag_ns"`
+	// Of the failed ops: the times until they failed. A response to an op that got no answer would have taken longer,
+	// after a timeout longer than Step.TimeoutNS.
+	FailedNS        Latency `json:"failed_response_ns,omitzero"`
+	FailedServiceNS Latency `json:"failed_service_ns,omitzero"`
+	Errors          int64   `json:"errors"`
+	SessionLost     int64   `json:"session_lost,omitempty"`
+	OverSLO         int64   `json:"over_slo"` // successes slower than the class's bound
 	// The parts of OverSLO and of the unsent ops that would have met the bound without the delay that the client
 	// may have caused.
 	OverSLOByClient int64 `json:"over_slo_by_client,omitempty"`
@@ -44,6 +51,8 @@ type NodeUsage struct {
 	Host       string  `json:"host"`
 	Role       string  `json:"role"`
 	CPUSeconds float64 `json:"cpu_seconds"`
+	// ThrottledSeconds is that of its host: the nodes of a host share its budget, and are held back together.
+	ThrottledSeconds float64 `json:"throttled_seconds"`
 	// WaitSeconds is the time in which its threads were ready to run but had no CPU, summed over the threads: they
 	// waited for another thread, or for the next quota period.
 	WaitSeconds float64 `json:"wait_seconds"`
@@ -204,43 +213,49 @@ func (s *Step) Notef(format string, args ...any) {
 
 // Step is one offered rate in a cell.
 type Step struct {
-	Purpose       string             `json:"purpose"` // warmup, reference, peak, capacity, replay, fixed, attack
-	OfferedRPS    float64            `json:"offered_rps"`
-	SentRPS       float64            `json:"sent_rps"`
-	CompletedRPS  float64            `json:"completed_rps"`
-	GoodputRPS    float64            `json:"goodput_rps,omitempty"` // successes, without the first part of the step
-	Seconds       float64            `json:"seconds"`
-	Schedule      string             `json:"schedule"`
-	CatchUp       string             `json:"catch_up"`
-	ResponseNS    Latency            `json:"response_ns"`             // successes
-	ResponseNoLag Latency            `json:"response_without_lag_ns"` // successes, response minus their own lag
-	ResponseAll   Latency            `json:"response_all_ns"`         // failures as infinitely slow
-	ServiceNS     Latency            `json:"service_ns"`
-	WaitNS        Latency            `json:"wait_ns"`
-	LagNS         Latency            `json:"lag_ns"`
-	Ledger        Ledger             `json:"ledger"`
-	Ops           map[string]OpStats `json:"ops"`
-	Causes        map[string]int64   `json:"causes,omitempty"`   // failures by cause
-	Statuses      map[int]int64      `json:"statuses,omitempty"` // complete responses by status
-	Outages       []Outage           `json:"outages,omitempty"`
-	Events        []Event            `json:"events,omitempty"`
-	Stale         *Stale             `json:"stale,omitempty"`   // nil = no read of a single record could be judged
-	Figures       []Figure           `json:"figures,omitempty"` // those that at least one node reports
-	Cache         *CacheReads        `json:"cache,omitempty"`   // nil = no cache tier, or web nodes were restarted
-	CacheNodes    []CacheNode        `json:"cache_nodes,omitempty"`
-	Database      *DatabaseCalls     `json:"database,omitempty"` // nil = unknown, for example after a restart
-	Hosts         []HostUsage        `json:"hosts,omitempty"`
-	Nodes         []NodeUsage        `json:"nodes,omitempty"`
-	Client        ClientUsage        `json:"client"`
-	OwnLatencyNS  *Latency           `json:"own_latency_ns,omitempty"` // as the driver's engine measured it
-	SLOMet        bool               `json:"slo_met"`
-	SLOBroken     string             `json:"slo_broken,omitempty"` // why the SLO was missed: "errors 0.20% > 0.1%"
-	BytesIn       int64              `json:"bytes_in"`
-	BytesOut      int64              `json:"bytes_out"`
-	ServerCount   *int64             `json:"server_count,omitempty"` // requests that the server counted
-	OpsHash       string             `json:"ops_hash"`               // of the op sequence; equal seeds give equal hashes
-	Valid         bool               `json:"valid"`
-	Invalid       []string           `json:"invalid,omitempty"` // why the step is not valid; also in Warnings
+	Purpose       string  `json:"purpose"` // warmup, reference, peak, capacity, replay, fixed, attack
+	OfferedRPS    float64 `json:"offered_rps"`
+	SentRPS       float64 `json:"sent_rps"`
+	CompletedRPS  float64 `json:"completed_rps"`
+	GoodputRPS    float64 `json:"goodput_rps,omitempty"` // successes, without the first part of the step
+	Seconds       float64 `json:"seconds"`
+	Schedule      string  `json:"schedule"`
+	CatchUp       string  `json:"catch_up"`
+	ResponseNS    Latency `json:"response_ns"`             // successes
+	ResponseNoLag Latency `json:"response_without_lag_ns"` // successes, response minus their own lag
+	ResponseAll   Latency `json:"response_all_ns"`         // failures as infinitely slow
+	ServiceNS     Latency `json:"service_ns"`
+	WaitNS        Latency `json:"wait_ns"`
+	LagNS         Latency `json:"lag_ns"`
+	// Of the failed ops, see OpStats. TimeoutNS is how long an op may take: a response to an op that timed out would
+	// have taken at least this.
+	FailedNS        Latency `json:"failed_response_ns,omitzero"`
+	FailedServiceNS Latency `json:"failed_service_ns,omitzero"`
+	TimeoutNS       int64   `json:"timeout_ns,omitempty"`
+
+	Ledger       Ledger             `json:"ledger"`
+	Ops          map[string]OpStats `json:"ops"`
+	Causes       map[string]int64   `json:"causes,omitempty"`   // failures by cause
+	Statuses     map[int]int64      `json:"statuses,omitempty"` // complete responses by status
+	Outages      []Outage           `json:"outages,omitempty"`
+	Events       []Event            `json:"events,omitempty"`
+	Stale        *Stale             `json:"stale,omitempty"`   // nil = no read of a single record could be judged
+	Figures      []Figure           `json:"figures,omitempty"` // those that at least one node reports
+	Cache        *CacheReads        `json:"cache,omitempty"`   // nil = no cache tier, or web nodes were restarted
+	CacheNodes   []CacheNode        `json:"cache_nodes,omitempty"`
+	Database     *DatabaseCalls     `json:"database,omitempty"` // nil = unknown, for example after a restart
+	Hosts        []HostUsage        `json:"hosts,omitempty"`
+	Nodes        []NodeUsage        `json:"nodes,omitempty"`
+	Client       ClientUsage        `json:"client"`
+	OwnLatencyNS *Latency           `json:"own_latency_ns,omitempty"` // as the driver's engine measured it
+	SLOMet       bool               `json:"slo_met"`
+	SLOBroken    string             `json:"slo_broken,omitempty"` // why the SLO was missed: "errors 0.20% > 0.1%"
+	BytesIn      int64              `json:"bytes_in"`
+	BytesOut     int64              `json:"bytes_out"`
+	ServerCount  *int64             `json:"server_count,omitempty"` // requests that the server counted
+	OpsHash      string             `json:"ops_hash"`               // of all ops, in order; equal seeds give equal hashes
+	Valid        bool               `json:"valid"`
+	Invalid      []string           `json:"invalid,omitempty"` // why the step is not valid; also in Warnings
 	// Excused: not valid, but what made it invalid cannot have changed SLOMet.
 	Excused bool `json:"excused,omitempty"`
 	// ByClient: the SLO was missed, but only because of delays that the client may have caused.
@@ -341,6 +356,7 @@ type Cell struct {
 	Trace       *Trace            `json:"trace,omitempty"`
 	Reference   *Step             `json:"reference,omitempty"` // the joined slices that give the cell's latency
 	Writes      *Writes           `json:"writes,omitempty"`    // nil = not checked after the measurement
+	Failovers   []Failover        `json:"failovers,omitempty"` // of its databases, in all visits
 	Steps       []Step            `json:"steps"`
 	LimitedBy   string            `json:"limited_by"`
 	Limit       Limit             `json:"limit"`
@@ -348,6 +364,23 @@ type Cell struct {
 	Invalid     []string          `json:"invalid,omitempty"` // why the cell is not valid; also in Warnings
 	Warnings    []string          `json:"warnings"`
 	Error       string            `json:"error,omitempty"` // why the cell could not be measured
+}
+
+// Failover is one change of the primary of a replicated database, with the duration of each step.
+type Failover struct {
+	Epoch    int64  `json:"epoch"`     // of the new primary
+	From     string `json:"from"`      // old primary
+	To       string `json:"to"`        // new primary
+	UnixNS   int64  `json:"unix_ns"`   // when the old primary last answered
+	DetectNS int64  `json:"detect_ns"` // from that answer until the old primary was considered dead
+	FenceNS  int64  `json:"fence_ns"`  // until it could no longer accept writes
+	// PromoteNS ends when the new primary accepts writes, SwitchNS when the web nodes send their writes to it.
+	PromoteNS int64 `json:"promote_ns"`
+	SwitchNS  int64 `json:"switch_ns"`
+	// ReplaceNS is the time from the last answer of the old primary until it was a replica that had caught up; 0 = not
+	// yet.
+	ReplaceNS int64 `json:"replace_ns"`
+	Position  int64 `json:"position"` // of the last change that the new primary had
 }
 
 // Speed is how fast the machine was at one moment, in work per second.
@@ -389,7 +422,8 @@ const Schema = 1
 type Run struct {
 	Schema   int      `json:"schema"`
 	Run      string   `json:"run"`
-	Complete bool     `json:"complete"` // false while it runs and after an interruption
+	Complete bool     `json:"complete"`       // false while it runs and after an interruption
+	Data     string   `json:"data,omitempty"` // size of the data set, and its number of records
 	Cells    []Cell   `json:"cells"`
 	Warnings []string `json:"warnings"`
 }
@@ -418,5 +452,6 @@ type Manifest struct {
 	UnitCPU  float64           `json:"unit_cpu"`
 	Reserve  float64           `json:"reserve_cpu"`
 	Engines  map[string]string `json:"engines"`
+	Versions map[string]string `json:"versions,omitempty"` // of the engines, by role; known once they run
 	Warnings []string          `json:"warnings"`
 }

@@ -1,6 +1,8 @@
 package results
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"maps"
 	"slices"
 )
@@ -17,9 +19,22 @@ func Join(parts []Step) Step {
 	for _, part := range parts[1:] {
 		s.add(part)
 	}
+	s.OpsHash = joinedHash(parts)
 	s.SentRPS = float64(s.Ledger.Sent) / max(s.Seconds, 1e-9)
 	s.Invalid, s.Warnings, s.OwnLatencyNS = nil, nil, nil
 	return s
+}
+
+// joinedHash returns a hash of the op sequences of several slices.
+func joinedHash(parts []Step) string {
+	if len(parts) == 1 {
+		return parts[0].OpsHash
+	}
+	digest := sha256.New()
+	for _, part := range parts {
+		digest.Write([]byte(part.OpsHash + "\n"))
+	}
+	return hex.EncodeToString(digest.Sum(nil)[:16])
 }
 
 func (s *Step) add(part Step) {
@@ -100,6 +115,7 @@ func (s *Step) addUsage(o Step) {
 			continue
 		}
 		s.Nodes[i].CPUSeconds += n.CPUSeconds
+		s.Nodes[i].ThrottledSeconds += n.ThrottledSeconds
 		s.Nodes[i].WaitSeconds += n.WaitSeconds
 		s.Nodes[i].RSSBytes = n.RSSBytes
 	}

@@ -1,6 +1,7 @@
 package results_test
 
 import (
+	"strconv"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -13,14 +14,16 @@ func counted(n int64) *int64 { return &n }
 // slice returns a slice of a measurement with every kind of figure.
 func slice(requests int64) results.Step {
 	return results.Step{
-		Purpose: "reference", OfferedRPS: 100, Seconds: 2,
+		Purpose: "reference", OfferedRPS: 100, Seconds: 2, OpsHash: strconv.FormatInt(requests, 10),
 		CompletedRPS: float64(requests) / 2, SentRPS: float64(requests) / 2,
 		Ledger: results.Ledger{Scheduled: requests, Sent: requests, OK: requests - 1, HTTPError: 1},
 		Ops:    map[string]results.OpStats{"feed": {Count: requests, Errors: 1, OverSLO: 2}},
 		Causes: map[string]int64{"503": 1}, Statuses: map[int]int64{200: requests - 1, 503: 1},
 		Outages: []results.Outage{{FromNS: 1e9, ToNS: 1e9, Failed: 1}}, Events: []results.Event{{AtNS: 5e8, Text: "killed"}},
 		Hosts: []results.HostUsage{{Host: "web-1", CPU: 0.1, Isolated: true, CPUSeconds: 0.1, CPUShare: 0.5}},
-		Nodes: []results.NodeUsage{{Node: "web-1", Host: "web-1", Role: "web", CPUSeconds: 0.1, RSSBytes: requests}},
+		Nodes: []results.NodeUsage{{
+			Node: "web-1", Host: "web-1", Role: "web", CPUSeconds: 0.1, ThrottledSeconds: 1, RSSBytes: requests,
+		}},
 		Cache: &results.CacheReads{Hits: 3, Misses: 4}, ServerCount: counted(requests),
 		CacheNodes: []results.CacheNode{{Node: "cache-1", Hits: 3, Entries: requests}},
 		Figures: []results.Figure{
@@ -41,11 +44,13 @@ func TestJoin(t *testing.T) {
 	want.Causes, want.Statuses = map[string]int64{"503": 2}, map[int]int64{200: 398, 503: 2}
 	want.Outages = append(want.Outages, results.Outage{FromNS: 3e9, ToNS: 3e9, Failed: 1})
 	want.Events = append(want.Events, results.Event{AtNS: 25e8, Text: "killed"})
-	want.Hosts[0].CPUSeconds, want.Nodes[0].CPUSeconds, want.Nodes[0].RSSBytes = 0.2, 0.2, 300
+	want.Hosts[0].CPUSeconds, want.Nodes[0].CPUSeconds, want.Nodes[0].ThrottledSeconds = 0.2, 0.2, 2
+	want.Nodes[0].RSSBytes = 300
 	want.Cache, want.Stale = &results.CacheReads{Hits: 6, Misses: 8}, &results.Stale{Reads: 10, Stale: 1}
 	want.CacheNodes[0].Hits, want.CacheNodes[0].Entries = 6, 300
 	want.Figures[0].Value, want.Figures[1].Value = counted(10), counted(300)
 	want.Invalid, want.Warnings = nil, nil
+	want.OpsHash = "18d2450cf8b1a4ff454e351ee3d2eaba" // SHA-256 of both hashes, a line each
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error("(-want +got)\n" + diff)
 	}

@@ -108,6 +108,7 @@ func TestJudge(t *testing.T) {
 		"exactly one in a hundred slow":  {step(1000, 10, 0), true, ""},
 		"more than one in a hundred":     {step(1000, 11, 0), false, "worst class: feed"},
 		"too many errors":                {step(1000, 0, 2), false, "errors 0.20%"},
+		"slow because it fails":          {step(1000, 0, 50), false, "errors 5.00%"},
 		"one slow upload of few":         {withUploads(step(1000, 0, 0), 5, 1), true, ""},
 		"two slow uploads of few":        {withUploads(step(1000, 0, 0), 5, 2), false, "upload p99 > 1s"},
 		"slow uploads do not hide reads": {withUploads(step(1000, 11, 0), 1000, 0), false, "worst class: feed"},

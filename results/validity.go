@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -108,7 +109,20 @@ func allowedOver(n int64) int64 {
 // broken returns why the step missed the objective, "" if it met it:
 // "p99 > 100ms (2.3% of ops were slower, worst class: like with 8.1%)".
 func (s SLO) broken(step Step) string {
-	// Latency comes first: a saturated system also leaves ops unsent, and these errors are not the cause.
+	failing := ""
+	if rate := step.Ledger.ErrorRate(); rate > s.ErrorRate {
+		failing = fmt.Sprintf("%s%.2f%% > %s%%", errorsMissed, rate*100, strconv.FormatFloat(s.ErrorRate*100, 'g', -1, 64))
+		if cause := step.MainCause(); cause != "" {
+			failing += ", mostly: " + cause
+		}
+	}
+	// A target that fails is not slow. But a slow one also leaves ops unsent or without an answer in time, and then
+	// these errors are not the cause.
+	l := step.Ledger
+	failures := l.ConnectError + l.HTTPError - l.SessionLost + l.TransportError
+	if float64(failures) > s.ErrorRate*float64(l.Scheduled) {
+		return failing
+	}
 	var pooled, pooledOver int64
 	worst, worstShare := "", 0.0
 	for _, class := range slices.Sorted(maps.Keys(step.Ops)) {
@@ -130,15 +144,14 @@ func (s SLO) broken(step Step) string {
 		return fmt.Sprintf("p99 > %v (%.1f%% of ops were slower, worst class: %s with %.1f%%)",
 			s.Bound, 100*float64(pooledOver)/float64(pooled), worst, 100*worstShare)
 	}
-	if rate := step.Ledger.ErrorRate(); rate > s.ErrorRate {
-		reason := fmt.Sprintf("errors %.2f%% > %s%%", rate*100, strconv.FormatFloat(s.ErrorRate*100, 'g', -1, 64))
-		if cause := step.MainCause(); cause != "" {
-			reason += ", mostly: " + cause
-		}
-		return reason
-	}
-	return ""
+	return failing
 }
+
+// errorsMissed begins the reason of a missed objective for errors.
+const errorsMissed = "errors "
+
+// BrokenByErrors reports whether the step missed the objective because of errors, and not of latency.
+func (s Step) BrokenByErrors() bool { return strings.HasPrefix(s.SLOBroken, errorsMissed) }
 
 // MainCause returns the most frequent cause of failures, "" if no op failed.
 func (s Step) MainCause() string {

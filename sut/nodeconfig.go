@@ -1,6 +1,9 @@
 package sut
 
-import "strconv"
+import (
+	"fmt"
+	"strconv"
+)
 
 // NodeConfig is the configuration with which a node starts: one JSON document on
 // its standard input. Unknown fields are errors.
@@ -86,6 +89,16 @@ func (d Data) Counts() (c DataCounts, ok bool) {
 		return DataCounts{Users: 50_000, Photos: 200_000, Comments: 400_000, Follows: 2_000_000, Images: 256}, true
 	}
 	return DataCounts{}, false
+}
+
+// String returns the size and the number of records, for people.
+func (d Data) String() string {
+	c, known := d.Counts()
+	if !known {
+		return d.Size
+	}
+	return fmt.Sprintf("%s (%d users, %d photos, %d comments, at most %d follows)",
+		d.Size, c.Users, c.Photos, c.Comments, c.Follows)
 }
 
 // SeedPassword is the password that all seeded users share. The data is

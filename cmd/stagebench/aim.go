@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"slices"
@@ -25,12 +26,15 @@ import (
 	"github.com/stagebench/stagebench/targets/control"
 	"github.com/stagebench/stagebench/workloads"
 	"github.com/stagebench/stagebench/workloads/driver"
+	"github.com/stagebench/stagebench/workloads/driver/vegeta"
 )
 
 // aim holds the flags of commands that send load to a target which is already there: where it goes, what is sent, and
 // by which objective it is judged.
 type aim struct {
 	target, system         string
+	more                   []string  // further URLs, of the same service
+	weights                []float64 // of all URLs
 	workload               string
 	method, body, bodyFile string
 	timeout, life          time.Duration
@@ -50,6 +54,8 @@ func (a *aim) flags(cmd *cobra.Command) {
 	a.replay.Speed = 1
 	f := cmd.Flags()
 	f.StringVar(&a.target, "target", "", "URL of the service, as the argument; default: the system of \"stagebench up\"")
+	f.Float64SliceVar(&a.weights, "weights", nil,
+		"how often each of several URLs is requested, such as 9,1; default: all equally often")
 	systemFlag(cmd, &a.system)
 	f.StringVar(&a.workload, "workload", "",
 		"photo service workload (see: stagebench list workloads), a workload FILE.yaml, or trace:FILE (an access log);"+
@@ -69,13 +75,13 @@ func (a *aim) flags(cmd *cobra.Command) {
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		a.given = cmd.Flags().Changed
 		switch {
-		case len(args) > 1:
-			return exit.Usagef("%s takes one URL, but got %d arguments\nsee: %s --help",
-				cmd.CommandPath(), len(args), cmd.CommandPath())
-		case len(args) == 1 && a.target != "":
+		case slices.Contains(args, "") || a.given("target") && a.target == "":
+			return exit.Usagef("an empty URL\n" +
+				"want a URL such as http://127.0.0.1:8080/, or none for the system of \"stagebench up\"")
+		case len(args) > 0 && a.target != "":
 			return exit.Usagef("two targets: %s and --target %s\nuse only one of them", args[0], a.target)
-		case len(args) == 1:
-			a.target = args[0]
+		case len(args) > 0:
+			a.target, a.more = args[0], args[1:]
 		}
 		return nil
 	}
@@ -107,6 +113,12 @@ func (a aim) check() error {
 			"remove these flags, or --workload", a.workload)
 	case a.body != "" && a.bodyFile != "":
 		return exit.Usagef("--body and --body-file exclude each other\nuse only one of them")
+	case a.workload != "" && len(a.more) > 0:
+		return exit.Usagef("--workload %s is for one URL, but got %d\nname only the address of the service",
+			a.workload, 1+len(a.more))
+	case len(a.weights) > 0 && len(a.weights) != 1+len(a.more):
+		return exit.Usagef("--weights has %d values, and the number of URLs is %d\n"+
+			"give one weight for each URL, in the same order", len(a.weights), 1+len(a.more))
 	}
 	return exit.Usage(a.replay.Validate())
 }
@@ -120,6 +132,9 @@ type destination struct {
 	slo       results.SLO
 	system    *control.Client // nil = only the address of the target is known
 	remote    bool            // on another machine
+	data      sut.Data
+	engines   map[string]string
+	versions  map[string]string // of the engines
 }
 
 // destination finds the target and makes its load and objective.
@@ -143,12 +158,15 @@ func (a aim) destination(ctx context.Context) (d destination, err error) {
 		if _, d.addresses, err = cell.Endpoint(urls); err != nil {
 			return d, err
 		}
+		if d.engines, d.versions, err = enginesOf(ctx, d.system); err != nil {
+			return d, err
+		}
 	}
 	if d.endpoint, err = attach.Parse(ctx, urls[0], a.allow); err != nil {
 		return d, exit.Usage(err)
 	}
-	d.remote = !attach.OnThisMachine(ctx, d.endpoint)
-	if d.load, err = a.load(&d, maker); err != nil {
+	d.remote, d.data = !attach.OnThisMachine(ctx, d.endpoint), maker.Data
+	if d.load, err = a.load(ctx, &d, maker); err != nil {
 		return d, exit.Usage(err)
 	}
 	d.slo, err = a.objective(d.load)
@@ -156,7 +174,7 @@ func (a aim) destination(ctx context.Context) (d destination, err error) {
 }
 
 // load makes the load, and cuts from the endpoint what belongs to the requests.
-func (a aim) load(d *destination, maker load.Maker) (l load.Load, err error) {
+func (a aim) load(ctx context.Context, d *destination, maker load.Maker) (l load.Load, err error) {
 	whole := *d.endpoint
 	d.endpoint = &url.URL{Scheme: whole.Scheme, Host: whole.Host}
 	if a.workload != "" {
@@ -169,28 +187,77 @@ func (a aim) load(d *destination, maker load.Maker) (l load.Load, err error) {
 			return l, fmt.Errorf("--body-file: %w", err)
 		}
 	}
-	l.Workload, err = workloads.Single(a.method, whole.RequestURI(), nil, body)
+	if len(a.more) == 0 {
+		l.Workload, err = workloads.Single(a.method, whole.RequestURI(), nil, body)
+		return l, err
+	}
+	requests, err := a.requests(ctx, whole)
+	if err == nil {
+		l.Workload, err = workloads.Several(a.method, requests, nil, body, a.seed)
+	}
 	return l, err
+}
+
+// requests returns the requests of several URLs, of which the first one is given.
+func (a aim) requests(ctx context.Context, first url.URL) (requests []workloads.Weighted, err error) {
+	for i, text := range append([]string{first.String()}, a.more...) {
+		u, err := attach.Parse(ctx, text, a.allow)
+		if err != nil {
+			return nil, err
+		}
+		if !attach.SameService(&first, u) {
+			return nil, fmt.Errorf("%s and %s are two services\nsend load to one of them, or start a second attack",
+				first.String(), text)
+		}
+		weight := 1.0
+		if len(a.weights) > 0 {
+			weight = a.weights[i]
+		}
+		requests = append(requests, workloads.Weighted{Path: u.RequestURI(), Weight: weight})
+	}
+	return requests, nil
 }
 
 // objective returns the objective of --slo. The default one has only the terms for ops that the load has.
 func (a aim) objective(l load.Load) (results.SLO, error) {
-	slo, err := results.ParseSLO(a.slo)
-	if err != nil {
-		return slo, exit.Usage(err)
+	slo, err := parseSLO(a.slo)
+	switch known := l.Classes(); {
+	case err != nil:
+	case a.given("slo"):
+		err = checkClasses(slo, []load.Load{l})
+	case known != nil:
+		maps.DeleteFunc(slo.Classes, func(class string, _ time.Duration) bool { return !slices.Contains(known, class) })
 	}
-	known := l.Classes()
-	for _, class := range slices.Sorted(maps.Keys(slo.Classes)) {
-		switch {
-		case known == nil || slices.Contains(known, class):
-		case a.given("slo"):
-			return slo, exit.Usagef("--slo %s: the workload has no ops of class %q\nwant one of %s",
-				a.slo, class, strings.Join(known, ", "))
-		default:
-			delete(slo.Classes, class)
-		}
+	return slo, err
+}
+
+// parseSLO returns the objective of --slo.
+func parseSLO(text string) (results.SLO, error) {
+	slo, err := results.ParseSLO(text)
+	if err != nil {
+		return slo, exit.Usagef("%w\nfor example: --slo '%s'", err, results.DefaultSLO())
 	}
 	return slo, nil
+}
+
+// checkClasses returns an error if an objective has a class that no load has. Such an objective would always be met.
+func checkClasses(slo results.SLO, loads []load.Load) error {
+	var known []string
+	for _, l := range loads {
+		classes := l.Classes()
+		if classes == nil {
+			return nil
+		}
+		known = append(known, classes...)
+	}
+	slices.Sort(known)
+	for _, class := range slices.Sorted(maps.Keys(slo.Classes)) {
+		if !slices.Contains(known, class) {
+			return exit.Usagef("--slo %s: no workload has ops of class %q\nwant one of %s",
+				slo, class, strings.Join(slices.Compact(known), ", "))
+		}
+	}
+	return nil
 }
 
 // config returns the effective configuration for the manifest.
@@ -202,25 +269,63 @@ func (a aim) config(d destination, more map[string]any) map[string]any {
 	if a.workload == "" {
 		config["method"], config["path"] = a.method, d.load.Workload.Op(0).Path
 	}
+	if len(a.more) > 0 {
+		config["urls"], config["weights"] = append([]string{a.target}, a.more...), a.weights
+		delete(config, "path") // only that of the first op
+	}
 	maps.Copy(config, more)
 	return config
 }
 
 // manifest returns the manifest of a run against the destination.
 func (a aim) manifest(s streams, d destination, more map[string]any) (results.Manifest, error) {
-	m, err := newManifest(s, a.seed, a.data, a.config(d, more))
+	m, err := newManifest(s, a.seed, d.data.Size, a.config(d, more))
+	if d.system != nil {
+		m.Engines, m.Versions = d.engines, d.versions
+	}
 	m.Digests["workload"] = workloads.Hash(d.load.Workload, 0, hashedOps)
 	return m, err
 }
 
-// hashedOps is the number of ops that the digest of a workload in the manifest covers.
+// hashedOps is the number of ops that the digest of a workload in the manifest covers. That of a step covers up to a
+// million.
 const hashedOps = 1000
+
+// enginesOf returns the engines of a running system by role, and their versions.
+func enginesOf(ctx context.Context, system *control.Client) (engines, versions map[string]string, err error) {
+	nodes, err := system.Status(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	engines, versions = map[string]string{}, map[string]string{}
+	for _, tier := range ladder.Tiers() {
+		for _, n := range nodes {
+			if n.Role != tier.Role || len(tier.Engines) < 2 {
+				continue
+			}
+			engines[string(n.Role)] = string(n.Engine)
+			if n.Version != "" { // our own engines have none
+				versions[string(n.Role)] = n.Version
+			}
+		}
+	}
+	return engines, versions, nil
+}
 
 // cell returns the cell of the destination without figures.
 func (d destination) cell(driver string) results.Cell {
 	return results.Cell{
 		Stage: d.stage, Workload: d.load.Workload.Name(), Driver: driver, SLO: d.slo.String(), Trace: d.load.Trace,
+		Engines: d.engines, Versions: d.versions,
 	}
+}
+
+// dataSize returns the size of the data of our own system, "" for any other target.
+func (d destination) dataSize() string {
+	if d.system == nil {
+		return ""
+	}
+	return d.data.String()
 }
 
 // clients returns the connections to the destination.
@@ -234,34 +339,45 @@ func (a aim) clients(s streams, d destination) (*driver.Clients, error) {
 	if err != nil {
 		return nil, exit.Usage(err)
 	}
+	sources := cell.Sources(d.endpoint, uint64(os.Getpid()))
+	if _, err := netip.ParseAddr(d.endpoint.Hostname()); err != nil && sources != nil {
+		_, _ = fmt.Fprintf(s.err, "load for %s goes to its IPv4 address; for the other one: http://[::1]:PORT/\n",
+			d.endpoint.Hostname())
+	}
 	clients, err := driver.NewClients(driver.ClientConfig{
 		Endpoint: d.endpoint, Addresses: d.addresses, Connections: a.connections,
-		Sources:        cell.Sources(d.endpoint, uint64(os.Getpid())),
+		Sources:        sources,
 		ConnectionLife: a.life, DialTimeout: min(a.timeout, 5*time.Second), Header: header, TLS: security, Log: s.log,
 	})
 	return clients, exit.Usage(err)
 }
 
-// observe makes the stepper read the usage and figures of a running system, and count
-// stale reads unless there are too many ops.
-func (d destination) observe(ctx context.Context, out streams, s *cell.Stepper, ops uint64) error {
-	if s.Remote = d.remote; d.system == nil {
-		return nil
+// stepper returns the stepper for a destination. It reads the usage and figures of a running system, and counts stale
+// reads unless there are too many ops.
+func (a aim) stepper(
+	ctx context.Context, out streams, d destination, clients *driver.Clients, progress cell.Progress, ops uint64,
+) (*cell.Stepper, error) {
+	s := &cell.Stepper{
+		Driver: vegeta.Driver{}, Clients: clients, Workload: d.load.Workload, SLO: d.slo,
+		Timeout: a.timeout, Drain: time.Second, Progress: progress, ClientCores: float64(cell.Cores()), Remote: d.remote,
+	}
+	if d.system == nil {
+		return s, nil
 	}
 	system := remote{ctx, d.system}
 	usage, err := system.Usage()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s.Target, s.ClientCores = system, cell.ClientCores(usage)
 	s.Nodes, s.Figures = d.system.Status, ladder.Figures()
 	if ops > maxJudgedOps {
-		fmt.Fprintf(out.err, "stale reads are not counted: %d ops exceed the limit of %d\nuse a lower --rate or --duration\n",
-			ops, uint64(maxJudgedOps))
-		return nil
+		_, _ = fmt.Fprintf(out.err, "stale reads are not counted: %d ops exceed the limit of %d\n"+
+			"use a lower --rate or --duration\n", ops, uint64(maxJudgedOps))
+		return s, nil
 	}
 	s.History = history.New()
-	return nil
+	return s, nil
 }
 
 // maxJudgedOps is the largest number of ops for which stale reads are counted. Each

@@ -18,6 +18,7 @@ import (
 	"github.com/stagebench/stagebench/results/live"
 	"github.com/stagebench/stagebench/results/rundir"
 	"github.com/stagebench/stagebench/results/table"
+	"github.com/stagebench/stagebench/workloads"
 	"github.com/stagebench/stagebench/workloads/driver/vegeta"
 	"github.com/stagebench/stagebench/workloads/pace"
 )
@@ -35,7 +36,7 @@ type attackOptions struct {
 func attackCommand(s streams) *cobra.Command {
 	o := attackOptions{rate: 100}
 	cmd := &cobra.Command{
-		Use:   "attack [URL]",
+		Use:   "attack [URL...]",
 		Short: "Send load to any HTTP service and measure the response times of its users",
 		Long: `Sends requests by a fixed schedule over a bounded number of connections. Response
 times start at the intended time of a request, so they include the delay that a
@@ -48,6 +49,7 @@ with status 3 if the measurement is invalid, for example because the client coul
 not keep up. If nothing connects for 5 s, the attack ends early.`,
 		Example: `  stagebench attack http://127.0.0.1:8080/ --rate 500 --duration 30s
   stagebench attack http://127.0.0.1:8080/ -r 6000/m -d 1m -c 32 --slo 'p99<50ms,errors<1%'
+  stagebench attack http://127.0.0.1:8080/ http://127.0.0.1:8080/search --weights 9,1
   stagebench attack --workload read-heavy --rate 200       # the system that "stagebench up" started
   stagebench attack http://127.0.0.1:8080/ --workload shop.yaml --rate 200 --out runs/shop
   stagebench attack http://127.0.0.1:8080/ --workload trace:access.log.gz --speed 10 --max-gap 1s
@@ -114,16 +116,16 @@ func (o attackOptions) run(ctx context.Context, s streams) error {
 	progress := live.New(s.err, s.terminal, false)
 	defer progress.Done()
 	progress.Visit(d.endpoint.Host, 0, 1, timing.duration)
-	stepper := &cell.Stepper{
-		Driver: vegeta.Driver{}, Clients: clients, Workload: d.load.Workload, SLO: d.slo,
-		Timeout: o.timeout, Drain: time.Second, Progress: progress, ClientCores: float64(cell.Cores()),
-	}
-	if err := d.observe(ctx, s, stepper, timing.schedule.Count(timing.duration)); err != nil {
+	stepper, err := o.stepper(ctx, s, d, clients, progress, timing.schedule.Count(timing.duration))
+	if err != nil {
 		return err
 	}
 	files, err := o.open(s, d, timing, stepper)
 	if err != nil {
 		return err
+	}
+	if timing.partial != "" {
+		_, _ = fmt.Fprintln(s.err, timing.partial)
 	}
 	if err := clients.LogIn(ctx, d.load.Workload, o.timeout); err != nil {
 		return errors.Join(fmt.Errorf("log the users in: %w", err), files.close())
@@ -133,6 +135,10 @@ func (o attackOptions) run(ctx context.Context, s streams) error {
 	stepper.OnOutcome = files.recording(untilConnected(giveUp))
 	step, err := stepper.Step(trying, "attack", timing.rate, timing.schedule, timing.duration)
 	progress.Done()
+	if timing.partial != "" {
+		part, _, _ := strings.Cut(timing.partial, "\n")
+		step.Warnings = append(step.Warnings, part)
+	}
 	if err = errors.Join(err, files.close()); err != nil && step.Purpose == "" {
 		return err // there was no step
 	}
@@ -165,6 +171,7 @@ type timing struct {
 	schedule pace.Schedule
 	duration time.Duration
 	rate     float64 // average
+	partial  string  // which part of a trace lies within the duration; "" = all of it
 }
 
 // checkTiming returns an error for timing flags that would have no effect on this load.
@@ -194,14 +201,20 @@ func (o attackOptions) timing(l load.Load) (t timing, err error) {
 		}
 	}()
 	if l.Times != nil && !o.given("rate") {
-		t = timing{schedule: l.Times, duration: l.Length}
+		t = timing{schedule: l.Times, duration: max(l.Length, time.Second)} // a rate needs a time
 		switch {
 		case o.replay.Loop:
 			t.duration = o.duration
 		case o.given("duration"):
-			t.duration = min(o.duration, l.Length)
+			t.duration = min(o.duration, t.duration)
 		}
-		t.rate = float64(t.schedule.Count(t.duration)) / max(t.duration, time.Second).Seconds()
+		t.rate = float64(t.schedule.Count(t.duration)) / t.duration.Seconds()
+		if sent, all := t.schedule.Count(t.duration), t.schedule.Count(l.Length); sent < all {
+			gap, at := longestGap(t.schedule, all)
+			t.partial = fmt.Sprintf("only %d of the %d requests of the trace are sent within %v; "+
+				"its longest gap is %v, after %v\nto send more: a longer --duration, a higher --speed, or --max-gap",
+				sent, all, t.duration, gap.Round(time.Millisecond), at.Round(time.Millisecond))
+		}
 		return t, nil
 	}
 	t = timing{duration: o.duration, rate: float64(o.rate)}
@@ -217,6 +230,16 @@ func (o attackOptions) timing(l load.Load) (t timing, err error) {
 		return t, exit.Usagef("--rate: %w\nfor example: --rate 500", err)
 	}
 	return t, nil
+}
+
+// longestGap returns the longest time between two of the first n requests of a schedule, and when it begins.
+func longestGap(s pace.Schedule, n uint64) (gap, at time.Duration) {
+	for i := uint64(1); i < n; i++ {
+		if next := s.At(i) - s.At(i-1); next > gap {
+			gap, at = next, s.At(i-1)
+		}
+	}
+	return gap, at
 }
 
 // attackFiles are the files that an attack writes.
@@ -249,11 +272,11 @@ func (o attackOptions) open(s streams, d destination, t timing, stepper *cell.St
 	}
 	c := d.cell(o.driver)
 	c.CapacityMethod = results.MethodFixed
-	f.run = results.Run{Schema: results.Schema, Run: m.Run, Cells: []results.Cell{c}}
+	f.run = results.Run{Schema: results.Schema, Run: m.Run, Data: d.dataSize(), Cells: []results.Cell{c}}
 	closeCell, err := stepper.Keep(f.dir, c)
 	f.closers = append(f.closers, closeCell)
 	if err != nil {
-		return nil, errors.Join(err, f.close())
+		return nil, errors.Join(fmt.Errorf("%w\nchoose another directory with --out DIR", err), f.close())
 	}
 	return f, nil
 }
@@ -288,17 +311,20 @@ func (f *attackFiles) recording(next func(results.Outcome)) func(results.Outcome
 func (o attackOptions) conclude(
 	ctx context.Context, s streams, d destination, f *attackFiles, step results.Step, gaveUp bool,
 ) error {
+	for class, request := range workloads.Requests(d.load.Workload) {
+		if op, sent := step.Ops[string(class)]; sent {
+			op.Request = request
+			step.Ops[string(class)] = op
+		}
+	}
 	c := &f.run.Cells[0]
 	c.Steps, c.Reference = []results.Step{step}, &step
 	c.Valid, c.Invalid, c.Warnings = step.Valid, step.Invalid, step.Warnings
 	c.LimitedBy, c.Limit = "unknown", results.Limit{By: "unknown", Figure: "no limit was looked for"}
 	f.run.Complete = ctx.Err() == nil && !gaveUp
 	err := f.dir.WriteSummary(f.run)
-	if f.run.Complete && o.out == "" {
-		_ = f.dir.PointLatest() // the link is optional: the path is printed
-	}
 	err = errors.Join(err, o.output.run(s, f.run, append(table.Attack(step, c.SLO), table.Traces(c.Trace)...)...))
-	_, _ = fmt.Fprintf(s.err, "\nThe run is in %s\n", f.dir.Path())
+	finish(s, f.dir, o.out, f.run.Complete)
 	return errors.Join(attackVerdict(ctx, step, d, gaveUp), err)
 }
 
@@ -319,8 +345,12 @@ func attackVerdict(ctx context.Context, step results.Step, d destination, gaveUp
 	case !step.Valid:
 		return exit.Invalidf("the measurement is invalid: %s\n%s", step.Invalid[0], remedy(step.Invalid[0]))
 	case !step.SLOMet:
-		return exit.Missedf("the objective %s was missed: %s\nlower --rate, or set another objective with --slo",
-			d.slo, step.SLOBroken)
+		advice := "lower --rate"
+		if step.BrokenByErrors() {
+			advice = "check what the service answers"
+		}
+		return exit.Missedf("the objective %s was missed: %s\n%s, or set another objective with --slo",
+			d.slo, step.SLOBroken, advice)
 	}
 	return nil
 }

@@ -87,6 +87,21 @@ func TestAttackOddServers(t *testing.T) {
 		"no request": {
 			[]string{server.URL, "--rate", "0.1", "--schedule", "poisson"}, true, "the schedule has no request within 1s",
 		},
+		"several URLs": {
+			[]string{server.URL + "/find?q=two words", server.URL + "/moved", "--weights", "3,1"}, false, "get-moved",
+		},
+		"several services": {[]string{server.URL, "http://127.0.0.1:1/"}, true, "are two services"},
+		"several URLs are named": {
+			[]string{server.URL + "/find?q=two words", server.URL + "/moved"}, false, "get-find: GET /find?q=two%20words",
+		},
+		"a password in a further URL": {
+			[]string{server.URL, strings.Replace(server.URL, "//", "//user:pw@", 1)}, true, "leave it out of the URL",
+		},
+		"too many weights": {[]string{server.URL, "--weights", "1,2"}, true, "--weights has 2 values"},
+		"an infinite weight": {
+			[]string{server.URL, server.URL + "/a", "--weights", "1,Inf"}, true, "want more than 0, and at most",
+		},
+		"an empty URL": {[]string{""}, true, "an empty URL"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -101,6 +116,25 @@ func TestAttackOddServers(t *testing.T) {
 				t.Errorf("stderr has a line of a library\n%s", stderr)
 			}
 		})
+	}
+}
+
+// If only a part of a trace lies within the duration, the attack says which, and why.
+func TestAttackPartOfATrace(t *testing.T) {
+	server := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(server.Close)
+	log := filepath.Join(t.TempDir(), "access.csv")
+	if err := os.WriteFile(log, []byte("time,path\n100,/a\n3700,/b\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const want = "only 1 of the 2 requests of the trace are sent within 1s; its longest gap is 1h0m0s, after 0s"
+	stdout, stderr, _ := attackOutput(t, server.URL, "--workload", "trace:"+log, "--duration", "1s", "--wide")
+	if !strings.Contains(stdout, want) || !strings.Contains(stderr, want) {
+		t.Errorf("want %q in the table and on stderr\n%s%s", want, stdout, stderr)
+	}
+	stdout, stderr, _ = attackOutput(t, server.URL, "--workload", "trace:"+log, "--max-gap", "10ms")
+	if strings.Contains(stdout+stderr, "only") || !strings.Contains(stdout, "scheduled 2 = ") {
+		t.Errorf("want the whole trace\n%s%s", stdout, stderr)
 	}
 }
 
@@ -161,7 +195,7 @@ func TestAttackExitStatus(t *testing.T) {
 		"wrong usage":  {[]string{server.URL, "--target", dead}, exit.WrongUsage, "two targets"},
 		"unknown flag": {[]string{server.URL, "--durration", "1s"}, exit.WrongUsage, `did you mean --duration?`},
 		"wrong class": {
-			[]string{server.URL, "--slo", "upload:p99<1s"}, exit.WrongUsage, `the workload has no ops of class "upload"`,
+			[]string{server.URL, "--slo", "upload:p99<1s"}, exit.WrongUsage, `no workload has ops of class "upload"`,
 		},
 		"not writable": {[]string{server.URL, "--out", "/proc/run"}, exit.Failed, "choose another one with --out DIR"},
 	} {

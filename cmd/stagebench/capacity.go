@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -30,7 +29,7 @@ type capacityOptions struct {
 func capacityCommand(s streams) *cobra.Command {
 	var o capacityOptions
 	cmd := &cobra.Command{
-		Use:   "capacity [URL]",
+		Use:   "capacity [URL...]",
 		Short: "Find the highest rate at which a service meets its objective",
 		Long: `Finds the highest rate at which a service meets its objective (the capacity, with a 90 %
 interval), its throughput under overload (the peak), and its latency at a reference
@@ -110,11 +109,8 @@ func (o capacityOptions) run(ctx context.Context, s streams) error {
 	defer clients.Close()
 	progress := live.New(s.err, s.terminal, o.verbose)
 	defer progress.Done()
-	stepper := &cell.Stepper{
-		Driver: vegeta.Driver{}, Clients: clients, Workload: d.load.Workload, SLO: d.slo,
-		Timeout: o.timeout, Drain: time.Second, Progress: progress, ClientCores: float64(cell.Cores()),
-	}
-	if err := d.observe(ctx, s, stepper, 0); err != nil {
+	stepper, err := o.stepper(ctx, s, d, clients, progress, 0)
+	if err != nil {
 		return err
 	}
 	m, err := o.manifest(s, d, map[string]any{"mode": plan.Mode, "plan": plan})
@@ -128,9 +124,9 @@ func (o capacityOptions) run(ctx context.Context, s streams) error {
 	c := d.cell(vegeta.Driver{}.Name())
 	closeFiles, err := stepper.Keep(dir, c)
 	if err != nil {
-		return errors.Join(err, closeFiles())
+		return errors.Join(fmt.Errorf("%w\nchoose another directory with --out DIR", err), closeFiles())
 	}
-	run := results.Run{Schema: results.Schema, Run: m.Run}
+	run := results.Run{Schema: results.Schema, Run: m.Run, Data: d.dataSize()}
 	err = clients.LogIn(ctx, d.load.Workload, o.timeout)
 	if err == nil {
 		err = cell.Search(ctx, stepper, d.load, plan, o.seed, c, func(measured results.Cell) error {
@@ -145,11 +141,8 @@ func (o capacityOptions) run(ctx context.Context, s streams) error {
 	if err = errors.Join(err, closeFiles()); len(run.Cells) == 0 {
 		return err
 	}
-	if run.Complete && o.out == "" {
-		_ = dir.PointLatest() // the link is optional: the path is printed
-	}
 	err = errors.Join(err, o.output.run(s, run, table.Ladder(run)))
-	_, _ = fmt.Fprintf(s.err, "\nThe run is in %s\n", dir.Path())
+	finish(s, dir, o.out, run.Complete)
 	return errors.Join(err, capacityVerdict(ctx, run.Cells[0]))
 }
 

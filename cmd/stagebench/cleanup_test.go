@@ -243,6 +243,9 @@ func TestUpIsTakenDown(t *testing.T) {
 	if n := strings.Count(status, "serving"); n != 5 {
 		t.Errorf("%d nodes are serving, want 5:\n%s", n, status)
 	}
+	if names := h.call(t, "__complete", "kill", ""); !strings.Contains(names, "web-2\n") {
+		t.Errorf("the shell completes kill with %q, want the nodes of the system", names)
+	}
 	if out := h.call(t, "kill", "web-2"); !strings.Contains(out, "killed web-2") {
 		t.Errorf("kill printed %q", out)
 	}

@@ -66,9 +66,9 @@ func comparisonTables(c compare.Comparison) []table.Table {
 		{Name: "capacity is", Key: "verdict"},
 		{Name: "limited by", Key: "limited_by"},
 		{Name: "p50 ms", Key: "p50_ns", Align: table.Right, Part: latency},
-		{Name: "ratio", Key: "p50_ratio", Align: table.Right, Part: latency},
+		{Name: "p50 ratio", Key: "p50_ratio", Align: table.Right, Part: latency},
 		{Name: "p99 ms", Key: "p99_ns", Align: table.Right, Part: latency},
-		{Name: "ratio", Key: "p99_ratio", Align: table.Right, Part: latency},
+		{Name: "p99 ratio", Key: "p99_ratio", Align: table.Right, Part: latency},
 	}, Legend: []string{
 		"ratio: figure divided by that of " + c.Runs[0] + "; interval: 90 % interval of the capacity ratio",
 	}, PartLegend: map[string][]string{latency: {"failures count as infinitely slow"}}}
@@ -78,6 +78,9 @@ func comparisonTables(c compare.Comparison) []table.Table {
 		}
 	}
 	for i, name := range c.Runs {
+		if !c.Complete[i] {
+			figures.Notes = append(figures.Notes, name+" is not complete: it is still running, or was interrupted")
+		}
 		if slices.ContainsFunc(c.Rows, func(r compare.Row) bool {
 			return r.Cells[i] != nil && len(r.Cells[i].Hosts) > 0 && !r.Cells[i].Isolated()
 		}) {
@@ -127,6 +130,10 @@ func comparisonRow(row compare.Row, run string, i int, cell *results.Cell) []tab
 	p50, p99 := table.Blank(), table.Blank()
 	if r := cell.Reference; r != nil {
 		p50, p99 = percentileCell(r.ResponseAll.P50), percentileCell(r.ResponseAll.P99)
+	}
+	if !cell.Valid {
+		const doubt = "the cell is not valid"
+		p50, p99 = p50.With(doubt), p99.With(doubt)
 	}
 	return append(cells, table.Text(cell.LimitedBy), p50, ratioCell(row.P50[i]), p99, ratioCell(row.P99[i]))
 }

@@ -24,6 +24,57 @@ import (
 // systemFlag adds the flag that selects the running system.
 func systemFlag(cmd *cobra.Command, id *string) {
 	cmd.Flags().StringVar(id, "system", "", "id of the system, if more than one is running")
+	must(cmd.RegisterFlagCompletionFunc("system", completion(func(context.Context) []string {
+		ids, _ := control.List(control.DefaultDir()) // without a list, nothing is completed
+		return ids
+	})))
+}
+
+// completion returns a function that completes names which are known only while the program runs.
+func completion(names func(context.Context) []string) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return names(cmd.Context()), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// namesOf returns a function that lists names in the running system, for completion.
+func namesOf(id *string, of func([]targets.NodeStatus) []string) func(context.Context) []string {
+	return func(ctx context.Context) []string {
+		client, err := control.Dial(control.DefaultDir(), *id)
+		if err != nil {
+			return nil
+		}
+		nodes, err := client.Status(ctx)
+		if err != nil {
+			return nil
+		}
+		names := of(nodes)
+		slices.Sort(names)
+		return slices.Compact(names)
+	}
+}
+
+// nodeNames lists the names of nodes.
+func nodeNames(nodes []targets.NodeStatus) (names []string) {
+	for _, n := range nodes {
+		names = append(names, n.Node)
+	}
+	return names
+}
+
+// faultNames lists what can be killed, paused and resumed: nodes, hosts, and with replicas the databases by their part.
+func faultNames(nodes []targets.NodeStatus) []string {
+	names, databases := nodeNames(nodes), 0
+	for _, n := range nodes {
+		names = append(names, n.Host)
+		if n.Role == sut.DB {
+			databases++
+		}
+	}
+	if databases > 1 {
+		names = append(names, "primary", "replica")
+	}
+	return names
 }
 
 func statusCommand(s streams) *cobra.Command {
@@ -51,6 +102,7 @@ func statusCommand(s streams) *cobra.Command {
 }
 
 func statusTable(nodes []targets.NodeStatus) table.Table {
+	const starts = "Starts"
 	t := table.Table{Title: "Nodes", Columns: []table.Column{
 		{Name: "node", Row: true},
 		{Name: "host"},
@@ -62,10 +114,10 @@ func statusTable(nodes []targets.NodeStatus) table.Table {
 		{Name: "state"},
 		{Name: "address"},
 		{Name: "pid", Align: table.Right},
-		{Name: "restarts", Align: table.Right},
-		{Name: "ready ms", Key: "ready_ns", Align: table.Right},
-		{Name: "last death"},
-	}}
+		{Name: "restarts", Align: table.Right, Part: starts},
+		{Name: "ready ms", Key: "ready_ns", Align: table.Right, Part: starts},
+		{Name: "last death", Part: starts},
+	}, PartLegend: map[string][]string{starts: {"ready: from the start of the process until it serves"}}}
 	for _, n := range nodes {
 		lag := table.Blank()
 		if n.ReplicationRole == targets.Replica && n.LagNS >= 0 {
@@ -112,6 +164,8 @@ For a database with replicas, "primary" is the host of the current primary, and
 "replica" is the host of the first replica that serves.`,
 		Example: fmt.Sprintf("  stagebench %s web-2", verb),
 		Args:    oneArg("a host or a node of \"stagebench status\""),
+
+		ValidArgsFunction: completion(namesOf(&id, faultNames)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := control.Dial(control.DefaultDir(), id)
 			if err != nil {
@@ -289,31 +343,7 @@ rows, and only the last state of changed rows.`,
 }
 
 func recoveryTables(r targets.Recovery) []table.Table {
-	failovers := table.Table{Title: "Failovers", Columns: []table.Column{
-		{Name: "epoch", Align: table.Right},
-		{Name: "from"},
-		{Name: "to"},
-		{Name: "detect ms", Key: "detect_ns", Align: table.Right},
-		{Name: "fence ms", Key: "fence_ns", Align: table.Right},
-		{Name: "promote ms", Key: "promote_ns", Align: table.Right},
-		{Name: "switch ms", Key: "switch_ns", Align: table.Right},
-		{Name: "replaced ms", Key: "replace_ns", Align: table.Right},
-	}, Legend: []string{
-		"detect: from the last answer of the old primary until it was considered dead; " +
-			"fence: until it could no longer accept writes",
-		"promote: until the new primary accepted writes; switch: until all web hosts sent their writes to it",
-		"replaced: from the last answer of the old primary until it was a replica that had caught up",
-	}}
-	for _, f := range r.Failovers {
-		replaced := table.Blank()
-		if f.ReplaceNS > 0 {
-			replaced = table.Nanoseconds(f.ReplaceNS)
-		}
-		row := append([]table.Cell{table.Count(f.Epoch)}, texts(f.From, f.To)...)
-		failovers.Rows = append(failovers.Rows, append(row, table.Nanoseconds(f.DetectNS), table.Nanoseconds(f.FenceNS),
-			table.Nanoseconds(f.PromoteNS), table.Nanoseconds(f.SwitchNS), replaced))
-	}
-	all := []table.Table{failovers, lostTable(r.Lost)}
+	all := []table.Table{table.Failovers(cell.Failovers(r.Failovers)), lostTable(r.Lost)}
 	if r.Replayed != nil {
 		all = append(all, replayedTable(r.Replayed))
 	}

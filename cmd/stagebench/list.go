@@ -1,7 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -12,27 +15,42 @@ import (
 	"github.com/stagebench/stagebench/workloads/preset"
 )
 
-// listings returns the tables of `stagebench list` by argument.
-func listings() map[string]func() table.Table {
-	return map[string]func() table.Table{
-		"stages": listStages, "workloads": listWorkloads, "knobs": listKnobs, "engines": listEngines,
-	}
-}
-
 func listCommand(s streams) *cobra.Command {
 	var o outputFlags
+	lists := []string{"stages", "workloads", "engines", "knobs"}
 	cmd := &cobra.Command{
-		Use:       "list stages|workloads|knobs|engines",
-		Short:     "List stages, workloads, knobs or engines",
-		Example:   "  stagebench list knobs\n  stagebench list workloads --format json",
-		ValidArgs: []string{"stages", "workloads", "knobs", "engines"},
-		Args:      oneArg("stages, workloads, knobs or engines"),
-		RunE: func(_ *cobra.Command, args []string) error {
-			list, known := listings()[args[0]]
-			if !known {
-				return exit.Usagef("cannot list %q\nwant stages, workloads, knobs or engines", args[0])
+		Use:     "list " + strings.Join(lists, "|") + " [TIER]",
+		Short:   "List stages, workloads, engines or knobs",
+		Example: "  stagebench list knobs\n  stagebench list knobs cache\n  stagebench list workloads --format json",
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			switch {
+			case len(args) == 0:
+				return lists, cobra.ShellCompDirectiveNoFileComp
+			case len(args) == 1 && args[0] == "knobs":
+				return knobTiers(), cobra.ShellCompDirectiveNoFileComp
 			}
-			return o.print(s, list())
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		},
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 || len(args) > 2 || len(args) == 2 && args[0] != "knobs" {
+				return exit.Usagef("%s wants one of %s, or knobs and a tier\nsee: %s --help",
+					cmd.CommandPath(), strings.Join(lists, ", "), cmd.CommandPath())
+			}
+			return nil
+		},
+		RunE: func(_ *cobra.Command, args []string) error {
+			switch args[0] {
+			case "stages":
+				return o.print(s, listStages())
+			case "workloads":
+				return o.print(s, listWorkloads())
+			case "engines":
+				return o.print(s, listEngines())
+			case "knobs":
+				return o.listKnobs(s, args[1:])
+			}
+			return exit.Usagef("cannot list %q%s\nwant one of %s", args[0], didYouMean("", args[0], lists),
+				strings.Join(lists, ", "))
 		},
 	}
 	o.flags(cmd)
@@ -64,17 +82,72 @@ func listWorkloads() table.Table {
 	return t
 }
 
-func listKnobs() table.Table {
-	t := table.Table{
-		Title:   "Knobs, set with --set knob=value",
-		Columns: columns("knob", "default", "range", "engines", "what it does"),
-	}
-	for _, k := range ladder.Catalogue() {
-		engines := "all"
-		if len(k.Engines) > 0 {
-			engines = fmt.Sprint(k.Engines)
+// listKnobs prints the knobs of all tiers, or of one: as text a block for each knob, and in other formats one table.
+func (o outputFlags) listKnobs(s streams, tier []string) error {
+	names := knobTiers()
+	if len(tier) > 0 {
+		if !slices.Contains(names, tier[0]) {
+			return exit.Usagef("no tier %q%s\nwant one of %s", tier[0], didYouMean("", tier[0], names),
+				strings.Join(names, ", "))
 		}
-		t.Rows = append(t.Rows, texts(k.Name, k.Default, k.Range, engines, k.Doc))
+		names = tier
+	}
+	if table.Format(o.format) != table.FormatText || o.wide {
+		return o.print(s, knobTable(names))
+	}
+	var text strings.Builder
+	for _, k := range knobsOfTiers(names) {
+		fmt.Fprintf(&text, "%-28s %s", k.Name+"="+k.Default, k.Range)
+		if len(k.Engines) > 0 {
+			fmt.Fprintf(&text, "  (only %s)", engineNames(k))
+		}
+		text.WriteString("\n")
+		for _, line := range table.Wrap(k.Doc, s.width-knobIndent) {
+			fmt.Fprintf(&text, "%*s%s\n", knobIndent, "", line)
+		}
+	}
+	text.WriteString("\nset a knob with --set NAME=VALUE\n")
+	_, err := io.WriteString(s.out, text.String())
+	return errors.Join(err, o.files([]table.Table{knobTable(names)}))
+}
+
+// knobIndent is the indentation of the description of a knob.
+const knobIndent = 4
+
+// knobTiers lists the tiers that have knobs, which are the first parts of their names.
+func knobTiers() (tiers []string) {
+	for _, name := range knobNames() {
+		if tier, _, _ := strings.Cut(name, "."); !slices.Contains(tiers, tier) {
+			tiers = append(tiers, tier)
+		}
+	}
+	return tiers
+}
+
+// knobsOfTiers lists the knobs of some tiers.
+func knobsOfTiers(tiers []string) []ladder.Knob {
+	return slices.DeleteFunc(ladder.Catalogue(), func(k ladder.Knob) bool {
+		tier, _, _ := strings.Cut(k.Name, ".")
+		return !slices.Contains(tiers, tier)
+	})
+}
+
+// engineNames lists the engines that support a knob.
+func engineNames(k ladder.Knob) string {
+	if len(k.Engines) == 0 {
+		return "all"
+	}
+	var names []string
+	for _, e := range k.Engines {
+		names = append(names, string(e))
+	}
+	return strings.Join(names, " ")
+}
+
+func knobTable(tiers []string) table.Table {
+	t := table.Table{Title: "Knobs", Columns: columns("knob", "default", "range", "engines", "what it does")}
+	for _, k := range knobsOfTiers(tiers) {
+		t.Rows = append(t.Rows, texts(k.Name, k.Default, k.Range, engineNames(k), k.Doc))
 	}
 	return t
 }

@@ -51,6 +51,7 @@ requests are only logged with --set log.requests=all.`,
 	f.BoolVar(&o.query.Follow, "follow", false, "keep showing new lines until Ctrl-C")
 	f.StringVar(&o.format, "format", "table", "table (one readable line each) or json (one object per line)")
 	systemFlag(cmd, &o.system)
+	must(cmd.RegisterFlagCompletionFunc("node", completion(namesOf(&o.system, nodeNames))))
 	return cmd
 }
 

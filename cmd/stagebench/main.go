@@ -18,8 +18,11 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	// The first signal stops the command cleanly, a second one kills it.
 	context.AfterFunc(ctx, stop)
-	terminal := term.IsTerminal(int(os.Stderr.Fd()))
-	transport := driver.NewTransportLog(os.Stderr)
-	err := run(ctx, streams{os.Args[1:], os.Stdin, os.Stdout, os.Stderr, terminal, widthOf(os.Stdout), transport})
+	isTerminal := func(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
+	err := run(ctx, streams{
+		args: os.Args[1:], in: os.Stdin, out: os.Stdout, err: os.Stderr, terminal: isTerminal(os.Stderr),
+		color: wantsColor(isTerminal(os.Stdout), os.Getenv), width: widthOf(os.Stdout),
+		log: driver.NewTransportLog(os.Stderr),
+	})
 	os.Exit(exit.Report(os.Stderr, err))
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"maps"
 	"os"
 	"time"
 
@@ -21,10 +23,32 @@ func newManifest(s streams, seed uint64, data string, config map[string]any) (re
 	return m, rundir.FillEnvironment(&m, os.DirFS("/"), ownBinary)
 }
 
+// keepVersions adds the versions of the engines to a manifest. They are known once a system runs.
+func keepVersions(dir *rundir.Dir, m *results.Manifest, cells []results.Cell) error {
+	versions := map[string]string{}
+	for _, c := range cells {
+		maps.Copy(versions, c.Versions)
+	}
+	maps.DeleteFunc(versions, func(_, version string) bool { return version == "" }) // our own engines have none
+	if maps.Equal(versions, m.Versions) {
+		return nil
+	}
+	m.Versions = versions
+	return dir.WriteManifest(*m)
+}
+
 // createRun makes the directory of a run: the given one, or else one with the id of the run.
 func createRun(out string, m results.Manifest) (*rundir.Dir, error) {
 	if out == "" {
 		out = rundir.DefaultPath(m.Run)
 	}
 	return rundir.Create(out, m)
+}
+
+// finish makes runs/latest point to a complete run in the usual place, and says where the run is.
+func finish(s streams, dir *rundir.Dir, out string, complete bool) {
+	if complete && out == "" {
+		_ = dir.PointLatest() // the link is optional: the path is printed
+	}
+	_, _ = fmt.Fprintf(s.err, "\nThe run is in %s\n", dir.Path())
 }

@@ -1,8 +1,14 @@
 package main
 
 import (
+	"bytes"
+	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -18,39 +24,103 @@ import (
 // outputFlags holds the flags for printed tables.
 type outputFlags struct {
 	format string
+	csvDir string // "" = no files
 	wide   bool
 }
 
-// flags adds --format and --wide. An unknown format is a usage error before the command runs.
+// flags adds --format, --csv-dir and --wide. An unknown format is a usage error before the command runs.
 func (o *outputFlags) flags(cmd *cobra.Command) {
 	var names []string
 	for _, f := range table.Formats() {
 		names = append(names, string(f))
 	}
 	cmd.Flags().StringVar(&o.format, "format", string(table.FormatText), "output format: "+strings.Join(names, ", "))
+	cmd.Flags().StringVar(&o.csvDir, "csv-dir", "", "also write every table to this directory, each as TITLE.csv")
 	cmd.Flags().BoolVar(&o.wide, "wide", false, "do not fit tables to the terminal, or to 100 columns")
 	must(cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(names, cobra.ShellCompDirectiveNoFileComp)))
 	cmd.PreRunE = func(*cobra.Command, []string) error {
-		_, err := table.ParseFormat(o.format)
-		return exit.Usage(err)
+		if _, err := table.ParseFormat(o.format); err != nil {
+			return exit.Usage(err)
+		}
+		return o.makeCSVDir()
 	}
 }
 
-// print writes tables to the standard output.
+// makeCSVDir makes the directory of --csv-dir. It must have no CSV files: they would look like tables of this run.
+func (o outputFlags) makeCSVDir() error {
+	if o.csvDir == "" {
+		return nil
+	}
+	if err := os.MkdirAll(o.csvDir, 0o755); err != nil {
+		return exit.Usagef("--csv-dir: %w\nchoose another directory", err)
+	}
+	entries, err := os.ReadDir(o.csvDir)
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), ".csv") {
+			return exit.Usagef("--csv-dir %s already has tables, such as %s\nchoose another directory", o.csvDir, e.Name())
+		}
+	}
+	return err
+}
+
+// print writes tables to the standard output. As CSV it is only the first one, because a CSV file has one header.
 func (o outputFlags) print(s streams, tables ...table.Table) error {
-	style := table.Style{Format: table.Format(o.format), Width: s.width}
+	style := table.Style{Format: table.Format(o.format), Width: s.width, Color: s.color}
 	if o.wide {
 		style.Width = 0
 	}
-	return table.Render(s.out, style, tables...)
+	err := o.files(tables)
+	if style.Format == table.FormatCSV && len(tables) > 1 {
+		if o.csvDir == "" {
+			_, _ = fmt.Fprintf(s.err, "this is only the table %q: CSV has one table per file\n"+
+				"for all %d tables: --csv-dir DIR, or --format json\n", tables[0].Title, len(tables))
+		}
+		tables = tables[:1]
+	}
+	return errors.Join(table.Render(s.out, style, tables...), err)
 }
 
 // run writes a run: as JSON its summary, and otherwise tables.
 func (o outputFlags) run(s streams, r results.Run, tables ...table.Table) error {
 	if table.Format(o.format) == table.FormatJSON {
-		return rundir.EncodeSummary(s.out, r)
+		return errors.Join(rundir.EncodeSummary(s.out, r), o.files(tables))
 	}
 	return o.print(s, tables...)
+}
+
+// files writes each table to a file of its own, if that was requested.
+func (o outputFlags) files(tables []table.Table) error {
+	if o.csvDir == "" {
+		return nil
+	}
+	written := map[string]int{}
+	for _, t := range tables {
+		var text bytes.Buffer
+		if err := table.Render(&text, table.Style{Format: table.FormatCSV}, t); err != nil {
+			return err
+		}
+		name := fileName(t.Title)
+		if written[name]++; written[name] > 1 {
+			name = fmt.Sprintf("%s-%d", name, written[name])
+		}
+		if err := os.WriteFile(filepath.Join(o.csvDir, name+".csv"), text.Bytes(), 0o644); err != nil {
+			return fmt.Errorf("--csv-dir: %w\nchoose another directory", err)
+		}
+	}
+	return nil
+}
+
+// fileName returns a title in lower case, with '-' for everything but letters and digits.
+func fileName(title string) string {
+	return strings.Join(strings.FieldsFunc(strings.ToLower(title), func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r)
+	}), "-")
+}
+
+// wantsColor reports whether colors are written: to a terminal that has them, unless the user does not want them
+// (https://no-color.org).
+func wantsColor(terminal bool, getenv func(string) string) bool {
+	return terminal && getenv("NO_COLOR") == "" && getenv("TERM") != "dumb"
 }
 
 // completeFlags makes a shell complete the values of the flags that have known values.
@@ -68,13 +138,30 @@ func completeFlags(cmd *cobra.Command) {
 		"workload": workloads, "workloads": workloads, "data": sut.DataSizes(), "schedule": {"constant", "poisson"},
 		"driver": {"vegeta"},
 	} {
-		if cmd.Flags().Lookup(flag) != nil {
+		if f := cmd.Flags().Lookup(flag); f != nil {
 			directive := cobra.ShellCompDirectiveDefault // also files
 			if flag == "set" {
 				directive = cobra.ShellCompDirectiveNoSpace
 			}
-			must(cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, directive)))
+			complete := cobra.FixedCompletions(values, directive)
+			if f.Value.Type() == "stringSlice" {
+				complete = listCompletion(values, directive)
+			}
+			must(cmd.RegisterFlagCompletionFunc(flag, complete))
 		}
+	}
+}
+
+// listCompletion completes the last one of values that are separated by commas.
+func listCompletion(values []string, directive cobra.ShellCompDirective) cobra.CompletionFunc {
+	return func(_ *cobra.Command, _ []string, typed string) (all []string, _ cobra.ShellCompDirective) {
+		before := typed[:strings.LastIndex(typed, ",")+1]
+		for _, v := range values {
+			if !slices.Contains(strings.Split(before, ","), v) {
+				all = append(all, before+v)
+			}
+		}
+		return all, directive
 	}
 }
 

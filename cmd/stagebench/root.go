@@ -21,6 +21,7 @@ type streams struct {
 	in       io.Reader
 	out, err io.Writer
 	terminal bool // err is a terminal, so a progress bar can redraw itself
+	color    bool // out shows colors
 	width    int  // maximum length of a printed line; 0 = no limit
 	log      *driver.TransportLog
 }
@@ -33,7 +34,10 @@ func (s streams) sendsLoad() {
 }
 
 // run executes one command line.
-func run(ctx context.Context, s streams) error {
+func run(ctx context.Context, s streams) error { return rootCommand(s).ExecuteContext(ctx) }
+
+// rootCommand returns the command with all its subcommands.
+func rootCommand(s streams) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "stagebench",
 		Short: "Build a photo service stage by stage, send load to it, and see what each stage adds",
@@ -89,7 +93,7 @@ Exit status: 0 success; 1 failure; 2 wrong usage; 3 the measurement is invalid;
 		}
 		root.AddCommand(command)
 	}
-	return root.ExecuteContext(ctx)
+	return root
 }
 
 func noArgs(cmd *cobra.Command, args []string) error {

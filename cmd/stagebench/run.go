@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -156,8 +155,10 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 	if err := awaitQuiet(ctx, &manifest, dir, progress); err != nil {
 		return err
 	}
-	run := results.Run{Schema: results.Schema, Run: manifest.Run, Warnings: manifest.Warnings}
-	err = measure(ctx, bench, cells, &run, progress)
+	run := results.Run{
+		Schema: results.Schema, Run: manifest.Run, Data: j.data.String(), Warnings: manifest.Warnings,
+	}
+	err = measure(ctx, bench, cells, &run, &manifest, progress)
 	progress.Done()
 	return errors.Join(err, o.conclude(s, j, dir, run))
 }
@@ -186,8 +187,8 @@ func fits(t sut.Topology) error {
 func (o runOptions) job() (job, error) {
 	j := job{plan: cell.Default()}
 	var err error
-	if j.slo, err = results.ParseSLO(o.slo); err != nil {
-		return j, exit.Usagef("%w\nfor example: --slo '%s'", err, results.DefaultSLO())
+	if j.slo, err = parseSLO(o.slo); err != nil {
+		return j, err
 	}
 	if j.data, err = dataOf(o.data, o.seed); err != nil {
 		return j, err
@@ -216,8 +217,10 @@ func (o runOptions) job() (job, error) {
 	if j.loads, err = o.loads(j.data); err != nil {
 		return j, err
 	}
-	if err := o.checkClasses(j); err != nil {
-		return j, err
+	if o.given("slo") { // the default objective may name classes that the chosen workloads lack
+		if err := checkClasses(j.slo, j.loads); err != nil {
+			return j, err
+		}
 	}
 	if j.topologies, err = o.topologies(); err != nil {
 		return j, err
@@ -305,30 +308,6 @@ func (o runOptions) loads(data sut.Data) ([]load.Load, error) {
 	return loads, checkReplay(o.replay, loads)
 }
 
-// checkClasses returns an error if the objective has a class that no workload has.
-// Such an objective would always be met.
-func (o runOptions) checkClasses(j job) error {
-	if !o.given("slo") {
-		return nil // the default objective may name classes that the chosen workloads lack
-	}
-	var known []string
-	for _, l := range j.loads {
-		classes := l.Classes()
-		if classes == nil {
-			return nil
-		}
-		known = append(known, classes...)
-	}
-	slices.Sort(known)
-	for _, class := range slices.Sorted(maps.Keys(j.slo.Classes)) {
-		if !slices.Contains(known, class) {
-			return exit.Usagef("--slo %s: no workload has ops of class %q\nwant one of %s",
-				o.slo, class, strings.Join(slices.Compact(known), ", "))
-		}
-	}
-	return nil
-}
-
 func (o runOptions) topologies() ([]sut.Topology, error) {
 	knobs, err := knobsOf(o.engines, o.set)
 	if err != nil {
@@ -409,7 +388,8 @@ func knobsOfAll(topologies []sut.Topology) map[string]any {
 
 // measure measures all cells. It writes the summary after each visit, so that a killed run keeps its figures.
 func measure(
-	ctx context.Context, bench *cell.Bench, cells []cell.Spec, run *results.Run, progress *live.Progress,
+	ctx context.Context, bench *cell.Bench, cells []cell.Spec, run *results.Run, m *results.Manifest,
+	progress *live.Progress,
 ) error {
 	bench.Finished = func(c results.Cell) { progress.Note(inOneLine(c)) }
 	failed := map[string]bool{}
@@ -421,7 +401,7 @@ func measure(
 				progress.Note(name + ": " + c.Error)
 			}
 		}
-		return bench.Run.WriteSummary(*run)
+		return errors.Join(bench.Run.WriteSummary(*run), keepVersions(bench.Run, m, measured))
 	})
 	if err != nil {
 		return err
@@ -466,15 +446,10 @@ func (o runOptions) conclude(s streams, j job, dir *rundir.Dir, run results.Run)
 		tables = append(tables, table.Traces(l.Trace)...)
 	}
 	if j.fixed != nil {
-		tables = append(tables, table.EventsAndOutages(run)...)
+		tables = append(tables, table.Faults(run)...)
 	}
-	if err := o.output.run(s, run, tables...); err != nil {
-		return err
-	}
-	_, _ = fmt.Fprintf(s.err, "\nThe run is in %s\n", dir.Path())
-	if o.out == "" {
-		_ = dir.PointLatest() // the link is optional: the path was printed
-	}
+	err := o.output.run(s, run, tables...)
+	finish(s, dir, o.out, run.Complete)
 	var failed, invalid int
 	for _, c := range run.Cells {
 		switch {
@@ -485,13 +460,15 @@ func (o runOptions) conclude(s streams, j job, dir *rundir.Dir, run results.Run)
 		}
 	}
 	switch {
-	case !run.Complete:
-		return nil // interrupted: measure has returned the error
+	case err != nil || !run.Complete:
+		return err // nil if interrupted: measure has returned the error
 	case failed > 0:
 		return fmt.Errorf("%d of %d cells could not be measured\nsee the nodes' logs in %s",
 			failed, len(run.Cells), dir.Path())
 	case invalid > 0 && o.strict:
-		return exit.Invalidf("%d of %d cells are invalid\nsee the notes below the table", invalid, len(run.Cells))
+		return exit.Invalidf("%d of %d cells are not valid\nsee the notes below the table", invalid, len(run.Cells))
+	case invalid > 0:
+		_, _ = fmt.Fprintf(s.err, "%d of %d cells are not valid: see the notes below the table\n", invalid, len(run.Cells))
 	}
 	return nil
 }

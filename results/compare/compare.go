@@ -29,6 +29,7 @@ type Run struct {
 // Comparison is the result of Compare.
 type Comparison struct {
 	Runs        []string // names, the base first
+	Complete    []bool   // by run
 	Rows        []Row
 	Differences []Difference
 }
@@ -70,19 +71,39 @@ func Compare(runs []Run) Comparison {
 	var c Comparison
 	for _, r := range runs {
 		c.Runs = append(c.Runs, cmp.Or(r.Name, r.Manifest.Run))
+		c.Complete = append(c.Complete, r.Complete)
 	}
 	c.Differences = differences(runs)
 	for _, row := range align(runs, variedKnobs(runs)) {
-		base, self := row.Cells[0], Ratio{Value: 1, Verdict: Base}
-		row.Capacity, row.P50, row.P99 = []Ratio{self}, []Ratio{self}, []Ratio{self}
+		base := row.Cells[0]
+		p50 := func(l results.Latency) *int64 { return l.P50 }
+		p99 := func(l results.Latency) *int64 { return l.P99 }
+		row.Capacity = []Ratio{itself(base != nil && base.Searched() && base.CapacityRPS > 0)}
+		row.P50, row.P99 = []Ratio{itself(percentile(base, p50) != nil)}, []Ratio{itself(percentile(base, p99) != nil)}
 		for _, cell := range row.Cells[1:] {
 			row.Capacity = append(row.Capacity, capacity(base, cell))
-			row.P50 = append(row.P50, latency(base, cell, func(l results.Latency) *int64 { return l.P50 }))
-			row.P99 = append(row.P99, latency(base, cell, func(l results.Latency) *int64 { return l.P99 }))
+			row.P50 = append(row.P50, latency(base, cell, p50))
+			row.P99 = append(row.P99, latency(base, cell, p99))
 		}
 		c.Rows = append(c.Rows, row)
 	}
 	return c
+}
+
+// itself returns the ratio of the base to itself: 1 if it has the figure.
+func itself(has bool) Ratio {
+	if !has {
+		return Ratio{Verdict: Base}
+	}
+	return Ratio{Value: 1, Verdict: Base}
+}
+
+// percentile returns a percentile at the reference rate, nil if the cell has none.
+func percentile(cell *results.Cell, of func(results.Latency) *int64) *int64 {
+	if cell == nil || cell.Reference == nil {
+		return nil
+	}
+	return of(cell.Reference.ResponseAll)
 }
 
 // align puts equal cells of all runs into one row. Cells are equal if they have

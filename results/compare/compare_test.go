@@ -106,6 +106,10 @@ func TestNotCompared(t *testing.T) {
 	if got.Verdict != compare.NotCompared || !strings.Contains(got.Why, "the base has no capacity") {
 		t.Errorf("against one fixed rate: %+v", got)
 	}
+	base := compare.Compare([]compare.Run{run("a", fixed), run("b", fixed)}).Rows[0]
+	if base.Capacity[0].Value != 0 || base.P50[0].Value != 1 {
+		t.Errorf("ratios of the base: %+v, %+v; want one only for a figure that it has", base.Capacity[0], base.P50[0])
+	}
 	got = rows[0].Capacity[5]
 	if got.Verdict != compare.NotJudged || got.Value != 3 || !strings.Contains(got.Why, "the cell is not valid") {
 		t.Errorf("an invalid cell: %+v, want a ratio without a verdict", got)
@@ -134,14 +138,15 @@ func TestManifests(t *testing.T) {
 	a.Manifest.Config = map[string]any{
 		"knobs":           map[string]any{"web.hosts": "3", "db.replicas": "2"},
 		"plan":            map[string]any{"x": 1.0, "a": "b"},
-		"connection_life": "0s",
+		"connection_life": "0s", "slo": "p99<50ms",
 	}
 	b.Manifest.Config = map[string]any{
 		"knobs": map[string]any{
 			"web.hosts": "4", "db.replicas": map[string]any{"single": "0", "replicas": "2"},
 		},
 		"plan":            map[string]any{"a": "b", "x": 1.0},
-		"connection_life": "1s", "rate_rps": 100.0, "duration": "30s", "faults": []string{"3s kill primary"},
+		"connection_life": "1s", "slo": "p99<100ms", "rate_rps": 100.0, "duration": "30s",
+		"faults": []string{"3s kill primary"},
 	}
 	b.Manifest.Engines = map[string]string{"db": "postgres"}
 	want := []compare.Difference{
@@ -149,6 +154,7 @@ func TestManifests(t *testing.T) {
 		{What: "config.duration", Values: []string{"-", `"30s"`}, Breaks: true},
 		{What: "config.faults", Values: []string{"-", `["3s kill primary"]`}, Breaks: true},
 		{What: "config.rate_rps", Values: []string{"-", "100"}, Breaks: true},
+		{What: "config.slo", Values: []string{`"p99<50ms"`, `"p99<100ms"`}, Breaks: true},
 		{What: "data", Values: []string{"small", "large"}, Breaks: true},
 		{What: "engines.db", Values: []string{"-", "postgres"}},
 		{What: "kernel", Values: []string{"", "6.1"}},

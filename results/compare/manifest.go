@@ -67,6 +67,9 @@ func factsOf(m results.Manifest) map[string]string {
 	for role, engine := range m.Engines {
 		facts["engines."+role] = engine
 	}
+	for role, version := range m.Versions {
+		facts["versions."+role] = version
+	}
 	for name, value := range m.Config {
 		if nested, ok := value.(map[string]any); ok && name == "knobs" {
 			for knob, setting := range nested {
@@ -75,11 +78,14 @@ func factsOf(m results.Manifest) map[string]string {
 			continue
 		}
 		// As JSON, the value reads as in manifest.json.
-		text, err := json.Marshal(value)
-		if err != nil {
-			text = fmt.Append(nil, value)
+		var text strings.Builder
+		encoder := json.NewEncoder(&text)
+		encoder.SetEscapeHTML(false) // "p99<100ms"
+		if err := encoder.Encode(value); err != nil {
+			text.Reset()
+			fmt.Fprint(&text, value)
 		}
-		facts["config."+name] = string(text)
+		facts["config."+name] = strings.TrimSpace(text.String())
 	}
 	return facts
 }

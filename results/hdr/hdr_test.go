@@ -183,7 +183,7 @@ func TestLogHoldsWhatWasRecorded(t *testing.T) {
 			got.TotalCount(), p99, step.ResponseNS.Count, *step.ResponseNS.P99)
 	}
 	for tag, want := range map[string]int64{
-		"get-rt": 4950, "get-ft": 50, "get-st": 4950, "get-wt": 5000, "get-lag": 5000,
+		"get-rt": 4950, "get-ft": 50, "get-st": 4950, "get-fst": 50, "get-wt": 5000, "get-lag": 5000,
 	} {
 		if merged[tag] == nil || merged[tag].TotalCount() != want {
 			t.Errorf("%s: %v, want %d samples", tag, merged[tag], want)

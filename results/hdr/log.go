@@ -14,8 +14,11 @@ import (
 // which Java's HistogramLogProcessor and HistogramLogAnalyzer read. Every line
 // has a tag, <class>-<clock>:
 //
-//	rt  response time of successes      st  service time of successes
-//	ft  response time of failures       wt  wait      lag  delay caused by the client
+//	rt  response time of successes      st   service time of successes
+//	ft  time until a failure            fst  service time until a failure
+//	wt  wait                            lag  delay caused by the client
+//
+// For an op without an answer, a timeout for example, the response would have taken longer than these times.
 //
 // Interval times are seconds since the epoch with base time 0. Values are
 // nanoseconds. The Interval_Max column is in milliseconds.

@@ -31,13 +31,15 @@ func (p *Pool) Fill(s *results.Step) {
 	for name, c := range p.classes {
 		op := s.Ops[name]
 		op.ResponseNS, op.ResponseAll = c[response].Latency(0), c[response].Latency(op.Errors)
-		op.ServiceNS = c[service].Latency(0)
+		op.ServiceNS, op.WaitNS, op.LagNS = c[service].Latency(0), c[wait].Latency(0), c[lag].Latency(0)
+		op.FailedNS, op.FailedServiceNS = c[failed].Latency(0), c[failedService].Latency(0)
 		s.Ops[name] = op
 	}
 	failures := s.Ledger.Errors()
 	all := p.total(response)
 	s.ResponseNS, s.ResponseAll, s.ResponseNoLag = all.Latency(0), all.Latency(failures), p.prompt.Latency(failures)
 	s.ServiceNS, s.WaitNS, s.LagNS = p.total(service).Latency(0), p.total(wait).Latency(0), p.total(lag).Latency(0)
+	s.FailedNS, s.FailedServiceNS = p.total(failed).Latency(0), p.total(failedService).Latency(0)
 }
 
 // total returns the distribution of a clock over all classes.

@@ -32,11 +32,11 @@ type Recorder struct {
 	bytesIn  int64
 	bytesOut int64
 
-	failedService int64      // ns, service time of ops that were sent and failed
-	intervalStart int64      // start of the current interval
-	recent        *Histogram // response times of successes in the current interval
-	lastDone      int64
-	serviceNS     int64
+	failedServiceSum int64      // ns, of all ops that were sent and failed
+	intervalStart    int64      // start of the current interval
+	recent           *Histogram // response times of successes in the current interval
+	lastDone         int64
+	serviceNS        int64
 }
 
 // class holds the figures of one op class.
@@ -52,6 +52,7 @@ const (
 	response = iota
 	failed
 	service
+	failedService
 	wait
 	lag
 	clocks
@@ -64,7 +65,7 @@ func newClocks() (all [clocks]*Histogram) {
 	return all
 }
 
-func tag(clock int) string { return [clocks]string{"rt", "ft", "st", "wt", "lag"}[clock] }
+func tag(clock int) string { return [clocks]string{"rt", "ft", "st", "fst", "wt", "lag"}[clock] }
 
 // Second is one row of a timeline: the ops of one second of the step. An op counts
 // in the second of its intended time, in that of its sending, and in that of its
@@ -114,8 +115,9 @@ func (r *Recorder) Record(o results.Outcome) {
 	r.bytesIn += o.BytesIn
 	r.bytesOut += o.BytesOut
 	if o.Fate != results.OK {
-		r.failedService += o.Service()
+		r.failedServiceSum += o.Service()
 		c.current[failed].Record(o.Response())
+		c.current[failedService].Record(o.Service())
 		return
 	}
 	c.current[response].Record(o.Response())
@@ -242,7 +244,7 @@ func (r *Recorder) Finish(scheduled int64) results.Step {
 	all := NewPool()
 	all.Add(r)
 	all.Fill(&step)
-	r.serviceNS = all.total(service).sum() + r.failedService
+	r.serviceNS = all.total(service).sum() + r.failedServiceSum
 	return step
 }
 

@@ -5,7 +5,7 @@
 //	runs/<id>/cells/<cell>/latency.hlog  HDR interval log, written by results/hdr
 //	runs/<id>/cells/<cell>/timeline.csv  one row per second, see TimelineRow
 //	runs/<id>/cells/<cell>/logs/         logs of the nodes
-//	runs/latest                          link to the newest run
+//	runs/latest                          link to the newest complete run without --out
 //
 // It computes nothing and never deletes a run. manifest.json and summary.json are
 // replaced by a rename. The other files grow by complete lines. So a run is
@@ -68,10 +68,10 @@ func Create(path string, m results.Manifest) (*Dir, error) {
 	}
 	d := &Dir{path: path}
 	// Write the summary first: a reader that finds a manifest expects a summary.
-	if err := d.WriteSummary(results.Run{Run: m.Run}); err != nil {
-		return nil, err
+	if err := errors.Join(d.WriteSummary(results.Run{Run: m.Run}), d.WriteManifest(m)); err != nil {
+		return nil, fmt.Errorf("%w\nchoose another directory with --out DIR", err)
 	}
-	return d, d.WriteManifest(m)
+	return d, nil
 }
 
 func occupied(path string) error {

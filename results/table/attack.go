@@ -19,7 +19,8 @@ func Attack(step results.Step, slo string) []Table {
 	if step.Ledger.OK < step.Ledger.Scheduled {
 		tables = append(tables, opsTable(step, "Response time, failures count as infinitely slow", all))
 	} else {
-		tables[1].Legend = []string{"no op failed, so there is no second table with failures as infinitely slow"}
+		tables[1].Legend = append(tables[1].Legend,
+			"no op failed, so there is no second table with failures as infinitely slow")
 	}
 	tables = append(tables, clocks(step), ledger(step))
 	for _, t := range []Table{
@@ -42,14 +43,16 @@ func overview(s results.Step, slo string) Table {
 		percent(s.Client.CPUShare), priority, Milliseconds(s.Client.StallMaxNS), outsideLegend(s.Client))}
 	legend = append(legend, fmt.Sprintf("bodies: %s MB received, %s MB sent",
 		megabytes(s.BytesIn).Text, megabytes(s.BytesOut).Text))
+	schedule := "schedule: " + s.Schedule
 	if s.CatchUp != "" {
-		legend = append(legend, "late ops are sent: "+s.CatchUp)
+		schedule += "; late ops are sent: " + s.CatchUp
 	}
+	legend = append(legend, schedule)
 	if s.OpsHash != "" {
 		legend = append(legend, "op sequence: "+s.OpsHash)
 	}
 	return newTable("Load", []column[results.Step]{
-		words("schedule", "", func(s results.Step) Cell { return Text(s.Schedule) }),
+		machineOnly("schedule", func(s results.Step) Cell { return Text(s.Schedule) }),
 		machineOnly("catch_up", func(s results.Step) Cell { return Text(s.CatchUp) }),
 		numbers("seconds", "", func(s results.Step) Cell { return Number(s.Seconds) }),
 		numbers("offered rps", "", func(s results.Step) Cell { return Rate(s.OfferedRPS) }),
@@ -59,7 +62,7 @@ func overview(s results.Step, slo string) Table {
 		words("SLO", "slo_met", func(s results.Step) Cell {
 			switch {
 			case s.SLOBroken != "":
-				return Cell{Text: "missed", Value: false, Notes: []string{s.SLOBroken}}
+				return Cell{Text: "missed", Value: false, Notes: []string{s.SLOBroken}, Bad: true}
 			case s.SLOMet:
 				return Cell{Text: "met", Value: true}
 			}
@@ -134,12 +137,19 @@ func opsTable(s results.Step, title string, clock func(namedOps) results.Latency
 			ResponseNS: s.ResponseNS, ResponseAll: s.ResponseAll,
 		}})
 	}
+	var requests []string
+	for _, o := range rows {
+		if o.Request != "" {
+			requests = append(requests, o.name+": "+o.Request)
+		}
+	}
 	t := newTable(title, append([]column[namedOps]{
-		words("op", "", func(o namedOps) Cell { return Text(o.name) }),
+		identifying("op", func(o namedOps) Cell { return Text(o.name) }),
+		machineOnly("request", func(o namedOps) Cell { return textOrNothing(o.Request) }),
 		numbers("count", "", func(o namedOps) Cell { return Count(o.Count) }),
 		numbers("errors", "", func(o namedOps) Cell { return Count(o.Errors) }),
 		numbers("session lost", "", func(o namedOps) Cell { return Count(o.SessionLost) }),
-	}, latencyColumns(clock)...), rows)
+	}, latencyColumns(clock)...), rows, requests...)
 	if s.Ledger.SessionLost == 0 {
 		t.setAudience(Machines, "session_lost")
 	}
@@ -167,7 +177,7 @@ func clocks(s results.Step) Table {
 			"its clock starts too late")
 	}
 	return newTable("Clocks", append([]column[clock]{
-		words("clock", "", func(c clock) Cell { return Text(c.name) }),
+		identifying("clock", func(c clock) Cell { return Text(c.name) }),
 		numbers("samples", "", func(c clock) Cell { return Count(c.Count) }),
 	}, latencyColumns(func(c clock) results.Latency { return c.Latency })...), rows, legend...)
 }
@@ -229,7 +239,7 @@ func byStatus(counts map[int]int64) string {
 
 func causes(s results.Step) Table {
 	return newTable("Failures by cause", []column[string]{
-		words("cause", "", Text),
+		identifying("cause", Text),
 		numbers("failed", "", func(cause string) Cell { return Count(s.Causes[cause]) }),
 	}, byCount(s.Causes, func(n int64) int64 { return n }))
 }
@@ -253,7 +263,7 @@ func events(s results.Step) Table {
 func hosts(s results.Step) Table {
 	type usage = results.HostUsage
 	t := newTable("Hosts", []column[usage]{
-		words("host", "", func(h usage) Cell { return Text(h.Host) }),
+		identifying("host", func(h usage) Cell { return Text(h.Host) }),
 		numbers("budget cores", "cpu", func(h usage) Cell { return Number(h.CPU) }),
 		numbers("CPU s", "cpu_seconds", func(h usage) Cell { return Number(h.CPUSeconds) }),
 		numbers("of budget", "cpu_share", func(h usage) Cell { return Share(h.CPUShare) }),

@@ -38,7 +38,7 @@ func YesNo(b bool) Cell {
 	if b {
 		return Cell{Text: "yes", Value: true}
 	}
-	return Cell{Text: "NO", Value: false}
+	return Cell{Text: "NO", Value: false, Bad: true}
 }
 
 // doubts returns the warnings about a result as notes: first the reasons why it is not valid, and then the others.
@@ -82,6 +82,8 @@ func percentile(ns *int64, count int64, q float64) Cell {
 	switch {
 	case ns != nil:
 		return Nanoseconds(*ns)
+	case count == 0:
+		return Blank()
 	case float64(count)*(1-q) < minBeyond-1e-9: // 1000 * (1 - 0.99) is slightly less than 10
 		return Blank(fmt.Sprintf("fewer than %d samples lie beyond this percentile", minBeyond))
 	}

@@ -2,9 +2,7 @@ package table
 
 import (
 	"cmp"
-	"fmt"
 	"maps"
-	"math"
 	"slices"
 
 	"github.com/stagebench/stagebench/results"
@@ -55,10 +53,10 @@ func Demand(run results.Run) Table {
 		identifying("stage", func(r demandRow) Cell { return Text(r.Stage) }),
 		identifying("workload", func(r demandRow) Cell { return Text(r.Workload) }),
 		words("tier", "", func(r demandRow) Cell { return Text(r.role) }),
-		numbers("CPU ms per request\nat reference", "cpu_at_reference_ns",
+		numbers("CPU ms at\nreference", "cpu_at_reference_ns",
 			demand(func(d results.Demand) float64 { return d.AtReference })),
-		numbers("\nnear capacity", "cpu_at_capacity_ns", demand(func(d results.Demand) float64 { return d.AtCapacity })),
-		numbers("\nat peak", "cpu_at_peak_ns", demand(func(d results.Demand) float64 { return d.AtPeak })),
+		numbers("near\ncapacity", "cpu_at_capacity_ns", demand(func(d results.Demand) float64 { return d.AtCapacity })),
+		numbers("at\npeak", "cpu_at_peak_ns", demand(func(d results.Demand) float64 { return d.AtPeak })),
 		numbers("bound\nrps", "bound_rps", demandRow.bound),
 		numbers("peak\nrps", "peak_rps", func(r demandRow) Cell { return Rate(r.PeakRPS) }),
 		words("next\ntier", "next_tier", func(r demandRow) Cell { return textOrNothing(r.next) }),
@@ -68,17 +66,18 @@ func Demand(run results.Run) Table {
 			}
 			return Rate(r.Cell.Demand[r.next].BoundRPS)
 		}),
-	}, rows, "tier: the one that binds; CPU: of all its nodes; bound: the rate at which a host of the tier would use its "+
-		"whole budget, by its demand at the peak")
+	}, rows, "tier: the one that binds; CPU ms: what one request costs all its nodes, at the reference rate, near the "+
+		"capacity and at the peak; bound: the rate at which a host of the tier would use its whole budget, by its "+
+		"demand at the peak")
 }
 
 // bound is the bound of the tier. If it is not near the peak, the cell says why.
 func (r demandRow) bound() Cell {
 	d := r.Cell.Demand[r.role]
 	cell := Rate(d.BoundRPS)
-	if r.PeakRPS > 0 && math.Abs(d.BoundRPS/r.PeakRPS-1) > tolerated {
-		return cell.With(fmt.Sprintf("the peak is %s of this bound: no host used its whole budget, so something else "+
-			"than the CPU of a tier limits the peak", percent(r.PeakRPS/d.BoundRPS)))
+	if r.PeakRPS > 0 && r.PeakRPS < (1-tolerated)*d.BoundRPS {
+		return cell.With("the peak is lower by more than " + percent(tolerated) + ": no host used its whole budget, so " +
+			"something else than the CPU of a tier limits the peak")
 	}
 	return cell
 }

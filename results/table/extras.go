@@ -25,28 +25,27 @@ func workColumns(rows []ladderRow) (columns []column[ladderRow], docs []string) 
 	)
 }
 
-// consistencyColumns returns the stale reads and the lost writes of the cells. A column is present only if at least one
-// cell has a value for it. Stale reads are from the step at the reference rate, like the latencies.
-func consistencyColumns(rows []ladderRow) (columns []column[ladderRow]) {
+// consistencyColumns returns the stale reads and the lost writes of the cells, and their legend. A column is present
+// only if at least one cell has a value for it. Stale reads are from the step at the reference rate, like latencies.
+func consistencyColumns(rows []ladderRow) (columns []column[ladderRow], docs []string) {
 	readBack := slices.ContainsFunc(rows, func(r ladderRow) bool { return r.Writes != nil })
 	if readBack || slices.ContainsFunc(rows, func(r ladderRow) bool {
 		s := r.measured().Stale
 		return s != nil && s.Stale > 0
 	}) {
-		columns = append(columns, staleColumns()...)
+		columns, docs = append(columns, staleColumns()...), append(docs, staleLegend)
 	}
 	if slices.ContainsFunc(rows, func(r ladderRow) bool { return r.measured().Cache != nil }) {
 		columns = append(columns, staleHitColumns()...)
+		docs = append(docs, "stale hits: the same for the reads that the cache answered, with their age")
 	}
 	if readBack {
 		columns = append(columns, lostColumns()...)
+		docs = append(docs, "lost writes: acknowledged writes that no longer existed when the records were read back after "+
+			"the measurement")
 	}
-	return columns
+	return columns, docs
 }
-
-const consistencyLegend = staleLegend + "; " +
-	"stale hits: the same for the reads that the cache answered, with their age; " +
-	"lost writes: acknowledged writes that no longer existed when the records were read back after the measurement"
 
 const staleLegend = "stale: reads that returned an older version than one acknowledged before the read was sent; " +
 	"age: time since that acknowledgement"
@@ -163,22 +162,51 @@ func lostColumns() []column[ladderRow] {
 	}
 }
 
-// EventsAndOutages shows the events and outages of all steps at a fixed rate, with
-// one or two tables per step.
-func EventsAndOutages(run results.Run) []Table {
+// Faults shows what happened to the cells while their fixed rate was measured: events, outages and failovers.
+func Faults(run results.Run) []Table {
 	var all []Table
 	for _, c := range run.Cells {
+		var tables []Table
 		for _, s := range c.Steps {
-			if s.Purpose != "fixed" {
-				continue
+			if s.Purpose == "fixed" {
+				tables = append(tables, events(s), outages(s))
 			}
-			for _, t := range []Table{events(s), outages(s)} {
-				if len(t.Rows) > 0 {
-					t.Title += ": " + c.Stage + " " + c.Workload
-					all = append(all, t)
-				}
+		}
+		for _, t := range append(tables, Failovers(c.Failovers)) {
+			if len(t.Rows) > 0 {
+				t.Title += ": " + c.Stage + " " + c.Workload
+				all = append(all, t)
 			}
 		}
 	}
 	return all
+}
+
+// Failovers shows failovers of databases, with the durations of their steps.
+func Failovers(failovers []results.Failover) Table {
+	type failover = results.Failover
+	legend := []string{
+		"detect: from the last answer of the old primary until it was considered dead; " +
+			"fence: until it could no longer accept writes",
+		"promote: until the new primary accepted writes; switch: until all web hosts sent their writes to it",
+	}
+	if slices.ContainsFunc(failovers, func(f failover) bool { return f.ReplaceNS > 0 }) {
+		legend = append(legend,
+			"replaced: from the last answer of the old primary until it was a replica that had caught up")
+	}
+	return newTable("Failovers", []column[failover]{
+		numbers("epoch", "", func(f failover) Cell { return ID(f.Epoch) }),
+		words("from", "", func(f failover) Cell { return Text(f.From) }),
+		words("to", "", func(f failover) Cell { return Text(f.To) }),
+		numbers("detect ms", "detect_ns", func(f failover) Cell { return Nanoseconds(f.DetectNS) }),
+		numbers("fence ms", "fence_ns", func(f failover) Cell { return Nanoseconds(f.FenceNS) }),
+		numbers("promote ms", "promote_ns", func(f failover) Cell { return Nanoseconds(f.PromoteNS) }),
+		numbers("switch ms", "switch_ns", func(f failover) Cell { return Nanoseconds(f.SwitchNS) }),
+		numbers("replaced ms", "replace_ns", func(f failover) Cell {
+			if f.ReplaceNS == 0 {
+				return Blank("the old primary was not a replica again before the end")
+			}
+			return Nanoseconds(f.ReplaceNS)
+		}),
+	}, failovers, legend...)
 }

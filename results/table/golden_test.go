@@ -51,8 +51,9 @@ func golden(t *testing.T, name string, styles map[string]Style, tables ...Table)
 // styles are the formats by extension: text for terminals of three widths, and the others.
 func styles() map[string]Style {
 	return map[string]Style{
-		"-80.txt": {FormatText, 80}, ".txt": {FormatText, DefaultWidth}, "-140.txt": {FormatText, 140},
-		".md": {Format: FormatMarkdown}, ".csv": {Format: FormatCSV}, ".json": {Format: FormatJSON},
+		"-80.txt": {Format: FormatText, Width: 80}, ".txt": {Format: FormatText, Width: DefaultWidth},
+		"-140.txt": {Format: FormatText, Width: 140},
+		".md":      {Format: FormatMarkdown}, ".csv": {Format: FormatCSV}, ".json": {Format: FormatJSON},
 	}
 }
 
@@ -88,7 +89,7 @@ func TestLadderOfAMatrixGolden(t *testing.T) {
 // Replicas with a lag, and a primary that died during a step at a fixed rate.
 func TestLadderWithReplicasGolden(t *testing.T) {
 	run := replicatedRun()
-	golden(t, "replicas", styles(), append([]Table{Ladder(run)}, EventsAndOutages(run)...)...)
+	golden(t, "replicas", styles(), append([]Table{Ladder(run)}, Faults(run)...)...)
 }
 
 // A stage without a cache, and a cache with stale answers and a restarted host.
@@ -267,6 +268,10 @@ func replicatedRun() results.Run {
 	}
 	c.Reference.Outages = []results.Outage{{FromNS: 3_002_000_000, ToNS: 3_650_000_000, Failed: 120}}
 	c.Steps = []results.Step{{Purpose: "warmup", Events: c.Reference.Events}, *c.Reference}
+	c.Failovers = []results.Failover{{
+		Epoch: 2, From: "db-1", To: "db-2", DetectNS: 412_000_000, FenceNS: 9_800_000, PromoteNS: 61_000_000,
+		SwitchNS: 3_200_000, ReplaceNS: 0,
+	}}
 	return run
 }
 

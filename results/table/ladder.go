@@ -32,15 +32,16 @@ func Ladder(run results.Run) Table {
 		}
 	}
 	work, workDocs := workColumns(rows)
+	consistency, consistencyDocs := consistencyColumns(rows)
 	t := newTable("Ladder", slices.Concat(
 		ladderColumns(), in(latency, latencyOfCells(perRow)...), in(partLimits, limitColumns()...),
-		in(partCost, costColumns()...), in(partWork, work...), in(partConsistency, consistencyColumns(rows)...),
-	), rows, ladderLegend(cells, engines, sameEngines)...)
+		in(partCost, costColumns()...), in(partWork, work...), in(partConsistency, consistency...),
+	), rows, ladderLegend(run, cells, engines, sameEngines)...)
 	t.PartLegend = map[string][]string{
-		latency:         {"p50, p99: response time from the intended start; failures count as infinitely slow"},
-		partCost:        {"unit: the CPU of the smallest host"},
+		latency:         latencyLegend(cells),
+		partCost:        {"unit: the CPU of the smallest host" + unitSize(cells)},
 		partWork:        {strings.Join(workDocs, "; ")},
-		partConsistency: {consistencyLegend},
+		partConsistency: {strings.Join(consistencyDocs, "; ")},
 	}
 	t.Notes = slices.Clone(run.Warnings)
 	if sameEngines {
@@ -109,7 +110,9 @@ func ladderColumns() []column[ladderRow] {
 			}
 			return Rate(r.PeakRPS)
 		}),
-		words("limited by", "limited_by", func(r ladderRow) Cell { return Text(cmp.Or(r.Limit.By, r.LimitedBy)) }),
+		words("limited by", "limited_by", func(r ladderRow) Cell {
+			return r.ifLookedFor(Text(cmp.Or(r.Limit.By, r.LimitedBy)))
+		}),
 		words("valid", "", func(r ladderRow) Cell {
 			cell := YesNo(r.Valid && r.Error == "").With(doubts(r.Invalid, r.Warnings)...)
 			if r.Error != "" {
@@ -143,8 +146,12 @@ func latencyOfCells(perRow Audience) []column[ladderRow] {
 
 func limitColumns() []column[ladderRow] {
 	return []column[ladderRow]{
-		{Column{Name: "limited by", For: People}, func(r ladderRow) Cell { return textOrNothing(r.Limit.By) }},
-		words("evidence", "limited_by_figure", func(r ladderRow) Cell { return textOrNothing(r.Limit.Figure) }),
+		{Column{Name: "limited by", For: People}, func(r ladderRow) Cell {
+			return r.ifLookedFor(textOrNothing(r.Limit.By))
+		}},
+		words("evidence", "limited_by_figure", func(r ladderRow) Cell {
+			return r.ifLookedFor(textOrNothing(r.Limit.Figure))
+		}),
 		words("next limit", "next_limit", func(r ladderRow) Cell {
 			if r.Limit.Next == "" {
 				return Cell{}
@@ -177,6 +184,14 @@ func (r ladderRow) ifUp(c Cell) Cell {
 	return c
 }
 
+// ifLookedFor returns the table cell, for people an empty one if no limit was looked for.
+func (r ladderRow) ifLookedFor(c Cell) Cell {
+	if !r.Searched() {
+		c.Text = ""
+	}
+	return c
+}
+
 // ifFound returns the table cell, or an empty one if there is no capacity.
 func (r ladderRow) ifFound(c Cell) Cell {
 	if r.Error != "" || !r.Searched() {
@@ -188,7 +203,7 @@ func (r ladderRow) ifFound(c Cell) Cell {
 func (r ladderRow) capacity() Cell {
 	switch {
 	case r.Error != "":
-		return Cell{Text: "failed", Notes: []string{r.Error}}
+		return Cell{Text: "failed", Notes: []string{r.Error}, Bad: true}
 	case r.CapacityMethod == results.MethodReplay:
 		return Blank("a trace was replayed at its own times: there was no capacity search")
 	case r.CapacityMethod == results.MethodFixed:
@@ -348,18 +363,81 @@ func isolationNote(cells []results.Cell) string {
 	return "hosts: not isolated in " + strings.Join(notIsolated, ", ")
 }
 
-func ladderLegend(cells []results.Cell, engines map[string]string, sameEngines bool) []string {
-	legend := []string{
-		"capacity: the highest offered rate at which the SLO is met over a long time; " +
-			"peak: successes per second while more is offered",
-		"gain: capacity divided by that of the previous stage, which was measured in turn with this one",
+// unitSize returns the size of a unit: ", 0.1 cores"; "" if it is unknown.
+func unitSize(cells []results.Cell) string {
+	for _, c := range cells {
+		cores := 0.0
+		for _, h := range c.Hosts {
+			cores += h.CPU
+		}
+		if c.Units > 0 && cores > 0 {
+			return ", " + trimmed(cores/c.Units, 2) + " cores"
+		}
+	}
+	return ""
+}
+
+// latencyLegend explains the latency columns, and names what makes them repeatable: the warm-up, and the ops.
+func latencyLegend(cells []results.Cell) []string {
+	legend := []string{"p50, p99: response time from the intended start; failures count as infinitely slow"}
+	var cut int64
+	for _, c := range cells {
+		cut = max(cut, c.WarmupCutNS)
+	}
+	if cut > 0 {
+		legend = append(legend, "before it, up to "+Number(float64(cut)/1e9).Text+" s of warm-up are cut off")
+	}
+	return append(legend, sequences(cells)...)
+}
+
+// sequences returns the hashes of the ops at the reference rate, by workload. If the stages of a workload had different
+// ops, because a step was repeated, it is left out.
+func sequences(cells []results.Cell) (legend []string) {
+	hashes := map[string]string{}
+	for _, c := range cells {
+		if c.Reference == nil || c.Reference.OpsHash == "" {
+			continue
+		}
+		if known, has := hashes[c.Workload]; has && known != c.Reference.OpsHash {
+			hashes[c.Workload] = ""
+			continue
+		}
+		hashes[c.Workload] = c.Reference.OpsHash
+	}
+	for _, workload := range slices.Sorted(maps.Keys(hashes)) {
+		if hashes[workload] != "" {
+			legend = append(legend, "op sequence of "+workload+": "+hashes[workload])
+		}
+	}
+	return legend
+}
+
+func ladderLegend(
+	run results.Run, cells []results.Cell, engines map[string]string, sameEngines bool,
+) []string {
+	var legend []string
+	if slices.ContainsFunc(cells, results.Cell.Searched) {
+		legend = []string{
+			"capacity: the highest offered rate at which the SLO is met over a long time; " +
+				"peak: successes per second while more is offered",
+			"gain: capacity divided by that of the previous stage, which was measured in turn with this one",
+		}
 	}
 	setting := []string{
 		distinct("SLO: ", " or ", cells, func(c results.Cell) string { return c.SLO }),
 		distinct("driver: ", ", ", cells, func(c results.Cell) string { return c.Driver }),
+		distinct("late ops are sent: ", ", ", cells, func(c results.Cell) string {
+			if c.Reference == nil {
+				return ""
+			}
+			return c.Reference.CatchUp
+		}),
 	}
 	if sameEngines && len(engines) > 0 {
 		setting = append(setting, "engines: "+allPairs(engines))
+	}
+	if run.Data != "" {
+		setting = append(setting, "data: "+run.Data)
 	}
 	setting = slices.DeleteFunc(setting, func(s string) bool { return s == "" })
 	if len(setting) > 0 {

@@ -15,10 +15,46 @@ type Style struct {
 	Format Format
 	// Width is the maximum length of a line of FormatText. A wider table is wrapped, and then split. 0 = no limit.
 	Width int
+	// Color makes the titles of FormatText bold and bad news red, for a terminal.
+	Color bool
+}
+
+// The control sequences of terminals (ECMA-48, 8.3.117).
+const (
+	bold  = "\x1b[1m"
+	red   = "\x1b[31m"
+	plain = "\x1b[0m"
+)
+
+// title returns a title for people.
+func (s Style) title(text string) string {
+	if !s.Color {
+		return text
+	}
+	return bold + text + plain
+}
+
+// colored returns the table with its bad news in red.
+func (s Style) colored(t Table) Table {
+	if !s.Color {
+		return t
+	}
+	rows := make([][]Cell, len(t.Rows))
+	for r, row := range t.Rows {
+		rows[r] = slices.Clone(row)
+		for i, c := range row {
+			if c.Bad {
+				rows[r][i].Text = red + strings.ReplaceAll(c.Text, "\n", plain+"\n"+red) + plain
+			}
+		}
+	}
+	t.Rows = rows
+	return t
 }
 
 // parts returns the tables that people see: one for the columns without a part, and one for each part. Columns that are
-// empty in all rows are left out, and so are rows that are empty in a part.
+// empty in all rows are left out, and so are rows that are empty in a part. If all rows of a column are empty for the
+// same reason, the reason becomes a note of the table.
 func (t Table) parts() []Table {
 	t = t.columnsFor(People)
 	titles := []string{""}
@@ -30,24 +66,82 @@ func (t Table) parts() []Table {
 	var parts []Table
 	for _, title := range titles {
 		p := t.keep(func(i int, c Column) bool { return (c.Row || c.Part == title) && !t.emptyColumn(i) })
-		if title == "" {
-			parts = append(parts, p)
+		if title != "" {
+			p.Title, p.Legend, p.Notes = title, t.PartLegend[title], nil
+			p.Rows = slices.DeleteFunc(p.Rows, p.emptyRow)
+		}
+		if title != "" && len(p.Rows) == 0 { // why it is missing is still said
+			parts[0].Notes = append(parts[0].Notes, t.reasons(title)...)
 			continue
 		}
-		p.Title, p.Legend, p.Notes = title, t.PartLegend[title], nil
-		p.Rows = slices.DeleteFunc(p.Rows, p.emptyRow)
-		if len(p.Rows) > 0 {
-			parts = append(parts, p)
-		}
+		p.Notes = append(slices.Clone(p.Notes), t.reasons(title)...)
+		parts = append(parts, p)
 	}
 	return parts
 }
 
-// empty reports whether a cell says nothing to people.
-func (c Cell) empty() bool { return (c.Text == "" || c.Text == "-") && len(c.Notes) == 0 }
+// reasons returns why columns of a part are empty in all rows, each reason once: "p99 ms, p99.9 ms: too few samples".
+// A reason that is also a note of a column with values is not repeated.
+func (t Table) reasons(part string) (lines []string) {
+	var reasons, shown []string
+	for i, c := range t.Columns {
+		if c.Part == part && !t.emptyColumn(i) {
+			for _, row := range t.Rows {
+				if !row[i].blank() {
+					shown = append(shown, row[i].Notes...)
+				}
+			}
+		}
+	}
+	columns := map[string][]string{}
+	for i, c := range t.Columns {
+		if c.Part != part || !t.emptyColumn(i) {
+			continue
+		}
+		for _, note := range t.commonNotes(i) {
+			if slices.Contains(shown, note) {
+				continue
+			}
+			if columns[note] == nil {
+				reasons = append(reasons, note)
+			}
+			columns[note] = append(columns[note], c.heading())
+		}
+	}
+	for _, reason := range reasons {
+		lines = append(lines, strings.Join(columns[reason], ", ")+": "+reason)
+	}
+	return lines
+}
 
+// heading returns the title of a column on one line.
+func (c Column) heading() string { return strings.ReplaceAll(c.Name, "\n", " ") }
+
+// blank reports whether a cell has nothing but notes.
+func (c Cell) blank() bool { return c.Text == "" || c.Text == "-" }
+
+// empty reports whether a cell says nothing to people.
+func (c Cell) empty() bool { return c.blank() && len(c.Notes) == 0 }
+
+// emptyColumn reports whether a column has nothing but notes that all its rows have.
 func (t Table) emptyColumn(i int) bool {
-	return len(t.Rows) > 0 && !slices.ContainsFunc(t.Rows, func(row []Cell) bool { return !row[i].empty() })
+	common := len(t.commonNotes(i))
+	return len(t.Rows) > 0 && !slices.ContainsFunc(t.Rows, func(row []Cell) bool {
+		return !row[i].blank() || len(row[i].Notes) > common
+	})
+}
+
+// commonNotes returns the notes that the cells of a column have in all rows.
+func (t Table) commonNotes(i int) (notes []string) {
+	if len(t.Rows) == 0 {
+		return nil
+	}
+	for _, note := range t.Rows[0][i].Notes {
+		if !slices.ContainsFunc(t.Rows, func(row []Cell) bool { return !slices.Contains(row[i].Notes, note) }) {
+			notes = append(notes, note)
+		}
+	}
+	return notes
 }
 
 // emptyRow reports whether a row has nothing but the cells that identify it.
@@ -163,16 +257,16 @@ func (t Table) shrunk(widths []int, tooWide int) Table {
 		t.Rows[r] = slices.Clone(row)
 		for i := range row {
 			if target[i] < widths[i] {
-				t.Rows[r][i].Text = strings.Join(wrap(row[i].Text, target[i]-padding), "\n")
+				t.Rows[r][i].Text = strings.Join(Wrap(row[i].Text, target[i]-padding), "\n")
 			}
 		}
 	}
 	return t
 }
 
-// wrap returns a text as lines of at most a width, 0 = no limit. It breaks only words that are longer than a line, if
+// Wrap returns a text as lines of at most a width, 0 = no limit. It breaks only words that are longer than a line, if
 // possible between the values of a list.
-func wrap(text string, width int) (lines []string) {
+func Wrap(text string, width int) (lines []string) {
 	if width <= 0 || twwidth.Width(text) <= width {
 		return []string{text}
 	}

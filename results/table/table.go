@@ -12,8 +12,8 @@
 // shares as 0..1 (_share).
 //
 // A warning stays with its figure. A note on a cell becomes a mark in the cell
-// and a numbered line below the table. Equal notes share one number. CSV and JSON
-// repeat the note in the row.
+// and a numbered line below the table. Equal notes share one number, and a note on
+// all rows needs none. CSV and JSON repeat the note in the row.
 //
 // Text fits the width of a terminal. A table for machines may be several for people: each column belongs to a part.
 //
@@ -176,6 +176,7 @@ type Cell struct {
 	Text  string   // for people
 	Value any      // for machines: nil, bool, string, int, int64 or float64
 	Notes []string // warnings about this figure
+	Bad   bool     // bad news: a terminal shows it in red
 }
 
 // With returns the cell with notes added.
@@ -227,7 +228,7 @@ func Render(w io.Writer, style Style, tables ...Table) error {
 func (s Style) one(w io.Writer, t Table) error {
 	switch s.Format {
 	case FormatText:
-		return renderText(w, t, s.Width)
+		return renderText(w, t, s)
 	case FormatMarkdown:
 		return renderMarkdown(w, t)
 	case FormatCSV:

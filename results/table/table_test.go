@@ -73,8 +73,8 @@ func TestNotesAreSharedAndNumberedInReadingOrder(t *testing.T) {
 	table := Table{
 		Columns: []Column{{Name: "a"}, {Name: "b"}},
 		Rows: [][]Cell{
-			{Text("1").With("second"), Text("2").With("first", "second")},
-			{Blank("first"), Text("3").With("third", "third")},
+			{Text("1").With("second"), Text("2").With("first", "second", "of all")},
+			{Blank("first"), Text("3").With("third", "third", "of all")},
 		},
 	}
 	want := ` a      b
@@ -84,6 +84,7 @@ func TestNotesAreSharedAndNumberedInReadingOrder(t *testing.T) {
  [1] second
  [2] first
  [3] third
+ all rows, b: of all
 `
 	if diff := cmp.Diff(want, renderOne(t, table, FormatText)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -92,11 +93,55 @@ func TestNotesAreSharedAndNumberedInReadingOrder(t *testing.T) {
 	if err := json.Unmarshal([]byte(renderOne(t, table, FormatJSON)), &decoded); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"third"}, decoded.Rows[1].Notes[1:]); diff != "" {
+	if diff := cmp.Diff([]string{"third", "of all"}, decoded.Rows[1].Notes[1:]); diff != "" {
 		t.Errorf("notes in JSON (-want +got):\n%s", diff)
 	}
 	if table.Rows[0][0].Text != "1" {
 		t.Error("rendering changed the table")
+	}
+}
+
+// A column that is empty in all rows for the same reason leaves only the reason.
+func TestAnEmptyColumnLeavesItsReason(t *testing.T) {
+	table := Table{
+		Columns: []Column{{Name: "a"}, {Name: "p99\nms"}, {Name: "p99.9"}, {Name: "c"}},
+		Rows: [][]Cell{
+			{Text("1"), Blank("too few samples"), Blank("too few samples"), Blank("too few samples")},
+			{Text("2"), Blank("too few samples"), Blank("too few samples"), Blank("too few samples", "and late")},
+		},
+	}
+	want := ` a  c
+──────────
+ 1  -
+ 2  - [1]
+ [1] and late
+ all rows, c: too few samples
+ p99 ms, p99.9: too few samples
+`
+	if diff := cmp.Diff(want, renderOne(t, table, FormatText)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// On a terminal, titles are bold and bad news is red, and the columns stay in line.
+func TestColor(t *testing.T) {
+	table := Table{
+		Title: "Title", Columns: []Column{{Name: "valid"}, {Name: "n"}},
+		Rows: [][]Cell{{YesNo(true), Text("1")}, {YesNo(false), Text("2")}},
+	}
+	var colored, uncolored bytes.Buffer
+	for out, color := range map[*bytes.Buffer]bool{&colored: true, &uncolored: false} {
+		if err := Render(out, Style{Format: FormatText, Color: color}, table); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := colored.String()
+	if !strings.Contains(got, "\x1b[1mTitle\x1b[0m\n") || !strings.Contains(got, "\x1b[31mNO\x1b[0m") {
+		t.Errorf("%q has no bold title and no red NO", got)
+	}
+	stripped := strings.NewReplacer("\x1b[1m", "", "\x1b[31m", "", "\x1b[0m", "").Replace(colored.String())
+	if diff := cmp.Diff(uncolored.String(), stripped); diff != "" {
+		t.Errorf("color moves the text (-without +with):\n%s", diff)
 	}
 }
 

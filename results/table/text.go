@@ -14,18 +14,20 @@ import (
 	"github.com/olekukonko/tablewriter/tw"
 )
 
-// renderText writes title, grid, notes and legend for a terminal of a width.
-func renderText(w io.Writer, t Table, width int) error {
+// renderText writes title, grid, notes and legend for a terminal.
+func renderText(w io.Writer, t Table, s Style) error {
 	var out bytes.Buffer
 	if t.Title != "" {
-		fmt.Fprintln(&out, strings.Join(wrap(oneLine(t.Title), width), "\n"))
+		for _, line := range Wrap(oneLine(t.Title), s.Width) {
+			fmt.Fprintln(&out, s.title(line))
+		}
 	}
 	t, notes := numberNotes(t, oneLine)
-	for i, part := range t.fit(width) {
+	for i, part := range t.fit(s.Width) {
 		if i > 0 {
 			fmt.Fprintln(&out)
 		}
-		if err := grid(&out, part, renderer.NewBlueprint(tw.Rendition{
+		if err := grid(&out, s.colored(part), renderer.NewBlueprint(tw.Rendition{
 			Borders: tw.BorderNone,
 			Symbols: tw.NewSymbols(tw.StyleLight),
 			Settings: tw.Settings{
@@ -37,7 +39,7 @@ func renderText(w io.Writer, t Table, width int) error {
 		}
 	}
 	for _, line := range slices.Concat(notes, t.Notes, t.Legend) {
-		for i, part := range wrap(oneLine(line), width-indent) {
+		for i, part := range Wrap(oneLine(line), s.Width-indent) {
 			fmt.Fprintf(&out, "%*s%s\n", 1+min(i, 1)*(indent-1), "", part)
 		}
 	}
@@ -60,9 +62,8 @@ func renderMarkdown(w io.Writer, t Table) error {
 		fmt.Fprintf(&out, "### %s\n\n", markdownLine(t.Title))
 	}
 	t, notes := numberNotes(t, markdownLine)
-	for i := range t.Columns {
-		// A Markdown header is one line.
-		t.Columns[i].Name = strings.ReplaceAll(t.Columns[i].Name, "\n", " ")
+	for i, c := range t.Columns {
+		t.Columns[i].Name = c.heading() // a Markdown header is one line
 	}
 	if err := grid(&out, t, renderer.NewMarkdown()); err != nil {
 		return err
@@ -112,16 +113,30 @@ func grid(w io.Writer, t Table, r tw.Renderer) error {
 }
 
 // numberNotes cleans the texts of the cells and appends the numbers of their notes. It returns the
-// numbered notes, each text once, in reading order of the cells.
+// numbered notes, each text once, in reading order of the cells. A note that all rows of a column have
+// comes after them, without a number.
 func numberNotes(t Table, clean func(string) string) (Table, []string) {
-	var notes []string
+	var notes, ofAll []string
 	marked := t
 	marked.Rows = make([][]Cell, len(t.Rows))
+	common := make([][]string, len(t.Columns))
+	for i, c := range t.Columns {
+		if len(t.Rows) < 2 {
+			break
+		}
+		common[i] = t.commonNotes(i)
+		for _, note := range common[i] {
+			ofAll = append(ofAll, "all rows, "+c.heading()+": "+note)
+		}
+	}
 	for r, row := range t.Rows {
 		marked.Rows[r] = slices.Clone(row)
 		for i, c := range row {
 			var marks []int
 			for _, note := range c.Notes {
+				if slices.Contains(common[i], note) {
+					continue
+				}
 				number := slices.Index(notes, note) + 1
 				if number == 0 {
 					notes = append(notes, note)
@@ -135,7 +150,7 @@ func numberNotes(t Table, clean func(string) string) (Table, []string) {
 	for i := range notes {
 		notes[i] = fmt.Sprintf("[%d] %s", i+1, notes[i])
 	}
-	return marked, notes
+	return marked, append(notes, ofAll...)
 }
 
 // withMarks appends the numbers to the text: " [1,2]".

@@ -26,7 +26,7 @@ func staleAnswers(s results.Step) Table {
 		}
 	}
 	t := newTable("Stale answers", []column[reads]{
-		words("reads of", "", func(r reads) Cell { return Text(r.of) }),
+		identifying("reads of", func(r reads) Cell { return Text(r.of) }),
 		numbers("judged", "", func(r reads) Cell { return Count(r.judged) }),
 		numbers("stale", "", func(r reads) Cell { return Count(r.stale) }),
 		numbers("share", "", func(r reads) Cell { return Share(r.share) }),

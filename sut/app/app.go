@@ -57,7 +57,10 @@ const (
 	HeaderServedBy      = "X-Served-By"
 	HeaderRecordVersion = "X-Record-Version"
 	HeaderCache         = "X-Cache" // "hit" when the record shown was read from a cache
-	HeaderDegraded      = "X-Degraded"
+	// HeaderDegraded names the tiers that do not answer, if the response was made without them or failed for lack of them.
+	// A response from a cache names the database if a request to this node failed for lack of it in this second or the one
+	// before.
+	HeaderDegraded = "X-Degraded"
 )
 
 // SessionCookie is the name of the cookie that holds a session's token.
@@ -126,7 +129,7 @@ type App struct {
 	metrics *metrics
 	page    *template.Template
 	assets  map[string]asset
-	outages map[string]*outage // by tier, for its log lines
+	outages map[string]*outage // by tier
 
 	buffers  sync.Pool // of *jsonBuffer
 	memory   *semaphore.Weighted
@@ -149,7 +152,7 @@ func New(c Config) (*App, error) {
 		config:   c,
 		mux:      http.NewServeMux(),
 		assets:   loadAssets(),
-		outages:  map[string]*outage{tierDB: {}, tierBlob: {}, tierSession: {}},
+		outages:  map[string]*outage{tierDB: {}, tierBlob: {}, tierSession: {}, tierCache: {}},
 		memory:   semaphore.NewWeighted(uploadMemory),
 		slots:    make(chan struct{}, runtime.GOMAXPROCS(0)),
 		ids:      sut.NewRequestIDs(),
@@ -199,7 +202,7 @@ func (a *App) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		check.ServeHTTP(w, r)
 		return
 	}
-	x := &exchange{ResponseWriter: w, r: r, op: a.metrics.other, begun: a.config.Now()}
+	x := &exchange{ResponseWriter: w, app: a, r: r, op: a.metrics.other, begun: a.config.Now()}
 	x.ctx = requestContext{Context: r.Context(), id: [1]string{a.ids.FromHeader(r.Header)}}
 	header[sut.RequestIDHeader] = x.ctx.id[:]
 	if r.ContentLength != 0 {
@@ -223,13 +226,17 @@ type requestIDKey struct{}
 // response header shares its id, so it needs no allocation of its own.
 type requestContext struct {
 	context.Context
-	id [1]string
+	id     [1]string
+	served sut.Served
 }
 
-// Value returns the request id, or a value of the server's context.
+// Value returns the request id, how the request is answered, or a value of the server's context.
 func (c *requestContext) Value(key any) any {
-	if _, ours := key.(requestIDKey); ours {
+	switch key.(type) {
+	case requestIDKey:
 		return &c.id[0] // a pointer, because a string would be copied to the heap
+	case sut.ServedKey:
+		return &c.served
 	}
 	return c.Context.Value(key)
 }

@@ -94,6 +94,60 @@ func TestPageWithoutDatabase(t *testing.T) {
 	}
 }
 
+// A response that a store could make without another tier, or from the cache of a database that is down, says so.
+func TestAnsweredWithoutATier(t *testing.T) {
+	at := time.Unix(1_800_000_000, 0)
+	s := newService(t, func(c *app.Config) {
+		c.Now, c.Store = func() time.Time { return at }, withoutCache{c.Store}
+	})
+	degraded := func(path string) string { return s.do(get(path)).Header().Get(app.HeaderDegraded) }
+	if got := degraded("/api/photos/1"); got != "cache" {
+		t.Errorf("a photo that was read without the cache: %s is %q", app.HeaderDegraded, got)
+	}
+	if got := degraded("/api/users/1"); got != "" {
+		t.Errorf("a cached user while all tiers answer: %s is %q", app.HeaderDegraded, got)
+	}
+	s.store.breakWith(photos.ErrUnavailable)
+	if got := degraded("/api/photos/1"); got != "db, cache" {
+		t.Errorf("a photo without cache and database: %s is %q", app.HeaderDegraded, got)
+	}
+	for _, path := range []string{"/api/users/1", "/api/feed?user=1"} {
+		if got := degraded(path); got != "db" {
+			t.Errorf("%s, cached, without the database: %s is %q", path, app.HeaderDegraded, got)
+		}
+	}
+	if got := s.do(request{method: "POST", path: "/api/photos/1/like"}).Header().Get(app.HeaderDegraded); got != "cache" {
+		t.Errorf("a write whose cache host does not answer: %s is %q", app.HeaderDegraded, got)
+	}
+	at = at.Add(3 * time.Second)
+	if got := degraded("/api/users/1"); got != "" {
+		t.Errorf("3 s after the last failure of the database: %s is %q", app.HeaderDegraded, got)
+	}
+}
+
+// withoutCache reads photos without the cache, which is down for them and for likes, and has users and feeds in the
+// cache.
+type withoutCache struct{ photos.Records }
+
+func (s withoutCache) Photo(ctx context.Context, id photos.ID) (photos.Photo, error) {
+	sut.NoteWithout(ctx, sut.Cache)
+	return s.Records.Photo(ctx, id)
+}
+
+func (withoutCache) User(ctx context.Context, id photos.ID) (photos.User, error) {
+	sut.NoteCached(ctx)
+	return photos.User{ID: id, Version: 1, Cached: true}, nil
+}
+
+func (withoutCache) Feed(ctx context.Context, _ photos.ID, _ int) ([]photos.Photo, error) {
+	sut.NoteCached(ctx)
+	return nil, nil
+}
+
+func (withoutCache) Like(context.Context, photos.ID, photos.ID) (int64, error) {
+	return 0, sut.OfTier(sut.Cache, photos.ErrUnavailable)
+}
+
 // Requests that fail because a tier is down write one log line per second together.
 func TestOutageIsLoggedOnceASecond(t *testing.T) {
 	at := time.Unix(1_800_000_000, 0)

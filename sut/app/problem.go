@@ -2,13 +2,16 @@ package app
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -94,6 +97,7 @@ func (a *App) tierProblem(x *exchange, tier, what string, err error) error {
 	case errors.Is(err, photos.ErrConflict):
 		return refusal(http.StatusConflict, what+" already exists", "use another name")
 	case errors.Is(err, photos.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
+		tier = cmp.Or(string(sut.TierOf(err)), tier)
 		return &problem{
 			status: http.StatusServiceUnavailable, degraded: tier, cause: err,
 			message: "the tier " + tier + " does not answer",
@@ -140,7 +144,10 @@ func (a *App) noteProblem(x *exchange, p *problem) {
 // degrade adds a tier to HeaderDegraded.
 func (x *exchange) degrade(tier string) {
 	header := x.Header()
-	if without := header.Get(HeaderDegraded); without != "" && without != tier {
+	if without := header.Get(HeaderDegraded); without != "" {
+		if slices.Contains(strings.Split(without, ", "), tier) {
+			return
+		}
 		tier = without + ", " + tier
 	}
 	header.Set(HeaderDegraded, tier)
@@ -167,8 +174,8 @@ func (a *App) logRequest(x *exchange, took time.Duration) {
 		slog.Int64("duration_ns", int64(took)), slog.Int64("user", int64(x.user)), slog.String("cause", cause))
 }
 
-// outage limits the log lines about a tier that is down to one per second. It is safe
-// for concurrent use.
+// outage knows when a tier was last down, and limits the log lines about it to one per second. It is safe for
+// concurrent use.
 type outage struct {
 	logged atomic.Int64 // time of the last log line, in seconds since the Unix epoch
 	failed atomic.Int64 // failed requests since then
@@ -185,6 +192,9 @@ func (o *outage) report(now time.Time) (failed int64, log bool) {
 	o.failed.Add(-failed)
 	return failed, true
 }
+
+// lasts reports whether a request failed in this second or the one before.
+func (o *outage) lasts(now time.Time) bool { return now.Unix()-o.logged.Load() <= 1 }
 
 // send writes a JSON response. version is the version of the record in it, 0 = none.
 func (a *App) send(x *exchange, status int, version int64, body any) {

@@ -200,6 +200,7 @@ func (a *App) identify(ctx context.Context, x *exchange) error {
 // http.ResponseWriter, so that it can count the status.
 type exchange struct {
 	http.ResponseWriter
+	app    *App
 	r      *http.Request
 	op     *opMetrics
 	begun  time.Time
@@ -256,11 +257,18 @@ func (x *exchange) Write(p []byte) (int, error) {
 	return x.ResponseWriter.Write(p)
 }
 
-// answered counts the request once, before the first byte of the response is sent. If
-// the request were counted after its handler, a client could read the complete response
-// and then scrape metrics that do not count it yet.
+// answered counts the request once, before the first byte of the response is sent, and names the tiers that it was
+// answered without. If the request were counted after its handler, a client could read the complete response and then
+// scrape metrics that do not count it yet.
 func (x *exchange) answered(status int) {
 	if x.status == 0 {
+		cached, without := x.ctx.served.Noted()
+		if cached && x.app.outages[tierDB].lasts(x.app.config.Now()) {
+			x.degrade(tierDB)
+		}
+		for _, tier := range without {
+			x.degrade(string(tier))
+		}
 		x.status = status
 		x.op.requests.WithLabelValues(strconv.Itoa(status)).Inc()
 	}

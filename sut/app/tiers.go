@@ -12,6 +12,7 @@ const (
 	tierDB      = "db"
 	tierBlob    = "blob"
 	tierSession = "session"
+	tierCache   = "cache"
 )
 
 // BlobReader reads the bytes of photos. The caller must not modify them.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -188,13 +189,26 @@ func TestAsideWithoutHosts(t *testing.T) {
 		Records: newRecords(), Client: client, TTL: time.Minute,
 	}})
 	for i := range int64(3) {
-		if _, err := tier.Like(t.Context(), 1, 7); err != nil {
+		write, writeNotes := requestContext(t)
+		if _, err := tier.Like(write, 1, 7); err != nil {
 			t.Fatal(err)
 		}
-		if p, err := tier.Photo(t.Context(), 1); err != nil || p.Likes != i+1 || p.Cached {
+		read, readNotes := requestContext(t)
+		if p, err := tier.Photo(read, 1); err != nil || p.Likes != i+1 || p.Cached {
 			t.Errorf("after like %d: %+v, %v", i+1, p, err)
 		}
+		for _, notes := range []*sut.Served{writeNotes, readNotes} {
+			if cached, without := notes.Noted(); cached || !slices.Equal(without, []sut.Role{sut.Cache}) {
+				t.Errorf("cached: %t, answered without %v, want the cache", cached, without)
+			}
+		}
 	}
+}
+
+// requestContext returns a context that collects how a request is answered.
+func requestContext(t *testing.T) (context.Context, *sut.Served) {
+	s := &sut.Served{}
+	return context.WithValue(t.Context(), sut.ServedKey{}, s), s
 }
 
 // TestAsideSingleFlight: many readers miss the same key at the same time. With single

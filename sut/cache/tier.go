@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
@@ -149,12 +150,15 @@ func (t *Tier) write(
 		version, err = t.config.Client.Apply(ctx, PhotoKey(id).String(), w)
 		if !errors.Is(err, errNotSent) {
 			if errors.Is(err, ErrUnavailable) {
-				version, err = 0, fmt.Errorf("%w: %w", photos.ErrUnavailable, err)
+				version, err = 0, sut.OfTier(sut.Cache, fmt.Errorf("%w: %w", photos.ErrUnavailable, err))
 			}
 			own := func(k Key) bool { return k == PhotoKey(id) }
 			t.invalidate(ctx, err, slices.DeleteFunc(outdated, own)...)
 			return version, err
 		}
+	}
+	if t.config.Writes {
+		sut.NoteWithout(ctx, sut.Cache)
 	}
 	version, err = direct()
 	t.invalidate(ctx, err, outdated...)
@@ -172,7 +176,9 @@ func (t *Tier) invalidate(ctx context.Context, writeErr error, keys ...Key) {
 	for _, key := range keys {
 		// A host that does not answer keeps the old value until it expires. The client
 		// counts the error.
-		_ = t.config.Client.Delete(ctx, key.String())
+		if err := t.config.Client.Delete(ctx, key.String()); errors.Is(err, ErrUnavailable) {
+			sut.NoteWithout(ctx, sut.Cache)
+		}
 	}
 }
 
@@ -182,6 +188,11 @@ func (t *Tier) invalidate(ctx context.Context, writeErr error, keys ...Key) {
 func cached[T any](
 	ctx context.Context, t *Tier, key Key, ttl time.Duration, read func(context.Context) (T, error),
 ) (value T, hit bool, err error) {
+	defer func() {
+		if hit {
+			sut.NoteCached(ctx)
+		}
+	}()
 	switch {
 	case ttl == 0:
 	case !t.config.ReadThrough:
@@ -194,6 +205,7 @@ func cached[T any](
 		if !errors.Is(err, ErrUnavailable) {
 			return value, hit && err == nil, err
 		}
+		sut.NoteWithout(ctx, sut.Cache)
 	}
 	value, err = read(ctx)
 	return value, false, err
@@ -214,6 +226,9 @@ func lookAside[T any](
 	text, found, err := t.config.Client.Get(ctx, key.String())
 	if err == nil && found && json.Unmarshal(text, &value) == nil {
 		return value, true, nil
+	}
+	if errors.Is(err, ErrUnavailable) {
+		sut.NoteWithout(ctx, sut.Cache)
 	}
 	fill := func(ctx context.Context) (T, []byte, error) {
 		value, err := read(ctx)

@@ -6,11 +6,13 @@
 package attach
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -24,6 +26,11 @@ func Parse(ctx context.Context, target string, allowed []string) (*url.URL, erro
 	if u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
 		return nil, fmt.Errorf("target %q is not the URL of an HTTP service\n"+
 			"want a URL such as http://127.0.0.1:8080/", target)
+	}
+	if port := u.Port(); port != "" {
+		if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+			return nil, fmt.Errorf("target %q has port %s\nwant 1 to 65535", u.Redacted(), port)
+		}
 	}
 	if u.User != nil {
 		return nil, fmt.Errorf("target %q contains a user or a password, which would appear in reports\n"+
@@ -44,6 +51,15 @@ func Parse(ctx context.Context, target string, allowed []string) (*url.URL, erro
 	}
 	return u, nil
 }
+
+// Address returns host and port of a URL. A port that is left out is that of the scheme.
+func Address(u *url.URL) string {
+	port := cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
+	return net.JoinHostPort(strings.ToLower(u.Hostname()), port)
+}
+
+// SameService reports whether two URLs have the same scheme and address.
+func SameService(a, b *url.URL) bool { return a.Scheme == b.Scheme && Address(a) == Address(b) }
 
 // OnThisMachine reports whether a target may be on this machine: its host has an address of the loopback network, of
 // this machine, or of a network that this machine is part of, such as that of its containers.

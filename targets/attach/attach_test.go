@@ -28,6 +28,7 @@ func TestOtherHostsAreRefused(t *testing.T) {
 		"ftp://127.0.0.1/":             "not the URL of an HTTP service",
 		"http://":                      "not the URL of an HTTP service",
 		"http://user:pw@127.0.0.1/":    "leave it out",
+		"http://127.0.0.1:99999/":      "want 1 to 65535",
 	} {
 		_, err := attach.Parse(t.Context(), target, nil)
 		if err == nil || !strings.Contains(err.Error(), want) {
@@ -45,6 +46,28 @@ func TestAHostCanBeAllowed(t *testing.T) {
 	}
 	if _, err := attach.Parse(t.Context(), "http://192.0.2.2:8080/", []string{"192.0.2.1"}); err == nil {
 		t.Error("Parse accepted a host because another host is allowed")
+	}
+}
+
+func TestSameService(t *testing.T) {
+	for pair, want := range map[[2]string]bool{
+		{"http://LocalHost/a", "http://localhost:80/b?c"}: true,
+		{"http://[::1]:80/", "http://[::1]/"}:             true,
+		{"http://localhost/", "https://localhost/"}:       false,
+		{"http://localhost/", "http://127.0.0.1/"}:        false,
+		{"http://localhost:1/", "http://localhost:2/"}:    false,
+	} {
+		var urls []*url.URL
+		for _, text := range pair {
+			u, err := url.Parse(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			urls = append(urls, u)
+		}
+		if attach.SameService(urls[0], urls[1]) != want {
+			t.Errorf("%v: want %t", pair, want)
+		}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/workloads"
@@ -188,7 +189,7 @@ func (t *Ticket) exchange(req *http.Request) (http.Header, error) {
 		t.judge(header)
 	} else {
 		o.Fate = fate(o, err, f.ctx.Err() != nil)
-		o.Error = cause(o.Fate, err)
+		o.Error = cause(o.Fate, err, f.plan.Timeout+body.lasts())
 	}
 	return header, err
 }
@@ -280,14 +281,14 @@ func fate(o *results.Outcome, err error, givenUp bool) results.Fate {
 	}
 }
 
-// cause describes why an op got no complete response. It contains no addresses and is short, so that equal causes can
-// be counted together.
-func cause(fate results.Fate, err error) string {
+// cause describes why an op got no complete response within a timeout. It contains no addresses and is short, so that
+// equal causes can be counted together.
+func cause(fate results.Fate, err error, timeout time.Duration) string {
 	switch {
 	case fate == results.InFlight:
 		return "not answered before the run ended"
 	case fate == results.Timeout:
-		return "timeout"
+		return "timeout: no complete response within " + timeout.Round(time.Millisecond).String()
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "connection refused"
 	case errors.Is(err, syscall.ECONNRESET):

@@ -42,6 +42,7 @@ import (
 	"maps"
 	"math"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -136,10 +137,34 @@ func decodeError(name string, err error) error {
 	p := at.GetToken().Position
 	message := at.GetMessage()
 	var unknown *yaml.UnknownFieldError
-	if errors.As(err, &unknown) {
+	var wrong *yaml.TypeError
+	switch {
+	case errors.As(err, &unknown):
 		message += "\nsee: go doc github.com/stagebench/stagebench/workloads/file"
+	case errors.As(err, &wrong):
+		message = fmt.Sprintf("want %s, but got %s", kindName(wrong.DstType), kindName(wrong.SrcType))
 	}
 	return fmt.Errorf("%s:%d:%d: %s", name, p.Line, p.Column, message)
+}
+
+// kindName returns what a YAML file calls a type.
+func kindName(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Pointer:
+		return kindName(t.Elem())
+	case reflect.Bool:
+		return "true or false"
+	case reflect.String:
+		return "a text"
+	case reflect.Slice:
+		return "a list"
+	case reflect.Map, reflect.Struct:
+		return "a mapping"
+	case reflect.Float32, reflect.Float64:
+		return "a number"
+	default:
+		return "a whole number"
+	}
 }
 
 // place is a path into the document: field names and list indexes.

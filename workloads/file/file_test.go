@@ -219,7 +219,11 @@ func problems() []invalidFile {
 		},
 		{
 			"wrong type", "users: many\nops: [{class: a, path: /}]",
-			`f.yaml:1:8: cannot unmarshal string into Go struct field document.Users of type int`,
+			`f.yaml:1:8: want a whole number, but got a text`,
+		},
+		{
+			"wrong type of a weight", "ops: [{class: a, path: /, weight: [1]}]",
+			`f.yaml:1:35: want a number, but got a list`,
 		},
 		{"duplicate field", "users: 1\nusers: 2\n", `f.yaml:2:1: mapping key "users" already defined at [1:1]`},
 		{"no ops", "name: x\n", "f.yaml:1:1: no ops: want at least one, with class, weight and path\n    name: x"},

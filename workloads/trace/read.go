@@ -2,6 +2,7 @@ package trace
 
 import (
 	"bufio"
+	"cmp"
 	"compress/bzip2"
 	"compress/gzip"
 	"errors"
@@ -22,6 +23,9 @@ const (
 	// maxReasons is the maximum number of reasons with a counter of their own.
 	// Other reasons share the counter "other".
 	maxReasons = 50
+	// minYear and maxYear are the limits of times. Others are those of a missing value, such as the year 1 of Go, or
+	// of a number in another unit.
+	minYear, maxYear = 1900, 2200
 )
 
 // entry is one parsed line.
@@ -70,8 +74,9 @@ func Read(r io.Reader, name string) (*Trace, error) {
 // builder collects the records of a trace.
 type builder struct {
 	trace   *Trace
-	times   []time.Time
-	latest  time.Time
+	first   time.Time         // of the first request; the times of the records are relative to it
+	latest  time.Duration     // of all requests so far
+	parts   bool              // some times have parts of a second
 	broken  string            // number of the first broken line, and the reason
 	clients map[string]int    // address -> index
 	paths   map[string]string // interns the paths: each text is stored once
@@ -88,6 +93,9 @@ func (b *builder) add(p parser, line string, number int64, err error) {
 	}
 	if errors.Is(err, errHeader) {
 		return
+	}
+	if err == nil && (e.time.Year() < minYear || e.time.Year() > maxYear) {
+		err = errNoTime
 	}
 	s.Lines++
 	var path string
@@ -108,13 +116,16 @@ func (b *builder) add(p parser, line string, number int64, err error) {
 		client = len(b.clients)
 		b.clients[e.client] = client
 	}
-	if e.time.Before(b.latest) {
-		s.OutOfOrder++
-	} else {
-		b.latest = e.time
+	if len(b.trace.records) == 0 {
+		b.first = e.time
 	}
-	b.times = append(b.times, e.time)
-	b.trace.records = append(b.trace.records, Record{Method: e.method, Path: path, Client: client})
+	at := e.time.Sub(b.first)
+	if at < b.latest {
+		s.OutOfOrder++
+	}
+	b.latest = max(b.latest, at)
+	b.parts = b.parts || e.time.Nanosecond() != 0
+	b.trace.records = append(b.trace.records, Record{At: at, Method: e.method, Path: path, Client: client})
 }
 
 func (b *builder) skip(reason string, line int64) {
@@ -140,26 +151,22 @@ func (b *builder) finish() (*Trace, error) {
 			"want an access log, JSON lines, or CSV with a header; see: go doc github.com/stagebench/stagebench/workloads/trace",
 			t.name, reason)
 	}
-	order := make([]int, len(t.records))
-	for i := range order {
-		order[i] = i
+	records := t.records
+	if t.stats.OutOfOrder > 0 {
+		slices.SortStableFunc(records, func(a, b Record) int { return cmp.Compare(a.At, b.At) })
 	}
-	slices.SortStableFunc(order, func(i, j int) int { return b.times[i].Compare(b.times[j]) })
-	records := make([]Record, len(order))
-	begin := b.times[order[0]]
-	wholeSeconds := true
-	for to, from := range order {
-		records[to] = t.records[from]
-		records[to].At = b.times[from].Sub(begin)
-		wholeSeconds = wholeSeconds && b.times[from].Nanosecond() == 0
-		if to > 0 && records[to].At == records[to-1].At {
+	begin := records[0].At
+	for i := range records {
+		if records[i].At -= begin; records[i].At < 0 { // more than 292 years, which overflow
+			records[i].At = forever
+		}
+		if i > 0 && records[i].At == records[i-1].At {
 			t.stats.DuplicateTimes++
 		}
 	}
-	t.records = records
 	t.stats.Records, t.stats.Clients, t.stats.Paths = int64(len(records)), len(b.clients), len(b.paths)
 	t.stats.Span = records[len(records)-1].At
-	if wholeSeconds {
+	if !b.parts {
 		spread(records)
 	}
 	return t, nil

@@ -27,7 +27,8 @@
 // ignored. Without a method the request is a GET. Names may be written in any case.
 //
 // Times are durations since the first request, in whole nanoseconds. Logs
-// contain no bodies, so the ops have none.
+// contain no bodies, so the ops have none. A trace is held in memory: about 60 bytes for each request, and each
+// distinct path and client once.
 package trace
 
 import (

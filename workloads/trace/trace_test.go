@@ -92,6 +92,7 @@ func TestAccessLogLines(t *testing.T) {
 		head + `"get /a HTTP/1.1" 400 -`:                                    "no HTTP method",
 		head + `"GET /a HTTP/1.1 200 5`:                                     "not an access log line",
 		`192.0.2.1 - - [41/May/2015:10:05:03 +0000] "GET / HTTP/1.1" 200 5`: "no valid time",
+		`192.0.2.1 - - [01/Jan/0001:00:00:00 +0000] "GET / HTTP/1.1" 200 5`: "no valid time",
 		"hello": "not an access log line",
 	} {
 		got, err := trace.Read(strings.NewReader(line+"\n"+head+`"GET /last HTTP/1.1" 200 5`), "test")

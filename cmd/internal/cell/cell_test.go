@@ -2,6 +2,7 @@ package cell
 
 import (
 	"math"
+	"net"
 	"net/url"
 	"os"
 	"strings"
@@ -19,11 +20,22 @@ import (
 )
 
 func TestSourcesAreForLoopbackOnly(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = listener.Close() }()
+	_, port, err := net.SplitHostPort(listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
 	for target, want := range map[string]int{
-		"http://127.0.0.1:80": sourceCount,
-		"http://192.0.2.1:80": 0,
-		"http://[::1]:80":     0,
-		"http://localhost:80": 0,
+		"http://127.0.0.1:80":      sourceCount,
+		"http://192.0.2.1:80":      0,
+		"http://[::1]:80":          0,
+		"http://localhost:" + port: sourceCount,
+		"http://localhost:1":       0, // nothing listens at its IPv4 address
+		"http://name.invalid:80":   0,
 	} {
 		u, err := url.Parse(target)
 		if err != nil {
@@ -37,12 +49,15 @@ func TestSourcesAreForLoopbackOnly(t *testing.T) {
 
 func TestUsageBetween(t *testing.T) {
 	before := targets.Usage{
-		Hosts: []targets.HostUsage{{Host: "web-1", CPU: 0.1, CPUSeconds: 1, Periods: 100, ThrottledPeriods: 10}},
+		Hosts: []targets.HostUsage{{
+			Host: "web-1", CPU: 0.1, CPUSeconds: 1, ThrottledSeconds: 2, Periods: 100, ThrottledPeriods: 10,
+		}},
 		Nodes: []targets.NodeUsage{{Node: "web-1", Host: "web-1", Role: "web", CPUSeconds: 1}},
 	}
 	after := targets.Usage{
 		Hosts: []targets.HostUsage{{
-			Host: "web-1", CPU: 0.1, Isolated: true, CPUSeconds: 1.5, Periods: 1100, ThrottledPeriods: 510,
+			Host: "web-1", CPU: 0.1, Isolated: true, CPUSeconds: 1.5, ThrottledSeconds: 3.5, Periods: 1100,
+			ThrottledPeriods: 510,
 		}},
 		Nodes: []targets.NodeUsage{{Node: "web-1", Host: "web-1", Role: "web", CPUSeconds: 1.4, RSSBytes: 42}},
 	}
@@ -50,8 +65,8 @@ func TestUsageBetween(t *testing.T) {
 	if h := hosts[0]; h.CPUSeconds != 0.5 || h.CPUShare != 0.5 || h.ThrottledShare != 0.5 || !h.Isolated {
 		t.Errorf("host %+v, want 50%% of 0.1 cores for 10 s, throttled in 50%% of the periods", h)
 	}
-	if n := nodes[0]; n.CPUSeconds < 0.399 || n.CPUSeconds > 0.401 || n.RSSBytes != 42 {
-		t.Errorf("node %+v, want 0.4 s of CPU and 42 bytes", n)
+	if n := nodes[0]; n.CPUSeconds < 0.399 || n.CPUSeconds > 0.401 || n.RSSBytes != 42 || n.ThrottledSeconds != 1.5 {
+		t.Errorf("node %+v, want 0.4 s of CPU, 1.5 s throttled and 42 bytes", n)
 	}
 }
 

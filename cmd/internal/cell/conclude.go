@@ -108,7 +108,7 @@ func conclude(c *results.Cell, q quiet) {
 	case !c.Searched():
 		c.Limit = results.Limit{By: "unknown", Figure: "no limit was looked for"}
 	case best == nil:
-		c.Limit = results.Limit{By: "unknown", Figure: "no step met the objective"}
+		c.Limit = results.Limit{By: "unknown", Figure: "no step that can be trusted met the objective"}
 	default:
 		c.Limit = results.FindLimit(*best)
 	}

@@ -1,10 +1,15 @@
 package cell
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
+	"time"
+
+	"github.com/stagebench/stagebench/targets/attach"
 )
 
 // Endpoint returns the base URL of a system and the addresses of all its frontends.
@@ -33,8 +38,7 @@ const sourceCount = 64
 // address sees many clients. For any other target, or if these addresses cannot be bound,
 // the result is nil: the system then chooses.
 func Sources(endpoint *url.URL, seed uint64) []netip.Addr {
-	host, err := netip.ParseAddr(endpoint.Hostname())
-	if err != nil || !host.Is4() || !host.IsLoopback() {
+	if !onLoopback(endpoint) {
 		return nil
 	}
 	var sources []netip.Addr
@@ -48,4 +52,25 @@ func Sources(endpoint *url.URL, seed uint64) []netip.Addr {
 	}
 	_ = probe.Close() // the probe accepted no connection
 	return sources
+}
+
+// onLoopback reports whether a target is on the IPv4 loopback network. A name such as localhost also has an IPv6
+// address, which these sources cannot reach: the target must accept a connection at the IPv4 one.
+func onLoopback(endpoint *url.URL) bool {
+	elsewhere := func(a netip.Addr) bool { return !a.Unmap().Is4() || !a.Unmap().IsLoopback() }
+	if host, err := netip.ParseAddr(endpoint.Hostname()); err == nil {
+		return !elsewhere(host)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip4", endpoint.Hostname())
+	if err != nil || slices.ContainsFunc(addresses, elsewhere) {
+		return false
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp4", attach.Address(endpoint))
+	if err != nil {
+		return false
+	}
+	_ = conn.Close() // nothing was sent
+	return true
 }

@@ -39,6 +39,14 @@ func (r *cellRun) fixedRate(ctx context.Context) error {
 	return r.referenceSlice(ctx, "fixed", r.Fixed.RPS, r.Fixed.Duration)
 }
 
+// Failovers returns the failovers of a target as results.
+func Failovers(all []targets.Failover) (failovers []results.Failover) {
+	for _, f := range all {
+		failovers = append(failovers, results.Failover(f))
+	}
+	return failovers
+}
+
 // Settings for reading records back. The configured replica lag and, with a cache, its
 // TTL are added to the patience.
 const (

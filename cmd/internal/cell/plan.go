@@ -57,7 +57,7 @@ func Default() Plan {
 	return Plan{
 		Mode: "default", Visits: 5, Repeats: 1, Freeze: true,
 		ReferenceRPS: 100, Reference: 2250 * time.Millisecond, Peak: 2 * time.Second, FirstPeak: 2000,
-		Step:        Length{Ops: 600, Min: 2 * time.Second, Max: 4 * time.Second},
+		Step:        Length{Ops: 600, Min: 2 * time.Second, Max: 8 * time.Second},
 		WarmupSlice: time.Second, WarmupSlices: 3,
 		Search: capacity.Config{Start: 200, Min: 5, Max: 50_000, First: 6, Steps: 3},
 	}

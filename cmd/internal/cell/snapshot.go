@@ -146,10 +146,14 @@ func usageBetween(before, after targets.Usage, elapsed time.Duration) (
 		if i := slices.IndexFunc(before.Nodes, func(b targets.NodeUsage) bool { return b.Node == n.Node }); i >= 0 {
 			b = before.Nodes[i]
 		}
-		nodes = append(nodes, results.NodeUsage{
+		u := results.NodeUsage{
 			Node: n.Node, Host: n.Host, Role: string(n.Role), RSSBytes: n.RSSBytes,
 			CPUSeconds: max(0, n.CPUSeconds-b.CPUSeconds), WaitSeconds: max(0, n.WaitSeconds-b.WaitSeconds),
-		})
+		}
+		if i := slices.IndexFunc(hosts, func(h results.HostUsage) bool { return h.Host == n.Host }); i >= 0 {
+			u.ThrottledSeconds = hosts[i].ThrottledSeconds
+		}
+		nodes = append(nodes, u)
 	}
 	return hosts, nodes
 }

@@ -31,8 +31,8 @@ import (
 // interval is the length of an interval of histograms and timeline, in nanoseconds.
 const interval = int64(time.Second)
 
-// opsHashed is the maximum number of ops that the hash of a step covers.
-const opsHashed = 1000
+// maxHashed is the number of ops that the hash of a step covers. More would delay the result by seconds.
+const maxHashed = 1_000_000
 
 // Progress receives the progress of a measurement.
 type Progress interface {
@@ -130,7 +130,8 @@ func (s *Stepper) Step(
 	}
 	step := o.recorder.Finish(report.Scheduled)
 	step.Purpose, step.OfferedRPS, step.Schedule, step.CatchUp = purpose, rate, schedule.String(), driver.CatchUp
-	step.OpsHash = workloads.Hash(s.Workload, s.nextOp, min(scheduled, opsHashed))
+	step.TimeoutNS = int64(s.Timeout)
+	step.OpsHash = workloads.Hash(s.Workload, s.nextOp, min(schedule.Count(report.Window), maxHashed))
 	s.nextOp += scheduled
 	s.fill(&step, report, before, after, injected)
 	step.Client.RealTime = realTime

@@ -196,6 +196,7 @@ func (r *cellRun) stop(ctx context.Context) error {
 		r.stepper.Clients.Close()
 	}
 	if r.system != nil {
+		r.cell.Failovers = append(r.cell.Failovers, Failovers(r.system.Failovers())...)
 		errs = append(errs, r.system.Down(ctx))
 	}
 	r.thaw, r.stepper, r.system = nil, nil, nil

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -172,6 +173,13 @@ func timeouts(t *testing.T, d driver.Driver) {
 			t.Errorf("op %d without a response: fate %v, response time %v: want a timeout after at least 500 ms",
 				o.Index, o.Fate, time.Duration(o.Response()))
 		}
+		if !strings.Contains(o.Error, "within 500ms") {
+			t.Errorf("op %d: %q does not name the timeout", o.Index, o.Error)
+		}
+	}
+	failed, service := m.step.FailedNS, m.step.FailedServiceNS
+	if failed.Count != 10 || service.Count != 10 || *failed.Max < int64(499*time.Millisecond) {
+		t.Errorf("times until the failures %+v, %+v: want 10 of at least 500 ms", failed, service)
 	}
 }
 
