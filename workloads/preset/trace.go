@@ -2,6 +2,8 @@ package preset
 
 import (
 	"fmt"
+	"hash/fnv"
+	"io"
 	"net/http"
 	"path"
 	"strings"
@@ -21,43 +23,67 @@ import (
 func FromTrace(
 	t *trace.Trace, p Params,
 ) (w workloads.Workload, sent *trace.Trace, skipped map[string]int64, err error) {
-	sent, skipped = t.Keep(func(r trace.Record) string {
+	sent, skipped, err = t.Keep(func(r trace.Record) string {
 		switch r.Method {
 		case http.MethodGet, http.MethodHead, http.MethodPost:
 			return ""
 		}
 		return "method " + r.Method + " has no counterpart"
 	})
-	photos, clients := map[string]int{}, map[int]int{}
-	for _, r := range sent.Records() {
-		if _, known := photos[r.Path]; !known {
-			photos[r.Path] = 1 + len(photos)%max(p.Photos, 1)
-		}
-		if _, known := clients[r.Client]; !known {
-			clients[r.Client] = len(clients)
-		}
+	if err != nil {
+		return nil, nil, nil, err
 	}
-	if len(photos) == 0 {
+	m := mapping{photos: map[string]int{}, clients: map[int]int{}, most: max(p.Photos, 1)}
+	for r := range sent.All() {
+		m.learn(r)
+	}
+	if len(m.photos) == 0 {
 		return nil, nil, nil, fmt.Errorf("trace %s: none of its requests can be mapped to the photo service\n"+
 			"want requests with GET, HEAD or POST", t.Name())
 	}
-	users, err := newService(Shipped{Name: t.Name(), Mix: workloads.Mix{{Class: Photo, Percent: 100}}}, p, len(clients))
+	mix := workloads.Mix{{Class: Photo, Percent: 100}}
+	users, err := newService(Shipped{Name: t.Name(), Mix: mix}, p, len(m.clients))
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("trace %s: %w", t.Name(), err)
 	}
-	return &replayed{
-		service: users, records: sent.Records(), photos: photos, clients: clients, kinds: kinds(),
-	}, sent, skipped, nil
+	return &replayed{service: users, trace: sent, mapping: m, kinds: kinds()}, sent, skipped, nil
+}
+
+// mapping maps the paths and clients of a trace to photos and users, in order of first appearance. If there are more
+// paths than photos, the others share the photos by their hashes; so its memory is bounded by the data set.
+type mapping struct {
+	photos  map[string]int // path -> index of the photo, from 1
+	clients map[int]int    // client of the trace -> index
+	most    int            // number of photos
+}
+
+// learn gives the path and the client of a request their photo and user.
+func (m mapping) learn(r trace.Record) {
+	if _, known := m.photos[r.Path]; !known && len(m.photos) < m.most {
+		m.photos[r.Path] = 1 + len(m.photos)
+	}
+	if _, known := m.clients[r.Client]; !known {
+		m.clients[r.Client] = len(m.clients)
+	}
+}
+
+// photo returns the index of the photo of a path, from 1.
+func (m mapping) photo(path string) int {
+	if index, known := m.photos[path]; known {
+		return index
+	}
+	hash := fnv.New64a()
+	_, _ = io.WriteString(hash, path) // never fails
+	return 1 + int(hash.Sum64()%uint64(m.most))
 }
 
 // replayed is a workload that replays a trace against the photo service. It embeds a
 // service for the virtual users and their logins.
 type replayed struct {
 	*service
-	records []trace.Record
-	photos  map[string]int // path -> index of the photo
-	clients map[int]int    // client of the trace -> index by first appearance in records
-	kinds   map[workloads.Class]kind
+	mapping
+	trace *trace.Trace
+	kinds map[workloads.Class]kind
 }
 
 // Classes lists the classes to which requests are mapped.
@@ -65,8 +91,8 @@ func (w *replayed) Classes() []workloads.Class { return []workloads.Class{Photo,
 
 // Op returns the n-th op. After the last request of the trace the first follows again.
 func (w *replayed) Op(n uint64) workloads.Op {
-	r := &w.records[n%uint64(len(w.records))]
-	photo := w.photoID(w.photos[r.Path])
+	r := w.trace.Record(n % w.trace.Len())
+	photo := w.photoID(w.photo(r.Path))
 	op := workloads.Op{
 		Index: n, Class: Photo, Method: r.Method, Path: numbered("/api/photos/", photo, ""),
 		User: w.clients[r.Client] % w.virtual,

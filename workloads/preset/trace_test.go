@@ -23,7 +23,7 @@ func TestFromTrace(t *testing.T) {
 		`{"time":6,"client":"b","method":"DELETE","path":"/other"}`,
 		`{"time":7,"client":"b","method":"GET","path":"/other"}`,
 	}
-	source, err := trace.Read(strings.NewReader(strings.Join(lines, "\n")), "site")
+	source, err := trace.Read(strings.NewReader(strings.Join(lines, "\n")), "site", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func TestFromTrace(t *testing.T) {
 		t.Errorf("login op %+v", op)
 	}
 
-	none, err := trace.Read(strings.NewReader(lines[2]), "site")
+	none, err := trace.Read(strings.NewReader(lines[2]), "site", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

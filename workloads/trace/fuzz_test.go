@@ -38,13 +38,13 @@ func FuzzRead(f *testing.F) {
 // fuzz checks the guarantees of a trace for every input that Read accepts.
 func fuzz(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte) {
-		got, err := trace.Read(bytes.NewReader(text), "fuzz")
+		got, err := trace.Read(bytes.NewReader(text), "fuzz", nil)
 		if err != nil {
 			return
 		}
 		s := got.Stats()
-		if s.Records != int64(len(got.Records())) || s.Records+s.BrokenLines() != s.Lines {
-			t.Fatalf("stats %+v of %d records do not add up", s, len(got.Records()))
+		if s.Records != int64(got.Len()) || s.Records+s.BrokenLines() != s.Lines {
+			t.Fatalf("stats %+v of %d records do not add up", s, got.Len())
 		}
 		schedule, err := got.Schedule(trace.Replay{Speed: 3, MaxGap: time.Hour})
 		if err != nil {
@@ -55,7 +55,7 @@ func fuzz(f *testing.F) {
 			t.Fatal(err)
 		}
 		var last time.Duration
-		for n := range uint64(len(got.Records())) {
+		for n := range got.Len() {
 			if at := schedule.At(n); at < last {
 				t.Fatalf("request %d is due at %v, but an earlier one at %v", n, at, last)
 			} else {

@@ -52,7 +52,7 @@ func TestRoundTripThroughNginx(t *testing.T) {
 
 // requests returns method and path of each request of a trace.
 func requests(t *trace.Trace) (all []string) {
-	for _, r := range t.Records() {
+	for _, r := range records(t) {
 		all = append(all, r.Method+" "+r.Path)
 	}
 	return all
@@ -68,7 +68,7 @@ func replay(t *testing.T, binary string, source *trace.Trace) *trace.Trace {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for n := range uint64(len(source.Records())) {
+	for n := range source.Len() {
 		op := workload.Op(n)
 		req, err := http.NewRequestWithContext(t.Context(), op.Method, "http://"+address+op.Path, nil)
 		if err != nil {
@@ -90,7 +90,7 @@ func replay(t *testing.T, binary string, source *trace.Trace) *trace.Trace {
 		if text, err = os.ReadFile(log); err != nil {
 			t.Fatal(err)
 		}
-		return strings.Count(string(text), "\n") == len(source.Records())
+		return strings.Count(string(text), "\n") == int(source.Len())
 	})
 	return read(t, string(text))
 }

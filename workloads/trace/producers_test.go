@@ -28,7 +28,7 @@ func TestProducers(t *testing.T) {
 	maps.Copy(all, columnsOfServers())
 	for name, text := range all {
 		got := read(t, text)
-		if diff := cmp.Diff(want, got.Records()); diff != "" || len(got.Stats().Broken) > 0 {
+		if diff := cmp.Diff(want, records(got)); diff != "" || len(got.Stats().Broken) > 0 {
 			t.Errorf("%s: broken %v, records (-want +got)\n%s", name, got.Stats().Broken, diff)
 		}
 	}
@@ -131,12 +131,12 @@ func TestCompressions(t *testing.T) {
 	for name, packed := range map[string][]byte{
 		"gzip": zipped.Bytes(), "Zstandard": zstandard.Bytes(), "bzip2": bzipped, "none": []byte(line),
 	} {
-		if got := read(t, string(packed)).Records(); len(got) != 1 || got[0].Path != "/a" {
+		if got := records(read(t, string(packed))); len(got) != 1 || got[0].Path != "/a" {
 			t.Errorf("%s: records %+v", name, got)
 		}
 	}
 	for name, packed := range map[string]string{"unxz FILE": "\xfd7zXZ\x00\x00", "unzip FILE": "PK\x03\x04\x14\x00"} {
-		if _, err := trace.Read(strings.NewReader(packed), "test"); err == nil || !strings.Contains(err.Error(), name) {
+		if _, err := trace.Read(strings.NewReader(packed), "test", nil); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("error %v, want one with %q", err, name)
 		}
 	}
@@ -146,7 +146,7 @@ func TestCompressions(t *testing.T) {
 func TestCloudFrontEncoding(t *testing.T) {
 	t.Parallel()
 	text := "#Fields: date time cs-method cs-uri-stem cs-uri-query\n2026-05-17\t10:00:00\tGET\t/a%2520b\tq=%2522x%2522\n"
-	if got := read(t, text).Records()[0].Path; got != "/a%20b?q=%22x%22" {
+	if got := records(read(t, text))[0].Path; got != "/a%20b?q=%22x%22" {
 		t.Errorf("path %s, want /a%%20b?q=%%22x%%22", got)
 	}
 }
@@ -156,7 +156,7 @@ func TestNamesOfColumns(t *testing.T) {
 	t.Parallel()
 	deep := fmt.Sprintf(`{"time":1,"Path":"/a","path":"/b","x":%s1%s}`,
 		strings.Repeat(`{"x":`, 1000), strings.Repeat("}", 1000))
-	if got := read(t, deep).Records(); got[0].Path != "/b" {
+	if got := records(read(t, deep)); got[0].Path != "/b" {
 		t.Errorf("records %+v, want the path /b", got)
 	}
 }

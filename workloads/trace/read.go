@@ -5,10 +5,11 @@ import (
 	"cmp"
 	"compress/bzip2"
 	"compress/gzip"
+	"container/heap"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
@@ -48,13 +49,20 @@ var errHeader = errors.New("a header")
 // compressed with gzip, bzip2 or Zstandard. Read returns an error when reading fails or when no line is a
 // request. A truncated gzip file, for example one that is still being written, is
 // read up to its end; the truncation is counted as a broken line.
-func Read(r io.Reader, name string) (*Trace, error) {
+//
+// The requests are kept in the spool; nil = in memory. The spool must exist as long as the trace is used.
+func Read(r io.Reader, name string, spool Spool) (*Trace, error) {
 	lines, err := newLines(r)
 	if err != nil {
 		return nil, fmt.Errorf("trace %s: %w", name, err)
 	}
-	b := builder{trace: &Trace{name: name}, clients: map[string]int{}, paths: map[string]string{}}
-	b.trace.stats.Broken = map[string]int64{}
+	if spool == nil {
+		spool = &memory{}
+	}
+	b := builder{
+		trace:   &Trace{name: name, requests: &blocks{spool: spool}, stats: Stats{Broken: map[string]int64{}}},
+		clients: map[string]int{}, paths: map[uint64]bool{}, seed: maphash.MakeSeed(),
+	}
 	p := lines.detect()
 	for number := int64(1); ; number++ {
 		line, err := lines.next()
@@ -62,37 +70,57 @@ func Read(r io.Reader, name string) (*Trace, error) {
 		case errors.Is(err, io.EOF):
 			return b.finish()
 		case errors.Is(err, errTruncated):
-			b.add(p, line, number, err)
+			if err := b.add(p, line, number, err); err != nil {
+				return nil, fmt.Errorf("trace %s: %w", name, err)
+			}
 			return b.finish()
 		case err != nil && !errors.Is(err, errTooLong):
 			return nil, fmt.Errorf("trace %s: line %d: %w", name, number, err)
 		}
-		b.add(p, line, number, err)
+		if err := b.add(p, line, number, err); err != nil {
+			return nil, fmt.Errorf("trace %s: %w", name, err)
+		}
 	}
 }
 
-// builder collects the records of a trace.
+const (
+	// window is the number of requests within which lines may be out of order. They are sorted in memory.
+	window = 1 << 16
+	// maxDistinct is the number of clients and of paths that are told apart.
+	maxDistinct = 1 << 20
+)
+
+// errLate is the reason why a request is not sent that was logged too late to be sorted.
+var errLate = fmt.Errorf("logged after %d later requests: sort the log by time first", window)
+
+// builder collects the requests of a trace. Its memory does not grow with their number.
 type builder struct {
 	trace   *Trace
-	first   time.Time         // of the first request; the times of the records are relative to it
-	latest  time.Duration     // of all requests so far
-	parts   bool              // some times have parts of a second
-	broken  string            // number of the first broken line, and the reason
-	clients map[string]int    // address -> index
-	paths   map[string]string // interns the paths: each text is stored once
+	first   time.Time       // of the first line; the times in waiting are relative to it
+	latest  time.Duration   // of all lines so far
+	parts   bool            // some times have parts of a second
+	waiting waiting         // requests before which an earlier one may still be logged
+	sorted  time.Duration   // time of the last request that left waiting
+	begin   time.Duration   // of the first request
+	same    []Record        // the last requests that left waiting; all have the same time
+	broken  string          // number of the first broken line, and the reason
+	clients map[string]int  // address -> index
+	paths   map[uint64]bool // hashes of the different paths
+	seed    maphash.Seed
 }
 
-func (b *builder) add(p parser, line string, number int64, err error) {
+// add adds a line. It returns an error if the spool is full.
+func (b *builder) add(p parser, line string, number int64, err error) error {
 	s := &b.trace.stats
 	if err == nil && strings.TrimSpace(line) == "" {
-		return
+		return nil
 	}
 	var e entry
 	if err == nil {
 		e, err = p.parse(line)
 	}
 	if errors.Is(err, errHeader) {
-		return
+		return nil
 	}
 	if err == nil && (e.time.Year() < minYear || e.time.Year() > maxYear) {
 		err = errNoTime
@@ -104,28 +132,76 @@ func (b *builder) add(p parser, line string, number int64, err error) {
 	}
 	if err != nil {
 		b.skip(err.Error(), number)
-		return
+		return nil
 	}
-	if known, found := b.paths[path]; found {
-		path = known
-	} else {
-		b.paths[path] = path
-	}
-	client, found := b.clients[e.client]
-	if !found {
-		client = len(b.clients)
-		b.clients[e.client] = client
-	}
-	if len(b.trace.records) == 0 {
+	if b.first.IsZero() {
 		b.first = e.time
 	}
 	at := e.time.Sub(b.first)
+	if len(b.same) > 0 && at < b.sorted {
+		b.skip(errLate.Error(), number)
+		return nil
+	}
 	if at < b.latest {
 		s.OutOfOrder++
 	}
 	b.latest = max(b.latest, at)
 	b.parts = b.parts || e.time.Nanosecond() != 0
-	b.trace.records = append(b.trace.records, Record{At: at, Method: e.method, Path: path, Client: client})
+	if hash := maphash.String(b.seed, path); len(b.paths) < maxDistinct {
+		b.paths[hash] = true
+	}
+	heap.Push(&b.waiting, entered{Record{At: at, Method: e.method, Path: path, Client: b.client(e.client)}, s.Lines})
+	if len(b.waiting) <= window {
+		return nil
+	}
+	return b.emit(heap.Pop(&b.waiting).(entered).Record)
+}
+
+// client returns the index of a client: in order of first appearance, or if there are too many, by its hash.
+func (b *builder) client(address string) int {
+	index, known := b.clients[address]
+	switch {
+	case known:
+	case len(b.clients) >= maxDistinct:
+		return int(maphash.String(b.seed, address) % maxDistinct)
+	default:
+		index = len(b.clients)
+		b.clients[address] = index
+	}
+	return index
+}
+
+// emit takes the next request in the order of their times.
+func (b *builder) emit(r Record) error {
+	if b.trace.requests.count == 0 && len(b.same) == 0 {
+		b.begin = r.At
+	}
+	if len(b.same) > 0 && r.At != b.sorted {
+		if err := b.write(); err != nil {
+			return err
+		}
+	}
+	b.sorted = r.At
+	r.At -= b.begin
+	if r.At < 0 { // more than 292 years, which overflow
+		r.At = forever
+	}
+	b.same = append(b.same, r)
+	return nil
+}
+
+// write writes the last requests, which have the same time. For a log with whole seconds they are distributed evenly
+// over their second: otherwise all requests of a second would be sent at its start, as a burst that did not happen.
+func (b *builder) write() error {
+	for i, r := range b.same {
+		within := time.Second * time.Duration(i) / time.Duration(len(b.same))
+		if err := b.trace.requests.add(stored{r, within}); err != nil {
+			return err
+		}
+	}
+	b.trace.stats.DuplicateTimes += int64(max(len(b.same)-1, 0))
+	b.same = b.same[:0]
+	return nil
 }
 
 func (b *builder) skip(reason string, line int64) {
@@ -139,10 +215,18 @@ func (b *builder) skip(reason string, line int64) {
 	}
 }
 
-// finish sorts the records and sets their times.
+// finish returns the trace.
 func (b *builder) finish() (*Trace, error) {
 	t := b.trace
-	if len(t.records) == 0 {
+	for len(b.waiting) > 0 {
+		if err := b.emit(heap.Pop(&b.waiting).(entered).Record); err != nil {
+			return nil, fmt.Errorf("trace %s: %w", t.name, err)
+		}
+	}
+	if err := errors.Join(b.write(), t.requests.flush()); err != nil {
+		return nil, fmt.Errorf("trace %s: %w", t.name, err)
+	}
+	if t.Len() == 0 {
 		reason := "it is empty"
 		if b.broken != "" {
 			reason = fmt.Sprintf("none of its %d lines is a request: %s", t.stats.Lines, b.broken)
@@ -151,41 +235,32 @@ func (b *builder) finish() (*Trace, error) {
 			"want an access log, JSON lines, or CSV with a header; see: go doc github.com/stagebench/stagebench/workloads/trace",
 			t.name, reason)
 	}
-	records := t.records
-	if t.stats.OutOfOrder > 0 {
-		slices.SortStableFunc(records, func(a, b Record) int { return cmp.Compare(a.At, b.At) })
-	}
-	begin := records[0].At
-	for i := range records {
-		if records[i].At -= begin; records[i].At < 0 { // more than 292 years, which overflow
-			records[i].At = forever
-		}
-		if i > 0 && records[i].At == records[i-1].At {
-			t.stats.DuplicateTimes++
-		}
-	}
-	t.stats.Records, t.stats.Clients, t.stats.Paths = int64(len(records)), len(b.clients), len(b.paths)
-	t.stats.Span = records[len(records)-1].At
-	if !b.parts {
-		spread(records)
-	}
+	t.stats.Records, t.stats.Clients, t.stats.Paths = int64(t.Len()), len(b.clients), len(b.paths)
+	t.stats.Span = t.requests.record(t.Len() - 1).At
+	t.spread = !b.parts
 	return t, nil
 }
 
-// spread distributes the requests of each second evenly over that second. It is
-// for logs whose times are whole seconds. Without it all requests of a second
-// would be sent at its start, as a burst that did not happen.
-func spread(records []Record) {
-	for begin := 0; begin < len(records); {
-		end := begin + 1
-		for end < len(records) && records[end].At == records[begin].At {
-			end++
-		}
-		for i := begin + 1; i < end; i++ {
-			records[i].At += time.Second * time.Duration(i-begin) / time.Duration(end-begin)
-		}
-		begin = end
-	}
+// entered is a request with the number of its line, which orders requests of the same time.
+type entered struct {
+	Record
+	line int64
+}
+
+// waiting is a heap of requests, the earliest first.
+type waiting []entered
+
+func (w waiting) Len() int      { return len(w) }
+func (w waiting) Swap(i, j int) { w[i], w[j] = w[j], w[i] }
+func (w waiting) Less(i, j int) bool {
+	return cmp.Or(cmp.Compare(w[i].At, w[j].At), cmp.Compare(w[i].line, w[j].line)) < 0
+}
+func (w *waiting) Push(r any) { *w = append(*w, r.(entered)) }
+func (w *waiting) Pop() any {
+	last := len(*w) - 1
+	r := (*w)[last]
+	*w = (*w)[:last]
+	return r
 }
 
 // Errors of reading a line, before it is parsed.

@@ -3,7 +3,8 @@
 //
 // Read takes a reader; the package opens no files. A Trace is immutable and safe
 // for concurrent use. A broken line never ends a read: broken lines are counted
-// by reason. Lines that are out of order are sorted by their times.
+// by reason. Lines that are out of order by at most 65,536 requests are sorted by their times;
+// requests that were logged even later are counted and left out.
 //
 // The format is that of the first line that can be read in one:
 //
@@ -27,13 +28,16 @@
 // ignored. Without a method the request is a GET. Names may be written in any case.
 //
 // Times are durations since the first request, in whole nanoseconds. Logs
-// contain no bodies, so the ops have none. A trace is held in memory: about 60 bytes for each request, and each
-// distinct path and client once.
+// contain no bodies, so the ops have none.
+//
+// The requests are kept in a Spool, such as a temporary file, so the memory of a trace does not grow with its log: it
+// needs about 50 MB while a log is read, and 24 bytes for each 1,000 requests afterwards.
 package trace
 
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 	"slices"
 	"sort"
@@ -60,8 +64,8 @@ type Stats struct {
 	Broken         map[string]int64 // lines that are not requests, by reason
 	OutOfOrder     int64            // requests logged after a request with a later time
 	DuplicateTimes int64            // requests with the same time as the previous one
-	Clients        int              // different addresses
-	Paths          int              // different paths
+	Clients        int              // different addresses, counted up to 1,048,576
+	Paths          int              // different paths, likewise
 	Span           time.Duration    // from the first to the last request
 }
 
@@ -76,33 +80,61 @@ func (s Stats) BrokenLines() int64 {
 
 // Trace is a list of requests in the order of their times.
 type Trace struct {
-	name    string
-	records []Record
-	stats   Stats
+	name     string
+	requests *blocks
+	spread   bool // requests are distributed over their second
+	stats    Stats
 }
 
 // Name returns the name of the trace.
 func (t *Trace) Name() string { return t.name }
 
-// Records returns the requests in the order of their times. The slice is shared:
-// callers must not modify it.
-func (t *Trace) Records() []Record { return t.records }
+// Len returns the number of requests.
+func (t *Trace) Len() uint64 { return t.requests.count }
+
+// Record returns request n of Len, in the order of their times.
+func (t *Trace) Record(n uint64) Record { return t.shown(t.requests.record(n)) }
+
+// All returns the requests in the order of their times.
+func (t *Trace) All() iter.Seq[Record] {
+	return func(yield func(Record) bool) {
+		for r := range t.requests.all() {
+			if !yield(t.shown(r)) {
+				return
+			}
+		}
+	}
+}
+
+// shown returns a request with the time at which it is replayed.
+func (t *Trace) shown(r stored) Record {
+	if t.spread {
+		r.At += r.within
+	}
+	return r.Record
+}
 
 // Stats returns the statistics of the input.
 func (t *Trace) Stats() Stats { return t.stats }
 
-// Keep returns a trace of the requests for which skip returns "". Their times do
+// Keep returns a trace of the requests for which skip returns "", in the same spool. Their times do
 // not change. The map has the number of the other requests by reason.
-func (t *Trace) Keep(skip func(Record) (reason string)) (*Trace, map[string]int64) {
-	kept, skipped := &Trace{name: t.name, stats: t.stats}, map[string]int64{}
-	for _, r := range t.records {
-		if reason := skip(r); reason != "" {
+func (t *Trace) Keep(skip func(Record) (reason string)) (*Trace, map[string]int64, error) {
+	kept := &Trace{name: t.name, requests: t.requests.next(), spread: t.spread, stats: t.stats}
+	skipped := map[string]int64{}
+	for r := range t.requests.all() {
+		if reason := skip(t.shown(r)); reason != "" {
 			skipped[reason]++
 			continue
 		}
-		kept.records = append(kept.records, r)
+		if err := kept.requests.add(r); err != nil {
+			return nil, nil, fmt.Errorf("trace %s: %w", t.name, err)
+		}
 	}
-	return kept, skipped
+	if err := kept.requests.flush(); err != nil {
+		return nil, nil, fmt.Errorf("trace %s: %w", t.name, err)
+	}
+	return kept, skipped, nil
 }
 
 // Replay configures how a schedule changes the logged times.
@@ -134,24 +166,18 @@ func (t *Trace) Schedule(r Replay) (pace.Schedule, error) {
 	if err := r.Validate(); err != nil {
 		return nil, fmt.Errorf("replay %s: %w", t.name, err)
 	}
-	if len(t.records) == 0 {
+	if t.Len() == 0 {
 		return nil, fmt.Errorf("replay %s: it has no requests to send", t.name)
 	}
-	s := &schedule{name: t.name, replay: r, at: make([]time.Duration, len(t.records))}
-	// The gaps are summed in whole nanoseconds, and each sum is divided by the speed
-	// once. So rounding errors do not accumulate: each time is within a nanosecond
-	// of the exact one.
-	var sum time.Duration
-	last := t.records[0].At
-	for i, record := range t.records {
-		gap := record.At - last
-		if r.MaxGap > 0 {
-			gap = min(gap, r.MaxGap)
-		}
-		sum, last = sum+gap, record.At
-		s.at[i] = time.Duration(math.Round(float64(sum) / r.Speed))
+	s := &schedule{trace: t, replay: r}
+	place := before{last: t.Record(0).At}
+	for number := range t.requests.ends {
+		s.blocks = append(s.blocks, place)
+		times := s.times(number, &place)
+		s.first = append(s.first, times[0])
 	}
-	end, n := s.at[len(s.at)-1], len(s.at)
+	n := t.Len()
+	end := s.within(n - 1)
 	s.round = end + time.Second
 	if n > 1 {
 		s.round = end + end/time.Duration(n-1) // one mean gap between the rounds
@@ -166,14 +192,58 @@ func (t *Trace) Schedule(r Replay) (pace.Schedule, error) {
 
 // Length returns the shortest duration of a step that contains the first round of
 // s, a schedule of this trace: the time of its last request plus 1 ns.
-func (t *Trace) Length(s pace.Schedule) time.Duration { return s.At(uint64(len(t.records)-1)) + 1 }
+func (t *Trace) Length(s pace.Schedule) time.Duration { return s.At(t.Len()-1) + 1 }
 
-// schedule holds the intended times of a trace. It implements pace.Schedule.
+// schedule computes the intended times of a trace, block by block. It implements pace.Schedule.
 type schedule struct {
-	name   string
+	trace  *Trace
 	replay Replay
-	at     []time.Duration // of the first round
+	blocks []before        // by block
+	first  []time.Duration // intended time of the first request, by block
 	round  time.Duration   // from the start of one round to the next
+	recent recent[[]time.Duration]
+}
+
+// before is what comes before a block: the sum of the gaps, and the logged time of the last request.
+type before struct{ sum, last time.Duration }
+
+// times returns the intended times of a block in the first round, and moves to the next block.
+//
+// The gaps are summed in whole nanoseconds, and each sum is divided by the speed
+// once. So rounding errors do not accumulate: each time is within a nanosecond
+// of the exact one.
+func (s *schedule) times(number int, place *before) (times []time.Duration) {
+	for _, r := range s.trace.requests.block(number) {
+		at := s.trace.shown(r).At
+		gap := at - place.last
+		if s.replay.MaxGap > 0 {
+			gap = min(gap, s.replay.MaxGap)
+		}
+		place.sum, place.last = place.sum+gap, at
+		times = append(times, time.Duration(math.Round(float64(place.sum)/s.replay.Speed)))
+	}
+	return times
+}
+
+// block returns the intended times of a block in the first round.
+func (s *schedule) block(number int) []time.Duration {
+	return s.recent.get(number, func() []time.Duration {
+		place := s.blocks[number]
+		return s.times(number, &place)
+	})
+}
+
+// within returns the intended time of a request of the first round.
+func (s *schedule) within(n uint64) time.Duration { return s.block(int(n / blockSize))[n%blockSize] }
+
+// before returns the number of requests of the first round that are due before a time.
+func (s *schedule) before(d time.Duration) uint64 {
+	number := sort.Search(len(s.first), func(i int) bool { return s.first[i] >= d }) - 1
+	if number < 0 {
+		return 0
+	}
+	times := s.block(number)
+	return uint64(number)*blockSize + uint64(sort.Search(len(times), func(i int) bool { return times[i] >= d }))
 }
 
 // forever is the time of a request that is never sent.
@@ -181,14 +251,14 @@ const forever = time.Duration(math.MaxInt64)
 
 // At implements pace.Schedule.
 func (s *schedule) At(n uint64) time.Duration {
-	size := uint64(len(s.at))
+	size := s.trace.Len()
 	if n < size {
-		return s.at[n]
+		return s.within(n)
 	}
 	if !s.replay.Loop || n/size >= uint64(forever/s.round)-1 {
 		return forever
 	}
-	return time.Duration(n/size)*s.round + s.at[n%size]
+	return time.Duration(n/size)*s.round + s.within(n%size)
 }
 
 // Count implements pace.Schedule.
@@ -200,13 +270,12 @@ func (s *schedule) Count(d time.Duration) uint64 {
 	if s.replay.Loop {
 		rounds = d / s.round
 	}
-	rest := d - rounds*s.round
-	return uint64(rounds)*uint64(len(s.at)) + uint64(sort.Search(len(s.at), func(i int) bool { return s.at[i] >= rest }))
+	return uint64(rounds)*s.trace.Len() + s.before(d-rounds*s.round)
 }
 
 // String implements pace.Schedule.
 func (s *schedule) String() string {
-	text := "trace " + s.name + " speed " + strconv.FormatFloat(s.replay.Speed, 'g', -1, 64)
+	text := "trace " + s.trace.name + " speed " + strconv.FormatFloat(s.replay.Speed, 'g', -1, 64)
 	if s.replay.MaxGap > 0 {
 		text += " max gap " + s.replay.MaxGap.String()
 	}
@@ -221,36 +290,38 @@ func (s *schedule) String() string {
 // address becomes a virtual user, and the driver keeps the cookies of each user
 // separately. The class of an op is its method in lower case.
 func (t *Trace) Workload() (workloads.Workload, error) {
-	if len(t.records) == 0 {
+	if t.Len() == 0 {
 		return nil, errors.New("trace " + t.name + ": it has no requests to send")
 	}
-	last := slices.MaxFunc(t.records, func(a, b Record) int { return a.Client - b.Client })
-	return &pathWorkload{t, last.Client + 1}, nil
+	w := &pathWorkload{trace: t}
+	for r := range t.All() {
+		w.clients = max(w.clients, r.Client+1)
+		if class := classOf(r); !slices.Contains(w.classes, class) {
+			w.classes = append(w.classes, class)
+		}
+	}
+	return w, nil
 }
 
 // pathWorkload is a workload that sends the paths of a trace unchanged.
 type pathWorkload struct {
 	trace   *Trace
 	clients int
+	classes []workloads.Class
 }
+
+// classOf returns the class of a request: its method in lower case.
+func classOf(r Record) workloads.Class { return workloads.Class(strings.ToLower(r.Method)) }
 
 func (w *pathWorkload) Name() string { return w.trace.name }
 func (w *pathWorkload) Users() int   { return w.clients }
 
 // Classes returns one class for each method in the trace.
-func (w *pathWorkload) Classes() (classes []workloads.Class) {
-	for n := range w.trace.records {
-		if class := w.Op(uint64(n)).Class; !slices.Contains(classes, class) {
-			classes = append(classes, class)
-		}
-	}
-	return classes
-}
+func (w *pathWorkload) Classes() []workloads.Class { return w.classes }
 
 func (w *pathWorkload) Op(n uint64) workloads.Op {
-	r := &w.trace.records[n%uint64(len(w.trace.records))]
+	r := w.trace.Record(n % w.trace.Len())
 	return workloads.Op{
-		Index: n, Class: workloads.Class(strings.ToLower(r.Method)), Method: r.Method, Path: r.Path, User: r.Client,
-		Write: workloads.Writes(r.Method),
+		Index: n, Class: classOf(r), Method: r.Method, Path: r.Path, User: r.Client, Write: workloads.Writes(r.Method),
 	}
 }

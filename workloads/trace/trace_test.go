@@ -12,7 +12,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,7 +26,7 @@ import (
 
 func read(t testing.TB, text string) *trace.Trace {
 	t.Helper()
-	got, err := trace.Read(strings.NewReader(text), "test")
+	got, err := trace.Read(strings.NewReader(text), "test", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +55,7 @@ func TestFormats(t *testing.T) {
 			"1779012002000,HEAD,http://example.org/,192.0.2.1,200,0\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
-			if diff := cmp.Diff(want, read(t, text).Records()); diff != "" {
+			if diff := cmp.Diff(want, records(read(t, text))); diff != "" {
 				t.Errorf("records (-want +got)\n%s", diff)
 			}
 			var packed bytes.Buffer
@@ -62,7 +64,7 @@ func TestFormats(t *testing.T) {
 				_, _ = io.WriteString(w, part)
 				_ = w.Close()
 			}
-			if diff := cmp.Diff(want, read(t, packed.String()).Records()); diff != "" {
+			if diff := cmp.Diff(want, records(read(t, packed.String()))); diff != "" {
 				t.Errorf("records of the compressed text (-want +got)\n%s", diff)
 			}
 		})
@@ -95,7 +97,7 @@ func TestAccessLogLines(t *testing.T) {
 		`192.0.2.1 - - [01/Jan/0001:00:00:00 +0000] "GET / HTTP/1.1" 200 5`: "no valid time",
 		"hello": "not an access log line",
 	} {
-		got, err := trace.Read(strings.NewReader(line+"\n"+head+`"GET /last HTTP/1.1" 200 5`), "test")
+		got, err := trace.Read(strings.NewReader(line+"\n"+head+`"GET /last HTTP/1.1" 200 5`), "test", nil)
 		if err != nil {
 			t.Errorf("%s: %v", line, err)
 			continue
@@ -105,7 +107,7 @@ func TestAccessLogLines(t *testing.T) {
 			found = reason
 		}
 		if found == "" {
-			found = got.Records()[0].Method + " " + got.Records()[0].Path
+			found = records(got)[0].Method + " " + records(got)[0].Path
 		}
 		if found != want {
 			t.Errorf("%s\ngot  %s\nwant %s", line, found, want)
@@ -123,7 +125,7 @@ func TestOrderAndDuplicates(t *testing.T) {
 	}
 	got := read(t, line(3, "/1")+line(1, "/2")+line(3, "/3")+line(1, "/4")+line(1, "/5")+line(9, "/6"))
 	var shown []string
-	for _, r := range got.Records() {
+	for _, r := range records(got) {
 		shown = append(shown, r.Path+" "+r.At.Round(time.Millisecond).String())
 	}
 	want := []string{"/2 0s", "/4 333ms", "/5 667ms", "/1 2s", "/3 2.5s", "/6 8s"}
@@ -134,7 +136,7 @@ func TestOrderAndDuplicates(t *testing.T) {
 		t.Errorf("stats %+v: want 3 out of order, 3 duplicates", s)
 	}
 	fine := read(t, `{"time":1.5,"path":"/1"}`+"\n"+`{"time":1.5,"path":"/2"}`)
-	if r := fine.Records(); r[1].At != 0 || fine.Stats().DuplicateTimes != 1 {
+	if r := records(fine); r[1].At != 0 || fine.Stats().DuplicateTimes != 1 {
 		t.Errorf("records %+v, want both at the same time", r)
 	}
 }
@@ -157,7 +159,7 @@ func TestBrokenLines(t *testing.T) {
 		"\x1f\x8bnonsense":   "open as gzip: ",
 		"time,path\n1,2,3\n": "not as many columns as the header",
 	} {
-		if _, err := trace.Read(strings.NewReader(text), "test"); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := trace.Read(strings.NewReader(text), "test", nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: error %v, want one with %q", text, err, want)
 		}
 	}
@@ -231,8 +233,9 @@ func TestNoDrift(t *testing.T) {
 // in nanoseconds.
 func drift(t *trace.Trace, last time.Duration, speed float64, maxGap time.Duration) float64 {
 	exact := new(big.Rat)
-	for i, r := range t.Records()[1:] {
-		gap := r.At - t.Records()[i].At
+	all := records(t)
+	for i, r := range all[1:] {
+		gap := r.At - all[i].At
 		if maxGap > 0 {
 			gap = min(gap, maxGap)
 		}
@@ -328,7 +331,7 @@ func TestSharedLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = f.Close() }()
-	got, err := trace.Read(f, "semicomplete")
+	got, err := trace.Read(f, "semicomplete", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -346,3 +349,76 @@ func TestSharedLog(t *testing.T) {
 	}
 	t.Logf("%v as logged, %v as replayed", s.Span, got.Length(schedule))
 }
+
+// records returns the requests of a trace.
+func records(t *trace.Trace) []trace.Record { return slices.Collect(t.All()) }
+
+// A large log is read, sorted, filtered and replayed as a small one, and requests that were logged too late are
+// counted.
+func TestManyBlocks(t *testing.T) {
+	t.Parallel()
+	const n = 200_000
+	random := rand.New(rand.NewPCG(3, 4))
+	var log strings.Builder
+	log.WriteString("time,method,path,client\n")
+	for i := range int64(n) {
+		ms := 1_779_012_000_000 + 10*i
+		if random.IntN(10) == 0 {
+			ms -= random.Int64N(50_000) // as long as 5,000 requests
+		}
+		fmt.Fprintf(&log, "%d.%03d,GET,/%d,c%d\n", ms/1000, ms%1000, i%777, i%33)
+	}
+	log.WriteString("1779011000.5,GET,/too-late,c1\n")
+	got := read(t, log.String())
+	s := got.Stats()
+	if s.Records != n || s.Lines != n+1 || s.BrokenLines() != 1 || s.Paths != 777 || s.Clients != 33 {
+		t.Errorf("stats %+v", s)
+	}
+	last, count := time.Duration(0), uint64(0)
+	for r := range got.All() {
+		if r.At < last {
+			t.Fatalf("request %d at %v comes after one at %v", count, r.At, last)
+		}
+		if again := got.Record(count); again != r {
+			t.Fatalf("request %d is %+v and then %+v", count, r, again)
+		}
+		last, count = r.At, count+1
+	}
+	schedule, err := got.Schedule(trace.Replay{Speed: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 1000 {
+		i := random.Uint64N(n)
+		at := schedule.At(i)
+		if want := got.Record(i).At / 2; at < want-1 || at > want+1 {
+			t.Fatalf("request %d is due at %v, want %v", i, at, want)
+		}
+		if before := schedule.Count(at); before > i || before < n && schedule.At(before) < at {
+			t.Fatalf("%d requests are due before %v, but request %d is due then", before, at, i)
+		}
+	}
+	even, skipped, err := got.Keep(func(r trace.Record) string {
+		if r.Client%2 == 1 {
+			return "odd client"
+		}
+		return ""
+	})
+	if err != nil || even.Len()+uint64(skipped["odd client"]) != n || even.Record(0).Client%2 != 0 {
+		t.Errorf("%d kept, %v skipped, %v", even.Len(), skipped, err)
+	}
+}
+
+// A spool that is full is an error that says what to do.
+func TestFullSpool(t *testing.T) {
+	t.Parallel()
+	_, err := trace.Read(strings.NewReader("time,path\n1,/a\n"), "test", full{})
+	if err == nil || !strings.Contains(err.Error(), "set TMPDIR") {
+		t.Errorf("error %v, want one that names TMPDIR", err)
+	}
+}
+
+// full is a Spool without space.
+type full struct{ io.ReaderAt }
+
+func (full) Write([]byte) (int, error) { return 0, syscall.ENOSPC }

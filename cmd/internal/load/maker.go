@@ -81,9 +81,13 @@ func (m Maker) trace(path string) (l Load, err error) {
 		return l, fmt.Errorf("trace: %w", err)
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	t, err := trace.Read(f, filepath.Base(path))
+	spool, err := openSpool()
 	if err != nil {
 		return l, err
+	}
+	t, err := trace.Read(f, filepath.Base(path), spool)
+	if err != nil {
+		return l, errors.Join(err, spool.Close())
 	}
 	skipped := map[string]int64{}
 	if m.Service {
@@ -104,13 +108,22 @@ func (m Maker) trace(path string) (l Load, err error) {
 	s := t.Stats()
 	l.Trace = &results.Trace{
 		Lines: s.Lines, Broken: s.BrokenLines(), OutOfOrder: s.OutOfOrder, DuplicateTimes: s.DuplicateTimes,
-		Mapped: int64(len(t.Records())), Skipped: skipped, Paths: int64(s.Paths), Clients: int64(s.Clients),
+		Mapped: int64(t.Len()), Skipped: skipped, Paths: int64(s.Paths), Clients: int64(s.Clients),
 		SpanNS: int64(s.Span), LengthNS: int64(l.Length),
 	}
 	for reason, n := range s.Broken {
 		l.Trace.Skipped["broken: "+reason] = n
 	}
 	return l, nil
+}
+
+// openSpool opens a temporary file without a name. It ends with this process at the latest.
+func openSpool() (*os.File, error) {
+	spool, err := os.CreateTemp("", "stagebench-trace-")
+	if err != nil {
+		return nil, fmt.Errorf("trace: %w\nset TMPDIR to a directory that you may write", err)
+	}
+	return spool, os.Remove(spool.Name())
 }
 
 // uploadCount is the number of different JPEGs that uploads use in turn. Width and height
