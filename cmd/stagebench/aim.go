@@ -184,7 +184,7 @@ func (a aim) load(ctx context.Context, d *destination, maker load.Maker) (l load
 	body := []byte(a.body)
 	if a.bodyFile != "" {
 		if body, err = os.ReadFile(a.bodyFile); err != nil {
-			return l, fmt.Errorf("--body-file: %w", err)
+			return l, fmt.Errorf("--body-file: %w\nname a file that you can read", err)
 		}
 	}
 	if len(a.more) == 0 {

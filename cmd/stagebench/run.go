@@ -263,7 +263,8 @@ func (o runOptions) fixed(j job) (*cell.Fixed, error) {
 	}
 	text, err := os.ReadFile(o.faults)
 	if err != nil {
-		return nil, exit.Usagef("--faults: %w", err)
+		return nil, exit.Usagef("--faults: %w\n"+
+			"name a file that you can read; for its content see: stagebench run --help", err)
 	}
 	if fixed.Faults, err = faults.Read(text, o.faults); err != nil {
 		return nil, exit.Usage(err)

@@ -68,7 +68,7 @@ func (m Maker) Make(name string) (Load, error) {
 func (m Maker) file(path string) (Load, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return Load{}, fmt.Errorf("workload file: %w", err)
+		return Load{}, fmt.Errorf("workload file: %w\nname a file that you can read, or see: stagebench list workloads", err)
 	}
 	workload, err := file.Read(text, path, os.DirFS(filepath.Dir(path)), m.Data.Seed)
 	return Load{Workload: workload}, err
@@ -78,7 +78,7 @@ func (m Maker) file(path string) (Load, error) {
 func (m Maker) trace(path string) (l Load, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return l, fmt.Errorf("trace: %w", err)
+		return l, fmt.Errorf("trace: %w\nname an access log that you can read: trace:FILE", err)
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	spool, err := openSpool()
