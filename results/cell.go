@@ -253,7 +253,7 @@ type Step struct {
 	BytesIn      int64              `json:"bytes_in"`
 	BytesOut     int64              `json:"bytes_out"`
 	ServerCount  *int64             `json:"server_count,omitempty"` // requests that the server counted
-	OpsHash      string             `json:"ops_hash"`               // of all ops, in order; equal seeds give equal hashes
+	OpsHash      string             `json:"ops_hash"`               // of up to a million ops; equal for equal seeds
 	Valid        bool               `json:"valid"`
 	Invalid      []string           `json:"invalid,omitempty"` // why the step is not valid; also in Warnings
 	// Excused: not valid, but what made it invalid cannot have changed SLOMet.

@@ -43,7 +43,7 @@ func Several(method string, requests []Weighted, header map[string]string, body 
 	return s, nil
 }
 
-// Requests returns method and target of each class of a workload of Several, and nil for any other workload.
+// Requests returns method and target of each class of a workload of Several, and nothing for any other workload.
 func Requests(w Workload) map[Class]string {
 	s, _ := w.(several)
 	requests := map[Class]string{}

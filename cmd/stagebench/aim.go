@@ -298,15 +298,13 @@ func enginesOf(ctx context.Context, system *control.Client) (engines, versions m
 		return nil, nil, err
 	}
 	engines, versions = map[string]string{}, map[string]string{}
-	for _, tier := range ladder.Tiers() {
-		for _, n := range nodes {
-			if n.Role != tier.Role || len(tier.Engines) < 2 {
-				continue
-			}
-			engines[string(n.Role)] = string(n.Engine)
-			if n.Version != "" { // our own engines have none
-				versions[string(n.Role)] = n.Version
-			}
+	for _, n := range nodes {
+		if !ladder.Selectable(n.Role) {
+			continue
+		}
+		engines[string(n.Role)] = string(n.Engine)
+		if n.Version != "" { // our own engines have none
+			versions[string(n.Role)] = n.Version
 		}
 	}
 	return engines, versions, nil

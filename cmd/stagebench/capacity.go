@@ -58,14 +58,9 @@ measurement is invalid.`,
 
 // plan returns the plan with the rates of the flags.
 func (o capacityOptions) plan() (cell.Plan, error) {
-	plan := cell.Default()
-	switch {
-	case o.quick && o.full:
-		return plan, exit.Usagef("--quick and --full exclude each other\nuse only one of them")
-	case o.quick:
-		plan = cell.Quick()
-	case o.full:
-		plan = cell.Full()
+	plan, err := planOf(o.quick, o.full)
+	if err != nil {
+		return plan, err
 	}
 	for flag, value := range map[string]rate{"min": o.minimum, "max": o.max, "reference": o.reference} {
 		if o.given(flag) && !(value >= pace.MinRate && value <= pace.MaxRate) { // NaN fails both comparisons

@@ -160,7 +160,7 @@ func listEngines() table.Table {
 			if e.Native {
 				kind = "native, must be installed"
 			}
-			if len(tier.Engines) > 1 {
+			if ladder.Selectable(tier.Role) {
 				choose = fmt.Sprintf("--set %s.engine=%s", tier.Role, e.Name)
 			}
 			t.Rows = append(t.Rows, texts(string(tier.Role), string(e.Name), kind, choose))

@@ -185,7 +185,7 @@ func fits(t sut.Topology) error {
 
 // job checks the options. It starts nothing.
 func (o runOptions) job() (job, error) {
-	j := job{plan: cell.Default()}
+	var j job
 	var err error
 	if j.slo, err = parseSLO(o.slo); err != nil {
 		return j, err
@@ -199,13 +199,8 @@ func (o runOptions) job() (job, error) {
 	if o.life < 0 {
 		return j, exit.Usagef("--connection-life %v\nwant 0 (keep connections) or more", o.life)
 	}
-	switch {
-	case o.quick && o.full:
-		return j, exit.Usagef("--quick and --full exclude each other\nuse at most one of them")
-	case o.quick:
-		j.plan = cell.Quick()
-	case o.full:
-		j.plan = cell.Full()
+	if j.plan, err = planOf(o.quick, o.full); err != nil {
+		return j, err
 	}
 	j.plan = j.plan.For(cell.Unit(cell.Cores()))
 	if o.reference != 0 {

@@ -96,12 +96,25 @@ func knobsOf(engines string, settings []string) (sut.Knobs, error) {
 		first := slices.IndexFunc(tier.Engines, func(e ladder.EngineInfo) bool {
 			return e.Native == (engines == "native")
 		})
-		if len(tier.Engines) > 1 && first >= 0 {
+		if ladder.Selectable(tier.Role) && first >= 0 {
 			knobs[string(tier.Role)+".engine"] = string(tier.Engines[first].Name)
 		}
 	}
 	maps.Copy(knobs, given)
 	return knobs, nil
+}
+
+// planOf returns the plan of the flags --quick and --full.
+func planOf(quick, full bool) (cell.Plan, error) {
+	switch {
+	case quick && full:
+		return cell.Plan{}, exit.Usagef("--quick and --full exclude each other\nuse at most one of them")
+	case quick:
+		return cell.Quick(), nil
+	case full:
+		return cell.Full(), nil
+	}
+	return cell.Default(), nil
 }
 
 // knobNames lists the names of all knobs.

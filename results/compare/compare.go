@@ -259,7 +259,7 @@ func latency(base, cell *results.Cell, of func(results.Latency) *int64) Ratio {
 		return Ratio{Verdict: NotCompared, Why: fmt.Sprintf("measured at %.0f/s and %.0f/s: "+
 			"latencies at different rates cannot be compared", base.Reference.OfferedRPS, cell.Reference.OfferedRPS)}
 	}
-	b, c := of(base.Reference.ResponseAll), of(cell.Reference.ResponseAll)
+	b, c := percentile(base, of), percentile(cell, of)
 	if b == nil || c == nil || *b == 0 {
 		return Ratio{Verdict: NotCompared, Why: "the percentile has too few samples beyond it, " +
 			"or its value is that of a failed request"}

@@ -150,14 +150,17 @@ func Native(engine sut.Engine) bool {
 // Engines returns the engines of a topology, for the roles that have a choice of engines.
 func Engines(t sut.Topology) map[sut.Role]sut.Engine {
 	engines := map[sut.Role]sut.Engine{}
-	for _, tier := range Tiers() {
-		for _, n := range t.Nodes {
-			if n.Role == tier.Role && len(tier.Engines) > 1 {
-				engines[n.Role] = n.Engine
-			}
+	for _, n := range t.Nodes {
+		if Selectable(n.Role) {
+			engines[n.Role] = n.Engine
 		}
 	}
 	return engines
+}
+
+// Selectable reports whether there is more than one engine for a role.
+func Selectable(role sut.Role) bool {
+	return slices.ContainsFunc(Tiers(), func(t Tier) bool { return t.Role == role && len(t.Engines) > 1 })
 }
 
 // TableUnits is the number of units that the largest stage of the ladder needs. The unit

@@ -173,7 +173,7 @@ func (r *cellRun) resume(ctx context.Context) error {
 	}
 	r.cell.BringUpNS = int64(r.system.BringUp())
 	for _, n := range r.system.Status() {
-		if _, chosen := r.cell.Engines[string(n.Role)]; chosen {
+		if ladder.Selectable(n.Role) {
 			r.cell.Versions[string(n.Role)] = n.Version
 		}
 	}
