@@ -25,12 +25,18 @@ type NodeConfig struct {
 	Port   int    `json:"port"`   // 0 = any free port; a restarted node gets the port that it had
 	Dir    string `json:"dir"`    // private directory; for db and blob it already holds the copied template
 	Procs  int    `json:"procs"`  // GOMAXPROCS, or the equivalent setting of a native server
+	// MemoryBytes is the node's part of the memory limit of its host; 0 = no limit.
+	MemoryBytes int64 `json:"memory_bytes,omitempty"`
 
 	// IDHost is the host number in the ids that a web node generates, 1 to MaxIDHost.
 	// No two running web nodes have the same number. The starter assigns numbers in
 	// rotation, so a number is reused only after hundreds of starts. An earlier reuse
 	// could repeat ids of a crashed process whose ids were ahead of the clock.
 	IDHost int `json:"id_host,omitempty"`
+
+	// Secret is that of the system. The node demands it from whoever changes it, reads its figures, or asks for what only
+	// other nodes may have, and shows it to the nodes that it calls.
+	Secret Secret `json:"secret"`
 
 	DrainSeconds float64      `json:"drain_seconds"`
 	Wiring       Wiring       `json:"wiring"`                // its neighbours at the start

@@ -19,6 +19,9 @@ type Wiring struct {
 	// primary is the first of the databases. If the node's tier spreads keys over its
 	// nodes, the node's own role lists all of them, this node included.
 	Uses map[Role][]Peer `json:"uses,omitempty"`
+	// Members names the other nodes of a replicated database. A database node replicates to these nodes only, and only
+	// they can fence it.
+	Members []string `json:"members,omitempty"`
 	// Routes are the routes of a balancer; empty = every host gets every request.
 	Routes []Route `json:"routes,omitempty"`
 	// Rebalancing is true while keys move between the nodes of the node's tier. A node must

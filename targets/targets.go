@@ -38,6 +38,7 @@ type NodeStatus struct {
 	State    State      `json:"state"`
 	Address  string     `json:"address"`         // host:port
 	Admin    string     `json:"admin,omitempty"` // host:port of /metrics; changes at each restart
+	Secret   sut.Secret `json:"secret"`          // for requests at Admin; never show it
 	PID      int        `json:"pid"`
 	Restarts int        `json:"restarts"`
 	Cause    string     `json:"cause,omitempty"` // of the last death

@@ -24,7 +24,9 @@ import (
 // reading returns a store that uses one database only.
 func (r *rig) reading(t *testing.T, node string) *store.Store {
 	t.Helper()
-	s, err := store.Open(store.Config{Primary: sut.Peer{Node: node, Address: r.address(t, node)}, MaxConns: 2})
+	s, err := store.Open(store.Config{
+		Primary: sut.Peer{Node: node, Address: r.address(t, node)}, Password: r.secret(), MaxConns: 2,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -435,10 +437,7 @@ func (r *rig) stale(t *testing.T) results.Stale {
 // replication returns the replication status that a database reports.
 func (r *rig) replication(t *testing.T, node string) (status sut.ReplicationStatus) {
 	t.Helper()
-	response, err := http.Get(r.adminURL(t, node) + sut.ReplicationPath)
-	if err != nil {
-		t.Fatal(err)
-	}
+	response := r.admin(t, http.MethodGet, node, sut.ReplicationPath, nil)
 	defer func() { _ = response.Body.Close() }() // read only
 	if err := json.NewDecoder(response.Body).Decode(&status); err != nil {
 		t.Fatal(err)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -104,15 +103,7 @@ func (r *rig) partitioned(t *testing.T, replica, primary string) *partition {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req, err := http.NewRequestWithContext(
-		t.Context(), http.MethodPut, r.adminURL(t, replica)+sut.ReplicationPath, bytes.NewReader(document))
-	if err != nil {
-		t.Fatal(err)
-	}
-	response, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	response := r.admin(t, http.MethodPut, replica, sut.ReplicationPath, document)
 	defer func() { _ = response.Body.Close() }() // read to its end
 	if text, err := io.ReadAll(response.Body); err != nil || response.StatusCode != http.StatusOK {
 		t.Fatalf("%s does not follow %s through a proxy: %s %s %v", replica, primary, response.Status, text, err)

@@ -25,6 +25,12 @@ const actVariable = "STAGEBENCH_TEST_ACT"
 const templatesVariable = "STAGEBENCH_TEST_TEMPLATES"
 
 func TestMain(m *testing.M) {
+	if os.Getenv(strangerVariable) != "" {
+		if err := stranger(os.Stdin, os.Stdout); err != nil {
+			panic(err)
+		}
+		return
+	}
 	if os.Getenv(actVariable) != "" {
 		main()
 		return

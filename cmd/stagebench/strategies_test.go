@@ -370,7 +370,7 @@ func (r *rig) cacheSum(t *testing.T, name string) (sum int64) {
 		if n.Role != sut.Cache {
 			continue
 		}
-		series, err := metrics.Read(t.Context(), http.DefaultClient, n.Admin)
+		series, err := metrics.Read(t.Context(), http.DefaultClient, n.Admin, n.Secret)
 		if metric := "stagebench_cache_node_" + name; err != nil || !series.Has(metric) {
 			t.Fatalf("%s does not report %s: %v", n.Node, metric, err)
 		}

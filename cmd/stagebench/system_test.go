@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -34,6 +35,7 @@ type rig struct {
 	topology sut.Topology
 	stepper  *cell.Stepper
 	outcomes []results.Outcome // of the last step
+	logs     string            // directory of the nodes' logs
 }
 
 // roomy is the size of a unit in cores. It is large enough for the race detector, which
@@ -64,17 +66,30 @@ func bringUp(t *testing.T, stage sut.Stage, knobs sut.Knobs, workload string) *r
 	return r
 }
 
-// adminURL returns the URL of the admin address of a node.
-func (r *rig) adminURL(t *testing.T, node string) string {
+// admin sends a request to the admin address of a node. The caller closes the body.
+func (r *rig) admin(t *testing.T, method, node, path string, body []byte) *http.Response {
 	t.Helper()
 	for _, n := range r.Status() {
-		if n.Node == node {
-			return "http://" + n.Admin
+		if n.Node != node {
+			continue
 		}
+		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+n.Admin+path, bytes.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", n.Secret.Bearer())
+		response, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response
 	}
 	t.Fatalf("there is no node %s", node)
-	return ""
+	return nil
 }
+
+// secret returns the secret of the system.
+func (r *rig) secret() sut.Secret { return r.Status()[0].Secret }
 
 // smallData is the data set of all tests of this package.
 func smallData() sut.Data { return sut.Data{Size: "small", Seed: 1} }
@@ -108,12 +123,12 @@ func bringUpSized(t *testing.T, stage sut.Stage, knobs sut.Knobs, unit float64) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{}
+	r := &rig{logs: t.TempDir()}
 	if r.topology, err = ladder.Build(stage, knobs, unit); err != nil {
 		t.Fatal(err)
 	}
 	up.TemplateDir, up.FailoverSilence = templates(), silence
-	if r.System, err = up.up(t.Context(), r.topology, t.TempDir()); err != nil {
+	if r.System, err = up.up(t.Context(), r.topology, r.logs); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -95,6 +95,9 @@ func Read(path string) (r results.Run, m results.Manifest, err error) {
 // schema field, which read checks.
 func read(dir, name string, into any, schema *int) error {
 	path := filepath.Join(dir, name)
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return fmt.Errorf("read run: %s is not a regular file", path)
+	}
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s is not a run: it has no %s\nname the directory of a run, such as runs/latest", dir, name)

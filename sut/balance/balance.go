@@ -91,6 +91,7 @@ func New(cfg Config) (*Balancer, error) {
 	b.server = &http.Server{
 		Handler: http.HandlerFunc(b.serve), ErrorLog: quiet,
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute,
+		MaxHeaderBytes: 32 << 10, // each connection may hold as much memory before its request is complete
 	}
 	if cfg.Layer == sut.Layer4 {
 		b.forwarder = &forwarder{

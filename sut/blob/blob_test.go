@@ -163,6 +163,7 @@ func TestHandlerRefusals(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			request.Header.Set("Authorization", secret.Bearer())
 			response, err := server.Client().Do(request)
 			if err != nil {
 				t.Fatal(err)
@@ -200,6 +201,7 @@ func TestRanges(t *testing.T) {
 			t.Fatal(err)
 		}
 		request.Header.Set("Range", test.header)
+		request.Header.Set("Authorization", secret.Bearer())
 		response, err := server.Client().Do(request)
 		if err != nil {
 			t.Fatal(err)
@@ -221,7 +223,8 @@ func TestBodyThatEndsEarly(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	fmt.Fprintf(conn, "PUT /blob/8/thumb HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nonly this")
+	fmt.Fprintf(conn, "PUT /blob/8/thumb HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\nContent-Length: 100\r\n\r\nonly this",
+		secret.Bearer())
 	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
@@ -315,14 +318,40 @@ func serve(t *testing.T, dir *blob.Dir) (*httptest.Server, *prometheus.Registry)
 	t.Helper()
 	registry := prometheus.NewRegistry()
 	server := httptest.NewServer(blob.NewHandler(blob.HandlerConfig{
-		Dir: dir, Log: slog.New(slog.DiscardHandler), Registry: registry,
+		Dir: dir, Log: slog.New(slog.DiscardHandler), Registry: registry, Secret: secret,
 	}))
 	t.Cleanup(server.Close)
 	return server, registry
 }
 
+// secret is that of the system in these tests.
+const secret sut.Secret = "of the system"
+
+// Whoever does not have the secret of the system reads no photo bytes and changes none.
+func TestNodeNeedsTheSecret(t *testing.T) {
+	server, _ := serve(t, openDir(t))
+	ours := client(t, server.Listener.Addr().String())
+	if err := ours.Put(t.Context(), 1, photos.VariantThumb, []byte("jpeg")); err != nil {
+		t.Fatal(err)
+	}
+	for _, wrong := range []sut.Secret{"", "of another system"} {
+		stranger := blob.NewClient(blob.ClientConfig{Address: server.Listener.Addr().String(), Secret: wrong})
+		defer stranger.Close()
+		if _, err := stranger.Get(t.Context(), 1, photos.VariantThumb); err == nil || !strings.Contains(err.Error(), "401") {
+			t.Errorf("with secret %q: GET: %v", string(wrong), err)
+		}
+		if err := errors.Join(stranger.Put(t.Context(), 1, photos.VariantThumb, []byte("other")),
+			stranger.Delete(t.Context(), 1, photos.VariantThumb)); err == nil || strings.Count(err.Error(), "401") != 2 {
+			t.Errorf("with secret %q: PUT and DELETE: %v", string(wrong), err)
+		}
+	}
+	if data, err := ours.Get(t.Context(), 1, photos.VariantThumb); err != nil || string(data) != "jpeg" {
+		t.Errorf("afterwards the object is %q, %v", data, err)
+	}
+}
+
 func client(t *testing.T, address string) *blob.Client {
-	c := blob.NewClient(blob.ClientConfig{Address: address})
+	c := blob.NewClient(blob.ClientConfig{Address: address, Secret: secret})
 	t.Cleanup(c.Close)
 	return c
 }

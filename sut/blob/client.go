@@ -19,6 +19,7 @@ import (
 // ClientConfig configures a Client.
 type ClientConfig struct {
 	Address string        // host:port of the node
+	Secret  sut.Secret    // of the system of the node; "" = it needs none
 	timeout time.Duration // bound of one call, including the connection and the body; 0 = 5 s
 	// RequestID returns the id of the web request that a call serves. The client
 	// sends it in sut.RequestIDHeader. nil = no id is sent.
@@ -116,6 +117,9 @@ func (c *Client) call(
 	// and DELETE: without it, a call fails when it reuses an idle connection that the
 	// node closed during a restart. A key without values is not sent.
 	request.Header["Idempotency-Key"] = nil
+	if c.config.Secret != "" {
+		request.Header["Authorization"] = []string{c.config.Secret.Bearer()}
+	}
 	if c.config.RequestID != nil {
 		if requestID := c.config.RequestID(ctx); requestID != "" {
 			request.Header[sut.RequestIDHeader] = []string{requestID}

@@ -32,8 +32,9 @@ type HandlerConfig struct {
 	// capacity, _stored_bytes.
 	Registry prometheus.Registerer
 
-	Node   string // this node's name
-	Copies int    // copies of each photo, on different nodes; 0 = 1
+	Node   string     // this node's name
+	Secret sut.Secret // every request must have it; "" = none needs it
+	Copies int        // copies of each photo, on different nodes; 0 = 1
 	// Seeded is the initial data set. The directory may hold the objects of all its
 	// photos, but the node serves only the photos that are placed on it (SetMembers).
 	// It serves every uploaded photo that it holds.
@@ -68,7 +69,7 @@ type Handler struct {
 //	HEAD   /blob/{id}/{variant}   as GET, without the body
 //	DELETE /blob/{id}/{variant}   204 or 404
 //
-// Errors have a JSON body, {"error": ..., "hint": ...}.
+// A request without the secret gets 401. Errors have a JSON body, {"error": ..., "hint": ...}.
 func NewHandler(c HandlerConfig) *Handler {
 	c.Copies = cmp.Or(c.Copies, 1)
 	h := &Handler{
@@ -122,6 +123,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // serve answers one request and returns its status.
 func (h *Handler) serve(w http.ResponseWriter, r *http.Request) int {
+	if secret := h.config.Secret; secret != "" && !secret.Authorizes(r.Header.Get("Authorization")) {
+		h.config.Log.Warn("refused a request without the secret of the system", "client", r.RemoteAddr,
+			"method", r.Method, "path", r.URL.Path)
+		return refuse(w, http.StatusUnauthorized, "the request does not have the secret of the system",
+			"only hosts of the system read and write photo bytes: ask a web host instead")
+	}
 	id, v, ok := parsePath(r.URL.Path)
 	if !ok {
 		return refuse(w, http.StatusNotFound, "no such object name",

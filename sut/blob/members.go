@@ -77,7 +77,7 @@ func (h *Handler) SetMembers(ctx context.Context, members []sut.Peer, moving boo
 	if before != nil {
 		m := rebalance{Handler: h, before: before, after: after, draining: draining, clients: map[string]*Client{}}
 		for _, p := range members {
-			m.clients[p.Node] = NewClient(ClientConfig{Address: p.Address})
+			m.clients[p.Node] = NewClient(ClientConfig{Address: p.Address, Secret: h.config.Secret})
 			defer m.clients[p.Node].Close()
 		}
 		if err := m.run(ctx); err != nil {

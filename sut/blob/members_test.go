@@ -45,7 +45,8 @@ func newMember(t *testing.T, n, copies int) *member {
 		put(t, m.dir, seededID(1+i), fmt.Sprint(i))
 	}
 	m.Handler = blob.NewHandler(blob.HandlerConfig{
-		Dir: m.dir, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(),
+		Secret: secret,
+		Dir:    m.dir, Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(),
 		Node: m.peer.Node, Copies: copies, Seeded: dataSet(),
 	})
 	server := httptest.NewServer(m.Handler)
@@ -118,7 +119,8 @@ func changeMembersUnderLoad(t *testing.T, copies int) {
 	var rings []*blob.Ring
 	for range 2 {
 		r, err := blob.NewRing(blob.RingConfig{
-			Peers: peers, Copies: copies, Registry: prometheus.NewRegistry(),
+			Secret: secret,
+			Peers:  peers, Copies: copies, Registry: prometheus.NewRegistry(),
 		}.WithTimeout(testTimeout))
 		if err != nil {
 			t.Fatal(err)

@@ -49,6 +49,7 @@ func scramble(x uint64) uint64 {
 type RingConfig struct {
 	Peers  []sut.Peer // at least Copies of them must not be draining
 	Copies int        // copies of each photo, on different hosts; 0 = 1
+	Secret sut.Secret // that of ClientConfig
 	// RequestID is that of ClientConfig.
 	RequestID func(context.Context) string
 	// Registry gets stagebench_blob_copies_missing_total.
@@ -135,7 +136,7 @@ func (r *Ring) SetPeers(ctx context.Context, peers []sut.Peer) error {
 	if old == nil {
 		old = &hosts{}
 	}
-	client := ClientConfig{RequestID: r.config.RequestID, timeout: r.config.timeout}
+	client := ClientConfig{Secret: r.config.Secret, RequestID: r.config.RequestID, timeout: r.config.timeout}
 	if len(peers) > 1 { // a caller with a deadline of 5 s reaches the next hosts when one hangs
 		client.timeout = cmp.Or(client.timeout, time.Second)
 	}

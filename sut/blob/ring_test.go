@@ -203,6 +203,7 @@ func TestHangingHost(t *testing.T) {
 	t.Cleanup(func() { close(end); hanging.Close() })
 	healthy, _ := serve(t, openDir(t))
 	ring, err := blob.NewRing(blob.RingConfig{
+		Secret: secret,
 		Peers: []sut.Peer{
 			{Node: "blob-1", Address: hanging.Listener.Addr().String()},
 			{Node: "blob-2", Address: healthy.Listener.Addr().String()},

@@ -48,6 +48,7 @@ const (
 type Config struct {
 	Hosts    []sut.Peer // at least one; their names determine the host of each key
 	Protocol Protocol   // of all hosts
+	Secret   sut.Secret // password of all hosts; "" = they need none
 	// Timeout bounds connecting, and each wait for an answer; 0 = 100 ms. A context with
 	// an earlier deadline takes precedence.
 	Timeout time.Duration

@@ -105,18 +105,37 @@ func readAll(t *testing.T, c *cache.Client, n int) (hits, misses, failed int) {
 	return hits, misses, failed
 }
 
+// secret is that of the hosts that need one.
+const secret sut.Secret = "of-the-system"
+
+// A host that needs a secret answers no client without it. Such a host counts as unavailable.
+func TestMemcachedNeedsTheSecret(t *testing.T) {
+	t.Parallel()
+	hosts := []sut.Peer{peer(0, memcachedtest.Start(t, 1<<20, secret).Address())}
+	for _, wrong := range []sut.Secret{"", "of-another-one"} {
+		c, _ := connect(t, cache.Config{Hosts: hosts, Protocol: cache.Memcached, Secret: wrong})
+		if err := c.Set(t.Context(), "a", []byte("1"), 0); err == nil {
+			t.Errorf("with secret %q a value was written", string(wrong))
+		}
+	}
+	c, _ := connect(t, cache.Config{Hosts: hosts, Protocol: cache.Memcached, Secret: secret})
+	if value, found, err := c.Get(t.Context(), "a"); err != nil || found {
+		t.Errorf("afterwards the value is %q, %t, %v, want none", value, found, err)
+	}
+}
+
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	for name, start := range map[string]func(t *testing.T) string{
 		"resp":      func(t *testing.T) string { return resptest.Serve(t, resptest.Config{}).Addr().String() },
 		"redis":     func(t *testing.T) string { return resptest.Redis(t) },
-		"memcached": func(t *testing.T) string { return memcachedtest.Start(t, 64<<20).Address() },
+		"memcached": func(t *testing.T) string { return memcachedtest.Start(t, 64<<20, secret).Address() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			config := cache.Config{Hosts: []sut.Peer{peer(0, start(t)), peer(1, start(t))}}
 			if name == "memcached" {
-				config.Protocol = cache.Memcached
+				config.Protocol, config.Secret = cache.Memcached, secret
 			}
 			c, registry := connect(t, config)
 			testValues(t, c)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net"
 	"slices"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/bradfitz/gomemcache/memcache"
 	"golang.org/x/sync/semaphore"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
 // memcachedWire is a connection pool to a host that speaks the memcached text protocol.
@@ -21,6 +24,7 @@ import (
 type memcachedWire struct {
 	address tcpAddress
 	timeout time.Duration
+	secret  sut.Secret          // "" = the host needs none
 	inUse   *semaphore.Weighted // connections in use
 
 	mu   sync.Mutex
@@ -29,7 +33,7 @@ type memcachedWire struct {
 
 func newMemcachedWire(address string, c Config) *memcachedWire {
 	return &memcachedWire{
-		address: tcpAddress(address), timeout: c.Timeout, inUse: semaphore.NewWeighted(maxConns),
+		address: tcpAddress(address), timeout: c.Timeout, secret: c.Secret, inUse: semaphore.NewWeighted(maxConns),
 	}
 }
 
@@ -149,7 +153,7 @@ func (w *memcachedWire) takeIdle() *pooledConn {
 		w.idle = w.idle[:n-1]
 		return c
 	}
-	return newPooledConn(w.address, w.timeout)
+	return newPooledConn(w.address, w.timeout, w.secret)
 }
 
 // putIdle returns a connection to the pool.
@@ -175,7 +179,7 @@ type pooledConn struct {
 	deadline time.Time // of the current request; zero = none
 }
 
-func newPooledConn(address tcpAddress, timeout time.Duration) *pooledConn {
+func newPooledConn(address tcpAddress, timeout time.Duration, secret sut.Secret) *pooledConn {
 	c := &pooledConn{client: memcache.NewFromSelector(address)}
 	c.client.Timeout, c.client.MaxIdleConns = timeout, 1
 	c.client.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -189,9 +193,34 @@ func newPooledConn(address tcpAddress, timeout time.Duration) *pooledConn {
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", errNotSent, err)
 		}
+		if secret != "" {
+			if err := login(ctx, conn, secret); err != nil {
+				return nil, errors.Join(fmt.Errorf("%w: login: %w", errNotSent, err), conn.Close())
+			}
+		}
 		return boundedConn{conn, c}, nil
 	}
 	return c
+}
+
+// login shows the secret to a host.
+func login(ctx context.Context, conn net.Conn, secret sut.Secret) error {
+	deadline, _ := ctx.Deadline() // the zero time is none
+	_, command := secret.Memcached()
+	reply := make([]byte, len("STORED\r\n"))
+	if err := conn.SetDeadline(deadline); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(conn, command); err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(conn, reply); err != nil {
+		return err
+	}
+	if string(reply) != "STORED\r\n" {
+		return fmt.Errorf("the host answered %q", reply)
+	}
+	return nil
 }
 
 // boundedConn is a network connection. The library sets its deadline by a fixed timeout;

@@ -21,7 +21,7 @@ import (
 // TestMemcachedErrorReplies: after an error reply the host counts as healthy.
 func TestMemcachedErrorReplies(t *testing.T) {
 	t.Parallel()
-	s := memcachedtest.Start(t, 1<<20)
+	s := memcachedtest.Start(t, 1<<20, "")
 	c, registry := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, s.Address())}, Protocol: cache.Memcached})
 	replies := 0
 	wantErrorReply := func(what string, err error) {
@@ -54,7 +54,7 @@ func TestMemcachedErrorReplies(t *testing.T) {
 // value must not expire at once.
 func TestMemcachedLongTTL(t *testing.T) {
 	t.Parallel()
-	s := memcachedtest.Start(t, 1<<20)
+	s := memcachedtest.Start(t, 1<<20, "")
 	c, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, s.Address())}, Protocol: cache.Memcached})
 	const day = 24 * time.Hour
 	for _, ttl := range []time.Duration{time.Hour, 30 * day, 31 * day, 1000 * day} {
@@ -185,7 +185,7 @@ func TestMemcachedRestart(t *testing.T) {
 func TestMemcachedStats(t *testing.T) {
 	t.Parallel()
 	const n = 100
-	s := memcachedtest.Start(t, 8<<20)
+	s := memcachedtest.Start(t, 8<<20, "")
 	c, registry := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, s.Address())}, Protocol: cache.Memcached})
 	fill(t, c, n)
 	readAll(t, c, 2*n)

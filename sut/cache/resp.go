@@ -17,7 +17,7 @@ type respWire struct{ redis *redis.Client }
 
 func newRESPWire(address string, c Config) respWire {
 	return respWire{redis.NewClient(&redis.Options{
-		Addr: address, Protocol: 2, DisableIdentity: true,
+		Addr: address, Password: string(c.Secret), Protocol: 2, DisableIdentity: true,
 		MaxRetries: -1, DialerRetries: 1, ContextTimeoutEnabled: true,
 		DialTimeout: c.Timeout, ReadTimeout: c.Timeout, WriteTimeout: c.Timeout, PoolTimeout: c.Timeout,
 		PoolSize: maxConns, MaxActiveConns: maxConns, PipelinePoolSize: -1,

@@ -13,7 +13,7 @@ import (
 func TestDrop(t *testing.T) {
 	t.Parallel()
 	const n = 5000
-	p := memcachedtest.Start(t, 8*mebibyte)
+	p := memcachedtest.Start(t, 8*mebibyte, "")
 	s := open(t, p)
 	w := bufio.NewWriter(s)
 	for i := range n {

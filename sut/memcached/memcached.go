@@ -21,6 +21,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
 // Install is an installed memcached.
@@ -60,13 +62,17 @@ type Config struct {
 	// whole MiB. Below about 64 MiB the server may use more: each of its slab classes gets
 	// a page of 1 MiB.
 	MaxBytes int64
-	Procs    int // CPUs of the host = threads of the server; less than 1 counts as 1
+	Secret   sut.Secret // password of every client; "" = clients need none
+	Procs    int        // CPUs of the host = threads of the server; less than 1 counts as 1
 }
 
 // Server describes a memcached server. When the memory is full, the server evicts the
 // least recently used entry of the same slab class, which has a similar size. It supports
 // no other policy.
-type Server struct{ cfg Config }
+type Server struct {
+	cfg       Config
+	passwords *os.File // set by Prepare; nil = clients need no password
+}
 
 // New returns a server description. Prepare checks the configuration.
 func New(cfg Config) *Server { return &Server{cfg: cfg} }
@@ -88,15 +94,33 @@ func (s *Server) Prepare(context.Context) error {
 	case c.Install.Path == "":
 		return errors.New("memcached: no installation given\nuse the result of Find")
 	case !c.Listen.IsLoopback():
-		return fmt.Errorf("memcached: listen address %v: want a loopback address, because the server has no password",
+		return fmt.Errorf("memcached: listen address %v: want a loopback address, because the server has no encryption",
 			c.Listen)
 	case c.Port < 1 || c.Port > 65535:
 		return fmt.Errorf("memcached: port %d: want 1 to 65535", c.Port)
 	case c.MaxBytes < mebibyte:
 		return fmt.Errorf("memcached: memory limit of %d bytes: want 1 MiB or more", c.MaxBytes)
 	}
+	if s.cfg.Secret != "" && s.passwords == nil {
+		var err error
+		if s.passwords, err = passwordFile(s.cfg.Secret); err != nil {
+			return fmt.Errorf("memcached: password file: %w", err)
+		}
+	}
 	_, err := runAs(os.Geteuid())
 	return err
+}
+
+// passwordFile returns a file with the password of clients. No path leads to it, so only a process that inherits it can
+// read it, also as another user.
+func passwordFile(secret sut.Secret) (*os.File, error) {
+	f, err := os.CreateTemp("", "stagebench-memcached-")
+	if err != nil {
+		return nil, err
+	}
+	text, _ := secret.Memcached()
+	_, err = f.WriteString(text)
+	return f, errors.Join(err, os.Remove(f.Name()), f.Chmod(0o644))
 }
 
 // Command returns the command that runs the server in the foreground. The caller starts it.
@@ -110,6 +134,10 @@ func (s *Server) Command() *exec.Cmd {
 		"-l", s.cfg.Listen.String(), "-p", strconv.Itoa(s.cfg.Port), "-U", "0",
 		"-m", strconv.FormatInt(limit, 10), "-I", strconv.FormatInt(item, 10),
 		"-c", strconv.Itoa(maxConns), "-t", strconv.Itoa(max(s.cfg.Procs, 1)))
+	if s.cfg.Secret != "" {
+		cmd.Args = append(cmd.Args, "-Y", "/dev/stdin")
+		cmd.Stdin = s.passwords
+	}
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C", "TZ=UTC"}
 	// Prepare has reported this error. Without a credential the server refuses root.
 	credential, _ := runAs(os.Geteuid())

@@ -72,7 +72,7 @@ func (s session) set(key string, bytes int, seconds int) string {
 
 func TestStats(t *testing.T) {
 	t.Parallel()
-	p := memcachedtest.Start(t, 3*mebibyte+1)
+	p := memcachedtest.Start(t, 3*mebibyte+1, "")
 	if got, want := p.Figures(t), (sut.CacheFigures{MaxBytes: 3 * mebibyte}); got != want {
 		t.Errorf("after the start: %+v, want %+v", got, want)
 	}
@@ -103,7 +103,7 @@ func TestStats(t *testing.T) {
 // A read of an expired entry is a miss and counts the entry as expired.
 func TestExpired(t *testing.T) {
 	t.Parallel()
-	p := memcachedtest.Start(t, mebibyte)
+	p := memcachedtest.Start(t, mebibyte, "")
 	s := open(t, p)
 	if got := s.set("a", 1, 1); got != "STORED" {
 		t.Fatal(got)
@@ -128,7 +128,7 @@ func TestEviction(t *testing.T) {
 		{mebibyte, 200_000, 30},
 		{8 * mebibyte, 900_000, 30},
 	} {
-		p := memcachedtest.Start(t, test.maxBytes)
+		p := memcachedtest.Start(t, test.maxBytes, "")
 		s := open(t, p)
 		for i := range test.values {
 			if got := s.set(fmt.Sprint("k", i), test.bytes, 0); got != "STORED" {
@@ -150,7 +150,7 @@ func TestEviction(t *testing.T) {
 // signal.
 func TestProcess(t *testing.T) {
 	t.Parallel()
-	p := memcachedtest.Start(t, mebibyte)
+	p := memcachedtest.Start(t, mebibyte, "")
 	info, err := os.Stat(fmt.Sprintf("/proc/%d", p.PID))
 	if err != nil {
 		t.Skip("needs /proc")
@@ -178,6 +178,27 @@ func TestProcess(t *testing.T) {
 	}
 	if err := p.Ready(t.Context()); err == nil {
 		t.Error("Ready() = nil after the end of the server")
+	}
+}
+
+// A server with a secret tells its figures and its keys to those who have it, and to nobody else.
+func TestSecret(t *testing.T) {
+	t.Parallel()
+	p := memcachedtest.Start(t, mebibyte, "of-the-system")
+	if got := open(t, p).send("set a 0 0 1\r\n1\r\n"); !strings.HasPrefix(got, "CLIENT_ERROR ") {
+		t.Errorf("a stranger's set got %q", got)
+	}
+	if got := open(t, p).send("stats\r\n"); got != "CLIENT_ERROR unauthenticated" {
+		t.Errorf("a stranger's stats got %q", got)
+	}
+	if got := open(t, p).send("set auth 0 0 16\r\nstagebench other\r\n"); got != "CLIENT_ERROR authentication failure" {
+		t.Errorf("a wrong password got %q", got)
+	}
+	if f := p.Figures(t); f.Entries != 0 {
+		t.Errorf("a stranger has added an entry: %+v", f)
+	}
+	if dropped, err := p.Drop(t.Context(), func(string) bool { return true }); err != nil || dropped != 0 {
+		t.Errorf("Drop: %d, %v", dropped, err)
 	}
 }
 

@@ -40,7 +40,7 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 	w := webNode{node: n}
 	if w.bytes, err = blob.NewRing(blob.RingConfig{
 		Peers: n.Config.Wiring.Uses[sut.Blob], Copies: ladder.BlobOf(n.Config.Knobs).Copies,
-		RequestID: app.RequestID, Registry: n.Registry,
+		Secret: n.Config.Secret, RequestID: app.RequestID, Registry: n.Registry,
 	}); err != nil {
 		return c, err
 	}
@@ -90,7 +90,7 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 func (w *webNode) placeSessions() (app.Sessions, error) {
 	config := w.node.Config
 	if config.Service == sut.Uploads {
-		w.remote = session.NewRemote(config.Wiring.Active(sut.Web), app.RequestID)
+		w.remote = session.NewRemote(config.Wiring.Active(sut.Web), config.Secret, app.RequestID)
 		return w.remote, nil
 	}
 	var err error
@@ -162,7 +162,7 @@ func (w *webNode) public() http.Handler {
 	}
 	// A session lookup bypasses the service. It is not a user's request, and it must be
 	// answered even if this host is full.
-	lookups := session.Handler(w.memory)
+	lookups := session.Handler(w.memory, w.node.Config.Secret, w.node.Log)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == session.Path {
 			lookups.ServeHTTP(w, r)

@@ -37,7 +37,7 @@ func startBalancer(t *testing.T, knobs sut.Knobs, routes []sut.Route, uses []sut
 	document, err := json.Marshal(sut.NodeConfig{
 		Node: "lb-1", Role: sut.Balance, Engine: engine, Listen: porttest.Free(t).Addr().String(), Dir: t.TempDir(), Procs: 2,
 		DrainSeconds: 5, Wiring: sut.Wiring{Uses: map[sut.Role][]sut.Peer{sut.Web: uses}, Routes: routes},
-		Knobs: knobs, Data: sut.Data{Size: "small", Seed: 1},
+		Knobs: knobs, Data: sut.Data{Size: "small", Seed: 1}, Secret: secret,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -97,6 +97,7 @@ func roundTrip(t *testing.T, method, url, body string, pairs ...string) (int, st
 		t.Fatal(err)
 	}
 	req.Close = true
+	req.Header.Set("Authorization", secret.Bearer())
 	for i := 0; i+1 < len(pairs); i += 2 {
 		req.Header.Set(pairs[i], pairs[i+1])
 	}

@@ -128,7 +128,7 @@ func TestCacheCollector(t *testing.T) {
 			return redisAt(t, address).Stats
 		},
 		"memcached": func(t *testing.T) statsFunc {
-			server := memcachedtest.Start(t, limit)
+			server := memcachedtest.Start(t, limit, "")
 			fillMemcached(t, server.Address())
 			return server.Stats
 		},

@@ -167,7 +167,7 @@ func startBehindProxy(
 		return process.Component{}, nil, err
 	}
 	stops = append(stops, func(context.Context) error { values.Close(); return nil })
-	server, err := resp.New(resp.Config{Listener: listener, Proxy: true})
+	server, err := resp.New(resp.Config{Listener: listener, Proxy: true, Secret: n.Config.Secret})
 	if err != nil {
 		return process.Component{}, nil, err
 	}

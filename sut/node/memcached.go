@@ -22,6 +22,6 @@ func startMemcached(ctx context.Context, n process.Node) (c process.Component, e
 	}
 	return startCacheServer(ctx, n, memcached.New(memcached.Config{
 		Install: install, Listen: net.ParseIP(n.Config.Listen), Port: port, Procs: n.Config.Procs,
-		MaxBytes: ladder.CacheOf(n.Config.Knobs).Bytes(),
-	}), cache.Config{Protocol: cache.Memcached})
+		MaxBytes: ladder.CacheOf(n.Config.Knobs).Bytes(), Secret: n.Config.Secret,
+	}), cache.Config{Protocol: cache.Memcached, Secret: n.Config.Secret})
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/internal/porttest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/imaging"
 	"github.com/stagebench/stagebench/sut/ladder"
@@ -27,10 +28,13 @@ type running struct {
 	ended chan error
 }
 
+// secret is that of all systems of the tests.
+const secret sut.Secret = "secret-of-the-tests"
+
 // start runs a node as its parent would.
 func start(t testing.TB, c sut.NodeConfig) *running {
 	t.Helper()
-	c.Listen, c.Procs, c.DrainSeconds = "127.0.0.1", 2, 5
+	c.Listen, c.Procs, c.DrainSeconds, c.Secret = porttest.Free(t).Addr().String(), 2, 5, secret
 	c.Knobs = ladder.Complete(c.Knobs)
 	_, _ = fmt.Sscanf(c.Node, "web-%d", &c.IDHost) // it stays 0 for other nodes
 	c.Data = sut.Data{Size: "small", Seed: 1}
@@ -121,6 +125,7 @@ func (s service) do(
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
 	}
+	req.Header.Set("Authorization", secret.Bearer()) // for admin addresses
 	response, err := c.Do(req)
 	if err != nil {
 		t.Fatal(err)

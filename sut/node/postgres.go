@@ -52,7 +52,7 @@ func startPostgres(ctx context.Context, n process.Node) (c process.Component, er
 	c = c.WithBackground(s.Watch).WithBackground(func(ctx context.Context) { died <- awaitLost(ctx, s) })
 	operators := n.Operators()
 	if n.Config.Replication != nil {
-		dbadmin.Add(operators, native{s, n, install}, postgres.ErrConflict, n.Config.Dir)
+		dbadmin.Add(operators, native{s, n, install}, postgres.ErrConflict, n.Config)
 	}
 	c.Operators = operators
 	return c, nil

@@ -33,7 +33,8 @@ func openStore(ctx context.Context, n process.Node, readPrimary bool) (*store.St
 		return nil, err
 	}
 	records, err := store.Open(store.Config{
-		Primary: primary, Replicas: replicas, MaxConns: dbConns, Name: n.Config.Node, Registry: n.Registry,
+		Primary: primary, Replicas: replicas, MaxConns: dbConns, Name: n.Config.Node, Password: n.Config.Secret,
+		Registry:    n.Registry,
 		ReadPrimary: readPrimary || ladder.DBOf(n.Config.Knobs).ReadPreference == ladder.ReadPrimary,
 	})
 	if err != nil {
@@ -55,7 +56,7 @@ func cached(n process.Node, records *store.Store) (photos.Records, *cache.Client
 	}
 	cache.LogTo(n.Log)
 	s := ladder.CacheOf(n.Config.Knobs)
-	config := cache.Config{Hosts: hosts, Registry: n.Registry}
+	config := cache.Config{Hosts: hosts, Secret: n.Config.Secret, Registry: n.Registry}
 	if s.UsesDatabase() {
 		// With write-back a cache host can hold writes that the database does not have, so
 		// reads of values must wait for it, too. Otherwise a slow read falls back to the

@@ -23,6 +23,6 @@ func startRedis(ctx context.Context, n process.Node) (c process.Component, err e
 	s := ladder.CacheOf(n.Config.Knobs)
 	return startCacheServer(ctx, n, redis.New(redis.Config{
 		Install: install, Dir: n.Config.Dir, Listen: net.ParseIP(n.Config.Listen), Port: port,
-		MaxBytes: s.Bytes(), Evict: s.Evict,
-	}), cache.Config{})
+		MaxBytes: s.Bytes(), Evict: s.Evict, Secret: n.Config.Secret,
+	}), cache.Config{Secret: n.Config.Secret})
 }

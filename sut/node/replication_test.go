@@ -122,7 +122,8 @@ func (e *engineUnderTest) Start(t *testing.T, name string, knobs sut.Knobs, role
 	config := sut.NodeConfig{
 		Node: name, Host: name, Role: sut.DB, Engine: e.engine, Dir: e.dirs[key], Procs: 1,
 		Listen: e.free[key].Addr().String(), Port: int(e.free[key].Port()), DrainSeconds: 5,
-		Replication: &role, Knobs: ladder.Complete(knobs), Data: sut.Data{Size: "small", Seed: 1},
+		Replication: &role, Knobs: ladder.Complete(knobs), Data: sut.Data{Size: "small", Seed: 1}, Secret: secret,
+		Wiring: sut.Wiring{Members: []string{"db-1", "db-2", "db-3"}}, // the nodes of the kit
 	}
 	return launch(t, config)
 }
@@ -177,6 +178,9 @@ func (p *nodeProcess) Address() string { return p.ready.Address }
 
 // Admin implements replicatest.Node.
 func (p *nodeProcess) Admin() string { return p.ready.Admin }
+
+// Secret implements replicatest.Node.
+func (p *nodeProcess) Secret() sut.Secret { return secret }
 
 // Kill implements replicatest.Node.
 func (p *nodeProcess) Kill(t *testing.T) {

@@ -19,7 +19,9 @@ func startRESP(ctx context.Context, n process.Node) (c process.Component, err er
 		return c, err
 	}
 	s := ladder.CacheOf(n.Config.Knobs)
-	server, err := resp.New(resp.Config{Listener: listener, MaxBytes: s.Bytes(), Evict: resp.Evict(s.Evict)})
+	server, err := resp.New(resp.Config{
+		Listener: listener, MaxBytes: s.Bytes(), Evict: resp.Evict(s.Evict), Secret: n.Config.Secret,
+	})
 	if err != nil {
 		return c, errors.Join(err, listener.Close())
 	}

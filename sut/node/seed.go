@@ -60,14 +60,14 @@ func seed(ctx context.Context, n process.Node) (c process.Component, err error) 
 	if err != nil {
 		return c, fmt.Errorf("seed photo bytes: %w", err)
 	}
-	if err := load(ctx, databases[0], set.WithImageBytes(originals)); err != nil {
+	if err := load(ctx, databases[0], n.Config.Secret, set.WithImageBytes(originals)); err != nil {
 		return c, fmt.Errorf("seed database: %w", err)
 	}
 	return process.Component{Died: make(chan error), Stop: func(context.Context) error { return nil }}, nil
 }
 
-func load(ctx context.Context, database sut.Peer, set *photos.Dataset) error {
-	s, err := store.Open(store.Config{Primary: database, MaxConns: 1, Name: "seed"})
+func load(ctx context.Context, database sut.Peer, secret sut.Secret, set *photos.Dataset) error {
+	s, err := store.Open(store.Config{Primary: database, MaxConns: 1, Password: secret, Name: "seed"})
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,8 @@ package node
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync/atomic"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
@@ -21,11 +23,16 @@ func startSQLite(ctx context.Context, n process.Node) (c process.Component, err 
 	if err != nil {
 		return c, err
 	}
-	config := sqlite.Config{Listener: listener, Dir: n.Config.Dir, Statements: catalogue(), Log: n.Log}
+	var members atomic.Pointer[[]string]
+	members.Store(&n.Config.Wiring.Members)
+	config := sqlite.Config{
+		Listener: listener, Dir: n.Config.Dir, Statements: catalogue(), Secret: n.Config.Secret, Log: n.Log,
+	}
 	if state := n.Config.Replication; state != nil {
 		s := ladder.DBOf(n.Config.Knobs)
 		config.Replication = &sqlite.Replication{
 			Node: n.Config.Node, State: *state, SyncCopies: s.SyncCopies(), SyncTimeout: s.SyncTimeout, Lag: s.ReplicaLag,
+			Member: func(node string) bool { return slices.Contains(*members.Load(), node) },
 		}
 	}
 	server, err := sqlite.New(config)
@@ -40,11 +47,15 @@ func startSQLite(ctx context.Context, n process.Node) (c process.Component, err 
 	}()
 	operators := n.Operators()
 	if n.Config.Replication != nil {
-		dbadmin.Add(operators, embedded{server}, sqlite.ErrRefused, n.Config.Dir)
+		dbadmin.Add(operators, embedded{server}, sqlite.ErrRefused, n.Config)
 	}
 	return process.Component{
 		Ready: sut.Ready{Address: listener.Addr().String(), Version: server.Version()},
 		Died:  died, Stop: server.Shutdown, Operators: operators,
+		Rewire: func(_ context.Context, next sut.Wiring) error {
+			members.Store(&next.Members)
+			return nil
+		},
 	}, nil
 }
 

@@ -15,7 +15,8 @@ const scanCount = 1000
 // miss keys that are added while it runs.
 func (s *Server) Drop(ctx context.Context, drop func(key string) bool) (dropped int, err error) {
 	client := redis.NewClient(&redis.Options{
-		Addr: s.Address(), Protocol: 2, DisableIdentity: true, ContextTimeoutEnabled: true, PoolSize: 1,
+		Addr: s.Address(), Password: string(s.cfg.Secret), Protocol: 2, DisableIdentity: true,
+		ContextTimeoutEnabled: true, PoolSize: 1,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	})
 	defer func() { _ = client.Close() }() // the results are complete without it

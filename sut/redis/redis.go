@@ -65,6 +65,8 @@ type Config struct {
 	// the limit is reached: "lru", "lfu" or "fifo".
 	MaxBytes int64
 	Evict    string
+	// Secret is the password of every client; "" = clients need none.
+	Secret sut.Secret
 }
 
 // Server describes a Redis server.
@@ -83,7 +85,7 @@ func (s *Server) Prepare(context.Context) error {
 	case c.Install.Path == "":
 		return errors.New("redis: no installation given\nuse the result of Find")
 	case !c.Listen.IsLoopback():
-		return fmt.Errorf("redis: listen address %v: want a loopback address, because the server has no password",
+		return fmt.Errorf("redis: listen address %v: want a loopback address, because the server has no encryption",
 			c.Listen)
 	case c.Port < 1 || c.Port > 65535:
 		return fmt.Errorf("redis: port %d: want 1 to 65535", c.Port)
@@ -102,7 +104,9 @@ func (s *Server) Command() *exec.Cmd {
 	cmd := exec.Command(s.cfg.Install.Path, // without a configuration file
 		"--bind", s.cfg.Listen.String(), "--port", strconv.Itoa(s.cfg.Port), "--dir", s.cfg.Dir,
 		"--save", "", "--appendonly", "no", "--daemonize", "no", "--protected-mode", "no",
-		"--maxmemory", strconv.FormatInt(s.cfg.MaxBytes, 10), "--maxmemory-policy", policy)
+		"--maxmemory", strconv.FormatInt(s.cfg.MaxBytes, 10), "--maxmemory-policy", policy, "-")
+	// Everybody can read the arguments of a process, but nobody its standard input.
+	cmd.Stdin = strings.NewReader("requirepass \"" + string(s.cfg.Secret) + "\"\n")
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C", "TZ=UTC"}
 	return cmd
 }
@@ -143,10 +147,20 @@ func (s *Server) call(ctx context.Context, command string) (string, error) {
 	defer func() { _ = conn.Close() }() // the reply is complete without it
 	// A past deadline interrupts reads and writes when ctx ends.
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	in := bufio.NewReader(conn)
+	if s.cfg.Secret != "" {
+		if _, err := send(conn, in, "AUTH "+string(s.cfg.Secret)); err != nil {
+			return "", err
+		}
+	}
+	return send(conn, in, command)
+}
+
+// send sends one command and reads the reply.
+func send(conn io.Writer, reply *bufio.Reader, command string) (string, error) {
 	if _, err := fmt.Fprintf(conn, "%s\r\n", command); err != nil {
 		return "", err
 	}
-	reply := bufio.NewReader(conn)
 	line, err := reply.ReadString('\n')
 	if err != nil {
 		return line, err

@@ -38,6 +38,7 @@ func keyCommands() map[string]command {
 // connectionCommands returns the commands that do not access keys.
 func connectionCommands() map[string]command {
 	return map[string]command{
+		"auth":    {2, 3, (*Server).auth},
 		"ping":    {1, 2, ping},
 		"echo":    {2, 2, func(_ *Server, c *conn, args [][]byte) { c.bulk(args[1]) }},
 		"quit":    {1, 0, quit},
@@ -72,12 +73,28 @@ func (s *Server) execute(c *conn, args [][]byte) {
 		// This is HTTP: a web page may have made a browser attack the server (cross-protocol
 		// scripting). Redis also closes the connection without a reply.
 		c.quit = true
+	case !c.known && name != "auth" && name != "quit" && name != "hello":
+		c.refuse("NOAUTH Authentication required.")
 	case !found || len(args[0]) > maxNameBytes:
 		c.refuse(unknownCommand(args))
 	case len(args) < known.minArgs || known.maxArgs > 0 && len(args) > known.maxArgs:
 		c.refuse(wrongArgCount(name))
 	default:
 		known.run(s, c, args)
+	}
+}
+
+// auth implements AUTH [default] password.
+func (s *Server) auth(c *conn, args [][]byte) {
+	switch password := string(args[len(args)-1]); {
+	case s.secret == "":
+		c.refuse("ERR AUTH <password> called without any password configured for the default user. " +
+			"Are you sure your configuration is correct?")
+	case len(args) == 3 && string(args[1]) != "default", !s.secret.Matches(password):
+		c.refuse("WRONGPASS invalid username-password pair or user is disabled.")
+	default:
+		c.known = true
+		c.simple("OK")
 	}
 }
 

@@ -16,8 +16,13 @@ import (
 // maxArguments is the maximum number of arguments of a command, as in Redis.
 const maxArguments = 1 << 20
 
-// maxCommandBytes limits the arguments of one command.
-const maxCommandBytes int64 = 64 << 20
+// maxCommandBytes limits the arguments of one command, and commandsBytes those of all unfinished commands together,
+// without the first freeBytes of each.
+const (
+	maxCommandBytes int64 = 64 << 20
+	commandsBytes   int64 = 64 << 20
+	freeBytes             = 64 << 10
+)
 
 // bufferBytes is the size of each of the two buffers of a connection. It also limits the
 // length of a line.
@@ -33,6 +38,7 @@ const (
 	errArguments = protocolError("invalid multibulk length")
 	errBulk      = protocolError("invalid bulk length")
 	errInline    = protocolError("too big inline request")
+	errMemory    = protocolError("the unfinished commands of all clients are too big")
 	errQuotes    = protocolError("unbalanced quotes in request")
 )
 
@@ -45,16 +51,35 @@ type conn struct {
 	in     *bufio.Reader
 	out    *bufio.Writer
 	name   string // set by CLIENT SETNAME
+	known  bool   // the client has shown the secret, or needs none
 	quit   bool   // close the connection after the current command
 
 	// args are the arguments of the current command. They point into data, or into an
 	// earlier array of data when data had to grow.
 	args [][]byte
 	data []byte
+	held int64 // part of data that counts in Server.held
+}
+
+// hold counts the memory of an unfinished command. It returns false if the commands of all clients are too big.
+func (c *conn) hold(bytes int) bool {
+	more := max(int64(bytes)-freeBytes, 0) - c.held
+	if more > 0 && c.server.held.Add(more) > commandsBytes {
+		c.server.held.Add(-more)
+		return false
+	}
+	c.held += max(more, 0)
+	return true
+}
+
+// release ends the counting of the last command.
+func (c *conn) release() {
+	c.server.held.Add(-c.held)
+	c.held = 0
 }
 
 func (s *Server) newConn(c net.Conn) *conn {
-	n := &conn{Conn: c, server: s, out: bufio.NewWriterSize(c, bufferBytes)}
+	n := &conn{Conn: c, server: s, known: s.secret == "", out: bufio.NewWriterSize(c, bufferBytes)}
 	n.in = bufio.NewReaderSize(n, bufferBytes)
 	return n
 }
@@ -82,14 +107,16 @@ func (c *conn) serve() {
 			c.server.execute(c, c.args)
 		}
 	}
+	c.release()
 	_, _ = c.out.Flush(), c.Close() // errors are ignored: the client may have disconnected
 }
 
 // readCommand reads the next command into args. Source: the Redis serialization protocol specification,
 // "Sending commands to a Redis server".
 func (c *conn) readCommand() error {
+	c.release()
 	c.args, c.data = c.args[:0], c.data[:0]
-	if cap(c.args) > 1<<10 || cap(c.data) > 64<<10 {
+	if cap(c.args) > 1<<10 || cap(c.data) > freeBytes {
 		c.args, c.data = nil, nil // otherwise one large command would use memory for ever
 	}
 	line, err := c.readLine()
@@ -156,6 +183,9 @@ func (c *conn) readArgument(n int) error {
 	begin := len(c.data)
 	for end := begin + n + len("\r\n"); len(c.data) < end; {
 		at, more := len(c.data), min(end-len(c.data), step)
+		if !c.hold(at + more) {
+			return errMemory
+		}
 		c.data = slices.Grow(c.data, more)[:at+more]
 		if _, err := io.ReadFull(c.in, c.data[at:]); err != nil {
 			return err

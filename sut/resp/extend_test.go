@@ -58,7 +58,7 @@ func TestExtend(t *testing.T) {
 			{[]any{"answer", "1", "2", "3"}, "<nil> ERR wrong number of arguments for 'answer' command"},
 			{[]any{"get", "x"}, "of x <nil>"},
 			{[]any{"PING"}, "PONG <nil>"},
-			{[]any{"COMMAND", "COUNT"}, fmt.Sprint(map[bool]int{false: 21, true: 8}[proxy], " <nil>")},
+			{[]any{"COMMAND", "COUNT"}, fmt.Sprint(map[bool]int{false: 22, true: 9}[proxy], " <nil>")},
 		} {
 			value, err := c.Do(t.Context(), test.args...).Result()
 			if diff := cmp.Diff(test.want, fmt.Sprint(value, " ", err)); diff != "" {

@@ -71,7 +71,7 @@ func FuzzBytes(f *testing.F) {
 func FuzzCommands(f *testing.F) {
 	names := []string{
 		"get", "set", "mget", "del", "exists", "expire", "pexpire", "ttl", "pttl", "incrby", "dbsize", "flushall",
-		"ping", "echo", "select", "info", "config", "client", "command", "hello", "quit",
+		"ping", "echo", "select", "info", "config", "client", "command", "hello", "quit", "auth",
 	}
 	if known := len(keyCommands()) + len(connectionCommands()); len(names) != known+1 { // HELLO is not known
 		f.Fatalf("%d names for %d commands", len(names), known)

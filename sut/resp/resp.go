@@ -9,7 +9,7 @@
 // equal share of the budget, so a value larger than one share is refused.
 //
 // The server supports only version 2 of the protocol. It answers HELLO with an error,
-// and clients then fall back to version 2. It has no passwords, so it accepts only
+// and clients then fall back to version 2. It has no encryption, so it accepts only
 // loopback addresses.
 //
 // Times are in ms, on the wire and internally. All methods of Server may be called
@@ -39,7 +39,9 @@ type Config struct {
 	// Proxy makes a server without keys, in front of another one. It knows only the
 	// commands of a connection, such as PING, and the commands of Extend.
 	Proxy bool
-	Now   func() time.Time // the clock for expiry; nil = time.Now
+	// Secret is the password of every client; "" = clients need none.
+	Secret sut.Secret
+	Now    func() time.Time // the clock for expiry; nil = time.Now
 }
 
 // setDefaults fills in defaults and validates the configuration.
@@ -48,7 +50,7 @@ func (c *Config) setDefaults() error {
 		return errors.New("no listener")
 	}
 	if address, ok := c.Listener.Addr().(*net.TCPAddr); !ok || !address.IP.IsLoopback() {
-		return fmt.Errorf("listens on %v: want a loopback address, because there are no passwords", c.Listener.Addr())
+		return fmt.Errorf("listens on %v: want a loopback address, because there is no encryption", c.Listener.Addr())
 	}
 	if c.MaxBytes < 0 {
 		return fmt.Errorf("MaxBytes is %d: want 0 or more", c.MaxBytes)
@@ -83,11 +85,13 @@ type Stats struct {
 // Server is a cache node.
 type Server struct {
 	store    *store
+	secret   sut.Secret // "" = clients need none
 	listener net.Listener
 	commands map[string]command // by name in lower case
 	started  time.Time
 
 	answered, accepted atomic.Int64 // commands, connections
+	held               atomic.Int64 // bytes of unfinished commands, see conn.hold
 
 	running  sync.WaitGroup  // one goroutine for each connection, and the sweep
 	open     context.Context // canceled by shutDown; no connection is accepted after that
@@ -109,7 +113,7 @@ func New(c Config) (*Server, error) {
 	}
 	open, shutDown := context.WithCancel(context.Background())
 	return &Server{
-		store: store, listener: c.Listener, commands: c.commands(), started: c.Now(),
+		store: store, secret: c.Secret, listener: c.Listener, commands: c.commands(), started: c.Now(),
 		open: open, shutDown: shutDown, ended: make(chan struct{}), conns: map[*conn]bool{},
 	}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strconv"
@@ -16,8 +17,7 @@ import (
 	"github.com/stagebench/stagebench/sut/swap"
 )
 
-// Path is the path at which a web host serves Handler to other hosts. It needs no
-// authentication: the request carries the token, and the token is the secret.
+// Path is the path at which a web host serves Handler to other hosts.
 const Path = "/internal/session"
 
 // A request has the token in tokenHeader. The response has the user in userHeader.
@@ -31,11 +31,17 @@ type Lookup interface {
 	User(ctx context.Context, token string) (photos.ID, error)
 }
 
-// Handler serves lookups of other hosts: 204 with the user, or 404 for an unknown token.
-func Handler(sessions Lookup) http.Handler {
+// Handler serves lookups of other hosts of the system: 204 with the user, or 404 for an unknown token. It shares the
+// address of the service with everybody, so it answers 404 to whoever does not have the secret, and logs that.
+func Handler(sessions Lookup, secret sut.Secret, log *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
-		if r.Method != http.MethodGet {
+		switch {
+		case !secret.Authorizes(r.Header.Get("Authorization")):
+			log.Warn("refused a session lookup without the secret of the system", "client", r.RemoteAddr)
+			w.WriteHeader(http.StatusNotFound)
+			return
+		case r.Method != http.MethodGet:
 			w.Header().Set("Allow", http.MethodGet)
 			w.WriteHeader(http.StatusMethodNotAllowed)
 			return
@@ -55,6 +61,7 @@ func Handler(sessions Lookup) http.Handler {
 // Remote looks up sessions at other hosts. It cannot start or end a session.
 type Remote struct {
 	requestID func(context.Context) string
+	secret    sut.Secret
 	hosts     swap.Value[hosts]
 }
 
@@ -72,14 +79,14 @@ const remoteTimeout = time.Second
 // remoteIdle is the maximum number of idle connections to one host.
 const remoteIdle = 64
 
-// NewRemote returns a Remote for these hosts. Tokens name the hosts by Peer.Node.
+// NewRemote returns a Remote for these hosts of the system with a secret. Tokens name the hosts by Peer.Node.
 // requestID returns the id of the request that a context belongs to, and Remote sends it
 // with each lookup; nil = no id is sent. The caller must close the Remote.
-func NewRemote(peers []sut.Peer, requestID func(context.Context) string) *Remote {
+func NewRemote(peers []sut.Peer, secret sut.Secret, requestID func(context.Context) string) *Remote {
 	if requestID == nil {
 		requestID = func(context.Context) string { return "" }
 	}
-	r := &Remote{requestID: requestID}
+	r := &Remote{requestID: requestID, secret: secret}
 	_ = r.SetPeers(context.Background(), peers) // cannot fail: there are no earlier lookups
 	return r
 }
@@ -121,6 +128,7 @@ func (r *Remote) User(ctx context.Context, token string) (photos.ID, error) {
 		return 0, fmt.Errorf("session: %w", err)
 	}
 	req.Header.Set(tokenHeader, token)
+	req.Header.Set("Authorization", r.secret.Bearer())
 	if id := r.requestID(ctx); id != "" {
 		req.Header.Set(sut.RequestIDHeader, id)
 	}

@@ -3,6 +3,7 @@ package session_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -41,7 +42,7 @@ func userOf(ctx context.Context, remote *session.Remote, token string) (user pho
 func peer(t *testing.T, name string, sessions session.Lookup) sut.Peer {
 	t.Helper()
 	mux := http.NewServeMux()
-	mux.Handle(session.Path, session.Handler(sessions))
+	mux.Handle(session.Path, session.Handler(sessions, secret, discard()))
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
 	return sut.Peer{Node: name, Address: server.Listener.Addr().String()}
@@ -50,7 +51,7 @@ func peer(t *testing.T, name string, sessions session.Lookup) sut.Peer {
 func TestRemoteConforms(t *testing.T) {
 	sessiontest.Run(t, func(t *testing.T, now func() time.Time) sessiontest.Sessions {
 		m := newMemory(t, session.MemoryConfig{Now: now, Host: "web-1"})
-		remote := session.NewRemote([]sut.Peer{peer(t, "web-1", m)}, nil)
+		remote := session.NewRemote([]sut.Peer{peer(t, "web-1", m)}, secret, nil)
 		t.Cleanup(remote.Close)
 		return twoHosts{m, remote}
 	})
@@ -61,7 +62,7 @@ func TestRemoteAsksTheHostOfTheToken(t *testing.T) {
 	one := newMemory(t, session.MemoryConfig{Host: "web-1"})
 	two := newMemory(t, session.MemoryConfig{Host: "web-2"})
 	first, second := peer(t, "web-1", one), peer(t, "web-2", two)
-	remote := session.NewRemote([]sut.Peer{first, second}, nil)
+	remote := session.NewRemote([]sut.Peer{first, second}, secret, nil)
 	t.Cleanup(remote.Close)
 	token, _, err := two.Start(t.Context(), 42)
 	if err != nil {
@@ -117,7 +118,7 @@ func TestRemoteRejectsBadResponses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			server := httptest.NewServer(test.answer)
 			defer server.Close()
-			remote := session.NewRemote([]sut.Peer{{Node: "web-1", Address: server.Listener.Addr().String()}}, nil)
+			remote := session.NewRemote([]sut.Peer{{Node: "web-1", Address: server.Listener.Addr().String()}}, secret, nil)
 			defer remote.Close()
 			user, err := userOf(t.Context(), remote, "web-1.0123")
 			if err == nil || user != 0 || errors.Is(err, photos.ErrNotFound) ||
@@ -148,7 +149,7 @@ func TestRemoteIsCancelled(t *testing.T) {
 	}))
 	defer server.Close()
 	defer close(release)
-	remote := session.NewRemote([]sut.Peer{{Node: "web-1", Address: server.Listener.Addr().String()}}, nil)
+	remote := session.NewRemote([]sut.Peer{{Node: "web-1", Address: server.Listener.Addr().String()}}, secret, nil)
 	defer remote.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
@@ -174,7 +175,7 @@ func TestRemoteSendsRequestID(t *testing.T) {
 		id, _ := ctx.Value(key{}).(string)
 		return id
 	}
-	remote := session.NewRemote([]sut.Peer{{Node: "web-1", Address: server.Listener.Addr().String()}}, requestID)
+	remote := session.NewRemote([]sut.Peer{{Node: "web-1", Address: server.Listener.Addr().String()}}, secret, requestID)
 	defer remote.Close()
 	for _, id := range []string{"upload-17", ""} {
 		ctx := context.WithValue(t.Context(), key{}, id)
@@ -195,7 +196,7 @@ func TestSetPeersDuringLookups(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	remote := session.NewRemote([]sut.Peer{first}, nil)
+	remote := session.NewRemote([]sut.Peer{first}, secret, nil)
 	t.Cleanup(remote.Close)
 	var group sync.WaitGroup
 	for range 4 {
@@ -228,9 +229,36 @@ func TestHandlerAnswersGETOnly(t *testing.T) {
 	m := newMemory(t, session.MemoryConfig{Host: "web-1"})
 	for method, want := range map[string]int{http.MethodGet: 404, http.MethodPost: 405, http.MethodDelete: 405} {
 		w := httptest.NewRecorder()
-		session.Handler(m).ServeHTTP(w, httptest.NewRequest(method, session.Path, nil))
+		r := httptest.NewRequest(method, session.Path, nil)
+		r.Header.Set("Authorization", secret.Bearer())
+		session.Handler(m, secret, discard()).ServeHTTP(w, r)
 		if w.Code != want || w.Header().Get("Cache-Control") != "no-store" {
 			t.Errorf("%s: %d %v, want %d", method, w.Code, w.Header(), want)
+		}
+	}
+}
+
+// secret is that of the system in these tests.
+const secret sut.Secret = "of the system"
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// Whoever has a session's token but not the secret of the system learns nothing: not even that this path exists.
+func TestLookupsNeedTheSecret(t *testing.T) {
+	m := newMemory(t, session.MemoryConfig{Host: "web-1"})
+	token, _, err := m.Start(t.Context(), 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for authorization, want := range map[string]int{
+		"": http.StatusNotFound, "Bearer of another system": http.StatusNotFound, secret.Bearer(): http.StatusNoContent,
+	} {
+		w, r := httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, session.Path, nil)
+		r.Header.Set("X-Session-Token", token)
+		r.Header.Set("Authorization", authorization)
+		session.Handler(m, secret, discard()).ServeHTTP(w, r)
+		if w.Code != want || want != http.StatusNoContent && w.Header().Get("X-Session-User") != "" {
+			t.Errorf("with %q: %d %v, want %d", authorization, w.Code, w.Header(), want)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/sqlite/engine"
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
 	"github.com/stagebench/stagebench/sut/sqlite/wire"
@@ -40,6 +41,8 @@ type Config struct {
 	Dir string
 	// Statements is the catalogue: the statements that clients may run.
 	Statements []Statement
+	// Secret is the password of every client, and of the nodes that replicate from each other; "" = they need none.
+	Secret sut.Secret
 	// Replication makes this node replicate its database with other nodes; nil = no replication.
 	Replication *Replication
 	// Log gets the events for operators; nil = nothing is logged.
@@ -57,7 +60,7 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("no listener: set Listener")
 	}
 	if a, ok := c.Listener.Addr().(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
-		return c, fmt.Errorf("%s is not a loopback address: use one, because the node has no passwords", c.Listener.Addr())
+		return c, fmt.Errorf("%s is not a loopback address: use one, because the node has no encryption", c.Listener.Addr())
 	}
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	if c.Replication != nil {
@@ -65,6 +68,7 @@ func (c Config) withDefaults() (Config, error) {
 		if err != nil {
 			return c, err
 		}
+		r.Secret = c.Secret
 		c.Replication = &r
 	}
 	return c, nil

@@ -2,7 +2,7 @@
 // it and with a PostgreSQL server.
 //
 // It runs a fixed catalogue of statements and nothing else, because SQLite does not know the types of parameters and
-// expressions. It listens only on a loopback address, because it has no passwords. With Config.Replication the node
+// expressions. It listens only on a loopback address, because it has no encryption. With Config.Replication the node
 // replicates its database with other nodes. They connect to the same port as clients and exchange the messages of
 // package replog.
 //
@@ -124,7 +124,7 @@ func New(cfg Config) (_ *Server, err error) {
 		Synchronous: "full", // a commit survives a power failure, as with PostgreSQL's default
 	}
 	protocol := wire.Config{
-		Catalogue: catalogue, MaxConns: 100, HandshakeTimeout: 5 * time.Second, Log: cfg.Log,
+		Catalogue: catalogue, MaxConns: 100, HandshakeTimeout: 5 * time.Second, Log: cfg.Log, Password: string(cfg.Secret),
 		IdleInTransaction: 10 * time.Second, // other writers may be waiting for the client
 	}
 	if cfg.adjust != nil {

@@ -1,11 +1,14 @@
 package sqlite_test
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,7 +24,7 @@ func TestReplicationStrangers(t *testing.T) {
 	alone := withNotes(t, sqlite.Config{})
 	message := func(kind replog.Kind, body string) []byte {
 		var b bytes.Buffer
-		b.Write(replog.StartupPacket())
+		b.Write(replog.StartupPacket(""))
 		if err := replog.Write(&b, kind, []byte(body)); err != nil {
 			t.Fatal(err)
 		}
@@ -38,10 +41,10 @@ func TestReplicationStrangers(t *testing.T) {
 		"no replication":      {alone.Addr().String(), message(replog.KindHello, hello), ""},
 		"no Hello":            {primary.address, message(replog.KindAck, hello), ""},
 		"no document":         {primary.address, message(replog.KindHello, "{"), ""},
-		"too long":            {primary.address, append(replog.StartupPacket(), 'H', 0xff, 0xff, 0xff, 0xff), ""},
+		"too long":            {primary.address, append(replog.StartupPacket(""), 'H', 0xff, 0xff, 0xff, 0xff), ""},
 		"another schema":      {primary.address, message(replog.KindHello, hello), "schema differs"},
 		"wrong node":          {primary.address, misdirected, "this is node db-1"},
-		"disconnected":        {primary.address, replog.StartupPacket(), ""},
+		"disconnected":        {primary.address, replog.StartupPacket(""), ""},
 		"an entry of its own": {primary.address, append(empty, "E\x00\x00\x00\x00"...), `"snapshot":true`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -71,6 +74,69 @@ func TestReplicationStrangers(t *testing.T) {
 			t.Errorf("afterwards the primary reports %+v", s)
 		}
 	})
+}
+
+// Nobody replicates from a primary, fences it or counts as a copy without its secret and a name that it knows, and
+// nobody acknowledges what was not sent.
+func TestOnlyMembersReplicate(t *testing.T) {
+	t.Parallel()
+	const secret = "of-the-system"
+	var members atomic.Pointer[[]string]
+	members.Store(&[]string{"db-2"})
+	primary := startNode(t, newTemplate(t), "db-1", nil, func(c *sqlite.Config) {
+		c.Secret, c.Replication.SyncCopies, c.Replication.SyncTimeout = secret, 1, time.Hour
+		c.Replication.Member = func(node string) bool { return slices.Contains(*members.Load(), node) }
+	})
+	// greet returns a connection and the kind of the answer to a hello, 0 if there was none.
+	greet := func(secret sut.Secret, node string, epoch int64) (*replog.Link, replog.Kind) {
+		t.Helper()
+		hello := replog.Hello{Node: node, To: "db-1", Epoch: epoch, Schema: replog.NoSchema()}
+		link, err := replog.Dial(t.Context(), primary.address, secret, replog.KindHello, hello)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = link.Close() })
+		kind, _, _ := replog.Read(link, 1<<20)
+		return link, kind
+	}
+	for name, c := range map[string]struct {
+		secret sut.Secret
+		node   string
+		want   replog.Kind
+	}{
+		"no secret":         {"", "db-2", 0}, // the error of the SQL protocol, or a reset
+		"another secret":    {"of-another-one", "db-2", 0},
+		"a name of nobody":  {secret, "db-3", replog.KindRefusal},
+		"an empty name":     {secret, "", replog.KindRefusal},
+		"the primary's own": {secret, "db-1", replog.KindRefusal},
+	} {
+		if _, kind := greet(c.secret, c.node, 99); kind != c.want && (c.want != 0 || kind != 'E') {
+			t.Errorf("%s: the answer is %q, want %q", name, kind, c.want)
+		}
+		if s := primary.ReplicationStatus(); !s.Primary || s.Epoch != 1 || len(s.Followers) != 0 {
+			t.Fatalf("%s: afterwards the primary reports %+v", name, s)
+		}
+	}
+
+	link, kind := greet(secret, "db-2", 1)
+	if kind != replog.KindWelcome {
+		t.Fatalf("a member got %q", kind)
+	}
+	primary.await(t, "the member is a follower", func(s sut.ReplicationStatus) bool { return len(s.Followers) == 1 })
+	out := bufio.NewWriter(link)
+	if err := errors.Join(replog.WriteNumbers(out, replog.KindAck, 1<<40), out.Flush()); err != nil {
+		t.Fatal(err)
+	}
+	primary.await(t, "the liar is cut off", func(s sut.ReplicationStatus) bool { return len(s.Followers) == 0 })
+
+	link, _ = greet(secret, "db-2", 1)
+	s := primary.await(t, "the member is a follower", func(s sut.ReplicationStatus) bool { return len(s.Followers) == 1 })
+	members.Store(&[]string{})
+	out = bufio.NewWriter(link)
+	if err := errors.Join(replog.WriteNumbers(out, replog.KindAck, s.Position), out.Flush()); err != nil {
+		t.Fatal(err)
+	}
+	primary.await(t, "the former member is cut off", func(s sut.ReplicationStatus) bool { return len(s.Followers) == 0 })
 }
 
 func TestBadReplication(t *testing.T) {

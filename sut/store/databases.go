@@ -61,7 +61,7 @@ func (s *Store) connect(peer sut.Peer) (*database, error) {
 	if err != nil {
 		return nil, fmt.Errorf("store %s: %w", peer.Address, err)
 	}
-	config.ConnConfig.Password = ""
+	config.ConnConfig.Password = string(s.config.Password)
 	config.ConnConfig.Fallbacks = nil
 	config.ConnConfig.ValidateConnect = nil
 	config.ConnConfig.ConnectTimeout = 2 * time.Second // for one attempt

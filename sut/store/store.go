@@ -49,6 +49,8 @@ type Config struct {
 	MaxConns int
 	// QueryTimeout bounds one operation, including the wait for a connection; 0 = 5 s.
 	QueryTimeout time.Duration
+	// Password is that of the user at every database; "" = none.
+	Password sut.Secret
 	// Name is the application name that the database shows for this client; optional.
 	Name string
 	// Registry gets the metrics stagebench_store_*; nil = they are not exported.

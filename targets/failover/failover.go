@@ -241,13 +241,16 @@ func (s *Supervisor) best() string {
 func (s *Supervisor) replacePrimary(ctx context.Context) {
 	old := s.roles.Primary
 	if s.best() == "" {
+		if errors.Is(s.health[old].err, errNoPrimary) { // it takes writes again after a restart in a higher epoch
+			s.fence(ctx, old)
+		}
 		s.abandonFailover(ctx)
 		return
 	}
 	answered := s.health[old].answered
 	f := targets.Failover{From: old, UnixNS: answered.UnixNano(), DetectNS: time.Since(answered).Nanoseconds()}
 	begin := time.Now()
-	if !s.fence(ctx, old, f) {
+	if !s.fence(ctx, old) {
 		return
 	}
 	f.FenceNS = time.Since(begin).Nanoseconds()
@@ -289,11 +292,11 @@ func (s *Supervisor) replacePrimary(ctx context.Context) {
 }
 
 // fence fences the old primary unless it is fenced already, and reports whether it is fenced.
-func (s *Supervisor) fence(ctx context.Context, old string, f targets.Failover) bool {
+func (s *Supervisor) fence(ctx context.Context, old string) bool {
 	if s.unfence != nil {
 		return true
 	}
-	s.cfg.OnEvent(old, fmt.Sprintf("is considered dead: no answer for %v", rounded(f.DetectNS)))
+	s.cfg.OnEvent(old, "is considered dead: "+s.health[old].cause())
 	s.unfence = s.fenceNode(ctx, old)
 	return s.unfence != nil
 }

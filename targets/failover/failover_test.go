@@ -358,6 +358,24 @@ func TestPrimaryComesBackWhenNoReplicaIsLeft(t *testing.T) {
 	})
 }
 
+// A primary that reports that it is none is replaced by one of an epoch higher than all that nodes know. Without a
+// replica, it is restarted.
+func TestFencedPrimary(t *testing.T) {
+	supervise(t, func(t *testing.T, c *databases, _ *failover.Supervisor) {
+		c.set("db-1", func(n *database) { n.Primary, n.Epoch = false, 99 })
+		advance(5 * time.Second)
+		if got := c.lastRoles(); got.Epoch != 100 || got.Primary != "db-2" || !c.nodes["db-1"].dead {
+			t.Fatalf("roles %+v, want db-2 as the primary of epoch 100", got)
+		}
+		c.set("db-3", func(n *database) { n.dead = true })
+		c.set("db-2", func(n *database) { n.Primary, n.Epoch = false, 200 })
+		advance(5 * time.Second)
+		if got, n := c.lastRoles(), c.nodes["db-2"]; got.Epoch != 201 || got.Primary != "db-2" || !n.dead || n.fenced {
+			t.Errorf("roles %+v, node %+v, want db-2 restarted in epoch 201", got, n)
+		}
+	})
+}
+
 // A replica whose promotion succeeds after another replica became the primary is fenced.
 func TestSecondPrimaryIsFenced(t *testing.T) {
 	supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {

@@ -3,6 +3,7 @@ package failover
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -17,6 +18,10 @@ type answer struct {
 	status  sut.ReplicationStatus
 	err     error
 }
+
+// errNoPrimary is the result of a probe of the primary that takes no writes, because it has learned of a higher epoch.
+// It counts as a refused probe.
+var errNoPrimary = errors.New("it reports that it is no primary")
 
 // health is what the last probes of a node found.
 type health struct {
@@ -96,6 +101,10 @@ func (s *Supervisor) record(a answer) {
 	}
 	h.pending, h.err = time.Time{}, a.err
 	switch {
+	case a.err == nil && a.node == s.roles.Primary && !a.status.Primary:
+		h.status, h.err = a.status, errNoPrimary
+		h.refused++
+		s.epoch = max(s.epoch, a.status.Epoch)
 	case a.err == nil:
 		h.status, h.answered, h.refused = a.status, a.arrived, 0
 		s.mu.Lock()
@@ -104,6 +113,14 @@ func (s *Supervisor) record(a answer) {
 	case !errors.Is(a.err, context.DeadlineExceeded):
 		h.refused++
 	}
+}
+
+// cause says why a dead node is considered dead.
+func (h *health) cause() string {
+	if errors.Is(h.err, errNoPrimary) {
+		return h.err.Error()
+	}
+	return fmt.Sprintf("no answer for %v", time.Since(h.answered).Round(time.Millisecond))
 }
 
 // dead reports whether a node is considered dead.

@@ -35,6 +35,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
 
+	"github.com/stagebench/stagebench/internal/nesting"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
@@ -92,6 +93,9 @@ type entry struct {
 func Read(text []byte, name string) (s Schedule, err error) {
 	if len(text) > maxFile {
 		return nil, fmt.Errorf("%s: %d bytes: want at most %d", name, len(text), maxFile)
+	}
+	if err := nesting.Check(text); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	defer func() {
 		// The YAML library panics on some malformed input.

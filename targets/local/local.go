@@ -107,7 +107,8 @@ type System struct {
 	down     sync.Once
 	downErr  error // set inside down
 
-	admin http.Client // for requests to nodes' admin addresses
+	admin  http.Client // for requests to nodes' admin addresses
+	secret sut.Secret  // that the processes of this system have in common
 
 	progress sync.Mutex // one Progress call at a time
 
@@ -183,7 +184,7 @@ func Up(ctx context.Context, opts Options) (*System, error) {
 	}
 	s := &System{
 		opts: opts, topology: opts.Topology, epoch: 1, changed: make(chan struct{}),
-		budgets: func() error { return nil },
+		secret: sut.NewSecret(), budgets: func() error { return nil },
 	}
 	s.admin.Transport = &http.Transport{}
 	s.life, s.endLife = context.WithCancel(context.WithoutCancel(ctx))

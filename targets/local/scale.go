@@ -73,6 +73,10 @@ func (s *System) changeTopology(ctx context.Context, r sut.Role, next sut.Topolo
 	}
 	back := context.WithoutCancel(ctx) // a rollback is not cancelled; each of its steps is bounded
 	added, err := s.place(next)
+	if err == nil && r == sut.DB { // databases refuse a replica that they do not know
+		s.change(func() {})
+		err = s.updateMembers(ctx, r)
+	}
 	if err == nil {
 		err = s.startAll(ctx, added)
 	}
@@ -220,7 +224,7 @@ func (s *System) obstacle(r sut.Role, next sut.Topology) error {
 	defer s.mu.Unlock()
 	for _, n := range s.nodes {
 		_, stays := next.Node(n.Name)
-		member := scalingOf(r).Sharded && n.Role == r
+		member := n.Role == r && (scalingOf(r).Sharded || n.Replicated)
 		switch {
 		case !stays && n.Name == s.roles.Primary:
 			return fmt.Errorf("%s would be removed, but it is the primary now\n"+
@@ -229,7 +233,7 @@ func (s *System) obstacle(r sut.Role, next sut.Topology) error {
 			return fmt.Errorf("the primary %s is %s\nwait for the failover: stagebench status", n.Name, n.state)
 		case n.state == targets.Paused && (member || n.calls(r)):
 			return pausedError(n.Name)
-		case !stays && member && n.state != targets.Serving:
+		case !stays && member && !n.Replicated && n.state != targets.Serving:
 			return fmt.Errorf("%s would be removed, but it is %s and cannot hand over its keys\n"+
 				"wait until it serves: stagebench status", n.Name, n.state)
 		}
@@ -292,13 +296,13 @@ func (s *System) tolerateLate(n *node, err error) error {
 	return err
 }
 
-// updateMembers sends their wirings to the nodes of a role, if they share keys. A late node or
-// a dead leaving node is an error, because its keys were not handed over.
+// updateMembers sends their wirings to the nodes of a role, if they share keys or replicate a database. A late node
+// or a dead leaving node is an error if keys move, because its keys were not handed over.
 func (s *System) updateMembers(ctx context.Context, r sut.Role) error {
-	member := func(n *node) bool { return n.Role == r && scalingOf(r).Sharded }
+	member := func(n *node) bool { return n.Role == r && (scalingOf(r).Sharded || n.Replicated) }
 	return s.sendWirings(ctx, handOverBound, member, func(n *node, err error) error {
 		switch {
-		case errors.Is(err, errDead) && !n.leaving:
+		case errors.Is(err, errDead) && (!n.leaving || n.Replicated):
 			return nil
 		case errors.Is(err, errDead), errors.Is(err, errLate):
 			return fmt.Errorf("%s has not handed over its keys: %w", n.Name, err)
@@ -343,7 +347,7 @@ func (s *System) countMoved(ctx context.Context, r sut.Role) (moved, held *int64
 		if n.Role != r {
 			continue
 		}
-		series, err := metrics.Read(ctx, &s.admin, n.Admin)
+		series, err := metrics.Read(ctx, &s.admin, n.Admin, s.secret)
 		if err != nil || !series.Has(scaling.Moved) {
 			return nil, nil
 		}
@@ -395,6 +399,10 @@ func (s *System) removeOthers(ctx context.Context, t sut.Topology) error {
 	}
 	for _, h := range removedHosts {
 		errs = append(errs, h.budget.Remove())
+	}
+	if slices.ContainsFunc(removedNodes, func(n *node) bool { return n.Replicated }) {
+		s.change(func() {})
+		errs = append(errs, s.updateMembers(ctx, sut.DB))
 	}
 	return errors.Join(errs...)
 }

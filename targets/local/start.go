@@ -151,8 +151,9 @@ func (s *System) configFor(n *node) sut.NodeConfig {
 	config := sut.NodeConfig{
 		Node: n.Name, Host: n.Host, Role: n.Role, Engine: n.Engine,
 		Listen: n.host.address, Dir: n.dir, Procs: procsFor(n.host.CPU),
-		DrainSeconds: s.opts.drainTimeout.Seconds(),
-		IDHost:       n.idHost, Service: n.Service, Knobs: s.topology.Knobs, Data: s.opts.Data,
+		MemoryBytes:  n.host.MemoryBytes / int64(max(len(n.host.nodes), 1)),
+		DrainSeconds: s.opts.drainTimeout.Seconds(), Secret: s.secret,
+		IDHost: n.idHost, Service: n.Service, Knobs: s.topology.Knobs, Data: s.opts.Data,
 		Wiring: s.wiringFor(n),
 	}
 	if i := slices.Index(s.topology.Frontends, n.Name); i >= 0 && s.opts.Listen.IsValid() {

@@ -51,7 +51,7 @@ func (s *System) Status() []targets.NodeStatus {
 		all[i] = targets.NodeStatus{
 			Node: n.Name, Host: n.Host, Role: n.Role, Engine: n.Engine, Version: n.ready.Version,
 			State: n.state, Address: n.ready.Address, Admin: n.ready.Admin, Restarts: n.restarts, Cause: n.cause,
-			ReadyNS: n.readyIn.Nanoseconds(), ReplicationRole: s.replicationRole(n),
+			ReadyNS: n.readyIn.Nanoseconds(), ReplicationRole: s.replicationRole(n), Secret: s.secret,
 			CountsClientRequests: slices.Contains(s.topology.Counters, n.Name),
 		}
 		if n.Replicated && s.failover != nil {

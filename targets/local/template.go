@@ -162,7 +162,7 @@ func (s *System) load(ctx context.Context, work string, engine sut.Engine) (err 
 	config := sut.NodeConfig{
 		Node: "template-db", Host: templateHost, Role: sut.DB, Engine: engine,
 		Listen: addresses[len(addresses)-1], Dir: filepath.Join(work, templateDB), Procs: procsFor(0),
-		DrainSeconds: templateStop.Seconds(), Knobs: s.opts.Topology.Knobs, Data: s.opts.Data,
+		DrainSeconds: templateStop.Seconds(), Secret: s.secret, Knobs: s.opts.Topology.Knobs, Data: s.opts.Data,
 	}
 	leaf, err := host.Leaf(config.Node)
 	if err != nil {

@@ -63,6 +63,11 @@ func (s *System) wiringFor(n *node) sut.Wiring {
 	switch {
 	case n.Replicated:
 		delete(w.Uses, sut.DB) // its sut.Replication names its primary
+		for _, member := range s.nodes {
+			if member.Replicated && member != n {
+				w.Members = append(w.Members, member.Name)
+			}
+		}
 	case n.calls(sut.DB) && s.roles.Epoch > 0:
 		w.Uses[sut.DB] = s.databasesFor(n)
 	}
@@ -249,6 +254,7 @@ func (s *System) call(ctx context.Context, name string, r request) error {
 	// on a new connection, but no other method. Any other method uses a new connection.
 	req.Close = r.method != http.MethodGet
 	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Authorization", s.secret.Bearer())
 	if r.drain != "" {
 		req.Header.Set(sut.DrainHeader, r.drain)
 	}

@@ -9,19 +9,22 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
 // Series maps each time series of a node to its value. A key is the name of the metric,
 // followed by its labels in braces if it has labels.
 type Series map[string]float64
 
-// Read scrapes the node at an admin address, host:port.
-func Read(ctx context.Context, client *http.Client, admin string) (Series, error) {
+// Read scrapes the node at an admin address, host:port, of the system with a secret.
+func Read(ctx context.Context, client *http.Client, admin string, secret sut.Secret) (Series, error) {
 	url := "http://" + admin + "/metrics"
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}
+	req.Header.Set("Authorization", secret.Bearer())
 	response, err := client.Do(req)
 	if err != nil {
 		return nil, err

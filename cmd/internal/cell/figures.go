@@ -57,7 +57,7 @@ func scrapeNodes(ctx context.Context, nodes []targets.NodeStatus, wanted func(ta
 	for i, n := range nodes {
 		all.Go(func() {
 			s := scrape{node: n}
-			s.series, s.err = metrics.Read(ctx, http.DefaultClient, n.Admin)
+			s.series, s.err = metrics.Read(ctx, http.DefaultClient, n.Admin, n.Secret)
 			// A cache node whose server is down answers without the server's metrics.
 			if s.err == nil && n.Role == sut.Cache && !s.series.Has(cacheNodePrefix+"hits_total") {
 				s.series, s.err = nil, errNoServer

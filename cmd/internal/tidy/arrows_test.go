@@ -32,6 +32,7 @@ func arrows() []arrow {
 		{"cmd/internal/machine", []string{"results"}, "observes the machine and knows no target"},
 		{"internal/polltest", nil, "polls for any condition of any test"},
 		{"internal/porttest", nil, "finds addresses for the servers of any test"},
+		{"internal/nesting", nil, "looks at the text of any file before its parser does"},
 		{"cmd/internal/exit", nil, "the exit status does not depend on the command"},
 		{"cmd/internal/tidy", nil, "parses the other packages and runs none of them"},
 	})
@@ -100,10 +101,13 @@ func targetArrows() []arrow {
 			[]string{"sut", "targets"},
 			"decides which node is the primary; its caller probes and stops nodes",
 		},
-		{"targets/metrics", nil, "reads the metrics of any node"},
+		{"targets/metrics", []string{"sut"}, "reads the metrics of any node, with the secret of its system"},
 		{
 			"targets/...",
-			[]string{"sut", "sut/ladder", "targets", "targets/proc", "targets/budget", "targets/failover", "targets/metrics"},
+			[]string{
+				"sut", "sut/ladder", "targets", "targets/proc", "targets/budget", "targets/failover", "targets/metrics",
+				"internal/nesting",
+			},
 			"targets use the declared system and never the code of its nodes",
 		},
 	}
@@ -121,7 +125,7 @@ func workloadArrows() []arrow {
 		},
 		{
 			"workloads/...",
-			[]string{"workloads", "workloads/keys", "workloads/pace"},
+			[]string{"workloads", "workloads/keys", "workloads/pace", "internal/nesting"},
 			"requests do not depend on the server that answers them",
 		},
 		{

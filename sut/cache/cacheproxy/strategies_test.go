@@ -31,7 +31,7 @@ func engines() []engine {
 			}
 		}},
 		{name: "memcached", protocol: cache.Memcached, native: func(t testing.TB) (string, func()) {
-			p := memcachedtest.Start(t, 64<<20)
+			p := memcachedtest.Start(t, 64<<20, "")
 			return p.Address(), p.Kill
 		}},
 	}

@@ -25,8 +25,8 @@ type Process struct {
 	kill  func()
 }
 
-// Start starts a server on a free loopback port. maxBytes is its memory limit.
-func Start(t testing.TB, maxBytes int64) *Process {
+// Start starts a server on a free loopback port. maxBytes is its memory limit. Without a secret, clients need none.
+func Start(t testing.TB, maxBytes int64, secret sut.Secret) *Process {
 	t.Helper()
 	install, err := memcached.Find()
 	if err != nil {
@@ -35,6 +35,7 @@ func Start(t testing.TB, maxBytes int64) *Process {
 	free := porttest.Free(t)
 	s := memcached.New(memcached.Config{
 		Install: install, Listen: free.Addr().AsSlice(), Port: int(free.Port()), MaxBytes: maxBytes, Procs: 2,
+		Secret: secret,
 	})
 	ctx, cancel := context.WithTimeout(context.Background(), readyTimeout)
 	defer cancel()

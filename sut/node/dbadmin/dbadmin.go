@@ -25,11 +25,10 @@ type Database interface {
 }
 
 // Add adds the endpoints sut.ReplicationPath and sut.LostPath to mux. An error of ChangeRole
-// that wraps conflict means that the role is not allowed and that nothing changed. dir is
-// the directory of the database.
-func Add(mux *http.ServeMux, db Database, conflict error, dir string) {
+// that wraps conflict means that the role is not allowed and that nothing changed. config is that of the node.
+func Add(mux *http.ServeMux, db Database, conflict error, config sut.NodeConfig) {
 	addReplication(mux, db, conflict)
-	addLost(mux, &lostAdmin{db: db, dir: dir})
+	addLost(mux, &lostAdmin{db: db, dir: config.Dir, secret: config.Secret})
 }
 
 func addReplication(mux *http.ServeMux, db Database, conflict error) {

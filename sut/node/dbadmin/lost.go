@@ -23,8 +23,9 @@ const replayTimeout = 5 * time.Minute
 
 // lostAdmin serves the lost changes of one database.
 type lostAdmin struct {
-	db  Database
-	dir string
+	db     Database
+	dir    string
+	secret sut.Secret
 	// mu is held during each request, because Database.LostChanges may start a server on
 	// the kept copy.
 	mu sync.Mutex
@@ -80,7 +81,7 @@ func (a *lostAdmin) replay(ctx context.Context, primary sut.Peer) (done sut.Repl
 	if lost.Replayed {
 		return done, fmt.Errorf("the changes that %s lost in epoch %d %w", lost.Node, lost.Epoch, errReplayed)
 	}
-	if done, err = replay(ctx, primary, lost.Changes); err != nil {
+	if done, err = replay(ctx, primary, a.secret, lost.Changes); err != nil {
 		return done, err
 	}
 	return done, os.WriteFile(a.replayedFile(lost), nil, 0o600)
@@ -107,8 +108,8 @@ func (a *lostAdmin) replayedFile(lost sut.Lost) string {
 //   - an added row is added with its own id, so a second replay finds it and adds nothing;
 //   - a counter grows by the lost difference;
 //   - a title is set, unless it was changed after the loss.
-func replay(ctx context.Context, primary sut.Peer, changes []sut.LostChange) (sut.Replayed, error) {
-	s, err := store.Open(store.Config{Primary: primary, MaxConns: 1, Name: "recover"})
+func replay(ctx context.Context, primary sut.Peer, secret sut.Secret, changes []sut.LostChange) (sut.Replayed, error) {
+	s, err := store.Open(store.Config{Primary: primary, Password: secret, MaxConns: 1, Name: "recover"})
 	if err != nil {
 		return sut.Replayed{}, err
 	}

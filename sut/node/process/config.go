@@ -36,10 +36,14 @@ func checkConfig(config sut.NodeConfig) error {
 	switch {
 	case config.Node == "":
 		return errors.New("the node has no name")
+	case config.Secret == "":
+		return errors.New("the node has no secret, so every process on this machine could change it")
 	case net.ParseIP(config.Listen) == nil:
 		return fmt.Errorf("listen %q: want an IP address", config.Listen)
 	case config.Port < 0 || config.Port > 65535:
 		return fmt.Errorf("port %d: want 0 to 65535", config.Port)
+	case config.MemoryBytes < 0:
+		return fmt.Errorf("memory_bytes %d: want 0 or more", config.MemoryBytes)
 	case config.Procs < 0 || config.Procs > maxProcs:
 		return fmt.Errorf("procs %d: want 1 to %d, or 0 for 1", config.Procs, maxProcs)
 	case !(config.DrainSeconds >= 0 && config.DrainSeconds <= maxDrainSeconds):

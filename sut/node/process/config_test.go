@@ -9,7 +9,7 @@ import (
 )
 
 const goodConfig = `{"node":"web-1","host":"web-1","role":"web","engine":"app",` +
-	`"listen":"127.0.0.1","port":0,"dir":"/d","procs":1,"id_host":7,"drain_seconds":5,` +
+	`"listen":"127.0.0.1","port":0,"dir":"/d","procs":1,"secret":"s","id_host":7,"drain_seconds":5,` +
 	`"wiring":{"uses":{"db":[{"node":"db-1","address":"127.0.0.1:1"}]}},` +
 	`"knobs":{"web.hosts":"2"},"data":{"size":"small","seed":1}}`
 
@@ -24,6 +24,8 @@ func TestConfigIsChecked(t *testing.T) {
 		"want 0 to 65535":      {`"port":0`, `"port":-1`},
 		"want an IP address":   {`127.0.0.1","port`, `localhost","port`},
 		"the node has no name": {`"node":"web-1","host"`, `"node":"","host"`},
+		"has no secret":        {`"secret":"s",`, ``},
+		"memory_bytes -1":      {`"procs":1`, `"procs":1,"memory_bytes":-1`},
 		"want a whole number":  {`"web.hosts":"2"`, `"web.hosts":"two"`},
 		"unknown knob":         {`"web.hosts":"2"`, `"web.host":"2"`},
 		"drain_seconds -1":     {`"drain_seconds":5`, `"drain_seconds":-1`},

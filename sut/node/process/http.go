@@ -21,10 +21,15 @@ type HTTP struct {
 // NewHTTP returns an empty group.
 func NewHTTP() *HTTP { return &HTTP{Died: make(chan error, 4)} }
 
+// maxHeaderBytes is the size of the headers of a request above which it gets 431. Each connection may hold as much
+// memory before its request is complete.
+const maxHeaderBytes = 32 << 10
+
 // Serve adds a server to the group and serves the listener in a goroutine. It sets the
-// server's timeouts.
+// server's timeouts and the limit of headers.
 func (h *HTTP) Serve(listener net.Listener, server *http.Server) {
 	server.ReadHeaderTimeout, server.IdleTimeout = 10*time.Second, 5*time.Minute
+	server.MaxHeaderBytes = maxHeaderBytes
 	h.servers = append(h.servers, server)
 	go func() {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {

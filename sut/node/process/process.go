@@ -64,6 +64,10 @@ const orphanDrain = 500 * time.Millisecond
 // tenth of a core and half a gigabyte, so CPU is scarcer than memory.
 const gcPercent = 400
 
+// memoryShare is the share of its memory above which a node collects more often, whatever gcPercent says. The rest is
+// for what the collector does not count, and for what is allocated while it runs.
+const memoryShare = 0.7
+
 // Run runs a node until its end. The node drains when ctx ends. in is its standard
 // input, out takes the ready line, and errs takes the log.
 func Run(ctx context.Context, in io.Reader, out, errs io.Writer, start Start) error {
@@ -75,6 +79,9 @@ func Run(ctx context.Context, in io.Reader, out, errs io.Writer, start Start) er
 	log := slog.New(slog.NewJSONHandler(errs, nil)).With("node", config.Node, "role", string(config.Role))
 	runtime.GOMAXPROCS(max(config.Procs, 1))
 	debug.SetGCPercent(gcPercent)
+	if config.MemoryBytes > 0 {
+		debug.SetMemoryLimit(int64(memoryShare * float64(config.MemoryBytes)))
+	}
 
 	orphaned := make(chan struct{})
 	go func() {
@@ -122,7 +129,7 @@ func (n Node) withAdmin(c Component) (Component, error) {
 	mux.HandleFunc("GET "+sut.WiringPath, neighbours.show)
 	mux.HandleFunc("PUT "+sut.WiringPath, neighbours.change)
 	h := &HTTP{Died: c.Died}
-	h.Serve(listener, &http.Server{Handler: mux})
+	h.Serve(listener, &http.Server{Handler: guarded(mux, n.Config.Secret, n.Log)})
 	stop := c.Stop
 	c.Stop = func(ctx context.Context) error { return errors.Join(stop(ctx), h.Stop(ctx)) }
 	c.Ready.Admin = listener.Addr().String()

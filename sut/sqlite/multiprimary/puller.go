@@ -129,7 +129,7 @@ func (p *puller) connect(snapshot bool) (link *replog.Link, replaced int64, orig
 		return nil, replaced, "", err
 	}
 	h.Snapshot = snapshot
-	if link, err = replog.Dial(p.ctx, p.peer.Address, kindGreeting, h); err != nil {
+	if link, err = replog.Dial(p.ctx, p.peer.Address, p.n.cfg.Secret, kindGreeting, h); err != nil {
 		return nil, replaced, "", err
 	}
 	if origin, err = p.welcome(link); err != nil {

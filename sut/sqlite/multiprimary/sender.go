@@ -65,11 +65,15 @@ func (s *sender) serve(disk *sqlite.Conn) error {
 	case s.hello.Snapshot:
 		return s.snapshot()
 	}
-	return s.Run(func(seq int64) {
+	return s.Run(func(seq int64) error {
 		n.mu.Lock()
 		defer n.mu.Unlock()
+		if own := n.durable.heads[n.self].seq; seq > own {
+			return fmt.Errorf("%w: %d, but there are only %d", replog.ErrAcknowledgement, seq, own)
+		}
 		s.acked = max(s.acked, seq)
 		n.notify()
+		return nil
 	}, s.send)
 }
 
@@ -99,6 +103,9 @@ func (s *sender) check() (_ replog.Refusal, err error) {
 	h, node := &s.hello, s.n.cfg.Node
 	if h.To != node {
 		return replog.Refusal{Reason: fmt.Sprintf("this is node %s, not %s: the address is wrong", node, h.To)}, nil
+	}
+	if err := s.n.cfg.CheckMember(h.Node); err != nil {
+		return replog.Refusal{Reason: err.Error()}, nil
 	}
 	// One transaction, so that all queries see the same state of the log.
 	if err := replog.Exec(s.disk, "begin"); err != nil {

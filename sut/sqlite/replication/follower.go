@@ -147,7 +147,7 @@ func (f *follower) receive() (welcomed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	link, err := replog.Dial(f.receiving, f.primary.Address, replog.KindHello, hello)
+	link, err := replog.Dial(f.receiving, f.primary.Address, f.r.cfg.Secret, replog.KindHello, hello)
 	if err != nil {
 		return false, err
 	}
@@ -192,7 +192,7 @@ func (r *Node) fenceOld(old sut.Peer, epoch int64) (end func()) {
 // notifyEpoch sends an epoch to another node and waits for the answer.
 func (r *Node) notifyEpoch(ctx context.Context, other sut.Peer, epoch int64) error {
 	hello := &replog.Hello{Node: r.cfg.Node, To: other.Node, Epoch: epoch, Position: -1}
-	link, err := replog.Dial(ctx, other.Address, replog.KindHello, hello)
+	link, err := replog.Dial(ctx, other.Address, r.cfg.Secret, replog.KindHello, hello)
 	if err != nil {
 		return err
 	}

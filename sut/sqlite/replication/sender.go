@@ -19,7 +19,10 @@ type sender struct {
 	*replog.Feed
 	r     *Node
 	hello replog.Hello
-	acked int64 // guarded by Node.mu
+
+	// Guarded by Node.mu.
+	sent  int64 // position of the last entry that the replica may have
+	acked int64
 }
 
 // Serve sends the log to a replica until the replica disconnects or the node stops. It reads from in and writes to
@@ -46,6 +49,9 @@ func (f *sender) greet() error {
 		// The replica uses an old address of another node. That node's epoch must not fence this one.
 		refusal := replog.Refusal{Reason: fmt.Sprintf("this is node %s, not %s: the address is wrong", f.r.cfg.Node, to)}
 		return errors.Join(f.Refuse(refusal), io.EOF)
+	}
+	if err := f.r.cfg.CheckMember(f.hello.Node); err != nil {
+		return errors.Join(f.Refuse(replog.Refusal{Reason: err.Error()}), err)
 	}
 	f.r.fence(f.hello.Epoch, f.hello.Node)
 	return f.r.db.Read(f.welcome)
@@ -131,15 +137,23 @@ func (f *sender) stream() error {
 	r.mu.Lock()
 	// If a replica reconnects before its old connection is closed, it counts once.
 	r.followers[f.hello.Node] = f
+	f.sent = f.hello.Position
 	r.notify()
 	r.mu.Unlock()
-	err := f.Run(func(position int64) {
+	err := f.Run(func(position int64) error {
+		if err := r.cfg.CheckMember(f.hello.Node); err != nil {
+			return err
+		}
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		if position > f.acked {
+		switch {
+		case position > f.sent: // it would count as a copy of a commit that it does not have
+			return fmt.Errorf("%w: %d, but only %d was sent", replog.ErrAcknowledgement, position, f.sent)
+		case position > f.acked:
 			f.acked = position
 			r.updateConfirmed()
 		}
+		return nil
 	}, f.send)
 	r.mu.Lock()
 	if r.followers[f.hello.Node] == f {
@@ -168,6 +182,10 @@ func (f *sender) send() error {
 			}
 		}
 		if len(entries) > 0 {
+			last = entries[len(entries)-1].Position
+			f.r.mu.Lock()
+			f.sent = last // before the first byte: the acknowledgement may come at once
+			f.r.mu.Unlock()
 			for i := range entries {
 				if err := f.Entry(&entries[i]); err != nil {
 					return err
@@ -176,7 +194,6 @@ func (f *sender) send() error {
 			if err := f.Flush(); err != nil {
 				return err
 			}
-			last = entries[len(entries)-1].Position
 			f.retainAfter(last)
 			continue
 		}

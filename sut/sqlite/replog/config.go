@@ -14,6 +14,11 @@ import (
 type Config struct {
 	// Node is the unique name of this node.
 	Node string
+	// Secret is shown to the nodes from which this one replicates. The Config of a server sets it.
+	Secret sut.Secret
+	// Member reports whether a node may replicate from this one, or fence it; nil = every node that shows the secret. Many
+	// goroutines may call it.
+	Member func(node string) bool `json:"-"`
 	// State is the role of the node at its start: primary of an epoch, replica, or one node of a multi-primary set.
 	State sut.Replication
 	// SyncCopies is the number of replicas that must apply a transaction before the client gets its acknowledgement. 0 =
@@ -57,6 +62,9 @@ func (c Config) WithDefaults() (Config, error) {
 		return c, errors.New("replication: a multi-primary node cannot wait for sync copies")
 	}
 	c.SyncTimeout = cmp.Or(c.SyncTimeout, 2*time.Second)
+	if c.Member == nil {
+		c.Member = func(string) bool { return true }
+	}
 	return c, c.CheckOrigins(c.State.Origins)
 }
 
@@ -66,6 +74,14 @@ func (c Config) Limits() Limits {
 		return Limits{Entries: cmp.Or(c.KeepEntries, 100_000), Bytes: 256 << 20}
 	}
 	return Limits{Entries: cmp.Or(c.KeepEntries, 10_000), Bytes: 64 << 20}
+}
+
+// CheckMember returns an error if a node is not a member.
+func (c Config) CheckMember(node string) error {
+	if !c.Member(node) {
+		return fmt.Errorf("node %q is not in the wiring of %s", node, c.Node)
+	}
+	return nil
 }
 
 // CheckOrigins returns an error if the list of origins is invalid. An origin is a node from which this node receives

@@ -76,9 +76,12 @@ func (f *Feed) Entry(e *Entry) error {
 	return WriteEntry(f.Writer, e)
 }
 
-// Run calls send and, in another goroutine, calls acknowledged for each acknowledgement. When send returns, Run closes
-// the connection. It returns nil if the other node closed the connection.
-func (f *Feed) Run(acknowledged func(int64), send func() error) error {
+// ErrAcknowledgement is returned for an acknowledgement of what was never sent.
+var ErrAcknowledgement = errors.New("acknowledgement of an entry that was not sent")
+
+// Run calls send and, in another goroutine, calls acknowledged for each acknowledgement. When send returns, or
+// acknowledged returns an error, Run closes the connection. It returns nil if the other node closed the connection.
+func (f *Feed) Run(acknowledged func(int64) error, send func() error) error {
 	heard := make(chan error, 1)
 	go func() {
 		heard <- f.listen(acknowledged)
@@ -119,7 +122,7 @@ func (f *Feed) Wait(changed <-chan struct{}) bool {
 	return true
 }
 
-func (f *Feed) listen(acknowledged func(int64)) error {
+func (f *Feed) listen(acknowledged func(int64) error) error {
 	for {
 		if err := f.conn.SetReadDeadline(time.Now().Add(PeerTimeout)); err != nil {
 			return err
@@ -132,6 +135,8 @@ func (f *Feed) listen(acknowledged func(int64)) error {
 		if err != nil {
 			return err
 		}
-		acknowledged(position[0])
+		if err := acknowledged(position[0]); err != nil {
+			return err
+		}
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"net"
 	"os"
 	"time"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
 // Timeouts between two nodes.
@@ -37,9 +39,9 @@ type Link struct {
 	release func() bool
 }
 
-// Dial connects to another node and sends the start-up packet and the hello. The connection is closed when ctx ends, or
-// by Close.
-func Dial(ctx context.Context, address string, kind Kind, hello any) (*Link, error) {
+// Dial connects to another node of the system with a secret and sends the start-up packet and the hello. The connection
+// is closed when ctx ends, or by Close.
+func Dial(ctx context.Context, address string, secret sut.Secret, kind Kind, hello any) (*Link, error) {
 	dialer := net.Dialer{Timeout: time.Second}
 	conn, err := dialer.DialContext(ctx, "tcp", address)
 	if err != nil {
@@ -48,7 +50,7 @@ func Dial(ctx context.Context, address string, kind Kind, hello any) (*Link, err
 	l := &Link{Conn: conn, release: context.AfterFunc(ctx, func() { _ = conn.Close() })}
 	l.in = bufio.NewReaderSize(l, 64<<10)
 	out := bufio.NewWriter(conn)
-	_, err = out.Write(StartupPacket())
+	_, err = out.Write(StartupPacket(secret))
 	if err = errors.Join(err, WriteJSON(out, kind, hello), out.Flush()); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}

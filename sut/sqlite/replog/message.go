@@ -8,13 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
 // StartupPacket returns the packet that turns a connection into a replication connection. It has a length and a request
-// code, as PostgreSQL's SSLRequest has. Other clients do not use this code.
-func StartupPacket() []byte {
-	out := binary.BigEndian.AppendUint32(nil, 8)
-	return binary.BigEndian.AppendUint32(out, StartupCode)
+// code, as PostgreSQL's SSLRequest has, and then the secret of the system. Other clients do not use this code.
+func StartupPacket(secret sut.Secret) []byte {
+	out := binary.BigEndian.AppendUint32(nil, uint32(8+len(secret)))
+	return append(binary.BigEndian.AppendUint32(out, StartupCode), secret...)
 }
 
 // StartupCode is the request code of StartupPacket.

@@ -3,6 +3,7 @@ package wire
 import (
 	"bufio"
 	"bytes"
+	"crypto/subtle"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -200,8 +201,11 @@ func (c *conn) start() error {
 			return err
 		}
 		code, body := binary.BigEndian.Uint32(packet[4:]), packet[startHeader:]
-		if c.server.cfg.Replica != nil && code == c.server.cfg.ReplicaCode && len(body) == 0 {
-			_, _ = c.in.Discard(startHeader)
+		if c.server.cfg.Replica != nil && code == c.server.cfg.ReplicaCode {
+			if !equal(body, c.server.cfg.Password) {
+				return fatal(InvalidPassword, "replication needs the secret of the system")
+			}
+			_, _ = c.in.Discard(len(packet))
 			rest, _ := c.in.Peek(c.in.Buffered())
 			c.server.markReplica(c)
 			c.server.cfg.Replica(c.net, bufio.NewReader(io.MultiReader(bytes.NewReader(rest), c.net)))
@@ -210,24 +214,53 @@ func (c *conn) start() error {
 		switch code {
 		case tlsCode, gssCode:
 			c.out = append(c.out, 'N')
+			_, _ = c.in.Discard(len(packet))
+			continue
 		case cancelCode:
 			if len(body) == 8 {
 				c.server.cancel(binary.BigEndian.Uint32(body), body[4:])
 			}
 			return io.EOF
-		default:
-			err = c.startSession(code, body)
 		}
-		_, _ = c.in.Discard(len(packet))
-		if err != nil || c.session != nil {
+		if err := c.checkStart(code, body); err != nil {
 			return err
 		}
+		_, _ = c.in.Discard(len(packet))
+		if err := c.authenticate(); err != nil {
+			return err
+		}
+		return c.startSession()
 	}
 	return fatal(ProtocolViolation, "too many start-up packets")
 }
 
-// startSession starts a session. It accepts any user and any database name: there is one database and no passwords.
-func (c *conn) startSession(version uint32, body []byte) error {
+// authenticate asks for the password, if clients need one. It is sent as plain text, because the node listens only on a
+// loopback address.
+func (c *conn) authenticate() error {
+	if c.server.cfg.Password == "" {
+		return nil
+	}
+	c.send(&pgproto3.AuthenticationCleartextPassword{})
+	message, err := c.peek(1, messageHeader)
+	if err != nil {
+		return err
+	}
+	password, ended := bytes.CutSuffix(message[messageHeader:], []byte{0})
+	if message[0] != 'p' || !ended || !equal(password, c.server.cfg.Password) {
+		return fatal(InvalidPassword, "password authentication failed")
+	}
+	_, _ = c.in.Discard(len(message))
+	return nil
+}
+
+// equal compares texts in a time that says nothing about the second one.
+func equal(text []byte, secret string) bool {
+	return subtle.ConstantTimeCompare(text, []byte(secret)) == 1
+}
+
+// checkStart answers the packet that starts a session. It accepts any user and any database name: there is one database
+// with one password.
+func (c *conn) checkStart(version uint32, body []byte) error {
 	if version>>16 != pgproto3.ProtocolVersion30>>16 {
 		return fatal(FeatureNotSupported, "unsupported protocol %d.%d: use 3.0", version>>16, version&0xffff)
 	}
@@ -248,6 +281,11 @@ func (c *conn) startSession(version uint32, body []byte) error {
 		const newest = pgproto3.ProtocolVersion30
 		c.send(&pgproto3.NegotiateProtocolVersion{NewestMinorProtocol: newest, UnrecognizedOptions: unknown})
 	}
+	return nil
+}
+
+// startSession starts a session.
+func (c *conn) startSession() error {
 	if !c.server.admit(c) {
 		return fatal(TooManyConnections, "sorry, too many clients already")
 	}

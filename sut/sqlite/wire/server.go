@@ -47,8 +47,9 @@ type Config struct {
 	MaxConns          int           // maximum number of clients
 	HandshakeTimeout  time.Duration // time for a client to start its session
 	IdleInTransaction time.Duration // time that a client may be silent while HoldsResources is true
-	// Replica serves a connection whose first packet has the code ReplicaCode. It must read from in and write to link.
-	// The connection is closed when Replica returns. nil = there are no replicas.
+	Password          string        // of every client and replica; "" = they need none
+	// Replica serves a connection whose first packet has the code ReplicaCode and then Password. It must read from in and
+	// write to link. The connection is closed when Replica returns. nil = there are no replicas.
 	Replica     func(link net.Conn, in io.Reader)
 	ReplicaCode uint32
 	Log         *slog.Logger

@@ -22,6 +22,7 @@ const (
 	CheckViolation            = "23514"
 	ActiveTransaction         = "25001"
 	ReadOnlyTransaction       = "25006"
+	InvalidPassword           = "28P01"
 	FailedTransaction         = "25P02"
 	IdleInTransaction         = "25P03"
 	UndefinedStatement        = "26000"

@@ -34,6 +34,7 @@ type Engine interface {
 type Node interface {
 	Address() string // host:port of its SQL interface
 	Admin() string   // host:port of its admin address
+	Secret() sut.Secret
 	// Kill kills all its processes, as SIGKILL does, and returns when they have exited.
 	Kill(t *testing.T)
 	Pause(t *testing.T)
@@ -89,7 +90,7 @@ func (k *kit) start(name string, knobs sut.Knobs, role sut.Replication) *member 
 	c := &member{Node: k.engine.Start(k.t, name, knobs, role), kit: k, name: name}
 	k.t.Cleanup(func() { c.Kill(k.t) })
 	var err error
-	if c.store, err = store.Open(store.Config{Primary: c.peer(), MaxConns: 8}); err != nil {
+	if c.store, err = store.Open(store.Config{Primary: c.peer(), Password: c.Secret(), MaxConns: 8}); err != nil {
 		k.t.Fatal(err)
 	}
 	k.t.Cleanup(c.store.Close)
@@ -138,6 +139,7 @@ func (c *member) ask(method, path string, document, answer any) (code int, text 
 		c.kit.t.Fatal(err)
 	}
 	req.Close = true
+	req.Header.Set("Authorization", c.Secret().Bearer())
 	response, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return 0, err.Error()
