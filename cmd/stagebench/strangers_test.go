@@ -318,19 +318,17 @@ func TestStrangers(t *testing.T) {
 	}
 }
 
-// hidesSecret checks that no process shows the secret in its arguments, which everybody can read, or its environment.
+// hidesSecret checks that no process shows the secret in its arguments, which everybody can read.
 func (r *rig) hidesSecret(t *testing.T) {
 	t.Helper()
-	for _, file := range []string{"cmdline", "environ"} {
-		paths, err := filepath.Glob("/proc/[0-9]*/" + file)
-		if err != nil || len(paths) == 0 {
-			t.Fatalf("%d processes: %v", len(paths), err)
-		}
-		for _, path := range paths {
-			text, _ := os.ReadFile(path) // the process may have ended
-			if strings.Contains(string(text), string(r.secret())) {
-				t.Errorf("%s has the secret: %q", path, text)
-			}
+	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("%d processes: %v", len(paths), err)
+	}
+	for _, path := range paths {
+		text, _ := os.ReadFile(path) // the process may have ended
+		if strings.Contains(string(text), string(r.secret())) {
+			t.Errorf("%s has the secret: %q", path, text)
 		}
 	}
 }

@@ -17,7 +17,7 @@ import (
 // postgresVersion returns the version of the database files.
 func postgresVersion() (string, error) {
 	install, err := postgres.Find()
-	return install.Version, err
+	return install.FilesVersion(), err
 }
 
 // postgresDeathSignal is the signal that the postmaster gets when its node dies: immediate
@@ -36,7 +36,7 @@ func startPostgres(ctx context.Context, n process.Node) (c process.Component, er
 	}
 	config := postgres.Config{
 		Install: install, Name: n.Config.Node, Dir: n.Config.Dir, Listen: net.ParseIP(n.Config.Listen), Port: port,
-		Procs: n.Config.Procs, Log: n.Log,
+		Secret: n.Config.Secret, Procs: n.Config.Procs, Log: n.Log,
 	}
 	if state := n.Config.Replication; state != nil {
 		settings := ladder.DBOf(n.Config.Knobs)
@@ -100,7 +100,7 @@ func (n native) LostChanges(ctx context.Context) (lost sut.Lost, err error) {
 	}
 	s := postgres.New(postgres.Config{
 		Install: n.install, Name: n.node.Config.Node + "-kept", Dir: kept.Dir,
-		Listen: net.ParseIP(n.node.Config.Listen), Port: port, Log: n.node.Log,
+		Listen: net.ParseIP(n.node.Config.Listen), Port: port, Secret: n.node.Config.Secret, Log: n.node.Log,
 	})
 	c, err := second.StartNative(ctx, s, postgresDeathSignal)
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"github.com/stagebench/stagebench/sut/sqlite"
 )
 
-// The template version differs between engines and includes the engine's version.
+// The template version differs between engines and includes the version of their files.
 func TestTemplateVersion(t *testing.T) {
 	embedded, err := TemplateVersion(sut.SQLite)
 	if err != nil || !strings.HasSuffix(embedded, "-"+sqlite.LibraryVersion) {
@@ -17,7 +17,7 @@ func TestTemplateVersion(t *testing.T) {
 	}
 	install, missing := postgres.Find()
 	native, err := TemplateVersion(sut.Postgres)
-	if (err == nil) != (missing == nil) || !strings.HasSuffix(native, install.Version) || native == embedded {
-		t.Errorf("template version of PostgreSQL: %q, %v, want one with %q", native, err, install.Version)
+	if (err == nil) != (missing == nil) || !strings.HasSuffix(native, "-"+install.FilesVersion()) || native == embedded {
+		t.Errorf("template version of PostgreSQL: %q, %v, want one with %q", native, err, install.FilesVersion())
 	}
 }

@@ -2,6 +2,8 @@ package postgres
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -23,6 +25,12 @@ const howToInstall = "apt-get install postgresql"
 type Install struct {
 	Bin     string // directory of postgres and initdb
 	Version string // such as "15.18"
+}
+
+// FilesVersion identifies a new data directory: its roles and rights, and the file format.
+func (i Install) FilesVersion() string {
+	sum := sha256.Sum256([]byte(setup))
+	return hex.EncodeToString(sum[:4]) + "-" + i.Version
 }
 
 // Find returns the installed server on PATH, else the newest one under /usr/lib/postgresql.

@@ -130,12 +130,12 @@ func (b *DivergedCopy) read(dump []byte) error {
 // copy, so that updates and inserts can be distinguished.
 func (s *Server) LostRows(ctx context.Context, b *DivergedCopy, kept *Server) (sut.Lost, error) {
 	lost := sut.Lost{Node: s.cfg.Replication.Node, Epoch: b.epoch, Changes: []sut.LostChange{}, Partial: partial}
-	old, err := kept.connect(ctx, "stagebench-lost")
+	old, err := kept.connect(ctx, User, "stagebench-lost")
 	if err != nil {
 		return lost, fmt.Errorf("postgres: lost: %w", err)
 	}
 	defer old.Close(ctx)
-	now, err := s.connect(ctx, "stagebench-lost")
+	now, err := s.connect(ctx, User, "stagebench-lost")
 	if err != nil {
 		return lost, fmt.Errorf("postgres: lost: %w", err)
 	}

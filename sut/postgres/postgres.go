@@ -6,8 +6,8 @@
 // StopSignal is the signal that stops it. With Replication the server is a primary or a
 // replica: ReplicationStatus returns its position, and ChangeRole promotes it or makes it
 // follow another primary. The package never starts or supervises the server, never touches
-// the system's own instance, never listens beyond loopback and never trades durability for
-// speed: fsync and synchronous_commit are on.
+// the system's own instance, never listens beyond loopback, never lets a superuser log in
+// and never trades durability for speed: fsync and synchronous_commit are on.
 //
 // The order of calls is New, Prepare, Command, Ready until it returns nil. After the last
 // process of the server has ended, call Prepare to restart it or Release to clean up. The
@@ -27,12 +27,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/semaphore"
@@ -40,8 +42,8 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// User and Database are the names in a new data directory. User is its only user, a
-// superuser without a password.
+// User and Database are the names in a new data directory. User is the role of the clients.
+// It owns the database and has no other rights. Its password is Config.Secret.
 const (
 	User     = "stagebench"
 	Database = "stagebench"
@@ -62,10 +64,13 @@ type Config struct {
 	// if it is empty, and else uses it, for example a copy of a data directory that was
 	// shut down cleanly.
 	Dir string
-	// Listen is the address to bind. It must be a loopback address, because the server
-	// trusts every connection.
+	// Listen is the address to bind. It must be a loopback address, because the connections
+	// are not encrypted.
 	Listen net.IP
 	Port   int // TCP port to bind, never 0
+	// Secret is the password of User, and of the server's own role. A primary and its
+	// replicas have the same one.
+	Secret sut.Secret
 	// Procs is the number of cores for the server; 0 = 1. It bounds the workers of a
 	// parallel query. With one core no query is parallel.
 	Procs int
@@ -82,8 +87,10 @@ func (c Config) validate() error {
 	case c.Dir == "":
 		return errors.New("no data directory given\nset Dir")
 	case !c.Listen.IsLoopback():
-		return fmt.Errorf("listen address %v is not a loopback address: the server trusts every connection\n"+
+		return fmt.Errorf("listen address %v is not a loopback address: connections are not encrypted\n"+
 			"use 127.0.0.1 or another 127.x.y.z", c.Listen)
+	case c.Secret == "":
+		return errors.New("no secret given\nset Secret")
 	case c.Port < 1 || c.Port > 65535:
 		return fmt.Errorf("port %d: want 1 to 65535", c.Port)
 	case c.Procs < 1:
@@ -123,17 +130,18 @@ func New(cfg Config) *Server {
 }
 
 // Prepare makes the data directory ready for a start of the server. It initializes an empty
-// directory, gives it to the user who runs the server, and writes the configuration. It
-// returns an error if another server uses the directory. It waits, until ctx ends, for
-// remaining processes of a killed server.
+// directory, gives it to the user who runs the server, writes the configuration, and sets
+// the passwords, except on a replica, which gets them from its primary. It returns an error
+// if another server uses the directory. It waits, until ctx ends, for remaining processes of
+// a killed server.
 //
 // With Replication, Prepare makes the directory that of a primary or of a replica. A
 // directory that is a copy of the primary's template, or that has been a replica, is kept
 // if it can follow the primary. Otherwise Prepare fetches a new copy from the primary,
 // which must be running.
 //
-// Prepare may be called again after the server has ended or was killed. An interrupted
-// Prepare leaves the directory unchanged.
+// Prepare may be called again after the server has ended or was killed, or after an
+// interrupted Prepare, which loses nothing.
 func (s *Server) Prepare(ctx context.Context) error {
 	if err := s.cfg.validate(); err != nil {
 		return fmt.Errorf("postgres: %w", err)
@@ -181,7 +189,12 @@ func (s *Server) prepareDir(ctx context.Context) error {
 		return err
 	}
 	// The server refuses a directory that other users can read.
-	return errors.Join(os.Chmod(s.dir, 0o700), s.owner.own(s.dir))
+	if err := errors.Join(os.Chmod(s.dir, 0o700), s.owner.own(s.dir)); err != nil || state.Primary != nil {
+		return err
+	}
+	// The marker is already written: it has the position of the template's last checkpoint, and this adds another one.
+	// So are the settings: they keep the WAL that replicas need.
+	return s.setPasswords(ctx)
 }
 
 // Command returns the command that runs the server in the foreground. The caller starts it.
@@ -197,7 +210,11 @@ func (s *Server) command(ctx context.Context, program string, args ...string) *e
 	// the server.
 	cmd := exec.CommandContext(ctx, filepath.Join(s.cfg.Install.Bin, program), args...)
 	// The environment is not inherited: PGDATA, PGPORT or a locale would change the server.
-	cmd.Env = []string{"PATH=" + s.cfg.Install.Bin + ":/usr/bin:/bin", "LC_ALL=C", "TZ=UTC"}
+	// pg_basebackup, and the server as a replica, log in with PGPASSWORD. Only the same user can read it. Arguments are
+	// public, and the server logs a changed primary_conninfo.
+	cmd.Env = []string{
+		"PATH=" + s.cfg.Install.Bin + ":/usr/bin:/bin", "LC_ALL=C", "TZ=UTC", "PGPASSWORD=" + string(s.cfg.Secret),
+	}
 	// The server's user may have no access to the caller's working directory.
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{}
@@ -208,7 +225,8 @@ func (s *Server) command(ctx context.Context, program string, args ...string) *e
 }
 
 // Ready returns nil if the server accepts connections and is the server on this data
-// directory. It does not wait.
+// directory. A new replica accepts them after it has received the passwords from its
+// primary. Ready does not wait.
 func (s *Server) Ready(ctx context.Context) error {
 	// The lock file contains the server's state. An earlier connection would only fill the
 	// server's log with refusals.
@@ -219,7 +237,14 @@ func (s *Server) Ready(ctx context.Context) error {
 	if !lock.ready {
 		return errors.New("postgres: the server is not running, or is still starting")
 	}
-	conn, err := pgx.Connect(ctx, s.url())
+	has, err := s.hasPasswords()
+	if err != nil {
+		return fmt.Errorf("postgres: passwords: %w", err)
+	}
+	if !has && !s.replays() {
+		return errors.New("postgres: the replica has not received the passwords from its primary")
+	}
+	conn, err := pgx.Connect(ctx, s.url(nodeUser))
 	if err != nil {
 		return fmt.Errorf("postgres: connect: %w", err)
 	}
@@ -232,15 +257,41 @@ func (s *Server) Ready(ctx context.Context) error {
 		return fmt.Errorf("postgres: the server on %s has data directory %s, want %s\nchoose another port",
 			s.Address(), dir, s.dir)
 	}
+	if !has {
+		if err := s.applyLag(ctx, conn); err != nil {
+			return fmt.Errorf("postgres: set the lag: %w", err)
+		}
+	}
 	return nil
 }
 
-// url returns the connection URL of the server.
-func (s *Server) url() string { return urlOf(s.Address()) }
+// applyLag records that a new replica has received the passwords, and puts its lag in force (writeSettings).
+func (s *Server) applyLag(ctx context.Context, conn *pgx.Conn) error {
+	if err := s.writeOwned(s.dir, secretName, s.secretSum()); err != nil {
+		return err
+	}
+	if err := s.writeSettings(s.current()); err != nil {
+		return err
+	}
+	if _, err := conn.Exec(ctx, "SELECT pg_reload_conf()"); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.replica.lagSince = time.Now().UnixMicro()
+	return nil
+}
 
-// urlOf returns the connection URL of the server at an address.
-func urlOf(address string) string {
-	return fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable", User, address, Database)
+// url returns the URL with which a role connects to the server.
+func (s *Server) url(role string) string { return s.urlOf(s.Address(), role) }
+
+// urlOf returns the URL with which a role connects to a server of the same system.
+func (s *Server) urlOf(address, role string) string {
+	u := url.URL{
+		Scheme: "postgres", User: url.UserPassword(role, string(s.cfg.Secret)),
+		Host: address, Path: Database, RawQuery: "sslmode=disable",
+	}
+	return u.String()
 }
 
 // StopSignal is the signal for PostgreSQL's fast shutdown: the server rolls transactions

@@ -49,17 +49,19 @@ func testSettings(t *testing.T, template string) {
 	var got []string
 	for _, setting := range []string{
 		"server_encoding", "lc_collate", "lc_ctype", "lc_messages", "data_checksums",
-		"fsync", "synchronous_commit", "full_page_writes", "jit", "max_connections", "shared_buffers",
+		"fsync", "synchronous_commit", "full_page_writes", "jit", "max_connections",
+		"superuser_reserved_connections", "shared_buffers",
 		"unix_socket_directories", "listen_addresses", "autovacuum", "log_destination",
 		"logging_collector", "max_parallel_workers_per_gather", "cluster_name", "timezone",
 	} {
 		var value string
-		query(t, server, "SELECT current_setting($1)", []any{setting}, &value)
+		queryAs(t, server, nodeUser, "SELECT current_setting($1)", []any{setting}, &value)
 		got = append(got, setting+"="+value)
 	}
 	want := []string{
 		"server_encoding=UTF8", "lc_collate=C", "lc_ctype=C", "lc_messages=C", "data_checksums=on",
-		"fsync=on", "synchronous_commit=on", "full_page_writes=on", "jit=off", "max_connections=100", "shared_buffers=32MB",
+		"fsync=on", "synchronous_commit=on", "full_page_writes=on", "jit=off", "max_connections=100",
+		"superuser_reserved_connections=0", "shared_buffers=32MB",
 		"unix_socket_directories=", "listen_addresses=" + server.cfg.Listen.String(),
 		"autovacuum=on", "log_destination=stderr",
 		"logging_collector=off", "max_parallel_workers_per_gather=0", "cluster_name=db-1", "timezone=UTC",
@@ -107,7 +109,7 @@ func testNeverRunsAsRoot(t *testing.T, template string) {
 func testStopsCleanly(t *testing.T, template string) {
 	server := newServer(t, copyOf(t, template))
 	process := start(t, server)
-	idle, err := pgx.Connect(t.Context(), server.url())
+	idle, err := pgx.Connect(t.Context(), server.url(User))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,11 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/stagebench/stagebench/internal/porttest"
+	"github.com/stagebench/stagebench/sut"
 )
+
+// secret has characters that have a meaning in URLs, SQL, configuration files and shells.
+const secret sut.Secret = `secret of the tests @:/?#%'"\$`
 
 // testTimeout bounds every wait. No wait is expected to come near it.
 const testTimeout = 60 * time.Second
@@ -41,7 +45,7 @@ func newServer(t testing.TB, dir string) *Server {
 	t.Helper()
 	free := porttest.Free(t)
 	return New(Config{
-		Install: installed(t), Name: "db-1", Dir: dir, Listen: free.Addr().AsSlice(), Port: int(free.Port()),
+		Install: installed(t), Name: "db-1", Dir: dir, Listen: free.Addr().AsSlice(), Port: int(free.Port()), Secret: secret,
 	})
 }
 
@@ -102,6 +106,9 @@ func launch(t testing.TB, server *Server) *process {
 		p.kill(t)
 		if t.Failed() {
 			t.Log("log of the server:\n" + p.log())
+		}
+		if strings.Contains(p.log(), string(server.cfg.Secret)) || strings.Contains(p.log(), "SCRAM-SHA-256$") {
+			t.Error("the log of the server contains a password")
 		}
 		// If another server uses the directory, its shared memory must stay.
 		if len(serversIn(server.dir)) == 0 {
@@ -184,13 +191,19 @@ func (p *process) kill(t testing.TB) {
 	_ = p.wait(t)
 }
 
-// query runs one statement on a new connection. It scans the result row into the given
-// variables, if there are any.
+// query runs one statement as User on a new connection. It scans the result row into the
+// given variables, if there are any.
 func query(t testing.TB, server *Server, sql string, args []any, into ...any) {
+	t.Helper()
+	queryAs(t, server, User, sql, args, into...)
+}
+
+// queryAs is query as another role.
+func queryAs(t testing.TB, server *Server, role, sql string, args []any, into ...any) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, server.url())
+	conn, err := pgx.Connect(ctx, server.url(role))
 	if err != nil {
 		t.Fatal(err)
 	}

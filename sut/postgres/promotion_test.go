@@ -191,7 +191,7 @@ func testSynchronous(t *testing.T, template string) {
 
 	// insert returns the error of a write with a timeout of 5 s.
 	insert := func(id int, setting string) error {
-		conn, err := pgx.Connect(t.Context(), primary.url())
+		conn, err := pgx.Connect(t.Context(), primary.url(User))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -221,7 +221,7 @@ func testSynchronous(t *testing.T, template string) {
 	// A cancel by another session makes the server acknowledge the write.
 	waiting := make(chan error, 1)
 	go func() {
-		conn, err := pgx.Connect(t.Context(), primary.url())
+		conn, err := pgx.Connect(t.Context(), primary.url(User))
 		if err == nil {
 			_, err = conn.Exec(t.Context(), "INSERT INTO t VALUES (12, 'held by one')")
 			err = errors.Join(err, conn.Close(t.Context()))
@@ -270,7 +270,7 @@ func testNothingAcknowledgedIsLost(t *testing.T, template string) {
 	var writing sync.WaitGroup
 	for w := range writers {
 		writing.Go(func() {
-			conn, err := pgx.Connect(t.Context(), primary.url())
+			conn, err := pgx.Connect(t.Context(), primary.url(User))
 			if err != nil {
 				t.Error(err)
 				return

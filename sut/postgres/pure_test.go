@@ -96,13 +96,14 @@ func TestInvalidConfig(t *testing.T) {
 	dir := t.TempDir()
 	good := Config{
 		Install: Install{Bin: "/nonexistent/bin", Version: "15.18"}, Dir: filepath.Join(dir, "data"),
-		Listen: net.IPv4(127, 0, 0, 1), Port: 5433,
+		Listen: net.IPv4(127, 0, 0, 1), Port: 5433, Secret: secret,
 	}
 	for name, test := range map[string]struct {
 		change func(*Config)
 		want   string
 	}{
 		"no install":     {func(c *Config) { c.Install = Install{} }, "no PostgreSQL installation"},
+		"no secret":      {func(c *Config) { c.Secret = "" }, "no secret"},
 		"no directory":   {func(c *Config) { c.Dir = "" }, "no data directory"},
 		"port 0":         {func(c *Config) { c.Port = 0 }, "port 0"},
 		"port too large": {func(c *Config) { c.Port = 65536 }, "port 65536"},
@@ -149,7 +150,7 @@ func TestDirectoryWithOtherFiles(t *testing.T) {
 	}
 	server := New(Config{
 		Install: Install{Bin: "/nonexistent/bin", Version: "15.18"}, Dir: dir,
-		Listen: net.IPv4(127, 0, 0, 1), Port: 5433,
+		Listen: net.IPv4(127, 0, 0, 1), Port: 5433, Secret: secret,
 	})
 	err := server.Prepare(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "holds thesis.tex and no PG_VERSION") {

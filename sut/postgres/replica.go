@@ -154,7 +154,7 @@ func (s *Server) checkCopy(
 		timeout = optionalWait
 	}
 	position := max(c.checkpoint, c.recovered)
-	p, err := awaitPrimary(ctx, *state.Primary, timeout, position)
+	p, err := s.awaitPrimary(ctx, *state.Primary, timeout, position)
 	switch {
 	case err != nil && found && ctx.Err() == nil:
 		s.cfg.Log.Warn("the primary did not answer; the replica starts with its present copy",
@@ -192,7 +192,7 @@ func (m marker) contains(epoch, position int64) bool {
 
 // awaitPrimary queries the primary until it answers or until the timeout: the primary may
 // still be starting.
-func awaitPrimary(
+func (s *Server) awaitPrimary(
 	ctx context.Context, primary sut.Peer, timeout time.Duration, position int64,
 ) (primaryState, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
@@ -200,7 +200,7 @@ func awaitPrimary(
 	retry := time.NewTicker(100 * time.Millisecond)
 	defer retry.Stop()
 	for {
-		p, err := queryPrimary(ctx, primary, position)
+		p, err := s.queryPrimary(ctx, primary, position)
 		if err == nil {
 			return p, nil
 		}
@@ -214,8 +214,8 @@ func awaitPrimary(
 
 // queryPrimary queries the primary once. It returns an error for a server that is not yet
 // promoted: that server's history may still change.
-func queryPrimary(ctx context.Context, primary sut.Peer, position int64) (primaryState, error) {
-	conn, err := pgx.Connect(ctx, urlOf(primary.Address))
+func (s *Server) queryPrimary(ctx context.Context, primary sut.Peer, position int64) (primaryState, error) {
+	conn, err := pgx.Connect(ctx, s.urlOf(primary.Address, nodeUser))
 	if err != nil {
 		return primaryState{}, err
 	}
@@ -223,7 +223,7 @@ func queryPrimary(ctx context.Context, primary sut.Peer, position int64) (primar
 	var p primaryState
 	var standby bool
 	var text string
-	err = conn.QueryRow(ctx, "SELECT pg_is_in_recovery(), pg_read_file($1)", markerName).Scan(&standby, &text)
+	err = conn.QueryRow(ctx, "SELECT pg_is_in_recovery(), stagebench_replication.marker()").Scan(&standby, &text)
 	if err != nil {
 		return primaryState{}, err
 	}
@@ -249,7 +249,7 @@ func (s *Server) rebuild(
 ) error {
 	begin := time.Now()
 	s.cfg.Log.Info("fetching a new copy", "dir", s.dir, "primary", state.Primary.Address, "reason", check.reason)
-	p, err := awaitPrimary(ctx, *state.Primary, requiredWait, 0)
+	p, err := s.awaitPrimary(ctx, *state.Primary, requiredWait, 0)
 	if err != nil {
 		return err
 	}

@@ -128,12 +128,12 @@ func (r Replication) settings(section func(comment string), set func(name string
 
 // conninfo returns the connection string for a replica and for pg_basebackup. Commits of
 // such a connection do not wait for replicas: a backup would wait for the replica that it
-// creates.
+// creates. The password is in the environment.
 func conninfo(primary sut.Peer, name string) string {
 	host, port, _ := net.SplitHostPort(primary.Address) // validated
 	return fmt.Sprintf("host=%s port=%s user=%s dbname=replication application_name=%s connect_timeout=2 "+
 		"tcp_user_timeout=%d sslmode=disable gssencmode=disable options='-c synchronous_commit=local'",
-		host, port, User, name, linkTimeout.Milliseconds())
+		host, port, nodeUser, name, linkTimeout.Milliseconds())
 }
 
 // promotionPoll is the interval of the check whether a promotion is complete. PostgreSQL's
@@ -186,7 +186,7 @@ func (s *Server) ChangeRole(ctx context.Context, state sut.Replication) error {
 
 // promote promotes a replica.
 func (s *Server) promote(ctx context.Context, state sut.Replication) error {
-	conn, err := s.connect(ctx, "stagebench-promote")
+	conn, err := s.connect(ctx, nodeUser, "stagebench-promote")
 	if err != nil {
 		return err
 	}
@@ -279,7 +279,7 @@ func (s *Server) divergesFrom(ctx context.Context, state sut.Replication) (bool,
 	if err != nil {
 		return false, err
 	}
-	primary, err := awaitPrimary(ctx, *state.Primary, optionalWait, v.applied)
+	primary, err := s.awaitPrimary(ctx, *state.Primary, optionalWait, v.applied)
 	if err != nil {
 		s.cfg.Log.Warn("the new primary did not answer; its history was not checked",
 			"primary", state.Primary.Address, "error", err)

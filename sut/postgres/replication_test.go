@@ -169,7 +169,7 @@ func TestReplicationSettings(t *testing.T) {
 	for name, value := range map[string]string{
 		"synchronous_standby_names": `'ANY 2 (*)'`, "recovery_min_apply_delay": `'1500ms'`, "wal_keep_size": `'64MB'`,
 		"wal_sender_timeout": `'2000ms'`,
-		"primary_conninfo": `'host=127.0.0.2 port=5433 user=stagebench dbname=replication application_name=db-2 ` +
+		"primary_conninfo": `'host=127.0.0.2 port=5433 user=stagebench_node dbname=replication application_name=db-2 ` +
 			`connect_timeout=2 tcp_user_timeout=2000 ` +
 			`sslmode=disable gssencmode=disable options=''-c synchronous_commit=local'''`,
 	} {

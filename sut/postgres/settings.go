@@ -7,13 +7,13 @@ import (
 	"github.com/stagebench/stagebench/sut"
 )
 
-// hostRules is pg_hba.conf. It trusts every connection from loopback: each host of a
-// topology has its own address in 127.0.0.0/8.
+// hostRules is pg_hba.conf. It admits two roles with their password from loopback: each host of a topology has its own
+// address in 127.0.0.0/8. Whatever it does not name is refused.
 const hostRules = `# Written by stagebench before each start.
-host   all          all  127.0.0.0/8   trust
-host   all          all  ::1/128       trust
-host   replication  all  127.0.0.0/8   trust
-host   replication  all  ::1/128       trust
+host   ` + Database + `              ` + User + `       127.0.0.0/8   scram-sha-256
+host   ` + Database + `              ` + User + `       ::1/128       scram-sha-256
+host   ` + Database + `,replication  ` + nodeUser + `  127.0.0.0/8   scram-sha-256
+host   ` + Database + `,replication  ` + nodeUser + `  ::1/128       scram-sha-256
 `
 
 // settings returns the text of postgresql.conf. It replaces the file that initdb wrote, so
@@ -30,6 +30,7 @@ func (c Config) settings(state sut.Replication) string {
 	set("port", c.Port)
 	set("unix_socket_directories", "")
 	set("max_connections", maxConnections)
+	set("superuser_reserved_connections", 0) // the superuser cannot log in
 	set("cluster_name", c.Name)
 
 	section("Memory: sized for a small host. A killed server leaves no POSIX shared memory behind.")
@@ -72,9 +73,22 @@ func (c Config) settings(state sut.Replication) string {
 	return b.String()
 }
 
-// writeSettings replaces postgresql.conf in the data directory.
+// writeSettings replaces postgresql.conf in the data directory. A replica that does not have the passwords yet gets no
+// lag: the passwords are changes of the primary, too, and nobody can log in before the replica has applied them.
 func (s *Server) writeSettings(state sut.Replication) error {
-	return s.writeOwned(s.dir, "postgresql.conf", s.cfg.settings(state))
+	cfg := s.cfg
+	if state.Primary != nil {
+		has, err := s.hasPasswords()
+		if err != nil {
+			return err
+		}
+		if !has {
+			r := *cfg.Replication
+			r.Lag = 0
+			cfg.Replication = &r
+		}
+	}
+	return s.writeOwned(s.dir, "postgresql.conf", cfg.settings(state))
 }
 
 // quote returns a value as a string literal of postgresql.conf.

@@ -38,7 +38,7 @@ func (s *Server) withSession(ctx context.Context, f func(conn *pgx.Conn) error) 
 			return err
 		}
 	}
-	conn, err := s.connect(ctx, "stagebench-watch")
+	conn, err := s.connect(ctx, nodeUser, "stagebench-watch")
 	if err != nil {
 		return err
 	}
@@ -50,9 +50,9 @@ func (s *Server) withSession(ctx context.Context, f func(conn *pgx.Conn) error) 
 	return err
 }
 
-// connect opens a connection whose commits do not wait for replicas.
-func (s *Server) connect(ctx context.Context, name string) (*pgx.Conn, error) {
-	config, err := pgx.ParseConfig(s.url())
+// connect opens a connection of a role whose commits do not wait for replicas.
+func (s *Server) connect(ctx context.Context, role, name string) (*pgx.Conn, error) {
+	config, err := pgx.ParseConfig(s.url(role))
 	if err != nil {
 		return nil, err
 	}
@@ -79,6 +79,8 @@ type replicaState struct {
 	timeline   int64  // highest timeline of the WAL that it has held
 	lost       string // reason why it cannot follow its primary; "" = it can
 	heartbeats heartbeats
+	replays    bool  // it has begun to apply WAL
+	lagSince   int64 // earlier heartbeats were applied without the configured lag; Unix µs
 }
 
 // resetReplica clears the observations of the previous run of the server. It returns the
@@ -218,9 +220,21 @@ func (s *Server) Lost() string {
 	return s.replica.lost
 }
 
+// replays reports whether a replica has begun to apply WAL since Prepare.
+func (s *Server) replays() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.replica.replays
+}
+
 // HandleLogLine must be called for each line of the server's log. It detects the lines that mean
-// that a replica is lost. It returns false: the caller should log the line, too.
+// that a replica applies WAL or is lost. It returns false: the caller should log the line, too.
 func (s *Server) HandleLogLine(line string) bool {
+	if strings.Contains(line, "redo starts at") {
+		s.mu.Lock()
+		s.replica.replays = true
+		s.mu.Unlock()
+	}
 	if reason, diverged := lostReason(line); reason != "" && s.cfg.Replication != nil {
 		s.markLost(reason, diverged)
 	}

@@ -11,15 +11,12 @@ import (
 
 // Heartbeat: the primary writes its clock into a row at each heartbeatInterval, and a
 // replica reads the row to measure its lag. The row is in a separate schema, outside the
-// search path of the service.
+// search path of the service; setup creates it.
 const (
 	heartbeatInterval = 250 * time.Millisecond
 	heartbeatTimeout  = 5 * time.Second // bounds one write or read
 	lagWindow         = time.Second     // the lag is the minimum of the samples in this window
 
-	heartbeatCreate = `CREATE SCHEMA IF NOT EXISTS stagebench_replication;
-		CREATE TABLE IF NOT EXISTS stagebench_replication.beat (id int PRIMARY KEY, at_us bigint NOT NULL);
-		INSERT INTO stagebench_replication.beat VALUES (1, 0) ON CONFLICT DO NOTHING`
 	heartbeatWrite = `UPDATE stagebench_replication.beat SET at_us = $1 WHERE id = 1`
 	heartbeatRead  = `SELECT at_us FROM stagebench_replication.beat WHERE id = 1`
 )
@@ -44,7 +41,7 @@ func (s *Server) Watch(ctx context.Context) {
 		s.session.close()
 	}()
 
-	created, replica := false, false
+	replica := false
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -60,7 +57,7 @@ func (s *Server) Watch(ctx context.Context) {
 			checkpoints.Go(func() { s.checkpoint(ctx) })
 			fallthrough
 		case primary:
-			created = s.writeHeartbeat(ctx, created) == nil
+			s.writeHeartbeat(ctx)
 		default:
 			replica = true
 			wait = s.readHeartbeat(ctx)
@@ -69,16 +66,11 @@ func (s *Server) Watch(ctx context.Context) {
 	}
 }
 
-// writeHeartbeat writes the heartbeat. It creates the row first, unless created.
-func (s *Server) writeHeartbeat(ctx context.Context, created bool) error {
+// writeHeartbeat writes the heartbeat. The next one follows soon, so an error is ignored.
+func (s *Server) writeHeartbeat(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, heartbeatTimeout)
 	defer cancel()
-	return s.withSession(ctx, func(conn *pgx.Conn) error {
-		if !created {
-			if _, err := conn.Exec(ctx, heartbeatCreate); err != nil {
-				return err
-			}
-		}
+	_ = s.withSession(ctx, func(conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, heartbeatWrite, time.Now().UnixMicro())
 		return err
 	})
@@ -89,12 +81,12 @@ func (s *Server) readHeartbeat(ctx context.Context) time.Duration {
 	ctx, cancel := context.WithTimeout(ctx, heartbeatTimeout)
 	defer cancel()
 	var at int64
-	// An error is ignored. Before the primary has created the row, the read always fails.
+	// The next read follows soon, so an error is ignored.
 	err := s.withSession(ctx, func(conn *pgx.Conn) error { return conn.QueryRow(ctx, heartbeatRead).Scan(&at) })
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err == nil && at > 0 {
+	if err == nil && at > s.replica.lagSince {
 		s.replica.heartbeats.observe(now, time.UnixMicro(at))
 	}
 	return s.replica.heartbeats.nextRead(now)
@@ -102,7 +94,7 @@ func (s *Server) readHeartbeat(ctx context.Context) time.Duration {
 
 // checkpoint makes a checkpoint over a separate connection. It logs a failure.
 func (s *Server) checkpoint(ctx context.Context) {
-	conn, err := s.connect(ctx, "stagebench-checkpoint")
+	conn, err := s.connect(ctx, nodeUser, "stagebench-checkpoint")
 	if err == nil {
 		_, err = conn.Exec(ctx, "CHECKPOINT")
 		_ = conn.Close(context.WithoutCancel(ctx)) // the checkpoint is complete without it
