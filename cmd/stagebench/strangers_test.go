@@ -108,9 +108,13 @@ func attacksOnAdmin(n targets.NodeStatus) (all []attack) {
 		"a rebound name":  {"Host", "example.org"},
 	} {
 		for _, r := range [][3]string{
-			{http.MethodGet, "/metrics"}, {http.MethodGet, sut.WiringPath}, {http.MethodPut, sut.WiringPath, wiring},
-			{http.MethodGet, sut.ReplicationPath}, {http.MethodPut, sut.ReplicationPath, `{"epoch":1000000}`},
-			{http.MethodGet, sut.LostPath}, {http.MethodPost, sut.LostPath, `{}`},
+			{http.MethodGet, "/metrics"},
+			{http.MethodGet, sut.WiringPath},
+			{http.MethodPut, sut.WiringPath, wiring},
+			{http.MethodGet, sut.ReplicationPath},
+			{http.MethodPut, sut.ReplicationPath, `{"epoch":1000000}`},
+			{http.MethodGet, sut.LostPath},
+			{http.MethodPost, sut.LostPath, `{}`},
 		} {
 			all = append(all, attack{Name: fmt.Sprintf("%s: %s %s at %s", who, r[0], r[1], n.Node), do: func() error {
 				return ask(r[0], "http://"+n.Admin+r[1], r[2], header...)

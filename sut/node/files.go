@@ -20,7 +20,7 @@ func startFiles(ctx context.Context, n process.Node) (c process.Component, err e
 	seeded, _ := n.Config.Data.Counts() // zero counts without a data set
 	host := blob.NewHandler(blob.HandlerConfig{
 		Dir: dir, Log: n.Log, Registry: n.Registry, Node: n.Config.Node, Secret: n.Config.Secret, Copies: s.Copies,
-		Seeded: seeded,
+		Seeded:   seeded,
 		Capacity: int64(s.CapacityMB) * 1_000_000, LogRequests: ladder.LogsOf(n.Config.Knobs).Requests,
 	})
 	rewire := func(ctx context.Context, w sut.Wiring) error {

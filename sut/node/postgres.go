@@ -42,6 +42,7 @@ func startPostgres(ctx context.Context, n process.Node) (c process.Component, er
 		settings := ladder.DBOf(n.Config.Knobs)
 		config.Replication = &postgres.Replication{
 			Node: n.Config.Node, State: *state, SyncCopies: settings.SyncCopies(), Lag: settings.ReplicaLag,
+			Members: n.Config.Wiring.Members,
 		}
 	}
 	s := postgres.New(config)
@@ -52,6 +53,7 @@ func startPostgres(ctx context.Context, n process.Node) (c process.Component, er
 	c = c.WithBackground(s.Watch).WithBackground(func(ctx context.Context) { died <- awaitLost(ctx, s) })
 	operators := n.Operators()
 	if n.Config.Replication != nil {
+		c.Rewire = func(ctx context.Context, next sut.Wiring) error { return s.SetMembers(ctx, next.Members) }
 		dbadmin.Add(operators, native{s, n, install}, postgres.ErrConflict, n.Config)
 	}
 	c.Operators = operators

@@ -115,6 +115,7 @@ type Server struct {
 
 	mu      sync.Mutex
 	state   sut.Replication // current role, with Replication
+	members []string        // with Replication
 	replica replicaState
 }
 
@@ -124,7 +125,7 @@ func New(cfg Config) *Server {
 	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	s := &Server{cfg: cfg, roleSem: semaphore.NewWeighted(1), session: session{sem: semaphore.NewWeighted(1)}}
 	if s.cfg.Replication != nil {
-		s.state = s.cfg.Replication.State
+		s.state, s.members = s.cfg.Replication.State, s.cfg.Replication.Members
 	}
 	return s
 }

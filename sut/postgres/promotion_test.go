@@ -182,7 +182,7 @@ func testLag(t *testing.T, template string) {
 }
 
 func testSynchronous(t *testing.T, template string) {
-	primary := primaryOf(t, template, Replication{SyncCopies: 1})
+	primary := primaryOf(t, template, Replication{SyncCopies: 1, Members: []string{"db-2"}})
 	watch(t, primary)
 	replica := replicaOf(t, template, "db-2", primary, Replication{SyncCopies: 1})
 	process := watch(t, replica)
@@ -244,9 +244,13 @@ func testSynchronous(t *testing.T, template string) {
 		Replication{SyncCopies: 1, State: following(1, primary)})
 	watch(t, third)
 	awaitReplica(t, third, primary)
-	if err := insert(20, "SELECT 1"); err != nil {
-		t.Errorf("a write with a replica again: %v", err)
+	if err := insert(20, "SELECT 1"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a write with a replica that is no member: %v, want a timeout", err)
 	}
+	if err := primary.SetMembers(t.Context(), []string{"db-2", "db-3"}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the new member counts", func() bool { return insert(21, "SELECT 1") == nil })
 	awaitReplica(t, third, primary)
 	if got, want := contents(t, third), contents(t, primary); got != want {
 		t.Errorf("contents %s, want %s", got, want)

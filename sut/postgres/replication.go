@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net"
 	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -51,6 +53,9 @@ type Replication struct {
 	// SyncCopies is the number of replicas that must hold a write before the primary
 	// acknowledges it; 0 = none.
 	SyncCopies int
+	// Members are the names of the replicas whose copies count for SyncCopies; empty = every replica. SetMembers changes
+	// them.
+	Members []string
 	// Lag is the delay with which a replica applies a change after its commit on the
 	// primary; 0 = none.
 	Lag time.Duration
@@ -69,6 +74,8 @@ func (r Replication) validate() error {
 		return fmt.Errorf("replication: name %q: want 1 to 63 letters, digits, '-', '_' and '.'", r.Node)
 	case r.SyncCopies < 0:
 		return fmt.Errorf("replication: %d synchronous copies: want 0 or more", r.SyncCopies)
+	case slices.ContainsFunc(r.Members, func(name string) bool { return !nodeName.MatchString(name) }):
+		return fmt.Errorf("replication: members %q: want names of 1 to 63 letters, digits, '-', '_' and '.'", r.Members)
 	case r.Lag < 0:
 		return fmt.Errorf("replication: lag %v: want 0 or more", r.Lag)
 	}
@@ -105,7 +112,11 @@ func (r Replication) settings(section func(comment string), set func(name string
 	set("wal_sender_timeout", milliseconds(linkTimeout))
 	names := ""
 	if r.SyncCopies > 0 {
-		names = fmt.Sprintf("ANY %d (*)", r.SyncCopies)
+		members := "*"
+		if len(r.Members) > 0 {
+			members = `"` + strings.Join(r.Members, `", "`) + `"`
+		}
+		names = fmt.Sprintf("ANY %d (%s)", r.SyncCopies, members)
 	}
 	set("synchronous_standby_names", names)
 
@@ -184,6 +195,29 @@ func (s *Server) ChangeRole(ctx context.Context, state sut.Replication) error {
 	return nil
 }
 
+// SetMembers changes the Members of a running server with Replication.
+func (s *Server) SetMembers(ctx context.Context, names []string) error {
+	if err := s.roleSem.Acquire(ctx, 1); err != nil {
+		return fmt.Errorf("postgres: set members: %w", err)
+	}
+	defer s.roleSem.Release(1)
+	s.mu.Lock()
+	s.members = names
+	s.mu.Unlock()
+	if err := errors.Join(s.writeSettings(s.current()), s.reload(ctx)); err != nil {
+		return fmt.Errorf("postgres: set members: %w", err)
+	}
+	return nil
+}
+
+// reload makes the server read its settings again.
+func (s *Server) reload(ctx context.Context) error {
+	return s.withSession(ctx, func(conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, "SELECT pg_reload_conf()")
+		return err
+	})
+}
+
 // promote promotes a replica.
 func (s *Server) promote(ctx context.Context, state sut.Replication) error {
 	conn, err := s.connect(ctx, nodeUser, "stagebench-promote")
@@ -260,10 +294,7 @@ func (s *Server) follow(ctx context.Context, state sut.Replication) error {
 		return err
 	}
 	// After the reload, the server restarts its WAL receiver with the new primary.
-	return s.withSession(ctx, func(conn *pgx.Conn) error {
-		_, err := conn.Exec(ctx, "SELECT pg_reload_conf()")
-		return err
-	})
+	return s.reload(ctx)
 }
 
 // divergesFrom reports whether a running replica may hold changes that its future primary

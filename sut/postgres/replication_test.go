@@ -177,6 +177,10 @@ func TestReplicationSettings(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 	}
+	copies.Members = []string{"db-1", "db-3"}
+	if got, want := read(copies, state)["synchronous_standby_names"], `'ANY 2 ("db-1", "db-3")'`; got != want {
+		t.Errorf("with members: synchronous_standby_names = %s, want %s", got, want)
+	}
 	if value, found := read(copies, sut.Replication{Epoch: 2})["primary_conninfo"]; found {
 		t.Errorf("a primary has primary_conninfo %s", value)
 	}

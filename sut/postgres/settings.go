@@ -77,16 +77,17 @@ func (c Config) settings(state sut.Replication) string {
 // lag: the passwords are changes of the primary, too, and nobody can log in before the replica has applied them.
 func (s *Server) writeSettings(state sut.Replication) error {
 	cfg := s.cfg
-	if state.Primary != nil {
-		has, err := s.hasPasswords()
-		if err != nil {
+	if cfg.Replication != nil {
+		r := *cfg.Replication
+		s.mu.Lock()
+		r.Members = s.members
+		s.mu.Unlock()
+		if has, err := s.hasPasswords(); err != nil {
 			return err
-		}
-		if !has {
-			r := *cfg.Replication
+		} else if !has && state.Primary != nil {
 			r.Lag = 0
-			cfg.Replication = &r
 		}
+		cfg.Replication = &r
 	}
 	return s.writeOwned(s.dir, "postgresql.conf", cfg.settings(state))
 }
