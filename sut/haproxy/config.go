@@ -67,6 +67,10 @@ func (c Config) render(maxConnections int, backends []backend) string {
 			f.set("default_backend %s", b.name)
 		}
 	}
+	if c.ejects() {
+		f.line("backend %s", successTable)
+		f.set("stick-table type string len 256 size 1k store gpc0")
+	}
 	for _, b := range backends {
 		c.renderBackend(f, b)
 	}
@@ -126,14 +130,14 @@ func (c Config) renderRequests(f *file) {
 	f.set("http-request set-var(txn.id) req.hdr(%s)", sut.RequestIDHeader)
 	f.set("http-request set-var(txn.path) path")
 	f.set("http-after-response set-header %s %%[var(txn.id)]", sut.RequestIDHeader)
-	if c.LogRequests == sut.LogNone {
+	if c.LogRequests == sut.LogNone && !c.ejects() {
 		return
 	}
 	f.set("log global")
-	if c.LogRequests == sut.LogFailed {
+	if c.LogRequests != sut.LogAll {
 		f.set("option dontlog-normal") // HandleLogLine also drops requests that succeeded after a retry
 	}
-	f.set("log-format %s", logFormat)
+	f.set("log-format %s", c.logFormat())
 }
 
 // renderBackend writes a backend and its slots.
@@ -163,11 +167,14 @@ func (c Config) renderBackend(f *file, b backend) {
 	} else {
 		server += fmt.Sprintf(" pool-max-conn %d", sut.MaxIdlePerUpstream)
 	}
+	if c.ejects() {
+		renderSuccesses(f)
+	}
 	if c.EjectAfter > 0 {
-		// HAProxy also counts a 503. When the database is down, all hosts are ejected. The
-		// checks of an ejected host are more frequent, so a healthy host is back soon.
-		server += fmt.Sprintf(" downinter %s observe layer%c error-limit %d on-error mark-down",
-			milliseconds(c.HealthInterval/5), c.Layer[len("l")], c.EjectAfter)
+		// Only failed connections count here; judge ejects for responses. The checks of an ejected host are more
+		// frequent, so a healthy host is back soon.
+		server += fmt.Sprintf(" downinter %s observe layer4 error-limit %d on-error mark-down",
+			milliseconds(c.HealthInterval/5), c.EjectAfter)
 	}
 	f.set(server, milliseconds(c.HealthInterval))
 	for _, p := range b.slots {

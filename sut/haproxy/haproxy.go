@@ -96,8 +96,8 @@ func (c Config) validate() error {
 //     start.
 //
 // It differs from the embedded balancer in these points:
-//   - For ejection, HAProxy counts every status from 500 except 501 and 505, also the 503
-//     of a full host. An ejected host is back after its next passed health check.
+//   - An ejected host is back after its next passed health check. Failed connections in a row and failed requests in
+//     a row are counted apart.
 //   - When a host gets a new address, SetUpstreams does not wait for its requests at the
 //     old address.
 //   - Weights are multiples of 0.1, or coarser if the largest weight is above 25.6,
@@ -109,6 +109,8 @@ func (c Config) validate() error {
 type Server struct {
 	cfg   Config
 	slots *slots
+	// streaks counts the failed requests in a row.
+	streaks streaks
 	// changing is held while commands change the hosts. Without it, two concurrent
 	// changes could leave a mixture of both.
 	changing sync.Mutex
@@ -117,7 +119,7 @@ type Server struct {
 // New describes a server. Prepare checks the configuration.
 func New(cfg Config) *Server {
 	cfg = cfg.defaults()
-	return &Server{cfg: cfg, slots: newSlots(cfg.Balancing)}
+	return &Server{cfg: cfg, slots: newSlots(cfg.Balancing), streaks: streaks{slots: map[string]streak{}}}
 }
 
 // Prepare writes the server's configuration into its directory and has the

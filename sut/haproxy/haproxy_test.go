@@ -149,7 +149,7 @@ func TestSecondServerOnThePort(t *testing.T) {
 	if err := second.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	p := launch(t, second.Command())
+	p := launch(t, second.Command(), ignore)
 	if err := p.wait(t); err == nil {
 		t.Error("a second server on the port exited with 0")
 	}

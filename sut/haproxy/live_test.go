@@ -82,7 +82,7 @@ func TestLogsRequests(t *testing.T) {
 				},
 				Log: slog.New(slog.NewJSONHandler(writer, nil)), Install: install,
 			})
-			p := startHAProxy(t, h)
+			p := startWithLog(t, h, ignore) // handled below
 			if err := h.SetUpstreams(t.Context(), sut.Upstreams{Peers: hosts[1:]}); err != nil {
 				t.Fatal(err)
 			}

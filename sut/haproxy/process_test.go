@@ -63,8 +63,8 @@ type process struct {
 	lines []string // lines of the log
 }
 
-// launch starts a command and does not wait until it serves.
-func launch(t testing.TB, cmd *exec.Cmd) *process {
+// launch starts a command and does not wait until it serves. handle gets each line of its log.
+func launch(t testing.TB, cmd *exec.Cmd, handle func(line string) bool) *process {
 	t.Helper()
 	p := &process{cmd: cmd, done: make(chan struct{})}
 	stderr, err := cmd.StderrPipe()
@@ -90,6 +90,7 @@ func launch(t testing.TB, cmd *exec.Cmd) *process {
 			p.mu.Lock()
 			p.lines = append(p.lines, lines.Text())
 			p.mu.Unlock()
+			handle(lines.Text())
 		}
 		p.err = cmd.Wait()
 	}()
@@ -106,13 +107,22 @@ func launch(t testing.TB, cmd *exec.Cmd) *process {
 	return p
 }
 
-// startHAProxy prepares and starts a server and waits until it serves.
+// startHAProxy prepares and starts a server, which handles its log, and waits until it serves.
 func startHAProxy(t testing.TB, h *haproxy.Server) *process {
+	t.Helper()
+	return startWithLog(t, h, h.HandleLogLine)
+}
+
+// ignore is a log handler that does nothing.
+func ignore(string) bool { return true }
+
+// startWithLog is startHAProxy with another handler of the log.
+func startWithLog(t testing.TB, h *haproxy.Server, handle func(line string) bool) *process {
 	t.Helper()
 	if err := h.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	p := launch(t, h.Command())
+	p := launch(t, h.Command(), handle)
 	eventually(t, "the server serves", func() bool {
 		select {
 		case <-p.done:

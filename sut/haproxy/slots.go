@@ -48,6 +48,8 @@ type slots struct {
 	// The keys of the following maps are "backend/slot".
 	applied map[string]slot   // the state that the running server has
 	joined  map[string]uint64 // number of times a host was added, which HAProxy counts as down
+	// ejections is the number of times that a node was ejected for its responses.
+	ejections map[string]uint64
 }
 
 func newSlots(cfg sut.Balancing) *slots {
@@ -62,7 +64,7 @@ func (p *slots) reset() []backend {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.slot, p.peers, p.nodes, p.spare = map[string]string{}, map[string]sut.Peer{}, nil, nil
-	p.applied, p.joined = map[string]slot{}, map[string]uint64{}
+	p.applied, p.joined, p.ejections = map[string]slot{}, map[string]uint64{}, map[string]uint64{}
 	for _, peer := range p.members.Peers {
 		p.slot[peer.Node], p.peers[peer.Node] = peer.Node, peer
 		p.nodes = append(p.nodes, peer.Node)
@@ -141,6 +143,13 @@ func (p *slots) weight(peer sut.Peer) int {
 // member reports whether a node is a member. The caller holds the mutex.
 func (p *slots) member(node string) bool {
 	return slices.ContainsFunc(p.members.Peers, func(peer sut.Peer) bool { return peer.Node == node })
+}
+
+// ejected counts an ejection of a node.
+func (p *slots) ejected(node string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ejections[node]++
 }
 
 // nodeIn returns the node in a slot; "" = none. The caller holds the mutex.
@@ -350,7 +359,7 @@ func (h *Server) apply(ctx context.Context, m sut.Upstreams) (removed []string, 
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", sut.ErrWiring, err)
 	}
-	return removed, h.execute(ctx, steps)
+	return removed, h.take(ctx, steps)
 }
 
 // retire puts removed hosts that are idle into maintenance.
@@ -364,24 +373,32 @@ func (h *Server) retire(ctx context.Context, removed []string) error {
 			steps = append(steps, s)
 		}
 	}
-	return h.execute(ctx, steps)
+	return h.take(ctx, steps)
 }
 
-// execute executes steps in the running server. The commands of a step go in one line, so
-// that a host never gets a request in a state between them.
-func (h *Server) execute(ctx context.Context, steps []step) error {
+// take executes steps in the running server.
+func (h *Server) take(ctx context.Context, steps []step) error {
 	for _, s := range steps {
-		answer, err := h.ask(ctx, strings.Join(s.commands, "; "))
-		if err != nil {
+		if err := h.execute(ctx, s.commands); err != nil {
 			return err
 		}
-		// An empty answer means success. HAProxy confirms only a new address.
-		for line := range strings.Lines(answer) {
-			if line = strings.TrimSpace(line); line != "" && !strings.HasSuffix(line, "by 'stats socket command'") {
-				return fmt.Errorf("commands %q: HAProxy answered %q", s.commands, line)
-			}
-		}
 		h.slots.done(s)
+	}
+	return nil
+}
+
+// execute executes commands in the running server. They go in one line, so that a host never gets a request in a state
+// between them.
+func (h *Server) execute(ctx context.Context, commands []string) error {
+	answer, err := h.ask(ctx, strings.Join(commands, "; "))
+	if err != nil {
+		return err
+	}
+	// An empty answer means success. HAProxy confirms only a new address.
+	for line := range strings.Lines(answer) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasSuffix(line, "by 'stats socket command'") {
+			return fmt.Errorf("commands %q: HAProxy answered %q", commands, line)
+		}
 	}
 	return nil
 }

@@ -251,7 +251,7 @@ func TestStatisticsOfHosts(t *testing.T) {
 		{1, `{"status":"UP","chkdown":"2","hanafail":""}`, sut.UpstreamStatus{Up: true, WentUp: 2, WentDown: 1}},
 		{
 			0, `{"status":"DOWN","chkdown":"2","hanafail":"1","check_status":"HANA"}`,
-			sut.UpstreamStatus{WentUp: 1, WentDown: 2, Ejections: 1, Ejected: true, Cause: "health check: HANA"},
+			sut.UpstreamStatus{WentUp: 1, WentDown: 2, Ejections: 1, Ejected: true, Cause: "ejected after consecutive failed connections"},
 		},
 		{0, `{"status":"MAINT","chkdown":"2","hanafail":"1"}`, sut.UpstreamStatus{}},
 	} {
@@ -264,6 +264,42 @@ func TestStatisticsOfHosts(t *testing.T) {
 		add(&got, statRow{values, &failed}, test.joins)
 		if diff := cmp.Diff(test.want, got); diff != "" || failed != nil {
 			t.Errorf("%s: %v (-want +got):\n%s", test.row, failed, diff)
+		}
+	}
+}
+
+// Only failures with no success between them make a streak. An answer that breaks off was counted as a success before.
+func TestStreaks(t *testing.T) {
+	t.Parallel()
+	s := streaks{slots: map[string]streak{}}
+	for i, step := range []struct {
+		entry logEntry
+		want  int
+	}{
+		{logEntry{Upstream: "web-1", Status: 500, End: "--", Successes: "7"}, 1},
+		{logEntry{Upstream: "web-1", Status: 502, End: "SH", Successes: "7"}, 2},
+		{logEntry{Upstream: "web-2", Status: 500, End: "--", Successes: "7"}, 1},
+		{logEntry{Upstream: "web-1", Status: 504, End: "sH", Successes: "8"}, 1},
+		{logEntry{Upstream: "web-2", Status: 200, End: "SD", Successes: "8"}, 2},
+		{logEntry{Upstream: "<NOSRV>", Status: 503, End: "SC", Successes: "-"}, 0},
+	} {
+		if got := s.count(step.entry); got != step.want {
+			t.Errorf("step %d: %d failures in a row, want %d", i, got, step.want)
+		}
+	}
+	for _, test := range []struct {
+		entry logEntry
+		want  bool
+	}{
+		{logEntry{Status: 500, End: "--"}, true},
+		{logEntry{Status: 200, End: "SD"}, true},
+		{logEntry{Status: 503, End: "--"}, false},
+		{logEntry{Status: 503, End: "SC"}, false},
+		{logEntry{Status: 200, End: "CD"}, false},
+		{logEntry{Status: 501, End: "--"}, false},
+	} {
+		if got := test.entry.hostFailed(); got != test.want {
+			t.Errorf("%+v: the host failed: %v, want %v", test.entry, got, test.want)
 		}
 	}
 }

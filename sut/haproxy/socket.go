@@ -111,6 +111,7 @@ func (p *slots) fill(s *sut.BalancerStatus, rows []map[string]string) error {
 			if u.Up {
 				u.Cause, u.Ejected = "", false
 			}
+			u.Ejections += p.ejections[node]
 			s.Upstreams = append(s.Upstreams, *u)
 		}
 	}
@@ -160,8 +161,14 @@ func add(u *sut.UpstreamStatus, row statRow, joins uint64) {
 	}
 	up := strings.HasPrefix(status, "UP")
 	if u.Up = u.Up || up; !u.Up {
-		u.Ejected = row.values["check_status"] == "HANA" // ejected for its responses, not by a health check
-		u.Cause = strings.TrimSpace("health check: " + row.values["check_status"] + " " + row.values["last_chk"])
+		check := row.values["check_status"]
+		u.Cause = strings.TrimSpace("health check: " + check + " " + row.values["last_chk"])
+		switch check {
+		case "HANA":
+			u.Ejected, u.Cause = true, "ejected after consecutive failed connections"
+		case "L7OK": // its last check passed, so judge has marked it down
+			u.Ejected, u.Cause = true, "ejected after consecutive failed requests"
+		}
 	}
 	// HAProxy counts each join as one transition to down and one to up.
 	down := row.number("chkdown")
@@ -183,10 +190,16 @@ func connections(s *sut.BalancerStatus) *sut.ConnectionStatus {
 	return s.Connections
 }
 
-// logFormat is the format of a request in the server's log. HandleLogLine parses it. Source:
+// logFormat returns the format of a request in the server's log. HandleLogLine parses it. Source:
 // HAProxy, Configuration Manual, section 8.2.4, Custom log format.
-const logFormat = `{\"request_id\":\"%[var(txn.id)]\",\"method\":\"%HM\",\"path\":\"%[var(txn.path),json(utf8s)]\",` +
-	`\"status\":%ST,\"upstream\":\"%s\",\"duration_ms\":%Ta,\"end\":\"%ts\"}`
+func (c Config) logFormat() string {
+	format := `{\"request_id\":\"%[var(txn.id)]\",\"method\":\"%HM\",\"path\":\"%[var(txn.path),json(utf8s)]\",` +
+		`\"status\":%ST,\"upstream\":\"%s\",\"duration_ms\":%Ta,\"end\":\"%ts\"`
+	if c.ejects() {
+		format += `,\"successes\":\"%[srv_name,table_gpc0(` + successTable + `)]\"`
+	}
+	return format + "}"
+}
 
 // logEntry is a log line in logFormat.
 type logEntry struct {
@@ -196,6 +209,7 @@ type logEntry struct {
 	Status     int    `json:"status"`      // -1 = no response was sent
 	Upstream   string `json:"upstream"`    // the slot, or "<NOSRV>"
 	DurationMS int64  `json:"duration_ms"` // from the first byte of the request
+	Successes  string `json:"successes"`   // successful responses of the host so far; see judge
 	End        string `json:"end"`         // which side aborted the request and in which phase; "--" = not aborted
 }
 
@@ -213,7 +227,7 @@ func causes() map[byte]string {
 
 // HandleLogLine takes a line that the server printed and reports whether it is about a request.
 // It logs such a line to Config.Log if LogRequests selects it, with the same attributes as
-// the embedded balancer. The caller must handle all other lines. The server drops lines
+// the embedded balancer. It also ejects a host that fails requests. The caller must handle all other lines. The server drops lines
 // if they are not read fast enough.
 func (h *Server) HandleLogLine(line string) bool {
 	var e logEntry
@@ -227,6 +241,10 @@ func (h *Server) HandleLogLine(line string) bool {
 	}
 	aborted := !strings.HasPrefix(e.End, "-")
 	failed := e.Status >= http.StatusInternalServerError || e.Status == sut.StatusClientDisconnected || aborted
+	h.slots.mu.Lock()
+	node := h.slots.nodeIn(e.Upstream)
+	h.slots.mu.Unlock()
+	h.judge(e, node)
 	if h.cfg.LogRequests == sut.LogNone || h.cfg.LogRequests == sut.LogFailed && !failed {
 		return true
 	}
@@ -237,9 +255,6 @@ func (h *Server) HandleLogLine(line string) bool {
 	if aborted {
 		cause = causes()[e.End[0]]
 	}
-	h.slots.mu.Lock()
-	node := h.slots.nodeIn(e.Upstream)
-	h.slots.mu.Unlock()
 	h.cfg.Log.LogAttrs(context.Background(), level, "request",
 		slog.String("request_id", e.RequestID), slog.String("method", e.Method), slog.String("path", e.Path),
 		slog.Int("status", e.Status), slog.String("upstream", node),

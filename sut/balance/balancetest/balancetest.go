@@ -123,6 +123,7 @@ func Run(t *testing.T, start Start) {
 
 		{"a host that fails requests is ejected for a while", testEjected},
 		{"a host that fails now and then is not ejected", testNotEjected},
+		{"a host whose database is down is not ejected", testUnavailable},
 
 		{"request ids pass through all tiers", testRequestIDs},
 		{"errors carry a request id", testErrorIDs},

@@ -318,3 +318,21 @@ func testNotEjected(t *testing.T, start Start) {
 		t.Errorf("the host went down %v times", n)
 	}
 }
+
+// testUnavailable: a 503 is neither a failure of the host nor a success. A host sends it when a tier behind it is down,
+// and all hosts share these tiers.
+func testUnavailable(t *testing.T, start Start) {
+	hosts, c := ejecting(t, start)
+	for range 6 {
+		c.do("GET", "/status/503", "Cookie", "lb=web-1")
+	}
+	// An engine judges requests in their order, and does not eject the last host: when it has ejected the second one,
+	// it had judged the 503s, and the first one was up.
+	for _, path := range []string{"/status/500", "/status/500", "/status/503", "/status/500"} {
+		c.do("GET", path, "Cookie", "lb=web-2")
+	}
+	eventually(t, "web-2 to be ejected", func() bool { return c.transitions(hosts[1], "down") >= 1 })
+	if n := c.transitions(hosts[0], "down"); n > 0 {
+		t.Errorf("the host that answered 503 went down %v times", n)
+	}
+}
