@@ -104,17 +104,7 @@ func (o logsOptions) run(ctx context.Context, s streams) error {
 
 func (o logsOptions) print(w io.Writer, r logs.Record) error {
 	if o.format == "json" {
-		fields := map[string]string{}
-		for _, f := range r.Field {
-			fields[f.Name] = f.Value
-		}
-		return json.NewEncoder(w).Encode(struct {
-			Time   time.Time         `json:"time"`
-			Node   string            `json:"node"`
-			Level  string            `json:"level,omitempty"`
-			Text   string            `json:"msg"`
-			Fields map[string]string `json:"fields,omitempty"`
-		}{r.Time, r.Node, r.Level, r.Text, fields})
+		return json.NewEncoder(w).Encode(r)
 	}
 	_, err := fmt.Fprintln(w, r)
 	return err

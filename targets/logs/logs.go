@@ -10,6 +10,7 @@ package logs
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -20,8 +21,11 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+	"unicode/utf16"
+	"unicode/utf8"
 )
 
 // Record is one line of one node.
@@ -298,16 +302,63 @@ func readTime(text string, fallback time.Time) time.Time {
 	return fallback
 }
 
-// String returns the record as one line for people: time, node, level, message, fields.
+// String returns the record as one line for people: time, node, level, message, fields. Parts of a record may come from
+// a client. So what could act on a terminal, or change the order of the text, is shown in the notation of Go:
+// control characters, invalid UTF-8 and marks of direction.
 func (r Record) String() string {
 	var b strings.Builder
-	_, _ = fmt.Fprintf(&b, "%s %-7s %-5s %s", r.Time.UTC().Format("15:04:05.000"), r.Node, r.Level, r.Text)
+	_, _ = fmt.Fprintf(&b, "%s %-7s %-5s %s",
+		r.Time.UTC().Format("15:04:05.000"), escaped(r.Node), escaped(r.Level), escaped(r.Text))
 	for _, f := range r.Field {
-		value := f.Value
-		if value == "" || strings.ContainsAny(value, " \"\t\n") {
-			value = fmt.Sprintf("%q", value)
+		value := escaped(f.Value)
+		if value == "" || value != f.Value || strings.ContainsAny(value, " \"\t") {
+			value = strconv.Quote(f.Value)
 		}
-		_, _ = fmt.Fprintf(&b, " %s=%s", f.Name, value)
+		_, _ = fmt.Fprintf(&b, " %s=%s", escaped(f.Name), value)
 	}
 	return b.String()
+}
+
+// escaped returns a text with an escape sequence for each character that cannot be printed. A tab can.
+func escaped(text string) string {
+	var b strings.Builder
+	for len(text) > 0 {
+		r, size := utf8.DecodeRuneInString(text)
+		if r == '\t' || strconv.IsPrint(r) && (r != utf8.RuneError || size > 1) {
+			b.WriteString(text[:size])
+		} else {
+			quoted := strconv.Quote(text[:size])
+			b.WriteString(quoted[1 : len(quoted)-1])
+		}
+		text = text[size:]
+	}
+	return b.String()
+}
+
+// MarshalJSON returns the record as an object with time, node, level, msg and fields. Characters that could act on a
+// terminal are written as escape sequences of JSON, so nothing is lost. Only invalid UTF-8, which JSON cannot hold, is
+// replaced by U+FFFD.
+func (r Record) MarshalJSON() ([]byte, error) {
+	fields := map[string]string{}
+	for _, f := range r.Field {
+		fields[f.Name] = f.Value
+	}
+	text, err := json.Marshal(struct {
+		Time   time.Time         `json:"time"`
+		Node   string            `json:"node"`
+		Level  string            `json:"level,omitempty"`
+		Text   string            `json:"msg"`
+		Fields map[string]string `json:"fields,omitempty"`
+	}{r.Time, r.Node, r.Level, r.Text, fields})
+	var b bytes.Buffer
+	for _, c := range string(text) {
+		if strconv.IsPrint(c) {
+			b.WriteRune(c)
+			continue
+		}
+		for _, unit := range utf16.AppendRune(nil, c) {
+			_, _ = fmt.Fprintf(&b, `\u%04x`, unit)
+		}
+	}
+	return b.Bytes(), err
 }

@@ -2,10 +2,12 @@ package logs_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -144,4 +146,47 @@ func FuzzLine(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A client chooses paths and header values. They must not act on the terminal of the reader, nor change what a line
+// seems to say. JSON keeps them.
+func TestNothingActsOnTheTerminal(t *testing.T) {
+	t.Parallel()
+	const hostile = "/\x1b[2J\u009b31m\r\x00\x7f\u202e\u2066\u200f\u2028\U000e0041end"
+	line, err := json.Marshal(map[string]string{
+		"time": "2026-11-21T06:40:00Z", "msg": hostile, "path": hostile, hostile: "x",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"our node": string(line), "native server": hostile + "\xff\x9b"} {
+		dir := write(t, map[string]string{"web-1.log": text + "\n"})
+		if err := logs.Stream(t.Context(), dir, logs.Query{}, func(r logs.Record) error {
+			encoded, err := json.Marshal(r)
+			if err != nil {
+				return err
+			}
+			for _, shown := range []string{r.String(), string(encoded)} {
+				if strings.ContainsFunc(shown, func(c rune) bool { return !strconv.IsPrint(c) }) {
+					t.Errorf("%s: %q is shown", name, shown)
+				}
+			}
+			var back struct {
+				Text   string            `json:"msg"`
+				Fields map[string]string `json:"fields"`
+			}
+			if err := json.Unmarshal(encoded, &back); err != nil {
+				return err
+			}
+			if !strings.HasPrefix(back.Text, hostile) || name == "our node" && back.Fields["path"] != hostile {
+				t.Errorf("%s: JSON holds %+q, want %q", name, back, hostile)
+			}
+			if !strings.Contains(r.String(), `/\x1b[2J\u009b31m\r\x00\x7f\u202e\u2066\u200f\u2028\U000e0041end`) {
+				t.Errorf("%s: %s", name, r)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
