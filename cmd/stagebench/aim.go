@@ -166,11 +166,17 @@ func (a aim) destination(ctx context.Context) (d destination, err error) {
 		return d, exit.Usage(err)
 	}
 	d.remote, d.data = !attach.OnThisMachine(ctx, d.endpoint), maker.Data
-	if d.load, err = a.load(ctx, &d, maker); err != nil {
+	// After an interruption, the reader still uses the destination that it was given, so it gets a copy.
+	loaded, err := interruptible(ctx, func() (with destination, err error) {
+		with = d
+		with.load, err = a.load(ctx, &with, maker)
+		return with, err
+	})
+	if err != nil {
 		return d, exit.Usage(err)
 	}
-	d.slo, err = a.objective(d.load)
-	return d, err
+	loaded.slo, err = a.objective(loaded.load)
+	return loaded, err
 }
 
 // load makes the load, and cuts from the endpoint what belongs to the requests.
@@ -327,13 +333,13 @@ func (d destination) dataSize() string {
 }
 
 // clients returns the connections to the destination.
-func (a aim) clients(s streams, d destination) (*driver.Clients, error) {
+func (a aim) clients(ctx context.Context, s streams, d destination) (*driver.Clients, error) {
 	s.sendsLoad()
 	header, err := a.identity.Header(os.Getenv)
 	if err != nil {
 		return nil, exit.Usage(err)
 	}
-	security, err := a.identity.TLS()
+	security, err := interruptible(ctx, a.identity.TLS)
 	if err != nil {
 		return nil, exit.Usage(err)
 	}

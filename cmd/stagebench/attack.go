@@ -108,7 +108,7 @@ func (o attackOptions) run(ctx context.Context, s streams) error {
 	if err != nil {
 		return err
 	}
-	clients, err := o.clients(s, d)
+	clients, err := o.clients(ctx, s, d)
 	if err != nil {
 		return err
 	}
@@ -120,7 +120,7 @@ func (o attackOptions) run(ctx context.Context, s streams) error {
 	if err != nil {
 		return err
 	}
-	files, err := o.open(s, d, timing, stepper)
+	files, err := o.open(ctx, s, d, timing, stepper)
 	if err != nil {
 		return err
 	}
@@ -252,7 +252,9 @@ type attackFiles struct {
 }
 
 // open makes the directory of the run, and makes the stepper write to it.
-func (o attackOptions) open(s streams, d destination, t timing, stepper *cell.Stepper) (*attackFiles, error) {
+func (o attackOptions) open(
+	ctx context.Context, s streams, d destination, t timing, stepper *cell.Stepper,
+) (*attackFiles, error) {
 	m, err := o.manifest(s, d, map[string]any{
 		"schedule": t.schedule.String(), "rate_rps": t.rate, "duration": t.duration.String(),
 		"speed": o.replay.Speed, "max_gap": o.replay.MaxGap.String(), "driver": o.driver,
@@ -265,7 +267,8 @@ func (o attackOptions) open(s streams, d destination, t timing, stepper *cell.St
 		return nil, err
 	}
 	if o.vegetaOut != "" { // after the directory: a refused one must not empty this file
-		if f.vegeta, err = os.Create(o.vegetaOut); err != nil {
+		create := func() (*os.File, error) { return os.Create(o.vegetaOut) } // a pipe waits for its reader
+		if f.vegeta, err = interruptible(ctx, create); err != nil {
 			return nil, err
 		}
 		f.closers = append(f.closers, f.vegeta.Close)

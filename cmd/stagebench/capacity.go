@@ -97,7 +97,7 @@ func (o capacityOptions) run(ctx context.Context, s streams) error {
 		return exit.Usagef("%s is a trace, which has its own times, so there is no rate to search for\n"+
 			"use attack, or a workload file", o.workload)
 	}
-	clients, err := o.clients(s, d)
+	clients, err := o.clients(ctx, s, d)
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -12,8 +14,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results/rundir"
@@ -57,8 +62,11 @@ func startHarness(t *testing.T, args ...string) *harness {
 	h := &harness{temp: t.TempDir(), output: output{started: make(chan struct{})}}
 	h.cmd = exec.Command(os.Args[0], args...)
 	h.cmd.Dir = h.temp
-	h.cmd.Env = append(os.Environ(), "TMPDIR="+h.temp, "XDG_RUNTIME_DIR="+h.temp, "XDG_CACHE_HOME="+templates())
+	h.cmd.Env = h.environment()
 	h.cmd.Stdout, h.cmd.Stderr = &h.output, &h.output
+	if err := unix.Mkfifo(filepath.Join(h.temp, pipeName), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Chmod(filepath.Dir(h.temp), 0o711); err != nil {
 		t.Fatal(err)
 	}
@@ -80,6 +88,15 @@ func startHarness(t *testing.T, args ...string) *harness {
 	return h
 }
 
+// harnessVariable is an environment variable with the temporary directory of a harness. Native servers get it, too.
+const harnessVariable = "STAGEBENCH_TEST_HARNESS"
+
+// environment returns the environment of the harness, and of commands for its system.
+func (h *harness) environment() []string {
+	return append(os.Environ(), harnessVariable+"="+h.temp, "TMPDIR="+h.temp, "XDG_RUNTIME_DIR="+h.temp,
+		"XDG_CACHE_HOME="+templates())
+}
+
 // processes lists the running processes of the harness and their descendants. All of them
 // have its temporary directory in their environment.
 func (h *harness) processes(t *testing.T) []string {
@@ -91,7 +108,7 @@ func (h *harness) processes(t *testing.T) []string {
 	var found []string
 	for _, entry := range entries {
 		environment, err := os.ReadFile(filepath.Join("/proc", entry.Name(), "environ"))
-		if err != nil || !bytes.Contains(environment, []byte("TMPDIR="+h.temp+"\x00")) {
+		if err != nil || !bytes.Contains(environment, []byte(harnessVariable+"="+h.temp+"\x00")) {
 			continue // another process, or it has ended
 		}
 		command, _ := os.ReadFile(filepath.Join("/proc", entry.Name(), "cmdline"))
@@ -108,6 +125,24 @@ func (h *harness) groups() []string {
 	return append(append(found, unified...), nested...)
 }
 
+// segments lists the shared memory segments of the databases of the harness. Call it while they run.
+func (h *harness) segments() (ids []int) {
+	_ = filepath.WalkDir(h.temp, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.Name() != "postmaster.pid" {
+			return nil // a directory may just be removed
+		}
+		text, _ := os.ReadFile(path)
+		if lines := strings.Split(string(text), "\n"); len(lines) > 6 {
+			var key, id int
+			if n, _ := fmt.Sscan(lines[6], &key, &id); n == 2 {
+				ids = append(ids, id)
+			}
+		}
+		return nil
+	})
+	return ids
+}
+
 // leftovers lists the files in the temporary directory, except the results of the run.
 func (h *harness) leftovers(t *testing.T) []string {
 	t.Helper()
@@ -117,11 +152,37 @@ func (h *harness) leftovers(t *testing.T) []string {
 	}
 	var names []string
 	for _, e := range entries {
-		if e.Name() != "runs" && e.Name() != "stagebench" { // results; the empty control directory
+		if !slices.Contains([]string{"runs", "stagebench", pipeName}, e.Name()) { // results; control directory; a trace
 			names = append(names, e.Name())
 		}
 	}
-	return names
+	sockets, _ := filepath.Glob(filepath.Join(h.temp, "stagebench", "*"))
+	return append(names, sockets...)
+}
+
+// nothingLeft checks that nothing of the harness is left. segments are those of its databases.
+func (h *harness) nothingLeft(t *testing.T, when string, segments []int) {
+	t.Helper()
+	for what, left := range map[string][]string{
+		"processes": h.processes(t), "control groups": h.groups(), "files": h.leftovers(t),
+	} {
+		if len(left) > 0 {
+			t.Errorf("%s: %s are left: %q", when, what, left)
+		}
+	}
+	for _, id := range segments {
+		if _, err := unix.SysvShmCtl(id, unix.IPC_STAT, &unix.SysvShmDesc{}); err == nil {
+			t.Errorf("%s: shared memory segment %d is left", when, id)
+		}
+	}
+}
+
+// killed waits for a harness that was killed, and starts another command, which must remove all that is left.
+func (h *harness) killed(t *testing.T, when string, segments []int) {
+	t.Helper()
+	_ = h.cmd.Wait() // its error is the kill
+	h.call(t, "list", "stages")
+	h.nothingLeft(t, when+", after the next start", segments)
 }
 
 // gone waits until no process is left. It fails the test if that takes longer than the bound.
@@ -136,52 +197,114 @@ func (h *harness) gone(t *testing.T, bound time.Duration) {
 	}
 }
 
-// interruptAt runs the ladder and sends it Ctrl-C at a time after its first output, when it
-// handles signals. Nothing may be left, and the cells that were measured must be readable.
-func interruptAt(t *testing.T, at time.Duration, args ...string) {
-	h := startHarness(t, append([]string{"run", "--quick", "--out", "runs/interrupted"}, args...)...)
+// pipeName is the name of a trace that is a pipe.
+const pipeName = "trace.log"
+
+// interruption is a signal to a command at some time after it handles signals.
+type interruption struct {
+	signal  syscall.Signal
+	engines string
+	trace   bool // the command reads a trace from a pipe that never ends; else it measures the ladder
+	at      time.Duration
+}
+
+func (i interruption) String() string {
+	what := "run with " + i.engines + " engines"
+	if i.trace {
+		what = "attack that reads a trace"
+	}
+	return fmt.Sprintf("%s after %v of %s", unix.SignalName(i.signal), i.at.Round(time.Millisecond), what)
+}
+
+// interruptions returns n interruptions: all signals and engines in turn, every sixth while a trace is read.
+func interruptions(t *testing.T, n int, longest time.Duration) (all []interruption) {
+	seed := *interruptSeed
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("to repeat it: -interrupt-seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	signals := []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGKILL}
+	for i := range n {
+		all = append(all, interruption{
+			signal: signals[i%len(signals)], engines: []string{"embedded", "native"}[i/len(signals)%2],
+			trace: i%6 == 3, at: time.Duration(random.Int64N(int64(longest))),
+		})
+	}
+	return all
+}
+
+var interruptSeed = flag.Uint64("interrupt-seed", 0, "seed of the random interruptions; 0 = a new one")
+
+// interrupt runs a command and interrupts it. The first signal must end it, nothing may be left, and the cells that
+// were measured must be readable.
+func interrupt(t *testing.T, i interruption) {
+	skipWithoutEngines(t, engines()[i.engines])
+	var h *harness
+	if i.trace {
+		h = startHarness(t, "attack", "http://127.0.0.1:1/", "--workload", "trace:"+pipeName)
+	} else {
+		h = startHarness(t, "run", "--quick", "--engines", i.engines, "--out", "runs/interrupted")
+	}
 	select {
-	case <-h.output.started:
+	case <-h.listening(t, i.trace):
 	case <-time.After(testTimeout):
 		t.Fatalf("no output within %v", testTimeout)
 	}
-	interrupt := time.AfterFunc(at, func() {
-		if err := h.cmd.Process.Signal(os.Interrupt); err != nil {
-			t.Errorf("interrupted after %v: %v", at, err)
+	found := make(chan []int, 1)
+	time.AfterFunc(i.at, func() {
+		found <- h.segments()
+		if err := h.cmd.Process.Signal(i.signal); err != nil {
+			t.Errorf("%v: %v", i, err)
 		}
 	})
-	err := h.cmd.Wait()
-	interrupt.Stop()
-	if h.cmd.ProcessState.ExitCode() != exit.Interrupted || !strings.Contains(h.output.String(), "interrupted") {
-		t.Errorf("interrupted after %v: %v\n%s", at, err, h.output.String())
-	}
-	if left := h.processes(t); len(left) > 0 {
-		t.Errorf("interrupted after %v: processes are left: %q", at, left)
-	}
-	if left := h.groups(); len(left) > 0 {
-		t.Errorf("interrupted after %v: control groups are left: %q", at, left)
-	}
-	if left := h.leftovers(t); len(left) > 0 {
-		t.Errorf("interrupted after %v: files are left: %q", at, left)
+	segments := <-found
+	if i.signal == syscall.SIGKILL {
+		h.killed(t, i.String(), segments)
+	} else {
+		err := h.cmd.Wait()
+		if status := h.cmd.ProcessState.ExitCode(); status != 128+int(i.signal) ||
+			!strings.Contains(h.output.String(), "interrupted") {
+			t.Errorf("%v: %v, want exit status %d\n%s", i, err, 128+int(i.signal), h.output.String())
+		}
+		h.nothingLeft(t, i.String(), segments)
 	}
 	dir := filepath.Join(h.temp, "runs", "interrupted")
 	if _, err := os.Stat(dir); err != nil {
 		return // the run directory did not exist yet
 	}
 	if run, _, err := rundir.Read(dir); err != nil || run.Complete {
-		t.Errorf("interrupted after %v: complete=%v, error %v, want a readable incomplete run", at, run.Complete, err)
+		t.Errorf("%v: complete=%v, error %v, want a readable incomplete run", i, run.Complete, err)
 	}
 }
 
-// TestInterrupted sends Ctrl-C at three random times. The long tests use twenty.
+// listening returns a channel that is closed when the harness handles signals: at its first output, or when it opens
+// its trace.
+func (h *harness) listening(t *testing.T, trace bool) <-chan struct{} {
+	if !trace {
+		return h.output.started
+	}
+	opened := make(chan struct{})
+	go func() {
+		pipe, err := os.OpenFile(filepath.Join(h.temp, pipeName), os.O_WRONLY, 0)
+		if err != nil {
+			return
+		}
+		close(opened)
+		_, _ = pipe.WriteString(`127.0.0.1 - - [21/Nov/2026:06:40:00 +0000] "GET / HTTP/1.1" 200 1` + "\n")
+		<-t.Context().Done()
+		_ = pipe.Close()
+	}()
+	return opened
+}
+
+// TestInterrupted interrupts ten commands at random times. A long test does it a hundred times.
 func TestInterrupted(t *testing.T) {
 	t.Parallel()
-	random := rand.New(rand.NewPCG(11, 12))
-	for range 3 {
-		at := time.Duration(random.Int64N(int64(6 * time.Second)))
-		t.Run(at.String(), func(t *testing.T) {
+	for _, i := range interruptions(t, 10, 6*time.Second) {
+		t.Run(i.String(), func(t *testing.T) {
 			t.Parallel()
-			interruptAt(t, at)
+			interrupt(t, i)
 		})
 	}
 }
@@ -205,11 +328,17 @@ func parentKilled(t *testing.T, bound time.Duration) {
 			if n := len(h.processes(t)); n < 7 {
 				t.Fatalf("%d processes, want at least 7: a harness and 6 nodes", n)
 			}
+			segments := h.segments()
+			if name == "native" && len(segments) == 0 {
+				t.Fatal("the database has no shared memory segment, so the test proves nothing")
+			}
+			h.call(t, "kill", "db-1") // its server cannot remove its segment, and is not restarted in time
 			if err := h.cmd.Process.Kill(); err != nil {
 				t.Fatal(err)
 			}
 			_ = h.cmd.Wait() // its error is the kill
 			h.gone(t, bound)
+			h.killed(t, "killed", segments)
 		})
 	}
 }
@@ -268,7 +397,7 @@ func (h *harness) call(t *testing.T, args ...string) string {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, os.Args[0], args...)
-	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+h.temp, "XDG_CACHE_HOME="+templates())
+	cmd.Env = h.environment()
 	cmd.Dir = h.temp
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,16 +14,11 @@ import (
 	"github.com/stagebench/stagebench/results/rundir"
 )
 
-// TestInterruptedTwentyTimes sends Ctrl-C to twenty runs at random times, on both kinds of
-// engines. It takes about five minutes.
-func TestInterruptedTwentyTimes(t *testing.T) {
-	random := rand.New(rand.NewPCG(21, 22))
-	for i := range 20 {
-		engine := []string{"embedded", "native"}[i%2]
-		if engine == "native" {
-			skipWithoutEngines(t, engines()[engine])
-		}
-		interruptAt(t, time.Duration(random.Int64N(int64(25*time.Second))), "--engines", engine)
+// TestInterruptedHundredTimes interrupts a hundred commands at random times: while systems start, warm up and are
+// measured, and while a trace is read. It takes about half an hour.
+func TestInterruptedHundredTimes(t *testing.T) {
+	for _, i := range interruptions(t, 100, 25*time.Second) {
+		t.Run(i.String(), func(t *testing.T) { interrupt(t, i) })
 	}
 }
 

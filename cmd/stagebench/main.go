@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"os"
-	"os/signal"
 	"syscall"
 
 	"golang.org/x/term"
@@ -15,14 +14,14 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	// The first signal stops the command cleanly, a second one kills it.
-	context.AfterFunc(ctx, stop)
+	// The first signal stops the command cleanly, a second one kills it. SIGQUIT is one of them: its default, a dump of
+	// all stacks, cleans nothing up. The second one dumps them.
+	ctx := exit.OnSignal(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	isTerminal := func(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 	err := run(ctx, streams{
 		args: os.Args[1:], in: os.Stdin, out: os.Stdout, err: os.Stderr, terminal: isTerminal(os.Stderr),
 		color: wantsColor(isTerminal(os.Stdout), os.Getenv), width: widthOf(os.Stdout),
 		log: driver.NewTransportLog(os.Stderr),
 	})
-	os.Exit(exit.Report(os.Stderr, err))
+	os.Exit(exit.Report(ctx, os.Stderr, err))
 }

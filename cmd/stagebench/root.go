@@ -36,6 +36,27 @@ func (s streams) sendsLoad() {
 // run executes one command line.
 func run(ctx context.Context, s streams) error { return rootCommand(s).ExecuteContext(ctx) }
 
+// interruptible returns the result of read, or the cause of ctx as soon as ctx ends: a read of a pipe cannot be
+// interrupted, so it goes on in the background. So read must start nothing and change nothing.
+func interruptible[T any](ctx context.Context, read func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		value, err := read()
+		done <- result{value, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		var none T
+		return none, context.Cause(ctx)
+	}
+}
+
 // rootCommand returns the command with all its subcommands.
 func rootCommand(s streams) *cobra.Command {
 	root := &cobra.Command{
@@ -46,7 +67,8 @@ the classic scaling ladder. It sends open-loop load, measures every response fro
 the intended time of its request, and shows the capacity and latency of each stage.
 
 Exit status: 0 success; 1 failure; 2 wrong usage; 3 the measurement is invalid;
-4 the objective was missed, or nothing succeeded; 130 interrupted.`,
+4 the objective was missed, or nothing succeeded; 130 interrupted by Ctrl-C,
+or 128 plus the number of another signal.`,
 		Version: rundir.Version(),
 		Example: `  stagebench run                       # the ladder: every stage, two workloads
   stagebench run --quick               # the same from short steps, with coarse results
@@ -67,6 +89,13 @@ Exit status: 0 success; 1 failure; 2 wrong usage; 3 the measurement is invalid;
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Hidden { // a node, or the completion of a shell
+				return nil
+			}
+			_, err := interruptible(cmd.Context(), sweep)
+			return err
+		},
 	}
 	root.SetArgs(s.args)
 	root.SetIn(s.in)

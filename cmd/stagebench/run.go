@@ -123,7 +123,7 @@ type job struct {
 }
 
 func (o runOptions) run(ctx context.Context, s streams) (err error) {
-	j, err := o.job()
+	j, err := interruptible(ctx, o.job) // it reads files
 	if err != nil {
 		return err
 	}

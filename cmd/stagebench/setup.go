@@ -23,7 +23,9 @@ import (
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node"
 	"github.com/stagebench/stagebench/targets/budget"
+	"github.com/stagebench/stagebench/targets/control"
 	"github.com/stagebench/stagebench/targets/local"
+	"github.com/stagebench/stagebench/targets/proc"
 )
 
 // nodeVerb is the hidden command that runs one node of the system under test.
@@ -50,14 +52,32 @@ func newLauncher(data sut.Data, log *slog.Logger, progress func(string)) (b laun
 		return b, fmt.Errorf("find the stagebench binary, which every node runs: %w", err)
 	}
 	cache, err := os.UserCacheDir()
-	if err != nil {
-		cache = os.TempDir()
+	if err != nil { // there is no home directory
+		cache = control.DefaultDir()
+		if err := proc.PrivateDir(cache); err != nil {
+			return b, fmt.Errorf("make the template directory: %w\nset HOME, or XDG_CACHE_HOME", err)
+		}
 	}
 	return launcher{
 		Binary: binary, NodeArgs: []string{nodeVerb}, Data: data,
-		TemplateDir: filepath.Join(cache, "stagebench", "templates"), TemplateVersion: node.TemplateVersion,
+		TemplateDir: templatesIn(cache), TemplateVersion: node.TemplateVersion, Release: node.Release,
 		Budgets: budget.Detect(budget.Options{}), Admit: fits, Log: log, Progress: progress,
 	}, nil
+}
+
+// templatesIn returns the directory of the templates in a cache directory.
+func templatesIn(cache string) string { return filepath.Join(cache, "stagebench", "templates") }
+
+// sweep removes what killed commands of this user have left behind. It returns nothing of interest: what cannot be
+// removed does no harm.
+func sweep() (struct{}, error) {
+	leftovers := local.Options{Release: node.Release}
+	if cache, err := os.UserCacheDir(); err == nil {
+		leftovers.TemplateDir = templatesIn(cache)
+	}
+	local.Sweep(leftovers)
+	_, _ = control.List(control.DefaultDir())
+	return struct{}{}, nil
 }
 
 // up brings a topology up. Its nodes log to logDir.

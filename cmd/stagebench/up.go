@@ -77,11 +77,12 @@ func (o upOptions) run(ctx context.Context, s streams) (err error) {
 	if up.Listen, err = o.address(); err != nil {
 		return err
 	}
-	logs, cleanLogs, err := o.logDir()
-	if err != nil {
-		return err
+	logs := o.logs
+	if logs != "" {
+		if logs, err = filepath.Abs(logs); err != nil {
+			return err
+		}
 	}
-	defer cleanLogs()
 	system, err := up.up(ctx, topology, logs)
 	if err != nil {
 		return err
@@ -96,9 +97,9 @@ func (o upOptions) run(ctx context.Context, s streams) (err error) {
 	if err := text.print(s, statusTable(system.Status())); err != nil {
 		return err
 	}
-	_, _ = fmt.Fprintf(s.out, "logs: %s\nto stop the system: Ctrl-C, or stagebench down\n", logs)
+	_, _ = fmt.Fprintf(s.out, "logs: %s\nto stop the system: Ctrl-C, or stagebench down\n", system.LogDir())
 	id := fmt.Sprintf("%s-%d", topology.Stage, os.Getpid())
-	info := control.Info{ID: id, Stage: topology.Stage, Data: data, LogDir: logs}
+	info := control.Info{ID: id, Stage: topology.Stage, Data: data, LogDir: system.LogDir()}
 	return control.Serve(ctx, control.DefaultDir(), info, system)
 }
 
@@ -115,14 +116,4 @@ func (o upOptions) address() (a netip.AddrPort, err error) {
 		return a, exit.Usagef("--listen %s\nwant a loopback address and a port, for example 127.0.0.1:8080", o.listen)
 	}
 	return a, nil
-}
-
-// logDir returns the log directory. The function clean removes it if it is temporary.
-func (o upOptions) logDir() (dir string, clean func(), err error) {
-	if o.logs != "" {
-		dir, err = filepath.Abs(o.logs)
-		return dir, func() {}, errors.Join(err, os.MkdirAll(o.logs, 0o755))
-	}
-	dir, err = os.MkdirTemp("", "stagebench-logs-")
-	return dir, func() { _ = os.RemoveAll(dir) }, err
 }

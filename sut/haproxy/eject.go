@@ -76,7 +76,8 @@ func (s *streaks) reset(slot string) {
 // hostFailed reports whether a request failed because of its host, after it was sent. The embedded balancer has the
 // same rule. Failed connections are not among them: HAProxy counts these itself.
 func (e logEntry) hostFailed() bool {
-	return failedStatus(e.Status) || len(e.End) == 2 && strings.Contains("Ss", e.End[:1]) && strings.Contains("HD", e.End[1:])
+	byHost := len(e.End) == 2 && strings.Contains("Ss", e.End[:1]) && strings.Contains("HD", e.End[1:])
+	return byHost || failedStatus(e.Status)
 }
 
 func failedStatus(status int) bool {

@@ -251,7 +251,13 @@ func TestStatisticsOfHosts(t *testing.T) {
 		{1, `{"status":"UP","chkdown":"2","hanafail":""}`, sut.UpstreamStatus{Up: true, WentUp: 2, WentDown: 1}},
 		{
 			0, `{"status":"DOWN","chkdown":"2","hanafail":"1","check_status":"HANA"}`,
-			sut.UpstreamStatus{WentUp: 1, WentDown: 2, Ejections: 1, Ejected: true, Cause: "ejected after consecutive failed connections"},
+			sut.UpstreamStatus{
+				WentUp: 1, WentDown: 2, Ejections: 1, Ejected: true, Cause: "ejected after consecutive failed connections",
+			},
+		},
+		{
+			0, `{"status":"DOWN","chkdown":"1","hanafail":"0","check_status":"L7OK"}`,
+			sut.UpstreamStatus{WentDown: 1, Ejected: true, Cause: "ejected after consecutive failed requests"},
 		},
 		{0, `{"status":"MAINT","chkdown":"2","hanafail":"1"}`, sut.UpstreamStatus{}},
 	} {

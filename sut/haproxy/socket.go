@@ -227,8 +227,8 @@ func causes() map[byte]string {
 
 // HandleLogLine takes a line that the server printed and reports whether it is about a request.
 // It logs such a line to Config.Log if LogRequests selects it, with the same attributes as
-// the embedded balancer. It also ejects a host that fails requests. The caller must handle all other lines. The server drops lines
-// if they are not read fast enough.
+// the embedded balancer. It also ejects a host that fails requests. The caller must handle all other lines. The server
+// drops lines if they are not read fast enough.
 func (h *Server) HandleLogLine(line string) bool {
 	var e logEntry
 	if !strings.HasPrefix(line, `{"request_id":`) || json.Unmarshal([]byte(line), &e) != nil {

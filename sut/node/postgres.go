@@ -20,6 +20,10 @@ func postgresVersion() (string, error) {
 	return install.FilesVersion(), err
 }
 
+// Release frees what the kernel keeps for the files of dead nodes in a directory, at any depth. Call it before the
+// directory is removed.
+func Release(dir string) error { return postgres.ReleaseAll(dir) }
+
 // postgresDeathSignal is the signal that the postmaster gets when its node dies: immediate
 // shutdown. After SIGKILL its backends would keep running.
 const postgresDeathSignal = syscall.SIGQUIT

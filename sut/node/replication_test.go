@@ -65,7 +65,7 @@ func openDir(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
+		if err := errors.Join(node.Release(dir), os.RemoveAll(dir)); err != nil {
 			t.Error(err)
 		}
 	})

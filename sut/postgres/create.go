@@ -204,14 +204,8 @@ func verifier(secret sut.Secret) (string, error) {
 // removeTempDir removes a temporary directory, and the shared memory segment of a killed
 // server in it.
 func removeTempDir(tempDir string) error {
-	lock, err := readLock(tempDir)
-	if err != nil {
+	if err := ReleaseAll(tempDir); err != nil {
 		return err
-	}
-	if lock.segment >= 0 {
-		if err := removeSegment(lock.segment); err != nil {
-			return err
-		}
 	}
 	return os.RemoveAll(tempDir)
 }

@@ -59,31 +59,54 @@ func (s *Server) Release() error {
 	if err != nil {
 		return fmt.Errorf("postgres: release: %w", err)
 	}
-	if lock.segment < 0 {
-		return nil
-	}
 	if users := serversIn(s.dir); len(users) > 0 {
 		return fmt.Errorf("postgres: release: data directory %s is in use by processes %v\nstop the server first",
 			s.dir, users)
 	}
-	if err := removeSegment(lock.segment); err != nil {
-		return fmt.Errorf("postgres: release: shared memory segment %d: %w", lock.segment, err)
+	if err := lock.removeSegment(); err != nil {
+		return fmt.Errorf("postgres: release: %w", err)
 	}
 	return nil
 }
 
-// removeSegment removes a shared memory segment if no process is attached to it. It returns
-// nil if there is no such segment.
-func removeSegment(id int) error {
-	var segment unix.SysvShmDesc
-	_, err := unix.SysvShmCtl(id, unix.IPC_STAT, &segment)
-	if err == nil && segment.Nattch == 0 {
-		_, err = unix.SysvShmCtl(id, unix.IPC_RMID, nil)
+// ReleaseAll removes the shared memory segments of all killed servers with a data directory in dir, at any depth. Call
+// it before dir is removed. It needs no Server, so it also serves after the death of the process that had one. It does
+// nothing for a server that runs, and returns an error only for a segment that could not be removed.
+func ReleaseAll(dir string) error {
+	var errs []error
+	// Directories that cannot be read are left out: dir may be removed by another process at the same time.
+	_ = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return nil
+		}
+		if entry.Type().IsRegular() && entry.Name() == lockName {
+			if lock, err := readLock(filepath.Dir(path)); err == nil {
+				errs = append(errs, lock.removeSegment())
+			}
+		}
+		return nil
+	})
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("postgres: release %s: %w", dir, err)
 	}
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EIDRM) {
+	return nil
+}
+
+// removeSegment removes the server's shared memory segment if no process is attached to it. It returns nil if there is
+// no such segment, or if it is the segment of another server: the kernel may have reused the id.
+func (l lock) removeSegment() error {
+	if l.segment < 0 {
 		return nil
 	}
-	return err
+	var segment unix.SysvShmDesc
+	_, err := unix.SysvShmCtl(l.segment, unix.IPC_STAT, &segment)
+	if err == nil && segment.Nattch == 0 && int(segment.Cpid) == l.pid {
+		_, err = unix.SysvShmCtl(l.segment, unix.IPC_RMID, nil)
+	}
+	if err == nil || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EIDRM) {
+		return nil
+	}
+	return fmt.Errorf("shared memory segment %d: %w", l.segment, err)
 }
 
 // lockName is the file that a running server keeps in its data directory.
@@ -92,7 +115,7 @@ const lockName = "postmaster.pid"
 // lock is the content of a server's lock file. Source: PostgreSQL,
 // src/include/utils/pidfile.h.
 type lock struct {
-	pid     int  // line 1; 0 = no file
+	pid     int  // line 1, without the minus sign of a server in single-user mode; 0 = no file
 	segment int  // line 7, second word: id of the shared memory segment; -1 = none
 	ready   bool // line 8: the server accepts connections
 }
@@ -115,7 +138,7 @@ func readLock(dir string) (lock, error) {
 func parseLock(text string) lock {
 	lines := append(strings.Split(text, "\n"), make([]string, 8)...)
 	found := lock{segment: -1, ready: strings.TrimSpace(lines[7]) == "ready"}
-	found.pid, _ = strconv.Atoi(strings.TrimSpace(lines[0]))
+	found.pid, _ = strconv.Atoi(strings.TrimPrefix(strings.TrimSpace(lines[0]), "-"))
 	if words := strings.Fields(lines[6]); len(words) == 2 {
 		if id, err := strconv.Atoi(words[1]); err == nil {
 			found.segment = id

@@ -9,6 +9,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -72,11 +73,15 @@ func (o *owner) own(dir string) error {
 // where the owner lacks it. It gives no permission to list them. dir must not contain
 // symbolic links.
 //
-// It never changes the mode of a home directory. It returns an error instead, because the
-// decision is the user's.
+// It changes only directories inside the temporary directory, where our caller makes its own. For any other it returns
+// an error, because the decision is the user's.
 func (o *owner) makeReachable(dir string, log *slog.Logger) error {
 	if o == nil {
 		return nil
+	}
+	temporary, err := filepath.EvalSymlinks(os.TempDir())
+	if err != nil {
+		return err
 	}
 	for ; ; dir = filepath.Dir(dir) {
 		info, err := os.Stat(dir)
@@ -86,7 +91,7 @@ func (o *owner) makeReachable(dir string, log *slog.Logger) error {
 		stat := info.Sys().(*syscall.Stat_t)
 		if need := o.searchBit(stat); info.Mode().Perm()&need == 0 {
 			const refused = "user %s, who runs the server because it refuses root, has no access to %s"
-			if isHome(dir, stat.Uid) {
+			if !strings.HasPrefix(dir, temporary+"/") {
 				return fmt.Errorf(refused+"\nchoose a directory outside it, for example under /var/tmp, "+
 					"or give access: chmod o+x %s", o.name, dir, dir)
 			}
@@ -112,10 +117,4 @@ func (o *owner) searchBit(stat *syscall.Stat_t) fs.FileMode {
 		return 0o010
 	}
 	return 0o001
-}
-
-// isHome reports whether a directory is the home directory of its owner.
-func isHome(dir string, uid uint32) bool {
-	account, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
-	return err == nil && account.HomeDir == dir
 }

@@ -297,12 +297,20 @@ func TestInterruptedPrepareLeavesNothing(t *testing.T) {
 }
 
 // A killed Prepare leaves a temporary directory and a shared memory segment. The next
-// Prepare must remove both.
+// Prepare must remove both, but not a segment that another process has created.
 func TestPrepareAfterKilledPrepare(t *testing.T) {
 	t.Parallel()
 	id, err := unix.SysvShmGet(unix.IPC_PRIVATE, 56, unix.IPC_CREAT|0o600)
 	if err != nil {
 		t.Skip(err)
+	}
+	foreign, err := unix.SysvShmGet(unix.IPC_PRIVATE, 56, unix.IPC_CREAT|0o600)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer unix.SysvShmCtl(foreign, unix.IPC_RMID, nil)
+	if err := (lock{pid: os.Getpid() + 1, segment: foreign}).removeSegment(); err != nil || !segmentExists(t, foreign) {
+		t.Errorf("segment %d of another process exists: %v, %v", foreign, segmentExists(t, foreign), err)
 	}
 	server := newServer(t, filepath.Join(t.TempDir(), "data"))
 	tempDir := server.cfg.Dir + ".new"
@@ -311,7 +319,7 @@ func TestPrepareAfterKilledPrepare(t *testing.T) {
 	}
 	for name, text := range map[string]string{
 		"PG_VERSION": "15\n",
-		lockName:     fmt.Sprintf("-4711\n\n\n\n\n\n 1234 %d\n", id),
+		lockName:     fmt.Sprintf("-%d\n\n\n\n\n\n 1234 %d\n", os.Getpid(), id),
 	} {
 		if err := os.WriteFile(filepath.Join(tempDir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -343,7 +351,19 @@ func testRelease(t *testing.T, template string) {
 	if err := server.Release(); err != nil {
 		t.Errorf("second release: %v", err)
 	}
-	start(t, server)
+	process = start(t, server)
+	if lock, err = readLock(server.dir); err != nil {
+		t.Fatal(err)
+	}
+	system := filepath.Dir(filepath.Dir(server.dir))
+	if err := ReleaseAll(system); err != nil || !segmentExists(t, lock.segment) {
+		t.Errorf("the segment of a running server exists: %v, %v", segmentExists(t, lock.segment), err)
+	}
+	process.kill(t)
+	// The segment of a server that has died is found from a directory above.
+	if err := ReleaseAll(system); err != nil || segmentExists(t, lock.segment) {
+		t.Errorf("the segment of a killed server exists: %v, %v", segmentExists(t, lock.segment), err)
+	}
 }
 
 // BenchmarkRestart measures the cost of a database per cell of a matrix: Prepare, start and

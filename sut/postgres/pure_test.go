@@ -199,7 +199,7 @@ func TestMakeReachable(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	if after, err := os.Stat(root.HomeDir); err != nil || after.Mode() != home.Mode() {
-		t.Errorf("the mode of a home directory is now %v, %v", after.Mode(), err)
+		t.Errorf("the mode of a directory outside the temporary one is now %v, %v", after.Mode(), err)
 	}
 }
 

@@ -290,6 +290,9 @@ func (s *Server) moveOldDir(initialized bool, old marker, check copyCheck) error
 		return err
 	}
 	for _, epoch := range earlier {
+		if err := ReleaseAll(keptDir(s.dir, epoch)); err != nil {
+			return err
+		}
 		if err := os.RemoveAll(keptDir(s.dir, epoch)); err != nil {
 			return err
 		}

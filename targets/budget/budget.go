@@ -65,6 +65,7 @@ func newManager(opts Options) *Manager {
 // harnesses. It never fails. Where no budget can be enforced, the manager only
 // measures usage, and Describe returns the reason and what to do about it.
 func Detect(opts Options) *Manager {
+	Sweep(opts)
 	m := newManager(opts)
 	if err := m.detect(); err != nil {
 		m.account(err.Error())
@@ -81,9 +82,10 @@ func Unlimited(reason string) *Manager {
 }
 
 // account makes the manager measure usage by the process tree. Each manager marks
-// its processes with a random name, so that it does not count those of others.
+// its processes with its owner and a random name, so that it does not count those of others.
 func (m *Manager) account(reason string) {
-	m.top, m.describe = newTree(m.opts.root, rand.Text()), "not isolated: "+reason
+	self, _ := proc.Self(m.opts.root) // without an owner, Sweep never kills these processes
+	m.top, m.describe = newTree(m.opts.root, self.String()+"-"+rand.Text()), "not isolated: "+reason
 }
 
 func (m *Manager) detect() error {

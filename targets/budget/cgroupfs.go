@@ -135,33 +135,9 @@ func removeNested(files filesystem, dir string) error {
 }
 
 // topName returns the name of a manager's own group. It contains the owner, so that
-// sweep can find groups of dead owners.
+// Sweep can find groups of dead owners.
 func topName(prefix string, owner proc.Owner, n int) string {
 	return fmt.Sprintf("%s-%s-%d", prefix, owner, n)
-}
-
-// sweep removes the groups below base whose owner is dead. Most of their processes
-// have ended, because their standard input was closed when the owner died. sweep kills
-// the others, such as a native server whose wrapper was killed. It ignores errors: a
-// group that stays does no harm.
-func sweep(opts Options, base string) {
-	entries, _ := os.ReadDir(base)
-	for _, entry := range entries {
-		name, ours := strings.CutPrefix(entry.Name(), opts.Prefix+"-")
-		owner, ok := proc.ParseOwner(name)
-		if !entry.IsDir() || !ours || !ok || !owner.Gone(opts.root) {
-			continue
-		}
-		dir := filepath.Join(base, entry.Name())
-		_ = within(removeBound, func() (bool, error) {
-			pids, err := procsIn(dir)
-			if err != nil || len(pids) == 0 {
-				return true, err
-			}
-			return false, killProcs(pids)
-		})
-		_ = removeGroups(opts.files, dir)
-	}
 }
 
 // readNumber reads a control file that holds one number.

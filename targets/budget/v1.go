@@ -38,9 +38,6 @@ func (m *Manager) detectV1(found mounts, self proc.Owner) error {
 		cpu: found.v1["cpu"], acct: found.v1["cpuacct"], memory: found.v1["memory"],
 	}
 	base.home = base.dirs()
-	for _, dir := range base.home {
-		sweep(m.opts, dir)
-	}
 	err := m.makeTop(base, self)
 	m.describe = "cgroup v1"
 	if err != nil && base.memory != "" {

@@ -84,7 +84,6 @@ func (m *Manager) makeTopV2(dir, own string, self proc.Owner) error {
 	if err := unix.Access(filepath.Join(dir, "cgroup.procs"), unix.W_OK); err != nil {
 		return fmt.Errorf("write to %s: %w", dir, err)
 	}
-	sweep(m.opts, dir)
 	base := &v2Group{files: m.opts.files, root: m.opts.root, dir: dir, enable: []string{"cpu"}}
 	m.describe = "cgroup v2"
 	if slices.Contains(available, "memory") {

@@ -28,6 +28,7 @@ import (
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/targets/proc"
 )
 
 // Info describes a running system.
@@ -80,11 +81,14 @@ func DefaultDir() string {
 
 const suffix = ".sock"
 
+// anotherDir is what a user can do about a control directory of another user.
+const anotherDir = "set XDG_RUNTIME_DIR to a directory of your own"
+
 // Serve answers requests on the system's socket until ctx ends or a client has called
 // Down. When ctx ends, Serve does not stop the system; the caller does.
 func Serve(ctx context.Context, dir string, info Info, system System) error {
-	if err := errors.Join(os.MkdirAll(dir, 0o700), private(dir)); err != nil {
-		return err
+	if err := proc.PrivateDir(dir); err != nil {
+		return fmt.Errorf("control directory: %w\n%s", err, anotherDir)
 	}
 	listener, err := listen(filepath.Join(dir, info.ID+suffix))
 	if err != nil {
@@ -108,21 +112,6 @@ func Serve(ctx context.Context, dir string, info Info, system System) error {
 		return errors.Join(err, server.Close())
 	}
 	return nil
-}
-
-// private makes sure that only this user can write to the directory. Another user who
-// could create a socket there would receive our commands.
-func private(dir string) error {
-	info, err := os.Lstat(dir)
-	if err != nil {
-		return fmt.Errorf("control directory: %w", err)
-	}
-	owner, ok := info.Sys().(*syscall.Stat_t)
-	if !info.IsDir() || ok && int(owner.Uid) != os.Getuid() {
-		return fmt.Errorf("control directory %s belongs to another user\n"+
-			"set XDG_RUNTIME_DIR to a directory of your own", dir)
-	}
-	return os.Chmod(dir, 0o700)
 }
 
 // listen creates the socket under a temporary name and renames it once it accepts
@@ -206,22 +195,33 @@ func handler(info Info, system System, down chan<- struct{}) http.Handler {
 }
 
 // List returns the ids of the running systems. It removes the sockets of processes that
-// have died.
+// have died, and the directory if none is left.
 func List(dir string) ([]string, error) {
-	if err := private(dir); errors.Is(err, fs.ErrNotExist) {
+	// Another user who could create a socket there would receive our commands.
+	if err := proc.MakePrivate(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("control directory: %w\n%s", err, anotherDir)
 	}
 	found, err := filepath.Glob(filepath.Join(dir, "*"+suffix))
 	if err != nil {
 		return nil, err
+	}
+	unfinished, err := filepath.Glob(filepath.Join(dir, "*"+suffix+".new")) // of processes that died in listen
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range unfinished {
+		if info, err := os.Stat(path); err == nil && time.Since(info.ModTime()) > time.Minute {
+			_ = os.Remove(path)
+		}
 	}
 	var ids []string
 	for _, path := range found {
 		conn, err := net.DialTimeout("unix", path, time.Second)
 		if errors.Is(err, syscall.ECONNREFUSED) { // the process that listened has died
 			_ = os.Remove(path) // another invocation may have removed it already
+			_ = os.Remove(dir)  // only if it is empty
 			continue
 		}
 		if err != nil {

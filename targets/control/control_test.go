@@ -213,7 +213,16 @@ func TestDialChoosesTheSystem(t *testing.T) {
 }
 
 func TestSocketsOfDeadProcessesAreRemoved(t *testing.T) {
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "sockets")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, age := range map[string]time.Duration{"killed.sock.new": time.Hour, "begun.sock.new": 0} {
+		path, made := filepath.Join(dir, name), time.Now().Add(-age)
+		if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Chtimes(path, made, made)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	path := filepath.Join(dir, "dead.sock")
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
@@ -228,5 +237,9 @@ func TestSocketsOfDeadProcessesAreRemoved(t *testing.T) {
 	}
 	if _, err := os.Stat(path); !os.IsNotExist(err) {
 		t.Errorf("the socket is still there: %v", err)
+	}
+	left, err := os.ReadDir(dir) // of a process that is just about to listen
+	if err != nil || len(left) != 1 || left[0].Name() != "begun.sock.new" {
+		t.Errorf("%v, %v are left, want begun.sock.new", left, err)
 	}
 }

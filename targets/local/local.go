@@ -6,9 +6,9 @@
 // it uses, and returns when all are ready. Then each node has a supervisor: when the node
 // dies, the supervisor restarts it on the same address and port, after a delay that makes
 // the outage real. Down removes all processes, cgroups and directories of the system, also
-// after Up failed or was interrupted. Scale adds and drains hosts while the system serves,
-// and rolls back when it fails. Kill, Pause and Resume inject faults into a host or a node
-// with all its processes.
+// after Up failed or was interrupted; Sweep does so after the harness was killed. Scale adds
+// and drains hosts while the system serves, and rolls back when it fails. Kill, Pause and
+// Resume inject faults into a host or a node with all its processes.
 //
 // Call Up first and Down last. All methods may be called concurrently. Times are
 // wall-clock durations; the units of budgets are those of targets/budget. The package
@@ -54,6 +54,10 @@ type Options struct {
 	TemplateDir     string
 	TemplateVersion func(sut.Engine) (string, error)
 
+	// Release frees what the kernel keeps for the files in a directory of dead nodes, such as shared memory. It is
+	// called before the directory is removed; nil = nothing.
+	Release func(dir string) error
+
 	// Listen is the address and port of the first frontend; further ones get the next ports. The zero value means an
 	// address of the system's own and any free port.
 	Listen netip.AddrPort
@@ -88,6 +92,9 @@ func (o Options) withDefaults() Options {
 	o.drainTimeout = cmp.Or(o.drainTimeout, 5*time.Second)
 	o.restartDelay = cmp.Or(o.restartDelay, time.Second)
 	o.FailoverSilence = cmp.Or(o.FailoverSilence, 2*time.Second)
+	if o.Release == nil {
+		o.Release = func(string) error { return nil }
+	}
 	o.Log = cmp.Or(o.Log, slog.New(slog.DiscardHandler))
 	return o
 }
@@ -276,9 +283,7 @@ func (s *System) members() ([]*host, []*node) {
 	return s.hosts, s.nodes
 }
 
-// makeDirs makes the private directory and removes those of killed harnesses. Every user
-// can enter the directory, because a native server may run as another user. Only we can
-// list it.
+// makeDirs makes the private directory, which only this user can enter, and the log directory.
 func (s *System) makeDirs() error {
 	owner, err := proc.Self("/")
 	if err != nil {
@@ -287,17 +292,20 @@ func (s *System) makeDirs() error {
 	if err := os.MkdirAll(s.opts.workDir, 0o711); err != nil {
 		return fmt.Errorf("make the work directory: %w", err)
 	}
-	sweepDirs(s.opts.workDir)
 	if s.dir, err = os.MkdirTemp(s.opts.workDir, dirPrefix+owner.String()+"-"); err != nil {
 		return fmt.Errorf("make a private directory: %w", err)
 	}
-	if err := os.Chmod(s.dir, 0o711); err != nil {
-		return fmt.Errorf("make a private directory: %w", err)
+	// A native server that refuses to run as root runs as another user. That user must pass through, to a directory
+	// of its own, but cannot list anything.
+	if os.Geteuid() == 0 && hasNative(s.opts.Topology) {
+		if err := os.Chmod(s.dir, 0o711); err != nil {
+			return fmt.Errorf("make a private directory: %w", err)
+		}
 	}
 	if s.logDir = s.opts.LogDir; s.logDir == "" {
 		s.logDir = filepath.Join(s.dir, logsDir)
 	}
-	if err := os.MkdirAll(s.logDir, 0o755); err != nil {
+	if err := os.MkdirAll(s.logDir, 0o700); err != nil {
 		return fmt.Errorf("make the log directory: %w", err)
 	}
 	return nil
@@ -380,7 +388,7 @@ func (s *System) fill(ctx context.Context, n *node) error {
 	case sut.Blob:
 		err = copyTree(ctx, n.dir, filepath.Join(s.template, templateBlob), true)
 	default:
-		err = os.Mkdir(n.dir, 0o755)
+		err = os.Mkdir(n.dir, 0o700)
 	}
 	if err != nil {
 		return fmt.Errorf("fill the directory of %s: %w", n.Name, err)

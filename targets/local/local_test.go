@@ -412,7 +412,8 @@ func TestAKilledHarnessLeavesNoProcess(t *testing.T) {
 	_ = cmd.Wait()
 	eventually(t, "all nodes are gone", func() bool { return len(s.processes()) == 0 })
 	t.Logf("all nodes were gone %v after the harness was killed", time.Since(killed))
-	// The next harness removes the groups and directories of the killed one.
+	// The next start removes the groups and directories of the killed one.
+	Sweep(s.options)
 	budgets := budget.Detect(budget.Options{Prefix: "stagebench-test-harness"})
 	if err := budgets.Close(); err != nil {
 		t.Error(err)

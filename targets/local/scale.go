@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"reflect"
 	"slices"
 	"time"
@@ -395,10 +394,12 @@ func (s *System) removeOthers(ctx context.Context, t sut.Topology) error {
 	s.stopAll(ctx, removedNodes)
 	for _, n := range removedNodes {
 		s.lockAndNote(n, "removed")
-		errs = append(errs, os.RemoveAll(n.dir))
 	}
 	for _, h := range removedHosts {
 		errs = append(errs, h.budget.Remove())
+	}
+	for _, n := range removedNodes { // after the hosts: no process uses the directories any more
+		errs = append(errs, s.opts.discard(n.dir))
 	}
 	if slices.ContainsFunc(removedNodes, func(n *node) bool { return n.Replicated }) {
 		s.change(func() {})

@@ -185,7 +185,7 @@ func (s *System) launch(
 		return nil, sut.Ready{}, fmt.Errorf("write the configuration of %s: %w", config.Node, err)
 	}
 	logFile := filepath.Join(s.logDir, config.Node+".log")
-	log, err := os.OpenFile(logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	log, err := os.OpenFile(logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, sut.Ready{}, fmt.Errorf("open the log of %s: %w", config.Node, err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -287,7 +286,7 @@ func (s *System) end(ctx context.Context) error {
 	s.logs.Wait()
 	errs = append(errs, s.budgets())
 	if s.dir != "" {
-		errs = append(errs, os.RemoveAll(s.dir))
+		errs = append(errs, s.opts.discard(s.dir))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("bring down %s: %w", s.opts.Topology.Stage, err)

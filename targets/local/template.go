@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets/proc"
 )
 
 const (
@@ -22,6 +23,8 @@ const (
 	templateDB   = "db"
 	templateBlob = "blob"
 	templateMark = "template.json"
+	// lockSuffix ends the name of the file that is locked while a template is built.
+	lockSuffix = ".lock"
 
 	// templateWork is the name of the directory in which a template is built.
 	templateWork = "template"
@@ -98,10 +101,10 @@ func (s *System) findTemplate(ctx context.Context) (string, error) {
 	if built(dir) {
 		return dir, nil
 	}
-	if err := os.MkdirAll(s.opts.TemplateDir, 0o711); err != nil {
+	if err := proc.PrivateDir(s.opts.TemplateDir); err != nil {
 		return "", fmt.Errorf("make the template directory: %w", err)
 	}
-	unlock, err := lockFile(ctx, dir+".lock")
+	unlock, err := lockFile(ctx, dir+lockSuffix)
 	if err != nil {
 		return "", fmt.Errorf("lock template %s (another process may be building it): %w", key, err)
 	}
@@ -132,7 +135,7 @@ func (s *System) buildTemplate(ctx context.Context, dir string, info templateInf
 	start := time.Now()
 	work := filepath.Join(s.dir, templateWork)
 	for _, part := range []string{work, filepath.Join(work, templateDB), filepath.Join(work, templateBlob)} {
-		if err := os.Mkdir(part, 0o755); err != nil {
+		if err := os.Mkdir(part, 0o700); err != nil {
 			return err
 		}
 	}
@@ -144,7 +147,7 @@ func (s *System) buildTemplate(ctx context.Context, dir string, info templateInf
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(work, templateMark), append(text, '\n'), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(work, templateMark), append(text, '\n'), 0o600); err != nil {
 		return err
 	}
 	return publish(ctx, work, dir)
@@ -227,21 +230,10 @@ func (s *System) seed(ctx context.Context, work string, db sut.NodeConfig, ready
 // publish moves a finished template into the cache and gives it its name in one step, after
 // its files are on disk. Without that order, a crash could leave an incomplete template.
 func publish(ctx context.Context, work, dir string) error {
-	parent, name := filepath.Dir(dir), filepath.Base(dir)
-	staging := "." + name + "."
-	// We hold the lock, so staging directories are leftovers of builders that died.
-	entries, err := os.ReadDir(parent)
-	if err != nil {
+	if err := removeStaged(dir); err != nil {
 		return err
 	}
-	for _, entry := range entries {
-		if strings.HasPrefix(entry.Name(), staging) {
-			if err := os.RemoveAll(filepath.Join(parent, entry.Name())); err != nil {
-				return err
-			}
-		}
-	}
-	staged, err := os.MkdirTemp(parent, staging)
+	staged, err := os.MkdirTemp(filepath.Dir(dir), staging(dir))
 	if err != nil {
 		return err
 	}
@@ -250,6 +242,26 @@ func publish(ctx context.Context, work, dir string) error {
 		err = os.Rename(filepath.Join(staged, templateWork), dir)
 	}
 	return errors.Join(err, os.RemoveAll(staged))
+}
+
+// staging returns the prefix of the names of the directories from which a template is moved.
+func staging(dir string) string { return "." + filepath.Base(dir) + "." }
+
+// removeStaged removes what builders of a template left behind that died. The caller holds the lock.
+func removeStaged(dir string) error {
+	parent := filepath.Dir(dir)
+	entries, err := os.ReadDir(parent)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if strings.HasPrefix(entry.Name(), staging(dir)) {
+			if err := os.RemoveAll(filepath.Join(parent, entry.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // moveInto moves the template into a directory of the cache, which may be on another device,
@@ -263,7 +275,7 @@ func moveInto(ctx context.Context, staged, work string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Chmod(moved, 0o711); err != nil {
+	if err := os.Chmod(moved, 0o700); err != nil { // a server of another user could pass through work
 		return err
 	}
 	cache, err := os.Open(staged)
@@ -279,7 +291,7 @@ func moveInto(ctx context.Context, staged, work string) error {
 
 // lockFile waits for an exclusive lock. The kernel releases it when this process ends.
 func lockFile(ctx context.Context, path string) (unlock func(), err error) {
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,6 @@ import (
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
-	"github.com/stagebench/stagebench/targets/proc"
 )
 
 const (
@@ -121,21 +120,6 @@ func hasNative(t sut.Topology) bool {
 		}
 	}
 	return false
-}
-
-// sweepDirs removes the private directories of harnesses that were killed. It ignores errors,
-// because a directory may belong to another user.
-func sweepDirs(parent string) {
-	entries, err := os.ReadDir(parent)
-	if err != nil {
-		return
-	}
-	for _, entry := range entries {
-		name, ours := strings.CutPrefix(entry.Name(), dirPrefix)
-		if owner, ok := proc.ParseOwner(name); ours && ok && entry.IsDir() && owner.Gone("/") {
-			_ = os.RemoveAll(filepath.Join(parent, entry.Name()))
-		}
-	}
 }
 
 // addressesFor returns a loopback address for each of n hosts, and one more at the end for

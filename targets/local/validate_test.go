@@ -3,13 +3,11 @@ package local
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/stagebench/stagebench/sut"
-	"github.com/stagebench/stagebench/targets/proc"
 )
 
 func TestValidate(t *testing.T) {
@@ -76,36 +74,6 @@ func TestAddresses(t *testing.T) {
 	for _, address := range a {
 		if strings.HasPrefix(address, "127.0.0.") {
 			t.Errorf("%s is in 127.0.0.0/24, which other programs use", address)
-		}
-	}
-}
-
-func TestDirectoriesOfTheDeadAreRemoved(t *testing.T) {
-	t.Parallel()
-	parent := t.TempDir()
-	self, err := proc.Self("/")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ended := exec.Command("true")
-	if err := ended.Run(); err != nil {
-		t.Fatal(err)
-	}
-	dead := self
-	dead.PID = ended.Process.Pid
-	for name, kept := range map[string]bool{
-		dirPrefix + self.String() + "-1": true,
-		dirPrefix + dead.String() + "-1": false,
-		dirPrefix + "templates":          true,
-		"other-" + dead.String() + "-1":  true,
-	} {
-		dir := filepath.Join(parent, name)
-		if err := os.MkdirAll(filepath.Join(dir, "db-1"), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		sweepDirs(parent)
-		if _, err := os.Stat(dir); (err == nil) != kept {
-			t.Errorf("%s exists: %v, want %v", name, err == nil, kept)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-// Package exit defines the exit statuses of the program, errors with a specific status,
+// Package exit defines the exit statuses of the program, the signals that end it, errors with a specific status,
 // and the error report on stderr.
 package exit
 
@@ -7,6 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // The exit statuses. The program uses no others.
@@ -17,8 +22,38 @@ const (
 	Invalid    = 3 // the measurement is invalid
 	Missed     = 4 // the objective was missed
 
-	Interrupted = 130 // by Ctrl-C, as a shell reports it: 128 plus the number of the signal
+	// Interrupted is the status after Ctrl-C, as a shell reports it: 128 plus the number of the signal. Another
+	// signal that ends a command gives its own number: 129 for SIGHUP, 131 for SIGQUIT, 143 for SIGTERM.
+	Interrupted = signalled + int(syscall.SIGINT)
+
+	signalled = 128
 )
+
+// interruption is the cause of a context that a signal ended. It counts as a context.Canceled.
+type interruption struct{ signal syscall.Signal }
+
+func (i interruption) Error() string {
+	if i.signal == syscall.SIGINT {
+		return "interrupted"
+	}
+	return "interrupted by " + unix.SignalName(i.signal)
+}
+
+func (i interruption) Is(target error) bool { return target == context.Canceled }
+
+// OnSignal returns a context that ends at the first of these signals. A second one has its default effect: it ends the
+// process at once.
+func OnSignal(parent context.Context, signals ...os.Signal) context.Context {
+	ctx, cancel := context.WithCancelCause(parent)
+	received := make(chan os.Signal, 1)
+	signal.Notify(received, signals...)
+	go func() {
+		first := <-received
+		signal.Stop(received)
+		cancel(interruption{first.(syscall.Signal)})
+	}()
+	return ctx
+}
 
 // statusError is an error with a specific exit status.
 type statusError struct {
@@ -58,20 +93,17 @@ func Interruptedf(format string, args ...any) error {
 	return statusError{Interrupted, fmt.Errorf(format, args...)}
 }
 
-// errInterrupted replaces the errors that a signal caused.
-var errInterrupted = errors.New("interrupted")
-
-// withoutCancelled replaces all context.Canceled errors by one errInterrupted and keeps
+// withoutCancelled replaces all context.Canceled errors by one interruption and keeps
 // the other errors.
-func withoutCancelled(err error) error {
+func withoutCancelled(err error, by interruption) error {
 	if !errors.Is(err, context.Canceled) {
 		return err
 	}
 	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
-		return errInterrupted
+		return by
 	}
-	kept := []error{errInterrupted}
+	kept := []error{by}
 	for _, e := range joined.Unwrap() {
 		if !errors.Is(e, context.Canceled) {
 			kept = append(kept, e)
@@ -80,20 +112,25 @@ func withoutCancelled(err error) error {
 	return errors.Join(kept...)
 }
 
-// Report writes the error to w and returns the exit status.
-func Report(w io.Writer, err error) int {
+// Report writes the error of a command to w and returns the exit status. ctx is that of the command: after a signal, an
+// error without a status of its own is a result of the signal.
+func Report(ctx context.Context, w io.Writer, err error) int {
 	if err == nil {
 		return Done
 	}
+	by, ended := errors.AsType[interruption](context.Cause(ctx))
+	if !ended {
+		by.signal = syscall.SIGINT
+	}
 	interrupted := errors.Is(err, context.Canceled)
-	err = withoutCancelled(err)
+	err = withoutCancelled(err, by)
 	_, _ = fmt.Fprintf(w, "stagebench: %v\n", err) // a failed write cannot be reported anywhere
-	var s statusError
+	s, given := errors.AsType[statusError](err)
 	switch {
-	case errors.As(err, &s):
+	case given && s.status != Interrupted && !interrupted:
 		return s.status
-	case interrupted:
-		return Interrupted
+	case given, interrupted, ended:
+		return signalled + int(by.signal)
 	}
 	return Failed
 }

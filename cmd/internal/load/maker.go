@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/imaging"
@@ -119,6 +121,10 @@ func (m Maker) trace(path string) (l Load, err error) {
 
 // openSpool opens a temporary file without a name. It ends with this process at the latest.
 func openSpool() (*os.File, error) {
+	if spool, err := os.OpenFile(os.TempDir(), os.O_RDWR|unix.O_TMPFILE, 0o600); err == nil {
+		return spool, nil
+	}
+	// This filesystem has no files without a name.
 	spool, err := os.CreateTemp("", "stagebench-trace-")
 	if err != nil {
 		return nil, fmt.Errorf("trace: %w\nset TMPDIR to a directory that you may write", err)
