@@ -410,7 +410,10 @@ func (c *Cell) Invalidatef(format string, args ...any) {
 	c.Valid, c.Invalid = false, append(c.Invalid, c.Warnings[len(c.Warnings)-1])
 }
 
-// Isolated reports whether every host of the cell was held to its budget.
+// Measured reports whether any step of the cell was measured. If not, its system may never have run.
+func (c Cell) Measured() bool { return c.Reference != nil || len(c.Steps) > 0 }
+
+// Isolated reports whether every host of the cell was held to its budget. It is not known unless the cell is Measured.
 func (c Cell) Isolated() bool {
 	return !slices.ContainsFunc(c.Hosts, func(h CellHost) bool { return !h.Isolated })
 }

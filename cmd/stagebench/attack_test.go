@@ -255,4 +255,9 @@ func TestAttackRun(t *testing.T) {
 	if err != nil || run.Complete || len(run.Cells) != 1 || run.Cells[0].Reference.Ledger.OK == 0 {
 		t.Errorf("run %+v, %v: want an incomplete run with figures", run, err)
 	}
+	compared := h.call(t, "compare", "runs/latest", filepath.Join(interrupted.temp, "runs", "stopped"), "--format", "csv")
+	if lines := strings.Split(compared, "\n"); len(lines) < 3 || strings.Contains(lines[1], notComplete) ||
+		!strings.Contains(lines[2], notComplete) {
+		t.Errorf("compare does not mark only the run that is not complete\n%s", compared)
+	}
 }

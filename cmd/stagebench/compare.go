@@ -33,14 +33,19 @@ interval does not contain 1.`,
 			}
 			return nil
 		},
-		RunE: func(_ *cobra.Command, args []string) error {
-			var runs []compare.Run
-			for _, path := range args {
-				run, manifest, err := rundir.Read(path)
-				if err != nil {
-					return exit.Usage(err)
+		RunE: func(cmd *cobra.Command, args []string) error {
+			runs, err := interruptible(cmd.Context(), func() (runs []compare.Run, err error) {
+				for _, path := range args {
+					run, manifest, err := rundir.Read(path)
+					if err != nil {
+						return nil, exit.Usage(err)
+					}
+					runs = append(runs, compare.Run{Run: run, Manifest: manifest, Name: path})
 				}
-				runs = append(runs, compare.Run{Run: run, Manifest: manifest, Name: path})
+				return runs, nil
+			})
+			if err != nil {
+				return err
 			}
 			return o.print(s, comparisonTables(compare.Compare(runs))...)
 		},
@@ -48,6 +53,9 @@ interval does not contain 1.`,
 	o.flags(cmd)
 	return cmd
 }
+
+// notComplete marks the figures of a run without its end: later visits and cells are missing.
+const notComplete = "the run is not complete: it is still running, was interrupted, or ended early"
 
 // comparisonTables returns the tables of a comparison: figures, then manifests.
 func comparisonTables(c compare.Comparison) []table.Table {
@@ -74,15 +82,15 @@ func comparisonTables(c compare.Comparison) []table.Table {
 	}, PartLegend: map[string][]string{latency: {"failures count as infinitely slow"}}}
 	for _, row := range c.Rows {
 		for i, cell := range row.Cells {
-			figures.Rows = append(figures.Rows, comparisonRow(row, c.Runs[i], i, cell))
+			figures.Rows = append(figures.Rows, comparisonRow(row, c.Runs[i], c.Complete[i], i, cell))
 		}
 	}
 	for i, name := range c.Runs {
-		if !c.Complete[i] {
-			figures.Notes = append(figures.Notes, name+" is not complete: it is still running, or was interrupted")
+		if !c.Complete[i] && len(c.Rows) == 0 {
+			figures.Notes = append(figures.Notes, name+": "+notComplete)
 		}
 		if slices.ContainsFunc(c.Rows, func(r compare.Row) bool {
-			return r.Cells[i] != nil && len(r.Cells[i].Hosts) > 0 && !r.Cells[i].Isolated()
+			return r.Cells[i] != nil && r.Cells[i].Measured() && !r.Cells[i].Isolated()
 		}) {
 			figures.Notes = append(figures.Notes, "hosts: not isolated in "+name)
 		}
@@ -108,7 +116,7 @@ func comparisonTables(c compare.Comparison) []table.Table {
 	return []table.Table{figures, manifests}
 }
 
-func comparisonRow(row compare.Row, run string, i int, cell *results.Cell) []table.Cell {
+func comparisonRow(row compare.Row, run string, complete bool, i int, cell *results.Cell) []table.Cell {
 	ratio := row.Capacity[i]
 	verdict := table.Text(string(ratio.Verdict))
 	if ratio.Why != "" {
@@ -119,7 +127,11 @@ func comparisonRow(row compare.Row, run string, i int, cell *results.Cell) []tab
 		low, high = table.Number(ratio.Low), table.Number(ratio.High)
 		interval = table.Text(low.Text + ".." + high.Text)
 	}
-	cells := append(texts(row.Stage, row.Workload, row.Knobs, run), table.Blank(), ratioCell(ratio),
+	name := table.Text(run)
+	if !complete {
+		name = name.With(notComplete)
+	}
+	cells := append(texts(row.Stage, row.Workload, row.Knobs), name, table.Blank(), ratioCell(ratio),
 		interval, low, high, table.Count(int64(ratio.Visits)), verdict)
 	if cell == nil || cell.Error != "" {
 		return append(cells, slices.Repeat([]table.Cell{table.Blank()}, 5)...)

@@ -19,6 +19,7 @@ package rundir
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -192,7 +193,8 @@ func (d *Dir) replace(name string, value any) (err error) {
 	if err := encode(&text, value); err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
-	temp, err := os.CreateTemp(d.path, "."+name+".*")
+	// The umask decides who else may read results. os.CreateTemp would exclude everybody.
+	temp, err := os.OpenFile(filepath.Join(d.path, "."+name+"."+rand.Text()), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
@@ -202,9 +204,7 @@ func (d *Dir) replace(name string, value any) (err error) {
 		}
 	}()
 	_, err = temp.Write(text.Bytes())
-	// CreateTemp makes files that only their owner can read. Other users may read
-	// results.
-	if err = errors.Join(err, temp.Chmod(0o644), temp.Close()); err != nil {
+	if err = errors.Join(err, temp.Close()); err != nil {
 		return err
 	}
 	return os.Rename(temp.Name(), filepath.Join(d.path, name))

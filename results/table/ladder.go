@@ -172,7 +172,12 @@ func costColumns() []column[ladderRow] {
 			}
 			return r.ifFound(Rate(r.CapacityRPS / r.Units))
 		}),
-		machineOnly("isolated", func(r ladderRow) Cell { return r.ifUp(YesNo(r.Isolated())) }),
+		machineOnly("isolated", func(r ladderRow) Cell {
+			if !r.Measured() {
+				return Cell{}
+			}
+			return YesNo(r.Isolated())
+		}),
 	}
 }
 
@@ -347,7 +352,7 @@ func isolationNote(cells []results.Cell) string {
 	all := true
 	for _, c := range cells {
 		switch name := c.Stage + "/" + c.Workload; {
-		case len(c.Hosts) == 0: // it was not brought up
+		case !c.Measured(): // it is not known
 		case c.Isolated():
 			all = false
 		case !slices.Contains(notIsolated, name):

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/stagebench/stagebench/results"
 )
 
 func TestParseFormat(t *testing.T) {
@@ -310,4 +312,21 @@ func renderOne(t *testing.T, table Table, f Format) string {
 		t.Fatal(err)
 	}
 	return out.String()
+}
+
+// A cell whose system did not come up says nothing about the isolation of its hosts.
+func TestIsolationIsUnknownWithoutSteps(t *testing.T) {
+	failed := results.Cell{Stage: "lb", Workload: "get", Error: "no", Hosts: []results.CellHost{{}}}
+	measured := results.Cell{Stage: "single", Workload: "get", Hosts: failed.Hosts, Steps: []results.Step{{}}}
+	for _, test := range []struct {
+		cells []results.Cell
+		want  string
+	}{
+		{[]results.Cell{failed}, ""},
+		{[]results.Cell{failed, measured}, "hosts: not isolated"},
+	} {
+		if got := isolationNote(test.cells); got != test.want {
+			t.Errorf("%q, want %q", got, test.want)
+		}
+	}
 }

@@ -98,15 +98,21 @@ func method(visits int, found bool) string {
 
 // conclude sets limit and validity of a cell from its steps and its reference step.
 func conclude(c *results.Cell, q quiet) {
-	if c.Reference != nil {
+	if c.Measured() {
+		step := c.Reference
+		if step == nil {
+			step = &c.Steps[len(c.Steps)-1]
+		}
 		for i := range c.Hosts {
-			c.Hosts[i].Isolated = i < len(c.Reference.Hosts) && c.Reference.Hosts[i].Isolated
+			c.Hosts[i].Isolated = i < len(step.Hosts) && step.Hosts[i].Isolated
 		}
 	}
 	best, near := results.Best(c.Steps, c.CapacityRPS)
 	switch {
 	case !c.Searched():
 		c.Limit = results.Limit{By: "unknown", Figure: "no limit was looked for"}
+	case len(c.Steps) == 0:
+		c.Limit = results.Limit{By: "unknown", Figure: "no step was measured"}
 	case best == nil:
 		c.Limit = results.Limit{By: "unknown", Figure: "no step that can be trusted met the objective"}
 	default:
