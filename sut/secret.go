@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"strings"
 )
 
@@ -36,16 +37,32 @@ func (s Secret) Authorizes(header string) bool {
 
 const bearer = "Bearer "
 
-// Memcached returns the password file of a memcached server with the secret, and the command that logs a client in. The
-// server answers STORED. Source: doc/protocol.txt of memcached, "Authentication".
-func (s Secret) Memcached() (file, login string) {
-	const user = "stagebench"
-	login = fmt.Sprintf("set auth 0 0 %d\r\n%s %s\r\n", len(user)+1+len(s), user, string(s))
-	return user + ":" + string(s) + "\n", login
-}
-
 // String hides the secret.
 func (Secret) String() string { return "(secret)" }
 
 // GoString hides the secret, too.
 func (s Secret) GoString() string { return s.String() }
+
+// memcachedUser is the user name in front of the secret. A memcached server needs one, and every client uses the same.
+const memcachedUser = "stagebench"
+
+// MemcachedUsers returns the file of users of a memcached server that demands the secret (its option -Y).
+func (s Secret) MemcachedUsers() string { return memcachedUser + ":" + string(s) + "\n" }
+
+// ShowMemcached shows the secret to a memcached server over a new connection.
+// https://github.com/memcached/memcached/blob/master/doc/protocol.txt, "Authentication"
+func (s Secret) ShowMemcached(server io.ReadWriter) error {
+	token := memcachedUser + " " + string(s)
+	if _, err := fmt.Fprintf(server, "set auth 0 0 %d\r\n%s\r\n", len(token), token); err != nil {
+		return err
+	}
+	const accepted = "STORED\r\n"
+	reply := make([]byte, len(accepted))
+	if _, err := io.ReadFull(server, reply); err != nil {
+		return err
+	}
+	if string(reply) != accepted {
+		return fmt.Errorf("the server refuses the secret of the system: %q", reply)
+	}
+	return nil
+}

@@ -25,6 +25,7 @@ import (
 	"github.com/stagebench/stagebench/sut/session"
 	"github.com/stagebench/stagebench/sut/sqlite/replog"
 	"github.com/stagebench/stagebench/targets"
+	"github.com/stagebench/stagebench/targets/proc"
 )
 
 // strangerVariable makes this binary attack a system, as stranger does.
@@ -292,11 +293,15 @@ func TestStrangers(t *testing.T) {
 			}
 			r := bringUpSized(t, sut.Caches, knobs, roomy)
 			before := r.Status()
-			dirs, err := filepath.Glob(filepath.Join(os.TempDir(), "stagebench-*"))
+			owner, err := proc.Self("/")
 			if err != nil {
 				t.Fatal(err)
 			}
-			all := attackedBy(t, victims{Nodes: r.Status(), Dirs: append(dirs, r.logs)})
+			dirs, err := filepath.Glob(filepath.Join(os.TempDir(), "stagebench-"+owner.String()+"-*"))
+			if err != nil || len(dirs) == 0 {
+				t.Fatalf("%d private directories: %v", len(dirs), err)
+			}
+			all := attackedBy(t, victims{Nodes: r.Status(), Dirs: append(dirs, templates(), r.logs)})
 			if len(all) < 200 {
 				t.Errorf("only %d attacks", len(all))
 			}

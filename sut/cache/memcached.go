@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net"
 	"slices"
@@ -193,34 +192,16 @@ func newPooledConn(address tcpAddress, timeout time.Duration, secret sut.Secret)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", errNotSent, err)
 		}
+		bounded := boundedConn{conn, c}
 		if secret != "" {
-			if err := login(ctx, conn, secret); err != nil {
-				return nil, errors.Join(fmt.Errorf("%w: login: %w", errNotSent, err), conn.Close())
+			// The library sets the deadline only after this function.
+			if err := errors.Join(bounded.SetDeadline(time.Now().Add(timeout)), secret.ShowMemcached(bounded)); err != nil {
+				return nil, errors.Join(fmt.Errorf("%w: %w", errNotSent, err), conn.Close())
 			}
 		}
-		return boundedConn{conn, c}, nil
+		return bounded, nil
 	}
 	return c
-}
-
-// login shows the secret to a host.
-func login(ctx context.Context, conn net.Conn, secret sut.Secret) error {
-	deadline, _ := ctx.Deadline() // the zero time is none
-	_, command := secret.Memcached()
-	reply := make([]byte, len("STORED\r\n"))
-	if err := conn.SetDeadline(deadline); err != nil {
-		return err
-	}
-	if _, err := io.WriteString(conn, command); err != nil {
-		return err
-	}
-	if _, err := io.ReadFull(conn, reply); err != nil {
-		return err
-	}
-	if string(reply) != "STORED\r\n" {
-		return fmt.Errorf("the host answered %q", reply)
-	}
-	return nil
 }
 
 // boundedConn is a network connection. The library sets its deadline by a fixed timeout;

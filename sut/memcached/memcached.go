@@ -62,8 +62,11 @@ type Config struct {
 	// whole MiB. Below about 64 MiB the server may use more: each of its slab classes gets
 	// a page of 1 MiB.
 	MaxBytes int64
-	Secret   sut.Secret // password of every client; "" = clients need none
-	Procs    int        // CPUs of the host = threads of the server; less than 1 counts as 1
+	Procs    int // CPUs of the host = threads of the server; less than 1 counts as 1
+	// Secret is demanded from every client; "" = clients need none. It also bounds the memory of others: the server closes
+	// a connection that sends 2 KiB without it. A client that has shown it can send an endless line, such as
+	// "get a b c", and the server keeps all of it. No option limits that.
+	Secret sut.Secret
 }
 
 // Server describes a memcached server. When the memory is full, the server evicts the
@@ -118,8 +121,7 @@ func passwordFile(secret sut.Secret) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	text, _ := secret.Memcached()
-	_, err = f.WriteString(text)
+	_, err = f.WriteString(secret.MemcachedUsers())
 	return f, errors.Join(err, os.Remove(f.Name()), f.Chmod(0o644))
 }
 

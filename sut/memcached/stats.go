@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"strconv"
 	"strings"
@@ -66,14 +65,13 @@ func (s *Server) lines(ctx context.Context, command string, take func(line strin
 	defer func() { _ = conn.Close() }() // the reply is complete without it
 	// A past deadline interrupts reads and writes when ctx ends.
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
-	reply := bufio.NewReader(conn)
 	if s.cfg.Secret != "" {
-		err = login(conn, reply, s.cfg.Secret)
+		err = s.cfg.Secret.ShowMemcached(conn)
 	}
 	if err == nil {
 		_, err = fmt.Fprintf(conn, "%s\r\n", command)
 	}
-	for last := false; err == nil && !last; {
+	for reply, last := bufio.NewReader(conn), false; err == nil && !last; {
 		var line string
 		if line, err = reply.ReadString('\n'); err == nil {
 			last, err = take(strings.TrimRight(line, "\r\n"))
@@ -83,17 +81,4 @@ func (s *Server) lines(ctx context.Context, command string, take func(line strin
 		return fmt.Errorf("memcached: %.40q: %w", command, err)
 	}
 	return nil
-}
-
-// login shows the secret to the server.
-func login(conn io.Writer, reply *bufio.Reader, secret sut.Secret) error {
-	_, command := secret.Memcached()
-	if _, err := io.WriteString(conn, command); err != nil {
-		return err
-	}
-	line, err := reply.ReadString('\n')
-	if err == nil && line != "STORED\r\n" {
-		err = fmt.Errorf("login: unexpected reply %.100q", line)
-	}
-	return err
 }

@@ -1,14 +1,19 @@
 package node_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"maps"
+	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/node"
@@ -217,4 +222,67 @@ func (c *cacheTier) read(t *testing.T, web *running, client *http.Client, photo 
 		t.Errorf("read photo %d: %s %s", photo, response.Status, text)
 	}
 	return version
+}
+
+// Without the secret, lines that do not end cannot fill the memory of a memcached host, and nobody reads an entry.
+func TestMemcachedIsBounded(t *testing.T) {
+	if err := node.Installed(sut.Memcached); err != nil {
+		t.Skip(err)
+	}
+	const memory = 100 << 20
+	r := start(t, sut.NodeConfig{
+		Node: "cache-1", Role: sut.Cache, Engine: sut.Memcached, Dir: t.TempDir(),
+		Knobs: sut.Knobs{"cache.engine": "memcached"},
+	})
+	line := append([]byte("get "), bytes.Repeat([]byte("a"), 80<<20)...)
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			conn, err := net.Dial("tcp", r.ready.Address)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			t.Cleanup(func() { _ = conn.Close() })
+			_ = conn.SetWriteDeadline(time.Now().Add(10 * time.Second))
+			_, _ = conn.Write(line) // the server may close the connection
+		})
+	}
+	all.Wait()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", r.ready.PIDs[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var size, resident int64
+	if _, err := fmt.Sscan(string(stat), &size, &resident); err != nil {
+		t.Fatal(err)
+	}
+	resident *= int64(os.Getpagesize())
+	t.Logf("%d MiB resident after 640 MiB of unfinished lines", resident>>20)
+	if resident > memory {
+		t.Errorf("%d bytes resident, want at most %d", resident, memory)
+	}
+	conn, err := net.Dial("tcp", r.ready.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	if err := secret.ShowMemcached(conn); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = conn.Write([]byte("set a 0 0 1\r\nb\r\nget a\r\n"))
+	answer := make([]byte, len("STORED\r\nVALUE a 0 1\r\nb\r\nEND\r\n"))
+	if _, err := io.ReadFull(conn, answer); err != nil {
+		t.Errorf("another client got %q: %v", answer, err)
+	}
+	stranger, err := net.Dial("tcp", r.ready.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = stranger.Close() }()
+	_ = stranger.SetDeadline(time.Now().Add(10 * time.Second))
+	if err := sut.Secret("wrong").ShowMemcached(stranger); err == nil {
+		t.Error("a wrong secret was accepted")
+	}
 }
