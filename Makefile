@@ -5,7 +5,7 @@ GO       ?= go
 tool     := $(GO) tool -modfile=build/tools/go.mod
 packages := ./...
 
-.PHONY: run build test compile race native lint tidy bench long golden
+.PHONY: run build test compile race native lint tidy bench long golden fuzz
 
 run: build ## the main job: the whole ladder, with the tables at the end
 	bin/stagebench run
@@ -65,6 +65,17 @@ bench: ## benchmarks of the code itself, not of a system under test
 
 long: ## the tests that take minutes; each sets its own bound
 	$(GO) test -tags long -timeout 0 $(packages)
+
+# go test takes one fuzz target at a time. A finding ends the run, and go test prints the file that reproduces it.
+# By default, go test would spend a minute on making each new input smaller, and run no others meanwhile.
+FUZZTIME ?= 5m
+fuzz: ## each fuzz target for FUZZTIME, one after the other
+	@grep -r --include='*_test.go' '^func Fuzz' . | sed -E 's|/[^/]*:func (Fuzz[A-Za-z0-9_]*).*| \1|' | sort | \
+	while read -r package target; do \
+		echo "$$package $$target"; \
+		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x "$$package" </dev/null \
+			|| exit 1; \
+	done
 
 golden: ## rewrites the golden files of every package that has some
 	$(GO) test $$(grep -rl --include='*_test.go' 'flag.Bool("update"' . | xargs -n1 dirname | sort -u) -update

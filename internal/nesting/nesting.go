@@ -3,36 +3,33 @@
 package nesting
 
 import (
-	"bytes"
 	"fmt"
+
+	"github.com/goccy/go-yaml/lexer"
+	"github.com/goccy/go-yaml/token"
 )
 
 // most is the number of levels that a file may have. Files that people write have fewer than ten.
 const most = 100
 
-// Check returns an error if a YAML text is nested too deeply. It does not parse it: brackets in quoted texts and
-// comments count, too.
+// Check returns an error if a YAML text is nested too deeply. It splits the text into tokens, which takes memory in
+// proportion to its length, and does not parse it.
 func Check(text []byte) error {
-	open, number := 0, 0
-	for line := range bytes.Lines(text) {
-		number++
-		lists := 0 // that begin on this line: "- - -"
-		for rest := bytes.TrimLeft(line, " "); len(rest) > 1 && (rest[0] == '-' || rest[0] == '?') && rest[1] == ' '; {
+	open, lists, line := 0, 0, 0 // lists begin on this line: "- - -"
+	for _, t := range lexer.Tokenize(string(text)) {
+		if t.Position.Line != line {
+			lists, line = 0, t.Position.Line
+		}
+		switch t.Type {
+		case token.SequenceStartType, token.MappingStartType:
+			open++
+		case token.SequenceEndType, token.MappingEndType:
+			open = max(open-1, 0)
+		case token.SequenceEntryType, token.MappingKeyType:
 			lists++
-			rest = bytes.TrimLeft(rest[1:], " ")
 		}
-		deepest := open
-		for _, c := range line {
-			switch c {
-			case '[', '{':
-				open++
-				deepest = max(deepest, open)
-			case ']', '}':
-				open = max(open-1, 0)
-			}
-		}
-		if max(lists, deepest) > most {
-			return fmt.Errorf("line %d: more than %d levels: want fewer nested lists and maps", number, most)
+		if max(open, lists) > most {
+			return fmt.Errorf("line %d: more than %d levels: want fewer nested lists and maps", line, most)
 		}
 	}
 	return nil

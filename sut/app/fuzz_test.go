@@ -35,3 +35,28 @@ func FuzzUpload(f *testing.F) {
 		}
 	})
 }
+
+// FuzzJSON sends arbitrary bodies and ids to the routes that read JSON.
+func FuzzJSON(f *testing.F) {
+	f.Add(uint8(0), "1", `{"login": "user-2", "password": "stagebench"}`)
+	f.Add(uint8(1), "1", `{"title": "Fog"}`)
+	f.Add(uint8(2), "1", `{"text": "a\u0000b"}`)
+	f.Add(uint8(2), "9223372036854775808", `{"text": 1}{}`)
+	s := newService(f)
+	f.Fuzz(func(t *testing.T, index uint8, id, body string) {
+		routes := []request{
+			{method: "POST", path: "/api/login"},
+			{method: "PATCH", path: "/api/photos/" + url.PathEscape(id)},
+			{method: "POST", path: "/api/photos/" + url.PathEscape(id) + "/comments"},
+		}
+		r := routes[int(index)%len(routes)]
+		r.body, r.header = body, map[string]string{"Content-Type": "application/json"}
+		w := s.do(r)
+		if w.Code >= 500 {
+			t.Errorf("%d %s", w.Code, w.Body)
+		}
+		if w.Code != 307 && w.Code != 301 && !json.Valid(w.Body.Bytes()) { // the mux cleans paths such as /../
+			t.Errorf("%d: the response is not JSON: %q", w.Code, w.Body)
+		}
+	})
+}

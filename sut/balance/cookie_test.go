@@ -3,6 +3,7 @@ package balance
 import (
 	"math/rand/v2"
 	"net/http"
+	"net/textproto"
 	"slices"
 	"strings"
 	"testing"
@@ -80,4 +81,23 @@ func TestTakeCookieAgreesWithNetHTTP(t *testing.T) {
 				seed, lines, got, left, want, remain)
 		}
 	}
+}
+
+// FuzzCookie: the balancer removes all of its own cookies and no other one.
+func FuzzCookie(f *testing.F) {
+	f.Add("a=1; lb=web-1; b=2", "lb=web-2")
+	f.Add(`lb="web-1:web-2"; =; ;`, "lb=; xlb=1")
+	f.Fuzz(func(t *testing.T, first, second string) {
+		header := http.Header{"Cookie": {first, second}}
+		value, _ := cookieOf(header, "lb")
+		if taken := takeCookie(header, "lb"); taken != value {
+			t.Errorf("%q and %q: value %q, then %q", first, second, value, taken)
+		}
+		for pair := range strings.SplitSeq(strings.Join(header["Cookie"], ";"), ";") {
+			if strings.HasPrefix(textproto.TrimString(pair), "lb=") {
+				t.Errorf("%q and %q: still has %q", first, second, pair)
+			}
+		}
+		_ = listsNode(value, "web-1")
+	})
 }

@@ -286,3 +286,20 @@ func TestPausedRole(t *testing.T) {
 		t.Run(name, test.check)
 	}
 }
+
+// No text makes Read panic, and a schedule that it accepts can be printed and checked.
+func FuzzRead(f *testing.F) {
+	f.Add([]byte("- {at: 3s, do: pause, who: replica}\n- at: 4s\n  do: resume\n  who: replica\n"))
+	f.Add([]byte("- &a {at: 1s, do: kill, who: web-1}\n- *a\n- <<: *a\n  at: 2s\n"))
+	f.Add([]byte("- at: '1s\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		s, err := faults.Read(text, "f.yaml")
+		if err != nil {
+			return
+		}
+		if len(s.Texts()) == 0 {
+			t.Errorf("%q is a schedule without faults", text)
+		}
+		_ = s.Check(sut.Topology{}, time.Minute) // any error
+	})
+}

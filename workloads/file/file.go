@@ -50,6 +50,7 @@ import (
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
 
+	"github.com/stagebench/stagebench/internal/nesting"
 	"github.com/stagebench/stagebench/workloads"
 )
 
@@ -96,6 +97,9 @@ type check struct {
 func Read(text []byte, name string, files fs.FS, seed uint64) (w workloads.Workload, err error) {
 	if len(text) > maxFile {
 		return nil, fmt.Errorf("%s: %d bytes: want at most %d", name, len(text), maxFile)
+	}
+	if err := nesting.Check(text); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	defer func() {
 		// The YAML library panics on some malformed texts.

@@ -26,7 +26,7 @@ func dependencies() []dependency {
 		{"github.com/bradfitz/gomemcache", "client of memcached", []string{"sut/cache"}},
 		{
 			"github.com/goccy/go-yaml", "workload and fault files; errors name line and column",
-			[]string{"workloads/file", "targets/faults"},
+			[]string{"workloads/file", "targets/faults", "internal/nesting"},
 		},
 		{"github.com/google/go-cmp", "tests: readable differences", nil},
 		{

@@ -1,10 +1,15 @@
 package process
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
 )
 
@@ -72,6 +77,30 @@ func FuzzNodeConfig(f *testing.F) {
 		again, err := decodeConfig(strings.NewReader(string(document)))
 		if err != nil || again.Node != config.Node || len(again.Wiring.Uses) != len(config.Wiring.Uses) {
 			t.Fatalf("error %v after decoding %s again", err, document)
+		}
+	})
+}
+
+// No document makes a change of the neighbours panic. One that is accepted is the current wiring afterwards.
+func FuzzWiring(f *testing.F) {
+	f.Add([]byte(`{"epoch":2,"uses":{"db":[{"node":"db-2","address":"127.0.0.1:5432","draining":true}]}}`), "10")
+	f.Add([]byte(`{"epoch":3,"routes":[{"method":"POST","path":"/a*","to":["web-1"]}],"rebalancing":true}`), "")
+	f.Add([]byte(`{"epoch":9223372036854775807}`), "NaN")
+	f.Add([]byte(`{"epoch":1}{}`), "-1")
+	f.Fuzz(func(t *testing.T, document []byte, drain string) {
+		n := newNeighbours(sut.Wiring{Epoch: 1}, func(context.Context, sut.Wiring) error { return nil })
+		request := httptest.NewRequest(http.MethodPut, sut.WiringPath, bytes.NewReader(document))
+		request.Header.Set(sut.DrainHeader, drain)
+		w := httptest.NewRecorder()
+		n.change(w, request)
+		switch w.Code {
+		case http.StatusNoContent:
+			if err := checkWiring(n.current); err != nil {
+				t.Errorf("%s was accepted: %v", document, err)
+			}
+		case http.StatusBadRequest, http.StatusConflict, http.StatusGatewayTimeout:
+		default:
+			t.Errorf("%s: status %d", document, w.Code)
 		}
 	})
 }

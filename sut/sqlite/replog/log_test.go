@@ -247,3 +247,29 @@ func FuzzParseEntry(f *testing.F) {
 		}
 	})
 }
+
+// Messages keep their kind and their body, and no input makes a reader take more memory than the input has.
+func FuzzMessages(f *testing.F) {
+	f.Add([]byte("E\x00\x00\x00\x03abcW\x00\x00\x00\x00"))
+	f.Add([]byte("E\xff\xff\xff\xff"))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, input []byte) {
+		in := bytes.NewReader(input)
+		var again bytes.Buffer
+		for {
+			kind, body, err := Read(in, MaxBody)
+			if err != nil {
+				break
+			}
+			if err := Write(&again, kind, body); err != nil {
+				t.Fatal(err)
+			}
+			if numbers, err := Numbers(body, len(body)/8); err == nil && !bytes.Equal(appendNumbers(nil, numbers...), body) {
+				t.Errorf("%q became the numbers %v", body, numbers)
+			}
+		}
+		if !bytes.HasPrefix(input, again.Bytes()) {
+			t.Errorf("%q was read as %q", input, again.Bytes())
+		}
+	})
+}
