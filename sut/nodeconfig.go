@@ -54,6 +54,10 @@ const MaxIDHost = 255
 // and '.'. Otherwise the first tier generates one: 32 hexadecimal digits.
 const RequestIDHeader = "X-Request-Id"
 
+// MaxHeaderBytes is http.Server.MaxHeaderBytes of all nodes. net/http adds 4 KiB, so headers
+// above 8 KiB get 431, as with other web servers.
+const MaxHeaderBytes = 4 << 10
+
 // Ready is the document that a node prints when it serves.
 type Ready struct {
 	Node    string `json:"node"`

@@ -23,6 +23,9 @@
 //   - When a tier is down, requests that need it get 503 with Retry-After. Other
 //     requests still work. A response that lacks a tier names it in X-Degraded (db,
 //     blob, session).
+//   - The memory of uploads, of pictures that are being processed and of images that are
+//     being sent is bounded. Above the bound a request gets 503 with Retry-After. A picture
+//     that never fits gets 413.
 //   - A request waits for other tiers at most 5 s, and for the
 //     client's body at most 60 s. The http.Server bounds the time to
 //     read the request header and to write the response.
@@ -46,7 +49,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
@@ -74,12 +76,18 @@ type Config struct {
 	Sessions Sessions
 	// Process makes the variants of an upload, as imaging.Process does. Its errors
 	// wrap ErrTooManyPixels, ErrTruncated or ErrNotJPEG of package photos.
-	Process  func(original []byte) (photos.Variants, error)
-	IDs      *photos.IDSource
-	Log      *slog.Logger
-	Registry *prometheus.Registry // receives the app's metrics; /metrics shows all of it
-	Now      func() time.Time
+	Process func(original []byte) (photos.Variants, error)
+	// ProcessMemory returns the bytes that Process takes at most, from the header of an
+	// upload, as imaging.Memory does. Its errors are those of Process.
+	ProcessMemory func(original []byte) (int64, error)
+	IDs           *photos.IDSource
+	Log           *slog.Logger
+	Registry      *prometheus.Registry // receives the app's metrics; /metrics shows all of it
+	Now           func() time.Time
 
+	// MemoryBytes is the memory of this node; 0 = 512 MiB. Clients get fixed shares of it,
+	// see newMemory.
+	MemoryBytes int64
 	// Service is the service of this host: sut.Reads, sut.Uploads, or "" for both. A
 	// request for another service gets 421.
 	Service sut.Service
@@ -97,20 +105,20 @@ const (
 	tierTimeout    = 5 * time.Second // for all calls of one request to other tiers
 	bodyTimeout    = time.Minute     // from the start of a request to the end of its body
 	maxUploadBytes = 8 << 20         // size of one original
-	// uploadMemory bounds the bytes of all uploads that are being read or
-	// processed. An upload above it gets 503.
-	uploadMemory = 64 << 20
 )
 
 func (c Config) withDefaults() (Config, error) {
 	c.LogRequests = cmp.Or(c.LogRequests, sut.LogFailed)
+	c.MemoryBytes = cmp.Or(c.MemoryBytes, 512<<20)
 	switch {
 	case c.Node == "":
 		return c, errors.New("app: the node has no name")
 	case c.Store == nil || c.Blobs == nil || c.Sessions == nil:
 		return c, errors.New("app: Store, Blobs and Sessions are required")
-	case c.Process == nil || c.IDs == nil:
-		return c, errors.New("app: Process and IDs are required")
+	case c.Process == nil || c.ProcessMemory == nil || c.IDs == nil:
+		return c, errors.New("app: Process, ProcessMemory and IDs are required")
+	case c.MemoryBytes < 0:
+		return c, fmt.Errorf("app: MemoryBytes is %d: want 0 or more", c.MemoryBytes)
 	case c.Log == nil || c.Registry == nil || c.Now == nil:
 		return c, errors.New("app: Log, Registry and Now are required")
 	case c.Service != "" && c.Service != sut.Reads && c.Service != sut.Uploads:
@@ -132,7 +140,7 @@ type App struct {
 	outages map[string]*outage // by tier
 
 	buffers  sync.Pool // of *jsonBuffer
-	memory   *semaphore.Weighted
+	memory   memory
 	slots    chan struct{} // one for each upload in processing; more would need more memory and not be faster
 	draining atomic.Bool
 
@@ -153,7 +161,7 @@ func New(c Config) (*App, error) {
 		mux:      http.NewServeMux(),
 		assets:   loadAssets(),
 		outages:  map[string]*outage{tierDB: {}, tierBlob: {}, tierSession: {}, tierCache: {}},
-		memory:   semaphore.NewWeighted(uploadMemory),
+		memory:   newMemory(c.MemoryBytes),
 		slots:    make(chan struct{}, runtime.GOMAXPROCS(0)),
 		ids:      sut.NewRequestIDs(),
 		servedBy: []string{c.Node},
@@ -203,7 +211,9 @@ func (a *App) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	x := &exchange{ResponseWriter: w, app: a, r: r, op: a.metrics.other, begun: a.config.Now()}
-	x.ctx = requestContext{Context: r.Context(), id: [1]string{a.ids.FromHeader(r.Header)}}
+	x.ctx = requestContext{
+		Context: r.Context(), id: [1]string{a.ids.FromHeader(r.Header)}, image: reservation{of: a.memory.images},
+	}
 	header[sut.RequestIDHeader] = x.ctx.id[:]
 	if r.ContentLength != 0 {
 		// Also for a request whose handler does not read the body: the server reads
@@ -228,6 +238,7 @@ type requestContext struct {
 	context.Context
 	id     [1]string
 	served sut.Served
+	image  reservation
 }
 
 // Value returns the request id, how the request is answered, or a value of the server's context.
@@ -237,6 +248,8 @@ func (c *requestContext) Value(key any) any {
 		return &c.id[0] // a pointer, because a string would be copied to the heap
 	case sut.ServedKey:
 		return &c.served
+	case imageKey:
+		return &c.image
 	}
 	return c.Context.Value(key)
 }
@@ -264,6 +277,7 @@ func (a *App) finish(x *exchange) {
 		}
 	}
 	a.metrics.inFlight.Dec()
+	x.ctx.image.release()
 	x.answered(http.StatusOK) // the server sends 200 if the handler sent nothing
 	took := a.config.Now().Sub(x.begun)
 	x.op.seconds.Observe(took.Seconds())

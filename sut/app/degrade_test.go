@@ -286,7 +286,7 @@ func TestInternalErrors(t *testing.T) {
 }
 
 // maxUpload is the maximum size of an upload in bytes. Memory is reserved for uploadsInMemory of that size.
-const maxUpload, uploadsInMemory = 8 << 20, 7
+const maxUpload, uploadsInMemory = 8 << 20, 8
 
 // An upload above the reserved memory gets 503 with Retry-After at once. An upload that ends
 // releases its memory.

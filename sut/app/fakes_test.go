@@ -208,7 +208,8 @@ func missing(found bool) error {
 // fakeBlobs is a Blobs in memory.
 type fakeBlobs struct {
 	broken
-	objects sync.Map // object -> []byte
+	objects sync.Map                    // object -> []byte
+	onGet   func(context.Context) error // called by Get; nil = nothing
 }
 
 type object struct {
@@ -226,7 +227,11 @@ func (b *fakeBlobs) Put(ctx context.Context, id photos.ID, v photos.Variant, dat
 
 func (b *fakeBlobs) Get(ctx context.Context, id photos.ID, v photos.Variant) ([]byte, error) {
 	data, found := b.objects.Load(object{id, v})
-	if err := cmp.Or(b.now(ctx), missing(found)); err != nil {
+	err := cmp.Or(b.now(ctx), missing(found))
+	if err == nil && b.onGet != nil {
+		err = b.onGet(ctx)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return data.([]byte), nil

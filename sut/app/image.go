@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/stagebench/stagebench/sut/photos"
 )
 
@@ -25,6 +27,9 @@ const (
 // photo never change after its upload. Increase imageVersion when the processing of
 // originals changes.
 const imageVersion = 1
+
+// maxImageBytes is the size of the largest image, that of the largest object of the blob tier.
+const maxImageBytes = 16 << 20
 
 //go:embed static
 var static embed.FS
@@ -96,6 +101,32 @@ func (a *App) showImage(ctx context.Context, x *exchange) error {
 	serveBytes(x, data, etagOf(data), "image/jpeg", cacheControl(version))
 	return nil
 }
+
+// reservation is the memory of the image that answers a request. A client that reads slowly holds it.
+type reservation struct {
+	of   *semaphore.Weighted
+	held int64
+}
+
+// imageKey is the key of the reservation in a request's context.
+type imageKey struct{}
+
+// ReserveImage reserves memory for an image that answers the request of a context, until the end of the request. The
+// client of the blob tier calls it when it knows the size of an image. Its error is for the client of this host.
+func ReserveImage(ctx context.Context, bytes int64) error {
+	r, ok := ctx.Value(imageKey{}).(*reservation)
+	if !ok {
+		return nil // no request of a client
+	}
+	bytes = max(bytes-freeBytes, 0)
+	if !r.of.TryAcquire(bytes) {
+		return busy("too many large images are being sent")
+	}
+	r.held += bytes
+	return nil
+}
+
+func (r *reservation) release() { r.of.Release(r.held) }
 
 func cacheControl(version string) string {
 	if version != "" {

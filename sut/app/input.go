@@ -144,7 +144,11 @@ func readBody(x *exchange, limit int64) ([]byte, error) {
 		body = make([]byte, x.r.ContentLength)
 		_, err = io.ReadFull(from, body)
 	} else {
-		body, err = io.ReadAll(from)
+		// One buffer of the largest size: a buffer that grows would take a multiple of the reserved memory.
+		var buffer bytes.Buffer
+		buffer.Grow(int(limit) + bytes.MinRead)
+		_, err = buffer.ReadFrom(from)
+		body = buffer.Bytes()
 	}
 	if err != nil {
 		return nil, bodyProblem(err)

@@ -85,11 +85,14 @@ func internalError(cause error) *problem {
 // tierProblem turns an error of a tier into a problem. It returns nil for nil. what
 // names the requested object in the message.
 func (a *App) tierProblem(x *exchange, tier, what string, err error) error {
+	own, isProblem := errors.AsType[*problem](err)
 	switch {
 	case err == nil:
 		return nil
 	case x.r.Context().Err() != nil:
 		return clientGone(err)
+	case isProblem:
+		return own
 	case errors.Is(err, photos.ErrNotFound):
 		return notFound(what+" does not exist", "check the id; it may have been deleted")
 	case errors.Is(err, photos.ErrForbidden):

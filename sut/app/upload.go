@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/stagebench/stagebench/sut/photos"
 )
@@ -82,8 +83,35 @@ func (a *App) upload(_ context.Context, x *exchange) error {
 	return nil
 }
 
+// memory is the shares of the host's memory that clients may fill. Each is a bound of its
+// own: slow clients hold their uploads and images for a minute or two, and must not
+// prevent others from being processed.
+type memory struct {
+	uploads      *semaphore.Weighted // bytes of uploads that are being read, processed or stored
+	images       *semaphore.Weighted // bytes of images that are being sent
+	processing   *semaphore.Weighted // bytes that pictures in processing take
+	processBytes int64               // the bound of processing
+}
+
+// freeBytes is the part of an upload or of an image that is not counted. So small ones are
+// served although slow clients hold all the counted memory. The limit of connections bounds
+// their sum.
+const freeBytes = 64 << 10
+
+// newMemory divides the memory of a host: an eighth for uploads, a sixteenth for images, two fifths for pictures in
+// processing. On a host of 512 MiB, that is 64 MiB, 32 MiB and a progressive JPEG of 12 million pixels. The rest is for
+// connections, records and the program.
+func newMemory(total int64) memory {
+	m := memory{processBytes: total * 2 / 5}
+	m.uploads = semaphore.NewWeighted(max(total/8, maxFormBytes))
+	m.images = semaphore.NewWeighted(max(total/16, maxImageBytes))
+	m.processing = semaphore.NewWeighted(m.processBytes)
+	return m
+}
+
 // reserve reserves memory for an upload before any byte of it is read. Without it, many
-// large uploads at once would exhaust the memory of the host.
+// large uploads at once would exhaust the memory of the host. An upload that does not fit
+// is refused at once: the others may be slow, so waiting would rarely help.
 func (a *App) reserve(x *exchange) (release func(), err error) {
 	bytes := x.r.ContentLength
 	if bytes > maxFormBytes {
@@ -92,10 +120,11 @@ func (a *App) reserve(x *exchange) (release func(), err error) {
 	if bytes < 0 {
 		bytes = maxFormBytes
 	}
-	if !a.memory.TryAcquire(bytes) {
+	bytes = max(bytes-freeBytes, 0)
+	if !a.memory.uploads.TryAcquire(bytes) {
 		return nil, busy("too many uploads at once")
 	}
-	return func() { a.memory.Release(bytes) }, nil
+	return func() { a.memory.uploads.Release(bytes) }, nil
 }
 
 // readPicture reads an upload: a plain JPEG or a multipart form.
@@ -156,10 +185,10 @@ func readForm(x *exchange, boundary string, sent *picture) error {
 			if sent.original != nil {
 				return badRequest("upload one photo per request", "the form has the field photo twice")
 			}
-			sent.original, err = readPart(part, maxUploadBytes, "the photo")
+			sent.original, err = readPart(part, x.r.ContentLength, maxUploadBytes, "the photo")
 		case "title":
 			var title []byte
-			title, err = readPart(part, 4*maxTitleRunes, "the title")
+			title, err = readPart(part, 0, 4*maxTitleRunes, "the title")
 			sent.title = string(title)
 		default:
 			return badRequest("send only the fields photo and title",
@@ -171,9 +200,14 @@ func readForm(x *exchange, boundary string, sent *picture) error {
 	}
 }
 
-// readPart reads one field of a form.
-func readPart(part *multipart.Part, limit int64, what string) ([]byte, error) {
+// readPart reads one field of a form. size is its expected size, -1 = unknown: a buffer that
+// grows would take a multiple of the memory that is reserved.
+func readPart(part *multipart.Part, size, limit int64, what string) ([]byte, error) {
 	var value bytes.Buffer
+	if size < 0 || size > limit {
+		size = limit
+	}
+	value.Grow(int(size) + bytes.MinRead)
 	n, err := io.Copy(&value, io.LimitReader(part, limit+1))
 	switch {
 	case err != nil:
@@ -193,30 +227,53 @@ func formProblem(err error) error {
 	return err
 }
 
-// process waits for one of the slots, and makes the variants.
+// process waits for one of the slots and for memory, and makes the variants. It waits,
+// because pictures in processing free their memory soon, whatever clients do.
 func (a *App) process(ctx context.Context, x *exchange, original []byte) (photos.Variants, error) {
+	bytes, err := a.config.ProcessMemory(original)
+	if err != nil {
+		return photos.Variants{}, pictureProblem(original, err)
+	}
+	if bytes > a.memory.processBytes {
+		return photos.Variants{}, refusal(http.StatusRequestEntityTooLarge,
+			fmt.Sprintf("processing the photo takes %d MB of memory, the limit of this host is %d MB",
+				bytes/1e6, a.memory.processBytes/1e6),
+			"scale the picture down before uploading it, or save it without the progressive format")
+	}
 	select {
 	case a.slots <- struct{}{}:
 		defer func() { <-a.slots }()
+		err = a.memory.processing.Acquire(ctx, bytes)
 	case <-ctx.Done():
-		if x.r.Context().Err() != nil {
-			return photos.Variants{}, clientGone(ctx.Err())
-		}
+		err = ctx.Err()
+	}
+	switch {
+	case err == nil:
+		defer a.memory.processing.Release(bytes)
+	case x.r.Context().Err() != nil:
+		return photos.Variants{}, clientGone(err)
+	default:
 		return photos.Variants{}, busy("too many uploads at once")
 	}
 	variants, err := a.config.Process(original)
+	if err != nil {
+		return variants, pictureProblem(original, err)
+	}
+	return variants, nil
+}
+
+// pictureProblem says why a picture could not be processed.
+func pictureProblem(original []byte, err error) error {
 	switch {
-	case err == nil:
-		return variants, nil
 	case errors.Is(err, photos.ErrTooManyPixels):
-		return variants, refusal(http.StatusRequestEntityTooLarge, err.Error(),
+		return refusal(http.StatusRequestEntityTooLarge, err.Error(),
 			"scale the picture down before uploading it")
 	case errors.Is(err, photos.ErrTruncated):
-		return variants, badRequest("send the whole file", "%v", err)
+		return badRequest("send the whole file", "%v", err)
 	case errors.Is(err, photos.ErrNotJPEG):
-		return variants, unsupported(err.Error(), "save the picture as a JPEG")
+		return unsupported(err.Error(), "save the picture as a JPEG")
 	}
-	return variants, fmt.Errorf("process an upload of %d bytes: %w", len(original), err)
+	return fmt.Errorf("process an upload of %d bytes: %w", len(original), err)
 }
 
 // storeBlobs stores the original and its variants.

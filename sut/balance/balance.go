@@ -43,6 +43,18 @@ type Config struct {
 	// Log receives the changes of hosts between up and down, and the requests that
 	// LogRequests selects. Default: no log.
 	Log *slog.Logger
+	// Bound limits the connections of clients at layer 7; nil = no limit. Full reports whether a request came over a
+	// connection above the limit. It gets 503, and the connection is closed.
+	Bound Bound
+	Full  func(context.Context) bool
+	// MaxTunnels is the maximum number of connections of clients at layer 4; 0 = no limit. A further connection is closed.
+	MaxTunnels int
+}
+
+// Bound limits the connections of a server, as conns.Bound does.
+type Bound interface {
+	Attach(server *http.Server)
+	Listen(inner net.Listener) net.Listener
 }
 
 // Balancer is the embedded load balancer.
@@ -91,12 +103,15 @@ func New(cfg Config) (*Balancer, error) {
 	b.server = &http.Server{
 		Handler: http.HandlerFunc(b.serve), ErrorLog: quiet,
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute,
-		MaxHeaderBytes: 32 << 10, // each connection may hold as much memory before its request is complete
+		MaxHeaderBytes: sut.MaxHeaderBytes,
+	}
+	if cfg.Bound != nil {
+		cfg.Bound.Attach(b.server)
 	}
 	if cfg.Layer == sut.Layer4 {
 		b.forwarder = &forwarder{
 			pool: b.pool, dialer: net.Dialer{Timeout: sut.ConnectTimeout}, hashes: b.hashes,
-			redispatched: &b.redispatched, tunnels: map[*tunnel]struct{}{},
+			redispatched: &b.redispatched, tunnels: map[*tunnel]struct{}{}, maxTunnels: cfg.MaxTunnels,
 		}
 	}
 	return b, nil
@@ -108,8 +123,11 @@ func New(cfg Config) (*Balancer, error) {
 func (b *Balancer) Serve(listener net.Listener) error {
 	b.checks.Go(func() { b.run(b.checkCtx) })
 	serve := b.server.Serve
-	if b.forwarder != nil {
+	switch {
+	case b.forwarder != nil:
 		serve = b.forwarder.serve
+	case b.cfg.Bound != nil:
+		listener = b.cfg.Bound.Listen(listener)
 	}
 	if err := serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return err

@@ -22,6 +22,7 @@ type forwarder struct {
 	pool         *pool
 	dialer       net.Dialer
 	hashes       bool // the policy needs the hash of the client's address
+	maxTunnels   int  // 0 = no limit
 	redispatched *atomic.Uint64
 
 	accepted, failed atomic.Uint64 // connections
@@ -70,7 +71,11 @@ func (f *forwarder) begin(client *net.TCPConn) {
 	t := &tunnel{client: client, cancel: cancel}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.stopped {
+	full := f.maxTunnels > 0 && len(f.tunnels) >= f.maxTunnels
+	if full {
+		f.failed.Add(1)
+	}
+	if f.stopped || full {
 		t.close()
 		return
 	}

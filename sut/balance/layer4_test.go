@@ -116,6 +116,33 @@ func TestLayer4Drains(t *testing.T) {
 	}
 }
 
+// TestLayer4IsBounded: a connection above the maximum number is closed, and those within it are served.
+func TestLayer4IsBounded(t *testing.T) {
+	t.Parallel()
+	cfg := Config{Balancing: sut.Balancing{Layer: sut.Layer4, HealthInterval: time.Minute}, MaxTunnels: 2}
+	b := newBalancer(t, cfg, echoHost(t))
+	b.probe = func(context.Context, string) error { return nil }
+	address, served := serveLayer4(t, b)
+	first, second := dialAndEcho(t, address), dialAndEcho(t, address)
+	third, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer third.Close()
+	if _, err := third.Read(make([]byte, 1)); err == nil {
+		t.Error("the third connection got data")
+	}
+	checkEcho(t, first)
+	checkEcho(t, second)
+	if status, _ := b.Status(t.Context()); status.Connections.Failed != 1 || status.Connections.Active != 2 {
+		t.Errorf("%+v, want 2 active and 1 failed", status.Connections)
+	}
+	_, _ = first.Close(), second.Close()
+	if err := errors.Join(b.Shutdown(t.Context()), <-served); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestLayer4LeaksNoGoroutine is not parallel: goleak would report the goroutines of
 // other tests.
 func TestLayer4LeaksNoGoroutine(t *testing.T) {

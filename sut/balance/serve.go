@@ -44,10 +44,15 @@ func (b *Balancer) serve(w http.ResponseWriter, r *http.Request) {
 	x.id[0] = b.ids.FromHeader(r.Header)
 	x.proxy.Transport = x
 	defer x.finish(r)
-	if r.Method == http.MethodConnect {
+	switch {
+	case b.cfg.Full != nil && b.cfg.Full(r.Context()):
+		x.Header().Set("Connection", "close")
+		x.Header().Set("Retry-After", "1")
+		x.refuse(http.StatusServiceUnavailable, "the balancer has reached its maximum number of connections")
+	case r.Method == http.MethodConnect:
 		// The web hosts do not support tunnels.
 		x.refuse(http.StatusMethodNotAllowed, "CONNECT is not supported: request a path of this server")
-	} else {
+	default:
 		x.proxy.ServeHTTP(x, r)
 	}
 	x.complete = true

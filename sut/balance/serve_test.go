@@ -251,3 +251,16 @@ func TestRegistryIsNotShared(t *testing.T) {
 		t.Error("a second balancer on the same registry was accepted")
 	}
 }
+
+// A request over a connection above the limit gets 503, whatever it asks for, and the connection is closed.
+func TestAFullBalancer(t *testing.T) {
+	t.Parallel()
+	host := hostOf(t, func(http.ResponseWriter, *http.Request) { t.Error("the host got the request") })
+	b := newBalancer(t, Config{Full: func(context.Context) bool { return true }}, host)
+	for _, method := range []string{"GET", "CONNECT"} {
+		res, body := raw(t, serve(t, b), method+" / HTTP/1.1\r\nHost: x\r\n\r\n")
+		if res.StatusCode != http.StatusServiceUnavailable || !res.Close || res.Header.Get("Retry-After") == "" {
+			t.Errorf("%s: %d %s, close %t", method, res.StatusCode, body, res.Close)
+		}
+	}
+}

@@ -24,6 +24,8 @@ type ClientConfig struct {
 	// RequestID returns the id of the web request that a call serves. The client
 	// sends it in sut.RequestIDHeader. nil = no id is sent.
 	RequestID func(context.Context) string
+	// Reserve reserves memory for an object before Get reads it. Its error ends Get. nil = no limit.
+	Reserve func(ctx context.Context, bytes int64) error
 }
 
 // maxIdle bounds the idle connections of one client.
@@ -70,6 +72,11 @@ func (c *Client) Get(ctx context.Context, id photos.ID, v photos.Variant) ([]byt
 	if response.ContentLength < 0 || response.ContentLength > MaxBytes {
 		return nil, fmt.Errorf("GET blob %d/%s: %w: the node announced %d bytes, want 0 to %d",
 			id, v, photos.ErrUnavailable, response.ContentLength, MaxBytes)
+	}
+	if c.config.Reserve != nil {
+		if err := c.config.Reserve(ctx, response.ContentLength); err != nil {
+			return nil, fmt.Errorf("GET blob %d/%s: %w", id, v, err)
+		}
 	}
 	data := make([]byte, response.ContentLength)
 	if _, err := io.ReadFull(response.Body, data); err != nil {

@@ -50,8 +50,9 @@ type RingConfig struct {
 	Peers  []sut.Peer // at least Copies of them must not be draining
 	Copies int        // copies of each photo, on different hosts; 0 = 1
 	Secret sut.Secret // that of ClientConfig
-	// RequestID is that of ClientConfig.
+	// RequestID and Reserve are those of ClientConfig.
 	RequestID func(context.Context) string
+	Reserve   func(ctx context.Context, bytes int64) error
 	// Registry gets stagebench_blob_copies_missing_total.
 	Registry prometheus.Registerer
 
@@ -136,7 +137,9 @@ func (r *Ring) SetPeers(ctx context.Context, peers []sut.Peer) error {
 	if old == nil {
 		old = &hosts{}
 	}
-	client := ClientConfig{Secret: r.config.Secret, RequestID: r.config.RequestID, timeout: r.config.timeout}
+	client := ClientConfig{
+		Secret: r.config.Secret, RequestID: r.config.RequestID, Reserve: r.config.Reserve, timeout: r.config.timeout,
+	}
 	if len(peers) > 1 { // a caller with a deadline of 5 s reaches the next hosts when one hangs
 		client.timeout = cmp.Or(client.timeout, time.Second)
 	}

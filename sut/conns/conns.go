@@ -31,10 +31,11 @@ const (
 	// may be closed as unused. A connection between two requests may be closed at once.
 	silenceTimeout = time.Second
 
-	// maxRefused limits the refused connections. At this limit, the oldest of them that
+	// There are at most as many refused connections as others, in this range. At the limit, the oldest of them that
 	// has sent no request for refusedGrace is closed. If there is none, the next
 	// connection waits until it is accepted. So maxRefused silent connections delay a
 	// client by refusedGrace at most, and a burst of real requests is answered in order.
+	minRefused   = 64
 	maxRefused   = 256
 	refusedGrace = 100 * time.Millisecond
 
@@ -46,6 +47,7 @@ const (
 // Bound limits the connections of one server.
 type Bound struct {
 	limit        int
+	maxRefused   int
 	refusedTotal prometheus.Counter
 	closedTotal  prometheus.Counter
 
@@ -60,14 +62,14 @@ type Bound struct {
 }
 
 // New returns a bound with that limit. It registers the metrics
-// stagebench_http_connections_open, _idle, _refused_total and _closed_idle_total.
+// stagebench_http_connections_open, _idle, _refused_total and _closed_idle_total; nil = no metrics.
 func New(limit int, registry prometheus.Registerer) (*Bound, error) {
 	if limit < 1 {
 		return nil, fmt.Errorf("limit of %d connections: want 1 or more", limit)
 	}
 	auto := promauto.With(registry)
 	b := &Bound{
-		limit: limit,
+		limit: limit, maxRefused: min(max(limit, minRefused), maxRefused),
 		refusedTotal: auto.NewCounter(prometheus.CounterOpts{
 			Name: "stagebench_http_connections_refused_total",
 			Help: "Connections over the limit. They were answered 503, except health checks.",
@@ -136,7 +138,7 @@ func (b *Bound) enter(accepted net.Conn) *conn {
 			b.open++
 			c.markUnused(&b.silent)
 			return c
-		case b.refused < maxRefused || b.dropOne(&b.silentRefused, refusedGrace):
+		case b.refused < b.maxRefused || b.dropOne(&b.silentRefused, refusedGrace):
 			b.refused++
 			c.refused = true
 			b.refusedTotal.Inc()

@@ -26,16 +26,13 @@ const logLine = 32 << 10
 // a failure.
 const clientKeepAlive = 5 * time.Minute
 
-// maxClientConnections limits the connections of clients. More connections must wait.
-const maxClientConnections = 10_000
-
-// connectionsWithin returns the number of client connections that fit into a limit of
+// connectionsWithin returns the number of client connections, at most that many, that fit into a limit of
 // open files. HAProxy needs two files for each connection and some for itself. It does
 // not start if the limit is too low for its maxconn.
-func connectionsWithin(files uint64) int {
+func connectionsWithin(files uint64, most int) int {
 	const reserved = 200
-	if files/2 > maxClientConnections+reserved {
-		return maxClientConnections
+	if files/2 > uint64(most)+reserved {
+		return most
 	}
 	return max(1, (int(files)-reserved)/2)
 }

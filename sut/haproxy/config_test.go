@@ -68,7 +68,7 @@ func TestConnectionsWithinTheFileLimit(t *testing.T) {
 		{1024, 412},
 		{100, 1},
 	} {
-		if got := connectionsWithin(test.files); got != test.got {
+		if got := connectionsWithin(test.files, 10_000); got != test.got {
 			t.Errorf("connections within %d files: %d, want %d", test.files, got, test.got)
 		}
 	}

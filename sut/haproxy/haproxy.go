@@ -48,6 +48,9 @@ type Config struct {
 	Port int
 	// Procs is the number of threads; default 1.
 	Procs int
+	// MaxConnections limits the connections of clients; more connections wait until they are accepted. The limit on open
+	// files may allow fewer. Default 10,000.
+	MaxConnections int
 	// Drain bounds the time for requests in flight after the stop signal; default 10 s.
 	Drain time.Duration
 }
@@ -57,6 +60,7 @@ func (c Config) defaults() Config {
 	c.Balancing = c.Complete()
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	c.Procs = cmp.Or(c.Procs, 1)
+	c.MaxConnections = cmp.Or(c.MaxConnections, 10_000)
 	c.Drain = cmp.Or(c.Drain, 10*time.Second)
 	return c
 }
@@ -74,6 +78,8 @@ func (c Config) validate() error {
 		return fmt.Errorf("port %d: want 1 to 65535", c.Port)
 	case c.Procs < 1:
 		return fmt.Errorf("procs %d: want at least 1", c.Procs)
+	case c.MaxConnections < 1:
+		return fmt.Errorf("%d connections: want at least 1", c.MaxConnections)
 	case c.Drain < time.Second:
 		return fmt.Errorf("drain %v: want at least 1s", c.Drain)
 	case c.Policy == sut.PolicyLeastResponseTime:
@@ -140,7 +146,7 @@ func (h *Server) Prepare(ctx context.Context) error {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
 		return fmt.Errorf("haproxy: limit on open files: %w", err)
 	}
-	text := h.cfg.render(connectionsWithin(files.Max), h.slots.reset())
+	text := h.cfg.render(connectionsWithin(files.Max, h.cfg.MaxConnections), h.slots.reset())
 	path := filepath.Join(dir, configName)
 	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
 		return fmt.Errorf("haproxy: configuration: %w", err)

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"image"
+	"image/color"
 	"image/jpeg"
 	"io"
 
@@ -69,19 +70,61 @@ func Size(original []byte) (width, height int, err error) {
 		return 0, 0, classify(original, err)
 	}
 	width, height = config.Width, config.Height
+	return width, height, checkSize(original, width, height)
+}
+
+// checkSize returns an error for a JPEG of this size that exceeds a limit.
+func checkSize(original []byte, width, height int) error {
 	switch {
 	case width < 1 || height < 1:
-		return 0, 0, fmt.Errorf("%w: it is %dx%d", photos.ErrNotJPEG, width, height)
+		return fmt.Errorf("%w: it is %dx%d", photos.ErrNotJPEG, width, height)
 	case width > MaxSide || height > MaxSide || width*height > MaxPixels:
-		return 0, 0, fmt.Errorf("%w: it is %dx%d, the limits are %dx%d and %d million pixels",
+		return fmt.Errorf("%w: it is %dx%d, the limits are %dx%d and %d million pixels",
 			photos.ErrTooManyPixels, width, height, MaxSide, MaxSide, MaxPixels/1_000_000)
 	}
 	// This counts every start-of-scan marker, and possibly a few more in metadata. It finds
 	// none in compressed data, where 00 or a restart marker always follows the byte FF.
 	if scans := bytes.Count(original, []byte{0xff, 0xda}); scans > MaxScans {
-		return 0, 0, fmt.Errorf("%w: it has %d scans, the limit is %d", photos.ErrNotJPEG, scans, MaxScans)
+		return fmt.Errorf("%w: it has %d scans, the limit is %d", photos.ErrNotJPEG, scans, MaxScans)
 	}
-	return width, height, nil
+	return nil
+}
+
+// Memory returns the number of bytes that Process may take for an original, without decoding it. It checks the limits
+// and returns the same errors as Process.
+func Memory(original []byte) (int64, error) {
+	config, err := jpeg.DecodeConfig(bytes.NewReader(original))
+	if err != nil {
+		return 0, classify(original, err)
+	}
+	if err := checkSize(original, config.Width, config.Height); err != nil {
+		return 0, err
+	}
+	// The decoder takes one byte for each sample. It takes three samples for each pixel even if fewer are encoded.
+	var perPixel int64
+	switch config.ColorModel {
+	case color.GrayModel:
+		perPixel = 1
+	case color.YCbCrModel:
+		perPixel = 3
+	default: // CMYK and RGB: four samples, which are converted to four bytes
+		perPixel = 4
+	}
+	decoded := perPixel
+	if perPixel == 4 {
+		decoded += 4
+	}
+	// A progressive JPEG also takes a coefficient of four bytes for each sample until its last scan. Its frame begins with
+	// ff c2. Compressed data has no such bytes, and in metadata they make the result only too large.
+	if bytes.Contains(original, []byte{0xff, 0xc2}) {
+		decoded += 4 * perPixel
+	}
+	// The decoder rounds both sides up to whole blocks, of 32 pixels at most.
+	const block = 32
+	width, height := (config.Width+block-1)/block*block, (config.Height+block-1)/block*block
+	// The copy for the display, two variants of it, their JPEGs, and what scaling to the thumbnail takes.
+	const display = 3*4 + 8
+	return decoded*int64(width*height) + display*int64(min(config.Width, displaySide)*min(config.Height, displaySide)), nil
 }
 
 // classify turns an error of the decoder into an error of package photos. For data that

@@ -2,11 +2,13 @@ package imaging_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"image"
 	"image/draw"
 	"image/jpeg"
+	"runtime"
 	"testing"
 
 	"github.com/stagebench/stagebench/sut/imaging"
@@ -180,6 +182,93 @@ func FuzzProcess(f *testing.F) {
 			t.Errorf("untyped error: %v", err)
 		}
 	})
+}
+
+// No file makes Process take more memory than Memory says.
+func FuzzMemory(f *testing.F) {
+	good := imaging.Sample(1, 48, 32)
+	f.Add(good)
+	f.Add(resized(good, 200, 300))
+	f.Add(resized(good, 1, 4096))
+	for components := byte(1); components <= 4; components++ {
+		f.Add(progressive(200, 300, components))
+	}
+	f.Fuzz(func(t *testing.T, original []byte) {
+		bound, err := imaging.Memory(original)
+		width, height, sizeErr := imaging.Size(original)
+		if (err == nil) != (sizeErr == nil) {
+			t.Fatalf("Memory returns %v and Size returns %v", err, sizeErr)
+		}
+		if err != nil || width*height > 1<<18 {
+			return
+		}
+		if taken := allocated(original); taken > bound+fixedMemory {
+			t.Errorf("a picture of %dx%d took %d bytes, more than %d", width, height, taken, bound)
+		}
+	})
+}
+
+// fixedMemory is what the decoder and the encoders take for any picture.
+const fixedMemory = 512 << 10
+
+// allocated returns the bytes that Process allocates, including those that it does not need at the same time.
+func allocated(original []byte) int64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, _ = imaging.Process(original) // its memory matters, not its result
+	runtime.ReadMemStats(&after)
+	return int64(after.TotalAlloc - before.TotalAlloc)
+}
+
+// Memory is at least what Process takes, and not many times as much.
+func TestMemory(t *testing.T) {
+	for name, original := range map[string][]byte{
+		"small":                  imaging.Sample(1, 160, 120),
+		"display size":           imaging.Sample(1, 1280, 960),
+		"12 million pixels":      blank(t, 4000, 3000),
+		"progressive, grey":      progressive(4000, 3000, 1),
+		"progressive, 3 samples": progressive(4000, 3000, 3),
+		"progressive, 4 samples": progressive(4000, 3000, 4),
+		"one row":                imaging.Sample(1, 4096, 1),
+	} {
+		bound, err := imaging.Memory(original)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		taken := allocated(original)
+		t.Logf("%s: %d KB of %d KB", name, taken>>10, bound>>10)
+		if taken > bound+fixedMemory || bound > 4*taken+fixedMemory {
+			t.Errorf("%s: Process takes %d bytes, Memory says %d", name, taken, bound)
+		}
+	}
+	bomb := resized(imaging.Sample(1, 48, 32), 65535, 65535)
+	if _, err := imaging.Memory(bomb); !errors.Is(err, photos.ErrTooManyPixels) {
+		t.Errorf("65535x65535: %v", err)
+	}
+}
+
+// blank returns a JPEG of one colour.
+func blank(t *testing.T, width, height int) []byte {
+	var file bytes.Buffer
+	picture := image.NewYCbCr(image.Rect(0, 0, width, height), image.YCbCrSubsampleRatio444)
+	if err := jpeg.Encode(&file, picture, nil); err != nil {
+		t.Fatal(err)
+	}
+	return file.Bytes()
+}
+
+// progressive returns the headers of a progressive JPEG, without the data of its pixels.
+func progressive(width, height uint16, components byte) []byte {
+	file := []byte{0xff, 0xd8, 0xff, 0xc2, 0, 8 + 3*components, 8}
+	file = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(file, height), width)
+	file = append(file, components)
+	scan := []byte{0xff, 0xda, 0, 6 + 2*components, components}
+	for i := range components {
+		file = append(file, i+1, 0x11, 0)
+		scan = append(scan, i+1, 0)
+	}
+	return append(append(append(file, scan...), 0, 0, 0), 0, 0xff, 0xd9)
 }
 
 func BenchmarkProcess(b *testing.B) {

@@ -31,7 +31,8 @@ func (s *Web) knobs() []Knob {
 			"uploads have web hosts of their own, and the balancer routes uploads to them, from stage lb on"),
 		integer("web.upload_hosts", &s.UploadHosts, 1, 1, 15, "with web.split: how many of web.hosts serve uploads"),
 		integer("web.max_conns", &s.MaxConns, 500, 1, 100_000,
-			"maximum connections of a web host; requests on further connections get 503 with Retry-After"),
+			"maximum connections of a web host, if its memory allows so many (1820 per unit of web.cpu); "+
+				"requests on further connections get 503 with Retry-After"),
 		truth("web.gzip", &s.Gzip, false, "compress text responses for clients that accept it"),
 	}
 }

@@ -33,6 +33,8 @@ type webNode struct {
 	memory *session.Memory // sessions of this host
 	remote *session.Remote // sessions of the read hosts; only an upload host has it
 	app    *app.App
+
+	maxConns int
 }
 
 // startApp starts a web host.
@@ -40,7 +42,7 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 	w := webNode{node: n}
 	if w.bytes, err = blob.NewRing(blob.RingConfig{
 		Peers: n.Config.Wiring.Uses[sut.Blob], Copies: ladder.BlobOf(n.Config.Knobs).Copies,
-		Secret: n.Config.Secret, RequestID: app.RequestID, Registry: n.Registry,
+		Secret: n.Config.Secret, RequestID: app.RequestID, Reserve: app.ReserveImage, Registry: n.Registry,
 	}); err != nil {
 		return c, err
 	}
@@ -56,12 +58,14 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 	if err != nil {
 		return c, err
 	}
-	bound, err := conns.New(ladder.WebOf(n.Config.Knobs).MaxConns, n.Registry)
+	w.maxConns = w.limitConns()
+	bound, err := conns.New(w.maxConns, n.Registry)
 	if err != nil {
 		return c, err
 	}
 	w.app, err = app.New(app.Config{
 		Node: n.Config.Node, Store: records, Blobs: w.bytes, Sessions: sessions, Process: imaging.Process,
+		ProcessMemory: imaging.Memory, MemoryBytes: n.Config.MemoryBytes,
 		IDs: photos.NewIDSource(uint8(n.Config.IDHost), time.Now), Log: n.Log, Registry: n.Registry, Now: time.Now,
 		Service: n.Config.Service, Full: conns.Refused, LogRequests: ladder.LogsOf(n.Config.Knobs).Requests,
 	})
@@ -73,7 +77,8 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 		return c, err
 	}
 	h := process.NewHTTP()
-	h.Serve(bound.Listen(listener), bounded(w.public(), bound))
+	// Sent within this time, or the client has to ask again: a slow client holds the memory of its image.
+	h.Serve(listener, &http.Server{Handler: w.public(), WriteTimeout: 2 * time.Minute}, bound)
 	return process.Component{
 		Ready: sut.Ready{Address: listener.Addr().String()}, Died: h.Died, Operators: w.operators(), Rewire: w.rewire,
 		Stop: func(ctx context.Context) error {
@@ -83,6 +88,17 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 			return err
 		},
 	}, nil
+}
+
+// limitConns returns the maximum number of connections: web.max_conns, or what fits into two thirds of the memory.
+func (w *webNode) limitConns() int {
+	want := ladder.WebOf(w.node.Config.Knobs).MaxConns
+	limit := min(2*w.node.ConnsWithin(process.HTTPConnBytes, want), want)
+	if limit < want {
+		w.node.Log.Warn("the memory of this node allows fewer connections than web.max_conns: a larger web.cpu gives more",
+			"max_conns", limit, "web.max_conns", want)
+	}
+	return limit
 }
 
 // placeSessions returns the sessions of this node. An upload host has none of its own
@@ -137,19 +153,6 @@ func (w *webNode) close() {
 	}
 }
 
-// bounded returns a server with bounded connections. It closes a refused connection
-// after its response.
-func bounded(handler http.Handler, bound *conns.Bound) *http.Server {
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if conns.Refused(r.Context()) {
-			w.Header().Set("Connection", "close")
-		}
-		handler.ServeHTTP(w, r)
-	})}
-	bound.Attach(server)
-	return server
-}
-
 // public returns the handler of the public address: the service and, on a host that
 // holds sessions, the lookups by other web hosts.
 func (w *webNode) public() http.Handler {
@@ -193,7 +196,7 @@ func (w *webNode) operators() http.Handler {
 		config := w.node.Config
 		status := webStatus{
 			Node: config.Node, Service: config.Service, Draining: w.app.Draining(),
-			MaxConns: ladder.WebOf(config.Knobs).MaxConns,
+			MaxConns: w.maxConns,
 		}
 		if w.remote != nil {
 			status.Peers = w.remote.Peers()

@@ -7,13 +7,31 @@ import (
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/balance"
+	"github.com/stagebench/stagebench/sut/conns"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node/process"
 )
 
+// maxClientConns is the maximum number of connections of a balancer's clients, if its memory allows so many.
+// tunnelBytes is the memory of a connection at layer 4: goroutines and the buffers of the kernel.
+const (
+	maxClientConns = 10_000
+	tunnelBytes    = 48 << 10
+)
+
 // startBalance starts the embedded balancer.
 func startBalance(_ context.Context, n process.Node) (c process.Component, err error) {
-	balancer, err := balance.New(balance.Config{Balancing: balancing(n.Config), Log: n.Log})
+	config := balance.Config{
+		Balancing: balancing(n.Config), Log: n.Log, MaxTunnels: n.ConnsWithin(tunnelBytes, maxClientConns),
+	}
+	if config.Layer == sut.Layer7 {
+		bound, err := conns.New(n.ConnsWithin(process.HTTPConnBytes, maxClientConns), n.Registry)
+		if err != nil {
+			return c, err
+		}
+		config.Bound, config.Full = bound, conns.Refused
+	}
+	balancer, err := balance.New(config)
 	if err != nil {
 		return c, err
 	}

@@ -2,13 +2,19 @@ package node
 
 import (
 	"context"
+	"errors"
 	"net/http"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/blob"
+	"github.com/stagebench/stagebench/sut/conns"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node/process"
 )
+
+// maxBlobConns is the maximum number of connections of a blob host, if its memory allows so many. Web hosts send one
+// request at a time over a connection.
+const maxBlobConns = 2048
 
 // startFiles starts the blob store.
 func startFiles(ctx context.Context, n process.Node) (c process.Component, err error) {
@@ -34,7 +40,11 @@ func startFiles(ctx context.Context, n process.Node) (c process.Component, err e
 		return c, err
 	}
 	h := process.NewHTTP()
-	h.Serve(listener, &http.Server{Handler: host})
+	bound, err := conns.New(n.ConnsWithin(process.HTTPConnBytes, maxBlobConns), n.Registry)
+	if err != nil {
+		return c, errors.Join(err, listener.Close())
+	}
+	h.Serve(listener, &http.Server{Handler: host}, bound)
 	return process.Component{
 		Ready: sut.Ready{Address: listener.Addr().String()}, Died: h.Died, Stop: h.Stop,
 		Operators: n.Operators(), Rewire: rewire,

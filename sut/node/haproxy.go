@@ -11,6 +11,9 @@ import (
 	"github.com/stagebench/stagebench/sut/node/process"
 )
 
+// haproxyConnBytes is the memory of a connection of HAProxy: two buffers of 16 KiB, and its state.
+const haproxyConnBytes = 34 << 10
+
 // startHAProxy starts the native balancer.
 func startHAProxy(ctx context.Context, n process.Node) (c process.Component, err error) {
 	install, err := haproxy.Find()
@@ -24,7 +27,8 @@ func startHAProxy(ctx context.Context, n process.Node) (c process.Component, err
 	s := haproxy.New(haproxy.Config{
 		Balancing: balancing(n.Config), Log: n.Log, Install: install, Dir: filepath.Join(n.Config.Dir, "haproxy"),
 		Listen: net.ParseIP(n.Config.Listen), Port: port, Procs: n.Config.Procs,
-		Drain: time.Duration(max(n.Config.DrainSeconds, 1) * float64(time.Second)),
+		MaxConnections: n.ConnsWithin(haproxyConnBytes, maxClientConns),
+		Drain:          time.Duration(max(n.Config.DrainSeconds, 1) * float64(time.Second)),
 	})
 	if c, err = n.StartNative(ctx, s, syscall.SIGKILL); err != nil {
 		return c, err

@@ -79,6 +79,14 @@ type Server struct{ cfg Config }
 // New returns a server description. Prepare checks the configuration.
 func New(cfg Config) *Server { return &Server{cfg: cfg} }
 
+// The limits of clients. They are for clients that have shown the secret: from others, Redis takes 10 arguments of
+// 16 KiB. The web tier needs at most 1024 connections: 16 hosts with 64 each.
+const (
+	maxClients      = 2048
+	maxCommand      = 64 << 20  // bytes of an unfinished command
+	maxClientMemory = 128 << 20 // bytes of all connections; above it, Redis closes the largest
+)
+
 // Prepare returns an error if the configuration is invalid.
 func (s *Server) Prepare(context.Context) error {
 	switch c := s.cfg; {
@@ -104,7 +112,12 @@ func (s *Server) Command() *exec.Cmd {
 	cmd := exec.Command(s.cfg.Install.Path, // without a configuration file
 		"--bind", s.cfg.Listen.String(), "--port", strconv.Itoa(s.cfg.Port), "--dir", s.cfg.Dir,
 		"--save", "", "--appendonly", "no", "--daemonize", "no", "--protected-mode", "no",
-		"--maxmemory", strconv.FormatInt(s.cfg.MaxBytes, 10), "--maxmemory-policy", policy, "-")
+		"--maxclients", strconv.Itoa(maxClients), "--client-query-buffer-limit", strconv.Itoa(maxCommand),
+		"--maxmemory", strconv.FormatInt(s.cfg.MaxBytes, 10), "--maxmemory-policy", policy)
+	if major, _, _ := strings.Cut(s.cfg.Install.Version, "."); major != "6" { // 6 has no such setting
+		cmd.Args = append(cmd.Args, "--maxmemory-clients", strconv.Itoa(maxClientMemory))
+	}
+	cmd.Args = append(cmd.Args, "-")
 	// Everybody can read the arguments of a process, but nobody its standard input.
 	cmd.Stdin = strings.NewReader("requirepass \"" + string(s.cfg.Secret) + "\"\n")
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C", "TZ=UTC"}

@@ -11,17 +11,25 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unsafe"
 )
 
 // maxArguments is the maximum number of arguments of a command, as in Redis.
 const maxArguments = 1 << 20
 
-// maxCommandBytes limits the arguments of one command, and commandsBytes those of all unfinished commands together,
-// without the first freeBytes of each.
+// maxCommandBytes limits the arguments of one command, and commandsBytes the memory of all commands that are being read
+// or executed, without the first freeBytes of each. argumentBytes is the memory of an argument beside its bytes.
 const (
 	maxCommandBytes int64 = 64 << 20
 	commandsBytes   int64 = 64 << 20
 	freeBytes             = 64 << 10
+	argumentBytes         = 2 * int(unsafe.Sizeof([]byte(nil))) // 2: args grows by doubling
+)
+
+// The limits of the commands of a client that has not shown the secret, as in Redis.
+const (
+	maxStrangerArguments       = 10
+	maxStrangerBytes     int64 = 16 << 10
 )
 
 // bufferBytes is the size of each of the two buffers of a connection. It also limits the
@@ -38,7 +46,9 @@ const (
 	errArguments = protocolError("invalid multibulk length")
 	errBulk      = protocolError("invalid bulk length")
 	errInline    = protocolError("too big inline request")
-	errMemory    = protocolError("the unfinished commands of all clients are too big")
+	errMemory    = protocolError("the unfinished commands of all clients are larger than 64 MiB")
+	errStranger  = protocolError("unauthenticated multibulk length")
+	errStrange   = protocolError("unauthenticated bulk length")
 	errQuotes    = protocolError("unbalanced quotes in request")
 )
 
@@ -55,15 +65,17 @@ type conn struct {
 	quit   bool   // close the connection after the current command
 
 	// args are the arguments of the current command. They point into data, or into an
-	// earlier array of data when data had to grow.
+	// earlier array of data that was full.
 	args [][]byte
 	data []byte
-	held int64 // part of data that counts in Server.held
+	size int   // memory of the current command
+	held int64 // part of size that counts in Server.held
 }
 
 // hold counts the memory of an unfinished command. It returns false if the commands of all clients are too big.
 func (c *conn) hold(bytes int) bool {
-	more := max(int64(bytes)-freeBytes, 0) - c.held
+	c.size += bytes
+	more := max(int64(c.size)-freeBytes, 0) - c.held
 	if more > 0 && c.server.held.Add(more) > commandsBytes {
 		c.server.held.Add(-more)
 		return false
@@ -75,7 +87,7 @@ func (c *conn) hold(bytes int) bool {
 // release ends the counting of the last command.
 func (c *conn) release() {
 	c.server.held.Add(-c.held)
-	c.held = 0
+	c.size, c.held = 0, 0
 }
 
 func (s *Server) newConn(c net.Conn) *conn {
@@ -131,6 +143,12 @@ func (c *conn) readCommand() error {
 		return errArguments
 	}
 	left := maxCommandBytes
+	if !c.known {
+		if count > maxStrangerArguments {
+			return errStranger
+		}
+		left = maxStrangerBytes
+	}
 	for range count {
 		if line, err = c.readLine(); err != nil {
 			return err
@@ -139,6 +157,8 @@ func (c *conn) readCommand() error {
 		switch {
 		case line[0] != '$':
 			return protocolError(fmt.Sprintf("expected '$', got '%c'", line[0]))
+		case !ok && !c.known:
+			return errStrange
 		case !ok:
 			return errBulk
 		}
@@ -179,11 +199,16 @@ func parseLength(line []byte, limit int64) (n int64, ok bool) {
 func (c *conn) readArgument(n int) error {
 	// Memory grows in steps with the received bytes. Otherwise a client could use up the
 	// memory only by announcing long arguments.
-	const step = 64 << 10
+	const step, smallest = 64 << 10, 512
+	size := n + len("\r\n")
+	if cap(c.data)-len(c.data) < size {
+		// A new array, because a copy of earlier arguments would need their memory twice.
+		c.data = make([]byte, 0, max(min(size, step), min(2*cap(c.data), freeBytes), smallest))
+	}
 	begin := len(c.data)
-	for end := begin + n + len("\r\n"); len(c.data) < end; {
+	for end := begin + size; len(c.data) < end; {
 		at, more := len(c.data), min(end-len(c.data), step)
-		if !c.hold(at + more) {
+		if !c.hold(more) {
 			return errMemory
 		}
 		c.data = slices.Grow(c.data, more)[:at+more]
@@ -196,6 +221,9 @@ func (c *conn) readArgument(n int) error {
 		return errBulk
 	}
 	c.args, c.data = append(c.args, text), c.data[:begin+n]
+	if !c.hold(argumentBytes) {
+		return errMemory
+	}
 	return nil
 }
 

@@ -161,13 +161,21 @@ func (s *Server) sweep() {
 	}
 }
 
+// maxConns is the maximum number of connections. The web tier needs at most 1024: 16 hosts with 64 connections each.
+// Each takes up to 112 KiB: two buffers, and a command of freeBytes.
+const maxConns = 2048
+
 // serveConn serves a connection in a new goroutine. After Shutdown it closes the
 // connection.
 func (s *Server) serveConn(accepted net.Conn) {
 	c := s.newConn(accepted)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.open.Err() != nil {
+	if len(s.conns) >= maxConns {
+		// The reply fits into the socket's buffer, so this does not wait for the client.
+		_, _ = accepted.Write([]byte("-ERR max number of clients reached\r\n"))
+	}
+	if s.open.Err() != nil || len(s.conns) >= maxConns {
 		_ = c.Close()
 		return
 	}

@@ -124,8 +124,9 @@ func New(cfg Config) (_ *Server, err error) {
 		Synchronous: "full", // a commit survives a power failure, as with PostgreSQL's default
 	}
 	protocol := wire.Config{
-		Catalogue: catalogue, MaxConns: 100, HandshakeTimeout: 5 * time.Second, Log: cfg.Log, Password: string(cfg.Secret),
+		Catalogue: catalogue, MaxConns: 100, MaxStarting: 200, HandshakeTimeout: 5 * time.Second,
 		IdleInTransaction: 10 * time.Second, // other writers may be waiting for the client
+		Password:          string(cfg.Secret), Log: cfg.Log,
 	}
 	if cfg.adjust != nil {
 		cfg.adjust(&files, &protocol)

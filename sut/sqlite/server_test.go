@@ -166,6 +166,37 @@ func TestTooManyClients(t *testing.T) {
 	}
 }
 
+// Connections without a session have a limit of their own: each holds a buffer, and needs no password for that.
+func TestTooManyStarts(t *testing.T) {
+	t.Parallel()
+	s := serve(t, sqlite.Config{}.Adjust(func(_ *sqlite.EngineConfig, w *sqlite.WireConfig) {
+		w.MaxStarting, w.HandshakeTimeout = 2, time.Minute
+	}))
+	earlier := connect(t, s)
+	first := dial(t, s)
+	dial(t, s)
+	third := dial(t, s)
+	if got := third.readUntil(t, ""); got != "FATAL 53300EOF" && got != "FATAL 53300 EOF" {
+		t.Errorf("the third connection without a session got %q", got)
+	}
+	if err := earlier.Ping(t.Context()); err != nil {
+		t.Errorf("a client with a session: %v", err)
+	}
+	_ = first.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for { // until the node has detected the end of the first connection
+		c, err := pgx.Connect(ctx, "postgres://u@"+s.Addr().String()+"/d?sslmode=disable")
+		if err == nil {
+			c.Close(ctx)
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestWithoutTLS: a client that prefers TLS connects without it.
 func TestWithoutTLS(t *testing.T) {
 	t.Parallel()

@@ -151,7 +151,7 @@ func (s *System) configFor(n *node) sut.NodeConfig {
 	config := sut.NodeConfig{
 		Node: n.Name, Host: n.Host, Role: n.Role, Engine: n.Engine,
 		Listen: n.host.address, Dir: n.dir, Procs: procsFor(n.host.CPU),
-		MemoryBytes:  n.host.MemoryBytes / int64(max(len(n.host.nodes), 1)),
+		MemoryBytes:  memoryOf(n),
 		DrainSeconds: s.opts.drainTimeout.Seconds(), Secret: s.secret,
 		IDHost: n.idHost, Service: n.Service, Knobs: s.topology.Knobs, Data: s.opts.Data,
 		Wiring: s.wiringFor(n),
@@ -166,6 +166,21 @@ func (s *System) configFor(n *node) sut.NodeConfig {
 		config.Port = portOf(n.ready.Address)
 	}
 	return config
+}
+
+// memoryOf returns a node's part of the memory of its host. A web node gets two parts: it also processes pictures.
+func memoryOf(n *node) int64 {
+	parts := func(n *node) int64 {
+		if n.Role == sut.Web {
+			return 2
+		}
+		return 1
+	}
+	var all int64
+	for _, other := range n.host.nodes {
+		all += parts(other)
+	}
+	return n.host.MemoryBytes * parts(n) / max(all, 1)
 }
 
 func procsFor(cores float64) int {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/conns"
 )
 
 // HTTP is a group of HTTP servers that stop together.
@@ -21,18 +22,30 @@ type HTTP struct {
 // NewHTTP returns an empty group.
 func NewHTTP() *HTTP { return &HTTP{Died: make(chan error, 4)} }
 
-// maxHeaderBytes is the size of the headers of a request above which it gets 431. Each connection may hold as much
-// memory before its request is complete.
-const maxHeaderBytes = 32 << 10
+// HTTPConnBytes is the memory that a connection may take before its request is complete. Headers of 8 KiB take twenty
+// times as much if they are thousands of empty ones.
+const HTTPConnBytes = 192 << 10
+
+// maxAdminConns is the maximum number of connections of an admin address. Each client there uses one at a time.
+const maxAdminConns = 64
 
 // Serve adds a server to the group and serves the listener in a goroutine. It sets the
-// server's timeouts and the limit of headers.
-func (h *HTTP) Serve(listener net.Listener, server *http.Server) {
+// server's timeouts and the limits of headers and connections. It closes a connection over
+// the limit after one response.
+func (h *HTTP) Serve(listener net.Listener, server *http.Server, bound *conns.Bound) {
+	handler := server.Handler
+	server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if conns.Refused(r.Context()) {
+			w.Header().Set("Connection", "close")
+		}
+		handler.ServeHTTP(w, r)
+	})
+	bound.Attach(server)
 	server.ReadHeaderTimeout, server.IdleTimeout = 10*time.Second, 5*time.Minute
-	server.MaxHeaderBytes = maxHeaderBytes
+	server.MaxHeaderBytes = sut.MaxHeaderBytes
 	h.servers = append(h.servers, server)
 	go func() {
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		if err := server.Serve(bound.Listen(listener)); !errors.Is(err, http.ErrServerClosed) {
 			h.Died <- err
 		}
 	}()

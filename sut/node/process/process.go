@@ -27,6 +27,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/conns"
 )
 
 // Node is what a function that starts an engine gets.
@@ -128,8 +129,12 @@ func (n Node) withAdmin(c Component) (Component, error) {
 	mux.Handle("/", c.Operators)
 	mux.HandleFunc("GET "+sut.WiringPath, neighbours.show)
 	mux.HandleFunc("PUT "+sut.WiringPath, neighbours.change)
+	bound, err := conns.New(n.ConnsWithin(HTTPConnBytes, maxAdminConns), nil)
+	if err != nil {
+		return c, errors.Join(err, listener.Close(), c.Stop(context.Background()))
+	}
 	h := &HTTP{Died: c.Died}
-	h.Serve(listener, &http.Server{Handler: guarded(mux, n.Config.Secret, n.Log)})
+	h.Serve(listener, &http.Server{Handler: guarded(mux, n.Config.Secret, n.Log)}, bound)
 	stop := c.Stop
 	c.Stop = func(ctx context.Context) error { return errors.Join(stop(ctx), h.Stop(ctx)) }
 	c.Ready.Admin = listener.Addr().String()
@@ -171,6 +176,16 @@ func (n Node) Listen() (net.Listener, error) { return n.listen(n.Config.Port) }
 // listen binds a port of the node's address; 0 = any free port.
 func (n Node) listen(port int) (net.Listener, error) {
 	return net.Listen("tcp", net.JoinHostPort(n.Config.Listen, strconv.Itoa(port)))
+}
+
+// ConnsWithin returns the maximum number of connections of which each takes up to that many bytes. It is the number
+// that fits into a third of the node's memory, and at most the given one. The rest is for what a complete request
+// takes, and for the program.
+func (n Node) ConnsWithin(bytes int64, most int) int {
+	if n.Config.MemoryBytes == 0 {
+		return most
+	}
+	return int(max(min(n.Config.MemoryBytes/3/bytes, int64(most)), 1))
 }
 
 // FreePort returns the port of the node's configuration, or a free port if that is 0. No

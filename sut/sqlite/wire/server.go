@@ -45,6 +45,7 @@ type Config struct {
 	Catalogue         Catalogue
 	NewSession        func() Session
 	MaxConns          int           // maximum number of clients
+	MaxStarting       int           // maximum number of connections without a session, also those of replicas
 	HandshakeTimeout  time.Duration // time for a client to start its session
 	IdleInTransaction time.Duration // time that a client may be silent while HoldsResources is true
 	Password          string        // of every client and replica; "" = they need none
@@ -89,10 +90,14 @@ func (s *Server) Serve(l net.Listener) {
 				net: link, server: s, accepted: time.Now(), status: idle,
 				statements: map[string]*Command{}, portals: map[string]*portal{},
 			}
+			if !s.enter(c) {
+				// The message fits into the socket's buffer, so this does not wait for the client.
+				c.sendError("FATAL", fatal(TooManyConnections, "sorry, too many clients already"))
+				_ = c.flush()
+				_ = link.Close()
+				continue
+			}
 			c.in = bufio.NewReaderSize(c, messageBytes)
-			s.mu.Lock()
-			s.conns[c] = struct{}{}
-			s.mu.Unlock()
 			s.serving.Go(c.serve)
 			continue
 		}
@@ -103,6 +108,18 @@ func (s *Server) Serve(l net.Listener) {
 		time.Sleep(pause)
 		pause = min(2*pause, time.Second)
 	}
+}
+
+// enter counts a new connection. It returns false if too many others have no session: each of them holds a buffer, and
+// needs no password for that.
+func (s *Server) enter(c *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.conns)-len(s.sessions) >= s.cfg.MaxStarting {
+		return false
+	}
+	s.conns[c] = struct{}{}
+	return true
 }
 
 // Connections returns the number of connected clients.
