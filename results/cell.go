@@ -180,7 +180,9 @@ type Writes struct {
 	Unread           int64 `json:"unread,omitempty"`  // records that could not be read back
 	// Conflicts counts how often primaries changed the same row concurrently. The
 	// primaries count them. The last write won, and the other writes are lost.
-	Conflicts int64 `json:"conflicts,omitempty"`
+	// Discarded is what the lost updates had added to numbers, by "table.column".
+	Conflicts int64            `json:"conflicts,omitempty"`
+	Discarded map[string]int64 `json:"discarded,omitempty"`
 }
 
 // Figure is a counter or a gauge of a tier, summed over the nodes that report it.

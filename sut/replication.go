@@ -52,12 +52,12 @@ type ReplicationStatus struct {
 	Rebuilds int64 `json:"rebuilds"` // number of full copies fetched from the primary
 	// Followers is the position of each replica that is connected to this primary.
 	Followers map[string]int64 `json:"followers,omitempty"`
-	// Applied counts the applied changes of each other origin. Conflicts counts rows
-	// that two origins changed at the same time; the later change won. Multi-primary
-	// only.
-	Applied   map[string]int64 `json:"applied,omitempty"`
-	Conflicts int64            `json:"conflicts"`
-	Problem   string           `json:"problem,omitempty"` // why it does not serve or is not connected, for people
+	// Kept names the old copies that the node keeps until their losses were collected, see LostPath.
+	Kept []string `json:"kept,omitempty"`
+	// Applied counts the applied changes of each other origin. Multi-primary only.
+	Applied map[string]int64 `json:"applied,omitempty"`
+	Discarded
+	Problem string `json:"problem,omitempty"` // why it does not serve or is not connected, for people
 }
 
 // Before reports whether a copy holds less than another one. A primary holds more than
@@ -78,60 +78,4 @@ func (s ReplicationStatus) primaryEpoch() int64 {
 		return s.Epoch
 	}
 	return 0
-}
-
-// LostPath is the path at a database node's admin address. GET returns a Lost; POST
-// takes a Replay and returns a Replayed.
-const LostPath = "/replication/lost"
-
-// Lost is the changes that a former primary committed and that its successor never
-// received. The node keeps its old copy until the next failover replaces it.
-type Lost struct {
-	Node string `json:"node"`
-	// Epoch is the epoch of the old copy; 0 = there is no old copy, because nothing
-	// was lost or the node was never replaced as primary.
-	Epoch int64 `json:"epoch"`
-	// Commits is the number of lost commits. A group commit counts once. Heartbeats
-	// do not count.
-	Commits int          `json:"commits"`
-	Changes []LostChange `json:"changes"`
-	// Replayed is true when all of these changes were already replayed.
-	Replayed bool `json:"replayed"`
-	// Partial explains, for people, which lost changes cannot be listed; empty = all are listed.
-	Partial string `json:"partial,omitempty"`
-}
-
-// LostChange is the last lost change of one row.
-type LostChange struct {
-	Table string `json:"table"`
-	Key   string `json:"key"` // primary key of the row; a slash separates the columns of a composite key
-	Op    Change `json:"op"`
-	AtUS  int64  `json:"at_us,omitempty"` // time of the commit in microseconds since the Unix epoch; 0 = not known
-	// Old and New are the values by column. An update lists only changed columns.
-	Old map[string]any `json:"old,omitempty"`
-	New map[string]any `json:"new,omitempty"`
-}
-
-// Change is the kind of change of a row.
-type Change string
-
-// The kinds of changes.
-const (
-	Inserted Change = "insert"
-	Updated  Change = "update"
-	Deleted  Change = "delete"
-)
-
-// Replay asks a database node to repeat its lost changes at the given primary.
-type Replay struct {
-	Primary Peer `json:"primary"`
-}
-
-// Replayed is the result of a Replay. A second Replay gets 409, because it would count
-// likes twice. A Replay that was interrupted may be repeated: records with an id are
-// then found and not added again.
-type Replayed struct {
-	Done           map[string]int `json:"done"`            // repeated operations of the store, by name
-	AlreadyPresent int            `json:"already_present"` // changes that the primary already had
-	Refused        []string       `json:"refused"`         // changes that could not be repeated, each with the reason
 }

@@ -48,10 +48,10 @@ type NodeStatus struct {
 	// CountsClientRequests is true if the node counts requests that come directly from clients.
 	CountsClientRequests bool `json:"counts,omitempty"`
 
-	// The last probe of a replicated database reported these two. LagNS is the lag of a
-	// replica, -1 = unknown. Conflicts counts rows that two primaries changed concurrently.
-	LagNS     int64 `json:"lag_ns,omitempty"`
-	Conflicts int64 `json:"conflicts,omitempty"`
+	// The last probe of a replicated database reported these. LagNS is the lag of a
+	// replica, -1 = unknown. Discarded is what a multi-primary database discarded.
+	LagNS int64 `json:"lag_ns,omitempty"`
+	sut.Discarded
 }
 
 // Usage is what hosts and nodes have used since they started. The usage of a step
@@ -103,13 +103,29 @@ type Failover struct {
 	Position int64 `json:"position"`
 }
 
-// Recovery lists failovers, the writes that they lost, and the result of a replay.
+// Recovery lists failovers, the acknowledged writes that the system lost, and the result of a replay.
 type Recovery struct {
 	Failovers []Failover `json:"failovers"`
-	Lost      []sut.Lost `json:"lost"` // one entry per database that kept an old copy
-	// Replayed is the result of replaying lost writes at the primary, by the name of the
-	// database that had kept them. It is empty unless a replay was requested.
-	Replayed map[string]sut.Replayed `json:"replayed,omitempty"`
+	// Lost has each loss once, in order of collection. Losses that are not collected yet come last.
+	Lost []sut.Lost `json:"lost"`
+	// Discarded is what each node of a multi-primary database counts. It is empty for other databases.
+	Discarded []Discarded `json:"discarded,omitempty"`
+	// Replayed has the results of a replay, in order of epochs. It is nil unless a replay was requested, and empty if
+	// there was nothing to replay.
+	Replayed []Replayed `json:"replayed"`
+}
+
+// Discarded is what one node of a multi-primary database counts. Do not add the counts of nodes.
+type Discarded struct {
+	Node string `json:"node"`
+	sut.Discarded
+}
+
+// Replayed is the result of replaying one loss at the primary.
+type Replayed struct {
+	Node  string `json:"node"` // that had the loss
+	Epoch int64  `json:"epoch"`
+	sut.Replayed
 }
 
 // Scaled is the result of changing the number of hosts of a tier.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -302,106 +301,6 @@ func watchCache(ctx context.Context, system scaler, d time.Duration) (ratio stri
 		return "no reads", nil
 	}
 	return strconv.FormatFloat(reads.HitRatio(), 'f', 2, 64), nil
-}
-
-func recoverCommand(s streams) *cobra.Command {
-	var id string
-	var o outputFlags
-	var replay bool
-	cmd := &cobra.Command{
-		Use:   "recover",
-		Short: "Show the changes that database failovers lost, and replay them",
-		Long: `Shows each failover with the durations of its steps, and the changes of the old
-primary that the promoted replica never received.
-
-With --replay, the lost changes are applied to the current primary: comments, photos
-and follows are added with their own ids, likes are added again, and a title is set
-unless a newer one was set since. Changes that cannot be replayed are listed with the
-reason. The embedded database knows every lost change. The native one knows added
-rows, and only the last state of changed rows.`,
-		Example: "  stagebench recover\n  stagebench recover --replay\n  stagebench recover --format json",
-		Args:    noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, err := control.Dial(control.DefaultDir(), id)
-			if err != nil {
-				return err
-			}
-			recovery, err := client.Recover(cmd.Context(), replay)
-			if err != nil {
-				return err
-			}
-			if len(recovery.Failovers) == 0 {
-				_, _ = fmt.Fprintln(s.err, "no database failover has happened, so no change was lost")
-			}
-			return o.print(s, recoveryTables(recovery)...)
-		},
-	}
-	cmd.Flags().BoolVar(&replay, "replay", false, "apply the lost changes to the primary, where possible")
-	systemFlag(cmd, &id)
-	o.flags(cmd)
-	return cmd
-}
-
-func recoveryTables(r targets.Recovery) []table.Table {
-	all := []table.Table{table.Failovers(cell.Failovers(r.Failovers)), lostTable(r.Lost)}
-	if r.Replayed != nil {
-		all = append(all, replayedTable(r.Replayed))
-	}
-	return all
-}
-
-func lostTable(changes []sut.Lost) table.Table {
-	lost := table.Table{Title: "Lost in failovers", Columns: []table.Column{
-		{Name: "node"},
-		{Name: "epoch", Align: table.Right},
-		{Name: "table"},
-		{Name: "change"},
-		{Name: "key"},
-		{Name: "committed"},
-	}}
-	for _, l := range changes {
-		if l.Epoch > 0 {
-			lost.Notes = append(lost.Notes, fmt.Sprintf("%s: %d commits with %d changed rows of epoch %d were lost; "+
-				"the node keeps a copy", l.Node, l.Commits, len(l.Changes), l.Epoch))
-		}
-		if l.Replayed {
-			lost.Notes = append(lost.Notes, fmt.Sprintf("%s: the lost changes were already replayed", l.Node))
-		}
-		if l.Partial != "" {
-			lost.Notes = append(lost.Notes, l.Node+": "+l.Partial)
-		}
-		for _, c := range l.Changes {
-			at := ""
-			if c.AtUS > 0 {
-				at = time.UnixMicro(c.AtUS).UTC().Format("2006-01-02T15:04:05.000000Z")
-			}
-			row := append(texts(l.Node), table.Count(l.Epoch))
-			lost.Rows = append(lost.Rows, append(row, texts(c.Table, string(c.Op), c.Key, at)...))
-		}
-	}
-	return lost
-}
-
-func replayedTable(byNode map[string]sut.Replayed) table.Table {
-	replayed := table.Table{Title: "Replayed", Columns: []table.Column{
-		{Name: "node"},
-		{Name: "operation"},
-		{Name: "times", Align: table.Right},
-	}}
-	for _, name := range slices.Sorted(maps.Keys(byNode)) {
-		done := byNode[name]
-		for _, op := range slices.Sorted(maps.Keys(done.Done)) {
-			replayed.Rows = append(replayed.Rows, append(texts(name, op), table.Count(int64(done.Done[op]))))
-		}
-		if done.AlreadyPresent > 0 {
-			replayed.Notes = append(replayed.Notes,
-				fmt.Sprintf("%s: %d changes were already present", name, done.AlreadyPresent))
-		}
-		for _, refused := range done.Refused {
-			replayed.Notes = append(replayed.Notes, name+": not replayed: "+refused)
-		}
-	}
-	return replayed
 }
 
 func downCommand(s streams) *cobra.Command {

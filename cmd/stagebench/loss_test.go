@@ -98,7 +98,8 @@ func (r *rig) partitioned(t *testing.T, replica, primary string) *partition {
 	t.Helper()
 	p := newPartition(t, r.address(t, primary))
 	document, err := json.Marshal(sut.Replication{
-		Epoch: 1, Primary: &sut.Peer{Node: primary, Address: p.listener.Addr().String()},
+		Epoch:   r.replication(t, primary).Epoch,
+		Primary: &sut.Peer{Node: primary, Address: p.listener.Addr().String()},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -206,7 +207,8 @@ func TestPrimaryDiesWithoutItsReplica(t *testing.T) {
 	}
 }
 
-// lostComments returns the comments that the report of the failovers calls lost.
+// lostComments returns the comments that the report of the failovers calls lost. Each must be there once, and no loss
+// may be unknown.
 func (r *rig) lostComments(t *testing.T) map[string]bool {
 	t.Helper()
 	recovery, err := r.Recover(t.Context(), false)
@@ -216,10 +218,17 @@ func (r *rig) lostComments(t *testing.T) map[string]bool {
 	reported := map[string]bool{}
 	for _, l := range recovery.Lost {
 		t.Logf("%s: %d commits with %d changes lost in epoch %d", l.Node, l.Commits, len(l.Changes), l.Epoch)
+		if l.Unknown {
+			t.Errorf("%s: the loss of epoch %d is unknown: %s", l.Node, l.Epoch, l.Partial)
+		}
 		for _, c := range l.Changes {
-			if c.Table == "comments" && c.Op == sut.Inserted {
-				reported[c.Key] = true
+			if c.Table != "comments" || c.Op != sut.Inserted {
+				continue
 			}
+			if reported[c.Key] {
+				t.Errorf("comment %s is reported twice", c.Key)
+			}
+			reported[c.Key] = true
 		}
 	}
 	return reported

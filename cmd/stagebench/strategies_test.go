@@ -3,6 +3,7 @@ package main
 import (
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -82,6 +83,12 @@ func TestWriteBackLosesWhatIsNotFlushed(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.awaitCache(t)
+			// Only the memory of the dead host had the ids. The report must say that.
+			recovery, err := r.Recover(t.Context(), false)
+			if err != nil || len(recovery.Lost) != 1 || recovery.Lost[0].Node != "cache-1" || !recovery.Lost[0].Unknown ||
+				!strings.Contains(recovery.Lost[0].Partial, "memory") {
+				t.Errorf("the report has %+v, %v, want a loss of unknown size of cache-1", recovery.Lost, err)
+			}
 			writes, err := cell.CheckWrites(t.Context(), r.stepper.History, r.stepper.Clients, driver.ReadBack{
 				Timeout: 10 * time.Second, MaxWait: time.Second, Pause: 50 * time.Millisecond,
 			})
@@ -135,6 +142,9 @@ func TestWriteBackFlushesOnSIGTERM(t *testing.T) {
 				}
 			}
 			r.awaitCache(t)
+			if lost := r.Losses(); len(lost) > 0 {
+				t.Errorf("losses %+v of a host that flushed", lost)
+			}
 			if flushed := len(r.comments(t, "db-1")) - seeded; int64(flushed) != step.Ledger.OK {
 				t.Errorf("of %d acknowledged comments %d are in the database", step.Ledger.OK, flushed)
 			}

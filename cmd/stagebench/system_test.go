@@ -69,23 +69,27 @@ func bringUp(t *testing.T, stage sut.Stage, knobs sut.Knobs, workload string) *r
 // admin sends a request to the admin address of a node. The caller closes the body.
 func (r *rig) admin(t *testing.T, method, node, path string, body []byte) *http.Response {
 	t.Helper()
+	response, err := r.ask(t.Context(), method, node, path, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response
+}
+
+// ask is admin for a node that may be dead.
+func (r *rig) ask(ctx context.Context, method, node, path string, body []byte) (*http.Response, error) {
 	for _, n := range r.Status() {
 		if n.Node != node {
 			continue
 		}
-		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+n.Admin+path, bytes.NewReader(body))
+		req, err := http.NewRequestWithContext(ctx, method, "http://"+n.Admin+path, bytes.NewReader(body))
 		if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		req.Header.Set("Authorization", n.Secret.Bearer())
-		response, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return response
+		return http.DefaultClient.Do(req)
 	}
-	t.Fatalf("there is no node %s", node)
-	return nil
+	return nil, fmt.Errorf("there is no node %s", node)
 }
 
 // secret returns the secret of the system.

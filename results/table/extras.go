@@ -2,6 +2,7 @@ package table
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -148,8 +149,8 @@ func lostColumns() []column[ladderRow] {
 			lost := Count(w.Lost)
 			if w.Conflicts > 0 {
 				lost = lost.With(fmt.Sprintf("the primaries counted %s conflicts: "+
-					"two primaries changed the same row concurrently, and the later change won",
-					Count(w.Conflicts).Text))
+					"two primaries changed the same row concurrently, and the later change won%s",
+					Count(w.Conflicts).Text, discarded(w.Discarded)))
 			}
 			if w.Ambiguous > 0 {
 				lost = lost.With(fmt.Sprintf("this is a lower bound: %s writes had no clear answer, "+
@@ -160,6 +161,18 @@ func lostColumns() []column[ladderRow] {
 		})),
 		machineOnly("acknowledged_writes", show(func(w results.Writes) Cell { return Count(w.Acknowledged) })),
 	}
+}
+
+// discarded says what the lost updates of conflicts had added to numbers, "" = nothing.
+func discarded(columns map[string]int64) string {
+	var all []string
+	for _, column := range slices.Sorted(maps.Keys(columns)) {
+		all = append(all, column+" "+Count(columns[column]).Text)
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	return "; the other changes had added " + strings.Join(all, ", ")
 }
 
 // Faults shows what happened to the cells while their fixed rate was measured: events, outages and failovers.

@@ -3,7 +3,9 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"slices"
 	"syscall"
 	"time"
 
@@ -91,12 +93,32 @@ type native struct {
 	install postgres.Install
 }
 
-// LostChanges implements dbadmin.Database. It starts a second server on the kept copy
-// and stops it before it returns.
-func (n native) LostChanges(ctx context.Context) (lost sut.Lost, err error) {
-	kept, err := n.DivergedCopy(ctx)
-	if err != nil || kept == nil {
-		return sut.Lost{Node: n.node.Config.Node, Changes: []sut.LostChange{}}, err
+// LostChanges implements dbadmin.Database.
+func (n native) LostChanges(ctx context.Context, name string) (sut.Lost, error) {
+	kept, err := n.KeptCopies()
+	i := slices.IndexFunc(kept, func(k postgres.KeptCopy) bool { return k.Name == name })
+	if i < 0 {
+		return sut.Lost{}, errors.Join(err, fmt.Errorf("there is no old copy %q", name))
+	}
+	lost := sut.Lost{Node: n.node.Config.Node, Copy: name, Epoch: kept[i].Epoch, Changes: []sut.LostChange{}}
+	if kept[i].Empty {
+		lost.Unknown, lost.Partial = true, sut.NotKept
+		return lost, nil
+	}
+	read, err := n.lostIn(ctx, kept[i])
+	if err != nil {
+		lost.Unknown, lost.Unread, lost.Partial = true, true, "the old copy could not be read: "+err.Error()
+		return lost, nil
+	}
+	return read, nil
+}
+
+// lostIn returns the changes of a kept copy that the present copy lacks. If there are any, it starts a second server on
+// the kept copy, and stops it before it returns.
+func (n native) lostIn(ctx context.Context, k postgres.KeptCopy) (lost sut.Lost, err error) {
+	diverged, err := n.DivergedCopy(ctx, k)
+	if err != nil || !diverged.Lost() {
+		return sut.Lost{Node: n.node.Config.Node, Copy: k.Name, Epoch: k.Epoch, Changes: []sut.LostChange{}}, err
 	}
 	second := n.node
 	second.Config.Port = 0
@@ -105,7 +127,7 @@ func (n native) LostChanges(ctx context.Context) (lost sut.Lost, err error) {
 		return lost, err
 	}
 	s := postgres.New(postgres.Config{
-		Install: n.install, Name: n.node.Config.Node + "-kept", Dir: kept.Dir,
+		Install: n.install, Name: n.node.Config.Node + "-kept", Dir: k.Dir,
 		Listen: net.ParseIP(n.node.Config.Listen), Port: port, Secret: n.node.Config.Secret, Log: n.node.Log,
 	})
 	c, err := second.StartNative(ctx, s, postgresDeathSignal)
@@ -113,5 +135,5 @@ func (n native) LostChanges(ctx context.Context) (lost sut.Lost, err error) {
 		return lost, err
 	}
 	defer func() { err = errors.Join(err, c.Stop(context.WithoutCancel(ctx))) }()
-	return n.LostRows(ctx, kept, s)
+	return n.LostRows(ctx, diverged, s)
 }

@@ -43,6 +43,8 @@ GRANT USAGE ON SCHEMA stagebench_replication TO ` + nodeUser + `
 CREATE TABLE stagebench_replication.beat (id int PRIMARY KEY, at_us bigint NOT NULL)
 INSERT INTO stagebench_replication.beat VALUES (1, 0)
 GRANT SELECT, UPDATE ON stagebench_replication.beat TO ` + nodeUser + `
+CREATE TABLE stagebench_replication.promotion (timeline int PRIMARY KEY, epoch bigint NOT NULL)
+GRANT SELECT, INSERT, UPDATE ON stagebench_replication.promotion TO ` + nodeUser + `
 CREATE FUNCTION stagebench_replication.marker() RETURNS text LANGUAGE sql SECURITY DEFINER ` +
 	`SET search_path = pg_catalog RETURN pg_read_file('` + markerName + `')
 REVOKE EXECUTE ON FUNCTION stagebench_replication.marker() FROM PUBLIC

@@ -3,7 +3,6 @@ package postgres
 import (
 	"context"
 	"errors"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -77,7 +76,7 @@ func testPromotion(t *testing.T, template string) {
 			t.Errorf("contents of %s: %s, want %s", replica.cfg.Name, got, want)
 		}
 	}
-	kept := newServer(t, keptDir(returned.dir, 1))
+	kept := newServer(t, onlyCopy(t, returned, 1).Dir)
 	start(t, kept)
 	var text string
 	query(t, kept, "SELECT text FROM t WHERE id = 1000", nil, &text)
@@ -129,9 +128,17 @@ func testTwoPromotions(t *testing.T, template string) {
 	if got, want := contents(t, third), contents(t, second); got != want {
 		t.Errorf("contents %s, want %s", got, want)
 	}
-	if _, err := os.Stat(keptDir(third.dir, 2)); err != nil {
-		t.Error(err)
+	onlyCopy(t, third, 2)
+}
+
+// onlyCopy returns the only kept copy of a server. It must be of an epoch.
+func onlyCopy(t *testing.T, s *Server, epoch int64) KeptCopy {
+	t.Helper()
+	kept, err := s.KeptCopies()
+	if err != nil || len(kept) != 1 || kept[0].Epoch != epoch || kept[0].Empty {
+		t.Fatalf("kept copies %+v, %v, want one of epoch %d", kept, err, epoch)
 	}
+	return kept[0]
 }
 
 func testLagAndPromotion(t *testing.T, template string) {

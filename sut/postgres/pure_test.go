@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"os/user"
@@ -221,5 +222,36 @@ func TestQuote(t *testing.T) {
 	t.Parallel()
 	if got, want := quote(`a'b\c`), `'a''b\\c'`; got != want {
 		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+// The histories part at the end of the part that they share. The same timeline number may mean two histories.
+func TestForkOf(t *testing.T) {
+	const open = math.MaxInt64
+	first := func(end int64) span { return span{1, 0, end} }
+	for name, c := range map[string]struct {
+		old, now []span
+		epochs   map[int]int64
+		epoch    int64
+		want     int64
+	}{
+		"an old primary": {[]span{first(open)}, []span{first(90), {2, 90, open}}, map[int]int64{2: 2}, 1, 90},
+		"the primary of a later epoch": {
+			[]span{first(90), {2, 90, open}},
+			[]span{first(90), {2, 90, 120}, {3, 120, open}},
+			map[int]int64{2: 2, 3: 3},
+			2, 120,
+		},
+		"it was promoted independently": {
+			[]span{first(90), {2, 90, open}}, []span{first(90), {2, 90, open}}, map[int]int64{2: 3}, 2, 90,
+		},
+		"its successor had less": {
+			[]span{first(90), {2, 90, open}}, []span{first(80), {2, 80, open}}, map[int]int64{2: 3}, 2, 80,
+		},
+		"it holds nothing of its own": {[]span{first(open)}, []span{first(open)}, nil, 1, open},
+	} {
+		if got := forkOf(c.old, c.now, c.epochs, c.epoch); got != c.want {
+			t.Errorf("%s: fork at %d, want %d", name, got, c.want)
+		}
 	}
 }

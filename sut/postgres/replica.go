@@ -1,13 +1,14 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 
@@ -273,8 +274,8 @@ func (s *Server) rebuild(
 	return nil
 }
 
-// moveOldDir moves the old data directory to keptDir, or removes it if it holds no changes
-// of its own.
+// moveOldDir keeps the old data directory, or removes it if it holds no changes of its own. If too
+// many copies are kept already, an empty directory takes its place.
 func (s *Server) moveOldDir(initialized bool, old marker, check copyCheck) error {
 	if !initialized {
 		return nil // it is empty
@@ -285,38 +286,64 @@ func (s *Server) moveOldDir(initialized bool, old marker, check copyCheck) error
 	if !check.keep {
 		return os.RemoveAll(s.dir)
 	}
-	earlier, err := s.keptEpochs()
+	kept, err := s.KeptCopies()
 	if err != nil {
 		return err
 	}
-	for _, epoch := range earlier {
-		if err := ReleaseAll(keptDir(s.dir, epoch)); err != nil {
-			return err
-		}
-		if err := os.RemoveAll(keptDir(s.dir, epoch)); err != nil {
-			return err
-		}
+	to := fmt.Sprintf("%s%s%d-%d", s.dir, keptSuffix, old.Epoch, time.Now().UnixMicro())
+	if len(kept) >= sut.MaxKept {
+		return errors.Join(os.Mkdir(to, 0o700), os.RemoveAll(s.dir))
 	}
-	return os.Rename(s.dir, keptDir(s.dir, old.Epoch))
+	return os.Rename(s.dir, to)
 }
 
-// keptDir returns the path of a replica's old data directory of an epoch. Prepare keeps an
-// old data directory that may hold changes that the new primary lacks, for example that of
-// a primary that was replaced. It keeps the last one only. A server without Replication
-// can be started on it.
-func keptDir(dir string, epoch int64) string { return dir + keptSuffix + strconv.FormatInt(epoch, 10) }
-
+// keptSuffix is followed by the epoch of a kept copy, '-' and the time in microseconds.
 const keptSuffix = ".epoch-"
 
-// keptEpochs lists the epochs of the kept data directories, in no order.
-func (s *Server) keptEpochs() (epochs []int64, err error) {
+// KeptCopy is an old data directory that may hold changes that the present primary lacks, for
+// example that of a primary that was replaced. A server without Replication can be started on it.
+type KeptCopy struct {
+	Name, Dir string
+	Epoch     int64 // of its marker
+	Empty     bool  // too many copies were kept already
+}
+
+// KeptCopies lists the copies that Prepare kept and that DropCopy has not removed, oldest first.
+func (s *Server) KeptCopies() (all []KeptCopy, err error) {
 	entries, err := os.ReadDir(filepath.Dir(s.dir))
 	for _, entry := range entries {
-		if text, found := strings.CutPrefix(entry.Name(), filepath.Base(s.dir)+keptSuffix); found {
-			if epoch, err := strconv.ParseInt(text, 10, 64); err == nil {
-				epochs = append(epochs, epoch)
-			}
+		text, found := strings.CutPrefix(entry.Name(), filepath.Base(s.dir)+keptSuffix)
+		var epoch, at int64
+		if _, err := fmt.Sscanf(text, "%d-%d", &epoch, &at); !found || err != nil {
+			continue
 		}
+		dir := filepath.Join(filepath.Dir(s.dir), entry.Name())
+		files, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, KeptCopy{Name: keptSuffix[1:] + text, Dir: dir, Epoch: epoch, Empty: len(files) == 0})
 	}
-	return epochs, err
+	slices.SortStableFunc(all, func(a, b KeptCopy) int { return cmp.Compare(a.Epoch, b.Epoch) })
+	return all, err
+}
+
+// DropCopy removes a kept copy. It does nothing if there is none with this name.
+func (s *Server) DropCopy(name string) error {
+	kept, err := s.KeptCopies()
+	for _, k := range kept {
+		if k.Name != name {
+			continue
+		}
+		// A directory that is removed in part must not be taken for a copy.
+		dropped := s.dir + ".dropped"
+		if err := os.RemoveAll(dropped); err != nil {
+			return err
+		}
+		if err := errors.Join(ReleaseAll(k.Dir), os.Rename(k.Dir, dropped)); err != nil {
+			return err
+		}
+		return os.RemoveAll(dropped)
+	}
+	return err
 }

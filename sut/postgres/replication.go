@@ -241,6 +241,9 @@ func (s *Server) promote(ctx context.Context, state sut.Replication) error {
 	if err := s.updateMarker(func(m *marker) { m.Fork = fork }); err != nil {
 		return err
 	}
+	if err := recordPromotion(ctx, conn, state.Epoch); err != nil {
+		return err
+	}
 	s.setState(state)
 	return s.writeSettings(state)
 }

@@ -132,6 +132,10 @@ func (s *Server) ReplicationStatus(ctx context.Context) (sut.ReplicationStatus, 
 	if err != nil {
 		return sut.ReplicationStatus{}, fmt.Errorf("postgres: replication status: %w", err)
 	}
+	kept, err := s.KeptCopies()
+	if err != nil {
+		return sut.ReplicationStatus{}, fmt.Errorf("postgres: replication status: %w", err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// A replica that lost its connection no longer reports the timeline that it received.
@@ -139,6 +143,9 @@ func (s *Server) ReplicationStatus(ctx context.Context) (sut.ReplicationStatus, 
 	status := sut.ReplicationStatus{
 		Node: s.cfg.Replication.Node, Epoch: s.state.Epoch, HeldEpoch: s.replica.timeline,
 		Position: v.held, Rebuilds: m.Rebuilds,
+	}
+	for _, k := range kept {
+		status.Kept = append(status.Kept, k.Name)
 	}
 	if s.state.Primary != nil {
 		status.Following = s.state.Primary.Node

@@ -256,7 +256,7 @@ func TestKilledWithOnePassword(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = single.Wait() // killed
-	if lock, err := readLock(server.dir); !reached || err != nil || lock.pid != -single.Process.Pid {
+	if lock, err := readLock(server.dir); !reached || err != nil || lock.pid != single.Process.Pid {
 		t.Fatalf("first password set: %v; lock file of the killed process: %+v, %v", reached, lock, err)
 	}
 	start(t, server)

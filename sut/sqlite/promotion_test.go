@@ -66,7 +66,11 @@ func TestPromotion(t *testing.T) {
 	if s := first.ReplicationStatus(); s.Rebuilds != 1 {
 		t.Errorf("the old primary reports %+v", s)
 	}
-	wantLost(t, filepath.Join(first.dir, "stagebench.db.epoch-1"))
+	kept, err := filepath.Glob(filepath.Join(first.dir, "stagebench.db.epoch-1-*"))
+	if err != nil || len(kept) != 1 {
+		t.Fatalf("kept are %v, %v, want one file", kept, err)
+	}
+	wantLost(t, kept[0])
 
 	// The node must not restart as the primary of its old epoch.
 	first.kill(t)
@@ -88,11 +92,11 @@ func wantLost(t *testing.T, path string) {
 		t.Fatalf("lost are %d commits with %+v", commits, lost)
 	}
 	inserted := sut.LostChange{
-		Table: "notes", Key: "101", Op: sut.Inserted, AtUS: lost[0].AtUS,
+		Commit: "1/2", Table: "notes", Key: "101", Op: sut.Inserted, AtUS: lost[0].AtUS,
 		New: map[string]any{"id": int64(101), "size": int64(7), "text": "lost"},
 	}
 	updated := sut.LostChange{
-		Table: "notes", Key: "100", Op: sut.Updated, AtUS: lost[1].AtUS,
+		Commit: "1/3", Table: "notes", Key: "100", Op: sut.Updated, AtUS: lost[1].AtUS,
 		Old: map[string]any{"size": int64(0)}, New: map[string]any{"size": int64(1)},
 	}
 	if want := []sut.LostChange{inserted, updated}; !reflect.DeepEqual(lost, want) {

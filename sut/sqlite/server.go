@@ -67,7 +67,8 @@ type replicator interface {
 	Serve(link net.Conn, in io.Reader)
 	Status() sut.ReplicationStatus
 	ChangeRole(ctx context.Context, to sut.Replication) error
-	LostChanges(ctx context.Context) (sut.Lost, error)
+	LostChanges(ctx context.Context, name string) (sut.Lost, error)
+	DropCopy(name string) error
 	// Abort ends all waits for other nodes. Stop ends all goroutines of the replicator.
 	Abort()
 	Stop()
@@ -88,9 +89,10 @@ func (standalone) ChangeRole(context.Context, sut.Replication) error {
 	return fmt.Errorf("%w: this node runs without replication", ErrRefused)
 }
 
-func (standalone) LostChanges(context.Context) (sut.Lost, error) {
-	return sut.Lost{Changes: []sut.LostChange{}}, nil
+func (standalone) LostChanges(context.Context, string) (sut.Lost, error) {
+	return sut.Lost{}, errors.New("this node keeps no old copies")
 }
+func (standalone) DropCopy(string) error { return nil }
 
 // Stats are counters since the start of the node.
 type Stats struct {
@@ -121,6 +123,7 @@ func New(cfg Config) (_ *Server, err error) {
 	}
 	files := engine.Config{
 		Dir: cfg.Dir, Statements: len(catalogue), ReadConns: 4, GroupLimit: 16, Log: cfg.Log,
+		MaxKept:     sut.MaxKept,
 		Synchronous: "full", // a commit survives a power failure, as with PostgreSQL's default
 	}
 	protocol := wire.Config{
@@ -180,10 +183,13 @@ func (s *Server) ChangeRole(ctx context.Context, to sut.Replication) error {
 	return s.replicator.ChangeRole(ctx, to)
 }
 
-// LostChanges returns the changes of the copy that was last replaced which the new primary does not have.
-func (s *Server) LostChanges(ctx context.Context) (sut.Lost, error) {
-	return s.replicator.LostChanges(ctx)
+// LostChanges returns the changes of a kept copy that the present copy does not have.
+func (s *Server) LostChanges(ctx context.Context, name string) (sut.Lost, error) {
+	return s.replicator.LostChanges(ctx, name)
 }
+
+// DropCopy removes a kept copy. It does nothing if there is none with this name.
+func (s *Server) DropCopy(name string) error { return s.replicator.DropCopy(name) }
 
 // Serve serves clients until Shutdown is called or the context ends. At the end of the context it closes all
 // connections at once. It returns when everything is closed. It may be called once.

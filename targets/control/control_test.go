@@ -41,7 +41,9 @@ func (f fake) Down(context.Context) error { f.done <- "down"; return nil }
 func (f fake) Endpoints() []string        { return []string{"http://127.0.0.1:1"} }
 func (f fake) Recover(_ context.Context, replay bool) (targets.Recovery, error) {
 	if replay {
-		return targets.Recovery{Replayed: map[string]sut.Replayed{"db-1": {Done: map[string]int{"like": 3}}}}, nil
+		return targets.Recovery{Replayed: []targets.Replayed{
+			{Node: "db-1", Epoch: 1, Replayed: sut.Replayed{Done: map[string]int{"like": 3}}},
+		}}, nil
 	}
 	return targets.Recovery{Failovers: []targets.Failover{{Epoch: 2, From: "db-1", To: "db-2"}}}, nil
 }
@@ -140,7 +142,7 @@ func TestASystemIsControlled(t *testing.T) {
 	if err != nil || len(r.Failovers) != 1 || r.Failovers[0].To != "db-2" || r.Replayed != nil {
 		t.Errorf("recovery %+v, %v", r, err)
 	}
-	if r, err := c.Recover(ctx, true); err != nil || r.Replayed["db-1"].Done["like"] != 3 {
+	if r, err := c.Recover(ctx, true); err != nil || len(r.Replayed) != 1 || r.Replayed[0].Done["like"] != 3 {
 		t.Errorf("replay %+v, %v", r, err)
 	}
 	if err := c.Kill(ctx, "web-9"); err == nil || !strings.Contains(err.Error(), "web-9") {

@@ -59,6 +59,7 @@ func (s *System) superviseDatabases(ctx context.Context) error {
 		},
 	})
 	s.watching.Go(func() { s.failover.Run(s.life) })
+	s.watching.Go(s.collectLosses)
 	return nil
 }
 
@@ -68,66 +69,6 @@ func (s *System) Failovers() []targets.Failover {
 		return nil
 	}
 	return s.failover.Failovers()
-}
-
-// Recover reports the failovers and the writes that they lost: changes that an old primary
-// had and the new primary never received. With replay, it replays these writes at the
-// current primary.
-func (s *System) Recover(ctx context.Context, replay bool) (targets.Recovery, error) {
-	recovery := targets.Recovery{Failovers: s.Failovers(), Lost: []sut.Lost{}}
-	if s.failover == nil {
-		return recovery, fmt.Errorf("stage %s has no database replicas, so it has no failovers and no lost writes",
-			s.Topology().Stage)
-	}
-	s.mu.Lock()
-	if s.roles.Primary == "" {
-		s.mu.Unlock()
-		return recovery, errors.New("a multi-primary database has no failovers and so no lost writes")
-	}
-	order := sut.Replay{Primary: s.peers([]string{s.roles.Primary})[0]}
-	var serving []*node
-	for _, n := range s.nodes {
-		back := !slices.ContainsFunc(recovery.Failovers, func(f targets.Failover) bool {
-			return f.From == n.Name && f.ReplaceNS == 0
-		})
-		switch {
-		case !n.Replicated:
-		case n.state != targets.Serving || !back && n.Name != s.roles.Primary:
-			recovery.Lost = append(recovery.Lost, sut.Lost{
-				Node: n.Name, Partial: "it has not restarted as a replica yet, so its lost writes are unknown: try again later",
-			})
-		default:
-			serving = append(serving, n)
-		}
-	}
-	s.mu.Unlock()
-	for _, n := range serving {
-		var lost sut.Lost
-		get := request{method: http.MethodGet, path: sut.LostPath, answer: &lost}
-		if err := s.call(ctx, n.Name, get); err != nil {
-			recovery.Lost = append(recovery.Lost, sut.Lost{
-				Node: n.Name, Partial: "its lost writes are unknown: " + err.Error(),
-			})
-			continue
-		}
-		if lost.Epoch == 0 {
-			continue
-		}
-		recovery.Lost = append(recovery.Lost, lost)
-		if !replay || lost.Replayed || len(lost.Changes) == 0 {
-			continue
-		}
-		var done sut.Replayed
-		post := request{method: http.MethodPost, path: sut.LostPath, document: order, answer: &done}
-		if err := s.call(ctx, n.Name, post); err != nil {
-			done = sut.Replayed{Refused: []string{err.Error()}}
-		}
-		if recovery.Replayed == nil {
-			recovery.Replayed = map[string]sut.Replayed{}
-		}
-		recovery.Replayed[n.Name] = done
-	}
-	return recovery, nil
 }
 
 // replicationRole returns the replication role of a node, "" if it is not a replicated
@@ -210,6 +151,9 @@ func (d databases) Probe(ctx context.Context, name string) (status sut.Replicati
 	if err == nil && status.Node != name {
 		// The node has died, and another node has got its admin port.
 		err = fmt.Errorf("%s answers at the address of %s", status.Node, name)
+	}
+	if len(status.Kept) > 0 {
+		d.noticeKept()
 	}
 	return status, err
 }

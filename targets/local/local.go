@@ -110,11 +110,12 @@ type System struct {
 	life     context.Context // ends when Down begins: nothing is restarted after it
 	endLife  context.CancelFunc
 	logs     sync.WaitGroup // goroutines that close log files
-	watching sync.WaitGroup // the goroutine of failover.Run
+	watching sync.WaitGroup // the goroutines of failover.Run and collectLosses
 	down     sync.Once
 	downErr  error // set inside down
 
 	admin  http.Client // for requests to nodes' admin addresses
+	losses *losses     // acknowledged writes that the system lost
 	secret sut.Secret  // that the processes of this system have in common
 
 	progress sync.Mutex // one Progress call at a time
@@ -191,7 +192,7 @@ func Up(ctx context.Context, opts Options) (*System, error) {
 	}
 	s := &System{
 		opts: opts, topology: opts.Topology, epoch: 1, changed: make(chan struct{}),
-		secret: sut.NewSecret(), budgets: func() error { return nil },
+		secret: sut.NewSecret(), losses: newLosses(), budgets: func() error { return nil },
 	}
 	s.admin.Transport = &http.Transport{}
 	s.life, s.endLife = context.WithCancel(context.WithoutCancel(ctx))

@@ -85,9 +85,10 @@ type testNode struct {
 	ended     chan struct{} // closed when standard input is closed
 	crash     chan exitStatus
 
-	config sut.NodeConfig
-	mu     sync.Mutex // guards config.Wiring, config.Replication and moved while the node serves
-	moved  int        // accepted wirings; reported as the number of moved keys
+	config  sut.NodeConfig
+	mu      sync.Mutex // guards config.Wiring, config.Replication and moved while the node serves
+	moved   int        // accepted wirings; reported as the number of moved keys
+	dropped bool       // guarded by mu: its old copy was removed
 }
 
 // exitStatus is the exit status of a node that dies. It is returned as an error.
@@ -267,6 +268,16 @@ func (n *testNode) handler() http.Handler {
 		n.config.Replication = &next
 		_ = json.NewEncoder(w).Encode(n.replication())
 	})
+	mux.HandleFunc("GET "+sut.LostPath, func(w http.ResponseWriter, r *http.Request) {
+		_ = json.NewEncoder(w).Encode(n.lost(r.FormValue("copy")))
+	})
+	mux.HandleFunc("DELETE "+sut.LostPath, func(w http.ResponseWriter, r *http.Request) {
+		n.trace("dropped %s", r.FormValue("copy"))
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.dropped = true
+		w.WriteHeader(http.StatusNoContent)
+	})
 	mux.HandleFunc("POST /exit", func(http.ResponseWriter, *http.Request) {
 		fmt.Fprintln(os.Stderr, `{"level":"ERROR","msg":"giving up","err":"no luck"}`)
 		n.crash <- 5
@@ -286,9 +297,22 @@ func (n *testNode) replication() sut.ReplicationStatus {
 		Primary: config.Primary == nil,
 	}
 	if config.Primary != nil {
-		status.Following = config.Primary.Node
+		status.Following, status.Connected = config.Primary.Node, true
+	}
+	if !n.dropped && strings.HasPrefix(behaviourOf(n.config.Node), "keeps a") {
+		status.Kept = []string{"epoch-1"}
 	}
 	return status
+}
+
+// lost returns what the node's old copy has, or that it cannot be read.
+func (n *testNode) lost(name string) sut.Lost {
+	if behaviourOf(n.config.Node) == "keeps an unreadable copy" {
+		return sut.Lost{Node: n.config.Node, Copy: name, Epoch: 1, Unknown: true, Unread: true, Partial: "it is broken"}
+	}
+	return sut.Lost{Node: n.config.Node, Copy: name, Epoch: 1, Commits: 1, Changes: []sut.LostChange{{
+		Commit: n.config.Node, Table: "photos", Key: "1", Op: sut.Inserted, New: sut.Values{"id": int64(1<<62 + 1)},
+	}}}
 }
 
 // wire handles a new wiring and traces it.

@@ -228,6 +228,9 @@ func (s *System) obstacle(r sut.Role, next sut.Topology) error {
 		case !stays && n.Name == s.roles.Primary:
 			return fmt.Errorf("%s would be removed, but it is the primary now\n"+
 				"keep more replicas, or start a failover first: stagebench kill primary", n.Name)
+		case !stays && n.Replicated && s.mayHoldLosses(n):
+			return fmt.Errorf("%s would be removed, but it may have lost writes that are not collected yet\n"+
+				"wait until it serves as a replica: stagebench status", n.Name)
 		case r == sut.DB && n.Name == s.roles.Primary && n.state != targets.Serving:
 			return fmt.Errorf("the primary %s is %s\nwait for the failover: stagebench status", n.Name, n.state)
 		case n.state == targets.Paused && (member || n.calls(r)):
@@ -365,6 +368,12 @@ func (s *System) lockAndNote(n *node, format string, args ...any) {
 
 // removeOthers stops and removes the hosts and nodes that are not part of the topology.
 func (s *System) removeOthers(ctx context.Context, t sut.Topology) error {
+	_, now := s.members()
+	for _, n := range now {
+		if _, stays := t.Node(n.Name); !stays && n.Replicated {
+			s.collectLast(ctx, n)
+		}
+	}
 	s.mu.Lock()
 	var removedHosts []*host
 	var removedNodes []*node

@@ -60,6 +60,10 @@ func (s *System) died(n *node, exit proc.Exit) {
 	s.countDeath(n, time.Since(n.since) > stableAfter)
 	s.set(n, targets.Dead)
 	s.note(n, "died: %s", n.cause)
+	if s.writesBack(n) && !exit.Clean() {
+		s.losses.add(unknownLoss(n.Name, "it died ("+n.cause+") with acknowledged writes that it had not yet written to the "+
+			"database. Only its memory had them, so their number and ids are unknown"))
+	}
 }
 
 // countDeath counts unexpected deaths in a row. The caller holds mu.

@@ -55,7 +55,7 @@ func (s *System) Status() []targets.NodeStatus {
 		}
 		if n.Replicated && s.failover != nil {
 			if last, known := s.failover.Last(n.Name); known {
-				all[i].Conflicts = last.Conflicts
+				all[i].Discarded = last.Discarded
 				if all[i].ReplicationRole == targets.Replica {
 					all[i].LagNS = last.LagNS
 				}
@@ -255,88 +255,53 @@ func (s *System) mark(
 	return nil
 }
 
-// Down stops the system. A node drains after all nodes that use it have stopped. It is
-// killed if it takes too long or ctx ends. Then Down removes the cgroups and the private
-// directory. Down may be called again; every call returns when all is removed.
-func (s *System) Down(ctx context.Context) error {
-	s.down.Do(func() { s.downErr = s.end(ctx) })
-	return s.downErr
-}
-
-func (s *System) end(ctx context.Context) error {
-	s.endLife()
-	s.watching.Wait()
-	s.admin.CloseIdleConnections()
-	// A Scale in progress fails and rolls back, because the life of the system has ended.
-	s.scaling.Lock()
-	defer s.scaling.Unlock()
+// Freeze stops all processes of the system with SIGSTOP and suspends its supervision, so that
+// other systems have the machine for a while. Thaw continues it: clients keep their
+// connections, and no node is replaced. Both belong to one goroutine. Freeze returns an error
+// and stops nothing if a node does not serve.
+func (s *System) Freeze(ctx context.Context) (thaw func() error, err error) {
 	hosts, nodes := s.members()
-	for _, n := range nodes {
-		n.watched.Wait()
+	if i := slices.IndexFunc(nodes, func(n *node) bool { return s.stateOf(n) != targets.Serving }); i >= 0 {
+		return nil, fmt.Errorf("freeze %s: %s is %s", s.opts.Topology.Stage, nodes[i].Name, s.stateOf(nodes[i]))
 	}
-	var errs []error
-	for _, h := range hosts {
-		// A host drains faster without its CPU budget. A paused host cannot drain.
-		errs = append(errs, h.budget.Lift(), h.budget.Signal(syscall.SIGCONT))
-	}
-	s.stopAll(ctx, nodes)
-	for _, h := range hosts {
-		errs = append(errs, h.budget.Remove())
-	}
-	s.logs.Wait()
-	errs = append(errs, s.budgets())
-	if s.dir != "" {
-		errs = append(errs, s.opts.discard(s.dir))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("bring down %s: %w", s.opts.Topology.Stage, err)
-	}
-	s.say("%s is down", s.opts.Topology.Stage)
-	return nil
-}
-
-// stopAll stops each node after the nodes that use it, and independent nodes concurrently.
-func (s *System) stopAll(ctx context.Context, nodes []*node) {
-	stopped := map[*node]chan struct{}{}
-	for _, n := range nodes {
-		stopped[n] = make(chan struct{})
-	}
-	for _, n := range nodes {
-		var users []*node
-		for _, other := range nodes {
-			for _, used := range s.usedBy(other) {
-				if used == n {
-					users = append(users, other)
-				}
-			}
-		}
-		go func() {
-			defer close(stopped[n])
-			for _, user := range users {
-				<-stopped[user]
-			}
-			s.stop(ctx, n)
-		}()
-	}
-	for _, done := range stopped {
-		<-done
-	}
-}
-
-func (s *System) stop(ctx context.Context, n *node) {
-	s.mu.Lock()
-	process := n.process
-	s.mu.Unlock()
-	text := "stopped"
-	if process != nil {
-		if exit := process.Stop(ctx); !exit.Clean() {
-			text = "stopped: " + exit.Cause
+	resume := func() {}
+	if s.failover != nil {
+		if resume, err = s.failover.Suspend(ctx); err != nil {
+			return nil, fmt.Errorf("freeze %s: %w", s.opts.Topology.Stage, err)
 		}
 	}
+	// A topology lists a host before those that it uses. A host that checks others stops first and
+	// continues last, so it never finds them silent.
+	thaw = func() error {
+		var errs []error
+		for _, h := range slices.Backward(hosts) {
+			errs = append(errs, h.budget.Signal(syscall.SIGCONT))
+		}
+		s.setFrozen(nodes, false)
+		resume()
+		return errors.Join(errs...)
+	}
+	s.setFrozen(nodes, true)
+	for _, h := range hosts {
+		if err := h.budget.Signal(syscall.SIGSTOP); err != nil {
+			return nil, errors.Join(fmt.Errorf("freeze %s: %w", s.opts.Topology.Stage, err), thaw())
+		}
+	}
+	return thaw, nil
+}
+
+func (s *System) stateOf(n *node) targets.State {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n.serves() {
-		s.note(n, "%s", text)
+	return n.state
+}
+
+// setFrozen marks nodes. A node that dies while it is frozen restarts after the thaw.
+func (s *System) setFrozen(nodes []*node, frozen bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range nodes {
+		n.frozen = frozen
 	}
-	s.set(n, targets.Stopped)
+	s.wake()
 }

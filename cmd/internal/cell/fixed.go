@@ -95,14 +95,35 @@ func (r *cellRun) checkWrites(ctx context.Context) error {
 	sum.Ambiguous += writes.Ambiguous
 	sum.AmbiguousApplied += writes.AmbiguousApplied
 	sum.Unread += writes.Unread
-	for _, n := range system.Status() {
-		sum.Conflicts += n.Conflicts
+	discarded := mostDiscarded(system.Status())
+	sum.Conflicts += discarded.Conflicts
+	for column, lost := range discarded.Differences {
+		if sum.Discarded == nil {
+			sum.Discarded = map[string]int64{}
+		}
+		sum.Discarded[column] += lost
+	}
+	for _, lost := range system.Losses() {
+		if lost.Unknown {
+			c.Warnf("%s: %s", lost.Node, lost.Partial)
+		}
 	}
 	if writes.Unread > 0 {
 		c.Warnf("%d records could not be read back after the measurement: more writes may be lost than counted",
 			writes.Unread)
 	}
 	return nil
+}
+
+// mostDiscarded returns what a multi-primary database discarded. All nodes count the same, but some may still miss
+// changes, so the highest count is the one to use.
+func mostDiscarded(nodes []targets.NodeStatus) (most sut.Discarded) {
+	for _, n := range nodes {
+		if n.Conflicts > most.Conflicts {
+			most = n.Discarded
+		}
+	}
+	return most
 }
 
 // awaitFlushed waits until no cache host holds unflushed writes.

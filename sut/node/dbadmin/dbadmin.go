@@ -19,16 +19,17 @@ type Database interface {
 	ReplicationStatus(ctx context.Context) (sut.ReplicationStatus, error)
 	// ChangeRole changes its replication role.
 	ChangeRole(ctx context.Context, next sut.Replication) error
-	// LostChanges returns the changes that it committed as a primary and that its
-	// successor never received.
-	LostChanges(ctx context.Context) (sut.Lost, error)
+	// LostChanges returns the changes of an old copy that the primary never received.
+	LostChanges(ctx context.Context, name string) (sut.Lost, error)
+	// DropCopy removes an old copy. It does nothing if there is no copy with this name.
+	DropCopy(name string) error
 }
 
 // Add adds the endpoints sut.ReplicationPath and sut.LostPath to mux. An error of ChangeRole
 // that wraps conflict means that the role is not allowed and that nothing changed. config is that of the node.
 func Add(mux *http.ServeMux, db Database, conflict error, config sut.NodeConfig) {
 	addReplication(mux, db, conflict)
-	addLost(mux, &lostAdmin{db: db, dir: config.Dir, secret: config.Secret})
+	addLost(mux, &lostAdmin{db: db, secret: config.Secret})
 }
 
 func addReplication(mux *http.ServeMux, db Database, conflict error) {

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -24,24 +22,32 @@ const replayTimeout = 5 * time.Minute
 // lostAdmin serves the lost changes of one database.
 type lostAdmin struct {
 	db     Database
-	dir    string
 	secret sut.Secret
 	// mu is held during each request, because Database.LostChanges may start a server on
-	// the kept copy.
+	// a kept copy.
 	mu sync.Mutex
 }
 
-// addLost adds the endpoint that lists and replays lost changes.
+// addLost adds the endpoint that lists lost changes, removes the copies that have them, and replays changes.
 func addLost(mux *http.ServeMux, a *lostAdmin) {
 	mux.HandleFunc("GET "+sut.LostPath, func(w http.ResponseWriter, r *http.Request) {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		lost, err := a.lost(r.Context())
+		lost, err := a.db.LostChanges(r.Context(), r.FormValue("copy"))
 		if err != nil {
 			process.SendError(w, http.StatusInternalServerError, err, "")
 			return
 		}
 		process.SendJSON(w, http.StatusOK, lost)
+	})
+	mux.HandleFunc("DELETE "+sut.LostPath, func(w http.ResponseWriter, r *http.Request) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if err := a.db.DropCopy(r.FormValue("copy")); err != nil {
+			process.SendError(w, http.StatusInternalServerError, err, "")
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
 	})
 	mux.HandleFunc("POST "+sut.LostPath, func(w http.ResponseWriter, r *http.Request) {
 		var request sut.Replay
@@ -50,58 +56,19 @@ func addLost(mux *http.ServeMux, a *lostAdmin) {
 			err = process.CheckPeers(request.Primary)
 		}
 		if err != nil {
-			process.SendError(w, http.StatusBadRequest, err, `send {"primary": {"node": "db-2", "address": "127.0.0.1:5432"}}`)
+			process.SendError(w, http.StatusBadRequest, err,
+				`send {"primary": {"node": "db-2", "address": "127.0.0.1:5432"}, "changes": []}`)
 			return
 		}
-		done, err := a.replay(r.Context(), request.Primary)
-		switch {
-		case errors.Is(err, errReplayed):
-			process.SendError(w, http.StatusConflict, err, "")
-		case err != nil:
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), replayTimeout)
+		defer cancel()
+		done, err := replay(ctx, request.Primary, a.secret, request.Changes)
+		if err != nil {
 			process.SendError(w, http.StatusInternalServerError, err, "")
-		default:
-			process.SendJSON(w, http.StatusOK, done)
+			return
 		}
+		process.SendJSON(w, http.StatusOK, done)
 	})
-}
-
-// errReplayed is the error of a second replay of the same changes.
-var errReplayed = errors.New("were already replayed")
-
-// replay repeats the lost changes at a primary, unless they were already replayed.
-func (a *lostAdmin) replay(ctx context.Context, primary sut.Peer) (done sut.Replayed, err error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), replayTimeout)
-	defer cancel()
-	lost, err := a.lost(ctx)
-	if err != nil {
-		return done, err
-	}
-	if lost.Replayed {
-		return done, fmt.Errorf("the changes that %s lost in epoch %d %w", lost.Node, lost.Epoch, errReplayed)
-	}
-	if done, err = replay(ctx, primary, a.secret, lost.Changes); err != nil {
-		return done, err
-	}
-	return done, os.WriteFile(a.replayedFile(lost), nil, 0o600)
-}
-
-// lost returns the lost changes and whether they were already replayed.
-func (a *lostAdmin) lost(ctx context.Context) (sut.Lost, error) {
-	lost, err := a.db.LostChanges(ctx)
-	if err != nil {
-		return lost, err
-	}
-	_, err = os.Stat(a.replayedFile(lost))
-	lost.Replayed = err == nil
-	return lost, nil
-}
-
-// replayedFile returns the path of the file that exists after a replay. The file is next
-// to the database's directory, because that directory may be replaced.
-func (a *lostAdmin) replayedFile(lost sut.Lost) string {
-	return fmt.Sprintf("%s.replayed-%d", filepath.Clean(a.dir), lost.Epoch)
 }
 
 // replay repeats lost changes at a primary, as operations of the store:

@@ -6,12 +6,15 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -25,6 +28,7 @@ type Config struct {
 	ReadConns   int    // number of read connections
 	Synchronous string // SQLite's pragma synchronous
 	GroupLimit  int    // maximum number of transactions that share a commit
+	MaxKept     int    // number of files that Replace keeps
 	Log         *slog.Logger
 }
 
@@ -32,7 +36,7 @@ type Config struct {
 const (
 	fileName     = "stagebench.db"
 	incomingName = fileName + ".incoming"
-	replacedName = fileName + ".epoch-" // followed by the epoch of its last change
+	keptPrefix   = fileName + ".epoch-" // followed by the epoch of its last change, '-' and the time in microseconds
 )
 
 func (cfg Config) path() string { return filepath.Join(cfg.Dir, fileName) }
@@ -148,7 +152,7 @@ func (db *DB) Dir() string { return db.cfg.Dir }
 func (db *DB) Incoming() string { return filepath.Join(db.cfg.Dir, incomingName) }
 
 // Replace replaces the database with the incoming file. The caller holds the write lock and has told clients to wait.
-// The old file is kept under the given epoch, see KeptFile; with epoch -1 it is overwritten, because it holds no lost
+// The old file is kept under the given epoch, see Kept; with epoch -1 it is overwritten, because it holds no lost
 // changes. After an error there may be no database until the next Replace.
 func (db *DB) Replace(epoch int64) error {
 	db.drainPool()
@@ -163,37 +167,84 @@ func (db *DB) Replace(epoch int64) error {
 func (db *DB) swap(epoch int64) error {
 	path := db.cfg.path()
 	if epoch >= 0 {
-		old, err := filepath.Glob(filepath.Join(db.cfg.Dir, replacedName+"*"))
-		if err != nil {
-			return err
-		}
-		for _, file := range old {
-			if err := os.Remove(file); err != nil {
-				return err
-			}
-		}
-		if err := os.Rename(path, filepath.Join(db.cfg.Dir, replacedName+strconv.FormatInt(epoch, 10))); err != nil {
+		if err := db.keep(path, epoch); err != nil {
 			return err
 		}
 	}
 	// Close has moved SQLite's write-ahead log into the file. A remaining log would be applied to the new file.
-	for _, rest := range []string{"-wal", "-shm"} {
-		if err := os.Remove(path + rest); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
+	if err := removeLog(path); err != nil {
+		return err
 	}
 	return os.Rename(db.Incoming(), path)
 }
 
-// KeptFile returns the path and the epoch of the file that Replace kept last. The path is "" if there is none.
-func (db *DB) KeptFile() (path string, epoch int64, err error) {
-	all, err := filepath.Glob(filepath.Join(db.cfg.Dir, replacedName+"*"))
-	for _, file := range all {
-		if n, err := strconv.ParseInt(filepath.Base(file)[len(replacedName):], 10, 64); err == nil && n >= epoch {
-			path, epoch = file, n
+// The suffixes of SQLite's write-ahead log and of its index.
+const walSuffix, shmSuffix = "-wal", "-shm"
+
+// removeLog removes the write-ahead log of a file, if there is one.
+func removeLog(path string) error {
+	for _, suffix := range []string{walSuffix, shmSuffix} {
+		if err := os.Remove(path + suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
 		}
 	}
-	return path, epoch, err
+	return nil
+}
+
+// keep moves the replaced database aside. If too many files are kept already, the new one is an empty file.
+func (db *DB) keep(path string, epoch int64) error {
+	kept, err := db.Kept()
+	if err != nil {
+		return err
+	}
+	to := filepath.Join(db.cfg.Dir, keptPrefix+fmt.Sprintf("%d-%d", epoch, time.Now().UnixMicro()))
+	if len(kept) >= db.cfg.MaxKept {
+		return os.WriteFile(to, nil, 0o600)
+	}
+	// A connection that read the old file at this moment has kept Close from moving the write-ahead log into it.
+	if err := os.Rename(path+walSuffix, to+walSuffix); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return os.Rename(path, to)
+}
+
+// Kept is a database file that Replace kept.
+type Kept struct {
+	Name, Path string
+	Epoch      int64
+	Empty      bool // too many files were kept already
+}
+
+// Kept lists the files that Replace kept and that Drop has not removed, oldest first.
+func (db *DB) Kept() (all []Kept, err error) {
+	paths, err := filepath.Glob(filepath.Join(db.cfg.Dir, keptPrefix+"*-*"))
+	for _, path := range paths {
+		name := filepath.Base(path)[len(fileName)+1:]
+		var k Kept
+		var at int64
+		if _, err := fmt.Sscanf(name, "epoch-%d-%d", &k.Epoch, &at); err != nil || strings.Count(name, "-") != 2 {
+			continue // a write-ahead log
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			return nil, err
+		}
+		k.Name, k.Path, k.Empty = name, path, info.Size() == 0
+		all = append(all, k)
+	}
+	slices.SortFunc(all, func(a, b Kept) int { return cmp.Or(cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.Name, b.Name)) })
+	return all, err
+}
+
+// Drop removes a kept file. It does nothing if there is none with this name.
+func (db *DB) Drop(name string) error {
+	kept, err := db.Kept()
+	for _, k := range kept {
+		if k.Name == name {
+			return errors.Join(os.Remove(k.Path), removeLog(k.Path))
+		}
+	}
+	return err
 }
 
 // reader takes a connection out of the pool, in order of arrival. It waits until cancel is closed.

@@ -25,6 +25,8 @@ type Change struct {
 	Key   []byte  // the values of the primary key, encoded by appendValues
 	Base  Version // the version that this change replaced; zero = there was none
 	Row   []any   // all columns as int64, float64, string, []byte or nil; nil = deleted
+	// Added is, for each column, the int64 that an update added to it, or nil; nil = an insertion or a deletion.
+	Added []any
 }
 
 // The tags of encoded values.
@@ -59,11 +61,12 @@ func appendBytes[T string | []byte](out []byte, b T) []byte {
 	return append(binary.AppendUvarint(out, uint64(len(b))), b...)
 }
 
-// appendChange encodes a change: table, key, base, row. A row has one column or more, so an empty row means "deleted".
+// appendChange encodes a change: table, key, base, row, added. A row
+// has one column or more, so an empty row means "deleted".
 func appendChange(out []byte, c *Change) []byte {
 	out = appendBytes(appendBytes(out, c.Table), c.Key)
 	out = appendBytes(binary.AppendVarint(out, c.Base.AtUS), c.Base.Origin)
-	return appendBytes(out, appendValues(nil, c.Row))
+	return appendBytes(appendBytes(out, appendValues(nil, c.Row)), appendValues(nil, c.Added))
 }
 
 func parseChanges(body []byte) (changes []Change, err error) {
@@ -71,9 +74,11 @@ func parseChanges(body []byte) (changes []Change, err error) {
 	for len(r.rest) > 0 && !r.broken {
 		c := Change{Table: string(r.bytes()), Key: r.bytes(), Base: Version{AtUS: r.varint()}}
 		c.Base.Origin = string(r.bytes())
-		if row := r.bytes(); len(row) > 0 {
-			if c.Row, err = parseValues(row); err != nil {
-				return nil, err
+		for _, values := range []*[]any{&c.Row, &c.Added} {
+			if text := r.bytes(); len(text) > 0 {
+				if *values, err = parseValues(text); err != nil {
+					return nil, err
+				}
 			}
 		}
 		changes = append(changes, c)

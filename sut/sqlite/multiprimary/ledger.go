@@ -31,13 +31,15 @@ type progress struct {
 	forks  int64 // changes whose base version another change had replaced already
 	hidden int64 // rows that are hidden because another row has their UNIQUE key
 	heads  map[string]head
+	// differences are, by "table.column", what updates had added to an integer before another change won.
+	differences map[string]int64
 }
 
 // head is the last known change of an origin.
 type head struct{ seq, atUS int64 }
 
 func (p progress) clone() progress {
-	p.heads = maps.Clone(p.heads)
+	p.heads, p.differences = maps.Clone(p.heads), maps.Clone(p.differences)
 	return p
 }
 
@@ -52,7 +54,10 @@ var errGap = errors.New("changes are missing")
 
 // openLedger creates missing tables and reads the state. A database without these tables becomes a new origin.
 func openLedger(conn *sqlite.Conn, node string, nowUS int64, limits replog.Limits) (*ledger, error) {
-	l := &ledger{Recorder: replog.NewRecorder(conn), conn: conn, limits: limits, now: progress{heads: map[string]head{}}}
+	l := &ledger{
+		Recorder: replog.NewRecorder(conn), conn: conn, limits: limits,
+		now: progress{heads: map[string]head{}, differences: map[string]int64{}},
+	}
 	for _, statement := range []string{
 		`create table if not exists replication_changes (position integer primary key, origin text not null, ` +
 			`seq integer not null, at_us integer not null, schema text not null, changes blob not null)`,
@@ -70,6 +75,7 @@ func openLedger(conn *sqlite.Conn, node string, nowUS int64, limits replog.Limit
 			`"row" blob not null, primary key ("table", key)) without rowid`,
 		`create table if not exists replication_self (id integer primary key check (id = 1), ` +
 			`origin text not null, forks integer not null)`,
+		`create table if not exists replication_differences ("column" text primary key, lost integer not null) without rowid`,
 	} {
 		if err := replog.Exec(conn, statement); err != nil {
 			return nil, err
@@ -91,6 +97,11 @@ func openLedger(conn *sqlite.Conn, node string, nowUS int64, limits replog.Limit
 	if err == nil {
 		err = replog.Run(l.conn, `select origin, seq, at_us from replication_origins`, nil, func(row *sqlite.Stmt) {
 			p.heads[row.ColumnText(0)] = head{seq: row.ColumnInt64(1), atUS: row.ColumnInt64(2)}
+		})
+	}
+	if err == nil {
+		err = replog.Run(l.conn, `select "column", lost from replication_differences`, nil, func(row *sqlite.Stmt) {
+			p.differences[row.ColumnText(0)] = row.ColumnInt64(1)
 		})
 	}
 	if err != nil {
@@ -141,8 +152,32 @@ func (l *ledger) recorded() (changes []Change, err error) {
 				return nil, err
 			}
 		}
+		if op.Type == sqlite.OpUpdate {
+			if c.Added, err = added(rows, op.NumColumns); err != nil {
+				return nil, err
+			}
+		}
 		changes = append(changes, c)
 	}
+}
+
+// added returns what the current update of a changeset has added to each integer.
+func added(rows *sqlite.ChangesetIterator, columns int) ([]any, error) {
+	all := make([]any, columns)
+	for i := range all {
+		old, err := rows.Old(i)
+		if err != nil {
+			return nil, err
+		}
+		now, err := rows.New(i)
+		if err != nil {
+			return nil, err
+		}
+		if old.Type() == sqlite.TypeInteger && now.Type() == sqlite.TypeInteger {
+			all[i] = now.Int64() - old.Int64()
+		}
+	}
+	return all, nil
 }
 
 // keyAt returns the primary key of the current row of a changeset.
@@ -220,7 +255,7 @@ func (l *ledger) apply(e *replog.Entry, k retention) error {
 	for i := range changes {
 		c := &changes[i]
 		t := l.tables.byName[c.Table]
-		if t == nil || c.Row != nil && len(c.Row) != len(t.columns) {
+		if t == nil || c.Row != nil && len(c.Row) != len(t.columns) || c.Added != nil && len(c.Added) != len(c.Row) {
 			return fmt.Errorf("%w: change %d of %s does not fit table %q", replog.ErrSchema, e.Seq, e.Origin, c.Table)
 		}
 		last, err := l.version(c.Table, c.Key)
@@ -230,6 +265,11 @@ func (l *ledger) apply(e *replog.Entry, k retention) error {
 		wins := version.Compare(last) > 0
 		if err := l.recordVersion(c, version, wins); err != nil {
 			return err
+		}
+		if c.Base != last {
+			if err := l.countDifferences(t, c, wins); err != nil {
+				return err
+			}
 		}
 		if wins {
 			if err := l.writeRow(t, c, version); err != nil {
@@ -269,6 +309,39 @@ func (l *ledger) recordVersion(c *Change, version Version, wins bool) error {
 	}
 	const highest = `insert or replace into replication_rows values (?, ?, ?, ?, ?)`
 	return replog.Exec(l.conn, highest, c.Table, c.Key, version.AtUS, version.Origin, deleted)
+}
+
+// countDifferences counts what updates had added to integers and what the table lacks after the update c. The present
+// row has another version than the base of c. When all nodes have all changes, they count the same: the sum of all
+// additions, less the difference of the last and the first value.
+func (l *ledger) countDifferences(t *table, c *Change, wins bool) error {
+	key, err := parseValues(c.Key)
+	if err != nil || c.Added == nil {
+		return err
+	}
+	before, err := t.read(l.conn, key)
+	if err != nil || before == nil {
+		return err
+	}
+	for i, name := range t.columns {
+		lost, _ := c.Added[i].(int64)
+		old, wasNumber := before[i].(int64)
+		now, isNumber := c.Row[i].(int64)
+		if wins && wasNumber && isNumber {
+			lost -= now - old
+		}
+		if lost == 0 {
+			continue
+		}
+		column := t.name + "." + name
+		l.next.differences[column] += lost
+		const count = `insert into replication_differences values (?1, ?2) ` +
+			`on conflict do update set lost = lost + ?2`
+		if err := replog.Exec(l.conn, count, column, lost); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // committed is called after the commit of the open transaction.

@@ -408,7 +408,8 @@ func TestMessages(t *testing.T) {
 	want := []Change{
 		{
 			Table: "t", Key: appendValues(nil, []any{int64(-1), "a"}), Base: Version{AtUS: 7, Origin: "db-1#1"},
-			Row: []any{int64(math.MinInt64), "a\x00b", 1.5, []byte{}, []byte("x"), nil},
+			Row:   []any{int64(math.MinInt64), "a\x00b", 1.5, []byte{}, []byte("x"), nil},
+			Added: []any{int64(-3), nil, nil, nil, nil, nil},
 		},
 		{Table: `quoted "table"`, Key: []byte{}, Row: nil},
 		{Table: "", Key: []byte{}, Row: []any{nil}},

@@ -8,7 +8,8 @@
 // mix, and the result would depend on their order.
 //
 // A conflict is two changes with the same base version: neither knew the other, and one is lost. Conflicts follow from
-// the set of changes alone, so every node counts the same number. A secondary UNIQUE key works in the same way. If
+// the set of changes alone, so every node counts the same number. An update also carries what it added to each integer,
+// so every node knows by how much a counter such as likes is too low. A secondary UNIQUE key works in the same way. If
 // several rows have the same value, the row with the highest version is in the table, and the others are hidden. A
 // hidden row counts as a conflict until the value is free; then the row returns. A table may have one such key. With
 // more keys the outcome could depend on the order.
@@ -198,10 +199,12 @@ func (n *Node) Status() sut.ReplicationStatus {
 	defer n.mu.Unlock()
 	s := sut.ReplicationStatus{
 		Node: n.cfg.Node, Primary: true, Epoch: n.knownEpoch,
-		Position: n.durable.Last, Conflicts: n.durable.forks + n.durable.hidden,
-		LagNS: int64(n.lag), Rebuilds: n.replaced, Serves: !n.replacing,
+		Position: n.durable.Last,
+		LagNS:    int64(n.lag), Rebuilds: n.replaced, Serves: !n.replacing,
 		Applied: map[string]int64{}, Followers: map[string]int64{}, Connected: true,
 	}
+	s.Conflicts = n.durable.forks + n.durable.hidden
+	s.Differences = n.durable.differences // publish replaces the map and never changes it
 	for origin, m := range n.durable.heads {
 		if origin != n.self {
 			s.Applied[nodeOf(origin)] += m.seq
@@ -224,10 +227,13 @@ func (n *Node) Status() sut.ReplicationStatus {
 	return s
 }
 
-// LostChanges returns no changes: a multi-primary node never loses committed changes to a failover.
-func (n *Node) LostChanges(context.Context) (sut.Lost, error) {
-	return sut.Lost{Node: n.cfg.Node, Changes: []sut.LostChange{}}, nil
+// LostChanges returns no changes: a multi-primary database has no failovers. Status counts what it discarded.
+func (n *Node) LostChanges(context.Context, string) (sut.Lost, error) {
+	return sut.Lost{}, errors.New("a multi-primary node keeps no old copies")
 }
+
+// DropCopy does nothing: a multi-primary node keeps no old copy.
+func (n *Node) DropCopy(string) error { return nil }
 
 // Allows returns an error if clients must not read or write now.
 func (n *Node) Allows(bool) error {

@@ -134,12 +134,16 @@ func (r *Node) Start(clientsGone <-chan struct{}) {
 
 // Status returns the status of the node's copy.
 func (r *Node) Status() sut.ReplicationStatus {
+	kept, _ := r.db.Kept() // an error shows in LostChanges
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	status := sut.ReplicationStatus{
 		Node: r.cfg.Node, Primary: r.primary == nil && !r.fenced, Epoch: r.knownEpoch,
 		HeldEpoch: r.epoch, Position: r.position, Serves: r.serves, Connected: r.connected,
 		LagNS: int64(r.lag), Rebuilds: r.rebuilds, Problem: r.problem,
+	}
+	for _, k := range kept {
+		status.Kept = append(status.Kept, k.Name)
 	}
 	if r.primary == nil {
 		status.LagNS = -1

@@ -56,7 +56,7 @@ func appendChanges(to []sut.LostChange, conn *sqlite.Conn, e *Entry) (_ []sut.Lo
 		if err != nil {
 			return to, err
 		}
-		c.AtUS = e.AtUS
+		c.AtUS, c.Commit = e.AtUS, fmt.Sprintf("%d/%d", e.Epoch, e.Position)
 		to = append(to, c)
 	}
 }
@@ -122,14 +122,48 @@ func change(conn *sqlite.Conn, rows *sqlite.ChangesetIterator) (c sut.LostChange
 	return c, nil
 }
 
-// Fork returns the position at which the log diverged from the logs of an older epoch: the last position with an entry
-// of that epoch or an earlier one. Up to this position both logs are equal. It returns 0 if all entries have a later
-// epoch. complete is false if the log was pruned beyond the fork, so the fork is unknown.
-func Fork(conn *sqlite.Conn, epoch int64) (fork int64, complete bool, err error) {
-	fork, err = Number(conn, `select coalesce(max(position), 0) from replication_log where epoch <= ?`, epoch)
-	if err != nil || fork > 0 {
-		return fork, true, err
+// Fork returns the last position up to which the log of a kept database file and the log of another database are
+// equal. An epoch has one primary, so two logs that have an entry with the same position and epoch are equal up to it.
+// complete is false if the logs were pruned beyond the fork, so the fork is unknown. No other process or connection may
+// use the file.
+func Fork(path string, now *sqlite.Conn) (fork int64, complete bool, err error) {
+	kept, err := sqlite.OpenConn(path, sqlite.OpenReadOnly)
+	if err != nil {
+		return 0, false, err
 	}
-	oldest, err := Number(conn, `select coalesce(min(position), 0) from replication_log`)
-	return 0, oldest <= 1, err
+	defer func() { err = errors.Join(err, kept.Close()) }()
+	old, err := spans(kept)
+	if err != nil {
+		return 0, false, err
+	}
+	current, err := spans(now)
+	if err != nil {
+		return 0, false, err
+	}
+	whole := func(log map[int64]Extent) bool { // the log still starts at its first entry
+		for _, e := range log {
+			if e.First == 1 {
+				return true
+			}
+		}
+		return len(log) == 0
+	}
+	complete = whole(old) && whole(current)
+	for epoch, o := range old {
+		c, common := current[epoch]
+		if last := min(o.Last, c.Last); common && last >= max(o.First, c.First) {
+			fork, complete = max(fork, last), true
+		}
+	}
+	return fork, complete, nil
+}
+
+// spans returns the first and the last position of each epoch of a log.
+func spans(conn *sqlite.Conn) (map[int64]Extent, error) {
+	all := map[int64]Extent{}
+	const epochs = `select epoch, min(position), max(position) from replication_log group by epoch`
+	err := Run(conn, epochs, nil, func(row *sqlite.Stmt) {
+		all[row.ColumnInt64(0)] = Extent{First: row.ColumnInt64(1), Last: row.ColumnInt64(2)}
+	})
+	return all, err
 }

@@ -139,11 +139,11 @@ func oldPrimary(t *testing.T, k *kit) {
 	if _, err := back.store.Like(t.Context(), k.photo(1), 1); !errors.Is(err, photos.ErrUnavailable) {
 		t.Errorf("a write on the old primary: %v", err)
 	}
-	var lost sut.Lost
-	if code, text := back.ask(http.MethodGet, sut.LostPath, nil, &lost); code != http.StatusOK ||
-		lost.Epoch != 1 || lost.Commits != 3 {
-		t.Fatalf("lost changes: %d %s", code, text)
+	losses := back.losses()
+	if len(losses) != 1 || losses[0].Epoch != 1 || losses[0].Commits != 3 {
+		t.Fatalf("lost changes: %+v", losses)
 	}
+	lost := losses[0]
 	found := map[string]sut.Change{}
 	for _, c := range lost.Changes {
 		found[c.Table+"/"+c.Key] = c.Op
@@ -153,16 +153,7 @@ func oldPrimary(t *testing.T, k *kit) {
 		found[fmt.Sprintf("photos/%d", k.photo(5))] != sut.Updated {
 		t.Errorf("lost changes: %v", found)
 	}
-	replay := sut.Replay{Primary: replica.peer()}
-	var done sut.Replayed
-	if code, text := back.ask(http.MethodPost, sut.LostPath, replay, &done); code != http.StatusOK ||
-		done.Done["comment"] != 1 || done.Done["upload"] != 1 {
-		t.Errorf("replay: %d %s", code, text)
-	}
-	t.Logf("replayed: %+v", done)
-	if code, text := back.ask(http.MethodPost, sut.LostPath, replay, &done); code != http.StatusConflict {
-		t.Errorf("a second replay: %d %s", code, text)
-	}
+	back.replays(replica, lost)
 	if p, err := replica.store.Photo(t.Context(), k.photo(5)); err != nil || p.Comments != before.Comments+1 {
 		t.Errorf("photo %+v, %v, want %d comments", p, err, before.Comments+1)
 	}
@@ -171,6 +162,28 @@ func oldPrimary(t *testing.T, k *kit) {
 	replica.Kill(t)
 	back.setRole(sut.Replication{Epoch: 3})
 	back.like(6)
+}
+
+// replays replays a loss of an upload and a comment at the primary, and then removes the old copy.
+func (c *member) replays(primary *member, lost sut.Lost) {
+	t := c.kit.t
+	t.Helper()
+	replay := sut.Replay{Primary: primary.peer(), Changes: lost.Changes}
+	var done sut.Replayed
+	if code, text := c.ask(http.MethodPost, sut.LostPath, replay, &done); code != http.StatusOK ||
+		done.Done["comment"] != 1 || done.Done["upload"] != 1 {
+		t.Errorf("replay: %d %s", code, text)
+	}
+	t.Logf("replayed: %+v", done)
+	for range 2 { // the second time, there is no such copy
+		path := sut.LostPath + "?copy=" + lost.Copy
+		if code, text := c.ask(http.MethodDelete, path, nil, nil); code != http.StatusNoContent {
+			t.Fatalf("removing the old copy: %d %s", code, text)
+		}
+	}
+	if left := c.losses(); len(left) > 0 {
+		t.Errorf("after the old copy was removed: %+v", left)
+	}
 }
 
 func oldEpoch(t *testing.T, k *kit) {

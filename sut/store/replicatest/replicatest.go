@@ -56,6 +56,7 @@ func Run(t *testing.T, engine Engine) {
 		{"a replica catches up after a restart", catchesUp},
 		{"a replica is promoted", promotes},
 		{"an old primary returns as a replica", oldPrimary},
+		{"every loss of quick promotions is kept", quickPromotions},
 		{"an old epoch is refused", oldEpoch},
 		{"sync waits for a replica", synchronous},
 		{"an artificial lag is exact", lag},
