@@ -187,7 +187,7 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 
 // With many clients at once, each gets 200 or 503, and the count returns to 0.
 func TestManyClients(t *testing.T) {
-	address, registry := serve(t, 10)
+	address, registry := serve(t, 100) // and as many refused connections
 	var all sync.WaitGroup
 	var mu sync.Mutex
 	statuses := map[int]int{}

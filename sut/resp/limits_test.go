@@ -3,6 +3,7 @@ package resp_test
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"testing"
@@ -35,30 +36,63 @@ func TestStrangersSendSmallCommands(t *testing.T) {
 	}
 }
 
+// The unfinished commands of all clients together have a limit, and the others are served.
+func TestUnfinishedCommandsAreBounded(t *testing.T) {
+	t.Parallel()
+	const size = 10 << 20
+	begin := fmt.Sprintf("*3\r\n$3\r\nSET\r\n$1\r\na\r\n$%d\r\n", size) + strings.Repeat("x", size-1)
+	checkRefused(t, 12, 6, begin, "x\r\n") // 64 MiB are allowed
+}
+
 // The memory of tiny arguments counts as well: it is many times their size.
 func TestTinyArgumentsAreCounted(t *testing.T) {
 	t.Parallel()
+	const sent, all = 1_000_000, 1 << 20 // 6 MB, and 48 MB for the arguments
+	tiny := func(n int) string { return strings.Repeat("$0\r\n\r\n", n) }
+	checkRefused(t, 3, 2, fmt.Sprintf("*%d\r\n", all)+tiny(sent), tiny(all-sent))
+}
+
+// checkRefused sends as many commands without their ends to a server, and waits until it has refused some of them. Then
+// it sends the ends of the others: none of these is refused.
+func checkRefused(t *testing.T, commands, refused int, begin, end string) {
+	t.Helper()
 	address := serving(t, resp.Config{})
-	tiny := "*1048576\r\n" + strings.Repeat("$0\r\n\r\n", 1_000_000) // 6 MB, and 48 MB for the arguments
-	refused := 0
-	for range 3 {
+	type answer struct {
+		conn net.Conn
+		line string
+	}
+	answers, open := make(chan answer, commands), map[net.Conn]bool{}
+	for range commands {
 		conn, err := net.Dial("tcp", address)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = conn.Close() }()
-		_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
-		if _, err := fmt.Fprint(conn, tiny); err != nil {
-			refused++ // the server has closed the connection
-			continue
-		}
-		_ = conn.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
-		if line, _ := bufio.NewReader(conn).ReadString('\n'); strings.Contains(line, "larger than 64 MiB") {
-			refused++
+		_ = conn.SetDeadline(time.Now().Add(testTimeout))
+		open[conn] = true
+		_, _ = io.WriteString(conn, begin) // fails if the server has refused the command already
+		go func() {
+			line, _ := bufio.NewReader(conn).ReadString('\n')
+			answers <- answer{conn, line}
+		}()
+	}
+	for range refused { // a reset can overtake the text of a refusal
+		if a := <-answers; a.line != "" && !strings.Contains(a.line, "larger than 64 MiB") {
+			t.Errorf("the answer to a part of a command is %q", a.line)
+		} else {
+			delete(open, a.conn)
 		}
 	}
-	if refused != 2 {
-		t.Errorf("%d of 3 commands of 48 MB were refused, want 2: 64 MiB are allowed", refused)
+	for conn := range open {
+		_, _ = io.WriteString(conn, end) // the answer says whether it worked
+	}
+	for range open {
+		if a := <-answers; a.line == "" || strings.Contains(a.line, "larger than") {
+			t.Errorf("more than %d of %d commands were refused: %q", refused, commands, a.line)
+		}
+	}
+	if got := talk(t, address, "PING"); got[0] != "+PONG" {
+		t.Errorf("another client got %q", got[0])
 	}
 }
 

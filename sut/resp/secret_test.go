@@ -79,35 +79,3 @@ func TestSecret(t *testing.T) {
 		t.Errorf("AUTH as another user: %q", got[0])
 	}
 }
-
-// The unfinished commands of all clients together have a limit, and complete ones give their memory back.
-func TestUnfinishedCommandsAreBounded(t *testing.T) {
-	t.Parallel()
-	address := serving(t, resp.Config{})
-	const size = 10 << 20
-	part := strings.Repeat("x", size-1)
-	refused := 0
-	for range 12 {
-		conn, err := net.Dial("tcp", address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = conn.Close() }()
-		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
-		fmt.Fprintf(conn, "*3\r\n$3\r\nSET\r\n$1\r\na\r\n$%d\r\n", size)
-		if _, err := fmt.Fprint(conn, part); err != nil {
-			refused++ // the server has closed the connection
-			continue
-		}
-		_ = conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
-		if line, err := bufio.NewReader(conn).ReadString('\n'); err == nil && strings.Contains(line, "unfinished commands") {
-			refused++
-		}
-	}
-	if refused < 5 || refused > 7 {
-		t.Errorf("%d of 12 commands of 10 MiB were refused, want 6: 64 MiB are allowed", refused)
-	}
-	if got := talk(t, address, "PING"); got[0] != "+PONG" {
-		t.Errorf("another client got %q", got[0])
-	}
-}

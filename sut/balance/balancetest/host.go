@@ -39,6 +39,7 @@ type host struct {
 
 	mu     sync.Mutex
 	server *http.Server
+	closed chan struct{} // closed when the listener of server is
 }
 
 // echo is the response of /echo: the request as the host received it.
@@ -92,9 +93,13 @@ func (h *host) start(t *testing.T) {
 	})
 	server := &http.Server{Handler: h.handler(), ReadHeaderTimeout: timeout}
 	h.mu.Lock()
-	h.server = server
+	h.server, h.closed = server, make(chan struct{})
+	closed := h.closed
 	h.mu.Unlock()
-	go func() { _ = server.Serve(listener) }()
+	go func() {
+		defer close(closed)
+		_ = server.Serve(listener)
+	}()
 }
 
 // kill stops the host as if its process died: it closes the listener and all connections.
@@ -103,6 +108,7 @@ func (h *host) kill() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	_ = h.server.Close()
+	<-h.closed // until then, the kernel accepts connections
 }
 
 func (h *host) handler() http.Handler {
