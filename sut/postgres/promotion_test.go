@@ -280,12 +280,11 @@ func testNothingAcknowledgedIsLost(t *testing.T, template string) {
 	acknowledged := make(chan int, 10_000)
 	var writing sync.WaitGroup
 	for w := range writers {
+		conn, err := pgx.Connect(t.Context(), primary.url(User)) // before the kill, also on a busy machine
+		if err != nil {
+			t.Fatal(err)
+		}
 		writing.Go(func() {
-			conn, err := pgx.Connect(t.Context(), primary.url(User))
-			if err != nil {
-				t.Error(err)
-				return
-			}
 			defer conn.Close(context.Background())
 			for id := w; id < cap(acknowledged); id += writers {
 				if _, err := conn.Exec(t.Context(), "INSERT INTO t VALUES ($1, 'x')", id); err != nil {
