@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/internal/porttest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/node"
 	"github.com/stagebench/stagebench/sut/store"
@@ -48,6 +49,7 @@ func (c *cacheTier) startHost(t *testing.T, name string, w sut.Wiring) {
 	engine := sut.Engine(c.knobs["cache.engine"])
 	c.hosts[name] = start(t, sut.NodeConfig{
 		Node: name, Role: sut.Cache, Engine: engine, Dir: t.TempDir(), Knobs: c.knobs, Wiring: w,
+		Listen: porttest.Free(t).Addr().String(), // nobody takes the port of a native server before it starts
 	})
 }
 

@@ -2,6 +2,7 @@ package node_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -12,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stagebench/stagebench/internal/porttest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/imaging"
 	"github.com/stagebench/stagebench/sut/ladder"
@@ -34,7 +34,7 @@ const secret sut.Secret = "secret-of-the-tests"
 // start runs a node as its parent would.
 func start(t testing.TB, c sut.NodeConfig) *running {
 	t.Helper()
-	c.Listen, c.Procs, c.DrainSeconds, c.Secret = porttest.Free(t).Addr().String(), 2, 5, secret
+	c.Listen, c.Procs, c.DrainSeconds, c.Secret = cmp.Or(c.Listen, "127.0.0.1"), 2, 5, secret
 	c.Knobs = ladder.Complete(c.Knobs)
 	_, _ = fmt.Sscanf(c.Node, "web-%d", &c.IDHost) // it stays 0 for other nodes
 	c.Data = sut.Data{Size: "small", Seed: 1}
