@@ -40,3 +40,27 @@ func TestDrop(t *testing.T) {
 		t.Errorf("dropped %d keys, error %v; want none", dropped, err)
 	}
 }
+
+// Drop finds all keys, also those that were read or written a moment ago: the server moves these in its lists.
+func TestDropFindsKeysInUse(t *testing.T) {
+	t.Parallel()
+	const n, rounds = 40, 50
+	p := memcachedtest.Start(t, 8*mebibyte, "")
+	s := open(t, p)
+	for round := range rounds {
+		for i := range n {
+			if round == 0 || (i+round)%3 > 0 {
+				if got := s.send("set photo:%d 0 0 1\r\nx\r\n", i); got != "STORED" {
+					t.Fatal(got)
+				}
+			}
+			if lines := s.all(fmt.Sprintf("get photo:%d\r\n", i)); len(lines) != 2 {
+				t.Fatal(lines)
+			}
+		}
+		found := 0
+		if _, err := p.Drop(t.Context(), func(string) bool { found++; return false }); err != nil || found != n {
+			t.Fatalf("round %d: found %d of %d keys, error %v", round, found, n, err)
+		}
+	}
+}
