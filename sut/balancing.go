@@ -23,7 +23,7 @@ type Balancing struct {
 	// Policy selects how a host is picked; default PolicyRoundRobin.
 	Policy string
 	// Sticky keeps a user on the host that served the first request. The cookie
-	// StickyCookie names that host.
+	// StickyCookie names that host. It does not apply to requests for SharedPaths.
 	Sticky bool
 	// HealthInterval is the time between two health checks of a host; default 1 s.
 	// One failed check marks the host down. One passed check marks it up.

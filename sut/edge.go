@@ -28,6 +28,15 @@ type EdgeConfig struct {
 	Admit string
 }
 
+// SharedPaths lists the prefixes of paths whose responses are the same for all users. An edge drops the cookies of
+// requests for them, and a balancer does not set its own: a shared cache must not store a response with a cookie.
+func SharedPaths() []string { return []string{"/img/", "/static/"} }
+
+// Shared reports whether the responses for a path are the same for all users.
+func Shared(path string) bool {
+	return slices.ContainsFunc(SharedPaths(), func(prefix string) bool { return strings.HasPrefix(path, prefix) })
+}
+
 // Admission policies of an edge.
 const (
 	AdmitAll       = "all"        // every response that may be stored is stored
@@ -72,8 +81,8 @@ func ValidateOrigins(origins []Peer) error {
 	return nil
 }
 
-// Edge is what a running edge of any engine can do. All methods may be called concurrently.
-type Edge interface {
+// EdgeServer is what a running edge of any engine can do. All methods may be called concurrently.
+type EdgeServer interface {
 	// SetOrigins replaces the origins. It returns when no request uses a removed one any more. An error that wraps
 	// ErrWiring means that nothing changed.
 	SetOrigins(ctx context.Context, origins []Peer) error

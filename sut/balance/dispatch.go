@@ -42,7 +42,10 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 	x.route = routes.of(req)
 	if b.cfg.Sticky {
 		x.sticky = takeCookie(req.Header, sut.StickyCookie)
-		want.sticky = x.sticky
+		// A response that is the same for all users needs no particular host. With a cookie, no shared cache could store it.
+		if x.keeps = !sut.Shared(req.URL.Path); x.keeps {
+			want.sticky = x.sticky
+		}
 	}
 	req.Header[sut.RequestIDHeader] = x.id[:]
 	body, err := req.Body, errNoUpstream
@@ -100,7 +103,7 @@ func (x *exchange) failed(ctx context.Context, u *upstream, failure error) (err 
 }
 
 // answer prepares the response of a host for the client. The end of its body releases
-// the host. The answer sets the sticky cookie unless the client's cookie lists the host.
+// the host. The answer sets the sticky cookie if the user shall stay, unless the client's cookie lists the host.
 func (x *exchange) answer(routes *routing, u *upstream, res *http.Response) (*http.Response, error) {
 	v, cause := judge(res)
 	took := time.Since(x.attempt.began)
@@ -111,7 +114,7 @@ func (x *exchange) answer(routes *routing, u *upstream, res *http.Response) (*ht
 		_ = res.Body.Close()
 		return nil, &lostError{u.node, errors.New(x.body.cause)}
 	}
-	if x.balancer.cfg.Sticky && !listsNode(x.sticky, u.node) {
+	if x.keeps && !listsNode(x.sticky, u.node) {
 		setCookie(res.Header, sut.StickyCookie, stickyValue(x.sticky, routes, x.route.group, u.node))
 	}
 	res.Header[sut.RequestIDHeader] = x.id[:]

@@ -31,6 +31,7 @@ type exchange struct {
 	complete bool      // the complete answer was sent to the client
 	route    *route
 	sticky   string // value of the client's sticky cookie
+	keeps    bool   // the user stays on the host that answers
 	node     string // the host that was tried last
 	cause    error  // why the request failed
 	attempt  attempt

@@ -157,6 +157,8 @@ func (c Config) renderBackend(f *file, b backend) {
 	f.set("http-check expect status 200-399")
 	if c.Sticky {
 		f.set("cookie %s insert indirect nocache httponly", b.cookie)
+		// With a cookie, no shared cache could store these responses.
+		f.set("ignore-persist if { path_beg %s }", strings.Join(sut.SharedPaths(), " "))
 	}
 	server := "default-server check inter %s fall 1 rise 1"
 	if c.Layer == sut.Layer4 {

@@ -95,6 +95,7 @@ func Run(t *testing.T, start Start) {
 		{"sticky ignores unknown hosts", testStickyUnknown},
 		{"sticky moves a user whose host died", testStickyMoves},
 		{"sticky is invisible to hosts", testStickyInvisible},
+		{"sticky does not apply to shared paths", testStickyShared},
 		{"not sticky sets no cookie", testNotSticky},
 
 		{"a killed host fails the requests in flight on it", testKilledHost},

@@ -128,6 +128,9 @@ func (h *host) handler() http.Handler {
 		"/headers":       h.headers,
 		"/id":            h.id,
 		"/img/":          h.who,
+		"/albums/":       h.who,
+		"/img/echo":      h.echo,
+		"/static/echo":   h.echo,
 		"/raw":           h.raw,
 		"/status/{code}": h.status,
 	} {

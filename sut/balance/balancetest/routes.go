@@ -109,7 +109,7 @@ func testRouteSticky(t *testing.T, start Start) {
 // may be in the memory of one host while another one takes the uploads.
 func testRouteStickyEach(t *testing.T, start Start) {
 	_, c := beginWith(t, start, 4, Setup{Sticky: true, Routes: []sut.Route{
-		{Path: "/img/*", To: []string{"web-1", "web-2"}},
+		{Path: "/albums/*", To: []string{"web-1", "web-2"}},
 		{To: []string{"web-3", "web-4"}},
 	}})
 	for range 4 {
@@ -119,12 +119,12 @@ func testRouteStickyEach(t *testing.T, start Start) {
 		}
 		user := newClient(t, c.system)
 		user.http.Jar = jar
-		page, image := user.get("/who").node, user.get("/img/17").node
+		page, image := user.get("/who").node, user.get("/albums/17").node
 		for range 4 {
 			if next := user.get("/who").node; next != page {
 				t.Errorf("a user of %s was sent to %s", page, next)
 			}
-			if next := user.get("/img/17").node; next != image {
+			if next := user.get("/albums/17").node; next != image {
 				t.Errorf("a user whose images come from %s was sent to %s", image, next)
 			}
 		}

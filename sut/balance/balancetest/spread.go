@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
 // begin starts n hosts and a balancer.
@@ -279,6 +281,29 @@ func testStickyInvisible(t *testing.T, start Start) {
 		seen := c.echo(c.request("GET", "/echo", nil, "Cookie", cookie))
 		if got := strings.Join(seen.Header["Cookie"], "; "); got != want {
 			t.Errorf("for cookie %q the host got %q, want %q", cookie, got, want)
+		}
+	}
+}
+
+// Responses that are the same for all users come from any host, and carry no cookie: a shared cache may store them.
+func testStickyShared(t *testing.T, start Start) {
+	hosts, c := begin(t, start, 3, "round_robin", true)
+	for _, prefix := range sut.SharedPaths() {
+		counts := map[string]int{}
+		for range 30 {
+			got, err := c.send(c.request("GET", prefix+"echo", nil, "Cookie", "a=1; lb=web-1"))
+			if err != nil || got.status != 200 {
+				t.Fatalf("%s: status %d, error %v", prefix, got.status, err)
+			}
+			counts[got.node]++
+			if lines := slices.Concat(got.header["Set-Cookie"], got.header["Cache-Control"]); len(lines) > 0 {
+				t.Fatalf("%s: headers %q", prefix, lines)
+			}
+		}
+		evenly(t, hosts, counts)
+		seen := c.echo(c.request("GET", prefix+"echo", nil, "Cookie", "a=1; lb=web-1"))
+		if got := strings.Join(seen.Header["Cookie"], "; "); got != "a=1" {
+			t.Errorf("%s: the host got the cookies %q, want a=1", prefix, got)
 		}
 	}
 }
