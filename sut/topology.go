@@ -51,6 +51,8 @@ type Topology struct {
 	Hosts     []Host   `json:"hosts"`
 	Nodes     []Node   `json:"nodes"`     // in start order: a node comes after all nodes that it uses
 	Frontends []string `json:"frontends"` // names of the nodes that clients talk to; any of them serves any request
+	// Fallbacks names the nodes that clients talk to when no frontend accepts their connection; nil = none.
+	Fallbacks []string `json:"fallbacks,omitempty"`
 	// Counters names the nodes whose request counters add up to the requests that
 	// clients sent. These are the frontends, or the web nodes behind layer 4
 	// balancers, which see only connections.

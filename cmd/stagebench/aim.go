@@ -128,6 +128,7 @@ type destination struct {
 	stage     string // of our own system, or "target"
 	endpoint  *url.URL
 	addresses []string // of all frontends; empty = that of the endpoint
+	fallbacks []string // for clients that no frontend accepts
 	load      load.Load
 	slo       results.SLO
 	system    *control.Client // nil = only the address of the target is known
@@ -155,7 +156,10 @@ func (a aim) destination(ctx context.Context) (d destination, err error) {
 		}
 		// This target is the photo service: a trace is mapped to its photos and users.
 		urls, maker.Data, maker.Service, d.stage = info.Endpoints, info.Data, true, string(info.Stage)
-		if _, d.addresses, err = cell.Endpoint(urls); err != nil {
+		if d.addresses, err = cell.Addresses(info.Endpoints); err != nil {
+			return d, err
+		}
+		if d.fallbacks, err = cell.Addresses(info.Fallbacks); err != nil {
 			return d, err
 		}
 		if d.engines, d.versions, err = enginesOf(ctx, d.system); err != nil {
@@ -349,7 +353,7 @@ func (a aim) clients(ctx context.Context, s streams, d destination) (*driver.Cli
 			d.endpoint.Hostname())
 	}
 	clients, err := driver.NewClients(driver.ClientConfig{
-		Endpoint: d.endpoint, Addresses: d.addresses, Connections: a.connections,
+		Endpoint: d.endpoint, Addresses: d.addresses, Fallbacks: d.fallbacks, Connections: a.connections,
 		Sources:        sources,
 		ConnectionLife: a.life, DialTimeout: min(a.timeout, 5*time.Second), Header: header, TLS: security, Log: s.log,
 	})

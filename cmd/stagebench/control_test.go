@@ -20,6 +20,7 @@ func (failedOver) Recover(context.Context, bool) (targets.Recovery, error) {
 }
 
 func (failedOver) Endpoints() []string { return nil }
+func (failedOver) Fallbacks() []string { return nil }
 
 // `recover --format json` prints several tables as one JSON document.
 func TestRecoverIsOneDocument(t *testing.T) {

@@ -162,12 +162,10 @@ func skipWithoutEngines(t *testing.T, knobs sut.Knobs) {
 // connect makes new clients for a workload. They replace the earlier clients.
 func (r *rig) connect(t *testing.T, workload workloads.Workload, config driver.ClientConfig) {
 	t.Helper()
-	endpoint, addresses, err := cell.Endpoint(r.Endpoints())
-	if err != nil {
+	if err := cell.Aim(&config, r.Endpoints(), r.Fallbacks()); err != nil {
 		t.Fatal(err)
 	}
-	config.Endpoint, config.Addresses = endpoint, addresses
-	config.Sources, config.DialTimeout = cell.Sources(endpoint, 1), 5*time.Second
+	config.Sources, config.DialTimeout = cell.Sources(config.Endpoint, 1), 5*time.Second
 	clients, err := driver.NewClients(config)
 	if err != nil {
 		t.Fatal(err)

@@ -38,8 +38,10 @@ type Info struct {
 	Data   sut.Data  `json:"data"`
 	LogDir string    `json:"log_dir"` // directory of the nodes' logs: NODE.log
 
-	// Endpoints are the base URLs for clients. Serve sets them at each request.
+	// Endpoints are the base URLs for clients, and Fallbacks those for clients that cannot connect to any endpoint.
+	// Serve sets them at each request.
 	Endpoints []string `json:"endpoints"`
+	Fallbacks []string `json:"fallbacks,omitempty"`
 }
 
 // System is a system that can be controlled.
@@ -56,6 +58,7 @@ type Observed interface {
 	Usage() (targets.Usage, error)
 	Events() []targets.Event
 	Endpoints() []string
+	Fallbacks() []string
 }
 
 // Actor is the part of a System that changes it. A name is the name of a host or a node.
@@ -156,7 +159,7 @@ func handler(info Info, system System, down chan<- struct{}) http.Handler {
 	}
 	mux.HandleFunc("GET /info", func(w http.ResponseWriter, _ *http.Request) {
 		now := info
-		now.Endpoints = system.Endpoints()
+		now.Endpoints, now.Fallbacks = system.Endpoints(), system.Fallbacks()
 		answer(w, now, nil)
 	})
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answer(w, system.Status(), nil) })

@@ -39,6 +39,7 @@ func (f fake) Pause(name string) error    { f.done <- "pause " + name; return ni
 func (f fake) Resume(name string) error   { f.done <- "resume " + name; return nil }
 func (f fake) Down(context.Context) error { f.done <- "down"; return nil }
 func (f fake) Endpoints() []string        { return []string{"http://127.0.0.1:1"} }
+func (f fake) Fallbacks() []string        { return []string{"http://127.0.0.1:2"} }
 func (f fake) Recover(_ context.Context, replay bool) (targets.Recovery, error) {
 	if replay {
 		return targets.Recovery{Replayed: []targets.Replayed{
@@ -107,7 +108,7 @@ func TestASystemIsControlled(t *testing.T) {
 	}
 	ctx := t.Context()
 	if info, err := c.Info(ctx); err != nil || info.Stage != sut.LB || info.LogDir != "/logs" ||
-		info.Endpoints[0] != "http://127.0.0.1:1" {
+		info.Endpoints[0] != "http://127.0.0.1:1" || info.Fallbacks[0] != "http://127.0.0.1:2" {
 		t.Errorf("info %+v, %v", info, err)
 	}
 	if nodes, err := c.Status(ctx); err != nil || len(nodes) != 1 || nodes[0].Node != "web-1" {

@@ -22,15 +22,21 @@ func (s *System) Topology() sut.Topology {
 
 // Endpoints lists the base URLs for clients. A client may use any of them.
 func (s *System) Endpoints() []string {
+	return s.urls(func(t sut.Topology) []string { return t.Frontends })
+}
+
+// Fallbacks lists the base URLs for clients that cannot connect to any endpoint; nil = none.
+func (s *System) Fallbacks() []string {
+	return s.urls(func(t sut.Topology) []string { return t.Fallbacks })
+}
+
+// urls returns the base URLs of some nodes of the topology.
+func (s *System) urls(names func(sut.Topology) []string) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var urls []string
-	for _, name := range s.topology.Frontends {
-		for _, n := range s.nodes {
-			if n.Name == name {
-				urls = append(urls, "http://"+n.ready.Address)
-			}
-		}
+	for _, p := range s.peers(names(s.topology)) {
+		urls = append(urls, "http://"+p.Address)
 	}
 	return urls
 }

@@ -75,9 +75,9 @@ func validateTopology(t sut.Topology) error {
 	if len(t.Frontends) == 0 {
 		return errors.New("the topology has no frontend that clients can send requests to")
 	}
-	for _, name := range append(slices.Clone(t.Frontends), t.Counters...) {
+	for _, name := range slices.Concat(t.Frontends, t.Fallbacks, t.Counters) {
 		if !nodes[name] {
-			return fmt.Errorf("the frontend or counter %q is not a node", name)
+			return fmt.Errorf("the frontend, fallback or counter %q is not a node", name)
 		}
 	}
 	return nil

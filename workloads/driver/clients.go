@@ -29,6 +29,7 @@ type slot struct {
 	index     int
 	transport *http.Transport
 	dialed    atomic.Int64 // unix ns at which the current connection was made
+	fallback  atomic.Bool  // the current connection is to a fallback
 	writes    atomic.Int64 // on all connections of the slot so far
 	buffer    []byte       // for reading bodies
 	kept      []byte       // the start of the last response body, if the op's check needs it
@@ -69,11 +70,12 @@ func (c *Clients) newSlot(i int) *slot {
 	}
 	s.transport = &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, err := c.dial(ctx, dialer, network, address, i)
+			conn, fallback, err := c.dial(ctx, dialer, network, address, i)
 			if err != nil {
 				return nil, err
 			}
 			s.dialed.Store(time.Now().UnixNano())
+			s.fallback.Store(fallback)
 			return countedConn{conn, &s.writes}, nil
 		},
 		// A slot carries one op at a time and needs one connection. So the total number
@@ -97,21 +99,25 @@ func oneProtocol(config *tls.Config) *tls.Config {
 }
 
 // dial connects slot i to the target. It tries the addresses in order, starting at the
-// slot's own address, and returns the first connection that succeeds.
+// slot's own address, then the fallbacks in the same way, and returns the first connection
+// that succeeds.
 func (c *Clients) dial(
 	ctx context.Context, dialer *net.Dialer, network, address string, i int,
-) (conn net.Conn, err error) {
+) (conn net.Conn, fallback bool, err error) {
 	addresses := c.config.Addresses
 	if len(addresses) == 0 {
 		addresses = []string{address}
 	}
-	for n := range addresses {
-		conn, err = dialer.DialContext(ctx, network, addresses[(i+n)%len(addresses)])
-		if err == nil || ctx.Err() != nil {
-			break
+	for _, group := range [][]string{addresses, c.config.Fallbacks} {
+		for n := range group {
+			conn, err = dialer.DialContext(ctx, network, group[(i+n)%len(group)])
+			if err == nil || ctx.Err() != nil {
+				return conn, fallback, err
+			}
 		}
+		fallback = true
 	}
-	return conn, err
+	return nil, false, err
 }
 
 // Endpoint returns the base URL of the target.
@@ -127,10 +133,16 @@ func (c *Clients) Close() {
 	}
 }
 
-// renew closes the slot's connection when it is older than ConnectionLife. The next op
-// then makes a new connection.
+// fallbackLife is the maximum age of a connection to a fallback.
+const fallbackLife = time.Second
+
+// renew closes the slot's connection when it is too old. The next op then makes a new connection.
 func (c *Clients) renew(s *slot) {
-	if c.config.ConnectionLife > 0 && time.Now().UnixNano()-s.dialed.Load() > int64(c.config.ConnectionLife) {
+	life := c.config.ConnectionLife
+	if s.fallback.Load() && (life == 0 || life > fallbackLife) {
+		life = fallbackLife
+	}
+	if life > 0 && time.Now().UnixNano()-s.dialed.Load() > int64(life) {
 		s.transport.CloseIdleConnections()
 	}
 }

@@ -100,6 +100,9 @@ type ClientConfig struct {
 	// them. When a connection to one address fails, the next address is tried. Empty = the
 	// address of the endpoint.
 	Addresses []string
+	// Fallbacks are tried when no address accepts a connection, for example the origin behind dead edge caches. Such a
+	// connection is closed after fallbackLife, and the addresses are tried again.
+	Fallbacks []string
 	// Header is sent with every request. A header of the op replaces it.
 	Header map[string]string
 	// TLS configures https endpoints; nil = the root certificates of the system. The
@@ -125,6 +128,8 @@ func (c ClientConfig) Validate() error {
 		return errors.New("clients: an endpoint such as http://127.0.0.1:8080 is required")
 	case c.Connections < 1 || c.Connections > 65_536:
 		return fmt.Errorf("clients: %d connections: want 1 to 65536", c.Connections)
+	case len(c.Fallbacks) > 0 && len(c.Addresses) == 0:
+		return errors.New("clients: fallbacks need addresses")
 	case c.ConnectionLife < 0:
 		return fmt.Errorf("clients: connection life %v: want 0 or more", c.ConnectionLife)
 	case c.DialTimeout <= 0:

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/textproto"
 	"net/url"
 	"strconv"
 	"strings"
@@ -27,6 +28,35 @@ const (
 	CacheHeader = "X-Cache"
 	CacheHit    = "hit" // its value when the record came from a cache
 )
+
+// CacheStatusHeader is the response header in which each HTTP cache on the way says what it did (RFC 9211).
+const CacheStatusHeader = "Cache-Status"
+
+// edgeAnswer returns what the HTTP cache nearest to the client did: "hit", the reason why it forwarded the request, such
+// as "uri-miss" or "bypass", "" if no cache was on the way, or "other" if its report is not one that RFC 9211 defines.
+// The cache nearest to the client is the last member of the last line. Node names and details need no quotes there, so
+// a comma or a semicolon always separates.
+func edgeAnswer(lines []string) string {
+	if len(lines) == 0 {
+		return ""
+	}
+	last := lines[len(lines)-1]
+	last = last[strings.LastIndexByte(last, ',')+1:]
+	_, parameters, _ := strings.Cut(last, ";")
+	for parameter := range strings.SplitSeq(parameters, ";") {
+		name, value, _ := strings.Cut(textproto.TrimString(parameter), "=")
+		switch {
+		case name == "hit":
+			return name
+		case name == "fwd":
+			switch value { // RFC 9211, section 2.2
+			case "bypass", "method", "uri-miss", "vary-miss", "miss", "request", "stale", "partial":
+				return value
+			}
+		}
+	}
+	return "other"
+}
 
 // Request builds the HTTP request of an op.
 func (c *Clients) Request(op workloads.Op) (*http.Request, error) {
@@ -179,6 +209,7 @@ func (t *Ticket) exchange(req *http.Request) (http.Header, error) {
 		if cache := header[CacheHeader]; len(cache) == 1 {
 			o.Cached = cache[0] == CacheHit
 		}
+		o.Edge = edgeAnswer(header[CacheStatusHeader])
 	}
 	o.Done = f.Now()
 	if o.Sent >= 0 {

@@ -12,22 +12,31 @@ import (
 	"github.com/stagebench/stagebench/targets/attach"
 )
 
-// Endpoint returns the base URL of a system and the addresses of all its frontends.
-func Endpoint(urls []string) (endpoint *url.URL, addresses []string, err error) {
+// Addresses returns host and port of base URLs.
+func Addresses(urls []string) (addresses []string, err error) {
 	for _, text := range urls {
 		u, err := url.Parse(text)
 		if err != nil {
-			return nil, nil, err
-		}
-		if endpoint == nil {
-			endpoint = u
+			return nil, err
 		}
 		addresses = append(addresses, u.Host)
 	}
-	if endpoint == nil {
-		return nil, nil, errors.New("the system has no endpoint")
+	return addresses, nil
+}
+
+// Aim sets the endpoint and the addresses of a system in the configuration of its clients.
+func Aim(c *driver.ClientConfig, endpoints, fallbacks []string) (err error) {
+	if len(endpoints) == 0 {
+		return errors.New("the system has no endpoint")
 	}
-	return endpoint, addresses, nil
+	if c.Endpoint, err = url.Parse(endpoints[0]); err != nil {
+		return err
+	}
+	if c.Addresses, err = Addresses(endpoints); err != nil {
+		return err
+	}
+	c.Fallbacks, err = Addresses(fallbacks)
+	return err
 }
 
 // sourceCount is the number of client addresses for a loopback target.

@@ -204,14 +204,14 @@ func (r *cellRun) stop(ctx context.Context) error {
 }
 
 func (r *cellRun) newStepper() (*Stepper, error) {
-	endpoint, addresses, err := Endpoint(r.system.Endpoints())
-	if err != nil {
+	config := driver.ClientConfig{
+		Connections: r.Connections, ConnectionLife: r.ConnectionLife, DialTimeout: dialTimeout, Log: r.Log,
+	}
+	if err := Aim(&config, r.system.Endpoints(), r.system.Fallbacks()); err != nil {
 		return nil, err
 	}
-	clients, err := driver.NewClients(driver.ClientConfig{
-		Endpoint: endpoint, Addresses: addresses, Connections: r.Connections, Sources: Sources(endpoint, r.Seed),
-		ConnectionLife: r.ConnectionLife, DialTimeout: dialTimeout, Log: r.Log,
-	})
+	config.Sources = Sources(config.Endpoint, r.Seed)
+	clients, err := driver.NewClients(config)
 	if err != nil {
 		return nil, err
 	}
