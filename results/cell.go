@@ -38,7 +38,13 @@ type OpStats struct {
 	FailedServiceNS Latency `json:"failed_service_ns,omitzero"`
 	Errors          int64   `json:"errors"`
 	SessionLost     int64   `json:"session_lost,omitempty"`
-	OverSLO         int64   `json:"over_slo"` // successes slower than the class's bound
+	BytesIn         int64   `json:"bytes_in"` // of the bodies of all responses
+	// Edge counts the successes by what the HTTP cache nearest to the client did, RFC 9211: "hit", or the reason why it
+	// forwarded the request, such as "uri-miss" or "bypass". Nil = there was none.
+	Edge map[string]int64 `json:"edge,omitempty"`
+	// Cached counts the successes without an edge hit that the cache tier answered.
+	Cached  int64 `json:"cached,omitempty"`
+	OverSLO int64 `json:"over_slo"` // successes slower than the class's bound
 	// The parts of OverSLO and of the unsent ops that would have met the bound without the delay that the client
 	// may have caused.
 	OverSLOByClient int64 `json:"over_slo_by_client,omitempty"`
@@ -133,6 +139,26 @@ type CacheReads struct {
 
 // HitRatio returns the share of the reads that were hits.
 func (c CacheReads) HitRatio() float64 { return float64(c.Hits) / float64(max(c.Hits+c.Misses, 1)) }
+
+// StaticReads counts the requests for images and assets, as the clients see them and as the web hosts do. Between them
+// are the edges. A response that an edge only revalidated is a request at the web hosts, almost without bytes.
+type StaticReads struct {
+	Requests       int64 `json:"requests"` // successes
+	Bytes          int64 `json:"bytes"`    // of the bodies that clients got
+	OriginRequests int64 `json:"origin_requests"`
+	OriginBytes    int64 `json:"origin_bytes"`
+}
+
+// HitRatio returns the share of the requests that did not reach the web hosts. It is measured at both ends: no edge is
+// asked.
+func (s StaticReads) HitRatio() float64 {
+	return 1 - float64(s.OriginRequests)/float64(max(s.Requests, 1))
+}
+
+// ByteHitRatio returns the share of the bytes that the web hosts did not send.
+func (s StaticReads) ByteHitRatio() float64 {
+	return 1 - float64(s.OriginBytes)/float64(max(s.Bytes, 1))
+}
 
 // DatabaseCalls counts the operations that web and cache hosts sent to the databases, one round trip each. The
 // web and cache hosts count them.
@@ -245,6 +271,7 @@ type Step struct {
 	Figures      []Figure           `json:"figures,omitempty"` // those that at least one node reports
 	Cache        *CacheReads        `json:"cache,omitempty"`   // nil = no cache tier, or web nodes were restarted
 	CacheNodes   []CacheNode        `json:"cache_nodes,omitempty"`
+	Static       *StaticReads       `json:"static,omitempty"`   // nil = no edges, or unknown
 	Database     *DatabaseCalls     `json:"database,omitempty"` // nil = unknown, for example after a restart
 	Hosts        []HostUsage        `json:"hosts,omitempty"`
 	Nodes        []NodeUsage        `json:"nodes,omitempty"`

@@ -69,6 +69,12 @@ func (s *Step) add(part Step) {
 	s.Cache = known(s.Cache, part.Cache, func(a, b CacheReads) CacheReads {
 		return CacheReads{Hits: a.Hits + b.Hits, Misses: a.Misses + b.Misses}
 	})
+	s.Static = known(s.Static, part.Static, func(a, b StaticReads) StaticReads {
+		return StaticReads{
+			Requests: a.Requests + b.Requests, Bytes: a.Bytes + b.Bytes,
+			OriginRequests: a.OriginRequests + b.OriginRequests, OriginBytes: a.OriginBytes + b.OriginBytes,
+		}
+	})
 	s.Database = known(s.Database, part.Database, func(a, b DatabaseCalls) DatabaseCalls {
 		return DatabaseCalls{Reads: a.Reads + b.Reads, Writes: a.Writes + b.Writes}
 	})
@@ -203,7 +209,10 @@ func (l Ledger) plus(o Ledger) Ledger {
 }
 
 func (s OpStats) plus(o OpStats) OpStats {
+	edge := maps.Clone(s.Edge)
+	addCounts(&edge, o.Edge)
 	return OpStats{
+		BytesIn: s.BytesIn + o.BytesIn, Edge: edge, Cached: s.Cached + o.Cached,
 		Count: s.Count + o.Count, Errors: s.Errors + o.Errors, SessionLost: s.SessionLost + o.SessionLost,
 		OverSLO: s.OverSLO + o.OverSLO, OverSLOByClient: s.OverSLOByClient + o.OverSLOByClient,
 		UnsentByClient: s.UnsentByClient + o.UnsentByClient,

@@ -52,6 +52,7 @@ type Outcome struct {
 	User        int    // virtual user of the op, -1 = none
 	Version     int64  // version of the record that was returned or written, from the response's header; 0 = none
 	Cached      bool   // the response's header says that a cache answered
+	Edge        string // what the HTTP cache nearest to the client did: "hit", "uri-miss", ...; "" = there was none
 	Error       string // for a failure: its cause in a few words, without addresses
 }
 

@@ -20,6 +20,7 @@ const (
 	LB       Stage = "lb"
 	Replicas Stage = "replicas"
 	Caches   Stage = "cache"
+	CDN      Stage = "cdn"
 )
 
 // Role is the function of a node in the system.
@@ -33,6 +34,8 @@ const (
 	Balance Role = "lb"
 	Blob    Role = "blob"
 	Cache   Role = "cache"
+	Edge    Role = "edge"
+	WAN     Role = "wan" // the network between users and the origin
 	Seed    Role = "seed"
 )
 
@@ -49,6 +52,10 @@ const (
 	RESP       Engine = "resp"      // cache, embedded
 	Redis      Engine = "redis"     // cache, native
 	Memcached  Engine = "memcached" // cache, native
+	OwnEdge    Engine = "edge"      // edge, embedded
+	Varnish    Engine = "varnish"   // edge, native
+	Nginx      Engine = "nginx"     // edge, native
+	Relay      Engine = "relay"     // wan, embedded; there is no native one
 	App        Engine = "app"       // web, embedded; there is no native one
 	Files      Engine = "files"     // blob, embedded; there is no native one
 )

@@ -43,6 +43,9 @@ type Recorder struct {
 type class struct {
 	ledger  results.Ledger
 	overSLO int64
+	bytesIn int64
+	edge    map[string]int64   // successes by what an edge did
+	cached  int64              // successes that the cache tier answered
 	total   [clocks]*Histogram // all closed intervals
 	current [clocks]*Histogram // the current interval
 }
@@ -114,18 +117,34 @@ func (r *Recorder) Record(o results.Outcome) {
 	}
 	r.bytesIn += o.BytesIn
 	r.bytesOut += o.BytesOut
+	c.bytesIn += o.BytesIn
 	if o.Fate != results.OK {
 		r.failedServiceSum += o.Service()
 		c.current[failed].Record(o.Response())
 		c.current[failedService].Record(o.Service())
 		return
 	}
+	c.countSource(o)
 	c.current[response].Record(o.Response())
 	c.current[service].Record(o.Service())
 	r.recent.Record(o.Response())
 	r.prompt.Record(o.Response() - o.Lag())
 	if o.Response() > bound {
 		c.overSLO++
+	}
+}
+
+// countSource counts which tier answered a success. An edge stores the header with which the cache tier answered once,
+// so that header says nothing about a hit of the edge.
+func (c *class) countSource(o results.Outcome) {
+	if o.Edge != "" {
+		if c.edge == nil {
+			c.edge = map[string]int64{}
+		}
+		c.edge[o.Edge]++
+	}
+	if o.Cached && o.Edge != "hit" {
+		c.cached++
 	}
 }
 
@@ -232,6 +251,7 @@ func (r *Recorder) Finish(scheduled int64) results.Step {
 	for name, c := range r.classes {
 		step.Ops[name] = results.OpStats{
 			Count: c.ledger.Scheduled, Errors: c.ledger.Errors(), SessionLost: c.ledger.SessionLost,
+			BytesIn: c.bytesIn, Edge: c.edge, Cached: c.cached,
 			OverSLO: c.overSLO, OverSLOByClient: slow[name], UnsentByClient: unsent[name],
 		}
 	}

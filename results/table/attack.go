@@ -12,8 +12,8 @@ import (
 
 // Attack shows all figures of one step that was judged by an objective: rates and verdict, latencies by op class,
 // the clocks and the ledger. If there is data for them, tables follow for failures,
-// outages, events, stale reads, the cache tier, database calls, the tiers' figures
-// and the hosts.
+// outages, events, stale reads, the tiers that answered, the cache tier, database calls,
+// the tiers' figures and the hosts.
 func Attack(step results.Step, slo string) []Table {
 	tables := []Table{overview(step, slo), opsTable(step, "Response time of successes", successes)}
 	if step.Ledger.OK < step.Ledger.Scheduled {
@@ -24,7 +24,7 @@ func Attack(step results.Step, slo string) []Table {
 	}
 	tables = append(tables, clocks(step), ledger(step))
 	for _, t := range []Table{
-		causes(step), outages(step), events(step), staleAnswers(step), cacheTier(step), databases(step), figures(step),
+		causes(step), outages(step), events(step), staleAnswers(step), sources(step), cacheTier(step), databases(step), figures(step),
 		hosts(step),
 	} {
 		if len(t.Rows) > 0 {

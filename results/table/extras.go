@@ -9,21 +9,44 @@ import (
 	"github.com/stagebench/stagebench/results"
 )
 
-// workColumns returns what caches, databases and other tiers did in the step at the reference rate, and its legend.
+// workColumns returns what edges, caches, databases and other tiers did in the step at the reference rate, and its
+// legend.
 func workColumns(rows []ladderRow) (columns []column[ladderRow], docs []string) {
-	columns, docs = figureColumns(rows, ladderRow.measured)
-	if !slices.ContainsFunc(rows, func(r ladderRow) bool { return r.measured().Cache != nil }) {
-		return columns, docs
+	has := func(reported func(results.Step) bool) bool {
+		return slices.ContainsFunc(rows, func(r ladderRow) bool { return reported(r.measured()) })
 	}
-	columns = slices.Concat(cacheColumns(), columns, []column[ladderRow]{
-		numbers("db ops per\nrequest", "database_operations_per_request", func(r ladderRow) Cell {
-			return operationsPerRequest(r.measured())
-		}),
-	})
-	return columns, append(
-		slices.Insert(docs, 0, "cache hits: share of the web tier's cache reads that found the key"),
-		"db ops per request: round trips from web and cache hosts to the databases",
-	)
+	if has(func(s results.Step) bool { return s.Static != nil }) {
+		columns, docs = staticColumns(), []string{staticLegend}
+	}
+	cached := has(func(s results.Step) bool { return s.Cache != nil })
+	if cached {
+		columns = append(columns, cacheColumns()...)
+		docs = append(docs, "cache hits: share of the web tier's cache reads that found the key")
+	}
+	figures, figureDocs := figureColumns(rows, ladderRow.measured)
+	columns, docs = append(columns, figures...), append(docs, figureDocs...)
+	if cached {
+		columns = append(columns, numbers("db ops per\nrequest", "database_operations_per_request",
+			func(r ladderRow) Cell { return operationsPerRequest(r.measured()) }))
+		docs = append(docs, "db ops per request: round trips from web and cache hosts to the databases")
+	}
+	return columns, docs
+}
+
+const staticLegend = "edge hits: share of the requests for images and assets that did not reach a web host, " +
+	"and of their bytes; clients and web hosts count them, not the edges"
+
+func staticColumns() []column[ladderRow] {
+	type reads = results.StaticReads
+	show := optional(func(r ladderRow) *reads { return r.measured().Static }, Blank())
+	return []column[ladderRow]{
+		numbers("edge\nhits", "edge_hit_ratio", show(func(s reads) Cell { return Share(s.HitRatio()) })),
+		numbers("of\nbytes", "edge_byte_hit_ratio", show(func(s reads) Cell { return Share(s.ByteHitRatio()) })),
+		machineOnly("static_requests", show(func(s reads) Cell { return Count(s.Requests) })),
+		machineOnly("static_bytes", show(func(s reads) Cell { return Count(s.Bytes) })),
+		machineOnly("origin_requests", show(func(s reads) Cell { return Count(s.OriginRequests) })),
+		machineOnly("origin_bytes", show(func(s reads) Cell { return Count(s.OriginBytes) })),
+	}
 }
 
 // consistencyColumns returns the stale reads and the lost writes of the cells, and their legend. A column is present

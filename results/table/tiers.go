@@ -1,6 +1,8 @@
 package table
 
 import (
+	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/stagebench/stagebench/results"
@@ -36,6 +38,54 @@ func staleAnswers(s results.Step) Table {
 	}, rows, staleLegend)
 	t.Notes = notes
 	return t
+}
+
+// source is one row of the table of sources: the successes of one op class, or of all.
+type source struct {
+	op                                    string
+	ok, hits, revalidated, missed, others int64 // others: requests that edges do not answer, such as writes
+	cached                                int64
+}
+
+// sources shows which tier answered, if there are edges.
+func sources(s results.Step) Table {
+	all := source{op: "all"}
+	var rows []source
+	for _, name := range slices.Sorted(maps.Keys(s.Ops)) {
+		op := s.Ops[name]
+		if op.Edge == nil {
+			continue
+		}
+		r := source{
+			op: name, ok: op.Count - op.Errors - op.SessionLost, hits: op.Edge["hit"], revalidated: op.Edge["stale"],
+			missed: op.Edge["miss"] + op.Edge["uri-miss"] + op.Edge["vary-miss"] + op.Edge["partial"], cached: op.Cached,
+		}
+		r.others = r.ok - r.hits - r.revalidated - r.missed
+		rows = append(rows, r)
+		all.ok, all.hits, all.revalidated = all.ok+r.ok, all.hits+r.hits, all.revalidated+r.revalidated
+		all.missed, all.others, all.cached = all.missed+r.missed, all.others+r.others, all.cached+r.cached
+	}
+	if rows == nil {
+		return Table{}
+	}
+	rows = append(rows, all)
+	legend := []string{
+		"edge hits, revalidated, missed, passed: what the edge did, by its header Cache-Status (RFC 9211); " +
+			"cache: of the rest, what the cache tier answered",
+	}
+	if s.Static != nil {
+		legend = append(legend, fmt.Sprintf("images and assets: %s of the requests and %s of the bytes did not reach a web "+
+			"host, as clients and web hosts count them", percent(s.Static.HitRatio()), percent(s.Static.ByteHitRatio())))
+	}
+	return newTable("Answered by", []column[source]{
+		identifying("op", func(r source) Cell { return Text(r.op) }),
+		numbers("successes", "", func(r source) Cell { return Count(r.ok) }),
+		numbers("edge hits", "edge_hits", func(r source) Cell { return Count(r.hits) }),
+		numbers("revalidated", "edge_revalidated", func(r source) Cell { return Count(r.revalidated) }),
+		numbers("missed", "edge_missed", func(r source) Cell { return Count(r.missed) }),
+		numbers("passed", "edge_passed", func(r source) Cell { return Count(r.others) }),
+		numbers("cache", "cache_answered", func(r source) Cell { return Count(r.cached) }),
+	}, rows, legend...)
 }
 
 // cacheCount is one row of the cache table: the counts of the web tier or of one cache host.

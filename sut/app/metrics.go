@@ -5,6 +5,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/stagebench/stagebench/sut"
 )
 
 // metrics are the Prometheus metrics of one node. The label op has one value per
@@ -13,6 +15,9 @@ type metrics struct {
 	inFlight prometheus.Gauge
 	byOp     map[string]*opMetrics
 	other    *opMetrics // requests without a route
+
+	staticRequests prometheus.Counter
+	staticBytes    prometheus.Counter
 
 	uploads      prometheus.Counter
 	uploadBytes  prometheus.Counter
@@ -28,6 +33,7 @@ type opMetrics struct {
 	name     string
 	requests *prometheus.CounterVec // by code
 	seconds  prometheus.Observer
+	static   bool // its responses are the same for all users
 }
 
 // newMetrics registers the metrics. It panics if the registry already has them.
@@ -55,8 +61,11 @@ func newMetrics(registry prometheus.Registerer, routes []route) *metrics {
 		inFlight: auto.NewGauge(prometheus.GaugeOpts{
 			Name: "stagebench_http_requests_in_flight", Help: "Requests that are being served.",
 		}),
-		byOp:         map[string]*opMetrics{},
-		other:        newOp(otherOp),
+		byOp:           map[string]*opMetrics{},
+		other:          newOp(otherOp),
+		staticRequests: counter("stagebench_static_requests_total", "Answered requests for images and assets."),
+		staticBytes: counter("stagebench_static_bytes_total",
+			"Bytes of the bodies of images and assets that were sent, before compression."),
 		uploads:      counter("stagebench_uploads_total", "Photos uploaded."),
 		uploadBytes:  counter("stagebench_upload_bytes_total", "Bytes of the originals of uploaded photos."),
 		likes:        counter("stagebench_likes_total", "Likes given."),
@@ -68,6 +77,7 @@ func newMetrics(registry prometheus.Registerer, routes []route) *metrics {
 	for _, route := range routes {
 		if m.byOp[route.op] == nil {
 			m.byOp[route.op] = newOp(route.op)
+			m.byOp[route.op].static = sut.Shared(route.pattern)
 		}
 	}
 	return m

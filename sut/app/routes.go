@@ -254,6 +254,9 @@ func (x *exchange) WriteHeader(status int) {
 // Write sends a part of the body.
 func (x *exchange) Write(p []byte) (int, error) {
 	x.answered(http.StatusOK)
+	if x.op.static && x.r.Method != http.MethodHead { // the server drops the body of a response to HEAD
+		x.app.metrics.staticBytes.Add(float64(len(p)))
+	}
 	return x.ResponseWriter.Write(p)
 }
 
@@ -271,6 +274,9 @@ func (x *exchange) answered(status int) {
 		}
 		x.status = status
 		x.op.requests.WithLabelValues(strconv.Itoa(status)).Inc()
+		if x.op.static {
+			x.app.metrics.staticRequests.Inc()
+		}
 	}
 }
 

@@ -97,7 +97,7 @@ func cacheEngines() []EngineInfo {
 func cacheTier() Tier {
 	return Tier{
 		Role: sut.Cache, From: sut.Caches, Engines: cacheEngines(), Knobs: new(Cache).knobs(),
-		Calls: func(k sut.Knobs) []sut.Role {
+		Calls: func(_ sut.Stage, k sut.Knobs) []sut.Role {
 			if CacheOf(k).UsesDatabase() {
 				return []sut.Role{sut.DB}
 			}

@@ -38,12 +38,13 @@ func Stages() []StageInfo {
 		{sut.LB, "load balancer, several web hosts on private addresses"},
 		{sut.Replicas, "database replicas serve reads, and one is promoted when the primary fails"},
 		{sut.Caches, "cache tier in front of the database"},
+		{sut.CDN, "edge caches near the users answer requests for images and assets"},
 	}
 }
 
 // Tiers lists the tiers in the order in which their hosts are shown.
 func Tiers() []Tier {
-	return []Tier{lbTier(), webTier(), dbTier(), blobTier(), cacheTier()}
+	return []Tier{edgeTier(), wanTier(), lbTier(), webTier(), dbTier(), blobTier(), cacheTier()}
 }
 
 // Tier is the definition of all hosts of one role.
@@ -52,8 +53,9 @@ type Tier struct {
 	From    sut.Stage    // the first stage that has it
 	Engines []EngineInfo // the embedded engine first, then the engine that --engines native selects
 	Knobs   []Knob
-	Calls   func(sut.Knobs) []sut.Role // the roles that its nodes call; these start first; nil = none
-	Scaling *Scaling                   // nil = the number of hosts cannot change while it serves
+	// Calls returns the roles that its nodes call; these start first; nil = none.
+	Calls   func(sut.Stage, sut.Knobs) []sut.Role
+	Scaling *Scaling // nil = the number of hosts cannot change while it serves
 	Figures []Figure
 
 	// check sets knobs that depend on the stage or on other knobs, and refuses conflicts.
@@ -204,7 +206,9 @@ func Build(stage sut.Stage, knobs sut.Knobs, unitCPU float64) (sut.Topology, err
 	if err := p.placeAll(tiers, map[sut.Role]bool{}); err != nil {
 		return sut.Topology{}, err
 	}
-	topology := sut.Topology{Stage: stage, UnitCPU: unitCPU, Knobs: p.knobs, Nodes: p.nodes, Counters: p.counters}
+	topology := sut.Topology{
+		Stage: stage, UnitCPU: unitCPU, Knobs: p.knobs, Nodes: p.nodes, Fallbacks: p.fallbacks, Counters: p.counters,
+	}
 	for _, t := range tiers {
 		topology.Hosts = append(topology.Hosts, p.hosts[t.Role]...)
 		if topology.Frontends == nil {
@@ -227,14 +231,15 @@ func before(stage, other sut.Stage) bool { return position(stage) < position(oth
 
 // plan is a topology under construction.
 type plan struct {
-	stage    sut.Stage
-	knobs    sut.Knobs
-	unit     float64    // cores
-	role     sut.Role   // role of the tier that is being placed
-	calls    []sut.Role // roles that this tier calls
-	hosts    map[sut.Role][]sut.Host
-	nodes    []sut.Node
-	counters []string // nil = the frontends
+	stage sut.Stage
+	knobs sut.Knobs
+	unit  float64    // cores
+	role  sut.Role   // role of the tier that is being placed
+	calls []sut.Role // roles that this tier calls
+	hosts map[sut.Role][]sut.Host
+	nodes []sut.Node
+	// Of the topology. counters = nil stands for the frontends.
+	fallbacks, counters []string
 }
 
 // placeAll places every tier of the stage. A tier comes after the tiers that it calls.
@@ -246,7 +251,7 @@ func (p *plan) placeAll(tiers []Tier, placed map[sut.Role]bool) error {
 		placed[t.Role] = true
 		var calls []sut.Role
 		if t.Calls != nil {
-			calls = t.Calls(p.knobs)
+			calls = t.Calls(p.stage, p.knobs)
 		}
 		called := slices.DeleteFunc(Tiers(), func(other Tier) bool { return !slices.Contains(calls, other.Role) })
 		if err := p.placeAll(called, placed); err != nil {
@@ -274,6 +279,12 @@ func (p *plan) host(name string, units float64) string {
 		Name: name, Units: units, CPU: max(units*p.unit, minHostCPU),
 		MemoryBytes: int64(max(units, 1) * memoryPerUnit),
 	})
+	return name
+}
+
+// apart adds a host that stands for no machine of the system. Its size does not count into the system's.
+func (p *plan) apart(name string, units float64) string {
+	p.hosts[p.role] = append(p.hosts[p.role], sut.Host{Name: name, CPU: units * p.unit, MemoryBytes: memoryPerUnit})
 	return name
 }
 

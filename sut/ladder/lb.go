@@ -69,7 +69,7 @@ func lbEngines() []EngineInfo {
 func lbTier() Tier {
 	return Tier{
 		Role: sut.Balance, From: sut.LB, Engines: lbEngines(), Knobs: new(LB).knobs(),
-		Calls: func(sut.Knobs) []sut.Role { return []sut.Role{sut.Web} },
+		Calls: func(sut.Stage, sut.Knobs) []sut.Role { return []sut.Role{sut.Web} },
 		check: checkLB, place: placeLB,
 	}
 }

@@ -40,9 +40,19 @@ func (s *Web) knobs() []Knob {
 func webTier() Tier {
 	return Tier{
 		Role: sut.Web, From: sut.Single, Engines: []EngineInfo{{Name: sut.App}}, Knobs: new(Web).knobs(),
-		Calls:   func(sut.Knobs) []sut.Role { return []sut.Role{sut.DB, sut.Cache, sut.Blob} },
+		Calls:   func(sut.Stage, sut.Knobs) []sut.Role { return []sut.Role{sut.DB, sut.Cache, sut.Blob} },
 		Scaling: &Scaling{Name: "web", Knob: "web.hosts", refuse: unbalanced},
-		check:   checkWeb, place: placeWeb,
+		Figures: []Figure{
+			{
+				Name: "origin_static_requests", Metric: "stagebench_static_requests_total",
+				From: []sut.Role{sut.Web}, Kind: Counter, Doc: "requests for images and assets that web hosts answered",
+			},
+			{
+				Name: "origin_static_bytes", Metric: "stagebench_static_bytes_total",
+				From: []sut.Role{sut.Web}, Kind: Counter, Doc: "bytes of images and assets that web hosts sent",
+			},
+		},
+		check: checkWeb, place: placeWeb,
 	}
 }
 

@@ -15,6 +15,8 @@ import (
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/metrics"
+	"github.com/stagebench/stagebench/workloads"
+	"github.com/stagebench/stagebench/workloads/preset"
 )
 
 // Declared figures that have a field of their own in results.Step.
@@ -23,6 +25,8 @@ const (
 	cacheMisses    = "cache_misses"
 	databaseReads  = "database_reads"
 	databaseWrites = "database_writes"
+	originRequests = "origin_static_requests"
+	originBytes    = "origin_static_bytes"
 )
 
 // Metrics that are read in addition to those of the declared figures.
@@ -158,6 +162,9 @@ func fillFigures(step *results.Step, declared []ladder.Figure, nodes []delta) {
 	if hits, misses := exact(cacheHits), exact(cacheMisses); hits != nil && misses != nil {
 		step.Cache = &results.CacheReads{Hits: *hits, Misses: *misses}
 	}
+	if requests, bytes := exact(originRequests), exact(originBytes); requests != nil && bytes != nil {
+		step.Static = staticReads(step.Ops, *requests, *bytes)
+	}
 	if reads, writes := exact(databaseReads), exact(databaseWrites); reads != nil && writes != nil {
 		step.Database = &results.DatabaseCalls{Reads: *reads, Writes: *writes}
 	}
@@ -173,6 +180,22 @@ func fillFigures(step *results.Step, declared []ladder.Figure, nodes []delta) {
 				n.Node, n.WriteBack.Refused)
 		}
 	}
+}
+
+// staticReads returns what clients got of images and assets, and what web hosts sent; nil if no edge answered anything.
+func staticReads(ops map[string]results.OpStats, originRequests, originBytes int64) *results.StaticReads {
+	reads := results.StaticReads{OriginRequests: originRequests, OriginBytes: originBytes}
+	edges := false
+	for _, class := range []workloads.Class{preset.Image, preset.Asset} {
+		op := ops[string(class)]
+		reads.Requests += op.Count - op.Errors - op.SessionLost
+		reads.Bytes += op.BytesIn
+		edges = edges || op.Edge != nil
+	}
+	if !edges {
+		return nil
+	}
+	return &reads
 }
 
 // serverCount returns how many requests of clients the target completed, by its own count; nil if no node counts
