@@ -184,7 +184,7 @@ type BalancerStatus struct {
 	Upstreams    []UpstreamStatus `json:"upstreams"`
 }
 
-// ConnectionStatus counts the connections of clients at a layer 4 balancer.
+// ConnectionStatus counts the connections of clients at a layer 4 balancer or another relay.
 type ConnectionStatus struct {
 	Accepted uint64 `json:"accepted"`
 	Active   int    `json:"active"`
