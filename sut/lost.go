@@ -13,8 +13,9 @@ import (
 const LostPath = "/replication/lost"
 
 // MaxKept is the number of old copies that a node keeps. A further copy is not kept. Its Lost is
-// unknown and says so.
-const MaxKept = 8
+// unknown and says so. Copies wait for the node to serve the present data. When databases die every few seconds, dozens
+// may wait. PostgreSQL needs 70 MiB for a copy of the small data set.
+const MaxKept = 32
 
 // NotKept is Lost.Partial of a copy that was not kept because of MaxKept.
 const NotKept = "the old copy was not kept, because the losses of too many earlier copies were not collected yet"

@@ -60,7 +60,7 @@ func startPostgres(ctx context.Context, n process.Node) (c process.Component, er
 	operators := n.Operators()
 	if n.Config.Replication != nil {
 		c.Rewire = func(ctx context.Context, next sut.Wiring) error { return s.SetMembers(ctx, next.Members) }
-		dbadmin.Add(operators, native{s, n, install}, postgres.ErrConflict, n.Config)
+		dbadmin.Add(operators, native{s, n, install}, postgres.ErrConflict, n.Config.Secret)
 	}
 	c.Operators = operators
 	return c, nil

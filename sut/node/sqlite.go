@@ -47,7 +47,7 @@ func startSQLite(ctx context.Context, n process.Node) (c process.Component, err 
 	}()
 	operators := n.Operators()
 	if n.Config.Replication != nil {
-		dbadmin.Add(operators, embedded{server}, sqlite.ErrRefused, n.Config)
+		dbadmin.Add(operators, embedded{server}, sqlite.ErrRefused, n.Config.Secret)
 	}
 	return process.Component{
 		Ready: sut.Ready{Address: listener.Addr().String(), Version: server.Version()},

@@ -274,7 +274,7 @@ func (s *Server) applyLag(ctx context.Context, conn *pgx.Conn) error {
 	if err := s.writeSettings(s.current()); err != nil {
 		return err
 	}
-	if _, err := conn.Exec(ctx, "SELECT pg_reload_conf()"); err != nil {
+	if err := reloadOver(ctx, conn); err != nil {
 		return err
 	}
 	s.mu.Lock()

@@ -212,10 +212,13 @@ func (s *Server) SetMembers(ctx context.Context, names []string) error {
 
 // reload makes the server read its settings again.
 func (s *Server) reload(ctx context.Context) error {
-	return s.withSession(ctx, func(conn *pgx.Conn) error {
-		_, err := conn.Exec(ctx, "SELECT pg_reload_conf()")
-		return err
-	})
+	return s.withSession(ctx, func(conn *pgx.Conn) error { return reloadOver(ctx, conn) })
+}
+
+// reloadOver is reload over an open session.
+func reloadOver(ctx context.Context, conn *pgx.Conn) error {
+	_, err := conn.Exec(ctx, "SELECT pg_reload_conf()")
+	return err
 }
 
 // promote promotes a replica.

@@ -26,10 +26,10 @@ type Database interface {
 }
 
 // Add adds the endpoints sut.ReplicationPath and sut.LostPath to mux. An error of ChangeRole
-// that wraps conflict means that the role is not allowed and that nothing changed. config is that of the node.
-func Add(mux *http.ServeMux, db Database, conflict error, config sut.NodeConfig) {
+// that wraps conflict means that the role is not allowed and that nothing changed. secret is that of the system.
+func Add(mux *http.ServeMux, db Database, conflict error, secret sut.Secret) {
 	addReplication(mux, db, conflict)
-	addLost(mux, &lostAdmin{db: db, secret: config.Secret})
+	addLost(mux, &lostAdmin{db: db, secret: secret})
 }
 
 func addReplication(mux *http.ServeMux, db Database, conflict error) {
