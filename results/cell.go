@@ -147,6 +147,10 @@ type StaticReads struct {
 	Bytes          int64 `json:"bytes"`    // of the bodies that clients got
 	OriginRequests int64 `json:"origin_requests"`
 	OriginBytes    int64 `json:"origin_bytes"`
+	// Of Scheduled requests, Reusable are those that one edge with unlimited memory could have answered. Both are 0 with
+	// several edges, which share the requests in an unknown way.
+	Scheduled int64 `json:"scheduled,omitempty"`
+	Reusable  int64 `json:"reusable,omitempty"`
 }
 
 // HitRatio returns the share of the requests that did not reach the web hosts. It is measured at both ends: no edge is
@@ -158,6 +162,11 @@ func (s StaticReads) HitRatio() float64 {
 // ByteHitRatio returns the share of the bytes that the web hosts did not send.
 func (s StaticReads) ByteHitRatio() float64 {
 	return 1 - float64(s.OriginBytes)/float64(max(s.Bytes, 1))
+}
+
+// Ceiling returns the highest possible hit ratio: what the lifetimes of the responses permit. ok = it is known.
+func (s StaticReads) Ceiling() (ratio float64, ok bool) {
+	return float64(s.Reusable) / float64(max(s.Scheduled, 1)), s.Scheduled > 0
 }
 
 // DatabaseCalls counts the operations that web and cache hosts sent to the databases, one round trip each. The

@@ -73,6 +73,7 @@ func (s *Step) add(part Step) {
 		return StaticReads{
 			Requests: a.Requests + b.Requests, Bytes: a.Bytes + b.Bytes,
 			OriginRequests: a.OriginRequests + b.OriginRequests, OriginBytes: a.OriginBytes + b.OriginBytes,
+			Scheduled: a.Scheduled + b.Scheduled, Reusable: a.Reusable + b.Reusable,
 		}
 	})
 	s.Database = known(s.Database, part.Database, func(a, b DatabaseCalls) DatabaseCalls {

@@ -37,6 +37,13 @@ func Shared(path string) bool {
 	return slices.ContainsFunc(SharedPaths(), func(prefix string) bool { return strings.HasPrefix(path, prefix) })
 }
 
+// How long a cache may answer with an image or an asset without asking for it again, by Cache-Control: the content of a
+// URL with a version never changes.
+const (
+	VersionedLifetime   = 365 * 24 * time.Hour
+	UnversionedLifetime = time.Minute
+)
+
 // Admission policies of an edge.
 const (
 	AdmitAll       = "all"        // every response that may be stored is stored

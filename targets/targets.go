@@ -139,6 +139,13 @@ type Scaled struct {
 	Held  *int64 `json:"held,omitempty"`
 }
 
+// Purged is the result of a purge at one edge.
+type Purged struct {
+	Node   string `json:"node"`
+	Down   bool   `json:"down,omitempty"` // it was down, and starts without entries
+	TookNS int64  `json:"took_ns"`
+}
+
 // Event is one thing that happened to a target, for example a kill, a death or a restart.
 type Event struct {
 	UnixNS int64  `json:"unix_ns"`

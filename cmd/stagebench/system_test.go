@@ -274,7 +274,9 @@ func (r *rig) load(t *testing.T, rate float64, d, at time.Duration, act func()) 
 func engines() map[string]sut.Knobs {
 	return map[string]sut.Knobs{
 		"embedded": {"db.engine": "sqlite", "lb.engine": "balance"},
-		"native":   {"db.engine": "postgres", "lb.engine": "haproxy", "cache.engine": "redis"},
+		"native": {
+			"db.engine": "postgres", "lb.engine": "haproxy", "cache.engine": "redis", "edge.engine": "varnish",
+		},
 	}
 }
 

@@ -34,7 +34,7 @@ func workColumns(rows []ladderRow) (columns []column[ladderRow], docs []string) 
 }
 
 const staticLegend = "edge hits: share of the requests for images and assets that did not reach a web host, " +
-	"and of their bytes; clients and web hosts count them, not the edges"
+	"and of their bytes; clients and web hosts count them, not the edges; at most: what the lifetimes of the responses permit"
 
 func staticColumns() []column[ladderRow] {
 	type reads = results.StaticReads
@@ -42,6 +42,7 @@ func staticColumns() []column[ladderRow] {
 	return []column[ladderRow]{
 		numbers("edge\nhits", "edge_hit_ratio", show(func(s reads) Cell { return Share(s.HitRatio()) })),
 		numbers("of\nbytes", "edge_byte_hit_ratio", show(func(s reads) Cell { return Share(s.ByteHitRatio()) })),
+		numbers("at\nmost", "edge_hit_ceiling", show(func(s reads) Cell { return shareIf(s.Ceiling()) })),
 		machineOnly("static_requests", show(func(s reads) Cell { return Count(s.Requests) })),
 		machineOnly("static_bytes", show(func(s reads) Cell { return Count(s.Bytes) })),
 		machineOnly("origin_requests", show(func(s reads) Cell { return Count(s.OriginRequests) })),
@@ -105,6 +106,14 @@ func figureCell(f *results.Figure) Cell {
 			": it started during the step, or did not answer at the beginning of the step")
 	}
 	return Count(*f.Value)
+}
+
+// shareIf shows a share that may be unknown.
+func shareIf(share float64, known bool) Cell {
+	if !known {
+		return Blank()
+	}
+	return Share(share)
 }
 
 func cacheColumns() []column[ladderRow] {

@@ -76,6 +76,9 @@ func sources(s results.Step) Table {
 	if s.Static != nil {
 		legend = append(legend, fmt.Sprintf("images and assets: %s of the requests and %s of the bytes did not reach a web "+
 			"host, as clients and web hosts count them", percent(s.Static.HitRatio()), percent(s.Static.ByteHitRatio())))
+		if most, known := s.Static.Ceiling(); known {
+			legend = append(legend, "an edge with unlimited memory would have answered "+percent(most)+" of these requests")
+		}
 	}
 	return newTable("Answered by", []column[source]{
 		identifying("op", func(r source) Cell { return Text(r.op) }),

@@ -285,8 +285,10 @@ func TestLifecycle(t *testing.T) {
 	if got := s.store.comments[0]; got.Text != "two\nlines" || got.UserID != 4 || got.PhotoID != photo.ID {
 		t.Errorf("the comment is %+v", got)
 	}
-	if w := s.do(request{method: "DELETE", path: where}); w.Code != 204 {
-		t.Errorf("delete: %d %s", w.Code, w.Body)
+	group := fmt.Sprintf(`"photo-%d"`, photo.ID)
+	if w := s.do(request{method: "DELETE", path: where}); w.Code != 204 ||
+		w.Header().Get("Cache-Group-Invalidation") != group {
+		t.Errorf("delete: %d %v %s", w.Code, w.Header(), w.Body)
 	}
 	for _, path := range []string{where, fmt.Sprintf("/img/%d/thumb.jpg", photo.ID)} {
 		if w := s.do(get(path)); w.Code != 404 {

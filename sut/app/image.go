@@ -17,10 +17,12 @@ import (
 )
 
 // Cache-Control of images and assets. The content of a URL with a version never
-// changes. A URL without a version is revalidated after a minute.
+// changes. A URL without a version is revalidated after a minute. Meanwhile, and for a
+// day without the service, caches may answer with the old content (RFC 5861). The
+// lifetimes are sut.VersionedLifetime and sut.UnversionedLifetime.
 const (
 	cacheForever = "public, max-age=31536000, immutable"
-	cacheShortly = "public, max-age=60"
+	cacheShortly = "public, max-age=60, stale-while-revalidate=60, stale-if-error=86400"
 )
 
 // imageVersion is the parameter v of the image URLs on the page. The bytes of a
@@ -98,9 +100,14 @@ func (a *App) showImage(ctx context.Context, x *exchange) error {
 	if err != nil {
 		return a.tierProblem(x, tierBlob, "the image", err)
 	}
+	x.Header().Set("Cache-Groups", groupOf(x.named))
 	serveBytes(x, data, etagOf(data), "image/jpeg", cacheControl(version))
 	return nil
 }
+
+// groupOf returns the group of all images of a photo in the caches of HTTP responses, as the value of Cache-Groups and
+// Cache-Group-Invalidation (RFC 9875).
+func groupOf(photo photos.ID) string { return `"photo-` + strconv.FormatInt(int64(photo), 10) + `"` }
 
 // reservation is the memory of the image that answers a request. A client that reads slowly holds it.
 type reservation struct {

@@ -106,6 +106,7 @@ func (a *App) delete(ctx context.Context, x *exchange) error {
 	if err := a.removeBlobs(x, x.named); err != nil {
 		x.degrade(tierBlob) // the photo is deleted nevertheless
 	}
+	x.Header().Set("Cache-Group-Invalidation", groupOf(x.named))
 	x.WriteHeader(http.StatusNoContent)
 	return nil
 }

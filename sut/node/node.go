@@ -41,6 +41,8 @@ func engines() map[sut.Engine]engine {
 		sut.Memcached:  {role: sut.Cache, start: startMemcached, installed: installed(memcached.Find)},
 		sut.OwnBalance: {role: sut.Balance, start: startBalance},
 		sut.HAProxy:    {role: sut.Balance, start: startHAProxy, installed: installed(haproxy.Find)},
+		sut.OwnEdge:    {role: sut.Edge, start: startEdge},
+		sut.Relay:      {role: sut.WAN, start: startRelay},
 	}
 }
 

@@ -8,6 +8,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -69,6 +70,8 @@ type Actor interface {
 	// Scale changes the number of hosts of a tier and returns when all are ready. If ctx
 	// ends before, the system is unchanged.
 	Scale(ctx context.Context, tier string, hosts int) (targets.Scaled, error)
+	// Purge removes entries of all edges.
+	Purge(ctx context.Context, p sut.Purge) ([]targets.Purged, error)
 	// Recover reports the failovers and the writes that they lost. If replay is true, it
 	// replays the lost writes.
 	Recover(ctx context.Context, replay bool) (targets.Recovery, error)
@@ -182,6 +185,15 @@ func handler(info Info, system System, down chan<- struct{}) http.Handler {
 		}
 		answer(w, scaled, err)
 	})
+	mux.HandleFunc("POST /purge", func(w http.ResponseWriter, r *http.Request) {
+		var p sut.Purge
+		var purged []targets.Purged
+		err := json.NewDecoder(r.Body).Decode(&p)
+		if err == nil {
+			purged, err = system.Purge(r.Context(), p)
+		}
+		answer(w, purged, err)
+	})
 	for path, replay := range map[string]bool{"GET /recovery": false, "POST /recovery": true} {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
 			recovery, err := system.Recover(r.Context(), replay)
@@ -272,46 +284,52 @@ func Dial(dir, id string) (*Client, error) {
 // Info describes the system.
 func (c *Client) Info(ctx context.Context) (Info, error) {
 	var info Info
-	return info, c.call(ctx, http.MethodGet, "/info", &info)
+	return info, c.call(ctx, http.MethodGet, "/info", nil, &info)
 }
 
 // Status returns the status of every node.
 func (c *Client) Status(ctx context.Context) ([]targets.NodeStatus, error) {
 	var nodes []targets.NodeStatus
-	return nodes, c.call(ctx, http.MethodGet, "/status", &nodes)
+	return nodes, c.call(ctx, http.MethodGet, "/status", nil, &nodes)
 }
 
 // Usage returns what the hosts and nodes have used.
 func (c *Client) Usage(ctx context.Context) (targets.Usage, error) {
 	var usage targets.Usage
-	return usage, c.call(ctx, http.MethodGet, "/usage", &usage)
+	return usage, c.call(ctx, http.MethodGet, "/usage", nil, &usage)
 }
 
 // Events returns the events so far.
 func (c *Client) Events(ctx context.Context) ([]targets.Event, error) {
 	var events []targets.Event
-	return events, c.call(ctx, http.MethodGet, "/events", &events)
+	return events, c.call(ctx, http.MethodGet, "/events", nil, &events)
 }
 
 // Kill kills all processes of a host or a node.
 func (c *Client) Kill(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodPost, "/kill/"+url.PathEscape(name), nil)
+	return c.call(ctx, http.MethodPost, "/kill/"+url.PathEscape(name), nil, nil)
 }
 
 // Pause pauses a host or a node.
 func (c *Client) Pause(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodPost, "/pause/"+url.PathEscape(name), nil)
+	return c.call(ctx, http.MethodPost, "/pause/"+url.PathEscape(name), nil, nil)
 }
 
 // Resume continues a paused host or node.
 func (c *Client) Resume(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodPost, "/resume/"+url.PathEscape(name), nil)
+	return c.call(ctx, http.MethodPost, "/resume/"+url.PathEscape(name), nil, nil)
 }
 
 // Scale changes the number of hosts of a tier and returns when all are ready.
 func (c *Client) Scale(ctx context.Context, tier string, hosts int) (targets.Scaled, error) {
 	var scaled targets.Scaled
-	return scaled, c.call(ctx, http.MethodPost, "/scale/"+url.PathEscape(tier)+"/"+strconv.Itoa(hosts), &scaled)
+	return scaled, c.call(ctx, http.MethodPost, "/scale/"+url.PathEscape(tier)+"/"+strconv.Itoa(hosts), nil, &scaled)
+}
+
+// Purge removes entries of all edges.
+func (c *Client) Purge(ctx context.Context, p sut.Purge) ([]targets.Purged, error) {
+	var purged []targets.Purged
+	return purged, c.call(ctx, http.MethodPost, "/purge", p, &purged)
 }
 
 // Recover reports the failovers and the writes that they lost. If replay is true, it
@@ -322,16 +340,25 @@ func (c *Client) Recover(ctx context.Context, replay bool) (targets.Recovery, er
 		method = http.MethodPost
 	}
 	var recovery targets.Recovery
-	return recovery, c.call(ctx, method, "/recovery", &recovery)
+	return recovery, c.call(ctx, method, "/recovery", nil, &recovery)
 }
 
 // Down stops the system and returns when all its processes are gone.
 func (c *Client) Down(ctx context.Context) error {
-	return c.call(ctx, http.MethodPost, "/down", nil)
+	return c.call(ctx, http.MethodPost, "/down", nil, nil)
 }
 
-func (c *Client) call(ctx context.Context, method, path string, into any) error {
-	req, err := http.NewRequestWithContext(ctx, method, "http://system"+path, nil)
+// call sends a request, with a JSON document unless it is nil, and decodes the answer.
+func (c *Client) call(ctx context.Context, method, path string, document, into any) error {
+	var body io.Reader
+	if document != nil {
+		text, err := json.Marshal(document)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(text)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://system"+path, body)
 	if err != nil {
 		return err
 	}

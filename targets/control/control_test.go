@@ -40,6 +40,13 @@ func (f fake) Resume(name string) error   { f.done <- "resume " + name; return n
 func (f fake) Down(context.Context) error { f.done <- "down"; return nil }
 func (f fake) Endpoints() []string        { return []string{"http://127.0.0.1:1"} }
 func (f fake) Fallbacks() []string        { return []string{"http://127.0.0.1:2"} }
+func (f fake) Purge(_ context.Context, p sut.Purge) ([]targets.Purged, error) {
+	if len(p.URLs)+len(p.Groups) == 0 {
+		return nil, errors.New("nothing to purge")
+	}
+	return []targets.Purged{{Node: p.URLs[0] + p.Groups[0]}}, nil
+}
+
 func (f fake) Recover(_ context.Context, replay bool) (targets.Recovery, error) {
 	if replay {
 		return targets.Recovery{Replayed: []targets.Replayed{
@@ -129,6 +136,13 @@ func TestASystemIsControlled(t *testing.T) {
 		if got := <-system.done; got != want {
 			t.Errorf("the system got %q, want %q", got, want)
 		}
+	}
+	purged, err := c.Purge(ctx, sut.Purge{URLs: []string{"/a?b=1"}, Groups: []string{"c d"}})
+	if err != nil || len(purged) != 1 || purged[0].Node != "/a?b=1c d" {
+		t.Errorf("purged %+v, %v", purged, err)
+	}
+	if _, err := c.Purge(ctx, sut.Purge{}); err == nil || err.Error() != "nothing to purge" {
+		t.Errorf("purge of nothing: %v", err)
 	}
 	if scaled, err := c.Scale(ctx, "web", 4); err != nil || scaled.Hosts != 4 {
 		t.Errorf("scaled %+v, %v", scaled, err)

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -259,6 +261,57 @@ func (s *System) mark(
 		change(n, applies(n))
 	}
 	return nil
+}
+
+// Purge removes entries of all edges. Afterwards no edge answers with a response that it requested before. If an edge
+// cannot purge, the error says why, and the other edges have purged.
+func (s *System) Purge(ctx context.Context, p sut.Purge) ([]targets.Purged, error) {
+	_, edges := s.members()
+	edges = slices.DeleteFunc(edges, func(n *node) bool { return n.Role != sut.Edge })
+	if len(edges) == 0 {
+		return nil, fmt.Errorf("stage %s has no edges\nbring up a stage that has: stagebench up --stage %s",
+			s.Topology().Stage, sut.CDN)
+	}
+	purged, errs := make([]targets.Purged, len(edges)), make([]error, len(edges))
+	var all sync.WaitGroup
+	for i, n := range edges {
+		all.Go(func() {
+			begin := time.Now()
+			err := s.purge(ctx, n, p)
+			purged[i] = targets.Purged{
+				Node: n.Name, Down: errors.Is(err, errDead), TookNS: time.Since(begin).Nanoseconds(),
+			}
+			if err != nil && !purged[i].Down {
+				errs[i] = err
+			}
+		})
+	}
+	all.Wait()
+	return purged, errors.Join(errs...)
+}
+
+// purge purges one edge. A starting edge is purged when it serves. The error is errDead if it is dead or dies.
+func (s *System) purge(ctx context.Context, n *node, p sut.Purge) error {
+	if err := s.await(ctx, func() bool { return !n.launching }); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	process, state := n.process, n.state
+	s.mu.Unlock()
+	switch {
+	case state == targets.Paused:
+		return fmt.Errorf("%s is paused and cannot purge\nresume it first: stagebench resume %s", n.Name, n.Name)
+	case state != targets.Serving:
+		return errDead
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerBound)
+	defer cancel()
+	err := s.call(ctx, n.Name, request{method: http.MethodPost, path: sut.PurgePath, document: p})
+	var refused *refusal
+	if err == nil || errors.As(err, &refused) {
+		return err
+	}
+	return deathOf(ctx, process, err)
 }
 
 // Freeze stops all processes of the system with SIGSTOP and suspends its supervision, so that

@@ -82,6 +82,7 @@ type Stepper struct {
 	// Log is the histogram log; nil = no log.
 	Log *hdr.Log
 
+	ceiling    *ceiling      // of the edge; nil = unknown
 	timeline   *timeline     // nil = no timeline
 	last       distributions // of the last step
 	nextOp     uint64        // index of the next op in the workload
@@ -132,9 +133,13 @@ func (s *Stepper) Step(
 	step.Purpose, step.OfferedRPS, step.Schedule, step.CatchUp = purpose, rate, schedule.String(), driver.CatchUp
 	step.TimeoutNS = int64(s.Timeout)
 	step.OpsHash = workloads.Hash(s.Workload, s.nextOp, min(schedule.Count(report.Window), maxHashed))
+	requests, reusable := s.ceiling.step(s.Workload, schedule, s.nextOp, schedule.Count(report.Window), report.Start)
 	s.nextOp += scheduled
 	s.fill(&step, report, before, after, injected)
 	step.Client.RealTime = realTime
+	if step.Static != nil {
+		step.Static.Scheduled, step.Static.Reusable = requests, reusable
+	}
 	s.last = distributions{recorder: o.recorder, ages: hdr.NewHistogram(), hits: hdr.NewHistogram()}
 	step.Stale = s.stale(report, s.last)
 	s.last.evidence = results.Evidence{

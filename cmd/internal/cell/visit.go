@@ -224,7 +224,8 @@ func (r *cellRun) newStepper() (*Stepper, error) {
 		Driver: r.Driver, Clients: clients, Workload: r.Load.Workload, SLO: r.SLO, Timeout: opTimeout,
 		Drain: drainAtStop, Progress: r.Progress, History: history.New(), Target: system,
 		ClientCores: ClientCores(usage), Figures: ladder.Figures(), Log: r.files.log, timeline: r.files.timeline,
-		Nodes: func(context.Context) ([]targets.NodeStatus, error) { return system.Status(), nil },
+		ceiling: newCeiling(r.Topology.Knobs),
+		Nodes:   func(context.Context) ([]targets.NodeStatus, error) { return system.Status(), nil },
 	}, nil
 }
 
