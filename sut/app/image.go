@@ -25,11 +25,6 @@ const (
 	cacheShortly = "public, max-age=60, stale-while-revalidate=60, stale-if-error=86400"
 )
 
-// imageVersion is the parameter v of the image URLs on the page. The bytes of a
-// photo never change after its upload. Increase imageVersion when the processing of
-// originals changes.
-const imageVersion = 1
-
 // maxImageBytes is the size of the largest image, that of the largest object of the blob tier.
 const maxImageBytes = 16 << 20
 

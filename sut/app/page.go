@@ -44,7 +44,7 @@ type pageView struct {
 // and its header say so.
 func (a *App) showPage(ctx context.Context, x *exchange) error {
 	newest, err := a.config.Store.Newest(ctx, pagePhotos)
-	view := pageView{Node: a.config.Node, User: x.user, Photos: newest, ImageVersion: imageVersion}
+	view := pageView{Node: a.config.Node, User: x.user, Photos: newest, ImageVersion: photos.ImageVersion}
 	header, status := x.Header(), http.StatusOK
 	if err = a.tierProblem(x, tierDB, "the page", err); err != nil {
 		p, ok := errors.AsType[*problem](err)

@@ -2,6 +2,7 @@ package preset
 
 import (
 	"net/http"
+	"strconv"
 	"strings"
 
 	"github.com/stagebench/stagebench/workloads"
@@ -55,6 +56,7 @@ func kinds() map[workloads.Class]kind {
 		Image: {method: get, header: jpeg, path: (*service).imagePath},
 		User:  {method: get, header: json, before: "/api/users/", id: user},
 		Me:    {method: get, header: json, before: "/api/me"},
+		Asset: {method: get, header: acceptText("*/*"), path: (*service).assetPath},
 		Like:  {method: post, header: json, keyed: true, before: "/api/photos/", id: photo, after: "/like"},
 		Comment: {
 			method: post, header: sendJSON, keyed: true, before: "/api/photos/", id: photo, after: "/comments",
@@ -93,7 +95,22 @@ func imageVariants() workloads.Mix {
 	}
 }
 
+// imageSuffix returns the end of the path of an image, behind the id of its photo. The version makes the URL the one that
+// pages link, which caches may keep for ever.
+func imageSuffix(variant workloads.Class, version int) string {
+	return "/" + string(variant) + ".jpg?v=" + strconv.Itoa(version)
+}
+
 // imagePath picks a photo and a variant, and returns the path of the image.
 func (w *service) imagePath(t turn) string {
 	return numbered("/img/", w.anyPhoto(t), w.suffixes[w.variants.Pick(t.draw(streamDetail))])
+}
+
+// assetNames lists the files of /static that the page links.
+func assetNames() []string { return []string{"app.css", "app.js", "icon.svg"} }
+
+// assetPath picks an asset uniformly and returns its path. It has no version, because the version is a hash that only the
+// page knows. So a cache may keep the asset for a minute, and then has to revalidate it.
+func (w *service) assetPath(t turn) string {
+	return "/static/" + w.assets[t.pick(streamKey, len(w.assets))]
 }

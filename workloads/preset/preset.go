@@ -1,8 +1,8 @@
 // Package preset holds the built-in workloads, by name.
 //
 // They send the requests of users of the photo service, in fixed shares. The
-// workloads read-heavy, write-heavy and slow-upload never change, so that results
-// of different versions stay comparable. FromTrace replays the access log of any
+// workloads never change, so that results of different versions stay comparable.
+// FromTrace replays the access log of any
 // site against the photo service. The popularity of photos is zipfian (theta 0.99,
 // popular photos are spread over all ids). Users are picked uniformly.
 //
@@ -28,6 +28,7 @@ const (
 	Image   workloads.Class = "image"
 	User    workloads.Class = "user"
 	Me      workloads.Class = "me"
+	Asset   workloads.Class = "asset"
 	Like    workloads.Class = "like"
 	Comment workloads.Class = "comment"
 	Rename  workloads.Class = "rename"
@@ -46,6 +47,8 @@ type Params struct {
 	PhotoID func(photo int) uint64                  // id of a seeded photo, by index
 	Owner   func(photo int) (user int)              // owner of a seeded photo, by index: only the owner may rename
 	Uploads [][]byte                                // JPEGs to upload, picked at random; never modified
+
+	ImageVersion int // version in the URLs of images, as in those that pages link; at least 1
 }
 
 // maxVirtualUsers is the maximum number of seeded users that send ops. Each has a
@@ -61,6 +64,8 @@ func (p Params) validate() error {
 		return fmt.Errorf("%d photos: want at least 1", p.Photos)
 	case p.Login == nil || p.PhotoID == nil || p.Owner == nil:
 		return errors.New("no Login, no PhotoID or no Owner: want all of them")
+	case p.ImageVersion < 1:
+		return fmt.Errorf("image version %d: want at least 1", p.ImageVersion)
 	case len(p.Uploads) == 0:
 		return errors.New("no JPEGs to upload: want at least one")
 	}
@@ -132,6 +137,18 @@ func Catalogue() []Shipped {
 				{Class: Upload, Percent: 20},
 			},
 			uploadRate: slowUploadRate,
+		},
+		{
+			Name: "static-heavy",
+			Doc:  "88 % static content: images and some assets, with pages and a few reads of the API; no writes",
+			Mix: workloads.Mix{
+				{Class: Image, Percent: 80},
+				{Class: Asset, Percent: 8},
+				{Class: Page, Percent: 2},
+				{Class: Feed, Percent: 4},
+				{Class: Photo, Percent: 4},
+				{Class: Me, Percent: 2},
+			},
 		},
 	}
 }

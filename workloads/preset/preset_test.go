@@ -36,6 +36,8 @@ func params() preset.Params {
 		Login:   func(id int) (string, string) { return "user-" + strconv.Itoa(id), `a "secret"` },
 		PhotoID: func(photo int) uint64 { return uint64(photo) },
 		Owner:   ownerOf,
+		// Not the version of the photo service: a test fails if it is not taken from here.
+		ImageVersion: 3,
 		Uploads: [][]byte{
 			[]byte("\xff\xd8 one \xff\xd9"), []byte("\xff\xd8 two \xff\xd9"), []byte("\xff\xd8 three \xff\xd9"),
 		},
@@ -73,9 +75,10 @@ func userID(v int) int { return 1 + v*users/virtual }
 func TestSharesAreThoseOfTheLadder(t *testing.T) {
 	t.Parallel()
 	want := map[string]string{
-		"read-heavy":  "feed 30, photo 25, image 29, user 5, me 5, page 1, like 3, comment 1.4, upload 0.1, follow 0.5",
-		"write-heavy": "feed 15, photo 15, image 15, me 5, like 24, comment 19, rename 3, upload 1, follow 3",
-		"slow-upload": "feed 25, photo 21, image 24, user 4.5, me 4.5, page 1, upload 20",
+		"read-heavy":   "feed 30, photo 25, image 29, user 5, me 5, page 1, like 3, comment 1.4, upload 0.1, follow 0.5",
+		"write-heavy":  "feed 15, photo 15, image 15, me 5, like 24, comment 19, rename 3, upload 1, follow 3",
+		"slow-upload":  "feed 25, photo 21, image 24, user 4.5, me 4.5, page 1, upload 20",
+		"static-heavy": "image 80, asset 8, page 2, feed 4, photo 4, me 2",
 	}
 	got := map[string]string{}
 	for _, s := range preset.Catalogue() {
@@ -94,7 +97,7 @@ func TestSharesAreThoseOfTheLadder(t *testing.T) {
 
 func TestWriteShares(t *testing.T) {
 	t.Parallel()
-	for name, percent := range map[string]float64{"read-heavy": 5, "write-heavy": 50} {
+	for name, percent := range map[string]float64{"read-heavy": 5, "write-heavy": 50, "slow-upload": 20, "static-heavy": 0} {
 		const ops = 200_000
 		w := load(t, name, params())
 		var writes float64
@@ -104,7 +107,7 @@ func TestWriteShares(t *testing.T) {
 			}
 		}
 		p := percent / 100
-		if off := math.Abs(writes/ops-p) / math.Sqrt(p*(1-p)/ops); off > 3.3 {
+		if off := math.Abs(writes/ops - p); off > 3.3*math.Sqrt(p*(1-p)/ops) {
 			t.Errorf("%s: %.2f %% writes, want %v %%", name, writes/ops*100, percent)
 		}
 	}
@@ -134,12 +137,15 @@ func checkChiSquare(t *testing.T, counts map[string]int, percent map[string]floa
 
 func TestMixIsKept(t *testing.T) {
 	each(t, func(t *testing.T, w workloads.Workload) {
-		counts, variants := map[string]int{}, map[string]int{}
+		counts, variants, assets := map[string]int{}, map[string]int{}, map[string]int{}
 		for n := range uint64(200_000) {
 			op := w.Op(n)
 			counts[string(op.Class)]++
-			if op.Class == preset.Image {
-				variants[strings.TrimSuffix(filepath.Base(op.Path), ".jpg")]++
+			switch op.Class {
+			case preset.Image:
+				variants[strings.TrimSuffix(filepath.Base(op.Path), ".jpg?v=3")]++
+			case preset.Asset:
+				assets[filepath.Base(op.Path)]++
 			}
 		}
 		percent := map[string]float64{}
@@ -148,6 +154,9 @@ func TestMixIsKept(t *testing.T) {
 		}
 		checkChiSquare(t, counts, percent)
 		checkChiSquare(t, variants, map[string]float64{"thumb": 70, "original": 15, "sharp": 10, "blur": 5})
+		if len(assets) > 0 {
+			checkChiSquare(t, assets, map[string]float64{"app.css": 100. / 3, "app.js": 100. / 3, "icon.svg": 100. / 3})
+		}
 	})
 }
 
@@ -158,7 +167,8 @@ func patterns() map[workloads.Class]*regexp.Regexp {
 		preset.Page:    compile(`GET /`),
 		preset.Feed:    compile(`GET /api/feed\?user=(?P<user>\d+)&limit=20`),
 		preset.Photo:   compile(`GET /api/photos/(?P<photo>\d+)`),
-		preset.Image:   compile(`GET /img/(?P<photo>\d+)/(thumb|original|sharp|blur)\.jpg`),
+		preset.Image:   compile(`GET /img/(?P<photo>\d+)/(thumb|original|sharp|blur)\.jpg\?v=3`),
+		preset.Asset:   compile(`GET /static/(app\.css|app\.js|icon\.svg)`),
 		preset.User:    compile(`GET /api/users/(?P<user>\d+)`),
 		preset.Me:      compile(`GET /api/me`),
 		preset.Like:    compile(`POST /api/photos/(?P<photo>\d+)/like`),
@@ -375,6 +385,7 @@ func TestRefusals(t *testing.T) {
 		"no PhotoID or no Owner":           func(p *preset.Params) { p.Owner = nil },
 		"no PhotoID or no Owner: want all": func(p *preset.Params) { p.PhotoID = nil },
 		"no Login, no PhotoID or no Owner": func(p *preset.Params) { p.Login = nil },
+		"image version 0: want at least 1": func(p *preset.Params) { p.ImageVersion = 0 },
 		"no JPEGs":                         func(p *preset.Params) { p.Uploads = nil },
 		"upload 1 is empty":                func(p *preset.Params) { p.Uploads = [][]byte{{1}, {}} },
 		"is user 0: want 1 to 1000":        func(p *preset.Params) { p.Owner = func(int) int { return 0 } },
@@ -387,7 +398,7 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 	_, err := preset.New("reads", params())
-	const want = `unknown workload "reads": want one of read-heavy, write-heavy, slow-upload`
+	const want = `unknown workload "reads": want one of read-heavy, write-heavy, slow-upload, static-heavy`
 	if err == nil || err.Error() != want {
 		t.Errorf("error %v, want %q", err, want)
 	}

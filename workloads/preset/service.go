@@ -31,6 +31,7 @@ type service struct {
 	photoID  func(photo int) uint64
 	variants workloads.Mix  // of images
 	suffixes []string       // end of the path of an image, by index in variants
+	assets   []string       // names of assets
 	owners   []owner        // virtual users who own photos; nil when the mix needs no owner
 	logins   []workloads.Op // by virtual user
 	texts
@@ -60,11 +61,11 @@ func newService(s Shipped, p Params, maxVirtual int) (*service, error) {
 		users: p.Users, virtual: min(maxVirtual, p.Users),
 		photoID:  p.PhotoID,
 		photos:   keys.NewScrambled(ranks, workloads.Draw(p.Seed, 0, streamOrder)),
-		variants: imageVariants(),
-		texts:    newTexts(), uploads: p.Uploads, uploadRate: s.uploadRate,
+		variants: imageVariants(), assets: assetNames(),
+		texts: newTexts(), uploads: p.Uploads, uploadRate: s.uploadRate,
 	}
 	for _, v := range w.variants {
-		w.suffixes = append(w.suffixes, "/"+string(v.Class)+".jpg")
+		w.suffixes = append(w.suffixes, imageSuffix(v.Class, p.ImageVersion))
 	}
 	all := kinds()
 	for _, share := range s.Mix {
@@ -181,7 +182,7 @@ const (
 	streamOrder  = iota // once per workload: which photos are popular
 	streamClass         // class
 	streamUser          // sender
-	streamKey           // photo, user or JPEG
+	streamKey           // photo, user, JPEG or asset
 	streamDetail        // image variant or text
 )
 

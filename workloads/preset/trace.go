@@ -46,7 +46,9 @@ func FromTrace(
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("trace %s: %w", t.Name(), err)
 	}
-	return &replayed{service: users, trace: sent, mapping: m, kinds: kinds()}, sent, skipped, nil
+	return &replayed{
+		service: users, trace: sent, mapping: m, kinds: kinds(), thumb: imageSuffix("thumb", p.ImageVersion),
+	}, sent, skipped, nil
 }
 
 // mapping maps the paths and clients of a trace to photos and users, in order of first appearance. If there are more
@@ -84,6 +86,7 @@ type replayed struct {
 	mapping
 	trace *trace.Trace
 	kinds map[workloads.Class]kind
+	thumb string // end of the path of an image
 }
 
 // Classes lists the classes to which requests are mapped.
@@ -101,7 +104,7 @@ func (w *replayed) Op(n uint64) workloads.Op {
 	case r.Method == http.MethodPost:
 		op.Class, op.Write, op.Path = Like, true, op.Path+"/like"
 	case isPicture(r.Path):
-		op.Class, op.Path = Image, numbered("/img/", photo, "/thumb.jpg")
+		op.Class, op.Path = Image, numbered("/img/", photo, w.thumb)
 	}
 	k := w.kinds[op.Class]
 	op.Header, op.Record = k.header, k.record(op.Path)

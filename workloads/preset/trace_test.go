@@ -46,8 +46,8 @@ func TestFromTrace(t *testing.T) {
 	}
 	want := []request{
 		{"GET", "/api/photos/1", "photo", false, 0},
-		{"GET", "/img/2/thumb.jpg", "image", false, 1},
-		{"HEAD", "/img/2/thumb.jpg", "image", false, 0},
+		{"GET", "/img/2/thumb.jpg?v=3", "image", false, 1},
+		{"HEAD", "/img/2/thumb.jpg?v=3", "image", false, 0},
 		{"POST", "/api/photos/1/like", "like", true, 2},
 		{"GET", "/api/photos/1", "photo", false, 1}, // the third path shares the first photo
 		{"GET", "/api/photos/1", "photo", false, 0}, // the first request again

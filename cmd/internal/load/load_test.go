@@ -139,6 +139,7 @@ func TestClasses(t *testing.T) {
 		want    []string
 	}{
 		{true, "slow-upload", []string{"feed", "photo", "image", "user", "me", "page", "upload", "login"}},
+		{true, "static-heavy", []string{"image", "asset", "page", "feed", "photo", "me", "login"}},
 		{true, "trace:" + log, []string{"photo", "image", "like", "login"}},
 		{false, "trace:" + log, []string{"get", "put"}},
 		{false, users, []string{"get", "login"}},

@@ -155,6 +155,6 @@ func (m Maker) params() (preset.Params, error) {
 		Login:   func(user int) (string, string) { return sut.SeedLogin(user), sut.SeedPassword },
 		PhotoID: func(photo int) uint64 { return uint64(photos.PhotoID(photo, counts)) },
 		Owner:   func(photo int) int { return int(photos.Owner(photo, counts)) },
-		Uploads: uploads,
+		Uploads: uploads, ImageVersion: photos.ImageVersion,
 	}, nil
 }
