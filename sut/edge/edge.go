@@ -49,7 +49,7 @@ type Bound interface {
 	Listen(inner net.Listener) net.Listener
 }
 
-// Edge is the embedded edge. It implements sut.Edge.
+// Edge is the embedded edge. It implements sut.EdgeServer.
 type Edge struct {
 	cfg       Config
 	store     *store.Store
@@ -75,7 +75,7 @@ type Edge struct {
 	fetchedBy atomic.Int64 // bytes
 }
 
-var _ sut.Edge = (*Edge)(nil)
+var _ sut.EdgeServer = (*Edge)(nil)
 
 // New makes an edge with an empty store.
 func New(cfg Config) (*Edge, error) {

@@ -36,7 +36,7 @@ func TestScale(t *testing.T) {
 		},
 		{sut.Replicas, sut.Knobs{"db.topology": "ring"}, "replica", 3, "", "every database is a primary"},
 		{sut.LB, nil, "replica", 3, "", "without replicas"},
-		{sut.LB, nil, "lb", 2, "", "want one of: web, replica, blob, cache"},
+		{sut.LB, nil, "lb", 2, "", "want one of: edge, web, replica, blob, cache"},
 	} {
 		now, err := ladder.Build(test.stage, test.knobs, 0.1)
 		if err != nil {

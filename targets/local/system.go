@@ -266,8 +266,8 @@ func (s *System) mark(
 // Purge removes entries of all edges. Afterwards no edge answers with a response that it requested before. If an edge
 // cannot purge, the error says why, and the other edges have purged.
 func (s *System) Purge(ctx context.Context, p sut.Purge) ([]targets.Purged, error) {
-	_, edges := s.members()
-	edges = slices.DeleteFunc(edges, func(n *node) bool { return n.Role != sut.Edge })
+	_, nodes := s.members()
+	edges := slices.DeleteFunc(slices.Clone(nodes), func(n *node) bool { return n.Role != sut.Edge })
 	if len(edges) == 0 {
 		return nil, fmt.Errorf("stage %s has no edges\nbring up a stage that has: stagebench up --stage %s",
 			s.Topology().Stage, sut.CDN)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/targets/attach"
+	"github.com/stagebench/stagebench/workloads/driver"
 )
 
 // Addresses returns host and port of base URLs.

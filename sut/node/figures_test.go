@@ -169,7 +169,7 @@ func TestCacheCollectorWithoutAnAnswer(t *testing.T) {
 	var bounded bool
 	collector := newCacheCollector(func(ctx context.Context) (sut.CacheFigures, error) {
 		until, has := ctx.Deadline()
-		bounded = has && time.Until(until) <= cacheStatsTimeout
+		bounded = has && time.Until(until) <= figuresTimeout
 		return server.Stats(ctx)
 	})
 	if got := gathered(t, collector); len(got) != 1 || got["scrape_errors_total"] != 1 || !bounded {
