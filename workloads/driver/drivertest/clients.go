@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -23,6 +24,7 @@ func testClients(t *testing.T, d driver.Driver) {
 	runParallel(t, d,
 		test{"checks", checks},
 		test{"failover", failover},
+		test{"fallback", fallback},
 		test{"headers of all requests", headers},
 		test{"TLS with a trusted certificate", trustedCertificate},
 		test{"TLS with an unknown certificate", unknownCertificate},
@@ -105,6 +107,39 @@ func failover(t *testing.T, d driver.Driver) {
 	// request. In rare cases it notices later, and the request is lost.
 	if l := m.step.Ledger; l.OK < 396 || l.ConnectError != 0 {
 		t.Errorf("ledger %+v, causes %v: want all 400 requests served by the second address", l, m.step.Causes)
+	}
+}
+
+// fallback checks that clients use a fallback only while no address accepts connections.
+func fallback(t *testing.T, d driver.Driver) {
+	near, servedNear := countingServer(t, reply)
+	far, servedFar := countingServer(t, reply)
+	address := near.Listener.Addr().String()
+	clients := makeClients(t, near.URL, driver.ClientConfig{
+		Connections: 4, Addresses: []string{address}, Fallbacks: []string{far.Listener.Addr().String()},
+	})
+	run := func() results.Ledger {
+		return sendWith(t.Context(), t, d, clients, setup{rate: 200, duration: 2 * time.Second}).step.Ledger
+	}
+	if l := run(); l.OK != 400 || servedFar.Load() != 0 {
+		t.Errorf("ledger %+v, %d at the fallback: want none there", l, servedFar.Load())
+	}
+	near.CloseClientConnections()
+	near.Close()
+	// As in failover, a request may be lost on a connection that has just been closed.
+	if l := run(); l.OK < 396 || l.ConnectError != 0 || servedFar.Load() < 396 {
+		t.Errorf("ledger %+v, %d at the fallback: want all 400 there", l, servedFar.Load())
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	back := &http.Server{Handler: near.Config.Handler}
+	go func() { _ = back.Serve(listener) }() // ends with Close
+	defer func() { _ = back.Close() }()
+	before := servedNear.Load()
+	if l := run(); l.OK != 400 || servedNear.Load() == before {
+		t.Errorf("ledger %+v, %d at the address that is back: want some there", l, servedNear.Load()-before)
 	}
 }
 

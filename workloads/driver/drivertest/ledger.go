@@ -202,6 +202,8 @@ func testRequests(t *testing.T, d driver.Driver) {
 		}
 		w.Header().Set(driver.VersionHeader, "42")
 		w.Header().Set(driver.CacheHeader, driver.CacheHit)
+		w.Header().Add(driver.CacheStatusHeader, `origin; hit; ttl=3, middle; fwd=uri-miss; stored`)
+		w.Header().Add(driver.CacheStatusHeader, `edge-1; fwd=stale; fwd-status=304`)
 		_, _ = w.Write(make([]byte, 100_000))
 	})
 	workload, err := workloads.Single(http.MethodPut, "/a/b?c=d", map[string]string{"X-Test": "yes"}, body)
@@ -215,8 +217,8 @@ func testRequests(t *testing.T, d driver.Driver) {
 	if m.step.Ledger.OK != 200 {
 		t.Fatalf("ledger %+v, causes %v: want 200 successes", m.step.Ledger, m.step.Causes)
 	}
-	if o := m.outcomes[0]; o.Version != 42 || !o.Cached || o.BytesIn != 100_000 || o.BytesOut != int64(len(body)) {
-		t.Errorf("outcome %+v: want version 42 from a cache, 100000 bytes in, %d bytes out", o, len(body))
+	if o := m.outcomes[0]; o.Version != 42 || !o.Cached || o.Edge != "stale" || o.BytesIn != 100_000 || o.BytesOut != int64(len(body)) {
+		t.Errorf("outcome %+v: want version 42 from a cache, revalidated by an edge, 100000 bytes in, %d bytes out", o, len(body))
 	}
 }
 
