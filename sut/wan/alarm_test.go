@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Alarms of the system ring at the time of their last setting and not before it, in any order of settings. An alarm that
-// was stopped or set again does not ring for its earlier time.
+// Alarms of the system ring at the time of their last setting and not before it, in any order of settings. An alarm
+// that was stopped or set again does not ring for its earlier time.
 func TestAlarms(t *testing.T) {
 	t.Parallel()
 	clock, err := openAlarms()
@@ -17,13 +17,14 @@ func TestAlarms(t *testing.T) {
 	}
 	defer clock.close() // a second call does nothing
 	var using sync.WaitGroup
-	for range 200 {
+	for i := range uint64(200) {
 		using.Go(func() {
+			random := rand.New(rand.NewPCG(1, i))
 			a := clock.alarm()
 			defer a.stop()
 			for range 20 {
-				a.in(time.Duration(rand.IntN(1000)) * time.Microsecond)
-				d := time.Duration(1000+rand.IntN(3000)) * time.Microsecond
+				a.in(time.Duration(random.IntN(1000)) * time.Microsecond)
+				d := time.Duration(1000+random.IntN(3000)) * time.Microsecond
 				began := time.Now()
 				select {
 				case <-a.in(d):
