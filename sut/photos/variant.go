@@ -25,8 +25,8 @@ func AllVariants() []Variant {
 func (v Variant) Valid() bool { return slices.Contains(AllVariants(), v) }
 
 // ImageVersion is the parameter v of image URLs: /img/ID/VARIANT.jpg?v=N. The content of a URL with a version never
-// changes, so caches may keep it for ever. The bytes of a photo never change after its upload. Increase ImageVersion when
-// the processing of originals changes.
+// changes, so caches may keep it for ever. The bytes of a photo never change after its upload. Increase ImageVersion
+// when the processing of originals changes.
 const ImageVersion = 1
 
 // Variants is the result of processing an original: three JPEGs and the original's size.

@@ -139,3 +139,39 @@ func BenchmarkThroughput(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkLateness measures how much longer than RTT a small exchange takes, one at a time, with the alarms of the
+// system and with timers of Go.
+func BenchmarkLateness(b *testing.B) {
+	const rtt = 25 * time.Millisecond
+	for name, open := range map[string]func() (alarms, error){
+		"direct": nil, "system": openAlarms, "timers": func() (alarms, error) { return timers{}, nil },
+	} {
+		b.Run(name, func(b *testing.B) {
+			origin := answering(b, requestBytes)
+			address, added := origin.Address, time.Duration(0)
+			if open != nil {
+				r := start(b, Config{RTT: rtt, Origins: []sut.Peer{origin}}, func(r *Relay) { r.alarms = open })
+				defer r.stop(b)
+				address, added = r.address, rtt
+			}
+			c := connect(b, "127.0.0.1", address)
+			defer c.Close()
+			message := make([]byte, requestBytes)
+			var late []time.Duration
+			for first := true; first || b.Loop(); first = false {
+				began := time.Now()
+				_, _ = c.Write(message)
+				if _, err := io.ReadFull(c, message); err != nil {
+					b.Fatal(err)
+				}
+				if !first { // the first exchange pays the handshake
+					late = append(late, time.Since(began)-added)
+				}
+			}
+			slices.Sort(late)
+			b.ReportMetric(float64(late[len(late)/2].Microseconds()), "late-p50-us")
+			b.ReportMetric(float64(late[len(late)*9/10].Microseconds()), "late-p90-us")
+		})
+	}
+}

@@ -49,8 +49,8 @@ type read struct {
 	due time.Duration
 }
 
-// lane is one direction of a connection: the bytes in transit, in order. One goroutine adds bytes, one takes them. Times
-// are since the client connected.
+// lane is one direction of a connection: the bytes in transit, in order. One goroutine adds bytes, one takes them.
+// Times are since the client connected.
 type lane struct {
 	segments *segments
 	over     <-chan struct{} // closed when the tunnel has ended
@@ -129,8 +129,8 @@ func (l *lane) finish(how ending, now time.Duration) {
 	wake(l.added)
 }
 
-// due returns bytes that are due, valid until they are taken. If none are, it returns how long to wait (negative = until
-// something is added), or how the lane has ended.
+// due returns bytes that are due, valid until they are taken. If none are, it returns how long to wait (negative =
+// until something is added), or how the lane has ended.
 func (l *lane) due(now time.Duration) (part []byte, pause time.Duration, how ending) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -174,16 +174,14 @@ func (l *lane) taken(n int) {
 }
 
 // wait waits for a time, or if it is negative until something is added. It returns false when the tunnel has ended.
-func (l *lane) wait(timer *time.Timer, pause time.Duration) bool {
-	var expired <-chan time.Time
+func (l *lane) wait(a alarm, pause time.Duration) bool {
+	var rings <-chan time.Time
 	added := l.added
 	if pause >= 0 {
-		timer.Reset(pause)
-		// Later bytes are due later: they need no attention before.
-		expired, added = timer.C, nil
+		rings, added = a.in(pause), nil // later bytes are due later: they need no attention before
 	}
 	select {
-	case <-expired:
+	case <-rings:
 	case <-added:
 	case <-l.over:
 		return false

@@ -95,6 +95,7 @@ func newNetwork(t *testing.T, rtt time.Duration) *network {
 	if err != nil {
 		t.Fatal(err)
 	}
+	relay.alarms = func() (alarms, error) { return timers{}, nil } // with the fake clock
 	n := &network{
 		t: t, relay: relay, began: time.Now(), origins: make(chan *memoryConn, 8), served: make(chan error, 1),
 		clients: &memoryListener{conns: make(chan net.Conn), done: make(chan struct{})},

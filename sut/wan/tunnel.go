@@ -19,7 +19,8 @@ import (
 // goroutines: one reads from the sender, the other writes to the receiver when the bytes are due.
 type tunnel struct {
 	relay    *Relay
-	began    time.Time // when the client connected; the clock of the lanes counts from here
+	clock    alarms
+	began    time.Time // when the client connected; the times of the lanes count from here
 	client   conn
 	toOrigin *lane
 	toClient *lane
@@ -31,8 +32,8 @@ type tunnel struct {
 	closed bool
 }
 
-func newTunnel(r *Relay, client conn) *tunnel {
-	t := &tunnel{relay: r, began: time.Now(), client: client}
+func newTunnel(r *Relay, clock alarms, client conn) *tunnel {
+	t := &tunnel{relay: r, clock: clock, began: time.Now(), client: client}
 	t.ended, t.end = context.WithCancel(context.Background())
 	// The client is in the state ESTABLISHED when the SYN-ACK has arrived, and the origin when the ACK after it has.
 	t.toOrigin = newLane(&r.segments, t.ended.Done(), r.rtt/2, r.rtt)
@@ -40,15 +41,15 @@ func newTunnel(r *Relay, client conn) *tunnel {
 	return t
 }
 
-// clock returns the time since the client connected.
-func (t *tunnel) clock() time.Duration { return time.Since(t.began) }
+// now returns the time since the client connected.
+func (t *tunnel) now() time.Duration { return time.Since(t.began) }
 
-// wait waits until the clock shows at. It returns false if the tunnel ended before.
-func (t *tunnel) wait(at time.Duration) bool {
-	timer := time.NewTimer(at - t.clock())
-	defer timer.Stop()
+// wait waits for a time. It returns false if the tunnel ended before.
+func (t *tunnel) wait(d time.Duration) bool {
+	alarm := t.clock.alarm()
+	defer alarm.stop()
 	select {
-	case <-timer.C:
+	case <-alarm.in(d):
 		return true
 	case <-t.ended.Done():
 		return false
@@ -123,17 +124,17 @@ func (t *tunnel) read(from conn, l *lane, bytes *atomic.Uint64) {
 		}
 		n, err := from.Read(buffer[:min(room, len(buffer))])
 		bytes.Add(uint64(n))
-		l.add(buffer[:n], t.clock())
+		l.add(buffer[:n], t.now())
 		if err == nil {
 			continue
 		}
 		if errors.Is(err, io.EOF) {
-			l.finish(halfClosed, t.clock())
+			l.finish(halfClosed, t.now())
 			return
 		}
-		l.finish(reset, t.clock())
+		l.finish(reset, t.now())
 		// The writer of the lane resets the other side, after the bytes before. It cannot if that side does not read.
-		if t.wait(t.clock() + t.relay.rtt/2 + resetGrace) {
+		if t.wait(t.relay.rtt/2 + resetGrace) {
 			t.close(true)
 		}
 		return
@@ -142,10 +143,10 @@ func (t *tunnel) read(from conn, l *lane, bytes *atomic.Uint64) {
 
 // write writes what is due in a lane to its receiver, until the lane ends.
 func (t *tunnel) write(to conn, l *lane) {
-	timer := time.NewTimer(time.Hour)
-	defer timer.Stop()
+	alarm := t.clock.alarm()
+	defer alarm.stop()
 	for {
-		part, pause, how := l.due(t.clock())
+		part, pause, how := l.due(t.now())
 		switch {
 		case len(part) > 0:
 			if _, err := to.Write(part); err != nil {
@@ -160,7 +161,7 @@ func (t *tunnel) write(to conn, l *lane) {
 			t.close(true)
 			return
 		default:
-			if !l.wait(timer, pause) {
+			if !l.wait(alarm, pause) {
 				return
 			}
 		}
@@ -170,7 +171,7 @@ func (t *tunnel) write(to conn, l *lane) {
 // failed resets the tunnel after the time in which the news of a failure at one side arrives at the other. Bytes that
 // were sent before arrive before.
 func (t *tunnel) failed() {
-	if t.wait(t.clock() + t.relay.rtt/2) {
+	if t.wait(t.relay.rtt / 2) {
 		t.close(true)
 	}
 }

@@ -4,16 +4,16 @@
 // It keeps these times, where RTT is the round-trip time:
 //   - A byte arrives RTT/2 after it was sent, in each direction. Order is kept. A byte does not wait for later ones.
 //   - A new connection costs one RTT more: in the three-way handshake (RFC 9293, section 3.5, figure 6), a client sends
-//     its first bytes one RTT after its SYN, and a server that speaks first sends them 1.5 RTT after that SYN. The kernel
-//     completes the handshake with the relay at once. So bytes that one side sends before its handshake would be over
-//     count as sent at its end: the first bytes of a client arrive 1.5 RTT after it connected. Later bytes of the same
-//     connection do not pay again. A client whose connection fails learns it after one RTT.
+//     its first bytes one RTT after its SYN, and a server that speaks first sends them 1.5 RTT after that SYN. The
+//     kernel completes the handshake with the relay at once. So bytes that one side sends before its handshake would be
+//     over count as sent at its end: the first bytes of a client arrive 1.5 RTT after it connected. Later bytes of the
+//     same connection do not pay again. A client whose connection fails learns it after one RTT.
 //   - The end of a direction (FIN) and a reset (RST) travel like bytes.
 //
 // It does not model loss, jitter, slow start or the bandwidth of a line. It does not interpret the bytes: TLS
 // handshakes and HTTP keep-alive pay what they would pay over such a network. Times are never too short. They are too
-// long by the lateness of Go's timers, mostly below 0.3 ms and at most about 1 ms on an idle CPU, and by the time that
-// the relay waits for a CPU.
+// long by the time that the relay and its kernel need for a chunk, by the lateness of the kernel's timers (about 50 us;
+// on systems other than Linux up to 1 ms), and by the time that the relay waits for a CPU.
 //
 // Memory is bounded: by Config.MaxConns and, for each connection and direction, by MaxTransitBytes.
 //
@@ -75,6 +75,7 @@ type Relay struct {
 	origins  *origins
 	segments segments
 	dial     func(ctx context.Context, client net.Addr, address string) (conn, error)
+	alarms   func() (alarms, error) // called once, by Serve
 
 	accepted, failed atomic.Uint64 // connections
 	in, out          atomic.Uint64 // bytes that clients sent, and origins
@@ -82,6 +83,7 @@ type Relay struct {
 
 	mu       sync.Mutex
 	listener net.Listener
+	clock    alarms // wakes up the tunnels; nil before Serve
 	tunnels  map[*tunnel]struct{}
 	stopped  bool
 }
@@ -93,7 +95,7 @@ func New(c Config) (*Relay, error) {
 	}
 	r := &Relay{
 		rtt: c.RTT, maxConns: c.MaxConns, log: c.Log, origins: newOrigins(), dial: dialOrigin,
-		tunnels: map[*tunnel]struct{}{},
+		alarms: openAlarms, tunnels: map[*tunnel]struct{}{},
 	}
 	if err := r.origins.set(c.Origins); err != nil {
 		return nil, fmt.Errorf("wan: %w", err)
@@ -106,11 +108,7 @@ const acceptPause = 20 * time.Millisecond
 
 // Serve accepts clients. It returns nil after Shutdown. It must be called once.
 func (r *Relay) Serve(listener net.Listener) error {
-	r.mu.Lock()
-	r.listener = listener
-	stopped := r.stopped
-	r.mu.Unlock()
-	if stopped {
+	if !r.open(listener) {
 		return listener.Close()
 	}
 	for {
@@ -134,12 +132,29 @@ func (r *Relay) Serve(listener net.Listener) error {
 	}
 }
 
+// open prepares the relay for clients. It returns false after Shutdown.
+func (r *Relay) open(listener net.Listener) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.listener = listener
+	if r.stopped {
+		return false
+	}
+	clock, err := r.alarms()
+	if err != nil {
+		r.log.Warn("times are up to 1 ms too long, because the system refuses exact timers", "cause", err)
+		clock = timers{}
+	}
+	r.clock = clock
+	return true
+}
+
 // begin starts a tunnel for a new client.
 func (r *Relay) begin(client conn) {
 	r.accepted.Add(1)
-	t := newTunnel(r, client)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	t := newTunnel(r, r.clock, client)
 	full := len(r.tunnels) >= r.maxConns
 	if full {
 		r.failed.Add(1)
@@ -170,9 +185,9 @@ func (r *Relay) SetOrigins(ctx context.Context, peers []sut.Peer) error {
 	return nil
 }
 
-// Figures returns the counters of connections and bytes since the start. BytesIn is what clients sent, and BytesOut what
-// origins sent. Bytes are counted when they are sent, which is before they arrive. Failed includes connections above
-// Config.MaxConns.
+// Figures returns the counters of connections and bytes since the start. BytesIn is what clients sent, and BytesOut
+// what origins sent. Bytes are counted when they are sent, which is before they arrive. Failed includes connections
+// above Config.MaxConns.
 func (r *Relay) Figures() sut.ConnectionStatus {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -182,8 +197,8 @@ func (r *Relay) Figures() sut.ConnectionStatus {
 	}
 }
 
-// Shutdown stops accepting clients and waits for the open connections. When ctx ends first, it closes the remaining ones
-// and returns the error of ctx.
+// Shutdown stops accepting clients and waits for the open connections. When ctx ends first, it closes the remaining
+// ones and returns the error of ctx.
 func (r *Relay) Shutdown(ctx context.Context) error {
 	r.mu.Lock()
 	r.stopped = true
@@ -193,11 +208,15 @@ func (r *Relay) Shutdown(ctx context.Context) error {
 			err = nil // an earlier call closed it
 		}
 	}
+	clock := r.clock
 	r.mu.Unlock()
 	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		r.carrying.Wait()
-		close(done)
+		if clock != nil {
+			clock.close()
+		}
 	}()
 	select {
 	case <-done:

@@ -65,7 +65,8 @@ type relay struct {
 	served  chan error
 }
 
-func start(t testing.TB, c Config) relay {
+// start starts a relay. Each change is made before it serves.
+func start(t testing.TB, c Config, changes ...func(r *Relay)) relay {
 	t.Helper()
 	c.Log = slog.New(slog.DiscardHandler)
 	if c.MaxConns == 0 {
@@ -74,6 +75,9 @@ func start(t testing.TB, c Config) relay {
 	made, err := New(c)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, change := range changes {
+		change(made)
 	}
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
@@ -256,7 +260,9 @@ func TestSetOrigins(t *testing.T) {
 		t.Errorf("greeting %q", got)
 	}
 	for name, bad := range map[string][]sut.Peer{
-		"none": nil, "draining": {{Node: "x", Address: one.peer.Address, Draining: true}}, "no port": {{Address: "127.0.0.1"}},
+		"none":     nil,
+		"draining": {{Node: "x", Address: one.peer.Address, Draining: true}},
+		"no port":  {{Address: "127.0.0.1"}},
 	} {
 		if err := r.SetOrigins(t.Context(), bad); !errors.Is(err, sut.ErrWiring) {
 			t.Errorf("%s: error %v, want sut.ErrWiring", name, err)

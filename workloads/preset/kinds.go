@@ -95,8 +95,8 @@ func imageVariants() workloads.Mix {
 	}
 }
 
-// imageSuffix returns the end of the path of an image, behind the id of its photo. The version makes the URL the one that
-// pages link, which caches may keep for ever.
+// imageSuffix returns the end of the path of an image, behind the id of its photo. With the version, the URL is the one
+// that pages link, and caches may keep it for ever.
 func imageSuffix(variant workloads.Class, version int) string {
 	return "/" + string(variant) + ".jpg?v=" + strconv.Itoa(version)
 }
@@ -109,8 +109,8 @@ func (w *service) imagePath(t turn) string {
 // assetNames lists the files of /static that the page links.
 func assetNames() []string { return []string{"app.css", "app.js", "icon.svg"} }
 
-// assetPath picks an asset uniformly and returns its path. It has no version, because the version is a hash that only the
-// page knows. So a cache may keep the asset for a minute, and then has to revalidate it.
+// assetPath picks an asset uniformly and returns its path. It has no version, because the version is a hash that only
+// the page knows. So a cache may keep the asset for a minute, and then has to revalidate it.
 func (w *service) assetPath(t turn) string {
 	return "/static/" + w.assets[t.pick(streamKey, len(w.assets))]
 }

@@ -97,7 +97,9 @@ func TestSharesAreThoseOfTheLadder(t *testing.T) {
 
 func TestWriteShares(t *testing.T) {
 	t.Parallel()
-	for name, percent := range map[string]float64{"read-heavy": 5, "write-heavy": 50, "slow-upload": 20, "static-heavy": 0} {
+	for name, percent := range map[string]float64{
+		"read-heavy": 5, "write-heavy": 50, "slow-upload": 20, "static-heavy": 0,
+	} {
 		const ops = 200_000
 		w := load(t, name, params())
 		var writes float64
