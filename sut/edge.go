@@ -114,18 +114,3 @@ const PurgePath = "/purge"
 
 // ErrPurge means that an engine cannot purge in the requested way.
 var ErrPurge = errors.New("this engine cannot purge so")
-
-// EdgeFigures is the counters of an edge since it started, and its current contents. An engine without a counter reports
-// -1.
-type EdgeFigures struct {
-	Requests     int64 // finished requests of clients
-	Hits         int64 // of these, answered without the origin
-	Fetched      int64 // requests to the origins
-	FetchedBytes int64 // bytes of the bodies that the origins sent
-	Stored       int64 // responses that were stored
-	Evicted      int64 // entries that were removed because memory was full
-	Purged       int64 // entries that were removed by purges and by unsafe requests
-	Entries      int64
-	Bytes        int64 // memory of the entries, overhead included
-	MaxBytes     int64
-}
