@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// EdgeConfig is the configuration of an edge, an HTTP cache for users of one region. It is the same for every engine. The
-// zero value of a field means its default, where one is given.
+// EdgeConfig is the configuration of an edge, an HTTP cache for users of one region. It is the same for every engine.
+// The zero value of a field means its default, where one is given.
 type EdgeConfig struct {
 	// Node is the edge's own name. Its responses have it in Cache-Status (RFC 9211) and Via.
 	Node string

@@ -13,8 +13,8 @@ type CacheFigures struct {
 	MaxBytes int64 // memory budget; 0 = no limit
 }
 
-// EdgeFigures is the counters of an edge since it started, and its current contents. An engine without a counter reports
-// -1.
+// EdgeFigures is the counters of an edge since it started, and its current contents. An engine without a counter
+// reports -1.
 type EdgeFigures struct {
 	Requests     int64 // finished requests of clients
 	Hits         int64 // of these, answered without the origin

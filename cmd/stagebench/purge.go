@@ -49,7 +49,7 @@ was on its way. An edge that is down starts without content.`,
 			return o.print(s, purgedTable(purged))
 		},
 	}
-	cmd.Flags().StringSliceVar(&p.Groups, "group", nil, "purge what the origin has marked with this group; may be repeated")
+	cmd.Flags().StringSliceVar(&p.Groups, "group", nil, "purge what the origin has marked with this group; repeatable")
 	systemFlag(cmd, &id)
 	o.flags(cmd)
 	return cmd

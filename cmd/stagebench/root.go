@@ -114,8 +114,8 @@ or 128 plus the number of another signal.`,
 	})
 	for _, command := range []*cobra.Command{
 		runCommand(s), upCommand(s), statusCommand(s), killCommand(s), pauseCommand(s), resumeCommand(s),
-		scaleCommand(s), purgeCommand(s), logsCommand(s), recoverCommand(s), downCommand(s), attackCommand(s), capacityCommand(s),
-		compareCommand(s), listCommand(s), doctorCommand(s), nodeCommand(s), freezerCommand(s),
+		scaleCommand(s), purgeCommand(s), logsCommand(s), recoverCommand(s), downCommand(s), attackCommand(s),
+		capacityCommand(s), compareCommand(s), listCommand(s), doctorCommand(s), nodeCommand(s), freezerCommand(s),
 	} {
 		if command.Args == nil {
 			command.Args = noArgs

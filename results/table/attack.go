@@ -24,8 +24,8 @@ func Attack(step results.Step, slo string) []Table {
 	}
 	tables = append(tables, clocks(step), ledger(step))
 	for _, t := range []Table{
-		causes(step), outages(step), events(step), staleAnswers(step), sources(step), cacheTier(step), databases(step), figures(step),
-		hosts(step),
+		causes(step), outages(step), events(step), staleAnswers(step), sources(step), cacheTier(step),
+		databases(step), figures(step), hosts(step),
 	} {
 		if len(t.Rows) > 0 {
 			tables = append(tables, t)

@@ -34,7 +34,7 @@ func workColumns(rows []ladderRow) (columns []column[ladderRow], docs []string) 
 }
 
 const staticLegend = "edge hits: share of the requests for images and assets that did not reach a web host, " +
-	"and of their bytes; clients and web hosts count them, not the edges; at most: what the lifetimes of the responses permit"
+	"and of their bytes, as clients and web hosts count them; at most: what the lifetimes of the responses permit"
 
 func staticColumns() []column[ladderRow] {
 	type reads = results.StaticReads

@@ -254,8 +254,7 @@ func TestLifecycle(t *testing.T) {
 	}
 	where := "/api/photos/" + strconv.FormatInt(int64(photo.ID), 10)
 	if photo.Title != "Robert'); DROP TABLE photos;--" || photo.UserID != 4 || photo.ID <= 1<<40 ||
-		photo.Bytes != int64(len(original)) ||
-		photo.CreatedUS == 0 || uploaded.Header().Get("Location") != where {
+		photo.Bytes != int64(len(original)) || photo.CreatedUS == 0 || uploaded.Header().Get("Location") != where {
 		t.Errorf("uploaded %+v at %s", photo, uploaded.Header().Get("Location"))
 	}
 	for _, v := range photos.AllVariants() {
@@ -285,9 +284,8 @@ func TestLifecycle(t *testing.T) {
 	if got := s.store.comments[0]; got.Text != "two\nlines" || got.UserID != 4 || got.PhotoID != photo.ID {
 		t.Errorf("the comment is %+v", got)
 	}
-	group := fmt.Sprintf(`"photo-%d"`, photo.ID)
 	if w := s.do(request{method: "DELETE", path: where}); w.Code != 204 ||
-		w.Header().Get("Cache-Group-Invalidation") != group {
+		w.Header().Get("Cache-Group-Invalidation") != fmt.Sprintf(`"photo-%d"`, photo.ID) {
 		t.Errorf("delete: %d %v %s", w.Code, w.Header(), w.Body)
 	}
 	for _, path := range []string{where, fmt.Sprintf("/img/%d/thumb.jpg", photo.ID)} {

@@ -32,8 +32,7 @@ func TestImagesAreCacheable(t *testing.T) {
 		plain.Header().Get("Cache-Control") != shortly || plain.Header().Get("Cache-Groups") != `"photo-3"` {
 		t.Errorf("%d %v", plain.Code, plain.Header())
 	}
-	got := s.do(get("/img/3/thumb.jpg?v=1")).Header().Get("Cache-Control")
-	if got != forever {
+	if got := s.do(get("/img/3/thumb.jpg?v=1")).Header().Get("Cache-Control"); got != forever {
 		t.Errorf("a versioned URL has Cache-Control %q", got)
 	}
 	if other := s.do(get("/img/3/blur.jpg")).Header().Get("Etag"); other == tag {

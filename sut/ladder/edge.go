@@ -31,7 +31,8 @@ func (s *Edge) knobs() []Knob {
 		engine(sut.Edge, &s.Engine, edgeEngines(), "implementation of the edges; list engines shows how they differ"),
 		duration("cdn.ttl", &s.TTL, 0, 365*24*time.Hour, "lifetime of what an edge stores, instead of the lifetime that "+
 			"the origin gives it; 0s = as the origin says: a year for a URL with a version, a minute for others"),
-		number("cdn.memory", &s.Memory, 64, 1, 100_000, "memory budget of each edge in MiB, for bodies, headers, keys and index"),
+		number("cdn.memory", &s.Memory, 64, 1, 100_000,
+			"memory budget of each edge in MiB, for bodies, headers, keys and index"),
 		choice("cdn.admit", &s.Admit, sut.AdmitAll, "what an edge stores: all = each response that may be stored; "+
 			"second_hit = from the second request for it on, because most content is requested only once",
 			sut.AdmitSecondHit).on(sut.OwnEdge, sut.Nginx),

@@ -17,7 +17,7 @@ func WANOf(k sut.Knobs) WAN { return settings[WAN](k) }
 func (s *WAN) knobs() []Knob {
 	return []Knob{
 		duration("cdn.delay", &s.Delay, 0, 10*time.Second, "round trip between the users and the origin, at every stage; "+
-			"edges are near the users and do not have it; a relay adds it to every byte; compare only cells with the same delay"),
+			"edges are near the users and do not have it; a relay adds it; compare only cells with the same delay"),
 	}
 }
 

@@ -75,7 +75,8 @@ func purge(w http.ResponseWriter, r *http.Request, e sut.EdgeServer) {
 		err = errors.New("nothing to purge")
 	}
 	if err != nil {
-		process.SendError(w, http.StatusBadRequest, err, `send {"urls": ["/img/17/thumb.jpg?v=1"]} or {"groups": ["photo-17"]}`)
+		process.SendError(w, http.StatusBadRequest, err,
+			`send {"urls": ["/img/17/thumb.jpg?v=1"]} or {"groups": ["photo-17"]}`)
 		return
 	}
 	switch err := e.Purge(r.Context(), p); {

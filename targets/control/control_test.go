@@ -106,6 +106,22 @@ func eventually(t testing.TB, what string, holds func() bool) {
 	polltest.Eventually(t, patience, time.Millisecond, what, holds)
 }
 
+func TestPurge(t *testing.T) {
+	dir := t.TempDir()
+	serve(t, dir, "cdn-1")
+	c, err := control.Dial(dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	purged, err := c.Purge(t.Context(), sut.Purge{URLs: []string{"/a?b=1"}, Groups: []string{"c d"}})
+	if err != nil || len(purged) != 1 || purged[0].Node != "/a?b=1c d" {
+		t.Errorf("purged %+v, %v", purged, err)
+	}
+	if _, err := c.Purge(t.Context(), sut.Purge{}); err == nil || err.Error() != "nothing to purge" {
+		t.Errorf("purge of nothing: %v", err)
+	}
+}
+
 func TestASystemIsControlled(t *testing.T) {
 	dir := t.TempDir()
 	system, ended := serve(t, dir, "lb-1")
@@ -136,13 +152,6 @@ func TestASystemIsControlled(t *testing.T) {
 		if got := <-system.done; got != want {
 			t.Errorf("the system got %q, want %q", got, want)
 		}
-	}
-	purged, err := c.Purge(ctx, sut.Purge{URLs: []string{"/a?b=1"}, Groups: []string{"c d"}})
-	if err != nil || len(purged) != 1 || purged[0].Node != "/a?b=1c d" {
-		t.Errorf("purged %+v, %v", purged, err)
-	}
-	if _, err := c.Purge(ctx, sut.Purge{}); err == nil || err.Error() != "nothing to purge" {
-		t.Errorf("purge of nothing: %v", err)
 	}
 	if scaled, err := c.Scale(ctx, "web", 4); err != nil || scaled.Hosts != 4 {
 		t.Errorf("scaled %+v, %v", scaled, err)

@@ -32,10 +32,10 @@ const (
 // CacheStatusHeader is the response header in which each HTTP cache on the way says what it did (RFC 9211).
 const CacheStatusHeader = "Cache-Status"
 
-// edgeAnswer returns what the HTTP cache nearest to the client did: "hit", the reason why it forwarded the request, such
-// as "uri-miss" or "bypass", "" if no cache was on the way, or "other" if its report is not one that RFC 9211 defines.
-// The cache nearest to the client is the last member of the last line. Node names and details need no quotes there, so
-// a comma or a semicolon always separates.
+// edgeAnswer returns what the HTTP cache nearest to the client did: "hit", the reason why it forwarded the request,
+// such as "uri-miss" or "bypass", "" if no cache was on the way, or "other" if its report is not one that RFC 9211
+// defines. The cache nearest to the client is the last member of the last line. Node names and details need no quotes
+// there, so a comma or a semicolon always separates.
 func edgeAnswer(lines []string) string {
 	if len(lines) == 0 {
 		return ""

@@ -217,8 +217,9 @@ func testRequests(t *testing.T, d driver.Driver) {
 	if m.step.Ledger.OK != 200 {
 		t.Fatalf("ledger %+v, causes %v: want 200 successes", m.step.Ledger, m.step.Causes)
 	}
-	if o := m.outcomes[0]; o.Version != 42 || !o.Cached || o.Edge != "stale" || o.BytesIn != 100_000 || o.BytesOut != int64(len(body)) {
-		t.Errorf("outcome %+v: want version 42 from a cache, revalidated by an edge, 100000 bytes in, %d bytes out", o, len(body))
+	if o := m.outcomes[0]; o.Version != 42 || !o.Cached || o.Edge != "stale" ||
+		o.BytesIn != 100_000 || o.BytesOut != int64(len(body)) {
+		t.Errorf("outcome %+v: want version 42 from a cache, revalidated by an edge, 100000 bytes in, %d out", o, len(body))
 	}
 }
 
