@@ -82,4 +82,3 @@ func split(s results.Step) string {
 	}
 	return "images: " + strings.Join(parts, ", ")
 }
-
