@@ -192,8 +192,8 @@ func (x *exchange) refuse(code int, reason, text string) {
 	_ = json.NewEncoder(x).Encode(sut.ErrorBody{Error: text})
 }
 
-// identify sets the fields that each answer has: the request id, and one more member of Cache-Status (RFC 9211). Members
-// of caches behind this one come first.
+// identify sets the fields that each answer has: the request id, and one more member of Cache-Status (RFC 9211).
+// Members of caches behind this one come first.
 func (x *exchange) identify(header http.Header, parameters string) {
 	header[sut.RequestIDHeader] = x.values[0:1:1]
 	x.values[2] = x.edge.name + parameters

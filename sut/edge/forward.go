@@ -98,8 +98,8 @@ func (x *exchange) forward(reason string) {
 	x.relay(res, reason)
 }
 
-// invalidate removes what an unsafe request has changed (RFC 9111, 4.4; RFC 9875, 3). It is done before the client gets the
-// response, so that the client's next request sees its own change.
+// invalidate removes what an unsafe request has changed (RFC 9111, 4.4; RFC 9875, 3). It is done before the client
+// gets the response, so that the client's next request sees its own change.
 func (x *exchange) invalidate(header http.Header) {
 	e := x.edge
 	keys, groups := []string{x.key}, []string(nil)

@@ -104,8 +104,8 @@ func understood(status int) bool {
 	}, status)
 }
 
-// lifetime returns the freshness lifetime (RFC 9111, 4.2.1), and whether the response gives one. With CDN-Cache-Control,
-// Expires does not count (RFC 9213, 2.2).
+// lifetime returns the freshness lifetime (RFC 9111, 4.2.1), and whether the response gives one. With
+// CDN-Cache-Control, Expires does not count (RFC 9213, 2.2).
 func lifetime(response Response, c control, isTargeted bool) (fresh time.Duration, explicit bool) {
 	switch expires := response.Header[headerExpires]; {
 	case c.sharedMaxAge.set:
