@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// EdgeConfig is the configuration of an edge, an HTTP cache for users of one region. It is the same for every engine. The
-// zero value of a field means its default, where one is given.
+// EdgeConfig is the configuration of an edge, an HTTP cache for users of one region. It is the same for every engine.
+// The zero value of a field means its default, where one is given.
 type EdgeConfig struct {
 	// Node is the edge's own name. Its responses have it in Cache-Status (RFC 9211) and Via.
 	Node string
@@ -99,8 +99,8 @@ const PurgePath = "/purge"
 // ErrPurge means that an engine cannot purge in the requested way.
 var ErrPurge = errors.New("this engine cannot purge so")
 
-// EdgeFigures is the counters of an edge since it started, and its current contents. An engine without a counter reports
-// -1.
+// EdgeFigures is the counters of an edge since it started, and its current contents. An engine without a counter
+// reports -1.
 type EdgeFigures struct {
 	Requests     int64 // finished requests of clients
 	Hits         int64 // of these, answered without the origin

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -267,10 +268,9 @@ func TestPurgeDuringFill(t *testing.T) {
 	} {
 		for _, moment := range []time.Duration{500 * time.Millisecond, 1500 * time.Millisecond} { // before, after the header
 			synctest.Test(t, func(t *testing.T) {
-				version := 0
+				var version atomic.Int64
 				r := newRig(t, sut.EdgeConfig{Site: test.site}, func(w http.ResponseWriter, req *http.Request) {
-					version++
-					body := fmt.Sprintf("version %d", version)
+					body := fmt.Sprintf("version %d", version.Add(1))
 					time.Sleep(time.Second)
 					w.Header().Set("Cache-Control", "max-age=60")
 					w.Header().Set("Cache-Groups", `"photo-1", "user-1"`)

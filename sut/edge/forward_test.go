@@ -138,8 +138,8 @@ func TestForwardedHeader(t *testing.T) {
 			cacheable("max-age=60", "x")(w, req)
 		})
 		lines := []string{
-			"Cookie: session=1", "Connection: X-Hop", "X-Hop: 1", "X-Forwarded-For: 198.51.100.1", "Te: trailers", "Via: 1.1 client",
-			"X-Request-Id: mine", "Accept-Encoding: br", "If-None-Match: \"x\"", "X-Forwarded-Host: evil.test",
+			"Cookie: session=1", "Connection: X-Hop", "X-Hop: 1", "X-Forwarded-For: 198.51.100.1", "Te: trailers",
+			"Via: 1.1 client", "X-Request-Id: mine", "Accept-Encoding: br", "If-None-Match: \"x\"", "X-Forwarded-Host: evil.test",
 		}
 		for _, path := range []string{"/img/1/thumb.jpg?v=1&b=%41", "/static/a.css", "/api/me"} {
 			a := r.get(path, lines...)
@@ -363,7 +363,7 @@ func TestSetOriginsWaits(t *testing.T) {
 		<-release
 		_, _ = io.WriteString(w, "old")
 	})
-	next := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "new") }))
+	next := httptest.NewServer(cacheable("no-store", "new"))
 	t.Cleanup(next.Close)
 	got := make(chan string)
 	go func() {

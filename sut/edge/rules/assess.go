@@ -121,7 +121,7 @@ func lifetime(response Response, c control, isTargeted bool) (fresh time.Duratio
 		if !valid {
 			return 0, true // RFC 9111, 5.3: such as "0", means already expired
 		}
-		return min(max(0, at.Sub(dateOf(response))), MaxSeconds), true
+		return min(max(0, at.Sub(dateOf(response))), MaxDelta), true
 	}
 }
 
@@ -138,5 +138,5 @@ func dateOf(response Response) time.Time {
 func initialAge(response Response) time.Duration {
 	apparent := max(0, response.Received.Truncate(time.Second).Sub(dateOf(response)))
 	delay := max(0, response.Received.Sub(response.Requested))
-	return min(max(apparent, ParseAge(response.Header)+delay), MaxSeconds)
+	return min(max(apparent, ParseAge(response.Header)+delay), MaxDelta)
 }

@@ -10,10 +10,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// now is a whole second, as Date has no fractions.
-var now = time.Date(2026, time.July, 1, 12, 0, 0, 0, time.UTC)
+// now returns a whole second, as Date has no fractions.
+func now() time.Time { return time.Date(2026, time.July, 1, 12, 0, 0, 0, time.UTC) }
 
-func date(offset time.Duration) string { return now.Add(offset).Format(http.TimeFormat) }
+func date(offset time.Duration) string { return now().Add(offset).Format(http.TimeFormat) }
 
 // fields makes a header from lines such as "Name: value".
 func fields(lines ...string) http.Header {
@@ -47,30 +47,19 @@ func TestAssess(t *testing.T) {
 		header  []string
 		want    want
 	}{
-		{"freshness-none", get(), 200, 0, nil, want{}},
-		{"freshness-none with a ttl", get(), 200, time.Minute, nil, want{}},
 		{"freshness-max-age", get(), 200, 0, cc("max-age=60"), fresh(60)},
-		{"max-age=0", get(), 200, 0, cc("max-age=0"), want{}},
 		{"a ttl", get(), 200, time.Hour, cc("max-age=60"), fresh(3600)},
-		{"a ttl does not revive a stale response", get(), 200, time.Hour, cc("max-age=0"), want{}},
-		{"a ttl and no-store", get(), 200, time.Hour, cc("max-age=60, no-store"), want{}},
 		{"freshness-expires-future", get(), 200, 0, []string{"Expires: " + date(time.Minute), "Date: " + date(0)}, fresh(60)},
 		{
 			"Expires counts from Date", get(), 200, 0,
 			[]string{"Expires: " + date(time.Minute), "Date: " + date(-time.Minute)},
 			want{true, Lifetimes{Fresh: 2 * time.Minute, IfUnreachable: day}, time.Minute},
 		},
-		{"freshness-expires-invalid", get(), 200, 0, []string{"Expires: 0"}, want{}},
 		{"max-age before Expires", get(), 200, 0, cc("max-age=60", "Expires: 0"), fresh(60)},
 		{
 			"freshness-max-age-age", get(), 200, 0,
 			cc("max-age=3600", "Age: 7200", "Etag: \"a\""),
 			want{true, Lifetimes{Fresh: time.Hour, IfUnreachable: day}, 2 * time.Hour},
-		},
-		{
-			"freshness-max-age-date", get(), 200, 0,
-			cc("max-age=3600", "Date: " + date(-2*time.Hour)),
-			want{age: 2 * time.Hour},
 		},
 		{
 			"freshness-s-maxage-shared", get(), 200, 0,
@@ -89,32 +78,16 @@ func TestAssess(t *testing.T) {
 				Fresh: time.Minute, WhileRevalidate: 5 * time.Second, IfError: 7 * time.Second, IfUnreachable: 7 * time.Second,
 			}, 0},
 		},
-		{"cc-resp-no-cache-revalidate", get(), 200, 0, cc("no-cache", `Etag: "a"`), want{store: true, Lifetimes: Lifetimes{Validate: true}}},
-		{"no-cache without a validator", get(), 200, 0, cc("no-cache, max-age=60"), want{}},
-		{"cc-resp-private-shared", get(), 200, 0, cc("private, max-age=60"), want{}},
-		{"a cookie", get(), 200, 0, cc("max-age=60", "Set-Cookie: a=b"), want{}},
-		{"vary-syntax-foo-star", get(), 200, 0, cc("max-age=60", "Vary: Foo, *"), want{}},
-		{"3 POST", NewRequest("POST", nil, true), 200, 0, cc("max-age=60"), want{}},
-		{"3 GET with a body", NewRequest("GET", nil, true), 200, 0, cc("max-age=60"), want{}},
-		{"3.3 partial", get(), 206, 0, cc("max-age=60"), want{}},
+		{"cc-resp-no-cache-revalidate", get(), 200, 0, cc("no-cache", `Etag: "a"`), want{true, Lifetimes{Validate: true}, 0}},
 		{"status-404-fresh", get(), 404, 0, cc("max-age=60"), fresh(60)},
-		{"status-599-must-understand", get(), 599, 0, cc("max-age=60, must-understand"), want{}},
 		{"5.2.2.3 must-understand", get(), 200, 0, cc("max-age=60, must-understand, no-store"), fresh(60)},
-		{"5.2.1.5 no-store", get("Cache-Control: no-store"), 200, 0, cc("max-age=60"), want{}},
-		{"other-authorization", get("Authorization: x"), 200, 0, cc("max-age=60"), want{}},
 		{"other-authorization-public", get("Authorization: x"), 200, 0, cc("max-age=60, public"), fresh(60)},
-		{"3.5 proxy-revalidate", get("Authorization: x"), 200, 0, cc("max-age=60, proxy-revalidate"), want{}},
 		{"cdn-max-age-expires", get(), 200, 0, []string{"Cdn-Cache-Control: max-age=60", "Expires: 0"}, fresh(60)},
-		{"cdn-fresh-cc-nostore", get(), 200, 0, []string{"Cdn-Cache-Control: max-age=60", "Cache-Control: no-store"}, fresh(60)},
-		{"RFC 9213, Expires does not count", get(), 200, 0, []string{"Cdn-Cache-Control: foo", "Expires: " + date(1e9)}, want{}},
+		{"cdn-fresh-cc-nostore", get(), 200, 0, cc("no-store", "Cdn-Cache-Control: max-age=60"), fresh(60)},
 		{"cdn-cc-invalid", get(), 200, 0, []string{"Cdn-Cache-Control: no-store, &", "Cache-Control: max-age=60"}, fresh(60)},
-		{"RFC 9875", get(), 200, 0, cc("max-age=60", `Cache-Groups: "`+strings.Repeat("g", 129)+`"`), want{}},
 	} {
-		v := Assess(test.request, Response{test.status, fields(test.header...), now, now}, test.ttl)
+		v := Assess(test.request, Response{test.status, fields(test.header...), now(), now()}, test.ttl)
 		got := want{v.Store, v.Lifetimes, v.InitialAge}
-		if !v.Store {
-			got.Lifetimes = Lifetimes{}
-		}
 		if diff := cmp.Diff(test.want, got, cmp.AllowUnexported(want{})); diff != "" {
 			t.Errorf("%s: (-want +got):\n%s", test.name, diff)
 		}
@@ -124,19 +97,58 @@ func TestAssess(t *testing.T) {
 	}
 }
 
+// TestRefusals: responses that must not be stored, whatever the ttl.
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	cc := func(value string, more ...string) []string { return append(more, "Cache-Control: "+value) }
+	for _, test := range []struct {
+		name    string // of the public suite, or the section of RFC 9111
+		request Request
+		status  int
+		ttl     time.Duration
+		header  []string
+	}{
+		{"freshness-none", get(), 200, 0, nil},
+		{"freshness-none with a ttl", get(), 200, time.Minute, nil},
+		{"max-age=0", get(), 200, 0, cc("max-age=0")},
+		{"a ttl does not revive a stale response", get(), 200, time.Hour, cc("max-age=0")},
+		{"a ttl and no-store", get(), 200, time.Hour, cc("max-age=60, no-store")},
+		{"freshness-expires-invalid", get(), 200, 0, []string{"Expires: 0"}},
+		{"no-cache without a validator", get(), 200, 0, cc("no-cache, max-age=60")},
+		{"cc-resp-private-shared", get(), 200, 0, cc("private, max-age=60")},
+		{"a cookie", get(), 200, 0, cc("max-age=60", "Set-Cookie: a=b")},
+		{"vary-syntax-foo-star", get(), 200, 0, cc("max-age=60", "Vary: Foo, *")},
+		{"3 POST", NewRequest("POST", nil, true), 200, 0, cc("max-age=60")},
+		{"3 GET with a body", NewRequest("GET", nil, true), 200, 0, cc("max-age=60")},
+		{"3.3 partial", get(), 206, 0, cc("max-age=60")},
+		{"status-599-must-understand", get(), 599, 0, cc("max-age=60, must-understand")},
+		{"5.2.1.5 no-store", get("Cache-Control: no-store"), 200, 0, cc("max-age=60")},
+		{"other-authorization", get("Authorization: x"), 200, 0, cc("max-age=60")},
+		{"3.5 proxy-revalidate", get("Authorization: x"), 200, 0, cc("max-age=60, proxy-revalidate")},
+		{"RFC 9213, 2.2", get(), 200, 0, []string{"Cdn-Cache-Control: foo", "Expires: " + date(time.Hour)}},
+		{"freshness-max-age-date", get(), 200, 0, cc("max-age=3600", "Date: "+date(-2*time.Hour))},
+		{"RFC 9875", get(), 200, 0, cc("max-age=60", `Cache-Groups: "`+strings.Repeat("g", 129)+`"`)},
+	} {
+		response := Response{test.status, fields(test.header...), now(), now()}
+		if v := Assess(test.request, response, test.ttl); v.Store || v.Why == "" {
+			t.Errorf("%s: got %+v", test.name, v)
+		}
+	}
+}
+
 // TestAge: the delay of the response and the time in the store count (RFC 9111, 4.2.3).
 func TestAge(t *testing.T) {
 	t.Parallel()
 	header := fields("Cache-Control: max-age=60", "Age: 10", "Date: "+date(0))
-	response := Response{200, header, now, now.Add(2500 * time.Millisecond)}
+	response := Response{200, header, now(), now().Add(2500 * time.Millisecond)}
 	v := Assess(get(), response, 0)
-	if got := v.Age(now.Add(4 * time.Second)); got != 14*time.Second {
+	if got := v.Age(now().Add(4 * time.Second)); got != 14*time.Second {
 		t.Errorf("age %v, want 14s", got)
 	}
-	if got := v.Remaining(now.Add(4 * time.Second)); got != 46*time.Second {
+	if got := v.Remaining(now().Add(4 * time.Second)); got != 46*time.Second {
 		t.Errorf("remaining %v, want 46s", got)
 	}
-	if got := v.Age(now.Add(-time.Hour)); got != 12500*time.Millisecond {
+	if got := v.Age(now().Add(-time.Hour)); got != 12500*time.Millisecond {
 		t.Errorf("age %v after the clock went back, want 12.5s", got)
 	}
 }
@@ -144,7 +156,7 @@ func TestAge(t *testing.T) {
 func TestDecide(t *testing.T) {
 	t.Parallel()
 	// The response was received a minute ago.
-	stored := func(l Lifetimes) *Stored { return &Stored{Lifetimes: l, Received: now.Add(-time.Minute)} }
+	stored := func(l Lifetimes) *Stored { return &Stored{Lifetimes: l, Received: now().Add(-time.Minute)} }
 	fresh := stored(Lifetimes{Fresh: time.Hour})
 	stale := stored(Lifetimes{Fresh: 50 * time.Second})
 	while := stored(Lifetimes{Fresh: 50 * time.Second, WhileRevalidate: 10 * time.Second})
@@ -181,7 +193,7 @@ func TestDecide(t *testing.T) {
 		{"no-cache and stale-while-revalidate", get("Cache-Control: no-cache"), while, Decision{Revalidate, ReasonStale}},
 		{"4.3.2 If-Match", get(`If-Match: "a"`), fresh, Decision{Miss, ReasonRequest}},
 	} {
-		if got := Decide(test.request, test.stored, now); got != test.want {
+		if got := Decide(test.request, test.stored, now()); got != test.want {
 			t.Errorf("%s: %+v, want %+v", test.name, got, test.want)
 		}
 	}
@@ -204,8 +216,8 @@ func TestUsableAfterError(t *testing.T) {
 		{"stale-close-must-revalidate", Lifetimes{IfUnreachable: time.Hour, MustRevalidate: true}, 0, false},
 		{"stale-close-no-cache", Lifetimes{IfUnreachable: time.Hour, Validate: true}, 0, false},
 	} {
-		s := Stored{Lifetimes: test.l, Received: now.Add(-time.Minute)}
-		if got := s.UsableAfterError(test.status, now); got != test.want {
+		s := Stored{Lifetimes: test.l, Received: now().Add(-time.Minute)}
+		if got := s.UsableAfterError(test.status, now()); got != test.want {
 			t.Errorf("%s: %v", test.name, got)
 		}
 	}
@@ -233,7 +245,7 @@ func TestParseDate(t *testing.T) {
 		"0":                                  "",
 		"":                                   "",
 	} {
-		got, ok := ParseDate(text, now)
+		got, ok := ParseDate(text, now())
 		if ok != (want != "") || ok && got.Format(time.RFC3339) != want {
 			t.Errorf("%q: %v, %v, want %q", text, got, ok, want)
 		}
@@ -266,11 +278,11 @@ func TestNotModified(t *testing.T) {
 		{"no Last-Modified, newer", fields("If-Modified-Since: " + date(-time.Hour)), undated, false},
 		{"an invalid date", fields("If-Modified-Since: tomorrow"), stored, false},
 	} {
-		if got := NotModified(test.request, http.StatusOK, test.stored, now); got != test.want {
+		if got := NotModified(test.request, http.StatusOK, test.stored, now()); got != test.want {
 			t.Errorf("%s: %v", test.name, got)
 		}
 	}
-	if NotModified(fields(`If-None-Match: "a"`), http.StatusNotFound, stored, now) {
+	if NotModified(fields(`If-None-Match: "a"`), http.StatusNotFound, stored, now()) {
 		t.Error("a condition changes a 404")
 	}
 }
@@ -299,7 +311,7 @@ func TestSelectRange(t *testing.T) {
 		{[]string{"Range: bytes=0-1", "If-Range: " + date(-time.Hour)}, "0-2"},
 		{[]string{"Range: bytes=0-1", "If-Range: " + date(0)}, "whole"},
 	} {
-		r, result := SelectRange(fields(test.lines...), stored, 11, now)
+		r, result := SelectRange(fields(test.lines...), stored, 11, now())
 		got := map[RangeResult]string{
 			Whole: "whole", Unsatisfiable: "unsatisfiable", Part: fmt.Sprintf("%d-%d", r.Start, r.End),
 		}[result]
