@@ -24,6 +24,7 @@ const (
 	headerForwardedFor = "X-Forwarded-For"
 	headerLength       = "Content-Length"
 	headerRetryAfter   = "Retry-After"
+	headerType         = "Content-Type"
 	headerVia          = "Via"
 )
 
@@ -184,7 +185,7 @@ func (x *exchange) abort(cause error) {
 func (x *exchange) refuse(code int, reason, text string) {
 	x.final()
 	header := x.Header()
-	header.Set("Content-Type", "application/json")
+	header.Set(headerType, "application/json")
 	header.Set("Cache-Control", "no-store")
 	x.identify(header, "; fwd="+reason)
 	x.WriteHeader(code)

@@ -77,6 +77,9 @@ func (e *Edge) clean(res *http.Response, received time.Time) {
 	if res.Header[headerDate] == nil {
 		res.Header[headerDate] = []string{received.UTC().Format(http.TimeFormat)} // RFC 9110, 6.6.1
 	}
+	if res.Header[headerType] == nil {
+		res.Header[headerType] = nil // otherwise the server would guess a type
+	}
 	appendMember(res.Header, headerVia, e.via)
 }
 

@@ -134,12 +134,14 @@ func TestForwardedHeader(t *testing.T) {
 			w.Header().Set("Cache-Status", "lb-1; fwd=bypass")
 			w.Header().Set("Keep-Alive", "timeout=5")
 			w.Header().Set("X-Mine", "1")
+			w.Header()["Content-Type"] = nil
 			w.Header().Set("Connection", "x-mine")
 			cacheable("max-age=60", "x")(w, req)
 		})
 		lines := []string{
 			"Cookie: session=1", "Connection: X-Hop", "X-Hop: 1", "X-Forwarded-For: 198.51.100.1", "Te: trailers",
-			"Via: 1.1 client", "X-Request-Id: mine", "Accept-Encoding: br", "If-None-Match: \"x\"", "X-Forwarded-Host: evil.test",
+			"Via: 1.1 client", "X-Request-Id: mine", "Accept-Encoding: br", "If-None-Match: \"x\"",
+			"X-Forwarded-Host: evil.test",
 		}
 		for _, path := range []string{"/img/1/thumb.jpg?v=1&b=%41", "/static/a.css", "/api/me"} {
 			a := r.get(path, lines...)
@@ -158,6 +160,7 @@ func TestForwardedHeader(t *testing.T) {
 			}
 			for name, value := range map[string]string{
 				"X-Request-Id": "mine", "Via": "1.1 lb-1, 1.1 edge-1", "Keep-Alive": "", "X-Mine": "",
+				"Content-Type": "",
 			} {
 				if strings.Join(a.header[name], "|") != value {
 					t.Errorf("%s: the client got %s %q, want %q", path, name, a.header[name], value)

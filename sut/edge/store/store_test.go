@@ -195,6 +195,9 @@ func TestTickets(t *testing.T) {
 		}
 		s.End(old)
 		s.End(fresh)
+		if s.Current(old, "key", []string{"g"}) {
+			t.Errorf("%s: a ticket of a fetch that is over is current, though there was a purge", test.name)
+		}
 		if len(s.purged) != 0 {
 			t.Errorf("%s: %d purges are remembered without a fetch", test.name, len(s.purged))
 		}
