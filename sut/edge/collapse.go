@@ -160,11 +160,14 @@ func (x *exchange) use(f *fill, leads, waits bool, reason string) bool {
 		x.fail(f.failure, reason)
 		return true
 	case private:
-		if !leads {
+		switch {
+		case leads:
+			x.private(f, reason)
+		case f.failure != nil:
+			x.fail(f.failure, reason)
+		default:
 			x.alone(nil, reason, true)
-			return true
 		}
-		x.private(f, reason)
 		return true
 	case entry:
 		if !leads && !(rules.Selects(f.entry.Selecting, x.request.Header) &&

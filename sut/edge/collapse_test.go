@@ -197,6 +197,40 @@ func TestFailuresAreShared(t *testing.T) {
 	})
 }
 
+// TestErrorAnswersAreShared: an error of the origin goes to all who wait for it, without its body.
+func TestErrorAnswersAreShared(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, sut.EdgeConfig{}, func(w http.ResponseWriter, _ *http.Request) {
+			time.Sleep(100 * time.Millisecond)
+			w.Header().Set("Retry-After", "7")
+			w.WriteHeader(http.StatusServiceUnavailable)
+			_, _ = io.WriteString(w, "own")
+		})
+		for round := range int64(2) {
+			answers, _ := r.together(50, func(int) answer { return r.get("/a") })
+			own := 0
+			for _, a := range answers {
+				if a.body == "own" {
+					own++
+				} else if a.body != errorBody("the origin answered with 503 Service Unavailable") {
+					t.Errorf("got %q", a.body)
+				}
+				if a.code != http.StatusServiceUnavailable || a.header.Get("Retry-After") != "7" {
+					t.Errorf("got %+v", a)
+				}
+			}
+			if own != 1 {
+				t.Errorf("%d clients got the answer of the origin", own)
+			}
+			r.expect(2*round+1, "round")
+			if a := r.get("/a"); a.body != "own" { // an answer that is not stored is not used later
+				t.Errorf("a later request got %q", a.body)
+			}
+		}
+	})
+}
+
 // TestLeaderLeaves: the fill goes on without the client that caused it.
 func TestLeaderLeaves(t *testing.T) {
 	t.Parallel()

@@ -141,9 +141,31 @@ func (x *exchange) finish() {
 
 // failure is an answer of the edge itself, because the origin gave none.
 type failure struct {
-	code  int
-	text  string
-	cause error
+	code   int
+	text   string
+	cause  error
+	header http.Header
+}
+
+// unreachable returns the header of a failure for which nothing was sent.
+func unreachable() http.Header {
+	return http.Header{
+		headerRetryAfter: {"1"},   // an origin that refused a connection is tried again within this time
+		headerDegraded:   {"web"}, // names the tier that is down, as the web tier does
+	}
+}
+
+// errorOf returns the answer for those who have waited for a response that is an error. The response itself is for one
+// client only.
+func errorOf(res *http.Response) *failure {
+	f := &failure{code: res.StatusCode, text: "the origin answered with " + res.Status, header: http.Header{}}
+	f.cause = errors.New(f.text)
+	for _, name := range []string{headerRetryAfter, headerDegraded} {
+		if lines := res.Header[name]; lines != nil {
+			f.header[name] = lines
+		}
+	}
+	return f
 }
 
 // failureOf returns the answer for an error of send.
@@ -151,13 +173,13 @@ func failureOf(err error) *failure {
 	var timeout interface{ Timeout() bool }
 	switch {
 	case errors.Is(err, errNoOrigin):
-		return &failure{http.StatusServiceUnavailable, "no origin is reachable", err}
+		return &failure{http.StatusServiceUnavailable, "no origin is reachable", err, unreachable()}
 	case errors.Is(err, errClientBody):
-		return &failure{http.StatusBadRequest, "the request body is incomplete or malformed", err}
+		return &failure{http.StatusBadRequest, "the request body is incomplete or malformed", err, nil}
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return &failure{http.StatusGatewayTimeout, "the origin did not answer in time", err}
+		return &failure{http.StatusGatewayTimeout, "the origin did not answer in time", err, nil}
 	}
-	return &failure{http.StatusBadGateway, "the origin sent no valid answer", err}
+	return &failure{http.StatusBadGateway, "the origin sent no valid answer", err, nil}
 }
 
 // fail sends a failure. reason is the reason for which the request was forwarded. It ends the handler without an answer
@@ -167,9 +189,8 @@ func (x *exchange) fail(f *failure, reason string) {
 		x.abort(errors.New("the client left"))
 	}
 	x.cause = f.cause
-	if f.code == http.StatusServiceUnavailable {
-		x.Header().Set(headerRetryAfter, "1") // an origin that refused a connection is tried again within this time
-		x.Header().Set(headerDegraded, "web") // names the tier that is down, as the web tier does
+	for name, lines := range f.header {
+		x.Header()[name] = lines
 	}
 	x.refuse(f.code, reason, f.text)
 }

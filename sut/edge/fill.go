@@ -33,7 +33,7 @@ type outcome int
 
 const (
 	failed  outcome = iota // no answer: fill.failure
-	private                // the response is for the leader only: fill.response
+	private                // the response is for the leader only: fill.response; waiters get fill.failure if set
 	shared                 // the response may be stored: fill.header and fill.body
 	entry                  // a stored response is used: fill.entry
 )
@@ -213,7 +213,10 @@ func (f *fill) receive(res *http.Response, requested, received time.Time) *http.
 	}
 	f.header, f.length = res.Header, res.ContentLength
 	if !keep || f.length > 0 && !e.store.Reserve(f.length) {
-		if f.stored != nil && !rules.ServerError(res.StatusCode) {
+		switch {
+		case rules.ServerError(res.StatusCode):
+			f.failure = errorOf(res)
+		case f.stored != nil:
 			e.store.Drop(f.stored) // the origin has replaced it by a response that cannot be stored
 		}
 		f.outcome, f.response = private, res

@@ -33,9 +33,7 @@ func (x *exchange) outgoing(ctx context.Context) *http.Request {
 		header["User-Agent"] = []string{""} // otherwise the transport would add its own
 	}
 	if address, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
-		if before := header[headerForwardedFor]; len(before) > 0 {
-			address = strings.Join(before, ", ") + ", " + address
-		}
+		// An edge is the first server that a client reaches. What the client says about the way before it may be forged.
 		header[headerForwardedFor] = []string{address}
 	}
 	header["X-Forwarded-Host"] = []string{r.Host}

@@ -134,9 +134,12 @@ func dateOf(response Response) time.Time {
 }
 
 // initialAge returns the corrected initial age (RFC 9111, 4.2.3). Date has whole seconds, so the time of receipt is cut
-// to seconds before they are compared.
+// to seconds before they are compared. A difference of one second says nothing: a second may begin on the way.
 func initialAge(response Response) time.Duration {
-	apparent := max(0, response.Received.Truncate(time.Second).Sub(dateOf(response)))
+	apparent := response.Received.Truncate(time.Second).Sub(dateOf(response))
+	if apparent <= time.Second {
+		apparent = 0
+	}
 	delay := max(0, response.Received.Sub(response.Requested))
 	return min(max(apparent, ParseAge(response.Header)+delay), MaxDelta)
 }

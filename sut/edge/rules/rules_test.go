@@ -55,6 +55,7 @@ func TestAssess(t *testing.T) {
 			[]string{"Expires: " + date(time.Minute), "Date: " + date(-time.Minute)},
 			want{true, Lifetimes{Fresh: 2 * time.Minute, IfUnreachable: day}, time.Minute},
 		},
+		{"a second begins on the way", get(), 200, 0, cc("max-age=1", "Date: "+date(-time.Second)), fresh(1)},
 		{"max-age before Expires", get(), 200, 0, cc("max-age=60", "Expires: 0"), fresh(60)},
 		{
 			"freshness-max-age-age", get(), 200, 0,
