@@ -77,6 +77,7 @@ func TestLargeBodies(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var r *rig
 			r = newRig(t, sut.EdgeConfig{MaxBytes: 1 << 20}, func(w http.ResponseWriter, _ *http.Request) {
+				time.Sleep(time.Second) // until all requests wait
 				w.Header().Set("Cache-Control", "max-age=60")
 				if length {
 					w.Header().Set("Content-Length", fmt.Sprint(len(content)))
