@@ -65,3 +65,18 @@ func TestRefusedMethods(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestLoop: an edge whose origin is itself answers with an error.
+func TestLoop(t *testing.T) {
+	t.Parallel()
+	e, url := loopback(t)
+	self := sut.Peer{Node: "web-1", Address: strings.TrimPrefix(url, "http://")}
+	if err := e.SetOrigins(t.Context(), []sut.Peer{self}); err != nil {
+		t.Fatal(err)
+	}
+	for _, method := range []string{http.MethodGet, http.MethodPost} {
+		if res, body := fetch(t, newRequest(t, method, url+"/a", "")); res.StatusCode != http.StatusLoopDetected {
+			t.Errorf("%s: got %s, %q", method, res.Status, body)
+		}
+	}
+}

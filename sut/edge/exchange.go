@@ -59,10 +59,25 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request) {
 		x.refuse(http.StatusServiceUnavailable, rules.ReasonBypass, "the edge has reached its maximum number of connections")
 	case r.Method == http.MethodConnect:
 		x.refuse(http.StatusMethodNotAllowed, rules.ReasonMethod, "CONNECT is not supported: request a path of this server")
+	case e.passed(r.Header):
+		x.refuse(http.StatusLoopDetected, rules.ReasonBypass, "the request has passed this edge before")
 	default:
 		x.answer()
 	}
 	x.complete = true
+}
+
+// passed reports whether a request has passed this edge before (RFC 9110, 7.6.3). Without this test it would go round
+// for ever.
+func (e *Edge) passed(header http.Header) bool {
+	for _, line := range header[headerVia] {
+		for member := range strings.SplitSeq(line, ",") {
+			if strings.TrimSpace(member) == e.via {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // answer prepares the request and answers it.

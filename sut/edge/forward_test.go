@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/stagebench/stagebench/internal/porttest"
 	"github.com/stagebench/stagebench/sut"
 )
 
@@ -253,12 +254,7 @@ func loopback(t testing.TB, handlers ...http.HandlerFunc) (*Edge, string) {
 // deadPeer returns an origin that refuses connections.
 func deadPeer(t testing.TB) sut.Peer {
 	t.Helper()
-	listener, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return sut.Peer{Node: "dead-1", Address: listener.Addr().String()}
+	return sut.Peer{Node: "dead-1", Address: porttest.Free(t).String()}
 }
 
 // fetch sends a request and reads the answer.
