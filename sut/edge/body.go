@@ -9,9 +9,9 @@ import (
 // errTooSlow means that a reader of a body that is not kept did not read for stallTimeout.
 var errTooSlow = errors.New("the client did not read in time")
 
-// body is the body of a fill. One goroutine writes it while any number read it, each from the beginning. A body is kept
-// in memory until it is stored. When it turns out to be too large, the writer drops what all readers have read, and waits
-// for the slowest one.
+// body is the body of a fill. One goroutine writes it while any number read it, each from the beginning. A body is
+// kept in memory until it is stored. When it turns out to be too large, the writer drops what all readers have read,
+// and waits for the slowest one.
 type body struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed at the next change
@@ -70,16 +70,15 @@ func (r *reader) next(ctx context.Context, wait func()) (part []byte, last bool,
 	b := r.body
 	for {
 		b.mu.Lock()
+		if err = r.err; err != nil {
+			b.mu.Unlock()
+			return nil, false, err
+		}
 		part = b.buf[r.pos-b.base:]
 		last, err = b.done, b.err
-		if r.err != nil {
-			err = r.err
-		}
 		changed := b.changed
 		b.mu.Unlock()
 		switch {
-		case r.err != nil:
-			return nil, false, err
 		case len(part) > 0:
 			return part, last && err == nil, nil
 		case last:
@@ -108,8 +107,8 @@ func (r *reader) advance(n int) {
 	}
 }
 
-// room returns space for more bytes, of the given size, after the written ones. Only the writer calls it. The space grows
-// by doubling, up to capacity.
+// room returns space for more bytes, of the given size, after the written ones. Only the writer calls it. The space
+// grows by doubling, up to capacity.
 func (b *body) room(capacity int64) []byte {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -2,6 +2,7 @@ package edge
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"slices"
 	"strconv"
@@ -33,7 +34,8 @@ func (x *exchange) respond() {
 				x.refresh(stored)
 			}
 			e.hits.Add(1)
-			x.serveEntry(stored, "; hit; ttl="+itoa(int(stored.Remaining(now)/time.Second)))
+			ttl := stored.Fresh/time.Second - stored.Age(now)/time.Second // in whole seconds, as the field Age
+			x.serveEntry(stored, "; hit; ttl="+itoa(int(ttl)))
 			return
 		case rules.Bypass:
 			x.forward(d.Reason)
@@ -63,8 +65,8 @@ func (x *exchange) respond() {
 	}
 }
 
-// miss answers a GET that the store cannot answer. It returns false when the request waited for a fill whose response is
-// not for it.
+// miss answers a GET that the store cannot answer. It returns false when the request waited for a fill whose response
+// is not for it.
 func (x *exchange) miss(stored *store.Entry, reason string, alone bool) bool {
 	e := x.edge
 	seen := stored != nil || e.store.Seen(x.key)
@@ -74,7 +76,7 @@ func (x *exchange) miss(stored *store.Entry, reason string, alone bool) bool {
 		x.alone(stored, reason, seen)
 		return true
 	}
-	f, leads := e.flights.join(x, stored)
+	f, leads, waits := e.flights.join(x, stored)
 	if seen || !leads {
 		f.admit.Store(true)
 	}
@@ -84,13 +86,16 @@ func (x *exchange) miss(stored *store.Entry, reason string, alone bool) bool {
 	select {
 	case <-f.ready:
 	case <-x.request.Context().Done():
+		if waits {
+			f.waiters.Done()
+		}
 		if leads {
 			f.abandon()
 		}
 		x.abort(x.request.Context().Err())
 	}
 	x.final()
-	return x.use(f, leads, reason)
+	return x.use(f, leads, waits, reason)
 }
 
 // lead starts a fill that others may join. It outlives the request of its leader.
@@ -121,6 +126,7 @@ func (x *exchange) alone(stored *store.Entry, reason string, seen bool) {
 	defer f.cancel()
 	f.admit.Store(seen)
 	f.inform = x.inform
+	f.waiters.Add(1)
 	res := f.fetch(x.outgoing(f.ctx))
 	close(f.ready)
 	x.final()
@@ -132,12 +138,16 @@ func (x *exchange) alone(stored *store.Entry, reason string, seen bool) {
 			f.over()
 		})
 	}
-	x.use(f, true, reason)
+	x.use(f, true, true, reason)
 }
 
-// use answers a request by the outcome of a fill. It returns false when the outcome is not for this request.
-func (x *exchange) use(f *fill, leads bool, reason string) bool {
+// use answers a request by the outcome of a fill. waits says that the request is one of the waiters of the fill. It
+// returns false when the outcome is not for this request.
+func (x *exchange) use(f *fill, leads, waits bool, reason string) bool {
 	e := x.edge
+	if f.outcome == shared {
+		return x.join(f, leads, waits, reason)
+	}
 	parameters := "; fwd=" + reason
 	if f.status != 0 {
 		parameters += "; fwd-status=" + itoa(f.status)
@@ -150,11 +160,14 @@ func (x *exchange) use(f *fill, leads bool, reason string) bool {
 		x.fail(f.failure, reason)
 		return true
 	case private:
-		if !leads {
+		switch {
+		case leads:
+			x.private(f, reason)
+		case f.failure != nil:
+			x.fail(f.failure, reason)
+		default:
 			x.alone(nil, reason, true)
-			return true
 		}
-		x.private(f, reason)
 		return true
 	case entry:
 		if !leads && !(rules.Selects(f.entry.Selecting, x.request.Header) &&
@@ -162,15 +175,43 @@ func (x *exchange) use(f *fill, leads bool, reason string) bool {
 			return false
 		}
 		x.serveEntry(f.entry, parameters)
-		return true
 	}
-	if !leads && !(rules.Selects(f.selecting, x.request.Header) && e.store.Current(f.ticket, f.key, f.groups)) {
-		return false
-	}
-	if leads && f.admit.Load() {
+	return true
+}
+
+// join answers a request by the response that a fill receives. It returns false when the response is not for this
+// request.
+func (x *exchange) join(f *fill, leads, waits bool, reason string) bool {
+	parameters := "; fwd=" + reason + "; fwd-status=" + itoa(f.status)
+	mine, notModified := leads, false
+	switch {
+	case !leads:
+		parameters += "; collapsed"
+		mine = rules.Selects(f.selecting, x.request.Header) && x.edge.store.Current(f.ticket, f.key, f.groups)
+	case f.admit.Load():
 		parameters += "; stored"
 	}
-	return x.stream(f, parameters) || leads
+	var r *reader
+	if mine {
+		if notModified = rules.NotModified(x.request.Header, f.status, f.header, time.Now()); !notModified {
+			r = f.body.join()
+		}
+	}
+	if waits {
+		f.waiters.Done()
+	}
+	switch {
+	case notModified:
+		x.notModified(f.header, parameters)
+	case r != nil:
+		defer r.leave()
+		x.stream(f, r, parameters)
+	case leads: // the body broke off at once
+		x.abort(errors.New("the origin's answer broke off"))
+	default:
+		return false
+	}
+	return true
 }
 
 // private sends a response that is for the leader only.
@@ -185,23 +226,39 @@ func (x *exchange) private(f *fill, reason string) {
 	x.relay(res, reason)
 }
 
-// flights is the fills that requests may join, by key. A key has several when its responses depend on more of the request
-// (Vary), or when one may not be used any more.
+// flights is the fills that requests may join, by key. A key has several when its responses depend on more of the
+// request (Vary), or when one may not be used any more.
 type flights struct {
 	mu    sync.Mutex
 	byKey map[string][]*fill
 }
 
-// join returns a fill whose response may be for the request, or a new one that the request leads.
-func (fs *flights) join(x *exchange, stored *store.Entry) (f *fill, leads bool) {
+// join returns a fill whose response may be for the request, or a new one that the request leads. waits says that the
+// request is counted as one of the waiters of the fill.
+func (fs *flights) join(x *exchange, stored *store.Entry) (f *fill, leads, waits bool) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	for _, f := range fs.byKey[x.key] {
 		if f.accepts(x) {
-			return f, false
+			select {
+			case <-f.ready:
+				return f, false, false
+			default:
+				f.waiters.Add(1)
+				return f, false, true
+			}
 		}
 	}
-	return fs.add(x, stored), true
+	f = fs.add(x, stored)
+	f.waiters.Add(1)
+	return f, true, true
+}
+
+// open lets the waiters of a fill go on. No waiter comes after that.
+func (fs *flights) open(f *fill) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	close(f.ready)
 }
 
 // joinBackground returns a new fill that validates a stored response; nil = there is one already.
@@ -225,8 +282,8 @@ func (fs *flights) add(x *exchange, stored *store.Entry) *fill {
 	return f
 }
 
-// accepts reports whether a request may join a fill. While the header of the response is not known, the fields that select
-// it are not known either, and the request checks them later.
+// accepts reports whether a request may join a fill. While the header of the response is not known, the fields that
+// select it are not known either, and the request checks them later.
 func (f *fill) accepts(x *exchange) bool {
 	header := x.request.Header
 	select {

@@ -1,16 +1,17 @@
 // Package edge is the embedded edge of a content delivery network: a shared HTTP cache (RFC 9111) in front of the web
 // tier.
 //
-// Package rules decides what may be stored and used. Package store keeps the responses. This package has the server, the
-// client of the origins, and the fills: requests for the same key share one request to the origin as soon as its header
-// says that the response may be stored. Responses that must not be stored never wait for each other (collapse.go).
+// Package rules decides what may be stored and used. Package store keeps the responses. This package has the server,
+// the client of the origins, and the fills: requests for the same key share one request to the origin as soon as its
+// header says that the response may be stored. Responses that must not be stored never wait for each other
+// (collapse.go).
 //
-// The order of calls is New, Serve in a goroutine, SetOrigins, Purge and Figures at any time, Shutdown. All methods may be
-// called concurrently. Two edges in one process share no state.
+// The order of calls is New, Serve in a goroutine, SetOrigins, Purge and Figures at any time, Shutdown. All methods
+// may be called concurrently. Two edges in one process share no state.
 //
 // An edge never sends an unsafe request twice, never stores a body that broke off, and never uses a response that was
-// requested before a purge of it. It does not compress, does not switch protocols (WebSocket), and does not merge or store
-// partial responses.
+// requested before a purge of it. It does not compress, does not switch protocols (WebSocket), and does not merge or
+// store partial responses.
 package edge
 
 import (
@@ -111,7 +112,8 @@ func New(cfg Config) (*Edge, error) {
 	return e, nil
 }
 
-// statusName returns a node's name as a member of Cache-Status: a token, or a string when it does not begin with a letter.
+// statusName returns a node's name as a member of Cache-Status: a token, or a string when it does not begin with a
+// letter.
 func statusName(node string) string {
 	if c := node[0] | 0x20; 'a' <= c && c <= 'z' {
 		return node
@@ -119,7 +121,8 @@ func statusName(node string) string {
 	return `"` + node + `"`
 }
 
-// Serve serves clients on a listener. It returns nil after Shutdown, and an error when the listener fails. Call it once.
+// Serve serves clients on a listener. It returns nil after Shutdown, and an error when the listener fails. Call it
+// once.
 func (e *Edge) Serve(listener net.Listener) error {
 	if e.cfg.Bound != nil {
 		listener = e.cfg.Bound.Listen(listener)
@@ -166,8 +169,8 @@ func (e *Edge) SetOrigins(ctx context.Context, peers []sut.Peer) error {
 	return nil
 }
 
-// Purge removes entries. A response that was requested before is not stored afterwards, and answers no later request. The
-// error is always nil.
+// Purge removes entries. A response that was requested before is not stored afterwards, and answers no later request.
+// The error is always nil.
 func (e *Edge) Purge(_ context.Context, p sut.Purge) error {
 	var keys, groups []string
 	for _, url := range p.URLs {
@@ -184,8 +187,9 @@ func (e *Edge) Purge(_ context.Context, p sut.Purge) error {
 	return nil
 }
 
-// The index of groups has several kinds of names. An edge of one site needs the second kind only. Another edge has keys of
-// several hosts: a purge gives no host, but the header field Cache-Group-Invalidation holds for one host only.
+// The index of groups has several kinds of names. An edge of one site needs the second kind only. Another edge has
+// keys of several hosts: a purge gives no host, but the header field Cache-Group-Invalidation holds for one host
+// only.
 func urlGroup(url string) string          { return "u" + url }
 func namedGroup(group string) string      { return "g" + group }
 func hostGroup(host, group string) string { return "h" + host + "\x00" + group }

@@ -24,6 +24,7 @@ const (
 	headerForwardedFor = "X-Forwarded-For"
 	headerLength       = "Content-Length"
 	headerRetryAfter   = "Retry-After"
+	headerType         = "Content-Type"
 	headerVia          = "Via"
 )
 
@@ -58,10 +59,25 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request) {
 		x.refuse(http.StatusServiceUnavailable, rules.ReasonBypass, "the edge has reached its maximum number of connections")
 	case r.Method == http.MethodConnect:
 		x.refuse(http.StatusMethodNotAllowed, rules.ReasonMethod, "CONNECT is not supported: request a path of this server")
+	case e.passed(r.Header):
+		x.refuse(http.StatusLoopDetected, rules.ReasonBypass, "the request has passed this edge before")
 	default:
 		x.answer()
 	}
 	x.complete = true
+}
+
+// passed reports whether a request has passed this edge before (RFC 9110, 7.6.3). Without this test it would go round
+// for ever.
+func (e *Edge) passed(header http.Header) bool {
+	for _, line := range header[headerVia] {
+		for member := range strings.SplitSeq(line, ",") {
+			if strings.TrimSpace(member) == e.via {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // answer prepares the request and answers it.
@@ -140,9 +156,31 @@ func (x *exchange) finish() {
 
 // failure is an answer of the edge itself, because the origin gave none.
 type failure struct {
-	code  int
-	text  string
-	cause error
+	code   int
+	text   string
+	cause  error
+	header http.Header
+}
+
+// unreachable returns the header of a failure for which nothing was sent.
+func unreachable() http.Header {
+	return http.Header{
+		headerRetryAfter: {"1"},   // an origin that refused a connection is tried again within this time
+		headerDegraded:   {"web"}, // names the tier that is down, as the web tier does
+	}
+}
+
+// errorOf returns the answer for those who have waited for a response that is an error. The response itself is for one
+// client only.
+func errorOf(res *http.Response) *failure {
+	f := &failure{code: res.StatusCode, text: "the origin answered with " + res.Status, header: http.Header{}}
+	f.cause = errors.New(f.text)
+	for _, name := range []string{headerRetryAfter, headerDegraded} {
+		if lines := res.Header[name]; lines != nil {
+			f.header[name] = lines
+		}
+	}
+	return f
 }
 
 // failureOf returns the answer for an error of send.
@@ -150,13 +188,13 @@ func failureOf(err error) *failure {
 	var timeout interface{ Timeout() bool }
 	switch {
 	case errors.Is(err, errNoOrigin):
-		return &failure{http.StatusServiceUnavailable, "no origin is reachable", err}
+		return &failure{http.StatusServiceUnavailable, "no origin is reachable", err, unreachable()}
 	case errors.Is(err, errClientBody):
-		return &failure{http.StatusBadRequest, "the request body is incomplete or malformed", err}
+		return &failure{http.StatusBadRequest, "the request body is incomplete or malformed", err, nil}
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return &failure{http.StatusGatewayTimeout, "the origin did not answer in time", err}
+		return &failure{http.StatusGatewayTimeout, "the origin did not answer in time", err, nil}
 	}
-	return &failure{http.StatusBadGateway, "the origin sent no valid answer", err}
+	return &failure{http.StatusBadGateway, "the origin sent no valid answer", err, nil}
 }
 
 // fail sends a failure. reason is the reason for which the request was forwarded. It ends the handler without an answer
@@ -166,9 +204,8 @@ func (x *exchange) fail(f *failure, reason string) {
 		x.abort(errors.New("the client left"))
 	}
 	x.cause = f.cause
-	if f.code == http.StatusServiceUnavailable {
-		x.Header().Set(headerRetryAfter, "1") // an origin that refused a connection is tried again within this time
-		x.Header().Set(headerDegraded, "web") // names the tier that is down, as the web tier does
+	for name, lines := range f.header {
+		x.Header()[name] = lines
 	}
 	x.refuse(f.code, reason, f.text)
 }
@@ -184,7 +221,7 @@ func (x *exchange) abort(cause error) {
 func (x *exchange) refuse(code int, reason, text string) {
 	x.final()
 	header := x.Header()
-	header.Set("Content-Type", "application/json")
+	header.Set(headerType, "application/json")
 	header.Set("Cache-Control", "no-store")
 	x.identify(header, "; fwd="+reason)
 	x.WriteHeader(code)
@@ -192,8 +229,8 @@ func (x *exchange) refuse(code int, reason, text string) {
 	_ = json.NewEncoder(x).Encode(sut.ErrorBody{Error: text})
 }
 
-// identify sets the fields that each answer has: the request id, and one more member of Cache-Status (RFC 9211). Members
-// of caches behind this one come first.
+// identify sets the fields that each answer has: the request id, and one more member of Cache-Status (RFC 9211).
+// Members of caches behind this one come first.
 func (x *exchange) identify(header http.Header, parameters string) {
 	header[sut.RequestIDHeader] = x.values[0:1:1]
 	x.values[2] = x.edge.name + parameters

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,28 +33,31 @@ type outcome int
 
 const (
 	failed  outcome = iota // no answer: fill.failure
-	private                // the response is for the leader only: fill.response
+	private                // the response is for the leader only: fill.response; waiters get fill.failure if set
 	shared                 // the response may be stored: fill.header and fill.body
 	entry                  // a stored response is used: fill.entry
 )
 
-// fill is one GET request to the origin whose response may be stored. Its leader is the request that caused it. A fill in
-// the background has no leader.
+// fill is one GET request to the origin whose response may be stored. Its leader is the request that caused it. A
+// fill in the background has no leader.
 type fill struct {
-	edge    *Edge
-	key     string
-	host    string
-	uri     string
-	rules   rules.Request // of the leader
-	stored  *store.Entry  // the response that is being validated; nil = none
-	ticket  store.Ticket
-	admit   atomic.Bool // the response is stored
-	ctx     context.Context
-	cancel  context.CancelFunc
-	inform  func(int, http.Header)
+	edge   *Edge
+	key    string
+	host   string
+	uri    string
+	rules  rules.Request // of the leader
+	stored *store.Entry  // the response that is being validated; nil = none
+	ticket store.Ticket
+	admit  atomic.Bool // the response is stored
+	ctx    context.Context
+	cancel context.CancelFunc
+	inform func(int, http.Header)
 
 	background bool        // it has no leader
 	left       atomic.Bool // the leader has left
+	// waiters are the requests that wait for the header, the leader included. They have joined the body, or given up,
+	// before its beginning may be lost.
+	waiters sync.WaitGroup
 
 	// Set before ready is closed, and not modified afterwards.
 	ready     chan struct{}
@@ -89,7 +93,7 @@ func (x *exchange) newFill(stored *store.Entry, base context.Context) *fill {
 // run fetches the header, and then the body if it may be stored. It is the goroutine of a fill in flights.
 func (f *fill) run(out *http.Request) {
 	res := f.fetch(out)
-	close(f.ready)
+	f.edge.flights.open(f)
 	switch {
 	case f.outcome == private:
 		f.edge.flights.remove(f)
@@ -209,7 +213,10 @@ func (f *fill) receive(res *http.Response, requested, received time.Time) *http.
 	}
 	f.header, f.length = res.Header, res.ContentLength
 	if !keep || f.length > 0 && !e.store.Reserve(f.length) {
-		if f.stored != nil && !rules.ServerError(res.StatusCode) {
+		switch {
+		case rules.ServerError(res.StatusCode):
+			f.failure = errorOf(res)
+		case f.stored != nil:
 			e.store.Drop(f.stored) // the origin has replaced it by a response that cannot be stored
 		}
 		f.outcome, f.response = private, res
@@ -279,8 +286,8 @@ func (f *fill) receiveBody(from io.Reader) error {
 	}
 }
 
-// room returns space for more bytes of the body. When the body becomes too large to be stored, it gives up keeping it. It
-// returns nil when nobody reads a body that is not kept.
+// room returns space for more bytes of the body. When the body becomes too large to be stored, it gives up keeping
+// it. It returns nil when nobody reads a body that is not kept.
 func (f *fill) room(capacity *int64) []byte {
 	b := f.body
 	if !b.dropped && int64(len(b.buf)) == *capacity {
@@ -293,6 +300,7 @@ func (f *fill) room(capacity *int64) []byte {
 			f.reserved += more
 			*capacity += more
 		} else {
+			f.waiters.Wait()
 			b.drop()
 		}
 	}
@@ -332,7 +340,9 @@ func (f *fill) store() {
 }
 
 // hasBody reports whether responses with a status have a body.
-func hasBody(status int) bool { return status != http.StatusNoContent && status != http.StatusNotModified }
+func hasBody(status int) bool {
+	return status != http.StatusNoContent && status != http.StatusNotModified
+}
 
 // take returns the private response to the leader; nil = it is closed already.
 func (f *fill) take() *http.Response {

@@ -33,9 +33,7 @@ func (x *exchange) outgoing(ctx context.Context) *http.Request {
 		header["User-Agent"] = []string{""} // otherwise the transport would add its own
 	}
 	if address, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
-		if before := header[headerForwardedFor]; len(before) > 0 {
-			address = strings.Join(before, ", ") + ", " + address
-		}
+		// An edge is the first server that a client reaches. What the client says about the way before it may be forged.
 		header[headerForwardedFor] = []string{address}
 	}
 	header["X-Forwarded-Host"] = []string{r.Host}
@@ -77,6 +75,9 @@ func (e *Edge) clean(res *http.Response, received time.Time) {
 	if res.Header[headerDate] == nil {
 		res.Header[headerDate] = []string{received.UTC().Format(http.TimeFormat)} // RFC 9110, 6.6.1
 	}
+	if res.Header[headerType] == nil {
+		res.Header[headerType] = nil // otherwise the server would guess a type
+	}
 	appendMember(res.Header, headerVia, e.via)
 }
 
@@ -98,8 +99,8 @@ func (x *exchange) forward(reason string) {
 	x.relay(res, reason)
 }
 
-// invalidate removes what an unsafe request has changed (RFC 9111, 4.4; RFC 9875, 3). It is done before the client gets the
-// response, so that the client's next request sees its own change.
+// invalidate removes what an unsafe request has changed (RFC 9111, 4.4; RFC 9875, 3). It is done before the client
+// gets the response, so that the client's next request sees its own change.
 func (x *exchange) invalidate(header http.Header) {
 	e := x.edge
 	keys, groups := []string{x.key}, []string(nil)

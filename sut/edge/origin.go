@@ -124,9 +124,10 @@ type attempt struct {
 	body   *lentBody    // nil when the request has no body
 }
 
-// send sends a request to an origin, and to another one when the first is unreachable. A request that may have reached an
-// origin is not sent again, except that the transport repeats a GET or HEAD without a body when an idle connection was
-// closed. inform receives informational responses; nil = they are dropped. The caller must close the body of the response.
+// send sends a request to an origin, and to another one when the first is unreachable. A request that may have
+// reached an origin is not sent again, except that the transport repeats a GET or HEAD without a body when an idle
+// connection was closed. inform receives informational responses; nil = they are dropped. The caller must close the
+// body of the response.
 func (e *Edge) send(req *http.Request, inform func(int, http.Header)) (*http.Response, error) {
 	set, done := e.origins.Use()
 	body, err := req.Body, error(errNoOrigin)
@@ -275,4 +276,3 @@ func (b *lentBody) Read(p []byte) (int, error) {
 
 // Close leaves the client's body open: the next attempt may need it, and the server closes it at the end.
 func (b *lentBody) Close() error { return nil }
-

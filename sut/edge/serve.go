@@ -67,18 +67,8 @@ func (x *exchange) notModified(about http.Header, parameters string) {
 	x.WriteHeader(http.StatusNotModified)
 }
 
-// stream answers with the response of a fill while its body arrives. It returns false, and sends nothing, when the
-// beginning of the body is lost.
-func (x *exchange) stream(f *fill, parameters string) bool {
-	if rules.NotModified(x.request.Header, f.status, f.header, time.Now()) {
-		x.notModified(f.header, parameters)
-		return true
-	}
-	r := f.body.join()
-	if r == nil {
-		return false
-	}
-	defer r.leave()
+// stream answers with the response of a fill while its body arrives.
+func (x *exchange) stream(f *fill, r *reader, parameters string) {
 	header := x.Header()
 	for name, lines := range f.header {
 		header[name] = lines
@@ -102,7 +92,7 @@ func (x *exchange) stream(f *fill, parameters string) bool {
 			r.advance(len(part))
 		}
 		if last {
-			return true
+			return
 		}
 	}
 }

@@ -55,6 +55,13 @@ func sutArrows() []arrow {
 			"both balancers must pass this kit, which uses the helpers of tests",
 		},
 		{
+			"sut/edge",
+			[]string{"sut", "sut/swap", "sut/edge/rules", "sut/edge/store"},
+			"assembles an edge from its rules and its store",
+		},
+		{"sut/edge/rules", nil, "the rules of HTTP caches are pure functions of messages and times"},
+		{"sut/edge/store", []string{"sut/edge/rules"}, "keeps responses with what the rules say about them"},
+		{
 			"sut/store/storetest",
 			[]string{"sut", "sut/photos", "internal/polltest"},
 			"both databases must pass this kit, which polls for what no event announces",
@@ -147,7 +154,7 @@ func workloadArrows() []arrow {
 // pure lists the packages that do no I/O and read no clock.
 func pure() []string {
 	return []string{
-		"sut", "sut/ladder", "sut/photos",
+		"sut", "sut/ladder", "sut/photos", "sut/edge/rules",
 		"workloads", "workloads/keys", "workloads/pace", "workloads/preset",
 		"results", "results/capacity", "results/table",
 	}

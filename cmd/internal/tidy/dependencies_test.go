@@ -25,6 +25,10 @@ func dependencies() []dependency {
 		},
 		{"github.com/bradfitz/gomemcache", "client of memcached", []string{"sut/cache"}},
 		{
+			"github.com/dunglas/httpsfv", "header fields of caches that are Structured Fields (RFC 9651)",
+			[]string{"sut/edge/..."},
+		},
+		{
 			"github.com/goccy/go-yaml", "workload and fault files; errors name line and column",
 			[]string{"workloads/file", "targets/faults", "internal/nesting"},
 		},

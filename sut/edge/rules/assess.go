@@ -104,8 +104,8 @@ func understood(status int) bool {
 	}, status)
 }
 
-// lifetime returns the freshness lifetime (RFC 9111, 4.2.1), and whether the response gives one. With CDN-Cache-Control,
-// Expires does not count (RFC 9213, 2.2).
+// lifetime returns the freshness lifetime (RFC 9111, 4.2.1), and whether the response gives one. With
+// CDN-Cache-Control, Expires does not count (RFC 9213, 2.2).
 func lifetime(response Response, c control, isTargeted bool) (fresh time.Duration, explicit bool) {
 	switch expires := response.Header[headerExpires]; {
 	case c.sharedMaxAge.set:
@@ -121,7 +121,7 @@ func lifetime(response Response, c control, isTargeted bool) (fresh time.Duratio
 		if !valid {
 			return 0, true // RFC 9111, 5.3: such as "0", means already expired
 		}
-		return min(max(0, at.Sub(dateOf(response))), MaxSeconds), true
+		return min(max(0, at.Sub(dateOf(response))), MaxDelta), true
 	}
 }
 
@@ -134,9 +134,12 @@ func dateOf(response Response) time.Time {
 }
 
 // initialAge returns the corrected initial age (RFC 9111, 4.2.3). Date has whole seconds, so the time of receipt is cut
-// to seconds before they are compared.
+// to seconds before they are compared. A difference of one second says nothing: a second may begin on the way.
 func initialAge(response Response) time.Duration {
-	apparent := max(0, response.Received.Truncate(time.Second).Sub(dateOf(response)))
+	apparent := response.Received.Truncate(time.Second).Sub(dateOf(response))
+	if apparent <= time.Second {
+		apparent = 0
+	}
 	delay := max(0, response.Received.Sub(response.Requested))
-	return min(max(apparent, ParseAge(response.Header)+delay), MaxSeconds)
+	return min(max(apparent, ParseAge(response.Header)+delay), MaxDelta)
 }

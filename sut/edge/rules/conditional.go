@@ -2,7 +2,6 @@ package rules
 
 import (
 	"net/http"
-	"slices"
 	"strings"
 	"time"
 )
@@ -36,7 +35,7 @@ func matchesAny(lines []string, tag string) bool {
 		}
 		for rest := line; tag != "" && rest != ""; {
 			// Entity tags may contain commas, inside their quotes.
-			end, _ := directiveEndTag(rest)
+			end := tagEnd(rest)
 			if weak(trim(rest[:end])) == weak(tag) {
 				return true
 			}
@@ -49,26 +48,26 @@ func matchesAny(lines []string, tag string) bool {
 	return false
 }
 
-// directiveEndTag returns the index of the first comma outside an entity tag. A backslash in an entity tag has no
+// tagEnd returns the index of the first comma outside an entity tag. A backslash in an entity tag has no
 // special meaning.
-func directiveEndTag(line string) (end int, complete bool) {
+func tagEnd(line string) int {
 	quoted := false
 	for i := range len(line) {
 		switch {
 		case line[i] == '"':
 			quoted = !quoted
 		case line[i] == ',' && !quoted:
-			return i, true
+			return i
 		}
 	}
-	return len(line), !quoted
+	return len(line)
 }
 
 // weak removes the mark of a weak entity tag.
 func weak(tag string) string { return strings.TrimPrefix(tag, "W/") }
 
-// Validators adds the conditions to a request that validate a stored response (RFC 9111, 4.3.1). It removes the conditions
-// of the client. It modifies request. It returns false when the stored response has no validator.
+// Validators adds the conditions to a request that validate a stored response (RFC 9111, 4.3.1). It removes the
+// conditions of the client. It modifies request. It returns false when the stored response has no validator.
 func Validators(request, stored http.Header) bool {
 	for _, name := range []string{
 		headerIfNoneMatch, headerIfModifiedSince, headerIfMatch, headerIfUnmodifiedSince, headerIfRange, headerRange,
@@ -95,11 +94,8 @@ func Updates(notModified, stored http.Header) bool {
 	return tag == "" || strings.HasPrefix(tag, "W/") || tag == first(stored, headerETag)
 }
 
-// keptAtUpdate returns the fields that a 304 does not change: they describe the stored body (RFC 9111, 3.2).
-func keptAtUpdate() []string { return []string{"Content-Length", "Content-Encoding", "Content-Range", "Content-Md5"} }
-
-// Merge returns the header of a stored response after a 304 (RFC 9111, 3.2). Fields of the 304 replace stored ones, except
-// those that describe the stored body. The stored Age and Date do not survive: they tell the time of the old answer.
+// Merge returns the header of a stored response after a 304 (RFC 9111, 3.2). Fields of the 304 replace stored ones,
+// except Content-Length. The stored Age and Date do not survive: they tell the time of the old answer.
 func Merge(stored, notModified http.Header) http.Header {
 	merged := make(http.Header, len(stored)+len(notModified))
 	for name, lines := range stored {
@@ -108,7 +104,7 @@ func Merge(stored, notModified http.Header) http.Header {
 		}
 	}
 	for name, lines := range notModified {
-		if !slices.Contains(keptAtUpdate(), name) {
+		if name != "Content-Length" {
 			merged[name] = lines
 		}
 	}

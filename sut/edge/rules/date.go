@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// ParseDate reads an HTTP date in one of its three formats (RFC 9110, 5.6.7), case-insensitively. It accepts nothing else.
-// http.ParseTime also accepts repeated spaces and hours of one digit, and it fails for years after 2068 in the second
-// format. now decides the century of a year of two digits: a date that seems to be more than 50 years in the future is
-// in the past.
+// ParseDate reads an HTTP date in one of its three formats (RFC 9110, 5.6.7), case-insensitively. It accepts nothing
+// else. http.ParseTime also accepts repeated spaces and hours of one digit, and it fails for years after 2068 in the
+// second format. now decides the century of a year of two digits: a date that seems to be more than 50 years in the
+// future is in the past.
 func ParseDate(text string, now time.Time) (time.Time, bool) {
 	if len(text) < len("Sun Nov  6 08:49:37 1994") || len(text) > len("Wednesday, 06-Nov-94 08:49:37 GMT") {
 		return time.Time{}, false
@@ -34,6 +34,10 @@ func ParseDate(text string, now time.Time) (time.Time, bool) {
 // parseStrictly parses a date that formats to the same text again, except for upper and lower case. So it has no
 // repeated spaces, no missing zeros, and the right day of the week.
 func parseStrictly(layout, text string) (time.Time, bool) {
+	const zone = "GMT"
+	if start := len(text) - len(zone); strings.HasSuffix(layout, zone) && strings.EqualFold(text[start:], zone) {
+		text = text[:start] + zone // time.Parse compares the zone exactly
+	}
 	t, err := time.Parse(layout, text)
 	if err != nil || !strings.EqualFold(t.Format(layout), text) {
 		return time.Time{}, false

@@ -10,8 +10,8 @@ import (
 // maxSeconds is the largest number of seconds in a header field. Larger ones count as this (RFC 9111, 1.2.2).
 const maxSeconds = 1 << 31
 
-// MaxSeconds is the largest duration that a header field can give.
-const MaxSeconds = maxSeconds * time.Second
+// MaxDelta is the largest duration that a header field can give.
+const MaxDelta = maxSeconds * time.Second
 
 // control is the directives of Cache-Control or CDN-Cache-Control in a response.
 type control struct {

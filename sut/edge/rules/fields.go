@@ -93,7 +93,9 @@ const (
 
 // Groups returns the groups of a response (RFC 9875, 2). A malformed field has none. ok is false when the groups exceed
 // the limits: such a response must not be stored, because a purge might miss it.
-func Groups(header http.Header) (groups []string, ok bool) { return parseGroups(header[headerCacheGroups]) }
+func Groups(header http.Header) (groups []string, ok bool) {
+	return parseGroups(header[headerCacheGroups])
+}
 
 // InvalidatedGroups returns the groups that the response to an unsafe request invalidates (RFC 9875, 3).
 func InvalidatedGroups(header http.Header) []string {

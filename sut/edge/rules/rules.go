@@ -129,8 +129,8 @@ func (s *Stored) Age(now time.Time) time.Duration {
 // Remaining returns the rest of the freshness lifetime, negative for a stale response.
 func (s *Stored) Remaining(now time.Time) time.Duration { return s.Fresh - s.Age(now) }
 
-// UsableAfterError reports whether the response may be used instead of an error. A status of 0 means that the origin did
-// not answer.
+// UsableAfterError reports whether the response may be used instead of an error. A status of 0 means that the origin
+// did not answer.
 func (s *Stored) UsableAfterError(status int, now time.Time) bool {
 	left := s.Remaining(now)
 	switch {
@@ -203,7 +203,7 @@ func Decide(r Request, stored *Stored, now time.Time) Decision {
 		return Decision{Action: Hit}
 	case stored.MustRevalidate || r.control.refuses(age, left):
 		return Decision{Revalidate, ReasonStale}
-	case -left <= r.control.maxStale:
+	case r.control.maxStale > 0 && -left <= r.control.maxStale:
 		return Decision{Action: Hit}
 	case stored.WhileRevalidate > 0 && -left <= stored.WhileRevalidate:
 		return Decision{Action: Stale}

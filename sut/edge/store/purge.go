@@ -16,8 +16,8 @@ func (s *Store) End(Ticket) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fetches--
-	if s.fetches == 0 && len(s.purged) > 0 {
-		clear(s.purged)
+	if s.fetches == 0 {
+		s.forget()
 	}
 }
 
@@ -49,9 +49,10 @@ func (s *Store) Purge(keys, groups []string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.purges++
-	if s.fetches > 0 {
-		s.remember("k", keys)
-		s.remember("g", groups)
+	s.remember("k", keys)
+	s.remember("g", groups)
+	if s.fetches == 0 || len(s.purged) > maxPurges {
+		s.forget()
 	}
 	removed := 0
 	for _, key := range keys {
@@ -70,13 +71,16 @@ func (s *Store) Purge(keys, groups []string) int {
 	return removed
 }
 
-// remember notes a purge for the fetches in progress. The caller holds the mutex.
+// remember notes a purge. The caller holds the mutex.
 func (s *Store) remember(prefix string, names []string) {
 	for _, name := range names {
 		s.purged[prefix+name] = s.purges
 	}
-	if len(s.purged) > maxPurges {
-		clear(s.purged)
-		s.floor = s.purges
-	}
+}
+
+// forget frees the memory of purges. Every ticket from before the last purge is old from now on: a request may still
+// hold the ticket of a fetch that is over. The caller holds the mutex.
+func (s *Store) forget() {
+	clear(s.purged)
+	s.floor = s.purges
 }

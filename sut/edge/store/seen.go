@@ -7,8 +7,8 @@ import (
 )
 
 // seen is a set of keys with a bounded size: two Bloom filters. New keys go to the young one. When that is full, it
-// becomes the old one, and the old one is emptied. So a key is remembered until between one and two times the capacity of
-// a filter in other keys were added.
+// becomes the old one, and the old one is emptied. So a key is remembered until between one and two times the
+// capacity of a filter in other keys were added.
 type seen struct {
 	seed     maphash.Seed
 	mask     uint64 // number of bits of a filter - 1

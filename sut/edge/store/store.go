@@ -5,8 +5,8 @@
 // responses that were requested before it and arrive later: each fetch holds a Ticket, and Put refuses a response whose
 // ticket is older than a purge of its key or of one of its groups.
 //
-// The order of calls is New, then Begin, Reserve, Put and End for each fetch. All methods may be called concurrently. The
-// store starts no goroutine and reads no clock.
+// The order of calls is New, then Begin, Reserve, Put and End for each fetch. All methods may be called concurrently.
+// The store starts no goroutine and reads no clock.
 package store
 
 import (
