@@ -88,7 +88,7 @@ func (x *exchange) answer() {
 		x.uri = r.URL.RequestURI()
 	}
 	x.key = x.edge.keyOf(x.host, x.uri)
-	if strings.HasPrefix(r.URL.Path, "/img/") || strings.HasPrefix(r.URL.Path, "/static/") {
+	if sut.Shared(r.URL.Path) {
 		// Static content does not depend on the user. Without the cookie it cannot, not even by mistake.
 		delete(r.Header, headerCookie)
 	}
