@@ -113,3 +113,9 @@ type EdgeFigures struct {
 	Bytes        int64 // memory of the entries, overhead included
 	MaxBytes     int64
 }
+
+// Difference is what an engine does otherwise than the kit for edges asks, with its reason.
+type Difference struct {
+	Reason string
+	Cases  []string // ids of the cases of the kit that fail for this reason
+}

@@ -55,6 +55,11 @@ func sutArrows() []arrow {
 			"both balancers must pass this kit, which uses the helpers of tests",
 		},
 		{
+			"sut/edge/edgetest",
+			[]string{"sut", "internal/..."},
+			"all edges must pass this kit, which sees them from outside only",
+		},
+		{
 			"sut/store/storetest",
 			[]string{"sut", "sut/photos", "internal/polltest"},
 			"both databases must pass this kit, which polls for what no event announces",
