@@ -144,9 +144,7 @@ func judge(t *testing.T, e Engine, all []outcome) {
 		failed[o.ID] = o.err != nil
 	}
 	passed, judged := map[Severity]int{}, map[Severity]int{}
-	known := map[string]bool{}
 	for _, o := range all {
-		known[o.ID] = true
 		judged[o.Severity]++
 		if o.err == nil && !failed[o.Needs] {
 			passed[o.Severity]++
@@ -159,6 +157,7 @@ func judge(t *testing.T, e Engine, all []outcome) {
 			}
 		})
 	}
+	known := ids() // also those that a filter of the command line left out
 	for id := range reasons {
 		if !known[id] {
 			t.Errorf("the differences name case %s, which does not exist", id)
@@ -169,6 +168,20 @@ func judge(t *testing.T, e Engine, all []outcome) {
 		parts = append(parts, fmt.Sprintf("%s %d of %d", s, passed[s], judged[s]))
 	}
 	t.Logf("passed %s; %d differences", strings.Join(parts, ", "), len(reasons))
+}
+
+// ids returns the ids of all cases.
+func ids() map[string]bool {
+	known := map[string]bool{}
+	for _, s := range suites() {
+		for _, c := range s.cases {
+			known[c.ID] = true
+		}
+		for _, p := range s.probes {
+			known[p.ID] = true
+		}
+	}
+	return known
 }
 
 // verdict returns what is wrong with an outcome; "" = it is as expected. reason is that of a listed difference, without
