@@ -114,3 +114,9 @@ const PurgePath = "/purge"
 
 // ErrPurge means that an engine cannot purge in the requested way.
 var ErrPurge = errors.New("this engine cannot purge so")
+
+// Difference is what an engine does otherwise than the kit for edges asks, with its reason.
+type Difference struct {
+	Reason string
+	Cases  []string // ids of the cases of the kit that fail for this reason
+}

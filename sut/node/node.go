@@ -13,11 +13,14 @@ import (
 	"io"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/edge"
 	"github.com/stagebench/stagebench/sut/haproxy"
 	"github.com/stagebench/stagebench/sut/memcached"
+	"github.com/stagebench/stagebench/sut/nginx"
 	"github.com/stagebench/stagebench/sut/node/process"
 	"github.com/stagebench/stagebench/sut/postgres"
 	"github.com/stagebench/stagebench/sut/redis"
+	"github.com/stagebench/stagebench/sut/varnish"
 )
 
 // engine is what realises a role.
@@ -28,6 +31,8 @@ type engine struct {
 	// the engine is in this binary.
 	installed func() error
 	version   func() (string, error) // version of the file format; databases only
+	// differences lists how the engine differs from what the kit of its role asks; nil = not at all.
+	differences func() []sut.Difference
 }
 
 func engines() map[sut.Engine]engine {
@@ -41,7 +46,9 @@ func engines() map[sut.Engine]engine {
 		sut.Memcached:  {role: sut.Cache, start: startMemcached, installed: installed(memcached.Find)},
 		sut.OwnBalance: {role: sut.Balance, start: startBalance},
 		sut.HAProxy:    {role: sut.Balance, start: startHAProxy, installed: installed(haproxy.Find)},
-		sut.OwnEdge:    {role: sut.Edge, start: startEdge},
+		sut.OwnEdge:    {role: sut.Edge, start: startEdge, differences: edge.Differences},
+		sut.Varnish:    {role: sut.Edge, start: startVarnish, installed: installed(varnish.Find), differences: varnish.Differences},
+		sut.Nginx:      {role: sut.Edge, start: startNginx, installed: installed(nginx.Find), differences: nginx.Differences},
 		sut.Relay:      {role: sut.WAN, start: startRelay},
 	}
 }
@@ -59,6 +66,14 @@ func installed[T any](find func() (T, error)) func() error {
 func Installed(name sut.Engine) error {
 	if installed := engines()[name].installed; installed != nil {
 		return installed()
+	}
+	return nil
+}
+
+// Differences lists how an engine differs from what the kit of its role asks; nil = not at all.
+func Differences(name sut.Engine) []sut.Difference {
+	if differences := engines()[name].differences; differences != nil {
+		return differences()
 	}
 	return nil
 }

@@ -62,6 +62,11 @@ func sutArrows() []arrow {
 		{"sut/edge/rules", nil, "the rules of HTTP caches are pure functions of messages and times"},
 		{"sut/edge/store", []string{"sut/edge/rules"}, "keeps responses with what the rules say about them"},
 		{
+			"sut/edge/edgetest",
+			[]string{"sut", "internal/..."},
+			"all edges must pass this kit, which sees them from outside only",
+		},
+		{
 			"sut/store/storetest",
 			[]string{"sut", "sut/photos", "internal/polltest"},
 			"both databases must pass this kit, which polls for what no event announces",
