@@ -88,15 +88,20 @@ func (r response) number() int {
 // exchange plays a case and returns its first failure.
 func exchange(ctx context.Context, c client, o *origin, test Case, slots chan struct{}) error {
 	s := o.newScript(test.ID)
+	// Cases at the same time are bounded, and cases that wait do not count. A case keeps its slot from one step to the
+	// next: otherwise a response with a short life could become stale in the queue.
+	slots <- struct{}{}
+	defer func() { <-slots }()
 	for i, step := range test.Steps {
-		if step.Wait > 0 && !pause(ctx, time.Duration(step.Wait)*lifetime) {
-			return ctx.Err()
+		if step.Wait > 0 {
+			<-slots
+			going := pause(ctx, time.Duration(step.Wait)*lifetime)
+			slots <- struct{}{}
+			if !going {
+				return ctx.Err()
+			}
 		}
-		// Requests at the same time are bounded, and cases that wait do not count.
-		slots <- struct{}{}
-		err := play(ctx, c, s, test, step)
-		<-slots
-		if err != nil {
+		if err := play(ctx, c, s, test, step); err != nil {
 			return fmt.Errorf("request %d: %w", i+1, err)
 		}
 	}
