@@ -34,7 +34,7 @@ type autoscaler struct {
 	system  *System
 	config  autoscale.Config
 	history autoscale.History // only run uses it
-	noted   string            // kind of the last decision; only run uses it
+	noted   string            // kind of the last decision, "" = by the metric alone; only run uses it
 }
 
 // scaleAutomatically starts the autoscaler, if the knobs want one. It ends with the life of the system.
@@ -53,7 +53,7 @@ func (s *System) scaleAutomatically() {
 	if config.Max < web.AutoscaleMax {
 		text += fmt.Sprintf("; this machine has no room for %d", web.AutoscaleMax)
 	}
-	a.note(autoscale.Decision{Hosts: web.Hosts, Advice: web.Hosts, Wanted: web.Hosts, Reason: text})
+	a.record(autoscale.Decision{Hosts: web.Hosts, Advice: web.Hosts, Wanted: web.Hosts, Reason: text})
 	s.watching.Go(func() { a.run(s.life) })
 }
 
@@ -120,6 +120,11 @@ func (a *autoscaler) note(d autoscale.Decision) {
 		return
 	}
 	a.noted = kind
+	a.record(d)
+}
+
+// record makes a decision an event.
+func (a *autoscaler) record(d autoscale.Decision) {
 	s := a.system
 	s.mu.Lock()
 	defer s.mu.Unlock()
