@@ -56,7 +56,7 @@ func decisions(system *System) (all []string) {
 }
 
 // The number of web hosts follows the load. Each change has a reason, and events tell the supply.
-func TestAutoscale(t *testing.T) {
+func TestAutoscalerFollowsTheLoad(t *testing.T) {
 	t.Parallel()
 	s, system := autoscaled(t, nil)
 	awaitEvent(t, system, 0, "the autoscaler says what it does", func(e targets.Event) bool {
