@@ -15,9 +15,10 @@
 //   - A ready host whose metric is missing counts as idle when the number would grow, and as
 //     exactly at the target when it would shrink. These corrections never turn the direction.
 //
-// The present number is an advice, too, at the first decision, after somebody else has changed
-// the number, and after a gap of more than two intervals without a decision. So the number
-// never shrinks because of one sample.
+// The present number is an advice, too: at the first decision, when a change is complete, after
+// somebody else has changed the number, and after a gap of more than two intervals without a
+// decision. So the number never shrinks because of one sample, also if a change takes longer
+// than the window.
 //
 // CPU saturates: a host cannot use more than 100 % of its budget, however long its queue is. So
 // the number grows by at most 100 / target in one step: with a target of 60 % by 1.67, from
@@ -123,9 +124,10 @@ type History struct {
 	hosts   int // after the last decision or change
 }
 
-// Changed returns the history after a decision was carried out.
+// Changed returns the history after a decision was carried out. now is when that was complete.
 func (h History) Changed(from, to int, now time.Time) History {
 	h.Changes = append(slices.Clone(h.Changes), Count{now, to - from})
+	h.Advices = append(slices.Clone(h.Advices), Count{now, to})
 	h.last, h.hosts = now, to
 	return h
 }

@@ -242,6 +242,25 @@ func TestRate(t *testing.T) {
 	}
 }
 
+// A change that takes longer than the window does not end it: the new hosts stay for a window after they are ready.
+func TestSlowChange(t *testing.T) {
+	c := config(60)
+	c.Window = 30 * time.Second
+	now := start.Add(time.Hour)
+	d, history := autoscale.Decide(c, samples(now, 100), autoscale.History{}, now)
+	if d.Wanted != 2 {
+		t.Fatalf("%v, want 2", d)
+	}
+	now = now.Add(time.Minute)
+	history = history.Changed(1, 2, now)
+	for _, want := range []int{2, 1} { // after 15 and 30 s
+		now = now.Add(c.Interval)
+		if d, history = autoscale.Decide(c, samples(now, 1, 1), history, now); d.Wanted != want {
+			t.Errorf("%v, want %d", d, want)
+		}
+	}
+}
+
 // A decision that was not carried out does not use up the rate.
 func TestFailedChange(t *testing.T) {
 	s := newScaler(config(60), 1)
