@@ -100,7 +100,7 @@ func ramp(t *testing.T, knobs sut.Knobs, metric string) {
 			demand[i].Hosts, d.Hosts, shown(reaction.DecidedNS), shown(reaction.ReadyNS))
 	}
 	e := a.Elasticity(demand, end)
-	t.Logf("capacity of one host %.0f/s; too few hosts %.0f %% of the time (mean %.2f of the demand), too many %.0f %% (%.2f)",
+	t.Logf("capacity of one host %.0f/s; too few hosts %.0f %% of the time (%.2f of the demand), too many %.0f %% (%.2f)",
 		one, 100*e.UnderShare, e.Under, 100*e.OverShare, e.Over)
 	t.Logf("%.1f host-seconds of at most %.1f; %d reversals; %d requests, %d failed, %d sessions lost, p99 %s, causes %v",
 		a.HostSeconds, 3*float64(end)/1e9, a.Reversals, step.Ledger.Scheduled, failed(step), step.Ledger.SessionLost,

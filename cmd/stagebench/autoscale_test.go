@@ -20,8 +20,8 @@ func (r *rig) scalings() (all []string) {
 	return all
 }
 
-// The load rises and falls, and the number of web hosts follows it: from one to more, and back to one. No request fails,
-// and the direction changes once.
+// The load rises and falls, and the number of web hosts follows it: from one to more, and back to one. No request
+// fails, and the direction changes once.
 func TestAutoscaling(t *testing.T) {
 	t.Parallel()
 	for name, own := range map[string]sut.Knobs{

@@ -12,7 +12,7 @@ import (
 )
 
 // start is when all hosts of these tests were ready. Decisions are an hour later or more.
-var start = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+func start() time.Time { return time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC) }
 
 func config(target float64) autoscale.Config {
 	return autoscale.Config{
@@ -31,7 +31,7 @@ const (
 // samples returns one sample for each value.
 func samples(now time.Time, values ...float64) (all []autoscale.Sample) {
 	for _, v := range values {
-		s := autoscale.Sample{ReadySince: start, Value: &v}
+		s := autoscale.Sample{ReadySince: start(), Value: &v}
 		switch v {
 		case missing:
 			s.Value = nil
@@ -80,7 +80,11 @@ func TestAdvice(t *testing.T) {
 		{calc + "ScaleDownCM", 20, same(5, 12), 3, autoscale.ByMetric},
 		{calc + "ScaleDownIncludeUnreadyPods", 50, []float64{10, 30, 50, unready, unready}, 2, autoscale.ByMetric},
 		{calc + "ScaleDownIgnoreHotCpuPods", 50, []float64{10, 30, 50, young, young}, 2, autoscale.ByMetric},
-		{calc + "ScaleDownExcludeUnscheduledPods", 50, []float64{10, unready, unready, unready, unready}, 1, autoscale.ByMetric},
+		{
+			calc + "ScaleDownExcludeUnscheduledPods", 50,
+			[]float64{10, unready, unready, unready, unready},
+			1, autoscale.ByMetric,
+		},
 		{calc + "ToleranceCM", 20, []float64{20, 21, 21}, 3, autoscale.ByTolerance},
 		{calc + "MissingMetrics", 100, []float64{40, 9.5, missing, missing}, 3, autoscale.ByMetric},
 		{calc + "EmptyMetrics", 100, same(4, missing), 4, autoscale.ByUnknown},
@@ -97,7 +101,7 @@ func TestAdvice(t *testing.T) {
 		{"no rounding up by floating point", 10, same(3, 12), 4, autoscale.ByMetric},
 		{"no rounding up by floating point", 0.1, []float64{0.1, 0.2}, 3, autoscale.ByMetric},
 	} {
-		now := start.Add(time.Hour)
+		now := start().Add(time.Hour)
 		// With an earlier decision, the present number is not an advice, so the window is empty.
 		_, history := autoscale.Decide(config(test.target), samples(now, test.values...), autoscale.History{}, now)
 		history.Advices = nil
@@ -113,10 +117,10 @@ func TestAdvice(t *testing.T) {
 	}
 }
 
-// Hosts of unequal sizes count by their size (kubernetes/pkg/controller/podautoscaler/metrics, GetResourceUtilizationRatio:
-// the sum of the usage divided by the sum of the requests).
+// Hosts of unequal sizes count by their size: the sum of the usage divided by the sum of the requests
+// (kubernetes/pkg/controller/podautoscaler/metrics, GetResourceUtilizationRatio).
 func TestUnequalHosts(t *testing.T) {
-	now := start.Add(time.Hour)
+	now := start().Add(time.Hour)
 	hosts := samples(now, 100, 20)
 	hosts[0].Size, hosts[1].Size = 1, 3
 	d, _ := autoscale.Decide(config(40), hosts, autoscale.History{}, now)
@@ -134,7 +138,7 @@ type scaler struct {
 }
 
 func newScaler(c autoscale.Config, hosts int) *scaler {
-	return &scaler{config: c, now: start.Add(time.Hour), hosts: hosts}
+	return &scaler{config: c, now: start().Add(time.Hour), hosts: hosts}
 }
 
 // decide decides one interval after the last decision.
@@ -246,7 +250,7 @@ func TestRate(t *testing.T) {
 func TestSlowChange(t *testing.T) {
 	c := config(60)
 	c.Window = 30 * time.Second
-	now := start.Add(time.Hour)
+	now := start().Add(time.Hour)
 	d, history := autoscale.Decide(c, samples(now, 100), autoscale.History{}, now)
 	if d.Wanted != 2 {
 		t.Fatalf("%v, want 2", d)
@@ -345,7 +349,7 @@ func TestReasons(t *testing.T) {
 			t.Errorf("%q, want %q", got, test.want)
 		}
 	}
-	now := start.Add(time.Hour)
+	now := start().Add(time.Hour)
 	d, _ := autoscale.Decide(c, samples(now, 80, young), autoscale.History{}, now)
 	if !strings.HasSuffix(d.Reason, "; new or silent hosts may change it") {
 		t.Errorf("%q", d.Reason)

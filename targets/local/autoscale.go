@@ -199,7 +199,8 @@ func (a *autoscaler) observe(ctx context.Context) (samples []autoscale.Sample, d
 		h.before, h.known = h.cpuSeconds()
 	}
 	for i := range scrapes {
-		if disturbed = a.undisturbed(ctx, time.Until(begin.Add(a.config.Interval*time.Duration(i+1)/scrapes))); disturbed != "" {
+		due := begin.Add(a.config.Interval * time.Duration(i+1) / scrapes)
+		if disturbed = a.undisturbed(ctx, time.Until(due)); disturbed != "" {
 			return nil, disturbed
 		}
 		if ctx.Err() == nil && a.config.Metric == ladder.ScaleInFlight {

@@ -28,7 +28,9 @@ func autoscaled(t *testing.T, knobs sut.Knobs) (*fixture, *System) {
 func (s *fixture) inFlight(node string, n int) { s.behave(node, fmt.Sprintf(inFlightBehaviour, n)) }
 
 // awaitEvent waits for an event after the first n, and returns it with the number of events up to it.
-func awaitEvent(t *testing.T, system *System, n int, what string, matches func(targets.Event) bool) (targets.Event, int) {
+func awaitEvent(
+	t *testing.T, system *System, n int, what string, matches func(targets.Event) bool,
+) (targets.Event, int) {
 	t.Helper()
 	index := 0
 	eventually(t, what, func() bool {

@@ -8,7 +8,8 @@
 // the outage real. Down removes all processes, cgroups and directories of the system, also
 // after Up failed or was interrupted; Sweep does so after the harness was killed. Scale adds
 // and drains hosts while the system serves, and rolls back when it fails. With web.autoscale,
-// the number of web hosts follows the load in the same way. Kill, Pause and Resume inject faults into a host or a node with all its processes.
+// the number of web hosts follows the load in the same way. Kill, Pause and Resume inject
+// faults into a host or a node with all its processes.
 //
 // Call Up first and Down last. All methods may be called concurrently. Times are
 // wall-clock durations; the units of budgets are those of targets/budget. The package

@@ -255,8 +255,8 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after s
 	}
 }
 
-// autoscalingOf returns what the autoscaler of a target did between two times; nil if it has none. Events are all events
-// of the target, oldest first.
+// autoscalingOf returns what the autoscaler of a target did between two times; nil if it has none. events has all of
+// the target, oldest first.
 func autoscalingOf(events []targets.Event, from, until time.Time) *results.Autoscaling {
 	var decisions []results.ScalingDecision
 	var supply []results.Supply
