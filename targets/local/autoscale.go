@@ -115,6 +115,8 @@ func (a *autoscaler) note(d autoscale.Decision) {
 		kind = "change"
 	case d.Limit == autoscale.ByState:
 		kind = d.Reason
+	case d.Limit == autoscale.ByTolerance: // also the advice is the present number
+		kind = string(autoscale.ByMetric)
 	}
 	if kind == a.noted && !d.Changes() {
 		return

@@ -75,7 +75,7 @@ func TestAutoscalerFollowsTheLoad(t *testing.T) {
 	})
 	// The mean is 4 per host now.
 	_, n = awaitEvent(t, system, n, "a decision that nothing changes", func(e targets.Event) bool {
-		return e.Scaling != nil && e.Scaling.Limit == "tolerance" && e.Scaling.From == 3
+		return e.Scaling != nil && e.Scaling.Limit == "tolerance" && e.Scaling.From == 3 && e.Scaling.Advice == 3
 	})
 	s.inFlight("web-1", 0)
 	window, n := awaitEvent(t, system, n, "a decision to wait", func(e targets.Event) bool {
