@@ -102,7 +102,7 @@ func ramp(t *testing.T, knobs sut.Knobs, metric string) {
 	e := a.Elasticity(demand, end)
 	t.Logf("capacity of one host %.0f/s; too few hosts %.0f %% of the time (%.2f of the demand), too many %.0f %% (%.2f)",
 		one, 100*e.UnderShare, e.Under, 100*e.OverShare, e.Over)
-	t.Logf("%.1f host-seconds, one fixed host %.1f; %d reversals; %d requests, %d failed, %d sessions lost, p99 %s, causes %v",
+	t.Logf("%.1f host-seconds, one fixed host %.1f; %d reversals; %d requests: %d failed, %d sessions lost, p99 %s, %v",
 		a.HostSeconds, float64(end)/1e9, a.Reversals, step.Ledger.Scheduled, failed(step), step.Ledger.SessionLost,
 		shown(step.ResponseNS.P99), step.Causes)
 	if failed(step) > 0 || a.Reversals > 1 {
