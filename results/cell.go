@@ -276,9 +276,10 @@ type Step struct {
 	Statuses     map[int]int64      `json:"statuses,omitempty"` // complete responses by status
 	Outages      []Outage           `json:"outages,omitempty"`
 	Events       []Event            `json:"events,omitempty"`
-	Stale        *Stale             `json:"stale,omitempty"`   // nil = no read of a single record could be judged
-	Figures      []Figure           `json:"figures,omitempty"` // those that at least one node reports
-	Cache        *CacheReads        `json:"cache,omitempty"`   // nil = no cache tier, or web nodes were restarted
+	Autoscaling  *Autoscaling       `json:"autoscaling,omitempty"` // nil = there is no autoscaler
+	Stale        *Stale             `json:"stale,omitempty"`       // nil = no read of a single record could be judged
+	Figures      []Figure           `json:"figures,omitempty"`     // those that at least one node reports
+	Cache        *CacheReads        `json:"cache,omitempty"`       // nil = no cache tier, or web nodes were restarted
 	CacheNodes   []CacheNode        `json:"cache_nodes,omitempty"`
 	Static       *StaticReads       `json:"static,omitempty"`   // nil = no edges, or unknown
 	Database     *DatabaseCalls     `json:"database,omitempty"` // nil = unknown, for example after a restart

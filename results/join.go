@@ -57,6 +57,7 @@ func (s *Step) add(part Step) {
 		out.FromNS, out.ToNS = out.FromNS+begin, out.ToNS+begin
 		s.Outages = append(s.Outages, out)
 	}
+	s.Autoscaling = s.Autoscaling.join(part.Autoscaling, begin)
 	s.Notes = union(s.Notes, part.Notes)
 	s.addFigures(part.Figures)
 	s.addCacheNodes(part.CacheNodes)

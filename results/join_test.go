@@ -29,6 +29,11 @@ func slice(requests int64) results.Step {
 		Figures: []results.Figure{
 			{Name: "evictions", Kind: "counter", Value: counted(5)}, {Name: "depth", Kind: "gauge", Value: counted(requests)},
 		},
+		Autoscaling: &results.Autoscaling{
+			Decisions:   []results.ScalingDecision{{AtNS: 5e8, From: 1, To: 3}, {AtNS: 15e8, From: 3, To: 2}},
+			Supply:      []results.Supply{{Serving: 1, Hosts: 1}, {AtNS: 1e9, Serving: 3, Hosts: 3}},
+			HostSeconds: 4, Reversals: 1,
+		},
 		Notes: []string{"web-1 died"}, Invalid: []string{"late"}, Warnings: []string{"web-1 died", "late"},
 	}
 }
@@ -49,6 +54,12 @@ func TestJoin(t *testing.T) {
 	want.Cache, want.Stale = &results.CacheReads{Hits: 6, Misses: 8}, &results.Stale{Reads: 10, Stale: 1}
 	want.CacheNodes[0].Hits, want.CacheNodes[0].Entries = 6, 300
 	want.Figures[0].Value, want.Figures[1].Value = counted(10), counted(300)
+	a := want.Autoscaling
+	a.Decisions = append(a.Decisions, results.ScalingDecision{AtNS: 25e8, From: 1, To: 3},
+		results.ScalingDecision{AtNS: 35e8, From: 3, To: 2})
+	a.Supply = append(a.Supply, results.Supply{AtNS: 2e9, Serving: 1, Hosts: 1},
+		results.Supply{AtNS: 3e9, Serving: 3, Hosts: 3})
+	a.HostSeconds, a.Reversals = 8, 3
 	want.Invalid, want.Warnings = nil, nil
 	want.OpsHash = "18d2450cf8b1a4ff454e351ee3d2eaba" // SHA-256 of both hashes, a line each
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -63,8 +74,12 @@ func TestJoin(t *testing.T) {
 func TestJoinWithUnknownCounts(t *testing.T) {
 	silent := slice(100)
 	silent.Cache, silent.ServerCount, silent.CacheNodes, silent.Figures = nil, nil, nil, nil
+	silent.Autoscaling = nil
 	for _, parts := range [][]results.Step{{slice(100), silent}, {silent, slice(100)}} {
 		got := results.Join(parts)
+		if got.Autoscaling != nil {
+			t.Errorf("autoscaling %+v, want an unknown one", got.Autoscaling)
+		}
 		if got.Cache != nil || got.ServerCount != nil || len(got.CacheNodes) > 0 {
 			t.Errorf("cache %v, server count %v, cache nodes %v, want unknown ones", got.Cache, got.ServerCount, got.CacheNodes)
 		}

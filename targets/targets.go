@@ -151,4 +151,25 @@ type Event struct {
 	UnixNS int64  `json:"unix_ns"`
 	Node   string `json:"node"`
 	Text   string `json:"text"`
+	// Supply is the number of web hosts after the event; nil = the event does not concern them.
+	Supply *Supply `json:"supply,omitempty"`
+	// Scaling is a decision of the autoscaler; nil = the event is another one.
+	Scaling *Scaling `json:"scaling,omitempty"`
+}
+
+// Supply is the number of hosts of a tier.
+type Supply struct {
+	Serving int `json:"serving"` // hosts that get requests: they serve, take part and do not drain
+	Hosts   int `json:"hosts"`   // all hosts, also those that start, drain or are dead
+}
+
+// Scaling is one decision of the autoscaler about the number of web hosts. From = To is a
+// decision to change nothing.
+type Scaling struct {
+	From   int      `json:"from"`
+	To     int      `json:"to"`
+	Advice int      `json:"advice"`           // by the metric alone
+	Metric *float64 `json:"metric,omitempty"` // mean per host: percent of the CPU budget, or requests in flight
+	Limit  string   `json:"limit,omitempty"`  // what else decided, see targets/autoscale; "" = the metric alone
+	Reason string   `json:"reason"`
 }

@@ -92,12 +92,29 @@ func statusCommand(s streams) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return o.print(s, statusTable(nodes))
+			events, err := client.Events(cmd.Context())
+			if err != nil {
+				return err
+			}
+			t := statusTable(nodes)
+			t.Legend = append(t.Legend, lastDecision(events)...)
+			return o.print(s, t)
 		},
 	}
 	systemFlag(cmd, &id)
 	o.flags(cmd)
 	return cmd
+}
+
+// lastDecision says what the autoscaler decided last and when, nothing if there is none.
+func lastDecision(events []targets.Event) []string {
+	for _, e := range slices.Backward(events) {
+		if e.Scaling != nil {
+			return []string{"web hosts are scaled automatically; since " + time.Unix(0, e.UnixNS).Format(time.TimeOnly) + ": " +
+				e.Text}
+		}
+	}
+	return nil
 }
 
 func statusTable(nodes []targets.NodeStatus) table.Table {

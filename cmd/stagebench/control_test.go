@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/targets"
@@ -45,5 +47,22 @@ func TestRecoverIsOneDocument(t *testing.T) {
 	var tables []json.RawMessage
 	if err := json.Unmarshal(out.Bytes(), &tables); err != nil || len(tables) != 2 {
 		t.Errorf("%d tables, error %v, want one array of 2 tables\n%s", len(tables), err, out.String())
+	}
+}
+
+// The status tells the last decision of the autoscaler.
+func TestLastDecision(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
+	events := []targets.Event{
+		{UnixNS: 1, Node: "autoscaler", Text: "1 -> 2 hosts: an older one", Scaling: &targets.Scaling{From: 1, To: 2}},
+		{UnixNS: at.UnixNano(), Node: "autoscaler", Text: "2 -> 3 hosts: CPU", Scaling: &targets.Scaling{From: 2, To: 3}},
+		{UnixNS: at.UnixNano() + 1, Node: "web-3", Text: "takes part"},
+	}
+	want := []string{"web hosts are scaled automatically; since 03:04:05: 2 -> 3 hosts: CPU"}
+	if got := lastDecision(events); !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := lastDecision(events[2:]); got != nil {
+		t.Errorf("no autoscaler: %q", got)
 	}
 }

@@ -12,7 +12,7 @@ import (
 
 // Attack shows all figures of one step that was judged by an objective: rates and verdict, latencies by op class,
 // the clocks and the ledger. If there is data for them, tables follow for failures,
-// outages, events, stale reads, the tiers that answered, the cache tier, database calls,
+// outages, events, the autoscaler, stale reads, the tiers that answered, the cache tier, database calls,
 // the tiers' figures and the hosts.
 func Attack(step results.Step, slo string) []Table {
 	tables := []Table{overview(step, slo), opsTable(step, "Response time of successes", successes)}
@@ -24,7 +24,7 @@ func Attack(step results.Step, slo string) []Table {
 	}
 	tables = append(tables, clocks(step), ledger(step))
 	for _, t := range []Table{
-		causes(step), outages(step), events(step), staleAnswers(step), sources(step), cacheTier(step),
+		causes(step), outages(step), events(step), autoscaling(step), staleAnswers(step), sources(step), cacheTier(step),
 		databases(step), figures(step), hosts(step),
 	} {
 		if len(t.Rows) > 0 {
@@ -258,6 +258,32 @@ func events(s results.Step) Table {
 		numbers("at ms", "at_ns", func(e results.Event) Cell { return instant(e.AtNS) }),
 		words("event", "", func(e results.Event) Cell { return Text(e.Text) }),
 	}, s.Events)
+}
+
+// autoscaling shows the decisions of the autoscaler, and what its hosts would cost.
+func autoscaling(s results.Step) Table {
+	a := s.Autoscaling
+	if a == nil {
+		return Table{}
+	}
+	type decision = results.ScalingDecision
+	legend := fmt.Sprintf("web hosts existed for %.1f host-seconds; changes of direction: %d", a.HostSeconds, a.Reversals)
+	return newTable("Autoscaling", []column[decision]{
+		numbers("at ms", "at_ns", func(d decision) Cell { return instant(d.AtNS) }),
+		numbers("from", "", func(d decision) Cell { return Count(int64(d.From)) }),
+		numbers("to", "", func(d decision) Cell { return Count(int64(d.To)) }),
+		words("reason", "", func(d decision) Cell { return Text(d.Reason) }),
+		machineOnly("advice", func(d decision) Cell { return Count(int64(d.Advice)) }),
+		machineOnly("metric", func(d decision) Cell {
+			if d.Metric == nil {
+				return Blank()
+			}
+			return Number(*d.Metric)
+		}),
+		machineOnly("limit", func(d decision) Cell { return Text(d.Limit) }),
+		machineOnly("host_seconds", func(decision) Cell { return Number(a.HostSeconds) }),
+		machineOnly("reversals", func(decision) Cell { return Count(int64(a.Reversals)) }),
+	}, a.Decisions, legend)
 }
 
 func hosts(s results.Step) Table {

@@ -398,6 +398,18 @@ func failingStep() results.Step {
 	s.Events = []results.Event{
 		{AtNS: 10_001_234_567, Text: "killed web-1"}, {AtNS: 12_345_678_901, Text: "web-1 serves again"},
 	}
+	s.Autoscaling = &results.Autoscaling{
+		Decisions: []results.ScalingDecision{
+			{AtNS: 15_000_400_000, From: 1, To: 2, Advice: 2, Metric: new(99.6), Reason: "CPU 100 % per host, target 60 %"},
+			{
+				AtNS: 30_001_000_000, From: 2, To: 2, Advice: 1, Metric: new(20.2), Limit: "window",
+				Reason: "CPU 20 % per host, target 60 %; advice 1, but 2 in the last 5m0s",
+			},
+			{AtNS: 45_000_100_000, From: 2, To: 2, Advice: 2, Limit: "unknown", Reason: "no host has a known metric"},
+		},
+		Supply:      []results.Supply{{Serving: 1, Hosts: 1}, {AtNS: 16_000_000_000, Serving: 2, Hosts: 2}},
+		HostSeconds: 104.25, Reversals: 0,
+	}
 	s.Hosts = []results.HostUsage{
 		{Host: "lb-1", CPU: 0.2, Isolated: true, CPUSeconds: 3.21, CPUShare: 0.535},
 		{

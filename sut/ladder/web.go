@@ -1,7 +1,9 @@
 package ladder
 
 import (
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/stagebench/stagebench/sut"
 )
@@ -15,6 +17,34 @@ type Web struct {
 	UploadHosts int   // with Split: how many of Hosts serve uploads
 	MaxConns    int   // connections that a host accepts
 	Gzip        bool
+
+	Autoscale                  ScaleMetric // ScaleOff = the number of hosts is fixed
+	AutoscaleMin, AutoscaleMax int         // hosts
+	AutoscaleWindow            time.Duration
+	AutoscaleInterval          time.Duration
+
+	target float64 // 0 = the default of the metric
+}
+
+// ScaleMetric is the metric that decides the number of web hosts.
+type ScaleMetric string
+
+// The metrics: the share of its CPU budget that a host uses, and the requests in flight per host.
+const (
+	ScaleOff      ScaleMetric = "off"
+	ScaleCPU      ScaleMetric = "cpu"
+	ScaleInFlight ScaleMetric = "in_flight"
+)
+
+// ScaleTarget returns the target of the metric per host: percent of the CPU budget, or requests.
+func (s Web) ScaleTarget() float64 {
+	switch {
+	case s.target > 0:
+		return s.target
+	case s.Autoscale == ScaleInFlight:
+		return 4
+	}
+	return 60
 }
 
 // WebOf returns the settings of the web hosts.
@@ -34,6 +64,17 @@ func (s *Web) knobs() []Knob {
 			"maximum connections of a web host, if its memory allows so many (1820 per unit of web.cpu); "+
 				"requests on further connections get 503 with Retry-After"),
 		truth("web.gzip", &s.Gzip, false, "compress text responses for clients that accept it"),
+		choice("web.autoscale", &s.Autoscale, ScaleOff, "metric that decides the number of web hosts while the system "+
+			"runs, from stage lb on; web.hosts is the number at the start; cpu saturates at 100 %, so it grows in several "+
+			"steps; the sessions of a removed host are lost while sessions live in web hosts", ScaleCPU, ScaleInFlight),
+		integer("web.autoscale_min", &s.AutoscaleMin, 1, 1, 16, "with web.autoscale: minimum number of web hosts"),
+		integer("web.autoscale_max", &s.AutoscaleMax, 16, 1, 16, "with web.autoscale: maximum number of web hosts"),
+		number("web.autoscale_target", &s.target, 0, 0, 10_000, "with web.autoscale: wanted mean per host, in percent of "+
+			"the CPU budget or in requests in flight; 0 = 60 % or 4 requests"),
+		seconds("web.autoscale_window", &s.AutoscaleWindow, 300, 1, 3600, "with web.autoscale: stabilisation window in "+
+			"seconds; hosts are removed down to the highest number that was needed within it"),
+		seconds("web.autoscale_interval", &s.AutoscaleInterval, 15, 0.2, 300, "with web.autoscale: seconds between two "+
+			"decisions; the metric is averaged over this time"),
 	}
 }
 
@@ -65,10 +106,31 @@ func unbalanced(t sut.Topology) error {
 	return nil
 }
 
-func checkWeb(_ sut.Stage, k sut.Knobs) error {
-	if s := WebOf(k); s.Split && s.UploadHosts >= s.Hosts {
+func checkWeb(stage sut.Stage, k sut.Knobs) error {
+	s := WebOf(k)
+	switch {
+	case s.Split && s.UploadHosts >= s.Hosts:
 		return fmt.Errorf("web.split=true needs more web.hosts (%d) than web.upload_hosts (%d)",
 			s.Hosts, s.UploadHosts)
+	case s.Autoscale == ScaleOff:
+		return nil
+	case before(stage, sut.LB):
+		return fmt.Errorf("web.autoscale=%s needs a balancer, and stage %s has none\n"+
+			"use stage %s or a later one", s.Autoscale, stage, sut.LB)
+	case s.Split:
+		return errors.New("web.autoscale and web.split=true exclude each other: there is one target for all web hosts\n" +
+			"use one of them")
+	case s.AutoscaleMin > s.AutoscaleMax:
+		return fmt.Errorf("web.autoscale_min (%d) is more than web.autoscale_max (%d)", s.AutoscaleMin, s.AutoscaleMax)
+	case s.Hosts < s.AutoscaleMin || s.Hosts > s.AutoscaleMax:
+		return fmt.Errorf("web.autoscale keeps web.hosts from %d to %d, not %d\n"+
+			"change web.hosts, web.autoscale_min or web.autoscale_max", s.AutoscaleMin, s.AutoscaleMax, s.Hosts)
+	case s.Autoscale == ScaleCPU && s.target > 100:
+		return fmt.Errorf("web.autoscale_target=%g: a host cannot use more than 100 %% of its CPU\n"+
+			"use a lower target, or web.autoscale=in_flight", s.target)
+	case s.AutoscaleWindow < s.AutoscaleInterval:
+		return fmt.Errorf("web.autoscale_window (%v) is shorter than web.autoscale_interval (%v)",
+			s.AutoscaleWindow, s.AutoscaleInterval)
 	}
 	return nil
 }

@@ -7,8 +7,9 @@
 // dies, the supervisor restarts it on the same address and port, after a delay that makes
 // the outage real. Down removes all processes, cgroups and directories of the system, also
 // after Up failed or was interrupted; Sweep does so after the harness was killed. Scale adds
-// and drains hosts while the system serves, and rolls back when it fails. Kill, Pause and
-// Resume inject faults into a host or a node with all its processes.
+// and drains hosts while the system serves, and rolls back when it fails. With web.autoscale,
+// the number of web hosts follows the load in the same way. Kill, Pause and Resume inject
+// faults into a host or a node with all its processes.
 //
 // Call Up first and Down last. All methods may be called concurrently. Times are
 // wall-clock durations; the units of budgets are those of targets/budget. The package
@@ -110,7 +111,7 @@ type System struct {
 	life     context.Context // ends when Down begins: nothing is restarted after it
 	endLife  context.CancelFunc
 	logs     sync.WaitGroup // goroutines that close log files
-	watching sync.WaitGroup // the goroutines of failover.Run and collectLosses
+	watching sync.WaitGroup // the goroutines of failover.Run, collectLosses and autoscaler.run
 	down     sync.Once
 	downErr  error // set inside down
 
@@ -237,6 +238,7 @@ func (s *System) up(ctx context.Context) error {
 	if err := s.superviseDatabases(ctx); err != nil {
 		return err
 	}
+	s.scaleAutomatically()
 	s.bringUp = time.Since(begin)
 	s.say("%s is up after %v", s.opts.Topology.Stage, s.bringUp.Round(time.Millisecond))
 	return nil

@@ -39,6 +39,9 @@ const (
 	// behaviourPrefix and the name of a node form the name of the file with the behaviour
 	// of that node. The file is in the directory of the trace.
 	behaviourPrefix = "behaviour-"
+	// inFlightBehaviour is the behaviour of a web node that reports a number of requests in flight. The node reads it
+	// at each scrape.
+	inFlightBehaviour = "in flight %d"
 )
 
 func TestMain(m *testing.M) {
@@ -251,6 +254,11 @@ func (n *testNode) handler() http.Handler {
 		defer n.mu.Unlock()
 		name := map[sut.Role]string{sut.Cache: "cache_node", sut.Blob: "blob"}[n.config.Role]
 		fmt.Fprintf(w, "stagebench_%s_moved_total %d\n", name, n.moved)
+		var inFlight int
+		_, _ = fmt.Sscanf(behaviourOf(n.config.Node), inFlightBehaviour, &inFlight) // any other behaviour: none
+		if n.config.Role == sut.Web {
+			fmt.Fprintf(w, "%s %d\n", inFlightMetric, inFlight)
+		}
 	})
 	mux.HandleFunc("GET "+sut.ReplicationPath, func(w http.ResponseWriter, _ *http.Request) {
 		n.mu.Lock()

@@ -24,6 +24,9 @@ const (
 	handOverBound = 5 * time.Minute
 )
 
+// errChanging is the error of a change during another change.
+var errChanging = errors.New("the system is being changed already\nwait until that change is complete, then try again")
+
 // Scale changes the number of hosts of a tier while the system serves: it starts new hosts,
 // or drains and stops the last ones. No request has to fail. Scale returns when the change
 // is complete. When it fails or ctx ends, the system is rolled back, unless the error says
@@ -57,7 +60,7 @@ func (s *System) scale(ctx context.Context, wanted *targets.Scaled) error {
 // tier. It sets Moved and Held of done.
 func (s *System) changeTopology(ctx context.Context, r sut.Role, next sut.Topology, done *targets.Scaled) error {
 	if !s.scaling.TryLock() {
-		return errors.New("the system is being changed already\nwait until that change is complete, then try again")
+		return errChanging
 	}
 	defer s.scaling.Unlock()
 	if s.life.Err() != nil {
@@ -147,8 +150,12 @@ func (s *System) steps(r sut.Role, next sut.Topology, done *targets.Scaled) []fu
 				s.moving = r
 				for _, n := range s.nodes {
 					_, stays := next.Node(n.Name)
+					kept := n.leaving && stays // by a rollback
 					n.joining, n.leaving = false, !stays
-					if !stays {
+					switch {
+					case kept:
+						s.note(n, "does not drain any more")
+					case !stays:
 						leaving = append(leaving, n)
 					}
 				}
@@ -159,6 +166,9 @@ func (s *System) steps(r sut.Role, next sut.Topology, done *targets.Scaled) []fu
 			s.change(func() {
 				s.adopt(next)
 				s.draining = leaving
+				for _, n := range leaving {
+					s.note(n, "drains")
+				}
 			})
 			if err := s.supervise(ctx, r, next); err != nil {
 				return err
@@ -233,6 +243,8 @@ func (s *System) obstacle(r sut.Role, next sut.Topology) error {
 				"wait until it serves as a replica: stagebench status", n.Name)
 		case r == sut.DB && n.Name == s.roles.Primary && n.state != targets.Serving:
 			return fmt.Errorf("the primary %s is %s\nwait for the failover: stagebench status", n.Name, n.state)
+		case n.frozen && n.state == targets.Serving:
+			return errors.New("the system is frozen, so that another one has the machine\ntry again later")
 		case n.state == targets.Paused && (member || n.calls(r)):
 			return pausedError(n.Name)
 		case !stays && member && !n.Replicated && n.state != targets.Serving:

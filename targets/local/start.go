@@ -74,9 +74,12 @@ func (s *System) wake() {
 
 // note records an event and logs it. The caller holds mu.
 func (s *System) note(n *node, format string, args ...any) {
-	text := fmt.Sprintf(format, args...)
-	s.events = append(s.events, targets.Event{UnixNS: time.Now().UnixNano(), Node: n.Name, Text: text})
-	s.opts.Log.Info(text, "node", n.Name)
+	event := targets.Event{UnixNS: time.Now().UnixNano(), Node: n.Name, Text: fmt.Sprintf(format, args...)}
+	if n.Role == sut.Web {
+		event.Supply = new(s.supply())
+	}
+	s.events = append(s.events, event)
+	s.opts.Log.Info(event.Text, "node", n.Name)
 }
 
 // applyBudget lifts the host's CPU budget while a node on it is starting, because the cost

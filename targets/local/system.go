@@ -316,9 +316,12 @@ func (s *System) purge(ctx context.Context, n *node, p sut.Purge) error {
 
 // Freeze stops all processes of the system with SIGSTOP and suspends its supervision, so that
 // other systems have the machine for a while. Thaw continues it: clients keep their
-// connections, and no node is replaced. Both belong to one goroutine. Freeze returns an error
-// and stops nothing if a node does not serve.
+// connections, no node is replaced and no host is added or removed. Both belong to one
+// goroutine. Freeze waits for a change of the number of hosts. It returns an error and stops
+// nothing if a node does not serve.
 func (s *System) Freeze(ctx context.Context) (thaw func() error, err error) {
+	s.scaling.Lock() // a later change finds the nodes frozen
+	defer s.scaling.Unlock()
 	hosts, nodes := s.members()
 	if i := slices.IndexFunc(nodes, func(n *node) bool { return s.stateOf(n) != targets.Serving }); i >= 0 {
 		return nil, fmt.Errorf("freeze %s: %s is %s", s.opts.Topology.Stage, nodes[i].Name, s.stateOf(nodes[i]))

@@ -265,6 +265,40 @@ func cellDir(t *testing.T) *rundir.CellDir {
 	return dir
 }
 
+// The events of a target tell what its autoscaler did during a step. What was before it counts for the supply only.
+func TestAutoscalingOfAStep(t *testing.T) {
+	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	at := func(seconds int64) int64 { return start.UnixNano() + seconds*int64(time.Second) }
+	metric := 90.0
+	events := []targets.Event{
+		{UnixNS: at(-9), Node: "web-1", Text: "serving", Supply: &targets.Supply{Serving: 1, Hosts: 1}},
+		{UnixNS: at(-5), Node: "autoscaler", Scaling: &targets.Scaling{From: 1, To: 1, Reason: "on"}},
+		{UnixNS: at(-1), Node: "lb-1", Text: "serving"},
+		{
+			UnixNS: at(2), Node: "autoscaler", Supply: &targets.Supply{Serving: 1, Hosts: 1},
+			Scaling: &targets.Scaling{From: 1, To: 2, Advice: 2, Metric: &metric, Limit: "max", Reason: "CPU"},
+		},
+		{UnixNS: at(3), Node: "web-2", Text: "serving", Supply: &targets.Supply{Serving: 1, Hosts: 2}},
+		{UnixNS: at(4), Node: "web-2", Text: "takes part", Supply: &targets.Supply{Serving: 2, Hosts: 2}},
+		{UnixNS: at(11), Node: "autoscaler", Scaling: &targets.Scaling{From: 2, To: 1}},
+	}
+	want := &results.Autoscaling{
+		Decisions: []results.ScalingDecision{
+			{AtNS: 2e9, From: 1, To: 2, Advice: 2, Metric: &metric, Limit: "max", Reason: "CPU"},
+		},
+		Supply: []results.Supply{
+			{Serving: 1, Hosts: 1}, {AtNS: 3e9, Serving: 1, Hosts: 2}, {AtNS: 4e9, Serving: 2, Hosts: 2},
+		},
+		HostSeconds: 3 + 7*2,
+	}
+	if diff := cmp.Diff(want, autoscalingOf(events, start, start.Add(10*time.Second))); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if got := autoscalingOf(events[:1], start, start.Add(10*time.Second)); got != nil {
+		t.Errorf("no autoscaler: %+v, want nil", got)
+	}
+}
+
 // Faults that are injected during a step are in its events, sorted by time, and in the
 // timeline.
 func TestFaultsDuringAStep(t *testing.T) {

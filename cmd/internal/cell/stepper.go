@@ -225,7 +225,9 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after s
 			used += h.CPUSeconds
 		}
 		step.Client.OutsideShare = after.machine.Outside(before.machine, used)
-		events = slices.Concat(events, s.Target.Events())
+		all := s.Target.Events()
+		step.Autoscaling = autoscalingOf(all, report.Start, after.at)
+		events = slices.Concat(events, all)
 	} else if s.Remote {
 		step.Client.OutsideShare = after.machine.Outside(before.machine, step.Client.CPUSeconds)
 	} else { // which of the other processes are the target is unknown
@@ -251,6 +253,28 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after s
 	if before.listed && after.listed {
 		fillFigures(step, s.Figures, deltas(before.nodes, after.nodes))
 	}
+}
+
+// autoscalingOf returns what the autoscaler of a target did between two times; nil if it has none. events has all of
+// the target, oldest first.
+func autoscalingOf(events []targets.Event, from, until time.Time) *results.Autoscaling {
+	var decisions []results.ScalingDecision
+	var supply []results.Supply
+	for _, e := range events {
+		at := e.UnixNS - from.UnixNano()
+		if e.Supply != nil {
+			supply = append(supply, results.Supply{AtNS: at, Serving: e.Supply.Serving, Hosts: e.Supply.Hosts})
+		}
+		if d := e.Scaling; d != nil {
+			decisions = append(decisions, results.ScalingDecision{
+				AtNS: at, From: d.From, To: d.To, Advice: d.Advice, Metric: d.Metric, Limit: d.Limit, Reason: d.Reason,
+			})
+		}
+	}
+	if decisions == nil {
+		return nil
+	}
+	return results.NewAutoscaling(decisions, supply, until.Sub(from).Nanoseconds())
 }
 
 // writeInterval writes a complete interval to the histogram log.

@@ -113,12 +113,17 @@ func targetArrows() []arrow {
 			[]string{"sut", "targets"},
 			"decides which node is the primary; its caller probes and stops nodes",
 		},
+		{
+			"targets/autoscale",
+			[]string{"sut", "sut/ladder"},
+			"decides from samples and times that its caller gives it; only tests need sut",
+		},
 		{"targets/metrics", []string{"sut"}, "reads the metrics of any node, with the secret of its system"},
 		{
 			"targets/...",
 			[]string{
 				"sut", "sut/ladder", "targets", "targets/proc", "targets/budget", "targets/failover", "targets/metrics",
-				"internal/nesting",
+				"targets/autoscale", "internal/nesting",
 			},
 			"targets use the declared system and never the code of its nodes",
 		},
@@ -160,6 +165,8 @@ func workloadArrows() []arrow {
 func pure() []string {
 	return []string{
 		"sut", "sut/ladder", "sut/photos", "sut/edge/rules",
+		"sut", "sut/ladder", "sut/photos",
+		"targets/autoscale",
 		"workloads", "workloads/keys", "workloads/pace", "workloads/preset",
 		"results", "results/capacity", "results/table",
 	}
