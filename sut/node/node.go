@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/haproxy"
@@ -20,9 +21,9 @@ import (
 	"github.com/stagebench/stagebench/sut/redis"
 )
 
-// engine is what realises a role.
+// engine is what realises a role, or several.
 type engine struct {
-	role  sut.Role
+	roles roles
 	start process.Start
 	// installed returns an error that says how to install a missing native server; nil =
 	// the engine is in this binary.
@@ -30,19 +31,24 @@ type engine struct {
 	version   func() (string, error) // version of the file format; databases only
 }
 
+// roles are the roles that one engine can realise.
+type roles []sut.Role
+
 func engines() map[sut.Engine]engine {
 	return map[sut.Engine]engine{
-		sut.App:        {role: sut.Web, start: startApp},
-		sut.Files:      {role: sut.Blob, start: startFiles},
-		sut.SQLite:     {role: sut.DB, start: startSQLite, version: sqliteVersion},
-		sut.Postgres:   {role: sut.DB, start: startPostgres, version: postgresVersion, installed: installed(postgres.Find)},
-		sut.RESP:       {role: sut.Cache, start: startRESP},
-		sut.Redis:      {role: sut.Cache, start: startRedis, installed: installed(redis.Find)},
-		sut.Memcached:  {role: sut.Cache, start: startMemcached, installed: installed(memcached.Find)},
-		sut.OwnBalance: {role: sut.Balance, start: startBalance},
-		sut.HAProxy:    {role: sut.Balance, start: startHAProxy, installed: installed(haproxy.Find)},
-		sut.OwnEdge:    {role: sut.Edge, start: startEdge},
-		sut.Relay:      {role: sut.WAN, start: startRelay},
+		sut.App:        {roles: roles{sut.Web}, start: startApp},
+		sut.Files:      {roles: roles{sut.Blob}, start: startFiles},
+		sut.SQLite:     {roles: roles{sut.DB}, start: startSQLite, version: sqliteVersion},
+		sut.Postgres: {
+			roles: roles{sut.DB}, start: startPostgres, version: postgresVersion, installed: installed(postgres.Find),
+		},
+		sut.RESP:       {roles: roles{sut.Cache, sut.Session}, start: startRESP},
+		sut.Redis:      {roles: roles{sut.Cache, sut.Session}, start: startRedis, installed: installed(redis.Find)},
+		sut.Memcached:  {roles: roles{sut.Cache}, start: startMemcached, installed: installed(memcached.Find)},
+		sut.OwnBalance: {roles: roles{sut.Balance}, start: startBalance},
+		sut.HAProxy:    {roles: roles{sut.Balance}, start: startHAProxy, installed: installed(haproxy.Find)},
+		sut.OwnEdge:    {roles: roles{sut.Edge}, start: startEdge},
+		sut.Relay:      {roles: roles{sut.WAN}, start: startRelay},
 	}
 }
 
@@ -75,7 +81,7 @@ func start(ctx context.Context, n process.Node) (process.Component, error) {
 		return seed(ctx, n)
 	}
 	e, known := engines()[n.Config.Engine]
-	if !known || e.role != n.Config.Role {
+	if !known || !slices.Contains(e.roles, n.Config.Role) {
 		return process.Component{}, fmt.Errorf("no engine %q for role %q", n.Config.Engine, n.Config.Role)
 	}
 	return e.start(ctx, n)

@@ -1,13 +1,17 @@
 // Package session stores which user a session belongs to. Memory keeps sessions in the
-// memory of one web host. Only that host knows its sessions, and they end with it.
+// memory of one web host. Only that host knows its sessions, and they end with it. Shared
+// keeps them in a Table outside the web hosts: RESP is that of a session host, and a
+// database has another.
 //
 // Remote is for a web host without sessions. It asks the host that the token names, and
 // the Handler of that host answers.
 //
-// A session is a token with 128 random bits. It identifies a user until it expires. The
-// package does not know cookies. All methods may be called concurrently. A session that
-// is unknown, ended or expired is photos.ErrNotFound. Memory and Remote pass the
-// conformance kit sessiontest.
+// A session is a token with 128 random bits. It identifies a user for 24 hours from its
+// start. Its use does not prolong it, so a look-up writes nothing. The package does not
+// know cookies. All methods may be called concurrently. A session that is unknown, ended
+// or expired is photos.ErrNotFound. A store that does not answer is photos.ErrUnavailable,
+// which says nothing about a session. Memory, Remote and Shared pass the conformance kit
+// sessiontest.
 package session
 
 import (
