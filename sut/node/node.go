@@ -36,9 +36,9 @@ type roles []sut.Role
 
 func engines() map[sut.Engine]engine {
 	return map[sut.Engine]engine{
-		sut.App:        {roles: roles{sut.Web}, start: startApp},
-		sut.Files:      {roles: roles{sut.Blob}, start: startFiles},
-		sut.SQLite:     {roles: roles{sut.DB}, start: startSQLite, version: sqliteVersion},
+		sut.App:    {roles: roles{sut.Web}, start: startApp},
+		sut.Files:  {roles: roles{sut.Blob}, start: startFiles},
+		sut.SQLite: {roles: roles{sut.DB}, start: startSQLite, version: sqliteVersion},
 		sut.Postgres: {
 			roles: roles{sut.DB}, start: startPostgres, version: postgresVersion, installed: installed(postgres.Find),
 		},

@@ -152,7 +152,8 @@ func batches(t *testing.T, _ *session.Shared, table Table, _ *clock) {
 }
 
 // Unavailable checks what a shared store says while its table is down: that it is unavailable, never that a session
-// does not exist. stop takes the table down, and start brings it back. durable means that it still has its sessions then.
+// does not exist. stop takes the table down, and start brings it back. durable means that it then still has its
+// sessions.
 func Unavailable(t *testing.T, table Table, durable bool, stop, start func()) {
 	t.Helper()
 	s := session.NewShared(table, sut.Session, nil)
