@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
@@ -195,6 +196,56 @@ func TestTheSessionStoreIsKilled(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Sessions move out of the memory of the web hosts under load.
+// No user is logged out and no request fails. Afterwards no user needs a certain host: one of them is killed.
+func TestSessionsMoveUnderLoad(t *testing.T) {
+	t.Parallel()
+	for name, knobs := range engines() {
+		for store := range stores() {
+			t.Run(name+"/"+store, func(t *testing.T) {
+				t.Parallel()
+				r := bringUpMembers(t, knobs, sut.Knobs{"session.store": "memory"})
+				var out strings.Builder
+				step := r.load(t, memberRate, 8*time.Second, time.Second, func() {
+					if err := set(t.Context(), &out, r, "session.store", store); err != nil {
+						t.Error(err)
+					}
+				})
+				t.Logf("%s%d requests, causes %v, events %v", out.String(), step.Ledger.Sent, step.Causes, step.Events)
+				if failed(step) > 0 || step.Ledger.SessionLost > 0 {
+					t.Errorf("%d requests failed, %d sessions were lost, want none", failed(step), step.Ledger.SessionLost)
+				}
+				want := fmt.Sprintf("session.store is %s after ", store)
+				if !strings.HasPrefix(out.String(), want) || !strings.HasSuffix(out.String(), ": 300 sessions moved\n") {
+					t.Errorf("output %q", out.String())
+				}
+				if r.sticks(t) {
+					t.Error("the balancer is still sticky")
+				}
+				r.killAWebHost(t)
+				if lost := r.lostSessions(); len(lost) > 0 {
+					t.Errorf("%d users lost their session with a web host", len(lost))
+				}
+				if _, err := r.Set(t.Context(), "session.store", "memory"); err == nil {
+					t.Error("sessions moved back into the memory of web hosts")
+				}
+			})
+		}
+	}
+}
+
+// sticks reports whether the balancer keeps users on a host.
+func (r *rig) sticks(t *testing.T) bool {
+	t.Helper()
+	response := r.admin(t, http.MethodGet, "lb-1", "/status", nil)
+	defer func() { _ = response.Body.Close() }() // read only
+	var status sut.BalancerStatus
+	if err := json.NewDecoder(response.Body).Decode(&status); err != nil {
+		t.Fatal(err)
+	}
+	return status.Sticky
 }
 
 // serving returns the time of the first event of a step that says that a killed node serves again; the end of time if

@@ -39,7 +39,8 @@ func (s *Session) knobs() []Knob {
 	return []Knob{
 		choice("session.store", &s.Store, SessionRESP, "where sessions are, from stage stateless on: resp = on a session "+
 			"host, which loses them when it restarts; sql = in the primary database; memory = in the web host that started "+
-			"them, which loses them when it restarts", SessionMemory, SessionSQL),
+			"them, which loses them when it restarts; stagebench set moves them from memory to another store while the "+
+			"system serves", SessionMemory, SessionSQL).whileServing(moveSessions),
 		number("session.cpu", &s.CPU, 1, 0.5, 32, "size of the session host in units"),
 		engine(sut.Session, &s.Engine, sessionEngines(), "implementation of the session host"),
 		number("session.memory_mb", &s.MemoryMB, 64, 0.1, 100_000, "memory budget of the session host in MiB; when it is "+
@@ -84,6 +85,19 @@ func checkSession(stage sut.Stage, k sut.Knobs) error {
 	case s.Store == SessionRESP && s.Engine == sut.Redis && s.MemoryMB < 2:
 		return errors.New("session.memory_mb: redis uses 1 MiB for its own structures, so it needs 2 or more")
 	}
+	return nil
+}
+
+// moveSessions moves sessions from the memory of web hosts to a shared store. Then no user needs to stay on a host.
+func moveSessions(stage sut.Stage, k sut.Knobs, value string) error {
+	switch {
+	case before(stage, sut.Stateless):
+		return fmt.Errorf("at stage %s, sessions are always in the memory of web hosts\n"+
+			"bring up a later stage: stagebench up --stage %s --set session.store=memory", stage, sut.Stateless)
+	case SessionOf(k).Shared():
+		return fmt.Errorf("sessions are in the store %s, and can move only from memory to resp or sql", k["session.store"])
+	}
+	k["session.store"], k["lb.sticky"] = value, "false"
 	return nil
 }
 

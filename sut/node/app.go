@@ -29,7 +29,7 @@ type webNode struct {
 	records  *store.Store
 	cache    *cache.Client // nil = no cache tier
 	bytes    *blob.Ring
-	sessions sessions
+	sessions *sessions
 	app      *app.App
 
 	maxConns int
@@ -145,7 +145,7 @@ func (w *webNode) public() http.Handler {
 	}
 	// A session lookup bypasses the service. It is not a user's request, and it must be
 	// answered even if this host is full.
-	lookups := session.Handler(w.sessions.memory, w.node.Config.Secret, w.node.Log)
+	lookups := session.Handler(w.sessions.used.Own(), w.node.Config.Secret, w.node.Log)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == session.Path {
 			lookups.ServeHTTP(w, r)
@@ -165,7 +165,7 @@ type webStatus struct {
 	SessionStore ladder.SessionStore `json:"session_store"`
 	// Sessions is the number of sessions in the memory of this host.
 	Sessions int `json:"sessions"`
-	// Peers are the hosts that an upload host asks for sessions.
+	// Peers are the hosts that this host asks for sessions in their memory.
 	Peers []sut.Peer `json:"peers,omitempty"`
 }
 
@@ -178,10 +178,11 @@ func (w *webNode) operators() http.Handler {
 		config := w.node.Config
 		status := webStatus{
 			Node: config.Node, Service: config.Service, Draining: w.app.Draining(),
-			MaxConns: w.maxConns, SessionStore: ladder.SessionOf(config.Knobs).Store,
+			MaxConns: w.maxConns,
 		}
-		if w.sessions.remote != nil {
-			status.Peers = w.sessions.remote.Peers()
+		status.SessionStore = w.sessions.current()
+		if owners := w.sessions.used.Place().Owners; owners != nil {
+			status.Peers = owners.Peers()
 		}
 		if w.sessions.memory != nil {
 			status.Sessions = w.sessions.memory.Len()
