@@ -39,15 +39,16 @@ const loggedIn members = 300
 // memberRate is the rate of their requests: each user sends one every 4 s.
 const memberRate = 75.0
 
-// bringUpMembers brings stage stateless up without the tiers that sessions do not need, and logs the users in.
-func bringUpMembers(t *testing.T, engines, own sut.Knobs) *rig {
+// bringUpMembers brings stage stateless up without the tiers that sessions do not need, and logs the users in. unit is
+// the size of a unit in cores.
+func bringUpMembers(t *testing.T, unit float64, engines, own sut.Knobs) *rig {
 	t.Helper()
 	lean := sut.Knobs{
 		"cdn.edges": "0", "cache.hosts": "0", "db.replicas": "0",
 		// On a busy machine, a health check of a second may fail. A user whose host is skipped meanwhile is logged out.
 		"lb.health_interval": "3",
 	}
-	r := bringUpSized(t, sut.Stateless, with(with(engines, lean), own), roomy)
+	r := bringUpSized(t, sut.Stateless, with(with(engines, lean), own), unit)
 	r.connect(t, loggedIn, driver.ClientConfig{Connections: 32})
 	return r
 }
@@ -94,7 +95,7 @@ func TestAWebHostIsKilledWithItsSessions(t *testing.T) {
 	for name, knobs := range engines() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := bringUpMembers(t, knobs, sut.Knobs{"session.store": "memory"})
+			r := bringUpMembers(t, roomy, knobs, sut.Knobs{"session.store": "memory"})
 			if r.topology.Knobs["lb.sticky"] != "true" {
 				t.Errorf("lb.sticky=%s", r.topology.Knobs["lb.sticky"])
 			}
@@ -112,7 +113,7 @@ func TestAWebHostIsKilledWithItsSessions(t *testing.T) {
 // the session.
 func TestSessionsInMemoryNeedStickiness(t *testing.T) {
 	t.Parallel()
-	r := bringUpMembers(t, engines()["embedded"], sut.Knobs{"session.store": "memory", "lb.sticky": "false"})
+	r := bringUpMembers(t, roomy, engines()["embedded"], sut.Knobs{"session.store": "memory", "lb.sticky": "false"})
 	step := r.killAWebHost(t)
 	asked := 0
 	for _, o := range r.outcomes {
@@ -137,7 +138,7 @@ func TestAWebHostIsKilledWithoutSessions(t *testing.T) {
 		for store, own := range stores() {
 			t.Run(name+"/"+store, func(t *testing.T) {
 				t.Parallel()
-				r := bringUpMembers(t, knobs, own)
+				r := bringUpMembers(t, roomy, knobs, own)
 				if r.topology.Knobs["lb.sticky"] != "false" {
 					t.Errorf("lb.sticky=%s", r.topology.Knobs["lb.sticky"])
 				}
@@ -161,7 +162,7 @@ func TestTheSessionStoreIsKilled(t *testing.T) {
 		for store, own := range stores() {
 			t.Run(name+"/"+store, func(t *testing.T) {
 				t.Parallel()
-				r := bringUpMembers(t, knobs, own)
+				r := bringUpMembers(t, roomy, knobs, own)
 				victim := map[string]string{"resp": "session-1", "sql": "db-1"}[store]
 				step, killed := r.kill(t, victim, memberRate, 8*time.Second, time.Second)
 				back := serving(step, victim)
@@ -206,7 +207,7 @@ func TestSessionsMoveUnderLoad(t *testing.T) {
 		for store := range stores() {
 			t.Run(name+"/"+store, func(t *testing.T) {
 				t.Parallel()
-				r := bringUpMembers(t, knobs, sut.Knobs{"session.store": "memory"})
+				r := bringUpMembers(t, smallUnit, knobs, sut.Knobs{"session.store": "memory"})
 				var out strings.Builder
 				step := r.load(t, memberRate, 8*time.Second, time.Second, func() {
 					if err := set(t.Context(), &out, r, "session.store", store); err != nil {
