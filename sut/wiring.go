@@ -47,8 +47,8 @@ type Peer struct {
 // SessionMove is a move of sessions from the memory of the web nodes to a store that all of them share. It has three
 // steps, and each of them is complete at all web nodes before the next one begins:
 //   - Copy is false: a node also finds sessions in the store. New ones are still in its memory.
-//   - Copy is true: new sessions are in the store, and the node copies those of its memory. The wiring is in effect when
-//     it has copied all.
+//   - Copy is true: new sessions are in the store, and the node copies those of its memory. The wiring is in effect
+//     when it has copied all.
 //   - Owners is empty: all sessions are in the store, and the node forgets its own.
 type SessionMove struct {
 	Store string `json:"store"` // value of the knob session.store

@@ -363,7 +363,8 @@ func (h *Server) apply(ctx context.Context, m sut.Upstreams) (removed []string, 
 		return removed, err
 	}
 	// The command is experimental up to now (2.6 to 3.2).
-	err = h.execute(ctx, []string{"experimental-mode on", fmt.Sprintf("set var %s bool(%t)", unstickyVariable, m.Unsticky)})
+	set := fmt.Sprintf("set var %s bool(%t)", unstickyVariable, m.Unsticky)
+	err = h.execute(ctx, []string{"experimental-mode on", set})
 	h.unsticky.Store(err == nil && m.Unsticky)
 	return removed, err
 }

@@ -72,7 +72,7 @@ func TestSet(t *testing.T) {
 		{sut.Stateless, "resp", "session.store", "sql", "only from memory"},
 		{sut.Stateless, "resp", "session.store", "memory", "only from memory"},
 		{sut.Stateless, "memory", "session.store", "disk", "memory"},
-		{sut.Stateless, "memory", "lb.policy", "least_conn", "cannot change while the system serves\nwant one of: session.store"},
+		{sut.Stateless, "memory", "lb.policy", "least_conn", "serves\nwant one of: session.store"},
 		{sut.Stateless, "memory", "lb.polic", "least_conn", "unknown knob"},
 		{sut.CDN, "memory", "session.store", "resp", "always in the memory"},
 	} {

@@ -79,6 +79,7 @@ func balancing(config sut.NodeConfig) sut.Balancing {
 	s, sticks := ladder.LBOf(config.Knobs), !config.Wiring.Unsticky
 	return sut.Balancing{
 		Node: config.Node, Upstreams: upstreams(config.Wiring), Policy: s.Policy, Sticky: s.Sticky() && sticks,
-		Layer: string(s.Layer), EjectAfter: s.EjectAfter, LogRequests: ladder.LogsOf(config.Knobs).Requests, HealthInterval: s.HealthInterval,
+		Layer: string(s.Layer), EjectAfter: s.EjectAfter, LogRequests: ladder.LogsOf(config.Knobs).Requests,
+		HealthInterval: s.HealthInterval,
 	}
 }

@@ -14,7 +14,8 @@ import (
 	"github.com/stagebench/stagebench/sut/session/sessiontest"
 )
 
-// table is a table of sessions in the memory of the test. paused holds AddSession until it is closed; nil = it does not.
+// table is a table of sessions in the memory of the test. paused holds AddSession until it is closed; nil = it does
+// not.
 type table struct {
 	mu     sync.Mutex
 	rows   map[string]row

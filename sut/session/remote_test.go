@@ -227,7 +227,9 @@ func TestSetPeersDuringLookups(t *testing.T) {
 // The handler answers 405 to methods other than GET and DELETE.
 func TestHandlerRefusesOtherMethods(t *testing.T) {
 	m := newMemory(t, session.MemoryConfig{Host: "web-1"})
-	for method, want := range map[string]int{http.MethodGet: 404, http.MethodPost: 405, http.MethodPut: 405, http.MethodDelete: 204} {
+	for method, want := range map[string]int{
+		http.MethodGet: 404, http.MethodPost: 405, http.MethodPut: 405, http.MethodDelete: 204,
+	} {
 		w := httptest.NewRecorder()
 		r := httptest.NewRequest(method, session.Path, nil)
 		r.Header.Set("Authorization", secret.Bearer())

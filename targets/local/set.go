@@ -46,8 +46,8 @@ func (s *System) moveSessions(ctx context.Context, done *targets.Changed) error 
 		}
 	}
 	if err := s.copySessions(ctx, done); err != nil {
-		return fmt.Errorf("%w\nthe change stays, and new sessions are in the store: give the same command again to move the rest",
-			err)
+		return fmt.Errorf("%w\nthe change stays, and new sessions are in the store\n"+
+			"give the same command again to move the other ones", err)
 	}
 	return nil
 }
