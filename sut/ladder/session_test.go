@@ -20,7 +20,7 @@ func TestSessionStores(t *testing.T) {
 	}{
 		{stage: sut.CDN, knobs: "session.store=sql", store: "memory", sticky: "true", units: 10},
 		{stage: sut.Stateless, store: "resp", sticky: "false", hosts: 1, units: 11},
-		{stage: sut.Stateless, knobs: "session.engine=redis lb.sticky=true", store: "resp", sticky: "true", hosts: 1, units: 11},
+		{stage: sut.Stateless, knobs: "lb.sticky=true", store: "resp", sticky: "true", hosts: 1, units: 11},
 		{stage: sut.Stateless, knobs: "session.store=sql", store: "sql", sticky: "false", units: 10},
 		{stage: sut.Stateless, knobs: "session.store=memory", store: "memory", sticky: "true", units: 10},
 		{stage: sut.Stateless, knobs: "session.store=sql db.topology=ring", wrong: "needs db.topology=primary-replica"},
