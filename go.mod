@@ -12,7 +12,7 @@ require (
 	github.com/klauspost/compress v1.20.1 // gzip of text responses, skips small bodies; Zstandard traces
 	github.com/olekukonko/tablewriter v1.1.5 // text and Markdown tables
 	github.com/prometheus/client_golang v1.25.0 // metrics of nodes and runs
-	github.com/redis/go-redis/v9 v9.23.0 // client of the caches
+	github.com/redis/go-redis/v9 v9.23.0 // client of the caches and of the session host
 	github.com/rogpeppe/go-internal v1.14.1 // tests: command line behaviour as scripts
 	github.com/spf13/cobra v1.10.2 // commands, flags, completion
 	github.com/spf13/pflag v1.0.9 // the flags of commands

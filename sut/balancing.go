@@ -57,6 +57,8 @@ const (
 type Upstreams struct {
 	Peers  []Peer  // at least one; Weight counts under PolicyWeightedRoundRobin
 	Routes []Route // empty = every host gets every request; routes need Layer7
+	// Unsticky ends what Balancing.Sticky began: users do not stay on a host any more.
+	Unsticky bool
 }
 
 // Policies of a Balancing. HAProxy has no PolicyLeastResponseTime.

@@ -7,6 +7,7 @@ type CacheFigures struct {
 	Misses  int64 // reads of a key that was absent
 	Evicted int64 // entries removed because memory was full
 	Expired int64 // entries removed because their time to live was over
+	Refused int64 // writes refused because memory was full and nothing may be evicted
 	// Entries counts the keys in memory. It includes expired keys that are not yet removed.
 	Entries  int64
 	Bytes    int64 // memory of the entries, overhead included

@@ -15,12 +15,13 @@ type Stage string
 
 // The stages that are built today, in the order of the ladder.
 const (
-	Single   Stage = "single"
-	DBSplit  Stage = "db-split"
-	LB       Stage = "lb"
-	Replicas Stage = "replicas"
-	Caches   Stage = "cache"
-	CDN      Stage = "cdn"
+	Single    Stage = "single"
+	DBSplit   Stage = "db-split"
+	LB        Stage = "lb"
+	Replicas  Stage = "replicas"
+	Caches    Stage = "cache"
+	CDN       Stage = "cdn"
+	Stateless Stage = "stateless"
 )
 
 // Role is the function of a node in the system.
@@ -35,7 +36,8 @@ const (
 	Blob    Role = "blob"
 	Cache   Role = "cache"
 	Edge    Role = "edge"
-	WAN     Role = "wan" // the network between users and the origin
+	Session Role = "session" // sessions outside the web hosts
+	WAN     Role = "wan"     // the network between users and the origin
 	Seed    Role = "seed"
 )
 
@@ -49,8 +51,8 @@ const (
 	Postgres   Engine = "postgres"  // db, native
 	OwnBalance Engine = "balance"   // lb, embedded
 	HAProxy    Engine = "haproxy"   // lb, native
-	RESP       Engine = "resp"      // cache, embedded
-	Redis      Engine = "redis"     // cache, native
+	RESP       Engine = "resp"      // cache and session, embedded
+	Redis      Engine = "redis"     // cache and session, native
 	Memcached  Engine = "memcached" // cache, native
 	OwnEdge    Engine = "edge"      // edge, embedded
 	Varnish    Engine = "varnish"   // edge, native

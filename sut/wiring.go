@@ -24,6 +24,11 @@ type Wiring struct {
 	Members []string `json:"members,omitempty"`
 	// Routes are the routes of a balancer; empty = every host gets every request.
 	Routes []Route `json:"routes,omitempty"`
+	// Unsticky makes users of a sticky balancer not stay on a host any more.
+	Unsticky bool `json:"unsticky,omitempty"`
+	// Sessions tells a web node that sessions move out of the memory of web nodes; nil = they are where its
+	// configuration says.
+	Sessions *SessionMove `json:"sessions,omitempty"`
 	// Rebalancing is true while keys move between the nodes of the node's tier. A node must
 	// then not hold back a write that the next owner of its key needs.
 	Rebalancing bool `json:"moving,omitempty"`
@@ -37,6 +42,19 @@ type Peer struct {
 	// Draining is true for a node that will be removed. It gets no new requests, except
 	// that a draining blob node is still read for objects that no other node has.
 	Draining bool `json:"draining,omitempty"`
+}
+
+// SessionMove is a move of sessions from the memory of the web nodes to a store that all of them share. It has three
+// steps, and each of them is complete at all web nodes before the next one begins:
+//   - Copy is false: a node also finds sessions in the store. New ones are still in its memory.
+//   - Copy is true: new sessions are in the store, and the node copies those of its memory. The wiring is in effect
+//     when it has copied all.
+//   - Owners is empty: all sessions are in the store, and the node forgets its own.
+type SessionMove struct {
+	Store string `json:"store"` // value of the knob session.store
+	Copy  bool   `json:"copy,omitempty"`
+	// Owners are the web nodes that may have sessions in their memory which the store does not have, this node included.
+	Owners []Peer `json:"owners,omitempty"`
 }
 
 // Active returns the peers of a role that are not draining, in order.

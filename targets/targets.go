@@ -139,6 +139,15 @@ type Scaled struct {
 	Held  *int64 `json:"held,omitempty"`
 }
 
+// Changed is the result of changing a knob while the system serves.
+type Changed struct {
+	Knob   string `json:"knob"`
+	Value  string `json:"value"`
+	TookNS int64  `json:"took_ns"`
+	// Moved counts the sessions that were moved; nil = unknown.
+	Moved *int64 `json:"moved,omitempty"`
+}
+
 // Purged is the result of a purge at one edge.
 type Purged struct {
 	Node   string `json:"node"`

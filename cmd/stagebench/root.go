@@ -114,7 +114,7 @@ or 128 plus the number of another signal.`,
 	})
 	for _, command := range []*cobra.Command{
 		runCommand(s), upCommand(s), statusCommand(s), killCommand(s), pauseCommand(s), resumeCommand(s),
-		scaleCommand(s), purgeCommand(s), logsCommand(s), recoverCommand(s), downCommand(s), attackCommand(s),
+		scaleCommand(s), setCommand(s), purgeCommand(s), logsCommand(s), recoverCommand(s), downCommand(s), attackCommand(s),
 		capacityCommand(s), compareCommand(s), listCommand(s), doctorCommand(s), nodeCommand(s), freezerCommand(s),
 	} {
 		if command.Args == nil {

@@ -99,6 +99,11 @@ func (a *App) tierProblem(x *exchange, tier, what string, err error) error {
 		return refusal(http.StatusForbidden, what+" belongs to another user", "log in as its owner")
 	case errors.Is(err, photos.ErrConflict):
 		return refusal(http.StatusConflict, what+" already exists", "use another name")
+	case errors.Is(err, photos.ErrFull):
+		return &problem{
+			status: http.StatusServiceUnavailable, degraded: tier, cause: err, message: "the tier " + tier + " is full",
+			hint: "try again later; requests that add nothing to this tier still work",
+		}
 	case errors.Is(err, photos.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
 		tier = cmp.Or(string(sut.TierOf(err)), tier)
 		return &problem{

@@ -35,7 +35,9 @@ type Blobs interface {
 }
 
 // Sessions stores which user a session token belongs to. For an unknown or expired
-// token, User returns photos.ErrNotFound and End returns nil.
+// token, User returns photos.ErrNotFound and End returns nil. A store that does not answer
+// is photos.ErrUnavailable: its users stay logged in. Start returns photos.ErrFull if the
+// store takes no further session.
 type Sessions interface {
 	Start(ctx context.Context, user photos.ID) (token string, expires time.Time, err error)
 	User(ctx context.Context, token string) (photos.ID, error)

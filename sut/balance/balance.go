@@ -62,6 +62,7 @@ type Balancer struct {
 	cfg          Config
 	pool         *pool
 	probe        func(ctx context.Context, address string) error // one health check
+	unsticky     atomic.Bool                                     // Upstreams.Unsticky
 	joined       chan struct{}                                   // receives after the members may have changed
 	redispatched atomic.Uint64
 
@@ -97,6 +98,7 @@ func New(cfg Config) (*Balancer, error) {
 		retryAfter: strconv.Itoa(int((cfg.HealthInterval + time.Second - 1) / time.Second)),
 	}
 	b.checkCtx, b.stopChecks = context.WithCancel(context.Background())
+	b.unsticky.Store(cfg.Unsticky)
 	// Without this, the standard library would log lines that are not JSON.
 	quiet := slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug)
 	b.proxy = httputil.ReverseProxy{Rewrite: rewrite, BufferPool: &bufferPool{}, ErrorHandler: b.fail, ErrorLog: quiet}
@@ -166,6 +168,7 @@ func (b *Balancer) SetUpstreams(ctx context.Context, m sut.Upstreams) error {
 	if err := next.Validate(); err != nil {
 		return fmt.Errorf("%w: %w", sut.ErrWiring, err)
 	}
+	b.unsticky.Store(m.Unsticky)
 	departures := b.pool.setMembers(m)
 	select {
 	case b.joined <- struct{}{}:
@@ -208,8 +211,8 @@ func (b *Balancer) run(ctx context.Context) {
 // is always nil.
 func (b *Balancer) Status(context.Context) (sut.BalancerStatus, error) {
 	status := sut.BalancerStatus{
-		Node: b.cfg.Node, Engine: sut.OwnBalance, Layer: b.cfg.Layer, Policy: b.cfg.Policy, Sticky: b.cfg.Sticky,
-		Redispatches: b.redispatched.Load(), Upstreams: b.pool.status(),
+		Node: b.cfg.Node, Engine: sut.OwnBalance, Layer: b.cfg.Layer, Policy: b.cfg.Policy,
+		Sticky: b.cfg.Sticky && !b.unsticky.Load(), Redispatches: b.redispatched.Load(), Upstreams: b.pool.status(),
 	}
 	if b.forwarder != nil {
 		status.Connections = b.forwarder.status()

@@ -43,7 +43,7 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 	if b.cfg.Sticky {
 		x.sticky = takeCookie(req.Header, sut.StickyCookie)
 		// A response that is the same for all users needs no particular host. With a cookie, no shared cache could store it.
-		if x.keeps = !sut.Shared(req.URL.Path); x.keeps {
+		if x.keeps = !b.unsticky.Load() && !sut.Shared(req.URL.Path); x.keeps {
 			want.sticky = x.sticky
 		}
 	}

@@ -17,6 +17,9 @@ const (
 	socketName = "stats.sock"
 )
 
+// unstickyVariable is a variable of the server that is true while users do not stay on a host.
+const unstickyVariable = "proc.unsticky"
+
 // logLine is the maximum length in bytes of a line of the server's log. It is longer than
 // any path, because the headers of a request are limited to 16 KiB.
 const logLine = 32 << 10
@@ -159,6 +162,7 @@ func (c Config) renderBackend(f *file, b backend) {
 		f.set("cookie %s insert indirect nocache httponly", b.cookie)
 		// With a cookie, no shared cache could store these responses.
 		f.set("ignore-persist if { path_beg %s }", strings.Join(sut.SharedPaths(), " "))
+		f.set("ignore-persist if { var(%s) -m bool }", unstickyVariable)
 	}
 	server := "default-server check inter %s fall 1 rise 1"
 	if c.Layer == sut.Layer4 {

@@ -24,6 +24,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -120,6 +121,7 @@ type Server struct {
 	// changing is held while commands change the hosts. Without it, two concurrent
 	// changes could leave a mixture of both.
 	changing sync.Mutex
+	unsticky atomic.Bool // Upstreams.Unsticky, as the running server has it
 }
 
 // New describes a server. Prepare checks the configuration.
@@ -218,7 +220,9 @@ func (h *Server) Status(ctx context.Context) (sut.BalancerStatus, error) {
 		return sut.BalancerStatus{}, err
 	}
 	c := h.cfg
-	status := sut.BalancerStatus{Node: c.Node, Engine: sut.HAProxy, Layer: c.Layer, Policy: c.Policy, Sticky: c.Sticky}
+	status := sut.BalancerStatus{
+		Node: c.Node, Engine: sut.HAProxy, Layer: c.Layer, Policy: c.Policy, Sticky: c.Sticky && !h.unsticky.Load(),
+	}
 	return status, h.slots.fill(&status, rows)
 }
 

@@ -359,7 +359,14 @@ func (h *Server) apply(ctx context.Context, m sut.Upstreams) (removed []string, 
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", sut.ErrWiring, err)
 	}
-	return removed, h.take(ctx, steps)
+	if err := h.take(ctx, steps); err != nil || !h.cfg.Sticky {
+		return removed, err
+	}
+	// The command is experimental up to now (2.6 to 3.2).
+	set := fmt.Sprintf("set var %s bool(%t)", unstickyVariable, m.Unsticky)
+	err = h.execute(ctx, []string{"experimental-mode on", set})
+	h.unsticky.Store(err == nil && m.Unsticky)
+	return removed, err
 }
 
 // retire puts removed hosts that are idle into maintenance.

@@ -21,6 +21,9 @@ type Knob struct {
 	Range   string
 	Engines []sut.Engine // the engines that support it; nil = all engines of its tier
 	Doc     string
+	// live changes the knob, and others that depend on it, in the knobs of a system that serves. Its error says why that
+	// is impossible; nil = the knob cannot change while a system serves.
+	live func(stage sut.Stage, k sut.Knobs, value string) error
 	// set parses a value and stores it in the field. Its error names the allowed values.
 	set func(value string) error
 }
@@ -29,6 +32,42 @@ type Knob struct {
 func (k Knob) on(engines ...sut.Engine) Knob {
 	k.Engines = engines
 	return k
+}
+
+// whileServing returns the knob, which live can change while a system serves.
+func (k Knob) whileServing(live func(stage sut.Stage, k sut.Knobs, value string) error) Knob {
+	k.live = live
+	return k
+}
+
+// Live reports whether the knob can change while a system serves.
+func (k Knob) Live() bool { return k.live != nil }
+
+// Set returns the topology of a system that serves with another value of a knob. Its error says why that change is
+// impossible.
+func Set(now sut.Topology, name, value string) (sut.Topology, error) {
+	if err := Validate(sut.Knobs{name: value}); err != nil {
+		return now, err
+	}
+	var names []string
+	for _, k := range Catalogue() {
+		switch {
+		case !k.Live():
+			continue
+		case k.Name != name:
+			names = append(names, k.Name)
+			continue
+		case now.Knobs[name] == value:
+			return now, fmt.Errorf("%s is %s already", name, value)
+		}
+		knobs := maps.Clone(now.Knobs)
+		if err := k.live(now.Stage, knobs, value); err != nil {
+			return now, err
+		}
+		return Build(now.Stage, knobs, now.UnitCPU)
+	}
+	return now, fmt.Errorf("the knob %s cannot change while the system serves\nwant one of: %s", name,
+		strings.Join(names, ", "))
 }
 
 // Catalogue lists all knobs, tier by tier. Knobs without a tier come last.

@@ -39,12 +39,13 @@ func Stages() []StageInfo {
 		{sut.Replicas, "database replicas serve reads, and one is promoted when the primary fails"},
 		{sut.Caches, "cache tier in front of the database"},
 		{sut.CDN, "edge caches near the users answer requests for images and assets"},
+		{sut.Stateless, "sessions leave the web hosts, so any web host serves any user"},
 	}
 }
 
 // Tiers lists the tiers in the order in which their hosts are shown.
 func Tiers() []Tier {
-	return []Tier{edgeTier(), wanTier(), lbTier(), webTier(), dbTier(), blobTier(), cacheTier()}
+	return []Tier{edgeTier(), wanTier(), lbTier(), webTier(), dbTier(), blobTier(), cacheTier(), sessionTier()}
 }
 
 // Tier is the definition of all hosts of one role.

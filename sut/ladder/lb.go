@@ -37,8 +37,9 @@ const (
 // LBOf returns the settings of the balancers.
 func LBOf(k sut.Knobs) LB { return settings[LB](k) }
 
-// Sticky reports whether a cookie keeps a user on one web host.
-func (s LB) Sticky() bool { return s.sticky == "true" || s.sticky == "auto" && s.Layer == L7 }
+// Sticky reports whether a cookie keeps a user on one web host. It is for the knobs of a topology, in which checkLB has
+// replaced "auto".
+func (s LB) Sticky() bool { return s.sticky == "true" }
 
 func (s *LB) knobs() []Knob {
 	return []Knob{
@@ -52,7 +53,7 @@ func (s *LB) knobs() []Knob {
 			"how the balancer picks a web host; least_response_time needs lb.engine=balance",
 			"weighted_round_robin", "ip_hash", "least_conn", "least_response_time"),
 		choice("lb.sticky", &s.sticky, "auto", "cookie affinity: a user stays on the web host that holds the session; "+
-			"auto = true at l7, false at l4", "true", "false"),
+			"auto = true at l7 while sessions are in the memory of web hosts, else false", "true", "false"),
 		routes("lb.routes", &s.Routes, "which web hosts get which requests (l7); the first match decides, "+
 			"for example 'path=/img/* -> web-3; method=POST header=X-Batch:1 -> web-1 web-2'; "+
 			"a request without a match may go to any web host"),
@@ -74,8 +75,11 @@ func lbTier() Tier {
 	}
 }
 
-func checkLB(_ sut.Stage, k sut.Knobs) error {
+func checkLB(stage sut.Stage, k sut.Knobs) error {
 	s := LBOf(k)
+	if s.sticky == "auto" {
+		s.sticky = strconv.FormatBool(s.Layer == L7 && !sharedSessions(stage, k))
+	}
 	switch {
 	case s.Layer == L4 && s.Sticky():
 		return errors.New("lb.sticky=true needs lb.layer=l7: a layer 4 balancer does not see cookies; " +
@@ -85,7 +89,7 @@ func checkLB(_ sut.Stage, k sut.Knobs) error {
 	case s.Engine == sut.HAProxy && s.Policy == "least_response_time":
 		return errors.New("lb.policy=least_response_time needs lb.engine=balance: HAProxy has no such algorithm")
 	}
-	k["lb.sticky"] = strconv.FormatBool(s.Sticky())
+	k["lb.sticky"] = s.sticky
 	return nil
 }
 

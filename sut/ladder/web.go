@@ -81,7 +81,7 @@ func (s *Web) knobs() []Knob {
 func webTier() Tier {
 	return Tier{
 		Role: sut.Web, From: sut.Single, Engines: []EngineInfo{{Name: sut.App}}, Knobs: new(Web).knobs(),
-		Calls:   func(sut.Stage, sut.Knobs) []sut.Role { return []sut.Role{sut.DB, sut.Cache, sut.Blob} },
+		Calls:   func(sut.Stage, sut.Knobs) []sut.Role { return []sut.Role{sut.DB, sut.Cache, sut.Blob, sut.Session} },
 		Scaling: &Scaling{Name: "web", Knob: "web.hosts", refuse: unbalanced},
 		Figures: []Figure{
 			{
@@ -157,10 +157,12 @@ func placeWeb(p *plan) error {
 			p.node(n)
 		}
 	}
-	// The hosts for reads hold the sessions. Upload hosts ask them.
+	// If the hosts for reads hold the sessions, upload hosts ask them.
 	reads := p.names(p.role)
 	for _, n := range uploads {
-		n.Uses = reads
+		if !SessionOf(p.knobs).Shared() {
+			n.Uses = reads
+		}
 		p.node(n)
 	}
 	return nil

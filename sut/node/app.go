@@ -25,14 +25,12 @@ import (
 
 // webNode is a web host.
 type webNode struct {
-	node    process.Node
-	records *store.Store
-	cache   *cache.Client // nil = no cache tier
-	bytes   *blob.Ring
-	// Exactly one of memory and remote is set.
-	memory *session.Memory // sessions of this host
-	remote *session.Remote // sessions of the read hosts; only an upload host has it
-	app    *app.App
+	node     process.Node
+	records  *store.Store
+	cache    *cache.Client // nil = no cache tier
+	bytes    *blob.Ring
+	sessions *sessions
+	app      *app.App
 
 	maxConns int
 }
@@ -54,8 +52,7 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 		return c, err
 	}
 	w.cache = client
-	sessions, err := w.placeSessions()
-	if err != nil {
+	if w.sessions, err = placeSessions(n, w.records); err != nil {
 		return c, err
 	}
 	w.maxConns = w.limitConns()
@@ -64,7 +61,7 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 		return c, err
 	}
 	w.app, err = app.New(app.Config{
-		Node: n.Config.Node, Store: records, Blobs: w.bytes, Sessions: sessions, Process: imaging.Process,
+		Node: n.Config.Node, Store: records, Blobs: w.bytes, Sessions: w.sessions.used, Process: imaging.Process,
 		ProcessMemory: imaging.Memory, MemoryBytes: n.Config.MemoryBytes,
 		IDs: photos.NewIDSource(uint8(n.Config.IDHost), time.Now), Log: n.Log, Registry: n.Registry, Now: time.Now,
 		Service: n.Config.Service, Full: conns.Refused, LogRequests: ladder.LogsOf(n.Config.Knobs).Requests,
@@ -79,7 +76,7 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 	h := process.NewHTTP()
 	// Sent within this time, or the client has to ask again: a slow client holds the memory of its image.
 	h.Serve(listener, &http.Server{Handler: w.public(), WriteTimeout: 2 * time.Minute}, bound)
-	return process.Component{
+	c = process.Component{
 		Ready: sut.Ready{Address: listener.Addr().String()}, Died: h.Died, Operators: w.operators(), Rewire: w.rewire,
 		Stop: func(ctx context.Context) error {
 			w.app.Drain()
@@ -87,7 +84,8 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 			w.close()
 			return err
 		},
-	}, nil
+	}
+	return c.WithBackground(w.sessions.background), nil
 }
 
 // limitConns returns the maximum number of connections: web.max_conns, or what fits into two thirds of the memory.
@@ -101,19 +99,6 @@ func (w *webNode) limitConns() int {
 	return limit
 }
 
-// placeSessions returns the sessions of this node. An upload host has none of its own
-// and asks the read hosts. Every other host keeps its sessions in memory.
-func (w *webNode) placeSessions() (app.Sessions, error) {
-	config := w.node.Config
-	if config.Service == sut.Uploads {
-		w.remote = session.NewRemote(config.Wiring.Active(sut.Web), config.Secret, app.RequestID)
-		return w.remote, nil
-	}
-	var err error
-	w.memory, err = session.NewMemory(session.MemoryConfig{Host: config.Node, Registry: w.node.Registry})
-	return w.memory, err
-}
-
 // rewire gives the clients of all other tiers their new hosts.
 func (w *webNode) rewire(ctx context.Context, next sut.Wiring) error {
 	primary, replicas, err := databases(next)
@@ -124,7 +109,7 @@ func (w *webNode) rewire(ctx context.Context, next sut.Wiring) error {
 	if (len(caches) > 0) != (w.cache != nil) {
 		return rejected("%d cache nodes: a running web node cannot gain or lose its cache tier", len(caches))
 	}
-	if err := w.bytes.Check(blobs); err != nil {
+	if err := errors.Join(w.bytes.Check(blobs), w.sessions.check(next)); err != nil {
 		return rejected("%w", err)
 	}
 	if err := w.records.SetDatabases(primary, replicas); err != nil {
@@ -135,10 +120,7 @@ func (w *webNode) rewire(ctx context.Context, next sut.Wiring) error {
 	if w.cache != nil {
 		errs = append(errs, w.cache.SetHosts(ctx, caches))
 	}
-	if w.remote != nil {
-		errs = append(errs, w.remote.SetPeers(ctx, next.Active(sut.Web)))
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, w.sessions.rewire(ctx, next))...)
 }
 
 // close ends the connections to other tiers.
@@ -146,11 +128,9 @@ func (w *webNode) close() {
 	if w.cache != nil {
 		w.cache.Close()
 	}
+	w.sessions.close()
 	w.records.Close()
 	w.bytes.Close()
-	if w.remote != nil {
-		w.remote.Close()
-	}
 }
 
 // public returns the handler of the public address: the service and, on a host that
@@ -160,12 +140,12 @@ func (w *webNode) public() http.Handler {
 	if ladder.WebOf(w.node.Config.Knobs).Gzip {
 		public = compressed(public)
 	}
-	if w.memory == nil {
+	if w.sessions.memory == nil {
 		return public
 	}
 	// A session lookup bypasses the service. It is not a user's request, and it must be
 	// answered even if this host is full.
-	lookups := session.Handler(w.memory, w.node.Config.Secret, w.node.Log)
+	lookups := session.Handler(w.sessions.used.Own(), w.node.Config.Secret, w.node.Log)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == session.Path {
 			lookups.ServeHTTP(w, r)
@@ -181,9 +161,11 @@ type webStatus struct {
 	Service  sut.Service `json:"service,omitempty"` // empty = all services
 	Draining bool        `json:"draining"`
 	MaxConns int         `json:"max_conns"`
-	// Sessions is the number of sessions that this host holds; 0 on an upload host.
+	// SessionStore is where this host finds sessions.
+	SessionStore ladder.SessionStore `json:"session_store"`
+	// Sessions is the number of sessions in the memory of this host.
 	Sessions int `json:"sessions"`
-	// Peers are the hosts that an upload host asks for sessions.
+	// Peers are the hosts that this host asks for sessions in their memory.
 	Peers []sut.Peer `json:"peers,omitempty"`
 }
 
@@ -198,10 +180,12 @@ func (w *webNode) operators() http.Handler {
 			Node: config.Node, Service: config.Service, Draining: w.app.Draining(),
 			MaxConns: w.maxConns,
 		}
-		if w.remote != nil {
-			status.Peers = w.remote.Peers()
-		} else {
-			status.Sessions = w.memory.Len()
+		status.SessionStore = w.sessions.current()
+		if owners := w.sessions.used.Place().Owners; owners != nil {
+			status.Peers = owners.Peers()
+		}
+		if w.sessions.memory != nil {
+			status.Sessions = w.sessions.memory.Len()
 		}
 		process.SendJSON(answer, http.StatusOK, status)
 	})

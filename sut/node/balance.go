@@ -71,14 +71,15 @@ func withBalancer(n process.Node, c process.Component, b balancer) (process.Comp
 
 // upstreams returns the web hosts and the routes of a wiring.
 func upstreams(w sut.Wiring) sut.Upstreams {
-	return sut.Upstreams{Peers: w.Active(sut.Web), Routes: w.Routes}
+	return sut.Upstreams{Peers: w.Active(sut.Web), Routes: w.Routes, Unsticky: w.Unsticky}
 }
 
 // balancing returns the configuration of a balancer, the same for every engine.
 func balancing(config sut.NodeConfig) sut.Balancing {
-	s := ladder.LBOf(config.Knobs)
+	s, sticks := ladder.LBOf(config.Knobs), !config.Wiring.Unsticky
 	return sut.Balancing{
-		Node: config.Node, Upstreams: upstreams(config.Wiring), Policy: s.Policy, Sticky: s.Sticky(), Layer: string(s.Layer),
-		EjectAfter: s.EjectAfter, LogRequests: ladder.LogsOf(config.Knobs).Requests, HealthInterval: s.HealthInterval,
+		Node: config.Node, Upstreams: upstreams(config.Wiring), Policy: s.Policy, Sticky: s.Sticky() && sticks,
+		Layer: string(s.Layer), EjectAfter: s.EjectAfter, LogRequests: ladder.LogsOf(config.Knobs).Requests,
+		HealthInterval: s.HealthInterval,
 	}
 }

@@ -90,6 +90,22 @@ func newCacheCollector(stats func(context.Context) (sut.CacheFigures, error)) *f
 	return c
 }
 
+// newSessionCollector returns the collector of a session host, whose entries are sessions.
+func newSessionCollector(stats func(context.Context) (sut.CacheFigures, error)) *figuresCollector[sut.CacheFigures] {
+	const prefix = "stagebench_session_node_"
+	c := newFiguresCollector(prefix, stats)
+	c.gauge(prefix+"sessions", "Sessions in memory.", func(f sut.CacheFigures) int64 { return f.Entries })
+	c.gauge(prefix+"bytes", "Memory of the sessions in bytes, overhead included.",
+		func(f sut.CacheFigures) int64 { return f.Bytes })
+	c.gauge(prefix+"limit_bytes", "Memory budget in bytes; 0 = no limit.",
+		func(f sut.CacheFigures) int64 { return f.MaxBytes })
+	c.counter(prefix+"refused_total", "Logins refused because memory was full.",
+		func(f sut.CacheFigures) int64 { return f.Refused })
+	c.counter(prefix+"expired_total", "Sessions removed because their time was over.",
+		func(f sut.CacheFigures) int64 { return f.Expired })
+	return c
+}
+
 // newEdgeCollector returns the collector of an edge.
 func newEdgeCollector(edge sut.EdgeServer) *figuresCollector[sut.EdgeFigures] {
 	const prefix = "stagebench_edge_"

@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/edge"
@@ -23,9 +24,9 @@ import (
 	"github.com/stagebench/stagebench/sut/varnish"
 )
 
-// engine is what realises a role.
+// engine is what realises a role, or several.
 type engine struct {
-	role  sut.Role
+	roles roles
 	start process.Start
 	// installed returns an error that says how to install a missing native server; nil =
 	// the engine is in this binary.
@@ -35,21 +36,30 @@ type engine struct {
 	differences func() []sut.Difference
 }
 
+// roles are the roles that one engine can realise.
+type roles []sut.Role
+
 func engines() map[sut.Engine]engine {
 	return map[sut.Engine]engine{
-		sut.App:        {role: sut.Web, start: startApp},
-		sut.Files:      {role: sut.Blob, start: startFiles},
-		sut.SQLite:     {role: sut.DB, start: startSQLite, version: sqliteVersion},
-		sut.Postgres:   {role: sut.DB, start: startPostgres, version: postgresVersion, installed: installed(postgres.Find)},
-		sut.RESP:       {role: sut.Cache, start: startRESP},
-		sut.Redis:      {role: sut.Cache, start: startRedis, installed: installed(redis.Find)},
-		sut.Memcached:  {role: sut.Cache, start: startMemcached, installed: installed(memcached.Find)},
-		sut.OwnBalance: {role: sut.Balance, start: startBalance},
-		sut.HAProxy:    {role: sut.Balance, start: startHAProxy, installed: installed(haproxy.Find)},
-		sut.OwnEdge:    {role: sut.Edge, start: startEdge, differences: edge.Differences},
-		sut.Varnish:    {role: sut.Edge, start: startVarnish, installed: installed(varnish.Find), differences: varnish.Differences},
-		sut.Nginx:      {role: sut.Edge, start: startNginx, installed: installed(nginx.Find), differences: nginx.Differences},
-		sut.Relay:      {role: sut.WAN, start: startRelay},
+		sut.App:    {roles: roles{sut.Web}, start: startApp},
+		sut.Files:  {roles: roles{sut.Blob}, start: startFiles},
+		sut.SQLite: {roles: roles{sut.DB}, start: startSQLite, version: sqliteVersion},
+		sut.Postgres: {
+			roles: roles{sut.DB}, start: startPostgres, version: postgresVersion, installed: installed(postgres.Find),
+		},
+		sut.RESP:       {roles: roles{sut.Cache, sut.Session}, start: startRESP},
+		sut.Redis:      {roles: roles{sut.Cache, sut.Session}, start: startRedis, installed: installed(redis.Find)},
+		sut.Memcached:  {roles: roles{sut.Cache}, start: startMemcached, installed: installed(memcached.Find)},
+		sut.OwnBalance: {roles: roles{sut.Balance}, start: startBalance},
+		sut.HAProxy:    {roles: roles{sut.Balance}, start: startHAProxy, installed: installed(haproxy.Find)},
+		sut.OwnEdge:    {roles: roles{sut.Edge}, start: startEdge, differences: edge.Differences},
+		sut.Varnish: {
+			roles: roles{sut.Edge}, start: startVarnish, installed: installed(varnish.Find), differences: varnish.Differences,
+		},
+		sut.Nginx: {
+			roles: roles{sut.Edge}, start: startNginx, installed: installed(nginx.Find), differences: nginx.Differences,
+		},
+		sut.Relay:      {roles: roles{sut.WAN}, start: startRelay},
 	}
 }
 
@@ -90,7 +100,7 @@ func start(ctx context.Context, n process.Node) (process.Component, error) {
 		return seed(ctx, n)
 	}
 	e, known := engines()[n.Config.Engine]
-	if !known || e.role != n.Config.Role {
+	if !known || !slices.Contains(e.roles, n.Config.Role) {
 		return process.Component{}, fmt.Errorf("no engine %q for role %q", n.Config.Engine, n.Config.Role)
 	}
 	return e.start(ctx, n)

@@ -35,7 +35,11 @@ const secret sut.Secret = "secret-of-the-tests"
 func start(t testing.TB, c sut.NodeConfig) *running {
 	t.Helper()
 	c.Listen, c.Procs, c.DrainSeconds, c.Secret = cmp.Or(c.Listen, "127.0.0.1"), 2, 5, secret
+	sessions := c.Knobs["session.store"]
 	c.Knobs = ladder.Complete(c.Knobs)
+	if len(c.Wiring.Uses[sut.Session]) == 0 { // as before stage stateless
+		c.Knobs["session.store"] = cmp.Or(sessions, "memory")
+	}
 	_, _ = fmt.Sscanf(c.Node, "web-%d", &c.IDHost) // it stays 0 for other nodes
 	c.Data = sut.Data{Size: "small", Seed: 1}
 	document, err := json.Marshal(c)

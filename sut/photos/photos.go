@@ -17,6 +17,7 @@ var (
 	ErrConflict    = errors.New("conflict")          // the login name or the id already exists
 	ErrForbidden   = errors.New("not the owner")     // only the owner may rename or delete
 	ErrUnavailable = errors.New("store unavailable") // it cannot be reached or does not answer in time
+	ErrFull        = errors.New("store full")        // it answers, but takes no new records
 )
 
 // ID identifies a record. Seeded users have the ids 1, 2, 3 ... The id of a photo or a

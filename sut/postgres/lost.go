@@ -333,6 +333,7 @@ func lostTables() []lostTable {
 		{"photos", []string{"id"}, true},
 		{"comments", []string{"id"}, false},
 		{"follows", []string{"follower", "followee"}, false},
+		{"sessions", []string{"id"}, false},
 	}
 }
 

@@ -55,6 +55,9 @@ func Find() (Install, error) {
 	return Install{Path: path, Version: string(found[1])}, nil
 }
 
+// NoEviction is the eviction policy of a server that refuses writes when its memory is full.
+const NoEviction = "noeviction"
+
 // Config configures a Redis server.
 type Config struct {
 	Install Install
@@ -62,7 +65,7 @@ type Config struct {
 	Listen  net.IP // a loopback address
 	Port    int
 	// MaxBytes bounds the server's memory; 0 = no limit. Evict is the eviction policy when
-	// the limit is reached: "lru", "lfu" or "fifo".
+	// the limit is reached: "lru", "lfu", "fifo", or NoEviction.
 	MaxBytes int64
 	Evict    string
 	// Secret is the password of every client; "" = clients need none.
@@ -106,8 +109,11 @@ func (s *Server) Prepare(context.Context) error {
 // Command returns the command that runs the server in the foreground. The caller starts it.
 func (s *Server) Command() *exec.Cmd {
 	policy := "allkeys-" + s.cfg.Evict
-	if s.cfg.Evict == "fifo" {
+	switch s.cfg.Evict {
+	case "fifo":
 		policy = "volatile-ttl"
+	case NoEviction:
+		policy = NoEviction
 	}
 	cmd := exec.Command(s.cfg.Install.Path, // without a configuration file
 		"--bind", s.cfg.Listen.String(), "--port", strconv.Itoa(s.cfg.Port), "--dir", s.cfg.Dir,
@@ -200,12 +206,15 @@ const maxInfo = 1 << 20
 
 // parseInfo parses the reply to INFO.
 func parseInfo(text string) (f sut.CacheFigures, err error) {
-	fields := map[string]string{"db0": "keys=0,"} // an empty database has no such line
+	const refused = "errorstat_OOM"
+	// An empty database has no line db0. A server that has refused nothing has no line for it.
+	fields := map[string]string{"db0": "keys=0,", refused: "count=0"}
 	for line := range strings.Lines(text) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
 		fields[name] = value
 	}
 	fields["db0"], _, _ = strings.Cut(strings.TrimPrefix(fields["db0"], "keys="), ",")
+	fields[refused] = strings.TrimPrefix(fields[refused], "count=")
 	for _, wanted := range []struct {
 		name   string
 		figure *int64
@@ -214,6 +223,7 @@ func parseInfo(text string) (f sut.CacheFigures, err error) {
 		{"keyspace_misses", &f.Misses},
 		{"evicted_keys", &f.Evicted},
 		{"expired_keys", &f.Expired},
+		{refused, &f.Refused},
 		{"db0", &f.Entries},
 		{"used_memory", &f.Bytes},
 		{"maxmemory", &f.MaxBytes},

@@ -120,7 +120,11 @@ func (s *Server) info(c *conn, args [][]byte) {
 		{"stats", fmt.Sprintf("total_connections_received:%d\r\ntotal_commands_processed:%d\r\nexpired_keys:%d\r\n"+
 			"evicted_keys:%d\r\nkeyspace_hits:%d\r\nkeyspace_misses:%d\r\n",
 			stats.Accepted, stats.Commands, stats.Expired, stats.Evicted, stats.Hits, stats.Misses)},
+		{"errorstats", ""},
 		{"keyspace", ""},
+	}
+	if stats.Refused > 0 {
+		sections[len(sections)-2].text = fmt.Sprintf("errorstat_OOM:count=%d\r\n", stats.Refused)
 	}
 	if stats.Entries > 0 {
 		sections[len(sections)-1].text = fmt.Sprintf("db0:keys=%d,expires=%d,avg_ttl=0\r\n", stats.Entries, stats.Expiring)

@@ -47,7 +47,7 @@ var (
 
 // counters are the event counters of a shard.
 type counters struct {
-	hits, misses, evicted, expired int64
+	hits, misses, evicted, expired, refused int64
 }
 
 // shard is a set of keys with its own lock and its share of the budget. Times are in ms
@@ -122,6 +122,7 @@ func (s *shard) put(e *entry, key, value []byte, expires, now int64) error {
 		}
 		v := s.policy.victim()
 		if v == nil {
+			s.counters.refused++
 			return errFull
 		}
 		if need > s.budget {

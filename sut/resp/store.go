@@ -137,6 +137,7 @@ func (s *store) stats() Stats {
 		all.Misses += sh.counters.misses
 		all.Evicted += sh.counters.evicted
 		all.Expired += sh.counters.expired
+		all.Refused += sh.counters.refused
 		sh.mu.Unlock()
 	}
 	return all

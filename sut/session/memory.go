@@ -1,13 +1,17 @@
 // Package session stores which user a session belongs to. Memory keeps sessions in the
-// memory of one web host. Only that host knows its sessions, and they end with it.
+// memory of one web host. Only that host knows its sessions, and they end with it. Shared
+// keeps them in a Table outside the web hosts: RESP is that of a session host, and a
+// database has another.
 //
 // Remote is for a web host without sessions. It asks the host that the token names, and
 // the Handler of that host answers.
 //
-// A session is a token with 128 random bits. It identifies a user until it expires. The
-// package does not know cookies. All methods may be called concurrently. A session that
-// is unknown, ended or expired is photos.ErrNotFound. Memory and Remote pass the
-// conformance kit sessiontest.
+// A session is a token with 128 random bits. It identifies a user for 24 hours from its
+// start. Its use does not prolong it, so a look-up writes nothing. The package does not
+// know cookies. All methods may be called concurrently. A session that is unknown, ended
+// or expired is photos.ErrNotFound. A store that does not answer is photos.ErrUnavailable,
+// which says nothing about a session. Memory, Remote and Shared pass the conformance kit
+// sessiontest.
 package session
 
 import (
@@ -58,6 +62,7 @@ func (c MemoryConfig) withDefaults() (MemoryConfig, error) {
 type Memory struct {
 	config  MemoryConfig
 	evicted prometheus.Counter
+	copied  prometheus.Counter
 
 	mu sync.Mutex
 	// byAge holds *entry from the oldest to the newest. All sessions have the same ttl,
@@ -72,6 +77,7 @@ type entry struct {
 	token   token
 	user    photos.ID
 	expires time.Time
+	copied  bool // it is in the store, too
 }
 
 // NewMemory returns an empty table of sessions.
@@ -85,10 +91,13 @@ func NewMemory(c MemoryConfig) (*Memory, error) {
 		Name: "stagebench_sessions_evicted_total",
 		Help: "Sessions that were evicted because the host had reached its maximum number.",
 	})
+	m.copied = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "stagebench_sessions_copied_total", Help: "Sessions of this host that were copied to a shared store.",
+	})
 	active := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "stagebench_sessions_active", Help: "Sessions that this host holds.",
 	}, func() float64 { return float64(m.Len()) })
-	for _, metric := range []prometheus.Collector{m.evicted, active} {
+	for _, metric := range []prometheus.Collector{m.evicted, m.copied, active} {
 		if err := c.Registry.Register(metric); err != nil {
 			return nil, fmt.Errorf("sessions: %w", err)
 		}
@@ -143,6 +152,60 @@ func (m *Memory) Len() int {
 	defer m.mu.Unlock()
 	m.dropExpired(now)
 	return m.byAge.Len()
+}
+
+// held is a session in memory.
+type held struct {
+	token   string
+	user    photos.ID
+	expires time.Time
+}
+
+func (m *Memory) heldOf(e *entry) held {
+	return held{m.prefix() + hex.EncodeToString(e.token[:]), e.user, e.expires}
+}
+
+// held returns the session with a token, if it has not ended.
+func (m *Memory) held(text string) (h held, found bool) {
+	now := m.config.Now()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	element := m.find(text)
+	if element == nil || !now.Before(element.Value.(*entry).expires) {
+		return h, false
+	}
+	return m.heldOf(element.Value.(*entry)), true
+}
+
+// all returns all sessions that have not ended, the oldest first.
+func (m *Memory) all() []held {
+	now := m.config.Now()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.dropExpired(now)
+	all := make([]held, 0, m.byAge.Len())
+	for element := m.byAge.Front(); element != nil; element = element.Next() {
+		all = append(all, m.heldOf(element.Value.(*entry)))
+	}
+	return all
+}
+
+// noteCopied counts a session that was copied, once.
+func (m *Memory) noteCopied(text string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if element := m.find(text); element != nil && !element.Value.(*entry).copied {
+		element.Value.(*entry).copied = true
+		m.copied.Inc()
+	}
+}
+
+// forget removes all sessions.
+func (m *Memory) forget() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.byAge.Init()
+	clear(m.byToken)
 }
 
 // dropExpired removes expired sessions. The caller holds the lock.

@@ -31,9 +31,16 @@ type Lookup interface {
 	User(ctx context.Context, token string) (photos.ID, error)
 }
 
-// Handler serves lookups of other hosts of the system: 204 with the user, or 404 for an unknown token. It shares the
+// Owner is the sessions that a host has in its memory.
+type Owner interface {
+	Lookup
+	End(ctx context.Context, token string) error
+}
+
+// Handler serves other hosts of the system. GET looks a session up: 204 with the user, or 404 for an unknown token.
+// DELETE ends a session: 204, also for an unknown token. It shares the
 // address of the service with everybody, so it answers 404 to whoever does not have the secret, and logs that.
-func Handler(sessions Lookup, secret sut.Secret, log *slog.Logger) http.Handler {
+func Handler(sessions Owner, secret sut.Secret, log *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
 		switch {
@@ -41,8 +48,15 @@ func Handler(sessions Lookup, secret sut.Secret, log *slog.Logger) http.Handler 
 			log.Warn("refused a session lookup without the secret of the system", "client", r.RemoteAddr)
 			w.WriteHeader(http.StatusNotFound)
 			return
+		case r.Method == http.MethodDelete:
+			status := http.StatusNoContent
+			if err := sessions.End(r.Context(), r.Header.Get(tokenHeader)); err != nil {
+				status = http.StatusServiceUnavailable
+			}
+			w.WriteHeader(status)
+			return
 		case r.Method != http.MethodGet:
-			w.Header().Set("Allow", http.MethodGet)
+			w.Header().Set("Allow", "GET, DELETE")
 			w.WriteHeader(http.StatusMethodNotAllowed)
 			return
 		}
@@ -58,7 +72,7 @@ func Handler(sessions Lookup, secret sut.Secret, log *slog.Logger) http.Handler 
 	})
 }
 
-// Remote looks up sessions at other hosts. It cannot start or end a session.
+// Remote looks up and ends sessions at other hosts. It cannot start a session.
 type Remote struct {
 	requestID func(context.Context) string
 	secret    sut.Secret
@@ -116,50 +130,67 @@ func (r *Remote) Start(context.Context, photos.ID) (string, time.Time, error) {
 // User asks the host that the token names. If that host is not one of the peers, the error
 // is photos.ErrNotFound. If it does not answer, the error is photos.ErrUnavailable.
 func (r *Remote) User(ctx context.Context, token string) (photos.ID, error) {
-	host, _, _ := strings.Cut(token, ".")
+	response, host, err := r.ask(ctx, http.MethodGet, token)
+	switch {
+	case err != nil:
+		return 0, err
+	case response.StatusCode == http.StatusNoContent:
+		user, err := strconv.ParseInt(response.Header.Get(userHeader), 10, 64)
+		if err != nil || user < 1 {
+			return 0, fmt.Errorf("session: %s answered with the user %q", host, response.Header.Get(userHeader))
+		}
+		return photos.ID(user), nil
+	case response.StatusCode == http.StatusNotFound:
+		return 0, fmt.Errorf("session: %w", photos.ErrNotFound)
+	}
+	return 0, fmt.Errorf("session: %s answered %s: %w", host, response.Status, photos.ErrUnavailable)
+}
+
+// End ends a session at the host that the token names. It does nothing if that host is not one of the peers.
+func (r *Remote) End(ctx context.Context, token string) error {
+	response, host, err := r.ask(ctx, http.MethodDelete, token)
+	switch {
+	case errors.Is(err, photos.ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	case response.StatusCode != http.StatusNoContent:
+		return fmt.Errorf("session: %s answered %s: %w", host, response.Status, photos.ErrUnavailable)
+	}
+	return nil
+}
+
+// ask sends a request to the host that the token names. The body of the response is already read.
+func (r *Remote) ask(ctx context.Context, method, token string) (response *http.Response, host string, err error) {
+	host, _, _ = strings.Cut(token, ".")
 	hosts, done := r.hosts.Use()
 	defer done()
 	i := slices.IndexFunc(hosts.peers, func(p sut.Peer) bool { return p.Node == host })
 	if i < 0 || !plain(token) {
-		return 0, fmt.Errorf("session: %w", photos.ErrNotFound)
+		return nil, host, fmt.Errorf("session: %w", photos.ErrNotFound)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+hosts.peers[i].Address+Path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+hosts.peers[i].Address+Path, nil)
 	if err != nil {
-		return 0, fmt.Errorf("session: %w", err)
+		return nil, host, fmt.Errorf("session: %w", err)
 	}
 	req.Header.Set(tokenHeader, token)
 	req.Header.Set("Authorization", r.secret.Bearer())
 	if id := r.requestID(ctx); id != "" {
 		req.Header.Set(sut.RequestIDHeader, id)
 	}
-	response, err := hosts.client.Do(req)
+	response, err = hosts.client.Do(req)
 	if err != nil {
-		return 0, fmt.Errorf("session: %w: %w", photos.ErrUnavailable, err)
+		return nil, host, fmt.Errorf("session: %w: %w", photos.ErrUnavailable, err)
 	}
-	defer func() { _ = response.Body.Close() }()      // only read, so Close loses nothing
 	_, _ = io.CopyN(io.Discard, response.Body, 1<<10) // a read body allows to reuse the connection
-	switch response.StatusCode {
-	case http.StatusNoContent:
-		user, err := strconv.ParseInt(response.Header.Get(userHeader), 10, 64)
-		if err != nil || user < 1 {
-			return 0, fmt.Errorf("session: %s answered with the user %q", host, response.Header.Get(userHeader))
-		}
-		return photos.ID(user), nil
-	case http.StatusNotFound:
-		return 0, fmt.Errorf("session: %w", photos.ErrNotFound)
-	}
-	return 0, fmt.Errorf("session: %s answered %s: %w", host, response.Status, photos.ErrUnavailable)
+	_ = response.Body.Close()                         // only read, so Close loses nothing
+	return response, host, nil
 }
 
 // plain reports whether a token has only characters that a header may have. A client may
 // have sent any text.
 func plain(token string) bool {
 	return !strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' })
-}
-
-// End always returns an error, because this host stores no session.
-func (r *Remote) End(context.Context, string) error {
-	return errors.New("session: this host stores no sessions, so it cannot end one")
 }
 
 // Close closes idle connections.

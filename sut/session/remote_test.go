@@ -39,7 +39,7 @@ func userOf(ctx context.Context, remote *session.Remote, token string) (user pho
 }
 
 // peer serves the sessions of a host until the test ends.
-func peer(t *testing.T, name string, sessions session.Lookup) sut.Peer {
+func peer(t *testing.T, name string, sessions session.Owner) sut.Peer {
 	t.Helper()
 	mux := http.NewServeMux()
 	mux.Handle(session.Path, session.Handler(sessions, secret, discard()))
@@ -224,10 +224,12 @@ func TestSetPeersDuringLookups(t *testing.T) {
 	}
 }
 
-// The handler answers 405 to methods other than GET.
-func TestHandlerAnswersGETOnly(t *testing.T) {
+// The handler answers 405 to methods other than GET and DELETE.
+func TestHandlerRefusesOtherMethods(t *testing.T) {
 	m := newMemory(t, session.MemoryConfig{Host: "web-1"})
-	for method, want := range map[string]int{http.MethodGet: 404, http.MethodPost: 405, http.MethodDelete: 405} {
+	for method, want := range map[string]int{
+		http.MethodGet: 404, http.MethodPost: 405, http.MethodPut: 405, http.MethodDelete: 204,
+	} {
 		w := httptest.NewRecorder()
 		r := httptest.NewRequest(method, session.Path, nil)
 		r.Header.Set("Authorization", secret.Bearer())

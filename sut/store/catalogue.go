@@ -113,6 +113,14 @@ const (
 		`and exists (select 1 from follows where follower = $1 and followee = $2)`
 	sqlCountFollower = `update users set followers = followers + 1, version = version + 1 where id = $1 ` +
 		`and exists (select 1 from follows where followee = $1 and follower = $2)`
+
+	// A session never changes, so adding it again changes nothing. There is no index on the expiry: see schema.
+	sqlAddSession     = `insert into sessions (id, user_id, expires_us) values ($1, $2, $3) on conflict do nothing`
+	sqlSession        = `select user_id, expires_us from sessions where id = $1`
+	sqlRemoveSession  = `delete from sessions where id = $1`
+	sqlSessions       = `select id, expires_us from sessions where id > $1 order by id limit $2`
+	sqlExpireSessions = `delete from sessions where id > $1 and id <= $2 and expires_us <= $3`
+
 	sqlAnalyze = `analyze`
 )
 
@@ -181,6 +189,17 @@ func serving() []Statement {
 		{Name: "add follow", SQL: sqlAddFollow, Params: []Type{BigInt, BigInt, BigInt}},
 		{Name: "count following", SQL: sqlCountFollowing, Params: two},
 		{Name: "count follower", SQL: sqlCountFollower, Params: two},
+		{Name: "add session", SQL: sqlAddSession, Params: []Type{Text, BigInt, BigInt}},
+		{
+			Name: "session", SQL: sqlSession, Params: []Type{Text},
+			Columns: columns("user_id, expires_us", two),
+		},
+		{Name: "remove session", SQL: sqlRemoveSession, Params: []Type{Text}},
+		{
+			Name: "page of sessions", SQL: sqlSessions, Params: []Type{Text, BigInt},
+			Columns: columns("id, expires_us", []Type{Text, BigInt}),
+		},
+		{Name: "expire sessions", SQL: sqlExpireSessions, Params: []Type{Text, Text, BigInt}},
 	}
 }
 
@@ -268,6 +287,10 @@ func schema() []Statement {
 		one("photos by user", `create index if not exists photos_by_user on photos (user_id, created_us, id)`, "", ""),
 		one("photos by time", `create index if not exists photos_by_time on photos (created_us, id)`, "", ""),
 		one("comments by photo", `create index if not exists comments_by_photo on comments (photo_id)`, "", ""),
+		// There is no index on the expiry. It would make each login write a second index, and a change of an expiry
+		// would need new entries in all indexes of PostgreSQL; without it, the free space of each page is enough.
+		one("sessions", `create table if not exists sessions (id text primary key, user_id bigint not null, `+
+			`expires_us bigint not null) with (fillfactor = 80)`, "with (fillfactor = 80)", "without rowid"),
 	}
 }
 

@@ -34,9 +34,17 @@ type operation func(context.Context, *database) error
 // on the same database if a connection was broken, because a database that was
 // restarted breaks the connections in the pool.
 func (s *Store) read(ctx context.Context, do operation) error {
+	return s.readFrom(ctx, s.readable(), do)
+}
+
+// readPrimary runs a read-only operation on the primary.
+func (s *Store) readPrimary(ctx context.Context, do operation) error {
+	return s.readFrom(ctx, []*database{s.used.Load().primary}, do)
+}
+
+func (s *Store) readFrom(ctx context.Context, order []*database, do operation) error {
 	limited, cancel := context.WithTimeout(ctx, s.config.QueryTimeout)
 	defer cancel()
-	order := s.readable()
 	for i, d := range order {
 		last := i == len(order)-1
 		s.reads.Inc()

@@ -70,6 +70,8 @@ type Actor interface {
 	// Scale changes the number of hosts of a tier and returns when all are ready. If ctx
 	// ends before, the system is unchanged.
 	Scale(ctx context.Context, tier string, hosts int) (targets.Scaled, error)
+	// Set changes a knob and returns when the change is complete.
+	Set(ctx context.Context, knob, value string) (targets.Changed, error)
 	// Purge removes entries of all edges.
 	Purge(ctx context.Context, p sut.Purge) ([]targets.Purged, error)
 	// Recover reports the failovers and the writes that they lost. If replay is true, it
@@ -184,6 +186,10 @@ func handler(info Info, system System, down chan<- struct{}) http.Handler {
 			scaled, err = system.Scale(r.Context(), r.PathValue("tier"), hosts)
 		}
 		answer(w, scaled, err)
+	})
+	mux.HandleFunc("POST /set/{knob}/{value}", func(w http.ResponseWriter, r *http.Request) {
+		changed, err := system.Set(r.Context(), r.PathValue("knob"), r.PathValue("value"))
+		answer(w, changed, err)
 	})
 	mux.HandleFunc("POST /purge", func(w http.ResponseWriter, r *http.Request) {
 		var p sut.Purge
@@ -324,6 +330,12 @@ func (c *Client) Resume(ctx context.Context, name string) error {
 func (c *Client) Scale(ctx context.Context, tier string, hosts int) (targets.Scaled, error) {
 	var scaled targets.Scaled
 	return scaled, c.call(ctx, http.MethodPost, "/scale/"+url.PathEscape(tier)+"/"+strconv.Itoa(hosts), nil, &scaled)
+}
+
+// Set changes a knob and returns when the change is complete.
+func (c *Client) Set(ctx context.Context, knob, value string) (targets.Changed, error) {
+	var changed targets.Changed
+	return changed, c.call(ctx, http.MethodPost, "/set/"+url.PathEscape(knob)+"/"+url.PathEscape(value), nil, &changed)
 }
 
 // Purge removes entries of all edges.

@@ -35,8 +35,12 @@ func (f fake) Kill(name string) error {
 	f.done <- "kill " + name
 	return nil
 }
-func (f fake) Pause(name string) error    { f.done <- "pause " + name; return nil }
-func (f fake) Resume(name string) error   { f.done <- "resume " + name; return nil }
+func (f fake) Pause(name string) error  { f.done <- "pause " + name; return nil }
+func (f fake) Resume(name string) error { f.done <- "resume " + name; return nil }
+func (f fake) Set(_ context.Context, knob, value string) (targets.Changed, error) {
+	f.done <- "set " + knob + "=" + value
+	return targets.Changed{Knob: knob, Value: value}, nil
+}
 func (f fake) Down(context.Context) error { f.done <- "down"; return nil }
 func (f fake) Endpoints() []string        { return []string{"http://127.0.0.1:1"} }
 func (f fake) Fallbacks() []string        { return []string{"http://127.0.0.1:2"} }

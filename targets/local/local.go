@@ -129,14 +129,17 @@ type System struct {
 	mu       sync.Mutex
 	topology sut.Topology
 	hosts    []*host
-	nodes    []*node         // in start order
-	changed  chan struct{}   // closed and replaced when a node's state or a replication role changes
-	events   []targets.Event // append only
-	roles    failover.Roles  // replication roles of the databases; Epoch 0 = not replicated
-	epoch    int64           // epoch of the wirings, incremented at every change
-	moving   sut.Role        // role whose keys will move between its nodes, "" = none
-	draining []*node         // leaving nodes that may still have requests in flight
-	leased   int             // the last host number for ids that was assigned
+	nodes    []*node          // in start order
+	changed  chan struct{}    // closed and replaced when a node's state or a replication role changes
+	events   []targets.Event  // append only
+	roles    failover.Roles   // replication roles of the databases; Epoch 0 = not replicated
+	epoch    int64            // epoch of the wirings, incremented at every change
+	moving   sut.Role         // role whose keys will move between its nodes, "" = none
+	draining []*node          // leaving nodes that may still have requests in flight
+	sessions *sut.SessionMove // sessions were moved while the system served; nil = never. It has no Owners
+	owning   bool             // web nodes may have sessions in their memory that the store does not have
+	unsticky bool             // balancers do not keep users on a host any more
+	leased   int              // the last host number for ids that was assigned
 
 	failover *failover.Supervisor // nil = databases are not replicated; set before Up returns
 }

@@ -59,16 +59,11 @@ func (s *System) scale(ctx context.Context, wanted *targets.Scaled) error {
 // changeTopology changes the system to a topology that differs only in the hosts of one
 // tier. It sets Moved and Held of done.
 func (s *System) changeTopology(ctx context.Context, r sut.Role, next sut.Topology, done *targets.Scaled) error {
-	if !s.scaling.TryLock() {
-		return errChanging
+	ctx, end, err := s.beginChange(ctx)
+	if err != nil {
+		return err
 	}
-	defer s.scaling.Unlock()
-	if s.life.Err() != nil {
-		return errors.New("the system is going down")
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(s.life, cancel)()
+	defer end()
 	before := s.Topology()
 	if err := errors.Join(checkDifference(before, next), s.obstacle(r, next)); err != nil {
 		return err
@@ -101,6 +96,25 @@ func (s *System) changeTopology(ctx context.Context, r sut.Role, next sut.Topolo
 	}
 	// No node calls the leaving hosts any more, so the change cannot be rolled back.
 	return s.removeOthers(back, next)
+}
+
+// beginChange prevents other changes of the topology until end is called. The context that it returns ends when the
+// system goes down.
+func (s *System) beginChange(ctx context.Context) (changing context.Context, end func(), err error) {
+	if !s.scaling.TryLock() {
+		return nil, nil, errChanging
+	}
+	if s.life.Err() != nil {
+		s.scaling.Unlock()
+		return nil, nil, errors.New("the system is going down")
+	}
+	changing, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.life, cancel)
+	return changing, func() {
+		stop()
+		cancel()
+		s.scaling.Unlock()
+	}, nil
 }
 
 // rollBack undoes a change that failed, with the same steps. It keeps the change if the

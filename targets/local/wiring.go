@@ -56,7 +56,10 @@ func (s *System) change(change func()) {
 
 // wiringFor returns the current wiring of a node. The caller holds mu.
 func (s *System) wiringFor(n *node) sut.Wiring {
-	w := sut.Wiring{Epoch: s.epoch, Routes: n.Routes, Uses: map[sut.Role][]sut.Peer{}}
+	w := sut.Wiring{
+		Epoch: s.epoch, Routes: n.Routes, Uses: map[sut.Role][]sut.Peer{}, Sessions: s.sessionsFor(n),
+		Unsticky: s.unsticky && n.Role == sut.Balance,
+	}
 	for _, used := range n.uses {
 		w.Uses[used.Role] = append(w.Uses[used.Role], used.peer())
 	}

@@ -46,7 +46,10 @@ func dependencies() []dependency {
 			"github.com/prometheus/client_golang", "metrics of nodes and runs",
 			[]string{"sut/...", "targets/...", "results/live", "cmd/..."},
 		},
-		{"github.com/redis/go-redis/v9", "client of the caches", []string{"sut/cache", "sut/redis"}},
+		{
+			"github.com/redis/go-redis/v9", "client of the caches and of the session host",
+			[]string{"sut/cache", "sut/redis", "sut/session"},
+		},
 		{"github.com/rogpeppe/go-internal", "tests: command line behaviour as scripts", nil},
 		{"github.com/spf13/cobra", "commands, flags, completion", []string{"cmd/..."}},
 		{"github.com/spf13/pflag", "the flags of commands", []string{"cmd/..."}},

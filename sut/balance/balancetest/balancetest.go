@@ -97,6 +97,7 @@ func Run(t *testing.T, start Start) {
 		{"sticky is invisible to hosts", testStickyInvisible},
 		{"sticky does not apply to shared paths", testStickyShared},
 		{"not sticky sets no cookie", testNotSticky},
+		{"sticky ends and begins while it serves", testUnsticky},
 
 		{"a killed host fails the requests in flight on it", testKilledHost},
 		{"a host killed under load fails a bounded number of requests", testKilledUnderLoad},

@@ -323,3 +323,28 @@ func testNotSticky(t *testing.T, start Start) {
 		t.Errorf("without sticky the host got the cookie lb=web-1 as %q", seen.Header["Cookie"])
 	}
 }
+
+// testUnsticky ends stickiness and begins it again while the balancer serves.
+func testUnsticky(t *testing.T, start Start) {
+	hosts, c := begin(t, start, 3, "round_robin", true)
+	held := func() {
+		t.Helper()
+		for range 10 {
+			if got := c.get("/who", "Cookie", "lb=web-1"); got.node != "web-1" {
+				t.Fatalf("a user of web-1 was sent to %s", got.node)
+			}
+		}
+	}
+	held()
+	c.mustChange(sut.Upstreams{Peers: peers(hosts), Unsticky: true})
+	evenly(t, hosts, spread(c, 90, 1, "Cookie", "lb=web-1"))
+	got := c.get("/who")
+	if value, set := cookieOf(got.header); set {
+		t.Errorf("the balancer set the cookie to %q", value)
+	}
+	if status, err := c.system.Status(t.Context()); err != nil || status.Sticky {
+		t.Errorf("sticky is %t, %v", status.Sticky, err)
+	}
+	c.mustChange(sut.Upstreams{Peers: peers(hosts)})
+	held()
+}

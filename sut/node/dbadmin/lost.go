@@ -123,6 +123,10 @@ func (r *replayer) change(ctx context.Context, c row) error {
 		return r.count("delete", c, r.store.DeletePhoto(ctx, c.key(), photos.ID(c.before("user_id"))))
 	case c.Table == "photos" && c.Op == sut.Updated:
 		return r.update(ctx, c)
+	case c.Table == "sessions" && c.Op == sut.Inserted:
+		return r.count("login", c, r.store.AddSession(ctx, c.text("id"), c.id("user_id"), c.number("expires_us")))
+	case c.Table == "sessions" && c.Op == sut.Deleted:
+		return r.count("logout", c, r.store.RemoveSession(ctx, c.Key))
 	case c.Table == "users" && c.Op == sut.Updated, c.Table == "comments" && c.Op == sut.Deleted:
 		return nil // part of another operation
 	}

@@ -7,6 +7,7 @@ package resptest
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"os/exec"
@@ -67,6 +68,43 @@ func ServeProxy(
 		}
 	})
 	return server
+}
+
+// Restarting starts an embedded server that the test can stop, and start again at the same address without its keys.
+func Restarting(t testing.TB) (address string, stop, start func()) {
+	t.Helper()
+	var server *resp.Server
+	var served chan error
+	address = "127.0.0.1:0"
+	start = func() {
+		t.Helper()
+		listener, err := net.Listen("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		address = listener.Addr().String()
+		started, err := resp.New(resp.Config{Listener: listener})
+		if err != nil {
+			t.Fatal(err)
+		}
+		server, served = started, make(chan error, 1)
+		go func() { served <- started.Serve() }()
+	}
+	stop = func() {
+		t.Helper()
+		if server == nil {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), testTimeout)
+		defer cancel()
+		if err := errors.Join(server.Shutdown(ctx), <-served); err != nil {
+			t.Error(err)
+		}
+		server = nil
+	}
+	start()
+	t.Cleanup(stop)
+	return address, stop, start
 }
 
 // Redis starts a redis-server that stores nothing on disk, and returns its address. The

@@ -1,0 +1,24 @@
+package sqlite_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stagebench/stagebench/internal/porttest"
+	"github.com/stagebench/stagebench/sut/session/sessiontest"
+	"github.com/stagebench/stagebench/sut/store/storetest"
+)
+
+// The database keeps sessions, also when it is killed.
+func TestSessions(t *testing.T) {
+	t.Parallel()
+	p := &process{dir: t.TempDir(), address: porttest.Free(t).String()}
+	p.Restart(t)
+	t.Cleanup(func() { p.Kill(t) })
+	s := storetest.Open(t, p.Address())
+	if err := s.CreateSchema(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	sessiontest.RunShared(t, func(*testing.T, func() time.Time) sessiontest.Table { return s })
+	sessiontest.Unavailable(t, s, true, func() { p.Kill(t) }, func() { p.Restart(t) })
+}
