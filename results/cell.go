@@ -270,6 +270,8 @@ type Step struct {
 	FailedServiceNS Latency `json:"failed_service_ns,omitzero"`
 	TimeoutNS       int64   `json:"timeout_ns,omitempty"`
 
+	Journeys *Journeys `json:"journeys,omitempty"` // nil = the workload has none
+
 	Ledger       Ledger             `json:"ledger"`
 	Ops          map[string]OpStats `json:"ops"`
 	Causes       map[string]int64   `json:"causes,omitempty"`   // failures by cause

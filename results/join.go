@@ -76,6 +76,12 @@ func (s *Step) add(part Step) {
 			Scheduled: a.Scheduled + b.Scheduled, Reusable: a.Reusable + b.Reusable,
 		}
 	})
+	s.Journeys = known(s.Journeys, part.Journeys, func(a, b Journeys) Journeys {
+		return Journeys{
+			Begun: a.Begun + b.Begun, Joined: a.Joined + b.Joined, Ended: a.Ended + b.Ended, GivenUp: a.GivenUp + b.GivenUp,
+			PlannedOps: a.PlannedOps + b.PlannedOps, NotDue: a.NotDue + b.NotDue,
+		}
+	})
 	s.Database = known(s.Database, part.Database, func(a, b DatabaseCalls) DatabaseCalls {
 		return DatabaseCalls{Reads: a.Reads + b.Reads, Writes: a.Writes + b.Writes}
 	})

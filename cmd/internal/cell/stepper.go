@@ -82,13 +82,13 @@ type Stepper struct {
 	// Log is the histogram log; nil = no log.
 	Log *hdr.Log
 
-	ceiling    *ceiling      // of the edge; nil = unknown
-	timeline   *timeline     // nil = no timeline
-	last       distributions // of the last step
-	nextOp     uint64        // index of the next op in the workload
-	unanswered int64         // requests of the last step without an answer
-	start      time.Time     // time 0 of the first step
-	logError   error         // first error of log or timeline
+	ceiling     *ceiling      // of the edge; nil = unknown
+	timeline    *timeline     // nil = no timeline
+	last        distributions // of the last step
+	nextJourney uint64        // number of the next journey in the workload; without journeys, of the next op
+	unanswered  int64         // requests of the last step without an answer
+	start       time.Time     // time 0 of the first step
+	logError    error         // first error of log or timeline
 }
 
 // Keep makes the stepper write histogram log and timeline of a cell to the directory of its run. Call closeFiles after
@@ -108,7 +108,7 @@ func (s *Stepper) Step(
 	ctx context.Context, purpose string, rate float64, schedule pace.Schedule, duration time.Duration,
 ) (results.Step, error) {
 	s.Progress.Step(purpose, rate)
-	scheduled := schedule.Count(duration)
+	journeys := pace.NewJourneys(s.Workload, s.nextJourney, schedule)
 	stepContext, cancel := context.WithCancel(ctx)
 	defer cancel()
 	before := s.before(ctx)
@@ -118,7 +118,8 @@ func (s *Stepper) Step(
 	stopFaults := s.startFaults(stepContext)
 	lower, realTime := s.raisePriority(before.usage)
 	report, err := s.Driver.Run(stepContext, s.Clients, driver.Plan{
-		Workload: s.Workload, First: s.nextOp, Schedule: schedule, Duration: duration, Timeout: s.Timeout, Drain: s.Drain,
+		Workload: s.Workload, First: s.nextJourney, Schedule: schedule, Duration: duration,
+		Timeout: s.Timeout, Drain: s.Drain,
 	}, o.outcome)
 	lower()
 	injected := stopFaults()
@@ -130,11 +131,13 @@ func (s *Stepper) Step(
 		o.recorder.Stall(stall)
 	}
 	step := o.recorder.Finish(report.Scheduled)
-	step.Purpose, step.OfferedRPS, step.Schedule, step.CatchUp = purpose, rate, schedule.String(), driver.CatchUp
+	step.Purpose, step.OfferedRPS, step.Schedule, step.CatchUp = purpose, rate, journeys.String(), driver.CatchUp
 	step.TimeoutNS = int64(s.Timeout)
-	step.OpsHash = workloads.Hash(s.Workload, s.nextOp, min(schedule.Count(report.Window), maxHashed))
-	requests, reusable := s.ceiling.step(s.Workload, schedule, s.nextOp, schedule.Count(report.Window), report.Start)
-	s.nextOp += scheduled
+	first, ops := journeys.Span(report.Window)
+	step.OpsHash, step.Journeys = workloads.Hash(s.Workload, first, min(ops, maxHashed)), report.Journeys
+	requests, reusable := s.ceiling.step(journeys, report.Window, report.Start)
+	all, _ := journeys.Count(duration)
+	s.nextJourney += all
 	s.fill(&step, report, before, after, injected)
 	step.Client.RealTime = realTime
 	if step.Static != nil {

@@ -27,6 +27,7 @@ import (
 func Run(t *testing.T, d driver.Driver) {
 	t.Run("ledger", func(t *testing.T) { testLedger(t, d) })
 	t.Run("sessions", func(t *testing.T) { testSessions(t, d) })
+	t.Run("journeys", func(t *testing.T) { testJourneys(t, d) })
 	t.Run("cookies", func(t *testing.T) { testCookies(t, d) })
 	t.Run("answers", func(t *testing.T) { testAnswers(t, d) })
 	t.Run("mishaps", func(t *testing.T) { testMishaps(t, d) })
