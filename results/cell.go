@@ -85,6 +85,8 @@ type ClientUsage struct {
 	StallSumNS   int64   `json:"stall_sum_ns"` // sum of these times, without the shortest ones
 	GCPauseMaxNS int64   `json:"gc_pause_max_ns"`
 	GCPauseSumNS int64   `json:"gc_pause_sum_ns"`
+	// Connections is the number of connections that were made.
+	Connections  int64   `json:"connections,omitempty"`
 	OutsideShare float64 `json:"outside_share"` // of the machine: CPU of other processes if they are known, and steal
 	OutsideKnown bool    `json:"outside_known"` // OutsideShare was measured
 }

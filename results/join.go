@@ -108,6 +108,7 @@ func (s *Step) addUsage(o Step) {
 	c.StallMaxNS, c.StallSumNS = max(c.StallMaxNS, o.Client.StallMaxNS), c.StallSumNS+o.Client.StallSumNS
 	c.GCPauseMaxNS = max(c.GCPauseMaxNS, o.Client.GCPauseMaxNS)
 	c.GCPauseSumNS += o.Client.GCPauseSumNS
+	c.Connections += o.Client.Connections
 	for _, h := range o.Hosts {
 		i := slices.IndexFunc(s.Hosts, func(a HostUsage) bool { return a.Host == h.Host })
 		if i < 0 {

@@ -88,7 +88,8 @@ type Report struct {
 	Window    time.Duration // of the schedule: Duration, or less when the run was cancelled
 	Scheduled int64         // ops that were due, plus logins after lost sessions
 	// Journeys counts the journeys of the run; nil = the workload has none.
-	Journeys *results.Journeys
+	Journeys  *results.Journeys
+	Connected int64 // connections made in the run
 	// InFlightNS is the number of ops in flight, counted at the transport and integrated
 	// over time. By Little's law it equals the sum of the service times of the outcomes if
 	// no op was lost.
@@ -131,6 +132,10 @@ type ClientConfig struct {
 	// Sources are the local addresses of the connections, used round robin. Empty = the
 	// system chooses.
 	Sources []netip.Addr
+	// SourcePerUser gives each user one source address for all ops: user modulo sources. So a target that distinguishes
+	// clients by address sees the same client again. A user's op takes a free slot whose connection has the address. If
+	// there is none, it takes another slot, which reconnects: connecting counts into response.
+	SourcePerUser bool
 	// ConnectionLife is the maximum age of a connection; 0 = no limit.
 	ConnectionLife time.Duration
 	// DialTimeout is the maximum time to make a connection.

@@ -105,7 +105,7 @@ func (t *Ticket) Carry(req *http.Request) (status int, header http.Header, err e
 	freeAt := o.Dispatched
 	defer func() {
 		f.agenda.settle(t.due, freeAt, !t.Op.Login || o.Fate == results.OK)
-		f.free <- freed{slot: t.slot, at: freeAt}
+		f.free.put(freed{slot: t.slot, at: freeAt})
 	}()
 	if t.malformed != nil {
 		t.failMalformed()

@@ -27,7 +27,8 @@ type Flight struct {
 	agenda  *agenda
 	surplus int64        // of the transport's log before the run
 	extra   atomic.Int64 // logins after lost sessions, which are not in the schedule
-	free    chan freed
+	free    *pool
+	dialed  int64 // connections made before the run
 	timer   *time.Timer
 
 	outcomes  chan results.Outcome
@@ -78,14 +79,11 @@ func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(resul
 	}
 	f := &Flight{
 		clients: clients, plan: plan, base: time.Now(), agenda: newAgenda(plan),
-		free:     make(chan freed, len(clients.slots)),
+		free: newPool(clients.slots), dialed: clients.dialed.Load(),
 		outcomes: make(chan results.Outcome, 4096), delivered: make(chan struct{}),
 		watched: make(chan struct{}), timer: time.NewTimer(time.Hour), surplus: clients.config.Log.Surplus(),
 	}
 	f.dispatching, f.stop = context.WithCancel(context.Background())
-	for _, s := range clients.slots {
-		f.free <- freed{slot: s}
-	}
 	f.window.Store(int64(plan.Duration))
 	// Ops in flight must not end with the caller's context: a cancelled run still waits
 	// for their responses, up to Drain.
@@ -163,9 +161,11 @@ func (f *Flight) Due() bool {
 
 // Dispatch takes the op that Due has waited for, and a slot. It waits until a slot is free.
 func (f *Flight) Dispatch() *Ticket {
-	slot := <-f.free
 	due := f.agenda.dispatch()
 	op := f.plan.Workload.Op(due.op)
+	source := f.clients.sourceOf(op.User)
+	slot := f.free.take(source)
+	f.clients.use(slot.slot, source)
 	if op.Login {
 		due.session = newSession()
 	}
@@ -210,7 +210,8 @@ func (f *Flight) Finish() Report {
 	return Report{
 		Start: f.base.Add(time.Duration(f.began.Load())), Window: window, Elapsed: max(window, time.Duration(f.lastDone)),
 		Scheduled: f.agenda.scheduled + f.extra.Load(), Journeys: f.agenda.count(f.plan.until(window)),
-		InFlightNS: f.inFlight.Load(), Stalls: f.stalls, Surplus: f.clients.config.Log.Surplus() - f.surplus,
+		Connected: f.clients.dialed.Load() - f.dialed, InFlightNS: f.inFlight.Load(), Stalls: f.stalls,
+		Surplus: f.clients.config.Log.Surplus() - f.surplus,
 	}
 }
 

@@ -141,6 +141,7 @@ const loginLanes = 8
 
 func (c *Clients) logIn(ctx context.Context, s *slot, op workloads.Op, user int, timeout time.Duration) error {
 	session := c.user(user)
+	c.use(s, c.sourceOf(user))
 	response, err := c.do(ctx, s, op, session, timeout)
 	if err != nil {
 		return err

@@ -31,6 +31,9 @@ import (
 // interval is the length of an interval of histograms and timeline, in nanoseconds.
 const interval = int64(time.Second)
 
+// maxReconnects is the share of requests for which users with source addresses may reconnect without a note.
+const maxReconnects = 0.05
+
 // maxHashed is the number of ops that the hash of a step covers. More would delay the result by seconds.
 const maxHashed = 1_000_000
 
@@ -217,6 +220,13 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after s
 	step.CompletedRPS = float64(completed) / max(report.Elapsed.Seconds(), 1e-9)
 	step.OwnLatencyNS = report.OwnLatency
 	step.Client = after.client.since(before.client, s.ClientCores)
+	step.Client.Connections = report.Connected
+	if extra := report.Connected - int64(s.Clients.Connections()); s.Clients.SourcePerUser() &&
+		float64(extra) > maxReconnects*float64(step.Ledger.Sent) {
+		step.Notef("%d connections were made for %d requests, because each user keeps its source address and few "+
+			"connections were free: this is a part of the response times and of the CPU time; more connections help",
+			report.Connected, step.Ledger.Sent)
+	}
 	for _, stall := range report.Stalls {
 		step.Client.StallSumNS += stall.LengthNS
 		step.Client.StallMaxNS = max(step.Client.StallMaxNS, stall.LengthNS)

@@ -212,6 +212,8 @@ func (r *cellRun) newStepper() (*Stepper, error) {
 		return nil, err
 	}
 	config.Sources = Sources(config.Endpoint, r.Seed)
+	// An address hash keeps a user on a host only if the user keeps its address.
+	config.SourcePerUser = r.Topology.Knobs["lb.policy"] == "ip_hash"
 	clients, err := driver.NewClients(config)
 	if err != nil {
 		return nil, err
