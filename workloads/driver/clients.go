@@ -22,8 +22,9 @@ type Clients struct {
 	config ClientConfig
 	base   string // URL of the target, before the path of an op
 	slots  []*slot
-	users  sync.Map     // virtual user (int) -> *session
-	dialed atomic.Int64 // connections made so far
+	users  sync.Map // virtual user (int) -> *session
+	// Counts so far: connections made, and changes of the source address of a slot.
+	dialed, switched atomic.Int64
 }
 
 // slot is one connection of the pool. A slot carries one op at a time.
@@ -83,7 +84,7 @@ func (c *Clients) transport(s *slot) *http.Transport {
 	if len(c.config.Sources) > 0 {
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.config.Sources[s.source], 0))
 	}
-	if c.SourcePerUser() {
+	if c.perUser() {
 		first = s.source
 	}
 	return &http.Transport{
@@ -106,12 +107,12 @@ func (c *Clients) transport(s *slot) *http.Transport {
 	}
 }
 
-// SourcePerUser reports whether each user has one source address.
-func (c *Clients) SourcePerUser() bool { return c.config.SourcePerUser && len(c.config.Sources) > 0 }
+// perUser reports whether each user has one source address.
+func (c *Clients) perUser() bool { return c.config.SourcePerUser && len(c.config.Sources) > 0 }
 
 // sourceOf returns the index of the source address of a user, -1 if any will do.
 func (c *Clients) sourceOf(user int) int {
-	if user < 0 || !c.SourcePerUser() {
+	if user < 0 || !c.perUser() {
 		return -1
 	}
 	return user % len(c.config.Sources)
@@ -123,6 +124,7 @@ func (c *Clients) use(s *slot, source int) {
 		return
 	}
 	s.source = source
+	c.switched.Add(1)
 	// The old transport may still make a connection, for an op that has timed out. So it must not be used again: an op
 	// would then come from the old address.
 	s.transport.CloseIdleConnections()

@@ -90,6 +90,7 @@ type Report struct {
 	// Journeys counts the journeys of the run; nil = the workload has none.
 	Journeys  *results.Journeys
 	Connected int64 // connections made in the run
+	Switched  int64 // ops whose slot had to reconnect, from the source address of their user
 	// InFlightNS is the number of ops in flight, counted at the transport and integrated
 	// over time. By Little's law it equals the sum of the service times of the outcomes if
 	// no op was lost.

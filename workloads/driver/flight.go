@@ -28,8 +28,9 @@ type Flight struct {
 	surplus int64        // of the transport's log before the run
 	extra   atomic.Int64 // logins after lost sessions, which are not in the schedule
 	free    *pool
-	dialed  int64 // connections made before the run
-	timer   *time.Timer
+	// Counts of the clients before the run.
+	dialed, switched int64
+	timer            *time.Timer
 
 	outcomes  chan results.Outcome
 	delivered chan struct{} // closed after the sink got the last outcome
@@ -79,7 +80,7 @@ func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(resul
 	}
 	f := &Flight{
 		clients: clients, plan: plan, base: time.Now(), agenda: newAgenda(plan),
-		free: newPool(clients.slots), dialed: clients.dialed.Load(),
+		free: newPool(clients.slots), dialed: clients.dialed.Load(), switched: clients.switched.Load(),
 		outcomes: make(chan results.Outcome, 4096), delivered: make(chan struct{}),
 		watched: make(chan struct{}), timer: time.NewTimer(time.Hour), surplus: clients.config.Log.Surplus(),
 	}
@@ -210,7 +211,8 @@ func (f *Flight) Finish() Report {
 	return Report{
 		Start: f.base.Add(time.Duration(f.began.Load())), Window: window, Elapsed: max(window, time.Duration(f.lastDone)),
 		Scheduled: f.agenda.scheduled + f.extra.Load(), Journeys: f.agenda.count(f.plan.until(window)),
-		Connected: f.clients.dialed.Load() - f.dialed, InFlightNS: f.inFlight.Load(), Stalls: f.stalls,
+		Connected: f.clients.dialed.Load() - f.dialed, Switched: f.clients.switched.Load() - f.switched,
+		InFlightNS: f.inFlight.Load(), Stalls: f.stalls,
 		Surplus: f.clients.config.Log.Surplus() - f.surplus,
 	}
 }

@@ -221,11 +221,9 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after s
 	step.OwnLatencyNS = report.OwnLatency
 	step.Client = after.client.since(before.client, s.ClientCores)
 	step.Client.Connections = report.Connected
-	if extra := report.Connected - int64(s.Clients.Connections()); s.Clients.SourcePerUser() &&
-		float64(extra) > maxReconnects*float64(step.Ledger.Sent) {
-		step.Notef("%d connections were made for %d requests, because each user keeps its source address and few "+
-			"connections were free: this is a part of the response times and of the CPU time; more connections help",
-			report.Connected, step.Ledger.Sent)
+	if float64(report.Switched) > maxReconnects*float64(step.Ledger.Sent) {
+		step.Notef("%d of %d requests made a new connection, because each user keeps its source address: this is a part of "+
+			"the response times and of the CPU time; more connections help", report.Switched, step.Ledger.Sent)
 	}
 	for _, stall := range report.Stalls {
 		step.Client.StallSumNS += stall.LengthNS

@@ -132,12 +132,6 @@ func thinkTimes(t *testing.T, d driver.Driver) {
 			}
 		}
 	}
-	// A quarter of the ops would be slower than this if response times included think times. Noise of the machine may
-	// make some ops late.
-	if p50 := *m.step.ResponseNS.P50; p50 >= int64(slow+think) {
-		t.Errorf("response p50 %v: want less than %v, the time of the target and the think time",
-			time.Duration(p50), slow+think)
-	}
 }
 
 // delayed answers after a time.
@@ -175,9 +169,9 @@ func slowTarget(t *testing.T, d driver.Driver) {
 		t.Errorf("%d of %d ops were not due at the slow target: want at least a quarter", missing, planned)
 	}
 	for journey, all := range slow {
-		if len(all) > len(fast[journey]) || all[0].Index != fast[journey][0].Index {
-			t.Errorf("journey %d has %d ops from %d on, with the fast target %d: want a part of those",
-				journey, len(all), all[0].Index, len(fast[journey]))
+		if all[0].Index != fast[journey][0].Index {
+			t.Errorf("journey %d begins with op %d, and with op %d at the fast target",
+				journey, all[0].Index, fast[journey][0].Index)
 		}
 	}
 }
@@ -245,8 +239,9 @@ func journeysRefused(t *testing.T, d driver.Driver) {
 	})
 	m.check(t, 0)
 	m.checkJourneys(t, think)
-	if l := m.step.Ledger; l.ConnectError != l.Scheduled || l.Scheduled < 150 {
-		t.Errorf("ledger %+v: want about 200 refused connections", l)
+	l, begun := m.step.Ledger, m.report.Journeys.Begun+m.report.Journeys.Joined
+	if l.ConnectError != l.Scheduled || l.Scheduled <= begun {
+		t.Errorf("ledger %+v: want more refused connections than the %d journeys", l, begun)
 	}
 }
 
@@ -337,8 +332,8 @@ func journeySessions(t *testing.T, d driver.Driver) {
 			t.Errorf("op %d logs out, but its journey did not log in", o.Index)
 		}
 	}
-	if entered, left := m.step.Ops["enter"].Count, m.step.Ops["leave"].Count; entered != 50 || left < 40 || left > 50 {
-		t.Errorf("%d logins and %d logouts: want 50, and a few less", entered, left)
+	if entered, left := m.step.Ops["enter"].Count, m.step.Ops["leave"].Count; entered != 50 || left == 0 || left > 50 {
+		t.Errorf("%d logins and %d logouts: want 50, and at most as many", entered, left)
 	}
 }
 
@@ -356,7 +351,7 @@ func failedLogins(t *testing.T, d driver.Driver) {
 // journeyLosesSession makes the target forget all sessions. Each of them is lost, and its journey logs in again and
 // goes on.
 func journeyLosesSession(t *testing.T, d driver.Driver) {
-	m := (&rooms{forget: func(path string) bool { return path == "/30/2" }}).send(t, d)
+	m := (&rooms{forget: func(path string) bool { return path == "/10/2" }}).send(t, d)
 	l := m.step.Ledger
 	if l.SessionLost == 0 || l.SessionLost != l.HTTPError || l.Errors() != 0 {
 		t.Errorf("ledger %+v: want lost sessions, and no errors", l)
