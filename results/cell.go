@@ -85,8 +85,9 @@ type ClientUsage struct {
 	StallSumNS   int64   `json:"stall_sum_ns"` // sum of these times, without the shortest ones
 	GCPauseMaxNS int64   `json:"gc_pause_max_ns"`
 	GCPauseSumNS int64   `json:"gc_pause_sum_ns"`
-	OutsideShare float64 `json:"outside_share"` // of the machine: CPU of other processes if they are known, and steal
-	OutsideKnown bool    `json:"outside_known"` // OutsideShare was measured
+	Connections  int64   `json:"connections,omitempty"` // made in the step
+	OutsideShare float64 `json:"outside_share"`         // of the machine: CPU of other processes if known, and steal
+	OutsideKnown bool    `json:"outside_known"`         // OutsideShare was measured
 }
 
 // Stall is a time in which the client did not run.
@@ -270,6 +271,7 @@ type Step struct {
 	FailedServiceNS Latency `json:"failed_service_ns,omitzero"`
 	TimeoutNS       int64   `json:"timeout_ns,omitempty"`
 
+	Journeys     *Journeys          `json:"journeys,omitempty"` // nil = the workload has none
 	Ledger       Ledger             `json:"ledger"`
 	Ops          map[string]OpStats `json:"ops"`
 	Causes       map[string]int64   `json:"causes,omitempty"`   // failures by cause

@@ -77,6 +77,12 @@ func (s *Step) add(part Step) {
 			Scheduled: a.Scheduled + b.Scheduled, Reusable: a.Reusable + b.Reusable,
 		}
 	})
+	s.Journeys = known(s.Journeys, part.Journeys, func(a, b Journeys) Journeys {
+		return Journeys{
+			Begun: a.Begun + b.Begun, Joined: a.Joined + b.Joined, Ended: a.Ended + b.Ended, GivenUp: a.GivenUp + b.GivenUp,
+			PlannedOps: a.PlannedOps + b.PlannedOps, NotDue: a.NotDue + b.NotDue,
+		}
+	})
 	s.Database = known(s.Database, part.Database, func(a, b DatabaseCalls) DatabaseCalls {
 		return DatabaseCalls{Reads: a.Reads + b.Reads, Writes: a.Writes + b.Writes}
 	})
@@ -103,6 +109,7 @@ func (s *Step) addUsage(o Step) {
 	c.StallMaxNS, c.StallSumNS = max(c.StallMaxNS, o.Client.StallMaxNS), c.StallSumNS+o.Client.StallSumNS
 	c.GCPauseMaxNS = max(c.GCPauseMaxNS, o.Client.GCPauseMaxNS)
 	c.GCPauseSumNS += o.Client.GCPauseSumNS
+	c.Connections += o.Client.Connections
 	for _, h := range o.Hosts {
 		i := slices.IndexFunc(s.Hosts, func(a HostUsage) bool { return a.Host == h.Host })
 		if i < 0 {

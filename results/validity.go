@@ -49,6 +49,10 @@ func Judge(s *Step, slo SLO, e Evidence) {
 		warnf("%d of %d responses were redirects, which are not followed: the response times do not include the pages "+
 			"that they point to", n, s.Ledger.OK)
 	}
+	if j := s.Journeys; j != nil && 1-j.DueShare() > maxNotDue {
+		warnf("%.1f%% of the planned ops were not due in the step, because earlier ops of their journeys took time or "+
+			"failed: %.1f/s were offered, not %.1f/s", 100*(1-j.DueShare()), s.OfferedRPS*j.DueShare(), s.OfferedRPS)
+	}
 	if s.Ledger.InFlight > 0 {
 		warnf("%d requests were still in flight when the step ended", s.Ledger.InFlight)
 	}
@@ -89,6 +93,8 @@ const (
 	maxOutsideShare = 0.10
 	// maxQuietSessions is the share of ops that may lose their session without a warning.
 	maxQuietSessions = 0.001
+	// maxNotDue is the share of the planned ops of journeys that may be missing without a warning.
+	maxNotDue = 0.05
 	// minLittleSeconds is the least in-flight time for a check of Little's law. Below it, the resolution of the
 	// clock causes a visible error.
 	minLittleSeconds = 0.05

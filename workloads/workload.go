@@ -34,6 +34,13 @@ type Op struct {
 	// User is the virtual user of the op, 0..Users-1 of the workload. The driver sends
 	// the cookies of this user and stores the cookies of the response. -1 = no user.
 	User int
+
+	// Login: the first op of a journey (Journeys) logs the user in. From then on the journey has a session of its own,
+	// without the cookies of other journeys of the user. If the login fails, the journey ends.
+	Login bool
+	// Logout: the last op of a journey ends the session that its first op began. A journey that was in progress before the
+	// first op of a run has no session of its own, and leaves this op out.
+	Logout bool
 }
 
 // Login is implemented by workloads whose users have sessions. The driver logs every

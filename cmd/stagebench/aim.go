@@ -38,6 +38,7 @@ type aim struct {
 	workload               string
 	method, body, bodyFile string
 	timeout, life          time.Duration
+	sourcePerUser          bool
 	connections            int
 	seed                   uint64
 	data                   string
@@ -64,6 +65,8 @@ func (a *aim) flags(cmd *cobra.Command) {
 	f.StringVarP(&a.out, "out", "o", "", "directory of the run (default runs/ID)")
 	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "timeout of one request")
 	f.DurationVar(&a.life, "connection-life", 0, "renew connections older than this; 0 = never")
+	f.BoolVar(&a.sourcePerUser, "source-per-user", false,
+		"each user of the workload keeps one source address, for address hashing; connections are made more often")
 	f.IntVarP(&a.connections, "connections", "c", 64, "number of connections, the maximum of requests in flight")
 	f.Uint64Var(&a.seed, "seed", 1, "seed of the arrivals; with a URL and --workload also of keys and data set")
 	f.StringVar(&a.data, "data", "small", "data set of the service; for a URL with --workload")
@@ -352,9 +355,17 @@ func (a aim) clients(ctx context.Context, s streams, d destination) (*driver.Cli
 		_, _ = fmt.Fprintf(s.err, "load for %s goes to its IPv4 address; for the other one: http://[::1]:PORT/\n",
 			d.endpoint.Hostname())
 	}
+	switch {
+	case a.sourcePerUser && sources == nil:
+		return nil, exit.Usagef("--source-per-user needs a target on the IPv4 loopback network, where a client has many " +
+			"addresses\nremove --source-per-user, or send load to 127.0.0.1")
+	case a.sourcePerUser && d.load.Workload.Users() == 0:
+		return nil, exit.Usagef("--source-per-user needs a workload with users\n" +
+			"remove it, or name such a workload; see: stagebench list workloads")
+	}
 	clients, err := driver.NewClients(driver.ClientConfig{
 		Endpoint: d.endpoint, Addresses: d.addresses, Fallbacks: d.fallbacks, Connections: a.connections,
-		Sources:        sources,
+		Sources: sources, SourcePerUser: a.sourcePerUser,
 		ConnectionLife: a.life, DialTimeout: min(a.timeout, 5*time.Second), Header: header, TLS: security, Log: s.log,
 	})
 	return clients, exit.Usage(err)

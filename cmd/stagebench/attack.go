@@ -218,11 +218,13 @@ func (o attackOptions) timing(l load.Load) (t timing, err error) {
 		return t, nil
 	}
 	t = timing{duration: o.duration, rate: float64(o.rate)}
+	// The schedule gives the begins of journeys, and --rate is in requests.
+	opsPerJourney, _ := workloads.ShapeOf(l.Workload)
 	switch o.schedule {
 	case "constant":
-		t.schedule, err = pace.Constant(t.rate)
+		t.schedule, err = pace.Constant(t.rate / opsPerJourney)
 	case "poisson":
-		t.schedule, err = pace.Poisson(t.rate, o.seed)
+		t.schedule, err = pace.Poisson(t.rate/opsPerJourney, o.seed)
 	default:
 		return t, exit.Usagef("unknown schedule %q\nwant constant or poisson", o.schedule)
 	}
@@ -256,7 +258,8 @@ func (o attackOptions) open(
 	ctx context.Context, s streams, d destination, t timing, stepper *cell.Stepper,
 ) (*attackFiles, error) {
 	m, err := o.manifest(s, d, map[string]any{
-		"schedule": t.schedule.String(), "rate_rps": t.rate, "duration": t.duration.String(),
+		"schedule": pace.NewJourneys(d.load.Workload, 0, t.schedule).String(),
+		"rate_rps": t.rate, "duration": t.duration.String(),
 		"speed": o.replay.Speed, "max_gap": o.replay.MaxGap.String(), "driver": o.driver,
 	})
 	if err != nil {

@@ -132,6 +132,36 @@ func TestABalancerIsKilled(t *testing.T) {
 	}
 }
 
+// An address hash keeps a user on the web host that has the session in its memory, if the user keeps its address. There
+// is no cookie affinity. Clients without an address for each user lose sessions.
+func TestAddressHashKeepsSessions(t *testing.T) {
+	t.Parallel()
+	for name, knobs := range engines() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			own := sut.Knobs{"lb.policy": "ip_hash", "lb.sticky": "false"}
+			r := bringUpSized(t, sut.LB, with(knobs, own), roomy)
+			for _, perUser := range []bool{true, false} {
+				r.connect(t, shipped(t, "session-heavy"), driver.ClientConfig{
+					Connections: 32, SourcePerUser: perUser, ConnectionLife: time.Second,
+				})
+				for range 2 {
+					step := r.load(t, 6, 3*time.Second, 0, nil) // 60 requests/s
+					lost, l := step.Ledger.SessionLost, step.Ledger
+					t.Logf("one address for each user: %v, ledger %+v, journeys %+v, %d connections",
+						perUser, l, *step.Journeys, step.Client.Connections)
+					if perUser && lost > 0 || !perUser && lost == 0 {
+						t.Errorf("%d sessions were lost, with one address for each user: %v", lost, perUser)
+					}
+					if failed(step) > 0 {
+						t.Errorf("%d of %d requests failed: %v", failed(step), l.Scheduled, step.Causes)
+					}
+				}
+			}
+		})
+	}
+}
+
 // The balancer routes by path, header and cookie. A request that matches several routes goes
 // to the first one.
 func TestRoutesOnTheCommandLine(t *testing.T) {

@@ -48,6 +48,11 @@ func overview(s results.Step, slo string) Table {
 		schedule += "; late ops are sent: " + s.CatchUp
 	}
 	legend = append(legend, schedule)
+	if j := s.Journeys; j != nil {
+		legend = append(legend, fmt.Sprintf("journeys: %d began (%.1f/s), %d were in progress before, %d ended; %d of %d "+
+			"planned ops were not due in the step, because earlier ops of their journeys took time or failed",
+			j.Begun, float64(j.Begun)/max(s.Seconds, 1e-9), j.Joined, j.Ended, j.NotDue, j.PlannedOps))
+	}
 	if s.OpsHash != "" {
 		legend = append(legend, "op sequence: "+s.OpsHash)
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,11 +23,14 @@ type Clients struct {
 	base   string // URL of the target, before the path of an op
 	slots  []*slot
 	users  sync.Map // virtual user (int) -> *session
+	// Counts so far: connections made, and changes of the source address of a slot.
+	dialed, switched atomic.Int64
 }
 
 // slot is one connection of the pool. A slot carries one op at a time.
 type slot struct {
 	index     int
+	source    int // index of the source address, if there are any
 	transport *http.Transport
 	dialed    atomic.Int64 // unix ns at which the current connection was made
 	fallback  atomic.Bool  // the current connection is to a fallback
@@ -64,16 +68,32 @@ func NewClients(config ClientConfig) (*Clients, error) {
 
 func (c *Clients) newSlot(i int) *slot {
 	s := &slot{index: i, buffer: make([]byte, 16<<10)}
-	dialer := &net.Dialer{Timeout: c.config.DialTimeout}
 	if n := len(c.config.Sources); n > 0 {
-		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.config.Sources[i%n], 0))
+		s.source = i % n
 	}
-	s.transport = &http.Transport{
+	s.transport = c.transport(s)
+	return s
+}
+
+// transport returns the transport of a slot: for one connection at a time, from the source address of the slot.
+func (c *Clients) transport(s *slot) *http.Transport {
+	dialer := &net.Dialer{Timeout: c.config.DialTimeout}
+	// With several addresses, the slot decides which one comes first. A user who has a source address always begins at
+	// the same one.
+	first := s.index
+	if len(c.config.Sources) > 0 {
+		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.config.Sources[s.source], 0))
+	}
+	if c.perUser() {
+		first = s.source
+	}
+	return &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, fallback, err := c.dial(ctx, dialer, network, address, i)
+			conn, fallback, err := c.dial(ctx, dialer, network, address, first)
 			if err != nil {
 				return nil, err
 			}
+			c.dialed.Add(1)
 			s.dialed.Store(time.Now().UnixNano())
 			s.fallback.Store(fallback)
 			return countedConn{conn, &s.writes}, nil
@@ -85,7 +105,30 @@ func (c *Clients) newSlot(i int) *slot {
 		DisableCompression:  true,
 		TLSClientConfig:     oneProtocol(c.config.TLS),
 	}
-	return s
+}
+
+// perUser reports whether each user has one source address.
+func (c *Clients) perUser() bool { return c.config.SourcePerUser && len(c.config.Sources) > 0 }
+
+// sourceOf returns the index of the source address of a user, -1 if any will do.
+func (c *Clients) sourceOf(user int) int {
+	if user < 0 || !c.perUser() {
+		return -1
+	}
+	return user % len(c.config.Sources)
+}
+
+// use prepares a slot for an op from a source address; -1 = any. The slot closes a connection from another address.
+func (c *Clients) use(s *slot, source int) {
+	if source < 0 || source == s.source {
+		return
+	}
+	s.source = source
+	c.switched.Add(1)
+	// The old transport may still make a connection, for an op that has timed out. So it must not be used again: an op
+	// would then come from the old address.
+	s.transport.CloseIdleConnections()
+	s.transport = c.transport(s)
 }
 
 // oneProtocol returns a TLS configuration that tells the server that HTTP/1.1 is spoken. A server with another protocol
@@ -98,9 +141,8 @@ func oneProtocol(config *tls.Config) *tls.Config {
 	return config
 }
 
-// dial connects slot i to the target. It tries the addresses in order, starting at the
-// slot's own address, then the fallbacks in the same way, and returns the first connection
-// that succeeds.
+// dial connects to the target. It tries the addresses in order, starting at number i, then
+// the fallbacks in the same way, and returns the first connection that succeeds.
 func (c *Clients) dial(
 	ctx context.Context, dialer *net.Dialer, network, address string, i int,
 ) (conn net.Conn, fallback bool, err error) {
@@ -145,6 +187,47 @@ func (c *Clients) renew(s *slot) {
 	if life > 0 && time.Now().UnixNano()-s.dialed.Load() > int64(life) {
 		s.transport.CloseIdleConnections()
 	}
+}
+
+// pool holds the free slots of a run.
+type pool struct {
+	free chan struct{} // one value for each free slot
+
+	mu    sync.Mutex
+	slots []*slot // the longest unused first
+	since []int64 // when these slots became free, sorted
+}
+
+// newPool returns a pool of slots that are free since time 0.
+func newPool(slots []*slot) *pool {
+	p := &pool{free: make(chan struct{}, len(slots)), slots: slices.Clone(slots), since: make([]int64, len(slots))}
+	for range slots {
+		p.free <- struct{}{}
+	}
+	return p
+}
+
+// take waits for a free slot. It prefers a slot with this source address, and then the one that was not used for the
+// longest time. An op can begin as soon as any slot is free. So its time of becoming free is the earliest of all free
+// slots, whichever slot the op gets.
+func (p *pool) take(source int) freed {
+	<-p.free
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := max(slices.IndexFunc(p.slots, func(s *slot) bool { return source < 0 || s.source == source }), 0)
+	f := freed{slot: p.slots[i], at: p.since[0]}
+	p.slots, p.since = slices.Delete(p.slots, i, i+1), slices.Delete(p.since, 0, 1)
+	return f
+}
+
+// put returns a slot that became free at this time.
+func (p *pool) put(f freed) {
+	p.mu.Lock()
+	p.slots = append(p.slots, f.slot)
+	i, _ := slices.BinarySearch(p.since, f.at)
+	p.since = slices.Insert(p.since, i, f.at)
+	p.mu.Unlock()
+	p.free <- struct{}{}
 }
 
 // TransportLog is the output of the standard log of a process that sends load: pass it to log.SetOutput. The transport

@@ -33,7 +33,8 @@ const CatchUp = "unlimited over the bounded connections"
 // Plan is one run of a driver.
 type Plan struct {
 	Workload workloads.Workload
-	First    uint64 // position of the run's first op in the workload
+	First    uint64 // number of the run's first journey in the workload; without journeys, position of its first op
+	// Schedule has the begins of the journeys; without journeys, the intended times of the ops.
 	Schedule pace.Schedule
 	Duration time.Duration // of the schedule; the run then waits for the ops in flight
 	// Timeout is the maximum duration of one request and its response. The upload time
@@ -65,12 +66,31 @@ func (p Plan) Validate() error {
 	return nil
 }
 
+// journeys returns the journeys of the plan.
+func (p Plan) journeys() pace.Journeys { return pace.NewJourneys(p.Workload, p.First, p.Schedule) }
+
+// hasJourneys reports whether the ops of the plan come in journeys.
+func (p Plan) hasJourneys() bool {
+	_, has := p.Workload.(workloads.Journeys)
+	return has
+}
+
+// until returns the plan with another duration.
+func (p Plan) until(d time.Duration) Plan {
+	p.Duration = d
+	return p
+}
+
 // Report summarizes a run.
 type Report struct {
 	Start     time.Time     // wall time of the run's time 0
 	Elapsed   time.Duration // until the last op ended, at least Window
 	Window    time.Duration // of the schedule: Duration, or less when the run was cancelled
-	Scheduled int64         // ops of the schedule, plus logins after lost sessions
+	Scheduled int64         // ops that were due, plus logins after lost sessions
+	// Journeys counts the journeys of the run; nil = the workload has none.
+	Journeys  *results.Journeys
+	Connected int64 // connections made in the run
+	Switched  int64 // ops whose slot had to reconnect, from the source address of their user
 	// InFlightNS is the number of ops in flight, counted at the transport and integrated
 	// over time. By Little's law it equals the sum of the service times of the outcomes if
 	// no op was lost.
@@ -113,6 +133,10 @@ type ClientConfig struct {
 	// Sources are the local addresses of the connections, used round robin. Empty = the
 	// system chooses.
 	Sources []netip.Addr
+	// SourcePerUser gives each user one source address for all ops: user modulo sources. So a target that distinguishes
+	// clients by address sees the same client again. A user's op takes a free slot whose connection has the address. If
+	// there is none, it takes another slot, which reconnects: connecting counts into response.
+	SourcePerUser bool
 	// ConnectionLife is the maximum age of a connection; 0 = no limit.
 	ConnectionLife time.Duration
 	// DialTimeout is the maximum time to make a connection.

@@ -99,27 +99,29 @@ func (c *Clients) URL(op workloads.Op) string { return c.base + op.Path }
 // the slot. If the op lost its session, Carry first logs the user in again over the same
 // slot. It returns status and headers of the response, or the error of the op.
 func (t *Ticket) Carry(req *http.Request) (status int, header http.Header, err error) {
-	f := t.flight
+	f, o := t.flight, &t.outcome
 	// The slot counts as free from the end of its op. Any later delay, such as waiting for
-	// a slow sink, is counted as lag of the client.
-	freeAt := t.outcome.Dispatched
-	defer func() { f.free <- freed{slot: t.slot, at: freeAt} }()
+	// a slow sink, is counted as lag of the client. The user of a journey thinks from then on.
+	freeAt := o.Dispatched
+	defer func() {
+		f.agenda.settle(t.due, freeAt, !t.Op.Login || o.Fate == results.OK)
+		f.free.put(freed{slot: t.slot, at: freeAt})
+	}()
 	if t.malformed != nil {
 		t.failMalformed()
 		return 0, nil, t.malformed
 	}
-	session := f.clients.user(t.Op.User)
-	login := session.attach(req)
+	login := t.session.attach(req)
 	header, err = t.exchange(req)
-	o := &t.outcome
 	if header != nil {
-		session.keep(req, header, false)
+		t.session.keep(req, header, t.Op.Login && o.Fate == results.OK)
 	}
 	o.SessionLost = o.Fate == results.HTTPError && o.Status == http.StatusUnauthorized && login > 0
 	freeAt = o.Done
 	f.outcomes <- *o
-	if o.SessionLost && session.claimLogin(login) {
-		freeAt = t.login(session)
+	// After a logout nobody needs the session any more.
+	if o.SessionLost && !t.Op.Logout && t.session.claimLogin(login) {
+		freeAt = t.login()
 	}
 	f.clients.renew(t.slot)
 	return o.Status, header, err
@@ -134,8 +136,8 @@ func (t *Ticket) failMalformed() {
 
 // login logs the user in again and returns the time at which the login ended. Its
 // intended time is now, because it is not part of the schedule.
-func (t *Ticket) login(session *session) (done int64) {
-	f := t.flight
+func (t *Ticket) login() (done int64) {
+	f, session := t.flight, t.session
 	workload, ok := f.plan.Workload.(workloads.Login)
 	if !ok {
 		return t.outcome.Done

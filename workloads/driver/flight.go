@@ -16,7 +16,7 @@ import (
 const fineWait = 2 * time.Millisecond
 
 // Flight is the state of one run, shared by all implementations: the clock, the slots,
-// the next op and the outcomes. The implementation provides the goroutines. It calls
+// the next op, the journeys in progress and the outcomes. The implementation provides the goroutines. It calls
 // Start, then Due, Dispatch and Carry for each op, and Finish at the end. Dispatch and
 // Carry are safe for concurrent use by as many workers as there are connections.
 type Flight struct {
@@ -24,12 +24,13 @@ type Flight struct {
 	plan    Plan
 	base    time.Time    // zero point of the clock
 	began   atomic.Int64 // time 0 of the run, ns since base
-	total   uint64       // ops in the schedule
-	next    atomic.Uint64
+	agenda  *agenda
 	surplus int64        // of the transport's log before the run
 	extra   atomic.Int64 // logins after lost sessions, which are not in the schedule
-	free    chan freed
-	timer   *time.Timer
+	free    *pool
+	// Counts of the clients before the run.
+	dialed, switched int64
+	timer            *time.Timer
 
 	outcomes  chan results.Outcome
 	delivered chan struct{} // closed after the sink got the last outcome
@@ -57,6 +58,8 @@ type freed struct {
 type Ticket struct {
 	Op        workloads.Op
 	malformed error // why the op cannot be built as a request; nil = it can
+	due       dueOp
+	session   *session
 	slot      *slot
 	outcome   results.Outcome
 	flight    *Flight
@@ -76,15 +79,12 @@ func NewFlight(ctx context.Context, clients *Clients, plan Plan, sink func(resul
 		return nil, err
 	}
 	f := &Flight{
-		clients: clients, plan: plan, base: time.Now(), total: plan.Schedule.Count(plan.Duration),
-		free:     make(chan freed, len(clients.slots)),
+		clients: clients, plan: plan, base: time.Now(), agenda: newAgenda(plan),
+		free: newPool(clients.slots), dialed: clients.dialed.Load(), switched: clients.switched.Load(),
 		outcomes: make(chan results.Outcome, 4096), delivered: make(chan struct{}),
 		watched: make(chan struct{}), timer: time.NewTimer(time.Hour), surplus: clients.config.Log.Surplus(),
 	}
 	f.dispatching, f.stop = context.WithCancel(context.Background())
-	for _, s := range clients.slots {
-		f.free <- freed{slot: s}
-	}
 	f.window.Store(int64(plan.Duration))
 	// Ops in flight must not end with the caller's context: a cancelled run still waits
 	// for their responses, up to Drain.
@@ -136,32 +136,47 @@ func (f *Flight) Now() int64 { return int64(time.Since(f.base)) - f.began.Load()
 // Stopped returns a channel that is closed when no more ops may be dispatched.
 func (f *Flight) Stopped() <-chan struct{} { return f.dispatching.Done() }
 
-// Due waits until op n is due. It returns false if the schedule has no op n or the run
-// was stopped. It is not safe for concurrent use.
-func (f *Flight) Due(n uint64) bool {
-	if n >= f.total || f.dispatching.Err() != nil {
-		return false
-	}
-	at := int64(f.plan.Schedule.At(n))
-	if wait := time.Duration(at - f.Now()); wait > fineWait {
-		f.timer.Reset(wait - fineWait)
-		select {
-		case <-f.timer.C:
-		case <-f.Stopped():
+// Due waits until the next op is due. Dispatch must be called once for each call that returned true. Due returns false
+// if there is no next op, or the run was stopped. It is not safe for concurrent use.
+func (f *Flight) Due() bool {
+	for f.dispatching.Err() == nil {
+		at, more := f.agenda.next()
+		if !more {
 			return false
 		}
+		if wait := time.Duration(at - f.Now()); wait > fineWait {
+			f.timer.Reset(wait - fineWait)
+			select {
+			case <-f.timer.C:
+			case <-f.agenda.changed: // another op may be the next one now
+			case <-f.Stopped():
+			}
+			continue
+		}
+		sleepUntil(f.Now, at)
+		f.agenda.take()
+		return true
 	}
-	sleepUntil(f.Now, at)
-	return true
+	return false
 }
 
-// Dispatch takes the next op and a slot. It waits until a slot is free.
+// Dispatch takes the op that Due has waited for, and a slot. It waits until a slot is free.
 func (f *Flight) Dispatch() *Ticket {
-	slot := <-f.free
-	n := f.next.Add(1) - 1
-	op := f.plan.Workload.Op(f.plan.First + n)
+	due := f.agenda.dispatch()
+	op := f.plan.Workload.Op(due.op)
+	source := f.clients.sourceOf(op.User)
+	slot := f.free.take(source)
+	f.clients.use(slot.slot, source)
+	if op.Login {
+		due.session = newSession()
+	}
 	_, err := http.NewRequest(op.Method, f.clients.URL(op), nil)
-	return f.ticket(op, err, slot, int64(f.plan.Schedule.At(n)), f.Now())
+	t := f.ticket(op, err, slot, due.intended, f.Now())
+	t.due, t.session = due, due.session
+	if t.session == nil {
+		t.session = f.clients.user(op.User)
+	}
+	return t
 }
 
 // ticket returns the ticket of an op with a slot.
@@ -184,11 +199,8 @@ func outcomeOf(op workloads.Op, intended int64) results.Outcome {
 func (f *Flight) Finish() Report {
 	f.stop()
 	window := time.Duration(f.window.Load())
-	dispatched := f.next.Load()
-	// An op can be dispatched at the same moment as the run is cancelled.
-	scheduled := max(f.plan.Schedule.Count(window), dispatched)
-	for n := dispatched; n < scheduled; n++ {
-		o := outcomeOf(f.plan.Workload.Op(f.plan.First+n), int64(f.plan.Schedule.At(n)))
+	for _, due := range f.agenda.unsent(int64(window)) {
+		o := outcomeOf(f.plan.Workload.Op(due.op), due.intended)
 		o.Done, o.Fate = int64(window), results.Unsent
 		f.outcomes <- o
 	}
@@ -198,7 +210,41 @@ func (f *Flight) Finish() Report {
 	<-f.watched
 	return Report{
 		Start: f.base.Add(time.Duration(f.began.Load())), Window: window, Elapsed: max(window, time.Duration(f.lastDone)),
-		Scheduled:  int64(scheduled) + f.extra.Load(),
-		InFlightNS: f.inFlight.Load(), Stalls: f.stalls, Surplus: f.clients.config.Log.Surplus() - f.surplus,
+		Scheduled: f.agenda.scheduled + f.extra.Load(), Journeys: f.agenda.count(f.plan.until(window)),
+		Connected: f.clients.dialed.Load() - f.dialed, Switched: f.clients.switched.Load() - f.switched,
+		InFlightNS: f.inFlight.Load(), Stalls: f.stalls,
+		Surplus: f.clients.config.Log.Surplus() - f.surplus,
+	}
+}
+
+const (
+	// heartbeat is the time between two checks whether this process runs.
+	heartbeat = 10 * time.Millisecond
+	// minStall is the least delay of a check that counts as a stall. The timers of an idle Go
+	// process are late by up to two milliseconds.
+	minStall = 3 * time.Millisecond
+)
+
+// watchStalls finds the times in which this process did not run: it sleeps again and again,
+// and records when a sleep ended late. The lag of the ops does not show all of them. A client
+// that stalls while all its connections are in use is late only in reading the responses.
+//
+// It must not sleep in a system call as sleepUntil does: in this time no other goroutine could
+// use its processor, and the watch itself would make the client late.
+func (f *Flight) watchStalls() {
+	defer close(f.watched)
+	timer := time.NewTimer(heartbeat)
+	defer timer.Stop()
+	for done := false; !done; {
+		expected := f.Now() + int64(heartbeat)
+		timer.Reset(heartbeat)
+		select {
+		case <-f.delivered:
+			done = true
+		case <-timer.C:
+		}
+		if late := f.Now() - expected; late >= int64(minStall) {
+			f.stalls = append(f.stalls, results.Stall{AtNS: expected, LengthNS: late})
+		}
 	}
 }

@@ -15,7 +15,8 @@ import (
 	"github.com/stagebench/stagebench/workloads"
 )
 
-// session holds the cookies of a virtual user, by RFC 6265. Users do not share them.
+// session holds the cookies of a virtual user, or of one journey that has its own, by RFC 6265. Users do not share
+// them.
 type session struct {
 	jar *cookiejar.Jar
 
@@ -35,12 +36,17 @@ func (c *Clients) user(user int) *session {
 	if found, ok := c.users.Load(user); ok {
 		return found.(*session)
 	}
+	made, _ := c.users.LoadOrStore(user, newSession())
+	return made.(*session)
+}
+
+// newSession returns a session without cookies.
+func newSession() *session {
 	jar, err := cookiejar.New(&cookiejar.Options{PublicSuffixList: publicsuffix.List})
 	if err != nil {
 		panic(err) // never: New has no error to return
 	}
-	made, _ := c.users.LoadOrStore(user, &session{jar: jar})
-	return made.(*session)
+	return &session{jar: jar}
 }
 
 // attach adds the user's cookies for the URL of a request. It returns the login count of the
@@ -135,6 +141,7 @@ const loginLanes = 8
 
 func (c *Clients) logIn(ctx context.Context, s *slot, op workloads.Op, user int, timeout time.Duration) error {
 	session := c.user(user)
+	c.use(s, c.sourceOf(user))
 	response, err := c.do(ctx, s, op, session, timeout)
 	if err != nil {
 		return err

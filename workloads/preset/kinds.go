@@ -68,6 +68,7 @@ func kinds() map[workloads.Class]kind {
 		},
 		Upload: {method: post, header: sendJPEG, path: (*service).uploadPath, body: (*service).upload},
 		Follow: {method: post, header: json, before: "/api/users/", id: (*service).otherUser, after: "/follow"},
+		Logout: {method: post, header: json, before: "/api/logout"},
 	}
 }
 

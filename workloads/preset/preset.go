@@ -34,7 +34,8 @@ const (
 	Rename  workloads.Class = "rename"
 	Upload  workloads.Class = "upload"
 	Follow  workloads.Class = "follow"
-	Login   workloads.Class = "login" // in no mix: the driver logs in a user when necessary
+	Login   workloads.Class = "login" // only journeys have it in their mix: the driver logs in a user when necessary
+	Logout  workloads.Class = "logout"
 )
 
 // Params describe the data set of a workload.
@@ -83,6 +84,7 @@ type Shipped struct {
 	Doc        string // description in one line
 	Mix        workloads.Mix
 	uploadRate float64 // bytes per second of an upload; 0 = no limit
+	journeys   bool    // the ops come in journeys
 }
 
 // slowUploadRate is the rate of the uploads of slow-upload, in bytes per second. An
@@ -150,6 +152,29 @@ func Catalogue() []Shipped {
 				{Class: Me, Percent: 2},
 			},
 		},
+		sessionHeavy(),
+	}
+}
+
+// sessionHeavy has the shares of journeys: those of logins and logouts are the ones of a block.
+func sessionHeavy() Shipped {
+	return Shipped{
+		Name: "session-heavy",
+		Doc: "journeys of users: log in or continue, about 10 requests with think times of 1 s on average, " +
+			"sometimes log out",
+		Mix: workloads.Mix{
+			{Class: Feed, Percent: 24},
+			{Class: Photo, Percent: 20},
+			{Class: Image, Percent: 22},
+			{Class: Me, Percent: 12},
+			{Class: User, Percent: 3},
+			{Class: Like, Percent: 7},
+			{Class: Comment, Percent: 3.5},
+			{Class: Follow, Percent: 1},
+			{Class: Login, Percent: 5},
+			{Class: Logout, Percent: 2.5},
+		},
+		journeys: true,
 	}
 }
 
@@ -162,11 +187,17 @@ func New(name string, p Params) (workloads.Workload, error) {
 			names = append(names, s.Name)
 			continue
 		}
-		service, err := newService(s, p, maxVirtualUsers)
+		var w workloads.Workload
+		var err error
+		if s.journeys {
+			w, err = newJourneys(s, p, maxVirtualUsers)
+		} else {
+			w, err = newService(s, p, maxVirtualUsers)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("workload %s: %w", name, err)
 		}
-		return service, nil
+		return w, nil
 	}
 	return nil, fmt.Errorf("unknown workload %q: want one of %s", name, strings.Join(names, ", "))
 }

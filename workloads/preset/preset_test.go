@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -79,6 +80,8 @@ func TestSharesAreThoseOfTheLadder(t *testing.T) {
 		"write-heavy":  "feed 15, photo 15, image 15, me 5, like 24, comment 19, rename 3, upload 1, follow 3",
 		"slow-upload":  "feed 25, photo 21, image 24, user 4.5, me 4.5, page 1, upload 20",
 		"static-heavy": "image 80, asset 8, page 2, feed 4, photo 4, me 2",
+		"session-heavy": "feed 24, photo 20, image 22, me 12, user 3, like 7, comment 3.5, follow 1, login 5, " +
+			"logout 2.5",
 	}
 	got := map[string]string{}
 	for _, s := range preset.Catalogue() {
@@ -98,7 +101,7 @@ func TestSharesAreThoseOfTheLadder(t *testing.T) {
 func TestWriteShares(t *testing.T) {
 	t.Parallel()
 	for name, percent := range map[string]float64{
-		"read-heavy": 5, "write-heavy": 50, "slow-upload": 20, "static-heavy": 0,
+		"read-heavy": 5, "write-heavy": 50, "slow-upload": 20, "static-heavy": 0, "session-heavy": 19,
 	} {
 		const ops = 200_000
 		w := load(t, name, params())
@@ -178,6 +181,8 @@ func patterns() map[workloads.Class]*regexp.Regexp {
 		preset.Rename:  compile(`PATCH /api/photos/(?P<photo>\d+)`),
 		preset.Upload:  compile(`POST /api/photos\?title=[A-Za-z+%0-9]+`),
 		preset.Follow:  compile(`POST /api/users/(?P<user>\d+)/follow`),
+		preset.Login:   compile(`POST /api/login`),
+		preset.Logout:  compile(`POST /api/logout`),
 	}
 }
 
@@ -252,6 +257,7 @@ func checkRequest(t *testing.T, op workloads.Op) {
 		if op.Header["Content-Type"] != "image/jpeg" || !bytes.HasPrefix(op.Body, []byte("\xff\xd8")) {
 			t.Fatalf("op %d: header %v, body %q", op.Index, op.Header, op.Body)
 		}
+	case op.Class == preset.Login: // see TestLogins
 	case op.Body != nil || op.Header["Content-Type"] != "":
 		t.Fatalf("op %d: class %s has the body %q", op.Index, op.Class, op.Body)
 	}
@@ -400,7 +406,7 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 	_, err := preset.New("reads", params())
-	const want = `unknown workload "reads": want one of read-heavy, write-heavy, slow-upload, static-heavy`
+	const want = `unknown workload "reads": want one of read-heavy, write-heavy, slow-upload, static-heavy, session-heavy`
 	if err == nil || err.Error() != want {
 		t.Errorf("error %v, want %q", err, want)
 	}
@@ -420,6 +426,13 @@ func TestGolden(t *testing.T) {
 				fmt.Fprintf(&text, " %s", op.Body)
 			}
 			text.WriteByte('\n')
+		}
+		if v, journeys := w.(workloads.Journeys); journeys {
+			for n := range uint64(20) {
+				first, ops := v.Journey(n)
+				fmt.Fprintf(&text, "journey %d: %d ops from %d on, before the second one %v\n", n, ops, first,
+					v.Think(first+1).Round(time.Millisecond)) // the last bits of a logarithm depend on the CPU
+			}
 		}
 		fmt.Fprintf(&text, "hash of 10000 ops: %s\n", workloads.Hash(w, 0, 10_000))
 		file := filepath.Join("testdata", w.Name()+".golden")

@@ -24,8 +24,9 @@ type service struct {
 	seed    uint64
 	mix     workloads.Mix
 	kinds   []kind // of the shares of the mix, in the same order
-	users   int    // number of seeded users
-	virtual int    // number of virtual users
+	logout  kind
+	users   int // number of seeded users
+	virtual int // number of virtual users
 
 	photos   keys.Scrambled // picks a photo; a key is the index - 1
 	photoID  func(photo int) uint64
@@ -68,6 +69,7 @@ func newService(s Shipped, p Params, maxVirtual int) (*service, error) {
 		w.suffixes = append(w.suffixes, imageSuffix(v.Class, p.ImageVersion))
 	}
 	all := kinds()
+	w.logout = all[Logout]
 	for _, share := range s.Mix {
 		k, known := all[share.Class]
 		if !known {
@@ -108,8 +110,13 @@ func (w *service) Op(n uint64) workloads.Op {
 	} else {
 		t.user = t.pick(streamUser, w.virtual)
 	}
+	return w.op(w.mix[i].Class, k, t)
+}
+
+// op returns the op of a class and its kind.
+func (w *service) op(class workloads.Class, k *kind, t turn) workloads.Op {
 	op := workloads.Op{
-		Index: n, Class: w.mix[i].Class, Write: workloads.Writes(k.method),
+		Index: t.n, Class: class, Write: workloads.Writes(k.method),
 		Method: k.method, Path: k.target(w, t), Header: k.header, User: t.user,
 	}
 	op.Record = k.record(op.Path)
@@ -177,13 +184,17 @@ type turn struct {
 	owner   int // index of that user in service.owners, if only an owner may send the op
 }
 
-// The streams of random numbers. Each decides one property of an op.
+// The streams of random numbers. Each decides one property of an op, or of a journey.
 const (
-	streamOrder  = iota // once per workload: which photos are popular
-	streamClass         // class
-	streamUser          // sender
-	streamKey           // photo, user, JPEG or asset
-	streamDetail        // image variant or text
+	streamOrder       = iota // once per workload: which photos are popular
+	streamClass              // class
+	streamUser               // sender
+	streamKey                // photo, user, JPEG or asset
+	streamDetail             // image variant or text
+	streamLength             // number of steps of a journey
+	streamKind               // whether a journey logs in and out
+	streamJourneyUser        // user of a journey
+	streamThink              // think time before an op
 )
 
 func (t turn) draw(stream uint64) uint64 { return workloads.Draw(t.seed, t.n, stream) }

@@ -38,8 +38,8 @@ func TestCeiling(t *testing.T) {
 		"a lifetime of nothing": {"1ms", 10 * time.Second, [2]int64{0, 0}},
 	} {
 		c := newCeiling(sut.Knobs{"cdn.edges": "1", "cdn.ttl": test.ttl})
-		requests, first := c.step(w, schedule, 0, 10, start)
-		more, second := c.step(w, schedule, 10, 10, start.Add(test.later))
+		requests, first := c.step(pace.NewJourneys(w, 0, schedule), 10*time.Second, start)
+		more, second := c.step(pace.NewJourneys(w, 10, schedule), 10*time.Second, start.Add(test.later))
 		if requests != 6 || more != 6 || first != test.want[0] || second != test.want[1] {
 			t.Errorf("%s: %d of %d, then %d of %d; want %v of 6", name, first, requests, second, more, test.want)
 		}

@@ -119,7 +119,7 @@ func TestArrivals(t *testing.T) {
 		r.visits = n
 		for p := range phases {
 			r.begin(p)
-			all = append(all, begin{r.seed, r.stepper.nextOp})
+			all = append(all, begin{r.seed, r.stepper.nextJourney})
 		}
 	}
 	if all[0] != (begin{7, 0}) {

@@ -289,20 +289,18 @@ func newCeiling(k sut.Knobs) *ceiling {
 	return &ceiling{ttl: s.TTL, fetched: map[string]time.Time{}}
 }
 
-// step counts the requests of a step that began at start: n ops of a workload from first on.
-func (c *ceiling) step(
-	w workloads.Workload, s pace.Schedule, first, n uint64, start time.Time,
-) (requests, reusable int64) {
+// step counts the requests of a step that began at start and lasted for d.
+func (c *ceiling) step(v pace.Journeys, d time.Duration, start time.Time) (requests, reusable int64) {
 	if c == nil {
 		return 0, 0
 	}
-	for i := range n {
-		op := w.Op(first + i)
+	for n, due := range v.Planned(d) {
+		op := v.Workload.Op(n)
 		if op.Write || !sut.Shared(op.Path) {
 			continue
 		}
 		requests++
-		at := start.Add(s.At(i))
+		at := start.Add(due)
 		if last, found := c.fetched[op.Path]; found && at.Sub(last) < c.lifetime(op.Path) {
 			reusable++
 		} else {

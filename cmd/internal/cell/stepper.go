@@ -31,6 +31,9 @@ import (
 // interval is the length of an interval of histograms and timeline, in nanoseconds.
 const interval = int64(time.Second)
 
+// maxReconnects is the share of requests for which users with source addresses may reconnect without a note.
+const maxReconnects = 0.05
+
 // maxHashed is the number of ops that the hash of a step covers. More would delay the result by seconds.
 const maxHashed = 1_000_000
 
@@ -82,13 +85,13 @@ type Stepper struct {
 	// Log is the histogram log; nil = no log.
 	Log *hdr.Log
 
-	ceiling    *ceiling      // of the edge; nil = unknown
-	timeline   *timeline     // nil = no timeline
-	last       distributions // of the last step
-	nextOp     uint64        // index of the next op in the workload
-	unanswered int64         // requests of the last step without an answer
-	start      time.Time     // time 0 of the first step
-	logError   error         // first error of log or timeline
+	ceiling     *ceiling      // of the edge; nil = unknown
+	timeline    *timeline     // nil = no timeline
+	last        distributions // of the last step
+	nextJourney uint64        // number of the next journey in the workload; without journeys, of the next op
+	unanswered  int64         // requests of the last step without an answer
+	start       time.Time     // time 0 of the first step
+	logError    error         // first error of log or timeline
 }
 
 // Keep makes the stepper write histogram log and timeline of a cell to the directory of its run. Call closeFiles after
@@ -108,7 +111,7 @@ func (s *Stepper) Step(
 	ctx context.Context, purpose string, rate float64, schedule pace.Schedule, duration time.Duration,
 ) (results.Step, error) {
 	s.Progress.Step(purpose, rate)
-	scheduled := schedule.Count(duration)
+	journeys := pace.NewJourneys(s.Workload, s.nextJourney, schedule)
 	stepContext, cancel := context.WithCancel(ctx)
 	defer cancel()
 	before := s.before(ctx)
@@ -118,7 +121,8 @@ func (s *Stepper) Step(
 	stopFaults := s.startFaults(stepContext)
 	lower, realTime := s.raisePriority(before.usage)
 	report, err := s.Driver.Run(stepContext, s.Clients, driver.Plan{
-		Workload: s.Workload, First: s.nextOp, Schedule: schedule, Duration: duration, Timeout: s.Timeout, Drain: s.Drain,
+		Workload: s.Workload, First: s.nextJourney, Schedule: schedule, Duration: duration,
+		Timeout: s.Timeout, Drain: s.Drain,
 	}, o.outcome)
 	lower()
 	injected := stopFaults()
@@ -130,11 +134,13 @@ func (s *Stepper) Step(
 		o.recorder.Stall(stall)
 	}
 	step := o.recorder.Finish(report.Scheduled)
-	step.Purpose, step.OfferedRPS, step.Schedule, step.CatchUp = purpose, rate, schedule.String(), driver.CatchUp
+	step.Purpose, step.OfferedRPS, step.Schedule, step.CatchUp = purpose, rate, journeys.String(), driver.CatchUp
 	step.TimeoutNS = int64(s.Timeout)
-	step.OpsHash = workloads.Hash(s.Workload, s.nextOp, min(schedule.Count(report.Window), maxHashed))
-	requests, reusable := s.ceiling.step(s.Workload, schedule, s.nextOp, schedule.Count(report.Window), report.Start)
-	s.nextOp += scheduled
+	first, ops := journeys.Span(report.Window)
+	step.OpsHash, step.Journeys = workloads.Hash(s.Workload, first, min(ops, maxHashed)), report.Journeys
+	requests, reusable := s.ceiling.step(journeys, report.Window, report.Start)
+	all, _ := journeys.Count(duration)
+	s.nextJourney += all
 	s.fill(&step, report, before, after, injected)
 	step.Client.RealTime = realTime
 	if step.Static != nil {
@@ -214,6 +220,11 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after s
 	step.CompletedRPS = float64(completed) / max(report.Elapsed.Seconds(), 1e-9)
 	step.OwnLatencyNS = report.OwnLatency
 	step.Client = after.client.since(before.client, s.ClientCores)
+	step.Client.Connections = report.Connected
+	if float64(report.Switched) > maxReconnects*float64(step.Ledger.Sent) {
+		step.Notef("%d of %d requests made a new connection, because each user keeps its source address: this is a part of "+
+			"the response times and of the CPU time; more connections help", report.Switched, step.Ledger.Sent)
+	}
 	for _, stall := range report.Stalls {
 		step.Client.StallSumNS += stall.LengthNS
 		step.Client.StallMaxNS = max(step.Client.StallMaxNS, stall.LengthNS)

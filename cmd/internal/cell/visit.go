@@ -18,6 +18,7 @@ import (
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/local"
+	"github.com/stagebench/stagebench/workloads"
 	"github.com/stagebench/stagebench/workloads/driver"
 	"github.com/stagebench/stagebench/workloads/pace"
 )
@@ -211,6 +212,8 @@ func (r *cellRun) newStepper() (*Stepper, error) {
 		return nil, err
 	}
 	config.Sources = Sources(config.Endpoint, r.Seed)
+	// An address hash keeps a user on a host only if the user keeps its address.
+	config.SourcePerUser = r.Topology.Knobs["lb.policy"] == "ip_hash"
 	clients, err := driver.NewClients(config)
 	if err != nil {
 		return nil, err
@@ -249,7 +252,7 @@ const (
 
 func (r *cellRun) begin(p phase) {
 	n := uint64(r.visits)*uint64(phases) + uint64(p)
-	r.seed, r.stepper.nextOp = r.Seed+n*phaseSeeds, n*phaseOps
+	r.seed, r.stepper.nextJourney = r.Seed+n*phaseSeeds, n*phaseOps
 }
 
 // measure measures the peak, steps around the capacity, and a slice at the reference rate. The slice is last, because
@@ -277,6 +280,10 @@ func (r *cellRun) measure(ctx context.Context, started, last bool) error {
 		s, err := r.trusted(ctx, "capacity", rate, cut+r.Plan.Step.At(rate))
 		if err != nil {
 			return err
+		}
+		// Users who wait for answers ask for less: what counts is the rate that was really offered.
+		if j := s.result.Journeys; j != nil {
+			rate *= j.DueShare()
 		}
 		r.estimator.Observe(rate, s.result.SLOMet, s.seconds)
 		if s.result.Trusted() {
@@ -400,7 +407,8 @@ func (r *cellRun) trusted(ctx context.Context, purpose string, rate float64, d t
 // step measures one step with new arrivals and adds it to the cell.
 func (r *cellRun) step(ctx context.Context, purpose string, rate float64, d time.Duration) (sample, error) {
 	r.seed++
-	schedule, err := pace.Poisson(rate, r.seed)
+	opsPerJourney, _ := workloads.ShapeOf(r.Load.Workload)
+	schedule, err := pace.Poisson(rate/opsPerJourney, r.seed)
 	if err != nil {
 		return sample{}, err
 	}
@@ -427,7 +435,7 @@ func (r *cellRun) send(
 // replay sends a trace once, at its own times. There is no warm-up, because the first requests of the trace are part
 // of the measurement.
 func (r *cellRun) replay(ctx context.Context) error {
-	r.stepper.nextOp = 0 // in each visit, the trace begins with its first request
+	r.stepper.nextJourney = 0 // in each visit, the trace begins with its first request
 	s, err := r.send(ctx, "replay", r.Load.Rate(), r.Load.Times, r.Load.Length)
 	if s.distributions.recorder != nil {
 		r.reference.add(s)

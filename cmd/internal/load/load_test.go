@@ -140,6 +140,9 @@ func TestClasses(t *testing.T) {
 	}{
 		{true, "slow-upload", []string{"feed", "photo", "image", "user", "me", "page", "upload", "login"}},
 		{true, "static-heavy", []string{"image", "asset", "page", "feed", "photo", "me", "login"}},
+		{true, "session-heavy", []string{
+			"feed", "photo", "image", "me", "user", "like", "comment", "follow", "logout", "login",
+		}},
 		{true, "trace:" + log, []string{"photo", "image", "like", "login"}},
 		{false, "trace:" + log, []string{"get", "put"}},
 		{false, users, []string{"get", "login"}},

@@ -25,6 +25,7 @@ func testClients(t *testing.T, d driver.Driver) {
 		test{"checks", checks},
 		test{"failover", failover},
 		test{"fallback", fallback},
+		test{"one source address for each user", sourcePerUser},
 		test{"headers of all requests", headers},
 		test{"TLS with a trusted certificate", trustedCertificate},
 		test{"TLS with an unknown certificate", unknownCertificate},

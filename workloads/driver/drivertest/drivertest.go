@@ -27,6 +27,7 @@ import (
 func Run(t *testing.T, d driver.Driver) {
 	t.Run("ledger", func(t *testing.T) { testLedger(t, d) })
 	t.Run("sessions", func(t *testing.T) { testSessions(t, d) })
+	t.Run("journeys", func(t *testing.T) { testJourneys(t, d) })
 	t.Run("cookies", func(t *testing.T) { testCookies(t, d) })
 	t.Run("answers", func(t *testing.T) { testAnswers(t, d) })
 	t.Run("mishaps", func(t *testing.T) { testMishaps(t, d) })
@@ -102,6 +103,7 @@ type setup struct {
 	endpoint    string             // used by send
 	connections int                // used by send
 	workload    workloads.Workload // nil = GET /
+	first       uint64             // position of the first op in the workload
 	rate        float64            // of a constant schedule, ops per second
 	duration    time.Duration
 	timeout     time.Duration // 0 = 10 s
@@ -138,7 +140,7 @@ func drive(ctx context.Context, d driver.Driver, clients *driver.Clients, s setu
 	}
 	recorder := hdr.New(time.Now(), func(string) int64 { return int64(time.Second) }, nil)
 	m.report, err = d.Run(ctx, clients, driver.Plan{
-		Workload: s.workload, Schedule: schedule, Duration: s.duration, Drain: s.drain,
+		Workload: s.workload, First: s.first, Schedule: schedule, Duration: s.duration, Drain: s.drain,
 		Timeout: cmp.Or(s.timeout, 10*time.Second), Grace: cmp.Or(s.grace, 20*time.Second),
 	}, func(o results.Outcome) {
 		if s.onOutcome != nil {

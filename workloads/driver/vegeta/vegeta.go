@@ -80,7 +80,7 @@ func (a *attack) Pace(_ time.Duration, hits uint64) (wait time.Duration, stop bo
 	if hits == 0 {
 		a.flight.Start()
 	}
-	return 0, !a.flight.Due(hits)
+	return 0, !a.flight.Due()
 }
 
 // Rate is required by vegeta's Pacer interface. Only vegeta's own reports use it.
