@@ -12,6 +12,7 @@ import (
 	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/results/table"
 	"github.com/stagebench/stagebench/sut/ladder"
+	"github.com/stagebench/stagebench/sut/node"
 	"github.com/stagebench/stagebench/workloads/preset"
 )
 
@@ -45,7 +46,7 @@ func listCommand(s streams) *cobra.Command {
 			case "workloads":
 				return o.print(s, listWorkloads())
 			case "engines":
-				return o.print(s, listEngines())
+				return o.print(s, listEngines(), listDifferences())
 			case "knobs":
 				return o.listKnobs(s, args[1:])
 			}
@@ -166,6 +167,22 @@ func listEngines() table.Table {
 			t.Rows = append(t.Rows, texts(string(tier.Role), string(e.Name), kind, choose))
 		}
 	}
+	return t
+}
+
+// listDifferences lists how engines differ from what the kit of tests asks of their role.
+func listDifferences() table.Table {
+	t := table.Table{Title: "Differences", Columns: columns("engine", "tests", "what it does otherwise")}
+	t.Columns[1].Align = table.Right
+	for _, tier := range ladder.Tiers() {
+		for _, e := range tier.Engines {
+			for _, d := range node.Differences(e.Name) {
+				row := append(texts(string(e.Name)), table.Count(int64(len(d.Cases))), table.Text(d.Reason))
+				t.Rows = append(t.Rows, row)
+			}
+		}
+	}
+	t.Legend = []string{"tests: those that fail for this reason, of the kit for all engines of the role"}
 	return t
 }
 

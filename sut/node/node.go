@@ -59,7 +59,7 @@ func engines() map[sut.Engine]engine {
 		sut.Nginx: {
 			roles: roles{sut.Edge}, start: startNginx, installed: installed(nginx.Find), differences: nginx.Differences,
 		},
-		sut.Relay:      {roles: roles{sut.WAN}, start: startRelay},
+		sut.Relay: {roles: roles{sut.WAN}, start: startRelay},
 	}
 }
 

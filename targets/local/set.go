@@ -14,8 +14,8 @@ import (
 )
 
 // Set changes a knob while the system serves. No request has to fail. The knobs that can change are those of
-// ladder.Set; today that is session.store, which moves all sessions out of the memory of the web hosts. When Set fails or ctx ends,
-// the system is as before, unless the error says that the change stays.
+// ladder.Set; today that is session.store, which moves all sessions out of the memory of the web hosts. When Set fails
+// or ctx ends, the system is as before, unless the error says that the change stays.
 func (s *System) Set(ctx context.Context, knob, value string) (targets.Changed, error) {
 	begin, done := time.Now(), targets.Changed{Knob: knob, Value: value}
 	if err := s.moveSessions(ctx, &done); err != nil {

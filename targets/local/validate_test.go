@@ -13,18 +13,20 @@ import (
 func TestValidate(t *testing.T) {
 	t.Parallel()
 	for want, change := range map[string]func(*Options){
-		"Binary is empty":                           func(o *Options) { o.Binary = "" },
-		"a data set, a template directory":          func(o *Options) { o.TemplateVersion = nil },
-		"a topology of 3 hosts and 0 nodes":         func(o *Options) { o.Topology.Nodes = nil },
-		`host "a/b": the name`:                      func(o *Options) { o.Topology.Hosts[0].Name = "a/b" },
-		`host "db-1": the name`:                     func(o *Options) { o.Topology.Hosts[0].Name = "db-1" },
-		`node "..": the name`:                       func(o *Options) { o.Topology.Nodes[0].Name = ".." },
-		`node "logs": the name`:                     func(o *Options) { o.Topology.Nodes[0].Name = "logs" },
-		`node "blob-1": the name`:                   func(o *Options) { o.Topology.Nodes[0].Name = "blob-1" },
-		`node db-1: there is no host "moon"`:        func(o *Options) { o.Topology.Nodes[0].Host = "moon" },
-		`node db-1 uses "web-1", which`:             func(o *Options) { o.Topology.Nodes[0].Uses = []string{"web-1"} },
-		`the frontend or counter "x" is not a node`: func(o *Options) { o.Topology.Frontends = []string{"x"} },
-		`the template name "small-1-sqlite-/"`:      func(o *Options) { o.TemplateVersion = version("/") },
+		"Binary is empty":                    func(o *Options) { o.Binary = "" },
+		"a data set, a template directory":   func(o *Options) { o.TemplateVersion = nil },
+		"a topology of 3 hosts and 0 nodes":  func(o *Options) { o.Topology.Nodes = nil },
+		`host "a/b": the name`:               func(o *Options) { o.Topology.Hosts[0].Name = "a/b" },
+		`host "db-1": the name`:              func(o *Options) { o.Topology.Hosts[0].Name = "db-1" },
+		`node "..": the name`:                func(o *Options) { o.Topology.Nodes[0].Name = ".." },
+		`node "logs": the name`:              func(o *Options) { o.Topology.Nodes[0].Name = "logs" },
+		`node "blob-1": the name`:            func(o *Options) { o.Topology.Nodes[0].Name = "blob-1" },
+		`node db-1: there is no host "moon"`: func(o *Options) { o.Topology.Nodes[0].Host = "moon" },
+		`node db-1 uses "web-1", which`: func(o *Options) {
+			o.Topology.Nodes[0].Uses = []string{"web-1"}
+		},
+		`the frontend, fallback or counter "x" is not a node`: func(o *Options) { o.Topology.Frontends = []string{"x"} },
+		`the template name "small-1-sqlite-/"`:                func(o *Options) { o.TemplateVersion = version("/") },
 		"version of the template for sqlite: gone": func(o *Options) {
 			o.TemplateVersion = func(sut.Engine) (string, error) { return "", errors.New("gone") }
 		},
