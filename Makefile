@@ -21,6 +21,8 @@ gotestsum := $(tool) gotestsum --format pkgname --format-hide-empty-pkg
 systems := ./cmd/stagebench ./sut/node
 rerun   := --rerun-fails=1 --rerun-fails-max-failures=3 --rerun-fails-abort-on-data-race \
 	--rerun-fails-report=bin/reruns.txt
+# The kits of native edges send hundreds of requests to another program. They run alone and without the race detector,
+# so that they do not slow down what runs beside them.
 # Tests with exact bounds on time or memory, which do not hold with the race detector, and long simulations.
 exact   := TestConformance/freeze|TestPublished|TestCoverage
 
@@ -31,7 +33,8 @@ test: native ## everything that CI checks
 	@$(MAKE) --no-print-directory tidy
 	@mkdir -p bin && rm -f bin/reruns.txt
 	$(gotestsum) --packages="$$($(GO) list $(packages) | grep -v -e '/cmd/stagebench$$' -e '/sut/node$$' \
-		-e '/tidy$$' | tr '\n' ' ')" -- -race -vet=off -p 4 -timeout 30m
+		-e '/tidy$$' -e '/sut/nginx$$' -e '/sut/varnish$$' | tr '\n' ' ')" -- -race -vet=off -p 4 -timeout 30m
+	$(gotestsum) --packages='./sut/nginx ./sut/varnish' -- -vet=off -p 1 -timeout 30m
 	$(gotestsum) --packages='./workloads/driver/... ./sut/resp ./results/capacity' -- \
 		-vet=off -count=1 -p 1 -run '$(exact)'
 	$(gotestsum) $(rerun) --packages='$(systems)' -- -vet=off -count=1 -parallel 3 -timeout 30m; status=$$?; \

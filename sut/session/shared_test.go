@@ -175,13 +175,13 @@ func TestRESPNeedsTheSecret(t *testing.T) {
 type expirer struct {
 	ids     []string
 	batches []string
-	fail    error
+	fails   int // the number of batches that fail
 }
 
 func (e *expirer) ExpireSessions(_ context.Context, after string, _ int64) (last string, removed int, err error) {
 	e.batches = append(e.batches, after)
-	if e.fail != nil {
-		return after, 0, e.fail
+	if len(e.batches) <= e.fails {
+		return after, 0, errors.New("broken")
 	}
 	for _, id := range e.ids {
 		if id > after {
@@ -193,7 +193,7 @@ func (e *expirer) ExpireSessions(_ context.Context, after string, _ int64) (last
 
 // Expire walks through the table in circles, one batch per interval, and repeats a batch that failed.
 func TestExpire(t *testing.T) {
-	e := &expirer{ids: []string{"\x01", "zzz"}, fail: errors.New("broken")}
+	e := &expirer{ids: []string{"\x01", "zzz"}, fails: 2}
 	var reported []error
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -202,9 +202,7 @@ func TestExpire(t *testing.T) {
 			defer close(ended)
 			session.Expire(ctx, e, time.Minute, func(err error) { reported = append(reported, err) })
 		}()
-		time.Sleep(2*time.Minute + time.Second)
-		e.fail = nil
-		time.Sleep(5 * time.Minute)
+		time.Sleep(7*time.Minute + time.Second)
 		cancel()
 		<-ended
 	})

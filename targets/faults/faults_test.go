@@ -46,7 +46,7 @@ func TestReadRefuses(t *testing.T) {
 		"- {do: kill, who: web}":            "at \"\"",
 		"- {at: 3s, do: explode, who: web}": "do \"explode\": want one of kill, pause, resume, restart",
 		"- {at: 3s, do: kill}": "who is missing: " +
-			"want a host, a node, or a role: lb, web, db, blob, cache, primary, replica",
+			"want a host, a node, or a role: edge, wan, lb, web, db, blob, cache, session, primary, replica",
 		"- {at: 3s, do: resume, who: web}":                              "no earlier fault pauses web",
 		"- {at: 1s, do: explode}\n- {do: kill}":                         "f.yaml:2:",
 		"- {at: 3s, do: [kill":                                          "f.yaml:1:",
