@@ -33,7 +33,7 @@ test: native ## everything that CI checks
 	@$(MAKE) --no-print-directory tidy
 	@mkdir -p bin && rm -f bin/reruns.txt
 	$(gotestsum) --packages="$$($(GO) list $(packages) | grep -v -e '/cmd/stagebench$$' -e '/sut/node$$' \
-		-e '/tidy$$' -e '/sut/nginx$$' -e '/sut/varnish$$' | tr '\n' ' ')" -- -race -vet=off -p 4 -timeout 30m
+		-e '/tidy$$' -e '/sut/nginx$$' -e '/sut/varnish$$' | tr '\n' ' ')" -- -race -vet=off -p 3 -timeout 30m
 	$(gotestsum) --packages='./sut/nginx ./sut/varnish' -- -vet=off -p 1 -timeout 30m
 	$(gotestsum) --packages='./workloads/driver/... ./sut/resp ./results/capacity' -- \
 		-vet=off -count=1 -p 1 -run '$(exact)'
