@@ -23,6 +23,7 @@ rerun   := --rerun-fails=1 --rerun-fails-max-failures=3 --rerun-fails-abort-on-d
 	--rerun-fails-report=bin/reruns.txt
 # The kits of native edges send hundreds of requests to another program. They run alone and without the race detector,
 # so that they do not slow down what runs beside them.
+kits    := ./sut/nginx ./sut/varnish
 # Tests with exact bounds on time or memory, which do not hold with the race detector, and long simulations.
 exact   := TestConformance/freeze|TestPublished|TestCoverage
 
@@ -33,11 +34,11 @@ test: native ## everything that CI checks
 	@$(MAKE) --no-print-directory tidy
 	@mkdir -p bin && rm -f bin/reruns.txt
 	$(gotestsum) --packages="$$($(GO) list $(packages) | grep -v -e '/cmd/stagebench$$' -e '/sut/node$$' \
-		-e '/tidy$$' -e '/sut/nginx$$' -e '/sut/varnish$$' | tr '\n' ' ')" -- -race -vet=off -p 3 -timeout 30m
-	$(gotestsum) --packages='./sut/nginx ./sut/varnish' -- -vet=off -p 1 -timeout 30m
+		-e '/tidy$$' -e '/sut/nginx$$' -e '/sut/varnish$$' | tr '\n' ' ')" -- -race -vet=off -p 2 -timeout 30m
+	$(gotestsum) --packages='$(kits)' -- -vet=off -p 1 -timeout 30m
 	$(gotestsum) --packages='./workloads/driver/... ./sut/resp ./results/capacity' -- \
 		-vet=off -count=1 -p 1 -run '$(exact)'
-	$(gotestsum) $(rerun) --packages='$(systems)' -- -vet=off -count=1 -parallel 3 -timeout 30m; status=$$?; \
+	$(gotestsum) $(rerun) --packages='$(systems)' -- -vet=off -count=1 -parallel 2 -timeout 60m; status=$$?; \
 	if [ -s bin/reruns.txt ]; then echo "Tests that failed and were run again:"; cat bin/reruns.txt; fi; \
 	exit $$status
 

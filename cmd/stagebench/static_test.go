@@ -39,7 +39,7 @@ func TestStaticContent(t *testing.T) {
 			continue
 		}
 		seen[name] = true
-		want, linked := "public, max-age=60", true
+		want, linked := "public, max-age=60, stale-while-revalidate=60, stale-if-error=86400", true
 		if op.Class == preset.Image {
 			want = "public, max-age=31536000, immutable"
 			linked = strings.HasPrefix(name, "thumb.") || strings.HasPrefix(name, "original.")

@@ -241,6 +241,25 @@ func (r *rig) inFlight(k killing) (n int64) {
 // nil. act runs on the goroutine of the test, so it may end the test.
 func (r *rig) load(t *testing.T, rate float64, d, at time.Duration, act func()) results.Step {
 	t.Helper()
+	return r.loadUntil(t.Context(), t, rate, d, at, act)
+}
+
+// loadWhile is load until a time after act has returned. On a busy machine act can take long.
+func (r *rig) loadWhile(t *testing.T, rate float64, at, after time.Duration, act func()) results.Step {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	return r.loadUntil(ctx, t, rate, testTimeout, at, func() {
+		act()
+		time.AfterFunc(after, cancel)
+	})
+}
+
+// loadUntil is load that also ends with a context.
+func (r *rig) loadUntil(
+	ctx context.Context, t *testing.T, rate float64, d, at time.Duration, act func(),
+) results.Step {
+	t.Helper()
 	r.outcomes = nil
 	schedule, err := pace.Constant(rate)
 	if err != nil {
@@ -250,7 +269,7 @@ func (r *rig) load(t *testing.T, rate float64, d, at time.Duration, act func()) 
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		step, err = r.stepper.Step(t.Context(), "attack", rate, schedule, d)
+		step, err = r.stepper.Step(ctx, "attack", rate, schedule, d)
 	}()
 	defer func() { <-ended }() // also when act ends the test: the step must not outlive the system
 	if act != nil {
@@ -291,8 +310,10 @@ func TestLedgerAgreesWithTheServer(t *testing.T) {
 				t.Parallel()
 				r := bringUp(t, stage, knobs, "write-heavy")
 				step := r.load(t, 60, time.Second, 0, nil)
-				if step.ServerCount == nil || *step.ServerCount != step.Ledger.Sent {
-					t.Errorf("the server counted %v, the client sent %d", step.ServerCount, step.Ledger.Sent)
+				if step.ServerCount == nil {
+					t.Error("the server did not count")
+				} else if *step.ServerCount != step.Ledger.Sent {
+					t.Errorf("the server counted %d, the client sent %d", *step.ServerCount, step.Ledger.Sent)
 				}
 				if failed(step) > 0 {
 					t.Errorf("ledger %+v causes %v, want no failed request", step.Ledger, step.Causes)

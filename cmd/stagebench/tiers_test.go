@@ -160,7 +160,7 @@ func (r *rig) scaleBlobsAndReplicas(t *testing.T, photos *uploads) {
 func (r *rig) scaleUnderLoad(t *testing.T, tier string, hosts int, want string) {
 	t.Helper()
 	var out bytes.Buffer
-	step := r.load(t, 40, 4*time.Second, 300*time.Millisecond, func() {
+	step := r.loadWhile(t, 40, 300*time.Millisecond, time.Second, func() {
 		if err := scale(t.Context(), &out, scaling{r}, tier, hosts, 500*time.Millisecond); err != nil {
 			t.Error(err)
 		}

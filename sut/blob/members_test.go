@@ -24,7 +24,7 @@ const (
 	seeded   = 40      // photos of the initial data set
 	uploaded = 1 << 50 // ids of uploaded photos start here
 	// testTimeout bounds calls that are not expected to come near it.
-	testTimeout = 20 * time.Second
+	testTimeout = time.Minute
 )
 
 func dataSet() sut.DataCounts { return sut.DataCounts{Users: 7, Photos: seeded} }

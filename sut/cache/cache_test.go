@@ -24,7 +24,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // testTimeout bounds each wait of a test. It is long, because the machine may be slow.
-const testTimeout = 20 * time.Second
+const testTimeout = time.Minute
 
 // eventually polls until a condition holds. It ends the test after testTimeout.
 func eventually(t testing.TB, what string, holds func() bool) {

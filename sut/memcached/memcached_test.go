@@ -23,7 +23,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const (
-	testTimeout = 20 * time.Second // bounds every wait
+	testTimeout = time.Minute // bounds every wait
 	mebibyte    = 1 << 20
 )
 

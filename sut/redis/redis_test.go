@@ -18,7 +18,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // testTimeout bounds every wait.
-const testTimeout = 20 * time.Second
+const testTimeout = time.Minute
 
 func TestConformance(t *testing.T) {
 	t.Parallel()

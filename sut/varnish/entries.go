@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/stagebench/stagebench/sut"
 )
@@ -51,16 +52,33 @@ func literal(text string) string {
 	return out.String()
 }
 
+// Varnish adds the requests of a connection to its counters some time after it has answered them.
+const (
+	settlePause = 200 * time.Millisecond
+	settleReads = 3
+)
+
 // Figures returns the server's counters. Varnish does not count what it stores. FetchedBytes does not have the bytes
-// from origins that were removed.
-func (s *Server) Figures(ctx context.Context) (sut.EdgeFigures, error) {
-	counters, err := s.counters(ctx)
-	if err != nil {
-		return sut.EdgeFigures{}, fmt.Errorf("varnish: figures: %w", err)
-	}
-	f, err := figures(counters)
-	if err != nil {
-		return sut.EdgeFigures{}, fmt.Errorf("varnish: figures: %w", err)
+// from origins that were removed. Figures reads until the number of requests is the same twice, at most settleReads
+// times.
+func (s *Server) Figures(ctx context.Context) (f sut.EdgeFigures, err error) {
+	for read := range settleReads {
+		before := f.Requests
+		counters, err := s.counters(ctx)
+		if err == nil {
+			f, err = figures(counters)
+		}
+		if err != nil {
+			return sut.EdgeFigures{}, fmt.Errorf("varnish: figures: %w", err)
+		}
+		if read > 0 && f.Requests == before || read == settleReads-1 {
+			break
+		}
+		select {
+		case <-time.After(settlePause):
+		case <-ctx.Done():
+			return sut.EdgeFigures{}, fmt.Errorf("varnish: figures: %w", ctx.Err())
+		}
 	}
 	f.MaxBytes = s.cfg.MaxBytes
 	return f, nil

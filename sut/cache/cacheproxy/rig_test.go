@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 }
 
 // testTimeout bounds every wait of a test.
-const testTimeout = 20 * time.Second
+const testTimeout = time.Minute
 
 // never is an interval that is longer than any test.
 const never = time.Hour
