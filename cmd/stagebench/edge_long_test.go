@@ -7,8 +7,12 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/table"
+	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/workloads/driver"
 )
 
 // TestEdgesTakeTheStaticLoad sends the same requests to stages cache and cdn, with 60 ms between users and origin. The
@@ -57,6 +61,56 @@ func TestEdgesRaiseTheCapacity(t *testing.T) {
 		with.CapacityRPS, with.Limit)
 	if with.CapacityRPS <= without.CapacityRPS {
 		t.Error("the capacity did not rise")
+	}
+}
+
+// TestHitsPerCore measures the CPU time of a hit: the same image again and again from each engine in turn, whose host
+// has a core. A core that does nothing else serves one divided by that. It takes about two minutes.
+func TestHitsPerCore(t *testing.T) {
+	const rate, repeats, least = 3000.0, 3, 0.25
+	engines := []string{"edge", "nginx", "varnish"}
+	report := table.Table{Title: fmt.Sprintf("Hits of one thumbnail, %.0f/s", rate), Columns: []table.Column{
+		{Name: "engine"},
+		{Name: "repeat", Align: table.Right},
+		{Name: "hits/s of a core", Key: "hits_per_cpu_second", Align: table.Right},
+		{Name: "of nginx", Key: "ratio_to_nginx", Align: table.Right},
+		{Name: "p50 ms", Key: "p50_ns", Align: table.Right},
+		{Name: "p99 ms", Key: "p99_ns", Align: table.Right},
+	}}
+	hits := map[string][]float64{}
+	for repeat := range repeats {
+		for _, name := range engines {
+			knobs := edgeEngines()[name]
+			skipWithoutEngines(t, knobs)
+			r := bringUpSized(t, sut.CDN, with(knobs, sut.Knobs{
+				"edge.cpu": "10", "web.hosts": "1", "cache.hosts": "0", "db.replicas": "0",
+			}), 0.1)
+			r.connect(t, repeated{Class: "image", Method: "GET", Path: thumbPath(1), User: -1},
+				driver.ClientConfig{Connections: 64})
+			r.load(t, rate, 2*time.Second, 0, nil)
+			step := r.load(t, rate, 8*time.Second, 0, nil)
+			if failed(step) > 0 || step.Ops["image"].Edge["hit"] != step.Ledger.OK {
+				t.Errorf("%s: %d failed, %v of %d OK", name, failed(step), step.Ops["image"].Edge, step.Ledger.OK)
+			}
+			for _, h := range step.Hosts {
+				if h.Host == "edge-1" {
+					hits[name] = append(hits[name], float64(step.Ledger.OK)/h.CPUSeconds)
+				}
+			}
+			report.Rows = append(report.Rows, []table.Cell{
+				table.Text(name), table.Count(int64(repeat + 1)), table.Rate(hits[name][repeat]), table.Blank(),
+				nanoseconds(step.ResponseAll.P50), nanoseconds(step.ResponseAll.P99),
+			})
+			r.takeDown(t)
+		}
+	}
+	for i, row := range report.Rows {
+		name, repeat := engines[i%len(engines)], i/len(engines)
+		row[3] = table.Number(hits[name][repeat] / hits["nginx"][repeat])
+	}
+	logTable(t, report)
+	if ratio := median(hits["edge"]) / median(hits["nginx"]); ratio < least {
+		t.Errorf("edge serves %.2f of the hits of nginx, want at least %.2f", ratio, least)
 	}
 }
 

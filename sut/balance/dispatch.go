@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/attempt"
 )
 
 // errNoUpstream means that no host of the route is up or reachable. No byte of the
@@ -71,7 +72,7 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 		if !retry {
 			return nil, err
 		}
-		if x.attempt.conn == nil {
+		if !x.attempt.Connected() {
 			want.tried = append(want.tried, u)
 		}
 		b.redispatched.Add(1)
@@ -84,15 +85,15 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 // failed releases a host that sent no answer. It returns the error for the client and
 // whether the request may be sent to a host again.
 func (x *exchange) failed(ctx context.Context, u *upstream, failure error) (err error, retry bool) {
-	p, took, v := x.balancer.pool, time.Since(x.attempt.began), noVerdict
+	p, took, v := x.balancer.pool, time.Since(x.sent), noVerdict
 	switch {
-	case x.attempt.clientFailed():
+	case x.attempt.ClientFailed():
 		err = fmt.Errorf("%w: %w", errClientBody, failure)
 	case ctx.Err() != nil:
 		err = failure
-	case x.attempt.sent():
+	case x.attempt.Sent():
 		v, err = failed, &lostError{u.node, failure}
-	case x.attempt.conn != nil: // the host closed an idle connection, which is no failure
+	case x.attempt.Connected(): // the host closed an idle connection, which is no failure
 		retry, err = true, fmt.Errorf("%w: %w", errNoUpstream, failure)
 	default:
 		p.unreachable(u, failure, took)
@@ -106,7 +107,7 @@ func (x *exchange) failed(ctx context.Context, u *upstream, failure error) (err 
 // the host. The answer sets the sticky cookie if the user shall stay, unless the client's cookie lists the host.
 func (x *exchange) answer(routes *routing, u *upstream, res *http.Response) (*http.Response, error) {
 	v, cause := judge(res)
-	took := time.Since(x.attempt.began)
+	took := time.Since(x.sent)
 	x.body = answerBody{ReadCloser: res.Body, exchange: x, upstream: u, verdict: v, cause: cause, took: took}
 	res.Body = &x.body
 	if res.StatusCode == http.StatusSwitchingProtocols {
@@ -164,52 +165,24 @@ func (b *answerBody) Close() error {
 	return err
 }
 
-// attempt is one attempt to send a request to one host. It records whether any byte
-// may have been sent.
-type attempt struct {
-	began  time.Time
-	conn   *countedConn // nil when no connection was made
-	before int64        // writes started on conn by earlier requests
-	body   *attemptBody // nil when the request has no body
-}
-
 // send sends the request to the host, once.
 func (x *exchange) send(req *http.Request, u *upstream, body io.ReadCloser) (*http.Response, error) {
-	x.attempt = attempt{began: time.Now()}
+	x.attempt, x.sent = attempt.Attempt{}, time.Now()
 	// The reverse proxy traces each of its requests. Adding to its trace is much
 	// cheaper than combining it with a second one.
 	if trace := httptrace.ContextClientTrace(req.Context()); trace != nil {
-		trace.GotConn = x.gotConn
+		trace.GotConn = x.attempt.GotConn
 	} else {
-		req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{GotConn: x.gotConn}))
+		req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{GotConn: x.attempt.GotConn}))
 	}
 	req.URL.Host = u.address
 	if body != nil {
-		x.attempt.body = &attemptBody{client: body}
-		req.Body = x.attempt.body
+		x.attempt.Lend(req, body)
 	} else {
 		sendOnce(req, x.balancer.identity)
 	}
 	return u.transport.RoundTrip(req)
 }
-
-// gotConn is called before the first byte is written.
-func (x *exchange) gotConn(info httptrace.GotConnInfo) {
-	x.attempt.conn = info.Conn.(*countedConn)
-	x.attempt.before = x.attempt.conn.writes.Load()
-}
-
-// sent reports, after a failure, whether the host may have received a part of the
-// request. When it returns false, the attempt can no longer read the client's body.
-func (a *attempt) sent() bool {
-	if a.conn != nil && a.conn.writes.Load() != a.before {
-		return true
-	}
-	return a.body != nil && !a.body.state.CompareAndSwap(bodyUntouched, bodyDetached)
-}
-
-// clientFailed reports whether the failure was in the client's body.
-func (a *attempt) clientFailed() bool { return a.body != nil && a.body.failed.Load() }
 
 // sendOnce prevents the transport from retrying a request without a body. The
 // transport retries idempotent methods when an idle connection dies. But the host may
@@ -223,48 +196,12 @@ func sendOnce(req *http.Request, identity []string) {
 		// Without this, the transport would probe the body for its first byte, which
 		// costs a goroutine and a timer.
 		req.TransferEncoding = identity
-		req.Body = emptyBody{}
+		req.Body = attempt.EmptyBody{}
 	default:
 		// With these methods an empty body changes the request: it is sent chunked.
 		// So only requests that the transport would retry get one.
-		if req.Header["Idempotency-Key"] != nil || req.Header["X-Idempotency-Key"] != nil {
-			req.Body = emptyBody{}
+		if attempt.Repeats(req.Header) {
+			req.Body = attempt.EmptyBody{}
 		}
 	}
 }
-
-// emptyBody is an empty body. The transport treats it differently from http.NoBody.
-type emptyBody struct{}
-
-func (emptyBody) Read([]byte) (int, error)         { return 0, io.EOF }
-func (emptyBody) WriteTo(io.Writer) (int64, error) { return 0, nil }
-func (emptyBody) Close() error                     { return nil }
-
-// States of an attemptBody.
-const (
-	bodyUntouched int32 = iota
-	bodyReading         // the transport has started to read it
-	bodyDetached        // the attempt has ended, and the next attempt owns the body
-)
-
-// attemptBody lends the client's body to one attempt.
-type attemptBody struct {
-	client io.ReadCloser
-	state  atomic.Int32
-	failed atomic.Bool // reading the client's body failed
-}
-
-func (b *attemptBody) Read(p []byte) (int, error) {
-	if !b.state.CompareAndSwap(bodyUntouched, bodyReading) && b.state.Load() == bodyDetached {
-		return 0, http.ErrBodyReadAfterClose
-	}
-	n, err := b.client.Read(p)
-	if err != nil && err != io.EOF {
-		b.failed.Store(true)
-	}
-	return n, err
-}
-
-// Close leaves the client's body open: the next attempt may need it, and the
-// reverse proxy closes it at the end.
-func (b *attemptBody) Close() error { return nil }

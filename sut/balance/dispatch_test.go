@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/attempt"
 )
 
 // fakeHost replaces the transport of one host. It uses one reaction per attempt, and
@@ -39,9 +40,9 @@ func (h *fakeHost) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // connect calls the trace as the transport does when it has a connection.
-func connect(req *http.Request) *countedConn {
-	conn := &countedConn{Conn: discardConn{}}
-	conn.writes.Store(17) // earlier requests used the connection
+func connect(req *http.Request) net.Conn {
+	conn := attempt.Count(discardConn{})
+	_, _ = conn.Write([]byte("an earlier request"))
 	httptrace.ContextClientTrace(req.Context()).GotConn(httptrace.GotConnInfo{Conn: conn, Reused: true})
 	return conn
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/attempt"
 )
 
 // exchange is one request and its answer. It is the ResponseWriter of the handler and
@@ -30,11 +31,12 @@ type exchange struct {
 	code     int       // status sent to the client: 100 to 999, 0 before WriteHeader
 	complete bool      // the complete answer was sent to the client
 	route    *route
-	sticky   string // value of the client's sticky cookie
-	keeps    bool   // the user stays on the host that answers
-	node     string // the host that was tried last
-	cause    error  // why the request failed
-	attempt  attempt
+	sticky   string          // value of the client's sticky cookie
+	keeps    bool            // the user stays on the host that answers
+	node     string          // the host that was tried last
+	cause    error           // why the request failed
+	attempt  attempt.Attempt // the last one
+	sent     time.Time       // start of the last attempt
 	body     answerBody
 }
 

@@ -8,10 +8,10 @@ import (
 	"net"
 	"net/http"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/attempt"
 )
 
 // upstream is one host.
@@ -78,7 +78,7 @@ func newTransport() *http.Transport {
 			if err != nil {
 				return nil, err
 			}
-			return &countedConn{Conn: conn}, nil
+			return attempt.Count(conn), nil
 		},
 		MaxIdleConnsPerHost: sut.MaxIdlePerUpstream,
 		// Shorter than the idle timeout of the host. Otherwise requests would be sent
@@ -88,19 +88,6 @@ func newTransport() *http.Transport {
 		ExpectContinueTimeout: time.Second,
 		DisableCompression:    true, // bodies pass unchanged
 	}
-}
-
-// countedConn counts the writes that were started on a connection. If no write was
-// started for a request, no byte of it was sent.
-type countedConn struct {
-	net.Conn
-	writes atomic.Int64
-}
-
-func (c *countedConn) Write(p []byte) (int, error) {
-	// Count before the write: a write in progress may already have sent bytes.
-	c.writes.Add(1)
-	return c.Conn.Write(p)
 }
 
 // The duration of an ejection is ejectionBase times a multiplier. Each ejection adds

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/attempt"
 )
 
 // errNoOrigin means that no origin is reachable. No byte of the request was sent.
@@ -66,7 +67,7 @@ func (e *Edge) newOrigin(peer sut.Peer, before *origins) *origin {
 			if err != nil {
 				return nil, &dialError{err}
 			}
-			return &countedConn{Conn: conn}, nil
+			return attempt.Count(conn), nil
 		},
 		MaxIdleConnsPerHost: sut.MaxIdlePerUpstream,
 		// Shorter than the idle timeout of the origin. Otherwise requests would be sent on connections that it is closing.
@@ -105,25 +106,6 @@ type dialError struct{ err error }
 func (e *dialError) Error() string { return e.err.Error() }
 func (e *dialError) Unwrap() error { return e.err }
 
-// countedConn counts the writes that were started on a connection. If no write was started for a request, no byte of it
-// was sent.
-type countedConn struct {
-	net.Conn
-	writes atomic.Int64
-}
-
-func (c *countedConn) Write(p []byte) (int, error) {
-	c.writes.Add(1) // before the write: a write in progress may already have sent bytes
-	return c.Conn.Write(p)
-}
-
-// attempt is one attempt to send a request.
-type attempt struct {
-	conn   *countedConn // nil when no connection was made
-	before int64        // writes started on conn by earlier requests
-	body   *lentBody    // nil when the request has no body
-}
-
 // send sends a request to an origin, and to another one when the first is unreachable. A request that may have
 // reached an origin is not sent again, except that the transport repeats a GET or HEAD without a body when an idle
 // connection was closed. inform receives informational responses; nil = they are dropped. The caller must close the
@@ -137,7 +119,7 @@ func (e *Edge) send(req *http.Request, inform func(int, http.Header)) (*http.Res
 		if o == nil {
 			break
 		}
-		var a attempt
+		var a attempt.Attempt
 		res, failure := e.try(req, o, body, &a, inform)
 		if failure == nil {
 			res.Body = &originBody{ReadCloser: res.Body, edge: e, done: done}
@@ -145,7 +127,7 @@ func (e *Edge) send(req *http.Request, inform func(int, http.Header)) (*http.Res
 		}
 		var dial *dialError
 		switch {
-		case a.body != nil && a.body.failed.Load():
+		case a.ClientFailed():
 			done()
 			return nil, fmt.Errorf("%w: %w", errClientBody, failure)
 		case req.Context().Err() != nil:
@@ -155,7 +137,7 @@ func (e *Edge) send(req *http.Request, inform func(int, http.Header)) (*http.Res
 			e.refused(o, failure)
 			tried = append(tried, o)
 			err = fmt.Errorf("%w: %w", errNoOrigin, failure)
-		case a.sent():
+		case a.Sent():
 			done()
 			return nil, fmt.Errorf("%s: %w", o.peer.Node, failure)
 		default: // an idle connection was closed before a byte was sent
@@ -169,12 +151,9 @@ func (e *Edge) send(req *http.Request, inform func(int, http.Header)) (*http.Res
 
 // try sends the request to one origin.
 func (e *Edge) try(
-	req *http.Request, o *origin, body io.ReadCloser, a *attempt, inform func(int, http.Header),
+	req *http.Request, o *origin, body io.ReadCloser, a *attempt.Attempt, inform func(int, http.Header),
 ) (*http.Response, error) {
-	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
-		a.conn = info.Conn.(*countedConn)
-		a.before = a.conn.writes.Load()
-	}}
+	trace := &httptrace.ClientTrace{GotConn: a.GotConn}
 	if inform != nil {
 		trace.Got1xxResponse = func(code int, header textproto.MIMEHeader) error {
 			inform(code, http.Header(header))
@@ -185,12 +164,10 @@ func (e *Edge) try(
 	req.URL.Host = o.peer.Address
 	switch {
 	case body != nil && body != http.NoBody:
-		a.body = &lentBody{client: body}
-		req.Body = a.body
-	case req.Method != http.MethodGet && req.Method != http.MethodHead &&
-		(req.Header["Idempotency-Key"] != nil || req.Header["X-Idempotency-Key"] != nil):
+		a.Lend(req, body)
+	case req.Method != http.MethodGet && req.Method != http.MethodHead && attempt.Repeats(req.Header):
 		// The transport would repeat the request. It does not when it cannot rewind the body.
-		req.Body = emptyBody{}
+		req.Body = attempt.EmptyBody{}
 	}
 	res, err := o.transport.RoundTrip(req)
 	if err == nil && res.StatusCode == http.StatusSwitchingProtocols {
@@ -210,15 +187,6 @@ func (e *Edge) refused(o *origin, err error) {
 	if o.downUntil.Swap(now.Add(refusalPause).UnixNano()) <= now.Add(-refusalPause).UnixNano() {
 		e.cfg.Log.Warn("origin unreachable", "origin", o.peer.Node, "error", err)
 	}
-}
-
-// sent reports, after a failure, whether the origin may have received a part of the request. When it returns false, the
-// attempt can no longer read the client's body.
-func (a *attempt) sent() bool {
-	if a.conn != nil && a.conn.writes.Load() != a.before {
-		return true
-	}
-	return a.body != nil && !a.body.state.CompareAndSwap(bodyUntouched, bodyDetached)
 }
 
 // originBody is the body of an origin's response. It counts bytes, and Close ends the use of the origin.
@@ -242,37 +210,3 @@ func (b *originBody) Close() error {
 	}
 	return err
 }
-
-// emptyBody is an empty body. The transport treats it differently from http.NoBody.
-type emptyBody struct{}
-
-func (emptyBody) Read([]byte) (int, error) { return 0, io.EOF }
-func (emptyBody) Close() error             { return nil }
-
-// States of a lentBody.
-const (
-	bodyUntouched int32 = iota
-	bodyReading         // the transport has started to read it
-	bodyDetached        // the attempt has ended, and the next attempt owns the body
-)
-
-// lentBody lends the client's body to one attempt.
-type lentBody struct {
-	client io.ReadCloser
-	state  atomic.Int32
-	failed atomic.Bool // reading the client's body failed
-}
-
-func (b *lentBody) Read(p []byte) (int, error) {
-	if !b.state.CompareAndSwap(bodyUntouched, bodyReading) && b.state.Load() == bodyDetached {
-		return 0, http.ErrBodyReadAfterClose
-	}
-	n, err := b.client.Read(p)
-	if err != nil && err != io.EOF {
-		b.failed.Store(true)
-	}
-	return n, err
-}
-
-// Close leaves the client's body open: the next attempt may need it, and the server closes it at the end.
-func (b *lentBody) Close() error { return nil }

@@ -3,6 +3,7 @@ package haproxy_test
 import (
 	"testing"
 
+	"github.com/stagebench/stagebench/internal/servertest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/balance/balancetest"
 )
@@ -13,7 +14,7 @@ func BenchmarkHAProxy(b *testing.B) {
 	for _, layer := range []string{sut.Layer7, sut.Layer4} {
 		b.Run(layer, func(b *testing.B) {
 			h := newHAProxy(b, haproxyInstalled(b), balancetest.BenchConfig(layer, upstreams))
-			balancetest.Bench(b, h.Address(), startHAProxy(b, h).cmd.Process.Pid)
+			balancetest.Bench(b, h.Address(), servertest.Start(b, h, h.HandleLogLine).PID())
 		})
 	}
 }

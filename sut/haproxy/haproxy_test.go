@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/internal/porttest"
+	"github.com/stagebench/stagebench/internal/servertest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/balance/balancetest"
 	"github.com/stagebench/stagebench/sut/haproxy"
@@ -25,7 +26,7 @@ func TestConforms(t *testing.T) {
 	install := haproxyInstalled(t)
 	balancetest.Run(t, func(t *testing.T, setup balancetest.Setup) balancetest.System {
 		h := newHAProxy(t, install, setup.Balancing())
-		startHAProxy(t, h)
+		servertest.Start(t, h, h.HandleLogLine)
 		return balancetest.Serving(t, h.Address(), h)
 	})
 }
@@ -52,7 +53,7 @@ func get(t *testing.T, address string, paths ...string) []string {
 		return nil
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(servertest.Timeout)); err != nil {
 		t.Error(err)
 	}
 	reader := bufio.NewReader(conn)
@@ -75,12 +76,12 @@ func TestRestartsAfterAKill(t *testing.T) {
 	t.Parallel()
 	h := newHAProxy(t, haproxyInstalled(t), oneHost(t, hello))
 	for range 2 {
-		p := startHAProxy(t, h)
+		p := servertest.Start(t, h, h.HandleLogLine)
 		if got := get(t, h.Address(), "/", "/"); fmt.Sprint(got) != "[200 200]" {
 			t.Errorf("got %v", got)
 		}
-		p.signal(t, syscall.SIGKILL)
-		if err := p.wait(t); err == nil {
+		p.Signal(t, syscall.SIGKILL)
+		if err := p.Wait(t); err == nil {
 			t.Error("a killed server exited with 0")
 		}
 		if err := h.Ready(t.Context()); err == nil {
@@ -102,7 +103,7 @@ func TestDrains(t *testing.T) {
 		}
 		hello(w, r)
 	}))
-	p := startHAProxy(t, h)
+	p := servertest.Start(t, h, h.HandleLogLine)
 	idle, err := net.Dial("tcp", h.Address())
 	if err != nil {
 		t.Fatal(err)
@@ -117,8 +118,8 @@ func TestDrains(t *testing.T) {
 	held := make(chan []string)
 	go func() { held <- get(t, h.Address(), "/hold") }()
 	<-arrived
-	p.signal(t, h.StopSignal())
-	eventually(t, "the server no longer listens", func() bool {
+	p.Signal(t, h.StopSignal())
+	servertest.Eventually(t, "the server no longer listens", func() bool {
 		conn, err := net.Dial("tcp", h.Address())
 		if err == nil {
 			_ = conn.Close()
@@ -129,7 +130,7 @@ func TestDrains(t *testing.T) {
 	if got := <-held; fmt.Sprint(got) != "[200]" {
 		t.Errorf("a request in flight ended with %v", got)
 	}
-	if err := p.wait(t); err != nil {
+	if err := p.Wait(t); err != nil {
 		t.Errorf("exit error %v, want none", err)
 	}
 }
@@ -145,16 +146,16 @@ func TestSecondServerOnThePort(t *testing.T) {
 		})
 	}
 	first, second := describe(), describe()
-	startHAProxy(t, first)
+	servertest.Start(t, first, first.HandleLogLine)
 	if err := second.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	p := launch(t, second.Command(), ignore)
-	if err := p.wait(t); err == nil {
+	p := servertest.Launch(t, second.Command(), nil)
+	if err := p.Wait(t); err == nil {
 		t.Error("a second server on the port exited with 0")
 	}
-	if !strings.Contains(p.log(), "cannot bind") {
-		t.Errorf("log %q, want an error about the port", p.log())
+	if !strings.Contains(p.Log(), "cannot bind") {
+		t.Errorf("log %q, want an error about the port", p.Log())
 	}
 }
 
@@ -164,7 +165,7 @@ func TestLongDirectory(t *testing.T) {
 	cfg := oneHost(t, hello)
 	dir := filepath.Join(t.TempDir(), strings.Repeat("deep/", 30), "with space")
 	h := newConfig(t, haproxy.Config{Balancing: cfg, Install: haproxyInstalled(t), Dir: dir, Procs: 2})
-	startHAProxy(t, h)
+	servertest.Start(t, h, h.HandleLogLine)
 	if got := get(t, h.Address(), "/"); fmt.Sprint(got) != "[200]" {
 		t.Errorf("got %v", got)
 	}
@@ -190,7 +191,7 @@ func TestHostDiesDuringARequest(t *testing.T) {
 		}
 		hello(w, r)
 	}))
-	startHAProxy(t, h)
+	servertest.Start(t, h, h.HandleLogLine)
 	if got := fmt.Sprint(get(t, h.Address(), "/die")); got != "[502]" {
 		t.Errorf("on the first request %s, want [502]", got)
 	}

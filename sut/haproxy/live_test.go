@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/internal/servertest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/haproxy"
 )
@@ -82,11 +83,11 @@ func TestLogsRequests(t *testing.T) {
 				},
 				Log: slog.New(slog.NewJSONHandler(writer, nil)), Install: install,
 			})
-			p := startWithLog(t, h, ignore) // handled below
+			p := servertest.Start(t, h, nil) // handled below
 			if err := h.SetUpstreams(t.Context(), sut.Upstreams{Peers: hosts[1:]}); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "the new host is up", func() bool {
+			servertest.Eventually(t, "the new host is up", func() bool {
 				s, err := h.Status(t.Context())
 				return err == nil && s.Upstreams[0].Up
 			})
@@ -95,10 +96,10 @@ func TestLogsRequests(t *testing.T) {
 				roundTrip(t, h, path, []string{"id-1", "id-2", "id-last"}[i])
 			}
 			if logged != sut.LogNone {
-				eventually(t, "the last line is printed", func() bool { return strings.Contains(p.log(), `"id-last"`) })
+				servertest.Eventually(t, "the last line is printed", func() bool { return strings.Contains(p.Log(), `"id-last"`) })
 			}
 			go func() {
-				for line := range strings.Lines(p.log()) {
+				for line := range strings.Lines(p.Log()) {
 					h.HandleLogLine(strings.TrimSpace(line))
 				}
 				_ = writer.Close() // never fails for a pipe
@@ -143,12 +144,12 @@ func TestDrainIsBounded(t *testing.T) {
 	})
 	cfg.Node = "lb-1"
 	h := newConfig(t, haproxy.Config{Balancing: cfg, Install: haproxyInstalled(t), Drain: time.Second})
-	p := startHAProxy(t, h)
+	p := servertest.Start(t, h, h.HandleLogLine)
 	held := make(chan []string)
 	go func() { held <- get(t, h.Address(), "/hold") }()
 	<-arrived
-	p.signal(t, h.StopSignal())
-	_ = p.wait(t)
+	p.Signal(t, h.StopSignal())
+	_ = p.Wait(t)
 	if got := <-held; fmt.Sprint(got) != "[502]" {
 		t.Errorf("the request ended with %v", got)
 	}
@@ -162,7 +163,7 @@ func TestConnectionOutlivesARemoval(t *testing.T) {
 	h := newHAProxy(t, haproxyInstalled(t), sut.Balancing{
 		Upstreams: sut.Upstreams{Peers: hosts}, Layer: sut.Layer4, HealthInterval: 20 * time.Millisecond,
 	})
-	startHAProxy(t, h)
+	servertest.Start(t, h, h.HandleLogLine)
 	conn, err := net.Dial("tcp", h.Address())
 	if err != nil {
 		t.Fatal(err)
@@ -220,7 +221,7 @@ func TestConcurrentChanges(t *testing.T) {
 	h := newHAProxy(t, haproxyInstalled(t), sut.Balancing{
 		Upstreams: sut.Upstreams{Peers: hosts[:1]}, HealthInterval: 20 * time.Millisecond,
 	})
-	startHAProxy(t, h)
+	servertest.Start(t, h, h.HandleLogLine)
 	var changes sync.WaitGroup
 	for i := range 12 {
 		changes.Go(func() {
@@ -231,7 +232,7 @@ func TestConcurrentChanges(t *testing.T) {
 	}
 	changes.Wait()
 	var member string
-	eventually(t, "the last host is up", func() bool {
+	servertest.Eventually(t, "the last host is up", func() bool {
 		s, err := h.Status(t.Context())
 		if err != nil || len(s.Upstreams) != 1 {
 			t.Fatalf("status %+v, %v, want one host", s, err)
@@ -255,7 +256,7 @@ func TestRouteChangesItsHost(t *testing.T) {
 	}
 	// With an hour between the checks, the change cannot depend on a check.
 	h := newHAProxy(t, haproxyInstalled(t), sut.Balancing{Upstreams: upstreams(0), HealthInterval: time.Hour})
-	startHAProxy(t, h)
+	servertest.Start(t, h, h.HandleLogLine)
 	stop := make(chan struct{})
 	var load sync.WaitGroup
 	load.Go(func() {

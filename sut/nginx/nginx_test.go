@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/stagebench/stagebench/internal/porttest"
+	"github.com/stagebench/stagebench/internal/servertest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/edge/edgetest"
 	"github.com/stagebench/stagebench/sut/nginx"
@@ -20,7 +21,7 @@ func engine(install nginx.Install) edgetest.Engine {
 	return edgetest.Engine{
 		Start: func(t testing.TB, cfg sut.EdgeConfig) edgetest.System {
 			s := newServer(t, install, cfg)
-			start(t, s)
+			servertest.Start(t, s, s.HandleLogLine)
 			return edgetest.System{URL: "http://" + s.Address(), EdgeServer: s}
 		},
 		Differences: nginx.Differences(),
@@ -66,7 +67,7 @@ func hello(w http.ResponseWriter, _ *http.Request) {
 // get returns the status of a request, or the error.
 func get(t testing.TB, address, path string) string {
 	t.Helper()
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: timeout}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: servertest.Timeout}
 	res, err := client.Get("http://" + address + path)
 	if err != nil {
 		return err.Error()
@@ -80,7 +81,7 @@ func TestRestartsAfterAKill(t *testing.T) {
 	t.Parallel()
 	s := newServer(t, installed(t), oneOrigin(t, hello))
 	for range 2 {
-		p := start(t, s)
+		p := servertest.Start(t, s, s.HandleLogLine)
 		if got := get(t, s.Address(), "/"); got != "200 OK" {
 			t.Errorf("got %s", got)
 		}
@@ -88,8 +89,8 @@ func TestRestartsAfterAKill(t *testing.T) {
 		if err != nil || f.Requests != 1 || f.Entries != 1 {
 			t.Errorf("figures %+v, %v, want one request and one entry", f, err)
 		}
-		p.signal(t, syscall.SIGKILL)
-		if err := p.wait(t); err == nil {
+		p.Signal(t, syscall.SIGKILL)
+		if err := p.Wait(t); err == nil {
 			t.Error("a killed server exited with 0")
 		}
 	}
@@ -111,19 +112,19 @@ func TestDrains(t *testing.T) {
 		}
 		hello(w, r)
 	}))
-	p := start(t, s)
+	p := servertest.Start(t, s, s.HandleLogLine)
 	held := make(chan string)
 	go func() { held <- get(t, s.Address(), "/hold") }()
 	<-arrived
-	p.signal(t, s.StopSignal())
-	eventually(t, "the server no longer listens", func() bool {
+	p.Signal(t, s.StopSignal())
+	servertest.Eventually(t, "the server no longer listens", func() bool {
 		return strings.Contains(get(t, s.Address(), "/"), "connection refused")
 	})
 	close(release)
 	if got := <-held; got != "200 OK" {
 		t.Errorf("a request in flight ended with %s", got)
 	}
-	if err := p.wait(t); err != nil {
+	if err := p.Wait(t); err != nil {
 		t.Errorf("exit error %v, want none", err)
 	}
 }
@@ -134,7 +135,7 @@ func TestLongPrivateDirectory(t *testing.T) {
 	cfg := config(t, installed(t), oneOrigin(t, hello))
 	cfg.Dir = filepath.Join(t.TempDir(), strings.Repeat("deep/", 30), "with space")
 	s := nginx.New(cfg)
-	start(t, s)
+	servertest.Start(t, s, s.HandleLogLine)
 	if got := get(t, s.Address(), "/"); got != "200 OK" {
 		t.Errorf("got %s", got)
 	}
@@ -150,13 +151,14 @@ func TestLongPrivateDirectory(t *testing.T) {
 func TestSecondServerOnThePort(t *testing.T) {
 	t.Parallel()
 	cfg := config(t, installed(t), oneOrigin(t, hello))
-	start(t, nginx.New(cfg))
+	first := nginx.New(cfg)
+	servertest.Start(t, first, first.HandleLogLine)
 	cfg.Dir = t.TempDir()
 	second := nginx.New(cfg)
 	err := second.Prepare(t.Context())
 	if err == nil { // the check of the configuration does not always bind
-		p := launch(t, second.Command(), second.HandleLogLine)
-		err = p.wait(t)
+		p := servertest.Launch(t, second.Command(), second.HandleLogLine)
+		err = p.Wait(t)
 	}
 	if err == nil {
 		t.Error("a second server on the port exited with 0")

@@ -66,7 +66,7 @@ func (m *Movable) Start(ctx context.Context, user photos.ID) (string, time.Time,
 // User returns the user of a session.
 func (m *Movable) User(ctx context.Context, token string) (photos.ID, error) {
 	place := m.Place()
-	var looks []Lookup
+	looks := make([]Lookup, 0, 4)
 	if m.memory != nil {
 		looks = append(looks, m.memory)
 	}

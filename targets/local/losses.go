@@ -26,8 +26,9 @@ const (
 // losses is the ledger of the acknowledged writes that the system lost. A database keeps an old copy until the ledger
 // has its loss. So no loss is forgotten when the node dies, or when the next failover comes before the collection.
 type losses struct {
-	kept      chan struct{} // has a value after a database has reported old copies; capacity 1
-	replaying sync.Mutex    // held during a replay
+	kept       chan struct{} // has a value after a database has reported old copies; capacity 1
+	collecting chan struct{} // has a value during a collection, which would remove the copies of another; capacity 1
+	replaying  sync.Mutex    // held during a replay
 
 	// mu guards the fields below.
 	mu     sync.Mutex
@@ -46,7 +47,7 @@ type lostRow struct {
 
 func newLosses() *losses {
 	return &losses{
-		kept: make(chan struct{}, 1), all: []sut.Lost{}, listed: map[lostRow]bool{},
+		kept: make(chan struct{}, 1), collecting: make(chan struct{}, 1), all: []sut.Lost{}, listed: map[lostRow]bool{},
 		unread: map[string][]sut.Lost{}, sent: map[string]int{},
 	}
 }
@@ -187,8 +188,14 @@ func (s *System) mayHoldLosses(n *node) bool {
 }
 
 // collect adds the losses of a database to the ledger, copy by copy, and lets the database remove each copy that it has
-// read.
+// read. It waits for a collection that is under way.
 func (s *System) collect(ctx context.Context, name string) error {
+	select {
+	case s.losses.collecting <- struct{}{}:
+		defer func() { <-s.losses.collecting }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	status, err := databases{s}.Probe(ctx, name)
 	if err != nil {
 		return err

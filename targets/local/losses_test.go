@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stagebench/stagebench/sut"
@@ -49,6 +50,23 @@ func TestLossesAreCollected(t *testing.T) {
 	s.behave("db-2", "keeps a copy")
 	s.behave("db-3", "keeps an unreadable copy")
 	system := s.up(t)
+	var users sync.WaitGroup // they ask while the system collects
+	for range 8 {
+		users.Go(func() {
+			for len(system.Losses()) == 0 {
+				recovery, err := system.Recover(t.Context(), false)
+				if err != nil {
+					t.Error(err)
+				}
+				for _, lost := range recovery.Lost {
+					if strings.Contains(lost.Partial, "no old copy") {
+						t.Errorf("%s: %s", lost.Node, lost.Partial)
+					}
+				}
+			}
+		})
+	}
+	users.Wait()
 	eventually(t, "the loss of db-2 is collected, and that of db-3 is tried", func() bool {
 		return len(system.Losses()) == 1 && len(system.losses.keeps("db-3")) == 1
 	})

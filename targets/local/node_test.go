@@ -277,6 +277,16 @@ func (n *testNode) handler() http.Handler {
 		_ = json.NewEncoder(w).Encode(n.replication())
 	})
 	mux.HandleFunc("GET "+sut.LostPath, func(w http.ResponseWriter, r *http.Request) {
+		select { // another request can overtake this one
+		case <-time.After(20 * time.Millisecond):
+		case <-r.Context().Done():
+		}
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.dropped {
+			http.Error(w, "there is no old copy", http.StatusInternalServerError)
+			return
+		}
 		_ = json.NewEncoder(w).Encode(n.lost(r.FormValue("copy")))
 	})
 	mux.HandleFunc("DELETE "+sut.LostPath, func(w http.ResponseWriter, r *http.Request) {

@@ -260,7 +260,7 @@ func (s *System) obstacle(r sut.Role, next sut.Topology) error {
 		case n.frozen && n.state == targets.Serving:
 			return errors.New("the system is frozen, so that another one has the machine\ntry again later")
 		case n.state == targets.Paused && (member || n.calls(r)):
-			return pausedError(n.Name)
+			return pausedError(n.Name, "get the new wiring")
 		case !stays && member && !n.Replicated && n.state != targets.Serving:
 			return fmt.Errorf("%s would be removed, but it is %s and cannot hand over its keys\n"+
 				"wait until it serves: stagebench status", n.Name, n.state)
@@ -368,21 +368,36 @@ func (s *System) countMoved(ctx context.Context, r sut.Role) (moved, held *int64
 	if scaling.Moved == "" {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerBound)
-	defer cancel()
+	nodes, err := s.scrape(ctx, r)
+	if err != nil {
+		return nil, nil
+	}
 	moved, held = new(int64), new(int64)
-	for _, n := range s.Status() {
-		if n.Role != r {
-			continue
-		}
-		series, err := metrics.Read(ctx, &s.admin, n.Admin, s.secret)
-		if err != nil || !series.Has(scaling.Moved) {
+	for _, series := range nodes {
+		if !series.Has(scaling.Moved) {
 			return nil, nil
 		}
 		*moved += series.Sum(scaling.Moved)
 		*held += series.Sum(scaling.Held)
 	}
 	return moved, held
+}
+
+// scrape reads the metrics of all nodes of a role.
+func (s *System) scrape(ctx context.Context, r sut.Role) (nodes []metrics.Series, err error) {
+	ctx, cancel := context.WithTimeout(ctx, answerBound)
+	defer cancel()
+	for _, n := range s.Status() {
+		if n.Role != r {
+			continue
+		}
+		series, err := metrics.Read(ctx, &s.admin, n.Admin, s.secret)
+		if err != nil {
+			return nil, err
+		}
+		nodes = append(nodes, series)
+	}
+	return nodes, nil
 }
 
 // lockAndNote locks mu and records an event.

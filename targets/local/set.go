@@ -10,7 +10,6 @@ import (
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
-	"github.com/stagebench/stagebench/targets/metrics"
 )
 
 // Set changes a knob while the system serves. No request has to fail. The knobs that can change are those of
@@ -124,7 +123,7 @@ func (s *System) pausedIn(roles ...sut.Role) error {
 	defer s.mu.Unlock()
 	for _, n := range s.nodes {
 		if n.state == targets.Paused && slices.Contains(roles, n.Role) {
-			return pausedError(n.Name)
+			return pausedError(n.Name, "get the new wiring")
 		}
 	}
 	return nil
@@ -149,17 +148,12 @@ func (s *System) sessionsFor(n *node) *sut.SessionMove {
 
 // countCopied returns how many sessions the web hosts have copied to the store; nil = unknown.
 func (s *System) countCopied(ctx context.Context) *int64 {
-	ctx, cancel := context.WithTimeout(ctx, answerBound)
-	defer cancel()
+	nodes, err := s.scrape(ctx, sut.Web)
+	if err != nil {
+		return nil
+	}
 	sum := int64(0)
-	for _, n := range s.Status() {
-		if n.Role != sut.Web {
-			continue
-		}
-		series, err := metrics.Read(ctx, &s.admin, n.Admin, s.secret)
-		if err != nil {
-			return nil
-		}
+	for _, series := range nodes {
 		sum += series.Sum("stagebench_sessions_copied_total")
 	}
 	return &sum

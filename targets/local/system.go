@@ -292,21 +292,13 @@ func (s *System) Purge(ctx context.Context, p sut.Purge) ([]targets.Purged, erro
 
 // purge purges one edge. A starting edge is purged when it serves. The error is errDead if it is dead or dies.
 func (s *System) purge(ctx context.Context, n *node, p sut.Purge) error {
-	if err := s.await(ctx, func() bool { return !n.launching }); err != nil {
+	process, err := s.serving(ctx, n, "purge", nil)
+	if err != nil {
 		return err
-	}
-	s.mu.Lock()
-	process, state := n.process, n.state
-	s.mu.Unlock()
-	switch {
-	case state == targets.Paused:
-		return fmt.Errorf("%s is paused and cannot purge\nresume it first: stagebench resume %s", n.Name, n.Name)
-	case state != targets.Serving:
-		return errDead
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerBound)
 	defer cancel()
-	err := s.call(ctx, n.Name, request{method: http.MethodPost, path: sut.PurgePath, document: p})
+	err = s.call(ctx, n.Name, request{method: http.MethodPost, path: sut.PurgePath, document: p})
 	var refused *refusal
 	if err == nil || errors.As(err, &refused) {
 		return err

@@ -158,20 +158,13 @@ func (s *System) node(name string) *node {
 // errDead if the node is dead or dies. A paused node is an error, too.
 func (s *System) sendWiring(ctx context.Context, n *node, patience time.Duration) error {
 	for retried := int64(-1); ; { // epoch of the wiring that was last retried
-		if err := s.await(ctx, func() bool { return !n.launching }); err != nil {
+		var wiring sut.Wiring
+		process, err := s.serving(ctx, n, "get the new wiring", func() { wiring = s.wiringFor(n) })
+		if err != nil {
 			return err
 		}
-		s.mu.Lock()
-		wiring, process, state := s.wiringFor(n), n.process, n.state
-		s.mu.Unlock()
-		switch {
-		case state == targets.Paused:
-			return pausedError(n.Name)
-		case state != targets.Serving:
-			return errDead
-		}
 		bounded, cancel := context.WithTimeout(ctx, patience+answerBound)
-		err := s.call(bounded, n.Name, request{
+		err = s.call(bounded, n.Name, request{
 			method: http.MethodPut, path: sut.WiringPath, document: wiring,
 			drain: strconv.FormatFloat(patience.Seconds(), 'f', -1, 64),
 		})
@@ -208,8 +201,29 @@ func deathOf(ctx context.Context, process *proc.Process, otherwise error) error 
 	}
 }
 
-func pausedError(node string) error {
-	return fmt.Errorf("%s is paused and cannot get the new wiring\nresume it first: stagebench resume %s", node, node)
+// serving waits until a node is not starting, and returns its process. read is called with mu held, unless it is nil.
+// The error is errDead if the node does not serve. If it is paused, the error says that it cannot do something now.
+func (s *System) serving(ctx context.Context, n *node, something string, read func()) (*proc.Process, error) {
+	if err := s.await(ctx, func() bool { return !n.launching }); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch n.state {
+	case targets.Serving:
+	case targets.Paused:
+		return nil, pausedError(n.Name, something)
+	default:
+		return nil, errDead
+	}
+	if read != nil {
+		read()
+	}
+	return n.process, nil
+}
+
+func pausedError(node, something string) error {
+	return fmt.Errorf("%s is paused and cannot %s\nresume it first: stagebench resume %s", node, something, node)
 }
 
 // request is a request to a node's admin address.

@@ -32,6 +32,7 @@ func arrows() []arrow {
 		{"cmd/internal/machine", []string{"results"}, "observes the machine and knows no target"},
 		{"internal/polltest", nil, "polls for any condition of any test"},
 		{"internal/porttest", nil, "finds addresses for the servers of any test"},
+		{"internal/servertest", []string{"internal/polltest"}, "runs a native server for the tests of any package"},
 		{"internal/nesting", nil, "looks at the text of any file before its parser does"},
 		{"cmd/internal/exit", nil, "the exit status does not depend on the command"},
 		{"cmd/internal/tidy", nil, "parses the other packages and runs none of them"},
@@ -44,11 +45,13 @@ func sutArrows() []arrow {
 		{"sut/ladder", []string{"sut"}, "a configuration is pure data and does not depend on how it is started"},
 		{"sut/photos", []string{"sut"}, "all tiers share the records, so the records depend on no tier"},
 		{"sut/swap", nil, "replaces values of any type while they are in use"},
+		{"sut/attempt", nil, "watches how any proxy sends a request"},
 		{
 			"sut/...",
 			[]string{"sut", "sut/photos", "sut/swap"},
 			"tiers communicate by wire protocols only, so another server can replace each of them",
 		},
+		{"sut/balance", []string{"sut", "sut/swap", "sut/attempt"}, "a balancer sends requests on, as a proxy does"},
 		{
 			"sut/balance/balancetest",
 			[]string{"sut", "internal/..."},
@@ -56,7 +59,7 @@ func sutArrows() []arrow {
 		},
 		{
 			"sut/edge",
-			[]string{"sut", "sut/swap", "sut/edge/rules", "sut/edge/store"},
+			[]string{"sut", "sut/swap", "sut/attempt", "sut/edge/rules", "sut/edge/store"},
 			"assembles an edge from its rules and its store",
 		},
 		{"sut/edge/rules", nil, "the rules of HTTP caches are pure functions of messages and times"},
