@@ -131,6 +131,39 @@ func testTwoPromotions(t *testing.T, template string) {
 	onlyCopy(t, third, 2)
 }
 
+// testLateRebuild fetches a new copy for a role of epoch 2 from a primary of epoch 4. The copy has the whole history of
+// that primary, so it lost nothing when it gets a role of epoch 4.
+func testLateRebuild(t *testing.T, template string) {
+	primary := primaryOf(t, template, Replication{})
+	old := watch(t, primary)
+	promoted := replicaOf(t, template, "db-2", primary, Replication{})
+	watch(t, promoted)
+	awaitReplica(t, promoted, primary)
+	old.kill(t)
+	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
+	defer cancel()
+	if err := promoted.ChangeRole(ctx, sut.Replication{Epoch: 4}); err != nil {
+		t.Fatal(err)
+	}
+	query(t, promoted, "INSERT INTO t VALUES (1, 'of epoch 4')", nil)
+
+	primary.cfg.Replication.State = following(2, promoted)
+	late := New(primary.cfg)
+	watch(t, late)
+	awaitReplica(t, late, promoted)
+	if err := late.ChangeRole(ctx, following(3, promoted)); !errors.Is(err, ErrConflict) {
+		t.Errorf("a role of an earlier epoch: %v, want a conflict", err)
+	}
+	if err := late.ChangeRole(ctx, following(4, promoted)); err != nil {
+		t.Fatal(err)
+	}
+	query(t, promoted, "INSERT INTO t VALUES (2, 'more')", nil)
+	if s := awaitReplica(t, late, promoted); s.Problem != "" || s.Rebuilds != 1 {
+		t.Errorf("status %+v", s)
+	}
+	onlyCopy(t, late, 1)
+}
+
 // onlyCopy returns the only kept copy of a server. It must be of an epoch.
 func onlyCopy(t *testing.T, s *Server, epoch int64) KeptCopy {
 	t.Helper()

@@ -263,7 +263,10 @@ func (s *Server) rebuild(
 	if err := run(backup, ""); err != nil {
 		return err
 	}
-	m := marker{Epoch: state.Epoch, System: p.System, Origin: p.Origin, Rebuilds: old.Rebuilds + 1}
+	// The primary may have been promoted again since the wiring with state was made.
+	m := marker{
+		Epoch: max(state.Epoch, p.Epoch), System: p.System, Origin: p.Origin, Rebuilds: old.Rebuilds + 1,
+	}
 	if err := errors.Join(s.writeOwned(tempDir, standbyName, ""), s.writeMarker(tempDir, m)); err != nil {
 		return err
 	}

@@ -42,6 +42,7 @@ func TestReplication(t *testing.T) {
 		{"the configured lag is exact", testLag},
 		{"the configured lag does not delay a promotion", testLagAndPromotion},
 		{"two histories with the same timeline number are distinguished", testTwoPromotions},
+		{"a new copy has the epoch of its primary", testLateRebuild},
 		{"an interrupted rebuild changes nothing", testInterruptedRebuild},
 		{"invalid roles and directories are refused", testInvalid},
 	} {

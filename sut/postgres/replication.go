@@ -309,6 +309,9 @@ func (s *Server) follow(ctx context.Context, state sut.Replication) error {
 // would apply the WAL of one history to the other.
 func (s *Server) divergesFrom(ctx context.Context, state sut.Replication) (bool, error) {
 	m, _, err := readMarker(s.dir)
+	if err == nil {
+		err = checkEpoch(state, m)
+	}
 	if err != nil || m.Epoch == state.Epoch {
 		return false, err
 	}
