@@ -22,7 +22,6 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -31,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/program"
 )
 
 // Config is the configuration of a Server. The zero value of a field means its default,
@@ -199,14 +199,8 @@ func (h *Server) Ready(ctx context.Context) error {
 // waits for a connection without any request yet, and for all connections of layer 4.
 func (h *Server) StopSignal() os.Signal { return syscall.SIGUSR1 }
 
-// Version asks the installed program for its version, such as "2.6.12".
-func (h *Server) Version(ctx context.Context) (string, error) {
-	version, err := askVersion(ctx, h.cfg.Install.Path)
-	if err != nil {
-		return "", fmt.Errorf("haproxy: version: %w", err)
-	}
-	return version, nil
-}
+// Version returns the version of the installed program, such as "2.6.12".
+func (h *Server) Version(context.Context) (string, error) { return h.cfg.Install.Version, nil }
 
 // Address is the host:port that the server listens on.
 func (h *Server) Address() string {
@@ -226,79 +220,17 @@ func (h *Server) Status(ctx context.Context) (sut.BalancerStatus, error) {
 	return status, h.slots.fill(&status, rows)
 }
 
-// oldestMajor and oldestMinor are the oldest supported version, the one of Debian 12.
-const oldestMajor, oldestMinor = 2, 6
-
-// howToInstall is the second line of every error about a missing server.
-const howToInstall = "apt-get install haproxy"
-
 // Install is an installed HAProxy.
-type Install struct {
-	// Path is the path of the program.
-	Path string
-	// Version is the version that the program reports, such as "2.6.12".
-	Version string
-}
+type Install = program.Install
 
-// Find finds an installed server: on PATH, then in the directories of packages, which may
-// not be on the PATH of an ordinary user. The second line of its error says how to install
-// HAProxy.
-func Find() (Install, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	return choose([]string{"haproxy", "/usr/sbin/haproxy", "/usr/local/sbin/haproxy"}, func(path string) (Install, error) {
-		path, err := exec.LookPath(path)
-		if err != nil {
-			return Install{}, err
-		}
-		version, err := askVersion(ctx, path)
-		return Install{Path: path, Version: version}, err
-	})
-}
-
-// choose returns the first installed program that is new enough.
-func choose(paths []string, inspect func(path string) (Install, error)) (Install, error) {
-	var old *Install
-	for _, path := range paths {
-		install, err := inspect(path)
-		if err != nil {
-			continue
-		}
-		if newEnough(install.Version) {
-			return install, nil
-		}
-		old = &install
+// installed describes the program. The oldest supported version is that of Debian 12.
+func installed() program.Program {
+	return program.Program{
+		Name: "haproxy", Flag: "-v", Package: "haproxy", Oldest: [2]int{2, 6},
+		// Old versions print "HA-Proxy version".
+		Version: regexp.MustCompile(`^HA-?Proxy version (\d+\.\d+(?:\.\d+)?)`),
 	}
-	if old != nil {
-		return Install{}, fmt.Errorf("haproxy: found only version %s at %s, want %d.%d or newer\n%s",
-			old.Version, old.Path, oldestMajor, oldestMinor, howToInstall)
-	}
-	return Install{}, errors.New("haproxy: not found on PATH, in /usr/sbin or /usr/local/sbin\n" + howToInstall)
 }
 
-// askVersion returns the version that a program reports.
-func askVersion(ctx context.Context, path string) (string, error) {
-	out, err := exec.CommandContext(ctx, path, "-v").Output()
-	if err != nil {
-		return "", err
-	}
-	return parseVersion(string(out))
-}
-
-// parseVersion parses "HAProxy version 2.6.12-1+deb12u4 2026/10/17". Old versions print
-// "HA-Proxy version".
-func parseVersion(text string) (string, error) {
-	match := regexp.MustCompile(`^HA-?Proxy version (\d+\.\d+(?:\.\d+)?)`).FindStringSubmatch(text)
-	if match == nil {
-		line, _, _ := strings.Cut(text, "\n")
-		return "", fmt.Errorf("%q is not the version of an HAProxy", line)
-	}
-	return match[1], nil
-}
-
-// newEnough compares a version with the oldest supported one.
-func newEnough(version string) bool {
-	var major, minor int
-	_, _ = fmt.Sscanf(version, "%d.%d", &major, &minor) // parseVersion found both numbers
-	return major > oldestMajor || major == oldestMajor && minor >= oldestMinor
-}
+// Find finds an installed server. The second line of its error says how to install HAProxy.
+func Find() (Install, error) { return installed().Find() }

@@ -20,37 +20,20 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/program"
 )
 
 // Install is an installed memcached.
-type Install struct {
-	Path    string
-	Version string // such as "1.6.18"
-}
+type Install = program.Install
 
-// programVersion matches the version in the output of memcached -V.
-var programVersion = regexp.MustCompile(`^memcached (\d+\.\d+\.\d+)`)
-
-// Find finds memcached on PATH. The second line of its error says how to install it.
+// Find finds memcached. The second line of its error says how to install it.
 func Find() (Install, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	path, err := exec.LookPath("memcached")
-	if err != nil {
-		return Install{}, fmt.Errorf("memcached: %w\ninstall it, on Debian: apt-get install memcached", err)
-	}
-	out, err := exec.CommandContext(ctx, path, "-V").Output()
-	if err != nil {
-		return Install{}, fmt.Errorf("%s -V: %w", path, err)
-	}
-	found := programVersion.FindSubmatch(out)
-	if found == nil {
-		return Install{}, fmt.Errorf("%s -V printed %q: no version found", path, strings.TrimSpace(string(out)))
-	}
-	return Install{Path: path, Version: string(found[1])}, nil
+	return program.Program{
+		Name: "memcached", Flag: "-V", Package: "memcached", Oldest: [2]int{1, 6},
+		Version: regexp.MustCompile(`^memcached (\d+\.\d+\.\d+)`),
+	}.Find()
 }
 
 // Config configures a memcached server.

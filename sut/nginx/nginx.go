@@ -21,7 +21,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -30,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/program"
 )
 
 // Config is the configuration of a Server. The zero value of a field means its default, where one is given.
@@ -208,14 +208,8 @@ func (s *Server) Ready(ctx context.Context) error {
 // Config.Drain for requests in flight, and ends.
 func (s *Server) StopSignal() os.Signal { return syscall.SIGQUIT }
 
-// Version asks the installed program for its version, such as "1.22.1".
-func (s *Server) Version(ctx context.Context) (string, error) {
-	version, err := askVersion(ctx, s.cfg.Install.Path)
-	if err != nil {
-		return "", fmt.Errorf("nginx: version: %w", err)
-	}
-	return version, nil
-}
+// Version returns the version of the installed program, such as "1.22.1".
+func (s *Server) Version(context.Context) (string, error) { return s.cfg.Install.Version, nil }
 
 // Address is the host:port that the server listens on.
 func (s *Server) Address() string {
@@ -223,63 +217,15 @@ func (s *Server) Address() string {
 }
 
 // Install is an installed nginx.
-type Install struct {
-	Path    string // of the program
-	Version string // such as "1.22.1"
-}
+type Install = program.Install
 
-// howToInstall is the second line of every error about a missing server.
-const howToInstall = "apt-get install nginx-light"
-
-// oldestMinor is the oldest supported version 1.x, the one of Debian 12.
-const oldestMinor = 22
-
-// Find finds an installed server: on PATH, then in the directories of packages, which may not be on the PATH of an
-// ordinary user. The second line of its error says how to install nginx.
-func Find() (Install, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	var old string
-	for _, name := range []string{"nginx", "/usr/sbin/nginx", "/usr/local/sbin/nginx"} {
-		path, err := exec.LookPath(name)
-		if err != nil {
-			continue
-		}
-		version, err := askVersion(ctx, path)
-		if err != nil {
-			continue
-		}
-		if newEnough(version) {
-			return Install{Path: path, Version: version}, nil
-		}
-		old = fmt.Sprintf("found only version %s at %s, want 1.%d or newer", version, path, oldestMinor)
+// installed describes the program. The oldest supported version is that of Debian 12.
+func installed() program.Program {
+	return program.Program{
+		Name: "nginx", Flag: "-v", Package: "nginx-light", Oldest: [2]int{1, 22},
+		Version: regexp.MustCompile(`^nginx version: nginx/(\d+\.\d+\.\d+)`),
 	}
-	return Install{}, fmt.Errorf("nginx: %s\n%s",
-		cmp.Or(old, "not found on PATH, in /usr/sbin or /usr/local/sbin"), howToInstall)
 }
 
-func newEnough(version string) bool {
-	var major, minor int
-	_, _ = fmt.Sscanf(version, "%d.%d", &major, &minor) // parseVersion found both numbers
-	return major > 1 || major == 1 && minor >= oldestMinor
-}
-
-func askVersion(ctx context.Context, path string) (string, error) {
-	out, err := exec.CommandContext(ctx, path, "-v").CombinedOutput() // nginx prints it to its standard error
-	if err != nil {
-		return "", err
-	}
-	return parseVersion(string(out))
-}
-
-var programVersion = regexp.MustCompile(`^nginx version: nginx/(\d+\.\d+\.\d+)`)
-
-// parseVersion parses "nginx version: nginx/1.22.1".
-func parseVersion(text string) (string, error) {
-	match := programVersion.FindStringSubmatch(text)
-	if match == nil {
-		line, _, _ := strings.Cut(text, "\n")
-		return "", fmt.Errorf("%q is not the version of an nginx", line)
-	}
-	return match[1], nil
-}
+// Find finds an installed server. The second line of its error says how to install nginx.
+func Find() (Install, error) { return installed().Find() }

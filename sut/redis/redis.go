@@ -25,34 +25,18 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/program"
 )
 
 // Install is an installed redis-server.
-type Install struct {
-	Path    string
-	Version string // such as "7.0.15"
-}
+type Install = program.Install
 
-// programVersion matches the version in the output of redis-server --version.
-var programVersion = regexp.MustCompile(`\bv=(\d+\.\d+\.\d+)`)
-
-// Find finds redis-server on PATH. The second line of its error says how to install it.
+// Find finds redis-server. The second line of its error says how to install it.
 func Find() (Install, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	path, err := exec.LookPath("redis-server")
-	if err != nil {
-		return Install{}, fmt.Errorf("redis-server: %w\ninstall it, on Debian: apt-get install redis-server", err)
-	}
-	out, err := exec.CommandContext(ctx, path, "--version").Output()
-	if err != nil {
-		return Install{}, fmt.Errorf("%s --version: %w", path, err)
-	}
-	found := programVersion.FindSubmatch(out)
-	if found == nil {
-		return Install{}, fmt.Errorf("%s --version printed %q: no version found", path, strings.TrimSpace(string(out)))
-	}
-	return Install{Path: path, Version: string(found[1])}, nil
+	return program.Program{
+		Name: "redis-server", Flag: "--version", Package: "redis-server", Oldest: [2]int{6, 0},
+		Version: regexp.MustCompile(`\bv=(\d+\.\d+\.\d+)`),
+	}.Find()
 }
 
 // NoEviction is the eviction policy of a server that refuses writes when its memory is full.

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/program"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden configurations")
@@ -25,7 +26,7 @@ func edge() Config {
 			Node: "edge-1", MaxBytes: 64 << 20,
 			Origins: []sut.Peer{{Node: "lb-1", Address: "127.0.0.1:81"}, {Node: "lb-2", Address: "[::1]:82"}},
 		},
-		Install: Install{Path: "/nonexistent", Version: "7.1.1"}, Dir: "/nonexistent",
+		Install: Install{Install: program.Install{Path: "/nonexistent", Version: "7.1.1"}}, Dir: "/nonexistent",
 		Listen: net.IPv4(127, 0, 0, 1), Port: 8080,
 	}
 }
@@ -86,9 +87,8 @@ func TestParseVersion(t *testing.T) {
 		"varnishd (varnish-7.1.1 revision 7cee1c581bead20e)\nCopyright (c)": "7.1.1",
 		"nginx version: nginx/1.22.1\n":                                     "",
 	} {
-		got, err := parseVersion(text)
-		if got != want || (err == nil) != (want != "") {
-			t.Errorf("%q: %q, %v, want %q", text, got, err, want)
+		if got := installed().Version.FindStringSubmatch(text); (got == nil) != (want == "") || got != nil && got[1] != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
 		}
 	}
 }

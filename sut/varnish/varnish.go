@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/program"
 )
 
 // Config is the configuration of a Server. The zero value of a field means its default, where one is given.
@@ -197,61 +198,39 @@ func (s *Server) Ready(ctx context.Context) error {
 // StopSignal is the signal that ends the server. Varnish has no graceful stop: requests in flight are cut off.
 func (s *Server) StopSignal() os.Signal { return syscall.SIGTERM }
 
-// Version asks the installed program for its version, such as "7.1.1".
-func (s *Server) Version(ctx context.Context) (string, error) {
-	version, err := askVersion(ctx, s.cfg.Install.Path)
-	if err != nil {
-		return "", fmt.Errorf("varnish: version: %w", err)
-	}
-	return version, nil
-}
+// Version returns the version of the installed program, such as "7.1.1".
+func (s *Server) Version(context.Context) (string, error) { return s.cfg.Install.Version, nil }
 
 // Address is the host:port that the server listens on.
 func (s *Server) Address() string {
 	return net.JoinHostPort(s.cfg.Listen.String(), strconv.Itoa(s.cfg.Port))
 }
 
-// Install is an installed Varnish.
+// Install is an installed Varnish: varnishd.
 type Install struct {
-	Path    string // of varnishd
-	Stat    string // of varnishstat
-	Version string // such as "7.1.1"
+	program.Install
+	Stat string // path of varnishstat
 }
 
-// howToInstall is the second line of every error about a missing server.
-const howToInstall = "apt-get install varnish"
-
-// oldestMajor is the oldest supported version, the one of Debian 12.
-const oldestMajor = 7
-
-// Find finds an installed server: on PATH, then in the directories of packages, which may not be on the PATH of an
-// ordinary user. The second line of its error says how to install Varnish.
-func Find() (Install, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	var old string
-	for _, name := range []string{"varnishd", "/usr/sbin/varnishd", "/usr/local/sbin/varnishd"} {
-		path, err := exec.LookPath(name)
-		if err != nil {
-			continue
-		}
-		version, err := askVersion(ctx, path)
-		if err != nil {
-			continue
-		}
-		major, _, _ := strings.Cut(version, ".")
-		if n, err := strconv.Atoi(major); err != nil || n < oldestMajor {
-			old = fmt.Sprintf("found only version %s at %s, want %d.0 or newer", version, path, oldestMajor)
-			continue
-		}
-		stat, err := findStat(path)
-		if err != nil {
-			return Install{}, fmt.Errorf("varnish: %w\n%s", err, howToInstall)
-		}
-		return Install{Path: path, Stat: stat, Version: version}, nil
+// installed describes the program. The oldest supported version is that of Debian 12.
+func installed() program.Program {
+	return program.Program{
+		Name: "varnishd", Flag: "-V", Package: "varnish", Oldest: [2]int{7, 0},
+		Version: regexp.MustCompile(`^varnishd \(varnish-(\d+\.\d+\.\d+)`),
 	}
-	return Install{}, fmt.Errorf("varnish: %s\n%s",
-		cmp.Or(old, "varnishd not found on PATH, in /usr/sbin or /usr/local/sbin"), howToInstall)
+}
+
+// Find finds an installed server. The second line of its error says how to install Varnish.
+func Find() (Install, error) {
+	server, err := installed().Find()
+	if err != nil {
+		return Install{}, err
+	}
+	stat, err := findStat(server.Path)
+	if err != nil {
+		return Install{}, fmt.Errorf("varnish: %w\napt-get install %s", err, installed().Package)
+	}
+	return Install{Install: server, Stat: stat}, nil
 }
 
 // findStat finds varnishstat: on PATH, else in the directory bin beside that of the server.
@@ -261,24 +240,4 @@ func findStat(server string) (string, error) {
 		return path, nil
 	}
 	return exec.LookPath(filepath.Join(filepath.Dir(filepath.Dir(server)), "bin", "varnishstat"))
-}
-
-func askVersion(ctx context.Context, path string) (string, error) {
-	out, err := exec.CommandContext(ctx, path, "-V").CombinedOutput() // Varnish prints it to its standard error
-	if err != nil {
-		return "", err
-	}
-	return parseVersion(string(out))
-}
-
-var programVersion = regexp.MustCompile(`^varnishd \(varnish-(\d+\.\d+\.\d+)`)
-
-// parseVersion parses "varnishd (varnish-7.1.1 revision 7cee1c5)".
-func parseVersion(text string) (string, error) {
-	match := programVersion.FindStringSubmatch(text)
-	if match == nil {
-		line, _, _ := strings.Cut(text, "\n")
-		return "", fmt.Errorf("%q is not the version of a Varnish", line)
-	}
-	return match[1], nil
 }

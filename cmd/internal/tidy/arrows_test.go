@@ -45,10 +45,11 @@ func sutArrows() []arrow {
 		{"sut/ladder", []string{"sut"}, "a configuration is pure data and does not depend on how it is started"},
 		{"sut/photos", []string{"sut"}, "all tiers share the records, so the records depend on no tier"},
 		{"sut/swap", nil, "replaces values of any type while they are in use"},
+		{"sut/program", nil, "finds the program of any server"},
 		{"sut/attempt", nil, "watches how any proxy sends a request"},
 		{
 			"sut/...",
-			[]string{"sut", "sut/photos", "sut/swap"},
+			[]string{"sut", "sut/photos", "sut/swap", "sut/program"},
 			"tiers communicate by wire protocols only, so another server can replace each of them",
 		},
 		{"sut/balance", []string{"sut", "sut/swap", "sut/attempt"}, "a balancer sends requests on, as a proxy does"},
