@@ -57,8 +57,8 @@ func TestEdgesTakeTheStaticLoad(t *testing.T) {
 func TestEdgesRaiseTheCapacity(t *testing.T) {
 	args := []string{"--workloads", "static-heavy", "--set", "cdn.delay=20ms"}
 	without, with := measured(t, append(args, "--stages", "cache")...), measured(t, append(args, "--stages", "cdn")...)
-	t.Logf("capacity %.0f/s (limit: %+v) without edges, %.0f/s (limit: %+v) with one", without.CapacityRPS, without.Limit,
-		with.CapacityRPS, with.Limit)
+	t.Logf("capacity %.0f/s (limit: %s) without edges, %.0f/s (limit: %s) with one", without.CapacityRPS, without.Limit.By,
+		with.CapacityRPS, with.Limit.By)
 	if with.CapacityRPS <= without.CapacityRPS {
 		t.Error("the capacity did not rise")
 	}

@@ -26,7 +26,8 @@ func (s *Edge) knobs() []Knob {
 	return []Knob{
 		integer("cdn.edges", &s.Hosts, 1, 0, 16, "edges in the region of the users, from stage cdn on; "+
 			"clients use any of them, and the origin if none accepts their connection; 0 = no edges"),
-		number("edge.cpu", &s.CPU, 1, 0.5, 32, "size of each edge host in units"),
+		// Twice a web host, as for the balancer: all requests pass through it.
+		number("edge.cpu", &s.CPU, 2, 0.5, 32, "size of each edge host in units"),
 		engine(sut.Edge, &s.Engine, edgeEngines(), "implementation of the edges; list engines shows how they differ"),
 		duration("cdn.ttl", &s.TTL, 0, 365*24*time.Hour, "lifetime of what an edge stores, instead of the lifetime that "+
 			"the origin gives it; 0s = as the origin says: a year for a URL with a version, a minute for others"),

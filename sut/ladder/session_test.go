@@ -18,11 +18,11 @@ func TestSessionStores(t *testing.T) {
 		hosts                int
 		units                float64
 	}{
-		{stage: sut.CDN, knobs: "session.store=sql", store: "memory", sticky: "true", units: 10},
-		{stage: sut.Stateless, store: "resp", sticky: "false", hosts: 1, units: 11},
-		{stage: sut.Stateless, knobs: "lb.sticky=true", store: "resp", sticky: "true", hosts: 1, units: 11},
-		{stage: sut.Stateless, knobs: "session.store=sql", store: "sql", sticky: "false", units: 10},
-		{stage: sut.Stateless, knobs: "session.store=memory", store: "memory", sticky: "true", units: 10},
+		{stage: sut.CDN, knobs: "session.store=sql", store: "memory", sticky: "true", units: 11},
+		{stage: sut.Stateless, store: "resp", sticky: "false", hosts: 1, units: 12},
+		{stage: sut.Stateless, knobs: "lb.sticky=true", store: "resp", sticky: "true", hosts: 1, units: 12},
+		{stage: sut.Stateless, knobs: "session.store=sql", store: "sql", sticky: "false", units: 11},
+		{stage: sut.Stateless, knobs: "session.store=memory", store: "memory", sticky: "true", units: 11},
 		{stage: sut.Stateless, knobs: "session.store=sql db.topology=ring", wrong: "needs db.topology=primary-replica"},
 		{stage: sut.Stateless, knobs: "session.engine=redis session.memory_mb=1", wrong: "needs 2 or more"},
 	} {
