@@ -125,7 +125,7 @@ func statusTable(nodes []targets.NodeStatus) table.Table {
 		{Name: "role"},
 		{Name: "engine"},
 		{Name: "version"},
-		{Name: "replication_role"},
+		{Name: "replication\nrole", Key: "replication_role"},
 		{Name: "lag ms", Key: "lag_ns", Align: table.Right},
 		{Name: "state"},
 		{Name: "address"},

@@ -173,8 +173,8 @@ func (t Table) keep(wanted func(i int, c Column) bool) Table {
 // padding is the space around the text of a cell.
 const padding = 2
 
-// minWrapped is the least width to which a column of words is wrapped.
-const minWrapped = 18
+// A column of words is wrapped at most to minWrapped, and words of at most maxWord, such as addresses, are not broken.
+const minWrapped, maxWord = 18, 40
 
 // fit returns tables that together have all columns and are not wider than a width. Columns of words are wrapped
 // first. If that is not enough, the last columns go into further tables, each with the columns that identify a row.
@@ -239,11 +239,11 @@ func lineWidth(text string) (longest int) {
 // shrunk returns the table with its widest columns of words wrapped, until it is narrower by the given number of
 // columns or nothing is left to wrap.
 func (t Table) shrunk(widths []int, tooWide int) Table {
-	target := slices.Clone(widths)
+	target, least := slices.Clone(widths), t.leastWidths()
 	for ; tooWide > 0; tooWide-- {
 		widest := -1
 		for i, c := range t.Columns {
-			if c.Align == Left && target[i] > minWrapped+padding && (widest < 0 || target[i] > target[widest]) {
+			if c.Align == Left && target[i] > least[i] && (widest < 0 || target[i] > target[widest]) {
 				widest = i
 			}
 		}
@@ -264,6 +264,27 @@ func (t Table) shrunk(widths []int, tooWide int) Table {
 	return t
 }
 
+// leastWidths returns the widths to which columns of words may be wrapped.
+func (t Table) leastWidths() []int {
+	least := make([]int, len(t.Columns))
+	ends := func(r rune) bool { return strings.ContainsRune(" \n"+separators, r) }
+	for i := range t.Columns {
+		least[i] = minWrapped
+		for _, row := range t.Rows {
+			for word := range strings.FieldsFuncSeq(row[i].Text, ends) {
+				if w := twwidth.Width(word) + 1; w <= maxWord { // with its separator
+					least[i] = max(least[i], w)
+				}
+			}
+		}
+		least[i] += padding
+	}
+	return least
+}
+
+// separators end the values of a list.
+const separators = "|,=/"
+
 // Wrap returns a text as lines of at most a width, 0 = no limit. It breaks only words that are longer than a line, if
 // possible between the values of a list.
 func Wrap(text string, width int) (lines []string) {
@@ -283,7 +304,7 @@ func Wrap(text string, width int) (lines []string) {
 				}
 				begin += string(r)
 			}
-			if i := strings.LastIndexAny(begin, "|,=/"); i > 0 { // a list of values
+			if i := strings.LastIndexAny(begin, separators); i > 0 { // a list of values
 				begin = begin[:i+1]
 			}
 			lines, word = append(lines, begin), word[len(begin):]

@@ -8,6 +8,7 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -126,6 +127,31 @@ func TestAnEmptyColumnLeavesItsReason(t *testing.T) {
 }
 
 // On a terminal, titles are bold and bad news is red, and the columns stay in line.
+// In a narrow terminal, words are not broken: what does not fit goes into a second table.
+func TestWordsAreNotBroken(t *testing.T) {
+	t.Parallel()
+	const address, long = "127.138.162.10:36363", "a text of many words that is wrapped where it has to be wrapped"
+	nodes := Table{
+		Title:   "Nodes",
+		Columns: []Column{{Name: "node", Row: true}, {Name: "address"}, {Name: "other address"}, {Name: "last death"}},
+		Rows:    [][]Cell{{Text("db-1"), Text(address), Text(address), Text(long)}},
+	}
+	for width := 40; width <= 120; width++ {
+		var out strings.Builder
+		if err := Render(&out, Style{Format: FormatText, Width: width}, nodes); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Count(out.String(), address); got != 2 {
+			t.Fatalf("the address is %d times in a width of %d, want 2:\n%s", got, width, out.String())
+		}
+		for line := range strings.Lines(out.String()) {
+			if utf8.RuneCountInString(strings.TrimRight(line, "\n")) > width {
+				t.Fatalf("wider than %d: %s", width, line)
+			}
+		}
+	}
+}
+
 func TestColor(t *testing.T) {
 	table := Table{
 		Title: "Title", Columns: []Column{{Name: "valid"}, {Name: "n"}},
