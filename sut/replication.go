@@ -44,6 +44,9 @@ type ReplicationStatus struct {
 	// Serves reports whether the node may be read. A primary always serves. A replica
 	// serves once it has caught up with its primary for the first time.
 	Serves bool `json:"serves"`
+	// CatchingUp reports that a replica does not serve only because it has not caught up. It holds all changes up to
+	// Position, so it can be promoted.
+	CatchingUp bool `json:"catching_up,omitempty"`
 	// Connected reports whether a replica receives changes now.
 	Connected bool `json:"connected"`
 	// LagNS is the time between the commit of the last change or heartbeat at the

@@ -207,7 +207,7 @@ func (s *Server) fillReplicaStatus(status *sut.ReplicationStatus, v serverState,
 			c.caughtUp = v.held >= c.target && status.LagNS >= 0 && time.Duration(status.LagNS) <= lag+lagMargin
 		}
 	}
-	status.Serves = c.caughtUp && c.lost == ""
+	status.Serves, status.CatchingUp = c.caughtUp && c.lost == "", !c.caughtUp && c.lost == ""
 	switch {
 	case c.lost != "":
 		status.Problem = c.lost + "; restart the node to fetch a new copy"

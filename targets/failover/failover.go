@@ -217,24 +217,6 @@ func (s *Supervisor) Run(ctx context.Context) {
 	}
 }
 
-// best returns the most advanced replica that answers, "" if no replica answers. A node
-// that is already a primary of a later epoch wins: its promotion succeeded, but the
-// confirmation came too late.
-func (s *Supervisor) best() string {
-	best := ""
-	for _, node := range s.nodes {
-		h := s.health[node]
-		outdated := h.status.Primary && h.status.Epoch <= s.roles.Epoch
-		if node == s.roles.Primary || h.err != nil || !h.status.Serves || outdated {
-			continue
-		}
-		if best == "" || s.health[best].status.Before(h.status) {
-			best = node
-		}
-	}
-	return best
-}
-
 // replacePrimary promotes a replica in place of the dead primary. If a step fails, the
 // next round tries again. The old primary stays fenced meanwhile, because the failed
 // promotion may have succeeded: without the fence two nodes could accept writes.

@@ -140,7 +140,8 @@ func (r *Node) Status() sut.ReplicationStatus {
 	status := sut.ReplicationStatus{
 		Node: r.cfg.Node, Primary: r.primary == nil && !r.fenced, Epoch: r.knownEpoch,
 		HeldEpoch: r.epoch, Position: r.position, Serves: r.serves, Connected: r.connected,
-		LagNS: int64(r.lag), Rebuilds: r.rebuilds, Problem: r.problem,
+		CatchingUp: r.primary != nil && !r.serves && !r.diverged, LagNS: int64(r.lag), Rebuilds: r.rebuilds,
+		Problem: r.problem,
 	}
 	for _, k := range kept {
 		status.Kept = append(status.Kept, k.Name)
