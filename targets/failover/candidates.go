@@ -4,7 +4,8 @@ import "github.com/stagebench/stagebench/sut"
 
 // best returns the most advanced replica that answers, "" if no replica that serves answers. A replica that has yet to
 // catch up is better if it holds more: it may be the only one with a write that was acknowledged. Alone it is not
-// promoted, because the old primary, which may return, holds more.
+// promoted, because the old primary, which may return, holds more. With Sync, a replica counts only if it has what its
+// primary inherited.
 func (s *Supervisor) best() string {
 	best := s.mostAdvanced("", func(r sut.ReplicationStatus) bool { return r.Serves })
 	if best == "" {
@@ -19,7 +20,8 @@ func (s *Supervisor) mostAdvanced(best string, eligible func(sut.ReplicationStat
 	for _, node := range s.nodes {
 		h := s.health[node]
 		outdated := h.status.Primary && h.status.Epoch <= s.roles.Epoch
-		if node == s.roles.Primary || h.err != nil || !eligible(h.status) || outdated {
+		lacks := s.cfg.Sync && h.status.Before(s.inherits)
+		if node == s.roles.Primary || h.err != nil || !eligible(h.status) || outdated || lacks {
 			continue
 		}
 		if best == "" || s.health[best].status.Before(h.status) {

@@ -41,3 +41,37 @@ func TestReplicaThatCatchesUp(t *testing.T) {
 		})
 	}
 }
+
+// Two primaries die one after the other. With sync, the replica that has not received yet what the second one inherited
+// is not promoted: the second one is the last that has it. Without sync the service goes on.
+func TestLastCopyOfAcknowledgedWrites(t *testing.T) {
+	for name, test := range map[string]struct {
+		sync     bool
+		position int64  // of the last replica
+		epoch    int64  // of what it holds
+		want     string // the primary
+	}{
+		"sync, it lacks something":          {true, 100, 1, "db-2"},
+		"sync, it has what was inherited":   {true, 105, 1, "db-3"},
+		"sync, it has changes of the epoch": {true, 106, 2, "db-3"},
+		"async, it lacks something":         {false, 100, 1, "db-3"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			superviseWith(t, test.sync, func(t *testing.T, c *databases, s *failover.Supervisor) {
+				c.set("db-2", func(n *database) { n.HeldEpoch, n.Position = 1, 105 })
+				c.set("db-3", func(n *database) { n.HeldEpoch, n.Position = 1, 100 })
+				c.set("db-1", func(n *database) { n.dead = true })
+				advance(5 * time.Second)
+				if all := s.Failovers(); len(all) != 1 || all[0].To != "db-2" {
+					t.Fatalf("failovers %+v", all)
+				}
+				c.set("db-3", func(n *database) { n.HeldEpoch, n.Position = test.epoch, test.position })
+				c.set("db-2", func(n *database) { n.dead = true })
+				advance(5 * time.Second)
+				if got := c.lastRoles().Primary; got != test.want {
+					t.Errorf("the primary is %s, want %s", got, test.want)
+				}
+			})
+		})
+	}
+}

@@ -61,7 +61,11 @@ type Config struct {
 	Interval time.Duration
 	Failures int
 	Silence  time.Duration
-	OnEvent  func(node, text string) // called for every event
+	// Sync says that a write is acknowledged only when a replica has it, too. Then a replica is not promoted if it lacks
+	// what its primary held when it was promoted itself. That may have been the last copy of acknowledged writes, so the
+	// system waits for it.
+	Sync    bool
+	OnEvent func(node, text string) // called for every event
 }
 
 // Supervisor supervises one database.
@@ -74,12 +78,13 @@ type Supervisor struct {
 	nodes    []string
 	health   map[string]*health // by node
 	roles    Roles
-	epoch    int64             // the highest epoch that was ever assigned to a node
-	stale    bool              // some node does not have the current roles yet
-	answers  chan answer       // answers to probes
-	tried    []string          // replicas that were asked to become primary in this failover
-	lastNote map[string]string // by node; prevents repeated notes
-	unfence  func()            // lets the fenced primary restart; nil unless a failover is under way
+	epoch    int64                 // the highest epoch that was ever assigned to a node
+	stale    bool                  // some node does not have the current roles yet
+	answers  chan answer           // answers to probes
+	tried    []string              // replicas that were asked to become primary in this failover
+	lastNote map[string]string     // by node; prevents repeated notes
+	inherits sut.ReplicationStatus // of the primary before its promotion; zero = it was never promoted
+	unfence  func()                // lets the fenced primary restart; nil unless a failover is under way
 
 	mu        sync.Mutex
 	failovers []targets.Failover               // guarded by mu
@@ -353,6 +358,8 @@ func (s *Supervisor) install(ctx context.Context, f targets.Failover) {
 	s.cfg.OnEvent(f.To, fmt.Sprintf("is the primary of epoch %d instead of %s: "+
 		"detected in %v, fenced in %v, promoted in %v, clients switched in %v",
 		f.Epoch, f.From, rounded(f.DetectNS), rounded(f.FenceNS), rounded(f.PromoteNS), rounded(f.SwitchNS)))
+	s.inherits = s.health[f.To].status
+	s.inherits.Primary = false
 	// The last status of the old primary says that it is a primary. That is no longer true.
 	s.health[f.From] = &health{answered: time.Now(), err: errors.New("not restarted yet")}
 	s.health[f.To].status.Primary = true

@@ -51,7 +51,7 @@ func (s *System) superviseDatabases(ctx context.Context) error {
 	db := ladder.DBOf(s.topology.Knobs)
 	s.failover = failover.New(failover.Config{
 		Databases: databases{s}, Roles: s.roles, Silence: s.opts.FailoverSilence,
-		Interval: db.ProbeInterval, Failures: db.ProbeFailures,
+		Interval: db.ProbeInterval, Failures: db.ProbeFailures, Sync: db.SyncCopies() > 0,
 		OnEvent: func(name, text string) {
 			if n := s.node(name); n != nil {
 				s.lockAndNote(n, "%s", text)
