@@ -175,7 +175,8 @@ func (j job) cells() (all []cell.Spec) {
 
 // fits returns an error if the hosts of a topology leave the driver too little CPU.
 func fits(t sut.Topology) error {
-	if spare := float64(cell.Cores()) - t.CPU(); spare < cell.Reserve(cell.Cores()) {
+	const rounding = 1e-9 // of the sum
+	if spare := float64(cell.Cores()) - t.CPU(); spare < cell.Reserve(cell.Cores())-rounding {
 		return exit.Usagef("stage %s needs %.2f cores for its hosts and %.2f for the driver, but this machine has %d\n"+
 			"use fewer or smaller hosts: --set web.hosts=N, --set db.cpu=UNITS",
 			t.Stage, t.CPU(), cell.Reserve(cell.Cores()), cell.Cores())

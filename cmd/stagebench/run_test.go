@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/stagebench/stagebench/cmd/internal/cell"
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/compare"
 	"github.com/stagebench/stagebench/sut"
@@ -61,5 +62,21 @@ func TestKnobsOfAllStagesAreInTheManifest(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"knobs.db.replicas"}, named); diff != "" {
 		t.Errorf("differences (-want +got)\n%s", diff)
+	}
+}
+
+// Hosts that together have exactly what the driver leaves fit.
+func TestHostsFit(t *testing.T) {
+	t.Parallel()
+	const most = 15
+	size := (float64(cell.Cores()) - cell.Reserve(cell.Cores())) / most
+	for n, want := range map[int]bool{most: true, most + 1: false} {
+		topology := sut.Topology{Stage: sut.Stateless}
+		for range n {
+			topology.Hosts = append(topology.Hosts, sut.Host{CPU: size})
+		}
+		if err := fits(topology); (err == nil) != want {
+			t.Errorf("%d hosts of %v cores: %v, want that they fit: %t", n, size, err, want)
+		}
 	}
 }
