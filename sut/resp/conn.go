@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unsafe"
 )
 
@@ -72,22 +73,53 @@ type conn struct {
 	held int64 // part of size that counts in Server.held
 }
 
-// hold counts the memory of an unfinished command. It returns false if the commands of all clients are too big.
+// hold counts the memory of an unfinished command. It returns false if the commands of all clients are too big. Then
+// the command no longer counts, so that others are not refused for it as well.
 func (c *conn) hold(bytes int) bool {
 	c.size += bytes
 	more := max(int64(c.size)-freeBytes, 0) - c.held
-	if more > 0 && c.server.held.Add(more) > commandsBytes {
-		c.server.held.Add(-more)
+	if more <= 0 {
+		return true
+	}
+	if !c.server.unfinished.grow(c.held, more) {
+		c.size, c.held, c.args, c.data = 0, 0, nil, nil
 		return false
 	}
-	c.held += max(more, 0)
+	c.held += more
 	return true
 }
 
 // release ends the counting of the last command.
 func (c *conn) release() {
-	c.server.held.Add(-c.held)
+	c.server.unfinished.shrink(c.held)
 	c.size, c.held = 0, 0
+}
+
+// unfinished is the memory of the unfinished commands of all clients.
+type unfinished struct {
+	mu    sync.Mutex
+	bytes int64 // guarded by mu
+}
+
+// grow adds memory to that of a command. If that is too much, it removes the command and returns false.
+func (u *unfinished) grow(held, more int64) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.bytes+more > commandsBytes {
+		u.bytes -= held
+		return false
+	}
+	u.bytes += more
+	return true
+}
+
+func (u *unfinished) shrink(bytes int64) {
+	if bytes == 0 {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.bytes -= bytes
 }
 
 func (s *Server) newConn(c net.Conn) *conn {

@@ -91,7 +91,7 @@ type Server struct {
 	started  time.Time
 
 	answered, accepted atomic.Int64 // commands, connections
-	held               atomic.Int64 // bytes of unfinished commands, see conn.hold
+	unfinished         unfinished
 
 	running  sync.WaitGroup  // one goroutine for each connection, and the sweep
 	open     context.Context // canceled by shutDown; no connection is accepted after that
