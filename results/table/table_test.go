@@ -126,7 +126,6 @@ func TestAnEmptyColumnLeavesItsReason(t *testing.T) {
 	}
 }
 
-// On a terminal, titles are bold and bad news is red, and the columns stay in line.
 // In a narrow terminal, words are not broken: what does not fit goes into a second table.
 func TestWordsAreNotBroken(t *testing.T) {
 	t.Parallel()
@@ -152,6 +151,7 @@ func TestWordsAreNotBroken(t *testing.T) {
 	}
 }
 
+// On a terminal, titles are bold and bad news is red, and the columns stay in line.
 func TestColor(t *testing.T) {
 	table := Table{
 		Title: "Title", Columns: []Column{{Name: "valid"}, {Name: "n"}},

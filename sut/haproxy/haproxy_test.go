@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -204,8 +205,8 @@ func TestVersion(t *testing.T) {
 	t.Parallel()
 	install := haproxyInstalled(t)
 	version, err := newHAProxy(t, install, sut.Balancing{}).Version(t.Context())
-	if err != nil || version != install.Version {
-		t.Errorf("Version() = %q, %v, want %q", version, err, install.Version)
+	if err != nil || version != install.Version || !regexp.MustCompile(`^\d+\.\d+`).MatchString(version) {
+		t.Errorf("Version() = %q, %v, want %q, such as 1.2.3", version, err, install.Version)
 	}
 }
 

@@ -70,7 +70,7 @@ type conn struct {
 	args [][]byte
 	data []byte
 	size int   // memory of the current command
-	held int64 // part of size that counts in Server.held
+	held int64 // part of size that counts in Server.unfinished
 }
 
 // hold counts the memory of an unfinished command. It returns false if the commands of all clients are too big. Then
