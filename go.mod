@@ -9,7 +9,9 @@ require (
 	github.com/goccy/go-yaml v1.19.2 // workload and fault files; errors name line and column
 	github.com/google/go-cmp v0.7.0 // tests: readable differences
 	github.com/jackc/pgx/v5 v5.12.0 // PostgreSQL client and wire types
-	github.com/klauspost/compress v1.20.1 // gzip of text responses, skips small bodies; Zstandard traces
+	github.com/klauspost/compress v1.20.3 // gzip of text responses, skips small bodies; Zstandard traces
+	github.com/nats-io/nats-server/v2 v2.15.2 // the embedded broker of the queue: JetStream as a library
+	github.com/nats-io/nats.go v1.55.0 // client of the brokers
 	github.com/olekukonko/tablewriter v1.1.5 // text and Markdown tables
 	github.com/prometheus/client_golang v1.25.0 // metrics of nodes and runs
 	github.com/redis/go-redis/v9 v9.23.0 // client of the caches and of the session host
@@ -20,7 +22,7 @@ require (
 	github.com/vbauerster/mpb/v8 v8.9.3 // the progress bar
 	go.uber.org/goleak v1.3.0 // tests: find goroutines that outlive their test
 	golang.org/x/image v0.47.0 // scaling of photos
-	golang.org/x/net v0.59.0 // rules for header names, and for the domains of cookies
+	golang.org/x/net v0.60.0 // rules for header names, and for the domains of cookies
 	golang.org/x/sync v0.24.0 // groups of goroutines; the first error cancels the others
 	golang.org/x/sys v0.49.0 // kernel interfaces that package syscall lacks
 	golang.org/x/term v0.47.0 // detects whether standard error is a terminal
@@ -31,12 +33,14 @@ require (
 require (
 	github.com/VividCortex/ewma v1.2.0 // indirect
 	github.com/acarl005/stripansi v0.0.0-20180116102854-5a71ef0e047d // indirect
+	github.com/antithesishq/antithesis-sdk-go v0.8.0-default-no-op // indirect
 	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/clipperhouse/displaywidth v0.10.0 // indirect
 	github.com/clipperhouse/uax29/v2 v2.6.0 // indirect
 	github.com/dustin/go-humanize v1.0.1 // indirect
 	github.com/fatih/color v1.18.0 // indirect
+	github.com/google/go-tpm v0.9.8 // indirect
 	github.com/google/uuid v1.6.0 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/influxdata/tdigest v0.0.1 // indirect
@@ -44,11 +48,16 @@ require (
 	github.com/jackc/pgservicefile v0.0.0-20240606120523-5a60cdf6a761 // indirect
 	github.com/jackc/puddle/v2 v2.2.3 // indirect
 	github.com/josharian/intern v1.0.0 // indirect
+	github.com/kylelemons/godebug v1.1.0 // indirect
 	github.com/mailru/easyjson v0.7.7 // indirect
 	github.com/mattn/go-colorable v0.1.14 // indirect
 	github.com/mattn/go-isatty v0.0.20 // indirect
 	github.com/mattn/go-runewidth v0.0.19 // indirect
+	github.com/minio/highwayhash v1.0.4 // indirect
 	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
+	github.com/nats-io/jwt/v2 v2.8.2 // indirect
+	github.com/nats-io/nkeys v0.4.16 // indirect
+	github.com/nats-io/nuid v1.0.1 // indirect
 	github.com/ncruces/go-strftime v0.1.9 // indirect
 	github.com/olekukonko/cat v0.0.0-20250911104152-50322a0618f6 // indirect
 	github.com/olekukonko/errors v1.2.0 // indirect
@@ -59,8 +68,10 @@ require (
 	github.com/remyoudompheng/bigfft v0.0.0-20230129092748-24d4a6f8daec // indirect
 	github.com/rs/dnscache v0.0.0-20230804202142-fc85eb664529 // indirect
 	go.uber.org/atomic v1.12.0 // indirect
+	golang.org/x/crypto v0.58.0 // indirect
 	golang.org/x/exp v0.0.0-20250408133849-7e4ce0ab07d0 // indirect
 	golang.org/x/text v0.43.0 // indirect
+	golang.org/x/time v0.16.0 // indirect
 	golang.org/x/tools v0.51.0 // indirect
 	google.golang.org/protobuf v1.36.12 // indirect
 	modernc.org/libc v1.65.7 // indirect

@@ -254,8 +254,9 @@ type Step struct {
 	Figures      []Figure           `json:"figures,omitempty"`     // those that at least one node reports
 	Cache        *CacheReads        `json:"cache,omitempty"`       // nil = no cache tier, or web nodes were restarted
 	CacheNodes   []CacheNode        `json:"cache_nodes,omitempty"`
-	Static       *StaticReads       `json:"static,omitempty"`   // nil = no edges, or unknown
-	Database     *DatabaseCalls     `json:"database,omitempty"` // nil = unknown, for example after a restart
+	Static       *StaticReads       `json:"static,omitempty"`     // nil = no edges, or unknown
+	Processing   *Processing        `json:"processing,omitempty"` // nil = no workers, or nobody looked
+	Database     *DatabaseCalls     `json:"database,omitempty"`   // nil = unknown, for example after a restart
 	Hosts        []HostUsage        `json:"hosts,omitempty"`
 	Nodes        []NodeUsage        `json:"nodes,omitempty"`
 	Client       ClientUsage        `json:"client"`

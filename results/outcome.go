@@ -48,6 +48,7 @@ type Outcome struct {
 	CheckFailed bool   // complete response that fails the workload's check
 	Redirected  bool   // success that only points to another place; the driver does not go there
 	Record      string // path of the single record that the op reads or writes; "" = none, or more than one
+	Created     string // path of the record that the op made, from the response; "" = none
 	Write       bool   // the op changes stored data
 	User        int    // virtual user of the op, -1 = none
 	Version     int64  // version of the record that was returned or written, from the response's header; 0 = none

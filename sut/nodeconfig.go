@@ -117,3 +117,18 @@ const SeedPassword = "stagebench"
 
 // SeedLogin is the login name of the seeded user with that id.
 func SeedLogin(id int) string { return "user-" + strconv.Itoa(id) }
+
+// The limits of the clients of a broker, in bytes. A job has no body, so messages are small.
+const (
+	BrokerPayload     = 16 << 10
+	BrokerControlLine = 1 << 10
+	BrokerPending     = 8 << 20 // that a client has not read
+	BrokerAuthSeconds = 2
+)
+
+// The brokers of a system form a cluster of this name. They reach each other at this port; each has an address of its
+// own.
+const (
+	BrokerCluster     = "stagebench"
+	BrokerClusterPort = 6222
+)

@@ -22,6 +22,7 @@ const (
 	Caches    Stage = "cache"
 	CDN       Stage = "cdn"
 	Stateless Stage = "stateless"
+	Queued    Stage = "queue"
 )
 
 // Role is the function of a node in the system.
@@ -37,6 +38,8 @@ const (
 	Cache   Role = "cache"
 	Edge    Role = "edge"
 	Session Role = "session" // sessions outside the web hosts
+	Queue   Role = "queue"   // a broker: it stores jobs until workers have done them
+	Worker  Role = "worker"  // does jobs
 	WAN     Role = "wan"     // the network between users and the origin
 	Seed    Role = "seed"
 )
@@ -47,19 +50,22 @@ type Engine string
 // The engines that are built today. Embedded engines live in this binary;
 // native ones are servers that must be installed.
 const (
-	SQLite     Engine = "sqlite"    // db, embedded
-	Postgres   Engine = "postgres"  // db, native
-	OwnBalance Engine = "balance"   // lb, embedded
-	HAProxy    Engine = "haproxy"   // lb, native
-	RESP       Engine = "resp"      // cache and session, embedded
-	Redis      Engine = "redis"     // cache and session, native
-	Memcached  Engine = "memcached" // cache, native
-	OwnEdge    Engine = "edge"      // edge, embedded
-	Varnish    Engine = "varnish"   // edge, native
-	Nginx      Engine = "nginx"     // edge, native
-	Relay      Engine = "relay"     // wan, embedded; there is no native one
-	App        Engine = "app"       // web, embedded; there is no native one
-	Files      Engine = "files"     // blob, embedded; there is no native one
+	SQLite     Engine = "sqlite"      // db, embedded
+	Postgres   Engine = "postgres"    // db, native
+	OwnBalance Engine = "balance"     // lb, embedded
+	HAProxy    Engine = "haproxy"     // lb, native
+	RESP       Engine = "resp"        // cache and session, embedded
+	Redis      Engine = "redis"       // cache and session, native
+	Memcached  Engine = "memcached"   // cache, native
+	OwnEdge    Engine = "edge"        // edge, embedded
+	Varnish    Engine = "varnish"     // edge, native
+	Nginx      Engine = "nginx"       // edge, native
+	JetStream  Engine = "jetstream"   // queue, embedded
+	NATSServer Engine = "nats-server" // queue, native
+	Relay      Engine = "relay"       // wan, embedded; there is no native one
+	App        Engine = "app"         // web, embedded; there is no native one
+	Processor  Engine = "processor"   // worker, embedded; there is no native one
+	Files      Engine = "files"       // blob, embedded; there is no native one
 )
 
 // ErrorBody is the body of every HTTP error response of a node.

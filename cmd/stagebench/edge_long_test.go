@@ -114,16 +114,6 @@ func TestHitsPerCore(t *testing.T) {
 	}
 }
 
-// figure returns the value of a figure that must be known.
-func figure(t *testing.T, s *results.Step, name string) int64 {
-	t.Helper()
-	f := s.Figure(name)
-	if f == nil || f.Value == nil {
-		t.Fatalf("%s is unknown: %+v", name, f)
-	}
-	return *f.Value
-}
-
 func milliseconds(ns *int64) float64 { return float64(*ns) / 1e6 }
 
 // split says which part of the images each tier answered. Behind an edge, the bytes of a photo are in no cache.

@@ -295,7 +295,7 @@ func engines() map[string]sut.Knobs {
 		"embedded": {"db.engine": "sqlite", "lb.engine": "balance"},
 		"native": {
 			"db.engine": "postgres", "lb.engine": "haproxy", "cache.engine": "redis", "edge.engine": "varnish",
-			"session.engine": "redis",
+			"session.engine": "redis", "queue.engine": "nats-server",
 		},
 	}
 }

@@ -207,14 +207,15 @@ func discarded(columns map[string]int64) string {
 	return "; the other changes had added " + strings.Join(all, ", ")
 }
 
-// Faults shows what happened to the cells while their fixed rate was measured: events, outages and failovers.
+// Faults shows what happened to the cells while their fixed rate was measured: events, outages, failovers, and the
+// processing of uploads by workers.
 func Faults(run results.Run) []Table {
 	var all []Table
 	for _, c := range run.Cells {
 		var tables []Table
 		for _, s := range c.Steps {
 			if s.Purpose == "fixed" {
-				tables = append(tables, events(s), outages(s))
+				tables = append(tables, events(s), outages(s), processing(s))
 			}
 		}
 		for _, t := range append(tables, Failovers(c.Failovers)) {

@@ -40,6 +40,33 @@ func staleAnswers(s results.Step) Table {
 	return t
 }
 
+// processing shows what became of the uploads of a step, if workers process them.
+func processing(s results.Step) Table {
+	type uploads = results.Processing
+	var rows []uploads
+	if s.Processing != nil {
+		rows = append(rows, *s.Processing)
+	}
+	return newTable("Processing of uploads", []column[uploads]{
+		numbers("uploaded", "", func(p uploads) Cell { return Count(p.Uploaded) }),
+		numbers("ready", "", func(p uploads) Cell { return Count(p.Ready) }),
+		numbers("failed", "", func(p uploads) Cell { return Count(p.Failed) }),
+		numbers("unfinished", "", func(p uploads) Cell { return Count(p.Unfinished) }),
+		numbers("missing", "", func(p uploads) Cell { return Count(p.Missing) }),
+		numbers("p50 ms", "done_p50_ns", func(p uploads) Cell { return p50(p.DoneNS) }),
+		numbers("p99 ms", "done_p99_ns", func(p uploads) Cell { return p99(p.DoneNS) }),
+		numbers("max ms", "done_max_ns", func(p uploads) Cell { return longest(p.DoneNS) }),
+		numbers("backlog", "max_backlog", func(p uploads) Cell { return Count(p.MaxBacklog) }),
+		numbers("drained ms", "drain_ns", func(p uploads) Cell {
+			if p.DrainNS == nil {
+				return Blank("the backlog was not drained")
+			}
+			return Nanoseconds(*p.DrainNS)
+		}),
+	}, rows, "percentiles: from the intended time of an upload until its images were there",
+		"backlog: most uploads at one time that were answered and not processed; drained: from then on until one was left")
+}
+
 // source is one row of the table of sources: the successes of one op class, or of all.
 type source struct {
 	op                                    string

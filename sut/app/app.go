@@ -22,7 +22,9 @@
 //     error is 4xx, never 500.
 //   - When a tier is down, requests that need it get 503 with Retry-After. Other
 //     requests still work. A response that lacks a tier names it in X-Degraded (db,
-//     blob, session).
+//     blob, session, queue).
+//   - With workers, an upload is answered when its original and its record are stored, in the state "processing". Its
+//     images follow.
 //   - The memory of uploads, of pictures that are being processed and of images that are
 //     being sent is bounded. Above the bound a request gets 503 with Retry-After. A picture
 //     that never fits gets 413.
@@ -77,13 +79,15 @@ type Config struct {
 	// Process makes the variants of an upload, as imaging.Process does. Its errors
 	// wrap ErrTooManyPixels, ErrTruncated or ErrNotJPEG of package photos.
 	Process func(original []byte) (photos.Variants, error)
-	// ProcessMemory returns the bytes that Process takes at most, from the header of an
-	// upload, as imaging.Memory does. Its errors are those of Process.
-	ProcessMemory func(original []byte) (int64, error)
-	IDs           *photos.IDSource
-	Log           *slog.Logger
-	Registry      *prometheus.Registry // receives the app's metrics; /metrics shows all of it
-	Now           func() time.Time
+	// Inspect reads the header of an upload, as imaging.Inspect does. Its errors are those of Process.
+	Inspect  func(original []byte) (photos.Header, error)
+	IDs      *photos.IDSource
+	Log      *slog.Logger
+	Registry *prometheus.Registry // receives the app's metrics; /metrics shows all of it
+	Now      func() time.Time
+
+	// Jobs takes uploads that workers process later; nil = an upload is processed while its client waits.
+	Jobs Jobs
 
 	// MemoryBytes is the memory of this node; 0 = 512 MiB. Clients get fixed shares of it,
 	// see newMemory.
@@ -115,8 +119,8 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("app: the node has no name")
 	case c.Store == nil || c.Blobs == nil || c.Sessions == nil:
 		return c, errors.New("app: Store, Blobs and Sessions are required")
-	case c.Process == nil || c.ProcessMemory == nil || c.IDs == nil:
-		return c, errors.New("app: Process, ProcessMemory and IDs are required")
+	case c.Process == nil || c.Inspect == nil || c.IDs == nil:
+		return c, errors.New("app: Process, Inspect and IDs are required")
 	case c.MemoryBytes < 0:
 		return c, fmt.Errorf("app: MemoryBytes is %d: want 0 or more", c.MemoryBytes)
 	case c.Log == nil || c.Registry == nil || c.Now == nil:
@@ -160,7 +164,7 @@ func New(c Config) (*App, error) {
 		config:   c,
 		mux:      http.NewServeMux(),
 		assets:   loadAssets(),
-		outages:  map[string]*outage{tierDB: {}, tierBlob: {}, tierSession: {}, tierCache: {}},
+		outages:  map[string]*outage{tierDB: {}, tierBlob: {}, tierSession: {}, tierCache: {}, tierQueue: {}},
 		memory:   newMemory(c.MemoryBytes),
 		slots:    make(chan struct{}, runtime.GOMAXPROCS(0)),
 		ids:      sut.NewRequestIDs(),

@@ -42,8 +42,8 @@ func newService(t testing.TB, adjust ...func(*app.Config)) *service {
 	}
 	config := app.Config{
 		Node: "web-1", Store: s.store, Blobs: s.blobs, Sessions: s.sessions, Process: fakeProcess,
-		ProcessMemory: func([]byte) (int64, error) { return 1 << 20, nil },
-		IDs:           photos.NewIDSource(1, time.Now), Log: slog.New(slog.NewJSONHandler(s.log, nil)), Registry: s.registry,
+		Inspect: fakeInspect,
+		IDs:     photos.NewIDSource(1, time.Now), Log: slog.New(slog.NewJSONHandler(s.log, nil)), Registry: s.registry,
 		Now: time.Now,
 	}
 	for _, f := range adjust {
@@ -371,7 +371,7 @@ func TestConfigIsChecked(t *testing.T) {
 		"blobs":    func(c *app.Config) { c.Blobs = nil },
 		"sessions": func(c *app.Config) { c.Sessions = nil },
 		"process":  func(c *app.Config) { c.Process = nil },
-		"memory":   func(c *app.Config) { c.ProcessMemory = nil },
+		"inspect":  func(c *app.Config) { c.Inspect = nil },
 		"ids":      func(c *app.Config) { c.IDs = nil },
 		"log":      func(c *app.Config) { c.Log = nil },
 		"registry": func(c *app.Config) { c.Registry = nil },
@@ -379,9 +379,8 @@ func TestConfigIsChecked(t *testing.T) {
 	} {
 		good := app.Config{
 			Node: "web-1", Store: newFakeStore(), Blobs: &fakeBlobs{}, Sessions: newFakeSessions(time.Now), Process: fakeProcess,
-			ProcessMemory: func([]byte) (int64, error) { return 1 << 20, nil },
-			IDs:           photos.NewIDSource(1, time.Now),
-			Log:           slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(),
+			Inspect: fakeInspect, IDs: photos.NewIDSource(1, time.Now),
+			Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(),
 			Now: time.Now,
 		}
 		spoil(&good)

@@ -160,7 +160,7 @@ func TestOutageIsLoggedOnceASecond(t *testing.T) {
 		at = at.Add(time.Second)
 	}
 	lines := strings.Split(strings.TrimSpace(s.log.String()), "\n")
-	if len(lines) != 3 || !strings.Contains(lines[1], `"requests_failed":100`) {
+	if len(lines) != 3 || !strings.Contains(lines[1], `"requests_affected":100`) {
 		t.Errorf("300 failed requests in 3 s wrote %d lines:\n%s", len(lines), s.log)
 	}
 }

@@ -174,6 +174,10 @@ func (s *fakeStore) Like(ctx context.Context, photo, _ photos.ID) (int64, error)
 	return s.change(ctx, photo, 0, func(p *photos.Photo) { p.Likes++ })
 }
 
+func (s *fakeStore) FinishPhoto(ctx context.Context, end photos.Processed) (int64, error) {
+	return s.change(ctx, end.Photo, 0, func(p *photos.Photo) { p.State, p.DoneUS = end.State, end.DoneUS })
+}
+
 func (s *fakeStore) Comment(ctx context.Context, comment photos.Comment) (int64, error) {
 	return s.change(ctx, comment.PhotoID, 0, func(p *photos.Photo) {
 		p.Comments++
@@ -317,6 +321,26 @@ func fakeProcess(original []byte) (photos.Variants, error) {
 	return photos.Variants{
 		Thumb: original, Sharp: original, Blur: original, Width: config.Width, Height: config.Height,
 	}, nil
+}
+
+// fakeInspect accepts everything, and leaves it to fakeProcess.
+func fakeInspect([]byte) (photos.Header, error) { return photos.Header{Memory: 1 << 20}, nil }
+
+// fakeJobs keeps the jobs that were put.
+type fakeJobs struct {
+	mu   sync.Mutex
+	put  []photos.ID
+	fail error
+}
+
+func (j *fakeJobs) Put(_ context.Context, id photos.ID) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.fail != nil {
+		return j.fail
+	}
+	j.put = append(j.put, id)
+	return nil
 }
 
 // sampleJPEG is a small picture.

@@ -21,7 +21,7 @@ import (
 func TestAPictureThatNeverFits(t *testing.T) {
 	s := newService(t, func(c *app.Config) {
 		c.MemoryBytes = 100 << 20
-		c.ProcessMemory = func([]byte) (int64, error) { return 41 << 20, nil }
+		c.Inspect = func([]byte) (photos.Header, error) { return photos.Header{Memory: 41 << 20}, nil }
 		c.Process = func([]byte) (photos.Variants, error) {
 			t.Error("the picture was processed")
 			return photos.Variants{}, nil
@@ -43,7 +43,7 @@ func TestPicturesWaitForMemory(t *testing.T) {
 		takes := 2 * time.Second
 		s := newService(t, func(c *app.Config) {
 			c.MemoryBytes = 100 << 20 // 40 MiB for pictures
-			c.ProcessMemory = func([]byte) (int64, error) { return each, nil }
+			c.Inspect = func([]byte) (photos.Header, error) { return photos.Header{Memory: each}, nil }
 			c.Process = func(original []byte) (photos.Variants, error) {
 				most.Store(max(most.Load(), inProcess.Add(1)))
 				defer inProcess.Add(-1)

@@ -135,17 +135,20 @@ func (a *App) refuse(x *exchange, err error) {
 	a.send(x, p.status, 0, sut.ErrorBody{Error: p.message, Hint: p.hint})
 }
 
-// noteProblem records why a request failed, for its log line. If a tier is down, it
-// names the tier in the response, and in the log once a second.
+// noteProblem records why a request failed, for its log line.
 func (a *App) noteProblem(x *exchange, p *problem) {
 	x.cause = p
-	if p.degraded == "" {
-		return
+	if p.degraded != "" {
+		a.noteOutage(x, p.degraded, p.cause)
 	}
-	x.degrade(p.degraded)
-	if failed, log := a.outages[p.degraded].report(a.config.Now()); log {
-		a.config.Log.Warn("a tier does not answer", "tier", p.degraded, "request_id", x.id(), "op", x.op.name,
-			"error", p.cause, "requests_failed", failed)
+}
+
+// noteOutage names a tier that does not answer in the response, and in the log once a second.
+func (a *App) noteOutage(x *exchange, tier string, cause error) {
+	x.degrade(tier)
+	if requests, log := a.outages[tier].report(a.config.Now()); log {
+		a.config.Log.Warn("a tier does not answer", "tier", tier, "request_id", x.id(), "op", x.op.name,
+			"error", cause, "requests_affected", requests)
 	}
 }
 

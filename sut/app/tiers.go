@@ -13,6 +13,7 @@ const (
 	tierBlob    = "blob"
 	tierSession = "session"
 	tierCache   = "cache"
+	tierQueue   = "queue"
 )
 
 // BlobReader reads the bytes of photos. The caller must not modify them.
@@ -32,6 +33,12 @@ type BlobWriter interface {
 type Blobs interface {
 	BlobReader
 	BlobWriter
+}
+
+// Jobs takes the photos that workers have to process. Put returns when the queue has stored the job. Its error wraps
+// photos.ErrUnavailable if that is not certain; then somebody has to put the photo again.
+type Jobs interface {
+	Put(ctx context.Context, photo photos.ID) error
 }
 
 // Sessions stores which user a session token belongs to. For an unknown or expired

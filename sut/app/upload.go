@@ -43,6 +43,9 @@ type picture struct {
 // upload answers POST /api/photos. It processes the picture, stores the bytes, and then
 // the record. The record comes last because it makes the photo visible.
 //
+// With workers, it stores the original and the record in the state StateProcessing, and then puts the job into the
+// queue. The record is the outbox: whatever happens after it was stored, the photo is found there and put again.
+//
 // If the record cannot be stored, upload removes the bytes. If the database did commit
 // and only its response was lost, a record without bytes remains. The client got 503,
 // and its retry creates another photo.
@@ -63,10 +66,14 @@ func (a *App) upload(_ context.Context, x *exchange) error {
 	if err != nil {
 		return err
 	}
+	now := a.config.Now().UnixMicro()
 	photo := photos.Photo{
 		ID: a.config.IDs.Next(photos.BucketOf(x.user)), UserID: x.user, Title: sent.title, State: photos.StateReady,
 		Width: variants.Width, Height: variants.Height, Bytes: int64(len(sent.original)),
-		CreatedUS: a.config.Now().UnixMicro(), Version: 1,
+		CreatedUS: now, DoneUS: now, Version: 1,
+	}
+	if a.config.Jobs != nil {
+		photo.State, photo.DoneUS = photos.StateProcessing, 0
 	}
 	if err := a.storeBlobs(ctx, photo.ID, sent.original, variants); err != nil {
 		_ = a.removeBlobs(x, photo.ID) // it logs its error
@@ -75,6 +82,11 @@ func (a *App) upload(_ context.Context, x *exchange) error {
 	if err := a.config.Store.AddPhoto(ctx, photo); err != nil {
 		_ = a.removeBlobs(x, photo.ID) // it logs its error
 		return a.tierProblem(x, tierDB, "the photo", err)
+	}
+	if a.config.Jobs != nil {
+		if err := a.config.Jobs.Put(ctx, photo.ID); err != nil {
+			a.noteOutage(x, tierQueue, err) // the photo stays in processing, and is put again
+		}
 	}
 	a.metrics.uploads.Inc()
 	a.metrics.uploadBytes.Add(float64(photo.Bytes))
@@ -228,17 +240,22 @@ func formProblem(err error) error {
 }
 
 // process waits for one of the slots and for memory, and makes the variants. It waits,
-// because pictures in processing free their memory soon, whatever clients do.
+// because pictures in processing free their memory soon, whatever clients do. With workers,
+// it only checks the header, and returns the size without variants.
 func (a *App) process(ctx context.Context, x *exchange, original []byte) (photos.Variants, error) {
-	bytes, err := a.config.ProcessMemory(original)
+	header, err := a.config.Inspect(original)
 	if err != nil {
 		return photos.Variants{}, pictureProblem(original, err)
 	}
+	bytes := header.Memory
 	if bytes > a.memory.processBytes {
 		return photos.Variants{}, refusal(http.StatusRequestEntityTooLarge,
 			fmt.Sprintf("processing the photo takes %d MB of memory, the limit of this host is %d MB",
 				bytes/1e6, a.memory.processBytes/1e6),
 			"scale the picture down before uploading it, or save it without the progressive format")
+	}
+	if a.config.Jobs != nil {
+		return photos.Variants{Width: header.Width, Height: header.Height}, nil
 	}
 	select {
 	case a.slots <- struct{}{}:
@@ -276,19 +293,13 @@ func pictureProblem(original []byte, err error) error {
 	return fmt.Errorf("process an upload of %d bytes: %w", len(original), err)
 }
 
-// storeBlobs stores the original and its variants.
+// storeBlobs stores the original and the variants that were made.
 func (a *App) storeBlobs(ctx context.Context, id photos.ID, original []byte, made photos.Variants) error {
 	group, ctx := errgroup.WithContext(ctx)
-	for _, object := range []struct {
-		v    photos.Variant
-		data []byte
-	}{
-		{photos.VariantOriginal, original},
-		{photos.VariantThumb, made.Thumb},
-		{photos.VariantSharp, made.Sharp},
-		{photos.VariantBlur, made.Blur},
-	} {
-		group.Go(func() error { return a.config.Blobs.Put(ctx, id, object.v, object.data) })
+	images := made.Images()
+	images[photos.VariantOriginal] = original
+	for v, data := range images {
+		group.Go(func() error { return a.config.Blobs.Put(ctx, id, v, data) })
 	}
 	return group.Wait()
 }

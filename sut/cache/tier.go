@@ -130,6 +130,13 @@ func (t *Tier) Comment(ctx context.Context, comment photos.Comment) (int64, erro
 	}, PhotoKey(comment.PhotoID))
 }
 
+// FinishPhoto ends the processing of a photo.
+func (t *Tier) FinishPhoto(ctx context.Context, end photos.Processed) (int64, error) {
+	return t.write(ctx, end.Photo, Write{Finish: &end}, func() (int64, error) {
+		return t.Records.FinishPhoto(ctx, end)
+	}, PhotoKey(end.Photo))
+}
+
 // Follow makes one user follow another. It invalidates the records of both, which count
 // followers.
 func (t *Tier) Follow(ctx context.Context, follow photos.Follow) error {

@@ -30,6 +30,8 @@ type Write struct {
 	Rename  *Rename         `json:"rename,omitempty"`
 	Add     *photos.Photo   `json:"add,omitempty"`
 	Delete  *Delete         `json:"delete,omitempty"`
+
+	Finish *photos.Processed `json:"finish,omitempty"`
 }
 
 // Like adds a like of a user to a photo.
@@ -69,6 +71,9 @@ func (w Write) Photo() (photos.ID, error) {
 	}
 	if w.Delete != nil {
 		ids = append(ids, w.Delete.Photo)
+	}
+	if w.Finish != nil {
+		ids = append(ids, w.Finish.Photo)
 	}
 	if len(ids) != 1 {
 		return 0, fmt.Errorf("a write has %d changes, want exactly one", len(ids))

@@ -45,7 +45,7 @@ const (
 //
 // The EXIF orientation is not applied. The variants have no metadata.
 func Process(original []byte) (photos.Variants, error) {
-	width, height, err := Size(original)
+	header, err := Inspect(original)
 	if err != nil {
 		return photos.Variants{}, err
 	}
@@ -58,19 +58,25 @@ func Process(original []byte) (photos.Variants, error) {
 		Thumb: encode(thumb(display), quality),
 		Sharp: encode(convolve(display, sharpen()), quality),
 		Blur:  encode(convolve(display, gaussian(blurRadius, blurSigma)), quality),
-		Width: width, Height: height,
+		Width: header.Width, Height: header.Height,
 	}, nil
 }
 
-// Size returns the dimensions that a JPEG declares, in pixels, without decoding it. It
-// checks the limits and returns the same errors as Process.
-func Size(original []byte) (width, height int, err error) {
+// Inspect reads the header of an original, without decoding a pixel. It checks the limits, and
+// that the file has an end. Its errors are those of Process. An original that passes can still
+// turn out to be malformed.
+func Inspect(original []byte) (photos.Header, error) {
 	config, err := jpeg.DecodeConfig(bytes.NewReader(original))
 	if err != nil {
-		return 0, 0, classify(original, err)
+		return photos.Header{}, classify(original, err)
 	}
-	width, height = config.Width, config.Height
-	return width, height, checkSize(original, width, height)
+	if err := checkSize(original, config.Width, config.Height); err != nil {
+		return photos.Header{}, err
+	}
+	if !ended(original) {
+		return photos.Header{}, classify(original, io.ErrUnexpectedEOF)
+	}
+	return photos.Header{Width: config.Width, Height: config.Height, Memory: memory(original, config)}, nil
 }
 
 // checkSize returns an error for a JPEG of this size that exceeds a limit.
@@ -90,16 +96,8 @@ func checkSize(original []byte, width, height int) error {
 	return nil
 }
 
-// Memory returns the number of bytes that Process may take for an original, without decoding it. It checks the limits
-// and returns the same errors as Process.
-func Memory(original []byte) (int64, error) {
-	config, err := jpeg.DecodeConfig(bytes.NewReader(original))
-	if err != nil {
-		return 0, classify(original, err)
-	}
-	if err := checkSize(original, config.Width, config.Height); err != nil {
-		return 0, err
-	}
+// memory returns the number of bytes that Process may take for an original.
+func memory(original []byte, config image.Config) int64 {
 	// The decoder takes one byte for each sample. It takes three samples for each pixel even if fewer are encoded.
 	var perPixel int64
 	switch config.ColorModel {
@@ -124,7 +122,7 @@ func Memory(original []byte) (int64, error) {
 	width, height := (config.Width+block-1)/block*block, (config.Height+block-1)/block*block
 	// The copy for the display, two variants of it, their JPEGs, and what scaling to the thumbnail takes.
 	const display = 3*4 + 8
-	return decoded*int64(width*height) + display*int64(min(config.Width, displaySide)*min(config.Height, displaySide)), nil
+	return decoded*int64(width*height) + display*int64(min(config.Width, displaySide)*min(config.Height, displaySide))
 }
 
 // classify turns an error of the decoder into an error of package photos. For data that
@@ -132,12 +130,16 @@ func Memory(original []byte) (int64, error) {
 // truncated if it has no end-of-image marker after the start of the last scan.
 func classify(original []byte, err error) error {
 	begun := bytes.HasPrefix(original, []byte{0xff, 0xd8})
-	lastScan := original[max(bytes.LastIndex(original, []byte{0xff, 0xda}), 0):]
-	ended := bytes.Contains(lastScan, []byte{0xff, 0xd9})
-	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || begun && !ended {
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || begun && !ended(original) {
 		return fmt.Errorf("%w: no end-of-image marker in its %d bytes", photos.ErrTruncated, len(original))
 	}
 	return fmt.Errorf("%w: %v", photos.ErrNotJPEG, err)
+}
+
+// ended reports whether there is an end-of-image marker after the start of the last scan.
+func ended(original []byte) bool {
+	lastScan := original[max(bytes.LastIndex(original, []byte{0xff, 0xda}), 0):]
+	return bytes.Contains(lastScan, []byte{0xff, 0xd9})
 }
 
 // thumb returns the largest square from the middle, scaled to thumbSide.

@@ -167,8 +167,8 @@ func FuzzProcess(f *testing.F) {
 	f.Add(scribble(good))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, original []byte) {
-		width, height, err := imaging.Size(original)
-		if err == nil && width*height > 1<<16 {
+		header, err := imaging.Inspect(original)
+		if err == nil && header.Width*header.Height > 1<<16 {
 			return // legal, and only slow
 		}
 		v, err := imaging.Process(original)
@@ -184,7 +184,7 @@ func FuzzProcess(f *testing.F) {
 	})
 }
 
-// No file makes Process take more memory than Memory says.
+// No file makes Process take more memory than Inspect says.
 func FuzzMemory(f *testing.F) {
 	good := imaging.Sample(1, 48, 32)
 	f.Add(good)
@@ -194,16 +194,12 @@ func FuzzMemory(f *testing.F) {
 		f.Add(progressive(200, 300, components))
 	}
 	f.Fuzz(func(t *testing.T, original []byte) {
-		bound, err := imaging.Memory(original)
-		width, height, sizeErr := imaging.Size(original)
-		if (err == nil) != (sizeErr == nil) {
-			t.Fatalf("Memory returns %v and Size returns %v", err, sizeErr)
-		}
-		if err != nil || width*height > 1<<18 {
+		header, err := imaging.Inspect(original)
+		if err != nil || header.Width*header.Height > 1<<18 {
 			return
 		}
-		if taken := allocated(original); taken > bound+fixedMemory {
-			t.Errorf("a picture of %dx%d took %d bytes, more than %d", width, height, taken, bound)
+		if taken := allocated(original); taken > header.Memory+fixedMemory {
+			t.Errorf("a picture took %d bytes: %+v", taken, header)
 		}
 	})
 }
@@ -220,7 +216,7 @@ func allocated(original []byte) int64 {
 	return int64(after.TotalAlloc - before.TotalAlloc)
 }
 
-// Memory is at least what Process takes, and not many times as much.
+// The memory of a header is at least what Process takes, and not many times as much.
 func TestMemory(t *testing.T) {
 	for name, original := range map[string][]byte{
 		"small":                  imaging.Sample(1, 160, 120),
@@ -231,19 +227,19 @@ func TestMemory(t *testing.T) {
 		"progressive, 4 samples": progressive(2000, 1500, 4),
 		"one row":                imaging.Sample(1, 4096, 1),
 	} {
-		bound, err := imaging.Memory(original)
+		header, err := imaging.Inspect(original)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		taken := allocated(original)
+		taken, bound := allocated(original), header.Memory
 		t.Logf("%s: %d KB of %d KB", name, taken>>10, bound>>10)
 		if taken > bound+fixedMemory || bound > 4*taken+fixedMemory {
-			t.Errorf("%s: Process takes %d bytes, Memory says %d", name, taken, bound)
+			t.Errorf("%s: Process takes %d bytes, Inspect says %d", name, taken, bound)
 		}
 	}
 	bomb := resized(imaging.Sample(1, 48, 32), 65535, 65535)
-	if _, err := imaging.Memory(bomb); !errors.Is(err, photos.ErrTooManyPixels) {
+	if _, err := imaging.Inspect(bomb); !errors.Is(err, photos.ErrTooManyPixels) {
 		t.Errorf("65535x65535: %v", err)
 	}
 }

@@ -40,12 +40,16 @@ func Stages() []StageInfo {
 		{sut.Caches, "cache tier in front of the database"},
 		{sut.CDN, "edge caches near the users answer requests for images and assets"},
 		{sut.Stateless, "sessions leave the web hosts, so any web host serves any user"},
+		{sut.Queued, "workers process photos after their upload was answered; a broker keeps the jobs"},
 	}
 }
 
 // Tiers lists the tiers in the order in which their hosts are shown.
 func Tiers() []Tier {
-	return []Tier{edgeTier(), wanTier(), lbTier(), webTier(), dbTier(), blobTier(), cacheTier(), sessionTier()}
+	return []Tier{
+		edgeTier(), wanTier(), lbTier(), webTier(), dbTier(), blobTier(), cacheTier(), sessionTier(), queueTier(),
+		workerTier(),
+	}
 }
 
 // Tier is the definition of all hosts of one role.

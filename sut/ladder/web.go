@@ -81,7 +81,9 @@ func (s *Web) knobs() []Knob {
 func webTier() Tier {
 	return Tier{
 		Role: sut.Web, From: sut.Single, Engines: []EngineInfo{{Name: sut.App}}, Knobs: new(Web).knobs(),
-		Calls:   func(sut.Stage, sut.Knobs) []sut.Role { return []sut.Role{sut.DB, sut.Cache, sut.Blob, sut.Session} },
+		Calls: func(sut.Stage, sut.Knobs) []sut.Role {
+			return []sut.Role{sut.DB, sut.Cache, sut.Blob, sut.Session, sut.Queue}
+		},
 		Scaling: &Scaling{Name: "web", Knob: "web.hosts", refuse: unbalanced},
 		Figures: []Figure{
 			{

@@ -12,24 +12,20 @@ import (
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/app"
-	"github.com/stagebench/stagebench/sut/blob"
-	"github.com/stagebench/stagebench/sut/cache"
 	"github.com/stagebench/stagebench/sut/conns"
 	"github.com/stagebench/stagebench/sut/imaging"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node/process"
 	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/sut/session"
-	"github.com/stagebench/stagebench/sut/store"
 )
 
 // webNode is a web host.
 type webNode struct {
-	node     process.Node
-	records  *store.Store
-	cache    *cache.Client // nil = no cache tier
-	bytes    *blob.Ring
+	node process.Node
+	stores
 	sessions *sessions
+	jobs     *jobQueue // nil = uploads are processed here
 	app      *app.App
 
 	maxConns int
@@ -38,21 +34,13 @@ type webNode struct {
 // startApp starts a web host.
 func startApp(ctx context.Context, n process.Node) (c process.Component, err error) {
 	w := webNode{node: n}
-	if w.bytes, err = blob.NewRing(blob.RingConfig{
-		Peers: n.Config.Wiring.Uses[sut.Blob], Copies: ladder.BlobOf(n.Config.Knobs).Copies,
-		Secret: n.Config.Secret, RequestID: app.RequestID, Reserve: app.ReserveImage, Registry: n.Registry,
-	}); err != nil {
+	if w.stores, err = openStores(ctx, n, storesConfig{conns: dbConns, reserve: app.ReserveImage}); err != nil {
 		return c, err
 	}
-	if w.records, err = openStore(ctx, n, false); err != nil {
+	if w.sessions, err = placeSessions(n, w.database); err != nil {
 		return c, err
 	}
-	records, client, err := cached(n, w.records)
-	if err != nil {
-		return c, err
-	}
-	w.cache = client
-	if w.sessions, err = placeSessions(n, w.records); err != nil {
+	if w.jobs, err = openJobs(n, w.database); err != nil {
 		return c, err
 	}
 	w.maxConns = w.limitConns()
@@ -61,8 +49,8 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 		return c, err
 	}
 	w.app, err = app.New(app.Config{
-		Node: n.Config.Node, Store: records, Blobs: w.bytes, Sessions: w.sessions.used, Process: imaging.Process,
-		ProcessMemory: imaging.Memory, MemoryBytes: n.Config.MemoryBytes,
+		Node: n.Config.Node, Store: w.records, Blobs: w.bytes, Sessions: w.sessions.used, Process: imaging.Process,
+		Inspect: imaging.Inspect, Jobs: w.jobs.taker(), MemoryBytes: n.Config.MemoryBytes,
 		IDs: photos.NewIDSource(uint8(n.Config.IDHost), time.Now), Log: n.Log, Registry: n.Registry, Now: time.Now,
 		Service: n.Config.Service, Full: conns.Refused, LogRequests: ladder.LogsOf(n.Config.Knobs).Requests,
 	})
@@ -85,7 +73,7 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 			return err
 		},
 	}
-	return c.WithBackground(w.sessions.background), nil
+	return c.WithBackground(w.sessions.background).WithBackground(w.jobs.background), nil
 }
 
 // limitConns returns the maximum number of connections: web.max_conns, or what fits into two thirds of the memory.
@@ -99,38 +87,20 @@ func (w *webNode) limitConns() int {
 	return limit
 }
 
-// rewire gives the clients of all other tiers their new hosts.
+// rewire gives the clients of all other tiers their new hosts. Brokers keep their addresses.
 func (w *webNode) rewire(ctx context.Context, next sut.Wiring) error {
-	primary, replicas, err := databases(next)
-	if err != nil {
+	err := w.stores.rewire(ctx, next, w.sessions.check(next))
+	if errors.Is(err, sut.ErrWiring) {
 		return err
 	}
-	caches, blobs := next.Active(sut.Cache), next.Uses[sut.Blob]
-	if (len(caches) > 0) != (w.cache != nil) {
-		return rejected("%d cache nodes: a running web node cannot gain or lose its cache tier", len(caches))
-	}
-	if err := errors.Join(w.bytes.Check(blobs), w.sessions.check(next)); err != nil {
-		return rejected("%w", err)
-	}
-	if err := w.records.SetDatabases(primary, replicas); err != nil {
-		return rejected("%w", err)
-	}
-	// An error of one client must not keep the others on their old hosts.
-	errs := []error{w.bytes.SetPeers(ctx, blobs)}
-	if w.cache != nil {
-		errs = append(errs, w.cache.SetHosts(ctx, caches))
-	}
-	return errors.Join(append(errs, w.sessions.rewire(ctx, next))...)
+	return errors.Join(err, w.sessions.rewire(ctx, next))
 }
 
 // close ends the connections to other tiers.
 func (w *webNode) close() {
-	if w.cache != nil {
-		w.cache.Close()
-	}
+	w.jobs.close()
 	w.sessions.close()
-	w.records.Close()
-	w.bytes.Close()
+	w.stores.close()
 }
 
 // public returns the handler of the public address: the service and, on a host that

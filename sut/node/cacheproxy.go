@@ -50,7 +50,7 @@ func startProxy(
 		config.FlushInterval = s.FlushInterval
 	}
 	// Write-back changes the newest state of a record. A replica may not have it yet.
-	records, err := openStore(ctx, n, config.FlushInterval > 0)
+	records, err := openStore(ctx, n, config.FlushInterval > 0, dbConns)
 	if err != nil {
 		return nil, err
 	}

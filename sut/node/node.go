@@ -17,6 +17,7 @@ import (
 	"github.com/stagebench/stagebench/sut/edge"
 	"github.com/stagebench/stagebench/sut/haproxy"
 	"github.com/stagebench/stagebench/sut/memcached"
+	"github.com/stagebench/stagebench/sut/natsserver"
 	"github.com/stagebench/stagebench/sut/nginx"
 	"github.com/stagebench/stagebench/sut/node/process"
 	"github.com/stagebench/stagebench/sut/postgres"
@@ -59,7 +60,12 @@ func engines() map[sut.Engine]engine {
 		sut.Nginx: {
 			roles: roles{sut.Edge}, start: startNginx, installed: installed(nginx.Find), differences: nginx.Differences,
 		},
-		sut.Relay: {roles: roles{sut.WAN}, start: startRelay},
+		sut.JetStream: {roles: roles{sut.Queue}, start: startJetStream},
+		sut.NATSServer: {
+			roles: roles{sut.Queue}, start: startNATSServer, installed: installed(natsserver.Find),
+		},
+		sut.Processor: {roles: roles{sut.Worker}, start: startWorker},
+		sut.Relay:     {roles: roles{sut.WAN}, start: startRelay},
 	}
 }
 

@@ -169,7 +169,7 @@ func photoOperations(t *testing.T, s service, c *http.Client) {
 	id := photo[strings.LastIndexByte(photo, '/')+1:]
 	for _, variant := range []string{"original", "thumb", "sharp", "blur"} {
 		response, got := s.do(t, c, http.MethodGet, "/img/"+id+"/"+variant+".jpg", "", nil)
-		if _, _, err := imaging.Size(got); response.StatusCode != http.StatusOK || err != nil {
+		if _, err := imaging.Inspect(got); response.StatusCode != http.StatusOK || err != nil {
 			t.Errorf("%s: %s, %v", variant, response.Status, err)
 		}
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/stagebench/stagebench/sut/store"
 )
 
-// dbConns is the maximum number of connections from one host to the database. More would
+// dbConns is the maximum number of connections from a web or cache host to a database. More would
 // not help small hosts: a request would wait for the database's CPU instead of waiting
 // for a connection.
 const dbConns = 8
@@ -25,15 +25,16 @@ func databases(w sut.Wiring) (primary sut.Peer, replicas []sut.Peer, err error) 
 	return all[0], all[1:], nil
 }
 
-// openStore opens the store over the databases of a node's wiring. readPrimary makes
-// reads go to the primary, whatever the knob db.read_preference says.
-func openStore(ctx context.Context, n process.Node, readPrimary bool) (*store.Store, error) {
+// openStore opens the store over the databases of a node's wiring, with this number of
+// connections to each. readPrimary makes reads go to the primary, whatever the knob
+// db.read_preference says.
+func openStore(ctx context.Context, n process.Node, readPrimary bool, conns int) (*store.Store, error) {
 	primary, replicas, err := databases(n.Config.Wiring)
 	if err != nil {
 		return nil, err
 	}
 	records, err := store.Open(store.Config{
-		Primary: primary, Replicas: replicas, MaxConns: dbConns, Name: n.Config.Node, Password: n.Config.Secret,
+		Primary: primary, Replicas: replicas, MaxConns: conns, Name: n.Config.Node, Password: n.Config.Secret,
 		Registry:    n.Registry,
 		ReadPrimary: readPrimary || ladder.DBOf(n.Config.Knobs).ReadPreference == ladder.ReadPrimary,
 	})

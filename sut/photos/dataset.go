@@ -168,6 +168,7 @@ func (d *Dataset) Photos() iter.Seq[Photo] {
 				Comments:  int64(d.comments[p]),
 				Version:   1,
 			}
+			photo.DoneUS = photo.CreatedUS
 			// Likes are only counted and have no rows. Photos with comments get more
 			// likes, and a few photos get very many.
 			photo.Likes = 3*photo.Comments + int64(min(4/math.Sqrt(1-rng.Float64())-4, 2000))

@@ -27,8 +27,9 @@ type ID int64
 
 // Processing states of a photo.
 const (
-	StatePending = "pending" // original stored, variants not made yet
-	StateReady   = "ready"
+	StateProcessing = "processing" // the original is stored, the variants are not made yet
+	StateReady      = "ready"
+	StateFailed     = "failed" // its variants cannot be made
 )
 
 // User is one account.
@@ -58,7 +59,15 @@ type Photo struct {
 	Likes     int64  `json:"likes"`
 	Comments  int64  `json:"comments"`
 	Version   int64  `json:"version"` // each change adds 1
+	DoneUS    int64  `json:"done_us"` // when its state became ready or failed; 0 = it is processing
 	Cached    bool   `json:"-"`       // read from a cache; not stored
+}
+
+// Processed says how the processing of a photo ended.
+type Processed struct {
+	Photo  ID     `json:"photo"`
+	State  string `json:"state"` // StateReady or StateFailed
+	DoneUS int64  `json:"done_us"`
 }
 
 // Comment is one comment on a photo.

@@ -23,4 +23,7 @@ type Records interface {
 	DeletePhoto(ctx context.Context, id, owner ID) error
 	Like(ctx context.Context, photo, user ID) (version int64, err error)
 	Comment(ctx context.Context, comment Comment) (version int64, err error)
+	// FinishPhoto ends the processing of a photo and returns the photo's new version. It returns ErrConflict if the photo
+	// is not processing, and then changes nothing.
+	FinishPhoto(ctx context.Context, end Processed) (version int64, err error)
 }

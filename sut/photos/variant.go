@@ -2,6 +2,7 @@ package photos
 
 import (
 	"errors"
+	"maps"
 	"slices"
 )
 
@@ -37,6 +38,19 @@ type Variants struct {
 
 	Width  int // of the original, in pixels
 	Height int // of the original, in pixels
+}
+
+// Images returns the images that were made; the original is not one of them.
+func (v Variants) Images() map[Variant][]byte {
+	images := map[Variant][]byte{VariantThumb: v.Thumb, VariantSharp: v.Sharp, VariantBlur: v.Blur}
+	maps.DeleteFunc(images, func(_ Variant, data []byte) bool { return data == nil })
+	return images
+}
+
+// Header is what an original says of itself before its pixels.
+type Header struct {
+	Width, Height int   // in pixels
+	Memory        int64 // bytes that the processing of the original takes at most
 }
 
 // Errors of photo processing. All of them mean that the uploaded picture is bad, not that

@@ -49,7 +49,7 @@ const rowsPerInsert = 50
 // The statements of the operations.
 const (
 	userColumns  = `id, login, name, password, created_us, photos, followers, following, version`
-	photoColumns = `id, user_id, title, state, width, height, bytes, created_us, likes, comments, version`
+	photoColumns = `id, user_id, title, state, width, height, bytes, created_us, likes, comments, version, done_us`
 
 	commentColumns = `id, photo_id, user_id, text, created_us`
 	followColumns  = `follower, followee, created_us`
@@ -63,7 +63,7 @@ const (
 	// index by time: it would scan the photos of all users until it has found enough
 	// photos of followed users.
 	sqlFeed = `select p.id, p.user_id, p.title, p.state, p.width, p.height, p.bytes, p.created_us, ` +
-		`p.likes, p.comments, p.version from (` +
+		`p.likes, p.comments, p.version, p.done_us from (` +
 		`select p.id, p.created_us from follows f join photos p on p.user_id = f.followee where f.follower = $1 ` +
 		`order by +p.created_us desc, p.id desc limit $2) n join photos p on p.id = n.id ` +
 		`order by n.created_us desc, n.id desc`
@@ -71,13 +71,18 @@ const (
 
 	// The insert selects from users, so it inserts no row if the user does not exist.
 	sqlAddPhoto = `insert into photos ` +
-		`(id, user_id, title, state, width, height, bytes, created_us, likes, comments, version) ` +
-		`select $1, id, $2, $3, $4, $5, $6, $7, $8, $9, $10 from users where id = $11`
+		`(` + photoColumns + `) select $1, id, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11 from users where id = $12`
 	sqlCountPhoto = `update users set photos = photos + 1, version = version + 1 where id = $1`
 
 	sqlRename     = `update photos set title = $1, version = version + 1 where id = $2 and user_id = $3 returning version`
 	sqlPhotoOwner = `select user_id from photos where id = $1`
-	sqlLike       = `update photos set likes = likes + 1, version = version + 1 where id = $1 returning version`
+	// A photo is processed once: who comes second finds no row.
+	sqlFinish = `update photos set state = $1, done_us = $2, version = version + 1 where id = $3 ` +
+		`and state = 'processing' returning version`
+	// Both engines use the index of the photos in processing only if the condition has its text.
+	sqlProcessing = `select id from photos where state = 'processing' and created_us < $1 ` +
+		`order by created_us, id limit $2`
+	sqlLike = `update photos set likes = likes + 1, version = version + 1 where id = $1 returning version`
 
 	sqlCountComment = `update photos set comments = comments + 1, version = version + 1 where id = $1 returning version`
 	sqlAddComment   = `insert into comments (id, photo_id, user_id, text, created_us) ` +
@@ -130,7 +135,7 @@ func userTypes() []Type {
 }
 
 func photoTypes() []Type {
-	return []Type{BigInt, BigInt, Text, Text, Int, Int, BigInt, BigInt, BigInt, BigInt, BigInt}
+	return []Type{BigInt, BigInt, Text, Text, Int, Int, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt}
 }
 func commentTypes() []Type { return []Type{BigInt, BigInt, BigInt, Text, BigInt} }
 func followTypes() []Type  { return []Type{BigInt, BigInt, BigInt} }
@@ -165,11 +170,13 @@ func serving() []Statement {
 		{Name: "newest", SQL: sqlNewest, Params: id, Columns: photo},
 		{
 			Name: "add photo", SQL: sqlAddPhoto,
-			Params: []Type{BigInt, Text, Text, Int, Int, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt},
+			Params: []Type{BigInt, Text, Text, Int, Int, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt, BigInt},
 		},
 		{Name: "count photo", SQL: sqlCountPhoto, Params: id},
 		{Name: "rename photo", SQL: sqlRename, Params: []Type{Text, BigInt, BigInt}, Columns: version},
 		{Name: "owner of photo", SQL: sqlPhotoOwner, Params: id, Columns: []Column{{Name: "user_id", Type: BigInt}}},
+		{Name: "finish photo", SQL: sqlFinish, Params: []Type{Text, BigInt, BigInt}, Columns: version},
+		{Name: "photos in processing", SQL: sqlProcessing, Params: two, Columns: []Column{{Name: "id", Type: BigInt}}},
 		{Name: "like", SQL: sqlLike, Params: id, Columns: version},
 		{Name: "count comment", SQL: sqlCountComment, Params: id, Columns: version},
 		{Name: "add comment", SQL: sqlAddComment, Params: []Type{BigInt, BigInt, Text, BigInt, BigInt}},
@@ -277,7 +284,8 @@ func schema() []Statement {
 			`followers bigint not null, following bigint not null, version bigint not null)`, id, rowID),
 		one("photos", `create table if not exists photos (id bigint primary key, user_id bigint not null, `+
 			`title text not null, state text not null, width int not null, height int not null, bytes bigint not null, `+
-			`created_us bigint not null, likes bigint not null, comments bigint not null, version bigint not null)`, id, rowID),
+			`created_us bigint not null, likes bigint not null, comments bigint not null, version bigint not null, `+
+			`done_us bigint not null)`, id, rowID),
 		one("comments", `create table if not exists comments (id bigint primary key, photo_id bigint not null, `+
 			`user_id bigint not null, text text not null, created_us bigint not null)`, id, rowID),
 		one("follows", `create table if not exists follows (follower bigint not null, followee bigint not null, `+
@@ -286,6 +294,9 @@ func schema() []Statement {
 		// of photos.
 		one("photos by user", `create index if not exists photos_by_user on photos (user_id, created_us, id)`, "", ""),
 		one("photos by time", `create index if not exists photos_by_time on photos (created_us, id)`, "", ""),
+		// The outbox of photos that have to be processed. It is empty most of the time.
+		one("photos in processing", `create index if not exists photos_in_processing on photos (created_us, id) `+
+			`where state = 'processing'`, "", ""),
 		one("comments by photo", `create index if not exists comments_by_photo on comments (photo_id)`, "", ""),
 		// There is no index on the expiry. It would make each login write a second index, and a change of an expiry
 		// would need new entries in all indexes of PostgreSQL; without it, the free space of each page is enough.

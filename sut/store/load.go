@@ -60,6 +60,7 @@ func rowsOf(data Data) []iter.Seq[[]any] {
 		rows(data.Photos(), func(p photos.Photo) []any {
 			return []any{
 				p.ID, p.UserID, p.Title, p.State, p.Width, p.Height, p.Bytes, p.CreatedUS, p.Likes, p.Comments, p.Version,
+				p.DoneUS,
 			}
 		}),
 		rows(data.Comments(), func(c photos.Comment) []any {

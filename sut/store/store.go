@@ -187,6 +187,21 @@ func (s *Store) Newest(ctx context.Context, limit int) (list []photos.Photo, err
 	return s.list(ctx, limit, sqlNewest, limit)
 }
 
+// Processing returns at most limit photos that are processing and were created before a time, in microseconds. The
+// oldest are first. It reads a replica if there is one, so a photo of the list may be finished already.
+func (s *Store) Processing(ctx context.Context, beforeUS int64, limit int) (ids []photos.ID, err error) {
+	defer wrap(&err, "photos in processing")
+	err = s.read(ctx, func(ctx context.Context, d *database) error {
+		rows, err := d.pool.Query(ctx, sqlProcessing, beforeUS, limit)
+		if err != nil {
+			return err
+		}
+		ids, err = pgx.CollectRows(rows, pgx.RowTo[photos.ID])
+		return err
+	})
+	return ids, err
+}
+
 // one reads one row. If there is none, it returns ErrNotFound.
 func one[T any](
 	ctx context.Context, s *Store, scan func(pgx.Row) (T, error), sql string, args ...any,
@@ -222,6 +237,6 @@ func scanUser(row pgx.Row) (u photos.User, err error) {
 
 func scanPhoto(row pgx.Row) (p photos.Photo, err error) {
 	err = row.Scan(&p.ID, &p.UserID, &p.Title, &p.State, &p.Width, &p.Height, &p.Bytes, &p.CreatedUS, &p.Likes,
-		&p.Comments, &p.Version)
+		&p.Comments, &p.Version, &p.DoneUS)
 	return p, err
 }

@@ -15,7 +15,7 @@ func (s *Store) AddPhoto(ctx context.Context, p photos.Photo) (err error) {
 	return s.write(ctx, func(ctx context.Context, d *database) error {
 		var b batch
 		b.add(sqlAddPhoto, p.ID, p.Title, p.State, p.Width, p.Height, p.Bytes, p.CreatedUS, p.Likes, p.Comments,
-			p.Version, p.UserID)
+			p.Version, p.DoneUS, p.UserID)
 		b.add(sqlCountPhoto, p.UserID)
 		return b.sendFound(ctx, d)
 	})
@@ -57,6 +57,20 @@ func (d *database) whyNot(ctx context.Context, id photos.ID, changed error) erro
 		return err
 	}
 	return photos.ErrForbidden
+}
+
+// FinishPhoto ends the processing of a photo and returns the new version. It returns photos.ErrConflict if the photo is
+// not processing.
+func (s *Store) FinishPhoto(ctx context.Context, end photos.Processed) (version int64, err error) {
+	defer wrap(&err, "finish photo %d", end.Photo)
+	err = s.write(ctx, func(ctx context.Context, d *database) error {
+		err := d.pool.QueryRow(ctx, sqlFinish, end.State, end.DoneUS, end.Photo).Scan(&version)
+		if err = d.whyNot(ctx, end.Photo, err); errors.Is(err, photos.ErrForbidden) {
+			return photos.ErrConflict // it exists
+		}
+		return err
+	})
+	return version, err
 }
 
 // Like increments a photo's likes and returns the new version. The user is not stored, so

@@ -10,12 +10,12 @@
 // faults. do is one of
 //
 //	kill     sends SIGKILL to all processes of the host or node; the supervisor
-//	         restarts them
+//	         restarts them, with for: 10s after 10 s at the earliest
 //	pause    sends SIGSTOP: connections stay open and nothing answers
 //	resume   continues a paused host or node
 //	restart  is a kill, plus an event that says when it serves again
 //
-// who is the target: the name of a host or a node, or a role: lb, web, cache, db, blob, or the
+// who is the target: the name of a host or a node, or a role such as web or db, or the
 // replication role primary or replica. A role means the first node that has this role and
 // serves at that moment. A resume of a role resumes the node that the last pause of this
 // role paused. A kill or a restart of a role hits that node while it is paused.
@@ -61,10 +61,17 @@ func verbs() []string {
 type Fault struct {
 	At     time.Duration // since the start of the measured step
 	Do     Verb
-	Target string // name of a host or a node, a role, or a replication role
+	Target string        // name of a host or a node, a role, or a replication role
+	For    time.Duration // of a kill: time until the restart; 0 = the usual time
 }
 
-func (f Fault) String() string { return fmt.Sprintf("%v %s %s", f.At, f.Do, f.Target) }
+func (f Fault) String() string {
+	text := fmt.Sprintf("%v %s %s", f.At, f.Do, f.Target)
+	if f.For > 0 {
+		text += " for " + f.For.String()
+	}
+	return text
+}
 
 // Schedule is all faults of one step, ordered by time.
 type Schedule []Fault
@@ -86,6 +93,7 @@ type entry struct {
 	At  string `yaml:"at"`
 	Do  string `yaml:"do"`
 	Who string `yaml:"who"`
+	For string `yaml:"for"`
 }
 
 // Read parses a file into a schedule. name is the name of the file. The error lists every
@@ -142,8 +150,15 @@ func (e entry) fault() (f Fault, field, problem string) {
 		return f, "at", fmt.Sprintf("at %q: want the time since the start of the step, for example 3s", e.At)
 	case !slices.Contains(verbs(), e.Do):
 		return f, "do", fmt.Sprintf("do %q: want one of %s", e.Do, strings.Join(verbs(), ", "))
+	case e.For != "" && f.Do != Kill:
+		return f, "for", fmt.Sprintf("for %q: only a kill has it", e.For)
 	case e.Who == "":
 		return f, "who", "who is missing: want a host, a node, or a role: " + strings.Join(roles(), ", ")
+	}
+	if e.For != "" {
+		if f.For, err = time.ParseDuration(e.For); err != nil || f.For <= 0 {
+			return f, "for", fmt.Sprintf("for %q: want a time, for example 10s", e.For)
+		}
 	}
 	return f, "", ""
 }

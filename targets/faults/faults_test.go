@@ -25,11 +25,14 @@ func TestRead(t *testing.T) {
   who: primary
 - {at: 4s, do: resume, who: replica}
 - {at: 0s, do: restart, who: web-2}
+- {at: 5s, do: kill, who: worker, for: 10s}
 `), "f.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"0s restart web-2", "1.5s kill primary", "3s pause replica", "4s resume replica"}
+	want := []string{
+		"0s restart web-2", "1.5s kill primary", "3s pause replica", "4s resume replica", "5s kill worker for 10s",
+	}
 	if diff := cmp.Diff(want, got.Texts()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
@@ -46,7 +49,10 @@ func TestReadRefuses(t *testing.T) {
 		"- {do: kill, who: web}":            "at \"\"",
 		"- {at: 3s, do: explode, who: web}": "do \"explode\": want one of kill, pause, resume, restart",
 		"- {at: 3s, do: kill}": "who is missing: " +
-			"want a host, a node, or a role: edge, wan, lb, web, db, blob, cache, session, primary, replica",
+			"want a host, a node, or a role: " +
+			"edge, wan, lb, web, db, blob, cache, session, queue, worker, primary, replica",
+		"- {at: 3s, do: pause, who: web, for: 2s}":                      "f.yaml:1:38: for \"2s\": only a kill has it",
+		"- {at: 3s, do: kill, who: web, for: 0s}":                       "f.yaml:1:37: for \"0s\": want a time",
 		"- {at: 3s, do: resume, who: web}":                              "no earlier fault pauses web",
 		"- {at: 1s, do: explode}\n- {do: kill}":                         "f.yaml:2:",
 		"- {at: 3s, do: [kill":                                          "f.yaml:1:",
@@ -125,8 +131,8 @@ func (s *system) act(verb, name string, state targets.State) error {
 	return fmt.Errorf("there is no host or node %q", name)
 }
 
-func (s *system) Kill(name string) error {
-	time.AfterFunc(restartTime, func() {
+func (s *system) KillFor(name string, down time.Duration) error {
+	time.AfterFunc(restartTime+down, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for i := range s.nodes {
@@ -135,6 +141,9 @@ func (s *system) Kill(name string) error {
 			}
 		}
 	})
+	if down > 0 {
+		return s.act("kill for "+down.String(), name, targets.Dead)
+	}
 	return s.act("kill", name, targets.Dead)
 }
 func (s *system) Pause(name string) error  { return s.act("pause", name, targets.Paused) }
@@ -198,6 +207,11 @@ func TestRun(t *testing.T) {
 			events: []string{
 				"1s web-2: fault: 1s kill web-2", "2s db-3: fault: 2s pause db-3", "3s db-3: fault: 3s resume db-3",
 			},
+		},
+		"kept down": {
+			file:   "- {at: 1s, do: kill, who: web-2, for: 2s}\n- {at: 2s, do: kill, who: web}",
+			done:   []string{"1s kill for 2s web-2", "2s kill web-1"},
+			events: []string{"1s web-2: fault: 1s kill web-2 for 2s", "2s web-1: fault: 2s kill web"},
 		},
 		"the primary of that moment": {
 			file:   "- {at: 1s, do: kill, who: primary}\n- {at: 2s, do: kill, who: replica}",

@@ -13,7 +13,7 @@ import (
 
 // Target is the system that gets the faults. A name is the name of a host or a node.
 type Target interface {
-	Kill(name string) error
+	KillFor(name string, down time.Duration) error
 	Pause(name string) error
 	Resume(name string) error
 	// Status returns the state of all nodes now.
@@ -73,7 +73,7 @@ func (r *runner) do(ctx context.Context, f Fault) {
 	r.note(name, "fault: %s", f)
 	switch f.Do {
 	case Kill:
-		err = r.target.Kill(name)
+		err = r.target.KillFor(name, f.For)
 	case Pause:
 		err = r.target.Pause(name)
 		r.paused[f.Target] = name
@@ -81,7 +81,7 @@ func (r *runner) do(ctx context.Context, f Fault) {
 		err = r.target.Resume(name)
 		delete(r.paused, f.Target)
 	case Restart:
-		if err = r.target.Kill(name); err == nil {
+		if err = r.target.KillFor(name, 0); err == nil {
 			begin := time.Now()
 			r.restarts.Go(func() {
 				r.note(name, "fault: restart %s: %s", name, r.awaitServing(ctx, name, before, begin))

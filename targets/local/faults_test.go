@@ -56,6 +56,27 @@ func TestAKilledNodeComesBackOnItsPort(t *testing.T) {
 	}
 }
 
+// A node that is killed for some time does not restart before that.
+func TestANodeIsKeptDown(t *testing.T) {
+	t.Parallel()
+	const down = 1500 * time.Millisecond // longer than the usual time until a restart
+	system := newFixture(t, sut.LB, nil).up(t)
+	if err := system.KillFor("web-2", down); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "web-2 serves again", func() bool { return status(t, system, "web-2").Restarts == 1 })
+	var killed int64
+	for _, e := range system.Events() {
+		switch {
+		case e.Node != "web-2":
+		case e.Text == "killed on request":
+			killed = e.UnixNS
+		case killed > 0 && strings.HasPrefix(e.Text, "serving on ") && time.Duration(e.UnixNS-killed) < down:
+			t.Errorf("it served again after %v, want %v at the earliest", time.Duration(e.UnixNS-killed), down)
+		}
+	}
+}
+
 // childOf returns the process that a node with the behaviour "forks" has started.
 func childOf(t *testing.T, s *fixture, parent int) int {
 	t.Helper()

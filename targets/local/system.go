@@ -164,7 +164,10 @@ func (s *System) find(name string) ([]*node, members, error) {
 
 // Kill kills all processes of a host or a node, native servers included, and returns when
 // they are dead. The supervisors restart the nodes.
-func (s *System) Kill(name string) error {
+func (s *System) Kill(name string) error { return s.KillFor(name, 0) }
+
+// KillFor is Kill, and the nodes restart after this time at the earliest.
+func (s *System) KillFor(name string, down time.Duration) error {
 	nodes, all, err := s.find(name)
 	if err != nil {
 		return err
@@ -184,8 +187,13 @@ func (s *System) Kill(name string) error {
 		return err
 	}
 	s.hold(nodes, 1)
-	defer s.hold(nodes, -1)
-	return all.KillAll()
+	err = all.KillAll()
+	if down > 0 {
+		time.AfterFunc(down, func() { s.hold(nodes, -1) })
+	} else {
+		s.hold(nodes, -1)
+	}
+	return err
 }
 
 // hold changes the number of kills in progress. A node does not start while it is above 0:

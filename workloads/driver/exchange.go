@@ -240,6 +240,9 @@ func (t *Ticket) judge(header http.Header) {
 		return
 	}
 	o.Fate = results.OK
+	if location := header["Location"]; o.Status == http.StatusCreated && len(location) == 1 {
+		o.Created = location[0]
+	}
 	if check == nil || len(check.Status) == 0 {
 		switch o.Status {
 		case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,

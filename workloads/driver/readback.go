@@ -3,7 +3,9 @@ package driver
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -28,6 +30,43 @@ type ReadBack struct {
 // be read are not in the result. No op may be in flight. ReadVersions returns an error only
 // when ctx ends.
 func (c *Clients) ReadVersions(ctx context.Context, want map[string]int64, config ReadBack) (map[string]int64, error) {
+	var mu sync.Mutex
+	found := map[string]int64{}
+	paths := slices.Collect(maps.Keys(want))
+	err := c.readAll(ctx, paths, config, func(path string, response *http.Response, _ []byte) bool {
+		version, err := strconv.ParseInt(response.Header.Get(VersionHeader), 10, 64)
+		if response.StatusCode == http.StatusNotFound {
+			version, err = 0, nil
+		} else if response.StatusCode >= http.StatusBadRequest {
+			return false
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if err == nil {
+			found[path] = max(found[path], version)
+		}
+		return err == nil && found[path] >= want[path]
+	})
+	return found, err
+}
+
+// ReadUntil reads the records at the given paths. It retries each record until settled
+// returns true for its answer, or MaxWait ends. settled is called for different records at
+// the same time; the body is valid during the call. No op may be in flight. ReadUntil
+// returns an error only when ctx ends.
+func (c *Clients) ReadUntil(
+	ctx context.Context, paths []string, config ReadBack, settled func(path string, status int, body []byte) bool,
+) error {
+	return c.readAll(ctx, paths, config, func(path string, response *http.Response, body []byte) bool {
+		return settled(path, response.StatusCode, body)
+	})
+}
+
+// readAll reads records, each until it is settled or MaxWait ends, and at least once.
+func (c *Clients) readAll(
+	ctx context.Context, paths []string, config ReadBack,
+	settled func(path string, response *http.Response, body []byte) bool,
+) error {
 	patient, cancel := context.WithTimeout(ctx, config.MaxWait)
 	defer cancel()
 	lanes := make(chan *slot, loginLanes)
@@ -35,56 +74,27 @@ func (c *Clients) ReadVersions(ctx context.Context, want map[string]int64, confi
 		lanes <- s
 	}
 	var readers sync.WaitGroup
-	var mu sync.Mutex
-	found := map[string]int64{}
-	for path, version := range want {
+	for _, path := range paths {
 		lane := <-lanes
 		readers.Go(func() {
 			defer func() { lanes <- lane }()
-			if shown, known := c.awaitVersion(ctx, patient, lane, path, version, config); known {
-				mu.Lock()
-				defer mu.Unlock()
-				found[path] = shown
+			op := workloads.Op{Method: http.MethodGet, Path: path}
+			for {
+				response, err := c.do(ctx, lane, op, nil, config.Timeout)
+				if err == nil && settled(path, response, lane.kept) {
+					return
+				}
+				select {
+				case <-time.After(config.Pause):
+				case <-patient.Done():
+					return
+				}
 			}
 		})
 	}
 	readers.Wait()
 	if err := ctx.Err(); err != nil {
-		return found, fmt.Errorf("read the records back: %w", err)
+		return fmt.Errorf("read the records back: %w", err)
 	}
-	return found, nil
-}
-
-// awaitVersion reads a record until it shows the wanted version or patient ends. It reads
-// at least once.
-func (c *Clients) awaitVersion(
-	ctx, patient context.Context, s *slot, path string, want int64, config ReadBack,
-) (highest int64, known bool) {
-	for {
-		if version, ok := c.version(ctx, s, path, config.Timeout); ok {
-			highest, known = max(highest, version), true
-		}
-		if known && highest >= want {
-			return highest, known
-		}
-		select {
-		case <-time.After(config.Pause):
-		case <-patient.Done():
-			return highest, known
-		}
-	}
-}
-
-// version reads a record once and returns its version, 0 for a record that the target
-// does not know.
-func (c *Clients) version(ctx context.Context, s *slot, path string, timeout time.Duration) (version int64, ok bool) {
-	response, err := c.do(ctx, s, workloads.Op{Method: http.MethodGet, Path: path}, nil, timeout)
-	if err != nil {
-		return 0, false
-	}
-	if response.StatusCode == http.StatusNotFound {
-		return 0, true
-	}
-	version, err = strconv.ParseInt(response.Header.Get(VersionHeader), 10, 64)
-	return version, err == nil && response.StatusCode < http.StatusBadRequest
+	return nil
 }

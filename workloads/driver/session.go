@@ -169,6 +169,6 @@ func (c *Clients) do(
 	if err != nil {
 		return nil, err
 	}
-	_, err = s.drain(response, false)
+	_, err = s.drain(response, true)
 	return response, err
 }

@@ -125,21 +125,8 @@ func Catalogue() []Shipped {
 				{Class: Follow, Percent: 3},
 			},
 		},
-		{
-			Name: "slow-upload",
-			Doc: "80 % reads as in read-heavy, and uploads over slow lines (700 bytes/s): " +
-				"each occupies a connection for about 8 s",
-			Mix: workloads.Mix{
-				{Class: Feed, Percent: 25},
-				{Class: Photo, Percent: 21},
-				{Class: Image, Percent: 24},
-				{Class: User, Percent: 4.5},
-				{Class: Me, Percent: 4.5},
-				{Class: Page, Percent: 1},
-				{Class: Upload, Percent: 20},
-			},
-			uploadRate: slowUploadRate,
-		},
+		slowUpload(),
+		uploadHeavy(),
 		{
 			Name: "static-heavy",
 			Doc:  "88 % static content: images and some assets, with pages and a few reads of the API; no writes",
@@ -153,6 +140,40 @@ func Catalogue() []Shipped {
 			},
 		},
 		sessionHeavy(),
+	}
+}
+
+func slowUpload() Shipped {
+	return Shipped{
+		Name: "slow-upload",
+		Doc: "80 % reads as in read-heavy, and uploads over slow lines (700 bytes/s): " +
+			"each occupies a connection for about 8 s",
+		Mix: workloads.Mix{
+			{Class: Feed, Percent: 25},
+			{Class: Photo, Percent: 21},
+			{Class: Image, Percent: 24},
+			{Class: User, Percent: 4.5},
+			{Class: Me, Percent: 4.5},
+			{Class: Page, Percent: 1},
+			{Class: Upload, Percent: 20},
+		},
+		uploadRate: slowUploadRate,
+	}
+}
+
+func uploadHeavy() Shipped {
+	return Shipped{
+		Name: "upload-heavy",
+		Doc:  "20 % uploads, whose processing takes most of the CPU, with feeds, photos and images",
+		Mix: workloads.Mix{
+			{Class: Feed, Percent: 20},
+			{Class: Photo, Percent: 20},
+			{Class: Image, Percent: 25},
+			{Class: User, Percent: 5},
+			{Class: Me, Percent: 5},
+			{Class: Like, Percent: 5},
+			{Class: Upload, Percent: 20},
+		},
 	}
 }
 

@@ -78,6 +78,7 @@ func TestSharesAreThoseOfTheLadder(t *testing.T) {
 	want := map[string]string{
 		"read-heavy":   "feed 30, photo 25, image 29, user 5, me 5, page 1, like 3, comment 1.4, upload 0.1, follow 0.5",
 		"write-heavy":  "feed 15, photo 15, image 15, me 5, like 24, comment 19, rename 3, upload 1, follow 3",
+		"upload-heavy": "feed 20, photo 20, image 25, user 5, me 5, like 5, upload 20",
 		"slow-upload":  "feed 25, photo 21, image 24, user 4.5, me 4.5, page 1, upload 20",
 		"static-heavy": "image 80, asset 8, page 2, feed 4, photo 4, me 2",
 		"session-heavy": "feed 24, photo 20, image 22, me 12, user 3, like 7, comment 3.5, follow 1, login 5, " +
@@ -101,7 +102,7 @@ func TestSharesAreThoseOfTheLadder(t *testing.T) {
 func TestWriteShares(t *testing.T) {
 	t.Parallel()
 	for name, percent := range map[string]float64{
-		"read-heavy": 5, "write-heavy": 50, "slow-upload": 20, "static-heavy": 0, "session-heavy": 19,
+		"read-heavy": 5, "write-heavy": 50, "slow-upload": 20, "upload-heavy": 25, "static-heavy": 0, "session-heavy": 19,
 	} {
 		const ops = 200_000
 		w := load(t, name, params())
@@ -406,7 +407,8 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 	_, err := preset.New("reads", params())
-	const want = `unknown workload "reads": want one of read-heavy, write-heavy, slow-upload, static-heavy, session-heavy`
+	const want = `unknown workload "reads": want one of read-heavy, write-heavy, slow-upload, upload-heavy, ` +
+		"static-heavy, session-heavy"
 	if err == nil || err.Error() != want {
 		t.Errorf("error %v, want %q", err, want)
 	}

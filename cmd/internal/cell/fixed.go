@@ -1,15 +1,21 @@
 package cell
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"slices"
 	"time"
 
 	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/hdr"
 	"github.com/stagebench/stagebench/results/history"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
+	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/faults"
 	"github.com/stagebench/stagebench/targets/local"
@@ -36,7 +42,10 @@ func (r *cellRun) fixedRate(ctx context.Context) error {
 			return faults.Run(ctx, r.Fixed.Faults, start, system)
 		}
 	}
-	return r.referenceSlice(ctx, "fixed", r.Fixed.RPS, r.Fixed.Duration)
+	if err := r.referenceSlice(ctx, "fixed", r.Fixed.RPS, r.Fixed.Duration); err != nil {
+		return err
+	}
+	return r.awaitProcessed(ctx, &r.cell.Steps[len(r.cell.Steps)-1])
 }
 
 // Failovers returns the failovers of a target as results.
@@ -167,4 +176,86 @@ func CheckWrites(
 		return results.Writes{}, err
 	}
 	return history.Resolve(written, readBack), nil
+}
+
+// made is a record that an op of a step made.
+type made struct {
+	record          string
+	intended, acked int64 // since the start of the step
+}
+
+// DefaultPatience is how long the end of the processing of uploads is waited for.
+const DefaultPatience = time.Minute
+
+// processingPause is the time between two reads of a photo that is processing.
+const processingPause = 200 * time.Millisecond
+
+// awaitProcessed adds to a step what became of its uploads, which workers process. Without workers it does nothing.
+func (r *cellRun) awaitProcessed(ctx context.Context, step *results.Step) error {
+	worker := func(n sut.Node) bool { return n.Role == sut.Worker }
+	if !slices.ContainsFunc(r.Topology.Nodes, worker) {
+		return nil
+	}
+	var err error
+	step.Processing, err = r.stepper.AwaitProcessed(ctx)
+	if p := step.Processing; p != nil && p.Missing+p.Unfinished > 0 {
+		r.cell.Warnf("of %d acknowledged uploads, %d do not exist any more and %d were still processing %v after the step",
+			p.Uploaded, p.Missing, p.Unfinished, DefaultPatience)
+	}
+	return err
+}
+
+// AwaitProcessed reads the photos that the last step uploaded until workers have processed them, for Patience at most.
+// It returns what became of them; nil if there were none.
+func (s *Stepper) AwaitProcessed(ctx context.Context) (*results.Processing, error) {
+	if len(s.made) == 0 {
+		return nil, nil
+	}
+	uploads := map[string]*results.Upload{}
+	var paths []string
+	for _, m := range s.made {
+		uploads[m.record] = &results.Upload{Intended: m.intended, Acked: m.acked, End: results.UploadUnfinished}
+		paths = append(paths, m.record)
+	}
+	config := driver.ReadBack{Timeout: opTimeout, MaxWait: cmp.Or(s.Patience, DefaultPatience), Pause: processingPause}
+	start := s.begun.UnixNano()
+	err := s.Clients.ReadUntil(ctx, paths, config, func(path string, status int, body []byte) bool {
+		u := uploads[path] // each path is read by one goroutine at a time
+		if status == http.StatusNotFound {
+			u.End = results.UploadMissing // a replica may not have it yet
+			return false
+		}
+		var photo photos.Photo
+		if status != http.StatusOK || json.Unmarshal(body, &photo) != nil {
+			return false
+		}
+		u.Done = photo.DoneUS*int64(time.Microsecond) - start
+		switch photo.State {
+		case photos.StateReady:
+			u.End = results.UploadReady
+		case photos.StateFailed:
+			u.End = results.UploadFailed
+		default:
+			u.End = results.UploadUnfinished
+			return false
+		}
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	var all []results.Upload
+	done, unended := hdr.NewHistogram(), int64(0)
+	for _, path := range paths {
+		u := *uploads[path]
+		all = append(all, u)
+		if u.End == results.UploadReady || u.End == results.UploadFailed {
+			done.Record(u.Done - u.Intended)
+		} else {
+			unended++
+		}
+	}
+	processing := results.NewProcessing(all)
+	processing.DoneNS = done.Latency(unended)
+	return processing, nil
 }

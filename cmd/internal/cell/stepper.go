@@ -82,6 +82,8 @@ type Stepper struct {
 	History *history.Recorder
 	// OnOutcome gets every outcome, from one goroutine at a time; may be nil.
 	OnOutcome func(results.Outcome)
+	// Patience is how long AwaitProcessed waits; 0 = DefaultPatience.
+	Patience time.Duration
 	// Log is the histogram log; nil = no log.
 	Log *hdr.Log
 
@@ -91,6 +93,8 @@ type Stepper struct {
 	nextJourney uint64        // number of the next journey in the workload; without journeys, of the next op
 	unanswered  int64         // requests of the last step without an answer
 	start       time.Time     // time 0 of the first step
+	begun       time.Time     // time 0 of the last step
+	made        []made        // records that the last step made
 	logError    error         // first error of log or timeline
 }
 
@@ -141,6 +145,7 @@ func (s *Stepper) Step(
 	requests, reusable := s.ceiling.step(journeys, report.Window, report.Start)
 	all, _ := journeys.Count(duration)
 	s.nextJourney += all
+	s.begun, s.made = report.Start, o.made
 	s.fill(&step, report, before, after, injected)
 	step.Client.RealTime = realTime
 	if step.Static != nil {
@@ -338,6 +343,7 @@ type observer struct {
 	recorder  *hdr.Recorder
 	next      int64 // end of the current interval, ns since the begin of the step
 	completed int64 // ops completed in the current interval
+	made      []made
 }
 
 func (v *observer) outcome(o results.Outcome) {
@@ -353,6 +359,9 @@ func (v *observer) outcome(o results.Outcome) {
 	}
 	if v.stepper.OnOutcome != nil {
 		v.stepper.OnOutcome(o)
+	}
+	if o.Created != "" {
+		v.made = append(v.made, made{o.Created, o.Intended, o.Done})
 	}
 	if o.Fate == results.OK || o.Fate == results.HTTPError {
 		v.completed++

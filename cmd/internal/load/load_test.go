@@ -139,6 +139,7 @@ func TestClasses(t *testing.T) {
 		want    []string
 	}{
 		{true, "slow-upload", []string{"feed", "photo", "image", "user", "me", "page", "upload", "login"}},
+		{true, "upload-heavy", []string{"feed", "photo", "image", "user", "me", "like", "upload", "login"}},
 		{true, "static-heavy", []string{"image", "asset", "page", "feed", "photo", "me", "login"}},
 		{true, "session-heavy", []string{
 			"feed", "photo", "image", "me", "user", "like", "comment", "follow", "logout", "login",

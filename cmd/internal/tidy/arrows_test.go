@@ -18,7 +18,7 @@ type arrow struct {
 // arrows are the arrows of ARCHITECTURE.md. In addition, the tests of a package may import
 // the package itself and every conformance kit, and a kit may import its parent package.
 func arrows() []arrow {
-	return slices.Concat(sutArrows(), targetArrows(), workloadArrows(), []arrow{
+	return slices.Concat(sutArrows(), databaseArrows(), targetArrows(), workloadArrows(), []arrow{
 		{"results", nil, "the vocabulary of results is pure data"},
 		{"results/...", []string{"results"}, "statistics do not render, and renderers compute no statistics"},
 
@@ -75,6 +75,29 @@ func sutArrows() []arrow {
 			[]string{"sut", "sut/photos", "internal/polltest"},
 			"both databases must pass this kit, which polls for what no event announces",
 		},
+		{
+			"sut/queue/queuetest",
+			[]string{"sut", "sut/photos", "sut/queue", "internal/..."},
+			"both brokers must pass this kit, which uses the client of the queue",
+		},
+		{"sut/queue/broker", []string{"sut"}, "a broker does not know the jobs that it keeps"},
+		{"sut/jobs", []string{"sut/photos"}, "does the jobs of workers, wherever they come from"},
+		{
+			"sut/cache/cacheproxy",
+			[]string{"sut", "sut/photos", "sut/cache"},
+			"a cache host uses the keys and the encoding of the cache client",
+		},
+		{
+			"sut/memcached/memcachedtest",
+			[]string{"sut", "sut/memcached", "internal/porttest"},
+			"starts a memcached for the tests of its users",
+		},
+		{"sut/node/...", []string{"sut/..."}, "turns a configuration into a running node; only this package knows all tiers"},
+	}
+}
+
+func databaseArrows() []arrow {
+	return []arrow{
 		{"sut/sqlite", []string{"sut", "sut/photos", "sut/sqlite/..."}, "assembles a database node from its packages"},
 		{"sut/sqlite/wire", nil, "speaks the PostgreSQL protocol for any database"},
 		{
@@ -93,17 +116,6 @@ func sutArrows() []arrow {
 			[]string{"sut", "sut/sqlite/wire", "sut/sqlite/engine", "sut/sqlite/replog"},
 			"multi-primary replication does not depend on replicas of one primary",
 		},
-		{
-			"sut/cache/cacheproxy",
-			[]string{"sut", "sut/photos", "sut/cache"},
-			"a cache host uses the keys and the encoding of the cache client",
-		},
-		{
-			"sut/memcached/memcachedtest",
-			[]string{"sut", "sut/memcached", "internal/porttest"},
-			"starts a memcached for the tests of its users",
-		},
-		{"sut/node/...", []string{"sut/..."}, "turns a configuration into a running node; only this package knows all tiers"},
 	}
 }
 

@@ -41,6 +41,14 @@ func dependencies() []dependency {
 			"github.com/klauspost/compress", "gzip of text responses, skips small bodies; Zstandard traces",
 			[]string{"sut/node", "workloads/trace"},
 		},
+		{
+			"github.com/nats-io/nats-server/v2", "the embedded broker of the queue: JetStream as a library",
+			[]string{"sut/queue/broker"},
+		},
+		{
+			"github.com/nats-io/nats.go", "client of the brokers",
+			[]string{"sut/queue", "sut/queue/queuetest"},
+		},
 		{"github.com/olekukonko/tablewriter", "text and Markdown tables", []string{"results/table"}},
 		{
 			"github.com/prometheus/client_golang", "metrics of nodes and runs",

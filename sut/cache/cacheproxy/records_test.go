@@ -233,6 +233,18 @@ func (r *records) RenamePhoto(ctx context.Context, id, owner photos.ID, title st
 	return r.change(ctx, "RenamePhoto", id, allowed, func(p *photos.Photo) { p.Title = title })
 }
 
+func (r *records) FinishPhoto(ctx context.Context, end photos.Processed) (int64, error) {
+	allowed := func() error {
+		if p := r.photos[end.Photo]; p.ID != 0 && p.State != photos.StateProcessing {
+			return photos.ErrConflict
+		}
+		return checkExists(r.photos[end.Photo].ID)
+	}
+	return r.change(ctx, "FinishPhoto", end.Photo, allowed, func(p *photos.Photo) {
+		p.State, p.DoneUS = end.State, end.DoneUS
+	})
+}
+
 func (r *records) Like(ctx context.Context, id, _ photos.ID) (int64, error) {
 	allowed := func() error { return checkExists(r.photos[id].ID) }
 	return r.change(ctx, "Like", id, allowed, func(p *photos.Photo) { p.Likes++ })

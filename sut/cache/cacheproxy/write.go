@@ -21,7 +21,7 @@ func (p *Proxy) Apply(ctx context.Context, key string, w cache.Write) (version i
 	if err != nil {
 		return 0, err
 	}
-	if p.backlog.accepting() && w.Add == nil && w.Delete == nil {
+	if p.backlog.accepting() && w.Add == nil && w.Delete == nil && w.Finish == nil {
 		version, err := p.applyWriteBack(ctx, id, key, w)
 		if !errors.Is(err, errPaused) {
 			return version, err
@@ -91,6 +91,8 @@ func (p *Proxy) write(ctx context.Context, w cache.Write) (version int64, err er
 		return r.Comment(ctx, *w.Comment)
 	case w.Rename != nil:
 		return r.RenamePhoto(ctx, w.Rename.Photo, w.Rename.Owner, w.Rename.Title)
+	case w.Finish != nil:
+		return r.FinishPhoto(ctx, *w.Finish)
 	case w.Add != nil:
 		return w.Add.Version, r.AddPhoto(ctx, *w.Add)
 	}
@@ -127,6 +129,8 @@ func applyTo(p *photos.Photo, w cache.Write) {
 		p.Comments++
 	case w.Rename != nil:
 		p.Title = w.Rename.Title
+	case w.Finish != nil:
+		p.State, p.DoneUS = w.Finish.State, w.Finish.DoneUS
 	}
 	p.Version++
 }

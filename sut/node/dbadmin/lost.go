@@ -112,7 +112,7 @@ func (r *replayer) change(ctx context.Context, c row) error {
 		err := r.store.AddPhoto(ctx, photos.Photo{
 			ID: c.id("id"), UserID: c.id("user_id"), Title: c.text("title"), State: c.text("state"),
 			Width: int(c.number("width")), Height: int(c.number("height")),
-			Bytes: c.number("bytes"), CreatedUS: c.number("created_us"), Version: 1,
+			Bytes: c.number("bytes"), CreatedUS: c.number("created_us"), DoneUS: c.number("done_us"), Version: 1,
 		})
 		if fatal := r.count("upload", c, err); fatal != nil || err != nil {
 			return fatal
@@ -134,7 +134,7 @@ func (r *replayer) change(ctx context.Context, c row) error {
 	return nil
 }
 
-// update repeats likes and the change of a title. It ignores the counter of comments,
+// update repeats likes, the end of the processing, and the change of a title. It ignores the counter of comments,
 // which the added comments raise.
 func (r *replayer) update(ctx context.Context, c row) error {
 	if c.Old == nil {
@@ -143,6 +143,14 @@ func (r *replayer) update(ctx context.Context, c row) error {
 	}
 	if _, liked := c.New["likes"]; liked {
 		if err := r.like(ctx, c, c.number("likes")-c.before("likes")); err != nil {
+			return err
+		}
+	}
+	if _, finished := c.New["state"]; finished {
+		_, err := r.store.FinishPhoto(ctx, photos.Processed{
+			Photo: c.key(), State: c.text("state"), DoneUS: c.number("done_us"),
+		})
+		if err := r.count("finish", c, err); err != nil {
 			return err
 		}
 	}

@@ -104,6 +104,8 @@ func notFound(t *testing.T, k kit) {
 	wants(t, "Photo", err, photos.ErrNotFound)
 	_, err = k.RenamePhoto(ctx, nothing, 1, "title")
 	wants(t, "RenamePhoto", err, photos.ErrNotFound)
+	_, err = k.FinishPhoto(ctx, photos.Processed{Photo: nothing, State: photos.StateReady, DoneUS: 1})
+	wants(t, "FinishPhoto", err, photos.ErrNotFound)
 	wants(t, "DeletePhoto", k.DeletePhoto(ctx, nothing, 1), photos.ErrNotFound)
 	_, err = k.Like(ctx, nothing, 1)
 	wants(t, "Like", err, photos.ErrNotFound)
@@ -183,6 +185,41 @@ func lifecycle(t *testing.T, k kit) {
 	before.Version += 2
 	same(t, "the user after the deletion", k.user(t, 111), before)
 	wants(t, "deleting it again", k.DeletePhoto(ctx, p.ID, 111), photos.ErrNotFound)
+}
+
+// processing finishes photos that were added in processing. They are listed, the oldest first, until they are finished.
+func processing(t *testing.T, k kit) {
+	ctx := t.Context()
+	listed := func(before int64, limit int) []photos.ID {
+		t.Helper()
+		ids, err := k.Processing(ctx, before, limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ids
+	}
+	others, first := len(listed(1000, 1000)), k.newPhoto(t, 1)
+	second := first
+	second.ID, second.CreatedUS = k.ids.next(), first.CreatedUS-1
+	if err := k.AddPhoto(ctx, second); err != nil {
+		t.Fatal(err)
+	}
+	same(t, "photos in processing", len(listed(first.CreatedUS+1, 1000)), others+2)
+	same(t, "the oldest photo in processing", listed(first.CreatedUS, 1), []photos.ID{second.ID})
+	same(t, "photos in processing before the first one", len(listed(second.CreatedUS, 1000)), 0)
+	for state, p := range map[string]photos.Photo{photos.StateReady: first, photos.StateFailed: second} {
+		version, err := k.FinishPhoto(ctx, photos.Processed{Photo: p.ID, State: state, DoneUS: 77})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.State, p.DoneUS, p.Version = state, 77, p.Version+1
+		same(t, "version", version, p.Version)
+		same(t, "the photo", k.photo(t, p.ID), p)
+		_, err = k.FinishPhoto(ctx, photos.Processed{Photo: p.ID, State: photos.StateReady, DoneUS: 78})
+		wants(t, "finishing it again", err, photos.ErrConflict)
+		same(t, "the photo after that", k.photo(t, p.ID), p)
+	}
+	same(t, "photos in processing at the end", len(listed(first.CreatedUS+1, 1000)), others)
 }
 
 func counting(t *testing.T, k kit) {

@@ -39,6 +39,7 @@ func newData() *data {
 		d.photos = append(d.photos, photos.Photo{
 			ID: photos.ID(i + 1), UserID: user.ID, Title: fmt.Sprintf("photo %d", i+1), State: photos.StateReady,
 			Width: 160, Height: 120, Bytes: int64(5000 + i), CreatedUS: int64(1_700_000_100_000_000 + i/4), Version: 1,
+			DoneUS: int64(1_700_000_100_000_000 + i),
 		})
 	}
 	for i := range 170 {

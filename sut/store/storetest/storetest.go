@@ -57,6 +57,7 @@ func Run(t *testing.T, open func(t *testing.T) *Store) {
 		{"only the owner may change a photo", forbidden},
 		{"ids and login names are unique", conflict},
 		{"a photo is added, renamed and deleted", lifecycle},
+		{"a photo is processed once", processing},
 		{"likes and comments are counted", counting},
 		{"following is idempotent", follows},
 		{"text is stored unchanged", text},
@@ -137,7 +138,7 @@ func (k kit) photo(t *testing.T, id photos.ID) photos.Photo {
 func (k kit) newPhoto(t *testing.T, user photos.ID) photos.Photo {
 	t.Helper()
 	p := photos.Photo{
-		ID: k.ids.next(), UserID: user, Title: "a new photo", State: photos.StatePending,
+		ID: k.ids.next(), UserID: user, Title: "a new photo", State: photos.StateProcessing,
 		Width: 160, Height: 120, Bytes: 1 << 33, CreatedUS: 10, Version: 1,
 	}
 	if err := k.AddPhoto(t.Context(), p); err != nil {
