@@ -26,6 +26,8 @@ type service struct {
 	bytes  map[photos.Variant]string // of photo 1
 	fail   map[string]error          // by operation: its error, which comes before any effect
 	after  map[string]func()         // by operation: called after it, once
+
+	processed int // pictures
 }
 
 // newService returns a service with photo 1, which is processing.
@@ -120,6 +122,7 @@ func (s *service) processor(t *testing.T) *jobs.Processor {
 			return photos.Header{Memory: 1000}, nil
 		},
 		Process: func(original []byte) (photos.Variants, error) {
+			s.processed++
 			if string(original) == "torn" {
 				return photos.Variants{}, photos.ErrTruncated
 			}
@@ -151,6 +154,9 @@ func TestOnce(t *testing.T) {
 	want := photos.Photo{ID: 1, State: photos.StateReady, DoneUS: 77, Version: 2}
 	if diff := cmp.Diff(want, s.photos[1]) + cmp.Diff(ready(), s.bytes); diff != "" {
 		t.Error(diff)
+	}
+	if s.processed != 1 {
+		t.Errorf("the picture was processed %d times", s.processed)
 	}
 }
 
