@@ -51,11 +51,11 @@ func TestFaultsWhileOneRateIsMeasured(t *testing.T) {
 	plan := cell.Quick()
 	bench := &cell.Bench{
 		Driver: vegeta.Driver{}, Plan: plan, SLO: results.DefaultSLO(), Seed: 1, Connections: 32,
-		Run: run, Progress: silent{}, Up: up.up,
-		Fixed:    &cell.Fixed{RPS: 50, Duration: 2 * time.Second, Faults: schedule},
-		Forecast: cell.NewForecast(plan, false),
+		Run: run, Progress: silent{}, Up: up.up, Forecast: cell.NewForecast(plan, false),
 	}
-	c := measureOne(t, bench, cell.Spec{Topology: topology, Load: load.Load{Workload: shipped(t, "write-heavy")}})
+	fixed := &cell.Fixed{RPS: 50, Duration: 2 * time.Second, Faults: schedule}
+	l := load.Load{Workload: shipped(t, "write-heavy")}
+	c := measureOne(t, bench, cell.Spec{Topology: topology, Load: l, Fixed: fixed})
 	if c.Error != "" || c.CapacityMethod != results.MethodFixed ||
 		c.Reference == nil || c.Reference.Purpose != "fixed" || c.Reference.Stale == nil {
 		t.Fatalf("cell %+v, want one fixed step with stale reads counted", c)

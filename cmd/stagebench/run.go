@@ -127,8 +127,19 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := missingEngines(j.topologies); err != nil {
+	dir, run, err := o.measure(ctx, s, j, j.cells())
+	if dir == nil {
 		return err
+	}
+	return errors.Join(err, o.conclude(s, j, dir, run))
+}
+
+// measure measures cells. If it returns a directory, the run has what was measured, also with an error.
+func (o runOptions) measure(
+	ctx context.Context, s streams, j job, cells []cell.Spec,
+) (dir *rundir.Dir, run results.Run, err error) {
+	if err := missingEngines(j.topologies); err != nil {
+		return nil, run, err
 	}
 	s.sendsLoad()
 	progress := live.New(s.err, s.terminal, o.verbose)
@@ -136,38 +147,36 @@ func (o runOptions) run(ctx context.Context, s streams) (err error) {
 	bench := &cell.Bench{
 		Driver: vegeta.Driver{}, Plan: j.plan, SLO: j.slo, Seed: o.seed,
 		Connections: o.connections, ConnectionLife: o.life, Progress: progress, Log: s.log,
-		Fixed: j.fixed, Forecast: cell.NewForecast(j.plan, o.engines == "native"),
+		Forecast: cell.NewForecast(j.plan, o.engines == "native"),
 	}
-	cells := j.cells()
 	progress.Note(fmt.Sprintf("%d cells (%d stages x %d workloads), about %v",
 		len(cells), len(j.topologies), len(j.loads), bench.Expected(cells).Round(time.Second)))
 	log := slog.New(slog.NewTextHandler(progress, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	up, err := newLauncher(j.data, log, progress.Note)
 	if err != nil {
-		return err
+		return nil, run, err
 	}
 	defer func() { err = errors.Join(err, up.Budgets.Close()) }()
 	dir, manifest, err := o.open(s, j, up)
 	if err != nil {
-		return err
+		return nil, run, err
 	}
 	bench.Run, bench.Up = dir, up.up
 	if err := awaitQuiet(ctx, &manifest, dir, progress); err != nil {
-		return err
+		return nil, run, err
 	}
-	run := results.Run{
+	run = results.Run{
 		Schema: results.Schema, Run: manifest.Run, Data: j.data.String(), Warnings: manifest.Warnings,
 	}
-	err = measure(ctx, bench, cells, &run, &manifest, progress)
-	progress.Done()
-	return errors.Join(err, o.conclude(s, j, dir, run))
+	err = measureCells(ctx, bench, cells, &run, &manifest, progress)
+	return dir, run, err
 }
 
 // cells returns the cells to measure, in the order of the table.
 func (j job) cells() (all []cell.Spec) {
 	for _, l := range j.loads {
 		for _, t := range j.topologies {
-			all = append(all, cell.Spec{Topology: t, Load: l})
+			all = append(all, cell.Spec{Topology: t, Load: l, Fixed: j.fixed})
 		}
 	}
 	return all
@@ -383,8 +392,8 @@ func knobsOfAll(topologies []sut.Topology) map[string]any {
 	return all
 }
 
-// measure measures all cells. It writes the summary after each visit, so that a killed run keeps its figures.
-func measure(
+// measureCells measures all cells. It writes the summary after each visit, so that a killed run keeps its figures.
+func measureCells(
 	ctx context.Context, bench *cell.Bench, cells []cell.Spec, run *results.Run, m *results.Manifest,
 	progress *live.Progress,
 ) error {

@@ -38,8 +38,6 @@ type Bench struct {
 	Log            *driver.TransportLog
 	Run            *rundir.Dir
 	Progress       Progress
-	// Fixed configures a measurement at one rate; nil = the capacity is measured.
-	Fixed *Fixed
 	// Forecast says how long visits take, and learns it.
 	Forecast *Forecast
 	// Finished gets each cell after its last visit, if that went well; may be nil.
@@ -52,6 +50,10 @@ type Bench struct {
 type Spec struct {
 	Topology sut.Topology
 	Load     load.Load
+	// Fixed configures a measurement at one rate; nil = the capacity is measured.
+	Fixed *Fixed
+	// Variant is the last element of the cell's directory; "" = none. It tells cells of one stage and workload apart.
+	Variant string
 }
 
 // Measure measures cells, and calls save with the cells so far after each visit. An error of a cell is stored in the
@@ -107,7 +109,7 @@ func (b *Bench) Expected(specs []Spec) time.Duration { return b.expected(specs, 
 
 func (b *Bench) expected(specs []Spec, visits []visit) (sum time.Duration) {
 	for _, v := range visits {
-		sum += b.Forecast.Visit(specs[v.cell], b.Fixed, v.n)
+		sum += b.Forecast.Visit(specs[v.cell], v.n)
 	}
 	return sum
 }
@@ -121,7 +123,7 @@ func (b *Bench) visitsOf(s Spec) int {
 }
 
 // searches reports whether the capacity of a cell is measured.
-func (b *Bench) searches(s Spec) bool { return b.Fixed == nil && s.Load.Times == nil }
+func (b *Bench) searches(s Spec) bool { return s.Fixed == nil && s.Load.Times == nil }
 
 // visit is the nth visit of a cell.
 type visit struct{ cell, n int }

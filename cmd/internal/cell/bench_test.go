@@ -295,8 +295,8 @@ func TestVisits(t *testing.T) {
 	if !slices.Equal(order(1), order(1)) || slices.Equal(order(1), order(2)) || slices.IsSorted(order(1)[:5]) {
 		t.Errorf("orders %v and %v: they should depend on the seed", order(1), order(2))
 	}
-	b.Fixed = &Fixed{RPS: 1}
-	if n := len(b.visits(make([]Spec, 5))); n != 5 {
+	fixed := slices.Repeat([]Spec{{Fixed: &Fixed{RPS: 1}}}, 5)
+	if n := len(b.visits(fixed)); n != 5 {
 		t.Errorf("%d visits at a fixed rate, want one for each cell", n)
 	}
 }

@@ -280,26 +280,28 @@ func TestForecast(t *testing.T) {
 		return Spec{Topology: sut.Topology{Stage: stage}, Load: load.Load{Workload: likes{}}}
 	}
 	f := NewForecast(Default(), false)
-	planned := f.Visit(spec("single"), nil, 0)
+	planned := f.Visit(spec("single"), 0)
 	f.Learn(spec("single"), 0, 50*time.Second)
 	f.Learn(spec("single"), 1, 20*time.Second)
 	if err := f.Save(); err != nil {
 		t.Fatal(err)
 	}
 	f = NewForecast(Default(), false)
-	visit := func(n int) time.Duration { return f.Visit(spec("single"), nil, n) }
+	visit := func(n int) time.Duration { return f.Visit(spec("single"), n) }
 	first, third, last := visit(0), visit(2), visit(Default().Visits-1)
 	if first != 50*time.Second || third != 20*time.Second || last == third || planned == first {
 		t.Errorf("visits of %v, %v and %v: want the first two as in the last run, 50 s and 20 s, and the last as planned",
 			first, third, last)
 	}
-	if other := f.Visit(spec("lb"), nil, 0); other != planned {
+	if other := f.Visit(spec("lb"), 0); other != planned {
 		t.Errorf("another cell: %v, want %v as planned", other, planned)
 	}
-	if full := NewForecast(Full(), false).Visit(spec("single"), nil, 0); full == first {
+	if full := NewForecast(Full(), false).Visit(spec("single"), 0); full == first {
 		t.Error("another plan has the durations of this one")
 	}
-	if fixed := f.Visit(spec("single"), &Fixed{Duration: time.Minute}, 0); fixed < time.Minute || fixed > 70*time.Second {
+	atOneRate := spec("single")
+	atOneRate.Fixed = &Fixed{Duration: time.Minute}
+	if fixed := f.Visit(atOneRate, 0); fixed < time.Minute || fixed > 70*time.Second {
 		t.Errorf("a minute at a fixed rate takes %v", fixed)
 	}
 	path, err := secondsFile()
@@ -309,7 +311,7 @@ func TestForecast(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := NewForecast(Default(), false).Visit(spec("single"), nil, 0); got != planned {
+	if got := NewForecast(Default(), false).Visit(spec("single"), 0); got != planned {
 		t.Errorf("with a broken file: %v, want %v as planned", got, planned)
 	}
 }

@@ -29,6 +29,7 @@ const (
 	databaseWrites = "database_writes"
 	originRequests = "origin_static_requests"
 	originBytes    = "origin_static_bytes"
+	jobsDone       = "jobs_done"
 )
 
 // Metrics that are read in addition to those of the declared figures.
@@ -152,6 +153,13 @@ func figuresOf(declared []ladder.Figure, nodes []delta) (figures []results.Figur
 	return figures
 }
 
+// A step with at least this number of uploads has a note if workers processed less than this share of them. In a step
+// of a few seconds, some are still in work at its end.
+const (
+	minUploads = 20
+	keptUp     = 0.7
+)
+
 // fillFigures adds the figures of the nodes to a step.
 func fillFigures(step *results.Step, declared []ladder.Figure, nodes []delta) {
 	step.Figures = figuresOf(declared, nodes)
@@ -169,6 +177,12 @@ func fillFigures(step *results.Step, declared []ladder.Figure, nodes []delta) {
 	}
 	if reads, writes := exact(databaseReads), exact(databaseWrites); reads != nil && writes != nil {
 		step.Database = &results.DatabaseCalls{Reads: *reads, Writes: *writes}
+	}
+	if done := exact(jobsDone); done != nil {
+		upload := step.Ops[string(preset.Upload)]
+		if uploads := upload.Count - upload.Errors; uploads >= minUploads && float64(*done) < keptUp*float64(uploads) {
+			step.Notef("workers processed fewer photos than were uploaded: the backlog grew, and such a rate cannot last")
+		}
 	}
 	var unknown string
 	if step.ServerCount, unknown = serverCount(nodes); unknown != "" {

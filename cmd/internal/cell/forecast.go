@@ -32,7 +32,7 @@ const (
 )
 
 // Visit returns the expected duration of the nth visit of a cell, counted from 0.
-func (f *Forecast) Visit(s Spec, fixed *Fixed, n int) time.Duration {
+func (f *Forecast) Visit(s Spec, n int) time.Duration {
 	start := bringUp
 	if f.native {
 		start = bringUpDB
@@ -41,8 +41,8 @@ func (f *Forecast) Visit(s Spec, fixed *Fixed, n int) time.Duration {
 	switch {
 	case s.Load.Times != nil:
 		return start + s.Load.Length
-	case fixed != nil:
-		return start + fixed.Duration
+	case s.Fixed != nil:
+		return start + s.Fixed.Duration
 	}
 	for _, known := range []map[string]float64{f.learned, f.earlier} {
 		if seconds, ok := known[f.key(s, n)]; ok {

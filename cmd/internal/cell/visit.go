@@ -5,16 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
-	"github.com/stagebench/stagebench/cmd/internal/load"
 	"github.com/stagebench/stagebench/cmd/internal/machine"
 	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/capacity"
 	"github.com/stagebench/stagebench/results/hdr"
 	"github.com/stagebench/stagebench/results/history"
 	"github.com/stagebench/stagebench/results/rundir"
-	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/local"
@@ -46,8 +45,12 @@ type cellRun struct {
 
 // open prepares the measurement of a cell and starts nothing. An error is stored in the result.
 func (b *Bench) open(s Spec) *cellRun {
-	r := b.newRun(s, b.describe(s.Topology, s.Load))
-	dir, err := b.Run.Cell(r.cell.Stage + "/" + r.cell.Workload)
+	r := b.newRun(s, b.describe(s))
+	name := r.cell.Stage + "/" + r.cell.Workload
+	if s.Variant != "" {
+		name += "/" + s.Variant
+	}
+	dir, err := b.Run.Cell(name)
 	if err == nil {
 		r.logs = dir.LogsDir()
 		r.files, err = openFiles(dir, r.cell)
@@ -68,13 +71,16 @@ func (b *Bench) newRun(s Spec, c results.Cell) *cellRun {
 	}
 }
 
-func (r *cellRun) name() string { return r.cell.Stage + " " + r.cell.Workload }
+func (r *cellRun) name() string {
+	return strings.TrimSpace(r.cell.Stage + " " + r.cell.Workload + " " + r.Variant)
+}
 
 // close stops the system, if a visit was interrupted or failed, and closes the files.
 func (r *cellRun) close(ctx context.Context) error { return errors.Join(r.stop(ctx), r.files.close()) }
 
 // describe returns the cell with all fields that are known before the measurement.
-func (b *Bench) describe(t sut.Topology, l load.Load) results.Cell {
+func (b *Bench) describe(s Spec) results.Cell {
+	t, l := s.Topology, s.Load
 	c := results.Cell{
 		Stage: string(t.Stage), Workload: l.Workload.Name(), Driver: b.Driver.Name(), Knobs: t.Knobs,
 		Topology: t.Digest(), Engines: map[string]string{}, Versions: map[string]string{}, Units: t.Units(),
@@ -83,7 +89,7 @@ func (b *Bench) describe(t sut.Topology, l load.Load) results.Cell {
 	switch {
 	case l.Times != nil:
 		c.CapacityMethod = results.MethodReplay
-	case b.Fixed != nil:
+	case s.Fixed != nil:
 		c.CapacityMethod = results.MethodFixed
 	}
 	for role, engine := range ladder.Engines(t) {

@@ -21,6 +21,12 @@ func arrows() []arrow {
 	return slices.Concat(sutArrows(), databaseArrows(), targetArrows(), workloadArrows(), []arrow{
 		{"results", nil, "the vocabulary of results is pure data"},
 		{"results/...", []string{"results"}, "statistics do not render, and renderers compute no statistics"},
+		{"results/scorecard", []string{"results", "internal/nesting"}, "computes from cells, and from a file of prices"},
+		{
+			"results/table",
+			[]string{"results", "results/scorecard"},
+			"renders cells, and the scorecards that were computed from them",
+		},
 
 		{"cmd/stagebench", []string{"..."}, "the program connects all packages"},
 		{"cmd/internal/cell", []string{"..."}, "measures one cell: it starts a system and sends load to it"},

@@ -1,0 +1,39 @@
+package table
+
+import (
+	"testing"
+
+	"github.com/stagebench/stagebench/results/scorecard"
+)
+
+// Stages with all answers, with a host that was not replaced, and with an error.
+func TestScorecardGolden(t *testing.T) {
+	loss := func(role, host string, failed, due, outage, replaced int64) scorecard.Loss {
+		l := scorecard.Loss{
+			Kill: scorecard.Kill{Role: role, Host: host, Nodes: []string{host}}, Failed: failed, Due: due, OutageNS: outage,
+		}
+		if replaced > 0 {
+			l.ReplacedNS = &replaced
+		}
+		return l
+	}
+	stages := []scorecard.Stage{
+		{
+			Stage: "single", Workload: "read-heavy", Rate: 100, PeakRPS: 203.4, P50NS: new(int64(6_400_000)),
+			Losses:       []scorecard.Loss{loss("db+blob+web", "host-1", 148, 1000, 1_480_000_000, 1_390_000_000)},
+			Acknowledged: 51, SessionsLost: 256, Nodes: 3, Hosts: 1, BringUpNS: 341_000_000, HostHours: 1.366, Money: 0.01366,
+		},
+		{
+			Stage: "replicas", Workload: "read-heavy", Rate: 100, PeakRPS: 1113, P50NS: new(int64(1_850_000)),
+			Losses: []scorecard.Loss{
+				loss("lb", "lb-1", 120, 1000, 1_190_000_000, 1_110_000_000),
+				loss("web", "web-1", 14, 1000, 400_000_000, 1_100_000_000), loss("replica", "db-2", 0, 1000, 0, 0),
+				loss("primary", "db-1", 31, 1000, 910_000_000, 2_005_000_000),
+			},
+			Acknowledged: 210, Lost: 3, SessionsLost: 84, StaleShare: 0.0012, Gain: new(1.184), Nodes: 8, Hosts: 7,
+			BringUpNS: 1_219_000_000, HostHours: 1.747, Money: 0.0202,
+		},
+		{Stage: "cache", Workload: "read-heavy", Error: "web-2 did not start: no space left on device", Nodes: 9, Hosts: 8},
+	}
+	golden(t, "scorecard", styles(), Scorecard(stages, "USD"), Kills(stages))
+}
