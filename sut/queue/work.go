@@ -26,11 +26,16 @@ const (
 	fetchWait = 2 * time.Second        // of one request for a job; then the worker asks again
 	retryWait = 200 * time.Millisecond // after an error of the broker
 	ackWait   = 2 * time.Second        // for the confirmation of an acknowledgement
+	// finishBound is the time for the job in hand after the worker was told to stop.
+	finishBound = 4 * time.Second
 )
 
-// Work takes jobs, one after the other, until ctx ends. Then it finishes the job in hand.
+// Work takes jobs, one after the other, until ctx ends. Then it has some seconds to finish the job in hand; after that,
+// the job is delivered again.
 func (q *Queue) Work(ctx context.Context, h Handler) {
-	working := context.WithoutCancel(ctx)
+	working, abort := context.WithCancel(context.WithoutCancel(ctx))
+	defer abort()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(finishBound, abort) })()
 	var jobs jetstream.Consumer
 	for ctx.Err() == nil {
 		var err error
