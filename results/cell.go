@@ -339,6 +339,7 @@ func (c Cell) Searched() bool {
 type Cell struct {
 	Stage     string            `json:"stage"`
 	Workload  string            `json:"workload"`
+	Variant   string            `json:"variant,omitempty"` // tells cells of one stage and workload apart
 	Engines   map[string]string `json:"engines"`
 	Versions  map[string]string `json:"versions,omitempty"` // of the engines, by role
 	Driver    string            `json:"driver"`

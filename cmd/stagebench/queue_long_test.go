@@ -51,17 +51,18 @@ func TestUploadsDoNotWait(t *testing.T) {
 	}
 }
 
-// TestBacklogIsComputed kills the worker for 10 s, twice with different rates of uploads. The backlog is what arrives
-// meanwhile. The first run shows how fast the worker is. From that follows how long the backlog of the second one takes
-// to drain. Uploads are as fast as before. It takes about four minutes.
+// TestBacklogIsComputed kills the worker for 10 s, again and again, with two rates of uploads in turn. The backlog is
+// what arrives meanwhile. At the low rate it shows how fast the worker is. From that follows how long the next backlog
+// takes to drain at the high rate. The machine's speed moves, so the median of the pairs counts. Uploads are as fast as
+// before. It takes about ten minutes.
 func TestBacklogIsComputed(t *testing.T) {
-	const away = 10 * time.Second
+	const away, low, high, pairs = 10 * time.Second, 6.0, 10.0, 5
 	for name, knobs := range engines() {
 		t.Run(name, func(t *testing.T) {
 			r := bringUpQueue(t, 0.14, knobs, sut.Knobs{"worker.cpu": "2"})
 			run := func(rate float64) results.Processing {
 				t.Helper()
-				step := r.load(t, rate, 40*time.Second, 10*time.Second, func() { r.down(t, "worker-1", away) })
+				step := r.load(t, rate, 24*time.Second, 4*time.Second, func() { r.down(t, "worker-1", away) })
 				var from, to int64
 				for _, e := range step.Events {
 					switch {
@@ -92,16 +93,19 @@ func TestBacklogIsComputed(t *testing.T) {
 					milliseconds(a.Max), milliseconds(b.P50), milliseconds(b.Max))
 				return p
 			}
-			run(5) // warms up
-			first := run(6)
-			const rate = 10.0
-			second := run(rate)
-			if first.DrainRPS < 2*rate {
-				t.Fatalf("the worker does %.1f jobs/s, which is not twice %.0f", first.DrainRPS, rate)
+			run(low) // warms up
+			var ratios []float64
+			for range pairs {
+				first, second := run(low), run(high)
+				if first.DrainRPS < high {
+					t.Fatalf("the worker does %.1f jobs/s, which is not more than %.0f", first.DrainRPS, high)
+				}
+				want := float64(second.MaxBacklog-1) / (first.DrainRPS - high)
+				ratios = append(ratios, float64(*second.DrainNS)/1e9/want)
 			}
-			want := float64(second.MaxBacklog-1) / (first.DrainRPS - rate)
-			if got := float64(*second.DrainNS) / 1e9; math.Abs(got-want) > 0.15*want {
-				t.Errorf("the backlog of %d drained in %.2f s, want %.2f s within 15 %%", second.MaxBacklog, got, want)
+			t.Logf("time to drain, as a multiple of the computed one: %.2f, median %.2f", ratios, median(ratios))
+			if m := median(ratios); math.Abs(m-1) > 0.15 {
+				t.Errorf("backlogs drained in %.2f of the computed time, want 1 within 15 %%", m)
 			}
 		})
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -61,10 +62,11 @@ first.
 With --rate, one fixed rate is measured and no capacity. With
 --faults, hosts or nodes fail during this step as described in a file:
 
-  - {at: 3s, do: kill, who: primary}     # at: time since the start of the step
-  - {at: 6s, do: pause, who: web-2}      # who: a host, a node, a role (lb, web, cache,
-  - {at: 9s, do: resume, who: web-2}     # db, blob), or for databases primary or replica
-  - {at: 12s, do: restart, who: replica} # kill, and report when it serves again
+  - {at: 3s, do: kill, who: primary}           # at: time since the start of the step
+  - {at: 6s, do: pause, who: web-2}            # who: a host, a node, a role such as web,
+  - {at: 9s, do: resume, who: web-2}           # or for databases primary or replica
+  - {at: 12s, do: restart, who: replica}       # kill, and report when it serves again
+  - {at: 15s, do: kill, who: worker, for: 10s} # it stays dead for 10 s at least
 
 Events and outages are printed below the table, and are in summary.json and
 timeline.csv.`,
@@ -120,6 +122,7 @@ type job struct {
 	fixed      *cell.Fixed // nil = capacity search
 	slo        results.SLO
 	data       sut.Data
+	extra      map[string]any // further entries of the manifest's configuration
 }
 
 func (o runOptions) run(ctx context.Context, s streams) (err error) {
@@ -149,8 +152,11 @@ func (o runOptions) measure(
 		Connections: o.connections, ConnectionLife: o.life, Progress: progress, Log: s.log,
 		Forecast: cell.NewForecast(j.plan, o.engines == "native"),
 	}
-	progress.Note(fmt.Sprintf("%d cells (%d stages x %d workloads), about %v",
-		len(cells), len(j.topologies), len(j.loads), bench.Expected(cells).Round(time.Second)))
+	what := fmt.Sprintf("%d cells", len(cells))
+	if len(cells) == len(j.topologies)*len(j.loads) {
+		what += fmt.Sprintf(" (%d stages x %d workloads)", len(j.topologies), len(j.loads))
+	}
+	progress.Note(fmt.Sprintf("%s, about %v", what, bench.Expected(cells).Round(time.Second)))
 	log := slog.New(slog.NewTextHandler(progress, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	up, err := newLauncher(j.data, log, progress.Note)
 	if err != nil {
@@ -361,6 +367,7 @@ func (o runOptions) open(s streams, j job, up launcher) (*rundir.Dir, results.Ma
 	}
 	m.Budgets, m.UnitCPU, m.Reserve = up.Budgets.Describe(), cell.Unit(cell.Cores()), cell.Reserve(cell.Cores())
 	m.Priority, _ = cell.DriverPriority(up.Budgets.Isolated())
+	maps.Copy(m.Config, j.extra)
 	if j.fixed != nil {
 		m.Config["rate_rps"], m.Config["duration"] = j.fixed.RPS, j.fixed.Duration.String()
 		m.Config["faults"] = j.fixed.Faults.Texts()

@@ -112,10 +112,8 @@ func (o scorecardOptions) run(ctx context.Context, s streams) error {
 	}
 	// One visit with the peak and the reference rate, without steps around the capacity.
 	j.plan.Mode, j.plan.Visits, j.plan.Repeats, j.plan.Freeze, j.plan.Search.First = "scorecard", 1, 1, false, 0
-	all, cells, err := o.plan(j)
-	if err != nil {
-		return err
-	}
+	all, cells := o.plan(j)
+	j.extra = map[string]any{"prices": prices, "pause": o.pause.String(), "kills": killsOf(all)}
 	dir, run, err := o.measure(ctx, s, j, cells)
 	if dir == nil {
 		return err
@@ -125,7 +123,7 @@ func (o scorecardOptions) run(ctx context.Context, s streams) error {
 		return err
 	}
 	stages := conclude(all, run.Cells, prices)
-	err = errors.Join(err, o.output.run(s, run, table.Scorecard(stages, prices.Currency), table.Kills(stages)))
+	err = errors.Join(err, o.output.print(s, table.Scorecard(stages, prices.Currency), table.Kills(stages)))
 	finish(s, dir, o.out, true)
 	for _, stage := range stages {
 		if stage.Error != "" {
@@ -133,6 +131,18 @@ func (o scorecardOptions) run(ctx context.Context, s streams) error {
 		}
 	}
 	return err
+}
+
+// killsOf returns what is killed at each stage, for the manifest.
+func killsOf(all []architecture) map[string][]string {
+	kills := map[string][]string{}
+	for _, a := range all {
+		for _, k := range a.killed {
+			kills[string(a.topology.Stage)] = append(kills[string(a.topology.Stage)],
+				fmt.Sprintf("%v %s (%s)", time.Duration(k.AtNS), k.Host, k.Role))
+		}
+	}
+	return kills
 }
 
 func (o scorecardOptions) readPrices() (scorecard.Prices, error) {
@@ -152,7 +162,7 @@ func (o scorecardOptions) readPrices() (scorecard.Prices, error) {
 }
 
 // plan returns the stages with their cells.
-func (o scorecardOptions) plan(j job) (all []architecture, cells []cell.Spec, err error) {
+func (o scorecardOptions) plan(j job) (all []architecture, cells []cell.Spec) {
 	add := func(s cell.Spec) int {
 		s.Load = j.loads[0]
 		cells = append(cells, s)
@@ -168,28 +178,19 @@ func (o scorecardOptions) plan(j job) (all []architecture, cells []cell.Spec, er
 		}
 		a.peak = add(cell.Spec{Topology: t, Variant: "peak"})
 		a.kills = add(cell.Spec{Topology: t, Variant: "kills", Fixed: fixed})
-		larger, ok, err := withOneMore(t)
-		if err != nil {
-			return nil, nil, err
-		}
-		if ok {
+		if larger, ok := withOneMore(t); ok {
 			a.larger = add(cell.Spec{Topology: larger, Variant: "web.hosts=" + larger.Knobs["web.hosts"]})
 		}
 		all = append(all, a)
 	}
-	return all, cells, nil
+	return all, cells
 }
 
-// withOneMore returns the topology with one more web host; ok is false if that is not possible.
-func withOneMore(t sut.Topology) (larger sut.Topology, ok bool, err error) {
-	if !slices.ContainsFunc(t.Nodes, func(n sut.Node) bool { return n.Role == sut.Balance }) {
-		return t, false, nil // there is nothing that spreads requests over several hosts
-	}
-	larger, _, err = ladder.Scale(t, "web", ladder.WebOf(t.Knobs).Hosts+1)
-	if err != nil {
-		return t, false, err
-	}
-	return larger, fits(larger) == nil, nil
+// withOneMore returns the topology with one more web host; ok is false if that is not possible: there is no balancer,
+// or too little CPU.
+func withOneMore(t sut.Topology) (larger sut.Topology, ok bool) {
+	larger, _, err := ladder.Scale(t, "web", ladder.WebOf(t.Knobs).Hosts+1)
+	return larger, err == nil && fits(larger) == nil
 }
 
 // victims returns a host of each role, in the order in which they are killed. The primary of a replicated database is

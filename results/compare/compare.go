@@ -110,13 +110,13 @@ func percentile(cell *results.Cell, of func(results.Latency) *int64) *int64 {
 // the same stage, workload and knobs. A knob with one value within each run is
 // ignored: the comparison of two runs that differ in it is the purpose.
 func align(runs []Run, varied []string) []Row {
-	type key struct{ stage, workload, knobs string }
+	type key struct{ stage, workload, variant, knobs string }
 	var rows []Row
 	places := map[key]int{}
 	for i, run := range runs {
 		for j := range run.Cells {
 			cell := &run.Cells[j]
-			k := key{cell.Stage, cell.Workload, distinctKnobs(run, cell)}
+			k := key{cell.Stage, cell.Workload, cell.Variant, distinctKnobs(run, cell)}
 			place, known := places[k]
 			if !known {
 				place = len(rows)

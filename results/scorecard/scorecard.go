@@ -121,11 +121,11 @@ type Stage struct {
 	Nodes, Hosts int
 	BringUpNS    int64
 
-	// Cost of a million requests at the peak.
-	HostHours float64
-	Money     float64 // in the currency of the prices
+	// Cost of a million requests at the peak; nil = the peak is unknown. Money is in the currency of the prices.
+	HostHours, Money *float64
 
-	Error string // why the stage could not be measured
+	Error string   // why the stage could not be measured
+	Notes []string // doubts about the figures
 }
 
 // Of returns the answers for a stage.
@@ -155,12 +155,37 @@ func Of(m Measured, p Prices) Stage {
 	}
 	if s.PeakRPS > 0 {
 		hours := 1e6 / s.PeakRPS / 3600
-		s.HostHours = hours * float64(s.Hosts)
+		money := 0.0
 		for _, units := range m.Sizes {
-			s.Money += hours * p.Hour(units)
+			money += hours * p.Hour(units)
 		}
+		s.HostHours, s.Money = new(hours*float64(s.Hosts)), &money
 	}
+	s.Notes = notes(m)
 	return s
+}
+
+// notes returns the doubts about the cells of a stage.
+func notes(m Measured) (all []string) {
+	for _, reason := range m.Peak.Invalid {
+		all = append(all, "the peak: "+reason)
+	}
+	for _, reason := range m.Kills.Invalid {
+		all = append(all, "while hosts were killed: "+reason)
+	}
+	if w := m.Kills.Writes; w != nil && w.Unread > 0 {
+		all = append(all, "some records could not be read back: more writes may be lost than counted")
+	}
+	if m.Larger == nil {
+		return all
+	}
+	if m.Larger.Error != "" {
+		all = append(all, "one more web host: "+m.Larger.Error)
+	}
+	for _, reason := range m.Larger.Invalid {
+		all = append(all, "one more web host: "+reason)
+	}
+	return all
 }
 
 // Worst returns the kill that cost the largest share of requests; ok is false if no host was killed.

@@ -68,13 +68,21 @@ func TestOf(t *testing.T) {
 		Larger: &larger, Nodes: 4, Sizes: []float64{2, 1, 1, 0.5},
 	}, prices)
 	hours := 1e6 / 1000 / 3600
-	if math.Abs(s.HostHours-4*hours) > 1e-9 || math.Abs(s.Money-hours*(0.03+3*0.01)) > 1e-12 || *s.Gain != 1.25 ||
+	if math.Abs(*s.HostHours-4*hours) > 1e-9 || math.Abs(*s.Money-hours*(0.03+3*0.01)) > 1e-12 || *s.Gain != 1.25 ||
 		s.Lost != 2 || s.Acknowledged != 9 || s.Hosts != 4 || s.Nodes != 4 {
 		t.Errorf("%+v", s)
 	}
 	failed := scorecard.Of(scorecard.Measured{Kills: results.Cell{Error: "no disk"}, Sizes: []float64{1}}, prices)
-	if failed.Error != "no disk" || failed.Money != 0 || failed.Gain != nil {
+	if failed.Error != "no disk" || failed.Money != nil || failed.Gain != nil {
 		t.Errorf("%+v", failed)
+	}
+	doubtful := scorecard.Of(scorecard.Measured{
+		Peak:   results.Cell{PeakRPS: 5, Invalid: []string{"a"}},
+		Kills:  results.Cell{Invalid: []string{"b"}, Writes: &results.Writes{Unread: 1}},
+		Larger: &results.Cell{Error: "c", Invalid: []string{"d"}}, Sizes: []float64{1},
+	}, prices)
+	if len(doubtful.Notes) != 5 || doubtful.Gain != nil {
+		t.Errorf("doubts %q", doubtful.Notes)
 	}
 }
 

@@ -21,7 +21,7 @@ func Scorecard(stages []scorecard.Stage, currency string) Table {
 	numbers := func(name, key string, cell func(stage) Cell) column[stage] { return numbers(name, key, known(cell)) }
 	const growth = "Growth, operation and cost"
 	t := newTable("Scorecard", slices.Concat([]column[stage]{
-		identifying("stage", func(s stage) Cell { return Text(s.Stage) }),
+		identifying("stage", func(s stage) Cell { return Text(s.Stage).With(s.Notes...) }),
 		{Column{Name: "errors\nat worst", Key: "worst_errors_share", Align: Right}, worstErrors},
 		words("when this\ndies", "worst_role", func(s stage) Cell {
 			worst, _ := s.Worst()
@@ -54,10 +54,8 @@ func Scorecard(stages []scorecard.Stage, currency string) Table {
 			}
 			return Blank("a host was not replaced in time")
 		}),
-		numbers("host-hours\nper million", "host_hours_per_million", func(s stage) Cell { return Number(s.HostHours) }),
-		numbers(currency+"\nper million", "money_per_million", func(s stage) Cell {
-			return Cell{Text: significant(s.Money, 3), Value: s.Money}
-		}),
+		numbers("host-hours\nper million", "host_hours_per_million", func(s stage) Cell { return threeDigits(s.HostHours) }),
+		numbers(currency+"\nper million", "money_per_million", func(s stage) Cell { return threeDigits(s.Money) }),
 	)), stages, "errors at worst: the share of requests that failed from the kill of one host until the next kill, for "+
 		"the host whose death cost most; each of them is below",
 		"peak: successes per second under overload; p50: response time at the reference rate",
@@ -68,6 +66,14 @@ func Scorecard(stages []scorecard.Stage, currency string) Table {
 		"per million: of requests at the peak",
 	}}
 	return t
+}
+
+// threeDigits shows a number that may be unknown.
+func threeDigits(x *float64) Cell {
+	if x == nil {
+		return Blank("nothing succeeded under overload")
+	}
+	return Cell{Text: significant(*x, 3), Value: *x}
 }
 
 func worstErrors(s scorecard.Stage) Cell {

@@ -88,6 +88,8 @@ type Config struct {
 
 	// Jobs takes uploads that workers process later; nil = an upload is processed while its client waits.
 	Jobs Jobs
+	// WorkerMemory is what a worker has for a picture in processing; 0 = this host processes pictures.
+	WorkerMemory int64
 
 	// MemoryBytes is the memory of this node; 0 = 512 MiB. Clients get fixed shares of it,
 	// see newMemory.

@@ -28,7 +28,7 @@ func TestAPictureThatNeverFits(t *testing.T) {
 		}
 	})
 	w := s.do(uploadOf(sampleJPEG(8, 8)))
-	const limit = "takes 42 MB of memory, the limit of this host is 41 MB"
+	const limit = "takes 42 MB of memory, the limit is 41 MB"
 	if w.Code != http.StatusRequestEntityTooLarge || !strings.Contains(w.Body.String(), limit) {
 		t.Errorf("%d %s, want 413 that names the limit", w.Code, w.Body)
 	}

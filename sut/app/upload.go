@@ -110,11 +110,14 @@ type memory struct {
 // their sum.
 const freeBytes = 64 << 10
 
+// PictureMemory returns the share of a host's memory that is for pictures in processing, on web hosts and workers.
+func PictureMemory(total int64) int64 { return total * 2 / 5 }
+
 // newMemory divides the memory of a host: an eighth for uploads, a sixteenth for images, two fifths for pictures in
 // processing. On a host of 512 MiB, that is 64 MiB, 32 MiB and a progressive JPEG of 12 million pixels. The rest is for
 // connections, records and the program.
 func newMemory(total int64) memory {
-	m := memory{processBytes: total * 2 / 5}
+	m := memory{processBytes: PictureMemory(total)}
 	m.uploads = semaphore.NewWeighted(max(total/8, maxFormBytes))
 	m.images = semaphore.NewWeighted(max(total/16, maxImageBytes))
 	m.processing = semaphore.NewWeighted(m.processBytes)
@@ -248,10 +251,9 @@ func (a *App) process(ctx context.Context, x *exchange, original []byte) (photos
 		return photos.Variants{}, pictureProblem(original, err)
 	}
 	bytes := header.Memory
-	if bytes > a.memory.processBytes {
+	if limit := cmp.Or(a.config.WorkerMemory, a.memory.processBytes); bytes > limit {
 		return photos.Variants{}, refusal(http.StatusRequestEntityTooLarge,
-			fmt.Sprintf("processing the photo takes %d MB of memory, the limit of this host is %d MB",
-				bytes/1e6, a.memory.processBytes/1e6),
+			fmt.Sprintf("processing the photo takes %d MB of memory, the limit is %d MB", bytes/1e6, limit/1e6),
 			"scale the picture down before uploading it, or save it without the progressive format")
 	}
 	if a.config.Jobs != nil {

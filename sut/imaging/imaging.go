@@ -73,7 +73,8 @@ func Inspect(original []byte) (photos.Header, error) {
 	if err := checkSize(original, config.Width, config.Height); err != nil {
 		return photos.Header{}, err
 	}
-	if !ended(original) {
+	// Other data may follow the picture, so any end after the first scan will do.
+	if firstScan := bytes.Index(original, []byte{0xff, 0xda}); firstScan < 0 || !ended(original[firstScan:]) {
 		return photos.Header{}, classify(original, io.ErrUnexpectedEOF)
 	}
 	return photos.Header{Width: config.Width, Height: config.Height, Memory: memory(original, config)}, nil
@@ -130,17 +131,15 @@ func memory(original []byte, config image.Config) int64 {
 // truncated if it has no end-of-image marker after the start of the last scan.
 func classify(original []byte, err error) error {
 	begun := bytes.HasPrefix(original, []byte{0xff, 0xd8})
-	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || begun && !ended(original) {
+	lastScan := original[max(bytes.LastIndex(original, []byte{0xff, 0xda}), 0):]
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || begun && !ended(lastScan) {
 		return fmt.Errorf("%w: no end-of-image marker in its %d bytes", photos.ErrTruncated, len(original))
 	}
 	return fmt.Errorf("%w: %v", photos.ErrNotJPEG, err)
 }
 
-// ended reports whether there is an end-of-image marker after the start of the last scan.
-func ended(original []byte) bool {
-	lastScan := original[max(bytes.LastIndex(original, []byte{0xff, 0xda}), 0):]
-	return bytes.Contains(lastScan, []byte{0xff, 0xd9})
-}
+// ended reports whether there is an end-of-image marker.
+func ended(data []byte) bool { return bytes.Contains(data, []byte{0xff, 0xd9}) }
 
 // thumb returns the largest square from the middle, scaled to thumbSide.
 func thumb(picture *image.RGBA) *image.RGBA {

@@ -97,8 +97,10 @@ func TestProcessReadsEveryKindOfJPEG(t *testing.T) {
 		t.Errorf("greyscale: %v", err)
 	}
 	// Cameras often write bytes after the end of the picture.
-	if _, err := imaging.Process(append(imaging.Sample(1, 32, 32), "trailer"...)); err != nil {
-		t.Errorf("with a trailer: %v", err)
+	for _, trailer := range []string{"trailer", "a film with \xff\xda in it"} {
+		if _, err := imaging.Process(append(imaging.Sample(1, 32, 32), trailer...)); err != nil {
+			t.Errorf("a picture before %q: %v", trailer, err)
+		}
 	}
 }
 

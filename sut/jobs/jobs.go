@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/stagebench/stagebench/sut/photos"
 )
@@ -39,21 +40,27 @@ type Config struct {
 	// Inspect and Process are those of package imaging.
 	Inspect func(original []byte) (photos.Header, error)
 	Process func(original []byte) (photos.Variants, error)
-	// MemoryBytes bounds what the processing of one photo may take.
+	// MemoryBytes bounds what all pictures in processing take.
 	MemoryBytes int64
 	Now         func() time.Time
 }
 
 // Processor does jobs.
-type Processor struct{ config Config }
+type Processor struct {
+	config Config
+	memory *semaphore.Weighted // bytes that pictures in processing take
+}
 
 // New returns a processor.
 func New(c Config) (*Processor, error) {
 	if c.Records == nil || c.Blobs == nil || c.Inspect == nil || c.Process == nil || c.MemoryBytes <= 0 || c.Now == nil {
 		return nil, errors.New("jobs: all fields of the configuration are required")
 	}
-	return &Processor{c}, nil
+	return &Processor{c, semaphore.NewWeighted(c.MemoryBytes)}, nil
 }
+
+// failedBefore is the reason of a job whose photo has failed already.
+const failedBefore = "it had failed before"
 
 // jobTimeout bounds all calls to other tiers of one job.
 const jobTimeout = 30 * time.Second
@@ -67,15 +74,22 @@ func (p *Processor) Do(ctx context.Context, id photos.ID) (end photos.JobEnd, re
 	if err != nil {
 		return "", "", err
 	}
-	if photo.State != photos.StateProcessing {
+	switch photo.State {
+	case photos.StateProcessing:
+	case photos.StateFailed: // perhaps the worker died before it said so
+		return photos.JobFailed, failedBefore, nil
+	default:
 		return photos.JobRepeated, "", nil
 	}
 	original, err := p.config.Blobs.Get(ctx, id, photos.VariantOriginal)
 	if err != nil {
 		return "", "", fmt.Errorf("the original: %w", err)
 	}
-	made, err := p.process(original)
-	if err != nil { // it would fail each time
+	made, err := p.process(ctx, original)
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return "", "", err
+	case err != nil: // it would fail each time
 		reason = err.Error()
 		end, err = p.finish(ctx, id, photos.StateFailed)
 		return end, reason, err
@@ -83,8 +97,10 @@ func (p *Processor) Do(ctx context.Context, id photos.ID) (end photos.JobEnd, re
 	if err := p.store(ctx, id, made); err != nil {
 		return "", "", fmt.Errorf("the variants: %w", err)
 	}
-	end, err = p.finish(ctx, id, photos.StateReady)
-	return end, "", err
+	if end, err = p.finish(ctx, id, photos.StateReady); end == photos.JobFailed {
+		reason = failedBefore
+	}
+	return end, reason, err
 }
 
 // GiveUp marks a photo as failed whose job has failed too often.
@@ -94,8 +110,8 @@ func (p *Processor) GiveUp(ctx context.Context, id photos.ID) (photos.JobEnd, er
 	return p.finish(ctx, id, photos.StateFailed)
 }
 
-// process makes the variants. Every error means that the picture is bad.
-func (p *Processor) process(original []byte) (photos.Variants, error) {
+// process makes the variants. Every error but those of ctx means that the picture is bad.
+func (p *Processor) process(ctx context.Context, original []byte) (photos.Variants, error) {
 	header, err := p.config.Inspect(original)
 	if err == nil && header.Memory > p.config.MemoryBytes {
 		err = fmt.Errorf("%w: processing takes %d MB of memory, the limit of this host is %d MB",
@@ -104,6 +120,10 @@ func (p *Processor) process(original []byte) (photos.Variants, error) {
 	if err != nil {
 		return photos.Variants{}, err
 	}
+	if err := p.memory.Acquire(ctx, header.Memory); err != nil {
+		return photos.Variants{}, err
+	}
+	defer p.memory.Release(header.Memory)
 	return p.config.Process(original)
 }
 
@@ -116,15 +136,20 @@ func (p *Processor) store(ctx context.Context, id photos.ID, made photos.Variant
 	return group.Wait()
 }
 
-// finish ends the processing in the record. If the photo was deleted meanwhile, it removes the bytes, because the
-// deletion may have come before they were stored.
+// finish ends the processing in the record. If the photo was deleted meanwhile, it removes the variants, because the
+// deletion may have come before they were stored. It leaves the original, which was there before the record: if the
+// record was not deleted but lost, it can be restored.
 func (p *Processor) finish(ctx context.Context, id photos.ID, state string) (photos.JobEnd, error) {
 	_, err := p.config.Records.FinishPhoto(ctx, photos.Processed{
 		Photo: id, State: state, DoneUS: p.config.Now().UnixMicro(),
 	})
 	switch {
-	case errors.Is(err, photos.ErrConflict):
-		return photos.JobRepeated, nil // another delivery was faster
+	case errors.Is(err, photos.ErrConflict): // another delivery was faster
+		photo, err := p.config.Records.Photo(ctx, id)
+		if err == nil && photo.State == photos.StateFailed {
+			return photos.JobFailed, nil
+		}
+		return photos.JobRepeated, err
 	case errors.Is(err, photos.ErrNotFound):
 		return photos.JobGone, p.remove(ctx, id)
 	case err != nil:
@@ -135,10 +160,13 @@ func (p *Processor) finish(ctx context.Context, id photos.ID, state string) (pho
 	return photos.JobDone, nil
 }
 
-// remove removes all bytes of a photo.
+// remove removes the variants of a photo.
 func (p *Processor) remove(ctx context.Context, id photos.ID) error {
 	var errs []error
 	for _, v := range photos.AllVariants() {
+		if v == photos.VariantOriginal {
+			continue
+		}
 		if err := p.config.Blobs.Delete(ctx, id, v); !errors.Is(err, photos.ErrNotFound) {
 			errs = append(errs, err)
 		}

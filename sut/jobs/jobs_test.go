@@ -27,7 +27,8 @@ type service struct {
 	fail   map[string]error          // by operation: its error, which comes before any effect
 	after  map[string]func()         // by operation: called after it, once
 
-	processed int // pictures
+	processed int           // pictures
+	takes     time.Duration // processing one picture
 }
 
 // newService returns a service with photo 1, which is processing.
@@ -123,6 +124,8 @@ func (s *service) processor(t *testing.T) *jobs.Processor {
 		},
 		Process: func(original []byte) (photos.Variants, error) {
 			s.processed++
+			working := time.NewTimer(s.takes)
+			<-working.C
 			if string(original) == "torn" {
 				return photos.Variants{}, photos.ErrTruncated
 			}
@@ -214,26 +217,62 @@ func TestHopeless(t *testing.T) {
 func TestGiveUp(t *testing.T) {
 	s := newService()
 	p := s.processor(t)
-	for _, want := range []photos.JobEnd{photos.JobFailed, photos.JobRepeated} {
-		if end, err := p.GiveUp(t.Context(), 1); err != nil || end != want || s.photos[1].State != photos.StateFailed {
-			t.Errorf("%q, %v, photo %+v, want %q", end, err, s.photos[1], want)
+	for range 2 { // the worker may have died before it stored the dead letter
+		end, err := p.GiveUp(t.Context(), 1)
+		if err != nil || end != photos.JobFailed || s.photos[1].State != photos.StateFailed || s.photos[1].Version != 2 {
+			t.Errorf("%q, %v, photo %+v", end, err, s.photos[1])
 		}
+	}
+	if end, reason, err := p.Do(t.Context(), 1); err != nil || end != photos.JobFailed || reason == "" {
+		t.Errorf("%q, %q, %v, want that it failed", end, reason, err)
+	}
+	s = newService()
+	p = s.processor(t)
+	if _, _, err := p.Do(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	if end, err := p.GiveUp(t.Context(), 1); err != nil || end != photos.JobRepeated {
+		t.Errorf("a photo that is ready: %q, %v", end, err)
 	}
 }
 
-// A photo that is deleted while it is processed leaves no bytes.
-func TestDeletedMeanwhile(t *testing.T) {
-	for _, op := range []string{"photo", "get"} {
+// Pictures that do not fit into the memory together are processed one after the other.
+func TestMemoryIsShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		s := newService()
-		s.after[op] = func() {
+		p := s.processor(t)
+		s.photos[2] = photos.Photo{ID: 2, State: photos.StateProcessing, Version: 1}
+		s.takes = time.Second
+		begin := time.Now()
+		var all sync.WaitGroup
+		for id := range photos.ID(2) {
+			all.Go(func() {
+				if end, _, err := p.Do(t.Context(), id+1); err != nil || end != photos.JobDone {
+					t.Errorf("%q, %v", end, err)
+				}
+			})
+		}
+		all.Wait()
+		if took := time.Since(begin); took != 2*time.Second {
+			t.Errorf("both took %v, want 2 s", took)
+		}
+	})
+}
+
+// A photo that is deleted while it is processed leaves no variants. The original of a photo whose record is lost stays.
+func TestDeletedMeanwhile(t *testing.T) {
+	for _, deleted := range []bool{true, false} {
+		s := newService()
+		s.after["get"] = func() {
 			delete(s.photos, 1)
-			if op == "get" {
+			if deleted {
 				clear(s.bytes)
 			}
 		}
 		end, _, err := s.processor(t).Do(t.Context(), 1)
-		if err != nil || end != photos.JobGone || len(s.bytes) != 0 {
-			t.Errorf("after %s: %q, %v, bytes %v", op, end, err, s.bytes)
+		_, original := s.bytes[photos.VariantOriginal]
+		if err != nil || end != photos.JobGone || original == deleted || len(s.bytes) > 1 {
+			t.Errorf("deleted %t: %q, %v, bytes %v", deleted, end, err, s.bytes)
 		}
 	}
 }
@@ -251,12 +290,12 @@ func TestSweep(t *testing.T) {
 				asked = append(asked, time.Since(time.UnixMicro(before)))
 				return waiting[:min(limit, len(waiting))], nil
 			},
-			Put: func(_ context.Context, id photos.ID) error {
+			PutAgain: func(_ context.Context, id photos.ID) (bool, error) {
 				if broken != nil && id == 5 {
-					return broken
+					return false, broken
 				}
 				put = append(put, id)
-				return nil
+				return id != 6, nil // the queue has the job of photo 6
 			},
 			Age: 6 * time.Second, Interval: 3 * time.Second, Log: slog.New(slog.DiscardHandler),
 			Swept: prometheus.NewCounter(prometheus.CounterOpts{Name: "swept"}),
@@ -268,8 +307,8 @@ func TestSweep(t *testing.T) {
 		if err := s.Sweep(t.Context()); !errors.Is(err, broken) || !slices.Equal(put, []photos.ID{4}) {
 			t.Errorf("put %v, %v", put, err)
 		}
-		if swept := testutil.ToFloat64(s.Swept); swept != 4 {
-			t.Errorf("%v photos were swept, want 4", swept)
+		if swept := testutil.ToFloat64(s.Swept); swept != 3 {
+			t.Errorf("%v missing jobs, want 3", swept)
 		}
 		// It goes on after an error. Its times are random, with the interval as their mean.
 		asked = nil

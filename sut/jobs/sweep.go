@@ -12,17 +12,18 @@ import (
 )
 
 // Sweeper puts photos into the queue again that have been processing for too long: the web host died before it put the
-// job, or the queue did not answer, or lost the job. Every web host has one.
+// job, or the queue did not answer, or lost the job. Every web host has one. A job that the queue has stays as it is.
 type Sweeper struct {
 	// Processing lists photos in processing that were created before a time, the oldest first.
 	Processing func(ctx context.Context, beforeUS int64, limit int) ([]photos.ID, error)
-	Put        func(ctx context.Context, photo photos.ID) error
+	// PutAgain puts the job of a photo into the queue, and says whether the queue did not have it.
+	PutAgain func(ctx context.Context, photo photos.ID) (missing bool, err error)
 	// Age is how long a photo may be processing. Interval is the mean time between two sweeps; the times are random, so
 	// that the hosts take turns.
 	Age, Interval time.Duration
 	Seed          uint64 // of these times; each host has another one
 	Log           *slog.Logger
-	Swept         prometheus.Counter // counts the photos that were put again
+	Swept         prometheus.Counter // counts the jobs that were missing
 }
 
 // sweepLimit is the number of photos of one sweep. A sweep puts them one after the other.
@@ -52,10 +53,13 @@ func (s Sweeper) Sweep(ctx context.Context) error {
 		return err
 	}
 	for _, photo := range waiting {
-		if err := s.Put(ctx, photo); err != nil {
+		missing, err := s.PutAgain(ctx, photo)
+		if err != nil {
 			return err // the others would wait for the queue, too
 		}
-		s.Swept.Inc()
+		if missing {
+			s.Swept.Inc()
+		}
 	}
 	return nil
 }

@@ -37,6 +37,9 @@ const defaultSyncSeconds = 120
 // QueueOf returns the settings of the queue.
 func QueueOf(k sut.Knobs) Queue { return settings[Queue](k) }
 
+// WorkerMemory is the memory of a worker host in bytes.
+func (s Queue) WorkerMemory() int64 { return int64(max(s.WorkerCPU, 1) * memoryPerUnit) }
+
 // Unsynced is how long an acknowledged job may not be on the disk yet.
 func (s Queue) Unsynced() time.Duration {
 	if s.Sync == SyncAlways {
@@ -103,7 +106,7 @@ func queueTier() Tier {
 			},
 			{
 				Name: "jobs_swept", Metric: "stagebench_jobs_swept_total",
-				From: []sut.Role{sut.Web}, Kind: Counter, Doc: "photos that waited too long and were put into the queue again",
+				From: []sut.Role{sut.Web}, Kind: Counter, Doc: "photos that waited too long without a job, and got a new one",
 			},
 		},
 		check: checkQueue, place: placeQueue,

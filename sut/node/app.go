@@ -50,8 +50,9 @@ func startApp(ctx context.Context, n process.Node) (c process.Component, err err
 	}
 	w.app, err = app.New(app.Config{
 		Node: n.Config.Node, Store: w.records, Blobs: w.bytes, Sessions: w.sessions.used, Process: imaging.Process,
-		Inspect: imaging.Inspect, Jobs: w.jobs.taker(), MemoryBytes: n.Config.MemoryBytes,
-		IDs: photos.NewIDSource(uint8(n.Config.IDHost), time.Now), Log: n.Log, Registry: n.Registry, Now: time.Now,
+		Inspect: imaging.Inspect, Jobs: w.jobs.taker(), WorkerMemory: w.jobs.workerMemory(),
+		MemoryBytes: n.Config.MemoryBytes,
+		IDs:         photos.NewIDSource(uint8(n.Config.IDHost), time.Now), Log: n.Log, Registry: n.Registry, Now: time.Now,
 		Service: n.Config.Service, Full: conns.Refused, LogRequests: ladder.LogsOf(n.Config.Knobs).Requests,
 	})
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 type jobQueue struct {
 	queue   *queue.Queue
 	sweeper jobs.Sweeper
+	memory  int64 // what a worker has for pictures in processing
 }
 
 // sweepAge is the age at which a photo is put again, as a multiple of the time until a redelivery. A job that its
@@ -36,14 +37,15 @@ func openJobs(n process.Node, records *store.Store) (*jobQueue, error) {
 	}
 	swept := prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "stagebench_jobs_swept_total",
-		Help: "Photos that were processing for too long, and were put into the queue again.",
+		Help: "Photos that were processing for too long without a job in the queue, and got a new one.",
 	})
 	n.Registry.MustRegister(swept)
-	redeliver := ladder.QueueOf(n.Config.Knobs).Redeliver
+	settings := ladder.QueueOf(n.Config.Knobs)
+	redeliver := settings.Redeliver
 	return &jobQueue{q, jobs.Sweeper{
-		Processing: records.Processing, Put: q.Put, Age: sweepAge * redeliver, Interval: redeliver,
+		Processing: records.Processing, PutAgain: q.PutAgain, Age: sweepAge * redeliver, Interval: redeliver,
 		Seed: uint64(n.Config.IDHost), Log: n.Log, Swept: swept,
-	}}, nil
+	}, app.PictureMemory(settings.WorkerMemory())}, nil
 }
 
 // taker returns what takes the jobs of uploads; nil = nothing does.
@@ -52,6 +54,14 @@ func (j *jobQueue) taker() app.Jobs {
 		return nil
 	}
 	return j.queue
+}
+
+// workerMemory returns what a worker has for pictures in processing; 0 = there are no workers.
+func (j *jobQueue) workerMemory() int64 {
+	if j == nil {
+		return 0
+	}
+	return j.memory
 }
 
 // background sweeps until ctx ends.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/app"
 	"github.com/stagebench/stagebench/sut/conns"
 	"github.com/stagebench/stagebench/sut/imaging"
 	"github.com/stagebench/stagebench/sut/jobs"
@@ -45,7 +46,7 @@ func startWorker(ctx context.Context, n process.Node) (c process.Component, err 
 	procs := max(n.Config.Procs, 1)
 	processor, err := jobs.New(jobs.Config{
 		Records: primaryFirst{s}, Blobs: s.bytes, Inspect: imaging.Inspect, Process: imaging.Process,
-		MemoryBytes: n.Config.MemoryBytes * 2 / 5 / int64(procs), Now: time.Now,
+		MemoryBytes: app.PictureMemory(n.Config.MemoryBytes), Now: time.Now,
 	})
 	if err != nil {
 		return c, err

@@ -17,6 +17,7 @@ type Figures struct {
 	AtRisk  int64 // upper bound of the stored jobs that a power cut would lose; a killed process loses none
 	Dead    int64 // dead letters
 	LastSeq uint64
+	Leader  string // the broker that leads the others
 }
 
 // Figures reads the state of the queue. The broker must have been told by Ensure what to keep.
@@ -38,6 +39,9 @@ func (q *Queue) Figures(ctx context.Context) (f Figures, err error) {
 		Backlog: int64(waiting.NumPending) + int64(waiting.NumAckPending), Bytes: int64(state.Bytes),
 		Dead: int64(dead.CachedInfo().State.Msgs), LastSeq: state.LastSeq,
 	}
+	if cluster := jobs.CachedInfo().Cluster; cluster != nil {
+		f.Leader = cluster.Leader
+	}
 	if state.Msgs > 0 {
 		f.Oldest = time.Since(state.FirstTime)
 	}
@@ -45,7 +49,9 @@ func (q *Queue) Figures(ctx context.Context) (f Figures, err error) {
 	return f, nil
 }
 
-// Monitor exports the figures of a queue. It also knows how many of the last messages may not be on the disk yet.
+// Monitor exports the figures of a queue. Of several brokers, the one that leads reports them, and the others report
+// zeros, because all of them see the same queue. A monitor also knows how many of the last messages may not be on the
+// disk yet.
 type Monitor struct {
 	queue *Queue
 	// unsynced is the time after which the broker has written a message to the disk; 0 = it acknowledges no message
@@ -110,7 +116,7 @@ func (m *Monitor) add(now time.Time, last uint64) {
 func (m *Monitor) atRisk(f Figures) int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.unsynced == 0 {
+	if m.unsynced == 0 || f.AtRisk == 0 {
 		return 0
 	}
 	if len(m.samples) == 0 || time.Since(m.samples[0].at) < m.unsynced {
@@ -165,6 +171,9 @@ func (m *Monitor) Collect(out chan<- prometheus.Metric) {
 	now, err := m.read(context.Background())
 	if err != nil {
 		return
+	}
+	if m.queue.config.Replicas > 1 && now.Leader != m.queue.config.Name {
+		now = Figures{}
 	}
 	for _, f := range figures() {
 		out <- prometheus.MustNewConstMetric(f.desc, prometheus.GaugeValue, f.value(m, now))

@@ -38,7 +38,7 @@ func newMetrics() *metrics {
 			Name: "stagebench_jobs_redelivered_total", Help: "Deliveries of jobs that had been delivered before.",
 		}),
 		retried: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "stagebench_jobs_retried_total", Help: "Deliveries that failed, so that the job is delivered again.",
+			Name: "stagebench_jobs_retried_total", Help: "Attempts at jobs that failed: the job is tried or delivered again.",
 		}),
 		waited: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "stagebench_job_wait_seconds", Help: "Time from storing a job to its delivery.", Buckets: seconds,

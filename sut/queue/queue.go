@@ -161,6 +161,12 @@ func (q *Queue) Ensure(ctx context.Context) error {
 // Put puts the job of a photo into the queue. It returns nil when the broker has stored it, or stores it already. An
 // error wraps photos.ErrUnavailable. The job may be stored nevertheless; putting it again does no harm.
 func (q *Queue) Put(ctx context.Context, photo photos.ID) error {
+	_, err := q.PutAgain(ctx, photo)
+	return err
+}
+
+// PutAgain is Put, and says whether the queue did not have the job.
+func (q *Queue) PutAgain(ctx context.Context, photo photos.ID) (missing bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, putTimeout)
 	defer cancel()
 	id := strconv.FormatInt(int64(photo), 10)
@@ -168,17 +174,17 @@ func (q *Queue) Put(ctx context.Context, photo photos.ID) error {
 	if q.config.RequestID != nil {
 		message.Header.Set(sut.RequestIDHeader, q.config.RequestID(ctx))
 	}
-	_, err := q.stream.PublishMsg(ctx, message, jetstream.WithExpectStream(stream), jetstream.WithRetryAttempts(0))
+	_, err = q.stream.PublishMsg(ctx, message, jetstream.WithExpectStream(stream), jetstream.WithRetryAttempts(0))
 	switch {
 	case err == nil:
 		q.metrics.put.WithLabelValues(putStored).Inc()
-		return nil
+		return true, nil
 	case isPresent(err):
 		q.metrics.put.WithLabelValues(putPresent).Inc()
-		return nil
+		return false, nil
 	}
 	q.metrics.put.WithLabelValues(putFailed).Inc()
-	return sut.OfTier(sut.Queue, fmt.Errorf("%w: put the job of photo %d: %w", photos.ErrUnavailable, photo, err))
+	return false, sut.OfTier(sut.Queue, fmt.Errorf("%w: put the job of photo %d: %w", photos.ErrUnavailable, photo, err))
 }
 
 // isPresent reports whether the stream refused a job because it has it. The server has one error code for all reasons

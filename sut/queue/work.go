@@ -82,7 +82,7 @@ func (q *Queue) next(ctx, working context.Context, jobs jetstream.Consumer, h Ha
 		return err
 	}
 	for job := range batch.Messages() {
-		q.handle(working, job, h)
+		q.handle(ctx, working, job, h)
 	}
 	err = batch.Error()
 	if waiting.Err() != nil || errors.Is(err, nats.ErrTimeout) {
@@ -91,13 +91,13 @@ func (q *Queue) next(ctx, working context.Context, jobs jetstream.Consumer, h Ha
 	return err
 }
 
-// handle does one job and acknowledges it.
-func (q *Queue) handle(ctx context.Context, job jetstream.Msg, h Handler) {
+// handle does one job and acknowledges it. ctx ends when the worker has to stop, and working some seconds later.
+func (q *Queue) handle(ctx, working context.Context, job jetstream.Msg, h Handler) {
 	id, parsed := strconv.ParseInt(strings.TrimPrefix(job.Subject(), subjects), 10, 64)
 	meta, err := job.Metadata()
 	if parsed != nil || err != nil {
 		q.config.Log.Error("a message is no job", "subject", job.Subject())
-		q.acknowledge(ctx, job)
+		q.acknowledge(working, job)
 		return
 	}
 	log := q.config.Log.With("photo", id, "delivery", meta.NumDelivered)
@@ -109,13 +109,11 @@ func (q *Queue) handle(ctx context.Context, job jetstream.Msg, h Handler) {
 	}
 	begin := time.Now()
 	q.metrics.waited.Observe(begin.Sub(meta.Timestamp).Seconds())
-	stop := q.hold(ctx, job)
-	photo, end, reason := photos.ID(id), photos.JobEnd(""), ""
-	if meta.NumDelivered > MaxDeliver {
-		reason = "given up after " + strconv.Itoa(MaxDeliver) + " deliveries"
-		end, err = h.GiveUp(ctx, photo)
-	} else {
-		end, reason, err = h.Do(ctx, photo)
+	stop := q.hold(working, job)
+	end, reason, err := q.try(ctx, working, h, photos.ID(id), meta.NumDelivered > MaxDeliver)
+	if err == nil && end == photos.JobFailed {
+		log.Warn("a job cannot be done", "reason", reason)
+		err = q.bury(working, id, reason)
 	}
 	stop()
 	if err != nil {
@@ -127,13 +125,33 @@ func (q *Queue) handle(ctx context.Context, job jetstream.Msg, h Handler) {
 	}
 	q.metrics.took.Observe(time.Since(begin).Seconds())
 	q.metrics.ended.WithLabelValues(string(end)).Inc()
-	if end == photos.JobFailed {
-		log.Warn("a job cannot be done", "reason", reason)
-		if err := q.bury(ctx, id, reason); err != nil {
-			log.Error("a dead letter is not stored", "error", err.Error())
+	q.acknowledge(working, job)
+}
+
+// try does a job, or gives it up. While another tier does not answer, it tries again: this is no fault of the job, and
+// other jobs would fail, too. So a tier that is down for a while costs no delivery. It stops trying when ctx ends.
+func (q *Queue) try(
+	ctx, working context.Context, h Handler, photo photos.ID, exhausted bool,
+) (end photos.JobEnd, reason string, err error) {
+	for {
+		if exhausted {
+			reason = "given up after " + strconv.Itoa(MaxDeliver) + " deliveries"
+			end, err = h.GiveUp(working, photo)
+		} else {
+			end, reason, err = h.Do(working, photo)
+		}
+		if !errors.Is(err, photos.ErrUnavailable) {
+			return end, reason, err
+		}
+		wait := time.NewTimer(q.config.Pause)
+		select {
+		case <-wait.C:
+			q.metrics.retried.Inc()
+		case <-ctx.Done():
+			wait.Stop()
+			return end, reason, err
 		}
 	}
-	q.acknowledge(ctx, job)
 }
 
 // hold tells the server from time to time that a job is being done, until stop is called.

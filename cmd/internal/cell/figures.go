@@ -132,8 +132,8 @@ func figuresOf(declared []ladder.Figure, nodes []delta) (figures []results.Figur
 			}
 			exported = true
 			switch name := d.after.node.Node; {
-			case d.after.err != nil:
-				figure.Unknown = append(figure.Unknown, name)
+			case d.after.err != nil, f.Kind == ladder.Gauge && !d.after.series.Has(f.Metric):
+				figure.Unknown = append(figure.Unknown, name) // it may not have got an answer from its own server
 			case f.Kind == ladder.Gauge:
 				sum += d.after.series.Sum(f.Metric)
 			default:

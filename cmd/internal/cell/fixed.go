@@ -86,11 +86,9 @@ func (r *cellRun) checkWrites(ctx context.Context) error {
 			c.Warnf("%v", err)
 		}
 	}
-	patience := readBackPatience + ladder.DBOf(t.Knobs).ReplicaLag
-	if cache.Hosts > 0 {
-		patience += cache.TTL
+	config := driver.ReadBack{
+		Timeout: opTimeout, MaxWait: readBackPatience + staleFor(t.Knobs), Pause: readBackPause,
 	}
-	config := driver.ReadBack{Timeout: opTimeout, MaxWait: patience, Pause: readBackPause}
 	writes, err := CheckWrites(ctx, r.stepper.History, r.stepper.Clients, config)
 	if err != nil {
 		return err
@@ -122,6 +120,15 @@ func (r *cellRun) checkWrites(ctx context.Context) error {
 			writes.Unread)
 	}
 	return nil
+}
+
+// staleFor returns how long a system may show a record that is older than the last write.
+func staleFor(k sut.Knobs) time.Duration {
+	longest := ladder.DBOf(k).ReplicaLag
+	if cache := ladder.CacheOf(k); cache.Hosts > 0 {
+		longest += cache.TTL
+	}
+	return longest
 }
 
 // mostDiscarded returns what a multi-primary database discarded. All nodes count the same, but some may still miss
@@ -196,11 +203,13 @@ func (r *cellRun) awaitProcessed(ctx context.Context, step *results.Step) error 
 	if !slices.ContainsFunc(r.Topology.Nodes, worker) {
 		return nil
 	}
+	// A cache may keep a record that was read from a lagging replica.
+	r.stepper.Patience = DefaultPatience + staleFor(r.Topology.Knobs)
 	var err error
 	step.Processing, err = r.stepper.AwaitProcessed(ctx)
 	if p := step.Processing; p != nil && p.Missing+p.Unfinished > 0 {
 		r.cell.Warnf("of %d acknowledged uploads, %d do not exist any more and %d were still processing %v after the step",
-			p.Uploaded, p.Missing, p.Unfinished, DefaultPatience)
+			p.Uploaded, p.Missing, p.Unfinished, r.stepper.Patience)
 	}
 	return err
 }

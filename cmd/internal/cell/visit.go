@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path"
 	"strings"
 	"time"
 
@@ -46,11 +47,7 @@ type cellRun struct {
 // open prepares the measurement of a cell and starts nothing. An error is stored in the result.
 func (b *Bench) open(s Spec) *cellRun {
 	r := b.newRun(s, b.describe(s))
-	name := r.cell.Stage + "/" + r.cell.Workload
-	if s.Variant != "" {
-		name += "/" + s.Variant
-	}
-	dir, err := b.Run.Cell(name)
+	dir, err := b.Run.Cell(path.Join(r.cell.Stage, r.cell.Workload, s.Variant))
 	if err == nil {
 		r.logs = dir.LogsDir()
 		r.files, err = openFiles(dir, r.cell)
@@ -82,7 +79,7 @@ func (r *cellRun) close(ctx context.Context) error { return errors.Join(r.stop(c
 func (b *Bench) describe(s Spec) results.Cell {
 	t, l := s.Topology, s.Load
 	c := results.Cell{
-		Stage: string(t.Stage), Workload: l.Workload.Name(), Driver: b.Driver.Name(), Knobs: t.Knobs,
+		Stage: string(t.Stage), Workload: l.Workload.Name(), Variant: s.Variant, Driver: b.Driver.Name(), Knobs: t.Knobs,
 		Topology: t.Digest(), Engines: map[string]string{}, Versions: map[string]string{}, Units: t.Units(),
 		SLO: b.SLO.String(), Trace: l.Trace,
 	}

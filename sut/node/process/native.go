@@ -36,7 +36,7 @@ const (
 )
 
 // WithBackground returns a component that runs f in a goroutine. Stop ends the context of
-// f and waits for f before it stops the component.
+// f and waits for f, as long as its own context permits, before it stops the component.
 func (c Component) WithBackground(f func(context.Context)) Component {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -47,7 +47,10 @@ func (c Component) WithBackground(f func(context.Context)) Component {
 	stop := c.Stop
 	c.Stop = func(ctx context.Context) error {
 		cancel()
-		<-done
+		select {
+		case <-done:
+		case <-ctx.Done():
+		}
 		return stop(ctx)
 	}
 	return c
