@@ -55,11 +55,11 @@ func TestVictims(t *testing.T) {
 func TestScorecardPlan(t *testing.T) {
 	t.Parallel()
 	o := scorecardOptions{pause: 10 * time.Second}
-	j := job{loads: []load.Load{{}}, plan: cell.Quick()}
-	for _, topology := range []sut.Topology{
-		stageOf(t, sut.Single, nil), stageOf(t, sut.LB, nil), stageOf(t, sut.LB, sut.Knobs{"web.hosts": "16"}),
-	} {
-		j.topologies = append(j.topologies, topology)
+	j := job{
+		loads: []load.Load{{}}, plan: cell.Quick(),
+		topologies: []sut.Topology{
+			stageOf(t, sut.Single, nil), stageOf(t, sut.LB, nil), stageOf(t, sut.LB, sut.Knobs{"web.hosts": "16"}),
+		},
 	}
 	all, cells := o.plan(j)
 	var variants []string
