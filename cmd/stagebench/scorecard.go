@@ -33,7 +33,7 @@ func scorecardCommand(s streams) *cobra.Command {
 	var o scorecardOptions
 	cmd := &cobra.Command{
 		Use:   "scorecard",
-		Short: "Answer an architect's questions for each stage: what a dead host costs, and what a request costs",
+		Short: "Show for each stage what a dead host costs, and what requests cost",
 		Long: `Answers six questions for each stage:
 
   availability    which share of requests fails when a host of each role is killed
