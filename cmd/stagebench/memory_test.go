@@ -228,7 +228,7 @@ func (b *bombing) declared(t *testing.T) []net.Conn {
 		text string
 	}{
 		{declaring(65535, 65535, 3), http.StatusRequestEntityTooLarge, "12 million pixels"},
-		{declaring(4000, 3000, 4), http.StatusRequestEntityTooLarge, "the limit of this host is"},
+		{declaring(4000, 3000, 4), http.StatusRequestEntityTooLarge, "the limit is"},
 		{declaring(4000, 3000, 3), http.StatusUnsupportedMediaType, ""},
 	} {
 		statuses := b.parallel(t, 12, func(int) (int, string, error) {
