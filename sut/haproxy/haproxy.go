@@ -21,7 +21,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -114,8 +113,9 @@ func (c Config) validate() error {
 //     response, and the client may repeat the request. Go's client repeats a GET, which
 //     hides the failure.
 type Server struct {
-	cfg   Config
-	slots *slots
+	program.Server // has Address and Version
+	cfg            Config
+	slots          *slots
 	// streaks counts the failed requests in a row.
 	streaks streaks
 	// changing is held while commands change the hosts. Without it, two concurrent
@@ -127,7 +127,10 @@ type Server struct {
 // New describes a server. Prepare checks the configuration.
 func New(cfg Config) *Server {
 	cfg = cfg.defaults()
-	return &Server{cfg: cfg, slots: newSlots(cfg.Balancing), streaks: streaks{slots: map[string]streak{}}}
+	return &Server{
+		Server: program.NewServer(cfg.Install, cfg.Listen, cfg.Port), cfg: cfg,
+		slots: newSlots(cfg.Balancing), streaks: streaks{slots: map[string]streak{}},
+	}
 }
 
 // Prepare writes the server's configuration into its directory and has the
@@ -198,14 +201,6 @@ func (h *Server) Ready(ctx context.Context) error {
 // idle connections, waits up to Config.Drain for requests in flight, and ends. It also
 // waits for a connection without any request yet, and for all connections of layer 4.
 func (h *Server) StopSignal() os.Signal { return syscall.SIGUSR1 }
-
-// Version returns the version of the installed program, such as "2.6.12".
-func (h *Server) Version(context.Context) (string, error) { return h.cfg.Install.Version, nil }
-
-// Address is the host:port that the server listens on.
-func (h *Server) Address() string {
-	return net.JoinHostPort(h.cfg.Listen.String(), strconv.Itoa(h.cfg.Port))
-}
 
 // Status returns the server's hosts and counters.
 func (h *Server) Status(ctx context.Context) (sut.BalancerStatus, error) {

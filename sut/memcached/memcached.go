@@ -56,12 +56,15 @@ type Config struct {
 // least recently used entry of the same slab class, which has a similar size. It supports
 // no other policy.
 type Server struct {
-	cfg       Config
-	passwords *os.File // set by Prepare; nil = clients need no password
+	program.Server // has Address, StopSignal and Version
+	cfg            Config
+	passwords      *os.File // set by Prepare; nil = clients need no password
 }
 
 // New returns a server description. Prepare checks the configuration.
-func New(cfg Config) *Server { return &Server{cfg: cfg} }
+func New(cfg Config) *Server {
+	return &Server{Server: program.NewServer(cfg.Install, cfg.Listen, cfg.Port), cfg: cfg}
+}
 
 const (
 	mebibyte = 1 << 20
@@ -76,16 +79,11 @@ const (
 // Prepare returns an error if the configuration is invalid, or if no user may run the
 // server.
 func (s *Server) Prepare(context.Context) error {
-	switch c := s.cfg; {
-	case c.Install.Path == "":
-		return errors.New("memcached: no installation given\nuse the result of Find")
-	case !c.Listen.IsLoopback():
-		return fmt.Errorf("memcached: listen address %v: want a loopback address, because the server has no encryption",
-			c.Listen)
-	case c.Port < 1 || c.Port > 65535:
-		return fmt.Errorf("memcached: port %d: want 1 to 65535", c.Port)
-	case c.MaxBytes < mebibyte:
-		return fmt.Errorf("memcached: memory limit of %d bytes: want 1 MiB or more", c.MaxBytes)
+	if err := s.CheckLoopback(); err != nil {
+		return fmt.Errorf("memcached: %w", err)
+	}
+	if s.cfg.MaxBytes < mebibyte {
+		return fmt.Errorf("memcached: memory limit of %d bytes: want 1 MiB or more", s.cfg.MaxBytes)
 	}
 	if s.cfg.Secret != "" && s.passwords == nil {
 		var err error
@@ -159,15 +157,4 @@ func (s *Server) Ready(ctx context.Context) error {
 		return fmt.Errorf("memcached: version: unexpected reply %q", line)
 	}
 	return err
-}
-
-// StopSignal is the signal that ends the server. It has no data to save.
-func (s *Server) StopSignal() os.Signal { return syscall.SIGTERM }
-
-// Version returns the version of the installed program.
-func (s *Server) Version(context.Context) (string, error) { return s.cfg.Install.Version, nil }
-
-// Address returns the host:port that the server listens on.
-func (s *Server) Address() string {
-	return net.JoinHostPort(s.cfg.Listen.String(), strconv.Itoa(s.cfg.Port))
 }

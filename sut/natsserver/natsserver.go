@@ -9,7 +9,6 @@ package natsserver
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -18,7 +17,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/program"
@@ -52,21 +50,18 @@ type Config struct {
 }
 
 // Server describes a nats-server.
-type Server struct{ config Config }
+type Server struct {
+	program.Server // has Address, StopSignal and Version
+	config         Config
+}
 
 // New returns a server description. Prepare checks the configuration.
-func New(c Config) *Server { return &Server{c} }
+func New(c Config) *Server { return &Server{program.NewServer(c.Install, c.Listen, c.Port), c} }
 
 // Prepare checks the configuration and writes the file of it.
 func (s *Server) Prepare(context.Context) error {
-	switch c := s.config; {
-	case c.Install.Path == "":
-		return errors.New("nats-server: no installation given\nuse the result of Find")
-	case !c.Listen.IsLoopback():
-		return fmt.Errorf("nats-server: listen address %v: want a loopback address, because the server has no encryption",
-			c.Listen)
-	case c.Port < 1 || c.Port > 65535:
-		return fmt.Errorf("nats-server: port %d: want 1 to 65535", c.Port)
+	if err := s.CheckLoopback(); err != nil {
+		return fmt.Errorf("nats-server: %w", err)
 	}
 	// Everybody can read the arguments of a process. The directory is private.
 	return os.WriteFile(s.file(), []byte(s.text()), 0o600)
@@ -120,15 +115,4 @@ func (s *Server) Ready(ctx context.Context) error {
 		return fmt.Errorf("nats-server: %w", err)
 	}
 	return nil
-}
-
-// StopSignal is the signal that ends the server.
-func (s *Server) StopSignal() os.Signal { return syscall.SIGTERM }
-
-// Version returns the version of the installed program.
-func (s *Server) Version(context.Context) (string, error) { return s.config.Install.Version, nil }
-
-// Address returns the host:port that the server listens on.
-func (s *Server) Address() string {
-	return net.JoinHostPort(s.config.Listen.String(), strconv.Itoa(s.config.Port))
 }

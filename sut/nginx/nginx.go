@@ -20,7 +20,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -94,7 +93,8 @@ func (c Config) validate() error {
 //     request at that moment must send it again.
 //   - If the main process is killed, its workers go on until Prepare is called for the next start.
 type Server struct {
-	cfg Config
+	program.Server // has Address and Version
+	cfg            Config
 
 	// changing is held while the configuration changes. It guards origins.
 	changing sync.Mutex
@@ -107,7 +107,8 @@ type Server struct {
 // New returns a description of a server. Prepare returns an error if the configuration is invalid.
 func New(cfg Config) *Server {
 	cfg = cfg.defaults()
-	return &Server{cfg: cfg, origins: cfg.Origins}
+	server := program.NewServer(cfg.Install, cfg.Listen, cfg.Port)
+	return &Server{Server: server, cfg: cfg, origins: cfg.Origins}
 }
 
 // Names of the files in the directory of a server.
@@ -207,14 +208,6 @@ func (s *Server) Ready(ctx context.Context) error {
 // StopSignal is the signal for nginx's graceful stop. The server stops listening, closes idle connections, waits up to
 // Config.Drain for requests in flight, and ends.
 func (s *Server) StopSignal() os.Signal { return syscall.SIGQUIT }
-
-// Version returns the version of the installed program, such as "1.22.1".
-func (s *Server) Version(context.Context) (string, error) { return s.cfg.Install.Version, nil }
-
-// Address is the host:port that the server listens on.
-func (s *Server) Address() string {
-	return net.JoinHostPort(s.cfg.Listen.String(), strconv.Itoa(s.cfg.Port))
-}
 
 // Install is an installed nginx.
 type Install = program.Install

@@ -1,4 +1,4 @@
-// Package program finds the installed programs of native servers.
+// Package program finds the installed programs of native servers, and has what their descriptions share.
 package program
 
 import (

@@ -16,12 +16,10 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
@@ -61,10 +59,15 @@ type Config struct {
 // Redis approximates LRU and LFU by samples. Redis has no FIFO policy. Server uses
 // volatile-ttl instead, which evicts the key that expires next among a sample. With the
 // same time to live for all keys, that is approximately the oldest key.
-type Server struct{ cfg Config }
+type Server struct {
+	program.Server // has Address, StopSignal and Version
+	cfg            Config
+}
 
 // New returns a server description. Prepare checks the configuration.
-func New(cfg Config) *Server { return &Server{cfg: cfg} }
+func New(cfg Config) *Server {
+	return &Server{program.NewServer(cfg.Install, cfg.Listen, cfg.Port), cfg}
+}
 
 // The limits of clients. They are for clients that have shown the secret: from others, Redis takes 10 arguments of
 // 16 KiB. The web tier needs at most 1024 connections: 16 hosts with 64 each.
@@ -76,16 +79,11 @@ const (
 
 // Prepare returns an error if the configuration is invalid.
 func (s *Server) Prepare(context.Context) error {
-	switch c := s.cfg; {
-	case c.Install.Path == "":
-		return errors.New("redis: no installation given\nuse the result of Find")
-	case !c.Listen.IsLoopback():
-		return fmt.Errorf("redis: listen address %v: want a loopback address, because the server has no encryption",
-			c.Listen)
-	case c.Port < 1 || c.Port > 65535:
-		return fmt.Errorf("redis: port %d: want 1 to 65535", c.Port)
-	case c.MaxBytes < 0:
-		return fmt.Errorf("redis: memory limit of %d bytes: want 0 or more", c.MaxBytes)
+	if err := s.CheckLoopback(); err != nil {
+		return fmt.Errorf("redis: %w", err)
+	}
+	if s.cfg.MaxBytes < 0 {
+		return fmt.Errorf("redis: memory limit of %d bytes: want 0 or more", s.cfg.MaxBytes)
 	}
 	return nil
 }
@@ -221,15 +219,4 @@ func parseInfo(text string) (f sut.CacheFigures, err error) {
 		}
 	}
 	return f, nil
-}
-
-// StopSignal is the signal that ends the server. It has no data to save.
-func (s *Server) StopSignal() os.Signal { return syscall.SIGTERM }
-
-// Version returns the version of the installed program.
-func (s *Server) Version(context.Context) (string, error) { return s.cfg.Install.Version, nil }
-
-// Address returns the host:port that the server listens on.
-func (s *Server) Address() string {
-	return net.JoinHostPort(s.cfg.Listen.String(), strconv.Itoa(s.cfg.Port))
 }

@@ -84,8 +84,10 @@ func (c Config) validate() error {
 //     first response is stored are not collapsed.
 //   - Bodies on their way and such marks take memory in addition to the budget.
 //   - Its origins see the field x-edge-stale in a request for a stale response.
+//   - It has no graceful stop: the stop signal cuts off requests in flight.
 type Server struct {
-	cfg Config
+	program.Server // has Address, StopSignal and Version
+	cfg            Config
 
 	// changing is held while the configuration changes. It guards origins and loaded.
 	changing sync.Mutex
@@ -96,7 +98,8 @@ type Server struct {
 // New returns a description of a server. Prepare returns an error if the configuration is invalid.
 func New(cfg Config) *Server {
 	cfg = cfg.defaults()
-	return &Server{cfg: cfg, origins: cfg.Origins}
+	server := program.NewServer(cfg.Install.Install, cfg.Listen, cfg.Port)
+	return &Server{Server: server, cfg: cfg, origins: cfg.Origins}
 }
 
 // Names of the files in the directory of a server.
@@ -193,17 +196,6 @@ func (s *Server) Ready(ctx context.Context) error {
 		return fmt.Errorf("varnish: %s", strings.TrimSpace(answer))
 	}
 	return nil
-}
-
-// StopSignal is the signal that ends the server. Varnish has no graceful stop: requests in flight are cut off.
-func (s *Server) StopSignal() os.Signal { return syscall.SIGTERM }
-
-// Version returns the version of the installed program, such as "7.1.1".
-func (s *Server) Version(context.Context) (string, error) { return s.cfg.Install.Version, nil }
-
-// Address is the host:port that the server listens on.
-func (s *Server) Address() string {
-	return net.JoinHostPort(s.cfg.Listen.String(), strconv.Itoa(s.cfg.Port))
 }
 
 // Install is an installed Varnish: varnishd.

@@ -51,7 +51,7 @@ func sutArrows() []arrow {
 		{"sut/ladder", []string{"sut"}, "a configuration is pure data and does not depend on how it is started"},
 		{"sut/photos", []string{"sut"}, "all tiers share the records, so the records depend on no tier"},
 		{"sut/swap", nil, "replaces values of any type while they are in use"},
-		{"sut/program", nil, "finds the program of any server"},
+		{"sut/program", nil, "finds the program of any server, and has what the descriptions of servers share"},
 		{"sut/attempt", nil, "watches how any proxy sends a request"},
 		{
 			"sut/...",
