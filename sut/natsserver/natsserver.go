@@ -33,18 +33,18 @@ func Find() (Install, error) {
 	}.Find()
 }
 
-// Config is the configuration of a Server. Its fields have the meaning of those of broker.Config.
+// Config is the configuration of a Server.
 type Config struct {
-	Install   Install
-	Name      string
-	Dir       string
-	Listen    net.IP
-	Port      int
-	Secret    sut.Secret
-	MaxConns  int
-	MaxBytes  int64
-	Clustered bool
-	Others    []string
+	Install Install
+	Port    int // of clients, never 0
+	// These fields have the meaning of those of broker.Config with the same names.
+	Name     string
+	Dir      string
+	Listen   net.IP
+	Secret   sut.Secret
+	MaxConns int
+	MaxBytes int64
+	Routes   []string
 	// Ping returns nil if the server at an address accepts a client with the secret.
 	Ping func(ctx context.Context, address string, secret sut.Secret) error
 }
@@ -84,12 +84,12 @@ func (s *Server) text() string {
 	line("max_pending: %d", sut.BrokerPending)
 	store := filepath.Join(c.Dir, "data")
 	line("jetstream { store_dir: %q, max_memory_store: 1MB, max_file_store: %d }", store, c.MaxBytes)
-	if !c.Clustered {
+	if c.Routes == nil {
 		return out.String()
 	}
 	cluster := net.JoinHostPort(c.Listen.String(), strconv.Itoa(sut.BrokerClusterPort))
 	var routes []string
-	for _, address := range append([]string{c.Listen.String()}, c.Others...) {
+	for _, address := range c.Routes {
 		routes = append(routes, fmt.Sprintf("\"nats-route://%s:%s@%s\"", sut.BrokerCluster, string(c.Secret),
 			net.JoinHostPort(address, strconv.Itoa(sut.BrokerClusterPort))))
 	}

@@ -38,7 +38,7 @@ func startJetStream(ctx context.Context, n process.Node) (c process.Component, e
 		Name: n.Config.Node, Dir: filepath.Join(n.Config.Dir, "data"), Listen: net.ParseIP(n.Config.Listen),
 		Port: n.Config.Port, Secret: n.Config.Secret, MaxConns: n.ConnsWithin(brokerConnBytes, maxBrokerConns),
 		MaxBytes: storeSize(s), SyncAlways: s.Sync == ladder.SyncAlways, SyncInterval: s.SyncInterval,
-		Clustered: s.Replicas > 1, Others: otherBrokers(n.Config.Wiring), Log: n.Log,
+		Routes: brokerRoutes(n.Config), Log: n.Log,
 	})
 	if err != nil {
 		return c, err
@@ -62,7 +62,7 @@ func startNATSServer(ctx context.Context, n process.Node) (c process.Component, 
 	c, err = n.StartNative(ctx, natsserver.New(natsserver.Config{
 		Install: install, Name: n.Config.Node, Dir: n.Config.Dir, Listen: net.ParseIP(n.Config.Listen), Port: port,
 		Secret: n.Config.Secret, MaxConns: n.ConnsWithin(brokerConnBytes, maxBrokerConns), MaxBytes: storeSize(s),
-		Clustered: s.Replicas > 1, Others: otherBrokers(n.Config.Wiring), Ping: queue.Ping,
+		Routes: brokerRoutes(n.Config), Ping: queue.Ping,
 	}), syscall.SIGKILL)
 	if err != nil {
 		return c, err
@@ -73,14 +73,19 @@ func startNATSServer(ctx context.Context, n process.Node) (c process.Component, 
 // storeSize is the space of a broker.
 func storeSize(s ladder.Queue) int64 { return int64(s.CapacityMB)*1_000_000 + storeBytes }
 
-// otherBrokers returns the addresses of the brokers that were started before, without ports.
-func otherBrokers(w sut.Wiring) (addresses []string) {
-	for _, p := range w.Uses[sut.Queue] {
+// brokerRoutes returns the addresses of one of several brokers and of those that were started before, without ports. It
+// returns nil for the only broker.
+func brokerRoutes(c sut.NodeConfig) []string {
+	if ladder.QueueOf(c.Knobs).Replicas == 1 {
+		return nil
+	}
+	routes := []string{c.Listen}
+	for _, p := range c.Wiring.Uses[sut.Queue] {
 		if host, _, err := net.SplitHostPort(p.Address); err == nil {
-			addresses = append(addresses, host)
+			routes = append(routes, host)
 		}
 	}
-	return addresses
+	return routes
 }
 
 // openQueue opens the queue at some brokers.

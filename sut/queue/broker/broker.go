@@ -37,11 +37,11 @@ type Config struct {
 	// last SyncInterval; 0 = DefaultSyncInterval. A killed process loses none.
 	SyncAlways   bool
 	SyncInterval time.Duration
-	// Clustered makes the broker one of several that store each job. It needs an address of its own, and Others are the
-	// addresses of the brokers that run already, without ports.
-	Clustered bool
-	Others    []string
-	Log       *slog.Logger
+	// Routes make the broker one of several that store each job: the addresses without ports of this broker and of those
+	// that run already. It needs an address of its own. JetStream needs a route, so the first broker has one to itself.
+	// nil = it is the only broker.
+	Routes []string
+	Log    *slog.Logger
 }
 
 // Broker is a running broker.
@@ -88,15 +88,14 @@ func options(c Config) *server.Options {
 	if c.Port == 0 {
 		o.Port = server.RANDOM_PORT
 	}
-	if !c.Clustered {
+	if c.Routes == nil {
 		return o
 	}
 	o.Cluster = server.ClusterOpts{
 		Name: sut.BrokerCluster, Host: c.Listen.String(), Port: sut.BrokerClusterPort, Advertise: c.Listen.String(),
 		Username: sut.BrokerCluster, Password: string(c.Secret), AuthTimeout: sut.BrokerAuthSeconds,
 	}
-	// JetStream needs a route. The first broker has itself only.
-	for _, address := range append([]string{c.Listen.String()}, c.Others...) {
+	for _, address := range c.Routes {
 		o.Routes = append(o.Routes, &url.URL{
 			Scheme: "nats-route", User: url.UserPassword(sut.BrokerCluster, string(c.Secret)),
 			Host: net.JoinHostPort(address, strconv.Itoa(sut.BrokerClusterPort)),
