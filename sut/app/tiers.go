@@ -22,17 +22,11 @@ type BlobReader interface {
 	Head(ctx context.Context, id photos.ID, v photos.Variant) (size int64, err error)
 }
 
-// BlobWriter changes the bytes of photos.
-type BlobWriter interface {
-	Put(ctx context.Context, id photos.ID, v photos.Variant, data []byte) error
-	Delete(ctx context.Context, id photos.ID, v photos.Variant) error
-}
-
 // Blobs stores the bytes of photos. Its errors wrap photos.ErrNotFound or
 // photos.ErrUnavailable. Any other error is answered with 500.
 type Blobs interface {
 	BlobReader
-	BlobWriter
+	photos.BlobWriter
 }
 
 // Jobs takes the photos that workers have to process. Put returns when the queue has stored the job. Its error wraps

@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/stagebench/stagebench/sut/photos"
@@ -75,7 +74,9 @@ func (a *App) upload(_ context.Context, x *exchange) error {
 	if a.config.Jobs != nil {
 		photo.State, photo.DoneUS = photos.StateProcessing, 0
 	}
-	if err := a.storeBlobs(ctx, photo.ID, sent.original, variants); err != nil {
+	images := variants.Images()
+	images[photos.VariantOriginal] = sent.original
+	if err := photos.PutImages(ctx, a.config.Blobs, photo.ID, images); err != nil {
 		_ = a.removeBlobs(x, photo.ID) // it logs its error
 		return a.tierProblem(x, tierBlob, "the photo", err)
 	}
@@ -295,33 +296,13 @@ func pictureProblem(original []byte, err error) error {
 	return fmt.Errorf("process an upload of %d bytes: %w", len(original), err)
 }
 
-// storeBlobs stores the original and the variants that were made.
-func (a *App) storeBlobs(ctx context.Context, id photos.ID, original []byte, made photos.Variants) error {
-	group, ctx := errgroup.WithContext(ctx)
-	images := made.Images()
-	images[photos.VariantOriginal] = original
-	for v, data := range images {
-		group.Go(func() error { return a.config.Blobs.Put(ctx, id, v, data) })
-	}
-	return group.Wait()
-}
-
 // removeBlobs removes the bytes of a photo without a record. It continues after the
 // client disconnects. It logs a failure. The bytes that remain then only take up space,
 // because no record refers to them.
 func (a *App) removeBlobs(x *exchange, id photos.ID) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(&x.ctx), cleanupTimeout)
 	defer cancel()
-	var group errgroup.Group
-	for _, v := range photos.AllVariants() {
-		group.Go(func() error {
-			if err := a.config.Blobs.Delete(ctx, id, v); err != nil && !errors.Is(err, photos.ErrNotFound) {
-				return err
-			}
-			return nil
-		})
-	}
-	err := group.Wait()
+	err := photos.DeleteImages(ctx, a.config.Blobs, id, photos.AllVariants())
 	if err != nil {
 		a.config.Log.Warn("cannot remove the bytes of a photo", "request_id", x.id(), "photo", id, "error", err)
 	}

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/stagebench/stagebench/sut/photos"
@@ -29,8 +28,7 @@ type Records interface {
 // Blobs stores the bytes of photos. Its errors wrap photos.ErrNotFound or photos.ErrUnavailable.
 type Blobs interface {
 	Get(ctx context.Context, id photos.ID, v photos.Variant) ([]byte, error)
-	Put(ctx context.Context, id photos.ID, v photos.Variant, data []byte) error
-	Delete(ctx context.Context, id photos.ID, v photos.Variant) error
+	photos.BlobWriter
 }
 
 // Config is the configuration of a Processor. All fields are required.
@@ -94,7 +92,7 @@ func (p *Processor) Do(ctx context.Context, id photos.ID) (end photos.JobEnd, re
 		end, err = p.finish(ctx, id, photos.StateFailed)
 		return end, reason, err
 	}
-	if err := p.store(ctx, id, made); err != nil {
+	if err := photos.PutImages(ctx, p.config.Blobs, id, made.Images()); err != nil {
 		return "", "", fmt.Errorf("the variants: %w", err)
 	}
 	if end, err = p.finish(ctx, id, photos.StateReady); end == photos.JobFailed {
@@ -127,15 +125,6 @@ func (p *Processor) process(ctx context.Context, original []byte) (photos.Varian
 	return p.config.Process(original)
 }
 
-// store stores the variants.
-func (p *Processor) store(ctx context.Context, id photos.ID, made photos.Variants) error {
-	group, ctx := errgroup.WithContext(ctx)
-	for v, data := range made.Images() {
-		group.Go(func() error { return p.config.Blobs.Put(ctx, id, v, data) })
-	}
-	return group.Wait()
-}
-
 // finish ends the processing in the record. If the photo was deleted meanwhile, it removes the variants, because the
 // deletion may have come before they were stored. It leaves the original, which was there before the record: if the
 // record was not deleted but lost, it can be restored.
@@ -151,25 +140,12 @@ func (p *Processor) finish(ctx context.Context, id photos.ID, state string) (pho
 		}
 		return photos.JobRepeated, err
 	case errors.Is(err, photos.ErrNotFound):
-		return photos.JobGone, p.remove(ctx, id)
+		made := photos.AllVariants()[1:] // without the original
+		return photos.JobGone, photos.DeleteImages(ctx, p.config.Blobs, id, made)
 	case err != nil:
 		return "", err
 	case state == photos.StateFailed:
 		return photos.JobFailed, nil
 	}
 	return photos.JobDone, nil
-}
-
-// remove removes the variants of a photo.
-func (p *Processor) remove(ctx context.Context, id photos.ID) error {
-	var errs []error
-	for _, v := range photos.AllVariants() {
-		if v == photos.VariantOriginal {
-			continue
-		}
-		if err := p.config.Blobs.Delete(ctx, id, v); !errors.Is(err, photos.ErrNotFound) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
 }

@@ -2,9 +2,9 @@
 // every store of records returns.
 //
 // It also generates ids (IDSource), password digests (HashPassword) and the seeded data
-// set (Dataset).
+// set (Dataset), and passes the images of a photo to the store of bytes (PutImages).
 //
-// The package imports only package sut of this module and does no I/O. Times are
+// The package imports only package sut of this module and does no I/O of its own. Times are
 // microseconds since the Unix epoch, UTC. Records are plain values. IDSource and Dataset
 // are safe for concurrent use.
 package photos
