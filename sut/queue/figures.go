@@ -14,7 +14,7 @@ type Figures struct {
 	Backlog int64 // jobs that are stored and not done: not delivered yet, or not acknowledged
 	Oldest  time.Duration
 	Bytes   int64 // of the stored jobs
-	AtRisk  int64 // upper bound of the stored jobs that a power cut would lose; a killed process loses none
+	Stored  int64 // jobs that are stored; the monitor computes how many of them a power cut would lose
 	Dead    int64 // dead letters
 	LastSeq uint64
 	Leader  string // the broker that leads the others
@@ -37,7 +37,7 @@ func (q *Queue) Figures(ctx context.Context) (f Figures, err error) {
 	state, waiting := jobs.CachedInfo().State, workers.CachedInfo()
 	f = Figures{
 		Backlog: int64(waiting.NumPending) + int64(waiting.NumAckPending), Bytes: int64(state.Bytes),
-		Dead: int64(dead.CachedInfo().State.Msgs), LastSeq: state.LastSeq,
+		Stored: int64(state.Msgs), Dead: int64(dead.CachedInfo().State.Msgs), LastSeq: state.LastSeq,
 	}
 	if cluster := jobs.CachedInfo().Cluster; cluster != nil {
 		f.Leader = cluster.Leader
@@ -45,7 +45,6 @@ func (q *Queue) Figures(ctx context.Context) (f Figures, err error) {
 	if state.Msgs > 0 {
 		f.Oldest = time.Since(state.FirstTime)
 	}
-	f.AtRisk = int64(state.Msgs)
 	return f, nil
 }
 
@@ -116,13 +115,13 @@ func (m *Monitor) add(now time.Time, last uint64) {
 func (m *Monitor) atRisk(f Figures) int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.unsynced == 0 || f.AtRisk == 0 {
+	if m.unsynced == 0 || f.Stored == 0 {
 		return 0
 	}
 	if len(m.samples) == 0 || time.Since(m.samples[0].at) < m.unsynced {
-		return f.AtRisk // all of them, because the broker has just started
+		return f.Stored // all of them, because the broker has just started
 	}
-	return min(f.AtRisk, int64(f.LastSeq-m.samples[0].last))
+	return min(f.Stored, int64(f.LastSeq-m.samples[0].last))
 }
 
 // figure is an exported figure.

@@ -17,7 +17,7 @@ func TestAtRisk(t *testing.T) {
 		}
 		check := func(stored int64, last uint64, want int64) {
 			t.Helper()
-			if got := m.atRisk(Figures{AtRisk: stored, LastSeq: last}); got != want {
+			if got := m.atRisk(Figures{Stored: stored, LastSeq: last}); got != want {
 				t.Errorf("%d stored, %d in all: %d at risk, want %d", stored, last, got, want)
 			}
 		}
@@ -32,7 +32,7 @@ func TestAtRisk(t *testing.T) {
 		check(500, 170, 20) // 150 at the begin of the interval
 		always := &Monitor{}
 		always.add(time.Now(), 3)
-		if got := always.atRisk(Figures{AtRisk: 9, LastSeq: 9}); got != 0 {
+		if got := always.atRisk(Figures{Stored: 9, LastSeq: 9}); got != 0 {
 			t.Errorf("%d at risk, want none: each job is on the disk", got)
 		}
 		if n := len(m.samples); n > 12 {
