@@ -89,29 +89,36 @@ timeline.csv.`,
 
 func (o *runOptions) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringSliceVar(&o.stages, "stages", []string{"all"},
-		"stages to measure, in this order; see: stagebench list stages")
 	f.StringSliceVar(&o.workloads, "workloads", []string{"read-heavy", "write-heavy"},
 		"workloads: names (see: stagebench list workloads), a workload FILE.yaml, or trace:FILE (an access log)")
-	f.StringVar(&o.engines, "engines", "embedded", "embedded (nothing to install) or native (PostgreSQL, HAProxy)")
-	f.StringArrayVar(&o.set, "set", nil, "set a knob, NAME=VALUE; may be repeated; see: stagebench list knobs")
 	f.BoolVar(&o.quick, "quick", false,
 		"coarse results: one visit with short steps; three stages unless --stages is given")
 	f.BoolVar(&o.full, "full", false, "five times as many visits, for narrow intervals")
-	f.StringVarP(&o.out, "out", "o", "", "directory of the run (default runs/ID)")
-	f.StringVar(&o.data, "data", "small", "size of the data set: "+strings.Join(sut.DataSizes(), ", "))
-	f.Uint64Var(&o.seed, "seed", 1, "seed of data, arrivals and keys")
 	f.IntVarP(&o.connections, "connections", "c", cell.Connections(cell.Cores()), "number of connections of the driver")
 	f.DurationVar(&o.life, "connection-life", 0, "renew connections older than this; 0 = never")
 	f.StringVar(&o.slo, "slo", results.DefaultSLO().String(), "objective of the capacity search")
-	f.Var(&o.reference, "reference",
-		"requests/s at which the latency of all stages is measured; 0 = default of the mode")
 	f.VarP(&o.rate, "rate", "r",
 		"measure this fixed rate in requests/s; 0 = capacity search, or with --faults the reference rate")
 	f.DurationVarP(&o.duration, "duration", "d", 30*time.Second, "length of the step with --rate or --faults")
 	f.StringVar(&o.faults, "faults", "", "YAML file of faults to inject while one fixed rate is measured")
-	f.BoolVarP(&o.verbose, "verbose", "v", false, "print each step")
 	f.BoolVar(&o.strict, "strict", false, "exit with status 3 if a cell is invalid")
+	o.commonFlags(cmd, "stages to measure, in this order; see: stagebench list stages",
+		"embedded (nothing to install) or native (PostgreSQL, HAProxy)",
+		"requests/s at which the latency of all stages is measured; 0 = default of the mode")
+}
+
+// commonFlags adds the flags that are also those of `stagebench scorecard`. The help of three of them depends on the
+// command.
+func (o *runOptions) commonFlags(cmd *cobra.Command, stages, engines, reference string) {
+	f := cmd.Flags()
+	f.StringSliceVar(&o.stages, "stages", []string{"all"}, stages)
+	f.StringVar(&o.engines, "engines", "embedded", engines)
+	f.StringArrayVar(&o.set, "set", nil, "set a knob, NAME=VALUE; may be repeated; see: stagebench list knobs")
+	f.StringVarP(&o.out, "out", "o", "", "directory of the run (default runs/ID)")
+	f.StringVar(&o.data, "data", "small", "size of the data set: "+strings.Join(sut.DataSizes(), ", "))
+	f.Uint64Var(&o.seed, "seed", 1, "seed of data, arrivals and keys")
+	f.Var(&o.reference, "reference", reference)
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "print each step")
 }
 
 // job is a checked command line: what to measure, and how.

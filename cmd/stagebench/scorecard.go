@@ -62,19 +62,13 @@ Prices are made up, unless --prices names a file:
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVar(&o.stages, "stages", []string{"all"}, "stages to measure; see: stagebench list stages")
+	o.commonFlags(cmd, "stages to measure; see: stagebench list stages",
+		"embedded (nothing to install) or native (PostgreSQL, HAProxy, ...)",
+		"requests/s of the latency, and while hosts are killed; 0 = 100 for hosts of a tenth of a core")
 	f.StringVar(&o.workload, "workload", "read-heavy",
 		"name of a workload (see: stagebench list workloads), or a FILE.yaml")
-	f.StringVar(&o.engines, "engines", "embedded", "embedded (nothing to install) or native (PostgreSQL, HAProxy, ...)")
-	f.StringArrayVar(&o.set, "set", nil, "set a knob, NAME=VALUE; may be repeated; see: stagebench list knobs")
-	f.StringVarP(&o.out, "out", "o", "", "directory of the run (default runs/ID)")
-	f.StringVar(&o.data, "data", "small", "size of the data set: "+strings.Join(sut.DataSizes(), ", "))
-	f.Uint64Var(&o.seed, "seed", 1, "seed of data, arrivals and keys")
-	f.Var(&o.reference, "reference",
-		"requests/s of the latency, and while hosts are killed; 0 = 100 for hosts of a tenth of a core")
 	f.DurationVar(&o.pause, "pause", 10*time.Second, "time between two kills, in which a host has to be replaced")
 	f.StringVar(&o.prices, "prices", "", "YAML file of the prices of hosts")
-	f.BoolVarP(&o.verbose, "verbose", "v", false, "print each step")
 	o.output.flags(cmd)
 	completeFlags(cmd)
 	return cmd
