@@ -25,7 +25,10 @@ const NotKept = "the old copy was not kept, because the losses of too many earli
 // the old copy until someone has collected its Lost.
 type Lost struct {
 	Node string `json:"node"`
-	Copy string `json:"copy"` // name of the old copy; never used again at this node
+	// Shard is the number of the shard that lost the changes, from 1; 0 = the database is not sharded. Who collects the
+	// losses sets it.
+	Shard int    `json:"shard,omitempty"`
+	Copy  string `json:"copy"` // name of the old copy; never used again at this node
 	// Epoch is the epoch of the old copy's last change.
 	Epoch int64 `json:"epoch"`
 	// Commits is the number of lost commits. A group commit counts once. Heartbeats
@@ -95,10 +98,11 @@ const (
 	Deleted  Change = "delete"
 )
 
-// Replay asks a database node to repeat lost changes at the given primary.
+// Replay asks a database node to repeat lost changes.
 type Replay struct {
-	Primary Peer         `json:"primary"`
-	Changes []LostChange `json:"changes"`
+	// Databases are all databases, as in Wiring.Uses: a row that was lost at one shard may belong to another one now.
+	Databases []Peer       `json:"databases"`
+	Changes   []LostChange `json:"changes"`
 }
 
 // Replayed is the result of a Replay. A second Replay finds records with an id and does not add them

@@ -38,12 +38,15 @@ type NodeConfig struct {
 	// other nodes may have, and shows it to the nodes that it calls.
 	Secret Secret `json:"secret"`
 
-	DrainSeconds float64      `json:"drain_seconds"`
-	Wiring       Wiring       `json:"wiring"`                // its neighbours at the start
-	Service      Service      `json:"service,omitempty"`     // web nodes only; empty = all services
-	Replication  *Replication `json:"replication,omitempty"` // databases only; nil = no replication
-	Knobs        Knobs        `json:"knobs"`
-	Data         Data         `json:"data"` // the seeded data set that the system holds
+	DrainSeconds float64 `json:"drain_seconds"`
+	Wiring       Wiring  `json:"wiring"`            // its neighbours at the start
+	Service      Service `json:"service,omitempty"` // web nodes only; empty = all services
+	// Shard is the number of the shard whose rows the node holds or seeds, from 1; 0 = the
+	// database is not sharded. Databases and seed nodes only.
+	Shard       int          `json:"shard,omitempty"`
+	Replication *Replication `json:"replication,omitempty"` // databases only; nil = no replication
+	Knobs       Knobs        `json:"knobs"`
+	Data        Data         `json:"data"` // the seeded data set that the system holds
 }
 
 // MaxIDHost is the highest host number. Seeded records have the host number 0.

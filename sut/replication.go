@@ -82,3 +82,62 @@ func (s ReplicationStatus) primaryEpoch() int64 {
 	}
 	return 0
 }
+
+// BucketsPath is the path at the admin address of a primary of a shard. The rows of users are in buckets, and each
+// bucket is at one shard:
+//   - GET returns what the shard knows of buckets: a list of ShardBucket;
+//   - PUT takes a BucketMove to this shard, moves the bucket, and returns a BucketMoved. From a shard to itself, it
+//     takes back a bucket that was released and has no owner;
+//   - DELETE takes the same BucketMove, and deletes the rows at the shard that the bucket was moved from.
+//
+// After an error the bucket may be without an owner, until the same request, with a higher epoch, succeeds. Errors are
+// JSON.
+const BucketsPath = "/buckets"
+
+// BucketLoadPath is the path at the admin address of a web node. GET returns how many operations the node
+// has sent for the rows of each bucket since it started: a list of numbers.
+const BucketLoadPath = "/bucket-load"
+
+// BucketState is what a shard has to do with a bucket.
+type BucketState string
+
+// The states of a bucket at a shard.
+const (
+	BucketOwned    BucketState = "owned"
+	BucketFenced   BucketState = "fenced"   // owned, and not written while the fence holds
+	BucketCopied   BucketState = "copied"   // its rows were copied from its owner
+	BucketReleased BucketState = "released" // another shard owns it; its rows are still here
+	BucketGone     BucketState = "gone"     // another shard owns it, and its rows were deleted here
+)
+
+// ShardBucket is the state of a bucket at a shard.
+type ShardBucket struct {
+	Bucket int `json:"bucket"`
+	// Epoch is when the state changed last, except for fences. It grows with each move of a bucket in the system.
+	Epoch int64       `json:"epoch"`
+	State BucketState `json:"state"`
+}
+
+// Owned reports whether the shard owns the bucket.
+func (b ShardBucket) Owned() bool { return b.State == BucketOwned || b.State == BucketFenced }
+
+// BucketMove asks the shard To for a bucket of the shard From.
+type BucketMove struct {
+	Bucket int   `json:"bucket"`
+	From   int   `json:"from"`
+	To     int   `json:"to"`
+	Epoch  int64 `json:"epoch"` // it and the next one are higher than those of every earlier change
+	// Databases are those of all shards, as in Wiring.Uses.
+	Databases []Peer `json:"databases"`
+	// BreathNS is a wait after the copy, before writes of the bucket are held back: a host that has used up its CPU budget
+	// gets it again meanwhile.
+	BreathNS int64 `json:"breath_ns,omitempty"`
+	// LeaseNS is the time for which writes of the bucket may be held back. After it the move fails.
+	LeaseNS int64 `json:"lease_ns"`
+}
+
+// BucketMoved is the result of a BucketMove.
+type BucketMoved struct {
+	Rows    int   `json:"rows"`
+	PauseNS int64 `json:"pause_ns"` // time for which writes of the bucket were held back
+}

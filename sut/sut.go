@@ -23,6 +23,7 @@ const (
 	CDN       Stage = "cdn"
 	Stateless Stage = "stateless"
 	Queued    Stage = "queue"
+	Sharded   Stage = "shards"
 )
 
 // Role is the function of a node in the system.

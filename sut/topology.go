@@ -25,10 +25,11 @@ type Node struct {
 	Uses   []string `json:"uses,omitempty"` // names of the nodes that it calls; they start before it
 
 	// Replicated is true for a database of a replicated tier. The database that uses
-	// no other is the first primary. A failover may promote another one later. In a
-	// multi-primary topology no database uses another.
+	// no other is the first primary, of its shard if the database is sharded. A failover
+	// may promote another one later. In a multi-primary topology no database uses another.
 	Replicated bool `json:"replicated,omitempty"`
 
+	Shard   int     `json:"shard,omitempty"`   // number of the shard of a database, from 1; 0 = not sharded
 	Service Service `json:"service,omitempty"` // the service of a web node; empty = all services
 	Weight  float64 `json:"weight,omitempty"`  // web nodes under weighted_round_robin; 0 = 1
 	Routes  []Route `json:"routes,omitempty"`  // balancers only; empty = every host gets every request
@@ -82,15 +83,19 @@ func (t Topology) CPU() float64 {
 // Package ladder reads them as typed settings.
 type Knobs map[string]string
 
-// MultiPrimary reports whether more than one database takes writes.
+// MultiPrimary reports whether more than one database takes writes of the same row. The
+// shards of a database have a primary each, but no row in common.
 func (t Topology) MultiPrimary() bool {
-	primaries := 0
+	primaries := map[int]int{} // by shard
 	for _, n := range t.Nodes {
 		if n.Replicated && len(n.Uses) == 0 {
-			primaries++
+			primaries[n.Shard]++
+			if primaries[n.Shard] > 1 {
+				return true
+			}
 		}
 	}
-	return primaries > 1
+	return false
 }
 
 // Host returns the host of that name.

@@ -16,11 +16,13 @@ import "errors"
 type Wiring struct {
 	Epoch int64 `json:"epoch"` // grows with each change of the system; 0 = a node without a system
 	// Uses is the nodes that this node calls, by role, in the order of the topology. The
-	// primary is the first of the databases. If the node's tier spreads keys over its
-	// nodes, the node's own role lists all of them, this node included.
+	// primary is the first of the databases. Of a sharded database, the shards are listed
+	// in the order of their numbers: the primary of each shard first, then its replicas
+	// that serve reads. If the node's tier spreads keys over its nodes, the node's own role
+	// lists all of them, this node included.
 	Uses map[Role][]Peer `json:"uses,omitempty"`
-	// Members names the other nodes of a replicated database. A database node replicates to these nodes only, and only
-	// they can fence it.
+	// Members names the other nodes of a replicated database, or of its shard. A database node replicates to these nodes
+	// only, and only they can fence it.
 	Members []string `json:"members,omitempty"`
 	// Routes are the routes of a balancer; empty = every host gets every request.
 	Routes []Route `json:"routes,omitempty"`
@@ -38,6 +40,7 @@ type Wiring struct {
 type Peer struct {
 	Node    string  `json:"node"`
 	Address string  `json:"address"`          // host:port
+	Shard   int     `json:"shard,omitempty"`  // number of the shard of a database, from 1; 0 = not sharded
 	Weight  float64 `json:"weight,omitempty"` // its share of requests under weighted_round_robin; 0 = 1
 	// Draining is true for a node that will be removed. It gets no new requests, except
 	// that a draining blob node is still read for objects that no other node has.

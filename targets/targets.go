@@ -5,7 +5,11 @@
 // package: it gets addresses. Nothing here starts a process.
 package targets
 
-import "github.com/stagebench/stagebench/sut"
+import (
+	"fmt"
+
+	"github.com/stagebench/stagebench/sut"
+)
 
 // State is the state of a node's process.
 type State string
@@ -28,6 +32,15 @@ const (
 	Replica ReplicationRole = "replica"
 )
 
+// InShard returns the name of the database of a shard that has the role: "primary-2".
+func (r ReplicationRole) InShard(shard int) string { return fmt.Sprintf("%s-%d", r, shard) }
+
+// Named reports whether a name means databases that have the role: the role itself, or the
+// role in their shard. shard is 0 if the database is not sharded.
+func (r ReplicationRole) Named(name string, shard int) bool {
+	return r != "" && (name == string(r) || shard > 0 && name == r.InShard(shard))
+}
+
 // NodeStatus is one node of a target, as `stagebench status` shows it.
 type NodeStatus struct {
 	Node     string     `json:"node"`
@@ -45,6 +58,7 @@ type NodeStatus struct {
 	ReadyNS  int64      `json:"ready_ns"`        // from start to ready
 	// ReplicationRole is empty unless the database is replicated.
 	ReplicationRole ReplicationRole `json:"replication_role,omitempty"`
+	Shard           int             `json:"shard,omitempty"` // of a database, from 1; 0 = it is not sharded
 	// CountsClientRequests is true if the node counts requests that come directly from clients.
 	CountsClientRequests bool `json:"counts,omitempty"`
 
@@ -133,10 +147,22 @@ type Scaled struct {
 	Tier   string `json:"tier"`
 	Hosts  int    `json:"hosts"`
 	TookNS int64  `json:"took_ns"`
-	// Moved counts cache keys or blob objects that now belong to another host. Held counts
-	// the keys in the cache just before the change. nil = unknown, or the tier stores nothing.
+	// Moved counts cache keys, blob objects or rows that now belong to another host or shard.
+	// Held counts the cache keys or rows just before the change. nil = unknown, or there are none.
 	Moved *int64 `json:"moved,omitempty"`
 	Held  *int64 `json:"held,omitempty"`
+	// Resharded is what moved between shards; nil = no shard was added or removed.
+	Resharded *Resharded `json:"resharded,omitempty"`
+}
+
+// Resharded is the result of moving buckets of rows between shards.
+type Resharded struct {
+	Buckets int   `json:"buckets"` // that have moved
+	Least   int   `json:"least"`   // that have to move at least if all shards are to have the same number
+	Rows    int64 `json:"rows"`
+	// PauseP50NS and PauseMaxNS are the median and the longest time for which the writes of a bucket waited.
+	PauseP50NS int64 `json:"pause_p50_ns"`
+	PauseMaxNS int64 `json:"pause_max_ns"`
 }
 
 // Changed is the result of changing a knob while the system serves.

@@ -61,13 +61,16 @@ func nodeNames(nodes []targets.NodeStatus) (names []string) {
 	return names
 }
 
-// faultNames lists what can be killed, paused and resumed: nodes, hosts, and with replicas the databases by their part.
+// faultNames lists what can be killed, paused and resumed: nodes, hosts, and with replicas the databases by their role.
 func faultNames(nodes []targets.NodeStatus) []string {
 	names, databases := nodeNames(nodes), 0
 	for _, n := range nodes {
 		names = append(names, n.Host)
 		if n.Role == sut.DB {
 			databases++
+		}
+		if n.ReplicationRole != "" && n.Shard > 0 {
+			names = append(names, n.ReplicationRole.InShard(n.Shard))
 		}
 	}
 	if databases > 1 {
@@ -143,7 +146,11 @@ func statusTable(nodes []targets.NodeStatus) table.Table {
 			t.Notes = append(t.Notes, fmt.Sprintf("%s: %d conflicts with other primaries; the last write to a row won",
 				n.Node, n.Conflicts))
 		}
-		row := append(texts(n.Node, n.Host, string(n.Role), string(n.Engine), n.Version, string(n.ReplicationRole)), lag)
+		replicationRole := string(n.ReplicationRole)
+		if replicationRole != "" && n.Shard > 0 {
+			replicationRole = n.ReplicationRole.InShard(n.Shard)
+		}
+		row := append(texts(n.Node, n.Host, string(n.Role), string(n.Engine), n.Version, replicationRole), lag)
 		row = append(row, texts(string(n.State), n.Address)...)
 		t.Rows = append(t.Rows, append(row, table.ID(int64(n.PID)), table.Count(int64(n.Restarts)),
 			table.Nanoseconds(n.ReadyNS), table.Text(n.Cause)))
@@ -177,7 +184,9 @@ func actCommand(
 		Long: short + `.
 
 For a database with replicas, "primary" is the host of the current primary, and
-"replica" is the host of the first replica that serves.`,
+"replica" is the host of the first replica that serves. With shards, "primary" is
+the first primary that serves, "primary-2" that of shard 2, "replica-2" a replica
+of shard 2.`,
 		Example: fmt.Sprintf("  stagebench %s web-2", verb),
 		Args:    oneArg("a host or a node of \"stagebench status\""),
 
@@ -205,9 +214,9 @@ func scaleCommand(s streams) *cobra.Command {
 	long := "Changes the number of hosts of a tier while the system serves requests. The tiers that can\n" +
 		"be scaled, and their knobs:\n\n"
 	for _, t := range ladder.Tiers() {
-		if t.Scaling != nil {
-			names = append(names, t.Scaling.Name)
-			long += fmt.Sprintf("  %-8s %s\n", t.Scaling.Name, t.Scaling.Knob)
+		for _, s := range t.Scaling {
+			names = append(names, s.Name)
+			long += fmt.Sprintf("  %-8s %s\n", s.Name, s.Knob)
 		}
 	}
 	cmd := &cobra.Command{
@@ -268,9 +277,14 @@ func scale(ctx context.Context, out io.Writer, system scaler, tier string, hosts
 	if err != nil {
 		return err
 	}
-	text := fmt.Sprintf("%s has %d hosts after %v", tier, hosts, time.Duration(scaled.TookNS).Round(time.Millisecond))
+	subject, unit := tier, "host"
+	if tier == ladder.ScaleShards {
+		subject, unit = "the database", "shard"
+	}
+	text := fmt.Sprintf("%s has %d %ss after %v", subject, hosts, unit,
+		time.Duration(scaled.TookNS).Round(time.Millisecond))
 	if hosts == 1 {
-		text = strings.Replace(text, "hosts", "host", 1)
+		text = strings.Replace(text, unit+"s", unit, 1)
 	}
 	count := func(n *int64) string {
 		if n == nil {
@@ -279,13 +293,18 @@ func scale(ctx context.Context, out io.Writer, system scaler, tier string, hosts
 		return table.Count(*n).Text
 	}
 	for _, t := range ladder.Tiers() {
-		switch s := t.Scaling; {
-		case s == nil || s.Name != tier || !s.Sharded:
-		case s.Held == "":
-			text += fmt.Sprintf(": %s %s moved to other hosts", count(scaled.Moved), s.Keys)
-		default:
-			text += fmt.Sprintf(": %s of %s %s moved to other hosts", count(scaled.Moved), count(scaled.Held), s.Keys)
+		for _, s := range t.Scaling {
+			switch {
+			case s.Name != tier || s.Keys == "":
+			case s.Held == "" && scaled.Held == nil:
+				text += fmt.Sprintf(": %s %s moved to other %ss", count(scaled.Moved), s.Keys, unit)
+			default:
+				text += fmt.Sprintf(": %s of %s %s moved to other %ss", count(scaled.Moved), count(scaled.Held), s.Keys, unit)
+			}
 		}
+	}
+	if r := scaled.Resharded; r != nil {
+		text += resharded(*r)
 	}
 	if _, err := fmt.Fprintln(out, text); err != nil || watch <= 0 {
 		return err
@@ -298,6 +317,18 @@ func scale(ctx context.Context, out io.Writer, system scaler, tier string, hosts
 		before, watch, after, watch)
 	return err
 }
+
+// resharded says what moved between shards.
+func resharded(r targets.Resharded) string {
+	text := fmt.Sprintf(": %s buckets of users moved", table.Count(int64(r.Buckets)).Text)
+	if r.Least > 0 {
+		text += fmt.Sprintf(", %.2f times the fewest possible", float64(r.Buckets)/float64(r.Least))
+	}
+	return text + fmt.Sprintf(", with %s rows\nwrites of a bucket waited for its move: median %v, longest %v",
+		table.Count(r.Rows).Text, rounded(r.PauseP50NS), rounded(r.PauseMaxNS))
+}
+
+func rounded(ns int64) time.Duration { return time.Duration(ns).Round(100 * time.Microsecond) }
 
 // watchCache measures the hit ratio of the web hosts for a time. It returns "" if d is 0.
 func watchCache(ctx context.Context, system scaler, d time.Duration) (ratio string, err error) {

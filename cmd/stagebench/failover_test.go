@@ -25,7 +25,7 @@ import (
 func (r *rig) reading(t *testing.T, node string) *store.Store {
 	t.Helper()
 	s, err := store.Open(store.Config{
-		Primary: sut.Peer{Node: node, Address: r.address(t, node)}, Password: r.secret(), MaxConns: 2,
+		Databases: []sut.Peer{{Node: node, Address: r.address(t, node)}}, Password: r.secret(), MaxConns: 2,
 	})
 	if err != nil {
 		t.Fatal(err)

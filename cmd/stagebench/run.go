@@ -243,6 +243,7 @@ func (o runOptions) job() (job, error) {
 	if j.topologies, err = o.topologies(); err != nil {
 		return j, err
 	}
+	j.plan = j.plan.Across(len(j.topologies) * len(j.loads))
 	j.fixed, err = o.fixed(j)
 	return j, err
 }

@@ -51,6 +51,9 @@ func TestKnobsOfAllStagesAreInTheManifest(t *testing.T) {
 		if i < slices.Index(all, sut.Replicas) {
 			want[string(stage)] = "0"
 		}
+		if stage == sut.Sharded {
+			want[string(stage)] = knobs["shard.replicas"]
+		}
 	}
 	if diff := cmp.Diff(any(want), knobs["db.replicas"]); diff != "" {
 		t.Errorf("db.replicas (-want +got)\n%s", diff)

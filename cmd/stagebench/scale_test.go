@@ -60,10 +60,15 @@ func TestScaleOutput(t *testing.T) {
 		},
 		{"cache", 1, 0, nil, "cache has 1 host after 412ms: an unknown number of 3,180 keys moved to other hosts\n"},
 		{"blob", 3, time.Second, &moved, "blob has 3 hosts after 412ms: 2,113 objects moved to other hosts\n"},
+		{"shard", 3, 0, &moved, "the database has 3 shards after 412ms: 2,113 of 3,180 rows moved to other shards\n"},
+		{"shard", 1, 0, &moved, "the database has 1 shard after 412ms: 2,113 of 3,180 rows moved to other shards\n"},
 		{"replica", 2, time.Second, nil, "replica has 2 hosts after 412ms\n"},
 	} {
 		var out bytes.Buffer
 		system := scaled{url: server.URL, moved: test.moved, held: &held}
+		if test.tier == "blob" {
+			system.held = nil // blob hosts do not count them
+		}
 		if err := scale(t.Context(), &out, system, test.tier, test.hosts, test.watch); err != nil {
 			t.Error(err)
 		}

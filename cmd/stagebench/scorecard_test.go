@@ -37,6 +37,10 @@ func TestVictims(t *testing.T) {
 			"edge edge-1", "lb lb-1", "web web-1", "replica db-2", "cache cache-1", "session session-1", "queue broker-1",
 			"worker worker-1", "primary+blob db-1",
 		},
+		sut.Sharded: {
+			"edge edge-1", "lb lb-1", "web web-1", "replica db-2", "cache cache-1", "session session-1", "queue broker-1",
+			"worker worker-1", "primary+blob db-1", "primary db-3",
+		},
 	} {
 		var got []string
 		for i, k := range o.victims(stageOf(t, stage, sut.Knobs{"cdn.delay": "20ms"})) {

@@ -116,6 +116,8 @@ func attacksOnAdmin(n targets.NodeStatus) (all []attack) {
 			{http.MethodPut, sut.ReplicationPath, `{"epoch":1000000}`},
 			{http.MethodGet, sut.LostPath},
 			{http.MethodPost, sut.LostPath, `{}`},
+			{http.MethodPut, sut.BucketsPath, `{}`},
+			{http.MethodDelete, sut.BucketsPath, `{}`},
 		} {
 			all = append(all, attack{Name: fmt.Sprintf("%s: %s %s at %s", who, r[0], r[1], n.Node), do: func() error {
 				return ask(r[0], "http://"+n.Admin+r[1], r[2], header...)

@@ -156,8 +156,8 @@ func (r *rig) scaleBlobsAndReplicas(t *testing.T, photos *uploads) {
 }
 
 // scaleUnderLoad changes the number of hosts of a tier under a constant rate. No request may
-// fail. want is a regular expression for the output of the command.
-func (r *rig) scaleUnderLoad(t *testing.T, tier string, hosts int, want string) {
+// fail. want is a regular expression for the output of the command, which is returned.
+func (r *rig) scaleUnderLoad(t *testing.T, tier string, hosts int, want string) string {
 	t.Helper()
 	var out bytes.Buffer
 	step := r.loadWhile(t, 40, 300*time.Millisecond, time.Second, func() {
@@ -175,4 +175,5 @@ func (r *rig) scaleUnderLoad(t *testing.T, tier string, hosts int, want string) 
 			t.Logf("%v %s", time.Duration(e.AtNS).Round(time.Millisecond), e.Text)
 		}
 	}
+	return out.String()
 }

@@ -34,10 +34,10 @@ func (s *Blob) knobs() []Knob {
 func blobTier() Tier {
 	return Tier{
 		Role: sut.Blob, From: sut.Single, Engines: []EngineInfo{{Name: sut.Files}}, Knobs: new(Blob).knobs(),
-		Scaling: &Scaling{
+		Scaling: []Scaling{{
 			Name: "blob", Knob: "blob.hosts", Sharded: true, Durable: true, refuse: sharedBlob,
 			Keys: "objects", Moved: "stagebench_blob_moved_total",
-		},
+		}},
 		check: checkBlob, place: placeBlob,
 	}
 }

@@ -103,10 +103,10 @@ func cacheTier() Tier {
 			}
 			return nil
 		},
-		Scaling: &Scaling{
+		Scaling: []Scaling{{
 			Name: "cache", Knob: "cache.hosts", Sharded: true,
 			Keys: "keys", Moved: "stagebench_cache_node_moved_total", Held: "stagebench_cache_node_entries",
-		},
+		}},
 		Figures: []Figure{
 			{
 				Name: "cache_hits", Metric: `stagebench_cache_reads_total{result="hit"}`,

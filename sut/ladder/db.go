@@ -3,6 +3,7 @@ package ladder
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
@@ -12,7 +13,7 @@ import (
 type DB struct {
 	CPU            float64 // size of each host in units
 	Engine         sut.Engine
-	Replicas       int // hosts besides the first primary; 0 before stage replicas
+	Replicas       int // hosts besides the first primary, at stage shards of each shard; 0 before stage replicas
 	Topology       DBTopology
 	SyncTimeout    time.Duration // how long a write waits for SyncCopies replicas
 	ReadPreference ReadPreference
@@ -63,7 +64,8 @@ func (s *DB) knobs() []Knob {
 	return []Knob{
 		number("db.cpu", &s.CPU, 1, 0.5, 32, "size of each database host in units"),
 		engine(sut.DB, &s.Engine, dbEngines(), "implementation of the database"),
-		integer("db.replicas", &s.Replicas, 2, 0, 8, "database hosts besides the first primary, from stage replicas on"),
+		integer("db.replicas", &s.Replicas, 2, 0, 8, "database hosts besides the first primary, from stage replicas on; "+
+			"at stage shards, shard.replicas counts instead"),
 		choice("db.topology", &s.Topology, PrimaryReplica, "how the databases replicate: one primary ships changes to "+
 			"replicas; or every database is a primary and ships changes to all others (multi-primary), "+
 			"or to the next one (ring), and the last writer of a row wins", MultiPrimary, Ring).on(sut.SQLite),
@@ -92,8 +94,8 @@ func dbEngines() []EngineInfo {
 
 func dbTier() Tier {
 	return Tier{
-		Role: sut.DB, From: sut.Single, Engines: dbEngines(), Knobs: new(DB).knobs(),
-		Scaling: &Scaling{Name: "replica", Knob: "db.replicas", refuse: fixedReplicas},
+		Role: sut.DB, From: sut.Single, Engines: dbEngines(), Knobs: slices.Concat(new(DB).knobs(), new(Shard).knobs()),
+		Scaling: []Scaling{{Name: "replica", Knob: "db.replicas", refuse: fixedReplicas}, shardScaling()},
 		Figures: []Figure{
 			{
 				Name: "database_reads", Metric: `stagebench_store_operations_total{kind="read"}`,
@@ -103,6 +105,20 @@ func dbTier() Tier {
 				Name: "database_writes", Metric: `stagebench_store_operations_total{kind="write"}`,
 				From: []sut.Role{sut.Web, sut.Cache}, Kind: Counter, Doc: "write round trips to the databases",
 			},
+			{
+				Name: "shard_requests_one", Metric: `stagebench_store_requests_total{shards="one"}`,
+				From: []sut.Role{sut.Web, sut.Cache}, Kind: Counter, Doc: "requests for the records of one shard",
+			},
+			{
+				Name: "shard_requests_many", Metric: `stagebench_store_requests_total{shards="many"}`,
+				From: []sut.Role{sut.Web, sut.Cache}, Kind: Counter, Title: "many\nshards",
+				Doc: "many shards: requests for records that asked all shards, such as feeds",
+			},
+			{
+				Name: "shard_busiest_percent", Metric: "stagebench_store_shard_operations_total",
+				From: []sut.Role{sut.Web, sut.Cache}, Kind: Busiest, Title: "busiest\nshard %",
+				Doc: "busiest shard: operations on its records alone, in percent of the mean of all shards",
+			},
 		},
 		check: checkDB, place: placeDB,
 	}
@@ -110,6 +126,9 @@ func dbTier() Tier {
 
 // fixedReplicas refuses to scale databases that have no replication log or no replicas.
 func fixedReplicas(t sut.Topology) error {
+	if err := perShard(t); err != nil {
+		return err
+	}
 	switch s := DBOf(t.Knobs); {
 	case s.Replicas == 0:
 		return errors.New("the database was started without replicas, so it keeps no replication log\n" +
@@ -122,16 +141,23 @@ func fixedReplicas(t sut.Topology) error {
 }
 
 func checkDB(stage sut.Stage, k sut.Knobs) error {
+	if err := checkShard(stage, k); err != nil {
+		return err
+	}
 	if before(stage, sut.Replicas) {
 		k["db.replicas"], k["db.topology"] = "0", string(PrimaryReplica)
 		return nil
 	}
 	s := DBOf(k)
 	multiPrimary, sync := s.Topology != PrimaryReplica, s.SyncCopies() > 0
+	replicas := "db.replicas"
+	if !before(stage, sut.Sharded) {
+		replicas = "shard.replicas"
+	}
 	switch {
 	case s.SyncCopies() > s.Replicas:
-		return fmt.Errorf("db.sync=sync with db.sync_copies=%d needs db.replicas of at least %d, not %d",
-			s.SyncCopies(), s.SyncCopies(), s.Replicas)
+		return fmt.Errorf("db.sync=sync with db.sync_copies=%d needs %s of at least %d, not %d",
+			s.SyncCopies(), replicas, s.SyncCopies(), s.Replicas)
 	case multiPrimary && s.Engine != sut.SQLite:
 		return fmt.Errorf("db.topology=%s needs db.engine=sqlite: "+
 			"PostgreSQL 15 would send a change back to the database that it came from", s.Topology)
@@ -149,9 +175,13 @@ func checkDB(stage sut.Stage, k sut.Knobs) error {
 	return nil
 }
 
-// placeDB places the primary and its replicas, or all primaries. All hosts have the same
+// placeDB places the primary and its replicas, or all primaries, or all shards. All hosts have the same
 // size, because a failover can make any replica the primary.
 func placeDB(p *plan) error {
+	if !before(p.stage, sut.Sharded) {
+		placeShards(p)
+		return nil
+	}
 	s := DBOf(p.knobs)
 	for i := range s.Replicas + 1 {
 		name := numbered(p.role, i)

@@ -52,7 +52,7 @@ func edgeTier() Tier {
 			}
 			return []sut.Role{sut.Balance}
 		},
-		Scaling: &Scaling{Name: "edge", Knob: "cdn.edges"},
+		Scaling: []Scaling{{Name: "edge", Knob: "cdn.edges"}},
 		Figures: []Figure{
 			{
 				Name: "edge_hits", Metric: "stagebench_edge_hits_total", From: []sut.Role{sut.Edge}, Kind: Counter,

@@ -41,6 +41,7 @@ func Stages() []StageInfo {
 		{sut.CDN, "edge caches near the users answer requests for images and assets"},
 		{sut.Stateless, "sessions leave the web hosts, so any web host serves any user"},
 		{sut.Queued, "workers process photos after their upload was answered; a broker keeps the jobs"},
+		{sut.Sharded, "the database is partitioned: several primaries, each with a part of the users"},
 	}
 }
 
@@ -60,7 +61,7 @@ type Tier struct {
 	Knobs   []Knob
 	// Calls returns the roles that its nodes call; these start first; nil = none.
 	Calls   func(sut.Stage, sut.Knobs) []sut.Role
-	Scaling *Scaling // nil = the number of hosts cannot change while it serves
+	Scaling []Scaling // the ways to change the number of hosts while it serves; nil = none
 	Figures []Figure
 
 	// check sets knobs that depend on the stage or on other knobs, and refuses conflicts.
@@ -78,9 +79,9 @@ type EngineInfo struct {
 // Scaling says how the number of a tier's hosts changes while the system serves.
 type Scaling struct {
 	Name    string // name on the command line: "web", "replica"
-	Knob    string // the knob that holds the number of hosts
+	Knob    string // the knob that holds the number
 	Sharded bool   // keys are spread over its nodes, and move when a host is added or removed
-	Keys    string // the word for these keys in messages: "keys", "objects"
+	Keys    string // what moves between its nodes, in messages: "keys", "objects"; "" = nothing does
 	// Moved and Held are metrics of the nodes: the keys that were moved to other nodes,
 	// and the keys that the nodes hold; "" = there is no such metric.
 	Moved, Held string
@@ -89,31 +90,32 @@ type Scaling struct {
 	refuse func(sut.Topology) error
 }
 
-// Scale returns the topology with another number of hosts in one tier, and that tier. name
-// is a Scaling.Name. Scale refuses a change that is impossible while the system serves.
-func Scale(now sut.Topology, name string, hosts int) (sut.Topology, Tier, error) {
+// Scale returns the topology with another number of hosts in one tier, and the role of that
+// tier. name is a Scaling.Name. Scale refuses a change that is impossible while the system
+// serves.
+func Scale(now sut.Topology, name string, hosts int) (next sut.Topology, role sut.Role, err error) {
 	var names []string
 	for _, t := range Tiers() {
-		switch {
-		case t.Scaling == nil:
-			continue
-		case t.Scaling.Name != name:
-			names = append(names, t.Scaling.Name)
-			continue
-		case before(now.Stage, t.From):
-			return now, t, fmt.Errorf("stage %s has no %s hosts\n"+
-				"bring up a later stage: stagebench up --stage %s", now.Stage, name, t.From)
-		case t.Scaling.refuse != nil:
-			if err := t.Scaling.refuse(now); err != nil {
-				return now, t, err
+		for _, s := range t.Scaling {
+			switch {
+			case s.Name != name:
+				names = append(names, s.Name)
+				continue
+			case before(now.Stage, t.From):
+				return now, t.Role, fmt.Errorf("stage %s has no %s hosts\n"+
+					"bring up a later stage: stagebench up --stage %s", now.Stage, name, t.From)
+			case s.refuse != nil:
+				if err := s.refuse(now); err != nil {
+					return now, t.Role, err
+				}
 			}
+			knobs := maps.Clone(now.Knobs)
+			knobs[s.Knob] = strconv.Itoa(hosts)
+			next, err := Build(now.Stage, knobs, now.UnitCPU)
+			return next, t.Role, err
 		}
-		knobs := maps.Clone(now.Knobs)
-		knobs[t.Scaling.Knob] = strconv.Itoa(hosts)
-		next, err := Build(now.Stage, knobs, now.UnitCPU)
-		return next, t, err
 	}
-	return now, Tier{}, fmt.Errorf("the number of %q hosts cannot change while the system serves\n"+
+	return now, "", fmt.Errorf("the number of %q hosts cannot change while the system serves\n"+
 		"want one of: %s", name, strings.Join(names, ", "))
 }
 
@@ -141,10 +143,12 @@ func Figures() []Figure {
 // FigureKind says how a figure is computed from scrapes before and after a step.
 type FigureKind string
 
-// The kinds of figures. Both are summed over the nodes that report them.
+// The kinds of figures. All are summed over the nodes that report them.
 const (
 	Counter FigureKind = "counter" // delta between the scrapes
 	Gauge   FigureKind = "gauge"   // value at the end of the step
+	// Busiest is a counter with a label. The figure is the highest increase of a label in percent of the mean of all.
+	Busiest FigureKind = "busiest"
 )
 
 // Native reports whether an engine is a server that must be installed.

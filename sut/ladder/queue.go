@@ -120,7 +120,7 @@ func workerTier() Tier {
 		Calls: func(sut.Stage, sut.Knobs) []sut.Role {
 			return []sut.Role{sut.DB, sut.Cache, sut.Blob, sut.Queue}
 		},
-		Scaling: &Scaling{Name: "worker", Knob: "queue.workers"},
+		Scaling: []Scaling{{Name: "worker", Knob: "queue.workers"}},
 		Figures: []Figure{
 			{
 				Name: "jobs_done", Metric: `stagebench_jobs_total{result="done"}`, From: from, Kind: Counter,

@@ -84,7 +84,7 @@ func webTier() Tier {
 		Calls: func(sut.Stage, sut.Knobs) []sut.Role {
 			return []sut.Role{sut.DB, sut.Cache, sut.Blob, sut.Session, sut.Queue}
 		},
-		Scaling: &Scaling{Name: "web", Knob: "web.hosts", refuse: unbalanced},
+		Scaling: []Scaling{{Name: "web", Knob: "web.hosts", refuse: unbalanced}},
 		Figures: []Figure{
 			{
 				Name: "origin_static_requests", Metric: "stagebench_static_requests_total",

@@ -160,6 +160,9 @@ func (w *webNode) operators() http.Handler {
 		}
 		process.SendJSON(answer, http.StatusOK, status)
 	})
+	mux.HandleFunc("GET "+sut.BucketLoadPath, func(answer http.ResponseWriter, _ *http.Request) {
+		process.SendJSON(answer, http.StatusOK, w.database.BucketLoad())
+	})
 	return mux
 }
 

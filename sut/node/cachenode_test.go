@@ -143,7 +143,7 @@ func cacheHostsChange(t *testing.T, uses map[sut.Role][]sut.Peer, knobs sut.Knob
 		}
 	}
 	c.scale(t, three, one)
-	records, err := store.Open(store.Config{Primary: uses[sut.DB][0], Password: secret})
+	records, err := store.Open(store.Config{Databases: uses[sut.DB], Password: secret})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +165,7 @@ func cacheHostsChange(t *testing.T, uses map[sut.Role][]sut.Peer, knobs sut.Knob
 // load likes and reads photos at all web nodes in the background. stop ends the load and
 // checks that no acknowledged like is lost.
 func (c *cacheTier) load(t *testing.T) (stop func()) {
-	records, err := store.Open(store.Config{Primary: c.uses[sut.DB][0], Password: secret})
+	records, err := store.Open(store.Config{Databases: c.uses[sut.DB], Password: secret})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -93,11 +93,7 @@ func (p *cacheProxy) rewire(ctx context.Context, w sut.Wiring) error {
 	if p == nil {
 		return nil
 	}
-	primary, replicas, err := databases(w)
-	if err != nil {
-		return err
-	}
-	if err := p.records.SetDatabases(primary, replicas); err != nil {
+	if err := p.records.SetDatabases(w.Active(sut.DB)); err != nil {
 		return rejected("%w", err)
 	}
 	return p.SetMoving(ctx, w.Rebalancing)

@@ -63,7 +63,7 @@ func startPostgres(ctx context.Context, n process.Node) (c process.Component, er
 		dbadmin.Add(operators, native{s, n, install}, postgres.ErrConflict, n.Config.Secret)
 	}
 	c.Operators = operators
-	return c, nil
+	return withBuckets(n, operators, c), nil
 }
 
 // lostPoll is the time between two checks whether a replica can still follow its primary.

@@ -16,25 +16,12 @@ import (
 // for a connection.
 const dbConns = 8
 
-// databases returns the databases of a wiring that are not draining.
-func databases(w sut.Wiring) (primary sut.Peer, replicas []sut.Peer, err error) {
-	all := w.Active(sut.DB)
-	if len(all) == 0 {
-		return primary, nil, rejected("there is no %s node", sut.DB)
-	}
-	return all[0], all[1:], nil
-}
-
 // openStore opens the store over the databases of a node's wiring, with this number of
 // connections to each. readPrimary makes reads go to the primary, whatever the knob
 // db.read_preference says.
 func openStore(ctx context.Context, n process.Node, readPrimary bool, conns int) (*store.Store, error) {
-	primary, replicas, err := databases(n.Config.Wiring)
-	if err != nil {
-		return nil, err
-	}
 	records, err := store.Open(store.Config{
-		Primary: primary, Replicas: replicas, MaxConns: conns, Name: n.Config.Node, Password: n.Config.Secret,
+		Databases: n.Config.Wiring.Active(sut.DB), MaxConns: conns, Name: n.Config.Node, Password: n.Config.Secret,
 		Registry:    n.Registry,
 		ReadPrimary: readPrimary || ladder.DBOf(n.Config.Knobs).ReadPreference == ladder.ReadPrimary,
 	})

@@ -7,8 +7,10 @@ import (
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/blob"
 	"github.com/stagebench/stagebench/sut/imaging"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node/process"
 	"github.com/stagebench/stagebench/sut/photos"
+	"github.com/stagebench/stagebench/sut/shard"
 	"github.com/stagebench/stagebench/sut/store"
 )
 
@@ -38,16 +40,39 @@ func seed(ctx context.Context, n process.Node) (c process.Component, err error) 
 	if len(databases) != 1 {
 		return c, fmt.Errorf("%d databases in the wiring: a seed node fills exactly one", len(databases))
 	}
-	dir, err := blob.OpenDir(n.Config.Dir)
-	if err != nil {
-		return c, err
-	}
 	set := photos.NewDataset(counts, n.Config.Data.Seed)
-	originals := make([]int64, counts.Images)
-	err = blob.Fill(ctx, dir, set.Images(), func(i int) (map[photos.Variant][]byte, error) {
+	originals, err := seedImages(ctx, n.Config.Dir, set, counts.Images)
+	if err != nil {
+		return c, fmt.Errorf("seed photo bytes: %w", err)
+	}
+	if err := load(ctx, n.Config, databases[0], set.WithImageBytes(originals)); err != nil {
+		return c, fmt.Errorf("seed database: %w", err)
+	}
+	return process.Component{Died: make(chan error), Stop: func(context.Context) error { return nil }}, nil
+}
+
+// seedImages fills a blob directory with the images of a data set, and returns the sizes of the originals. With the
+// directory "" it only returns the sizes.
+func seedImages(ctx context.Context, path string, set *photos.Dataset, images int) (originals []int64, err error) {
+	originals = make([]int64, images)
+	sample := func(i int) []byte {
 		width, height := set.ImageSize(i)
 		original := imaging.Sample(set.ImageSeed(i), width, height)
 		originals[i] = int64(len(original))
+		return original
+	}
+	if path == "" {
+		for i := range originals {
+			sample(i)
+		}
+		return originals, nil
+	}
+	dir, err := blob.OpenDir(path)
+	if err != nil {
+		return nil, err
+	}
+	return originals, blob.Fill(ctx, dir, set.Images(), func(i int) (map[photos.Variant][]byte, error) {
+		original := sample(i)
 		v, err := imaging.Process(original)
 		if err != nil {
 			return nil, err
@@ -57,21 +82,27 @@ func seed(ctx context.Context, n process.Node) (c process.Component, err error) 
 			photos.VariantSharp: v.Sharp, photos.VariantBlur: v.Blur,
 		}, nil
 	})
-	if err != nil {
-		return c, fmt.Errorf("seed photo bytes: %w", err)
-	}
-	if err := load(ctx, databases[0], n.Config.Secret, set.WithImageBytes(originals)); err != nil {
-		return c, fmt.Errorf("seed database: %w", err)
-	}
-	return process.Component{Died: make(chan error), Stop: func(context.Context) error { return nil }}, nil
 }
 
-func load(ctx context.Context, database sut.Peer, secret sut.Secret, set *photos.Dataset) error {
-	s, err := store.Open(store.Config{Primary: database, MaxConns: 1, Password: secret, Name: "seed"})
+// load fills a database with the data set, or with the part of a shard. A shard above the number of shards gets no
+// rows: it is one that is added to a running system.
+func load(ctx context.Context, c sut.NodeConfig, database sut.Peer, set *photos.Dataset) error {
+	s, err := store.Open(store.Config{Databases: []sut.Peer{database}, MaxConns: 1, Password: c.Secret, Name: "seed"})
 	if err != nil {
 		return err
 	}
 	defer s.Close()
+	if c.Shard > 0 {
+		settings := ladder.ShardOf(c.Knobs)
+		m, err := shard.Fill(shard.By(settings.By), settings.Count)
+		if err != nil {
+			return err
+		}
+		if err := s.CreateShard(ctx, m.Owned(c.Shard)); err != nil {
+			return err
+		}
+		return s.LoadShard(ctx, set, func(b photos.Bucket) bool { return m.Owner(b) == c.Shard })
+	}
 	if err := s.CreateSchema(ctx); err != nil {
 		return err
 	}

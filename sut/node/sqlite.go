@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"net/http"
 	"slices"
 	"sync/atomic"
 
@@ -49,14 +50,29 @@ func startSQLite(ctx context.Context, n process.Node) (c process.Component, err 
 	if n.Config.Replication != nil {
 		dbadmin.Add(operators, embedded{server}, sqlite.ErrRefused, n.Config.Secret)
 	}
-	return process.Component{
+	return withBuckets(n, operators, process.Component{
 		Ready: sut.Ready{Address: listener.Addr().String(), Version: server.Version()},
 		Died:  died, Stop: server.Shutdown, Operators: operators,
 		Rewire: func(_ context.Context, next sut.Wiring) error {
 			members.Store(&next.Members)
 			return nil
 		},
-	}, nil
+	}), nil
+}
+
+// withBuckets adds what moves buckets to the component of a database, if it belongs to a shard.
+func withBuckets(n process.Node, operators *http.ServeMux, c process.Component) process.Component {
+	if n.Config.Shard == 0 {
+		return c
+	}
+	own := sut.Peer{Node: n.Config.Node, Address: c.Ready.Address, Shard: n.Config.Shard}
+	closeAll := dbadmin.AddBuckets(operators, own, n.Config.Secret)
+	stop := c.Stop
+	c.Stop = func(ctx context.Context) error {
+		closeAll()
+		return stop(ctx)
+	}
+	return c
 }
 
 // embedded adapts the embedded database to dbadmin.Database. Its status never fails.

@@ -52,10 +52,6 @@ func openStores(ctx context.Context, n process.Node, c storesConfig) (s stores, 
 
 // rewire gives the clients their new hosts. further is checked, too, before anything changes.
 func (s *stores) rewire(ctx context.Context, next sut.Wiring, further error) error {
-	primary, replicas, err := databases(next)
-	if err != nil {
-		return err
-	}
 	caches, blobs := next.Active(sut.Cache), next.Uses[sut.Blob]
 	if (len(caches) > 0) != (s.cache != nil) {
 		return rejected("%d cache nodes: a running node cannot gain or lose its cache tier", len(caches))
@@ -63,7 +59,7 @@ func (s *stores) rewire(ctx context.Context, next sut.Wiring, further error) err
 	if err := errors.Join(s.bytes.Check(blobs), further); err != nil {
 		return rejected("%w", err)
 	}
-	if err := s.database.SetDatabases(primary, replicas); err != nil {
+	if err := s.database.SetDatabases(next.Active(sut.DB)); err != nil {
 		return rejected("%w", err)
 	}
 	// An error of one client must not keep the others on their old hosts.

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"log/slog"
 	"net/http"
 	"sync"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/stagebench/stagebench/sut/jobs"
 	"github.com/stagebench/stagebench/sut/node/process"
 	"github.com/stagebench/stagebench/sut/photos"
+	"github.com/stagebench/stagebench/sut/store"
 )
 
 const (
@@ -76,8 +78,40 @@ func startWorker(ctx context.Context, n process.Node) (c process.Component, err 
 		for range procs {
 			all.Go(func() { q.Work(ctx, processor) })
 		}
+		if n.Config.Wiring.Active(sut.DB)[0].Shard > 0 {
+			all.Go(func() { relayFollows(ctx, s.database, n.Log) })
+		}
 		all.Wait()
 	}), nil
+}
+
+const (
+	// relayPoll is the time between two looks for follows of users of other shards, and relayLimit the number of follows
+	// of each shard that one look relays.
+	relayPoll  = 200 * time.Millisecond
+	relayLimit = 200
+)
+
+// relayFollows brings follows to the shards of their followees until ctx ends. Several workers may do it at once.
+func relayFollows(ctx context.Context, records *store.Store, log *slog.Logger) {
+	poll := time.NewTicker(relayPoll)
+	defer poll.Stop()
+	var last string
+	for {
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return
+		}
+		_, err := records.RelayFollows(ctx, relayLimit)
+		switch {
+		case err == nil:
+			last = ""
+		case ctx.Err() == nil && err.Error() != last:
+			last = err.Error()
+			log.Warn("follows wait for another shard", "error", last)
+		}
+	}
 }
 
 // primaryFirst reads photos from the primary database, because a replica and the cache may not have the newest state.

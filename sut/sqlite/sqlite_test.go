@@ -141,6 +141,11 @@ func TestStore(t *testing.T) {
 	})
 }
 
+func TestShards(t *testing.T) {
+	t.Parallel()
+	storetest.Shards(t, func(t *testing.T) string { return serve(t, sqlite.Config{}).Addr().String() })
+}
+
 // TestStoreWithoutGroups runs the same checks without shared commits and with one read connection. Then most statements
 // wait in a queue.
 func TestStoreWithoutGroups(t *testing.T) {

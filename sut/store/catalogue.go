@@ -38,7 +38,7 @@ type Statement struct {
 	// Columns describe the returned rows; nil = the statement returns no rows.
 	Columns []Column
 	// SQLite is the text that SQLite runs instead of SQL, to get a better table
-	// layout; empty = SQLite runs SQL. Only statements of the schema have it.
+	// layout, or because SQLite has no locks of tables; empty = SQLite runs SQL.
 	SQLite string
 }
 
@@ -143,8 +143,9 @@ func followTypes() []Type  { return []Type{BigInt, BigInt, BigInt} }
 // Statements is the catalogue of all statements that a Store sends, except BEGIN,
 // COMMIT, ROLLBACK and an empty ping. The embedded engine runs only these.
 func Statements() []Statement {
-	all := append(schema(), serving()...)
-	all = append(all, Statement{Name: "analyze", SQL: sqlAnalyze})
+	all := slices.Concat(schema(), shardSchema(), serving(), servingShards(), moving())
+	all = append(all, Statement{Name: "analyze", SQL: sqlAnalyze}, ownedTable().insert(1),
+		ownedTable().insert(rowsPerInsert))
 	for _, t := range tables() {
 		for _, rows := range []int{1, rowsPerInsert} {
 			all = append(all, t.insert(rows))
@@ -309,7 +310,7 @@ func schema() []Statement {
 // the name of a template of a loaded database.
 func SchemaDigest() string {
 	sum := sha256.New()
-	for _, s := range schema() {
+	for _, s := range slices.Concat(schema(), shardSchema()) {
 		sum.Write([]byte(s.SQL + "\n" + s.SQLite + "\n"))
 	}
 	return hex.EncodeToString(sum.Sum(nil)[:8])

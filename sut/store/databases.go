@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/store/socket"
 )
 
 // errRemoved ends operations on a database that was removed by SetDatabases or Close.
@@ -26,10 +27,35 @@ const (
 	replicaBackoff = time.Second
 )
 
-// databases are the databases in use at one time. The value is immutable.
+// databases are a primary and its replicas: all databases, or those of one shard. The value is immutable.
 type databases struct {
+	shard    int // number of the shard, from 1; 0 = the records are not sharded
 	primary  *database
 	replicas []*database // databases that serve reads
+}
+
+// layout is all databases in use at one time, by shard. The value is immutable and never empty.
+type layout []*databases
+
+// sharded reports whether the records are spread over shards.
+func (l layout) sharded() bool { return l[0].shard > 0 }
+
+// of returns the databases of a shard, nil if there are none.
+func (l layout) of(shard int) *databases {
+	for _, d := range l {
+		if d.shard == shard {
+			return d
+		}
+	}
+	return nil
+}
+
+// all lists every database once.
+func (l layout) all() (all []*database) {
+	for _, d := range l {
+		all = append(all, d.all()...)
+	}
+	return all
 }
 
 // all lists every database once.
@@ -76,7 +102,7 @@ func (s *Store) connect(peer sut.Peer) (*database, error) {
 	// trip.
 	config.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
 	config.PrepareConn = func(_ context.Context, conn *pgx.Conn) (bool, error) {
-		return !stale(conn.PgConn().Conn()), nil
+		return !socket.Stale(conn.PgConn().Conn()), nil
 	}
 	d := &database{peer: peer}
 	// The pool outlives this call.
@@ -95,44 +121,70 @@ func (s *Store) retire(d *database) {
 	s.closing.Go(d.pool.Close)
 }
 
-// SetDatabases replaces the databases in use: the primary, and the replicas that serve
-// reads. When it returns, operations on databases that are no longer listed are
-// cancelled. So are operations on an old primary that is now a replica. A cancelled
-// write may or may not have taken effect. After an error nothing has changed.
-func (s *Store) SetDatabases(primary sut.Peer, replicas []sut.Peer) error {
+// SetDatabases replaces the databases in use, see Config.Databases. When it returns, operations on databases that are
+// no longer listed are cancelled. So are operations on an old primary that is now a replica. A cancelled write may or
+// may not have taken effect. After an error nothing has changed.
+func (s *Store) SetDatabases(peers []sut.Peer) error {
 	s.setting.Lock()
 	defer s.setting.Unlock()
-	now := s.used.Load()
-	var known []*database
-	if now != nil {
-		known = now.all()
+	var now layout
+	if used := s.used.Load(); used != nil {
+		now = *used
 	}
-	made := &databases{}
-	var err error
-	if made.primary, err = s.reuse(known, primary); err != nil {
+	made, err := s.lay(now, peers)
+	if err != nil {
 		return err
 	}
-	for _, peer := range replicas {
-		// An old primary that is now a replica gets a new pool, so that its writes are
-		// cancelled.
-		if now != nil && now.primary.peer == peer && made.primary != now.primary {
-			known = slices.DeleteFunc(slices.Clone(known), func(d *database) bool { return d == now.primary })
-		}
-		d, err := s.reuse(known, peer)
-		if err != nil {
-			return err
-		}
-		made.replicas = append(made.replicas, d)
+	s.used.Store(&made)
+	if !slices.EqualFunc(now, made, func(a, b *databases) bool { return a.primary == b.primary }) {
+		s.owners.Store(nil) // a new primary may not know of the last moves
 	}
-	s.used.Store(made)
-	if now != nil {
-		for _, d := range now.all() {
-			if !slices.Contains(made.all(), d) {
-				s.retire(d)
-			}
+	for _, d := range now.all() {
+		if !slices.Contains(made.all(), d) {
+			s.retire(d)
 		}
 	}
 	return nil
+}
+
+// Databases returns the databases in use, in the order of SetDatabases.
+func (s *Store) Databases() (peers []sut.Peer) {
+	for _, d := range s.used.Load().all() {
+		peers = append(peers, d.peer)
+	}
+	return peers
+}
+
+// lay returns the layout of these peers. It reuses the databases of the layout now.
+func (s *Store) lay(now layout, peers []sut.Peer) (made layout, err error) {
+	if len(peers) == 0 {
+		return nil, errors.New("store: there is no database")
+	}
+	for _, peer := range peers {
+		if (peer.Shard > 0) != (peers[0].Shard > 0) || now != nil && (peer.Shard > 0) != now.sharded() {
+			return nil, fmt.Errorf("store %s: a store has either shards or one database", peer.Address)
+		}
+		d := made.of(peer.Shard)
+		if d == nil { // the first database of a shard is its primary
+			d = &databases{shard: peer.Shard}
+			if d.primary, err = s.reuse(now.all(), peer); err != nil {
+				return nil, err
+			}
+			made = append(made, d)
+			continue
+		}
+		known := now.all()
+		// An old primary that is now a replica gets a new pool, so that its writes are cancelled.
+		if old := now.of(peer.Shard); old != nil && old.primary.peer == peer && d.primary != old.primary {
+			known = slices.DeleteFunc(known, func(d *database) bool { return d == old.primary })
+		}
+		replica, err := s.reuse(known, peer)
+		if err != nil {
+			return nil, err
+		}
+		d.replicas = append(d.replicas, replica)
+	}
+	return made, nil
 }
 
 // reuse returns the known database of a peer, or a new one.
@@ -145,8 +197,7 @@ func (s *Store) reuse(known []*database, peer sut.Peer) (*database, error) {
 
 // readable lists the databases for a read, in the order in which they are tried:
 // replicas in rotation, then the primary, then replicas that failed recently.
-func (s *Store) readable() []*database {
-	used := s.used.Load()
+func (s *Store) readable(used *databases) []*database {
 	if s.config.ReadPrimary || len(used.replicas) == 0 {
 		return []*database{used.primary}
 	}

@@ -20,6 +20,7 @@ import (
 // https://www.postgresql.org/docs/15/errcodes-appendix.html
 const (
 	uniqueViolation      = "23505"
+	checkViolation       = "23514"
 	readOnly             = "25006"
 	serializationFailure = "40001"
 	deadlockDetected     = "40P01"
@@ -28,48 +29,60 @@ const (
 )
 
 // operation runs statements on one database.
-type operation func(context.Context, *database) error
+type operation func(context.Context, on) error
 
-// read runs a read-only operation on the first database that answers. It retries once
+// read runs a read-only operation on the rows of a bucket. It uses the first database that answers.
+func (s *Store) read(ctx context.Context, b photos.Bucket, do operation) error {
+	return s.route(ctx, b, func(ctx context.Context, _ *owners, d *databases, g guard) error {
+		return s.readFrom(ctx, s.readable(d), g, do)
+	})
+}
+
+// readFrom runs a read-only operation on the first of these databases that answers. It retries once
 // on the same database if a connection was broken, because a database that was
 // restarted breaks the connections in the pool.
-func (s *Store) read(ctx context.Context, do operation) error {
-	return s.readFrom(ctx, s.readable(), do)
-}
-
-// readPrimary runs a read-only operation on the primary.
-func (s *Store) readPrimary(ctx context.Context, do operation) error {
-	return s.readFrom(ctx, []*database{s.used.Load().primary}, do)
-}
-
-func (s *Store) readFrom(ctx context.Context, order []*database, do operation) error {
+func (s *Store) readFrom(ctx context.Context, order []*database, g guard, do operation) error {
 	limited, cancel := context.WithTimeout(ctx, s.config.QueryTimeout)
 	defer cancel()
+	var refusal error
 	for i, d := range order {
 		last := i == len(order)-1
 		s.reads.Inc()
-		err := d.attempt(limited, do, broken, !last)
+		err := on{d, g}.attempt(limited, do, broken, !last)
 		switch {
 		case err == nil:
 			if d.backoff.Load() != 0 {
 				d.backoff.Store(0)
 			}
 			return nil
-		case last || limited.Err() != nil || !unavailable(err):
+		case refused(err): // a replica may learn late that its shard owns a bucket
+			refusal = err
+		case !last && limited.Err() == nil && unavailable(err):
+			d.backoff.Store(time.Now().Add(replicaBackoff).UnixNano())
+		case refusal == nil:
 			return classify(ctx, err)
 		}
-		d.backoff.Store(time.Now().Add(replicaBackoff).UnixNano())
+		if last || limited.Err() != nil {
+			return refusal // who asks the owners again may find a shard that answers
+		}
 	}
 	return nil // not reached: order is never empty
 }
 
-// write runs an operation on the primary. It retries once, and only if the first
-// attempt certainly changed nothing.
-func (s *Store) write(ctx context.Context, do operation) error {
+// write runs an operation on the rows of a bucket at the primary.
+func (s *Store) write(ctx context.Context, b photos.Bucket, do operation) error {
+	return s.route(ctx, b, func(ctx context.Context, _ *owners, d *databases, g guard) error {
+		return s.writeTo(ctx, d, g, do)
+	})
+}
+
+// writeTo runs an operation on a primary. It retries once, and only if the first attempt certainly changed nothing.
+func (s *Store) writeTo(ctx context.Context, to *databases, g guard, do operation) error {
 	limited, cancel := context.WithTimeout(ctx, s.config.QueryTimeout)
 	defer cancel()
 	s.writes.Inc()
-	err := s.used.Load().primary.attempt(limited, do, func(err error) bool {
+	g.writes = true
+	err := on{to.primary, g}.attempt(limited, do, func(err error) bool {
 		return broken(err) && pgconn.SafeToRetry(err) || isState(err, serializationFailure, deadlockDetected)
 	}, false)
 	return classify(ctx, err)
@@ -79,7 +92,7 @@ func (s *Store) write(ctx context.Context, do operation) error {
 // true for the error. It cancels the operation when the database is removed. If
 // alternative is true, another database can serve the operation, so the attempt takes
 // at most replicaTimeout.
-func (d *database) attempt(ctx context.Context, do operation, retry func(error) bool, alternative bool) error {
+func (d on) attempt(ctx context.Context, do operation, retry func(error) bool, alternative bool) error {
 	if alternative {
 		bounded, stop := context.WithTimeout(ctx, replicaTimeout)
 		defer stop()
@@ -150,6 +163,12 @@ func broken(err error) bool {
 	var network *net.OpError
 	return errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, net.ErrClosed) || errors.Is(err, pgconn.ErrConnClosed)
+}
+
+// nobodyThere reports whether no server listens at the address of a database.
+func nobodyThere(err error) bool {
+	var answer *pgconn.PgError
+	return unconnected(err) && !errors.As(err, &answer)
 }
 
 // unconnected reports whether no connection could be made.

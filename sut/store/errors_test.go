@@ -59,7 +59,7 @@ func TestClassify(t *testing.T) {
 
 // A write is retried only if it certainly had no effect.
 func TestWritesAreNotRepeated(t *testing.T) {
-	s, err := Open(Config{Primary: sut.Peer{Node: "db-1", Address: "127.0.0.1:1"}, QueryTimeout: time.Hour})
+	s, err := Open(Config{Databases: []sut.Peer{{Node: "db-1", Address: "127.0.0.1:1"}}, QueryTimeout: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,8 +80,8 @@ func TestWritesAreNotRepeated(t *testing.T) {
 		{"no connection", &pgconn.ConnectError{Config: &pgconn.Config{}}, 1, 1},
 	} {
 		var reads, writes int
-		_ = s.read(t.Context(), func(context.Context, *database) error { reads++; return c.err })
-		_ = s.write(t.Context(), func(context.Context, *database) error { writes++; return c.err })
+		_ = s.read(t.Context(), 0, func(context.Context, on) error { reads++; return c.err })
+		_ = s.write(t.Context(), 0, func(context.Context, on) error { writes++; return c.err })
 		if reads != c.reads || writes != c.writes {
 			t.Errorf("%s: read %d and written %d times, want %d and %d", c.name, reads, writes, c.reads, c.writes)
 		}

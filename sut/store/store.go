@@ -13,18 +13,24 @@
 // delete needs a second one to find the reason. An operation is a single statement, or
 // a pipeline of statements that both engines run as one transaction. All SQL is in one
 // catalogue, see Statements.
+//
+// The records may be spread over shards by bucket. Then each shard knows which buckets it owns, and refuses the others.
+// A Store has a map of the owners, which it reads from the shards again when one refuses.
 package store
 
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
@@ -38,9 +44,9 @@ const (
 
 // Config is the configuration of a Store.
 type Config struct {
-	// Primary and Replicas are the first databases. SetDatabases changes them.
-	Primary  sut.Peer
-	Replicas []sut.Peer // databases that serve reads
+	// Databases are the first databases: the primary, then the replicas that serve reads. If they have the numbers of
+	// shards, the same goes for the databases of each shard. SetDatabases changes them.
+	Databases []sut.Peer
 	// ReadPrimary sends all reads to the primary. Otherwise reads go to the replicas,
 	// and to the primary if no replica answers.
 	ReadPrimary bool
@@ -60,7 +66,7 @@ type Config struct {
 // withDefaults returns the configuration with defaults, or the first error in it.
 func (c Config) withDefaults() (Config, error) {
 	if c.MaxConns < 0 || c.QueryTimeout < 0 {
-		return c, fmt.Errorf("store %s: limits must not be negative", c.Primary.Address)
+		return c, errors.New("store: limits must not be negative")
 	}
 	c.MaxConns = cmp.Or(c.MaxConns, 8)
 	c.QueryTimeout = cmp.Or(c.QueryTimeout, 5*time.Second)
@@ -79,12 +85,18 @@ func (c Config) withDefaults() (Config, error) {
 // itself once the database answers at its address again.
 type Store struct {
 	config  Config
-	used    atomic.Pointer[databases]
+	used    atomic.Pointer[layout]
 	turn    atomic.Uint64  // rotates the replicas
 	setting sync.Mutex     // held by SetDatabases and Close
 	closing sync.WaitGroup // removed databases whose connections are closing
 
-	reads, writes prometheus.Counter // operations sent to a database
+	owners     atomic.Pointer[owners] // of the buckets; nil = not read yet
+	refreshing singleflight.Group     // of owners
+
+	reads, writes prometheus.Counter           // operations sent to a database
+	operations    *prometheus.CounterVec       // by shard; nil = the records are not sharded
+	load          [photos.Buckets]atomic.Int64 // operations by bucket; 0 = not sharded
+	one, many     prometheus.Counter           // requests by the number of shards that they need; nil = not sharded
 }
 
 // Open returns a Store. It connects at the first operation.
@@ -103,8 +115,11 @@ func Open(c Config) (*Store, error) {
 		}
 	}
 	s := &Store{config: c, reads: operations.WithLabelValues("read"), writes: operations.WithLabelValues("write")}
-	if err := s.SetDatabases(c.Primary, c.Replicas); err != nil {
+	if err := s.SetDatabases(c.Databases); err != nil {
 		return nil, err
+	}
+	if s.used.Load().sharded() {
+		return s, s.countShards()
 	}
 	return s, nil
 }
@@ -124,15 +139,20 @@ func (s *Store) Close() {
 // Without Warm, statements are prepared at first use, which costs a small host CPU
 // under load.
 func (s *Store) Warm(ctx context.Context) error {
-	for _, d := range s.used.Load().all() {
-		if err := d.warm(ctx); err != nil {
+	used := s.used.Load()
+	statements := serving()
+	if used.sharded() {
+		statements = slices.Concat(statements, servingShards())
+	}
+	for _, d := range used.all() {
+		if err := d.warm(ctx, statements); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (d *database) warm(ctx context.Context) error {
+func (d *database) warm(ctx context.Context, statements []Statement) error {
 	for range d.pool.Config().MaxConns {
 		c, err := d.pool.Acquire(ctx)
 		if err != nil {
@@ -141,7 +161,7 @@ func (d *database) warm(ctx context.Context) error {
 		// The connections stay acquired until the end. Otherwise the pool would return
 		// the same one again.
 		defer c.Release()
-		for _, statement := range serving() {
+		for _, statement := range statements {
 			if _, err := c.Conn().Prepare(ctx, statement.SQL, statement.SQL); err != nil {
 				return fmt.Errorf("prepare %s: %w", statement.Name, classify(ctx, err))
 			}
@@ -150,84 +170,87 @@ func (d *database) warm(ctx context.Context) error {
 	return nil
 }
 
-// Ping reports whether the database answers.
+// Ping reports whether the database answers, or all shards do.
 func (s *Store) Ping(ctx context.Context) (err error) {
 	defer wrap(&err, "ping")
-	return s.read(ctx, func(ctx context.Context, d *database) error { return d.pool.Ping(ctx) })
+	for _, d := range *s.used.Load() {
+		err := s.readFrom(ctx, s.readable(d), guard{}, func(ctx context.Context, d on) error { return d.pool.Ping(ctx) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // User returns a user by id.
 func (s *Store) User(ctx context.Context, id photos.ID) (u photos.User, err error) {
 	defer wrap(&err, "user %d", id)
-	return one(ctx, s, scanUser, sqlUser, id)
+	return one(ctx, s, photos.BucketOf(id), scanUser, sqlUser, id)
 }
 
 // UserByLogin returns a user by login name.
 func (s *Store) UserByLogin(ctx context.Context, login string) (u photos.User, err error) {
 	defer wrap(&err, "user %q", login)
-	return one(ctx, s, scanUser, sqlUserByLogin, login)
+	if !s.used.Load().sharded() {
+		return one(ctx, s, 0, scanUser, sqlUserByLogin, login)
+	}
+	id, err := one(ctx, s, photos.BucketOfLogin(login), scanID, sqlName, login)
+	if err != nil {
+		return u, err
+	}
+	return one(ctx, s, photos.BucketOf(id), scanUser, sqlUser, id)
 }
 
 // Photo returns a photo's record by id.
 func (s *Store) Photo(ctx context.Context, id photos.ID) (p photos.Photo, err error) {
 	defer wrap(&err, "photo %d", id)
-	return one(ctx, s, scanPhoto, sqlPhoto, id)
+	return one(ctx, s, id.Bucket(), scanPhoto, sqlPhoto, id)
 }
 
 // Feed returns the newest photos of the users that a user follows, newest first. The
 // list is empty for a user who follows nobody or does not exist.
 func (s *Store) Feed(ctx context.Context, user photos.ID, limit int) (list []photos.Photo, err error) {
 	defer wrap(&err, "feed of user %d", user)
-	return s.list(ctx, limit, sqlFeed, user, limit)
+	return gather(ctx, s, query{sqlFeed, sqlShardFeed}, limit, scanPhoto, newer, bucketOf, user, limit)
 }
 
 // Newest returns the newest photos of all users, newest first.
 func (s *Store) Newest(ctx context.Context, limit int) (list []photos.Photo, err error) {
 	defer wrap(&err, "newest photos")
-	return s.list(ctx, limit, sqlNewest, limit)
+	return gather(ctx, s, query{sqlNewest, sqlShardNewest}, limit, scanPhoto, newer, bucketOf, limit)
+}
+
+func bucketOf(p photos.Photo) photos.Bucket { return p.ID.Bucket() }
+
+// newer orders photos from the newest to the oldest.
+func newer(a, b photos.Photo) int {
+	return cmp.Or(cmp.Compare(b.CreatedUS, a.CreatedUS), cmp.Compare(b.ID, a.ID))
 }
 
 // Processing returns at most limit photos that are processing and were created before a time, in microseconds. The
 // oldest are first. It reads a replica if there is one, so a photo of the list may be finished already.
 func (s *Store) Processing(ctx context.Context, beforeUS int64, limit int) (ids []photos.ID, err error) {
 	defer wrap(&err, "photos in processing")
-	err = s.read(ctx, func(ctx context.Context, d *database) error {
-		rows, err := d.pool.Query(ctx, sqlProcessing, beforeUS, limit)
-		if err != nil {
-			return err
-		}
-		ids, err = pgx.CollectRows(rows, pgx.RowTo[photos.ID])
-		return err
-	})
-	return ids, err
+	return gather(ctx, s, query{sqlProcessing, sqlShardProcessing}, limit, scanID, cmp.Compare[photos.ID],
+		photos.ID.Bucket, beforeUS, limit)
 }
 
-// one reads one row. If there is none, it returns ErrNotFound.
+// one reads one row of a bucket. If there is none, it returns ErrNotFound.
 func one[T any](
-	ctx context.Context, s *Store, scan func(pgx.Row) (T, error), sql string, args ...any,
+	ctx context.Context, s *Store, b photos.Bucket, scan func(pgx.Row) (T, error), sql string, args ...any,
 ) (found T, err error) {
-	err = s.read(ctx, func(ctx context.Context, d *database) (err error) {
-		found, err = scan(d.pool.QueryRow(ctx, sql, args...))
-		return err
+	err = s.read(ctx, b, func(ctx context.Context, d on) error {
+		return d.row(ctx, func(row pgx.Row) (err error) {
+			found, err = scan(row)
+			return err
+		}, sql, args...)
 	})
 	return found, err
 }
 
-// list reads at most limit photos.
-func (s *Store) list(ctx context.Context, limit int, sql string, args ...any) (list []photos.Photo, err error) {
-	if limit <= 0 {
-		return []photos.Photo{}, nil
-	}
-	err = s.read(ctx, func(ctx context.Context, d *database) error {
-		rows, err := d.pool.Query(ctx, sql, args...)
-		if err != nil {
-			return err
-		}
-		scan := func(row pgx.CollectableRow) (photos.Photo, error) { return scanPhoto(row) }
-		list, err = pgx.AppendRows(make([]photos.Photo, 0, min(limit, 64)), rows, scan)
-		return err
-	})
-	return list, err
+func scanID(row pgx.Row) (id photos.ID, err error) {
+	err = row.Scan(&id)
+	return id, err
 }
 
 func scanUser(row pgx.Row) (u photos.User, err error) {

@@ -39,7 +39,7 @@ func BenchmarkWriteBack(b *testing.B) {
 func TestDeclaredTypes(t *testing.T) {
 	t.Parallel()
 	p := startPostgres(t)
-	if err := storetest.Open(t, p.Address()).CreateSchema(t.Context()); err != nil {
+	if err := storetest.Open(t, p.Address()).CreateShard(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	conn, err := p.connect(t.Context(), store.Database)
@@ -95,8 +95,8 @@ func TestCommonSubset(t *testing.T) {
 		if seen != len(s.Params) {
 			t.Errorf("%s has %d parameters and declares %d", s.Name, seen, len(s.Params))
 		}
-		if s.SQLite != "" && !strings.HasPrefix(s.SQL, "create ") {
-			t.Errorf("%s: only the schema may differ between engines", s.Name)
+		if s.SQLite != "" && !strings.HasPrefix(s.SQL, "create ") && !strings.HasPrefix(s.SQL, "lock ") {
+			t.Errorf("%s: only the schema and locks may differ between engines", s.Name)
 		}
 	}
 	// The login name is the only unique column besides the primary keys.
@@ -116,9 +116,11 @@ func TestSchemaDigest(t *testing.T) {
 
 func TestBadConfigurations(t *testing.T) {
 	for want, c := range map[string]store.Config{
-		"want host:port":       {Primary: sut.Peer{Address: "localhost"}},
-		"must not be negative": {Primary: sut.Peer{Address: "localhost:1"}, MaxConns: -1},
-		"limits must":          {Primary: sut.Peer{Address: "localhost:1"}, QueryTimeout: -time.Second},
+		"want host:port":       {Databases: []sut.Peer{{Address: "localhost"}}},
+		"must not be negative": {Databases: []sut.Peer{{Address: "localhost:1"}}, MaxConns: -1},
+		"there is no database": {},
+		"either shards or one": {Databases: []sut.Peer{{Address: "localhost:1"}, {Address: "localhost:2", Shard: 2}}},
+		"limits must":          {Databases: []sut.Peer{{Address: "localhost:1"}}, QueryTimeout: -time.Second},
 	} {
 		if _, err := store.Open(c); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: got %v, want %q", c, err, want)
@@ -150,4 +152,9 @@ func ExampleStatements() {
 	// Output:
 	// update photos set likes = likes + 1, version = version + 1 where id = $1 returning version
 	// [bigint] -> [{version bigint}]
+}
+
+func TestPostgresShards(t *testing.T) {
+	t.Parallel()
+	storetest.Shards(t, func(t *testing.T) string { return startPostgres(t).Address() })
 }

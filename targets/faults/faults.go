@@ -215,8 +215,15 @@ func names(t sut.Topology) []string {
 	}
 	for _, n := range t.Nodes {
 		all = append(all, n.Name, string(n.Role))
-		if n.Role == sut.DB {
-			databases++
+		if n.Role != sut.DB {
+			continue
+		}
+		databases++
+		if n.Shard > 0 {
+			all = append(all, targets.Primary.InShard(n.Shard))
+		}
+		if n.Shard > 0 && n.Replicated {
+			all = append(all, targets.Replica.InShard(n.Shard))
 		}
 	}
 	if databases > 0 {

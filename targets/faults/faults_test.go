@@ -72,18 +72,31 @@ func TestCheck(t *testing.T) {
 		Hosts: []sut.Host{{Name: "big-1"}, {Name: "db-1"}},
 		Nodes: []sut.Node{{Name: "web-1", Host: "big-1", Role: sut.Web}, {Name: "db-1", Host: "db-1", Role: sut.DB}},
 	}
-	for name, valid := range map[string]bool{
-		"big-1": true, "web-1": true, "web": true, "db": true, "primary": true,
-		"replica": false, "lb": false, "web-2": false,
-	} {
+	check := func(name string, valid bool) {
+		t.Helper()
 		err := faults.Schedule{{At: time.Second, Do: faults.Kill, Target: name}}.Check(topology, 2*time.Second)
 		if (err == nil) != valid {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	for name, valid := range map[string]bool{
+		"big-1": true, "web-1": true, "web": true, "db": true, "primary": true,
+		"replica": false, "lb": false, "web-2": false, "primary-1": false,
+	} {
+		check(name, valid)
+	}
 	late := faults.Schedule{{At: time.Second, Do: faults.Kill, Target: "web"}}
 	if err := late.Check(topology, time.Second); err == nil {
 		t.Error("a fault after the end of the step was accepted")
+	}
+	topology.Nodes = []sut.Node{
+		{Name: "db-1", Host: "db-1", Role: sut.DB, Shard: 1, Replicated: true},
+		{Name: "db-2", Host: "db-1", Role: sut.DB, Shard: 2},
+	}
+	for name, valid := range map[string]bool{
+		"primary": true, "primary-1": true, "primary-2": true, "primary-3": false, "replica-1": true, "replica-2": false,
+	} {
+		check(name, valid)
 	}
 }
 

@@ -118,7 +118,7 @@ func (r *runner) resolve(f Fault) (name string, restarts map[string]int, err err
 		if n.Role == sut.DB && replicationRole == "" {
 			replicationRole = targets.Primary // the database is not replicated
 		}
-		if n.State == targets.Serving && (string(n.Role) == f.Target || string(replicationRole) == f.Target) {
+		if n.State == targets.Serving && (string(n.Role) == f.Target || replicationRole.Named(f.Target, n.Shard)) {
 			return n.Node, restarts, nil
 		}
 	}

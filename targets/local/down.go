@@ -27,6 +27,9 @@ func (s *System) Down(ctx context.Context) error {
 func (s *System) end(ctx context.Context) error {
 	s.endLife()
 	s.watching.Wait()
+	for _, set := range s.sets() {
+		set.watched.Wait()
+	}
 	s.admin.CloseIdleConnections()
 	// A Scale in progress fails and rolls back, because the life of the system has ended.
 	s.scaling.Lock()

@@ -37,8 +37,16 @@ import (
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/targets/budget"
-	"github.com/stagebench/stagebench/targets/failover"
 	"github.com/stagebench/stagebench/targets/proc"
+	"github.com/stagebench/stagebench/targets/topology"
+)
+
+const (
+	// dirPrefix is the prefix of the names of private directories; the owner follows.
+	dirPrefix = "stagebench-"
+	// logsDir is a name in the private directory, like templateWork and the nodes'
+	// directories. So no node may have the name logsDir or templateWork.
+	logsDir = "logs"
 )
 
 // Options configure a system. Binary and Topology are required. A topology with a database
@@ -111,7 +119,7 @@ type System struct {
 	life     context.Context // ends when Down begins: nothing is restarted after it
 	endLife  context.CancelFunc
 	logs     sync.WaitGroup // goroutines that close log files
-	watching sync.WaitGroup // the goroutines of failover.Run, collectLosses and autoscaler.run
+	watching sync.WaitGroup // the goroutines of collectLosses and autoscaler.run
 	down     sync.Once
 	downErr  error // set inside down
 
@@ -132,7 +140,6 @@ type System struct {
 	nodes    []*node          // in start order
 	changed  chan struct{}    // closed and replaced when a node's state or a replication role changes
 	events   []targets.Event  // append only
-	roles    failover.Roles   // replication roles of the databases; Epoch 0 = not replicated
 	epoch    int64            // epoch of the wirings, incremented at every change
 	moving   sut.Role         // role whose keys will move between its nodes, "" = none
 	draining []*node          // leaving nodes that may still have requests in flight
@@ -140,8 +147,8 @@ type System struct {
 	owning   bool             // web nodes may have sessions in their memory that the store does not have
 	unsticky bool             // balancers do not keep users on a host any more
 	leased   int              // the last host number for ids that was assigned
-
-	failover *failover.Supervisor // nil = databases are not replicated; set before Up returns
+	// replicaSets are the replicated databases in the order of their shards; nil = databases are not replicated.
+	replicaSets []*replicaSet
 }
 
 // host is a host of the topology on this machine.
@@ -223,7 +230,6 @@ func (s *System) up(ctx context.Context) error {
 		return err
 	}
 	begin := time.Now()
-	s.declareRoles(s.opts.Topology)
 	nodes, err := s.place(s.opts.Topology)
 	if err != nil {
 		return err
@@ -241,9 +247,52 @@ func (s *System) up(ctx context.Context) error {
 	if err := s.superviseDatabases(ctx); err != nil {
 		return err
 	}
+	if len(s.sets()) > 0 {
+		s.watching.Go(s.collectLosses)
+	}
 	s.scaleAutomatically()
 	s.bringUp = time.Since(begin)
 	s.say("%s is up after %v", s.opts.Topology.Stage, s.bringUp.Round(time.Millisecond))
+	return nil
+}
+
+// validate returns an error for options with which Up would fail later.
+func validate(opts Options) error {
+	if opts.Binary == "" {
+		return errors.New("Options.Binary is empty: want the executable that runs nodes")
+	}
+	if err := topology.Check(opts.Topology, logsDir, templateWork); err != nil {
+		return err
+	}
+	if needsTemplate(opts.Topology) {
+		if opts.TemplateDir == "" || opts.TemplateVersion == nil || opts.Data.Size == "" {
+			return errors.New("a database needs a data set, a template directory and a template version")
+		}
+		if _, err := templateEngine(opts.Topology); err != nil {
+			return err
+		}
+	}
+	return checkWalkable(opts)
+}
+
+// checkWalkable returns an error if an ordinary user cannot enter the work directory. A
+// native server that refuses to run as root runs as an ordinary user. Its own error would
+// only say that its files do not exist.
+func checkWalkable(opts Options) error {
+	if os.Geteuid() != 0 || !topology.HasNative(opts.Topology) {
+		return nil
+	}
+	dir, err := filepath.Abs(opts.workDir)
+	if err != nil {
+		return fmt.Errorf("find the work directory: %w", err)
+	}
+	for ; dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		if err == nil && info.Mode().Perm()&0o001 == 0 {
+			return fmt.Errorf("the work directory %s: native servers run as an ordinary user, who cannot pass through %s\n"+
+				"choose another with TMPDIR, or allow it with: chmod o+x %s", opts.workDir, dir, dir)
+		}
+	}
 	return nil
 }
 
@@ -303,7 +352,7 @@ func (s *System) makeDirs() error {
 	}
 	// A native server that refuses to run as root runs as another user. That user must pass through, to a directory
 	// of its own, but cannot list anything.
-	if os.Geteuid() == 0 && hasNative(s.opts.Topology) {
+	if os.Geteuid() == 0 && topology.HasNative(s.opts.Topology) {
 		if err := os.Chmod(s.dir, 0o711); err != nil {
 			return fmt.Errorf("make a private directory: %w", err)
 		}
@@ -317,9 +366,10 @@ func (s *System) makeDirs() error {
 	return nil
 }
 
-// place adds the new hosts and nodes of a topology to the system, with addresses and
-// budgets. It returns the new nodes, also with an error.
+// place adds the new hosts and nodes of a topology to the system, with addresses, budgets
+// and replication roles. It returns the new nodes, also with an error.
 func (s *System) place(t sut.Topology) ([]*node, error) {
+	s.declareSets(t)
 	oldHosts, oldNodes := s.members()
 	hosts, nodes, taken := map[string]*host{}, map[string]*node{}, map[int]bool{}
 	for _, h := range oldHosts {
@@ -328,7 +378,7 @@ func (s *System) place(t sut.Topology) ([]*node, error) {
 	for _, n := range oldNodes {
 		nodes[n.Name] = n
 	}
-	addresses := addressesFor(filepath.Base(s.dir), maxHosts)
+	addresses := topology.Addresses(filepath.Base(s.dir), topology.MaxHosts)
 	for _, declared := range t.Hosts {
 		if hosts[declared.Name] != nil {
 			continue
@@ -390,7 +440,7 @@ func (s *System) fill(ctx context.Context, n *node) error {
 	var err error
 	switch n.Role {
 	case sut.DB:
-		err = copyTree(ctx, n.dir, filepath.Join(s.template, templateDB), false)
+		err = copyTree(ctx, n.dir, s.templateOf(n.Shard), false)
 	case sut.Blob:
 		err = copyTree(ctx, n.dir, filepath.Join(s.template, templateBlob), true)
 	default:

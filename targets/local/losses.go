@@ -13,6 +13,7 @@ import (
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
+	"github.com/stagebench/stagebench/sut/shard"
 	"github.com/stagebench/stagebench/targets"
 )
 
@@ -39,8 +40,9 @@ type losses struct {
 }
 
 // lostRow identifies a lost change. Two copies may have the same one: a primary, and a replica that was ahead of the
-// promoted one.
+// promoted one. Two shards number their commits independently.
 type lostRow struct {
+	shard              int
 	commit, table, key string
 	op                 sut.Change
 }
@@ -62,7 +64,7 @@ func (l *losses) add(lost sut.Lost) {
 	}
 	known, more := map[string]bool{}, map[string]bool{} // commits
 	lost.Changes = slices.DeleteFunc(slices.Clone(lost.Changes), func(c sut.LostChange) bool {
-		row := lostRow{c.Commit, c.Table, c.Key, c.Op}
+		row := lostRow{lost.Shard, c.Commit, c.Table, c.Key, c.Op}
 		if l.listed[row] {
 			known[c.Commit] = true
 			return true
@@ -138,8 +140,8 @@ func (s *System) collectLosses() {
 			return
 		}
 		left := false
-		for _, name := range s.keepers() {
-			left = s.collect(s.life, name) != nil || len(s.losses.keeps(name)) > 0 || left
+		for _, n := range s.keepers() {
+			left = s.collect(s.life, n) != nil || len(s.losses.keeps(n.Name)) > 0 || left
 		}
 		if !left {
 			retry = shortestRetry
@@ -155,54 +157,55 @@ func (s *System) collectLosses() {
 
 // keepers lists the databases that keep old copies and hold the present data. The loss of an old copy is what the
 // present one lacks.
-func (s *System) keepers() (names []string) {
+func (s *System) keepers() (keepers []*node) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, n := range s.nodes {
-		if status, known := s.failover.Last(n.Name); known && len(status.Kept) > 0 && s.holdsPresent(n) {
-			names = append(names, n.Name)
+		if status, known := s.setOf(n).last(n.Name); known && len(status.Kept) > 0 && s.holdsPresent(n) {
+			keepers = append(keepers, n)
 		}
 	}
-	return names
+	return keepers
 }
 
-// holdsPresent reports whether a database is the primary, or a replica that has caught up with it since the last
-// failover. The caller holds mu.
+// holdsPresent reports whether a database is the primary of its set, or a replica that has caught up with it since the
+// last failover. The caller holds mu.
 func (s *System) holdsPresent(n *node) bool {
 	if n.state != targets.Serving {
 		return false
 	}
-	status, known := s.failover.Last(n.Name)
-	back := !slices.ContainsFunc(s.failover.Failovers(), func(f targets.Failover) bool {
+	set := s.setOf(n)
+	status, known := set.last(n.Name)
+	back := !slices.ContainsFunc(set.failovers(), func(f targets.Failover) bool {
 		return f.From == n.Name && f.ReplaceNS == 0
 	})
 	return known && status.Serves &&
-		(n.Name == s.roles.Primary || back && status.Connected && status.Following == s.roles.Primary)
+		(n.Name == set.roles.Primary || back && status.Connected && status.Following == set.roles.Primary)
 }
 
 // mayHoldLosses reports whether the data of a database, or its old copies, may be all that is left of acknowledged
 // writes. A database that was never probed is new. The caller holds mu.
 func (s *System) mayHoldLosses(n *node) bool {
-	_, known := s.failover.Last(n.Name)
+	_, known := s.setOf(n).last(n.Name)
 	return n.state != targets.Serving || known && !s.holdsPresent(n)
 }
 
 // collect adds the losses of a database to the ledger, copy by copy, and lets the database remove each copy that it has
 // read. It waits for a collection that is under way.
-func (s *System) collect(ctx context.Context, name string) error {
+func (s *System) collect(ctx context.Context, n *node) error {
 	select {
 	case s.losses.collecting <- struct{}{}:
 		defer func() { <-s.losses.collecting }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	status, err := databases{s}.Probe(ctx, name)
+	status, err := s.probe(ctx, n.Name)
 	if err != nil {
 		return err
 	}
 	var unread []sut.Lost
 	for _, old := range status.Kept {
-		lost, err := s.collectCopy(ctx, name, old)
+		lost, err := s.collectCopy(ctx, n, old)
 		if err != nil {
 			return err
 		}
@@ -210,29 +213,32 @@ func (s *System) collect(ctx context.Context, name string) error {
 			unread = append(unread, lost)
 		}
 	}
-	s.losses.keep(name, unread)
+	s.losses.keep(n.Name, unread)
 	return nil
 }
 
 // collectCopy adds the loss of an old copy to the ledger, and then lets the database remove the copy. It changes
 // nothing if the copy could not be read.
-func (s *System) collectCopy(ctx context.Context, name, old string) (lost sut.Lost, err error) {
+func (s *System) collectCopy(ctx context.Context, n *node, old string) (lost sut.Lost, err error) {
 	ctx, cancel := context.WithTimeout(ctx, collectBound)
 	defer cancel()
 	path := sut.LostPath + "?copy=" + url.QueryEscape(old)
-	err = s.call(ctx, name, request{method: http.MethodGet, path: path, answer: &lost})
+	err = s.call(ctx, n.Name, request{method: http.MethodGet, path: path, answer: &lost})
+	lost.Shard = n.Shard
 	if err != nil || lost.Unread {
 		return lost, err
 	}
 	s.losses.add(lost)
-	return lost, s.call(ctx, name, request{method: http.MethodDelete, path: path})
+	return lost, s.call(ctx, n.Name, request{method: http.MethodDelete, path: path})
 }
 
 // collectLast collects the losses of a database that will be removed with its old copies. If that is not possible, the
 // ledger says so.
 func (s *System) collectLast(ctx context.Context, n *node) {
-	err := s.collect(ctx, n.Name)
-	status, _ := s.failover.Last(n.Name)
+	err := s.collect(ctx, n)
+	s.mu.Lock()
+	status, _ := s.setOf(n).last(n.Name)
+	s.mu.Unlock()
 	replaced := slices.ContainsFunc(s.Failovers(), func(f targets.Failover) bool {
 		return f.From == n.Name && f.ReplaceNS == 0
 	})
@@ -247,14 +253,14 @@ func (s *System) collectLast(ctx context.Context, n *node) {
 		reason += ": " + err.Error()
 	}
 	s.losses.keep(n.Name, nil)
-	s.losses.add(unknownLoss(n.Name, reason))
+	s.losses.add(unknownLoss(n, reason))
 }
 
 // unknownLoss is a loss whose size nobody will ever know.
-func unknownLoss(node, reason string) sut.Lost {
+func unknownLoss(n *node, reason string) sut.Lost {
 	return sut.Lost{
-		Node: node, Copy: "unknown-" + strconv.FormatInt(time.Now().UnixNano(), 10), Changes: []sut.LostChange{},
-		Unknown: true, Partial: reason,
+		Node: n.Name, Shard: n.Shard, Copy: "unknown-" + strconv.FormatInt(time.Now().UnixNano(), 10),
+		Changes: []sut.LostChange{}, Unknown: true, Partial: reason,
 	}
 }
 
@@ -272,28 +278,29 @@ func (s *System) Losses() []sut.Lost { return s.losses.list() }
 func (s *System) Recover(ctx context.Context, replay bool) (targets.Recovery, error) {
 	recovery := targets.Recovery{Failovers: s.Failovers()}
 	_, nodes := s.members()
-	if s.failover == nil && !slices.ContainsFunc(nodes, s.writesBack) {
+	if len(s.sets()) == 0 && !slices.ContainsFunc(nodes, s.writesBack) {
 		return recovery, fmt.Errorf("stage %s has no database replicas and no write-back cache, so it loses no "+
 			"acknowledged writes", s.Topology().Stage)
 	}
 	var pending []sut.Lost
 	for _, n := range nodes {
-		if !n.Replicated {
+		s.mu.Lock()
+		set := s.setOf(n)
+		multiPrimary, ready := set != nil && set.roles.Primary == "", s.holdsPresent(n)
+		status, _ := set.last(n.Name)
+		s.mu.Unlock()
+		if set == nil { // it is no database, or its shard has left
 			continue
 		}
-		s.mu.Lock()
-		multiPrimary, ready := s.roles.Primary == "", s.holdsPresent(n)
-		status, _ := s.failover.Last(n.Name)
-		s.mu.Unlock()
 		if multiPrimary {
 			recovery.Discarded = append(recovery.Discarded, targets.Discarded{Node: n.Name, Discarded: status.Discarded})
 			continue
 		}
-		unknown := sut.Lost{Node: n.Name, Changes: []sut.LostChange{}, Unknown: true, Unread: true}
+		unknown := sut.Lost{Node: n.Name, Shard: n.Shard, Changes: []sut.LostChange{}, Unknown: true, Unread: true}
 		if !ready {
 			unknown.Partial = "it does not serve the present data yet, so its lost writes are unknown: try again later"
 			pending = append(pending, unknown)
-		} else if err := s.collect(ctx, n.Name); err != nil {
+		} else if err := s.collect(ctx, n); err != nil {
 			unknown.Partial = "its lost writes are unknown: " + err.Error()
 			pending = append(pending, unknown)
 		} else {
@@ -325,17 +332,21 @@ func (s *System) replay(ctx context.Context) []targets.Replayed {
 	return all
 }
 
-// replayLoss replays changes of a loss at the primary, in their order, until one request fails.
+// replayLoss replays changes of a loss at the primary of their shard, in their order, until one request fails.
 func (s *System) replayLoss(ctx context.Context, lost sut.Lost, changes []sut.LostChange) sut.Replayed {
 	sum := sut.Replayed{Done: map[string]int{}, Refused: []string{}}
 	for batch := range slices.Chunk(changes, replayBatch) {
+		primary, err := s.primaryOf(lost.Shard)
+		if err != nil {
+			sum.Refused = append(sum.Refused, err.Error())
+			break
+		}
 		s.mu.Lock()
-		primary := s.roles.Primary
-		order := sut.Replay{Primary: s.peers([]string{primary})[0], Changes: batch}
+		order := sut.Replay{Databases: s.allDatabases(), Changes: shard.WithoutMoves(batch, lost.Changes)}
 		s.mu.Unlock()
 		var done sut.Replayed
 		post := request{method: http.MethodPost, path: sut.LostPath, document: order, answer: &done}
-		if err := s.call(ctx, primary, post); err != nil {
+		if err := s.call(ctx, primary.Node, post); err != nil {
 			sum.Refused = append(sum.Refused, err.Error())
 			break
 		}
@@ -347,4 +358,14 @@ func (s *System) replayLoss(ctx context.Context, lost sut.Lost, changes []sut.Lo
 		sum.Refused = append(sum.Refused, done.Refused...)
 	}
 	return sum
+}
+
+// primaryOf returns the primary of a shard, or of a database that is not sharded.
+func (s *System) primaryOf(shard int) (sut.Peer, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if set := setIn(s.replicaSets, shard); set != nil {
+		return s.peers([]string{set.roles.Primary})[0], nil
+	}
+	return sut.Peer{}, fmt.Errorf("shard %d was removed, and others have its rows now", shard)
 }

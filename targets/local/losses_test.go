@@ -1,11 +1,14 @@
 package local
 
 import (
+	"encoding/json"
 	"fmt"
+	"net/http"
 	"reflect"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stagebench/stagebench/sut"
 )
@@ -31,7 +34,10 @@ func TestLossesAreListedOnce(t *testing.T) {
 	l.add(lossOf("db-2", "epoch-1", 3, 4))
 	l.add(lossOf("db-2", "epoch-2", 5))
 	l.add(notKept)
-	want := []sut.Lost{lossOf("db-1", "epoch-1", 4, 5, 6), lossOf("db-2", "epoch-1", 3), notKept}
+	other := lossOf("db-4", "epoch-1", 4) // a commit of another shard, with the same number
+	other.Shard = 2
+	l.add(other)
+	want := []sut.Lost{lossOf("db-1", "epoch-1", 4, 5, 6), lossOf("db-2", "epoch-1", 3), notKept, other}
 	if got := l.list(); !reflect.DeepEqual(got, want) {
 		t.Errorf("the ledger has\n%+v, want\n%+v", got, want)
 	}
@@ -89,4 +95,47 @@ func TestLossesAreCollected(t *testing.T) {
 		!strings.Contains(lost.Partial, "removed") || !strings.Contains(lost.Partial, "it is broken") {
 		t.Errorf("the report of the removed node is %+v", lost)
 	}
+}
+
+// handleLost adds the handlers for the old copies of a database.
+func (n *testNode) handleLost(mux *http.ServeMux) {
+	mux.HandleFunc("GET "+sut.LostPath, func(w http.ResponseWriter, r *http.Request) {
+		select { // another request can overtake this one
+		case <-time.After(20 * time.Millisecond):
+		case <-r.Context().Done():
+		}
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.dropped {
+			http.Error(w, "there is no old copy", http.StatusInternalServerError)
+			return
+		}
+		_ = json.NewEncoder(w).Encode(n.lost(r.FormValue("copy")))
+	})
+	mux.HandleFunc("POST "+sut.LostPath, func(w http.ResponseWriter, r *http.Request) {
+		var order sut.Replay
+		if err := json.NewDecoder(r.Body).Decode(&order); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		n.trace("replays over %d", len(order.Databases))
+		_ = json.NewEncoder(w).Encode(sut.Replayed{})
+	})
+	mux.HandleFunc("DELETE "+sut.LostPath, func(w http.ResponseWriter, r *http.Request) {
+		n.trace("dropped %s", r.FormValue("copy"))
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.dropped = true
+		w.WriteHeader(http.StatusNoContent)
+	})
+}
+
+// lost returns what the node's old copy has, or that it cannot be read.
+func (n *testNode) lost(name string) sut.Lost {
+	if behaviourOf(n.config.Node) == "keeps an unreadable copy" {
+		return sut.Lost{Node: n.config.Node, Copy: name, Epoch: 1, Unknown: true, Unread: true, Partial: "it is broken"}
+	}
+	return sut.Lost{Node: n.config.Node, Copy: name, Epoch: 1, Commits: 1, Changes: []sut.LostChange{{
+		Commit: n.config.Node, Table: "photos", Key: "1", Op: sut.Inserted, New: sut.Values{"id": int64(1<<62 + 1)},
+	}}}
 }

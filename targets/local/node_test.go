@@ -195,7 +195,7 @@ func (n *testNode) run() error {
 	return nil
 }
 
-// seed writes a photo to the blob directory and a row to the database.
+// seed writes a photo to the blob directory, unless it has none, and a row to the database.
 func (n *testNode) seed(ready sut.Ready) error {
 	if n.behaviour == "fails" {
 		return exitStatus(4)
@@ -205,12 +205,20 @@ func (n *testNode) seed(ready sut.Ready) error {
 		return err
 	}
 	response.Body.Close()
+	if n.config.Dir == "" {
+		return n.seeded(ready)
+	}
 	if err := os.MkdirAll(filepath.Join(n.config.Dir, "ab"), 0o755); err != nil {
 		return err
 	}
 	if err := os.WriteFile(filepath.Join(n.config.Dir, "ab", "photo.jpg"), []byte("bytes"), 0o640); err != nil {
 		return err
 	}
+	return n.seeded(ready)
+}
+
+// seeded reports that the seed node's work is done, and waits for its end.
+func (n *testNode) seeded(ready sut.Ready) error {
 	if err := json.NewEncoder(n.out).Encode(ready); err != nil {
 		return err
 	}
@@ -244,7 +252,8 @@ func (n *testNode) handler() http.Handler {
 		_ = json.NewEncoder(w).Encode(n.config)
 	})
 	mux.HandleFunc("POST /put", func(w http.ResponseWriter, _ *http.Request) {
-		if err := os.WriteFile(filepath.Join(n.config.Dir, "rows"), []byte("seeded"), 0o600); err != nil {
+		rows := fmt.Sprintf("seeded %d", n.config.Shard)
+		if err := os.WriteFile(filepath.Join(n.config.Dir, "rows"), []byte(rows), 0o600); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 		}
 	})
@@ -276,26 +285,7 @@ func (n *testNode) handler() http.Handler {
 		n.config.Replication = &next
 		_ = json.NewEncoder(w).Encode(n.replication())
 	})
-	mux.HandleFunc("GET "+sut.LostPath, func(w http.ResponseWriter, r *http.Request) {
-		select { // another request can overtake this one
-		case <-time.After(20 * time.Millisecond):
-		case <-r.Context().Done():
-		}
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		if n.dropped {
-			http.Error(w, "there is no old copy", http.StatusInternalServerError)
-			return
-		}
-		_ = json.NewEncoder(w).Encode(n.lost(r.FormValue("copy")))
-	})
-	mux.HandleFunc("DELETE "+sut.LostPath, func(w http.ResponseWriter, r *http.Request) {
-		n.trace("dropped %s", r.FormValue("copy"))
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		n.dropped = true
-		w.WriteHeader(http.StatusNoContent)
-	})
+	n.handleLost(mux)
 	mux.HandleFunc("POST /exit", func(http.ResponseWriter, *http.Request) {
 		fmt.Fprintln(os.Stderr, `{"level":"ERROR","msg":"giving up","err":"no luck"}`)
 		n.crash <- 5
@@ -321,16 +311,6 @@ func (n *testNode) replication() sut.ReplicationStatus {
 		status.Kept = []string{"epoch-1"}
 	}
 	return status
-}
-
-// lost returns what the node's old copy has, or that it cannot be read.
-func (n *testNode) lost(name string) sut.Lost {
-	if behaviourOf(n.config.Node) == "keeps an unreadable copy" {
-		return sut.Lost{Node: n.config.Node, Copy: name, Epoch: 1, Unknown: true, Unread: true, Partial: "it is broken"}
-	}
-	return sut.Lost{Node: n.config.Node, Copy: name, Epoch: 1, Commits: 1, Changes: []sut.LostChange{{
-		Commit: n.config.Node, Table: "photos", Key: "1", Op: sut.Inserted, New: sut.Values{"id": int64(1<<62 + 1)},
-	}}}
 }
 
 // wire handles a new wiring and traces it.

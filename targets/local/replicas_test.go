@@ -28,7 +28,7 @@ func TestScaleReplicas(t *testing.T) {
 		done <- err
 	}()
 	eventually(t, "db-3 follows", func() bool {
-		last, known := system.failover.Last("db-3")
+		last, known := system.sets()[0].supervisor.Last("db-3")
 		return known && last.Following == "db-1"
 	})
 	cancel()
@@ -67,7 +67,7 @@ func TestScaleReplicas(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "db-2 serves reads", func() bool { return strings.Contains(uses(), "+db-2") })
-	if primary := system.roles.Primary; primary == "db-3" {
+	if status(t, system, "db-3").ReplicationRole == targets.Primary {
 		const removed = "db-3 would be removed, but it is the primary now"
 		if _, err := system.Scale(t.Context(), "replica", 1); err == nil || !strings.Contains(err.Error(), removed) {
 			t.Errorf("removal of the primary: %v", err)
@@ -98,7 +98,7 @@ func TestAChangeOfReplicasStays(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the supervisor has detected the death", func() bool {
-		err := system.failover.SetNodes(t.Context(), []string{"db-2"}) // always refused: db-1 is the primary
+		err := system.sets()[0].supervisor.SetNodes(t.Context(), []string{"db-2"}) // always refused: db-1 is the primary
 		return strings.Contains(err.Error(), "does not answer")
 	})
 	cancel()

@@ -41,7 +41,7 @@ func (s *System) Scale(ctx context.Context, tier string, hosts int) (targets.Sca
 }
 
 func (s *System) scale(ctx context.Context, wanted *targets.Scaled) error {
-	next, tier, err := ladder.Scale(s.Topology(), wanted.Tier, wanted.Hosts)
+	next, role, err := ladder.Scale(s.Topology(), wanted.Tier, wanted.Hosts)
 	if err != nil {
 		return err
 	}
@@ -53,7 +53,10 @@ func (s *System) scale(ctx context.Context, wanted *targets.Scaled) error {
 			return err
 		}
 	}
-	return s.changeTopology(ctx, tier.Role, next, wanted)
+	if wanted.Tier == ladder.ScaleShards {
+		return s.reshard(ctx, next, wanted)
+	}
+	return s.changeTopology(ctx, role, next, wanted)
 }
 
 // changeTopology changes the system to a topology that differs only in the hosts of one
@@ -123,7 +126,7 @@ func (s *System) beginChange(ctx context.Context) (changing context.Context, end
 // only one that has some of the data.
 func (s *System) rollBack(r sut.Role, before, next sut.Topology) error {
 	ctx := s.life // while the system stops, nodes need no new wiring
-	if err := s.supervise(ctx, r, before); err != nil {
+	if err := s.setNodes(ctx, r, before); err != nil {
 		s.endChange(next)
 		return errors.Join(fmt.Errorf("and the change stays: %w", err), s.removeOthers(context.WithoutCancel(ctx), next))
 	}
@@ -184,7 +187,7 @@ func (s *System) steps(r sut.Role, next sut.Topology, done *targets.Scaled) []fu
 					s.note(n, "drains")
 				}
 			})
-			if err := s.supervise(ctx, r, next); err != nil {
+			if err := s.setNodes(ctx, r, next); err != nil {
 				return err
 			}
 			return s.updateCallers(ctx, r)
@@ -211,20 +214,6 @@ func (s *System) steps(r sut.Role, next sut.Topology, done *targets.Scaled) []fu
 	}
 }
 
-// supervise gives the failover supervisor the databases of a topology if replicas are scaled.
-func (s *System) supervise(ctx context.Context, r sut.Role, next sut.Topology) error {
-	if r != sut.DB {
-		return nil
-	}
-	var names []string
-	for _, n := range next.Nodes {
-		if n.Replicated {
-			names = append(names, n.Name)
-		}
-	}
-	return s.failover.SetNodes(ctx, names)
-}
-
 // awaitRead waits until all new replicas have caught up and serve reads.
 func (s *System) awaitRead(ctx context.Context, r sut.Role, added []*node) error {
 	replicas := slices.DeleteFunc(slices.Clone(added), func(n *node) bool { return !n.Replicated })
@@ -233,7 +222,7 @@ func (s *System) awaitRead(ctx context.Context, r sut.Role, added []*node) error
 	}
 	if err := s.await(ctx, func() bool {
 		return !slices.ContainsFunc(replicas, func(n *node) bool {
-			return n.Name != s.roles.Primary && !slices.Contains(s.roles.Replicas, n.Name)
+			return !s.isPrimary(n) && !slices.Contains(s.setOf(n).roles.Replicas, n.Name)
 		})
 	}); err != nil {
 		return err
@@ -249,13 +238,13 @@ func (s *System) obstacle(r sut.Role, next sut.Topology) error {
 		_, stays := next.Node(n.Name)
 		member := n.Role == r && (scalingOf(r).Sharded || n.Replicated)
 		switch {
-		case !stays && n.Name == s.roles.Primary:
+		case !stays && s.isPrimary(n):
 			return fmt.Errorf("%s would be removed, but it is the primary now\n"+
 				"keep more replicas, or start a failover first: stagebench kill primary", n.Name)
 		case !stays && n.Replicated && s.mayHoldLosses(n):
 			return fmt.Errorf("%s would be removed, but it may have lost writes that are not collected yet\n"+
 				"wait until it serves as a replica: stagebench status", n.Name)
-		case r == sut.DB && n.Name == s.roles.Primary && n.state != targets.Serving:
+		case r == sut.DB && s.isPrimary(n) && n.state != targets.Serving:
 			return fmt.Errorf("the primary %s is %s\nwait for the failover: stagebench status", n.Name, n.state)
 		case n.frozen && n.state == targets.Serving:
 			return errors.New("the system is frozen, so that another one has the machine\ntry again later")
@@ -372,13 +361,18 @@ func (s *System) countMoved(ctx context.Context, r sut.Role) (moved, held *int64
 	if err != nil {
 		return nil, nil
 	}
-	moved, held = new(int64), new(int64)
+	moved = new(int64)
+	if scaling.Held != "" {
+		held = new(int64)
+	}
 	for _, series := range nodes {
 		if !series.Has(scaling.Moved) {
 			return nil, nil
 		}
 		*moved += series.Sum(scaling.Moved)
-		*held += series.Sum(scaling.Held)
+		if held != nil {
+			*held += series.Sum(scaling.Held)
+		}
 	}
 	return moved, held
 }
@@ -415,6 +409,11 @@ func (s *System) removeOthers(ctx context.Context, t sut.Topology) error {
 			s.collectLast(ctx, n)
 		}
 	}
+	leaving := s.leavingSets(t)
+	for _, set := range leaving { // before its nodes stop: their deaths are no reason for a failover
+		set.endLife()
+		set.watched.Wait()
+	}
 	s.mu.Lock()
 	var removedHosts []*host
 	var removedNodes []*node
@@ -438,6 +437,7 @@ func (s *System) removeOthers(ctx context.Context, t sut.Topology) error {
 		n.endLife()
 		n.watched.Wait()
 	}
+	s.dropSets(leaving) // after the last restart of a node, which reads its role
 	for _, h := range removedHosts {
 		errs = append(errs, h.budget.Lift())
 	}

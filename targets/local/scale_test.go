@@ -344,7 +344,7 @@ func TestScaleIsRefused(t *testing.T) {
 		want  string
 	}{
 		{"db", 2, "scale db to 2: the number of \"db\" hosts cannot change while the system serves\n" +
-			"want one of: edge, web, replica, blob, cache"},
+			"want one of: edge, web, replica, shard, blob, cache"},
 		{"web", 0, "want a whole number"},
 		{"web", 9, "the machine is too small"},
 		{"cache", 2, "stage lb has no cache hosts\n"},

@@ -158,7 +158,7 @@ func (s *System) configFor(n *node) sut.NodeConfig {
 		Listen: n.host.address, Dir: n.dir, Procs: procsFor(n.host.CPU),
 		MemoryBytes:  memoryOf(n),
 		DrainSeconds: s.opts.drainTimeout.Seconds(), Secret: s.secret,
-		IDHost: n.idHost, Service: n.Service, Knobs: s.topology.Knobs, Data: s.opts.Data,
+		IDHost: n.idHost, Service: n.Service, Shard: n.Shard, Knobs: s.topology.Knobs, Data: s.opts.Data,
 		Wiring: s.wiringFor(n),
 	}
 	if i := slices.Index(s.topology.Frontends, n.Name); i >= 0 && s.opts.Listen.IsValid() {
@@ -322,7 +322,7 @@ func (s *System) died(n *node, exit proc.Exit) {
 	s.set(n, targets.Dead)
 	s.note(n, "died: %s", n.cause)
 	if s.writesBack(n) && !exit.Clean() {
-		s.losses.add(unknownLoss(n.Name, "it died ("+n.cause+") with acknowledged writes that it had not yet written to the "+
+		s.losses.add(unknownLoss(n, "it died ("+n.cause+") with acknowledged writes that it had not yet written to the "+
 			"database. Only its memory had them, so their number and ids are unknown"))
 	}
 }

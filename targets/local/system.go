@@ -58,15 +58,13 @@ func (s *System) Status() []targets.NodeStatus {
 		all[i] = targets.NodeStatus{
 			Node: n.Name, Host: n.Host, Role: n.Role, Engine: n.Engine, Version: n.ready.Version,
 			State: n.state, Address: n.ready.Address, Admin: n.ready.Admin, Restarts: n.restarts, Cause: n.cause,
-			ReadyNS: n.readyIn.Nanoseconds(), ReplicationRole: s.replicationRole(n), Secret: s.secret,
+			ReadyNS: n.readyIn.Nanoseconds(), ReplicationRole: s.replicationRole(n), Shard: n.Shard, Secret: s.secret,
 			CountsClientRequests: slices.Contains(s.topology.Counters, n.Name),
 		}
-		if n.Replicated && s.failover != nil {
-			if last, known := s.failover.Last(n.Name); known {
-				all[i].Discarded = last.Discarded
-				if all[i].ReplicationRole == targets.Replica {
-					all[i].LagNS = last.LagNS
-				}
+		if last, known := s.setOf(n).last(n.Name); known {
+			all[i].Discarded = last.Discarded
+			if all[i].ReplicationRole == targets.Replica {
+				all[i].LagNS = last.LagNS
 			}
 		}
 		if n.process != nil && n.serves() {
@@ -129,18 +127,14 @@ type members interface {
 }
 
 // find resolves a name. If a host and a node have the same name, it returns the host,
-// because a host is the unit of failure. The replication role primary means the host of
-// the current primary. The replication role replica means the host of the first replica
-// that serves.
+// because a host is the unit of failure. A replication role means the host of the first
+// database with this role that serves: primary, or primary-2 for that of shard 2. If no
+// primary serves, it means the first one that is dead.
 func (s *System) find(name string) ([]*node, members, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, n := range s.nodes {
-		role := s.replicationRole(n)
-		if role != "" && string(role) == name && (n.serves() || n.Name == s.roles.Primary) {
-			name = n.Host
-			break
-		}
+	if n := s.withRole(name); n != nil {
+		name = n.Host
 	}
 	for _, h := range s.hosts {
 		if h.Name == name {
@@ -160,6 +154,21 @@ func (s *System) find(name string) ([]*node, members, error) {
 	slices.Sort(known)
 	return nil, nil, fmt.Errorf("there is no host or node %q\nwant one of %s",
 		name, strings.Join(slices.Compact(known), ", "))
+}
+
+// withRole returns the database that a replication role means, nil if there is none. The
+// caller holds mu.
+func (s *System) withRole(role string) (found *node) {
+	for _, n := range s.nodes {
+		switch {
+		case !s.replicationRole(n).Named(role, n.Shard):
+		case n.serves():
+			return n
+		case found == nil && s.isPrimary(n):
+			found = n
+		}
+	}
+	return found
 }
 
 // Kill kills all processes of a host or a node, native servers included, and returns when
@@ -326,11 +335,9 @@ func (s *System) Freeze(ctx context.Context) (thaw func() error, err error) {
 	if i := slices.IndexFunc(nodes, func(n *node) bool { return s.stateOf(n) != targets.Serving }); i >= 0 {
 		return nil, fmt.Errorf("freeze %s: %s is %s", s.opts.Topology.Stage, nodes[i].Name, s.stateOf(nodes[i]))
 	}
-	resume := func() {}
-	if s.failover != nil {
-		if resume, err = s.failover.Suspend(ctx); err != nil {
-			return nil, fmt.Errorf("freeze %s: %w", s.opts.Topology.Stage, err)
-		}
+	resume, err := s.suspend(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("freeze %s: %w", s.opts.Topology.Stage, err)
 	}
 	// A topology lists a host before those that it uses. A host that checks others stops first and
 	// continues last, so it never finds them silent.

@@ -16,15 +16,20 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets/proc"
+	"github.com/stagebench/stagebench/targets/topology"
 )
 
 const (
 	// A template is a directory with these entries. It never changes after it was built,
-	// because blob files of running systems are hard links to its files.
-	templateDB   = "db"
-	templateBlob = "blob"
-	templateMark = "template.json"
+	// because blob files of running systems are hard links to its files. The template of a
+	// sharded database has one database for each shard, db-1 and so on, and db-new without
+	// rows, for a shard that is added later.
+	templateDB    = "db"
+	templateNewDB = "db-new"
+	templateBlob  = "blob"
+	templateMark  = "template.json"
 	// lockSuffix ends the name of the file that is locked while a template is built.
 	lockSuffix = ".lock"
 
@@ -79,6 +84,58 @@ func templateEngine(t sut.Topology) (sut.Engine, error) {
 	return engine, nil
 }
 
+// templatePart is a database of a template.
+type templatePart struct {
+	dir   string // name of its directory
+	shard int    // number of the shard that it holds the rows of; 0 = all rows
+}
+
+// templateParts lists the databases of a template for a number of shards; 0 = not sharded. A
+// further shard has no rows, because no user is assigned to it.
+func templateParts(shards int) []templatePart {
+	if shards == 0 {
+		return []templatePart{{dir: templateDB}}
+	}
+	var parts []templatePart
+	for shard := 1; shard <= shards; shard++ {
+		parts = append(parts, templatePart{dir: shardDir(shard), shard: shard})
+	}
+	return append(parts, templatePart{dir: templateNewDB, shard: shards + 1})
+}
+
+// shardDir returns the name of the directory with the database of a shard.
+func shardDir(shard int) string { return fmt.Sprintf("%s-%d", templateDB, shard) }
+
+// countShards returns the number of shards of a topology, 0 if the database is not sharded.
+func countShards(t sut.Topology) (shards int) {
+	for _, n := range t.Nodes {
+		shards = max(shards, n.Shard)
+	}
+	return shards
+}
+
+// templateKey returns the name of the template for a topology.
+func templateKey(t sut.Topology, info templateInfo) string {
+	key := fmt.Sprintf("%s-%d-%s-%s", info.Data.Size, info.Data.Seed, info.Engine, info.Version)
+	if shards := countShards(t); shards > 0 {
+		key += fmt.Sprintf("-%s-%d-%s", sut.Sharded, shards, ladder.ShardOf(t.Knobs).By)
+	}
+	return key
+}
+
+// templateOf returns the directory with the initial rows of a database of a shard, or of a
+// database that is not sharded if shard is 0.
+func (s *System) templateOf(shard int) string {
+	if shard == 0 {
+		return filepath.Join(s.template, templateDB)
+	}
+	dir := filepath.Join(s.template, shardDir(shard))
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return filepath.Join(s.template, templateNewDB)
+	}
+	return dir
+}
+
 // findTemplate returns the directory of the template for this topology's data and engine.
 // It builds the template if it is missing. If several processes need the same template, one
 // builds it and the others wait.
@@ -95,8 +152,8 @@ func (s *System) findTemplate(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("version of the template for %s: %w", engine, err)
 	}
 	info := templateInfo{Data: s.opts.Data, Engine: engine, Version: version}
-	key := fmt.Sprintf("%s-%d-%s-%s", info.Data.Size, info.Data.Seed, engine, info.Version)
-	if !plainName(key) {
+	key := templateKey(s.opts.Topology, info)
+	if !topology.PlainName(key) {
 		return "", fmt.Errorf("the template name %q contains a character that is not allowed", key)
 	}
 	dir := filepath.Join(s.opts.TemplateDir, key)
@@ -130,19 +187,23 @@ func built(dir string) bool {
 	return err == nil
 }
 
-// buildTemplate fills a database and a blob store in the private directory and moves them
+// buildTemplate fills the databases and a blob store in the private directory and moves them
 // into the cache. A server that runs as another user can reach its files only in the
 // private directory. The caller holds the template's lock.
 func (s *System) buildTemplate(ctx context.Context, dir string, info templateInfo) error {
 	start := time.Now()
 	work := filepath.Join(s.dir, templateWork)
-	for _, part := range []string{work, filepath.Join(work, templateDB), filepath.Join(work, templateBlob)} {
-		if err := os.Mkdir(part, 0o700); err != nil {
+	for _, dir := range []string{work, filepath.Join(work, templateBlob)} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
 			return err
 		}
 	}
-	if err := s.load(ctx, work, info.Engine); err != nil {
-		return err
+	photos := filepath.Join(work, templateBlob) // the first run of the seed node fills it, "" = it is full
+	for _, part := range templateParts(countShards(s.opts.Topology)) {
+		if err := s.load(ctx, filepath.Join(work, part.dir), part.shard, info.Engine, photos); err != nil {
+			return err
+		}
+		photos = ""
 	}
 	info.BuiltNS = time.Since(start).Nanoseconds()
 	text, err := json.MarshalIndent(info, "", "  ")
@@ -155,18 +216,21 @@ func (s *System) buildTemplate(ctx context.Context, dir string, info templateInf
 	return publish(ctx, work, dir)
 }
 
-// load starts the database on an empty directory, fills it with a seed node and stops it
-// cleanly.
-func (s *System) load(ctx context.Context, work string, engine sut.Engine) (err error) {
+// load starts a database on an empty directory, fills it with a seed node and stops it
+// cleanly. The seed node also fills the directory photos, unless it is "".
+func (s *System) load(ctx context.Context, dir string, shard int, engine sut.Engine, photos string) (err error) {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
 	host, err := s.opts.Budgets.NewHost(templateHost, 0, 0)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, host.Remove()) }()
-	addresses := addressesFor(filepath.Base(s.dir), maxHosts)
+	addresses := topology.Addresses(filepath.Base(s.dir), topology.MaxHosts)
 	config := sut.NodeConfig{
 		Node: "template-db", Host: templateHost, Role: sut.DB, Engine: engine,
-		Listen: addresses[len(addresses)-1], Dir: filepath.Join(work, templateDB), Procs: procsFor(0),
+		Listen: addresses[len(addresses)-1], Dir: dir, Shard: shard, Procs: procsFor(0),
 		DrainSeconds: templateStop.Seconds(), Secret: s.secret, Knobs: s.opts.Topology.Knobs, Data: s.opts.Data,
 	}
 	leaf, err := host.Leaf(config.Node)
@@ -177,7 +241,7 @@ func (s *System) load(ctx context.Context, work string, engine sut.Engine) (err 
 	if err != nil {
 		return err
 	}
-	if err := s.seed(ctx, work, config, ready); err != nil {
+	if err := s.seed(ctx, photos, config, ready); err != nil {
 		db.Kill()
 		db.Wait()
 		return err
@@ -189,18 +253,18 @@ func (s *System) load(ctx context.Context, work string, engine sut.Engine) (err 
 	return nil
 }
 
-// seed runs the seed node, which fills the database and the blob directory. The seed node is
+// seed runs the seed node, which fills the database and the directory photos. The seed node is
 // ready when its work is done, and exits when its standard input closes.
-func (s *System) seed(ctx context.Context, work string, db sut.NodeConfig, ready sut.Ready) (err error) {
+func (s *System) seed(ctx context.Context, photos string, db sut.NodeConfig, ready sut.Ready) (err error) {
 	host, err := s.opts.Budgets.NewHost(templateHost, 0, 0)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, host.Remove()) }()
 	config := db
-	config.Node, config.Role, config.Dir = "template-seed", sut.Seed, filepath.Join(work, templateBlob)
+	config.Node, config.Role, config.Dir = "template-seed", sut.Seed, photos
 	config.DrainSeconds = seedExit.Seconds()
-	config.Wiring.Uses = map[sut.Role][]sut.Peer{sut.DB: {{Node: db.Node, Address: ready.Address}}}
+	config.Wiring.Uses = map[sut.Role][]sut.Peer{sut.DB: {{Node: db.Node, Address: ready.Address, Shard: db.Shard}}}
 	leaf, err := host.Leaf(config.Node)
 	if err != nil {
 		return err

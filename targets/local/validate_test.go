@@ -66,16 +66,3 @@ func TestADirectoryThatADroppedUserCannotReach(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
-
-func TestAddresses(t *testing.T) {
-	t.Parallel()
-	a, b := addressesFor("one", 3), addressesFor("two", 3)
-	if len(a) != 4 || a[0] == b[0] || a[0] == a[1] || !strings.HasPrefix(a[0], "127.") {
-		t.Errorf("addresses %v and %v", a, b)
-	}
-	for _, address := range a {
-		if strings.HasPrefix(address, "127.0.0.") {
-			t.Errorf("%s is in 127.0.0.0/24, which other programs use", address)
-		}
-	}
-}

@@ -35,11 +35,15 @@ var (
 	errDead = errors.New("the node is dead")
 )
 
-// scalingOf returns the Scaling of the tier of a role, zero if the tier cannot be scaled.
+// scalingOf returns how the nodes of a role hand over keys to each other when their tier is
+// scaled, zero if they do not.
 func scalingOf(r sut.Role) ladder.Scaling {
 	for _, t := range ladder.Tiers() {
-		if t.Role == r && t.Scaling != nil {
-			return *t.Scaling
+		if t.Role != r {
+			continue
+		}
+		if i := slices.IndexFunc(t.Scaling, func(s ladder.Scaling) bool { return s.Sharded }); i >= 0 {
+			return t.Scaling[i]
 		}
 	}
 	return ladder.Scaling{}
@@ -67,11 +71,11 @@ func (s *System) wiringFor(n *node) sut.Wiring {
 	case n.Replicated:
 		delete(w.Uses, sut.DB) // its sut.Replication names its primary
 		for _, member := range s.nodes {
-			if member.Replicated && member != n {
+			if member.Replicated && member.Shard == n.Shard && member != n {
 				w.Members = append(w.Members, member.Name)
 			}
 		}
-	case n.calls(sut.DB) && s.roles.Epoch > 0:
+	case n.calls(sut.DB) && len(s.replicaSets) > 0:
 		w.Uses[sut.DB] = s.databasesFor(n)
 	}
 	for _, leaving := range s.draining {
@@ -96,20 +100,27 @@ func (s *System) wiringFor(n *node) sut.Wiring {
 	return w
 }
 
-// databasesFor lists the databases that a node calls, the primary first. In a multi-primary
-// database each node calls one primary; the nodes of a role get them round-robin. The
-// caller holds mu.
-func (s *System) databasesFor(n *node) []sut.Peer {
-	if len(s.roles.Primaries) == 0 {
-		return s.peers(append([]string{s.roles.Primary}, s.roles.Replicas...))
-	}
-	index := 0 // of the node among the nodes of its role
-	for _, other := range s.nodes[:slices.Index(s.nodes, n)] {
-		if other.Role == n.Role {
-			index++
+// databasesFor lists the databases that a node calls: of each set that it uses, the primary
+// first, and then the replicas that serve reads. In a multi-primary database each node calls
+// one primary; the nodes of a role get them round-robin. The caller holds mu.
+func (s *System) databasesFor(n *node) (all []sut.Peer) {
+	for _, set := range s.replicaSets {
+		roles := set.roles
+		switch {
+		case !slices.ContainsFunc(n.uses, set.has): // a shard that is being added or removed
+		case len(roles.Primaries) == 0:
+			all = append(all, s.peers(append([]string{roles.Primary}, roles.Replicas...))...)
+		default:
+			index := 0 // of the node among the nodes of its role
+			for _, other := range s.nodes[:slices.Index(s.nodes, n)] {
+				if other.Role == n.Role {
+					index++
+				}
+			}
+			all = append(all, s.peers(roles.Primaries[index%len(roles.Primaries):][:1])...)
 		}
 	}
-	return s.peers(s.roles.Primaries[index%len(s.roles.Primaries):][:1])
+	return all
 }
 
 // calls reports whether a node sends requests to nodes of a role. Replication does not
@@ -120,7 +131,7 @@ func (n *node) calls(r sut.Role) bool {
 
 // peer returns the entry of a node in the wirings of others. The caller holds System.mu.
 func (n *node) peer() sut.Peer {
-	return sut.Peer{Node: n.Name, Address: n.ready.Address, Weight: n.Weight}
+	return sut.Peer{Node: n.Name, Address: n.ready.Address, Shard: n.Shard, Weight: n.Weight}
 }
 
 // drainingPeer returns the entry of a leaving node. The caller holds System.mu.

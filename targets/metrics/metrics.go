@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"iter"
 	"net/http"
 	"strconv"
 	"strings"
@@ -62,6 +63,17 @@ func (s Series) Has(metric string) bool {
 		}
 	}
 	return false
+}
+
+// Labels yields the series of a metric that have labels.
+func (s Series) Labels(metric string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for series := range s {
+			if strings.HasPrefix(series, metric+"{") && !yield(series) {
+				return
+			}
+		}
+	}
 }
 
 // Sum returns the sum of a metric over all its labels. If metric names one series with its

@@ -242,6 +242,14 @@ func TestPlanByCores(t *testing.T) {
 			t.Errorf("%d cores: the driver needs %.0f%% of its reserve", test.cores, share*100)
 		}
 	}
+	for cells, visits := range map[int]int{1: 5, 8: 5, 9: 4, 13: 3, 18: 2, 100: 2} {
+		if p := Default().Across(cells); p.Visits != visits || (p.Step.Max < Default().Step.Max) != (visits == 2) {
+			t.Errorf("%d cells: %d visits with steps of %+v, want %d visits", cells, p.Visits, p.Step, visits)
+		}
+	}
+	if quick := Quick().Across(18); quick.Visits != 1 || quick.Step != Quick().Step {
+		t.Errorf("--quick depends on the number of cells: %+v", quick)
+	}
 	if one := Default().For(Unit(1)); one.ReferenceRPS != 100 {
 		t.Errorf("on one core the reference rate is %v, want 100", one.ReferenceRPS)
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"slices"
 	"strings"
@@ -125,7 +126,7 @@ func (d delta) exports(f ladder.Figure) bool {
 func figuresOf(declared []ladder.Figure, nodes []delta) (figures []results.Figure) {
 	for _, f := range declared {
 		figure := results.Figure{Name: f.Name, Title: f.Title, Doc: f.Doc, Kind: fmt.Sprint(f.Kind)}
-		exported, sum := false, int64(0)
+		exported, sum, labels := false, int64(0), map[string]int64{}
 		for _, d := range nodes {
 			if !d.exports(f) {
 				continue
@@ -138,10 +139,16 @@ func figuresOf(declared []ladder.Figure, nodes []delta) (figures []results.Figur
 				sum += d.after.series.Sum(f.Metric)
 			default:
 				sum += d.increase(f.Metric)
+				for series := range d.after.series.Labels(f.Metric) {
+					labels[series] += d.increase(series)
+				}
 				if !d.complete {
 					figure.SinceStart = append(figure.SinceStart, name)
 				}
 			}
+		}
+		if f.Kind == ladder.Busiest {
+			sum = busiest(labels)
 		}
 		if len(figure.Unknown) == 0 {
 			figure.Value = &sum
@@ -151,6 +158,18 @@ func figuresOf(declared []ladder.Figure, nodes []delta) (figures []results.Figur
 		}
 	}
 	return figures
+}
+
+// busiest returns the highest value in percent of the mean; 0 if all are 0.
+func busiest(values map[string]int64) int64 {
+	highest, sum := int64(0), int64(0)
+	for _, v := range values {
+		highest, sum = max(highest, v), sum+v
+	}
+	if sum == 0 {
+		return 0
+	}
+	return int64(math.Round(100 * float64(highest) * float64(len(values)) / float64(sum)))
 }
 
 // A step with at least this number of uploads has a note if workers processed less than this share of them. In a step

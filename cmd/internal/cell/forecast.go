@@ -97,7 +97,7 @@ func (f *Forecast) key(s Spec, n int) string {
 	case f.plan.Visits - 1:
 		kind = "last"
 	}
-	return fmt.Sprintf("%s %s %s %s", f.plan.Mode, s.Topology.Digest(), s.Load.Workload.Name(), kind)
+	return fmt.Sprintf("%s %v %s %s %s", f.plan.Mode, f.plan.Step.Max, s.Topology.Digest(), s.Load.Workload.Name(), kind)
 }
 
 // secondsFile returns the file of what was learned on this machine.

@@ -63,6 +63,24 @@ func Default() Plan {
 	}
 }
 
+// fewCells is the number of cells up to which each has all visits of the default plan.
+const fewCells = 8
+
+// Across returns the default plan for this number of cells. If there are many, each is visited less often, and with
+// more than 13 cells, twice and with shorter steps. So the whole ladder with two workloads takes eight minutes, and its
+// intervals are wider than those of a few stages.
+func (p Plan) Across(cells int) Plan {
+	if p.Mode != Default().Mode || cells <= fewCells {
+		return p
+	}
+	p.Visits = max(2, fewCells*p.Visits/cells)
+	if p.Visits == 2 {
+		p.Search.First = 5
+		p.Step = Length{Ops: p.Step.Ops / 2, Min: p.Step.Min / 2, Max: 3 * p.Step.Max / 8}
+	}
+	return p
+}
+
 // smallUnit is the CPU unit for which the rates of the plans are meant, that of two cores.
 const smallUnit = 0.1
 

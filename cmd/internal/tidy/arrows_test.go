@@ -69,6 +69,9 @@ func sutArrows() []arrow {
 			[]string{"sut", "sut/swap", "sut/attempt", "sut/edge/rules", "sut/edge/store"},
 			"assembles an edge from its rules and its store",
 		},
+		{"sut/store", []string{"sut", "sut/photos", "sut/store/socket"}, "the client of databases, and of nothing else"},
+		{"sut/store/socket", nil, "looks at any connection"},
+		{"sut/shard", []string{"sut", "sut/photos"}, "maps and plans of shards are pure functions"},
 		{"sut/edge/rules", nil, "the rules of HTTP caches are pure functions of messages and times"},
 		{"sut/edge/store", []string{"sut/edge/rules"}, "keeps responses with what the rules say about them"},
 		{
@@ -140,14 +143,15 @@ func targetArrows() []arrow {
 			[]string{"sut", "sut/ladder"},
 			"decides from samples and times that its caller gives it; only tests need sut",
 		},
+		{"targets/topology", []string{"sut", "sut/ladder"}, "a topology is checked before anything of it is started"},
 		{"targets/metrics", []string{"sut"}, "reads the metrics of any node, with the secret of its system"},
 		{
 			"targets/...",
 			[]string{
-				"sut", "sut/ladder", "targets", "targets/proc", "targets/budget", "targets/failover", "targets/metrics",
-				"targets/autoscale", "internal/nesting",
+				"sut", "sut/ladder", "sut/shard", "targets", "targets/proc", "targets/budget", "targets/failover",
+				"targets/metrics", "targets/autoscale", "targets/topology", "internal/nesting",
 			},
-			"targets use the declared system and never the code of its nodes",
+			"targets use the declared system, with its maps of shards, and never the code of its nodes",
 		},
 	}
 }

@@ -53,16 +53,16 @@ func addLost(mux *http.ServeMux, a *lostAdmin) {
 		var request sut.Replay
 		err := process.DecodeStrictly(r.Body, &request)
 		if err == nil {
-			err = process.CheckPeers(request.Primary)
+			err = process.CheckPeers(request.Databases...)
 		}
 		if err != nil {
 			process.SendError(w, http.StatusBadRequest, err,
-				`send {"primary": {"node": "db-2", "address": "127.0.0.1:5432"}, "changes": []}`)
+				`send {"databases": [{"node": "db-2", "address": "127.0.0.1:5432"}], "changes": []}`)
 			return
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), replayTimeout)
 		defer cancel()
-		done, err := replay(ctx, request.Primary, a.secret, request.Changes)
+		done, err := replay(ctx, request.Databases, a.secret, request.Changes)
 		if err != nil {
 			process.SendError(w, http.StatusInternalServerError, err, "")
 			return
@@ -71,12 +71,14 @@ func addLost(mux *http.ServeMux, a *lostAdmin) {
 	})
 }
 
-// replay repeats lost changes at a primary, as operations of the store:
+// replay repeats lost changes, as operations of the store:
 //   - an added row is added with its own id, so a second replay finds it and adds nothing;
 //   - a counter grows by the lost difference;
 //   - a title is set, unless it was changed after the loss.
-func replay(ctx context.Context, primary sut.Peer, secret sut.Secret, changes []sut.LostChange) (sut.Replayed, error) {
-	s, err := store.Open(store.Config{Primary: primary, Password: secret, MaxConns: 1, Name: "recover"})
+func replay(
+	ctx context.Context, databases []sut.Peer, secret sut.Secret, changes []sut.LostChange,
+) (sut.Replayed, error) {
+	s, err := store.Open(store.Config{Databases: databases, Password: secret, MaxConns: 1, Name: "recover"})
 	if err != nil {
 		return sut.Replayed{}, err
 	}
@@ -127,8 +129,12 @@ func (r *replayer) change(ctx context.Context, c row) error {
 		return r.count("login", c, r.store.AddSession(ctx, c.text("id"), c.id("user_id"), c.number("expires_us")))
 	case c.Table == "sessions" && c.Op == sut.Deleted:
 		return r.count("logout", c, r.store.RemoveSession(ctx, c.Key))
-	case c.Table == "users" && c.Op == sut.Updated, c.Table == "comments" && c.Op == sut.Deleted:
-		return nil // part of another operation
+	case c.Table == "mirrors" && c.Op == sut.Inserted:
+		return r.count("mirrored follow", c, r.store.MirrorFollow(ctx, photos.Follow{
+			Follower: c.id("follower"), Followee: c.id("followee"), CreatedUS: c.number("created_us"),
+		}))
+	case c.Table == "users" && c.Op == sut.Updated, c.Table == "comments" && c.Op == sut.Deleted, c.Table == "outbox":
+		return nil // part of another operation, or repeated by itself
 	}
 	r.refuse(c, errors.New("the store has no operation for this change"))
 	return nil

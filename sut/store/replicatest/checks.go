@@ -168,7 +168,7 @@ func oldPrimary(t *testing.T, k *kit) {
 func (c *member) replays(primary *member, lost sut.Lost) {
 	t := c.kit.t
 	t.Helper()
-	replay := sut.Replay{Primary: primary.peer(), Changes: lost.Changes}
+	replay := sut.Replay{Databases: []sut.Peer{primary.peer()}, Changes: lost.Changes}
 	var done sut.Replayed
 	if code, text := c.ask(http.MethodPost, sut.LostPath, replay, &done); code != http.StatusOK ||
 		done.Done["comment"] != 1 || done.Done["upload"] != 1 {

@@ -91,7 +91,8 @@ func (k *kit) start(name string, knobs sut.Knobs, role sut.Replication) *member 
 	c := &member{Node: k.engine.Start(k.t, name, knobs, role), kit: k, name: name}
 	k.t.Cleanup(func() { c.Kill(k.t) })
 	var err error
-	if c.store, err = store.Open(store.Config{Primary: c.peer(), Password: c.Secret(), MaxConns: 8}); err != nil {
+	config := store.Config{Databases: []sut.Peer{c.peer()}, Password: c.Secret(), MaxConns: 8}
+	if c.store, err = store.Open(config); err != nil {
 		k.t.Fatal(err)
 	}
 	k.t.Cleanup(c.store.Close)

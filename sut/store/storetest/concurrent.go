@@ -46,7 +46,7 @@ func writers(t *testing.T, k kit) {
 			version, err = k.Comment(ctx, c)
 		case 3:
 			if version, err = k.RenamePhoto(ctx, p.ID, 113, "at once"); err == nil {
-				err = k.AddPhoto(ctx, photos.Photo{ID: k.ids.next(), UserID: 113, State: photos.StateReady, Version: 1})
+				err = k.AddPhoto(ctx, photos.Photo{ID: k.ids.photo(113), UserID: 113, State: photos.StateReady, Version: 1})
 			}
 		}
 		mu.Lock()
@@ -77,6 +77,7 @@ func mutualFollows(t *testing.T, k kit) {
 		}
 		return k.Follow(ctx, f)
 	})
+	k.relay(t)
 	for _, u := range []*photos.User{&a, &b} {
 		u.Following++
 		u.Followers++

@@ -37,7 +37,7 @@ func newData() *data {
 		user := &d.users[i%(testUsers-10)] // the last ten users have no photos
 		user.Photos++
 		d.photos = append(d.photos, photos.Photo{
-			ID: photos.ID(i + 1), UserID: user.ID, Title: fmt.Sprintf("photo %d", i+1), State: photos.StateReady,
+			ID: photoID(i+1, user.ID), UserID: user.ID, Title: fmt.Sprintf("photo %d", i+1), State: photos.StateReady,
 			Width: 160, Height: 120, Bytes: int64(5000 + i), CreatedUS: int64(1_700_000_100_000_000 + i/4), Version: 1,
 			DoneUS: int64(1_700_000_100_000_000 + i),
 		})
@@ -47,7 +47,7 @@ func newData() *data {
 		photo.Comments++
 		photo.Version++
 		d.comments = append(d.comments, photos.Comment{
-			ID: photos.ID(i + 1), PhotoID: photo.ID, UserID: photos.ID(i%testUsers + 1),
+			ID: photoID(i+1, photo.UserID), PhotoID: photo.ID, UserID: photos.ID(i%testUsers + 1),
 			Text: fmt.Sprintf("comment %d", i+1), CreatedUS: int64(1_700_000_200_000_000 + i),
 		})
 	}
@@ -92,7 +92,16 @@ func newestFirst(all []photos.Photo, limit int, keep func(photos.Photo) bool) []
 	return list[:limit]
 }
 
+// photoID returns an id of a photo of a user, or of a comment on one. It has the bucket of the user. Ids grow with n.
+func photoID(n int, owner photos.ID) photos.ID {
+	return photos.ID(n)<<22 | photos.ID(photos.BucketOf(owner))<<12
+}
+
 // ids generates ids that no loaded record has.
 type ids struct{ last atomic.Int64 }
 
+// next returns an id for a comment. Its bucket has no meaning.
 func (i *ids) next() photos.ID { return photos.ID(1<<40 + i.last.Add(1)) }
+
+// photo returns an id for a photo of a user.
+func (i *ids) photo(owner photos.ID) photos.ID { return photoID(int(1<<19+i.last.Add(1)), owner) }

@@ -117,7 +117,7 @@ func exhausted(t *testing.T, k kit, db Database) {
 	p := k.newPhoto(t, 1)
 	tx := likeInside(t, client(t, db), p.ID)
 	small := openWith(t, store.Config{
-		Primary: sut.Peer{Node: "db-1", Address: db.Address()}, MaxConns: 1, QueryTimeout: 200 * time.Millisecond,
+		Databases: []sut.Peer{{Node: "db-1", Address: db.Address()}}, MaxConns: 1, QueryTimeout: 200 * time.Millisecond,
 	})
 	for range 3 {
 		_, err := small.Like(t.Context(), p.ID, 1)

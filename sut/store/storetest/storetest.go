@@ -44,6 +44,11 @@ func Run(t *testing.T, open func(t *testing.T) *Store) {
 	if err := s.Ping(ctx); err != nil {
 		t.Fatal(err)
 	}
+	k.run(t)
+}
+
+// run runs the checks of the operations.
+func (k kit) run(t *testing.T) {
 	for _, check := range []struct {
 		name string
 		run  func(*testing.T, kit)
@@ -81,7 +86,7 @@ func Run(t *testing.T, open func(t *testing.T) *Store) {
 func Open(t testing.TB, address string) *Store {
 	t.Helper()
 	return openWith(t, store.Config{
-		Primary: sut.Peer{Node: "db-1", Address: address}, MaxConns: 16, QueryTimeout: patience,
+		Databases: []sut.Peer{{Node: "db-1", Address: address}}, MaxConns: 16, QueryTimeout: patience,
 	})
 }
 
@@ -103,6 +108,30 @@ type kit struct {
 	*Store
 	data *data
 	ids  *ids // ids for new records
+	// shards are the stores of each shard alone; nil = the store has no shards.
+	shards []*Store
+}
+
+// parts returns the stores that together have all rows.
+func (k kit) parts() []*Store {
+	if k.shards == nil {
+		return []*Store{k.Store}
+	}
+	return k.shards
+}
+
+// relay brings all follows to the shards of their followees.
+func (k kit) relay(t *testing.T) {
+	t.Helper()
+	for k.shards != nil {
+		relayed, err := k.RelayFollows(t.Context(), 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if relayed == 0 {
+			return
+		}
+	}
 }
 
 // warm runs before most other checks, so that these use prepared statements.
@@ -138,7 +167,7 @@ func (k kit) photo(t *testing.T, id photos.ID) photos.Photo {
 func (k kit) newPhoto(t *testing.T, user photos.ID) photos.Photo {
 	t.Helper()
 	p := photos.Photo{
-		ID: k.ids.next(), UserID: user, Title: "a new photo", State: photos.StateProcessing,
+		ID: k.ids.photo(user), UserID: user, Title: "a new photo", State: photos.StateProcessing,
 		Width: 160, Height: 120, Bytes: 1 << 33, CreatedUS: 10, Version: 1,
 	}
 	if err := k.AddPhoto(t.Context(), p); err != nil {

@@ -24,13 +24,15 @@ func (k kit) writeBack(t *testing.T, what string, written []photos.PendingWrite,
 // comments returns the ids of a photo's stored comments.
 func (k kit) comments(t *testing.T, photo photos.ID) (ids []photos.ID) {
 	t.Helper()
-	if err := k.Rows(t.Context(), "comments", func(r store.Row) error {
-		if r.Values["photo_id"] == int64(photo) {
-			ids = append(ids, photos.ID(r.Values["id"].(int64)))
+	for _, part := range k.parts() {
+		if err := part.Rows(t.Context(), "comments", func(r store.Row) error {
+			if r.Values["photo_id"] == int64(photo) {
+				ids = append(ids, photos.ID(r.Values["id"].(int64)))
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
 		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
 	}
 	return ids
 }
@@ -267,11 +269,11 @@ func WriteBack(b *testing.B, s *Store) {
 			var single, batched time.Duration
 			for b.Loop() {
 				began := time.Now()
-				likes(b, s, size, all.atOnce)
+				k.likes(b, size, all.atOnce)
 				single += time.Since(began)
 				batch := make([]photos.PendingWrite, 0, size)
 				for id := range size {
-					p, err := s.Photo(b.Context(), photos.ID(id+1))
+					p, err := s.Photo(b.Context(), k.data.photos[id].ID)
 					if err != nil {
 						b.Fatal(err)
 					}
@@ -294,14 +296,14 @@ func WriteBack(b *testing.B, s *Store) {
 }
 
 // likes likes each of the first size photos once.
-func likes(b *testing.B, s *Store, size, atOnce int) {
+func (k kit) likes(b *testing.B, size, atOnce int) {
 	next := make(chan photos.ID)
 	done := make(chan error, atOnce)
 	for range atOnce {
 		go func() {
 			var failed error
 			for id := range next {
-				if _, err := s.Like(b.Context(), id, 1); err != nil {
+				if _, err := k.Like(b.Context(), id, 1); err != nil {
 					failed = err
 				}
 			}
@@ -309,7 +311,7 @@ func likes(b *testing.B, s *Store, size, atOnce int) {
 		}()
 	}
 	for id := range size {
-		next <- photos.ID(id + 1)
+		next <- k.data.photos[id].ID
 	}
 	close(next)
 	for range atOnce {

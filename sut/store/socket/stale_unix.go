@@ -1,16 +1,17 @@
 //go:build unix
 
-package store
+// Package socket looks at the connections to a database.
+package socket
 
 import (
 	"net"
 	"syscall"
 )
 
-// stale reports whether the database has closed an idle connection or sent data on it.
-// The only message on an idle connection is that the database ends it. stale inspects
+// Stale reports whether the database has closed an idle connection or sent data on it.
+// The only message on an idle connection is that the database ends it. Stale inspects
 // the receive queue of the socket and does not wait.
-func stale(conn net.Conn) bool {
+func Stale(conn net.Conn) bool {
 	socket, ok := conn.(syscall.Conn)
 	if !ok {
 		return false
