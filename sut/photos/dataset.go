@@ -4,6 +4,7 @@ import (
 	"iter"
 	"math"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/stagebench/stagebench/sut"
 )
@@ -23,6 +24,27 @@ func Owner(photo int, counts sut.DataCounts) ID { return ID((photo-1)%counts.Use
 // counts.
 func PhotoID(photo int, counts sut.DataCounts) ID {
 	return seededID(photo, BucketOf(Owner(photo, counts)))
+}
+
+// Celebrities returns n users with many followers whose buckets are equal modulo a number of shards, the most followed
+// user first. A database that places buckets by modulo on that many shards, or on half of them, has these users on one
+// shard. Their buckets differ, so other ways to place buckets can spread them. Each of them owns a photo.
+//
+// It takes users in the order of their followers, until n of them agree. All data sets with the same numbers of users
+// and photos have the same celebrities. It returns nil if there are too few users.
+func Celebrities(counts sut.DataCounts, n, shards int) []ID {
+	found := make([][]ID, shards)
+	for user := ID(1); user <= ID(min(counts.Users, counts.Photos)); user++ {
+		b := BucketOf(user)
+		group := int(b) % shards
+		if slices.ContainsFunc(found[group], func(other ID) bool { return BucketOf(other) == b }) {
+			continue
+		}
+		if found[group] = append(found[group], user); len(found[group]) == n {
+			return found[group]
+		}
+	}
+	return nil
 }
 
 // Dataset is a seeded data set, similar to the data of a service after its first year. The

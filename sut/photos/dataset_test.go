@@ -158,6 +158,69 @@ func TestBucketsAgree(t *testing.T) {
 	}
 }
 
+// Celebrities are the first users in the order of followers whose buckets are equal modulo 4. Results of workload
+// celebrity are comparable as long as they stay the same.
+func TestCelebritiesCollide(t *testing.T) {
+	want := []photos.ID{2, 4, 5, 8}
+	var first [4][]photos.ID // the users up to the last celebrity, by shard
+	for user := photos.ID(1); user <= want[3]; user++ {
+		shard := photos.BucketOf(user) % 4
+		first[shard] = append(first[shard], user)
+	}
+	buckets := map[photos.Bucket]bool{}
+	for _, user := range want {
+		buckets[photos.BucketOf(user)] = true
+	}
+	if got := first[photos.BucketOf(want[0])%4]; !slices.Equal(got, want) || len(buckets) != 4 {
+		t.Errorf("users %d are on one shard, in the buckets %v: want users %d in 4 buckets", got, buckets, want)
+	}
+	for shard, users := range first {
+		if len(users) > 3 && !slices.Equal(users, want) {
+			t.Errorf("users %d on shard %d agree before users %d do", users, shard, want)
+		}
+	}
+	for _, size := range sut.DataSizes() {
+		counts := countsOf(t, size)
+		if got := photos.Celebrities(counts, 4, 4); !slices.Equal(got, want) {
+			t.Errorf("%s: celebrities %d, want %d", size, got, want)
+		}
+	}
+	for _, counts := range []sut.DataCounts{{}, {Users: 3, Photos: 9}, {Users: 1000, Photos: 3}} {
+		if got := photos.Celebrities(counts, 4, 4); got != nil {
+			t.Errorf("%+v: celebrities %d, want none", counts, got)
+		}
+	}
+	// With one shard for all, only the buckets decide: none is taken twice.
+	seen := map[photos.Bucket]bool{}
+	for _, user := range photos.Celebrities(countsOf(t, "medium"), 500, 1) {
+		if b := photos.BucketOf(user); seen[b] {
+			t.Errorf("two celebrities are in bucket %d", b)
+		} else {
+			seen[b] = true
+		}
+	}
+	if len(seen) != 500 {
+		t.Errorf("%d celebrities, want 500", len(seen))
+	}
+}
+
+// The celebrities are among the most followed users.
+func TestCelebritiesAreFollowed(t *testing.T) {
+	counts := countsOf(t, "small")
+	celebrities := photos.Celebrities(counts, 4, 4)
+	var followers, theirs []int64
+	for u := range photos.NewDataset(counts, 3).Users() {
+		followers = append(followers, u.Followers)
+		if slices.Contains(celebrities, u.ID) {
+			theirs = append(theirs, u.Followers)
+		}
+	}
+	slices.Sort(followers)
+	if least := slices.Min(theirs); least < followers[len(followers)-10] {
+		t.Errorf("a celebrity has %d followers, less than 10 other users", least)
+	}
+}
+
 // In the follow graph, a few users have very many followers, and most users have few.
 func TestCelebrities(t *testing.T) {
 	for _, size := range []string{"small", "medium"} {

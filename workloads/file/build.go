@@ -19,8 +19,10 @@ import (
 
 // source is a key as the file declares it.
 type source struct {
-	Kind     string   `yaml:"kind"` // zipfian, uniform, sequence, choice
+	Kind     string   `yaml:"kind"` // one of kinds()
 	Theta    *float64 `yaml:"theta"`
+	HotKeys  *float64 `yaml:"hot_keys"` // fraction of the keys that are hot
+	HotOps   *float64 `yaml:"hot_ops"`  // fraction of the ops that have a hot key
 	From     *int     `yaml:"from"`
 	To       *int     `yaml:"to"`
 	Scramble bool     `yaml:"scramble"` // the hot keys are spread over the range instead of being its first keys
@@ -30,13 +32,21 @@ type source struct {
 // The kinds of keys.
 const (
 	zipfian  = "zipfian"
+	latest   = "latest"
+	hotspot  = "hotspot"
 	uniform  = "uniform"
 	sequence = "sequence"
 	choice   = "choice"
 )
 
-// defaultTheta is the default of YCSB.
-const defaultTheta = 0.99
+func kinds() []string { return []string{zipfian, latest, hotspot, uniform, sequence, choice} }
+
+// The defaults of YCSB: the exponent of zipfian and latest, and the fractions of hotspot.
+const (
+	defaultTheta   = 0.99
+	defaultHotKeys = 0.2
+	defaultHotOps  = 0.8
+)
 
 // keyName matches a valid key name. inBraces matches a reference {name} and its
 // escaped form {{name}}.
@@ -72,23 +82,23 @@ func (r *reader) key(name string, s source, seed, stream uint64) key {
 	default:
 		count = *s.To - k.from + 1
 	}
-	if (s.Theta != nil || s.Scramble) && s.Kind != zipfian {
-		r.wrong(at, "key %s: theta and scramble are only for kind: zipfian", name)
-	}
+	r.extras(at, name, s)
 	var err error
 	switch s.Kind {
 	case zipfian:
-		theta := defaultTheta
-		if s.Theta != nil {
-			theta = *s.Theta
-		}
 		var ranks keys.Zipfian
-		if ranks, err = keys.NewZipfian(count, theta); err == nil {
+		if ranks, err = keys.NewZipfian(count, either(s.Theta, defaultTheta)); err == nil {
 			k.pick = ranks.Key
 			if s.Scramble {
 				k.pick = keys.NewScrambled(ranks, workloads.Draw(seed, stream, streamOrder)).Key
 			}
 		}
+	case latest:
+		var ages keys.Zipfian
+		ages, err = keys.NewZipfian(count, either(s.Theta, defaultTheta))
+		k.pick = keys.NewLatest(ages).Key
+	case hotspot:
+		k.pick, err = r.hotspot(at, name, s, count)
 	case uniform, choice:
 		var all keys.Uniform
 		all, err = keys.NewUniform(count)
@@ -96,13 +106,55 @@ func (r *reader) key(name string, s source, seed, stream uint64) key {
 	case sequence:
 		k.cycle = uint64(count)
 	default:
-		r.wrong(at.in("kind"), "key %s: kind %q: want %s, %s, %s or %s",
-			name, s.Kind, zipfian, uniform, sequence, choice)
+		all := kinds()
+		last := len(all) - 1
+		r.wrong(at.in("kind"), "key %s: kind %q: want %s or %s", name, s.Kind, strings.Join(all[:last], ", "), all[last])
 	}
 	if err != nil {
 		r.wrong(at, "key %s: %v", name, err)
 	}
 	return k
+}
+
+// extras checks the fields that only some kinds of key have.
+func (r *reader) extras(at place, name string, s source) {
+	if s.Scramble && s.Kind != zipfian {
+		r.wrong(at.in("scramble"), "key %s: scramble is only for kind: zipfian", name)
+	}
+	if s.Theta != nil && s.Kind != zipfian && s.Kind != latest {
+		r.wrong(at.in("theta"), "key %s: theta is only for kind: zipfian or latest", name)
+	}
+	if s.HotKeys != nil && s.Kind != hotspot {
+		r.wrong(at.in("hot_keys"), "key %s: hot_keys is only for kind: hotspot", name)
+	}
+	if s.HotOps != nil && s.Kind != hotspot {
+		r.wrong(at.in("hot_ops"), "key %s: hot_ops is only for kind: hotspot", name)
+	}
+}
+
+// hotspot builds a distribution in which at least one key is hot, and at least one of several is not.
+func (r *reader) hotspot(at place, name string, s source, count int) (func(random uint64) int, error) {
+	hotKeys, hotOps := either(s.HotKeys, defaultHotKeys), either(s.HotOps, defaultHotOps)
+	const want = "want a fraction between 0 and 1, for example"
+	if !(hotKeys > 0 && hotKeys < 1) { // the negated form refuses NaN
+		r.wrong(at.in("hot_keys"), "key %s: hot_keys %v: %s %v", name, hotKeys, want, defaultHotKeys)
+		hotKeys = defaultHotKeys
+	}
+	if !(hotOps > 0 && hotOps < 1) {
+		r.wrong(at.in("hot_ops"), "key %s: hot_ops %v: %s %v", name, hotOps, want, defaultHotOps)
+		hotOps = defaultHotOps
+	}
+	hot := max(min(int(math.Round(hotKeys*float64(count))), count-1), 1)
+	d, err := keys.NewHotspot(count, hot, hotOps)
+	return d.Key, err
+}
+
+// either returns the value that the file has, or else a default.
+func either(given *float64, otherwise float64) float64 {
+	if given == nil {
+		return otherwise
+	}
+	return *given
 }
 
 // template builds the template of an operation. Names lists the keys in their order.

@@ -8,6 +8,8 @@
 //	header: {Accept: application/json}
 //	keys:
 //	  item: {kind: zipfian, theta: 0.99, from: 1, to: 10000, scramble: true}
+//	  news: {kind: latest, theta: 0.99, from: 1, to: 500}
+//	  offer: {kind: hotspot, hot_keys: 0.2, hot_ops: 0.8, from: 1, to: 1000}
 //	  page: {kind: uniform, from: 1, to: 9}
 //	  order: {kind: sequence, from: 1}
 //	  colour: {kind: choice, values: [red, green]}
@@ -27,6 +29,16 @@
 // of that key, {user} by the number of its virtual user, {n} by the number of the op.
 // {{key}} gives the literal text {key}. Any other brace is literal. A key has the same
 // value everywhere in one op. Paths are percent-encoded where necessary, and values in them always.
+//
+// The kinds of keys follow YCSB (Cooper et al., SoCC 2010), and the values above are the defaults:
+//   - zipfian: from is the hottest value. With scramble, the hot values are spread over the range.
+//   - latest: to is the hottest value, as the newest record, and older ones are colder by a zipfian distribution. The
+//     range is fixed: values that ops of the workload insert are not in it.
+//   - hotspot: the fraction hot_ops of the draws has one of the first values, and hot_keys says which fraction of the
+//     values that is. All hot values are equally likely, and so are all others.
+//   - uniform: all values are equally likely.
+//   - sequence: op n has from + n. With to, the values start again after it.
+//   - choice: one of the values that are listed, all equally likely.
 //
 // A text is taken as it is written: the header X-Version: 1.10 is sent as 1.10, without quotes as with them.
 //

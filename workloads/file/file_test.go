@@ -192,9 +192,47 @@ func TestSequence(t *testing.T) {
 	}
 }
 
+// The newest value of kind latest is the hottest. The first values of kind hotspot get their fraction of the ops.
+func TestHotValues(t *testing.T) {
+	const ops, zeta = 100_000, 1 + 1/2. + 1/3. + 1/4. // of four values with theta 1
+	for _, test := range []struct {
+		key  string
+		want map[string]float64 // share by path
+	}{
+		{"{kind: latest, theta: 1, from: 6, to: 9}", map[string]float64{
+			"/9": 1 / zeta, "/8": 1 / 2. / zeta, "/7": 1 / 3. / zeta, "/6": 1 / 4. / zeta,
+		}},
+		{"{kind: hotspot, from: 1, to: 5}", map[string]float64{"/1": 0.8, "/2": 0.05, "/3": 0.05, "/4": 0.05, "/5": 0.05}},
+		{"{kind: hotspot, hot_keys: 0.5, hot_ops: 0.9, from: -1, to: 2}", map[string]float64{
+			"/-1": 0.45, "/0": 0.45, "/1": 0.05, "/2": 0.05,
+		}},
+		{"{kind: hotspot, hot_keys: 0.01, hot_ops: 0.3, from: 1, to: 2}", map[string]float64{"/1": 0.3, "/2": 0.7}},
+		{"{kind: hotspot, hot_keys: 0.99, hot_ops: 0.3, from: 1, to: 2}", map[string]float64{"/1": 0.3, "/2": 0.7}},
+		{"{kind: hotspot, from: 3, to: 3}", map[string]float64{"/3": 1}},
+	} {
+		w, err := file.Read([]byte("keys: {k: "+test.key+"}\nops: [{class: get, path: '/{k}'}]"), "f.yaml", fstest.MapFS{}, 5)
+		if err != nil {
+			t.Fatal(err)
+		}
+		counts := map[string]int{}
+		for n := range uint64(ops) {
+			counts[w.Op(n).Path]++
+		}
+		for path, count := range counts {
+			p := test.want[path]
+			if got := float64(count) / ops; math.Abs(got-p) > 3.3*math.Sqrt(p*(1-p)/ops) {
+				t.Errorf("%s: %s has a share of %.4f, want %.4f", test.key, path, got, p)
+			}
+		}
+		if len(counts) != len(test.want) {
+			t.Errorf("%s: %d values, want %d", test.key, len(counts), len(test.want))
+		}
+	}
+}
+
 // Each error gives line and column, and the accepted values.
 func TestProblems(t *testing.T) {
-	for _, test := range append(problems(), allProblems()) {
+	for _, test := range append(problems(), keyProblems(), allProblems()) {
 		t.Run(test.name, func(t *testing.T) {
 			_, err := file.Read([]byte(test.text), "f.yaml", fstest.MapFS{}, 1)
 			if err == nil {
@@ -245,6 +283,44 @@ func problems() []invalidFile {
 	}
 }
 
+// keyProblems is a file whose keys have fields of other kinds, and values that are out of range.
+func keyProblems() invalidFile {
+	return invalidFile{"keys", `ops: [{class: a, path: /}]
+keys:
+  a: {kind: uniform, from: 1, to: 9, theta: 1}
+  b: {kind: latest, from: 1, to: 9, scramble: true, hot_keys: 0.1}
+  c: {kind: zipfian, from: 1, to: 9, hot_ops: 0.9}
+  d: {kind: latest, from: 1}
+  e: {kind: hotspot, from: 1, to: 9, theta: 1, hot_keys: 0, hot_ops: .nan}
+  f: {kind: hotspot, from: 1, to: 9, hot_keys: 20, hot_ops: 1}
+  g: {kind: latest, from: 1, to: 9, theta: 11}
+  h: {kind: hotspot, from: 1, to: 2000000000000}
+`, `f.yaml:3:45: key a: theta is only for kind: zipfian or latest
+    a: {kind: uniform, from: 1, to: 9, theta: 1}
+f.yaml:4:47: key b: scramble is only for kind: zipfian
+    b: {kind: latest, from: 1, to: 9, scramble: true, hot_keys: 0.1}
+f.yaml:4:63: key b: hot_keys is only for kind: hotspot
+    b: {kind: latest, from: 1, to: 9, scramble: true, hot_keys: 0.1}
+f.yaml:5:47: key c: hot_ops is only for kind: hotspot
+    c: {kind: zipfian, from: 1, to: 9, hot_ops: 0.9}
+f.yaml:6:6: key d: want from and to, with to >= from
+    d: {kind: latest, from: 1}
+f.yaml:7:45: key e: theta is only for kind: zipfian or latest
+    e: {kind: hotspot, from: 1, to: 9, theta: 1, hot_keys: 0, hot_ops: .nan}
+f.yaml:7:58: key e: hot_keys 0: want a fraction between 0 and 1, for example 0.2
+    e: {kind: hotspot, from: 1, to: 9, theta: 1, hot_keys: 0, hot_ops: .nan}
+f.yaml:7:70: key e: hot_ops NaN: want a fraction between 0 and 1, for example 0.8
+    e: {kind: hotspot, from: 1, to: 9, theta: 1, hot_keys: 0, hot_ops: .nan}
+f.yaml:8:48: key f: hot_keys 20: want a fraction between 0 and 1, for example 0.2
+    f: {kind: hotspot, from: 1, to: 9, hot_keys: 20, hot_ops: 1}
+f.yaml:8:61: key f: hot_ops 1: want a fraction between 0 and 1, for example 0.8
+    f: {kind: hotspot, from: 1, to: 9, hot_keys: 20, hot_ops: 1}
+f.yaml:9:6: key g: theta 11: want more than 0 and at most 10, for example 0.99
+    g: {kind: latest, from: 1, to: 9, theta: 11}
+f.yaml:10:6: key h: 2000000000000 keys: want 1 to 1099511627776
+    h: {kind: hotspot, from: 1, to: 2000000000000}`}
+}
+
 // allProblems is a file with many problems. The error must list all of them in file order.
 func allProblems() invalidFile {
 	return invalidFile{"all problems", `users: -1
@@ -271,7 +347,7 @@ ops:
     body_rate: -1
 `, `f.yaml:1:8: users -1: want 0 to 1000000
     users: -1
-f.yaml:3:16: key item: kind "zipf": want zipfian, uniform, sequence or choice
+f.yaml:3:16: key item: kind "zipf": want zipfian, latest, hotspot, uniform, sequence or choice
     item: {kind: zipf, from: 1, to: 9}
 f.yaml:4:9: key "Item": want a name of lower-case letters, digits, _ and -; user and n are reserved
     Item: {kind: uniform, from: 1, to: 9}

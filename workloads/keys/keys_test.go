@@ -32,6 +32,15 @@ func zipfian(t testing.TB, n int, theta float64) keys.Zipfian {
 	return d
 }
 
+func hotspot(t testing.TB, n, hot int, share float64) keys.Hotspot {
+	t.Helper()
+	d, err := keys.NewHotspot(n, hot, share)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
 // tally counts the keys of the first draws of a seed.
 func tally(d distribution, n, draws int, seed uint64) []int {
 	counts := make([]int, n)
@@ -100,6 +109,73 @@ func TestZipfianIsZipfian(t *testing.T) {
 				checkChiSquare(t, tally(zipfian(t, n, theta), n, 300_000, 4), exact(n, theta))
 			})
 		}
+	}
+}
+
+// Hot keys get their share of the draws. All hot keys are equally likely, and so are all others.
+func TestHotspotHasItsShares(t *testing.T) {
+	for _, test := range []struct {
+		n, hot int
+		share  float64
+	}{
+		{1000, 200, 0.8},
+		{3000, 12, 0.7},
+		{5, 1, 0.01},
+		{10, 9, 0.1},
+		{2, 1, 0.5},
+		{7, 3, 0},
+		{7, 3, 1},
+		{7, 7, 0.8},
+		{1, 1, 0},
+	} {
+		t.Run(fmt.Sprint(test), func(t *testing.T) {
+			t.Parallel()
+			p := make([]float64, test.n)
+			for k := range p {
+				switch {
+				case test.hot == test.n:
+					p[k] = 1 / float64(test.n)
+				case k < test.hot:
+					p[k] = test.share / float64(test.hot)
+				default:
+					p[k] = (1 - test.share) / float64(test.n-test.hot)
+				}
+			}
+			const draws = 300_000
+			counts := tally(hotspot(t, test.n, test.hot, test.share), test.n, draws, 10)
+			checkChiSquare(t, counts, p)
+			for k, c := range counts {
+				if p[k] == 0 && c > 0 {
+					t.Errorf("key %d was drawn %d times, want never", k, c)
+				}
+			}
+			hot := 0
+			for _, c := range counts[:test.hot] {
+				hot += c
+			}
+			share := test.share
+			if test.hot == test.n {
+				share = 1
+			}
+			if got := float64(hot) / draws; math.Abs(got-share) > 3.3*math.Sqrt(share*(1-share)/draws) {
+				t.Errorf("%.4f of the draws are hot keys, want %v", got, share)
+			}
+		})
+	}
+}
+
+// The newest key is the hottest, and the ages of the keys are zipfian.
+func TestLatestIsZipfianByAge(t *testing.T) {
+	for _, n := range []int{1, 2, 3000} {
+		l := keys.NewLatest(zipfian(t, n, 0.99))
+		counts, byAge := tally(l, n, 300_000, 11), make([]int, n)
+		for age := range byAge {
+			if key := l.KeyOfRank(age); key != n-1-age {
+				t.Fatalf("%d keys: rank %d has key %d, want %d", n, age, key, n-1-age)
+			}
+			byAge[age] = counts[n-1-age]
+		}
+		checkChiSquare(t, byAge, exact(n, 0.99))
 	}
 }
 
@@ -199,9 +275,12 @@ func TestKeysStayInside(t *testing.T) {
 	}
 	for _, n := range []int{1, 2, 3, 1000, 1_000_000_007, 1 << 40} {
 		all := []distribution{uniform(t, n)}
+		for _, share := range []float64{0, 1e-9, 0.8, 1} {
+			all = append(all, hotspot(t, n, 1, share), hotspot(t, n, (n+1)/2, share), hotspot(t, n, n, share))
+		}
 		for _, theta := range []float64{1e-9, 0.01, 0.99, 1, 1 + 1e-12, 2, 10} {
 			z := zipfian(t, n, theta)
-			all = append(all, z, keys.NewScrambled(z, 9))
+			all = append(all, z, keys.NewScrambled(z, 9), keys.NewLatest(z))
 		}
 		for _, d := range all {
 			for _, random := range randoms {
@@ -221,10 +300,23 @@ func TestRefusals(t *testing.T) {
 		if _, err := keys.NewZipfian(n, 0.99); err == nil {
 			t.Errorf("zipfian over %d was accepted", n)
 		}
+		if _, err := keys.NewHotspot(n, 1, 0.8); err == nil {
+			t.Errorf("hotspot over %d was accepted", n)
+		}
 	}
 	for _, theta := range []float64{0, -0.99, 10.1, math.NaN(), math.Inf(1)} {
 		if _, err := keys.NewZipfian(10, theta); err == nil {
 			t.Errorf("theta %v was accepted", theta)
+		}
+	}
+	for _, hot := range []int{0, -1, 11} {
+		if _, err := keys.NewHotspot(10, hot, 0.8); err == nil {
+			t.Errorf("%d hot keys of 10 were accepted", hot)
+		}
+	}
+	for _, share := range []float64{-0.1, 1.1, math.NaN(), math.Inf(1)} {
+		if _, err := keys.NewHotspot(10, 2, share); err == nil {
+			t.Errorf("share %v for hot keys was accepted", share)
 		}
 	}
 }
@@ -239,6 +331,8 @@ func TestKeysAreFixed(t *testing.T) {
 		{uniform(t, 3000), "[2080 2915 1279 2418 1077 2536 2481 861]"},
 		{z, "[7 0 83 2 148 1 2 272]"},
 		{keys.NewScrambled(z, 1), "[1702 2454 1534 510 1522 9 510 772]"},
+		{hotspot(t, 3000, 600, 0.8), "[590 1361 96 2779 288 2807 1022 324]"},
+		{keys.NewLatest(z), "[2992 2999 2916 2997 2851 2998 2997 2727]"},
 	} {
 		var got []int
 		for i := range uint64(8) {
@@ -252,7 +346,9 @@ func TestKeysAreFixed(t *testing.T) {
 
 func BenchmarkKey(b *testing.B) {
 	z := zipfian(b, 30_000, 0.99)
-	for _, d := range []distribution{uniform(b, 30_000), z, keys.NewScrambled(z, 1)} {
+	for _, d := range []distribution{
+		uniform(b, 30_000), z, keys.NewScrambled(z, 1), hotspot(b, 30_000, 6_000, 0.8), keys.NewLatest(z),
+	} {
 		b.Run(fmt.Sprintf("%T", d), func(b *testing.B) {
 			b.ReportAllocs()
 			var n uint64

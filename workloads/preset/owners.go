@@ -19,13 +19,17 @@ type owner struct {
 // findOwners returns the virtual users who own photos. It adds the photos of each in
 // the order of their popularity.
 func findOwners(w *service, photos int, ownerOf func(photo int) int) ([]owner, error) {
+	byRank, ranked := w.photos.(ranking)
+	if !ranked {
+		return nil, errors.New("renames follow the popularity of photos: want photos with an order of popularity")
+	}
 	virtual := make(map[int]int, w.virtual) // user id -> virtual user
 	for v := range w.virtual {
 		virtual[w.userID(v)] = v
 	}
 	all := make([]owner, w.virtual)
 	for rank := range photos {
-		photo := 1 + w.photos.KeyOfRank(rank)
+		photo := 1 + byRank.KeyOfRank(rank)
 		user := ownerOf(photo)
 		if user < 1 || user > w.users {
 			return nil, fmt.Errorf("the owner of photo %d is user %d: want 1 to %d", photo, user, w.users)

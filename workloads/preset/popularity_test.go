@@ -3,6 +3,7 @@ package preset_test
 import (
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -10,20 +11,27 @@ import (
 	"github.com/stagebench/stagebench/workloads/preset"
 )
 
+// countIDs counts the ids in the paths of the first ops, by class.
+func countIDs(w workloads.Workload, ops uint64) map[workloads.Class]map[int]int {
+	counts := map[workloads.Class]map[int]int{}
+	for n := range ops {
+		op := w.Op(n)
+		if key, found := firstNumber(op.Path); found {
+			if counts[op.Class] == nil {
+				counts[op.Class] = map[int]int{}
+			}
+			counts[op.Class][key]++
+		}
+	}
+	return counts
+}
+
 // TestPopularity checks that photos are zipfian: the share of the most popular photo is
 // 1/zeta, and it is the same photo for reads, likes and comments. Users are uniform.
+// TestCelebrities checks the photos of the other workload.
 func TestPopularity(t *testing.T) {
 	each(t, func(t *testing.T, w workloads.Workload) {
-		counts := map[workloads.Class]map[int]int{} // class -> id in the path -> ops
-		for n := range uint64(300_000) {
-			op := w.Op(n)
-			if key, found := firstNumber(op.Path); found {
-				if counts[op.Class] == nil {
-					counts[op.Class] = map[int]int{}
-				}
-				counts[op.Class][key]++
-			}
-		}
+		counts := countIDs(w, 300_000)
 		var zeta float64
 		for rank := 1; rank <= photos; rank++ {
 			zeta += math.Pow(float64(rank), -0.99)
@@ -31,7 +39,8 @@ func TestPopularity(t *testing.T) {
 		hottest, _, _ := top(counts[preset.Photo])
 		for _, class := range []workloads.Class{preset.Photo, preset.Image, preset.Like, preset.Comment} {
 			photo, count, total := top(counts[class])
-			if !slices.ContainsFunc(shares(w), func(s workloads.Share) bool { return s.Class == class }) {
+			if w.Name() == "celebrity" ||
+				!slices.ContainsFunc(shares(w), func(s workloads.Share) bool { return s.Class == class }) {
 				continue
 			}
 			p := 1 / zeta
@@ -45,6 +54,42 @@ func TestPopularity(t *testing.T) {
 			t.Errorf("feed: %d of %d ops are for the same user, which is not uniform", count, total)
 		}
 	})
+}
+
+// TestCelebrities checks that the photos of celebrities get 70 % of the ops of each class that names a photo. Within
+// both groups, all photos are equally likely.
+func TestCelebrities(t *testing.T) {
+	t.Parallel()
+	counts := countIDs(load(t, "celebrity", params()), 600_000)
+	var hot []int
+	for photo := 1; photo <= photos; photo++ {
+		if slices.Contains(celebrities(), ownerOf(photo)) {
+			hot = append(hot, photo)
+		}
+	}
+	percent := map[string]float64{}
+	for photo := 1; photo <= photos; photo++ {
+		if slices.Contains(hot, photo) {
+			percent[strconv.Itoa(photo)] = 70 / float64(len(hot))
+		} else {
+			percent["others "+strconv.Itoa(photo%100)] += 30 / float64(photos-len(hot))
+		}
+	}
+	for _, class := range []workloads.Class{preset.Photo, preset.Image, preset.Like, preset.Comment} {
+		got, total := map[string]int{}, 0
+		for photo, count := range counts[class] {
+			total += count
+			if slices.Contains(hot, photo) {
+				got[strconv.Itoa(photo)] += count
+			} else {
+				got["others "+strconv.Itoa(photo%100)] += count
+			}
+		}
+		if total < 80_000 {
+			t.Fatalf("%s: only %d ops", class, total)
+		}
+		checkChiSquare(t, got, percent)
+	}
 }
 
 // firstNumber returns the first number in a path, which is the id of its photo or user.

@@ -2,9 +2,10 @@
 //
 // They send the requests of users of the photo service, in fixed shares. The
 // workloads never change, so that results of different versions stay comparable.
-// FromTrace replays the access log of any
-// site against the photo service. The popularity of photos is zipfian (theta 0.99,
-// popular photos are spread over all ids). Users are picked uniformly.
+// FromTrace replays the access log of any site against the photo service. Users
+// are picked uniformly. The popularity of photos is zipfian (theta 0.99, popular
+// photos are spread over all ids), but not in celebrity: there, 70 % of the ops that
+// read, like or comment a photo go to the photos of a few users.
 //
 // The package sends nothing and does not know how the data set was generated.
 // Params has all that it needs: the numbers of users and photos, the ids and
@@ -49,6 +50,9 @@ type Params struct {
 	Owner   func(photo int) (user int)              // owner of a seeded photo, by index: only the owner may rename
 	Uploads [][]byte                                // JPEGs to upload, picked at random; never modified
 
+	// Celebrities are the users who own the hot photos of workload celebrity, by id. The others do not use it.
+	Celebrities []int
+
 	ImageVersion int // version in the URLs of images, as in those that pages link; at least 1
 }
 
@@ -83,8 +87,9 @@ type Shipped struct {
 	Name       string
 	Doc        string // description in one line
 	Mix        workloads.Mix
-	uploadRate float64 // bytes per second of an upload; 0 = no limit
-	journeys   bool    // the ops come in journeys
+	photos     popularity // how ops pick photos
+	uploadRate float64    // bytes per second of an upload; 0 = no limit
+	journeys   bool       // the ops come in journeys
 }
 
 // slowUploadRate is the rate of the uploads of slow-upload, in bytes per second. An
@@ -140,6 +145,7 @@ func Catalogue() []Shipped {
 			},
 		},
 		sessionHeavy(),
+		celebrity(),
 	}
 }
 
@@ -199,8 +205,32 @@ func sessionHeavy() Shipped {
 	}
 }
 
-// New returns the workload of that name. For a workload with renames it calls Owner
-// for each photo, which takes time in proportion to Photos.
+// celebrity has nearly the shares of write-heavy. 45 of the 50 % writes are likes and comments. 70 % of these go to the
+// photos of celebrities: 63 % of all writes. If all celebrities are on one of four shards, and the other writes are
+// spread evenly, this shard gets 63 + 37/4 = 72 % of the writes, 2.9 times the mean. With each celebrity on a shard of
+// its own, every shard gets the mean. There are no renames: only owners rename, and few of the virtual users are
+// celebrities.
+func celebrity() Shipped {
+	return Shipped{
+		Name: "celebrity",
+		Doc: "50 % writes, mostly likes and comments: 70 % of them, and of the reads of photos and images, " +
+			"are for photos of four users, who are on one shard with shard.by=modulo",
+		Mix: workloads.Mix{
+			{Class: Feed, Percent: 15},
+			{Class: Photo, Percent: 15},
+			{Class: Image, Percent: 15},
+			{Class: Me, Percent: 5},
+			{Class: Like, Percent: 25},
+			{Class: Comment, Percent: 20},
+			{Class: Upload, Percent: 1},
+			{Class: Follow, Percent: 4},
+		},
+		photos: hotUsers,
+	}
+}
+
+// New returns the workload of that name. For a workload with renames or celebrities it
+// calls Owner for each photo, which takes time in proportion to Photos.
 func New(name string, p Params) (workloads.Workload, error) {
 	var names []string
 	for _, s := range Catalogue() {

@@ -31,6 +31,9 @@ const users, photos, virtual = 1000, 3000, 256
 // ownerOf returns the owner of a photo. Some users own many photos, and some own none.
 func ownerOf(photo int) int { return 1 + photo*photo%users }
 
+// celebrities returns users who own photos.
+func celebrities() []int { return []int{2, 5, 10, 26} }
+
 func params() preset.Params {
 	return preset.Params{
 		Seed: 1, Users: users, Photos: photos,
@@ -39,6 +42,7 @@ func params() preset.Params {
 		Owner:   ownerOf,
 		// Not the version of the photo service: a test fails if it is not taken from here.
 		ImageVersion: 3,
+		Celebrities:  celebrities(),
 		Uploads: [][]byte{
 			[]byte("\xff\xd8 one \xff\xd9"), []byte("\xff\xd8 two \xff\xd9"), []byte("\xff\xd8 three \xff\xd9"),
 		},
@@ -81,6 +85,7 @@ func TestSharesAreThoseOfTheLadder(t *testing.T) {
 		"upload-heavy": "feed 20, photo 20, image 25, user 5, me 5, like 5, upload 20",
 		"slow-upload":  "feed 25, photo 21, image 24, user 4.5, me 4.5, page 1, upload 20",
 		"static-heavy": "image 80, asset 8, page 2, feed 4, photo 4, me 2",
+		"celebrity":    "feed 15, photo 15, image 15, me 5, like 25, comment 20, upload 1, follow 4",
 		"session-heavy": "feed 24, photo 20, image 22, me 12, user 3, like 7, comment 3.5, follow 1, login 5, " +
 			"logout 2.5",
 	}
@@ -103,6 +108,7 @@ func TestWriteShares(t *testing.T) {
 	t.Parallel()
 	for name, percent := range map[string]float64{
 		"read-heavy": 5, "write-heavy": 50, "slow-upload": 20, "upload-heavy": 25, "static-heavy": 0, "session-heavy": 19,
+		"celebrity": 50,
 	} {
 		const ops = 200_000
 		w := load(t, name, params())
@@ -406,9 +412,19 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("error %v, want one with %q", err, want)
 		}
 	}
+	for want, change := range map[string]func(p *preset.Params){
+		"no celebrities: want a data set":   func(p *preset.Params) { p.Celebrities = nil },
+		"celebrities [1001 3] own no photo": func(p *preset.Params) { p.Celebrities = []int{1001, 3} },
+	} {
+		p := params()
+		change(&p)
+		if _, err := preset.New("celebrity", p); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want one with %q", err, want)
+		}
+	}
 	_, err := preset.New("reads", params())
 	const want = `unknown workload "reads": want one of read-heavy, write-heavy, slow-upload, upload-heavy, ` +
-		"static-heavy, session-heavy"
+		"static-heavy, session-heavy, celebrity"
 	if err == nil || err.Error() != want {
 		t.Errorf("error %v, want %q", err, want)
 	}

@@ -8,11 +8,7 @@ import (
 	"strconv"
 
 	"github.com/stagebench/stagebench/workloads"
-	"github.com/stagebench/stagebench/workloads/keys"
 )
-
-// theta is the zipfian exponent of the popularity of photos, the one of YCSB.
-const theta = 0.99
 
 // service is a workload for the photo service.
 //
@@ -28,7 +24,7 @@ type service struct {
 	users   int // number of seeded users
 	virtual int // number of virtual users
 
-	photos   keys.Scrambled // picks a photo; a key is the index - 1
+	photos   picker
 	photoID  func(photo int) uint64
 	variants workloads.Mix  // of images
 	suffixes []string       // end of the path of an image, by index in variants
@@ -53,15 +49,15 @@ func newService(s Shipped, p Params, maxVirtual int) (*service, error) {
 	if err := s.Mix.Validate(); err != nil {
 		return nil, err
 	}
-	ranks, err := keys.NewZipfian(p.Photos, theta)
+	photos, err := newPicker(s.photos, p)
 	if err != nil {
-		return nil, fmt.Errorf("photos: %w", err)
+		return nil, err
 	}
 	w := &service{
 		name: s.Name, seed: p.Seed, mix: s.Mix,
 		users: p.Users, virtual: min(maxVirtual, p.Users),
 		photoID:  p.PhotoID,
-		photos:   keys.NewScrambled(ranks, workloads.Draw(p.Seed, 0, streamOrder)),
+		photos:   photos,
 		variants: imageVariants(), assets: assetNames(),
 		texts: newTexts(), uploads: p.Uploads, uploadRate: s.uploadRate,
 	}

@@ -144,6 +144,7 @@ func TestClasses(t *testing.T) {
 		{true, "session-heavy", []string{
 			"feed", "photo", "image", "me", "user", "like", "comment", "follow", "logout", "login",
 		}},
+		{true, "celebrity", []string{"feed", "photo", "image", "me", "like", "comment", "upload", "follow", "login"}},
 		{true, "trace:" + log, []string{"photo", "image", "like", "login"}},
 		{false, "trace:" + log, []string{"get", "put"}},
 		{false, users, []string{"get", "login"}},

@@ -140,6 +140,13 @@ const (
 	uploadHeight = 120
 )
 
+// Workload celebrity has this number of hot users. All of them are on one shard if shard.by is modulo and shard.count
+// is this number of shards, or 2.
+const (
+	celebrities     = 4
+	celebrityShards = 4
+)
+
 // params returns the parameters of the presets for the data set.
 func (m Maker) params() (preset.Params, error) {
 	counts, known := m.Data.Counts()
@@ -150,11 +157,15 @@ func (m Maker) params() (preset.Params, error) {
 	for i := range uploadCount {
 		uploads = append(uploads, imaging.Sample(m.Data.Seed+uint64(i), uploadWidth, uploadHeight))
 	}
+	var hot []int
+	for _, user := range photos.Celebrities(counts, celebrities, celebrityShards) {
+		hot = append(hot, int(user))
+	}
 	return preset.Params{
 		Seed: m.Data.Seed, Users: counts.Users, Photos: counts.Photos,
-		Login:   func(user int) (string, string) { return sut.SeedLogin(user), sut.SeedPassword },
-		PhotoID: func(photo int) uint64 { return uint64(photos.PhotoID(photo, counts)) },
-		Owner:   func(photo int) int { return int(photos.Owner(photo, counts)) },
-		Uploads: uploads, ImageVersion: photos.ImageVersion,
+		Login:       func(user int) (string, string) { return sut.SeedLogin(user), sut.SeedPassword },
+		PhotoID:     func(photo int) uint64 { return uint64(photos.PhotoID(photo, counts)) },
+		Owner:       func(photo int) int { return int(photos.Owner(photo, counts)) },
+		Celebrities: hot, Uploads: uploads, ImageVersion: photos.ImageVersion,
 	}, nil
 }
