@@ -440,7 +440,7 @@ func (s *System) fill(ctx context.Context, n *node) error {
 	var err error
 	switch n.Role {
 	case sut.DB:
-		err = copyTree(ctx, n.dir, s.templateOf(n.Shard), false)
+		err = copyTree(ctx, n.dir, s.templateOf(n), false)
 	case sut.Blob:
 		err = copyTree(ctx, n.dir, filepath.Join(s.template, templateBlob), true)
 	default:

@@ -106,9 +106,15 @@ func TestTemplateOfShards(t *testing.T) {
 	if diff := cmp.Diff(want, names); diff != "" {
 		t.Errorf("the template (-want +got)\n%s", diff)
 	}
-	for shard, dir := range []string{templateDB, shardDir(1), shardDir(2), templateNewDB} {
-		if got := system.templateOf(shard); got != filepath.Join(template, dir) {
+	// A shard that is added later has no rows, whatever its number.
+	for shard, dir := range []string{templateDB, shardDir(1), shardDir(2)} {
+		n := &node{Node: sut.Node{Shard: shard}}
+		added := &node{Node: sut.Node{Shard: max(shard, 1)}, joining: true}
+		if got := system.templateOf(n); got != filepath.Join(template, dir) {
 			t.Errorf("shard %d starts with %s", shard, got)
+		}
+		if got := system.templateOf(added); got != filepath.Join(template, templateNewDB) {
+			t.Errorf("shard %d, when it is added, starts with %s", added.Shard, got)
 		}
 	}
 	if _, err := os.Stat(filepath.Join(template, templateBlob, "ab", "photo.jpg")); err != nil {

@@ -123,17 +123,19 @@ func templateKey(t sut.Topology, info templateInfo) string {
 	return key
 }
 
-// templateOf returns the directory with the initial rows of a database of a shard, or of a
-// database that is not sharded if shard is 0.
-func (s *System) templateOf(shard int) string {
-	if shard == 0 {
-		return filepath.Join(s.template, templateDB)
+// templateOf returns the directory with the initial rows of a database. A shard that is added while the system serves
+// has none, also if an earlier shard had its number: others have the rows now.
+func (s *System) templateOf(n *node) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	part := templateDB
+	switch {
+	case n.Shard > 0 && n.joining:
+		part = templateNewDB
+	case n.Shard > 0:
+		part = shardDir(n.Shard)
 	}
-	dir := filepath.Join(s.template, shardDir(shard))
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return filepath.Join(s.template, templateNewDB)
-	}
-	return dir
+	return filepath.Join(s.template, part)
 }
 
 // findTemplate returns the directory of the template for this topology's data and engine.
