@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 )
 
@@ -34,7 +35,13 @@ func (s scaled) Status(context.Context) ([]targets.NodeStatus, error) {
 }
 
 func (s scaled) Scale(_ context.Context, tier string, hosts int) (targets.Scaled, error) {
-	return targets.Scaled{Tier: tier, Hosts: hosts, TookNS: 412_400_000, Moved: s.moved, Held: s.held}, s.fails
+	done := targets.Scaled{Tier: tier, Hosts: hosts, TookNS: 412_400_000, Moved: s.moved, Held: s.held}
+	if tier == ladder.ScaleShards {
+		done.Resharded = &targets.Resharded{
+			Buckets: 344, Least: 341 * (hosts % 2), Rows: *s.moved, PauseP50NS: 8_714_000, PauseMaxNS: 62_090_000,
+		}
+	}
+	return done, s.fails
 }
 
 func TestScaleOutput(t *testing.T) {
@@ -60,8 +67,15 @@ func TestScaleOutput(t *testing.T) {
 		},
 		{"cache", 1, 0, nil, "cache has 1 host after 412ms: an unknown number of 3,180 keys moved to other hosts\n"},
 		{"blob", 3, time.Second, &moved, "blob has 3 hosts after 412ms: 2,113 objects moved to other hosts\n"},
-		{"shard", 3, 0, &moved, "the database has 3 shards after 412ms: 2,113 of 3,180 rows moved to other shards\n"},
-		{"shard", 1, 0, &moved, "the database has 1 shard after 412ms: 2,113 of 3,180 rows moved to other shards\n"},
+		{
+			"shard", 1, 0, &moved,
+			"the database has 1 shard after 412ms: 344 buckets of users moved, 1.01 times the fewest possible, " +
+				"with 2,113 rows\nwrites of a bucket waited for its move: median 8.7ms, longest 62.1ms\n",
+		},
+		{
+			"shard", 2, 0, &moved, "the database has 2 shards after 412ms: 344 buckets of users moved, with 2,113 rows\n" +
+				"writes of a bucket waited for its move: median 8.7ms, longest 62.1ms\n",
+		},
 		{"replica", 2, time.Second, nil, "replica has 2 hosts after 412ms\n"},
 	} {
 		var out bytes.Buffer
