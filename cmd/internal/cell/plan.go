@@ -67,7 +67,7 @@ func Default() Plan {
 const fewCells = 8
 
 // Across returns the default plan for this number of cells. If there are many, each is visited less often, and with
-// more than 13 cells, twice and with shorter steps. So the whole ladder with two workloads takes eight minutes, and its
+// more than 13 cells, twice and with shorter steps. So the whole ladder with two workloads takes ten minutes, and its
 // intervals are wider than those of a few stages.
 func (p Plan) Across(cells int) Plan {
 	if p.Mode != Default().Mode || cells <= fewCells {
