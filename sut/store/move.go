@@ -53,10 +53,9 @@ type BucketMoved struct {
 // rows until CleanBucket. Before take, all replicas of the source that answer have the release, so none of them can
 // become a primary that owns the bucket, too.
 //
-// A move from a shard to itself takes back a bucket that the shard has
-// released, and that no other shard owns. A move that was interrupted at any step is continued or undone by the next
-// call for the same bucket. After an error
-// the bucket may be without an owner until then. Calls for one bucket must not be concurrent.
+// A move from a shard to itself takes back a bucket that the shard has released, and that no other shard owns. A move
+// that was interrupted at any step is continued or undone by the next call for the same bucket. After an error the
+// bucket may be without an owner until then. Calls for one bucket must not be concurrent.
 func (s *Store) MoveBucket(ctx context.Context, m BucketMove) (moved BucketMoved, err error) {
 	defer wrap(&err, "move bucket %d from shard %d to shard %d", m.Bucket, m.From, m.To)
 	from, to := s.used.Load().of(m.From), s.used.Load().of(m.To)

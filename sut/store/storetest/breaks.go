@@ -169,7 +169,7 @@ func onlyCopy(t *testing.T, k kit) {
 		t.Fatal(err)
 	}
 	epoch := k.ids.last.Load() + 1
-	if err := k.forget(ctx, 3, b, "copied", epoch); err != nil {
+	if err := k.forget(t, 3, b, "copied", epoch); err != nil {
 		t.Fatal(err)
 	}
 	if err := k.move(ctx, b, from, 3, nil); err == nil && k.shardOf(t, b) == 0 {
@@ -179,7 +179,7 @@ func onlyCopy(t *testing.T, k kit) {
 		t.Error("the only copy of the bucket was deleted")
 	}
 	if k.shardOf(t, b) == 0 {
-		if err := k.forget(ctx, 3, b, "owned", epoch); err != nil {
+		if err := k.forget(t, 3, b, "owned", epoch); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/sut/store"
 )
@@ -259,12 +257,7 @@ func changedMeanwhile(t *testing.T, k kit) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := pgx.Connect(ctx, fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable", store.User,
-		k.peers()[from-1].Address, store.Database))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
+	conn, _ := k.dial(t, from)
 	listed := make(chan error, 1)
 	var after []photos.Photo
 	err = k.move(ctx, b, from, 3, func(step string) {

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/sut/store"
@@ -181,16 +179,7 @@ func drained(t *testing.T, k kit) {
 	p := k.newPhoto(t, 5)
 	b := p.ID.Bucket()
 	from := k.shardOf(t, b)
-	conn, err := pgx.Connect(ctx, fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable", store.User,
-		k.peers()[from-1].Address, store.Database))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	texts := map[string]string{}
-	for _, s := range store.Statements() {
-		texts[s.Name] = s.SQL
-	}
+	conn, texts := k.dial(t, from)
 	tx, err := conn.Begin(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -277,7 +266,7 @@ func repaired(t *testing.T, k kit) {
 	}
 	same(t, "the photo after the move", k.photo(t, p.ID), p)
 	// The source forgets that it has released the bucket. What the target has is newer.
-	if err := k.forget(ctx, from, b, "owned", 1); err != nil {
+	if err := k.forget(t, from, b, "owned", 1); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := k.Like(ctx, p.ID, 1); err != nil {
@@ -300,7 +289,7 @@ func repaired(t *testing.T, k kit) {
 		})
 	})
 	mover.Wait()
-	if err := k.forget(ctx, from, b, "released", 2); err != nil {
+	if err := k.forget(t, from, b, "copied", 2); err != nil {
 		t.Fatal(err)
 	}
 	if err := k.clean(ctx, b, to, from); err == nil {
@@ -316,34 +305,15 @@ func repaired(t *testing.T, k kit) {
 	same(t, "the photo at the first shard", k.photo(t, p.ID), p)
 }
 
-// forget sets the state of a bucket at a shard.
-func (k kit) forget(ctx context.Context, shard int, b photos.Bucket, state string, epoch int64) error {
-	conn, err := pgx.Connect(ctx, fmt.Sprintf("postgres://%s@%s/%s?sslmode=disable", store.User,
-		k.peers()[shard-1].Address, store.Database))
-	if err != nil {
-		return err
+// forget sets the state of a bucket at a shard: copied, or owned.
+func (k kit) forget(t *testing.T, shard int, b photos.Bucket, state string, epoch int64) error {
+	t.Helper()
+	conn, texts := k.dial(t, shard)
+	_, err := conn.Exec(t.Context(), texts["bucket is copied"], int64(b), epoch)
+	if err == nil && state == "owned" {
+		_, err = conn.Exec(t.Context(), texts["take bucket"], epoch, int64(b), epoch)
 	}
-	defer conn.Close(context.Background())
-	for _, s := range store.Statements() {
-		switch s.Name {
-		case "bucket is copied":
-			_, err = conn.Exec(ctx, s.SQL, int64(b), epoch)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if state != "owned" {
-		return nil // a copy of another epoch is no copy
-	}
-	for _, s := range store.Statements() {
-		if s.Name == "take bucket" {
-			if _, err := conn.Exec(ctx, s.SQL, epoch, int64(b), epoch); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return err
 }
 
 // movedInUse moves some of the buckets to the third shard and back while readers and writers use the store. Each list
