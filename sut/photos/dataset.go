@@ -115,12 +115,12 @@ func (d *Dataset) Counts() sut.DataCounts { return d.counts }
 
 // ImageOf returns the pool image, 0..Images-1, of the photo with an index.
 func (d *Dataset) ImageOf(photo int) int {
-	return int(mix(mix(d.seed^streamImage)^uint64(photo)) % uint64(d.counts.Images))
+	return int(Mix(Mix(d.seed^streamImage)^uint64(photo)) % uint64(d.counts.Images))
 }
 
 // ImageSeed returns the seed from which pool image i is painted.
 func (d *Dataset) ImageSeed(i int) uint64 {
-	return mix(mix(d.seed^streamImageSeed) ^ uint64(i))
+	return Mix(Mix(d.seed^streamImageSeed) ^ uint64(i))
 }
 
 // ImageSize returns the width and height of pool image i. Most images have the size of the
@@ -284,7 +284,7 @@ func (d *Dataset) edges() iter.Seq2[ID, ID] {
 // photos over all indexes, so that they have different ages and owners.
 func (d *Dataset) commented(draw *draw, c int) int {
 	rank := powerLaw(draw.at(uint64(c)), d.counts.Photos)
-	return int(mix(mix(d.seed^streamPopular)^uint64(rank))%uint64(d.counts.Photos)) + 1
+	return int(Mix(Mix(d.seed^streamPopular)^uint64(rank))%uint64(d.counts.Photos)) + 1
 }
 
 // powerLaw draws a rank 1..n. Its probability decreases with the power 0.8 of the rank. It
@@ -326,20 +326,20 @@ type draw struct {
 }
 
 func newDraw(seed, stream uint64) *draw {
-	d := &draw{key: mix(seed ^ mix(stream))}
+	d := &draw{key: Mix(seed ^ Mix(stream))}
 	d.rng = rand.New(&d.pcg)
 	return d
 }
 
 // at returns the generator for row i. It is valid until the next call.
 func (d *draw) at(i uint64) *rand.Rand {
-	d.pcg.Seed(d.key, mix(d.key^i))
+	d.pcg.Seed(d.key, Mix(d.key^i))
 	return d.rng
 }
 
-// mix is the finaliser of SplitMix64, a hash of 64 bits (Steele, Lea, Flood: Fast
+// Mix is the finaliser of SplitMix64, a hash of 64 bits (Steele, Lea, Flood: Fast
 // splittable pseudorandom number generators, 2014).
-func mix(x uint64) uint64 {
+func Mix(x uint64) uint64 {
 	x += 0x9e3779b97f4a7c15
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
 	x = (x ^ x>>27) * 0x94d049bb133111eb

@@ -40,14 +40,14 @@ const Buckets = 1 << bucketBits
 type Bucket uint16
 
 // BucketOf returns the bucket of a user and of all photos of the user. It is a hash of the
-// user's id, see mix.
-func BucketOf(user ID) Bucket { return Bucket(mix(uint64(user)) % Buckets) }
+// user's id, see Mix.
+func BucketOf(user ID) Bucket { return Bucket(Mix(uint64(user)) % Buckets) }
 
 // BucketOfLogin returns the bucket of a login name. A user's name and the user are in different buckets.
 func BucketOfLogin(login string) Bucket {
 	sum := fnv.New64a()
 	_, _ = io.WriteString(sum, login) // never fails
-	return Bucket(mix(sum.Sum64()) % Buckets)
+	return Bucket(Mix(sum.Sum64()) % Buckets)
 }
 
 // Bucket returns the bucket in the id of a photo or a comment. It has no meaning for the

@@ -70,20 +70,11 @@ func Fill(by By, shards int) (Map, error) {
 func highest(b photos.Bucket, shards int) (owner int) {
 	var best uint64
 	for s := range shards {
-		if score := mix(uint64(b)<<8 | uint64(s) | 1<<32); s == 0 || score > best {
+		if score := photos.Mix(uint64(b)<<8 | uint64(s) | 1<<32); s == 0 || score > best {
 			owner, best = s, score
 		}
 	}
 	return owner
-}
-
-// mix is the finaliser of SplitMix64 (Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, OOPSLA
-// 2014).
-func mix(x uint64) uint64 {
-	x += 0x9e3779b97f4a7c15
-	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
-	x = (x ^ x>>27) * 0x94d049bb133111eb
-	return x ^ x>>31
 }
 
 // Owner returns the shard of a bucket.
