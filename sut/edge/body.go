@@ -129,19 +129,20 @@ func (b *body) extend(n int) {
 	b.announce()
 }
 
-// end ends the body; err is why it broke off.
-func (b *body) end(err error) {
+// end says that the writer has filled n bytes of the room, and ends the body; err is why it broke off.
+func (b *body) end(n int, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.buf = b.buf[:len(b.buf)+n]
 	b.done, b.err = true, err
 	b.announce()
 }
 
-// bytes returns what was written, for a body whose beginning is not lost.
-func (b *body) bytes() []byte {
+// bytes returns what was written, n bytes of the room included, for a body whose beginning is not lost.
+func (b *body) bytes(n int) []byte {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.buf
+	return b.buf[:len(b.buf)+n]
 }
 
 // drop gives up keeping the body: from now on the writer waits for the readers.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -105,6 +106,41 @@ func TestLargeBodies(t *testing.T) {
 	}
 }
 
+// eager sends a request as soon as it has all bytes of a response, as a client that knows the length can.
+type eager struct {
+	http.ResponseWriter
+	missing int
+	then    func()
+}
+
+func (e *eager) Write(p []byte) (int, error) {
+	n, err := e.ResponseWriter.Write(p)
+	if e.missing -= n; e.missing == 0 {
+		e.then()
+	}
+	return n, err
+}
+
+// TestStoredBeforeTheEnd: a client that has all bytes of a response finds it stored.
+func TestStoredBeforeTheEnd(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, sut.EdgeConfig{}, cacheable("max-age=60", "0123456789"))
+		for i := range 1000 {
+			url := fmt.Sprintf("/%d", i)
+			w := &eager{ResponseWriter: httptest.NewRecorder(), missing: 10, then: func() {
+				if a := r.get(url, "Range: bytes=1-"); a.body != "123456789" || a.status() != "hit; ttl=60" {
+					t.Errorf("%s: got %q with %q", url, a.body, a.status())
+				}
+			}}
+			r.edge.serve(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, url, nil))
+			if w.missing != 0 {
+				t.Fatalf("%s: %d bytes are missing", url, w.missing)
+			}
+		}
+	})
+}
+
 // TestSlowReader: a client that does not read a large body is broken off, and the others go on.
 func TestSlowReader(t *testing.T) {
 	t.Parallel()
@@ -130,8 +166,7 @@ func TestSlowReader(t *testing.T) {
 			t.Errorf("the slow reader got %v", err)
 		}
 		copy(b.room(8), "4567")
-		b.extend(4)
-		b.end(nil)
+		b.end(4, nil)
 		if part, last, err := quick.next(t.Context(), nil); string(part) != "4567" || !last || err != nil {
 			t.Errorf("got %q, %v, %v", part, last, err)
 		}

@@ -250,18 +250,20 @@ func (f *fill) pump(res *http.Response) {
 	f.stall = time.AfterFunc(stallTimeout, f.cancel)
 	defer f.stall.Stop()
 	defer f.orphan.Stop()
-	err := f.receiveBody(res.Body)
+	last, err := f.receiveBody(res.Body)
 	if err == nil && !f.body.dropped {
-		f.store()
+		f.store(last)
 	}
 	f.edge.store.Release(f.reserved)
-	f.body.end(err)
+	f.body.end(last, err)
 }
 
-// receiveBody reads the body to its end. It returns why it broke off.
-func (f *fill) receiveBody(from io.Reader) error {
+// receiveBody reads the body to its end. It returns how many of the last bytes readers do not see yet, and why the body
+// broke off. A client that knows the length has its response as soon as it has these bytes, so they are stored first:
+// otherwise its next request could come before.
+func (f *fill) receiveBody(from io.Reader) (last int, err error) {
 	if f.length == 0 {
-		return nil
+		return 0, nil
 	}
 	capacity := f.length
 	if capacity < 0 {
@@ -270,18 +272,17 @@ func (f *fill) receiveBody(from io.Reader) error {
 	for {
 		room := f.room(&capacity)
 		if room == nil {
-			return errors.New("no client reads the body")
+			return 0, errors.New("no client reads the body")
 		}
 		n, err := from.Read(room)
 		f.stall.Reset(stallTimeout)
-		if n > 0 {
-			f.body.extend(n)
-		}
 		switch {
 		case err == io.EOF:
-			return nil
+			return n, nil
 		case err != nil:
-			return err
+			return n, err
+		case n > 0:
+			f.body.extend(n)
 		}
 	}
 }
@@ -320,12 +321,12 @@ func (f *fill) room(capacity *int64) []byte {
 	return b.room(chunkBytes)
 }
 
-// store stores the complete response.
-func (f *fill) store() {
+// store stores the complete response, whose last bytes readers do not see yet.
+func (f *fill) store(last int) {
 	if !f.admit.Load() {
 		return
 	}
-	content := f.body.bytes()
+	content := f.body.bytes(last)
 	if cap(content)-len(content) > len(content)/8 {
 		content = append(make([]byte, 0, len(content)), content...)
 	}
