@@ -2,8 +2,12 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"io"
+	"net/http"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -94,6 +98,52 @@ func TestShardIsAddedWhileHostsDie(t *testing.T) {
 			r.noWriteIsLost(t)
 			r.followsAreCounted(t)
 		})
+	}
+}
+
+// A shard whose database is full refuses its writes with 507. It still serves reads, and so do the other shards writes.
+func TestAShardIsFull(t *testing.T) {
+	t.Parallel()
+	r := bringUpShards(t, nil, sut.Knobs{"shard.replicas": "0", "db.capacity_mb": "2"})
+	client := newUploads(t, r.Endpoints()[0]).client
+	var paths [2]string // of a photo of each shard
+	for shard, node := range []string{"db-1", "db-2"} {
+		if err := r.reading(t, node).Rows(t.Context(), "photos", func(row store.Row) error {
+			paths[shard] = "/api/photos/" + row.Key
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	comment := func(path string) (status int, answer string) {
+		body := fmt.Sprintf(`{"text":%q}`, strings.Repeat("x", 2000))
+		response, err := client.Post(r.Endpoints()[0]+path+"/comments", "application/json", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = response.Body.Close() }() // read only
+		text, err := io.ReadAll(response.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response.StatusCode, string(text)
+	}
+	status, text, acknowledged := 0, "", -1
+	for ; status == 0 || status == http.StatusCreated; acknowledged++ {
+		if acknowledged > 1000 {
+			t.Fatalf("%d comments of 2 kB fit into 2 MB", acknowledged)
+		}
+		status, text = comment(paths[0])
+	}
+	t.Logf("after %d comments: %s", acknowledged, text)
+	if status != http.StatusInsufficientStorage || !strings.Contains(text, "the tier db is full") {
+		t.Errorf("a comment for a full shard: %d %s", status, text)
+	}
+	if photo := r.photo(t, paths[0]); photo.Comments < int64(acknowledged) {
+		t.Errorf("the photo has %d comments, %d were acknowledged", photo.Comments, acknowledged)
+	}
+	if status, text := comment(paths[1]); status != http.StatusCreated {
+		t.Errorf("a comment for the other shard: %d %s", status, text)
 	}
 }
 

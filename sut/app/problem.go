@@ -101,7 +101,7 @@ func (a *App) tierProblem(x *exchange, tier, what string, err error) error {
 		return refusal(http.StatusConflict, what+" already exists", "use another name")
 	case errors.Is(err, photos.ErrFull):
 		return &problem{
-			status: http.StatusServiceUnavailable, degraded: tier, cause: err, message: "the tier " + tier + " is full",
+			status: http.StatusInsufficientStorage, degraded: tier, cause: err, message: "the tier " + tier + " is full",
 			hint: "try again later; requests that add nothing to this tier still work",
 		}
 	case errors.Is(err, photos.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):

@@ -143,11 +143,14 @@ func (c *Client) call(
 	switch {
 	case response.StatusCode == http.StatusNotFound:
 		return nil, fmt.Errorf("%s blob %d/%s: %w", method, id, v, photos.ErrNotFound)
-	case response.StatusCode >= 500: // includes 507, a full disk
+	case response.StatusCode == http.StatusInsufficientStorage:
+		err = photos.ErrFull
+	case response.StatusCode >= 500:
 		err = photos.ErrUnavailable
-		return nil, fmt.Errorf("%s blob %d/%s: %w: the node answered %s", method, id, v, err, response.Status)
+	default:
+		return nil, fmt.Errorf("%s blob %d/%s: the node answered %s", method, id, v, response.Status)
 	}
-	return nil, fmt.Errorf("%s blob %d/%s: the node answered %s", method, id, v, response.Status)
+	return nil, fmt.Errorf("%s blob %d/%s: %w: the node answered %s", method, id, v, err, response.Status)
 }
 
 // drain reads the rest of a short body, so that the connection can be reused.

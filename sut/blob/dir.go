@@ -210,12 +210,16 @@ func (d *Dir) directories() []string {
 func fanName(i int) string { return fmt.Sprintf("%02x", i) }
 
 // storeError wraps an error of the file system: with photos.ErrNotFound if the file does
-// not exist, else with photos.ErrUnavailable.
+// not exist, with photos.ErrFull if the disk is full, else with photos.ErrUnavailable.
 func storeError(action string, id photos.ID, v photos.Variant, err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
+	kind := photos.ErrUnavailable
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%s blob %d/%s: %w", action, id, v, photos.ErrNotFound)
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		kind = photos.ErrFull
 	}
-	return fmt.Errorf("%s blob %d/%s: %w: %w", action, id, v, photos.ErrUnavailable, err)
+	return fmt.Errorf("%s blob %d/%s: %w: %w", action, id, v, kind, err)
 }
 
 // object is one object of a directory.

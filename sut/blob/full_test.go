@@ -32,7 +32,7 @@ func TestFullDisk(t *testing.T) {
 		return os.OpenFile(link, os.O_WRONLY, 0)
 	}
 	err = dir.Put(t.Context(), 1, photos.VariantThumb, []byte("new"))
-	if !errors.Is(err, photos.ErrUnavailable) || !errors.Is(err, syscall.ENOSPC) {
+	if !errors.Is(err, photos.ErrFull) || !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("put on a full disk: %v", err)
 	}
 	server := httptest.NewServer(NewHandler(HandlerConfig{
@@ -42,10 +42,10 @@ func TestFullDisk(t *testing.T) {
 	c := NewClient(ClientConfig{Address: server.Listener.Addr().String()})
 	defer c.Close()
 	err = c.Put(t.Context(), 1, photos.VariantThumb, []byte("new"))
-	if !errors.Is(err, photos.ErrUnavailable) {
+	if !errors.Is(err, photos.ErrFull) {
 		t.Errorf("put on a node with a full disk: %v", err)
 	}
-	const want = "PUT blob 1/thumb: store unavailable: the node answered 507 Insufficient Storage"
+	const want = "PUT blob 1/thumb: store unavailable: it is full: the node answered 507 Insufficient Storage"
 	if err == nil || err.Error() != want {
 		t.Errorf("error is %q, want %q", err, want)
 	}

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -250,7 +249,7 @@ func (h *Handler) fail(w http.ResponseWriter, err error) int {
 	switch {
 	case errors.Is(err, photos.ErrNotFound):
 		return refuse(w, http.StatusNotFound, "no such object", "it was never stored, or it was deleted")
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+	case errors.Is(err, photos.ErrFull):
 		h.config.Log.Error("the disk is full", "error", err)
 		return refuse(w, http.StatusInsufficientStorage, "the disk is full",
 			"delete objects, or give the blob directory more space")

@@ -188,7 +188,7 @@ func TestFullHost(t *testing.T) {
 	for _, h := range hosts {
 		h.full.Store(true)
 	}
-	if err := ring.Put(t.Context(), 99, photos.VariantThumb, []byte("x")); !errors.Is(err, photos.ErrUnavailable) {
+	if err := ring.Put(t.Context(), 99, photos.VariantThumb, []byte("x")); !errors.Is(err, photos.ErrFull) {
 		t.Errorf("put with all hosts full: %v", err)
 	}
 	if err := ring.Delete(t.Context(), 1, photos.VariantThumb); err != nil {

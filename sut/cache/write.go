@@ -3,6 +3,7 @@ package cache
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
@@ -81,19 +82,25 @@ func (w Write) Photo() (photos.ID, error) {
 	return ids[0], nil
 }
 
-// errorCodes returns the first word of the error reply for each error of a record.
-func errorCodes() map[string]error {
-	return map[string]error{
-		"NOTFOUND": photos.ErrNotFound, "FORBIDDEN": photos.ErrForbidden,
-		"CONFLICT": photos.ErrConflict, "UNAVAILABLE": photos.ErrUnavailable,
+// errorCode is an error of a record, with the first word of its error reply.
+type errorCode struct {
+	word string
+	err  error
+}
+
+// errorCodes returns all of them. One that wraps another one comes before it.
+func errorCodes() []errorCode {
+	return []errorCode{
+		{"NOTFOUND", photos.ErrNotFound}, {"FORBIDDEN", photos.ErrForbidden}, {"CONFLICT", photos.ErrConflict},
+		{"FULL", photos.ErrFull}, {"UNAVAILABLE", photos.ErrUnavailable},
 	}
 }
 
 // EncodeError returns the error reply of a cache host for an error of the database.
 func EncodeError(err error) error {
-	for word, known := range errorCodes() {
-		if errors.Is(err, known) {
-			return errors.New(word + " " + oneLine(err))
+	for _, known := range errorCodes() {
+		if errors.Is(err, known.err) {
+			return errors.New(known.word + " " + oneLine(err))
 		}
 	}
 	return errors.New("ERR " + oneLine(err))
@@ -102,14 +109,9 @@ func EncodeError(err error) error {
 // oneLine returns the text of an error without line breaks, which would end the reply.
 func oneLine(err error) string { return strings.NewReplacer("\r", " ", "\n", " ").Replace(err.Error()) }
 
-// isRecordError reports whether an error is one of the four errors of photos.Records.
+// isRecordError reports whether an error is one of the errors of photos.Records.
 func isRecordError(err error) bool {
-	for _, known := range errorCodes() {
-		if errors.Is(err, known) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(errorCodes(), func(known errorCode) bool { return errors.Is(err, known.err) })
 }
 
 // decodeError is the reverse of EncodeError. It returns other errors unchanged.
@@ -119,8 +121,10 @@ func decodeError(err error) error {
 		return err
 	}
 	word, _, _ := strings.Cut(reply.Error(), " ")
-	if known := errorCodes()[word]; known != nil {
-		return fmt.Errorf("%w: %w", known, err)
+	for _, known := range errorCodes() {
+		if known.word == word {
+			return fmt.Errorf("%w: %w", known.err, err)
+		}
 	}
 	return err
 }

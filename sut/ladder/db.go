@@ -13,6 +13,7 @@ import (
 type DB struct {
 	CPU            float64 // size of each host in units
 	Engine         sut.Engine
+	CapacityMB     int // size of the database of a host, in MB; 0 = limited by the disk only
 	Replicas       int // hosts besides the first primary, at stage shards of each shard; 0 before stage replicas
 	Topology       DBTopology
 	SyncTimeout    time.Duration // how long a write waits for SyncCopies replicas
@@ -64,6 +65,8 @@ func (s *DB) knobs() []Knob {
 	return []Knob{
 		number("db.cpu", &s.CPU, 1, 0.5, 32, "size of each database host in units"),
 		engine(sut.DB, &s.Engine, dbEngines(), "implementation of the database"),
+		integer("db.capacity_mb", &s.CapacityMB, 0, 0, 1_000_000, "size of the database of a host in MB; when it is full, "+
+			"writes that need more space get 507, and reads go on; 0 = limited by the disk only").on(sut.SQLite),
 		integer("db.replicas", &s.Replicas, 2, 0, 8, "database hosts besides the first primary, from stage replicas on; "+
 			"at stage shards, shard.replicas counts instead"),
 		choice("db.topology", &s.Topology, PrimaryReplica, "how the databases replicate: one primary ships changes to "+
@@ -143,6 +146,9 @@ func fixedReplicas(t sut.Topology) error {
 func checkDB(stage sut.Stage, k sut.Knobs) error {
 	if err := checkShard(stage, k); err != nil {
 		return err
+	}
+	if s := DBOf(k); s.CapacityMB > 0 && s.Engine != sut.SQLite {
+		return fmt.Errorf("db.capacity_mb=%d needs db.engine=sqlite: PostgreSQL uses the space that the disk has", s.CapacityMB)
 	}
 	if before(stage, sut.Replicas) {
 		k["db.replicas"], k["db.topology"] = "0", string(PrimaryReplica)

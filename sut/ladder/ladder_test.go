@@ -149,6 +149,7 @@ func TestDatabaseTopologies(t *testing.T) {
 		{sut.LB, sut.Knobs{"db.replicas": "5", "db.topology": "ring"}, 6, 0, ""},
 		{sut.Replicas, sut.Knobs{"db.sync": "sync", "db.sync_copies": "3"}, 0, 0, "needs db.replicas of at least 3, not 2"},
 		{sut.Replicas, sut.Knobs{"db.topology": "ring", "db.engine": "postgres"}, 0, 0, "needs db.engine=sqlite"},
+		{sut.Single, sut.Knobs{"db.capacity_mb": "5", "db.engine": "postgres"}, 0, 0, "needs db.engine=sqlite"},
 		{
 			sut.Replicas,
 			sut.Knobs{"db.sync": "sync", "db.sync_timeout": "1", "db.engine": "postgres"},

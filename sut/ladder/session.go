@@ -44,7 +44,7 @@ func (s *Session) knobs() []Knob {
 		number("session.cpu", &s.CPU, 1, 0.5, 32, "size of the session host in units"),
 		engine(sut.Session, &s.Engine, sessionEngines(), "implementation of the session host"),
 		number("session.memory_mb", &s.MemoryMB, 64, 0.1, 100_000, "memory budget of the session host in MiB; when it is "+
-			"full, no session is removed, and new logins get 503; a session takes about 250 bytes; redis needs at least 2"),
+			"full, no session is removed, and new logins get 507; a session takes about 250 bytes; redis needs at least 2"),
 	}
 }
 

@@ -26,11 +26,12 @@ func startSQLite(ctx context.Context, n process.Node) (c process.Component, err 
 	}
 	var members atomic.Pointer[[]string]
 	members.Store(&n.Config.Wiring.Members)
+	s := ladder.DBOf(n.Config.Knobs)
 	config := sqlite.Config{
-		Listener: listener, Dir: n.Config.Dir, Statements: catalogue(), Secret: n.Config.Secret, Log: n.Log,
+		Listener: listener, Dir: n.Config.Dir, Statements: catalogue(), MaxBytes: int64(s.CapacityMB) * 1e6,
+		Secret: n.Config.Secret, Log: n.Log,
 	}
 	if state := n.Config.Replication; state != nil {
-		s := ladder.DBOf(n.Config.Knobs)
 		config.Replication = &sqlite.Replication{
 			Node: n.Config.Node, State: *state, SyncCopies: s.SyncCopies(), SyncTimeout: s.SyncTimeout, Lag: s.ReplicaLag,
 			Member: func(node string) bool { return slices.Contains(*members.Load(), node) },

@@ -9,7 +9,10 @@
 // are safe for concurrent use.
 package photos
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // Errors that the errors of every store wrap.
 var (
@@ -17,7 +20,8 @@ var (
 	ErrConflict    = errors.New("conflict")          // the login name or the id already exists
 	ErrForbidden   = errors.New("not the owner")     // only the owner may rename or delete
 	ErrUnavailable = errors.New("store unavailable") // it cannot be reached or does not answer in time
-	ErrFull        = errors.New("store full")        // it answers, but takes no new records
+	// ErrFull is the ErrUnavailable of a store that answers, but takes no new records.
+	ErrFull = fmt.Errorf("%w: it is full", ErrUnavailable)
 )
 
 // ID identifies a record. Seeded users have the ids 1, 2, 3 ... The id of a photo or a

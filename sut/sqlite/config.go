@@ -41,6 +41,9 @@ type Config struct {
 	Dir string
 	// Statements is the catalogue: the statements that clients may run.
 	Statements []Statement
+	// MaxBytes is the size of the database file above which writes that need more space fail with SQLSTATE 53100. It
+	// does not hold for what a replica receives. 0 = no limit.
+	MaxBytes int64
 	// Secret is the password of every client, and of the nodes that replicate from each other; "" = they need none.
 	Secret sut.Secret
 	// Replication makes this node replicate its database with other nodes; nil = no replication.

@@ -22,13 +22,10 @@ func TestDiskFull(t *testing.T) {
 }
 
 func diskFull(t *testing.T, r *sqlite.Replication) {
-	value := []sqlite.Column{{Name: "value", Type: sqlite.BigInt}}
-	const small, large = "pragma max_page_count = 30", "pragma max_page_count = 100000"
-	limits := []sqlite.Statement{{SQL: small, Columns: value}, {SQL: large, Columns: value}}
-	s := serve(t, sqlite.Config{Replication: r, Statements: append(notes(), limits...)})
+	config := sqlite.Config{Dir: t.TempDir(), Replication: r, Statements: notes(), MaxBytes: 30 * 4096}
+	s := serve(t, config)
 	conn := connect(t, s)
 	run(t, conn, create)
-	run(t, conn, small)
 
 	text := strings.Repeat("x", 1000)
 	var acknowledged [8]int
@@ -60,9 +57,58 @@ func diskFull(t *testing.T, r *sqlite.Replication) {
 	if n := countNotes(t, conn); n != want || n == 0 {
 		t.Errorf("%d notes, but %d were acknowledged", n, want)
 	}
-	run(t, conn, large)
+	if err := s.Shutdown(cancelledContext()); err != nil {
+		t.Fatal(err)
+	}
+	config.MaxBytes = 0
+	conn = connect(t, serve(t, config))
 	run(t, conn, insert, 1<<40, 0, text)
 	if n := countNotes(t, conn); n != want+1 {
 		t.Errorf("%d notes, want %d", n, want+1)
 	}
+}
+
+// TestFullReplica: a database takes all changes of others, also above its limit. The limit holds for its own clients.
+func TestFullReplica(t *testing.T) {
+	t.Parallel()
+	text := strings.Repeat("x", 1000)
+	small := func(cfg *sqlite.Config) { cfg.MaxBytes = 30 * 4096 }
+	fill := func(c *testNode) {
+		for i, conn := 0, connect(t, c.Server); i < 100; i++ {
+			run(t, conn, insert, 1000+i, 0, text)
+		}
+	}
+	refuses := func(c *testNode) {
+		conn, err := connect(t, c.Server), error(nil)
+		for i := 0; i < 200 && err == nil; i++ {
+			_, err = conn.Exec(t.Context(), insert, 2000+i, 0, text)
+		}
+		if sqlState(err) != "53100" {
+			t.Errorf("a write to the full database: %v", err)
+		}
+		run(t, conn, grow, 1, 1000) // it needs no space
+	}
+	t.Run("promoted", func(t *testing.T) {
+		base := newTemplate(t)
+		primary := startNode(t, base, "db-1", nil, nil)
+		replica := startNode(t, base, "db-2", primary, small)
+		fill(primary)
+		awaitCaughtUp(t, primary, replica)
+		wantEqual(t, primary, replica)
+		primary.kill(t)
+		if err := replica.ChangeRole(t.Context(), sut.Replication{Epoch: 2}); err != nil {
+			t.Fatal(err)
+		}
+		refuses(replica)
+	})
+	t.Run("multi-primary", func(t *testing.T) {
+		c := startPrimaries(t, topologies()["multi-primary"], func(cfg *sqlite.Config) {
+			if cfg.Replication.Node == "db-1" {
+				small(cfg)
+			}
+		})
+		refuses(c.nodes[0])
+		fill(c.nodes[1])
+		c.awaitEqual(t)
+	})
 }

@@ -123,7 +123,7 @@ func New(cfg Config) (_ *Server, err error) {
 	}
 	files := engine.Config{
 		Dir: cfg.Dir, Statements: len(catalogue), ReadConns: 4, GroupLimit: 16, Log: cfg.Log,
-		MaxKept:     sut.MaxKept,
+		MaxKept: sut.MaxKept, MaxBytes: cfg.MaxBytes,
 		Synchronous: "full", // a commit survives a power failure, as with PostgreSQL's default
 	}
 	protocol := wire.Config{

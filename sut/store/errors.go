@@ -24,6 +24,7 @@ const (
 	readOnly             = "25006"
 	serializationFailure = "40001"
 	deadlockDetected     = "40P01"
+	diskFull             = "53100"
 	lockNotAvailable     = "55P03"
 	queryCanceled        = "57014"
 )
@@ -130,6 +131,8 @@ func classify(ctx context.Context, err error) error {
 		return fmt.Errorf("%w: %w", context.Canceled, err)
 	case isState(err, uniqueViolation):
 		return fmt.Errorf("%w: %w", photos.ErrConflict, err)
+	case isState(err, diskFull):
+		return fmt.Errorf("%w: %w", photos.ErrFull, err)
 	case unavailable(err):
 		return fmt.Errorf("%w: %w", photos.ErrUnavailable, err)
 	}

@@ -35,7 +35,7 @@ func TestClassify(t *testing.T) {
 		{"starting up", t.Context(), answer("57P03"), photos.ErrUnavailable},
 		{"cancelled by the database", t.Context(), answer("57014"), photos.ErrUnavailable},
 		{"too many connections", t.Context(), answer("53300"), photos.ErrUnavailable},
-		{"disk full", t.Context(), answer("53100"), photos.ErrUnavailable},
+		{"disk full", t.Context(), answer("53100"), photos.ErrFull},
 		{"lock not available", t.Context(), answer("55P03"), photos.ErrUnavailable},
 		{"serialization failure", t.Context(), answer("40001"), photos.ErrUnavailable},
 		{"time-out", t.Context(), context.DeadlineExceeded, photos.ErrUnavailable},
@@ -49,8 +49,10 @@ func TestClassify(t *testing.T) {
 		if !errors.Is(got, c.err) {
 			t.Errorf("%s: %v does not wrap its cause", c.name, got)
 		}
-		for _, e := range []error{photos.ErrNotFound, photos.ErrForbidden, photos.ErrConflict, photos.ErrUnavailable} {
-			if errors.Is(got, e) != (e == c.want) {
+		for _, e := range []error{
+			photos.ErrNotFound, photos.ErrForbidden, photos.ErrConflict, photos.ErrUnavailable, photos.ErrFull,
+		} {
+			if errors.Is(got, e) != errors.Is(c.want, e) {
 				t.Errorf("%s: got %v, want %v", c.name, got, c.want)
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -230,10 +231,12 @@ func (s *System) load(ctx context.Context, dir string, shard int, engine sut.Eng
 	}
 	defer func() { err = errors.Join(err, host.Remove()) }()
 	addresses := topology.Addresses(filepath.Base(s.dir), topology.MaxHosts)
+	knobs := maps.Clone(s.opts.Topology.Knobs)
+	delete(knobs, "db.capacity_mb") // a data set that is larger is loaded, too, and the database is full from the start
 	config := sut.NodeConfig{
 		Node: "template-db", Host: templateHost, Role: sut.DB, Engine: engine,
 		Listen: addresses[len(addresses)-1], Dir: dir, Shard: shard, Procs: procsFor(0),
-		DrainSeconds: templateStop.Seconds(), Secret: s.secret, Knobs: s.opts.Topology.Knobs, Data: s.opts.Data,
+		DrainSeconds: templateStop.Seconds(), Secret: s.secret, Knobs: knobs, Data: s.opts.Data,
 	}
 	leaf, err := host.Leaf(config.Node)
 	if err != nil {

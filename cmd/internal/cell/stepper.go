@@ -249,7 +249,7 @@ func (s *Stepper) fill(step *results.Step, report driver.Report, before, after s
 	} else { // which of the other processes are the target is unknown
 		step.Client.OutsideShare = after.machine.StolenShare(before.machine)
 	}
-	step.Client.OutsideKnown = after.machine.Total > before.machine.Total
+	step.Client.OutsideKnown = after.machine.Covers(before.machine)
 	for _, e := range events {
 		if at := e.UnixNS - report.Start.UnixNano(); at >= 0 && e.UnixNS <= after.at.UnixNano() {
 			step.Events = append(step.Events, results.Event{AtNS: at, Text: e.Node + ": " + e.Text})

@@ -20,6 +20,14 @@ func TestOutside(t *testing.T) {
 	}
 }
 
+// One tick of ten is no tenth of the CPU: it may have begun long before.
+func TestCovers(t *testing.T) {
+	before := CPU{Total: 100}
+	if (CPU{}).Covers(CPU{}) || (CPU{Total: 100.1}).Covers(before) || !(CPU{Total: 100.25}).Covers(before) {
+		t.Error("want shares of 0.25 s, and not of 0.1 s")
+	}
+}
+
 // The CPU time of this machine grows, and not faster than its CPUs work.
 func TestReadCPU(t *testing.T) {
 	before := ReadCPU()

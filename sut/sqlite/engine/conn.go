@@ -16,6 +16,11 @@ import (
 // conflicts.
 const busyTimeout = 2 * time.Second
 
+const (
+	pageBytes = 4096      // SQLite's default
+	maxPages  = 1<<32 - 2 // the largest file that SQLite permits
+)
+
 // cacheBytes is the total size of the page caches of all connections.
 const cacheBytes = 32 << 20
 
@@ -26,6 +31,7 @@ type conn struct {
 	compiled    []*compiled   // by index in the catalogue; nil = not compiled yet
 	stop        chan struct{} // closed to interrupt the running statement
 	interrupted bool
+	pages       int64 // maximum number of pages of the file
 }
 
 // compiled is a prepared statement.
@@ -69,7 +75,7 @@ func openConn(cfg Config, writes bool) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	opened := &conn{Conn: c, compiled: make([]*compiled, cfg.Statements)}
+	opened := &conn{Conn: c, compiled: make([]*compiled, cfg.Statements), pages: maxPages}
 	c.SetBusyTimeout(busyTimeout)
 	opened.rearm()
 	for _, p := range pragmas {
@@ -83,6 +89,15 @@ func openConn(cfg Config, writes bool) (*conn, error) {
 
 // exec runs a statement without parameters and results. The connection caches the prepared statement.
 func (c *conn) exec(sql string) error { return sqlitex.Execute(c.Conn, sql, nil) }
+
+// limit sets the maximum number of pages of the file. It must be called outside of transactions.
+func (c *conn) limit(pages int64) error {
+	if c.pages == pages {
+		return nil
+	}
+	c.pages = pages
+	return c.exec("pragma max_page_count = " + strconv.FormatInt(pages, 10))
+}
 
 // run binds the parameters, steps to the end and resets the statement. No snapshot of the database outlives the call.
 // It appends the rows to out and returns the number of rows returned or changed.

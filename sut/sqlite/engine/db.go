@@ -29,6 +29,7 @@ type Config struct {
 	Synchronous string // SQLite's pragma synchronous
 	GroupLimit  int    // maximum number of transactions that share a commit
 	MaxKept     int    // number of files that Replace keeps
+	MaxBytes    int64  // of the file; a transaction of a client that needs more fails; 0 = no limit
 	Log         *slog.Logger
 }
 
@@ -38,6 +39,14 @@ const (
 	incomingName = fileName + ".incoming"
 	keptPrefix   = fileName + ".epoch-" // followed by the epoch of its last change, '-' and the time in microseconds
 )
+
+// pages returns the maximum number of pages of the file for the transactions of clients.
+func (cfg Config) pages() int64 {
+	if cfg.MaxBytes == 0 {
+		return maxPages
+	}
+	return max(cfg.MaxBytes/pageBytes, 1)
+}
 
 func (cfg Config) path() string { return filepath.Join(cfg.Dir, fileName) }
 
@@ -62,7 +71,7 @@ type DB struct {
 
 // Open opens the database and creates it if it does not exist.
 func Open(cfg Config) (*DB, error) {
-	w := &writer{limit: cfg.GroupLimit, replicator: NoReplication{}}
+	w := &writer{limit: cfg.GroupLimit, pages: cfg.pages(), replicator: NoReplication{}}
 	db := &DB{cfg: cfg, free: make(chan *conn, cfg.ReadConns), writer: w}
 	if err := db.open(); err != nil {
 		return nil, errors.Join(err, db.Close())
@@ -108,9 +117,19 @@ func (db *DB) Stats() (reads, transactions, commits int64) {
 }
 
 // LockWriter waits for the write lock until ctx ends. The holder may use Conn, and no transaction of a client is open.
-// The holder must call unlock.
+// The holder must call unlock. MaxBytes does not hold for what it writes: a database must be able to take what another
+// one has taken.
 func (db *DB) LockWriter(ctx context.Context) (unlock func(), err error) {
-	return db.writer.unlock, db.writer.lock(ctx.Done, true)
+	if err := db.writer.lock(ctx.Done, true); err != nil {
+		return nil, err
+	}
+	if c := db.writer.conn; c != nil {
+		if err := c.limit(maxPages); err != nil {
+			db.writer.unlock()
+			return nil, err
+		}
+	}
+	return db.writer.unlock, nil
 }
 
 // Exclusively calls do with the write connection while it holds the write lock. It returns ErrNoDatabase if there is no

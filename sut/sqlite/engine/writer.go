@@ -17,6 +17,7 @@ import (
 // savepoint and does not affect the others.
 type writer struct {
 	limit      int
+	pages      int64 // maximum number of pages of the file for transactions of clients
 	replicator Replicator
 
 	// conn and group are guarded by the write lock.
@@ -127,11 +128,15 @@ func (w *writer) beginLocked() (*writeTx, error) {
 		return nil, wire.WithState(ErrNoDatabase, wire.CannotConnectNow)
 	}
 	t := &writeTx{w: w, first: w.group == nil}
-	text := "savepoint member"
+	err := error(nil)
 	if t.first {
-		text = "begin immediate"
+		if err = w.conn.limit(w.pages); err == nil {
+			err = w.conn.exec("begin immediate")
+		}
+	} else {
+		err = w.conn.exec("savepoint member")
 	}
-	if err := w.conn.exec(text); err != nil {
+	if err != nil {
 		w.unlock()
 		return nil, coded(err)
 	}
