@@ -148,7 +148,7 @@ func checkDB(stage sut.Stage, k sut.Knobs) error {
 		return err
 	}
 	if s := DBOf(k); s.CapacityMB > 0 && s.Engine != sut.SQLite {
-		return fmt.Errorf("db.capacity_mb=%d needs db.engine=sqlite: PostgreSQL uses the space that the disk has", s.CapacityMB)
+		return fmt.Errorf("db.capacity_mb=%d needs db.engine=sqlite: PostgreSQL has no such limit", s.CapacityMB)
 	}
 	if before(stage, sut.Replicas) {
 		k["db.replicas"], k["db.topology"] = "0", string(PrimaryReplica)

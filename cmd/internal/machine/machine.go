@@ -49,8 +49,8 @@ func ReadCPU() CPU {
 	return cpu
 }
 
-// Covers reports whether there is enough CPU time since an earlier reading for shares of it. The kernel counts ticks, and
-// of a few milliseconds one tick would be a large share.
+// Covers reports whether there is enough CPU time since an earlier reading for shares of it. The kernel counts ticks,
+// and of a few milliseconds one tick would be a large share.
 func (c CPU) Covers(before CPU) bool { return c.Total-before.Total >= 20.0/ticksPerSecond }
 
 // Outside returns the share of the machine's CPU time since an earlier reading that other
