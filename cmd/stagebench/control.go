@@ -210,19 +210,11 @@ of shard 2.`,
 func scaleCommand(s streams) *cobra.Command {
 	var id string
 	var watch time.Duration
-	var names []string
-	long := "Changes the number of hosts of a tier while the system serves requests. The tiers that can\n" +
-		"be scaled, and their knobs:\n\n"
-	for _, t := range ladder.Tiers() {
-		for _, s := range t.Scaling {
-			names = append(names, s.Name)
-			long += fmt.Sprintf("  %-8s %s\n", s.Name, s.Knob)
-		}
-	}
+	names, knobs := scalings()
 	cmd := &cobra.Command{
 		Use:   "scale " + strings.Join(names, "|") + " HOSTS",
 		Short: "Change the number of hosts of a tier while the system serves requests",
-		Long: long + `
+		Long: "Changes the number of hosts of a tier while the system serves.\n" + knobs + `
 No request needs to fail. New hosts are used when they are ready, and a replica when
 it has caught up. To remove hosts, the last ones are drained: they get no new
 requests, finish the current ones, and are stopped. If a step fails, or you interrupt
@@ -256,6 +248,18 @@ first copied to its new host. The primary of the database is never removed.`,
 		"for the cache: measure its hit ratio for this time before and after the change; 0s = do not measure")
 	systemFlag(cmd, &id)
 	return cmd
+}
+
+// scalings returns the names of the tiers that can be scaled, and for people a list of them with their knobs.
+func scalings() (names []string, text string) {
+	text = "The tiers that can be\nscaled, and their knobs:\n\n"
+	for _, t := range ladder.Tiers() {
+		for _, s := range t.Scaling {
+			names = append(names, s.Name)
+			text += fmt.Sprintf("  %-8s %s\n", s.Name, s.Knob)
+		}
+	}
+	return names, text
 }
 
 // scaler is a system whose tiers can be scaled.

@@ -113,7 +113,7 @@ or 128 plus the number of another signal.`,
 		return exit.Usagef("%w%s\nsee: %s --help", err, meant, cmd.CommandPath())
 	})
 	for _, command := range []*cobra.Command{
-		runCommand(s), scorecardCommand(s), upCommand(s), statusCommand(s), killCommand(s), pauseCommand(s),
+		runCommand(s), scorecardCommand(s), sizingCommand(s), upCommand(s), statusCommand(s), killCommand(s), pauseCommand(s),
 		resumeCommand(s), scaleCommand(s), setCommand(s), purgeCommand(s), logsCommand(s), recoverCommand(s), downCommand(s),
 		attackCommand(s), capacityCommand(s), compareCommand(s), listCommand(s), doctorCommand(s), nodeCommand(s),
 		freezerCommand(s),

@@ -88,7 +88,7 @@ type architecture struct {
 }
 
 func (o scorecardOptions) run(ctx context.Context, s streams) error {
-	prices, err := o.readPrices()
+	prices, err := readPrices(o.prices)
 	if err != nil {
 		return err
 	}
@@ -139,16 +139,17 @@ func killsOf(all []architecture) map[string][]string {
 	return kills
 }
 
-func (o scorecardOptions) readPrices() (scorecard.Prices, error) {
-	if o.prices == "" {
+// readPrices reads a file of prices; "" = the example prices.
+func readPrices(name string) (scorecard.Prices, error) {
+	if name == "" {
 		return scorecard.ExamplePrices(), nil
 	}
-	text, err := os.ReadFile(o.prices)
+	text, err := os.ReadFile(name)
 	if err != nil {
 		return scorecard.Prices{}, exit.Usagef("--prices: %w\n"+
 			"name a file that you can read; for its content see: stagebench scorecard --help", err)
 	}
-	prices, err := scorecard.ReadPrices(text, o.prices)
+	prices, err := scorecard.ReadPrices(text, name)
 	if err != nil {
 		return prices, exit.Usage(err)
 	}
@@ -234,16 +235,24 @@ func partOf(n sut.Node) string {
 // conclude returns the answers for each stage.
 func conclude(all []architecture, cells []results.Cell, prices scorecard.Prices) (stages []scorecard.Stage) {
 	for _, a := range all {
-		m := scorecard.Measured{Peak: cells[a.peak], Kills: cells[a.kills], Killed: a.killed, Nodes: len(a.topology.Nodes)}
+		m := scorecard.Measured{
+			Peak: cells[a.peak], Kills: cells[a.kills], Killed: a.killed, Nodes: len(a.topology.Nodes),
+			Sizes: sizesOf(a.topology),
+		}
 		if a.larger >= 0 {
 			m.Larger = &cells[a.larger]
-		}
-		for _, h := range a.topology.Hosts {
-			if h.Units > 0 { // others stand for no machine
-				m.Sizes = append(m.Sizes, h.Units)
-			}
 		}
 		stages = append(stages, scorecard.Of(m, prices))
 	}
 	return stages
+}
+
+// sizesOf returns the sizes of all hosts in units, without those that stand for no machine.
+func sizesOf(t sut.Topology) (sizes []float64) {
+	for _, h := range t.Hosts {
+		if h.Units > 0 {
+			sizes = append(sizes, h.Units)
+		}
+	}
+	return sizes
 }

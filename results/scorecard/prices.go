@@ -45,6 +45,16 @@ func (p Prices) Hour(units float64) float64 {
 	return largest.Hour / largest.Units * units
 }
 
+// PerMillion returns the host-hours and the money that a million requests cost at a rate in requests per second. sizes
+// are those of the hosts, in units.
+func (p Prices) PerMillion(sizes []float64, rps float64) (hostHours, money float64) {
+	hours := 1e6 / rps / 3600
+	for _, units := range sizes {
+		money += hours * p.Hour(units)
+	}
+	return hours * float64(len(sizes)), money
+}
+
 // ReadPrices reads a file of prices. name is the name of the file, for errors.
 //
 //	currency: EUR

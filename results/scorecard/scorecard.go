@@ -154,12 +154,8 @@ func Of(m Measured, p Prices) Stage {
 		s.Gain = new(m.Larger.PeakRPS / s.PeakRPS)
 	}
 	if s.PeakRPS > 0 {
-		hours := 1e6 / s.PeakRPS / 3600
-		money := 0.0
-		for _, units := range m.Sizes {
-			money += hours * p.Hour(units)
-		}
-		s.HostHours, s.Money = new(hours*float64(s.Hosts)), &money
+		hours, money := p.PerMillion(m.Sizes, s.PeakRPS)
+		s.HostHours, s.Money = &hours, &money
 	}
 	s.Notes = notes(m)
 	return s

@@ -86,6 +86,37 @@ func TestOf(t *testing.T) {
 	}
 }
 
+// Sizings are compared with the first one, visit by visit. A tier costs what its hosts cost, and a request what all
+// hosts cost.
+func TestCompare(t *testing.T) {
+	prices := scorecard.Prices{Currency: "EUR", Sizes: []scorecard.Price{{1, 0.01}, {3, 0.05}}}
+	cell := func(rate float64, visits ...float64) results.Cell {
+		return results.Cell{CapacityRPS: rate, Repeats: visits}
+	}
+	all := []scorecard.Sizing{
+		{Hosts: 1, Units: 1, All: []float64{1, 1}, Cell: cell(100, 100, 100)},
+		{Hosts: 1, Units: 3, All: []float64{3, 1}, Cell: cell(200, 200, 200)},
+		{Hosts: 3, Units: 1, All: []float64{1, 1, 1, 1}, Cell: cell(250, 250, 250)},
+		{Hosts: 9, Units: 1, All: []float64{1}, Cell: cell(0)},
+	}
+	scorecard.Compare(all, prices)
+	for i, want := range []struct{ hour, gain, money float64 }{
+		{0.01, 0, 0.02 / 0.36}, {0.05, 2, 0.06 / 0.72}, {0.03, 2.5, 0.04 / 0.9}, {0.09, 0, 0},
+	} {
+		s := all[i]
+		var gain, money float64
+		if s.Gain != nil && s.Gain.Low < s.Gain.Ratio && s.Gain.Ratio < s.Gain.High {
+			gain = s.Gain.Ratio
+		}
+		if s.Money != nil {
+			money = *s.Money
+		}
+		if math.Abs(s.Hour-want.hour)+math.Abs(gain-want.gain)+math.Abs(money-want.money) > 1e-9 || s.Base != (i == 0) {
+			t.Errorf("sizing %d: %v an hour, gain %v, %v per million, want %+v", i, s.Hour, gain, money, want)
+		}
+	}
+}
+
 func TestPrices(t *testing.T) {
 	const file = "currency: EUR\nsizes:\n- {units: 4, hour: 0.5}\n- {units: 1, hour: 0.1}\n"
 	p, err := scorecard.ReadPrices([]byte(file), "p.yaml")

@@ -113,13 +113,7 @@ func ladderColumns() []column[ladderRow] {
 		words("limited by", "limited_by", func(r ladderRow) Cell {
 			return r.ifLookedFor(Text(cmp.Or(r.Limit.By, r.LimitedBy)))
 		}),
-		words("valid", "", func(r ladderRow) Cell {
-			cell := YesNo(r.Valid && r.Error == "").With(doubts(r.Invalid, r.Warnings)...)
-			if r.Error != "" {
-				cell = cell.With(r.Error)
-			}
-			return cell
-		}),
+		words("valid", "", ladderRow.valid),
 		machineOnly("error", func(r ladderRow) Cell { return textOrNothing(r.Error) }),
 	}
 }
@@ -197,6 +191,15 @@ func (r ladderRow) ifLookedFor(c Cell) Cell {
 	return c
 }
 
+// valid says whether the figures of the row can be trusted, and why not.
+func (r ladderRow) valid() Cell {
+	cell := YesNo(r.Valid && r.Error == "").With(doubts(r.Invalid, r.Warnings)...)
+	if r.Error != "" {
+		cell = cell.With(r.Error)
+	}
+	return cell
+}
+
 // ifFound returns the table cell, or an empty one if there is no capacity.
 func (r ladderRow) ifFound(c Cell) Cell {
 	if r.Error != "" || !r.Searched() {
@@ -263,13 +266,16 @@ func (r ladderRow) gain() Cell {
 	case r.Gain == nil:
 		return Blank("this stage or the previous one has no capacity to compare")
 	}
-	g := *r.Gain
-	interval := significant(g.Low, 2) + ".." + significant(g.High, 2)
-	cell := Cell{Text: "x" + significant(g.Ratio, 2) + " (" + interval + ")", Value: g.Ratio}
+	cell := gain(*r.Gain)
 	if !r.previous.Valid {
 		return cell.With("the previous stage is not valid, so the gain is not valid either")
 	}
 	return cell
+}
+
+func gain(g results.Gain) Cell {
+	interval := significant(g.Low, 2) + ".." + significant(g.High, 2)
+	return Cell{Text: "x" + significant(g.Ratio, 2) + " (" + interval + ")", Value: g.Ratio}
 }
 
 func gainEnd(end func(results.Gain) float64) func(ladderRow) Cell {

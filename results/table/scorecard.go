@@ -71,7 +71,7 @@ func Scorecard(stages []scorecard.Stage, currency string) Table {
 // threeDigits shows a number that may be unknown.
 func threeDigits(x *float64) Cell {
 	if x == nil {
-		return Blank("nothing succeeded under overload")
+		return Blank("no rate was found that succeeded")
 	}
 	return Cell{Text: significant(*x, 3), Value: *x}
 }
@@ -85,6 +85,52 @@ func worstErrors(s scorecard.Stage) Cell {
 		return Blank()
 	}
 	return Share(worst.Share())
+}
+
+// Sizings shows stages with the hosts of a tier in several numbers and sizes, one row for each.
+func Sizings(all []scorecard.Sizing, tier, currency string) Table {
+	type sizing = scorecard.Sizing
+	row := func(s sizing) ladderRow { return ladderRow{Cell: s.Cell} }
+	const price = "Latency and price"
+	t := newTable("Scale up and out: "+all[0].Cell.Workload, slices.Concat([]column[sizing]{
+		identifying("stage", func(s sizing) Cell { return Text(s.Cell.Stage) }),
+		machineOnly("workload", func(s sizing) Cell { return Text(s.Cell.Workload) }),
+		{
+			Column{Name: tier + "\nhosts", Key: "hosts", Align: Right, Row: true},
+			func(s sizing) Cell { return Count(int64(s.Hosts)) },
+		},
+		{
+			Column{Name: "units\neach", Key: "units", Align: Right, Row: true},
+			func(s sizing) Cell { return Number(s.Units) },
+		},
+		numbers("capacity\nrps", "capacity_rps", func(s sizing) Cell { return row(s).capacity() }),
+		{Column{Name: "90 % interval\nrps", Align: Right, For: People}, func(s sizing) Cell { return row(s).interval() }},
+		numbers("against one", "gain", func(s sizing) Cell {
+			switch {
+			case s.Gain != nil:
+				return gain(*s.Gain)
+			case s.Base || s.Cell.Error != "":
+				return Cell{}
+			}
+			return Blank("it has no capacity to compare, or one host has none")
+		}),
+		words("limited by", "limited_by", func(s sizing) Cell { return row(s).ifLookedFor(Text(s.Cell.LimitedBy)) }),
+		words("valid", "", func(s sizing) Cell { return row(s).valid() }),
+	}, in(price,
+		numbers("p99 ms", "p99_ns", func(s sizing) Cell { return p99(row(s).measured().ResponseAll) }),
+		numbers(currency+"\nan hour", "money_per_hour", func(s sizing) Cell { return threeDigits(&s.Hour) }),
+		numbers(currency+"\nper million", "money_per_million", func(s sizing) Cell {
+			if s.Cell.Error != "" {
+				return Cell{}
+			}
+			return threeDigits(s.Money)
+		}),
+	)), all, "against one: the capacity divided by that with one host, with its 90 % interval")
+	t.PartLegend = map[string][]string{price: {
+		"p99: response time at the reference rate",
+		"an hour: of the " + tier + " hosts; per million: of requests at the capacity, with all hosts",
+	}}
+	return t
 }
 
 // Kills shows what each killed host cost.

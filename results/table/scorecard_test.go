@@ -3,6 +3,7 @@ package table
 import (
 	"testing"
 
+	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/scorecard"
 )
 
@@ -38,4 +39,28 @@ func TestScorecardGolden(t *testing.T) {
 		{Stage: "cache", Workload: "read-heavy", Error: "web-2 did not start: no space left on device", Nodes: 9, Hosts: 8},
 	}
 	golden(t, "scorecard", styles(), Scorecard(stages, "USD"), Kills(stages))
+}
+
+// A sizing without figures, and one that is not valid.
+func TestSizingsGolden(t *testing.T) {
+	cell := func(rate float64, limit string) results.Cell {
+		return results.Cell{
+			Stage: "lb", Workload: "read-heavy", CapacityRPS: rate, CapacityLow: 0.9 * rate, CapacityHigh: 1.1 * rate,
+			CapacityMethod: "pooled, 5 visits, 90 % interval", LimitedBy: limit, Valid: true,
+			Repeats: []float64{0.98 * rate, 1.02 * rate},
+			Reference: &results.Step{Valid: true, ResponseAll: results.Latency{
+				P50: new(int64(2_000_000)), P99: new(int64(21_000_000)), Count: 1125,
+			}},
+		}
+	}
+	all := []scorecard.Sizing{
+		{Hosts: 1, Units: 1, All: []float64{2, 1, 1}, Cell: cell(214, "web")},
+		{Hosts: 1, Units: 3, All: []float64{2, 3, 1}, Cell: cell(561, "web")},
+		{Hosts: 3, Units: 1, All: []float64{2, 1, 1, 1, 1}, Cell: cell(583, "db")},
+	}
+	all[2].Cell.Valid, all[2].Cell.Invalid = false, []string{"the client was late"}
+	scorecard.Compare(all, scorecard.ExamplePrices())
+	failed := []scorecard.Sizing{{Hosts: 1, Units: 1, Cell: results.Cell{Stage: "db-split", Error: "no disk"}}}
+	scorecard.Compare(failed, scorecard.ExamplePrices())
+	golden(t, "sizings", styles(), Sizings(append(all, failed...), "web", "USD"))
 }

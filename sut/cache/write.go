@@ -91,8 +91,11 @@ type errorCode struct {
 // errorCodes returns all of them. One that wraps another one comes before it.
 func errorCodes() []errorCode {
 	return []errorCode{
-		{"NOTFOUND", photos.ErrNotFound}, {"FORBIDDEN", photos.ErrForbidden}, {"CONFLICT", photos.ErrConflict},
-		{"FULL", photos.ErrFull}, {"UNAVAILABLE", photos.ErrUnavailable},
+		{"NOTFOUND", photos.ErrNotFound},
+		{"FORBIDDEN", photos.ErrForbidden},
+		{"CONFLICT", photos.ErrConflict},
+		{"FULL", photos.ErrFull},
+		{"UNAVAILABLE", photos.ErrUnavailable},
 	}
 }
 

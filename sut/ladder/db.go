@@ -98,7 +98,7 @@ func dbEngines() []EngineInfo {
 func dbTier() Tier {
 	return Tier{
 		Role: sut.DB, From: sut.Single, Engines: dbEngines(), Knobs: slices.Concat(new(DB).knobs(), new(Shard).knobs()),
-		Scaling: []Scaling{{Name: "replica", Knob: "db.replicas", refuse: fixedReplicas}, shardScaling()},
+		Scaling: []Scaling{{Name: "replica", Knob: "db.replicas", Besides: 1, refuse: fixedReplicas}, shardScaling()},
 		Figures: []Figure{
 			{
 				Name: "database_reads", Metric: `stagebench_store_operations_total{kind="read"}`,

@@ -80,6 +80,7 @@ type EngineInfo struct {
 type Scaling struct {
 	Name    string // name on the command line: "web", "replica"
 	Knob    string // the knob that holds the number
+	Besides int    // hosts that the number does not count
 	Sharded bool   // keys are spread over its nodes, and move when a host is added or removed
 	Keys    string // what moves between its nodes, in messages: "keys", "objects"; "" = nothing does
 	// Moved and Held are metrics of the nodes: the keys that were moved to other nodes,
@@ -94,6 +95,16 @@ type Scaling struct {
 // tier. name is a Scaling.Name. Scale refuses a change that is impossible while the system
 // serves.
 func Scale(now sut.Topology, name string, hosts int) (next sut.Topology, role sut.Role, err error) {
+	s, role, err := scalingOf(now, name)
+	if err != nil {
+		return now, role, err
+	}
+	next, err = with(now, sut.Knobs{s.Knob: strconv.Itoa(hosts)})
+	return next, role, err
+}
+
+// scalingOf returns how the number of hosts of a topology changes, and the role of these hosts.
+func scalingOf(now sut.Topology, name string) (Scaling, sut.Role, error) {
 	var names []string
 	for _, t := range Tiers() {
 		for _, s := range t.Scaling {
@@ -102,21 +113,68 @@ func Scale(now sut.Topology, name string, hosts int) (next sut.Topology, role su
 				names = append(names, s.Name)
 				continue
 			case before(now.Stage, t.From):
-				return now, t.Role, fmt.Errorf("stage %s has no %s hosts\n"+
+				return s, t.Role, fmt.Errorf("stage %s has no %s hosts\n"+
 					"bring up a later stage: stagebench up --stage %s", now.Stage, name, t.From)
 			case s.refuse != nil:
 				if err := s.refuse(now); err != nil {
-					return now, t.Role, err
+					return s, t.Role, err
 				}
 			}
-			knobs := maps.Clone(now.Knobs)
-			knobs[s.Knob] = strconv.Itoa(hosts)
-			next, err := Build(now.Stage, knobs, now.UnitCPU)
-			return next, t.Role, err
+			return s, t.Role, nil
 		}
 	}
-	return now, "", fmt.Errorf("the number of %q hosts cannot change while the system serves\n"+
+	return Scaling{}, "", fmt.Errorf("the number of %q hosts cannot change while the system serves\n"+
 		"want one of: %s", name, strings.Join(names, ", "))
+}
+
+// with returns a topology with other values of some knobs.
+func with(t sut.Topology, changed sut.Knobs) (sut.Topology, error) {
+	knobs := maps.Clone(t.Knobs)
+	maps.Copy(knobs, changed)
+	return Build(t.Stage, knobs, t.UnitCPU)
+}
+
+// Sized is a topology with hosts of one tier in a number and a size.
+type Sized struct {
+	sut.Topology
+	Hosts int     // of the tier
+	Units float64 // of each of them
+}
+
+// UpAndOut returns a topology with as few hosts of a tier as possible, scaled up: these hosts times as large, and
+// scaled out: times as many hosts. The last two have the same CPU. name is a Scaling.Name.
+func UpAndOut(t sut.Topology, name string, times int) (sizes []Sized, role sut.Role, err error) {
+	s, role, err := scalingOf(t, name)
+	if err != nil {
+		return nil, role, err
+	}
+	size := string(role) + ".cpu"
+	units, err := strconv.ParseFloat(t.Knobs[size], 64)
+	if err != nil {
+		return nil, role, fmt.Errorf("%s=%s: want one size for all hosts", size, t.Knobs[size])
+	}
+	for _, want := range []Sized{
+		{Hosts: 1, Units: units}, {Hosts: 1, Units: units * float64(times)}, {Hosts: times, Units: units},
+	} {
+		sized := Sized{Units: want.Units}
+		sized.Topology, err = with(t, sut.Knobs{
+			s.Knob: strconv.Itoa(want.Hosts - s.Besides), size: strconv.FormatFloat(want.Units, 'g', -1, 64),
+		})
+		if err != nil {
+			return nil, role, err
+		}
+		hosts := map[string]bool{}
+		for _, n := range sized.Nodes {
+			hosts[n.Host] = hosts[n.Host] || n.Role == role
+		}
+		for _, has := range hosts {
+			if has {
+				sized.Hosts++
+			}
+		}
+		sizes = append(sizes, sized)
+	}
+	return sizes, role, nil
 }
 
 // Figure is a counter or gauge of nodes that is reported for each step.

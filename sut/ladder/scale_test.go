@@ -1,12 +1,60 @@
 package ladder_test
 
 import (
+	"fmt"
+	"math"
 	"strings"
 	"testing"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
 )
+
+// Scaled up and scaled out, a tier has the same CPU. Of a shard with a replica, both hosts become larger.
+func TestUpAndOut(t *testing.T) {
+	for _, test := range []struct {
+		stage sut.Stage
+		knobs sut.Knobs
+		name  string
+		want  string // hosts x units
+		wrong string
+	}{
+		{sut.LB, nil, "web", "web 1x1 1x3 3x1", ""},
+		{sut.LB, sut.Knobs{"web.cpu": "0.5"}, "web", "web 1x0.5 1x1.5 3x0.5", ""},
+		{sut.Replicas, nil, "replica", "db 1x1 1x3 3x1", ""},
+		{sut.Sharded, nil, "shard", "db 2x1 2x3 6x1", ""},
+		{sut.CDN, nil, "edge", "edge 1x2 1x6 3x2", ""},
+		{sut.Queued, nil, "worker", "worker 1x1 1x3 3x1", ""},
+		{sut.DBSplit, sut.Knobs{"blob.hosts": "1"}, "blob", "blob 1x1 1x3 3x1", ""},
+		{sut.DBSplit, nil, "web", "", "no balancer"},
+		{sut.LB, nil, "lb", "", "want one of"},
+		{sut.LB, sut.Knobs{"web.cpu": "2,1"}, "web", "", "web.cpu=2,1: want one size"},
+		{sut.LB, sut.Knobs{"web.cpu": "20"}, "web", "", "32"},
+	} {
+		now, err := ladder.Build(test.stage, test.knobs, 0.1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sizes, role, err := ladder.UpAndOut(now, test.name, 3)
+		if test.wrong != "" {
+			if err == nil || !strings.Contains(err.Error(), test.wrong) {
+				t.Errorf("%s %v: %s: error %v, want %q", test.stage, test.knobs, test.name, err, test.wrong)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := string(role)
+		for _, s := range sizes {
+			got += fmt.Sprintf(" %dx%g", s.Hosts, s.Units)
+		}
+		if got != test.want || math.Abs(sizes[1].Topology.Units()-sizes[2].Topology.Units()) > 1e-9 {
+			t.Errorf("%s %v: %s, want %s; %v and %v units in sum", test.stage, test.knobs, got, test.want,
+				sizes[1].Topology.Units(), sizes[2].Topology.Units())
+		}
+	}
+}
 
 func TestScale(t *testing.T) {
 	for _, test := range []struct {

@@ -21,7 +21,11 @@ func arrows() []arrow {
 	return slices.Concat(sutArrows(), databaseArrows(), targetArrows(), workloadArrows(), []arrow{
 		{"results", nil, "the vocabulary of results is pure data"},
 		{"results/...", []string{"results"}, "statistics do not render, and renderers compute no statistics"},
-		{"results/scorecard", []string{"results", "internal/nesting"}, "computes from cells, and from a file of prices"},
+		{
+			"results/scorecard",
+			[]string{"results", "results/capacity", "internal/nesting"},
+			"computes from cells, with ratios of capacities, and from a file of prices",
+		},
 		{
 			"results/table",
 			[]string{"results", "results/scorecard"},
