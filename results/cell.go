@@ -197,8 +197,9 @@ type Figure struct {
 	Name  string `json:"name"`            // unit last: "cache_evictions"
 	Title string `json:"title,omitempty"` // header of its table column; "" = no column
 	Doc   string `json:"doc,omitempty"`   // one sentence
-	Kind  string `json:"kind"`            // "counter": growth over the step; "gauge": value at its end
-	Value *int64 `json:"value"`           // nil = unknown
+	// Kind is "counter": growth over the step; "gauge": value at its end; or another ladder.FigureKind.
+	Kind  string `json:"kind"`
+	Value *int64 `json:"value"` // nil = unknown
 	// Unknown lists the nodes that did not answer at the end of the step. If there are any, the value is unknown.
 	Unknown []string `json:"unknown,omitempty"`
 	// SinceStart lists the nodes that contribute their total since start, not the growth over the step: they

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -39,13 +40,15 @@ func bringUpShards(t *testing.T, engines, own sut.Knobs) *rig {
 }
 
 // A shard is added to four under load. No request fails, no acknowledged write is lost, and little
-// more than a fifth of the buckets moves.
+// more than a fifth of the buckets moves. Denormalised feeds have all photos afterwards.
 func TestShardIsAddedUnderLoad(t *testing.T) {
 	t.Parallel()
 	for name, knobs := range engines() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := bringUpShards(t, knobs, sut.Knobs{"shard.count": "4", "shard.replicas": "0"})
+			r := bringUpShards(t, knobs, sut.Knobs{
+				"shard.count": "4", "shard.replicas": "0", "feed.denormalised": "true", "feed.push_below": "40",
+			})
 			out := r.scaleUnderLoad(t, "shard", 5, `^the database has 5 shards after \S+`+bucketsMoved)
 			if part := regexp.MustCompile(bucketsMoved).FindStringSubmatch(out); part != nil {
 				if times, err := strconv.ParseFloat(part[2], 64); err != nil || times > 1.1 {
@@ -54,6 +57,7 @@ func TestShardIsAddedUnderLoad(t *testing.T) {
 			}
 			r.noWriteIsLost(t)
 			r.followsAreCounted(t)
+			r.feedsAreComplete(t, 40)
 		})
 	}
 }
@@ -204,4 +208,35 @@ func (r *rig) followsAreCounted(t *testing.T) {
 	if wrong > 0 {
 		t.Errorf("the counters of %d users are wrong", wrong)
 	}
+}
+
+// feedsAreComplete compares denormalised feeds with those that are read from all shards.
+func (r *rig) feedsAreComplete(t *testing.T, pushBelow int) {
+	t.Helper()
+	c := store.Config{Password: r.secret(), MaxConns: 2}
+	for _, n := range r.Status() {
+		if n.Role == sut.DB && string(n.ReplicationRole) != "replica" {
+			c.Databases = append(c.Databases, sut.Peer{Node: n.Node, Address: n.Address, Shard: n.Shard})
+		}
+	}
+	open := func(pushBelow int) *store.Store {
+		c.PushBelow = pushBelow
+		s, err := store.Open(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(s.Close)
+		return s
+	}
+	plain, pushed := open(0), open(pushBelow)
+	eventually(t, "feeds have all photos", func() bool {
+		for user := photos.ID(1); user <= 200; user++ {
+			got, err := pushed.Feed(t.Context(), user, 20)
+			want, further := plain.Feed(t.Context(), user, 20)
+			if err != nil || further != nil || !slices.Equal(got, want) {
+				return false
+			}
+		}
+		return true
+	})
 }

@@ -99,7 +99,7 @@ func dbTier() Tier {
 	return Tier{
 		Role: sut.DB, From: sut.Single, Engines: dbEngines(), Knobs: slices.Concat(new(DB).knobs(), new(Shard).knobs()),
 		Scaling: []Scaling{{Name: "replica", Knob: "db.replicas", Besides: 1, refuse: fixedReplicas}, shardScaling()},
-		Figures: []Figure{
+		Figures: append([]Figure{
 			{
 				Name: "database_reads", Metric: `stagebench_store_operations_total{kind="read"}`,
 				From: []sut.Role{sut.Web, sut.Cache}, Kind: Counter, Doc: "read round trips to the databases",
@@ -122,7 +122,7 @@ func dbTier() Tier {
 				From: []sut.Role{sut.Web, sut.Cache}, Kind: Busiest, Title: "busiest\nshard %",
 				Doc: "busiest shard: operations on its records alone, in percent of the mean of all shards",
 			},
-		},
+		}, feedFigures()...),
 		check: checkDB, place: placeDB,
 	}
 }

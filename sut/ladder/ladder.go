@@ -183,6 +183,7 @@ type Figure struct {
 	// Metric is a Prometheus metric at the admin addresses of nodes with the roles From. It
 	// is summed over its labels, or names one series: `x{kind="read"}`.
 	Metric string
+	Per    string // with Mean: the metric that Metric is divided by
 	From   []sut.Role
 	Kind   FigureKind
 	Title  string // title of its column in tables; "" = no column
@@ -207,6 +208,8 @@ const (
 	Gauge   FigureKind = "gauge"   // value at the end of the step
 	// Busiest is a counter with a label. The figure is the highest increase of a label in percent of the mean of all.
 	Busiest FigureKind = "busiest"
+	// Mean is the increase of a counter divided by that of another one, rounded; 0 if the other one has not increased.
+	Mean FigureKind = "mean"
 )
 
 // Native reports whether an engine is a server that must be installed.

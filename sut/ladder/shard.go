@@ -12,6 +12,18 @@ type Shard struct {
 	Count    int // shards; 1 before stage shards
 	By       ShardBy
 	Replicas int // replicas of each shard
+
+	// Denormalised says that photos are pushed to the feeds of their owners' followers.
+	Denormalised bool
+	PushBelow    int // with Denormalised: photos of users with so many followers are not pushed
+}
+
+// Pushing is PushBelow, or 0 if feeds are not denormalised.
+func (s Shard) Pushing() int {
+	if !s.Denormalised {
+		return 0
+	}
+	return s.PushBelow
 }
 
 // ShardBy selects the shard that has the rows of a user.
@@ -40,6 +52,10 @@ func (s *Shard) knobs() []Knob {
 			"the present N, spreads the buckets by their load",
 			ShardModulo, ShardRange, ShardDirectory),
 		integer("shard.replicas", &s.Replicas, 1, 0, 8, "replicas of each shard, from stage shards on"),
+		truth("feed.denormalised", &s.Denormalised, false, "from stage shards on: workers push new photos to the feeds of "+
+			"followers, at the shard of each; otherwise a feed is read from all shards"),
+		integer("feed.push_below", &s.PushBelow, 1000, 1, 1_000_000, "with feed.denormalised: photos of users with this "+
+			"number of followers or more are not pushed; a feed then reads the newest ones from the shards of these users"),
 	}
 }
 
@@ -59,6 +75,27 @@ func unsharded(t sut.Topology) error {
 	return nil
 }
 
+// feedFigures are those of denormalised feeds.
+func feedFigures() []Figure {
+	const pushed = "stagebench_feed_pushed_photos_total"
+	from := []sut.Role{sut.Worker}
+	return []Figure{
+		{
+			Name: "feed_builds", Metric: "stagebench_feed_builds_total", From: []sut.Role{sut.Web, sut.Cache}, Kind: Counter,
+			Title: "feed\nbuilds", Doc: "feed builds: feeds that were read from all shards and stored",
+		},
+		{Name: "feed_pushed", Metric: pushed, From: from, Kind: Counter, Doc: "photos that were pushed to all feeds"},
+		{
+			Name: "feed_rows", Metric: "stagebench_feed_pushed_rows_total", Per: pushed, From: from, Kind: Mean,
+			Title: "feed\nrows", Doc: "feed rows: rows that were added to feeds for each photo that was pushed",
+		},
+		{
+			Name: "feed_lag_ms", Metric: "stagebench_feed_lag_milliseconds_total", Per: pushed, From: from, Kind: Mean,
+			Title: "feed lag\nms", Doc: "feed lag: mean time from an upload until it was pushed to all feeds",
+		},
+	}
+}
+
 // perShard refuses to scale the replicas of a partitioned database: db-3 may be a replica of
 // one shard, or the primary of another.
 func perShard(t sut.Topology) error {
@@ -70,10 +107,10 @@ func perShard(t sut.Topology) error {
 }
 
 // checkShard refuses database topologies in which a shard would have several primaries. It
-// makes db.replicas the number of replicas of each primary at every stage.
+// makes db.replicas the number of replicas of each primary at every stage. Before stage shards there is one database.
 func checkShard(stage sut.Stage, k sut.Knobs) error {
 	if before(stage, sut.Sharded) {
-		k["shard.count"] = "1"
+		k["shard.count"], k["feed.denormalised"] = "1", "false"
 		return nil
 	}
 	k["db.replicas"] = k["shard.replicas"]

@@ -73,17 +73,21 @@ func TestShards(t *testing.T) {
 // The settings of shards say what is in effect, also before the stage that has them.
 func TestShardSettings(t *testing.T) {
 	for stage, want := range map[sut.Stage]ladder.Shard{
-		sut.Queued:  {Count: 1, By: ladder.ShardRange, Replicas: 2},
-		sut.Sharded: {Count: 4, By: ladder.ShardRange, Replicas: 2},
+		sut.Queued:  {Count: 1, By: ladder.ShardRange, Replicas: 2, PushBelow: 50},
+		sut.Sharded: {Count: 4, By: ladder.ShardRange, Replicas: 2, Denormalised: true, PushBelow: 50},
 	} {
 		topology, err := ladder.Build(stage, sut.Knobs{
 			"shard.count": "4", "shard.by": "range", "shard.replicas": "2", "db.replicas": "3",
+			"feed.denormalised": "true", "feed.push_below": "50",
 		}, 0.1)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(want, ladder.ShardOf(topology.Knobs)); diff != "" {
 			t.Errorf("%s (-want +got)\n%s", stage, diff)
+		}
+		if got, want := ladder.ShardOf(topology.Knobs).Pushing(), map[sut.Stage]int{sut.Sharded: 50}[stage]; got != want {
+			t.Errorf("%s: photos of users with fewer than %d followers are pushed, want %d", stage, got, want)
 		}
 		replicas := map[sut.Stage]int{sut.Queued: 3, sut.Sharded: 2}[stage]
 		if got := ladder.DBOf(topology.Knobs).Replicas; got != replicas {
@@ -102,6 +106,8 @@ func TestShardConflicts(t *testing.T) {
 		{sut.Knobs{"db.sync": "sync", "db.sync_copies": "2"}, "needs shard.replicas of at least 2, not 1"},
 		{sut.Knobs{"shard.count": "17"}, "from 1 to 16"},
 		{sut.Knobs{"shard.by": "name"}, "consistent, modulo, range, directory"},
+		{sut.Knobs{"feed.denormalised": "yes"}, "true, false"},
+		{sut.Knobs{"feed.push_below": "0"}, "from 1 to 1000000"},
 	} {
 		_, err := ladder.Build(sut.Sharded, test.knobs, 0.1)
 		if err == nil || !strings.Contains(err.Error(), test.wrong) {

@@ -22,7 +22,7 @@ const dbConns = 8
 func openStore(ctx context.Context, n process.Node, readPrimary bool, conns int) (*store.Store, error) {
 	records, err := store.Open(store.Config{
 		Databases: n.Config.Wiring.Active(sut.DB), MaxConns: conns, Name: n.Config.Node, Password: n.Config.Secret,
-		Registry:    n.Registry,
+		Registry: n.Registry, PushBelow: ladder.ShardOf(n.Config.Knobs).Pushing(),
 		ReadPrimary: readPrimary || ladder.DBOf(n.Config.Knobs).ReadPreference == ladder.ReadPrimary,
 	})
 	if err != nil {

@@ -12,9 +12,9 @@ import (
 	"github.com/stagebench/stagebench/sut/conns"
 	"github.com/stagebench/stagebench/sut/imaging"
 	"github.com/stagebench/stagebench/sut/jobs"
+	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node/process"
 	"github.com/stagebench/stagebench/sut/photos"
-	"github.com/stagebench/stagebench/sut/store"
 )
 
 const (
@@ -79,21 +79,28 @@ func startWorker(ctx context.Context, n process.Node) (c process.Component, err 
 			all.Go(func() { q.Work(ctx, processor) })
 		}
 		if n.Config.Wiring.Active(sut.DB)[0].Shard > 0 {
-			all.Go(func() { relayFollows(ctx, s.database, n.Log) })
+			all.Go(func() { relay(ctx, "follows wait for another shard", s.database.RelayFollows, n.Log) })
+		}
+		if ladder.ShardOf(n.Config.Knobs).Denormalised {
+			all.Go(func() { relay(ctx, "photos wait for feeds", s.database.RelayPhotos, n.Log) })
 		}
 		all.Wait()
 	}), nil
 }
 
 const (
-	// relayPoll is the time between two looks for follows of users of other shards, and relayLimit the number of follows
-	// of each shard that one look relays.
+	// relayPoll is the time between two looks for what waits for other shards, and relayLimit how much of each shard one
+	// look relays.
 	relayPoll  = 200 * time.Millisecond
 	relayLimit = 200
 )
 
-// relayFollows brings follows to the shards of their followees until ctx ends. Several workers may do it at once.
-func relayFollows(ctx context.Context, records *store.Store, log *slog.Logger) {
+// relay relays what waits at shards until ctx ends. Several workers may do it at once. waits is the message of its
+// errors.
+func relay(
+	ctx context.Context, waits string, some func(ctx context.Context, limit int) (relayed int, err error),
+	log *slog.Logger,
+) {
 	poll := time.NewTicker(relayPoll)
 	defer poll.Stop()
 	var last string
@@ -103,13 +110,13 @@ func relayFollows(ctx context.Context, records *store.Store, log *slog.Logger) {
 		case <-ctx.Done():
 			return
 		}
-		_, err := records.RelayFollows(ctx, relayLimit)
+		_, err := some(ctx, relayLimit)
 		switch {
 		case err == nil:
 			last = ""
 		case ctx.Err() == nil && err.Error() != last:
 			last = err.Error()
-			log.Warn("follows wait for another shard", "error", last)
+			log.Warn(waits, "error", last)
 		}
 	}
 }

@@ -143,7 +143,7 @@ func followTypes() []Type  { return []Type{BigInt, BigInt, BigInt} }
 // Statements is the catalogue of all statements that a Store sends, except BEGIN,
 // COMMIT, ROLLBACK and an empty ping. The embedded engine runs only these.
 func Statements() []Statement {
-	all := slices.Concat(schema(), shardSchema(), serving(), servingShards(), moving())
+	all := slices.Concat(schema(), shardSchema(), serving(), servingShards(), servingFeeds(), moving())
 	all = append(all, Statement{Name: "analyze", SQL: sqlAnalyze}, ownedTable().insert(1),
 		ownedTable().insert(rowsPerInsert))
 	for _, t := range tables() {

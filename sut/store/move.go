@@ -353,7 +353,7 @@ func (s *Store) bucketRows(ctx context.Context, at *database, bucket photos.Buck
 
 // queueDelete deletes the rows of a bucket.
 func queueDelete(b *batch, bucket photos.Bucket) {
-	for _, t := range slices.Backward(shardTables()) {
+	for _, t := range slices.Backward(slices.Concat(shardTables(), derivedTables())) {
 		for _, sql := range t.deletes() {
 			b.add(sql, int64(bucket))
 		}

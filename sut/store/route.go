@@ -264,7 +264,10 @@ func scanOwned(row pgx.CollectableRow) (o sut.ShardBucket, err error) {
 
 // query is a query that lists rows of all buckets: its text for one database, and for a shard, which leaves out the
 // rows of buckets that the shard does not own.
-type query struct{ plain, shard string }
+type query struct {
+	plain, shard string
+	primary      bool // only primaries answer
+}
 
 // gather runs a query at all shards, and returns at most limit rows in the given order.
 //
@@ -305,7 +308,11 @@ func gather[T any](
 			got := &answer[T]{since: m.since[d.shard]}
 			answers[d.shard] = got
 			all.Go(func() error {
-				err := s.readFrom(ctx, s.readable(d), guard{}, func(ctx context.Context, d on) error {
+				order := []*database{d.primary}
+				if !q.primary {
+					order = s.readable(d)
+				}
+				err := s.readFrom(ctx, order, guard{}, func(ctx context.Context, d on) error {
 					var b pgx.Batch
 					expect(&b, got.since)
 					b.Queue(q.shard, args...).Query(func(rows pgx.Rows) (err error) {

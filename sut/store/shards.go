@@ -1,6 +1,9 @@
 package store
 
-import "strconv"
+import (
+	"slices"
+	"strconv"
+)
 
 // The tables that only a shard has. An engine without shards does not have them.
 const (
@@ -109,13 +112,15 @@ func moving() []Statement {
 		all = append(all, Statement{
 			Name: t.name + " of bucket", SQL: t.ofBucket(), Params: id, Columns: columns(t.columns, t.types),
 		})
-		for i, sql := range t.deletes() {
-			all = append(all, Statement{Name: "delete " + t.name + " of bucket " + strconv.Itoa(i), SQL: sql, Params: id})
-		}
 		for _, rows := range []int{1, rowsPerInsert} {
 			if insert := t.insertMoved(rows); t.added || t.shared {
 				all = append(all, insert)
 			}
+		}
+	}
+	for _, t := range slices.Concat(shardTables(), derivedTables()) {
+		for i, sql := range t.deletes() {
+			all = append(all, Statement{Name: "delete " + t.name + " of bucket " + strconv.Itoa(i), SQL: sql, Params: id})
 		}
 	}
 	return all
@@ -155,6 +160,7 @@ func shardTables() []shardTable {
 		{t[3], follow, false, true},
 		added("outbox", followColumns, followTypes(), follow[0]),
 		added("mirrors", followColumns, followTypes(), follow[1]),
+		added("pushes", pushColumns, []Type{BigInt, BigInt, BigInt}, `user_id in `+residents),
 	}
 }
 
@@ -194,7 +200,7 @@ func (t shardTable) insertMoved(rows int) Statement {
 // shardSchema returns the statements that create the tables of a shard, besides those of schema.
 func shardSchema() []Statement {
 	create := func(name, sql string) Statement { return Statement{Name: "create " + name, SQL: sql} }
-	return []Statement{
+	return append(feedSchema(),
 		create("owned", `create table if not exists owned (bucket bigint not null primary key, epoch bigint not null, `+
 			`state text not null, until_us bigint not null)`),
 		create("owned by epoch", `create index if not exists owned_by_epoch on owned (epoch)`),
@@ -211,5 +217,5 @@ func shardSchema() []Statement {
 			`created_us bigint not null, primary key (follower, followee))`),
 		create("mirrors by followee", `create index if not exists mirrors_by_followee on mirrors (followee)`),
 		create("follows by followee", `create index if not exists follows_by_followee on follows (followee)`),
-	}
+	)
 }

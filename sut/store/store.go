@@ -10,7 +10,8 @@
 // Load if the database is empty, other methods, Close.
 //
 // Every operation is atomic. It is one round trip, except that a refused rename or
-// delete needs a second one to find the reason. An operation is a single statement, or
+// delete needs a second one to find the reason, and a denormalised feed needs a second
+// one for its photos. An operation is a single statement, or
 // a pipeline of statements that both engines run as one transaction. All SQL is in one
 // catalogue, see Statements.
 //
@@ -59,13 +60,16 @@ type Config struct {
 	Password sut.Secret
 	// Name is the application name that the database shows for this client; optional.
 	Name string
+	// PushBelow makes feeds of shards denormalised: the photos of users with fewer followers are pushed to the feeds of
+	// their followers, see RelayPhotos. It must not change. 0 = feeds are read from all shards.
+	PushBelow int
 	// Registry gets the metrics stagebench_store_*; nil = they are not exported.
 	Registry prometheus.Registerer
 }
 
 // withDefaults returns the configuration with defaults, or the first error in it.
 func (c Config) withDefaults() (Config, error) {
-	if c.MaxConns < 0 || c.QueryTimeout < 0 {
+	if c.MaxConns < 0 || c.QueryTimeout < 0 || c.PushBelow < 0 {
 		return c, errors.New("store: limits must not be negative")
 	}
 	c.MaxConns = cmp.Or(c.MaxConns, 8)
@@ -97,6 +101,10 @@ type Store struct {
 	operations    *prometheus.CounterVec       // by shard; nil = the records are not sharded
 	load          [photos.Buckets]atomic.Int64 // operations by bucket; 0 = not sharded
 	one, many     prometheus.Counter           // requests by the number of shards that they need; nil = not sharded
+
+	// Of denormalised feeds: feeds that were built, photos that were pushed, their rows, and the sum of the times that
+	// this took, in milliseconds; nil = feeds are not denormalised.
+	built, pushed, pushedRows, lag prometheus.Counter
 }
 
 // Open returns a Store. It connects at the first operation.
@@ -119,9 +127,12 @@ func Open(c Config) (*Store, error) {
 		return nil, err
 	}
 	if s.used.Load().sharded() {
-		return s, s.countShards()
+		err = s.countShards()
 	}
-	return s, nil
+	if s.denormalised() {
+		err = errors.Join(err, s.countFeeds())
+	}
+	return s, err
 }
 
 // Close waits for running operations and closes all connections.
@@ -143,6 +154,9 @@ func (s *Store) Warm(ctx context.Context) error {
 	statements := serving()
 	if used.sharded() {
 		statements = slices.Concat(statements, servingShards())
+	}
+	if s.denormalised() {
+		statements = slices.Concat(statements, servingFeeds())
 	}
 	for _, d := range used.all() {
 		if err := d.warm(ctx, statements); err != nil {
@@ -211,13 +225,22 @@ func (s *Store) Photo(ctx context.Context, id photos.ID) (p photos.Photo, err er
 // list is empty for a user who follows nobody or does not exist.
 func (s *Store) Feed(ctx context.Context, user photos.ID, limit int) (list []photos.Photo, err error) {
 	defer wrap(&err, "feed of user %d", user)
-	return gather(ctx, s, query{sqlFeed, sqlShardFeed}, limit, scanPhoto, newer, bucketOf, user, limit)
+	if limit > 0 && s.denormalised() {
+		return s.pushedFeed(ctx, user, limit)
+	}
+	return s.gatherFeed(ctx, user, limit, false)
+}
+
+// gatherFeed reads a feed from all shards, or only from their primaries.
+func (s *Store) gatherFeed(ctx context.Context, user photos.ID, limit int, primary bool) ([]photos.Photo, error) {
+	q := query{sqlFeed, sqlShardFeed, primary}
+	return gather(ctx, s, q, limit, scanPhoto, newer, bucketOf, user, limit)
 }
 
 // Newest returns the newest photos of all users, newest first.
 func (s *Store) Newest(ctx context.Context, limit int) (list []photos.Photo, err error) {
 	defer wrap(&err, "newest photos")
-	return gather(ctx, s, query{sqlNewest, sqlShardNewest}, limit, scanPhoto, newer, bucketOf, limit)
+	return gather(ctx, s, query{plain: sqlNewest, shard: sqlShardNewest}, limit, scanPhoto, newer, bucketOf, limit)
 }
 
 func bucketOf(p photos.Photo) photos.Bucket { return p.ID.Bucket() }
@@ -231,8 +254,8 @@ func newer(a, b photos.Photo) int {
 // oldest are first. It reads a replica if there is one, so a photo of the list may be finished already.
 func (s *Store) Processing(ctx context.Context, beforeUS int64, limit int) (ids []photos.ID, err error) {
 	defer wrap(&err, "photos in processing")
-	return gather(ctx, s, query{sqlProcessing, sqlShardProcessing}, limit, scanID, cmp.Compare[photos.ID],
-		photos.ID.Bucket, beforeUS, limit)
+	return gather(ctx, s, query{plain: sqlProcessing, shard: sqlShardProcessing}, limit, scanID,
+		cmp.Compare[photos.ID], photos.ID.Bucket, beforeUS, limit)
 }
 
 // one reads one row of a bucket. If there is none, it returns ErrNotFound.

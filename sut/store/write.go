@@ -17,6 +17,9 @@ func (s *Store) AddPhoto(ctx context.Context, p photos.Photo) (err error) {
 		b.add(sqlAddPhoto, p.ID, p.Title, p.State, p.Width, p.Height, p.Bytes, p.CreatedUS, p.Likes, p.Comments,
 			p.Version, p.DoneUS, p.UserID)
 		b.add(sqlCountPhoto, p.UserID)
+		if s.denormalised() {
+			b.add(sqlAddPush, p.ID, p.CreatedUS, p.UserID, s.config.PushBelow)
+		}
 		return b.sendFound(ctx, d)
 	})
 }
@@ -130,6 +133,10 @@ func (s *Store) followHere(ctx context.Context, d *databases, g guard, f photos.
 			follower()
 			following()
 		}
+		if s.denormalised() { // a build that is under way may not have seen the follow
+			b.add(sqlForgetFeed, f.Follower)
+			b.add(sqlAddPull, f.Followee, s.config.PushBelow)
+		}
 		return ignoreRepeated(b.sendFound(ctx, d))
 	})
 }
@@ -160,12 +167,29 @@ func ignoreRepeated(err error) error {
 // of them is counted once, however often and by however many callers it is relayed.
 func (s *Store) RelayFollows(ctx context.Context, limit int) (relayed int, err error) {
 	defer wrap(&err, "relay follows")
-	var errs []error // those of one shard must not hold up the follows of others
+	return relayAll(ctx, s, sqlOutbox, limit, func(row pgx.CollectableRow) (f photos.Follow, err error) {
+		err = row.Scan(&f.Follower, &f.Followee, &f.CreatedUS)
+		return f, err
+	}, s.relay)
+}
+
+// relayAll relays at most limit rows of the outbox of each shard, which a query lists, and returns how many.
+func relayAll[T any](
+	ctx context.Context, s *Store, sql string, limit int, scan pgx.RowToFunc[T], relay func(context.Context, T) error,
+) (relayed int, err error) {
+	var errs []error // those of one shard must not hold up the rows of others
 	for _, d := range *s.used.Load() {
-		waiting, err := s.outbox(ctx, d, limit)
-		errs = append(errs, err)
-		for _, f := range waiting {
-			if err := s.relay(ctx, f); err != nil {
+		var waiting []T
+		errs = append(errs, s.readFrom(ctx, []*database{d.primary}, guard{}, func(ctx context.Context, d on) error {
+			rows, err := d.pool.Query(ctx, sql, limit)
+			if err != nil {
+				return err
+			}
+			waiting, err = pgx.CollectRows(rows, scan)
+			return err
+		}))
+		for _, row := range waiting {
+			if err := relay(ctx, row); err != nil {
 				errs = append(errs, err)
 				continue
 			}
@@ -173,22 +197,6 @@ func (s *Store) RelayFollows(ctx context.Context, limit int) (relayed int, err e
 		}
 	}
 	return relayed, errors.Join(errs...)
-}
-
-// outbox reads at most limit follows that wait at a shard.
-func (s *Store) outbox(ctx context.Context, at *databases, limit int) (waiting []photos.Follow, err error) {
-	err = s.readFrom(ctx, []*database{at.primary}, guard{}, func(ctx context.Context, d on) error {
-		rows, err := d.pool.Query(ctx, sqlOutbox, limit)
-		if err != nil {
-			return err
-		}
-		waiting, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (f photos.Follow, err error) {
-			err = row.Scan(&f.Follower, &f.Followee, &f.CreatedUS)
-			return f, err
-		})
-		return err
-	})
-	return waiting, err
 }
 
 // relay mirrors a follow, and then deletes it from the outbox.
@@ -199,6 +207,9 @@ func (s *Store) relay(ctx context.Context, f photos.Follow) error {
 	return s.write(ctx, photos.BucketOf(f.Follower), func(ctx context.Context, d on) error {
 		b := d.batch()
 		b.add(sqlDeleteOutbox, f.Follower, f.Followee)
+		if s.denormalised() { // what was built before the mirror lacks the photos of the followee
+			b.add(sqlForgetFeed, f.Follower)
+		}
 		_, err := b.send(ctx, d)
 		return err
 	})
@@ -213,6 +224,9 @@ func (s *Store) MirrorFollow(ctx context.Context, f photos.Follow) (err error) {
 		b.add(sqlAddMirror, f.Follower, f.Followee, f.CreatedUS) // fails if it was counted
 		b.add(sqlMirrorFollow, f.Follower, f.Followee, f.CreatedUS)
 		b.add(sqlCountFollower, f.Followee, f.Follower)
+		if s.denormalised() {
+			b.add(sqlAddPull, f.Followee, s.config.PushBelow)
+		}
 		_, err := b.send(ctx, d)
 		return ignoreRepeated(err)
 	})

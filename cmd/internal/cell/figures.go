@@ -126,7 +126,7 @@ func (d delta) exports(f ladder.Figure) bool {
 func figuresOf(declared []ladder.Figure, nodes []delta) (figures []results.Figure) {
 	for _, f := range declared {
 		figure := results.Figure{Name: f.Name, Title: f.Title, Doc: f.Doc, Kind: fmt.Sprint(f.Kind)}
-		exported, sum, labels := false, int64(0), map[string]int64{}
+		exported, sum, per, labels := false, int64(0), int64(0), map[string]int64{}
 		for _, d := range nodes {
 			if !d.exports(f) {
 				continue
@@ -138,7 +138,7 @@ func figuresOf(declared []ladder.Figure, nodes []delta) (figures []results.Figur
 			case f.Kind == ladder.Gauge:
 				sum += d.after.series.Sum(f.Metric)
 			default:
-				sum += d.increase(f.Metric)
+				sum, per = sum+d.increase(f.Metric), per+d.increase(f.Per)
 				for series := range d.after.series.Labels(f.Metric) {
 					labels[series] += d.increase(series)
 				}
@@ -147,8 +147,11 @@ func figuresOf(declared []ladder.Figure, nodes []delta) (figures []results.Figur
 				}
 			}
 		}
-		if f.Kind == ladder.Busiest {
+		switch f.Kind {
+		case ladder.Busiest:
 			sum = busiest(labels)
+		case ladder.Mean:
+			sum = int64(math.Round(float64(sum) / float64(max(per, 1))))
 		}
 		if len(figure.Unknown) == 0 {
 			figure.Value = &sum

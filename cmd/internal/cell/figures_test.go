@@ -21,7 +21,6 @@ import (
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
-	"github.com/stagebench/stagebench/targets/metrics"
 )
 
 // Metrics of web nodes and cache proxies.
@@ -356,24 +355,6 @@ func TestStepScrapesNodes(t *testing.T) {
 	}
 	if n := scrapes.Load(); n != 4 {
 		t.Errorf("a node was scraped %d times in two steps, want twice in each", n)
-	}
-}
-
-// The busiest label is compared with the mean of all labels, summed over the nodes.
-func TestBusiestFigure(t *testing.T) {
-	declared := []ladder.Figure{{Name: "busiest", Metric: "ops", From: []sut.Role{sut.Web}, Kind: ladder.Busiest}}
-	at := func(node string, one, two, three float64) scrape {
-		return scrape{node: targets.NodeStatus{Node: node, Role: sut.Web}, series: metrics.Series{
-			startedMetric: 1, `ops{shard="1"}`: one, `ops{shard="2"}`: two, `ops{shard="3"}`: three,
-		}}
-	}
-	before := []scrape{at("web-1", 500, 0, 0), at("web-2", 0, 0, 0)}
-	got := figuresOf(declared, deltas(before, []scrape{at("web-1", 550, 10, 0), at("web-2", 40, 30, 20)}))
-	if len(got) != 1 || got[0].Value == nil || *got[0].Value != 180 { // 90, 40 and 20: the mean is 50
-		t.Errorf("%+v, want 180 %%", got)
-	}
-	if none := figuresOf(declared, deltas(before, before)); len(none) != 1 || *none[0].Value != 0 {
-		t.Errorf("%+v without operations, want 0", none)
 	}
 }
 

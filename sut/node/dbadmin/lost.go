@@ -133,8 +133,9 @@ func (r *replayer) change(ctx context.Context, c row) error {
 		return r.count("mirrored follow", c, r.store.MirrorFollow(ctx, photos.Follow{
 			Follower: c.id("follower"), Followee: c.id("followee"), CreatedUS: c.number("created_us"),
 		}))
-	case c.Table == "users" && c.Op == sut.Updated, c.Table == "comments" && c.Op == sut.Deleted, c.Table == "outbox":
-		return nil // part of another operation, or repeated by itself
+	case c.Table == "users" && c.Op == sut.Updated, c.Table == "comments" && c.Op == sut.Deleted, c.Table == "outbox",
+		c.Table == "pushes", c.Table == "feeds", c.Table == "feed_states":
+		return nil // part of another operation, repeated by itself, or derived from other rows
 	}
 	r.refuse(c, errors.New("the store has no operation for this change"))
 	return nil

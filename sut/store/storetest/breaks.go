@@ -212,7 +212,7 @@ func mixedOwners(t *testing.T, k kit) {
 	if err := k.move(ctx, another, 3, 2, nil); err != nil { // shards 2 and 3 refuse the first attempt
 		t.Fatal(err)
 	}
-	held := slow.holdSecond()
+	held := slow.hold(1)
 	type result struct {
 		list []photos.Photo
 		err  error
@@ -258,7 +258,7 @@ func newTap(t *testing.T, database string) *tap {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = listener.Close() })
-	p := &tap{address: listener.Addr().String(), passing: -1, release: make(chan struct{})}
+	p := &tap{address: listener.Addr().String(), passing: -1}
 	go func() {
 		for {
 			client, err := listener.Accept()
@@ -277,19 +277,25 @@ func newTap(t *testing.T, database string) *tap {
 	return p
 }
 
-// holdSecond lets one message of the client pass, and holds the next one back until letGo. held is closed then.
-func (p *tap) holdSecond() (held <-chan struct{}) {
+// hold lets some messages of the client pass, and holds the next one back until letGo. held is closed then.
+func (p *tap) hold(passing int) (held <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.passing, p.held = 1, make(chan struct{})
+	p.passing, p.held, p.release = passing, make(chan struct{}), make(chan struct{})
 	return p.held
 }
 
-func (p *tap) letGo() { close(p.release) }
+// letGo lets all messages pass.
+func (p *tap) letGo() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.passing = -1
+	close(p.release)
+}
 
 func (p *tap) wait() {
 	p.mu.Lock()
-	hold := p.passing == 0
+	hold, release := p.passing == 0, p.release
 	if p.passing >= 0 {
 		p.passing--
 	}
@@ -298,7 +304,7 @@ func (p *tap) wait() {
 	}
 	p.mu.Unlock()
 	if hold {
-		<-p.release
+		<-release
 	}
 }
 

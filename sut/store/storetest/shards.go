@@ -19,13 +19,28 @@ import (
 const lease = 10 * time.Second
 
 // Shards checks a store whose records are spread over shards: its operations, and the move of buckets while it is in
-// use. start starts an empty database and returns its address. It is called three times.
+// use. It does so with feeds that are read from all shards, and with denormalised ones. start starts an empty database
+// and returns its address.
 func Shards(t *testing.T, start func(t *testing.T) string) {
-	k := newShards(t, []string{start(t), start(t), start(t)})
-	if err := k.Ping(t.Context()); err != nil {
-		t.Fatal(err)
+	for name, pushBelow := range map[string]int{"feeds from all shards": 0, "denormalised feeds": pushed} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k := newShards(t, []string{start(t), start(t), start(t)}, pushBelow)
+			if err := k.Ping(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			k.run(t)
+			runShards(t, k)
+			if pushBelow > 0 {
+				t.Run("a build asks no replica", func(t *testing.T) { lateReplica(t, start) })
+				runFeeds(t, k)
+			}
+		})
 	}
-	k.run(t)
+}
+
+// runShards runs the checks of shards.
+func runShards(t *testing.T, k kit) {
 	for _, check := range []struct {
 		name string
 		run  func(*testing.T, kit)
@@ -54,31 +69,37 @@ func Shards(t *testing.T, start func(t *testing.T) string) {
 }
 
 // newShards fills shards at these addresses. The third one owns no bucket.
-func newShards(t *testing.T, addresses []string) kit {
+func newShards(t *testing.T, addresses []string, pushBelow int) kit {
 	t.Helper()
-	k := kit{data: newData(), ids: &ids{}}
+	k := kit{data: newData(), ids: &ids{}, pushBelow: pushBelow}
 	var peers []sut.Peer
 	for i, address := range addresses {
 		peer := sut.Peer{Node: fmt.Sprintf("db-%d", i+1), Address: address, Shard: i + 1}
-		part := openWith(t, store.Config{Databases: []sut.Peer{peer}, QueryTimeout: patience})
-		owns := func(b photos.Bucket) bool { return int(b)%2 == i }
-		var owned []photos.Bucket
-		for b := range photos.Bucket(photos.Buckets) {
-			if owns(b) {
-				owned = append(owned, b)
-			}
-		}
-		if err := errors.Join(part.CreateShard(t.Context(), owned), part.LoadShard(t.Context(), k.data, owns)); err != nil {
-			t.Fatal(err)
-		}
-		k.shards, peers = append(k.shards, part), append(peers, peer)
+		k.shards, peers = append(k.shards, k.fill(t, peer)), append(peers, peer)
 	}
 	k.Store = k.open(t, peers)
 	return k
 }
 
+// fill creates the records of a shard, and returns a store of it alone.
+func (k kit) fill(t *testing.T, peer sut.Peer) *Store {
+	t.Helper()
+	part := openWith(t, store.Config{Databases: []sut.Peer{peer}, QueryTimeout: patience})
+	owns := func(b photos.Bucket) bool { return int(b)%2 == peer.Shard-1 }
+	var owned []photos.Bucket
+	for b := range photos.Bucket(photos.Buckets) {
+		if owns(b) {
+			owned = append(owned, b)
+		}
+	}
+	if err := errors.Join(part.CreateShard(t.Context(), owned), part.LoadShard(t.Context(), k.data, owns)); err != nil {
+		t.Fatal(err)
+	}
+	return part
+}
+
 func (k kit) open(t *testing.T, peers []sut.Peer) *Store {
-	return openWith(t, store.Config{Databases: peers, MaxConns: 8, QueryTimeout: patience})
+	return openWith(t, store.Config{Databases: peers, MaxConns: 8, QueryTimeout: patience, PushBelow: k.pushBelow})
 }
 
 // peers returns the databases of the shards.
@@ -333,6 +354,11 @@ func movedInUse(t *testing.T, k kit) {
 	var moved []photos.Bucket // few enough for the race detector
 	for b := photos.Bucket(0); b < photos.Buckets; b += 41 {
 		moved = append(moved, b)
+	}
+	for _, id := range slices.Concat(readers(), uploaders()) {
+		if b := photos.BucketOf(id); !slices.Contains(moved, b) {
+			moved = append(moved, b)
+		}
 	}
 	home := func(b photos.Bucket) int { return 1 + int(b)%2 }
 	each := func(do func(b photos.Bucket) error) {

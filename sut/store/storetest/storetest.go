@@ -110,6 +110,8 @@ type kit struct {
 	ids  *ids // ids for new records
 	// shards are the stores of each shard alone; nil = the store has no shards.
 	shards []*Store
+	// pushBelow is store.Config.PushBelow of the stores over all shards.
+	pushBelow int
 }
 
 // parts returns the stores that together have all rows.
@@ -120,15 +122,16 @@ func (k kit) parts() []*Store {
 	return k.shards
 }
 
-// relay brings all follows to the shards of their followees.
+// relay brings all follows to the shards of their followees, and all photos to feeds.
 func (k kit) relay(t *testing.T) {
 	t.Helper()
 	for k.shards != nil {
-		relayed, err := k.RelayFollows(t.Context(), 10)
-		if err != nil {
+		follows, err := k.RelayFollows(t.Context(), 10)
+		pushes, further := k.RelayPhotos(t.Context(), 10)
+		if err := errors.Join(err, further); err != nil {
 			t.Fatal(err)
 		}
-		if relayed == 0 {
+		if follows+pushes == 0 {
 			return
 		}
 	}

@@ -27,6 +27,7 @@ type usage struct {
 	likes   map[photos.ID]*atomic.Int64
 	comment sync.Map // photos.ID of an acknowledged comment -> photos.ID of its photo
 	follow  sync.Map // photos.Follow that was acknowledged
+	upload  sync.Map // photos.ID that was acknowledged
 	before  map[photos.ID]photos.User
 
 	lists, writes atomic.Int64
@@ -44,6 +45,14 @@ func newUsage(t *testing.T, k kit) *usage {
 		u.photos = append(u.photos, k.newPhoto(t, id))
 		u.likes[u.photos[len(u.photos)-1].ID] = new(atomic.Int64)
 	}
+	for _, reader := range readers() {
+		for _, owner := range uploaders() {
+			if err := k.Follow(t.Context(), photos.Follow{Follower: reader, Followee: owner, CreatedUS: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	k.relay(t)
 	for _, id := range []photos.ID{1, 2, 9, 13, 17} { // users who follow nobody else meanwhile
 		u.feeds[id] = u.list(k.Feed(t.Context(), id, listed))
 	}
@@ -73,7 +82,7 @@ func (u *usage) use(ctx context.Context, seed uint64, stop <-chan struct{}) {
 		}
 		p := u.photos[random.IntN(len(u.photos))]
 		var err error
-		switch random.IntN(6) {
+		switch random.IntN(8) {
 		case 0:
 			_, err = u.Like(ctx, p.ID, 1)
 			u.likes[p.ID].Add(1)
@@ -105,6 +114,16 @@ func (u *usage) use(ctx context.Context, seed uint64, stop <-chan struct{}) {
 			}
 		case 5:
 			_, err = u.Photo(ctx, p.ID)
+		case 6:
+			owner := uploaders()[random.IntN(len(uploaders()))]
+			p := photos.Photo{ID: u.ids.photo(owner), UserID: owner, State: photos.StateReady, CreatedUS: 1, Version: 1}
+			if err = u.AddPhoto(ctx, p); err == nil {
+				u.upload.Store(p.ID, true)
+			}
+			_, relayed := u.RelayPhotos(ctx, 5)
+			err = errors.Join(err, relayed)
+		case 7:
+			_, err = u.Feed(ctx, readers()[random.IntN(len(readers()))], listed)
 		}
 		if err != nil {
 			u.t.Error(err)
@@ -113,6 +132,10 @@ func (u *usage) use(ctx context.Context, seed uint64, stop <-chan struct{}) {
 		u.writes.Add(1)
 	}
 }
+
+// readers follow uploaders, who add photos that are older than all others.
+func readers() []photos.ID   { return []photos.ID{62, 63, 64, 65} }
+func uploaders() []photos.ID { return []photos.ID{111, 112, 113, 114} }
 
 // check compares what is there with what was acknowledged.
 func (u *usage) check(t *testing.T) {
@@ -144,6 +167,21 @@ func (u *usage) check(t *testing.T) {
 		p.Likes, p.Comments = u.likes[p.ID].Load(), comments[p.ID]
 		p.Version += p.Likes + p.Comments
 		same(t, "a photo", u.photo(t, p.ID), p)
+	}
+	for _, reader := range readers() {
+		there := map[photos.ID]bool{}
+		for _, id := range u.list(u.Feed(t.Context(), reader, 10_000)) {
+			if there[id] {
+				t.Errorf("the feed of user %d has photo %d twice", reader, id)
+			}
+			there[id] = true
+		}
+		u.upload.Range(func(id, _ any) bool {
+			if !there[id.(photos.ID)] {
+				t.Errorf("photo %d is not in the feed of user %d", id, reader)
+			}
+			return true
+		})
 	}
 	followers, following := map[photos.ID]int64{}, map[photos.ID]int64{}
 	u.follow.Range(func(follow, _ any) bool {
