@@ -125,8 +125,6 @@ const (
 	sqlRemoveSession  = `delete from sessions where id = $1`
 	sqlSessions       = `select id, expires_us from sessions where id > $1 order by id limit $2`
 	sqlExpireSessions = `delete from sessions where id > $1 and id <= $2 and expires_us <= $3`
-
-	sqlAnalyze = `analyze`
 )
 
 // The types of all columns of a table, in their order.
@@ -144,8 +142,10 @@ func followTypes() []Type  { return []Type{BigInt, BigInt, BigInt} }
 // COMMIT, ROLLBACK and an empty ping. The embedded engine runs only these.
 func Statements() []Statement {
 	all := slices.Concat(schema(), shardSchema(), serving(), servingShards(), servingFeeds(), moving())
-	all = append(all, Statement{Name: "analyze", SQL: sqlAnalyze}, ownedTable().insert(1),
-		ownedTable().insert(rowsPerInsert))
+	all = append(all, ownedTable().insert(1), ownedTable().insert(rowsPerInsert))
+	for _, t := range append(tables(), ownedTable(), shardTables()[0].table, shardTables()[1].table) {
+		all = append(all, t.analyze())
+	}
 	for _, t := range tables() {
 		for _, rows := range []int{1, rowsPerInsert} {
 			all = append(all, t.insert(rows))
@@ -236,6 +236,11 @@ func (t table) pages() Statement {
 		Name: "page of " + t.name, SQL: "select " + t.columns + " from " + t.name + " where " + t.page,
 		Params: append(slices.Clone(t.types[:t.key]), BigInt), Columns: columns(t.columns, t.types),
 	}
+}
+
+// analyze returns the statement that analyzes the table after it was loaded.
+func (t table) analyze() Statement {
+	return Statement{Name: "analyze " + t.name, SQL: "analyze " + t.name}
 }
 
 // insert returns the statement that inserts this number of rows.

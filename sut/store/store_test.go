@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -11,9 +12,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/sut/store"
 	"github.com/stagebench/stagebench/sut/store/storetest"
 )
@@ -67,6 +70,35 @@ func TestDeclaredTypes(t *testing.T) {
 		if diff := cmp.Diff(s.Columns, columns); diff != "" {
 			t.Errorf("%s: columns (-declared +PostgreSQL):\n%s", s.Name, diff)
 		}
+	}
+}
+
+// Load analyzes the tables that it fills, and no others: for an empty table that was analyzed, PostgreSQL plans to scan
+// it, also when it has many rows later.
+func TestLoadAnalyzes(t *testing.T) {
+	t.Parallel()
+	p := startPostgres(t)
+	s := storetest.Open(t, p.Address())
+	data := photos.NewDataset(sut.DataCounts{Users: 10, Photos: 10, Comments: 10, Follows: 20, Images: 1}, 1)
+	owned := func(photos.Bucket) bool { return true }
+	if err := errors.Join(s.CreateShard(t.Context(), []photos.Bucket{1}),
+		s.LoadShard(t.Context(), data.WithImageBytes([]int64{1}), owned)); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := p.connect(t.Context(), store.Database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	rows, err := conn.Query(t.Context(), "select relname::text from pg_class where relkind = 'r' and reltuples >= 0 "+
+		"and relnamespace = 'public'::regnamespace order by relname")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	want := []string{"comments", "follows", "names", "owned", "photos", "residents", "users"}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("analyzed tables, error %v (-want +got):\n%s", err, diff)
 	}
 }
 
