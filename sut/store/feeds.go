@@ -64,10 +64,9 @@ const (
 	sqlFeedBuilt = `update feed_states set state = 'built', floor_us = $1, floor_photo = $2, pulled = $3 ` +
 		`where user_id = $4 and token = $5`
 	sqlForgetFeed = `delete from feed_states where user_id = $1`
-	// The followed users whose photos are not pushed.
+	// The followed users whose photos are not pushed. All of them are read, so gather leaves out those of other shards.
 	sqlPulled = `select f.followee from follows f join users u on u.id = f.followee ` +
-		`join residents r on r.user_id = u.id join owned o on o.bucket = r.bucket ` +
-		`where f.follower = $1 and u.followers >= $2 and o.` + readableHere
+		`where f.follower = $1 and u.followers >= $2`
 
 	// The table pushes is the outbox of photos that are not in all feeds yet. The photo 0 stands for the moment at which
 	// its user got too many followers: their feeds must be built again, and pull the photos of the user from then on.

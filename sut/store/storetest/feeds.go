@@ -34,6 +34,7 @@ func runFeeds(t *testing.T, k kit) {
 		{"the reader moves at any moment of a build", moveMeanwhile},
 		{"a photo waits while its owner moves", ownerMoves},
 		{"a push finds a reader who has moved", readerMoves},
+		{"a push that fails is repeated", pushFails},
 	} {
 		t.Run(check.name, func(t *testing.T) { check.run(t, f) })
 	}
@@ -395,7 +396,8 @@ func moveMeanwhile(t *testing.T, f feeds) {
 	f.same(t, "at home again, without cleaning", reader)
 }
 
-// ownerMoves moves the bucket of a user whose photo was not pushed yet.
+// ownerMoves moves the bucket of a user whose photo was not pushed yet. A store that does not know of the move finds
+// the photo, too.
 func ownerMoves(t *testing.T, f feeds) {
 	const reader = 119
 	owner := f.near(t, reader, 1)[0]
@@ -404,6 +406,10 @@ func ownerMoves(t *testing.T, f feeds) {
 	f.same(t, "before", reader)
 	from := f.shardOf(t, b)
 	f.newPhotoAt(t, owner, 1_970_000_000_000_000)
+	stale := f.open(t, f.peers())
+	if _, err := stale.User(t.Context(), reader); err != nil {
+		t.Fatal(err)
+	}
 	if err := f.move(t.Context(), b, from, 3, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -411,8 +417,30 @@ func ownerMoves(t *testing.T, f feeds) {
 	if err := f.clean(t.Context(), b, from, 3); err != nil {
 		t.Fatal(err)
 	}
+	got, err := stale.Feed(t.Context(), reader, 1000)
+	want, further := f.plain.Feed(t.Context(), reader, 1000)
+	if err := errors.Join(err, further); err != nil {
+		t.Fatal(err)
+	}
+	same(t, "the feed in a store with an old map", got, want)
 	f.goHome(t, b)
 	f.same(t, "at home", reader)
+}
+
+// pushFails pushes a photo while the bucket of its reader must not be written.
+func pushFails(t *testing.T, f feeds) {
+	const reader = 120
+	owner, b := f.near(t, reader, 1)[0], photos.BucketOf(reader)
+	f.follow(t, reader, owner)
+	f.same(t, "before", reader)
+	f.newPhotoAt(t, owner, 1_990_000_000_000_000)
+	f.exec(t, reader, "fence bucket", time.Now().Add(time.Hour).UnixMicro(), int64(b))
+	hasty := openWith(t, store.Config{Databases: f.peers(), QueryTimeout: pause, PushBelow: f.pushBelow})
+	if _, err := hasty.RelayPhotos(t.Context(), 10); err == nil {
+		t.Error("a photo was pushed to a bucket that must not be written")
+	}
+	f.exec(t, reader, "unfence bucket", int64(b))
+	f.same(t, "after the fence", reader)
 }
 
 // readerMoves pushes a photo with a store that does not know yet that a reader has moved.
