@@ -74,10 +74,10 @@ func TestShardsRaiseTheWriteRate(t *testing.T) {
 			most := map[string]float64{}
 			for _, shards := range []string{"1", "4"} {
 				r := bringUpSized(t, sut.Sharded, with(knobs, sut.Knobs{
-					"cdn.edges": "0", "cache.hosts": "0", "web.hosts": "2", "web.cpu": "3", "shard.replicas": "0",
-					"shard.count": shards,
+					"cdn.edges": "0", "cache.hosts": "0", "session.store": "sql", "queue.cpu": "0.5", "worker.cpu": "0.5",
+					"lb.cpu": "4", "web.hosts": "2", "web.cpu": "3", "shard.replicas": "0", "shard.count": shards,
 				}), 0.1)
-				r.connect(t, comments{shipped(t, "write-heavy")}, driver.ClientConfig{Connections: 64})
+				r.connect(t, comments{shipped(t, "write-heavy")}, driver.ClientConfig{Connections: 256})
 				for offered := 80.0; ; offered *= 1.25 {
 					r.load(t, offered, time.Second, 0, nil)
 					step := r.load(t, offered, 6*time.Second, 0, nil)
