@@ -107,7 +107,7 @@ func (f feeds) near(t *testing.T, reader photos.ID, n int) (all []photos.ID) {
 	t.Helper()
 	counts := map[bool]int{}
 	for id := photos.ID(61); id <= testUsers; id++ {
-		here := f.shardOf(t, photos.BucketOf(id)) == f.shardOf(t, photos.BucketOf(reader))
+		here := home(photos.BucketOf(id)) == home(photos.BucketOf(reader))
 		if counts[here] < n && id != reader && f.user(t, id).Followers < pushed-1 {
 			all = append(all, id)
 			counts[here]++
@@ -121,7 +121,7 @@ func (f feeds) near(t *testing.T, reader photos.ID, n int) (all []photos.ID) {
 
 func allFeeds(t *testing.T, f feeds) {
 	for _, when := range []string{"built", "stored", "after uploads"} {
-		for reader := photos.ID(1); reader <= testUsers; reader += 5 {
+		for reader := photos.ID(1); reader <= testUsers; reader += 10 {
 			f.same(t, when, reader)
 		}
 		if when == "stored" {
@@ -161,7 +161,7 @@ func photoIsPulled(t *testing.T, f feeds) {
 	for i, owner := range f.near(t, 116, 2) {
 		var fans []photos.ID
 		for fan := photos.ID(testUsers); len(fans) < pushed+1; fan-- {
-			here := f.shardOf(t, photos.BucketOf(fan)) == f.shardOf(t, photos.BucketOf(owner))
+			here := home(photos.BucketOf(fan)) == home(photos.BucketOf(owner))
 			if fan == owner || here != (i%2 == 0) {
 				continue
 			}
@@ -209,7 +209,7 @@ func uploadEnds(t *testing.T, f feeds) {
 	f.follow(t, reader, owner)
 	f.same(t, "before", reader)
 	for passing, ended := 0, false; !ended; passing++ {
-		slow, s := f.slow(t, f.shardOf(t, photos.BucketOf(owner)))
+		slow, s := f.slow(t, home(photos.BucketOf(owner)))
 		held := slow.hold(passing)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
@@ -477,7 +477,7 @@ func lateReplica(t *testing.T, start func(t *testing.T) string) {
 	f := k.feeds(t)
 	followed := f.near(t, reader, 1)
 	owner := followed[slices.IndexFunc(followed, func(id photos.ID) bool {
-		return f.shardOf(t, photos.BucketOf(id)) == late.Shard
+		return home(photos.BucketOf(id)) == late.Shard
 	})]
 	f.follow(t, reader, owner)
 	f.relay(t)

@@ -17,10 +17,13 @@ import (
 // pause is how long a check waits for something that must not happen.
 const pause = 150 * time.Millisecond
 
+// home returns the shard that a bucket has first.
+func home(b photos.Bucket) int { return 1 + int(b)%2 }
+
 // goHome moves a bucket back to the shard that it had first.
 func (k kit) goHome(t *testing.T, b photos.Bucket) {
 	t.Helper()
-	from, to := k.shardOf(t, b), 1+int(b)%2
+	from, to := k.shardOf(t, b), home(b)
 	if from == to {
 		return
 	}

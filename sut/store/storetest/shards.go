@@ -85,7 +85,7 @@ func newShards(t *testing.T, addresses []string, pushBelow int) kit {
 func (k kit) fill(t *testing.T, peer sut.Peer) *Store {
 	t.Helper()
 	part := openWith(t, store.Config{Databases: []sut.Peer{peer}, QueryTimeout: patience})
-	owns := func(b photos.Bucket) bool { return int(b)%2 == peer.Shard-1 }
+	owns := func(b photos.Bucket) bool { return home(b) == peer.Shard }
 	var owned []photos.Bucket
 	for b := range photos.Bucket(photos.Buckets) {
 		if owns(b) {
@@ -360,7 +360,6 @@ func movedInUse(t *testing.T, k kit) {
 			moved = append(moved, b)
 		}
 	}
-	home := func(b photos.Bucket) int { return 1 + int(b)%2 }
 	each := func(do func(b photos.Bucket) error) {
 		for _, b := range moved {
 			if err := do(b); err != nil {
