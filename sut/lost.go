@@ -103,6 +103,7 @@ type Replay struct {
 	// Databases are all databases, as in Wiring.Uses: a row that was lost at one shard may belong to another one now.
 	Databases []Peer       `json:"databases"`
 	Changes   []LostChange `json:"changes"`
+	PushBelow int          `json:"push_below,omitempty"` // as in store.Config
 }
 
 // Replayed is the result of a Replay. A second Replay finds records with an id and does not add them

@@ -37,6 +37,8 @@ func sizingCommand(s streams) *cobra.Command {
 large (scaled up), and with TIMES hosts (scaled out). The last two have the same CPU in
 sum. Shows the capacity of each, what limits it, and what it costs. The visits of the
 three take turns, so that a machine that becomes slower does so for all of them.
+Memory budgets, such as cache.memory_mb, are those of each host: they grow only with
+the number of hosts.
 ` + long + `
 Prices are made up, unless --prices names a file: see stagebench scorecard --help.`,
 		Example: `  stagebench sizing web 3
@@ -98,7 +100,11 @@ func (o sizingOptions) run(ctx context.Context, s streams) error {
 		return err
 	}
 	j.plan = j.plan.Across(len(cells))
-	j.extra = map[string]any{"prices": prices, "sizing": fmt.Sprintf("%s x%d", o.tier, o.times)}
+	knobs := map[string]sut.Knobs{} // as in the cells; the topologies of the job are not measured
+	for _, c := range cells {
+		knobs[string(c.Topology.Stage)+" "+c.Variant] = c.Topology.Knobs
+	}
+	j.extra = map[string]any{"prices": prices, "sizing": fmt.Sprintf("%s x%d", o.tier, o.times), "knobs": knobs}
 	dir, run, err := o.measure(ctx, s, j, cells)
 	if dir == nil {
 		return err
@@ -132,16 +138,21 @@ func (o sizingOptions) sizedStages() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	var last error // the error of the first stage in which the tier can be scaled, or of the last one
 	for _, stage := range stageNames() {
-		t, buildErr := ladder.Build(sut.Stage(stage), knobs, cell.Unit(cell.Cores()))
-		if err = buildErr; err == nil {
-			_, _, err = ladder.UpAndOut(t, o.tier, o.times)
+		t, err := ladder.Build(sut.Stage(stage), knobs, cell.Unit(cell.Cores()))
+		if err != nil {
+			return nil, exit.Usage(err)
 		}
-		if err == nil {
+		if _, _, err = ladder.UpAndOut(t, o.tier, o.times); err == nil {
 			return []string{stage}, nil
 		}
+		last = err
+		if _, _, err := ladder.Scale(t, o.tier, 1); err == nil {
+			break
+		}
 	}
-	return nil, exit.Usage(err)
+	return nil, exit.Usage(last)
 }
 
 // sizes is the number of sizings of a stage: one host, scaled up, scaled out.

@@ -98,10 +98,12 @@ func TestCompare(t *testing.T) {
 		{Hosts: 1, Units: 3, All: []float64{3, 1}, Cell: cell(200, 200, 200)},
 		{Hosts: 3, Units: 1, All: []float64{1, 1, 1, 1}, Cell: cell(250, 250, 250)},
 		{Hosts: 9, Units: 1, All: []float64{1}, Cell: cell(0)},
+		{Hosts: 1, Units: 1, All: []float64{1}, Cell: cell(100, 100, 100)},
 	}
+	all[4].Cell.Error = "no disk"
 	scorecard.Compare(all, prices)
 	for i, want := range []struct{ hour, gain, money float64 }{
-		{0.01, 0, 0.02 / 0.36}, {0.05, 2, 0.06 / 0.72}, {0.03, 2.5, 0.04 / 0.9}, {0.09, 0, 0},
+		{0.01, 0, 0.02 / 0.36}, {0.05, 2, 0.06 / 0.72}, {0.03, 2.5, 0.04 / 0.9}, {0.09, 0, 0}, {0.01, 0, 0},
 	} {
 		s := all[i]
 		var gain, money float64

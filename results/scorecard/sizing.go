@@ -14,8 +14,9 @@ type Sizing struct {
 
 	// These are set by Compare.
 
-	Base bool    // the others are compared with it
-	Hour float64 // price of an hour of the hosts of the tier
+	Base      bool    // the others are compared with it
+	BaseValid bool    // the figures of the first sizing are valid
+	Hour      float64 // price of an hour of the hosts of the tier
 	// Gain is the capacity divided by that of the first sizing; nil = one of them is unknown.
 	Gain *results.Gain
 	// Money is the price of a million requests at the capacity, with all hosts; nil = the capacity is unknown.
@@ -27,9 +28,13 @@ func Compare(all []Sizing, p Prices) {
 	first := estimate(all[0].Cell)
 	for i := range all {
 		s := &all[i]
+		s.BaseValid = all[0].Cell.Valid
 		s.Hour = float64(s.Hosts) * p.Hour(s.Units)
 		own := estimate(s.Cell)
-		if s.Base = i == 0; !s.Base && len(first.ByVisit) > 0 && len(own.ByVisit) > 0 {
+		if s.Base = i == 0; s.Cell.Error != "" {
+			continue
+		}
+		if !s.Base && all[0].Cell.Error == "" && len(first.ByVisit) > 0 && len(own.ByVisit) > 0 {
 			ratio := capacity.Ratio(own, first)
 			s.Gain = &results.Gain{Over: "one host", Ratio: ratio.Value, Low: ratio.Low, High: ratio.High}
 		}

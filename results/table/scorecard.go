@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/scorecard"
 )
 
@@ -91,6 +92,7 @@ func worstErrors(s scorecard.Stage) Cell {
 func Sizings(all []scorecard.Sizing, tier, currency string) Table {
 	type sizing = scorecard.Sizing
 	row := func(s sizing) ladderRow { return ladderRow{Cell: s.Cell} }
+	gained := func(s sizing) ladderRow { return ladderRow{Cell: results.Cell{Gain: s.Gain}} }
 	const price = "Latency and price"
 	t := newTable("Scale up and out: "+all[0].Cell.Workload, slices.Concat([]column[sizing]{
 		identifying("stage", func(s sizing) Cell { return Text(s.Cell.Stage) }),
@@ -105,14 +107,24 @@ func Sizings(all []scorecard.Sizing, tier, currency string) Table {
 		},
 		numbers("capacity\nrps", "capacity_rps", func(s sizing) Cell { return row(s).capacity() }),
 		{Column{Name: "90 % interval\nrps", Align: Right, For: People}, func(s sizing) Cell { return row(s).interval() }},
+		machineOnly("capacity_low", func(s sizing) Cell { return row(s).ifFound(Rate(s.Cell.CapacityLow)) }),
+		machineOnly("capacity_high", func(s sizing) Cell { return row(s).ifFound(Rate(s.Cell.CapacityHigh)) }),
 		numbers("against one", "gain", func(s sizing) Cell {
 			switch {
+			case s.Gain != nil && !s.BaseValid:
+				return gain(*s.Gain).With("the capacity with one host is not valid, so this ratio is not valid either")
 			case s.Gain != nil:
 				return gain(*s.Gain)
 			case s.Base || s.Cell.Error != "":
 				return Cell{}
 			}
 			return Blank("it has no capacity to compare, or one host has none")
+		}),
+		machineOnly("gain_low", func(s sizing) Cell {
+			return gainEnd(func(g results.Gain) float64 { return g.Low })(gained(s))
+		}),
+		machineOnly("gain_high", func(s sizing) Cell {
+			return gainEnd(func(g results.Gain) float64 { return g.High })(gained(s))
 		}),
 		words("limited by", "limited_by", func(s sizing) Cell { return row(s).ifLookedFor(Text(s.Cell.LimitedBy)) }),
 		words("valid", "", func(s sizing) Cell { return row(s).valid() }),
@@ -128,6 +140,7 @@ func Sizings(all []scorecard.Sizing, tier, currency string) Table {
 	)), all, "against one: the capacity divided by that with one host, with its 90 % interval")
 	t.PartLegend = map[string][]string{price: {
 		"p99: response time at the reference rate",
+		"memory budgets, such as cache.memory_mb, are those of each host",
 		"an hour: of the " + tier + " hosts; per million: of requests at the capacity, with all hosts",
 	}}
 	return t

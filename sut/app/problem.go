@@ -100,6 +100,7 @@ func (a *App) tierProblem(x *exchange, tier, what string, err error) error {
 	case errors.Is(err, photos.ErrConflict):
 		return refusal(http.StatusConflict, what+" already exists", "use another name")
 	case errors.Is(err, photos.ErrFull):
+		tier = cmp.Or(string(sut.TierOf(err)), tier)
 		return &problem{
 			status: http.StatusInsufficientStorage, degraded: tier, cause: err, message: "the tier " + tier + " is full",
 			hint: "try again later; requests that add nothing to this tier still work",

@@ -153,6 +153,10 @@ func UpAndOut(t sut.Topology, name string, times int) (sizes []Sized, role sut.R
 	if err != nil {
 		return nil, role, fmt.Errorf("%s=%s: want one size for all hosts", size, t.Knobs[size])
 	}
+	if units*t.UnitCPU < minHostCPU-1e-9 {
+		return nil, role, fmt.Errorf("%s=%s is %.3g cores, and no host gets less than %g: several would have more than one "+
+			"large one\nwant a larger %s", size, t.Knobs[size], units*t.UnitCPU, minHostCPU, size)
+	}
 	for _, want := range []Sized{
 		{Hosts: 1, Units: units}, {Hosts: 1, Units: units * float64(times)}, {Hosts: times, Units: units},
 	} {

@@ -20,7 +20,8 @@ func TestUpAndOut(t *testing.T) {
 		wrong string
 	}{
 		{sut.LB, nil, "web", "web 1x1 1x3 3x1", ""},
-		{sut.LB, sut.Knobs{"web.cpu": "0.5"}, "web", "web 1x0.5 1x1.5 3x0.5", ""},
+		{sut.LB, sut.Knobs{"web.cpu": "1.5"}, "web", "web 1x1.5 1x4.5 3x1.5", ""},
+		{sut.LB, sut.Knobs{"web.cpu": "0.5"}, "web", "", "web.cpu=0.5 is 0.05 cores"},
 		{sut.Replicas, nil, "replica", "db 1x1 1x3 3x1", ""},
 		{sut.Sharded, nil, "shard", "db 2x1 2x3 6x1", ""},
 		{sut.CDN, nil, "edge", "edge 1x2 1x6 3x2", ""},
@@ -49,9 +50,9 @@ func TestUpAndOut(t *testing.T) {
 		for _, s := range sizes {
 			got += fmt.Sprintf(" %dx%g", s.Hosts, s.Units)
 		}
-		if got != test.want || math.Abs(sizes[1].Topology.Units()-sizes[2].Topology.Units()) > 1e-9 {
-			t.Errorf("%s %v: %s, want %s; %v and %v units in sum", test.stage, test.knobs, got, test.want,
-				sizes[1].Topology.Units(), sizes[2].Topology.Units())
+		if got != test.want || math.Abs(sizes[1].CPU()-sizes[2].CPU()) > 1e-9 {
+			t.Errorf("%s %v: %s, want %s; %v and %v cores in sum", test.stage, test.knobs, got, test.want,
+				sizes[1].CPU(), sizes[2].CPU())
 		}
 	}
 }

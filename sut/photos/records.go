@@ -3,7 +3,7 @@ package photos
 import "context"
 
 // Records is a store of the service's records. Its errors wrap ErrNotFound, ErrForbidden,
-// ErrConflict or ErrUnavailable. Any other error is a bug. Lists are sorted from the newest
+// ErrConflict, ErrUnavailable or ErrFull. Any other error is a bug. Lists are sorted from the newest
 // to the oldest. All methods may be called concurrently.
 type Records interface {
 	User(ctx context.Context, id ID) (User, error)

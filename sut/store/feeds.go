@@ -31,6 +31,8 @@ const (
 	// feedLife is the age at which a feed is built again. Rows that a failover has lost are missing until then. Nothing
 	// is pushed to a feed of twice this age, because clocks differ and nobody may read it any more.
 	feedLife = 10 * time.Minute
+	// buildTimeout bounds a build. Its reader then asks as if nothing were stored, also replicas.
+	buildTimeout = 2 * time.Second
 	// buildPatience is the age at which a build counts as dead.
 	buildPatience = 10 * time.Second
 	// feedDepth is the number of photos that a build finds at least, if there are so many.
@@ -64,6 +66,9 @@ const (
 	sqlFeedBuilt = `update feed_states set state = 'built', floor_us = $1, floor_photo = $2, pulled = $3 ` +
 		`where user_id = $4 and token = $5`
 	sqlForgetFeed = `delete from feed_states where user_id = $1`
+	// A follow that is not committed yet must meet a build, also if there was no state: both write the row.
+	sqlOutdateFeed = `insert into feed_states (user_id, ` + stateFields + `) values ($1, $2, 0, 'outdated', 0, 0, '') ` +
+		`on conflict (user_id) do update set token = excluded.token, begun_us = 0, state = excluded.state`
 	// The followed users whose photos are not pushed. All of them are read, so gather leaves out those of other shards.
 	sqlPulled = `select f.followee from follows f join users u on u.id = f.followee ` +
 		`where f.follower = $1 and u.followers >= $2`
@@ -100,6 +105,7 @@ func servingFeeds() []Statement {
 		addFeedRows(),
 		{Name: "feed is built", SQL: sqlFeedBuilt, Params: []Type{BigInt, BigInt, Text, BigInt, Text}},
 		{Name: "forget feed", SQL: sqlForgetFeed, Params: id},
+		{Name: "outdate feed", SQL: sqlOutdateFeed, Params: []Type{BigInt, Text}},
 		{Name: "pulled users", SQL: sqlPulled, Params: two, Columns: columns("followee", id)},
 		{Name: "add push", SQL: sqlAddPush, Params: four},
 		{Name: "add pull", SQL: sqlAddPull, Params: two},
@@ -225,7 +231,6 @@ func (s *Store) fetch(ctx context.Context, f storedFeed, limit int) (list []phot
 	if len(f.rows)+len(f.pulled) == 0 {
 		return nil, nil
 	}
-	s.many.Inc()
 	err = s.repeat(ctx, func(ctx context.Context, m *owners) error {
 		type question struct {
 			sql  string
@@ -272,37 +277,15 @@ func (s *Store) fetch(ctx context.Context, f storedFeed, limit int) (list []phot
 	return list, err
 }
 
-// group returns a list by the shard that owns the bucket of each value.
-func group[T any](m *owners, list []T, bucket func(T) photos.Bucket) map[int][]T {
-	groups := map[int][]T{}
-	for _, v := range list {
-		shard := m.owner[bucket(v)]
-		groups[shard] = append(groups[shard], v)
-	}
-	return groups
-}
-
-// eachShard runs an operation at shards at the same time. groups has what each of them needs for it.
-func eachShard[T any](s *Store, groups map[int][]T, do func(at *databases, group []T) error) error {
-	used := s.used.Load()
-	for shard := range groups {
-		if used.of(shard) == nil { // a bucket is between two shards
-			return errRefused
-		}
-	}
-	var all errgroup.Group
-	for shard, group := range groups {
-		all.Go(func() error { return do(used.of(shard), group) })
-	}
-	return all.Wait()
-}
-
 // build returns a feed from all shards, and stores it. seen is the token of the state that its reader saw.
 //
 // The token is compared at the end, so a build that another one or a follow has overtaken, or whose bucket has moved,
 // leaves a feed that is not built. A build that cannot store the feed still answers.
 func (s *Store) build(ctx context.Context, user photos.ID, limit int, seen string) ([]photos.Photo, error) {
 	token, depth, claimed := rand.Text(), max(limit, feedDepth), false
+	caller := ctx
+	ctx, cancel := context.WithTimeout(ctx, buildTimeout)
+	defer cancel()
 	if err := s.write(ctx, photos.BucketOf(user), func(ctx context.Context, d on) error {
 		b := d.batch()
 		b.add(sqlClaimFeed, token, time.Now().UnixMicro(), user, seen)
@@ -312,7 +295,7 @@ func (s *Store) build(ctx context.Context, user photos.ID, limit int, seen strin
 		claimed = err == nil && changed[0] > 0
 		return err
 	}); err != nil || !claimed { // the primary is away, or another build is faster
-		return s.gatherFeed(ctx, user, limit, false)
+		return s.gatherFeed(caller, user, limit, false)
 	}
 	var list []photos.Photo
 	var pulled []photos.ID
@@ -327,7 +310,7 @@ func (s *Store) build(ctx context.Context, user photos.ID, limit int, seen strin
 		return err
 	})
 	if err := all.Wait(); err != nil {
-		return s.gatherFeed(ctx, user, limit, false)
+		return s.gatherFeed(caller, user, limit, false)
 	}
 	if s.storeFeed(ctx, user, token, list, pulled, len(list) < depth) == nil {
 		s.built.Inc()
@@ -373,17 +356,43 @@ type push struct {
 // many. It may be called by several callers at once.
 func (s *Store) RelayPhotos(ctx context.Context, limit int) (relayed int, err error) {
 	defer wrap(&err, "relay photos")
+	var silent silence
 	return relayAll(ctx, s, sqlPushes, limit, func(row pgx.CollectableRow) (p push, err error) {
 		err = row.Scan(&p.owner, &p.photo, &p.createdUS, &p.followers)
 		return p, err
-	}, s.relayPhoto)
+	}, func(ctx context.Context, p push) error { return s.relayPhoto(ctx, p, &silent) })
+}
+
+// silence is the shards that did not answer during a call of RelayPhotos. They are asked once, not for each photo.
+type silence struct {
+	mu     sync.Mutex
+	shards map[int]error
+}
+
+// of returns the error of a shard that did not answer, and otherwise what do returns.
+func (s *silence) of(shard int, do func() error) error {
+	s.mu.Lock()
+	err := s.shards[shard]
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err = do(); errors.Is(err, photos.ErrUnavailable) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.shards == nil {
+			s.shards = map[int]error{}
+		}
+		s.shards[shard] = err
+	}
+	return err
 }
 
 // relayPhoto pushes a photo, and then deletes it from the outbox.
 //
 // The followers are read after the photo was committed. A follow that comes later is in no build that began before its
 // mirror: see relay. So a feed that misses the push is built after the photo was committed, and finds it.
-func (s *Store) relayPhoto(ctx context.Context, p push) error {
+func (s *Store) relayPhoto(ctx context.Context, p push, silent *silence) error {
 	var readers []photos.ID
 	bucket := photos.BucketOf(p.owner)
 	if p.photo == 0 || p.followers < int64(s.config.PushBelow) {
@@ -400,10 +409,14 @@ func (s *Store) relayPhoto(ctx context.Context, p push) error {
 			return err
 		}
 	}
+	var errs []error // of some readers, which must not hold up the feeds of others
 	for some := range slices.Chunk(readers, readersPerPush) {
-		if err := s.repeat(ctx, func(ctx context.Context, m *owners) error { return s.pushTo(ctx, m, p, some) }); err != nil {
-			return err
-		}
+		errs = append(errs, s.repeat(ctx, func(ctx context.Context, m *owners) error {
+			return s.pushTo(ctx, m, p, some, silent)
+		}))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	return s.write(ctx, bucket, func(ctx context.Context, d on) error {
 		b := d.batch()
@@ -417,8 +430,9 @@ func (s *Store) relayPhoto(ctx context.Context, p push) error {
 	})
 }
 
-// pushTo adds a photo to the feeds of some readers, or makes these feeds be built again.
-func (s *Store) pushTo(ctx context.Context, m *owners, p push, readers []photos.ID) error {
+// pushTo adds a photo to the feeds of some readers. If it got too many followers, or their shard is full, these feeds
+// are built again.
+func (s *Store) pushTo(ctx context.Context, m *owners, p push, readers []photos.ID, silent *silence) error {
 	alive := time.Now().Add(-2 * feedLife).UnixMicro()
 	return eachShard(s, group(m, readers, photos.BucketOf), func(at *databases, readers []photos.ID) error {
 		var g guard
@@ -427,20 +441,35 @@ func (s *Store) pushTo(ctx context.Context, m *owners, p push, readers []photos.
 				g.buckets = append(g.buckets, b)
 			}
 		}
-		return s.writeTo(ctx, at, g, func(ctx context.Context, d on) error {
-			b := d.batch()
-			for _, reader := range readers {
-				if p.photo == 0 {
+		forget := func() error {
+			return s.writeTo(ctx, at, g, func(ctx context.Context, d on) error {
+				b := d.batch()
+				for _, reader := range readers {
 					b.add(sqlForgetFeed, reader)
-				} else {
+				}
+				_, err := b.send(ctx, d)
+				return err
+			})
+		}
+		return silent.of(at.shard, func() error {
+			if p.photo == 0 {
+				return forget()
+			}
+			err := s.writeTo(ctx, at, g, func(ctx context.Context, d on) error {
+				b := d.batch()
+				for _, reader := range readers {
 					b.add(sqlPush, p.createdUS, p.photo, reader, alive)
 				}
-			}
-			changed, err := b.send(ctx, d)
-			if err == nil && p.photo != 0 {
-				for _, rows := range changed {
-					s.pushedRows.Add(float64(rows))
+				changed, err := b.send(ctx, d)
+				if err == nil {
+					for _, rows := range changed {
+						s.pushedRows.Add(float64(rows))
+					}
 				}
+				return err
+			})
+			if errors.Is(err, photos.ErrFull) {
+				err = forget()
 			}
 			return err
 		})

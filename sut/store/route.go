@@ -376,3 +376,28 @@ func collect[T any](rows pgx.Rows, limit int, scan func(pgx.Row) (T, error)) ([]
 
 // shardName is the name of a shard for people.
 func shardName(shard int) string { return "shard " + strconv.Itoa(shard) }
+
+// group returns a list by the shard that owns the bucket of each value.
+func group[T any](m *owners, list []T, bucket func(T) photos.Bucket) map[int][]T {
+	groups := map[int][]T{}
+	for _, v := range list {
+		shard := m.owner[bucket(v)]
+		groups[shard] = append(groups[shard], v)
+	}
+	return groups
+}
+
+// eachShard runs an operation at shards at the same time. groups has what each of them needs for it.
+func eachShard[T any](s *Store, groups map[int][]T, do func(at *databases, group []T) error) error {
+	used := s.used.Load()
+	for shard := range groups {
+		if used.of(shard) == nil { // a bucket is between two shards
+			return errRefused
+		}
+	}
+	var all errgroup.Group
+	for shard, group := range groups {
+		all.Go(func() error { return do(used.of(shard), group) })
+	}
+	return all.Wait()
+}

@@ -84,6 +84,7 @@ func (c Config) withDefaults() (Config, error) {
 //	ErrForbidden    another user owns the record
 //	ErrConflict     the login name, or the id of a new record, is taken
 //	ErrUnavailable  the database could not be reached or did not answer in time
+//	ErrFull         it has no space, and changed nothing; this is an ErrUnavailable, too
 //
 // After ErrUnavailable a write may or may not have taken effect. The Store recovers by
 // itself once the database answers at its address again.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 
 	"github.com/jackc/pgx/v5"
@@ -134,7 +135,7 @@ func (s *Store) followHere(ctx context.Context, d *databases, g guard, f photos.
 			following()
 		}
 		if s.denormalised() { // a build that is under way may not have seen the follow
-			b.add(sqlForgetFeed, f.Follower)
+			b.add(sqlOutdateFeed, f.Follower, rand.Text())
 			b.add(sqlAddPull, f.Followee, s.config.PushBelow)
 		}
 		return ignoreRepeated(b.sendFound(ctx, d))

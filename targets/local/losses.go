@@ -342,7 +342,10 @@ func (s *System) replayLoss(ctx context.Context, lost sut.Lost, changes []sut.Lo
 			break
 		}
 		s.mu.Lock()
-		order := sut.Replay{Databases: s.allDatabases(), Changes: shard.WithoutMoves(batch, lost.Changes)}
+		order := sut.Replay{
+			Databases: s.allDatabases(), Changes: shard.WithoutMoves(batch, lost.Changes),
+			PushBelow: ladder.ShardOf(s.opts.Topology.Knobs).Pushing(),
+		}
 		s.mu.Unlock()
 		var done sut.Replayed
 		post := request{method: http.MethodPost, path: sut.LostPath, document: order, answer: &done}

@@ -105,7 +105,7 @@ func (p *Proxy) flush(ctx context.Context) error {
 		var err error
 		ids, err = p.flushBatch(ctx, ids)
 		all = errors.Join(all, err)
-		if errors.Is(err, photos.ErrUnavailable) || ctx.Err() != nil {
+		if errors.Is(err, photos.ErrUnavailable) && !errors.Is(err, photos.ErrFull) || ctx.Err() != nil {
 			break
 		}
 	}
@@ -130,8 +130,8 @@ func (p *Proxy) flushBatch(ctx context.Context, ids []photos.ID) (left []photos.
 }
 
 // writeBatch writes a batch in one transaction. When the transaction fails although
-// the database is available, one of the records must be the cause. writeBatch then
-// writes each record in a transaction of its own. The caller holds flushLock.
+// the database is available, one of the records must be the cause: it needs space in a full database, or it is wrong.
+// writeBatch then writes each record in a transaction of its own. The caller holds flushLock.
 func (p *Proxy) writeBatch(ctx context.Context, batch []dirtyRecord) error {
 	if len(batch) == 0 {
 		return nil
@@ -161,7 +161,9 @@ func (p *Proxy) writeBatch(ctx context.Context, batch []dirtyRecord) error {
 		p.batchLimit = max(1, p.batchLimit/2)
 	}
 	switch {
-	case errors.Is(err, photos.ErrUnavailable) || bounded.Err() != nil:
+	case errors.Is(err, photos.ErrFull) && len(batch) == 1: // it stays in memory
+		return err
+	case errors.Is(err, photos.ErrUnavailable) && !errors.Is(err, photos.ErrFull) || bounded.Err() != nil:
 		return err
 	case len(batch) > 1:
 		var all error

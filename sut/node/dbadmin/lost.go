@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -38,6 +39,7 @@ func addLost(mux *http.ServeMux, a *lostAdmin) {
 			process.SendError(w, http.StatusInternalServerError, err, "")
 			return
 		}
+		lost.Changes = slices.DeleteFunc(lost.Changes, derived)
 		process.SendJSON(w, http.StatusOK, lost)
 	})
 	mux.HandleFunc("DELETE "+sut.LostPath, func(w http.ResponseWriter, r *http.Request) {
@@ -62,7 +64,7 @@ func addLost(mux *http.ServeMux, a *lostAdmin) {
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), replayTimeout)
 		defer cancel()
-		done, err := replay(ctx, request.Databases, a.secret, request.Changes)
+		done, err := replay(ctx, request, a.secret)
 		if err != nil {
 			process.SendError(w, http.StatusInternalServerError, err, "")
 			return
@@ -71,20 +73,23 @@ func addLost(mux *http.ServeMux, a *lostAdmin) {
 	})
 }
 
+// derived reports whether a change is of rows that are built again from others.
+func derived(c sut.LostChange) bool { return c.Table == "feeds" || c.Table == "feed_states" }
+
 // replay repeats lost changes, as operations of the store:
 //   - an added row is added with its own id, so a second replay finds it and adds nothing;
 //   - a counter grows by the lost difference;
 //   - a title is set, unless it was changed after the loss.
-func replay(
-	ctx context.Context, databases []sut.Peer, secret sut.Secret, changes []sut.LostChange,
-) (sut.Replayed, error) {
-	s, err := store.Open(store.Config{Databases: databases, Password: secret, MaxConns: 1, Name: "recover"})
+func replay(ctx context.Context, order sut.Replay, secret sut.Secret) (sut.Replayed, error) {
+	s, err := store.Open(store.Config{
+		Databases: order.Databases, Password: secret, MaxConns: 1, Name: "recover", PushBelow: order.PushBelow,
+	})
 	if err != nil {
 		return sut.Replayed{}, err
 	}
 	defer s.Close()
 	r := replayer{store: s, done: sut.Replayed{Done: map[string]int{}, Refused: []string{}}}
-	for _, c := range changes {
+	for _, c := range order.Changes {
 		if err := r.change(ctx, row{c}); err != nil {
 			return r.done, err
 		}
@@ -134,8 +139,8 @@ func (r *replayer) change(ctx context.Context, c row) error {
 			Follower: c.id("follower"), Followee: c.id("followee"), CreatedUS: c.number("created_us"),
 		}))
 	case c.Table == "users" && c.Op == sut.Updated, c.Table == "comments" && c.Op == sut.Deleted, c.Table == "outbox",
-		c.Table == "pushes", c.Table == "feeds", c.Table == "feed_states":
-		return nil // part of another operation, repeated by itself, or derived from other rows
+		c.Table == "pushes":
+		return nil // part of another operation, or repeated by itself
 	}
 	r.refuse(c, errors.New("the store has no operation for this change"))
 	return nil

@@ -90,7 +90,7 @@ func openConn(cfg Config, writes bool) (*conn, error) {
 // exec runs a statement without parameters and results. The connection caches the prepared statement.
 func (c *conn) exec(sql string) error { return sqlitex.Execute(c.Conn, sql, nil) }
 
-// limit sets the maximum number of pages of the file. It must be called outside of transactions.
+// limit sets the maximum number of pages of the file.
 func (c *conn) limit(pages int64) error {
 	if c.pages == pages {
 		return nil

@@ -240,7 +240,11 @@ func (w *writer) grant(next *list.Element) {
 }
 
 func (w *writer) commitGroup() {
-	position, err := w.replicator.Seal()
+	// What the replicator writes is not limited: otherwise a full database would refuse changes that need no space.
+	position, err := int64(0), w.conn.limit(maxPages)
+	if err == nil {
+		position, err = w.replicator.Seal()
+	}
 	if err == nil {
 		err = w.conn.exec("commit")
 	}
