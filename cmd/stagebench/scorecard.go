@@ -108,22 +108,32 @@ func (o scorecardOptions) run(ctx context.Context, s streams) error {
 	j.plan.Mode, j.plan.Visits, j.plan.Repeats, j.plan.Freeze, j.plan.Search.First = "scorecard", 1, 1, false, 0
 	all, cells := o.plan(j)
 	j.extra = map[string]any{"prices": prices, "pause": o.pause.String(), "kills": killsOf(all)}
-	dir, run, err := o.measure(ctx, s, j, cells)
-	if dir == nil {
-		return err
-	}
-	if !run.Complete || len(run.Cells) != len(cells) {
-		finish(s, dir, o.out, false)
-		return err
-	}
-	stages := conclude(all, run.Cells, prices)
-	err = errors.Join(err, o.output.print(s, table.Scorecard(stages, prices.Currency), table.Kills(stages)))
-	finish(s, dir, o.out, true)
+	var stages []scorecard.Stage
+	err = o.show(ctx, s, j, cells, func(measured []results.Cell) []table.Table {
+		stages = conclude(all, measured, prices)
+		return []table.Table{table.Scorecard(stages, prices.Currency), table.Kills(stages)}
+	})
 	for _, stage := range stages {
 		if stage.Error != "" {
 			err = errors.Join(err, fmt.Errorf("stage %s could not be measured: %s", stage.Stage, stage.Error))
 		}
 	}
+	return err
+}
+
+// show measures cells. If all of them were measured, it prints the tables of them.
+func (o runOptions) show(
+	ctx context.Context, s streams, j job, cells []cell.Spec, tables func([]results.Cell) []table.Table,
+) error {
+	dir, run, err := o.measure(ctx, s, j, cells)
+	if dir == nil {
+		return err
+	}
+	complete := run.Complete && len(run.Cells) == len(cells)
+	if complete {
+		err = errors.Join(err, o.output.print(s, tables(run.Cells)...))
+	}
+	finish(s, dir, o.out, complete)
 	return err
 }
 

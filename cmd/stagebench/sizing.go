@@ -105,24 +105,17 @@ func (o sizingOptions) run(ctx context.Context, s streams) error {
 		knobs[string(c.Topology.Stage)+" "+c.Variant] = c.Topology.Knobs
 	}
 	j.extra = map[string]any{"prices": prices, "sizing": fmt.Sprintf("%s x%d", o.tier, o.times), "knobs": knobs}
-	dir, run, err := o.measure(ctx, s, j, cells)
-	if dir == nil {
-		return err
-	}
-	if !run.Complete || len(run.Cells) != len(cells) {
-		finish(s, dir, o.out, false)
-		return err
-	}
-	for i, c := range run.Cells {
-		all[i].Cell = c
-	}
-	for stage := range slices.Chunk(all, sizes) {
-		scorecard.Compare(stage, prices)
-	}
-	err = errors.Join(err, o.output.print(s, table.Sizings(all, string(role), prices.Currency)))
-	finish(s, dir, o.out, true)
-	for _, c := range run.Cells {
-		if c.Error != "" {
+	err = o.show(ctx, s, j, cells, func(measured []results.Cell) []table.Table {
+		for i, c := range measured {
+			all[i].Cell = c
+		}
+		for stage := range slices.Chunk(all, sizes) {
+			scorecard.Compare(stage, prices)
+		}
+		return []table.Table{table.Sizings(all, string(role), prices.Currency)}
+	})
+	for _, sized := range all {
+		if c := sized.Cell; c.Error != "" {
 			err = errors.Join(err, fmt.Errorf("stage %s could not be measured: %s", c.Stage, c.Error))
 		}
 	}

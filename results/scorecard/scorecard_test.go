@@ -107,8 +107,8 @@ func TestCompare(t *testing.T) {
 	} {
 		s := all[i]
 		var gain, money float64
-		if s.Gain != nil && s.Gain.Low < s.Gain.Ratio && s.Gain.Ratio < s.Gain.High {
-			gain = s.Gain.Ratio
+		if g := s.Cell.Gain; g != nil && g.Low < g.Ratio && g.Ratio < g.High {
+			gain = g.Ratio
 		}
 		if s.Money != nil {
 			money = *s.Money

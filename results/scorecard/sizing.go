@@ -12,13 +12,11 @@ type Sizing struct {
 	All   []float64 // sizes of all hosts of the stage, in units
 	Cell  results.Cell
 
-	// These are set by Compare.
+	// These are set by Compare, and Cell.Gain: the capacity divided by that of the first sizing, nil = one is unknown.
 
 	Base      bool    // the others are compared with it
 	BaseValid bool    // the figures of the first sizing are valid
 	Hour      float64 // price of an hour of the hosts of the tier
-	// Gain is the capacity divided by that of the first sizing; nil = one of them is unknown.
-	Gain *results.Gain
 	// Money is the price of a million requests at the capacity, with all hosts; nil = the capacity is unknown.
 	Money *float64
 }
@@ -36,7 +34,7 @@ func Compare(all []Sizing, p Prices) {
 		}
 		if !s.Base && all[0].Cell.Error == "" && len(first.ByVisit) > 0 && len(own.ByVisit) > 0 {
 			ratio := capacity.Ratio(own, first)
-			s.Gain = &results.Gain{Over: "one host", Ratio: ratio.Value, Low: ratio.Low, High: ratio.High}
+			s.Cell.Gain = &results.Gain{Over: "one host", Ratio: ratio.Value, Low: ratio.Low, High: ratio.High}
 		}
 		if s.Cell.CapacityRPS > 0 {
 			_, money := p.PerMillion(s.All, s.Cell.CapacityRPS)

@@ -86,24 +86,13 @@ const (
 )
 
 func ladderColumns() []column[ladderRow] {
-	return []column[ladderRow]{
+	return slices.Concat([]column[ladderRow]{
 		identifying("stage", func(r ladderRow) Cell { return Text(r.Stage) }),
 		identifying("workload", func(r ladderRow) Cell { return Text(r.Workload) }),
 		identifying("engines", func(r ladderRow) Cell { return Text(allPairs(r.Engines)) }),
 		identifying("knobs", func(r ladderRow) Cell { return Text(pairs(r.Knobs, r.varied)) }),
 		machineOnly("driver", func(r ladderRow) Cell { return Text(r.Driver) }),
-		numbers("capacity\nrps", "capacity_rps", ladderRow.capacity),
-		{Column{Name: "90 % interval\nrps", Align: Right, For: People}, ladderRow.interval},
-		machineOnly("capacity_low", func(r ladderRow) Cell { return r.ifFound(Rate(r.CapacityLow)) }),
-		machineOnly("capacity_high", func(r ladderRow) Cell {
-			if r.CapacityHigh == 0 {
-				return Cell{}
-			}
-			return r.ifFound(Rate(r.CapacityHigh))
-		}),
-		numbers("gain", "", ladderRow.gain),
-		machineOnly("gain_low", gainEnd(func(g results.Gain) float64 { return g.Low })),
-		machineOnly("gain_high", gainEnd(func(g results.Gain) float64 { return g.High })),
+	}, capacityColumns("gain", ladderRow.gain, func(r ladderRow) ladderRow { return r }), []column[ladderRow]{
 		numbers("peak\nrps", "peak_rps", func(r ladderRow) Cell {
 			if r.PeakRPS == 0 {
 				return Cell{}
@@ -115,6 +104,26 @@ func ladderColumns() []column[ladderRow] {
 		}),
 		words("valid", "", ladderRow.valid),
 		machineOnly("error", func(r ladderRow) Cell { return textOrNothing(r.Error) }),
+	})
+}
+
+// capacityColumns returns the columns of the capacity and of its gain over another one. Of is the cell of a row.
+func capacityColumns[R any](gain string, gained func(R) Cell, of func(R) ladderRow) []column[R] {
+	return []column[R]{
+		numbers("capacity\nrps", "capacity_rps", func(r R) Cell { return of(r).capacity() }),
+		{Column{Name: "90 % interval\nrps", Align: Right, For: People}, func(r R) Cell { return of(r).interval() }},
+		machineOnly("capacity_low", func(r R) Cell { return of(r).ifFound(Rate(of(r).CapacityLow)) }),
+		machineOnly("capacity_high", func(r R) Cell {
+			if of(r).CapacityHigh == 0 {
+				return Cell{}
+			}
+			return of(r).ifFound(Rate(of(r).CapacityHigh))
+		}),
+		numbers(gain, "gain", gained),
+		machineOnly("gain_low", func(r R) Cell { return gainEnd(of(r).Gain, func(g results.Gain) float64 { return g.Low }) }),
+		machineOnly("gain_high", func(r R) Cell {
+			return gainEnd(of(r).Gain, func(g results.Gain) float64 { return g.High })
+		}),
 	}
 }
 
@@ -278,13 +287,11 @@ func gain(g results.Gain) Cell {
 	return Cell{Text: "x" + significant(g.Ratio, 2) + " (" + interval + ")", Value: g.Ratio}
 }
 
-func gainEnd(end func(results.Gain) float64) func(ladderRow) Cell {
-	return func(r ladderRow) Cell {
-		if r.Gain == nil {
-			return Cell{}
-		}
-		return Number(end(*r.Gain))
+func gainEnd(g *results.Gain, end func(results.Gain) float64) Cell {
+	if g == nil {
+		return Cell{}
 	}
+	return Number(end(*g))
 }
 
 // atReference makes cells from the step at the reference rate, with the warnings of this step.

@@ -4,7 +4,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/stagebench/stagebench/results"
 	"github.com/stagebench/stagebench/results/scorecard"
 )
 
@@ -92,7 +91,17 @@ func worstErrors(s scorecard.Stage) Cell {
 func Sizings(all []scorecard.Sizing, tier, currency string) Table {
 	type sizing = scorecard.Sizing
 	row := func(s sizing) ladderRow { return ladderRow{Cell: s.Cell} }
-	gained := func(s sizing) ladderRow { return ladderRow{Cell: results.Cell{Gain: s.Gain}} }
+	gained := func(s sizing) Cell {
+		switch {
+		case s.Cell.Gain != nil && !s.BaseValid:
+			return gain(*s.Cell.Gain).With("the capacity with one host is not valid, so this ratio is not valid either")
+		case s.Cell.Gain != nil:
+			return gain(*s.Cell.Gain)
+		case s.Base || s.Cell.Error != "":
+			return Cell{}
+		}
+		return Blank("it has no capacity to compare, or one host has none")
+	}
 	const price = "Latency and price"
 	t := newTable("Scale up and out: "+all[0].Cell.Workload, slices.Concat([]column[sizing]{
 		identifying("stage", func(s sizing) Cell { return Text(s.Cell.Stage) }),
@@ -105,27 +114,7 @@ func Sizings(all []scorecard.Sizing, tier, currency string) Table {
 			Column{Name: "units\neach", Key: "units", Align: Right, Row: true},
 			func(s sizing) Cell { return Number(s.Units) },
 		},
-		numbers("capacity\nrps", "capacity_rps", func(s sizing) Cell { return row(s).capacity() }),
-		{Column{Name: "90 % interval\nrps", Align: Right, For: People}, func(s sizing) Cell { return row(s).interval() }},
-		machineOnly("capacity_low", func(s sizing) Cell { return row(s).ifFound(Rate(s.Cell.CapacityLow)) }),
-		machineOnly("capacity_high", func(s sizing) Cell { return row(s).ifFound(Rate(s.Cell.CapacityHigh)) }),
-		numbers("against one", "gain", func(s sizing) Cell {
-			switch {
-			case s.Gain != nil && !s.BaseValid:
-				return gain(*s.Gain).With("the capacity with one host is not valid, so this ratio is not valid either")
-			case s.Gain != nil:
-				return gain(*s.Gain)
-			case s.Base || s.Cell.Error != "":
-				return Cell{}
-			}
-			return Blank("it has no capacity to compare, or one host has none")
-		}),
-		machineOnly("gain_low", func(s sizing) Cell {
-			return gainEnd(func(g results.Gain) float64 { return g.Low })(gained(s))
-		}),
-		machineOnly("gain_high", func(s sizing) Cell {
-			return gainEnd(func(g results.Gain) float64 { return g.High })(gained(s))
-		}),
+	}, capacityColumns("against one", gained, row), []column[sizing]{
 		words("limited by", "limited_by", func(s sizing) Cell { return row(s).ifLookedFor(Text(s.Cell.LimitedBy)) }),
 		words("valid", "", func(s sizing) Cell { return row(s).valid() }),
 	}, in(price,

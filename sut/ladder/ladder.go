@@ -169,13 +169,11 @@ func UpAndOut(t sut.Topology, name string, times int) (sizes []Sized, role sut.R
 		}
 		hosts := map[string]bool{}
 		for _, n := range sized.Nodes {
-			hosts[n.Host] = hosts[n.Host] || n.Role == role
-		}
-		for _, has := range hosts {
-			if has {
-				sized.Hosts++
+			if n.Role == role {
+				hosts[n.Host] = true
 			}
 		}
+		sized.Hosts = len(hosts)
 		sizes = append(sizes, sized)
 	}
 	return sizes, role, nil

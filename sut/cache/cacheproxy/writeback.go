@@ -105,11 +105,16 @@ func (p *Proxy) flush(ctx context.Context) error {
 		var err error
 		ids, err = p.flushBatch(ctx, ids)
 		all = errors.Join(all, err)
-		if errors.Is(err, photos.ErrUnavailable) && !errors.Is(err, photos.ErrFull) || ctx.Err() != nil {
+		if away(err) || ctx.Err() != nil {
 			break
 		}
 	}
 	return all
+}
+
+// away reports whether the database does not answer. A full one does.
+func away(err error) bool {
+	return errors.Is(err, photos.ErrUnavailable) && !errors.Is(err, photos.ErrFull)
 }
 
 // flushBatch writes one batch of the given records to the database. It returns the ids
@@ -163,7 +168,7 @@ func (p *Proxy) writeBatch(ctx context.Context, batch []dirtyRecord) error {
 	switch {
 	case errors.Is(err, photos.ErrFull) && len(batch) == 1: // it stays in memory
 		return err
-	case errors.Is(err, photos.ErrUnavailable) && !errors.Is(err, photos.ErrFull) || bounded.Err() != nil:
+	case away(err) || bounded.Err() != nil:
 		return err
 	case len(batch) > 1:
 		var all error

@@ -22,9 +22,7 @@ import (
 // then writes the bucket, because the fence does not hold any more.
 func leaseEnds(t *testing.T, k kit) {
 	ctx := within(t)
-	p := k.newPhoto(t, 13)
-	b := p.ID.Bucket()
-	from := k.shardOf(t, b)
+	p, b, from := k.placedPhoto(t, 13)
 	conn, texts := k.dial(t, from)
 	written := make(chan error, 1)
 	const held = 4 * pause
@@ -66,9 +64,7 @@ func leaseEnds(t *testing.T, k kit) {
 // the old shard is dead.
 func deadReplica(t *testing.T, k kit) {
 	ctx := within(t)
-	p := k.newPhoto(t, 13)
-	b := p.ID.Bucket()
-	from := k.shardOf(t, b)
+	p, b, from := k.placedPhoto(t, 13)
 	var peers []sut.Peer
 	for _, peer := range k.peers() {
 		peers = append(peers, peer, sut.Peer{Node: "dead-" + peer.Node, Address: "127.0.0.1:1", Shard: peer.Shard})
@@ -102,9 +98,7 @@ func nobodyFollows(t *testing.T, k kit) {
 // longTexts moves a bucket with many comments of the greatest length.
 func longTexts(t *testing.T, k kit) {
 	ctx := within(t)
-	p := k.newPhoto(t, 13)
-	b := p.ID.Bucket()
-	from := k.shardOf(t, b)
+	p, b, from := k.placedPhoto(t, 13)
 	for range 60 {
 		if _, err := k.Comment(ctx, photos.Comment{
 			ID: k.ids.photo(p.UserID), PhotoID: p.ID, UserID: 1, Text: strings.Repeat("ü", 2000), CreatedUS: 1,
@@ -162,9 +156,7 @@ func relayedAfterMove(t *testing.T, k kit) {
 // onlyCopy moves a bucket again although the target has forgotten that it owns it, and the source has deleted its rows.
 func onlyCopy(t *testing.T, k kit) {
 	ctx := within(t)
-	p := k.newPhoto(t, 13)
-	b := p.ID.Bucket()
-	from := k.shardOf(t, b)
+	p, b, from := k.placedPhoto(t, 13)
 	if err := errors.Join(k.move(ctx, b, from, 3, nil), k.clean(ctx, b, from, 3)); err != nil {
 		t.Fatal(err)
 	}

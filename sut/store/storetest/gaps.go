@@ -49,9 +49,7 @@ func (k kit) has(t *testing.T, shard int, table, key string) (rows int) {
 // heldBack writes a row of a bucket before its fence, behind it, and after its lease has ended.
 func heldBack(t *testing.T, k kit) {
 	ctx := within(t)
-	p := k.newPhoto(t, 13)
-	b := p.ID.Bucket()
-	from := k.shardOf(t, b)
+	p, b, from := k.placedPhoto(t, 13)
 	like := func() error {
 		_, err := k.Like(ctx, p.ID, 1)
 		p.Likes++
@@ -102,9 +100,7 @@ func heldBack(t *testing.T, k kit) {
 // ownerless lists photos while a bucket has no owner. The list must wait, because it would not be complete.
 func ownerless(t *testing.T, k kit) {
 	ctx := within(t)
-	p := k.newPhoto(t, 13)
-	b := p.ID.Bucket()
-	from := k.shardOf(t, b)
+	_, b, from := k.placedPhoto(t, 13)
 	before, err := k.Newest(ctx, 1000)
 	if err != nil {
 		t.Fatal(err)
@@ -253,9 +249,7 @@ func followedElsewhere(t *testing.T, k kit) {
 // query.
 func changedMeanwhile(t *testing.T, k kit) {
 	ctx := within(t)
-	p := k.newPhoto(t, 13)
-	b := p.ID.Bucket()
-	from := k.shardOf(t, b)
+	_, b, from := k.placedPhoto(t, 13)
 	before, err := k.Newest(ctx, 1000)
 	if err != nil {
 		t.Fatal(err)

@@ -123,6 +123,13 @@ func (k kit) clean(ctx context.Context, b photos.Bucket, from, to int) error {
 	return k.CleanBucket(ctx, store.BucketMove{Bucket: b, From: from, To: to, Lease: lease})
 }
 
+// placedPhoto adds a photo of a user, and returns it with its bucket and the shard that owns it.
+func (k kit) placedPhoto(t *testing.T, user photos.ID) (p photos.Photo, b photos.Bucket, shard int) {
+	t.Helper()
+	p = k.newPhoto(t, user)
+	return p, p.ID.Bucket(), k.shardOf(t, p.ID.Bucket())
+}
+
 // shardOf returns the number of the shard that owns a bucket.
 func (k kit) shardOf(t *testing.T, b photos.Bucket) (shard int) {
 	t.Helper()
@@ -197,9 +204,7 @@ func relayedOnce(t *testing.T, k kit) {
 // drained moves a bucket while a transaction has written one of its rows and has not committed yet.
 func drained(t *testing.T, k kit) {
 	ctx := within(t)
-	p := k.newPhoto(t, 5)
-	b := p.ID.Bucket()
-	from := k.shardOf(t, b)
+	p, b, from := k.placedPhoto(t, 5)
 	conn, texts := k.dial(t, from)
 	tx, err := conn.Begin(ctx)
 	if err != nil {
@@ -241,9 +246,7 @@ func drained(t *testing.T, k kit) {
 func interrupted(t *testing.T, k kit) {
 	for _, died := range []string{"copy", "fence", "compare", "release", "take"} {
 		ctx := within(t)
-		p := k.newPhoto(t, 7)
-		b := p.ID.Bucket()
-		from := k.shardOf(t, b)
+		p, b, from := k.placedPhoto(t, 7)
 		to := 1 + from%3
 		var mover sync.WaitGroup
 		mover.Go(func() {
@@ -278,9 +281,7 @@ func interrupted(t *testing.T, k kit) {
 // repaired makes one shard forget the last thing that it did for a move, as a failover may.
 func repaired(t *testing.T, k kit) {
 	ctx := within(t)
-	p := k.newPhoto(t, 11)
-	b := p.ID.Bucket()
-	from := k.shardOf(t, b)
+	p, b, from := k.placedPhoto(t, 11)
 	to := 1 + from%3
 	if err := k.move(ctx, b, from, to, nil); err != nil {
 		t.Fatal(err)
