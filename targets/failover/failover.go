@@ -422,6 +422,7 @@ func (s *Supervisor) updateReplicas(ctx context.Context) {
 			replicas = append(replicas, node)
 		}
 	}
+	s.recordReplaced(append([]string{s.roles.Primary}, replicas...))
 	if slices.Equal(replicas, s.roles.Replicas) && !s.stale {
 		return
 	}
@@ -432,19 +433,19 @@ func (s *Supervisor) updateReplicas(ctx context.Context) {
 			s.cfg.OnEvent(node, "no longer serves reads")
 		case is && !was:
 			s.cfg.OnEvent(node, "has caught up and serves reads")
-			s.recordReplaced(node)
 		}
 	}
 	s.roles.Replicas = replicas
 	s.publishRoles(ctx)
 }
 
-// recordReplaced sets ReplaceNS of the failover whose old primary now serves as a replica.
-func (s *Supervisor) recordReplaced(node string) {
+// recordReplaced sets ReplaceNS of the failovers whose old primary is one of these nodes, which serve. It does not ask
+// what they did before: another failover may already have made such a node a replica that serves reads.
+func (s *Supervisor) recordReplaced(serving []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range s.failovers {
-		if f := &s.failovers[i]; f.From == node && f.ReplaceNS == 0 {
+		if f := &s.failovers[i]; f.ReplaceNS == 0 && slices.Contains(serving, f.From) {
 			f.ReplaceNS = time.Now().UnixNano() - f.UnixNS
 		}
 	}
