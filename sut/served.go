@@ -10,6 +10,9 @@ import (
 // Served collects how a request is answered: from a cache, and without which tiers. The stores that a service calls
 // note it in the context of the call, and the service tells the client. It is safe for concurrent use.
 type Served struct {
+	// Fresh says that no cache may answer. It is set before the first call.
+	Fresh bool
+
 	mu      sync.Mutex
 	cached  bool
 	without []Role
@@ -17,6 +20,12 @@ type Served struct {
 
 // ServedKey is the key under which the context of a request holds its *Served.
 type ServedKey struct{}
+
+// WantsFresh reports whether the context belongs to a request that no cache may answer.
+func WantsFresh(ctx context.Context) bool {
+	s, ok := ctx.Value(ServedKey{}).(*Served)
+	return ok && s.Fresh
+}
 
 // NoteCached notes that a cache answered. It does nothing if the context belongs to no request.
 func NoteCached(ctx context.Context) {

@@ -31,13 +31,19 @@ const (
 // Histogram is a distribution of one clock. It is a dense HDR histogram that
 // counts clamped values.
 type Histogram struct {
-	h       *hdrhistogram.Histogram
+	h       *hdrhistogram.Histogram // nil = no value was recorded yet: its counters take a quarter of a megabyte
 	clamped int64
 }
 
 // NewHistogram returns an empty histogram.
-func NewHistogram() *Histogram {
-	return &Histogram{h: hdrhistogram.New(1, highest, digits)}
+func NewHistogram() *Histogram { return &Histogram{} }
+
+// counters returns the counters, which it makes at the first call.
+func (h *Histogram) counters() *hdrhistogram.Histogram {
+	if h.h == nil {
+		h.h = hdrhistogram.New(1, highest, digits)
+	}
+	return h.h
 }
 
 // Record adds one value in nanoseconds. A negative value is possible only if a
@@ -47,50 +53,83 @@ func (h *Histogram) Record(ns int64) {
 		h.clamped++
 		ns = min(max(ns, 0), highest)
 	}
-	if err := h.h.RecordValue(ns); err != nil {
+	if err := h.counters().RecordValue(ns); err != nil {
 		panic("hdr: record a clamped value: " + err.Error())
 	}
 }
 
 // Merge adds all values of another histogram, without loss.
 func (h *Histogram) Merge(o *Histogram) {
-	if dropped := h.h.Merge(o.h); dropped != 0 {
+	h.clamped += o.clamped
+	if o.Count() == 0 {
+		return
+	}
+	if dropped := h.counters().Merge(o.h); dropped != 0 {
 		panic(fmt.Sprintf("hdr: merge histograms with equal limits: %d values were dropped", dropped))
 	}
-	h.clamped += o.clamped
+}
+
+// moveTo moves all values to another histogram, without loss.
+func (h *Histogram) moveTo(o *Histogram) {
+	if o.Count() == 0 {
+		o.clamped += h.clamped
+		h.h, h.clamped, o.h = o.h, 0, h.h
+		return
+	}
+	o.Merge(h)
+	h.reset()
+}
+
+// reset removes all values.
+func (h *Histogram) reset() {
+	h.clamped = 0
+	if h.h != nil {
+		h.h.Reset()
+	}
 }
 
 // Count is the number of recorded values.
-func (h *Histogram) Count() int64 { return h.h.TotalCount() }
+func (h *Histogram) Count() int64 {
+	if h.h == nil {
+		return 0
+	}
+	return h.h.TotalCount()
+}
 
 // Latency returns the reported distribution. It includes failed more values that
 // count as infinitely slow. A percentile is nil if fewer than ten samples lie
 // beyond it, or if its value is that of a failure.
 func (h *Histogram) Latency(failed int64) results.Latency {
-	ok := h.h.TotalCount()
+	ok := h.Count()
 	l := results.Latency{Count: ok + failed, Clamped: h.clamped}
 	l.P50, l.P90, l.P95 = h.at(50, failed), h.at(90, failed), h.at(95, failed)
 	l.P99, l.P999 = h.at(99, failed), h.at(99.9, failed)
 	if ok > 0 && failed == 0 {
-		l.Max = new(h.h.Max())
+		l.Max = new(h.h.ValueAtPercentile(100)) // as Max(), which walks through all counters
 		l.Mean = new(int64(h.h.Mean()))
 	}
 	return l
 }
 
 func (h *Histogram) at(percentile float64, failed int64) *int64 {
-	total := h.h.TotalCount() + failed
+	ok := h.Count()
+	total := ok + failed
 	if float64(total)*(100-percentile)/100 < tailSamples-1e-9 {
 		return nil
 	}
 	// The failures are the slowest samples. So this percentile of all samples is a
 	// higher percentile of the successes, or lies beyond all of them.
-	amongSuccesses := percentile * float64(total) / float64(max(h.h.TotalCount(), 1))
-	if amongSuccesses > 100 || h.h.TotalCount() == 0 {
+	amongSuccesses := percentile * float64(total) / float64(max(ok, 1))
+	if amongSuccesses > 100 || ok == 0 {
 		return nil
 	}
 	return new(h.h.ValueAtPercentile(amongSuccesses))
 }
 
 // sum returns the sum of all values, within the histogram's precision.
-func (h *Histogram) sum() int64 { return int64(h.h.Mean() * float64(h.h.TotalCount())) }
+func (h *Histogram) sum() int64 {
+	if h.h == nil {
+		return 0
+	}
+	return int64(h.h.Mean() * float64(h.h.TotalCount()))
+}

@@ -217,9 +217,7 @@ func (r *Recorder) Tick(now int64) results.Latency {
 				current.h.SetEndTimeMs(to)
 				r.closed(Interval{current.h})
 			}
-			c.total[i].Merge(current)
-			current.h.Reset()
-			current.clamped = 0
+			current.moveTo(c.total[i])
 			// Closing an interval takes milliseconds. Without this yield, a client with
 			// one or two cores would send the ops that are due in this time too late.
 			runtime.Gosched()
@@ -230,7 +228,7 @@ func (r *Recorder) Tick(now int64) results.Latency {
 		s := r.second(max(now-1, 0))
 		s.P50, s.P99 = recent.P50, recent.P99
 	}
-	r.recent.h.Reset()
+	r.recent.reset()
 	r.intervalStart = now
 	return recent
 }
@@ -261,8 +259,10 @@ func (r *Recorder) Finish(scheduled int64) results.Step {
 	if len(r.statuses) > 0 {
 		step.Statuses = r.statuses
 	}
-	all := NewPool()
-	all.Add(r)
+	all := Pool{classes: map[string]*[clocks]*Histogram{}, prompt: r.prompt}
+	for name, c := range r.classes {
+		all.classes[name] = &c.total
+	}
 	all.Fill(&step)
 	r.serviceNS = all.total(service).sum() + r.failedServiceSum
 	return step

@@ -14,7 +14,8 @@
 //   - A response that shows a record has the record's version in X-Record-Version,
 //     so that a client can detect a stale response. A list has the highest version
 //     of its records.
-//   - A single record that was read from a cache has the header "X-Cache: hit".
+//   - A single record that was read from a cache has the header "X-Cache: hit". A request with the header
+//     "Cache-Control: no-cache" is answered from the database (RFC 9111, 5.2.1.4).
 //   - Every response has the request's id in X-Request-Id. It is the client's id if
 //     that is valid, and else a new one. Log lines and calls to other tiers have the
 //     same id.
@@ -45,6 +46,7 @@ import (
 	"net/http"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -220,6 +222,7 @@ func (a *App) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x.ctx = requestContext{
 		Context: r.Context(), id: [1]string{a.ids.FromHeader(r.Header)}, image: reservation{of: a.memory.images},
 	}
+	x.ctx.served.Fresh = slices.Contains(r.Header["Cache-Control"], "no-cache")
 	header[sut.RequestIDHeader] = x.ctx.id[:]
 	if r.ContentLength != 0 {
 		// Also for a request whose handler does not read the body: the server reads

@@ -193,6 +193,10 @@ func TestRecordsFromACache(t *testing.T) {
 			t.Errorf("%s: %s %q, want %q\n%s", path, app.HeaderCache, got, want, w.Body)
 		}
 	}
+	fresh := request{method: "GET", path: "/api/photos/5", header: map[string]string{"Cache-Control": "no-cache"}}
+	if w := s.do(fresh); w.Code != http.StatusOK || w.Header().Get(app.HeaderCache) != "" {
+		t.Errorf("with no-cache: %d, %v", w.Code, w.Header())
+	}
 	if w := s.do(request{method: "GET", path: "/api/me"}); w.Header().Get(app.HeaderCache) != "hit" {
 		t.Errorf("/api/me: %v", w.Header())
 	}

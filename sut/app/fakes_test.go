@@ -121,6 +121,7 @@ func (s *fakeStore) Photo(ctx context.Context, id photos.ID) (photos.Photo, erro
 	unlock, err := s.lock(ctx)
 	defer unlock()
 	photo, found := s.photos[id]
+	photo.Cached = photo.Cached && !sut.WantsFresh(ctx)
 	return photo, cmp.Or(err, missing(found))
 }
 

@@ -134,6 +134,38 @@ func TestAsideReadsOnce(t *testing.T) {
 	}
 }
 
+// A request that wants no cached value gets that of the database, and leaves the cache as it is.
+func TestFreshRead(t *testing.T) {
+	for name, through := range map[string]bool{"aside": false, "read-through": true} {
+		t.Run(name, func(t *testing.T) {
+			r := newRecords()
+			client, _ := connect(t, cache.Config{Hosts: []sut.Peer{peer(0, "in memory")}})
+			cache.UseMemory(client)
+			tier := newTier(t, cache.TierConfig{
+				AsideConfig: cache.AsideConfig{Records: r, Client: client, TTL: time.Minute}, ReadThrough: through,
+			})
+			old := []byte(`{"id":1,"title":"old","version":1}`)
+			if err := client.Set(t.Context(), cache.PhotoKey(1).String(), old, time.Minute); err != nil {
+				t.Fatal(err)
+			}
+			ctx, notes := requestContext(t)
+			notes.Fresh = true
+			if p, err := tier.Photo(ctx, 1); err != nil || p.Title != "one" || p.Cached {
+				t.Errorf("got %+v, %v", p, err)
+			}
+			if cached, _ := notes.Noted(); cached {
+				t.Error("noted as cached")
+			}
+			if through {
+				return // the memory of the test does not load records
+			}
+			if p, err := tier.Photo(t.Context(), 1); err != nil || p.Title != "old" || !p.Cached {
+				t.Errorf("then got %+v, %v", p, err)
+			}
+		})
+	}
+}
+
 // TestAsideInvalidates: after a write, reads return the new record. This is also true
 // when the write returned an error but was stored.
 func TestAsideInvalidates(t *testing.T) {

@@ -190,7 +190,7 @@ func (t *Tier) invalidate(ctx context.Context, writeErr error, keys ...Key) {
 }
 
 // cached reads a value from the cache (hit is true) or from the database. A ttl of 0
-// bypasses the cache. With read-through the cache host loads a missing value; the web
+// bypasses the cache, and so does a request that wants no cached value. With read-through the cache host loads a missing value; the web
 // host reads the database only when no cache host is available.
 func cached[T any](
 	ctx context.Context, t *Tier, key Key, ttl time.Duration, read func(context.Context) (T, error),
@@ -201,7 +201,7 @@ func cached[T any](
 		}
 	}()
 	switch {
-	case ttl == 0:
+	case ttl == 0 || sut.WantsFresh(ctx):
 	case !t.config.ReadThrough:
 		return lookAside(ctx, t, key, ttl, read)
 	default:

@@ -147,6 +147,7 @@ type System struct {
 	owning   bool             // web nodes may have sessions in their memory that the store does not have
 	unsticky bool             // balancers do not keep users on a host any more
 	leased   int              // the last host number for ids that was assigned
+	complete bool             // all nodes of the first topology have started
 	// replicaSets are the replicated databases in the order of their shards; nil = databases are not replicated.
 	replicaSets []*replicaSet
 }
@@ -249,6 +250,9 @@ func (s *System) up(ctx context.Context) error {
 	}
 	if len(s.sets()) > 0 {
 		s.watching.Go(s.collectLosses)
+	}
+	if err := s.enforceBudgets(); err != nil {
+		return err
 	}
 	s.scaleAutomatically()
 	s.bringUp = time.Since(begin)

@@ -84,11 +84,23 @@ func (s *System) note(n *node, format string, args ...any) {
 	s.opts.Log.Info(event.Text, "node", n.Name)
 }
 
-// applyBudget lifts the host's CPU budget while a node on it is starting, because the cost
-// of a start is not part of the measurement. Otherwise it puts the budget in force. The
-// caller holds mu.
+// enforceBudgets puts all CPU budgets in force after the first start of all nodes.
+func (s *System) enforceBudgets() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.complete = true
+	var errs []error
+	for _, h := range s.hosts {
+		errs = append(errs, s.applyBudget(h))
+	}
+	return errors.Join(errs...)
+}
+
+// applyBudget lifts the host's CPU budget while a node on it is starting, and those of all hosts while the system comes
+// up, because the cost of a start is not part of the measurement. Otherwise it puts the budget in force. The caller
+// holds mu.
 func (s *System) applyBudget(h *host) error {
-	lift := false
+	lift := !s.complete
 	for _, n := range h.nodes {
 		lift = lift || n.state == targets.Starting
 	}

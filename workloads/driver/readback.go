@@ -62,7 +62,8 @@ func (c *Clients) ReadUntil(
 	})
 }
 
-// readAll reads records, each until it is settled or MaxWait ends, and at least once.
+// readAll reads records, each until it is settled or MaxWait ends, and at least once. It asks caches not to answer: what
+// counts is what the database has.
 func (c *Clients) readAll(
 	ctx context.Context, paths []string, config ReadBack,
 	settled func(path string, response *http.Response, body []byte) bool,
@@ -78,7 +79,7 @@ func (c *Clients) readAll(
 		lane := <-lanes
 		readers.Go(func() {
 			defer func() { lanes <- lane }()
-			op := workloads.Op{Method: http.MethodGet, Path: path}
+			op := workloads.Op{Method: http.MethodGet, Path: path, Header: map[string]string{"Cache-Control": "no-cache"}}
 			for {
 				response, err := c.do(ctx, lane, op, nil, config.Timeout)
 				if err == nil && settled(path, response, lane.kept) {

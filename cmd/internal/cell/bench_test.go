@@ -230,7 +230,7 @@ func TestLateClient(t *testing.T) {
 			repeated++
 		}
 	}
-	if c.Valid || c.LimitedBy != "client" || repeated != 2*maxRepeated+1 || c.CapacityHigh == 0 {
+	if c.Valid || c.LimitedBy != "client" || repeated != 3*maxRepeated+1 || c.CapacityHigh == 0 {
 		t.Errorf("valid %v, limited by %s, %d repeated steps, warnings %q", c.Valid, c.LimitedBy, repeated, c.Warnings)
 	}
 }

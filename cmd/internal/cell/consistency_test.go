@@ -233,6 +233,23 @@ func TestLostWrites(t *testing.T) {
 	}
 }
 
+// What counts is the record in the database, not an old one that a cache keeps until its TTL ends.
+func TestReadBackPassesCaches(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		version := "1"
+		if r.Header.Get("Cache-Control") == "no-cache" {
+			version = "2"
+		}
+		w.Header().Set(driver.VersionHeader, version)
+	}))
+	t.Cleanup(server.Close)
+	config := driver.ReadBack{Timeout: 10 * time.Second, Pause: time.Millisecond}
+	found, err := newClients(t, server.URL).ReadVersions(t.Context(), map[string]int64{"/a": 2}, config)
+	if err != nil || found["/a"] != 2 {
+		t.Errorf("%v, %v", found, err)
+	}
+}
+
 // Reading back from a stopped target ends after the patience and returns no versions.
 func TestReadBackFromStoppedTarget(t *testing.T) {
 	service := &recordService{lag: -1}

@@ -56,8 +56,7 @@ func Failovers(all []targets.Failover) (failovers []results.Failover) {
 	return failovers
 }
 
-// Settings for reading records back. The configured replica lag and, with a cache, its
-// TTL are added to the patience.
+// Settings for reading records back. The configured replica lag is added to the patience.
 const (
 	readBackPatience = 5 * time.Second
 	readBackPause    = 50 * time.Millisecond
@@ -87,7 +86,7 @@ func (r *cellRun) checkWrites(ctx context.Context) error {
 		}
 	}
 	config := driver.ReadBack{
-		Timeout: opTimeout, MaxWait: readBackPatience + staleFor(t.Knobs), Pause: readBackPause,
+		Timeout: opTimeout, MaxWait: readBackPatience + ladder.DBOf(t.Knobs).ReplicaLag, Pause: readBackPause,
 	}
 	writes, err := CheckWrites(ctx, r.stepper.History, r.stepper.Clients, config)
 	if err != nil {
@@ -120,15 +119,6 @@ func (r *cellRun) checkWrites(ctx context.Context) error {
 			writes.Unread)
 	}
 	return nil
-}
-
-// staleFor returns how long a system may show a record that is older than the last write.
-func staleFor(k sut.Knobs) time.Duration {
-	longest := ladder.DBOf(k).ReplicaLag
-	if cache := ladder.CacheOf(k); cache.Hosts > 0 {
-		longest += cache.TTL
-	}
-	return longest
 }
 
 // mostDiscarded returns what a multi-primary database discarded. All nodes count the same, but some may still miss
@@ -203,8 +193,7 @@ func (r *cellRun) awaitProcessed(ctx context.Context, step *results.Step) error 
 	if !slices.ContainsFunc(r.Topology.Nodes, worker) {
 		return nil
 	}
-	// A cache may keep a record that was read from a lagging replica.
-	r.stepper.Patience = DefaultPatience + staleFor(r.Topology.Knobs)
+	r.stepper.Patience = DefaultPatience + ladder.DBOf(r.Topology.Knobs).ReplicaLag
 	var err error
 	step.Processing, err = r.stepper.AwaitProcessed(ctx)
 	if p := step.Processing; p != nil && p.Missing+p.Unfinished > 0 {

@@ -26,23 +26,26 @@ func NewForecast(plan Plan, native bool) *Forecast {
 
 // Typical times of visits that were never measured on this machine.
 const (
-	bringUp    = 2 * time.Second        // start, logins and stop with embedded engines
-	bringUpDB  = 4 * time.Second        // the same with native engines
-	betweenTwo = 150 * time.Millisecond // steps: metrics are read, and ops in flight are awaited
+	bringUp       = 1600 * time.Millisecond // start and logins with embedded engines
+	bringUpNative = 3200 * time.Millisecond // the same with native engines
+	takeDown      = time.Second             // writes are read back, and the system stops
+	betweenTwo    = 150 * time.Millisecond  // steps: metrics are read, and ops in flight are awaited
+	again         = 0.04                    // share of the time for steps that are measured again
 )
 
 // Visit returns the expected duration of the nth visit of a cell, counted from 0.
 func (f *Forecast) Visit(s Spec, n int) time.Duration {
 	start := bringUp
 	if f.native {
-		start = bringUpDB
+		start = bringUpNative
 	}
-	start += f.plan.WarmupSlice * time.Duration(f.plan.WarmupSlices+1) / 2
+	// The shortest warm-up has two slices.
+	warmUp := f.plan.WarmupSlice * time.Duration(f.plan.WarmupSlices+2) / 2
 	switch {
 	case s.Load.Times != nil:
-		return start + s.Load.Length
+		return start + s.Load.Length + takeDown
 	case s.Fixed != nil:
-		return start + s.Fixed.Duration
+		return start + warmUp + s.Fixed.Duration + takeDown
 	}
 	for _, known := range []map[string]float64{f.learned, f.earlier} {
 		if seconds, ok := known[f.key(s, n)]; ok {
@@ -52,13 +55,17 @@ func (f *Forecast) Visit(s Spec, n int) time.Duration {
 	steps := f.plan.Search.First
 	if n > 0 {
 		steps = f.plan.Search.Steps
-		if f.plan.Freeze {
-			start = 0
-		}
 	}
 	each := cut + (3*f.plan.Step.Min+f.plan.Step.Max)/4
-	start += cut + f.plan.Peak + f.plan.WarmupSlice + f.plan.Reference
-	return start + time.Duration(steps)*each + time.Duration(steps+3)*betweenTwo
+	measured := cut + f.plan.Peak + f.plan.WarmupSlice + f.plan.Reference
+	measured += time.Duration(steps)*each + time.Duration(steps+3)*betweenTwo
+	if n == 0 || !f.plan.Freeze {
+		measured += start + warmUp
+	}
+	if n == f.plan.Visits-1 || !f.plan.Freeze {
+		measured += takeDown
+	}
+	return time.Duration((1 + again) * float64(measured))
 }
 
 // Learn records how long the nth visit of a cell took.
@@ -88,7 +95,7 @@ func (f *Forecast) Save() error {
 }
 
 // key names a visit. The first one starts the system and looks for the capacity, and the last one reads back what was
-// written, which can take as long as a cache keeps a stale record. All others take about the same time.
+// written. All others take about the same time.
 func (f *Forecast) key(s Spec, n int) string {
 	kind := "middle"
 	switch n {

@@ -75,10 +75,10 @@ func (p Plan) Across(cells int) Plan {
 	}
 	p.Visits = max(2, fewCells*p.Visits/cells)
 	if p.Visits == 2 {
-		p.Search.First = 4
-		p.Reference, p.Peak = 1750*time.Millisecond, 1500*time.Millisecond
-		p.Step = Length{Ops: 250, Min: 800 * time.Millisecond, Max: 2500 * time.Millisecond}
-		p.WarmupSlice, p.WarmupSlices = 750*time.Millisecond, 2
+		p.Search.First, p.Search.Steps = 4, 2
+		p.Reference, p.Peak = 1500*time.Millisecond, time.Second
+		p.Step = Length{Ops: 200, Min: 700 * time.Millisecond, Max: 1750 * time.Millisecond}
+		p.WarmupSlice, p.WarmupSlices = 500*time.Millisecond, 3
 	}
 	return p
 }

@@ -36,6 +36,7 @@ type cellRun struct {
 	reference pool
 	visits    int    // before this one
 	repeated  int    // steps of this visit that were measured again
+	slices    int    // slices at the reference rate that this visit may still add to the first one
 	seed      uint64 // of the arrivals of the last step
 
 	// The system runs, or is frozen if thaw is not nil, or does not exist.
@@ -299,15 +300,16 @@ func (r *cellRun) measure(ctx context.Context, started, last bool) error {
 	}
 	r.begin(steadily)
 	r.reference.wanted++
-	more := 0
+	r.slices = maxRepeated
 	if last {
-		more = maxRepeated
+		r.slices = 2 * maxRepeated
 	}
 	for {
 		err := r.referenceSlice(ctx, "reference", r.Plan.ReferenceRPS, r.Plan.Reference)
-		if more--; err != nil || more < 0 || len(r.reference.parts) == 0 || r.reference.step(r.SLO).Valid {
+		if err != nil || !last || r.slices == 0 || len(r.reference.parts) == 0 || r.reference.step(r.SLO).Valid {
 			return err
 		}
+		r.slices--
 	}
 }
 
@@ -340,12 +342,12 @@ func (r *cellRun) warmUp(ctx context.Context, rate float64, slices int) error {
 // that still cannot be trusted counts for nothing.
 func (r *cellRun) referenceSlice(ctx context.Context, purpose string, rate float64, d time.Duration) error {
 	seed := r.seed
-	for n := 0; ; n++ {
+	for {
 		s, err := r.step(ctx, purpose, rate, d)
 		if s.distributions.recorder == nil {
 			return err
 		}
-		final := err != nil || s.result.Valid || purpose != "reference" || n == maxRepeated
+		final := err != nil || s.result.Valid || purpose != "reference" || r.slices == 0
 		if final && (s.result.Trusted() || purpose != "reference") {
 			r.reference.add(s)
 			return err
@@ -355,6 +357,7 @@ func (r *cellRun) referenceSlice(ctx context.Context, purpose string, rate float
 			r.reference.rejected = append(r.reference.rejected, s.result)
 			return err
 		}
+		r.slices--
 		r.seed = seed
 	}
 }
@@ -391,7 +394,8 @@ func (r *cellRun) peak(ctx context.Context) (float64, error) {
 const (
 	overload = 1.5 // rate at the peak, as a multiple of the peak
 	// maxRepeated is the maximum number of steps in a visit that are measured again because something other than the
-	// target may have decided them.
+	// target may have decided them, and that of further slices at the reference rate, of which the last visit has twice as
+	// many.
 	maxRepeated = 2
 )
 
