@@ -26,11 +26,12 @@ import (
 // attackOptions are the flags of `stagebench attack`.
 type attackOptions struct {
 	aim
-	schedule, driver string
-	rate             rate
-	duration         time.Duration
-	vegetaOut        string
-	output           outputFlags
+	schedule  pace.Shape
+	driver    string
+	rate      rate
+	duration  time.Duration
+	vegetaOut string
+	output    outputFlags
 }
 
 func attackCommand(s streams) *cobra.Command {
@@ -50,6 +51,7 @@ not keep up. If nothing connects for 5 s, the attack ends early.`,
 		Example: `  stagebench attack http://127.0.0.1:8080/ --rate 500 --duration 30s
   stagebench attack http://127.0.0.1:8080/ -r 6000/m -d 1m -c 32 --slo 'p99<50ms,errors<1%'
   stagebench attack http://127.0.0.1:8080/ http://127.0.0.1:8080/search --weights 9,1
+  stagebench attack http://127.0.0.1:8080/ --schedule ramp:from=10,to=500 -d 1m
   stagebench attack --workload read-heavy --rate 200       # the system that "stagebench up" started
   stagebench attack http://127.0.0.1:8080/ --workload shop.yaml --rate 200 --out runs/shop
   stagebench attack http://127.0.0.1:8080/ --workload trace:access.log.gz --speed 10 --max-gap 1s
@@ -67,7 +69,7 @@ func (o *attackOptions) flags(cmd *cobra.Command) {
 	replayFlags(cmd, &o.replay)
 	o.output.flags(cmd)
 	f := cmd.Flags()
-	f.StringVar(&o.schedule, "schedule", "poisson", "arrivals: constant or poisson")
+	shapeFlag(cmd, &o.schedule)
 	f.StringVar(&o.driver, "driver", "vegeta", "load driver: vegeta")
 	f.VarP(&o.rate, "rate", "r", "requests per second, or 6000/m, 100/s; for a trace this replaces its own times")
 	f.DurationVarP(&o.duration, "duration", "d", 15*time.Second, "length of the schedule; a trace may end earlier")
@@ -86,7 +88,7 @@ func replayFlags(cmd *cobra.Command, r *load.Replay) {
 
 // checkReplay returns an error if replay flags are given but no load is a trace.
 func checkReplay(r load.Replay, loads []load.Load) error {
-	if !r.Changes() || slices.ContainsFunc(loads, func(l load.Load) bool { return l.Times != nil }) {
+	if !r.Changes() || slices.ContainsFunc(loads, func(l load.Load) bool { return l.Trace != nil }) {
 		return nil
 	}
 	return exit.Usagef("--speed, --max-gap and --loop are for a trace, and there is none\n" +
@@ -177,19 +179,24 @@ type timing struct {
 // checkTiming returns an error for timing flags that would have no effect on this load.
 func (o attackOptions) checkTiming(l load.Load) error {
 	switch {
-	case l.Times == nil:
+	case o.given("rate") && !o.schedule.NeedsRate():
+		return exit.Usagef("--schedule %v has its own rates\nremove --rate, or write proportions such as x2", o.schedule)
+	case l.Trace == nil && o.replay.Changes() || l.Times == nil:
 		return checkReplay(o.replay, []load.Load{l})
-	case o.given("rate") && o.replay.Changes():
-		return exit.Usagef("--rate replaces the times of a trace, so --speed, --max-gap and --loop have no effect\n" +
-			"remove these flags, or --rate")
-	case !o.given("rate") && o.given("schedule"):
+	case o.hasRate() && o.replay.Changes():
+		return exit.Usagef("a rate replaces the times of a trace, so --speed, --max-gap and --loop have no effect\n" +
+			"remove these flags, or --rate and --schedule")
+	case !o.hasRate() && o.given("schedule"):
 		return exit.Usagef("--schedule needs --rate, because %s has its own times\nremove --schedule, or add --rate",
 			l.Workload.Name())
 	}
 	return nil
 }
 
-// timing returns the schedule: that of --rate, or the times of a trace if --rate is
+// hasRate reports whether the user gave a rate.
+func (o attackOptions) hasRate() bool { return o.given("rate") || !o.schedule.NeedsRate() }
+
+// timing returns the schedule: that of --rate, or the times of a trace or of phases if --rate is
 // not given.
 func (o attackOptions) timing(l load.Load) (t timing, err error) {
 	if err := o.checkTiming(l); err != nil {
@@ -200,7 +207,7 @@ func (o attackOptions) timing(l load.Load) (t timing, err error) {
 			err = exit.Usagef("the schedule has no request within %v\nraise --duration or --rate", t.duration)
 		}
 	}()
-	if l.Times != nil && !o.given("rate") {
+	if l.Times != nil && !o.hasRate() {
 		t = timing{schedule: l.Times, duration: max(l.Length, time.Second)} // a rate needs a time
 		switch {
 		case o.replay.Loop:
@@ -211,25 +218,18 @@ func (o attackOptions) timing(l load.Load) (t timing, err error) {
 		t.rate = float64(t.schedule.Count(t.duration)) / t.duration.Seconds()
 		if sent, all := t.schedule.Count(t.duration), t.schedule.Count(l.Length); sent < all {
 			gap, at := longestGap(t.schedule, all)
-			t.partial = fmt.Sprintf("only %d of the %d requests of the trace are sent within %v; "+
-				"its longest gap is %v, after %v\nto send more: a longer --duration, a higher --speed, or --max-gap",
-				sent, all, t.duration, gap.Round(time.Millisecond), at.Round(time.Millisecond))
+			t.partial = fmt.Sprintf("only %d of the %d requests of %s are sent within %v; its longest gap is %v, after %v\n"+
+				"to send more: a longer --duration, or for a trace a higher --speed, or --max-gap",
+				sent, all, l.Workload.Name(), t.duration, gap.Round(time.Millisecond), at.Round(time.Millisecond))
 		}
 		return t, nil
 	}
-	t = timing{duration: o.duration, rate: float64(o.rate)}
+	t = timing{duration: o.duration}
 	// The schedule gives the begins of journeys, and --rate is in requests.
 	opsPerJourney, _ := workloads.ShapeOf(l.Workload)
-	switch o.schedule {
-	case "constant":
-		t.schedule, err = pace.Constant(t.rate / opsPerJourney)
-	case "poisson":
-		t.schedule, err = pace.Poisson(t.rate/opsPerJourney, o.seed)
-	default:
-		return t, exit.Usagef("unknown schedule %q\nwant constant or poisson", o.schedule)
-	}
+	t.schedule, t.rate, err = o.schedule.Schedule(float64(o.rate), opsPerJourney, t.duration, o.seed)
 	if err != nil {
-		return t, exit.Usagef("--rate: %w\nfor example: --rate 500", err)
+		return t, exit.Usagef("%w\nfor example: --rate 500", err)
 	}
 	return t, nil
 }

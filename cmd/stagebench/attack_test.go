@@ -127,7 +127,7 @@ func TestAttackPartOfATrace(t *testing.T) {
 	if err := os.WriteFile(log, []byte("time,path\n100,/a\n3700,/b\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	const want = "only 1 of the 2 requests of the trace are sent within 1s; its longest gap is 1h0m0s, after 0s"
+	const want = "only 1 of the 2 requests of access.csv are sent within 1s; its longest gap is 1h0m0s, after 0s"
 	stdout, stderr, _ := attackOutput(t, server.URL, "--workload", "trace:"+log, "--duration", "1s", "--wide")
 	if !strings.Contains(stdout, want) || !strings.Contains(stderr, want) {
 		t.Errorf("want %q in the table and on stderr\n%s%s", want, stdout, stderr)

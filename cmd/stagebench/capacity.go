@@ -21,6 +21,7 @@ type capacityOptions struct {
 	aim
 	quick, full  bool
 	verbose      bool
+	schedule     pace.Shape
 	reference    rate
 	minimum, max rate
 	output       outputFlags
@@ -49,6 +50,7 @@ measurement is invalid.`,
 	f.BoolVar(&o.quick, "quick", false, "coarse results: one visit with short steps")
 	f.BoolVar(&o.full, "full", false, "five times as many visits, for a narrow interval")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "print each step")
+	shapeFlag(cmd, &o.schedule)
 	f.Var(&o.reference, "reference", "rate at which the latency is measured (default: that of the mode)")
 	f.Var(&o.minimum, "min", "lowest rate to offer (default: that of the mode)")
 	f.Var(&o.max, "max", "highest rate to offer (default: that of the mode)")
@@ -81,7 +83,8 @@ func (o capacityOptions) plan() (cell.Plan, error) {
 		return plan, exit.Usagef("--min %v and --reference %v must not be above --max %v",
 			plan.Search.Min, plan.ReferenceRPS, plan.Search.Max)
 	}
-	return plan, nil
+	plan.Shape = o.schedule
+	return plan, checkShape(o.schedule, plan.Step.Min)
 }
 
 func (o capacityOptions) run(ctx context.Context, s streams) error {
@@ -94,8 +97,8 @@ func (o capacityOptions) run(ctx context.Context, s streams) error {
 		return err
 	}
 	if d.load.Times != nil {
-		return exit.Usagef("%s is a trace, which has its own times, so there is no rate to search for\n"+
-			"use attack, or a workload file", o.workload)
+		return exit.Usagef("%s has its own times, so there is no rate to search for\n"+
+			"use attack, or a workload file without phases", o.workload)
 	}
 	clients, err := o.clients(ctx, s, d)
 	if err != nil {

@@ -13,15 +13,16 @@ import (
 	"github.com/stagebench/stagebench/results/table"
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/sut/node"
+	"github.com/stagebench/stagebench/workloads/pace"
 	"github.com/stagebench/stagebench/workloads/preset"
 )
 
 func listCommand(s streams) *cobra.Command {
 	var o outputFlags
-	lists := []string{"stages", "workloads", "engines", "knobs"}
+	lists := []string{"stages", "workloads", "schedules", "engines", "knobs"}
 	cmd := &cobra.Command{
 		Use:     "list " + strings.Join(lists, "|") + " [TIER]",
-		Short:   "List stages, workloads, engines or knobs",
+		Short:   "List stages, workloads, schedules, engines or knobs",
 		Example: "  stagebench list knobs\n  stagebench list knobs cache\n  stagebench list workloads --format json",
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			switch {
@@ -45,6 +46,8 @@ func listCommand(s streams) *cobra.Command {
 				return o.print(s, listStages())
 			case "workloads":
 				return o.print(s, listWorkloads())
+			case "schedules":
+				return o.print(s, listSchedules())
 			case "engines":
 				return o.print(s, listEngines(), listDifferences())
 			case "knobs":
@@ -81,6 +84,28 @@ func listWorkloads() table.Table {
 		t.Rows = append(t.Rows, texts(w.Name, w.Doc, w.Mix.String()))
 	}
 	return t
+}
+
+func listSchedules() table.Table {
+	t := table.Table{
+		Title: "Schedules", Columns: columns("schedule", "what it is", "with its settings"),
+		Legend: []string{
+			"a rate is in requests per second, or a proportion such as x2: then the mean is the given rate; the last four " +
+				"also take arrivals=constant, and then their requests are evenly spaced",
+		},
+	}
+	for _, k := range pace.Kinds() {
+		t.Rows = append(t.Rows, texts(k.Name, k.Doc, k.Default))
+	}
+	return t
+}
+
+// scheduleNames lists the names of the kinds of schedules.
+func scheduleNames() (names []string) {
+	for _, k := range pace.Kinds() {
+		names = append(names, k.Name)
+	}
+	return names
 }
 
 // listKnobs prints the knobs of all tiers, or of one: as text a block for each knob, and in other formats one table.

@@ -135,7 +135,7 @@ func completeFlags(cmd *cobra.Command) {
 	}
 	for flag, values := range map[string][]string{
 		"stages": append(stageNames(), "all"), "stage": stageNames(), "engines": {"embedded", "native"}, "set": knobs,
-		"workload": workloads, "workloads": workloads, "data": sut.DataSizes(), "schedule": {"constant", "poisson"},
+		"workload": workloads, "workloads": workloads, "data": sut.DataSizes(), "schedule": scheduleNames(),
 		"driver": {"vegeta"},
 	} {
 		if f := cmd.Flags().Lookup(flag); f != nil {

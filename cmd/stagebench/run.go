@@ -24,6 +24,7 @@ import (
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets/faults"
 	"github.com/stagebench/stagebench/workloads/driver/vegeta"
+	"github.com/stagebench/stagebench/workloads/pace"
 )
 
 // runOptions are the flags of `stagebench run`.
@@ -32,9 +33,8 @@ type runOptions struct {
 	engines           string
 	set               []string
 	quick, full       bool
-	out               string
+	out, data         string
 	output            outputFlags
-	data              string
 	seed              uint64
 	connections       int
 	slo               string
@@ -43,6 +43,7 @@ type runOptions struct {
 	reference         rate
 	replay            load.Replay
 	rate              rate
+	schedule          pace.Shape
 	duration          time.Duration
 	faults            string
 	given             func(flag string) bool
@@ -99,6 +100,7 @@ func (o *runOptions) flags(cmd *cobra.Command) {
 	f.StringVar(&o.slo, "slo", results.DefaultSLO().String(), "objective of the capacity search")
 	f.VarP(&o.rate, "rate", "r",
 		"measure this fixed rate in requests/s; 0 = capacity search, or with --faults the reference rate")
+	shapeFlag(cmd, &o.schedule)
 	f.DurationVarP(&o.duration, "duration", "d", 30*time.Second, "length of the step with --rate or --faults")
 	f.StringVar(&o.faults, "faults", "", "YAML file of faults to inject while one fixed rate is measured")
 	f.BoolVar(&o.strict, "strict", false, "exit with status 3 if a cell is invalid")
@@ -244,8 +246,11 @@ func (o runOptions) job() (job, error) {
 		return j, err
 	}
 	j.plan = j.plan.Across(len(j.topologies) * len(j.loads))
-	j.fixed, err = o.fixed(j)
-	return j, err
+	j.plan.Shape = o.schedule
+	if j.fixed, err = o.fixed(j); err != nil {
+		return j, err
+	}
+	return j, o.checkSchedule(j)
 }
 
 // fixed returns the fixed rate to measure and the faults to inject, nil for a
@@ -273,7 +278,7 @@ func (o runOptions) fixed(j job) (*cell.Fixed, error) {
 	}
 	for _, l := range j.loads {
 		if l.Times != nil {
-			return nil, exit.Usagef("--rate and --faults cannot be used with a trace, and %s is a trace\n"+
+			return nil, exit.Usagef("--rate and --faults cannot be used with %s, which has its own times\n"+
 				"remove these flags, or choose another workload", l.Workload.Name())
 		}
 	}

@@ -102,7 +102,7 @@ func (o scorecardOptions) run(ctx context.Context, s streams) error {
 		return err
 	}
 	if j.loads[0].Times != nil {
-		return exit.Usagef("%s is a trace, which has its own times\nuse a workload", o.workload)
+		return exit.Usagef("%s has its own times\nuse a workload without them", o.workload)
 	}
 	// One visit with the peak and the reference rate, without steps around the capacity.
 	j.plan.Mode, j.plan.Visits, j.plan.Repeats, j.plan.Freeze, j.plan.Search.First = "scorecard", 1, 1, false, 0

@@ -93,7 +93,7 @@ func (o sizingOptions) run(ctx context.Context, s streams) error {
 		return err
 	}
 	if j.loads[0].Times != nil {
-		return exit.Usagef("%s is a trace, which has its own times\nuse a workload", j.loads[0].Workload.Name())
+		return exit.Usagef("%s has its own times\nuse a workload without them", j.loads[0].Workload.Name())
 	}
 	all, cells, role, err := o.plan(j)
 	if err != nil {

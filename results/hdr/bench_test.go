@@ -11,8 +11,8 @@ import (
 	"github.com/stagebench/stagebench/results/hdr"
 )
 
-// BenchmarkStep is the cost of a step of three seconds for the client: 600 outcomes of seven classes, and the closing of
-// the intervals.
+// BenchmarkStep is the cost of a step of three seconds for the client: 600 outcomes of seven classes, and the closing
+// of the intervals.
 func BenchmarkStep(b *testing.B) {
 	random := rand.New(rand.NewPCG(1, 2))
 	var outcomes []results.Outcome

@@ -189,9 +189,9 @@ func (t *Tier) invalidate(ctx context.Context, writeErr error, keys ...Key) {
 	}
 }
 
-// cached reads a value from the cache (hit is true) or from the database. A ttl of 0
-// bypasses the cache, and so does a request that wants no cached value. With read-through the cache host loads a missing value; the web
-// host reads the database only when no cache host is available.
+// cached reads a value from the cache (hit is true) or from the database. A ttl of 0 bypasses the cache, and so does
+// a request that wants no cached value. With read-through the cache host loads a missing value; the web host reads
+// the database only when no cache host is available.
 func cached[T any](
 	ctx context.Context, t *Tier, key Key, ttl time.Duration, read func(context.Context) (T, error),
 ) (value T, hit bool, err error) {

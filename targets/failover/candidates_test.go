@@ -1,9 +1,11 @@
 package failover_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/targets/failover"
 )
 
@@ -70,6 +72,37 @@ func TestLastCopyOfAcknowledgedWrites(t *testing.T) {
 				advance(5 * time.Second)
 				if got := c.lastRoles().Primary; got != test.want {
 					t.Errorf("the primary is %s, want %s", got, test.want)
+				}
+			})
+		})
+	}
+}
+
+// An old primary comes back at any moment of the next failover, even between the last probe of the next primary and the
+// publication of the roles. It counts as replaced.
+func TestOldPrimaryComesBackDuringAFailover(t *testing.T) {
+	for after := time.Duration(0); after < time.Second; after += 50 * time.Millisecond {
+		t.Run(after.String(), func(t *testing.T) {
+			supervise(t, func(t *testing.T, c *databases, s *failover.Supervisor) {
+				c.set("db-1", func(n *database) { n.dead = true })
+				advance(3 * time.Second)
+				c.set("db-2", func(n *database) { n.dead = true })
+				advance(after)
+				c.set("db-1", func(n *database) {
+					*n = database{ReplicationStatus: sut.ReplicationStatus{
+						Node: "db-1", Epoch: 2, Position: 90, Serves: true, Following: "db-2",
+					}}
+				})
+				advance(5 * time.Second)
+				all := s.Failovers()
+				if len(all) != 2 || all[0].From != "db-1" || all[1].From != "db-2" {
+					t.Fatalf("failovers %+v", all)
+				}
+				if got := c.lastRoles(); !slices.Equal(got.Replicas, []string{"db-1"}) {
+					t.Errorf("roles %+v", got)
+				}
+				if all[0].ReplaceNS == 0 || all[1].ReplaceNS != 0 {
+					t.Errorf("db-1 is back and db-2 is not, but the failovers are %+v", all)
 				}
 			})
 		})

@@ -62,8 +62,8 @@ func (c *Clients) ReadUntil(
 	})
 }
 
-// readAll reads records, each until it is settled or MaxWait ends, and at least once. It asks caches not to answer: what
-// counts is what the database has.
+// readAll reads records, each until it is settled or MaxWait ends, and at least once. It asks caches not to answer:
+// what counts is what the database has.
 func (c *Clients) readAll(
 	ctx context.Context, paths []string, config ReadBack,
 	settled func(path string, response *http.Response, body []byte) bool,

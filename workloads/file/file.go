@@ -4,6 +4,9 @@
 //
 //	name: shop                      # default: the file's name
 //	users: 100                      # virtual users, each with its own cookies; default 0
+//	phases:                         # rates in requests per second; default: those of the command
+//	  - {for: 30s, rate: 50}
+//	  - {for: 1m, rate: 50, to: 400}    # moves linearly
 //	login: {method: POST, path: /login, body: '{"user": "u{user}"}'}
 //	header: {Accept: application/json}
 //	keys:
@@ -40,6 +43,9 @@
 //   - sequence: op n has from + n. With to, the values start again after it.
 //   - choice: one of the values that are listed, all equally likely.
 //
+// With phases, the arrivals are those of independent users at the rates of the phases, one after the other. A rate that
+// the command is given replaces them.
+//
 // A text is taken as it is written: the header X-Version: 1.10 is sent as 1.10, without quotes as with them.
 //
 // Decoding is strict. Errors give line and column. The workload is a pure function of
@@ -57,6 +63,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -64,6 +71,7 @@ import (
 
 	"github.com/stagebench/stagebench/internal/nesting"
 	"github.com/stagebench/stagebench/workloads"
+	"github.com/stagebench/stagebench/workloads/pace"
 )
 
 // maxFile is the maximum size in bytes of a workload file and of each body file.
@@ -73,6 +81,7 @@ const maxFile = 4 << 20
 type document struct {
 	Name   string            `yaml:"name"`
 	Users  int               `yaml:"users"`
+	Phases []phase           `yaml:"phases"`
 	Login  *operation        `yaml:"login"`
 	Header map[string]string `yaml:"header"`
 	Keys   map[string]source `yaml:"keys"`
@@ -91,6 +100,13 @@ type operation struct {
 	BodyRate float64           `yaml:"body_rate"` // upload rate of a slow client, bytes per second
 	Write    *bool             `yaml:"write"`     // default: derived from the method
 	Check    *check            `yaml:"check"`
+}
+
+// phase is one entry of phases as the file declares it.
+type phase struct {
+	For  string   `yaml:"for"`
+	Rate float64  `yaml:"rate"`
+	To   *float64 `yaml:"to"`
 }
 
 // check lists the conditions for a response as the file declares them.
@@ -142,6 +158,7 @@ func Read(text []byte, name string, files fs.FS, seed uint64) (w workloads.Workl
 type anonymous interface {
 	workloads.Workload
 	Classes() []workloads.Class
+	Phases() []pace.Phase
 }
 
 // decodeError adds the position of the problem to a YAML error.
@@ -262,6 +279,7 @@ func (r *reader) workload(d document, seed uint64) *workload {
 	if d.Users < 0 || d.Users > most {
 		r.wrong(place{"users"}, "users %d: want 0 to %d", d.Users, most)
 	}
+	r.phases(w, d.Phases)
 	names := slices.Sorted(maps.Keys(d.Keys)) // sorted: a key must get the same stream in every run
 	for i, name := range names {
 		w.keys = append(w.keys, r.key(name, d.Keys[name], seed, streamKeys+uint64(i)))
@@ -294,6 +312,27 @@ func (r *reader) workload(d document, seed uint64) *workload {
 		r.login(w, *d.Login, d, names)
 	}
 	return w
+}
+
+// phases sets the phases of the workload.
+func (r *reader) phases(w *workload, phases []phase) {
+	most := 0.0
+	for i, p := range phases {
+		at := place{"phases", i}
+		length, err := time.ParseDuration(p.For)
+		if err != nil || length < pace.ShortestTime {
+			r.wrong(at.in("for"), "for %q: want the length of the phase, such as 30s", p.For)
+		}
+		to := either(p.To, p.Rate)
+		if !(min(p.Rate, to) >= 0 && max(p.Rate, to) <= pace.MaxRate) { // the negated form refuses NaN
+			r.wrong(at, "rate %v to %v: want 0 to %d requests per second", p.Rate, to, int(pace.MaxRate))
+		}
+		most = max(most, p.Rate, to)
+		w.phases = append(w.phases, pace.Phase{Length: length, From: p.Rate, To: to})
+	}
+	if len(phases) > 0 && most < pace.MinRate {
+		r.wrong(place{"phases"}, "the rates of all phases are 0: want one of at least %v requests per second", pace.MinRate)
+	}
 }
 
 // login adds the op that starts a user's session.

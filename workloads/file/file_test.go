@@ -256,6 +256,16 @@ func problems() []invalidFile {
 			"f.yaml:3:5: unknown field \"pth\"\nsee: go doc github.com/stagebench/stagebench/workloads/file",
 		},
 		{
+			"phases", "phases:\n  - {for: soon, rate: 5}\n  - {for: 1s, rate: -1}\nops: [{class: a, path: /}]\n",
+			"f.yaml:2:11: for \"soon\": want the length of the phase, such as 30s\n    - {for: soon, rate: 5}\n" +
+				"f.yaml:3:5: rate -1 to -1: want 0 to 1000000 requests per second\n    - {for: 1s, rate: -1}",
+		},
+		{
+			"phases without ops", "phases: [{for: 1s, rate: 0}]\nops: [{class: a, path: /}]\n",
+			"f.yaml:1:9: the rates of all phases are 0: want one of at least 0.1 requests per second\n" +
+				"    phases: [{for: 1s, rate: 0}]",
+		},
+		{
 			"wrong type", "users: many\nops: [{class: a, path: /}]",
 			`f.yaml:1:8: want a whole number, but got a text`,
 		},

@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"github.com/stagebench/stagebench/workloads"
+	"github.com/stagebench/stagebench/workloads/pace"
 )
 
 // The random streams of a workload.
@@ -19,13 +20,14 @@ const (
 
 // workload is the workload that a file describes.
 type workload struct {
-	name  string
-	seed  uint64
-	users int
-	keys  []key
-	ops   []template
-	upTo  []float64 // cumulative sums of the weights, by op
-	login *template // nil = no login
+	name   string
+	seed   uint64
+	users  int
+	phases []pace.Phase
+	keys   []key
+	ops    []template
+	upTo   []float64 // cumulative sums of the weights, by op
+	login  *template // nil = no login
 }
 
 // template is a compiled operation. It holds everything that all its ops share.
@@ -53,6 +55,9 @@ func (w *workload) Name() string { return w.name }
 
 // Users implements workloads.Workload.
 func (w *workload) Users() int { return w.users }
+
+// Phases lists the phases of the rate; none if the file has none.
+func (w *workload) Phases() []pace.Phase { return w.phases }
 
 // Classes lists the classes of the ops, without the login.
 func (w *workload) Classes() (classes []workloads.Class) {

@@ -119,3 +119,24 @@ func top(counts map[int]int) (key, count, total int) {
 	}
 	return key, count, total
 }
+
+func TestWriteShares(t *testing.T) {
+	t.Parallel()
+	for name, percent := range map[string]float64{
+		"read-heavy": 5, "write-heavy": 50, "slow-upload": 20, "upload-heavy": 25, "static-heavy": 0, "session-heavy": 19,
+		"celebrity": 50, "ycsb-a": 50, "ycsb-b": 5, "ycsb-c": 0, "ycsb-d": 5, "ycsb-e": 5, "ycsb-f": 50,
+	} {
+		const ops = 200_000
+		w := load(t, name, params())
+		var writes float64
+		for n := range uint64(ops) {
+			if w.Op(n).Write {
+				writes++
+			}
+		}
+		p := percent / 100
+		if off := math.Abs(writes/ops - p); off > 3.3*math.Sqrt(p*(1-p)/ops) {
+			t.Errorf("%s: %.2f %% writes, want %v %%", name, writes/ops*100, percent)
+		}
+	}
+}

@@ -4,8 +4,8 @@
 // workloads never change, so that results of different versions stay comparable.
 // FromTrace replays the access log of any site against the photo service. Users
 // are picked uniformly. The popularity of photos is zipfian (theta 0.99, popular
-// photos are spread over all ids), but not in celebrity: there, 70 % of the ops that
-// read, like or comment a photo go to the photos of a few users.
+// photos are spread over all ids), but not in ycsb-d, where newer photos are more popular, and
+// not in celebrity: there, 70 % of the ops that read, like or comment a photo go to the photos of a few users.
 //
 // The package sends nothing and does not know how the data set was generated.
 // Params has all that it needs: the numbers of users and photos, the ids and
@@ -98,7 +98,7 @@ const slowUploadRate = 700
 
 // Catalogue lists the built-in workloads in display order.
 func Catalogue() []Shipped {
-	return []Shipped{
+	return append([]Shipped{
 		{
 			Name: "read-heavy",
 			Doc:  "95 % reads: feeds, photos and images; few likes and uploads",
@@ -146,7 +146,7 @@ func Catalogue() []Shipped {
 		},
 		sessionHeavy(),
 		celebrity(),
-	}
+	}, ycsb()...)
 }
 
 func slowUpload() Shipped {

@@ -88,6 +88,8 @@ func TestSharesAreThoseOfTheLadder(t *testing.T) {
 		"celebrity":    "feed 15, photo 15, image 15, me 5, like 25, comment 20, upload 1, follow 4",
 		"session-heavy": "feed 24, photo 20, image 22, me 12, user 3, like 7, comment 3.5, follow 1, login 5, " +
 			"logout 2.5",
+		"ycsb-a": "photo 50, rename 50", "ycsb-b": "photo 95, rename 5", "ycsb-c": "photo 100",
+		"ycsb-d": "photo 95, upload 5", "ycsb-e": "feed 95, upload 5", "ycsb-f": "photo 50, like 50",
 	}
 	got := map[string]string{}
 	for _, s := range preset.Catalogue() {
@@ -101,27 +103,6 @@ func TestSharesAreThoseOfTheLadder(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
-	}
-}
-
-func TestWriteShares(t *testing.T) {
-	t.Parallel()
-	for name, percent := range map[string]float64{
-		"read-heavy": 5, "write-heavy": 50, "slow-upload": 20, "upload-heavy": 25, "static-heavy": 0, "session-heavy": 19,
-		"celebrity": 50,
-	} {
-		const ops = 200_000
-		w := load(t, name, params())
-		var writes float64
-		for n := range uint64(ops) {
-			if w.Op(n).Write {
-				writes++
-			}
-		}
-		p := percent / 100
-		if off := math.Abs(writes/ops - p); off > 3.3*math.Sqrt(p*(1-p)/ops) {
-			t.Errorf("%s: %.2f %% writes, want %v %%", name, writes/ops*100, percent)
-		}
 	}
 }
 
@@ -424,7 +405,7 @@ func TestRefusals(t *testing.T) {
 	}
 	_, err := preset.New("reads", params())
 	const want = `unknown workload "reads": want one of read-heavy, write-heavy, slow-upload, upload-heavy, ` +
-		"static-heavy, session-heavy, celebrity"
+		"static-heavy, session-heavy, celebrity, ycsb-a, ycsb-b, ycsb-c, ycsb-d, ycsb-e, ycsb-f"
 	if err == nil || err.Error() != want {
 		t.Errorf("error %v, want %q", err, want)
 	}

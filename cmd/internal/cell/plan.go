@@ -9,6 +9,7 @@ import (
 	"github.com/stagebench/stagebench/sut/ladder"
 	"github.com/stagebench/stagebench/targets"
 	"github.com/stagebench/stagebench/workloads/driver"
+	"github.com/stagebench/stagebench/workloads/pace"
 )
 
 // Plan configures durations and precision of the measurement of a cell.
@@ -18,6 +19,8 @@ type Plan struct {
 	Visits  int  // of each cell
 	Freeze  bool // systems stay up between the visits, frozen; otherwise they are restarted
 	Repeats int  // measurements of a fixed rate or a trace, with restarted processes
+
+	Shape pace.Shape // of the schedule of all steps; the mean of each step is its rate
 
 	ReferenceRPS float64       // the reference rate, equal in all cells
 	Reference    time.Duration // of each visit; five give ten samples beyond the 99th percentile

@@ -415,7 +415,7 @@ func (r *cellRun) trusted(ctx context.Context, purpose string, rate float64, d t
 func (r *cellRun) step(ctx context.Context, purpose string, rate float64, d time.Duration) (sample, error) {
 	r.seed++
 	opsPerJourney, _ := workloads.ShapeOf(r.Load.Workload)
-	schedule, err := pace.Poisson(rate/opsPerJourney, r.seed)
+	schedule, _, err := r.Plan.Shape.Schedule(rate, opsPerJourney, d, r.seed)
 	if err != nil {
 		return sample{}, err
 	}

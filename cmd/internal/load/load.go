@@ -12,10 +12,10 @@ import (
 	"github.com/stagebench/stagebench/workloads/pace"
 )
 
-// Load is a workload and, for a trace, its schedule.
+// Load is a workload and, if it has one, its own schedule.
 type Load struct {
 	Workload workloads.Workload
-	// Times is the schedule of a trace; nil for a workload that can be sent at any rate.
+	// Times is the schedule of a trace or of a workload file with phases; nil for a workload that has no rate of its own.
 	Times pace.Schedule
 	// Length is the duration of Times.
 	Length time.Duration
@@ -39,7 +39,7 @@ func (l Load) Classes() []string {
 	return names
 }
 
-// Rate returns the mean rate of a trace in ops per second.
+// Rate returns the mean rate of Times in ops per second.
 func (l Load) Rate() float64 {
 	return float64(l.Times.Count(l.Length)) / max(l.Length.Seconds(), 1e-9)
 }

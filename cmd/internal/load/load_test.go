@@ -36,6 +36,25 @@ func write(t *testing.T, name, text string) string {
 	return path
 }
 
+// A workload file with phases has its own times, and is no trace.
+func TestPhases(t *testing.T) {
+	path := write(t, "shop.yaml", `
+phases: [{for: 10s, rate: 50}, {for: 1m, rate: 50, to: 0}]
+ops: [{class: a, path: /a}]
+`)
+	l, err := maker(false).Make(path)
+	if err != nil || l.Times == nil || l.Length != 70*time.Second || l.Trace != nil {
+		t.Fatalf("%+v, %v, want 70 s", l, err)
+	}
+	if n := l.Times.Count(time.Hour); n < 1800 || n > 2200 {
+		t.Errorf("%d ops, want about 2000", n)
+	}
+	path = write(t, "shop.yaml", `ops: [{class: a, path: /a}]`)
+	if l, err := maker(false).Make(path); err != nil || l.Times != nil {
+		t.Errorf("%+v, %v, want no times", l, err)
+	}
+}
+
 // For the photo service, the paths and clients of a trace become photos and users. Any other
 // target gets the paths unchanged. Every line is either mapped or counted as skipped.
 func TestTrace(t *testing.T) {

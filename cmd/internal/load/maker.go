@@ -14,6 +14,7 @@ import (
 	"github.com/stagebench/stagebench/sut/imaging"
 	"github.com/stagebench/stagebench/sut/photos"
 	"github.com/stagebench/stagebench/workloads/file"
+	"github.com/stagebench/stagebench/workloads/pace"
 	"github.com/stagebench/stagebench/workloads/preset"
 	"github.com/stagebench/stagebench/workloads/trace"
 )
@@ -73,7 +74,11 @@ func (m Maker) file(path string) (Load, error) {
 		return Load{}, fmt.Errorf("workload file: %w\nname a file that you can read, or see: stagebench list workloads", err)
 	}
 	workload, err := file.Read(text, path, os.DirFS(filepath.Dir(path)), m.Data.Seed)
-	return Load{Workload: workload}, err
+	l := Load{Workload: workload}
+	if phased, ok := workload.(interface{ Phases() []pace.Phase }); ok && len(phased.Phases()) > 0 {
+		l.Times, l.Length, err = pace.Phases(phased.Phases(), m.Data.Seed)
+	}
+	return l, err
 }
 
 // trace reads a trace and counts the lines that are sent and skipped.
