@@ -443,15 +443,16 @@ func measureCells(
 func inOneLine(c results.Cell) string {
 	text := c.Stage + " " + c.Workload
 	if c.Searched() {
-		interval := fmt.Sprintf("%.0f to %.0f", c.CapacityLow, c.CapacityHigh)
+		interval := fmt.Sprintf("capacity %.0f rps (%.0f to %.0f), ", c.CapacityRPS, c.CapacityLow, c.CapacityHigh)
 		switch {
+		case c.CapacityHigh == 0 && c.CapacityLow == 0:
+			interval = "" // no capacity was searched for, as in a scorecard
 		case c.CapacityHigh == 0:
-			interval = "or more: every offered rate met the objective"
+			interval = fmt.Sprintf("capacity %.0f rps or more: every offered rate met the objective; ", c.CapacityLow)
 		case c.CapacityLow == 0:
-			interval = fmt.Sprintf("below %.0f: no offered rate met the objective", c.CapacityHigh)
+			interval = fmt.Sprintf("capacity below %.0f rps: no offered rate met the objective; ", c.CapacityHigh)
 		}
-		text += fmt.Sprintf(": capacity %.0f rps (%s), peak %.0f rps, limited by %s",
-			c.CapacityRPS, interval, c.PeakRPS, c.LimitedBy)
+		text += fmt.Sprintf(": %speak %.0f rps, limited by %s", interval, c.PeakRPS, c.LimitedBy)
 	} else if s := c.Reference; s != nil {
 		text += fmt.Sprintf(": %.0f rps offered, %.0f completed", s.OfferedRPS, s.CompletedRPS)
 	}
@@ -461,8 +462,7 @@ func inOneLine(c results.Cell) string {
 	return text
 }
 
-// conclude prints the tables and returns an error for failed cells, or with
-// --strict for invalid ones.
+// conclude prints the tables and returns an error for failed cells, or with --strict for invalid ones.
 func (o runOptions) conclude(s streams, j job, dir *rundir.Dir, run results.Run) error {
 	tables := []table.Table{table.Ladder(run)}
 	if demand := table.Demand(run); len(demand.Rows) > 0 {
