@@ -65,39 +65,42 @@ func TestCelebritiesAreSpread(t *testing.T) {
 	}
 }
 
-// Four shards take more comments than one, but not four times as many: a saturated database commits many writes at
-// once, so that each costs less, and four share the load. Measured with the embedded engines: 325 and 676/s, where
-// the balancer was saturated, too. It takes about three minutes with each set of engines.
+// Four shards take more comments than one within the objective. At saturation the gain is smaller: a saturated database
+// commits many writes at once, so that each costs less. It takes about three minutes with each set of engines.
 func TestShardsRaiseTheWriteRate(t *testing.T) {
 	for name, knobs := range engines() {
 		t.Run(name, func(t *testing.T) {
-			most := map[string]float64{}
+			most, met := map[string]float64{}, map[string]float64{}
 			for _, shards := range []string{"1", "4"} {
 				r := bringUpSized(t, sut.Sharded, with(knobs, sut.Knobs{
 					"cdn.edges": "0", "cache.hosts": "0", "session.store": "sql", "queue.cpu": "0.5", "worker.cpu": "0.5",
 					"lb.cpu": "4", "web.hosts": "2", "web.cpu": "3", "shard.replicas": "0", "shard.count": shards,
 				}), 0.1)
 				r.connect(t, comments{shipped(t, "write-heavy")}, driver.ClientConfig{Connections: 256})
-				for offered := 80.0; ; offered *= 1.25 {
+				for offered := 60.0; ; offered *= 1.15 {
 					r.load(t, offered, time.Second, 0, nil)
 					step := r.load(t, offered, 6*time.Second, 0, nil)
 					rate := float64(step.Ledger.OK) / 6
 					most[shards] = max(most[shards], rate)
+					if step.SLOMet {
+						met[shards] = max(met[shards], rate)
+					}
 					var shares string
 					for _, h := range step.Hosts {
 						shares += fmt.Sprintf(" %s %.0f%%", h.Host, 100*h.CPUShare)
 					}
-					t.Logf("%s shards, %.0f/s offered: %.0f/s;%s", shards, offered, rate, shares)
+					t.Logf("%s shards, %.0f/s offered: %.0f/s, objective met: %t;%s", shards, offered, rate, step.SLOMet, shares)
 					if rate < 0.85*offered {
 						break
 					}
 				}
 				r.takeDown(t)
 			}
-			ratio := most["4"] / most["1"]
-			t.Logf("%.0f/s with one shard, %.0f/s with four: %.2f times as many", most["1"], most["4"], ratio)
-			if ratio < 1.5 {
-				t.Errorf("%.2f times as many, want at least 1.5", ratio)
+			ratio := met["4"] / met["1"]
+			t.Logf("within the objective %.0f/s with one shard, %.0f/s with four: %.2f times as many; at most %.0f and %.0f/s",
+				met["1"], met["4"], ratio, most["1"], most["4"])
+			if ratio < 2.5 {
+				t.Errorf("%.2f times as many, want at least 2.5", ratio)
 			}
 		})
 	}
