@@ -11,7 +11,7 @@ import (
 	"github.com/stagebench/stagebench/workloads/driver"
 )
 
-// Each way to place buckets on shards, on a large data set: four shards become five under load, and four again. No
+// Each way to place buckets on shards: four shards become five under load, and four again. No
 // request fails, and no acknowledged write is lost.
 func TestShardsOfEachWayUnderLoad(t *testing.T) {
 	for name, knobs := range engines() {
