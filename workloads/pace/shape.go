@@ -174,8 +174,12 @@ func (s Shape) Schedule(
 	if err := checkRate(mean / perJourney); err != nil {
 		return nil, 0, fmt.Errorf("schedule %s: mean %w", s, err)
 	}
+	arrivals := "constant arrivals"
+	if !s.even {
+		arrivals = poissonArrivals(seed)
+	}
 	return varying{
-		text: fmt.Sprintf("%s, mean %s/s over %v, %s", s, rateText(mean/perJourney), d, unit),
+		text: fmt.Sprintf("%s, mean %s/s over %v, %s", s, rateText(mean/perJourney), d, arrivals),
 		unit: unit, ops: func(seconds float64) float64 { return factor * ops(seconds) },
 	}, mean, nil
 }

@@ -205,7 +205,7 @@ func TestPhases(t *testing.T) {
 	if err != nil || length != 90*time.Second {
 		t.Fatalf("length %v, %v", length, err)
 	}
-	const want = "phases 50/s to 50/s in 20s, 50/s to 400/s in 1m0s, 0/s to 0/s in 10s, poisson 1/s seed 3"
+	const want = "phases 50/s to 50/s in 20s, 50/s to 400/s in 1m0s, 0/s to 0/s in 10s, poisson arrivals seed 3"
 	if s.String() != want {
 		t.Errorf("%s, want %s", s, want)
 	}

@@ -66,6 +66,9 @@ func (v varying) Count(d time.Duration) uint64 {
 
 func (v varying) String() string { return v.text }
 
+// poissonArrivals describes the arrivals of independent users.
+func poissonArrivals(seed uint64) string { return fmt.Sprintf("poisson arrivals seed %d", seed) }
+
 // Phase is a part of a schedule in which the rate moves linearly, in ops per second.
 type Phase struct {
 	Length   time.Duration
@@ -91,7 +94,7 @@ func Phases(phases []Phase, seed uint64) (Schedule, time.Duration, error) {
 		length += p.Length
 		text = append(text, fmt.Sprintf("%s/s to %s/s in %v", rateText(p.From), rateText(p.To), p.Length))
 	}
-	name := "phases " + strings.Join(append(text, unit.String()), ", ")
+	name := "phases " + strings.Join(append(text, poissonArrivals(seed)), ", ")
 	return varying{text: name, unit: unit, ops: held(pieces)}, length, nil
 }
 
