@@ -100,14 +100,6 @@ func listSchedules() table.Table {
 	return t
 }
 
-// scheduleNames lists the names of the kinds of schedules.
-func scheduleNames() (names []string) {
-	for _, k := range pace.Kinds() {
-		names = append(names, k.Name)
-	}
-	return names
-}
-
 // listKnobs prints the knobs of all tiers, or of one: as text a block for each knob, and in other formats one table.
 func (o outputFlags) listKnobs(s streams, tier []string) error {
 	names := knobTiers()

@@ -18,6 +18,7 @@ import (
 	"github.com/stagebench/stagebench/results/rundir"
 	"github.com/stagebench/stagebench/results/table"
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/workloads/pace"
 	"github.com/stagebench/stagebench/workloads/preset"
 )
 
@@ -135,7 +136,7 @@ func completeFlags(cmd *cobra.Command) {
 	}
 	for flag, values := range map[string][]string{
 		"stages": append(stageNames(), "all"), "stage": stageNames(), "engines": {"embedded", "native"}, "set": knobs,
-		"workload": workloads, "workloads": workloads, "data": sut.DataSizes(), "schedule": scheduleNames(),
+		"workload": workloads, "workloads": workloads, "data": sut.DataSizes(), "schedule": pace.KindNames(),
 		"driver": {"vegeta"},
 	} {
 		if f := cmd.Flags().Lookup(flag); f != nil {

@@ -81,6 +81,14 @@ func Kinds() []Kind {
 	return kinds
 }
 
+// KindNames lists the names of the kinds.
+func KindNames() (names []string) {
+	for _, k := range Kinds() {
+		names = append(names, k.Name)
+	}
+	return names
+}
+
 // kindOf returns a kind by its name, the first one for "".
 func kindOf(name string) (Kind, bool) {
 	kinds := Kinds()

@@ -28,7 +28,7 @@ func Parse(text string) (Shape, error) {
 	kind, known := kindOf(name)
 	if !known || text == "" {
 		return Shape{}, fmt.Errorf("want one of %s, or one with settings, such as %s",
-			strings.Join(names(), ", "), "burst:rate=x5,every=10s,length=1s")
+			strings.Join(KindNames(), ", "), "burst:rate=x5,every=10s,length=1s")
 	}
 	s := Shape{text: text, kind: name, even: name == "constant"}
 	values := map[string]string{}
@@ -52,14 +52,6 @@ func Parse(text string) (Shape, error) {
 		return s, err
 	}
 	return s, s.check(kind)
-}
-
-// names lists the names of the kinds.
-func names() (names []string) {
-	for _, k := range Kinds() {
-		names = append(names, k.Name)
-	}
-	return names
 }
 
 func (s *Shape) parseRates(kind Kind, values map[string]string) error {
