@@ -1,0 +1,48 @@
+package results
+
+// Gate compares a new version of a service, the head, with an old one, the base. Package gate defines the statistics.
+type Gate struct {
+	Base    string `json:"base"` // as the user named it
+	Head    string `json:"head"`
+	Verdict string `json:"verdict"` // pass, regression, inconclusive, invalid; "undecided" = it was interrupted
+	Why     string `json:"why"`
+	// OfferedRPS is the rate of both sides in all blocks; 0 = not the same in all blocks, as in stored runs.
+	OfferedRPS float64      `json:"offered_rps,omitempty"`
+	Seed       uint64       `json:"seed"`
+	Metrics    []GateMetric `json:"metrics"`
+	Blocks     []GateBlock  `json:"blocks"`
+	Counted    int          `json:"counted"` // blocks that were not dropped
+	Looks      []int        `json:"looks"`   // numbers of counted blocks after which the gate may decide
+	Warnings   []string     `json:"warnings"`
+}
+
+// GateMetric is a metric of a gate, with the figures of the last look.
+type GateMetric struct {
+	Name   string `json:"name"`   // "cpu", "p99"
+	Unit   string `json:"unit"`   // of Base and Head: "ns", "rps"; "share" = of all requests
+	Better string `json:"better"` // "lower" or "higher"
+	// Margin is the change for the worse that a pass excludes, and Material the smallest one that is a regression. Both
+	// are shares of the base, or if the unit is a share, differences of shares.
+	Margin   float64 `json:"margin"`
+	Material float64 `json:"material"`
+	// Base and Head are the medians over the counted blocks.
+	Base float64 `json:"base"`
+	Head float64 `json:"head"`
+	// Change is the geometric mean of head/base minus 1, or for shares the mean difference. Low and High are its 90 %
+	// interval.
+	Change float64 `json:"change"`
+	Low    float64 `json:"low"`
+	High   float64 `json:"high"`
+	// Chance is the probability that any metric shows so large a change for the worse if base and head are the same;
+	// nil = the last look could not find a regression.
+	Chance  *float64 `json:"chance"`
+	Verdict string   `json:"verdict"` // pass, regression, inconclusive
+}
+
+// GateBlock is one measurement of the base and one of the head, next to each other in time.
+type GateBlock struct {
+	HeadFirst bool               `json:"head_first"`
+	Base      map[string]float64 `json:"base"` // by metric
+	Head      map[string]float64 `json:"head"`
+	Dropped   string             `json:"dropped,omitempty"` // why the block does not count; "" = it counts
+}
