@@ -443,6 +443,7 @@ type Run struct {
 	Complete bool     `json:"complete"`       // false while it runs and after an interruption
 	Data     string   `json:"data,omitempty"` // size of the data set, and its number of records
 	Cells    []Cell   `json:"cells"`
+	Gate     *Gate    `json:"gate,omitempty"` // nil = the run is no gate
 	Warnings []string `json:"warnings"`
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -155,7 +156,13 @@ func stageNames() (names []string) {
 
 // build returns the topology of a stage on this machine. An error is a usage error.
 func build(stage string, knobs sut.Knobs) (sut.Topology, error) {
-	t, err := ladder.Build(sut.Stage(stage), knobs, cell.Unit(cell.Cores()))
+	t, err := buildOf(stage, knobs, cell.Unit(cell.Cores()))
+	return t, cmp.Or(err, fits(t))
+}
+
+// buildOf returns the topology of a stage with hosts of this CPU unit. An error is a usage error.
+func buildOf(stage string, knobs sut.Knobs, unit float64) (sut.Topology, error) {
+	t, err := ladder.Build(sut.Stage(stage), knobs, unit)
 	if err != nil {
 		meant := ""
 		if names := stageNames(); !slices.Contains(names, stage) {
@@ -163,7 +170,7 @@ func build(stage string, knobs sut.Knobs) (sut.Topology, error) {
 		}
 		return t, exit.Usagef("%w%s\nsee: stagebench list stages, stagebench list knobs", err, meant)
 	}
-	return t, fits(t)
+	return t, nil
 }
 
 // missingEngines returns an error if a topology needs a native server that is not installed.

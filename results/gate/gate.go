@@ -79,7 +79,7 @@ func New(metrics []Metric, seed uint64) (*Gate, error) {
 	g := &Gate{metrics: metrics, null: newNull(len(metrics), seed)}
 	g.result = results.Gate{Verdict: Undecided, Seed: seed, Warnings: []string{}}
 	for _, m := range metrics {
-		g.result.Metrics = append(g.result.Metrics, m.described())
+		g.result.Metrics = append(g.result.Metrics, m.Described())
 	}
 	for _, l := range Looks() {
 		g.result.Looks = append(g.result.Looks, l.Blocks)
@@ -196,7 +196,7 @@ func (g *Gate) why(verdict string) string {
 	var names []string
 	for i, m := range g.result.Metrics {
 		if m.Verdict == verdict {
-			names = append(names, g.metrics[i].Text(m.Change)+" "+g.metrics[i].Title)
+			names = append(names, Text(m, m.Change)+" "+g.metrics[i].Title)
 		}
 	}
 	switch verdict {

@@ -56,7 +56,7 @@ func Metrics() []Metric {
 		{"p50", "median response time", "ns", false, 0.05, 0.02, percentile(0.50)},
 		{"p95", "95th percentile of the response time", "ns", false, 0.05, 0.02, percentile(0.95)},
 		{"p99", "99th percentile of the response time", "ns", false, 0.10, 0.02, percentile(0.99)},
-		{"errors", "failed requests", "share", false, 0.005, 0.001, failed},
+		{"errors", "failed requests", share, false, 0.005, 0.001, failed},
 		{"burst", "throughput under overload", "rps", true, 0.05, 0.02, burst},
 	}
 }
@@ -100,7 +100,9 @@ func percentile(q float64) func(Slice) (float64, bool) {
 	}
 }
 
-func failed(s Slice) (float64, bool) { return s.Steady.Ledger.ErrorRate(), s.Steady.Ledger.Scheduled > 0 }
+func failed(s Slice) (float64, bool) {
+	return s.Steady.Ledger.ErrorRate(), s.Steady.Ledger.Scheduled > 0
+}
 
 // burst returns the rate of successes under overload. If nothing succeeds, it is one in the whole burst, because the
 // logarithm of 0 does not exist.
@@ -114,7 +116,10 @@ func burst(s Slice) (float64, bool) {
 func (m Metric) value(s Slice) (float64, bool) { return m.of(s) }
 
 // absolute reports whether the metric is compared by its difference, and not by its ratio.
-func (m Metric) absolute() bool { return m.Unit == "share" }
+func (m Metric) absolute() bool { return m.Unit == share }
+
+// share is the unit of metrics that are compared by their difference.
+const share = "share"
 
 // difference returns how much worse the head is: the logarithm of a ratio, or a difference of shares.
 func (m Metric) difference(base, head float64) float64 {
@@ -155,15 +160,19 @@ func (m Metric) worsening(g results.GateMetric) float64 {
 	return g.Change
 }
 
-// Text returns a change for people: "+7.2 %", or for shares "+0.30 points".
-func (m Metric) Text(change float64) string {
-	if m.absolute() {
+// Text returns a change of a metric for people: "+7.2 %", or for shares "+0.30 points".
+func Text(m results.GateMetric, change float64) string {
+	if m.Unit == share {
 		return fmt.Sprintf("%+.2f points", 100*change)
 	}
 	return fmt.Sprintf("%+.1f %%", 100*change)
 }
 
-func (m Metric) described() results.GateMetric {
+// CPU returns the CPU time per request of a slice, in nanoseconds.
+func CPU(s Slice) (ns float64, known bool) { return cpuPerRequest(s) }
+
+// Described returns the metric without figures.
+func (m Metric) Described() results.GateMetric {
 	better := map[bool]string{false: "lower", true: "higher"}[m.Higher]
 	return results.GateMetric{
 		Name: m.Name, Unit: m.Unit, Better: better, Margin: m.Margin, Material: m.Material, Verdict: Undecided,

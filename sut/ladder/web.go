@@ -17,6 +17,7 @@ type Web struct {
 	UploadHosts int   // with Split: how many of Hosts serve uploads
 	MaxConns    int   // connections that a host accepts
 	Gzip        bool
+	Burn        time.Duration // CPU time that each request costs on top
 
 	Autoscale                  ScaleMetric // ScaleOff = the number of hosts is fixed
 	AutoscaleMin, AutoscaleMax int         // hosts
@@ -64,6 +65,8 @@ func (s *Web) knobs() []Knob {
 			"maximum connections of a web host, if its memory allows so many (1820 per unit of web.cpu); "+
 				"requests on further connections get 503 with Retry-After"),
 		truth("web.gzip", &s.Gzip, false, "compress text responses for clients that accept it"),
+		duration("web.burn", &s.Burn, 0, time.Second, "CPU time that each request costs a web host on top, such as 50us: a "+
+			"slowdown of known size, to see whether a gate or an alert finds it"),
 		choice("web.autoscale", &s.Autoscale, ScaleOff, "metric that decides the number of web hosts while the system "+
 			"runs, from stage lb on; web.hosts is the number at the start; cpu saturates at 100 %, so it grows in several "+
 			"steps; the sessions of a removed host are lost while sessions live in web hosts", ScaleCPU, ScaleInFlight),

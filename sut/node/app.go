@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"runtime"
 	"strings"
 	"time"
 
 	"github.com/klauspost/compress/gzhttp"
+	"golang.org/x/sys/unix"
 
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/app"
@@ -108,6 +110,9 @@ func (w *webNode) close() {
 // holds sessions, the lookups by other web hosts.
 func (w *webNode) public() http.Handler {
 	public := http.Handler(w.app)
+	if d := ladder.WebOf(w.node.Config.Knobs).Burn; d > 0 {
+		public = burning(public, d)
+	}
 	if ladder.WebOf(w.node.Config.Knobs).Gzip {
 		public = compressed(public)
 	}
@@ -164,6 +169,29 @@ func (w *webNode) operators() http.Handler {
 		process.SendJSON(answer, http.StatusOK, w.database.BucketLoad())
 	})
 	return mux
+}
+
+// burning answers each request only after it has used this much CPU time.
+func burning(handler http.Handler, d time.Duration) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		burn(d)
+		handler.ServeHTTP(w, r)
+	})
+}
+
+// burn uses CPU time. Time in which the thread waits for a CPU does not count.
+func burn(d time.Duration) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for end := threadCPU() + d; threadCPU() < end; {
+	}
+}
+
+// threadCPU returns the CPU time that the thread has used.
+func threadCPU() time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t) // fails only for an unknown clock
+	return time.Duration(t.Nano())
 }
 
 // smallestCompressed is the size in bytes below which a text is not compressed: it fits

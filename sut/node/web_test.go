@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/stagebench/stagebench/internal/polltest"
 	"github.com/stagebench/stagebench/sut"
 	"github.com/stagebench/stagebench/sut/imaging"
@@ -78,6 +80,7 @@ func (r *running) rewire(t testing.TB, next sut.Wiring) (status int, text string
 func TestWebNodes(t *testing.T) {
 	uses, _ := tiers(t)
 	t.Run("uploads have a host", func(t *testing.T) { uploadHost(t, uses) })
+	t.Run("burn costs CPU", func(t *testing.T) { burnCostsCPU(t, uses) })
 	t.Run("a full host is not dead", func(t *testing.T) { fullHost(t, uses) })
 	t.Run("texts are compressed", func(t *testing.T) { textsAreCompressed(t, uses) })
 	t.Run("the admin address is separate", func(t *testing.T) { adminAddress(t, uses) })
@@ -245,6 +248,28 @@ func dialNode(t *testing.T, r *running) net.Conn {
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	polltest.Eventually(t, 20*time.Second, 5*time.Millisecond, what, holds)
+}
+
+// web.burn costs CPU time, which is visible in the account of the process.
+func burnCostsCPU(t *testing.T, uses map[sut.Role][]sut.Peer) {
+	const requests, each = 20, 20 * time.Millisecond
+	slow := web(t, "web-1", uses, func(c *sut.NodeConfig) { c.Knobs = sut.Knobs{"web.burn": each.String()} })
+	used := func() time.Duration {
+		var u unix.Rusage
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+			t.Fatal(err)
+		}
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	before := used()
+	for range requests {
+		if response, _ := fetch(t, slow, "GET", "/static/app.css"); response.StatusCode != http.StatusOK {
+			t.Fatal(response.Status)
+		}
+	}
+	if got := used() - before; got < requests*each {
+		t.Errorf("%d requests with web.burn=%v used %v of CPU, want %v or more", requests, each, got, requests*each)
+	}
 }
 
 // A compressed response has the same content as an uncompressed one. Its entity tag still

@@ -20,7 +20,8 @@ const (
 	Failed     = 1 // the operation failed
 	WrongUsage = 2 // wrong usage: nothing was done
 	Invalid    = 3 // the measurement is invalid
-	Missed     = 4 // the objective was missed
+	Missed     = 4 // the objective was missed, or there is a regression
+	Undecided  = 5 // a gate was inconclusive
 
 	// Interrupted is the status after Ctrl-C, as a shell reports it: 128 plus the number of the signal. Another
 	// signal that ends a command gives its own number: 129 for SIGHUP, 131 for SIGQUIT, 143 for SIGTERM.
@@ -86,6 +87,11 @@ func Invalidf(format string, args ...any) error {
 // Missedf returns an error with status Missed.
 func Missedf(format string, args ...any) error {
 	return statusError{Missed, fmt.Errorf(format, args...)}
+}
+
+// Undecidedf returns an error with status Undecided.
+func Undecidedf(format string, args ...any) error {
+	return statusError{Undecided, fmt.Errorf(format, args...)}
 }
 
 // Interruptedf returns an error with status Interrupted.

@@ -50,6 +50,7 @@ func TestStatuses(t *testing.T) {
 		{exit.Usagef("x"), exit.WrongUsage},
 		{exit.Invalidf("x"), exit.Invalid},
 		{fmt.Errorf("y: %w", exit.Missedf("x")), exit.Missed},
+		{exit.Undecidedf("x"), exit.Undecided},
 		{context.Canceled, exit.Interrupted},
 	} {
 		if got := exit.Report(t.Context(), io.Discard, test.err); got != test.want {
