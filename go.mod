@@ -26,7 +26,7 @@ require (
 	golang.org/x/sync v0.24.0 // groups of goroutines; the first error cancels the others
 	golang.org/x/sys v0.49.0 // kernel interfaces that package syscall lacks
 	golang.org/x/term v0.47.0 // detects whether standard error is a terminal
-	gonum.org/v1/gonum v0.16.0 // quantiles of Student's t distribution
+	gonum.org/v1/gonum v0.16.0 // Student's t distribution, for intervals and tests
 	zombiezen.com/go/sqlite v1.4.2 // SQLite without cgo, with sessions
 )
 

@@ -13,6 +13,7 @@ import (
 	"github.com/stagebench/stagebench/cmd/internal/exit"
 	"github.com/stagebench/stagebench/cmd/internal/load"
 	"github.com/stagebench/stagebench/results"
+	"github.com/stagebench/stagebench/results/compare"
 	"github.com/stagebench/stagebench/results/gate"
 	"github.com/stagebench/stagebench/results/live"
 	"github.com/stagebench/stagebench/results/rundir"
@@ -31,7 +32,7 @@ type gateOptions struct {
 	rate                 rate
 	slice, burst, warmup time.Duration
 	metrics              []string
-	margins              string
+	margin, material     string
 	blocks               int
 	warnOnly, verbose    bool
 	timeout              time.Duration
@@ -84,7 +85,9 @@ Metrics, with the margins that --margin changes: cpu (CPU time per request) 5 %,
 	f.StringVar(&o.head, "head", "", "the new version; for a binary, the default is this one")
 	o.flags(cmd)
 	f.IntVar(&o.blocks, "max-blocks", gate.MaxBlocks(), "end after this number of blocks")
-	f.StringVar(&o.margins, "margin", "", "changes for the worse that a pass excludes, such as p99=20%,errors=1%")
+	f.StringVar(&o.margin, "margin", "", "changes for the worse that a pass excludes, such as p99=20%,errors=1%")
+	f.StringVar(&o.material, "material", "",
+		"smallest changes that are a regression, such as cpu=10% (default: 2 %, errors 0.1 percentage points)")
 	f.BoolVar(&o.warnOnly, "warn-only", false, "report a regression or an inconclusive gate, but exit with status 0")
 	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "timeout of one request, for URLs")
 	f.StringSliceVar(&o.allow, "allow-host", nil, "allow load to this host outside the loopback network")
@@ -121,12 +124,16 @@ func (o *gateOptions) check() (err error) {
 	case o.base == "":
 		return exit.Usagef("gate wants --base, the old version\nfor example: stagebench gate --base ./stagebench-main")
 	case o.blocks < gate.Looks()[0].Blocks:
-		return exit.Usagef("--max-blocks %d\nwant %d or more: the gate cannot decide earlier", o.blocks, gate.Looks()[0].Blocks)
+		return exit.Usagef("--max-blocks %d\nwant %d or more: the gate cannot decide earlier",
+			o.blocks, gate.Looks()[0].Blocks)
 	}
 	if err := o.checkSlices(); err != nil {
 		return err
 	}
-	if o.wanted, err = gate.With(o.wanted, o.margins); err != nil {
+	if o.wanted, err = gate.With(o.wanted, o.material, gate.SetMaterial); err != nil {
+		return exit.Usagef("--material %w", err)
+	}
+	if o.wanted, err = gate.With(o.wanted, o.margin, gate.SetMargin); err != nil {
 		return exit.Usagef("--margin %w", err)
 	}
 	if o.baseIs, err = contenderOf("base", o.base); err != nil {
@@ -150,7 +157,8 @@ func (o *gateOptions) checkSlices() (err error) {
 	switch {
 	case o.slice < time.Second || o.burst != 0 && o.burst < time.Second || o.warmup <= 0 || o.timeout <= 0:
 		return exit.Usagef("--slice %v, --burst %v, --warmup %v, --timeout %v\n"+
-			"want 1s or more (--burst also 0), and more than 0 for --warmup and --timeout", o.slice, o.burst, o.warmup, o.timeout)
+			"want 1s or more (--burst also 0), and more than 0 for --warmup and --timeout",
+			o.slice, o.burst, o.warmup, o.timeout)
 	case o.rate != 0 && !(o.rate >= 1 && o.rate <= pace.MaxRate):
 		return exit.Usagef("--rate %v\nwant 1 to %v requests/s, or 0", o.rate, pace.MaxRate)
 	case o.connections < 1 || o.connections > 10_000:
@@ -209,20 +217,17 @@ func (o gateOptions) verdict(s streams, g results.Gate) error {
 		return exit.Missedf("regression: %s\nif this is expected, merge it with --warn-only once: the next base includes it",
 			g.Why)
 	}
-	return exit.Undecidedf("inconclusive: %s\nlonger slices (--slice), a quieter machine or larger margins (--margin) decide",
+	return exit.Undecidedf("inconclusive: %s\n"+
+		"longer slices (--slice), a quieter machine or larger margins (--margin) decide",
 		g.Why)
 }
 
 // recorded judges two runs that were measured before.
 func (o gateOptions) recorded(ctx context.Context, s streams) error {
-	type stored struct {
-		run      results.Run
-		manifest results.Manifest
-	}
-	read := func(path string) (stored, error) {
-		return interruptible(ctx, func() (stored, error) {
+	read := func(path string) (compare.Run, error) {
+		return interruptible(ctx, func() (compare.Run, error) {
 			run, m, err := rundir.Read(path)
-			return stored{run, m}, exit.Usage(err)
+			return compare.Run{Run: run, Manifest: m, Name: path}, exit.Usage(err)
 		})
 	}
 	base, err := read(o.base)
@@ -233,10 +238,10 @@ func (o gateOptions) recorded(ctx context.Context, s streams) error {
 	if err != nil {
 		return err
 	}
-	if why := notComparable(o.base, base.run, base.manifest, o.head, head.run, head.manifest); why != "" {
+	if why := notComparable(base, head); why != "" {
 		return exit.Invalidf("the runs cannot be compared: %s\nmeasure both with the same command on the same machine", why)
 	}
-	pairs, unequal := gate.Recorded(base.run, head.run)
+	pairs, unequal := gate.Recorded(base.Run, head.Run)
 	if len(pairs) == 0 {
 		return exit.Invalidf("the runs have no slice in common: another rate, other ops, or other cells\n" +
 			"measure both with the same command and the same --seed")
@@ -255,13 +260,13 @@ func (o gateOptions) recorded(ctx context.Context, s streams) error {
 	}
 	result := g.Result(true)
 	result.Base, result.Head = o.base, o.head
-	result.Warnings = append(result.Warnings, "base and head were measured at different times: what changed on the machine in "+
-		"between counts as a change of the head")
+	result.Warnings = append(result.Warnings, "base and head were measured at different times: what changed on the "+
+		"machine in between counts as a change of the head")
 	if unequal > 0 {
 		result.Warnings = append(result.Warnings, fmt.Sprintf("%d slices have no partner with the same ops in the other run",
 			unequal))
 	}
-	run := results.Run{Schema: results.Schema, Run: head.run.Run, Complete: true, Gate: &result}
+	run := results.Run{Schema: results.Schema, Run: head.Run.Run, Complete: true, Gate: &result}
 	return errors.Join(o.output.run(s, run, gateTable(result)), o.verdict(s, result))
 }
 

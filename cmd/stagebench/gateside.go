@@ -25,6 +25,7 @@ import (
 	"github.com/stagebench/stagebench/results/live"
 	"github.com/stagebench/stagebench/results/rundir"
 	"github.com/stagebench/stagebench/sut"
+	"github.com/stagebench/stagebench/targets/local"
 	"github.com/stagebench/stagebench/workloads"
 	"github.com/stagebench/stagebench/workloads/driver/vegeta"
 	"github.com/stagebench/stagebench/workloads/pace"
@@ -117,16 +118,17 @@ func (p *pair) close(ctx context.Context) error {
 }
 
 // slicePlan is the plan of all slices.
-func (o gateOptions) slicePlan() (cell.Plan, error) {
+func (o gateOptions) slicePlan() cell.Plan {
 	plan := cell.Default()
 	shape, err := pace.Parse("poisson")
+	must(err)
 	plan.Mode, plan.Visits, plan.Repeats, plan.Freeze, plan.Shape = "gate", 1, 1, false, shape
 	plan.Reference, plan.Peak = o.slice, max(o.burst, time.Second)
 	plan.WarmupSlice, plan.WarmupSlices = o.warmup, 4
-	return plan, err
+	return plan
 }
 
-// anyLatency is the objective of slices: none. Their validity depends on the client and the machine alone.
+// anyLatency is an objective that is always met.
 func anyLatency() results.SLO { return results.SLO{Bound: math.MaxInt64, ErrorRate: 1} }
 
 // pair makes the run directory and both sides. It starts no system.
@@ -143,8 +145,8 @@ func (o gateOptions) pair(ctx context.Context, s streams, progress *live.Progres
 }
 
 // open makes the run directory.
-func (p *pair) open(s streams, plan cell.Plan, more map[string]any) (results.Manifest, error) {
-	o := p.options
+func (p *pair) open(s streams, more map[string]any) (results.Manifest, error) {
+	o, plan := p.options, p.options.slicePlan()
 	config := map[string]any{
 		"mode": plan.Mode, "plan": plan, "base": o.base, "head": o.head, "connections": o.connections,
 	}
@@ -166,44 +168,32 @@ func (p *pair) systems(ctx context.Context, s streams) error {
 		return err
 	}
 	loaded, err := interruptible(ctx, func() (load.Load, error) {
-		name := o.workload
-		if name == "" {
-			name = "read-heavy"
-		}
-		return load.Maker{Data: data, Service: true}.Make(name)
+		return load.Maker{Data: data, Service: true}.Make(cmp.Or(o.workload, "read-heavy"))
 	})
 	if err != nil {
 		return exit.Usage(err)
 	}
-	if loaded.Times != nil {
-		return exit.Usagef("%s has its own times, and a gate measures one rate\nuse a workload without them", o.workload)
-	}
 	base, head, unit, err := o.topologies()
-	if err != nil {
+	if err := errors.Join(err, ownTimes(loaded)); err != nil {
 		return err
 	}
 	if err := missingEngines([]sut.Topology{base, head}); err != nil {
 		return err
 	}
 	s.sendsLoad()
-	plan, err := o.slicePlan()
-	if err != nil {
-		return err
-	}
 	log := slog.New(slog.NewTextHandler(p.progress, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	up, err := newLauncher(data, log, func(string) {}) // a line for each start would hide the blocks
 	if err != nil {
 		return err
 	}
 	p.cleanUp = append(p.cleanUp, func(context.Context) error { return up.Budgets.Close() })
-	up.Admit = nil
-	m, err := p.open(s, plan, map[string]any{
+	m, err := p.open(s, map[string]any{
 		"workload": loaded.Workload.Name(), "knobs": map[string]any{"base": base.Knobs, "head": head.Knobs},
 	})
 	if err != nil {
 		return err
 	}
-	m.Budgets, m.Reserve = up.Budgets.Describe(), cell.Reserve(cell.Cores())
+	m.Budgets, m.UnitCPU, m.Reserve = up.Budgets.Describe(), unit, cell.Reserve(cell.Cores())
 	m.Priority, _ = cell.DriverPriority(up.Budgets.Isolated())
 	m.Digests["workload"] = workloads.Hash(loaded.Workload, 0, hashedOps)
 	m.Digests["base"], m.Digests["head"] = base.Digest(), head.Digest()
@@ -211,35 +201,57 @@ func (p *pair) systems(ctx context.Context, s streams) error {
 		return err
 	}
 	p.run.Data, p.run.Warnings = data.String(), m.Warnings
-	p.side = func(c contender) (*cell.Slices, error) {
-		t, err := o.topology(c, unit)
-		if err != nil {
-			return nil, err
-		}
-		own := up
-		if c.kind == aBinary && c.text != ownBinary {
-			if own.Binary, err = filepath.Abs(c.text); err != nil {
-				return nil, err
-			}
-			// Another version may make other files. The next run has its own binary again.
-			own.TemplateDir = filepath.Join(p.dir.Path(), "templates-"+c.side)
-			p.cleanUp = append(p.cleanUp, func(context.Context) error { return os.RemoveAll(own.TemplateDir) })
-		}
-		bench := &cell.Bench{
-			Driver: vegeta.Driver{}, Plan: plan, SLO: anyLatency(), Seed: o.seed, Connections: o.connections,
-			Progress: p.progress, Log: s.log, Run: p.dir, Up: own.up,
-		}
-		slicing, err := bench.Slices(cell.Spec{Topology: t, Load: loaded, Variant: c.side})
-		if err == nil {
-			p.cleanUp = append(p.cleanUp, slicing.Close)
-		}
-		return slicing, err
-	}
+	p.side = func(c contender) (*cell.Slices, error) { return p.system(s, up, c, loaded, unit) }
 	if p.base, err = p.side(o.baseIs); err != nil {
 		return err
 	}
 	p.head, err = p.side(o.headIs)
 	return err
+}
+
+// system prepares the system of a contender.
+func (p *pair) system(s streams, up launcher, c contender, l load.Load, unit float64) (*cell.Slices, error) {
+	o := p.options
+	t, err := o.topology(c, unit)
+	if err != nil {
+		return nil, err
+	}
+	if c.kind == aBinary && c.text != ownBinary {
+		if up.Binary, err = filepath.Abs(c.text); err != nil {
+			return nil, err
+		}
+		// Another version may make other files, which the next run of this one must not use.
+		dir, err := local.PrivateDir()
+		if err != nil {
+			return nil, err
+		}
+		p.cleanUp = append(p.cleanUp, func(context.Context) error { return os.RemoveAll(dir) })
+		up.TemplateDir = filepath.Join(dir, "templates")
+	}
+	bench := p.bench()
+	bench.Connections, bench.Log, bench.Run, bench.Up = o.connections, s.log, p.dir, up.up
+	slicing, err := bench.Slices(cell.Spec{Topology: t, Load: l, Variant: c.side})
+	if err == nil {
+		p.cleanUp = append(p.cleanUp, slicing.Close)
+	}
+	return slicing, err
+}
+
+// bench returns what measures the slices of a side. They have no objective: whether a slice counts depends on the
+// client and the machine alone.
+func (p *pair) bench() *cell.Bench {
+	return &cell.Bench{
+		Driver: vegeta.Driver{}, Plan: p.options.slicePlan(), SLO: anyLatency(), Seed: p.options.seed, Progress: p.progress,
+	}
+}
+
+// ownTimes returns an error for a load with its own times.
+func ownTimes(l load.Load) error {
+	if l.Times == nil {
+		return nil
+	}
+	return exit.Usagef("%s has its own times, and a gate measures one rate\nuse a workload without them",
+		l.Workload.Name())
 }
 
 // topologies returns those of base and head, and the CPU unit of their hosts. The hosts are so large that the larger
@@ -276,19 +288,15 @@ func (o gateOptions) topology(c contender, unit float64) (t sut.Topology, err er
 // services prepares services that are there already.
 func (p *pair) services(ctx context.Context, s streams) error {
 	o := p.options
-	plan, err := o.slicePlan()
-	if err != nil {
-		return err
-	}
 	side := func(c contender) (aim, destination, error) {
 		a := aim{
 			target: c.text, workload: o.workload, method: http.MethodGet, timeout: o.timeout, connections: o.connections,
-			seed: o.seed, data: o.data, allow: o.allow, identity: o.identity, slo: anyLatency().String(),
+			seed: o.seed, data: o.data, allow: o.allow, identity: o.identity, slo: "errors<100%",
 			replay: load.Replay{Speed: 1}, given: func(string) bool { return false },
 		}
 		d, err := a.destination(ctx)
-		if err == nil && d.load.Times != nil {
-			err = exit.Usagef("%s has its own times, and a gate measures one rate\nuse a workload without them", o.workload)
+		if err == nil {
+			err = ownTimes(d.load)
 		}
 		d.slo, d.stage = anyLatency(), c.side
 		return a, d, err
@@ -301,18 +309,18 @@ func (p *pair) services(ctx context.Context, s streams) error {
 	if err != nil {
 		return err
 	}
-	if _, err = p.open(s, plan, map[string]any{"workload": base.load.Workload.Name()}); err != nil {
+	if _, err = p.open(s, map[string]any{"workload": base.load.Workload.Name()}); err != nil {
 		return err
 	}
-	if p.base, err = p.attached(ctx, s, baseAim, base, plan); err != nil {
+	if p.base, err = p.attached(ctx, s, baseAim, base); err != nil {
 		return err
 	}
-	p.head, err = p.attached(ctx, s, headAim, head, plan)
+	p.head, err = p.attached(ctx, s, headAim, head)
 	return err
 }
 
 // attached connects to a service.
-func (p *pair) attached(ctx context.Context, s streams, a aim, d destination, plan cell.Plan) (*cell.Slices, error) {
+func (p *pair) attached(ctx context.Context, s streams, a aim, d destination) (*cell.Slices, error) {
 	clients, err := a.clients(ctx, s, d)
 	if err != nil {
 		return nil, err
@@ -331,8 +339,7 @@ func (p *pair) attached(ctx context.Context, s streams, a aim, d destination, pl
 		return nil, errors.Join(err, closeFiles())
 	}
 	p.cleanUp = append(p.cleanUp, func(context.Context) error { return closeFiles() })
-	bench := &cell.Bench{Driver: vegeta.Driver{}, Plan: plan, SLO: d.slo, Seed: a.seed, Progress: p.progress}
-	return bench.SlicesOf(stepper, d.load, c), nil
+	return p.bench().SlicesOf(stepper, d.load, c), nil
 }
 
 // rateShare is the rate of the slices as a share of the throughput of the base under overload: about half of its
@@ -360,9 +367,10 @@ func (p *pair) compare(ctx context.Context, wanted []gate.Metric, maxBlocks int)
 	note := func(end bool) error {
 		result = g.Result(end)
 		result.Base, result.Head, result.OfferedRPS = p.options.base, p.options.head, first.rate
-		for _, name := range without(wanted, first.metrics) {
-			result.Warnings = append(result.Warnings, name+" is not compared: slices such as these cannot show it")
+		if result.Head == ownBinary {
+			result.Head = "this binary"
 		}
+		result.Warnings = append(result.Warnings, p.options.notCompared(wanted, first)...)
 		if p.options.baseIs.kind == aURL {
 			result.Warnings = append(result.Warnings, "base and head were not restarted between the blocks: "+
 				"what happened at the start of one of them counts as a difference of the versions")
@@ -376,12 +384,24 @@ func (p *pair) compare(ctx context.Context, wanted []gate.Metric, maxBlocks int)
 		if err != nil {
 			return &result, errors.Join(err, note(false))
 		}
-		g.Add(base, head, gate.HeadFirst(p.options.seed, n))
+		if dropped := g.Add(base, head, gate.HeadFirst(p.options.seed, n)); dropped != "" {
+			p.progress.Note(fmt.Sprintf("block %d does not count: %s", n+1, dropped))
+		}
 		if err := note(false); err != nil {
 			return &result, err
 		}
 	}
 	return &result, note(true)
+}
+
+// notCompared says which metrics are missing that the user may expect.
+func (o gateOptions) notCompared(wanted []gate.Metric, first pilot) (notes []string) {
+	percentiles := slices.DeleteFunc(without(wanted, first.metrics), func(name string) bool { return name[0] != 'p' })
+	if len(percentiles) > 0 {
+		notes = append(notes, fmt.Sprintf("%s: not compared, because a slice of %v at %.0f/s has too few requests; "+
+			"a longer --slice has more", strings.Join(percentiles, ", "), o.slice, first.rate))
+	}
+	return notes
 }
 
 // pilot is what the first slice of the base says. It does not count.
@@ -457,8 +477,8 @@ func (p *pair) block(ctx context.Context, g *gate.Gate, n int, first pilot) (bas
 }
 
 // notComparable returns why two runs cannot be compared, "" if they can.
-func notComparable(base string, b results.Run, bm results.Manifest, head string, h results.Run, hm results.Manifest) string {
-	c := compare.Compare([]compare.Run{{Run: b, Manifest: bm, Name: base}, {Run: h, Manifest: hm, Name: head}})
+func notComparable(base, head compare.Run) string {
+	c := compare.Compare([]compare.Run{base, head})
 	for i, complete := range c.Complete {
 		if !complete {
 			return c.Runs[i] + ": " + notComplete

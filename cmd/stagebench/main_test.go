@@ -73,7 +73,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits,
+			"exits": exits, "slices": slicesRun,
 			// listens ADDRESS waits until something listens there.
 			"listens": func(ts *testscript.TestScript, _ bool, args []string) {
 				again := time.NewTicker(pollInterval)

@@ -58,8 +58,8 @@ const (
 
 func (o selftestOptions) run(ctx context.Context, s streams) error {
 	if o.measured < gate.Looks()[0].Blocks || o.gates < 1 || !(o.plant > 0 && o.plant <= 1000) {
-		return exit.Usagef("--blocks %d, --gates %d, --plant %v\nwant %d blocks or more, 1 gate or more, and 0 to 1000 percent",
-			o.measured, o.gates, o.plant, gate.Looks()[0].Blocks)
+		return exit.Usagef("--blocks %d, --gates %d, --plant %v\n"+
+			"want %d blocks or more, 1 gate or more, and 0 to 1000 percent", o.measured, o.gates, o.plant, gate.Looks()[0].Blocks)
 	}
 	same := contender{kind: aTopology}
 	o.base, o.head, o.timeout = "this version", "this version", time.Second
@@ -98,8 +98,8 @@ func (o selftestOptions) run(ctx context.Context, s streams) error {
 	finish(s, p.dir, o.out, true)
 	alarms, found := float64(none.Regression)/float64(o.gates), float64(slower.Regression)/float64(o.gates)
 	if alarms > maxFalseAlarms || found < minFound {
-		err = errors.Join(err, exit.Invalidf("a gate on this machine would be wrong too often: %d false alarms, and %d of %d "+
-			"slowdowns found\nuse longer slices, or a machine with less noise", none.Regression, slower.Regression, o.gates))
+		err = errors.Join(err, exit.Invalidf("a gate on this machine would be wrong too often: %d false alarms, and "+
+			"%d of %d slowdowns found\nuse longer slices, or a machine with less noise", none.Regression, slower.Regression, o.gates))
 	}
 	return err
 }
@@ -129,7 +129,8 @@ func (o selftestOptions) measure(ctx context.Context, s streams, p *pair) (
 		return nil, nil, nil, 0, err
 	}
 	each := first.each * 3 / 2
-	p.progress.Note(fmt.Sprintf("both at %.0f/s, the slowdown burns %v per request; %d blocks of three slices take about %v",
+	p.progress.Note(fmt.Sprintf("all at %.0f/s, the slowdown burns %v per request; %d blocks of three slices take "+
+		"about %v",
 		first.rate, burn, o.measured, time.Duration(o.measured)*each))
 	for n := range o.measured {
 		var slices [3]gate.Slice

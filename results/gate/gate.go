@@ -1,20 +1,20 @@
-// Package gate decides from paired measurements whether a new version of a service, the head, is slower than an old one,
-// the base.
+// Package gate decides from paired measurements whether a new version of a service, the head, is slower than an old
+// one, the base.
 //
 // A block is one slice of the base and one of the head, next to each other in time, in an order drawn at random. For
-// each metric it gives the difference d = ln(head/base), or ln(base/head) if a higher figure is better, so d is positive
-// if the head is worse. If base and head are the same, the two labels of a block are exchangeable, so the sign of all
-// differences of a block is random, whatever the noise, the drift or the correlation of metrics. This is the null
-// distribution of the gate: it flips the signs of whole blocks.
+// each metric it gives the difference d = ln(head/base), or ln(base/head) if a higher figure is better, so d is
+// positive if the head is worse. If base and head are the same, the two labels of a block are exchangeable, so the
+// sign of all differences of a block is random, whatever the noise, the drift or the correlation of metrics. This is
+// the null distribution of the gate: it flips the signs of whole blocks.
 //
 // A regression is judged by the maximum over the metrics of their studentised means (Westfall and Young:
-// Resampling-Based Multiple Testing, 1993), so the probability of any false alarm is bounded for all metrics and looks
-// together. A pass excludes a change for the worse by the margin of each metric, with the paired t test. All metrics must
-// pass, so no correction for their number is needed (Berger: Multiparameter Hypothesis Testing and Acceptance Sampling,
-// 1982).
+// Resampling-Based Multiple Testing, 1993), so the probability of any false alarm is bounded for all metrics and
+// looks together. A pass excludes a change for the worse by the margin of each metric, with the paired t test. All
+// metrics must pass, so no correction for their number is needed (Berger: Multiparameter Hypothesis Testing and
+// Acceptance Sampling, 1982).
 //
-// The package does no I/O and reads no clock. The verdict is a function of the slices and of the seed. A Gate belongs to
-// one goroutine.
+// The package does no I/O and reads no clock. The verdict is a function of the slices and of the seed. A Gate belongs
+// to one goroutine.
 package gate
 
 import (
@@ -98,10 +98,11 @@ func (g *Gate) NextLook() (at, counted int) {
 	return Looks()[min(g.next, len(Looks())-1)].Blocks, len(g.differences)
 }
 
-// Add adds a block, and decides if this is the last block of a look.
-func (g *Gate) Add(base, head Slice, headFirst bool) {
+// Add adds a block, and decides if this is the last block of a look. It returns why the block does not count, "" if it
+// does.
+func (g *Gate) Add(base, head Slice, headFirst bool) (dropped string) {
 	if g.result.Verdict != Undecided {
-		return
+		return ""
 	}
 	b := results.GateBlock{HeadFirst: headFirst, Base: map[string]float64{}, Head: map[string]float64{}}
 	d := make([]float64, len(g.metrics))
@@ -125,6 +126,7 @@ func (g *Gate) Add(base, head Slice, headFirst bool) {
 		}
 	}
 	g.checkDropped()
+	return b.Dropped
 }
 
 // checkDropped ends a gate of which too many blocks do not count.
@@ -145,9 +147,11 @@ func (g *Gate) checkDropped() {
 // Result returns the verdict with the figures of the last look, and all blocks. Base, Head and OfferedRPS are left to
 // the caller. End says that there are no more blocks.
 func (g *Gate) Result(end bool) results.Gate {
+	if g.result.Verdict == Undecided || g.result.Verdict == Invalid {
+		g.estimate()
+	}
 	r := g.result
 	if end && r.Verdict == Undecided {
-		g.estimate()
 		r.Verdict = Inconclusive
 		r.Why = fmt.Sprintf("there are %d blocks that count: a gate decides after %d or more", r.Counted, Looks()[0].Blocks)
 		if g.next > 0 {

@@ -188,7 +188,8 @@ func TestDroppedBlocks(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			all := decide(t, gate.Metrics(), 1, func() (base, head gate.Slice) { return block[0], block[1] })
 			if all.Verdict != gate.Invalid || all.Counted != 0 || len(all.Blocks) != 4 || all.Blocks[0].Dropped == "" {
-				t.Errorf("%s after %d blocks, %d counted (%s): want invalid after 4", all.Verdict, len(all.Blocks), all.Counted, all.Why)
+				t.Errorf("%s after %d blocks, %d counted (%s): want invalid after 4",
+					all.Verdict, len(all.Blocks), all.Counted, all.Why)
 			}
 			n := 0
 			few := decide(t, gate.Metrics(), 1, func() (base, head gate.Slice) {
@@ -206,7 +207,8 @@ func TestDroppedBlocks(t *testing.T) {
 
 // A gate that runs out of blocks says so, and is never a pass.
 func TestTooFewBlocks(t *testing.T) {
-	for blocks, want := range map[int]string{0: "there are 0 blocks", 7: "there are 7 blocks", 11: "the first 8 of the 11"} {
+	wants := map[int]string{0: "there are 0 blocks", 7: "there are 7 blocks", 11: "the first 8 of the 11"}
+	for blocks, want := range wants {
 		g, _ := gate.New(gate.Metrics(), 1)
 		random := rand.New(rand.NewPCG(3, 3))
 		for range blocks {
@@ -233,16 +235,21 @@ func TestMetricsOfASlice(t *testing.T) {
 }
 
 func TestMargins(t *testing.T) {
-	metrics, err := gate.With(gate.Metrics(), "p99=20%, errors=0.05%")
+	metrics, err := gate.With(gate.Metrics(), "p99=20%, errors=0.05%", gate.SetMargin)
 	if err != nil || metrics[3].Margin != 0.2 || metrics[4].Margin != 0.0005 || metrics[4].Material != 0.0005 {
 		t.Errorf("%+v, %v", metrics, err)
 	}
+	metrics, err = gate.With(gate.Metrics(), "p95=1%,p99=20%", gate.SetMaterial)
+	if err != nil || metrics[2].Material != 0.01 || metrics[2].Margin != 0.05 || metrics[3].Margin != 0.2 {
+		t.Errorf("%+v, %v", metrics, err)
+	}
 	for _, bad := range []string{"p98=1%", "p99", "p99=5", "p99=0%", "p99=NaN%", "p99=-1%"} {
-		if _, err := gate.With(gate.Metrics(), bad); err == nil || !strings.Contains(err.Error(), bad) {
+		if _, err := gate.With(gate.Metrics(), bad, gate.SetMargin); err == nil || !strings.Contains(err.Error(), bad) {
 			t.Errorf("%q: error %v", bad, err)
 		}
 	}
-	if chosen, err := gate.Only(gate.Metrics(), []string{"p99", "cpu"}); err != nil || len(chosen) != 2 || chosen[0].Name != "cpu" {
+	chosen, err := gate.Only(gate.Metrics(), []string{"p99", "cpu"})
+	if err != nil || len(chosen) != 2 || chosen[0].Name != "cpu" {
 		t.Errorf("%v, %v", chosen, err)
 	}
 	if _, err := gate.Only(gate.Metrics(), []string{"latency"}); err == nil {

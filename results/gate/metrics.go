@@ -83,8 +83,8 @@ func cpuPerRequest(s Slice) (float64, bool) {
 	return seconds * 1e9 / float64(max(s.Steady.Ledger.Sent, 1)), seconds > 0 && s.Steady.Ledger.Sent > 0
 }
 
-// percentile returns a percentile of the response time, in which failures are infinitely slow. The value of a failure is
-// the timeout, because a response would have taken longer.
+// percentile returns a percentile of the response time, in which failures are infinitely slow. The value of a failure
+// is the timeout, because a response would have taken longer.
 func percentile(q float64) func(Slice) (float64, bool) {
 	const beyond = 10
 	return func(s Slice) (float64, bool) {
@@ -179,11 +179,11 @@ func (m Metric) Described() results.GateMetric {
 	}
 }
 
-// With returns the metrics with the given margins, such as "p99=20%,errors=1%". For errors it is a difference in
-// percentage points.
-func With(metrics []Metric, margins string) ([]Metric, error) {
+// With returns the metrics with other bounds, such as "p99=20%,errors=1%". Set changes a bound of a metric, for example
+// SetMargin. The bound of errors is a difference in percentage points.
+func With(metrics []Metric, bounds string, set func(m *Metric, bound float64)) ([]Metric, error) {
 	metrics = slices.Clone(metrics)
-	for _, term := range strings.FieldsFunc(margins, func(r rune) bool { return r == ',' }) {
+	for _, term := range strings.FieldsFunc(bounds, func(r rune) bool { return r == ',' }) {
 		name, text, _ := strings.Cut(strings.TrimSpace(term), "=")
 		percent, err := strconv.ParseFloat(strings.TrimSuffix(text, "%"), 64)
 		i := slices.IndexFunc(metrics, func(m Metric) bool { return m.Name == name })
@@ -193,11 +193,16 @@ func With(metrics []Metric, margins string) ([]Metric, error) {
 		case err != nil || !strings.HasSuffix(text, "%") || !(percent > 0 && percent <= 1000):
 			return nil, fmt.Errorf("%q: want a metric and a percentage above 0 such as %s=10%%", term, name)
 		}
-		metrics[i].Margin = percent / 100
-		metrics[i].Material = min(metrics[i].Material, metrics[i].Margin)
+		set(&metrics[i], percent/100)
 	}
 	return metrics, nil
 }
+
+// SetMargin sets the change for the worse that a pass excludes.
+func SetMargin(m *Metric, bound float64) { m.Margin, m.Material = bound, min(m.Material, bound) }
+
+// SetMaterial sets the smallest change for the worse that is a regression. A pass excludes no smaller change.
+func SetMaterial(m *Metric, bound float64) { m.Material, m.Margin = bound, max(m.Margin, bound) }
 
 // Only returns the named metrics, in the order of metrics.
 func Only(metrics []Metric, names []string) (chosen []Metric, err error) {

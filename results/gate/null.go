@@ -85,9 +85,9 @@ func (n *null) statistics(blocks [][]float64) (largest, observed []float64) {
 	return largest, observed
 }
 
-// threshold returns the smallest value that at most this share of all flips exceeds, without those that an earlier look
-// would have called a regression. So the shares of the looks add up, and no error is spent twice. It depends only on the
-// sizes of the differences, not on their signs.
+// threshold returns the smallest value that at most this share of all flips exceeds, without those that an earlier
+// look would have called a regression. So the shares of the looks add up, and no error is spent twice. It depends
+// only on the sizes of the differences, not on their signs.
 func (n *null) threshold(largest []float64, share float64) float64 {
 	var left []float64
 	for i, value := range largest {

@@ -9,8 +9,8 @@ import (
 // Pair is a block that was recorded before.
 type Pair struct{ Base, Head Slice }
 
-// Recorded returns the blocks of two runs: slices of the same cell and visit, with the same ops at the same rate. Unequal
-// counts the slices of both runs without such a partner.
+// Recorded returns the blocks of two runs: slices of the same cell and visit, with the same ops at the same rate.
+// Unequal counts the slices of both runs without such a partner.
 func Recorded(base, head results.Run) (pairs []Pair, unequal int) {
 	var columns [][]Pair // by cell
 	for _, b := range base.Cells {

@@ -41,8 +41,8 @@ func Draw(metrics []Metric, measured []Pair, gates int, same bool, seed uint64) 
 	return t, nil
 }
 
-// Spread returns the mean change of a metric over the blocks that count, and the standard deviation of one block: shares
-// of the base, or for metrics that are shares, differences.
+// Spread returns the mean change of a metric over the blocks that count, and the standard deviation of one block:
+// shares of the base, or for metrics that are shares, differences.
 func Spread(m Metric, measured []Pair) (change, deviation float64) {
 	var n, sum, squares float64
 	for _, p := range measured {

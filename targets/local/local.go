@@ -342,17 +342,29 @@ func (s *System) members() ([]*host, []*node) {
 	return s.hosts, s.nodes
 }
 
-// makeDirs makes the private directory, which only this user can enter, and the log directory.
-func (s *System) makeDirs() error {
+// PrivateDir makes a directory that only this user can enter. The caller removes it; after a kill, Sweep does.
+func PrivateDir() (string, error) { return privateDir(os.TempDir()) }
+
+func privateDir(parent string) (string, error) {
 	owner, err := proc.Self("/")
 	if err != nil {
-		return fmt.Errorf("identify this process: %w", err)
+		return "", fmt.Errorf("identify this process: %w", err)
 	}
-	if err := os.MkdirAll(s.opts.workDir, 0o711); err != nil {
-		return fmt.Errorf("make the work directory: %w", err)
+	if err := os.MkdirAll(parent, 0o711); err != nil {
+		return "", fmt.Errorf("make the work directory: %w", err)
 	}
-	if s.dir, err = os.MkdirTemp(s.opts.workDir, dirPrefix+owner.String()+"-"); err != nil {
-		return fmt.Errorf("make a private directory: %w", err)
+	dir, err := os.MkdirTemp(parent, dirPrefix+owner.String()+"-")
+	if err != nil {
+		return "", fmt.Errorf("make a private directory: %w", err)
+	}
+	return dir, nil
+}
+
+// makeDirs makes the private directory, which only this user can enter, and the log directory.
+func (s *System) makeDirs() error {
+	var err error
+	if s.dir, err = privateDir(s.opts.workDir); err != nil {
+		return err
 	}
 	// A native server that refuses to run as root runs as another user. That user must pass through, to a directory
 	// of its own, but cannot list anything.

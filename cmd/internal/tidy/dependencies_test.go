@@ -72,7 +72,10 @@ func dependencies() []dependency {
 		{"golang.org/x/sync", "groups of goroutines; the first error cancels the others", []string{"..."}},
 		{"golang.org/x/sys", "kernel interfaces that package syscall lacks", []string{"..."}},
 		{"golang.org/x/term", "detects whether standard error is a terminal", []string{"cmd/..."}},
-		{"gonum.org/v1/gonum", "quantiles of Student's t distribution", []string{"results/capacity"}},
+		{
+			"gonum.org/v1/gonum", "Student's t distribution, for intervals and tests",
+			[]string{"results/capacity", "results/gate"},
+		},
 		{"zombiezen.com/go/sqlite", "SQLite without cgo, with sessions", []string{"sut/sqlite/..."}},
 	}
 }
