@@ -59,7 +59,8 @@ const (
 func (o selftestOptions) run(ctx context.Context, s streams) error {
 	if o.measured < gate.Looks()[0].Blocks || o.gates < 1 || !(o.plant > 0 && o.plant <= 1000) {
 		return exit.Usagef("--blocks %d, --gates %d, --plant %v\n"+
-			"want %d blocks or more, 1 gate or more, and 0 to 1000 percent", o.measured, o.gates, o.plant, gate.Looks()[0].Blocks)
+			"want %d blocks or more, 1 gate or more, and 0 to 1000 percent",
+			o.measured, o.gates, o.plant, gate.Looks()[0].Blocks)
 	}
 	same := contender{kind: aTopology}
 	o.base, o.head, o.timeout = "this version", "this version", time.Second
@@ -99,7 +100,8 @@ func (o selftestOptions) run(ctx context.Context, s streams) error {
 	alarms, found := float64(none.Regression)/float64(o.gates), float64(slower.Regression)/float64(o.gates)
 	if alarms > maxFalseAlarms || found < minFound {
 		err = errors.Join(err, exit.Invalidf("a gate on this machine would be wrong too often: %d false alarms, and "+
-			"%d of %d slowdowns found\nuse longer slices, or a machine with less noise", none.Regression, slower.Regression, o.gates))
+			"%d of %d slowdowns found\nuse longer slices, or a machine with less noise",
+			none.Regression, slower.Regression, o.gates))
 	}
 	return err
 }

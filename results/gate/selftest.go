@@ -14,6 +14,7 @@ type Tally struct {
 // Draw decides gates whose blocks are drawn at random, with replacement, from blocks that were measured. Same says that
 // base and head of the blocks are the same: then their labels are exchanged at random, too.
 func Draw(metrics []Metric, measured []Pair, gates int, same bool, seed uint64) (t Tally, err error) {
+	blocks := 0
 	for n := range gates {
 		random := rand.New(rand.NewPCG(seed, uint64(n)))
 		g, err := New(metrics, random.Uint64())
@@ -29,7 +30,7 @@ func Draw(metrics []Metric, measured []Pair, gates int, same bool, seed uint64) 
 		}
 		r := g.Result(true)
 		t.Gates++
-		t.Blocks += float64(r.Counted) / float64(gates)
+		blocks += r.Counted
 		for verdict, count := range map[string]*int{
 			Regression: &t.Regression, Pass: &t.Pass, Inconclusive: &t.Inconclusive, Invalid: &t.Invalid,
 		} {
@@ -38,6 +39,7 @@ func Draw(metrics []Metric, measured []Pair, gates int, same bool, seed uint64) 
 			}
 		}
 	}
+	t.Blocks = float64(blocks) / float64(gates)
 	return t, nil
 }
 
